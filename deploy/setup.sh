@@ -1,0 +1,105 @@
+#!/usr/bin/env bash
+# Installs all that building, testing and running needs on Debian 12: Debian packages, LibTorch
+# (the PyPI wheel, unpacked outside the tree) and a Python environment for tools and tests.
+#
+#   deploy/setup.sh [--with-cuda] [--with-containers]
+#
+# Asks nothing, may be run again at any time (what is there is kept), needs root or sudo only for
+# missing packages. The cache folder is $LLAVA_CACHE (default ~/.cache/llava-serving).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+TORCH_VERSION=2.11.0
+CACHE=${LLAVA_CACHE:-$HOME/.cache/llava-serving}
+TORCH_ROOT=$CACHE/libtorch-$TORCH_VERSION
+VENV=$CACHE/venv
+
+PACKAGES=(
+  # toolchain
+  g++ cmake ninja-build mold ccache clang-format pkg-config git unzip python3 python3-pip python3-venv
+  # wire, services
+  libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc libabsl-dev
+  libspdlog-dev libfmt-dev prometheus-cpp-dev libcli11-dev libyaml-cpp-dev libsqlite3-dev libssl-dev
+  libboost-dev nlohmann-json3-dev
+  # pictures; the reference BLAS keeps OpenBLAS (threads, large static TLS) out of our processes
+  libopencv-core-dev libopencv-imgproc-dev libopencv-imgcodecs-dev libblas3 liblapack3
+  # tests
+  libgtest-dev libgmock-dev sentencepiece prometheus
+)
+WITH_CUDA=0
+for arg in "$@"; do
+  case $arg in
+    --with-cuda) WITH_CUDA=1 ;;
+    --with-containers) PACKAGES+=(buildah podman runc debootstrap catatonit) ;;
+    *) echo "setup: unknown option $arg (known: --with-cuda, --with-containers)" >&2; exit 2 ;;
+  esac
+done
+
+say() { printf '\033[1msetup:\033[0m %s\n' "$*"; }
+as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
+
+missing=()
+for package in "${PACKAGES[@]}"; do
+  state=$(dpkg-query -W -f '${db:Status-Abbrev}' "$package" 2>/dev/null || true)
+  [[ $state == ii* ]] || missing+=("$package")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+  say "installing Debian packages: ${missing[*]}"
+  export DEBIAN_FRONTEND=noninteractive
+  # Packages that bring a daemon must not start it: the tests run their own.
+  policy=/usr/sbin/policy-rc.d
+  if [ ! -e $policy ]; then
+    printf '#!/bin/sh\nexit 101\n' | as_root tee $policy >/dev/null
+    as_root chmod +x $policy
+    trap 'as_root rm -f /usr/sbin/policy-rc.d' EXIT
+  fi
+  as_root apt-get update -q
+  as_root apt-get install -q -y --no-install-recommends "${missing[@]}"
+fi
+
+mkdir -p "$CACHE"
+if [ ! -e "$VENV/.ok" ] || ! cmp -s deploy/requirements.txt "$VENV/.ok"; then
+  say "Python environment in $VENV"
+  # Debian's own interpreter: its version decides which wheels fit, whatever else is on the PATH.
+  [ -x "$VENV/bin/python" ] || /usr/bin/python3 -m venv "$VENV"
+  "$VENV/bin/pip" install -q --disable-pip-version-check -r deploy/requirements.txt
+  cp deploy/requirements.txt "$VENV/.ok"
+fi
+
+fetch_wheels() { # folder, requirement...
+  local folder=$1; shift
+  "$VENV/bin/pip" download -q --disable-pip-version-check --no-deps --only-binary=:all: -d "$folder" "$@"
+}
+
+if [ ! -e "$TORCH_ROOT/.ok" ]; then
+  say "LibTorch $TORCH_VERSION in $TORCH_ROOT (530 MB to fetch)"
+  rm -rf "$CACHE"/torch.??????  # of interrupted runs
+  work=$(mktemp -d "$CACHE/torch.XXXXXX")
+  # libtorch_cpu needs the CUDA runtime and CUPTI libraries (5 MB) even where no GPU is.
+  fetch_wheels "$work" "torch==$TORCH_VERSION" nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85
+  for wheel in "$work"/*.whl; do unzip -q "$wheel" -d "$work/root"; done
+  # Headers that would shadow Debian's own protobuf and fmt.
+  mkdir "$work/root/torch/include_shadow"
+  mv "$work/root/torch/include/google" "$work/root/torch/include/fmt" "$work/root/torch/include_shadow/"
+  rm -rf "$work/root/torch/lib/libtorch_python.so" "$work/root/torch/bin" "$work/root/torchgen"
+  rm -rf "$TORCH_ROOT"
+  mv "$work/root" "$TORCH_ROOT"
+  rm -rf "$work"
+  touch "$TORCH_ROOT/.ok"
+fi
+if [ $WITH_CUDA = 1 ] && [ ! -e "$TORCH_ROOT/.cuda-ok" ]; then
+  say "CUDA companion libraries of LibTorch (230 MB to fetch)"
+  work=$(mktemp -d "$CACHE/cuda.XXXXXX")
+  fetch_wheels "$work" nvidia-cusparselt-cu13==0.8.0 nvidia-nvshmem-cu13==3.4.5 nvidia-cufile==1.15.1.6
+  for wheel in "$work"/*.whl; do unzip -q -o "$wheel" -d "$TORCH_ROOT"; done
+  rm -rf "$work"
+  touch "$TORCH_ROOT/.cuda-ok"
+fi
+
+# What the other scripts and CMake read.
+cat > "$CACHE/env.sh" <<EOF
+export LLAVA_TORCH_DIR=$TORCH_ROOT/torch
+export LLAVA_VENV=$VENV
+export CCACHE_DIR=\${CCACHE_DIR:-$CACHE/ccache}
+EOF
+say "ready ($CACHE)"
