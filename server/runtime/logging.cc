@@ -1,0 +1,86 @@
+#include "server/runtime/logging.h"
+
+#include <spdlog/sinks/stdout_sinks.h>
+#include <spdlog/spdlog.h>
+
+#include <chrono>
+#include <ctime>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+namespace llava {
+namespace {
+
+struct Format {
+  std::string service;
+  bool json = false;
+};
+Format& format() {
+  static Format instance;
+  return instance;
+}
+
+std::string Timestamp() {
+  const auto now = std::chrono::system_clock::now();
+  const std::time_t seconds = std::chrono::system_clock::to_time_t(now);
+  const auto micros = std::chrono::duration_cast<std::chrono::microseconds>(now.time_since_epoch());
+  std::tm utc{};
+  gmtime_r(&seconds, &utc);
+  return fmt::format("{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:06}Z", utc.tm_year + 1900,
+                     utc.tm_mon + 1, utc.tm_mday, utc.tm_hour, utc.tm_min, utc.tm_sec,
+                     micros.count() % 1'000'000);
+}
+
+void Write(spdlog::level::level_enum level, std::string_view message, LogFields fields) {
+  if (!spdlog::should_log(level)) return;
+  std::string line;
+  if (format().json) {
+    nlohmann::ordered_json record;
+    record["ts"] = Timestamp();
+    record["level"] = std::string(to_string_view(level).data(), to_string_view(level).size());
+    record["service"] = format().service;
+    record["msg"] = message;
+    for (const LogField& field : fields) record[std::string(field.key)] = field.value;
+    // Peers' error texts may hold any bytes: broken UTF-8 becomes U+FFFD.
+    line = record.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+  } else {
+    line = message;
+    for (const LogField& field : fields) {
+      line += ' ';
+      line += field.key;
+      line += '=';
+      const bool plain = field.value.find_first_of(" \"\n\t") == std::string::npos;
+      line += plain ? field.value
+                    : nlohmann::json(field.value)
+                          .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+    }
+  }
+  spdlog::log(level, "{}", line);
+}
+
+}  // namespace
+
+void InitLogging(const LoggingOptions& options) {
+  format() = {options.service, options.format == "json"};
+  auto logger = std::make_shared<spdlog::logger>(options.service,
+                                                 std::make_shared<spdlog::sinks::stderr_sink_mt>());
+  logger->set_level(spdlog::level::from_str(options.level));
+  logger->flush_on(spdlog::level::trace);
+  logger->set_pattern(options.format == "json" ? "%v" : "%Y-%m-%d %H:%M:%S.%e %^%L%$ [%n] %v");
+  spdlog::set_default_logger(logger);
+}
+
+void LogDebug(std::string_view message, LogFields fields) {
+  Write(spdlog::level::debug, message, fields);
+}
+void LogInfo(std::string_view message, LogFields fields) {
+  Write(spdlog::level::info, message, fields);
+}
+void LogWarning(std::string_view message, LogFields fields) {
+  Write(spdlog::level::warn, message, fields);
+}
+void LogError(std::string_view message, LogFields fields) {
+  Write(spdlog::level::err, message, fields);
+}
+
+}  // namespace llava

@@ -1,0 +1,222 @@
+#include "server/runtime/service_process.h"
+
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/health_check_service_interface.h>
+#include <pthread.h>
+#include <signal.h>
+
+#include <cstdio>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "server/runtime/build_info.h"
+#include "server/runtime/logging.h"
+
+namespace llava {
+namespace {
+
+sigset_t EndSignals() {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGTERM);
+  sigaddset(&set, SIGINT);
+  return set;
+}
+
+bool IsLoopback(const std::string& host) {
+  return host == "localhost" || host == "::1" || host.rfind("127.", 0) == 0;
+}
+
+}  // namespace
+
+void ProcessOptions::Declare(Settings& settings) {
+  settings.Group("Network");
+  settings.Add("host", &host, "Address to listen on");
+  settings.Add("port", &port, "gRPC port, 0 = any free one", 0, 65535);
+  settings.Add("metrics-port", &metrics_port, "HTTP port of /metrics, /livez, /readyz; 0 = any", 0,
+               65535);
+  settings.Add("insecure", &insecure, "Allow a --host that strangers can reach");
+  settings.AddBytes("max-message-bytes", &max_message_bytes, "Largest gRPC message taken");
+  settings.Group("Process");
+  settings.Add("drain-timeout", &drain_timeout, "Time for running work to end after SIGTERM");
+  settings.AddChoice("log-level", &log_level, "Least level of log lines",
+                     {"trace", "debug", "info", "warning", "error"});
+  settings.AddChoice("log-format", &log_format, "Form of log lines", {"text", "json"});
+  settings.Check([this] {
+    if (!insecure && !IsLoopback(host)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--host ", host,
+                       " lets strangers in and there are no API keys yet: bind a "
+                       "loopback address, or say --insecure if the network is yours alone"));
+    }
+    return absl::OkStatus();
+  });
+}
+
+bool Admission::Enter() {
+  MutexLock lock(mutex_);
+  if (draining_) return false;
+  ++in_flight_;
+  return true;
+}
+
+void Admission::Leave() {
+  MutexLock lock(mutex_);
+  if (--in_flight_ == 0) idle_.NotifyAll();
+}
+
+int Admission::in_flight() const {
+  MutexLock lock(mutex_);
+  return in_flight_;
+}
+
+bool Admission::WaitUntilIdle(CondVar::Clock::time_point deadline) {
+  MutexLock lock(mutex_);
+  while (in_flight_ > 0) {
+    if (!idle_.WaitUntil(mutex_, deadline)) return in_flight_ == 0;
+  }
+  return true;
+}
+
+ServiceProcess::ServiceProcess(std::string program, ProcessOptions options, Metrics& metrics)
+    : program_(std::move(program)), options_(std::move(options)), metrics_(metrics) {
+  // Inherited by all later threads, so that only Run's sigwait receives them.
+  const sigset_t signals = EndSignals();
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+}
+
+ServiceProcess::~ServiceProcess() {
+  http_.reset();
+  if (server_) server_->Shutdown(std::chrono::system_clock::now());
+}
+
+int ServiceProcess::Start(const std::vector<grpc::Service*>& services,
+                          const std::vector<std::string>& health_names) {
+  const auto live = [] { return HttpResponse{200, "text/plain; charset=utf-8", "alive\n"}; };
+  auto http = HttpServer::Start(
+      options_.host, options_.metrics_port,
+      {{"/metrics",
+        [this] {
+          return HttpResponse{200, "text/plain; version=0.0.4; charset=utf-8", metrics_.Render()};
+        }},
+       {"/livez", live},
+       {"/health", live},
+       {"/readyz", [this] { return Readiness(); }}});
+  if (!http.ok()) {
+    PrintError(program_, absl::StrCat(http.status().message(), " (--metrics-port)"));
+    return kExitPortInUse;
+  }
+  http_ = *std::move(http);
+
+  grpc::EnableDefaultHealthCheckService(true);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  grpc::ServerBuilder builder;
+  // Without this, two processes could share a port and each get half of the calls.
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  builder.SetMaxReceiveMessageSize(static_cast<int>(options_.max_message_bytes));
+  builder.AddListeningPort(absl::StrCat(options_.host, ":", options_.port),
+                           grpc::InsecureServerCredentials(), &port_);
+  for (grpc::Service* service : services) builder.RegisterService(service);
+  server_ = builder.BuildAndStart();
+  if (!server_ || port_ == 0) {
+    PrintError(program_, absl::StrCat("cannot listen on ", options_.host, ":", options_.port,
+                                      " (--port); is another process there?"));
+    return kExitPortInUse;
+  }
+  health_names_ = health_names;
+  SetReady(false, "starting");
+  LogInfo("listening", {{"version", BuildVersion()},
+                        {"commit", BuildCommit()},
+                        {"grpc", absl::StrCat(options_.host, ":", port_)},
+                        {"metrics", absl::StrCat(options_.host, ":", metrics_port())}});
+  return 0;
+}
+
+void ServiceProcess::SetReady(bool ready, const std::string& reason) {
+  {
+    MutexLock lock(mutex_);
+    if (admission_.draining()) return;  // stays not ready
+    ready_ = ready;
+    reason_ = reason;
+  }
+  auto* health = server_->GetHealthCheckService();
+  health->SetServingStatus("", ready);
+  for (const std::string& name : health_names_) health->SetServingStatus(name, ready);
+}
+
+void ServiceProcess::SetHealth(const std::string& name, bool serving) {
+  server_->GetHealthCheckService()->SetServingStatus(name, serving);
+}
+
+HttpResponse ServiceProcess::Readiness() const {
+  MutexLock lock(mutex_);
+  if (ready_) return {200, "application/json", "{\"ready\":true}\n"};
+  const nlohmann::json body = {{"ready", false}, {"reason", reason_}};
+  return {503, "application/json",
+          body.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n"};
+}
+
+int ServiceProcess::Run(const std::function<void()>& on_drain,
+                        const std::function<void()>& on_stop) {
+  const sigset_t signals = EndSignals();
+  int number = 0;
+  sigwait(&signals, &number);
+  LogInfo("draining", {{"signal", strsignal(number)},
+                       {"in_flight", absl::StrCat(admission_.in_flight())},
+                       {"timeout_ms", absl::StrCat(options_.drain_timeout.count())}});
+  std::thread([signals] {
+    int second = 0;
+    sigwait(&signals, &second);
+    std::fflush(nullptr);
+    _exit(128 + second);
+  }).detach();
+
+  const auto deadline = CondVar::Clock::now() + options_.drain_timeout;
+  {
+    MutexLock lock(mutex_);
+    ready_ = false;
+    reason_ = "draining";
+  }
+  admission_.StartDraining();
+  server_->GetHealthCheckService()->Shutdown();  // all names NOT_SERVING, for good
+  if (on_drain) on_drain();
+  const bool idle = admission_.WaitUntilIdle(deadline);
+  if (!idle) {
+    LogWarning("drain timeout, cancelling", {{"in_flight", absl::StrCat(admission_.in_flight())}});
+  }
+  if (on_stop) on_stop();
+  server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));
+  server_->Wait();
+  LogInfo("stopped");
+  return 0;
+}
+
+std::string RandomId() {
+  thread_local std::random_device device;
+  std::string id;
+  for (int i = 0; i < 4; ++i) id += absl::StrCat(absl::Hex(device(), absl::kZeroPad8));
+  return id;
+}
+
+std::string RequestId(grpc::CallbackServerContext& context) {
+  const auto& metadata = context.client_metadata();
+  const auto found = metadata.find("x-request-id");
+  std::string id;
+  if (found != metadata.end() && found->second.size() <= 128) {
+    id.assign(found->second.data(), found->second.size());
+    for (const char c : id) {
+      if (c < '!' || c > '~') id.clear();  // not printable: not for our logs
+      if (id.empty()) break;
+    }
+  }
+  if (id.empty()) id = RandomId();
+  context.AddInitialMetadata("x-request-id", id);
+  return id;
+}
+
+}  // namespace llava

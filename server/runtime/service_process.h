@@ -1,0 +1,113 @@
+#pragma once
+
+// What every service process has: a gRPC server with health and reflection, a metrics port with
+// probes, an orderly end.
+
+#include <grpcpp/grpcpp.h>
+
+#include <atomic>
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "server/runtime/http_server.h"
+#include "server/runtime/metrics.h"
+#include "server/runtime/mutex.h"
+#include "server/runtime/settings.h"
+
+namespace llava {
+
+// Exit codes beside 0 (orderly end), 1 (other faults) and 2 (usage).
+enum ExitCode {
+  kExitPortInUse = 3,
+  kExitModelMissing = 4,
+  kExitDeviceMissing = 5,
+  kExitNoMemory = 6
+};
+
+struct ProcessOptions {
+  std::string host = "127.0.0.1";
+  int port = 0;           // gRPC; 0 = a free one, printed at start
+  int metrics_port = 0;   // HTTP: /metrics /livez /readyz
+  bool insecure = false;  // allow a bind to all addresses without API keys
+  std::chrono::milliseconds drain_timeout{30'000};
+  uint64_t max_message_bytes = 32u << 20;
+  std::string log_level = "info";
+  std::string log_format = "text";
+
+  // Declares the settings above.
+  void Declare(Settings& settings);
+};
+
+// Counts work under way and refuses new work once draining. Thread-safe.
+class Admission {
+ public:
+  // False when draining; else the caller calls Leave once.
+  bool Enter();
+  void Leave();
+  bool draining() const { return draining_; }
+  int in_flight() const;
+  void StartDraining() { draining_ = true; }
+  // True when nothing is under way before `deadline`.
+  bool WaitUntilIdle(CondVar::Clock::time_point deadline);
+
+ private:
+  std::atomic<bool> draining_ = false;
+  mutable Mutex mutex_;
+  CondVar idle_;
+  int in_flight_ LLAVA_GUARDED_BY(mutex_) = 0;
+};
+
+// Order of calls: constructor (first thing in main, before any thread: it blocks the signals),
+// Start, SetReady when the model is warm, Run.
+class ServiceProcess {
+ public:
+  ServiceProcess(std::string program, ProcessOptions options, Metrics& metrics);
+  ~ServiceProcess();
+
+  // Binds both ports and serves; health says NOT_SERVING and /readyz 503 until SetReady. `services`
+  // must outlive this object. A kExit code in case of failure after an error line, else 0.
+  int Start(const std::vector<grpc::Service*>& services,
+            const std::vector<std::string>& health_names);
+
+  // Health of "" and of the names of Start; `reason` is shown by /readyz while not ready.
+  void SetReady(bool ready, const std::string& reason = "");
+  // Health of one more name, e.g. a model.
+  void SetHealth(const std::string& name, bool serving);
+
+  // Waits for SIGTERM or SIGINT, then: not ready, `on_drain` (refuse new work), wait for work under
+  // way up to drain_timeout, `on_stop` (cancel the rest), close. A second signal ends the process
+  // at once with 128 + its number. Returns the exit code.
+  int Run(const std::function<void()>& on_drain = {}, const std::function<void()>& on_stop = {});
+
+  Admission& admission() { return admission_; }
+  int port() const { return port_; }
+  int metrics_port() const { return http_ ? http_->port() : 0; }
+
+ private:
+  HttpResponse Readiness() const;
+
+  const std::string program_;
+  const ProcessOptions options_;
+  Metrics& metrics_;
+  Admission admission_;
+  std::unique_ptr<grpc::Server> server_;
+  std::vector<std::string> health_names_;
+  int port_ = 0;
+
+  mutable Mutex mutex_;
+  bool ready_ LLAVA_GUARDED_BY(mutex_) = false;
+  std::string reason_ LLAVA_GUARDED_BY(mutex_) = "starting";
+
+  std::unique_ptr<HttpServer> http_;  // last: its handlers use the fields above
+};
+
+// The caller's "x-request-id", or a new one; it is sent back in the initial metadata.
+std::string RequestId(grpc::CallbackServerContext& context);
+// 128 random bits in hex.
+std::string RandomId();
+
+}  // namespace llava

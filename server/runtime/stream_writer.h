@@ -1,0 +1,125 @@
+#pragma once
+
+#include <grpcpp/grpcpp.h>
+
+#include <deque>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <utility>
+
+#include "server/runtime/mutex.h"
+
+namespace llava {
+
+// Sends a server stream from any thread: queues messages, keeps one write in flight, finishes after
+// the last one.
+//
+// Thread-safe. The RPC holds one reference until gRPC is done with it, the producer another, so
+// neither can outlive its object. The producer must call Close exactly once. The queue has no limit
+// of its own: an answer is short (max_new_tokens) and its length is the limit.
+template <typename Response>
+class StreamWriter : public grpc::ServerWriteReactor<Response> {
+ public:
+  // `on_gone`: called at most once, on a gRPC thread, when the client cancels or goes away.
+  static std::shared_ptr<StreamWriter> Create(std::function<void()> on_gone = {}) {
+    auto writer = std::shared_ptr<StreamWriter>(new StreamWriter);
+    writer->self_ = writer;
+    writer->on_gone_ = std::move(on_gone);
+    return writer;
+  }
+
+  // May be set once the producer exists; called at once if the client has already gone.
+  void SetOnGone(std::function<void()> on_gone) {
+    {
+      MutexLock lock(mutex_);
+      if (!gone_) {
+        on_gone_ = std::move(on_gone);
+        return;
+      }
+    }
+    on_gone();
+  }
+
+  // Queues one message. False: the client is gone or the stream is closed, stop producing.
+  bool Write(Response message) {
+    {
+      MutexLock lock(mutex_);
+      if (gone_ || closing_) return false;
+      queue_.push_back(std::move(message));
+      if (in_flight_) return true;
+      Next();
+    }
+    this->StartWrite(&current_);
+    return true;
+  }
+
+  // Ends the stream with `status` once all queued messages are out.
+  void Close(grpc::Status status) {
+    {
+      MutexLock lock(mutex_);
+      if (closing_) return;
+      closing_ = status;
+      if (in_flight_) return;
+    }
+    this->Finish(status);
+  }
+
+  bool gone() const {
+    MutexLock lock(mutex_);
+    return gone_;
+  }
+
+ private:
+  StreamWriter() = default;
+
+  void OnWriteDone(bool ok) override {
+    bool more = false;
+    std::optional<grpc::Status> finish;
+    {
+      MutexLock lock(mutex_);
+      if (!ok) queue_.clear();  // OnCancel follows and tells the producer
+      in_flight_ = false;
+      if (!queue_.empty()) {
+        Next();
+        more = true;
+      } else {
+        finish = closing_;
+      }
+    }
+    if (more) this->StartWrite(&current_);
+    if (finish) this->Finish(*finish);
+  }
+
+  void OnCancel() override {
+    std::function<void()> on_gone;
+    {
+      MutexLock lock(mutex_);
+      if (gone_) return;
+      gone_ = true;
+      on_gone = std::move(on_gone_);
+      on_gone_ = nullptr;
+    }
+    if (on_gone) on_gone();
+  }
+
+  void OnDone() override { self_.reset(); }
+
+  void Next() LLAVA_REQUIRES(mutex_) {
+    current_ = std::move(queue_.front());
+    queue_.pop_front();
+    in_flight_ = true;
+  }
+
+  std::shared_ptr<StreamWriter> self_;  // released by OnDone
+  Response current_;                    // owned by gRPC while in_flight_
+
+  mutable Mutex mutex_;
+  std::function<void()> on_gone_ LLAVA_GUARDED_BY(mutex_);
+  std::deque<Response> queue_ LLAVA_GUARDED_BY(mutex_);
+  bool in_flight_ LLAVA_GUARDED_BY(mutex_) = false;
+  bool gone_ LLAVA_GUARDED_BY(mutex_) = false;
+  std::optional<grpc::Status> closing_ LLAVA_GUARDED_BY(mutex_);
+};
+
+}  // namespace llava

@@ -1,0 +1,78 @@
+#include "server/runtime/http_server.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <boost/asio.hpp>
+#include <string>
+
+namespace llava {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::Not;
+using ::testing::StartsWith;
+
+// Sends `request` and returns all that comes back until the server closes.
+std::string Exchange(int port, const std::string& request) {
+  boost::asio::io_context context;
+  boost::asio::ip::tcp::socket socket(context);
+  socket.connect({boost::asio::ip::make_address("127.0.0.1"), static_cast<uint16_t>(port)});
+  boost::asio::write(socket, boost::asio::buffer(request));
+  std::string answer;
+  boost::system::error_code error;
+  boost::asio::read(socket, boost::asio::dynamic_buffer(answer), error);
+  return answer;
+}
+
+class HttpServerTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    auto server = HttpServer::Start("127.0.0.1", 0,
+                                    {{"/hello",
+                                      [] {
+                                        return HttpResponse{200, "text/x", "hi"};
+                                      }},
+                                     {"/ill", [] {
+                                        return HttpResponse{503, "text/x", "no"};
+                                      }}});
+    ASSERT_TRUE(server.ok()) << server.status();
+    server_ = *std::move(server);
+  }
+  std::string Get(const std::string& line) {
+    return Exchange(server_->port(), line + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+  }
+  std::unique_ptr<HttpServer> server_;
+};
+
+TEST_F(HttpServerTest, ServesKnownPaths) {
+  EXPECT_THAT(Get("GET /hello"),
+              AllOf(StartsWith("HTTP/1.1 200"), HasSubstr("text/x"), HasSubstr("\r\n\r\nhi")));
+  EXPECT_THAT(Get("GET /hello?a=1"), StartsWith("HTTP/1.1 200"));
+  EXPECT_THAT(Get("GET /ill"), StartsWith("HTTP/1.1 503"));
+}
+
+TEST_F(HttpServerTest, RefusesTheRest) {
+  EXPECT_THAT(Get("GET /nothing"), StartsWith("HTTP/1.1 404"));
+  EXPECT_THAT(Get("POST /hello"), StartsWith("HTTP/1.1 405"));
+  EXPECT_THAT(Get("HEAD /hello"), AllOf(StartsWith("HTTP/1.1 200"), HasSubstr("Content-Length: 2"),
+                                        Not(HasSubstr("\r\n\r\nhi"))));
+}
+
+TEST_F(HttpServerTest, KeepsConnectionsAlive) {
+  const std::string two = Exchange(server_->port(),
+                                   "GET /hello HTTP/1.1\r\nHost: x\r\n\r\n"
+                                   "GET /ill HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+  EXPECT_THAT(two, AllOf(HasSubstr(" 200 "), HasSubstr(" 503 ")));
+}
+
+TEST_F(HttpServerTest, SaysWhenThePortIsTaken) {
+  const auto second = HttpServer::Start("127.0.0.1", server_->port(), {});
+  EXPECT_EQ(second.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(HttpServer::Start("no such host", 0, {}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace llava

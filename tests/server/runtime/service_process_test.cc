@@ -1,0 +1,131 @@
+#include "server/runtime/service_process.h"
+
+#include <gmock/gmock.h>
+#include <grpcpp/generic/async_generic_service.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <thread>
+
+#include "server/runtime/bounded_queue.h"
+
+namespace llava {
+namespace {
+
+using std::chrono::milliseconds;
+
+TEST(AdmissionTest, RefusesWhileDrainingAndWaitsForTheRest) {
+  Admission admission;
+  EXPECT_TRUE(admission.Enter());
+  admission.StartDraining();
+  EXPECT_FALSE(admission.Enter());
+  EXPECT_FALSE(admission.WaitUntilIdle(CondVar::Clock::now() + milliseconds(5)));
+  std::thread worker([&] {
+    std::this_thread::sleep_for(milliseconds(20));
+    admission.Leave();
+  });
+  EXPECT_TRUE(admission.WaitUntilIdle(CondVar::Clock::now() + std::chrono::seconds(10)));
+  worker.join();
+  EXPECT_EQ(admission.in_flight(), 0);
+}
+
+TEST(BoundedQueueTest, RefusesWhenFullOrClosedAndDrains) {
+  BoundedQueue<int> queue(2);
+  int one = 1, two = 2, three = 3;
+  EXPECT_TRUE(queue.TryPush(one));
+  EXPECT_TRUE(queue.TryPush(two));
+  EXPECT_FALSE(queue.TryPush(three));
+  EXPECT_EQ(three, 3);
+  queue.Close();
+  EXPECT_FALSE(queue.drained());
+  EXPECT_EQ(queue.PopBatch(5, milliseconds(0), milliseconds(0)), (std::vector<int>{1, 2}));
+  EXPECT_TRUE(queue.drained());
+  EXPECT_TRUE(queue.PopBatch(5, milliseconds(0), milliseconds(0)).empty());
+}
+
+TEST(BoundedQueueTest, WaitsForTheBatchToFill) {
+  BoundedQueue<int> queue(8);
+  std::thread producer([&] {
+    for (int i = 0; i < 3; ++i) {
+      queue.TryPush(i);
+      std::this_thread::sleep_for(milliseconds(5));
+    }
+  });
+  EXPECT_EQ(queue.PopBatch(3, std::chrono::seconds(10), std::chrono::seconds(10)).size(), 3u);
+  producer.join();
+}
+
+// A whole life in a child process: signals and exit codes belong to processes.
+int Life(milliseconds drain_timeout, milliseconds work, bool second_signal) {
+  ProcessOptions options;
+  options.drain_timeout = drain_timeout;
+  options.log_level = "error";
+  Metrics metrics("probe");
+  ServiceProcess process("llava-probe", options, metrics);
+  grpc::CallbackGenericService service;  // any callback service: health alone cannot be polled
+  grpc::Service none;
+  if (const int code = process.Start({&none}, {"probe"}); code != 0) return code;
+  process.SetReady(true);
+  process.admission().Enter();
+  std::thread worker([&] {
+    kill(getpid(), SIGTERM);
+    std::this_thread::sleep_for(work);
+    if (second_signal) kill(getpid(), SIGINT);
+    std::this_thread::sleep_for(milliseconds(200));
+    process.admission().Leave();
+  });
+  bool stopped = false;
+  const int code = process.Run({}, [&] { stopped = true; });
+  worker.join();
+  return code == 0 && stopped ? 0 : 99;
+}
+
+TEST(ServiceProcessDeathTest, DrainsAndEndsWithZero) {
+  ::testing::FLAGS_gtest_death_test_style = "threadsafe";
+  EXPECT_EXIT(std::exit(Life(milliseconds(5000), milliseconds(50), false)),
+              ::testing::ExitedWithCode(0), "");
+}
+
+TEST(ServiceProcessDeathTest, DrainTimeoutEndsTheWait) {
+  ::testing::FLAGS_gtest_death_test_style = "threadsafe";
+  EXPECT_EXIT(std::exit(Life(milliseconds(10), milliseconds(300), false)),
+              ::testing::ExitedWithCode(0), "");
+}
+
+TEST(ServiceProcessDeathTest, SecondSignalEndsAtOnce) {
+  ::testing::FLAGS_gtest_death_test_style = "threadsafe";
+  EXPECT_EXIT(std::exit(Life(milliseconds(60'000), milliseconds(100), true)),
+              ::testing::ExitedWithCode(128 + SIGINT), "");
+}
+
+TEST(ServiceProcessDeathTest, TakenPortHasItsOwnExitCode) {
+  ::testing::FLAGS_gtest_death_test_style = "threadsafe";
+  Metrics metrics("probe");
+  const auto holder = HttpServer::Start("127.0.0.1", 0, {});
+  ASSERT_TRUE(holder.ok());
+  EXPECT_EXIT(
+      {
+        ProcessOptions options;
+        options.port = (*holder)->port();
+        ServiceProcess process("llava-probe", options, metrics);
+        grpc::Service none;
+        std::exit(process.Start({&none}, {}));
+      },
+      ::testing::ExitedWithCode(kExitPortInUse), "cannot listen on 127.0.0.1");
+}
+
+TEST(ProcessOptionsTest, RefusesABindToStrangers) {
+  for (const bool insecure : {false, true}) {
+    ProcessOptions options;
+    Settings settings("llava-probe", "");
+    options.Declare(settings);
+    const char* arguments[] = {"llava-probe", "--host", "0.0.0.0", "--insecure=true"};
+    ::testing::internal::CaptureStderr();
+    EXPECT_EQ(settings.Parse(insecure ? 4 : 3, arguments),
+              insecure ? std::nullopt : std::optional<int>(2));
+    EXPECT_EQ(::testing::internal::GetCapturedStderr().empty(), insecure);
+  }
+}
+
+}  // namespace
+}  // namespace llava

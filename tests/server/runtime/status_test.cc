@@ -1,0 +1,54 @@
+#include "server/runtime/status.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <stdexcept>
+
+#include "google/rpc/error_details.pb.h"
+
+namespace llava {
+namespace {
+
+template <typename Error>
+absl::Status Thrown(Error error) {
+  return FromException(std::make_exception_ptr(error));
+}
+
+TEST(StatusTest, CodesAndMessagesSurviveTheWire) {
+  for (int code = 1; code <= 16; ++code) {
+    const absl::Status status(static_cast<absl::StatusCode>(code), "why");
+    EXPECT_EQ(FromGrpc(ToGrpc(status)), status);
+  }
+  EXPECT_TRUE(FromGrpc(ToGrpc(absl::OkStatus())).ok());
+}
+
+TEST(StatusTest, RetryInfoSurvivesTheWire) {
+  const absl::Status status =
+      FromGrpc(ToGrpc(OverloadedError("queue full", std::chrono::milliseconds(1250))));
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  google::rpc::RetryInfo retry;
+  ASSERT_TRUE(GetDetail(status, &retry));
+  EXPECT_EQ(retry.retry_delay().seconds(), 1);
+  EXPECT_EQ(retry.retry_delay().nanos(), 250'000'000);
+  google::rpc::DebugInfo other;
+  EXPECT_FALSE(GetDetail(status, &other));
+}
+
+TEST(StatusTest, ExceptionsBecomeTheRightCode) {
+  EXPECT_EQ(Thrown(std::invalid_argument("bad")), absl::InvalidArgumentError("bad"));
+  EXPECT_EQ(Thrown(std::out_of_range("far")), absl::InvalidArgumentError("far"));
+  EXPECT_EQ(Thrown(std::bad_alloc()).code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(
+      Thrown(std::runtime_error("shape\nException raised from x (most recent call first):\n#0")),
+      absl::InternalError("shape"));
+  EXPECT_EQ(FromException(std::make_exception_ptr(7)).code(), absl::StatusCode::kInternal);
+}
+
+TEST(StatusTest, UnimplementedNamesTheField) {
+  EXPECT_THAT(std::string(UnimplementedField("adapter_id").message()),
+              ::testing::HasSubstr("\"adapter_id\""));
+}
+
+}  // namespace
+}  // namespace llava
