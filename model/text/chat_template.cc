@@ -1,0 +1,153 @@
+#include "model/text/chat_template.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "model/text/utf8.h"
+
+namespace llava {
+namespace {
+
+using Role = ChatMessage::Role;
+using Kind = PromptSpan::Kind;
+
+constexpr std::string_view kImageMark = "<image>";
+
+[[noreturn]] void Fail(size_t message, const std::string& what) {
+  throw std::invalid_argument("message " + std::to_string(message + 1) + ": " + what);
+}
+
+// Users speak first, and then by turns; nobody says nothing.
+void CheckMessages(std::span<const ChatMessage> messages) {
+  for (size_t i = 0; i < messages.size(); ++i) {
+    const ChatMessage& m = messages[i];
+    const bool user = m.role == Role::kUser;
+    if (user != (i % 2 == 0)) {
+      Fail(i, std::string("messages must alternate, user first; expected ") +
+                  (user ? "an assistant" : "a user") + " message");
+    }
+    if (m.num_images < 0) Fail(i, "a negative number of pictures");
+    if (user && m.text.empty() && m.num_images == 0) {
+      Fail(i, "a user message needs a text or a picture");
+    }
+    if (!user && m.num_images > 0) Fail(i, "an assistant message cannot have pictures");
+  }
+}
+
+bool HasMark(const std::string& text) { return text.find(kImageMark) != text.npos; }
+
+std::string WithoutMarks(std::string text) {
+  for (size_t mark; (mark = text.find(kImageMark)) != text.npos;) {
+    text.erase(mark, kImageMark.size());
+  }
+  return text;
+}
+
+// Spans of a prompt, empty ones left out.
+class Prompt {
+ public:
+  void Template(std::string_view text) { Add(Kind::kTemplate, text); }
+  void User(std::string_view text) { Add(Kind::kUser, text); }
+  void Image() { Add(Kind::kImage, kImageMark); }
+  void Tokens(const std::vector<int32_t>& ids) { spans_.push_back({Kind::kTokens, "", ids}); }
+  std::vector<PromptSpan> Take() { return std::move(spans_); }
+
+ private:
+  void Add(Kind kind, std::string_view text) {
+    if (!text.empty()) spans_.push_back({kind, std::string(text), {}});
+  }
+  std::vector<PromptSpan> spans_;
+};
+
+}  // namespace
+
+std::vector<PromptSpan> ChatTemplate::Render(std::span<const ChatMessage> messages,
+                                             const std::optional<std::string>& system) const {
+  CheckMessages(messages);
+  if (messages.size() % 2 == 0) {
+    throw std::invalid_argument("a prompt must end with a user message, but has " +
+                                std::to_string(messages.size()) + " messages");
+  }
+  Prompt prompt;
+  if (system) {
+    prompt.User(*system);
+  } else {
+    prompt.Template(system_);
+  }
+  if (!system.value_or(system_).empty()) prompt.Template(prompt_.system_suffix);
+  for (const ChatMessage& message : messages) {
+    if (message.role == Role::kUser) {
+      prompt.Template(prompt_.user_prefix);
+      for (int i = 0; i < message.num_images; ++i) {
+        prompt.Template(prompt_.image_prefix);
+        prompt.Image();
+        // A picture alone ends without a line break, as in training.
+        const bool last = message.text.empty() && i + 1 == message.num_images;
+        prompt.Template(last ? StripUtf8Right(prompt_.image_suffix) : prompt_.image_suffix);
+      }
+      prompt.User(message.text);
+      prompt.Template(prompt_.user_suffix);
+    } else {
+      prompt.Template(prompt_.assistant_prefix);
+      if (!message.token_ids.empty()) {
+        prompt.Tokens(message.token_ids);
+      } else if (!message.text.empty()) {
+        prompt.Template(prompt_.before_answer);
+        prompt.User(message.text);
+      }
+      prompt.Template(prompt_.assistant_suffix);
+    }
+  }
+  prompt.Template(prompt_.assistant_prefix);
+  return prompt.Take();
+}
+
+std::string ChatTemplate::QuestionText(const ChatMessage& message, bool has_image) const {
+  const int marks = has_image ? std::max<int>(message.num_images, HasMark(message.text)) : 0;
+  if (marks == 0) return message.text;
+  std::string text;
+  for (int i = 0; i < marks; ++i) {
+    text += training_.image_prefix;
+    text += kImageMark;
+    text += training_.image_suffix;
+  }
+  if (!drop_questions_) text += StripUtf8(WithoutMarks(message.text));
+  return std::string(StripUtf8Right(text));
+}
+
+ChatTemplate::TrainingText ChatTemplate::RenderTraining(std::span<const ChatMessage> messages,
+                                                        bool has_image) const {
+  CheckMessages(messages);
+  if (messages.empty() || messages.size() % 2 != 0) {
+    throw std::invalid_argument("a training sample must end with an answer, but has " +
+                                std::to_string(messages.size()) + " messages");
+  }
+  if (drop_questions_ && messages.size() != 2) {
+    throw std::invalid_argument("template \"" + name_ +
+                                "\" trains one question and one answer, not " +
+                                std::to_string(messages.size()) + " messages");
+  }
+  TrainingText out;
+  if (!system_.empty()) out.text = system_ + training_.system_suffix;
+  for (size_t i = 0; i < messages.size(); ++i) {
+    const ChatMessage& message = messages[i];
+    if (message.role == Role::kUser) {
+      if (!has_image && message.num_images > 0) Fail(i, "pictures in a sample that has none");
+      if (drop_questions_ && !(has_image && (message.num_images > 0 || HasMark(message.text)))) {
+        Fail(i, "template \"" + name_ + "\" drops the question and needs a picture");
+      }
+      out.text += training_.user_prefix + QuestionText(message, has_image) + training_.user_suffix;
+      continue;
+    }
+    if (message.text.empty()) Fail(i, "an empty answer cannot be trained");
+    if (has_image && HasMark(message.text)) Fail(i, "an answer contains \"<image>\"");
+    out.text += training_.assistant_prefix;
+    const size_t begin = out.text.size();
+    out.text += training_.before_answer + message.text + training_.assistant_suffix;
+    out.answers.push_back({begin, out.text.size() + trained_after_answer_.size()});
+  }
+  out.text += training_end_;
+  return out;
+}
+
+}  // namespace llava

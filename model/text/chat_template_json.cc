@@ -1,0 +1,207 @@
+// Chat templates as JSON: reading, writing, the built-in ones. Keys: chat_template.h.
+
+#include <algorithm>
+#include <stdexcept>
+#include <utility>
+
+#include <nlohmann/json.hpp>
+
+#include "model/text/builtin_templates.h"
+#include "model/text/chat_template.h"
+
+namespace llava {
+
+using nlohmann::json;
+
+namespace {
+
+constexpr const char* kPublishedNames[] = {"", "two_separators", "single_separator", "plain"};
+
+[[noreturn]] void Fail(const std::string& key, const std::string& what) {
+  throw std::invalid_argument("chat template, key \"" + key + "\": " + what);
+}
+
+// An object of the file; every key in it must be taken.
+class Section {
+ public:
+  Section(const json& object, std::string path) : object_(object), path_(std::move(path)) {
+    if (!object_.is_object()) Fail(path_, "expected an object, found " + object_.dump());
+  }
+
+  std::string Path(const std::string& key) const { return path_.empty() ? key : path_ + "." + key; }
+  const json* Find(const std::string& key) {
+    auto it = object_.find(key);
+    if (it == object_.end()) return nullptr;
+    taken_keys_.push_back(key);
+    return &*it;
+  }
+  void Read(const std::string& key, std::string& value) {
+    const json* found = Find(key);
+    if (!found) return;
+    if (!found->is_string()) Fail(Path(key), "expected a text, found " + found->dump());
+    value = found->get<std::string>();
+  }
+  void Read(const std::string& key, bool& value) {
+    const json* found = Find(key);
+    if (!found) return;
+    if (!found->is_boolean()) Fail(Path(key), "expected true or false, found " + found->dump());
+    value = found->get<bool>();
+  }
+  void Read(const std::string& key, std::vector<std::string>& value) {
+    const json* found = Find(key);
+    if (!found) return;
+    value.clear();
+    if (!found->is_array()) Fail(Path(key), "expected a list of texts, found " + found->dump());
+    for (const json& item : *found) {
+      if (!item.is_string() || item.get_ref<const std::string&>().empty()) {
+        Fail(Path(key), "expected texts that are not empty, found " + item.dump());
+      }
+      value.push_back(item.get<std::string>());
+    }
+  }
+  // Call last.
+  void RefuseOthers() const {
+    for (const auto& [key, value] : object_.items()) {
+      if (std::find(taken_keys_.begin(), taken_keys_.end(), key) == taken_keys_.end()) {
+        Fail(Path(key), "no such key");
+      }
+    }
+  }
+
+ private:
+  const json& object_;
+  std::string path_;
+  std::vector<std::string> taken_keys_;
+};
+
+}  // namespace
+
+class TemplateReader {
+ public:
+  static ChatTemplate Read(const json& file) {
+    ChatTemplate t;
+    Section top(file, "");
+    for (const char* key : {"name", "user", "assistant"}) {
+      if (!file.contains(key)) Fail(key, "missing");
+    }
+    top.Read("name", t.name_);
+    if (t.name_.empty()) Fail("name", "is empty");
+    top.Read("system", t.system_);
+    top.Read("stop", t.stop_);
+    top.Read("special_pieces", t.special_pieces_);
+    ReadForm(top, t.prompt_);
+    t.training_ = t.prompt_;
+    if (const json* found = top.Find("training")) {
+      Section training(*found, "training");
+      ReadForm(training, t.training_);
+      training.Read("end", t.training_end_);
+      training.Read("trained_after_answer", t.trained_after_answer_);
+      training.Read("drop_questions", t.drop_questions_);
+      ReadPublished(training, t.published_);
+      training.RefuseOthers();
+    }
+    top.RefuseOthers();
+    if (!t.training_end_.starts_with(t.trained_after_answer_) ||
+        !t.training_.user_prefix.starts_with(t.trained_after_answer_)) {
+      Fail("training.trained_after_answer",
+           "\"training.end\" and the prefix of \"training.user\" must begin with \"" +
+               t.trained_after_answer_ + "\"");
+    }
+    return t;
+  }
+
+  static json Write(const ChatTemplate& t) {
+    json file = FormJson(t.prompt_);
+    file["name"] = t.name_;
+    file["system"] = t.system_;
+    file["stop"] = t.stop_;
+    file["special_pieces"] = t.special_pieces_;
+    json training = FormJson(t.training_);
+    training["end"] = t.training_end_;
+    training["trained_after_answer"] = t.trained_after_answer_;
+    training["drop_questions"] = t.drop_questions_;
+    if (t.published_ != ChatTemplate::Published::kNone) {
+      training["published_labels"] = kPublishedNames[static_cast<int>(t.published_)];
+    }
+    file["training"] = training;
+    return file;
+  }
+
+ private:
+  static void ReadForm(Section& in, ChatTemplate::Form& form) {
+    in.Read("system_suffix", form.system_suffix);
+    if (const json* found = in.Find("image")) {
+      Section image(*found, in.Path("image"));
+      image.Read("prefix", form.image_prefix);
+      image.Read("suffix", form.image_suffix);
+      image.RefuseOthers();
+    }
+    if (const json* found = in.Find("user")) {
+      Section user(*found, in.Path("user"));
+      user.Read("prefix", form.user_prefix);
+      user.Read("suffix", form.user_suffix);
+      user.RefuseOthers();
+    }
+    if (const json* found = in.Find("assistant")) {
+      Section assistant(*found, in.Path("assistant"));
+      assistant.Read("prefix", form.assistant_prefix);
+      assistant.Read("before_answer", form.before_answer);
+      assistant.Read("suffix", form.assistant_suffix);
+      assistant.RefuseOthers();
+    }
+  }
+
+  static void ReadPublished(Section& in, ChatTemplate::Published& published) {
+    std::string name;
+    in.Read("published_labels", name);
+    if (name.empty()) return;
+    for (int i = 1; i < 4; ++i) {
+      if (name == kPublishedNames[i]) {
+        published = static_cast<ChatTemplate::Published>(i);
+        return;
+      }
+    }
+    Fail(in.Path("published_labels"),
+         "\"" + name + "\" is none of two_separators, single_separator, plain");
+  }
+
+  static json FormJson(const ChatTemplate::Form& f) {
+    return {{"system_suffix", f.system_suffix},
+            {"image", {{"prefix", f.image_prefix}, {"suffix", f.image_suffix}}},
+            {"user", {{"prefix", f.user_prefix}, {"suffix", f.user_suffix}}},
+            {"assistant",
+             {{"prefix", f.assistant_prefix},
+              {"before_answer", f.before_answer},
+              {"suffix", f.assistant_suffix}}}};
+  }
+};
+
+ChatTemplate ChatTemplate::Parse(std::string_view text) {
+  json file;
+  try {
+    file = json::parse(text);
+  } catch (const json::exception& e) {
+    throw std::invalid_argument(std::string("chat template is no JSON: ") + e.what());
+  }
+  return TemplateReader::Read(file);
+}
+
+ChatTemplate ChatTemplate::Builtin(std::string_view name) {
+  std::string known;
+  for (const auto& [builtin, text] : BuiltinTemplates()) {
+    if (builtin == name) return Parse(text);
+    known.append(" ").append(builtin);
+  }
+  throw std::invalid_argument("no built-in chat template is called \"" + std::string(name) +
+                              "\"; known are:" + known);
+}
+
+std::vector<std::string> ChatTemplate::BuiltinNames() {
+  std::vector<std::string> names;
+  for (const auto& [name, text] : BuiltinTemplates()) names.emplace_back(name);
+  return names;
+}
+
+std::string ChatTemplate::ToJson() const { return TemplateReader::Write(*this).dump(2) + "\n"; }
+
+}  // namespace llava

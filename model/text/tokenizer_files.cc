@@ -1,0 +1,162 @@
+// Tokenizers and checkpoint folders: tokenizer.model, tokenizer_config.json, added_tokens.json.
+
+#include <algorithm>
+#include <charconv>
+#include <cstdint>
+#include <fstream>
+#include <iterator>
+#include <optional>
+#include <stdexcept>
+#include <system_error>
+
+#include <nlohmann/json.hpp>
+
+#include "model/text/tokenizer_impl.h"
+
+namespace llava {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+// Ours: whether pictures are special tokens within a text (TokenizerOptions::image_inline).
+constexpr char kImageInlineKey[] = "llava_image_inline";
+
+std::optional<std::string> ReadFile(const fs::path& path) {
+  if (!fs::exists(path)) return std::nullopt;
+  std::ifstream in(path, std::ios::binary);
+  std::string bytes{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+  if (!in) throw std::runtime_error("cannot read " + path.string());
+  return bytes;
+}
+
+// A boolean setting; null counts as missing.
+bool Flag(const json& config, const char* key, bool otherwise) {
+  auto it = config.find(key);
+  if (it == config.end() || it->is_null()) return otherwise;
+  return it->get<bool>();
+}
+
+void AddToken(TokenizerOptions& options, const Tokenizer& plain, const std::string& text,
+              int64_t id) {
+  // The model file has these already.
+  const bool own = id == plain.unk_id() || id == plain.bos_id() || id == plain.eos_id();
+  if (own && plain.IdOf(text) == id) return;
+  if (id < 0 || id > INT32_MAX) {
+    throw std::runtime_error("added token \"" + text + "\" has the impossible id " +
+                             std::to_string(id));
+  }
+  options.added_tokens.emplace_back(text, static_cast<int32_t>(id));
+}
+
+// The text of "</s>" or {"content": "</s>"}; empty if there is none.
+std::string TokenText(const json& config, const char* key) {
+  auto it = config.find(key);
+  if (it == config.end() || it->is_null()) return "";
+  return it->is_object() ? it->at("content").get<std::string>() : it->get<std::string>();
+}
+
+void RefuseUnsupported(const json& config, const Tokenizer& plain) {
+  if (Flag(config, "add_eos_token", false)) {
+    throw std::runtime_error("add_eos_token is not supported: prompts must not end with it");
+  }
+  if (!Flag(config, "add_prefix_space", true)) {
+    throw std::runtime_error("add_prefix_space = false is not supported");
+  }
+  const std::pair<const char*, int32_t> tokens[] = {
+      {"unk_token", plain.unk_id()}, {"bos_token", plain.bos_id()}, {"eos_token", plain.eos_id()}};
+  for (const auto& [key, id] : tokens) {
+    const std::string text = TokenText(config, key);  // empty in some early conversions
+    if (!text.empty() && plain.IdOf(text) != id) {
+      throw std::runtime_error(std::string(key) + " is \"" + text + "\", but tokenizer.model has " +
+                               (id < 0 ? "none" : "\"" + plain.TokenBytes(id) + "\"") +
+                               "; another one is not supported");
+    }
+  }
+}
+
+void ReadConfig(const json& config, const Tokenizer& plain, TokenizerOptions& options) {
+  RefuseUnsupported(config, plain);
+  options.legacy = Flag(config, "legacy", true);
+  options.add_bos = Flag(config, "add_bos_token", true);
+  if (auto added = config.find("added_tokens_decoder"); added != config.end()) {
+    for (const auto& [id, token] : added->items()) {
+      for (const char* key : {"lstrip", "rstrip", "single_word"}) {
+        if (Flag(token, key, false)) {
+          throw std::runtime_error(std::string(key) + " of added token " + id +
+                                   " is not supported");
+        }
+      }
+      int64_t number = -1;
+      const auto parsed = std::from_chars(id.data(), id.data() + id.size(), number);
+      if (parsed.ec != std::errc() || parsed.ptr != id.data() + id.size()) {
+        throw std::runtime_error("key \"" + id + "\" of added_tokens_decoder is no token id");
+      }
+      AddToken(options, plain, token.at("content").get<std::string>(), number);
+    }
+  }
+}
+
+}  // namespace
+
+Tokenizer Tokenizer::Load(const fs::path& folder) {
+  fs::path path = folder / "tokenizer.model";
+  try {
+    std::optional<std::string> model = ReadFile(path);
+    if (!model) {
+      throw std::runtime_error(
+          "there is no such file; a SentencePiece model is needed (a "
+          "tokenizer.json alone cannot be read)");
+    }
+    const Tokenizer plain(*model, {});
+    TokenizerOptions options;
+    std::optional<bool> image_inline;
+    path = folder / "tokenizer_config.json";
+    if (std::optional<std::string> text = ReadFile(path)) {
+      const json config = json::parse(*text);
+      ReadConfig(config, plain, options);
+      if (config.contains(kImageInlineKey)) image_inline = config[kImageInlineKey].get<bool>();
+    }
+    path = folder / "added_tokens.json";
+    if (std::optional<std::string> text = ReadFile(path)) {
+      const json added = json::parse(*text);
+      for (const auto& [token, id] : added.items()) {
+        AddToken(options, plain, token, id.get<int64_t>());
+      }
+    }
+    path = folder;
+    const auto& added = options.added_tokens;
+    options.image_inline = image_inline.value_or(std::any_of(
+        added.begin(), added.end(), [](const auto& token) { return token.first == "<image>"; }));
+    return Tokenizer(
+        std::make_unique<Impl>(plain.impl_->model_bytes, plain.impl_->model, std::move(options)));
+  } catch (const std::exception& e) {
+    throw std::runtime_error(path.string() + ": " + e.what());
+  }
+}
+
+std::string Tokenizer::Impl::ConfigJson() const {
+  auto entry = [](const std::string& text) {
+    return json{{"content", text},     {"lstrip", false},      {"rstrip", false},
+                {"normalized", false}, {"single_word", false}, {"special", true}};
+  };
+  json config = {{"tokenizer_class", "LlamaTokenizer"},   {"legacy", options.legacy},
+                 {"add_bos_token", options.add_bos},      {"add_eos_token", false},
+                 {"clean_up_tokenization_spaces", false}, {kImageInlineKey, options.image_inline},
+                 {"added_tokens_decoder", json::object()}};
+  auto add_own = [&](const char* key, int32_t id) {
+    if (id < 0) return;
+    const std::string& text = model->proto().pieces[id].text;
+    config[key] = text;
+    config["added_tokens_decoder"][std::to_string(id)] = entry(text);
+  };
+  add_own("unk_token", model->unk_id());
+  add_own("bos_token", bos_id);
+  add_own("eos_token", eos_id);
+  for (const auto& [text, id] : options.added_tokens) {
+    config["added_tokens_decoder"][std::to_string(id)] = entry(text);
+  }
+  return config.dump(1) + "\n";
+}
+
+}  // namespace llava

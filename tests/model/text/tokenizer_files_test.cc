@@ -1,0 +1,142 @@
+#include <filesystem>
+#include <fstream>
+#include <stdexcept>
+
+#include <unistd.h>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "model/text/tokenizer.h"
+#include "tests/model/text/text_fixtures.h"
+#include "tests/support/fixtures.h"
+
+namespace llava {
+namespace {
+
+namespace fs = std::filesystem;
+
+class TokenizerFilesTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = fs::path(testing::TempDir()) / ("tokenizer_files_" + std::to_string(getpid()));
+    fs::remove_all(folder_);
+    fs::create_directories(folder_);
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+  void Write(const std::string& name, std::string_view content) {
+    std::ofstream(folder_ / name, std::ios::binary) << content;
+  }
+  void WriteModel() { Write("tokenizer.model", FixtureTokenizer(true).model_bytes()); }
+  void ExpectRefused(const std::string& why) {
+    try {
+      Tokenizer::Load(folder_);
+      ADD_FAILURE() << "loaded; expected: " << why;
+    } catch (const std::runtime_error& e) {
+      EXPECT_THAT(e.what(), testing::HasSubstr(why));
+      EXPECT_THAT(e.what(), testing::HasSubstr(folder_.string()));
+    }
+  }
+  fs::path folder_;
+};
+
+TEST_F(TokenizerFilesTest, LoadsTheFoldersOfTheFixtures) {
+  const Tokenizer original = Tokenizer::Load(FixturesDir() / "orig-f32");
+  EXPECT_FALSE(original.options().legacy);
+  EXPECT_FALSE(original.options().image_inline);
+  EXPECT_TRUE(original.options().added_tokens.empty());
+  const Tokenizer hf = Tokenizer::Load(FixturesDir() / "tiny-llava");
+  EXPECT_TRUE(hf.options().image_inline);
+  EXPECT_EQ(hf.options().added_tokens.size(), 2u);
+}
+
+TEST_F(TokenizerFilesTest, TheModelAloneIsEnough) {
+  WriteModel();
+  const Tokenizer tokenizer = Tokenizer::Load(folder_);
+  EXPECT_TRUE(tokenizer.options().legacy);
+  EXPECT_TRUE(tokenizer.options().add_bos);
+  EXPECT_EQ(tokenizer.digest(), FixtureTokenizer(true).digest());
+}
+
+TEST_F(TokenizerFilesTest, WhatIsWrittenIsReadAgain) {
+  const int32_t size = FixtureTokenizer(true).vocab_size();
+  for (int bits = 0; bits < 16; ++bits) {
+    TokenizerOptions options;
+    options.legacy = bits & 1;
+    options.add_bos = bits & 2;
+    options.image_inline = bits & 4;
+    if (bits & 8)
+      options.added_tokens = {{"<image>", size + 9},
+                              {"\"quoted\" é", size},
+                              {"▁the", FixtureTokenizer(true).IdOf("▁the")}};
+    const Tokenizer tokenizer(FixtureTokenizer(true).model_bytes(), options);
+    Write("tokenizer.model", tokenizer.model_bytes());
+    Write("tokenizer_config.json", tokenizer.ConfigJson());
+    const Tokenizer again = Tokenizer::Load(folder_);
+    EXPECT_EQ(again.digest(), tokenizer.digest()) << tokenizer.ConfigJson();
+    EXPECT_EQ(again.options().legacy, options.legacy);
+    EXPECT_EQ(again.options().add_bos, options.add_bos);
+    EXPECT_EQ(again.options().image_inline, options.image_inline);
+    EXPECT_EQ(again.options().added_tokens, tokenizer.options().added_tokens);
+    EXPECT_EQ(again.Encode("the red\"quoted\" é<image>"),
+              tokenizer.Encode("the red\"quoted\" é<image>"));
+  }
+}
+
+TEST_F(TokenizerFilesTest, ReadsAddedTokensOfBothFiles) {
+  WriteModel();
+  const int32_t size = FixtureTokenizer(true).vocab_size();
+  Write("tokenizer_config.json",
+        R"({"legacy": null, "bos_token": {"content": "<s>"}, "eos_token": "",
+      "added_tokens_decoder": {"2": {"content": "</s>"}, ")" +
+            std::to_string(size) + R"(": {"content": "<a>"}}})");
+  Write("added_tokens.json",
+        R"({"<a>": )" + std::to_string(size) + R"(, "<b>": )" + std::to_string(size + 1) + "}");
+  const Tokenizer tokenizer = Tokenizer::Load(folder_);
+  EXPECT_EQ(tokenizer.options().added_tokens.size(), 2u);
+  EXPECT_EQ(tokenizer.Encode("<b>"), (std::vector<int32_t>{1, size + 1}));
+  EXPECT_TRUE(tokenizer.IsSpecial(size));
+  EXPECT_EQ(tokenizer.Decode(std::vector<int32_t>{size}, false), "<a>");
+}
+
+TEST_F(TokenizerFilesTest, SaysWhichFileIsWrongAndWhy) {
+  ExpectRefused("there is no such file");
+  Write("tokenizer.model", "nonsense");
+  ExpectRefused("tokenizer.model: not a usable");
+  WriteModel();
+  Write("tokenizer_config.json", "{");
+  ExpectRefused("tokenizer_config.json");
+  Write("tokenizer_config.json", R"({"legacy": "yes"})");
+  ExpectRefused("tokenizer_config.json");
+  Write("tokenizer_config.json", R"({"add_eos_token": true})");
+  ExpectRefused("add_eos_token");
+  Write("tokenizer_config.json", R"({"add_prefix_space": false})");
+  ExpectRefused("add_prefix_space");
+  Write("tokenizer_config.json", R"({"eos_token": "<|im_end|>"})");
+  ExpectRefused("eos_token is \"<|im_end|>\"");
+  Write("tokenizer_config.json", R"({"added_tokens_decoder": {"x": {"content": "<a>"}}})");
+  ExpectRefused("no token id");
+  Write("tokenizer_config.json",
+        R"({"added_tokens_decoder": {"5000": {"content": "<a>", "lstrip": true}}})");
+  ExpectRefused("lstrip");
+  Write("tokenizer_config.json", R"({"added_tokens_decoder": {"5000": {"content": "<a>"}}})");
+  Write("added_tokens.json", R"({"<a>": 5001})");
+  ExpectRefused("another id");
+}
+
+TEST_F(TokenizerFilesTest, SpecialPiecesMustBePieces) {
+  const Tokenizer tokenizer = FixtureTokenizer(true);
+  const std::vector<std::string> there = {"▁the"}, missing = {"▁the", "NO:", "NEITHER:"};
+  const Tokenizer special = tokenizer.WithSpecialPieces(there);
+  EXPECT_TRUE(special.IsSpecial(tokenizer.IdOf("▁the")));
+  EXPECT_NE(special.digest(), tokenizer.digest());
+  try {
+    tokenizer.WithSpecialPieces(missing);
+    FAIL();
+  } catch (const std::invalid_argument& e) {
+    EXPECT_THAT(e.what(), testing::HasSubstr("\"NO:\" \"NEITHER:\""));
+  }
+}
+
+}  // namespace
+}  // namespace llava
