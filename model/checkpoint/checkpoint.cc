@@ -1,0 +1,260 @@
+#include "model/checkpoint/checkpoint.h"
+
+#include <nlohmann/json.hpp>
+#include <stdexcept>
+
+#include "model/checkpoint/checkpoint_folder.h"
+#include "model/checkpoint/config_json.h"
+#include "model/checkpoint/content_digest.h"
+#include "model/checkpoint/durable_file.h"
+#include "model/checkpoint/foreign_config.h"
+#include "model/checkpoint/mapped_tensor.h"
+#include "model/checkpoint/tensor_names.h"
+
+namespace llava {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kImageMark = "<image>";
+constexpr const char* kTemplateFile = "chat_template.json";
+
+[[noreturn]] void Fail(const fs::path& path, const std::string& what) {
+  throw std::runtime_error(path.string() + ": " + what);
+}
+
+VisionConfig ClipConfigOf(const CheckpointFolder& folder) {
+  if (folder.layout == Layout::kRepository) return ReadVisionConfig(folder.config);
+  return ReadClip(
+      folder.config.Has("vision_config") ? folder.config.Object("vision_config") : folder.config,
+      folder.path);
+}
+
+// What an original checkpoint calls its tower: a hub name or a folder.
+std::string TowerName(const CheckpointFolder& folder) {
+  const std::string key = folder.config.Has("mm_vision_tower") ? "mm_vision_tower" : "vision_tower";
+  return folder.config.Text(key, "");
+}
+
+TowerCheckpoint MakeTower(const fs::path& path, VisionConfig config, TensorSource tensors) {
+  CheckConfig(config, path.string());
+  CheckTensors(tensors.tensors(), TowerTensors(config), OptionalTowerTensors(config),
+               path.string());
+  TowerCheckpoint tower;
+  tower.name = FolderName(path);
+  tower.config = config;
+  tower.digest = DigestTower(config, tensors);
+  tower.tensors = std::move(tensors);
+  return tower;
+}
+
+TowerCheckpoint TowerOf(const CheckpointFolder& folder, const OpenOptions& options);
+
+// The original layout keeps the tower's tensors inside (trained with the rest) or not, and its
+// settings never: those are in a folder that the checkpoint or the caller names, or known.
+TowerCheckpoint OriginalTower(const CheckpointFolder& folder, const OpenOptions& options) {
+  const bool inside = !folder.tower.tensors().empty();
+  const std::string name = TowerName(folder);
+  // An absolute name stays as it is.
+  const fs::path named = options.tower.empty() ? folder.path / name : options.tower;
+  if (!options.tower.empty() || (!name.empty() && fs::is_directory(named))) {
+    const CheckpointFolder described = OpenCheckpointFolder(named, /*verify=*/true);
+    if (described.layout == Layout::kOriginal) {
+      Fail(folder.path, "cannot use " + named.string() + " as its tower: it is no CLIP folder");
+    }
+    return inside ? MakeTower(folder.path, ClipConfigOf(described), folder.tower)
+                  : TowerOf(described, {});
+  }
+  const auto published = PublishedTower(name);
+  if (inside && published) return MakeTower(folder.path, *published, folder.tower);
+  Fail(folder.path, std::string(inside ? "has its tower's tensors but not its settings"
+                                       : "has no vision tower inside") +
+                        ", and mm_vision_tower \"" + name +
+                        "\" is no folder here: name the tower's folder (--tower)");
+}
+
+TowerCheckpoint TowerOf(const CheckpointFolder& folder, const OpenOptions& options) {
+  if (!options.tower.empty() && folder.layout != Layout::kOriginal) {
+    Fail(folder.path,
+         "has its own tower; no other one (" + options.tower.string() + ") can be named for it");
+  }
+  switch (folder.layout) {
+    case Layout::kRepository: {
+      if (folder.manifest->kind != Manifest::Kind::kTower) {
+        Fail(folder.path, "is a language model; its tower has the digest " +
+                              ToHex(folder.manifest->tower_digest));
+      }
+      TowerCheckpoint tower;
+      tower.name = folder.manifest->name;
+      tower.version = folder.manifest->version;
+      tower.in_repository = true;
+      tower.config = ReadVisionConfig(folder.config);
+      tower.digest = folder.manifest->tower_digest;
+      CheckTensors(folder.tower.tensors(), TowerTensors(tower.config),
+                   OptionalTowerTensors(tower.config), folder.path.string());
+      tower.tensors = folder.tower;
+      return tower;
+    }
+    case Layout::kLlavaHf:
+      return MakeTower(folder.path, ClipConfigOf(folder), folder.tower);
+    case Layout::kOriginal:
+      return OriginalTower(folder, options);
+    case Layout::kClip:
+      return MakeTower(folder.path, ClipConfigOf(folder), folder.tower);
+  }
+  Fail(folder.path, "has an unknown layout");
+}
+
+std::shared_ptr<const ChatTemplate> ReadTemplate(const fs::path& file) {
+  try {
+    return std::make_shared<const ChatTemplate>(ChatTemplate::Parse(ReadSmallFile(file)));
+  } catch (const std::invalid_argument& error) {
+    throw std::invalid_argument(file.string() + ": " + error.what());
+  }
+}
+
+// A built-in name or a file. A foreign folder's own chat_template.json is a Jinja program or
+// somebody's own format: it is not ours.
+std::shared_ptr<const ChatTemplate> ChooseTemplate(const CheckpointFolder& folder,
+                                                   const std::string& wanted) {
+  if (!wanted.empty() && fs::is_regular_file(wanted)) return ReadTemplate(wanted);
+  if (wanted.empty() && folder.layout == Layout::kRepository) {
+    return ReadTemplate(folder.path / kTemplateFile);
+  }
+  return std::make_shared<const ChatTemplate>(
+      ChatTemplate::Builtin(wanted.empty() ? "v1" : wanted));
+}
+
+std::shared_ptr<const Tokenizer> ReadTokenizer(const CheckpointFolder& folder,
+                                               const ChatTemplate& chat_template,
+                                               int64_t vocab_size) {
+  auto tokenizer = std::make_shared<const Tokenizer>(
+      Tokenizer::Load(folder.path).WithSpecialPieces(chat_template.special_pieces()));
+  if (tokenizer->vocab_size() > vocab_size) {
+    Fail(folder.path, "its tokenizer has ids up to " + std::to_string(tokenizer->vocab_size() - 1) +
+                          ", its embedding table " + std::to_string(vocab_size) + " rows");
+  }
+  if (folder.layout == Layout::kLlavaHf && tokenizer->options().image_inline &&
+      folder.config.Has("image_token_index") &&
+      folder.config.Int("image_token_index") != tokenizer->IdOf(kImageMark)) {
+    folder.config.Fail("image_token_index", "is " + folder.config.At("image_token_index").dump() +
+                                                ", the tokenizer has <image> at " +
+                                                std::to_string(tokenizer->IdOf(kImageMark)));
+  }
+  return tokenizer;
+}
+
+// Names a checkpoint that has no manifest; see LanguageCheckpoint::digest.
+Sha256Digest DigestForeign(const LanguageCheckpoint& checkpoint, const fs::path& path) {
+  constexpr size_t kSampleBytes = 4096;
+  constexpr uint64_t kSmallFile = 1 << 20;
+  Sha256 hash;
+  hash.Update("llava checkpoint 1\n" + ToJson(checkpoint.config, checkpoint.tower_patches).dump());
+  hash.Update(ToBytes(checkpoint.tower_digest) + ToBytes(checkpoint.tokenizer->digest()));
+  hash.Update(checkpoint.chat_template->ToJson());
+  for (const auto& [name, info] : checkpoint.tensors.tensors()) {
+    hash.Update(name + "\n" + DtypeName(info.dtype) + "\n" + ShapeText(info.shape) + "\n");
+    const at::Tensor tensor = checkpoint.tensors.Get(name);
+    hash.Update(std::span(static_cast<const uint8_t*>(tensor.const_data_ptr()),
+                          std::min(tensor.nbytes(), kSampleBytes)));
+  }
+  std::map<std::string, uint64_t> files;
+  for (const auto& entry : fs::directory_iterator(path)) {
+    if (entry.is_regular_file()) files[entry.path().filename().string()] = entry.file_size();
+  }
+  for (const auto& [name, size] : files) {
+    hash.Update(name + "\n" + std::to_string(size) + "\n");
+    if (size <= kSmallFile) hash.Update(ToBytes(HashFile((path / name).string())));
+  }
+  return hash.Finish();
+}
+
+}  // namespace
+
+void TensorSource::Add(const std::string& canonical, std::shared_ptr<const TensorFile> file,
+                       std::string stored) {
+  const auto info = file->tensors().find(stored);
+  if (info == file->tensors().end()) throw std::out_of_range("no tensor \"" + stored + "\"");
+  if (!infos_.emplace(canonical, info->second).second) {
+    throw std::runtime_error("tensor \"" + stored + "\" is \"" + canonical + "\", as is \"" +
+                             places_.at(canonical).stored + "\"");
+  }
+  places_[canonical] = {std::move(file), std::move(stored)};
+}
+
+void TensorSource::Remove(const std::string& canonical) {
+  infos_.erase(canonical);
+  places_.erase(canonical);
+}
+
+void TensorSource::Rename(const std::string& from, const std::string& to) {
+  const auto place = places_.find(from);
+  if (place == places_.end()) return;
+  const Place moved = place->second;
+  Remove(from);
+  Add(to, moved.file, moved.stored);
+}
+
+at::Tensor TensorSource::Get(const std::string& canonical) const {
+  const auto place = places_.find(canonical);
+  if (place == places_.end()) throw std::out_of_range("no tensor \"" + canonical + "\"");
+  return place->second.file->Get(place->second.stored);
+}
+
+TowerCheckpoint OpenTower(const fs::path& path, const OpenOptions& options) {
+  return TowerOf(OpenCheckpointFolder(path, options.verify), options);
+}
+
+LanguageCheckpoint OpenLanguage(const fs::path& path, const OpenOptions& options) {
+  CheckpointFolder folder = OpenCheckpointFolder(path, options.verify);
+  LanguageCheckpoint checkpoint;
+  if (folder.layout == Layout::kClip ||
+      (folder.manifest && folder.manifest->kind == Manifest::Kind::kTower)) {
+    Fail(folder.path, "is a vision tower, not a language model");
+  }
+  if (folder.layout == Layout::kRepository) {
+    if (!options.tower.empty()) {
+      Fail(folder.path,
+           "is a repository version, whose tower is an entry of its own; no other one (" +
+               options.tower.string() + ") can be named for it");
+    }
+    checkpoint.name = folder.manifest->name;
+    checkpoint.version = folder.manifest->version;
+    checkpoint.in_repository = true;
+    checkpoint.config = ReadLanguageConfig(folder.config, checkpoint.tower_patches);
+    checkpoint.tower_digest = folder.manifest->tower_digest;
+  } else {
+    const TowerCheckpoint tower = TowerOf(folder, options);
+    checkpoint.name = FolderName(folder.path);
+    checkpoint.config = folder.layout == Layout::kLlavaHf
+                            ? ReadHfLanguage(folder.config, folder.path, tower.config.hidden_size)
+                            : ReadOriginalLanguage(folder.config);
+    checkpoint.tower_digest = tower.digest;
+    checkpoint.tower_patches = tower.config.num_patches();
+    CheckConfig(checkpoint.config, folder.path.string());
+    CheckPair(checkpoint.config, tower.config, folder.path.string());
+  }
+  // Tied tables are one; some writers store them twice.
+  if (checkpoint.config.decoder.tie_word_embeddings) folder.language.Remove("lm_head.weight");
+  NameSingleLayer(checkpoint.config.projector, folder.language);
+  TensorShapes required = DecoderTensors(checkpoint.config.decoder);
+  required.merge(ProjectorTensors(checkpoint.config.projector));
+  CheckTensors(folder.language.tensors(), required, {}, folder.path.string());
+  checkpoint.tensors = std::move(folder.language);
+
+  checkpoint.chat_template = ChooseTemplate(folder, options.chat_template);
+  checkpoint.tokenizer =
+      ReadTokenizer(folder, *checkpoint.chat_template, checkpoint.config.decoder.vocab_size);
+  if (folder.manifest) {
+    checkpoint.digest = folder.manifest->digest;
+    if (options.chat_template.empty() &&
+        checkpoint.tokenizer->digest() != folder.manifest->tokenizer_digest) {
+      Fail(folder.path, "its tokenizer is not the one that its manifest names");
+    }
+  } else {
+    checkpoint.digest = DigestForeign(checkpoint, folder.path);
+  }
+  return checkpoint;
+}
+
+}  // namespace llava

@@ -1,0 +1,110 @@
+#pragma once
+
+// Opens checkpoints of every layout by content (never by folder name) under one set of tensor
+// names:
+//   - model repository version (manifest.json): tower or language model
+//   - llava-hf, three generations of key names
+//   - original LLaVA (liuhaotian), tower inside or named by mm_vision_tower
+//   - a CLIP folder (tower only)
+// LoRA folders are refused: merge the adapter into its base first.
+// Canonical names: `vision_model.*` for the tower, `model.mm_projector.*`, `model.layers.*`,
+// `model.embed_tokens.weight`, `model.norm.weight`, `lm_head.weight` for the language model.
+
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include <ATen/core/Tensor.h>
+
+#include "model/checkpoint/manifest.h"
+#include "model/checkpoint/tensor_file.h"
+#include "model/config/model_config.h"
+#include "model/text/chat_template.h"
+#include "model/text/tokenizer.h"
+
+namespace llava {
+
+// Tensors under canonical names, read on demand. Thread-safe.
+class TensorSource {
+ public:
+  // Throws std::runtime_error if there is a tensor of this name already.
+  void Add(const std::string& canonical, std::shared_ptr<const TensorFile> file,
+           std::string stored);
+  void Remove(const std::string& canonical);
+  // Nothing happens if there is no tensor `from`; `to` must not be there.
+  void Rename(const std::string& from, const std::string& to);
+  const std::map<std::string, TensorInfo>& tensors() const { return infos_; }
+  // Throws std::out_of_range naming the tensor. The tensor may lie in a mapped file: clone it
+  // before writing to it.
+  at::Tensor Get(const std::string& canonical) const;
+
+ private:
+  struct Place {
+    std::shared_ptr<const TensorFile> file;
+    std::string stored;
+  };
+  std::map<std::string, TensorInfo> infos_;
+  std::map<std::string, Place> places_;
+};
+
+struct TowerCheckpoint {
+  std::string name;  // repository name, or the folder's
+  uint64_t version = 1;
+  bool in_repository = false;
+  VisionConfig config;
+  TensorSource tensors;  // vision_model.*
+  // SHA-256 over configuration and tensors: equal for equal towers, whatever the layout.
+  Sha256Digest digest{};
+};
+
+struct LanguageCheckpoint {
+  std::string name;
+  uint64_t version = 1;
+  bool in_repository = false;
+  LanguageConfig config;
+  TensorSource tensors;
+  Sha256Digest tower_digest{};  // the tower it was trained with
+  int64_t tower_patches = 0;    // rows of Z_v without the class token
+  std::shared_ptr<const Tokenizer> tokenizer;
+  std::shared_ptr<const ChatTemplate> chat_template;
+  // In the repository: SHA-256 of the manifest. Elsewhere: over configuration, tokenizer, template,
+  // tower digest, the tensors' names, types, shapes and first 4 KiB, and of the folder's files the
+  // sizes and (up to 1 MiB) the content: a name for this checkpoint, not a proof of its bytes.
+  Sha256Digest digest{};
+};
+
+struct OpenOptions {
+  // For the original layout, where mm_vision_tower is a hub name or nothing: the folder of the
+  // tower. Tensors that the checkpoint has itself win; then only the settings are read from here.
+  std::filesystem::path tower;
+  // Name of a built-in template or path of a JSON file; empty: the checkpoint's own, else "v1".
+  std::string chat_template;
+  // Check size and SHA-256 of every file listed in the manifest.
+  bool verify = true;
+};
+
+// `path`: a checkpoint folder, or <root>/<name> whose newest integer version is taken. All throw
+// std::runtime_error naming the path and all missing, surplus and misshapen tensors at once, or the
+// setting that is not supported; std::invalid_argument for an unknown chat template.
+TowerCheckpoint OpenTower(const std::filesystem::path& path, const OpenOptions& options = {});
+LanguageCheckpoint OpenLanguage(const std::filesystem::path& path, const OpenOptions& options = {});
+
+// Replaces the projector of `checkpoint` by that of a stage-1 `mm_projector.bin` folder or file
+// (names with any prefix before "mm_projector."; the type is read off the tensors). The digest
+// changes with it. Throws std::runtime_error if it does not fit tower or decoder.
+void OverlayProjector(LanguageCheckpoint& checkpoint, const std::filesystem::path& path);
+
+// Writes a checkpoint into the repository: <root>/<name>/<next version>/, atomically (temporary
+// folder, fsync, rename). Returns the new folder. `recipe`: free JSON that tells how it was made. A
+// checkpoint that was read from <root>/<name>/N becomes the parent version of what is published.
+// Throws std::invalid_argument for a bad name or recipe, std::runtime_error if writing fails.
+std::filesystem::path PublishTower(const TowerCheckpoint& checkpoint,
+                                   const std::filesystem::path& root, const std::string& name);
+std::filesystem::path PublishLanguage(const LanguageCheckpoint& checkpoint,
+                                      const std::filesystem::path& root, const std::string& name,
+                                      const std::string& recipe = "{}");
+
+}  // namespace llava

@@ -1,0 +1,123 @@
+#include "model/checkpoint/checkpoint_folder.h"
+
+#include <charconv>
+#include <stdexcept>
+
+#include "model/checkpoint/tensor_names.h"
+
+namespace llava {
+namespace {
+
+namespace fs = std::filesystem;
+
+[[noreturn]] void Fail(const fs::path& path, const std::string& what) {
+  throw std::runtime_error(path.string() + ": " + what);
+}
+
+fs::path Resolve(const fs::path& path) {
+  std::error_code error;
+  if (!fs::is_directory(path, error)) Fail(path, "is not a folder");
+  if (fs::exists(path / "manifest.json") || fs::exists(path / "config.json") ||
+      fs::exists(path / "adapter_config.json")) {
+    return path;
+  }
+  if (const auto version = NewestVersion(path)) return path / std::to_string(*version);
+  Fail(path, "is no checkpoint: it has neither manifest.json nor config.json nor a version folder");
+}
+
+Layout LayoutOf(const fs::path& path, const JsonObject& config) {
+  if (fs::exists(path / "manifest.json")) return Layout::kRepository;
+  const std::string type = config.Text("model_type", "");
+  if (type.starts_with("clip")) return Layout::kClip;
+  // Old original files have the model type "llava" too, but no nested settings.
+  if (config.Has("text_config") && config.Has("vision_config")) return Layout::kLlavaHf;
+  for (const char* key : {"mm_vision_tower", "mm_projector_type", "mm_hidden_size"}) {
+    if (config.Has(key)) return Layout::kOriginal;
+  }
+  config.Fail("model_type",
+              "is \"" + type + "\" and nothing in the file tells a LLaVA model or a CLIP tower");
+}
+
+}  // namespace
+
+const char* ToString(Layout layout) {
+  switch (layout) {
+    case Layout::kRepository:
+      return "repository";
+    case Layout::kLlavaHf:
+      return "llava-hf";
+    case Layout::kOriginal:
+      return "original LLaVA";
+    case Layout::kClip:
+      return "CLIP";
+  }
+  return "unknown";
+}
+
+std::optional<uint64_t> NewestVersion(const fs::path& model_folder) {
+  std::optional<uint64_t> newest;
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(model_folder, error)) {
+    const std::string name = entry.path().filename().string();
+    uint64_t version = 0;
+    const auto number = std::from_chars(name.data(), name.data() + name.size(), version);
+    const bool whole = number.ec == std::errc() && number.ptr == name.data() + name.size();
+    if (whole && version > 0 && name[0] != '0' && fs::exists(entry.path() / "manifest.json") &&
+        version > newest.value_or(0)) {
+      newest = version;
+    }
+  }
+  return newest;
+}
+
+std::string FolderName(const fs::path& path) {
+  const fs::path whole = fs::absolute(path).lexically_normal();
+  return (whole.has_filename() ? whole : whole.parent_path()).filename().string();
+}
+
+CheckpointFolder OpenCheckpointFolder(const fs::path& given, bool verify) {
+  const fs::path path = Resolve(given);
+  if (fs::exists(path / "adapter_config.json")) {
+    Fail(path,
+         "is a LoRA adapter; these are not supported yet: merge it into its base model first");
+  }
+  std::optional<Manifest> manifest;
+  if (fs::exists(path / "manifest.json")) {
+    manifest = Manifest::Read(path);
+    for (const char* name : {"config.json", "model.safetensors"}) {
+      if (!manifest->files.contains(name)) {
+        Fail(path, "its manifest does not list " + std::string(name));
+      }
+    }
+    if (verify) manifest->Verify(path);
+  }
+  JsonObject config = JsonObject::Read(path / "config.json");
+  const Layout layout = LayoutOf(path, config);
+  if (fs::exists(path / "mm_projector.bin") && !fs::exists(path / "model.safetensors") &&
+      !fs::exists(path / "pytorch_model.bin") &&
+      !fs::exists(path / "model.safetensors.index.json") &&
+      !fs::exists(path / "pytorch_model.bin.index.json")) {
+    Fail(path, "holds a projector only; open its base model and put this projector over it");
+  }
+  CheckpointFolder folder{path, layout, std::move(config), std::move(manifest), {}, {}};
+  const std::shared_ptr<const TensorFile> file = OpenTensorFolder(path);
+  for (const auto& [stored, info] : file->tensors()) {
+    TensorName name{TensorName::Part::kLanguage, stored};
+    if (layout == Layout::kRepository) {
+      if (folder.manifest->kind == Manifest::Kind::kTower) name.part = TensorName::Part::kTower;
+    } else {
+      name = layout == Layout::kClip ? FromClipName(stored) : FromLlavaName(stored);
+    }
+    try {
+      if (name.part == TensorName::Part::kTower) folder.tower.Add(name.canonical, file, stored);
+      if (name.part == TensorName::Part::kLanguage) {
+        folder.language.Add(name.canonical, file, stored);
+      }
+    } catch (const std::runtime_error& error) {
+      Fail(path, error.what());
+    }
+  }
+  return folder;
+}
+
+}  // namespace llava

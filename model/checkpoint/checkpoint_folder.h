@@ -1,0 +1,37 @@
+#pragma once
+
+#include <filesystem>
+#include <optional>
+
+#include "model/checkpoint/checkpoint.h"
+#include "model/checkpoint/json_object.h"
+#include "model/checkpoint/manifest.h"
+
+namespace llava {
+
+// What a folder is, told by its content.
+enum class Layout { kRepository, kLlavaHf, kOriginal, kClip };
+const char* ToString(Layout layout);  // "repository", "llava-hf", "original LLaVA", "CLIP"
+
+// An opened folder: settings read, tensors sorted into tower and language model under canonical
+// names, nothing checked against each other yet.
+struct CheckpointFolder {
+  std::filesystem::path path;
+  Layout layout;
+  JsonObject config;                 // config.json
+  std::optional<Manifest> manifest;  // kRepository
+  TensorSource tower, language;
+};
+
+// `path` itself if it is a checkpoint, else its newest version folder. Throws std::runtime_error if
+// there is neither, for LoRA folders and for layouts that are not known.
+// `verify`: compare the files of a repository version with its manifest.
+CheckpointFolder OpenCheckpointFolder(const std::filesystem::path& path, bool verify);
+
+// The largest version of <root>/<name> that has a manifest; nothing if there is none.
+std::optional<uint64_t> NewestVersion(const std::filesystem::path& model_folder);
+
+// Name of a folder for messages and for checkpoints without a name of their own.
+std::string FolderName(const std::filesystem::path& path);
+
+}  // namespace llava

@@ -1,0 +1,31 @@
+#pragma once
+
+// config.json and preprocessor_config.json of published checkpoints. Defaults of missing keys are
+// those of the programs that wrote the files (transformers, LLaVA). What we do not compute is
+// refused by the name of its key, never ignored.
+
+#include <filesystem>
+#include <optional>
+#include <string>
+
+#include "model/checkpoint/json_object.h"
+#include "model/config/model_config.h"
+
+namespace llava {
+
+// All throw std::runtime_error naming file and key; results are checked by CheckConfig.
+
+// llava-hf: nested text_config and vision_config. The image mode comes from
+// preprocessor_config.json
+// (`do_pad` of newer processors, else crop), if `folder` has one.
+LanguageConfig ReadHfLanguage(const JsonObject& config, const std::filesystem::path& folder,
+                              int64_t vision_width);
+// Original LLaVA: LLaMA's keys and mm_* beside each other.
+LanguageConfig ReadOriginalLanguage(const JsonObject& config);
+
+// A CLIP vision_config (or a config.json that is one), with preprocessor_config.json of `folder`.
+VisionConfig ReadClip(const JsonObject& vision, const std::filesystem::path& folder);
+// The towers that original checkpoints refer to by hub name; nothing for an unknown name.
+std::optional<VisionConfig> PublishedTower(const std::string& hub_name);
+
+}  // namespace llava

@@ -1,0 +1,155 @@
+#include "model/checkpoint/safetensors.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <nlohmann/json.hpp>
+#include <stdexcept>
+#include <tuple>
+#include <vector>
+
+#include "model/checkpoint/durable_file.h"
+
+namespace llava {
+namespace {
+
+using nlohmann::json;
+
+static_assert(std::endian::native == std::endian::little, "tensor files are little-endian");
+
+constexpr uint64_t kLengthBytes = 8;
+constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // the format's own limit
+
+uint64_t HeaderLength(std::span<const uint8_t> bytes) {
+  uint64_t length = 0;
+  if (bytes.size() >= kLengthBytes) std::memcpy(&length, bytes.data(), kLengthBytes);
+  return length;
+}
+
+// Checks one entry of the header; `data` is where the tensor bytes begin, `data_bytes` how many.
+MappedTensor ParseEntry(const json& entry, uint64_t data, uint64_t data_bytes) {
+  if (!entry.is_object()) throw std::runtime_error("its entry is not an object");
+  const std::string dtype_name = entry.at("dtype").get<std::string>();
+  const auto dtype = DtypeOf(dtype_name);
+  if (!dtype) throw std::runtime_error("its type " + dtype_name + " is not supported");
+  const json& shape_json = entry.at("shape");
+  const json& offsets = entry.at("data_offsets");
+  const auto is_size = [](const json& value) { return value.is_number_unsigned(); };
+  if (!shape_json.is_array() || !std::all_of(shape_json.begin(), shape_json.end(), is_size) ||
+      !offsets.is_array() || offsets.size() != 2 || !is_size(offsets[0]) || !is_size(offsets[1])) {
+    throw std::runtime_error("its shape or its data_offsets are not lists of sizes");
+  }
+  MappedTensor tensor{*dtype, shape_json.get<std::vector<int64_t>>(), {}, 0};
+  const auto begin = offsets[0].get<uint64_t>(), end = offsets[1].get<uint64_t>();
+  const size_t element = at::elementSize(*dtype);
+  const auto count = CountElements(tensor.shape, element);
+  if (begin > end || end > data_bytes) {
+    throw std::runtime_error("its bytes [" + std::to_string(begin) + ", " + std::to_string(end) +
+                             ") are not within the " + std::to_string(data_bytes) +
+                             " bytes of the file (cut off?)");
+  }
+  if (!count || static_cast<uint64_t>(*count) * element != end - begin) {
+    throw std::runtime_error("its shape " + ShapeText(tensor.shape) + " of " + dtype_name +
+                             " does not fill its " + std::to_string(end - begin) + " bytes");
+  }
+  tensor.offset = data + begin;
+  return tensor;
+}
+
+}  // namespace
+
+bool SafetensorsFile::Looks(const MappedFile& file) {
+  const auto bytes = file.bytes();
+  return bytes.size() > kLengthBytes && bytes[kLengthBytes] == '{' &&
+         HeaderLength(bytes) <= kMaxHeaderBytes;
+}
+
+SafetensorsFile::SafetensorsFile(std::shared_ptr<const MappedFile> file) : file_(std::move(file)) {
+  const std::string path = file_->path().string();
+  const auto fail = [&](const std::string& what) { throw std::runtime_error(path + ": " + what); };
+  const auto bytes = file_->bytes();
+  const uint64_t length = HeaderLength(bytes);
+  if (bytes.size() < kLengthBytes || length > bytes.size() - kLengthBytes) {
+    fail("is cut off: its header of " + std::to_string(length) + " bytes does not fit into " +
+         std::to_string(bytes.size()) + " bytes");
+  }
+  if (length > kMaxHeaderBytes) fail("its header has " + std::to_string(length) + " bytes");
+  const uint64_t data = kLengthBytes + length;
+  const uint64_t data_bytes = bytes.size() - data;
+  const char* text = reinterpret_cast<const char*>(bytes.data()) + kLengthBytes;
+  const json header = json::parse(text, text + length, nullptr, /*allow_exceptions=*/false);
+  if (!header.is_object()) fail("its header is not a JSON object");
+
+  std::vector<std::tuple<uint64_t, uint64_t, std::string>> ranges;
+  for (const auto& [name, entry] : header.items()) {
+    if (name == "__metadata__") continue;
+    try {
+      const MappedTensor tensor = ParseEntry(entry, data, data_bytes);
+      const uint64_t begin = tensor.offset - data;
+      ranges.emplace_back(begin, entry["data_offsets"][1].get<uint64_t>(), name);
+      infos_[name] = {tensor.dtype, tensor.shape};
+      places_[name] = tensor;
+    } catch (const json::exception&) {
+      fail("tensor \"" + name + "\": its entry lacks dtype, shape or data_offsets");
+    } catch (const std::runtime_error& error) {
+      fail("tensor \"" + name + "\": " + error.what());
+    }
+  }
+  std::sort(ranges.begin(), ranges.end());
+  uint64_t end = 0;
+  for (const auto& [begin, stop, name] : ranges) {
+    if (begin != end) {
+      fail("tensor \"" + name + "\": its bytes begin at " + std::to_string(begin) + ", " +
+           std::to_string(end) + " is expected (overlap, gap or a name given twice)");
+    }
+    end = stop;
+  }
+  if (end != data_bytes) {
+    fail("has " + std::to_string(data_bytes - end) + " bytes that belong to no tensor");
+  }
+}
+
+at::Tensor SafetensorsFile::Get(const std::string& name) const {
+  const auto place = places_.find(name);
+  if (place == places_.end()) {
+    throw std::out_of_range(file_->path().string() + ": has no tensor \"" + name + "\"");
+  }
+  return ViewMapped(file_, place->second);
+}
+
+void SaveSafetensors(const std::filesystem::path& path,
+                     const std::map<std::string, at::Tensor>& tensors,
+                     const std::map<std::string, std::string>& metadata) {
+  // Wide elements first: every tensor is aligned, as the format's own writer does it.
+  std::vector<std::pair<std::string, at::Tensor>> ordered;
+  for (const auto& [name, tensor] : tensors) {
+    ordered.emplace_back(name, tensor.detach().to(at::kCPU).contiguous());
+  }
+  std::stable_sort(ordered.begin(), ordered.end(), [](const auto& a, const auto& b) {
+    return a.second.element_size() > b.second.element_size();
+  });
+
+  json header = json::object();
+  if (!metadata.empty()) header["__metadata__"] = metadata;
+  std::vector<std::string_view> pieces(2);
+  uint64_t offset = 0;
+  for (const auto& [name, tensor] : ordered) {
+    if (!DtypeOf(DtypeName(tensor.scalar_type()))) {
+      throw std::runtime_error(path.string() + ": tensor \"" + name + "\" has the type " +
+                               DtypeName(tensor.scalar_type()) + ", which cannot be stored");
+    }
+    header[name] = {{"dtype", DtypeName(tensor.scalar_type())},
+                    {"shape", tensor.sizes().vec()},
+                    {"data_offsets", {offset, offset + tensor.nbytes()}}};
+    offset += tensor.nbytes();
+    pieces.emplace_back(static_cast<const char*>(tensor.const_data_ptr()), tensor.nbytes());
+  }
+  std::string text = header.dump();
+  text.resize((text.size() + 7) / 8 * 8, ' ');
+  const uint64_t length = text.size();
+  pieces[0] = {reinterpret_cast<const char*>(&length), kLengthBytes};
+  pieces[1] = text;
+  WriteDurably(path, pieces);
+}
+
+}  // namespace llava

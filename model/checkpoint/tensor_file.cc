@@ -1,0 +1,93 @@
+#include "model/checkpoint/tensor_file.h"
+
+#include <nlohmann/json.hpp>
+#include <stdexcept>
+
+#include "model/checkpoint/durable_file.h"
+#include "model/checkpoint/mapped_file.h"
+#include "model/checkpoint/safetensors.h"
+#include "model/checkpoint/torch_archive.h"
+
+namespace llava {
+namespace {
+
+using nlohmann::json;
+
+// The tensors that an index lists, each in the shard it names.
+class ShardedFile : public TensorFile {
+ public:
+  explicit ShardedFile(const std::filesystem::path& index) {
+    const json listing = json::parse(ReadSmallFile(index), nullptr, /*allow_exceptions=*/false);
+    if (!listing.is_object() || !listing.contains("weight_map") ||
+        !listing["weight_map"].is_object()) {
+      throw std::runtime_error(index.string() + ": has no object \"weight_map\"");
+    }
+    std::map<std::string, std::shared_ptr<const TensorFile>> shards;
+    std::string missing;
+    for (const auto& [name, value] : listing["weight_map"].items()) {
+      const std::string file = value.is_string() ? value.get<std::string>() : "";
+      if (file.empty() || std::filesystem::path(file).filename() != file || file == "..") {
+        throw std::runtime_error(index.string() + ": \"" + name +
+                                 "\" is not in a file of the folder");
+      }
+      auto& shard = shards[file];
+      if (!shard) shard = TensorFile::Open(index.parent_path() / file);
+      const auto info = shard->tensors().find(name);
+      if (info == shard->tensors().end()) {
+        missing += (missing.empty() ? " " : ", ") + name + " in " + file;
+        continue;
+      }
+      infos_[name] = info->second;
+      places_[name] = shard;
+    }
+    if (!missing.empty()) {
+      throw std::runtime_error(index.string() +
+                               ": these tensors are listed but missing:" + missing);
+    }
+  }
+
+  const std::map<std::string, TensorInfo>& tensors() const override { return infos_; }
+  at::Tensor Get(const std::string& name) const override {
+    const auto place = places_.find(name);
+    if (place == places_.end()) throw std::out_of_range("no shard has a tensor \"" + name + "\"");
+    return place->second->Get(name);
+  }
+
+ private:
+  std::map<std::string, TensorInfo> infos_;
+  std::map<std::string, std::shared_ptr<const TensorFile>> places_;
+};
+
+}  // namespace
+
+std::unique_ptr<TensorFile> TensorFile::Open(const std::filesystem::path& path) {
+  auto file = std::make_shared<const MappedFile>(path);
+  if (TorchArchive::Looks(*file)) return std::make_unique<TorchArchive>(std::move(file));
+  if (SafetensorsFile::Looks(*file)) return std::make_unique<SafetensorsFile>(std::move(file));
+  const auto bytes = file->bytes();
+  std::string what = "is neither a safetensors file nor a torch.save archive";
+  if (bytes.empty()) {
+    what = "is empty";
+  } else if (bytes[0] == 0x80) {
+    what = "is a bare pickle of PyTorch before 1.6; load and save it again with a newer PyTorch";
+  } else if (std::string_view(reinterpret_cast<const char*>(bytes.data()),
+                              std::min<size_t>(bytes.size(), 40))
+                 .starts_with("version https://git-lfs")) {
+    what = "is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`";
+  }
+  throw std::runtime_error(path.string() + ": " + what);
+}
+
+std::unique_ptr<TensorFile> OpenTensorFolder(const std::filesystem::path& folder) {
+  for (const char* name : {"model.safetensors", "pytorch_model.bin"}) {
+    const auto index = folder / (std::string(name) + ".index.json");
+    if (std::filesystem::exists(index)) return std::make_unique<ShardedFile>(index);
+    if (std::filesystem::exists(folder / name)) return TensorFile::Open(folder / name);
+  }
+  throw std::runtime_error(
+      folder.string() +
+      ": has no tensors (model.safetensors or pytorch_model.bin, alone or with "
+      "an .index.json)");
+}
+
+}  // namespace llava

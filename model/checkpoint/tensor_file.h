@@ -1,0 +1,45 @@
+#pragma once
+
+// Tensors on disk: safetensors and torch.save archives behind one reader.
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+namespace llava {
+
+struct TensorInfo {
+  at::ScalarType dtype;
+  std::vector<int64_t> shape;
+};
+
+// A file of named tensors. Const after opening, thread-safe.
+class TensorFile {
+ public:
+  virtual ~TensorFile() = default;
+  virtual const std::map<std::string, TensorInfo>& tensors() const = 0;
+  // A CPU tensor; may share memory with the mapped file as long as this object lives, so callers
+  // that keep it clone it. Throws std::out_of_range for an unknown name.
+  virtual at::Tensor Get(const std::string& name) const = 0;
+
+  // By content: safetensors header, or the zip of torch.save. Pickles are read by a small
+  // interpreter that knows tensors, dictionaries and numbers and refuses everything else: nothing
+  // in a file is ever executed. Throws std::runtime_error naming the file and what is wrong.
+  static std::unique_ptr<TensorFile> Open(const std::filesystem::path& path);
+};
+
+// All tensor files of a folder as one: a *.index.json's shards, else model.safetensors, else
+// pytorch_model.bin. Throws if a listed shard or tensor is missing.
+std::unique_ptr<TensorFile> OpenTensorFolder(const std::filesystem::path& folder);
+
+// Writes a safetensors file: temporary name, fsync, rename.
+void SaveSafetensors(const std::filesystem::path& path,
+                     const std::map<std::string, at::Tensor>& tensors,
+                     const std::map<std::string, std::string>& metadata = {});
+
+}  // namespace llava

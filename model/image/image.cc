@@ -1,0 +1,236 @@
+#include "model/image/image.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <stdexcept>
+#include <string>
+
+namespace llava {
+namespace {
+
+constexpr int kPrecisionBits = 32 - 8 - 2;  // of a weight: 8 bits of value, 2 of overshoot and sign
+constexpr double kSupport = 2.0;            // of the cubic kernel, in source pixels when enlarging
+
+double Cubic(double x) {
+  constexpr double a = -0.5;
+  x = std::abs(x);
+  if (x < 1.0) return ((a + 2.0) * x - (a + 3.0)) * x * x + 1;
+  if (x < 2.0) return (((x - 5) * x + 8) * x - 4) * a;
+  return 0.0;
+}
+
+// A picture's extent along one axis, on a line of `length` pixels that may be longer than it.
+struct Axis {
+  int length;
+  int offset;   // first pixel of the picture
+  int picture;  // pixels of the picture
+};
+
+// One output position: the picture's pixels [first, first + weights.size()) and all that falls on
+// the margin, which has one colour.
+struct Taps {
+  int first = 0;
+  std::vector<int32_t> weights;
+  int32_t margin = 0;
+};
+
+// Weights of the output positions [begin, begin + count) of an axis drawn with `out` pixels.
+std::vector<Taps> MakeTaps(const Axis& axis, int out, int begin, int count) {
+  const double scale = static_cast<double>(axis.length) / out;
+  const double filter_scale = std::max(scale, 1.0);
+  const double support = kSupport * filter_scale;
+  const double step = 1.0 / filter_scale;
+  std::vector<Taps> all(count);
+  std::vector<double> exact;
+  for (int i = 0; i < count; ++i) {
+    const double center = (begin + i + 0.5) * scale;
+    const int first = std::max(static_cast<int>(center - support + 0.5), 0);
+    const int last = std::min(static_cast<int>(center + support + 0.5), axis.length);
+    exact.resize(last - first);
+    double sum = 0;
+    for (int x = first; x < last; ++x) {
+      exact[x - first] = Cubic((x - center + 0.5) * step);
+      sum += exact[x - first];
+    }
+    Taps& taps = all[i];
+    taps.first = std::max(first - axis.offset, 0);
+    for (int x = first; x < last; ++x) {
+      const double share = sum == 0 ? exact[x - first] : exact[x - first] / sum;
+      const double scaled = share * (1 << kPrecisionBits);
+      const auto weight = static_cast<int32_t>(scaled < 0 ? scaled - 0.5 : scaled + 0.5);
+      if (x >= axis.offset && x < axis.offset + axis.picture) {
+        taps.weights.push_back(weight);
+      } else {
+        taps.margin += weight;
+      }
+    }
+  }
+  return all;
+}
+
+uint8_t ToByte(int32_t sum) {
+  return static_cast<uint8_t>(std::clamp(sum >> kPrecisionBits, 0, 255));
+}
+
+constexpr int32_t kHalf = 1 << (kPrecisionBits - 1);
+
+using Colour = std::array<uint8_t, 3>;
+
+// A picture on a larger canvas of one colour. The canvas is never stored: a sliver of 1 x 30000
+// pixels must not cost 30000 x 30000.
+struct Canvas {
+  const Image& image;
+  Axis x, y;
+  Colour fill;
+};
+
+void CheckImage(const Image& image) {
+  if (image.width < 1 || image.height < 1 ||
+      image.rgb.size() != static_cast<size_t>(image.width) * image.height * 3) {
+    throw std::invalid_argument("picture of " + std::to_string(image.width) + " x " +
+                                std::to_string(image.height) + " pixels holds " +
+                                std::to_string(image.rgb.size()) + " bytes");
+  }
+}
+
+void CheckSide(int64_t side) {
+  if (side < 1 || side > INT32_MAX) {
+    throw std::invalid_argument("cannot resize to a side of " + std::to_string(side) + " pixels");
+  }
+}
+
+Canvas Whole(const Image& image) {
+  return {image, {image.width, 0, image.width}, {image.height, 0, image.height}, {}};
+}
+
+// What part of the resized picture is wanted.
+struct Window {
+  int x, y, width, height;
+};
+
+// The part `window` of the canvas drawn as full_width x full_height: horizontal pass, 8-bit
+// rounding, vertical pass, 8-bit rounding. Only what the window needs is computed. (Pillow skips a
+// pass that keeps the size; its weights would be 0, 1, 0, 0 anyway.)
+Image ResizeWindow(const Canvas& canvas, int full_width, int full_height, const Window& window) {
+  const std::vector<Taps> horizontal = MakeTaps(canvas.x, full_width, window.x, window.width);
+  const std::vector<Taps> vertical = MakeTaps(canvas.y, full_height, window.y, window.height);
+  int first_row = canvas.y.picture, last_row = 0;
+  for (const Taps& taps : vertical) {
+    if (taps.weights.empty()) continue;
+    first_row = std::min(first_row, taps.first);
+    last_row = std::max(last_row, taps.first + static_cast<int>(taps.weights.size()));
+  }
+
+  const size_t line = static_cast<size_t>(window.width) * 3;
+  const size_t source_line = static_cast<size_t>(canvas.image.width) * 3;
+  std::vector<uint8_t> middle(line * std::max(last_row - first_row, 0));
+  uint8_t* out = middle.data();
+  for (int y = first_row; y < last_row; ++y) {
+    for (const Taps& taps : horizontal) {
+      int32_t sum[3];
+      for (int c = 0; c < 3; ++c) sum[c] = kHalf + canvas.fill[c] * taps.margin;
+      const uint8_t* pixel = &canvas.image.rgb[y * source_line] + size_t{3} * taps.first;
+      for (const int32_t weight : taps.weights) {
+        for (int c = 0; c < 3; ++c) sum[c] += pixel[c] * weight;
+        pixel += 3;
+      }
+      for (const int32_t value : sum) *out++ = ToByte(value);
+    }
+  }
+
+  // A row of nothing but margin keeps its colour through the horizontal pass.
+  Image result{window.width, window.height, std::vector<uint8_t>(line * window.height)};
+  std::vector<int32_t> sums(line);
+  for (int y = 0; y < window.height; ++y) {
+    const Taps& taps = vertical[y];
+    for (size_t i = 0; i < line; ++i) sums[i] = kHalf + canvas.fill[i % 3] * taps.margin;
+    for (size_t k = 0; k < taps.weights.size(); ++k) {
+      const int32_t weight = taps.weights[k];
+      const uint8_t* row = &middle[(taps.first - first_row + k) * line];
+      for (size_t i = 0; i < line; ++i) sums[i] += row[i] * weight;
+    }
+    std::transform(sums.begin(), sums.end(), &result.rgb[y * line], ToByte);
+  }
+  return result;
+}
+
+Image CropCanvas(const Canvas& canvas, int size) {
+  CheckSide(size);
+  const int canvas_width = canvas.x.length, canvas_height = canvas.y.length;
+  const int64_t shorter = std::min(canvas_width, canvas_height);
+  const int64_t longer = int64_t{size} * std::max(canvas_width, canvas_height) / shorter;
+  CheckSide(longer);
+  const int width = canvas_width <= canvas_height ? size : static_cast<int>(longer);
+  const int height = canvas_width <= canvas_height ? static_cast<int>(longer) : size;
+  return ResizeWindow(canvas, width, height, {(width - size) / 2, (height - size) / 2, size, size});
+}
+
+Canvas SquareCanvas(const Image& image, const std::array<float, 3>& mean) {
+  Colour fill;
+  for (int c = 0; c < 3; ++c) fill[c] = static_cast<uint8_t>(255.0 * mean[c]);
+  const int side = std::max(image.width, image.height);
+  return {image,
+          {side, (side - image.width) / 2, image.width},
+          {side, (side - image.height) / 2, image.height},
+          fill};
+}
+
+}  // namespace
+
+Image ResizeBicubic(const Image& image, int width, int height) {
+  CheckImage(image);
+  CheckSide(width);
+  CheckSide(height);
+  return ResizeWindow(Whole(image), width, height, {0, 0, width, height});
+}
+
+Image ResizeAndCrop(const Image& image, int size) {
+  CheckImage(image);
+  return CropCanvas(Whole(image), size);
+}
+
+Image PadToSquare(const Image& image, const std::array<float, 3>& mean) {
+  CheckImage(image);
+  const Canvas canvas = SquareCanvas(image, mean);
+  const size_t line = static_cast<size_t>(canvas.x.length) * 3;
+  Image square{canvas.x.length, canvas.y.length, std::vector<uint8_t>(line * canvas.y.length)};
+  for (size_t i = 0; i < square.rgb.size(); i += 3) {
+    std::copy(canvas.fill.begin(), canvas.fill.end(), &square.rgb[i]);
+  }
+  for (int y = 0; y < image.height; ++y) {
+    const uint8_t* row = &image.rgb[static_cast<size_t>(y) * image.width * 3];
+    std::copy(row, row + static_cast<size_t>(image.width) * 3,
+              &square.rgb[(canvas.y.offset + y) * line + size_t{3} * canvas.x.offset]);
+  }
+  return square;
+}
+
+Image FitToTower(const Image& image, ImageMode mode, const PreprocessConfig& config) {
+  CheckImage(image);
+  const int size = static_cast<int>(config.image_size);
+  return CropCanvas(mode == ImageMode::kPad ? SquareCanvas(image, config.mean) : Whole(image),
+                    size);
+}
+
+std::vector<float> NormalizePixels(const Image& fitted, const PreprocessConfig& config) {
+  CheckImage(fitted);
+  const int64_t side = config.image_size;
+  if (fitted.width != side || fitted.height != side) {
+    throw std::invalid_argument("picture of " + std::to_string(fitted.width) + " x " +
+                                std::to_string(fitted.height) + " pixels is not fitted to " +
+                                std::to_string(side) + " x " + std::to_string(side));
+  }
+  const size_t plane = static_cast<size_t>(side) * side;
+  std::vector<float> pixels(3 * plane);
+  for (size_t c = 0; c < 3; ++c) {
+    std::array<float, 256> value;
+    for (int v = 0; v < 256; ++v) {
+      value[v] = static_cast<float>((v / 255.0 - config.mean[c]) / config.std[c]);
+    }
+    for (size_t i = 0; i < plane; ++i) pixels[c * plane + i] = value[fitted.rgb[i * 3 + c]];
+  }
+  return pixels;
+}
+
+}  // namespace llava

@@ -1,0 +1,89 @@
+#include <iostream>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <stdexcept>
+
+#include "model/checkpoint/checkpoint.h"
+#include "model/checkpoint/checkpoint_folder.h"
+#include "model/tools/commands.h"
+
+namespace llava {
+namespace {
+
+namespace fs = std::filesystem;
+
+// The version folder of a tower with this digest, if the repository has one.
+std::optional<fs::path> FindTower(const fs::path& repository, const Sha256Digest& digest) {
+  std::error_code none_yet;
+  for (const auto& model : fs::directory_iterator(repository, none_yet)) {
+    if (!model.is_directory()) continue;
+    for (const auto& version : fs::directory_iterator(model.path())) {
+      const bool draft = version.path().filename().string().starts_with(".");
+      if (draft || !fs::exists(version.path() / "manifest.json")) continue;
+      const Manifest manifest = Manifest::Read(version.path());
+      if (manifest.kind == Manifest::Kind::kTower && manifest.tower_digest == digest) {
+        return version.path();
+      }
+    }
+  }
+  return std::nullopt;
+}
+
+void ImportTower(const TowerCheckpoint& tower, const fs::path& repository,
+                 const std::string& name) {
+  if (const auto present = FindTower(repository, tower.digest)) {
+    std::cout << "tower    " << present->string() << " (already there)\n";
+    return;
+  }
+  std::cout << "tower    " << PublishTower(tower, repository, name).string() << "\n";
+}
+
+}  // namespace
+
+void RunImport(const ImportCommand& command) {
+  // Every file is checked here, once.
+  const CheckpointFolder folder = OpenCheckpointFolder(command.source, /*verify=*/true);
+  const bool tower_only = folder.layout == Layout::kClip ||
+                          (folder.manifest && folder.manifest->kind == Manifest::Kind::kTower);
+  if (tower_only) {
+    if (!command.projector.empty() || !command.chat_template.empty() || !command.tower.empty() ||
+        !command.tower_name.empty()) {
+      throw std::runtime_error(folder.path.string() +
+                               ": is a vision tower: --projector, --chat-template, --tower and "
+                               "--tower-name do not apply to it");
+    }
+    const OpenOptions checked{{}, "", /*verify=*/false};
+    ImportTower(OpenTower(folder.path, checked), command.repository, command.name);
+    return;
+  }
+
+  const OpenOptions options{folder.manifest ? fs::path() : command.tower, command.chat_template,
+                            /*verify=*/false};
+  LanguageCheckpoint language = OpenLanguage(folder.path, options);
+  if (!command.projector.empty()) OverlayProjector(language, command.projector);
+
+  // A language version of a repository comes without its tower.
+  if (!folder.manifest || !command.tower.empty()) {
+    const TowerCheckpoint tower =
+        folder.manifest ? OpenTower(command.tower) : OpenTower(folder.path, options);
+    if (tower.digest != language.tower_digest) {
+      throw std::runtime_error(command.tower.string() +
+                               ": is not the tower of this model: digest " + ToHex(tower.digest) +
+                               ", expected " + ToHex(language.tower_digest));
+    }
+    ImportTower(tower, command.repository,
+                command.tower_name.empty() ? command.name + "-tower" : command.tower_name);
+  } else if (!FindTower(command.repository, language.tower_digest)) {
+    throw std::runtime_error(command.repository.string() + ": has no tower with the digest " +
+                             ToHex(language.tower_digest) +
+                             ", which this model needs; name its folder with --tower");
+  }
+  nlohmann::json recipe = {{"imported_from", ToString(folder.layout)},
+                           {"source", FolderName(folder.path)}};
+  if (!command.projector.empty()) recipe["projector"] = FolderName(command.projector);
+  std::cout << "language "
+            << PublishLanguage(language, command.repository, command.name, recipe.dump()).string()
+            << "\n";
+}
+
+}  // namespace llava

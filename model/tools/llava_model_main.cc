@@ -1,0 +1,82 @@
+// llava-model: imports, checks and describes checkpoints. Exit codes: 0 done, 1 failed, 2 wrong
+// command line.
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <exception>
+#include <iostream>
+#include <string>
+
+#include "model/tools/commands.h"
+
+namespace {
+
+int Complain(std::string what, int code) {
+  std::replace(what.begin(), what.end(), '\n', ' ');
+  std::cerr << "llava-model: " << what << "\n";
+  return code;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Imports, checks and describes LLaVA checkpoints", "llava-model");
+  app.set_version_flag("--version", std::string("llava-model ") + LLAVA_VERSION);
+  app.require_subcommand(1);
+
+  llava::ImportCommand import;
+  auto* import_app = app.add_subcommand(
+      "import",
+      "Publish a checkpoint (llava-hf, original LLaVA, CLIP tower, repository version) as "
+      "new versions of a model repository");
+  import_app->add_option("SRC", import.source, "Folder of the checkpoint")->required();
+  import_app->add_option("--repository", import.repository, "Root of the model repository")
+      ->required();
+  import_app->add_option("--name", import.name, "Name of the published model")->required();
+  import_app->add_option("--tower-name", import.tower_name,
+                         "Name of the published tower (default: NAME-tower)");
+  import_app->add_option("--tower", import.tower,
+                         "Folder of the vision tower, if SRC does not hold it");
+  import_app->add_option(
+      "--chat-template", import.chat_template,
+      "Built-in chat template or JSON file (default: the checkpoint's, else v1)");
+  import_app->add_option("--projector", import.projector,
+                         "mm_projector.bin, or its folder, to put over the checkpoint's projector");
+  import_app->callback([&] { llava::RunImport(import); });
+
+  llava::VerifyCommand verify;
+  auto* verify_app = app.add_subcommand(
+      "verify",
+      "Check tensors against the configuration, and files and digests against the manifest");
+  verify_app
+      ->add_option("PATH", verify.path, "Checkpoint folder, or ROOT/NAME for its newest version")
+      ->required();
+  verify_app->add_option("--tower", verify.tower, "Folder of the vision tower");
+  verify_app->callback([&] { llava::RunVerify(verify); });
+
+  llava::InspectCommand inspect;
+  auto* inspect_app = app.add_subcommand("inspect", "Describe a checkpoint");
+  inspect_app->add_option("PATH", inspect.path, "Checkpoint folder, or ROOT/NAME")->required();
+  inspect_app->add_option("--tower", inspect.tower, "Folder of the vision tower");
+  inspect_app->add_flag("--json", inspect.json, "Print JSON");
+  inspect_app->callback([&] { llava::RunInspect(inspect); });
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::CallForHelp& call) {
+    return app.exit(call);
+  } catch (const CLI::CallForAllHelp& call) {
+    return app.exit(call);
+  } catch (const CLI::CallForVersion& call) {
+    return app.exit(call);
+  } catch (const CLI::ParseError& error) {
+    // CLI11 looks for missing arguments first; a mistyped flag is the likelier cause.
+    for (const std::string& rest : app.remaining(/*recurse=*/true)) {
+      if (rest.starts_with("-")) return Complain("unknown option " + rest + " (see --help)", 2);
+    }
+    return Complain(std::string(error.what()) + " (see --help)", 2);
+  } catch (const std::exception& error) {
+    return Complain(error.what(), 1);
+  }
+  return 0;
+}

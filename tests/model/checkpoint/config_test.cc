@@ -1,0 +1,192 @@
+// What the settings of a checkpoint may say, and how what is not supported is refused.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "model/checkpoint/checkpoint.h"
+#include "model/checkpoint/config_json.h"
+#include "model/checkpoint/foreign_config.h"
+#include "tests/model/checkpoint/folders.h"
+
+namespace llava {
+namespace {
+
+using nlohmann::json;
+using testing::AllOf;
+using testing::HasSubstr;
+
+// One setting changed; the error has to name it.
+struct Change {
+  const char* pointer;  // JSON pointer; null removes the key
+  json value;
+  const char* error;
+};
+
+void ExpectRefusals(const char* fixture, const char* file, const std::vector<Change>& changes) {
+  const TempFolder folder;
+  const auto tower = folder.CopyOf("clip-tower");
+  const auto path = folder.CopyOf(fixture);
+  const std::string original = ReadBytes(path / file);
+  ASSERT_EQ(ErrorOf([&] { OpenLanguage(path); }), "");
+  for (const auto& [pointer, value, error] : changes) {
+    json settings = json::parse(original);
+    settings[json::json_pointer(pointer)] = value;
+    WriteBytes(path / file, settings.dump());
+    EXPECT_THAT(ErrorOf([&] { OpenLanguage(path); }), HasSubstr(error))
+        << pointer << " = " << value.dump();
+  }
+  WriteBytes(path / file, original);
+}
+
+TEST(CheckpointConfigTest, RefusesOriginalSettingsByName) {
+  ExpectRefusals("orig-f32", "config.json",
+                 {{"/model_type", "llava_mpt", "model_type"},
+                  {"/mm_projector_type", "qformer", "unknown projector type \"qformer\""},
+                  {"/mm_projector_type", "mlp99x_gelu", "mlp99x_gelu"},
+                  {"/mm_projector_type", "mlp3x_gelu", "missing: model.mm_projector.4.bias"},
+                  {"/image_aspect_ratio", "anyres", "image_aspect_ratio"},
+                  {"/mm_patch_merge_type", "spatial_unpad", "mm_patch_merge_type"},
+                  {"/s2", true, "\"s2\""},
+                  {"/mm_use_im_start_end", true, "mm_use_im_start_end"},
+                  {"/mm_vision_select_layer", nullptr, "mm_vision_select_layer"},
+                  {"/mm_vision_select_layer", 99, "vision layer 99"},
+                  {"/mm_vision_select_layer", -99, "vision layer -99"},
+                  {"/mm_vision_select_feature", "cls", "mm_vision_select_feature"},
+                  {"/mm_hidden_size", 7, "7 values a patch"},
+                  {"/mm_vision_tower", "someone/else", "--tower"},
+                  {"/mm_vision_tower", ".", "is no CLIP folder"},
+                  {"/hidden_act", "gelu", "hidden_act"},
+                  {"/attention_bias", true, "attention_bias"},
+                  {"/mlp_bias", true, "mlp_bias"},
+                  {"/rope_scaling", {{"type", "linear"}, {"factor", 2.0}}, "rope_scaling"},
+                  {"/rope_parameters", {{"rope_type", "yarn"}}, "rope_type"},
+                  {"/quantization_config", {{"bits", 4}}, "quantization_config"},
+                  {"/num_attention_heads", 7, "num_attention_heads"},
+                  {"/num_attention_heads", 0, "num_attention_heads"},
+                  {"/num_key_value_heads", 4, "key/value heads"},
+                  {"/num_hidden_layers", 0, "number of layers"},
+                  {"/intermediate_size", -1, "inner size"},
+                  {"/hidden_size", "big", "hidden_size"},
+                  {"/vocab_size", 1, "vocabulary"},
+                  {"/rms_norm_eps", 0, "rms_norm_eps"},
+                  {"/eos_token_id", json::array({2, 3}), "eos_token_id"},
+                  {"/eos_token_id", 1 << 20, "outside the vocabulary"}});
+}
+
+TEST(CheckpointConfigTest, RefusesNestedSettingsByName) {
+  ExpectRefusals("tiny-llava", "config.json",
+                 {{"/model_type", "llava_next", "model_type"},
+                  {"/text_config/model_type", "mistral", "text_config: \"model_type\""},
+                  {"/text_config/head_dim", 3, "head size"},
+                  {"/text_config/rope_scaling", {{"factor", 2}}, "rope_scaling"},
+                  {"/projector_hidden_act", "relu", "projector_hidden_act"},
+                  {"/multimodal_projector_bias", false, "multimodal_projector_bias"},
+                  {"/vision_feature_layer", json::array({-2, -1}), "vision_feature_layer"},
+                  {"/vision_feature_select_strategy", "cls", "vision_feature_select_strategy"},
+                  {"/vision_config/model_type", "siglip_vision_model", "siglip"},
+                  {"/vision_config/hidden_act", "silu", "hidden_act"},
+                  {"/vision_config/num_attention_heads", 7, "not a multiple"},
+                  {"/vision_config/num_channels", 1, "colour channels"},
+                  {"/vision_config/layer_norm_eps", -1, "layer_norm_eps"},
+                  {"/image_token_index", 5, "image_token_index"}});
+  ExpectRefusals("tiny-llava", "preprocessor_config.json",
+                 {{"/resample", 2, "resample"},
+                  {"/do_center_crop", false, "do_center_crop"},
+                  {"/rescale_factor", 1.0, "rescale_factor"},
+                  {"/crop_size", {{"height", 30}, {"width", 31}}, "not square"},
+                  {"/crop_size", 10, "\"size\""},
+                  {"/image_mean", json::array({1, 2}), "image_mean"},
+                  {"/image_std", json::array({0, 1, 1}), "image std"}});
+}
+
+TEST(CheckpointConfigTest, ReadsWhatOtherWritersMean) {
+  const TempFolder folder;
+  const auto path = folder.CopyOf("tiny-llava");
+  const LanguageConfig before = OpenLanguage(path).config;
+  EXPECT_EQ(before.features.image_mode, ImageMode::kCrop);
+  EXPECT_EQ(before.features.select_feature, SelectFeature::kPatch);
+  EditJson(path / "config.json", [](json& config) {
+    auto& text = config["text_config"];
+    text["rope_parameters"] = {{"rope_type", "default"}, {"rope_theta", 5e5}};
+    text.erase("rope_theta");
+    text["eos_token_id"] = json::array({2});
+    config["vision_feature_select_strategy"] = "full";
+  });
+  EditJson(path / "preprocessor_config.json", [](json& config) {
+    config["do_pad"] = true;
+    config["crop_size"] = config["crop_size"]["height"];
+    config["size"] = config["size"]["shortest_edge"];
+  });
+  const LanguageConfig after = OpenLanguage(path).config;
+  EXPECT_EQ(after.decoder.rope_theta, 5e5);
+  EXPECT_EQ(after.decoder.eos_token_id, 2);
+  EXPECT_EQ(after.features.select_feature, SelectFeature::kClsPatch);
+  EXPECT_EQ(after.features.image_mode, ImageMode::kPad);
+}
+
+// llava-hf/llava-1.5-7b-hf leaves out whatever is transformers' default.
+TEST(CheckpointConfigTest, FillsInTransformersDefaults) {
+  const TempFolder folder;
+  const JsonObject config(json::parse(R"({"model_type": "llava", "image_token_index": 32000,
+    "text_config": {"model_type": "llama", "max_position_embeddings": 4096, "rms_norm_eps": 1e-05,
+    "vocab_size": 32064}})"),
+                          "config.json");
+  const LanguageConfig language = ReadHfLanguage(config, folder.path(), 1024);
+  EXPECT_EQ(language.decoder.hidden_size, 4096);
+  EXPECT_EQ(language.decoder.intermediate_size, 11008);
+  EXPECT_EQ(language.decoder.num_kv_heads, 32);
+  EXPECT_EQ(language.decoder.head_dim, 128);
+  EXPECT_FALSE(language.decoder.tie_word_embeddings);
+  EXPECT_NO_THROW(CheckConfig(language, "x"));
+  const auto tower = PublishedTower("openai/clip-vit-large-patch14");
+  ASSERT_TRUE(tower.has_value());
+  EXPECT_EQ(tower->num_patches(), 256);
+  EXPECT_EQ(PublishedTower("openai/clip-vit-large-patch14-336")->num_patches(), 576);
+}
+
+TEST(CheckpointConfigTest, OwnSchemaIsExact) {
+  VisionConfig vision;
+  vision.layer_norm_eps = 1.0 / 3;
+  vision.activation = Activation::kGelu;
+  vision.preprocess.mean = {0.1f, 1.0f / 3, 0.48145466f};
+  const json written = ToJson(vision);
+  const VisionConfig read = ReadVisionConfig(JsonObject(json::parse(written.dump()), "x"));
+  EXPECT_EQ(ToJson(read), written);
+  EXPECT_EQ(read.preprocess.mean, vision.preprocess.mean);
+  EXPECT_EQ(read.layer_norm_eps, vision.layer_norm_eps);
+
+  LanguageConfig language;
+  language.decoder.rope_theta = 1e6 / 7;
+  language.decoder.tie_word_embeddings = true;
+  language.projector.depth = 1;
+  language.features = {ImageMode::kCrop, 3, SelectFeature::kClsPatch};
+  const json text = ToJson(language, 577);
+  int64_t patches = 0;
+  const LanguageConfig again =
+      ReadLanguageConfig(JsonObject(json::parse(text.dump()), "x"), patches);
+  EXPECT_EQ(patches, 577);
+  EXPECT_EQ(ToJson(again, patches), text);
+
+  json missing = text;
+  missing["decoder"].erase("rope_theta");
+  EXPECT_THAT(ErrorOf([&] { ReadLanguageConfig(JsonObject(missing, "c.json"), patches); }),
+              AllOf(HasSubstr("c.json"), HasSubstr("rope_theta")));
+  json newer = written;
+  newer["format_version"] = 9;
+  EXPECT_THAT(ErrorOf([&] { ReadVisionConfig(JsonObject(newer, "c.json")); }),
+              HasSubstr("format_version"));
+}
+
+TEST(ProjectorConfigTest, TypeAndDepthAgree) {
+  for (const char* type : {"linear", "mlp2x_gelu", "mlp3x_gelu", "mlp16x_gelu"}) {
+    EXPECT_EQ((ProjectorConfig{ProjectorConfig::DepthOf(type), 1, 1}.type()), type);
+  }
+  EXPECT_EQ(ProjectorConfig::DepthOf("mlp1x_gelu"), 1);
+  for (const char* type : {"", "mlp", "mlpx_gelu", "mlp0x_gelu", "mlp-1x_gelu", "mlp2x_gelu ",
+                           "mlp2x_relu", "mlp99999999999999999999x_gelu", "identity", "Linear"}) {
+    EXPECT_THROW(ProjectorConfig::DepthOf(type), std::invalid_argument) << type;
+  }
+}
+
+}  // namespace
+}  // namespace llava

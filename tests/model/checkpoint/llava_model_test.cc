@@ -1,0 +1,134 @@
+// The program llava-model as its users meet it.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <cstdio>
+
+#include "model/checkpoint/checkpoint.h"
+#include "tests/model/checkpoint/folders.h"
+
+namespace llava {
+namespace {
+
+using nlohmann::json;
+using testing::AllOf;
+using testing::HasSubstr;
+using testing::StartsWith;
+
+struct Outcome {
+  int code;
+  std::string output, error;
+};
+
+Outcome LlavaModel(const std::string& arguments) {
+  const TempFolder folder;
+  const std::string error = (folder.path() / "stderr").string();
+  FILE* pipe = popen((LLAVA_MODEL " " + arguments + " 2>" + error).c_str(), "r");
+  Outcome run;
+  char buffer[4096];
+  while (const size_t size = std::fread(buffer, 1, sizeof buffer, pipe)) {
+    run.output.append(buffer, size);
+  }
+  run.code = WEXITSTATUS(pclose(pipe));
+  run.error = ReadBytes(error);
+  return run;
+}
+
+void ExpectOneLine(const Outcome& run, int code, const std::string& what) {
+  EXPECT_EQ(run.code, code);
+  EXPECT_THAT(run.error, AllOf(StartsWith("llava-model: "), HasSubstr(what)));
+  EXPECT_EQ(std::count(run.error.begin(), run.error.end(), '\n'), 1) << run.error;
+  EXPECT_EQ(run.output, "");
+}
+
+TEST(LlavaModelTest, HelpAndVersion) {
+  const Outcome help = LlavaModel("--help");
+  EXPECT_EQ(help.code, 0);
+  EXPECT_THAT(help.output, AllOf(HasSubstr("import"), HasSubstr("verify"), HasSubstr("inspect")));
+  EXPECT_THAT(LlavaModel("import --help").output, HasSubstr("--chat-template"));
+  EXPECT_THAT(LlavaModel("--version").output, StartsWith("llava-model "));
+}
+
+TEST(LlavaModelTest, WrongCommandLinesAreTwo) {
+  ExpectOneLine(LlavaModel(""), 2, "subcommand");
+  ExpectOneLine(LlavaModel("--frobnicate"), 2, "--frobnicate");
+  ExpectOneLine(LlavaModel("import --frobnicate"), 2, "--frobnicate");
+  ExpectOneLine(LlavaModel("inspect x --frobnicate"), 2, "--frobnicate");
+  ExpectOneLine(LlavaModel("import x --name m"), 2, "--repository");
+  ExpectOneLine(LlavaModel("inspect"), 2, "PATH");
+}
+
+TEST(LlavaModelTest, FailuresAreOne) {
+  ExpectOneLine(LlavaModel("verify /nowhere"), 1, "/nowhere");
+  ExpectOneLine(LlavaModel("inspect " + (Fixtures() / "lora").string()), 1, "LoRA");
+  ExpectOneLine(LlavaModel("inspect " + (Fixtures() / "images").string()), 1, "no checkpoint");
+}
+
+TEST(LlavaModelTest, ImportsVerifiesAndInspects) {
+  const TempFolder folder;
+  const std::string repository = folder.path().string();
+  const auto import = [&](const std::string& fixture, const std::string& flags) {
+    return LlavaModel("import " + (Fixtures() / fixture).string() + " --repository " + repository +
+                      " " + flags);
+  };
+  const Outcome first = import("tiny-llava", "--name m --chat-template llava_v1");
+  EXPECT_EQ(first.code, 0) << first.error;
+  EXPECT_THAT(first.output, AllOf(HasSubstr("m-tower/1"), HasSubstr("m/1")));
+  // The same tower from another layout is not stored again.
+  const Outcome second = import(
+      "orig-f32", "--name m --tower-name t --projector " + (Fixtures() / "stage1-linear").string());
+  EXPECT_THAT(second.output, AllOf(HasSubstr("m-tower/1 (already there)"), HasSubstr("m/2")));
+  EXPECT_THAT(import("orig-bf16", "--name n --tower-name t").output, HasSubstr("t/1"));
+  EXPECT_THAT(import("clip-tower", "--name c").output, HasSubstr("already there"));
+  ExpectOneLine(import("clip-tower", "--name c --chat-template v1"), 1, "vision tower");
+  ExpectOneLine(import("tiny-llava", "--name m --chat-template nonsense"), 1, "nonsense");
+
+  const Outcome inspected = LlavaModel("inspect --json " + repository + "/m/1");
+  const json description = json::parse(inspected.output);
+  EXPECT_EQ(description["kind"], "language");
+  EXPECT_EQ(description["layout"], "repository");
+  EXPECT_EQ(description["chat_template"], "llava_v1");
+  const LanguageCheckpoint checkpoint = OpenLanguage(folder.path() / "m/1");
+  EXPECT_EQ(description["digests"]["version"], ToHex(checkpoint.digest));
+  EXPECT_EQ(description["digests"]["tower"], ToHex(checkpoint.tower_digest));
+  EXPECT_EQ(description["tensors"], checkpoint.tensors.tensors().size());
+  EXPECT_EQ(description["recipe"]["imported_from"], "llava-hf");
+  EXPECT_EQ(
+      json::parse(
+          LlavaModel("inspect --json " + repository + "/m").output)["config"]["projector"]["type"],
+      "linear");
+  EXPECT_THAT(LlavaModel("inspect " + repository + "/m-tower").output,
+              AllOf(HasSubstr("kind  tower"), HasSubstr("digests.tower  ")));
+
+  for (const char* model : {"m", "m/1", "n", "t", "m-tower"}) {
+    const Outcome verified = LlavaModel("verify " + repository + "/" + model);
+    EXPECT_EQ(verified.code, 0) << verified.error;
+    EXPECT_THAT(verified.output, HasSubstr(": ok, "));
+  }
+  std::string bytes = ReadBytes(folder.path() / "t/1/model.safetensors");
+  bytes.back() ^= 1;
+  WriteBytes(folder.path() / "t/1/model.safetensors", bytes);
+  ExpectOneLine(LlavaModel("verify " + repository + "/t"), 1, "model.safetensors has another");
+  EditJson(folder.path() / "m/1/manifest.json",
+           [](auto& manifest) { manifest["decoder_digest"] = manifest["projector_digest"]; });
+  ExpectOneLine(LlavaModel("verify " + repository + "/m/1"), 1, "the decoder has the digest");
+}
+
+// From one repository to another: the tower has to come along or be there.
+TEST(LlavaModelTest, MovesVersionsBetweenRepositories) {
+  const TempFolder from, to;
+  const auto language = OpenLanguage(Fixtures() / "tiny-llava");
+  const std::string source = PublishLanguage(language, from.path(), "m").string();
+  const std::string import = "import " + source + " --name m --repository " + to.path().string();
+  ExpectOneLine(LlavaModel(import), 1, "--tower");
+  ExpectOneLine(LlavaModel(import + " --tower " + (Fixtures() / "orig-bf16").string()), 1,
+                "is not the tower of this model");
+  EXPECT_EQ(LlavaModel(import + " --tower " + (Fixtures() / "clip-tower").string()).code, 0);
+  EXPECT_EQ(LlavaModel(import).code, 0);
+}
+
+}  // namespace
+}  // namespace llava
