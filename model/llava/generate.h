@@ -1,0 +1,40 @@
+#pragma once
+
+// Whole answers for one prompt at a time, without a server: evaluation, self-tests, the oracle of
+// the serving engine.
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "model/llava/answer.h"
+#include "model/llava/llava.h"
+#include "model/llava/sampler.h"
+
+namespace llava {
+
+struct GenerateResult {
+  std::vector<int32_t> ids;                       // every token generated, a stop token included
+  std::vector<float> logprobs;                    // of each of them, before temperature and filters
+  std::string text;                               // without stop text
+  Answer::State state = Answer::State::kRunning;  // kStopped, or kLength
+  int64_t prompt_tokens = 0;                      // pictures expanded
+};
+
+// `ids`: the prompt, kImageToken for each picture; `features`: [P, Dv] per mark. Ends at the limits
+// of `stop` or when the model's context is full. Runs without gradients. Throws
+// std::invalid_argument if the prompt leaves no room for a token, and what Embed and Sample throw.
+GenerateResult Generate(const Llava& model, std::span<const int32_t> ids,
+                        std::span<const at::Tensor> features, const SamplingOptions& sampling,
+                        const StopOptions& stop);
+
+// Log-probability of every token of the prompt given what stands before it, one entry per position
+// after expansion: nothing for image tokens and for the first token. Same errors as Generate.
+std::vector<std::optional<float>> ScoreTokens(const Llava& model, std::span<const int32_t> ids,
+                                              std::span<const at::Tensor> features);
+
+}  // namespace llava

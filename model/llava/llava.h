@@ -1,0 +1,72 @@
+#pragma once
+
+// Projector and decoder as one language model that reads pictures: the one door for serving,
+// training and evaluation. The tower is apart (model/nn/clip.h): features cross the wire.
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "model/checkpoint/checkpoint.h"
+#include "model/nn/llama.h"
+#include "model/nn/projector.h"
+
+namespace llava {
+
+class Llava {
+ public:
+  Llava(const LanguageCheckpoint& checkpoint, at::Device device, at::ScalarType dtype);
+
+  // Image tokens of one picture in the prompt.
+  int64_t num_image_tokens() const { return num_image_tokens_; }
+  // Ids that may be sampled: [0, this). Rows beyond are padding of the embedding table and have no
+  // text.
+  int64_t num_known_ids() const;
+  // Length of a prompt once every kImageToken has become its image tokens.
+  int64_t ExpandedLength(std::span<const int32_t> ids) const;
+
+  // The multimodal splice: embeds the text, puts the projected features where the ids say
+  // kImageToken. ids [T'], features one [P, Dv] tensor per kImageToken -> [T, D].
+  // Throws std::invalid_argument if the numbers of marks and tensors differ or a shape does not fit
+  // (both are told), or an id has no embedding. Features of any dtype and device.
+  at::Tensor Embed(std::span<const int32_t> ids, std::span<const at::Tensor> features) const;
+  // Per-id values (labels) over the expanded sequence: `fill` for image tokens. Throws
+  // std::invalid_argument unless there is one value per id.
+  std::vector<int64_t> Expand(std::span<const int32_t> ids, std::span<const int64_t> values,
+                              int64_t fill) const;
+
+  const LlamaDecoder& decoder() const { return *decoder_; }
+  LlamaDecoder& decoder() { return *decoder_; }
+  const Connector& projector() const { return *projector_; }
+  Connector& projector() { return *projector_; }
+  const LanguageConfig& config() const { return config_; }
+  const Tokenizer& tokenizer() const { return *tokenizer_; }
+  const ChatTemplate& chat_template() const { return *chat_template_; }
+  // Projector first, then decoder.
+  void VisitParameters(const ParameterVisitor& visit);
+
+ private:
+  LanguageConfig config_;
+  int64_t num_image_tokens_;
+  int64_t tower_rows_;  // rows of Z_v expected per picture
+  std::shared_ptr<const Tokenizer> tokenizer_;
+  std::shared_ptr<const ChatTemplate> chat_template_;
+  std::unique_ptr<Connector> projector_;
+  std::unique_ptr<LlamaDecoder> decoder_;
+};
+
+// One sample of a training or scoring batch.
+struct LabelledSample {
+  std::span<const int32_t> input_ids;  // kImageToken marks pictures
+  std::span<const int64_t> labels;     // kIgnoreLabel where no loss is taken
+  std::vector<at::Tensor> features;    // one per mark
+};
+
+// Mean cross entropy over all labelled tokens of the batch (labels shifted by one within each
+// sample). Differentiable. Throws std::invalid_argument if no token of the batch is labelled (a
+// mean over nothing would be NaN and spoil the weights) or a label is no token of the vocabulary.
+at::Tensor Loss(const Llava& model, std::span<const LabelledSample> batch);
+
+}  // namespace llava

@@ -1,0 +1,158 @@
+#include "model/nn/llama.h"
+
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/embedding.h>
+#include <ATen/ops/tensor.h>
+
+#include "model/nn/parameter_reader.h"
+
+namespace llava {
+
+LlamaDecoder::LlamaDecoder(const DecoderConfig& config, const TensorSource& tensors,
+                           at::Device device, at::ScalarType dtype)
+    : config_(config), device_(device), dtype_(dtype) {
+  const int64_t width = config.hidden_size, inner = config.intermediate_size;
+  const int64_t q_width = config.num_heads * config.head_dim;
+  const int64_t kv_width = config.num_kv_heads * config.head_dim;
+  ParameterReader reader(tensors, device, dtype);
+  embed_tokens_ = reader.Read("model.embed_tokens.weight", {config.vocab_size, width});
+  for (int64_t i = 0; i < config.num_layers; ++i) {
+    const std::string name = "model.layers." + std::to_string(i) + ".";
+    Layer layer;
+    layer.input_norm = reader.Read(name + "input_layernorm.weight", {width});
+    layer.post_attention_norm = reader.Read(name + "post_attention_layernorm.weight", {width});
+    layer.q = reader.Read(name + "self_attn.q_proj.weight", {q_width, width});
+    layer.k = reader.Read(name + "self_attn.k_proj.weight", {kv_width, width});
+    layer.v = reader.Read(name + "self_attn.v_proj.weight", {kv_width, width});
+    layer.o = reader.Read(name + "self_attn.o_proj.weight", {width, q_width});
+    layer.gate = reader.Read(name + "mlp.gate_proj.weight", {inner, width});
+    layer.up = reader.Read(name + "mlp.up_proj.weight", {inner, width});
+    layer.down = reader.Read(name + "mlp.down_proj.weight", {width, inner});
+    layers_.push_back(std::move(layer));
+  }
+  norm_ = reader.Read("model.norm.weight", {width});
+  lm_head_ = config.tie_word_embeddings ? embed_tokens_
+                                        : reader.Read("lm_head.weight", {config.vocab_size, width});
+  reader.Finish("decoder");
+  const at::Tensor positions =
+      at::arange(config.max_position_embeddings, at::TensorOptions(device).dtype(at::kLong));
+  rope_ = ops::MakeRope(positions, config.head_dim, config.rope_theta);
+}
+
+at::Tensor LlamaDecoder::Embed(const at::Tensor& ids) const {
+  return at::embedding(embed_tokens_, ids.to(device_));
+}
+
+ops::RopeTable LlamaDecoder::RopeOf(std::span<const Segment> segments, int64_t rows) const {
+  std::vector<int64_t> positions;
+  positions.reserve(rows);
+  for (const Segment& segment : segments) {
+    const int64_t begin = segment.cache ? segment.cache->length() : 0;
+    if (segment.tokens < 1) throw std::invalid_argument("decoder: a segment without tokens");
+    if (begin + segment.tokens > config_.max_position_embeddings) {
+      throw std::invalid_argument("decoder: a sequence of " +
+                                  std::to_string(begin + segment.tokens) +
+                                  " tokens is longer than the model's context of " +
+                                  std::to_string(config_.max_position_embeddings));
+    }
+    for (int64_t i = 0; i < segment.tokens; ++i) positions.push_back(begin + i);
+  }
+  if (static_cast<int64_t>(positions.size()) != rows) {
+    throw std::invalid_argument("decoder: " + std::to_string(rows) +
+                                " embeddings for segments of " + std::to_string(positions.size()) +
+                                " tokens");
+  }
+  if (segments.size() == 1) {
+    return {rope_.cos.narrow(0, positions[0], rows), rope_.sin.narrow(0, positions[0], rows)};
+  }
+  const at::Tensor index = at::tensor(positions, at::kLong).to(device_);
+  return {rope_.cos.index_select(0, index), rope_.sin.index_select(0, index)};
+}
+
+at::Tensor LlamaDecoder::Attend(int64_t index, const at::Tensor& x,
+                                std::span<const Segment> segments,
+                                const ops::RopeTable& rope) const {
+  const Layer& layer = layers_[index];
+  const int64_t rows = x.size(0), heads = config_.num_heads, kv_heads = config_.num_kv_heads;
+  // Queries and keys turn together: one pass of small operations instead of two.
+  const at::Tensor turned =
+      ops::ApplyRope(at::cat({ops::Linear(x, layer.q), ops::Linear(x, layer.k)}, -1)
+                         .view({rows, heads + kv_heads, config_.head_dim}),
+                     rope);
+  const at::Tensor q = turned.narrow(1, 0, heads), k = turned.narrow(1, heads, kv_heads);
+  const at::Tensor v = ops::Linear(x, layer.v).view({rows, kv_heads, config_.head_dim});
+  std::vector<at::Tensor> parts;
+  parts.reserve(segments.size());
+  int64_t begin = 0;
+  for (const Segment& segment : segments) {
+    at::Tensor keys = k.narrow(0, begin, segment.tokens);
+    at::Tensor values = v.narrow(0, begin, segment.tokens);
+    if (segment.cache) std::tie(keys, values) = segment.cache->Append(index, keys, values);
+    parts.push_back(ops::Attention(q.narrow(0, begin, segment.tokens), keys, values, true));
+    begin += segment.tokens;
+  }
+  return ops::Linear((parts.size() == 1 ? parts[0] : at::cat(parts)).flatten(1), layer.o);
+}
+
+at::Tensor LlamaDecoder::Forward(const at::Tensor& embeddings, std::span<const Segment> segments,
+                                 std::vector<at::Tensor>* hidden_states) const {
+  if (embeddings.dim() != 2 || embeddings.size(1) != config_.hidden_size) {
+    std::ostringstream message;
+    message << "decoder: embeddings of shape " << embeddings.sizes() << ", expected [T, "
+            << config_.hidden_size << "]";
+    throw std::invalid_argument(message.str());
+  }
+  const ops::RopeTable rope = RopeOf(segments, embeddings.size(0));
+  at::Tensor x = embeddings;
+  for (int64_t i = 0; i < config_.num_layers; ++i) {
+    const Layer& layer = layers_[i];
+    if (hidden_states) hidden_states->push_back(x);
+    x = x + Attend(i, ops::RmsNorm(x, layer.input_norm, config_.rms_norm_eps), segments, rope);
+    const at::Tensor normed = ops::RmsNorm(x, layer.post_attention_norm, config_.rms_norm_eps);
+    x = x + ops::Linear(ops::SwiGlu(ops::Linear(normed, layer.gate), ops::Linear(normed, layer.up)),
+                        layer.down);
+  }
+  // Only now: a call that throws half-way leaves the caches as they were.
+  for (const Segment& segment : segments) {
+    if (segment.cache) segment.cache->Advance(segment.tokens);
+  }
+  x = ops::RmsNorm(x, norm_, config_.rms_norm_eps);
+  if (hidden_states) hidden_states->push_back(x);
+  return x;
+}
+
+at::Tensor LlamaDecoder::Logits(const at::Tensor& hidden) const {
+  return ops::Linear(hidden, lm_head_).to(at::kFloat);
+}
+
+void LlamaDecoder::VisitParameters(const ParameterVisitor& visit) {
+  visit("model.embed_tokens.weight", embed_tokens_);
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const std::string name = "model.layers." + std::to_string(i) + ".";
+    Layer& layer = layers_[i];
+    visit(name + "input_layernorm.weight", layer.input_norm);
+    visit(name + "post_attention_layernorm.weight", layer.post_attention_norm);
+    visit(name + "self_attn.q_proj.weight", layer.q);
+    visit(name + "self_attn.k_proj.weight", layer.k);
+    visit(name + "self_attn.v_proj.weight", layer.v);
+    visit(name + "self_attn.o_proj.weight", layer.o);
+    visit(name + "mlp.gate_proj.weight", layer.gate);
+    visit(name + "mlp.up_proj.weight", layer.up);
+    visit(name + "mlp.down_proj.weight", layer.down);
+  }
+  visit("model.norm.weight", norm_);
+  if (config_.tie_word_embeddings) {
+    lm_head_ = embed_tokens_;  // in case the visitor replaced it
+  } else {
+    visit("lm_head.weight", lm_head_);
+  }
+}
+
+}  // namespace llava

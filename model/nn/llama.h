@@ -1,0 +1,72 @@
+#pragma once
+
+// LLaMA decoder over a ragged batch: tokens of all sequences stand behind each other, so one
+// forward call serves prefill, decode and training, and no padding is computed.
+
+#include <span>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "model/checkpoint/checkpoint.h"
+#include "model/config/model_config.h"
+#include "model/nn/kv_cache.h"
+#include "model/nn/parameters.h"
+#include "model/ops/ops.h"
+
+namespace llava {
+
+// One sequence's part of a ragged batch.
+struct Segment {
+  int64_t tokens = 0;  // rows of this sequence in the batch, at least 1
+  // Earlier tokens, extended by this call; null: none (training, scoring). A cache stands in at
+  // most one segment of a batch.
+  KvCache* cache = nullptr;
+};
+
+// Forward is const; the parameters change only through VisitParameters.
+class LlamaDecoder {
+ public:
+  LlamaDecoder(const DecoderConfig& config, const TensorSource& tensors, at::Device device,
+               at::ScalarType dtype);
+
+  // ids [T] int64 -> [T, D].
+  at::Tensor Embed(const at::Tensor& ids) const;
+  // embeddings [T, D], T = sum of the segments' tokens -> final-norm hidden states [T, D].
+  // Positions go on where each segment's cache ends. `hidden_states`: if given, receives the input
+  // of every layer and the result (L + 1 tensors). Throws std::invalid_argument if the segments do
+  // not add up to T or a sequence grows beyond max_position_embeddings; the caches are then
+  // unchanged.
+  at::Tensor Forward(const at::Tensor& embeddings, std::span<const Segment> segments,
+                     std::vector<at::Tensor>* hidden_states = nullptr) const;
+  // hidden [T, D] -> logits [T, V] in float32.
+  at::Tensor Logits(const at::Tensor& hidden) const;
+
+  void VisitParameters(const ParameterVisitor& visit);
+  const DecoderConfig& config() const { return config_; }
+  at::Device device() const { return device_; }
+  at::ScalarType dtype() const { return dtype_; }
+
+ private:
+  struct Layer {
+    at::Tensor input_norm, post_attention_norm;  // [D]
+    at::Tensor q, k, v, o;                       // [H Dh, D], [Hkv Dh, D] x 2, [D, H Dh]
+    at::Tensor gate, up, down;                   // [F, D] x 2, [D, F]
+  };
+  // Cosines and sines of all rows of a batch.
+  ops::RopeTable RopeOf(std::span<const Segment> segments, int64_t rows) const;
+  // Self-attention of layer `index` with its output projection. x [T, D] -> [T, D].
+  at::Tensor Attend(int64_t index, const at::Tensor& x, std::span<const Segment> segments,
+                    const ops::RopeTable& rope) const;
+
+  DecoderConfig config_;
+  at::Device device_;
+  at::ScalarType dtype_;
+  at::Tensor embed_tokens_;  // [V, D]
+  at::Tensor norm_;          // [D]
+  at::Tensor lm_head_;       // [V, D]; the embedding itself when tied
+  std::vector<Layer> layers_;
+  ops::RopeTable rope_;  // of all positions: [max_position_embeddings, Dh/2] each
+};
+
+}  // namespace llava

@@ -1,0 +1,89 @@
+#include "model/ops/ops.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/addcmul.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/gelu.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/pow.h>
+#include <ATen/ops/rsqrt.h>
+#include <ATen/ops/scaled_dot_product_attention.h>
+#include <ATen/ops/sigmoid.h>
+#include <ATen/ops/silu.h>
+#include <c10/util/Exception.h>
+
+namespace llava::ops {
+
+at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps) {
+  const at::Tensor wide = x.to(at::kFloat);
+  const at::Tensor scale = at::rsqrt(wide.square().mean(-1, /*keepdim=*/true).add_(eps));
+  return (wide * scale).to(x.scalar_type()) * weight;
+}
+
+at::Tensor Linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+  return at::linear(x, weight, bias.defined() ? std::make_optional(bias) : std::nullopt);
+}
+
+at::Tensor Activate(const at::Tensor& x, Activation activation) {
+  switch (activation) {
+    case Activation::kQuickGelu:
+      return x * at::sigmoid(1.702 * x);
+    case Activation::kGelu:
+      return at::gelu(x);
+  }
+  TORCH_CHECK(false, "unknown activation ", static_cast<int>(activation));
+}
+
+at::Tensor SwiGlu(const at::Tensor& gate, const at::Tensor& up) { return at::silu(gate) * up; }
+
+RopeTable MakeRope(const at::Tensor& positions, int64_t head_dim, double theta) {
+  TORCH_CHECK(head_dim % 2 == 0, "RoPE turns pairs: head size ", head_dim, " is odd");
+  const auto options = at::TensorOptions(positions.device()).dtype(at::kFloat);
+  // Operation by operation as transformers does it, so that large angles round alike.
+  const at::Tensor exponents = at::arange(0, head_dim, 2, options) / head_dim;
+  const at::Tensor frequencies = at::pow(theta, exponents).reciprocal();
+  const at::Tensor angles = positions.to(at::kFloat).unsqueeze(-1) * frequencies;
+  return {angles.cos(), angles.sin()};
+}
+
+at::Tensor ApplyRope(const at::Tensor& x, const RopeTable& rope) {
+  const int64_t half = x.size(-1) / 2;
+  const at::Tensor wide = x.to(at::kFloat);
+  const at::Tensor first = wide.narrow(-1, 0, half), second = wide.narrow(-1, half, half);
+  const at::Tensor cos = rope.cos.unsqueeze(-2), sin = rope.sin.unsqueeze(-2);  // [T, 1, Dh/2]
+  return at::cat({at::addcmul(first * cos, second, sin, -1), at::addcmul(second * cos, first, sin)},
+                 -1)
+      .to(x.scalar_type());
+}
+
+at::Tensor Attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool causal) {
+  const int64_t num_queries = q.size(-3), num_keys = k.size(-3);
+  TORCH_CHECK(!causal || num_keys >= num_queries, "causal attention of ", num_queries,
+              " queries over only ", num_keys, " keys");
+  TORCH_CHECK(q.size(-2) % k.size(-2) == 0, q.size(-2), " heads are no multiple of ", k.size(-2),
+              " key/value heads");
+  // On the CPU, LibTorch's attention in 16 bits is slower than in float32: several times for one
+  // query, no faster for many.
+  const at::ScalarType dtype = q.is_cpu() ? at::kFloat : q.scalar_type();
+  const auto heads_first = [dtype](const at::Tensor& x) {  // [.., T, H, Dh] -> [B, H, T, Dh]
+    const at::Tensor turned = x.to(dtype).transpose(-3, -2);
+    return turned.dim() == 3 ? turned.unsqueeze(0) : turned;
+  };
+  // The library's own causal flag lines up the *first* query with the first key: right only where
+  // there are as many queries as keys. A single last query sees everything.
+  std::optional<at::Tensor> mask;
+  const bool chunk = causal && num_queries > 1 && num_queries < num_keys;
+  if (chunk) {
+    mask = at::ones({num_queries, num_keys}, at::TensorOptions(q.device()).dtype(at::kBool))
+               .tril(num_keys - num_queries);
+  }
+  const at::Tensor out = at::scaled_dot_product_attention(
+      heads_first(q), heads_first(k), heads_first(v), mask, /*dropout_p=*/0.0,
+      /*is_causal=*/causal && num_queries > 1 && !chunk, /*scale=*/std::nullopt,
+      /*enable_gqa=*/q.size(-2) != k.size(-2));
+  return (q.dim() == 3 ? out.squeeze(0) : out).transpose(-3, -2).to(q.scalar_type());
+}
+
+}  // namespace llava::ops

@@ -1,0 +1,45 @@
+#pragma once
+
+// The operations of the network. Plain LibTorch here is the reference: the oracle of every faster
+// kernel, the autograd path of training, and what runs on any device.
+//
+// Shapes: B batch, T tokens, D width, H heads, Hkv key/value heads, Dh head size. Tensors are
+// contiguous, on one device, float32, bfloat16 or float16; results have the dtype of `x`.
+// Stateless, thread-safe. Throw c10::Error on shapes that do not fit.
+
+#include <cstdint>
+
+#include <ATen/core/Tensor.h>
+
+#include "model/config/model_config.h"
+
+namespace llava::ops {
+
+// x [..., D], weight [D] -> [..., D]. Mean square in float32 whatever the dtype.
+at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps);
+
+// x [..., In], weight [Out, In], bias [Out] or undefined -> [..., Out].
+at::Tensor Linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias = {});
+
+// x * sigmoid(1.702 x), or the exact (erf) GELU.
+at::Tensor Activate(const at::Tensor& x, Activation activation);
+
+// silu(gate) * up, both [..., D].
+at::Tensor SwiGlu(const at::Tensor& gate, const at::Tensor& up);
+
+// Cosine and sine of position * theta^(-2i/Dh), i < Dh/2: float32 [T, Dh/2] each.
+struct RopeTable {
+  at::Tensor cos, sin;
+};
+RopeTable MakeRope(const at::Tensor& positions, int64_t head_dim, double theta);
+
+// Turns the pairs (i, i + Dh/2) of each head (Hugging Face's half rotation). x [T, H, Dh].
+at::Tensor ApplyRope(const at::Tensor& x, const RopeTable& rope);
+
+// Softmax attention of one sequence with scale Dh^-0.5. q [Tq, H, Dh], k and v [Tk, Hkv, Dh], H a
+// multiple of Hkv -> [Tq, H, Dh] (or all with B in front). Causal: the last query sees all keys,
+// the one before all but the last, and so on (Tk >= Tq); else every query sees all. Computed in
+// float32 on the CPU; k and v may have that dtype already.
+at::Tensor Attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool causal);
+
+}  // namespace llava::ops

@@ -1,0 +1,40 @@
+#pragma once
+
+// What one training step does to the parameters: clipping, learning rate, AdamW (Loshchilov &
+// Hutter 2019) with float32 state. Recipes: LLaVA's scripts (betas 0.9/0.999, eps 1e-8, decay 0).
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+namespace llava {
+
+// Linear warm-up from 0 over `warmup_steps`, then half a cosine to 0 (step counts from 0).
+double CosineLearningRate(int64_t step, int64_t total_steps, int64_t warmup_steps, double peak);
+// ceil(ratio * total).
+int64_t WarmupSteps(int64_t total_steps, double ratio);
+
+// Scales gradients so that their common 2-norm is at most `max_norm`; returns the norm before. A
+// norm that is not finite is returned too, the gradients are then left as they are: skip the step.
+double ClipGradients(const std::vector<at::Tensor>& parameters, double max_norm);
+
+// 16-bit parameters have float32 masters, which take the steps and are rounded into them. One
+// thread.
+class AdamW {
+ public:
+  struct Options {
+    double beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0;
+  };
+  AdamW(std::vector<at::Tensor> parameters, Options options);
+  // Parameters without a gradient are left alone. Gradients stay; ZeroGradients drops them.
+  void Step(double learning_rate);
+  void ZeroGradients();
+
+ private:
+  std::vector<at::Tensor> parameters_, masters_, first_moments_, second_moments_, steps_;
+  Options options_;
+};
+
+}  // namespace llava

@@ -1,0 +1,115 @@
+#include "model/llava/generate.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/model/llava/tiny_llava.h"
+#include "tests/model/nn/tiny_model.h"
+
+namespace llava {
+namespace {
+
+const std::vector<int32_t> kPrompt = {1, kImageToken, 30, 31};
+StopOptions Twenty() { return {.max_new_tokens = 20, .ignore_eos = true}; }
+
+TEST(GenerateTest, EqualsTheGreedyChoiceOfAFullForwardEachTime) {
+  const Llava model = TinyLlava();
+  const std::vector<at::Tensor> features = {TinyFeatures(1)};
+  const GenerateResult result = Generate(model, kPrompt, features, {}, Twenty());
+  ASSERT_EQ(result.ids.size(), 20u);
+  EXPECT_EQ(result.prompt_tokens, 12);
+  EXPECT_EQ(result.state, Answer::State::kLength);
+  at::NoGradGuard guard;
+  std::vector<int32_t> ids = kPrompt;
+  for (size_t i = 0; i < result.ids.size(); ++i) {
+    const at::Tensor embeddings = model.Embed(ids, features);
+    const Segment segment{.tokens = embeddings.size(0)};
+    const at::Tensor logits =
+        model.decoder().Logits(model.decoder().Forward(embeddings, {&segment, 1}))[-1];
+    EXPECT_EQ(result.ids[i], logits.argmax().item<int64_t>()) << i;
+    EXPECT_NEAR(result.logprobs[i], at::log_softmax(logits, 0).max().item<float>(), 1e-4);
+    ids.push_back(result.ids[i]);
+  }
+}
+
+TEST(GenerateTest, ScoresItsOwnAnswerAlike) {
+  const Llava model = TinyLlava();
+  const std::vector<at::Tensor> features = {TinyFeatures(1)};
+  const GenerateResult result = Generate(model, kPrompt, features, {}, Twenty());
+  std::vector<int32_t> ids = kPrompt;
+  ids.insert(ids.end(), result.ids.begin(), result.ids.end());
+  const auto scores = ScoreTokens(model, ids, features);
+  ASSERT_EQ(static_cast<int64_t>(scores.size()), model.ExpandedLength(ids));
+  EXPECT_FALSE(scores[0].has_value());
+  for (int64_t i = 1; i <= 9; ++i) EXPECT_FALSE(scores[i].has_value()) << "image token " << i;
+  EXPECT_TRUE(scores[10].has_value()) << "the token behind a picture has a score";
+  for (size_t i = 0; i < result.ids.size(); ++i) {
+    ASSERT_TRUE(scores[12 + i].has_value());
+    EXPECT_NEAR(*scores[12 + i], result.logprobs[i], 1e-4);
+  }
+}
+
+TEST(GenerateTest, DrawsTheSameForTheSameSeed) {
+  const Llava model = TinyLlava();
+  const std::vector<at::Tensor> features = {TinyFeatures(1)};
+  const auto draw = [&](uint64_t seed) {
+    return Generate(model, kPrompt, features, {.temperature = 1.5f, .seed = seed}, Twenty()).ids;
+  };
+  EXPECT_EQ(draw(1), draw(1));
+  EXPECT_NE(draw(1), draw(2));
+}
+
+TEST(GenerateTest, IncludesTheStopTokenInIdsOnly) {
+  const Llava model = TinyLlava();
+  const std::vector<at::Tensor> features = {TinyFeatures(1)};
+  const GenerateResult free = Generate(model, kPrompt, features, {}, Twenty());
+  StopOptions stop = Twenty();
+  stop.stop_token_ids = {free.ids[5]};
+  const GenerateResult cut = Generate(model, kPrompt, features, {}, stop);
+  const auto first = std::find(free.ids.begin(), free.ids.end(), free.ids[5]);
+  EXPECT_EQ(cut.ids, std::vector<int32_t>(free.ids.begin(), first + 1));
+  EXPECT_EQ(cut.logprobs.size(), cut.ids.size());
+  EXPECT_EQ(cut.state, Answer::State::kStopped);
+}
+
+TEST(GenerateTest, StopsWhenTheContextIsFull) {
+  const Llava model = TinyLlava();
+  const std::vector<int32_t> long_prompt(298, 7), full(300, 7), longer(301, 7);
+  StopOptions stop = Twenty();
+  const GenerateResult result = Generate(model, long_prompt, {}, {}, stop);
+  EXPECT_EQ(result.ids.size(), 2u);
+  EXPECT_EQ(result.state, Answer::State::kLength);
+  EXPECT_THROW(Generate(model, full, {}, {}, stop), std::invalid_argument);
+  EXPECT_THROW(Generate(model, longer, {}, {}, stop), std::invalid_argument);
+  EXPECT_THROW(Generate(model, {}, {}, {}, stop), std::invalid_argument);
+}
+
+TEST(GenerateTest, NeverDrawsPaddingRowsOfTheTable) {
+  LanguageCheckpoint checkpoint = TinyLanguageCheckpoint();
+  const int64_t known = checkpoint.tokenizer->vocab_size();
+  DecoderConfig& config = checkpoint.config.decoder;
+  config.vocab_size = known + 40;
+  auto tensors = RandomDecoder(config);
+  tensors["lm_head.weight"].narrow(0, 0, known).mul_(0.01);  // the padding would win
+  tensors.merge(RandomProjector(checkpoint.config.projector));
+  checkpoint.tensors = SourceOf(std::move(tensors));
+  const Llava model(checkpoint, at::kCPU, at::kFloat);
+  EXPECT_EQ(model.num_known_ids(), known);
+  const std::vector<int32_t> prompt = {1, 30, 31};
+  for (const float temperature : {0.0f, 2.0f}) {
+    for (const int32_t id :
+         Generate(model, prompt, {}, {.temperature = temperature}, Twenty()).ids) {
+      EXPECT_LT(id, known);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace llava

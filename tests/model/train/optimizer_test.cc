@@ -1,0 +1,107 @@
+#include "model/train/optimizer.h"
+
+#include <cmath>
+#include <vector>
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+namespace llava {
+namespace {
+
+at::Tensor Random(at::IntArrayRef shape, uint64_t seed) {
+  return at::randn(shape, at::make_generator<at::CPUGeneratorImpl>(seed), at::kFloat);
+}
+
+TEST(CosineLearningRateTest, RisesThenFallsToZero) {
+  EXPECT_EQ(CosineLearningRate(0, 100, 4, 2e-3), 0);
+  EXPECT_DOUBLE_EQ(CosineLearningRate(1, 100, 4, 2e-3), 0.5e-3);
+  EXPECT_DOUBLE_EQ(CosineLearningRate(4, 100, 4, 2e-3), 2e-3);
+  EXPECT_NEAR(CosineLearningRate(52, 100, 4, 2e-3), 1e-3, 1e-12);
+  EXPECT_NEAR(CosineLearningRate(100, 100, 4, 2e-3), 0, 1e-12);
+  EXPECT_NEAR(CosineLearningRate(150, 100, 4, 2e-3), 0, 1e-12) << "must not rise again";
+  EXPECT_DOUBLE_EQ(CosineLearningRate(0, 10, 0, 1.0), 1.0);
+}
+
+TEST(WarmupStepsTest, RoundsUp) {
+  EXPECT_EQ(WarmupSteps(10, 0.03), 1);
+  EXPECT_EQ(WarmupSteps(100, 0.03), 3);
+  EXPECT_EQ(WarmupSteps(101, 0.03), 4);
+  EXPECT_EQ(WarmupSteps(100, 0), 0);
+}
+
+TEST(ClipGradientsTest, ScalesAllGradientsToOneNorm) {
+  at::Tensor a = at::zeros({2}), b = at::zeros({1}), untouched = at::zeros({3});
+  a.mutable_grad() = at::tensor({3.0f, 0.0f});
+  b.mutable_grad() = at::tensor({4.0f});
+  EXPECT_NEAR(ClipGradients({a, untouched, b}, 1.0), 5.0, 1e-6);
+  EXPECT_NEAR(a.grad()[0].item<double>(), 0.6, 1e-5);
+  EXPECT_NEAR(b.grad()[0].item<double>(), 0.8, 1e-5);
+  EXPECT_FALSE(untouched.grad().defined());
+  EXPECT_NEAR(ClipGradients({a, b}, 10.0), 1.0, 1e-5);
+  EXPECT_NEAR(a.grad()[0].item<double>(), 0.6, 1e-5) << "short gradients stay";
+  EXPECT_EQ(ClipGradients({untouched}, 1.0), 0);
+}
+
+TEST(ClipGradientsTest, LeavesGradientsAloneWhenTheNormIsNotFinite) {
+  at::Tensor a = at::zeros({2});
+  a.mutable_grad() = at::tensor({1.0f, INFINITY});
+  EXPECT_FALSE(std::isfinite(ClipGradients({a}, 1.0)));
+  EXPECT_EQ(a.grad()[0].item<float>(), 1.0f);
+}
+
+// Decoupled weight decay and bias correction as in the paper, in float64.
+struct SlowAdamW {
+  at::Tensor p, m, v;
+  int step = 0;
+  explicit SlowAdamW(const at::Tensor& start)
+      : p(start.to(at::kDouble).clone()), m(at::zeros_like(p)), v(at::zeros_like(p)) {}
+  void Step(const at::Tensor& grad, double rate, const AdamW::Options& o) {
+    const at::Tensor g = grad.to(at::kDouble);
+    ++step;
+    p = p - rate * o.weight_decay * p;
+    m = o.beta1 * m + (1 - o.beta1) * g;
+    v = o.beta2 * v + (1 - o.beta2) * g * g;
+    const at::Tensor m_hat = m / (1 - std::pow(o.beta1, step));
+    const at::Tensor v_hat = v / (1 - std::pow(o.beta2, step));
+    p = p - rate * m_hat / (v_hat.sqrt() + o.eps);
+  }
+};
+
+TEST(AdamWTest, FollowsTheFormulas) {
+  for (const double decay : {0.0, 0.1}) {
+    const AdamW::Options options{.weight_decay = decay};
+    at::Tensor a = Random({5, 7}, 1).requires_grad_(), b = Random({3}, 2).requires_grad_();
+    SlowAdamW slow_a(a.detach()), slow_b(b.detach());
+    AdamW optimizer({a, b}, options);
+    for (int step = 0; step < 20; ++step) {
+      const double rate = 1e-2 * (step + 1) / 20;
+      a.mutable_grad() = Random({5, 7}, 10 + step);
+      slow_a.Step(a.grad(), rate, options);
+      if (step % 3 != 1) {  // sometimes without a gradient: then nothing moves, its clock neither
+        b.mutable_grad() = Random({3}, 100 + step);
+        slow_b.Step(b.grad(), rate, options);
+      }
+      optimizer.Step(rate);
+      optimizer.ZeroGradients();
+      EXPECT_FALSE(a.grad().defined());
+    }
+    EXPECT_TRUE(at::allclose(a.detach().to(at::kDouble), slow_a.p, 1e-5, 1e-5));
+    EXPECT_TRUE(at::allclose(b.detach().to(at::kDouble), slow_b.p, 1e-5, 1e-5));
+    EXPECT_TRUE(a.requires_grad());
+  }
+}
+
+TEST(AdamWTest, SmallStepsAreNotLostInBFloat16) {
+  at::Tensor p = at::ones({4}, at::kBFloat16).requires_grad_();
+  AdamW optimizer({p}, {});
+  for (int step = 0; step < 40; ++step) {  // each step is far below bfloat16's resolution at 1
+    p.mutable_grad() = at::ones({4}, at::kBFloat16);
+    optimizer.Step(1e-3);
+  }
+  EXPECT_EQ(p.scalar_type(), at::kBFloat16);
+  EXPECT_NEAR(p[0].item<double>(), 0.96, 0.004);
+}
+
+}  // namespace
+}  // namespace llava
