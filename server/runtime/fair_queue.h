@@ -12,22 +12,23 @@
 
 namespace llava {
 
+// Where an item stands in a FairQueue.
+struct QueuePlace {
+  std::string tenant = {};  // empty: the tenant of those who name none
+  uint32_t weight = 1;      // 0 counts as 1
+  int32_t priority = 0;
+  double cost = 1;  // work the item asks for, in any unit
+};
+
 // Who waits for whom: higher priority first; within one priority tenants share by weight, however
 // many items each of them has waiting; within one tenant first come, first served.
 //
-// Start-time fair queueing (Goyal et al. 1996): an item is tagged with the virtual time at which its
-// tenant may start it. One thread (or the caller's lock); no clock.
+// Start-time fair queueing (Goyal et al. 1996): an item is tagged with the virtual time at which
+// its tenant may start it. One thread (or the caller's lock); no clock.
 template <typename T>
 class FairQueue {
  public:
-  struct Place {
-    std::string tenant;   // empty: the tenant of those who name none
-    uint32_t weight = 1;  // 0 counts as 1
-    int32_t priority = 0;
-    double cost = 1;  // work the item asks for, in any unit
-  };
-
-  void Push(const Place& place, T item) {
+  void Push(const QueuePlace& place, T item) {
     const double start = std::max(virtual_time_, FinishOf(place.tenant));
     finish_[place.tenant] = start + place.cost / std::max<uint32_t>(place.weight, 1);
     items_.emplace(Key{-static_cast<int64_t>(place.priority), start, next_number_++},

@@ -66,7 +66,7 @@ void InitLogging(const LoggingOptions& options) {
                                                  std::make_shared<spdlog::sinks::stderr_sink_mt>());
   logger->set_level(spdlog::level::from_str(options.level));
   logger->flush_on(spdlog::level::trace);
-  logger->set_pattern(options.format == "json" ? "%v" : "%Y-%m-%d %H:%M:%S.%e %^%L%$ [%n] %v");
+  logger->set_pattern(options.format == "json" ? "%v" : "%Y-%m-%d %H:%M:%S.%e %^%l%$ [%n] %v");
   spdlog::set_default_logger(logger);
 }
 

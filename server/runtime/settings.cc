@@ -118,6 +118,12 @@ void Settings::Add(const std::string& name, int* target, const std::string& help
            [=](const std::string& text) { return ParseNumber(text, low, high, target); });
 }
 
+void Settings::Add(const std::string& name, uint64_t* target, const std::string& help, uint64_t low,
+                   uint64_t high) {
+  AddEntry(name, help, absl::StrCat(*target), "INTEGER",
+           [=](const std::string& text) { return ParseNumber(text, low, high, target); });
+}
+
 void Settings::Add(const std::string& name, std::chrono::milliseconds* target,
                    const std::string& help) {
   AddEntry(name, help, ShowMilliseconds(*target), "DURATION",
@@ -265,7 +271,7 @@ std::optional<int> Settings::Parse(int argc, const char* const* argv) {
         entry->kind.empty()
             ? app.add_flag("--" + entry->name, entry->from_flag, help)
             : app.add_option("--" + entry->name, entry->from_flag, help)->type_name(entry->kind);
-    entry->option->group(entry->group);
+    entry->option->group(entry->group)->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   }
   try {
     app.parse(argc, argv);

@@ -34,6 +34,8 @@ class Settings {
   void Add(const std::string& name, double* target, const std::string& help, double low,
            double high);
   void Add(const std::string& name, int* target, const std::string& help, int low, int high);
+  void Add(const std::string& name, uint64_t* target, const std::string& help, uint64_t low,
+           uint64_t high);
   void Add(const std::string& name, std::chrono::milliseconds* target, const std::string& help);
   // Short waits: also takes 500us.
   void Add(const std::string& name, std::chrono::microseconds* target, const std::string& help);

@@ -92,6 +92,12 @@ TEST_F(SettingsTest, FlagBeatsEnvironmentBeatsFileBeatsDefault) {
   EXPECT_EQ(mode_, "fast");
 }
 
+TEST_F(SettingsTest, TheLastOfRepeatedFlagsCounts) {
+  EXPECT_EQ(Parse({"--port", "1", "--port=2", "--loud", "--loud=false"}), std::nullopt) << err_;
+  EXPECT_EQ(port_, 2);
+  EXPECT_FALSE(loud_);
+}
+
 TEST_F(SettingsTest, ReadsJson) {
   const std::string path = File("{\"port\": 9, \"mode\": \"exact\"}");
   EXPECT_EQ(Parse({"--config", path.c_str()}), std::nullopt) << err_;

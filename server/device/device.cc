@@ -1,0 +1,78 @@
+#include "server/device/device.h"
+
+#include <ATen/Context.h>
+#include <ATen/Parallel.h>
+#include <ATen/ops/ones.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#include <algorithm>
+#include <exception>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "server/runtime/status.h"
+
+namespace llava {
+
+absl::StatusOr<std::vector<at::Device>> ParseDevices(const std::string& text) {
+  std::vector<at::Device> devices;
+  for (const auto piece : absl::StrSplit(text, ',')) {
+    const std::string word(piece);
+    try {
+      at::Device device(word);
+      if (device.is_cuda() && !device.has_index()) device.set_index(0);
+      if (!device.is_cpu() && !device.is_cuda()) throw std::invalid_argument("other kind");
+      devices.push_back(device);
+    } catch (const std::exception&) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("\"", word, "\" is not a device: cpu or cuda:N is expected"));
+    }
+    if (devices.back().type() != devices.front().type()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("\"", text, "\" mixes kinds of devices: run one process for each kind"));
+    }
+  }
+  return devices;
+}
+
+absl::Status CheckDevice(at::Device device) {
+  if (device.is_cuda() && !at::globalContext().hasCUDA()) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "cannot use ", device.str(), ": this build or this machine has no CUDA; use --device cpu"));
+  }
+  try {
+    const at::Tensor probe = at::ones({2}, at::TensorOptions(device));
+    if (probe.sum().item<float>() == 2) return absl::OkStatus();
+    return absl::FailedPreconditionError(absl::StrCat(device.str(), " computes 1 + 1 wrongly"));
+  } catch (...) {
+    const std::string reason(FromException(std::current_exception()).message());
+    return absl::FailedPreconditionError(
+        absl::StrCat("cannot use ", device.str(), ": ", reason.substr(0, reason.find('\n'))));
+  }
+}
+
+at::ScalarType ParseDtype(const std::string& text, at::Device device) {
+  if (text == "float32") return at::kFloat;
+  if (text == "bfloat16") return at::kBFloat16;
+  if (text == "float16") return at::kHalf;
+  return device.is_cpu() ? at::kFloat : at::kBFloat16;
+}
+
+std::string NumericsName(at::Device device, at::ScalarType dtype) {
+  const char* name = dtype == at::kFloat ? "f32" : dtype == at::kHalf ? "f16" : "bf16";
+  return absl::StrCat(device.is_cpu() ? "cpu" : "cuda", "-", name);
+}
+
+std::string ArithmeticName(at::ScalarType dtype) {
+  return dtype == at::kFloat ? "float32" : dtype == at::kHalf ? "float16" : "bfloat16";
+}
+
+void EnterDeviceThread(at::Device device, int threads, int workers) {
+  if (device.is_cuda()) c10::impl::VirtualGuardImpl(device.type()).setDevice(device);
+  const int cores = static_cast<int>(std::thread::hardware_concurrency());
+  at::set_num_threads(threads > 0 ? threads : std::max(1, cores / std::max(1, workers)));
+}
+
+}  // namespace llava

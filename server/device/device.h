@@ -1,0 +1,36 @@
+#pragma once
+
+// From the words of --device, --dtype and --threads to LibTorch, the same in both model services.
+
+#include <c10/core/Device.h>
+#include <c10/core/ScalarType.h>
+
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+namespace llava {
+
+// "cpu", "cuda:0" or several with commas between, all of one kind (features computed by different
+// arithmetic must not share a cache). INVALID_ARGUMENT saying what is expected.
+absl::StatusOr<std::vector<at::Device>> ParseDevices(const std::string& text);
+
+// FAILED_PRECONDITION if a tensor cannot be made and computed with there: no such GPU, no driver, a
+// build without CUDA.
+absl::Status CheckDevice(at::Device device);
+
+// Known words: auto (float32 on the CPU, bfloat16 on a GPU), float32, bfloat16, float16.
+at::ScalarType ParseDtype(const std::string& text, at::Device device);
+
+// How numbers are computed, e.g. "cpu-f32" or "cuda-bf16": part of every feature key.
+std::string NumericsName(at::Device device, at::ScalarType dtype);
+// "float32", "bfloat16", "float16".
+std::string ArithmeticName(at::ScalarType dtype);
+
+// Makes the calling thread one that owns `device`: its current device and the number of threads
+// that its operations use (0: all cores shared by `workers`).
+void EnterDeviceThread(at::Device device, int threads, int workers);
+
+}  // namespace llava

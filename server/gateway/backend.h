@@ -1,0 +1,85 @@
+#pragma once
+
+// A service behind the gateway: its channels, what it serves, and how its failures are told.
+
+#include <grpcpp/grpcpp.h>
+
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "llava/v1/models.grpc.pb.h"
+#include "server/gateway/gateway_metrics.h"
+#include "server/runtime/mutex.h"
+
+namespace llava {
+
+// What a service said of its models, last time it was asked.
+struct ModelTable {
+  absl::Status status = absl::UnavailableError("not asked yet");  // OK: it answered
+  std::vector<v1::ModelInfo> models;  // of the last good answer, also while the service is down
+};
+
+// Asks the service for its models on a thread of its own: every `period` while it answers, every
+// second while it does not, and on demand. Thread-safe.
+class Backend {
+ public:
+  struct Names {
+    std::string service;  // "vision": in metrics and messages
+    std::string program;  // "llava-vision": what to start
+    std::string flag;     // "--vision": what to check
+  };
+
+  Backend(Names names, std::string address, GatewayMetrics& metrics,
+          std::chrono::milliseconds period = std::chrono::seconds(5));
+  ~Backend();  // stops the thread
+  Backend(const Backend&) = delete;
+  Backend& operator=(const Backend&) = delete;
+
+  // Begins to ask; `on_change` runs on the thread whenever state or models have changed.
+  void Start(std::function<void()> on_change);
+
+  // For requests and answers.
+  const std::shared_ptr<grpc::Channel>& channel() const { return channel_; }
+  // For bulk data, which must not hold up the answers on `channel`.
+  const std::shared_ptr<grpc::Channel>& bulk_channel() const { return bulk_channel_; }
+
+  ModelTable table() const;
+  // Asks soon; `done` runs on the thread after an answer that was asked for after this call.
+  void Refresh(std::function<void()> done = {});
+
+  // What the client of the gateway is told about a failed call: an unreachable service is named
+  // with address and remedy, a fault of the service with its address; complaints about the request
+  // pass as they are. Counts the error.
+  absl::Status Explain(const absl::Status& status);
+
+ private:
+  void Loop();
+  absl::Status Ask(std::vector<v1::ModelInfo>* models);
+  absl::Status Unreachable(const absl::Status& status) const;
+
+  const Names names_;
+  const std::string address_;
+  GatewayMetrics& metrics_;
+  const std::chrono::milliseconds period_;
+  const std::shared_ptr<grpc::Channel> channel_;
+  const std::shared_ptr<grpc::Channel> bulk_channel_;
+  const std::unique_ptr<v1::ModelService::Stub> models_;
+  std::function<void()> on_change_;
+
+  mutable Mutex mutex_;
+  CondVar changed_;
+  ModelTable table_ LLAVA_GUARDED_BY(mutex_);
+  bool asked_ LLAVA_GUARDED_BY(mutex_) = false;
+  bool wanted_ LLAVA_GUARDED_BY(mutex_) = false;
+  bool stopping_ LLAVA_GUARDED_BY(mutex_) = false;
+  grpc::ClientContext* asking_ LLAVA_GUARDED_BY(mutex_) = nullptr;  // the call under way
+  std::vector<std::function<void()>> waiting_ LLAVA_GUARDED_BY(mutex_);
+  std::thread thread_;
+};
+
+}  // namespace llava

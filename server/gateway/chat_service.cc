@@ -1,0 +1,218 @@
+// Sessions, turns and models. Streams of answers: chat_streams.cc.
+
+#include "server/gateway/chat_service.h"
+
+#include <memory>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/gateway/image_upload.h"
+#include "server/gateway/request_checks.h"
+#include "server/gateway/token_count.h"
+#include "server/runtime/status.h"
+
+namespace llava {
+
+grpc::ServerUnaryReactor* ChatServiceImpl::CreateSession(grpc::CallbackServerContext* context,
+                                                         const v1::CreateSessionRequest* request,
+                                                         v1::CreateSessionResponse* response) {
+  const UnaryCall call("CreateSession", *context, parts_.metrics);
+  auto status = call.scope().Admit(admission_);
+  if (status.ok()) status = CheckCreateSession(*request);
+  if (!status.ok()) {
+    call.Finish(status);
+    return call.reactor();
+  }
+  v1::Session session;
+  session.set_id(RandomId());
+  session.set_model(request->model());
+  if (request->has_system_prompt()) session.set_system_prompt(request->system_prompt());
+  if (request->has_sampling()) *session.mutable_sampling() = request->sampling();
+  session.set_title(request->title());
+  *session.mutable_metadata() = request->metadata();
+  session.set_context_overflow(request->context_overflow());
+
+  auto store = [this, call, response](v1::Session ready) {
+    parts_.store.CreateSession(std::move(ready), [call, response](auto stored) {
+      if (stored.ok()) *response->mutable_session() = *std::move(stored);
+      call.Finish(stored.status());
+    });
+  };
+  if (session.model().empty()) {
+    session.set_model(parts_.router.DefaultModel());  // empty: chosen by the first turn
+    store(std::move(session));
+  } else {
+    const std::string model = session.model();
+    parts_.router.Resolve(model, 0, /*pictures=*/false,
+                          [call, store, session = std::move(session)](const auto& route) {
+                            if (route.ok()) return store(session);
+                            call.Finish(route.status());
+                          });
+  }
+  return call.reactor();
+}
+
+grpc::ServerUnaryReactor* ChatServiceImpl::GetSession(grpc::CallbackServerContext* context,
+                                                      const v1::GetSessionRequest* request,
+                                                      v1::GetSessionResponse* response) {
+  const UnaryCall call("GetSession", *context, parts_.metrics);
+  if (auto status = CheckSessionId(request->session_id()); !status.ok()) {
+    call.Finish(status);
+  } else {
+    parts_.store.GetSession(request->session_id(), [call, response](auto session) {
+      if (session.ok()) *response->mutable_session() = *std::move(session);
+      call.Finish(session.status());
+    });
+  }
+  return call.reactor();
+}
+
+grpc::ServerUnaryReactor* ChatServiceImpl::ListSessions(grpc::CallbackServerContext* context,
+                                                        const v1::ListSessionsRequest* request,
+                                                        v1::ListSessionsResponse* response) {
+  const UnaryCall call("ListSessions", *context, parts_.metrics);
+  const auto page_size = PageSize(request->page_size());
+  if (!page_size.ok()) {
+    call.Finish(page_size.status());
+    return call.reactor();
+  }
+  parts_.store.ListSessions(*page_size, request->page_token(), [call, response](auto page) {
+    if (page.ok()) {
+      for (v1::Session& session : page->sessions) *response->add_sessions() = std::move(session);
+      response->set_next_page_token(page->next_page_token);
+    }
+    call.Finish(page.status());
+  });
+  return call.reactor();
+}
+
+grpc::ServerUnaryReactor* ChatServiceImpl::UpdateSession(grpc::CallbackServerContext* context,
+                                                         const v1::UpdateSessionRequest* request,
+                                                         v1::UpdateSessionResponse* response) {
+  const UnaryCall call("UpdateSession", *context, parts_.metrics);
+  if (auto status = CheckUpdateSession(*request); !status.ok()) {
+    call.Finish(status);
+  } else {
+    parts_.store.UpdateSession(request->session(), request->update_mask(),
+                               [call, response](auto session) {
+                                 if (session.ok()) {
+                                   *response->mutable_session() = *std::move(session);
+                                 }
+                                 call.Finish(session.status());
+                               });
+  }
+  return call.reactor();
+}
+
+grpc::ServerUnaryReactor* ChatServiceImpl::DeleteSession(grpc::CallbackServerContext* context,
+                                                         const v1::DeleteSessionRequest* request,
+                                                         v1::DeleteSessionResponse* response) {
+  const UnaryCall call("DeleteSession", *context, parts_.metrics);
+  if (auto status = CheckSessionId(request->session_id()); !status.ok()) {
+    call.Finish(status);
+    return call.reactor();
+  }
+  const std::string id = request->session_id();
+  const auto remove = [this, call, id] {
+    // Keeps new turns away until the session is gone.
+    if (auto status = parts_.running.Add(id, "", [](TurnBreak) {}); !status.ok()) {
+      return call.Finish(status);
+    }
+    parts_.store.DeleteSession(id, [this, call, id](const absl::Status& status) {
+      parts_.running.Remove(id);
+      call.Finish(status);
+    });
+  };
+  if (!parts_.running.Break(id, "", TurnBreak::kCancelTurn, remove)) remove();
+  return call.reactor();
+}
+
+grpc::ServerUnaryReactor* ChatServiceImpl::ListTurns(grpc::CallbackServerContext* context,
+                                                     const v1::ListTurnsRequest* request,
+                                                     v1::ListTurnsResponse* response) {
+  const UnaryCall call("ListTurns", *context, parts_.metrics);
+  auto status = CheckSessionId(request->session_id());
+  const auto page_size = PageSize(request->page_size());
+  if (status.ok()) status = page_size.status();
+  if (!status.ok()) {
+    call.Finish(status);
+    return call.reactor();
+  }
+  parts_.store.ListTurns(request->session_id(), *page_size, request->page_token(),
+                         [call, response](auto page) {
+                           if (page.ok()) {
+                             for (v1::Turn& turn : page->turns) {
+                               *response->add_turns() = std::move(turn);
+                             }
+                             response->set_next_page_token(page->next_page_token);
+                           }
+                           call.Finish(page.status());
+                         });
+  return call.reactor();
+}
+
+grpc::ServerReadReactor<v1::UploadImageRequest>* ChatServiceImpl::UploadImage(
+    grpc::CallbackServerContext* context, v1::UploadImageResponse* response) {
+  return ImageUpload::Start(parts_, admission_, context, response);
+}
+
+grpc::ServerUnaryReactor* ChatServiceImpl::CancelTurn(grpc::CallbackServerContext* context,
+                                                      const v1::CancelTurnRequest* request,
+                                                      v1::CancelTurnResponse* response) {
+  const UnaryCall call("CancelTurn", *context, parts_.metrics);
+  if (auto status = CheckSessionId(request->session_id()); !status.ok()) {
+    call.Finish(status);
+    return call.reactor();
+  }
+  const bool running = parts_.running.Break(request->session_id(), request->turn_id(),
+                                            TurnBreak::kCancelTurn, [call, response] {
+                                              response->set_was_running(true);
+                                              call.Finish(absl::OkStatus());
+                                            });
+  if (running) return call.reactor();
+  const auto ended = [call](const auto& known) { call.Finish(known.status()); };
+  if (request->turn_id().empty()) {
+    parts_.store.GetSession(request->session_id(), ended);
+  } else {
+    parts_.store.GetTurn(request->session_id(), request->turn_id(), ended);
+  }
+  return call.reactor();
+}
+
+grpc::ServerUnaryReactor* ChatServiceImpl::ListModels(grpc::CallbackServerContext* context,
+                                                      const v1::ChatServiceListModelsRequest*,
+                                                      v1::ChatServiceListModelsResponse* response) {
+  const UnaryCall call("ListModels", *context, parts_.metrics);
+  const auto answer = [this, call, response] {
+    auto models = parts_.router.LanguageModels();
+    if (models.ok()) {
+      for (v1::ModelInfo& model : *models) *response->add_models() = std::move(model);
+      response->set_default_model(parts_.router.DefaultModel());
+    }
+    call.Finish(models.status());
+  };
+  if (parts_.router.LanguageModels().ok()) {
+    answer();
+  } else {
+    parts_.router.Refresh(answer);
+  }
+  return call.reactor();
+}
+
+grpc::ServerUnaryReactor* ChatServiceImpl::CountTokens(
+    grpc::CallbackServerContext* context, const v1::ChatServiceCountTokensRequest* request,
+    v1::ChatServiceCountTokensResponse* response) {
+  const UnaryCall call("CountTokens", *context, parts_.metrics);
+  auto status = call.scope().Admit(admission_);
+  if (status.ok()) status = CheckSessionId(request->session_id());
+  auto images = ReadMessage(request->text(), request->images(), parts_.options);
+  if (status.ok()) status = images.status();
+  if (!status.ok()) {
+    call.Finish(status);
+    return call.reactor();
+  }
+  TokenCount::Start(parts_, call, *request, *std::move(images), context->deadline(), response);
+  return call.reactor();
+}
+
+}  // namespace llava

@@ -1,0 +1,68 @@
+#pragma once
+
+#include "llava/v1/chat.grpc.pb.h"
+#include "server/gateway/rpc_scope.h"
+#include "server/gateway/turn_runner.h"
+
+namespace llava {
+
+// The public API of chat.proto on gRPC's callback threads: checks each request, then hands it to
+// the store, a TurnRunner or an ImageUpload. Nothing here blocks.
+class ChatServiceImpl final : public v1::ChatService::CallbackService {
+ public:
+  // Both must outlive the service.
+  ChatServiceImpl(const TurnParts& parts, Admission& admission)
+      : parts_(parts), admission_(admission) {}
+
+  grpc::ServerUnaryReactor* CreateSession(grpc::CallbackServerContext* context,
+                                          const v1::CreateSessionRequest* request,
+                                          v1::CreateSessionResponse* response) override;
+  grpc::ServerUnaryReactor* GetSession(grpc::CallbackServerContext* context,
+                                       const v1::GetSessionRequest* request,
+                                       v1::GetSessionResponse* response) override;
+  grpc::ServerUnaryReactor* ListSessions(grpc::CallbackServerContext* context,
+                                         const v1::ListSessionsRequest* request,
+                                         v1::ListSessionsResponse* response) override;
+  grpc::ServerUnaryReactor* UpdateSession(grpc::CallbackServerContext* context,
+                                          const v1::UpdateSessionRequest* request,
+                                          v1::UpdateSessionResponse* response) override;
+  grpc::ServerUnaryReactor* DeleteSession(grpc::CallbackServerContext* context,
+                                          const v1::DeleteSessionRequest* request,
+                                          v1::DeleteSessionResponse* response) override;
+  grpc::ServerUnaryReactor* ListTurns(grpc::CallbackServerContext* context,
+                                      const v1::ListTurnsRequest* request,
+                                      v1::ListTurnsResponse* response) override;
+  grpc::ServerReadReactor<v1::UploadImageRequest>* UploadImage(
+      grpc::CallbackServerContext* context, v1::UploadImageResponse* response) override;
+  grpc::ServerWriteReactor<v1::ChatResponse>* Chat(grpc::CallbackServerContext* context,
+                                                   const v1::ChatRequest* request) override;
+  grpc::ServerWriteReactor<v1::RegenerateTurnResponse>* RegenerateTurn(
+      grpc::CallbackServerContext* context, const v1::RegenerateTurnRequest* request) override;
+  grpc::ServerWriteReactor<v1::ResumeTurnResponse>* ResumeTurn(
+      grpc::CallbackServerContext* context, const v1::ResumeTurnRequest* request) override;
+  grpc::ServerUnaryReactor* CancelTurn(grpc::CallbackServerContext* context,
+                                       const v1::CancelTurnRequest* request,
+                                       v1::CancelTurnResponse* response) override;
+  grpc::ServerUnaryReactor* ListModels(grpc::CallbackServerContext* context,
+                                       const v1::ChatServiceListModelsRequest* request,
+                                       v1::ChatServiceListModelsResponse* response) override;
+  grpc::ServerUnaryReactor* CountTokens(grpc::CallbackServerContext* context,
+                                        const v1::ChatServiceCountTokensRequest* request,
+                                        v1::ChatServiceCountTokensResponse* response) override;
+
+ private:
+  // Runs a turn whose request was read (or refused) into a stream of `Response`.
+  template <typename Response>
+  grpc::ServerWriteReactor<Response>* Run(grpc::CallbackServerContext* context,
+                                          std::shared_ptr<RpcScope> scope,
+                                          absl::StatusOr<TurnRequest> request);
+  absl::StatusOr<TurnRequest> ReadChat(const v1::ChatRequest& request);
+  absl::StatusOr<TurnRequest> ReadRegenerate(const v1::RegenerateTurnRequest& request) const;
+  // Accepted or refused pictures that came inside a request.
+  void CountInlineImages(const std::vector<StoredImage>& images);
+
+  const TurnParts& parts_;
+  Admission& admission_;
+};
+
+}  // namespace llava

@@ -1,0 +1,169 @@
+#include "server/gateway/feature_delivery.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "model/digest/sha256.h"
+#include "server/wire/feature_key.h"
+
+namespace llava {
+namespace {
+
+// Pictures held in memory at once by one turn.
+constexpr int kMaxUnderWay = 4;
+
+}  // namespace
+
+std::map<std::string, v1::FeatureKey> FeatureKeys(const std::vector<std::string>& images,
+                                                  const Route& route) {
+  std::map<std::string, v1::FeatureKey> keys;
+  for (const std::string& image : images) {
+    keys[image] = MakeFeatureKey(FromHex(image), route.model.vision_spec(), route.numerics);
+  }
+  return keys;
+}
+
+std::shared_ptr<FeatureDelivery> FeatureDelivery::Create(
+    const TurnParts& parts, const Prompt& prompt, Route route, std::string request_id,
+    int32_t priority, std::chrono::system_clock::time_point deadline, Done done) {
+  return std::shared_ptr<FeatureDelivery>(new FeatureDelivery(
+      parts, prompt, std::move(route), std::move(request_id), priority, deadline, std::move(done)));
+}
+
+FeatureDelivery::FeatureDelivery(const TurnParts& parts, const Prompt& prompt, Route route,
+                                 std::string request_id, int32_t priority,
+                                 std::chrono::system_clock::time_point deadline, Done done)
+    : parts_(parts),
+      prompt_(prompt),
+      route_(std::move(route)),
+      request_id_(std::move(request_id)),
+      priority_(priority),
+      deadline_(deadline),
+      done_(std::move(done)) {}
+
+void FeatureDelivery::Start() {
+  auto keys = FeatureKeys(prompt_.DistinctImages(), route_);
+  {
+    MutexLock lock(mutex_);
+    for (const auto& [image, key] : keys) {
+      if (parts_.features.Contains(key)) {
+        parts_.metrics.feature_cache_hits.Increment();
+      } else {
+        parts_.metrics.feature_cache_misses.Increment();
+        waiting_.push_back(image);
+      }
+    }
+    outcome_.keys = std::move(keys);
+  }
+  Advance();
+}
+
+void FeatureDelivery::Cancel() {
+  std::set<std::shared_ptr<FeatureTransfer>> transfers;
+  {
+    MutexLock lock(mutex_);
+    if (failure_.ok()) failure_ = absl::CancelledError("cancelled");
+    transfers = transfers_;
+  }
+  for (const auto& transfer : transfers) transfer->Cancel();
+}
+
+void FeatureDelivery::Advance() {
+  std::vector<std::string> next;
+  Done done;
+  absl::StatusOr<Outcome> result = absl::UnknownError("not run");
+  {
+    MutexLock lock(mutex_);
+    if (!failure_.ok()) waiting_.clear();
+    while (!waiting_.empty() && under_way_ < kMaxUnderWay) {
+      next.push_back(std::move(waiting_.front()));
+      waiting_.pop_front();
+      ++under_way_;
+    }
+    if (under_way_ == 0 && done_) {
+      done = std::exchange(done_, nullptr);
+      if (computed_) {
+        const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start_;
+        outcome_.vision_seconds = took.count();
+      }
+      if (failure_.ok()) {
+        result = std::move(outcome_);
+      } else {
+        result = failure_;
+      }
+    }
+  }
+  for (const std::string& image : next) FetchFile(image);
+  if (done) done(std::move(result));
+}
+
+void FeatureDelivery::FetchFile(const std::string& image) {
+  const auto found = prompt_.files.find(image);
+  if (found != prompt_.files.end()) return Transfer(image, *found->second);
+  parts_.store.ReadImage(image, [self = shared_from_this(), image](absl::StatusOr<std::string> r) {
+    self->OnFile(image, std::move(r));
+  });
+}
+
+void FeatureDelivery::OnFile(const std::string& image, absl::StatusOr<std::string> bytes) {
+  if (!bytes.ok()) return Settle(bytes.status());
+  Transfer(image, *std::move(bytes));
+}
+
+void FeatureDelivery::Transfer(const std::string& image, std::string bytes) {
+  v1::EncodeRequest request;
+  request.set_image(std::move(bytes));
+  *request.mutable_spec() = route_.model.vision_spec();
+  request.set_request_id(request_id_);
+  request.set_priority(priority_);
+  v1::FeatureKey key;
+  {
+    MutexLock lock(mutex_);
+    key = outcome_.keys.at(image);
+  }
+  auto transfer = FeatureTransfer::Start(
+      parts_.vision, parts_.encoder, parts_.llm, parts_.receiver, std::move(request),
+      std::move(key), deadline_,
+      [self = shared_from_this(), image](absl::StatusOr<FeatureTransfer::Result> result) {
+        self->OnTransfer(image, std::move(result));
+      });
+  bool cancel = false;
+  {
+    MutexLock lock(mutex_);
+    transfers_.insert(transfer);  // stays until the end: a transfer may be over by now
+    cancel = !failure_.ok();
+  }
+  if (cancel) transfer->Cancel();
+}
+
+void FeatureDelivery::OnTransfer(const std::string& image,
+                                 absl::StatusOr<FeatureTransfer::Result> result) {
+  if (result.ok()) {
+    parts_.features.Add(result->key);
+    MutexLock lock(mutex_);
+    outcome_.keys[image] = result->key;
+    if (!result->cached) computed_ = true;
+  }
+  absl::Status status = result.status();
+  if (status.code() == absl::StatusCode::kInvalidArgument) {
+    status = absl::InvalidArgumentError(
+        absl::StrCat("picture ", image.substr(0, 12), ": ", status.message()));
+  }
+  Settle(status);
+}
+
+void FeatureDelivery::Settle(const absl::Status& status) {
+  std::set<std::shared_ptr<FeatureTransfer>> transfers;
+  {
+    MutexLock lock(mutex_);
+    --under_way_;
+    if (!status.ok() && failure_.ok()) {
+      failure_ = status;
+      transfers = transfers_;
+    }
+  }
+  for (const auto& transfer : transfers) transfer->Cancel();
+  Advance();
+}
+
+}  // namespace llava

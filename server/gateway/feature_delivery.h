@@ -1,0 +1,80 @@
+#pragma once
+
+#include <chrono>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "server/gateway/feature_transfer.h"
+#include "server/gateway/prompt.h"
+#include "server/gateway/turn_parts.h"
+#include "server/runtime/mutex.h"
+
+namespace llava {
+
+// The names of the features of `images` under the spec of `route`. Image ids are hex digests.
+std::map<std::string, v1::FeatureKey> FeatureKeys(const std::vector<std::string>& images,
+                                                  const Route& route);
+
+// Sees to it that the LLM service has the features of all pictures of a prompt: those it is
+// believed to have are left alone, a few others at a time go through the vision service.
+//
+// Thread-safe; lives until its callback has run.
+class FeatureDelivery : public std::enable_shared_from_this<FeatureDelivery> {
+ public:
+  struct Outcome {
+    std::map<std::string, v1::FeatureKey> keys;  // by image id
+    // Wall time, 0 when nothing had to be computed.
+    double vision_seconds = 0;
+  };
+  using Done = std::function<void(absl::StatusOr<Outcome>)>;
+
+  // `prompt` must live until `done`, which runs once: at once when all features are there, else on
+  // a thread of gRPC or of the store. The first error ends the delivery.
+  static std::shared_ptr<FeatureDelivery> Create(const TurnParts& parts, const Prompt& prompt,
+                                                 Route route, std::string request_id,
+                                                 int32_t priority,
+                                                 std::chrono::system_clock::time_point deadline,
+                                                 Done done);
+  void Start();
+  // `done` follows with CANCELLED unless it has just run.
+  void Cancel();
+
+ private:
+  FeatureDelivery(const TurnParts& parts, const Prompt& prompt, Route route, std::string request_id,
+                  int32_t priority, std::chrono::system_clock::time_point deadline, Done done);
+
+  // Starts transfers until enough are under way; ends the delivery when none is left.
+  void Advance();
+  void FetchFile(const std::string& image);
+  void OnFile(const std::string& image, absl::StatusOr<std::string> bytes);
+  void Transfer(const std::string& image, std::string bytes);
+  void OnTransfer(const std::string& image, absl::StatusOr<FeatureTransfer::Result> result);
+  // One picture is through, or the delivery has failed.
+  void Settle(const absl::Status& status);
+
+  const TurnParts& parts_;
+  const Prompt& prompt_;
+  const Route route_;
+  const std::string request_id_;
+  const int32_t priority_;
+  const std::chrono::system_clock::time_point deadline_;
+  const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+
+  Mutex mutex_;
+  Done done_ LLAVA_GUARDED_BY(mutex_);
+  Outcome outcome_ LLAVA_GUARDED_BY(mutex_);
+  std::deque<std::string> waiting_ LLAVA_GUARDED_BY(mutex_);
+  int under_way_ LLAVA_GUARDED_BY(mutex_) = 0;
+  std::set<std::shared_ptr<FeatureTransfer>> transfers_ LLAVA_GUARDED_BY(mutex_);
+  absl::Status failure_ LLAVA_GUARDED_BY(mutex_);
+  bool computed_ LLAVA_GUARDED_BY(mutex_) = false;
+};
+
+}  // namespace llava

@@ -1,0 +1,69 @@
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "server/gateway/chat_service.h"
+#include "server/gateway/model_service.h"
+#include "server/gateway/turn_parts.h"
+
+namespace llava {
+
+// All of a gateway but ports and signals.
+//
+// Order of calls: Open, serve `services()`, Start, ..., Stop, end of the server, destructor.
+class Gateway {
+ public:
+  // May this gateway take questions, and with which models?
+  struct Readiness {
+    bool ready = false;
+    std::string reason;                  // why not
+    std::map<std::string, bool> models;  // every language model ever seen: can it answer?
+  };
+  using OnReadiness = std::function<void(const Readiness&)>;
+
+  // Opens the store. `metrics` and `admission` must outlive the gateway's last call.
+  static absl::StatusOr<std::unique_ptr<Gateway>> Open(const GatewayOptions& options,
+                                                       Metrics& metrics, Admission& admission);
+  ~Gateway();
+
+  // Begins to watch the services behind; `on_readiness` runs on their threads, one at a time, at
+  // every change until Stop.
+  void Start(OnReadiness on_readiness);
+  std::vector<grpc::Service*> services() { return {&chat_, &models_}; }
+
+  // Breaks off the answers under way and waits a few seconds until they are stored.
+  void Stop();
+
+ private:
+  Gateway(const GatewayOptions& options, std::unique_ptr<GatewayMetrics> metrics,
+          std::unique_ptr<SessionStore> store, Admission& admission);
+  void Publish();
+
+  const GatewayOptions options_;
+  const std::unique_ptr<GatewayMetrics> metrics_;
+  const std::unique_ptr<SessionStore> store_;
+  Admission& admission_;
+  FeatureIndex features_;
+  RunningTurns running_;
+
+  Mutex publish_mutex_;  // keeps reports in order, held while one is made
+  OnReadiness on_readiness_ LLAVA_GUARDED_BY(publish_mutex_);
+  std::map<std::string, bool> models_seen_ LLAVA_GUARDED_BY(publish_mutex_);
+
+  Backend vision_;
+  Backend llm_;
+  ModelRouter router_;
+  const std::unique_ptr<v1::VisionService::Stub> encoder_;
+  const std::unique_ptr<v1::LlmService::Stub> generator_;
+  const std::unique_ptr<v1::LlmService::Stub> receiver_;
+  const TurnParts parts_;
+  ChatServiceImpl chat_;
+  ModelServiceImpl models_;
+};
+
+}  // namespace llava

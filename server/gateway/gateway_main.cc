@@ -1,0 +1,46 @@
+// llava-gateway: the public front of llava-serving. Wiring only.
+
+#include <memory>
+#include <string>
+
+#include "server/gateway/gateway.h"
+#include "server/runtime/logging.h"
+#include "server/runtime/service_process.h"
+#include "server/runtime/settings.h"
+
+int main(int argc, char** argv) {
+  using namespace llava;
+  constexpr char kProgram[] = "llava-gateway";
+
+  ProcessOptions process_options;
+  process_options.port = 8001;
+  process_options.metrics_port = 8002;
+  GatewayOptions options;
+  Settings settings(kProgram,
+                    "Conversations about pictures: sessions, uploads and streamed answers over "
+                    "gRPC, in front of llava-vision and llava-llm.");
+  process_options.Declare(settings);
+  options.Declare(settings);
+  if (const auto code = settings.Parse(argc, argv)) return *code;
+  InitLogging({"gateway", process_options.log_level, process_options.log_format});
+
+  Metrics metrics("gateway");
+  std::unique_ptr<Gateway> gateway;  // before the process: its services must outlive the server
+  ServiceProcess process(kProgram, process_options, metrics);
+  auto opened = Gateway::Open(options, metrics, process.admission());
+  if (!opened.ok()) {
+    PrintError(kProgram, std::string(opened.status().message()));
+    return 1;
+  }
+  gateway = *std::move(opened);
+  if (const int code = process.Start(gateway->services(), {"llava.v1.ChatService"}); code != 0) {
+    return code;
+  }
+  gateway->Start([&](const Gateway::Readiness& readiness) {
+    process.SetReady(readiness.ready, readiness.reason);
+    for (const auto& [model, serving] : readiness.models) process.SetHealth(model, serving);
+    if (readiness.ready) LogInfo("ready");
+    if (!readiness.ready) LogWarning("not ready", {{"reason", readiness.reason}});
+  });
+  return process.Run({}, [&] { gateway->Stop(); });
+}

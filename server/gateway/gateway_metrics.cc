@@ -1,0 +1,89 @@
+#include "server/gateway/gateway_metrics.h"
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/strip.h"
+
+namespace llava {
+namespace {
+
+constexpr char kFeatureCache[] = "llava_gateway_feature_cache_total";
+constexpr char kFeatureCacheHelp[] =
+    "Pictures of prompts whose features the LLM service was believed to hold (hit) or not (miss).";
+
+}  // namespace
+
+std::string FinishReasonLabel(v1::FinishReason reason) {
+  const std::string name = v1::FinishReason_Name(reason);
+  return absl::AsciiStrToLower(absl::StripPrefix(name, "FINISH_REASON_"));
+}
+
+GatewayMetrics::GatewayMetrics(Metrics& metrics)
+    : metrics_(metrics),
+      sessions(metrics.Gauge("llava_gateway_sessions", "Sessions in the store.")),
+      turns_running(metrics.Gauge("llava_gateway_turns_running", "Answers under way.")),
+      time_to_first_token_seconds(
+          metrics.Histogram("llava_gateway_time_to_first_token_seconds",
+                            "From receipt of a question to the first text of its answer.")),
+      time_between_tokens_seconds(metrics.Histogram("llava_gateway_time_between_tokens_seconds",
+                                                    "Between two pieces of text of an answer.")),
+      turn_duration_seconds(metrics.Histogram("llava_gateway_turn_duration_seconds",
+                                              "From receipt of a question to its end.")),
+      feature_cache_hits(metrics.Counter(kFeatureCache, kFeatureCacheHelp, {{"result", "hit"}})),
+      feature_cache_misses(metrics.Counter(kFeatureCache, kFeatureCacheHelp, {{"result", "miss"}})),
+      image_bytes_total(metrics.Counter("llava_gateway_image_bytes_total",
+                                        "Bytes of pictures received and accepted.")),
+      store_queue(metrics.Gauge("llava_gateway_store_queue", "Requests waiting for the store.")),
+      store_commit_seconds(metrics.Histogram("llava_gateway_store_commit_seconds",
+                                             "Transactions that wrote, sync included.")) {}
+
+void GatewayMetrics::CountRequest(const std::string& method, absl::StatusCode code,
+                                  double seconds) {
+  metrics_
+      .Counter("llava_gateway_requests_total", "Calls that ended.",
+               {{"method", method}, {"code", absl::StatusCodeToString(code)}})
+      .Increment();
+  metrics_
+      .Histogram("llava_gateway_request_duration_seconds", "Length of calls, streams included.",
+                 {{"method", method}})
+      .Observe(seconds);
+}
+
+void GatewayMetrics::CountTurn(v1::FinishReason reason, double seconds) {
+  metrics_
+      .Counter("llava_gateway_turns_total", "Answers that ended.",
+               {{"finish_reason", FinishReasonLabel(reason)}})
+      .Increment();
+  turn_duration_seconds.Observe(seconds);
+}
+
+void GatewayMetrics::CountTokens(const v1::Usage& usage) {
+  const auto count = [this](const std::string& kind, uint32_t tokens) {
+    metrics_
+        .Counter("llava_gateway_tokens_total", "Tokens of prompts and answers.", {{"kind", kind}})
+        .Increment(tokens);
+  };
+  count("text", usage.text_tokens());
+  count("image", usage.image_tokens());
+  count("generated", usage.generated_tokens());
+}
+
+void GatewayMetrics::CountImage(const std::string& result) {
+  metrics_.Counter("llava_gateway_images_total", "Pictures received.", {{"result", result}})
+      .Increment();
+}
+
+void GatewayMetrics::CountBackendError(const std::string& backend, absl::StatusCode code) {
+  metrics_
+      .Counter("llava_gateway_backend_errors_total", "Calls that a service behind failed.",
+               {{"backend", backend}, {"code", absl::StatusCodeToString(code)}})
+      .Increment();
+}
+
+void GatewayMetrics::SetBackendUp(const std::string& backend, bool up) {
+  metrics_
+      .Gauge("llava_gateway_backend_up", "1 while the service behind answers.",
+             {{"backend", backend}})
+      .Set(up ? 1 : 0);
+}
+
+}  // namespace llava

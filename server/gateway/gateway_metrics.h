@@ -1,0 +1,51 @@
+#pragma once
+
+// What a gateway counts. Prefix llava_gateway_.
+
+#include <string>
+#include <string_view>
+
+#include "absl/status/status.h"
+#include "llava/v1/types.pb.h"
+#include "server/runtime/metrics.h"
+
+namespace llava {
+
+// Thread-safe.
+class GatewayMetrics {
+ public:
+  explicit GatewayMetrics(Metrics& metrics);
+
+  // requests_total{method,code}, request_duration_seconds{method}
+  void CountRequest(const std::string& method, absl::StatusCode code, double seconds);
+  // turns_total{finish_reason}, turn_duration_seconds
+  void CountTurn(v1::FinishReason reason, double seconds);
+  // tokens_total{kind}
+  void CountTokens(const v1::Usage& usage);
+  // images_total{result}: stored, refused, failed (by the store)
+  void CountImage(const std::string& result);
+  // backend_errors_total{backend,code}
+  void CountBackendError(const std::string& backend, absl::StatusCode code);
+  // backend_up{backend}
+  void SetBackendUp(const std::string& backend, bool up);
+
+ private:
+  Metrics& metrics_;
+
+ public:
+  prometheus::Gauge& sessions;
+  prometheus::Gauge& turns_running;
+  prometheus::Histogram& time_to_first_token_seconds;
+  prometheus::Histogram& time_between_tokens_seconds;
+  prometheus::Histogram& turn_duration_seconds;
+  prometheus::Counter& feature_cache_hits;
+  prometheus::Counter& feature_cache_misses;
+  prometheus::Counter& image_bytes_total;
+  prometheus::Gauge& store_queue;
+  prometheus::Histogram& store_commit_seconds;
+};
+
+// "stop", "length", "cancelled" ...
+std::string FinishReasonLabel(v1::FinishReason reason);
+
+}  // namespace llava

@@ -1,0 +1,43 @@
+#pragma once
+
+// What can be set on a gateway beside the settings of every process.
+
+#include <chrono>
+#include <cstdint>
+#include <string>
+
+#include "model/image/header.h"
+#include "server/runtime/settings.h"
+
+namespace llava {
+
+// Defaults work on a laptop with all services on one machine. Const once serving.
+struct GatewayOptions {
+  // HOST:PORT of the services behind.
+  std::string vision = "127.0.0.1:8011";
+  std::string llm = "127.0.0.1:8021";
+  // Sessions and pictures; made if missing. One gateway at a time.
+  std::string data_dir = DefaultDataDir();
+  // Model of requests and sessions that name none. Empty: the first one the LLM service lists.
+  std::string default_model;
+
+  uint64_t max_image_bytes = 20u << 20;
+  int max_image_pixels = 64'000'000;
+  int max_images_per_turn = 8;
+  // Text and pictures of one request together.
+  uint64_t max_turn_bytes = 30u << 20;
+  // Upper limit of a turn, whatever the client's deadline.
+  std::chrono::milliseconds request_timeout{10 * 60 * 1000};
+
+  // $XDG_DATA_HOME or ~/.local/share, then /llava-serving/gateway.
+  static std::string DefaultDataDir();
+  void Declare(Settings& settings);
+  // INVALID_ARGUMENT naming the setting.
+  absl::Status Check() const;
+
+  ImageLimits image_limits() const {
+    return {.max_bytes = max_image_bytes, .max_pixels = static_cast<uint64_t>(max_image_pixels)};
+  }
+};
+
+}  // namespace llava

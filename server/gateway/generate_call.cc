@@ -1,0 +1,40 @@
+#include "server/gateway/generate_call.h"
+
+#include <utility>
+
+#include "server/runtime/status.h"
+
+namespace llava {
+
+std::shared_ptr<GenerateCall> GenerateCall::Create(v1::GenerateRequest request,
+                                                   std::chrono::system_clock::time_point deadline,
+                                                   Callbacks callbacks) {
+  std::shared_ptr<GenerateCall> call(new GenerateCall(std::move(request), std::move(callbacks)));
+  call->context_.set_deadline(deadline);
+  call->context_.AddMetadata("x-request-id", call->request_.request_id());
+  return call;
+}
+
+void GenerateCall::Start(v1::LlmService::Stub& stub) {
+  const auto keep = self_ = shared_from_this();
+  stub.async()->Generate(&context_, &request_, this);
+  // All later reads start in reactions; the hold covers the start on a foreign thread.
+  AddHold();
+  StartRead(&response_);
+  StartCall();
+  RemoveHold();
+}
+
+void GenerateCall::OnReadDone(bool ok) {
+  if (!ok) return;
+  if (!callbacks_.on_event(response_)) context_.TryCancel();
+  StartRead(&response_);
+}
+
+void GenerateCall::OnDone(const grpc::Status& status) {
+  const auto keep = std::move(self_);
+  const auto callbacks = std::move(callbacks_);
+  callbacks.on_done(FromGrpc(status));
+}
+
+}  // namespace llava

@@ -1,0 +1,49 @@
+#pragma once
+
+#include <grpcpp/grpcpp.h>
+
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "llava/v1/llm.grpc.pb.h"
+
+namespace llava {
+
+// One Generate call to the LLM service. Callbacks run on gRPC threads, one after the other,
+// `on_done` last and exactly once; they must not block.
+class GenerateCall : public grpc::ClientReadReactor<v1::GenerateResponse>,
+                     public std::enable_shared_from_this<GenerateCall> {
+ public:
+  struct Callbacks {
+    // False: the answer makes no sense, the call is cancelled.
+    std::function<bool(v1::GenerateResponse&)> on_event;
+    std::function<void(absl::Status)> on_done;
+  };
+
+  static std::shared_ptr<GenerateCall> Create(v1::GenerateRequest request,
+                                              std::chrono::system_clock::time_point deadline,
+                                              Callbacks callbacks);
+  // Once.
+  void Start(v1::LlmService::Stub& stub);
+  // Thread-safe, also before Start; `on_done` follows with CANCELLED unless the call has just
+  // ended.
+  void Cancel() { context_.TryCancel(); }
+
+ private:
+  GenerateCall(v1::GenerateRequest request, Callbacks callbacks)
+      : request_(std::move(request)), callbacks_(std::move(callbacks)) {}
+
+  void OnReadDone(bool ok) override;
+  void OnDone(const grpc::Status& status) override;
+
+  const v1::GenerateRequest request_;
+  Callbacks callbacks_;
+  grpc::ClientContext context_;
+  v1::GenerateResponse response_;
+  std::shared_ptr<GenerateCall> self_;  // until OnDone
+};
+
+}  // namespace llava

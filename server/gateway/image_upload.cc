@@ -1,0 +1,112 @@
+#include "server/gateway/image_upload.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "server/gateway/request_checks.h"
+#include "server/runtime/status.h"
+
+namespace llava {
+namespace {
+
+absl::Status TooLarge(absl::string_view what, uint64_t bytes, uint64_t limit) {
+  return absl::InvalidArgumentError(absl::StrCat("the picture ", what, " ", bytes,
+                                                 " bytes, allowed are ", limit,
+                                                 "; scale it down or compress it more"));
+}
+
+}  // namespace
+
+ImageUpload* ImageUpload::Start(const TurnParts& parts, Admission& admission,
+                                grpc::CallbackServerContext* context,
+                                v1::UploadImageResponse* response) {
+  std::shared_ptr<ImageUpload> upload(new ImageUpload(parts, context, response));
+  upload->self_ = upload;
+  if (auto status = upload->scope_.Admit(admission); !status.ok()) {
+    upload->End(status);
+  } else {
+    upload->StartRead(&upload->read_);
+  }
+  return upload.get();
+}
+
+void ImageUpload::OnReadDone(bool ok) {
+  if (!ok) {
+    if (context_->IsCancelled()) return End(absl::CancelledError("the client went away"));
+    return OnEnd();
+  }
+  if (session_id_.empty()) return OnHeader();
+  if (auto status = OnChunk(); !status.ok()) return Refuse(status);
+  StartRead(&read_);
+}
+
+void ImageUpload::OnHeader() {
+  if (read_.part_case() != v1::UploadImageRequest::kHeader) {
+    return Refuse(absl::InvalidArgumentError("the first message must be the header"));
+  }
+  const v1::UploadImageHeader& header = read_.header();
+  if (auto status = CheckSessionId(header.session_id()); !status.ok()) return Refuse(status);
+  if (header.size_bytes() > parts_.options.max_image_bytes) {
+    return Refuse(
+        TooLarge("is announced with", header.size_bytes(), parts_.options.max_image_bytes));
+  }
+  session_id_ = header.session_id();
+  announced_bytes_ = header.size_bytes();
+  parts_.store.GetSession(session_id_, [self = self_](const absl::StatusOr<v1::Session>& session) {
+    if (!session.ok()) return self->End(session.status());
+    self->StartRead(&self->read_);
+  });
+}
+
+absl::Status ImageUpload::OnChunk() {
+  if (read_.part_case() != v1::UploadImageRequest::kChunk) {
+    return absl::InvalidArgumentError("after the header come chunks only");
+  }
+  const uint64_t total = bytes_.size() + read_.chunk().size();
+  if (total > parts_.options.max_image_bytes) {
+    return TooLarge("has more than", parts_.options.max_image_bytes,
+                    parts_.options.max_image_bytes);
+  }
+  if (announced_bytes_ != 0 && total > announced_bytes_) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("more bytes came than header.size_bytes = ", announced_bytes_, " announced"));
+  }
+  bytes_ += read_.chunk();
+  return absl::OkStatus();
+}
+
+void ImageUpload::OnEnd() {
+  if (session_id_.empty()) {
+    return Refuse(absl::InvalidArgumentError("nothing came; the first message is the header"));
+  }
+  if (announced_bytes_ != 0 && bytes_.size() != announced_bytes_) {
+    return Refuse(absl::InvalidArgumentError(absl::StrCat("header.size_bytes announced ",
+                                                          announced_bytes_, " bytes, ",
+                                                          bytes_.size(), " came; send it again")));
+  }
+  auto image = ReadImageFile(std::move(bytes_), parts_.options);
+  if (!image.ok()) return Refuse(image.status());
+  *response_->mutable_image() = image->info;
+  const double bytes = static_cast<double>(image->info.size_bytes());
+  parts_.store.AddImage(session_id_, *std::move(image),
+                        [self = self_, bytes](const absl::Status& status) {
+                          if (status.ok()) {
+                            self->parts_.metrics.CountImage("accepted");
+                            self->parts_.metrics.image_bytes_total.Increment(bytes);
+                          }
+                          self->End(status);
+                        });
+}
+
+void ImageUpload::Refuse(const absl::Status& status) {
+  parts_.metrics.CountImage("refused");
+  End(status);
+}
+
+void ImageUpload::End(const absl::Status& status) {
+  scope_.End(status);
+  Finish(ToGrpc(status));
+}
+
+}  // namespace llava

@@ -1,0 +1,54 @@
+#pragma once
+
+// Which version of which model answers.
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "llava/v1/models.pb.h"
+#include "server/gateway/backend.h"
+
+namespace llava {
+
+// A version that can answer, and the arithmetic of the tower that makes its features (empty when no
+// vision worker has the tower: then it answers text only).
+struct Route {
+  v1::ModelInfo model;
+  std::string numerics;
+};
+
+// Thread-safe.
+class ModelRouter {
+ public:
+  ModelRouter(Backend& vision, Backend& llm, std::string default_model)
+      : vision_(vision), llm_(llm), default_model_(std::move(default_model)) {}
+
+  // Newest version (`version` 0) or exactly the named one; empty `name`: the default model. A
+  // version is preferred when the vision service has its tower, and needs that for pictures.
+  // NOT_FOUND naming what there is; UNAVAILABLE naming the service that is missing.
+  absl::StatusOr<Route> Find(const std::string& name, uint64_t version, bool pictures) const;
+  // The same, but asks the services again before giving up. `done` runs on the caller's thread or
+  // on a thread of a Backend, and must not block.
+  void Resolve(const std::string& name, uint64_t version, bool pictures,
+               std::function<void(absl::StatusOr<Route>)> done);
+  // Asks both services, then calls `done`.
+  void Refresh(std::function<void()> done);
+
+  // The language models, UNAVAILABLE if the LLM service is down.
+  absl::StatusOr<std::vector<v1::ModelInfo>> LanguageModels() const;
+  // Name of the default model, empty if unknown.
+  std::string DefaultModel() const;
+  // OK when both services answer and the default model can look at pictures; else why not.
+  absl::Status Ready() const;
+
+ private:
+  Backend& vision_;
+  Backend& llm_;
+  const std::string default_model_;
+};
+
+}  // namespace llava

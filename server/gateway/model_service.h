@@ -1,0 +1,44 @@
+#pragma once
+
+#include "llava/v1/models.grpc.pb.h"
+#include "server/gateway/rpc_scope.h"
+#include "server/gateway/turn_parts.h"
+
+namespace llava {
+
+// What the services behind have loaded, seen through the gateway. Changes are refused: this build
+// has no cluster-wide model management.
+class ModelServiceImpl final : public v1::ModelService::CallbackService {
+ public:
+  explicit ModelServiceImpl(const TurnParts& parts);
+
+  grpc::ServerUnaryReactor* ListModels(grpc::CallbackServerContext* context,
+                                       const v1::ListModelsRequest* request,
+                                       v1::ListModelsResponse* response) override;
+  // Asks both services. UNAVAILABLE if one does not answer: the picture would be half.
+  grpc::ServerUnaryReactor* GetModelStatus(grpc::CallbackServerContext* context,
+                                           const v1::GetModelStatusRequest* request,
+                                           v1::GetModelStatusResponse* response) override;
+  grpc::ServerUnaryReactor* LoadModel(grpc::CallbackServerContext* context,
+                                      const v1::LoadModelRequest* request,
+                                      v1::LoadModelResponse* response) override;
+  grpc::ServerUnaryReactor* UnloadModel(grpc::CallbackServerContext* context,
+                                        const v1::UnloadModelRequest* request,
+                                        v1::UnloadModelResponse* response) override;
+  grpc::ServerUnaryReactor* SetLabel(grpc::CallbackServerContext* context,
+                                     const v1::SetLabelRequest* request,
+                                     v1::SetLabelResponse* response) override;
+  grpc::ServerUnaryReactor* Rollback(grpc::CallbackServerContext* context,
+                                     const v1::RollbackRequest* request,
+                                     v1::RollbackResponse* response) override;
+
+ private:
+  grpc::ServerUnaryReactor* Unsupported(const std::string& method,
+                                        grpc::CallbackServerContext* context);
+
+  const TurnParts& parts_;
+  const std::unique_ptr<v1::ModelService::Stub> vision_;
+  const std::unique_ptr<v1::ModelService::Stub> llm_;
+};
+
+}  // namespace llava

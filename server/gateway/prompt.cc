@@ -1,0 +1,57 @@
+#include "server/gateway/prompt.h"
+
+#include <set>
+
+namespace llava {
+
+void Prompt::AddUser(const std::string& text, const std::vector<StoredImage>& images) {
+  Message message{v1::ROLE_USER, text, {}, {}};
+  for (const StoredImage& image : images) {
+    message.images.push_back(image.info.id());
+    if (image.bytes) files[image.info.id()] = image.bytes;
+  }
+  messages.push_back(std::move(message));
+}
+
+std::vector<std::string> Prompt::DistinctImages() const {
+  std::vector<std::string> images;
+  std::set<std::string> seen;
+  for (const Message& message : messages) {
+    for (const std::string& id : message.images) {
+      if (seen.insert(id).second) images.push_back(id);
+    }
+  }
+  return images;
+}
+
+Prompt PromptOfConversation(const Conversation& conversation, size_t skip) {
+  Prompt prompt;
+  const v1::Session& session = conversation.session;
+  if (session.has_system_prompt()) {
+    prompt.messages.push_back({v1::ROLE_SYSTEM, session.system_prompt(), {}, {}});
+  }
+  for (size_t i = 0; i + skip < conversation.turns.size(); ++i) {
+    const v1::Turn& turn = conversation.turns[i].turn;
+    if (turn.answer_text().empty()) continue;
+    Prompt::Message user{v1::ROLE_USER, turn.user_text(), {}, {}};
+    for (const v1::ImageInfo& image : turn.images()) user.images.push_back(image.id());
+    prompt.messages.push_back(std::move(user));
+    prompt.messages.push_back(
+        {v1::ROLE_ASSISTANT, turn.answer_text(), {}, conversation.turns[i].tokens});
+  }
+  return prompt;
+}
+
+void FillMessages(const Prompt& prompt, const std::map<std::string, v1::FeatureKey>& keys,
+                  google::protobuf::RepeatedPtrField<v1::PromptMessage>* messages) {
+  messages->Clear();
+  for (const Prompt::Message& message : prompt.messages) {
+    v1::PromptMessage& out = *messages->Add();
+    out.set_role(message.role);
+    out.set_text(message.text);
+    for (const std::string& id : message.images) *out.add_images() = keys.at(id);
+    if (message.tokens.ids_size() > 0) *out.mutable_tokens() = message.tokens;
+  }
+}
+
+}  // namespace llava

@@ -1,0 +1,286 @@
+#include "server/gateway/request_checks.h"
+
+#include <algorithm>
+#include <exception>
+#include <memory>
+#include <span>
+#include <utility>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "model/digest/sha256.h"
+#include "server/runtime/status.h"
+#include "server/wire/sampling.h"
+
+namespace llava {
+namespace {
+
+constexpr size_t kMaxIdBytes = 128;
+constexpr size_t kMaxTitleBytes = 1024;
+constexpr size_t kMaxModelBytes = 256;
+constexpr int kMaxMetadata = 64;
+constexpr size_t kMaxMetadataKeyBytes = 128;
+constexpr size_t kMaxMetadataValueBytes = 4096;
+constexpr size_t kMaxSystemPromptBytes = 256u << 10;
+constexpr uint32_t kDefaultPageSize = 50;
+constexpr uint32_t kMaxPageSize = 1000;
+constexpr size_t kImageIdDigits = 64;
+
+absl::Status TooLong(absl::string_view field, size_t bytes, size_t limit) {
+  return absl::InvalidArgumentError(
+      absl::StrCat(field, " has ", bytes, " bytes, allowed are ", limit));
+}
+
+absl::Status At(absl::string_view field, const absl::Status& status) {
+  return absl::Status(status.code(), absl::StrCat(field, ": ", status.message()));
+}
+
+absl::Status CheckOverflow(v1::ContextOverflow value) {
+  if (value == v1::CONTEXT_OVERFLOW_DROP_OLDEST_TURNS) {
+    return UnimplementedField("context_overflow: CONTEXT_OVERFLOW_DROP_OLDEST_TURNS");
+  }
+  if (v1::ContextOverflow_IsValid(value)) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("context_overflow has the unknown value ", value));
+}
+
+// What CreateSession and UpdateSession have in common; both messages have these fields.
+template <typename Fields>
+absl::Status CheckSessionFields(const Fields& fields) {
+  if (fields.title().size() > kMaxTitleBytes) {
+    return TooLong("title", fields.title().size(), kMaxTitleBytes);
+  }
+  if (fields.system_prompt().size() > kMaxSystemPromptBytes) {
+    return TooLong("system_prompt", fields.system_prompt().size(), kMaxSystemPromptBytes);
+  }
+  if (static_cast<int>(fields.metadata().size()) > kMaxMetadata) {
+    return absl::InvalidArgumentError(absl::StrCat("metadata has ", fields.metadata().size(),
+                                                   " entries, allowed are ", kMaxMetadata));
+  }
+  for (const auto& [key, value] : fields.metadata()) {
+    if (key.empty() || key.size() > kMaxMetadataKeyBytes) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "a metadata key has ", key.size(), " bytes, allowed are 1 to ", kMaxMetadataKeyBytes));
+    }
+    if (value.size() > kMaxMetadataValueBytes) {
+      return TooLong(absl::StrCat("metadata[", key, "]"), value.size(), kMaxMetadataValueBytes);
+    }
+  }
+  if (fields.has_idle_expiry()) return UnimplementedField("idle_expiry");
+  if (auto status = CheckOverflow(fields.context_overflow()); !status.ok()) return status;
+  return CheckSampling(fields.sampling());
+}
+
+absl::Status CheckBlank(absl::string_view field, const std::string& text, int images) {
+  if (images > 0 || !absl::StripAsciiWhitespace(text).empty()) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(field, " is empty and there is no picture; ask something"));
+}
+
+absl::StatusOr<StoredImage> ReadImageInput(const v1::ImageInput& input,
+                                           const GatewayOptions& options) {
+  switch (input.source_case()) {
+    case v1::ImageInput::kData:
+      return ReadImageFile(input.data(), options);
+    case v1::ImageInput::kId: {
+      const std::string& id = input.id();
+      const bool hex = std::all_of(id.begin(), id.end(), [](char c) {
+        return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f');
+      });
+      if (!hex || id.size() != kImageIdDigits) {
+        return absl::InvalidArgumentError(
+            "id is not one of UploadImage (64 hex digits in lower case)");
+      }
+      StoredImage image;
+      image.info.set_id(id);
+      return image;
+    }
+    case v1::ImageInput::kUrl:
+      return UnimplementedField("url");
+    case v1::ImageInput::SOURCE_NOT_SET:
+      break;
+  }
+  return absl::InvalidArgumentError("has neither id nor data");
+}
+
+absl::StatusOr<std::vector<StoredImage>> ReadImages(
+    const google::protobuf::RepeatedPtrField<v1::ImageInput>& inputs, const std::string& field,
+    const GatewayOptions& options) {
+  if (inputs.size() > options.max_images_per_turn) {
+    return absl::InvalidArgumentError(absl::StrCat(field, " has ", inputs.size(),
+                                                   " pictures, allowed in one message are ",
+                                                   options.max_images_per_turn));
+  }
+  std::vector<StoredImage> images;
+  for (int i = 0; i < inputs.size(); ++i) {
+    auto image = ReadImageInput(inputs[i], options);
+    if (!image.ok()) return At(absl::StrCat(field, "[", i, "]"), image.status());
+    images.push_back(*std::move(image));
+  }
+  return images;
+}
+
+uint64_t ImageBytes(const google::protobuf::RepeatedPtrField<v1::ImageInput>& images) {
+  uint64_t bytes = 0;
+  for (const v1::ImageInput& image : images) bytes += image.data().size();
+  return bytes;
+}
+
+absl::Status CheckTurnBytes(uint64_t bytes, const GatewayOptions& options) {
+  if (bytes <= options.max_turn_bytes) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("text and pictures of the request have ", bytes,
+                                                 " bytes, allowed are ", options.max_turn_bytes,
+                                                 "; send pictures with UploadImage"));
+}
+
+}  // namespace
+
+absl::Status CheckSessionId(const std::string& id) {
+  if (id.empty()) {
+    return absl::InvalidArgumentError("session_id is empty; begin a session with CreateSession");
+  }
+  if (id.size() > kMaxIdBytes) return TooLong("session_id", id.size(), kMaxIdBytes);
+  return absl::OkStatus();
+}
+
+absl::Status CheckCreateSession(const v1::CreateSessionRequest& request) {
+  if (request.model().size() > kMaxModelBytes) {
+    return TooLong("model", request.model().size(), kMaxModelBytes);
+  }
+  return CheckSessionFields(request);
+}
+
+absl::Status CheckUpdateSession(const v1::UpdateSessionRequest& request) {
+  if (auto status = CheckSessionId(request.session().id()); !status.ok()) return status;
+  if (request.update_mask().paths().empty()) {
+    return absl::InvalidArgumentError(
+        "update_mask is empty; name the fields to change: title, metadata, system_prompt, "
+        "sampling, context_overflow");
+  }
+  for (const std::string& path : request.update_mask().paths()) {
+    if (path == "idle_expiry") return UnimplementedField("idle_expiry");
+    if (path != "title" && path != "metadata" && path != "system_prompt" && path != "sampling" &&
+        path != "context_overflow") {
+      return absl::InvalidArgumentError(
+          absl::StrCat("update_mask names \"", path.substr(0, 64),
+                       "\"; changeable are: title, metadata, system_prompt, sampling, "
+                       "context_overflow"));
+    }
+  }
+  return CheckSessionFields(request.session());
+}
+
+absl::Status CheckOnDisconnect(v1::OnDisconnect value) {
+  if (value == v1::ON_DISCONNECT_DETACH) {
+    return UnimplementedField("on_disconnect: ON_DISCONNECT_DETACH");
+  }
+  if (v1::OnDisconnect_IsValid(value)) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("on_disconnect has the unknown value ", value));
+}
+
+absl::StatusOr<uint32_t> PageSize(uint32_t requested) {
+  if (requested > kMaxPageSize) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("page_size is ", requested, ", allowed are up to ", kMaxPageSize));
+  }
+  return requested == 0 ? kDefaultPageSize : requested;
+}
+
+absl::Status CheckChat(const v1::ChatRequest& request) {
+  if (!request.model_label().empty()) return UnimplementedField("model_label");
+  if (!request.adapter_id().empty()) return UnimplementedField("adapter_id");
+  if (!request.idempotency_key().empty()) return UnimplementedField("idempotency_key");
+  if (auto status = CheckOnDisconnect(request.on_disconnect()); !status.ok()) return status;
+  if (auto status = CheckSampling(request.sampling()); !status.ok()) return status;
+  if (request.model().name().size() > kMaxModelBytes) {
+    return TooLong("model.name", request.model().name().size(), kMaxModelBytes);
+  }
+  if (request.messages().empty()) return CheckSessionId(request.session_id());
+  if (!request.session_id().empty() || !request.text().empty() || !request.images().empty()) {
+    return absl::InvalidArgumentError(
+        "messages are for calls without a session; leave session_id, text and images unset, or "
+        "messages");
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<StoredImage>> ReadMessage(
+    const std::string& text, const google::protobuf::RepeatedPtrField<v1::ImageInput>& images,
+    const GatewayOptions& options) {
+  if (auto status = CheckBlank("text", text, images.size()); !status.ok()) return status;
+  if (auto status = CheckTurnBytes(text.size() + ImageBytes(images), options); !status.ok()) {
+    return status;
+  }
+  return ReadImages(images, "images", options);
+}
+
+absl::StatusOr<Prompt> ReadConversation(
+    const google::protobuf::RepeatedPtrField<v1::ChatMessage>& messages,
+    const GatewayOptions& options) {
+  uint64_t bytes = 0;
+  for (const v1::ChatMessage& message : messages) {
+    bytes += message.text().size() + ImageBytes(message.images());
+  }
+  if (auto status = CheckTurnBytes(bytes, options); !status.ok()) return status;
+  Prompt prompt;
+  v1::Role before = v1::ROLE_UNSPECIFIED;
+  for (int i = 0; i < messages.size(); ++i) {
+    const v1::ChatMessage& message = messages[i];
+    const std::string field = absl::StrCat("messages[", i, "]");
+    const v1::Role role = message.role();
+    const bool in_order = role == v1::ROLE_SYSTEM      ? i == 0
+                          : role == v1::ROLE_USER      ? before != v1::ROLE_USER
+                          : role == v1::ROLE_ASSISTANT ? before == v1::ROLE_USER
+                                                       : false;
+    if (!in_order) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(field,
+                       ".role is out of order: an optional system message comes first, then "
+                       "user and assistant in turn"));
+    }
+    before = role;
+    if (role != v1::ROLE_USER) {
+      if (!message.images().empty()) {
+        return absl::InvalidArgumentError(
+            absl::StrCat(field, ": only user messages have pictures"));
+      }
+      prompt.messages.push_back({role, message.text(), {}, {}});
+      continue;
+    }
+    auto status = CheckBlank(absl::StrCat(field, ".text"), message.text(), message.images_size());
+    if (!status.ok()) return status;
+    auto images = ReadImages(message.images(), absl::StrCat(field, ".images"), options);
+    if (!images.ok()) return images.status();
+    for (const StoredImage& image : *images) {
+      if (!image.bytes) {
+        return absl::InvalidArgumentError(
+            absl::StrCat(field, ": without a session pictures have no ids; send the file as data"));
+      }
+    }
+    prompt.AddUser(message.text(), *images);
+  }
+  if (before != v1::ROLE_USER) {
+    return absl::InvalidArgumentError("messages must end with a user message");
+  }
+  return prompt;
+}
+
+absl::StatusOr<StoredImage> ReadImageFile(std::string bytes, const GatewayOptions& options) {
+  StoredImage image;
+  try {
+    const ImageHeader header =
+        ReadImageHeader(std::span(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()),
+                        options.image_limits());
+    image.info.set_id(ToHex(HashBytes(bytes)));
+    image.info.set_format(ToString(header.format));
+    image.info.set_size_bytes(bytes.size());
+    image.info.set_width(header.width);
+    image.info.set_height(header.height);
+  } catch (...) {
+    return FromException(std::current_exception());
+  }
+  image.bytes = std::make_shared<const std::string>(std::move(bytes));
+  return image;
+}
+
+}  // namespace llava

@@ -1,0 +1,41 @@
+#pragma once
+
+// Public requests checked field by field, before any work. Every field that is set has an effect,
+// is refused as INVALID_ARGUMENT, or is refused as UNIMPLEMENTED by name.
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "llava/v1/chat.pb.h"
+#include "server/gateway/gateway_options.h"
+#include "server/gateway/prompt.h"
+#include "server/gateway/store_records.h"
+
+namespace llava {
+
+absl::Status CheckSessionId(const std::string& id);
+absl::Status CheckCreateSession(const v1::CreateSessionRequest& request);
+absl::Status CheckUpdateSession(const v1::UpdateSessionRequest& request);
+// Unset means CANCEL, for sessions too: nobody keeps a running answer for ResumeTurn in this build.
+absl::Status CheckOnDisconnect(v1::OnDisconnect value);
+// 0 = 50. INVALID_ARGUMENT above 1000.
+absl::StatusOr<uint32_t> PageSize(uint32_t requested);
+
+// All of a ChatRequest but its pictures and messages (the next two).
+absl::Status CheckChat(const v1::ChatRequest& request);
+// The new message of a session: not empty, pictures within the limits, read by ReadImage.
+absl::StatusOr<std::vector<StoredImage>> ReadMessage(
+    const std::string& text, const google::protobuf::RepeatedPtrField<v1::ImageInput>& images,
+    const GatewayOptions& options);
+// The conversation of a call without session.
+absl::StatusOr<Prompt> ReadConversation(
+    const google::protobuf::RepeatedPtrField<v1::ChatMessage>& messages,
+    const GatewayOptions& options);
+
+// A picture file: format and limits from its header, id from its content. Decodes nothing.
+absl::StatusOr<StoredImage> ReadImageFile(std::string bytes, const GatewayOptions& options);
+
+}  // namespace llava

@@ -1,0 +1,281 @@
+#include "server/gateway/session_store.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <system_error>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/gateway/store_schema.h"
+#include "server/runtime/logging.h"
+#include "server/runtime/status.h"
+
+namespace llava {
+namespace {
+
+int64_t NowMicros() {
+  return std::chrono::duration_cast<std::chrono::microseconds>(
+             std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
+
+// Held until the descriptor is closed, also by a crash.
+absl::StatusOr<int> LockFolder(const std::filesystem::path& folder) {
+  const auto path = folder / "lock";
+  const int file = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+  if (file < 0) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("cannot open ", path.string(), ": ", std::strerror(errno), " (--data-dir)"));
+  }
+  if (flock(file, LOCK_EX | LOCK_NB) != 0) {
+    close(file);
+    return absl::FailedPreconditionError(absl::StrCat(
+        folder.string(), " is in use by another gateway; stop it or name another --data-dir"));
+  }
+  return file;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<SessionStore>> SessionStore::Open(const std::string& folder,
+                                                                 GatewayMetrics& metrics,
+                                                                 size_t max_waiting) {
+  const std::filesystem::path path(folder);
+  std::error_code error;
+  std::filesystem::create_directories(path, error);
+  if (error) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("cannot make ", folder, ": ", error.message(), " (--data-dir)"));
+  }
+  auto lock = LockFolder(path);
+  if (!lock.ok()) return lock.status();
+  auto database = SqlDatabase::Open((path / "sessions.db").string());
+  auto files = ImageFiles::Open(path / "images");
+  absl::Status status = database.ok() ? files.status() : database.status();
+  if (status.ok()) status = MigrateStore(**database);
+  if (!status.ok()) {
+    close(*lock);
+    return status;
+  }
+  std::unique_ptr<SessionStore> store(
+      new SessionStore(*lock, *std::move(database), *std::move(files), metrics, max_waiting));
+
+  auto interrupted = store->tables_.EndInterruptedTurns(NowMicros());
+  auto sessions = store->tables_.CountSessions();
+  auto images = store->tables_.ImageIds();
+  if (!interrupted.ok()) return interrupted.status();
+  if (!sessions.ok()) return sessions.status();
+  if (!images.ok()) return images.status();
+  if (status = store->files_.Sweep(*images); !status.ok()) return status;
+  if (*interrupted > 0) {
+    LogWarning("turns of an earlier process marked as interrupted",
+               {{"turns", absl::StrCat(*interrupted)}});
+  }
+  metrics.sessions.Set(static_cast<double>(*sessions));
+  store->thread_ = std::thread([raw = store.get()] { raw->Loop(); });
+  return store;
+}
+
+SessionStore::SessionStore(int lock_file, std::unique_ptr<SqlDatabase> database, ImageFiles files,
+                           GatewayMetrics& metrics, size_t max_waiting)
+    : lock_file_(lock_file),
+      max_waiting_(max_waiting),
+      metrics_(metrics),
+      database_(std::move(database)),
+      files_(std::move(files)),
+      tables_(*database_, files_) {}
+
+SessionStore::~SessionStore() {
+  {
+    MutexLock lock(mutex_);
+    closing_ = true;
+    changed_.NotifyAll();
+  }
+  if (thread_.joinable()) thread_.join();
+  database_.reset();
+  close(lock_file_);
+}
+
+void SessionStore::Post(Job job, Place place) {
+  {
+    MutexLock lock(mutex_);
+    if (!closing_ && (place == Place::kReserved || queue_.size() < max_waiting_)) {
+      queue_.push_back(std::move(job));
+      metrics_.store_queue.Set(static_cast<double>(queue_.size()));
+      changed_.NotifyAll();
+      return;
+    }
+  }
+  job.done(OverloadedError("the session store has too much to write; try again later",
+                           std::chrono::milliseconds(500)));
+}
+
+template <typename T>
+void SessionStore::Post(std::function<absl::StatusOr<T>(StoreTables&)> work, Done<T> done) {
+  auto result = std::make_shared<absl::StatusOr<T>>(absl::UnknownError("not run"));
+  Post(Job{[work = std::move(work), result](StoreTables& tables) {
+             *result = work(tables);
+             return result->status();
+           },
+           [done = std::move(done), result](absl::Status status) {
+             if (status.ok()) {
+               done(std::move(*result));
+             } else {
+               done(std::move(status));
+             }
+           }});
+}
+
+void SessionStore::Loop() {
+  while (true) {
+    std::deque<Job> batch;
+    {
+      MutexLock lock(mutex_);
+      while (queue_.empty() && !closing_) changed_.Wait(mutex_);
+      if (queue_.empty()) return;
+      batch.swap(queue_);
+      metrics_.store_queue.Set(0);
+    }
+    RunBatch(std::move(batch));
+  }
+}
+
+void SessionStore::RunBatch(std::deque<Job> batch) {
+  const auto start = std::chrono::steady_clock::now();
+  const int64_t changes = database_->total_changes();
+  absl::Status transaction = database_->Script("BEGIN IMMEDIATE");
+  std::vector<absl::Status> results;
+  results.reserve(batch.size());
+  for (Job& job : batch) {
+    if (!transaction.ok()) break;
+    // A request that fails takes back only its own changes.
+    transaction = database_->Script("SAVEPOINT request");
+    if (!transaction.ok()) break;
+    results.push_back(job.work(tables_));
+    if (!results.back().ok()) transaction = database_->Script("ROLLBACK TO request");
+    if (transaction.ok()) transaction = database_->Script("RELEASE request");
+  }
+  if (transaction.ok()) transaction = database_->Script("COMMIT");
+  if (!transaction.ok()) {
+    LogError("transaction failed", {{"error", std::string(transaction.message())}});
+    (void)database_->Script("ROLLBACK");  // fails when SQLite has already rolled back
+  } else if (database_->total_changes() != changes) {
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+    metrics_.store_commit_seconds.Observe(took.count());
+  }
+  for (size_t i = 0; i < batch.size(); ++i) {
+    batch[i].done(transaction.ok() ? results[i] : transaction);
+  }
+}
+
+void SessionStore::CreateSession(v1::Session session, Done<v1::Session> done) {
+  Post<v1::Session>(
+      [session = std::move(session)](StoreTables& tables) -> absl::StatusOr<v1::Session> {
+        if (auto status = tables.InsertSession(session, NowMicros()); !status.ok()) return status;
+        return tables.FindSession(session.id());
+      },
+      [this, done = std::move(done)](absl::StatusOr<v1::Session> result) {
+        if (result.ok()) metrics_.sessions.Increment();
+        done(std::move(result));
+      });
+}
+
+void SessionStore::GetSession(std::string id, Done<v1::Session> done) {
+  Post<v1::Session>([id = std::move(id)](StoreTables& tables) { return tables.FindSession(id); },
+                    std::move(done));
+}
+
+void SessionStore::ListSessions(uint32_t page_size, std::string page_token,
+                                Done<SessionPage> done) {
+  Post<SessionPage>([page_size, token = std::move(page_token)](
+                        StoreTables& tables) { return tables.PageOfSessions(page_size, token); },
+                    std::move(done));
+}
+
+void SessionStore::UpdateSession(v1::Session changes, google::protobuf::FieldMask mask,
+                                 Done<v1::Session> done) {
+  Post<v1::Session>([changes = std::move(changes), mask = std::move(mask)](
+                        StoreTables& tables) { return tables.ChangeSession(changes, mask); },
+                    std::move(done));
+}
+
+void SessionStore::DeleteSession(std::string id, std::function<void(absl::Status)> done) {
+  using Ids = std::vector<std::string>;
+  Post<Ids>([id = std::move(id)](StoreTables& tables) { return tables.RemoveSession(id); },
+            [this, done = std::move(done)](absl::StatusOr<Ids> images) {
+              if (images.ok()) {
+                metrics_.sessions.Decrement();
+                RemoveFiles(*images);
+              }
+              done(images.status());
+            });
+}
+
+void SessionStore::RemoveFiles(const std::vector<std::string>& ids) {
+  for (const std::string& id : ids) {
+    const auto known = tables_.HasImage(id);
+    if (!known.ok() || *known) continue;  // a stray file is swept at the next start
+    if (auto status = files_.Remove(id); !status.ok()) {
+      LogWarning("picture file stays", {{"error", std::string(status.message())}});
+    }
+  }
+}
+
+void SessionStore::AddImage(std::string session_id, StoredImage image,
+                            std::function<void(absl::Status)> done) {
+  Post(Job{[session_id = std::move(session_id), image = std::move(image)](StoreTables& tables) {
+             return tables.InsertImage(session_id, image);
+           },
+           std::move(done)});
+}
+
+void SessionStore::ReadImage(std::string id, Done<std::string> done) {
+  Post<std::string>([this, id = std::move(id)](StoreTables&) { return files_.Read(id); },
+                    std::move(done));
+}
+
+void SessionStore::ListTurns(std::string session_id, uint32_t page_size, std::string page_token,
+                             Done<TurnPage> done) {
+  Post<TurnPage>([id = std::move(session_id), page_size, token = std::move(page_token)](
+                     StoreTables& tables) { return tables.PageOfTurns(id, page_size, token); },
+                 std::move(done));
+}
+
+void SessionStore::GetConversation(std::string session_id, Done<Conversation> done) {
+  Post<Conversation>(
+      [id = std::move(session_id)](StoreTables& tables) { return tables.FindConversation(id); },
+      std::move(done));
+}
+
+void SessionStore::GetTurn(std::string session_id, std::string turn_id, Done<v1::Turn> done) {
+  Post<v1::Turn>([session = std::move(session_id), turn = std::move(turn_id)](
+                     StoreTables& tables) { return tables.FindTurn(session, turn); },
+                 std::move(done));
+}
+
+void SessionStore::BeginTurn(NewTurn turn, Done<v1::Turn> done) {
+  Post<v1::Turn>([turn = std::move(turn)](
+                     StoreTables& tables) { return tables.InsertTurn(turn, NowMicros()); },
+                 std::move(done));
+}
+
+void SessionStore::RestartTurn(NewTurn turn, Done<v1::Turn> done) {
+  Post<v1::Turn>([turn = std::move(turn)](
+                     StoreTables& tables) { return tables.RestartTurn(turn, NowMicros()); },
+                 std::move(done));
+}
+
+void SessionStore::FinishTurn(TurnResult result, std::function<void(absl::Status)> done) {
+  Post(Job{[result = std::move(result)](StoreTables& tables) {
+             return tables.EndTurn(result, NowMicros());
+           },
+           std::move(done)},
+       Place::kReserved);
+}
+
+}  // namespace llava

@@ -1,0 +1,109 @@
+#include "server/gateway/sqlite.h"
+
+#include <sqlite3.h>
+
+#include "absl/strings/str_cat.h"
+
+namespace llava {
+namespace {
+
+int Bind(sqlite3_stmt* statement, int index, const SqlValue& value) {
+  if (const auto* number = std::get_if<int64_t>(&value)) {
+    return sqlite3_bind_int64(statement, index, *number);
+  }
+  // A null pointer would bind NULL: empty views point at "".
+  if (const auto* text = std::get_if<std::string_view>(&value)) {
+    return sqlite3_bind_text64(statement, index, text->empty() ? "" : text->data(), text->size(),
+                               SQLITE_STATIC, SQLITE_UTF8);
+  }
+  if (const auto* blob = std::get_if<SqlBlob>(&value)) {
+    const auto& bytes = blob->bytes;
+    return sqlite3_bind_blob64(statement, index, bytes.empty() ? "" : bytes.data(), bytes.size(),
+                               SQLITE_STATIC);
+  }
+  return sqlite3_bind_null(statement, index);
+}
+
+}  // namespace
+
+int64_t SqlRow::Int(int column) const { return sqlite3_column_int64(statement_, column); }
+
+std::string SqlRow::Text(int column) const {
+  const void* data = sqlite3_column_blob(statement_, column);
+  const int size = sqlite3_column_bytes(statement_, column);
+  return data == nullptr ? "" : std::string(static_cast<const char*>(data), size);
+}
+
+bool SqlRow::IsNull(int column) const {
+  return sqlite3_column_type(statement_, column) == SQLITE_NULL;
+}
+
+absl::StatusOr<std::unique_ptr<SqlDatabase>> SqlDatabase::Open(const std::string& path) {
+  sqlite3* handle = nullptr;
+  const int code =
+      sqlite3_open_v2(path.c_str(), &handle,
+                      SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX, nullptr);
+  std::unique_ptr<SqlDatabase> database(new SqlDatabase(handle));
+  if (code != SQLITE_OK) return database->Error(absl::StrCat("cannot open ", path));
+  sqlite3_extended_result_codes(handle, 1);
+  auto status = database->Script(
+      "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON;"
+      "PRAGMA busy_timeout=5000;");
+  if (!status.ok()) {
+    return absl::Status(status.code(), absl::StrCat(path, ": ", status.message()));
+  }
+  return database;
+}
+
+SqlDatabase::~SqlDatabase() {
+  for (const auto& [sql, statement] : statements_) sqlite3_finalize(statement);
+  sqlite3_close(handle_);
+}
+
+absl::Status SqlDatabase::Query(const std::string& sql, std::initializer_list<SqlValue> values,
+                                const std::function<void(const SqlRow&)>& row) {
+  sqlite3_stmt*& statement = statements_[sql];
+  if (statement == nullptr &&
+      sqlite3_prepare_v3(handle_, sql.c_str(), sql.size() + 1, SQLITE_PREPARE_PERSISTENT,
+                         &statement, nullptr) != SQLITE_OK) {
+    return Error(sql);
+  }
+  int index = 0;
+  int code = SQLITE_OK;
+  for (const SqlValue& value : values) {
+    code = Bind(statement, ++index, value);
+    if (code != SQLITE_OK) break;
+  }
+  if (code == SQLITE_OK) {
+    while ((code = sqlite3_step(statement)) == SQLITE_ROW) {
+      if (row) row(SqlRow(statement));
+    }
+  }
+  absl::Status status = code == SQLITE_DONE ? absl::OkStatus() : Error(sql);
+  sqlite3_reset(statement);
+  sqlite3_clear_bindings(statement);
+  return status;
+}
+
+absl::Status SqlDatabase::Script(const std::string& sql) {
+  if (sqlite3_exec(handle_, sql.c_str(), nullptr, nullptr, nullptr) == SQLITE_OK) {
+    return absl::OkStatus();
+  }
+  return Error(sql);
+}
+
+int64_t SqlDatabase::changes() const { return sqlite3_changes64(handle_); }
+int64_t SqlDatabase::total_changes() const { return sqlite3_total_changes64(handle_); }
+
+absl::Status SqlDatabase::Error(absl::string_view what) const {
+  const std::string message =
+      absl::StrCat("session store: ", handle_ ? sqlite3_errmsg(handle_) : "out of memory", " (",
+                   what.substr(0, 80), ")");
+  if (handle_ != nullptr && (sqlite3_errcode(handle_) & 0xff) == SQLITE_FULL) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat(message, "; free disk space under --data-dir"));
+  }
+  return absl::InternalError(message);
+}
+
+}  // namespace llava

@@ -1,0 +1,115 @@
+#include "server/gateway/store_schema.h"
+
+#include <cstdint>
+#include <iterator>
+
+#include "absl/strings/str_cat.h"
+
+namespace llava {
+namespace {
+
+// Entry i brings version i to i + 1; entries are never changed once released. Times are
+// microseconds since 1970. `seed` and versions are unsigned numbers stored in SQLite's signed 64
+// bits. `sampling`, `usage` and `timings` are messages of llava.v1.
+constexpr const char* kMigrations[] = {
+    R"sql(
+CREATE TABLE sessions (
+  id TEXT PRIMARY KEY,
+  model TEXT NOT NULL,
+  system_prompt TEXT,
+  sampling BLOB,
+  title TEXT NOT NULL,
+  context_overflow INTEGER NOT NULL,
+  created_us INTEGER NOT NULL,
+  used_us INTEGER NOT NULL
+);
+CREATE INDEX sessions_by_use ON sessions (used_us, id);
+
+CREATE TABLE session_metadata (
+  session_id TEXT NOT NULL REFERENCES sessions (id) ON DELETE CASCADE,
+  key TEXT NOT NULL,
+  value TEXT NOT NULL,
+  PRIMARY KEY (session_id, key)
+) WITHOUT ROWID;
+
+CREATE TABLE images (
+  id TEXT PRIMARY KEY,
+  format TEXT NOT NULL,
+  size_bytes INTEGER NOT NULL,
+  width INTEGER NOT NULL,
+  height INTEGER NOT NULL
+);
+
+CREATE TABLE session_images (
+  session_id TEXT NOT NULL REFERENCES sessions (id) ON DELETE CASCADE,
+  image_id TEXT NOT NULL REFERENCES images (id),
+  PRIMARY KEY (session_id, image_id)
+) WITHOUT ROWID;
+CREATE INDEX session_images_by_image ON session_images (image_id);
+
+CREATE TABLE turns (
+  id TEXT PRIMARY KEY,
+  session_id TEXT NOT NULL REFERENCES sessions (id) ON DELETE CASCADE,
+  number INTEGER NOT NULL,
+  state INTEGER NOT NULL,
+  user_text TEXT NOT NULL,
+  model_name TEXT NOT NULL,
+  model_version INTEGER NOT NULL,
+  model_digest BLOB NOT NULL,
+  seed INTEGER NOT NULL,
+  sampling BLOB NOT NULL,
+  answer_text TEXT NOT NULL DEFAULT '',
+  tokenizer_digest BLOB,
+  token_ids BLOB,
+  finish_reason INTEGER NOT NULL DEFAULT 0,
+  error_message TEXT NOT NULL DEFAULT '',
+  usage BLOB,
+  timings BLOB,
+  created_us INTEGER NOT NULL,
+  finished_us INTEGER,
+  UNIQUE (session_id, number)
+);
+CREATE INDEX turns_running ON turns (state) WHERE state = 1;
+
+CREATE TABLE turn_images (
+  turn_id TEXT NOT NULL REFERENCES turns (id) ON DELETE CASCADE,
+  position INTEGER NOT NULL,
+  image_id TEXT NOT NULL REFERENCES images (id),
+  PRIMARY KEY (turn_id, position)
+) WITHOUT ROWID;
+CREATE INDEX turn_images_by_image ON turn_images (image_id);
+)sql",
+};
+
+}  // namespace
+
+absl::Status MigrateStore(SqlDatabase& database) {
+  if (auto status = database.Script("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER)");
+      !status.ok()) {
+    return status;
+  }
+  int64_t version = 0;
+  if (auto status = database.Query("SELECT max(version) FROM schema_version", {},
+                                   [&](const SqlRow& row) { version = row.Int(0); });
+      !status.ok()) {
+    return status;
+  }
+  const int64_t newest = std::size(kMigrations);
+  if (version > newest) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the session store has schema version ", version, ", this program knows ",
+                     newest, "; start a newer llava-gateway or name another --data-dir"));
+  }
+  for (; version < newest; ++version) {
+    const auto status = database.Script(
+        absl::StrCat("BEGIN;", kMigrations[version], "DELETE FROM schema_version;",
+                     "INSERT INTO schema_version VALUES (", version + 1, "); COMMIT;"));
+    if (!status.ok()) {
+      (void)database.Script("ROLLBACK");
+      return status;
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace llava

@@ -1,0 +1,210 @@
+// Sessions and pictures of the store.
+
+#include <charconv>
+#include <optional>
+#include <string_view>
+
+#include "absl/strings/str_cat.h"
+#include "google/protobuf/util/time_util.h"
+#include "server/gateway/store_tables.h"
+
+namespace llava {
+namespace {
+
+using google::protobuf::util::TimeUtil;
+
+constexpr char kSessionColumns[] =
+    "SELECT id, model, system_prompt, sampling, title, context_overflow, created_us, used_us,"
+    " (SELECT count(*) FROM turns WHERE session_id = sessions.id) FROM sessions ";
+
+absl::Status NoSession(const std::string& id) {
+  return absl::NotFoundError(absl::StrCat(
+      "no session \"", id, "\": it was deleted or never made; begin one with CreateSession"));
+}
+
+v1::Session ReadSession(const SqlRow& row) {
+  v1::Session session;
+  session.set_id(row.Text(0));
+  session.set_model(row.Text(1));
+  if (!row.IsNull(2)) session.set_system_prompt(row.Text(2));
+  if (!row.IsNull(3)) session.mutable_sampling()->ParseFromString(row.Text(3));
+  session.set_title(row.Text(4));
+  session.set_context_overflow(static_cast<v1::ContextOverflow>(row.Int(5)));
+  *session.mutable_create_time() = TimeUtil::MicrosecondsToTimestamp(row.Int(6));
+  *session.mutable_last_used_time() = TimeUtil::MicrosecondsToTimestamp(row.Int(7));
+  session.set_turn_count(static_cast<uint32_t>(row.Int(8)));
+  return session;
+}
+
+// NULL when unset, so that "" stays a real system text.
+SqlValue SystemPrompt(const v1::Session& session) {
+  if (!session.has_system_prompt()) return nullptr;
+  return std::string_view(session.system_prompt());
+}
+
+}  // namespace
+
+absl::Status StoreTables::InsertSession(const v1::Session& session, int64_t now_us) {
+  const std::string sampling = session.sampling().SerializeAsString();
+  auto status = database_.Query(
+      "INSERT INTO sessions (id, model, system_prompt, sampling, title, context_overflow,"
+      " created_us, used_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+      {session.id(), session.model(), SystemPrompt(session),
+       session.has_sampling() ? SqlValue(SqlBlob{sampling}) : SqlValue(nullptr), session.title(),
+       int64_t{session.context_overflow()}, now_us, now_us});
+  return status.ok() ? WriteMetadata(session) : status;
+}
+
+absl::Status StoreTables::WriteMetadata(const v1::Session& session) {
+  if (auto status =
+          database_.Query("DELETE FROM session_metadata WHERE session_id = ?", {session.id()});
+      !status.ok()) {
+    return status;
+  }
+  for (const auto& [key, value] : session.metadata()) {
+    auto status = database_.Query("INSERT INTO session_metadata VALUES (?, ?, ?)",
+                                  {session.id(), key, value});
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<v1::Session> StoreTables::FindSession(const std::string& id) {
+  std::optional<v1::Session> session;
+  auto status = database_.Query(absl::StrCat(kSessionColumns, "WHERE id = ?"), {id},
+                                [&](const SqlRow& row) { session = ReadSession(row); });
+  if (!status.ok()) return status;
+  if (!session) return NoSession(id);
+  status = database_.Query(
+      "SELECT key, value FROM session_metadata WHERE session_id = ?", {id},
+      [&](const SqlRow& row) { (*session->mutable_metadata())[row.Text(0)] = row.Text(1); });
+  if (!status.ok()) return status;
+  return *std::move(session);
+}
+
+absl::StatusOr<SessionPage> StoreTables::PageOfSessions(uint32_t page_size,
+                                                        const std::string& page_token) {
+  // A token is "<used_us>:<id>" of the last session of the page before.
+  int64_t used_us = INT64_MAX;
+  std::string id;
+  if (!page_token.empty()) {
+    const size_t colon = page_token.find(':');
+    const char* end = page_token.data() + (colon == std::string::npos ? 0 : colon);
+    const auto parsed = std::from_chars(page_token.data(), end, used_us);
+    if (parsed.ec != std::errc() || parsed.ptr != end) {
+      return absl::InvalidArgumentError(
+          "page_token is not one of ListSessions; pass next_page_token as it came");
+    }
+    id = page_token.substr(colon + 1);
+  }
+  std::vector<std::string> ids;
+  SessionPage page;
+  auto status = database_.Query(
+      absl::StrCat(kSessionColumns,
+                   "WHERE (used_us, id) < (?, ?) ORDER BY used_us DESC, id DESC LIMIT ?"),
+      {used_us, id, int64_t{page_size} + 1},
+      [&](const SqlRow& row) { ids.push_back(row.Text(0)); });
+  if (!status.ok()) return status;
+  const bool more = ids.size() > page_size;
+  if (more) ids.pop_back();
+  for (const std::string& each : ids) {
+    auto session = FindSession(each);
+    if (!session.ok()) return session.status();
+    page.sessions.push_back(*std::move(session));
+  }
+  if (more) {
+    const v1::Session& last = page.sessions.back();
+    page.next_page_token =
+        absl::StrCat(TimeUtil::TimestampToMicroseconds(last.last_used_time()), ":", last.id());
+  }
+  return page;
+}
+
+absl::StatusOr<v1::Session> StoreTables::ChangeSession(const v1::Session& changes,
+                                                       const google::protobuf::FieldMask& mask) {
+  auto found = FindSession(changes.id());
+  if (!found.ok()) return found;
+  v1::Session session = *std::move(found);
+  for (const std::string& path : mask.paths()) {
+    if (path == "title") {
+      session.set_title(changes.title());
+    } else if (path == "metadata") {
+      *session.mutable_metadata() = changes.metadata();
+    } else if (path == "system_prompt") {
+      session.clear_system_prompt();
+      if (changes.has_system_prompt()) session.set_system_prompt(changes.system_prompt());
+    } else if (path == "sampling") {
+      session.clear_sampling();
+      if (changes.has_sampling()) *session.mutable_sampling() = changes.sampling();
+    } else if (path == "context_overflow") {
+      session.set_context_overflow(changes.context_overflow());
+    } else {
+      return absl::InternalError(absl::StrCat("no rule to change Session.", path));
+    }
+  }
+  const std::string sampling = session.sampling().SerializeAsString();
+  auto status = database_.Query(
+      "UPDATE sessions SET system_prompt = ?, sampling = ?, title = ?, context_overflow = ?"
+      " WHERE id = ?",
+      {SystemPrompt(session),
+       session.has_sampling() ? SqlValue(SqlBlob{sampling}) : SqlValue(nullptr), session.title(),
+       int64_t{session.context_overflow()}, session.id()});
+  if (status.ok()) status = WriteMetadata(session);
+  if (!status.ok()) return status;
+  return session;
+}
+
+absl::StatusOr<std::vector<std::string>> StoreTables::RemoveSession(const std::string& id) {
+  std::vector<std::string> last_of;
+  auto status = database_.Query(
+      "SELECT image_id FROM session_images AS mine WHERE session_id = ? AND NOT EXISTS"
+      " (SELECT 1 FROM session_images WHERE image_id = mine.image_id AND session_id <> ?)",
+      {id, id}, [&](const SqlRow& row) { last_of.push_back(row.Text(0)); });
+  if (status.ok()) status = database_.Query("DELETE FROM sessions WHERE id = ?", {id});
+  if (!status.ok()) return status;
+  if (database_.changes() == 0) return NoSession(id);
+  for (const std::string& image : last_of) {
+    status = database_.Query("DELETE FROM images WHERE id = ?", {image});
+    if (!status.ok()) return status;
+  }
+  return last_of;
+}
+
+absl::Status StoreTables::InsertImage(const std::string& session_id, const StoredImage& image) {
+  if (auto session = FindSession(session_id); !session.ok()) return session.status();
+  const v1::ImageInfo& info = image.info;
+  auto status = files_.Write(info.id(), *image.bytes);
+  if (!status.ok()) return status;
+  status = database_.Query("INSERT OR IGNORE INTO images VALUES (?, ?, ?, ?, ?)",
+                           {info.id(), info.format(), static_cast<int64_t>(info.size_bytes()),
+                            int64_t{info.width()}, int64_t{info.height()}});
+  if (!status.ok()) return status;
+  return database_.Query("INSERT OR IGNORE INTO session_images VALUES (?, ?)",
+                         {session_id, info.id()});
+}
+
+absl::StatusOr<bool> StoreTables::HasImage(const std::string& id) {
+  bool found = false;
+  auto status = database_.Query("SELECT 1 FROM images WHERE id = ?", {id},
+                                [&](const SqlRow&) { found = true; });
+  if (!status.ok()) return status;
+  return found;
+}
+
+absl::StatusOr<std::set<std::string>> StoreTables::ImageIds() {
+  std::set<std::string> ids;
+  auto status = database_.Query("SELECT id FROM images", {},
+                                [&](const SqlRow& row) { ids.insert(row.Text(0)); });
+  if (!status.ok()) return status;
+  return ids;
+}
+
+absl::StatusOr<int64_t> StoreTables::CountSessions() {
+  int64_t count = 0;
+  auto status = database_.Query("SELECT count(*) FROM sessions", {},
+                                [&](const SqlRow& row) { count = row.Int(0); });
+  if (!status.ok()) return status;
+  return count;
+}
+
+}  // namespace llava

@@ -1,0 +1,67 @@
+#pragma once
+
+// The session store's tables: what each request of the gateway does to them.
+
+#include <cstdint>
+#include <functional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "google/protobuf/field_mask.pb.h"
+#include "server/gateway/image_files.h"
+#include "server/gateway/sqlite.h"
+#include "server/gateway/store_records.h"
+
+namespace llava {
+
+// Runs on the store's thread, inside a transaction that the store opens. NOT_FOUND: no such
+// session, turn or picture, with a hint. Times are microseconds since 1970.
+class StoreTables {
+ public:
+  StoreTables(SqlDatabase& database, ImageFiles& files) : database_(database), files_(files) {}
+
+  absl::Status InsertSession(const v1::Session& session, int64_t now_us);
+  absl::StatusOr<v1::Session> FindSession(const std::string& id);
+  // Last used first. INVALID_ARGUMENT: a token that this did not make.
+  absl::StatusOr<SessionPage> PageOfSessions(uint32_t page_size, const std::string& page_token);
+  // Takes the fields that `mask` names.
+  absl::StatusOr<v1::Session> ChangeSession(const v1::Session& changes,
+                                            const google::protobuf::FieldMask& mask);
+  // Returns the pictures that no session holds any more; their files are still there.
+  absl::StatusOr<std::vector<std::string>> RemoveSession(const std::string& id);
+
+  // Writes the file and its row unless known, and makes the session hold it.
+  absl::Status InsertImage(const std::string& session_id, const StoredImage& image);
+  absl::StatusOr<bool> HasImage(const std::string& id);
+
+  absl::StatusOr<TurnPage> PageOfTurns(const std::string& session_id, uint32_t page_size,
+                                       const std::string& page_token);
+  absl::StatusOr<Conversation> FindConversation(const std::string& session_id);
+  absl::StatusOr<v1::Turn> FindTurn(const std::string& session_id, const std::string& turn_id);
+  absl::StatusOr<v1::Turn> InsertTurn(const NewTurn& turn, int64_t now_us);
+  // Empties the answer of a turn and sets it running with model, seed and sampling of `turn`.
+  absl::StatusOr<v1::Turn> RestartTurn(const NewTurn& turn, int64_t now_us);
+  // No error when the session was deleted meanwhile.
+  absl::Status EndTurn(const TurnResult& result, int64_t now_us);
+
+  // Turns of an earlier process that never ended. Returns their number.
+  absl::StatusOr<int64_t> EndInterruptedTurns(int64_t now_us);
+  absl::StatusOr<std::set<std::string>> ImageIds();
+  absl::StatusOr<int64_t> CountSessions();
+
+ private:
+  absl::Status WriteMetadata(const v1::Session& session);
+  // The pictures of a turn with bytes are stored, those without must be the session's.
+  absl::Status AttachImages(const NewTurn& turn);
+  // Turns `first`.. of a session, at most `limit`, oldest first, with their pictures.
+  absl::StatusOr<std::vector<StoredTurn>> ReadTurns(const std::string& session_id, int64_t first,
+                                                    int64_t limit);
+
+  SqlDatabase& database_;
+  ImageFiles& files_;
+};
+
+}  // namespace llava

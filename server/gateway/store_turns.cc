@@ -1,0 +1,234 @@
+// Turns of the store.
+
+#include <algorithm>
+#include <charconv>
+#include <cstring>
+#include <optional>
+#include <string_view>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "google/protobuf/util/time_util.h"
+#include "server/gateway/store_tables.h"
+
+namespace llava {
+namespace {
+
+using google::protobuf::util::TimeUtil;
+
+// Token ids as little-endian 32-bit numbers, the byte order of every machine this runs on.
+std::string PackIds(const v1::TokenIds& tokens) {
+  return std::string(reinterpret_cast<const char*>(tokens.ids().data()),
+                     tokens.ids_size() * sizeof(int32_t));
+}
+
+v1::TokenIds UnpackIds(std::string digest, const std::string& packed) {
+  v1::TokenIds tokens;
+  tokens.set_tokenizer_digest(std::move(digest));
+  tokens.mutable_ids()->Resize(static_cast<int>(packed.size() / sizeof(int32_t)), 0);
+  std::memcpy(tokens.mutable_ids()->mutable_data(), packed.data(),
+              tokens.ids_size() * sizeof(int32_t));
+  return tokens;
+}
+
+StoredTurn ReadTurn(const SqlRow& row) {
+  StoredTurn stored;
+  v1::Turn& turn = stored.turn;
+  turn.set_id(row.Text(0));
+  turn.set_session_id(row.Text(1));
+  turn.set_number(static_cast<uint32_t>(row.Int(2)));
+  turn.set_state(static_cast<v1::TurnState>(row.Int(3)));
+  turn.set_user_text(row.Text(4));
+  turn.mutable_model()->set_name(row.Text(5));
+  turn.mutable_model()->set_version(static_cast<uint64_t>(row.Int(6)));
+  turn.mutable_model()->set_digest(row.Text(7));
+  turn.set_seed(static_cast<uint64_t>(row.Int(8)));
+  turn.set_answer_text(row.Text(9));
+  stored.tokens = UnpackIds(row.Text(10), row.Text(11));
+  turn.set_finish_reason(static_cast<v1::FinishReason>(row.Int(12)));
+  turn.set_error_message(row.Text(13));
+  if (!row.IsNull(14)) turn.mutable_usage()->ParseFromString(row.Text(14));
+  if (!row.IsNull(15)) turn.mutable_timings()->ParseFromString(row.Text(15));
+  *turn.mutable_create_time() = TimeUtil::MicrosecondsToTimestamp(row.Int(16));
+  if (!row.IsNull(17)) {
+    *turn.mutable_finish_time() = TimeUtil::MicrosecondsToTimestamp(row.Int(17));
+  }
+  return stored;
+}
+
+v1::ImageInfo ReadImage(const SqlRow& row) {
+  v1::ImageInfo info;
+  info.set_id(row.Text(0));
+  info.set_format(row.Text(1));
+  info.set_size_bytes(static_cast<uint64_t>(row.Int(2)));
+  info.set_width(static_cast<uint32_t>(row.Int(3)));
+  info.set_height(static_cast<uint32_t>(row.Int(4)));
+  return info;
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<StoredTurn>> StoreTables::ReadTurns(const std::string& session_id,
+                                                               int64_t first, int64_t limit) {
+  std::vector<StoredTurn> turns;
+  auto status = database_.Query(
+      "SELECT id, session_id, number, state, user_text, model_name, model_version, model_digest,"
+      " seed, answer_text, tokenizer_digest, token_ids, finish_reason, error_message, usage,"
+      " timings, created_us, finished_us FROM turns"
+      " WHERE session_id = ? AND number >= ? ORDER BY number LIMIT ?",
+      {session_id, first, limit}, [&](const SqlRow& row) { turns.push_back(ReadTurn(row)); });
+  for (StoredTurn& stored : turns) {
+    if (!status.ok()) break;
+    status = database_.Query(
+        "SELECT images.id, format, size_bytes, width, height FROM turn_images"
+        " JOIN images ON images.id = image_id WHERE turn_id = ? ORDER BY position",
+        {stored.turn.id()}, [&](const SqlRow& row) { *stored.turn.add_images() = ReadImage(row); });
+  }
+  if (!status.ok()) return status;
+  return turns;
+}
+
+absl::StatusOr<TurnPage> StoreTables::PageOfTurns(const std::string& session_id, uint32_t page_size,
+                                                  const std::string& page_token) {
+  int64_t first = 1;
+  if (!page_token.empty()) {  // the number of the next turn
+    const char* end = page_token.data() + page_token.size();
+    const auto parsed = std::from_chars(page_token.data(), end, first);
+    if (parsed.ec != std::errc() || parsed.ptr != end) {
+      return absl::InvalidArgumentError(
+          "page_token is not one of ListTurns; pass next_page_token as it came");
+    }
+  }
+  if (auto session = FindSession(session_id); !session.ok()) return session.status();
+  auto turns = ReadTurns(session_id, first, int64_t{page_size} + 1);
+  if (!turns.ok()) return turns.status();
+  TurnPage page;
+  for (StoredTurn& stored : *turns) {
+    if (page.turns.size() == page_size) {
+      page.next_page_token = absl::StrCat(stored.turn.number());
+      break;
+    }
+    page.turns.push_back(std::move(stored.turn));
+  }
+  return page;
+}
+
+absl::StatusOr<Conversation> StoreTables::FindConversation(const std::string& session_id) {
+  auto session = FindSession(session_id);
+  if (!session.ok()) return session.status();
+  auto turns = ReadTurns(session_id, 0, INT64_MAX);
+  if (!turns.ok()) return turns.status();
+  Conversation conversation{*std::move(session), *std::move(turns), {}};
+  auto status =
+      database_.Query("SELECT image_id FROM session_images WHERE session_id = ?", {session_id},
+                      [&](const SqlRow& row) { conversation.images.insert(row.Text(0)); });
+  if (!status.ok()) return status;
+  return conversation;
+}
+
+absl::StatusOr<v1::Turn> StoreTables::FindTurn(const std::string& session_id,
+                                               const std::string& turn_id) {
+  if (auto session = FindSession(session_id); !session.ok()) return session.status();
+  std::optional<int64_t> number;
+  auto status =
+      database_.Query("SELECT number FROM turns WHERE id = ? AND session_id = ?",
+                      {turn_id, session_id}, [&](const SqlRow& row) { number = row.Int(0); });
+  if (!status.ok()) return status;
+  if (!number) {
+    return absl::NotFoundError(absl::StrCat("no turn \"", turn_id, "\" in session \"", session_id,
+                                            "\"; ListTurns names those there are"));
+  }
+  auto turns = ReadTurns(session_id, *number, 1);
+  if (!turns.ok()) return turns.status();
+  return std::move(turns->front().turn);
+}
+
+absl::Status StoreTables::AttachImages(const NewTurn& turn) {
+  for (size_t i = 0; i < turn.images.size(); ++i) {
+    const std::string& id = turn.images[i].info.id();
+    if (turn.images[i].bytes) {
+      if (auto status = InsertImage(turn.session_id, turn.images[i]); !status.ok()) return status;
+    }
+    bool held = false;
+    auto status =
+        database_.Query("SELECT 1 FROM session_images WHERE session_id = ? AND image_id = ?",
+                        {turn.session_id, id}, [&](const SqlRow&) { held = true; });
+    if (!status.ok()) return status;
+    if (!held) {
+      return absl::NotFoundError(absl::StrCat("images[", i, "]: this session has no picture \"", id,
+                                              "\"; send it again with UploadImage or as data"));
+    }
+    status = database_.Query("INSERT INTO turn_images VALUES (?, ?, ?)",
+                             {turn.id, static_cast<int64_t>(i), id});
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<v1::Turn> StoreTables::InsertTurn(const NewTurn& turn, int64_t now_us) {
+  if (auto session = FindSession(turn.session_id); !session.ok()) return session.status();
+  const std::string sampling = turn.sampling.SerializeAsString();
+  auto status = database_.Query(
+      "INSERT INTO turns (id, session_id, number, state, user_text, model_name, model_version,"
+      " model_digest, seed, sampling, created_us) VALUES (?, ?,"
+      " (SELECT coalesce(max(number), 0) + 1 FROM turns WHERE session_id = ?),"
+      " ?, ?, ?, ?, ?, ?, ?, ?)",
+      {turn.id, turn.session_id, turn.session_id, int64_t{v1::TURN_STATE_RUNNING}, turn.user_text,
+       turn.model.name(), static_cast<int64_t>(turn.model.version()), SqlBlob{turn.model.digest()},
+       static_cast<int64_t>(turn.seed), SqlBlob{sampling}, now_us});
+  if (status.ok()) status = AttachImages(turn);
+  if (status.ok()) {
+    status =
+        database_.Query("UPDATE sessions SET used_us = ? WHERE id = ?", {now_us, turn.session_id});
+  }
+  if (!status.ok()) return status;
+  return FindTurn(turn.session_id, turn.id);
+}
+
+absl::StatusOr<v1::Turn> StoreTables::RestartTurn(const NewTurn& turn, int64_t now_us) {
+  const std::string sampling = turn.sampling.SerializeAsString();
+  auto status = database_.Query(
+      "UPDATE turns SET state = ?, model_name = ?, model_version = ?, model_digest = ?, seed = ?,"
+      " sampling = ?, answer_text = '', tokenizer_digest = NULL, token_ids = NULL,"
+      " finish_reason = 0, error_message = '', usage = NULL, timings = NULL, finished_us = NULL"
+      " WHERE id = ? AND session_id = ?",
+      {int64_t{v1::TURN_STATE_RUNNING}, turn.model.name(),
+       static_cast<int64_t>(turn.model.version()), SqlBlob{turn.model.digest()},
+       static_cast<int64_t>(turn.seed), SqlBlob{sampling}, turn.id, turn.session_id});
+  if (status.ok()) {
+    status =
+        database_.Query("UPDATE sessions SET used_us = ? WHERE id = ?", {now_us, turn.session_id});
+  }
+  if (!status.ok()) return status;
+  return FindTurn(turn.session_id, turn.id);
+}
+
+absl::Status StoreTables::EndTurn(const TurnResult& result, int64_t now_us) {
+  const std::string ids = PackIds(result.tokens);
+  const std::string usage = result.usage.SerializeAsString();
+  const std::string timings = result.timings.SerializeAsString();
+  auto status = database_.Query(
+      "UPDATE turns SET state = ?, finish_reason = ?, error_message = ?, answer_text = ?,"
+      " tokenizer_digest = ?, token_ids = ?, model_name = ?, model_version = ?, model_digest = ?,"
+      " usage = ?, timings = ?, finished_us = ? WHERE id = ? AND session_id = ?",
+      {int64_t{result.state}, int64_t{result.reason}, result.error_message, result.answer_text,
+       SqlBlob{result.tokens.tokenizer_digest()}, SqlBlob{ids}, result.model.name(),
+       static_cast<int64_t>(result.model.version()), SqlBlob{result.model.digest()}, SqlBlob{usage},
+       SqlBlob{timings}, now_us, result.turn_id, result.session_id});
+  if (!status.ok()) return status;
+  return database_.Query("UPDATE sessions SET used_us = ? WHERE id = ?",
+                         {now_us, result.session_id});
+}
+
+absl::StatusOr<int64_t> StoreTables::EndInterruptedTurns(int64_t now_us) {
+  auto status = database_.Query(
+      "UPDATE turns SET state = ?, finish_reason = ?, error_message = ?, finished_us = ?"
+      " WHERE state = ?",
+      {int64_t{v1::TURN_STATE_FAILED}, int64_t{v1::FINISH_REASON_INTERRUPTED},
+       std::string_view("the gateway ended while this answer was being made; ask again"), now_us,
+       int64_t{v1::TURN_STATE_RUNNING}});
+  if (!status.ok()) return status;
+  return database_.changes();
+}
+
+}  // namespace llava

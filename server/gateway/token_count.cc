@@ -1,0 +1,59 @@
+#include "server/gateway/token_count.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/gateway/feature_delivery.h"
+#include "server/runtime/status.h"
+
+namespace llava {
+
+void TokenCount::Start(const TurnParts& parts, UnaryCall call,
+                       const v1::ChatServiceCountTokensRequest& request,
+                       std::vector<StoredImage> images,
+                       std::chrono::system_clock::time_point deadline,
+                       v1::ChatServiceCountTokensResponse* response) {
+  std::shared_ptr<TokenCount> count(new TokenCount(parts, std::move(call), response));
+  count->context_.set_deadline(
+      std::min(deadline, std::chrono::system_clock::now() + parts.options.request_timeout));
+  count->context_.AddMetadata("x-request-id", count->call_.scope().request_id());
+  parts.store.GetConversation(
+      request.session_id(),
+      [count, text = request.text(), images = std::move(images)](const auto& conversation) {
+        count->OnConversation(conversation, text, images);
+      });
+}
+
+void TokenCount::OnConversation(const absl::StatusOr<Conversation>& conversation,
+                                const std::string& text, const std::vector<StoredImage>& images) {
+  if (!conversation.ok()) return call_.Finish(conversation.status());
+  for (const StoredImage& image : images) {
+    if (image.bytes || conversation->images.contains(image.info.id())) continue;
+    return call_.Finish(
+        absl::NotFoundError(absl::StrCat("this session has no picture \"", image.info.id(),
+                                         "\"; send it again with UploadImage or as data")));
+  }
+  prompt_ = PromptOfConversation(*conversation);
+  prompt_.AddUser(text, images);
+  parts_.router.Resolve(conversation->session.model(), 0, !prompt_.DistinctImages().empty(),
+                        [self = shared_from_this()](const auto& route) { self->OnVersion(route); });
+}
+
+void TokenCount::OnVersion(const absl::StatusOr<Route>& route) {
+  if (!route.ok()) return call_.Finish(route.status());
+  *counted_.mutable_model() = route->model.model();
+  FillMessages(prompt_, FeatureKeys(prompt_.DistinctImages(), *route), counted_.mutable_messages());
+  parts_.generator.async()->CountTokens(
+      &context_, &counted_, &counts_, [self = shared_from_this()](const grpc::Status& status) {
+        if (status.ok()) {
+          self->response_->set_text_tokens(self->counts_.text_tokens());
+          self->response_->set_image_tokens(self->counts_.image_tokens());
+          self->response_->set_context_tokens(self->counts_.context_tokens());
+        }
+        self->call_.Finish(self->parts_.llm.Explain(FromGrpc(status)));
+      });
+}
+
+}  // namespace llava

@@ -1,0 +1,41 @@
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <vector>
+
+#include "llava/v1/chat.pb.h"
+#include "server/gateway/prompt.h"
+#include "server/gateway/rpc_scope.h"
+#include "server/gateway/turn_parts.h"
+
+namespace llava {
+
+// Answers ChatService.CountTokens: the conversation and the next message, as the LLM service counts
+// them. Lives in its callbacks.
+class TokenCount : public std::enable_shared_from_this<TokenCount> {
+ public:
+  // `request` was checked and its pictures read; `response` lives until the call is finished.
+  static void Start(const TurnParts& parts, UnaryCall call,
+                    const v1::ChatServiceCountTokensRequest& request,
+                    std::vector<StoredImage> images, std::chrono::system_clock::time_point deadline,
+                    v1::ChatServiceCountTokensResponse* response);
+
+ private:
+  TokenCount(const TurnParts& parts, UnaryCall call, v1::ChatServiceCountTokensResponse* response)
+      : parts_(parts), call_(std::move(call)), response_(response) {}
+
+  void OnConversation(const absl::StatusOr<Conversation>& conversation, const std::string& text,
+                      const std::vector<StoredImage>& images);
+  void OnVersion(const absl::StatusOr<Route>& route);
+
+  const TurnParts& parts_;
+  const UnaryCall call_;
+  v1::ChatServiceCountTokensResponse* const response_;
+  Prompt prompt_;
+  grpc::ClientContext context_;
+  v1::CountTokensRequest counted_;
+  v1::CountTokensResponse counts_;
+};
+
+}  // namespace llava

@@ -1,0 +1,76 @@
+#include "server/llm/engine_metrics.h"
+
+namespace llava {
+namespace {
+
+const std::vector<double>& TokenBuckets() {
+  static const std::vector<double> buckets = {1,   2,   4,   8,    16,   32,  64,
+                                              128, 256, 512, 1024, 2048, 4096};
+  return buckets;
+}
+
+prometheus::Counter& PromptTokens(Metrics& metrics, const std::string& kind) {
+  return metrics.Counter("llava_llm_prompt_tokens_total", "Prompt tokens of requests that ran",
+                         {{"kind", kind}});
+}
+
+prometheus::Gauge& Workers(Metrics& metrics, const std::string& state) {
+  return metrics.Gauge("llava_llm_workers", "Workers by state", {{"state", state}});
+}
+
+}  // namespace
+
+const char* ToString(AnswerEnd end) {
+  switch (end) {
+    case AnswerEnd::kStop:
+      return "stop";
+    case AnswerEnd::kLength:
+      return "length";
+    case AnswerEnd::kContext:
+      return "context";
+    case AnswerEnd::kDeadline:
+      return "deadline";
+  }
+  return "unknown";
+}
+
+EngineMetrics::EngineMetrics(Metrics& m)
+    : registry(m),
+      requests_running(m.Gauge("llava_llm_requests_running", "Answers in the making")),
+      requests_waiting(m.Gauge("llava_llm_requests_waiting", "Requests waiting to join a batch")),
+      queue_seconds(m.Histogram("llava_llm_queue_seconds", "From receipt to joining a batch")),
+      time_to_first_token_seconds(
+          m.Histogram("llava_llm_time_to_first_token_seconds", "From receipt to the first token")),
+      time_between_tokens_seconds(
+          m.Histogram("llava_llm_time_between_tokens_seconds", "Between two tokens of one answer")),
+      prefill_seconds(
+          m.Histogram("llava_llm_prefill_seconds", "From joining a batch to the first token")),
+      request_duration_seconds(
+          m.Histogram("llava_llm_request_duration_seconds", "From receipt to the end")),
+      text_tokens(PromptTokens(m, "text")),
+      image_tokens(PromptTokens(m, "image")),
+      generated_tokens(m.Counter("llava_llm_generated_tokens_total", "Tokens sampled")),
+      batch_tokens(
+          m.Histogram("llava_llm_batch_tokens", "Tokens computed in one step", {}, TokenBuckets())),
+      step_seconds(
+          m.Histogram("llava_llm_step_seconds", "One step of a worker: forward, sampling")),
+      kv_bytes(m.Gauge("llava_llm_kv_bytes", "Bytes of keys and values held")),
+      nan_logits(m.Counter("llava_llm_nan_logits_total",
+                           "Answers ended because their logits were not finite")) {
+  for (const char* reason : {"stop", "length", "context", "deadline", "cancelled", "error"}) {
+    FinishedBy(reason);  // a series of zero can be alerted on
+  }
+}
+
+void EngineMetrics::ShowWorkers(int loading, int ready, int failed) {
+  Workers(registry, "loading").Set(loading);
+  Workers(registry, "ready").Set(ready);
+  Workers(registry, "failed").Set(failed);
+}
+
+prometheus::Counter& EngineMetrics::FinishedBy(const std::string& reason) {
+  return registry.Counter("llava_llm_finished_total",
+                          "Answers that began to run, by how they ended", {{"reason", reason}});
+}
+
+}  // namespace llava

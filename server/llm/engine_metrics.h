@@ -1,0 +1,38 @@
+#pragma once
+
+#include <string>
+
+#include "server/llm/sequence.h"
+#include "server/runtime/metrics.h"
+
+namespace llava {
+
+// "stop", "length", "context", "deadline".
+const char* ToString(AnswerEnd end);
+
+// What the engine counts. Thread-safe.
+struct EngineMetrics {
+  explicit EngineMetrics(Metrics& metrics);
+
+  void ShowWorkers(int loading, int ready, int failed);
+  // `reason`: of an AnswerEnd, "cancelled" or "error".
+  prometheus::Counter& FinishedBy(const std::string& reason);
+
+  Metrics& registry;
+  prometheus::Gauge& requests_running;
+  prometheus::Gauge& requests_waiting;
+  prometheus::Histogram& queue_seconds;
+  prometheus::Histogram& time_to_first_token_seconds;
+  prometheus::Histogram& time_between_tokens_seconds;
+  prometheus::Histogram& prefill_seconds;
+  prometheus::Histogram& request_duration_seconds;
+  prometheus::Counter& text_tokens;
+  prometheus::Counter& image_tokens;
+  prometheus::Counter& generated_tokens;
+  prometheus::Histogram& batch_tokens;
+  prometheus::Histogram& step_seconds;
+  prometheus::Gauge& kv_bytes;
+  prometheus::Counter& nan_logits;
+};
+
+}  // namespace llava

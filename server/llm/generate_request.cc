@@ -1,0 +1,134 @@
+#include "server/llm/generate_request.h"
+
+#include <algorithm>
+#include <random>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/runtime/status.h"
+#include "server/wire/feature_key.h"
+#include "server/wire/sampling.h"
+
+namespace llava {
+namespace {
+
+// A seed nobody asked for: the gateway draws one that it can repeat, direct callers get this.
+uint64_t DrawSeed() {
+  thread_local std::random_device device;
+  return (uint64_t{device()} << 32) | device();
+}
+
+SamplingOptions ToOptions(const v1::SamplingParams& params) {
+  SamplingOptions options;
+  options.temperature = params.temperature();
+  if (params.has_top_p()) options.top_p = params.top_p();
+  options.top_k = params.top_k();
+  options.min_p = params.min_p();
+  if (params.has_repetition_penalty()) options.repetition_penalty = params.repetition_penalty();
+  options.presence_penalty = params.presence_penalty();
+  options.frequency_penalty = params.frequency_penalty();
+  options.seed = params.has_seed() ? params.seed() : DrawSeed();
+  return options;
+}
+
+absl::Status FindFeatures(const Prompt& prompt, FeatureStore& store, GenerateJob& job) {
+  v1::MissingFeatures missing;
+  for (const v1::FeatureKey& key : prompt.images) {
+    auto features = store.Get(FeatureKeyToBytes(key));
+    if (!features) *missing.add_keys() = key;
+    job.features.push_back(std::move(features));
+  }
+  if (missing.keys().empty()) return absl::OkStatus();
+  absl::Status status = absl::FailedPreconditionError(
+      absl::StrCat("features of ", missing.keys_size(), " of ", prompt.images.size(),
+                   " pictures are not here, the first is ", FeatureKeyName(missing.keys(0)),
+                   "; send them by PutFeatures and ask again"));
+  AddDetail(status, missing);
+  return status;
+}
+
+absl::Status Resume(const v1::ContinueFrom& from, const LlmBackend& backend, GenerateJob& job) {
+  if (from.tokens().ids_size() > static_cast<int64_t>(backend.info.context_tokens())) {
+    return absl::InvalidArgumentError(absl::StrCat("continue_from has ", from.tokens().ids_size(),
+                                                   " tokens, more than the context of ",
+                                                   backend.info.context_tokens()));
+  }
+  if (!from.tokens().ids().empty() &&
+      from.tokens().tokenizer_digest() != backend.info.tokenizer_digest()) {
+    return absl::FailedPreconditionError(
+        "continue_from.tokens are of another tokenizer: only the version that began an answer can "
+        "go on with it");
+  }
+  auto ids = backend.prompts.OwnIds(from.tokens(), "continue_from.tokens");
+  if (!ids.ok()) return ids.status();
+  job.resumed_ids = *std::move(ids);
+  job.resumed_text_bytes = from.text_bytes_emitted();
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status CheckModel(const v1::ModelVersion& model, const v1::ModelInfo& served) {
+  if (model.name() != served.model().name()) {
+    return absl::NotFoundError(absl::StrCat("model \"", model.name(),
+                                            "\" is not served here; this process serves \"",
+                                            served.model().name(), "\""));
+  }
+  if (model.version() == 0) {
+    return absl::InvalidArgumentError("model.version is 0: say which version shall answer");
+  }
+  if (model.version() != served.model().version()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("version ", model.version(), " of ", model.name(),
+                     " is not served here; this process has version ", served.model().version()));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckGenerate(const v1::GenerateRequest& request, const v1::ModelInfo& served) {
+  if (auto status = CheckModel(request.model(), served); !status.ok()) return status;
+  // cache_salt needs no code yet: nothing is shared between requests but features, whose key is the
+  // picture itself, so no tenant can notice another one.
+  if (!request.adapter_id().empty()) return UnimplementedField("GenerateRequest.adapter_id");
+  return CheckSampling(request.sampling());
+}
+
+absl::StatusOr<GenerateJob> MakeJob(const v1::GenerateRequest& request, const LlmBackend& backend) {
+  absl::StatusOr<Prompt> prompt = backend.prompts.Build(request.messages());
+  if (!prompt.ok()) return prompt.status();
+  if (auto status = backend.prompts.CheckFits(*prompt); !status.ok()) return status;
+
+  GenerateJob job;
+  job.text_tokens = prompt->text_tokens;
+  job.image_tokens = prompt->image_tokens;
+  job.context_tokens = backend.info.context_tokens();
+  const LanguageInfo& language = backend.engine.info();
+  const v1::SamplingParams params =
+      WithDefaults(request.sampling(), backend.info.default_sampling());
+  job.sampling = ToOptions(params);
+  if (params.has_logprobs()) job.logprobs = params.logprobs();
+  const auto room = static_cast<uint64_t>(job.context_tokens - prompt->tokens());
+  job.stop.max_new_tokens =
+      static_cast<uint32_t>(std::min<uint64_t>(params.max_new_tokens(), room));
+  job.context_bound = params.max_new_tokens() > room;
+  job.stop.ignore_eos = params.ignore_eos();
+  job.stop.stop = language.chat_template->stop();
+  job.stop.stop.insert(job.stop.stop.end(), params.stop().begin(), params.stop().end());
+  job.stop.stop_token_ids.assign(params.stop_token_ids().begin(), params.stop_token_ids().end());
+  for (const int32_t id : job.stop.stop_token_ids) {
+    if (id >= 0 && id < language.tokenizer->vocab_size()) continue;
+    return absl::InvalidArgumentError(absl::StrCat("SamplingParams.stop_token_ids: id ", id,
+                                                   " is out of range, the tokenizer has ",
+                                                   language.tokenizer->vocab_size(), " ids"));
+  }
+  if (request.has_continue_from()) {
+    if (auto status = Resume(request.continue_from(), backend, job); !status.ok()) return status;
+  }
+  if (auto status = FindFeatures(*prompt, backend.store, job); !status.ok()) return status;
+  job.ids = std::move(prompt->ids);
+  job.place = {
+      .tenant = request.tenant(), .weight = request.weight(), .priority = request.priority()};
+  return job;
+}
+
+}  // namespace llava

@@ -1,0 +1,78 @@
+#include <chrono>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "server/device/load_failure.h"
+#include "server/llm/llm_options.h"
+#include "server/llm/llm_service.h"
+#include "server/runtime/logging.h"
+#include "server/wire/fixed_model_service.h"
+
+namespace {
+
+constexpr char kProgram[] = "llava-llm";
+// How long features stay after PutFeatures at least: the promise of llm.proto.
+constexpr std::chrono::seconds kPinTime{30};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const auto begin = std::chrono::steady_clock::now();
+  llava::LlmOptions options;
+  llava::Settings settings(kProgram, "Writes answers: projector and decoder as a service");
+  options.Declare(settings);
+  if (const auto code = settings.Parse(argc, argv)) return *code;
+  llava::InitLogging({"llm", options.process.log_level, options.process.log_format});
+
+  llava::Metrics metrics("llm");
+  llava::ServiceProcess process(kProgram, options.process, metrics);
+  llava::LlmService llm(options.service, process.admission(), metrics);
+  llava::FixedModelService models;
+  if (const int code =
+          process.Start({&llm, &models}, {"llava.v1.LlmService", "llava.v1.ModelService"})) {
+    return code;
+  }
+  auto model = llava::OpenLanguageWorkers(options.language);
+  if (!model.ok()) return llava::ReportLoadFailure(kProgram, model.status());
+  llava::FeatureStore store(options.feature_store_bytes, kPinTime, metrics);
+  llava::LlmEngine engine(options.engine, *std::move(model), metrics,
+                          [&](const std::string& reason) {
+                            models.SetFailed(reason);
+                            process.SetReady(false, reason);
+                          });
+  if (const auto status = engine.WaitUntilReady(); !status.ok())
+    return llava::ReportLoadFailure(kProgram, status);
+
+  const llava::LanguageInfo& info = engine.info();
+  const llava::LlmBackend backend(
+      llava::LanguageModelInfo(info, engine.image_tokens(), options.context_tokens,
+                               options.DefaultSampling()),
+      engine, store);
+  llm.SetBackend(&backend);
+  models.SetReady(backend.info, [&engine] {
+    return llava::ModelLoad{static_cast<uint32_t>(engine.running()),
+                            static_cast<uint32_t>(engine.waiting()), engine.info().weight_bytes};
+  });
+  metrics
+      .Gauge("llava_llm_model_info", "The language model that is served",
+             {{"name", info.name},
+              {"version", absl::StrCat(info.version)},
+              {"digest", llava::ToHex(info.digest)},
+              {"numerics", info.numerics}})
+      .Set(1);
+  process.SetReady(true);
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
+  llava::LogInfo(absl::StrFormat("ready in %.1f s", took.count()),
+                 {{"grpc", absl::StrCat(options.process.host, ":", process.port())},
+                  {"metrics", absl::StrCat(options.process.host, ":", process.metrics_port())},
+                  {"model", info.name},
+                  {"version", absl::StrCat(info.version)},
+                  {"digest", llava::ToHex(info.digest)},
+                  {"device", info.device},
+                  {"dtype", info.dtype},
+                  {"context_tokens", absl::StrCat(backend.info.context_tokens())},
+                  {"kv_tokens", absl::StrCat(engine.kv_capacity_tokens())},
+                  {"max_running", absl::StrCat(options.engine.max_running)}});
+  return process.Run([&] { models.SetDraining(); }, [&] { engine.Stop(); });
+}

@@ -1,0 +1,72 @@
+#include "server/llm/llm_options.h"
+
+#include "absl/strings/str_cat.h"
+#include "server/device/device.h"
+#include "server/wire/sampling.h"
+
+namespace llava {
+
+LlmOptions::LlmOptions() {
+  process.port = 8021;
+  process.metrics_port = 8022;
+}
+
+void LlmOptions::Declare(Settings& settings) {
+  process.Declare(settings);
+  settings.Group("Model");
+  settings.Add("model", &language.model,
+               "Language model: repository entry <root>/<name> or <root>/<name>/<version>, or a "
+               "LLaVA checkpoint folder (llava-hf or original layout)");
+  settings.Add("tower", &language.tower,
+               "Folder of the vision tower, if the checkpoint names one that is not there");
+  settings.Add("chat-template", &language.chat_template,
+               "Name or JSON file of a chat template; empty: the checkpoint's own");
+  settings.Add("device", &language.device, "cpu, cuda:N, or several with commas; one worker each");
+  settings.AddChoice("dtype", &language.dtype,
+                     "Arithmetic; auto = float32 on cpu, bfloat16 on cuda",
+                     {"auto", "float32", "bfloat16", "float16"});
+  settings.Add("context-tokens", &context_tokens,
+               "Longest prompt plus answer; 0 or more than the model's: the model's own", 0,
+               1 << 30);
+  settings.Group("Work");
+  settings.Add("threads", &language.threads,
+               "Threads inside a worker's operations, 0 = cores/workers", 0, 1024);
+  settings.Add("prompt-threads", &service.prompt_threads, "Threads that render and tokenize", 1,
+               256);
+  settings.Add("max-running", &engine.max_running, "Most answers in the making per worker", 1,
+               4096);
+  settings.Add("prefill-chunk", &engine.prefill_chunk,
+               "Prompt tokens computed in one step: smaller keeps running answers flowing, larger "
+               "computes prompts faster",
+               1, 1 << 20);
+  settings.Group("Limits");
+  settings.Add("queue", &engine.queue, "Most requests waiting; beyond it UNAVAILABLE", 1,
+               1'000'000);
+  settings.AddBytes("kv-bytes", &engine.kv_bytes, "Keys and values per worker");
+  settings.AddBytes("feature-store-bytes", &feature_store_bytes, "Picture features kept");
+  settings.Group("Defaults of sampling");
+  settings.Add("default-temperature", &default_temperature, "0 = greedy", 0, 2);
+  settings.Add("default-top-p", &default_top_p, "Nucleus sampling", 0.0001, 1);
+  settings.Add("default-max-new-tokens", &default_max_new_tokens, "Limit of generated tokens", 1,
+               1 << 30);
+  settings.Check([this]() -> absl::Status {
+    service.queue = engine.queue;
+    if (language.model.empty()) return absl::InvalidArgumentError("--model is missing");
+    const auto devices = ParseDevices(language.device);
+    if (!devices.ok()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--device: ", std::string(devices.status().message())));
+    }
+    return CheckSampling(DefaultSampling());
+  });
+}
+
+v1::SamplingParams LlmOptions::DefaultSampling() const {
+  v1::SamplingParams params;
+  params.set_temperature(static_cast<float>(default_temperature));
+  params.set_top_p(static_cast<float>(default_top_p));
+  params.set_max_new_tokens(static_cast<uint32_t>(default_max_new_tokens));
+  return params;
+}
+
+}  // namespace llava

@@ -1,0 +1,170 @@
+#include "server/llm/llm_service.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/llm/generate_request.h"
+#include "server/llm/generate_stream.h"
+#include "server/llm/put_features.h"
+#include "server/runtime/logging.h"
+#include "server/runtime/status.h"
+#include "server/runtime/stream_writer.h"
+#include "server/wire/deadline.h"
+#include "server/wire/feature_key.h"
+
+namespace llava {
+namespace {
+
+constexpr std::chrono::milliseconds kRetryAfter{500};
+
+v1::VisionSpec SpecOf(const LanguageInfo& language) {
+  v1::VisionSpec spec;
+  spec.set_tower_digest(ToBytes(language.tower_digest));
+  spec.set_image_mode(language.features.image_mode == ImageMode::kPad ? v1::IMAGE_MODE_PAD
+                                                                      : v1::IMAGE_MODE_CROP);
+  spec.set_select_layer(static_cast<int32_t>(language.features.select_layer));
+  spec.set_select_feature(language.features.select_feature == SelectFeature::kClsPatch
+                              ? v1::SELECT_FEATURE_CLS_PATCH
+                              : v1::SELECT_FEATURE_PATCH);
+  return spec;
+}
+
+absl::Status PromptQueueFull(int queue) {
+  return OverloadedError(
+      absl::StrCat("llm: ", queue, " prompts are waiting already (--queue); try again"),
+      kRetryAfter);
+}
+
+}  // namespace
+
+v1::ModelInfo LanguageModelInfo(const LanguageInfo& language, int64_t image_tokens,
+                                int64_t context_tokens, const v1::SamplingParams& defaults) {
+  v1::ModelInfo info;
+  info.mutable_model()->set_name(language.name);
+  info.mutable_model()->set_version(language.version);
+  info.mutable_model()->set_digest(ToBytes(language.digest));
+  info.set_kind(v1::MODEL_KIND_LANGUAGE);
+  *info.mutable_vision_spec() = SpecOf(language);
+  info.set_image_tokens(static_cast<uint32_t>(image_tokens));
+  const bool shorter = context_tokens > 0 && context_tokens < language.max_positions;
+  info.set_context_tokens(static_cast<uint32_t>(shorter ? context_tokens : language.max_positions));
+  info.set_tokenizer_digest(ToBytes(language.tokenizer->digest()));
+  info.set_numerics(language.numerics);
+  info.set_feature_rows(static_cast<uint32_t>(language.feature_rows));
+  info.set_feature_width(static_cast<uint32_t>(language.feature_width));
+  *info.mutable_default_sampling() = defaults;
+  return info;
+}
+
+LlmBackend::LlmBackend(v1::ModelInfo model_info, LlmEngine& model_engine,
+                       FeatureStore& feature_store)
+    : info(std::move(model_info)),
+      engine(model_engine),
+      store(feature_store),
+      prompts(engine.info().tokenizer, engine.info().chat_template,
+              {.image_tokens = info.image_tokens(),
+               .context_tokens = info.context_tokens(),
+               .spec_digest = ToBytes(SpecDigest(info.vision_spec()))}) {}
+
+LlmService::LlmService(Options options, Admission& admission, Metrics& metrics)
+    : options_(options),
+      admission_(admission),
+      metrics_(metrics),
+      prompt_threads_(options.prompt_threads, static_cast<size_t>(options.queue)) {}
+
+absl::StatusOr<const LlmBackend*> LlmService::Enter() {
+  const LlmBackend* backend = backend_;
+  if (!backend) return OverloadedError("llm: the model is still loading", kRetryAfter);
+  if (!admission_.Enter()) {
+    return OverloadedError("llm: draining, no new requests", kRetryAfter);
+  }
+  return backend;
+}
+
+void LlmService::Count(const char* method, const absl::Status& status) {
+  metrics_
+      .Counter("llava_llm_requests_total", "Calls by method and status code",
+               {{"method", method}, {"code", absl::StatusCodeToString(status.code())}})
+      .Increment();
+}
+
+grpc::ServerWriteReactor<v1::GenerateResponse>* LlmService::Generate(
+    grpc::CallbackServerContext* context, const v1::GenerateRequest* request) {
+  const auto received = GenerateJob::Clock::now();
+  auto writer = StreamWriter<v1::GenerateResponse>::Create();
+  auto* reactor = writer.get();
+  std::string id = RequestId(*context);
+  if (!request->request_id().empty()) id = request->request_id();
+  const auto backend = Enter();
+  auto stream =
+      std::make_shared<GenerateStream>(std::move(writer), id, request->session_id(),
+                                       [this, admitted = backend.ok()](const absl::Status& status) {
+                                         Count("Generate", status);
+                                         if (admitted) admission_.Leave();
+                                       });
+  if (!backend.ok()) {
+    stream->Failed(backend.status());
+    return reactor;
+  }
+  if (auto status = CheckGenerate(*request, (*backend)->info); !status.ok()) {
+    stream->Failed(status);
+    return reactor;
+  }
+  // `request` lives until the stream is closed, which is after the job was made.
+  const auto start = [stream, request, id, received, backend = *backend,
+                      deadline = SteadyDeadline(*context)] {
+    absl::StatusOr<GenerateJob> job = MakeJob(*request, *backend);
+    if (!job.ok()) return stream->Failed(job.status());
+    job->received = received;
+    job->deadline = deadline;
+    job->request_id = id;
+    job->session_id = request->session_id();
+    job->sink = stream;
+    stream->SetJob(*backend, job->text_tokens, job->image_tokens);
+    if (auto status = backend->engine.Submit(*std::move(job)); !status.ok()) {
+      stream->Failed(status);
+    }
+  };
+  if (!prompt_threads_.Post(start)) stream->Failed(PromptQueueFull(options_.queue));
+  return reactor;
+}
+
+grpc::ServerReadReactor<v1::PutFeaturesRequest>* LlmService::PutFeatures(
+    grpc::CallbackServerContext* context, v1::PutFeaturesResponse* response) {
+  const auto backend = Enter();
+  const auto on_end = [this, admitted = backend.ok()](const absl::Status& status) {
+    Count("PutFeatures", status);
+    if (admitted) admission_.Leave();
+  };
+  return ReceiveFeatures(backend, RequestId(*context), response, on_end);
+}
+
+grpc::ServerUnaryReactor* LlmService::CountTokens(grpc::CallbackServerContext* context,
+                                                  const v1::CountTokensRequest* request,
+                                                  v1::CountTokensResponse* response) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  const auto backend = Enter();
+  const auto end = [this, reactor, admitted = backend.ok()](const absl::Status& status) {
+    Count("CountTokens", status);
+    reactor->Finish(ToGrpc(status));
+    if (admitted) admission_.Leave();
+  };
+  absl::Status status = backend.status();
+  if (status.ok()) status = CheckModel(request->model(), (*backend)->info);
+  if (!status.ok()) {
+    end(status);
+    return reactor;
+  }
+  const auto count = [end, request, response, backend = *backend] {
+    const absl::StatusOr<Prompt> prompt = backend->prompts.Build(request->messages());
+    if (!prompt.ok()) return end(prompt.status());
+    response->set_text_tokens(static_cast<uint32_t>(prompt->text_tokens));
+    response->set_image_tokens(static_cast<uint32_t>(prompt->image_tokens));
+    response->set_context_tokens(backend->info.context_tokens());
+    end(absl::OkStatus());
+  };
+  if (!prompt_threads_.Post(count)) end(PromptQueueFull(options_.queue));
+  return reactor;
+}
+
+}  // namespace llava

@@ -1,0 +1,126 @@
+#include "server/llm/put_features.h"
+
+#include <optional>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/runtime/logging.h"
+#include "server/runtime/status.h"
+#include "server/wire/feature_key.h"
+#include "server/wire/tensor_stream.h"
+
+namespace llava {
+namespace {
+
+FeatureType TypeOf(v1::DataType dtype) {
+  switch (dtype) {
+    case v1::DATA_TYPE_FLOAT32:
+      return FeatureType::kFloat32;
+    case v1::DATA_TYPE_FLOAT16:
+      return FeatureType::kFloat16;
+    default:
+      return FeatureType::kBFloat16;
+  }
+}
+
+absl::Status CheckHeader(const v1::FeatureHeader& header, const v1::ModelInfo& model) {
+  if (auto status = CheckFeatureKey(header.key()); !status.ok()) return status;
+  if (header.key().spec_digest() != ToBytes(SpecDigest(model.vision_spec()))) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the features ", FeatureKeyName(header.key()),
+                     " are of another VisionSpec than this model's (ListModels)"));
+  }
+  const auto& shape = header.tensor().shape();
+  if (shape.size() != 2 || shape[0] != model.feature_rows() || shape[1] != model.feature_width()) {
+    return absl::InvalidArgumentError(absl::StrCat("the features are ", ShapeName(header.tensor()),
+                                                   ", the model reads [", model.feature_rows(),
+                                                   ", ", model.feature_width(), "]"));
+  }
+  return absl::OkStatus();
+}
+
+// Owned by gRPC until OnDone. Reads come one after the other.
+class Reader : public grpc::ServerReadReactor<v1::PutFeaturesRequest> {
+ public:
+  Reader(const absl::StatusOr<const LlmBackend*>& backend, std::string request_id,
+         v1::PutFeaturesResponse* response, std::function<void(const absl::Status&)> on_end)
+      : request_id_(std::move(request_id)), response_(response), on_end_(std::move(on_end)) {
+    if (backend.ok()) {
+      backend_ = *backend;
+      StartRead(&part_);
+    } else {
+      End(backend.status());
+    }
+  }
+
+  void OnReadDone(bool ok) override {
+    if (!ok) return End(Store());
+    if (auto status = Take(); !status.ok()) return End(status);
+    if (response_->already_present()) return End(absl::OkStatus());
+    StartRead(&part_);
+  }
+
+  void OnDone() override { delete this; }
+
+ private:
+  absl::Status Take() {
+    if (part_.has_header()) {
+      if (tensor_) return absl::InvalidArgumentError("a second header in the stream");
+      return Begin(part_.header());
+    }
+    if (!part_.has_chunk()) return absl::InvalidArgumentError("a message without header or chunk");
+    if (!tensor_) return absl::InvalidArgumentError("the first message must be the header");
+    return tensor_->Add(part_.chunk());
+  }
+
+  absl::Status Begin(const v1::FeatureHeader& header) {
+    if (auto status = CheckHeader(header, backend_->info); !status.ok()) return status;
+    key_ = FeatureKeyToBytes(header.key());
+    if (backend_->store.Renew(key_, FeatureStore::Clock::now())) {
+      response_->set_already_present(true);
+      return absl::OkStatus();
+    }
+    auto tensor = TensorAssembler::Create(header.tensor(), header.tensor().size_bytes());
+    if (!tensor.ok()) return tensor.status();
+    tensor_.emplace(*std::move(tensor));
+    return absl::OkStatus();
+  }
+
+  absl::Status Store() {
+    if (!tensor_) return absl::InvalidArgumentError("the stream ended before its header");
+    const v1::TensorHeader header = tensor_->header();
+    auto bytes = std::move(*tensor_).Finish();
+    if (!bytes.ok()) return bytes.status();
+    return backend_->store.Put(
+        key_, {TypeOf(header.dtype()), header.shape(0), header.shape(1), *std::move(bytes)},
+        FeatureStore::Clock::now());
+  }
+
+  void End(const absl::Status& status) {
+    if (!status.ok()) {
+      LogInfo("features refused", {{"request_id", request_id_},
+                                   {"code", absl::StatusCodeToString(status.code())},
+                                   {"error", std::string(status.message())}});
+    }
+    on_end_(status);
+    Finish(ToGrpc(status));
+  }
+
+  const std::string request_id_;
+  v1::PutFeaturesResponse* const response_;
+  const std::function<void(const absl::Status&)> on_end_;
+  const LlmBackend* backend_ = nullptr;
+  v1::PutFeaturesRequest part_;
+  std::string key_;
+  std::optional<TensorAssembler> tensor_;
+};
+
+}  // namespace
+
+grpc::ServerReadReactor<v1::PutFeaturesRequest>* ReceiveFeatures(
+    const absl::StatusOr<const LlmBackend*>& backend, std::string request_id,
+    v1::PutFeaturesResponse* response, std::function<void(const absl::Status&)> on_end) {
+  return new Reader(backend, std::move(request_id), response, std::move(on_end));
+}
+
+}  // namespace llava

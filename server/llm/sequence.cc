@@ -1,0 +1,88 @@
+#include "server/llm/sequence.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+namespace llava {
+namespace {
+
+double Seconds(Sequence::Clock::duration time) {
+  return std::chrono::duration<double>(time).count();
+}
+
+}  // namespace
+
+Sequence::Sequence(uint64_t id, GenerateJob job, const Tokenizer& tokenizer, Clock::time_point now)
+    : id_(id), job_(std::move(job)), answer_(tokenizer, job_.stop), joined_(now), last_(now) {
+  if (!job_.resumed_ids.empty() || job_.resumed_text_bytes > 0) {
+    answer_.Resume(job_.resumed_ids, job_.resumed_text_bytes);
+  }
+  told_ids_ = answer_.ids().size();
+  queue_seconds_ = Seconds(joined_ - job_.received);
+}
+
+absl::Status Sequence::Take(std::span<const float> logits, Clock::time_point now) {
+  if (!std::all_of(logits.begin(), logits.end(), [](float x) { return std::isfinite(x); })) {
+    refused_logits_ = true;
+    return absl::InternalError("the model gave logits that are not finite for this request");
+  }
+  const int32_t id = Sample(logits, job_.sampling, job_.ids, answer_.ids());
+  if (num_sampled_++ == 0) {
+    prefill_seconds_ = Seconds(now - joined_);
+    first_ = now;
+    last_gap_seconds_ = Seconds(now - job_.received);
+    if (!job_.sink->Started(queue_seconds_)) return absl::CancelledError("the client is gone");
+  } else {
+    last_gap_seconds_ = Seconds(now - last_);
+  }
+  last_ = now;
+
+  AnswerDelta delta;
+  delta.text = answer_.Push(id);
+  const std::vector<int32_t>& ids = answer_.ids();
+  if (told_ids_ < ids.size() && job_.logprobs) {
+    delta.logprobs.push_back(LogprobsOf(logits, id, *job_.logprobs));
+  }
+  if (!Tell(std::move(delta))) return absl::CancelledError("the client is gone");
+  return absl::OkStatus();
+}
+
+bool Sequence::Tell(AnswerDelta delta) {
+  const std::vector<int32_t>& ids = answer_.ids();
+  delta.token_ids.assign(ids.begin() + static_cast<std::ptrdiff_t>(told_ids_), ids.end());
+  told_ids_ = ids.size();
+  if (delta.text.empty() && delta.token_ids.empty()) return !job_.sink->gone();
+  delta.text_offset = answer_.text_bytes() - delta.text.size();
+  return job_.sink->Delta(delta);
+}
+
+AnswerSummary Sequence::Finish(bool late, Clock::time_point now) {
+  if (num_sampled_ == 0) job_.sink->Started(queue_seconds_);  // resumed behind its last token
+  AnswerDelta rest;
+  rest.text = answer_.Finish();
+  Tell(std::move(rest));
+  AnswerSummary summary;
+  if (answer_.state() == Answer::State::kStopped) {
+    summary.end = AnswerEnd::kStop;
+  } else if (answer_.state() == Answer::State::kLength) {
+    summary.end = job_.context_bound ? AnswerEnd::kContext : AnswerEnd::kLength;
+  } else if (late) {
+    summary.end = AnswerEnd::kDeadline;
+  }
+  summary.text_tokens = job_.text_tokens;
+  summary.image_tokens = job_.image_tokens;
+  summary.generated_tokens = answer_.num_generated();
+  summary.context_tokens = job_.context_tokens;
+  summary.delivered_ids = answer_.DeliveredIds();
+  summary.queue_seconds = queue_seconds_;
+  summary.prefill_seconds = prefill_seconds_;
+  if (num_sampled_ > 0) {
+    summary.decode_seconds = Seconds(last_ - first_);
+    summary.first_token_seconds = Seconds(first_ - job_.received);
+  }
+  summary.total_seconds = Seconds(now - job_.received);
+  return summary;
+}
+
+}  // namespace llava

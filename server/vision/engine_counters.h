@@ -1,0 +1,58 @@
+#pragma once
+
+// Metrics of the pipeline; included by engine.cc alone.
+
+#include "server/runtime/metrics.h"
+#include "server/vision/engine.h"
+
+namespace llava {
+
+struct VisionEngine::Counters {
+  explicit Counters(Metrics& metrics)
+      : queue_depth(metrics.Gauge("llava_vision_queue_depth", "Pictures waiting or in a decoder")),
+        queue_seconds(metrics.Histogram("llava_vision_queue_seconds",
+                                        "Time a picture waited for a decoder and for a batch")),
+        decode_seconds(metrics.Histogram("llava_vision_decode_seconds",
+                                         "Hashing, decoding and resizing of one picture")),
+        compute_seconds(
+            metrics.Histogram("llava_vision_compute_seconds", "One batch through the tower")),
+        batch_size(metrics.Histogram("llava_vision_batch_size", "Pictures in one batch", {},
+                                     {1, 2, 4, 8, 16, 32, 64, 128})),
+        encoded(Images(metrics, "encoded")),
+        cached(Images(metrics, "cached")),
+        failed(Images(metrics, "failed")),
+        workers_loading(Workers(metrics, "loading")),
+        workers_ready(Workers(metrics, "ready")),
+        workers_failed(Workers(metrics, "failed")) {}
+
+  void ShowWorkers(int loading, int ready, int failed_workers) {
+    workers_loading.Set(loading);
+    workers_ready.Set(ready);
+    workers_failed.Set(failed_workers);
+  }
+
+  prometheus::Gauge& queue_depth;
+  prometheus::Histogram& queue_seconds;
+  prometheus::Histogram& decode_seconds;
+  prometheus::Histogram& compute_seconds;
+  prometheus::Histogram& batch_size;
+  prometheus::Counter& encoded;
+  prometheus::Counter& cached;
+  prometheus::Counter& failed;
+  prometheus::Gauge& workers_loading;
+  prometheus::Gauge& workers_ready;
+  prometheus::Gauge& workers_failed;
+
+ private:
+  static prometheus::Counter& Images(Metrics& metrics, const std::string& result) {
+    return metrics.Counter("llava_vision_images_total",
+                           "Pictures by result: encoded now, from the cache, or failed (dropped "
+                           "before work included)",
+                           {{"result", result}});
+  }
+  static prometheus::Gauge& Workers(Metrics& metrics, const std::string& state) {
+    return metrics.Gauge("llava_vision_workers", "Workers by state", {{"state", state}});
+  }
+};
+
+}  // namespace llava

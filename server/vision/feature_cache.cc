@@ -1,0 +1,99 @@
+#include "server/vision/feature_cache.h"
+
+#include <utility>
+
+namespace llava {
+
+FeatureCache::FeatureCache(uint64_t budget_bytes, Metrics& metrics)
+    : budget_bytes_(budget_bytes),
+      bytes_gauge_(metrics.Gauge("llava_vision_feature_cache_bytes", "Bytes of features kept")),
+      entries_gauge_(
+          metrics.Gauge("llava_vision_feature_cache_entries", "Pictures whose features are kept")),
+      hits_(metrics.Counter("llava_vision_feature_cache_hits_total",
+                            "Requests whose features were in the cache")),
+      misses_(metrics.Counter("llava_vision_feature_cache_misses_total",
+                              "Requests whose features had to be computed or waited for")),
+      evictions_(metrics.Counter("llava_vision_feature_cache_evictions_total",
+                                 "Features dropped to keep the byte budget")) {}
+
+FeatureCache::Begun FeatureCache::Begin(const std::string& key, std::shared_ptr<EncodeCall> call) {
+  MutexLock lock(mutex_);
+  if (const auto found = index_.find(key); found != index_.end()) {
+    recent_.splice(recent_.begin(), recent_, found->second);
+    hits_.Increment();
+    return {found->second->features, false};
+  }
+  misses_.Increment();
+  Calls& calls = under_way_[key];
+  calls.push_back(std::move(call));
+  return {nullptr, calls.size() == 1};
+}
+
+FeatureCache::Pruned FeatureCache::Prune(const std::string& key,
+                                         EncodeCall::Clock::time_point now) {
+  Pruned pruned;
+  MutexLock lock(mutex_);
+  const auto found = under_way_.find(key);
+  if (found == under_way_.end()) return pruned;
+  Calls waiting;
+  for (auto& call : found->second) {
+    if (call->gone()) {
+      pruned.gone.push_back(std::move(call));
+    } else if (call->deadline() <= now) {
+      pruned.expired.push_back(std::move(call));
+    } else {
+      waiting.push_back(std::move(call));
+    }
+  }
+  found->second = std::move(waiting);
+  if (found->second.empty()) {
+    under_way_.erase(found);
+    pruned.ended = true;
+  }
+  return pruned;
+}
+
+FeatureCache::Calls FeatureCache::Finish(const std::string& key,
+                                         std::shared_ptr<const Features> features) {
+  MutexLock lock(mutex_);
+  Calls calls;
+  if (const auto found = under_way_.find(key); found != under_way_.end()) {
+    calls = std::move(found->second);
+    under_way_.erase(found);
+  }
+  if (features) Keep(key, std::move(features));
+  return calls;
+}
+
+void FeatureCache::Keep(const std::string& key, std::shared_ptr<const Features> features) {
+  Entry entry{key, std::move(features)};
+  const uint64_t size = BytesOf(entry);
+  if (size > budget_bytes_ || index_.contains(key)) return;
+  while (bytes_ + size > budget_bytes_) {
+    bytes_ -= BytesOf(recent_.back());
+    index_.erase(recent_.back().key);
+    recent_.pop_back();
+    evictions_.Increment();
+  }
+  bytes_ += size;
+  recent_.push_front(std::move(entry));
+  index_[key] = recent_.begin();
+  bytes_gauge_.Set(static_cast<double>(bytes_));
+  entries_gauge_.Set(static_cast<double>(recent_.size()));
+}
+
+uint64_t FeatureCache::BytesOf(const Entry& entry) {
+  return entry.features->bytes.size() + entry.key.size();
+}
+
+uint64_t FeatureCache::size_bytes() const {
+  MutexLock lock(mutex_);
+  return bytes_;
+}
+
+size_t FeatureCache::entries() const {
+  MutexLock lock(mutex_);
+  return recent_.size();
+}
+
+}  // namespace llava

@@ -1,0 +1,72 @@
+#pragma once
+
+// Features that are there (least recently used leave first) or on their way (one computation serves
+// all who ask meanwhile).
+
+#include <cstdint>
+#include <list>
+#include <map>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "server/runtime/metrics.h"
+#include "server/runtime/mutex.h"
+#include "server/vision/features.h"
+
+namespace llava {
+
+// Thread-safe. Keys: FeatureKeyToBytes.
+class FeatureCache {
+ public:
+  using Calls = std::vector<std::shared_ptr<EncodeCall>>;
+
+  // `budget_bytes` bounds what is kept, keys included; 0 keeps nothing (computations are still
+  // shared).
+  FeatureCache(uint64_t budget_bytes, Metrics& metrics);
+
+  struct Begun {
+    std::shared_ptr<const Features> features;  // set: a hit, nothing more to do
+    bool leader = false;  // true: the caller computes and calls Finish; else somebody does already
+  };
+  Begun Begin(const std::string& key, std::shared_ptr<EncodeCall> call);
+
+  // Calls of a computation under way that are over before it began: client gone, or deadline passed
+  // at `now`. They are taken out; `ended`: none is left and the computation is off.
+  struct Pruned {
+    Calls gone, expired;
+    bool ended = false;
+  };
+  Pruned Prune(const std::string& key, EncodeCall::Clock::time_point now);
+
+  // Ends the computation of `key`: keeps `features` (null: it failed) and returns who waited.
+  Calls Finish(const std::string& key, std::shared_ptr<const Features> features);
+
+  uint64_t size_bytes() const;
+  size_t entries() const;
+
+ private:
+  struct Entry {
+    std::string key;
+    std::shared_ptr<const Features> features;
+  };
+  static uint64_t BytesOf(const Entry& entry);
+  void Keep(const std::string& key, std::shared_ptr<const Features> features)
+      LLAVA_REQUIRES(mutex_);
+
+  const uint64_t budget_bytes_;
+  prometheus::Gauge& bytes_gauge_;
+  prometheus::Gauge& entries_gauge_;
+  prometheus::Counter& hits_;
+  prometheus::Counter& misses_;
+  prometheus::Counter& evictions_;
+
+  mutable Mutex mutex_;
+  std::list<Entry> recent_ LLAVA_GUARDED_BY(mutex_);  // most recently used first
+  std::unordered_map<std::string, std::list<Entry>::iterator> index_ LLAVA_GUARDED_BY(mutex_);
+  std::map<std::string, Calls> under_way_ LLAVA_GUARDED_BY(mutex_);
+  uint64_t bytes_ LLAVA_GUARDED_BY(mutex_) = 0;
+};
+
+}  // namespace llava

@@ -1,0 +1,68 @@
+#pragma once
+
+// The tower as a worker of the engine sees it. No LibTorch here.
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "model/config/model_config.h"
+#include "model/digest/sha256.h"
+
+namespace llava {
+
+// Owned and used by one thread.
+class PictureEncoder {
+ public:
+  virtual ~PictureEncoder() = default;
+  // pixels: per picture [3, S, S]. Returns per picture bfloat16 [rows, Dv], row-major. Throws
+  // std::invalid_argument for a layer out of range, and what LibTorch throws.
+  virtual std::vector<std::string> Encode(std::span<const std::vector<float>> pixels,
+                                          int64_t select_layer, SelectFeature select_feature) = 0;
+};
+
+// Makes the encoder of worker `worker` on that worker's own thread. May throw.
+using EncoderFactory = std::function<std::unique_ptr<PictureEncoder>(int worker)>;
+
+// What there is to know about a loaded tower.
+struct TowerInfo {
+  std::string name;
+  uint64_t version = 0;
+  Sha256Digest digest{};
+  int64_t num_layers = 0;
+  int64_t num_patches = 0;
+  int64_t width = 0;  // Dv
+  PreprocessConfig preprocess;
+  std::string device;         // as given, e.g. "cuda:0,cuda:1"
+  std::string dtype;          // "float32"
+  std::string numerics;       // "cpu-f32"
+  uint64_t weight_bytes = 0;  // of all workers
+  int workers = 1;
+
+  int64_t Rows(SelectFeature feature) const {
+    return num_patches + (feature == SelectFeature::kClsPatch ? 1 : 0);
+  }
+};
+
+struct LoadedTower {
+  TowerInfo info;
+  EncoderFactory factory;
+};
+
+struct TowerOptions {
+  std::string model;           // path
+  std::string device = "cpu";  // one worker group for each
+  std::string dtype = "auto";
+  int workers = 1;  // per device
+  int threads = 0;  // of each worker's operations, 0 = cores / workers
+};
+
+// Reads the checkpoint. NOT_FOUND or INVALID_ARGUMENT: no model there, or a broken one.
+// FAILED_PRECONDITION: no such device.
+absl::StatusOr<LoadedTower> OpenTowerWorkers(const TowerOptions& options);
+
+}  // namespace llava

@@ -1,0 +1,175 @@
+#include "server/vision/vision_service.h"
+
+#include <memory>
+#include <utility>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "server/runtime/logging.h"
+#include "server/runtime/status.h"
+#include "server/runtime/stream_writer.h"
+#include "server/wire/deadline.h"
+#include "server/wire/feature_key.h"
+#include "server/wire/tensor_stream.h"
+
+namespace llava {
+namespace {
+
+constexpr std::chrono::milliseconds kRetryAfter{500};
+
+std::string ShortHex(const std::string& digest) {
+  return absl::BytesToHexString(digest.substr(0, 8));
+}
+
+}  // namespace
+
+v1::ModelInfo TowerModelInfo(const TowerInfo& tower) {
+  v1::ModelInfo info;
+  info.mutable_model()->set_name(tower.name);
+  info.mutable_model()->set_version(tower.version);
+  info.mutable_model()->set_digest(ToBytes(tower.digest));
+  info.set_kind(v1::MODEL_KIND_TOWER);
+  info.mutable_vision_spec()->set_tower_digest(ToBytes(tower.digest));
+  info.set_numerics(tower.numerics);
+  info.set_feature_rows(static_cast<uint32_t>(tower.num_patches));
+  info.set_feature_width(static_cast<uint32_t>(tower.width));
+  return info;
+}
+
+// One RPC: answers its client and is counted, once.
+class VisionService::Call : public EncodeCall {
+ public:
+  Call(VisionService& service, std::shared_ptr<StreamWriter<v1::EncodeResponse>> writer,
+       Clock::time_point deadline, std::string request_id)
+      : service_(service),
+        writer_(std::move(writer)),
+        deadline_(deadline),
+        request_id_(std::move(request_id)) {}
+
+  void Done(std::shared_ptr<const Features> features, bool cached,
+            const EncodeTimes& times) override {
+    v1::EncodeResponse first;
+    v1::EncodeHeader& header = *first.mutable_header();
+    *header.mutable_key() = FeatureKeyFromBytes(features->key);
+    v1::TensorHeader& tensor = *header.mutable_tensor();
+    tensor.set_dtype(v1::DATA_TYPE_BFLOAT16);
+    tensor.add_shape(features->rows);
+    tensor.add_shape(features->width);
+    tensor.set_size_bytes(features->bytes.size());
+    tensor.set_crc32c(features->crc32c);
+    header.set_image_width(features->image_width);
+    header.set_image_height(features->image_height);
+    header.set_cached(cached);
+    header.set_queue_seconds(times.queue_seconds);
+    header.set_compute_seconds(times.compute_seconds);
+    writer_->Write(std::move(first));
+    for (const std::string_view bytes : SplitChunks(features->bytes)) {
+      v1::EncodeResponse chunk;
+      chunk.set_chunk(bytes.data(), bytes.size());
+      if (!writer_->Write(std::move(chunk))) break;
+    }
+    LogDebug("encoded", {{"request_id", request_id_},
+                         {"key", FeatureKeyName(FeatureKeyFromBytes(features->key))},
+                         {"cached", cached ? "true" : "false"}});
+    End(absl::OkStatus());
+  }
+
+  void Failed(const absl::Status& status) override {
+    LogInfo("refused", {{"request_id", request_id_},
+                        {"code", absl::StatusCodeToString(status.code())},
+                        {"error", std::string(status.message())}});
+    End(status);
+  }
+
+  bool gone() const override { return writer_->gone(); }
+  Clock::time_point deadline() const override { return deadline_; }
+
+  // An admitted call leaves when it ends.
+  void SetAdmitted() { admitted_ = true; }
+
+ private:
+  void End(const absl::Status& status) {
+    service_.metrics_
+        .Counter("llava_vision_requests_total", "Encode calls by status code",
+                 {{"code", absl::StatusCodeToString(status.code())}})
+        .Increment();
+    writer_->Close(ToGrpc(status));
+    if (admitted_) service_.admission_.Leave();
+  }
+
+  VisionService& service_;
+  const std::shared_ptr<StreamWriter<v1::EncodeResponse>> writer_;
+  const Clock::time_point deadline_;
+  const std::string request_id_;
+  bool admitted_ = false;
+};
+
+grpc::ServerWriteReactor<v1::EncodeResponse>* VisionService::Encode(
+    grpc::CallbackServerContext* context, const v1::EncodeRequest* request) {
+  auto writer = StreamWriter<v1::EncodeResponse>::Create();
+  auto* reactor = writer.get();
+  std::string id = RequestId(*context);
+  if (!request->request_id().empty()) id = request->request_id();
+  auto call = std::make_shared<Call>(*this, std::move(writer), SteadyDeadline(*context), id);
+  VisionEngine* engine = engine_;
+  if (!admission_.Enter()) {
+    call->Failed(OverloadedError("vision: draining, no new pictures", kRetryAfter));
+    return reactor;
+  }
+  call->SetAdmitted();
+  if (!engine) {
+    call->Failed(OverloadedError("vision: the tower is still loading", kRetryAfter));
+    return reactor;
+  }
+  absl::StatusOr<EncodeJob> job = MakeJob(*request, engine);
+  if (!job.ok()) {
+    call->Failed(job.status());
+    return reactor;
+  }
+  job->request_id = id;
+  job->call = call;
+  if (auto status = engine->Post(*std::move(job)); !status.ok()) call->Failed(status);
+  return reactor;
+}
+
+absl::StatusOr<EncodeJob> VisionService::MakeJob(const v1::EncodeRequest& request,
+                                                 VisionEngine* engine) const {
+  const TowerInfo& tower = engine->info();
+  const v1::VisionSpec& spec = request.spec();
+  if (auto status = CheckVisionSpec(spec); !status.ok()) return status;
+  if (spec.image_mode() == v1::IMAGE_MODE_ANYRES) {
+    return UnimplementedField("VisionSpec.image_mode = IMAGE_MODE_ANYRES");
+  }
+  if (spec.tower_digest() != ToBytes(tower.digest)) {
+    return absl::NotFoundError(absl::StrCat(
+        "no tower with digest ", ShortHex(spec.tower_digest()), "... here; this process has ",
+        tower.name, " ", tower.version, ", ", ShortHex(ToBytes(tower.digest)), "..."));
+  }
+  const int64_t layers = tower.num_layers;
+  if (spec.select_layer() > layers || spec.select_layer() < -layers - 1) {
+    return absl::InvalidArgumentError(absl::StrCat("VisionSpec.select_layer is ",
+                                                   spec.select_layer(), ", the tower has ",
+                                                   -layers - 1, " to ", layers));
+  }
+  if (request.image().empty()) return absl::InvalidArgumentError("EncodeRequest.image is empty");
+  if (request.image().size() > max_image_bytes_) {
+    return absl::InvalidArgumentError(absl::StrCat("the picture has ", request.image().size(),
+                                                   " bytes, at most ", max_image_bytes_,
+                                                   " are taken (--max-image-bytes)"));
+  }
+  EncodeJob job;
+  job.image = request.image();
+  job.image_mode = spec.image_mode() == v1::IMAGE_MODE_PAD ? ImageMode::kPad : ImageMode::kCrop;
+  job.select_layer = spec.select_layer();
+  job.select_feature = spec.select_feature() == v1::SELECT_FEATURE_CLS_PATCH
+                           ? SelectFeature::kClsPatch
+                           : SelectFeature::kPatch;
+  job.spec_digest = SpecDigest(spec);
+  job.place = {.tenant = request.tenant(),
+               .weight = request.weight(),
+               .priority = request.priority(),
+               .cost = 1};
+  return job;
+}
+
+}  // namespace llava

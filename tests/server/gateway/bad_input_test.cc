@@ -1,0 +1,240 @@
+// Requests that must be refused: each with its status, a message that helps, and a session that
+// goes on afterwards.
+
+#include <gmock/gmock.h>
+
+#include <limits>
+
+#include "tests/server/gateway/gateway_harness.h"
+
+namespace llava {
+namespace {
+
+using testing::HasSubstr;
+
+constexpr auto kInvalid = grpc::StatusCode::INVALID_ARGUMENT;
+constexpr auto kNotFound = grpc::StatusCode::NOT_FOUND;
+constexpr auto kUnimplemented = grpc::StatusCode::UNIMPLEMENTED;
+
+class BadInputTest : public GatewayTest {
+ protected:
+  void ExpectRefused(const v1::ChatRequest& request, grpc::StatusCode code,
+                     const std::string& part) {
+    const Answer answer = Ask(request);
+    EXPECT_EQ(answer.status.error_code(), code)
+        << request.ShortDebugString() << ": " << answer.status.error_message();
+    EXPECT_THAT(answer.status.error_message(), HasSubstr(part));
+    EXPECT_FALSE(answer.is_finished);
+    EXPECT_EQ(answer.started.turn_id(), "");
+  }
+};
+
+TEST_F(BadInputTest, QuestionsThatCannotBeAnswered) {
+  options_.max_images_per_turn = 2;
+  options_.max_turn_bytes = 10'000;
+  options_.max_image_bytes = 5'000;
+  options_.max_image_pixels = 100;
+  StartGateway();
+  const std::string session = NewSession();
+  const auto question = [&](const std::string& text,
+                            const std::vector<std::string>& pictures = {}) {
+    return Question(session, text, pictures);
+  };
+
+  ExpectRefused(Question("", "hello"), kInvalid, "session_id is empty");
+  ExpectRefused(Question("nobody", "hello"), kNotFound, "CreateSession");
+  ExpectRefused(Question(std::string(500, 'x'), "hello"), kInvalid, "session_id has 500 bytes");
+  ExpectRefused(question(""), kInvalid, "text is empty");
+  ExpectRefused(question(" \n\t"), kInvalid, "text is empty");
+  ExpectRefused(question(std::string(10'001, 'x')), kInvalid, "allowed are 10000");
+
+  ExpectRefused(question("x", {"GIF89a......"}), kInvalid, "images[0]: the file is a GIF");
+  ExpectRefused(question("x", {FakePicture(1), ""}), kInvalid, "images[1]");
+  ExpectRefused(question("x", {FakePicture(1).substr(0, 20)}), kInvalid, "images[0]");
+  ExpectRefused(question("x", {FakePicture(1, 30, 50)}), kInvalid, "pixels");
+  ExpectRefused(question("x", {FakePicture(1, 45, 40)}), kInvalid, "5000");
+  ExpectRefused(question("x", {FakePicture(1), FakePicture(2), FakePicture(3)}), kInvalid,
+                "allowed in one message are 2");
+  v1::ChatRequest request = question("x");
+  request.add_images();
+  ExpectRefused(request, kInvalid, "neither id nor data");
+  request.mutable_images(0)->set_id("../../etc/passwd");
+  ExpectRefused(request, kInvalid, "not one of UploadImage");
+  request.mutable_images(0)->set_id(std::string(64, 'a'));
+  ExpectRefused(request, kNotFound, "send it again");
+  request.mutable_images(0)->set_url("http://example.com/cat.png");
+  ExpectRefused(request, kUnimplemented, "url");
+
+  request = question("x");
+  request.mutable_model()->set_name("gpt");
+  ExpectRefused(request, kNotFound, "no model \"gpt\"; known are: emoji");
+  request.mutable_model()->set_name("emoji");
+  request.mutable_model()->set_version(9);
+  ExpectRefused(request, kNotFound, "has no version 9; it has: 1");
+
+  request = question("x");
+  request.set_model_label("canary");
+  ExpectRefused(request, kUnimplemented, "model_label");
+  request = question("x");
+  request.set_adapter_id("lora");
+  ExpectRefused(request, kUnimplemented, "adapter_id");
+  request = question("x");
+  request.set_idempotency_key("key");
+  ExpectRefused(request, kUnimplemented, "idempotency_key");
+  request = question("x");
+  request.set_on_disconnect(v1::ON_DISCONNECT_DETACH);
+  ExpectRefused(request, kUnimplemented, "ON_DISCONNECT_DETACH");
+  request.set_on_disconnect(static_cast<v1::OnDisconnect>(77));
+  ExpectRefused(request, kInvalid, "77");
+
+  EXPECT_EQ(llm_.generates(), 0) << "none of these may reach the services";
+  EXPECT_TRUE(Turns(session).empty());
+  request = question("x", {FakePicture(1)});
+  request.set_on_disconnect(v1::ON_DISCONNECT_CANCEL);
+  EXPECT_TRUE(Ask(request).status.ok());
+  EXPECT_EQ(Metric("llava_gateway_images_total{result=\"refused\"}"), 9);
+}
+
+TEST_F(BadInputTest, SamplingOutOfRange) {
+  StartGateway();
+  const std::string session = NewSession();
+  const auto refused = [&](const std::function<void(v1::SamplingParams&)>& set,
+                           const std::string& field) {
+    v1::ChatRequest request = Question(session, "x");
+    set(*request.mutable_sampling());
+    ExpectRefused(request, kInvalid, field);
+  };
+  refused([](auto& p) { p.set_temperature(2.5F); }, "temperature");
+  refused([](auto& p) { p.set_temperature(std::numeric_limits<float>::quiet_NaN()); },
+          "temperature");
+  refused([](auto& p) { p.set_top_p(0); }, "top_p");
+  refused([](auto& p) { p.set_min_p(-0.1F); }, "min_p");
+  refused([](auto& p) { p.set_repetition_penalty(0); }, "repetition_penalty");
+  refused([](auto& p) { p.set_presence_penalty(3); }, "presence_penalty");
+  refused([](auto& p) { p.set_frequency_penalty(-3); }, "frequency_penalty");
+  refused([](auto& p) { p.set_max_new_tokens(0); }, "max_new_tokens");
+  refused(
+      [](auto& p) {
+        for (int i = 0; i < 9; ++i) p.add_stop("stop");
+      },
+      "stop");
+  refused([](auto& p) { p.add_stop(std::string(300, 'x')); }, "stop");
+}
+
+TEST_F(BadInputTest, APromptLongerThanTheContext) {
+  llm_.Set({.context_tokens = 5});
+  StartGateway();
+  const std::string session = NewSession();
+  const Answer answer = Ask(Question(session, "a b c d e f"));
+  EXPECT_EQ(answer.status.error_code(), kInvalid);
+  EXPECT_EQ(answer.status.error_message(), "the prompt has 6 tokens, the context 5")
+      << "both numbers, unchanged";
+  EXPECT_EQ(Turns(session)[0].state(), v1::TURN_STATE_FAILED);
+  EXPECT_EQ(Ask(Question(session, "a b")).text, "a b! pictures: 0, turns: 1");
+}
+
+TEST_F(BadInputTest, ConversationsWithoutASession) {
+  StartGateway();
+  const auto chat = [](std::vector<std::pair<v1::Role, std::string>> messages) {
+    v1::ChatRequest request;
+    for (auto& [role, text] : messages) {
+      auto* message = request.add_messages();
+      message->set_role(role);
+      message->set_text(text);
+    }
+    return request;
+  };
+  const auto kUser = v1::ROLE_USER, kSystem = v1::ROLE_SYSTEM, kAssistant = v1::ROLE_ASSISTANT;
+  ExpectRefused(chat({{kUser, "a"}, {kAssistant, "b"}}), kInvalid, "end with a user message");
+  ExpectRefused(chat({{kSystem, "a"}}), kInvalid, "end with a user message");
+  ExpectRefused(chat({{kUser, "a"}, {kUser, "b"}}), kInvalid, "messages[1].role is out of order");
+  ExpectRefused(chat({{kAssistant, "a"}, {kUser, "b"}}), kInvalid, "messages[0].role");
+  ExpectRefused(chat({{kUser, "a"}, {kSystem, "b"}, {kUser, "c"}}), kInvalid, "messages[1].role");
+  ExpectRefused(chat({{v1::ROLE_UNSPECIFIED, "a"}}), kInvalid, "messages[0].role");
+  ExpectRefused(chat({{kUser, ""}}), kInvalid, "messages[0].text is empty");
+  auto request = chat({{kUser, "a"}});
+  request.set_session_id(NewSession());
+  ExpectRefused(request, kInvalid, "messages are for calls without a session");
+  request = chat({{kUser, "a"}});
+  request.mutable_messages(0)->add_images()->set_id(std::string(64, 'a'));
+  ExpectRefused(request, kInvalid, "send the file as data");
+  request = chat({{kSystem, "s"}, {kUser, "a"}});
+  request.mutable_messages(0)->add_images()->set_data(FakePicture(1));
+  ExpectRefused(request, kInvalid, "only user messages have pictures");
+  EXPECT_TRUE(Ask(chat({{kUser, "a"}})).status.ok());
+}
+
+TEST_F(BadInputTest, TextThatIsNoUtf8) {
+  StartGateway();
+  const std::string session = NewSession();
+  const Answer answer = Ask(Question(session, "caf\xe9"));
+  EXPECT_FALSE(answer.status.ok());
+  EXPECT_EQ(llm_.generates(), 0);
+  EXPECT_TRUE(Ask(Question(session, "caf\xc3\xa9")).status.ok());
+}
+
+TEST_F(BadInputTest, Sessions) {
+  StartGateway();
+  v1::CreateSessionResponse created;
+  const auto create = [&](const std::function<void(v1::CreateSessionRequest&)>& set) {
+    v1::CreateSessionRequest request;
+    set(request);
+    return stub_->CreateSession(Context().get(), request, &created);
+  };
+  EXPECT_EQ(create([](auto& r) { r.set_model("gpt"); }).error_code(), kNotFound);
+  EXPECT_EQ(create([](auto& r) { r.mutable_idle_expiry()->set_seconds(5); }).error_code(),
+            kUnimplemented);
+  EXPECT_EQ(create([](auto& r) {
+              r.set_context_overflow(v1::CONTEXT_OVERFLOW_DROP_OLDEST_TURNS);
+            }).error_code(),
+            kUnimplemented);
+  EXPECT_EQ(create([](auto& r) {
+              r.set_context_overflow(static_cast<v1::ContextOverflow>(9));
+            }).error_code(),
+            kInvalid);
+  EXPECT_EQ(create([](auto& r) { r.set_title(std::string(2000, 't')); }).error_code(), kInvalid);
+  EXPECT_EQ(create([](auto& r) { (*r.mutable_metadata())[""] = "value"; }).error_code(), kInvalid);
+  EXPECT_EQ(create([](auto& r) {
+              for (int i = 0; i < 65; ++i) (*r.mutable_metadata())[std::to_string(i)] = "value";
+            }).error_code(),
+            kInvalid);
+  EXPECT_EQ(create([](auto& r) { r.mutable_sampling()->set_top_p(2); }).error_code(), kInvalid);
+
+  v1::ListSessionsRequest list;
+  v1::ListSessionsResponse listed;
+  list.set_page_size(1001);
+  EXPECT_EQ(stub_->ListSessions(Context().get(), list, &listed).error_code(), kInvalid);
+  list.set_page_size(10);
+  list.set_page_token("garbage");
+  EXPECT_EQ(stub_->ListSessions(Context().get(), list, &listed).error_code(), kInvalid);
+
+  v1::ListTurnsRequest turns;
+  v1::ListTurnsResponse turned;
+  EXPECT_EQ(stub_->ListTurns(Context().get(), turns, &turned).error_code(), kInvalid);
+  turns.set_session_id("nobody");
+  EXPECT_EQ(stub_->ListTurns(Context().get(), turns, &turned).error_code(), kNotFound);
+
+  v1::CancelTurnRequest cancel;
+  v1::CancelTurnResponse cancelled;
+  cancel.set_session_id("nobody");
+  EXPECT_EQ(stub_->CancelTurn(Context().get(), cancel, &cancelled).error_code(), kNotFound);
+  cancel.set_session_id(NewSession());
+  cancel.set_turn_id("nothing");
+  EXPECT_EQ(stub_->CancelTurn(Context().get(), cancel, &cancelled).error_code(), kNotFound);
+
+  v1::DeleteSessionRequest remove;
+  v1::DeleteSessionResponse removed;
+  remove.set_session_id("nobody");
+  EXPECT_EQ(stub_->DeleteSession(Context().get(), remove, &removed).error_code(), kNotFound);
+
+  auto context = Context();
+  auto reader = stub_->ResumeTurn(context.get(), {});
+  v1::ResumeTurnResponse resumed;
+  EXPECT_FALSE(reader->Read(&resumed));
+  const auto status = reader->Finish();
+  EXPECT_EQ(status.error_code(), kUnimplemented);
+  EXPECT_THAT(status.error_message(), HasSubstr("ResumeTurn"));
+}
+
+}  // namespace
+}  // namespace llava

@@ -1,0 +1,90 @@
+#pragma once
+
+// A gateway with fake services behind it, on loopback, and a client in front.
+
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <condition_variable>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "llava/v1/chat.grpc.pb.h"
+#include "server/gateway/gateway.h"
+#include "tests/support/fake_backends.h"
+
+namespace llava {
+
+// A folder that goes with the object.
+class TempFolder {
+ public:
+  TempFolder();
+  ~TempFolder();
+  std::string path() const { return path_.string(); }
+
+ private:
+  std::filesystem::path path_;
+};
+
+// What came out of a Chat call.
+struct Answer {
+  grpc::Status status;
+  v1::TurnStarted started;
+  std::string text;
+  int deltas = 0;
+  int logprobs = 0;
+  bool offsets_fit = true;
+  bool is_finished = false;
+  v1::TurnFinished finished;
+};
+
+class GatewayTest : public testing::Test {
+ protected:
+  GatewayTest();
+  ~GatewayTest() override;
+
+  // Starts the gateway on the same folder and services; waits until it is ready, if `wait`.
+  void StartGateway(bool wait = true);
+  void StopGateway();
+  void AwaitReady(bool ready);
+  std::string reason();
+
+  // Client side. Each call carries a deadline of 20 s unless told otherwise.
+  std::unique_ptr<grpc::ClientContext> Context(
+      std::chrono::milliseconds timeout = std::chrono::seconds(20));
+  std::string NewSession(const v1::CreateSessionRequest& request = {});
+  v1::ChatRequest Question(const std::string& session, const std::string& text,
+                           const std::vector<std::string>& pictures = {});
+  // `on_text` runs after the first text, with the answer so far.
+  Answer Ask(const v1::ChatRequest& request,
+             const std::function<void(grpc::ClientContext&, const Answer&)>& on_text = {},
+             std::chrono::milliseconds timeout = std::chrono::seconds(20));
+  std::vector<v1::Turn> Turns(const std::string& session);
+  // The value of a metric line such as `name{a="b"}`, 0 if there is none.
+  double Metric(const std::string& line_start);
+  // Waits up to 10 s.
+  static bool Eventually(const std::function<bool()>& condition);
+
+  TempFolder folder_;
+  GatewayOptions options_;
+  FakeVision vision_;
+  FakeLlm llm_;
+  std::unique_ptr<Metrics> metrics_;
+  std::unique_ptr<Admission> admission_;
+  std::unique_ptr<Gateway> gateway_;
+  std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<v1::ChatService::Stub> stub_;
+  std::unique_ptr<v1::ModelService::Stub> models_;
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  Gateway::Readiness readiness_;
+};
+
+}  // namespace llava

@@ -1,0 +1,54 @@
+#include "server/gateway/gateway_options.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace llava {
+namespace {
+
+using testing::HasSubstr;
+
+TEST(GatewayOptionsTest, EachFlagIsRead) {
+  GatewayOptions options;
+  Settings settings("llava-gateway", "test");
+  options.Declare(settings);
+  const char* const flags[] = {"llava-gateway",
+                               "--vision=v:1",
+                               "--llm=l:2",
+                               "--default-model=emoji",
+                               "--data-dir=/tmp/x",
+                               "--max-image-bytes=1K",
+                               "--max-image-pixels=2048",
+                               "--max-images-per-turn=3",
+                               "--max-turn-bytes=4K",
+                               "--request-timeout=5s"};
+  EXPECT_EQ(settings.Parse(std::size(flags), flags), std::nullopt);
+  EXPECT_EQ(options.vision, "v:1");
+  EXPECT_EQ(options.llm, "l:2");
+  EXPECT_EQ(options.default_model, "emoji");
+  EXPECT_EQ(options.data_dir, "/tmp/x");
+  EXPECT_EQ(options.max_image_bytes, 1024U);
+  EXPECT_EQ(options.image_limits().max_pixels, 2048U);
+  EXPECT_EQ(options.max_images_per_turn, 3);
+  EXPECT_EQ(options.max_turn_bytes, 4096U);
+  EXPECT_EQ(options.request_timeout, std::chrono::seconds(5));
+}
+
+TEST(GatewayOptionsTest, NamesTheBadSetting) {
+  const auto complaint = [](const std::function<void(GatewayOptions&)>& spoil) {
+    GatewayOptions options;
+    spoil(options);
+    return std::string(options.Check().message());
+  };
+  EXPECT_EQ(complaint([](auto&) {}), "");
+  EXPECT_THAT(complaint([](auto& o) { o.vision = "host"; }), HasSubstr("--vision host"));
+  EXPECT_THAT(complaint([](auto& o) { o.llm = "host:0"; }), HasSubstr("--llm host:0"));
+  EXPECT_THAT(complaint([](auto& o) { o.llm = ":80"; }), HasSubstr("HOST:PORT"));
+  EXPECT_THAT(complaint([](auto& o) { o.llm = "host:80x"; }), HasSubstr("HOST:PORT"));
+  EXPECT_THAT(complaint([](auto& o) { o.data_dir = ""; }), HasSubstr("--data-dir"));
+  EXPECT_THAT(complaint([](auto& o) { o.max_image_bytes = 0; }), HasSubstr("--max-image-bytes"));
+  EXPECT_THAT(complaint([](auto& o) { o.request_timeout = {}; }), HasSubstr("--request-timeout"));
+}
+
+}  // namespace
+}  // namespace llava

@@ -1,0 +1,170 @@
+// Sessions through the wire: made, changed, listed in pages, deleted.
+
+#include <gmock/gmock.h>
+
+#include <thread>
+
+#include "tests/server/gateway/gateway_harness.h"
+
+namespace llava {
+namespace {
+
+using testing::ElementsAre;
+
+class SessionsTest : public GatewayTest {};
+
+TEST_F(SessionsTest, KeepsWhatItWasGiven) {
+  StartGateway();
+  v1::CreateSessionRequest request;
+  request.set_model("emoji");
+  request.set_system_prompt("");
+  request.mutable_sampling()->set_top_k(7);
+  request.mutable_sampling()->add_stop("END");
+  request.set_title("cats");
+  (*request.mutable_metadata())["colour"] = "r\xc3\xb6t";
+  request.set_context_overflow(v1::CONTEXT_OVERFLOW_ERROR);
+  v1::GetSessionRequest get;
+  get.set_session_id(NewSession(request));
+  StopGateway();
+  StartGateway();
+  v1::GetSessionResponse response;
+  ASSERT_TRUE(stub_->GetSession(Context().get(), get, &response).ok());
+  const v1::Session& session = response.session();
+  EXPECT_EQ(session.model(), "emoji");
+  EXPECT_TRUE(session.has_system_prompt());
+  EXPECT_EQ(session.sampling().top_k(), 7U);
+  EXPECT_EQ(session.sampling().stop(0), "END");
+  EXPECT_EQ(session.title(), "cats");
+  EXPECT_EQ(session.metadata().at("colour"), "r\xc3\xb6t");
+  EXPECT_EQ(session.context_overflow(), v1::CONTEXT_OVERFLOW_ERROR);
+  EXPECT_GT(session.create_time().seconds(), 1'600'000'000);
+  EXPECT_EQ(session.turn_count(), 0U);
+}
+
+TEST_F(SessionsTest, TheDefaultModelIsAChoice) {
+  llm_.models().Set({FakeLanguageModel("one", 1), FakeLanguageModel("two", 1)});
+  options_.default_model = "two";
+  StartGateway();
+  const std::string session = NewSession();
+  EXPECT_EQ(Ask(Question(session, "x")).started.model().name(), "two");
+  v1::GetSessionRequest get;
+  get.set_session_id(session);
+  v1::GetSessionResponse response;
+  ASSERT_TRUE(stub_->GetSession(Context().get(), get, &response).ok());
+  EXPECT_EQ(response.session().model(), "two");
+  EXPECT_EQ(response.session().turn_count(), 1U);
+}
+
+TEST_F(SessionsTest, AnUnknownDefaultModelIsNotReady) {
+  options_.default_model = "two";
+  StartGateway(/*wait=*/false);
+  ASSERT_TRUE(Eventually([&] { return reason().find("no model \"two\"") != std::string::npos; }));
+}
+
+TEST_F(SessionsTest, ChangesWhatTheMaskNames) {
+  StartGateway();
+  v1::CreateSessionRequest create;
+  create.set_title("before");
+  create.set_system_prompt("old");
+  (*create.mutable_metadata())["a"] = "1";
+  const std::string id = NewSession(create);
+  v1::UpdateSessionRequest update;
+  update.mutable_session()->set_id(id);
+  update.mutable_session()->set_title("after");
+  update.mutable_session()->mutable_sampling()->set_max_new_tokens(3);
+  (*update.mutable_session()->mutable_metadata())["b"] = "2";
+  v1::UpdateSessionResponse response;
+  EXPECT_EQ(stub_->UpdateSession(Context().get(), update, &response).error_code(),
+            grpc::StatusCode::INVALID_ARGUMENT)
+      << "no mask";
+  for (const char* path : {"title", "sampling", "system_prompt"}) {
+    update.mutable_update_mask()->add_paths(path);
+  }
+  ASSERT_TRUE(stub_->UpdateSession(Context().get(), update, &response).ok());
+  EXPECT_EQ(response.session().title(), "after");
+  EXPECT_EQ(response.session().sampling().max_new_tokens(), 3U);
+  EXPECT_FALSE(response.session().has_system_prompt());
+  EXPECT_EQ(response.session().metadata().at("a"), "1");
+  Ask(Question(id, "x"));
+  EXPECT_EQ(llm_.last_request().sampling().max_new_tokens(), 3U);
+  EXPECT_EQ(llm_.last_request().messages(0).role(), v1::ROLE_USER);
+
+  for (const auto& [path, code] : {std::pair{"model", grpc::StatusCode::INVALID_ARGUMENT},
+                                   std::pair{"idle_expiry", grpc::StatusCode::UNIMPLEMENTED}}) {
+    update.mutable_update_mask()->clear_paths();
+    update.mutable_update_mask()->add_paths(path);
+    EXPECT_EQ(stub_->UpdateSession(Context().get(), update, &response).error_code(), code) << path;
+  }
+}
+
+TEST_F(SessionsTest, ListsInPagesLastUsedFirst) {
+  StartGateway();
+  std::vector<std::string> ids;
+  for (int i = 0; i < 5; ++i) {
+    ids.push_back(NewSession());
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
+  Ask(Question(ids[1], "use"));
+  std::vector<std::string> listed;
+  v1::ListSessionsRequest request;
+  request.set_page_size(2);
+  std::vector<int> sizes;
+  do {
+    v1::ListSessionsResponse response;
+    ASSERT_TRUE(stub_->ListSessions(Context().get(), request, &response).ok());
+    sizes.push_back(response.sessions_size());
+    for (const auto& session : response.sessions()) listed.push_back(session.id());
+    request.set_page_token(response.next_page_token());
+  } while (!request.page_token().empty());
+  EXPECT_THAT(sizes, ElementsAre(2, 2, 1));
+  EXPECT_THAT(listed, ElementsAre(ids[1], ids[4], ids[3], ids[2], ids[0]));
+}
+
+TEST_F(SessionsTest, ListsTurnsInPagesOldestFirst) {
+  StartGateway();
+  const std::string session = NewSession();
+  for (const char* text : {"a", "b", "c"}) ASSERT_TRUE(Ask(Question(session, text)).status.ok());
+  v1::ListTurnsRequest request;
+  request.set_session_id(session);
+  request.set_page_size(2);
+  v1::ListTurnsResponse response;
+  ASSERT_TRUE(stub_->ListTurns(Context().get(), request, &response).ok());
+  ASSERT_EQ(response.turns_size(), 2);
+  EXPECT_EQ(response.turns(0).user_text(), "a");
+  EXPECT_EQ(response.turns(1).number(), 2U);
+  request.set_page_token(response.next_page_token());
+  v1::ListTurnsResponse rest;
+  ASSERT_TRUE(stub_->ListTurns(Context().get(), request, &rest).ok());
+  ASSERT_EQ(rest.turns_size(), 1);
+  EXPECT_EQ(rest.turns(0).user_text(), "c");
+  EXPECT_EQ(rest.next_page_token(), "");
+}
+
+TEST_F(SessionsTest, DeletionTakesPicturesThatNobodyElseHas) {
+  StartGateway();
+  const std::string first = NewSession();
+  const std::string second = NewSession();
+  Ask(Question(first, "x", {FakePicture(1), FakePicture(2)}));
+  Ask(Question(second, "x", {FakePicture(2)}));
+  const auto pictures = [&] {
+    const auto files = std::filesystem::directory_iterator(options_.data_dir + "/images");
+    return std::distance(begin(files), end(files));
+  };
+  EXPECT_EQ(pictures(), 2);
+  v1::DeleteSessionRequest request;
+  v1::DeleteSessionResponse response;
+  request.set_session_id(first);
+  ASSERT_TRUE(stub_->DeleteSession(Context().get(), request, &response).ok());
+  EXPECT_EQ(pictures(), 1);
+  EXPECT_EQ(stub_->DeleteSession(Context().get(), request, &response).error_code(),
+            grpc::StatusCode::NOT_FOUND);
+  llm_.ForgetFeatures();
+  EXPECT_TRUE(Ask(Question(second, "still")).status.ok());
+  request.set_session_id(second);
+  ASSERT_TRUE(stub_->DeleteSession(Context().get(), request, &response).ok());
+  EXPECT_EQ(pictures(), 0);
+  EXPECT_EQ(Metric("llava_gateway_sessions"), 0);
+}
+
+}  // namespace
+}  // namespace llava

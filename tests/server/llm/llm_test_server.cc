@@ -1,0 +1,139 @@
+#include "tests/server/llm/llm_test_server.h"
+
+#include <ATen/ops/from_blob.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <sstream>
+#include <stdexcept>
+
+#include "model/checkpoint/checkpoint.h"
+#include "model/image/decode.h"
+#include "model/image/image.h"
+#include "model/nn/clip.h"
+#include "server/wire/feature_key.h"
+#include "server/wire/tensor_stream.h"
+
+namespace llava {
+
+TestFeatures ComputeFeatures(const std::filesystem::path& tower_path,
+                             const std::filesystem::path& image_path, const v1::VisionSpec& spec) {
+  std::ifstream stream(image_path, std::ios::binary);
+  if (!stream) throw std::runtime_error("cannot read " + image_path.string());
+  std::stringstream file;
+  file << stream.rdbuf();
+  const std::string bytes = file.str();
+  const TowerCheckpoint checkpoint = OpenTower(tower_path);
+  const ClipTower tower(checkpoint.config, checkpoint.tensors, at::kCPU, at::kFloat);
+  const PreprocessConfig& preprocess = checkpoint.config.preprocess;
+  const Image image = DecodeImage({reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()});
+  std::vector<float> pixels = NormalizePixels(
+      FitToTower(image,
+                 spec.image_mode() == v1::IMAGE_MODE_PAD ? ImageMode::kPad : ImageMode::kCrop,
+                 preprocess),
+      preprocess);
+  FeatureConfig features;
+  features.select_layer = spec.select_layer();
+  const int64_t side = preprocess.image_size;
+  const at::Tensor result =
+      tower.Features(at::from_blob(pixels.data(), {1, 3, side, side}, at::kFloat), features)
+          .squeeze(0)
+          .contiguous();
+  TestFeatures out;
+  out.bytes.assign(static_cast<const char*>(result.const_data_ptr()), result.nbytes());
+  *out.header.mutable_key() = MakeFeatureKey(HashBytes(bytes), spec, "test-f32");
+  *out.header.mutable_tensor() =
+      DescribeTensor(v1::DATA_TYPE_FLOAT32, result.sizes().vec(), out.bytes);
+  return out;
+}
+
+LlmTestServer::LlmTestServer(LlmOptions options) {
+  auto model = OpenLanguageWorkers(options.language);
+  if (!model.ok()) throw std::runtime_error(model.status().ToString());
+  store_ = std::make_unique<FeatureStore>(options.feature_store_bytes, std::chrono::seconds(30),
+                                          metrics_);
+  engine_ = std::make_unique<LlmEngine>(options.engine, *std::move(model), metrics_);
+  if (const auto status = engine_->WaitUntilReady(); !status.ok()) {
+    throw std::runtime_error(status.ToString());
+  }
+  backend_ = std::make_unique<LlmBackend>(
+      LanguageModelInfo(engine_->info(), engine_->image_tokens(), options.context_tokens,
+                        options.DefaultSampling()),
+      *engine_, *store_);
+  service_ = std::make_unique<LlmService>(options.service, admission_, metrics_);
+  service_->SetBackend(backend_.get());
+  int port = 0;
+  grpc::ServerBuilder builder;
+  builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+  builder.RegisterService(service_.get());
+  server_ = builder.BuildAndStart();
+  stub_ = v1::LlmService::NewStub(
+      grpc::CreateChannel("127.0.0.1:" + std::to_string(port), grpc::InsecureChannelCredentials()));
+}
+
+LlmTestServer::~LlmTestServer() {
+  engine_->Stop();
+  server_->Shutdown();
+}
+
+grpc::Status LlmTestServer::Put(const TestFeatures& features, v1::PutFeaturesResponse* response) {
+  grpc::ClientContext context;
+  v1::PutFeaturesResponse ignored;
+  auto writer = stub_->PutFeatures(&context, response ? response : &ignored);
+  v1::PutFeaturesRequest part;
+  *part.mutable_header() = features.header;
+  bool open = writer->Write(part);
+  for (const std::string_view bytes : SplitChunks(features.bytes)) {
+    if (!open) break;
+    part.set_chunk(bytes.data(), bytes.size());
+    open = writer->Write(part);
+  }
+  writer->WritesDone();
+  return writer->Finish();
+}
+
+v1::GenerateRequest LlmTestServer::Ask(const std::string& text,
+                                       const std::vector<v1::FeatureKey>& images) const {
+  v1::GenerateRequest request;
+  *request.mutable_model() = info().model();
+  v1::PromptMessage& message = *request.add_messages();
+  message.set_role(v1::ROLE_USER);
+  message.set_text(text);
+  for (const v1::FeatureKey& key : images) *message.add_images() = key;
+  request.mutable_sampling()->set_temperature(0);
+  return request;
+}
+
+StreamedAnswer Generate(v1::LlmService::Stub& stub, const v1::GenerateRequest& request,
+                        std::chrono::milliseconds timeout) {
+  StreamedAnswer answer;
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + timeout);
+  auto reader = stub.Generate(&context, request);
+  v1::GenerateResponse response;
+  bool has_started = false;
+  while (reader->Read(&response)) {
+    EXPECT_FALSE(answer.has_finished) << "a message behind the last one";
+    if (response.has_started()) {
+      EXPECT_FALSE(has_started) << "two `started`";
+      has_started = true;
+      answer.started = response.started();
+    } else if (response.has_delta()) {
+      EXPECT_TRUE(has_started);
+      const v1::GenerateDelta& delta = response.delta();
+      EXPECT_EQ(delta.text_offset(),
+                request.continue_from().text_bytes_emitted() + answer.text.size());
+      answer.text += delta.text();
+      answer.token_ids.insert(answer.token_ids.end(), delta.token_ids().begin(),
+                              delta.token_ids().end());
+      answer.deltas.push_back(delta);
+    } else {
+      answer.finished = response.finished();
+      answer.has_finished = true;
+    }
+  }
+  answer.status = reader->Finish();
+  return answer;
+}
+
+}  // namespace llava

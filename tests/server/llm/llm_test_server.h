@@ -1,0 +1,68 @@
+#pragma once
+
+// An LLM service in this process, on loopback, with a real model; and what a client needs to talk
+// to it.
+
+#include <grpcpp/grpcpp.h>
+
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "llava/v1/llm.grpc.pb.h"
+#include "server/llm/llm_options.h"
+#include "server/llm/llm_service.h"
+
+namespace llava {
+
+// Features of a picture, computed here by the tower at `tower`, float32, with their key.
+struct TestFeatures {
+  v1::FeatureHeader header;
+  std::string bytes;
+};
+TestFeatures ComputeFeatures(const std::filesystem::path& tower, const std::filesystem::path& image,
+                             const v1::VisionSpec& spec);
+
+class LlmTestServer {
+ public:
+  explicit LlmTestServer(LlmOptions options);
+  ~LlmTestServer();
+
+  const v1::ModelInfo& info() const { return backend_->info; }
+  v1::LlmService::Stub& stub() { return *stub_; }
+  LlmEngine& engine() { return *engine_; }
+  FeatureStore& store() { return *store_; }
+  Admission& admission() { return admission_; }
+  std::string MetricsText() const { return metrics_.Render(); }
+
+  grpc::Status Put(const TestFeatures& features, v1::PutFeaturesResponse* response = nullptr);
+  // A request of one user message, greedy.
+  v1::GenerateRequest Ask(const std::string& text,
+                          const std::vector<v1::FeatureKey>& images = {}) const;
+
+ private:
+  Metrics metrics_{"llm"};
+  Admission admission_;
+  std::unique_ptr<FeatureStore> store_;
+  std::unique_ptr<LlmEngine> engine_;
+  std::unique_ptr<LlmBackend> backend_;
+  std::unique_ptr<LlmService> service_;
+  std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<v1::LlmService::Stub> stub_;
+};
+
+// Everything one stream said.
+struct StreamedAnswer {
+  grpc::Status status;
+  v1::GenerateStarted started;
+  std::vector<v1::GenerateDelta> deltas;
+  v1::GenerateFinished finished;
+  std::string text;                // all deltas, offsets checked
+  std::vector<int32_t> token_ids;  // of all deltas
+  bool has_finished = false;
+};
+StreamedAnswer Generate(v1::LlmService::Stub& stub, const v1::GenerateRequest& request,
+                        std::chrono::milliseconds timeout = std::chrono::seconds(60));
+
+}  // namespace llava

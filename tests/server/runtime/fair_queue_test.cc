@@ -1,0 +1,73 @@
+#include "server/runtime/fair_queue.h"
+
+#include <gmock/gmock.h>
+
+#include <string>
+#include <vector>
+
+namespace llava {
+namespace {
+
+using ::testing::ElementsAre;
+
+std::vector<std::string> Drain(FairQueue<std::string>& queue) {
+  std::vector<std::string> order;
+  while (auto item = queue.PopFront()) order.push_back(*item);
+  return order;
+}
+
+TEST(FairQueueTest, ServesOneTenantInOrderOfArrival) {
+  FairQueue<std::string> queue;
+  for (const char* item : {"a", "b", "c"}) queue.Push({}, item);
+  EXPECT_EQ(*queue.Front(), "a");
+  EXPECT_THAT(Drain(queue), ElementsAre("a", "b", "c"));
+}
+
+TEST(FairQueueTest, PriorityGoesBeforeEverything) {
+  FairQueue<std::string> queue;
+  queue.Push({.priority = -1}, "background");
+  queue.Push({.priority = 0}, "normal");
+  queue.Push({.weight = 1, .priority = 5, .cost = 1e9}, "urgent");
+  EXPECT_THAT(Drain(queue), ElementsAre("urgent", "normal", "background"));
+}
+
+TEST(FairQueueTest, ALatecomerDoesNotWaitForAnotherTenantsHeap) {
+  FairQueue<std::string> queue;
+  for (int i = 0; i < 4; ++i) queue.Push({.tenant = "heap"}, "h" + std::to_string(i));
+  queue.Push({.tenant = "late"}, "l0");
+  EXPECT_THAT(Drain(queue), ElementsAre("h0", "l0", "h1", "h2", "h3"));
+}
+
+TEST(FairQueueTest, TenantsShareByWeight) {
+  FairQueue<std::string> queue;
+  for (int i = 0; i < 6; ++i) {
+    queue.Push({.tenant = "two", .weight = 2}, "2");
+    queue.Push({.tenant = "one", .weight = 1}, "1");
+  }
+  int two = 0, one = 0;
+  for (int i = 0; i < 6; ++i) ++(*queue.PopFront() == "2" ? two : one);
+  EXPECT_EQ(two, 4);
+  EXPECT_EQ(one, 2);
+}
+
+TEST(FairQueueTest, CostlyItemsCountForMore) {
+  FairQueue<std::string> queue;
+  queue.Push({.tenant = "long", .cost = 10}, "L1");
+  queue.Push({.tenant = "long", .cost = 10}, "L2");
+  for (int i = 0; i < 3; ++i) queue.Push({.tenant = "short", .cost = 1}, "s");
+  EXPECT_THAT(Drain(queue), ElementsAre("L1", "s", "s", "s", "L2"));
+}
+
+TEST(FairQueueTest, TakesTheFirstThatIsWantedAndLeavesTheRest) {
+  FairQueue<std::string> queue;
+  for (const char* item : {"a1", "b1", "a2"}) queue.Push({}, item);
+  EXPECT_EQ(*queue.PopFirst([](const std::string& item) { return item[0] == 'b'; }), "b1");
+  EXPECT_FALSE(queue.PopFirst([](const std::string& item) { return item[0] == 'c'; }));
+  EXPECT_THAT(queue.RemoveIf([](const std::string& item) { return item == "a1"; }),
+              ElementsAre("a1"));
+  EXPECT_THAT(Drain(queue), ElementsAre("a2"));
+  EXPECT_TRUE(queue.empty());
+}
+
+}  // namespace
+}  // namespace llava
