@@ -1,0 +1,52 @@
+#include "client/chat/screen.h"
+
+#include <unistd.h>
+
+#include <string>
+
+#include "client/chat/utf8.h"
+
+namespace llava {
+namespace {
+
+void Write(std::FILE* file, std::string_view text) {
+  std::fwrite(text.data(), 1, text.size(), file);
+  std::fflush(file);
+}
+
+}  // namespace
+
+Screen::Screen(std::FILE* out, std::FILE* err)
+    : out_(out),
+      err_(err),
+      out_is_terminal_(isatty(fileno(out)) == 1),
+      err_is_terminal_(isatty(fileno(err)) == 1) {}
+
+void Screen::Answer(std::string_view text) {
+  if (text.empty()) return;
+  line_open_ = text.back() != '\n';
+  Write(out_, out_is_terminal_ ? WithoutControls(text) : std::string(text));
+}
+
+void Screen::EndAnswer() {
+  if (line_open_) Write(out_, "\n");
+  line_open_ = false;
+}
+
+void Screen::Remark(std::string_view text) { Line(text, "\033[2m", "\033[0m"); }
+
+void Screen::Error(std::string_view text) { Line(text, "\033[31m", "\033[0m"); }
+
+void Screen::Line(std::string_view text, const char* before, const char* after) {
+  if (err_is_terminal_) {
+    Write(err_, before + WithoutControls(text) + after + "\n");
+  } else {
+    Write(err_, std::string(text) + "\n");
+  }
+}
+
+void Screen::Prompt(std::string_view text) {
+  if (out_is_terminal_) Write(out_, text);
+}
+
+}  // namespace llava

@@ -1,0 +1,249 @@
+#include "client/chat_client.h"
+
+#include <grpcpp/create_channel.h>
+#include <grpcpp/security/credentials.h>
+
+#include <algorithm>
+#include <fstream>
+#include <iterator>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "client/grpc_status.h"
+
+namespace llava {
+namespace {
+
+void SetDeadline(grpc::ClientContext& context, std::chrono::milliseconds timeout) {
+  if (timeout.count() > 0) context.set_deadline(std::chrono::system_clock::now() + timeout);
+}
+
+}  // namespace
+
+absl::Status AnswerCanceller::Cancel() {
+  ChatClient* client;
+  v1::TurnStarted turn;
+  {
+    std::lock_guard lock(mutex_);
+    if (cancel_requested_) return absl::OkStatus();
+    cancel_requested_ = true;
+    if (client_ == nullptr || turn_.turn_id().empty()) return absl::OkStatus();
+    client = client_;
+    turn = turn_;
+  }
+  return Send(*client, turn);
+}
+
+absl::Status AnswerCanceller::Send(ChatClient& client, const v1::TurnStarted& turn) {
+  if (turn.session_id().empty()) {  // such an answer ends with its call
+    Abandon();
+    return absl::OkStatus();
+  }
+  return client.CancelTurn(turn.session_id(), turn.turn_id()).status();
+}
+
+void AnswerCanceller::Abandon() {
+  std::lock_guard lock(mutex_);
+  abandoned_ = true;
+  if (context_ != nullptr) context_->TryCancel();
+}
+
+void AnswerCanceller::Attach(ChatClient& client, grpc::ClientContext& context) {
+  std::lock_guard lock(mutex_);
+  client_ = &client;
+  context_ = &context;
+  if (abandoned_) context.TryCancel();
+}
+
+void AnswerCanceller::TurnBegins(const v1::TurnStarted& started) {
+  ChatClient* client;
+  {
+    std::lock_guard lock(mutex_);
+    turn_ = started;
+    if (!cancel_requested_) return;
+    client = client_;
+  }
+  // The stream itself tells how the turn ended, whatever becomes of this call.
+  Send(*client, started).IgnoreError();
+}
+
+void AnswerCanceller::Detach() {
+  std::lock_guard lock(mutex_);
+  client_ = nullptr;
+  context_ = nullptr;
+}
+
+ChatClient::ChatClient(ChatClientOptions options)
+    : options_(std::move(options)),
+      channel_(grpc::CreateChannel(options_.gateway, grpc::InsecureChannelCredentials())),
+      stub_(v1::ChatService::NewStub(channel_)) {}
+
+absl::Status ChatClient::Connect() {
+  const auto deadline = std::chrono::system_clock::now() + options_.connect_timeout;
+  grpc_connectivity_state state = channel_->GetState(/*try_to_connect=*/true);
+  while (state != GRPC_CHANNEL_READY) {
+    if (state == GRPC_CHANNEL_TRANSIENT_FAILURE || state == GRPC_CHANNEL_SHUTDOWN ||
+        !channel_->WaitForStateChange(state, deadline)) {
+      return absl::UnavailableError(
+          absl::StrCat("no gateway answers at ", options_.gateway, ": is it running?"));
+    }
+    state = channel_->GetState(/*try_to_connect=*/true);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ChatClient::Explain(const grpc::Status& status) {
+  if (status.error_code() == grpc::StatusCode::UNAVAILABLE &&
+      channel_->GetState(/*try_to_connect=*/false) != GRPC_CHANNEL_READY) {
+    return absl::UnavailableError(absl::StrCat("no connection to the gateway at ", options_.gateway,
+                                               ": ", status.error_message()));
+  }
+  return FromGrpc(status);
+}
+
+template <typename Request, typename Response>
+absl::StatusOr<Response> ChatClient::Call(
+    grpc::Status (v1::ChatService::Stub::*method)(grpc::ClientContext*, const Request&, Response*),
+    const Request& request) {
+  grpc::ClientContext context;
+  SetDeadline(context, options_.call_timeout);
+  Response response;
+  const grpc::Status status = ((*stub_).*method)(&context, request, &response);
+  if (!status.ok()) return Explain(status);
+  return response;
+}
+
+absl::StatusOr<v1::Session> ChatClient::CreateSession(const v1::CreateSessionRequest& request) {
+  auto response = Call(&v1::ChatService::Stub::CreateSession, request);
+  if (!response.ok()) return response.status();
+  return std::move(*response->mutable_session());
+}
+
+absl::StatusOr<v1::Session> ChatClient::GetSession(const std::string& session_id) {
+  v1::GetSessionRequest request;
+  request.set_session_id(session_id);
+  auto response = Call(&v1::ChatService::Stub::GetSession, request);
+  if (!response.ok()) return response.status();
+  return std::move(*response->mutable_session());
+}
+
+absl::Status ChatClient::DeleteSession(const std::string& session_id) {
+  v1::DeleteSessionRequest request;
+  request.set_session_id(session_id);
+  return Call(&v1::ChatService::Stub::DeleteSession, request).status();
+}
+
+absl::StatusOr<std::vector<v1::Turn>> ChatClient::ListTurns(const std::string& session_id) {
+  v1::ListTurnsRequest request;
+  request.set_session_id(session_id);
+  std::vector<v1::Turn> turns;
+  do {
+    auto page = Call(&v1::ChatService::Stub::ListTurns, request);
+    if (!page.ok()) return page.status();
+    std::move(page->mutable_turns()->begin(), page->mutable_turns()->end(),
+              std::back_inserter(turns));
+    request.set_page_token(page->next_page_token());
+  } while (!request.page_token().empty());
+  return turns;
+}
+
+absl::StatusOr<v1::ChatServiceListModelsResponse> ChatClient::ListModels() {
+  return Call(&v1::ChatService::Stub::ListModels, v1::ChatServiceListModelsRequest());
+}
+
+absl::StatusOr<bool> ChatClient::CancelTurn(const std::string& session_id,
+                                            const std::string& turn_id) {
+  v1::CancelTurnRequest request;
+  request.set_session_id(session_id);
+  request.set_turn_id(turn_id);
+  auto response = Call(&v1::ChatService::Stub::CancelTurn, request);
+  if (!response.ok()) return response.status();
+  return response->was_running();
+}
+
+absl::StatusOr<v1::ImageInfo> ChatClient::UploadImage(const std::string& session_id,
+                                                      std::string_view bytes) {
+  const uint64_t size = bytes.size();
+  return Upload(session_id, size, [&]() -> absl::StatusOr<std::string> {
+    std::string chunk(bytes.substr(0, options_.upload_chunk_bytes));
+    bytes.remove_prefix(chunk.size());
+    return chunk;
+  });
+}
+
+absl::StatusOr<v1::ImageInfo> ChatClient::UploadImageFile(const std::string& session_id,
+                                                          const std::filesystem::path& path) {
+  std::error_code error;
+  if (!std::filesystem::exists(path, error)) {
+    return absl::NotFoundError(absl::StrCat("there is no file ", path.string()));
+  }
+  if (!std::filesystem::is_regular_file(path, error)) {
+    return absl::InvalidArgumentError(absl::StrCat(path.string(), " is not a file"));
+  }
+  const uint64_t size = std::filesystem::file_size(path, error);
+  std::ifstream file(path, std::ios::binary);
+  if (error || !file) {
+    return absl::PermissionDeniedError(absl::StrCat("cannot read ", path.string()));
+  }
+  return Upload(session_id, size, [&]() -> absl::StatusOr<std::string> {
+    std::string chunk(options_.upload_chunk_bytes, '\0');
+    file.read(chunk.data(), static_cast<std::streamsize>(chunk.size()));
+    if (file.bad()) return absl::DataLossError(absl::StrCat("cannot read ", path.string()));
+    chunk.resize(static_cast<size_t>(file.gcount()));
+    return chunk;
+  });
+}
+
+absl::StatusOr<v1::ImageInfo> ChatClient::Upload(const std::string& session_id, uint64_t size_bytes,
+                                                 const ChunkSource& next_chunk) {
+  grpc::ClientContext context;
+  SetDeadline(context, options_.call_timeout);
+  v1::UploadImageResponse response;
+  const auto writer = stub_->UploadImage(&context, &response);
+  v1::UploadImageRequest message;
+  message.mutable_header()->set_session_id(session_id);
+  message.mutable_header()->set_size_bytes(size_bytes);
+  // A failed write means that the gateway has ended the call; Finish says why.
+  bool open = writer->Write(message);
+  while (open) {
+    absl::StatusOr<std::string> chunk = next_chunk();
+    if (!chunk.ok()) {
+      context.TryCancel();
+      writer->Finish();
+      return chunk.status();
+    }
+    if (chunk->empty()) break;
+    message.set_chunk(*std::move(chunk));
+    open = writer->Write(message);
+  }
+  if (open) writer->WritesDone();
+  const grpc::Status status = writer->Finish();
+  if (!status.ok()) return Explain(status);
+  return std::move(*response.mutable_image());
+}
+
+absl::StatusOr<Answer> ChatClient::Ask(const v1::ChatRequest& request, TextCallback on_text,
+                                       AnswerCanceller* canceller) {
+  grpc::ClientContext context;
+  SetDeadline(context, options_.answer_timeout);
+  if (canceller != nullptr) canceller->Attach(*this, context);
+  const auto reader = stub_->Chat(&context, request);
+  AnswerStream stream(std::move(on_text));
+  v1::ChatResponse response;
+  absl::Status broken;
+  while (reader->Read(&response)) {
+    if (!broken.ok()) continue;  // the rest of a broken stream, until its end
+    broken = stream.Add(response.event());
+    if (!broken.ok()) context.TryCancel();
+    if (canceller != nullptr && response.event().has_turn_started()) {
+      canceller->TurnBegins(response.event().turn_started());
+    }
+  }
+  const grpc::Status status = reader->Finish();
+  if (canceller != nullptr) canceller->Detach();
+  if (!broken.ok()) return broken;
+  if (!status.ok()) return Explain(status);
+  return std::move(stream).Finish();
+}
+
+}  // namespace llava

@@ -1,0 +1,129 @@
+#pragma once
+
+#include <grpcpp/channel.h>
+#include <grpcpp/client_context.h>
+
+#include <chrono>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "client/answer_stream.h"
+#include "llava/v1/chat.grpc.pb.h"
+
+namespace llava {
+
+class ChatClient;
+
+// Stops one answer from any thread. Give a fresh one to each Ask; it must outlive that call, and
+// the client must outlive it.
+//
+// Thread-safe.
+class AnswerCanceller {
+ public:
+  AnswerCanceller() = default;
+  AnswerCanceller(const AnswerCanceller&) = delete;
+  AnswerCanceller& operator=(const AnswerCanceller&) = delete;
+
+  // Asks the gateway to stop; text so far is kept there, and Ask returns it with
+  // FINISH_REASON_CANCELLED. Called before the turn has begun, it takes effect when it begins.
+  absl::Status Cancel();
+
+  // Ends the call without waiting for the gateway: Ask returns CANCELLED.
+  void Abandon();
+
+ private:
+  friend class ChatClient;
+
+  // Called by Ask: at the call's begin, when the turn is known, at the call's end.
+  void Attach(ChatClient& client, grpc::ClientContext& context);
+  void TurnBegins(const v1::TurnStarted& started);
+  void Detach();
+
+  absl::Status Send(ChatClient& client, const v1::TurnStarted& turn);
+
+  std::mutex mutex_;  // guards all below
+  ChatClient* client_ = nullptr;
+  grpc::ClientContext* context_ = nullptr;
+  v1::TurnStarted turn_;
+  bool cancel_requested_ = false;
+  bool abandoned_ = false;
+};
+
+// Where the gateway is, and how long to wait for it.
+struct ChatClientOptions {
+  std::string gateway = "127.0.0.1:8001";  // HOST:PORT
+  std::chrono::milliseconds connect_timeout{5000};
+  std::chrono::milliseconds call_timeout{30000};  // each call but Ask
+  std::chrono::milliseconds answer_timeout{0};    // deadline of Ask; 0 = none
+  size_t upload_chunk_bytes = 64 * 1024;          // above 0 and below the gateway's message limit
+};
+
+// Conversations about pictures with a llava gateway.
+//
+// Every method blocks until the gateway has answered or the deadline has passed, and returns its
+// status with its message (see proto/llava/v1/chat.proto for the codes). UNAVAILABLE names the
+// address when the connection itself fails; RetryDelay (client/grpc_status.h) tells when to try
+// again. Thread-safe; a session answers one question at a time.
+class ChatClient {
+ public:
+  // Connects when first used.
+  explicit ChatClient(ChatClientOptions options);
+
+  // Connects, so that a wrong address shows up before anything is asked. UNAVAILABLE: nobody is
+  // there.
+  absl::Status Connect();
+
+  absl::StatusOr<v1::Session> CreateSession(const v1::CreateSessionRequest& request);
+  absl::StatusOr<v1::Session> GetSession(const std::string& session_id);
+  absl::Status DeleteSession(const std::string& session_id);
+
+  // All turns, oldest first.
+  absl::StatusOr<std::vector<v1::Turn>> ListTurns(const std::string& session_id);
+
+  // What can be asked for as `model`, and which one is the default.
+  absl::StatusOr<v1::ChatServiceListModelsResponse> ListModels();
+
+  // Sends a picture (PNG, JPEG, WebP or BMP) in chunks. Its `id` goes into ChatRequest.images.
+  absl::StatusOr<v1::ImageInfo> UploadImage(const std::string& session_id, std::string_view bytes);
+  // The same, read from a file while sending. NOT_FOUND, INVALID_ARGUMENT: no such file, no file.
+  absl::StatusOr<v1::ImageInfo> UploadImageFile(const std::string& session_id,
+                                                const std::filesystem::path& path);
+
+  // Asks and waits for the whole answer, handing out text as it comes (on the calling thread).
+  // An error may come after some of the text. `canceller` may be null.
+  absl::StatusOr<Answer> Ask(const v1::ChatRequest& request, TextCallback on_text,
+                             AnswerCanceller* canceller = nullptr);
+
+  // Stops a running answer; an empty turn id means the one that runs. False: it had ended.
+  absl::StatusOr<bool> CancelTurn(const std::string& session_id, const std::string& turn_id);
+
+  const ChatClientOptions& options() const { return options_; }
+
+ private:
+  // Gives the next bytes of a picture; empty at its end.
+  using ChunkSource = std::function<absl::StatusOr<std::string>()>;
+  absl::StatusOr<v1::ImageInfo> Upload(const std::string& session_id, uint64_t size_bytes,
+                                       const ChunkSource& next_chunk);
+
+  template <typename Request, typename Response>
+  absl::StatusOr<Response> Call(grpc::Status (v1::ChatService::Stub::*method)(grpc::ClientContext*,
+                                                                              const Request&,
+                                                                              Response*),
+                                const Request& request);
+
+  // The status with our own words about a connection that is down.
+  absl::Status Explain(const grpc::Status& status);
+
+  const ChatClientOptions options_;
+  const std::shared_ptr<grpc::Channel> channel_;
+  const std::unique_ptr<v1::ChatService::Stub> stub_;
+};
+
+}  // namespace llava

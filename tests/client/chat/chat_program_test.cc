@@ -1,0 +1,227 @@
+// llava-chat run from scripts: flags, pipes, exit status.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+
+#include "tests/client/chat/program.h"
+#include "tests/client/fake_gateway.h"
+
+namespace llava {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::Not;
+using ::testing::StartsWith;
+
+TEST(ChatFlags, HelpAndVersion) {
+  const Ended help = RunChat({"--help"});
+  EXPECT_EQ(help.status, 0);
+  EXPECT_THAT(help.out, AllOf(HasSubstr("--max-new-tokens"), HasSubstr("LLAVA_CHAT_TOP_P")));
+  const Ended version = RunChat({"--version"});
+  EXPECT_EQ(version.status, 0);
+  EXPECT_THAT(version.out, StartsWith("llava-chat "));
+}
+
+TEST(ChatFlags, WrongOnesAreNamedInOneLine) {
+  const std::vector<std::vector<std::string>> wrong = {{"--imagine", "x"},
+                                                       {"--top-k", "many"},
+                                                       {"--temperature", "3"},
+                                                       {"--seed"},
+                                                       {"--top-p", "-1"},
+                                                       {"--max-new-tokens", "0"},
+                                                       {"stray"},
+                                                       {"--system", "x", "--session", "y"}};
+  for (const auto& flags : wrong) {
+    const Ended ended = RunChat(flags);
+    EXPECT_EQ(ended.status, 2) << ended.err;
+    EXPECT_THAT(ended.err, AllOf(StartsWith("llava-chat: "), HasSubstr(flags[0])));
+    EXPECT_EQ(std::count(ended.err.begin(), ended.err.end(), '\n'), 1) << ended.err;
+    EXPECT_THAT(ended.out, IsEmpty());
+  }
+}
+
+TEST(ChatWithoutGateway, NamesTheAddress) {
+  const Ended ended = RunChat({"--gateway", "127.0.0.1:1", "--message", "hello"});
+  EXPECT_EQ(ended.status, 1);
+  EXPECT_EQ(ended.err, "llava-chat: no gateway answers at 127.0.0.1:1: is it running?\n");
+}
+
+class ChatProgramTest : public ::testing::Test {
+ protected:
+  Ended Run(std::vector<std::string> flags, const std::string& input = "") {
+    flags.insert(flags.begin(), {"--gateway", gateway_.address()});
+    return RunChat(flags, input);
+  }
+  FakeGateway gateway_;
+};
+
+TEST_F(ChatProgramTest, MessagesAreAskedInOrder) {
+  const Ended ended = Run({"--message", "one", "--message", "two"});
+  EXPECT_EQ(ended.status, 0) << ended.err;
+  EXPECT_EQ(ended.out, "You asked: one\nYou asked: two\n");
+  EXPECT_THAT(ended.err, AllOf(HasSubstr("> one\n"),
+                               HasSubstr("0.25 s to first token, 4.0 tokens/s, 3 tokens\n")));
+  EXPECT_EQ(gateway_.asked().at(1).session_id(), "session-1");
+  EXPECT_THAT(gateway_.deleted(), ::testing::ElementsAre("session-1"));
+}
+
+TEST_F(ChatProgramTest, FlagsReachTheGateway) {
+  const Ended ended = Run({"--model", "other", "--system", "Be brief.", "--temperature", "0.5",
+                           "--top-p", "0.9", "--top-k", "40", "--seed", "18446744073709551615",
+                           "--max-new-tokens", "17", "--message", "x"});
+  EXPECT_EQ(ended.status, 0) << ended.err;
+  EXPECT_EQ(gateway_.created().at(0).model(), "other");
+  EXPECT_EQ(gateway_.created().at(0).system_prompt(), "Be brief.");
+  const v1::SamplingParams sampling = gateway_.asked().at(0).sampling();
+  EXPECT_EQ(sampling.temperature(), 0.5f);
+  EXPECT_EQ(sampling.top_p(), 0.9f);
+  EXPECT_EQ(sampling.top_k(), 40u);
+  EXPECT_EQ(sampling.seed(), 18446744073709551615u);
+  EXPECT_EQ(sampling.max_new_tokens(), 17u);
+}
+
+TEST_F(ChatProgramTest, WhatWasNotGivenStaysUnset) {
+  EXPECT_EQ(Run({"--message", "x"}).status, 0);
+  EXPECT_FALSE(gateway_.created().at(0).has_system_prompt());
+  EXPECT_EQ(gateway_.asked().at(0).sampling().ByteSizeLong(), 0u);
+}
+
+TEST_F(ChatProgramTest, EnvironmentTwinsWorkAndFlagsWin) {
+  const std::vector<std::string> environment = {
+      "LLAVA_CHAT_GATEWAY=" + gateway_.address(), "LLAVA_CHAT_MESSAGE=from afar",
+      "LLAVA_CHAT_TOP_K=3", "LLAVA_CHAT_SEED=4", "LLAVA_CHAT_KEEP_SESSION=true"};
+  const Ended ended = RunChat({"--top-k", "5"}, "", environment);
+  EXPECT_EQ(ended.status, 0) << ended.err;
+  EXPECT_EQ(ended.out, "You asked: from afar\n");
+  EXPECT_EQ(gateway_.asked().at(0).sampling().top_k(), 5u);
+  EXPECT_EQ(gateway_.asked().at(0).sampling().seed(), 4u);
+  EXPECT_THAT(gateway_.deleted(), IsEmpty());
+}
+
+TEST_F(ChatProgramTest, ReadsAPipe) {
+  const Ended ended = Run({}, "one\r\n\n  two  \n//slash\n/models\n/help\nlast");
+  EXPECT_EQ(ended.status, 0) << ended.err;
+  EXPECT_EQ(ended.out, "You asked: one\nYou asked: two\nYou asked: /slash\nYou asked: last\n");
+  EXPECT_THAT(ended.err, AllOf(HasSubstr("fake version 7: 512 tokens of context, 64 per picture "
+                                         "(default)"),
+                               HasSubstr("/image PATH")));
+}
+
+TEST_F(ChatProgramTest, QuitEndsAtOnce) {
+  EXPECT_EQ(Run({}, "/quit\nnever\n").status, 0);
+  EXPECT_THAT(gateway_.asked(), IsEmpty());
+}
+
+TEST_F(ChatProgramTest, PicturesGoWithTheNextQuestion) {
+  const auto path = std::filesystem::path(::testing::TempDir()) / "chat program test.png";
+  std::ofstream(path, std::ios::binary) << "first";
+  const Ended ended = Run({"--image", path.string()},
+                          "what is it?\nand now?\n/image \"" + path.string() + "\"\nthis?\n");
+  std::filesystem::remove(path);
+  EXPECT_EQ(ended.status, 0) << ended.err;
+  const auto asked = gateway_.asked();
+  ASSERT_EQ(asked.size(), 3u);
+  ASSERT_EQ(asked[0].images_size(), 1);
+  EXPECT_EQ(asked[0].images(0).id(), "image-1");
+  EXPECT_EQ(asked[1].images_size(), 0);
+  ASSERT_EQ(asked[2].images_size(), 1);
+  EXPECT_EQ(asked[2].images(0).id(), "image-2");
+}
+
+TEST_F(ChatProgramTest, AFirstPictureThatIsMissingEndsIt) {
+  const Ended ended = Run({"--image", "/no/such.png", "--message", "x"});
+  EXPECT_EQ(ended.status, 1);
+  EXPECT_THAT(ended.err, HasSubstr("there is no file /no/such.png"));
+  EXPECT_THAT(gateway_.deleted(), ::testing::ElementsAre("session-1"));
+}
+
+TEST_F(ChatProgramTest, ErrorsLeaveItUsable) {
+  const Ended ended = Run({}, "/image /no/such.png\n/image\n/nonsense\n\xff\xfe\nstill there?\n");
+  EXPECT_EQ(ended.status, 1);  // a script must hear of it
+  EXPECT_EQ(ended.out, "You asked: still there?\n");
+  EXPECT_THAT(ended.err, AllOf(HasSubstr("error: there is no file /no/such.png"),
+                               HasSubstr("error: say which picture"),
+                               HasSubstr("error: there is no command /nonsense"),
+                               HasSubstr("error: this line is not UTF-8")));
+}
+
+TEST_F(ChatProgramTest, RefusedPictureIsPutAway) {
+  gateway_.set_script(
+      {.events = {}, .status = {grpc::StatusCode::INVALID_ARGUMENT, "picture 1 is broken"}});
+  const auto path = std::filesystem::path(::testing::TempDir()) / "refused.png";
+  std::ofstream(path, std::ios::binary) << "x";
+  const Ended ended = Run({"--image", path.string()}, "what?\nand without?\n");
+  std::filesystem::remove(path);
+  EXPECT_EQ(ended.status, 1);
+  EXPECT_THAT(ended.err, HasSubstr("error: picture 1 is broken"));
+  ASSERT_EQ(gateway_.asked().size(), 2u);
+  EXPECT_EQ(gateway_.asked()[0].images_size(), 1);
+  EXPECT_EQ(gateway_.asked()[1].images_size(), 0);
+}
+
+TEST_F(ChatProgramTest, OverloadTellsWhenToTryAgain) {
+  gateway_.set_script({.events = {}, .status = Overloaded("too busy", 2)});
+  const Ended ended = Run({"--message", "x"});
+  EXPECT_EQ(ended.status, 1);
+  EXPECT_THAT(ended.err, HasSubstr("error: too busy (try again in 2s)\n"));
+}
+
+TEST_F(ChatProgramTest, ResetBeginsANewSession) {
+  const Ended ended = Run({"--system", "Be brief."}, "one\n/reset\ntwo\n");
+  EXPECT_EQ(ended.status, 0) << ended.err;
+  EXPECT_EQ(gateway_.asked().at(0).session_id(), "session-1");
+  EXPECT_EQ(gateway_.asked().at(1).session_id(), "session-2");
+  EXPECT_EQ(gateway_.created().at(1).system_prompt(), "Be brief.");
+  EXPECT_THAT(gateway_.deleted(), ::testing::ElementsAre("session-1", "session-2"));
+}
+
+TEST_F(ChatProgramTest, KeptSessionIsNamed) {
+  const Ended ended = Run({"--keep-session", "--message", "x"});
+  EXPECT_EQ(ended.status, 0) << ended.err;
+  EXPECT_THAT(ended.err, HasSubstr("session session-1\n"));
+  EXPECT_THAT(gateway_.deleted(), IsEmpty());
+}
+
+TEST_F(ChatProgramTest, OldSessionGoesOn) {
+  v1::Turn turn;
+  turn.set_user_text("what was it?");
+  turn.set_answer_text("A bear.");
+  gateway_.set_turns({turn});
+  const Ended ended = Run({"--session", "old", "--model", "other", "--message", "and now?"});
+  EXPECT_EQ(ended.status, 0) << ended.err;
+  EXPECT_THAT(ended.err, HasSubstr("> what was it?\nA bear.\n"));
+  EXPECT_EQ(gateway_.asked().at(0).session_id(), "old");
+  EXPECT_EQ(gateway_.asked().at(0).model().name(), "other");
+  EXPECT_THAT(gateway_.created(), IsEmpty());
+  EXPECT_THAT(gateway_.deleted(), IsEmpty());
+
+  const Ended unknown = Run({"--session", "lost", "--message", "x"});
+  EXPECT_EQ(unknown.status, 1);
+  EXPECT_EQ(unknown.err, "llava-chat: there is no session lost\n");
+}
+
+TEST_F(ChatProgramTest, AFailedAnswerIsAFailure) {
+  gateway_.set_script(
+      {.events = {Started("session-1", "t"), Text(0, "half"), Finished(4, v1::FINISH_REASON_ERROR)},
+       .status = grpc::Status::OK});
+  const Ended ended = Run({"--message", "x"});
+  EXPECT_EQ(ended.status, 1);
+  EXPECT_EQ(ended.out, "half\n");
+  EXPECT_THAT(ended.err, HasSubstr("(cut off by a fault)"));
+}
+
+TEST_F(ChatProgramTest, PipedOutputHasNoEscapes) {
+  gateway_.set_script({.events = {Started("session-1", "t"), Text(0, "caf\u00e9"), Finished(5)},
+                       .status = grpc::Status::OK});
+  const Ended ended = Run({"--message", "x"});
+  EXPECT_EQ(ended.out, "caf\u00e9\n");
+  EXPECT_THAT(ended.err, Not(HasSubstr("\033")));
+}
+
+}  // namespace
+}  // namespace llava
