@@ -1,0 +1,39 @@
+#pragma once
+
+// How far a long job is, for people: a bar that is drawn over itself on a terminal, else a line now
+// and then for logs.
+
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <string>
+
+namespace llava {
+
+// The text of a bar or line: pure, so that it can be tested. `seconds` since the beginning.
+std::string ProgressText(const std::string& what, uint64_t done, uint64_t total, double seconds,
+                         bool bar);
+
+// Shows one job on a stream. One thread.
+class Progress {
+ public:
+  // `skipped` of `total` steps were done before: they do not count for the rate.
+  Progress(std::FILE* stream, std::string what, uint64_t total, uint64_t skipped = 0);
+  // Draws if it is time to: 10 times a second on a terminal, else every 10 seconds.
+  void Update(uint64_t done);
+  // Draws the last state and ends the line.
+  void Finish(uint64_t done);
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  void Draw(uint64_t done);
+
+  std::FILE* stream_;
+  std::string what_;
+  uint64_t total_, skipped_;
+  bool terminal_;
+  Clock::time_point begin_, drawn_;
+};
+
+}  // namespace llava

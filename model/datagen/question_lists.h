@@ -1,0 +1,26 @@
+#pragma once
+
+// What people ask for a caption and for a description: lists in our own words, one question a line.
+
+#include <filesystem>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace llava {
+
+std::string_view BriefQuestionsText();     // questions/brief.txt
+std::string_view DetailedQuestionsText();  // questions/detailed.txt
+
+// The lines of a list without white space at their ends; empty lines are left out. Throws
+// std::invalid_argument naming `source` if no line is left, or one holds "<image>".
+std::vector<std::string> ParseQuestionList(std::string_view text, const std::string& source);
+
+// A list of the user's own. Throws std::invalid_argument naming the path as well if it cannot be
+// read.
+std::vector<std::string> ReadQuestionList(const std::filesystem::path& path);
+
+std::vector<std::string> BriefQuestions();
+std::vector<std::string> DetailedQuestions();
+
+}  // namespace llava

@@ -1,0 +1,220 @@
+#include "model/datagen/scene_dataset.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <exception>
+#include <functional>
+#include <mutex>
+#include <stdexcept>
+#include <thread>
+
+#include "model/data/scenes/render.h"
+#include "model/datagen/png.h"
+#include "model/datagen/progress.h"
+#include "model/datagen/scene_records.h"
+#include "model/datagen/staged_file.h"
+#include "model/datagen/stop_request.h"
+
+namespace llava {
+namespace {
+
+using Positions = SceneOptions::Positions;
+using HeldOut = SceneOptions::HeldOut;
+
+// All that decides the bytes of the data set.
+Json Settings(const SceneDatasetOptions& options) {
+  const SceneOptions& scenes = options.scenes;
+  return {{"format", "llava-datagen scenes 1"},
+          {"seed", options.seed},
+          {"first", options.first},
+          {"count", options.count},
+          {"categories", scenes.num_categories},
+          {"objects", {scenes.min_objects, scenes.max_objects}},
+          {"object_weights", scenes.object_weights},
+          {"positions", scenes.positions == Positions::kSnapped ? "snapped" : "free"},
+          {"held_out", scenes.held_out == HeldOut::kTrain   ? "train"
+                       : scenes.held_out == HeldOut::kPairs ? "pairs"
+                                                            : "any"},
+          {"stage1", options.stage1},
+          {"stage2", options.stage2},
+          {"turns", options.turns},
+          {"brief_questions", options.wordings.brief},
+          {"detailed_questions", options.wordings.detailed}};
+}
+
+void Check(const SceneDatasetOptions& options) {
+  options.scenes.Check();
+  if (options.count == 0) throw std::invalid_argument("a data set of 0 scenes");
+  if (options.turns == 0) throw std::invalid_argument("conversations of 0 turns");
+  if (options.wordings.brief.empty() || options.wordings.detailed.empty()) {
+    throw std::invalid_argument("the lists of brief and detailed questions must not be empty");
+  }
+}
+
+// Writes what it is told to, one scene after the other.
+class Writer {
+ public:
+  Writer(const SceneDatasetOptions& options, OutputFolder& folder, std::FILE* progress)
+      : options_(options),
+        folder_(folder),
+        progress_(progress),
+        records_(options.scenes.num_categories, options.wordings, options.turns, options.seed) {}
+
+  // False if a stop was requested.
+  bool DrawPictures();
+  bool WriteCoco(const char* name, const char* what,
+                 const std::function<std::vector<Json>(const Scene&, uint64_t, uint64_t)>& annotate,
+                 uint64_t& annotations);
+  bool WriteInstructions(const char* name,
+                         const std::function<std::vector<Json>(const Scene&, uint64_t)>& tell,
+                         uint64_t& records);
+
+  bool WriteAll(Json& contents);
+
+ private:
+  Scene At(uint64_t number) const { return SampleScene(options_.scenes, options_.seed, number); }
+  // Elements of a JSON array, one a line, for every scene; false if a stop was requested.
+  bool WriteElements(StagedFile& file, const std::function<std::vector<Json>(uint64_t)>& make);
+
+  const SceneDatasetOptions& options_;
+  OutputFolder& folder_;
+  std::FILE* progress_;
+  InstructionRecords records_;
+};
+
+bool Writer::DrawPictures() {
+  std::vector<uint64_t> missing;  // of an interrupted run; a file under its name is whole
+  for (uint64_t i = 0; i < options_.count; ++i) {
+    const uint64_t number = options_.first + i;
+    if (!folder_.resumed() || !std::filesystem::exists(folder_.images() / SceneFileName(number))) {
+      missing.push_back(number);
+    }
+  }
+  const unsigned cores = std::max(1u, std::thread::hardware_concurrency());
+  const unsigned jobs = options_.jobs > 0 ? options_.jobs : cores;
+  std::atomic<uint64_t> next = 0, done = 0;
+  std::atomic<unsigned> running = jobs;
+  std::mutex mutex;
+  std::exception_ptr error;  // guarded by mutex
+  const auto draw = [&] {
+    try {
+      SceneRenderer renderer;
+      while (!StopRequest::Requested()) {
+        const uint64_t i = next++;
+        if (i >= missing.size()) break;
+        StagedFile file(folder_.images() / SceneFileName(missing[i]));
+        file.Write(EncodePng(renderer.Render(At(missing[i]))));
+        file.Commit();
+        ++done;
+      }
+    } catch (...) {
+      next = missing.size();  // the others stop, too
+      const std::lock_guard lock(mutex);
+      error = std::current_exception();
+    }
+    --running;
+  };
+  Progress progress(progress_, "drawing", options_.count, options_.count - missing.size());
+  const uint64_t before = options_.count - missing.size();
+  {
+    std::vector<std::jthread> threads;
+    for (unsigned i = 0; i < jobs; ++i) threads.emplace_back(draw);
+    while (running > 0) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      progress.Update(before + done);
+    }
+  }
+  progress.Finish(before + done);
+  if (error) std::rethrow_exception(error);
+  return done == missing.size();
+}
+
+bool Writer::WriteElements(StagedFile& file,
+                           const std::function<std::vector<Json>(uint64_t)>& make) {
+  const char* separator = "[\n";
+  for (uint64_t i = 0; i < options_.count; ++i) {
+    if (StopRequest::Requested()) return false;
+    for (const Json& element : make(options_.first + i)) {
+      file.Write(separator);
+      file.Write(element.dump());
+      separator = ",\n";
+    }
+  }
+  file.Write("\n]");
+  return true;
+}
+
+bool Writer::WriteCoco(
+    const char* name, const char* what,
+    const std::function<std::vector<Json>(const Scene&, uint64_t, uint64_t)>& annotate,
+    uint64_t& annotations) {
+  StagedFile file(folder_.path() / name);
+  const Json info = {{"description", std::string("emoji scenes: ") + what}, {"version", "1"}};
+  file.Write("{\"info\": " + info.dump() + ",\n\"categories\": " +
+             CocoCategories(options_.scenes.num_categories).dump() + ",\n\"images\": ");
+  if (!WriteElements(file, [](uint64_t number) { return std::vector{CocoImage(number)}; })) {
+    return false;
+  }
+  file.Write(",\n\"annotations\": ");
+  const auto elements = [&](uint64_t number) {
+    auto made = annotate(At(number), number, annotations + 1);  // ids count from 1
+    annotations += made.size();
+    return made;
+  };
+  if (!WriteElements(file, elements)) return false;
+  file.Write("}\n");
+  file.Commit();
+  return true;
+}
+
+bool Writer::WriteInstructions(const char* name,
+                               const std::function<std::vector<Json>(const Scene&, uint64_t)>& tell,
+                               uint64_t& records) {
+  StagedFile file(folder_.path() / name);
+  const auto elements = [&](uint64_t number) {
+    auto made = tell(At(number), number);
+    records += made.size();
+    return made;
+  };
+  if (!WriteElements(file, elements)) return false;
+  file.Write("\n");
+  file.Commit();
+  return true;
+}
+
+bool Writer::WriteAll(Json& contents) {
+  uint64_t captions = 0, instances = 0, stage1 = 0, stage2 = 0;
+  const auto brief = [&](const Scene& scene, uint64_t number) {
+    return std::vector{records_.Brief(scene, number)};
+  };
+  const auto instructions = [&](const Scene& scene, uint64_t number) {
+    return records_.Instructions(scene, number);
+  };
+  if (!DrawPictures() || !WriteCoco("captions.json", "captions", CocoCaptions, captions) ||
+      !WriteCoco("instances.json", "boxes", CocoInstances, instances) ||
+      (options_.stage1 && !WriteInstructions("stage1.json", brief, stage1)) ||
+      (options_.stage2 && !WriteInstructions("stage2.json", instructions, stage2))) {
+    return false;
+  }
+  contents = {{"images", options_.count},
+              {"captions", captions},
+              {"instances", instances},
+              {"stage1_records", stage1},
+              {"stage2_records", stage2}};
+  return true;
+}
+
+}  // namespace
+
+DatasetOutcome WriteSceneDataset(const SceneDatasetOptions& options, std::FILE* progress) {
+  Check(options);
+  OutputFolder folder(options.out, Settings(options), options.existing);
+  Writer writer(options, folder, progress);
+  Json contents;
+  if (!writer.WriteAll(contents)) return DatasetOutcome::kStopped;
+  folder.Finish(contents);
+  return DatasetOutcome::kFinished;
+}
+
+}  // namespace llava

@@ -1,0 +1,116 @@
+#include "model/datagen/scene_records.h"
+
+#include <cstdio>
+#include <utility>
+
+#include "model/data/scenes/captions.h"
+#include "model/data/scenes/category.h"
+
+namespace llava {
+namespace {
+
+// Purposes of random streams; those of scenes and pictures are 1 and 2.
+enum Purpose : uint64_t { kBriefWords = 11, kConversationWords, kDetailWords, kReasoningWords };
+
+}  // namespace
+
+std::string SceneName(uint64_t number) {
+  char name[24];
+  std::snprintf(name, sizeof(name), "%06llu", static_cast<unsigned long long>(number));
+  return name;
+}
+
+std::string SceneFileName(uint64_t number) { return SceneName(number) + ".png"; }
+
+Json CocoImage(uint64_t number) {
+  return {{"id", number},
+          {"file_name", SceneFileName(number)},
+          {"width", kSceneSide},
+          {"height", kSceneSide}};
+}
+
+Json CocoCategories(int num_categories) {
+  Json categories = Json::array();
+  for (int i = 0; i < num_categories; ++i) {
+    const Category& category = Categories()[i];
+    categories.push_back(
+        {{"id", i + 1}, {"name", category.name}, {"supercategory", category.group}});
+  }
+  return categories;
+}
+
+std::vector<Json> CocoCaptions(const Scene& scene, uint64_t number, uint64_t first_id) {
+  std::vector<Json> captions;
+  for (std::string& caption : FiveCaptions(scene)) {
+    captions.push_back({{"id", first_id + captions.size()},
+                        {"image_id", number},
+                        {"caption", std::move(caption)}});
+  }
+  return captions;
+}
+
+std::vector<Json> CocoInstances(const Scene& scene, uint64_t number, uint64_t first_id) {
+  std::vector<Json> instances;
+  for (const SceneObject& object : scene.objects) {
+    const PixelBox box = BoxOf(object);
+    instances.push_back({{"id", first_id + instances.size()},
+                         {"image_id", number},
+                         {"category_id", object.category + 1},
+                         {"bbox", {box.x, box.y, box.width, box.height}},
+                         {"area", box.width * box.height},
+                         {"iscrowd", 0}});
+  }
+  return instances;
+}
+
+InstructionRecords::InstructionRecords(int num_categories, MoreWordings wordings, size_t turns,
+                                       uint64_t seed)
+    : questioner_(num_categories, wordings),
+      wordings_(std::move(wordings)),
+      turns_(turns),
+      seed_(seed) {}
+
+Json InstructionRecords::Brief(const Scene& scene, uint64_t number) const {
+  Random random(seed_, number, kBriefWords);
+  return Record("brief", number, {*questioner_.Ask(scene, QuestionType::kBrief, random)}, random);
+}
+
+std::vector<Json> InstructionRecords::Instructions(const Scene& scene, uint64_t number) const {
+  std::vector<Json> records;
+  {
+    Random random(seed_, number, kConversationWords);
+    const Dialogue dialogue = questioner_.Converse(scene, turns_, random);
+    records.push_back(Record("conversation", number, dialogue, random));
+  }
+  if (const auto description = DetailedDescription(scene)) {
+    Random random(seed_, number, kDetailWords);
+    const std::string& question = random.Pick(wordings_.detailed);
+    records.push_back(
+        Record("detail", number, {{QuestionType::kDetail, question, *description}}, random));
+  }
+  Random random(seed_, number, kReasoningWords);
+  if (const auto turn = questioner_.AskOneOf(scene, ReasoningMixture(), random)) {
+    records.push_back(Record("reasoning", number, {*turn}, random));
+  }
+  return records;
+}
+
+Json InstructionRecords::Record(const std::string& kind, uint64_t number, const Dialogue& dialogue,
+                                Random& random) const {
+  Json conversations = Json::array();
+  for (const Turn& turn : dialogue) {
+    conversations.push_back({{"from", "human"}, {"value", turn.question}});
+    conversations.push_back({{"from", "gpt"}, {"value", turn.answer}});
+  }
+  std::string& first = conversations[0]["value"].get_ref<std::string&>();
+  if (random.Chance(0.5)) {
+    first.insert(0, "<image>\n");
+  } else {
+    first += "\n<image>";
+  }
+  return {{"id", kind + "-" + SceneName(number)},
+          {"image", SceneFileName(number)},
+          {"conversations", std::move(conversations)}};
+}
+
+}  // namespace llava

@@ -1,0 +1,55 @@
+#pragma once
+
+// A scene as records of the usual formats: COCO's captions and instances, LLaVA's conversations.
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "model/data/scenes/questions.h"
+#include "model/data/scenes/scene.h"
+
+namespace llava {
+
+using Json = nlohmann::ordered_json;
+
+// "000042" and "000042.png".
+std::string SceneName(uint64_t number);
+std::string SceneFileName(uint64_t number);
+
+// COCO. Image ids are the numbers of the scenes; ids of annotations count from `first_id`, those of
+// categories from 1.
+Json CocoImage(uint64_t number);
+Json CocoCategories(int num_categories);
+std::vector<Json> CocoCaptions(const Scene& scene, uint64_t number, uint64_t first_id);
+std::vector<Json> CocoInstances(const Scene& scene, uint64_t number, uint64_t first_id);
+
+// LLaVA. The words of scene `number` are drawn from streams of `seed`; <image> stands before or
+// after the first question, by chance too.
+class InstructionRecords {
+ public:
+  // `turns`: of a conversation, at least.
+  InstructionRecords(int num_categories, MoreWordings wordings, size_t turns, uint64_t seed);
+
+  // Stage 1, naive expansion: one of the brief questions, answered with a caption. Id
+  // "brief-000042".
+  Json Brief(const Scene& scene, uint64_t number) const;
+
+  // Stage 2: "conversation-000042" (several turns), "detail-000042" (a detailed question and a
+  // description; left out where places are not clear) and "reasoning-000042" (one question that
+  // needs knowledge; left out where the scene allows none).
+  std::vector<Json> Instructions(const Scene& scene, uint64_t number) const;
+
+ private:
+  Json Record(const std::string& kind, uint64_t number, const Dialogue& dialogue,
+              Random& random) const;
+
+  Questioner questioner_;
+  MoreWordings wordings_;
+  size_t turns_;
+  uint64_t seed_;
+};
+
+}  // namespace llava

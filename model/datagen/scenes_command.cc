@@ -1,0 +1,134 @@
+#include "model/datagen/scenes_command.h"
+
+#include <CLI/Config.hpp>
+#include <CLI/Formatter.hpp>
+#include <cstdio>
+#include <memory>
+#include <string>
+
+#include "model/datagen/question_lists.h"
+#include "model/datagen/scene_dataset.h"
+#include "model/datagen/stop_request.h"
+
+namespace llava {
+namespace {
+
+// What the flags hold before it is checked.
+struct Flags {
+  SceneDatasetOptions dataset;
+  std::string objects = "1-3";
+  std::string positions = "snapped";
+  std::string held_out = "train";
+  std::string brief_questions, detailed_questions;  // files; built-in lists if empty
+  bool overwrite = false;
+};
+
+// "1-3" or "2".
+std::string CheckRange(const std::string& text) {
+  const bool one = text.size() == 1 && text[0] >= '1' && text[0] <= '4';
+  const bool two =
+      text.size() == 3 && text[1] == '-' && text[0] >= '1' && text[2] <= '4' && text[0] <= text[2];
+  return one || two ? "" : "expected a number or a range within 1-4, as 1-3; found " + text;
+}
+
+int Run(Flags& flags) {
+  SceneDatasetOptions& options = flags.dataset;
+  options.scenes.min_objects = flags.objects.front() - '0';
+  options.scenes.max_objects = flags.objects.back() - '0';
+  using Positions = SceneOptions::Positions;
+  options.scenes.positions = flags.positions == "free" ? Positions::kFree : Positions::kSnapped;
+  using HeldOut = SceneOptions::HeldOut;
+  options.scenes.held_out = flags.held_out == "pairs" ? HeldOut::kPairs
+                            : flags.held_out == "any" ? HeldOut::kAny
+                                                      : HeldOut::kTrain;
+  if (flags.overwrite) options.existing = OutputFolder::Existing::kOverwrite;
+  const StopRequest stop;
+  try {
+    options.wordings.brief =
+        flags.brief_questions.empty() ? BriefQuestions() : ReadQuestionList(flags.brief_questions);
+    options.wordings.detailed = flags.detailed_questions.empty()
+                                    ? DetailedQuestions()
+                                    : ReadQuestionList(flags.detailed_questions);
+    if (WriteSceneDataset(options, stderr) == DatasetOutcome::kFinished) return 0;
+  } catch (const std::invalid_argument& error) {
+    std::fprintf(stderr, "llava-datagen: %s\n", error.what());
+    return 2;
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "llava-datagen: %s\n", error.what());
+    return 1;
+  }
+  std::fprintf(stderr, "llava-datagen: stopped; the same command goes on from here\n");
+  return 128 + StopRequest::Signal();
+}
+
+}  // namespace
+
+std::function<int()> AddScenesCommand(CLI::App& app) {
+  const auto flags = std::make_shared<Flags>();
+  SceneDatasetOptions& dataset = flags->dataset;
+  CLI::App* command = app.add_subcommand(
+      "scenes", "Pictures of emoji scenes with captions, boxes and instruction data");
+
+  command->add_option("--out", dataset.out, "Folder of the data set, new or empty")
+      ->required()
+      ->group("Output");
+  command->add_flag("--stage1", dataset.stage1, "Write stage1.json: brief question, caption")
+      ->group("Output");
+  command
+      ->add_flag("--stage2", dataset.stage2,
+                 "Write stage2.json: conversations, detailed descriptions, reasoning")
+      ->group("Output");
+  command
+      ->add_flag("--overwrite", flags->overwrite,
+                 "Replace the data set in the folder (an interrupted one is continued without)")
+      ->group("Output");
+
+  command->add_option("--count", dataset.count, "Number of scenes")
+      ->check(CLI::Range(uint64_t{1}, uint64_t{100'000'000}))
+      ->capture_default_str()
+      ->group("Scenes");
+  command->add_option("--seed", dataset.seed, "Stream of scenes; equal seeds give equal bytes")
+      ->capture_default_str()
+      ->group("Scenes");
+  command->add_option("--first", dataset.first, "Number of the first scene in the stream")
+      ->check(CLI::Range(uint64_t{0}, uint64_t{1'000'000'000'000}))
+      ->capture_default_str()
+      ->group("Scenes");
+  command->add_option("--categories", dataset.scenes.num_categories, "Kinds of things: 48 or 96")
+      ->check(CLI::IsMember({kSmallCategorySet, kLargeCategorySet}))
+      ->capture_default_str()
+      ->group("Scenes");
+  command->add_option("--objects", flags->objects, "Things in a picture: 1 to 4, or a range as 1-3")
+      ->check(CheckRange)
+      ->capture_default_str()
+      ->group("Scenes");
+  command->add_option("--positions", flags->positions, "Near the centres of cells, or anywhere")
+      ->check(CLI::IsMember({"snapped", "free"}))
+      ->capture_default_str()
+      ->group("Scenes");
+  command
+      ->add_option("--held-out", flags->held_out,
+                   "No held-out pair of kinds, at least one in each picture, or any")
+      ->check(CLI::IsMember({"train", "pairs", "any"}))
+      ->capture_default_str()
+      ->group("Scenes");
+
+  command->add_option("--turns", dataset.turns, "Turns of a conversation, at least")
+      ->check(CLI::Range(1, 50))
+      ->capture_default_str()
+      ->group("Text");
+  command
+      ->add_option("--brief-questions", flags->brief_questions,
+                   "File with questions for captions, one a line, instead of the built-in ones")
+      ->group("Text");
+  command
+      ->add_option("--detailed-questions", flags->detailed_questions,
+                   "File with questions for detailed descriptions, likewise")
+      ->group("Text");
+  command->add_option("--jobs", dataset.jobs, "Threads that draw; 0 is one a core")
+      ->check(CLI::Range(0, 256))
+      ->capture_default_str();
+  return [flags] { return Run(*flags); };
+}
+
+}  // namespace llava

@@ -1,0 +1,73 @@
+#include "model/datagen/output_folder.h"
+
+#include <gtest/gtest.h>
+
+#include <fstream>
+
+namespace llava {
+namespace {
+
+namespace fs = std::filesystem;
+using Existing = OutputFolder::Existing;
+using Json = nlohmann::ordered_json;
+
+class OutputFolderTest : public testing::Test {
+ protected:
+  OutputFolderTest() { fs::remove_all(folder_); }
+  ~OutputFolderTest() override { fs::remove_all(folder_); }
+
+  const fs::path folder_ = fs::path(testing::TempDir()) / "output_folder_test";
+  const Json settings_ = {{"seed", 1}};
+};
+
+TEST_F(OutputFolderTest, IsMadeAndFinished) {
+  OutputFolder folder(folder_, settings_, Existing::kKeep);
+  EXPECT_FALSE(folder.resumed());
+  EXPECT_TRUE(fs::is_directory(folder.images()));
+  folder.Finish({{"images", 0}});
+  EXPECT_FALSE(fs::exists(folder_ / ".unfinished.json"));
+  std::ifstream file(folder_ / "dataset.json");
+  EXPECT_EQ(Json::parse(file), Json({{"settings", settings_}, {"contents", {{"images", 0}}}}));
+}
+
+TEST_F(OutputFolderTest, ResumesOnlyTheSame) {
+  { OutputFolder(folder_, settings_, Existing::kKeep); }
+  EXPECT_TRUE(OutputFolder(folder_, settings_, Existing::kKeep).resumed());
+  EXPECT_THROW(OutputFolder(folder_, {{"seed", 2}}, Existing::kKeep), FolderRefused);
+  EXPECT_FALSE(OutputFolder(folder_, {{"seed", 2}}, Existing::kOverwrite).resumed());
+}
+
+TEST_F(OutputFolderTest, KeepsWhatIsFinished) {
+  OutputFolder(folder_, settings_, Existing::kKeep).Finish({});
+  EXPECT_THROW(OutputFolder(folder_, settings_, Existing::kKeep), FolderRefused);
+  std::ofstream(folder_ / "captions.json") << "{}";
+  std::ofstream(folder_ / "images/000000.png") << "x";
+  std::ofstream(folder_ / "notes.txt") << "mine";
+  EXPECT_FALSE(OutputFolder(folder_, settings_, Existing::kOverwrite).resumed());
+  EXPECT_FALSE(fs::exists(folder_ / "captions.json"));
+  EXPECT_FALSE(fs::exists(folder_ / "dataset.json"));
+  EXPECT_TRUE(fs::is_empty(folder_ / "images"));
+  EXPECT_TRUE(fs::exists(folder_ / "notes.txt"));  // not ours to remove
+}
+
+TEST_F(OutputFolderTest, NeverReplacesStrangeFolders) {
+  fs::create_directories(folder_ / "images");
+  std::ofstream(folder_ / "images/holiday.jpg") << "x";
+  for (const Existing existing : {Existing::kKeep, Existing::kOverwrite}) {
+    EXPECT_THROW(OutputFolder(folder_, settings_, existing), FolderRefused);
+  }
+  EXPECT_TRUE(fs::exists(folder_ / "images/holiday.jpg"));
+  fs::remove_all(folder_);
+  std::ofstream(folder_.string()) << "a file";
+  EXPECT_THROW(OutputFolder(folder_, settings_, Existing::kOverwrite), FolderRefused);
+}
+
+TEST_F(OutputFolderTest, ABrokenMarkerIsNotResumed) {
+  fs::create_directories(folder_);
+  std::ofstream(folder_ / ".unfinished.json") << "{\"seed\": ";
+  EXPECT_THROW(OutputFolder(folder_, settings_, Existing::kKeep), FolderRefused);
+  EXPECT_FALSE(OutputFolder(folder_, settings_, Existing::kOverwrite).resumed());
+}
+
+}  // namespace
+}  // namespace llava
