@@ -1,0 +1,178 @@
+"""Each check finds what was planted for it, and is silent about a tidy tree."""
+
+import pathlib
+import shutil
+import tempfile
+import unittest
+
+import code_format
+import file_sizes
+import layers
+import proto_wire
+import shell_syntax
+import skipped_tests
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+class Planted(unittest.TestCase):
+    def setUp(self):
+        self.folder = tempfile.TemporaryDirectory()
+        self.root = pathlib.Path(self.folder.name)
+
+    def tearDown(self):
+        self.folder.cleanup()
+
+    def plant(self, name, text, mode=0o644):
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        path.chmod(mode)
+        return path
+
+    def assert_found(self, check, *parts):
+        found = check.problems(self.root)
+        self.assertEqual(len(found), 1, found)
+        for part in parts:
+            self.assertIn(part, found[0])
+
+
+class LayersTest(Planted):
+    def include(self, file, *names):
+        self.plant(file, "".join(f'#include "{name}"\n' for name in names))
+
+    def test_allowed(self):
+        self.include("model/nn/clip.cc", "model/nn/clip.h", "model/ops/ops.h", "ATen/core/Tensor.h")
+        self.include("server/llm/engine.cc", "server/runtime/mutex.h", "model/llava/llava.h",
+                     "llava/v1/llm.pb.h", "absl/status/status.h")
+        self.include("server/gateway/images.cc", "model/image/header.h", "model/digest/sha256.h")
+        self.include("client/chat/main.cc", "client/chat_client.h", "llava/v1/chat.pb.h")
+        self.include("tests/model/x_test.cc", "server/llm/engine.h", "tests/model/fake.h")
+        self.assertEqual(layers.problems(self.root), [])
+
+    def test_upwards(self):
+        for file, name in (
+            ("model/ops/ops.cc", "model/nn/clip.h"),
+            ("model/config/c.h", "model/text/tokenizer.h"),
+            ("model/llava/llava.cc", "model/train/optimizer.h"),
+            ("server/runtime/a.cc", "model/digest/sha256.h"),
+            ("server/runtime/a.cc", "llava/v1/chat.pb.h"),
+            ("server/vision/a.cc", "server/llm/engine.h"),
+            ("server/llm/a.cc", "model/train/optimizer.h"),
+            ("server/gateway/a.cc", "model/image/decode.h"),
+            ("server/gateway/a.cc", "model/llava/llava.h"),
+            ("client/a.cc", "server/runtime/mutex.h"),
+            ("client/a.cc", "tests/client/fake_gateway.h"),
+            ("model/nn/a.cu", "deploy/x.h"),
+        ):
+            with self.subTest(file=file, name=name):
+                self.include(file, name)
+                self.assert_found(layers, file + ":1", name)
+                (self.root / file).unlink()
+
+    def test_foreign_libraries(self):
+        for file, name in (
+            ("model/nn/a.cc", "absl/status/status.h"),
+            ("model/ops/a.cc", "torch/torch.h"),
+            ("client/a.cc", "ATen/core/Tensor.h"),
+            ("server/gateway/a.cc", "opencv2/imgproc.hpp"),
+        ):
+            with self.subTest(file=file, name=name):
+                self.plant(file, f"#include <{name}>\n")
+                self.assertTrue(any(name in f for f in layers.problems(self.root)))
+                (self.root / file).unlink()
+
+    def test_unknown_folder(self):
+        self.include("model/magic/a.h")
+        self.assert_found(layers, "model/magic/a.h", "not in the table")
+
+    def test_relative_include(self):
+        self.plant("client/b.h", "")
+        self.include("client/a.cc", "b.h")
+        self.assert_found(layers, "client/a.cc:1", "path from the root")
+
+
+class OtherChecksTest(Planted):
+    def test_file_sizes(self):
+        self.plant("client/long.cc", "\n" * 501)
+        self.plant("client/fits.cc", "\n" * 500)
+        self.plant("tests/fixtures/data.py", "\n" * 9999)
+        self.assert_found(file_sizes, "client/long.cc", "501")
+
+    def test_code_format(self):
+        shutil.copy(ROOT / ".clang-format", self.root)
+        self.plant("client/good.cc", "int main() { return 0; }\n")
+        self.assertEqual(code_format.problems(self.root), [])
+        self.plant("client/bad.cc", "int  main( ){return 0;}\n")
+        self.assert_found(code_format, "client/bad.cc")
+
+    def test_shell_syntax(self):
+        good = "#!/usr/bin/env bash\nset -euo pipefail\n"
+        self.plant("deploy/good.sh", good, 0o755)
+        self.plant(".ci/run", good, 0o755)
+        self.assertEqual(shell_syntax.problems(self.root), [])
+        for text, mode, part in (
+            (good + "if true; then\n", 0o755, "syntax error"),
+            (good, 0o644, "executable"),
+            ("#!/bin/bash\necho\n", 0o755, "set -e"),
+        ):
+            with self.subTest(part=part):
+                self.plant("deploy/bad.sh", text, mode)
+                self.assert_found(shell_syntax, "deploy/bad.sh", part)
+
+
+class ProtoWireTest(Planted):
+    def setUp(self):
+        super().setUp()
+        shutil.copytree(ROOT / "proto", self.root / "proto")
+        self.types = self.root / "proto/llava/v1/types.proto"
+
+    def replace(self, old, new):
+        text = self.types.read_text(encoding="utf-8")
+        self.assertIn(old, text)
+        self.types.write_text(text.replace(old, new), encoding="utf-8")
+
+    def test_new_field_is_fine(self):
+        self.replace("uint64 version = 2;", "uint64 version = 2;\n  string note = 4000;")
+        self.assertEqual(proto_wire.problems(self.root), [])
+
+    def test_changed_number_breaks(self):
+        self.replace("uint64 version = 2;", "uint64 version = 4000;")
+        self.assertTrue(any("breaking" in f for f in proto_wire.problems(self.root)))
+
+    def test_removed_field_breaks(self):
+        self.replace("uint64 version = 2;", "")
+        self.assertTrue(any("breaking" in f for f in proto_wire.problems(self.root)))
+
+    def test_untidy_name(self):
+        self.replace("uint64 version = 2;", "uint64 version = 2;\n  string BadName = 4000;")
+        self.assertTrue(any("lint" in f for f in proto_wire.problems(self.root)))
+
+
+class SkippedTestsTest(unittest.TestCase):
+    JUNIT = """<testsuite>
+    <testcase name="Ran" status="run"><system-out>fine</system-out></testcase>
+    <testcase name="Lora" status="notrun"><skipped message="SKIP_REGULAR_EXPRESSION_MATCHED"/>
+      <system-out>[ RUN ] Lora
+/x/lora_test.cc:12: Skipped
+LoRA comes with its own issue
+
+[  SKIPPED ] Lora (0 ms)</system-out></testcase>
+    <testcase name="Script" status="notrun"><skipped message="SKIP_RETURN_CODE=77"/>
+      <system-out>SKIP: no GPU here</system-out></testcase>
+    <testcase name="Python" status="notrun"><skipped message=""/>
+      <system-out>test_x (t.T.test_x) ... skipped 'needs prometheus'</system-out></testcase>
+    <testcase name="Mute" status="notrun"><skipped message=""/></testcase>
+    </testsuite>"""
+
+    def test_reasons(self):
+        self.assertEqual(skipped_tests.skipped(self.JUNIT), [
+            ("Lora", "LoRA comes with its own issue"),
+            ("Script", "no GPU here"),
+            ("Python", "needs prometheus"),
+            ("Mute", "it gave no reason"),
+        ])
+
+
+if __name__ == "__main__":
+    unittest.main()

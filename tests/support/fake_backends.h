@@ -1,0 +1,147 @@
+#pragma once
+
+// A vision and an LLM service in this process, over loopback, that behave and misbehave on command.
+
+#include <grpcpp/grpcpp.h>
+
+#include <chrono>
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "llava/v1/llm.grpc.pb.h"
+#include "llava/v1/models.grpc.pb.h"
+#include "llava/v1/vision.grpc.pb.h"
+
+namespace llava {
+
+// Lists the models that it was given. Thread-safe.
+class FakeModels : public v1::ModelService::Service {
+ public:
+  void Set(std::vector<v1::ModelInfo> models);
+  std::vector<v1::ModelInfo> Get() const;
+
+  grpc::Status ListModels(grpc::ServerContext*, const v1::ListModelsRequest*,
+                          v1::ListModelsResponse* response) override;
+  grpc::Status GetModelStatus(grpc::ServerContext*, const v1::GetModelStatusRequest* request,
+                              v1::GetModelStatusResponse* response) override;
+
+ private:
+  mutable std::mutex mutex_;
+  std::vector<v1::ModelInfo> models_;
+};
+
+// A server on a loopback port that stays its own when it is stopped and started again.
+class FakeServer {
+ public:
+  explicit FakeServer(std::vector<grpc::Service*> services) : services_(std::move(services)) {}
+  ~FakeServer() { Stop(); }
+
+  void Start();
+  // Ends calls under way at once.
+  void Stop();
+  std::string address() const;
+
+ private:
+  const std::vector<grpc::Service*> services_;
+  std::unique_ptr<grpc::Server> server_;
+  int port_ = 0;
+};
+
+// Features are 2 rows that depend on the picture; "bad" pictures are told by their bytes.
+class FakeVision : public v1::VisionService::Service {
+ public:
+  struct Behaviour {
+    // Returned instead of an answer while `failures` > 0.
+    grpc::Status failure = grpc::Status(grpc::StatusCode::INTERNAL, "tower fell");
+    int failures = 0;
+    // Header and first chunk only, then UNAVAILABLE.
+    bool hang_up = false;
+    // A key of another picture in the header.
+    bool wrong_key = false;
+    std::chrono::milliseconds delay{0};
+    // Bytes of a feature tensor.
+    int64_t width = 200'000;
+  };
+
+  FakeVision();
+  void Set(const Behaviour& behaviour);
+  int encodes() const;
+  FakeModels& models() { return models_; }
+  FakeServer& server() { return server_; }
+
+  grpc::Status Encode(grpc::ServerContext* context, const v1::EncodeRequest* request,
+                      grpc::ServerWriter<v1::EncodeResponse>* writer) override;
+
+ private:
+  mutable std::mutex mutex_;
+  Behaviour behaviour_;
+  int encodes_ = 0;
+  std::set<std::string> seen_;  // "cached" from the second time on
+  FakeModels models_;
+  FakeServer server_;
+};
+
+// Answers "<text>! pictures: <n>, turns: <n>", one word a delta, one token a word.
+class FakeLlm : public v1::LlmService::Service {
+ public:
+  struct Behaviour {
+    grpc::Status failure = grpc::Status(grpc::StatusCode::UNAVAILABLE, "worker died");
+    int failures = 0;  // before the first token
+    // After so many deltas the call ends with `failure`.
+    int fail_after_deltas = -1;
+    std::chrono::milliseconds delay{0};  // before each delta
+    uint32_t context_tokens = 4096;      // words of all messages
+    bool forget_features = false;        // answers MissingFeatures whatever was put
+    bool wrong_offset = false;
+    bool wrong_version = false;
+  };
+
+  FakeLlm();
+  void Set(const Behaviour& behaviour);
+  // As after a restart.
+  void ForgetFeatures();
+  v1::GenerateRequest last_request() const;
+  std::chrono::system_clock::time_point last_deadline() const;
+  int generates() const;
+  int puts() const;
+  // Calls that saw their caller go away.
+  int cancelled() const;
+  FakeModels& models() { return models_; }
+  FakeServer& server() { return server_; }
+
+  grpc::Status Generate(grpc::ServerContext* context, const v1::GenerateRequest* request,
+                        grpc::ServerWriter<v1::GenerateResponse>* writer) override;
+  grpc::Status PutFeatures(grpc::ServerContext* context,
+                           grpc::ServerReader<v1::PutFeaturesRequest>* reader,
+                           v1::PutFeaturesResponse* response) override;
+  grpc::Status CountTokens(grpc::ServerContext* context, const v1::CountTokensRequest* request,
+                           v1::CountTokensResponse* response) override;
+
+ private:
+  Behaviour Record(grpc::ServerContext* context, const v1::GenerateRequest& request);
+  // Nothing to say, or the status for a request that cannot be served.
+  grpc::Status Refusal(const Behaviour& behaviour, const v1::GenerateRequest& request) const;
+
+  mutable std::mutex mutex_;
+  Behaviour behaviour_;
+  std::set<std::string> features_;
+  v1::GenerateRequest last_request_;
+  std::chrono::system_clock::time_point last_deadline_;
+  int generates_ = 0, puts_ = 0, cancelled_ = 0;
+  FakeModels models_;
+  FakeServer server_;
+};
+
+// What the fakes list at first: tower "tower" version 1, language model "emoji" version 1.
+v1::ModelInfo FakeTower(char digest_letter = 't');
+v1::ModelInfo FakeLanguageModel(const std::string& name, uint64_t version, char tower_letter = 't');
+
+// A valid 24-bit BMP file; other seeds give other bytes.
+std::string FakePicture(int seed, int width = 3, int height = 2);
+
+}  // namespace llava
