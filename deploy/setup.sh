@@ -27,10 +27,14 @@ PACKAGES=(
   libgtest-dev libgmock-dev sentencepiece prometheus
 )
 WITH_CUDA=0
+WITH_CONTAINERS=0
 for arg in "$@"; do
   case $arg in
     --with-cuda) WITH_CUDA=1 ;;
-    --with-containers) PACKAGES+=(buildah podman runc debootstrap catatonit) ;;
+    --with-containers)
+      WITH_CONTAINERS=1
+      PACKAGES+=(buildah podman runc debootstrap catatonit)
+      ;;
     *) echo "setup: unknown option $arg (known: --with-cuda, --with-containers)" >&2; exit 2 ;;
   esac
 done
@@ -64,6 +68,9 @@ if [ ! -e "$VENV/.ok" ] || ! cmp -s deploy/requirements.txt "$VENV/.ok"; then
   [ -x "$VENV/bin/python" ] || /usr/bin/python3 -m venv "$VENV"
   "$VENV/bin/pip" install -q --disable-pip-version-check -r deploy/requirements.txt
   cp deploy/requirements.txt "$VENV/.ok"
+fi
+if [ $WITH_CONTAINERS = 1 ] && [ ! -x "$VENV/bin/podman-compose" ]; then
+  "$VENV/bin/pip" install -q --disable-pip-version-check podman-compose==1.6.0
 fi
 
 fetch_wheels() { # folder, requirement...

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Collects what programs need to run on a bare Debian: the programs without symbols, the LibTorch
+# libraries that they load, and the names of the Debian packages of all others.
+#
+#   deploy/collect_runtime.sh OUT PROGRAM...
+#
+# Writes OUT/bin, OUT/lib and OUT/packages. Used by the Dockerfile.
+set -euo pipefail
+. "${LLAVA_CACHE:-$HOME/.cache/llava-serving}/env.sh"
+
+out=$1
+shift
+torch=$(dirname "$LLAVA_TORCH_DIR")
+mkdir -p "$out/bin" "$out/lib"
+if ldd "$@" | grep 'not found'; then
+  echo "collect_runtime: a program lacks libraries" >&2
+  exit 1
+fi
+for program in "$@"; do strip -o "$out/bin/$(basename "$program")" "$program"; done
+
+debian=()
+for library in $(ldd "$@" | awk '$2 == "=>" { print $3 }' | sort -u); do
+  real=$(readlink -f "$library")
+  case $real in
+    "$torch"/*) cp "$real" "$out/lib/$(basename "$library")" ;;
+    *) debian+=("$real") ;;
+  esac
+done
+# Packages know files under /lib, which is a link to /usr/lib, by either path.
+owners=$(dpkg-query -S "${debian[@]}" "${debian[@]#/usr}" 2>/dev/null || true)
+files=$(sed 's/.*: //' <<<"$owners")
+for library in "${debian[@]}"; do
+  if ! grep -qFx -e "$library" -e "${library#/usr}" <<<"$files"; then
+    echo "collect_runtime: no Debian package has $library" >&2
+    exit 1
+  fi
+done
+cut -d: -f1 <<<"$owners" | sort -u >"$out/packages"

@@ -1,0 +1,170 @@
+#!/usr/bin/env bash
+# Builds the images and proves that they work: the scripted chat through the demo image and through
+# deploy/compose.yaml, with read-only root file systems and without capabilities; then takes all
+# down.
+#
+#   deploy/container_check.sh [--keep-images]
+#
+# Needs no container daemon and no image registry: the base image is made by debootstrap, buildah
+# builds, podman runs (deploy/setup.sh --with-containers installs them; root is needed). Works in
+# sandboxes without cgroup v2 and without the right to raise limits. Images and layers are kept in
+# $LLAVA_CACHE/containers, so that the next run is quick; --keep-images keeps the tags too.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+keep=0
+for arg in "$@"; do
+  case $arg in
+    --keep-images) keep=1 ;;
+    -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' deploy/container_check.sh; exit 0 ;;
+    *) echo "container_check: unknown option $arg; see --help" >&2; exit 2 ;;
+  esac
+done
+say() { printf '\033[1mcontainers:\033[0m %s (%d s)\n' "$*" "$SECONDS"; }
+fail() { echo "container_check: $*" >&2; exit 1; }
+
+deploy/setup.sh --with-containers
+. "${LLAVA_CACHE:-$HOME/.cache/llava-serving}/env.sh"
+work=$(dirname "$LLAVA_VENV")/containers
+mkdir -p "$work/ccache"
+export CONTAINERS_CONF=$work/containers.conf CONTAINERS_STORAGE_CONF=$work/storage.conf
+export BUILDAH_ISOLATION=chroot
+# runc with plain cgroup files runs on any cgroup layout; the limits are within what an
+# unprivileged sandbox may set.
+cat >"$CONTAINERS_CONF" <<'END'
+[containers]
+default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
+netns = "host"
+log_driver = "k8s-file"
+[engine]
+runtime = "runc"
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+END
+printf '[storage]\ndriver = "overlay"\ngraphroot = "%s/storage"\nrunroot = "%s/run"\n' \
+  "$work" "$work" >"$CONTAINERS_STORAGE_CONF"
+
+base=localhost/debian:bookworm-slim
+if ! podman image exists $base; then
+  say "making the base image"
+  mirror=$(awk '/^URIs:/ { print $2; exit }' /etc/apt/sources.list.d/debian.sources 2>/dev/null ||
+    awk '/^deb / { print $2; exit }' /etc/apt/sources.list)
+  rm -rf "$work/base"
+  debootstrap --variant=minbase bookworm "$work/base" "$mirror" >"$work/debootstrap.log" 2>&1 || {
+    tail "$work/debootstrap.log" >&2
+    fail "debootstrap failed"
+  }
+  : >"$work/base/etc/apt/sources.list" # the build mounts this machine's own
+  rm -rf "$work"/base/var/cache/apt/archives/*.deb "$work"/base/var/lib/apt/lists/* \
+    "$work"/base/usr/share/{doc,man,locale}/*
+  tar -C "$work/base" --numeric-owner --exclude='./dev/*' -cf - . | podman import -q - $base
+  rm -rf "$work/base"
+fi
+
+# Only while building: where this machine gets packages from, and whom it trusts for that.
+mounts=(-v /etc/apt/sources.list.d:/etc/apt/sources.list.d:ro -v "$work/ccache:/opt/llava-cache/ccache")
+for file in /etc/apt/apt.conf.d/99*; do
+  if [ -f "$file" ]; then mounts+=(-v "$file:/etc/apt/apt.conf.d/$(basename "$file")-host:ro"); fi
+done
+authorities=${PIP_CERT:-/etc/ssl/certs/ca-certificates.crt}
+if [ -f "$authorities" ]; then # not at its own path, which a package of the image writes
+  mounts+=(-v "$authorities:/etc/build-authorities.crt:ro" -v "$work/pip.conf:/etc/pip.conf:ro")
+  printf '[global]\ncert = /etc/build-authorities.crt\n' >"$work/pip.conf"
+  if [ -n "${PIP_INDEX_URL:-}" ]; then echo "index-url = $PIP_INDEX_URL" >>"$work/pip.conf"; fi
+fi
+images=(gateway vision llm prometheus demo)
+for name in "${images[@]}"; do
+  say "building llava-$name"
+  buildah bud --network host --format docker --layers --pull-never "${mounts[@]}" \
+    --build-arg BASE=$base --target "$name" -t "llava-$name:local" . >"$work/build-$name.log" 2>&1 || {
+    tail -n 30 "$work/build-$name.log" >&2
+    fail "the $name image could not be built ($work/build-$name.log)"
+  }
+done
+podman images --format '{{.Repository}}:{{.Tag}} {{.Size}}' | grep llava-
+
+say "looking into the images"
+for name in "${images[@]}"; do
+  user=$(podman image inspect "llava-$name:local" --format '{{.Config.User}}')
+  [ "$user" = 10001:10001 ] || fail "the $name image runs as $user"
+done
+# Podman wants systemd for health checks by the clock and complains without it.
+podman() { command podman "$@" 2> >(grep -v 'systemd connection' >&2); }
+inside() { podman run --rm --user 0 --entrypoint "$2" "llava-$1:local" "${@:3}"; }
+if inside gateway find / -xdev -name 'libtorch*' | grep .; then fail "the gateway image has LibTorch"; fi
+for name in gateway vision llm demo; do
+  if inside $name sh -c 'grep -rhE "^(deb|URIs)" /etc/apt /etc/pip.conf' 2>/dev/null | grep .; then
+    fail "the $name image knows where this machine gets its packages"
+  fi
+done
+for name in gateway vision llm; do inside $name llava-$name --version; done
+
+pictures=(deploy/scenes/*.png)
+picture=/opt/llava/scenes/$(basename "${pictures[0]}")
+questions=(--image "$picture" --temperature 0 --message "What is in the picture?" --message "How many things are there?")
+check_answers() { # file
+  cat "$1"
+  [ "$(grep -c . "$1")" -ge 2 ] || fail "two answers were expected"
+}
+sandbox=(--read-only --cap-drop all --security-opt no-new-privileges --tmpfs /tmp)
+
+say "demo image: two questions"
+podman run --rm "${sandbox[@]}" llava-demo:local "${questions[@]}" \
+  >"$work/demo.txt" </dev/null || fail "the demo failed"
+check_answers "$work/demo.txt"
+
+say "demo image: services until SIGTERM"
+podman run -d --name llava-demo-check "${sandbox[@]}" llava-demo:local >/dev/null
+compose=(timeout 120 "$LLAVA_VENV/bin/podman-compose" -f deploy/compose.yaml)
+cleanup() {
+  podman rm -f -t 40 llava-demo-check >/dev/null 2>&1 || true
+  "${compose[@]}" down -v >/dev/null 2>&1 || true
+  if [ $keep = 0 ]; then for name in "${images[@]}"; do podman untag "llava-$name:local" || true; done; fi
+}
+trap cleanup EXIT
+wait_ready() { # seconds, ports...
+  local deadline=$((SECONDS + $1)) port
+  for port in "${@:2}"; do
+    until deploy/probe.sh "$port"; do
+      [ $SECONDS -lt $deadline ] || return 1
+      sleep 0.2
+    done
+  done
+}
+wait_ready 60 8002 || { podman logs llava-demo-check >&2; fail "the demo is not ready"; }
+podman healthcheck run llava-demo-check || fail "its health check fails"
+podman stop -t 40 llava-demo-check >/dev/null
+code=$(podman inspect llava-demo-check --format '{{.State.ExitCode}}')
+[ "$code" = 0 ] || fail "the demo ended with $code on SIGTERM"
+podman rm llava-demo-check >/dev/null
+
+say "compose: all services"
+"${compose[@]}" up -d --no-build >"$work/compose.log" 2>&1 || {
+  tail "$work/compose.log" >&2
+  fail "compose up failed"
+}
+wait_ready 60 8012 8022 8002 || { "${compose[@]}" logs >&2; fail "the services are not ready"; }
+podman run --rm "${sandbox[@]}" --entrypoint llava-chat llava-demo:local "${questions[@]}" \
+  >"$work/compose.txt" </dev/null || fail "the chat failed"
+check_answers "$work/compose.txt"
+cmp "$work/demo.txt" "$work/compose.txt" || fail "the answers differ from the demo's"
+
+say "compose: Prometheus scrapes all three"
+for _ in $(seq 60); do
+  up=$("$LLAVA_VENV/bin/python" -c '
+import json, urllib.request
+query = "http://127.0.0.1:9090/api/v1/query?query=sum(up)"
+print(json.load(urllib.request.urlopen(query))["data"]["result"][0]["value"][1])' 2>/dev/null || true)
+  if [ "$up" = 3 ]; then break; fi
+  sleep 0.5
+done
+[ "$up" = 3 ] || fail "Prometheus sees ${up:-no} services"
+
+say "compose: every service ends on SIGTERM"
+"${compose[@]}" stop -t 40 >/dev/null 2>&1
+for name in gateway vision llm; do
+  id=$(podman ps -a --filter "ancestor=localhost/llava-$name:local" --format '{{.ID}}')
+  code=$(podman inspect "$id" --format '{{.State.ExitCode}}')
+  [ "$code" = 0 ] || fail "$name ended with $code"
+done
+say "all fine"

@@ -1,0 +1,98 @@
+#!/usr/bin/env bash
+# From a fresh machine to a chat about a picture.
+#
+#   deploy/quickstart.sh [--image PATH] [--port-base N] [--no-build] [--keep]
+#
+# Sets up, builds (build/release), starts the three services on the default checkpoint and opens
+# llava-chat; without a terminal it plays two questions and prints the answers. At the end it stops
+# all that it started.
+#
+#   --image PATH    talk about this picture instead of a bundled one
+#   --port-base N   ports N+1 ... N+22 (default 8000: gateway 8001)
+#   --no-build      take the binaries as they are (LLAVA_BIN_DIR: from another folder)
+#   --keep          leave the services running
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+pictures=(deploy/scenes/*.png)
+image=${pictures[0]}
+base=8000
+build=1
+keep=0
+wrong() { echo "quickstart: $*; see deploy/quickstart.sh --help" >&2; exit 2; }
+while [ $# -gt 0 ]; do
+  case $1 in
+    --image) image=${2:?quickstart: --image needs a path}; shift ;;
+    --port-base)
+      [[ ${2:-} =~ ^[0-9]+$ ]] && [ "$2" -ge 1023 ] && [ "$2" -le 65500 ] ||
+        wrong "--port-base takes a number from 1023 to 65500"
+      base=$2; shift ;;
+    --no-build) build=0 ;;
+    --keep) keep=1 ;;
+    -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' deploy/quickstart.sh; exit 0 ;;
+    *) wrong "unknown option $1" ;;
+  esac
+  shift
+done
+[ -f "$image" ] || wrong "there is no picture $image"
+say() { printf '\033[1mquickstart:\033[0m %s\n' "$*"; }
+
+bin=${LLAVA_BIN_DIR:-build/release/bin}
+if [ $build = 1 ]; then
+  deploy/setup.sh
+  . "${LLAVA_CACHE:-$HOME/.cache/llava-serving}/env.sh"
+  targets=(llava-gateway llava-vision llava-llm llava-chat)
+  configure_log=$LLAVA_VENV/../configure.log
+  say "configuring build/release"
+  cmake --preset release >"$configure_log" 2>&1 || { cat "$configure_log" >&2; exit 1; }
+  say "building ${targets[*]} (the first time takes about 15 minutes on 2 cores)"
+  ninja -C build/release -j"${LLAVA_JOBS:-$(nproc)}" "${targets[@]}"
+fi
+for name in gateway vision llm chat; do
+  [ -x "$bin/llava-$name" ] || {
+    echo "quickstart: $bin/llava-$name is missing: run without --no-build" >&2
+    exit 1
+  }
+done
+
+. deploy/services.sh
+folder=$(mktemp -d "${TMPDIR:-/tmp}/llava-quickstart.XXXXXX")
+chat_pid=
+finish() {
+  local status=$?
+  trap - EXIT INT TERM HUP
+  if [ -n "$chat_pid" ]; then kill -TERM "$chat_pid" 2>/dev/null && wait "$chat_pid" || true; fi
+  if [ $keep = 1 ] && [ $status = 0 ]; then
+    say "the services keep running; logs and data in $folder; stop them with"
+    say "  kill ${SERVICE_PID[*]}"
+    exit 0
+  fi
+  say "stopping the services"
+  services_stop || status=1
+  if [ $status = 0 ]; then
+    rm -rf "$folder"
+  else
+    say "logs are in $folder/logs"
+  fi
+  exit $status
+}
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+
+say "starting llava-vision, llava-llm and llava-gateway on ports $((base + 1)) to $((base + 22))"
+services_start "$bin" deploy/models/emoji-tower deploy/models/emoji "$folder" "$base"
+services_wait 120
+say "all ready; talking about $image"
+chat=("$bin/llava-chat" --gateway "127.0.0.1:$((base + 1))" --image "$image")
+if [ -t 0 ] && [ -t 1 ]; then
+  trap : INT # Ctrl-C stops an answer of the chat, which ends itself when it is meant to
+  "${chat[@]}"
+else
+  # In the background, so that a signal ends this script at once.
+  "${chat[@]}" --temperature 0 --message "What is in the picture?" \
+    --message "How many things are there?" &
+  chat_pid=$!
+  wait "$chat_pid"
+  chat_pid=
+fi
