@@ -1,0 +1,89 @@
+"""Services die and come back; the conversation stays."""
+import signal
+import threading
+import unittest
+
+import grpc
+from chat_case import ChatCase
+from stack import SCENES, Service, words
+
+
+class FaultTest(ChatCase):
+    def picture_session(self):
+        session = self.session()
+        answer = self.ask(session, "What is on the left?", [{"data": (SCENES / "train_and_helicopter.png").read_bytes()}])
+        self.assertIn("train", words(answer.text))
+        return session
+
+    def test_gateway_killed(self):
+        session = self.picture_session()
+        self.assertEqual(self.stack.restart("gateway", signal.SIGKILL), -signal.SIGKILL)
+        answer = self.eventually(lambda: self.ask(session, "And on the right?"))
+        self.assertIn("helicopter", words(answer.text))
+        turns = self.chat.ListTurns(self.chat.new("ListTurnsRequest", session_id=session)).turns
+        self.assertEqual(len(turns), 2)
+
+    def test_llm_killed(self):
+        session = self.picture_session()
+        self.stack.llm.stop(signal.SIGKILL)
+        self.assert_fails(grpc.StatusCode.UNAVAILABLE, "llava-llm", lambda: self.ask(session, "And on the right?"))
+        self.stack.restart("llm", signal.SIGKILL)
+        answer = self.eventually(lambda: self.ask(session, "And on the right?"))
+        self.assertIn("helicopter", words(answer.text))
+
+    def test_llm_killed_in_an_answer(self):
+        session = self.picture_session()
+        stream = iter(self.chat.Chat(self.chat.new(
+            "ChatRequest", session_id=session, text="Describe the picture.",
+            sampling={"max_new_tokens": 1800, "ignore_eos": True}), timeout=60))
+        next(stream), next(stream)
+        self.stack.llm.stop(signal.SIGKILL)
+        self.assert_fails(grpc.StatusCode.UNAVAILABLE, "llava-llm", lambda: list(stream))
+        self.stack.restart("llm", signal.SIGKILL)
+        turn = self.chat.ListTurns(self.chat.new("ListTurnsRequest", session_id=session)).turns[1]
+        self.assertEqual(turn.state, 3)  # failed, with what there was of it
+        self.assertTrue(turn.answer_text and turn.error_message)
+        self.eventually(lambda: self.ask(session, "What color is the background?"))
+
+    def test_vision_killed(self):
+        session = self.picture_session()
+        self.stack.vision.stop(signal.SIGKILL)
+        self.assertIn("helicopter", words(self.ask(session, "And on the right?").text))  # features are there
+        other = {"data": (SCENES / "lion.png").read_bytes()}
+        self.assert_fails(grpc.StatusCode.UNAVAILABLE, "llava-vision", lambda: self.ask(session, "What is this?", [other]))
+        self.stack.restart("vision", signal.SIGKILL)
+        self.eventually(lambda: self.ask(session, "What is this?", [other]))
+
+    def test_sigterm_lets_the_answer_end(self):
+        session = self.session()
+        stream = iter(self.chat.Chat(self.chat.new(
+            "ChatRequest", session_id=session, text="Describe the picture.",
+            sampling={"max_new_tokens": 900, "ignore_eos": True}), timeout=60))
+        next(stream), next(stream)
+        codes = []
+        stopper = threading.Thread(target=lambda: codes.append(self.stack.gateway.stop()))
+        stopper.start()
+        finished = list(stream)[-1].event.turn_finished
+        stopper.join()
+        self.assertEqual((codes, finished.reason, finished.usage.generated_tokens), ([0], 2, 900))
+        self.stack.restart("gateway")
+
+    def test_services_say_why_they_cannot_start(self):
+        cases = [("llava-llm", ["--model", "/no/such/folder"], 4, "/no/such/folder"),
+                 ("llava-vision", ["--model", "/no/such/folder"], 4, "/no/such/folder"),
+                 ("llava-llm", ["--device", "cuda:0"], 5, "cuda"),
+                 ("llava-gateway", ["--port", self.stack.llm.grpc.split(":")[1]], 3, "cannot listen"),
+                 ("llava-gateway", ["--host", "0.0.0.0"], 2, "--insecure"),
+                 ("llava-vision", ["--no-such-flag"], 2, "--no-such-flag")]
+        for program, arguments, code, hint in cases:
+            extra = [] if "--model" in arguments or program == "llava-gateway" else ["--model", self.stack.models[program[6:]]]
+            if "--port" not in arguments:
+                extra += ["--port", "0"]
+            service = Service(program, [*arguments, *extra, "--metrics-port", "0"], self.stack.folder)
+            ended, text = service.wait_end()
+            self.assertEqual(ended, code, text)
+            self.assertIn(hint, text)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)

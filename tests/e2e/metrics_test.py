@@ -1,0 +1,161 @@
+"""Every metric of every service moves under a scripted chat with faults."""
+import hashlib
+import json
+import pathlib
+import shutil
+import signal
+import struct
+import threading
+import time
+import unittest
+
+import grpc
+from chat_case import ChatCase
+from stack import LLM_MODEL, SCENES, Answer, Stack
+
+# What no chat can bring about, and where it is proven instead.
+NOT_BY_CHAT = {
+    'llava_vision_workers{state="failed"}': "a device that dies: tests/server/vision",
+    'llava_llm_workers{state="failed"}': "a device that dies: tests/server/llm",
+}
+
+
+class Watch:
+    """Remembers every series of a service and whether it was ever above zero or changed."""
+
+    def __init__(self, service):
+        self.service, self.first, self.moved, self.names = service, {}, set(), set()
+        self.end = threading.Event()
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+
+    def look(self):
+        for name, value in self.service.metrics().items():
+            if "_bucket{" in name:
+                continue  # counted by _count
+            self.names.add(name)
+            if value > 0 or self.first.setdefault(name, value) != value:
+                self.moved.add(name)
+
+    def run(self):
+        while not self.end.is_set():
+            try:
+                self.look()
+            except AssertionError:
+                return  # the service was stopped
+            time.sleep(0.01)
+
+    def stop(self):
+        self.look()
+        self.end.set()
+        self.thread.join()
+
+
+def poisoned_model(folder):
+    """A copy of the shipped model whose projector overflows on real pictures only, with a manifest that
+    vouches for it: it starts, and then gives NaN."""
+    target = pathlib.Path(folder) / "emoji" / "1"
+    shutil.copytree(LLM_MODEL / "1", target)
+    path = target / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    size = struct.unpack("<Q", data[:8])[0]
+    tensors = json.loads(data[8:8 + size])
+
+    def fill(name, indices):
+        assert tensors[name]["dtype"] == "BF16"
+        begin = 8 + size + tensors[name]["data_offsets"][0]
+        for index in indices:
+            data[begin + 2 * index:begin + 2 * index + 2] = b"\x61\x7f"  # 3e38
+
+    (_, inputs), (outputs, width) = (tensors[f"model.mm_projector.{layer}.weight"]["shape"] for layer in (0, 2))
+    fill("model.mm_projector.0.weight", range(inputs))  # first row
+    fill("model.mm_projector.2.weight", range(0, outputs * width, width))  # first column
+    path.write_bytes(data)
+    manifest = json.loads((target / "manifest.json").read_text())
+    manifest["files"]["model.safetensors"]["sha256"] = hashlib.sha256(data).hexdigest()
+    (target / "manifest.json").write_text(json.dumps(manifest))
+    return target.parent
+
+
+class MetricsTest(ChatCase):
+    @classmethod
+    def setUpClass(cls):
+        """Small caches, so that they overflow."""
+        cls.stack = Stack(vision=["--feature-cache-bytes", "30000"], llm=["--feature-store-bytes", "70000"])
+        cls.watches = {}
+        for which in ("vision", "llm", "gateway"):
+            cls.watches[which] = Watch(cls.stack.start(which))
+        for which in ("vision", "llm", "gateway"):
+            cls.stack.services[which].wait_ready()
+        cls.chat = cls.stack.chat()
+
+    def test_every_metric_moves(self):
+        picture = lambda name: {"data": (SCENES / f"{name}.png").read_bytes()}
+        session = self.session()
+        self.ask(session, "What is this?", [picture("lion")])
+        self.ask(session, "What color is the background?")
+        self.ask(self.session(), "What is this?", [picture("lion")])
+        self.ask(self.session(), "Describe the picture.", sampling={"max_new_tokens": 2})
+        # More pictures than the caches hold, and all at once.
+        threads = [threading.Thread(target=lambda name=name: self.ask(self.session(), "What is this?", [picture(name)]))
+                   for name in ("two_apples", "three_frogs", "rose_and_parrot", "guitar_and_apple", "pizza_bee_pig")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        # A picture that is none; a broken one.
+        broken = (SCENES / "lion.png").read_bytes()[:-40]
+        for data in (b"GIF89a" + b"\0" * 50, broken):
+            with self.assertRaises(grpc.RpcError):
+                self.ask(self.session(), "What is this?", [{"data": data}])
+        # The end of the context, a deadline, a cancelled answer.
+        endless = {"max_new_tokens": 4000, "ignore_eos": True}
+        with self.assertRaises(grpc.RpcError):
+            list(self.chat.Chat(self.chat.new("ChatRequest", session_id=self.session(), text="Hello?", sampling=endless), timeout=0.3))
+        cancelled = self.session()
+        events = iter(self.chat.Chat(self.chat.new("ChatRequest", session_id=cancelled, text="Hello?", sampling=endless)))
+        next(events), next(events)
+        self.chat.CancelTurn(self.chat.new("CancelTurnRequest", session_id=cancelled))
+        list(events)
+        self.assertEqual(Answer(self.chat.Chat(self.chat.new(
+            "ChatRequest", session_id=self.session(), text="Hello?", sampling=endless))).finished.reason, 3)
+        # More answers than the engine runs at once.
+        crowd = [self.chat.Chat(self.chat.new("ChatRequest", session_id=self.session(), text="Hello?",
+                                              sampling={"max_new_tokens": 60, "ignore_eos": True})) for _ in range(40)]
+        for stream in crowd:
+            Answer(stream)
+        # Features are pinned for 30 s, then make room for new ones.
+        time.sleep(31)
+        for name in ("train_and_helicopter", "sailboat_and_clock"):
+            self.ask(self.session(), "What is this?", [picture(name)])
+        # Straight to the vision service: the second time from its cache.
+        vision = self.stack.client("vision", "llava.v1.VisionService")
+        model = self.chat.ListModels(self.chat.new("ChatServiceListModelsRequest")).models[0]
+        for _ in range(2):
+            list(vision.Encode(vision.new("EncodeRequest", image=picture("lion")["data"],
+                                          spec=vision.new("VisionSpec").FromString(model.vision_spec.SerializeToString()))))
+        # A model that gives NaN: its answers end with an error, the service goes on.
+        self.watches["llm"].stop()
+        self.stack.models["llm"] = poisoned_model(self.stack.folder)
+        self.stack.restart("llm")
+        poisoned = Watch(self.stack.llm)
+        with self.assertRaises(grpc.RpcError) as caught:
+            self.eventually(lambda: self.ask(self.session(), "What is this?", [picture("lion")]))
+        self.assertEqual(caught.exception.code(), grpc.StatusCode.INTERNAL)
+        self.ask(self.session(), "Hello?")
+        poisoned.stop()
+        # A service that is gone.
+        self.watches["vision"].stop()
+        self.stack.vision.stop(signal.SIGKILL)
+        with self.assertRaises(grpc.RpcError):
+            self.ask(self.session(), "What is this?", [{"data": picture("lion")["data"] + b"another file"}])
+        self.watches["gateway"].stop()
+
+        names = set().union(*(watch.names for watch in self.watches.values()), poisoned.names)
+        moved = set().union(*(watch.moved for watch in self.watches.values()), poisoned.moved)
+        self.assertEqual(sorted(names - moved - NOT_BY_CHAT.keys()), [])
+        self.assertEqual(sorted(NOT_BY_CHAT.keys() - names), [], "exceptions that no service has")
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)

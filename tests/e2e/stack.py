@@ -1,0 +1,240 @@
+"""Starts the real services on free ports and talks to them as a stranger would: the Python client is
+built from gRPC reflection alone.
+
+    with Stack() as stack:
+        chat = stack.chat()                  # ChatService of the gateway
+        session = chat.CreateSession(chat.new("CreateSessionRequest"))
+
+Environment: LLAVA_BIN_DIR, the folder of the binaries (set by ctest)."""
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+
+import grpc
+from google.protobuf import descriptor_pool, message_factory
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BIN = pathlib.Path(os.environ.get("LLAVA_BIN_DIR", ROOT / "build/release/bin"))
+SCENES = ROOT / "deploy/scenes"
+LLM_MODEL = ROOT / "deploy/models/emoji"
+TOWER_MODEL = ROOT / "deploy/models/emoji-tower"
+
+
+class Service:
+    """One process with its log; ports are read from its "listening" line."""
+
+    def __init__(self, program, arguments, folder, environment=None):
+        self.program = program
+        self.arguments = [str(a) for a in arguments]
+        self.log_path = pathlib.Path(folder) / f"{program}-{time.monotonic_ns()}.log"
+        self.log = open(self.log_path, "w")
+        self.process = subprocess.Popen(
+            [str(BIN / program), *self.arguments], stdin=subprocess.DEVNULL, stdout=self.log,
+            stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})})
+        self.grpc = self.http = None
+
+    def wait_listening(self, seconds=30):
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            for line in self.log_lines():
+                if line.get("msg") == "listening":
+                    self.grpc, self.http = line["grpc"], line["metrics"]
+                    return self
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.02)
+        raise RuntimeError(f"{self.program} did not start (exit {self.process.poll()}):\n{self.text()}")
+
+    def wait_ready(self, seconds=60):
+        deadline = time.monotonic() + seconds
+        status, body = None, None
+        while time.monotonic() < deadline:
+            status, body = self.get("/readyz")
+            if status == 200:
+                return self
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.05)
+        raise RuntimeError(f"{self.program} is not ready: {status} {body}\n{self.text()}")
+
+    def text(self):
+        return self.log_path.read_text(errors="replace")
+
+    def log_lines(self):
+        lines = []
+        for line in self.text().splitlines():
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                pass
+        return lines
+
+    def get(self, path):
+        """(HTTP status, text); (0, reason) when nobody answers."""
+        try:
+            with urllib.request.urlopen(f"http://{self.http}{path}", timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError as error:
+            return 0, str(error)
+
+    def metrics(self):
+        """{"name{labels}": value} of /metrics."""
+        status, text = self.get("/metrics")
+        assert status == 200, (self.program, status, text)
+        values = {}
+        for line in text.splitlines():
+            if line and not line.startswith("#"):
+                name, value = line.rsplit(" ", 1)
+                values[name] = float(value)
+        return values
+
+    def wait_end(self, seconds=30):
+        """(exit code, log) of a process that ends by itself."""
+        code = self.process.wait(seconds)
+        self.log.close()
+        return code, self.text()
+
+    def threads(self):
+        """Number of threads of the process."""
+        return len(os.listdir(f"/proc/{self.process.pid}/task"))
+
+    def stop(self, number=signal.SIGTERM, seconds=40):
+        """Sends a signal and returns the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise RuntimeError(f"{self.program} did not stop:\n{self.text()}")
+        finally:
+            self.log.close()
+
+
+class Client:
+    """Stub of one gRPC service, made from the server's reflection."""
+
+    def __init__(self, address, service):
+        self.channel = grpc.insecure_channel(
+            address, options=[("grpc.max_receive_message_length", 64 << 20), ("grpc.max_send_message_length", 64 << 20)])
+        self.pool = descriptor_pool.DescriptorPool(ProtoReflectionDescriptorDatabase(self.channel))
+        self.service = self.pool.FindServiceByName(service)
+        for method in self.service.methods:
+            kind = f"{'stream' if method.client_streaming else 'unary'}_{'stream' if method.server_streaming else 'unary'}"
+            call = getattr(self.channel, kind)(
+                f"/{service}/{method.name}",
+                request_serializer=lambda message: message.SerializeToString(),
+                response_deserializer=message_factory.GetMessageClass(method.output_type).FromString)
+            setattr(self, method.name, call)
+
+    def new(self, name, **fields):
+        """A message of llava.v1 by name; nested messages as dictionaries."""
+        return message_factory.GetMessageClass(self.pool.FindMessageTypeByName(f"llava.v1.{name}"))(**fields)
+
+    def close(self):
+        self.channel.close()
+
+
+class Stack:
+    """The three services; arguments per service are added to the defaults."""
+
+    def __init__(self, gateway=(), vision=(), llm=(), folder=None, llm_model=LLM_MODEL, tower_model=TOWER_MODEL):
+        self.temporary = None if folder else tempfile.TemporaryDirectory(prefix="llava-e2e-")
+        self.folder = pathlib.Path(folder or self.temporary.name)
+        self.extra = {"gateway": list(gateway), "vision": list(vision), "llm": list(llm)}
+        self.models = {"llm": llm_model, "vision": tower_model}
+        self.services = {}
+        self.clients = []
+
+    def start(self, which, port=0, metrics_port=0):
+        arguments = ["--port", port, "--metrics-port", metrics_port, "--log-format", "json"]
+        if which == "gateway":
+            arguments += ["--data-dir", self.folder / "data", "--vision", self.vision.grpc, "--llm", self.llm.grpc]
+        else:
+            arguments += ["--model", self.models[which]]
+        self.services[which] = Service(f"llava-{which}", arguments + self.extra[which], self.folder)
+        return self.services[which].wait_listening()
+
+    def restart(self, which, number=signal.SIGTERM):
+        """Stops a service and starts it again on the same ports. Returns the exit code."""
+        old = self.services[which]
+        code = old.stop(number)
+        self.start(which, old.grpc.rsplit(":")[-1], old.http.rsplit(":")[-1]).wait_ready()
+        return code
+
+    vision = property(lambda self: self.services["vision"])
+    llm = property(lambda self: self.services["llm"])
+    gateway = property(lambda self: self.services["gateway"])
+
+    def client(self, which, service):
+        client = Client(self.services[which].grpc, service)
+        self.clients.append(client)
+        return client
+
+    def chat(self):
+        return self.client("gateway", "llava.v1.ChatService")
+
+    def __enter__(self):
+        try:
+            for which in ("vision", "llm", "gateway"):
+                self.start(which)
+            for which in ("vision", "llm", "gateway"):
+                self.services[which].wait_ready()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        for client in self.clients:
+            client.close()
+        for which in ("gateway", "llm", "vision"):
+            if which in self.services and self.services[which].process.poll() is None:
+                self.services[which].stop()
+        if self.temporary:
+            self.temporary.cleanup()
+
+
+class Answer:
+    """Reads the stream of Chat to its end and checks what every stream must hold."""
+
+    def __init__(self, stream):
+        self.started = self.finished = None
+        self.text = ""
+        self.deltas = []
+        for response in stream:
+            event = response.event
+            kind = event.WhichOneof("event")
+            if kind == "turn_started":
+                assert self.started is None and not self.deltas
+                self.started = event.turn_started
+            elif kind == "text":
+                assert self.started is not None and self.finished is None
+                assert event.text.offset == len(self.text.encode()), "offsets must join"
+                self.text += event.text.text
+                self.deltas.append((time.monotonic(), event.text.text))
+            elif kind == "turn_finished":
+                assert self.finished is None
+                self.finished = event.turn_finished
+        assert self.finished is not None and self.finished.text_bytes == len(self.text.encode())
+
+
+def words(text):
+    """Lower-case words of an answer."""
+    return re.findall(r"[a-z]+", text.lower())
+
+
+def scenes():
+    """Ground truth of the bundled pictures: see deploy/scenes/README.md."""
+    return json.loads((SCENES / "scenes.json").read_text())
