@@ -15,7 +15,7 @@ RUN deploy/setup.sh
 COPY . .
 ARG JOBS=2
 RUN . $LLAVA_CACHE/env.sh \
- && cmake --preset release \
+ && cmake --preset release -DLLAVA_TESTS=OFF \
  && ninja -C build/release -j$JOBS llava-gateway llava-vision llava-llm llava-chat
 RUN cd build/release/bin \
  && for name in gateway vision llm; do \

@@ -92,16 +92,11 @@ void EngineWorker::Join(GenerateJob job) {
 void EngineWorker::DropGoneAndLate() {
   const auto now = Clock::now();
   std::erase_if(running_, [&](const std::unique_ptr<Sequence>& sequence) {
-    const auto deadline = sequence->job().deadline;
     if (sequence->job().sink->gone()) {
-      if (deadline <= now + kDeadlineSlack) {
-        Fail(*sequence, absl::DeadlineExceededError("the deadline passed"), "deadline");
-      } else {
-        Fail(*sequence, absl::CancelledError("the client is gone"), "cancelled");
-      }
+      FailGone(*sequence);
       return true;
     }
-    if (deadline > now) return false;
+    if (sequence->job().deadline > now) return false;
     if (sequence->started()) {
       Finish(*sequence, true);
     } else {
@@ -172,7 +167,7 @@ bool EngineWorker::Deliver(Sequence& sequence, std::span<const float> logits) {
     status = absl::InternalError(FromException(std::current_exception()).message());
   }
   if (absl::IsCancelled(status)) {
-    Fail(sequence, status, "cancelled");
+    FailGone(sequence);
     return true;
   }
   if (!status.ok()) {
@@ -195,6 +190,14 @@ void EngineWorker::Finish(Sequence& sequence, bool late) {
   const AnswerSummary summary = sequence.Finish(late, Clock::now());
   Leave(sequence, ToString(summary.end));
   sequence.job().sink->Finished(summary);  // last: who hears of the end finds it accounted for
+}
+
+void EngineWorker::FailGone(Sequence& sequence) {
+  if (sequence.job().deadline <= Clock::now() + kDeadlineSlack) {
+    Fail(sequence, absl::DeadlineExceededError("the deadline passed"), "deadline");
+  } else {
+    Fail(sequence, absl::CancelledError("the client is gone"), "cancelled");
+  }
 }
 
 void EngineWorker::Fail(Sequence& sequence, const absl::Status& status, const char* reason) {

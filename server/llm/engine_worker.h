@@ -35,6 +35,8 @@ class EngineWorker {
   // After a step: hands the logits (empty unless sampled) to the sequence. True: it has ended.
   bool Deliver(Sequence& sequence, std::span<const float> logits);
   void Finish(Sequence& sequence, bool late);
+  // The caller hung up: because it wanted to, or because its deadline came.
+  void FailGone(Sequence& sequence);
   void Fail(Sequence& sequence, const absl::Status& status, const char* reason);
   void Leave(const Sequence& sequence, const std::string& reason);
   void Release(int64_t longest_tokens, const std::string& reason);

@@ -17,6 +17,16 @@ from stack import BIN, LLM_MODEL, ROOT, SCENES, TOWER_MODEL, Answer, Client, Ser
 LION = {"data": (SCENES / "lion.png").read_bytes()}
 
 
+def crc32c(data):
+    """CRC-32C (Castagnoli), bit by bit."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -97,6 +107,7 @@ class FlagsCase(unittest.TestCase):
         service = Service(self.program, [*self.base(), "--metrics-port", "0", "--config", file], self.folder)
         self.addCleanup(service.stop)
         self.assertEqual(service.wait_listening().grpc, f"127.0.0.1:{port}")
+        service.stop()
         file.write_text("prot: 1\n")
         code, text = self.run_once("--config", file)
         self.assertEqual((code, text.count("\n")), (2, 1), text)
@@ -455,7 +466,8 @@ class LlmFlags(ModelFlagsCase):
         digest = hashlib.sha256(b"llava.v1.VisionSpec\0" + struct.pack("<I", 32) + spec.tower_digest + struct.pack(
             "<IIiI", spec.image_mode, 0, spec.select_layer, spec.select_feature)).digest()
         header = {"key": {"image_sha256": b"1" * 32, "spec_digest": digest, "numerics": "cpu-f32"},
-                  "tensor": {"dtype": 3, "shape": [model.feature_rows, model.feature_width], "size_bytes": len(data)}}
+                  "tensor": {"dtype": 3, "shape": [model.feature_rows, model.feature_width], "size_bytes": len(data),
+                             "crc32c": crc32c(data)}}
         with self.assertRaises(grpc.RpcError) as caught:
             client.PutFeatures(iter([client.new("PutFeaturesRequest", header=header), client.new("PutFeaturesRequest", chunk=data)]))
         self.assertIn("1024", caught.exception.details())

@@ -1,6 +1,7 @@
 #include "model/datagen/output_folder.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <fstream>
 
@@ -16,7 +17,8 @@ class OutputFolderTest : public testing::Test {
   OutputFolderTest() { fs::remove_all(folder_); }
   ~OutputFolderTest() override { fs::remove_all(folder_); }
 
-  const fs::path folder_ = fs::path(testing::TempDir()) / "output_folder_test";
+  const fs::path folder_ =
+      fs::path(testing::TempDir()) / ("output_folder_test_" + std::to_string(getpid()));
   const Json settings_ = {{"seed", 1}};
 };
 

@@ -1,6 +1,7 @@
 #include "model/datagen/question_lists.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <fstream>
 #include <set>
@@ -47,7 +48,7 @@ TEST(QuestionListsTest, SaysWhatIsWrong) {
 }
 
 TEST(QuestionListsTest, ReadsAFile) {
-  const std::string path = testing::TempDir() + "/questions.txt";
+  const std::string path = testing::TempDir() + "/questions_" + std::to_string(getpid()) + ".txt";
   std::ofstream(path) << "Well?\n";
   EXPECT_EQ(ReadQuestionList(path), std::vector<std::string>{"Well?"});
 }

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include <cmath>
 #include <fstream>
@@ -61,7 +62,8 @@ class SceneDatasetTest : public testing::Test {
   json Read(const char* name) const { return json::parse(ReadFile(options_.out / name)); }
   Scene At(uint64_t number) const { return SampleScene(options_.scenes, options_.seed, number); }
 
-  const fs::path root_ = fs::path(testing::TempDir()) / "scene_dataset_test";
+  const fs::path root_ =
+      fs::path(testing::TempDir()) / ("scene_dataset_test_" + std::to_string(getpid()));
   SceneDatasetOptions options_;
   std::FILE* log_ = std::tmpfile();
 };

@@ -1,6 +1,7 @@
 #include "model/datagen/staged_file.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <fstream>
 #include <iterator>
@@ -13,7 +14,8 @@ namespace {
 namespace fs = std::filesystem;
 
 fs::path Fresh() {
-  const fs::path folder = fs::path(testing::TempDir()) / "staged_file_test";
+  const fs::path folder =
+      fs::path(testing::TempDir()) / ("staged_file_test_" + std::to_string(getpid()));
   fs::remove_all(folder);
   fs::create_directories(folder);
   return folder;

@@ -43,7 +43,6 @@ TEST_F(MetricsTest, EachOneMoves) {
   EXPECT_EQ(Metric("llava_gateway_tokens_total{kind=\"generated\"}"), 6 + 5);
   EXPECT_EQ(Metric("llava_gateway_tokens_total{kind=\"image\"}"), 8);
   EXPECT_GT(Metric("llava_gateway_tokens_total{kind=\"text\"}"), 0);
-  EXPECT_EQ(Metric("llava_gateway_tokens_total{kind=\"cached\"}"), 2);
   EXPECT_EQ(Metric("llava_gateway_feature_cache_total{result=\"miss\"}"), 1);
   EXPECT_EQ(Metric("llava_gateway_feature_cache_total{result=\"hit\"}"), 2);
   EXPECT_EQ(Metric("llava_gateway_images_total{result=\"accepted\"}"), 1);

@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <filesystem>
@@ -40,7 +41,7 @@ class SettingsTest : public ::testing::Test {
   }
 
   std::string File(const std::string& text) {
-    const std::string path = ::testing::TempDir() + "settings.yaml";
+    const std::string path = ::testing::TempDir() + std::to_string(getpid()) + "-settings.yaml";
     std::ofstream(path) << text;
     return path;
   }
@@ -79,7 +80,7 @@ TEST_F(SettingsTest, ReadsFlagsOfEveryKind) {
 TEST_F(SettingsTest, FlagBeatsEnvironmentBeatsFileBeatsDefault) {
   const std::string path = File("name: file\nport: 2\nrate: 1\nlog_unused: 1\n");
   EXPECT_EQ(Parse({"--config", path.c_str()}), 2);
-  EXPECT_THAT(err_, HasSubstr("settings.yaml:4: unknown setting log_unused"));
+  EXPECT_THAT(err_, HasSubstr("-settings.yaml:4: unknown setting log_unused"));
 
   setenv("LLAVA_PROBE_PORT", "3", 1);
   setenv("LLAVA_PROBE_NAME", "environment", 1);
