@@ -8,7 +8,8 @@
 # Needs no container daemon and no image registry: the base image is made by debootstrap, buildah
 # builds, podman runs (deploy/setup.sh --with-containers installs them; root is needed). Works in
 # sandboxes without cgroup v2 and without the right to raise limits. Images and layers are kept in
-# $LLAVA_CACHE/containers, so that the next run is quick; --keep-images keeps the tags too.
+# $LLAVA_CACHE/containers (up to 20 GB; may be deleted), so that the next run is quick; --keep-images
+# keeps the tags too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

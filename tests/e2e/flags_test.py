@@ -135,11 +135,11 @@ class FlagsCase(unittest.TestCase):
         checks = {name[6:].replace("_", "-") for name in dir(self) if name.startswith("check_")}
         self.assertEqual(sorted(set(names) - checks), [], "flags without a check")
         self.assertEqual(sorted(checks - set(names)), [], "checks without a flag")
-        self.environment_twin()
-        for name in names:
+        for name, check in [("environment twin", self.environment_twin)] + [
+                (name, getattr(self, "check_" + name.replace("-", "_"))) for name in names]:
             with self.subTest(flag=name):
                 try:
-                    getattr(self, "check_" + name.replace("-", "_"))()
+                    check()
                 finally:
                     self.doCleanups()
                     self.setUp()

@@ -4,8 +4,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <regex>
-
 #include "model/checkpoint/content_digest.h"
 #include "tests/model/checkpoint/folders.h"
 
@@ -40,18 +38,18 @@ std::filesystem::path Edited(const TempFolder& folder, const std::string& fixtur
   return path;
 }
 
-std::function<void(Tensors&)> Renamed(
-    const std::vector<std::pair<std::string, std::string>>& rules) {
-  return [rules](Tensors& tensors) {
+using Prefixes = std::vector<std::pair<std::string, std::string>>;
+
+// Replaces the first prefix of the list that a name has.
+std::function<void(Tensors&)> Renamed(const Prefixes& prefixes) {
+  return [prefixes](Tensors& tensors) {
     Tensors renamed;
     for (const auto& [name, tensor] : tensors) {
       std::string now = name;
-      for (const auto& [pattern, replacement] : rules) {
-        const std::string next = std::regex_replace(name, std::regex(pattern), replacement);
-        if (next != name) {
-          now = next;
-          break;
-        }
+      for (const auto& [from, to] : prefixes) {
+        if (!name.starts_with(from)) continue;
+        now = to + name.substr(from.size());
+        break;
       }
       renamed[now] = tensor;
     }
@@ -103,19 +101,19 @@ TEST(CheckpointTest, ReadsLanguageModelsOfBothLayouts) {
 TEST(CheckpointTest, ReadsEveryGenerationOfNestedNames) {
   const LanguageCheckpoint language = OpenLanguage(Fixtures() / "tiny-llava");
   const TowerCheckpoint tower = OpenTower(Fixtures() / "tiny-llava");
-  const std::vector<std::vector<std::pair<std::string, std::string>>> generations = {
-      // in memory since 4.52, in files since 5
-      {{"^language_model\\.model\\.", "model.language_model."},
-       {"^language_model\\.lm_head", "lm_head"},
-       {"^(vision_tower|multi_modal_projector)\\.", "model.$1."}},
-      // the same without the tower's inner prefix
-      {{"^language_model\\.model\\.", "model.language_model."},
-       {"^language_model\\.lm_head", "lm_head"},
-       {"^vision_tower\\.vision_model\\.", "model.vision_tower."},
-       {"^multi_modal_projector\\.", "model.multi_modal_projector."}}};
-  for (const auto& rules : generations) {
+  const Prefixes generations[] = {// in memory since 4.52, in files since 5
+                                  {{"language_model.model.", "model.language_model."},
+                                   {"language_model.lm_head", "lm_head"},
+                                   {"vision_tower.", "model.vision_tower."},
+                                   {"multi_modal_projector.", "model.multi_modal_projector."}},
+                                  // the same without the tower's inner prefix
+                                  {{"language_model.model.", "model.language_model."},
+                                   {"language_model.lm_head", "lm_head"},
+                                   {"vision_tower.vision_model.", "model.vision_tower."},
+                                   {"multi_modal_projector.", "model.multi_modal_projector."}}};
+  for (const Prefixes& prefixes : generations) {
     const TempFolder folder;
-    const auto path = Edited(folder, "tiny-llava", Renamed(rules));
+    const auto path = Edited(folder, "tiny-llava", Renamed(prefixes));
     ExpectSameTensors(OpenLanguage(path).tensors, language.tensors);
     EXPECT_EQ(OpenTower(path).digest, tower.digest);
   }
