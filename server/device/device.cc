@@ -15,6 +15,12 @@
 #include "server/runtime/status.h"
 
 namespace llava {
+namespace {
+
+// Below it, two threads answered a tenth as fast as one while other programs kept the cores busy.
+constexpr uint64_t kSmallModelBytes = 32u << 20;
+
+}  // namespace
 
 absl::StatusOr<std::vector<at::Device>> ParseDevices(const std::string& text) {
   std::vector<at::Device> devices;
@@ -69,10 +75,11 @@ std::string ArithmeticName(at::ScalarType dtype) {
   return dtype == at::kFloat ? "float32" : dtype == at::kHalf ? "float16" : "bfloat16";
 }
 
-void EnterDeviceThread(at::Device device, int threads, int workers) {
+void EnterDeviceThread(at::Device device, int threads, int workers, uint64_t weight_bytes) {
   if (device.is_cuda()) c10::impl::VirtualGuardImpl(device.type()).setDevice(device);
   const int cores = static_cast<int>(std::thread::hardware_concurrency());
-  at::set_num_threads(threads > 0 ? threads : std::max(1, cores / std::max(1, workers)));
+  const int share = weight_bytes < kSmallModelBytes ? 1 : cores / std::max(1, workers);
+  at::set_num_threads(threads > 0 ? threads : std::max(1, share));
 }
 
 }  // namespace llava

@@ -5,6 +5,7 @@
 #include <c10/core/Device.h>
 #include <c10/core/ScalarType.h>
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -30,7 +31,9 @@ std::string NumericsName(at::Device device, at::ScalarType dtype);
 std::string ArithmeticName(at::ScalarType dtype);
 
 // Makes the calling thread one that owns `device`: its current device and the number of threads
-// that its operations use (0: all cores shared by `workers`).
-void EnterDeviceThread(at::Device device, int threads, int workers);
+// that its operations use. 0: the cores shared by `workers`, but one for a model of few
+// `weight_bytes`, whose operations are shorter than the barriers between threads, above all on
+// cores that others use too.
+void EnterDeviceThread(at::Device device, int threads, int workers, uint64_t weight_bytes);
 
 }  // namespace llava

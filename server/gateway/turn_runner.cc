@@ -316,7 +316,11 @@ bool TurnRunner::TryAgain(const absl::Status& status) {
 
 void TurnRunner::AttemptLater(milliseconds delay) {
   SetStop(nullptr);  // Attempt sees a break; the wait is short
-  alarm_.Set(system_clock::now() + delay, [self = shared_from_this()](bool) { self->Attempt(); });
+  // The alarm keeps its callback after it has rung, so that the turn must leave it by then.
+  alarm_.Set(system_clock::now() + delay, [self = shared_from_this()](bool) mutable {
+    const auto runner = std::move(self);
+    runner->Attempt();
+  });
 }
 
 // The version went away between choice and call: choose again among those that are there now.

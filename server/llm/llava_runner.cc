@@ -161,10 +161,11 @@ absl::StatusOr<LoadedLanguage> OpenLanguageWorkers(const LanguageOptions& option
     for (const int64_t side : tensor.shape) bytes *= static_cast<uint64_t>(side);
     info.weight_bytes += bytes;
   }
-  loaded.factory = [checkpoint, devices = *std::move(devices), dtype,
+  const uint64_t weight_bytes = info.weight_bytes / devices->size();
+  loaded.factory = [checkpoint, devices = *std::move(devices), dtype, weight_bytes,
                     threads = options.threads](int worker) -> std::unique_ptr<ModelRunner> {
     const at::Device device = devices.at(static_cast<size_t>(worker));
-    EnterDeviceThread(device, threads, static_cast<int>(devices.size()));
+    EnterDeviceThread(device, threads, static_cast<int>(devices.size()), weight_bytes);
     return std::make_unique<LlavaRunner>(*checkpoint, device, dtype);
   };
   return loaded;

@@ -30,7 +30,8 @@ void LlmOptions::Declare(Settings& settings) {
                1 << 30);
   settings.Group("Work");
   settings.Add("threads", &language.threads,
-               "Threads inside a worker's operations, 0 = cores/workers", 0, 1024);
+               "Threads inside a worker's operations, 0 = cores/workers, or 1 for a small model", 0,
+               1024);
   settings.Add("prompt-threads", &service.prompt_threads, "Threads that render and tokenize", 1,
                256);
   settings.Add("max-running", &engine.max_running, "Most answers in the making per worker", 1,

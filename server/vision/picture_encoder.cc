@@ -88,10 +88,11 @@ absl::StatusOr<LoadedTower> OpenTowerWorkers(const TowerOptions& options) {
     for (const int64_t side : tensor.shape) bytes *= static_cast<uint64_t>(side);
     info.weight_bytes += bytes;
   }
-  loaded.factory = [checkpoint, devices = *std::move(devices), dtype, workers,
+  const uint64_t weight_bytes = info.weight_bytes / static_cast<uint64_t>(workers);
+  loaded.factory = [checkpoint, devices = *std::move(devices), dtype, workers, weight_bytes,
                     threads = options.threads](int worker) -> std::unique_ptr<PictureEncoder> {
     const at::Device device = devices[static_cast<size_t>(worker) % devices.size()];
-    EnterDeviceThread(device, threads, workers);
+    EnterDeviceThread(device, threads, workers, weight_bytes);
     return std::make_unique<ClipEncoder>(*checkpoint, device, dtype);
   };
   return loaded;

@@ -21,8 +21,9 @@ void VisionOptions::Declare(Settings& settings) {
                      {"auto", "float32", "bfloat16", "float16"});
   settings.Group("Work");
   settings.Add("workers", &tower.workers, "Workers per device, each with its own tower", 1, 64);
-  settings.Add("threads", &tower.threads, "Threads inside a worker's operations, 0 = cores/workers",
-               0, 1024);
+  settings.Add("threads", &tower.threads,
+               "Threads inside a worker's operations, 0 = cores/workers, or 1 for a small model", 0,
+               1024);
   settings.Add("decode-threads", &engine.decode_threads, "Threads that decode and resize", 1, 256);
   settings.Add("max-batch", &engine.max_batch, "Most pictures in one forward pass", 1, 1024);
   settings.Add("batch-wait", &engine.batch_wait, "How long a batch waits to fill");
