@@ -62,6 +62,7 @@ int main(int argc, char** argv) {
               {"numerics", info.numerics}})
       .Set(1);
   process.SetReady(true);
+  process.SetHealth(info.name, true);
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
   llava::LogInfo(absl::StrFormat("ready in %.1f s", took.count()),
                  {{"grpc", absl::StrCat(options.process.host, ":", process.port())},

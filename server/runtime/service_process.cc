@@ -138,18 +138,25 @@ int ServiceProcess::Start(const std::vector<grpc::Service*>& services,
 }
 
 void ServiceProcess::SetReady(bool ready, const std::string& reason) {
+  std::set<std::string> models;
   {
     MutexLock lock(mutex_);
     if (admission_.draining()) return;  // stays not ready
     ready_ = ready;
     reason_ = reason;
+    if (!ready) models = models_;
   }
   auto* health = server_->GetHealthCheckService();
+  for (const std::string& name : models) health->SetServingStatus(name, false);
   health->SetServingStatus("", ready);
   for (const std::string& name : health_names_) health->SetServingStatus(name, ready);
 }
 
 void ServiceProcess::SetHealth(const std::string& name, bool serving) {
+  {
+    MutexLock lock(mutex_);
+    models_.insert(name);
+  }
   server_->GetHealthCheckService()->SetServingStatus(name, serving);
 }
 

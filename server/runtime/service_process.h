@@ -9,6 +9,7 @@
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -75,7 +76,7 @@ class ServiceProcess {
 
   // Health of "" and of the names of Start; `reason` is shown by /readyz while not ready.
   void SetReady(bool ready, const std::string& reason = "");
-  // Health of one more name, e.g. a model.
+  // Health of one more name, e.g. a model. Not ready at all means no name serves.
   void SetHealth(const std::string& name, bool serving);
 
   // Waits for SIGTERM or SIGINT, then: not ready, `on_drain` (refuse new work), wait for work under
@@ -95,12 +96,13 @@ class ServiceProcess {
   Metrics& metrics_;
   Admission admission_;
   std::unique_ptr<grpc::Server> server_;
-  std::vector<std::string> health_names_;
   int port_ = 0;
 
   mutable Mutex mutex_;
   bool ready_ LLAVA_GUARDED_BY(mutex_) = false;
   std::string reason_ LLAVA_GUARDED_BY(mutex_) = "starting";
+  std::vector<std::string> health_names_;                  // of the services; const after Start
+  std::set<std::string> models_ LLAVA_GUARDED_BY(mutex_);  // names of SetHealth
 
   std::unique_ptr<HttpServer> http_;  // last: its handlers use the fields above
 };

@@ -4,6 +4,8 @@ import time
 import unittest
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from chat_case import ChatCase
 from stack import SCENES, scenes, words
 
@@ -122,6 +124,19 @@ class ChatTest(ChatCase):
         with self.assertRaises(grpc.RpcError) as caught:
             list(self.chat.Chat(request, timeout=0.2))
         self.assertEqual(caught.exception.code(), grpc.StatusCode.DEADLINE_EXCEEDED)
+
+    def test_health_of_services_and_models(self):
+        names = {"gateway": ["", "llava.v1.ChatService", "emoji"], "llm": ["", "llava.v1.LlmService", "emoji"],
+                 "vision": ["", "llava.v1.VisionService", "emoji-tower"]}
+        for which, served in names.items():
+            with grpc.insecure_channel(self.stack.services[which].grpc) as channel:
+                health = health_pb2_grpc.HealthStub(channel)
+                for name in served:
+                    status = health.Check(health_pb2.HealthCheckRequest(service=name)).status
+                    self.assertEqual(status, health_pb2.HealthCheckResponse.SERVING, (which, name))
+                with self.assertRaises(grpc.RpcError) as caught:
+                    health.Check(health_pb2.HealthCheckRequest(service="no such model"))
+                self.assertEqual(caught.exception.code(), grpc.StatusCode.NOT_FOUND)
 
     def test_pictures_of_an_old_turn_are_not_sent_again(self):
         session = self.session()
