@@ -119,7 +119,10 @@ class EngineTest : public ::testing::Test {
     model.info.feature_rows = model.info.feature_width = 1;
     model.info.kv_bytes_per_token = 10;
     model.info.workers = workers;
-    model.factory = [switches = switches_](int) { return std::make_unique<RuleRunner>(switches); };
+    model.factory = [this](int) {
+      if (on_load_) on_load_();
+      return std::make_unique<RuleRunner>(switches_);
+    };
     engine_ = std::make_unique<LlmEngine>(options, std::move(model), metrics_,
                                           [this](const std::string& why) { all_failed_ = why; });
     ASSERT_TRUE(engine_->WaitUntilReady().ok());
@@ -153,6 +156,7 @@ class EngineTest : public ::testing::Test {
   Metrics metrics_{"llm"};
   std::shared_ptr<RuleRunner::Switches> switches_ = std::make_shared<RuleRunner::Switches>();
   std::string all_failed_;
+  std::function<void()> on_load_;      // called on the thread of each worker that loads
   std::unique_ptr<LlmEngine> engine_;  // last: its threads use the fields above
 };
 
@@ -200,6 +204,15 @@ TEST_F(EngineTest, ABrokenAnswerLeavesItsNeighboursAlone) {
   EXPECT_TRUE(good->Wait().ok());
   EXPECT_EQ(good->ids.size(), 9u);
   EXPECT_THAT(metrics_.Render(), HasSubstr("llava_llm_nan_logits_total 1"));
+}
+
+TEST_F(EngineTest, TellsThatAWorkerLoads) {
+  std::string during;
+  on_load_ = [&] { during = metrics_.Render(); };
+  Start();
+  EXPECT_THAT(during, HasSubstr("llava_llm_workers{state=\"loading\"} 1"));
+  EXPECT_THAT(metrics_.Render(), HasSubstr("llava_llm_workers{state=\"loading\"} 0"));
+  EXPECT_THAT(metrics_.Render(), HasSubstr("llava_llm_workers{state=\"ready\"} 1"));
 }
 
 TEST_F(EngineTest, ADeadDeviceFailsEverybodyAndSaysSo) {

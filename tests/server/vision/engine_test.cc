@@ -110,7 +110,10 @@ class VisionEngineTest : public ::testing::Test {
     tower.info.num_patches = tower.info.width = 1;
     tower.info.preprocess.image_size = 8;
     tower.info.numerics = "test-f32";
-    tower.factory = [switches = switches_](int) { return std::make_unique<RuleEncoder>(switches); };
+    tower.factory = [this](int) {
+      if (on_load_) on_load_();
+      return std::make_unique<RuleEncoder>(switches_);
+    };
     engine_ = std::make_unique<VisionEngine>(options, std::move(tower), metrics_,
                                              [this](const std::string& why) { all_failed_ = why; });
     ASSERT_TRUE(engine_->WaitUntilReady().ok());
@@ -146,6 +149,7 @@ class VisionEngineTest : public ::testing::Test {
   Metrics metrics_{"vision"};
   std::shared_ptr<Switches> switches_ = std::make_shared<Switches>();
   std::string all_failed_;
+  std::function<void()> on_load_;         // called on the thread of each worker that loads
   std::unique_ptr<VisionEngine> engine_;  // last: its threads use the fields above
 };
 
@@ -238,6 +242,15 @@ TEST_F(VisionEngineTest, RefusesAtTheDoorWhenFull) {
   Hold(false);
   EXPECT_TRUE(running->Wait().ok());
   EXPECT_TRUE(waiting->Wait().ok());
+}
+
+TEST_F(VisionEngineTest, TellsThatAWorkerLoads) {
+  std::string during;
+  on_load_ = [&] { during = metrics_.Render(); };
+  Start({});
+  EXPECT_THAT(during, HasSubstr("llava_vision_workers{state=\"loading\"} 1"));
+  EXPECT_THAT(metrics_.Render(), HasSubstr("llava_vision_workers{state=\"loading\"} 0"));
+  EXPECT_THAT(metrics_.Render(), HasSubstr("llava_vision_workers{state=\"ready\"} 1"));
 }
 
 TEST_F(VisionEngineTest, ADeadDeviceFailsEverybodyAndSaysSo) {
