@@ -92,7 +92,8 @@ TEST_F(BadInputTest, QuestionsThatCannotBeAnswered) {
   request = question("x", {FakePicture(1)});
   request.set_on_disconnect(v1::ON_DISCONNECT_CANCEL);
   EXPECT_TRUE(Ask(request).status.ok());
-  EXPECT_EQ(Metric("llava_gateway_images_total{result=\"refused\"}"), 9);
+  EXPECT_TRUE(
+      Eventually([&] { return Metric("llava_gateway_images_total{result=\"refused\"}") == 9; }));
 }
 
 TEST_F(BadInputTest, SamplingOutOfRange) {

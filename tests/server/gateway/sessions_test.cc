@@ -163,7 +163,7 @@ TEST_F(SessionsTest, DeletionTakesPicturesThatNobodyElseHas) {
   request.set_session_id(second);
   ASSERT_TRUE(stub_->DeleteSession(Context().get(), request, &response).ok());
   EXPECT_EQ(pictures(), 0);
-  EXPECT_EQ(Metric("llava_gateway_sessions"), 0);
+  EXPECT_TRUE(Eventually([&] { return Metric("llava_gateway_sessions") == 0; }));
 }
 
 }  // namespace
