@@ -45,14 +45,12 @@ run=()
 if [ "$preset" = tsan ]; then run=(setarch -R); fi
 
 say "running ${label:-all} tests"
-# Under CI a failed test gets a second try (the log shows both): two races that strike once in some
-# runs are known, a gRPC assertion in the gateway's tests and the dashboard test's rate windows.
 log=build/$preset/ctest.log
 junit=$PWD/build/$preset/ctest.xml
 rm -f "$junit"
 status=0
 "${run[@]}" ctest --test-dir "build/$preset" -j"$jobs" --output-on-failure --no-tests=error \
-  ${CI:+--repeat until-pass:2} --output-junit "$junit" --test-output-size-passed 65536 --test-output-size-failed 1048576 \
+  --output-junit "$junit" --test-output-size-passed 65536 --test-output-size-failed 1048576 \
   ${label:+-L "^$label\$"} </dev/null 2>&1 | tee "$log" || status=$?
 
 echo

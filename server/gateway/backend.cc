@@ -62,6 +62,20 @@ Backend::~Backend() {
     changed_.NotifyAll();
   }
   if (thread_.joinable()) thread_.join();
+  MutexLock lock(mutex_);
+  while (calls_ > 0) changed_.Wait(mutex_);
+}
+
+CallContext::CallContext(Backend& backend) : backend_(backend), context_(std::in_place) {
+  MutexLock lock(backend_.mutex_);
+  ++backend_.calls_;
+}
+
+CallContext::~CallContext() {
+  context_.reset();
+  MutexLock lock(backend_.mutex_);
+  --backend_.calls_;
+  backend_.changed_.NotifyAll();
 }
 
 void Backend::Start(std::function<void()> on_change) {

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -36,7 +37,7 @@ class Backend {
 
   Backend(Names names, std::string address, GatewayMetrics& metrics,
           std::chrono::milliseconds period = std::chrono::seconds(5));
-  ~Backend();  // stops the thread
+  ~Backend();  // stops the thread; waits for the last CallContext
   Backend(const Backend&) = delete;
   Backend& operator=(const Backend&) = delete;
 
@@ -58,6 +59,8 @@ class Backend {
   absl::Status Explain(const absl::Status& status);
 
  private:
+  friend class CallContext;
+
   void Loop();
   absl::Status Ask(std::vector<v1::ModelInfo>* models);
   absl::Status Unreachable(const absl::Status& status) const;
@@ -79,7 +82,28 @@ class Backend {
   bool stopping_ LLAVA_GUARDED_BY(mutex_) = false;
   grpc::ClientContext* asking_ LLAVA_GUARDED_BY(mutex_) = nullptr;  // the call under way
   std::vector<std::function<void()>> waiting_ LLAVA_GUARDED_BY(mutex_);
+  int calls_ LLAVA_GUARDED_BY(mutex_) = 0;  // contexts alive
   std::thread thread_;
+};
+
+// The context of one asynchronous call to a backend, which outlives it.
+//
+// A context shares the channel, and gRPC stops its callback threads with the last channel of the
+// process. Were a reaction to drop that one, such a thread would wait for itself (gRPC 1.51 aborts:
+// "prior > 0"). So the backend keeps its channels until all contexts have gone, on any thread.
+class CallContext {
+ public:
+  explicit CallContext(Backend& backend);
+  ~CallContext();
+  CallContext(const CallContext&) = delete;
+  CallContext& operator=(const CallContext&) = delete;
+
+  grpc::ClientContext* get() { return &*context_; }
+  grpc::ClientContext* operator->() { return &*context_; }
+
+ private:
+  Backend& backend_;
+  std::optional<grpc::ClientContext> context_;
 };
 
 }  // namespace llava

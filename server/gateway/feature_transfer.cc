@@ -16,11 +16,11 @@ std::shared_ptr<FeatureTransfer> FeatureTransfer::Start(
       vision, llm, receiver, std::move(request), std::move(expected), std::move(done)));
   transfer->self_ = transfer;
   for (auto* context : {&transfer->reader_context_, &transfer->writer_context_}) {
-    context->set_deadline(deadline);
-    context->AddMetadata("x-request-id", transfer->request_.request_id());
+    (*context)->set_deadline(deadline);
+    (*context)->AddMetadata("x-request-id", transfer->request_.request_id());
   }
   Reader& reader = transfer->reader_;
-  encoder.async()->Encode(&transfer->reader_context_, &transfer->request_, &reader);
+  encoder.async()->Encode(transfer->reader_context_.get(), &transfer->request_, &reader);
   reader.AddHold();  // goes when a read fails, or when there is nobody to read for
   reader.StartRead(&transfer->read_);
   reader.StartCall();
@@ -34,7 +34,9 @@ FeatureTransfer::FeatureTransfer(Backend& vision, Backend& llm, v1::LlmService::
       receiver_(receiver),
       request_(std::move(request)),
       expected_(std::move(expected)),
-      done_(std::move(done)) {
+      done_(std::move(done)),
+      reader_context_(vision),
+      writer_context_(llm) {
   reader_.transfer = this;
   writer_.transfer = this;
 }
@@ -44,8 +46,8 @@ void FeatureTransfer::Cancel() {
     MutexLock lock(mutex_);
     cancelled_ = true;
   }
-  reader_context_.TryCancel();
-  writer_context_.TryCancel();
+  reader_context_->TryCancel();
+  writer_context_->TryCancel();
 }
 
 void FeatureTransfer::OnRead(bool ok) {
@@ -60,7 +62,7 @@ void FeatureTransfer::OnRead(bool ok) {
     protocol_error_ = CheckHeader();
     if (protocol_error_.ok()) return OpenWriter();
   }
-  reader_context_.TryCancel();
+  reader_context_->TryCancel();
   reader_.RemoveHold();
 }
 
@@ -85,7 +87,7 @@ void FeatureTransfer::OpenWriter() {
   result_.cached = read_.header().cached();
   *written_.mutable_header()->mutable_key() = read_.header().key();
   *written_.mutable_header()->mutable_tensor() = read_.header().tensor();
-  receiver_.async()->PutFeatures(&writer_context_, &response_, &writer_);
+  receiver_.async()->PutFeatures(writer_context_.get(), &response_, &writer_);
   writer_open_ = true;
   writer_.AddHold();  // goes after the last write
   writer_.StartWrite(&written_);
@@ -96,7 +98,7 @@ void FeatureTransfer::OnWritten(bool ok) {
   if (ok) return reader_.StartRead(&read_);
   // The LLM service wants no more: it has them already, or it failed. OnWriterDone tells.
   writer_broke_ = true;
-  reader_context_.TryCancel();
+  reader_context_->TryCancel();
   reader_.RemoveHold();
 }
 
@@ -107,7 +109,7 @@ void FeatureTransfer::OnReaderDone(const grpc::Status& status) {
     if (reader_status_.ok() && protocol_error_.ok()) {
       writer_.StartWritesDone();
     } else {
-      writer_context_.TryCancel();
+      writer_context_->TryCancel();
     }
   }
   writer_.RemoveHold();

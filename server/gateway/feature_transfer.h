@@ -76,8 +76,8 @@ class FeatureTransfer {
   // Touched by one reaction at a time: reads and writes take turns.
   Reader reader_;
   Writer writer_;
-  grpc::ClientContext reader_context_;
-  grpc::ClientContext writer_context_;
+  CallContext reader_context_;
+  CallContext writer_context_;
   v1::EncodeResponse read_;
   v1::PutFeaturesRequest written_;
   v1::PutFeaturesResponse response_;

@@ -6,18 +6,19 @@
 
 namespace llava {
 
-std::shared_ptr<GenerateCall> GenerateCall::Create(v1::GenerateRequest request,
+std::shared_ptr<GenerateCall> GenerateCall::Create(Backend& llm, v1::GenerateRequest request,
                                                    std::chrono::system_clock::time_point deadline,
                                                    Callbacks callbacks) {
-  std::shared_ptr<GenerateCall> call(new GenerateCall(std::move(request), std::move(callbacks)));
-  call->context_.set_deadline(deadline);
-  call->context_.AddMetadata("x-request-id", call->request_.request_id());
+  std::shared_ptr<GenerateCall> call(
+      new GenerateCall(llm, std::move(request), std::move(callbacks)));
+  call->context_->set_deadline(deadline);
+  call->context_->AddMetadata("x-request-id", call->request_.request_id());
   return call;
 }
 
 void GenerateCall::Start(v1::LlmService::Stub& stub) {
   const auto keep = self_ = shared_from_this();
-  stub.async()->Generate(&context_, &request_, this);
+  stub.async()->Generate(context_.get(), &request_, this);
   // All later reads start in reactions; the hold covers the start on a foreign thread.
   AddHold();
   StartRead(&response_);
@@ -27,7 +28,7 @@ void GenerateCall::Start(v1::LlmService::Stub& stub) {
 
 void GenerateCall::OnReadDone(bool ok) {
   if (!ok) return;
-  if (!callbacks_.on_event(response_)) context_.TryCancel();
+  if (!callbacks_.on_event(response_)) context_->TryCancel();
   StartRead(&response_);
 }
 

@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "llava/v1/llm.grpc.pb.h"
+#include "server/gateway/backend.h"
 
 namespace llava {
 
@@ -23,25 +24,25 @@ class GenerateCall : public grpc::ClientReadReactor<v1::GenerateResponse>,
     std::function<void(absl::Status)> on_done;
   };
 
-  static std::shared_ptr<GenerateCall> Create(v1::GenerateRequest request,
+  static std::shared_ptr<GenerateCall> Create(Backend& llm, v1::GenerateRequest request,
                                               std::chrono::system_clock::time_point deadline,
                                               Callbacks callbacks);
   // Once.
   void Start(v1::LlmService::Stub& stub);
   // Thread-safe, also before Start; `on_done` follows with CANCELLED unless the call has just
   // ended.
-  void Cancel() { context_.TryCancel(); }
+  void Cancel() { context_->TryCancel(); }
 
  private:
-  GenerateCall(v1::GenerateRequest request, Callbacks callbacks)
-      : request_(std::move(request)), callbacks_(std::move(callbacks)) {}
+  GenerateCall(Backend& llm, v1::GenerateRequest request, Callbacks callbacks)
+      : request_(std::move(request)), callbacks_(std::move(callbacks)), context_(llm) {}
 
   void OnReadDone(bool ok) override;
   void OnDone(const grpc::Status& status) override;
 
   const v1::GenerateRequest request_;
   Callbacks callbacks_;
-  grpc::ClientContext context_;
+  CallContext context_;
   v1::GenerateResponse response_;
   std::shared_ptr<GenerateCall> self_;  // until OnDone
 };

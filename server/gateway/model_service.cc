@@ -18,26 +18,31 @@ constexpr std::chrono::seconds kStatusTimeout{5};
 class StatusJoin : public std::enable_shared_from_this<StatusJoin> {
  public:
   StatusJoin(UnaryCall call, v1::GetModelStatusRequest request,
-             v1::GetModelStatusResponse* response)
-      : call_(std::move(call)), request_(std::move(request)), response_(response) {}
+             v1::GetModelStatusResponse* response, Backend& vision, Backend& llm)
+      : call_(std::move(call)),
+        request_(std::move(request)),
+        response_(response),
+        parts_{Part(vision), Part(llm)} {}
 
-  void Ask(Backend& backend, v1::ModelService::Stub& stub, int index,
+  void Ask(v1::ModelService::Stub& stub, int index,
            std::chrono::system_clock::time_point deadline) {
     Part& part = parts_[index];
-    part.context.set_deadline(deadline);
-    part.context.AddMetadata("x-request-id", call_.scope().request_id());
+    part.context->set_deadline(deadline);
+    part.context->AddMetadata("x-request-id", call_.scope().request_id());
     stub.async()->GetModelStatus(
-        &part.context, &request_, &part.response,
-        [self = shared_from_this(), &part, &backend](const grpc::Status& status) {
+        part.context.get(), &request_, &part.response,
+        [self = shared_from_this(), &part](const grpc::Status& status) {
           // Each service knows only its own models.
           part.known = status.error_code() != grpc::StatusCode::NOT_FOUND;
-          self->OnAnswer(part.known ? backend.Explain(FromGrpc(status)) : absl::OkStatus());
+          self->OnAnswer(part.known ? part.backend.Explain(FromGrpc(status)) : absl::OkStatus());
         });
   }
 
  private:
   struct Part {
-    grpc::ClientContext context;
+    explicit Part(Backend& asked) : backend(asked), context(asked) {}
+    Backend& backend;
+    CallContext context;
     v1::GetModelStatusResponse response;
     bool known = false;
   };
@@ -101,9 +106,9 @@ grpc::ServerUnaryReactor* ModelServiceImpl::GetModelStatus(grpc::CallbackServerC
   const UnaryCall call("ModelService.GetModelStatus", *context, parts_.metrics);
   const auto deadline =
       std::min(context->deadline(), std::chrono::system_clock::now() + kStatusTimeout);
-  auto join = std::make_shared<StatusJoin>(call, *request, response);
-  join->Ask(parts_.vision, *vision_, 0, deadline);
-  join->Ask(parts_.llm, *llm_, 1, deadline);
+  auto join = std::make_shared<StatusJoin>(call, *request, response, parts_.vision, parts_.llm);
+  join->Ask(*vision_, 0, deadline);
+  join->Ask(*llm_, 1, deadline);
   return call.reactor();
 }
 

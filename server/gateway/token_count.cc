@@ -16,9 +16,9 @@ void TokenCount::Start(const TurnParts& parts, UnaryCall call,
                        std::chrono::system_clock::time_point deadline,
                        v1::ChatServiceCountTokensResponse* response) {
   std::shared_ptr<TokenCount> count(new TokenCount(parts, std::move(call), response));
-  count->context_.set_deadline(
+  count->context_->set_deadline(
       std::min(deadline, std::chrono::system_clock::now() + parts.options.request_timeout));
-  count->context_.AddMetadata("x-request-id", count->call_.scope().request_id());
+  count->context_->AddMetadata("x-request-id", count->call_.scope().request_id());
   parts.store.GetConversation(
       request.session_id(),
       [count, text = request.text(), images = std::move(images)](const auto& conversation) {
@@ -46,7 +46,7 @@ void TokenCount::OnVersion(const absl::StatusOr<Route>& route) {
   *counted_.mutable_model() = route->model.model();
   FillMessages(prompt_, FeatureKeys(prompt_.DistinctImages(), *route), counted_.mutable_messages());
   parts_.generator.async()->CountTokens(
-      &context_, &counted_, &counts_, [self = shared_from_this()](const grpc::Status& status) {
+      context_.get(), &counted_, &counts_, [self = shared_from_this()](const grpc::Status& status) {
         if (status.ok()) {
           self->response_->set_text_tokens(self->counts_.text_tokens());
           self->response_->set_image_tokens(self->counts_.image_tokens());

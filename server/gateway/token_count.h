@@ -23,7 +23,7 @@ class TokenCount : public std::enable_shared_from_this<TokenCount> {
 
  private:
   TokenCount(const TurnParts& parts, UnaryCall call, v1::ChatServiceCountTokensResponse* response)
-      : parts_(parts), call_(std::move(call)), response_(response) {}
+      : parts_(parts), call_(std::move(call)), response_(response), context_(parts.llm) {}
 
   void OnConversation(const absl::StatusOr<Conversation>& conversation, const std::string& text,
                       const std::vector<StoredImage>& images);
@@ -33,7 +33,7 @@ class TokenCount : public std::enable_shared_from_this<TokenCount> {
   const UnaryCall call_;
   v1::ChatServiceCountTokensResponse* const response_;
   Prompt prompt_;
-  grpc::ClientContext context_;
+  CallContext context_;
   v1::CountTokensRequest counted_;
   v1::CountTokensResponse counts_;
 };

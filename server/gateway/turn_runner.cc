@@ -215,7 +215,7 @@ void TurnRunner::Generate(const FeatureDelivery::Outcome& outcome) {
   request.set_session_id(request_.session_id);
   auto self = shared_from_this();
   auto call = GenerateCall::Create(
-      std::move(request), deadline_,
+      parts_.llm, std::move(request), deadline_,
       {.on_event = [self](v1::GenerateResponse& event) { return self->OnEvent(event); },
        .on_done = [self](absl::Status status) { self->OnGenerated(std::move(status)); }});
   SetStop([call] { call->Cancel(); });
