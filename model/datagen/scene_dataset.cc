@@ -11,10 +11,10 @@
 
 #include "model/data/scenes/render.h"
 #include "model/datagen/png.h"
-#include "model/datagen/progress.h"
 #include "model/datagen/scene_records.h"
 #include "model/datagen/staged_file.h"
-#include "model/datagen/stop_request.h"
+#include "model/progress/progress.h"
+#include "model/progress/stop_request.h"
 
 namespace llava {
 namespace {
@@ -37,8 +37,10 @@ Json Settings(const SceneDatasetOptions& options) {
                        : scenes.held_out == HeldOut::kPairs ? "pairs"
                                                             : "any"},
           {"stage1", options.stage1},
+          {"stage1_detail", options.stage1_detail},
           {"stage2", options.stage2},
           {"turns", options.turns},
+          {"dialogues", options.dialogues},
           {"brief_questions", options.wordings.brief},
           {"detailed_questions", options.wordings.detailed}};
 }
@@ -47,6 +49,12 @@ void Check(const SceneDatasetOptions& options) {
   options.scenes.Check();
   if (options.count == 0) throw std::invalid_argument("a data set of 0 scenes");
   if (options.turns == 0) throw std::invalid_argument("conversations of 0 turns");
+  if (options.stage1_detail && !options.stage1) {
+    throw std::invalid_argument("detailed descriptions for stage 1 without stage 1");
+  }
+  if (options.dialogues > 0 && !options.stage2) {
+    throw std::invalid_argument("short dialogues are for stage 2, which is not asked for");
+  }
   if (options.wordings.brief.empty() || options.wordings.detailed.empty()) {
     throw std::invalid_argument("the lists of brief and detailed questions must not be empty");
   }
@@ -186,10 +194,19 @@ bool Writer::WriteInstructions(const char* name,
 bool Writer::WriteAll(Json& contents) {
   uint64_t captions = 0, instances = 0, stage1 = 0, stage2 = 0;
   const auto brief = [&](const Scene& scene, uint64_t number) {
-    return std::vector{records_.Brief(scene, number)};
+    std::vector<Json> records;
+    records.push_back(records_.Brief(scene, number));
+    if (options_.stage1_detail) {
+      if (auto detail = records_.Detail(scene, number)) records.push_back(std::move(*detail));
+    }
+    return records;
   };
   const auto instructions = [&](const Scene& scene, uint64_t number) {
-    return records_.Instructions(scene, number);
+    std::vector<Json> records = records_.Instructions(scene, number);
+    for (Json& record : records_.Dialogues(scene, number, options_.dialogues)) {
+      records.push_back(std::move(record));
+    }
+    return records;
   };
   if (!DrawPictures() || !WriteCoco("captions.json", "captions", CocoCaptions, captions) ||
       !WriteCoco("instances.json", "boxes", CocoInstances, instances) ||

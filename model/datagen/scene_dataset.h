@@ -23,9 +23,11 @@ struct SceneDatasetOptions {
   SceneOptions scenes;
   MoreWordings wordings;  // both lists must hold questions
   bool stage1 = false;
+  bool stage1_detail = false;  // with stage1: a second record per scene, its detailed description
   bool stage2 = false;
-  size_t turns = 4;   // of a conversation, at least
-  unsigned jobs = 0;  // threads that draw; 0: one a core
+  size_t turns = 4;      // of a conversation, at least
+  size_t dialogues = 0;  // with stage2: so many more records per scene, short dialogues
+  unsigned jobs = 0;     // threads that draw; 0: one a core
   OutputFolder::Existing existing = OutputFolder::Existing::kKeep;
 };
 

@@ -10,7 +10,17 @@ namespace llava {
 namespace {
 
 // Purposes of random streams; those of scenes and pictures are 1 and 2.
-enum Purpose : uint64_t { kBriefWords = 11, kConversationWords, kDetailWords, kReasoningWords };
+enum Purpose : uint64_t {
+  kBriefWords = 11,
+  kConversationWords,
+  kDetailWords,
+  kReasoningWords,
+  kDialogueWords = 1000  // and those after it: one a dialogue
+};
+
+std::string RecordId(const char* kind, uint64_t number) {
+  return std::string(kind) + "-" + SceneName(number);
+}
 
 }  // namespace
 
@@ -72,7 +82,17 @@ InstructionRecords::InstructionRecords(int num_categories, MoreWordings wordings
 
 Json InstructionRecords::Brief(const Scene& scene, uint64_t number) const {
   Random random(seed_, number, kBriefWords);
-  return Record("brief", number, {*questioner_.Ask(scene, QuestionType::kBrief, random)}, random);
+  return Record(RecordId("brief", number), number,
+                {*questioner_.Ask(scene, QuestionType::kBrief, random)}, random);
+}
+
+std::optional<Json> InstructionRecords::Detail(const Scene& scene, uint64_t number) const {
+  const auto description = DetailedDescription(scene);
+  if (!description) return std::nullopt;
+  Random random(seed_, number, kDetailWords);
+  const std::string& question = random.Pick(wordings_.detailed);
+  return Record(RecordId("detail", number), number,
+                {{QuestionType::kDetail, question, *description}}, random);
 }
 
 std::vector<Json> InstructionRecords::Instructions(const Scene& scene, uint64_t number) const {
@@ -80,22 +100,29 @@ std::vector<Json> InstructionRecords::Instructions(const Scene& scene, uint64_t 
   {
     Random random(seed_, number, kConversationWords);
     const Dialogue dialogue = questioner_.Converse(scene, turns_, random);
-    records.push_back(Record("conversation", number, dialogue, random));
+    records.push_back(Record(RecordId("conversation", number), number, dialogue, random));
   }
-  if (const auto description = DetailedDescription(scene)) {
-    Random random(seed_, number, kDetailWords);
-    const std::string& question = random.Pick(wordings_.detailed);
-    records.push_back(
-        Record("detail", number, {{QuestionType::kDetail, question, *description}}, random));
-  }
+  if (auto detail = Detail(scene, number)) records.push_back(std::move(*detail));
   Random random(seed_, number, kReasoningWords);
   if (const auto turn = questioner_.AskOneOf(scene, ReasoningMixture(), random)) {
-    records.push_back(Record("reasoning", number, {*turn}, random));
+    records.push_back(Record(RecordId("reasoning", number), number, {*turn}, random));
   }
   return records;
 }
 
-Json InstructionRecords::Record(const std::string& kind, uint64_t number, const Dialogue& dialogue,
+std::vector<Json> InstructionRecords::Dialogues(const Scene& scene, uint64_t number,
+                                                size_t count) const {
+  std::vector<Json> records;
+  for (size_t i = 0; i < count; ++i) {
+    Random random(seed_, number, kDialogueWords + i);
+    const Dialogue dialogue = questioner_.ShortDialogue(scene, random);
+    records.push_back(
+        Record(RecordId("dialogue", number) + "-" + std::to_string(i), number, dialogue, random));
+  }
+  return records;
+}
+
+Json InstructionRecords::Record(const std::string& id, uint64_t number, const Dialogue& dialogue,
                                 Random& random) const {
   Json conversations = Json::array();
   for (const Turn& turn : dialogue) {
@@ -108,9 +135,8 @@ Json InstructionRecords::Record(const std::string& kind, uint64_t number, const 
   } else {
     first += "\n<image>";
   }
-  return {{"id", kind + "-" + SceneName(number)},
-          {"image", SceneFileName(number)},
-          {"conversations", std::move(conversations)}};
+  return {
+      {"id", id}, {"image", SceneFileName(number)}, {"conversations", std::move(conversations)}};
 }
 
 }  // namespace llava

@@ -37,13 +37,19 @@ class InstructionRecords {
   // "brief-000042".
   Json Brief(const Scene& scene, uint64_t number) const;
 
-  // Stage 2: "conversation-000042" (several turns), "detail-000042" (a detailed question and a
-  // description; left out where places are not clear) and "reasoning-000042" (one question that
-  // needs knowledge; left out where the scene allows none).
+  // A detailed question and a description, "detail-000042"; none where places are not clear.
+  std::optional<Json> Detail(const Scene& scene, uint64_t number) const;
+
+  // Stage 2: "conversation-000042" (several turns), Detail and "reasoning-000042" (one question
+  // that needs knowledge; left out where the scene allows none).
   std::vector<Json> Instructions(const Scene& scene, uint64_t number) const;
 
+  // Many short dialogues (Questioner::ShortDialogue), each a record of its own: "dialogue-000042-0"
+  // and so on.
+  std::vector<Json> Dialogues(const Scene& scene, uint64_t number, size_t count) const;
+
  private:
-  Json Record(const std::string& kind, uint64_t number, const Dialogue& dialogue,
+  Json Record(const std::string& id, uint64_t number, const Dialogue& dialogue,
               Random& random) const;
 
   Questioner questioner_;

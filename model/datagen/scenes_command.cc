@@ -6,9 +6,9 @@
 #include <memory>
 #include <string>
 
-#include "model/datagen/question_lists.h"
+#include "model/data/questions/question_lists.h"
 #include "model/datagen/scene_dataset.h"
-#include "model/datagen/stop_request.h"
+#include "model/progress/stop_request.h"
 
 namespace llava {
 namespace {
@@ -72,12 +72,19 @@ std::function<int()> AddScenesCommand(CLI::App& app) {
   command->add_option("--out", dataset.out, "Folder of the data set, new or empty")
       ->required()
       ->group("Output");
-  command->add_flag("--stage1", dataset.stage1, "Write stage1.json: brief question, caption")
-      ->group("Output");
+  CLI::Option* stage1 =
+      command->add_flag("--stage1", dataset.stage1, "Write stage1.json: brief question, caption")
+          ->group("Output");
   command
-      ->add_flag("--stage2", dataset.stage2,
-                 "Write stage2.json: conversations, detailed descriptions, reasoning")
+      ->add_flag("--stage1-detail", dataset.stage1_detail,
+                 "A second record per picture in stage1.json: its detailed description")
+      ->needs(stage1)
       ->group("Output");
+  CLI::Option* stage2 =
+      command
+          ->add_flag("--stage2", dataset.stage2,
+                     "Write stage2.json: conversations, detailed descriptions, reasoning")
+          ->group("Output");
   command
       ->add_flag("--overwrite", flags->overwrite,
                  "Replace the data set in the folder (an interrupted one is continued without)")
@@ -116,6 +123,13 @@ std::function<int()> AddScenesCommand(CLI::App& app) {
   command->add_option("--turns", dataset.turns, "Turns of a conversation, at least")
       ->check(CLI::Range(1, 50))
       ->capture_default_str()
+      ->group("Text");
+  command
+      ->add_option("--dialogues", dataset.dialogues,
+                   "More records per picture in stage2.json: so many short dialogues")
+      ->check(CLI::Range(0, 1000))
+      ->capture_default_str()
+      ->needs(stage2)
       ->group("Text");
   command
       ->add_option("--brief-questions", flags->brief_questions,

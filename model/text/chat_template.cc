@@ -43,6 +43,17 @@ std::string WithoutMarks(std::string text) {
   return text;
 }
 
+// Where a text with marks has them: kAsWritten for anything but all in front or all behind.
+ChatTemplate::MarkPlace PlaceOfMarks(std::string_view text) {
+  using Place = ChatTemplate::MarkPlace;
+  const size_t first = text.find(kImageMark), last = text.rfind(kImageMark);
+  const auto blank = [](std::string_view part) { return StripUtf8(part).empty(); };
+  const std::string between(text.substr(first, last - first));
+  if (!blank(WithoutMarks(between))) return Place::kAsWritten;
+  if (blank(text.substr(0, first))) return Place::kFront;
+  return blank(text.substr(last + kImageMark.size())) ? Place::kEnd : Place::kAsWritten;
+}
+
 // Spans of a prompt, empty ones left out.
 class Prompt {
  public:
@@ -102,21 +113,35 @@ std::vector<PromptSpan> ChatTemplate::Render(std::span<const ChatMessage> messag
   return prompt.Take();
 }
 
-std::string ChatTemplate::QuestionText(const ChatMessage& message, bool has_image) const {
-  const int marks = has_image ? std::max<int>(message.num_images, HasMark(message.text)) : 0;
+std::string ChatTemplate::QuestionText(const ChatMessage& message, bool has_image,
+                                       MarkPlace place) const {
+  const bool has_mark = HasMark(message.text);
+  const int marks = has_image ? std::max<int>(message.num_images, has_mark) : 0;
   if (marks == 0) return message.text;
-  std::string text;
-  for (int i = 0; i < marks; ++i) {
-    text += training_.image_prefix;
-    text += kImageMark;
-    text += training_.image_suffix;
+  // What follows a mark is what belongs to it (as "<im_end>") and a gap to the next text.
+  const std::string_view closing = StripUtf8Right(training_.image_suffix);
+  const std::string gap = training_.image_suffix.substr(closing.size());
+  const std::string mark = training_.image_prefix + std::string(kImageMark) + std::string(closing);
+  std::string words;
+  if (!drop_questions_) words = StripUtf8(WithoutMarks(message.text));
+  if (place == MarkPlace::kAsWritten) {
+    place = has_mark ? PlaceOfMarks(message.text) : MarkPlace::kFront;
   }
-  if (!drop_questions_) text += StripUtf8(WithoutMarks(message.text));
-  return std::string(StripUtf8Right(text));
+  if (place == MarkPlace::kAsWritten && !drop_questions_) {
+    std::string text(StripUtf8(message.text));
+    for (size_t at = 0; (at = text.find(kImageMark, at)) != text.npos; at += mark.size()) {
+      text.replace(at, kImageMark.size(), mark);
+    }
+    return text;
+  }
+  std::string text = place == MarkPlace::kEnd ? words : "";
+  for (int i = 0; i < marks; ++i) text += place == MarkPlace::kEnd ? gap + mark : mark + gap;
+  if (place != MarkPlace::kEnd) text += words;
+  return std::string(StripUtf8(text));
 }
 
 ChatTemplate::TrainingText ChatTemplate::RenderTraining(std::span<const ChatMessage> messages,
-                                                        bool has_image) const {
+                                                        bool has_image, MarkPlace place) const {
   CheckMessages(messages);
   if (messages.empty() || messages.size() % 2 != 0) {
     throw std::invalid_argument("a training sample must end with an answer, but has " +
@@ -136,7 +161,8 @@ ChatTemplate::TrainingText ChatTemplate::RenderTraining(std::span<const ChatMess
       if (drop_questions_ && !(has_image && (message.num_images > 0 || HasMark(message.text)))) {
         Fail(i, "template \"" + name_ + "\" drops the question and needs a picture");
       }
-      out.text += training_.user_prefix + QuestionText(message, has_image) + training_.user_suffix;
+      out.text +=
+          training_.user_prefix + QuestionText(message, has_image, place) + training_.user_suffix;
       continue;
     }
     if (message.text.empty()) Fail(i, "an empty answer cannot be trained");

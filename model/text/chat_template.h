@@ -73,10 +73,16 @@ class ChatTemplate {
   std::vector<PromptSpan> Render(std::span<const ChatMessage> messages,
                                  const std::optional<std::string>& system = std::nullopt) const;
 
+  // Where a question's marks stand in a training sample. White space between a mark and the text
+  // beside it is the template's, so that a mark in front reads as in a prompt.
+  enum class MarkPlace {
+    kFront,      // as the published trainer since July 2023, and as prompts
+    kEnd,        // behind the text
+    kAsWritten,  // in front, behind or inside, as the text has it
+  };
   // The text of a training sample and which bytes of it are trained (answers with their stop mark).
-  // "<image>" marks are part of the text: in front of the message they belong to (cleaned as the
-  // published trainer does: all marks removed, white space stripped, marks put in front). The plain
-  // template throws the question away.
+  // "<image>" marks are part of the text; texts that have marks are stripped of white space. The
+  // plain template throws the question away and keeps the marks.
   struct TrainingText {
     std::string text;
     struct Range {
@@ -88,7 +94,10 @@ class ChatTemplate {
   // false: the sample has no picture and "<image>" is text like any other. Throws
   // std::invalid_argument if roles do not alternate from user to assistant, on empty messages, and
   // on marks in answers.
-  TrainingText RenderTraining(std::span<const ChatMessage> messages, bool has_image = true) const;
+  TrainingText RenderTraining(std::span<const ChatMessage> messages, bool has_image = true,
+                              MarkPlace place = MarkPlace::kFront) const;
+  // Whether questions are thrown away: good for aligning a projector, not for conversations.
+  bool drops_questions() const { return drop_questions_; }
 
  private:
   friend class PublishedLabels;
@@ -102,7 +111,7 @@ class ChatTemplate {
   };
   enum class Published { kNone, kTwoSeparators, kSingleSeparator, kPlain };
 
-  std::string QuestionText(const ChatMessage& message, bool has_image) const;
+  std::string QuestionText(const ChatMessage& message, bool has_image, MarkPlace place) const;
 
   std::string name_, system_;
   std::vector<std::string> stop_, special_pieces_;

@@ -3,8 +3,9 @@
 namespace llava {
 
 LabelledTokens MakeLabels(const Tokenizer& tokenizer, const ChatTemplate& chat_template,
-                          std::span<const ChatMessage> messages, bool has_image) {
-  ChatTemplate::TrainingText training = chat_template.RenderTraining(messages, has_image);
+                          std::span<const ChatMessage> messages, bool has_image,
+                          ChatTemplate::MarkPlace place) {
+  ChatTemplate::TrainingText training = chat_template.RenderTraining(messages, has_image, place);
   LabelledTokens sample;
   std::vector<PromptSpan> spans;
   if (has_image) {

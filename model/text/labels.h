@@ -25,12 +25,14 @@ struct LabelledTokens {
 // and nowhere else.
 // Texts of samples are trusted: special tokens in them count. Throws as RenderTraining does.
 LabelledTokens MakeLabels(const Tokenizer& tokenizer, const ChatTemplate& chat_template,
-                          std::span<const ChatMessage> messages, bool has_image);
+                          std::span<const ChatMessage> messages, bool has_image,
+                          ChatTemplate::MarkPlace place = ChatTemplate::MarkPlace::kFront);
 // What the published training script computes, quirks included (whole samples dropped on a length
 // mismatch below `model_max_length`, masks that slip for v0): for comparing runs with the original.
 // Throws std::invalid_argument for a template without published_labels.
 LabelledTokens MakePublishedLabels(const Tokenizer& tokenizer, const ChatTemplate& chat_template,
                                    std::span<const ChatMessage> messages, bool has_image,
-                                   size_t model_max_length = 2048);
+                                   size_t model_max_length = 2048,
+                                   ChatTemplate::MarkPlace place = ChatTemplate::MarkPlace::kFront);
 
 }  // namespace llava

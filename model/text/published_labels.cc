@@ -12,11 +12,12 @@ namespace llava {
 class PublishedLabels {
  public:
   PublishedLabels(const Tokenizer& tokenizer, const ChatTemplate& chat_template, bool has_image,
-                  size_t model_max_length)
+                  size_t model_max_length, ChatTemplate::MarkPlace place)
       : tokenizer_(tokenizer),
         template_(chat_template),
         has_image_(has_image),
-        model_max_length_(model_max_length) {}
+        model_max_length_(model_max_length),
+        place_(place) {}
 
   LabelledTokens Make(std::span<const ChatMessage> messages) {
     using Published = ChatTemplate::Published;
@@ -24,7 +25,7 @@ class PublishedLabels {
       throw std::invalid_argument("the published training script knows no template like \"" +
                                   template_.name() + "\"");
     }
-    sample_.text = template_.RenderTraining(messages, has_image_).text;
+    sample_.text = template_.RenderTraining(messages, has_image_, place_).text;
     sample_.input_ids = Tokenize(sample_.text);
     sample_.labels.assign(sample_.input_ids.begin(), sample_.input_ids.end());
     switch (template_.published_) {
@@ -86,7 +87,8 @@ class PublishedLabels {
     for (const ChatMessage& message : messages) {
       const bool user = message.role == ChatMessage::Role::kUser;
       const int64_t tokens = Count(
-          user ? form.user_prefix + template_.QuestionText(message, has_image_) + form.user_suffix
+          user ? form.user_prefix + template_.QuestionText(message, has_image_, place_) +
+                     form.user_suffix
                : form.assistant_prefix + form.before_answer + message.text + form.assistant_suffix);
       if (user) Ignore(current + 2, current + tokens);
       current += tokens;
@@ -94,20 +96,22 @@ class PublishedLabels {
   }
 
   void Plain(std::span<const ChatMessage> messages) {
-    Ignore(0, Count(template_.QuestionText(messages.front(), has_image_)));
+    Ignore(0, Count(template_.QuestionText(messages.front(), has_image_, place_)));
   }
 
   const Tokenizer& tokenizer_;
   const ChatTemplate& template_;
   const bool has_image_;
   const size_t model_max_length_;
+  const ChatTemplate::MarkPlace place_;
   LabelledTokens sample_;
 };
 
 LabelledTokens MakePublishedLabels(const Tokenizer& tokenizer, const ChatTemplate& chat_template,
                                    std::span<const ChatMessage> messages, bool has_image,
-                                   size_t model_max_length) {
-  return PublishedLabels(tokenizer, chat_template, has_image, model_max_length).Make(messages);
+                                   size_t model_max_length, ChatTemplate::MarkPlace place) {
+  return PublishedLabels(tokenizer, chat_template, has_image, model_max_length, place)
+      .Make(messages);
 }
 
 }  // namespace llava

@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <fstream>
 #include <iterator>
@@ -12,12 +13,12 @@
 #include <set>
 #include <stdexcept>
 
+#include "model/data/questions/question_lists.h"
 #include "model/data/scenes/captions.h"
 #include "model/data/scenes/render.h"
-#include "model/datagen/question_lists.h"
 #include "model/datagen/scene_records.h"
-#include "model/datagen/stop_request.h"
 #include "model/image/decode.h"
+#include "model/progress/stop_request.h"
 
 namespace llava {
 namespace {
@@ -130,9 +131,8 @@ TEST_F(SceneDatasetTest, CocoFilesHoldTheRecords) {
 // question.
 void ExpectLlavaRecord(const json& record) {
   EXPECT_EQ(record.size(), 3u);
-  EXPECT_EQ(record.at("image"), record.at("id").get<std::string>().substr(
-                                    record.at("id").get<std::string>().size() - 6) +
-                                    ".png");
+  const std::string id = record.at("id");
+  EXPECT_EQ(record.at("image"), id.substr(id.find('-') + 1, 6) + ".png");
   const json& turns = record.at("conversations");
   ASSERT_GE(turns.size(), 2u);
   EXPECT_EQ(turns.size() % 2, 0u);
@@ -198,6 +198,50 @@ TEST_F(SceneDatasetTest, Stage2HasThreeKinds) {
   EXPECT_EQ(Read("dataset.json").at("contents").at("stage2_records"), records.size());
 }
 
+TEST_F(SceneDatasetTest, Stage1MayHaveDetailedDescriptionsToo) {
+  options_.stage1_detail = true;
+  Make();
+  const json records = Read("stage1.json"), stage2 = Read("stage2.json");
+  ASSERT_EQ(records.size(), 80u);
+  EXPECT_EQ(Read("dataset.json").at("contents").at("stage1_records"), 80);
+  for (size_t i = 0; i < records.size(); i += 2) {
+    ExpectLlavaRecord(records[i + 1]);
+    EXPECT_EQ(records[i].at("image"), records[i + 1].at("image")) << "one picture stands together";
+    EXPECT_TRUE(records[i].at("id").get<std::string>().starts_with("brief-"));
+    EXPECT_NE(std::find(stage2.begin(), stage2.end(), records[i + 1]), stage2.end());
+  }
+}
+
+TEST_F(SceneDatasetTest, Stage2MayHaveShortDialoguesToo) {
+  Make();
+  const json without = Read("stage2.json");
+  options_.out = root_ / "b";
+  options_.dialogues = 5;
+  Make();
+  const json records = Read("stage2.json");
+  ASSERT_EQ(records.size(), without.size() + 5 * 40);
+  EXPECT_EQ(Read("dataset.json").at("contents").at("stage2_records"), records.size());
+  std::set<std::string> texts;
+  json others = json::array();
+  size_t longest = 0;
+  for (size_t i = 0; i < records.size(); ++i) {
+    const json& record = records[i];
+    ExpectLlavaRecord(record);
+    const std::string id = record.at("id");
+    if (!id.starts_with("dialogue-")) {
+      others.push_back(record);
+      continue;
+    }
+    EXPECT_EQ(id.size(), std::string("dialogue-000042-3").size());
+    EXPECT_EQ(record.at("image"), records[i - 1].at("image")) << "one picture stands together";
+    texts.insert(record.at("conversations").dump());
+    longest = std::max(longest, record.at("conversations").size());
+  }
+  EXPECT_EQ(others, without);
+  EXPECT_GE(texts.size(), 150u);
+  EXPECT_GE(longest, 4u) << "some are chains";
+}
+
 TEST_F(SceneDatasetTest, EqualSeedsGiveEqualBytes) {
   options_.jobs = 1;
   Make();
@@ -252,6 +296,13 @@ TEST_F(SceneDatasetTest, RefusesWrongOptionsBeforeTouchingAnything) {
   EXPECT_THROW(WriteSceneDataset(options_, log_), std::invalid_argument);
   options_.scenes.max_objects = 3;
   options_.count = 0;
+  EXPECT_THROW(WriteSceneDataset(options_, log_), std::invalid_argument);
+  options_.count = 1;
+  options_.stage1 = false;
+  options_.stage1_detail = true;
+  EXPECT_THROW(WriteSceneDataset(options_, log_), std::invalid_argument);
+  options_.stage1_detail = options_.stage2 = false;
+  options_.dialogues = 2;
   EXPECT_THROW(WriteSceneDataset(options_, log_), std::invalid_argument);
   EXPECT_FALSE(fs::exists(options_.out));
 }

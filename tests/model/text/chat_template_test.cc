@@ -159,6 +159,57 @@ TEST(ChatTemplateTest, TrainingMovesMarksToTheFront) {
   EXPECT_EQ(text(User(" <image> "), false), " USER:  <image>  ASSISTANT: A</s>");
 }
 
+TEST(ChatTemplateTest, TrainingPutsMarksWhereItIsTold) {
+  using Place = ChatTemplate::MarkPlace;
+  const auto text = [](const ChatTemplate& t, std::vector<ChatMessage> chat, Place place) {
+    return t.RenderTraining(chat, true, place).text.substr(t.system().size());
+  };
+  const ChatTemplate v1 = ChatTemplate::Builtin("v1");
+  const auto one = [&](const char* question, Place place) {
+    return text(v1, {User(question), Assistant("A")}, place);
+  };
+  const std::string front = " USER: <image>\nWhat? ASSISTANT: A</s>";
+  const std::string end = " USER: What?\n<image> ASSISTANT: A</s>";
+  for (const char* question : {"<image>\nWhat?", "What? <image>", " <image>What?\n"}) {
+    EXPECT_EQ(one(question, Place::kFront), front);
+    EXPECT_EQ(one(question, Place::kEnd), end);
+  }
+  EXPECT_EQ(one("<image> What?", Place::kAsWritten), front);
+  EXPECT_EQ(one("What? <image>\n", Place::kAsWritten), end);
+  EXPECT_EQ(one(" In <image> what? ", Place::kAsWritten),
+            " USER: In <image> what? ASSISTANT: A</s>");
+  EXPECT_EQ(one("<image> or <image>?", Place::kAsWritten),
+            " USER: <image> or <image>? ASSISTANT: A</s>");
+  EXPECT_EQ(text(v1, {User("Both? <image> <image>", 2), Assistant("A")}, Place::kAsWritten),
+            " USER: Both?\n<image>\n<image> ASSISTANT: A</s>");
+  EXPECT_EQ(one("<image>", Place::kEnd), " USER: <image> ASSISTANT: A</s>");
+  EXPECT_EQ(one("no mark", Place::kEnd), " USER: no mark ASSISTANT: A</s>");
+  // Every question by itself.
+  EXPECT_EQ(
+      text(v1, {User("a <image>"), Assistant("A"), User("<image> b"), Assistant("B")}, Place::kEnd),
+      " USER: a\n<image> ASSISTANT: A</s>USER: b\n<image> ASSISTANT: B</s>");
+
+  const ChatTemplate marked = ChatTemplate::Parse(
+      R"({"name": "x", "image": {"prefix": "<im_start>", "suffix": "<im_end>\n"},
+          "user": {"prefix": "U:"}, "assistant": {"prefix": "A:"}})");
+  const auto wrapped = [&](const char* question, Place place) {
+    return text(marked, {User(question), Assistant("A")}, place);
+  };
+  EXPECT_EQ(wrapped("<image>Q", Place::kFront), "U:<im_start><image><im_end>\nQA:A");
+  EXPECT_EQ(wrapped("<image>Q", Place::kEnd), "U:Q\n<im_start><image><im_end>A:A");
+  EXPECT_EQ(wrapped("in <image> Q", Place::kAsWritten), "U:in <im_start><image><im_end> QA:A");
+
+  const std::vector<ChatMessage> chat = {User("Q\n<image>"), Assistant("A")};
+  EXPECT_EQ(text(ChatTemplate::Builtin("emoji"), chat, Place::kEnd),
+            "USER:Q<image>ASSISTANT:A</s>");
+  for (const Place place : {Place::kFront, Place::kEnd, Place::kAsWritten}) {
+    EXPECT_EQ(text(ChatTemplate::Builtin("plain"), chat, place), "<image>A\n");
+  }
+  EXPECT_EQ(text(ChatTemplate::Builtin("plain"), {User("in <image> what?"), Assistant("A")},
+                 Place::kAsWritten),
+            "<image>A\n");
+}
+
 TEST(ChatTemplateTest, AnswersAreTheBytesToTrain) {
   const std::vector<ChatMessage> chat = {User("<image>\nQ1"), Assistant("A1"), User("Q2"),
                                          Assistant("A2")};

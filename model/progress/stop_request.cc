@@ -1,4 +1,4 @@
-#include "model/datagen/stop_request.h"
+#include "model/progress/stop_request.h"
 
 #include <atomic>
 #include <csignal>

@@ -9,8 +9,8 @@
 
 namespace llava {
 
-std::string_view BriefQuestionsText();     // questions/brief.txt
-std::string_view DetailedQuestionsText();  // questions/detailed.txt
+std::string_view BriefQuestionsText();     // brief.txt
+std::string_view DetailedQuestionsText();  // detailed.txt
 
 // The lines of a list without white space at their ends; empty lines are left out. Throws
 // std::invalid_argument naming `source` if no line is left, or one holds "<image>".

@@ -1,4 +1,4 @@
-#include "model/datagen/question_lists.h"
+#include "model/data/questions/question_lists.h"
 
 #include <gtest/gtest.h>
 #include <unistd.h>

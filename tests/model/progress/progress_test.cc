@@ -1,4 +1,4 @@
-#include "model/datagen/progress.h"
+#include "model/progress/progress.h"
 
 #include <gtest/gtest.h>
 
@@ -17,12 +17,12 @@ TEST(ProgressTest, TellsShareRateAndTimeLeft) {
 
 TEST(ProgressTest, DrawsABar) {
   EXPECT_EQ(ProgressText("x", 1, 2, 1, true),
-            "x [############............] 1/2 (50 %) 1/s, 0:01 left");
+            "x [############............] 1/2 (50 %) 1.0/s, 0:01 left");
 }
 
 TEST(ProgressTest, SurvivesNothingDoneAndNothingToDo) {
-  EXPECT_EQ(ProgressText("x", 0, 10, 0, false), "x 0/10 (0 %) 0/s");
-  EXPECT_EQ(ProgressText("x", 0, 0, 0, false), "x 0/0 (100 %) 0/s");
+  EXPECT_EQ(ProgressText("x", 0, 10, 0, false), "x 0/10 (0 %) 0.0/s");
+  EXPECT_EQ(ProgressText("x", 0, 0, 0, false), "x 0/0 (100 %) 0.0/s");
 }
 
 TEST(ProgressTest, WritesPlainLinesWhereThereIsNoTerminal) {

@@ -1,4 +1,4 @@
-#include "model/datagen/progress.h"
+#include "model/progress/progress.h"
 
 #include <unistd.h>
 
@@ -19,7 +19,7 @@ std::string ProgressText(const std::string& what, uint64_t done, uint64_t total,
   }
   text += std::to_string(done) + "/" + std::to_string(total);
   char part[80];
-  std::snprintf(part, sizeof(part), " (%.0f %%) %.0f/s", 100 * share, rate);
+  std::snprintf(part, sizeof(part), " (%.0f %%) %.*f/s", 100 * share, rate < 9.95 ? 1 : 0, rate);
   text += part;
   if (done < total && rate > 0) {
     const auto left = static_cast<uint64_t>(static_cast<double>(total - done) / rate + 0.5);
@@ -54,8 +54,9 @@ void Progress::Finish(uint64_t done) {
 void Progress::Draw(uint64_t done) {
   drawn_ = Clock::now();
   const double seconds = std::chrono::duration<double>(drawn_ - begin_).count();
-  const std::string text =
+  std::string text =
       ProgressText(what_, done - std::min(done, skipped_), total_ - skipped_, seconds, terminal_);
+  if (!note_.empty()) text += ", " + note_;
   std::fprintf(stream_, terminal_ ? "\r%s\x1b[K" : "%s\n", text.c_str());
   std::fflush(stream_);
 }

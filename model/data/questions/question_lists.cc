@@ -1,4 +1,4 @@
-#include "model/datagen/question_lists.h"
+#include "model/data/questions/question_lists.h"
 
 #include <cerrno>
 #include <cstring>
@@ -41,11 +41,11 @@ std::vector<std::string> ReadQuestionList(const std::filesystem::path& path) {
 }
 
 std::vector<std::string> BriefQuestions() {
-  return ParseQuestionList(BriefQuestionsText(), "questions/brief.txt");
+  return ParseQuestionList(BriefQuestionsText(), "brief.txt");
 }
 
 std::vector<std::string> DetailedQuestions() {
-  return ParseQuestionList(DetailedQuestionsText(), "questions/detailed.txt");
+  return ParseQuestionList(DetailedQuestionsText(), "detailed.txt");
 }
 
 }  // namespace llava

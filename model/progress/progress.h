@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <string>
+#include <utility>
 
 namespace llava {
 
@@ -21,6 +22,8 @@ class Progress {
   Progress(std::FILE* stream, std::string what, uint64_t total, uint64_t skipped = 0);
   // Draws if it is time to: 10 times a second on a terminal, else every 10 seconds.
   void Update(uint64_t done);
+  // What else to show behind the bar, from the next drawing on: "loss 1.234".
+  void set_note(std::string note) { note_ = std::move(note); }
   // Draws the last state and ends the line.
   void Finish(uint64_t done);
 
@@ -30,7 +33,7 @@ class Progress {
   void Draw(uint64_t done);
 
   std::FILE* stream_;
-  std::string what_;
+  std::string what_, note_;
   uint64_t total_, skipped_;
   bool terminal_;
   Clock::time_point begin_, drawn_;

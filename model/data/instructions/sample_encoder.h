@@ -1,0 +1,69 @@
+#pragma once
+
+// Records as what a network trains on: token ids and labels.
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "model/data/instructions/instruction_record.h"
+#include "model/text/labels.h"
+
+namespace llava {
+
+// Where a question's picture stands.
+enum class ImageOrder {
+  kRandom,  // before or behind the text, by chance (the paper): by seed, epoch and record id
+  kAsData,  // as the data has it
+  kFront,   // before the text, as the published trainer since July 2023
+};
+
+// Where the loss is taken.
+enum class LabelRule {
+  kAnswers,    // MakeLabels
+  kPublished,  // MakePublishedLabels
+};
+
+struct SampleRules {
+  ImageOrder image_order = ImageOrder::kRandom;
+  LabelRule labels = LabelRule::kAnswers;
+  int64_t max_tokens = 2048;   // of a sample, image tokens included
+  int64_t image_tokens = 576;  // that stand for one picture
+  uint64_t seed = 42;
+};
+
+struct EncodedSample {
+  std::vector<int32_t> input_ids;  // kImageToken for a picture
+  std::vector<int64_t> labels;     // kIgnoreLabel where no loss is taken
+  int64_t tokens = 0;              // with all image tokens
+  int64_t trained_tokens = 0;
+  int num_images = 0;     // of the record's, those still in
+  int turns = 0;          // still in
+  int dropped_turns = 0;  // at the end, because they did not fit
+};
+
+// Const after construction, thread-safe.
+class SampleEncoder {
+ public:
+  // `tokenizer` knows the template's special pieces.
+  SampleEncoder(std::shared_ptr<const Tokenizer> tokenizer,
+                std::shared_ptr<const ChatTemplate> chat_template, const SampleRules& rules);
+
+  // What does not fit into max_tokens is cut off in whole turns, so that no answer loses its end.
+  // Throws BadRecord if not even the first turn fits, nothing is left to train, or the template
+  // cannot tell the record.
+  EncodedSample Encode(const InstructionRecord& record, uint64_t epoch) const;
+
+  const SampleRules& rules() const { return rules_; }
+
+ private:
+  EncodedSample Encode(const InstructionRecord& record, ChatTemplate::MarkPlace place) const;
+  EncodedSample EncodeTurns(const InstructionRecord& record, ChatTemplate::MarkPlace place,
+                            size_t turns) const;
+
+  std::shared_ptr<const Tokenizer> tokenizer_;
+  std::shared_ptr<const ChatTemplate> chat_template_;
+  SampleRules rules_;
+};
+
+}  // namespace llava
