@@ -102,7 +102,8 @@ void OverlayProjector(LanguageCheckpoint& checkpoint, const std::filesystem::pat
 // checkpoint that was read from <root>/<name>/N becomes the parent version of what is published.
 // Throws std::invalid_argument for a bad name or recipe, std::runtime_error if writing fails.
 std::filesystem::path PublishTower(const TowerCheckpoint& checkpoint,
-                                   const std::filesystem::path& root, const std::string& name);
+                                   const std::filesystem::path& root, const std::string& name,
+                                   const std::string& recipe = "{}");
 std::filesystem::path PublishLanguage(const LanguageCheckpoint& checkpoint,
                                       const std::filesystem::path& root, const std::string& name,
                                       const std::string& recipe = "{}");

@@ -97,11 +97,11 @@ fs::path Publish(const fs::path& root, const std::string& name, Manifest manifes
 }  // namespace
 
 fs::path PublishTower(const TowerCheckpoint& checkpoint, const fs::path& root,
-                      const std::string& name) {
+                      const std::string& name, const std::string& recipe) {
   Manifest manifest;
   manifest.kind = Manifest::Kind::kTower;
   manifest.tower_digest = checkpoint.digest;
-  manifest.recipe = "{}";
+  manifest.recipe = recipe;
   if (checkpoint.in_repository && checkpoint.name == name) {
     manifest.parent_version = checkpoint.version;
   }

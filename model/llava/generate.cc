@@ -15,13 +15,17 @@ constexpr int64_t kScoredRows = 256;
 
 }  // namespace
 
-GenerateResult Generate(const Llava& model, std::span<const int32_t> ids,
-                        std::span<const at::Tensor> features, const SamplingOptions& sampling,
-                        const StopOptions& stop) {
+Generator::Generator(const Llava& model, std::vector<at::Tensor> image_tokens)
+    : model_(&model),
+      image_tokens_(std::move(image_tokens)),
+      cache_(model.decoder().config(), model.decoder().device(), model.decoder().dtype()) {}
+
+GenerateResult Generator::Reply(std::span<const int32_t> ids, const SamplingOptions& sampling,
+                                const StopOptions& stop) {
   c10::InferenceMode guard;
-  const LlamaDecoder& decoder = model.decoder();
+  const LlamaDecoder& decoder = model_->decoder();
   GenerateResult result;
-  result.prompt_tokens = model.ExpandedLength(ids);
+  result.prompt_tokens = model_->ExpandedLength(ids);
   const int64_t room = decoder.config().max_position_embeddings - result.prompt_tokens;
   if (room < 1 || ids.empty()) {
     throw std::invalid_argument("a prompt of " + std::to_string(result.prompt_tokens) +
@@ -30,23 +34,44 @@ GenerateResult Generate(const Llava& model, std::span<const int32_t> ids,
   }
   StopOptions limits = stop;
   limits.max_new_tokens = static_cast<uint32_t>(std::min<int64_t>(stop.max_new_tokens, room));
-  Answer answer(model.tokenizer(), std::move(limits));
-  KvCache cache(decoder.config(), decoder.device(), decoder.dtype());
-  at::Tensor embeddings = model.Embed(ids, features);
+  Answer answer(model_->tokenizer(), std::move(limits));
+
+  // The last token is always computed: its hidden state begins the answer.
+  const auto differ =
+      std::mismatch(ids.begin(), ids.end() - 1, cached_.begin(), cached_.end()).first;
+  const std::span<const int32_t> known(ids.begin(), differ);
+  cached_.assign(known.begin(), known.end());
+  cache_.Truncate(model_->ExpandedLength(known));
+  const size_t known_pictures =
+      std::min<size_t>(std::count(known.begin(), known.end(), kImageToken), image_tokens_.size());
+  std::span<const int32_t> next = ids.subspan(known.size());
+  at::Tensor embeddings =
+      model_->Splice(next, std::span<const at::Tensor>(image_tokens_).subspan(known_pictures));
   while (answer.state() == Answer::State::kRunning) {
-    const Segment segment{.tokens = embeddings.size(0), .cache = &cache};
+    const Segment segment{.tokens = embeddings.size(0), .cache = &cache_};
     const at::Tensor hidden = decoder.Forward(embeddings, {&segment, 1});
+    cached_.insert(cached_.end(), next.begin(), next.end());
     const at::Tensor row = decoder.Logits(hidden.narrow(0, hidden.size(0) - 1, 1)).cpu();
     const std::span<const float> logits(row.const_data_ptr<float>(), row.numel());
-    const int32_t id = Sample(logits.first(model.num_known_ids()), sampling, ids, result.ids);
+    const int32_t id = Sample(logits.first(model_->num_known_ids()), sampling, ids, result.ids);
     result.ids.push_back(id);
     result.logprobs.push_back(LogprobsOf(logits, id, 0).chosen.logprob);
     result.text += answer.Push(id);
+    next = std::span(result.ids).last(1);
     embeddings = decoder.Embed(at::tensor({static_cast<int64_t>(id)}, at::kLong));
   }
   result.text += answer.Finish();
   result.state = answer.state();
   return result;
+}
+
+GenerateResult Generate(const Llava& model, std::span<const int32_t> ids,
+                        std::span<const at::Tensor> features, const SamplingOptions& sampling,
+                        const StopOptions& stop) {
+  c10::InferenceMode guard;
+  std::vector<at::Tensor> image_tokens;
+  if (!features.empty()) image_tokens = model.Project(features).unbind();
+  return Generator(model, std::move(image_tokens)).Reply(ids, sampling, stop);
 }
 
 std::vector<std::optional<float>> ScoreTokens(const Llava& model, std::span<const int32_t> ids,

@@ -32,6 +32,25 @@ GenerateResult Generate(const Llava& model, std::span<const int32_t> ids,
                         std::span<const at::Tensor> features, const SamplingOptions& sampling,
                         const StopOptions& stop);
 
+// Answers several prompts about the same pictures. What a prompt has in common with the last one
+// and its answer, such as the pictures or earlier turns, is not computed anew. One thread.
+class Generator {
+ public:
+  // `image_tokens`: [N, D] for each kImageToken of every prompt (Llava::Project). The model must
+  // outlive the generator, its parameters unchanged.
+  Generator(const Llava& model, std::vector<at::Tensor> image_tokens);
+
+  // As Generate.
+  GenerateResult Reply(std::span<const int32_t> ids, const SamplingOptions& sampling,
+                       const StopOptions& stop);
+
+ private:
+  const Llava* model_;
+  std::vector<at::Tensor> image_tokens_;
+  KvCache cache_;
+  std::vector<int32_t> cached_;  // the ids, pictures as marks, whose keys and values are in cache_
+};
+
 // Log-probability of every token of the prompt given what stands before it, one entry per position
 // after expansion: nothing for image tokens and for the first token. Same errors as Generate.
 std::vector<std::optional<float>> ScoreTokens(const Llava& model, std::span<const int32_t> ids,

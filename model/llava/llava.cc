@@ -1,6 +1,7 @@
 #include "model/llava/llava.h"
 
 #include <algorithm>
+#include <numeric>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -18,6 +19,14 @@ namespace {
 
 int64_t CountImages(std::span<const int32_t> ids) {
   return std::count(ids.begin(), ids.end(), kImageToken);
+}
+
+void CheckMarks(std::span<const int32_t> ids, size_t pictures, const char* what) {
+  const int64_t num_images = CountImages(ids);
+  if (num_images == static_cast<int64_t>(pictures)) return;
+  throw std::invalid_argument("the prompt has " + std::to_string(num_images) +
+                              " image marks, but " + what + std::to_string(pictures) +
+                              " pictures were given");
 }
 
 }  // namespace
@@ -42,26 +51,12 @@ int64_t Llava::ExpandedLength(std::span<const int32_t> ids) const {
 }
 
 at::Tensor Llava::Embed(std::span<const int32_t> ids, std::span<const at::Tensor> features) const {
-  const int64_t num_images = CountImages(ids);
-  if (num_images != static_cast<int64_t>(features.size())) {
-    throw std::invalid_argument("the prompt has " + std::to_string(num_images) +
-                                " image marks, but features of " + std::to_string(features.size()) +
-                                " pictures were given");
-  }
-  std::vector<int64_t> text;
-  text.reserve(ids.size());
-  for (const int32_t id : ids) {
-    if (id == kImageToken) continue;
-    if (id < 0 || id >= config_.decoder.vocab_size) {
-      throw std::invalid_argument("token id " + std::to_string(id) +
-                                  " is not in the model's vocabulary of " +
-                                  std::to_string(config_.decoder.vocab_size));
-    }
-    text.push_back(id);
-  }
-  const at::Tensor words = decoder_->Embed(at::tensor(text, at::kLong));
-  if (num_images == 0) return words;
+  CheckMarks(ids, features.size(), "features of ");
+  if (features.empty()) return Splice(ids, {});
+  return Splice(ids, Project(features).unbind());
+}
 
+at::Tensor Llava::Project(std::span<const at::Tensor> features) const {
   std::vector<at::Tensor> pictures;
   pictures.reserve(features.size());
   for (const at::Tensor& picture : features) {
@@ -74,10 +69,37 @@ at::Tensor Llava::Embed(std::span<const int32_t> ids, std::span<const at::Tensor
     }
     pictures.push_back(picture.to(at::TensorOptions(decoder_->device()).dtype(decoder_->dtype())));
   }
-  const at::Tensor projected = projector_->Forward(at::stack(pictures));  // [pictures, N, D]
+  return projector_->Forward(at::stack(pictures));
+}
+
+at::Tensor Llava::Splice(std::span<const int32_t> ids,
+                         std::span<const at::Tensor> image_tokens) const {
+  CheckMarks(ids, image_tokens.size(), "image tokens of ");
+  std::vector<int64_t> text;
+  text.reserve(ids.size());
+  for (const int32_t id : ids) {
+    if (id == kImageToken) continue;
+    if (id < 0 || id >= config_.decoder.vocab_size) {
+      throw std::invalid_argument("token id " + std::to_string(id) +
+                                  " is not in the model's vocabulary of " +
+                                  std::to_string(config_.decoder.vocab_size));
+    }
+    text.push_back(id);
+  }
+  for (const at::Tensor& picture : image_tokens) {
+    if (picture.dim() != 2 || picture.size(0) != num_image_tokens_ ||
+        picture.size(1) != config_.decoder.hidden_size) {
+      std::ostringstream message;
+      message << "image tokens of shape " << picture.sizes() << ", expected [" << num_image_tokens_
+              << ", " << config_.decoder.hidden_size << "]";
+      throw std::invalid_argument(message.str());
+    }
+  }
+  const at::Tensor words = decoder_->Embed(at::tensor(text, at::kLong));
+  if (image_tokens.empty()) return words;
 
   std::vector<at::Tensor> parts;
-  parts.reserve(2 * num_images + 1);
+  parts.reserve(2 * image_tokens.size() + 1);
   int64_t begin = 0, end = 0, image = 0;  // stretch of words not yet placed
   const auto place_words = [&] {
     if (end > begin) parts.push_back(words.narrow(0, begin, end - begin));
@@ -89,7 +111,7 @@ at::Tensor Llava::Embed(std::span<const int32_t> ids, std::span<const at::Tensor
       continue;
     }
     place_words();
-    parts.push_back(projected.select(0, image++));
+    parts.push_back(image_tokens[image++]);
   }
   place_words();
   return at::cat(parts);
@@ -118,27 +140,82 @@ void Llava::VisitParameters(const ParameterVisitor& visit) {
   decoder_->VisitParameters(visit);
 }
 
+namespace {
+
+// The rows of one sample in the batch: its segment, and which hidden state predicts which token.
+class SampleRows {
+ public:
+  SampleRows(const Llava& model, const LabelledSample& sample)
+      : model_(model),
+        sample_(sample),
+        labels_(model.Expand(sample.input_ids, sample.labels, kIgnoreLabel)) {
+    segment_.tokens = static_cast<int64_t>(labels_.size());
+    if (sample.branches.empty() && sample.shared == 0) return;
+    segment_.branches = sample.branches;
+    const int64_t branched =
+        std::accumulate(sample.branches.begin(), sample.branches.end(), int64_t{0});
+    const auto ids = static_cast<int64_t>(sample.input_ids.size());
+    if (sample.shared < 1 || sample.shared + branched != ids) {
+      throw std::invalid_argument("a sample of " + std::to_string(ids) + " ids cannot have " +
+                                  std::to_string(sample.shared) + " shared ones and branches of " +
+                                  std::to_string(branched));
+    }
+    const auto tail = sample.input_ids.subspan(sample.shared);
+    if (CountImages(tail) > 0) {
+      throw std::invalid_argument("a branch of a sample has an image mark; marks are shared");
+    }
+    segment_.shared = segment_.tokens - branched;
+  }
+
+  const Segment& segment() const { return segment_; }
+
+  // Appends (row that predicts, token) pairs; `begin`: first row of the sample in the batch.
+  void AddTargets(int64_t begin, std::vector<int64_t>& rows, std::vector<int64_t>& targets) const {
+    const int64_t plain = segment_.branches.empty() ? segment_.tokens : segment_.shared;
+    for (int64_t i = 1; i < plain; ++i) Add(begin + i - 1, labels_[i], rows, targets);
+    int64_t first = plain;
+    for (const int64_t length : segment_.branches) {
+      // The last shared token predicts the first one of every branch.
+      Add(begin + plain - 1, labels_[first], rows, targets);
+      for (int64_t i = first + 1; i < first + length; ++i) {
+        Add(begin + i - 1, labels_[i], rows, targets);
+      }
+      first += length;
+    }
+  }
+
+ private:
+  void Add(int64_t row, int64_t label, std::vector<int64_t>& rows,
+           std::vector<int64_t>& targets) const {
+    if (label == kIgnoreLabel) return;
+    if (label < 0 || label >= model_.config().decoder.vocab_size) {
+      throw std::invalid_argument("label " + std::to_string(label) +
+                                  " is not in the model's vocabulary of " +
+                                  std::to_string(model_.config().decoder.vocab_size));
+    }
+    rows.push_back(row);
+    targets.push_back(label);
+  }
+
+  const Llava& model_;
+  const LabelledSample& sample_;
+  std::vector<int64_t> labels_;
+  Segment segment_;
+};
+
+}  // namespace
+
 at::Tensor Loss(const Llava& model, std::span<const LabelledSample> batch) {
   std::vector<at::Tensor> embeddings;
   std::vector<Segment> segments;
-  std::vector<int64_t> rows, targets;  // hidden state that predicts, token to predict
+  std::vector<int64_t> rows, targets;
   int64_t begin = 0;
   for (const LabelledSample& sample : batch) {
-    const std::vector<int64_t> labels = model.Expand(sample.input_ids, sample.labels, kIgnoreLabel);
-    const int64_t length = static_cast<int64_t>(labels.size());
-    for (int64_t i = 1; i < length; ++i) {
-      if (labels[i] == kIgnoreLabel) continue;
-      if (labels[i] < 0 || labels[i] >= model.config().decoder.vocab_size) {
-        throw std::invalid_argument("label " + std::to_string(labels[i]) +
-                                    " is not in the model's vocabulary of " +
-                                    std::to_string(model.config().decoder.vocab_size));
-      }
-      rows.push_back(begin + i - 1);
-      targets.push_back(labels[i]);
-    }
+    const SampleRows sample_rows(model, sample);
+    sample_rows.AddTargets(begin, rows, targets);
     embeddings.push_back(model.Embed(sample.input_ids, sample.features));
-    segments.push_back({.tokens = length});
-    begin += length;
+    segments.push_back(sample_rows.segment());
+    begin += segments.back().tokens;
   }
   if (targets.empty()) {
     throw std::invalid_argument("none of the " + std::to_string(begin) + " tokens of the " +

@@ -32,6 +32,11 @@ class Llava {
   // Throws std::invalid_argument if the numbers of marks and tensors differ or a shape does not fit
   // (both are told), or an id has no embedding. Features of any dtype and device.
   at::Tensor Embed(std::span<const int32_t> ids, std::span<const at::Tensor> features) const;
+  // The two halves of Embed, for pictures that several prompts share and for what stands in their
+  // place: features -> image tokens [pictures, N, D]; ids and one [N, D] tensor in the decoder's
+  // dtype and on its device per kImageToken -> [T, D]. Errors as Embed.
+  at::Tensor Project(std::span<const at::Tensor> features) const;
+  at::Tensor Splice(std::span<const int32_t> ids, std::span<const at::Tensor> image_tokens) const;
   // Per-id values (labels) over the expanded sequence: `fill` for image tokens. Throws
   // std::invalid_argument unless there is one value per id.
   std::vector<int64_t> Expand(std::span<const int32_t> ids, std::span<const int64_t> values,
@@ -62,6 +67,10 @@ struct LabelledSample {
   std::span<const int32_t> input_ids;  // kImageToken marks pictures
   std::span<const int64_t> labels;     // kIgnoreLabel where no loss is taken
   std::vector<at::Tensor> features;    // one per mark
+  // Several samples that begin alike, in one row (see Segment): the first `shared` ids, which hold
+  // all marks, then branches of so many ids each. Empty: one sample.
+  int64_t shared = 0;
+  std::vector<int64_t> branches = {};
 };
 
 // Mean cross entropy over all labelled tokens of the batch (labels shifted by one within each

@@ -12,48 +12,42 @@
 #include "model/ops/ops.h"
 
 namespace llava {
+namespace {
+
+constexpr const char* kEmbeddings = "vision_model.embeddings.";
+constexpr const char* kPreNorm = "vision_model.pre_layrnorm.";  // misspelled by its inventors
+constexpr const char* kPostNorm = "vision_model.post_layernorm.";
+
+}  // namespace
 
 ClipTower::ClipTower(const VisionConfig& config, const TensorSource& tensors, at::Device device,
                      at::ScalarType dtype)
     : config_(config), device_(device), dtype_(dtype) {
-  const int64_t width = config.hidden_size, inner = config.intermediate_size;
+  const int64_t width = config.hidden_size;
   ParameterReader reader(tensors, device, dtype);
-  const std::string embeddings = "vision_model.embeddings.";
+  const std::string embeddings = kEmbeddings;
   class_embedding_ = reader.Read(embeddings + "class_embedding", {width});
   patch_embedding_ =
       reader.Read(embeddings + "patch_embedding.weight",
                   {width, config.num_channels, config.patch_size, config.patch_size});
   position_embedding_ =
       reader.Read(embeddings + "position_embedding.weight", {config.num_patches() + 1, width});
-  pre_norm_weight_ = reader.Read("vision_model.pre_layrnorm.weight", {width});  // sic
-  pre_norm_bias_ = reader.Read("vision_model.pre_layrnorm.bias", {width});
+  pre_norm_weight_ = reader.Read(std::string(kPreNorm) + "weight", {width});
+  pre_norm_bias_ = reader.Read(std::string(kPreNorm) + "bias", {width});
+  const ClipBlockShape shape{width, config.intermediate_size, config.num_heads,
+                             config.layer_norm_eps, config.activation};
   for (int64_t i = 0; i < config.num_layers; ++i) {
-    const std::string name = "vision_model.encoder.layers." + std::to_string(i) + ".";
-    const auto joined = [&](const std::string& part, at::IntArrayRef shape) {
-      const at::Tensor q = reader.Read(name + "self_attn.q_proj." + part, shape);
-      const at::Tensor k = reader.Read(name + "self_attn.k_proj." + part, shape);
-      const at::Tensor v = reader.Read(name + "self_attn.v_proj." + part, shape);
-      return q.defined() && k.defined() && v.defined() ? at::cat({q, k, v}) : at::Tensor();
-    };
-    Block block;
-    block.norm1_weight = reader.Read(name + "layer_norm1.weight", {width});
-    block.norm1_bias = reader.Read(name + "layer_norm1.bias", {width});
-    block.norm2_weight = reader.Read(name + "layer_norm2.weight", {width});
-    block.norm2_bias = reader.Read(name + "layer_norm2.bias", {width});
-    block.qkv_weight = joined("weight", {width, width});
-    block.qkv_bias = joined("bias", {width});
-    block.out_weight = reader.Read(name + "self_attn.out_proj.weight", {width, width});
-    block.out_bias = reader.Read(name + "self_attn.out_proj.bias", {width});
-    block.fc1_weight = reader.Read(name + "mlp.fc1.weight", {inner, width});
-    block.fc1_bias = reader.Read(name + "mlp.fc1.bias", {inner});
-    block.fc2_weight = reader.Read(name + "mlp.fc2.weight", {width, inner});
-    block.fc2_bias = reader.Read(name + "mlp.fc2.bias", {width});
-    blocks_.push_back(std::move(block));
+    blocks_.emplace_back(shape, "vision_model.encoder.layers." + std::to_string(i) + ".", reader);
+  }
+  if (tensors.tensors().contains(std::string(kPostNorm) + "weight")) {
+    post_norm_weight_ = reader.Read(std::string(kPostNorm) + "weight", {width});
+    post_norm_bias_ = reader.Read(std::string(kPostNorm) + "bias", {width});
   }
   reader.Finish("vision tower");
 }
 
-at::Tensor ClipTower::Forward(const at::Tensor& pixels, int64_t layer) const {
+at::Tensor ClipTower::Forward(const at::Tensor& pixels, int64_t layer,
+                              std::vector<at::Tensor>* hidden_states) const {
   const int64_t num_blocks = layer < 0 ? config_.num_layers + 1 + layer : layer;
   if (num_blocks < 0 || num_blocks > config_.num_layers) {
     throw std::invalid_argument("vision tower: hidden state " + std::to_string(layer) +
@@ -69,8 +63,8 @@ at::Tensor ClipTower::Forward(const at::Tensor& pixels, int64_t layer) const {
             << ", " << side << ", " << side << "]";
     throw std::invalid_argument(message.str());
   }
-  const int64_t batch = pixels.size(0), width = config_.hidden_size, heads = config_.num_heads;
-  const int64_t patch = config_.patch_size, grid = side / patch, head_dim = width / heads;
+  const int64_t batch = pixels.size(0), width = config_.hidden_size;
+  const int64_t patch = config_.patch_size, grid = side / patch;
 
   // A convolution whose stride is its kernel is one matrix product over cut-out patches.
   const at::Tensor patches = pixels.to(at::TensorOptions(device_).dtype(dtype_))
@@ -82,21 +76,10 @@ at::Tensor ClipTower::Forward(const at::Tensor& pixels, int64_t layer) const {
   at::Tensor x = ops::Linear(patches, patch_embedding_.flatten(1));
   x = at::cat({class_embedding_.expand({batch, 1, width}), x}, 1) + position_embedding_;
 
-  const auto norm = [&](const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias) {
-    return at::layer_norm(input, {width}, weight, bias, config_.layer_norm_eps);
-  };
-  x = norm(x, pre_norm_weight_, pre_norm_bias_);
+  x = at::layer_norm(x, {width}, pre_norm_weight_, pre_norm_bias_, config_.layer_norm_eps);
   for (int64_t i = 0; i < num_blocks; ++i) {
-    const Block& block = blocks_[i];
-    const at::Tensor qkv =
-        ops::Linear(norm(x, block.norm1_weight, block.norm1_bias), block.qkv_weight, block.qkv_bias)
-            .view({batch, -1, 3, heads, head_dim});
-    const at::Tensor attention =
-        ops::Attention(qkv.select(2, 0), qkv.select(2, 1), qkv.select(2, 2), /*causal=*/false);
-    x = x + ops::Linear(attention.flatten(2), block.out_weight, block.out_bias);
-    const at::Tensor inner = ops::Linear(norm(x, block.norm2_weight, block.norm2_bias),
-                                         block.fc1_weight, block.fc1_bias);
-    x = x + ops::Linear(ops::Activate(inner, config_.activation), block.fc2_weight, block.fc2_bias);
+    if (hidden_states) hidden_states->push_back(x);
+    x = blocks_[i].Forward(x);
   }
   return x;
 }
@@ -106,6 +89,27 @@ at::Tensor ClipTower::Features(const at::Tensor& pixels, const FeatureConfig& fe
   return features.select_feature == SelectFeature::kClsPatch
              ? hidden
              : hidden.narrow(1, 1, hidden.size(1) - 1).contiguous();
+}
+
+at::Tensor ClipTower::ClassFeature(const at::Tensor& last_hidden) const {
+  if (!post_norm_weight_.defined()) {
+    throw std::logic_error("vision tower: the checkpoint has no post-norm");
+  }
+  return at::layer_norm(last_hidden.select(1, 0), {config_.hidden_size}, post_norm_weight_,
+                        post_norm_bias_, config_.layer_norm_eps);
+}
+
+void ClipTower::VisitParameters(const ParameterVisitor& visit) {
+  const std::string embeddings = kEmbeddings;
+  visit(embeddings + "class_embedding", class_embedding_);
+  visit(embeddings + "patch_embedding.weight", patch_embedding_);
+  visit(embeddings + "position_embedding.weight", position_embedding_);
+  visit(std::string(kPreNorm) + "weight", pre_norm_weight_);
+  visit(std::string(kPreNorm) + "bias", pre_norm_bias_);
+  for (ClipBlock& block : blocks_) block.VisitParameters(visit);
+  if (!post_norm_weight_.defined()) return;
+  visit(std::string(kPostNorm) + "weight", post_norm_weight_);
+  visit(std::string(kPostNorm) + "bias", post_norm_bias_);
 }
 
 }  // namespace llava

@@ -1,19 +1,43 @@
 #include "model/nn/llama.h"
 
+#include <algorithm>
+#include <memory>
 #include <sstream>
 #include <stdexcept>
 #include <string>
-#include <tuple>
 
 #include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/tensor.h>
 
+#include "model/nn/gradient_checkpoint.h"
 #include "model/nn/parameter_reader.h"
 
 namespace llava {
+namespace {
+
+// In 16 bits on the CPU, LibTorch keeps a compiled product with its work space for every number of
+// rows it has met: gigabytes, and time, for batches that are never the same size. So their sizes
+// are rounded up to a multiple of this; below it they are few.
+constexpr int64_t kRowsRoundedTo = 64;
+
+// Rows to add to `rows` that are multiplied with `weight`.
+int64_t MissingRows(int64_t rows, const at::Tensor& weight) {
+  const bool compiled = weight.is_cpu() && weight.scalar_type() != at::kFloat;
+  if (!compiled || rows <= kRowsRoundedTo) return 0;
+  return (kRowsRoundedTo - rows % kRowsRoundedTo) % kRowsRoundedTo;
+}
+
+// Zeros behind the last row.
+at::Tensor WithRows(const at::Tensor& x, int64_t missing) {
+  return at::constant_pad_nd(x, {0, 0, 0, missing});
+}
+
+}  // namespace
 
 LlamaDecoder::LlamaDecoder(const DecoderConfig& config, const TensorSource& tensors,
                            at::Device device, at::ScalarType dtype)
@@ -50,26 +74,15 @@ at::Tensor LlamaDecoder::Embed(const at::Tensor& ids) const {
   return at::embedding(embed_tokens_, ids.to(device_));
 }
 
-ops::RopeTable LlamaDecoder::RopeOf(std::span<const Segment> segments, int64_t rows) const {
-  std::vector<int64_t> positions;
-  positions.reserve(rows);
-  for (const Segment& segment : segments) {
-    const int64_t begin = segment.cache ? segment.cache->length() : 0;
-    if (segment.tokens < 1) throw std::invalid_argument("decoder: a segment without tokens");
-    if (begin + segment.tokens > config_.max_position_embeddings) {
-      throw std::invalid_argument("decoder: a sequence of " +
-                                  std::to_string(begin + segment.tokens) +
-                                  " tokens is longer than the model's context of " +
-                                  std::to_string(config_.max_position_embeddings));
-    }
-    for (int64_t i = 0; i < segment.tokens; ++i) positions.push_back(begin + i);
+ops::RopeTable LlamaDecoder::RopeOf(const RaggedAttention& attention, int64_t rows) const {
+  const std::vector<int64_t>& positions = attention.positions();
+  const int64_t length = 1 + *std::max_element(positions.begin(), positions.end());
+  if (length > config_.max_position_embeddings) {
+    throw std::invalid_argument("decoder: a sequence of " + std::to_string(length) +
+                                " tokens is longer than the model's context of " +
+                                std::to_string(config_.max_position_embeddings));
   }
-  if (static_cast<int64_t>(positions.size()) != rows) {
-    throw std::invalid_argument("decoder: " + std::to_string(rows) +
-                                " embeddings for segments of " + std::to_string(positions.size()) +
-                                " tokens");
-  }
-  if (segments.size() == 1) {
+  if (positions.back() - positions.front() == rows - 1 && length - positions.front() == rows) {
     return {rope_.cos.narrow(0, positions[0], rows), rope_.sin.narrow(0, positions[0], rows)};
   }
   const at::Tensor index = at::tensor(positions, at::kLong).to(device_);
@@ -77,7 +90,7 @@ ops::RopeTable LlamaDecoder::RopeOf(std::span<const Segment> segments, int64_t r
 }
 
 at::Tensor LlamaDecoder::Attend(int64_t index, const at::Tensor& x,
-                                std::span<const Segment> segments,
+                                const RaggedAttention& attention,
                                 const ops::RopeTable& rope) const {
   const Layer& layer = layers_[index];
   const int64_t rows = x.size(0), heads = config_.num_heads, kv_heads = config_.num_kv_heads;
@@ -88,17 +101,18 @@ at::Tensor LlamaDecoder::Attend(int64_t index, const at::Tensor& x,
                      rope);
   const at::Tensor q = turned.narrow(1, 0, heads), k = turned.narrow(1, heads, kv_heads);
   const at::Tensor v = ops::Linear(x, layer.v).view({rows, kv_heads, config_.head_dim});
-  std::vector<at::Tensor> parts;
-  parts.reserve(segments.size());
-  int64_t begin = 0;
-  for (const Segment& segment : segments) {
-    at::Tensor keys = k.narrow(0, begin, segment.tokens);
-    at::Tensor values = v.narrow(0, begin, segment.tokens);
-    if (segment.cache) std::tie(keys, values) = segment.cache->Append(index, keys, values);
-    parts.push_back(ops::Attention(q.narrow(0, begin, segment.tokens), keys, values, true));
-    begin += segment.tokens;
-  }
-  return ops::Linear((parts.size() == 1 ? parts[0] : at::cat(parts)).flatten(1), layer.o);
+  return ops::Linear(attention.Attend(index, q, k, v).flatten(1), layer.o);
+}
+
+at::Tensor LlamaDecoder::Step(int64_t index, const at::Tensor& x, const RaggedAttention& attention,
+                              const ops::RopeTable& rope) const {
+  const Layer& layer = layers_[index];
+  const at::Tensor seen =
+      x + Attend(index, ops::RmsNorm(x, layer.input_norm, config_.rms_norm_eps), attention, rope);
+  const at::Tensor normed = ops::RmsNorm(seen, layer.post_attention_norm, config_.rms_norm_eps);
+  return seen +
+         ops::Linear(ops::SwiGlu(ops::Linear(normed, layer.gate), ops::Linear(normed, layer.up)),
+                     layer.down);
 }
 
 at::Tensor LlamaDecoder::Forward(const at::Tensor& embeddings, std::span<const Segment> segments,
@@ -109,15 +123,33 @@ at::Tensor LlamaDecoder::Forward(const at::Tensor& embeddings, std::span<const S
             << config_.hidden_size << "]";
     throw std::invalid_argument(message.str());
   }
-  const ops::RopeTable rope = RopeOf(segments, embeddings.size(0));
+  // Shared with the backward pass where that computes layers anew.
+  const auto attention = std::make_shared<const RaggedAttention>(segments, device_);
+  const int64_t rows = embeddings.size(0);
+  if (rows == 0 || static_cast<int64_t>(attention->positions().size()) != rows) {
+    throw std::invalid_argument("decoder: " + std::to_string(rows) +
+                                " embeddings for segments of " +
+                                std::to_string(attention->positions().size()) + " tokens");
+  }
+  if (const int64_t missing = MissingRows(rows, layers_[0].q); missing > 0) {
+    // As a sequence of its own, which nobody sees.
+    std::vector<Segment> rounded(segments.begin(), segments.end());
+    rounded.push_back({.tokens = missing});
+    std::vector<at::Tensor> states;
+    const at::Tensor out =
+        Forward(WithRows(embeddings, missing), rounded, hidden_states ? &states : nullptr);
+    for (const at::Tensor& state : states) hidden_states->push_back(state.narrow(0, 0, rows));
+    return out.narrow(0, 0, rows);
+  }
+  const ops::RopeTable rope = RopeOf(*attention, rows);
+  const bool recompute = gradient_checkpointing_ && at::GradMode::is_enabled();
   at::Tensor x = embeddings;
   for (int64_t i = 0; i < config_.num_layers; ++i) {
-    const Layer& layer = layers_[i];
     if (hidden_states) hidden_states->push_back(x);
-    x = x + Attend(i, ops::RmsNorm(x, layer.input_norm, config_.rms_norm_eps), segments, rope);
-    const at::Tensor normed = ops::RmsNorm(x, layer.post_attention_norm, config_.rms_norm_eps);
-    x = x + ops::Linear(ops::SwiGlu(ops::Linear(normed, layer.gate), ops::Linear(normed, layer.up)),
-                        layer.down);
+    const auto step = [this, i, attention, rope](const at::Tensor& input) {
+      return Step(i, input, *attention, rope);
+    };
+    x = recompute ? Checkpoint(step, x) : step(x);
   }
   // Only now: a call that throws half-way leaves the caches as they were.
   for (const Segment& segment : segments) {
@@ -129,6 +161,9 @@ at::Tensor LlamaDecoder::Forward(const at::Tensor& embeddings, std::span<const S
 }
 
 at::Tensor LlamaDecoder::Logits(const at::Tensor& hidden) const {
+  if (const int64_t missing = MissingRows(hidden.size(0), lm_head_); missing > 0) {
+    return Logits(WithRows(hidden, missing)).narrow(0, 0, hidden.size(0));
+  }
   return ops::Linear(hidden, lm_head_).to(at::kFloat);
 }
 

@@ -12,17 +12,11 @@
 #include "model/config/model_config.h"
 #include "model/nn/kv_cache.h"
 #include "model/nn/parameters.h"
+#include "model/nn/ragged_attention.h"
+#include "model/nn/segment.h"
 #include "model/ops/ops.h"
 
 namespace llava {
-
-// One sequence's part of a ragged batch.
-struct Segment {
-  int64_t tokens = 0;  // rows of this sequence in the batch, at least 1
-  // Earlier tokens, extended by this call; null: none (training, scoring). A cache stands in at
-  // most one segment of a batch.
-  KvCache* cache = nullptr;
-};
 
 // Forward is const; the parameters change only through VisitParameters.
 class LlamaDecoder {
@@ -42,6 +36,10 @@ class LlamaDecoder {
   // hidden [T, D] -> logits [T, V] in float32.
   at::Tensor Logits(const at::Tensor& hidden) const;
 
+  // Keeps only the input of each layer for the backward pass, which computes the layer anew: less
+  // memory for a third more time. For training without caches.
+  void set_gradient_checkpointing(bool on) { gradient_checkpointing_ = on; }
+
   void VisitParameters(const ParameterVisitor& visit);
   const DecoderConfig& config() const { return config_; }
   at::Device device() const { return device_; }
@@ -53,15 +51,19 @@ class LlamaDecoder {
     at::Tensor q, k, v, o;                       // [H Dh, D], [Hkv Dh, D] x 2, [D, H Dh]
     at::Tensor gate, up, down;                   // [F, D] x 2, [D, F]
   };
-  // Cosines and sines of all rows of a batch.
-  ops::RopeTable RopeOf(std::span<const Segment> segments, int64_t rows) const;
+  // Cosines and sines of all rows of a batch of `rows`.
+  ops::RopeTable RopeOf(const RaggedAttention& attention, int64_t rows) const;
+  // Output of layer `index`. x [T, D] -> [T, D].
+  at::Tensor Step(int64_t index, const at::Tensor& x, const RaggedAttention& attention,
+                  const ops::RopeTable& rope) const;
   // Self-attention of layer `index` with its output projection. x [T, D] -> [T, D].
-  at::Tensor Attend(int64_t index, const at::Tensor& x, std::span<const Segment> segments,
+  at::Tensor Attend(int64_t index, const at::Tensor& x, const RaggedAttention& attention,
                     const ops::RopeTable& rope) const;
 
   DecoderConfig config_;
   at::Device device_;
   at::ScalarType dtype_;
+  bool gradient_checkpointing_ = false;
   at::Tensor embed_tokens_;  // [V, D]
   at::Tensor norm_;          // [D]
   at::Tensor lm_head_;       // [V, D]; the embedding itself when tied

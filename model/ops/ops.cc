@@ -1,5 +1,7 @@
 #include "model/ops/ops.h"
 
+#include <optional>
+
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/addcmul.h>
 #include <ATen/ops/arange.h>
@@ -23,7 +25,9 @@ at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps) {
 }
 
 at::Tensor Linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
-  return at::linear(x, weight, bias.defined() ? std::make_optional(bias) : std::nullopt);
+  const at::ScalarType dtype = weight.scalar_type();
+  return at::linear(x.to(dtype), weight,
+                    bias.defined() ? std::make_optional(bias.to(dtype)) : std::nullopt);
 }
 
 at::Tensor Activate(const at::Tensor& x, Activation activation) {
@@ -58,19 +62,29 @@ at::Tensor ApplyRope(const at::Tensor& x, const RopeTable& rope) {
       .to(x.scalar_type());
 }
 
+namespace {
+
+// On the CPU, LibTorch's attention in 16 bits is slower than in float32: several times for one
+// query, no faster for many.
+at::ScalarType AttentionDtype(const at::Tensor& q) {
+  return q.is_cpu() ? at::kFloat : q.scalar_type();
+}
+
+at::Tensor HeadsFirst(const at::Tensor& x,
+                      at::ScalarType dtype) {  // [.., T, H, Dh] -> [B, H, T, Dh]
+  const at::Tensor turned = x.to(dtype).transpose(-3, -2);
+  return turned.dim() == 3 ? turned.unsqueeze(0) : turned;
+}
+
+}  // namespace
+
 at::Tensor Attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool causal) {
   const int64_t num_queries = q.size(-3), num_keys = k.size(-3);
   TORCH_CHECK(!causal || num_keys >= num_queries, "causal attention of ", num_queries,
               " queries over only ", num_keys, " keys");
   TORCH_CHECK(q.size(-2) % k.size(-2) == 0, q.size(-2), " heads are no multiple of ", k.size(-2),
               " key/value heads");
-  // On the CPU, LibTorch's attention in 16 bits is slower than in float32: several times for one
-  // query, no faster for many.
-  const at::ScalarType dtype = q.is_cpu() ? at::kFloat : q.scalar_type();
-  const auto heads_first = [dtype](const at::Tensor& x) {  // [.., T, H, Dh] -> [B, H, T, Dh]
-    const at::Tensor turned = x.to(dtype).transpose(-3, -2);
-    return turned.dim() == 3 ? turned.unsqueeze(0) : turned;
-  };
+  const at::ScalarType dtype = AttentionDtype(q);
   // The library's own causal flag lines up the *first* query with the first key: right only where
   // there are as many queries as keys. A single last query sees everything.
   std::optional<at::Tensor> mask;
@@ -80,10 +94,20 @@ at::Tensor Attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
                .tril(num_keys - num_queries);
   }
   const at::Tensor out = at::scaled_dot_product_attention(
-      heads_first(q), heads_first(k), heads_first(v), mask, /*dropout_p=*/0.0,
+      HeadsFirst(q, dtype), HeadsFirst(k, dtype), HeadsFirst(v, dtype), mask, /*dropout_p=*/0.0,
       /*is_causal=*/causal && num_queries > 1 && !chunk, /*scale=*/std::nullopt,
       /*enable_gqa=*/q.size(-2) != k.size(-2));
   return (q.dim() == 3 ? out.squeeze(0) : out).transpose(-3, -2).to(q.scalar_type());
+}
+
+at::Tensor MaskedAttention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                           const at::Tensor& mask) {
+  const at::ScalarType dtype = AttentionDtype(q);
+  const at::Tensor out = at::scaled_dot_product_attention(
+      HeadsFirst(q, dtype), HeadsFirst(k, dtype), HeadsFirst(v, dtype), mask.to(dtype).unsqueeze(1),
+      /*dropout_p=*/0.0, /*is_causal=*/false, /*scale=*/std::nullopt,
+      /*enable_gqa=*/q.size(-2) != k.size(-2));
+  return out.transpose(-3, -2).to(q.scalar_type());
 }
 
 }  // namespace llava::ops

@@ -18,7 +18,9 @@ namespace llava::ops {
 // x [..., D], weight [D] -> [..., D]. Mean square in float32 whatever the dtype.
 at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps);
 
-// x [..., In], weight [Out, In], bias [Out] or undefined -> [..., Out].
+// x [..., In], weight [Out, In], bias [Out] or undefined -> [..., Out]. Computed in the dtype of
+// the weight, which is that of the result: with 16-bit weights around a float32 `x` this is mixed
+// precision.
 at::Tensor Linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias = {});
 
 // x * sigmoid(1.702 x), or the exact (erf) GELU.
@@ -41,5 +43,10 @@ at::Tensor ApplyRope(const at::Tensor& x, const RopeTable& rope);
 // the one before all but the last, and so on (Tk >= Tq); else every query sees all. Computed in
 // float32 on the CPU; k and v may have that dtype already.
 at::Tensor Attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool causal);
+
+// The same for B sequences with what each query sees: mask [B, Tq, Tk], float32, 0 or -inf, at
+// least one 0 a row.
+at::Tensor MaskedAttention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                           const at::Tensor& mask);
 
 }  // namespace llava::ops

@@ -91,6 +91,40 @@ TEST(GenerateTest, StopsWhenTheContextIsFull) {
   EXPECT_THROW(Generate(model, {}, {}, {}, stop), std::invalid_argument);
 }
 
+TEST(GeneratorTest, AnswersAsGenerateWhateverWasAskedBefore) {
+  const Llava model = TinyLlava();
+  const std::vector<at::Tensor> features = {TinyFeatures(1)};
+  Generator generator(model, model.Project(features).unbind());
+  std::vector<int32_t> follow_up = kPrompt;
+  const auto first = Generate(model, kPrompt, features, {}, Twenty());
+  follow_up.insert(follow_up.end(), first.ids.begin(), first.ids.end());
+  follow_up.insert(follow_up.end(), {40, 41});
+  const std::vector<std::vector<int32_t>> prompts = {
+      kPrompt, follow_up, {1, kImageToken, 50}, kPrompt, {1, kImageToken}, {2, kImageToken, 30}};
+  for (const std::vector<int32_t>& prompt : prompts) {
+    const GenerateResult expected = Generate(model, prompt, features, {}, Twenty());
+    const GenerateResult result = generator.Reply(prompt, {}, Twenty());
+    EXPECT_EQ(result.ids, expected.ids);
+    EXPECT_EQ(result.text, expected.text);
+    EXPECT_EQ(result.prompt_tokens, expected.prompt_tokens);
+    for (size_t i = 0; i < result.logprobs.size(); ++i) {
+      EXPECT_NEAR(result.logprobs[i], expected.logprobs[i], 1e-4);
+    }
+  }
+}
+
+TEST(GeneratorTest, GoesOnAfterAPromptThatWasRefused) {
+  const Llava model = TinyLlava();
+  const std::vector<at::Tensor> features = {TinyFeatures(1)};
+  Generator generator(model, model.Project(features).unbind());
+  generator.Reply(kPrompt, {}, Twenty());
+  const std::vector<int32_t> unknown = {1, kImageToken, 30, 99999}, no_picture = {1, 30};
+  EXPECT_THROW(generator.Reply(unknown, {}, Twenty()), std::invalid_argument);
+  EXPECT_THROW(generator.Reply(no_picture, {}, Twenty()), std::invalid_argument);
+  EXPECT_EQ(generator.Reply(kPrompt, {}, Twenty()).ids,
+            Generate(model, kPrompt, features, {}, Twenty()).ids);
+}
+
 TEST(GenerateTest, NeverDrawsPaddingRowsOfTheTable) {
   LanguageCheckpoint checkpoint = TinyLanguageCheckpoint();
   const int64_t known = checkpoint.tokenizer->vocab_size();

@@ -68,6 +68,19 @@ TEST(LlavaTest, TellsBothNumbersOfWhatDoesNotFit) {
               testing::HasSubstr("5300"));
 }
 
+TEST(LlavaTest, EmbedIsProjectAndSplice) {
+  const Llava model = TinyLlava();
+  const std::vector<int32_t> ids = {1, kImage, 4, kImage};
+  const std::vector<at::Tensor> features = {TinyFeatures(1), TinyFeatures(2)};
+  const at::Tensor projected = model.Project(features);
+  EXPECT_EQ(projected.sizes(), (std::vector<int64_t>{2, 9, 36}));
+  EXPECT_TRUE(at::equal(model.Splice(ids, projected.unbind()), model.Embed(ids, features)));
+  EXPECT_THAT(ErrorOf([&] { model.Splice(ids, projected.unbind().front().unsqueeze(0).unbind()); }),
+              testing::AllOf(testing::HasSubstr("2 image marks"), testing::HasSubstr("1 picture")));
+  EXPECT_THAT(ErrorOf([&] { model.Splice(ids, features); }),
+              testing::AllOf(testing::HasSubstr("[9, 24]"), testing::HasSubstr("[9, 36]")));
+}
+
 TEST(LlavaTest, VisitsProjectorThenDecoder) {
   Llava model = TinyLlava();
   std::vector<std::string> names;

@@ -1,6 +1,9 @@
 #include "model/nn/clip.h"
 
 #include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include <ATen/ATen.h>
 #include <gmock/gmock.h>
@@ -88,6 +91,71 @@ TEST(ClipTowerTest, TellsBothShapesOfWrongPixels) {
     EXPECT_THAT(error.what(), testing::HasSubstr("[1, 3, 12, 13]"));
     EXPECT_THAT(error.what(), testing::HasSubstr("[B, 3, 12, 12]"));
   }
+}
+
+TEST(ClipTowerTest, GivesAllHiddenStatesInOnePass) {
+  const ClipTower tower = MakeTower();
+  const at::Tensor pixels = Pixels(2);
+  std::vector<at::Tensor> states;
+  const at::Tensor last = tower.Forward(pixels, -1, &states);
+  ASSERT_EQ(states.size(), 3);
+  for (int64_t layer = 0; layer < 3; ++layer) {
+    EXPECT_TRUE(at::equal(states[layer], tower.Forward(pixels, layer))) << layer;
+  }
+  EXPECT_TRUE(at::equal(last, tower.Forward(pixels, 3)));
+}
+
+TEST(ClipTowerTest, ClassFeaturesNeedAPostNorm) {
+  const at::Tensor last = MakeTower().Forward(Pixels(2), -1);
+  EXPECT_THROW(MakeTower().ClassFeature(last), std::logic_error);
+
+  const VisionConfig config = TinyTowerConfig();
+  auto tensors = RandomTower(config);
+  tensors["vision_model.post_layernorm.weight"] = at::full({24}, 2.0);
+  tensors["vision_model.post_layernorm.bias"] = at::full({24}, 0.5);
+  const ClipTower tower(config, SourceOf(tensors), at::kCPU, at::kFloat);
+  const at::Tensor expected =
+      2 * at::layer_norm(last.select(1, 0), {24}, std::nullopt, std::nullopt, 1e-5) + 0.5;
+  EXPECT_LT(MaxDifference(tower.ClassFeature(last), expected), 1e-5);
+}
+
+TEST(ClipTowerTest, VisitsEveryTensorUnderItsName) {
+  const VisionConfig config = TinyTowerConfig();
+  auto tensors = RandomTower(config);
+  tensors["vision_model.post_layernorm.weight"] = at::ones({24});
+  tensors["vision_model.post_layernorm.bias"] = at::zeros({24});
+  ClipTower tower(config, SourceOf(tensors), at::kCPU, at::kFloat);
+  size_t visited = 0;
+  tower.VisitParameters([&](const std::string& name, at::Tensor& parameter) {
+    ASSERT_TRUE(tensors.contains(name)) << name;
+    EXPECT_TRUE(at::equal(parameter, tensors.at(name))) << name;
+    ++visited;
+  });
+  EXPECT_EQ(visited, tensors.size());
+}
+
+TEST(ClipTowerTest, ComputesWithWhatAVisitorPutsIn) {
+  const VisionConfig config = TinyTowerConfig();
+  const auto other = RandomTower(config, /*seed=*/9);
+  ClipTower tower = MakeTower();
+  std::vector<std::pair<std::string, at::Tensor>> leaves;
+  tower.VisitParameters([&](const std::string& name, at::Tensor& parameter) {
+    leaves.emplace_back(name, other.at(name).clone().requires_grad_());
+    parameter = leaves.back().second;
+  });
+  const at::Tensor pixels = Pixels(2);
+  const at::Tensor out = tower.Forward(pixels, -1);
+  const ClipTower expected(config, SourceOf(other), at::kCPU, at::kFloat);
+  EXPECT_TRUE(at::equal(out, expected.Forward(pixels, -1)));
+  out.square().sum().backward();
+  for (const auto& [name, leaf] : leaves) {
+    ASSERT_TRUE(leaf.grad().defined()) << name;
+    // Softmax does not care what is added to all keys.
+    if (name.ends_with("k_proj.bias")) continue;
+    EXPECT_GT(leaf.grad().abs().sum().item<double>(), 0) << name;
+  }
+  // The parts of a joined matrix have gradients of their own: no two alike.
+  EXPECT_FALSE(at::equal(leaves[9].second.grad(), leaves[10].second.grad()));
 }
 
 TEST(ClipTowerTest, NamesWhatIsMissing) {

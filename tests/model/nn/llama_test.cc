@@ -1,7 +1,9 @@
 #include "model/nn/llama.h"
 
+#include <map>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include <ATen/ATen.h>
 #include <gmock/gmock.h>
@@ -40,6 +42,65 @@ TEST(LlamaDecoderTest, GoesOnFromItsCacheWhateverThePieces) {
     }
     EXPECT_EQ(cache.length(), 90);
     EXPECT_LT(MaxDifference(at::cat(parts), expected), 2e-5) << "pieces of " << piece;
+  }
+}
+
+TEST(LlamaDecoderTest, BranchesAreSequencesWithTheSameBeginning) {
+  const LlamaDecoder decoder = MakeDecoder();
+  const at::Tensor shared = Ids(11, 1), other = Ids(6, 9);
+  const std::vector<at::Tensor> ends = {Ids(3, 2), Ids(8, 3), Ids(1, 4)};
+  const std::vector<Segment> batch = {{.tokens = 6},
+                                      {.tokens = 23, .shared = 11, .branches = {3, 8, 1}}};
+  const at::Tensor out =
+      decoder.Forward(decoder.Embed(at::cat({other, shared, ends[0], ends[1], ends[2]})), batch);
+  EXPECT_LT(MaxDifference(out.narrow(0, 0, 6), WholeForward(decoder, other)), 2e-5);
+  int64_t begin = 6 + 11;
+  for (const at::Tensor& end : ends) {
+    const at::Tensor alone = WholeForward(decoder, at::cat({shared, end}));
+    EXPECT_LT(MaxDifference(out.narrow(0, 6, 11), alone.narrow(0, 0, 11)), 2e-5);
+    EXPECT_LT(MaxDifference(out.narrow(0, begin, end.size(0)), alone.narrow(0, 11, end.size(0))),
+              2e-5);
+    begin += end.size(0);
+  }
+}
+
+TEST(LlamaDecoderTest, RefusesBranchesThatDoNotAddUp) {
+  const LlamaDecoder decoder = MakeDecoder();
+  KvCache cache(decoder.config(), at::kCPU, at::kFloat);
+  const at::Tensor x = decoder.Embed(Ids(9, 1));
+  for (const Segment& wrong :
+       std::vector<Segment>{{.tokens = 9, .shared = 4, .branches = {3}},
+                            {.tokens = 9, .shared = 0, .branches = {9}},
+                            {.tokens = 9, .shared = 4, .branches = {5, 0}},
+                            {.tokens = 9, .cache = &cache, .shared = 4, .branches = {5}}}) {
+    EXPECT_THROW(decoder.Forward(x, {&wrong, 1}), std::invalid_argument);
+  }
+}
+
+// All gradients of a loss over two sequences, one with branches.
+std::map<std::string, at::Tensor> Gradients(bool checkpointing) {
+  LlamaDecoder decoder = MakeDecoder();
+  decoder.set_gradient_checkpointing(checkpointing);
+  std::map<std::string, at::Tensor> parameters;
+  decoder.VisitParameters([&](const std::string& name, at::Tensor& parameter) {
+    parameters.emplace(name, parameter.requires_grad_());
+  });
+  const std::vector<Segment> batch = {{.tokens = 6},
+                                      {.tokens = 9, .shared = 4, .branches = {3, 2}}};
+  const at::Tensor hidden = decoder.Forward(decoder.Embed(Ids(15, 7)), batch);
+  decoder.Logits(hidden).log_softmax(-1).select(1, 5).sum().backward();
+  std::map<std::string, at::Tensor> gradients;
+  for (const auto& [name, parameter] : parameters) gradients.emplace(name, parameter.grad());
+  return gradients;
+}
+
+TEST(LlamaDecoderTest, GradientCheckpointingChangesNothing) {
+  const auto plain = Gradients(false), recomputed = Gradients(true);
+  ASSERT_EQ(plain.size(), recomputed.size());
+  for (const auto& [name, gradient] : plain) {
+    ASSERT_TRUE(gradient.defined()) << name;
+    EXPECT_GT(gradient.abs().max().item<double>(), 0) << name;
+    EXPECT_TRUE(at::equal(gradient, recomputed.at(name))) << name;
   }
 }
 
@@ -92,6 +153,39 @@ TEST(LlamaDecoderTest, LogitsAreFloat32AndNearInLowerPrecision) {
     EXPECT_EQ(logits.scalar_type(), at::kFloat);
     EXPECT_LT(MaxDifference(logits, expected), dtype == at::kHalf ? 0.03 : 0.2);
   }
+}
+
+TEST(LlamaDecoderTest, RoundsUpTheRowsOfLargeBatchesUnseen) {
+  // 16 bits on the CPU: 70 rows become 128 inside.
+  const LlamaDecoder decoder = MakeDecoder(TinyDecoderConfig(), at::kBFloat16);
+  const LlamaDecoder exact = MakeDecoder();
+  const at::Tensor ids = Ids(70, 5);
+  const std::vector<Segment> batch = {{.tokens = 30, .shared = 9, .branches = {11, 10}},
+                                      {.tokens = 40}};
+  std::vector<at::Tensor> states = {at::zeros({1})}, exact_states;
+  const at::Tensor out = decoder.Forward(decoder.Embed(ids), batch, &states);
+  const at::Tensor expected = exact.Forward(exact.Embed(ids), batch, &exact_states);
+  EXPECT_EQ(out.sizes(), expected.sizes());
+  EXPECT_LT(MaxDifference(out, expected), 0.15);
+  ASSERT_EQ(states.size(), 1 + exact_states.size()) << "behind what was there";
+  for (size_t i = 0; i < exact_states.size(); ++i) {
+    EXPECT_EQ(states[1 + i].sizes(), exact_states[i].sizes());
+  }
+  EXPECT_EQ(decoder.Logits(out).sizes(), (at::IntArrayRef{70, 53}));
+  EXPECT_TRUE(
+      at::equal(decoder.Logits(out).narrow(0, 0, 64), decoder.Logits(out.narrow(0, 0, 64))));
+
+  // With a cache, in two pieces.
+  KvCache cache(decoder.config(), at::kCPU, at::kBFloat16);
+  for (const auto& [begin, count] : {std::pair<int64_t, int64_t>{30, 33}, {63, 7}}) {
+    const Segment piece{.tokens = count, .cache = &cache};
+    const std::vector<Segment> pieces = {piece, {.tokens = 50}};
+    const at::Tensor rows = at::cat({ids.narrow(0, begin, count), Ids(50, 1)});
+    const at::Tensor part = decoder.Forward(decoder.Embed(rows), pieces);
+    ASSERT_EQ(part.size(0), count + 50);
+    EXPECT_LT(MaxDifference(part.narrow(0, 0, count), expected.narrow(0, begin, count)), 0.15);
+  }
+  EXPECT_EQ(cache.length(), 40);
 }
 
 TEST(LlamaDecoderTest, TiedHeadFollowsAReplacedEmbedding) {
