@@ -1,0 +1,152 @@
+#include "model/eval/marks.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <exception>
+#include <map>
+#include <mutex>
+#include <span>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include <ATen/Parallel.h>
+
+#include "model/data/scenes/scoring.h"
+
+namespace llava {
+namespace {
+
+void Mark(const ExamDialogue& dialogue, std::span<const std::string> answers, Marks& marks) {
+  bool all_right = true;
+  for (size_t i = 0; i < dialogue.turns.size(); ++i) {
+    const Turn& turn = dialogue.turns[i];
+    const bool right = SameAnswer(turn.type, turn.answer, answers[i]);
+    all_right &= right;
+    if (dialogue.counted[i]) marks.Of(turn.type) += {right, 1};
+  }
+  if (dialogue.whole) marks.chains += {all_right, 1};
+}
+
+// Turns up to the last one that matters.
+size_t TurnsNeeded(const ExamDialogue& dialogue) {
+  if (dialogue.whole) return dialogue.turns.size();
+  const auto last = std::find(dialogue.counted.rbegin(), dialogue.counted.rend(), true);
+  return dialogue.counted.rend() - last;
+}
+
+}  // namespace
+
+Interval WilsonInterval(const Share& share) {
+  if (share.asked == 0) return {};
+  constexpr double kZ = 1.959963984540054;  // 97.5 % of the normal distribution lie below
+  const double n = static_cast<double>(share.asked), p = share.value(), z2 = kZ * kZ;
+  const double centre = (p + z2 / (2 * n)) / (1 + z2 / n);
+  const double half = kZ / (1 + z2 / n) * std::sqrt(p * (1 - p) / n + z2 / (4 * n * n));
+  return {std::max(0.0, centre - half), std::min(1.0, centre + half)};
+}
+
+Marks& Marks::operator+=(const Marks& other) {
+  for (size_t i = 0; i < types.size(); ++i) types[i] += other.types[i];
+  chains += other.chains;
+  return *this;
+}
+
+int64_t NumTurns(const Exam& exam) {
+  int64_t turns = 0;
+  for (const ExamScene& scene : exam) {
+    for (const ExamDialogue& dialogue : scene.dialogues) {
+      turns += static_cast<int64_t>(TurnsNeeded(dialogue));
+    }
+  }
+  return turns;
+}
+
+Marks Examine(const Exam& exam, const std::function<std::unique_ptr<Examinee>()>& make, int threads,
+              const std::function<void(int64_t turns)>& answered) {
+  // LibTorch's setting is partly per thread and partly common: put back as it was.
+  const int threads_before = at::get_num_threads();
+  Marks marks;
+  std::mutex mutex;
+  std::exception_ptr error;
+  std::atomic<size_t> next = 0;
+  const auto work = [&] {
+    try {
+      at::set_num_threads(1);
+      const auto examinee = make();
+      Marks own;
+      std::vector<std::string> answers;
+      for (size_t i = next++; i < exam.size(); i = next++) {
+        int64_t turns = 0;
+        examinee->Show(exam[i].scene);
+        for (const ExamDialogue& dialogue : exam[i].dialogues) {
+          examinee->Begin();
+          answers.assign(dialogue.turns.size(), "");
+          const size_t needed = TurnsNeeded(dialogue);
+          for (size_t turn = 0; turn < needed; ++turn) {
+            answers[turn] = examinee->Answer(dialogue.turns[turn].question);
+          }
+          Mark(dialogue, answers, own);
+          turns += static_cast<int64_t>(needed);
+        }
+        if (!answered) continue;
+        const std::lock_guard lock(mutex);
+        answered(turns);
+      }
+      const std::lock_guard lock(mutex);
+      marks += own;
+    } catch (...) {
+      next = exam.size();  // the others stop too
+      const std::lock_guard lock(mutex);
+      if (!error) error = std::current_exception();
+    }
+  };
+  {
+    std::vector<std::jthread> workers;
+    for (int i = 0; i < std::max(1, threads); ++i) workers.emplace_back(work);
+  }
+  at::set_num_threads(threads_before);
+  if (error) std::rethrow_exception(error);
+  return marks;
+}
+
+Marks MarkCommonestAnswers(const Exam& exam, const Exam& practice) {
+  struct Answer {
+    int64_t count = 0;
+    std::string text;
+  };
+  std::array<std::map<std::vector<std::string>, Answer>, kNumQuestionTypes> answers;
+  for (const ExamScene& scene : practice) {
+    for (const ExamDialogue& dialogue : scene.dialogues) {
+      for (size_t i = 0; i < dialogue.turns.size(); ++i) {
+        if (!dialogue.counted[i]) continue;  // not in proportion
+        const Turn& turn = dialogue.turns[i];
+        Answer& answer = answers[static_cast<size_t>(turn.type)][KeyWords(turn.type, turn.answer)];
+        ++answer.count;
+        answer.text = turn.answer;
+      }
+    }
+  }
+  std::array<std::string, kNumQuestionTypes> commonest;
+  for (int i = 0; i < kNumQuestionTypes; ++i) {
+    const auto best = std::max_element(
+        answers[i].begin(), answers[i].end(),
+        [](const auto& a, const auto& b) { return a.second.count < b.second.count; });
+    if (best != answers[i].end()) commonest[i] = best->second.text;
+  }
+  Marks marks;
+  std::vector<std::string> given;
+  for (const ExamScene& scene : exam) {
+    for (const ExamDialogue& dialogue : scene.dialogues) {
+      given.clear();
+      for (const Turn& turn : dialogue.turns) {
+        given.push_back(commonest[static_cast<size_t>(turn.type)]);
+      }
+      Mark(dialogue, given, marks);
+    }
+  }
+  return marks;
+}
+
+}  // namespace llava

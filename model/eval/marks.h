@@ -1,0 +1,60 @@
+#pragma once
+
+// Right answers counted, for an examinee and for baselines that need none.
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "model/eval/exam.h"
+#include "model/eval/examinee.h"
+
+namespace llava {
+
+// `right` of `asked`.
+struct Share {
+  int64_t right = 0, asked = 0;
+
+  double value() const {
+    return asked == 0 ? 0 : static_cast<double>(right) / static_cast<double>(asked);
+  }
+  Share& operator+=(const Share& other) {
+    right += other.right;
+    asked += other.asked;
+    return *this;
+  }
+  bool operator==(const Share&) const = default;
+};
+
+struct Interval {
+  double low = 0, high = 1;
+};
+// Where the true share lies with 95 % confidence (Wilson 1927); everything if nothing was asked.
+Interval WilsonInterval(const Share& share);
+
+struct Marks {
+  std::array<Share, kNumQuestionTypes> types;
+  Share chains;  // right in all turns
+
+  Share& Of(QuestionType type) { return types[static_cast<size_t>(type)]; }
+  const Share& Of(QuestionType type) const { return types[static_cast<size_t>(type)]; }
+  Marks& operator+=(const Marks& other);
+  bool operator==(const Marks&) const = default;
+};
+
+// Turns that an exam asks, those of chains that count for nothing included.
+int64_t NumTurns(const Exam& exam);
+
+// Examines on so many threads with one thread of LibTorch each; `make` is called on each of them.
+// `answered` (may be empty) gets the number of turns answered since its last call, on any thread
+// but one at a time. The marks do not depend on the number of threads. Throws what an examinee
+// throws.
+Marks Examine(const Exam& exam, const std::function<std::unique_ptr<Examinee>()>& make, int threads,
+              const std::function<void(int64_t turns)>& answered = {});
+
+// Answers every question of a type by the answer that is the commonest for it in another exam.
+Marks MarkCommonestAnswers(const Exam& exam, const Exam& practice);
+
+}  // namespace llava
