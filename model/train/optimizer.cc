@@ -48,40 +48,43 @@ AdamW::AdamW(std::vector<at::Tensor> parameters, Options options)
     : parameters_(std::move(parameters)), options_(options) {
   at::NoGradGuard guard;
   for (const at::Tensor& parameter : parameters_) {
-    // A float32 parameter is its own master: `to` then gives the same memory.
-    masters_.push_back(parameter.detach().to(at::kFloat));
-    first_moments_.push_back(at::zeros_like(masters_.back()));
-    second_moments_.push_back(at::zeros_like(masters_.back()));
-    steps_.push_back(at::zeros({}, masters_.back().options()));
+    if (parameter.scalar_type() != at::kFloat) {
+      throw std::invalid_argument("AdamW steps float32 parameters only; 16-bit ones need masters");
+    }
+    first_moments_.push_back(at::zeros_like(parameter));
+    second_moments_.push_back(at::zeros_like(parameter));
+    steps_.push_back(at::zeros({}, parameter.options()));
   }
 }
 
 void AdamW::Step(double learning_rate) {
   at::NoGradGuard guard;
-  std::vector<at::Tensor> masters, gradients, first_moments, second_moments, steps;
+  std::vector<at::Tensor> parameters, gradients, first_moments, second_moments, steps;
   for (size_t i = 0; i < parameters_.size(); ++i) {
-    const at::Tensor& gradient = parameters_[i].grad();
-    if (!gradient.defined()) continue;
-    masters.push_back(masters_[i]);
-    gradients.push_back(gradient.to(at::kFloat));
+    if (!parameters_[i].grad().defined()) continue;
+    parameters.push_back(parameters_[i]);
+    gradients.push_back(parameters_[i].grad());
     first_moments.push_back(first_moments_[i]);
     second_moments.push_back(second_moments_[i]);
     steps.push_back(steps_[i]);
   }
-  if (masters.empty()) return;
+  if (parameters.empty()) return;
   at::_foreach_add_(steps, 1);
-  at::_fused_adamw_(masters, gradients, first_moments, second_moments, /*max_exp_avg_sqs=*/{},
+  at::_fused_adamw_(parameters, gradients, first_moments, second_moments, /*max_exp_avg_sqs=*/{},
                     steps, learning_rate, options_.beta1, options_.beta2, options_.weight_decay,
                     options_.eps, /*amsgrad=*/false, /*maximize=*/false);
-  for (size_t i = 0; i < parameters_.size(); ++i) {
-    if (parameters_[i].scalar_type() != at::kFloat && parameters_[i].grad().defined()) {
-      parameters_[i].copy_(masters_[i]);
-    }
-  }
 }
 
 void AdamW::ZeroGradients() {
   for (at::Tensor& parameter : parameters_) parameter.mutable_grad() = at::Tensor();
+}
+
+void AdamW::VisitState(const StateVisitor& visit) {
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    visit(i, "first_moment", first_moments_[i]);
+    visit(i, "second_moment", second_moments_[i]);
+    visit(i, "steps", steps_[i]);
+  }
 }
 
 }  // namespace llava

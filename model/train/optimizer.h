@@ -4,6 +4,7 @@
 // Hutter 2019) with float32 state. Recipes: LLaVA's scripts (betas 0.9/0.999, eps 1e-8, decay 0).
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -20,20 +21,26 @@ int64_t WarmupSteps(int64_t total_steps, double ratio);
 // norm that is not finite is returned too, the gradients are then left as they are: skip the step.
 double ClipGradients(const std::vector<at::Tensor>& parameters, double max_norm);
 
-// 16-bit parameters have float32 masters, which take the steps and are rounded into them. One
-// thread.
+// One thread.
 class AdamW {
  public:
   struct Options {
     double beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0;
   };
+  // float32 leaves. Throws std::invalid_argument for another dtype.
   AdamW(std::vector<at::Tensor> parameters, Options options);
   // Parameters without a gradient are left alone. Gradients stay; ZeroGradients drops them.
   void Step(double learning_rate);
   void ZeroGradients();
 
+  // What Step keeps from call to call, by parameter: "first_moment", "second_moment", "steps". To
+  // be saved, or copied into.
+  using StateVisitor =
+      std::function<void(size_t parameter, const std::string& what, at::Tensor& state)>;
+  void VisitState(const StateVisitor& visit);
+
  private:
-  std::vector<at::Tensor> parameters_, masters_, first_moments_, second_moments_, steps_;
+  std::vector<at::Tensor> parameters_, first_moments_, second_moments_, steps_;
   Options options_;
 };
 

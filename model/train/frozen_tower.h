@@ -1,0 +1,57 @@
+#pragma once
+
+// Features of picture files by a tower that is not trained, kept for later epochs.
+
+#include <atomic>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <mutex>
+#include <unordered_map>
+
+#include <ATen/core/Tensor.h>
+
+#include "model/checkpoint/checkpoint.h"
+#include "model/nn/clip.h"
+#include "model/train/feature_file.h"
+
+namespace llava {
+
+struct FrozenTowerOptions {
+  FeatureConfig features = {};
+  at::ScalarType dtype = at::kFloat;
+  int64_t memory_bytes = 0;  // of features kept in memory; what comes later is not kept
+  std::filesystem::path cache_file = {};  // empty: none
+};
+
+// Computes each picture by itself and on one thread, so that its features depend on nothing but its
+// bytes: not on a batch, not on what is cached. Thread-safe.
+class FrozenTower {
+ public:
+  FrozenTower(const TowerCheckpoint& checkpoint, const FrozenTowerOptions& options);
+
+  // Z_v: [P or P + 1, Dv], without a graph. Throws std::invalid_argument saying what is wrong with
+  // the picture, std::runtime_error if the file cannot be read.
+  at::Tensor Features(const std::filesystem::path& picture) const;
+  // Decodes it, computes nothing. Throws like Features.
+  static void CheckPicture(const std::filesystem::path& picture);
+
+  struct Counts {
+    int64_t computed = 0, from_memory = 0, from_file = 0;
+  };
+  Counts counts() const;
+
+ private:
+  at::Tensor Compute(const std::string& file) const;
+  void Keep(const std::string& name, const at::Tensor& features) const;
+
+  FrozenTowerOptions options_;
+  ClipTower tower_;
+  std::unique_ptr<FeatureFile> file_;
+  mutable std::atomic<int64_t> computed_ = 0, from_memory_ = 0, from_file_ = 0;
+  mutable std::mutex mutex_;  // guards what follows
+  mutable std::unordered_map<std::string, at::Tensor> kept_;
+  mutable int64_t kept_bytes_ = 0;
+};
+
+}  // namespace llava

@@ -1,0 +1,53 @@
+#pragma once
+
+// Micro-batches of instruction data, ready for the network but for the tokens of the pictures.
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "model/data/instructions/instruction_data.h"
+#include "model/data/instructions/sample_encoder.h"
+#include "model/train/frozen_tower.h"
+#include "model/train/row_plan.h"
+#include "model/train/training_rows.h"
+
+namespace llava {
+
+struct InstructionBatch {
+  std::vector<TrainingRow> rows;
+  int64_t samples = 0;
+  int64_t tokens = 0;  // that go through the network: shared ones once
+  int64_t trained_tokens = 0;
+  int64_t left_out = 0;  // records that turned out bad only now
+  std::string origin;    // "stage2.json records 17, 512"
+};
+
+// All referred to must outlive it. Thread-safe.
+class InstructionLoader {
+ public:
+  // `num_rows`: of the whole run. `skip_bad`: a record that turns out bad (its picture cannot be
+  // decoded) is left out; else making its micro-batch throws.
+  InstructionLoader(const InstructionData& data, const SampleEncoder& encoder, const RowPlan& plan,
+                    const FrozenTower& tower, int64_t batch_size, int64_t num_rows, bool skip_bad);
+
+  int64_t num_batches() const { return (num_rows_ + batch_size_ - 1) / batch_size_; }
+  // Micro-batch `number`, counted over the whole run: a pure function of it. Without samples if all
+  // its records are left out. Throws BadRecord naming the record.
+  InstructionBatch Make(int64_t number) const;
+  // The same, but one without samples gives place to the next one that has some.
+  InstructionBatch MakeFull(int64_t number) const;
+
+ private:
+  void AddRow(const RowPlan::Place& place, InstructionBatch& batch,
+              std::vector<int64_t>& records) const;
+
+  const InstructionData& data_;
+  const SampleEncoder& encoder_;
+  const RowPlan& plan_;
+  const FrozenTower& tower_;
+  const int64_t batch_size_, num_rows_;
+  const bool skip_bad_;
+};
+
+}  // namespace llava

@@ -1,0 +1,144 @@
+#include "model/train/instruction_model.h"
+
+#include <map>
+#include <stdexcept>
+
+#include "model/checkpoint/checkpoint_folder.h"
+#include "model/train/fresh_weights.h"
+#include "model/train/memory_tensors.h"
+
+namespace llava {
+namespace {
+
+using Init = InstructionSettings::ProjectorInit;
+
+constexpr std::string_view kProjector = "model.mm_projector.";
+
+// As PyTorch draws it.
+std::map<std::string, at::Tensor> PlainProjector(const ProjectorConfig& config,
+                                                 FreshWeights& weights) {
+  std::map<std::string, at::Tensor> tensors;
+  for (int64_t i = 0; i < config.depth; ++i) {
+    std::string name = "model.mm_projector";
+    if (config.depth > 1) name.append(".").append(std::to_string(2 * i));
+    weights.Linear(name, config.out_width, i == 0 ? config.in_width : config.out_width,
+                   /*bias=*/true, tensors);
+  }
+  return tensors;
+}
+
+void DrawProjector(InstructionModel& model, const InstructionSettings& settings, uint64_t seed) {
+  ProjectorConfig& config = model.language.config.projector;
+  if (!settings.projector_type.empty()) {
+    config.depth = ProjectorConfig::DepthOf(settings.projector_type);
+  }
+  std::vector<std::string> old;
+  for (const auto& [name, info] : model.language.tensors.tensors()) {
+    if (name.starts_with(kProjector)) old.push_back(name);
+  }
+  for (const std::string& name : old) model.language.tensors.Remove(name);
+  FreshWeights weights(seed);
+  ReplaceTensors(model.language.tensors, settings.projector_init == Init::kSmall
+                                             ? weights.Projector(config)
+                                             : PlainProjector(config, weights));
+}
+
+// The tower a language model was trained with need not be the one it is trained with now, if its
+// projector is new.
+void Pair(InstructionModel& model, const InstructionSettings& settings) {
+  const bool kept = settings.projector_init == Init::kKeep && settings.projector_from.empty();
+  if (kept && model.language.tower_digest != model.tower.digest) {
+    throw std::invalid_argument(
+        settings.model.string() + ": its projector was trained with the tower " +
+        ToHex(model.language.tower_digest) + ", not with this one, " + ToHex(model.tower.digest) +
+        "; name that tower, or let the projector start anew (projector.init=fresh)");
+  }
+  model.language.tower_digest = model.tower.digest;
+  model.language.tower_patches = model.tower.config.num_patches();
+  model.language.config.projector.in_width = model.tower.config.hidden_size;
+}
+
+void ChooseFeatures(InstructionModel& model, const InstructionSettings& settings) {
+  FeatureConfig& features = model.language.config.features;
+  if (settings.image_mode) features.image_mode = *settings.image_mode;
+  if (!settings.select_layer) return;
+  const int64_t layers = model.tower.config.num_layers;
+  if (*settings.select_layer > layers || *settings.select_layer < -layers - 1) {
+    throw std::invalid_argument("setting \"select_layer\" is " +
+                                std::to_string(*settings.select_layer) + ", the tower has layers " +
+                                "from 0 to " + std::to_string(layers));
+  }
+  if (*settings.select_layer != features.select_layer && settings.projector_init == Init::kKeep &&
+      settings.projector_from.empty()) {
+    throw std::invalid_argument(
+        "setting \"select_layer\" names another layer than the projector was trained on (" +
+        std::to_string(features.select_layer) + "): let it start anew (projector.init=fresh)");
+  }
+  features.select_layer = *settings.select_layer;
+}
+
+}  // namespace
+
+InstructionModel OpenInstructionModel(const InstructionSettings& settings, uint64_t seed) {
+  if (settings.model.empty()) {
+    throw std::invalid_argument("setting \"model\" is missing: the folder of a language model");
+  }
+  const bool kept = settings.projector_init == Init::kKeep;
+  if (!kept && !settings.projector_from.empty()) {
+    throw std::invalid_argument(
+        "projector.from names a projector to start from, projector.init "
+        "asks for a new one: set one of them");
+  }
+  if (kept && !settings.projector_type.empty()) {
+    throw std::invalid_argument(
+        "setting \"projector.type\" is for a new projector: set projector.init=fresh too");
+  }
+  const CheckpointFolder folder = OpenCheckpointFolder(settings.model, /*verify=*/false);
+  if (folder.layout == Layout::kRepository && settings.tower.empty()) {
+    throw std::invalid_argument(settings.model.string() +
+                                ": its tower is an entry of its own: set \"tower\"");
+  }
+  const bool names_tower = folder.layout == Layout::kOriginal && !settings.tower.empty();
+  OpenOptions of_language, of_tower;
+  if (names_tower) of_language.tower = of_tower.tower = settings.tower;
+  InstructionModel model;
+  model.language = OpenLanguage(settings.model, of_language);
+  model.tower = settings.tower.empty() || names_tower ? OpenTower(settings.model, of_tower)
+                                                      : OpenTower(settings.tower);
+  Pair(model, settings);
+  ChooseFeatures(model, settings);
+  if (!kept) DrawProjector(model, settings, seed);
+  if (!settings.projector_from.empty()) OverlayProjector(model.language, settings.projector_from);
+
+  model.chat_template = model.language.chat_template;
+  model.tokenizer = model.language.tokenizer;
+  if (!settings.chat_template.empty()) {
+    OpenOptions other = of_language;
+    other.chat_template = settings.chat_template;
+    other.verify = false;  // again
+    const LanguageCheckpoint told = OpenLanguage(settings.model, other);
+    model.chat_template = told.chat_template;
+    model.tokenizer = told.tokenizer;
+    if (!model.chat_template->drops_questions()) {
+      model.language.chat_template = model.chat_template;
+      model.language.tokenizer = model.tokenizer;
+    }
+  }
+  return model;
+}
+
+std::filesystem::path PublishTrained(const LanguageCheckpoint& checkpoint,
+                                     const std::vector<std::pair<std::string, at::Tensor>>& trained,
+                                     at::ScalarType dtype, const std::filesystem::path& root,
+                                     const std::string& name,
+                                     const nlohmann::ordered_json& recipe) {
+  std::map<std::string, at::Tensor> tensors;
+  for (const auto& [tensor, value] : trained) {
+    tensors[tensor] = value.detach().cpu().to(dtype).contiguous();
+  }
+  LanguageCheckpoint published = checkpoint;
+  ReplaceTensors(published.tensors, std::move(tensors));
+  return PublishLanguage(published, root, name, recipe.dump());
+}
+
+}  // namespace llava

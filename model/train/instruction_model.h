@@ -1,0 +1,40 @@
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "model/checkpoint/checkpoint.h"
+#include "model/train/instruction_settings.h"
+
+namespace llava {
+
+// Tower and language model as a run of one of the stages starts from them.
+struct InstructionModel {
+  TowerCheckpoint tower;
+  // With the projector and the features that the settings ask for.
+  LanguageCheckpoint language;
+  // What samples are written with; the language model's own, unless that would be of no use for
+  // chats.
+  std::shared_ptr<const ChatTemplate> chat_template;
+  std::shared_ptr<const Tokenizer> tokenizer;
+};
+
+// A fresh projector fits any tower; one that is kept only the tower it was trained with. Throws
+// std::invalid_argument for settings that do not fit together, std::runtime_error as OpenLanguage
+// and OpenTower.
+InstructionModel OpenInstructionModel(const InstructionSettings& settings, uint64_t seed);
+
+// Publishes `checkpoint` with `trained` (name, value) in place of its own tensors, those in
+// `dtype`.
+std::filesystem::path PublishTrained(const LanguageCheckpoint& checkpoint,
+                                     const std::vector<std::pair<std::string, at::Tensor>>& trained,
+                                     at::ScalarType dtype, const std::filesystem::path& root,
+                                     const std::string& name, const nlohmann::ordered_json& recipe);
+
+}  // namespace llava

@@ -1,0 +1,134 @@
+#include "model/train/instruction_set.h"
+
+#include <algorithm>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <unordered_map>
+#include <unordered_set>
+
+#include "model/progress/progress.h"
+#include "model/train/frozen_tower.h"
+
+namespace llava {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Json FilesAsJson(const std::vector<std::filesystem::path>& files) {
+  Json names = Json::array();
+  for (const auto& file : files) names.push_back(file.string());
+  return names;
+}
+
+// Decodes a picture once, however many records it has. Thread-safe.
+class PictureCheck {
+ public:
+  // Throws std::invalid_argument saying what is wrong with it.
+  void operator()(const std::filesystem::path& picture) {
+    std::string fault;
+    if (Known(picture.string(), fault)) {
+      if (!fault.empty()) throw std::invalid_argument(fault);
+      return;
+    }
+    try {
+      FrozenTower::CheckPicture(picture);
+      Note(picture.string(), "");
+    } catch (const std::exception& wrong) {
+      Note(picture.string(), wrong.what());
+      throw std::invalid_argument(wrong.what());
+    }
+  }
+
+ private:
+  bool Known(const std::string& picture, std::string& fault) {
+    const std::lock_guard lock(mutex_);
+    const auto found = faults_.find(picture);
+    if (found == faults_.end()) return false;
+    fault = found->second;
+    return true;
+  }
+  void Note(const std::string& picture, const std::string& fault) {
+    const std::lock_guard lock(mutex_);
+    faults_.emplace(picture, fault);
+  }
+
+  std::mutex mutex_;
+  std::unordered_map<std::string, std::string> faults_;  // empty: good
+};
+
+}  // namespace
+
+InstructionSet::InstructionSet(const Options& options, const SampleEncoder& encoder,
+                               std::FILE* progress)
+    : options_(options),
+      encoder_(encoder),
+      data_(options.files, options.images),
+      plan_(Survey(/*decode=*/false, progress), options.plan) {}
+
+RecordSurvey InstructionSet::Survey(bool decode, std::FILE* progress) const {
+  std::unique_ptr<Progress> bar;
+  SurveyOptions options;
+  options.threads = options_.threads;
+  options.most_records = options_.most_records;
+  PictureCheck check;
+  if (decode) options.check_picture = std::ref(check);
+  const int64_t records =
+      options_.most_records > 0 ? std::min(options_.most_records, data_.size()) : data_.size();
+  if (progress != nullptr) {
+    bar = std::make_unique<Progress>(progress, "reading " + options_.name, records);
+    options.on_progress = [&](int64_t done) { bar->Update(done); };
+  }
+  RecordSurvey survey = SurveyRecords(data_, encoder_, options);
+  if (bar) bar->Finish(records);
+  if (!options_.skip_bad) RequireAllUsable(survey);
+  if (survey.usable.empty()) {
+    throw std::runtime_error("the " + options_.name + " (" + options_.files.front().string() +
+                             ") has no record that can be used, of " + std::to_string(records));
+  }
+  return survey;
+}
+
+Json InstructionSet::Check(std::FILE* progress) const {
+  const RecordSurvey survey = Survey(/*decode=*/true, progress);
+  int64_t with_picture = 0, turns = 0, shortened = 0, dropped = 0, tokens = 0, image_tokens = 0;
+  int64_t trained = 0, longest = 0;
+  std::unordered_set<uint64_t> pictures;
+  for (const int64_t number : survey.usable) {
+    const RecordFacts& facts = survey.facts[number];
+    with_picture += facts.picture != 0;
+    if (facts.picture != 0) pictures.insert(facts.picture);
+    turns += facts.turns;
+    shortened += facts.dropped_turns > 0;
+    dropped += facts.dropped_turns;
+    tokens += facts.tokens;
+    image_tokens += facts.num_images * encoder_.rules().image_tokens;
+    trained += facts.trained_tokens;
+    longest = std::max<int64_t>(longest, facts.tokens);
+  }
+  Json bad = Json::object();
+  for (int i = 0; i < kNumBadRecordKinds; ++i) {
+    if (survey.bad[i] > 0) bad[ToString(static_cast<BadRecordKind>(i))] = survey.bad[i];
+  }
+  const auto usable = static_cast<int64_t>(survey.usable.size());
+  return {{"files", FilesAsJson(options_.files)},
+          {"records", survey.facts.size()},
+          {"usable", usable},
+          {"bad", bad},
+          {"complaints", survey.complaints},
+          {"with_picture", with_picture},
+          {"text_only", usable - with_picture},
+          {"pictures", pictures.size()},
+          {"turns", turns},
+          {"shortened_records", shortened},
+          {"dropped_turns", dropped},
+          {"tokens", tokens},
+          {"image_tokens", image_tokens},
+          {"trained_tokens", trained},
+          {"longest_sample_tokens", longest},
+          {"rows_per_epoch", RowPlan(survey, options_.plan).rows()}};
+}
+
+}  // namespace llava

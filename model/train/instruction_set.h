@@ -1,0 +1,48 @@
+#pragma once
+
+#include <cstdio>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "model/data/instructions/instruction_data.h"
+#include "model/data/instructions/record_survey.h"
+#include "model/data/instructions/sample_encoder.h"
+#include "model/train/row_plan.h"
+
+namespace llava {
+
+// Data files with all that is known of them before training. Const after construction, thread-safe.
+class InstructionSet {
+ public:
+  struct Options {
+    std::string name;  // "data", "held-out data": in messages and on the bar
+    std::vector<std::filesystem::path> files;
+    std::filesystem::path images;
+    int64_t most_records = 0;  // the first ones; 0: all
+    RowPlanOptions plan;
+    int threads = 1;
+    bool skip_bad = false;
+  };
+  // Reads every record. Throws std::runtime_error if nothing is left or something is bad that may
+  // not be skipped.
+  InstructionSet(const Options& options, const SampleEncoder& encoder, std::FILE* progress);
+
+  const InstructionData& data() const { return data_; }
+  const SampleEncoder& encoder() const { return encoder_; }
+  const RowPlan& plan() const { return plan_; }
+
+  // Decodes all pictures, too: numbers for people and programs. Throws as the constructor.
+  nlohmann::ordered_json Check(std::FILE* progress) const;
+
+ private:
+  RecordSurvey Survey(bool decode, std::FILE* progress) const;
+
+  Options options_;
+  const SampleEncoder& encoder_;
+  InstructionData data_;
+  RowPlan plan_;
+};
+
+}  // namespace llava

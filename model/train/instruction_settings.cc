@@ -1,0 +1,114 @@
+#include "model/train/instruction_settings.h"
+
+#include <sstream>
+
+namespace llava {
+namespace {
+
+constexpr const char* kOfModel = "model";  // a setting that stays as the model has it
+
+std::vector<std::filesystem::path> Paths(const std::string& list) {
+  std::vector<std::filesystem::path> paths;
+  std::istringstream stream(list);
+  for (std::string path; std::getline(stream, path, ',');) {
+    if (!path.empty()) paths.emplace_back(path);
+  }
+  return paths;
+}
+
+void ReadModel(Recipe& recipe, InstructionSettings& s) {
+  using Init = InstructionSettings::ProjectorInit;
+  s.model = recipe.Text("model", "", "folder of the language model to start from");
+  s.tower = recipe.Text("tower", "", "folder of the vision tower; empty: inside the model");
+  s.chat_template = recipe.Text("chat_template", "",
+                                "name of a built-in template or its file; empty: the model's own");
+  s.projector_from =
+      recipe.Text("projector.from", "",
+                  "file with a projector to start from, as mm_projector.bin; empty: none");
+  const bool fresh = s.stage == InstructionStage::kAlign && s.projector_from.empty();
+  const std::string init =
+      recipe.Choice("projector.init", fresh ? "fresh" : "keep", {"keep", "fresh", "small"},
+                    "what the projector starts as: as it is, drawn as PyTorch does, or so with a "
+                    "small last layer");
+  s.projector_init = init == "keep" ? Init::kKeep : init == "fresh" ? Init::kFresh : Init::kSmall;
+  s.projector_type = recipe.Text(
+      "projector.type", "", "of a fresh projector: linear, mlp2x_gelu, ...; empty: the model's");
+  s.select_layer = recipe.OptionalInt(
+      "select_layer", "hidden state of the tower that a fresh projector reads; null: the model's",
+      -10'000, 10'000);
+  const std::string mode = recipe.Choice("image_mode", kOfModel, {kOfModel, "crop", "pad"},
+                                         "how pictures are made square");
+  if (mode != kOfModel) s.image_mode = mode == "pad" ? ImageMode::kPad : ImageMode::kCrop;
+}
+
+void ReadData(Recipe& recipe, InstructionSettings& s) {
+  s.data = Paths(recipe.Text("data", "", "LLaVA JSON files, separated by commas"));
+  const std::string images = recipe.Text("images", "", "folder of the pictures named in the data");
+  s.images = images;
+  s.held_out_data =
+      Paths(recipe.Text("held_out_data", "", "LLaVA JSON files to evaluate on; empty: none"));
+  s.held_out_images = recipe.Text("held_out_images", images, "folder of their pictures");
+  s.held_out_records =
+      recipe.Int("held_out_records", 0, "records to evaluate on, the first ones; 0: all");
+  s.labels = recipe.Choice("labels", "ours", {"ours", "published"},
+                           "where the loss is taken: on answers with their stop mark, or as the "
+                           "published script's arithmetic has it, with its faults") == "ours"
+                 ? LabelRule::kAnswers
+                 : LabelRule::kPublished;
+  const std::string order =
+      recipe.Choice("image_order", s.labels == LabelRule::kAnswers ? "random" : "front",
+                    {"random", "as_data", "front"},
+                    "where a question's picture stands; random: before or behind its text");
+  s.image_order = order == "random"    ? ImageOrder::kRandom
+                  : order == "as_data" ? ImageOrder::kAsData
+                                       : ImageOrder::kFront;
+  s.max_tokens = recipe.Int("max_tokens", 0,
+                            "longest sample, image tokens included; later turns that do not fit "
+                            "are left out; 0: the model's positions",
+                            0, INT32_MAX);
+}
+
+void ReadCourse(Recipe& recipe, InstructionSettings& s) {
+  const bool align = s.stage == InstructionStage::kAlign;
+  s.epochs = recipe.Number("epochs", align ? 1 : 3, "passes over the data", 1e-9, 1e6);
+  s.steps = recipe.Int("steps", 0, "optimizer steps; 0: by epochs");
+  s.batch_size = recipe.Int("batch_size", align ? 16 : 4, "rows of a micro-batch", 1, 1 << 20);
+  s.accumulation = recipe.Int("accumulation", 1, "micro-batches a step", 1, 1 << 20);
+  const std::string order =
+      recipe.Choice("order", "shuffled", {"shuffled", "as_data", "by_length"},
+                    "of the rows; by_length: neighbours are of one kind and about equally long");
+  s.order = order == "shuffled"  ? RowOrder::kShuffled
+            : order == "as_data" ? RowOrder::kAsData
+                                 : RowOrder::kByLength;
+  s.pack = recipe.Choice("packing", "none", {"none", "picture"},
+                         "what shares a row: nothing, or records of one picture that stand "
+                         "together in the data") == "picture";
+  s.row_tokens = recipe.Int("packing_tokens", 0, "most tokens of such a row; 0: max_tokens");
+  s.learning_rate = recipe.Number("learning_rate", align ? 2e-3 : 2e-5, "peak", 0, 1e3);
+  s.projector_learning_rate =
+      recipe.Number("projector.learning_rate", s.learning_rate, "peak, of the projector", 0, 1e3);
+  s.weight_decay = recipe.Number("weight_decay", 0, "of matrices; biases and norms have none");
+}
+
+}  // namespace
+
+InstructionSettings InstructionSettings::From(Recipe& recipe, InstructionStage stage) {
+  InstructionSettings s;
+  s.stage = stage;
+  ReadModel(recipe, s);
+  ReadData(recipe, s);
+  ReadCourse(recipe, s);
+  const bool again = s.steps == 0 && s.epochs > 1;
+  s.cache_bytes = recipe.Int("feature_cache.memory_mib", again ? 1024 : 0,
+                             "memory for features of the frozen tower, MiB; 0: none", 0, 1 << 24)
+                  << 20;
+  s.cache_file = recipe.Text("feature_cache.file", "",
+                             "file that keeps features for later runs as well; empty: none");
+  s.published_dtype = recipe.Choice("publish.dtype", "bf16", {"bf16", "fp32"},
+                                    "of the trained tensors in the published model") == "bf16"
+                          ? at::kBFloat16
+                          : at::kFloat;
+  return s;
+}
+
+}  // namespace llava

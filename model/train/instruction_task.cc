@@ -1,0 +1,223 @@
+#include "model/train/instruction_task.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <memory>
+#include <stdexcept>
+#include <utility>
+
+#include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
+
+#include "model/llava/llava.h"
+#include "model/train/frozen_tower.h"
+#include "model/train/instruction_loader.h"
+#include "model/train/instruction_model.h"
+#include "model/train/instruction_set.h"
+#include "model/train/master_weights.h"
+#include "model/train/prefetcher.h"
+
+namespace llava {
+namespace {
+
+using Json = nlohmann::ordered_json;
+using Clock = std::chrono::steady_clock;
+using Batches = Prefetcher<InstructionBatch>;
+
+constexpr int kPrepared = 4;          // micro-batches ahead of the one in use
+constexpr uint64_t kHeldOutSeed = 0;  // evaluations of different runs see the same questions
+constexpr std::string_view kProjector = "model.mm_projector.";
+
+bool IsOfProjector(const std::string& name) { return name.starts_with(kProjector); }
+
+SampleRules RulesOf(const InstructionSettings& settings, const Llava& model, uint64_t seed) {
+  const int64_t positions = model.config().decoder.max_position_embeddings;
+  if (settings.max_tokens > positions) {
+    throw std::invalid_argument("setting \"max_tokens\" is " + std::to_string(settings.max_tokens) +
+                                ", the model has " + std::to_string(positions) + " positions");
+  }
+  return {.image_order = settings.image_order,
+          .labels = settings.labels,
+          .max_tokens = settings.max_tokens > 0 ? settings.max_tokens : positions,
+          .image_tokens = model.num_image_tokens(),
+          .seed = seed};
+}
+
+RowPlanOptions PlanOf(const InstructionSettings& settings, const SampleRules& rules) {
+  return {.pack = settings.pack,
+          .row_tokens = settings.row_tokens > 0 ? settings.row_tokens : rules.max_tokens,
+          .image_tokens = rules.image_tokens,
+          .order = settings.order,
+          .batch = settings.batch_size,
+          .accumulation = settings.accumulation,
+          .seed = rules.seed};
+}
+
+class InstructionTask : public TrainingTask {
+ public:
+  InstructionTask(const InstructionSettings& settings, const TaskSettings& task,
+                  std::FILE* progress)
+      : settings_(settings),
+        task_(task),
+        start_(OpenInstructionModel(settings, task.seed)),
+        model_(start_.language, at::kCPU, task.compute_dtype),
+        weights_([this](const ParameterVisitor& visit) { model_.VisitParameters(visit); },
+                 start_.language.tensors,
+                 [&](const std::string& name) {
+                   return settings.stage == InstructionStage::kFinetune || IsOfProjector(name);
+                 },
+                 task.compute_dtype),
+        tower_(start_.tower, {.features = start_.language.config.features,
+                              .dtype = task.compute_dtype,
+                              .memory_bytes = settings.cache_bytes,
+                              .cache_file = settings.cache_file}),
+        encoder_(start_.tokenizer, start_.chat_template, RulesOf(settings, model_, task.seed)),
+        held_out_encoder_(start_.tokenizer, start_.chat_template,
+                          RulesOf(settings, model_, kHeldOutSeed)),
+        set_(SetOptions("data", settings.data, settings.images), encoder_, progress) {
+    if (!settings.held_out_data.empty()) {
+      auto options = SetOptions("held-out data", settings.held_out_data, settings.held_out_images);
+      options.most_records = settings.held_out_records;
+      options.plan.order = RowOrder::kAsData;
+      held_out_ = std::make_unique<InstructionSet>(options, held_out_encoder_, progress);
+    }
+    const int64_t rows = set_.plan().rows(), step = settings.batch_size * settings.accumulation;
+    total_steps_ = settings.steps > 0
+                       ? settings.steps
+                       : static_cast<int64_t>(std::ceil(settings.epochs * rows / step));
+    loader_ = std::make_unique<InstructionLoader>(set_.data(), encoder_, set_.plan(), tower_,
+                                                  settings.batch_size, total_steps_ * step,
+                                                  task.skip_bad);
+    model_.decoder().set_gradient_checkpointing(task.gradient_checkpointing);
+    at::get_num_threads();  // settled here, before loader threads ask for one each
+    batches_ =
+        std::make_unique<Batches>([this](int64_t number) { return loader_->MakeFull(number); },
+                                  static_cast<int>(task.loader_threads), kPrepared);
+  }
+
+  std::string kind() const override {
+    return settings_.stage == InstructionStage::kAlign ? "align" : "finetune";
+  }
+  int64_t total_steps() const override { return total_steps_; }
+  std::vector<ParameterGroup> groups() override;
+  MicroBatch Forward(int64_t step, int64_t micro) override;
+  Json Check(std::FILE* progress) override;
+  Figures Evaluate() override;
+  std::filesystem::path Publish(const std::filesystem::path& root, const std::string& name,
+                                const Json& recipe) override {
+    return PublishTrained(start_.language, weights_.masters(), settings_.published_dtype, root,
+                          name, recipe);
+  }
+
+ private:
+  InstructionSet::Options SetOptions(const std::string& name,
+                                     const std::vector<std::filesystem::path>& files,
+                                     const std::filesystem::path& images) const {
+    if (files.empty()) {
+      throw std::invalid_argument("setting \"data\" is missing: a file of instruction data");
+    }
+    return {.name = name,
+            .files = files,
+            .images = images,
+            .plan = PlanOf(settings_, encoder_.rules()),
+            .threads = static_cast<int>(task_.loader_threads),
+            .skip_bad = task_.skip_bad};
+  }
+  at::Tensor LossOf(const InstructionBatch& batch) const {
+    std::vector<LabelledSample> samples;
+    for (const TrainingRow& row : batch.rows) samples.push_back(row.View());
+    return Loss(model_, samples);
+  }
+
+  const InstructionSettings settings_;
+  const TaskSettings task_;
+  InstructionModel start_;
+  Llava model_;
+  MasterWeights weights_;
+  FrozenTower tower_;
+  SampleEncoder encoder_, held_out_encoder_;
+  InstructionSet set_;
+  std::unique_ptr<InstructionSet> held_out_;
+  int64_t total_steps_ = 0;
+  std::unique_ptr<InstructionLoader> loader_;
+  std::unique_ptr<Batches> batches_;  // last: its threads use the others
+};
+
+std::vector<ParameterGroup> InstructionTask::groups() {
+  const double decay = settings_.weight_decay;
+  ParameterGroup projector{"projector", {}, settings_.projector_learning_rate, decay};
+  ParameterGroup biases{"projector biases", {}, settings_.projector_learning_rate, 0};
+  ParameterGroup decoder{"decoder", {}, settings_.learning_rate, decay};
+  ParameterGroup norms{"decoder norms", {}, settings_.learning_rate, 0};
+  for (const auto& parameter : weights_.masters()) {
+    const bool matrix = parameter.second.dim() > 1;
+    ParameterGroup& group =
+        IsOfProjector(parameter.first) ? (matrix ? projector : biases) : (matrix ? decoder : norms);
+    group.parameters.push_back(parameter);
+  }
+  std::vector<ParameterGroup> groups = {projector, biases, decoder, norms};
+  std::erase_if(groups, [](const ParameterGroup& group) { return group.parameters.empty(); });
+  return groups;
+}
+
+MicroBatch InstructionTask::Forward(int64_t step, int64_t micro) {
+  const Clock::time_point begin = Clock::now();
+  const InstructionBatch batch = batches_->Take(step * settings_.accumulation + micro);
+  const std::chrono::duration<double> waited = Clock::now() - begin;
+  weights_.Bind();
+  MicroBatch result;
+  result.loss = LossOf(batch);
+  result.samples = batch.samples;
+  result.tokens = batch.tokens;
+  result.trained_tokens = batch.trained_tokens;
+  if (task_.skip_bad) result.figures = {{"left_out", static_cast<double>(batch.left_out)}};
+  result.origin = batch.origin;
+  result.waited_seconds = waited.count();
+  return result;
+}
+
+Json InstructionTask::Check(std::FILE* progress) {
+  int64_t parameters = 0;
+  model_.VisitParameters(
+      [&](const std::string&, at::Tensor& parameter) { parameters += parameter.numel(); });
+  Json report = {
+      {"kind", kind()},
+      {"steps", total_steps_},
+      {"rows_per_step", settings_.batch_size * settings_.accumulation},
+      {"epochs", static_cast<double>(total_steps_ * settings_.batch_size * settings_.accumulation) /
+                     static_cast<double>(set_.plan().rows())},
+      {"parameters", parameters},
+      {"data", set_.Check(progress)}};
+  if (held_out_) report["held_out_data"] = held_out_->Check(progress);
+  return report;
+}
+
+Figures InstructionTask::Evaluate() {
+  if (!held_out_) return {};
+  const InstructionLoader loader(held_out_->data(), held_out_encoder_, held_out_->plan(), tower_,
+                                 settings_.batch_size, held_out_->plan().rows(), task_.skip_bad);
+  const at::NoGradGuard no_graph;
+  weights_.Bind();
+  Batches batches([&](int64_t number) { return loader.Make(number); },
+                  static_cast<int>(task_.loader_threads), kPrepared);
+  double loss = 0, tokens = 0;
+  for (int64_t number = 0; number < loader.num_batches(); ++number) {
+    const InstructionBatch batch = batches.Take(number);
+    if (batch.samples == 0) continue;
+    loss += LossOf(batch).item<double>() * static_cast<double>(batch.trained_tokens);
+    tokens += static_cast<double>(batch.trained_tokens);
+  }
+  return {{"held_out_loss", loss / tokens}};
+}
+
+}  // namespace
+
+std::unique_ptr<TrainingTask> MakeInstructionTask(InstructionStage stage, Recipe& recipe,
+                                                  const TaskSettings& settings,
+                                                  std::FILE* progress) {
+  return std::make_unique<InstructionTask>(InstructionSettings::From(recipe, stage), settings,
+                                           progress);
+}
+
+}  // namespace llava

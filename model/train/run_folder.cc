@@ -1,0 +1,159 @@
+#include "model/train/run_folder.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <charconv>
+#include <cinttypes>
+#include <cstring>
+#include <fstream>
+#include <stdexcept>
+#include <utility>
+
+#include "model/checkpoint/durable_file.h"
+#include "model/checkpoint/tensor_file.h"
+
+namespace llava {
+namespace {
+
+using Json = nlohmann::ordered_json;
+constexpr std::string_view kStatePrefix = "state-", kStateSuffix = ".safetensors";
+
+[[noreturn]] void FailFile(const std::filesystem::path& path, const std::string& what) {
+  throw std::runtime_error(path.string() + ": " + what + ": " + std::strerror(errno));
+}
+
+// How two recipes differ, setting by setting.
+std::string Differences(const Json& before, const Json& now) {
+  const nlohmann::json old_flat = nlohmann::json(before).flatten();
+  const nlohmann::json new_flat = nlohmann::json(now).flatten();
+  std::string text;
+  for (const auto& [key, value] : old_flat.items()) {
+    if (!new_flat.contains(key)) {
+      text += "\n  " + key + ": was " + value.dump() + ", now missing";
+    } else if (new_flat[key] != value) {
+      text += "\n  " + key + ": was " + value.dump() + ", now " + new_flat[key].dump();
+    }
+  }
+  for (const auto& [key, value] : new_flat.items()) {
+    if (!old_flat.contains(key)) text += "\n  " + key + ": was missing, now " + value.dump();
+  }
+  return text;
+}
+
+}  // namespace
+
+RunFolder::RunFolder(std::filesystem::path path, const Json& recipe) : path_(std::move(path)) {
+  std::filesystem::create_directories(path_);
+  const std::filesystem::path lock = path_ / ".lock";
+  lock_ = open(lock.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  if (lock_ < 0) FailFile(lock, "cannot be made");
+  if (flock(lock_, LOCK_EX | LOCK_NB) != 0) {
+    close(lock_);
+    throw std::invalid_argument(path_.string() + ": another process trains in this folder");
+  }
+  const std::filesystem::path file = path_ / "recipe.json";
+  try {
+    if (std::filesystem::exists(file)) {
+      const Json before = Json::parse(ReadSmallFile(file));
+      if (nlohmann::json(before) != nlohmann::json(recipe)) {
+        throw std::invalid_argument(path_.string() +
+                                    ": a run of another recipe is here; choose another folder, or "
+                                    "give the same settings to go on. Differences:" +
+                                    Differences(before, recipe));
+      }
+    } else {
+      WriteDurably(file, recipe.dump(2) + "\n");
+    }
+    for (const auto& entry : std::filesystem::directory_iterator(path_)) {
+      // What a killed process left half-written.
+      if (entry.path().filename().string().find(".tmp-") != std::string::npos) {
+        std::filesystem::remove_all(entry.path());
+      }
+    }
+  } catch (...) {
+    close(lock_);
+    throw;
+  }
+}
+
+RunFolder::~RunFolder() {
+  if (log_) std::fclose(log_);
+  close(lock_);
+}
+
+std::filesystem::path RunFolder::StatePath(int64_t step) const {
+  char name[40];
+  std::snprintf(name, sizeof(name), "state-%08" PRId64 ".safetensors", step);
+  return path_ / name;
+}
+
+std::map<int64_t, std::filesystem::path> RunFolder::States() const {
+  std::map<int64_t, std::filesystem::path> states;
+  for (const auto& entry : std::filesystem::directory_iterator(path_)) {
+    const std::string name = entry.path().filename().string();
+    if (!name.starts_with(kStatePrefix) || !name.ends_with(kStateSuffix)) continue;
+    int64_t step = 0;
+    const char* begin = name.data() + kStatePrefix.size();
+    const char* end = name.data() + name.size() - kStateSuffix.size();
+    const auto [rest, error] = std::from_chars(begin, end, step);
+    if (error == std::errc() && rest == end) states.emplace(step, entry.path());
+  }
+  return states;
+}
+
+void RunFolder::SaveState(int64_t step, const std::map<std::string, at::Tensor>& tensors,
+                          int64_t keep) {
+  if (log_ && fsync(fileno(log_)) != 0) FailFile(path_ / "metrics.jsonl", "cannot be written");
+  SaveSafetensors(StatePath(step), tensors, {{"step", std::to_string(step)}});
+  auto states = States();
+  while (static_cast<int64_t>(states.size()) > keep) {
+    std::filesystem::remove(states.begin()->second);
+    states.erase(states.begin());
+  }
+}
+
+std::optional<int64_t> RunFolder::NewestState() const {
+  const auto states = States();
+  if (states.empty()) return std::nullopt;
+  return states.rbegin()->first;
+}
+
+std::map<std::string, at::Tensor> RunFolder::LoadState(int64_t step) const {
+  const auto file = TensorFile::Open(StatePath(step));
+  std::map<std::string, at::Tensor> tensors;
+  for (const auto& [name, info] : file->tensors()) tensors.emplace(name, file->Get(name).clone());
+  return tensors;
+}
+
+void RunFolder::Log(const Json& line) {
+  const std::filesystem::path file = path_ / "metrics.jsonl";
+  if (!log_) log_ = std::fopen(file.c_str(), "ae");
+  const std::string text = line.dump() + "\n";
+  if (!log_ || std::fwrite(text.data(), 1, text.size(), log_) != text.size() ||
+      std::fflush(log_) != 0) {
+    FailFile(file, "cannot be written");
+  }
+}
+
+void RunFolder::Rewind(int64_t step) {
+  const std::filesystem::path file = path_ / "metrics.jsonl";
+  if (log_) std::fclose(std::exchange(log_, nullptr));
+  std::ifstream in(file);
+  if (!in) return;
+  std::string kept, line;
+  bool dropped = false;
+  while (std::getline(in, line)) {
+    const Json entry = Json::parse(line, nullptr, /*allow_exceptions=*/false);
+    if (entry.is_object() && entry.value("step", INT64_MAX) <= step) {
+      kept += line + "\n";
+    } else {
+      dropped = true;
+    }
+  }
+  if (dropped) WriteDurably(file, kept);
+}
+
+}  // namespace llava

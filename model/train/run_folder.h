@@ -1,0 +1,52 @@
+#pragma once
+
+// The folder of a training run: its recipe, the log of its steps, its saved states.
+
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+
+#include <ATen/core/Tensor.h>
+
+namespace llava {
+
+// Holds a lock on the folder while it lives, so that two processes cannot train in one. One thread.
+// Throws std::runtime_error naming the file that cannot be written or read.
+class RunFolder {
+ public:
+  // Makes the folder, or goes on in that of an earlier run of the same `recipe`. Throws
+  // std::invalid_argument if the recipe there differs (listing how) or another process trains
+  // there.
+  RunFolder(std::filesystem::path path, const nlohmann::ordered_json& recipe);
+  ~RunFolder();
+  RunFolder(const RunFolder&) = delete;
+  RunFolder& operator=(const RunFolder&) = delete;
+
+  // Tensors after `step` steps: one file, written beside the others and renamed, so that a crash or
+  // a full disk leaves the older ones whole. Then removes all but the newest `keep` states.
+  void SaveState(int64_t step, const std::map<std::string, at::Tensor>& tensors, int64_t keep);
+  // Step of the newest state, nothing if there is none.
+  std::optional<int64_t> NewestState() const;
+  std::map<std::string, at::Tensor> LoadState(int64_t step) const;
+
+  // metrics.jsonl: appends one line; Rewind drops lines of later steps than `step` (and a torn
+  // one).
+  void Log(const nlohmann::ordered_json& line);
+  void Rewind(int64_t step);
+
+  const std::filesystem::path& path() const { return path_; }
+
+ private:
+  std::filesystem::path StatePath(int64_t step) const;
+  std::map<int64_t, std::filesystem::path> States() const;
+
+  std::filesystem::path path_;
+  int lock_ = -1;
+  std::FILE* log_ = nullptr;
+};
+
+}  // namespace llava

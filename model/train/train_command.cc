@@ -1,0 +1,195 @@
+#include "model/train/train_command.h"
+
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <chrono>
+#include <functional>
+#include <map>
+#include <memory>
+#include <stdexcept>
+#include <thread>
+#include <utility>
+
+#include <ATen/Parallel.h>
+
+#include "model/checkpoint/durable_file.h"
+#include "model/train/language_task.h"
+#include "model/train/metrics_endpoint.h"
+#include "model/train/trainer.h"
+#if LLAVA_WITH_PICTURES
+#include "model/train/instruction_task.h"
+#include "model/train/vision_task.h"
+#endif
+
+namespace llava {
+namespace {
+
+using Json = nlohmann::ordered_json;
+using TaskMaker =
+    std::function<std::unique_ptr<TrainingTask>(Recipe&, const TaskSettings&, std::FILE*)>;
+
+const std::map<std::string, TaskMaker>& Makers() {
+  static const std::map<std::string, TaskMaker> makers = {
+    {"pretrain-lm", [](Recipe& recipe, const TaskSettings& settings,
+                       std::FILE*) { return MakeLanguageTask(recipe, settings); }},
+#if LLAVA_WITH_PICTURES
+    {"pretrain-vision", [](Recipe& recipe, const TaskSettings& settings,
+                           std::FILE*) { return MakeVisionTask(recipe, settings); }},
+    {"align",
+     [](Recipe& recipe, const TaskSettings& settings, std::FILE* progress) {
+       return MakeInstructionTask(InstructionStage::kAlign, recipe, settings, progress);
+     }},
+    {"finetune",
+     [](Recipe& recipe, const TaskSettings& settings, std::FILE* progress) {
+       return MakeInstructionTask(InstructionStage::kFinetune, recipe, settings, progress);
+     }},
+#endif
+  };
+  return makers;
+}
+
+// Recipe, settings of all kinds, and the task itself.
+struct Opened {
+  Recipe recipe;
+  TrainerSettings trainer;
+  std::unique_ptr<TrainingTask> task;
+
+  // Reads the settings that all kinds have.
+  explicit Opened(const TrainCommand& command) {
+    if (!command.recipe.empty()) recipe = Recipe::Read(command.recipe);
+    for (const std::string& setting : command.settings) recipe.Set(setting);
+    // Written by a run: says what kind of task the recipe is for.
+    const std::string kind = recipe.Text("kind", command.kind, "of training");
+    if (kind != command.kind) {
+      throw std::invalid_argument("the recipe is for `llava-train " + kind + "`");
+    }
+    const auto cores = static_cast<int64_t>(std::max(1u, std::thread::hardware_concurrency()));
+    const int64_t threads = recipe.Int(
+        "threads", cores, "that compute; the same number repeats a run bit for bit", 1, 1024);
+    at::set_num_threads(static_cast<int>(threads));
+    trainer = TrainerSettings::From(recipe);
+    settings_ = TaskSettings::From(recipe);
+  }
+
+  void Open(const std::string& kind, std::FILE* progress) {
+    task = Makers().at(kind)(recipe, settings_, progress);
+    recipe.CheckAllRead();
+  }
+
+ private:
+  TaskSettings settings_;
+};
+
+int64_t Count(const ParameterGroup& group) {
+  int64_t count = 0;
+  for (const auto& [name, parameter] : group.parameters) count += parameter.numel();
+  return count;
+}
+
+int64_t PeakMemory() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return int64_t{usage.ru_maxrss} * 1024;
+}
+
+}  // namespace
+
+std::vector<std::string> TrainingKinds() {
+  std::vector<std::string> kinds;
+  for (const auto& [kind, maker] : Makers()) kinds.push_back(kind);
+  return kinds;
+}
+
+int RunTraining(const TrainCommand& command, std::FILE* progress) {
+  Opened opened(command);
+  opened.Open(command.kind, progress);
+  const std::filesystem::path published_file = command.run_folder / "published.json";
+  const auto endpoint = command.metrics_address.empty()
+                            ? nullptr
+                            : MetricsEndpoint::Start(command.metrics_address, command.kind);
+  TrainerOptions options{.run_folder = command.run_folder, .progress = progress, .on_step = {}};
+  if (endpoint) {
+    std::fprintf(progress, "llava-train: metrics at http://%s/metrics\n",
+                 endpoint->address().c_str());
+    options.on_step = [&](const StepReport& report) { endpoint->Update(report); };
+  }
+  if (Train(*opened.task, opened.recipe, opened.trainer, options) == TrainingOutcome::kStopped) {
+    std::fprintf(progress, "llava-train: stopped; the same command goes on from here\n");
+    return kExitResume;
+  }
+  if (command.repository.empty()) return 0;
+  // A run is published once, however often its command is repeated.
+  if (std::filesystem::exists(published_file)) {
+    std::printf("%s\n",
+                Json::parse(ReadSmallFile(published_file)).at("folder").get<std::string>().c_str());
+    return 0;
+  }
+  const std::filesystem::path folder =
+      opened.task->Publish(command.repository, command.name, opened.recipe.Resolved());
+  WriteDurably(published_file, Json{{"folder", folder.string()}}.dump() + "\n");
+  std::printf("%s\n", folder.string().c_str());
+  return 0;
+}
+
+void RunDry(const TrainCommand& command, std::FILE* progress) {
+  Opened opened(command);
+  opened.Open(command.kind, progress);
+  TrainingTask& task = *opened.task;
+  Json report = task.Check(progress);
+  int64_t parameters = 0;
+  for (const ParameterGroup& group : task.groups()) {
+    report["trained_parameters"][group.name] = Count(group);
+    parameters += Count(group);
+  }
+  // The first steps as they will be, less the optimizer's, for time and memory.
+  constexpr int64_t kTries = 4;
+  int64_t tokens = 0;
+  std::vector<double> seconds;
+  for (int64_t step = 0; step < std::min(kTries, task.total_steps()); ++step) {
+    const auto begin = std::chrono::steady_clock::now();
+    for (int64_t micro = 0; micro < opened.trainer.accumulation; ++micro) {
+      const MicroBatch batch = task.Forward(step, micro);
+      batch.loss.backward();
+      tokens += batch.tokens;
+    }
+    seconds.push_back(
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+  }
+  std::sort(seconds.begin(), seconds.end());
+  const double step_seconds = seconds.empty() ? 0 : seconds[seconds.size() / 2];
+  report["steps"] = task.total_steps();
+  report["tokens_per_step"] = seconds.empty() ? 0 : tokens / static_cast<int64_t>(seconds.size());
+  report["seconds_per_step"] = step_seconds;
+  report["estimated_seconds"] = step_seconds * static_cast<double>(task.total_steps());
+  // Two float32 moments come with the first real step.
+  report["estimated_memory_bytes"] = PeakMemory() + 2 * parameters * 4;
+  std::printf("%s\n", report.dump(2).c_str());
+}
+
+void RunDescribe(const TrainCommand& command) {
+  Opened opened(command);
+  std::string fault;
+  try {
+    opened.Open(command.kind, nullptr);
+  } catch (const std::exception& error) {
+    fault = error.what();
+  }
+  std::printf("%-28s %-24s %s\n", "SETTING", "VALUE", "MEANING");
+  for (const Recipe::Setting& setting : opened.recipe.settings()) {
+    const std::string value = setting.value.dump() + (setting.is_default ? "" : " *");
+    std::printf("%-28s %-24s %s\n", setting.key.c_str(), value.c_str(), setting.meaning.c_str());
+  }
+  std::printf("(* given by the recipe or --set)\n");
+  if (opened.task) {
+    std::printf("\nsteps: %lld\n", static_cast<long long>(opened.task->total_steps()));
+    for (const ParameterGroup& group : opened.task->groups()) {
+      std::printf("trains %s: %lld parameters, peak rate %g, weight decay %g\n", group.name.c_str(),
+                  static_cast<long long>(Count(group)), group.learning_rate, group.weight_decay);
+    }
+  } else {
+    std::printf("\nnot opened: %s\n", fault.c_str());
+  }
+}
+
+}  // namespace llava

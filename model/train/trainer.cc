@@ -1,0 +1,272 @@
+#include "model/train/trainer.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <limits>
+#include <map>
+#include <optional>
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
+
+#include "model/progress/progress.h"
+#include "model/progress/stop_request.h"
+#include "model/train/optimizer.h"
+#include "model/train/run_folder.h"
+
+namespace llava {
+namespace {
+
+using Json = nlohmann::ordered_json;
+using Clock = std::chrono::steady_clock;
+
+double SecondsSince(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+Json ToJson(const Figures& figures) {
+  Json json = Json::object();
+  for (const auto& [name, value] : figures) json[name] = value;
+  return json;
+}
+
+std::string Short(double value) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.4g", value);
+  return text;
+}
+
+// One run in its folder.
+class Run {
+ public:
+  Run(TrainingTask& task, const Recipe& recipe, const TrainerSettings& settings,
+      const TrainerOptions& options)
+      : task_(task),
+        settings_(settings),
+        options_(options),
+        folder_(options.run_folder, recipe.Resolved()),
+        groups_(task.groups()),
+        total_(task.total_steps()),
+        warmup_(WarmupSteps(total_, settings.warmup_ratio)) {
+    for (const ParameterGroup& group : groups_) {
+      std::vector<at::Tensor> parameters;
+      for (const auto& [name, parameter] : group.parameters) parameters.push_back(parameter);
+      all_.insert(all_.end(), parameters.begin(), parameters.end());
+      optimizers_.emplace_back(parameters, AdamW::Options{.beta1 = settings.beta1,
+                                                          .beta2 = settings.beta2,
+                                                          .eps = settings.eps,
+                                                          .weight_decay = group.weight_decay});
+    }
+  }
+
+  TrainingOutcome Work() {
+    Restore();
+    Progress progress(options_.progress, task_.kind(), total_, step_);
+    const StopRequest stop;
+    while (step_ < total_) {
+      if (!Step()) {
+        Save();
+        progress.Finish(step_);
+        return TrainingOutcome::kStopped;
+      }
+      progress.set_note(note_);
+      progress.Update(step_);
+      if (settings_.save_every > 0 && step_ % settings_.save_every == 0) Save();
+    }
+    Save();
+    progress.Finish(step_);
+    return TrainingOutcome::kFinished;
+  }
+
+ private:
+  double RateFactor() const {
+    if (step_ < warmup_) return CosineLearningRate(step_, total_, warmup_, 1);
+    return settings_.final_rate +
+           (1 - settings_.final_rate) * CosineLearningRate(step_, total_, warmup_, 1);
+  }
+
+  // One optimizer step. False: a stop was requested; nothing has changed since the last step.
+  bool Step() {
+    const Clock::time_point begin = Clock::now();
+    StepReport report;
+    std::map<std::string, double> figures;
+    std::string origin;
+    for (int64_t micro = 0; micro < settings_.accumulation; ++micro) {
+      if (StopRequest::Requested()) {
+        ZeroGradients();
+        return false;
+      }
+      const MicroBatch batch = task_.Forward(step_, micro);
+      (batch.loss / static_cast<double>(settings_.accumulation)).backward();
+      report.loss += batch.loss.item<double>() / static_cast<double>(settings_.accumulation);
+      report.samples += batch.samples;
+      report.tokens += batch.tokens;
+      report.trained_tokens += batch.trained_tokens;
+      report.waited_seconds += batch.waited_seconds;
+      for (const auto& [name, value] : batch.figures) {
+        figures[name] += value / static_cast<double>(settings_.accumulation);
+      }
+      if (!batch.origin.empty()) origin += (origin.empty() ? "" : "; ") + batch.origin;
+    }
+    report.gradient_norm = ClipGradients(
+        all_, settings_.clip_norm > 0 ? settings_.clip_norm : std::numeric_limits<double>::max());
+    report.skipped = !std::isfinite(report.loss) || !std::isfinite(report.gradient_norm);
+    const double factor = RateFactor();
+    report.learning_rate = groups_.empty() ? 0 : groups_.front().learning_rate * factor;
+    for (size_t i = 0; i < groups_.size() && !report.skipped; ++i) {
+      optimizers_[i].Step(groups_[i].learning_rate * factor);
+    }
+    ZeroGradients();
+    NoteBad(report.skipped, origin);
+    report.step = ++step_;
+    report.total_steps = total_;
+    report.figures.assign(figures.begin(), figures.end());
+    report.seconds = SecondsSince(begin);
+    const bool evaluate =
+        step_ == total_ || (settings_.evaluate_every > 0 && step_ % settings_.evaluate_every == 0);
+    if (evaluate) {
+      at::NoGradGuard guard;
+      report.evaluation = task_.Evaluate();
+    }
+    Tell(report);
+    return true;
+  }
+
+  void ZeroGradients() {
+    for (AdamW& optimizer : optimizers_) optimizer.ZeroGradients();
+  }
+
+  void NoteBad(bool skipped, const std::string& origin) {
+    bad_steps_ = skipped ? bad_steps_ + 1 : 0;
+    if (!skipped) return;
+    std::fprintf(
+        options_.progress,
+        "\nllava-train: step %lld: loss or gradient is not finite, the step is skipped%s\n",
+        static_cast<long long>(step_), origin.empty() ? "" : (": " + origin).c_str());
+    if (bad_steps_ >= settings_.max_bad_steps) {
+      throw std::runtime_error(
+          "the loss is not finite for " + std::to_string(bad_steps_) +
+          " steps in a row; the state of step " + std::to_string(saved_.value_or(0)) +
+          " is kept. Lower the learning rate, or look at the samples: " + origin);
+    }
+  }
+
+  void Tell(const StepReport& report) {
+    Json line = {{"step", report.step},
+                 {"loss", report.loss},
+                 {"gradient_norm", report.gradient_norm},
+                 {"learning_rate", report.learning_rate},
+                 {"samples", report.samples},
+                 {"tokens", report.tokens},
+                 {"trained_tokens", report.trained_tokens},
+                 {"seconds", report.seconds},
+                 {"waited_seconds", report.waited_seconds},
+                 {"skipped", report.skipped}};
+    if (!report.figures.empty()) line["figures"] = ToJson(report.figures);
+    if (!report.evaluation.empty()) line["evaluation"] = ToJson(report.evaluation);
+    folder_.Log(line);
+    const double weight = smooth_loss_ ? 0.05 : 1;
+    if (!report.skipped) {
+      smooth_loss_ = (1 - weight) * smooth_loss_.value_or(0) + weight * report.loss;
+    }
+    note_ = "loss " + Short(smooth_loss_.value_or(report.loss)) + ", rate " +
+            Short(report.learning_rate) + ", " +
+            Short(static_cast<double>(report.tokens) / report.seconds) + " tokens/s";
+    if (!report.evaluation.empty()) {
+      std::string text;
+      for (const auto& [name, value] : report.evaluation) text += " " + name + "=" + Short(value);
+      std::fprintf(options_.progress, "\nllava-train: step %lld:%s\n",
+                   static_cast<long long>(report.step), text.c_str());
+    }
+    if (options_.on_step) options_.on_step(report);
+  }
+
+  // Everything that the next step depends on, by name.
+  std::map<std::string, at::Tensor> State() {
+    std::map<std::string, at::Tensor> state;
+    for (size_t i = 0; i < groups_.size(); ++i) {
+      const auto& parameters = groups_[i].parameters;
+      for (const auto& [name, parameter] : parameters) state["parameter." + name] = parameter;
+      optimizers_[i].VisitState([&](size_t index, const std::string& what, at::Tensor& tensor) {
+        state[what + "." + parameters[index].first] = tensor;
+      });
+    }
+    return state;
+  }
+
+  void Save() {
+    if (saved_ == step_) return;
+    at::NoGradGuard guard;
+    std::map<std::string, at::Tensor> state = State();
+    for (auto& [name, tensor] : state) tensor = tensor.detach();
+    folder_.SaveState(step_, state, std::max<int64_t>(1, settings_.keep_states));
+    saved_ = step_;
+  }
+
+  void Restore() {
+    saved_ = folder_.NewestState();
+    step_ = saved_.value_or(0);
+    folder_.Rewind(step_);
+    if (!saved_) return;
+    at::NoGradGuard guard;
+    std::map<std::string, at::Tensor> stored = folder_.LoadState(step_);
+    for (auto& [name, tensor] : State()) {
+      const auto found = stored.find(name);
+      if (found == stored.end() || found->second.sizes() != tensor.sizes()) {
+        throw std::runtime_error(folder_.path().string() + ": the state of step " +
+                                 std::to_string(step_) + " does not fit: " + name +
+                                 (found == stored.end() ? " is missing" : " has another shape"));
+      }
+      tensor.detach().copy_(found->second);
+    }
+    std::fprintf(options_.progress, "llava-train: goes on from step %lld of %lld\n",
+                 static_cast<long long>(step_), static_cast<long long>(total_));
+  }
+
+  TrainingTask& task_;
+  const TrainerSettings& settings_;
+  const TrainerOptions& options_;
+  RunFolder folder_;
+  const std::vector<ParameterGroup> groups_;
+  std::vector<at::Tensor> all_;
+  std::vector<AdamW> optimizers_;
+  const int64_t total_, warmup_;
+  int64_t step_ = 0;  // steps done
+  std::optional<int64_t> saved_;
+  int64_t bad_steps_ = 0;
+  std::optional<double> smooth_loss_;
+  std::string note_;
+};
+
+}  // namespace
+
+TrainerSettings TrainerSettings::From(Recipe& recipe) {
+  TrainerSettings s;
+  s.accumulation = recipe.Int("accumulation", s.accumulation, "micro-batches a step", 1, 1 << 20);
+  s.clip_norm = recipe.Number("clip_norm", s.clip_norm, "largest norm of a gradient; 0: any");
+  s.warmup_ratio = recipe.Number("warmup_ratio", s.warmup_ratio,
+                                 "share of the steps in which the rate rises from 0", 0, 1);
+  s.final_rate = recipe.Number("final_rate", s.final_rate,
+                               "where the cosine ends, as a share of the peak rate", 0, 1);
+  s.beta1 = recipe.Number("adam.beta1", s.beta1, "AdamW: decay of the first moment", 0, 0.999999);
+  s.beta2 = recipe.Number("adam.beta2", s.beta2, "AdamW: decay of the second moment", 0, 0.999999);
+  s.eps = recipe.Number("adam.eps", s.eps, "AdamW: added to the root of the second moment");
+  s.save_every = recipe.Int("save_every", s.save_every, "steps between states; 0: at the end only");
+  s.keep_states = recipe.Int("keep_states", s.keep_states, "newest states that are kept", 1);
+  s.evaluate_every = recipe.Int("evaluate_every", s.evaluate_every,
+                                "steps between evaluations; 0: at the end only");
+  s.max_bad_steps = recipe.Int("max_bad_steps", s.max_bad_steps,
+                               "steps in a row that may be not finite before the run gives up", 1);
+  return s;
+}
+
+TrainingOutcome Train(TrainingTask& task, const Recipe& recipe, const TrainerSettings& settings,
+                      const TrainerOptions& options) {
+  return Run(task, recipe, settings, options).Work();
+}
+
+}  // namespace llava

@@ -1,0 +1,80 @@
+#pragma once
+
+// What differs between the kinds of training: what is trained, on what, and what comes out. The
+// Trainer owns the rest: order, optimizer, saving, resuming, logs.
+
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "model/train/recipe.h"
+
+namespace llava {
+
+// Parameters with settings of their own. Leaves in float32 that require gradients; the names are
+// unique over all groups and stay the same from run to run.
+struct ParameterGroup {
+  std::string name;  // "projector", "decoder": in logs
+  std::vector<std::pair<std::string, at::Tensor>> parameters;
+  double learning_rate = 0;  // peak
+  double weight_decay = 0;
+};
+
+// The outcome of one micro-batch.
+struct MicroBatch {
+  at::Tensor loss;             // scalar, float32, differentiable: the mean over trained tokens
+  int64_t samples = 0;         // pictures, records or rows
+  int64_t tokens = 0;          // that went through the network
+  int64_t trained_tokens = 0;  // with loss (0 where the word means nothing)
+  std::vector<std::pair<std::string, double>> figures;  // more for the log, averaged over a step
+  std::string origin;         // which samples, for messages ("stage2.json records 17, 512")
+  double waited_seconds = 0;  // for data
+};
+
+using Figures = std::vector<std::pair<std::string, double>>;
+
+// What all kinds of training read from the recipe.
+struct TaskSettings {
+  uint64_t seed = 42;
+  at::ScalarType compute_dtype = at::kFloat;  // bfloat16 with float32 masters, or float32
+  bool gradient_checkpointing = false;        // recompute each decoder layer in the backward pass
+  int64_t loader_threads = 1;
+  bool skip_bad = false;  // leave bad records out, counted, instead of refusing the data
+  static TaskSettings From(Recipe& recipe);
+};
+
+// One thread.
+class TrainingTask {
+ public:
+  virtual ~TrainingTask() = default;
+
+  virtual std::string kind() const = 0;  // the subcommand
+  // Optimizer steps of the whole run.
+  virtual int64_t total_steps() const = 0;
+  virtual std::vector<ParameterGroup> groups() = 0;
+
+  // Forward pass of micro-batch `micro` of step `step`: a pure function of these numbers, the
+  // recipe and the parameters, so that a resumed run repeats it. Both count from 0.
+  virtual MicroBatch Forward(int64_t step, int64_t micro) = 0;
+
+  // Looks at all data without training: counts, tokens, what was left out and why, as an object for
+  // people and programs. Throws std::runtime_error naming file and record of what is wrong.
+  // `progress`: for a bar.
+  virtual nlohmann::ordered_json Check(std::FILE* progress) = 0;
+
+  // Figures on held-out data, without gradients; the same data every time.
+  virtual Figures Evaluate() = 0;
+
+  // Writes what was trained into the model repository `root` as the next version of `name`; returns
+  // its folder. `recipe`: how it was made.
+  virtual std::filesystem::path Publish(const std::filesystem::path& root, const std::string& name,
+                                        const nlohmann::ordered_json& recipe) = 0;
+};
+
+}  // namespace llava

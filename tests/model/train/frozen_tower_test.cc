@@ -1,0 +1,98 @@
+#include "model/train/frozen_tower.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <stdexcept>
+#include <thread>
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include "model/image/decode.h"
+#include "model/image/image.h"
+#include "tests/model/data/instructions/scratch_folder.h"
+
+namespace llava {
+namespace {
+
+const std::filesystem::path kFixtures = std::filesystem::path(LLAVA_SOURCE_DIR) / "tests/fixtures";
+
+class FrozenTowerTest : public testing::Test {
+ protected:
+  const TowerCheckpoint checkpoint_ = OpenTower(kFixtures / "tiny-llava");
+  const std::filesystem::path picture_ = kFixtures / "images/plain.png";
+  const std::filesystem::path other_ = kFixtures / "images/rgba.png";
+  ScratchFolder scratch_;
+};
+
+TEST_F(FrozenTowerTest, FeaturesAreThoseOfTheTower) {
+  const FrozenTower tower(checkpoint_, {.features = {.image_mode = ImageMode::kPad}});
+  const at::Tensor features = tower.Features(picture_);
+  EXPECT_EQ(features.dim(), 2);
+  EXPECT_EQ(features.size(0), checkpoint_.config.num_patches());
+  EXPECT_FALSE(features.requires_grad());
+  EXPECT_FALSE(at::equal(tower.Features(other_), features));
+  const FrozenTower cropping(checkpoint_, {.features = {.image_mode = ImageMode::kCrop}});
+  EXPECT_FALSE(at::equal(cropping.Features(picture_), features));
+  const FrozenTower last(checkpoint_, {.features = {.select_layer = -1}});
+  EXPECT_FALSE(at::equal(last.Features(picture_), features));
+}
+
+TEST_F(FrozenTowerTest, CachesGiveTheSameBits) {
+  const FrozenTower plain(checkpoint_, {});
+  const at::Tensor expected = plain.Features(picture_);
+  plain.Features(picture_);
+  EXPECT_EQ(plain.counts().computed, 2);
+
+  const auto copy = scratch_.path() / "copy.png";
+  std::filesystem::copy_file(picture_, copy);
+  const FrozenTower memory(checkpoint_, {.memory_bytes = 1 << 20});
+  for (const auto& path : {picture_, picture_, copy}) {
+    EXPECT_TRUE(at::equal(memory.Features(path), expected));
+  }
+  EXPECT_EQ(memory.counts().computed, 1) << "named by content";
+  EXPECT_EQ(memory.counts().from_memory, 2);
+
+  const FrozenTowerOptions with_file{.cache_file = scratch_.path() / "features"};
+  {
+    const FrozenTower first(checkpoint_, with_file);
+    first.Features(picture_);
+  }
+  const FrozenTower second(checkpoint_, with_file);
+  EXPECT_TRUE(at::equal(second.Features(picture_), expected));
+  EXPECT_EQ(second.counts().computed, 0);
+  EXPECT_EQ(second.counts().from_file, 1);
+}
+
+TEST_F(FrozenTowerTest, KeepsNoMoreThanItMay) {
+  const auto bytes = static_cast<int64_t>(FrozenTower(checkpoint_, {}).Features(picture_).nbytes());
+  const FrozenTower tower(checkpoint_, {.memory_bytes = bytes + bytes / 2});
+  for (int i = 0; i < 3; ++i) {
+    tower.Features(picture_);
+    tower.Features(other_);
+  }
+  EXPECT_EQ(tower.counts().from_memory, 2);
+  EXPECT_EQ(tower.counts().computed, 4);
+}
+
+TEST_F(FrozenTowerTest, DoesNotDependOnTheThreadThatAsks) {
+  const FrozenTower tower(checkpoint_, {});
+  const int before = at::get_num_threads();
+  const at::Tensor expected = tower.Features(picture_);
+  EXPECT_EQ(at::get_num_threads(), before);
+  at::Tensor elsewhere;
+  std::jthread([&] { elsewhere = tower.Features(picture_); }).join();
+  EXPECT_TRUE(at::equal(elsewhere, expected));
+}
+
+TEST_F(FrozenTowerTest, SaysWhatIsWrongWithAPicture) {
+  const FrozenTower tower(checkpoint_, {.memory_bytes = 1 << 20});
+  EXPECT_THROW(tower.Features(scratch_.Write("text.png", "no picture")), std::invalid_argument);
+  EXPECT_THROW(tower.Features(scratch_.path() / "none.png"), std::runtime_error);
+  EXPECT_THROW(FrozenTower::CheckPicture(scratch_.Write("empty.png", "")), std::invalid_argument);
+  FrozenTower::CheckPicture(picture_);
+}
+
+}  // namespace
+}  // namespace llava

@@ -1,0 +1,154 @@
+#include "model/train/instruction_model.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include <ATen/ATen.h>
+
+#include "tests/model/nn/tiny_model.h"
+#include "tests/model/train/instruction_world.h"
+
+namespace llava {
+namespace {
+
+using Stage = InstructionStage;
+using testing::HasSubstr;
+
+const std::filesystem::path kFixtures = std::filesystem::path(LLAVA_SOURCE_DIR) / "tests/fixtures";
+
+class InstructionModelTest : public testing::Test {
+ protected:
+  static InstructionModel Open(Stage stage, const std::vector<std::string>& settings,
+                               uint64_t seed = 1) {
+    Recipe recipe;
+    for (const std::string& setting : settings) recipe.Set(setting);
+    return OpenInstructionModel(InstructionSettings::From(recipe, stage), seed);
+  }
+  static std::string Refusal(Stage stage, const std::vector<std::string>& settings) {
+    try {
+      Open(stage, settings);
+    } catch (const std::exception& error) {
+      return error.what();
+    }
+    return "";
+  }
+
+  const std::string tiny_ = "model=" + (kFixtures / "tiny-llava").string();
+  const std::string original_ = "model=" + (kFixtures / "orig-f32").string();
+  const std::string clip_ = "tower=" + (kFixtures / "clip-tower").string();
+  InstructionWorld world_;
+};
+
+TEST_F(InstructionModelTest, Stage1DrawsAProjectorAsPyTorchDoes) {
+  const InstructionModel model = Open(Stage::kAlign, {tiny_});
+  const ProjectorConfig& config = model.language.config.projector;
+  for (const auto& [name, in] : {std::pair{"model.mm_projector.0.", config.in_width},
+                                 {"model.mm_projector.2.", config.out_width}}) {
+    const double bound = 1 / std::sqrt(static_cast<double>(in));
+    const at::Tensor weight = model.language.tensors.Get(std::string(name) + "weight");
+    EXPECT_LE(weight.abs().max().item<double>(), bound);
+    EXPECT_NEAR(weight.std().item<double>(), bound / std::sqrt(3.0), 0.03 * bound);
+    EXPECT_LE(model.language.tensors.Get(std::string(name) + "bias").abs().max().item<double>(),
+              bound);
+  }
+  const auto weight = [&](const std::vector<std::string>& settings, uint64_t seed) {
+    return Open(Stage::kAlign, settings, seed).language.tensors.Get("model.mm_projector.2.weight");
+  };
+  EXPECT_TRUE(at::equal(weight({tiny_}, 1), weight({tiny_}, 1)));
+  EXPECT_FALSE(at::equal(weight({tiny_}, 1), weight({tiny_}, 2)));
+  EXPECT_LT(weight({tiny_, "projector.init=small"}, 1).std().item<double>(),
+            0.5 * weight({tiny_}, 1).std().item<double>());
+  const at::Tensor kept =
+      OpenLanguage(kFixtures / "tiny-llava").tensors.Get("model.mm_projector.2.weight");
+  EXPECT_TRUE(at::equal(weight({tiny_, "projector.init=keep"}, 1), kept));
+  EXPECT_TRUE(at::equal(
+      Open(Stage::kFinetune, {tiny_}).language.tensors.Get("model.mm_projector.2.weight"), kept));
+}
+
+TEST_F(InstructionModelTest, AFreshProjectorMayBeOfAnotherType) {
+  const InstructionModel model =
+      Open(Stage::kAlign, {tiny_, "projector.type=linear", "select_layer=-1", "image_mode=crop"});
+  EXPECT_EQ(model.language.config.projector.depth, 1);
+  EXPECT_TRUE(model.language.tensors.tensors().contains("model.mm_projector.weight"));
+  EXPECT_FALSE(model.language.tensors.tensors().contains("model.mm_projector.0.weight"));
+  EXPECT_EQ(model.language.config.features.select_layer, -1);
+  EXPECT_EQ(model.language.config.features.image_mode, ImageMode::kCrop);
+  const auto task = world_.Make(Stage::kAlign, {"projector.type=linear", "batch_size=2"});
+  EXPECT_GT(task->Forward(0, 0).loss.item<double>(), 0);
+  const LanguageCheckpoint published =
+      OpenLanguage(task->Publish(world_.folder() / "repository", "linear", {}));
+  EXPECT_EQ(published.config.projector.type(), "linear");
+}
+
+TEST_F(InstructionModelTest, StartsFromAStage1File) {
+  for (const char* folder : {"stage1-mlp", "stage1-linear"}) {
+    const std::string from = "projector.from=" + (kFixtures / folder / "mm_projector.bin").string();
+    for (const Stage stage : {Stage::kAlign, Stage::kFinetune}) {
+      const InstructionModel model = Open(stage, {original_, clip_, from});
+      EXPECT_EQ(model.language.config.projector.type(),
+                std::string(folder) == "stage1-mlp" ? "mlp2x_gelu" : "linear");
+    }
+  }
+  const InstructionModel model = Open(
+      Stage::kFinetune,
+      {original_, clip_, "projector.from=" + (kFixtures / "stage1-mlp/mm_projector.bin").string()});
+  EXPECT_LT(MaxDifference(
+                model.language.tensors.Get("model.mm_projector.0.weight"),
+                OpenLanguage(kFixtures / "tiny-llava").tensors.Get("model.mm_projector.0.weight")),
+            1e-6);
+}
+
+TEST_F(InstructionModelTest, ANewTowerNeedsANewProjector) {
+  TowerCheckpoint other;
+  other.config = TinyTowerConfig();
+  other.config.preprocess.image_size = other.config.image_size;
+  other.tensors = SourceOf(RandomTower(other.config));
+  other.digest = HashBytes("another tower");
+  const auto root = world_.folder() / "repository";
+  const std::string tower = "tower=" + PublishTower(other, root, "eye").string();
+  EXPECT_THAT(Refusal(Stage::kFinetune, {tiny_, tower}), HasSubstr("projector.init=fresh"));
+  const InstructionModel model = Open(Stage::kAlign, {tiny_, tower});
+  EXPECT_EQ(model.language.tower_digest, other.digest);
+  EXPECT_EQ(model.language.tower_patches, other.config.num_patches());
+  EXPECT_EQ(model.language.config.projector.in_width, other.config.hidden_size);
+  const auto task = world_.Make(Stage::kAlign, {tower, "batch_size=2"});
+  const auto version = task->Publish(root, "pair", {});
+  EXPECT_EQ(OpenLanguage(version).tower_digest, other.digest);
+  EXPECT_THAT(Refusal(Stage::kFinetune, {"model=" + version.string()}),
+              HasSubstr("its tower is an entry of its own: set \"tower\""));
+  Open(Stage::kFinetune, {"model=" + version.string(), tower});
+}
+
+TEST_F(InstructionModelTest, TheTemplateOfTheChatsIsPublished) {
+  const auto published = [&](Stage stage, const char* name) {
+    const auto task = world_.Make(stage, {std::string("chat_template=") + name, "skip_bad=true"});
+    return OpenLanguage(task->Publish(world_.folder() / "repository", "t", {}))
+        .chat_template->name();
+  };
+  EXPECT_EQ(published(Stage::kFinetune, "llava_v0"), "llava_v0");
+  EXPECT_EQ(published(Stage::kAlign, "plain"), "v1") << "nobody can chat in the plain template";
+}
+
+TEST_F(InstructionModelTest, RefusesSettingsThatDoNotFitTogether) {
+  const auto refused = [&](Stage stage, const std::vector<std::string>& settings,
+                           const char* says) {
+    EXPECT_THAT(Refusal(stage, settings), HasSubstr(says));
+  };
+  refused(Stage::kAlign, {}, "\"model\" is missing");
+  refused(Stage::kFinetune, {tiny_, "projector.type=linear"}, "set projector.init=fresh too");
+  refused(Stage::kFinetune, {tiny_, "projector.init=fresh", "projector.type=round"}, "round");
+  refused(Stage::kAlign, {tiny_, "projector.from=x", "projector.init=fresh"}, "set one of them");
+  refused(Stage::kFinetune, {tiny_, "select_layer=-1"}, "let it start anew");
+  refused(Stage::kAlign, {tiny_, "select_layer=99"}, "the tower has layers from 0 to");
+  refused(Stage::kAlign, {tiny_, "select_layer=last"}, "expected a whole number");
+  refused(Stage::kAlign, {tiny_, clip_}, "");
+  EXPECT_THAT(world_.Refusal(Stage::kAlign, {"max_tokens=100000"}), HasSubstr("positions"));
+  EXPECT_THAT(world_.Refusal(Stage::kAlign, {"data="}), HasSubstr("\"data\" is missing"));
+  EXPECT_THAT(world_.Refusal(Stage::kAlign, {"batchsize=4"}), HasSubstr("did you mean batch_size"));
+}
+
+}  // namespace
+}  // namespace llava

@@ -1,0 +1,199 @@
+#include "model/train/language_task.h"
+
+#include <cmath>
+#include <filesystem>
+#include <map>
+#include <set>
+#include <stdexcept>
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "model/checkpoint/checkpoint.h"
+#include "model/eval/text_map.h"
+#include "model/llava/generate.h"
+#include "model/train/optimizer.h"
+
+namespace llava {
+namespace {
+
+namespace fs = std::filesystem;
+
+const fs::path kModels = fs::path(LLAVA_SOURCE_DIR) / "deploy/models";
+
+// A recipe of a model that trains in no time.
+Recipe TinyRecipe(const std::vector<std::string>& more = {}) {
+  Recipe recipe;
+  for (const std::string& assignment : std::vector<std::string>{
+           "tokenizer=" + (kModels / "emoji/1").string(),
+           "tower=" + (kModels / "emoji-tower/1").string(), "model.layers=2", "model.width=32",
+           "model.heads=2", "model.ffn=48", "rows=6", "dense_steps=3", "steps=6",
+           "evaluation.scenes=8", "evaluation.greedy=1", "learning_rate=3e-3"}) {
+    recipe.Set(assignment);
+  }
+  for (const std::string& assignment : more) recipe.Set(assignment);
+  return recipe;
+}
+
+std::unique_ptr<TrainingTask> TinyTask(const std::vector<std::string>& more = {}) {
+  Recipe recipe = TinyRecipe(more);
+  at::set_num_threads(1);  // products this small only lose by more
+  const TaskSettings settings = TaskSettings::From(recipe);
+  auto task = MakeLanguageTask(recipe, settings);
+  recipe.CheckAllRead();
+  return task;
+}
+
+double LossAt(TrainingTask& task, int64_t step) {
+  return task.Forward(step, 0).loss.item<double>();
+}
+
+std::vector<std::pair<std::string, at::Tensor>> ParametersOf(TrainingTask& task) {
+  std::vector<std::pair<std::string, at::Tensor>> all;
+  for (const ParameterGroup& group : task.groups()) {
+    all.insert(all.end(), group.parameters.begin(), group.parameters.end());
+  }
+  return all;
+}
+
+TEST(LanguageTaskTest, AStepIsAPureFunctionOfItsNumber) {
+  const auto task = TinyTask();
+  const double first = LossAt(*task, 0), second = LossAt(*task, 1), natural = LossAt(*task, 4);
+  EXPECT_NE(first, second);
+  EXPECT_NE(second, natural);
+  EXPECT_EQ(LossAt(*task, 0), first);
+  EXPECT_EQ(LossAt(*task, 4), natural);
+  // Another process, with more threads.
+  const auto again = TinyTask({"loader_threads=3"});
+  EXPECT_EQ(LossAt(*again, 4), natural);
+  EXPECT_EQ(LossAt(*again, 1), second);
+  EXPECT_NE(LossAt(*TinyTask({"seed=43"}), 0), first);
+}
+
+TEST(LanguageTaskTest, MicroBatchesOfAStepDiffer) {
+  const auto task = TinyTask({"accumulation=2"});
+  const double first = task->Forward(1, 0).loss.item<double>();
+  EXPECT_NE(task->Forward(1, 1).loss.item<double>(), first);
+  EXPECT_EQ(task->Forward(1, 0).loss.item<double>(), first);
+}
+
+TEST(LanguageTaskTest, GradientsReachEveryParameterInBothPrecisions) {
+  for (const char* precision : {"precision=fp32", "precision=bf16"}) {
+    const auto task = TinyTask({precision});
+    task->Forward(0, 0).loss.backward();
+    std::set<std::string> names;
+    for (const auto& [name, parameter] : ParametersOf(*task)) {
+      EXPECT_TRUE(names.insert(name).second) << name;
+      ASSERT_TRUE(parameter.grad().defined()) << name;
+      EXPECT_EQ(parameter.scalar_type(), at::kFloat);
+      const double size = parameter.grad().abs().sum().item<double>();
+      EXPECT_TRUE(std::isfinite(size) && size > 0) << name << " " << precision;
+    }
+    EXPECT_TRUE(names.contains("text_map.rows"));
+    EXPECT_TRUE(names.contains("model.layers.1.mlp.down_proj.weight"));
+    EXPECT_FALSE(names.contains("lm_head.weight")) << "tied";
+  }
+}
+
+TEST(LanguageTaskTest, OnlyMatricesDecay) {
+  const auto task = TinyTask();
+  for (const ParameterGroup& group : task->groups()) {
+    for (const auto& [name, parameter] : group.parameters) {
+      EXPECT_EQ(group.weight_decay > 0, parameter.dim() > 1) << name;
+    }
+  }
+}
+
+TEST(LanguageTaskTest, TheMapIsRead) {
+  // With the same words but maps that no noise disturbs, the loss is another.
+  EXPECT_NE(LossAt(*TinyTask({"map_noise=0"}), 0), LossAt(*TinyTask(), 0));
+}
+
+TEST(LanguageTaskTest, AShortRunLowersTheLoss) {
+  const auto task = TinyTask({"dense_steps=1000", "map_noise=0", "precision=bf16"});
+  std::vector<at::Tensor> parameters;
+  for (const auto& [name, parameter] : ParametersOf(*task)) parameters.push_back(parameter);
+  AdamW optimizer(parameters, {});
+  double first = 0, last = 0;
+  for (int step = 0; step < 40; ++step) {
+    const MicroBatch batch = task->Forward(step, 0);
+    (step == 0 ? first : last) = batch.loss.item<double>();
+    batch.loss.backward();
+    optimizer.Step(3e-3);
+    optimizer.ZeroGradients();
+  }
+  EXPECT_NEAR(first, std::log(1000), 0.5) << "begins near knowing nothing";
+  EXPECT_LT(last, first - 1.5);
+}
+
+TEST(LanguageTaskTest, EvaluatesTheSameWayEveryTime) {
+  const auto task = TinyTask();
+  const Figures figures = task->Evaluate();
+  EXPECT_EQ(figures, task->Evaluate());
+  std::set<std::string> names;
+  for (const auto& [name, value] : figures) {
+    names.insert(name);
+    if (name == "loss") continue;
+    EXPECT_TRUE(value >= 0 && value <= 1) << name << " " << value;
+  }
+  for (const char* name :
+       {"loss", "right", "right.count", "right.f_side", "greedy", "greedy.what"}) {
+    EXPECT_TRUE(names.contains(name)) << name;
+  }
+}
+
+TEST(LanguageTaskTest, CheckTellsWhatIsAsked) {
+  const auto check = TinyTask()->Check(nullptr);
+  EXPECT_FALSE(check["dense_batches"]["turns"].contains("f_side")) << "follow-ups need dialogues";
+  EXPECT_GT(check["dense_batches"]["turns"]["sideof"], 0);
+  EXPECT_GT(check["natural_batches"]["turns"]["side"], 0);
+  EXPECT_EQ(check["dense_batches"]["rows"], 3 * 6);
+  EXPECT_EQ(check["natural_batches"]["rows"], 3 * 7) << "and one of facts";
+}
+
+TEST(LanguageTaskTest, PublishesWhatServingOpens) {
+  const fs::path root = fs::path(testing::TempDir()) / "language_task_test";
+  fs::remove_all(root);
+  fs::create_directories(root);
+  const auto task = TinyTask({"text_map=" + (root / "map.safetensors").string()});
+  const fs::path folder = task->Publish(root, "base", {{"kind", "language"}});
+  EXPECT_EQ(folder, root / "base/1");
+
+  const LanguageCheckpoint checkpoint = OpenLanguage(folder);
+  EXPECT_EQ(checkpoint.tower_digest, OpenTower(kModels / "emoji-tower/1").digest);
+  EXPECT_EQ(checkpoint.tower_patches, 36);
+  EXPECT_EQ(checkpoint.config.features.select_layer, -2);
+  EXPECT_EQ(checkpoint.chat_template->name(), "emoji");
+  for (const auto& [name, parameter] : ParametersOf(*task)) {
+    if (name.starts_with("text_map.")) continue;
+    EXPECT_TRUE(at::equal(checkpoint.tensors.Get(name), parameter.detach().to(at::kBFloat16)))
+        << name;
+  }
+  const Llava model(checkpoint, at::kCPU, at::kBFloat16);
+  const at::Tensor features = at::zeros({36, 160});
+  const std::vector<int32_t> prompt = {1, kImageToken, 4};
+  const GenerateResult result = Generate(model, prompt, {&features, 1}, {}, {.max_new_tokens = 3});
+  EXPECT_GE(result.ids.size(), 1);
+
+  const TextMap map(*checkpoint.tokenizer, root / "map.safetensors");
+  EXPECT_EQ(map.parameters()[0].second.sizes(), (at::IntArrayRef{6, 32}));
+}
+
+TEST(LanguageTaskTest, RefusesSettingsThatDoNotFit) {
+  EXPECT_THROW(TinyTask({"model.heads=3"}), std::invalid_argument);
+  EXPECT_THROW(TinyTask({"categories=50"}), std::invalid_argument);
+  EXPECT_THROW(TinyTask({"tower="}), std::invalid_argument);
+  EXPECT_THROW(TinyTask({"tokenizer=/nowhere"}), std::runtime_error);
+  try {
+    TinyTask({"categories=96"});  // the tokenizer knows the words of 48
+    FAIL() << "categories without words were taken";
+  } catch (const std::invalid_argument& error) {
+    EXPECT_THAT(error.what(), testing::HasSubstr("llava-train tokenizer"));
+  }
+}
+
+}  // namespace
+}  // namespace llava

@@ -1,0 +1,83 @@
+#include "model/train/recipe.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <stdexcept>
+
+namespace llava {
+namespace {
+
+using testing::HasSubstr;
+using testing::ThrowsMessage;
+
+TEST(RecipeTest, ReadsNestedSettingsAndFillsDefaults) {
+  Recipe recipe = Recipe::Parse(R"({"epochs": 3, /* why */ "adam": {"beta2": 0.95}})", "test");
+  recipe.Set("model.width=128");
+  recipe.Set("precision=bf16");
+  EXPECT_EQ(recipe.Int("epochs", 1, "rounds"), 3);
+  EXPECT_EQ(recipe.Number("adam.beta1", 0.9, "first"), 0.9);
+  EXPECT_EQ(recipe.Number("adam.beta2", 0.999, "second"), 0.95);
+  EXPECT_EQ(recipe.Int("model.width", 64, "D"), 128);
+  EXPECT_EQ(recipe.Choice("precision", "fp32", {"fp32", "bf16"}, "dtype"), "bf16");
+  EXPECT_FALSE(recipe.Flag("skip_bad", false, "skip"));
+  recipe.CheckAllRead();
+  const auto resolved = recipe.Resolved();
+  EXPECT_EQ(resolved.dump(),
+            R"({"epochs":3,"adam":{"beta1":0.9,"beta2":0.95},"model":{"width":128},)"
+            R"("precision":"bf16","skip_bad":false})");
+  Recipe again = Recipe::Parse(resolved.dump(), "resolved");
+  EXPECT_EQ(again.Int("epochs", 1, "rounds"), 3);
+  EXPECT_TRUE(recipe.settings()[1].is_default);
+  EXPECT_FALSE(recipe.settings()[2].is_default);
+}
+
+TEST(RecipeTest, NamesSettingValueAndRange) {
+  Recipe recipe = Recipe::Parse(R"({"epochs": 0, "rate": "fast", "mode": "x", "skip": 1})", "test");
+  EXPECT_THAT([&] { recipe.Int("epochs", 1, "", 1, 9); },
+              ThrowsMessage<std::invalid_argument>(
+                  HasSubstr("\"epochs\" is 0, expected a whole number of at least 1")));
+  EXPECT_THAT([&] { recipe.Number("rate", 1, ""); },
+              ThrowsMessage<std::invalid_argument>(HasSubstr("\"rate\" is \"fast\"")));
+  EXPECT_THAT(
+      [&] {
+        recipe.Choice("mode", "a", {"a", "b"}, "");
+      },
+      ThrowsMessage<std::invalid_argument>(HasSubstr("one of a | b")));
+  EXPECT_THAT([&] { recipe.Flag("skip", false, ""); },
+              ThrowsMessage<std::invalid_argument>(HasSubstr("true or false")));
+}
+
+TEST(RecipeTest, AnOptionalNumberMayBeNull) {
+  Recipe recipe = Recipe::Parse(R"({"a": null, "b": -2, "c": "x"})", "test");
+  EXPECT_EQ(recipe.OptionalInt("a", "", -5, 5), std::nullopt);
+  EXPECT_EQ(recipe.OptionalInt("b", "", -5, 5), -2);
+  EXPECT_EQ(recipe.OptionalInt("d", "", -5, 5), std::nullopt);
+  EXPECT_THROW(recipe.OptionalInt("b", "", 0, 5), std::invalid_argument);
+  EXPECT_THROW(recipe.OptionalInt("c", "", 0, 5), std::invalid_argument);
+  EXPECT_EQ(recipe.Resolved().dump(), R"({"a":null,"b":-2,"d":null})");
+}
+
+TEST(RecipeTest, RefusesWhatNobodyReads) {
+  Recipe recipe = Recipe::Parse(R"({"learning_rat": 1, "model": {"deep": 2}})", "test");
+  recipe.Number("learning_rate", 1e-3, "peak");
+  recipe.Int("model.depth", 2, "layers");
+  EXPECT_THAT([&] { recipe.CheckAllRead(); },
+              ThrowsMessage<std::invalid_argument>(
+                  testing::AllOf(HasSubstr("learning_rat (did you mean learning_rate?)"),
+                                 HasSubstr("model.deep (did you mean model.depth?)"))));
+}
+
+TEST(RecipeTest, SaysWhereAFileOrAnAssignmentIsWrong) {
+  EXPECT_THAT([] { Recipe::Parse("{\"a\": ", "my.json"); },
+              ThrowsMessage<std::invalid_argument>(HasSubstr("my.json")));
+  EXPECT_THROW(Recipe::Parse("[1]", "my.json"), std::invalid_argument);
+  Recipe recipe;
+  EXPECT_THROW(recipe.Set("novalue"), std::invalid_argument);
+  EXPECT_THROW(recipe.Set("=1"), std::invalid_argument);
+  recipe.Set("a=1");
+  EXPECT_THROW(recipe.Set("a.b=1"), std::invalid_argument);
+}
+
+}  // namespace
+}  // namespace llava
