@@ -111,7 +111,8 @@ if [ $train = 1 ]; then
   ask "What is in the picture?"
   services_stop
   if [ -e build/own/models/emoji ]; then say "build/own has a model already; remove it to train anew"; fi
-  LLAVA_BIN_DIR=$bin deploy/train_default.sh --out build/own --no-build --no-evaluation &
+  LLAVA_BIN_DIR=$bin deploy/train_default.sh --out build/own --no-build \
+    --no-evaluation --pictures 12000 &
   train_pid=$!
   wait "$train_pid"
   train_pid=

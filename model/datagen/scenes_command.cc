@@ -7,6 +7,7 @@
 #include <string>
 
 #include "model/data/questions/question_lists.h"
+#include "model/data/scenes/scene_flags.h"
 #include "model/datagen/scene_dataset.h"
 #include "model/progress/stop_request.h"
 
@@ -16,31 +17,14 @@ namespace {
 // What the flags hold before it is checked.
 struct Flags {
   SceneDatasetOptions dataset;
-  std::string objects = "1-3";
-  std::string positions = "snapped";
-  std::string held_out = "train";
+  SceneFlags scenes;
   std::string brief_questions, detailed_questions;  // files; built-in lists if empty
   bool overwrite = false;
 };
 
-// "1-3" or "2".
-std::string CheckRange(const std::string& text) {
-  const bool one = text.size() == 1 && text[0] >= '1' && text[0] <= '4';
-  const bool two =
-      text.size() == 3 && text[1] == '-' && text[0] >= '1' && text[2] <= '4' && text[0] <= text[2];
-  return one || two ? "" : "expected a number or a range within 1-4, as 1-3; found " + text;
-}
-
 int Run(Flags& flags) {
   SceneDatasetOptions& options = flags.dataset;
-  options.scenes.min_objects = flags.objects.front() - '0';
-  options.scenes.max_objects = flags.objects.back() - '0';
-  using Positions = SceneOptions::Positions;
-  options.scenes.positions = flags.positions == "free" ? Positions::kFree : Positions::kSnapped;
-  using HeldOut = SceneOptions::HeldOut;
-  options.scenes.held_out = flags.held_out == "pairs" ? HeldOut::kPairs
-                            : flags.held_out == "any" ? HeldOut::kAny
-                                                      : HeldOut::kTrain;
+  options.scenes = flags.scenes.Options();
   if (flags.overwrite) options.existing = OutputFolder::Existing::kOverwrite;
   const StopRequest stop;
   try {
@@ -101,24 +85,7 @@ std::function<int()> AddScenesCommand(CLI::App& app) {
       ->check(CLI::Range(uint64_t{0}, uint64_t{1'000'000'000'000}))
       ->capture_default_str()
       ->group("Scenes");
-  command->add_option("--categories", dataset.scenes.num_categories, "Kinds of things: 48 or 96")
-      ->check(CLI::IsMember({kSmallCategorySet, kLargeCategorySet}))
-      ->capture_default_str()
-      ->group("Scenes");
-  command->add_option("--objects", flags->objects, "Things in a picture: 1 to 4, or a range as 1-3")
-      ->check(CheckRange)
-      ->capture_default_str()
-      ->group("Scenes");
-  command->add_option("--positions", flags->positions, "Near the centres of cells, or anywhere")
-      ->check(CLI::IsMember({"snapped", "free"}))
-      ->capture_default_str()
-      ->group("Scenes");
-  command
-      ->add_option("--held-out", flags->held_out,
-                   "No held-out pair of kinds, at least one in each picture, or any")
-      ->check(CLI::IsMember({"train", "pairs", "any"}))
-      ->capture_default_str()
-      ->group("Scenes");
+  flags->scenes.Add(*command);
 
   command->add_option("--turns", dataset.turns, "Turns of a conversation, at least")
       ->check(CLI::Range(1, 50))

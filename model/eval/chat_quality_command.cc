@@ -13,6 +13,7 @@
 
 #include "model/checkpoint/checkpoint.h"
 #include "model/data/questions/question_lists.h"
+#include "model/data/scenes/scene_flags.h"
 #include "model/digest/sha256.h"
 #include "model/eval/chat_quality.h"
 #include "model/eval/text_map.h"
@@ -28,17 +29,10 @@ struct Flags {
   QualityOptions quality;
   std::vector<std::string> conditions = {"picture", "blind", "majority", "oracle"};
   std::string oracle_map, oracle_model;
-  std::string objects = "1-3", positions = "snapped", held_out = "train", brief_questions;
+  SceneFlags scenes;
+  std::string brief_questions;
   bool json = false;
 };
-
-// "1-3" or "2".
-std::string CheckRange(const std::string& text) {
-  const bool one = text.size() == 1 && text[0] >= '1' && text[0] <= '4';
-  const bool two =
-      text.size() == 3 && text[1] == '-' && text[0] >= '1' && text[2] <= '4' && text[0] <= text[2];
-  return one || two ? "" : "expected a number or a range within 1-4, as 1-3; found " + text;
-}
 
 LanguageCheckpoint OpenModel(const std::string& path, const TowerCheckpoint& tower) {
   LanguageCheckpoint checkpoint = OpenLanguage(path, {.tower = {}, .chat_template = {}});
@@ -63,23 +57,15 @@ Json Settings(const Flags& flags, const LanguageCheckpoint& model, const TowerCh
           {"per_type", exam.per_type},
           {"categories", exam.scenes.num_categories},
           {"objects", {exam.scenes.min_objects, exam.scenes.max_objects}},
-          {"positions", flags.positions},
-          {"held_out", flags.held_out},
+          {"positions", flags.scenes.positions()},
+          {"held_out", flags.scenes.held_out()},
           {"conditions", flags.conditions},
           {"seconds", seconds}};
 }
 
 void Measure(Flags& flags) {
   QualityOptions& quality = flags.quality;
-  SceneOptions& scenes = quality.exam.scenes;
-  scenes.min_objects = flags.objects.front() - '0';
-  scenes.max_objects = flags.objects.back() - '0';
-  using Positions = SceneOptions::Positions;
-  scenes.positions = flags.positions == "free" ? Positions::kFree : Positions::kSnapped;
-  using HeldOut = SceneOptions::HeldOut;
-  scenes.held_out = flags.held_out == "pairs" ? HeldOut::kPairs
-                    : flags.held_out == "any" ? HeldOut::kAny
-                                              : HeldOut::kTrain;
+  quality.exam.scenes = flags.scenes.Options();
   quality.exam.wordings.brief =
       flags.brief_questions.empty() ? BriefQuestions() : ReadQuestionList(flags.brief_questions);
   const auto measured = [&flags](const char* condition) {
@@ -182,24 +168,7 @@ std::function<int()> AddChatQualityCommand(CLI::App& app) {
   command->add_option("--seed", exam.seed, "Stream of scenes, never one of training")
       ->capture_default_str()
       ->group("Scenes");
-  command->add_option("--categories", exam.scenes.num_categories, "Kinds of things: 48 or 96")
-      ->check(CLI::IsMember({kSmallCategorySet, kLargeCategorySet}))
-      ->capture_default_str()
-      ->group("Scenes");
-  command->add_option("--objects", flags->objects, "Things in a picture: 1 to 4, or a range as 1-3")
-      ->check(CheckRange)
-      ->capture_default_str()
-      ->group("Scenes");
-  command->add_option("--positions", flags->positions, "Near the centres of cells, or anywhere")
-      ->check(CLI::IsMember({"snapped", "free"}))
-      ->capture_default_str()
-      ->group("Scenes");
-  command
-      ->add_option("--held-out", flags->held_out,
-                   "No held-out pair of kinds, at least one in each picture, or any")
-      ->check(CLI::IsMember({"train", "pairs", "any"}))
-      ->capture_default_str()
-      ->group("Scenes");
+  flags->scenes.Add(*command);
 
   command->add_flag("--json", flags->json, "Print JSON instead of a table");
   command->add_option("--threads", flags->quality.threads, "Threads; 0 is one a core")

@@ -9,7 +9,7 @@
 
 namespace llava {
 
-// What a run of `llava-train language` reads from its recipe.
+// What a run of `llava-train pretrain-lm` reads from its recipe.
 struct LanguageSettings {
   DecoderConfig decoder;  // all but the ids of the vocabulary
   LessonSettings lessons;

@@ -88,7 +88,7 @@ class LanguageTask : public TrainingTask {
     decoder_.set_gradient_checkpointing(task.gradient_checkpointing);
   }
 
-  std::string kind() const override { return "language"; }
+  std::string kind() const override { return "pretrain-lm"; }
   int64_t total_steps() const override { return language_.steps; }
 
   std::vector<ParameterGroup> groups() override {

@@ -1,7 +1,7 @@
 #pragma once
 
-// `llava-train language`: trains a base language model on maps of words, so that it knows scenes,
-// questions and facts before it ever sees a picture.
+// `llava-train pretrain-lm`: trains a base language model on maps of words, so that it knows
+// scenes, questions and facts before it ever sees a picture.
 
 #include <memory>
 

@@ -117,7 +117,7 @@ class VisionTask : public TrainingTask {
     }
   }
 
-  std::string kind() const override { return "vision"; }
+  std::string kind() const override { return "pretrain-vision"; }
   int64_t total_steps() const override { return vision_.steps; }
 
   std::vector<ParameterGroup> groups() override {

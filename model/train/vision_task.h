@@ -1,7 +1,7 @@
 #pragma once
 
-// `llava-train vision`: trains a CLIP tower on drawn scenes, from nothing, so that each patch
-// feature of the layer that LLaVA reads says what stands there.
+// `llava-train pretrain-vision`: trains a CLIP tower on drawn scenes, from nothing, so that each
+// patch feature of the layer that LLaVA reads says what stands there.
 
 #include <memory>
 
