@@ -20,8 +20,8 @@ MasterWeights::MasterWeights(Visit visit, const TensorSource& tensors,
                              const std::function<bool(const std::string& name)>& trained,
                              at::ScalarType compute_dtype)
     : visit_(std::move(visit)), compute_dtype_(compute_dtype) {
-  at::NoGradGuard guard;
   visit_([&](const std::string& name, at::Tensor& parameter) {
+    const at::NoGradGuard guard;
     if (!trained(name)) {
       parameter = parameter.detach().to(DtypeOf(name, parameter, compute_dtype_));
       return;
