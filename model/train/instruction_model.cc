@@ -4,8 +4,8 @@
 #include <stdexcept>
 
 #include "model/checkpoint/checkpoint_folder.h"
+#include "model/checkpoint/memory_tensors.h"
 #include "model/train/fresh_weights.h"
-#include "model/train/memory_tensors.h"
 
 namespace llava {
 namespace {

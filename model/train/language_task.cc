@@ -16,6 +16,7 @@
 #include <ATen/ops/randperm.h>
 #include <ATen/ops/tensor.h>
 
+#include "model/checkpoint/memory_tensors.h"
 #include "model/data/scenes/scoring.h"
 #include "model/eval/text_map.h"
 #include "model/nn/llama.h"
@@ -24,7 +25,6 @@
 #include "model/train/map_answers.h"
 #include "model/train/map_lessons.h"
 #include "model/train/master_weights.h"
-#include "model/train/memory_tensors.h"
 #include "model/train/prefetcher.h"
 
 namespace llava {

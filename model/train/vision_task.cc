@@ -18,12 +18,12 @@
 #include <ATen/ops/tensor.h>
 
 #include "model/checkpoint/content_digest.h"
+#include "model/checkpoint/memory_tensors.h"
 #include "model/data/scenes/random.h"
 #include "model/nn/clip.h"
 #include "model/train/contrast_heads.h"
 #include "model/train/fresh_weights.h"
 #include "model/train/master_weights.h"
-#include "model/train/memory_tensors.h"
 #include "model/train/picture_lessons.h"
 #include "model/train/prefetcher.h"
 

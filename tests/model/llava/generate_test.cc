@@ -133,7 +133,7 @@ TEST(GenerateTest, NeverDrawsPaddingRowsOfTheTable) {
   auto tensors = RandomDecoder(config);
   tensors["lm_head.weight"].narrow(0, 0, known).mul_(0.01);  // the padding would win
   tensors.merge(RandomProjector(checkpoint.config.projector));
-  checkpoint.tensors = SourceOf(std::move(tensors));
+  checkpoint.tensors = MemoryTensors(std::move(tensors));
   const Llava model(checkpoint, at::kCPU, at::kFloat);
   EXPECT_EQ(model.num_known_ids(), known);
   const std::vector<int32_t> prompt = {1, 30, 31};

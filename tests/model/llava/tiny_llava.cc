@@ -15,7 +15,7 @@ LanguageCheckpoint TinyLanguageCheckpoint() {
   checkpoint.tower_patches = 9;
   auto tensors = RandomDecoder(checkpoint.config.decoder);
   tensors.merge(RandomProjector(checkpoint.config.projector));
-  checkpoint.tensors = SourceOf(std::move(tensors));
+  checkpoint.tensors = MemoryTensors(std::move(tensors));
   checkpoint.tokenizer = std::make_shared<Tokenizer>(
       Tokenizer::Load(std::filesystem::path(LLAVA_SOURCE_DIR) / "tests/fixtures/tiny-llava"));
   checkpoint.chat_template = std::make_shared<ChatTemplate>(ChatTemplate::Builtin("v1"));

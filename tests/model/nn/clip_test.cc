@@ -20,7 +20,7 @@ at::Tensor Pixels(int64_t batch) {
 
 ClipTower MakeTower(at::ScalarType dtype = at::kFloat) {
   const VisionConfig config = TinyTowerConfig();
-  return ClipTower(config, SourceOf(RandomTower(config)), at::kCPU, dtype);
+  return ClipTower(config, MemoryTensors(RandomTower(config)), at::kCPU, dtype);
 }
 
 TEST(ClipTowerTest, FirstHiddenStateIsTheNormedEmbeddingOfAConvolution) {
@@ -113,7 +113,7 @@ TEST(ClipTowerTest, ClassFeaturesNeedAPostNorm) {
   auto tensors = RandomTower(config);
   tensors["vision_model.post_layernorm.weight"] = at::full({24}, 2.0);
   tensors["vision_model.post_layernorm.bias"] = at::full({24}, 0.5);
-  const ClipTower tower(config, SourceOf(tensors), at::kCPU, at::kFloat);
+  const ClipTower tower(config, MemoryTensors(tensors), at::kCPU, at::kFloat);
   const at::Tensor expected =
       2 * at::layer_norm(last.select(1, 0), {24}, std::nullopt, std::nullopt, 1e-5) + 0.5;
   EXPECT_LT(MaxDifference(tower.ClassFeature(last), expected), 1e-5);
@@ -124,7 +124,7 @@ TEST(ClipTowerTest, VisitsEveryTensorUnderItsName) {
   auto tensors = RandomTower(config);
   tensors["vision_model.post_layernorm.weight"] = at::ones({24});
   tensors["vision_model.post_layernorm.bias"] = at::zeros({24});
-  ClipTower tower(config, SourceOf(tensors), at::kCPU, at::kFloat);
+  ClipTower tower(config, MemoryTensors(tensors), at::kCPU, at::kFloat);
   size_t visited = 0;
   tower.VisitParameters([&](const std::string& name, at::Tensor& parameter) {
     ASSERT_TRUE(tensors.contains(name)) << name;
@@ -145,7 +145,7 @@ TEST(ClipTowerTest, ComputesWithWhatAVisitorPutsIn) {
   });
   const at::Tensor pixels = Pixels(2);
   const at::Tensor out = tower.Forward(pixels, -1);
-  const ClipTower expected(config, SourceOf(other), at::kCPU, at::kFloat);
+  const ClipTower expected(config, MemoryTensors(other), at::kCPU, at::kFloat);
   EXPECT_TRUE(at::equal(out, expected.Forward(pixels, -1)));
   out.square().sum().backward();
   for (const auto& [name, leaf] : leaves) {
@@ -164,7 +164,7 @@ TEST(ClipTowerTest, NamesWhatIsMissing) {
   tensors.erase("vision_model.encoder.layers.2.self_attn.k_proj.bias");
   tensors.erase("vision_model.pre_layrnorm.bias");
   try {
-    ClipTower(config, SourceOf(tensors), at::kCPU, at::kFloat);
+    ClipTower(config, MemoryTensors(tensors), at::kCPU, at::kFloat);
     FAIL() << "a broken checkpoint was taken";
   } catch (const std::runtime_error& error) {
     EXPECT_THAT(error.what(), testing::HasSubstr("layers.2.self_attn.k_proj.bias"));

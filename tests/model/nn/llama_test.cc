@@ -16,7 +16,7 @@ namespace {
 
 LlamaDecoder MakeDecoder(const DecoderConfig& config = TinyDecoderConfig(),
                          at::ScalarType dtype = at::kFloat) {
-  return LlamaDecoder(config, SourceOf(RandomDecoder(config)), at::kCPU, dtype);
+  return LlamaDecoder(config, MemoryTensors(RandomDecoder(config)), at::kCPU, dtype);
 }
 
 at::Tensor Ids(int64_t count, int64_t seed) {
@@ -237,7 +237,7 @@ TEST(LlamaDecoderTest, NamesEveryTensorThatIsMissingOrMisshapen) {
   tensors.erase("model.norm.weight");
   tensors["model.layers.1.mlp.up_proj.weight"] = at::zeros({3, 4});
   try {
-    LlamaDecoder(config, SourceOf(tensors), at::kCPU, at::kFloat);
+    LlamaDecoder(config, MemoryTensors(tensors), at::kCPU, at::kFloat);
     FAIL() << "a broken checkpoint was taken";
   } catch (const std::runtime_error& error) {
     EXPECT_THAT(error.what(), testing::HasSubstr("model.norm.weight is missing"));

@@ -16,7 +16,7 @@ ProjectorConfig Config(int64_t depth) { return {.depth = depth, .in_width = 24, 
 TEST(ProjectorTest, IsLinearLayersWithExactGeluBetween) {
   for (const int64_t depth : {1, 2, 3}) {
     const auto weights = RandomProjector(Config(depth));
-    const auto projector = LoadProjector(Config(depth), SourceOf(weights), at::kCPU, at::kFloat);
+    const auto projector = LoadProjector(Config(depth), MemoryTensors(weights), at::kCPU, at::kFloat);
     const at::Tensor x =
         at::randn({2, 9, 24}, at::make_generator<at::CPUGeneratorImpl>(3), at::kFloat);
     at::Tensor expected = x;
@@ -42,7 +42,7 @@ TEST(ProjectorTest, NamesMisshapenTensors) {
   auto weights = RandomProjector(Config(2));
   weights["model.mm_projector.2.weight"] = at::zeros({36, 24});
   try {
-    LoadProjector(Config(2), SourceOf(weights), at::kCPU, at::kFloat);
+    LoadProjector(Config(2), MemoryTensors(weights), at::kCPU, at::kFloat);
     FAIL() << "a misshapen projector was taken";
   } catch (const std::runtime_error& error) {
     EXPECT_THAT(error.what(), testing::HasSubstr("mlp2x_gelu"));

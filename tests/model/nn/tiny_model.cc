@@ -8,21 +8,6 @@
 namespace llava {
 namespace {
 
-class MemoryFile : public TensorFile {
- public:
-  explicit MemoryFile(std::map<std::string, at::Tensor> tensors) : tensors_(std::move(tensors)) {
-    for (const auto& [name, tensor] : tensors_) {
-      infos_[name] = {tensor.scalar_type(), tensor.sizes().vec()};
-    }
-  }
-  const std::map<std::string, TensorInfo>& tensors() const override { return infos_; }
-  at::Tensor Get(const std::string& name) const override { return tensors_.at(name); }
-
- private:
-  std::map<std::string, at::Tensor> tensors_;
-  std::map<std::string, TensorInfo> infos_;
-};
-
 class Randomizer {
  public:
   explicit Randomizer(uint64_t seed) : generator_(at::make_generator<at::CPUGeneratorImpl>(seed)) {}
@@ -42,13 +27,6 @@ class Randomizer {
 };
 
 }  // namespace
-
-TensorSource SourceOf(std::map<std::string, at::Tensor> tensors) {
-  const auto file = std::make_shared<MemoryFile>(std::move(tensors));
-  TensorSource source;
-  for (const auto& [name, info] : file->tensors()) source.Add(name, file, name);
-  return source;
-}
 
 std::map<std::string, at::Tensor> RandomTower(const VisionConfig& config, uint64_t seed) {
   Randomizer random(seed);

@@ -8,13 +8,10 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "model/checkpoint/checkpoint.h"
+#include "model/checkpoint/memory_tensors.h"
 #include "model/config/model_config.h"
 
 namespace llava {
-
-// A source of the given tensors.
-TensorSource SourceOf(std::map<std::string, at::Tensor> tensors);
 
 // All parameters of the modules, random but the same for equal arguments.
 std::map<std::string, at::Tensor> RandomTower(const VisionConfig& config, uint64_t seed = 1);

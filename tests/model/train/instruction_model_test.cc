@@ -105,7 +105,7 @@ TEST_F(InstructionModelTest, ANewTowerNeedsANewProjector) {
   TowerCheckpoint other;
   other.config = TinyTowerConfig();
   other.config.preprocess.image_size = other.config.image_size;
-  other.tensors = SourceOf(RandomTower(other.config));
+  other.tensors = MemoryTensors(RandomTower(other.config));
   other.digest = HashBytes("another tower");
   const auto root = world_.folder() / "repository";
   const std::string tower = "tower=" + PublishTower(other, root, "eye").string();

@@ -34,7 +34,7 @@ class MasterWeightsTest : public testing::Test {
 
   MasterWeights Masters(const std::string& frozen, at::ScalarType dtype) {
     return MasterWeights([this](const ParameterVisitor& visit) { module_.Visit(visit); },
-                         SourceOf(values_), [=](const std::string& name) { return name != frozen; },
+                         MemoryTensors(values_), [=](const std::string& name) { return name != frozen; },
                          dtype);
   }
 

@@ -1,4 +1,4 @@
-#include "model/train/memory_tensors.h"
+#include "model/checkpoint/memory_tensors.h"
 
 #include <memory>
 #include <utility>
