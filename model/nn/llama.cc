@@ -9,7 +9,6 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/arange.h>
-#include <ATen/ops/cat.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/tensor.h>
@@ -93,26 +92,24 @@ at::Tensor LlamaDecoder::Attend(int64_t index, const at::Tensor& x,
                                 const RaggedAttention& attention,
                                 const ops::RopeTable& rope) const {
   const Layer& layer = layers_[index];
-  const int64_t rows = x.size(0), heads = config_.num_heads, kv_heads = config_.num_kv_heads;
-  // Queries and keys turn together: one pass of small operations instead of two.
-  const at::Tensor turned =
-      ops::ApplyRope(at::cat({ops::Linear(x, layer.q), ops::Linear(x, layer.k)}, -1)
-                         .view({rows, heads + kv_heads, config_.head_dim}),
-                     rope);
-  const at::Tensor q = turned.narrow(1, 0, heads), k = turned.narrow(1, heads, kv_heads);
-  const at::Tensor v = ops::Linear(x, layer.v).view({rows, kv_heads, config_.head_dim});
-  return ops::Linear(attention.Attend(index, q, k, v).flatten(1), layer.o);
+  const auto heads = [&](const at::Tensor& y, int64_t number) {
+    return y.view({x.size(0), number, config_.head_dim});
+  };
+  const std::vector<at::Tensor> qkv =
+      ops::NormedLinears(x, layer.input_norm, config_.rms_norm_eps, {layer.q, layer.k, layer.v});
+  const at::Tensor seen =
+      attention.Attend(index, heads(qkv[0], config_.num_heads), heads(qkv[1], config_.num_kv_heads),
+                       heads(qkv[2], config_.num_kv_heads), rope);
+  return ops::Linear(seen.flatten(1), layer.o);
 }
 
 at::Tensor LlamaDecoder::Step(int64_t index, const at::Tensor& x, const RaggedAttention& attention,
                               const ops::RopeTable& rope) const {
   const Layer& layer = layers_[index];
-  const at::Tensor seen =
-      x + Attend(index, ops::RmsNorm(x, layer.input_norm, config_.rms_norm_eps), attention, rope);
-  const at::Tensor normed = ops::RmsNorm(seen, layer.post_attention_norm, config_.rms_norm_eps);
-  return seen +
-         ops::Linear(ops::SwiGlu(ops::Linear(normed, layer.gate), ops::Linear(normed, layer.up)),
-                     layer.down);
+  const at::Tensor seen = x + Attend(index, x, attention, rope);
+  const std::vector<at::Tensor> inner = ops::NormedLinears(
+      seen, layer.post_attention_norm, config_.rms_norm_eps, {layer.gate, layer.up});
+  return seen + ops::Linear(ops::SwiGlu(inner[0], inner[1]), layer.down);
 }
 
 at::Tensor LlamaDecoder::Forward(const at::Tensor& embeddings, std::span<const Segment> segments,

@@ -56,7 +56,7 @@ class LlamaDecoder {
   // Output of layer `index`. x [T, D] -> [T, D].
   at::Tensor Step(int64_t index, const at::Tensor& x, const RaggedAttention& attention,
                   const ops::RopeTable& rope) const;
-  // Self-attention of layer `index` with its output projection. x [T, D] -> [T, D].
+  // Self-attention of layer `index`, from its norm to its output projection. x [T, D] -> [T, D].
   at::Tensor Attend(int64_t index, const at::Tensor& x, const RaggedAttention& attention,
                     const ops::RopeTable& rope) const;
 

@@ -19,6 +19,8 @@ namespace {
 
 // Padding may cost this many times the work of the sequences themselves.
 constexpr double kMostPadding = 2;
+// LibTorch's attention is the better one for sequences longer than this.
+constexpr int64_t kLongestForKernel = 512;
 
 void Check(const Segment& segment) {
   if (segment.tokens < 1) throw std::invalid_argument("decoder: a segment without tokens");
@@ -75,9 +77,32 @@ RaggedAttention::RaggedAttention(std::span<const Segment> segments, at::Device d
   const auto count = static_cast<int64_t>(segments.size());
   const bool branched = std::any_of(segments.begin(), segments.end(),
                                     [](const Segment& s) { return !s.branches.empty(); });
-  if (cached || (count == 1 && !branched)) return;
+  if (cached) return;
+  if (device.is_cpu()) PlanStretches();
+  if (count == 1 && !branched) return;
   if (!branched && static_cast<double>(longest_ * count) > kMostPadding * rows) return;
   PlanTogether(rows, device);
+}
+
+void RaggedAttention::PlanStretches() {
+  auto plan = std::make_shared<ops::AttentionPlan>();
+  int64_t begin = 0;
+  for (const Segment& segment : segments_) {
+    plan->first_of.push_back(static_cast<int64_t>(plan->stretches.size()));
+    const int64_t shared = segment.branches.empty() ? segment.tokens : segment.shared;
+    plan->stretches.push_back({.begin = begin, .tokens = shared});
+    int64_t row = begin + shared;
+    for (const int64_t length : segment.branches) {
+      plan->stretches.push_back(
+          {.begin = row, .tokens = length, .shared_begin = begin, .shared = shared});
+      row += length;
+    }
+    begin += segment.tokens;
+  }
+  for (const ops::Stretch& stretch : plan->stretches) {
+    if (stretch.tokens + stretch.shared > kLongestForKernel) return;
+  }
+  plan_ = std::move(plan);
 }
 
 void RaggedAttention::PlanTogether(int64_t rows, at::Device device) {
@@ -117,17 +142,24 @@ at::Tensor RaggedAttention::AttendTogether(const at::Tensor& q, const at::Tensor
   return out.flatten(0, 1).index_select(0, row_from_);
 }
 
-at::Tensor RaggedAttention::Attend(int64_t index, const at::Tensor& q, const at::Tensor& k,
-                                   const at::Tensor& v) const {
+at::Tensor RaggedAttention::Attend(int64_t index, const at::Tensor& queries, const at::Tensor& keys,
+                                   const at::Tensor& v, const ops::RopeTable& rope) const {
+  if (plan_ && ops::HasKernels(queries)) {
+    return ops::RotaryAttention(queries, keys, v, rope, plan_);
+  }
+  // Queries and keys turn together: one pass of small operations instead of two.
+  const at::Tensor turned = ops::ApplyRope(at::cat({queries, keys}, 1), rope);
+  const at::Tensor q = turned.narrow(1, 0, queries.size(1));
+  const at::Tensor k = turned.narrow(1, queries.size(1), keys.size(1));
   if (padded_from_.defined()) return AttendTogether(q, k, v);
   std::vector<at::Tensor> parts;
   parts.reserve(segments_.size());
   int64_t begin = 0;
   for (const Segment& segment : segments_) {
-    at::Tensor keys = k.narrow(0, begin, segment.tokens);
-    at::Tensor values = v.narrow(0, begin, segment.tokens);
-    if (segment.cache) std::tie(keys, values) = segment.cache->Append(index, keys, values);
-    parts.push_back(ops::Attention(q.narrow(0, begin, segment.tokens), keys, values, true));
+    at::Tensor seen_k = k.narrow(0, begin, segment.tokens);
+    at::Tensor seen_v = v.narrow(0, begin, segment.tokens);
+    if (segment.cache) std::tie(seen_k, seen_v) = segment.cache->Append(index, seen_k, seen_v);
+    parts.push_back(ops::Attention(q.narrow(0, begin, segment.tokens), seen_k, seen_v, true));
     begin += segment.tokens;
   }
   return parts.size() == 1 ? parts[0] : at::cat(parts);

@@ -40,7 +40,9 @@ at::Tensor Activate(const at::Tensor& x, Activation activation) {
   TORCH_CHECK(false, "unknown activation ", static_cast<int>(activation));
 }
 
-at::Tensor SwiGlu(const at::Tensor& gate, const at::Tensor& up) { return at::silu(gate) * up; }
+at::Tensor reference::SwiGlu(const at::Tensor& gate, const at::Tensor& up) {
+  return at::silu(gate) * up;
+}
 
 RopeTable MakeRope(const at::Tensor& positions, int64_t head_dim, double theta) {
   TORCH_CHECK(head_dim % 2 == 0, "RoPE turns pairs: head size ", head_dim, " is odd");

@@ -1,17 +1,22 @@
 #pragma once
 
-// The operations of the network. Plain LibTorch here is the reference: the oracle of every faster
-// kernel, the autograd path of training, and what runs on any device.
+// The operations of the network. Plain LibTorch is the reference: the oracle of every kernel, and
+// what runs on any device. Where own kernels exist (model/ops/cpu), they are used, forward and
+// backward.
 //
 // Shapes: B batch, T tokens, D width, H heads, Hkv key/value heads, Dh head size. Tensors are
 // contiguous, on one device, float32, bfloat16 or float16; results have the dtype of `x`.
 // Stateless, thread-safe. Throw c10::Error on shapes that do not fit.
 
 #include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
 
 #include <ATen/core/Tensor.h>
 
 #include "model/config/model_config.h"
+#include "model/ops/cpu/kernels.h"
 
 namespace llava::ops {
 
@@ -22,6 +27,11 @@ at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps);
 // the weight, which is that of the result: with 16-bit weights around a float32 `x` this is mixed
 // precision.
 at::Tensor Linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias = {});
+
+// RmsNorm of x [T, D], multiplied with each of the weights [Out_i, D] -> [T, Out_i] each, in the
+// dtype of the weights.
+std::vector<at::Tensor> NormedLinears(const at::Tensor& x, const at::Tensor& norm, double eps,
+                                      at::TensorList weights);
 
 // x * sigmoid(1.702 x), or the exact (erf) GELU.
 at::Tensor Activate(const at::Tensor& x, Activation activation);
@@ -48,5 +58,34 @@ at::Tensor Attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
 // least one 0 a row.
 at::Tensor MaskedAttention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                            const at::Tensor& mask);
+
+// Whether the dtype and device of `x` have own kernels.
+bool HasKernels(const at::Tensor& x);
+
+using cpu::Stretch;
+
+// Which row sees which, in blocks of stretches that see nothing of each other.
+struct AttentionPlan {
+  std::vector<Stretch> stretches;  // by their first rows, without gaps
+  std::vector<int64_t> first_of;   // the first stretch of each block
+
+  int64_t num_blocks() const { return static_cast<int64_t>(first_of.size()); }
+  std::span<const Stretch> Block(int64_t index) const {
+    const auto end =
+        index + 1 < num_blocks() ? first_of[index + 1] : static_cast<int64_t>(stretches.size());
+    return std::span(stretches).subspan(first_of[index], end - first_of[index]);
+  }
+};
+
+// ApplyRope on q and k, then softmax attention with scale Dh^-0.5 after the plan. q [T, H, Dh], k
+// and v [T, Hkv, Dh], H a multiple of Hkv -> [T, H, Dh]. For tensors that HasKernels; scores and
+// sums are in float32.
+at::Tensor RotaryAttention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                           const RopeTable& rope, std::shared_ptr<const AttentionPlan> plan);
+
+// What the kernels must agree with.
+namespace reference {
+at::Tensor SwiGlu(const at::Tensor& gate, const at::Tensor& up);
+}
 
 }  // namespace llava::ops

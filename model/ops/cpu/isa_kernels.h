@@ -1,0 +1,24 @@
+#pragma once
+
+// The kernels of one instruction set, LLAVA_ISA: what rows.cc and attention.cc define for each.
+
+#include "model/ops/cpu/kernels.h"
+
+#define LLAVA_DECLARE_KERNELS(isa)                                                              \
+  namespace llava::ops::cpu::isa {                                                              \
+  float RmsNorm(const float* x, const float* weight, float eps, int64_t width, Element element, \
+                void* out);                                                                     \
+  void RmsNormBackward(const float* x, const float* weight, float scale, int64_t width,         \
+                       Element element, const void* gradient, float* of_x, float* of_weight);   \
+  void SwiGlu(Element element, const void* gate, const void* up, int64_t size, void* out);      \
+  void SwiGluBackward(Element element, const void* gate, const void* up, const void* gradient,  \
+                      int64_t size, void* of_gate, void* of_up);                                \
+  int64_t AttentionScratch(const AttentionBlock& block, bool backward);                         \
+  void Attention(const AttentionBlock& block, int64_t kv_head, float* scratch);                 \
+  void AttentionBackward(const AttentionBlock& block, int64_t kv_head,                          \
+                         const AttentionGradients& gradients, float* scratch);                  \
+  }
+
+#ifdef LLAVA_ISA
+LLAVA_DECLARE_KERNELS(LLAVA_ISA)
+#endif

@@ -1,0 +1,83 @@
+#pragma once
+
+// Hand-written CPU kernels. Each is compiled for several instruction sets; the best one that the
+// processor has is chosen at run time. They know nothing of LibTorch: plain pointers in and out.
+//
+// All sums are made in float32 in an order that depends on the shapes alone, so results depend
+// neither on threads nor on what else is in a batch.
+
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+namespace llava::ops::cpu {
+
+// Element types of tensors; sums are in float32 whatever they are.
+enum class Element : uint8_t { kFloat, kBFloat16 };
+
+// Rows of equal width, `stride` elements apart.
+struct ConstRows {
+  const void* data = nullptr;
+  int64_t stride = 0;
+};
+struct Rows {
+  void* data = nullptr;
+  int64_t stride = 0;
+};
+
+// Consecutive rows that see themselves causally, and before that all rows of
+// [shared_begin, shared_begin + shared).
+struct Stretch {
+  int64_t begin = 0, tokens = 0;
+  int64_t shared_begin = 0, shared = 0;
+};
+
+// Self-attention with rotary positions of one block of stretches that see nothing outside of it.
+struct AttentionBlock {
+  Element element = Element::kFloat;              // of all rows
+  int64_t heads = 0, kv_heads = 0, head_dim = 0;  // head_dim even
+  int64_t begin = 0, tokens = 0;                  // the block's rows
+  const Stretch* stretches = nullptr;             // rows counted as in `q`
+  int64_t num_stretches = 0;
+  ConstRows q, k, v;              // [T, H Dh], [T, Hkv Dh] twice, not yet turned
+  const float* cosine = nullptr;  // [T, Dh / 2]
+  const float* sine = nullptr;
+  int64_t out_stride = 0;    // of `out` and its gradient
+  void* out = nullptr;       // [T, H Dh]
+  float* log_sum = nullptr;  // [T, H]: log of the sum of exponentials
+};
+struct AttentionGradients {
+  const void* out = nullptr;  // [T, H Dh]
+  Rows q, k, v;               // written, not added to
+};
+
+struct Kernels {
+  std::string_view name;
+
+  // x [D] times its inverse root mean square times weight [D]. Returns the inverse root.
+  float (*rms_norm)(const float* x, const float* weight, float eps, int64_t width, Element element,
+                    void* out);
+  // Gradient of x; adds to that of the weight. `scale`: what rms_norm returned.
+  void (*rms_norm_backward)(const float* x, const float* weight, float scale, int64_t width,
+                            Element element, const void* gradient, float* of_x, float* of_weight);
+  // silu(gate) * up, and its gradients, over `size` elements.
+  void (*swiglu)(Element element, const void* gate, const void* up, int64_t size, void* out);
+  void (*swiglu_backward)(Element element, const void* gate, const void* up, const void* gradient,
+                          int64_t size, void* of_gate, void* of_up);
+
+  // All query heads of one key/value head. `scratch`: attention_scratch(..) floats, aligned to 64
+  // bytes.
+  int64_t (*attention_scratch)(const AttentionBlock& block, bool backward);
+  void (*attention)(const AttentionBlock& block, int64_t kv_head, float* scratch);
+  void (*attention_backward)(const AttentionBlock& block, int64_t kv_head,
+                             const AttentionGradients& gradients, float* scratch);
+};
+
+// The best that this processor has, or the one that the environment variable LLAVA_CPU names
+// (avx512, avx2 or portable). Throws std::invalid_argument if that is unknown or not to be had.
+const Kernels& Best();
+
+// All that this processor can run, best first.
+const std::vector<Kernels>& Available();
+
+}  // namespace llava::ops::cpu
