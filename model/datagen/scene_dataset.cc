@@ -32,6 +32,7 @@ Json Settings(const SceneDatasetOptions& options) {
           {"categories", scenes.num_categories},
           {"objects", {scenes.min_objects, scenes.max_objects}},
           {"object_weights", scenes.object_weights},
+          {"repeats", scenes.repeats},
           {"positions", scenes.positions == Positions::kSnapped ? "snapped" : "free"},
           {"held_out", scenes.held_out == HeldOut::kTrain   ? "train"
                        : scenes.held_out == HeldOut::kPairs ? "pairs"

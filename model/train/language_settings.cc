@@ -4,23 +4,12 @@
 
 namespace llava {
 
-LanguageSettings LanguageSettings::From(Recipe& recipe) {
-  LanguageSettings s;
+namespace {
+
+// What a new model is made of.
+void ReadShape(Recipe& recipe, LanguageSettings& s) {
   s.tokenizer = recipe.Text("tokenizer", "", "folder of tokenizer.model");
   s.chat_template = recipe.Text("chat_template", "emoji", "built-in template of the dialogues");
-  s.tower = recipe.Text("tower", "",
-                        "tower whose features the fresh projector will read; opened when the model "
-                        "is published, so it may still be in training");
-  s.text_map = recipe.Text("text_map", "",
-                           "file for the vectors of rows and columns, written when the model is "
-                           "published; empty: none");
-  if (s.tokenizer.empty() || s.tower.empty()) {
-    throw std::invalid_argument("a language model needs the settings \"tokenizer\" and \"tower\"");
-  }
-  s.image_mode =
-      recipe.Choice("image_mode", "crop", {"crop", "pad"}, "how pictures are made square") == "pad"
-          ? ImageMode::kPad
-          : ImageMode::kCrop;
   s.decoder.num_layers = recipe.Int("model.layers", 4, "decoder layers", 1, 256);
   s.decoder.hidden_size = recipe.Int("model.width", 128, "width of the decoder", 2, 1 << 16);
   s.decoder.num_heads = recipe.Int("model.heads", 4, "attention heads", 1, 1 << 10);
@@ -39,6 +28,39 @@ LanguageSettings LanguageSettings::From(Recipe& recipe) {
                                 std::to_string(s.decoder.num_kv_heads));
   }
   s.decoder.head_dim = width / heads;
+}
+
+}  // namespace
+
+LanguageSettings LanguageSettings::From(Recipe& recipe) {
+  LanguageSettings s;
+  const std::string start = recipe.Text(
+      "start", "",
+      "folder of a language model to go on from, with start_text_map; its shape, tokenizer "
+      "and template stay, without settings of their own; empty: from nothing");
+  if (start.empty()) {
+    ReadShape(recipe, s);
+  } else {
+    s.start = std::make_shared<const LanguageCheckpoint>(OpenLanguage(start));
+    s.start_text_map =
+        recipe.Text("start_text_map", "", "file of that model's vectors of rows and columns");
+    s.decoder = s.start->config.decoder;
+  }
+  s.tower = recipe.Text("tower", "",
+                        "tower whose features the fresh projector will read; opened when the model "
+                        "is published, so it may still be in training");
+  s.text_map = recipe.Text("text_map", "",
+                           "file for the vectors of rows and columns, written when the model is "
+                           "published; empty: none");
+  if (s.tower.empty() || (s.start ? s.start_text_map : s.tokenizer).empty()) {
+    throw std::invalid_argument(
+        s.start ? "to go on from a model, the settings \"start_text_map\" and \"tower\" are needed"
+                : "a language model needs the settings \"tokenizer\" and \"tower\"");
+  }
+  s.image_mode =
+      recipe.Choice("image_mode", "crop", {"crop", "pad"}, "how pictures are made square") == "pad"
+          ? ImageMode::kPad
+          : ImageMode::kCrop;
   s.steps = recipe.Int("steps", 8000, "optimizer steps", 1);
   s.accumulation = recipe.Int("accumulation", s.accumulation, "micro-batches a step", 1, 1 << 20);
   s.learning_rate = recipe.Number("learning_rate", 2e-3, "peak");

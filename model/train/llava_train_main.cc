@@ -21,7 +21,7 @@ using llava::TrainCommand;
 
 const char* Describe(const std::string& kind) {
   if (kind == "pretrain-vision") return "Train a CLIP tower on drawn scenes, from nothing";
-  if (kind == "pretrain-lm") return "Train a base language model on scenes in words, from nothing";
+  if (kind == "pretrain-lm") return "Train a base language model on scenes in words";
   if (kind == "align") return "Stage 1: train the projector alone";
   return "Stage 2: train projector and language model";
 }

@@ -19,15 +19,14 @@ constexpr int kTries = 20;  // for a question that a scene may not allow
 
 // Selecting and comparing take most of the learning; types that few scenes allow weigh more.
 constexpr TypeWeight kDense[] = {
-    {kWhat, 2},  {kTotal, 1},  {kBackground, 0.3}, {kCount, 6},    {kGroupCount, 2},
-    {kExist, 3}, {kSide, 4.5}, {kLeftOf, 5},       {kSideOf, 8},   {kAbove, 8},
-    {kWhere, 5}, {kBigger, 5}, {kKind, 1},         {kColour, 0.5},
+    {kWhat, 2},   {kTotal, 1},    {kBackground, 0.3}, {kCount, 6}, {kGroupCount, 2}, {kExist, 3},
+    {kSide, 4.5}, {kLeftOf, 5},   {kSideOf, 8},       {kAbove, 8}, {kWhere, 5},      {kBigger, 5},
+    {kKind, 1},   {kColour, 0.5}, {kBrief, 0},        {kSame, 0},
 };
 
-SceneOptions Options(int num_categories, bool held_out_pair) {
+SceneOptions Options(int num_categories) {
   SceneOptions options;
   options.num_categories = num_categories;
-  if (held_out_pair) options.held_out = SceneOptions::HeldOut::kPairs;
   return options;
 }
 
@@ -39,6 +38,8 @@ LessonSettings LessonSettings::From(Recipe& recipe) {
   LessonSettings s;
   s.num_categories = static_cast<int>(
       recipe.Int("categories", s.num_categories, "categories of the scenes: 48 or 96", 48, 96));
+  s.repeats = recipe.Number("repeats", s.repeats,
+                            "share of the scenes in which categories may repeat", 0, 1);
   s.rows = recipe.Int("rows", s.rows, "rows with a map in a micro-batch", 1, 1 << 16);
   s.most_tokens = recipe.Int("row_tokens", s.most_tokens, "most tokens of a row", 64, 1 << 16);
   s.dense_steps = recipe.Int("dense_steps", s.dense_steps,
@@ -80,11 +81,12 @@ std::vector<Dialogue> MapLessons::AskDensely(const Scene& scene, Random& random)
 
 MapBatch MapLessons::Make(int64_t step, int64_t index) const {
   const bool dense_only = step < settings_.dense_steps;
+  SceneOptions scenes = Options(settings_.num_categories);
+  scenes.repeats = settings_.repeats;
   MapBatch batch;
   for (int64_t i = 0; i < settings_.rows; ++i) {
     const auto number = static_cast<uint64_t>(index * settings_.rows + i);
-    const Scene scene = SampleScene(Options(settings_.num_categories, false),
-                                    Random(seed_, 0, kTrainedScenes).Bits(), number);
+    const Scene scene = SampleScene(scenes, Random(seed_, 0, kTrainedScenes).Bits(), number);
     Random random(seed_, number, kTrainedWords);
     std::vector<Dialogue> dialogues;
     if (dense_only || random.Chance(settings_.dense_share)) {
@@ -109,8 +111,10 @@ MapBatch MapLessons::Make(int64_t step, int64_t index) const {
 }
 
 Scene MapLessons::HeldOutScene(int64_t number) const {
-  return SampleScene(Options(settings_.num_categories, number % 2 != 0),
-                     Random(seed_, 0, kHeldOutScenes).Bits(), static_cast<uint64_t>(number));
+  SceneOptions scenes = Options(settings_.num_categories);
+  if (number % 2 != 0) scenes.held_out = SceneOptions::HeldOut::kPairs;
+  return SampleScene(scenes, Random(seed_, 0, kHeldOutScenes).Bits(),
+                     static_cast<uint64_t>(number));
 }
 
 MapBatch MapLessons::HeldOut(int64_t first, int64_t count) const {

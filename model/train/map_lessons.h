@@ -16,6 +16,7 @@ namespace llava {
 
 struct LessonSettings {
   int num_categories = kSmallCategorySet;
+  double repeats = 0.5;        // of the scenes of training: SceneOptions::repeats
   int64_t rows = 40;           // with a map, a batch
   int64_t most_tokens = 165;   // of a row
   int64_t dense_steps = 2500;  // steps before natural dialogues begin

@@ -13,7 +13,6 @@ namespace llava {
 namespace {
 
 constexpr uint64_t kScenePurpose = 1;  // of the random stream
-constexpr double kAllDifferent = 0.5;  // scenes in which no category repeats on purpose
 constexpr double kOneGroup = 0.2;      // scenes of several categories that share a group
 constexpr int kTries = 20;             // places tried before a scene is begun again
 constexpr std::array<double, kMaxObjects> kBig = {0.5, 0.5, 0.3, 0.15};  // share of big ones
@@ -43,7 +42,7 @@ bool HasHeldOutPair(const std::vector<int>& categories) {
 std::vector<int> SampleCategories(const SceneOptions& options, int count, Random& random) {
   const bool pairs = options.held_out == SceneOptions::HeldOut::kPairs;
   while (true) {
-    int different = random.Chance(kAllDifferent) ? count : random.Between(1, count);
+    int different = random.Chance(1 - options.repeats) ? count : random.Between(1, count);
     if (pairs) different = std::max(different, 2);
     std::vector<int> all;
     for (int c = 0; c < options.num_categories; ++c) all.push_back(c);
@@ -137,6 +136,7 @@ void SceneOptions::Check() const {
   if (held_out == HeldOut::kPairs && max_objects < 2) {
     fail("held-out pairs need scenes of at least 2 objects");
   }
+  if (!(repeats >= 0 && repeats <= 1)) fail("the share of repeats must be within 0 and 1");
   double total = 0;
   for (int n = min_objects; n <= max_objects; ++n) {
     const double weight = object_weights[n - 1];

@@ -53,6 +53,7 @@ struct SceneOptions {
   int max_objects = 3;  // at most kMaxObjects
   // How often 1, 2, 3 and 4 objects; those outside min_objects .. max_objects do not count.
   std::array<double, kMaxObjects> object_weights = {0.25, 0.40, 0.35, 0.30};
+  double repeats = 0.5;  // share of scenes in which categories may repeat, 0 .. 1
   Positions positions = Positions::kSnapped;
   HeldOut held_out = HeldOut::kTrain;
 

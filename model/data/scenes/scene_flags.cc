@@ -25,6 +25,12 @@ void SceneFlags::Add(CLI::App& command) {
       ->check(CheckRange)
       ->capture_default_str()
       ->group("Scenes");
+  command
+      .add_option("--repeats", repeats_,
+                  "Share of the pictures in which several things may be of one kind")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str()
+      ->group("Scenes");
   command.add_option("--positions", positions_, "Near the centres of cells, or anywhere")
       ->check(CLI::IsMember({"snapped", "free"}))
       ->capture_default_str()
@@ -44,6 +50,7 @@ SceneOptions SceneFlags::Options() const {
   options.num_categories = num_categories_;
   options.min_objects = objects_.front() - '0';
   options.max_objects = objects_.back() - '0';
+  options.repeats = repeats_;
   options.positions = positions_ == "free" ? Positions::kFree : Positions::kSnapped;
   options.held_out = held_out_ == "pairs" ? HeldOut::kPairs
                      : held_out_ == "any" ? HeldOut::kAny

@@ -7,7 +7,8 @@
 
 namespace llava {
 
-// SceneOptions at the command line: --categories, --objects, --positions, --held-out.
+// SceneOptions at the command line: --categories, --objects, --repeats, --positions,
+// --held-out.
 class SceneFlags {
  public:
   // Must outlive the parsing of `command`.
@@ -21,6 +22,7 @@ class SceneFlags {
 
  private:
   int num_categories_ = kSmallCategorySet;
+  double repeats_ = SceneOptions().repeats;
   std::string objects_ = "1-3", positions_ = "snapped", held_out_ = "train";
 };
 

@@ -78,7 +78,13 @@ std::vector<std::pair<std::string, int>> NamedThings(std::string_view answer) {
       if (word == NumberWord(n)) number = n;
     }
     if (!FindCategory(word)) continue;
-    things.emplace_back(std::move(word), number);
+    const auto named = std::find_if(things.begin(), things.end(),
+                                    [&](const auto& thing) { return thing.first == word; });
+    if (named == things.end()) {
+      things.emplace_back(std::move(word), number);
+    } else {
+      named->second += number;  // "a lion on the left and a lion on the right"
+    }
     number = 1;
   }
   std::sort(things.begin(), things.end());

@@ -13,7 +13,8 @@
 namespace llava {
 
 // Things an answer names, with the number word before each (1 if there is none), sorted:
-// "Two apples and a lion." gives {{"apple", 2}, {"lion", 1}}.
+// "Two apples and a lion." gives {{"apple", 2}, {"lion", 1}}. What is named twice is added up: "a
+// lion on the left and a lion on the right" are two.
 std::vector<std::pair<std::string, int>> NamedThings(std::string_view answer);
 
 // The key words of an answer: names in the singular, numbers, colours, groups, places, yes, no,

@@ -70,8 +70,8 @@ TEST_F(ScenesCommandTest, HelpsAndTellsItsVersion) {
   EXPECT_TRUE(Said("scenes"));
   EXPECT_EQ(Run({"scenes", "--help"}), 0);
   for (const char* flag :
-       {"--out", "--count", "--seed", "--categories", "--objects", "--positions", "--held-out",
-        "--stage1", "--stage1-detail", "--stage2", "--dialogues", "--overwrite"}) {
+       {"--out", "--count", "--seed", "--categories", "--objects", "--repeats", "--positions",
+        "--held-out", "--stage1", "--stage1-detail", "--stage2", "--dialogues", "--overwrite"}) {
     EXPECT_TRUE(Said(flag)) << flag;
   }
   EXPECT_EQ(Run({"--version"}), 0);
@@ -88,6 +88,7 @@ TEST_F(ScenesCommandTest, WrongUseIsTwoAndOneLine) {
       {"scenes", "--out", out_, "--objects", "3-1"},
       {"scenes", "--out", out_, "--objects", "5"},
       {"scenes", "--out", out_, "--count", "0"},
+      {"scenes", "--out", out_, "--repeats", "1.5"},
       {"scenes", "--out", out_, "--positions", "anywhere"},
       {"scenes", "--out", out_, "--stage1-detail"},
       {"scenes", "--out", out_, "--stage1", "--dialogues", "3"},

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <cmath>
 #include <cstdlib>
 #include <sstream>
 #include <stdexcept>
@@ -191,6 +192,23 @@ TEST(SceneTest, OutermostNeedsToBeClear) {
   EXPECT_EQ(Outermost(scene, Side::kLeft), nullptr);  // alone
 }
 
+TEST(SceneTest, RepeatsAreAsFrequentAsAskedFor) {
+  const auto share = [](double repeats) {
+    SceneOptions options;
+    options.min_objects = options.max_objects = 2;
+    options.repeats = repeats;
+    int repeated = 0;
+    for (uint64_t i = 0; i < 2000; ++i) {
+      const auto objects = SampleScene(options, 5, i).objects;
+      repeated += objects[0].category == objects[1].category;
+    }
+    return repeated / 2000.0;
+  };
+  EXPECT_EQ(share(0), 0);
+  EXPECT_NEAR(share(0.5), 0.25, 0.04);  // one kind or two are equally likely where they may repeat
+  EXPECT_NEAR(share(1), 0.5, 0.05);
+}
+
 TEST(SceneTest, RefusesImpossibleOptions) {
   const auto refused = [](auto change) {
     SceneOptions options;
@@ -204,6 +222,8 @@ TEST(SceneTest, RefusesImpossibleOptions) {
   refused([](SceneOptions& o) { o.max_objects = 1, o.held_out = HeldOut::kPairs; });
   refused([](SceneOptions& o) { o.object_weights = {0, 0, 0, 1}; });
   refused([](SceneOptions& o) { o.object_weights = {1, -1, 1, 1}; });
+  refused([](SceneOptions& o) { o.repeats = -0.1; });
+  refused([](SceneOptions& o) { o.repeats = NAN; });
 }
 
 }  // namespace

@@ -26,6 +26,8 @@ TEST(ScoringTest, OtherWordsDoNotMatterButKeyWordsDo) {
   EXPECT_TRUE(SameAnswer(kWhat, "A lion and two apples.", "I see two apples and one lion!"));
   EXPECT_FALSE(SameAnswer(kWhat, "A lion and two apples.", "A lion and an apple."));
   EXPECT_FALSE(SameAnswer(kWhat, "Two robots.", "Two robots and a hat."));
+  EXPECT_TRUE(SameAnswer(kBrief, "A robot on the left and a robot at the top.", "Two robots."));
+  EXPECT_FALSE(SameAnswer(kBrief, "Two robots.", "A robot on the left."));
   EXPECT_TRUE(SameAnswer(kSideOf, "On the left.", "It is on the left"));
   EXPECT_FALSE(SameAnswer(kSideOf, "On the left.", "On the left or on the right."));
   EXPECT_FALSE(SameAnswer(kExist, "Yes.", ""));
@@ -38,6 +40,8 @@ TEST(ScoringTest, NamesThingsWithTheirNumbers) {
   using Things = std::vector<std::pair<std::string, int>>;
   EXPECT_EQ(NamedThings("Two snowmen, a fox and four mangoes."),
             (Things{{"fox", 1}, {"mango", 4}, {"snowman", 2}}));
+  EXPECT_EQ(NamedThings("A lion at the top, a fox and two lions at the bottom."),
+            (Things{{"fox", 1}, {"lion", 3}}));
   EXPECT_EQ(NamedThings("Nothing."), Things());
 }
 
