@@ -66,20 +66,22 @@ Quality MeasureQuality(const Llava& model, const PictureReader& reader,
     progress.emplace(options.progress, "asking", static_cast<uint64_t>(turns * conditions));
   }
   uint64_t done = 0;
-  const auto measure = [&](const Llava& asked, ImageTokens tokens) {
+  const auto measure = [&](const Llava& asked, ImageTokens tokens,
+                           const MistakeListener& mistaken = {}) {
     return Examine(
         exam, [&] { return std::make_unique<ModelExaminee>(asked, tokens); }, threads,
         [&](int64_t answered) {
           done += static_cast<uint64_t>(answered);
           if (progress) progress->Update(done);
-        });
+        },
+        mistaken);
   };
   const auto project = [&model](const at::Tensor& features) {
     return model.Project({&features, 1})[0];
   };
 
-  const Marks picture =
-      measure(model, [&](const Scene& scene) { return project(reader.Features(scene)); });
+  const Marks picture = measure(
+      model, [&](const Scene& scene) { return project(reader.Features(scene)); }, options.mistaken);
   std::optional<Marks> blind, majority, oracle;
   if (options.blind && !exam.empty()) {
     const c10::InferenceMode guard;

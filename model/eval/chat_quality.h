@@ -25,6 +25,7 @@ struct QualityOptions {
   // Perfect eyes: what this model answers about these image tokens (TextMap). None without tokens.
   const Llava* oracle_model = nullptr;  // null: the model that is measured
   ImageTokens oracle;
+  MistakeListener mistaken;       // wrong answers about pictures, where given
   int threads = 0;                // 0: one a core
   std::FILE* progress = nullptr;  // for a bar or lines, where given
 };

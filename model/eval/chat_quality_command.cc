@@ -5,6 +5,7 @@
 #include <CLI/Formatter.hpp>
 #include <chrono>
 #include <cstdio>
+#include <fstream>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -28,7 +29,7 @@ struct Flags {
   std::string model, tower;
   QualityOptions quality;
   std::vector<std::string> conditions = {"picture", "blind", "majority", "oracle"};
-  std::string oracle_map, oracle_model;
+  std::string oracle_map, oracle_model, mistakes;
   SceneFlags scenes;
   std::string brief_questions;
   bool json = false;
@@ -57,10 +58,24 @@ Json Settings(const Flags& flags, const LanguageCheckpoint& model, const TowerCh
           {"per_type", exam.per_type},
           {"categories", exam.scenes.num_categories},
           {"objects", {exam.scenes.min_objects, exam.scenes.max_objects}},
+          {"repeats", exam.scenes.repeats},
           {"positions", flags.scenes.positions()},
           {"held_out", flags.scenes.held_out()},
           {"conditions", flags.conditions},
           {"seconds", seconds}};
+}
+
+Json MistakeJson(const Scene& scene, const Turn& turn, const std::string& given) {
+  Json things = Json::array();
+  for (const SceneObject& object : scene.objects) {
+    things.push_back({{"name", Categories()[object.category].name},
+                      {"size", object.size},
+                      {"x", object.x},
+                      {"y", object.y}});
+  }
+  return {{"type", NameOf(turn.type)},   {"question", turn.question},
+          {"right", turn.answer},        {"given", given},
+          {"things", std::move(things)}, {"background", kBackgrounds[scene.background].name}};
 }
 
 void Measure(Flags& flags) {
@@ -102,6 +117,14 @@ void Measure(Flags& flags) {
                                     : "--oracle-map needs \"oracle\" among the --conditions");
   }
 
+  std::ofstream mistakes;
+  if (!flags.mistakes.empty()) {
+    mistakes.open(flags.mistakes);
+    if (!mistakes) throw std::runtime_error("cannot write " + flags.mistakes);
+    quality.mistaken = [&mistakes](const Scene& scene, const Turn& turn, const std::string& given) {
+      mistakes << MistakeJson(scene, turn, given).dump() << "\n";
+    };
+  }
   quality.progress = stderr;
   const auto begin = std::chrono::steady_clock::now();
   const Quality result = MeasureQuality(model, reader, quality);
@@ -143,6 +166,10 @@ std::function<int()> AddChatQualityCommand(CLI::App& app) {
   command->add_option("--per-type", exam.per_type, "Questions of each type, and whole chains")
       ->check(CLI::Range(1, 100'000))
       ->capture_default_str()
+      ->group("Questions");
+  command
+      ->add_option("--mistakes", flags->mistakes,
+                   "File for every wrong answer about a picture, a JSON object a line")
       ->group("Questions");
   command
       ->add_option("--conditions", flags->conditions,

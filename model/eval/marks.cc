@@ -29,6 +29,16 @@ void Mark(const ExamDialogue& dialogue, std::span<const std::string> answers, Ma
   if (dialogue.whole) marks.chains += {all_right, 1};
 }
 
+void TellMistakes(const Scene& scene, const ExamDialogue& dialogue,
+                  std::span<const std::string> answers, const MistakeListener& mistaken) {
+  for (size_t i = 0; i < dialogue.turns.size(); ++i) {
+    const Turn& turn = dialogue.turns[i];
+    if (dialogue.counted[i] && !SameAnswer(turn.type, turn.answer, answers[i])) {
+      mistaken(scene, turn, answers[i]);
+    }
+  }
+}
+
 // Turns up to the last one that matters.
 size_t TurnsNeeded(const ExamDialogue& dialogue) {
   if (dialogue.whole) return dialogue.turns.size();
@@ -64,7 +74,7 @@ int64_t NumTurns(const Exam& exam) {
 }
 
 Marks Examine(const Exam& exam, const std::function<std::unique_ptr<Examinee>()>& make, int threads,
-              const std::function<void(int64_t turns)>& answered) {
+              const std::function<void(int64_t turns)>& answered, const MistakeListener& mistaken) {
   // LibTorch's setting is partly per thread and partly common: put back as it was.
   const int threads_before = at::get_num_threads();
   Marks marks;
@@ -89,10 +99,12 @@ Marks Examine(const Exam& exam, const std::function<std::unique_ptr<Examinee>()>
           }
           Mark(dialogue, answers, own);
           turns += static_cast<int64_t>(needed);
+          if (!mistaken) continue;
+          const std::lock_guard lock(mutex);
+          TellMistakes(exam[i].scene, dialogue, answers, mistaken);
         }
-        if (!answered) continue;
         const std::lock_guard lock(mutex);
-        answered(turns);
+        if (answered) answered(turns);
       }
       const std::lock_guard lock(mutex);
       marks += own;

@@ -44,15 +44,20 @@ struct Marks {
   bool operator==(const Marks&) const = default;
 };
 
+// A question, where it was asked and what was answered.
+using MistakeListener =
+    std::function<void(const Scene& scene, const Turn& turn, const std::string& given)>;
+
 // Turns that an exam asks, those of chains that count for nothing included.
 int64_t NumTurns(const Exam& exam);
 
 // Examines on so many threads with one thread of LibTorch each; `make` is called on each of them.
 // `answered` (may be empty) gets the number of turns answered since its last call, on any thread
 // but one at a time. The marks do not depend on the number of threads. Throws what an examinee
-// throws.
+// throws. `mistaken` (may be empty) gets every wrong answer that counts, likewise.
 Marks Examine(const Exam& exam, const std::function<std::unique_ptr<Examinee>()>& make, int threads,
-              const std::function<void(int64_t turns)>& answered = {});
+              const std::function<void(int64_t turns)>& answered = {},
+              const MistakeListener& mistaken = {});
 
 // Answers every question of a type by the answer that is the commonest for it in another exam.
 Marks MarkCommonestAnswers(const Exam& exam, const Exam& practice);

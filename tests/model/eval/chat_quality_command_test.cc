@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cstdio>
+#include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
 
@@ -52,6 +53,24 @@ TEST(ChatQualityCommandTest, PrintsJson) {
   EXPECT_FALSE(json["types"].contains("this"));
   EXPECT_EQ(json["settings"]["seed"], 5);
   EXPECT_EQ(json["settings"]["objects"], (std::vector<int>{2, 2}));
+}
+
+TEST(ChatQualityCommandTest, WritesTheMistakesDown) {
+  const std::string file = testing::TempDir() + "chat_quality_mistakes.jsonl";
+  // Of a model whose projector was never trained.
+  const Outcome outcome =
+      Eval("chat-quality " + kModels + "emoji-base --tower " + kModels +
+           "emoji-tower --per-type 1 --conditions picture --mistakes " + file + " 2>/dev/null");
+  ASSERT_EQ(outcome.code, 0) << outcome.output;
+  std::ifstream mistakes(file);
+  std::string line;
+  ASSERT_TRUE(std::getline(mistakes, line));
+  const auto json = nlohmann::json::parse(line);
+  for (const char* key : {"type", "question", "right", "given", "things", "background"}) {
+    EXPECT_TRUE(json.contains(key)) << key;
+  }
+  EXPECT_NE(json["right"], json["given"]);
+  EXPECT_NE(Eval("chat-quality " + kShipped + " --per-type 1 --mistakes /nowhere/m 2>&1").code, 0);
 }
 
 TEST(ChatQualityCommandTest, MeasuresAnOracleWithAMap) {

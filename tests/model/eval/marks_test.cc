@@ -115,6 +115,21 @@ TEST(ExamineTest, TellsHowManyTurnsWereAnswered) {
   EXPECT_GT(turns, 29 * 40);
 }
 
+TEST(ExamineTest, TellsEveryWrongAnswerThatCounts) {
+  const Exam exam = SmallExam();
+  int mistakes = 0;
+  const Marks marks = Examine(
+      exam, [&] { return std::make_unique<Crammer>(exam, kWhat); }, 3, {},
+      [&](const Scene& scene, const Turn& turn, const std::string& given) {
+        ++mistakes;
+        EXPECT_FALSE(scene.objects.empty());
+        EXPECT_EQ(turn.type, kWhat);
+        EXPECT_EQ(given, "I cannot say.");
+      });
+  EXPECT_EQ(mistakes, marks.Of(kWhat).asked - marks.Of(kWhat).right);
+  EXPECT_GT(mistakes, 0);
+}
+
 TEST(ExamineTest, PassesErrorsOn) {
   const Exam exam = SmallExam();
   const Exam other = SmallExam(2);  // questions that it never learned
