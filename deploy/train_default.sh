@@ -4,8 +4,7 @@
 #   deploy/train_default.sh [--out FOLDER] [--bases] [--pictures N] [--no-evaluation] [--install]
 #                           [--no-build]
 #
-# Base tower and base language model (about an hour on 2 cores, side by side), then the paper's two
-# stages on scenes that llava-datagen draws. Every step can be interrupted: the same command goes on.
+# Base tower and base language model (about an hour on 2 cores), then the paper's two stages on scenes that llava-datagen draws. Every step can be interrupted: the same command goes on.
 #
 #   --out FOLDER      where everything goes (default build/default)
 #   --bases           train the base parts too; else the shipped ones are the start
@@ -68,16 +67,19 @@ if [ $bases = 1 ]; then
   OMP_NUM_THREADS=1 "$bin/llava-train" pretrain-vision --recipe deploy/training/tower.json \
     --set "tokenizer=$out/tokenizer" --out "$out/tower" --publish "$out/models" --name emoji-tower &
   children+=($!)
+  # A base language model names the tower that its projector will read; until that is there, the
+  # shipped one stands in.
   OMP_NUM_THREADS=1 "$bin/llava-train" pretrain-lm --recipe deploy/training/language.json \
-    --set "tokenizer=$out/tokenizer" --set "tower=$tower" --set "text_map=$map" \
-    --out "$out/language" &
+    --set "tokenizer=$out/tokenizer" --set tower=deploy/models/emoji-tower \
+    --set "text_map=$out/first_map.safetensors" --out "$out/language" \
+    --publish "$out/first" --name emoji-base &
   children+=($!)
   for child in "${children[@]}"; do wait "$child"; done
   children=()
-  # Needs the tower's digest, so it is published when both are there.
-  "$bin/llava-train" pretrain-lm --recipe deploy/training/language.json \
-    --set "tokenizer=$out/tokenizer" --set "tower=$tower" --set "text_map=$map" \
-    --out "$out/language" --publish "$out/models" --name emoji-base
+  "$bin/llava-train" pretrain-lm --recipe deploy/training/language_counting.json \
+    --set "start=$out/first/emoji-base" --set "start_text_map=$out/first_map.safetensors" \
+    --set "tower=$tower" --set "text_map=$map" \
+    --out "$out/language-counting" --publish "$out/models" --name emoji-base
 fi
 
 # Each data set is whole or is gone on with; a finished one stays.
@@ -89,8 +91,8 @@ scenes() { # name, seed, count, flags...
 }
 mkdir -p "$out/data"
 say "drawing scenes"
-scenes stage1 101 $((pictures / 4)) --stage1 --stage1-detail
-scenes stage2 102 "$pictures" --stage2 --dialogues 9
+scenes stage1 101 $((pictures / 4)) --repeats 0.7 --stage1 --stage1-detail
+scenes stage2 102 "$pictures" --repeats 0.7 --stage2 --dialogues 9
 scenes held-out 103 200 --stage1 --stage1-detail --stage2 --dialogues 2
 
 say "stage 1: the projector learns to speak the language model's words"

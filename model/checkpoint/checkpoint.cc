@@ -73,6 +73,14 @@ TowerCheckpoint OriginalTower(const CheckpointFolder& folder, const OpenOptions&
                         "\" is no folder here: name the tower's folder (--tower)");
 }
 
+std::optional<SelfTest> ReadSelfTest(const CheckpointFolder& folder) {
+  if (folder.manifest->self_test_tolerances.empty()) return std::nullopt;
+  SelfTest test{{}, folder.manifest->self_test_tolerances};
+  const auto file = TensorFile::Open(folder.path / kSelfTestFile);
+  for (const auto& [name, info] : file->tensors()) test.tensors[name] = file->Get(name).clone();
+  return test;
+}
+
 TowerCheckpoint TowerOf(const CheckpointFolder& folder, const OpenOptions& options) {
   if (!options.tower.empty() && folder.layout != Layout::kOriginal) {
     Fail(folder.path,
@@ -93,6 +101,7 @@ TowerCheckpoint TowerOf(const CheckpointFolder& folder, const OpenOptions& optio
       CheckTensors(folder.tower.tensors(), TowerTensors(tower.config),
                    OptionalTowerTensors(tower.config), folder.path.string());
       tower.tensors = folder.tower;
+      tower.self_test = ReadSelfTest(folder);
       return tower;
     }
     case Layout::kLlavaHf:
@@ -223,6 +232,7 @@ LanguageCheckpoint OpenLanguage(const fs::path& path, const OpenOptions& options
     checkpoint.in_repository = true;
     checkpoint.config = ReadLanguageConfig(folder.config, checkpoint.tower_patches);
     checkpoint.tower_digest = folder.manifest->tower_digest;
+    checkpoint.self_test = ReadSelfTest(folder);
   } else {
     const TowerCheckpoint tower = TowerOf(folder, options);
     checkpoint.name = FolderName(folder.path);

@@ -50,6 +50,14 @@ class TensorSource {
   std::map<std::string, Place> places_;
 };
 
+// One example with what the model makes of it, so that a version can be tried before it is served.
+// What the tensors are and how far results may be off, by arithmetic ("float32", "bfloat16",
+// "float16"), says model/llava/self_test.h.
+struct SelfTest {
+  std::map<std::string, at::Tensor> tensors;
+  std::map<std::string, double> tolerances;
+};
+
 struct TowerCheckpoint {
   std::string name;  // repository name, or the folder's
   uint64_t version = 1;
@@ -58,6 +66,7 @@ struct TowerCheckpoint {
   TensorSource tensors;  // vision_model.*
   // SHA-256 over configuration and tensors: equal for equal towers, whatever the layout.
   Sha256Digest digest{};
+  std::optional<SelfTest> self_test;
 };
 
 struct LanguageCheckpoint {
@@ -70,6 +79,7 @@ struct LanguageCheckpoint {
   int64_t tower_patches = 0;    // rows of Z_v without the class token
   std::shared_ptr<const Tokenizer> tokenizer;
   std::shared_ptr<const ChatTemplate> chat_template;
+  std::optional<SelfTest> self_test;
   // In the repository: SHA-256 of the manifest. Elsewhere: over configuration, tokenizer, template,
   // tower digest, the tensors' names, types, shapes and first 4 KiB, and of the folder's files the
   // sizes and (up to 1 MiB) the content: a name for this checkpoint, not a proof of its bytes.

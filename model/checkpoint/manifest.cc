@@ -65,6 +65,15 @@ Manifest Manifest::Read(const std::filesystem::path& folder) {
   manifest.decoder_digest = ReadOptionalDigest(object, "decoder_digest");
   manifest.tokenizer_digest = ReadOptionalDigest(object, "tokenizer_digest");
   if (object.Has("parent_version")) manifest.parent_version = ReadSize(object, "parent_version", 1);
+  if (object.Has("self_test")) {
+    const JsonObject tolerances = object.Object("self_test");
+    if (!manifest.files.contains(kSelfTestFile)) {
+      object.Fail("self_test", std::string("has no file ") + kSelfTestFile);
+    }
+    for (const auto& [arithmetic, value] : tolerances.value().items()) {
+      manifest.self_test_tolerances[arithmetic] = tolerances.Number(arithmetic);
+    }
+  }
   manifest.recipe = object.Has("recipe") ? object.At("recipe").dump() : "{}";
   manifest.digest = HashBytes(text);
   return manifest;
@@ -85,6 +94,7 @@ std::string Manifest::ToJson() const {
   if (projector_digest) object["projector_digest"] = ToHex(*projector_digest);
   if (decoder_digest) object["decoder_digest"] = ToHex(*decoder_digest);
   if (tokenizer_digest) object["tokenizer_digest"] = ToHex(*tokenizer_digest);
+  if (!self_test_tolerances.empty()) object["self_test"] = self_test_tolerances;
   if (parent_version) object["parent_version"] = *parent_version;
   return object.dump(2) + "\n";
 }

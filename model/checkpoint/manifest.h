@@ -14,6 +14,7 @@
 namespace llava {
 
 inline constexpr int kManifestFormatVersion = 1;
+inline constexpr const char* kSelfTestFile = "self_test.safetensors";
 
 struct Manifest {
   enum class Kind { kTower, kLanguage };
@@ -30,7 +31,9 @@ struct Manifest {
   std::optional<Sha256Digest> decoder_digest;
   std::optional<Sha256Digest> tokenizer_digest;
   std::optional<uint64_t> parent_version;
-  std::string recipe;     // how it was made, free JSON
+  std::string recipe;  // how it was made, free JSON
+  // Of kSelfTestFile, by arithmetic; empty: there is none.
+  std::map<std::string, double> self_test_tolerances;
   Sha256Digest digest{};  // SHA-256 of manifest.json itself, not stored
 
   // Throws std::runtime_error naming the file and the key.

@@ -51,6 +51,7 @@ void OverlayProjector(LanguageCheckpoint& checkpoint, const std::filesystem::pat
   }
   NameSingleLayer(config.projector, checkpoint.tensors);
   checkpoint.config = config;
+  checkpoint.self_test.reset();  // of the old projector
   checkpoint.digest = HashBytes("llava overlay 1\n" + ToBytes(checkpoint.digest) +
                                 ToBytes(DigestProjector(config, checkpoint.tensors)));
 }

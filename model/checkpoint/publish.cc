@@ -79,7 +79,7 @@ class Draft {
 };
 
 fs::path Publish(const fs::path& root, const std::string& name, Manifest manifest,
-                 const TensorSource& tensors,
+                 const TensorSource& tensors, const std::optional<SelfTest>& self_test,
                  const std::map<std::string, std::string>& other_files) {
   CheckName(name);
   if (!nlohmann::json::accept(manifest.recipe)) {
@@ -90,6 +90,10 @@ fs::path Publish(const fs::path& root, const std::string& name, Manifest manifes
   std::map<std::string, at::Tensor> all;
   for (const auto& [tensor, info] : tensors.tensors()) all[tensor] = tensors.Get(tensor);
   SaveSafetensors(draft.path() / "model.safetensors", all, {{"format", "pt"}});
+  if (self_test) {
+    SaveSafetensors(draft.path() / kSelfTestFile, self_test->tensors);
+    manifest.self_test_tolerances = self_test->tolerances;
+  }
   for (const auto& [file, content] : other_files) WriteDurably(draft.path() / file, content);
   return draft.Publish(manifest);
 }
@@ -105,7 +109,7 @@ fs::path PublishTower(const TowerCheckpoint& checkpoint, const fs::path& root,
   if (checkpoint.in_repository && checkpoint.name == name) {
     manifest.parent_version = checkpoint.version;
   }
-  return Publish(root, name, std::move(manifest), checkpoint.tensors,
+  return Publish(root, name, std::move(manifest), checkpoint.tensors, checkpoint.self_test,
                  {{"config.json", ToJson(checkpoint.config).dump(2) + "\n"}});
 }
 
@@ -122,7 +126,7 @@ fs::path PublishLanguage(const LanguageCheckpoint& checkpoint, const fs::path& r
     manifest.parent_version = checkpoint.version;
   }
   const nlohmann::json config = ToJson(checkpoint.config, checkpoint.tower_patches);
-  return Publish(root, name, std::move(manifest), checkpoint.tensors,
+  return Publish(root, name, std::move(manifest), checkpoint.tensors, checkpoint.self_test,
                  {{"config.json", config.dump(2) + "\n"},
                   {"tokenizer.model", std::string(checkpoint.tokenizer->model_bytes())},
                   {"tokenizer_config.json", checkpoint.tokenizer->ConfigJson()},

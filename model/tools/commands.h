@@ -31,9 +31,11 @@ void RunInspect(const InspectCommand& command);
 struct VerifyCommand {
   std::filesystem::path path;
   std::filesystem::path tower;
+  std::string self_test;  // "float32" or "bfloat16"; empty: not run
 };
 // Checks a checkpoint as opening it does; for a repository version also every file and every digest
-// of the manifest. Prints one line.
+// of the manifest. With `self_test`, loads the model and runs its self-test in that arithmetic;
+// throws if it has none. Prints one line.
 void RunVerify(const VerifyCommand& command);
 
 }  // namespace llava

@@ -1,12 +1,14 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <sstream>
 #include <stdexcept>
 
 #include "model/checkpoint/checkpoint.h"
 #include "model/checkpoint/checkpoint_folder.h"
 #include "model/checkpoint/config_json.h"
 #include "model/checkpoint/content_digest.h"
+#include "model/llava/self_test.h"
 #include "model/tools/commands.h"
 
 namespace llava {
@@ -75,6 +77,16 @@ void Compare(const CheckpointFolder& folder, const char* what,
                            (stated ? ToHex(*stated) : "nothing"));
 }
 
+at::ScalarType DtypeOf(const VerifyCommand& command) {
+  return command.self_test == "float32" ? at::kFloat : at::kBFloat16;
+}
+
+template <typename Checkpoint>
+const SelfTest& SelfTestOf(const Checkpoint& checkpoint, const CheckpointFolder& folder) {
+  if (checkpoint.self_test) return *checkpoint.self_test;
+  throw std::runtime_error(folder.path.string() + ": has no self-test");
+}
+
 }  // namespace
 
 void RunInspect(const InspectCommand& command) {
@@ -101,6 +113,12 @@ void RunVerify(const VerifyCommand& command) {
   const CheckpointFolder folder = OpenCheckpointFolder(command.path, /*verify=*/true);
   const OpenOptions options{command.tower, "", /*verify=*/false};
   size_t tensors = 0;
+  std::string tested;
+  const auto tell = [&](double off) {
+    std::ostringstream text;
+    text << ", self-test off by " << off << " in " << command.self_test;
+    tested = text.str();
+  };
   if (IsTower(folder)) {
     const TowerCheckpoint tower = OpenTower(folder.path, options);
     tensors = tower.tensors.tensors().size();
@@ -108,8 +126,16 @@ void RunVerify(const VerifyCommand& command) {
       Compare(folder, "tower", folder.manifest->tower_digest,
               DigestTower(tower.config, tower.tensors));
     }
+    if (!command.self_test.empty()) {
+      tell(CheckSelfTest(ClipTower(tower.config, tower.tensors, at::kCPU, DtypeOf(command)),
+                         SelfTestOf(tower, folder)));
+    }
   } else {
     const LanguageCheckpoint language = OpenLanguage(folder.path, options);
+    if (!command.self_test.empty()) {
+      tell(
+          CheckSelfTest(Llava(language, at::kCPU, DtypeOf(command)), SelfTestOf(language, folder)));
+    }
     tensors = language.tensors.tensors().size();
     if (folder.manifest) {
       Compare(folder, "projector", folder.manifest->projector_digest,
@@ -122,7 +148,7 @@ void RunVerify(const VerifyCommand& command) {
   std::cout << folder.path.string() << ": ok, " << tensors << " tensors"
             << (folder.manifest ? ", " + std::to_string(folder.manifest->files.size()) + " files"
                                 : "")
-            << "\n";
+            << tested << "\n";
 }
 
 }  // namespace llava

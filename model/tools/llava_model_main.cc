@@ -52,6 +52,10 @@ int main(int argc, char** argv) {
       ->add_option("PATH", verify.path, "Checkpoint folder, or ROOT/NAME for its newest version")
       ->required();
   verify_app->add_option("--tower", verify.tower, "Folder of the vision tower");
+  verify_app
+      ->add_option("--self-test", verify.self_test,
+                   "Load the model and run its self-test in this arithmetic")
+      ->check(CLI::IsMember({"float32", "bfloat16"}));
   verify_app->callback([&] { llava::RunVerify(verify); });
 
   llava::InspectCommand inspect;

@@ -127,18 +127,16 @@ InstructionModel OpenInstructionModel(const InstructionSettings& settings, uint6
   return model;
 }
 
-std::filesystem::path PublishTrained(const LanguageCheckpoint& checkpoint,
-                                     const std::vector<std::pair<std::string, at::Tensor>>& trained,
-                                     at::ScalarType dtype, const std::filesystem::path& root,
-                                     const std::string& name,
-                                     const nlohmann::ordered_json& recipe) {
+LanguageCheckpoint WithTrained(LanguageCheckpoint checkpoint,
+                               const std::vector<std::pair<std::string, at::Tensor>>& trained,
+                               at::ScalarType dtype) {
   std::map<std::string, at::Tensor> tensors;
   for (const auto& [tensor, value] : trained) {
     tensors[tensor] = value.detach().cpu().to(dtype).contiguous();
   }
-  LanguageCheckpoint published = checkpoint;
-  ReplaceTensors(published.tensors, std::move(tensors));
-  return PublishLanguage(published, root, name, recipe.dump());
+  ReplaceTensors(checkpoint.tensors, std::move(tensors));
+  checkpoint.self_test.reset();  // of the old weights
+  return checkpoint;
 }
 
 }  // namespace llava

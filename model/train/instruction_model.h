@@ -30,11 +30,9 @@ struct InstructionModel {
 // and OpenTower.
 InstructionModel OpenInstructionModel(const InstructionSettings& settings, uint64_t seed);
 
-// Publishes `checkpoint` with `trained` (name, value) in place of its own tensors, those in
-// `dtype`.
-std::filesystem::path PublishTrained(const LanguageCheckpoint& checkpoint,
-                                     const std::vector<std::pair<std::string, at::Tensor>>& trained,
-                                     at::ScalarType dtype, const std::filesystem::path& root,
-                                     const std::string& name, const nlohmann::ordered_json& recipe);
+// `checkpoint` with `trained` (name, value) in place of its own tensors, those in `dtype`.
+LanguageCheckpoint WithTrained(LanguageCheckpoint checkpoint,
+                               const std::vector<std::pair<std::string, at::Tensor>>& trained,
+                               at::ScalarType dtype);
 
 }  // namespace llava

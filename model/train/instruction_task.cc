@@ -11,6 +11,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include "model/llava/llava.h"
+#include "model/llava/self_test.h"
 #include "model/train/frozen_tower.h"
 #include "model/train/instruction_loader.h"
 #include "model/train/instruction_model.h"
@@ -105,10 +106,7 @@ class InstructionTask : public TrainingTask {
   Json Check(std::FILE* progress) override;
   Figures Evaluate() override;
   std::filesystem::path Publish(const std::filesystem::path& root, const std::string& name,
-                                const Json& recipe) override {
-    return PublishTrained(start_.language, weights_.masters(), settings_.published_dtype, root,
-                          name, recipe);
-  }
+                                const Json& recipe) override;
 
  private:
   InstructionSet::Options SetOptions(const std::string& name,
@@ -209,6 +207,22 @@ Figures InstructionTask::Evaluate() {
     tokens += static_cast<double>(batch.trained_tokens);
   }
   return {{"held_out_loss", loss / tokens}};
+}
+
+std::filesystem::path InstructionTask::Publish(const std::filesystem::path& root,
+                                               const std::string& name, const Json& recipe) {
+  LanguageCheckpoint checkpoint =
+      WithTrained(start_.language, weights_.masters(), settings_.published_dtype);
+  // The first sample of the data, up to the end of a first branch.
+  const InstructionBatch batch = loader_->MakeFull(0);
+  const TrainingRow& row = batch.rows.at(0);
+  const auto end = row.branches.empty() ? static_cast<int64_t>(row.input_ids.size())
+                                        : row.shared + row.branches[0];
+  const auto answer = std::find_if(row.labels.begin(), row.labels.begin() + end,
+                                   [](int64_t label) { return label != kIgnoreLabel; });
+  checkpoint.self_test = MakeSelfTest(checkpoint, std::span(row.input_ids).first(end),
+                                      answer - row.labels.begin(), row.features);
+  return PublishLanguage(checkpoint, root, name, recipe.dump());
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "model/train/language_task.h"
 
+#include <algorithm>
 #include <chrono>
 #include <map>
 #include <memory>
@@ -19,7 +20,9 @@
 #include "model/checkpoint/memory_tensors.h"
 #include "model/data/scenes/scoring.h"
 #include "model/eval/text_map.h"
+#include "model/llava/self_test.h"
 #include "model/nn/llama.h"
+#include "model/text/labels.h"
 #include "model/train/fresh_weights.h"
 #include "model/train/language_settings.h"
 #include "model/train/map_answers.h"
@@ -70,16 +73,17 @@ class LanguageTask : public TrainingTask {
   LanguageTask(LanguageSettings language, const TaskSettings& task)
       : language_(std::move(language)),
         task_(task),
-        chat_template_(
-            std::make_shared<ChatTemplate>(ChatTemplate::Builtin(language_.chat_template))),
-        tokenizer_(
-            std::make_shared<Tokenizer>(Tokenizer::Load(language_.tokenizer)
-                                            .WithSpecialPieces(chat_template_->special_pieces()))),
+        chat_template_(language_.start ? language_.start->chat_template
+                                       : std::make_shared<const ChatTemplate>(
+                                             ChatTemplate::Builtin(language_.chat_template))),
+        tokenizer_(language_.start ? language_.start->tokenizer
+                                   : std::make_shared<const Tokenizer>(
+                                         Tokenizer::Load(language_.tokenizer)
+                                             .WithSpecialPieces(chat_template_->special_pieces()))),
         config_(WithVocabulary(language_.decoder, *tokenizer_)),
         lessons_(language_.lessons, tokenizer_, chat_template_, task.seed),
-        map_(*tokenizer_, config_.hidden_size, SeedOf(task.seed, kPlaces), kPlaceDeviation,
-             language_.lessons.num_categories),
-        start_(MemoryTensors(FreshWeights(SeedOf(task.seed, kWeights)).Decoder(config_))),
+        map_(FirstMap()),
+        start_(FirstWeights()),
         decoder_(config_, start_, at::kCPU, task.compute_dtype),
         weights_([this](const ParameterVisitor& visit) { decoder_.VisitParameters(visit); }, start_,
                  [](const std::string&) { return true; }, task.compute_dtype),
@@ -129,6 +133,35 @@ class LanguageTask : public TrainingTask {
                                 const nlohmann::ordered_json& recipe) override;
 
  private:
+  TextMap FirstMap() const {
+    if (!language_.start) {
+      return TextMap(*tokenizer_, config_.hidden_size, SeedOf(task_.seed, kPlaces), kPlaceDeviation,
+                     language_.lessons.num_categories);
+    }
+    TextMap map(*tokenizer_, language_.start_text_map);
+    for (auto [name, vectors] : map.parameters()) {
+      if (vectors.size(1) != config_.hidden_size) {
+        throw std::invalid_argument(language_.start_text_map + ": vectors of width " +
+                                    std::to_string(vectors.size(1)) + ", the model to start from " +
+                                    "has width " + std::to_string(config_.hidden_size));
+      }
+      vectors.requires_grad_();
+    }
+    return map;
+  }
+  // Of the decoder.
+  TensorSource FirstWeights() const {
+    if (!language_.start) {
+      return MemoryTensors(FreshWeights(SeedOf(task_.seed, kWeights)).Decoder(config_));
+    }
+    TensorSource decoder = language_.start->tensors;
+    std::vector<std::string> others;
+    for (const auto& [name, info] : decoder.tensors()) {
+      if (name.starts_with("model.mm_projector.")) others.push_back(name);
+    }
+    for (const std::string& name : others) decoder.Remove(name);
+    return decoder;
+  }
   std::unique_ptr<const PreparedBatch> Prepare(int64_t index) const {
     return std::make_unique<const PreparedBatch>(
         lessons_.Make(index / language_.accumulation, index));
@@ -303,6 +336,15 @@ std::filesystem::path LanguageTask::Publish(const std::filesystem::path& root,
   checkpoint.tower_patches = tower.config.num_patches();
   checkpoint.tokenizer = tokenizer_;
   checkpoint.chat_template = chat_template_;
+  const std::vector<ChatMessage> exchange = {
+      {ChatMessage::Role::kUser, "Can I eat an apple?", 0, {}},
+      {ChatMessage::Role::kAssistant, "Yes.", 0, {}}};
+  const LabelledTokens example =
+      MakeLabels(*tokenizer_, *chat_template_, exchange, /*has_image=*/false);
+  const auto answer = std::find_if(example.labels.begin(), example.labels.end(),
+                                   [](int64_t label) { return label != kIgnoreLabel; });
+  checkpoint.self_test =
+      MakeSelfTest(checkpoint, example.input_ids, answer - example.labels.begin(), {});
   const std::filesystem::path folder = PublishLanguage(checkpoint, root, name, recipe.dump());
   if (!language_.text_map.empty()) map_.Save(language_.text_map);
   return folder;

@@ -20,6 +20,8 @@
 #include "model/checkpoint/content_digest.h"
 #include "model/checkpoint/memory_tensors.h"
 #include "model/data/scenes/random.h"
+#include "model/data/scenes/render.h"
+#include "model/llava/self_test.h"
 #include "model/nn/clip.h"
 #include "model/train/contrast_heads.h"
 #include "model/train/fresh_weights.h"
@@ -359,6 +361,11 @@ std::filesystem::path VisionTask::Publish(const std::filesystem::path& root,
   checkpoint.config = vision_.tower;
   checkpoint.tensors = MemoryTensors(std::move(tensors));
   checkpoint.digest = DigestTower(checkpoint.config, checkpoint.tensors);
+  const Image picture = SceneRenderer().Render(SampleScene({}, task_.seed, 0));
+  checkpoint.self_test = MakeSelfTest(
+      checkpoint,
+      at::tensor(at::ArrayRef<uint8_t>(picture.rgb), at::kByte).view({kSceneSide, kSceneSide, 3}),
+      vision_.features.select_layer);
   return PublishTower(checkpoint, root, name, recipe.dump());
 }
 

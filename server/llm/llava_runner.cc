@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "model/checkpoint/checkpoint.h"
 #include "model/llava/llava.h"
+#include "model/llava/self_test.h"
 #include "model/nn/kv_cache.h"
 #include "server/device/device.h"
 #include "server/llm/model_runner.h"
@@ -35,6 +36,9 @@ class LlavaRunner : public ModelRunner {
  public:
   LlavaRunner(const LanguageCheckpoint& checkpoint, at::Device device, at::ScalarType dtype)
       : model_(checkpoint, device, dtype) {}
+
+  // Throws std::runtime_error if the model does not say what was published.
+  void CheckSelfTest(const SelfTest& test) const { llava::CheckSelfTest(model_, test); }
 
   int64_t Begin(uint64_t sequence, std::span<const int32_t> ids,
                 std::span<const std::shared_ptr<const StoredFeatures>> features,
@@ -166,7 +170,9 @@ absl::StatusOr<LoadedLanguage> OpenLanguageWorkers(const LanguageOptions& option
                     threads = options.threads](int worker) -> std::unique_ptr<ModelRunner> {
     const at::Device device = devices.at(static_cast<size_t>(worker));
     EnterDeviceThread(device, threads, static_cast<int>(devices.size()), weight_bytes);
-    return std::make_unique<LlavaRunner>(*checkpoint, device, dtype);
+    auto runner = std::make_unique<LlavaRunner>(*checkpoint, device, dtype);
+    if (checkpoint->self_test) runner->CheckSelfTest(*checkpoint->self_test);
+    return runner;
   };
   return loaded;
 }

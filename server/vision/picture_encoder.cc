@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "model/checkpoint/checkpoint.h"
+#include "model/llava/self_test.h"
 #include "model/nn/clip.h"
 #include "server/device/device.h"
 #include "server/runtime/status.h"
@@ -21,6 +22,9 @@ class ClipEncoder : public PictureEncoder {
  public:
   ClipEncoder(const TowerCheckpoint& checkpoint, at::Device device, at::ScalarType dtype)
       : tower_(checkpoint.config, checkpoint.tensors, device, dtype) {}
+
+  // Throws std::runtime_error if the tower does not see what was published.
+  void CheckSelfTest(const SelfTest& test) const { llava::CheckSelfTest(tower_, test); }
 
   std::vector<std::string> Encode(std::span<const std::vector<float>> pixels, int64_t select_layer,
                                   SelectFeature select_feature) override {
@@ -93,7 +97,9 @@ absl::StatusOr<LoadedTower> OpenTowerWorkers(const TowerOptions& options) {
                     threads = options.threads](int worker) -> std::unique_ptr<PictureEncoder> {
     const at::Device device = devices[static_cast<size_t>(worker) % devices.size()];
     EnterDeviceThread(device, threads, workers, weight_bytes);
-    return std::make_unique<ClipEncoder>(*checkpoint, device, dtype);
+    auto encoder = std::make_unique<ClipEncoder>(*checkpoint, device, dtype);
+    if (checkpoint->self_test) encoder->CheckSelfTest(*checkpoint->self_test);
+    return encoder;
   };
   return loaded;
 }

@@ -182,6 +182,44 @@ TEST(LanguageTaskTest, PublishesWhatServingOpens) {
   EXPECT_EQ(map.parameters()[0].second.sizes(), (at::IntArrayRef{6, 32}));
 }
 
+TEST(LanguageTaskTest, GoesOnFromAPublishedModel) {
+  const fs::path root = fs::path(testing::TempDir()) / "language_task_start";
+  fs::remove_all(root);
+  fs::create_directories(root);
+  const std::string map = (root / "map.safetensors").string();
+  const auto first = TinyTask({"text_map=" + map});
+  first->Publish(root, "base", {});
+  const auto begin = [&](const std::vector<std::string>& more) {
+    Recipe recipe;
+    for (const std::string& assignment :
+         {"start=" + (root / "base").string(), "start_text_map=" + map,
+          "tower=" + (kModels / "emoji-tower/1").string(), std::string("rows=6"),
+          std::string("dense_steps=3"), std::string("steps=6"),
+          std::string("evaluation.scenes=8")}) {
+      recipe.Set(assignment);
+    }
+    for (const std::string& assignment : more) recipe.Set(assignment);
+    auto task = MakeLanguageTask(recipe, TaskSettings::From(recipe));
+    recipe.CheckAllRead();
+    return task;
+  };
+  const auto second = begin({});
+  // The published weights are rounded to bfloat16.
+  EXPECT_NEAR(LossAt(*second, 2), LossAt(*first, 2), 1e-2);
+  std::map<std::string, at::Tensor> old;
+  for (const auto& [name, parameter] : ParametersOf(*first)) old[name] = parameter;
+  for (const auto& [name, parameter] : ParametersOf(*second)) {
+    ASSERT_TRUE(old.contains(name)) << name;
+    EXPECT_TRUE(at::allclose(parameter, old.at(name), 1e-2, 1e-3)) << name;
+    EXPECT_TRUE(parameter.requires_grad()) << name;
+  }
+  EXPECT_THROW(begin({"start_text_map="}), std::invalid_argument);
+  EXPECT_THROW(begin({"model.layers=3"}), std::invalid_argument) << "the start has its own shape";
+  EXPECT_THROW(begin({"start_text_map=" + (kModels / "../training/text_map.safetensors").string()}),
+               std::invalid_argument)
+      << "of another width";
+}
+
 TEST(LanguageTaskTest, RefusesSettingsThatDoNotFit) {
   EXPECT_THROW(TinyTask({"model.heads=3"}), std::invalid_argument);
   EXPECT_THROW(TinyTask({"categories=50"}), std::invalid_argument);

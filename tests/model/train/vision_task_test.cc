@@ -83,7 +83,7 @@ TEST(VisionTaskTest, AShortRunLowersTheLoss) {
   }
   AdamW optimizer(parameters, {});
   double first = 0, last = 0;
-  for (int step = 0; step < 30; ++step) {
+  for (int step = 0; step < 60; ++step) {
     const MicroBatch batch = task->Forward(step, 0);
     EXPECT_EQ(batch.samples, 8);
     (step == 0 ? first : last) = batch.loss.item<double>();

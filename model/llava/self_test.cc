@@ -1,0 +1,178 @@
+#include "model/llava/self_test.h"
+
+#include <algorithm>
+#include <cmath>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/cosine_similarity.h>
+#include <ATen/ops/log_softmax.h>
+#include <ATen/ops/scalar_tensor.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/tensor.h>
+#include <c10/core/InferenceMode.h>
+
+namespace llava {
+namespace {
+
+// Of other processors and other orders of summation.
+constexpr double kFloat32LogProbability = 2e-3, kFloat32Cosine = 1e-5;
+// Other arithmetic in 16 bits than the measured one may be off by so much more.
+constexpr double kMargin = 4;
+constexpr double kLeast16LogProbability = 0.1, kLeast16Cosine = 1e-3;
+
+const char* NameOf(at::ScalarType dtype) {
+  switch (dtype) {
+    case at::kFloat:
+      return "float32";
+    case at::kBFloat16:
+      return "bfloat16";
+    case at::kHalf:
+      return "float16";
+    default:
+      throw std::invalid_argument("no self-test in this arithmetic");
+  }
+}
+
+const at::Tensor& Part(const SelfTest& test, const char* name) {
+  const auto found = test.tensors.find(name);
+  if (found == test.tensors.end()) {
+    throw std::runtime_error(std::string("the self-test has no tensor \"") + name + "\"");
+  }
+  return found->second;
+}
+
+// `found` if it is within the tolerance of this arithmetic.
+double Judge(const SelfTest& test, at::ScalarType dtype, double found, const char* what) {
+  const auto tolerance = test.tolerances.find(NameOf(dtype));
+  if (tolerance == test.tolerances.end()) {
+    throw std::runtime_error(std::string("the self-test has no tolerance for ") + NameOf(dtype));
+  }
+  if (found <= tolerance->second) return found;  // not if it is no number
+  std::ostringstream message;
+  message << "the self-test fails: " << what << " is off by " << found << " in " << NameOf(dtype)
+          << ", at most " << tolerance->second
+          << " is right: the weights or the arithmetic are not what was published";
+  throw std::runtime_error(message.str());
+}
+
+std::map<std::string, double> Tolerances(double of_float32, double least16, double measured16) {
+  const double of_16 = std::max(least16, kMargin * measured16);
+  return {{"float32", of_float32}, {"bfloat16", of_16}, {"float16", of_16}};
+}
+
+double LargestDifference(const at::Tensor& a, const at::Tensor& b) {
+  if (a.sizes() != b.sizes()) {
+    throw std::runtime_error("the self-test is of a model of another shape");
+  }
+  return (a - b).abs().max().item<double>();
+}
+
+double LargestAngle(const at::Tensor& a, const at::Tensor& b) {
+  if (a.sizes() != b.sizes()) {
+    throw std::runtime_error("the self-test is of a tower of another shape");
+  }
+  return 1 - at::cosine_similarity(a.to(at::kDouble), b.to(at::kDouble), -1).min().item<double>();
+}
+
+// [ids.size() - first], float32 on the CPU.
+at::Tensor LogProbabilities(const Llava& model, std::span<const int32_t> ids, int64_t first,
+                            std::span<const at::Tensor> features) {
+  const c10::InferenceMode guard;
+  const at::Tensor prompt = model.Embed(ids, features);
+  const Segment segment{.tokens = prompt.size(0)};
+  const at::Tensor hidden = model.decoder().Forward(prompt, {&segment, 1});
+  std::vector<int64_t> order(ids.size());
+  for (size_t i = 0; i < ids.size(); ++i) order[i] = static_cast<int64_t>(i);
+  const std::vector<int64_t> at = model.Expand(ids, order, -1);
+  std::vector<int64_t> rows, targets;
+  for (size_t row = 1; row < at.size(); ++row) {
+    if (at[row] < first) continue;  // image tokens too
+    rows.push_back(static_cast<int64_t>(row) - 1);
+    targets.push_back(ids[at[row]]);
+  }
+  const at::Device device = model.decoder().device();
+  const at::Tensor logits =
+      model.decoder().Logits(hidden.index_select(0, at::tensor(rows, at::kLong).to(device)));
+  const at::Tensor index = at::tensor(targets, at::kLong).to(device).unsqueeze(1);
+  return at::log_softmax(logits, -1).gather(1, index).squeeze(1).to(at::kCPU);
+}
+
+// [S, S, 3] uint8 -> [P + 1, Dv], float32 on the CPU.
+at::Tensor HiddenState(const ClipTower& tower, const at::Tensor& picture, int64_t layer) {
+  const c10::InferenceMode guard;
+  const PreprocessConfig& preprocess = tower.config().preprocess;
+  const auto channels = [](const std::array<float, 3>& values) {
+    return at::tensor(at::ArrayRef<float>(values.data(), 3), at::kFloat).view({3, 1, 1});
+  };
+  const at::Tensor pixels =
+      (picture.permute({2, 0, 1}).to(at::kFloat) / 255 - channels(preprocess.mean)) /
+      channels(preprocess.std);
+  return tower.Forward(pixels.unsqueeze(0).to(tower.device(), tower.dtype()), layer)
+      .squeeze(0)
+      .to(at::kCPU, at::kFloat);
+}
+
+}  // namespace
+
+SelfTest MakeSelfTest(const LanguageCheckpoint& checkpoint, std::span<const int32_t> ids,
+                      int64_t first, const std::vector<at::Tensor>& features, at::Device device) {
+  const auto length = static_cast<int64_t>(ids.size());
+  if (first < 1 || first >= length) {
+    throw std::invalid_argument("a self-test of " + std::to_string(length) +
+                                " ids cannot begin at " + std::to_string(first));
+  }
+  const auto run = [&](at::ScalarType dtype) {
+    return LogProbabilities(Llava(checkpoint, device, dtype), ids, first, features);
+  };
+  const at::Tensor exact = run(at::kFloat);
+  SelfTest test;
+  test.tensors["ids"] =
+      at::tensor(at::IntArrayRef(std::vector<int64_t>(ids.begin(), ids.end())), at::kLong);
+  test.tensors["first"] = at::tensor({first}, at::kLong);
+  if (!features.empty()) test.tensors["features"] = at::stack(features).cpu().contiguous();
+  test.tensors["log_probabilities"] = exact;
+  test.tolerances = Tolerances(kFloat32LogProbability, kLeast16LogProbability,
+                               LargestDifference(run(at::kBFloat16), exact));
+  return test;
+}
+
+double CheckSelfTest(const Llava& model, const SelfTest& test) {
+  const at::Tensor stored = Part(test, "ids").to(at::kInt).contiguous();
+  const auto first = Part(test, "first").item<int64_t>();
+  std::vector<at::Tensor> features;
+  if (test.tensors.contains("features")) features = test.tensors.at("features").unbind();
+  const std::span<const int32_t> ids(stored.const_data_ptr<int32_t>(), stored.numel());
+  return Judge(test, model.decoder().dtype(),
+               LargestDifference(LogProbabilities(model, ids, first, features),
+                                 Part(test, "log_probabilities")),
+               "a log-probability");
+}
+
+SelfTest MakeSelfTest(const TowerCheckpoint& checkpoint, const at::Tensor& picture, int64_t layer,
+                      at::Device device) {
+  const auto run = [&](at::ScalarType dtype) {
+    return HiddenState(ClipTower(checkpoint.config, checkpoint.tensors, device, dtype), picture,
+                       layer);
+  };
+  const at::Tensor exact = run(at::kFloat);
+  SelfTest test;
+  test.tensors = {{"picture", picture.contiguous()},
+                  {"layer", at::tensor({layer}, at::kLong)},
+                  {"features", exact.contiguous()}};
+  test.tolerances =
+      Tolerances(kFloat32Cosine, kLeast16Cosine, LargestAngle(run(at::kBFloat16), exact));
+  return test;
+}
+
+double CheckSelfTest(const ClipTower& tower, const SelfTest& test) {
+  const at::Tensor found =
+      HiddenState(tower, Part(test, "picture"), Part(test, "layer").item<int64_t>());
+  return Judge(test, tower.dtype(), LargestAngle(found, Part(test, "features")),
+               "a feature's cosine");
+}
+
+}  // namespace llava

@@ -1,0 +1,37 @@
+#pragma once
+
+// Self-tests of published versions: what the trainer's own arithmetic made of one example, and
+// whether a loaded model still does.
+
+#include <cstdint>
+#include <span>
+
+#include <ATen/core/Tensor.h>
+
+#include "model/checkpoint/checkpoint.h"
+#include "model/llava/llava.h"
+#include "model/nn/clip.h"
+
+namespace llava {
+
+// A language model reads `ids` and tells the log-probabilities of ids[first ..], each after the
+// true ones before it. Stored: "ids", "first", "features" [pictures, P, Dv] if there are any, and
+// "log_probabilities", computed in float32. Tolerances are of the largest difference; those of 16
+// bits come from measuring bfloat16 here. Throws as Llava::Embed, std::invalid_argument unless 0 <
+// first < ids.size().
+SelfTest MakeSelfTest(const LanguageCheckpoint& checkpoint, std::span<const int32_t> ids,
+                      int64_t first, const std::vector<at::Tensor>& features,
+                      at::Device device = at::kCPU);
+// The largest difference of a log-probability. Throws std::runtime_error telling it and the
+// tolerance if it is too large or not a number, or if the test cannot be read.
+double CheckSelfTest(const Llava& model, const SelfTest& test);
+
+// A tower sees `picture` [S, S, 3] uint8, fitted to its input. Stored: "picture", "layer" and
+// "features" [P + 1, Dv], the hidden state of that layer in float32. Tolerances are of 1 - the
+// smallest cosine of a row.
+SelfTest MakeSelfTest(const TowerCheckpoint& checkpoint, const at::Tensor& picture, int64_t layer,
+                      at::Device device = at::kCPU);
+// 1 - the smallest cosine of a row. Throws as above.
+double CheckSelfTest(const ClipTower& tower, const SelfTest& test);
+
+}  // namespace llava

@@ -1,0 +1,140 @@
+#include "model/llava/self_test.h"
+
+#include <cmath>
+#include <filesystem>
+#include <stdexcept>
+#include <vector>
+
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "model/checkpoint/memory_tensors.h"
+#include "tests/model/llava/tiny_llava.h"
+#include "tests/model/nn/tiny_model.h"
+
+namespace llava {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::HasSubstr;
+using testing::ThrowsMessage;
+
+const std::vector<int32_t> kIds = {1, 20, kImageToken, 21, 22, 23, 24, 2};
+constexpr int64_t kFirst = 5;
+
+LanguageCheckpoint Tested() {
+  LanguageCheckpoint checkpoint = TinyLanguageCheckpoint();
+  checkpoint.self_test = MakeSelfTest(checkpoint, kIds, kFirst, {TinyFeatures(1)});
+  return checkpoint;
+}
+
+// The same with one weight changed by as much as a broken file would.
+void Spoil(TensorSource& tensors, const std::string& name) {
+  at::Tensor weight = tensors.Get(name).clone();
+  weight.flatten()[0] += 50;
+  ReplaceTensors(tensors, {{name, weight}});
+}
+
+TEST(SelfTestTest, HoldsTheLogProbabilitiesOfTheAnswer) {
+  const LanguageCheckpoint checkpoint = Tested();
+  const at::Tensor stored = checkpoint.self_test->tensors.at("log_probabilities");
+  // Written out: one forward pass, the row before each id of the answer.
+  const Llava model(checkpoint, at::kCPU, at::kFloat);
+  const at::Tensor features = TinyFeatures(1);
+  const at::NoGradGuard guard;
+  const at::Tensor prompt = model.Embed(kIds, {&features, 1});
+  const Segment segment{.tokens = prompt.size(0)};
+  const at::Tensor logits = model.decoder().Logits(model.decoder().Forward(prompt, {&segment, 1}));
+  const int64_t answer = static_cast<int64_t>(kIds.size()) - kFirst;
+  ASSERT_EQ(stored.sizes(), at::IntArrayRef{answer});
+  for (int64_t i = 0; i < answer; ++i) {
+    const at::Tensor row = logits[prompt.size(0) - answer + i - 1].log_softmax(-1);
+    EXPECT_NEAR(stored[i].item<double>(), row[kIds[kFirst + i]].item<double>(), 1e-5);
+  }
+}
+
+TEST(SelfTestTest, PassesInEveryArithmetic) {
+  const LanguageCheckpoint checkpoint = Tested();
+  EXPECT_LT(CheckSelfTest(Llava(checkpoint, at::kCPU, at::kFloat), *checkpoint.self_test), 1e-5);
+  EXPECT_LT(CheckSelfTest(Llava(checkpoint, at::kCPU, at::kBFloat16), *checkpoint.self_test),
+            checkpoint.self_test->tolerances.at("bfloat16"));
+}
+
+TEST(SelfTestTest, FailsForOtherWeightsInEveryPart) {
+  for (const char* name : {"model.layers.0.mlp.down_proj.weight", "model.mm_projector.0.weight",
+                           "model.norm.weight"}) {
+    LanguageCheckpoint checkpoint = Tested();
+    Spoil(checkpoint.tensors, name);
+    const Llava model(checkpoint, at::kCPU, at::kFloat);
+    EXPECT_THAT([&] { CheckSelfTest(model, *checkpoint.self_test); },
+                ThrowsMessage<std::runtime_error>(HasSubstr("the self-test fails")))
+        << name;
+  }
+}
+
+TEST(SelfTestTest, FailsForWeightsThatAreNoNumbers) {
+  LanguageCheckpoint checkpoint = Tested();
+  ReplaceTensors(
+      checkpoint.tensors,
+      {{"model.norm.weight", at::full_like(checkpoint.tensors.Get("model.norm.weight"), NAN)}});
+  EXPECT_THROW(CheckSelfTest(Llava(checkpoint, at::kCPU, at::kFloat), *checkpoint.self_test),
+               std::runtime_error);
+}
+
+TEST(SelfTestTest, RefusesAnExampleWithoutQuestionOrAnswer) {
+  const LanguageCheckpoint checkpoint = TinyLanguageCheckpoint();
+  EXPECT_THROW(MakeSelfTest(checkpoint, kIds, 0, {TinyFeatures(1)}), std::invalid_argument);
+  EXPECT_THROW(MakeSelfTest(checkpoint, kIds, 8, {TinyFeatures(1)}), std::invalid_argument);
+}
+
+TEST(SelfTestTest, TravelsWithThePublishedVersion) {
+  const fs::path root = fs::path(testing::TempDir()) / "self_test_test";
+  fs::remove_all(root);
+  LanguageCheckpoint shipped = OpenLanguage(fs::path(LLAVA_SOURCE_DIR) / "deploy/models/emoji");
+  shipped.self_test = MakeSelfTest(shipped, std::vector<int32_t>{1, kImageToken, 300, 301, 302}, 3,
+                                   {at::ones({36, 160})});
+  const fs::path folder = PublishLanguage(shipped, root, "emoji");
+  EXPECT_TRUE(fs::exists(folder / "self_test.safetensors"));
+  const LanguageCheckpoint opened = OpenLanguage(folder);
+  ASSERT_TRUE(opened.self_test);
+  EXPECT_EQ(opened.self_test->tolerances, shipped.self_test->tolerances);
+  EXPECT_LT(CheckSelfTest(Llava(opened, at::kCPU, at::kFloat), *opened.self_test), 1e-5);
+  // One whose file is gone is no whole version any more.
+  fs::remove(folder / "self_test.safetensors");
+  EXPECT_THROW(OpenLanguage(folder), std::runtime_error);
+}
+
+TEST(SelfTestTest, TellsWhatIsMissing) {
+  LanguageCheckpoint checkpoint = Tested();
+  const Llava model(checkpoint, at::kCPU, at::kFloat);
+  SelfTest test = *checkpoint.self_test;
+  test.tolerances.erase("float32");
+  EXPECT_THAT([&] { CheckSelfTest(model, test); },
+              ThrowsMessage<std::runtime_error>(HasSubstr("float32")));
+  test = *checkpoint.self_test;
+  test.tensors.erase("ids");
+  EXPECT_THAT([&] { CheckSelfTest(model, test); },
+              ThrowsMessage<std::runtime_error>(HasSubstr("\"ids\"")));
+}
+
+TEST(SelfTestTest, OfATower) {
+  TowerCheckpoint tower;
+  tower.config = TinyTowerConfig();
+  tower.tensors = MemoryTensors(RandomTower(tower.config));
+  const int64_t side = tower.config.image_size;
+  const at::Tensor picture = at::randint(0, 256, {side, side, 3}, at::kByte);
+  const SelfTest test = MakeSelfTest(tower, picture, -2);
+  const auto check = [&](at::ScalarType dtype) {
+    return CheckSelfTest(ClipTower(tower.config, tower.tensors, at::kCPU, dtype), test);
+  };
+  EXPECT_LT(check(at::kFloat), 1e-6);
+  EXPECT_LT(check(at::kBFloat16), test.tolerances.at("bfloat16"));
+  Spoil(tower.tensors, "vision_model.pre_layrnorm.weight");
+  EXPECT_THAT([&] { check(at::kFloat); },
+              ThrowsMessage<std::runtime_error>(HasSubstr("the self-test fails")));
+}
+
+}  // namespace
+}  // namespace llava
