@@ -15,6 +15,7 @@ struct ImportCommand {
   std::filesystem::path tower;       // as OpenOptions::tower
   std::string chat_template;         // as OpenOptions::chat_template
   std::filesystem::path projector;   // empty, or a stage-1 projector to put over the source's
+  bool self_test = false;            // make one, in float32 on the CPU, in place of the source's
 };
 // Publishes tower and language model and prints their folders. A tower that the repository has
 // already, under whatever name, is not stored twice.

@@ -1,10 +1,16 @@
+#include <algorithm>
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <stdexcept>
+#include <vector>
+
+#include <ATen/ops/empty.h>
 
 #include "model/checkpoint/checkpoint.h"
 #include "model/checkpoint/checkpoint_folder.h"
+#include "model/llava/self_test.h"
+#include "model/text/labels.h"
 #include "model/tools/commands.h"
 
 namespace llava {
@@ -27,6 +33,43 @@ std::optional<fs::path> FindTower(const fs::path& repository, const Sha256Digest
     }
   }
   return std::nullopt;
+}
+
+// A picture of smooth colours with a checkered part: [side, side, 3] uint8.
+at::Tensor TestPicture(int64_t side) {
+  const at::Tensor picture = at::empty({side, side, 3}, at::kByte);
+  auto* to = picture.data_ptr<uint8_t>();
+  for (int64_t y = 0; y < side; ++y) {
+    for (int64_t x = 0; x < side; ++x) {
+      const bool dark = x > side / 2 && (x / 4 + y / 4) % 2 == 0;
+      for (int64_t value : {255 * x / side, 255 * y / side, 255 - 255 * x / side}) {
+        *to++ = static_cast<uint8_t>(dark ? value / 4 : value);
+      }
+    }
+  }
+  return picture;
+}
+
+void AddSelfTest(TowerCheckpoint& tower, int64_t layer) {
+  tower.self_test = MakeSelfTest(tower, TestPicture(tower.config.image_size), layer);
+}
+
+// With what `tower` makes of the test picture.
+void AddSelfTest(LanguageCheckpoint& language, const TowerCheckpoint& tower) {
+  const FeatureConfig& selected = language.config.features;
+  at::Tensor features =
+      MakeSelfTest(tower, TestPicture(tower.config.image_size), selected.select_layer)
+          .tensors.at("features");
+  if (selected.select_feature == SelectFeature::kPatch) features = features.slice(0, 1);
+  const std::vector<ChatMessage> exchange = {
+      {ChatMessage::Role::kUser, "What is in the picture?", 1, {}},
+      {ChatMessage::Role::kAssistant, "Colours and squares.", 0, {}}};
+  const LabelledTokens example =
+      MakeLabels(*language.tokenizer, *language.chat_template, exchange, /*has_image=*/true);
+  const auto answer = std::find_if(example.labels.begin(), example.labels.end(),
+                                   [](int64_t label) { return label != kIgnoreLabel; });
+  language.self_test = MakeSelfTest(language, example.input_ids, answer - example.labels.begin(),
+                                    {features.contiguous()});
 }
 
 void ImportTower(const TowerCheckpoint& tower, const fs::path& repository,
@@ -53,7 +96,9 @@ void RunImport(const ImportCommand& command) {
                                "--tower-name do not apply to it");
     }
     const OpenOptions checked{{}, "", /*verify=*/false};
-    ImportTower(OpenTower(folder.path, checked), command.repository, command.name);
+    TowerCheckpoint tower = OpenTower(folder.path, checked);
+    if (command.self_test) AddSelfTest(tower, FeatureConfig().select_layer);
+    ImportTower(tower, command.repository, command.name);
     return;
   }
 
@@ -64,12 +109,16 @@ void RunImport(const ImportCommand& command) {
 
   // A language version of a repository comes without its tower.
   if (!folder.manifest || !command.tower.empty()) {
-    const TowerCheckpoint tower =
+    TowerCheckpoint tower =
         folder.manifest ? OpenTower(command.tower) : OpenTower(folder.path, options);
     if (tower.digest != language.tower_digest) {
       throw std::runtime_error(command.tower.string() +
                                ": is not the tower of this model: digest " + ToHex(tower.digest) +
                                ", expected " + ToHex(language.tower_digest));
+    }
+    if (command.self_test) {
+      AddSelfTest(tower, language.config.features.select_layer);
+      AddSelfTest(language, tower);
     }
     ImportTower(tower, command.repository,
                 command.tower_name.empty() ? command.name + "-tower" : command.tower_name);
@@ -77,6 +126,10 @@ void RunImport(const ImportCommand& command) {
     throw std::runtime_error(command.repository.string() + ": has no tower with the digest " +
                              ToHex(language.tower_digest) +
                              ", which this model needs; name its folder with --tower");
+  }
+  if (command.self_test && folder.manifest && command.tower.empty()) {
+    throw std::runtime_error(folder.path.string() +
+                             ": a self-test needs the tower: name its folder with --tower");
   }
   nlohmann::json recipe = {{"imported_from", ToString(folder.layout)},
                            {"source", FolderName(folder.path)}};

@@ -42,6 +42,8 @@ int main(int argc, char** argv) {
       "Built-in chat template or JSON file (default: the checkpoint's, else v1)");
   import_app->add_option("--projector", import.projector,
                          "mm_projector.bin, or its folder, to put over the checkpoint's projector");
+  import_app->add_flag("--self-test", import.self_test,
+                       "Give the published versions a self-test (loads them in float32)");
   import_app->callback([&] { llava::RunImport(import); });
 
   llava::VerifyCommand verify;

@@ -130,5 +130,27 @@ TEST(LlavaModelTest, MovesVersionsBetweenRepositories) {
   EXPECT_EQ(LlavaModel(import).code, 0);
 }
 
+TEST(LlavaModelTest, MakesAndRunsSelfTests) {
+  const TempFolder repository;
+  const std::string root = repository.path().string();
+  const std::string source = (Fixtures() / "tiny-llava").string();
+  const std::string import = "import " + source + " --repository " + root + " --name ";
+  ASSERT_EQ(LlavaModel(import + "tested --self-test").code, 0);
+  for (const char* version : {"/tested", "/tested-tower"}) {
+    for (const char* arithmetic : {"float32", "bfloat16"}) {
+      const Outcome run = LlavaModel("verify " + root + version + " --self-test " + arithmetic);
+      EXPECT_EQ(run.code, 0) << run.error;
+      EXPECT_THAT(run.output, HasSubstr(std::string("self-test off by"))) << version;
+    }
+  }
+  ASSERT_EQ(LlavaModel(import + "untested").code, 0);
+  ExpectOneLine(LlavaModel("verify " + root + "/untested --self-test float32"), 1, "no self-test");
+  ExpectOneLine(LlavaModel("verify " + root + "/tested --self-test int3"), 2, "--self-test");
+  // A version of a repository comes without its tower, which the self-test looks through.
+  ExpectOneLine(
+      LlavaModel("import " + root + "/tested --repository " + root + " --name again --self-test"),
+      1, "--tower");
+}
+
 }  // namespace
 }  // namespace llava
