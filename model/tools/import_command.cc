@@ -72,13 +72,13 @@ void AddSelfTest(LanguageCheckpoint& language, const TowerCheckpoint& tower) {
                                     {features.contiguous()});
 }
 
-void ImportTower(const TowerCheckpoint& tower, const fs::path& repository,
-                 const std::string& name) {
+void ImportTower(const TowerCheckpoint& tower, const fs::path& repository, const std::string& name,
+                 const std::string& recipe = "{}") {
   if (const auto present = FindTower(repository, tower.digest)) {
     std::cout << "tower    " << present->string() << " (already there)\n";
     return;
   }
-  std::cout << "tower    " << PublishTower(tower, repository, name).string() << "\n";
+  std::cout << "tower    " << PublishTower(tower, repository, name, recipe).string() << "\n";
 }
 
 }  // namespace
@@ -98,7 +98,8 @@ void RunImport(const ImportCommand& command) {
     const OpenOptions checked{{}, "", /*verify=*/false};
     TowerCheckpoint tower = OpenTower(folder.path, checked);
     if (command.self_test) AddSelfTest(tower, FeatureConfig().select_layer);
-    ImportTower(tower, command.repository, command.name);
+    ImportTower(tower, command.repository, command.name,
+                folder.manifest ? folder.manifest->recipe : "{}");
     return;
   }
 
