@@ -8,7 +8,7 @@
 #
 #   --out FOLDER      where everything goes (default build/default)
 #   --bases           train the base parts too; else the shipped ones are the start
-#   --pictures N      of stage 2; stage 1 takes a quarter of them (default 32000)
+#   --pictures N      of stage 2; stage 1 takes a quarter of them (default 48000)
 #   --no-evaluation   without the questions at the end
 #   --install         put the outcome into deploy/models and deploy/training
 #   --no-build        take the binaries of build/release (LLAVA_BIN_DIR: of another folder)
@@ -20,7 +20,7 @@ bases=0
 install=0
 evaluation=1
 build=1
-pictures=32000
+pictures=48000
 wrong() { echo "train_default: $*; see deploy/train_default.sh --help" >&2; exit 2; }
 while [ $# -gt 0 ]; do
   case $1 in
@@ -91,8 +91,8 @@ scenes() { # name, seed, count, flags...
 }
 mkdir -p "$out/data"
 say "drawing scenes"
-scenes stage1 101 $((pictures / 4)) --repeats 0.7 --stage1 --stage1-detail
-scenes stage2 102 "$pictures" --repeats 0.7 --stage2 --dialogues 9
+scenes stage1 101 $((pictures / 4)) --stage1 --stage1-detail
+scenes stage2 102 "$pictures" --stage2 --dialogues 9
 scenes held-out 103 200 --stage1 --stage1-detail --stage2 --dialogues 2
 
 say "stage 1: the projector learns to speak the language model's words"

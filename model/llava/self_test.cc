@@ -15,6 +15,8 @@
 #include <ATen/ops/tensor.h>
 #include <c10/core/InferenceMode.h>
 
+#include "model/text/labels.h"
+
 namespace llava {
 namespace {
 
@@ -78,22 +80,21 @@ double LargestAngle(const at::Tensor& a, const at::Tensor& b) {
   return 1 - at::cosine_similarity(a.to(at::kDouble), b.to(at::kDouble), -1).min().item<double>();
 }
 
-// [ids.size() - first], float32 on the CPU.
-at::Tensor LogProbabilities(const Llava& model, std::span<const int32_t> ids, int64_t first,
-                            std::span<const at::Tensor> features) {
+// Of the labelled ids, float32 on the CPU.
+at::Tensor LogProbabilities(const Llava& model, std::span<const int32_t> ids,
+                            std::span<const int64_t> labels, std::span<const at::Tensor> features) {
   const c10::InferenceMode guard;
+  const std::vector<int64_t> expanded = model.Expand(ids, labels, kIgnoreLabel);
+  std::vector<int64_t> rows, targets;
+  for (size_t row = 1; row < expanded.size(); ++row) {
+    if (expanded[row] == kIgnoreLabel) continue;
+    rows.push_back(static_cast<int64_t>(row) - 1);
+    targets.push_back(expanded[row]);
+  }
+  if (rows.empty()) throw std::invalid_argument("a self-test without a labelled id");
   const at::Tensor prompt = model.Embed(ids, features);
   const Segment segment{.tokens = prompt.size(0)};
   const at::Tensor hidden = model.decoder().Forward(prompt, {&segment, 1});
-  std::vector<int64_t> order(ids.size());
-  for (size_t i = 0; i < ids.size(); ++i) order[i] = static_cast<int64_t>(i);
-  const std::vector<int64_t> at = model.Expand(ids, order, -1);
-  std::vector<int64_t> rows, targets;
-  for (size_t row = 1; row < at.size(); ++row) {
-    if (at[row] < first) continue;  // image tokens too
-    rows.push_back(static_cast<int64_t>(row) - 1);
-    targets.push_back(ids[at[row]]);
-  }
   const at::Device device = model.decoder().device();
   const at::Tensor logits =
       model.decoder().Logits(hidden.index_select(0, at::tensor(rows, at::kLong).to(device)));
@@ -119,20 +120,16 @@ at::Tensor HiddenState(const ClipTower& tower, const at::Tensor& picture, int64_
 }  // namespace
 
 SelfTest MakeSelfTest(const LanguageCheckpoint& checkpoint, std::span<const int32_t> ids,
-                      int64_t first, const std::vector<at::Tensor>& features, at::Device device) {
-  const auto length = static_cast<int64_t>(ids.size());
-  if (first < 1 || first >= length) {
-    throw std::invalid_argument("a self-test of " + std::to_string(length) +
-                                " ids cannot begin at " + std::to_string(first));
-  }
+                      std::span<const int64_t> labels, const std::vector<at::Tensor>& features,
+                      at::Device device) {
   const auto run = [&](at::ScalarType dtype) {
-    return LogProbabilities(Llava(checkpoint, device, dtype), ids, first, features);
+    return LogProbabilities(Llava(checkpoint, device, dtype), ids, labels, features);
   };
   const at::Tensor exact = run(at::kFloat);
   SelfTest test;
-  test.tensors["ids"] =
-      at::tensor(at::IntArrayRef(std::vector<int64_t>(ids.begin(), ids.end())), at::kLong);
-  test.tensors["first"] = at::tensor({first}, at::kLong);
+  test.tensors["ids"] = at::tensor(std::vector<int64_t>(ids.begin(), ids.end()), at::kLong);
+  test.tensors["labels"] =
+      at::tensor(std::vector<int64_t>(labels.begin(), labels.end()), at::kLong);
   if (!features.empty()) test.tensors["features"] = at::stack(features).cpu().contiguous();
   test.tensors["log_probabilities"] = exact;
   test.tolerances = Tolerances(kFloat32LogProbability, kLeast16LogProbability,
@@ -141,15 +138,15 @@ SelfTest MakeSelfTest(const LanguageCheckpoint& checkpoint, std::span<const int3
 }
 
 double CheckSelfTest(const Llava& model, const SelfTest& test) {
-  const at::Tensor stored = Part(test, "ids").to(at::kInt).contiguous();
-  const auto first = Part(test, "first").item<int64_t>();
+  const at::Tensor ids = Part(test, "ids").to(at::kInt).contiguous();
+  const at::Tensor labels = Part(test, "labels").to(at::kLong).contiguous();
   std::vector<at::Tensor> features;
   if (test.tensors.contains("features")) features = test.tensors.at("features").unbind();
-  const std::span<const int32_t> ids(stored.const_data_ptr<int32_t>(), stored.numel());
+  const at::Tensor found = LogProbabilities(
+      model, {ids.const_data_ptr<int32_t>(), static_cast<size_t>(ids.numel())},
+      {labels.const_data_ptr<int64_t>(), static_cast<size_t>(labels.numel())}, features);
   return Judge(test, model.decoder().dtype(),
-               LargestDifference(LogProbabilities(model, ids, first, features),
-                                 Part(test, "log_probabilities")),
-               "a log-probability");
+               LargestDifference(found, Part(test, "log_probabilities")), "a log-probability");
 }
 
 SelfTest MakeSelfTest(const TowerCheckpoint& checkpoint, const at::Tensor& picture, int64_t layer,

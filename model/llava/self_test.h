@@ -14,13 +14,14 @@
 
 namespace llava {
 
-// A language model reads `ids` and tells the log-probabilities of ids[first ..], each after the
-// true ones before it. Stored: "ids", "first", "features" [pictures, P, Dv] if there are any, and
-// "log_probabilities", computed in float32. Tolerances are of the largest difference; those of 16
-// bits come from measuring bfloat16 here. Throws as Llava::Embed, std::invalid_argument unless 0 <
-// first < ids.size().
+// A language model reads `ids` and tells the log-probabilities of those that have a label (what a
+// user says is not the model's to foresee), each after the true ids before it. Stored: "ids",
+// "labels", "features" [pictures, P, Dv] if there are any, and "log_probabilities", computed in
+// float32. Tolerances are of the largest difference; those of 16 bits come from measuring bfloat16
+// here. Throws as Llava::Embed and Expand, std::invalid_argument if no id but the first is
+// labelled.
 SelfTest MakeSelfTest(const LanguageCheckpoint& checkpoint, std::span<const int32_t> ids,
-                      int64_t first, const std::vector<at::Tensor>& features,
+                      std::span<const int64_t> labels, const std::vector<at::Tensor>& features,
                       at::Device device = at::kCPU);
 // The largest difference of a log-probability. Throws std::runtime_error telling it and the
 // tolerance if it is too large or not a number, or if the test cannot be read.

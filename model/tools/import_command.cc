@@ -1,4 +1,3 @@
-#include <algorithm>
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -66,10 +65,8 @@ void AddSelfTest(LanguageCheckpoint& language, const TowerCheckpoint& tower) {
       {ChatMessage::Role::kAssistant, "Colours and squares.", 0, {}}};
   const LabelledTokens example =
       MakeLabels(*language.tokenizer, *language.chat_template, exchange, /*has_image=*/true);
-  const auto answer = std::find_if(example.labels.begin(), example.labels.end(),
-                                   [](int64_t label) { return label != kIgnoreLabel; });
-  language.self_test = MakeSelfTest(language, example.input_ids, answer - example.labels.begin(),
-                                    {features.contiguous()});
+  language.self_test =
+      MakeSelfTest(language, example.input_ids, example.labels, {features.contiguous()});
 }
 
 void ImportTower(const TowerCheckpoint& tower, const fs::path& repository, const std::string& name,

@@ -218,10 +218,8 @@ std::filesystem::path InstructionTask::Publish(const std::filesystem::path& root
   const TrainingRow& row = batch.rows.at(0);
   const auto end = row.branches.empty() ? static_cast<int64_t>(row.input_ids.size())
                                         : row.shared + row.branches[0];
-  const auto answer = std::find_if(row.labels.begin(), row.labels.begin() + end,
-                                   [](int64_t label) { return label != kIgnoreLabel; });
   checkpoint.self_test = MakeSelfTest(checkpoint, std::span(row.input_ids).first(end),
-                                      answer - row.labels.begin(), row.features);
+                                      std::span(row.labels).first(end), row.features);
   return PublishLanguage(checkpoint, root, name, recipe.dump());
 }
 

@@ -341,10 +341,7 @@ std::filesystem::path LanguageTask::Publish(const std::filesystem::path& root,
       {ChatMessage::Role::kAssistant, "Yes.", 0, {}}};
   const LabelledTokens example =
       MakeLabels(*tokenizer_, *chat_template_, exchange, /*has_image=*/false);
-  const auto answer = std::find_if(example.labels.begin(), example.labels.end(),
-                                   [](int64_t label) { return label != kIgnoreLabel; });
-  checkpoint.self_test =
-      MakeSelfTest(checkpoint, example.input_ids, answer - example.labels.begin(), {});
+  checkpoint.self_test = MakeSelfTest(checkpoint, example.input_ids, example.labels, {});
   const std::filesystem::path folder = PublishLanguage(checkpoint, root, name, recipe.dump());
   if (!language_.text_map.empty()) map_.Save(language_.text_map);
   return folder;

@@ -11,6 +11,7 @@
 #include <gtest/gtest.h>
 
 #include "model/checkpoint/memory_tensors.h"
+#include "model/text/labels.h"
 #include "tests/model/llava/tiny_llava.h"
 #include "tests/model/nn/tiny_model.h"
 
@@ -22,11 +23,13 @@ using testing::HasSubstr;
 using testing::ThrowsMessage;
 
 const std::vector<int32_t> kIds = {1, 20, kImageToken, 21, 22, 23, 24, 2};
-constexpr int64_t kFirst = 5;
+// The second turn's answer, 23 and 24, is the model's; what stands before it is not.
+const std::vector<int64_t> kLabels = {kIgnoreLabel, kIgnoreLabel, kIgnoreLabel, kIgnoreLabel,
+                                      kIgnoreLabel, 23,           24,           kIgnoreLabel};
 
 LanguageCheckpoint Tested() {
   LanguageCheckpoint checkpoint = TinyLanguageCheckpoint();
-  checkpoint.self_test = MakeSelfTest(checkpoint, kIds, kFirst, {TinyFeatures(1)});
+  checkpoint.self_test = MakeSelfTest(checkpoint, kIds, kLabels, {TinyFeatures(1)});
   return checkpoint;
 }
 
@@ -47,11 +50,10 @@ TEST(SelfTestTest, HoldsTheLogProbabilitiesOfTheAnswer) {
   const at::Tensor prompt = model.Embed(kIds, {&features, 1});
   const Segment segment{.tokens = prompt.size(0)};
   const at::Tensor logits = model.decoder().Logits(model.decoder().Forward(prompt, {&segment, 1}));
-  const int64_t answer = static_cast<int64_t>(kIds.size()) - kFirst;
-  ASSERT_EQ(stored.sizes(), at::IntArrayRef{answer});
-  for (int64_t i = 0; i < answer; ++i) {
-    const at::Tensor row = logits[prompt.size(0) - answer + i - 1].log_softmax(-1);
-    EXPECT_NEAR(stored[i].item<double>(), row[kIds[kFirst + i]].item<double>(), 1e-5);
+  ASSERT_EQ(stored.sizes(), at::IntArrayRef{2});
+  for (int64_t i = 0; i < 2; ++i) {  // 23 stands third from the end
+    const at::Tensor row = logits[prompt.size(0) - 4 + i].log_softmax(-1);
+    EXPECT_NEAR(stored[i].item<double>(), row[23 + i].item<double>(), 1e-5);
   }
 }
 
@@ -83,18 +85,20 @@ TEST(SelfTestTest, FailsForWeightsThatAreNoNumbers) {
                std::runtime_error);
 }
 
-TEST(SelfTestTest, RefusesAnExampleWithoutQuestionOrAnswer) {
+TEST(SelfTestTest, RefusesAnExampleWithoutAnAnswer) {
   const LanguageCheckpoint checkpoint = TinyLanguageCheckpoint();
-  EXPECT_THROW(MakeSelfTest(checkpoint, kIds, 0, {TinyFeatures(1)}), std::invalid_argument);
-  EXPECT_THROW(MakeSelfTest(checkpoint, kIds, 8, {TinyFeatures(1)}), std::invalid_argument);
+  const std::vector<int64_t> none(kIds.size(), kIgnoreLabel), fewer(2, 20);
+  EXPECT_THROW(MakeSelfTest(checkpoint, kIds, none, {TinyFeatures(1)}), std::invalid_argument);
+  EXPECT_THROW(MakeSelfTest(checkpoint, kIds, fewer, {TinyFeatures(1)}), std::invalid_argument);
 }
 
 TEST(SelfTestTest, TravelsWithThePublishedVersion) {
   const fs::path root = fs::path(testing::TempDir()) / "self_test_test";
   fs::remove_all(root);
   LanguageCheckpoint shipped = OpenLanguage(fs::path(LLAVA_SOURCE_DIR) / "deploy/models/emoji");
-  shipped.self_test = MakeSelfTest(shipped, std::vector<int32_t>{1, kImageToken, 300, 301, 302}, 3,
-                                   {at::ones({36, 160})});
+  shipped.self_test =
+      MakeSelfTest(shipped, std::vector<int32_t>{1, kImageToken, 300, 301, 302},
+                   std::vector<int64_t>{-100, -100, -100, 301, 302}, {at::ones({36, 160})});
   const fs::path folder = PublishLanguage(shipped, root, "emoji");
   EXPECT_TRUE(fs::exists(folder / "self_test.safetensors"));
   const LanguageCheckpoint opened = OpenLanguage(folder);
