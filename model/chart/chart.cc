@@ -1,4 +1,4 @@
-#include "model/train/chart.h"
+#include "model/chart/chart.h"
 
 #include <algorithm>
 #include <array>
