@@ -37,9 +37,11 @@ Json Settings(const SceneDatasetOptions& options) {
           {"held_out", scenes.held_out == HeldOut::kTrain   ? "train"
                        : scenes.held_out == HeldOut::kPairs ? "pairs"
                                                             : "any"},
+          {"pictures", options.pictures},
           {"stage1", options.stage1},
           {"stage1_detail", options.stage1_detail},
           {"stage2", options.stage2},
+          {"kinds", options.kinds.Names()},
           {"turns", options.turns},
           {"dialogues", options.dialogues},
           {"brief_questions", options.wordings.brief},
@@ -56,6 +58,12 @@ void Check(const SceneDatasetOptions& options) {
   if (options.dialogues > 0 && !options.stage2) {
     throw std::invalid_argument("short dialogues are for stage 2, which is not asked for");
   }
+  if (options.stage2 && options.kinds.Names().empty()) {
+    throw std::invalid_argument("stage 2 without any kind of record");
+  }
+  if (options.dialogues > 0 && !options.kinds.conversation) {
+    throw std::invalid_argument("short dialogues are conversation, which is not among the kinds");
+  }
   if (options.wordings.brief.empty() || options.wordings.detailed.empty()) {
     throw std::invalid_argument("the lists of brief and detailed questions must not be empty");
   }
@@ -68,7 +76,8 @@ class Writer {
       : options_(options),
         folder_(folder),
         progress_(progress),
-        records_(options.scenes.num_categories, options.wordings, options.turns, options.seed) {}
+        records_(options.scenes.num_categories, options.wordings, options.turns, options.seed,
+                 options.kinds) {}
 
   // False if a stop was requested.
   bool DrawPictures();
@@ -209,13 +218,14 @@ bool Writer::WriteAll(Json& contents) {
     }
     return records;
   };
-  if (!DrawPictures() || !WriteCoco("captions.json", "captions", CocoCaptions, captions) ||
+  if ((options_.pictures && !DrawPictures()) ||
+      !WriteCoco("captions.json", "captions", CocoCaptions, captions) ||
       !WriteCoco("instances.json", "boxes", CocoInstances, instances) ||
       (options_.stage1 && !WriteInstructions("stage1.json", brief, stage1)) ||
       (options_.stage2 && !WriteInstructions("stage2.json", instructions, stage2))) {
     return false;
   }
-  contents = {{"images", options_.count},
+  contents = {{"images", options_.pictures ? options_.count : 0},
               {"captions", captions},
               {"instances", instances},
               {"stage1_records", stage1},

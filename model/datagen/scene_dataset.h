@@ -22,11 +22,13 @@ struct SceneDatasetOptions {
   uint64_t seed = 1;
   SceneOptions scenes;
   MoreWordings wordings;  // both lists must hold questions
+  bool pictures = true;   // false: images/ stays empty, another data set has the same ones
   bool stage1 = false;
   bool stage1_detail = false;  // with stage1: a second record per scene, its detailed description
   bool stage2 = false;
-  size_t turns = 4;      // of a conversation, at least
-  size_t dialogues = 0;  // with stage2: so many more records per scene, short dialogues
+  InstructionKinds kinds;  // of stage 2: which records, and what they ask
+  size_t turns = 4;        // of a conversation, at least
+  size_t dialogues = 0;  // with conversation in stage2: so many more records per scene, short ones
   unsigned jobs = 0;     // threads that draw; 0: one a core
   OutputFolder::Existing existing = OutputFolder::Existing::kKeep;
 };

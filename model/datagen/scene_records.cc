@@ -74,11 +74,12 @@ std::vector<Json> CocoInstances(const Scene& scene, uint64_t number, uint64_t fi
 }
 
 InstructionRecords::InstructionRecords(int num_categories, MoreWordings wordings, size_t turns,
-                                       uint64_t seed)
-    : questioner_(num_categories, wordings),
+                                       uint64_t seed, InstructionKinds kinds)
+    : questioner_(num_categories, wordings, kinds),
       wordings_(std::move(wordings)),
       turns_(turns),
-      seed_(seed) {}
+      seed_(seed),
+      kinds_(kinds) {}
 
 Json InstructionRecords::Brief(const Scene& scene, uint64_t number) const {
   Random random(seed_, number, kBriefWords);
@@ -97,15 +98,19 @@ std::optional<Json> InstructionRecords::Detail(const Scene& scene, uint64_t numb
 
 std::vector<Json> InstructionRecords::Instructions(const Scene& scene, uint64_t number) const {
   std::vector<Json> records;
-  {
+  if (kinds_.conversation) {
     Random random(seed_, number, kConversationWords);
     const Dialogue dialogue = questioner_.Converse(scene, turns_, random);
     records.push_back(Record(RecordId("conversation", number), number, dialogue, random));
   }
-  if (auto detail = Detail(scene, number)) records.push_back(std::move(*detail));
-  Random random(seed_, number, kReasoningWords);
-  if (const auto turn = questioner_.AskOneOf(scene, ReasoningMixture(), random)) {
-    records.push_back(Record(RecordId("reasoning", number), number, {*turn}, random));
+  if (kinds_.detail) {
+    if (auto detail = Detail(scene, number)) records.push_back(std::move(*detail));
+  }
+  if (kinds_.reasoning) {
+    Random random(seed_, number, kReasoningWords);
+    if (const auto turn = questioner_.AskOneOf(scene, ReasoningMixture(), random)) {
+      records.push_back(Record(RecordId("reasoning", number), number, {*turn}, random));
+    }
   }
   return records;
 }

@@ -30,8 +30,9 @@ std::vector<Json> CocoInstances(const Scene& scene, uint64_t number, uint64_t fi
 // after the first question, by chance too.
 class InstructionRecords {
  public:
-  // `turns`: of a conversation, at least.
-  InstructionRecords(int num_categories, MoreWordings wordings, size_t turns, uint64_t seed);
+  // `turns`: of a conversation, at least. `kinds`: of stage 2.
+  InstructionRecords(int num_categories, MoreWordings wordings, size_t turns, uint64_t seed,
+                     InstructionKinds kinds = {});
 
   // Stage 1, naive expansion: one of the brief questions, answered with a caption. Id
   // "brief-000042".
@@ -40,12 +41,13 @@ class InstructionRecords {
   // A detailed question and a description, "detail-000042"; none where places are not clear.
   std::optional<Json> Detail(const Scene& scene, uint64_t number) const;
 
-  // Stage 2: "conversation-000042" (several turns), Detail and "reasoning-000042" (one question
-  // that needs knowledge; left out where the scene allows none).
+  // Stage 2, of the kinds: "conversation-000042" (several turns), Detail and "reasoning-000042"
+  // (one question that needs knowledge; left out where the scene allows none). Conversations ask of
+  // all the kinds.
   std::vector<Json> Instructions(const Scene& scene, uint64_t number) const;
 
   // Many short dialogues (Questioner::ShortDialogue), each a record of its own: "dialogue-000042-0"
-  // and so on.
+  // and so on. Throws std::invalid_argument without the kind conversation.
   std::vector<Json> Dialogues(const Scene& scene, uint64_t number, size_t count) const;
 
  private:
@@ -56,6 +58,7 @@ class InstructionRecords {
   MoreWordings wordings_;
   size_t turns_;
   uint64_t seed_;
+  InstructionKinds kinds_;
 };
 
 }  // namespace llava

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "model/data/questions/question_lists.h"
 #include "model/data/scenes/scene_flags.h"
@@ -18,16 +19,19 @@ namespace {
 struct Flags {
   SceneDatasetOptions dataset;
   SceneFlags scenes;
+  std::vector<std::string> kinds = InstructionKinds().Names();
   std::string brief_questions, detailed_questions;  // files; built-in lists if empty
-  bool overwrite = false;
+  bool overwrite = false, no_pictures = false;
 };
 
 int Run(Flags& flags) {
   SceneDatasetOptions& options = flags.dataset;
   options.scenes = flags.scenes.Options();
+  options.pictures = !flags.no_pictures;
   if (flags.overwrite) options.existing = OutputFolder::Existing::kOverwrite;
   const StopRequest stop;
   try {
+    options.kinds = InstructionKinds::Named(flags.kinds);
     options.wordings.brief =
         flags.brief_questions.empty() ? BriefQuestions() : ReadQuestionList(flags.brief_questions);
     options.wordings.detailed = flags.detailed_questions.empty()
@@ -69,6 +73,19 @@ std::function<int()> AddScenesCommand(CLI::App& app) {
           ->add_flag("--stage2", dataset.stage2,
                      "Write stage2.json: conversations, detailed descriptions, reasoning")
           ->group("Output");
+  command
+      ->add_option("--kinds", flags->kinds,
+                   "Of stage2.json, separated by commas: its records, and what conversations and "
+                   "dialogues ask")
+      ->delimiter(',')
+      ->check(CLI::IsMember(InstructionKinds().Names()))
+      ->capture_default_str()
+      ->needs(stage2)
+      ->group("Output");
+  command
+      ->add_flag("--no-pictures", flags->no_pictures,
+                 "Draw none: for other records about the pictures of another data set")
+      ->group("Output");
   command
       ->add_flag("--overwrite", flags->overwrite,
                  "Replace the data set in the folder (an interrupted one is continued without)")

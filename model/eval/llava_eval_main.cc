@@ -4,6 +4,7 @@
 #include <CLI/Formatter.hpp>
 #include <cstdio>
 
+#include "model/eval/ablation_command.h"
 #include "model/eval/chat_quality_command.h"
 
 int main(int argc, char** argv) {
@@ -12,6 +13,7 @@ int main(int argc, char** argv) {
   app.set_help_all_flag("--help-all", "Print the help of all commands and exit");
   app.require_subcommand(1);
   const auto chat_quality = llava::AddChatQualityCommand(app);
+  const auto ablation = llava::AddAblationCommand(app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& success) {  // --help, --version
@@ -20,5 +22,5 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "llava-eval: %s (see --help)\n", error.what());
     return 2;
   }
-  return chat_quality();
+  return app.got_subcommand("ablation") ? ablation() : chat_quality();
 }

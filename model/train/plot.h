@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "model/train/chart.h"
+#include "model/chart/chart.h"
 
 namespace llava {
 

@@ -1,6 +1,7 @@
 // Several turns about one scene.
 #include <algorithm>
 #include <array>
+#include <stdexcept>
 
 #include "model/data/scenes/captions.h"
 #include "model/data/scenes/questions.h"
@@ -11,9 +12,6 @@ namespace {
 using enum QuestionType;
 
 constexpr std::array<Side, 4> kSides = {Side::kLeft, Side::kRight, Side::kTop, Side::kBottom};
-constexpr std::array<QuestionType, 8> kFollowUps = {kFollowSide,  kFollowSide,   kFollowEat,
-                                                    kFollowKind,  kFollowColour, kFollowFly,
-                                                    kFollowAlive, kFollowWhere};
 constexpr std::array<QuestionType, 5> kFacts = {kKind, kColour, kEat, kFly, kAlive};
 constexpr double kChainsInConversations = 0.3;
 constexpr double kCountChains = 0.25;  // of all chains
@@ -64,6 +62,7 @@ std::optional<Dialogue> Questioner::CountChain(const Scene& scene, Random& rando
 }
 
 std::optional<Dialogue> Questioner::AskChain(const Scene& scene, Random& random) const {
+  NeedConversation();
   if (random.Chance(kCountChains)) return CountChain(scene, random);
 
   Dialogue dialogue;
@@ -81,7 +80,7 @@ std::optional<Dialogue> Questioner::AskChain(const Scene& scene, Random& random)
   std::vector<QuestionType> about_it;  // asked since "it" last changed
   const int follow_ups = random.Between(1, 3);
   for (int i = 0; i < follow_ups; ++i) {
-    const QuestionType type = random.Pick(kFollowUps);
+    const QuestionType type = random.Pick(follow_ups_);
     std::optional<Turn> turn;
     if (type == kFollowSide) {
       const Side side = random.Pick(kSides);
@@ -110,13 +109,19 @@ std::optional<Dialogue> Questioner::AskChain(const Scene& scene, Random& random)
   return dialogue.size() > 1 ? std::optional(std::move(dialogue)) : std::nullopt;
 }
 
+void Questioner::NeedConversation() const {
+  if (kinds_.conversation) return;
+  throw std::invalid_argument("dialogues are conversation, which is not among the kinds");
+}
+
 Dialogue Questioner::Converse(const Scene& scene, size_t turns, Random& random) const {
+  NeedConversation();
   Dialogue dialogue;
   for (int draw = 0; draw < kDraws && dialogue.size() < turns; ++draw) {
     Dialogue next;
     if (random.Chance(kChainsInConversations)) {
       next = AskChain(scene, random).value_or(Dialogue());
-    } else if (auto turn = AskOneOf(scene, NaturalMixture(), random)) {
+    } else if (auto turn = AskOneOf(scene, mixture_, random)) {
       next.push_back(*std::move(turn));
     }
     // Follow-ups may come again: they mean something else after another first question.

@@ -19,6 +19,9 @@ constexpr TypeWeight kReasoning[] = {
     {kKind, 1.2}, {kColour, 1.2}, {kEat, 1},      {kFly, 1},
     {kAlive, 1},  {kWhichEat, 1}, {kWhichFly, 1}, {kSame, 1.2},
 };
+// Each as often as it stands here.
+constexpr QuestionType kFollowUps[] = {kFollowSide,   kFollowSide, kFollowEat,   kFollowKind,
+                                       kFollowColour, kFollowFly,  kFollowAlive, kFollowWhere};
 constexpr int kDraws = 1000;
 
 }  // namespace
@@ -26,8 +29,8 @@ constexpr int kDraws = 1000;
 std::span<const TypeWeight> NaturalMixture() { return kNatural; }
 std::span<const TypeWeight> ReasoningMixture() { return kReasoning; }
 
-Questioner::Questioner(int num_categories, MoreWordings more)
-    : num_categories_(num_categories), more_(std::move(more)) {
+Questioner::Questioner(int num_categories, MoreWordings more, InstructionKinds kinds)
+    : num_categories_(num_categories), more_(std::move(more)), kinds_(kinds) {
   SceneOptions options;
   options.num_categories = num_categories;
   options.Check();
@@ -38,6 +41,12 @@ Questioner::Questioner(int num_categories, MoreWordings more)
     living_ += category.alive;
   }
   for (double* share : {&edible_, &flying_, &living_}) *share /= num_categories;
+  for (const TypeWeight& weight : kNatural) {
+    if (kinds.Has(weight.first)) mixture_.push_back(weight);
+  }
+  for (const QuestionType type : kFollowUps) {
+    if (kinds.Has(type)) follow_ups_.push_back(type);
+  }
 }
 
 std::optional<Turn> Questioner::Ask(const Scene& scene, QuestionType type, Random& random) const {

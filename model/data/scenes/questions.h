@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "model/data/scenes/instruction_kinds.h"
 #include "model/data/scenes/random.h"
 #include "model/data/scenes/scene.h"
 #include "model/data/scenes/wording.h"
@@ -40,8 +41,9 @@ std::span<const TypeWeight> ReasoningMixture();
 // Asks. Const after construction, thread-safe; each thread brings its own random numbers.
 class Questioner {
  public:
-  // `num_categories`: those the scenes may hold (what is absent is drawn from them too).
-  explicit Questioner(int num_categories, MoreWordings more = {});
+  // `num_categories`: those the scenes may hold (what is absent is drawn from them too). `kinds`:
+  // what chains and conversations ask; single questions may be of any.
+  explicit Questioner(int num_categories, MoreWordings more = {}, InstructionKinds kinds = {});
 
   // A question of this type; nothing if the scene does not allow a fair one or the draw was thinned
   // out for balance: draw again. Throws std::invalid_argument for follow-ups, which stand in
@@ -53,7 +55,8 @@ class Questioner {
   std::optional<Turn> AskOneOf(const Scene& scene, std::span<const TypeWeight> types,
                                Random& random) const;
 
-  // A question and one to three follow-ups that refer to it; nothing if the draw led nowhere.
+  // A question and one to three follow-ups that refer to it; nothing if the draw led nowhere. This
+  // and all that talks in turns throws std::invalid_argument if `kinds` are without conversation.
   std::optional<Dialogue> AskChain(const Scene& scene, Random& random) const;
 
   // `turns` turns or somewhat more in a row about one scene, no question twice.
@@ -80,9 +83,14 @@ class Questioner {
   std::optional<Count> DrawCount(const Scene& scene, std::optional<int> except,
                                  Random& random) const;
   std::optional<Dialogue> CountChain(const Scene& scene, Random& random) const;
+  void NeedConversation() const;
 
   int num_categories_;
   MoreWordings more_;
+  InstructionKinds kinds_;
+  // What is drawn from: of `kinds_` alone.
+  std::vector<TypeWeight> mixture_;
+  std::vector<QuestionType> follow_ups_;
   double edible_ = 0, flying_ = 0, living_ = 0;  // shares of the categories
 };
 

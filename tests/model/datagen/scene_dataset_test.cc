@@ -242,6 +242,69 @@ TEST_F(SceneDatasetTest, Stage2MayHaveShortDialoguesToo) {
   EXPECT_GE(longest, 4u) << "some are chains";
 }
 
+TEST_F(SceneDatasetTest, Stage2MayHoldSomeKindsOnly) {
+  options_.dialogues = 6;
+  Make();
+  const json all = Read("stage2.json");
+  EXPECT_EQ(Read("dataset.json").at("settings").at("kinds"),
+            json({"conversation", "detail", "reasoning"}));
+
+  options_.out = root_ / "b";
+  options_.dialogues = 0;
+  options_.kinds.conversation = false;
+  Make();
+  json others = json::array();
+  for (const json& record : all) {
+    const std::string id = record.at("id");
+    if (id.starts_with("detail-") || id.starts_with("reasoning-")) others.push_back(record);
+  }
+  EXPECT_EQ(Read("stage2.json"), others) << "the same as beside the other kinds";
+  EXPECT_EQ(Read("dataset.json").at("settings").at("kinds"), json({"detail", "reasoning"}));
+
+  options_.out = root_ / "c";
+  options_.dialogues = 6;
+  options_.kinds = {.conversation = true, .detail = false, .reasoning = false};
+  Make();
+  const json talk = Read("stage2.json");
+  EXPECT_EQ(talk.size(), 40u + 6 * 40);
+  std::map<std::string, int> asked;
+  for (const json& record : talk) {
+    ExpectLlavaRecord(record);
+    const std::string id = record.at("id");
+    EXPECT_TRUE(id.starts_with("conversation-") || id.starts_with("dialogue-")) << id;
+    for (const json& turn : record.at("conversations")) {
+      const std::string value = turn.at("value");
+      for (const char* fact : {" eat ", " fly?", " alive", "living thing", "kind", "sort of thing",
+                               "belong together", "What color is it", "Describe the picture.",
+                               "Describe this picture", "Tell me about the"}) {
+        EXPECT_EQ(value.find(fact), std::string::npos) << value;
+      }
+      for (const std::string& detailed : DetailedQuestions()) {
+        EXPECT_EQ(value.find(detailed), std::string::npos);
+      }
+      for (const char* shown : {"How many", "left", "background", "And "}) {
+        asked[shown] += value.find(shown) != std::string::npos;
+      }
+    }
+  }
+  for (const auto& [shown, times] : asked) EXPECT_GE(times, 5) << shown;
+  EXPECT_EQ(Read("dataset.json").at("settings").at("kinds"), json({"conversation"}));
+}
+
+TEST_F(SceneDatasetTest, GoesOnWithTheSameKindsOnly) {
+  const auto stopped = [this] {
+    const StopRequest stop;
+    raise(SIGINT);
+    return WriteSceneDataset(options_, log_);
+  };
+  options_.kinds.reasoning = false;
+  ASSERT_EQ(stopped(), DatasetOutcome::kStopped);
+  options_.kinds.reasoning = true;
+  EXPECT_THROW(WriteSceneDataset(options_, log_), FolderRefused);
+  options_.kinds.reasoning = false;
+  Make();
+}
+
 TEST_F(SceneDatasetTest, EqualSeedsGiveEqualBytes) {
   options_.jobs = 1;
   Make();
@@ -283,6 +346,19 @@ TEST_F(SceneDatasetTest, GoesOnAfterAnInterruption) {
   EXPECT_THROW(WriteSceneDataset(options_, log_), FolderRefused);
 }
 
+TEST_F(SceneDatasetTest, RecordsWithoutPicturesAreTheSame) {
+  Make();
+  const json records = Read("stage2.json"), captions = Read("captions.json");
+  options_.out = root_ / "b";
+  options_.pictures = false;
+  Make();
+  EXPECT_TRUE(fs::is_empty(options_.out / "images"));
+  EXPECT_EQ(Read("stage2.json"), records);
+  EXPECT_EQ(Read("captions.json"), captions);
+  EXPECT_EQ(Read("dataset.json").at("settings").at("pictures"), false);
+  EXPECT_EQ(Read("dataset.json").at("contents").at("images"), 0);
+}
+
 TEST_F(SceneDatasetTest, WritesOnlyWhatIsAskedFor) {
   options_.stage1 = options_.stage2 = false;
   Make();
@@ -303,6 +379,12 @@ TEST_F(SceneDatasetTest, RefusesWrongOptionsBeforeTouchingAnything) {
   EXPECT_THROW(WriteSceneDataset(options_, log_), std::invalid_argument);
   options_.stage1_detail = options_.stage2 = false;
   options_.dialogues = 2;
+  EXPECT_THROW(WriteSceneDataset(options_, log_), std::invalid_argument);
+  options_.stage2 = true;
+  options_.kinds.conversation = false;
+  EXPECT_THROW(WriteSceneDataset(options_, log_), std::invalid_argument);
+  options_.dialogues = 0;
+  options_.kinds.detail = options_.kinds.reasoning = false;
   EXPECT_THROW(WriteSceneDataset(options_, log_), std::invalid_argument);
   EXPECT_FALSE(fs::exists(options_.out));
 }

@@ -69,9 +69,9 @@ TEST_F(ScenesCommandTest, HelpsAndTellsItsVersion) {
   EXPECT_EQ(Run({"--help"}), 0);
   EXPECT_TRUE(Said("scenes"));
   EXPECT_EQ(Run({"scenes", "--help"}), 0);
-  for (const char* flag :
-       {"--out", "--count", "--seed", "--categories", "--objects", "--repeats", "--positions",
-        "--held-out", "--stage1", "--stage1-detail", "--stage2", "--dialogues", "--overwrite"}) {
+  for (const char* flag : {"--out", "--count", "--seed", "--categories", "--objects", "--repeats",
+                           "--positions", "--held-out", "--stage1", "--stage1-detail", "--stage2",
+                           "--kinds", "--dialogues", "--no-pictures", "--overwrite"}) {
     EXPECT_TRUE(Said(flag)) << flag;
   }
   EXPECT_EQ(Run({"--version"}), 0);
@@ -92,6 +92,10 @@ TEST_F(ScenesCommandTest, WrongUseIsTwoAndOneLine) {
       {"scenes", "--out", out_, "--positions", "anywhere"},
       {"scenes", "--out", out_, "--stage1-detail"},
       {"scenes", "--out", out_, "--stage1", "--dialogues", "3"},
+      {"scenes", "--out", out_, "--stage1", "--kinds", "detail"},
+      {"scenes", "--out", out_, "--stage2", "--kinds", "detail,poems"},
+      {"scenes", "--out", out_, "--stage2", "--kinds", ""},
+      {"scenes", "--out", out_, "--stage2", "--kinds", "detail", "--dialogues", "3"},
       {"scenes", "--out", out_, "--held-out", "pairs", "--objects", "1"},
       {"scenes", "--out", out_, "--brief-questions", "/nowhere/list"},
   };
@@ -101,6 +105,25 @@ TEST_F(ScenesCommandTest, WrongUseIsTwoAndOneLine) {
     EXPECT_EQ(said_.find('\n'), said_.size() - 1) << said_;
     EXPECT_FALSE(fs::exists(out_));
   }
+}
+
+TEST_F(ScenesCommandTest, WritesTheKindsThatAreNamed) {
+  const std::vector<std::string> args = {"scenes", "--out",    out_,      "--count",
+                                         "5",      "--stage2", "--kinds", "reasoning,detail"};
+  EXPECT_EQ(Run(args), 0) << said_;
+  std::ifstream file(out_ + "/stage2.json");
+  const std::string records(std::istreambuf_iterator<char>(file), {});
+  EXPECT_NE(records.find("\"detail-000000\""), std::string::npos);
+  EXPECT_NE(records.find("\"reasoning-0000"), std::string::npos);
+  EXPECT_EQ(records.find("conversation-"), std::string::npos);
+}
+
+TEST_F(ScenesCommandTest, DrawsNothingIfToldSo) {
+  EXPECT_EQ(Run({"scenes", "--out", out_, "--count", "5", "--stage1", "--no-pictures"}), 0)
+      << said_;
+  EXPECT_FALSE(Said("drawing"));
+  EXPECT_TRUE(fs::exists(out_ + "/stage1.json"));
+  EXPECT_TRUE(fs::is_empty(out_ + "/images"));
 }
 
 TEST_F(ScenesCommandTest, RefusesAFullFolderUnlessToldToOverwrite) {

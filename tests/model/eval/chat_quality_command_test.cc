@@ -2,37 +2,19 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/wait.h>
 
-#include <array>
-#include <cstdio>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
 
 #include "model/checkpoint/checkpoint.h"
 #include "model/eval/text_map.h"
+#include "tests/model/eval/eval_program.h"
 
 namespace llava {
 namespace {
 
 using testing::HasSubstr;
-
-struct Outcome {
-  int code = -1;
-  std::string output;
-};
-
-Outcome Eval(const std::string& arguments) {
-  Outcome outcome;
-  std::FILE* pipe = popen((std::string(LLAVA_EVAL) + " " + arguments).c_str(), "r");
-  std::array<char, 4096> buffer;
-  for (size_t n; (n = std::fread(buffer.data(), 1, buffer.size(), pipe)) > 0;) {
-    outcome.output.append(buffer.data(), n);
-  }
-  outcome.code = WEXITSTATUS(pclose(pipe));
-  return outcome;
-}
 
 const std::string kModels = LLAVA_SOURCE_DIR "/deploy/models/";
 const std::string kShipped = kModels + "emoji --tower " + kModels + "emoji-tower";

@@ -3,8 +3,12 @@
 #include <algorithm>
 #include <map>
 #include <set>
+#include <stdexcept>
+#include <string>
+#include <vector>
 
 #include "model/data/scenes/questions.h"
+#include "model/digest/sha256.h"
 #include "tests/model/data/scenes/truth_checker.h"
 
 namespace llava {
@@ -99,6 +103,58 @@ TEST(DialoguesTest, ShortDialoguesAreMostlySingleQuestions) {
   EXPECT_EQ(sizes[0], 0);
   EXPECT_GE(sizes[1], 1500);
   EXPECT_GE(sizes[2] + sizes[3] + sizes[4], 1000);
+}
+
+// Data sets that exist can be made again.
+TEST(DialoguesTest, AreWhatTheyWere) {
+  const Questioner questioner(kLargeCategorySet, {{"Say it briefly."}, {"Say it at length."}});
+  Sha256 hash;
+  for (int i = 0; i < 500; ++i) {
+    const Scene scene = SampleScene(Hard(), 13, i);
+    Random random(13, i);
+    for (const Dialogue& dialogue :
+         {questioner.Converse(scene, 4, random), questioner.ShortDialogue(scene, random)}) {
+      for (const Turn& turn : dialogue) hash.Update(turn.question + turn.answer + "\n");
+    }
+  }
+  EXPECT_EQ(ToHex(hash.Finish()).substr(0, 16), "59c0bd6e2be65bfe");
+}
+
+TEST(DialoguesTest, AskOnlyTheKindsThatAreNamed) {
+  for (const auto& names : std::vector<std::vector<std::string>>{
+           {"conversation"}, {"conversation", "detail"}, {"reasoning", "conversation"}}) {
+    const InstructionKinds kinds = InstructionKinds::Named(names);
+    const Questioner questioner(kSmallCategorySet, {{"Say it briefly."}, {}}, kinds);
+    Random random(6);
+    std::map<QuestionType, int> asked;
+    for (int i = 0; i < 10000; ++i) {
+      const Scene scene = SampleScene({}, 12, i);
+      const Dialogue dialogue = i % 2 == 0 ? questioner.ShortDialogue(scene, random)
+                                           : questioner.Converse(scene, 4, random);
+      ASSERT_FALSE(dialogue.empty());
+      ExpectTrue(scene, dialogue);
+      for (const Turn& turn : dialogue) ++asked[turn.type];
+    }
+    for (int i = 0; i < kNumQuestionTypes; ++i) {
+      const auto type = static_cast<QuestionType>(i);
+      if (kinds.Has(type)) {
+        EXPECT_GE(asked[type], 20) << NameOf(type);
+      } else {
+        EXPECT_EQ(asked[type], 0) << NameOf(type);
+      }
+    }
+  }
+}
+
+TEST(DialoguesTest, NeedConversation) {
+  const Questioner questioner(kSmallCategorySet, {},
+                              {.conversation = false, .detail = true, .reasoning = true});
+  const Scene scene = SampleScene({}, 12, 1);
+  Random random(7);
+  EXPECT_THROW(questioner.ShortDialogue(scene, random), std::invalid_argument);
+  EXPECT_THROW(questioner.Converse(scene, 1, random), std::invalid_argument);
+  EXPECT_THROW(questioner.AskChain(scene, random), std::invalid_argument);
+  EXPECT_TRUE(questioner.AskOneOf(scene, ReasoningMixture(), random).has_value());
 }
 
 TEST(DialoguesTest, FactsNeedNoPicture) {

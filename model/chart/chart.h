@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "model/train/canvas.h"
-#include "model/train/chart_axis.h"
+#include "model/chart/canvas.h"
+#include "model/chart/chart_axis.h"
 
 namespace llava {
 

@@ -1,4 +1,4 @@
-#include "model/train/chart_axis.h"
+#include "model/chart/chart_axis.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,4 +1,4 @@
-#include "model/train/canvas.h"
+#include "model/chart/canvas.h"
 
 #include <algorithm>
 #include <cmath>

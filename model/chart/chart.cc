@@ -1,4 +1,4 @@
-#include "model/train/chart.h"
+#include "model/chart/chart.h"
 
 #include <algorithm>
 #include <array>
@@ -287,7 +287,7 @@ ChartFrame DrawBarChart(const BarChart& chart, const std::filesystem::path& png)
     legend.push_back({chart.series[s].name, SeriesColour(s)});
   }
   const double bars = static_cast<double>(chart.groups.size() * chart.series.size());
-  const double width = std::clamp(bars * 22 / kGroupFill, 560.0, 2400.0);
+  const double width = std::clamp(bars * 22 / kGroupFill, 560.0, 1500.0);
   const double group_width = width / static_cast<double>(chart.groups.size());
   size_t name_lines = 1;
   for (const std::string& group : chart.groups) {

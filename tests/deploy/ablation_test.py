@@ -1,0 +1,132 @@
+"""deploy/ablation.sh at its smallest: interrupted, gone on with, repeated, with other settings.
+
+Environment: LLAVA_BIN_DIR, the folder of the binaries (set by ctest)."""
+
+import fcntl
+import os
+import pathlib
+import signal
+import subprocess
+import tempfile
+import time
+import unittest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PATIENCE = 240
+
+
+class AblationTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        # Where the tests run in the background, Ctrl-C is ignored, and so it would be by the script.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def setUp(self):
+        self.temporary = tempfile.TemporaryDirectory(prefix="ablation-test-")
+        self.addCleanup(self.temporary.cleanup)
+        self.out = pathlib.Path(self.temporary.name) / "out"
+
+    def command(self, *options):
+        return [str(ROOT / "deploy/ablation.sh"), "--no-build", "--out", str(self.out), *options]
+
+    def start(self, *options, **more):
+        """In a process group of its own, all of which ends with the test."""
+        process = subprocess.Popen(self.command(*options), text=True, stdin=subprocess.DEVNULL,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                   start_new_session=True, **more)
+
+        def end():
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # as it should be
+            process.communicate()
+
+        self.addCleanup(end)
+        return process
+
+    def run_script(self, *options, code=0, **more):
+        process = self.start(*options, **more)
+        output, errors = process.communicate(timeout=PATIENCE)
+        self.assertEqual(process.returncode, code, output + errors)
+        return output, errors
+
+    def wait_until(self, condition, process):
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            self.assertIsNone(process.poll(), "the script ended early")
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.02)
+
+    def is_free(self):
+        """Whether no process of a script holds the folder."""
+        with open(self.out / ".lock", "w", encoding="ascii") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                return False
+
+    def test_goes_on_after_a_signal_and_reports(self):
+        tiny = ["--pictures", "400", "--questions", "3", "--seeds", "7",
+                "--only", "stage1-only,conversation"]
+        log = self.out / "seed-7/conversation/metrics.jsonl"
+        for sent, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+            lines = log.read_text().count("\n") if log.exists() else 0
+            process = self.start(*tiny)
+            self.wait_until(lambda: log.exists() and log.read_text().count("\n") > lines, process)
+            self.assertFalse(self.is_free())
+            if sent == signal.SIGINT:  # as a terminal does it
+                os.killpg(process.pid, sent)
+            else:
+                process.send_signal(sent)
+            output = process.communicate(timeout=PATIENCE)
+            self.assertEqual(process.returncode, code, output)
+            self.assertTrue(self.is_free(), "something still runs")
+            steps = log.read_text().count("\n")
+            state = self.out / f"seed-7/conversation/state-{steps:08}.safetensors"
+            self.assertTrue(state.exists(), "what was trained is saved")
+
+        output, _ = self.run_script(*tiny)
+        results = sorted(file.name for file in (self.out / "results").iterdir())
+        self.assertEqual(results, ["conversation-7.json", "stage1-only-7.json"])
+        table = (self.out / "ablation.md").read_text()
+        self.assertTrue(table.startswith("| group | stage 1 only | conversation |\n"), table)
+        self.assertIn("| seeds | 1 | 1 |\n", table)
+        self.assertIn(table, output)
+        self.assertEqual((self.out / "ablation.png").read_bytes()[:4], b"\x89PNG")
+        self.assertIn('"kinds": [\n      "conversation"\n    ]',
+                      (self.out / "seed-7/data/conversation/dataset.json").read_text())
+
+        before = {file: file.stat().st_mtime_ns for file in self.out.glob("seed-7/**/*")}
+        self.run_script(*tiny)
+        self.assertEqual(before, {file: file.stat().st_mtime_ns for file in before}, "done again")
+
+        _, errors = self.run_script(*tiny, "--questions", "4", code=2)
+        self.assertIn("questions 3", errors)
+        self.assertIn("choose another --out", errors)
+
+    def test_a_failed_piece_is_named(self):
+        tool = pathlib.Path(self.temporary.name) / "bin"
+        tool.mkdir()
+        for name in ("llava-datagen", "llava-train", "llava-eval"):
+            (tool / name).write_text("#!/bin/sh\necho the disk is full >&2\nexit 1\n")
+            (tool / name).chmod(0o755)
+        _, errors = self.run_script("--seeds", "1", code=1,
+                                    env={**os.environ, "LLAVA_BIN_DIR": str(tool)})
+        self.assertIn("the disk is full", errors)
+        self.assertRegex(errors, r"seed 1, \S+: exit status 1; its log is \S+\.log")
+
+    def test_wrong_use(self):
+        for options, part in ((["--nonsense"], "--nonsense"), (["--pictures", "9"], "400"),
+                              (["--seeds", "1,1"], "twice"), (["--seeds", "0"], '"0"'),
+                              (["--seeds", "1,x"], '"x"'), (["--questions", "0"], "--questions"),
+                              (["--jobs", "none"], "--jobs"), (["--only", "full,half"], '"half"')):
+            _, errors = self.run_script(*options, code=2)
+            self.assertEqual(errors.count("\n"), 1, errors)
+            self.assertIn(part, errors)
+            self.assertFalse(self.out.exists())
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
