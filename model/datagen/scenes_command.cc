@@ -10,6 +10,7 @@
 #include "model/data/questions/question_lists.h"
 #include "model/data/scenes/scene_flags.h"
 #include "model/datagen/scene_dataset.h"
+#include "model/progress/guarded.h"
 #include "model/progress/stop_request.h"
 
 namespace llava {
@@ -30,7 +31,7 @@ int Run(Flags& flags) {
   options.pictures = !flags.no_pictures;
   if (flags.overwrite) options.existing = OutputFolder::Existing::kOverwrite;
   const StopRequest stop;
-  try {
+  const auto write = [&options, &flags] {
     options.kinds = InstructionKinds::Named(flags.kinds);
     options.wordings.brief =
         flags.brief_questions.empty() ? BriefQuestions() : ReadQuestionList(flags.brief_questions);
@@ -38,15 +39,10 @@ int Run(Flags& flags) {
                                     ? DetailedQuestions()
                                     : ReadQuestionList(flags.detailed_questions);
     if (WriteSceneDataset(options, stderr) == DatasetOutcome::kFinished) return 0;
-  } catch (const std::invalid_argument& error) {
-    std::fprintf(stderr, "llava-datagen: %s\n", error.what());
-    return 2;
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "llava-datagen: %s\n", error.what());
-    return 1;
-  }
-  std::fprintf(stderr, "llava-datagen: stopped; the same command goes on from here\n");
-  return 128 + StopRequest::Signal();
+    std::fprintf(stderr, "llava-datagen: stopped; the same command goes on from here\n");
+    return 128 + StopRequest::Signal();
+  };
+  return RunGuarded("llava-datagen", write);
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 
 #include "model/checkpoint/durable_file.h"
 #include "model/eval/ablation.h"
+#include "model/progress/guarded.h"
 
 namespace llava {
 namespace {
@@ -48,19 +49,6 @@ void Report(const Flags& flags) {
   if (!flags.plot.empty()) DrawBarChart(AblationChart(ablation), flags.plot);
 }
 
-int Run(const Flags& flags) {
-  try {
-    Report(flags);
-    return 0;
-  } catch (const std::invalid_argument& error) {
-    std::fprintf(stderr, "llava-eval: %s\n", error.what());
-    return 2;
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "llava-eval: %s\n", error.what());
-    return 1;
-  }
-}
-
 }  // namespace
 
 std::function<int()> AddAblationCommand(CLI::App& app) {
@@ -75,7 +63,12 @@ std::function<int()> AddAblationCommand(CLI::App& app) {
                       "Variant from which the others' differences are told");
   command->add_option("--markdown", flags->markdown, "File of the table, instead of printing it");
   command->add_option("--plot", flags->plot, "PNG file of a bar chart");
-  return [flags] { return Run(*flags); };
+  return [flags] {
+    return RunGuarded("llava-eval", [&flags] {
+      Report(*flags);
+      return 0;
+    });
+  };
 }
 
 }  // namespace llava

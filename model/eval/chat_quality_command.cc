@@ -18,6 +18,7 @@
 #include "model/digest/sha256.h"
 #include "model/eval/chat_quality.h"
 #include "model/eval/text_map.h"
+#include "model/progress/guarded.h"
 
 namespace llava {
 namespace {
@@ -140,19 +141,6 @@ void Measure(Flags& flags) {
   }
 }
 
-int Run(Flags& flags) {
-  try {
-    Measure(flags);
-    return 0;
-  } catch (const std::invalid_argument& error) {
-    std::fprintf(stderr, "llava-eval: %s\n", error.what());
-    return 2;
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "llava-eval: %s\n", error.what());
-    return 1;
-  }
-}
-
 }  // namespace
 
 std::function<int()> AddChatQualityCommand(CLI::App& app) {
@@ -201,7 +189,12 @@ std::function<int()> AddChatQualityCommand(CLI::App& app) {
   command->add_option("--threads", flags->quality.threads, "Threads; 0 is one a core")
       ->check(CLI::Range(0, 256))
       ->capture_default_str();
-  return [flags] { return Run(*flags); };
+  return [flags] {
+    return RunGuarded("llava-eval", [&flags] {
+      Measure(*flags);
+      return 0;
+    });
+  };
 }
 
 }  // namespace llava

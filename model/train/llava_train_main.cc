@@ -9,6 +9,7 @@
 #include <string>
 #include <utility>
 
+#include "model/progress/guarded.h"
 #include "model/train/tokenizer_command.h"
 #include "model/train/train_command.h"
 #if LLAVA_WITH_PLOT
@@ -160,16 +161,10 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "llava-train: %s (see --help)\n", error.what());
     return 2;
   }
-  try {
+  return llava::RunGuarded("llava-train", [&] {
     for (const auto& command : commands) {
       if (const int code = command(); code >= 0) return code;
     }
-  } catch (const std::invalid_argument& error) {
-    std::fprintf(stderr, "llava-train: %s\n", error.what());
-    return 2;
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "llava-train: %s\n", error.what());
     return 1;
-  }
-  return 1;
+  });
 }
