@@ -10,6 +10,7 @@
 #include <sstream>
 
 #include "tests/support/fixtures.h"
+#include "tests/support/slowdown.h"
 
 namespace llava {
 namespace {
@@ -88,8 +89,8 @@ class Collector : public EncodeCall {
 
   absl::Status Wait() {
     auto future = done_.get_future();
-    if (future.wait_for(std::chrono::seconds(20)) != std::future_status::ready) {
-      return absl::InternalError("no end within 20 s");
+    if (future.wait_for(kSlowdown * std::chrono::seconds(20)) != std::future_status::ready) {
+      return absl::InternalError("no end came");
     }
     return future.get();
   }
