@@ -59,13 +59,21 @@ void FeatureDelivery::Start() {
 }
 
 void FeatureDelivery::Cancel() {
-  std::set<std::shared_ptr<FeatureTransfer>> transfers;
+  std::vector<std::shared_ptr<FeatureTransfer>> transfers;
   {
     MutexLock lock(mutex_);
     if (failure_.ok()) failure_ = absl::CancelledError("cancelled");
-    transfers = transfers_;
+    transfers = Running();
   }
   for (const auto& transfer : transfers) transfer->Cancel();
+}
+
+std::vector<std::shared_ptr<FeatureTransfer>> FeatureDelivery::Running() {
+  std::vector<std::shared_ptr<FeatureTransfer>> running;
+  for (const auto& [image, transfer] : transfers_) {
+    if (transfer) running.push_back(transfer);  // one that just starts looks at failure_
+  }
+  return running;
 }
 
 void FeatureDelivery::Advance() {
@@ -120,6 +128,7 @@ void FeatureDelivery::Transfer(const std::string& image, std::string bytes) {
   {
     MutexLock lock(mutex_);
     key = outcome_.keys.at(image);
+    transfers_[image] = nullptr;
   }
   auto transfer = FeatureTransfer::Start(
       parts_.vision, parts_.encoder, parts_.llm, parts_.receiver, std::move(request),
@@ -130,7 +139,9 @@ void FeatureDelivery::Transfer(const std::string& image, std::string bytes) {
   bool cancel = false;
   {
     MutexLock lock(mutex_);
-    transfers_.insert(transfer);  // stays until the end: a transfer may be over by now
+    const auto place = transfers_.find(image);
+    if (place == transfers_.end()) return;  // it is over by now
+    place->second = transfer;
     cancel = !failure_.ok();
   }
   if (cancel) transfer->Cancel();
@@ -138,11 +149,14 @@ void FeatureDelivery::Transfer(const std::string& image, std::string bytes) {
 
 void FeatureDelivery::OnTransfer(const std::string& image,
                                  absl::StatusOr<FeatureTransfer::Result> result) {
-  if (result.ok()) {
-    parts_.features.Add(result->key);
+  if (result.ok()) parts_.features.Add(result->key);
+  {
     MutexLock lock(mutex_);
-    outcome_.keys[image] = result->key;
-    if (!result->cached) computed_ = true;
+    transfers_.erase(image);
+    if (result.ok()) {
+      outcome_.keys[image] = result->key;
+      if (!result->cached) computed_ = true;
+    }
   }
   absl::Status status = result.status();
   if (status.code() == absl::StatusCode::kInvalidArgument) {
@@ -153,13 +167,13 @@ void FeatureDelivery::OnTransfer(const std::string& image,
 }
 
 void FeatureDelivery::Settle(const absl::Status& status) {
-  std::set<std::shared_ptr<FeatureTransfer>> transfers;
+  std::vector<std::shared_ptr<FeatureTransfer>> transfers;
   {
     MutexLock lock(mutex_);
     --under_way_;
     if (!status.ok() && failure_.ok()) {
       failure_ = status;
-      transfers = transfers_;
+      transfers = Running();
     }
   }
   for (const auto& transfer : transfers) transfer->Cancel();

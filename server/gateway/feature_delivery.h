@@ -5,7 +5,6 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -58,6 +57,7 @@ class FeatureDelivery : public std::enable_shared_from_this<FeatureDelivery> {
   void OnTransfer(const std::string& image, absl::StatusOr<FeatureTransfer::Result> result);
   // One picture is through, or the delivery has failed.
   void Settle(const absl::Status& status);
+  std::vector<std::shared_ptr<FeatureTransfer>> Running() LLAVA_REQUIRES(mutex_);
 
   const TurnParts& parts_;
   const Prompt& prompt_;
@@ -72,7 +72,8 @@ class FeatureDelivery : public std::enable_shared_from_this<FeatureDelivery> {
   Outcome outcome_ LLAVA_GUARDED_BY(mutex_);
   std::deque<std::string> waiting_ LLAVA_GUARDED_BY(mutex_);
   int under_way_ LLAVA_GUARDED_BY(mutex_) = 0;
-  std::set<std::shared_ptr<FeatureTransfer>> transfers_ LLAVA_GUARDED_BY(mutex_);
+  // Under way, by image id; null until its start has returned. A transfer holds its picture.
+  std::map<std::string, std::shared_ptr<FeatureTransfer>> transfers_ LLAVA_GUARDED_BY(mutex_);
   absl::Status failure_ LLAVA_GUARDED_BY(mutex_);
   bool computed_ LLAVA_GUARDED_BY(mutex_) = false;
 };

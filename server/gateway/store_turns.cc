@@ -25,6 +25,7 @@ std::string PackIds(const v1::TokenIds& tokens) {
 v1::TokenIds UnpackIds(std::string digest, const std::string& packed) {
   v1::TokenIds tokens;
   tokens.set_tokenizer_digest(std::move(digest));
+  if (packed.size() < sizeof(int32_t)) return tokens;  // an empty field has no memory to copy to
   tokens.mutable_ids()->Resize(static_cast<int>(packed.size() / sizeof(int32_t)), 0);
   std::memcpy(tokens.mutable_ids()->mutable_data(), packed.data(),
               tokens.ids_size() * sizeof(int32_t));

@@ -66,10 +66,7 @@ void TurnRunner::Start() {
   auto status = parts_.running.Add(Key(), turn_id_, [weak = weak_from_this()](TurnBreak why) {
     if (auto self = weak.lock()) self->Break(why);
   });
-  if (!status.ok()) {
-    sink_->Close(status);
-    return on_end_(status);
-  }
+  if (!status.ok()) return End(status);
   if (request_.session_id.empty()) {
     prompt_ = request_.prompt;
     turn_.model = request_.model;
@@ -459,16 +456,18 @@ void TurnRunner::OnStored(const Ending& ending, const v1::ChatEvent& event,
   absl::Status status = ending.status;
   if (status.ok() && !stored.ok()) status = stored;
   if (status.ok()) sink_->Send(event);
-  sink_->Close(status);
-  on_end_(status);
+  End(status);
 }
 
 void TurnRunner::Refuse(const absl::Status& status) {
   SetStop(nullptr);
   parts_.running.Remove(Key());
-  const absl::Status told = status.ok() ? absl::CancelledError("stopped by CancelTurn") : status;
-  sink_->Close(told);
-  on_end_(told);
+  End(status.ok() ? absl::CancelledError("stopped by CancelTurn") : status);
+}
+
+void TurnRunner::End(const absl::Status& status) {
+  on_end_(status);
+  sink_->Close(status);  // last: with its last call over, the process may end
 }
 
 }  // namespace llava

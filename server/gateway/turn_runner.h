@@ -50,10 +50,11 @@ struct TurnRequest {
 //
 // Before the first text the bracket is repeated: once after UNAVAILABLE, once after missing
 // features, once after the version is gone; never afterwards. Whatever happens, the turn is stored
-// with its text so far, the session is given back, and the sink is closed, in that order.
+// with its text so far, the session is given back, the call is accounted for, and the sink is
+// closed, in that order.
 class TurnRunner : public std::enable_shared_from_this<TurnRunner> {
  public:
-  // `on_end` runs last, with what the client was told.
+  // `on_end` runs last but for telling the client, with what it will be told.
   static std::shared_ptr<TurnRunner> Create(const TurnParts& parts, TurnRequest request,
                                             std::unique_ptr<TurnSink> sink,
                                             std::function<void(const absl::Status&)> on_end);
@@ -95,6 +96,7 @@ class TurnRunner : public std::enable_shared_from_this<TurnRunner> {
   void OnStored(const Ending& ending, const v1::ChatEvent& event, const absl::Status& stored);
   // Nothing was recorded: only the client is told.
   void Refuse(const absl::Status& status);
+  void End(const absl::Status& status);
 
   // How Break ends the step under way; done at once if it came before.
   void SetStop(std::function<void()> stop);

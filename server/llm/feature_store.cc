@@ -57,17 +57,26 @@ absl::Status FeatureStore::Put(const std::string& key, StoredFeatures features,
 }
 
 bool FeatureStore::MakeRoom(uint64_t size, Clock::time_point now) {
+  if (bytes_ + size <= budget_bytes_) return true;
+  // Pointers are only handed out under the lock, so a count of one cannot grow behind our back.
+  const auto needed = [now](const Entry& entry) {
+    return entry.pinned_until > now || entry.features.use_count() > 1;
+  };
+  uint64_t needed_bytes = 0;
+  for (const Entry& entry : recent_) {
+    if (needed(entry)) needed_bytes += entry.features->bytes.size();
+  }
+  if (needed_bytes + size > budget_bytes_) return false;
   auto it = recent_.end();
   while (bytes_ + size > budget_bytes_ && it != recent_.begin()) {
     --it;
-    // Pointers are only handed out under the lock, so a count of one cannot grow behind our back.
-    if (it->pinned_until > now || it->features.use_count() > 1) continue;
+    if (needed(*it)) continue;
     bytes_ -= it->features->bytes.size();
     index_.erase(it->key);
     it = recent_.erase(it);
     evictions_.Increment();
   }
-  return bytes_ + size <= budget_bytes_;
+  return true;
 }
 
 std::shared_ptr<const StoredFeatures> FeatureStore::Get(const std::string& key) {

@@ -51,8 +51,8 @@ class FeatureStore {
     std::shared_ptr<const StoredFeatures> features;
     Clock::time_point pinned_until;
   };
-  // Drops the least recently used that nobody needs until `size` more bytes fit; false if not
-  // possible.
+  // Drops the least recently used that nobody needs until `size` more bytes fit. False: they cannot
+  // fit, and nothing was dropped.
   bool MakeRoom(uint64_t size, Clock::time_point now) LLAVA_REQUIRES(mutex_);
 
   const uint64_t budget_bytes_;

@@ -1,4 +1,5 @@
 #include <chrono>
+#include <memory>
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -26,11 +27,13 @@ int main(int argc, char** argv) {
   llava::InitLogging({"llm", options.process.log_level, options.process.log_format});
 
   llava::Metrics metrics("llm");
-  llava::ServiceProcess process(kProgram, options.process, metrics);
-  llava::LlmService llm(options.service, process.admission(), metrics);
+  // Before the process: its server is still there when loading fails, and needs its services.
   llava::FixedModelService models;
+  std::unique_ptr<llava::LlmService> llm;
+  llava::ServiceProcess process(kProgram, options.process, metrics);
+  llm = std::make_unique<llava::LlmService>(options.service, process.admission(), metrics);
   if (const int code =
-          process.Start({&llm, &models}, {"llava.v1.LlmService", "llava.v1.ModelService"})) {
+          process.Start({llm.get(), &models}, {"llava.v1.LlmService", "llava.v1.ModelService"})) {
     return code;
   }
   auto model = llava::OpenLanguageWorkers(options.language);
@@ -49,7 +52,7 @@ int main(int argc, char** argv) {
       llava::LanguageModelInfo(info, engine.image_tokens(), options.context_tokens,
                                options.DefaultSampling()),
       engine, store);
-  llm.SetBackend(&backend);
+  llm->SetBackend(&backend);
   models.SetReady(backend.info, [&engine] {
     return llava::ModelLoad{static_cast<uint32_t>(engine.running()),
                             static_cast<uint32_t>(engine.waiting()), engine.info().weight_bytes};

@@ -146,8 +146,8 @@ grpc::ServerUnaryReactor* LlmService::CountTokens(grpc::CallbackServerContext* c
   const auto backend = Enter();
   const auto end = [this, reactor, admitted = backend.ok()](const absl::Status& status) {
     Count("CountTokens", status);
-    reactor->Finish(ToGrpc(status));
     if (admitted) admission_.Leave();
+    reactor->Finish(ToGrpc(status));  // last: after it the process may end
   };
   absl::Status status = backend.status();
   if (status.ok()) status = CheckModel(request->model(), (*backend)->info);

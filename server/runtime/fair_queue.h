@@ -29,14 +29,16 @@ template <typename T>
 class FairQueue {
  public:
   void Push(const QueuePlace& place, T item) {
-    const double start = std::max(virtual_time_, FinishOf(place.tenant));
-    finish_[place.tenant] = start + place.cost / std::max<uint32_t>(place.weight, 1);
+    Tenant& tenant = tenants_[place.tenant];
+    const double start = std::max(virtual_time_, tenant.finish);
+    tenant.finish = start + place.cost / std::max<uint32_t>(place.weight, 1);
+    ++tenant.waiting;
     items_.emplace(Key{-static_cast<int64_t>(place.priority), start, next_number_++},
-                   std::move(item));
+                   Waiting{place.tenant, std::move(item)});
   }
 
   // The item whose turn it is; null when empty.
-  const T* Front() const { return items_.empty() ? nullptr : &items_.begin()->second; }
+  const T* Front() const { return items_.empty() ? nullptr : &items_.begin()->second.item; }
 
   std::optional<T> PopFront() {
     return PopFirst([](const T&) { return true; });
@@ -46,7 +48,7 @@ class FairQueue {
   template <typename Wanted>
   std::optional<T> PopFirst(const Wanted& wanted) {
     for (auto it = items_.begin(); it != items_.end(); ++it) {
-      if (wanted(it->second)) return Take(it);
+      if (wanted(it->second.item)) return Take(it);
     }
     return std::nullopt;
   }
@@ -57,10 +59,7 @@ class FairQueue {
     std::vector<T> removed;
     for (auto it = items_.begin(); it != items_.end();) {
       const auto next = std::next(it);
-      if (gone(it->second)) {
-        removed.push_back(std::move(it->second));
-        items_.erase(it);
-      }
+      if (gone(it->second.item)) removed.push_back(Remove(it));
       it = next;
     }
     ForgetIdleTenants();
@@ -69,37 +68,49 @@ class FairQueue {
 
   size_t size() const { return items_.size(); }
   bool empty() const { return items_.empty(); }
+  size_t tenants() const { return tenants_.size(); }  // remembered
+
+  static constexpr size_t kMaxIdleTenants = 1024;  // remembered without having work here
 
  private:
   using Key = std::tuple<int64_t, double, uint64_t>;  // negative priority, start tag, arrival
+  struct Waiting {
+    std::string tenant;
+    T item;
+  };
+  struct Tenant {
+    double finish = 0;   // virtual time at which its last item ends
+    size_t waiting = 0;  // items
+  };
 
-  double FinishOf(const std::string& tenant) const {
-    const auto found = finish_.find(tenant);
-    return found == finish_.end() ? 0 : found->second;
-  }
-
-  T Take(typename std::map<Key, T>::iterator it) {
+  T Take(typename std::map<Key, Waiting>::iterator it) {
     virtual_time_ = std::max(virtual_time_, std::get<1>(it->first));
-    T item = std::move(it->second);
-    items_.erase(it);
+    T item = Remove(it);
     ForgetIdleTenants();
     return item;
   }
 
-  // A tenant whose work lies behind the virtual time is like one that never was.
+  T Remove(typename std::map<Key, Waiting>::iterator it) {
+    --tenants_[it->second.tenant].waiting;
+    T item = std::move(it->second.item);
+    items_.erase(it);
+    return item;
+  }
+
+  // A tenant whose work lies behind the virtual time is like one that never was. Where tenants come
+  // and go while the time stands still, the idle ones are forgotten all the same: a name costs
+  // nothing to make up.
   void ForgetIdleTenants() {
     if (items_.empty()) {
-      finish_.clear();
+      tenants_.clear();
       virtual_time_ = 0;
-    } else if (finish_.size() > kMaxTenants) {
-      std::erase_if(finish_, [this](const auto& entry) { return entry.second <= virtual_time_; });
+    } else if (tenants_.size() > kMaxIdleTenants + items_.size()) {
+      std::erase_if(tenants_, [](const auto& entry) { return entry.second.waiting == 0; });
     }
   }
 
-  static constexpr size_t kMaxTenants = 1024;  // remembered without having work here
-
-  std::map<Key, T> items_;
-  std::map<std::string, double> finish_;  // virtual time at which a tenant's last item ends
+  std::map<Key, Waiting> items_;
+  std::map<std::string, Tenant> tenants_;
   double virtual_time_ = 0;
   uint64_t next_number_ = 0;
 };

@@ -188,8 +188,8 @@ int ServiceProcess::Run(const std::function<void()>& on_drain,
     MutexLock lock(mutex_);
     ready_ = false;
     reason_ = "draining";
+    admission_.StartDraining();  // under the lock: a SetReady is overwritten, or sees it
   }
-  admission_.StartDraining();
   server_->GetHealthCheckService()->Shutdown();  // all names NOT_SERVING, for good
   if (on_drain) on_drain();
   const bool idle = admission_.WaitUntilIdle(deadline);

@@ -76,7 +76,8 @@ absl::Status VisionEngine::WaitUntilReady() {
 }
 
 absl::Status VisionEngine::Post(EncodeJob job) {
-  if (waiting_.fetch_add(1) >= options_.queue) {
+  // Calls that share a computation hold their request's memory too, however few pictures wait.
+  if (waiting_.fetch_add(1) + static_cast<int>(cache_.followers()) >= options_.queue) {
     Leave(1);
     return OverloadedError(absl::StrCat("vision: ", options_.queue,
                                         " pictures are waiting already (--queue); try again"),

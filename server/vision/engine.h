@@ -42,7 +42,7 @@ class VisionEngine {
     int decode_threads = 2;
     int max_batch = 8;
     std::chrono::microseconds batch_wait{2000};
-    int queue = 256;  // pictures waiting in all stages; beyond it Post refuses
+    int queue = 256;  // calls waiting, for their stage or another's; beyond it Post refuses
     uint64_t feature_cache_bytes = 256u << 20;
     ImageLimits limits = {};
   };

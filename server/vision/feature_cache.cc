@@ -1,5 +1,6 @@
 #include "server/vision/feature_cache.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace llava {
@@ -26,7 +27,9 @@ FeatureCache::Begun FeatureCache::Begin(const std::string& key, std::shared_ptr<
   misses_.Increment();
   Calls& calls = under_way_[key];
   calls.push_back(std::move(call));
-  return {nullptr, calls.size() == 1};
+  if (calls.size() == 1) return {nullptr, true};
+  ++followers_;
+  return {nullptr, false};
 }
 
 FeatureCache::Pruned FeatureCache::Prune(const std::string& key,
@@ -36,6 +39,7 @@ FeatureCache::Pruned FeatureCache::Prune(const std::string& key,
   const auto found = under_way_.find(key);
   if (found == under_way_.end()) return pruned;
   Calls waiting;
+  const size_t before = found->second.size();
   for (auto& call : found->second) {
     if (call->gone()) {
       pruned.gone.push_back(std::move(call));
@@ -45,6 +49,7 @@ FeatureCache::Pruned FeatureCache::Prune(const std::string& key,
       waiting.push_back(std::move(call));
     }
   }
+  followers_ -= before - std::max<size_t>(waiting.size(), 1);
   found->second = std::move(waiting);
   if (found->second.empty()) {
     under_way_.erase(found);
@@ -59,6 +64,7 @@ FeatureCache::Calls FeatureCache::Finish(const std::string& key,
   Calls calls;
   if (const auto found = under_way_.find(key); found != under_way_.end()) {
     calls = std::move(found->second);
+    followers_ -= calls.size() - 1;
     under_way_.erase(found);
   }
   if (features) Keep(key, std::move(features));
@@ -94,6 +100,11 @@ uint64_t FeatureCache::size_bytes() const {
 size_t FeatureCache::entries() const {
   MutexLock lock(mutex_);
   return recent_.size();
+}
+
+size_t FeatureCache::followers() const {
+  MutexLock lock(mutex_);
+  return followers_;
 }
 
 }  // namespace llava

@@ -45,6 +45,8 @@ class FeatureCache {
 
   uint64_t size_bytes() const;
   size_t entries() const;
+  // Calls that wait for a computation which another call began.
+  size_t followers() const;
 
  private:
   struct Entry {
@@ -66,6 +68,7 @@ class FeatureCache {
   std::list<Entry> recent_ LLAVA_GUARDED_BY(mutex_);  // most recently used first
   std::unordered_map<std::string, std::list<Entry>::iterator> index_ LLAVA_GUARDED_BY(mutex_);
   std::map<std::string, Calls> under_way_ LLAVA_GUARDED_BY(mutex_);
+  size_t followers_ LLAVA_GUARDED_BY(mutex_) = 0;  // all calls of under_way_ but one of each key
   uint64_t bytes_ LLAVA_GUARDED_BY(mutex_) = 0;
 };
 

@@ -1,4 +1,5 @@
 #include <chrono>
+#include <memory>
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -24,11 +25,14 @@ int main(int argc, char** argv) {
   llava::InitLogging({"vision", options.process.log_level, options.process.log_format});
 
   llava::Metrics metrics("vision");
-  llava::ServiceProcess process(kProgram, options.process, metrics);
-  llava::VisionService vision(process.admission(), metrics, options.engine.limits.max_bytes);
+  // Before the process: its server is still there when loading fails, and needs its services.
   llava::FixedModelService models;
-  if (const int code =
-          process.Start({&vision, &models}, {"llava.v1.VisionService", "llava.v1.ModelService"})) {
+  std::unique_ptr<llava::VisionService> vision;
+  llava::ServiceProcess process(kProgram, options.process, metrics);
+  vision = std::make_unique<llava::VisionService>(process.admission(), metrics,
+                                                  options.engine.limits.max_bytes);
+  if (const int code = process.Start({vision.get(), &models},
+                                     {"llava.v1.VisionService", "llava.v1.ModelService"})) {
     return code;
   }
   auto tower = llava::OpenTowerWorkers(options.tower);
@@ -42,7 +46,7 @@ int main(int argc, char** argv) {
     return llava::ReportLoadFailure(kProgram, status);
 
   const llava::TowerInfo& info = engine.info();
-  vision.SetEngine(&engine);
+  vision->SetEngine(&engine);
   models.SetReady(llava::TowerModelInfo(info), [&engine] {
     return llava::ModelLoad{static_cast<uint32_t>(engine.computing()),
                             static_cast<uint32_t>(engine.waiting()), engine.info().weight_bytes};

@@ -93,8 +93,8 @@ class VisionService::Call : public EncodeCall {
         .Counter("llava_vision_requests_total", "Encode calls by status code",
                  {{"code", absl::StatusCodeToString(status.code())}})
         .Increment();
-    writer_->Close(ToGrpc(status));
     if (admitted_) service_.admission_.Leave();
+    writer_->Close(ToGrpc(status));  // last: after it the process may end
   }
 
   VisionService& service_;

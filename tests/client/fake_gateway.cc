@@ -5,6 +5,7 @@
 
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
+#include "tests/support/slowdown.h"
 
 namespace llava {
 
@@ -100,7 +101,8 @@ std::vector<std::string> FakeGateway::deleted() const {
 
 void FakeGateway::WaitForQuestions(size_t count) const {
   std::unique_lock lock(mutex_);
-  changed_.wait_for(lock, std::chrono::seconds(20), [&] { return asked_.size() >= count; });
+  changed_.wait_for(lock, kSlowdown * std::chrono::seconds(20),
+                    [&] { return asked_.size() >= count; });
 }
 
 grpc::Status FakeGateway::CreateSession(Context*, const v1::CreateSessionRequest* request,

@@ -3,7 +3,7 @@ import time
 import unittest
 
 import grpc
-from stack import SCENES, Answer, Stack
+from stack import SCENES, SLOWDOWN, Answer, Stack
 
 
 class ChatCase(unittest.TestCase):
@@ -32,7 +32,7 @@ class ChatCase(unittest.TestCase):
 
     def ask(self, session, text, images=(), **fields):
         request = self.chat.new("ChatRequest", session_id=session, text=text, images=list(images), **fields)
-        return Answer(self.chat.Chat(request, timeout=60))
+        return Answer(self.chat.Chat(request, timeout=60 * SLOWDOWN))
 
     def assert_fails(self, code, hint, call):
         with self.assertRaises(grpc.RpcError) as caught:
@@ -42,7 +42,7 @@ class ChatCase(unittest.TestCase):
 
     def eventually(self, call, seconds=15):
         """Repeats a call while a service that came back is not noticed yet."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds * SLOWDOWN
         while True:
             try:
                 return call()

@@ -7,7 +7,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chat_case import ChatCase
-from stack import SCENES, scenes, words
+from stack import SCENES, SLOWDOWN, scenes, words
 
 
 class ChatTest(ChatCase):
@@ -84,7 +84,7 @@ class ChatTest(ChatCase):
     def test_cancel_stops_generation_and_keeps_the_text(self):
         session = self.session()
         endless = {"max_new_tokens": 1500, "ignore_eos": True}
-        stream = self.chat.Chat(self.chat.new("ChatRequest", session_id=session, text="Describe the picture.", sampling=endless), timeout=60)
+        stream = self.chat.Chat(self.chat.new("ChatRequest", session_id=session, text="Describe the picture.", sampling=endless), timeout=60 * SLOWDOWN)
         events = iter(stream)
         self.assertEqual(next(events).event.WhichOneof("event"), "turn_started")
         next(events)
@@ -102,10 +102,10 @@ class ChatTest(ChatCase):
     def test_hanging_up_stops_generation(self):
         session = self.session()
         stream = self.chat.Chat(self.chat.new("ChatRequest", session_id=session, text="Describe the picture.",
-                                              sampling={"max_new_tokens": 1900, "ignore_eos": True}), timeout=60)
+                                              sampling={"max_new_tokens": 1900, "ignore_eos": True}), timeout=60 * SLOWDOWN)
         next(iter(stream))
         stream.cancel()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 5 * SLOWDOWN
         while self.stack.llm.metrics()["llava_llm_requests_running"] > 0:
             self.assertLess(time.monotonic(), deadline, "generation goes on for a client that is gone")
             time.sleep(0.01)

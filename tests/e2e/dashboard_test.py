@@ -17,11 +17,11 @@ import urllib.request
 import grpc
 import yaml
 
-from stack import ROOT, SCENES, Answer, Stack
+from stack import ROOT, SCENES, SLOWDOWN, Answer, Stack
 
 MONITORING = ROOT / "deploy/monitoring"
 WINDOW = "30s"  # what Grafana would put for $__rate_interval
-PATIENCE = 180
+PATIENCE = 180 * SLOWDOWN
 
 
 def dashboard_queries():
@@ -106,7 +106,7 @@ class Visitor:
         request = self.chat.new("ChatRequest", session_id=session, text=text, **fields)
         if image:
             request.images.add(id=image)
-        return self.chat.Chat(request, timeout=60)
+        return self.chat.Chat(request, timeout=60 * SLOWDOWN)
 
     def session(self):
         return self.chat.CreateSession(self.chat.new("CreateSessionRequest")).session.id

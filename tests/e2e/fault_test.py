@@ -5,7 +5,7 @@ import unittest
 
 import grpc
 from chat_case import ChatCase
-from stack import SCENES, Service, words
+from stack import SCENES, SLOWDOWN, Service, words
 
 
 class FaultTest(ChatCase):
@@ -35,7 +35,7 @@ class FaultTest(ChatCase):
         session = self.picture_session()
         stream = iter(self.chat.Chat(self.chat.new(
             "ChatRequest", session_id=session, text="Describe the picture.",
-            sampling={"max_new_tokens": 1800, "ignore_eos": True}), timeout=60))
+            sampling={"max_new_tokens": 1800, "ignore_eos": True}), timeout=60 * SLOWDOWN))
         next(stream), next(stream)
         self.stack.llm.stop(signal.SIGKILL)
         self.assert_fails(grpc.StatusCode.UNAVAILABLE, "llava-llm", lambda: list(stream))
@@ -58,7 +58,7 @@ class FaultTest(ChatCase):
         session = self.session()
         stream = iter(self.chat.Chat(self.chat.new(
             "ChatRequest", session_id=session, text="Describe the picture.",
-            sampling={"max_new_tokens": 900, "ignore_eos": True}), timeout=60))
+            sampling={"max_new_tokens": 900, "ignore_eos": True}), timeout=60 * SLOWDOWN))
         next(stream), next(stream)
         codes = []
         stopper = threading.Thread(target=lambda: codes.append(self.stack.gateway.stop()))

@@ -12,7 +12,7 @@ import unittest
 import urllib.request
 
 import grpc
-from stack import BIN, LLM_MODEL, ROOT, SCENES, TOWER_MODEL, Answer, Client, Service, Stack
+from stack import BIN, LLM_MODEL, ROOT, SCENES, SLOWDOWN, TOWER_MODEL, Answer, Client, Service, Stack
 
 LION = {"data": (SCENES / "lion.png").read_bytes()}
 
@@ -95,7 +95,7 @@ class FlagsCase(unittest.TestCase):
         service.stop()
         plain = Service(self.program, [*self.base(), "--port", "0", "--metrics-port", port, "--log-format", "text"], self.folder)
         self.addCleanup(plain.stop)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 10 * SLOWDOWN
         while "listening" not in plain.text() and time.monotonic() < deadline:
             time.sleep(0.02)
         self.assertRegex(plain.text(), r" info .*listening.* grpc=127\.0\.0\.1:\d+")
@@ -190,7 +190,7 @@ class GatewayFlags(FlagsCase):
         next(stream)
         start = time.monotonic()
         self.assertEqual(service.stop(), 0)
-        self.assertLess(time.monotonic() - start, 5)
+        self.assertLess(time.monotonic() - start, 5 * SLOWDOWN)
 
     def check_vision(self):
         service = self.start("--vision", f"127.0.0.1:{free_port()}", ready=False)
@@ -253,7 +253,7 @@ class ModelFlagsCase(FlagsCase):
     def check_drain_timeout(self):
         start = time.monotonic()
         self.assertEqual(self.start("--drain-timeout", "100ms").stop(), 0)
-        self.assertLess(time.monotonic() - start, 20)
+        self.assertLess(time.monotonic() - start, 20 * SLOWDOWN)
 
     def more_threads(self, flag, few, many):
         counts = [self.start(flag, count).threads() for count in (few, many)]

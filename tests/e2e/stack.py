@@ -5,7 +5,8 @@ built from gRPC reflection alone.
         chat = stack.chat()                  # ChatService of the gateway
         session = chat.CreateSession(chat.new("CreateSessionRequest"))
 
-Environment: LLAVA_BIN_DIR, the folder of the binaries (set by ctest)."""
+Environment, set by ctest: LLAVA_BIN_DIR, the folder of the binaries; LLAVA_SLOWDOWN, by how much a
+sanitizer slows them down: bounds of waiting are multiplied by it."""
 import json
 import os
 import pathlib
@@ -23,6 +24,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BIN = pathlib.Path(os.environ.get("LLAVA_BIN_DIR", ROOT / "build/release/bin"))
+SLOWDOWN = int(os.environ.get("LLAVA_SLOWDOWN", "1"))
 SCENES = ROOT / "deploy/scenes"
 LLM_MODEL = ROOT / "deploy/models/emoji"
 TOWER_MODEL = ROOT / "deploy/models/emoji-tower"
@@ -42,7 +44,7 @@ class Service:
         self.grpc = self.http = None
 
     def wait_listening(self, seconds=30):
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds * SLOWDOWN
         while time.monotonic() < deadline:
             for line in self.log_lines():
                 if line.get("msg") == "listening":
@@ -54,7 +56,7 @@ class Service:
         raise RuntimeError(f"{self.program} did not start (exit {self.process.poll()}):\n{self.text()}")
 
     def wait_ready(self, seconds=60):
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds * SLOWDOWN
         status, body = None, None
         while time.monotonic() < deadline:
             status, body = self.get("/readyz")
@@ -100,7 +102,7 @@ class Service:
 
     def wait_end(self, seconds=30):
         """(exit code, log) of a process that ends by itself."""
-        code = self.process.wait(seconds)
+        code = self.process.wait(seconds * SLOWDOWN)
         self.log.close()
         return code, self.text()
 
@@ -113,7 +115,7 @@ class Service:
         if self.process.poll() is None:
             self.process.send_signal(number)
         try:
-            return self.process.wait(seconds)
+            return self.process.wait(seconds * SLOWDOWN)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

@@ -13,7 +13,7 @@ import time
 import unittest
 import urllib.request
 
-from stack import BIN, ROOT
+from stack import BIN, ROOT, SLOWDOWN
 
 TRAIN = BIN / "llava-train"
 TINY = ["--set", "threads=1", "--set", "model.layers=2", "--set", "model.width=32", "--set", "model.heads=2",
@@ -22,7 +22,7 @@ TINY = ["--set", "threads=1", "--set", "model.layers=2", "--set", "model.width=3
 
 def run(*arguments, code=0, program=TRAIN, **kwargs):
     done = subprocess.run([str(program), *map(str, arguments)], text=True, capture_output=True,
-                          timeout=300, **kwargs)
+                          timeout=300 * SLOWDOWN, **kwargs)
     assert done.returncode == code, (
         f"{program.name} {' '.join(map(str, arguments))}: exit {done.returncode}, expected {code}\n"
         f"{done.stdout}{done.stderr}")
@@ -126,11 +126,11 @@ class TrainTest(unittest.TestCase):
             process = subprocess.Popen([str(TRAIN), "finetune", *flags, "--out", str(folder)],
                                        stderr=subprocess.PIPE, text=True)
             path = folder / "metrics.jsonl"
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 60 * SLOWDOWN
             while time.monotonic() < deadline and not (path.exists() and path.read_text().count("\n") > 3):
                 time.sleep(0.01)
             process.send_signal(sent)
-            _, errors = process.communicate(timeout=60)
+            _, errors = process.communicate(timeout=60 * SLOWDOWN)
             self.assertEqual(process.returncode, 75, errors)
             self.assertIn("the same command goes on", errors)
             steps = path.read_text().count("\n")
@@ -187,7 +187,7 @@ class TrainTest(unittest.TestCase):
         limit = (size - 4096) // 1024
         shell = f"trap '' XFSZ; ulimit -f {limit}; exec \"$@\""
         done = subprocess.run(["bash", "-c", shell, "-", str(TRAIN), "finetune", *map(str, flags), "--out",
-                               str(folder)], text=True, capture_output=True, timeout=120)
+                               str(folder)], text=True, capture_output=True, timeout=120 * SLOWDOWN)
         self.assertEqual(done.returncode, 1, done.stderr)
         self.assertIn("state-00000002.safetensors", done.stderr)
         self.assertEqual([p.name for p in folder.glob("state-*")], [])
@@ -206,7 +206,7 @@ class TrainTest(unittest.TestCase):
                 self.assertTrue(line, "the run ended before it served metrics")
                 found = re.search(r"metrics at (http://\S+)", line)
                 address = found and found[1]
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 60 * SLOWDOWN
             text = ""
             while "llava_train_loss" not in text and time.monotonic() < deadline:
                 text = urllib.request.urlopen(address, timeout=10).read().decode()
@@ -215,7 +215,7 @@ class TrainTest(unittest.TestCase):
             self.assertRegex(text, r'(?m)^llava_train_tokens_per_second\{kind="finetune"\} [0-9.e+]+$')
         finally:
             process.terminate()
-            process.communicate(timeout=60)
+            process.communicate(timeout=60 * SLOWDOWN)
         self.assertEqual(process.returncode, 75)
 
 

@@ -16,7 +16,8 @@ ProjectorConfig Config(int64_t depth) { return {.depth = depth, .in_width = 24, 
 TEST(ProjectorTest, IsLinearLayersWithExactGeluBetween) {
   for (const int64_t depth : {1, 2, 3}) {
     const auto weights = RandomProjector(Config(depth));
-    const auto projector = LoadProjector(Config(depth), MemoryTensors(weights), at::kCPU, at::kFloat);
+    const auto projector =
+        LoadProjector(Config(depth), MemoryTensors(weights), at::kCPU, at::kFloat);
     const at::Tensor x =
         at::randn({2, 9, 24}, at::make_generator<at::CPUGeneratorImpl>(3), at::kFloat);
     at::Tensor expected = x;

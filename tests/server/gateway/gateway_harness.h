@@ -17,6 +17,7 @@
 #include "llava/v1/chat.grpc.pb.h"
 #include "server/gateway/gateway.h"
 #include "tests/support/fake_backends.h"
+#include "tests/support/slowdown.h"
 
 namespace llava {
 
@@ -54,20 +55,20 @@ class GatewayTest : public testing::Test {
   void AwaitReady(bool ready);
   std::string reason();
 
-  // Client side. Each call carries a deadline of 20 s unless told otherwise.
+  // Client side. Each call carries a deadline of 20 s (times kSlowdown) unless told otherwise.
   std::unique_ptr<grpc::ClientContext> Context(
-      std::chrono::milliseconds timeout = std::chrono::seconds(20));
+      std::chrono::milliseconds timeout = kSlowdown * std::chrono::seconds(20));
   std::string NewSession(const v1::CreateSessionRequest& request = {});
   v1::ChatRequest Question(const std::string& session, const std::string& text,
                            const std::vector<std::string>& pictures = {});
   // `on_text` runs after the first text, with the answer so far.
   Answer Ask(const v1::ChatRequest& request,
              const std::function<void(grpc::ClientContext&, const Answer&)>& on_text = {},
-             std::chrono::milliseconds timeout = std::chrono::seconds(20));
+             std::chrono::milliseconds timeout = kSlowdown * std::chrono::seconds(20));
   std::vector<v1::Turn> Turns(const std::string& session);
   // The value of a metric line such as `name{a="b"}`, 0 if there is none.
   double Metric(const std::string& line_start);
-  // Waits up to 10 s.
+  // Waits up to 10 s, times kSlowdown.
   static bool Eventually(const std::function<bool()>& condition);
 
   TempFolder folder_;

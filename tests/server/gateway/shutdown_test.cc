@@ -35,7 +35,8 @@ TEST_F(ShutdownTest, RunningTurnsEndAndNewWorkIsRefused) {
       });
   EXPECT_TRUE(answer.status.ok()) << answer.status.error_message();
   EXPECT_TRUE(answer.is_finished);
-  EXPECT_TRUE(admission_->WaitUntilIdle(CondVar::Clock::now() + std::chrono::seconds(5)));
+  EXPECT_TRUE(
+      admission_->WaitUntilIdle(CondVar::Clock::now() + kSlowdown * std::chrono::seconds(5)));
 }
 
 TEST_F(ShutdownTest, StopBreaksOffAndStoresWhatIsThere) {

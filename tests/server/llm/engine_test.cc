@@ -11,6 +11,7 @@
 
 #include "server/runtime/mutex.h"
 #include "tests/support/fixtures.h"
+#include "tests/support/slowdown.h"
 
 namespace llava {
 namespace {
@@ -95,8 +96,8 @@ class Collector : public AnswerSink {
 
   absl::Status Wait() {
     auto future = done_.get_future();
-    if (future.wait_for(std::chrono::seconds(20)) != std::future_status::ready) {
-      return absl::InternalError("no end within 20 s");
+    if (future.wait_for(kSlowdown * std::chrono::seconds(20)) != std::future_status::ready) {
+      return absl::InternalError("no end came");
     }
     return future.get();
   }

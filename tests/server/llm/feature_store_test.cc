@@ -57,6 +57,16 @@ TEST_F(FeatureStoreTest, TheLeastRecentlyUsedLeavesFirst) {
   EXPECT_NE(store_.Get("c"), nullptr);
 }
 
+TEST_F(FeatureStoreTest, NobodyLeavesForFeaturesThatDoNotFit) {
+  ASSERT_TRUE(store_.Put("idle", Features(40), At(0)).ok());
+  ASSERT_TRUE(store_.Put("fresh", Features(40), At(50)).ok());
+  EXPECT_EQ(store_.Put("new", Features(80), At(60)).code(), absl::StatusCode::kUnavailable);
+  EXPECT_NE(store_.Get("idle"), nullptr);
+  EXPECT_EQ(store_.size_bytes(), 80u);
+  const std::string text = metrics_.Render();
+  EXPECT_NE(text.find("llava_llm_feature_store_bytes 80"), std::string::npos) << text;
+}
+
 TEST_F(FeatureStoreTest, CountsAndRefusesWhatCanNeverFit) {
   EXPECT_EQ(store_.Put("a", Features(101), At(0)).code(), absl::StatusCode::kResourceExhausted);
   store_.Get("a");

@@ -324,7 +324,8 @@ TEST_F(LlmServiceTest, CancellingEndsTheWork) {
   while (reader->Read(&response)) {
   }
   EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
-  EXPECT_TRUE(server_->admission().WaitUntilIdle(CondVar::Clock::now() + std::chrono::seconds(10)));
+  EXPECT_TRUE(server_->admission().WaitUntilIdle(CondVar::Clock::now() +
+                                                 kSlowdown * std::chrono::seconds(10)));
   EXPECT_EQ(server_->engine().running(), 0);
   EXPECT_THAT(server_->MetricsText(),
               HasSubstr("llava_llm_finished_total{reason=\"cancelled\"} 1"));
@@ -334,7 +335,8 @@ TEST_F(LlmServiceTest, ADeadlineEndsTheWork) {
   const StreamedAnswer answer =
       Generate(server_->stub(), Question(1900), std::chrono::milliseconds(60));
   EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
-  EXPECT_TRUE(server_->admission().WaitUntilIdle(CondVar::Clock::now() + std::chrono::seconds(10)));
+  EXPECT_TRUE(server_->admission().WaitUntilIdle(CondVar::Clock::now() +
+                                                 kSlowdown * std::chrono::seconds(10)));
   EXPECT_EQ(server_->engine().running(), 0);
 }
 

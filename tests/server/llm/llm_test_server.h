@@ -13,6 +13,7 @@
 #include "llava/v1/llm.grpc.pb.h"
 #include "server/llm/llm_options.h"
 #include "server/llm/llm_service.h"
+#include "tests/support/slowdown.h"
 
 namespace llava {
 
@@ -63,6 +64,6 @@ struct StreamedAnswer {
   bool has_finished = false;
 };
 StreamedAnswer Generate(v1::LlmService::Stub& stub, const v1::GenerateRequest& request,
-                        std::chrono::milliseconds timeout = std::chrono::seconds(60));
+                        std::chrono::milliseconds timeout = kSlowdown * std::chrono::seconds(60));
 
 }  // namespace llava

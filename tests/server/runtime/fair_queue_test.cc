@@ -69,5 +69,17 @@ TEST(FairQueueTest, TakesTheFirstThatIsWantedAndLeavesTheRest) {
   EXPECT_TRUE(queue.empty());
 }
 
+TEST(FairQueueTest, DoesNotRememberAllTenantsThatEverWere) {
+  using Queue = FairQueue<std::string>;
+  Queue queue;
+  queue.Push({.tenant = "first"}, "x");  // so that it is never empty
+  for (size_t i = 0; i < 3 * Queue::kMaxIdleTenants; ++i) {
+    queue.Push({.tenant = std::to_string(i)}, "x");
+    queue.PopFront();
+  }
+  EXPECT_EQ(queue.size(), 1u);
+  EXPECT_LE(queue.tenants(), Queue::kMaxIdleTenants + 1);
+}
+
 }  // namespace
 }  // namespace llava

@@ -10,6 +10,7 @@
 #include <sstream>
 
 #include "tests/support/fixtures.h"
+#include "tests/support/slowdown.h"
 
 namespace llava {
 namespace {
@@ -88,8 +89,8 @@ class Collector : public EncodeCall {
 
   absl::Status Wait() {
     auto future = done_.get_future();
-    if (future.wait_for(std::chrono::seconds(20)) != std::future_status::ready) {
-      return absl::InternalError("no end within 20 s");
+    if (future.wait_for(kSlowdown * std::chrono::seconds(20)) != std::future_status::ready) {
+      return absl::InternalError("no end came");
     }
     return future.get();
   }
@@ -242,6 +243,25 @@ TEST_F(VisionEngineTest, RefusesAtTheDoorWhenFull) {
   Hold(false);
   EXPECT_TRUE(running->Wait().ok());
   EXPECT_TRUE(waiting->Wait().ok());
+}
+
+TEST_F(VisionEngineTest, ACrowdForOnePictureIsRefusedAtTheDoorToo) {
+  Start({.max_batch = 1, .batch_wait = std::chrono::seconds(0), .queue = 3});
+  Hold(true);
+  std::vector<std::shared_ptr<Collector>> calls = {Post(Picture("plain.png"))};
+  while (engine_->computing() == 0) std::this_thread::yield();
+  absl::Status refused;
+  while (calls.size() < 20) {
+    auto call = Post(Picture("plain.png"), -2, &refused);
+    if (!refused.ok()) break;
+    calls.push_back(std::move(call));
+    while (engine_->waiting() > 0) std::this_thread::yield();
+  }
+  EXPECT_EQ(refused.code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(calls.size(), 4u) << "one in the tower, three that wait for it";
+  Hold(false);
+  for (const auto& call : calls) EXPECT_TRUE(call->Wait().ok());
+  EXPECT_TRUE(Post(Picture("rgba.png"))->Wait().ok()) << "their places are free again";
 }
 
 TEST_F(VisionEngineTest, TellsThatAWorkerLoads) {

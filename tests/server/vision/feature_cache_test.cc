@@ -47,8 +47,10 @@ TEST_F(FeatureCacheTest, OneComputationServesAllWhoAsk) {
   const auto joined = cache_.Begin("k", second);
   EXPECT_FALSE(joined.leader);
   EXPECT_EQ(joined.features, nullptr);
+  EXPECT_EQ(cache_.followers(), 1u);
   EXPECT_EQ(cache_.Finish("k", FeaturesOf(10)).size(), 2u);
   EXPECT_TRUE(Has("k"));
+  EXPECT_EQ(cache_.followers(), 0u);
   EXPECT_EQ(cache_.size_bytes(), 11u);
 }
 
@@ -87,12 +89,15 @@ TEST_F(FeatureCacheTest, LateAndGoneCallsAreTakenOut) {
   cache_.Begin("k", gone);
   cache_.Begin("k", late);
   cache_.Begin("k", fine);
+  EXPECT_EQ(cache_.followers(), 2u);
   auto pruned = cache_.Prune("k", now);
   EXPECT_EQ(pruned.gone.size(), 1u);
   EXPECT_EQ(pruned.expired.size(), 1u);
   EXPECT_FALSE(pruned.ended);
+  EXPECT_EQ(cache_.followers(), 0u) << "the one that is left is the computation's own";
   fine->is_gone = true;
   EXPECT_TRUE(cache_.Prune("k", now).ended);
+  EXPECT_EQ(cache_.followers(), 0u);
   EXPECT_TRUE(cache_.Begin("k", std::make_shared<FakeCall>()).leader) << "a new computation";
 }
 

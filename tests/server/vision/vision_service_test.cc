@@ -16,6 +16,7 @@
 #include "server/wire/feature_key.h"
 #include "server/wire/tensor_stream.h"
 #include "tests/support/fixtures.h"
+#include "tests/support/slowdown.h"
 
 namespace llava {
 namespace {
@@ -165,7 +166,8 @@ TEST_F(VisionServiceTest, RefusesWhileLoadingAndWhileDraining) {
   admission_.StartDraining();
   EXPECT_EQ(Encode(Picture("gray.png"), spec_).status.error_code(), grpc::StatusCode::UNAVAILABLE);
   // The client may hear of the end a little before the call is counted out.
-  EXPECT_TRUE(admission_.WaitUntilIdle(CondVar::Clock::now() + std::chrono::seconds(10)));
+  EXPECT_TRUE(
+      admission_.WaitUntilIdle(CondVar::Clock::now() + kSlowdown * std::chrono::seconds(10)));
 }
 
 }  // namespace
