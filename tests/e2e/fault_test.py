@@ -1,4 +1,7 @@
 """Services die and come back; the conversation stays."""
+import json
+import pathlib
+import shutil
 import signal
 import threading
 import unittest
@@ -83,6 +86,19 @@ class FaultTest(ChatCase):
             ended, text = service.wait_end()
             self.assertEqual(ended, code, text)
             self.assertIn(hint, text)
+
+
+    def test_a_version_that_fails_its_self_test_is_not_served(self):
+        for which, program in (("llm", "llava-llm"), ("vision", "llava-vision")):
+            folder = pathlib.Path(self.stack.folder) / f"untrue-{which}"
+            shutil.copytree(pathlib.Path(self.stack.models[which]) / "1", folder)
+            manifest = json.loads((folder / "manifest.json").read_text())
+            manifest["self_test"] = {arithmetic: -1 for arithmetic in manifest["self_test"]}
+            (folder / "manifest.json").write_text(json.dumps(manifest))
+            service = Service(program, ["--model", folder, "--port", "0", "--metrics-port", "0"], self.stack.folder)
+            ended, text = service.wait_end()
+            self.assertEqual(ended, 1, text)
+            self.assertIn("the self-test fails", text)
 
 
 if __name__ == "__main__":

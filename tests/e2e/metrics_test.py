@@ -54,8 +54,8 @@ class Watch:
 
 
 def poisoned_model(folder):
-    """A copy of the shipped model whose projector overflows on real pictures only, with a manifest that
-    vouches for it: it starts, and then gives NaN."""
+    """A copy of the shipped model whose projector overflows, with a manifest that vouches for it and has
+    no self-test: it starts, and then gives NaN."""
     target = pathlib.Path(folder) / "emoji" / "1"
     shutil.copytree(LLM_MODEL / "1", target)
     path = target / "model.safetensors"
@@ -75,6 +75,7 @@ def poisoned_model(folder):
     path.write_bytes(data)
     manifest = json.loads((target / "manifest.json").read_text())
     manifest["files"]["model.safetensors"]["sha256"] = hashlib.sha256(data).hexdigest()
+    del manifest["self_test"]
     (target / "manifest.json").write_text(json.dumps(manifest))
     return target.parent
 
