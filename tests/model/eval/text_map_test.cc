@@ -27,7 +27,8 @@ class TextMapTest : public testing::Test {
   }
 
   const Tokenizer tokenizer_ = Tokenizer::Load(LLAVA_SOURCE_DIR "/deploy/models/emoji/1");
-  const LlamaDecoder decoder_{Config(), MemoryTensors(RandomDecoder(Config())), at::kCPU, at::kFloat};
+  const LlamaDecoder decoder_{Config(), MemoryTensors(RandomDecoder(Config())), at::kCPU,
+                              at::kFloat};
 };
 
 TEST_F(TextMapTest, CellsSayWhatStandsThere) {
