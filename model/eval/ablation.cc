@@ -16,8 +16,8 @@ using Json = nlohmann::ordered_json;
 
 constexpr const char* kAverage = "average";
 // Settings of chat-quality that choose the questions.
-constexpr const char* kExam[] = {"seed",    "per_type",  "categories",
-                                 "objects", "positions", "held_out"};
+constexpr const char* kExam[] = {"seed",    "per_type",  "categories", "objects",
+                                 "repeats", "positions", "held_out"};
 
 struct Result {
   std::filesystem::path file;

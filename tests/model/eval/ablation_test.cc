@@ -38,9 +38,10 @@ class AblationTest : public ChartCase {
  protected:
   // A result as chat-quality writes it, with these groups.
   fs::path Result(const std::string& name, const std::string& groups, int seed = 1) const {
-    return Write(name, "{" + groups + R"(, "types": {"what": {"accuracy": 0.1}}, "settings": )" +
-                           R"({"model": ")" + name + R"(", "seed": )" + std::to_string(seed) +
-                           R"(, "per_type": 200, "categories": 48, "objects": [1, 3],
+    return Write(name,
+                 "{" + groups + R"(, "types": {"what": {"accuracy": 0.1}}, "settings": )" +
+                     R"({"model": ")" + name + R"(", "seed": )" + std::to_string(seed) +
+                     R"(, "per_type": 200, "categories": 48, "objects": [1, 3], "repeats": 0.5,
                                "positions": "snapped", "held_out": "train"}})");
   }
   static std::string Groups(double naming, double left_right) {
@@ -135,7 +136,8 @@ TEST_F(AblationTest, NamesTheFileThatIsNoResult) {
     EXPECT_EQ(fails(file), file.string() + ": \"naming\" has no accuracy from 0 to 1" + no_result);
   }
   const fs::path bare = Write("bare.json", R"({"settings": {"seed": 1, "per_type": 200,
-      "categories": 48, "objects": [1, 3], "positions": "snapped", "held_out": "train"}})");
+      "categories": 48, "objects": [1, 3], "repeats": 0.5, "positions": "snapped",
+      "held_out": "train"}})");
   EXPECT_EQ(fails(bare), bare.string() + ": has no groups of questions" + no_result);
 }
 
