@@ -2,7 +2,10 @@
 # Installs all that building, testing and running needs on Debian 12: Debian packages, LibTorch
 # (the PyPI wheel, unpacked outside the tree) and a Python environment for tools and tests.
 #
-#   deploy/setup.sh [--with-cuda] [--with-containers]
+#   deploy/setup.sh [--with-cuda] [--with-containers] [--with-peers]
+#
+# --with-peers adds what tests/bench compares with (transformers and PyTorch, several GB) in an
+# environment of its own.
 #
 # Asks nothing, may be run again at any time (what is there is kept), needs root or sudo only for
 # missing packages. The cache folder is $LLAVA_CACHE (default ~/.cache/llava-serving).
@@ -28,6 +31,7 @@ PACKAGES=(
 )
 WITH_CUDA=0
 WITH_CONTAINERS=0
+WITH_PEERS=0
 for arg in "$@"; do
   case $arg in
     --with-cuda) WITH_CUDA=1 ;;
@@ -35,7 +39,11 @@ for arg in "$@"; do
       WITH_CONTAINERS=1
       PACKAGES+=(buildah podman runc debootstrap catatonit)
       ;;
-    *) echo "setup: unknown option $arg (known: --with-cuda, --with-containers)" >&2; exit 2 ;;
+    --with-peers) WITH_PEERS=1 ;;
+    *)
+      echo "setup: unknown option $arg (known: --with-cuda, --with-containers, --with-peers)" >&2
+      exit 2
+      ;;
   esac
 done
 
@@ -101,6 +109,14 @@ if [ $WITH_CUDA = 1 ] && [ ! -e "$TORCH_ROOT/.cuda-ok" ]; then
   for wheel in "$work"/*.whl; do unzip -q -o "$wheel" -d "$TORCH_ROOT"; done
   rm -rf "$work"
   touch "$TORCH_ROOT/.cuda-ok"
+fi
+
+PEERS=$CACHE/peers
+if [ $WITH_PEERS = 1 ] && ! cmp -s tests/bench/requirements.txt "$PEERS/.ok"; then
+  say "transformers and PyTorch in $PEERS (3 GB to fetch)"
+  [ -x "$PEERS/bin/python" ] || /usr/bin/python3 -m venv "$PEERS"
+  "$PEERS/bin/pip" install -q --disable-pip-version-check -r tests/bench/requirements.txt
+  cp tests/bench/requirements.txt "$PEERS/.ok"
 fi
 
 # What the other scripts and CMake read.

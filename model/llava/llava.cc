@@ -17,6 +17,8 @@
 namespace llava {
 namespace {
 
+constexpr const char* kFeatures = "features of ";
+
 int64_t CountImages(std::span<const int32_t> ids) {
   return std::count(ids.begin(), ids.end(), kImageToken);
 }
@@ -51,7 +53,7 @@ int64_t Llava::ExpandedLength(std::span<const int32_t> ids) const {
 }
 
 at::Tensor Llava::Embed(std::span<const int32_t> ids, std::span<const at::Tensor> features) const {
-  CheckMarks(ids, features.size(), "features of ");
+  CheckMarks(ids, features.size(), kFeatures);
   if (features.empty()) return Splice(ids, {});
   return Splice(ids, Project(features).unbind());
 }
@@ -98,22 +100,22 @@ at::Tensor Llava::Splice(std::span<const int32_t> ids,
   const at::Tensor words = decoder_->Embed(at::tensor(text, at::kLong));
   if (image_tokens.empty()) return words;
 
-  std::vector<at::Tensor> parts;
-  parts.reserve(2 * image_tokens.size() + 1);
-  int64_t begin = 0, end = 0, image = 0;  // stretch of words not yet placed
-  const auto place_words = [&] {
-    if (end > begin) parts.push_back(words.narrow(0, begin, end - begin));
-    begin = end;
-  };
+  // Stretches of words before, between and behind the pictures, all by one split: the gradient of
+  // each narrow view would be a table of all words.
+  std::vector<int64_t> lengths = {0};
   for (const int32_t id : ids) {
-    if (id != kImageToken) {
-      ++end;
-      continue;
+    if (id == kImageToken) {
+      lengths.push_back(0);
+    } else {
+      ++lengths.back();
     }
-    place_words();
-    parts.push_back(image_tokens[image++]);
   }
-  place_words();
+  const std::vector<at::Tensor> stretches = words.split_with_sizes(lengths);
+  std::vector<at::Tensor> parts = {stretches[0]};
+  for (size_t i = 0; i < image_tokens.size(); ++i) {
+    parts.push_back(image_tokens[i]);
+    parts.push_back(stretches[i + 1]);
+  }
   return at::cat(parts);
 }
 
@@ -206,14 +208,19 @@ class SampleRows {
 }  // namespace
 
 at::Tensor Loss(const Llava& model, std::span<const LabelledSample> batch) {
-  std::vector<at::Tensor> embeddings;
+  // Pictures and words of all samples go through projector and embedding at once: their gradients
+  // are as large as the weights, so that each further call costs more than the work itself.
+  std::vector<int32_t> ids;
+  std::vector<at::Tensor> features;
   std::vector<Segment> segments;
   std::vector<int64_t> rows, targets;
   int64_t begin = 0;
   for (const LabelledSample& sample : batch) {
     const SampleRows sample_rows(model, sample);
     sample_rows.AddTargets(begin, rows, targets);
-    embeddings.push_back(model.Embed(sample.input_ids, sample.features));
+    CheckMarks(sample.input_ids, sample.features.size(), kFeatures);
+    ids.insert(ids.end(), sample.input_ids.begin(), sample.input_ids.end());
+    features.insert(features.end(), sample.features.begin(), sample.features.end());
     segments.push_back(sample_rows.segment());
     begin += segments.back().tokens;
   }
@@ -223,7 +230,7 @@ at::Tensor Loss(const Llava& model, std::span<const LabelledSample> batch) {
                                 " samples in the batch has a label: there is nothing to learn");
   }
   const at::Device device = model.decoder().device();
-  const at::Tensor hidden = model.decoder().Forward(at::cat(embeddings), segments);
+  const at::Tensor hidden = model.decoder().Forward(model.Embed(ids, features), segments);
   // Only labelled rows go through the head: most of a prompt has none.
   const at::Tensor logits =
       model.decoder().Logits(hidden.index_select(0, at::tensor(rows, at::kLong).to(device)));

@@ -103,6 +103,7 @@ class InstructionTask : public TrainingTask {
   int64_t total_steps() const override { return total_steps_; }
   std::vector<ParameterGroup> groups() override;
   MicroBatch Forward(int64_t step, int64_t micro) override;
+  int64_t HeaviestStep() override;
   Json Check(std::FILE* progress) override;
   Figures Evaluate() override;
   std::filesystem::path Publish(const std::filesystem::path& root, const std::string& name,
@@ -173,6 +174,23 @@ MicroBatch InstructionTask::Forward(int64_t step, int64_t micro) {
   result.origin = batch.origin;
   result.waited_seconds = waited.count();
   return result;
+}
+
+int64_t InstructionTask::HeaviestStep() {
+  constexpr int64_t kMostRows = 1 << 21;  // of a longer run the beginning
+  const int64_t batches =
+      std::min(total_steps_ * settings_.accumulation, kMostRows / settings_.batch_size + 1);
+  int64_t heaviest = 0, most = 0, position = 0;
+  for (int64_t micro = 0; micro < batches; ++micro) {
+    int64_t tokens = 0;
+    for (int64_t row = 0; row < settings_.batch_size; ++row) {
+      tokens += set_.plan().Tokens(set_.plan().At(position++).row);
+    }
+    if (tokens <= most) continue;
+    most = tokens;
+    heaviest = micro / settings_.accumulation;
+  }
+  return heaviest;
 }
 
 Json InstructionTask::Check(std::FILE* progress) {

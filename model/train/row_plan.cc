@@ -15,20 +15,19 @@ constexpr uint64_t kOrder = 111;  // purpose of random numbers
 }  // namespace
 
 RowPlan::RowPlan(const RecordSurvey& survey, const RowPlanOptions& options) : options_(options) {
-  int64_t tokens = 0;    // of the row so far
   uint64_t picture = 0;  // of the row
   for (const int64_t number : survey.usable) {
     const RecordFacts& facts = survey.facts[number];
     const int64_t own = facts.tokens - facts.num_images * options.image_tokens;
     const bool joins = options.pack && picture != 0 && facts.picture == picture &&
-                       tokens + own <= options.row_tokens;
+                       tokens_.back() + own <= options.row_tokens;
     if (!joins) {
       begins_.push_back(static_cast<int64_t>(records_.size()));
       lengths_.push_back(0);
-      tokens = facts.tokens - own;
+      tokens_.push_back(facts.tokens - own);
       picture = facts.picture;
     }
-    tokens += own;
+    tokens_.back() += own;
     records_.push_back(number);
     lengths_.back() += facts.picture != 0 ? facts.words : -facts.words;
   }

@@ -38,6 +38,8 @@ class RowPlan {
   int64_t rows() const { return static_cast<int64_t>(begins_.size()) - 1; }  // of an epoch
   // The records of a row: one, or several of the same pictures.
   std::span<const int64_t> Records(int64_t row) const;
+  // About as many as go through the network for it: those that are shared in a packed row once.
+  int64_t Tokens(int64_t row) const { return tokens_[row]; }
   struct Place {
     uint64_t epoch;
     int64_t row;
@@ -49,6 +51,7 @@ class RowPlan {
 
   RowPlanOptions options_;
   std::vector<int64_t> records_, begins_;
+  std::vector<int64_t> tokens_;   // of rows
   std::vector<int64_t> lengths_;  // of rows, in words; negative without pictures
   mutable std::mutex mutex_;      // guards what follows
   // The orders of the epochs asked for last: threads stand on both sides of an epoch's end.

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <limits>
 #include <map>
 #include <optional>
 #include <stdexcept>
@@ -15,6 +14,7 @@
 
 #include "model/progress/progress.h"
 #include "model/progress/stop_request.h"
+#include "model/train/group_optimizer.h"
 #include "model/train/optimizer.h"
 #include "model/train/run_folder.h"
 
@@ -49,19 +49,9 @@ class Run {
         settings_(settings),
         options_(options),
         folder_(options.run_folder, recipe.Resolved()),
-        groups_(task.groups()),
+        optimizer_(task.groups(), settings),
         total_(task.total_steps()),
-        warmup_(WarmupSteps(total_, settings.warmup_ratio)) {
-    for (const ParameterGroup& group : groups_) {
-      std::vector<at::Tensor> parameters;
-      for (const auto& [name, parameter] : group.parameters) parameters.push_back(parameter);
-      all_.insert(all_.end(), parameters.begin(), parameters.end());
-      optimizers_.emplace_back(parameters, AdamW::Options{.beta1 = settings.beta1,
-                                                          .beta2 = settings.beta2,
-                                                          .eps = settings.eps,
-                                                          .weight_decay = group.weight_decay});
-    }
-  }
+        warmup_(WarmupSteps(total_, settings.warmup_ratio)) {}
 
   TrainingOutcome Work() {
     Restore();
@@ -97,7 +87,7 @@ class Run {
     std::string origin;
     for (int64_t micro = 0; micro < settings_.accumulation; ++micro) {
       if (StopRequest::Requested()) {
-        ZeroGradients();
+        optimizer_.ZeroGradients();
         return false;
       }
       const MicroBatch batch = task_.Forward(step_, micro);
@@ -112,15 +102,13 @@ class Run {
       }
       if (!batch.origin.empty()) origin += (origin.empty() ? "" : "; ") + batch.origin;
     }
-    report.gradient_norm = ClipGradients(
-        all_, settings_.clip_norm > 0 ? settings_.clip_norm : std::numeric_limits<double>::max());
+    report.gradient_norm = optimizer_.Clip();
     report.skipped = !std::isfinite(report.loss) || !std::isfinite(report.gradient_norm);
     const double factor = RateFactor();
-    report.learning_rate = groups_.empty() ? 0 : groups_.front().learning_rate * factor;
-    for (size_t i = 0; i < groups_.size() && !report.skipped; ++i) {
-      optimizers_[i].Step(groups_[i].learning_rate * factor);
-    }
-    ZeroGradients();
+    const std::vector<ParameterGroup>& groups = optimizer_.groups();
+    report.learning_rate = groups.empty() ? 0 : groups.front().learning_rate * factor;
+    if (!report.skipped) optimizer_.Step(factor);
+    optimizer_.ZeroGradients();
     NoteBad(report.skipped, origin);
     report.step = ++step_;
     report.total_steps = total_;
@@ -134,10 +122,6 @@ class Run {
     }
     Tell(report);
     return true;
-  }
-
-  void ZeroGradients() {
-    for (AdamW& optimizer : optimizers_) optimizer.ZeroGradients();
   }
 
   void NoteBad(bool skipped, const std::string& origin) {
@@ -188,13 +172,8 @@ class Run {
   // Everything that the next step depends on, by name.
   std::map<std::string, at::Tensor> State() {
     std::map<std::string, at::Tensor> state;
-    for (size_t i = 0; i < groups_.size(); ++i) {
-      const auto& parameters = groups_[i].parameters;
-      for (const auto& [name, parameter] : parameters) state["parameter." + name] = parameter;
-      optimizers_[i].VisitState([&](size_t index, const std::string& what, at::Tensor& tensor) {
-        state[what + "." + parameters[index].first] = tensor;
-      });
-    }
+    optimizer_.VisitState(
+        [&](const std::string& name, at::Tensor& tensor) { state[name] = tensor; });
     return state;
   }
 
@@ -231,9 +210,7 @@ class Run {
   const TrainerSettings& settings_;
   const TrainerOptions& options_;
   RunFolder folder_;
-  const std::vector<ParameterGroup> groups_;
-  std::vector<at::Tensor> all_;
-  std::vector<AdamW> optimizers_;
+  GroupOptimizer optimizer_;
   const int64_t total_, warmup_;
   int64_t step_ = 0;  // steps done
   std::optional<int64_t> saved_;

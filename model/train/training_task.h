@@ -63,6 +63,10 @@ class TrainingTask {
   // recipe and the parameters, so that a resumed run repeats it. Both count from 0.
   virtual MicroBatch Forward(int64_t step, int64_t micro) = 0;
 
+  // The step whose largest micro-batch is the largest of the run: it decides over memory. 0 where
+  // all are alike.
+  virtual int64_t HeaviestStep() { return 0; }
+
   // Looks at all data without training: counts, tokens, what was left out and why, as an object for
   // people and programs. Throws std::runtime_error naming file and record of what is wrong.
   // `progress`: for a bar.

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <numeric>
@@ -105,6 +106,22 @@ TEST_F(InstructionTaskTest, AMicroBatchIsAPureFunctionOfItsNumber) {
     EXPECT_EQ(batch.origin, (seen.at({step, micro}).second));
   }
   EXPECT_THAT(seen.at({0, 0}).second, HasSubstr("data.json records "));
+}
+
+TEST_F(InstructionTaskTest, TheHeaviestStepHasTheLargestMicroBatch) {
+  for (const char* packing : {"packing=none", "packing=picture"}) {
+    const auto task = world_.Make(Stage::kFinetune, {"batch_size=1", "accumulation=2", "epochs=2",
+                                                     "image_order=front", packing});
+    int64_t heaviest = 0, most = 0;
+    for (int64_t step = 0; step < task->total_steps(); ++step) {
+      for (int64_t micro = 0; micro < 2; ++micro) {
+        const int64_t tokens = task->Forward(step, micro).tokens;
+        if (tokens > most) heaviest = step;
+        most = std::max(most, tokens);
+      }
+    }
+    EXPECT_EQ(task->HeaviestStep(), heaviest) << packing;
+  }
 }
 
 TEST_F(InstructionTaskTest, PackingChangesNeitherLossNorGradients) {

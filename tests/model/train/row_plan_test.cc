@@ -51,6 +51,9 @@ TEST(RowPlanTest, ARowStaysWithinItsTokens) {
   EXPECT_EQ(rows(16 + 3 * 14), (List{{0, 1, 2}, {3, 4}}));
   EXPECT_EQ(rows(16 + 3 * 14 - 1), (List{{0, 1}, {2, 3}, {4}}));
   EXPECT_EQ(rows(1), (List{{0}, {1}, {2}, {3}, {4}}));
+  const RowPlan plan(survey, {.pack = true, .row_tokens = 16 + 3 * 14, .image_tokens = 16});
+  EXPECT_EQ(plan.Tokens(0), 16 + 3 * 14);
+  EXPECT_EQ(plan.Tokens(1), 16 + 2 * 14);
 }
 
 TEST(RowPlanTest, EveryEpochHasEveryRowInAnOrderOfItsOwn) {
