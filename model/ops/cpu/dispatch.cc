@@ -8,27 +8,54 @@ LLAVA_DECLARE_KERNELS(portable)
 #ifdef LLAVA_X86
 LLAVA_DECLARE_KERNELS(avx2)
 LLAVA_DECLARE_KERNELS(avx512)
+LLAVA_DECLARE_KERNELS(avx512vnni)
+LLAVA_DECLARE_KERNELS(amx)
+#include <cpuid.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace llava::ops::cpu {
 namespace {
 
-#define LLAVA_KERNELS(isa)                                                             \
-  Kernels {                                                                            \
-    .name = #isa, .rms_norm = isa::RmsNorm, .rms_norm_backward = isa::RmsNormBackward, \
-    .swiglu = isa::SwiGlu, .swiglu_backward = isa::SwiGluBackward,                     \
-    .attention_scratch = isa::AttentionScratch, .attention = isa::Attention,           \
-    .attention_backward = isa::AttentionBackward                                       \
+#define LLAVA_KERNELS(isa)                                                                    \
+  Kernels {                                                                                   \
+    .name = #isa, .rms_norm = isa::RmsNorm, .rms_norm_backward = isa::RmsNormBackward,        \
+    .swiglu = isa::SwiGlu, .swiglu_backward = isa::SwiGluBackward,                            \
+    .attention_scratch = isa::AttentionScratch, .attention = isa::Attention,                  \
+    .attention_backward = isa::AttentionBackward, .pack = isa::Pack, .prepare = isa::Prepare, \
+    .multiply_panel = isa::MultiplyPanel, .finish = isa::Finish                               \
   }
+
+#ifdef LLAVA_X86
+// Tiles are there once the kernel has allowed this process to use them.
+bool MayUseTiles() {
+#ifdef __linux__
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  constexpr unsigned kTiles = 1u << 22 | 1u << 24 | 1u << 25;  // bfloat16, tiles, int8
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  return (d & kTiles) == kTiles && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
 
 std::vector<Kernels> FindAvailable() {
   std::vector<Kernels> found;
 #ifdef LLAVA_X86
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    found.push_back(LLAVA_KERNELS(avx512));
-  }
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl");
+  const bool vnni =
+      avx512 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
+  if (vnni && MayUseTiles()) found.push_back(LLAVA_KERNELS(amx));
+  if (vnni) found.push_back(LLAVA_KERNELS(avx512vnni));
+  if (avx512) found.push_back(LLAVA_KERNELS(avx512));
   if (avx2) found.push_back(LLAVA_KERNELS(avx2));
 #endif
   found.push_back(LLAVA_KERNELS(portable));

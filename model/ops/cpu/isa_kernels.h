@@ -1,6 +1,6 @@
 #pragma once
 
-// The kernels of one instruction set, LLAVA_ISA: what rows.cc and attention.cc define for each.
+// The kernels of one instruction set, LLAVA_ISA: what the other sources define for each.
 
 #include "model/ops/cpu/kernels.h"
 
@@ -17,6 +17,10 @@
   void Attention(const AttentionBlock& block, int64_t kv_head, float* scratch);                 \
   void AttentionBackward(const AttentionBlock& block, int64_t kv_head,                          \
                          const AttentionGradients& gradients, float* scratch);                  \
+  void Pack(PackTask& task);                                                                    \
+  void Prepare(const PrepareTask& task);                                                        \
+  void MultiplyPanel(const PanelTask& task);                                                    \
+  void Finish(const FinishTask& task);                                                          \
   }
 
 #ifdef LLAVA_ISA

@@ -51,6 +51,12 @@ struct AttentionGradients {
   Rows q, k, v;               // written, not added to
 };
 
+// Of matrix products: see gemm.h.
+struct PackTask;
+struct PrepareTask;
+struct PanelTask;
+struct FinishTask;
+
 struct Kernels {
   std::string_view name;
 
@@ -71,10 +77,19 @@ struct Kernels {
   void (*attention)(const AttentionBlock& block, int64_t kv_head, float* scratch);
   void (*attention_backward)(const AttentionBlock& block, int64_t kv_head,
                              const AttentionGradients& gradients, float* scratch);
+
+  // The steps of a product with packed weights. Row i of the result depends on row i of x alone,
+  // and integer weights give the same bits with every instruction set; bfloat16 is summed
+  // differently by portable, by avx2 and avx512, by avx512vnni and by amx.
+  void (*pack)(PackTask& task);
+  void (*prepare)(const PrepareTask& task);
+  void (*multiply_panel)(const PanelTask& task);
+  void (*finish)(const FinishTask& task);
 };
 
 // The best that this processor has, or the one that the environment variable LLAVA_CPU names
-// (avx512, avx2 or portable). Throws std::invalid_argument if that is unknown or not to be had.
+// (amx, avx512vnni, avx512, avx2 or portable). Throws std::invalid_argument if that is unknown or
+// not to be had.
 const Kernels& Best();
 
 // All that this processor can run, best first.

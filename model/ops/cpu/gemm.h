@@ -1,0 +1,105 @@
+#pragma once
+
+// What the kernels of products y [M, N] = x [M, K] W^T, W [N, K], know of each other: how packed
+// weights and prepared activations lie in memory. Plain data; packed_matrix.h and multiplier.h are
+// what others use.
+//
+// Weights lie in panels of 32 rows of W. A panel is a sequence of blocks along K, each:
+//   integers: 32 scales in bfloat16, then the values of one group
+//     int8: w + 128 as a byte, [group / 4][32][4]
+//     int4: w + 8 as a nibble, [group / 8][32][4]: of 8 consecutive k, the first four are the low
+//           halves of four bytes and the last four the high halves
+//   bfloat16: [block / 2][32][2]
+// which is the order in which dot-product instructions and tiles take them, and one stream of
+// memory. K is padded by zeros. A few large weights of integer matrices are kept apart, exactly, as
+// outliers.
+
+#include <cstdint>
+
+#include "model/ops/cpu/kernels.h"
+
+namespace llava::ops::cpu {
+
+enum class WeightFormat : uint8_t { kBFloat16, kInt8, kInt4 };
+
+constexpr int64_t kPanel = 32;
+constexpr int64_t kScaleBytes = kPanel * 2;
+// Rows of x that kernels may take together: the rows of a tile, the lanes of a vector.
+constexpr int64_t kRowBlock = 16;
+
+struct PackedLayout {
+  WeightFormat format = WeightFormat::kBFloat16;
+  int64_t rows = 0, depth = 0;  // N, K
+  int64_t panels = 0;
+  int64_t block = 0;         // along K: the group; of bfloat16, how much is summed at a time
+  int64_t blocks = 0;        // the last one of bfloat16 may be shorter
+  int64_t padded_depth = 0;  // K up to a whole group, or to 32
+  int64_t block_bytes = 0;   // of a whole block
+  int64_t panel_bytes = 0;
+};
+
+// A weight that is not in the panel: W[32 panel + where % 32][where / 32].
+struct Outlier {
+  uint32_t where;
+  float value;
+};
+
+// Rows of W into a panel.
+struct PackTask {
+  const PackedLayout* layout;
+  uint8_t* panel;
+  int64_t first_column, columns;  // which of the panel's 32
+  const float* rows;              // [columns, padded_depth], zeros behind K
+  float* scratch;                 // [blocks]
+  Outlier* outliers;              // room for `most_outliers` of each row; null: keep none apart
+  int64_t most_outliers;
+  int64_t num_outliers;  // found, in order of column, then of k
+};
+
+// x as the kernels take it.
+struct Activations {
+  int64_t rows = 0;
+  // Integers: [blocks][rows][block] bytes; bfloat16: the same of pairs, the last block shorter.
+  uint8_t* values = nullptr;
+  float* scales = nullptr;         // [blocks][rows]; NaN where x is not finite
+  int32_t* corrections = nullptr;  // [blocks][rows]: minus the sum of values times the offset of w
+  // x itself for the outliers, [rows / lanes][K][lanes]; null if there are none.
+  float* exact = nullptr;
+  int64_t lanes = 1;  // kRowBlock unless there is one row
+};
+
+// Rows [first, first + count) of x into activations, at most kRowBlock beginning at a multiple of
+// it.
+struct PrepareTask {
+  const PackedLayout* layout;
+  const Activations* activations;
+  Element element;
+  ConstRows x;
+  int64_t first, count;
+};
+
+// Adds the product with a panel over some of its blocks to sums.
+struct PanelTask {
+  const PackedLayout* layout;
+  const Activations* activations;
+  const uint8_t* panel;
+  int64_t first_row, rows;  // of x
+  int64_t first_block, blocks;
+  float* sums;  // [rows][32]; block 0 overwrites
+};
+
+// Sums of a panel and what its outliers add to them, written to y.
+struct FinishTask {
+  const PackedLayout* layout;
+  const Activations* activations;
+  int64_t panel;
+  int64_t first_row, rows;  // first_row: a multiple of kRowBlock
+  float* sums;              // [rows][32]; overwritten
+  const Outlier* outliers;
+  int64_t num_outliers;
+  Element element;  // of y
+  Rows y;           // row 0 is row 0 of x
+  bool add;         // to what y holds
+};
+
+}  // namespace llava::ops::cpu

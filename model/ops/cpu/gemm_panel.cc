@@ -1,0 +1,173 @@
+// Products of rows with one panel of weights, by dot-product instructions.
+//
+// Rows go kMostRows at a time: their sums of one group (of one block in bfloat16) stay in
+// registers. Between groups sums are floats in memory. Every row is summed in the same order
+// however many there are.
+#include "model/ops/cpu/gemm_simd.h"
+#include "model/ops/cpu/gemm_tiles.h"
+#include "model/ops/cpu/isa_kernels.h"
+
+namespace llava::ops::cpu::LLAVA_ISA {
+namespace {
+
+// So many rows pass through a group before the next one: their sums stay in the first cache.
+constexpr int64_t kRowsAtOnce = 64;
+
+// Four and four weights along K of a panel's 32 rows.
+template <bool kNibbles>
+struct Octet;
+template <>
+struct Octet<false> {
+  static constexpr int64_t kBytes = 8 * kPanel;
+  WeightQuads low[kVectors], high[kVectors];
+  [[gnu::always_inline]] explicit Octet(const uint8_t* at) {
+    for (int v = 0; v < kVectors; ++v) {
+      low[v] = Split(LoadAs<Words>(at + v * sizeof(Words)));
+      high[v] = Split(LoadAs<Words>(at + 4 * kPanel + v * sizeof(Words)));
+    }
+  }
+};
+template <>
+struct Octet<true> {
+  static constexpr int64_t kBytes = 4 * kPanel;
+  WeightQuads low[kVectors], high[kVectors];
+  [[gnu::always_inline]] explicit Octet(const uint8_t* at) {
+    for (int v = 0; v < kVectors; ++v) {
+      const Words both = LoadAs<Words>(at + v * sizeof(Words));
+      low[v] = Split(both & 0x0F0F0F0F);
+      high[v] = Split(both >> 4 & 0x0F0F0F0F);
+    }
+  }
+};
+
+// What a group of one block of rows needs.
+struct GroupTask {
+  const uint8_t* block;  // scales and weights
+  const uint8_t* values;
+  const float* scales;
+  const int32_t* corrections;
+  float* sums;
+  bool first;
+};
+
+template <int R, bool kNibbles>
+[[gnu::always_inline]] inline void MultiplyGroup(const GroupTask& task, int64_t group) {
+  // A second set of sums where one would be a chain too short to keep the units busy.
+  constexpr int kSets = R * kVectors <= 4 ? 2 : 1;
+  Ints dots[kSets][R][kVectors] = {};
+  for (int r = 0; r < R; ++r) {
+    for (int v = 0; v < kVectors; ++v) dots[0][r][v] += task.corrections[r];
+  }
+  const uint8_t* weights = task.block + kScaleBytes;
+  for (int64_t k = 0; k < group; k += 8, weights += Octet<kNibbles>::kBytes) {
+    const Octet<kNibbles> octet(weights);
+    for (int r = 0; r < R; ++r) {
+      const Quad low = Spread(task.values + r * group + k);
+      for (int v = 0; v < kVectors; ++v) dots[0][r][v] = AddDot(dots[0][r][v], octet.low[v], low);
+    }
+    for (int r = 0; r < R; ++r) {
+      const Quad high = Spread(task.values + r * group + k + 4);
+      for (int v = 0; v < kVectors; ++v) {
+        dots[kSets - 1][r][v] = AddDot(dots[kSets - 1][r][v], octet.high[v], high);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) {
+    const Floats of_weights = LoadScales(task.block, v);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      Ints dot = dots[0][r][v];
+      if (kSets == 2) dot += dots[1][r][v];
+      float* to = task.sums + r * kPanel + v * kColumns;
+      const Floats part = __builtin_convertvector(dot, Floats) * (of_weights * task.scales[r]);
+      StoreAs(to, task.first ? part : LoadAs<Floats>(to) + part);
+    }
+  }
+}
+
+template <int R>
+[[gnu::always_inline]] inline void MultiplyPairs(const uint8_t* weights, const uint8_t* values,
+                                                 int64_t depth, bool first, float* sums) {
+  Floats sum[R][kVectors] = {};
+  if (!first) {
+    for (int r = 0; r < R; ++r) {
+      for (int v = 0; v < kVectors; ++v)
+        sum[r][v] = LoadAs<Floats>(sums + r * kPanel + v * kColumns);
+    }
+  }
+  for (int64_t k = 0; k < depth; k += 2, weights += 4 * kPanel) {
+    WeightPairs pairs[kVectors];
+    for (int v = 0; v < kVectors; ++v) {
+      pairs[v] = SplitPairs(LoadAs<Words>(weights + v * sizeof(Words)));
+    }
+    for (int r = 0; r < R; ++r) {
+      const Pair x = SpreadPair(values + (r * depth + k) * 2);
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = AddDot(sum[r][v], pairs[v], x);
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int v = 0; v < kVectors; ++v) StoreAs(sums + r * kPanel + v * kColumns, sum[r][v]);
+  }
+}
+
+// Calls work<R>(first row) for all rows, in blocks of R <= kMostRows.
+template <int R = kMostRows, typename Work>
+[[gnu::always_inline]] inline void ForRowBlocks(int64_t begin, int64_t end, const Work& work) {
+  for (; begin + R <= end; begin += R) work.template operator()<R>(begin);
+  if constexpr (R > 1) {
+    if (begin < end) ForRowBlocks<R - 1>(begin, end, work);
+  }
+}
+
+template <bool kNibbles>
+void MultiplyIntegers(const PanelTask& task) {
+  const PackedLayout& layout = *task.layout;
+  const Activations& x = *task.activations;
+  for (int64_t row = 0; row < task.rows; row += kRowsAtOnce) {
+    const int64_t end = row + kRowsAtOnce < task.rows ? row + kRowsAtOnce : task.rows;
+    for (int64_t b = task.first_block; b < task.first_block + task.blocks; ++b) {
+      const int64_t line = b * x.rows + task.first_row;
+      ForRowBlocks(row, end, [&]<int R>(int64_t first) {
+        const GroupTask group{task.panel + b * layout.block_bytes,
+                              x.values + (line + first) * layout.block,
+                              x.scales + line + first,
+                              x.corrections + line + first,
+                              task.sums + first * kPanel,
+                              b == 0};
+        MultiplyGroup<R, kNibbles>(group, layout.block);
+      });
+    }
+  }
+}
+
+void MultiplyBFloat16(const PanelTask& task) {
+  const PackedLayout& layout = *task.layout;
+  const Activations& x = *task.activations;
+  for (int64_t b = task.first_block; b < task.first_block + task.blocks; ++b) {
+    const int64_t begin = b * layout.block;
+    const int64_t left = layout.padded_depth - begin;
+    const int64_t depth = left < layout.block ? left : layout.block;
+    const uint8_t* values = x.values + (begin * x.rows + task.first_row * depth) * 2;
+    ForRowBlocks(0, task.rows, [&]<int R>(int64_t first) {
+      MultiplyPairs<R>(task.panel + begin * kPanel * 2, values + first * depth * 2, depth, b == 0,
+                       task.sums + first * kPanel);
+    });
+  }
+}
+
+}  // namespace
+
+void MultiplyPanel(const PanelTask& task) {
+  if (MultiplyPanelByTiles(task)) return;
+  switch (task.layout->format) {
+    case WeightFormat::kBFloat16:
+      return MultiplyBFloat16(task);
+    case WeightFormat::kInt8:
+      return MultiplyIntegers<false>(task);
+    case WeightFormat::kInt4:
+      return MultiplyIntegers<true>(task);
+  }
+}
+
+}  // namespace llava::ops::cpu::LLAVA_ISA

@@ -1,0 +1,215 @@
+// Rows of x into what the kernels of products take, and their sums into rows of y.
+#include "model/ops/cpu/gemm.h"
+#include "model/ops/cpu/isa_kernels.h"
+#include "model/ops/cpu/simd.h"
+
+namespace llava::ops::cpu::LLAVA_ISA {
+namespace {
+
+constexpr float kTiny = 0x1p-100f;  // groups without a larger value are zero
+
+// Up to 16 values from `k` on of a row of `size`; zeros behind its end.
+template <typename T>
+[[gnu::always_inline]] inline Vector LoadWithin(const T* row, int64_t k, int64_t size) {
+  if (k + kLanes <= size) return Load(row + k);
+  if (k >= size) return Vector{};
+  return LoadPart(row + k, size - k);
+}
+
+[[gnu::always_inline]] inline Vector Abs(Vector v) {
+  return reinterpret_cast<Vector>(reinterpret_cast<BitVector>(v) & 0x7FFFFFFF);
+}
+
+template <typename T>
+void QuantizeRow(const PackedLayout& layout, const Activations& to, const T* x, int64_t row) {
+  using Bytes = int8_t __attribute__((vector_size(16)));
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  const int32_t offset = layout.format == WeightFormat::kInt8 ? 128 : 8;
+  for (int64_t b = 0; b < layout.blocks; ++b) {
+    const int64_t begin = b * layout.block;
+    Vector most = {}, unknown = {};
+    for (int64_t k = 0; k < layout.block; k += kLanes) {
+      const Vector v = LoadWithin(x, begin + k, layout.depth);
+      most = Max(most, Abs(v));
+      unknown += v * 0.0f;
+    }
+    const float peak = Largest(most);
+    float scale = peak / 127, inverse = 127 / peak;
+    const bool finite = Sum(unknown) == 0;
+    if (!finite || peak < kTiny) {
+      scale = finite ? 0.0f : __builtin_nanf("");
+      inverse = 0;
+    }
+    IntVector sum = {};
+    uint8_t* values = to.values + (b * to.rows + row) * layout.block;
+    for (int64_t k = 0; k < layout.block; k += kLanes) {
+      Vector v = {};
+      if (inverse != 0) v = LoadWithin(x, begin + k, layout.depth) * inverse;
+      const IntVector q = __builtin_convertvector((v + kRound) - kRound, IntVector);
+      sum += q;
+      const Bytes bytes = __builtin_convertvector(q, Bytes);
+      __builtin_memcpy(values + k, &bytes, sizeof(bytes));
+    }
+    int32_t total = 0;
+    for (int64_t lane = 0; lane < kLanes; ++lane) total += sum[lane];
+    to.scales[b * to.rows + row] = scale;
+    to.corrections[b * to.rows + row] = -offset * total;
+  }
+}
+
+template <typename T>
+void RoundRow(const PackedLayout& layout, const Activations& to, const T* x, int64_t row) {
+  for (int64_t begin = 0; begin < layout.padded_depth; begin += layout.block) {
+    const int64_t left = layout.padded_depth - begin;
+    const int64_t depth = left < layout.block ? left : layout.block;
+    BFloat16* values = reinterpret_cast<BFloat16*>(to.values) + begin * to.rows + row * depth;
+    for (int64_t k = 0; k < depth; k += kLanes) {
+      Store(values + k, LoadWithin(x, begin + k, layout.depth));
+    }
+  }
+}
+
+constexpr IntVector kLane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+// Rows become columns.
+[[gnu::always_inline]] inline void Transpose(Vector (&v)[kLanes]) {
+#ifdef __AVX512F__
+  for (int step = 1; step < kLanes; step *= 2) {
+    const IntVector other = (kLane & step) != 0;
+    const IntVector low = other ? kLane - step + 16 : kLane,
+                    high = other ? kLane + 16 : kLane + step;
+    for (int i = 0; i < kLanes; ++i) {
+      if (i & step) continue;
+      const Vector a = v[i], b = v[i + step];
+      v[i] = __builtin_shuffle(a, b, low);
+      v[i + step] = __builtin_shuffle(a, b, high);
+    }
+  }
+#else
+  float from[kLanes][kLanes], to[kLanes][kLanes];
+  __builtin_memcpy(from, v, sizeof(from));
+  for (int i = 0; i < kLanes; ++i) {
+    for (int j = 0; j < kLanes; ++j) to[j][i] = from[i][j];
+  }
+  __builtin_memcpy(v, to, sizeof(to));
+#endif
+}
+
+// [count, K] -> [K, kRowBlock], zeros for rows that are not there.
+template <typename T>
+void TransposeRows(const PrepareTask& task) {
+  const int64_t depth = task.layout->depth;
+  float* to = task.activations->exact + task.first * depth;
+  for (int64_t k = 0; k < depth; k += kLanes) {
+    Vector v[kLanes] = {};
+    for (int64_t i = 0; i < task.count; ++i) {
+      const T* row = static_cast<const T*>(task.x.data) + (task.first + i) * task.x.stride;
+      v[i] = LoadWithin(row, k, depth);
+    }
+    Transpose(v);
+    for (int64_t i = 0; i < kLanes && k + i < depth; ++i) Store(to + (k + i) * kRowBlock, v[i]);
+  }
+}
+
+template <typename T>
+void PrepareRows(const PrepareTask& task) {
+  const PackedLayout& layout = *task.layout;
+  const Activations& to = *task.activations;
+  for (int64_t i = task.first; i < task.first + task.count; ++i) {
+    const T* x = static_cast<const T*>(task.x.data) + i * task.x.stride;
+    if (layout.format == WeightFormat::kBFloat16) {
+      RoundRow(layout, to, x, i);
+    } else {
+      QuantizeRow(layout, to, x, i);
+    }
+    if (to.exact == nullptr || to.lanes != 1) continue;
+    int64_t k = 0;
+    for (; k + kLanes <= layout.depth; k += kLanes) Store(to.exact + k, Load(x + k));
+    if (k < layout.depth)
+      StorePart(to.exact + k, LoadPart(x + k, layout.depth - k), layout.depth - k);
+  }
+  if (to.exact != nullptr && to.lanes != 1) TransposeRows<T>(task);
+}
+
+// sums [32] += outliers times the only row.
+void AddOutliersOfOne(const FinishTask& task) {
+  float extra[kPanel] = {};
+  const float* x = task.activations->exact;
+  for (int64_t i = 0; i < task.num_outliers; ++i) {
+    const Outlier& outlier = task.outliers[i];
+    extra[outlier.where % kPanel] += outlier.value * x[outlier.where / kPanel];
+  }
+  for (int64_t j = 0; j < kPanel; j += kLanes) {
+    Store(task.sums + j, Load(task.sums + j) + Load(extra + j));
+  }
+}
+
+// The same of rows [first, first + count) of x, at most kRowBlock of them.
+void AddOutliers(const FinishTask& task, int64_t first, int64_t count, float* sums) {
+  Vector extra[kPanel] = {};
+  const float* x = task.activations->exact + first * task.layout->depth;
+  for (int64_t i = 0; i < task.num_outliers; ++i) {
+    const Outlier& outlier = task.outliers[i];
+    extra[outlier.where % kPanel] +=
+        outlier.value * Load(x + outlier.where / kPanel * int64_t{kRowBlock});
+  }
+  for (int64_t j = 0; j < kPanel; j += kLanes) {
+    Vector v[kLanes];
+    for (int64_t i = 0; i < kLanes; ++i) v[i] = extra[j + i];
+    Transpose(v);
+    for (int64_t i = 0; i < count; ++i) {
+      float* to = sums + i * kPanel + j;
+      Store(to, Load(to) + v[i]);
+    }
+  }
+}
+
+template <typename T>
+void WriteRows(const FinishTask& task) {
+  const int64_t column = task.panel * kPanel, left = task.layout->rows - column;
+  for (int64_t i = 0; i < task.rows; ++i) {
+    T* y = static_cast<T*>(task.y.data) + (task.first_row + i) * task.y.stride + column;
+    const float* sums = task.sums + i * kPanel;
+    for (int64_t j = 0; j < kPanel && j < left; j += kLanes) {
+      Vector v = Load(sums + j);
+      if (j + kLanes <= left) {
+        if (task.add) v += Load(y + j);
+        Store(y + j, v);
+      } else {
+        if (task.add) v += LoadPart(y + j, left - j);
+        StorePart(y + j, v, left - j);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void Prepare(const PrepareTask& task) {
+  if (task.element == Element::kFloat) {
+    PrepareRows<float>(task);
+  } else {
+    PrepareRows<BFloat16>(task);
+  }
+}
+
+void Finish(const FinishTask& task) {
+  if (task.num_outliers > 0) {
+    if (task.activations->lanes == 1) {
+      AddOutliersOfOne(task);
+    } else {
+      for (int64_t i = 0; i < task.rows; i += kRowBlock) {
+        const int64_t left = task.rows - i;
+        AddOutliers(task, task.first_row + i, left < kRowBlock ? left : kRowBlock,
+                    task.sums + i * kPanel);
+      }
+    }
+  }
+  if (task.element == Element::kFloat) {
+    WriteRows<float>(task);
+  } else {
+    WriteRows<BFloat16>(task);
+  }
+}
+
+}  // namespace llava::ops::cpu::LLAVA_ISA

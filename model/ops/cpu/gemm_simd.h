@@ -1,0 +1,161 @@
+#pragma once
+
+// Dot products of weights, as they lie in a panel, with activations that all lanes share: what an
+// instruction set has for them. Lanes are rows of W. As in simd.h, nothing here is shared by two
+// instruction sets.
+
+#include <cstdint>
+
+#include "model/ops/cpu/gemm.h"
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+namespace llava::ops::cpu::LLAVA_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kColumns = 16;  // of a vector
+constexpr int kMostRows = 8;  // of x at a time, so that their sums stay in registers
+#elif defined(__AVX2__)
+constexpr int kColumns = 8;
+constexpr int kMostRows = 2;
+#else
+constexpr int kColumns = 4;
+constexpr int kMostRows = 1;
+#endif
+constexpr int kVectors = kPanel / kColumns;
+
+using Floats = float __attribute__((vector_size(4 * kColumns)));
+using Ints = int32_t __attribute__((vector_size(4 * kColumns)));
+using Words = uint32_t __attribute__((vector_size(4 * kColumns)));
+
+template <typename V>
+[[gnu::always_inline]] static inline V LoadAs(const void* from) {
+  V v;
+  __builtin_memcpy(&v, from, sizeof(v));
+  return v;
+}
+template <typename V>
+[[gnu::always_inline]] static inline void StoreAs(void* to, V v) {
+  __builtin_memcpy(to, &v, sizeof(v));
+}
+[[gnu::always_inline]] static inline int32_t LoadWord(const void* from) {
+  int32_t word;
+  __builtin_memcpy(&word, from, sizeof(word));
+  return word;
+}
+
+// --- four bytes: unsigned weights, signed activations; exact -----------------------------------
+
+#if defined(__AVX512VNNI__)
+
+struct WeightQuads {
+  Words all;
+};
+struct Quad {
+  Ints all;
+};
+[[gnu::always_inline]] static inline WeightQuads Split(Words w) { return {w}; }
+[[gnu::always_inline]] static inline Quad Spread(const void* x) { return {Ints{} + LoadWord(x)}; }
+[[gnu::always_inline]] static inline Ints AddDot(Ints sum, WeightQuads w, Quad x) {
+  return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w.all, (__m512i)x.all);
+}
+
+#else
+
+// Of 16-bit halves, the products' sum.
+[[gnu::always_inline]] static inline Ints DotHalves(Ints a, Ints b) {
+#if defined(__AVX512BW__)
+  return (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+  return (Ints)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+  return (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
+#endif
+}
+
+// Bytes 0 and 2, and 1 and 3, as halves.
+struct WeightQuads {
+  Ints even, odd;
+};
+struct Quad {
+  Ints even, odd;
+};
+[[gnu::always_inline]] static inline WeightQuads Split(Words w) {
+  return {(Ints)(w & 0x00FF00FF), (Ints)(w >> 8 & 0x00FF00FF)};
+}
+[[gnu::always_inline]] static inline Quad Spread(const void* x) {
+  int8_t b[4];
+  __builtin_memcpy(b, x, sizeof(b));
+  const uint32_t even = static_cast<uint16_t>(b[0]) | static_cast<uint32_t>(b[2]) << 16;
+  const uint32_t odd = static_cast<uint16_t>(b[1]) | static_cast<uint32_t>(b[3]) << 16;
+  return {Ints{} + static_cast<int32_t>(even), Ints{} + static_cast<int32_t>(odd)};
+}
+[[gnu::always_inline]] static inline Ints AddDot(Ints sum, WeightQuads w, Quad x) {
+  return sum + DotHalves(w.even, x.even) + DotHalves(w.odd, x.odd);
+}
+
+#endif
+
+// --- pairs of bfloat16 -------------------------------------------------------------------------
+
+#if defined(__AVX512BF16__)
+
+struct WeightPairs {
+  Words all;
+};
+struct Pair {
+  Words all;
+};
+[[gnu::always_inline]] static inline WeightPairs SplitPairs(Words w) { return {w}; }
+[[gnu::always_inline]] static inline Pair SpreadPair(const void* x) {
+  return {Words{} + static_cast<uint32_t>(LoadWord(x))};
+}
+[[gnu::always_inline]] static inline Floats AddDot(Floats sum, WeightPairs w, Pair x) {
+  return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)w.all, (__m512bh)x.all);
+}
+
+#else
+
+[[gnu::always_inline]] static inline Floats MultiplyAdd(Floats a, Floats b, Floats sum) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
+#elif defined(__AVX2__)
+  return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
+#else
+  return sum + a * b;
+#endif
+}
+
+struct WeightPairs {
+  Floats even, odd;
+};
+struct Pair {
+  Floats even, odd;
+};
+[[gnu::always_inline]] static inline WeightPairs SplitPairs(Words w) {
+  return {(Floats)(w << 16), (Floats)(w & 0xFFFF0000)};
+}
+[[gnu::always_inline]] static inline Pair SpreadPair(const void* x) {
+  const uint32_t pair = static_cast<uint32_t>(LoadWord(x));
+  const uint32_t even = pair << 16, odd = pair & 0xFFFF0000;
+  return {(Floats)(Words{} + even), (Floats)(Words{} + odd)};
+}
+[[gnu::always_inline]] static inline Floats AddDot(Floats sum, WeightPairs w, Pair x) {
+  return MultiplyAdd(w.odd, x.odd, MultiplyAdd(w.even, x.even, sum));
+}
+
+#endif
+
+// --- scales ------------------------------------------------------------------------------------
+
+// Vector `v` of a block's 32 scales.
+[[gnu::always_inline]] static inline Floats LoadScales(const uint8_t* block, int v) {
+  using Halves = uint16_t __attribute__((vector_size(2 * kColumns)));
+  const Halves bits = LoadAs<Halves>(block + v * sizeof(Halves));
+  return (Floats)(__builtin_convertvector(bits, Words) << 16);
+}
+
+}  // namespace llava::ops::cpu::LLAVA_ISA

@@ -1,0 +1,255 @@
+// Products of rows with one panel of weights, by AMX: tiles of 16 rows of x, of 16 of W.
+//
+// Four tiles of sums (32 rows of x, all 32 of the panel) grow at a time. Integer sums of a group
+// leave the tiles as they are in exact arithmetic, so that few rows may go by dot-product
+// instructions instead. Those of bfloat16 are rounded otherwise than there: all rows go through
+// tiles.
+#include "model/ops/cpu/gemm_tiles.h"
+
+#ifndef __AMX_TILE__
+
+namespace llava::ops::cpu::LLAVA_ISA {
+
+bool MultiplyPanelByTiles(const PanelTask&) { return false; }
+
+}  // namespace llava::ops::cpu::LLAVA_ISA
+
+#else
+
+#include "model/ops/cpu/gemm_simd.h"
+
+namespace llava::ops::cpu::LLAVA_ISA {
+namespace {
+
+constexpr int64_t kFewRows = 6;      // up to so many, integers go by dot products
+constexpr int64_t kRowsAtOnce = 64;  // pass through a group before the next one
+constexpr int kTileRows = 16;
+constexpr int64_t kPanelLine = 4 * kPanel;  // bytes between rows of a tile of weights
+
+// Sums are tiles 0 to 3, x 4 and 5, weights 6 and 7.
+struct alignas(64) TileShapes {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t line_bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+// `rows` of x in each tile; `unit` bytes along K.
+void Configure(int rows, int unit) {
+  TileShapes shapes;
+  for (int i = 0; i < 8; ++i) {
+    const bool weights = i >= 6, sums = i < 4;
+    shapes.rows[i] = static_cast<uint8_t>(weights ? unit / 4 : rows);
+    shapes.line_bytes[i] = static_cast<uint16_t>(weights || sums ? 64 : unit);
+  }
+  _tile_loadconfig(&shapes);
+}
+
+// Calls work<tiles of rows>(first row, rows) for all, 32 at a time; of the last rows a tile may be
+// lower.
+template <typename Work>
+[[gnu::always_inline]] inline void ForTiles(int64_t begin, int64_t end, int unit, int& configured,
+                                            const Work& work) {
+  const auto shape = [&](int rows) {
+    if (rows != configured) Configure(rows, unit);
+    configured = rows;
+  };
+  for (; begin < end;) {
+    if (end - begin >= kTileRows) shape(kTileRows);
+    if (end - begin >= 2 * kTileRows) {
+      work.template operator()<2>(begin, 2 * kTileRows);
+      begin += 2 * kTileRows;
+    } else if (end - begin >= kTileRows) {
+      work.template operator()<1>(begin, kTileRows);
+      begin += kTileRows;
+    } else {
+      shape(static_cast<int>(end - begin));
+      work.template operator()<1>(begin, end - begin);
+      begin = end;
+    }
+  }
+}
+
+// --- bfloat16 ----------------------------------------------------------------------------------
+
+template <int kTiles>
+[[gnu::always_inline]] inline void TilesOfPairs(const uint8_t* weights, const uint8_t* values,
+                                                int64_t depth, bool first, float* sums) {
+  constexpr int64_t kSumLine = kPanel * 4;
+  float* const lower = sums + kTileRows * kPanel;
+  if (first) {
+    _tile_zero(0);
+    _tile_zero(1);
+    if constexpr (kTiles == 2) {
+      _tile_zero(2);
+      _tile_zero(3);
+    }
+  } else {
+    _tile_loadd(0, sums, kSumLine);
+    _tile_loadd(1, sums + 16, kSumLine);
+    if constexpr (kTiles == 2) {
+      _tile_loadd(2, lower, kSumLine);
+      _tile_loadd(3, lower + 16, kSumLine);
+    }
+  }
+  const int64_t line = depth * 2;
+  for (int64_t k = 0; k < depth; k += 32, weights += 16 * kPanelLine, values += 64) {
+    _tile_loadd(6, weights, kPanelLine);
+    _tile_loadd(4, values, line);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, weights + 64, kPanelLine);
+    _tile_dpbf16ps(1, 4, 7);
+    if constexpr (kTiles == 2) {
+      _tile_loadd(5, values + kTileRows * line, line);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+  _tile_stored(0, sums, kSumLine);
+  _tile_stored(1, sums + 16, kSumLine);
+  if constexpr (kTiles == 2) {
+    _tile_stored(2, lower, kSumLine);
+    _tile_stored(3, lower + 16, kSumLine);
+  }
+}
+
+void MultiplyBFloat16(const PanelTask& task) {
+  const PackedLayout& layout = *task.layout;
+  const Activations& x = *task.activations;
+  int configured = 0;
+  for (int64_t b = task.first_block; b < task.first_block + task.blocks; ++b) {
+    const int64_t begin = b * layout.block;
+    const int64_t left = layout.padded_depth - begin;
+    const int64_t depth = left < layout.block ? left : layout.block;
+    const uint8_t* values = x.values + (begin * x.rows + task.first_row * depth) * 2;
+    ForTiles(0, task.rows, 64, configured, [&]<int kTiles>(int64_t first, int64_t) {
+      TilesOfPairs<kTiles>(task.panel + begin * kPanel * 2, values + first * depth * 2, depth,
+                           b == 0, task.sums + first * kPanel);
+    });
+  }
+}
+
+// --- integers ----------------------------------------------------------------------------------
+
+// The exact sums of a group: [rows][32].
+template <int kTiles>
+[[gnu::always_inline]] inline void TilesOfGroup(const uint8_t* weights, const uint8_t* values,
+                                                int64_t group, int64_t unit, int32_t* dots) {
+  constexpr int64_t kDotLine = kPanel * 4;
+  int32_t* const lower = dots + kTileRows * kPanel;
+  _tile_zero(0);
+  _tile_zero(1);
+  if constexpr (kTiles == 2) {
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (int64_t k = 0; k < group; k += unit, weights += unit * kPanel) {
+    _tile_loadd(6, weights, kPanelLine);
+    _tile_loadd(4, values + k, group);
+    _tile_dpbsud(0, 4, 6);
+    _tile_loadd(7, weights + 64, kPanelLine);
+    _tile_dpbsud(1, 4, 7);
+    if constexpr (kTiles == 2) {
+      _tile_loadd(5, values + kTileRows * group + k, group);
+      _tile_dpbsud(2, 5, 6);
+      _tile_dpbsud(3, 5, 7);
+    }
+  }
+  _tile_stored(0, dots, kDotLine);
+  _tile_stored(1, dots + 16, kDotLine);
+  if constexpr (kTiles == 2) {
+    _tile_stored(2, lower, kDotLine);
+    _tile_stored(3, lower + 16, kDotLine);
+  }
+}
+
+// Sums of groups that wait to be scaled, while the tiles go on with the next.
+struct Pending {
+  const int32_t* dots;
+  const uint8_t* block;
+  const float* scales;
+  const int32_t* corrections;
+  float* sums;
+  int64_t rows;  // 0: nothing
+  bool first;
+};
+
+[[gnu::always_inline]] inline void Scale(const Pending& pending) {
+  if (pending.rows == 0) return;
+  const Floats of_weights[2] = {LoadScales(pending.block, 0), LoadScales(pending.block, 1)};
+  for (int64_t r = 0; r < pending.rows; ++r) {
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t at = r * kPanel + v * kColumns;
+      const Ints dot = LoadAs<Ints>(pending.dots + at) + pending.corrections[r];
+      const Floats part =
+          __builtin_convertvector(dot, Floats) * (of_weights[v] * pending.scales[r]);
+      StoreAs(pending.sums + at, pending.first ? part : LoadAs<Floats>(pending.sums + at) + part);
+    }
+  }
+}
+
+// Nibbles of a group as bytes.
+void UnpackNibbles(const uint8_t* from, int64_t group, uint8_t* to) {
+  for (int64_t k = 0; k < group; k += 8, from += kPanelLine, to += 2 * kPanelLine) {
+    for (int v = 0; v < kVectors; ++v) {
+      const Words both = LoadAs<Words>(from + v * 64);
+      StoreAs(to + v * 64, both & 0x0F0F0F0F);
+      StoreAs(to + kPanelLine + v * 64, both >> 4 & 0x0F0F0F0F);
+    }
+  }
+}
+
+void MultiplyIntegers(const PanelTask& task) {
+  constexpr int64_t kLargestGroup = 128;
+  const PackedLayout& layout = *task.layout;
+  const Activations& x = *task.activations;
+  const bool nibbles = layout.format == WeightFormat::kInt4;
+  const int unit = layout.block < 64 ? static_cast<int>(layout.block) : 64;
+  alignas(64) uint8_t bytes[kLargestGroup * kPanel];
+  alignas(64) int32_t dots[2][2 * kTileRows * kPanel];
+  int configured = 0, turn = 0;
+  Pending pending = {};
+  for (int64_t row = 0; row < task.rows; row += kRowsAtOnce) {
+    const int64_t end = row + kRowsAtOnce < task.rows ? row + kRowsAtOnce : task.rows;
+    for (int64_t b = task.first_block; b < task.first_block + task.blocks; ++b) {
+      const int64_t line = b * x.rows + task.first_row;
+      const uint8_t* const block = task.panel + b * layout.block_bytes;
+      const uint8_t* weights = block + kScaleBytes;
+      if (nibbles) {
+        UnpackNibbles(weights, layout.block, bytes);
+        weights = bytes;
+      }
+      ForTiles(row, end, unit, configured, [&]<int kTiles>(int64_t first, int64_t rows) {
+        TilesOfGroup<kTiles>(weights, x.values + (line + first) * layout.block, layout.block, unit,
+                             dots[turn]);
+        Scale(pending);
+        pending = {dots[turn],
+                   block,
+                   x.scales + line + first,
+                   x.corrections + line + first,
+                   task.sums + first * kPanel,
+                   rows,
+                   b == 0};
+        turn ^= 1;
+      });
+    }
+  }
+  Scale(pending);
+}
+
+}  // namespace
+
+bool MultiplyPanelByTiles(const PanelTask& task) {
+  if (task.layout->format == WeightFormat::kBFloat16) {
+    MultiplyBFloat16(task);
+  } else if (task.rows > kFewRows) {
+    MultiplyIntegers(task);
+  } else {
+    return false;
+  }
+  _tile_release();
+  return true;
+}
+
+}  // namespace llava::ops::cpu::LLAVA_ISA
+
+#endif

@@ -1,0 +1,152 @@
+#include "model/ops/cpu/multiplier.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+namespace llava::ops::cpu {
+namespace {
+
+// Rows that pass through a panel while it is in a cache; a multiple of kRowBlock.
+constexpr int64_t kRowsAtOnce = 512;
+// Activations that stay in the second cache while several panels pass.
+constexpr int64_t kActivationBytes = 256 << 10;
+// Weights of one task: long enough to read that handing it out costs nothing.
+constexpr int64_t kTaskBytes = 256 << 10;
+// Panels that share a part of the activations, if these are many.
+constexpr int64_t kPanelsAtOnce = 8;
+constexpr int64_t kTasksPerThread = 4;
+// Less work than this is not worth waking anybody.
+constexpr int64_t kAlone = 1 << 15;        // elements of x to prepare
+constexpr int64_t kAloneBytes = 32 << 10;  // of weights times rows
+
+int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+std::string Shape(int64_t rows, int64_t columns) {
+  std::string shape = "[";
+  shape += std::to_string(rows) + ", " + std::to_string(columns) + "]";
+  return shape;
+}
+
+void Check(const Multiplier::Input& x, const PackedMatrix& weights, const Multiplier::Output& y) {
+  const auto refuse = [&](const std::string& why) {
+    throw std::invalid_argument("product of " + Shape(x.rows, x.columns) + " with " +
+                                weights.Describe() + " into " + Shape(y.rows, y.columns) + ": " +
+                                why);
+  };
+  if (!weights.complete()) refuse("the weights are not complete");
+  if (x.rows < 0 || x.columns != weights.depth()) refuse("x does not fit");
+  if (y.rows != x.rows || y.columns != weights.rows()) refuse("y does not fit");
+  if (x.rows == 0) return;
+  if (x.data == nullptr || y.data == nullptr) refuse("no data");
+  if (x.rows > 1 && (x.stride < x.columns || y.stride < y.columns)) refuse("rows overlap");
+}
+
+}  // namespace
+
+uint8_t* Multiplier::Buffer::Get(int64_t bytes) {
+  constexpr int64_t kLine = 64;
+  if (bytes > bytes_) {
+    memory_.reset();
+    memory_.reset(new uint8_t[bytes + kLine]);
+    bytes_ = bytes;
+  }
+  const auto at = reinterpret_cast<uintptr_t>(memory_.get());
+  return memory_.get() + (CeilDivide(static_cast<int64_t>(at), kLine) * kLine - at);
+}
+
+Multiplier::Multiplier(ThreadPool& pool, const Kernels& kernels)
+    : pool_(pool), kernels_(kernels), sums_(pool.threads()) {}
+
+void Multiplier::Multiply(const Input& x, const PackedMatrix& weights, const Output& y,
+                          Store store) {
+  Check(x, weights, y);
+  if (x.rows == 0) return;
+  Prepare(x, weights);
+  MultiplyPrepared(weights, y, store);
+}
+
+void Multiplier::Prepare(const Input& x, const PackedMatrix& weights) {
+  const PackedLayout& layout = weights.layout();
+  const bool integers = layout.format != WeightFormat::kBFloat16;
+  Activations& to = activations_;
+  to = {};
+  to.rows = x.rows;
+  to.values = values_.Get(x.rows * layout.padded_depth * (integers ? 1 : 2));
+  if (integers) {
+    const int64_t scales = x.rows * layout.blocks;
+    to.scales = reinterpret_cast<float*>(scales_.Get(scales * 4));
+    to.corrections = reinterpret_cast<int32_t*>(corrections_.Get(scales * 4));
+  }
+  const int64_t row_blocks = CeilDivide(x.rows, kRowBlock);
+  if (weights.num_outliers() > 0) {
+    to.lanes = x.rows == 1 ? 1 : kRowBlock;
+    const int64_t rows = x.rows == 1 ? 1 : row_blocks * kRowBlock;
+    to.exact = reinterpret_cast<float*>(exact_.Get(rows * layout.depth * 4));
+  }
+  const auto prepare = [&](int64_t index, int) {
+    const int64_t first = index * kRowBlock;
+    kernels_.prepare(
+        {&layout, &to, x.element, {x.data, x.stride}, first, std::min(kRowBlock, x.rows - first)});
+  };
+  if (x.rows * layout.depth <= kAlone) {
+    for (int64_t i = 0; i < row_blocks; ++i) prepare(i, 0);
+  } else {
+    pool_.Run(row_blocks, prepare);
+  }
+}
+
+void Multiplier::MultiplyPrepared(const PackedMatrix& weights, const Output& y, Store store) {
+  const PackedLayout& layout = weights.layout();
+  const int64_t rows = activations_.rows;
+  const int64_t row_parts = CeilDivide(rows, kRowsAtOnce);
+  // Panels of a task, and how many of them pass through a part of the activations together.
+  const int64_t enough =
+      std::max<int64_t>(1, layout.panels * row_parts / (kTasksPerThread * pool_.threads()));
+  const int64_t of_bytes = std::max<int64_t>(1, kTaskBytes / layout.panel_bytes);
+  const bool few = rows <= 2 * kRowBlock;
+  const int64_t panels = std::min(enough, few ? of_bytes : kPanelsAtOnce);
+  const int64_t together = few ? 1 : panels;
+  const int64_t parts = CeilDivide(layout.panels, panels);
+  const int64_t row_bytes = layout.block * (layout.format == WeightFormat::kBFloat16 ? 2 : 1);
+  const int64_t blocks =
+      std::max<int64_t>(1, kActivationBytes / (std::min(rows, kRowsAtOnce) * row_bytes));
+
+  const auto multiply = [&](int64_t index, int worker) {
+    const int64_t first_row = index % row_parts * kRowsAtOnce;
+    const int64_t count = std::min(kRowsAtOnce, rows - first_row);
+    const int64_t begin = index / row_parts * panels, end = std::min(begin + panels, layout.panels);
+    float* sums = reinterpret_cast<float*>(sums_[worker].Get(together * count * kPanel * 4));
+    for (int64_t first = begin; first < end; first += together) {
+      const int64_t last = std::min(first + together, end);
+      for (int64_t block = 0; block < layout.blocks; block += blocks) {
+        for (int64_t panel = first; panel < last; ++panel) {
+          kernels_.multiply_panel({&layout, &activations_, weights.panel(panel), first_row, count,
+                                   block, std::min(blocks, layout.blocks - block),
+                                   sums + (panel - first) * count * kPanel});
+        }
+      }
+      for (int64_t panel = first; panel < last; ++panel) {
+        const PackedMatrix::Outliers outliers = weights.outliers(panel);
+        kernels_.finish({&layout,
+                         &activations_,
+                         panel,
+                         first_row,
+                         count,
+                         sums + (panel - first) * count * kPanel,
+                         outliers.data,
+                         outliers.size,
+                         y.element,
+                         {y.data, y.stride},
+                         store == Store::kAdd});
+      }
+    }
+  };
+  if (layout.panels * layout.panel_bytes * rows <= kAloneBytes) {
+    for (int64_t i = 0; i < parts * row_parts; ++i) multiply(i, 0);
+  } else {
+    pool_.Run(parts * row_parts, multiply);
+  }
+}
+
+}  // namespace llava::ops::cpu

@@ -1,0 +1,62 @@
+#pragma once
+
+// Products of activations with packed weights: y [M, N] = x [M, K] W^T.
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "model/ops/cpu/packed_matrix.h"
+#include "model/ops/cpu/thread_pool.h"
+
+namespace llava::ops::cpu {
+
+// Integer weights quantise x to 8 bits by row and group, bfloat16 weights round it to bfloat16. Row
+// i of y depends on row i of x and on W alone, to the bit: not on the other rows nor their number,
+// nor on threads. An x that is not finite makes its own row of y NaN (bfloat16: as arithmetic
+// goes).
+//
+// Holds memory between calls. One thread at a time; several multipliers may share a pool.
+class Multiplier {
+ public:
+  explicit Multiplier(ThreadPool& pool, const Kernels& kernels = Best());
+
+  struct Input {
+    Element element = Element::kFloat;
+    const void* data = nullptr;  // [rows, K], rows `stride` elements apart
+    int64_t rows = 0, columns = 0, stride = 0;
+  };
+  struct Output {
+    Element element = Element::kFloat;
+    void* data = nullptr;  // [rows, N]
+    int64_t rows = 0, columns = 0, stride = 0;
+  };
+  enum class Store : uint8_t { kOverwrite, kAdd };
+
+  // Overwrites y, or adds to it. Nothing may overlap. No rows: nothing happens. Throws
+  // std::invalid_argument when shapes do not fit or W is not complete.
+  void Multiply(const Input& x, const PackedMatrix& weights, const Output& y,
+                Store store = Store::kOverwrite);
+
+ private:
+  // Grows only, without keeping what was in it; aligned to cache lines.
+  class Buffer {
+   public:
+    uint8_t* Get(int64_t bytes);
+
+   private:
+    std::unique_ptr<uint8_t[]> memory_;
+    int64_t bytes_ = 0;
+  };
+
+  void Prepare(const Input& x, const PackedMatrix& weights);
+  void MultiplyPrepared(const PackedMatrix& weights, const Output& y, Store store);
+
+  ThreadPool& pool_;
+  const Kernels& kernels_;
+  Activations activations_;
+  Buffer values_, scales_, corrections_, exact_;
+  std::vector<Buffer> sums_;  // of each worker
+};
+
+}  // namespace llava::ops::cpu
