@@ -128,7 +128,11 @@ Times Measure(double seconds, const Work& work) {
 }
 
 // Reads memory and does nothing with it.
-uint64_t Sum(const uint8_t* from, int64_t bytes) {
+#if defined(__x86_64__)
+[[gnu::target_clones("avx512f", "avx2", "default")]]
+#endif
+uint64_t
+Sum(const uint8_t* from, int64_t bytes) {
   using Words = uint64_t __attribute__((vector_size(64)));
   Words sums[4] = {};
   for (int64_t i = 0; i + 256 <= bytes; i += 256) {

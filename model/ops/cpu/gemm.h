@@ -76,6 +76,7 @@ struct PrepareTask {
   Element element;
   ConstRows x;
   int64_t first, count;
+  int64_t first_block, blocks;  // along K
 };
 
 // Adds the product with a panel over some of its blocks to sums.
@@ -90,16 +91,16 @@ struct PanelTask {
 
 // Sums of a panel and what its outliers add to them, written to y.
 struct FinishTask {
-  const PackedLayout* layout;
-  const Activations* activations;
-  int64_t panel;
-  int64_t first_row, rows;  // first_row: a multiple of kRowBlock
-  float* sums;              // [rows][32]; overwritten
-  const Outlier* outliers;
-  int64_t num_outliers;
-  Element element;  // of y
-  Rows y;           // row 0 is row 0 of x
-  bool add;         // to what y holds
+  const PackedLayout* layout = nullptr;
+  const Activations* activations = nullptr;
+  int64_t panel = 0;
+  int64_t first_row = 0, rows = 0;  // first_row: a multiple of kRowBlock
+  float* sums = nullptr;            // [rows][32]; overwritten
+  const Outlier* outliers = nullptr;
+  int64_t num_outliers = 0;
+  Element element = Element::kFloat;  // of y
+  Rows y;                             // row 0 is row 0 of x
+  bool add = false;                   // to what y holds
 };
 
 }  // namespace llava::ops::cpu

@@ -16,28 +16,46 @@ template <typename T>
   return LoadPart(row + k, size - k);
 }
 
-[[gnu::always_inline]] inline Vector Abs(Vector v) {
-  return reinterpret_cast<Vector>(reinterpret_cast<BitVector>(v) & 0x7FFFFFFF);
+constexpr IntVector kLane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+// op over all lanes.
+template <typename V, typename Op>
+[[gnu::always_inline]] inline auto Reduce(V v, const Op& op) {
+#ifdef __AVX512F__
+  for (int step = kLanes / 2; step > 0; step /= 2) {
+    v = op(v, __builtin_shuffle(v, (kLane + step) & (static_cast<int32_t>(kLanes) - 1)));
+  }
+  return v[0];
+#else
+  auto result = v[0];
+  for (int lane = 1; lane < kLanes; ++lane) result = op(result, v[lane]);
+  return result;
+#endif
 }
 
 template <typename T>
-void QuantizeRow(const PackedLayout& layout, const Activations& to, const T* x, int64_t row) {
+void QuantizeRow(const PrepareTask& task, const T* x, int64_t row) {
   using Bytes = int8_t __attribute__((vector_size(16)));
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  constexpr int32_t kInfinity = 0x7F800000;
+  const PackedLayout& layout = *task.layout;
+  const Activations& to = *task.activations;
   const int32_t offset = layout.format == WeightFormat::kInt8 ? 128 : 8;
-  for (int64_t b = 0; b < layout.blocks; ++b) {
+  for (int64_t b = task.first_block; b < task.first_block + task.blocks; ++b) {
     const int64_t begin = b * layout.block;
-    Vector most = {}, unknown = {};
+    // Bits of absolute values are ordered as these are, and above all stand infinity and NaN.
+    IntVector most = {};
     for (int64_t k = 0; k < layout.block; k += kLanes) {
       const Vector v = LoadWithin(x, begin + k, layout.depth);
-      most = Max(most, Abs(v));
-      unknown += v * 0.0f;
+      const IntVector bits = reinterpret_cast<IntVector>(v) & 0x7FFFFFFF;
+      most = most > bits ? most : bits;
     }
-    const float peak = Largest(most);
+    const int32_t bits = Reduce(most, [](auto a, auto b) { return a > b ? a : b; });
+    float peak;
+    __builtin_memcpy(&peak, &bits, sizeof(peak));
     float scale = peak / 127, inverse = 127 / peak;
-    const bool finite = Sum(unknown) == 0;
-    if (!finite || peak < kTiny) {
-      scale = finite ? 0.0f : __builtin_nanf("");
+    if (bits >= kInfinity || peak < kTiny) {
+      scale = bits < kInfinity ? 0.0f : __builtin_nanf("");
       inverse = 0;
     }
     IntVector sum = {};
@@ -50,17 +68,18 @@ void QuantizeRow(const PackedLayout& layout, const Activations& to, const T* x, 
       const Bytes bytes = __builtin_convertvector(q, Bytes);
       __builtin_memcpy(values + k, &bytes, sizeof(bytes));
     }
-    int32_t total = 0;
-    for (int64_t lane = 0; lane < kLanes; ++lane) total += sum[lane];
+    const int32_t total = Reduce(sum, [](auto a, auto b) { return a + b; });
     to.scales[b * to.rows + row] = scale;
     to.corrections[b * to.rows + row] = -offset * total;
   }
 }
 
 template <typename T>
-void RoundRow(const PackedLayout& layout, const Activations& to, const T* x, int64_t row) {
-  for (int64_t begin = 0; begin < layout.padded_depth; begin += layout.block) {
-    const int64_t left = layout.padded_depth - begin;
+void RoundRow(const PrepareTask& task, const T* x, int64_t row) {
+  const PackedLayout& layout = *task.layout;
+  const Activations& to = *task.activations;
+  for (int64_t b = task.first_block; b < task.first_block + task.blocks; ++b) {
+    const int64_t begin = b * layout.block, left = layout.padded_depth - begin;
     const int64_t depth = left < layout.block ? left : layout.block;
     BFloat16* values = reinterpret_cast<BFloat16*>(to.values) + begin * to.rows + row * depth;
     for (int64_t k = 0; k < depth; k += kLanes) {
@@ -68,8 +87,6 @@ void RoundRow(const PackedLayout& layout, const Activations& to, const T* x, int
     }
   }
 }
-
-constexpr IntVector kLane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
 // Rows become columns.
 [[gnu::always_inline]] inline void Transpose(Vector (&v)[kLanes]) {
@@ -97,10 +114,10 @@ constexpr IntVector kLane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 1
 
 // [count, K] -> [K, kRowBlock], zeros for rows that are not there.
 template <typename T>
-void TransposeRows(const PrepareTask& task) {
+void TransposeRows(const PrepareTask& task, int64_t begin, int64_t end) {
   const int64_t depth = task.layout->depth;
   float* to = task.activations->exact + task.first * depth;
-  for (int64_t k = 0; k < depth; k += kLanes) {
+  for (int64_t k = begin; k < end; k += kLanes) {
     Vector v[kLanes] = {};
     for (int64_t i = 0; i < task.count; ++i) {
       const T* row = static_cast<const T*>(task.x.data) + (task.first + i) * task.x.stride;
@@ -115,20 +132,22 @@ template <typename T>
 void PrepareRows(const PrepareTask& task) {
   const PackedLayout& layout = *task.layout;
   const Activations& to = *task.activations;
+  const int64_t begin = task.first_block * layout.block;
+  int64_t end = begin + task.blocks * layout.block;
+  if (end > layout.depth) end = layout.depth;
   for (int64_t i = task.first; i < task.first + task.count; ++i) {
     const T* x = static_cast<const T*>(task.x.data) + i * task.x.stride;
     if (layout.format == WeightFormat::kBFloat16) {
-      RoundRow(layout, to, x, i);
+      RoundRow(task, x, i);
     } else {
-      QuantizeRow(layout, to, x, i);
+      QuantizeRow(task, x, i);
     }
     if (to.exact == nullptr || to.lanes != 1) continue;
-    int64_t k = 0;
-    for (; k + kLanes <= layout.depth; k += kLanes) Store(to.exact + k, Load(x + k));
-    if (k < layout.depth)
-      StorePart(to.exact + k, LoadPart(x + k, layout.depth - k), layout.depth - k);
+    int64_t k = begin;
+    for (; k + kLanes <= end; k += kLanes) Store(to.exact + k, Load(x + k));
+    if (k < end) StorePart(to.exact + k, LoadPart(x + k, end - k), end - k);
   }
-  if (to.exact != nullptr && to.lanes != 1) TransposeRows<T>(task);
+  if (to.exact != nullptr && to.lanes != 1) TransposeRows<T>(task, begin, end);
 }
 
 // sums [32] += outliers times the only row.

@@ -33,6 +33,11 @@ struct alignas(64) TileShapes {
   uint8_t rows[16] = {};
 };
 
+// The compiler does not know that tile instructions read memory.
+[[gnu::always_inline]] inline void Written(const void* memory) {
+  asm volatile("" : : "r"(memory) : "memory");
+}
+
 // `rows` of x in each tile; `unit` bytes along K.
 void Configure(int rows, int unit) {
   TileShapes shapes;
@@ -41,6 +46,7 @@ void Configure(int rows, int unit) {
     shapes.rows[i] = static_cast<uint8_t>(weights ? unit / 4 : rows);
     shapes.line_bytes[i] = static_cast<uint16_t>(weights || sums ? 64 : unit);
   }
+  Written(&shapes);
   _tile_loadconfig(&shapes);
 }
 
@@ -132,7 +138,7 @@ void MultiplyBFloat16(const PanelTask& task) {
 
 // The exact sums of a group: [rows][32].
 template <int kTiles>
-[[gnu::always_inline]] inline void TilesOfGroup(const uint8_t* weights, const uint8_t* values,
+[[gnu::always_inline]] inline void TilesOfGroup(const int8_t* weights, const uint8_t* values,
                                                 int64_t group, int64_t unit, int32_t* dots) {
   constexpr int64_t kDotLine = kPanel * 4;
   int32_t* const lower = dots + kTileRows * kPanel;
@@ -145,13 +151,13 @@ template <int kTiles>
   for (int64_t k = 0; k < group; k += unit, weights += unit * kPanel) {
     _tile_loadd(6, weights, kPanelLine);
     _tile_loadd(4, values + k, group);
-    _tile_dpbsud(0, 4, 6);
+    _tile_dpbssd(0, 4, 6);
     _tile_loadd(7, weights + 64, kPanelLine);
-    _tile_dpbsud(1, 4, 7);
+    _tile_dpbssd(1, 4, 7);
     if constexpr (kTiles == 2) {
       _tile_loadd(5, values + kTileRows * group + k, group);
-      _tile_dpbsud(2, 5, 6);
-      _tile_dpbsud(3, 5, 7);
+      _tile_dpbssd(2, 5, 6);
+      _tile_dpbssd(3, 5, 7);
     }
   }
   _tile_stored(0, dots, kDotLine);
@@ -167,7 +173,6 @@ struct Pending {
   const int32_t* dots;
   const uint8_t* block;
   const float* scales;
-  const int32_t* corrections;
   float* sums;
   int64_t rows;  // 0: nothing
   bool first;
@@ -179,7 +184,7 @@ struct Pending {
   for (int64_t r = 0; r < pending.rows; ++r) {
     for (int v = 0; v < kVectors; ++v) {
       const int64_t at = r * kPanel + v * kColumns;
-      const Ints dot = LoadAs<Ints>(pending.dots + at) + pending.corrections[r];
+      const Ints dot = LoadAs<Ints>(pending.dots + at);
       const Floats part =
           __builtin_convertvector(dot, Floats) * (of_weights[v] * pending.scales[r]);
       StoreAs(pending.sums + at, pending.first ? part : LoadAs<Floats>(pending.sums + at) + part);
@@ -187,15 +192,24 @@ struct Pending {
   }
 }
 
-// Nibbles of a group as bytes.
-void UnpackNibbles(const uint8_t* from, int64_t group, uint8_t* to) {
-  for (int64_t k = 0; k < group; k += 8, from += kPanelLine, to += 2 * kPanelLine) {
+// The weights of a group as signed bytes, for which nothing has to be corrected.
+void UnpackGroup(bool nibbles, const uint8_t* from, int64_t group, int8_t* to) {
+  using Bytes = int8_t __attribute__((vector_size(64)));
+  for (int64_t k = 0; k < group; k += 8, to += 2 * kPanelLine) {
     for (int v = 0; v < kVectors; ++v) {
-      const Words both = LoadAs<Words>(from + v * 64);
-      StoreAs(to + v * 64, both & 0x0F0F0F0F);
-      StoreAs(to + kPanelLine + v * 64, both >> 4 & 0x0F0F0F0F);
+      const Words first = LoadAs<Words>(from + v * 64);
+      if (nibbles) {
+        StoreAs(to + v * 64, (Bytes)(first & 0x0F0F0F0F) - 8);
+        StoreAs(to + kPanelLine + v * 64, (Bytes)(first >> 4 & 0x0F0F0F0F) - 8);
+      } else {
+        const Words second = LoadAs<Words>(from + kPanelLine + v * 64);
+        StoreAs(to + v * 64, first ^ 0x80808080);
+        StoreAs(to + kPanelLine + v * 64, second ^ 0x80808080);
+      }
     }
+    from += nibbles ? kPanelLine : 2 * kPanelLine;
   }
+  Written(to);
 }
 
 void MultiplyIntegers(const PanelTask& task) {
@@ -204,7 +218,7 @@ void MultiplyIntegers(const PanelTask& task) {
   const Activations& x = *task.activations;
   const bool nibbles = layout.format == WeightFormat::kInt4;
   const int unit = layout.block < 64 ? static_cast<int>(layout.block) : 64;
-  alignas(64) uint8_t bytes[kLargestGroup * kPanel];
+  alignas(64) int8_t weights[kLargestGroup * kPanel];
   alignas(64) int32_t dots[2][2 * kTileRows * kPanel];
   int configured = 0, turn = 0;
   Pending pending = {};
@@ -213,22 +227,13 @@ void MultiplyIntegers(const PanelTask& task) {
     for (int64_t b = task.first_block; b < task.first_block + task.blocks; ++b) {
       const int64_t line = b * x.rows + task.first_row;
       const uint8_t* const block = task.panel + b * layout.block_bytes;
-      const uint8_t* weights = block + kScaleBytes;
-      if (nibbles) {
-        UnpackNibbles(weights, layout.block, bytes);
-        weights = bytes;
-      }
+      UnpackGroup(nibbles, block + kScaleBytes, layout.block, weights);
       ForTiles(row, end, unit, configured, [&]<int kTiles>(int64_t first, int64_t rows) {
         TilesOfGroup<kTiles>(weights, x.values + (line + first) * layout.block, layout.block, unit,
                              dots[turn]);
         Scale(pending);
-        pending = {dots[turn],
-                   block,
-                   x.scales + line + first,
-                   x.corrections + line + first,
-                   task.sums + first * kPanel,
-                   rows,
-                   b == 0};
+        pending = {dots[turn], block, x.scales + line + first, task.sums + first * kPanel,
+                   rows,       b == 0};
         turn ^= 1;
       });
     }

@@ -16,9 +16,10 @@ constexpr int64_t kTaskBytes = 256 << 10;
 // Panels that share a part of the activations, if these are many.
 constexpr int64_t kPanelsAtOnce = 8;
 constexpr int64_t kTasksPerThread = 4;
-// Less work than this is not worth waking anybody.
-constexpr int64_t kAlone = 1 << 15;        // elements of x to prepare
-constexpr int64_t kAloneBytes = 32 << 10;  // of weights times rows
+// Elements of x that are prepared at a time; twice as many are not worth waking anybody.
+constexpr int64_t kPrepareElements = 8 << 10;
+// Nor are so many bytes of weights times rows.
+constexpr int64_t kAloneBytes = 32 << 10;
 
 int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -84,15 +85,24 @@ void Multiplier::Prepare(const Input& x, const PackedMatrix& weights) {
     const int64_t rows = x.rows == 1 ? 1 : row_blocks * kRowBlock;
     to.exact = reinterpret_cast<float*>(exact_.Get(rows * layout.depth * 4));
   }
+  const int64_t blocks =
+      std::max<int64_t>(1, kPrepareElements / (std::min(x.rows, kRowBlock) * layout.block));
+  const int64_t parts = CeilDivide(layout.blocks, blocks);
   const auto prepare = [&](int64_t index, int) {
-    const int64_t first = index * kRowBlock;
-    kernels_.prepare(
-        {&layout, &to, x.element, {x.data, x.stride}, first, std::min(kRowBlock, x.rows - first)});
+    const int64_t first = index / parts * kRowBlock, block = index % parts * blocks;
+    kernels_.prepare({&layout,
+                      &to,
+                      x.element,
+                      {x.data, x.stride},
+                      first,
+                      std::min(kRowBlock, x.rows - first),
+                      block,
+                      std::min(blocks, layout.blocks - block)});
   };
-  if (x.rows * layout.depth <= kAlone) {
-    for (int64_t i = 0; i < row_blocks; ++i) prepare(i, 0);
+  if (x.rows * layout.depth <= 2 * kPrepareElements) {
+    for (int64_t i = 0; i < row_blocks * parts; ++i) prepare(i, 0);
   } else {
-    pool_.Run(row_blocks, prepare);
+    pool_.Run(row_blocks * parts, prepare);
   }
 }
 
@@ -126,19 +136,24 @@ void Multiplier::MultiplyPrepared(const PackedMatrix& weights, const Output& y, 
                                    sums + (panel - first) * count * kPanel});
         }
       }
-      for (int64_t panel = first; panel < last; ++panel) {
-        const PackedMatrix::Outliers outliers = weights.outliers(panel);
-        kernels_.finish({&layout,
-                         &activations_,
-                         panel,
-                         first_row,
-                         count,
-                         sums + (panel - first) * count * kPanel,
-                         outliers.data,
-                         outliers.size,
-                         y.element,
-                         {y.data, y.stride},
-                         store == Store::kAdd});
+      // Some rows at a time through all panels, so that what is written lies together.
+      for (int64_t row = 0; row < count; row += kRowBlock) {
+        for (int64_t panel = first; panel < last; ++panel) {
+          const PackedMatrix::Outliers outliers = weights.outliers(panel);
+          FinishTask task;
+          task.layout = &layout;
+          task.activations = &activations_;
+          task.panel = panel;
+          task.first_row = first_row + row;
+          task.rows = std::min(kRowBlock, count - row);
+          task.sums = sums + ((panel - first) * count + row) * kPanel;
+          task.outliers = outliers.data;
+          task.num_outliers = outliers.size;
+          task.element = y.element;
+          task.y = {y.data, y.stride};
+          task.add = store == Store::kAdd;
+          kernels_.finish(task);
+        }
       }
     }
   };
