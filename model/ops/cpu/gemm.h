@@ -94,9 +94,9 @@ struct FinishTask {
   const PackedLayout* layout = nullptr;
   const Activations* activations = nullptr;
   int64_t panel = 0;
-  int64_t first_row = 0, rows = 0;  // first_row: a multiple of kRowBlock
-  float* sums = nullptr;            // [rows][32]; overwritten
-  const Outlier* outliers = nullptr;
+  int64_t first_row = 0, rows = 0;    // first_row: a multiple of kRowBlock
+  float* sums = nullptr;              // [rows][32]; overwritten
+  const Outlier* outliers = nullptr;  // by column, then by k
   int64_t num_outliers = 0;
   Element element = Element::kFloat;  // of y
   Rows y;                             // row 0 is row 0 of x

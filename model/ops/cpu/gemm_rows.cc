@@ -88,20 +88,29 @@ void RoundRow(const PrepareTask& task, const T* x, int64_t row) {
   }
 }
 
+// In each pair of vectors kStep apart, changes the upper lanes of every 2 kStep in the first with
+// the lower ones of the second.
+template <int kStep>
+[[gnu::always_inline]] inline void Exchange(Vector (&v)[kLanes]) {
+  constexpr IntVector kUpper = (kLane & kStep) != 0;
+  constexpr IntVector kFirst = kUpper ? kLane - kStep + 16 : kLane;
+  constexpr IntVector kSecond = kUpper ? kLane + 16 : kLane + kStep;
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) {
+    if (i & kStep) continue;
+    const Vector a = v[i], b = v[i + kStep];
+    v[i] = __builtin_shuffle(a, b, kFirst);
+    v[i + kStep] = __builtin_shuffle(a, b, kSecond);
+  }
+}
+
 // Rows become columns.
 [[gnu::always_inline]] inline void Transpose(Vector (&v)[kLanes]) {
 #ifdef __AVX512F__
-  for (int step = 1; step < kLanes; step *= 2) {
-    const IntVector other = (kLane & step) != 0;
-    const IntVector low = other ? kLane - step + 16 : kLane,
-                    high = other ? kLane + 16 : kLane + step;
-    for (int i = 0; i < kLanes; ++i) {
-      if (i & step) continue;
-      const Vector a = v[i], b = v[i + step];
-      v[i] = __builtin_shuffle(a, b, low);
-      v[i + step] = __builtin_shuffle(a, b, high);
-    }
-  }
+  Exchange<1>(v);
+  Exchange<2>(v);
+  Exchange<4>(v);
+  Exchange<8>(v);
 #else
   float from[kLanes][kLanes], to[kLanes][kLanes];
   __builtin_memcpy(from, v, sizeof(from));
@@ -150,13 +159,23 @@ void PrepareRows(const PrepareTask& task) {
   if (to.exact != nullptr && to.lanes != 1) TransposeRows<T>(task, begin, end);
 }
 
-// sums [32] += outliers times the only row.
+// sums [32] += outliers times the only row. Outliers of a column follow each other: their sum is
+// carried in a register and stored each time, which takes neither branches nor loads of what was
+// just stored.
 void AddOutliersOfOne(const FinishTask& task) {
   float extra[kPanel] = {};
   const float* x = task.activations->exact;
+  uint32_t sum = 0, last = kPanel;  // bits of a float; a column
   for (int64_t i = 0; i < task.num_outliers; ++i) {
     const Outlier& outlier = task.outliers[i];
-    extra[outlier.where % kPanel] += outlier.value * x[outlier.where / kPanel];
+    const uint32_t column = outlier.where % kPanel;
+    sum &= 0u - static_cast<uint32_t>(column == last);
+    last = column;
+    float value;
+    __builtin_memcpy(&value, &sum, sizeof(value));
+    value += outlier.value * x[outlier.where / kPanel];
+    extra[column] = value;
+    __builtin_memcpy(&sum, &value, sizeof(sum));
   }
   for (int64_t j = 0; j < kPanel; j += kLanes) {
     Store(task.sums + j, Load(task.sums + j) + Load(extra + j));
@@ -165,15 +184,25 @@ void AddOutliersOfOne(const FinishTask& task) {
 
 // The same of rows [first, first + count) of x, at most kRowBlock of them.
 void AddOutliers(const FinishTask& task, int64_t first, int64_t count, float* sums) {
-  Vector extra[kPanel] = {};
+  Vector extra[kPanel];
+#pragma GCC unroll 32
+  for (Vector& v : extra) v = Vector{};
   const float* x = task.activations->exact + first * task.layout->depth;
+  BitVector sum = {};
+  uint32_t last = kPanel;
   for (int64_t i = 0; i < task.num_outliers; ++i) {
     const Outlier& outlier = task.outliers[i];
-    extra[outlier.where % kPanel] +=
-        outlier.value * Load(x + outlier.where / kPanel * int64_t{kRowBlock});
+    const uint32_t column = outlier.where % kPanel;
+    sum &= 0u - static_cast<uint32_t>(column == last);
+    last = column;
+    const int64_t k = outlier.where / kPanel;
+    const Vector value = reinterpret_cast<Vector>(sum) + outlier.value * Load(x + k * kRowBlock);
+    extra[column] = value;
+    sum = reinterpret_cast<BitVector>(value);
   }
   for (int64_t j = 0; j < kPanel; j += kLanes) {
     Vector v[kLanes];
+#pragma GCC unroll 16
     for (int64_t i = 0; i < kLanes; ++i) v[i] = extra[j + i];
     Transpose(v);
     for (int64_t i = 0; i < count; ++i) {

@@ -146,8 +146,9 @@ void PackedMatrix::Append(ThreadPool& pool, SourceElement element, const void* s
 void PackedMatrix::Seal() {
   first_outlier_.assign(1, 0);
   for (std::vector<Outlier>& found : found_) {
-    std::sort(found.begin(), found.end(),
-              [](const Outlier& a, const Outlier& b) { return a.where < b.where; });
+    std::sort(found.begin(), found.end(), [](const Outlier& a, const Outlier& b) {
+      return std::pair(a.where % kPanel, a.where) < std::pair(b.where % kPanel, b.where);
+    });
     first_outlier_.push_back(first_outlier_.back() + static_cast<int64_t>(found.size()));
   }
   outliers_.reserve(first_outlier_.back());

@@ -77,7 +77,7 @@ class PackedMatrix {
   uint8_t* panels_;
   int64_t appended_ = 0;                     // rows
   std::vector<std::vector<Outlier>> found_;  // of each panel, until the matrix is complete
-  std::vector<Outlier> outliers_;            // of all panels, each in order of k
+  std::vector<Outlier> outliers_;            // of all panels, each by column, then by k
   std::vector<int64_t> first_outlier_;       // [panels + 1]
 };
 
