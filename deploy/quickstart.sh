@@ -12,7 +12,7 @@
 #   --no-build      take the binaries as they are (LLAVA_BIN_DIR: from another folder)
 #   --keep          leave the services running
 #   --train         first make a model of one's own from the shipped base parts: pictures and dialogues,
-#                   stage 1, stage 2 (about 7 minutes on 2 cores), and ask it the same question before
+#                   stage 1, stage 2 (about 4 minutes on 2 cores), and ask it the same question before
 #                   and after. In build/own; interrupted, the same command goes on
 set -euo pipefail
 cd "$(dirname "$0")/.."
