@@ -51,7 +51,7 @@ if [ $build = 1 ]; then
   configure_log=$LLAVA_VENV/../configure.log
   say "configuring build/release"
   cmake --preset release >"$configure_log" 2>&1 || { cat "$configure_log" >&2; exit 1; }
-  say "building ${targets[*]} (the first time takes about 4 minutes on 2 cores)"
+  say "building ${targets[*]} (the first time takes 4 to 8 minutes on 2 cores)"
   ninja -C build/release -j"${LLAVA_JOBS:-$(nproc)}" "${targets[@]}"
 fi
 programs=(gateway vision llm chat)

@@ -4,7 +4,8 @@
 #   deploy/train_default.sh [--out FOLDER] [--bases] [--pictures N] [--no-evaluation] [--install]
 #                           [--no-build]
 #
-# Base tower and base language model (about an hour on 2 cores), then the paper's two stages on scenes that llava-datagen draws. Every step can be interrupted: the same command goes on.
+# Base tower and base language model (about an hour on 2 cores), then the paper's two stages on
+# scenes that llava-datagen draws. Every step can be interrupted: the same command goes on.
 #
 #   --out FOLDER      where everything goes (default build/default)
 #   --bases           train the base parts too; else the shipped ones are the start

@@ -19,7 +19,8 @@ namespace {
 
 // Padding may cost this many times the work of the sequences themselves.
 constexpr double kMostPadding = 2;
-// LibTorch's attention is the better one for sequences longer than this.
+// The kernel keeps whole rows of scores; longer sequences are left to LibTorch's attention, which
+// works in blocks. A cautious bound, where the two meet was not measured.
 constexpr int64_t kLongestForKernel = 512;
 
 void Check(const Segment& segment) {
