@@ -4,6 +4,7 @@
 #include <grpcpp/client_context.h>
 
 #include <chrono>
+#include <cstdint>
 #include <filesystem>
 #include <functional>
 #include <memory>

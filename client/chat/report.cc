@@ -1,5 +1,7 @@
 #include "client/chat/report.h"
 
+#include <cstdint>
+
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "client/grpc_status.h"

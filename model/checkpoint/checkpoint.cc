@@ -1,5 +1,6 @@
 #include "model/checkpoint/checkpoint.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 

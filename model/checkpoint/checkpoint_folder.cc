@@ -1,6 +1,8 @@
 #include "model/checkpoint/checkpoint_folder.h"
 
 #include <charconv>
+#include <cstdint>
+#include <memory>
 #include <stdexcept>
 
 #include "model/checkpoint/tensor_names.h"

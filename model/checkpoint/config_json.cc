@@ -1,6 +1,9 @@
 #include "model/checkpoint/config_json.h"
 
 #include <algorithm>
+#include <array>
+#include <cstdint>
+#include <optional>
 #include <stdexcept>
 #include <utility>
 

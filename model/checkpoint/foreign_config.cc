@@ -1,6 +1,8 @@
 #include "model/checkpoint/foreign_config.h"
 
+#include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <stdexcept>
 #include <vector>
 

@@ -1,5 +1,6 @@
 #include "model/datagen/png.h"
 
+#include <cstdint>
 #include <opencv2/core.hpp>
 #include <opencv2/imgcodecs.hpp>
 #include <stdexcept>

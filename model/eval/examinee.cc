@@ -1,5 +1,6 @@
 #include "model/eval/examinee.h"
 
+#include <cstdint>
 #include <utility>
 
 #include <c10/core/InferenceMode.h>

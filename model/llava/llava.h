@@ -3,6 +3,7 @@
 // Projector and decoder as one language model that reads pictures: the one door for serving,
 // training and evaluation. The tower is apart (model/nn/clip.h): features cross the wire.
 
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <vector>

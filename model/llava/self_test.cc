@@ -1,6 +1,7 @@
 #include "model/llava/self_test.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <sstream>
 #include <stdexcept>

@@ -1,6 +1,7 @@
 #include "model/nn/llama.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <memory>
 #include <sstream>
 #include <stdexcept>

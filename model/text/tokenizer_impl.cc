@@ -1,7 +1,9 @@
 #include "model/text/tokenizer_impl.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <map>
+#include <memory>
 #include <stdexcept>
 #include <tuple>
 

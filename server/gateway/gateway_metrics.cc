@@ -1,5 +1,7 @@
 #include "server/gateway/gateway_metrics.h"
 
+#include <cstdint>
+
 #include "absl/strings/ascii.h"
 #include "absl/strings/strip.h"
 

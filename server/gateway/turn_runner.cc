@@ -1,6 +1,7 @@
 #include "server/gateway/turn_runner.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <random>
 #include <utility>
 

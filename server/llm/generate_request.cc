@@ -1,6 +1,7 @@
 #include "server/llm/generate_request.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <random>
 #include <utility>
 

@@ -1,5 +1,6 @@
 #include "server/llm/generate_stream.h"
 
+#include <cstdint>
 #include <utility>
 
 #include "absl/strings/str_cat.h"

@@ -1,6 +1,8 @@
 #include "tests/client/fake_gateway.h"
 
+#include <algorithm>
 #include <chrono>
+#include <cstdint>
 #include <utility>
 
 #include "google/rpc/error_details.pb.h"

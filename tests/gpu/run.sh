@@ -52,8 +52,8 @@ cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DLLAVA_SERVICES=OFF 
   -DLLAVA_CUDA=$cuda -DLLAVA_TORCH_DIR="$torch" -DLLAVA_GTEST_SOURCE="$googletest" \
   -DCMAKE_PREFIX_PATH="$json" -DCMAKE_EXE_LINKER_FLAGS="$link" $launcher >>"$log" 2>&1 ||
   { tail -30 "$log"; fail "configuring failed"; }
-ninja -C "$build" -j"$jobs" llava_parity_test llava_device_chat >>"$log" 2>&1 ||
-  { tail -60 "$log"; fail "building failed"; }
+ninja -k 0 -C "$build" -j"$jobs" llava_parity_test llava_device_chat >>"$log" 2>&1 ||
+  { grep -A 8 "error:" "$log" | head -120; fail "building failed"; }
 built=$(date +%s)
 
 say "parity on $device"

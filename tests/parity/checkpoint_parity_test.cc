@@ -1,5 +1,7 @@
 // Every checkpoint layout of the folder holds the same model.
 
+#include <algorithm>
+#include <cstdint>
 #include <filesystem>
 #include <map>
 #include <set>

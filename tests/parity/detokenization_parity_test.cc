@@ -1,5 +1,6 @@
 // expected/detokenization.json: ids to text while they come.
 
+#include <cstdint>
 #include <string>
 #include <vector>
 

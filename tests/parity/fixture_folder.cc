@@ -1,6 +1,7 @@
 #include "tests/parity/fixture_folder.h"
 
 #include <cmath>
+#include <cstdint>
 #include <cstdlib>
 #include <fstream>
 #include <iterator>

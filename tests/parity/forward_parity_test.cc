@@ -2,7 +2,9 @@
 // arithmetic.
 
 #include <algorithm>
+#include <cstdint>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <vector>
 

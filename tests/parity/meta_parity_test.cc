@@ -2,6 +2,7 @@
 // lists goes unchecked.
 
 #include <algorithm>
+#include <cstdint>
 #include <fstream>
 #include <map>
 #include <regex>

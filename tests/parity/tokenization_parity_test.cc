@@ -1,5 +1,6 @@
 // expected/tokenization.json: text to ids and back, by every rule. Exact.
 
+#include <cstdint>
 #include <string>
 #include <vector>
 

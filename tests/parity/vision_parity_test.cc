@@ -1,5 +1,6 @@
 // expected/vision.safetensors: tower and both projectors, from the pixel values stored there.
 
+#include <cstdint>
 #include <set>
 #include <string>
 

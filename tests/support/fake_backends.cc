@@ -1,6 +1,7 @@
 #include "tests/support/fake_backends.h"
 
 #include <sstream>
+#include <stdexcept>
 #include <thread>
 #include <utility>
 

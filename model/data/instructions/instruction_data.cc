@@ -1,6 +1,7 @@
 #include "model/data/instructions/instruction_data.h"
 
 #include <algorithm>
+#include <stdexcept>
 
 namespace llava {
 

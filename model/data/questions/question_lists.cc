@@ -1,5 +1,6 @@
 #include "model/data/questions/question_lists.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <fstream>

@@ -1,6 +1,7 @@
 // What is in a scene, and how many of it.
 #include <algorithm>
 #include <array>
+#include <cstdint>
 #include <span>
 
 #include "model/data/scenes/captions.h"

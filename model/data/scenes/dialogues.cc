@@ -1,6 +1,7 @@
 // Several turns about one scene.
 #include <algorithm>
 #include <array>
+#include <cstdint>
 #include <stdexcept>
 
 #include "model/data/scenes/captions.h"

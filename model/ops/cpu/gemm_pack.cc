@@ -1,4 +1,6 @@
 // Rows of weights into panels.
+#include <initializer_list>
+
 #include "model/ops/cpu/gemm.h"
 #include "model/ops/cpu/isa_kernels.h"
 #include "model/ops/cpu/simd.h"

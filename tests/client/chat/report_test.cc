@@ -1,3 +1,5 @@
+#include <cstdint>
+
 #include "client/chat/report.h"
 
 #include <gtest/gtest.h>

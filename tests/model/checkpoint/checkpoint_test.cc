@@ -1,3 +1,5 @@
+#include <cstdint>
+
 #include "model/checkpoint/checkpoint.h"
 
 #include <ATen/Functions.h>

@@ -1,5 +1,7 @@
 // What the settings of a checkpoint may say, and how what is not supported is refused.
 
+#include <cstdint>
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 

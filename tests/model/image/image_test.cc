@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <stdexcept>
 
 #include "model/checkpoint/tensor_file.h"
 #include "model/digest/sha256.h"

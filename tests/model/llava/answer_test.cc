@@ -1,5 +1,6 @@
 #include "model/llava/answer.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <iterator>

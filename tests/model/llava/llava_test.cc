@@ -1,6 +1,7 @@
 #include "model/llava/llava.h"
 
 #include <cmath>
+#include <functional>
 #include <stdexcept>
 
 #include <ATen/ATen.h>

@@ -1,6 +1,7 @@
 #include "tests/model/llava/tiny_llava.h"
 
 #include <filesystem>
+#include <memory>
 
 #include <ATen/ATen.h>
 

@@ -1,5 +1,6 @@
 #include "model/nn/clip.h"
 
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>

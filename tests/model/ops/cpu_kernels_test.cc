@@ -1,6 +1,7 @@
 // Every instruction set of this processor against float64 and autograd.
 #include "model/ops/cpu/kernels.h"
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <vector>

@@ -1,5 +1,6 @@
 #include "model/text/labels.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 #include <gtest/gtest.h>

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "model/text/prompt_encoder.h"
 
 #include <gmock/gmock.h>

@@ -1,6 +1,7 @@
 // The sentencepiece tools as oracle: small models trained on the spot, ids compared on odd texts.
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>

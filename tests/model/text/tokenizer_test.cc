@@ -1,5 +1,6 @@
 #include "model/text/tokenizer.h"
 
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
 #include <stdexcept>

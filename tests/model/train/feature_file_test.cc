@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <fstream>
+#include <memory>
 #include <stdexcept>
 
 #include <ATen/ATen.h>

@@ -2,6 +2,7 @@
 
 // A tiny model, pictures and instruction data to train on.
 
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <string>

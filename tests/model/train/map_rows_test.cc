@@ -1,6 +1,7 @@
 #include "model/train/map_rows.h"
 
 #include <memory>
+#include <stdexcept>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -1,6 +1,7 @@
 #include "model/train/optimizer.h"
 
 #include <cmath>
+#include <stdexcept>
 #include <vector>
 
 #include <ATen/ATen.h>

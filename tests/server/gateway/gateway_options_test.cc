@@ -1,3 +1,6 @@
+#include <functional>
+#include <optional>
+
 #include "server/gateway/gateway_options.h"
 
 #include <gmock/gmock.h>

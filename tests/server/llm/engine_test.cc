@@ -4,10 +4,12 @@
 
 #include <gmock/gmock.h>
 
+#include <algorithm>
 #include <cmath>
 #include <future>
 #include <map>
 #include <set>
+#include <stdexcept>
 
 #include "server/runtime/mutex.h"
 #include "tests/support/fixtures.h"

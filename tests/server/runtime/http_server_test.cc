@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <boost/asio.hpp>
+#include <cstdint>
 #include <string>
 
 namespace llava {

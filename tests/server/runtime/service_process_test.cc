@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
+#include <optional>
 #include <thread>
 
 #include "server/runtime/bounded_queue.h"

@@ -8,6 +8,7 @@
 #include <fstream>
 #include <future>
 #include <sstream>
+#include <stdexcept>
 
 #include "tests/support/fixtures.h"
 #include "tests/support/slowdown.h"

@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <fstream>
 #include <sstream>
+#include <stdexcept>
 
 #include "model/checkpoint/tensor_file.h"
 #include "server/vision/vision_options.h"
