@@ -168,7 +168,8 @@ std::string Recipe::Choice(const std::string& key, const std::string& fallback,
   const Json value = found.value_or(Json(fallback));
   std::string list;
   for (const std::string& choice : choices) list += (list.empty() ? "" : " | ") + choice;
-  if (!value.is_string() || std::find(choices.begin(), choices.end(), value) == choices.end()) {
+  if (!value.is_string() ||
+      std::find(choices.begin(), choices.end(), value.get<std::string>()) == choices.end()) {
     Fail(key, value, "one of " + list);
   }
   Note(key, meaning + " (" + list + ")", value, !found);

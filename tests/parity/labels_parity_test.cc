@@ -68,7 +68,7 @@ const json& RowOf(const Sample& sample) {
 }
 
 void ExpectLabels(const Sample& sample, const LabelledTokens& found, const char* field) {
-  EXPECT_EQ(found.text, RowOf(sample).at("text")) << sample.key;
+  EXPECT_EQ(found.text, RowOf(sample).at("text").get<std::string>()) << sample.key;
   EXPECT_EQ(found.input_ids, IdsOf(RowOf(sample).at("input_ids"))) << sample.key;
   EXPECT_EQ(found.labels, RowOf(sample).at(field).get<std::vector<int64_t>>()) << sample.key;
 }

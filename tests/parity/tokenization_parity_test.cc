@@ -67,11 +67,15 @@ TEST(TokenizationParityTest, IdsBackToText) {
   const Tokenizer& tokenizer = Folder().PlainTokenizer(false);
   for (const json& row : Prompts()) {
     const std::vector<int32_t> ids = IdsOf(row.at("decode_input"));
-    EXPECT_EQ(tokenizer.Decode(ids, /*skip_special=*/true), row.at("decoded_hf_skip"));
-    EXPECT_EQ(tokenizer.Decode(ids, /*skip_special=*/false), row.at("decoded_hf"));
+    EXPECT_EQ(tokenizer.Decode(ids, /*skip_special=*/true),
+              row.at("decoded_hf_skip").get<std::string>());
+    EXPECT_EQ(tokenizer.Decode(ids, /*skip_special=*/false),
+              row.at("decoded_hf").get<std::string>());
     if (!row.contains("decoded_slow")) continue;  // made without the slow tokenizer
-    EXPECT_EQ(tokenizer.Decode(ids, /*skip_special=*/true), row.at("decoded_slow_skip"));
-    EXPECT_EQ(tokenizer.Decode(ids, /*skip_special=*/false), row.at("decoded_slow"));
+    EXPECT_EQ(tokenizer.Decode(ids, /*skip_special=*/true),
+              row.at("decoded_slow_skip").get<std::string>());
+    EXPECT_EQ(tokenizer.Decode(ids, /*skip_special=*/false),
+              row.at("decoded_slow").get<std::string>());
   }
 }
 

@@ -48,7 +48,7 @@ TEST(ImageTest, ResizesBitForBitAsPillow) {
                                         one["to"][0], one["to"][1]);
     const std::string_view bytes(reinterpret_cast<const char*>(resized.rgb.data()),
                                  resized.rgb.size());
-    EXPECT_EQ(ToHex(HashBytes(bytes)), one["sha256"]) << one.dump();
+    EXPECT_EQ(ToHex(HashBytes(bytes)), one["sha256"].get<std::string>()) << one.dump();
   }
 }
 

@@ -57,12 +57,12 @@ TEST(LabelsTest, AreThoseOfTheFixtures) {
     const auto ids = row["input_ids"].get<std::vector<int32_t>>();
     const LabelledTokens rule =
         MakeLabels(tokenizers[sample.legacy], chat_template, sample.messages, sample.has_image);
-    EXPECT_EQ(rule.text, row["text"]);
+    EXPECT_EQ(rule.text, row["text"].get<std::string>());
     EXPECT_EQ(rule.input_ids, ids);
     EXPECT_EQ(rule.labels, row["labels"].get<std::vector<int64_t>>());
     const LabelledTokens published = MakePublishedLabels(tokenizers[sample.legacy], chat_template,
                                                          sample.messages, sample.has_image);
-    EXPECT_EQ(published.text, row["text"]);
+    EXPECT_EQ(published.text, row["text"].get<std::string>());
     EXPECT_EQ(published.input_ids, ids);
     EXPECT_EQ(published.labels, row["labels_original_code"].get<std::vector<int64_t>>());
   }
