@@ -7,9 +7,12 @@
 #include <stdexcept>
 #include <string>
 
+#include <ATen/ops/argmax.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/cross_entropy_loss.h>
+#include <ATen/ops/eq.h>
 #include <ATen/ops/stack.h>
+#include <ATen/ops/sum.h>
 #include <ATen/ops/tensor.h>
 
 #include "model/text/labels.h"
@@ -207,7 +210,7 @@ class SampleRows {
 
 }  // namespace
 
-at::Tensor Loss(const Llava& model, std::span<const LabelledSample> batch) {
+Predictions Predict(const Llava& model, std::span<const LabelledSample> batch) {
   // Pictures and words of all samples go through projector and embedding at once: their gradients
   // are as large as the weights, so that each further call costs more than the work itself.
   std::vector<int32_t> ids;
@@ -232,9 +235,12 @@ at::Tensor Loss(const Llava& model, std::span<const LabelledSample> batch) {
   const at::Device device = model.decoder().device();
   const at::Tensor hidden = model.decoder().Forward(model.Embed(ids, features), segments);
   // Only labelled rows go through the head: most of a prompt has none.
-  const at::Tensor logits =
-      model.decoder().Logits(hidden.index_select(0, at::tensor(rows, at::kLong).to(device)));
-  return at::cross_entropy_loss(logits, at::tensor(targets, at::kLong).to(device));
+  return {model.decoder().Logits(hidden.index_select(0, at::tensor(rows, at::kLong).to(device))),
+          at::tensor(targets, at::kLong).to(device)};
 }
+
+at::Tensor Predictions::Loss() const { return at::cross_entropy_loss(logits, targets); }
+
+double Predictions::NumRight() const { return logits.argmax(1).eq(targets).sum().item<double>(); }
 
 }  // namespace llava

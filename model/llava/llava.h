@@ -74,9 +74,17 @@ struct LabelledSample {
   std::vector<int64_t> branches = {};
 };
 
-// Mean cross entropy over all labelled tokens of the batch (labels shifted by one within each
-// sample). Differentiable. Throws std::invalid_argument if no token of the batch is labelled (a
-// mean over nothing would be NaN and spoil the weights) or a label is no token of the vocabulary.
-at::Tensor Loss(const Llava& model, std::span<const LabelledSample> batch);
+// What the model says where the batch has labels, shifted by one within each sample.
+struct Predictions {
+  at::Tensor logits;   // [labelled tokens, V] float32
+  at::Tensor targets;  // [labelled tokens] int64, on the same device
+
+  at::Tensor Loss() const;  // mean cross entropy
+  double NumRight() const;  // targets that are the likeliest token
+};
+
+// Differentiable. Throws std::invalid_argument if no token of the batch is labelled (a mean over
+// nothing would be NaN and spoil the weights) or a label is no token of the vocabulary.
+Predictions Predict(const Llava& model, std::span<const LabelledSample> batch);
 
 }  // namespace llava

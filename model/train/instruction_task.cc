@@ -123,10 +123,10 @@ class InstructionTask : public TrainingTask {
             .threads = static_cast<int>(task_.loader_threads),
             .skip_bad = task_.skip_bad};
   }
-  at::Tensor LossOf(const InstructionBatch& batch) const {
+  Predictions PredictionsOf(const InstructionBatch& batch) const {
     std::vector<LabelledSample> samples;
     for (const TrainingRow& row : batch.rows) samples.push_back(row.View());
-    return Loss(model_, samples);
+    return Predict(model_, samples);
   }
 
   const InstructionSettings settings_;
@@ -166,7 +166,7 @@ MicroBatch InstructionTask::Forward(int64_t step, int64_t micro) {
   const std::chrono::duration<double> waited = Clock::now() - begin;
   weights_.Bind();
   MicroBatch result;
-  result.loss = LossOf(batch);
+  result.loss = PredictionsOf(batch).Loss();
   result.samples = batch.samples;
   result.tokens = batch.tokens;
   result.trained_tokens = batch.trained_tokens;
@@ -217,14 +217,16 @@ Figures InstructionTask::Evaluate() {
   weights_.Bind();
   Batches batches([&](int64_t number) { return loader.Make(number); },
                   static_cast<int>(task_.loader_threads), kPrepared);
-  double loss = 0, tokens = 0;
+  double loss = 0, right = 0, tokens = 0;
   for (int64_t number = 0; number < loader.num_batches(); ++number) {
     const InstructionBatch batch = batches.Take(number);
     if (batch.samples == 0) continue;
-    loss += LossOf(batch).item<double>() * static_cast<double>(batch.trained_tokens);
+    const Predictions predictions = PredictionsOf(batch);
+    loss += predictions.Loss().item<double>() * static_cast<double>(batch.trained_tokens);
+    right += predictions.NumRight();
     tokens += static_cast<double>(batch.trained_tokens);
   }
-  return {{"held_out_loss", loss / tokens}};
+  return {{"held_out_loss", loss / tokens}, {"held_out_accuracy", right / tokens}};
 }
 
 std::filesystem::path InstructionTask::Publish(const std::filesystem::path& root,

@@ -67,7 +67,7 @@ class Stage {
     for (const size_t i : batch) {
       views.push_back({samples_.at(i).ids, samples_.at(i).labels, samples_.at(i).features});
     }
-    return Loss(model_, views);
+    return Predict(model_, views).Loss();
   }
   double LossWithoutGradient(const std::vector<size_t>& batch) const {
     at::NoGradGuard guard;

@@ -124,7 +124,24 @@ TEST(LossTest, IsTheMeanOverAllLabelledTokens) {
     }
   }
   EXPECT_EQ(count, 4);
-  EXPECT_NEAR(Loss(model, batch).item<double>(), sum / count, 1e-5);
+  EXPECT_NEAR(Predict(model, batch).Loss().item<double>(), sum / count, 1e-5);
+}
+
+TEST(LossTest, CountsTheTokensThatAreTheLikeliest) {
+  const Llava model = TinyLlava();
+  std::vector<Sample> samples = Samples();
+  const auto right = [&] {
+    const std::vector<LabelledSample> batch = {View(samples[0]), View(samples[1])};
+    return Predict(model, batch).NumRight();
+  };
+  EXPECT_EQ(right(), 0);
+  const std::vector<LabelledSample> batch = {View(samples[0]), View(samples[1])};
+  const at::Tensor likeliest = Predict(model, batch).logits.argmax(1);
+  ASSERT_EQ(likeliest.size(0), 4);  // the last one is that of the second sample
+  samples[0].labels[3] = likeliest[0].item<int64_t>();
+  EXPECT_EQ(right(), 1);
+  samples[1].labels[2] = likeliest[3].item<int64_t>();
+  EXPECT_EQ(right(), 2);
 }
 
 TEST(LossTest, HasTheGradientOfADifferenceQuotient) {
@@ -136,7 +153,7 @@ TEST(LossTest, HasTheGradientOfADifferenceQuotient) {
   });
   const std::vector<Sample> samples = Samples();
   const std::vector<LabelledSample> batch = {View(samples[0]), View(samples[1])};
-  Loss(model, batch).backward();
+  Predict(model, batch).Loss().backward();
   at::NoGradGuard guard;
   for (const char* name : {"model.mm_projector.0.weight", "model.layers.0.self_attn.k_proj.weight",
                            "model.layers.1.mlp.down_proj.weight", "model.norm.weight",
@@ -146,9 +163,9 @@ TEST(LossTest, HasTheGradientOfADifferenceQuotient) {
     const at::Tensor direction = gradient / gradient.norm();
     const double step = 1e-2;
     parameter.add_(direction, step);
-    const double above = Loss(model, batch).item<double>();
+    const double above = Predict(model, batch).Loss().item<double>();
     parameter.add_(direction, -2 * step);
-    const double below = Loss(model, batch).item<double>();
+    const double below = Predict(model, batch).Loss().item<double>();
     parameter.add_(direction, step);
     const double slope = gradient.norm().item<double>();
     EXPECT_NEAR((above - below) / (2 * step), slope, 0.01 * slope + 1e-4) << name;
@@ -159,11 +176,11 @@ TEST(LossTest, RefusesABatchWithoutLabels) {
   const Llava model = TinyLlava();
   Sample sample{{1, 20, 21}, {1, -100, -100}, {}};
   const LabelledSample view = View(sample);
-  EXPECT_THAT(ErrorOf([&] { Loss(model, {&view, 1}); }), testing::HasSubstr("label"));
+  EXPECT_THAT(ErrorOf([&] { Predict(model, {&view, 1}); }), testing::HasSubstr("label"));
   sample.labels = {-100, 20, 54};
   EXPECT_THAT(ErrorOf([&] {
                 const LabelledSample bad = View(sample);
-                Loss(model, {&bad, 1});
+                Predict(model, {&bad, 1});
               }),
               testing::HasSubstr("54"));
 }

@@ -7,6 +7,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <numeric>
+#include <optional>
 #include <stdexcept>
 
 #include <ATen/ATen.h>
@@ -179,7 +180,7 @@ TEST_F(InstructionTaskTest, ImageOrderIsDrawnAnewInEveryEpoch) {
   EXPECT_EQ(epochs("random"), random);
 }
 
-TEST_F(InstructionTaskTest, HeldOutLossIsTheMeanOverTokens) {
+TEST_F(InstructionTaskTest, HeldOutLossAndAccuracyAreMeansOverTokens) {
   EXPECT_TRUE(world_.Make(Stage::kAlign)->Evaluate().empty());
   const auto file = world_.Write("held_out.json", ArrayJson(world_.records()));
   const std::vector<std::string> settings = {"held_out_data=" + file.string(), "order=as_data",
@@ -188,13 +189,17 @@ TEST_F(InstructionTaskTest, HeldOutLossIsTheMeanOverTokens) {
   whole.push_back("batch_size=8");
   const auto task = world_.Make(Stage::kAlign, whole);
   const double expected = task->Forward(0, 0).loss.item<double>();
+  std::optional<double> accuracy;
   for (const int batch_size : {8, 3, 100}) {
     auto some = settings;
     some.push_back("batch_size=" + std::to_string(batch_size));
     const Figures figures = world_.Make(Stage::kAlign, some)->Evaluate();
-    ASSERT_EQ(figures.size(), 1u);
+    ASSERT_EQ(figures.size(), 2u);
     EXPECT_EQ(figures[0].first, "held_out_loss");
     EXPECT_NEAR(figures[0].second, expected, 1e-5) << batch_size;
+    EXPECT_EQ(figures[1].first, "held_out_accuracy");
+    if (!accuracy) accuracy = figures[1].second;
+    EXPECT_NEAR(figures[1].second, *accuracy, 1e-9) << batch_size;
   }
   whole.push_back("held_out_records=2");
   EXPECT_NE(world_.Make(Stage::kAlign, whole)->Evaluate()[0].second, expected);

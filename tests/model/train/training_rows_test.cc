@@ -68,7 +68,7 @@ std::map<std::string, at::Tensor> LossAndGradients(const std::vector<TrainingRow
       [](const std::string&, at::Tensor& parameter) { parameter.requires_grad_(); });
   std::vector<LabelledSample> samples;
   for (const TrainingRow& row : rows) samples.push_back(row.View());
-  const at::Tensor loss = Loss(model, samples);
+  const at::Tensor loss = Predict(model, samples).Loss();
   loss.backward();
   results["loss"] = loss.detach();
   model.VisitParameters(

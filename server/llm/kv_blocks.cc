@@ -1,0 +1,245 @@
+#include "server/llm/kv_blocks.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <stdexcept>
+
+#include "absl/strings/str_cat.h"
+
+namespace llava {
+namespace {
+
+int64_t CommonRows(std::span<const RowKey> a, std::span<const RowKey> b) {
+  const size_t most = std::min(a.size(), b.size());
+  size_t i = 0;
+  while (i < most && a[i] == b[i]) ++i;
+  return static_cast<int64_t>(i);
+}
+
+}  // namespace
+
+KvBlocks::KvBlocks(int64_t num_blocks) : nodes_(static_cast<size_t>(num_blocks)) {
+  free_.reserve(nodes_.size());
+  for (auto block = static_cast<int32_t>(num_blocks); block-- > 0;) free_.push_back(block);
+}
+
+const std::vector<int32_t>* KvBlocks::Children(const std::string& salt, int32_t parent) const {
+  if (parent != kNone) return &nodes_[parent].children;
+  const auto root = roots_.find(salt);
+  return root == roots_.end() ? nullptr : &root->second;
+}
+
+std::vector<int32_t>& KvBlocks::ChildrenOf(const Node& node) {
+  return node.parent == kNone ? roots_[node.salt] : nodes_[node.parent].children;
+}
+
+KvBlocks::Prefix KvBlocks::Walk(const std::string& salt, std::span<const RowKey> rows) const {
+  Prefix prefix;
+  if (rows.empty()) return prefix;
+  rows = rows.first(rows.size() - 1);
+  int32_t parent = kNone;
+  while (!rows.empty()) {
+    const std::vector<int32_t>* children = Children(salt, parent);
+    if (children == nullptr) break;
+    int32_t best = kNone;
+    int64_t most = 0;
+    for (const int32_t child : *children) {
+      const Node& node = nodes_[child];
+      const int64_t common = CommonRows(std::span(node.rows).first(node.size), rows);
+      if (common > most) {
+        best = child;
+        most = common;
+      }
+    }
+    if (most < kTokens) {
+      prefix.partial = best;
+      prefix.partial_rows = most;
+      break;
+    }
+    prefix.blocks.push_back(best);
+    parent = best;
+    rows = rows.subspan(kTokens);
+  }
+  return prefix;
+}
+
+int64_t KvBlocks::FindPrefix(const std::string& salt, std::span<const RowKey> rows) const {
+  const Prefix prefix = Walk(salt, rows);
+  return static_cast<int64_t>(prefix.blocks.size()) * kTokens + prefix.partial_rows;
+}
+
+std::optional<KvBlocks::Copy> KvBlocks::Begin(KvTable& table) {
+  const Prefix prefix = Walk(table.salt, table.rows);
+  for (const int32_t block : prefix.blocks) Use(block);
+  table.blocks = prefix.blocks;
+  table.shared = table.found = static_cast<int64_t>(prefix.blocks.size());
+  table.computed = table.shared * kTokens;
+  std::optional<Copy> copy;
+  if (prefix.partial != kNone) {
+    Use(prefix.partial);  // so that it is not what makes room for its copy
+    if (available() > 0) {
+      copy = {prefix.partial, Take()};
+      table.blocks.push_back(copy->to);
+      table.computed += prefix.partial_rows;
+    }
+    Release(prefix.partial);
+  }
+  table.cached = table.computed;
+  return copy;
+}
+
+bool KvBlocks::Grow(KvTable& table, int64_t rows) {
+  const int64_t missing =
+      BlocksFor(table.computed + rows) - static_cast<int64_t>(table.blocks.size());
+  if (missing > available()) return false;
+  for (int64_t i = 0; i < missing; ++i) table.blocks.push_back(Take());
+  return true;
+}
+
+void KvBlocks::Advance(KvTable& table, int64_t rows) {
+  table.computed += rows;
+  while ((table.shared + 1) * kTokens <= table.computed) {
+    Insert(table, table.blocks[table.shared], kTokens);
+  }
+}
+
+void KvBlocks::End(KvTable& table, bool keep) {
+  const int64_t rest = table.computed - table.shared * kTokens;
+  if (keep && rest > 0) Insert(table, table.blocks[table.shared], rest);
+  // The leaves first, so that a parent is one when its turn comes.
+  for (auto i = static_cast<int64_t>(table.blocks.size()); i-- > 0;) {
+    const int32_t block = table.blocks[i];
+    if (i >= table.shared) {
+      free_.push_back(block);
+      continue;
+    }
+    Release(block);
+    const Node& node = nodes_[block];
+    if (!keep && i >= table.found && node.users == 0 && node.children.empty()) Remove(block);
+  }
+  ++time_;
+  table.blocks.clear();
+  table.computed = table.cached = table.shared = table.found = 0;
+}
+
+void KvBlocks::Insert(KvTable& table, int32_t block, int64_t size) {
+  Node node;
+  node.in_tree = true;
+  node.parent = table.shared > 0 ? table.blocks[table.shared - 1] : kNone;
+  if (node.parent == kNone) node.salt = table.salt;
+  node.size = size;
+  std::copy_n(table.rows.begin() + table.shared * kTokens, size, node.rows.begin());
+  std::vector<int32_t>& children = ChildrenOf(node);
+  const auto view = [](const Node& n) { return std::span(n.rows).first(n.size); };
+  for (const int32_t child : children) {
+    const Node& other = nodes_[child];
+    const int64_t common = CommonRows(view(other), view(node));
+    if (common == size) {  // it is there already
+      free_.push_back(block);
+      table.blocks[table.shared++] = child;
+      return Use(child);
+    }
+  }
+  // One that stopped half-way of this has nothing more to give.
+  const std::vector<int32_t> siblings = children;
+  children.push_back(block);
+  for (const int32_t child : siblings) {
+    const Node& other = nodes_[child];
+    if (other.users == 0 && CommonRows(view(other), view(node)) == other.size) Remove(child);
+  }
+  const int32_t parent = node.parent;
+  nodes_[block] = std::move(node);
+  ++idle_;
+  if (parent != kNone) NoteLeaf(parent);
+  Use(block);
+  ++table.shared;
+}
+
+void KvBlocks::Use(int32_t block) {
+  if (nodes_[block].users++ == 0) --idle_;
+  NoteLeaf(block);
+}
+
+void KvBlocks::Release(int32_t block) {
+  Node& node = nodes_[block];
+  if (--node.users == 0) ++idle_;
+  leaves_.erase({node.used_at, block});
+  node.used_at = time_;
+  NoteLeaf(block);
+}
+
+void KvBlocks::NoteLeaf(int32_t block) {
+  const Node& node = nodes_[block];
+  const std::pair<uint64_t, int32_t> key = {node.used_at, block};
+  if (node.in_tree && node.users == 0 && node.children.empty()) {
+    leaves_.insert(key);
+  } else {
+    leaves_.erase(key);
+  }
+}
+
+void KvBlocks::Remove(int32_t block) {
+  Node& node = nodes_[block];
+  leaves_.erase({node.used_at, block});
+  std::vector<int32_t>& siblings = ChildrenOf(node);
+  std::erase(siblings, block);
+  if (node.parent != kNone) {
+    NoteLeaf(node.parent);
+  } else if (siblings.empty()) {
+    roots_.erase(node.salt);
+  }
+  node = Node();
+  --idle_;
+  free_.push_back(block);
+}
+
+int32_t KvBlocks::Take() {
+  if (free_.empty()) {
+    Remove(leaves_.begin()->second);
+    ++evicted_;
+  }
+  const int32_t block = free_.back();
+  free_.pop_back();
+  return block;
+}
+
+void KvBlocks::Check(std::span<const KvTable* const> tables) const {
+  const auto fail = [](const auto&... parts) { throw std::logic_error(absl::StrCat(parts...)); };
+  std::vector<int64_t> uses(nodes_.size(), 0), owners(nodes_.size(), 0);
+  for (const KvTable* table : tables) {
+    for (size_t i = 0; i < table->blocks.size(); ++i) {
+      const bool shared = static_cast<int64_t>(i) < table->shared;
+      ++(shared ? uses : owners)[table->blocks[i]];
+    }
+    const auto held = static_cast<int64_t>(table->blocks.size());
+    if (table->computed > held * kTokens) fail("a table holds more rows than its blocks");
+    if (table->computed > static_cast<int64_t>(table->rows.size())) fail("rows without a name");
+  }
+  for (const int32_t block : free_) ++owners[block];
+  int64_t idle = 0;
+  for (size_t block = 0; block < nodes_.size(); ++block) {
+    const Node& node = nodes_[block];
+    if (owners[block] + (node.in_tree ? 1 : 0) != 1) {
+      fail("block ", block, " has ", owners[block], " owners, in the tree: ", node.in_tree);
+    }
+    if (node.users != uses[block]) {
+      fail("block ", block, " counts ", node.users, " users of ", uses[block]);
+    }
+    if (!node.in_tree) continue;
+    if (node.users == 0) ++idle;
+    const auto number = static_cast<int32_t>(block);
+    const auto* siblings = Children(node.salt, node.parent);
+    if (siblings == nullptr || std::count(siblings->begin(), siblings->end(), number) != 1) {
+      fail("block ", block, " is not among its parent's children");
+    }
+    if (node.parent != kNone && nodes_[node.parent].users < node.users) {
+      fail("block ", block, " is used more than its parent");
+    }
+    if (!node.children.empty() && node.size != kTokens) fail("a part has children");
+    const bool leaf = node.users == 0 && node.children.empty();
+    if (leaves_.contains({node.used_at, number}) != leaf) fail("leaf ", block, " is lost");
+  }
+  if (idle != idle_) fail(idle_, " idle blocks counted of ", idle);
+}
+
+}  // namespace llava

@@ -1,0 +1,119 @@
+#pragma once
+
+// Which block of a worker's paged key/value cache holds what, and who may use it. Pure bookkeeping:
+// no tensors, no clock, no threads.
+//
+// Finished blocks stay behind as a tree by content, one root for each salt: a sequence that begins
+// as an earlier one did shares its blocks instead of computing them again. What nobody uses leaves
+// when room is needed, the least recently used leaf first.
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <set>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "server/llm/row_key.h"
+
+namespace llava {
+
+// The blocks of one sequence.
+struct KvTable {
+  std::string salt = {};             // shares with its like only
+  std::vector<RowKey> rows = {};     // what it reads: prompt, then what was generated
+  std::vector<int32_t> blocks = {};  // in order of the rows
+  int64_t computed = 0;              // rows whose keys and values the blocks hold
+  int64_t cached = 0;                // of these, found by Begin instead of computed
+
+  // For KvBlocks alone.
+  int64_t shared = 0;  // leading blocks that are in the tree
+  int64_t found = 0;   // of these, put there by others
+};
+
+class KvBlocks {
+ public:
+  static constexpr int64_t kTokens = 16;  // of one block
+
+  struct Copy {
+    int32_t from, to;
+  };
+
+  explicit KvBlocks(int64_t num_blocks);
+
+  static int64_t BlocksFor(int64_t rows) { return (rows + kTokens - 1) / kTokens; }
+
+  // Leading rows that the cache holds; at most all but the last one, which must be computed to go
+  // on.
+  int64_t FindPrefix(const std::string& salt, std::span<const RowKey> rows) const;
+
+  // Gives a table without blocks the longest prefix of its rows that is there. A block that fits in
+  // part is copied: the caller copies its content before anything else is computed or begun.
+  std::optional<Copy> Begin(KvTable& table);
+
+  // Makes room for `rows` more rows behind the computed ones. False, and nothing changed: there is
+  // not enough.
+  bool Grow(KvTable& table, int64_t rows);
+
+  // `rows` more are computed. Blocks that are full now can be shared.
+  void Advance(KvTable& table, int64_t rows);
+
+  // Takes the blocks back; salt and rows stay, so that Begin can follow. `keep`: what was computed
+  // stays behind for others; false: it is not to be trusted, and only what others use already
+  // stays.
+  void End(KvTable& table, bool keep);
+
+  // Blocks that Grow could give: free, or held by the cache alone.
+  int64_t available() const { return static_cast<int64_t>(free_.size()) + idle_; }
+  int64_t total() const { return static_cast<int64_t>(nodes_.size()); }
+  int64_t free() const { return static_cast<int64_t>(free_.size()); }
+  int64_t idle() const { return idle_; }  // held by the cache alone
+  int64_t evicted() const { return evicted_; }
+
+  // Throws std::logic_error unless every block is free, idle or used by exactly the tables given
+  // and those that share it. For tests.
+  void Check(std::span<const KvTable* const> tables) const;
+
+ private:
+  static constexpr int32_t kNone = -1;
+
+  // A block in the tree.
+  struct Node {
+    bool in_tree = false;
+    int32_t parent = kNone;  // kNone: of its root
+    std::string salt;        // of the root, where parent is kNone
+    std::array<RowKey, kTokens> rows;
+    int64_t size = 0;  // rows in it; below kTokens only in leaves
+    int64_t users = 0;
+    std::vector<int32_t> children;
+    uint64_t used_at = 0;
+  };
+  struct Prefix {
+    std::vector<int32_t> blocks;  // whole ones
+    int32_t partial = kNone;      // one more of which only the first `partial_rows` fit
+    int64_t partial_rows = 0;
+  };
+
+  Prefix Walk(const std::string& salt, std::span<const RowKey> rows) const;
+  const std::vector<int32_t>* Children(const std::string& salt, int32_t parent) const;
+  std::vector<int32_t>& ChildrenOf(const Node& node);
+  int32_t Take();  // a free block, evicting if there is none; there must be one available
+  void Use(int32_t block);
+  void Release(int32_t block);
+  void Insert(KvTable& table, int32_t block, int64_t size);
+  void Remove(int32_t block);
+  void NoteLeaf(int32_t block);  // after a change of users or children
+
+  std::vector<Node> nodes_;  // by block
+  std::vector<int32_t> free_;
+  std::map<std::string, std::vector<int32_t>> roots_;
+  std::set<std::pair<uint64_t, int32_t>> leaves_;  // that could go, least recently used first
+  int64_t idle_ = 0;
+  int64_t evicted_ = 0;
+  uint64_t time_ = 0;
+};
+
+}  // namespace llava

@@ -1,0 +1,26 @@
+#pragma once
+
+// What one row of a prompt is, exactly enough to know an equal one when it comes again.
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace llava {
+
+// A token of text, or a row of a picture.
+struct RowKey {
+  uint64_t high = 0, low = 0;
+
+  friend bool operator==(const RowKey&, const RowKey&) = default;
+
+  static RowKey Token(int32_t id) { return {0, static_cast<uint32_t>(id)}; }
+};
+
+// The rows of a prompt: every kImageToken of `ids` becomes `image_tokens` rows named after its
+// feature key (the bytes of FeatureKeyToBytes; 111 bits of their SHA-256 and the row).
+std::vector<RowKey> RowsOf(std::span<const int32_t> ids, std::span<const std::string> feature_keys,
+                           int64_t image_tokens);
+
+}  // namespace llava
