@@ -1,40 +1,71 @@
 #pragma once
 
-// Who joins and who computes what in the next step. Pure decisions over plain numbers: no tensors,
-// no clock, no threads.
+// Who joins a worker, who computes what in its next step, and who must give way. Pure decisions
+// over plain numbers: no tensors, no clock, no threads.
 
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
 namespace llava {
 
-// What one worker can hold.
+// What a worker has to give.
 struct Capacity {
   int max_running = 32;
-  int64_t kv_tokens = 0;  // of all sequences together
+  int64_t available_blocks = 0;  // of keys and values
 };
 
-// What it holds: every running sequence counts with the longest it may become.
-struct Load {
-  int running = 0;
-  int64_t kv_tokens = 0;
-};
-
-// True if a sequence that may grow to `longest_tokens` can join now: whatever the others do, it
-// will never run out of room.
-bool CanJoin(int64_t longest_tokens, const Load& load, const Capacity& capacity);
+// True if a sequence that needs `blocks` for its prompt can join `running` others now. One more
+// block for each of them is left alone, so that none has to give way at once.
+bool CanJoin(int64_t blocks, int64_t running, const Capacity& capacity);
 
 // A running sequence.
 struct SequenceView {
-  int64_t prefill_left = 0;  // prompt tokens not computed yet; 0: it takes one token a step
+  int64_t left = 1;      // rows known and not computed yet
+  bool decodes = false;  // the prompt is computed: `left` is the token sampled last
+  int64_t room = 0;      // rows that fit into its blocks
   int32_t priority = 0;
 };
 
-// Tokens that each running sequence computes in the next step, in the order given; 0: it waits. All
-// that decode take one. Prompts share `prefill_chunk` tokens: higher priority first, then in order,
-// each as much as it can use, so that one long prompt never stops the others' decoding for longer
-// than a chunk.
-std::vector<int64_t> PlanStep(std::span<const SequenceView> running, int64_t prefill_chunk);
+struct StepLimits {
+  int64_t prompt_rows = 512;  // rows of prompts, of all together
+  int64_t available_blocks = 0;
+  int64_t block_rows = 16;
+};
+
+struct StepPlan {
+  std::vector<int64_t> rows;    // that each computes; 0: it waits
+  std::vector<bool> preempted;  // gives its blocks back, to begin again when there is room
+};
+
+// The next step of the sequences `running`, in order of their arrival. All that decode take a row.
+// Prompts share what the limits give: half of it goes to the first one by priority and arrival, so
+// that it comes to its end; the rest to those with the least left, so that short ones are not held
+// up by long ones. Where blocks are short, the last one by priority and arrival gives way to those
+// that decode, and to prompts of higher priority. `regained(i)`: blocks that come back if i gives
+// way; asked only then.
+StepPlan PlanStep(std::span<const SequenceView> running, const StepLimits& limits,
+                  const std::function<int64_t(size_t)>& regained);
+
+// How many rows of prompts a step may take so that the answers that flow meanwhile are not held up
+// for longer than `slowdown` times their usual step. Learns the speed of the device from every
+// step.
+class PromptBudget {
+ public:
+  PromptBudget(int64_t most_rows, double slowdown) : most_rows_(most_rows), slowdown_(slowdown) {}
+
+  int64_t Rows(int64_t decoding) const;
+  void Observe(int64_t decoding, int64_t prompt_rows, double seconds);
+
+ private:
+  static constexpr int64_t kLeastRows = 16;
+
+  const int64_t most_rows_;
+  const double slowdown_;
+  double decode_seconds_ = 0;  // of a step without prompts; 0: none was seen yet
+  double row_seconds_ = 0;     // that one more row of a prompt takes
+};
 
 }  // namespace llava

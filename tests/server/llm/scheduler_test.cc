@@ -2,65 +2,199 @@
 
 #include <gmock/gmock.h>
 
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <numeric>
+#include <random>
+#include <vector>
+
 namespace llava {
 namespace {
 
-using Tokens = std::vector<int64_t>;
+using ::testing::ElementsAre;
 
-TEST(SchedulerTest, JoinsWhileBothLimitsHold) {
-  const Capacity capacity{.max_running = 2, .kv_tokens = 100};
-  struct Row {
-    int64_t longest;
-    Load load;
+using Rows = std::vector<int64_t>;
+using Preempted = std::vector<bool>;
+
+SequenceView Decodes(int64_t room = 16, int32_t priority = 0) {
+  return {.left = 1, .decodes = true, .room = room, .priority = priority};
+}
+SequenceView Prompt(int64_t left, int32_t priority = 0, int64_t room = 0) {
+  return {.left = left, .decodes = false, .room = room, .priority = priority};
+}
+
+StepPlan Plan(const std::vector<SequenceView>& running, int64_t rows, int64_t blocks = 1000,
+              const Rows& regained = {}) {
+  return PlanStep(running, {.prompt_rows = rows, .available_blocks = blocks},
+                  [&](size_t i) { return regained.at(i); });
+}
+
+TEST(SchedulerTest, JoinsWhileNobodyHasToGiveWay) {
+  struct Case {
+    int64_t blocks, running, available;
     bool expected;
   };
-  for (const Row& row : std::vector<Row>{
-           {100, {0, 0}, true},
-           {101, {0, 0}, false},
-           {60, {1, 40}, true},
-           {61, {1, 40}, false},
-           {1, {2, 40}, false},
-       }) {
-    EXPECT_EQ(CanJoin(row.longest, row.load, capacity), row.expected)
-        << row.longest << " beside " << row.load.running << "/" << row.load.kv_tokens;
+  for (const Case& c : std::vector<Case>{{10, 1, 11, true},
+                                         {10, 1, 10, false},
+                                         {10, 2, 11, false},
+                                         {10, 0, 5, true},  // what is cached gives way
+                                         {1, 3, 100, false}}) {
+    EXPECT_EQ(CanJoin(c.blocks, c.running, {.max_running = 3, .available_blocks = c.available}),
+              c.expected)
+        << c.blocks << " beside " << c.running;
   }
 }
 
-TEST(SchedulerTest, MixesOneTokenOfEachAnswerWithAChunkOfPrompts) {
-  struct Row {
+TEST(SchedulerTest, MixesOneRowOfEachAnswerWithPrompts) {
+  struct Case {
     std::vector<SequenceView> running;
-    int64_t chunk;
-    Tokens expected;
+    int64_t rows;
+    Rows expected;
   };
-  for (const Row& row : std::vector<Row>{
+  for (const Case& c : std::vector<Case>{
            {{}, 8, {}},
-           {{{0, 0}, {0, 0}}, 8, {1, 1}},
-           {{{20, 0}}, 8, {8}},
-           {{{5, 0}}, 8, {5}},
-           {{{0, 0}, {20, 0}, {0, 0}}, 8, {1, 8, 1}},
-           {{{5, 0}, {20, 0}, {4, 0}}, 8, {5, 3, 0}},
-           {{{5, 0}, {20, 1}, {0, 9}}, 8, {0, 8, 1}},
-           {{{5, -1}, {2, 0}, {2, 0}}, 8, {4, 2, 2}},
-           {{{1, 0}, {1, 0}, {1, 0}}, 2, {1, 1, 0}},
+           {{Decodes(), Decodes()}, 8, {1, 1}},
+           {{Prompt(20)}, 8, {8}},
+           {{Prompt(5)}, 8, {5}},
+           {{Decodes(), Prompt(20), Decodes()}, 8, {1, 8, 1}},
+           // Half to the first, the rest to the shortest.
+           {{Prompt(20), Prompt(30), Prompt(3)}, 8, {5, 0, 3}},
+           {{Prompt(20), Prompt(30), Prompt(9)}, 8, {4, 0, 4}},
+           {{Prompt(2), Prompt(30), Prompt(3)}, 8, {2, 3, 3}},
+           // Priority before both.
+           {{Prompt(5), Prompt(20, 1), Decodes(16, 9)}, 8, {0, 8, 1}},
+           {{Prompt(5), Prompt(6, 1)}, 8, {2, 6}},
+           {{Prompt(1), Prompt(1), Prompt(1)}, 2, {1, 1, 0}},
        }) {
-    EXPECT_EQ(PlanStep(row.running, row.chunk), row.expected);
+    const StepPlan plan = Plan(c.running, c.rows);
+    EXPECT_EQ(plan.rows, c.expected);
+    EXPECT_EQ(plan.preempted, Preempted(c.running.size(), false));
   }
 }
 
-TEST(SchedulerTest, EveryPromptEndsSomeTime) {
-  std::vector<SequenceView> running = {{100, 0}, {33, 0}, {1, 0}};
-  for (int step = 0; step < 200; ++step) {
-    const Tokens tokens = PlanStep(running, 7);
-    int64_t prompt_tokens = 0;
-    for (size_t i = 0; i < running.size(); ++i) {
-      if (running[i].prefill_left == 0) continue;
-      prompt_tokens += tokens[i];
-      running[i].prefill_left -= tokens[i];
-      ASSERT_GE(running[i].prefill_left, 0);
-    }
-    EXPECT_LE(prompt_tokens, 7);
+TEST(SchedulerTest, TheLastGivesWayWhereBlocksAreShort) {
+  struct Case {
+    std::vector<SequenceView> running;
+    int64_t available;
+    Rows regained, rows;
+    Preempted preempted;
+  };
+  for (const Case& c : std::vector<Case>{
+           // Both need a block, there is one: the later one gives way.
+           {{Decodes(0), Decodes(0)}, 1, {3, 3}, {1, 0}, {false, true}},
+           // One is short, the last one's blocks are enough for it.
+           {{Decodes(0), Decodes(5)}, 0, {3, 3}, {1, 0}, {false, true}},
+           // Nothing comes back from the last one (it shares all), so the one before goes too.
+           {{Decodes(0), Decodes(5), Decodes(5)}, 0, {3, 1, 0}, {1, 0, 0}, {false, true, true}},
+           // Priority decides before arrival.
+           {{Decodes(0), Decodes(0, 1)}, 1, {3, 3}, {0, 1}, {true, false}},
+           // A prompt takes what there is, and waits if there is nothing.
+           {{Decodes(3), Prompt(50)}, 2, {3, 3}, {1, 32}, {false, false}},
+           {{Decodes(3), Prompt(50, 0, 5)}, 2, {3, 3}, {1, 37}, {false, false}},
+           {{Decodes(3), Prompt(50)}, 0, {3, 0}, {1, 0}, {false, false}},
+           // Unless it is more important.
+           {{Prompt(50, 1), Prompt(40, 0, 3)}, 0, {0, 2}, {32, 0}, {false, true}},
+           // Two prompts that hold each other up: the later one begins again.
+           {{Prompt(50), Prompt(40)}, 0, {2, 2}, {32, 0}, {false, true}},
+           // Alone and short of room: nobody to take from.
+           {{Prompt(50)}, 0, {2}, {0}, {false}},
+       }) {
+    const StepPlan plan = Plan(c.running, 64, c.available, c.regained);
+    EXPECT_EQ(plan.rows, c.rows);
+    EXPECT_EQ(plan.preempted, c.preempted);
   }
-  for (const SequenceView& view : running) EXPECT_EQ(view.prefill_left, 0);
+}
+
+// Random sequences with few blocks: the plan never hands out more than there is, the first never
+// gives way, and all come to their ends.
+TEST(SchedulerTest, EverySequenceEndsSomeTime) {
+  constexpr int64_t kBlock = 16, kTotal = 12;
+  for (uint32_t seed = 0; seed < 200; ++seed) {
+    std::mt19937 random(seed);
+    struct State {
+      int64_t prompt, answer, computed = 0, blocks = 0;
+      bool paused = false;
+    };
+    std::vector<State> states;
+    for (int i = 0; i < 6; ++i) {
+      states.push_back(
+          {1 + static_cast<int64_t>(random() % 100), 1 + static_cast<int64_t>(random() % 60)});
+    }
+    const auto used = [&] {
+      return std::accumulate(states.begin(), states.end(), int64_t{0},
+                             [](int64_t sum, const State& s) { return sum + s.blocks; });
+    };
+    int steps = 0;
+    for (; !states.empty() && steps < 2000; ++steps) {
+      int64_t active = 0;
+      for (const State& s : states) active += s.paused ? 0 : 1;
+      std::vector<SequenceView> views;
+      std::vector<size_t> index;
+      for (size_t i = 0; i < states.size(); ++i) {
+        State& s = states[i];
+        const int64_t rows = std::max(s.prompt, s.computed);
+        if (s.paused && CanJoin((rows + kBlock) / kBlock, active,
+                                {.max_running = 10, .available_blocks = kTotal - used()})) {
+          s.paused = false;
+          ++active;
+        }
+        if (s.paused) continue;
+        const bool decodes = s.computed >= s.prompt;
+        views.push_back({.left = decodes ? 1 : s.prompt - s.computed,
+                         .decodes = decodes,
+                         .room = s.blocks * kBlock - s.computed,
+                         .priority = 0});
+        index.push_back(i);
+      }
+      const StepPlan plan =
+          PlanStep(views, {.prompt_rows = 20, .available_blocks = kTotal - used()},
+                   [&](size_t i) { return states[index[i]].blocks; });
+      ASSERT_TRUE(std::any_of(plan.rows.begin(), plan.rows.end(), [](int64_t n) { return n > 0; }))
+          << "seed " << seed;
+      ASSERT_FALSE(plan.preempted[0]) << "seed " << seed;
+      for (size_t i = 0; i < views.size(); ++i) {
+        State& s = states[index[i]];
+        if (plan.preempted[i]) {
+          ASSERT_EQ(plan.rows[i], 0);
+          s.prompt = std::max(s.prompt, s.computed + (views[i].decodes ? 1 : 0));
+          s.answer -= views[i].decodes ? s.prompt - s.computed : 0;
+          s.computed = s.blocks = 0;
+          s.paused = true;
+        }
+        s.computed += plan.rows[i];
+        s.blocks = std::max(s.blocks, (s.computed + kBlock - 1) / kBlock);
+      }
+      ASSERT_LE(used(), kTotal) << "seed " << seed;
+      std::erase_if(states, [](const State& s) { return s.computed >= s.prompt + s.answer; });
+    }
+    EXPECT_TRUE(states.empty()) << "seed " << seed;
+  }
+}
+
+TEST(PromptBudgetTest, KeepsAnswersFlowing) {
+  PromptBudget budget(512, 2.5);
+  EXPECT_EQ(budget.Rows(3), 512) << "nothing is known yet";
+  budget.Observe(3, 0, 0.070);
+  EXPECT_EQ(budget.Rows(3), 512);
+  budget.Observe(0, 512, 2.560);  // 5 ms a row
+  EXPECT_EQ(budget.Rows(0), 512) << "nobody to hold up";
+  EXPECT_EQ(budget.Rows(3), 21) << "1.5 x 70 ms";
+  for (int i = 0; i < 50; ++i) budget.Observe(3, 21, 0.070 + 21 * 0.002);
+  EXPECT_NEAR(budget.Rows(3), 52, 1);
+  for (int i = 0; i < 50; ++i) budget.Observe(3, 0, 0.700);
+  EXPECT_EQ(budget.Rows(3), 512);
+  for (int i = 0; i < 50; ++i) budget.Observe(3, 0, 0.001);
+  EXPECT_EQ(budget.Rows(3), 16) << "never nothing";
+}
+
+TEST(PromptBudgetTest, AFewRowsTellNothingOfTheSpeedOfMany) {
+  PromptBudget budget(512, 2.5);
+  budget.Observe(1, 0, 0.050);
+  budget.Observe(0, 512, 1.0);
+  const int64_t before = budget.Rows(1);
+  budget.Observe(0, 2, 0.050);
+  EXPECT_EQ(budget.Rows(1), before);
 }
 
 }  // namespace

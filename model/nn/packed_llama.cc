@@ -1,0 +1,197 @@
+#include "model/nn/packed_llama.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include <ATen/ops/arange.h>
+#include <ATen/ops/empty.h>
+
+namespace llava {
+namespace {
+
+using ops::cpu::Element;
+using ops::cpu::KvElement;
+using ops::cpu::Multiplier;
+using ops::cpu::PackedMatrix;
+
+// Elements below which work is done by the caller alone: less than what it costs to wake another.
+constexpr int64_t kTooFew = 16 * 1024;
+
+KvElement ElementOf(KvType kv) {
+  switch (kv) {
+    case KvType::kFloat:
+      return KvElement::kFloat;
+    case KvType::kInt8:
+      return KvElement::kInt8;
+    case KvType::kAuto:
+    case KvType::kBFloat16:
+      break;
+  }
+  return KvElement::kBFloat16;
+}
+
+ops::cpu::KvLayout LayoutOf(const DecoderConfig& config, KvType kv) {
+  return {ElementOf(kv), config.num_kv_heads, config.head_dim};
+}
+
+// Calls task(row) for all rows, by several threads where that pays.
+template <typename Task>
+void ForRows(ops::cpu::ThreadPool& pool, int64_t rows, int64_t width, const Task& task) {
+  if (rows == 1 || rows * width <= kTooFew) {
+    for (int64_t row = 0; row < rows; ++row) task(row);
+    return;
+  }
+  const int64_t together = std::max<int64_t>(1, kTooFew / 4 / width);
+  pool.Run((rows + together - 1) / together, [&](int64_t index, int) {
+    const int64_t end = std::min(rows, (index + 1) * together);
+    for (int64_t row = index * together; row < end; ++row) task(row);
+  });
+}
+
+}  // namespace
+
+float* PackedLlama::Rows::Get(int64_t rows, int64_t width) {
+  const auto size = static_cast<size_t>(rows * width);
+  if (values_.size() < size) {
+    values_ = {};  // not both at once
+    values_.resize(size);
+  }
+  return values_.data();
+}
+
+PackedLlama::PackedLlama(const DecoderConfig& config, PackedDecoderWeights weights,
+                         std::shared_ptr<ops::cpu::ThreadPool> pool, KvType kv, uint64_t kv_bytes)
+    : config_(config),
+      weights_(std::move(weights)),
+      pool_(std::move(pool)),
+      kernels_(ops::cpu::Best()),
+      rope_(ops::MakeRope(at::arange(config.max_position_embeddings, at::kLong), config.head_dim,
+                          config.rope_theta)),
+      layout_(LayoutOf(config, kv)),
+      num_blocks_(static_cast<int64_t>(kv_bytes) / BlockBytes(config, kv)),
+      multiplier_(*pool_),
+      attention_(*pool_) {
+  if (num_blocks_ < 1) {
+    throw std::invalid_argument("decoder: " + std::to_string(kv_bytes) +
+                                " bytes for keys and values hold not one block of " +
+                                std::to_string(BlockBytes(config, kv)));
+  }
+  blocks_ = memory_.Allocate(static_cast<size_t>(num_blocks_ * BlockBytes(config, kv)));
+}
+
+int64_t PackedLlama::BlockBytes(const DecoderConfig& config, KvType kv) {
+  return config.num_layers * LayoutOf(config, kv).block_bytes;
+}
+
+at::Tensor PackedLlama::Embed(std::span<const int32_t> ids) const {
+  const int64_t width = config_.hidden_size;
+  at::Tensor rows = at::empty({static_cast<int64_t>(ids.size()), width}, at::kFloat);
+  const auto* table =
+      reinterpret_cast<const uint16_t*>(weights_.embedding.const_data_ptr<at::BFloat16>());
+  auto* out = reinterpret_cast<uint32_t*>(rows.data_ptr<float>());
+  for (const int32_t id : ids) {
+    if (id < 0 || id >= config_.vocab_size) {
+      throw std::invalid_argument("decoder: token id " + std::to_string(id) +
+                                  " is not in the vocabulary of " +
+                                  std::to_string(config_.vocab_size));
+    }
+    const uint16_t* row = table + id * width;
+    for (int64_t i = 0; i < width; ++i) *out++ = uint32_t{row[i]} << 16;
+  }
+  return rows;
+}
+
+void PackedLlama::CopyBlock(int32_t from, int32_t to) {
+  const int64_t bytes = config_.num_layers * layout_.block_bytes;
+  std::memcpy(blocks_ + to * bytes, blocks_ + from * bytes, static_cast<size_t>(bytes));
+}
+
+void PackedLlama::Norm(const float* x, const std::vector<float>& weight, int64_t rows, float* out) {
+  const int64_t width = config_.hidden_size;
+  const auto eps = static_cast<float>(config_.rms_norm_eps);
+  ForRows(*pool_, rows, width, [&](int64_t row) {
+    kernels_.rms_norm(x + row * width, weight.data(), eps, width, Element::kFloat,
+                      out + row * width);
+  });
+}
+
+void PackedLlama::SwiGlu(const float* gate_up, int64_t rows, float* out) {
+  const int64_t width = config_.intermediate_size;
+  ForRows(*pool_, rows, 2 * width, [&](int64_t row) {
+    const float* gate = gate_up + row * 2 * width;
+    kernels_.swiglu(Element::kFloat, gate, gate + width, width, out + row * width);
+  });
+}
+
+void PackedLlama::Multiply(const float* x, int64_t rows, const PackedMatrix& weights, float* y,
+                           Multiplier::Store store) {
+  ++num_products_;
+  const int64_t in = weights.depth(), out = weights.rows();
+  multiplier_.Multiply(
+      {.element = Element::kFloat, .data = x, .rows = rows, .columns = in, .stride = in}, weights,
+      {.element = Element::kFloat, .data = y, .rows = rows, .columns = out, .stride = out}, store);
+}
+
+void PackedLlama::Layer(int64_t index, float* x, int64_t rows) {
+  const PackedLayer& layer = weights_.layers[index];
+  const int64_t q_width = config_.num_heads * config_.head_dim;
+  const int64_t kv_width = config_.num_kv_heads * config_.head_dim;
+  float* normed = normed_.Get(rows, config_.hidden_size);
+  float* qkv = qkv_.Get(rows, q_width + 2 * kv_width);
+  float* seen = seen_.Get(rows, q_width);
+
+  Norm(x, layer.input_norm, rows, normed);
+  Multiply(normed, rows, layer.qkv, qkv);
+  attention_.Run({.layout = &layout_,
+                  .layer = blocks_ + index * layout_.block_bytes,
+                  .block_stride = config_.num_layers * layout_.block_bytes,
+                  .heads = config_.num_heads,
+                  .sequences = sequences_,
+                  .q = qkv,
+                  .k = qkv + q_width,
+                  .v = qkv + q_width + kv_width,
+                  .stride = q_width + 2 * kv_width,
+                  .cosine = rope_.cos.const_data_ptr<float>(),
+                  .sine = rope_.sin.const_data_ptr<float>(),
+                  .element = Element::kFloat,
+                  .out = seen,
+                  .out_stride = q_width});
+  Multiply(seen, rows, layer.o, x, Multiplier::Store::kAdd);
+
+  float* gate_up = gate_up_.Get(rows, 2 * config_.intermediate_size);
+  float* inner = inner_.Get(rows, config_.intermediate_size);
+  Norm(x, layer.post_attention_norm, rows, normed);
+  Multiply(normed, rows, layer.gate_up, gate_up);
+  SwiGlu(gate_up, rows, inner);
+  Multiply(inner, rows, layer.down, x, Multiplier::Store::kAdd);
+}
+
+at::Tensor PackedLlama::Step(const at::Tensor& rows, std::span<const StepSequence> sequences,
+                             std::span<const int64_t> wanted) {
+  const int64_t width = config_.hidden_size, count = rows.size(0);
+  CheckStep(config_, num_blocks_, rows, sequences, wanted);
+  sequences_.clear();
+  for (const StepSequence& sequence : sequences) {
+    sequences_.push_back({sequence.tokens, sequence.computed, sequence.blocks.data()});
+  }
+  const at::Tensor in = rows.to(at::kFloat).contiguous();
+  float* x = x_.Get(count, width);
+  std::memcpy(x, in.const_data_ptr<float>(), static_cast<size_t>(count * width) * sizeof(float));
+  for (int64_t i = 0; i < config_.num_layers; ++i) Layer(i, x, count);
+
+  const auto asked = static_cast<int64_t>(wanted.size());
+  at::Tensor logits = at::empty({asked, config_.vocab_size}, at::kFloat);
+  if (asked == 0) return logits;
+  float* chosen = seen_.Get(asked, width);
+  for (int64_t i = 0; i < asked; ++i) std::copy_n(x + wanted[i] * width, width, chosen + i * width);
+  float* normed = normed_.Get(asked, width);
+  Norm(chosen, weights_.norm, asked, normed);
+  Multiply(normed, asked, weights_.lm_head, logits.data_ptr<float>());
+  return logits;
+}
+
+}  // namespace llava
