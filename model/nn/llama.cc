@@ -15,7 +15,6 @@
 #include <ATen/ops/tensor.h>
 
 #include "model/nn/gradient_checkpoint.h"
-#include "model/nn/parameter_reader.h"
 
 namespace llava {
 namespace {
@@ -41,37 +40,17 @@ at::Tensor WithRows(const at::Tensor& x, int64_t missing) {
 
 LlamaDecoder::LlamaDecoder(const DecoderConfig& config, const TensorSource& tensors,
                            at::Device device, at::ScalarType dtype)
-    : config_(config), device_(device), dtype_(dtype) {
-  const int64_t width = config.hidden_size, inner = config.intermediate_size;
-  const int64_t q_width = config.num_heads * config.head_dim;
-  const int64_t kv_width = config.num_kv_heads * config.head_dim;
-  ParameterReader reader(tensors, device, dtype);
-  embed_tokens_ = reader.Read("model.embed_tokens.weight", {config.vocab_size, width});
-  for (int64_t i = 0; i < config.num_layers; ++i) {
-    const std::string name = "model.layers." + std::to_string(i) + ".";
-    Layer layer;
-    layer.input_norm = reader.Read(name + "input_layernorm.weight", {width});
-    layer.post_attention_norm = reader.Read(name + "post_attention_layernorm.weight", {width});
-    layer.q = reader.Read(name + "self_attn.q_proj.weight", {q_width, width});
-    layer.k = reader.Read(name + "self_attn.k_proj.weight", {kv_width, width});
-    layer.v = reader.Read(name + "self_attn.v_proj.weight", {kv_width, width});
-    layer.o = reader.Read(name + "self_attn.o_proj.weight", {width, q_width});
-    layer.gate = reader.Read(name + "mlp.gate_proj.weight", {inner, width});
-    layer.up = reader.Read(name + "mlp.up_proj.weight", {inner, width});
-    layer.down = reader.Read(name + "mlp.down_proj.weight", {width, inner});
-    layers_.push_back(std::move(layer));
-  }
-  norm_ = reader.Read("model.norm.weight", {width});
-  lm_head_ = config.tie_word_embeddings ? embed_tokens_
-                                        : reader.Read("lm_head.weight", {config.vocab_size, width});
-  reader.Finish("decoder");
+    : config_(config),
+      device_(device),
+      dtype_(dtype),
+      weights_(ReadDecoderWeights(config, tensors, device, dtype)) {
   const at::Tensor positions =
       at::arange(config.max_position_embeddings, at::TensorOptions(device).dtype(at::kLong));
   rope_ = ops::MakeRope(positions, config.head_dim, config.rope_theta);
 }
 
 at::Tensor LlamaDecoder::Embed(const at::Tensor& ids) const {
-  return at::embedding(embed_tokens_, ids.to(device_));
+  return at::embedding(weights_.embed_tokens, ids.to(device_));
 }
 
 ops::RopeTable LlamaDecoder::RopeOf(const RaggedAttention& attention, int64_t rows) const {
@@ -92,7 +71,7 @@ ops::RopeTable LlamaDecoder::RopeOf(const RaggedAttention& attention, int64_t ro
 at::Tensor LlamaDecoder::Attend(int64_t index, const at::Tensor& x,
                                 const RaggedAttention& attention,
                                 const ops::RopeTable& rope) const {
-  const Layer& layer = layers_[index];
+  const DecoderLayer& layer = weights_.layers[index];
   const auto heads = [&](const at::Tensor& y, int64_t number) {
     return y.view({x.size(0), number, config_.head_dim});
   };
@@ -106,7 +85,7 @@ at::Tensor LlamaDecoder::Attend(int64_t index, const at::Tensor& x,
 
 at::Tensor LlamaDecoder::Step(int64_t index, const at::Tensor& x, const RaggedAttention& attention,
                               const ops::RopeTable& rope) const {
-  const Layer& layer = layers_[index];
+  const DecoderLayer& layer = weights_.layers[index];
   const at::Tensor seen = x + Attend(index, x, attention, rope);
   const std::vector<at::Tensor> inner = ops::NormedLinears(
       seen, layer.post_attention_norm, config_.rms_norm_eps, {layer.gate, layer.up});
@@ -129,7 +108,7 @@ at::Tensor LlamaDecoder::Forward(const at::Tensor& embeddings, std::span<const S
                                 " embeddings for segments of " +
                                 std::to_string(attention->positions().size()) + " tokens");
   }
-  if (const int64_t missing = MissingRows(rows, layers_[0].q); missing > 0) {
+  if (const int64_t missing = MissingRows(rows, weights_.layers[0].q); missing > 0) {
     // As a sequence of its own, which nobody sees.
     std::vector<Segment> rounded(segments.begin(), segments.end());
     rounded.push_back({.tokens = missing});
@@ -153,23 +132,23 @@ at::Tensor LlamaDecoder::Forward(const at::Tensor& embeddings, std::span<const S
   for (const Segment& segment : segments) {
     if (segment.cache) segment.cache->Advance(segment.tokens);
   }
-  x = ops::RmsNorm(x, norm_, config_.rms_norm_eps);
+  x = ops::RmsNorm(x, weights_.norm, config_.rms_norm_eps);
   if (hidden_states) hidden_states->push_back(x);
   return x;
 }
 
 at::Tensor LlamaDecoder::Logits(const at::Tensor& hidden) const {
-  if (const int64_t missing = MissingRows(hidden.size(0), lm_head_); missing > 0) {
+  if (const int64_t missing = MissingRows(hidden.size(0), weights_.lm_head); missing > 0) {
     return Logits(WithRows(hidden, missing)).narrow(0, 0, hidden.size(0));
   }
-  return ops::Linear(hidden, lm_head_).to(at::kFloat);
+  return ops::Linear(hidden, weights_.lm_head).to(at::kFloat);
 }
 
 void LlamaDecoder::VisitParameters(const ParameterVisitor& visit) {
-  visit("model.embed_tokens.weight", embed_tokens_);
-  for (size_t i = 0; i < layers_.size(); ++i) {
+  visit("model.embed_tokens.weight", weights_.embed_tokens);
+  for (size_t i = 0; i < weights_.layers.size(); ++i) {
     const std::string name = "model.layers." + std::to_string(i) + ".";
-    Layer& layer = layers_[i];
+    DecoderLayer& layer = weights_.layers[i];
     visit(name + "input_layernorm.weight", layer.input_norm);
     visit(name + "post_attention_layernorm.weight", layer.post_attention_norm);
     visit(name + "self_attn.q_proj.weight", layer.q);
@@ -180,11 +159,11 @@ void LlamaDecoder::VisitParameters(const ParameterVisitor& visit) {
     visit(name + "mlp.up_proj.weight", layer.up);
     visit(name + "mlp.down_proj.weight", layer.down);
   }
-  visit("model.norm.weight", norm_);
+  visit("model.norm.weight", weights_.norm);
   if (config_.tie_word_embeddings) {
-    lm_head_ = embed_tokens_;  // in case the visitor replaced it
+    weights_.lm_head = weights_.embed_tokens;  // in case the visitor replaced it
   } else {
-    visit("lm_head.weight", lm_head_);
+    visit("lm_head.weight", weights_.lm_head);
   }
 }
 

@@ -10,6 +10,7 @@
 
 #include "model/checkpoint/checkpoint.h"
 #include "model/config/model_config.h"
+#include "model/nn/decoder_weights.h"
 #include "model/nn/kv_cache.h"
 #include "model/nn/parameters.h"
 #include "model/nn/ragged_attention.h"
@@ -46,11 +47,6 @@ class LlamaDecoder {
   at::ScalarType dtype() const { return dtype_; }
 
  private:
-  struct Layer {
-    at::Tensor input_norm, post_attention_norm;  // [D]
-    at::Tensor q, k, v, o;                       // [H Dh, D], [Hkv Dh, D] x 2, [D, H Dh]
-    at::Tensor gate, up, down;                   // [F, D] x 2, [D, F]
-  };
   // Cosines and sines of all rows of a batch of `rows`.
   ops::RopeTable RopeOf(const RaggedAttention& attention, int64_t rows) const;
   // Output of layer `index`. x [T, D] -> [T, D].
@@ -64,10 +60,7 @@ class LlamaDecoder {
   at::Device device_;
   at::ScalarType dtype_;
   bool gradient_checkpointing_ = false;
-  at::Tensor embed_tokens_;  // [V, D]
-  at::Tensor norm_;          // [D]
-  at::Tensor lm_head_;       // [V, D]; the embedding itself when tied
-  std::vector<Layer> layers_;
+  DecoderWeights weights_;
   ops::RopeTable rope_;  // of all positions: [max_position_embeddings, Dh/2] each
 };
 

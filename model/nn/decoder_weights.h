@@ -1,0 +1,33 @@
+#pragma once
+
+// The parameters of a LLaMA decoder under their names in a checkpoint.
+
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "model/checkpoint/checkpoint.h"
+#include "model/config/model_config.h"
+
+namespace llava {
+
+struct DecoderLayer {
+  at::Tensor input_norm, post_attention_norm;  // [D]
+  at::Tensor q, k, v, o;                       // [H Dh, D], [Hkv Dh, D] x 2, [D, H Dh]
+  at::Tensor gate, up, down;                   // [F, D] x 2, [D, F]
+};
+
+struct DecoderWeights {
+  at::Tensor embed_tokens;  // [V, D]
+  at::Tensor norm;          // [D]
+  at::Tensor lm_head;       // [V, D]; the embedding itself when tied
+  std::vector<DecoderLayer> layers;
+
+  uint64_t bytes() const;  // a tied head counts once
+};
+
+// Throws std::runtime_error naming every tensor that is missing or misshapen.
+DecoderWeights ReadDecoderWeights(const DecoderConfig& config, const TensorSource& tensors,
+                                  at::Device device, at::ScalarType dtype);
+
+}  // namespace llava
