@@ -10,6 +10,7 @@
 
 #include "model/checkpoint/checkpoint.h"
 #include "model/llava/llava.h"
+#include "model/llava/serving_model.h"
 #include "model/nn/clip.h"
 
 namespace llava {
@@ -26,6 +27,9 @@ SelfTest MakeSelfTest(const LanguageCheckpoint& checkpoint, std::span<const int3
 // The largest difference of a log-probability. Throws std::runtime_error telling it and the
 // tolerance if it is too large or not a number, or if the test cannot be read.
 double CheckSelfTest(const Llava& model, const SelfTest& test);
+// The same of a model as it is served. Integer weights for which no tolerance is stored must only
+// be free of gross errors. Uses blocks of keys and values: for a model that computes nothing yet.
+double CheckSelfTest(ServingModel& model, const SelfTest& test);
 
 // A tower sees `picture` [S, S, 3] uint8, fitted to its input. Stored: "picture", "layer" and
 // "features" [P + 1, Dv], the hidden state of that layer in float32. Tolerances are of 1 - the

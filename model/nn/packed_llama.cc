@@ -10,6 +10,8 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 
+#include "model/nn/step_rows.h"
+
 namespace llava {
 namespace {
 
@@ -173,7 +175,7 @@ void PackedLlama::Layer(int64_t index, float* x, int64_t rows) {
 at::Tensor PackedLlama::Step(const at::Tensor& rows, std::span<const StepSequence> sequences,
                              std::span<const int64_t> wanted) {
   const int64_t width = config_.hidden_size, count = rows.size(0);
-  CheckStep(config_, num_blocks_, rows, sequences, wanted);
+  PlanStepRows(config_, num_blocks_, rows.sizes(), sequences, wanted);  // throws what does not fit
   sequences_.clear();
   for (const StepSequence& sequence : sequences) {
     sequences_.push_back({sequence.tokens, sequence.computed, sequence.blocks.data()});

@@ -51,9 +51,4 @@ class ServingDecoder {
   virtual const DecoderConfig& config() const = 0;
 };
 
-// Throws std::invalid_argument unless the arguments of a Step fit together: rows [T, D] for all
-// sequences, blocks that exist and have room, positions within the model's context.
-void CheckStep(const DecoderConfig& config, int64_t num_blocks, const at::Tensor& rows,
-               std::span<const StepSequence> sequences, std::span<const int64_t> wanted);
-
 }  // namespace llava

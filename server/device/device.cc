@@ -76,11 +76,13 @@ std::string ArithmeticName(at::ScalarType dtype) {
   return dtype == at::kFloat ? "float32" : dtype == at::kHalf ? "float16" : "bfloat16";
 }
 
-void EnterDeviceThread(at::Device device, int threads, int workers, uint64_t weight_bytes) {
+int EnterDeviceThread(at::Device device, int threads, int workers, uint64_t weight_bytes) {
   if (device.is_cuda()) c10::impl::VirtualGuardImpl(device.type()).setDevice(device);
   const int cores = static_cast<int>(std::thread::hardware_concurrency());
   const int share = weight_bytes < kSmallModelBytes ? 1 : cores / std::max(1, workers);
-  at::set_num_threads(threads > 0 ? threads : std::max(1, share));
+  const int chosen = threads > 0 ? threads : std::max(1, share);
+  at::set_num_threads(chosen);
+  return chosen;
 }
 
 }  // namespace llava

@@ -33,7 +33,7 @@ std::string ArithmeticName(at::ScalarType dtype);
 // Makes the calling thread one that owns `device`: its current device and the number of threads
 // that its operations use. 0: the cores shared by `workers`, but one for a model of few
 // `weight_bytes`, whose operations are shorter than the barriers between threads, above all on
-// cores that others use too.
-void EnterDeviceThread(at::Device device, int threads, int workers, uint64_t weight_bytes);
+// cores that others use too. Returns that number.
+int EnterDeviceThread(at::Device device, int threads, int workers, uint64_t weight_bytes);
 
 }  // namespace llava

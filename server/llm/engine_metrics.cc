@@ -54,7 +54,19 @@ EngineMetrics::EngineMetrics(Metrics& m)
           m.Histogram("llava_llm_batch_tokens", "Tokens computed in one step", {}, TokenBuckets())),
       step_seconds(
           m.Histogram("llava_llm_step_seconds", "One step of a worker: forward, sampling")),
-      kv_bytes(m.Gauge("llava_llm_kv_bytes", "Bytes of keys and values held")),
+      cached_tokens(m.Counter("llava_llm_cached_tokens_total",
+                              "Prompt tokens whose keys and values were there already")),
+      preemptions(m.Counter("llava_llm_preemptions_total",
+                            "Answers that gave their keys and values back to others")),
+      respawns(m.Counter("llava_llm_worker_respawns_total", "Dead workers that began anew")),
+      kv_used_bytes(m.Gauge("llava_llm_kv_bytes", "Keys and values that running answers use")),
+      kv_idle_bytes(
+          m.Gauge("llava_llm_kv_cached_bytes", "Keys and values kept in case they are needed")),
+      kv_total_bytes(m.Gauge("llava_llm_kv_capacity_bytes", "Room for keys and values")),
+      kv_evicted_blocks(m.Counter("llava_llm_kv_evicted_blocks_total",
+                                  "Cached blocks that made room for others")),
+      kv_copied_bytes(m.Counter("llava_llm_kv_copied_bytes_total",
+                                "Keys and values copied because a prompt parts within a block")),
       nan_logits(m.Counter("llava_llm_nan_logits_total",
                            "Answers ended because their logits were not finite")) {
   for (const char* reason : {"stop", "length", "context", "deadline", "cancelled", "error"}) {

@@ -31,7 +31,14 @@ struct EngineMetrics {
   prometheus::Counter& generated_tokens;
   prometheus::Histogram& batch_tokens;
   prometheus::Histogram& step_seconds;
-  prometheus::Gauge& kv_bytes;
+  prometheus::Counter& cached_tokens;
+  prometheus::Counter& preemptions;
+  prometheus::Counter& respawns;
+  prometheus::Gauge& kv_used_bytes;
+  prometheus::Gauge& kv_idle_bytes;
+  prometheus::Gauge& kv_total_bytes;
+  prometheus::Counter& kv_evicted_blocks;
+  prometheus::Counter& kv_copied_bytes;
   prometheus::Counter& nan_logits;
 };
 

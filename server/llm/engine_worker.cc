@@ -3,9 +3,12 @@
 #include <algorithm>
 #include <cmath>
 #include <exception>
+#include <numeric>
+#include <set>
 #include <stdexcept>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "server/runtime/logging.h"
 #include "server/runtime/status.h"
 
@@ -30,26 +33,54 @@ void SelfTest(ModelRunner& runner, const LanguageInfo& info) {
       std::make_shared<const StoredFeatures>(std::move(grey))};
   const std::vector<int32_t> ids = {info.tokenizer->bos_id(), kImageToken,
                                     info.tokenizer->eos_id()};
-  const int64_t longest = runner.image_tokens() + 3;
-  const int64_t length = runner.Begin(kSelfTestSequence, ids, features, longest);
-  std::vector<ModelRunner::Part> parts = {{kSelfTestSequence, length, 0, true}};
+  const int64_t prompt = runner.image_tokens() + 2;
+  std::vector<int32_t> blocks(static_cast<size_t>(KvBlocks::BlocksFor(prompt + 1)));
+  std::iota(blocks.begin(), blocks.end(), 0);
+  if (static_cast<int64_t>(blocks.size()) > runner.num_blocks()) {
+    throw std::invalid_argument(
+        absl::StrCat("--kv-bytes holds ", runner.num_blocks() * KvBlocks::kTokens,
+                     " tokens of keys and values, less than a picture and a word: ", prompt + 1));
+  }
+  runner.Begin(kSelfTestSequence, ids, features);
+  std::vector<ModelRunner::Part> parts = {
+      {kSelfTestSequence, 0, prompt, 0, /*sampled=*/true, blocks}};
   for (int step = 0; step < 2; ++step) {
-    const auto logits = runner.Step(parts);
-    for (const float logit : logits.at(0)) {
+    const StepLogits logits = runner.Step(parts);
+    for (const float logit : logits.Row(0)) {
       if (!std::isfinite(logit)) throw std::runtime_error("self-test: a logit is not finite");
     }
-    parts = {{kSelfTestSequence, 0, info.tokenizer->eos_id(), true}};
+    parts = {{kSelfTestSequence, prompt, 1, info.tokenizer->eos_id(), true, blocks}};
   }
   runner.End(kSelfTestSequence);
 }
 
 EngineWorker::EngineWorker(LlmEngine& engine, ModelRunner& runner)
-    : engine_(engine), runner_(runner), metrics_(engine.metrics_) {}
+    : engine_(engine),
+      runner_(runner),
+      metrics_(engine.metrics_),
+      budget_(engine.options_.prefill_chunk, engine.options_.prefill_slowdown),
+      blocks_(runner.num_blocks()) {
+  ShowBlocks();
+}
+
+EngineWorker::~EngineWorker() {
+  metrics_.kv_used_bytes.Decrement(Bytes(shown_.used));
+  metrics_.kv_idle_bytes.Decrement(Bytes(shown_.idle));
+  metrics_.kv_total_bytes.Decrement(Bytes(shown_.total));
+}
+
+double EngineWorker::Bytes(int64_t blocks) const {
+  return static_cast<double>(blocks * engine_.info_.kv_block_bytes);
+}
 
 std::string EngineWorker::Run() {
   while (true) {
-    std::vector<GenerateJob> jobs = engine_.TakeJobs(load_, running_.empty());
-    for (GenerateJob& job : jobs) Join(std::move(job));
+    ResumePaused();
+    while (paused_ == 0) {
+      std::optional<GenerateJob> job = engine_.TakeJob(*this, /*wait=*/running_.empty());
+      if (!job) break;
+      Join(*std::move(job));
+    }
     if (engine_.stopping_) {
       FailAll(OverloadedError("llm: the process is stopping", kRetryAfter));
       return "";
@@ -57,7 +88,7 @@ std::string EngineWorker::Run() {
     DropGoneAndLate();
     if (running_.empty() || Step()) continue;
     try {  // was it these sequences, or the device?
-      SelfTest(runner_, engine_.info_);
+      CheckDevice();
     } catch (...) {
       const absl::Status status = FromException(std::current_exception());
       FailAll(absl::UnavailableError("llm: the worker of this answer died"));
@@ -66,27 +97,117 @@ std::string EngineWorker::Run() {
   }
 }
 
+void EngineWorker::CheckDevice() {
+  // The test writes to the first blocks: nobody's may be there.
+  for (const auto& sequence : running_) {
+    if (!sequence->paused) Pause(*sequence);
+  }
+  SelfTest(runner_, engine_.info_);
+  MutexLock lock(mutex_);
+  blocks_ = KvBlocks(runner_.num_blocks());
+  shown_.evicted = 0;
+}
+
+double EngineWorker::Score(const GenerateJob& job) const {
+  MutexLock lock(mutex_);
+  const double places = static_cast<double>(active_) / engine_.options_.max_running;
+  const double memory =
+      1 - static_cast<double>(blocks_.available()) / static_cast<double>(blocks_.total());
+  return RouteScore(blocks_.FindPrefix(job.cache_salt, job.rows), std::max(places, memory));
+}
+
+bool EngineWorker::CanTake(const GenerateJob& job) const {
+  MutexLock lock(mutex_);
+  return CanJoin(blocks_.Missing(job.cache_salt, job.rows), active_,
+                 {engine_.options_.max_running, blocks_.available()});
+}
+
 void EngineWorker::Join(GenerateJob job) {
-  const int64_t longest = job.longest_tokens();
   const std::shared_ptr<AnswerSink> sink = job.sink;
-  std::vector<int32_t> ids = job.ids;
-  ids.insert(ids.end(), job.resumed_ids.begin(), job.resumed_ids.end());
+  const auto received = job.received;
   const uint64_t id = engine_.next_sequence_++;
   std::unique_ptr<Sequence> sequence;
   try {
     sequence =
         std::make_unique<Sequence>(id, std::move(job), *engine_.info_.tokenizer, Clock::now());
-    sequence->prefill_left = runner_.Begin(id, ids, sequence->job().features, longest);
+    sequence->table.salt = sequence->job().cache_salt;
+    sequence->table.rows = sequence->job().rows;
+    Begin(*sequence);
   } catch (...) {
-    runner_.End(id);
-    Release(longest, "error");
-    return sink->Failed(FromException(std::current_exception()));
+    const absl::Status status = FromException(std::current_exception());
+    if (sequence) return Fail(*sequence, status, "error", /*keep_blocks=*/false);
+    engine_.Left(received, "error");
+    return sink->Failed(status);
   }
+  const GenerateJob& joined = sequence->job();
+  const int64_t cached = std::min(sequence->table.cached, joined.prompt_tokens());
+  sequence->SetCached(cached);
   metrics_.queue_seconds.Observe(sequence->queue_seconds());
-  metrics_.text_tokens.Increment(static_cast<double>(sequence->job().text_tokens));
-  metrics_.image_tokens.Increment(static_cast<double>(sequence->job().image_tokens));
+  metrics_.text_tokens.Increment(static_cast<double>(joined.text_tokens));
+  metrics_.image_tokens.Increment(static_cast<double>(joined.image_tokens));
+  metrics_.cached_tokens.Increment(static_cast<double>(cached));
   if (sequence->complete()) return Finish(*sequence, false);  // resumed behind its last token
   running_.push_back(std::move(sequence));
+}
+
+void EngineWorker::Begin(Sequence& sequence) {
+  runner_.Begin(sequence.id(), sequence.AllIds(), sequence.job().features);
+  KvTable& table = sequence.table;
+  std::optional<KvBlocks::Copy> copy;
+  bool grown = false;
+  {
+    MutexLock lock(mutex_);
+    copy = blocks_.Begin(table);
+    sequence.prompt_rows = static_cast<int64_t>(table.rows.size());
+    grown = blocks_.Grow(table, sequence.prompt_rows - table.computed);
+    ++active_;
+  }
+  sequence.holds_blocks = true;
+  if (copy) {
+    runner_.CopyBlock(copy->from, copy->to);
+    metrics_.kv_copied_bytes.Increment(Bytes(1));
+  }
+  // Who calls has asked CanJoin.
+  if (!grown) throw std::logic_error("a sequence was let in without room for its prompt");
+}
+
+void EngineWorker::GiveBack(Sequence& sequence, bool keep) {
+  runner_.End(sequence.id());
+  if (!sequence.holds_blocks) return;
+  sequence.holds_blocks = false;
+  MutexLock lock(mutex_);
+  blocks_.End(sequence.table, keep);
+  --active_;
+}
+
+void EngineWorker::Pause(Sequence& sequence) {
+  GiveBack(sequence, /*keep=*/true);
+  sequence.paused = true;
+  ++paused_;
+  metrics_.preemptions.Increment();
+}
+
+void EngineWorker::ResumePaused() {
+  for (auto it = running_.begin(); paused_ > 0 && it != running_.end();) {
+    Sequence& sequence = **it;
+    if (sequence.paused) {
+      {
+        MutexLock lock(mutex_);
+        const int64_t missing = blocks_.Missing(sequence.table.salt, sequence.table.rows);
+        if (!CanJoin(missing, active_, {engine_.options_.max_running, blocks_.available()})) return;
+      }
+      sequence.paused = false;
+      --paused_;
+      try {
+        Begin(sequence);
+      } catch (...) {
+        Fail(sequence, FromException(std::current_exception()), "error", /*keep_blocks=*/false);
+        it = running_.erase(it);
+        continue;
+      }
+    }
+    ++it;
+  }
 }
 
 void EngineWorker::DropGoneAndLate() {
@@ -107,28 +228,61 @@ void EngineWorker::DropGoneAndLate() {
   });
 }
 
+StepPlan EngineWorker::Plan(const std::vector<Sequence*>& active) const {
+  std::vector<SequenceView> views;
+  int64_t decoding = 0;
+  for (const Sequence* sequence : active) {
+    const KvTable& table = sequence->table;
+    decoding += sequence->decodes() ? 1 : 0;
+    views.push_back(
+        {.left = static_cast<int64_t>(table.rows.size()) - table.computed,
+         .decodes = sequence->decodes(),
+         .room = static_cast<int64_t>(table.blocks.size()) * KvBlocks::kTokens - table.computed,
+         .priority = sequence->job().place.priority});
+  }
+  MutexLock lock(mutex_);
+  return PlanStep(views,
+                  {.prompt_rows = budget_.Rows(decoding),
+                   .available_blocks = blocks_.available(),
+                   .block_rows = KvBlocks::kTokens},
+                  [&](size_t i) { return blocks_.Regained(active[i]->table); });
+}
+
 bool EngineWorker::Step() {
   const auto begin = Clock::now();
-  std::vector<SequenceView> views;
+  std::vector<Sequence*> active;
   for (const auto& sequence : running_) {
-    views.push_back({sequence->prefill_left, sequence->job().place.priority});
+    if (!sequence->paused) active.push_back(sequence.get());
   }
-  const std::vector<int64_t> tokens = PlanStep(views, engine_.options_.prefill_chunk);
+  const StepPlan plan = Plan(active);
+  for (size_t i = 0; i < active.size(); ++i) {
+    if (plan.preempted[i]) Pause(*active[i]);
+  }
   std::vector<ModelRunner::Part> parts;
-  int64_t batch_tokens = 0;
-  for (size_t i = 0; i < running_.size(); ++i) {
-    if (tokens[i] == 0) continue;
-    const Sequence& sequence = *running_[i];
-    const bool decodes = sequence.prefill_left == 0;
-    parts.push_back({.sequence = sequence.id(),
-                     .tokens = decodes ? 0 : tokens[i],
-                     .token = decodes ? sequence.last_token() : 0,
-                     .sampled = decodes || tokens[i] == sequence.prefill_left});
-    batch_tokens += tokens[i];
+  std::vector<Sequence*> stepped;
+  int64_t decoding = 0, rows = 0;
+  {
+    MutexLock lock(mutex_);
+    for (size_t i = 0; i < active.size(); ++i) {
+      if (plan.rows[i] == 0) continue;
+      KvTable& table = active[i]->table;
+      if (!blocks_.Grow(table, plan.rows[i])) continue;  // less came back than was planned with
+      const bool decodes = active[i]->decodes();
+      parts.push_back({.sequence = active[i]->id(),
+                       .first = table.computed,
+                       .rows = plan.rows[i],
+                       .token = decodes ? active[i]->last_token() : 0,
+                       .sampled = table.computed + plan.rows[i] >= active[i]->prompt_rows,
+                       .blocks = table.blocks});
+      stepped.push_back(active[i]);
+      rows += plan.rows[i];
+      decoding += decodes ? 1 : 0;
+    }
   }
-  metrics_.batch_tokens.Observe(static_cast<double>(batch_tokens));
+  if (parts.empty()) return true;  // all wait for blocks; what was preempted gives them
+  metrics_.batch_tokens.Observe(static_cast<double>(rows));
 
-  std::vector<std::vector<float>> logits;
+  StepLogits logits;
   absl::Status status;
   try {
     logits = runner_.Step(parts);
@@ -137,24 +291,25 @@ bool EngineWorker::Step() {
     LogError("step failed", {{"error", std::string(status.message())},
                              {"sequences", std::to_string(parts.size())}});
   }
-  size_t part = 0, row = 0, kept = 0;
-  for (size_t i = 0; i < running_.size(); ++i) {
-    bool ended = false;
-    if (tokens[i] > 0) {
-      Sequence& sequence = *running_[i];
-      sequence.prefill_left = std::max<int64_t>(0, sequence.prefill_left - tokens[i]);
-      if (!status.ok()) {
-        Fail(sequence, absl::InternalError(status.message()), "error");
-        ended = true;
-      } else if (parts[part].sampled) {
-        ended = Deliver(sequence, logits.at(row++));
-      }
-      ++part;
-    }
-    if (!ended) std::swap(running_[kept++], running_[i]);
+  if (status.ok()) {
+    budget_.Observe(decoding, rows - decoding, Seconds(Clock::now() - begin));
+    MutexLock lock(mutex_);
+    for (size_t i = 0; i < parts.size(); ++i) blocks_.Advance(stepped[i]->table, parts[i].rows);
   }
-  running_.resize(kept);
-  ShowKvBytes();
+  std::set<const Sequence*> ended;
+  int64_t row = 0;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    if (!status.ok()) {
+      Fail(*stepped[i], absl::InternalError(status.message()), "error", /*keep_blocks=*/false);
+      ended.insert(stepped[i]);
+    } else if (parts[i].sampled && Deliver(*stepped[i], logits.Row(row++))) {
+      ended.insert(stepped[i]);
+    }
+  }
+  if (!ended.empty()) {
+    std::erase_if(running_, [&](const auto& sequence) { return ended.contains(sequence.get()); });
+  }
+  ShowBlocks();
   metrics_.step_seconds.Observe(Seconds(Clock::now() - begin));
   return status.ok();
 }
@@ -172,10 +327,11 @@ bool EngineWorker::Deliver(Sequence& sequence, std::span<const float> logits) {
   }
   if (!status.ok()) {
     metrics_.nan_logits.Increment(sequence.refused_logits() ? 1 : 0);
-    Fail(sequence, status, "error");
+    Fail(sequence, status, "error", /*keep_blocks=*/!sequence.refused_logits());
     return true;
   }
   metrics_.generated_tokens.Increment();
+  if (!sequence.complete()) sequence.table.rows.push_back(RowKey::Token(sequence.last_token()));
   if (sequence.first_token()) {
     metrics_.time_to_first_token_seconds.Observe(sequence.last_gap_seconds());
     metrics_.prefill_seconds.Observe(sequence.prefill_seconds());
@@ -188,7 +344,7 @@ bool EngineWorker::Deliver(Sequence& sequence, std::span<const float> logits) {
 
 void EngineWorker::Finish(Sequence& sequence, bool late) {
   const AnswerSummary summary = sequence.Finish(late, Clock::now());
-  Leave(sequence, ToString(summary.end));
+  Leave(sequence, ToString(summary.end), /*keep_blocks=*/true);
   sequence.job().sink->Finished(summary);  // last: who hears of the end finds it accounted for
 }
 
@@ -200,29 +356,22 @@ void EngineWorker::FailGone(Sequence& sequence) {
   }
 }
 
-void EngineWorker::Fail(Sequence& sequence, const absl::Status& status, const char* reason) {
+void EngineWorker::Fail(Sequence& sequence, const absl::Status& status, const char* reason,
+                        bool keep_blocks) {
   if (absl::IsInternal(status)) {
     LogError("answer failed", {{"request_id", sequence.job().request_id},
                                {"session_id", sequence.job().session_id},
                                {"error", std::string(status.message())}});
   }
-  Leave(sequence, reason);
+  Leave(sequence, reason, keep_blocks);
   sequence.job().sink->Failed(status);
 }
 
-void EngineWorker::Leave(const Sequence& sequence, const std::string& reason) {
-  runner_.End(sequence.id());
-  Release(sequence.job().longest_tokens(), reason);
-  metrics_.request_duration_seconds.Observe(Seconds(Clock::now() - sequence.job().received));
-  ShowKvBytes();
-}
-
-void EngineWorker::Release(int64_t longest_tokens, const std::string& reason) {
-  load_.kv_tokens -= longest_tokens;
-  --load_.running;
-  --engine_.running_;
-  metrics_.requests_running.Decrement();
-  metrics_.FinishedBy(reason).Increment();
+void EngineWorker::Leave(Sequence& sequence, const std::string& reason, bool keep_blocks) {
+  if (sequence.paused) --paused_;
+  GiveBack(sequence, keep_blocks);
+  engine_.Left(sequence.job().received, reason);
+  ShowBlocks();
 }
 
 void EngineWorker::FailAll(const absl::Status& status) {
@@ -230,10 +379,18 @@ void EngineWorker::FailAll(const absl::Status& status) {
   running_.clear();
 }
 
-void EngineWorker::ShowKvBytes() {
-  const int64_t now = runner_.kv_bytes();
-  metrics_.kv_bytes.Increment(static_cast<double>(now - shown_kv_bytes_));
-  shown_kv_bytes_ = now;
+void EngineWorker::ShowBlocks() {
+  Shown now;
+  {
+    MutexLock lock(mutex_);
+    now = {blocks_.total() - blocks_.available(), blocks_.idle(), blocks_.total(),
+           blocks_.evicted()};
+  }
+  metrics_.kv_used_bytes.Increment(Bytes(now.used - shown_.used));
+  metrics_.kv_idle_bytes.Increment(Bytes(now.idle - shown_.idle));
+  metrics_.kv_total_bytes.Increment(Bytes(now.total - shown_.total));
+  metrics_.kv_evicted_blocks.Increment(static_cast<double>(now.evicted - shown_.evicted));
+  shown_ = now;
 }
 
 }  // namespace llava

@@ -2,53 +2,83 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "server/llm/engine.h"
+#include "server/llm/kv_blocks.h"
 #include "server/llm/scheduler.h"
 
 namespace llava {
 
 // Computes nothing useful, but everything a request needs: a picture through the projector, a
 // prompt and a token through the decoder. Throws if that fails or gives a logit that is not finite.
+// Overwrites the first blocks: for a runner without sequences.
 void SelfTest(ModelRunner& runner, const LanguageInfo& info);
 
-// The loop of one worker: takes jobs, steps its sequences, tells their sinks. One thread.
+// The loop of one worker: takes jobs, steps its sequences, tells their sinks. One thread but for
+// the const methods.
 class EngineWorker {
  public:
   EngineWorker(LlmEngine& engine, ModelRunner& runner);
+  ~EngineWorker();
 
   // Until the engine stops (empty result) or the device is of no use any more (why). All jobs taken
   // are answered by then.
   std::string Run();
 
+  // Thread-safe: how well a job would fit here, see RouteScore.
+  double Score(const GenerateJob& job) const;
+
  private:
   using Clock = GenerateJob::Clock;
 
+  friend class LlmEngine;
+  bool CanTake(const GenerateJob& job) const;
+
   void Join(GenerateJob job);
+  // Gives the sequence its blocks: what the cache holds of it, and room for the rest.
+  void Begin(Sequence& sequence);
+  void GiveBack(Sequence& sequence, bool keep);
+  void Pause(Sequence& sequence);
+  void ResumePaused();
   void DropGoneAndLate();
   // One forward call and what follows. False: it threw; its sequences have failed.
   bool Step();
-  // After a step: hands the logits (empty unless sampled) to the sequence. True: it has ended.
+  StepPlan Plan(const std::vector<Sequence*>& active) const;
+  // Throws if the device cannot even run the self-test. Forgets what is cached.
+  void CheckDevice();
+  // After a step: hands the logits to the sequence. True: it has ended.
   bool Deliver(Sequence& sequence, std::span<const float> logits);
   void Finish(Sequence& sequence, bool late);
   // The caller hung up: because it wanted to, or because its deadline came.
   void FailGone(Sequence& sequence);
-  void Fail(Sequence& sequence, const absl::Status& status, const char* reason);
-  void Leave(const Sequence& sequence, const std::string& reason);
-  void Release(int64_t longest_tokens, const std::string& reason);
+  void Fail(Sequence& sequence, const absl::Status& status, const char* reason,
+            bool keep_blocks = true);
+  void Leave(Sequence& sequence, const std::string& reason, bool keep_blocks);
   void FailAll(const absl::Status& status);
-  void ShowKvBytes();
+  void ShowBlocks();
+  double Bytes(int64_t blocks) const;
 
   LlmEngine& engine_;
   ModelRunner& runner_;
   EngineMetrics& metrics_;
-  std::vector<std::unique_ptr<Sequence>> running_;
-  Load load_;
-  int64_t shown_kv_bytes_ = 0;
+  std::vector<std::unique_ptr<Sequence>> running_;  // in order of arrival, paused ones included
+  PromptBudget budget_;
+
+  mutable Mutex mutex_;  // taken behind the engine's
+  KvBlocks blocks_ LLAVA_GUARDED_BY(mutex_);
+  int64_t active_ LLAVA_GUARDED_BY(mutex_) = 0;  // sequences that hold blocks
+  int64_t paused_ = 0;
+
+  // What the gauges and counters know of this worker.
+  struct Shown {
+    int64_t used = 0, idle = 0, total = 0, evicted = 0;
+  };
+  Shown shown_;
 };
 
 }  // namespace llava

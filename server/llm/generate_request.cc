@@ -35,7 +35,8 @@ SamplingOptions ToOptions(const v1::SamplingParams& params) {
 absl::Status FindFeatures(const Prompt& prompt, FeatureStore& store, GenerateJob& job) {
   v1::MissingFeatures missing;
   for (const v1::FeatureKey& key : prompt.images) {
-    auto features = store.Get(FeatureKeyToBytes(key));
+    job.feature_keys.push_back(FeatureKeyToBytes(key));
+    auto features = store.Get(job.feature_keys.back());
     if (!features) *missing.add_keys() = key;
     job.features.push_back(std::move(features));
   }
@@ -88,8 +89,6 @@ absl::Status CheckModel(const v1::ModelVersion& model, const v1::ModelInfo& serv
 
 absl::Status CheckGenerate(const v1::GenerateRequest& request, const v1::ModelInfo& served) {
   if (auto status = CheckModel(request.model(), served); !status.ok()) return status;
-  // cache_salt needs no code yet: nothing is shared between requests but features, whose key is the
-  // picture itself, so no tenant can notice another one.
   if (!request.adapter_id().empty()) return UnimplementedField("GenerateRequest.adapter_id");
   return CheckSampling(request.sampling());
 }
@@ -127,6 +126,7 @@ absl::StatusOr<GenerateJob> MakeJob(const v1::GenerateRequest& request, const Ll
   }
   if (auto status = FindFeatures(*prompt, backend.store, job); !status.ok()) return status;
   job.ids = std::move(prompt->ids);
+  job.cache_salt = request.cache_salt();
   job.place = {
       .tenant = request.tenant(), .weight = request.weight(), .priority = request.priority()};
   return job;

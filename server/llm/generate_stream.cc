@@ -27,12 +27,13 @@ v1::FinishReason ReasonOf(AnswerEnd end) {
 
 }  // namespace
 
-bool GenerateStream::Started(double queue_seconds) {
+bool GenerateStream::Started(double queue_seconds, int64_t cached_tokens) {
   v1::GenerateResponse response;
   v1::GenerateStarted& started = *response.mutable_started();
   *started.mutable_model() = backend_->info.model();
   started.set_text_tokens(static_cast<uint32_t>(text_tokens_));
   started.set_image_tokens(static_cast<uint32_t>(image_tokens_));
+  started.set_cached_tokens(static_cast<uint32_t>(cached_tokens));
   started.set_queue_seconds(queue_seconds);
   started.set_tokenizer_digest(backend_->info.tokenizer_digest());
   return writer_->Write(std::move(response));
@@ -68,6 +69,7 @@ void GenerateStream::Finished(const AnswerSummary& summary) {
       summary.text_tokens + summary.image_tokens + int64_t{summary.generated_tokens};
   usage.set_text_tokens(static_cast<uint32_t>(summary.text_tokens));
   usage.set_image_tokens(static_cast<uint32_t>(summary.image_tokens));
+  usage.set_cached_tokens(static_cast<uint32_t>(summary.cached_tokens));
   usage.set_generated_tokens(summary.generated_tokens);
   usage.set_context_used_tokens(static_cast<uint32_t>(used));
   usage.set_context_free_tokens(
@@ -86,6 +88,7 @@ void GenerateStream::Finished(const AnswerSummary& summary) {
                        {"session_id", session_id_},
                        {"reason", v1::FinishReason_Name(ReasonOf(summary.end))},
                        {"prompt_tokens", absl::StrCat(summary.text_tokens + summary.image_tokens)},
+                       {"cached_tokens", absl::StrCat(summary.cached_tokens)},
                        {"generated_tokens", absl::StrCat(summary.generated_tokens)},
                        {"first_token_s", absl::StrFormat("%.4f", summary.first_token_seconds)},
                        {"total_s", absl::StrFormat("%.4f", summary.total_seconds)}});

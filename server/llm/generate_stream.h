@@ -30,7 +30,7 @@ class GenerateStream : public AnswerSink {
     image_tokens_ = image_tokens;
   }
 
-  bool Started(double queue_seconds) override;
+  bool Started(double queue_seconds, int64_t cached_tokens) override;
   bool Delta(const AnswerDelta& delta) override;
   void Finished(const AnswerSummary& summary) override;
   void Failed(const absl::Status& status) override;

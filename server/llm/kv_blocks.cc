@@ -68,6 +68,18 @@ int64_t KvBlocks::FindPrefix(const std::string& salt, std::span<const RowKey> ro
   return static_cast<int64_t>(prefix.blocks.size()) * kTokens + prefix.partial_rows;
 }
 
+int64_t KvBlocks::Missing(const std::string& salt, std::span<const RowKey> rows) const {
+  const Prefix prefix = Walk(salt, rows);
+  return BlocksFor(static_cast<int64_t>(rows.size())) -
+         std::count_if(prefix.blocks.begin(), prefix.blocks.end(),
+                       [&](int32_t block) { return nodes_[block].users > 0; });
+}
+
+int64_t KvBlocks::Regained(const KvTable& table) const {
+  return std::count_if(table.blocks.begin(), table.blocks.end(),
+                       [&](int32_t block) { return nodes_[block].users <= 1; });
+}
+
 std::optional<KvBlocks::Copy> KvBlocks::Begin(KvTable& table) {
   const Prefix prefix = Walk(table.salt, table.rows);
   for (const int32_t block : prefix.blocks) Use(block);

@@ -50,6 +50,11 @@ class KvBlocks {
   // on.
   int64_t FindPrefix(const std::string& salt, std::span<const RowKey> rows) const;
 
+  // Blocks that must become available for all of `rows`: what others use already is shared.
+  int64_t Missing(const std::string& salt, std::span<const RowKey> rows) const;
+  // Blocks that End would make available.
+  int64_t Regained(const KvTable& table) const;
+
   // Gives a table without blocks the longest prefix of its rows that is there. A block that fits in
   // part is copied: the caller copies its content before anything else is computed or begun.
   std::optional<Copy> Begin(KvTable& table);

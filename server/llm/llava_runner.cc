@@ -1,6 +1,5 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/from_blob.h>
-#include <ATen/ops/tensor.h>
 #include <c10/core/InferenceMode.h>
 
 #include <exception>
@@ -10,9 +9,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "model/checkpoint/checkpoint.h"
-#include "model/llava/llava.h"
 #include "model/llava/self_test.h"
-#include "model/nn/kv_cache.h"
+#include "model/llava/serving_model.h"
 #include "server/device/device.h"
 #include "server/llm/model_runner.h"
 #include "server/runtime/status.h"
@@ -32,93 +30,86 @@ at::ScalarType ScalarTypeOf(FeatureType type) {
   return at::kFloat;
 }
 
+const char* ShortName(WeightType type) {
+  switch (type) {
+    case WeightType::kFloat32:
+      return "f32";
+    case WeightType::kFloat16:
+      return "f16";
+    case WeightType::kInt8:
+      return "i8";
+    case WeightType::kInt4:
+      return "i4";
+    case WeightType::kAuto:
+    case WeightType::kBFloat16:
+      break;
+  }
+  return "bf16";
+}
+
 class LlavaRunner : public ModelRunner {
  public:
-  LlavaRunner(const LanguageCheckpoint& checkpoint, at::Device device, at::ScalarType dtype)
-      : model_(checkpoint, device, dtype) {}
+  LlavaRunner(const LanguageCheckpoint& checkpoint, at::Device device,
+              const ServingOptions& options)
+      : model_(checkpoint, device, options) {
+    // Throws std::runtime_error if the model does not say what was published.
+    if (checkpoint.self_test) CheckSelfTest(model_, *checkpoint.self_test);
+  }
 
-  // Throws std::runtime_error if the model does not say what was published.
-  void CheckSelfTest(const SelfTest& test) const { llava::CheckSelfTest(model_, test); }
-
-  int64_t Begin(uint64_t sequence, std::span<const int32_t> ids,
-                std::span<const std::shared_ptr<const StoredFeatures>> features,
-                int64_t longest_tokens) override {
+  void Begin(uint64_t sequence, std::span<const int32_t> ids,
+             std::span<const std::shared_ptr<const StoredFeatures>> features) override {
     std::vector<at::Tensor> tensors;
     for (const auto& stored : features) {
-      // Only read, and alive until Embed returns.
-      tensors.push_back(at::from_blob(const_cast<char*>(stored->bytes.data()),
-                                      {stored->rows, stored->width},
-                                      at::TensorOptions(ScalarTypeOf(stored->type))));
+      tensors.push_back(at::from_blob(
+          const_cast<char*>(stored->bytes.data()),  // only read
+          {stored->rows, stored->width}, [stored](void*) {},
+          at::TensorOptions(ScalarTypeOf(stored->type))));
     }
-    const LlamaDecoder& decoder = model_.decoder();
-    KvCache cache(decoder.config(), decoder.device(), decoder.dtype());
-    cache.Reserve(longest_tokens);
-    at::Tensor prompt = model_.Embed(ids, tensors);
-    const int64_t length = prompt.size(0);
-    sequences_.insert_or_assign(sequence, State{std::move(cache), std::move(prompt), 0});
-    return length;
+    prompts_.insert_or_assign(sequence,
+                              PromptRows(model_, {ids.begin(), ids.end()}, std::move(tensors)));
   }
 
-  void End(uint64_t sequence) override { sequences_.erase(sequence); }
+  void End(uint64_t sequence) override { prompts_.erase(sequence); }
 
-  std::vector<std::vector<float>> Step(std::span<const Part> parts) override {
+  StepLogits Step(std::span<const Part> parts) override {
     std::vector<at::Tensor> rows;
-    std::vector<Segment> segments;
-    std::vector<int64_t> wanted;  // rows whose logits are sampled
+    std::vector<int32_t> tokens;  // that follow each other, one of each part
+    std::vector<StepSequence> sequences;
+    std::vector<int64_t> wanted;
+    const auto embed = [&] {
+      if (!tokens.empty()) rows.push_back(model_.decoder().Embed(tokens));
+      tokens.clear();
+    };
     int64_t end = 0;
     for (const Part& part : parts) {
-      State& state = sequences_.at(part.sequence);
-      if (part.tokens > 0) {
-        rows.push_back(state.prompt.narrow(0, state.computed, part.tokens));
+      const auto prompt = prompts_.find(part.sequence);
+      if (prompt != prompts_.end() && part.first < prompt->second.size()) {
+        embed();
+        rows.push_back(prompt->second.Slice(part.first, part.rows));
+        if (part.first + part.rows == prompt->second.size()) prompts_.erase(prompt);
       } else {
-        rows.push_back(model_.decoder().Embed(at::tensor({int64_t{part.token}}, at::kLong)));
+        tokens.push_back(part.token);
       }
-      segments.push_back({.tokens = rows.back().size(0), .cache = &state.cache});
-      end += segments.back().tokens;
+      sequences.push_back({part.rows, part.first, part.blocks});
+      end += part.rows;
       if (part.sampled) wanted.push_back(end - 1);
     }
-    const at::Tensor hidden =
-        model_.decoder().Forward(rows.size() == 1 ? rows[0] : at::cat(rows), segments);
-    for (const Part& part : parts) {
-      State& state = sequences_.at(part.sequence);
-      state.computed += part.tokens;
-      if (part.tokens > 0 && state.computed == state.prompt.size(0)) state.prompt = at::Tensor();
-    }
-    return LogitsOf(hidden, wanted);
+    embed();
+    const at::Tensor logits =
+        model_.decoder().Step(rows.size() == 1 ? rows[0] : at::cat(rows), sequences, wanted);
+    return {std::make_shared<at::Tensor>(logits), logits.const_data_ptr<float>(), logits.stride(0),
+            model_.num_known_ids()};
   }
 
-  int64_t kv_bytes() const override {
-    int64_t bytes = 0;
-    for (const auto& [id, state] : sequences_) bytes += state.cache.bytes();
-    return bytes;
-  }
-
+  void CopyBlock(int32_t from, int32_t to) override { model_.decoder().CopyBlock(from, to); }
+  int64_t num_blocks() const override { return model_.decoder().num_blocks(); }
+  uint64_t weight_bytes() const override { return model_.decoder().weight_bytes(); }
   int64_t image_tokens() const override { return model_.num_image_tokens(); }
 
  private:
-  struct State {
-    KvCache cache;
-    at::Tensor prompt;     // [T, D], until it is computed
-    int64_t computed = 0;  // rows of it
-  };
-
-  std::vector<std::vector<float>> LogitsOf(const at::Tensor& hidden,
-                                           const std::vector<int64_t>& wanted) const {
-    std::vector<std::vector<float>> result;
-    if (wanted.empty()) return result;
-    const at::Tensor index = at::tensor(wanted, at::kLong).to(hidden.device());
-    const at::Tensor logits =
-        model_.decoder().Logits(hidden.index_select(0, index)).cpu().contiguous();
-    for (size_t i = 0; i < wanted.size(); ++i) {
-      const float* row = logits.const_data_ptr<float>() + i * logits.size(1);
-      result.emplace_back(row, row + model_.num_known_ids());
-    }
-    return result;
-  }
-
   c10::InferenceMode inference_;  // of the worker's thread, as long as the runner lives
-  Llava model_;
-  std::map<uint64_t, State> sequences_;
+  ServingModel model_;
+  std::map<uint64_t, PromptRows> prompts_;  // not computed to their ends yet
 };
 
 }  // namespace
@@ -134,16 +125,27 @@ absl::StatusOr<LoadedLanguage> OpenLanguageWorkers(const LanguageOptions& option
     OpenOptions open;
     open.tower = options.tower;
     open.chat_template = options.chat_template;
+    open.packed = true;
     checkpoint = std::make_shared<LanguageCheckpoint>(OpenLanguage(options.model, open));
   } catch (const std::exception& error) {
     return absl::NotFoundError(error.what());
   }
 
   const at::Device device = devices->front();
-  const at::ScalarType dtype = ParseDtype(options.dtype, device);
-  const LanguageConfig& config = checkpoint->config;
+  ServingOptions serving;
   LoadedLanguage loaded;
   LanguageInfo& info = loaded.info;
+  try {
+    serving.weights = ParseWeightType(options.dtype);
+    serving.group = options.group;
+    serving.kv = ParseKvType(options.kv_type);
+    serving.kv_bytes = options.kv_bytes;
+    info.kv_block_bytes = ServingModel::KvBlockBytes(*checkpoint, device, serving);
+  } catch (const std::invalid_argument& error) {
+    return absl::InvalidArgumentError(error.what());
+  }
+  const WeightType weights = Resolve(serving.weights, *checkpoint, device);
+  const LanguageConfig& config = checkpoint->config;
   info.name = checkpoint->name;
   info.version = checkpoint->version;
   info.digest = checkpoint->digest;
@@ -153,26 +155,25 @@ absl::StatusOr<LoadedLanguage> OpenLanguageWorkers(const LanguageOptions& option
                       (config.features.select_feature == SelectFeature::kClsPatch ? 1 : 0);
   info.feature_width = config.projector.in_width;
   info.max_positions = config.decoder.max_position_embeddings;
-  info.kv_bytes_per_token = KvCache::BytesPerToken(config.decoder, device, dtype);
   info.tokenizer = checkpoint->tokenizer;
   info.chat_template = checkpoint->chat_template;
   info.device = options.device;
-  info.dtype = ArithmeticName(dtype);
-  info.numerics = NumericsName(device, dtype);
+  info.dtype = ToString(weights);
+  info.numerics = absl::StrCat(device.is_cpu() ? "cpu-" : "cuda-", ShortName(weights));
   info.workers = static_cast<int>(devices->size());
+  uint64_t weight_bytes = 0;  // about
   for (const auto& [name, tensor] : checkpoint->tensors.tensors()) {
-    uint64_t bytes = c10::elementSize(dtype) * devices->size();
+    uint64_t bytes = weights == WeightType::kFloat32 ? 4 : 2;
     for (const int64_t side : tensor.shape) bytes *= static_cast<uint64_t>(side);
-    info.weight_bytes += bytes;
+    weight_bytes += bytes;
   }
-  const uint64_t weight_bytes = info.weight_bytes / devices->size();
-  loaded.factory = [checkpoint, devices = *std::move(devices), dtype, weight_bytes,
+  loaded.factory = [checkpoint, devices = *std::move(devices), serving, weight_bytes,
                     threads = options.threads](int worker) -> std::unique_ptr<ModelRunner> {
     const at::Device device = devices.at(static_cast<size_t>(worker));
-    EnterDeviceThread(device, threads, static_cast<int>(devices.size()), weight_bytes);
-    auto runner = std::make_unique<LlavaRunner>(*checkpoint, device, dtype);
-    if (checkpoint->self_test) runner->CheckSelfTest(*checkpoint->self_test);
-    return runner;
+    ServingOptions own = serving;
+    own.threads =
+        EnterDeviceThread(device, threads, static_cast<int>(devices.size()), weight_bytes);
+    return std::make_unique<LlavaRunner>(*checkpoint, device, own);
   };
   return loaded;
 }

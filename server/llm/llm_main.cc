@@ -55,7 +55,7 @@ int main(int argc, char** argv) {
   llm->SetBackend(&backend);
   models.SetReady(backend.info, [&engine] {
     return llava::ModelLoad{static_cast<uint32_t>(engine.running()),
-                            static_cast<uint32_t>(engine.waiting()), engine.info().weight_bytes};
+                            static_cast<uint32_t>(engine.waiting()), engine.weight_bytes()};
   });
   metrics
       .Gauge("llava_llm_model_info", "The language model that is served",

@@ -22,9 +22,18 @@ void LlmOptions::Declare(Settings& settings) {
   settings.Add("chat-template", &language.chat_template,
                "Name or JSON file of a chat template; empty: the checkpoint's own");
   settings.Add("device", &language.device, "cpu, cuda:N, or several with commas; one worker each");
-  settings.AddChoice("dtype", &language.dtype,
-                     "Arithmetic; auto = float32 on cpu, bfloat16 on cuda",
-                     {"auto", "float32", "bfloat16", "float16"});
+  settings.AddChoice(
+      "dtype", &language.dtype,
+      "Weights of the decoder; auto = as packed, else bfloat16, but float32 for small models on "
+      "cpu. int8 and int4 are for cpu, float16 for cuda",
+      {"auto", "float32", "bfloat16", "float16", "int8", "int4"});
+  settings.Add("group", &language.group,
+               "int8 and int4 weights with a common scale: 32, 64 or 128; 0 = as packed, else 128 "
+               "of int8 and 64 of int4",
+               0, 128);
+  settings.AddChoice("kv-type", &language.kv_type,
+                     "Keys and values; auto = float32 for float32 weights, else 16 bits",
+                     {"auto", "float32", "bfloat16", "int8"});
   settings.Add("context-tokens", &context_tokens,
                "Longest prompt plus answer; 0 or more than the model's: the model's own", 0,
                1 << 30);
@@ -36,14 +45,16 @@ void LlmOptions::Declare(Settings& settings) {
                256);
   settings.Add("max-running", &engine.max_running, "Most answers in the making per worker", 1,
                4096);
-  settings.Add("prefill-chunk", &engine.prefill_chunk,
-               "Prompt tokens computed in one step: smaller keeps running answers flowing, larger "
-               "computes prompts faster",
-               1, 1 << 20);
+  settings.Add("prefill-chunk", &engine.prefill_chunk, "Most prompt tokens computed in one step", 1,
+               1 << 20);
+  settings.Add("prefill-slowdown", &engine.prefill_slowdown,
+               "How many times as long as usual a step may take because of prompts, while answers "
+               "are running: smaller keeps them flowing, larger computes prompts faster",
+               1.1, 1000);
   settings.Group("Limits");
   settings.Add("queue", &engine.queue, "Most requests waiting; beyond it UNAVAILABLE", 1,
                1'000'000);
-  settings.AddBytes("kv-bytes", &engine.kv_bytes, "Keys and values per worker");
+  settings.AddBytes("kv-bytes", &language.kv_bytes, "Keys and values per worker");
   settings.AddBytes("feature-store-bytes", &feature_store_bytes, "Picture features kept");
   settings.Group("Defaults of sampling");
   settings.Add("default-temperature", &default_temperature, "0 = greedy", 0, 2);

@@ -131,6 +131,10 @@ bool CanJoin(int64_t blocks, int64_t running, const Capacity& capacity) {
          (running == 0 || blocks + running <= capacity.available_blocks);
 }
 
+double RouteScore(int64_t cached, double load) {
+  return static_cast<double>(cached) * std::max(0.0, 1 - load);
+}
+
 StepPlan PlanStep(std::span<const SequenceView> running, const StepLimits& limits,
                   const std::function<int64_t(size_t)>& regained) {
   return Planner(running, limits, regained).Plan(limits.prompt_rows);

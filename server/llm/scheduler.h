@@ -21,6 +21,10 @@ struct Capacity {
 // block for each of them is left alone, so that none has to give way at once.
 bool CanJoin(int64_t blocks, int64_t running, const Capacity& capacity);
 
+// How well a worker suits a request of whose prompt it has `cached` rows: the longest prefix wins,
+// unless there is little left of the worker. `load`: the share of it that is taken, 0 to 1.
+double RouteScore(int64_t cached, double load);
+
 // A running sequence.
 struct SequenceView {
   int64_t left = 1;      // rows known and not computed yet

@@ -22,6 +22,12 @@ Sequence::Sequence(uint64_t id, GenerateJob job, const Tokenizer& tokenizer, Clo
   queue_seconds_ = Seconds(joined_ - job_.received);
 }
 
+std::vector<int32_t> Sequence::AllIds() const {
+  std::vector<int32_t> ids = job_.ids;
+  ids.insert(ids.end(), answer_.ids().begin(), answer_.ids().end());
+  return ids;
+}
+
 absl::Status Sequence::Take(std::span<const float> logits, Clock::time_point now) {
   if (!std::all_of(logits.begin(), logits.end(), [](float x) { return std::isfinite(x); })) {
     refused_logits_ = true;
@@ -32,7 +38,8 @@ absl::Status Sequence::Take(std::span<const float> logits, Clock::time_point now
     prefill_seconds_ = Seconds(now - joined_);
     first_ = now;
     last_gap_seconds_ = Seconds(now - job_.received);
-    if (!job_.sink->Started(queue_seconds_)) return absl::CancelledError("the client is gone");
+    if (!job_.sink->Started(queue_seconds_, cached_tokens_))
+      return absl::CancelledError("the client is gone");
   } else {
     last_gap_seconds_ = Seconds(now - last_);
   }
@@ -58,7 +65,8 @@ bool Sequence::Tell(AnswerDelta delta) {
 }
 
 AnswerSummary Sequence::Finish(bool late, Clock::time_point now) {
-  if (num_sampled_ == 0) job_.sink->Started(queue_seconds_);  // resumed behind its last token
+  if (num_sampled_ == 0)
+    job_.sink->Started(queue_seconds_, cached_tokens_);  // resumed behind its last token
   AnswerDelta rest;
   rest.text = answer_.Finish();
   Tell(std::move(rest));
@@ -72,6 +80,7 @@ AnswerSummary Sequence::Finish(bool late, Clock::time_point now) {
   }
   summary.text_tokens = job_.text_tokens;
   summary.image_tokens = job_.image_tokens;
+  summary.cached_tokens = cached_tokens_;
   summary.generated_tokens = answer_.num_generated();
   summary.context_tokens = job_.context_tokens;
   summary.delivered_ids = answer_.DeliveredIds();

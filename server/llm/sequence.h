@@ -14,6 +14,7 @@
 #include "model/llava/answer.h"
 #include "model/llava/sampler.h"
 #include "server/llm/feature_store.h"
+#include "server/llm/kv_blocks.h"
 #include "server/runtime/fair_queue.h"
 
 namespace llava {
@@ -33,6 +34,7 @@ struct AnswerDelta {
 struct AnswerSummary {
   AnswerEnd end = AnswerEnd::kStop;
   int64_t text_tokens = 0, image_tokens = 0;  // of the prompt
+  int64_t cached_tokens = 0;                  // of these, found instead of computed
   uint32_t generated_tokens = 0;              // resumed ones and the stop token included
   int64_t context_tokens = 0;                 // of the model
   std::vector<int32_t> delivered_ids;
@@ -45,7 +47,7 @@ class AnswerSink {
  public:
   virtual ~AnswerSink() = default;
   // The prompt is computed. False here or below: the client is gone.
-  virtual bool Started(double queue_seconds) = 0;
+  virtual bool Started(double queue_seconds, int64_t cached_tokens) = 0;
   virtual bool Delta(const AnswerDelta& delta) = 0;
   // Exactly one of these two ends it.
   virtual void Finished(const AnswerSummary& summary) = 0;
@@ -60,6 +62,9 @@ struct GenerateJob {
   std::vector<int32_t> ids;  // prompt
   int64_t text_tokens = 0, image_tokens = 0;
   std::vector<std::shared_ptr<const StoredFeatures>> features;  // held, so they stay in the store
+  std::vector<std::string> feature_keys;                        // FeatureKeyToBytes of each
+  std::string cache_salt;    // shares computed prompts with its like only
+  std::vector<RowKey> rows;  // of prompt and resumed ids; LlmEngine::Submit fills it
   SamplingOptions sampling;
   StopOptions stop;            // max_new_tokens already cut to what the context leaves
   bool context_bound = false;  // it was cut
@@ -85,6 +90,8 @@ class Sequence {
   // Throws std::invalid_argument for stop texts or resumed tokens that cannot be.
   Sequence(uint64_t id, GenerateJob job, const Tokenizer& tokenizer, Clock::time_point now);
 
+  // Prompt tokens found in the cache, before the first Take.
+  void SetCached(int64_t tokens) { cached_tokens_ = tokens; }
   // Samples from `logits` (over the ids that may be sampled) and tells the sink what is new.
   // INTERNAL: a logit is not finite, nothing was sampled. CANCELLED: the client is gone.
   absl::Status Take(std::span<const float> logits, Clock::time_point now);
@@ -99,8 +106,15 @@ class Sequence {
   const GenerateJob& job() const { return job_; }
   // The token to compute next, once something was sampled or resumed.
   int32_t last_token() const { return answer_.ids().back(); }
-  // Prompt rows (resumed tokens included) not computed yet; kept by the engine.
-  int64_t prefill_left = 0;
+  // Everything that was read and written so far, pictures as kImageToken.
+  std::vector<int32_t> AllIds() const;
+
+  // Kept by the worker.
+  KvTable table;
+  bool holds_blocks = false;
+  bool paused = false;      // gave its blocks back; begins again when there is room
+  int64_t prompt_rows = 0;  // computed before the next token can be sampled
+  bool decodes() const { return table.computed >= prompt_rows; }
   // Time since the token before, for the first one since the request came; set by Take.
   double last_gap_seconds() const { return last_gap_seconds_; }
   bool started() const { return num_sampled_ > 0; }
@@ -121,6 +135,7 @@ class Sequence {
   bool refused_logits_ = false;
   Clock::time_point joined_, first_, last_;
   double queue_seconds_ = 0, prefill_seconds_ = 0, last_gap_seconds_ = 0;
+  int64_t cached_tokens_ = 0;
 };
 
 }  // namespace llava

@@ -252,6 +252,21 @@ TEST(KvBlocksTest, LosesNoBlockUnderRandomTraffic) {
           running.erase(running.begin() + which);
         }
       }
+      if (!running.empty()) {
+        const KvTable& any = running[draw(static_cast<int64_t>(running.size()))];
+        KvBlocks after = world.cache;
+        KvTable copy = any;
+        after.End(copy, true);
+        ASSERT_EQ(after.available() - world.cache.available(), world.cache.Regained(any));
+        const int64_t missing = after.Missing(any.salt, any.rows);
+        const int64_t before = after.available();
+        after.Begin(copy);
+        if (after.Grow(copy, static_cast<int64_t>(any.rows.size()) - copy.computed)) {
+          ASSERT_EQ(before - after.available(), missing);
+        } else {
+          ASSERT_GT(missing, before);
+        }
+      }
       std::vector<const KvTable*> tables;
       for (const KvTable& table : running) {
         tables.push_back(&table);

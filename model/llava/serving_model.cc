@@ -1,0 +1,216 @@
+#include "model/llava/serving_model.h"
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <utility>
+
+#include <ATen/ops/cat.h>
+
+#include "model/nn/packed_llama.h"
+#include "model/nn/step_rows.h"
+#include "model/nn/torch_serving_decoder.h"
+
+namespace llava {
+namespace {
+
+// Models with more in float32 are served in bfloat16 unless something else is asked for.
+constexpr uint64_t kMostFloat32 = 1'000'000'000;
+
+constexpr std::array<std::pair<const char*, WeightType>, 6> kWeightTypes = {
+    {{"auto", WeightType::kAuto},
+     {"float32", WeightType::kFloat32},
+     {"float16", WeightType::kFloat16},
+     {"bfloat16", WeightType::kBFloat16},
+     {"int8", WeightType::kInt8},
+     {"int4", WeightType::kInt4}}};
+constexpr std::array<std::pair<const char*, KvType>, 4> kKvTypes = {
+    {{"auto", KvType::kAuto},
+     {"float32", KvType::kFloat},
+     {"bfloat16", KvType::kBFloat16},
+     {"int8", KvType::kInt8}}};
+
+template <typename Table>
+auto Parse(const Table& table, const std::string& word, const char* what) {
+  std::string known;
+  for (const auto& [name, value] : table) {
+    if (word == name) return value;
+    known += (known.empty() ? "" : ", ") + std::string(name);
+  }
+  throw std::invalid_argument("\"" + word + "\" is no type of " + what + ": known are " + known);
+}
+
+at::ScalarType ScalarTypeOf(WeightType type) {
+  if (type == WeightType::kFloat32) return at::kFloat;
+  return type == WeightType::kFloat16 ? at::kHalf : at::kBFloat16;
+}
+
+bool IsInteger(WeightType type) { return type == WeightType::kInt8 || type == WeightType::kInt4; }
+
+// On the CPU everything but float32 has kernels of its own.
+bool IsPacked(WeightType type, at::Device device) {
+  return device.is_cpu() && type != WeightType::kFloat32;
+}
+
+void CheckTypes(WeightType type, KvType kv, at::Device device) {
+  if (device.is_cpu()) {
+    if (type == WeightType::kFloat16) {
+      throw std::invalid_argument(
+          "float16 is for GPUs; on the CPU serve in float32, bfloat16, int8 or int4");
+    }
+  } else if (IsInteger(type)) {
+    throw std::invalid_argument(ToString(type) +
+                                " weights are for the CPU; on a GPU serve in bfloat16 or float16");
+  }
+  if (IsPacked(type, device) || kv == KvType::kAuto) return;
+  const bool fits = type == WeightType::kFloat32    ? kv == KvType::kFloat
+                    : type == WeightType::kBFloat16 ? kv == KvType::kBFloat16
+                                                    : false;
+  if (!fits) {
+    throw std::invalid_argument("keys and values of " + ToString(type) + " weights on " +
+                                device.str() + " are kept in that type");
+  }
+}
+
+std::optional<PackOptions> PackOptionsOf(WeightType asked, WeightType type, int64_t group) {
+  if (asked == WeightType::kAuto && group == 0) return std::nullopt;  // as it is stored
+  PackOptions options;
+  options.format = type == WeightType::kInt8   ? ops::cpu::WeightFormat::kInt8
+                   : type == WeightType::kInt4 ? ops::cpu::WeightFormat::kInt4
+                                               : ops::cpu::WeightFormat::kBFloat16;
+  options.group = group;
+  return options;
+}
+
+}  // namespace
+
+WeightType ParseWeightType(const std::string& word) { return Parse(kWeightTypes, word, "weights"); }
+
+KvType ParseKvType(const std::string& word) { return Parse(kKvTypes, word, "keys and values"); }
+
+std::string ToString(WeightType type) {
+  const auto found = std::find_if(kWeightTypes.begin(), kWeightTypes.end(),
+                                  [type](const auto& entry) { return entry.second == type; });
+  return found->first;
+}
+
+WeightType Resolve(WeightType type, const LanguageCheckpoint& checkpoint, at::Device device) {
+  if (type != WeightType::kAuto) return type;
+  if (const auto& stored = checkpoint.config.decoder.quantization) {
+    switch (ToPackOptions(*stored).format) {
+      case ops::cpu::WeightFormat::kInt8:
+        return WeightType::kInt8;
+      case ops::cpu::WeightFormat::kInt4:
+        return WeightType::kInt4;
+      case ops::cpu::WeightFormat::kBFloat16:
+        return WeightType::kBFloat16;
+    }
+  }
+  if (!device.is_cpu()) return WeightType::kBFloat16;
+  uint64_t values = 0;
+  for (const auto& [name, tensor] : checkpoint.tensors.tensors()) {
+    uint64_t size = 1;
+    for (const int64_t side : tensor.shape) size *= static_cast<uint64_t>(side);
+    values += size;
+  }
+  return values * sizeof(float) > kMostFloat32 ? WeightType::kBFloat16 : WeightType::kFloat32;
+}
+
+ServingModel::ServingModel(const LanguageCheckpoint& checkpoint, at::Device device,
+                           const ServingOptions& options)
+    : weights_(Resolve(options.weights, checkpoint, device)) {
+  CheckTypes(weights_, options.kv, device);
+  const LanguageConfig& config = checkpoint.config;
+  tower_rows_ = checkpoint.tower_patches +
+                (config.features.select_feature == SelectFeature::kClsPatch ? 1 : 0);
+  feature_width_ = config.projector.in_width;
+  num_known_ids_ = std::min<int64_t>(config.decoder.vocab_size, checkpoint.tokenizer->vocab_size());
+  const at::ScalarType dtype = ScalarTypeOf(weights_);
+  projector_options_ = at::TensorOptions(device).dtype(dtype);
+  projector_ = LoadProjector(config.projector, checkpoint.tensors, device, dtype);
+  num_image_tokens_ = projector_->NumImageTokens(tower_rows_);
+  if (IsPacked(weights_, device)) {
+    const auto pool = std::make_shared<ops::cpu::ThreadPool>(std::max(1, options.threads));
+    auto packed = PackDecoder(config.decoder, checkpoint.tensors,
+                              PackOptionsOf(options.weights, weights_, options.group), *pool);
+    decoder_ = std::make_unique<PackedLlama>(config.decoder, std::move(packed), pool, options.kv,
+                                             options.kv_bytes);
+  } else {
+    const int64_t blocks =
+        static_cast<int64_t>(options.kv_bytes) / KvBlockBytes(checkpoint, device, options);
+    decoder_ = std::make_unique<TorchServingDecoder>(
+        config.decoder, ReadDecoderWeights(config.decoder, checkpoint.tensors, device, dtype),
+        blocks);
+  }
+  row_options_ = decoder_->Embed(std::array<int32_t, 1>{0}).options();
+}
+
+int64_t ServingModel::KvBlockBytes(const LanguageCheckpoint& checkpoint, at::Device device,
+                                   const ServingOptions& options) {
+  const WeightType type = Resolve(options.weights, checkpoint, device);
+  const DecoderConfig& config = checkpoint.config.decoder;
+  if (IsPacked(type, device)) return PackedLlama::BlockBytes(config, options.kv);
+  return llava::KvBlockBytes(config, static_cast<int64_t>(c10::elementSize(ScalarTypeOf(type))));
+}
+
+at::Tensor ServingModel::Project(const at::Tensor& features) const {
+  if (features.dim() != 2 || features.size(0) != tower_rows_ ||
+      features.size(1) != feature_width_) {
+    std::ostringstream message;
+    message << "features of shape " << features.sizes() << ", expected [" << tower_rows_ << ", "
+            << feature_width_ << "]";
+    throw std::invalid_argument(message.str());
+  }
+  return projector_->Forward(features.to(projector_options_)).to(row_options_);
+}
+
+PromptRows::PromptRows(const ServingModel& model, std::vector<int32_t> ids,
+                       std::vector<at::Tensor> features)
+    : model_(&model), pictures_(std::move(features)), projected_(pictures_.size()) {
+  int64_t picture_rows = 0;
+  size_t marks = 0;
+  for (const int32_t id : ids) {
+    if (id != kImageToken) {
+      rows_.push_back(id);
+      continue;
+    }
+    ++marks;
+    for (int64_t i = 0; i < model.num_image_tokens(); ++i) rows_.push_back(-1 - picture_rows++);
+  }
+  if (marks != pictures_.size()) {
+    throw std::invalid_argument("the prompt has " + std::to_string(marks) +
+                                " image marks, but features of " +
+                                std::to_string(pictures_.size()) + " pictures were given");
+  }
+}
+
+at::Tensor PromptRows::Slice(int64_t first, int64_t count) {
+  std::vector<at::Tensor> parts;
+  const int64_t end = first + count, per_picture = model_->num_image_tokens();
+  for (int64_t row = first; row < end;) {
+    int64_t next = row;
+    if (rows_[row] >= 0) {
+      std::vector<int32_t> ids;
+      for (; next < end && rows_[next] >= 0; ++next)
+        ids.push_back(static_cast<int32_t>(rows_[next]));
+      parts.push_back(model_->decoder().Embed(ids));
+    } else {
+      const int64_t number = -1 - rows_[row], picture = number / per_picture;
+      const int64_t begin = number % per_picture;
+      next = std::min(end, row + per_picture - begin);
+      if (!projected_[picture]) {
+        pictures_[picture] = model_->Project(pictures_[picture]);
+        projected_[picture] = true;
+      }
+      parts.push_back(pictures_[picture].narrow(0, begin, next - row));
+      if (begin + next - row == per_picture) pictures_[picture] = at::Tensor();
+    }
+    row = next;
+  }
+  return parts.size() == 1 ? parts[0] : at::cat(parts);
+}
+
+}  // namespace llava
