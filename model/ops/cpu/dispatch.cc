@@ -26,7 +26,9 @@ namespace {
     .swiglu = isa::SwiGlu, .swiglu_backward = isa::SwiGluBackward,                            \
     .attention_scratch = isa::AttentionScratch, .attention = isa::Attention,                  \
     .attention_backward = isa::AttentionBackward, .pack = isa::Pack, .prepare = isa::Prepare, \
-    .multiply_panel = isa::MultiplyPanel, .finish = isa::Finish                               \
+    .multiply_panel = isa::MultiplyPanel, .finish = isa::Finish, .write_kv = isa::WriteKv,    \
+    .attend_scratch = isa::AttendScratch, .attend = isa::Attend,                              \
+    .finish_attend = isa::FinishAttend                                                        \
   }
 
 #ifdef LLAVA_X86

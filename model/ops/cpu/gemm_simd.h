@@ -45,6 +45,17 @@ template <typename V>
   return word;
 }
 
+// a * b + sum, rounded once where the instruction set can.
+[[gnu::always_inline]] static inline Floats MultiplyAdd(Floats a, Floats b, Floats sum) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
+#elif defined(__AVX2__)
+  return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
+#else
+  return sum + a * b;
+#endif
+}
+
 // --- four bytes: unsigned weights, signed activations; exact -----------------------------------
 
 #if defined(__AVX512VNNI__)
@@ -118,16 +129,6 @@ struct Pair {
 }
 
 #else
-
-[[gnu::always_inline]] static inline Floats MultiplyAdd(Floats a, Floats b, Floats sum) {
-#if defined(__AVX512F__)
-  return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
-#elif defined(__AVX2__)
-  return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
-#else
-  return sum + a * b;
-#endif
-}
 
 struct WeightPairs {
   Floats even, odd;

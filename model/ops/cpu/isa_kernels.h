@@ -21,6 +21,10 @@
   void Prepare(const PrepareTask& task);                                                        \
   void MultiplyPanel(const PanelTask& task);                                                    \
   void Finish(const FinishTask& task);                                                          \
+  void WriteKv(const WriteKvTask& task);                                                        \
+  int64_t AttendScratch(const KvLayout& layout, int64_t rows);                                  \
+  void Attend(const AttendTask& task);                                                          \
+  void FinishAttend(const FinishAttendTask& task);                                              \
   }
 
 #ifdef LLAVA_ISA

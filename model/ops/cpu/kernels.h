@@ -57,6 +57,12 @@ struct PrepareTask;
 struct PanelTask;
 struct FinishTask;
 
+// Of attention over keys and values in blocks: see paged.h.
+struct KvLayout;
+struct WriteKvTask;
+struct AttendTask;
+struct FinishAttendTask;
+
 struct Kernels {
   std::string_view name;
 
@@ -85,6 +91,12 @@ struct Kernels {
   void (*prepare)(const PrepareTask& task);
   void (*multiply_panel)(const PanelTask& task);
   void (*finish)(const FinishTask& task);
+
+  // The steps of paged attention. A row depends on its own sequence and position alone.
+  void (*write_kv)(const WriteKvTask& task);
+  int64_t (*attend_scratch)(const KvLayout& layout, int64_t rows);  // rows: tokens times group
+  void (*attend)(const AttendTask& task);
+  void (*finish_attend)(const FinishAttendTask& task);
 };
 
 // The best that this processor has, or the one that the environment variable LLAVA_CPU names

@@ -45,17 +45,6 @@ void Check(const Multiplier::Input& x, const PackedMatrix& weights, const Multip
 
 }  // namespace
 
-uint8_t* Multiplier::Buffer::Get(int64_t bytes) {
-  constexpr int64_t kLine = 64;
-  if (bytes > bytes_) {
-    memory_.reset();
-    memory_.reset(new uint8_t[bytes + kLine]);
-    bytes_ = bytes;
-  }
-  const auto at = reinterpret_cast<uintptr_t>(memory_.get());
-  return memory_.get() + (CeilDivide(static_cast<int64_t>(at), kLine) * kLine - at);
-}
-
 Multiplier::Multiplier(ThreadPool& pool, const Kernels& kernels)
     : pool_(pool), kernels_(kernels), sums_(pool.threads()) {}
 

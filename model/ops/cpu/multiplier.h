@@ -3,10 +3,10 @@
 // Products of activations with packed weights: y [M, N] = x [M, K] W^T.
 
 #include <cstdint>
-#include <memory>
 #include <vector>
 
 #include "model/ops/cpu/packed_matrix.h"
+#include "model/ops/cpu/scratch.h"
 #include "model/ops/cpu/thread_pool.h"
 
 namespace llava::ops::cpu {
@@ -39,24 +39,14 @@ class Multiplier {
                 Store store = Store::kOverwrite);
 
  private:
-  // Grows only, without keeping what was in it; aligned to cache lines.
-  class Buffer {
-   public:
-    uint8_t* Get(int64_t bytes);
-
-   private:
-    std::unique_ptr<uint8_t[]> memory_;
-    int64_t bytes_ = 0;
-  };
-
   void Prepare(const Input& x, const PackedMatrix& weights);
   void MultiplyPrepared(const PackedMatrix& weights, const Output& y, Store store);
 
   ThreadPool& pool_;
   const Kernels& kernels_;
   Activations activations_;
-  Buffer values_, scales_, corrections_, exact_;
-  std::vector<Buffer> sums_;  // of each worker
+  Scratch values_, scales_, corrections_, exact_;
+  std::vector<Scratch> sums_;  // of each worker
 };
 
 }  // namespace llava::ops::cpu
