@@ -211,6 +211,11 @@ at::Tensor TensorSource::Get(const std::string& canonical) const {
   return place->second.file->Get(place->second.stored);
 }
 
+void TensorSource::Release(const std::string& canonical) const {
+  const auto place = places_.find(canonical);
+  if (place != places_.end()) place->second.file->Release(place->second.stored);
+}
+
 TowerCheckpoint OpenTower(const fs::path& path, const OpenOptions& options) {
   return TowerOf(OpenCheckpointFolder(path, options.verify), options);
 }
@@ -244,6 +249,12 @@ LanguageCheckpoint OpenLanguage(const fs::path& path, const OpenOptions& options
     checkpoint.tower_patches = tower.config.num_patches();
     CheckConfig(checkpoint.config, folder.path.string());
     CheckPair(checkpoint.config, tower.config, folder.path.string());
+  }
+  if (const auto& quantization = checkpoint.config.decoder.quantization;
+      quantization && !options.packed) {
+    Fail(folder.path, "its decoder is packed for serving on the CPU (" + quantization->Describe() +
+                          "): llava-llm can read it, nothing else; use the checkpoint that it was "
+                          "made from");
   }
   // Tied tables are one; some writers store them twice.
   if (checkpoint.config.decoder.tie_word_embeddings) folder.language.Remove("lm_head.weight");

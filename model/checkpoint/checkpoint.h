@@ -40,6 +40,8 @@ class TensorSource {
   // Throws std::out_of_range naming the tensor. The tensor may lie in a mapped file: clone it
   // before writing to it.
   at::Tensor Get(const std::string& canonical) const;
+  // As TensorFile::Release.
+  void Release(const std::string& canonical) const;
 
  private:
   struct Place {
@@ -94,6 +96,9 @@ struct OpenOptions {
   std::string chat_template;
   // Check size and SHA-256 of every file listed in the manifest.
   bool verify = true;
+  // Open a version whose decoder is packed for serving (DecoderConfig::quantization) too; else it
+  // is refused, because nothing but packed_weights.h reads it.
+  bool packed = false;
 };
 
 // `path`: a checkpoint folder, or <root>/<name> whose newest integer version is taken. All throw

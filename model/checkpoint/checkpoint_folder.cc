@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <memory>
 #include <stdexcept>
+#include <string>
+#include <vector>
 
 #include "model/checkpoint/tensor_names.h"
 
@@ -25,6 +27,19 @@ fs::path Resolve(const fs::path& path) {
   }
   if (const auto version = NewestVersion(path)) return path / std::to_string(*version);
   Fail(path, "is no checkpoint: it has neither manifest.json nor config.json nor a version folder");
+}
+
+// That no file is read of which the manifest knows nothing.
+void CheckListed(const fs::path& path, const Manifest& manifest) {
+  std::vector<std::string> names = {"config.json"};
+  const bool sharded = fs::exists(path / "model.safetensors.index.json");
+  names.push_back(sharded ? "model.safetensors.index.json" : "model.safetensors");
+  for (const auto& entry : fs::directory_iterator(path)) {
+    if (entry.path().extension() == ".safetensors") names.push_back(entry.path().filename());
+  }
+  for (const std::string& name : names) {
+    if (!manifest.files.contains(name)) Fail(path, "its manifest does not list " + name);
+  }
 }
 
 Layout LayoutOf(const fs::path& path, const JsonObject& config) {
@@ -86,11 +101,7 @@ CheckpointFolder OpenCheckpointFolder(const fs::path& given, bool verify) {
   std::optional<Manifest> manifest;
   if (fs::exists(path / "manifest.json")) {
     manifest = Manifest::Read(path);
-    for (const char* name : {"config.json", "model.safetensors"}) {
-      if (!manifest->files.contains(name)) {
-        Fail(path, "its manifest does not list " + std::string(name));
-      }
-    }
+    CheckListed(path, *manifest);
     if (verify) manifest->Verify(path);
   }
   JsonObject config = JsonObject::Read(path / "config.json");

@@ -15,6 +15,7 @@ using nlohmann::json;
 constexpr int kFormatVersion = 1;
 constexpr const char* kTowerFormat = "llava-tower";
 constexpr const char* kLanguageFormat = "llava-language";
+constexpr const char* kQuantMethod = "llava-serving";
 
 // Far above every published model; keeps products of sizes within 64 bits.
 constexpr int64_t kMaxWidth = 1 << 20, kMaxLayers = 1024, kMaxVocabulary = 1 << 24;
@@ -38,6 +39,14 @@ std::array<float, 3> ReadColour(const JsonObject& object, const std::string& key
   std::transform(numbers.begin(), numbers.end(), colour.begin(),
                  [](double number) { return static_cast<float>(number); });
   return colour;
+}
+
+Quantization ReadQuantization(const JsonObject& object) {
+  if (object.Text("quant_method") != kQuantMethod) {
+    object.Fail("quant_method",
+                "is \"" + object.Text("quant_method") + "\", this program reads " + kQuantMethod);
+  }
+  return {object.Text("format"), object.Int("group"), object.Text("layout")};
 }
 
 [[noreturn]] void Refuse(const std::string& where, const std::string& what) {
@@ -87,32 +96,40 @@ json ToJson(const VisionConfig& config) {
 
 json ToJson(const LanguageConfig& config, int64_t tower_patches) {
   const DecoderConfig& decoder = config.decoder;
-  return {{"format", kLanguageFormat},
-          {"format_version", kFormatVersion},
-          {"decoder",
-           {{"hidden_size", decoder.hidden_size},
-            {"intermediate_size", decoder.intermediate_size},
-            {"num_layers", decoder.num_layers},
-            {"num_heads", decoder.num_heads},
-            {"num_kv_heads", decoder.num_kv_heads},
-            {"head_dim", decoder.head_dim},
-            {"vocab_size", decoder.vocab_size},
-            {"max_position_embeddings", decoder.max_position_embeddings},
-            {"rms_norm_eps", decoder.rms_norm_eps},
-            {"rope_theta", decoder.rope_theta},
-            {"tie_word_embeddings", decoder.tie_word_embeddings},
-            {"bos_token_id", decoder.bos_token_id},
-            {"eos_token_id", decoder.eos_token_id}}},
-          {"projector",
-           {{"type", config.projector.type()},
-            {"in_width", config.projector.in_width},
-            {"out_width", config.projector.out_width}}},
-          {"features",
-           {{"image_mode", config.features.image_mode == ImageMode::kPad ? "pad" : "crop"},
-            {"select_layer", config.features.select_layer},
-            {"select_feature",
-             config.features.select_feature == SelectFeature::kPatch ? "patch" : "cls_patch"}}},
-          {"tower_patches", tower_patches}};
+  json file = {
+      {"format", kLanguageFormat},
+      {"format_version", kFormatVersion},
+      {"decoder",
+       {{"hidden_size", decoder.hidden_size},
+        {"intermediate_size", decoder.intermediate_size},
+        {"num_layers", decoder.num_layers},
+        {"num_heads", decoder.num_heads},
+        {"num_kv_heads", decoder.num_kv_heads},
+        {"head_dim", decoder.head_dim},
+        {"vocab_size", decoder.vocab_size},
+        {"max_position_embeddings", decoder.max_position_embeddings},
+        {"rms_norm_eps", decoder.rms_norm_eps},
+        {"rope_theta", decoder.rope_theta},
+        {"tie_word_embeddings", decoder.tie_word_embeddings},
+        {"bos_token_id", decoder.bos_token_id},
+        {"eos_token_id", decoder.eos_token_id}}},
+      {"projector",
+       {{"type", config.projector.type()},
+        {"in_width", config.projector.in_width},
+        {"out_width", config.projector.out_width}}},
+      {"features",
+       {{"image_mode", config.features.image_mode == ImageMode::kPad ? "pad" : "crop"},
+        {"select_layer", config.features.select_layer},
+        {"select_feature",
+         config.features.select_feature == SelectFeature::kPatch ? "patch" : "cls_patch"}}},
+      {"tower_patches", tower_patches}};
+  if (const auto& quantization = decoder.quantization) {
+    file["quantization_config"] = {{"quant_method", kQuantMethod},
+                                   {"format", quantization->format},
+                                   {"group", quantization->group},
+                                   {"layout", quantization->layout}};
+  }
+  return file;
 }
 
 Activation ReadActivation(const JsonObject& object, const std::string& key,
@@ -183,6 +200,9 @@ LanguageConfig ReadLanguageConfig(const JsonObject& file, int64_t& tower_patches
   config.features.select_layer = features.Int("select_layer");
   tower_patches = file.Int("tower_patches");
   CheckRange("config.json", "tower_patches", tower_patches, kMaxWidth);
+  if (file.Has("quantization_config")) {
+    config.decoder.quantization = ReadQuantization(file.Object("quantization_config"));
+  }
   CheckConfig(config, "config.json");
   return config;
 }
@@ -227,6 +247,17 @@ void CheckConfig(const LanguageConfig& config, const std::string& where) {
     if (id < 0 || id >= decoder.vocab_size) {
       Refuse(where, "token id " + std::to_string(id) + " is outside the vocabulary of " +
                         std::to_string(decoder.vocab_size));
+    }
+  }
+  if (const auto& quantization = decoder.quantization) {
+    const std::string& format = quantization->format;
+    const int64_t group = quantization->group;
+    const bool known = format == "bf16" ? group == 0
+                                        : (format == "int8" || format == "int4") &&
+                                              (group == 32 || group == 64 || group == 128);
+    if (!known) {
+      Refuse(where, "the quantisation " + quantization->Describe() +
+                        " is not known: bf16, int8 and int4 in groups of 32, 64 or 128 are");
     }
   }
   CheckRange(where, "the projector's input width", config.projector.in_width, kMaxWidth);

@@ -15,7 +15,9 @@
 //            "projector": {type: "linear" | "mlpNx_gelu", in_width, out_width},
 //            "features": {image_mode: "crop" | "pad", select_layer,
 //                         select_feature: "patch" | "cls_patch"},
-//            "tower_patches": rows of Z_v without the class token}
+//            "tower_patches": rows of Z_v without the class token,
+//            "quantization_config": {"quant_method": "llava-serving", "format", "group", "layout"}
+//              only where the decoder is packed for serving}
 // All keys are required. Meanings and units: model/config/model_config.h.
 
 #include <nlohmann/json.hpp>

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <span>
@@ -18,6 +19,9 @@ class MappedFile {
 
   std::span<const uint8_t> bytes() const { return {data_, size_}; }
   const std::filesystem::path& path() const { return path_; }
+  // Takes the pages that lie wholly in [offset, offset + size) out of this process until they are
+  // read again.
+  void Release(size_t offset, size_t size) const;
 
  private:
   std::filesystem::path path_;

@@ -53,6 +53,12 @@ at::Tensor ViewMapped(std::shared_ptr<const MappedFile> file, const MappedTensor
   return at::from_blob(data, tensor.shape, tensor.strides, keep, options).contiguous();
 }
 
+void ReleaseMapped(const MappedFile& file, const MappedTensor& tensor) {
+  if (!tensor.strides.empty()) return;
+  const size_t element = at::elementSize(tensor.dtype);
+  file.Release(tensor.offset, static_cast<size_t>(*CountElements(tensor.shape, element)) * element);
+}
+
 std::string DtypeName(at::ScalarType dtype) {
   for (const auto& [name, type] : kDtypes) {
     if (type == dtype) return name;

@@ -27,6 +27,9 @@ std::optional<int64_t> CountElements(std::span<const int64_t> shape, size_t elem
 // aligned for the type or the strides are not row-major, so that the result is always contiguous.
 at::Tensor ViewMapped(std::shared_ptr<const MappedFile> file, const MappedTensor& tensor);
 
+// Takes its pages out of this process (MappedFile::Release), if it has no gaps.
+void ReleaseMapped(const MappedFile& file, const MappedTensor& tensor);
+
 // "F32", "BF16", ...: safetensors' names of element types.
 std::string DtypeName(at::ScalarType dtype);
 std::optional<at::ScalarType> DtypeOf(std::string_view name);

@@ -117,6 +117,12 @@ at::Tensor SafetensorsFile::Get(const std::string& name) const {
   return ViewMapped(file_, place->second);
 }
 
+void SafetensorsFile::Release(const std::string& name) const {
+  if (const auto place = places_.find(name); place != places_.end()) {
+    ReleaseMapped(*file_, place->second);
+  }
+}
+
 void SaveSafetensors(const std::filesystem::path& path,
                      const std::map<std::string, at::Tensor>& tensors,
                      const std::map<std::string, std::string>& metadata) {

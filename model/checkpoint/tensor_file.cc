@@ -52,6 +52,9 @@ class ShardedFile : public TensorFile {
     if (place == places_.end()) throw std::out_of_range("no shard has a tensor \"" + name + "\"");
     return place->second->Get(name);
   }
+  void Release(const std::string& name) const override {
+    if (const auto place = places_.find(name); place != places_.end()) place->second->Release(name);
+  }
 
  private:
   std::map<std::string, TensorInfo> infos_;

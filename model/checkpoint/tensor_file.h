@@ -26,6 +26,9 @@ class TensorFile {
   // A CPU tensor; may share memory with the mapped file as long as this object lives, so callers
   // that keep it clone it. Throws std::out_of_range for an unknown name.
   virtual at::Tensor Get(const std::string& name) const = 0;
+  // The tensor has been read and is not needed soon: its pages may leave this process. It stays
+  // readable.
+  virtual void Release(const std::string& name) const {}
 
   // By content: safetensors header, or the zip of torch.save. Pickles are read by a small
   // interpreter that knows tensors, dictionaries and numbers and refuses everything else: nothing

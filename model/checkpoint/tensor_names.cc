@@ -99,11 +99,22 @@ TensorShapes DecoderTensors(const DecoderConfig& config) {
   TensorShapes shapes;
   shapes["model.embed_tokens.weight"] = {config.vocab_size, width};
   shapes["model.norm.weight"] = {width};
-  if (!config.tie_word_embeddings) shapes["lm_head.weight"] = {config.vocab_size, width};
+  if (config.quantization) {
+    shapes["lm_head.packed"] = kPackedShape;  // of the embedding if they are tied
+  } else if (!config.tie_word_embeddings) {
+    shapes["lm_head.weight"] = {config.vocab_size, width};
+  }
   for (int64_t i = 0; i < config.num_layers; ++i) {
     const std::string layer = "model.layers." + std::to_string(i) + ".";
     shapes[layer + "input_layernorm.weight"] = {width};
     shapes[layer + "post_attention_layernorm.weight"] = {width};
+    if (config.quantization) {
+      for (const char* name :
+           {"self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"}) {
+        shapes[layer + name + ".packed"] = kPackedShape;
+      }
+      continue;
+    }
     shapes[layer + "self_attn.q_proj.weight"] = {q, width};
     shapes[layer + "self_attn.k_proj.weight"] = {kv, width};
     shapes[layer + "self_attn.v_proj.weight"] = {kv, width};
@@ -122,7 +133,9 @@ void CheckTensors(const std::map<std::string, TensorInfo>& tensors, const Tensor
     list += (list.empty() ? "" : ", ") + item;
   };
   for (const auto& [name, shape] : required) {
-    if (!tensors.contains(name)) add(missing, name + " " + ShapeText(shape));
+    if (!tensors.contains(name)) {
+      add(missing, name + (shape == kPackedShape ? "" : " " + ShapeText(shape)));
+    }
   }
   for (const auto& [name, info] : tensors) {
     auto expected = required.find(name);
@@ -132,6 +145,13 @@ void CheckTensors(const std::map<std::string, TensorInfo>& tensors, const Tensor
         add(surplus, name);
         continue;
       }
+    }
+    if (expected->second == kPackedShape) {
+      if (info.shape.size() != 1 || info.dtype != at::kByte) {
+        add(misshapen, name + " is " + ShapeText(info.shape) + " of " + DtypeName(info.dtype) +
+                           ", expected one dimension of U8");
+      }
+      continue;
     }
     if (info.shape != expected->second) {
       add(misshapen,

@@ -20,11 +20,14 @@ using TensorShapes = std::map<std::string, std::vector<int64_t>>;
 TensorShapes TowerTensors(const VisionConfig& config);
 TensorShapes ProjectorTensors(const ProjectorConfig& config);
 TensorShapes DecoderTensors(const DecoderConfig& config);
+// A packed matrix (model/nn/packed_weights.h): one dimension of U8, as many as it takes. The shape
+// that DecoderTensors gives for it, if the configuration has a quantization.
+inline const std::vector<int64_t> kPackedShape = {-1};
 // May be there, and must fit if they are.
 TensorShapes OptionalTowerTensors(const VisionConfig& config);
 
 // Throws std::runtime_error that begins with `where` and names every missing, surplus and misshapen
-// tensor and every one that is not float32, float16 or bfloat16.
+// tensor and every one that is not float32, float16 or bfloat16 (packed ones: U8).
 void CheckTensors(const std::map<std::string, TensorInfo>& tensors, const TensorShapes& required,
                   const TensorShapes& optional, const std::string& where);
 

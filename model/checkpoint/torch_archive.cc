@@ -137,4 +137,10 @@ at::Tensor TorchArchive::Get(const std::string& name) const {
   return ViewMapped(file_, place->second);
 }
 
+void TorchArchive::Release(const std::string& name) const {
+  if (const auto place = places_.find(name); place != places_.end()) {
+    ReleaseMapped(*file_, place->second);
+  }
+}
+
 }  // namespace llava

@@ -22,6 +22,7 @@ class TorchArchive : public TensorFile {
 
   const std::map<std::string, TensorInfo>& tensors() const override { return infos_; }
   at::Tensor Get(const std::string& name) const override;
+  void Release(const std::string& name) const override;
 
  private:
   std::shared_ptr<const MappedFile> file_;

@@ -11,6 +11,10 @@ constexpr int64_t kMaxDepth = 16;  // far above anything published; keeps typing
 
 }  // namespace
 
+std::string Quantization::Describe() const {
+  return group == 0 ? format : format + "/" + std::to_string(group);
+}
+
 std::string ProjectorConfig::type() const {
   return depth == 1 ? "linear" : "mlp" + std::to_string(depth) + "x_gelu";
 }

@@ -9,6 +9,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <string>
 
 namespace llava {
@@ -50,6 +51,14 @@ struct ProjectorConfig {
   static int64_t DepthOf(const std::string& type);
 };
 
+// A decoder whose matrices are stored as products on the CPU read them (model/nn/packed_weights.h).
+struct Quantization {
+  std::string format;            // "bf16", "int8" or "int4"
+  int64_t group = 0;             // weights with one scale; 0: bf16
+  std::string layout;            // of the stored matrices, with its version
+  std::string Describe() const;  // "int4/64", "bf16"
+};
+
 // LLaMA decoder.
 struct DecoderConfig {
   int64_t hidden_size = 4096;  // D
@@ -65,6 +74,7 @@ struct DecoderConfig {
   bool tie_word_embeddings = false;
   int32_t bos_token_id = 1;
   int32_t eos_token_id = 2;
+  std::optional<Quantization> quantization;  // none: plain tensors
 };
 
 // Which rows of which hidden state the projector reads, and how pictures are fitted.

@@ -1,5 +1,6 @@
 #include "model/nn/decoder_weights.h"
 
+#include <stdexcept>
 #include <string>
 #include <utility>
 
@@ -21,6 +22,11 @@ uint64_t DecoderWeights::bytes() const {
 
 DecoderWeights ReadDecoderWeights(const DecoderConfig& config, const TensorSource& tensors,
                                   at::Device device, at::ScalarType dtype) {
+  if (config.quantization) {
+    throw std::runtime_error("the decoder is packed for serving on the CPU (" +
+                             config.quantization->Describe() +
+                             "); this needs the checkpoint that it was made from");
+  }
   const int64_t width = config.hidden_size, inner = config.intermediate_size;
   const int64_t q_width = config.num_heads * config.head_dim;
   const int64_t kv_width = config.num_kv_heads * config.head_dim;

@@ -22,6 +22,7 @@ namespace llava {
 // Forward is const; the parameters change only through VisitParameters.
 class LlamaDecoder {
  public:
+  // Throws std::runtime_error for tensors that are missing, misshapen or packed (packed_weights.h).
   LlamaDecoder(const DecoderConfig& config, const TensorSource& tensors, at::Device device,
                at::ScalarType dtype);
 

@@ -2,8 +2,10 @@
 
 // The subcommands of llava-model. They print to stdout and throw on failure.
 
+#include <cstdint>
 #include <filesystem>
 #include <string>
+#include <vector>
 
 namespace llava {
 
@@ -38,5 +40,38 @@ struct VerifyCommand {
 // of the manifest. With `self_test`, loads the model and runs its self-test in that arithmetic;
 // throws if it has none. Prints one line.
 void RunVerify(const VerifyCommand& command);
+
+// How a decoder is packed for serving on the CPU.
+struct PackingFlags {
+  std::string dtype = "int4";  // "bf16", "int8", "int4"
+  int64_t group = 0;           // 32, 64 or 128; 0: 128 for int8, 64 for int4
+  bool outliers = true;        // kept apart
+  int threads = 0;             // 0: all cores
+};
+
+struct QuantizeCommand {
+  std::filesystem::path source;  // language model of any known layout
+  std::filesystem::path out;     // ROOT/NAME
+  std::filesystem::path tower;   // as OpenOptions::tower
+  std::string chat_template;     // as OpenOptions::chat_template
+  PackingFlags packing;
+};
+// Publishes the model with its decoder packed as the next version of OUT and prints its folder; its
+// tower stays where it is. Shows its progress on stderr. Stopped by SIGINT or SIGTERM, it leaves
+// nothing behind. Returns the exit code.
+int RunQuantize(const QuantizeCommand& command);
+
+struct RandomCommand {
+  std::filesystem::path out;  // ROOT/NAME
+  std::string shape = "llava-1.5-7b";
+  uint64_t seed = 0;
+  std::filesystem::path tokenizer = "deploy/models/emoji";
+  std::string chat_template = "v1";  // built-in
+  std::filesystem::path tower;       // empty: as CLIP ViT-L/14 at 336
+  PackingFlags packing;
+};
+// The same with random weights of a published shape, for measuring and trying.
+int RunRandom(const RandomCommand& command);
+std::vector<std::string> RandomShapeNames();
 
 }  // namespace llava

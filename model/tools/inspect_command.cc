@@ -8,6 +8,7 @@
 #include "model/checkpoint/checkpoint_folder.h"
 #include "model/checkpoint/config_json.h"
 #include "model/checkpoint/content_digest.h"
+#include "model/checkpoint/tensor_names.h"
 #include "model/llava/self_test.h"
 #include "model/tools/commands.h"
 
@@ -34,6 +35,16 @@ void AddTensors(const TensorSource& tensors, json& description) {
   description["tensor_bytes"] = bytes;
 }
 
+uint64_t CountElements(const TensorShapes& shapes) {
+  uint64_t sum = 0;
+  for (const auto& [name, shape] : shapes) {
+    uint64_t elements = 1;
+    for (const int64_t size : shape) elements *= static_cast<uint64_t>(size);
+    sum += elements;
+  }
+  return sum;
+}
+
 json Describe(const TowerCheckpoint& tower) {
   json description = {{"kind", "tower"}, {"name", tower.name}, {"version", tower.version}};
   AddTensors(tower.tensors, description);
@@ -45,6 +56,12 @@ json Describe(const TowerCheckpoint& tower) {
 json Describe(const LanguageCheckpoint& language) {
   json description = {{"kind", "language"}, {"name", language.name}, {"version", language.version}};
   AddTensors(language.tensors, description);
+  if (language.config.decoder.quantization) {
+    DecoderConfig plain = language.config.decoder;
+    plain.quantization.reset();
+    description["parameters"] = CountElements(DecoderTensors(plain)) +
+                                CountElements(ProjectorTensors(language.config.projector));
+  }
   description["digests"] = {
       {"version", ToHex(language.digest)},
       {"tower", ToHex(language.tower_digest)},
@@ -91,7 +108,7 @@ const SelfTest& SelfTestOf(const Checkpoint& checkpoint, const CheckpointFolder&
 
 void RunInspect(const InspectCommand& command) {
   const CheckpointFolder folder = OpenCheckpointFolder(command.path, /*verify=*/false);
-  const OpenOptions options{command.tower, "", /*verify=*/false};
+  const OpenOptions options{command.tower, "", /*verify=*/false, /*packed=*/true};
   json description = IsTower(folder) ? Describe(OpenTower(folder.path, options))
                                      : Describe(OpenLanguage(folder.path, options));
   description["path"] = folder.path.string();
@@ -111,7 +128,7 @@ void RunInspect(const InspectCommand& command) {
 
 void RunVerify(const VerifyCommand& command) {
   const CheckpointFolder folder = OpenCheckpointFolder(command.path, /*verify=*/true);
-  const OpenOptions options{command.tower, "", /*verify=*/false};
+  const OpenOptions options{command.tower, "", /*verify=*/false, /*packed=*/true};
   size_t tensors = 0;
   std::string tested;
   const auto tell = [&](double off) {

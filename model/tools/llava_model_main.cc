@@ -1,5 +1,5 @@
-// llava-model: imports, checks and describes checkpoints. Exit codes: 0 done, 1 failed, 2 wrong
-// command line.
+// llava-model: imports, checks, describes and packs checkpoints. Exit codes: 0 done, 1 failed, 2
+// wrong command line, 128 + the signal when stopped.
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -17,10 +17,23 @@ int Complain(std::string what, int code) {
   return code;
 }
 
+void AddPackingFlags(CLI::App& app, llava::PackingFlags& flags) {
+  app.add_option("--dtype", flags.dtype, "Format of the packed weights")
+      ->check(CLI::IsMember({"bf16", "int8", "int4"}))
+      ->capture_default_str();
+  app.add_option("--group", flags.group,
+                 "Weights with one scale (default: 128 for int8, 64 for int4)")
+      ->check(CLI::IsMember({32, 64, 128}));
+  app.add_flag("!--no-outliers", flags.outliers,
+               "Keep no weights apart that are far from the rest of their group");
+  app.add_option("--threads", flags.threads, "Threads (default: all cores)")
+      ->check(CLI::Range(1, 1024));
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app("Imports, checks and describes LLaVA checkpoints", "llava-model");
+  CLI::App app("Imports, checks, describes and packs LLaVA checkpoints", "llava-model");
   app.set_version_flag("--version", std::string("llava-model ") + LLAVA_VERSION);
   app.require_subcommand(1);
 
@@ -67,6 +80,40 @@ int main(int argc, char** argv) {
   inspect_app->add_flag("--json", inspect.json, "Print JSON");
   inspect_app->callback([&] { llava::RunInspect(inspect); });
 
+  int code = 0;
+  llava::QuantizeCommand quantize;
+  auto* quantize_app = app.add_subcommand(
+      "quantize",
+      "Pack a model's decoder for serving on the CPU and publish it as a version of OUT");
+  quantize_app->add_option("MODEL", quantize.source, "Checkpoint folder, or ROOT/NAME")->required();
+  quantize_app->add_option("OUT", quantize.out, "ROOT/NAME in a model repository")->required();
+  quantize_app->add_option("--tower", quantize.tower,
+                           "Folder of the vision tower, if MODEL does not hold it");
+  quantize_app->add_option(
+      "--chat-template", quantize.chat_template,
+      "Built-in chat template or JSON file (default: the checkpoint's, else v1)");
+  AddPackingFlags(*quantize_app, quantize.packing);
+  quantize_app->callback([&] { code = llava::RunQuantize(quantize); });
+
+  llava::RandomCommand random;
+  auto* random_app = app.add_subcommand(
+      "random", "Make a packed model of a published shape with random weights, to measure with");
+  random_app->add_option("OUT", random.out, "ROOT/NAME in a model repository")->required();
+  random_app->add_option("--shape", random.shape, "Whose shape")
+      ->check(CLI::IsMember(llava::RandomShapeNames()))
+      ->capture_default_str();
+  random_app->add_option("--seed", random.seed, "Equal seeds give equal weights")
+      ->capture_default_str();
+  random_app->add_option("--tokenizer", random.tokenizer, "Folder with the tokenizer to take")
+      ->capture_default_str();
+  random_app->add_option("--chat-template", random.chat_template, "Built-in chat template")
+      ->capture_default_str();
+  random_app->add_option("--tower", random.tower,
+                         "Folder of the vision tower that it reads (default: the shape of CLIP "
+                         "ViT-L/14 at 336)");
+  AddPackingFlags(*random_app, random.packing);
+  random_app->callback([&] { code = llava::RunRandom(random); });
+
   try {
     app.parse(argc, argv);
   } catch (const CLI::CallForHelp& call) {
@@ -84,5 +131,5 @@ int main(int argc, char** argv) {
   } catch (const std::exception& error) {
     return Complain(error.what(), 1);
   }
-  return 0;
+  return code;
 }

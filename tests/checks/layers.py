@@ -24,7 +24,7 @@ ALLOWED = {
     "model/eval": MODEL + ["model/data", "model/progress", "model/chart"],
     "model/train": MODEL + ["model/data", "model/eval", "model/progress", "model/chart"],
     "model/datagen": MODEL + ["model/data", "model/progress"],
-    "model/tools": MODEL + ["model/data", "model/train"],
+    "model/tools": MODEL + ["model/data", "model/train", "model/progress"],
     "server/runtime": [],
     "server/wire": ["server/runtime", "llava/v1", "model/digest"],
     "server/device": ["server/runtime"],

@@ -28,7 +28,34 @@ const char* NameOf(WeightFormat format) {
   return "?";
 }
 
-PackedLayout LayoutOf(int64_t rows, int64_t depth, const PackedMatrix::Options& options) {
+float WidenBFloat16(uint16_t bits) {
+  return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
+}
+
+float WidenHalf(uint16_t bits) {
+  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16, rest = bits & 0x7FFF;
+  if (rest >= 0x7C00) return std::bit_cast<float>(sign | 0x7F800000 | (rest & 0x3FF) << 13);
+  // As if it were a float with a small exponent; the product puts that right, subnormals too.
+  const float value = std::bit_cast<float>(rest << 13) * 0x1p112f;
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(value) | sign);
+}
+
+void Widen(SourceElement element, const void* source, int64_t first, int64_t size, float* to) {
+  if (element == SourceElement::kFloat) {
+    std::memcpy(to, static_cast<const float*>(source) + first, size * sizeof(float));
+    return;
+  }
+  const uint16_t* from = static_cast<const uint16_t*>(source) + first;
+  if (element == SourceElement::kBFloat16) {
+    for (int64_t k = 0; k < size; ++k) to[k] = WidenBFloat16(from[k]);
+  } else {
+    for (int64_t k = 0; k < size; ++k) to[k] = WidenHalf(from[k]);
+  }
+}
+
+}  // namespace
+
+PackedLayout PackedMatrix::LayoutOf(int64_t rows, int64_t depth, const Options& options) {
   std::string shape = "[";
   shape += std::to_string(rows) + ", " + std::to_string(depth) + "]";
   constexpr int64_t kMost = std::numeric_limits<uint32_t>::max() / kPanel;
@@ -64,33 +91,6 @@ PackedLayout LayoutOf(int64_t rows, int64_t depth, const PackedMatrix::Options& 
   layout.panel_bytes = layout.blocks * layout.block_bytes;
   return layout;
 }
-
-float WidenBFloat16(uint16_t bits) {
-  return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
-}
-
-float WidenHalf(uint16_t bits) {
-  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16, rest = bits & 0x7FFF;
-  if (rest >= 0x7C00) return std::bit_cast<float>(sign | 0x7F800000 | (rest & 0x3FF) << 13);
-  // As if it were a float with a small exponent; the product puts that right, subnormals too.
-  const float value = std::bit_cast<float>(rest << 13) * 0x1p112f;
-  return std::bit_cast<float>(std::bit_cast<uint32_t>(value) | sign);
-}
-
-void Widen(SourceElement element, const void* source, int64_t first, int64_t size, float* to) {
-  if (element == SourceElement::kFloat) {
-    std::memcpy(to, static_cast<const float*>(source) + first, size * sizeof(float));
-    return;
-  }
-  const uint16_t* from = static_cast<const uint16_t*>(source) + first;
-  if (element == SourceElement::kBFloat16) {
-    for (int64_t k = 0; k < size; ++k) to[k] = WidenBFloat16(from[k]);
-  } else {
-    for (int64_t k = 0; k < size; ++k) to[k] = WidenHalf(from[k]);
-  }
-}
-
-}  // namespace
 
 PackedMatrix::PackedMatrix(int64_t rows, int64_t depth, const Options& options,
                            std::shared_ptr<WeightMemory> memory)

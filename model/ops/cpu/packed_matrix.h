@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -56,6 +57,17 @@ class PackedMatrix {
   // Row `row` as products see it, [K].
   void Unpack(int64_t row, float* out) const;
 
+  // A complete matrix as bytes that any processor reads back to the same bits; layout in
+  // docs/formats.md.
+  static constexpr const char* kStoredLayout = "panel32.v1";
+  int64_t stored_bytes() const;
+  // `to`: stored_bytes(). Throws std::invalid_argument if it has another size or rows are missing.
+  void Store(std::span<uint8_t> to) const;
+  // Copies `stored`, in one pass from its beginning. Checks every size and place; throws
+  // std::runtime_error saying what is wrong.
+  static PackedMatrix Load(std::span<const uint8_t> stored,
+                           std::shared_ptr<WeightMemory> memory = nullptr);
+
   // For kernels.
   const PackedLayout& layout() const { return layout_; }
   const uint8_t* panel(int64_t index) const { return panels_ + index * layout_.panel_bytes; }
@@ -69,6 +81,7 @@ class PackedMatrix {
   }
 
  private:
+  static PackedLayout LayoutOf(int64_t rows, int64_t depth, const Options& options);
   void Seal();
 
   PackedLayout layout_;

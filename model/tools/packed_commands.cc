@@ -1,0 +1,156 @@
+// llava-model quantize and random: versions whose decoder is packed for serving on the CPU.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <filesystem>
+#include <iostream>
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "model/checkpoint/checkpoint.h"
+#include "model/checkpoint/checkpoint_folder.h"
+#include "model/checkpoint/config_json.h"
+#include "model/checkpoint/random_tensors.h"
+#include "model/checkpoint/tensor_names.h"
+#include "model/nn/packed_weights.h"
+#include "model/nn/quantize.h"
+#include "model/progress/progress.h"
+#include "model/progress/stop_request.h"
+#include "model/tools/commands.h"
+
+namespace llava {
+namespace {
+
+namespace fs = std::filesystem;
+
+int ThreadsOr(int threads) {
+  return threads > 0 ? threads : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+// Packs and publishes as a new version of `out`, a ROOT/NAME. Returns the exit code.
+int Publish(const LanguageCheckpoint& checkpoint, const PackingFlags& flags, const fs::path& out,
+            const nlohmann::json& recipe) {
+  const PackOptions options = [&flags] {
+    PackOptions from_names = ToPackOptions({flags.dtype, flags.group, ""});
+    from_names.keep_outliers = flags.outliers;
+    return from_names;
+  }();
+  const fs::path whole = fs::absolute(out).lexically_normal();
+  const fs::path model = whole.has_filename() ? whole : whole.parent_path();
+  const StopRequest stop;
+  ops::cpu::ThreadPool pool(ThreadsOr(flags.threads));
+  Progress progress(stderr, "packing",
+                    static_cast<uint64_t>(checkpoint.config.decoder.num_layers + 2));
+  const auto step = [&](int64_t done, int64_t total) {
+    done < total ? progress.Update(static_cast<uint64_t>(done))
+                 : progress.Finish(static_cast<uint64_t>(done));
+    return !StopRequest::Requested();
+  };
+  const auto path = PublishPacked(checkpoint, options, model.parent_path(),
+                                  model.filename().string(), recipe.dump(), pool, step);
+  if (!path) {
+    std::fprintf(stderr, "\nllava-model: stopped; nothing was written\n");
+    return 128 + StopRequest::Signal();
+  }
+  std::cout << "language " << path->string() << " (" << ToQuantization(options).Describe() << ")\n"
+            << "tower    " << ToHex(checkpoint.tower_digest) << "\n";
+  return 0;
+}
+
+// Decoders of published models.
+std::map<std::string, DecoderConfig> Shapes() {
+  DecoderConfig of_7b;
+  of_7b.vocab_size = 32064;
+  of_7b.max_position_embeddings = 4096;
+  DecoderConfig of_13b = of_7b;
+  of_13b.hidden_size = 5120;
+  of_13b.intermediate_size = 13824;
+  of_13b.num_layers = of_13b.num_heads = of_13b.num_kv_heads = 40;
+  DecoderConfig of_1b;
+  of_1b.hidden_size = 2048;
+  of_1b.intermediate_size = 5632;
+  of_1b.num_layers = 22;
+  of_1b.num_kv_heads = 4;
+  of_1b.head_dim = 64;
+  DecoderConfig tiny;  // of nobody: takes no time
+  tiny.hidden_size = 128;
+  tiny.intermediate_size = 352;
+  tiny.num_layers = 2;
+  tiny.num_heads = 4;
+  tiny.num_kv_heads = 2;
+  tiny.head_dim = 32;
+  return {
+      {"llava-1.5-7b", of_7b}, {"llava-1.5-13b", of_13b}, {"llama-1.1b", of_1b}, {"tiny", tiny}};
+}
+
+}  // namespace
+
+std::vector<std::string> RandomShapeNames() {
+  std::vector<std::string> names;
+  for (const auto& [name, config] : Shapes()) names.push_back(name);
+  return names;
+}
+
+int RunQuantize(const QuantizeCommand& command) {
+  OpenOptions open;
+  open.tower = command.tower;
+  open.chat_template = command.chat_template;
+  const LanguageCheckpoint checkpoint = OpenLanguage(command.source, open);
+  return Publish(checkpoint, command.packing, command.out,
+                 {{"quantized_from",
+                   {{"name", checkpoint.name},
+                    {"version", checkpoint.version},
+                    {"digest", ToHex(checkpoint.digest)}}}});
+}
+
+int RunRandom(const RandomCommand& command) {
+  const auto shapes = Shapes();
+  const auto shape = shapes.find(command.shape);
+  if (shape == shapes.end()) throw std::invalid_argument("no shape \"" + command.shape + "\"");
+  LanguageCheckpoint checkpoint;
+  checkpoint.name = command.shape;
+  LanguageConfig& config = checkpoint.config;
+  config.decoder = shape->second;
+  config.projector.out_width = config.decoder.hidden_size;
+  if (command.tower.empty()) {
+    const VisionConfig published;  // ViT-L/14 at 336
+    checkpoint.tower_patches = published.num_patches();
+    // Of no tower that there is: one with this configuration and unknown tensors.
+    checkpoint.tower_digest = HashBytes("random\n" + ToJson(published).dump());
+  } else {
+    const TowerCheckpoint tower = OpenTower(command.tower);
+    config.projector.in_width = tower.config.hidden_size;
+    checkpoint.tower_patches = tower.config.num_patches();
+    checkpoint.tower_digest = tower.digest;
+    CheckPair(config, tower.config, command.tower.string());
+  }
+  checkpoint.chat_template =
+      std::make_shared<const ChatTemplate>(ChatTemplate::Builtin(command.chat_template));
+  checkpoint.tokenizer = std::make_shared<const Tokenizer>(
+      Tokenizer::Load(OpenCheckpointFolder(command.tokenizer, /*verify=*/false).path)
+          .WithSpecialPieces(checkpoint.chat_template->special_pieces()));
+  if (checkpoint.tokenizer->vocab_size() > config.decoder.vocab_size) {
+    throw std::runtime_error(command.tokenizer.string() + ": its tokenizer has " +
+                             std::to_string(checkpoint.tokenizer->vocab_size()) + " ids, " +
+                             command.shape + " has rows for " +
+                             std::to_string(config.decoder.vocab_size));
+  }
+  config.decoder.bos_token_id = checkpoint.tokenizer->bos_id();
+  config.decoder.eos_token_id = checkpoint.tokenizer->eos_id();
+  CheckConfig(config, command.shape);
+  TensorShapes tensors = DecoderTensors(config.decoder);
+  tensors.merge(ProjectorTensors(config.projector));
+  RandomTensorOptions random;
+  random.seed = command.seed;
+  checkpoint.tensors = RandomTensors(tensors, random);
+  return Publish(checkpoint, command.packing, command.out,
+                 {{"random", {{"shape", command.shape}, {"seed", command.seed}}}});
+}
+
+}  // namespace llava
