@@ -69,7 +69,7 @@ absl::Status LlmEngine::Submit(GenerateJob job) {
     return absl::InvalidArgumentError(absl::StrCat(
         "the request may need ", job.longest_tokens(), " tokens of keys and values (prompt ",
         job.prompt_tokens(), " + max_new_tokens ", job.stop.max_new_tokens, "); a worker has ",
-        kv_capacity_tokens_, " (--kv-bytes). Ask for fewer max_new_tokens or shorten the prompt"));
+        kv_capacity_tokens(), " (--kv-bytes). Ask for fewer max_new_tokens or shorten the prompt"));
   }
   std::vector<int32_t> ids = job.ids;
   ids.insert(ids.end(), job.resumed_ids.begin(), job.resumed_ids.end());

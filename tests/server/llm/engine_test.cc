@@ -5,9 +5,11 @@
 #include <gmock/gmock.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <future>
 #include <map>
+#include <random>
 #include <set>
 #include <stdexcept>
 
@@ -19,6 +21,7 @@ namespace llava {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 // Says token kFirst + n as its n-th token. Prompts may ask for faults by their first id.
 class RuleRunner : public ModelRunner {
@@ -34,63 +37,91 @@ class RuleRunner : public ModelRunner {
     bool dead LLAVA_GUARDED_BY(mutex) = false;           // every step throws
     std::vector<int32_t> begun LLAVA_GUARDED_BY(mutex);  // first ids, in order of joining
     size_t most_together LLAVA_GUARDED_BY(mutex) = 0;
+    int64_t computed_rows LLAVA_GUARDED_BY(mutex) = 0;
+    int64_t foreign_rows LLAVA_GUARDED_BY(mutex) = 0;  // found where its own should be
   };
 
-  explicit RuleRunner(std::shared_ptr<Switches> switches) : switches_(std::move(switches)) {}
+  RuleRunner(std::shared_ptr<Switches> switches, int64_t blocks)
+      : memory_(static_cast<size_t>(blocks)), switches_(std::move(switches)) {}
 
-  int64_t Begin(uint64_t sequence, std::span<const int32_t> ids,
-                std::span<const std::shared_ptr<const StoredFeatures>> features,
-                int64_t longest_tokens) override {
+  void Begin(uint64_t sequence, std::span<const int32_t> ids,
+             std::span<const std::shared_ptr<const StoredFeatures>> features) override {
     if (ids[0] == kRefuse) throw std::invalid_argument("no such prompt");
     if (sequence > 0) {
       MutexLock lock(switches_->mutex);
       switches_->begun.push_back(ids[0]);
     }
-    sequences_[sequence] = {ids[0], 0};
-    return static_cast<int64_t>(ids.size());
+    State& state = sequences_[sequence];
+    state.ids.assign(ids.begin(), ids.end());
+    state.said = static_cast<int>(
+        std::count_if(ids.begin(), ids.end(), [](int32_t id) { return id >= kFirst; }));
   }
   void End(uint64_t sequence) override { sequences_.erase(sequence); }
 
-  std::vector<std::vector<float>> Step(std::span<const Part> parts) override {
+  // What a decoder would do with its memory: every row leaves its id in its block, and no row may
+  // find another sequence's there.
+  StepLogits Step(std::span<const Part> parts) override {
     {
       MutexLock lock(switches_->mutex);
       while (switches_->hold) switches_->changed.Wait(switches_->mutex);
       if (switches_->dead) throw std::runtime_error("device lost");
       switches_->most_together = std::max(switches_->most_together, parts.size());
     }
-    std::vector<std::vector<float>> logits;
+    auto logits = std::make_shared<std::vector<float>>();
     for (const Part& part : parts) {
       State& state = sequences_.at(part.sequence);
-      if (state.rule == kThrow) throw std::runtime_error("bad step");
+      if (state.ids[0] == kThrow) throw std::runtime_error("bad step");
+      if (part.sequence > 0) Touch(part, state);
       if (!part.sampled) continue;
-      std::vector<float> row(1000, 0.0f);
+      std::vector<float> row(kWidth, 0.0f);
       row[static_cast<size_t>(kFirst + state.said++)] = 5;
-      if (state.rule == kNan && state.said == 2) row[7] = NAN;
-      logits.push_back(std::move(row));
+      if (state.ids[0] == kNan && state.said == 2) row[7] = NAN;
+      logits->insert(logits->end(), row.begin(), row.end());
     }
-    return logits;
+    return {logits, logits->data(), kWidth, kWidth};
   }
-  int64_t kv_bytes() const override { return static_cast<int64_t>(sequences_.size()) * 1000; }
+  void CopyBlock(int32_t from, int32_t to) override { memory_.at(to) = memory_.at(from); }
+  int64_t num_blocks() const override { return static_cast<int64_t>(memory_.size()); }
+  uint64_t weight_bytes() const override { return 100; }
   int64_t image_tokens() const override { return 4; }
 
  private:
+  static constexpr int64_t kWidth = 1000, kTokens = KvBlocks::kTokens;
+
   struct State {
-    int32_t rule;
-    int said;
+    std::vector<int32_t> ids;  // read and said
+    int said = 0;
   };
+
+  void Touch(const Part& part, State& state) {
+    if (part.first == static_cast<int64_t>(state.ids.size())) state.ids.push_back(part.token);
+    for (int64_t row = 0; row < part.first + part.rows; ++row) {
+      int32_t& there = memory_.at(part.blocks[row / kTokens])[row % kTokens];
+      if (row >= part.first) there = state.ids.at(row);
+      if (there != state.ids.at(row)) {
+        MutexLock lock(switches_->mutex);
+        ++switches_->foreign_rows;
+      }
+    }
+    MutexLock lock(switches_->mutex);
+    switches_->computed_rows += part.rows;
+  }
+
+  std::vector<std::array<int32_t, kTokens>> memory_;
   std::shared_ptr<Switches> switches_;
   std::map<uint64_t, State> sequences_;
 };
 
 class Collector : public AnswerSink {
  public:
-  bool Started(double) override { return !gone_; }
+  bool Started(double, int64_t) override { return !gone_; }
   bool Delta(const AnswerDelta& delta) override {
     ids.insert(ids.end(), delta.token_ids.begin(), delta.token_ids.end());
     return !gone_;
   }
   void Finished(const AnswerSummary& summary) override {
     end = summary.end;
+    cached = summary.cached_tokens;
     done_.set_value(absl::OkStatus());
   }
   void Failed(const absl::Status& status) override { done_.set_value(status); }
@@ -107,6 +138,7 @@ class Collector : public AnswerSink {
 
   std::vector<int32_t> ids;
   AnswerEnd end = AnswerEnd::kStop;
+  int64_t cached = 0;
 
  private:
   std::promise<absl::Status> done_;
@@ -120,11 +152,11 @@ class EngineTest : public ::testing::Test {
     model.info.tokenizer =
         std::make_shared<Tokenizer>(Tokenizer::Load(FixturesDir() / "tiny-llava"));
     model.info.feature_rows = model.info.feature_width = 1;
-    model.info.kv_bytes_per_token = 10;
+    model.info.kv_block_bytes = 160;
     model.info.workers = workers;
     model.factory = [this](int) {
       if (on_load_) on_load_();
-      return std::make_unique<RuleRunner>(switches_);
+      return std::make_unique<RuleRunner>(switches_, blocks_);
     };
     engine_ = std::make_unique<LlmEngine>(options, std::move(model), metrics_,
                                           [this](const std::string& why) { all_failed_ = why; });
@@ -152,6 +184,15 @@ class EngineTest : public ::testing::Test {
     MutexLock lock(switches_->mutex);
     return switches_->begun;
   }
+  void SetDead(bool dead) {
+    MutexLock lock(switches_->mutex);
+    switches_->dead = dead;
+  }
+  int64_t ComputedRows() {
+    MutexLock lock(switches_->mutex);
+    EXPECT_EQ(switches_->foreign_rows, 0);
+    return switches_->computed_rows;
+  }
   void WaitForBegun(size_t count) {
     while (Begun().size() < count) std::this_thread::yield();
   }
@@ -159,6 +200,7 @@ class EngineTest : public ::testing::Test {
   Metrics metrics_{"llm"};
   std::shared_ptr<RuleRunner::Switches> switches_ = std::make_shared<RuleRunner::Switches>();
   std::string all_failed_;
+  int64_t blocks_ = 1000;              // of each worker
   std::function<void()> on_load_;      // called on the thread of each worker that loads
   std::unique_ptr<LlmEngine> engine_;  // last: its threads use the fields above
 };
@@ -219,18 +261,32 @@ TEST_F(EngineTest, TellsThatAWorkerLoads) {
 }
 
 TEST_F(EngineTest, ADeadDeviceFailsEverybodyAndSaysSo) {
-  Start();
+  Start({.respawn_delay = std::chrono::milliseconds(1), .respawns = 3});
   auto running = std::make_shared<Collector>();
-  {
-    MutexLock lock(switches_->mutex);
-    switches_->dead = true;
-  }
+  SetDead(true);
   ASSERT_TRUE(engine_->Submit(Job(10, 5, running)).ok());
   EXPECT_FALSE(running->Wait().ok());
-  while (engine_->Submit(Job(10, 5, std::make_shared<Collector>())).ok()) std::this_thread::yield();
+  auto waiting = std::make_shared<Collector>();
+  ASSERT_TRUE(engine_->Submit(Job(10, 5, waiting)).ok());
+  EXPECT_EQ(waiting->Wait().code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(engine_->Submit(Job(10, 5, waiting)).message(), "llm: all workers failed");
   engine_->Stop();
   EXPECT_THAT(all_failed_, HasSubstr("device lost"));
   EXPECT_THAT(metrics_.Render(), HasSubstr("llava_llm_workers{state=\"failed\"} 1"));
+  EXPECT_THAT(metrics_.Render(), HasSubstr("llava_llm_worker_respawns_total 3"));
+}
+
+TEST_F(EngineTest, AWorkerThatDiedBeginsAnew) {
+  Start({.respawn_delay = std::chrono::milliseconds(1), .respawns = 1000});
+  auto running = std::make_shared<Collector>(), next = std::make_shared<Collector>();
+  SetDead(true);
+  ASSERT_TRUE(engine_->Submit(Job(10, 5, running)).ok());
+  EXPECT_EQ(running->Wait().code(), absl::StatusCode::kInternal);
+  ASSERT_TRUE(engine_->Submit(Job(11, 5, next)).ok()) << "it waits for the worker";
+  SetDead(false);
+  EXPECT_TRUE(next->Wait().ok());
+  EXPECT_EQ(next->ids.size(), 5u);
+  EXPECT_EQ(all_failed_, "");
 }
 
 TEST_F(EngineTest, CancelledAndLateJobsLeaveAtTheNextStep) {
@@ -257,15 +313,16 @@ TEST_F(EngineTest, CancelledAndLateJobsLeaveAtTheNextStep) {
 }
 
 TEST_F(EngineTest, JoinsByPriorityAndTenantAndWithinItsMemory) {
-  Start({.max_running = 2, .kv_bytes = 200});  // 20 tokens
+  blocks_ = 2;
+  Start({.max_running = 2});
   auto first = std::make_shared<Collector>();
   Hold(true);
-  ASSERT_TRUE(engine_->Submit(Job(10, 15, first)).ok());  // 20 tokens: all there is
+  ASSERT_TRUE(engine_->Submit(Job(10, 15, first, 17)).ok());  // both blocks
   WaitForBegun(1);
   std::vector<std::shared_ptr<Collector>> sinks;
   const auto submit = [&](int32_t id, const std::string& tenant, int32_t priority) {
     sinks.push_back(std::make_shared<Collector>());
-    GenerateJob job = Job(id, 15, sinks.back());
+    GenerateJob job = Job(id, 15, sinks.back(), 17);
     job.place.tenant = tenant;
     job.place.priority = priority;
     ASSERT_TRUE(engine_->Submit(std::move(job)).ok());
@@ -282,11 +339,12 @@ TEST_F(EngineTest, JoinsByPriorityAndTenantAndWithinItsMemory) {
 }
 
 TEST_F(EngineTest, RefusesAtTheDoor) {
-  Start({.queue = 1, .max_running = 1, .kv_bytes = 200});
-  const absl::Status huge = engine_->Submit(Job(10, 16, std::make_shared<Collector>()));
+  blocks_ = 2;
+  Start({.queue = 1, .max_running = 1});
+  const absl::Status huge = engine_->Submit(Job(10, 28, std::make_shared<Collector>()));
   EXPECT_EQ(huge.code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_THAT(std::string(huge.message()), HasSubstr("21"));
-  EXPECT_THAT(std::string(huge.message()), HasSubstr("20"));
+  EXPECT_THAT(std::string(huge.message()), HasSubstr("33"));
+  EXPECT_THAT(std::string(huge.message()), HasSubstr("32"));
   Hold(true);
   auto running = std::make_shared<Collector>(), waiting = std::make_shared<Collector>();
   ASSERT_TRUE(engine_->Submit(Job(10, 5, running)).ok());
@@ -319,6 +377,99 @@ TEST_F(EngineTest, SeveralWorkersShareTheWork) {
   Hold(false);
   EXPECT_TRUE(one->Wait().ok());
   EXPECT_TRUE(two->Wait().ok());
+}
+
+TEST_F(EngineTest, WhatWasComputedIsNotComputedAgain) {
+  Start();
+  auto first = std::make_shared<Collector>(), second = std::make_shared<Collector>(),
+       other = std::make_shared<Collector>();
+  ASSERT_TRUE(engine_->Submit(Job(10, 5, first, 40)).ok());
+  ASSERT_TRUE(first->Wait().ok());
+  EXPECT_EQ(first->cached, 0);
+  EXPECT_EQ(ComputedRows(), 44) << "the last token said is never read";
+  GenerateJob follow = Job(10, 3, second, 40);
+  follow.ids.insert(follow.ids.end(), first->ids.begin(), first->ids.end());
+  follow.ids.push_back(11);
+  follow.text_tokens = 46;
+  ASSERT_TRUE(engine_->Submit(std::move(follow)).ok());
+  ASSERT_TRUE(second->Wait().ok());
+  EXPECT_EQ(second->cached, 44);
+  EXPECT_EQ(ComputedRows(), 44 + 2 + 2);
+  GenerateJob salted = Job(10, 1, other, 40);
+  salted.cache_salt = "another tenant";
+  ASSERT_TRUE(engine_->Submit(std::move(salted)).ok());
+  ASSERT_TRUE(other->Wait().ok());
+  EXPECT_EQ(other->cached, 0);
+}
+
+TEST_F(EngineTest, AnswersThatGiveWayGoOnWhereTheyWere) {
+  blocks_ = 8;  // 128 tokens, for five answers of 61 in the end
+  Start({.max_running = 8, .prefill_chunk = 7});
+  Hold(true);
+  std::vector<std::shared_ptr<Collector>> sinks;
+  for (int i = 0; i < 5; ++i) {
+    sinks.push_back(std::make_shared<Collector>());
+    ASSERT_TRUE(engine_->Submit(Job(10 + i, 40, sinks.back(), 21)).ok());
+  }
+  Hold(false);
+  for (const auto& sink : sinks) {
+    ASSERT_TRUE(sink->Wait().ok());
+    ASSERT_EQ(sink->ids.size(), 40u);
+    for (int i = 0; i < 40; ++i) EXPECT_EQ(sink->ids[i], RuleRunner::kFirst + i);
+  }
+  EXPECT_GE(ComputedRows(), 5 * 60);
+  EXPECT_THAT(metrics_.Render(), Not(HasSubstr("llava_llm_preemptions_total 0")));
+  EXPECT_THAT(metrics_.Render(), HasSubstr("llava_llm_kv_bytes 0"));
+}
+
+// Everything at once, with few blocks: clients that go, faults, NaN, common beginnings.
+TEST_F(EngineTest, KeepsItsBooksUnderRandomTraffic) {
+  blocks_ = 12;
+  Start({.queue = 10'000, .max_running = 6, .prefill_chunk = 20});
+  std::mt19937 random(7);
+  std::vector<std::pair<std::shared_ptr<Collector>, uint32_t>> all;
+  for (int i = 0; i < 600; ++i) {
+    auto sink = std::make_shared<Collector>();
+    const uint32_t tokens = 1 + random() % 30;
+    const uint32_t kind = random() % 20;
+    GenerateJob job = Job(kind == 0   ? RuleRunner::kThrow
+                          : kind == 1 ? RuleRunner::kNan
+                                      : 10 + static_cast<int32_t>(random() % 3),
+                          tokens, sink, 1 + static_cast<int64_t>(random() % 60));
+    job.place.priority = static_cast<int32_t>(random() % 2);
+    for (size_t j = job.ids.size() / 2; kind == 2 && j < job.ids.size(); ++j) job.ids[j] = 20;
+    if (kind == 3) sink->Go();
+    ASSERT_TRUE(engine_->Submit(std::move(job)).ok());
+    all.emplace_back(std::move(sink), tokens);
+    if (random() % 8 == 0) all[random() % all.size()].first->Go();
+  }
+  int complete = 0;
+  for (const auto& [sink, tokens] : all) {
+    if (!sink->Wait().ok()) continue;
+    ++complete;
+    ASSERT_EQ(sink->ids.size(), tokens);
+    for (uint32_t i = 0; i < tokens; ++i) {
+      ASSERT_EQ(sink->ids[i], RuleRunner::kFirst + static_cast<int32_t>(i));
+    }
+  }
+  EXPECT_GT(complete, 300);
+  ComputedRows();
+  EXPECT_THAT(metrics_.Render(), HasSubstr("llava_llm_kv_bytes 0")) << "no block was lost";
+  auto last = std::make_shared<Collector>();
+  ASSERT_TRUE(engine_->Submit(Job(10, 12 * 16 - 20, last, 20)).ok()) << "which needs all of them";
+  EXPECT_TRUE(last->Wait().ok());
+}
+
+TEST_F(EngineTest, ARequestGoesToTheWorkerThatKnowsItsBeginning) {
+  Start({.max_running = 4}, 3);
+  for (int round = 0; round < 20; ++round) {
+    auto first = std::make_shared<Collector>(), again = std::make_shared<Collector>();
+    ASSERT_TRUE(engine_->Submit(Job(10 + round, 2, first, 50)).ok());
+    ASSERT_TRUE(first->Wait().ok());
+    ASSERT_TRUE(engine_->Submit(Job(10 + round, 2, again, 50)).ok());
+    ASSERT_TRUE(again->Wait().ok());
+    EXPECT_EQ(again->cached, 49) << round;
+  }
 }
 
 }  // namespace

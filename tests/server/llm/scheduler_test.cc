@@ -172,6 +172,13 @@ TEST(SchedulerTest, EverySequenceEndsSomeTime) {
   }
 }
 
+TEST(SchedulerTest, TheLongestPrefixWinsUnlessItsWorkerIsBusy) {
+  EXPECT_GT(RouteScore(100, 0.5), RouteScore(40, 0));
+  EXPECT_LT(RouteScore(100, 0.7), RouteScore(40, 0));
+  EXPECT_EQ(RouteScore(100, 1), 0);
+  EXPECT_EQ(RouteScore(0, 0), 0);
+}
+
 TEST(PromptBudgetTest, KeepsAnswersFlowing) {
   PromptBudget budget(512, 2.5);
   EXPECT_EQ(budget.Rows(3), 512) << "nothing is known yet";
