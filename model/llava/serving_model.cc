@@ -48,11 +48,20 @@ at::ScalarType ScalarTypeOf(WeightType type) {
   return type == WeightType::kFloat16 ? at::kHalf : at::kBFloat16;
 }
 
-bool IsInteger(WeightType type) { return type == WeightType::kInt8 || type == WeightType::kInt4; }
-
-// On the CPU everything but float32 has kernels of its own.
-bool IsPacked(WeightType type, at::Device device) {
-  return device.is_cpu() && type != WeightType::kFloat32;
+ops::cpu::WeightFormat FormatOf(WeightType type) {
+  switch (type) {
+    case WeightType::kFloat32:
+      return ops::cpu::WeightFormat::kFloat;
+    case WeightType::kInt8:
+      return ops::cpu::WeightFormat::kInt8;
+    case WeightType::kInt4:
+      return ops::cpu::WeightFormat::kInt4;
+    case WeightType::kAuto:
+    case WeightType::kFloat16:
+    case WeightType::kBFloat16:
+      break;
+  }
+  return ops::cpu::WeightFormat::kBFloat16;
 }
 
 void CheckTypes(WeightType type, KvType kv, at::Device device) {
@@ -61,26 +70,25 @@ void CheckTypes(WeightType type, KvType kv, at::Device device) {
       throw std::invalid_argument(
           "float16 is for GPUs; on the CPU serve in float32, bfloat16, int8 or int4");
     }
-  } else if (IsInteger(type)) {
+    return;
+  }
+  if (type == WeightType::kInt8 || type == WeightType::kInt4) {
     throw std::invalid_argument(ToString(type) +
                                 " weights are for the CPU; on a GPU serve in bfloat16 or float16");
   }
-  if (IsPacked(type, device) || kv == KvType::kAuto) return;
-  const bool fits = type == WeightType::kFloat32    ? kv == KvType::kFloat
-                    : type == WeightType::kBFloat16 ? kv == KvType::kBFloat16
-                                                    : false;
+  const bool fits = kv == KvType::kAuto || (kv == KvType::kFloat && type == WeightType::kFloat32) ||
+                    (kv == KvType::kBFloat16 && type == WeightType::kBFloat16);
   if (!fits) {
     throw std::invalid_argument("keys and values of " + ToString(type) + " weights on " +
                                 device.str() + " are kept in that type");
   }
 }
 
-std::optional<PackOptions> PackOptionsOf(WeightType asked, WeightType type, int64_t group) {
-  if (asked == WeightType::kAuto && group == 0) return std::nullopt;  // as it is stored
+std::optional<PackOptions> PackOptionsOf(WeightType asked, WeightType type, int64_t group,
+                                         bool stored) {
+  if (stored && asked == WeightType::kAuto && group == 0) return std::nullopt;  // as it is
   PackOptions options;
-  options.format = type == WeightType::kInt8   ? ops::cpu::WeightFormat::kInt8
-                   : type == WeightType::kInt4 ? ops::cpu::WeightFormat::kInt4
-                                               : ops::cpu::WeightFormat::kBFloat16;
+  options.format = FormatOf(type);
   options.group = group;
   return options;
 }
@@ -107,6 +115,8 @@ WeightType Resolve(WeightType type, const LanguageCheckpoint& checkpoint, at::De
         return WeightType::kInt4;
       case ops::cpu::WeightFormat::kBFloat16:
         return WeightType::kBFloat16;
+      case ops::cpu::WeightFormat::kFloat:
+        return WeightType::kFloat32;
     }
   }
   if (!device.is_cpu()) return WeightType::kBFloat16;
@@ -132,10 +142,12 @@ ServingModel::ServingModel(const LanguageCheckpoint& checkpoint, at::Device devi
   projector_options_ = at::TensorOptions(device).dtype(dtype);
   projector_ = LoadProjector(config.projector, checkpoint.tensors, device, dtype);
   num_image_tokens_ = projector_->NumImageTokens(tower_rows_);
-  if (IsPacked(weights_, device)) {
+  if (device.is_cpu()) {
     const auto pool = std::make_shared<ops::cpu::ThreadPool>(std::max(1, options.threads));
     auto packed = PackDecoder(config.decoder, checkpoint.tensors,
-                              PackOptionsOf(options.weights, weights_, options.group), *pool);
+                              PackOptionsOf(options.weights, weights_, options.group,
+                                            config.decoder.quantization.has_value()),
+                              *pool);
     decoder_ = std::make_unique<PackedLlama>(config.decoder, std::move(packed), pool, options.kv,
                                              options.kv_bytes);
   } else {
@@ -152,7 +164,7 @@ int64_t ServingModel::KvBlockBytes(const LanguageCheckpoint& checkpoint, at::Dev
                                    const ServingOptions& options) {
   const WeightType type = Resolve(options.weights, checkpoint, device);
   const DecoderConfig& config = checkpoint.config.decoder;
-  if (IsPacked(type, device)) return PackedLlama::BlockBytes(config, options.kv);
+  if (device.is_cpu()) return PackedLlama::BlockBytes(config, FormatOf(type), options.kv);
   return llava::KvBlockBytes(config, static_cast<int64_t>(c10::elementSize(ScalarTypeOf(type))));
 }
 

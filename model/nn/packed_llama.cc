@@ -1,6 +1,7 @@
 #include "model/nn/packed_llama.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstring>
 #include <stdexcept>
@@ -19,25 +20,27 @@ using ops::cpu::Element;
 using ops::cpu::KvElement;
 using ops::cpu::Multiplier;
 using ops::cpu::PackedMatrix;
+using ops::cpu::WeightFormat;
 
 // Elements below which work is done by the caller alone: less than what it costs to wake another.
 constexpr int64_t kTooFew = 16 * 1024;
 
-KvElement ElementOf(KvType kv) {
+KvElement ElementOf(WeightFormat weights, KvType kv) {
   switch (kv) {
     case KvType::kFloat:
       return KvElement::kFloat;
     case KvType::kInt8:
       return KvElement::kInt8;
-    case KvType::kAuto:
     case KvType::kBFloat16:
+      return KvElement::kBFloat16;
+    case KvType::kAuto:
       break;
   }
-  return KvElement::kBFloat16;
+  return weights == WeightFormat::kFloat ? KvElement::kFloat : KvElement::kBFloat16;
 }
 
-ops::cpu::KvLayout LayoutOf(const DecoderConfig& config, KvType kv) {
-  return {ElementOf(kv), config.num_kv_heads, config.head_dim};
+ops::cpu::KvLayout LayoutOf(const DecoderConfig& config, WeightFormat weights, KvType kv) {
+  return {ElementOf(weights, kv), config.num_kv_heads, config.head_dim};
 }
 
 // Calls task(row) for all rows, by several threads where that pays.
@@ -73,43 +76,53 @@ PackedLlama::PackedLlama(const DecoderConfig& config, PackedDecoderWeights weigh
       kernels_(ops::cpu::Best()),
       rope_(ops::MakeRope(at::arange(config.max_position_embeddings, at::kLong), config.head_dim,
                           config.rope_theta)),
-      layout_(LayoutOf(config, kv)),
-      num_blocks_(static_cast<int64_t>(kv_bytes) / BlockBytes(config, kv)),
+      layout_(LayoutOf(config, weights_.options.format, kv)),
+      block_bytes_(config.num_layers * layout_.block_bytes),
+      num_blocks_(static_cast<int64_t>(kv_bytes) / block_bytes_),
       multiplier_(*pool_),
       attention_(*pool_) {
   if (num_blocks_ < 1) {
     throw std::invalid_argument("decoder: " + std::to_string(kv_bytes) +
                                 " bytes for keys and values hold not one block of " +
-                                std::to_string(BlockBytes(config, kv)));
+                                std::to_string(block_bytes_));
   }
-  blocks_ = memory_.Allocate(static_cast<size_t>(num_blocks_ * BlockBytes(config, kv)));
+  blocks_ = memory_.Allocate(static_cast<size_t>(num_blocks_ * block_bytes_));
 }
 
-int64_t PackedLlama::BlockBytes(const DecoderConfig& config, KvType kv) {
-  return config.num_layers * LayoutOf(config, kv).block_bytes;
+int64_t PackedLlama::BlockBytes(const DecoderConfig& config, WeightFormat weights, KvType kv) {
+  return config.num_layers * LayoutOf(config, weights, kv).block_bytes;
 }
 
 at::Tensor PackedLlama::Embed(std::span<const int32_t> ids) const {
   const int64_t width = config_.hidden_size;
   at::Tensor rows = at::empty({static_cast<int64_t>(ids.size()), width}, at::kFloat);
-  const auto* table =
-      reinterpret_cast<const uint16_t*>(weights_.embedding.const_data_ptr<at::BFloat16>());
-  auto* out = reinterpret_cast<uint32_t*>(rows.data_ptr<float>());
+  const bool floats = weights_.embedding.scalar_type() == at::kFloat;
+  const void* table = weights_.embedding.const_data_ptr();
+  float* out = rows.data_ptr<float>();
   for (const int32_t id : ids) {
     if (id < 0 || id >= config_.vocab_size) {
       throw std::invalid_argument("decoder: token id " + std::to_string(id) +
                                   " is not in the vocabulary of " +
                                   std::to_string(config_.vocab_size));
     }
-    const uint16_t* row = table + id * width;
-    for (int64_t i = 0; i < width; ++i) *out++ = uint32_t{row[i]} << 16;
+    if (floats) {
+      std::copy_n(static_cast<const float*>(table) + id * width, width, out);
+    } else {
+      const uint16_t* row = static_cast<const uint16_t*>(table) + id * width;
+      for (int64_t i = 0; i < width; ++i) out[i] = std::bit_cast<float>(uint32_t{row[i]} << 16);
+    }
+    out += width;
   }
   return rows;
 }
 
 void PackedLlama::CopyBlock(int32_t from, int32_t to) {
-  const int64_t bytes = config_.num_layers * layout_.block_bytes;
-  std::memcpy(blocks_ + to * bytes, blocks_ + from * bytes, static_cast<size_t>(bytes));
+  if (from < 0 || from >= num_blocks_ || to < 0 || to >= num_blocks_) {
+    throw std::invalid_argument("decoder: copying block " + std::to_string(from) + " to " +
+                                std::to_string(to) + " of " + std::to_string(num_blocks_));
+  }
+  std::memcpy(blocks_ + to * block_bytes_, blocks_ + from * block_bytes_,
+              static_cast<size_t>(block_bytes_));
 }
 
 void PackedLlama::Norm(const float* x, const std::vector<float>& weight, int64_t rows, float* out) {
@@ -150,7 +163,7 @@ void PackedLlama::Layer(int64_t index, float* x, int64_t rows) {
   Multiply(normed, rows, layer.qkv, qkv);
   attention_.Run({.layout = &layout_,
                   .layer = blocks_ + index * layout_.block_bytes,
-                  .block_stride = config_.num_layers * layout_.block_bytes,
+                  .block_stride = block_bytes_,
                   .heads = config_.num_heads,
                   .sequences = sequences_,
                   .q = qkv,

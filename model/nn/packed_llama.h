@@ -16,18 +16,20 @@
 
 namespace llava {
 
-// Residuals are float32; products round or quantise their inputs as the weights ask for. A row of
+// Residuals are float32; products round or quantise their inputs as the weights ask for (not at all
+// beside float32). A row of
 // the result depends on its own sequence alone, to the bit: not on the batch, on how its prompt was
 // cut, on threads, nor on what was cached. Between instruction sets it differs by rounding.
 class PackedLlama : public ServingDecoder {
  public:
-  // Keys and values in `kv` (kAuto: bfloat16) in as many blocks as `kv_bytes` hold; memory is taken
-  // when blocks are first written. Throws std::invalid_argument if that is none.
+  // Keys and values in `kv` (kAuto: float32 beside such weights, else bfloat16) in as many blocks
+  // as `kv_bytes` hold; memory is taken when blocks are first written. Throws std::invalid_argument
+  // if that is none.
   PackedLlama(const DecoderConfig& config, PackedDecoderWeights weights,
               std::shared_ptr<ops::cpu::ThreadPool> pool, KvType kv, uint64_t kv_bytes);
 
   // Bytes of one block, all layers.
-  static int64_t BlockBytes(const DecoderConfig& config, KvType kv);
+  static int64_t BlockBytes(const DecoderConfig& config, ops::cpu::WeightFormat weights, KvType kv);
 
   at::Tensor Embed(std::span<const int32_t> ids) const override;
   at::Tensor Step(const at::Tensor& rows, std::span<const StepSequence> sequences,
@@ -64,6 +66,7 @@ class PackedLlama : public ServingDecoder {
   ops::RopeTable rope_;  // of all positions: [max_position_embeddings, Dh / 2] each
 
   const ops::cpu::KvLayout layout_;  // of one layer in one block
+  const int64_t block_bytes_;        // of all layers
   const int64_t num_blocks_;
   ops::cpu::WeightMemory memory_;
   uint8_t* blocks_;  // [blocks][layers] of layout_.block_bytes

@@ -60,10 +60,11 @@ std::vector<float> ReadNorm(const TensorSource& tensors, const std::string& name
   return {values, values + norm.numel()};
 }
 
-at::Tensor ReadEmbedding(const TensorSource& tensors) {
+at::Tensor ReadEmbedding(const TensorSource& tensors, WeightFormat format) {
   const std::string name = "model.embed_tokens.weight";
   // Always a copy: the source may be a mapped file that ends with the checkpoint.
-  at::Tensor embedding = tensors.Get(name).to(at::kBFloat16, /*non_blocking=*/false, /*copy=*/true);
+  const at::ScalarType dtype = format == WeightFormat::kFloat ? at::kFloat : at::kBFloat16;
+  at::Tensor embedding = tensors.Get(name).to(dtype, /*non_blocking=*/false, /*copy=*/true);
   tensors.Release(name);
   return embedding.contiguous();
 }
@@ -158,7 +159,7 @@ PackedDecoderWeights PackDecoder(const DecoderConfig& config, const TensorSource
                                   : wanted.value_or(PackOptions{WeightFormat::kBFloat16, 0, true});
   CheckDecoderTensors(config, tensors);
   const auto memory = std::make_shared<WeightMemory>();
-  at::Tensor embedding = ReadEmbedding(tensors);
+  at::Tensor embedding = ReadEmbedding(tensors, options.format);
   std::vector<PackedLayer> layers;
   for (int64_t i = 0; i < config.num_layers; ++i) {
     layers.push_back(stored ? LoadLayer(config, tensors, i, options, memory)
@@ -215,7 +216,10 @@ at::Tensor StoredTensor(const PackedMatrix& matrix) {
 
 Quantization ToQuantization(const PackOptions& options) {
   Quantization quantization{"bf16", 0, PackedMatrix::kStoredLayout};
-  if (options.format != WeightFormat::kBFloat16) {
+  if (options.format == WeightFormat::kFloat) {
+    throw std::invalid_argument("float32 weights are stored as they are, not packed");
+  }
+  if (IsInteger(options.format)) {
     const bool int8 = options.format == WeightFormat::kInt8;
     quantization.format = int8 ? "int8" : "int4";
     quantization.group = options.group != 0 ? options.group : int8 ? 128 : 64;

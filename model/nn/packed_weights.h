@@ -35,7 +35,7 @@ struct PackedLayer {
 
 struct PackedDecoderWeights {
   PackOptions options;   // of the layers
-  at::Tensor embedding;  // bfloat16 [V, D]
+  at::Tensor embedding;  // [V, D] bfloat16, beside float32 weights float32
   std::vector<PackedLayer> layers;
   std::vector<float> norm;         // [D]
   ops::cpu::PackedMatrix lm_head;  // [V, D]

@@ -10,6 +10,7 @@
 //     int4: w + 8 as a nibble, [group / 8][32][4]: of 8 consecutive k, the first four are the low
 //           halves of four bytes and the last four the high halves
 //   bfloat16: [block / 2][32][2]
+//   float: [block][32]
 // which is the order in which dot-product instructions and tiles take them, and one stream of
 // memory. K is padded by zeros. A few large weights of integer matrices are kept apart, exactly, as
 // outliers.
@@ -20,7 +21,15 @@
 
 namespace llava::ops::cpu {
 
-enum class WeightFormat : uint8_t { kBFloat16, kInt8, kInt4 };
+enum class WeightFormat : uint8_t { kBFloat16, kInt8, kInt4, kFloat };
+
+constexpr bool IsInteger(WeightFormat format) {
+  return format == WeightFormat::kInt8 || format == WeightFormat::kInt4;
+}
+// Bytes of an activation beside such weights.
+constexpr int64_t ValueBytes(WeightFormat format) {
+  return IsInteger(format) ? 1 : format == WeightFormat::kBFloat16 ? 2 : 4;
+}
 
 constexpr int64_t kPanel = 32;
 constexpr int64_t kScaleBytes = kPanel * 2;
@@ -31,8 +40,8 @@ struct PackedLayout {
   WeightFormat format = WeightFormat::kBFloat16;
   int64_t rows = 0, depth = 0;  // N, K
   int64_t panels = 0;
-  int64_t block = 0;         // along K: the group; of bfloat16, how much is summed at a time
-  int64_t blocks = 0;        // the last one of bfloat16 may be shorter
+  int64_t block = 0;         // along K: the group; else how much is summed at a time
+  int64_t blocks = 0;        // the last one may be shorter unless it is a group
   int64_t padded_depth = 0;  // K up to a whole group, or to 32
   int64_t block_bytes = 0;   // of a whole block
   int64_t panel_bytes = 0;
@@ -59,7 +68,8 @@ struct PackTask {
 // x as the kernels take it.
 struct Activations {
   int64_t rows = 0;
-  // Integers: [blocks][rows][block] bytes; bfloat16: the same of pairs, the last block shorter.
+  // [blocks][rows][block] values: bytes beside integers, else of the format of the weights; the
+  // last block may be shorter.
   uint8_t* values = nullptr;
   float* scales = nullptr;         // [blocks][rows]; NaN where x is not finite
   int32_t* corrections = nullptr;  // [blocks][rows]: minus the sum of values times the offset of w

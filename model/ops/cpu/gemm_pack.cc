@@ -185,6 +185,12 @@ void PackBFloat16(const PackTask& task, const float* row, int64_t column) {
   }
 }
 
+void PackFloat(const PackTask& task, const float* row, int64_t column) {
+  for (int64_t k = 0; k < task.layout->padded_depth; ++k) {
+    __builtin_memcpy(task.panel + (k * kPanel + column) * 4, row + k, 4);
+  }
+}
+
 }  // namespace
 
 void Pack(PackTask& task) {
@@ -193,6 +199,8 @@ void Pack(PackTask& task) {
     const float* row = task.rows + i * task.layout->padded_depth;
     if (task.layout->format == WeightFormat::kBFloat16) {
       PackBFloat16(task, row, task.first_column + i);
+    } else if (task.layout->format == WeightFormat::kFloat) {
+      PackFloat(task, row, task.first_column + i);
     } else {
       PackIntegers(task, row, task.first_column + i);
     }

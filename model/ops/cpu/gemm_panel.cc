@@ -111,6 +111,29 @@ template <int R>
   }
 }
 
+template <int R>
+[[gnu::always_inline]] inline void MultiplyFloats(const uint8_t* weights, const uint8_t* values,
+                                                  int64_t depth, bool first, float* sums) {
+  Floats sum[R][kVectors] = {};
+  if (!first) {
+    for (int r = 0; r < R; ++r) {
+      for (int v = 0; v < kVectors; ++v)
+        sum[r][v] = LoadAs<Floats>(sums + r * kPanel + v * kColumns);
+    }
+  }
+  for (int64_t k = 0; k < depth; ++k, weights += 4 * kPanel) {
+    Floats w[kVectors];
+    for (int v = 0; v < kVectors; ++v) w[v] = LoadAs<Floats>(weights + v * sizeof(Floats));
+    for (int r = 0; r < R; ++r) {
+      const Floats x = Floats{} + LoadAs<float>(values + (r * depth + k) * 4);
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = MultiplyAdd(w[v], x, sum[r][v]);
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int v = 0; v < kVectors; ++v) StoreAs(sums + r * kPanel + v * kColumns, sum[r][v]);
+  }
+}
+
 // Calls work<R>(first row) for all rows, in blocks of R <= kMostRows.
 template <int R = kMostRows, typename Work>
 [[gnu::always_inline]] inline void ForRowBlocks(int64_t begin, int64_t end, const Work& work) {
@@ -141,17 +164,25 @@ void MultiplyIntegers(const PanelTask& task) {
   }
 }
 
-void MultiplyBFloat16(const PanelTask& task) {
+template <WeightFormat kFormat>
+void MultiplyWhole(const PanelTask& task) {
+  constexpr int64_t kBytes = ValueBytes(kFormat);
   const PackedLayout& layout = *task.layout;
   const Activations& x = *task.activations;
   for (int64_t b = task.first_block; b < task.first_block + task.blocks; ++b) {
     const int64_t begin = b * layout.block;
     const int64_t left = layout.padded_depth - begin;
     const int64_t depth = left < layout.block ? left : layout.block;
-    const uint8_t* values = x.values + (begin * x.rows + task.first_row * depth) * 2;
+    const uint8_t* weights = task.panel + begin * kPanel * kBytes;
+    const uint8_t* values = x.values + (begin * x.rows + task.first_row * depth) * kBytes;
     ForRowBlocks(0, task.rows, [&]<int R>(int64_t first) {
-      MultiplyPairs<R>(task.panel + begin * kPanel * 2, values + first * depth * 2, depth, b == 0,
-                       task.sums + first * kPanel);
+      const uint8_t* from = values + first * depth * kBytes;
+      float* sums = task.sums + first * kPanel;
+      if constexpr (kFormat == WeightFormat::kFloat) {
+        MultiplyFloats<R>(weights, from, depth, b == 0, sums);
+      } else {
+        MultiplyPairs<R>(weights, from, depth, b == 0, sums);
+      }
     });
   }
 }
@@ -162,7 +193,9 @@ void MultiplyPanel(const PanelTask& task) {
   if (MultiplyPanelByTiles(task)) return;
   switch (task.layout->format) {
     case WeightFormat::kBFloat16:
-      return MultiplyBFloat16(task);
+      return MultiplyWhole<WeightFormat::kBFloat16>(task);
+    case WeightFormat::kFloat:
+      return MultiplyWhole<WeightFormat::kFloat>(task);
     case WeightFormat::kInt8:
       return MultiplyIntegers<false>(task);
     case WeightFormat::kInt4:

@@ -74,14 +74,15 @@ void QuantizeRow(const PrepareTask& task, const T* x, int64_t row) {
   }
 }
 
-template <typename T>
+// Into values of type To, block by block.
+template <typename To, typename T>
 void RoundRow(const PrepareTask& task, const T* x, int64_t row) {
   const PackedLayout& layout = *task.layout;
   const Activations& to = *task.activations;
   for (int64_t b = task.first_block; b < task.first_block + task.blocks; ++b) {
     const int64_t begin = b * layout.block, left = layout.padded_depth - begin;
     const int64_t depth = left < layout.block ? left : layout.block;
-    BFloat16* values = reinterpret_cast<BFloat16*>(to.values) + begin * to.rows + row * depth;
+    To* values = reinterpret_cast<To*>(to.values) + begin * to.rows + row * depth;
     for (int64_t k = 0; k < depth; k += kLanes) {
       Store(values + k, LoadWithin(x, begin + k, layout.depth));
     }
@@ -147,7 +148,9 @@ void PrepareRows(const PrepareTask& task) {
   for (int64_t i = task.first; i < task.first + task.count; ++i) {
     const T* x = static_cast<const T*>(task.x.data) + i * task.x.stride;
     if (layout.format == WeightFormat::kBFloat16) {
-      RoundRow(task, x, i);
+      RoundRow<BFloat16>(task, x, i);
+    } else if (layout.format == WeightFormat::kFloat) {
+      RoundRow<float>(task, x, i);
     } else {
       QuantizeRow(task, x, i);
     }

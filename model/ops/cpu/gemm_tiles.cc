@@ -246,7 +246,7 @@ void MultiplyIntegers(const PanelTask& task) {
 bool MultiplyPanelByTiles(const PanelTask& task) {
   if (task.layout->format == WeightFormat::kBFloat16) {
     MultiplyBFloat16(task);
-  } else if (task.rows > kFewRows) {
+  } else if (IsInteger(task.layout->format) && task.rows > kFewRows) {
     MultiplyIntegers(task);
   } else {
     return false;

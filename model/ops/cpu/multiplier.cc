@@ -58,11 +58,11 @@ void Multiplier::Multiply(const Input& x, const PackedMatrix& weights, const Out
 
 void Multiplier::Prepare(const Input& x, const PackedMatrix& weights) {
   const PackedLayout& layout = weights.layout();
-  const bool integers = layout.format != WeightFormat::kBFloat16;
+  const bool integers = IsInteger(layout.format);
   Activations& to = activations_;
   to = {};
   to.rows = x.rows;
-  to.values = values_.Get(x.rows * layout.padded_depth * (integers ? 1 : 2));
+  to.values = values_.Get(x.rows * layout.padded_depth * ValueBytes(layout.format));
   if (integers) {
     const int64_t scales = x.rows * layout.blocks;
     to.scales = reinterpret_cast<float*>(scales_.Get(scales * 4));
@@ -107,7 +107,7 @@ void Multiplier::MultiplyPrepared(const PackedMatrix& weights, const Output& y, 
   const int64_t panels = std::min(enough, few ? of_bytes : kPanelsAtOnce);
   const int64_t together = few ? 1 : panels;
   const int64_t parts = CeilDivide(layout.panels, panels);
-  const int64_t row_bytes = layout.block * (layout.format == WeightFormat::kBFloat16 ? 2 : 1);
+  const int64_t row_bytes = layout.block * ValueBytes(layout.format);
   const int64_t blocks =
       std::max<int64_t>(1, kActivationBytes / (std::min(rows, kRowsAtOnce) * row_bytes));
 

@@ -11,7 +11,8 @@ namespace llava::ops::cpu {
 namespace {
 
 constexpr int64_t kBFloat16Block = 256;  // its part of a panel stays in the first cache
-constexpr int64_t kBFloat16Unit = 32;    // what a row of a tile holds
+constexpr int64_t kFloatBlock = 128;
+constexpr int64_t kUnit = 32;  // what a row of a tile holds, in bfloat16
 constexpr int64_t kDepthOfAnOutlier = 512;
 
 int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -24,6 +25,8 @@ const char* NameOf(WeightFormat format) {
       return "int8";
     case WeightFormat::kInt4:
       return "int4";
+    case WeightFormat::kFloat:
+      return "float32";
   }
   return "?";
 }
@@ -67,16 +70,18 @@ PackedLayout PackedMatrix::LayoutOf(int64_t rows, int64_t depth, const Options& 
   layout.rows = rows;
   layout.depth = depth;
   layout.panels = CeilDivide(rows, kPanel);
-  if (options.format == WeightFormat::kBFloat16) {
+  if (!IsInteger(options.format)) {
     if (options.group != 0) {
-      throw std::invalid_argument("bfloat16 weights have no groups, but " +
-                                  std::to_string(options.group) + " is asked for");
+      throw std::invalid_argument(std::string(NameOf(options.format)) +
+                                  " weights have no groups, but " + std::to_string(options.group) +
+                                  " is asked for");
     }
-    layout.block = kBFloat16Block;
-    layout.padded_depth = CeilDivide(depth, kBFloat16Unit) * kBFloat16Unit;
+    const bool floats = options.format == WeightFormat::kFloat;
+    layout.block = floats ? kFloatBlock : kBFloat16Block;
+    layout.padded_depth = CeilDivide(depth, kUnit) * kUnit;
     layout.blocks = CeilDivide(layout.padded_depth, layout.block);
-    layout.block_bytes = layout.block * kPanel * 2;
-    layout.panel_bytes = layout.padded_depth * kPanel * 2;
+    layout.block_bytes = layout.block * kPanel * ValueBytes(options.format);
+    layout.panel_bytes = layout.padded_depth * kPanel * ValueBytes(options.format);
     return layout;
   }
   const bool int8 = options.format == WeightFormat::kInt8;
@@ -95,7 +100,7 @@ PackedLayout PackedMatrix::LayoutOf(int64_t rows, int64_t depth, const Options& 
 PackedMatrix::PackedMatrix(int64_t rows, int64_t depth, const Options& options,
                            std::shared_ptr<WeightMemory> memory)
     : layout_(LayoutOf(rows, depth, options)),
-      keep_outliers_(options.keep_outliers && options.format != WeightFormat::kBFloat16),
+      keep_outliers_(options.keep_outliers && IsInteger(options.format)),
       memory_(memory ? std::move(memory) : std::make_shared<WeightMemory>()),
       panels_(memory_->Allocate(static_cast<size_t>(layout_.panels * layout_.panel_bytes))),
       found_(layout_.panels) {}
@@ -167,7 +172,7 @@ int64_t PackedMatrix::bytes() const {
 std::string PackedMatrix::Describe() const {
   std::string text = NameOf(layout_.format);
   text += " [" + std::to_string(layout_.rows) + ", " + std::to_string(layout_.depth) + "]";
-  if (layout_.format != WeightFormat::kBFloat16) {
+  if (IsInteger(layout_.format)) {
     text += " in groups of " + std::to_string(layout_.block);
   }
   return text;
@@ -185,6 +190,10 @@ void PackedMatrix::Unpack(int64_t row, float* out) const {
       uint16_t bits;
       std::memcpy(&bits, at + (k / 2 * 2 * kPanel + column * 2 + k % 2) * 2, sizeof(bits));
       out[k] = WidenBFloat16(bits);
+      continue;
+    }
+    if (layout_.format == WeightFormat::kFloat) {
+      std::memcpy(out + k, at + (k * kPanel + column) * 4, sizeof(float));
       continue;
     }
     const uint8_t* block = at + k / layout_.block * layout_.block_bytes;

@@ -17,7 +17,7 @@ static_assert(std::endian::native == std::endian::little, "stored matrices are l
 struct StoredHeader {
   std::array<char, 16> layout;
   uint32_t format;  // as WeightFormat counts
-  uint32_t group;   // 0: bfloat16
+  uint32_t group;   // 0: has none
   uint64_t rows, depth;
   uint64_t panel_bytes;
   uint64_t outliers;
@@ -53,10 +53,10 @@ StoredHeader ReadHeader(std::span<const uint8_t> stored) {
     for (const char c : header.layout) found += c >= ' ' && c <= '~' ? std::string(1, c) : "";
     Refuse("their layout is \"" + found + "\", this program reads " + PackedMatrix::kStoredLayout);
   }
-  if (header.format > static_cast<uint32_t>(WeightFormat::kInt4)) {
+  if (header.format > static_cast<uint32_t>(WeightFormat::kFloat)) {
     Refuse("their format has the number " + std::to_string(header.format));
   }
-  const bool grouped = header.format != static_cast<uint32_t>(WeightFormat::kBFloat16);
+  const bool grouped = IsInteger(static_cast<WeightFormat>(header.format));
   if (header.zero != 0 || (header.group != 0) != grouped) Refuse("their header contradicts itself");
   return header;
 }
@@ -72,7 +72,7 @@ void PackedMatrix::Store(std::span<uint8_t> to) const {
     throw std::invalid_argument(Describe() + " with " + std::to_string(appended_) +
                                 " rows does not go into " + std::to_string(to.size()) + " bytes");
   }
-  const bool grouped = layout_.format != WeightFormat::kBFloat16;
+  const bool grouped = IsInteger(layout_.format);
   const StoredHeader header{LayoutName(),
                             static_cast<uint32_t>(layout_.format),
                             grouped ? static_cast<uint32_t>(layout_.block) : 0,

@@ -95,6 +95,7 @@ inline float RoundedToBFloat16(float value) {
 // What products see of x.
 inline Matrix Seen(const Matrix& x, const PackedMatrix& w) {
   Matrix seen = x;
+  if (w.format() == WeightFormat::kFloat) return seen;
   if (w.format() == WeightFormat::kBFloat16) {
     for (float& value : seen.data) value = RoundedToBFloat16(value);
     return seen;
@@ -135,6 +136,7 @@ struct FormatCase {
 };
 inline const std::vector<FormatCase>& Formats() {
   static const std::vector<FormatCase> kFormats = {
+      {"float32", {WeightFormat::kFloat, 0, true}},
       {"bfloat16", {WeightFormat::kBFloat16, 0, true}},
       {"int8 in 128", {WeightFormat::kInt8, 128, true}},
       {"int8 in 64", {WeightFormat::kInt8, 64, true}},

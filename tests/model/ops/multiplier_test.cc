@@ -44,9 +44,10 @@ TEST(MultiplierTest, IsTheProductOfWhatIsStored) {
       const PackedMatrix packed = Packed(w, format.options, pool);
       const Matrix y = Multiplied(multiplier, x, packed);
       EXPECT_LT(RelativeError(y.data, ExactOfStored(x, packed)), 2e-6);
-      const double of_format = format.options.format == WeightFormat::kBFloat16 ? 0.006
-                               : format.options.format == WeightFormat::kInt8   ? 0.015
-                                                                                : 0.15;
+      const double of_format = format.options.format == WeightFormat::kFloat      ? 2e-6
+                               : format.options.format == WeightFormat::kBFloat16 ? 0.006
+                               : format.options.format == WeightFormat::kInt8     ? 0.015
+                                                                                  : 0.15;
       EXPECT_LT(RelativeError(y.data, Exact(x, w)), of_format);
     }
   });
@@ -95,7 +96,7 @@ TEST(MultiplierTest, IntegersAgreeAcrossInstructionSets) {
   ThreadPool pool(2);
   const Matrix x = Random(21, 500, 1), w = Random(70, 500, 2, 0.002);
   for (const FormatCase& format : Formats()) {
-    if (format.options.format == WeightFormat::kBFloat16) continue;
+    if (!IsInteger(format.options.format)) continue;
     SCOPED_TRACE(format.name);
     const PackedMatrix packed = Packed(w, format.options, pool);
     Multiplier reference(pool, Available().back());

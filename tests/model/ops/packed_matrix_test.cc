@@ -29,9 +29,10 @@ TEST(PackedMatrixTest, HoldsWhatItWasGiven) {
         for (int64_t j = k / group * group; j < std::min((k / group + 1) * group, w.columns); ++j) {
           most = std::max(most, std::abs(w.row(i)[j]));
         }
-        const float coarseness = format.options.format == WeightFormat::kBFloat16 ? most / 256
-                                 : format.options.format == WeightFormat::kInt8   ? most / 250
-                                                                                  : most / 4.9f;
+        const float coarseness = format.options.format == WeightFormat::kFloat      ? 0
+                                 : format.options.format == WeightFormat::kBFloat16 ? most / 256
+                                 : format.options.format == WeightFormat::kInt8     ? most / 250
+                                                                                    : most / 4.9f;
         ASSERT_NEAR(stored.row(i)[k], w.row(i)[k], coarseness) << i << " " << k;
       }
     }
@@ -118,6 +119,7 @@ TEST(PackedMatrixTest, SizesAreWhatIsPromised) {
   const auto bits = [&](const PackedMatrix::Options& options) {
     return static_cast<double>(Packed(w, options, pool).bytes()) * 8 / weights;
   };
+  EXPECT_EQ(bits({WeightFormat::kFloat}), 32);
   EXPECT_EQ(bits({WeightFormat::kBFloat16}), 16);
   EXPECT_NEAR(bits({WeightFormat::kInt8}), 8.125, 0.02);
   EXPECT_NEAR(bits({WeightFormat::kInt4}), 4.25, 0.02);

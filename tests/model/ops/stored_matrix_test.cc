@@ -98,7 +98,7 @@ TEST(StoredMatrixTest, RefusesWhatContradictsItself) {
   };
   const Damage damages[] = {
       {0, 0x78787878, "this program reads panel32.v1"},
-      {16, 3, "format has the number 3"},
+      {16, 9, "format has the number 9"},
       {16, 0, "contradicts"},                     // bfloat16 in groups
       {20, 0, "contradicts"},                     // int4 without
       {20, 48, "in groups of 48"},                //
