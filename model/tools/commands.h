@@ -72,6 +72,22 @@ struct RandomCommand {
 };
 // The same with random weights of a published shape, for measuring and trying.
 int RunRandom(const RandomCommand& command);
-std::vector<std::string> RandomShapeNames();
+
+struct BenchCommand {
+  std::string model = "llama-1.1b";               // a shape, or the path of a language model
+  std::string dtype = "int4";                     // "float32", "bf16", "int8", "int4"
+  int64_t group = 0;                              // as PackingFlags
+  std::string kv_type = "auto";                   // "auto", "float32", "bfloat16", "int8"
+  int threads = 0;                                // 0: all cores
+  int64_t prompt = 512;                           // tokens; 0: not measured
+  int64_t generate = 64;                          // tokens of each sequence
+  int64_t context = 64;                           // tokens of each sequence before it generates
+  int64_t chunk = 512;                            // prompt tokens of a step
+  std::vector<int64_t> parallel = {1, 4, 8, 16};  // sequences that generate together
+  int repeats = 3;                                // the median counts
+  bool json = false;
+};
+// Measures the decoder as llava-llm steps it, on the CPU: prompt, generation, memory.
+void RunBench(const BenchCommand& command);
 
 }  // namespace llava

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "model/tools/commands.h"
+#include "model/tools/shapes.h"
 
 namespace {
 
@@ -100,7 +101,7 @@ int main(int argc, char** argv) {
       "random", "Make a packed model of a published shape with random weights, to measure with");
   random_app->add_option("OUT", random.out, "ROOT/NAME in a model repository")->required();
   random_app->add_option("--shape", random.shape, "Whose shape")
-      ->check(CLI::IsMember(llava::RandomShapeNames()))
+      ->check(CLI::IsMember(llava::ShapeNames()))
       ->capture_default_str();
   random_app->add_option("--seed", random.seed, "Equal seeds give equal weights")
       ->capture_default_str();
@@ -113,6 +114,47 @@ int main(int argc, char** argv) {
                          "ViT-L/14 at 336)");
   AddPackingFlags(*random_app, random.packing);
   random_app->callback([&] { code = llava::RunRandom(random); });
+
+  llava::BenchCommand bench;
+  auto* bench_app = app.add_subcommand(
+      "bench", "Measure a decoder on the CPU as llava-llm steps it: prompt, generation, memory");
+  bench_app
+      ->add_option("--shape", bench.model,
+                   "llama-1.1b, llama-7b, ... with random weights, or the path of a model")
+      ->capture_default_str();
+  bench_app->add_option("--dtype", bench.dtype, "Format of the weights")
+      ->check(CLI::IsMember({"float32", "bf16", "int8", "int4"}))
+      ->capture_default_str();
+  bench_app
+      ->add_option("--group", bench.group,
+                   "Weights with one scale (default: 128 for int8, 64 for int4)")
+      ->check(CLI::IsMember({32, 64, 128}));
+  bench_app->add_option("--kv-type", bench.kv_type, "Keys and values")
+      ->check(CLI::IsMember({"auto", "float32", "bfloat16", "int8"}))
+      ->capture_default_str();
+  bench_app->add_option("--threads", bench.threads, "Threads (default: all cores)")
+      ->check(CLI::Range(1, 1024));
+  bench_app->add_option("--prompt", bench.prompt, "Tokens of the prompt; 0: not measured")
+      ->check(CLI::Range(0, 1 << 20))
+      ->capture_default_str();
+  bench_app->add_option("--chunk", bench.chunk, "Prompt tokens of a step")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  bench_app->add_option("--context", bench.context, "Tokens before a sequence generates")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  bench_app->add_option("--gen", bench.generate, "Tokens that each sequence generates")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  bench_app->add_option("--parallel", bench.parallel, "Sequences that generate together")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+  bench_app->add_option("--repeats", bench.repeats, "Measurements, of which the median counts")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  bench_app->add_flag("--json", bench.json, "Print JSON");
+  bench_app->callback([&] { llava::RunBench(bench); });
 
   try {
     app.parse(argc, argv);

@@ -4,7 +4,6 @@
 #include <cstdio>
 #include <filesystem>
 #include <iostream>
-#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
@@ -23,6 +22,7 @@
 #include "model/progress/progress.h"
 #include "model/progress/stop_request.h"
 #include "model/tools/commands.h"
+#include "model/tools/shapes.h"
 
 namespace llava {
 namespace {
@@ -63,39 +63,7 @@ int Publish(const LanguageCheckpoint& checkpoint, const PackingFlags& flags, con
   return 0;
 }
 
-// Decoders of published models.
-std::map<std::string, DecoderConfig> Shapes() {
-  DecoderConfig of_7b;
-  of_7b.vocab_size = 32064;
-  of_7b.max_position_embeddings = 4096;
-  DecoderConfig of_13b = of_7b;
-  of_13b.hidden_size = 5120;
-  of_13b.intermediate_size = 13824;
-  of_13b.num_layers = of_13b.num_heads = of_13b.num_kv_heads = 40;
-  DecoderConfig of_1b;
-  of_1b.hidden_size = 2048;
-  of_1b.intermediate_size = 5632;
-  of_1b.num_layers = 22;
-  of_1b.num_kv_heads = 4;
-  of_1b.head_dim = 64;
-  DecoderConfig tiny;  // of nobody: takes no time
-  tiny.hidden_size = 128;
-  tiny.intermediate_size = 352;
-  tiny.num_layers = 2;
-  tiny.num_heads = 4;
-  tiny.num_kv_heads = 2;
-  tiny.head_dim = 32;
-  return {
-      {"llava-1.5-7b", of_7b}, {"llava-1.5-13b", of_13b}, {"llama-1.1b", of_1b}, {"tiny", tiny}};
-}
-
 }  // namespace
-
-std::vector<std::string> RandomShapeNames() {
-  std::vector<std::string> names;
-  for (const auto& [name, config] : Shapes()) names.push_back(name);
-  return names;
-}
 
 int RunQuantize(const QuantizeCommand& command) {
   OpenOptions open;
@@ -110,13 +78,10 @@ int RunQuantize(const QuantizeCommand& command) {
 }
 
 int RunRandom(const RandomCommand& command) {
-  const auto shapes = Shapes();
-  const auto shape = shapes.find(command.shape);
-  if (shape == shapes.end()) throw std::invalid_argument("no shape \"" + command.shape + "\"");
   LanguageCheckpoint checkpoint;
   checkpoint.name = command.shape;
   LanguageConfig& config = checkpoint.config;
-  config.decoder = shape->second;
+  config.decoder = DecoderShape(command.shape);
   config.projector.out_width = config.decoder.hidden_size;
   if (command.tower.empty()) {
     const VisionConfig published;  // ViT-L/14 at 336
