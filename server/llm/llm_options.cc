@@ -64,6 +64,11 @@ void LlmOptions::Declare(Settings& settings) {
   settings.Check([this]() -> absl::Status {
     service.queue = engine.queue;
     if (language.model.empty()) return absl::InvalidArgumentError("--model is missing");
+    if (const int group = language.group;
+        group != 0 && group != 32 && group != 64 && group != 128) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--group: there are groups of 32, 64 and 128 weights, not of ", group));
+    }
     const auto devices = ParseDevices(language.device);
     if (!devices.ok()) {
       return absl::InvalidArgumentError(

@@ -446,6 +446,47 @@ class LlmFlags(ModelFlagsCase):
             steps[chunk] = service.metrics()["llava_llm_batch_tokens_count"] - before
         self.assertGreater(steps["4"], steps["512"] + 10)
 
+    def check_prefill_slowdown(self):
+        """Beside a running answer a long prompt goes in more steps the less it may slow that down."""
+        steps = {}
+        for slowdown in ("1.1", "1000"):
+            service = self.start("--prefill-slowdown", slowdown)
+            self.generate(service, "What is a lion? " * 90, max_new_tokens=20, ignore_eos=True)
+            running = threading.Thread(target=self.generate, args=(service,), kwargs={"max_new_tokens": 900, "ignore_eos": True})
+            running.start()
+            while service.metrics()["llava_llm_generated_tokens_total"] < 80:
+                time.sleep(0.01)
+            before = service.metrics()
+            self.generate(service, "Where is the rose? " * 90, max_new_tokens=1)
+            after = service.metrics()
+            running.join()
+            steps[slowdown] = after["llava_llm_step_seconds_count"] - before["llava_llm_step_seconds_count"]
+        self.assertGreater(steps["1.1"], steps["1000"])
+
+    def check_dtype(self):
+        for dtype, numerics in (("bfloat16", "cpu-bf16"), ("int8", "cpu-i8"), ("int4", "cpu-i4")):
+            service = self.start("--dtype", dtype)
+            self.assertEqual(self.models(service).numerics, numerics)
+            self.generate(service)
+        code, text = self.run_once("--dtype", "float16", "--port", "0")
+        self.assertEqual(code, 4)
+        self.assertIn("float16 is for GPUs", text)
+
+    def check_group(self):
+        service = self.start("--dtype", "int4", "--group", "32")
+        self.generate(service)
+        code, text = self.run_once("--dtype", "int4", "--group", "48", "--port", "0")
+        self.assertEqual(code, 2)
+        self.assertIn("32, 64 and 128", text)
+
+    def check_kv_type(self):
+        sizes = {}
+        for kind in ("float32", "int8"):
+            service = self.start("--kv-type", kind)
+            self.generate(service, max_new_tokens=30, ignore_eos=True)
+            sizes[kind] = service.metrics()["llava_llm_kv_cached_bytes"]
+        self.assertGreater(sizes["float32"], 3 * sizes["int8"])
+
     def check_queue(self):
         service = self.start("--queue", "1", "--max-running", "1")
         codes = [code for code, _ in self.generate(service, count=20, max_new_tokens=100, ignore_eos=True)]
