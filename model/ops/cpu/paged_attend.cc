@@ -288,9 +288,15 @@ void Tile(const Range& range, const Rows& rows, int64_t row, int64_t dim, const 
   Scores<Source, R>(range, (most + kBlockTokens - 1) / kBlockTokens,
                     scratch + at.q + row * at.width, at.width, dim, scores);
   for (int r = 0; r < R; ++r) {
+    float* const line = scores + r * kRangeTokens;
+    const int64_t visible = rows.visible(row + r);
     const Softmax softmax =
-        Weigh(rows.visible(row + r), range.scaled ? range.key_scales : nullptr,
-              range.scaled ? range.value_scales : nullptr, scores + r * kRangeTokens);
+        range.scaled
+            ? Weigh(visible, range.key_scales, line,
+                    [&](int64_t i, Vector p) {
+                      Store(line + i, p * Load(range.value_scales[i / kLanes]));
+                    })
+            : Weigh(visible, nullptr, line, [&](int64_t i, Vector p) { Store(line + i, p); });
     part[r * at.line + at.width] = softmax.peak;
     part[r * at.line + at.width + 1] = softmax.total;
   }

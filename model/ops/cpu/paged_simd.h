@@ -52,18 +52,15 @@ struct Rows {
   }
 };
 
-// The order of lanes.
-constexpr IntVector kLane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-
 struct Softmax {
   float peak, total;
 };
 
-// The first `visible` scores of a row become weights of values; those behind them up to a multiple
-// of 16 become 0, or anything if there are scales: of each block, of its keys and of its values.
+// The first `visible` scores of a row, times the scales of each block's keys if there are any,
+// become weights of values: calls put(i, weights i .. i + 16), 0 for what is not seen.
+template <typename Put>
 [[gnu::always_inline]] static inline Softmax Weigh(int64_t visible, const float* const* key_scales,
-                                                   const float* const* value_scales,
-                                                   float* scores) {
+                                                   float* scores, const Put& put) {
   const Vector never = Vector{} - __builtin_inff();
   Vector most = never;
   for (int64_t i = 0; i < visible; i += kLanes) {
@@ -76,10 +73,9 @@ struct Softmax {
   const float peak = Largest(most);
   Vector total = {};
   for (int64_t i = 0; i < visible; i += kLanes) {
-    Vector p = Exp(Load(scores + i) - peak);
+    const Vector p = Exp(Load(scores + i) - peak);
     total += p;
-    if (value_scales != nullptr) p *= Load(value_scales[i / kLanes]);
-    Store(scores + i, p);
+    put(i, p);
   }
   return {peak, Sum(total)};
 }

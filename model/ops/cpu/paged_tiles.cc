@@ -163,12 +163,13 @@ void Tiles(const Range& range, const Rows& rows, int64_t row, int64_t end, const
       float* const line = scores + r * kScoresLine;
       BFloat16* const to = weights + r * kWeightsLine;
       const int64_t visible = rows.visible(begin + r);
-      const Softmax softmax = Weigh(visible, nullptr, nullptr, line);
+      const Softmax softmax =
+          Weigh(visible, nullptr, line, [&](int64_t i, Vector p) { StoreRounded(to + i, p); });
       part[r * at.line + at.width] = softmax.peak;
       part[r * at.line + at.width + 1] = softmax.total;
-      int64_t i = 0;
-      for (; i < visible; i += kLanes) StoreRounded(to + i, Load(line + i));
-      for (; i < steps * kDepth; i += kLanes) StoreRounded(to + i, Vector{});
+      for (int64_t i = Padded(visible); i < steps * kDepth; i += kLanes) {
+        StoreRounded(to + i, Vector{});
+      }
     }
     Written(weights);
 
