@@ -280,7 +280,7 @@ void Widen(Range& range, int64_t blocks, int64_t dim, const Layout& at, float* s
 
 // R rows from `row` on, all of which see some of the range.
 template <typename Source, int R>
-void Tile(const Range& range, const Rows& rows, int64_t row, int64_t dim, const Layout& at,
+void Tile(const Range& range, const HeadRows& rows, int64_t row, int64_t dim, const Layout& at,
           bool first, float* scratch, float* sums) {
   float* const scores = scratch + at.scores;
   float* const part = first ? sums + row * at.line : scratch + at.part;
@@ -312,7 +312,7 @@ void Tile(const Range& range, const Rows& rows, int64_t row, int64_t dim, const 
 }
 
 template <typename Source>
-void Tiles(const Range& range, const Rows& rows, int64_t row, int64_t end, int64_t dim,
+void Tiles(const Range& range, const HeadRows& rows, int64_t row, int64_t end, int64_t dim,
            const Layout& at, bool first, float* scratch, float* sums) {
   const auto step = [&]<int R>() {
     for (; row + R <= end; row += R) {
@@ -339,7 +339,7 @@ void AttendAs(const AttendTask& task) {
   }
   for (int64_t index = task.first_range; index < task.first_range + task.ranges; ++index) {
     const int64_t begin = index * kRangeTokens;
-    const Rows rows{task.tokens.position - begin, group};
+    const HeadRows rows{task.tokens.position - begin, group};
     const int64_t blocks = (rows.visible(num_rows - 1) + kBlockTokens - 1) / kBlockTokens;
     const int64_t row = rows.position < 0 ? -rows.position * group : 0;
     Range range;

@@ -44,7 +44,7 @@ struct HeadParts {
 }
 
 // Rows of one head (tokens times group), and which keys of a range they see.
-struct Rows {
+struct HeadRows {
   int64_t position, group;  // of the first token, counted from the range's first key
   int64_t visible(int64_t row) const {
     const int64_t count = position + row / group + 1;

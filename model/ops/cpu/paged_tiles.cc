@@ -137,7 +137,7 @@ void PadKeys(Range& range, int64_t blocks, int64_t dim, const Layout& at, float*
 }
 
 // Rows [row, end) of a range whose values are copied.
-void Tiles(const Range& range, const Rows& rows, int64_t row, int64_t end, const Layout& at,
+void Tiles(const Range& range, const HeadRows& rows, int64_t row, int64_t end, const Layout& at,
            bool first, int& configured, const AttendTask& task) {
   float* const scores = task.scratch + at.scores;
   BFloat16* const weights = reinterpret_cast<BFloat16*>(task.scratch + at.weights);
@@ -218,7 +218,7 @@ bool AttendByTiles(const AttendTask& task) {
   RoundQueries(task, at);
   int configured = 0;
   for (int64_t index = task.first_range; index < task.first_range + task.ranges; ++index) {
-    const Rows rows{task.tokens.position - index * kRangeTokens, task.group};
+    const HeadRows rows{task.tokens.position - index * kRangeTokens, task.group};
     const int64_t visible = rows.visible(num_rows - 1);
     const int64_t blocks = (visible + kBlockTokens - 1) / kBlockTokens;
     Range range;
