@@ -161,8 +161,6 @@ template <int R>
   }
 }
 
-constexpr IntVector kLane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-
 // The scores from `count` on become -inf, up to the next multiple of 16.
 [[gnu::always_inline]] inline void Hide(float* scores, int64_t count, int64_t padded) {
   constexpr float kNever = -__builtin_inff();

@@ -16,23 +16,6 @@ template <typename T>
   return LoadPart(row + k, size - k);
 }
 
-constexpr IntVector kLane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-
-// op over all lanes.
-template <typename V, typename Op>
-[[gnu::always_inline]] inline auto Reduce(V v, const Op& op) {
-#ifdef __AVX512F__
-  for (int step = kLanes / 2; step > 0; step /= 2) {
-    v = op(v, __builtin_shuffle(v, (kLane + step) & (static_cast<int32_t>(kLanes) - 1)));
-  }
-  return v[0];
-#else
-  auto result = v[0];
-  for (int lane = 1; lane < kLanes; ++lane) result = op(result, v[lane]);
-  return result;
-#endif
-}
-
 template <typename T>
 void QuantizeRow(const PrepareTask& task, const T* x, int64_t row) {
   using Bytes = int8_t __attribute__((vector_size(16)));

@@ -16,64 +16,15 @@ bool MultiplyPanelByTiles(const PanelTask&) { return false; }
 
 #else
 
+#include "model/ops/cpu/amx_tiles.h"
 #include "model/ops/cpu/gemm_simd.h"
 
 namespace llava::ops::cpu::LLAVA_ISA {
 namespace {
 
-constexpr int64_t kFewRows = 6;      // up to so many, integers go by dot products
-constexpr int64_t kRowsAtOnce = 64;  // pass through a group before the next one
-constexpr int kTileRows = 16;
+constexpr int64_t kFewRows = 6;             // up to so many, integers go by dot products
+constexpr int64_t kRowsAtOnce = 64;         // pass through a group before the next one
 constexpr int64_t kPanelLine = 4 * kPanel;  // bytes between rows of a tile of weights
-
-// Sums are tiles 0 to 3, x 4 and 5, weights 6 and 7.
-struct alignas(64) TileShapes {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t line_bytes[16] = {};
-  uint8_t rows[16] = {};
-};
-
-// The compiler does not know that tile instructions read memory.
-[[gnu::always_inline]] inline void Written(const void* memory) {
-  asm volatile("" : : "r"(memory) : "memory");
-}
-
-// `rows` of x in each tile; `unit` bytes along K.
-void Configure(int rows, int unit) {
-  TileShapes shapes;
-  for (int i = 0; i < 8; ++i) {
-    const bool weights = i >= 6, sums = i < 4;
-    shapes.rows[i] = static_cast<uint8_t>(weights ? unit / 4 : rows);
-    shapes.line_bytes[i] = static_cast<uint16_t>(weights || sums ? 64 : unit);
-  }
-  Written(&shapes);
-  _tile_loadconfig(&shapes);
-}
-
-// Calls work<tiles of rows>(first row, rows) for all, 32 at a time; of the last rows a tile may be
-// lower.
-template <typename Work>
-[[gnu::always_inline]] inline void ForTiles(int64_t begin, int64_t end, int unit, int& configured,
-                                            const Work& work) {
-  const auto shape = [&](int rows) {
-    if (rows != configured) Configure(rows, unit);
-    configured = rows;
-  };
-  for (; begin < end;) {
-    if (end - begin >= kTileRows) shape(kTileRows);
-    if (end - begin >= 2 * kTileRows) {
-      work.template operator()<2>(begin, 2 * kTileRows);
-      begin += 2 * kTileRows;
-    } else if (end - begin >= kTileRows) {
-      work.template operator()<1>(begin, kTileRows);
-      begin += kTileRows;
-    } else {
-      shape(static_cast<int>(end - begin));
-      work.template operator()<1>(begin, end - begin);
-      begin = end;
-    }
-  }
-}
 
 // --- bfloat16 ----------------------------------------------------------------------------------
 

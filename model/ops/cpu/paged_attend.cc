@@ -7,6 +7,7 @@
 #include "model/ops/cpu/gemm_simd.h"
 #include "model/ops/cpu/isa_kernels.h"
 #include "model/ops/cpu/paged_simd.h"
+#include "model/ops/cpu/paged_tiles.h"
 
 namespace llava::ops::cpu::LLAVA_ISA {
 namespace {
@@ -76,8 +77,16 @@ struct BFloat16Source {
 
 struct Int8Source {
   [[gnu::always_inline]] static inline Floats Widen(const uint8_t* from) {
+#if defined(__AVX512F__)
+    const Ints wide =
+        (Ints)_mm512_maskz_cvtepi8_epi32(0xFFFF, _mm_loadu_si128((const __m128i*)from));
+#elif defined(__AVX2__)
+    const Ints wide = (Ints)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from));
+#else
     using Bytes = int8_t __attribute__((vector_size(kColumns)));
-    return __builtin_convertvector(__builtin_convertvector(LoadAs<Bytes>(from), Ints), Floats);
+    const Ints wide = __builtin_convertvector(LoadAs<Bytes>(from), Ints);
+#endif
+    return __builtin_convertvector(wide, Floats);
   }
   [[gnu::always_inline]] static inline Pairs Keys(const uint8_t* keys, int64_t d, int part) {
     const uint8_t* at = keys + d * kLanes + part * kColumns;
@@ -149,35 +158,6 @@ void Scores(const Range& range, int64_t blocks, const float* rows, int64_t width
   for (; block < blocks; ++block) {
     ScoresOfBlocks<Source, R, 1>(range, block, rows, width, dim, scores);
   }
-}
-
-constexpr IntVector kLane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-
-struct Softmax {
-  float peak, total;
-};
-
-// The first `visible` scores of a row become weights of values; those behind them up to a multiple
-// of 16 are left with anything.
-Softmax Weigh(const Range& range, int64_t visible, float* scores) {
-  const Vector never = Vector{} - __builtin_inff();
-  Vector most = never;
-  for (int64_t i = 0; i < visible; i += kLanes) {
-    Vector v = Load(scores + i);
-    if (range.scaled) v *= Load(range.key_scales[i / kLanes]);
-    if (i + kLanes > visible) v = kLane < static_cast<int32_t>(visible - i) ? v : never;
-    Store(scores + i, v);
-    most = Max(most, v);
-  }
-  const float peak = Largest(most);
-  Vector total = {};
-  for (int64_t i = 0; i < visible; i += kLanes) {
-    Vector p = Exp(Load(scores + i) - peak);
-    total += p;
-    if (range.scaled) p *= Load(range.value_scales[i / kLanes]);
-    Store(scores + i, p);
-  }
-  return {peak, Sum(total)};
 }
 
 // sums[r][column ..] (+)= weights[r][begin .. end) times C vectors of values; from 0 on if `begin`
@@ -265,22 +245,6 @@ struct Layout {
   int64_t width, line, q, scores, part, keys, values, size;
 };
 
-// Merges the sums of a later range into those before it.
-[[gnu::always_inline]] inline void Merge(float* sums, const float* part, int64_t width) {
-  const float before = sums[width], after = part[width];
-  const float peak = before > after ? before : after;
-  Vector change = {};
-  change[0] = before - peak;
-  change[1] = after - peak;
-  const Vector factors = Exp(change);
-  const float a = factors[0], b = factors[1];
-  for (int64_t i = 0; i < width; i += kLanes) {
-    Store(sums + i, Load(sums + i) * a + Load(part + i) * b);
-  }
-  sums[width] = peak;
-  sums[width + 1] = sums[width + 1] * a + part[width + 1] * b;
-}
-
 // Widens the first `blocks` blocks of the range, which from then on lies in scratch.
 template <typename Source>
 void Widen(Range& range, int64_t blocks, int64_t dim, const Layout& at, float* scratch) {
@@ -314,18 +278,9 @@ void Widen(Range& range, int64_t blocks, int64_t dim, const Layout& at, float* s
   range.width = at.width;
 }
 
-// Rows of one head, and which keys of a range they see.
-struct Rows {
-  int64_t position, group;  // of the first token, counted from the range's first key
-  int64_t visible(int64_t row) const {
-    const int64_t count = position + row / group + 1;
-    return count < kRangeTokens ? count : kRangeTokens;
-  }
-};
-
 // R rows from `row` on, all of which see some of the range.
 template <typename Source, int R>
-void Tile(const Range& range, const Rows& rows, int64_t row, int64_t dim, const Layout& at,
+void Tile(const Range& range, const HeadRows& rows, int64_t row, int64_t dim, const Layout& at,
           bool first, float* scratch, float* sums) {
   float* const scores = scratch + at.scores;
   float* const part = first ? sums + row * at.line : scratch + at.part;
@@ -333,7 +288,15 @@ void Tile(const Range& range, const Rows& rows, int64_t row, int64_t dim, const 
   Scores<Source, R>(range, (most + kBlockTokens - 1) / kBlockTokens,
                     scratch + at.q + row * at.width, at.width, dim, scores);
   for (int r = 0; r < R; ++r) {
-    const Softmax softmax = Weigh(range, rows.visible(row + r), scores + r * kRangeTokens);
+    float* const line = scores + r * kRangeTokens;
+    const int64_t visible = rows.visible(row + r);
+    const Softmax softmax =
+        range.scaled
+            ? Weigh(visible, range.key_scales, line,
+                    [&](int64_t i, Vector p) {
+                      Store(line + i, p * Load(range.value_scales[i / kLanes]));
+                    })
+            : Weigh(visible, nullptr, line, [&](int64_t i, Vector p) { Store(line + i, p); });
     part[r * at.line + at.width] = softmax.peak;
     part[r * at.line + at.width + 1] = softmax.total;
   }
@@ -349,7 +312,7 @@ void Tile(const Range& range, const Rows& rows, int64_t row, int64_t dim, const 
 }
 
 template <typename Source>
-void Tiles(const Range& range, const Rows& rows, int64_t row, int64_t end, int64_t dim,
+void Tiles(const Range& range, const HeadRows& rows, int64_t row, int64_t end, int64_t dim,
            const Layout& at, bool first, float* scratch, float* sums) {
   const auto step = [&]<int R>() {
     for (; row + R <= end; row += R) {
@@ -376,7 +339,7 @@ void AttendAs(const AttendTask& task) {
   }
   for (int64_t index = task.first_range; index < task.first_range + task.ranges; ++index) {
     const int64_t begin = index * kRangeTokens;
-    const Rows rows{task.tokens.position - begin, group};
+    const HeadRows rows{task.tokens.position - begin, group};
     const int64_t blocks = (rows.visible(num_rows - 1) + kBlockTokens - 1) / kBlockTokens;
     const int64_t row = rows.position < 0 ? -rows.position * group : 0;
     Range range;
@@ -403,7 +366,7 @@ template <typename T>
 void Write(const float* sums, int64_t dim, int64_t width, T* out) {
   const float inverse = 1.0f / sums[width + 1];
   for (int64_t i = 0; i < dim; i += kLanes) {
-    const Vector v = Load(sums + i) * inverse;
+    const Vector v = Load(sums + i) * inverse + 0.0f;  // -0 becomes 0
     if (i + kLanes <= dim) {
       Store(out + i, v);
     } else {
@@ -414,9 +377,13 @@ void Write(const float* sums, int64_t dim, int64_t width, T* out) {
 
 }  // namespace
 
-int64_t AttendScratch(const KvLayout& layout, int64_t rows) { return Layout(layout, rows).size; }
+int64_t AttendScratch(const KvLayout& layout, int64_t rows) {
+  const int64_t tiles = TilesScratch(layout, rows);
+  return tiles > 0 ? tiles : Layout(layout, rows).size;
+}
 
 void Attend(const AttendTask& task) {
+  if (AttendByTiles(task)) return;
   switch (task.blocks.layout->element) {
     case KvElement::kFloat:
       return AttendAs<FloatSource>(task);

@@ -36,9 +36,11 @@ class PagedAttention {
 
   struct Call {
     const KvLayout* layout = nullptr;
-    uint8_t* layer = nullptr;  // block b of this layer begins at layer + b * block_stride
-    int64_t block_stride = 0;  // bytes
-    int64_t heads = 0;         // H, a multiple of Hkv
+    // Block b of this layer begins at layer + b * block_stride (bytes); both are multiples of 4,
+    // of 64 for speed.
+    uint8_t* layer = nullptr;
+    int64_t block_stride = 0;
+    int64_t heads = 0;  // H, a multiple of Hkv
     std::span<const PagedSequence> sequences;
     // [T, H Dh], [T, Hkv Dh] twice, not yet turned; rows `stride` floats apart.
     const float* q = nullptr;

@@ -24,8 +24,7 @@ float Quantize(const float* row, int64_t size, int8_t* to) {
     const IntVector bits = reinterpret_cast<IntVector>(Load(row + i)) & 0x7FFFFFFF;
     most = most > bits ? most : bits;
   }
-  int32_t bits = most[0];
-  for (int lane = 1; lane < kLanes; ++lane) bits = bits > most[lane] ? bits : most[lane];
+  const int32_t bits = Reduce(most, [](auto a, auto b) { return a > b ? a : b; });
   float peak;
   __builtin_memcpy(&peak, &bits, sizeof(peak));
   float scale = peak / 127;

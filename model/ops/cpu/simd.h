@@ -8,6 +8,9 @@
 #include <cstring>
 
 #include "model/ops/cpu/kernels.h"
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 namespace llava::ops::cpu::LLAVA_ISA {
 
@@ -60,23 +63,40 @@ template <typename T>
 
 [[gnu::always_inline]] static inline Vector Max(Vector a, Vector b) { return a > b ? a : b; }
 
-[[gnu::always_inline]] static inline float Sum(Vector v) {
-  float lanes[kLanes];
-  Store(lanes, v);
+// The order of lanes.
+constexpr IntVector kLane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+// op over all lanes, halves with halves.
+template <typename V, typename Op>
+[[gnu::always_inline]] static inline auto Reduce(V v, const Op& op) {
+#ifdef __AVX512F__
+  for (int step = kLanes / 2; step > 0; step /= 2) {
+    v = op(v, __builtin_shuffle(v, (kLane + step) & (static_cast<int32_t>(kLanes) - 1)));
+  }
+  return v[0];
+#else
+  decltype(v[0] + v[0]) lanes[kLanes];
+  __builtin_memcpy(lanes, &v, sizeof(v));
   for (int64_t width = kLanes / 2; width > 0; width /= 2) {
-    for (int64_t i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+    for (int64_t i = 0; i < width; ++i) lanes[i] = op(lanes[i], lanes[i + width]);
   }
   return lanes[0];
+#endif
+}
+[[gnu::always_inline]] static inline float Sum(Vector v) {
+  return Reduce(v, [](auto a, auto b) { return a + b; });
 }
 [[gnu::always_inline]] static inline float Largest(Vector v) {
-  float lanes[kLanes];
-  Store(lanes, v);
-  for (int64_t width = kLanes / 2; width > 0; width /= 2) {
-    for (int64_t i = 0; i < width; ++i) {
-      lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
-    }
-  }
-  return lanes[0];
+  return Reduce(v, [](auto a, auto b) { return a > b ? a : b; });
+}
+
+// a * b + c; with AVX-512 rounded once, whatever the compiler may do elsewhere.
+[[gnu::always_inline]] static inline Vector Fused(Vector a, Vector b, Vector c) {
+#ifdef __AVX512F__
+  return (Vector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#else
+  return a * b + c;
+#endif
 }
 
 // To about 1 in the last place (Cephes' expf); 0 below -87, the largest finite value above 88.
@@ -87,16 +107,16 @@ template <typename T>
   x = tiny ? low : x;
   x = x > high ? high : x;
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  const Vector n = (x * 1.44269504f + kRound) - kRound;
-  Vector r = x - n * 0.693359375f;
-  r = r + n * 2.12194440e-4f;
+  const Vector n = Fused(x, zero + 1.44269504f, zero + kRound) - kRound;
+  Vector r = Fused(n, zero - 0.693359375f, x);
+  r = Fused(n, zero + 2.12194440e-4f, r);
   Vector p = zero + 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
+  p = Fused(p, r, zero + 1.3981999507e-3f);
+  p = Fused(p, r, zero + 8.3334519073e-3f);
+  p = Fused(p, r, zero + 4.1665795894e-2f);
+  p = Fused(p, r, zero + 1.6666665459e-1f);
+  p = Fused(p, r, zero + 5.0000001201e-1f);
+  p = Fused(p, r * r, r) + 1.0f;
   const IntVector exponent = (__builtin_convertvector(n, IntVector) + 127) << 23;
   p = p * reinterpret_cast<Vector>(exponent);
   return tiny ? zero : p;
