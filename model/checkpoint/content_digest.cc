@@ -16,8 +16,11 @@ Sha256Digest Digest(const std::string& title, const nlohmann::json& config,
   for (const auto& [name, info] : tensors.tensors()) {
     if (!belongs(name)) continue;
     hash.Update(name + "\n" + DtypeName(info.dtype) + "\n" + ShapeText(info.shape) + "\n");
-    const at::Tensor tensor = tensors.Get(name).contiguous();
-    hash.Update(std::span(static_cast<const uint8_t*>(tensor.const_data_ptr()), tensor.nbytes()));
+    {
+      const at::Tensor tensor = tensors.Get(name).contiguous();
+      hash.Update(std::span(static_cast<const uint8_t*>(tensor.const_data_ptr()), tensor.nbytes()));
+    }
+    tensors.Release(name);
   }
   return hash.Finish();
 }

@@ -2,13 +2,10 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/wait.h>
-
-#include <algorithm>
-#include <cstdio>
 
 #include "model/checkpoint/checkpoint.h"
 #include "tests/model/checkpoint/folders.h"
+#include "tests/model/checkpoint/llava_model.h"
 
 namespace llava {
 namespace {
@@ -17,32 +14,6 @@ using nlohmann::json;
 using testing::AllOf;
 using testing::HasSubstr;
 using testing::StartsWith;
-
-struct Outcome {
-  int code;
-  std::string output, error;
-};
-
-Outcome LlavaModel(const std::string& arguments) {
-  const TempFolder folder;
-  const std::string error = (folder.path() / "stderr").string();
-  FILE* pipe = popen((LLAVA_MODEL " " + arguments + " 2>" + error).c_str(), "r");
-  Outcome run;
-  char buffer[4096];
-  while (const size_t size = std::fread(buffer, 1, sizeof buffer, pipe)) {
-    run.output.append(buffer, size);
-  }
-  run.code = WEXITSTATUS(pclose(pipe));
-  run.error = ReadBytes(error);
-  return run;
-}
-
-void ExpectOneLine(const Outcome& run, int code, const std::string& what) {
-  EXPECT_EQ(run.code, code);
-  EXPECT_THAT(run.error, AllOf(StartsWith("llava-model: "), HasSubstr(what)));
-  EXPECT_EQ(std::count(run.error.begin(), run.error.end(), '\n'), 1) << run.error;
-  EXPECT_EQ(run.output, "");
-}
 
 TEST(LlavaModelTest, HelpAndVersion) {
   const Outcome help = LlavaModel("--help");

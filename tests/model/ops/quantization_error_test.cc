@@ -1,45 +1,15 @@
-// The error of quantised products beside that of llama.cpp's formats q8_0 and q4_0 (blocks of 32, a
-// scale in half precision, x in q8_0), quantised here as described there.
-#include <algorithm>
+// The error of quantised products beside that of llama.cpp's formats q8_0 and q4_0 (x in q8_0).
 #include <cmath>
 #include <cstdio>
 #include <vector>
 
 #include <gtest/gtest.h>
 
+#include "tests/model/ops/block_formats.h"
 #include "tests/model/ops/gemm_cases.h"
 
 namespace llava::ops::cpu {
 namespace {
-
-// To the nearest number with 11 bits: scales here are neither tiny nor huge.
-float RoundedToHalf(float value) {
-  int exponent;
-  const float mantissa = std::frexp(value, &exponent);
-  return std::ldexp(std::nearbyint(mantissa * 2048) / 2048, exponent);
-}
-
-void Q8_0(float* block) {
-  float most = 0;
-  for (int i = 0; i < 32; ++i) most = std::max(most, std::abs(block[i]));
-  const float d = most / 127, inverse = d != 0 ? 1 / d : 0;
-  for (int i = 0; i < 32; ++i) block[i] = std::round(block[i] * inverse) * RoundedToHalf(d);
-}
-
-void Q4_0(float* block) {
-  float most = 0, at = 0;
-  for (int i = 0; i < 32; ++i) {
-    if (std::abs(block[i]) > most) {
-      most = std::abs(block[i]);
-      at = block[i];
-    }
-  }
-  const float d = at / -8, inverse = d != 0 ? 1 / d : 0;
-  for (int i = 0; i < 32; ++i) {
-    const float q = std::min(15.0f, std::floor(block[i] * inverse + 8.5f));
-    block[i] = (q - 8) * RoundedToHalf(d);
-  }
-}
 
 Matrix InBlocks(Matrix matrix, void (*quantize)(float*)) {
   for (size_t i = 0; i < matrix.data.size(); i += 32) quantize(&matrix.data[i]);
