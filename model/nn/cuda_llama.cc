@@ -1,0 +1,390 @@
+#include "model/nn/cuda_llama.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <ranges>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/_scaled_dot_product_flash_attention.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/embedding.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
+#include <c10/core/InferenceMode.h>
+
+#include "model/nn/step_rows.h"
+
+namespace llava {
+namespace {
+
+static_assert(kKvBlockTokens == cuda::kBlockTokens);
+
+// Batches that graphs are recorded for; smaller ones are padded.
+constexpr std::array<int64_t, 7> kGraphSequences = {1, 2, 4, 8, 16, 32, 64};
+
+cuda::Element ElementOf(at::ScalarType dtype) {
+  if (dtype == at::kFloat) return cuda::Element::kFloat;
+  if (dtype == at::kBFloat16) return cuda::Element::kBFloat16;
+  throw std::invalid_argument("decoder: CUDA kernels are for float32 and bfloat16");
+}
+
+int64_t SplitsOf(int64_t length) { return (length + cuda::kSplitTokens - 1) / cuda::kSplitTokens; }
+
+int64_t LongestOf(std::span<const StepSequence> sequences) {
+  int64_t longest = 0;
+  for (const StepSequence& sequence : sequences) {
+    longest = std::max(longest, sequence.computed + sequence.tokens);
+  }
+  return longest;
+}
+
+}  // namespace
+
+// What a forward call needs besides its rows; index tensors are int32 on the device.
+struct CudaLlama::Batch {
+  at::Tensor positions, slots;  // [T]
+  // Sequences with one token: their rows, keys seen, and blocks.
+  at::Tensor decode_rows, lengths, tables;  // [N], [N], [N, W]
+  int64_t splits = 0;                       // stretches of the longest of them
+  // The others.
+  struct Chunk {
+    int64_t begin, tokens, computed;
+    at::Tensor blocks;
+  };
+  std::vector<Chunk> chunks;
+  at::Tensor wanted;  // rows; undefined: all
+};
+
+// A recorded forward call with the memory that it reads and writes.
+struct CudaLlama::DecodeGraph {
+  at::Tensor rows;    // [B, D]
+  at::Tensor inputs;  // positions, slots, lengths, tables, one behind the other
+  at::Tensor logits;  // [B, V]
+  int64_t blocks;     // of a table's row
+  std::unique_ptr<cuda::Graph> graph;
+};
+
+CudaLlama::CudaLlama(const DecoderConfig& config, DecoderWeights weights,
+                     const CudaLlamaOptions& options)
+    : config_(config),
+      options_(options),
+      device_(weights.embed_tokens.device()),
+      element_(ElementOf(weights.embed_tokens.scalar_type())),
+      num_blocks_(static_cast<int64_t>(options.kv_bytes) /
+                  KvBlockBytes(config, weights.embed_tokens.element_size())),
+      weight_bytes_(weights.bytes()),
+      embed_tokens_(weights.embed_tokens),
+      norm_(weights.norm),
+      lm_head_(weights.lm_head) {
+  if (num_blocks_ < 1) {
+    throw std::invalid_argument("decoder: " + std::to_string(options.kv_bytes) +
+                                " bytes hold no block of keys and values");
+  }
+  if (!cuda::HasPagedAttention(config.head_dim) || config.num_heads % config.num_kv_heads != 0) {
+    throw std::invalid_argument("decoder: no CUDA attention for heads of " +
+                                std::to_string(config.head_dim));
+  }
+  c10::InferenceMode guard;
+  kv_ = at::zeros(
+      {config.num_layers, 2, num_blocks_ + 1, kKvBlockTokens, config.num_kv_heads, config.head_dim},
+      embed_tokens_.options());
+  for (int64_t i = 0; i < config.num_layers; ++i) {
+    DecoderLayer from = std::move(weights.layers[i]);
+    weights.layers[i] = {};
+    layers_.push_back({.input_norm = from.input_norm,
+                       .post_attention_norm = from.post_attention_norm,
+                       .qkv = at::cat({from.q, from.k, from.v}),
+                       .o = from.o,
+                       .gate_up = at::cat({from.gate, from.up}),
+                       .down = from.down,
+                       .k_cache = kv_[i][0],
+                       .v_cache = kv_[i][1]});
+  }
+  rope_ = ops::MakeRope(
+      at::arange(config.max_position_embeddings, at::TensorOptions(device_).dtype(at::kLong)),
+      config.head_dim, config.rope_theta);
+  rope_ = {rope_.cos.contiguous(), rope_.sin.contiguous()};
+}
+
+CudaLlama::~CudaLlama() = default;
+
+at::Tensor CudaLlama::Upload(at::ArrayRef<int32_t> values) const {
+  const auto count = static_cast<int64_t>(values.size());
+  const at::Tensor host = cuda::HostBuffer({count}, at::kInt, device_);
+  std::copy(values.begin(), values.end(), host.data_ptr<int32_t>());
+  return host.to(device_, /*non_blocking=*/true);
+}
+
+at::Tensor CudaLlama::Embed(std::span<const int32_t> ids) const {
+  c10::InferenceMode guard;
+  return at::embedding(embed_tokens_, Upload({ids.data(), ids.size()}));
+}
+
+void CudaLlama::AddNorm(const at::Tensor& residual, const at::Tensor& delta,
+                        const at::Tensor& weight, const at::Tensor& out) const {
+  cuda::AddRmsNorm(element_,
+                   {.residual = residual.data_ptr(),
+                    .delta = delta.defined() ? delta.const_data_ptr() : nullptr,
+                    .weight = weight.const_data_ptr(),
+                    .out = out.data_ptr(),
+                    .width = static_cast<int>(config_.hidden_size),
+                    .eps = static_cast<float>(config_.rms_norm_eps)},
+                   residual.size(0), cuda::CurrentStream(device_));
+}
+
+at::Tensor CudaLlama::Multiply(const at::Tensor& x, const at::Tensor& weight) const {
+  const int64_t rows = x.size(0);
+  const bool few = rows > 0 && rows <= std::min<int64_t>(options_.own_product_rows, cuda::kFewRows);
+  if (!few || x.size(1) % 8 != 0) return ops::Linear(x, weight);
+  at::Tensor out = at::empty({rows, weight.size(0)}, x.options());
+  cuda::MultiplyFewRows(element_,
+                        {.x = x.const_data_ptr(),
+                         .weight = weight.const_data_ptr(),
+                         .out = out.data_ptr(),
+                         .in_width = static_cast<int>(weight.size(1)),
+                         .out_width = static_cast<int>(weight.size(0))},
+                        rows, cuda::CurrentStream(device_));
+  return out;
+}
+
+void CudaLlama::Prefill(const Layer& layer, const at::Tensor& qkv, const Batch& batch,
+                        const at::Tensor& out) const {
+  const int64_t heads = config_.num_heads, kv_heads = config_.num_kv_heads;
+  const at::Tensor all = qkv.view({qkv.size(0), heads + 2 * kv_heads, config_.head_dim});
+  const at::Tensor out_heads = out.view({out.size(0), heads, config_.head_dim});
+  for (const Batch::Chunk& chunk : batch.chunks) {
+    const at::Tensor rows = all.narrow(0, chunk.begin, chunk.tokens);
+    const at::Tensor q = rows.narrow(1, 0, heads);
+    at::Tensor k = rows.narrow(1, heads, kv_heads), v = rows.narrow(1, heads + kv_heads, kv_heads);
+    if (chunk.computed > 0) {
+      const auto seen = [&](const at::Tensor& cache) {
+        return cache.index_select(0, chunk.blocks)
+            .flatten(0, 1)
+            .narrow(0, 0, chunk.computed + chunk.tokens);
+      };
+      k = seen(layer.k_cache);
+      v = seen(layer.v_cache);
+    }
+    const at::Tensor to = out_heads.narrow(0, chunk.begin, chunk.tokens);
+    const bool flash = device_.is_cuda() && element_ == cuda::Element::kBFloat16 &&
+                       config_.head_dim % 8 == 0 && config_.head_dim <= 256;
+    if (!flash) {
+      to.copy_(ops::Attention(q, k, v, /*causal=*/true));
+      continue;
+    }
+    const auto turned = [](const at::Tensor& x) { return x.transpose(0, 1).unsqueeze(0); };
+    // Called by its own name, "causal" lets the last query see all keys: what a chunk needs.
+    const at::Tensor result =
+        std::get<0>(at::_scaled_dot_product_flash_attention(
+                        turned(q), turned(k), turned(v), /*dropout_p=*/0.0, /*is_causal=*/true,
+                        /*return_debug_mask=*/false, 1.0 / std::sqrt(config_.head_dim)))
+            .squeeze(0)
+            .transpose(0, 1);
+    to.copy_(result);
+  }
+}
+
+void CudaLlama::Attend(const Layer& layer, const at::Tensor& qkv, const Batch& batch,
+                       const at::Tensor& out) const {
+  const cuda::Stream stream = cuda::CurrentStream(device_);
+  const int heads = static_cast<int>(config_.num_heads);
+  const int kv_heads = static_cast<int>(config_.num_kv_heads);
+  const int head_dim = static_cast<int>(config_.head_dim);
+  cuda::RopeToCache(element_,
+                    {.qkv = qkv.data_ptr(),
+                     .cos = rope_.cos.const_data_ptr<float>(),
+                     .sin = rope_.sin.const_data_ptr<float>(),
+                     .positions = batch.positions.const_data_ptr<int32_t>(),
+                     .slots = batch.slots.const_data_ptr<int32_t>(),
+                     .k_cache = layer.k_cache.data_ptr(),
+                     .v_cache = layer.v_cache.data_ptr(),
+                     .num_heads = heads,
+                     .num_kv_heads = kv_heads,
+                     .head_dim = head_dim},
+                    qkv.size(0), stream);
+  Prefill(layer, qkv, batch, out);
+  if (batch.splits == 0) return;
+  const int64_t sequences = batch.lengths.size(0);
+  const at::Tensor partial =
+      at::empty({sequences, heads, batch.splits, head_dim + 2}, qkv.options().dtype(at::kFloat));
+  cuda::PagedAttention(element_,
+                       {.q = qkv.const_data_ptr(),
+                        .q_stride = qkv.size(1),
+                        .k_cache = layer.k_cache.const_data_ptr(),
+                        .v_cache = layer.v_cache.const_data_ptr(),
+                        .rows = batch.decode_rows.const_data_ptr<int32_t>(),
+                        .lengths = batch.lengths.const_data_ptr<int32_t>(),
+                        .tables = batch.tables.const_data_ptr<int32_t>(),
+                        .table_stride = static_cast<int>(batch.tables.size(1)),
+                        .num_heads = heads,
+                        .num_kv_heads = kv_heads,
+                        .head_dim = head_dim,
+                        .scale = 1.0f / std::sqrt(static_cast<float>(head_dim)),
+                        .splits = static_cast<int>(batch.splits),
+                        .partial = partial.data_ptr<float>(),
+                        .out = out.data_ptr()},
+                       sequences, stream);
+}
+
+at::Tensor CudaLlama::Forward(const at::Tensor& rows, const Batch& batch) const {
+  const int64_t count = rows.size(0), inner = config_.intermediate_size;
+  const at::Tensor residual = rows.clone();
+  const at::Tensor normed = at::empty_like(residual);
+  const at::Tensor seen = at::empty({count, config_.num_heads * config_.head_dim}, rows.options());
+  const at::Tensor gated = at::empty({count, inner}, rows.options());
+  at::Tensor delta;
+  for (const Layer& layer : layers_) {
+    AddNorm(residual, delta, layer.input_norm, normed);
+    Attend(layer, Multiply(normed, layer.qkv), batch, seen);
+    delta = Multiply(seen, layer.o);
+    AddNorm(residual, delta, layer.post_attention_norm, normed);
+    const at::Tensor gate_up = Multiply(normed, layer.gate_up);
+    cuda::SwiGlu(element_,
+                 {.gate_up = gate_up.const_data_ptr(),
+                  .out = gated.data_ptr(),
+                  .width = static_cast<int>(inner)},
+                 count, cuda::CurrentStream(device_));
+    delta = Multiply(gated, layer.down);
+  }
+  AddNorm(residual, delta, norm_, normed);
+  return Multiply(batch.wanted.defined() ? normed.index_select(0, batch.wanted) : normed, lm_head_)
+      .to(at::kFloat);
+}
+
+CudaLlama::DecodeGraph& CudaLlama::GraphFor(int64_t sequences, int64_t splits) {
+  const int64_t size = *std::lower_bound(kGraphSequences.begin(), kGraphSequences.end(), sequences);
+  int64_t rounded = 1;
+  while (rounded < splits) rounded *= 2;
+  std::unique_ptr<DecodeGraph>& found = graphs_[{size, rounded}];
+  if (found) return *found;
+  auto made = std::make_unique<DecodeGraph>();
+  made->blocks = rounded * cuda::kSplitTokens / kKvBlockTokens;
+  made->rows = at::zeros({size, config_.hidden_size}, embed_tokens_.options());
+  made->inputs = at::zeros({size * (3 + made->blocks)}, embed_tokens_.options().dtype(at::kInt));
+  // Until its first use, all rows are padding: one token in the spare block.
+  made->inputs.narrow(0, size, size).fill_(num_blocks_ * kKvBlockTokens);
+  made->inputs.narrow(0, 2 * size, size).fill_(1);
+  made->inputs.narrow(0, 3 * size, size * made->blocks).fill_(num_blocks_);
+  made->logits = at::zeros({size, config_.vocab_size}, made->rows.options().dtype(at::kFloat));
+  Batch batch;
+  batch.positions = made->inputs.narrow(0, 0, size);
+  batch.slots = made->inputs.narrow(0, size, size);
+  batch.lengths = made->inputs.narrow(0, 2 * size, size);
+  batch.tables = made->inputs.narrow(0, 3 * size, size * made->blocks).view({size, made->blocks});
+  batch.decode_rows = at::arange(size, made->inputs.options());
+  batch.splits = rounded;
+  made->graph = std::make_unique<cuda::Graph>(
+      [this, batch, rows = made->rows, logits = made->logits] {
+        c10::InferenceMode guard;
+        logits.copy_(Forward(rows, batch));
+      },
+      device_);
+  found = std::move(made);
+  return *found;
+}
+
+at::Tensor CudaLlama::Decode(const at::Tensor& rows, std::span<const StepSequence> sequences,
+                             at::ArrayRef<int32_t> positions, at::ArrayRef<int32_t> slots) {
+  const auto count = static_cast<int64_t>(sequences.size());
+  DecodeGraph& graph = GraphFor(count, SplitsOf(LongestOf(sequences)));
+  const int64_t size = graph.rows.size(0);
+  const at::Tensor host = cuda::HostBuffer({graph.inputs.size(0)}, at::kInt, device_);
+  int32_t* const to = host.data_ptr<int32_t>();
+  const auto spare = static_cast<int32_t>(num_blocks_);
+  for (int64_t i = 0; i < size; ++i) {
+    int32_t* const table = to + 3 * size + i * graph.blocks;
+    std::fill_n(table, graph.blocks, spare);
+    if (i < count) {
+      std::copy_n(sequences[i].blocks.data(), BlocksOf(positions[i] + 1), table);
+    }
+    to[i] = i < count ? positions[i] : 0;
+    to[size + i] = i < count ? slots[i] : spare * cuda::kBlockTokens;
+    to[2 * size + i] = to[i] + 1;
+  }
+  graph.inputs.copy_(host, /*non_blocking=*/true);
+  graph.rows.narrow(0, 0, count).copy_(rows);
+  graph.graph->Run();
+  return graph.logits.narrow(0, 0, count);
+}
+
+at::Tensor CudaLlama::Step(const at::Tensor& rows, std::span<const StepSequence> sequences,
+                           std::span<const int64_t> wanted) {
+  c10::InferenceMode guard;
+  const StepRows plan = PlanStepRows(config_, num_blocks_, rows.sizes(), sequences, wanted);
+  if (rows.device() != device_ || rows.scalar_type() != embed_tokens_.scalar_type()) {
+    throw std::invalid_argument("decoder: rows of another device or dtype");
+  }
+  const bool all = std::ranges::equal(wanted, std::views::iota(int64_t{0}, rows.size(0)));
+  const bool single = std::ranges::all_of(sequences, [](const auto& s) { return s.tokens == 1; });
+  if (options_.graphs && single && rows.size(0) <= kGraphSequences.back()) {
+    const at::Tensor logits = Decode(rows, sequences, plan.positions, plan.slots);
+    return cuda::Download(
+        all ? logits
+            : logits.index_select(0, Upload(std::vector<int32_t>(wanted.begin(), wanted.end()))));
+  }
+
+  // One upload of everything, then views into it.
+  std::vector<int32_t> packed = plan.positions;
+  packed.insert(packed.end(), plan.slots.begin(), plan.slots.end());
+  const auto wanted_begin = static_cast<int64_t>(packed.size());
+  packed.insert(packed.end(), wanted.begin(), wanted.end());
+  Batch batch;
+  std::vector<int32_t> decode_rows, lengths;
+  std::vector<std::span<const int32_t>> tables;
+  std::vector<int64_t> chunk_blocks;  // where the blocks of each chunk begin
+  int64_t begin = 0, width = 0;
+  for (const StepSequence& sequence : sequences) {
+    const int64_t length = sequence.computed + sequence.tokens;
+    const auto blocks = sequence.blocks.first(BlocksOf(length));
+    if (sequence.tokens == 1) {
+      decode_rows.push_back(static_cast<int32_t>(begin));
+      lengths.push_back(static_cast<int32_t>(length));
+      tables.push_back(blocks);
+      width = std::max(width, BlocksOf(length));
+      batch.splits = std::max(batch.splits, SplitsOf(length));
+    } else {
+      batch.chunks.push_back(
+          {.begin = begin, .tokens = sequence.tokens, .computed = sequence.computed, .blocks = {}});
+      chunk_blocks.push_back(static_cast<int64_t>(packed.size()));
+      packed.insert(packed.end(), blocks.begin(), blocks.end());
+    }
+    begin += sequence.tokens;
+  }
+  const auto decode_begin = static_cast<int64_t>(packed.size());
+  const auto count = static_cast<int64_t>(lengths.size());
+  packed.insert(packed.end(), decode_rows.begin(), decode_rows.end());
+  packed.insert(packed.end(), lengths.begin(), lengths.end());
+  for (const std::span<const int32_t> table : tables) {
+    packed.insert(packed.end(), table.begin(), table.end());
+    packed.resize(packed.size() + width - table.size());
+  }
+  const at::Tensor inputs = Upload(packed);
+  batch.positions = inputs.narrow(0, 0, begin);
+  batch.slots = inputs.narrow(0, begin, begin);
+  if (!all) batch.wanted = inputs.narrow(0, wanted_begin, static_cast<int64_t>(wanted.size()));
+  batch.decode_rows = inputs.narrow(0, decode_begin, count);
+  batch.lengths = inputs.narrow(0, decode_begin + count, count);
+  batch.tables = inputs.narrow(0, decode_begin + 2 * count, count * width).view({count, width});
+  for (size_t i = 0; i < batch.chunks.size(); ++i) {
+    Batch::Chunk& chunk = batch.chunks[i];
+    chunk.blocks = inputs.narrow(0, chunk_blocks[i], BlocksOf(chunk.computed + chunk.tokens));
+  }
+  return cuda::Download(Forward(rows.contiguous(), batch));
+}
+
+void CudaLlama::CopyBlock(int32_t from, int32_t to) {
+  if (from < 0 || from >= num_blocks_ || to < 0 || to >= num_blocks_) {
+    throw std::invalid_argument("decoder: copying block " + std::to_string(from) + " to " +
+                                std::to_string(to) + " of " + std::to_string(num_blocks_));
+  }
+  c10::InferenceMode guard;
+  kv_.select(2, to).copy_(kv_.select(2, from));
+}
+
+}  // namespace llava

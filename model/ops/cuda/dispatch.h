@@ -1,0 +1,209 @@
+#pragma once
+
+// From the arguments of a kernel to its instantiation and grid: the same for CUDA (kernels.cu) and
+// for the tests' emulation. A Launcher takes a kernel and a Grid.
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "model/ops/cuda/gemv.h"
+#include "model/ops/cuda/kernels.h"
+#include "model/ops/cuda/paged_attention.h"
+#include "model/ops/cuda/rows.h"
+
+namespace llava::cuda {
+
+struct Grid {
+  int64_t x = 1, y = 1, z = 1;
+};
+
+struct NoShared {};
+
+template <class T, int V>
+struct AddRmsNormKernel {
+  static constexpr int kThreads = 256;
+  using Shared = RmsNormShared<kThreads>;
+  AddRmsNormArgs args;
+  template <class Block>
+  LLAVA_DEVICE void operator()(Block& block, Shared& shared) const {
+    AddRmsNormBody<T, V>(block, shared, args);
+  }
+};
+
+template <class T, int V>
+struct RopeToCacheKernel {
+  static constexpr int kThreads = 256;
+  using Shared = NoShared;
+  RopeToCacheArgs args;
+  template <class Block>
+  LLAVA_DEVICE void operator()(Block& block, Shared&) const {
+    RopeToCacheBody<T, V>(block, args);
+  }
+};
+
+template <class T, int V>
+struct SwiGluKernel {
+  static constexpr int kThreads = 256;
+  using Shared = NoShared;
+  SwiGluArgs args;
+  template <class Block>
+  LLAVA_DEVICE void operator()(Block& block, Shared&) const {
+    SwiGluBody<T, V>(block, args);
+  }
+};
+
+template <class T, int V, int kLanes, int kGroup>
+struct AttendSplitKernel {
+  static constexpr int kThreads = 128;
+  using Shared = SplitShared<V, kLanes, kGroup, kThreads>;
+  PagedAttentionArgs args;
+  template <class Block>
+  LLAVA_DEVICE void operator()(Block& block, Shared& shared) const {
+    AttendSplitBody<T, V, kLanes, kGroup>(block, shared, args);
+  }
+};
+
+template <class T>
+struct MergeSplitsKernel {
+  static constexpr int kThreads = 128;
+  using Shared = NoShared;
+  PagedAttentionArgs args;
+  template <class Block>
+  LLAVA_DEVICE void operator()(Block& block, Shared&) const {
+    MergeSplitsBody<T>(block, args);
+  }
+};
+
+template <class T, int kRows, int kOut>
+struct FewRowsKernel {
+  static constexpr int kThreads = 256;
+  using Shared = NoShared;
+  FewRowsArgs args;
+  template <class Block>
+  LLAVA_DEVICE void operator()(Block& block, Shared&) const {
+    FewRowsBody<T, kRows, kOut>(block, args);
+  }
+};
+
+inline int64_t RoundedUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Calls `go` with a zero of the element's type.
+template <class Go>
+void WithElement(Element element, const Go& go) {
+  if (element == Element::kFloat) {
+    go(float{});
+  } else {
+    go(BFloat16{});
+  }
+}
+
+template <class Launcher>
+void DispatchAddRmsNorm(const Launcher& launch, Element element, const AddRmsNormArgs& args,
+                        int64_t rows) {
+  WithElement(element, [&](auto zero) {
+    using T = decltype(zero);
+    if (args.width % 8 == 0) {
+      launch(AddRmsNormKernel<T, 8>{args}, Grid{rows});
+    } else {
+      launch(AddRmsNormKernel<T, 1>{args}, Grid{rows});
+    }
+  });
+}
+
+template <class Launcher>
+void DispatchRopeToCache(const Launcher& launch, Element element, const RopeToCacheArgs& args,
+                         int64_t rows) {
+  if (args.head_dim % 2 != 0) throw std::invalid_argument("RoPE turns pairs: odd head size");
+  WithElement(element, [&](auto zero) {
+    using T = decltype(zero);
+    constexpr int64_t kThreads = RopeToCacheKernel<T, 8>::kThreads;
+    const int64_t pairs = (args.num_heads + 2 * args.num_kv_heads) * args.head_dim / 2;
+    if (args.head_dim % 16 == 0) {
+      launch(RopeToCacheKernel<T, 8>{args}, Grid{rows, RoundedUp(pairs / 8, kThreads)});
+    } else {
+      launch(RopeToCacheKernel<T, 1>{args}, Grid{rows, RoundedUp(pairs, kThreads)});
+    }
+  });
+}
+
+template <class Launcher>
+void DispatchSwiGlu(const Launcher& launch, Element element, const SwiGluArgs& args, int64_t rows) {
+  WithElement(element, [&](auto zero) {
+    using T = decltype(zero);
+    constexpr int64_t kThreads = SwiGluKernel<T, 8>::kThreads;
+    if (args.width % 8 == 0) {
+      launch(SwiGluKernel<T, 8>{args}, Grid{rows, RoundedUp(args.width / 8, kThreads)});
+    } else {
+      launch(SwiGluKernel<T, 1>{args}, Grid{rows, RoundedUp(args.width, kThreads)});
+    }
+  });
+}
+
+inline bool CanAttend(int64_t head_dim) {
+  return head_dim > 0 &&
+         ((head_dim % 8 == 0 && head_dim <= 256) || (head_dim % 2 == 0 && head_dim <= 64));
+}
+
+template <class Launcher>
+void DispatchPagedAttention(const Launcher& launch, Element element, const PagedAttentionArgs& args,
+                            int64_t sequences) {
+  if (!CanAttend(args.head_dim) || args.num_heads % args.num_kv_heads != 0) {
+    throw std::invalid_argument("no paged attention for " + std::to_string(args.num_heads) +
+                                " heads of " + std::to_string(args.head_dim) + " over " +
+                                std::to_string(args.num_kv_heads));
+  }
+  const int64_t group = args.num_heads / args.num_kv_heads;
+  const auto split = [&]<class T, int V, int kLanes>() {
+    const int64_t most = group == 1 ? 1 : 4;
+    const Grid grid{args.num_kv_heads * RoundedUp(group, most), args.splits, sequences};
+    if (group == 1) {
+      launch(AttendSplitKernel<T, V, kLanes, 1>{args}, grid);
+    } else {
+      launch(AttendSplitKernel<T, V, kLanes, 4>{args}, grid);
+    }
+  };
+  WithElement(element, [&](auto zero) {
+    using T = decltype(zero);
+    if (args.head_dim % 8 != 0) {
+      split.template operator()<T, 2, 32>();
+    } else if (args.head_dim <= 64) {
+      split.template operator()<T, 8, 8>();
+    } else if (args.head_dim <= 128) {
+      split.template operator()<T, 8, 16>();
+    } else {
+      split.template operator()<T, 8, 32>();
+    }
+    launch(MergeSplitsKernel<T>{args}, Grid{args.num_heads, sequences});
+  });
+}
+
+template <class Launcher>
+void DispatchFewRows(const Launcher& launch, Element element, const FewRowsArgs& args,
+                     int64_t rows) {
+  if (rows < 1 || rows > kFewRows || args.in_width % 8 != 0) {
+    throw std::invalid_argument("no product of " + std::to_string(rows) + " rows of " +
+                                std::to_string(args.in_width));
+  }
+  constexpr int kOut = 2;
+  const auto multiply = [&]<class T, int kRows>() {
+    using Kernel = FewRowsKernel<T, kRows, kOut>;
+    constexpr int64_t kColumns = int64_t{kOut} * Kernel::kThreads / kWarpLanes;
+    launch(Kernel{args}, Grid{RoundedUp(args.out_width, kColumns)});
+  };
+  WithElement(element, [&](auto zero) {
+    using T = decltype(zero);
+    switch (rows) {
+      case 1:
+        return multiply.template operator()<T, 1>();
+      case 2:
+        return multiply.template operator()<T, 2>();
+      case 3:
+        return multiply.template operator()<T, 3>();
+      default:
+        return multiply.template operator()<T, 4>();
+    }
+  });
+}
+
+}  // namespace llava::cuda

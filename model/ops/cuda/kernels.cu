@@ -1,0 +1,21 @@
+#include "model/ops/cuda/launcher.h"
+
+namespace llava::cuda {
+
+void AddRmsNorm(Element element, const AddRmsNormArgs& args, int64_t rows, Stream stream) {
+  DispatchAddRmsNorm(DeviceLauncher{stream}, element, args, rows);
+}
+
+void RopeToCache(Element element, const RopeToCacheArgs& args, int64_t rows, Stream stream) {
+  DispatchRopeToCache(DeviceLauncher{stream}, element, args, rows);
+}
+
+void SwiGlu(Element element, const SwiGluArgs& args, int64_t rows, Stream stream) {
+  DispatchSwiGlu(DeviceLauncher{stream}, element, args, rows);
+}
+
+void MultiplyFewRows(Element element, const FewRowsArgs& args, int64_t rows, Stream stream) {
+  DispatchFewRows(DeviceLauncher{stream}, element, args, rows);
+}
+
+}  // namespace llava::cuda

@@ -1,0 +1,85 @@
+#pragma once
+
+// Kernels of the CUDA worker behind plain functions; no LibTorch here. All pointers are of one
+// device, matrices are row by row, and numbers are float32 or bfloat16 as `element` says; sums are
+// float32. The functions queue work on the stream and return. They throw std::invalid_argument for
+// shapes they cannot do and std::runtime_error if CUDA refuses a launch. Thread-safe.
+
+#include <cstdint>
+
+struct CUstream_st;
+
+namespace llava::cuda {
+
+using Stream = CUstream_st*;
+
+enum class Element : uint8_t { kFloat, kBFloat16 };
+
+// Tokens of a block of keys and values, and of a stretch of decode attention.
+inline constexpr int kBlockTokens = 16;
+inline constexpr int kSplitTokens = 128;
+// Most rows of MultiplyFewRows.
+inline constexpr int kFewRows = 4;
+
+// residual += delta (if there is one); out = residual / rms(residual) * weight. Rounds after each
+// of these like the plain operations.
+struct AddRmsNormArgs {
+  void* residual;      // [rows, width]
+  const void* delta;   // [rows, width] or null
+  const void* weight;  // [width]
+  void* out;           // [rows, width]
+  int width;
+  float eps;
+};
+void AddRmsNorm(Element element, const AddRmsNormArgs& args, int64_t rows, Stream stream);
+
+// Turns the pairs (i, i + Dh/2) of the query and key heads in place, and writes keys and values
+// into the cache.
+struct RopeToCacheArgs {
+  void* qkv;                 // [rows, H + 2 Hkv, Dh]
+  const float *cos, *sin;    // [positions, Dh/2]
+  const int32_t* positions;  // [rows]
+  const int32_t* slots;      // [rows]: where in the cache
+  void *k_cache, *v_cache;   // [slots, Hkv, Dh]
+  int num_heads, num_kv_heads, head_dim;
+};
+void RopeToCache(Element element, const RopeToCacheArgs& args, int64_t rows, Stream stream);
+
+// out = silu(gate) * up.
+struct SwiGluArgs {
+  const void* gate_up;  // [rows, 2 width]
+  void* out;            // [rows, width]
+  int width;
+};
+void SwiGlu(Element element, const SwiGluArgs& args, int64_t rows, Stream stream);
+
+// Attention of one query for each of the sequences. Dh: a multiple of 8 up to 256, or even up
+// to 64.
+struct PagedAttentionArgs {
+  const void* q;  // [rows, H, Dh] with `q_stride` values between rows
+  int64_t q_stride;
+  const void *k_cache, *v_cache;  // [slots, Hkv, Dh]
+  const int32_t* rows;            // [sequences]: which row of q and out
+  const int32_t* lengths;         // [sequences]: keys that it sees, at most splits * kSplitTokens
+  const int32_t* tables;          // [sequences, table_stride]: its blocks
+  int table_stride;
+  int num_heads, num_kv_heads, head_dim;
+  float scale;
+  int splits;      // stretches of the longest sequence
+  float* partial;  // scratch: [sequences, H, splits, Dh + 2]
+  void* out;       // [rows, H, Dh]
+};
+void PagedAttention(Element element, const PagedAttentionArgs& args, int64_t sequences,
+                    Stream stream);
+bool HasPagedAttention(int64_t head_dim);
+
+// out = x weight^T for at most kFewRows rows; in_width a multiple of 8.
+struct FewRowsArgs {
+  const void* x;       // [rows, in_width]
+  const void* weight;  // [out_width, in_width]
+  void* out;           // [rows, out_width]
+  int in_width, out_width;
+};
+void MultiplyFewRows(Element element, const FewRowsArgs& args, int64_t rows, Stream stream);
+
+}  // namespace llava::cuda

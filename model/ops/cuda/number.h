@@ -1,0 +1,102 @@
+#pragma once
+
+// Numbers and short vectors of them, in device code and in the host's emulation of it.
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__CUDACC__)
+#include <cuda_bf16.h>
+#define LLAVA_DEVICE __device__ __forceinline__
+#define LLAVA_UNROLL _Pragma("unroll")
+#else
+#include <cmath>
+#define LLAVA_DEVICE inline
+#define LLAVA_UNROLL
+#endif
+
+namespace llava::cuda {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+LLAVA_DEVICE float ToFloat(float x) { return x; }
+LLAVA_DEVICE float ToFloat(BFloat16 x) {
+#if defined(__CUDACC__)
+  return __uint_as_float(static_cast<uint32_t>(x.bits) << 16);
+#else
+  const uint32_t wide = static_cast<uint32_t>(x.bits) << 16;
+  float result;
+  std::memcpy(&result, &wide, sizeof result);
+  return result;
+#endif
+}
+
+// Rounds to nearest, ties to even.
+template <class T>
+LLAVA_DEVICE T FromFloat(float x);
+template <>
+LLAVA_DEVICE float FromFloat<float>(float x) {
+  return x;
+}
+template <>
+LLAVA_DEVICE BFloat16 FromFloat<BFloat16>(float x) {
+#if defined(__CUDACC__)
+  return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
+#else
+  if (x != x) return {0x7fff};
+  uint32_t wide;
+  std::memcpy(&wide, &x, sizeof wide);
+  return {static_cast<uint16_t>((wide + 0x7fff + ((wide >> 16) & 1)) >> 16)};
+#endif
+}
+
+LLAVA_DEVICE float Exp2(float x) { return exp2f(x); }
+
+// What an array does, usable in device code.
+template <class X, int N>
+struct Array {
+  X values[N];
+  LLAVA_DEVICE X& operator[](int i) { return values[i]; }
+  LLAVA_DEVICE const X& operator[](int i) const { return values[i]; }
+};
+
+// N values that lie together, loaded and stored 16 bytes at a time where they are that many.
+template <class T, int N>
+struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Vector : Array<T, N> {};
+
+template <int N, class T>
+LLAVA_DEVICE Vector<T, N> Load(const T* from) {
+  return *reinterpret_cast<const Vector<T, N>*>(from);
+}
+
+template <class T, int N>
+LLAVA_DEVICE void Store(T* to, const Vector<T, N>& value) {
+  *reinterpret_cast<Vector<T, N>*>(to) = value;
+}
+
+// Load of what is read once and was written by earlier kernels only: leaves the first cache to
+// others.
+template <int N, class T>
+LLAVA_DEVICE Vector<T, N> LoadOnce(const T* from) {
+#if defined(__CUDACC__)
+  if constexpr (sizeof(T) * N % 16 == 0) {
+    union Bits {
+      uint4 words[sizeof(T) * N / 16];
+      Vector<T, N> vector;
+    } bits;
+    LLAVA_UNROLL
+    for (int i = 0; i < static_cast<int>(sizeof(T) * N / 16); ++i) {
+      uint4& w = bits.words[i];
+      asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+          : "=r"(w.x), "=r"(w.y), "=r"(w.z), "=r"(w.w)
+          : "l"(reinterpret_cast<const uint4*>(from) + i));
+    }
+    return bits.vector;
+  }
+#endif
+  return Load<N>(from);
+}
+
+}  // namespace llava::cuda

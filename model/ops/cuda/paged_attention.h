@@ -1,0 +1,207 @@
+#pragma once
+
+// Bodies of attention for one query a sequence over paged keys and values. See block.h.
+//
+// The tokens of a sequence are cut at multiples of kSplitTokens, whatever the batch; a block works
+// on one stretch and the heads that share one key/value head, and a second kernel merges the
+// stretches in order. So a result depends on its own sequence alone, to the bit.
+
+#include "model/ops/cuda/block.h"
+#include "model/ops/cuda/kernels.h"
+
+namespace llava::cuda {
+
+inline constexpr int kSplitBlocks = kSplitTokens / kBlockTokens;
+inline constexpr float kLowest = -__builtin_huge_valf();
+
+// kLanes threads make a team, which reads one token at a time, V values a thread.
+template <int V, int kLanes, int kGroup, int kThreads>
+struct SplitShared {
+  static constexpr int kTeams = kThreads / kLanes;
+  int32_t blocks[kSplitBlocks];
+  float highest[kTeams][kGroup], sum[kTeams][kGroup];
+  float weighted[kTeams][kGroup][kLanes * V];
+};
+
+// Grid (key/value heads x groups of at most kGroup heads, stretches, sequences). head_dim: a
+// multiple of V, at most kLanes * V.
+template <class T, int V, int kLanes, int kGroup, class Block>
+LLAVA_DEVICE void AttendSplitBody(Block& block,
+                                  SplitShared<V, kLanes, kGroup, Block::kThreads>& shared,
+                                  const PagedAttentionArgs& args) {
+  constexpr int kTeams = Block::kThreads / kLanes;
+  constexpr int kUnroll = 4;  // tokens of a team whose loads are under way together
+  const int begin = block.y() * kSplitTokens;
+  const int length = args.lengths[block.z()];
+  if (begin >= length) return;
+  const int end = begin + kSplitTokens < length ? begin + kSplitTokens : length;
+
+  const int shared_by = args.num_heads / args.num_kv_heads;
+  const int groups = (shared_by + kGroup - 1) / kGroup;
+  const int kv_head = block.x() / groups;
+  const int in_group = block.x() % groups * kGroup;  // first of ours among those of the kv head
+  const int first_head = kv_head * shared_by + in_group;
+  const int heads = shared_by - in_group < kGroup ? shared_by - in_group : kGroup;
+  const int64_t row = args.rows[block.z()];
+  const T* const q = static_cast<const T*>(args.q) + row * args.q_stride +
+                     static_cast<int64_t>(first_head) * args.head_dim;
+  const T* const k_cache = static_cast<const T*>(args.k_cache) + kv_head * args.head_dim;
+  const T* const v_cache = static_cast<const T*>(args.v_cache) + kv_head * args.head_dim;
+  const int64_t token_stride = static_cast<int64_t>(args.num_kv_heads) * args.head_dim;
+
+  struct State {
+    float q[kGroup][V], weighted[kGroup][V];
+    float highest[kGroup], sum[kGroup];
+  };
+  typename Block::template PerThread<State> states;
+  block.Each([&](int thread) {
+    if (thread < kSplitBlocks && begin + thread * kBlockTokens < end) {
+      shared.blocks[thread] = args.tables[static_cast<int64_t>(block.z()) * args.table_stride +
+                                          begin / kBlockTokens + thread];
+    }
+    State& state = states[thread];
+    const int i = thread % kLanes * V;
+    LLAVA_UNROLL
+    for (int g = 0; g < kGroup; ++g) {
+      state.highest[g] = kLowest;
+      state.sum[g] = 0;
+      Vector<T, V> from = {};
+      if (g < heads && i < args.head_dim) from = Load<V>(q + g * args.head_dim + i);
+      LLAVA_UNROLL
+      for (int j = 0; j < V; ++j) {
+        // Scores in base 2.
+        state.q[g][j] = ToFloat(from[j]) * args.scale * 1.44269504088896341f;
+        state.weighted[g][j] = 0;
+      }
+    }
+  });
+  block.Sync();
+
+  typename Block::template PerThread<Array<float, kUnroll * kGroup>> scores;
+  typename Block::template PerThread<Array<Vector<T, V>, kUnroll>> values;
+  for (int base = begin; base < end; base += kTeams * kUnroll) {
+    block.Each([&](int thread) {
+      const State& state = states[thread];
+      const int team = thread / kLanes, i = thread % kLanes * V;
+      Array<Vector<T, V>, kUnroll> keys;
+      LLAVA_UNROLL
+      for (int u = 0; u < kUnroll; ++u) {
+        const int token = base + u * kTeams + team;
+        keys[u] = {};
+        values[thread][u] = {};
+        if (token < end && i < args.head_dim) {
+          const int64_t slot =
+              static_cast<int64_t>(shared.blocks[(token - begin) / kBlockTokens]) * kBlockTokens +
+              token % kBlockTokens;
+          keys[u] = LoadOnce<V>(k_cache + slot * token_stride + i);
+          values[thread][u] = LoadOnce<V>(v_cache + slot * token_stride + i);
+        }
+      }
+      LLAVA_UNROLL
+      for (int u = 0; u < kUnroll; ++u) {
+        LLAVA_UNROLL
+        for (int g = 0; g < kGroup; ++g) {
+          float score = 0;
+          LLAVA_UNROLL
+          for (int j = 0; j < V; ++j) score += state.q[g][j] * ToFloat(keys[u][j]);
+          scores[thread][u * kGroup + g] = score;
+        }
+      }
+    });
+    block.template Sum<kLanes>(scores);
+    block.Each([&](int thread) {
+      State& state = states[thread];
+      const int team = thread / kLanes;
+      // Its first token decides: without one the team has nothing to add, now or later.
+      if (base + team >= end) return;
+      LLAVA_UNROLL
+      for (int g = 0; g < kGroup; ++g) {
+        float highest = state.highest[g];
+        LLAVA_UNROLL
+        for (int u = 0; u < kUnroll; ++u) {
+          const bool seen = base + u * kTeams + team < end;
+          if (seen) highest = fmaxf(highest, scores[thread][u * kGroup + g]);
+        }
+        const float shrink = Exp2(state.highest[g] - highest);
+        state.highest[g] = highest;
+        state.sum[g] *= shrink;
+        LLAVA_UNROLL
+        for (int j = 0; j < V; ++j) state.weighted[g][j] *= shrink;
+        LLAVA_UNROLL
+        for (int u = 0; u < kUnroll; ++u) {
+          const bool seen = base + u * kTeams + team < end;
+          const float weight = seen ? Exp2(scores[thread][u * kGroup + g] - highest) : 0.0f;
+          state.sum[g] += weight;
+          LLAVA_UNROLL
+          for (int j = 0; j < V; ++j) {
+            state.weighted[g][j] += weight * ToFloat(values[thread][u][j]);
+          }
+        }
+      }
+    });
+  }
+
+  block.Each([&](int thread) {
+    const State& state = states[thread];
+    const int team = thread / kLanes, lane = thread % kLanes;
+    LLAVA_UNROLL
+    for (int g = 0; g < kGroup; ++g) {
+      if (lane == 0) {
+        shared.highest[team][g] = state.highest[g];
+        shared.sum[team][g] = state.sum[g];
+      }
+      LLAVA_UNROLL
+      for (int j = 0; j < V; ++j) shared.weighted[team][g][lane * V + j] = state.weighted[g][j];
+    }
+  });
+  block.Sync();
+  block.Each([&](int thread) {
+    for (int item = thread; item < heads * args.head_dim; item += Block::kThreads) {
+      const int g = item / args.head_dim, d = item % args.head_dim;
+      float highest = kLowest;
+      for (int team = 0; team < kTeams; ++team) highest = fmaxf(highest, shared.highest[team][g]);
+      float sum = 0, weighted = 0;
+      for (int team = 0; team < kTeams; ++team) {
+        const float factor = Exp2(shared.highest[team][g] - highest);
+        sum += factor * shared.sum[team][g];
+        weighted += factor * shared.weighted[team][g][d];
+      }
+      const int64_t head = static_cast<int64_t>(block.z()) * args.num_heads + first_head + g;
+      float* const to = args.partial + (head * args.splits + block.y()) * (args.head_dim + 2);
+      to[d] = weighted;
+      if (d == 0) {
+        to[args.head_dim] = highest;
+        to[args.head_dim + 1] = sum;
+      }
+    }
+  });
+}
+
+// Grid (heads, sequences).
+template <class T, class Block>
+LLAVA_DEVICE void MergeSplitsBody(Block& block, const PagedAttentionArgs& args) {
+  const int splits = (args.lengths[block.y()] + kSplitTokens - 1) / kSplitTokens;
+  const int64_t head = static_cast<int64_t>(block.y()) * args.num_heads + block.x();
+  const int stride = args.head_dim + 2;
+  const float* const partial = args.partial + head * args.splits * stride;
+  T* const out =
+      static_cast<T*>(args.out) +
+      (static_cast<int64_t>(args.rows[block.y()]) * args.num_heads + block.x()) * args.head_dim;
+  block.Each([&](int thread) {
+    for (int d = thread; d < args.head_dim; d += Block::kThreads) {
+      float highest = kLowest;
+      for (int s = 0; s < splits; ++s) {
+        highest = fmaxf(highest, partial[s * stride + args.head_dim]);
+      }
+      float sum = 0, weighted = 0;
+      for (int s = 0; s < splits; ++s) {
+        const float factor = Exp2(partial[s * stride + args.head_dim] - highest);
+        sum += factor * partial[s * stride + args.head_dim + 1];
+        weighted += factor * partial[s * stride + d];
+      }
+      out[d] = FromFloat<T>(weighted / sum);
+    }
+  });
+}
+
+}  // namespace llava::cuda

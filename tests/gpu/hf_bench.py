@@ -1,0 +1,157 @@
+"""Hugging Face transformers with the work of llava_gpu_bench: LlamaForCausalLM with random bfloat16
+weights, sdpa attention, a static cache; decoding also with torch.compile(mode="reduce-overhead").
+
+Usage: hf_bench.py DEVICE SHAPE SECONDS
+       hf_bench.py DEVICE SHAPE - PHASE
+
+SHAPE: 7b, or tiny to try this program where no GPU is. Each phase is a process of its own, which is
+stopped when its part of the SECONDS is over: what it had measured by then is kept. Prints one JSON
+object. A step here leaves the logits on the device; llava_gpu_bench's steps bring them to the host."""
+
+import json
+import statistics
+import subprocess
+import sys
+import threading
+import time
+
+CONTEXT = 512
+STEPS = 24
+WARM_UP = 4
+# Share of the time that each phase may take, if those before it have taken all of theirs.
+PHASES = {"eager": 0.35, "compiled": 0.65}
+
+
+def shape_of(name):
+    if name == "7b":
+        return {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+                "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32000}, 2048, (1, 64)
+    return {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 100}, 150, (1, 4)
+
+
+def report(**found):
+    print(json.dumps(found), flush=True)
+
+
+class Phase:
+    def __init__(self, device, shape):
+        import torch
+        import transformers
+        self.torch, self.transformers = torch, transformers
+        self.device = torch.device(device)
+        values, self.prompt, self.batches = shape_of(shape)
+        self.config = transformers.LlamaConfig(max_position_embeddings=4096, **values)
+        self.config._attn_implementation = "sdpa"
+        torch.manual_seed(1)
+        torch.set_default_dtype(torch.bfloat16)
+        with self.device:
+            self.model = transformers.LlamaForCausalLM(self.config).eval()
+        report(versions={"transformers": transformers.__version__, "torch": torch.__version__})
+
+    def wait(self):
+        if self.device.type == "cuda":
+            self.torch.cuda.synchronize(self.device)
+
+    def ids(self, batch, tokens):
+        return self.torch.randint(0, self.config.vocab_size, (batch, tokens), device=self.device)
+
+    def cache(self, tokens):
+        return self.transformers.StaticCache(config=self.config, max_cache_len=tokens)
+
+    def run(self, forward, ids, cache):
+        return forward(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+
+    def decode(self, forward, batch):
+        """Median seconds of a step behind CONTEXT tokens."""
+        cache = self.cache(CONTEXT + STEPS + WARM_UP)
+        self.run(self.model, self.ids(batch, CONTEXT), cache)
+        ids, seconds = self.ids(batch, 1), []
+        for _ in range(WARM_UP + STEPS):
+            self.wait()
+            begin = time.perf_counter()
+            if self.device.type == "cuda":
+                self.torch.compiler.cudagraph_mark_step_begin()
+            self.run(forward, ids, cache)
+            self.wait()
+            seconds.append(time.perf_counter() - begin)
+        return statistics.median(seconds[WARM_UP:])
+
+    def decode_all(self, name, forward):
+        for batch in self.batches:
+            begin = time.perf_counter()
+            seconds = self.decode(forward, batch)
+            report(**{f"{name}_decode_{batch}": {
+                "milliseconds": seconds * 1e3, "tokens_per_second": batch / seconds,
+                "seconds_with_compiling": time.perf_counter() - begin}})
+
+    def eager(self):
+        self.decode_all("eager", self.model)
+        seconds = []
+        ids = self.ids(1, self.prompt)
+        for _ in range(5):
+            cache = self.cache(self.prompt)
+            self.wait()
+            begin = time.perf_counter()
+            self.run(self.model, ids, cache)
+            self.wait()
+            seconds.append(time.perf_counter() - begin)
+        best = statistics.median(seconds[1:])
+        report(eager_prefill={"tokens": self.prompt, "milliseconds": best * 1e3,
+                              "tokens_per_second": self.prompt / best})
+
+    def compiled(self):
+        forward = self.torch.compile(self.model, mode="reduce-overhead", fullgraph=True)
+        self.decode_all("compiled", forward)
+
+
+def run_phase(device, shape, name):
+    phase = Phase(device, shape)
+    with phase.torch.no_grad():
+        getattr(phase, name)()
+
+
+def collect(device, shape, name, seconds, found):
+    """Runs a phase for at most so long; its lines go into `found`."""
+    process = subprocess.Popen([sys.executable, __file__, device, shape, "-", name], text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    errors = []
+    drain = threading.Thread(target=lambda: errors.extend(process.stderr.readlines()))
+    drain.start()
+    timer = threading.Timer(seconds, process.kill)
+    timer.start()
+    begin = time.monotonic()
+    for line in process.stdout:
+        try:
+            found.update(json.loads(line))
+        except ValueError:
+            pass
+    code = process.wait()
+    timer.cancel()
+    drain.join()
+    took = time.monotonic() - begin
+    if code != 0:
+        reason = f"stopped after {seconds:.0f} s" if took >= seconds else "".join(errors[-4:]).strip()
+        found.setdefault("failed", {})[name] = reason
+        sys.stderr.write("".join(errors[-30:]))
+    found.setdefault("seconds", {})[name] = took
+    return took
+
+
+def main(device, shape, seconds):
+    found, left = {}, float(seconds)
+    share_left = 1.0
+    for name, share in PHASES.items():
+        left -= collect(device, shape, name, left * share / share_left, found)
+        share_left -= share
+    print(json.dumps(found, indent=1))
+    return 1 if "failed" in found else 0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 5:
+        run_phase(sys.argv[1], sys.argv[2], sys.argv[4])
+    elif len(sys.argv) == 4:
+        sys.exit(main(*sys.argv[1:]))
+    else:
+        sys.exit(__doc__)

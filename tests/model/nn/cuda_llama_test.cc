@@ -1,0 +1,222 @@
+// CudaLlama against the plain decoder, on a GPU or with its kernels emulated (kernel_device.h).
+
+#include "model/nn/cuda_llama.h"
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include <ATen/ATen.h>
+#include <ATen/Context.h>
+#include <gtest/gtest.h>
+
+#include "model/nn/step_rows.h"
+#include "model/nn/torch_serving_decoder.h"
+#include "tests/model/nn/serving_steps.h"
+#include "tests/model/nn/tiny_model.h"
+#include "tests/model/ops/kernel_device.h"
+
+namespace llava {
+namespace {
+
+constexpr int64_t kBlocks = 80;
+
+class CudaLlamaTest : public cuda::KernelTest {
+ protected:
+  // One whose sizes suit 16-byte loads, and one of odd sizes.
+  static DecoderConfig Even() {
+    DecoderConfig config = TinyDecoderConfig();
+    config.hidden_size = 64;
+    config.intermediate_size = 88;
+    config.num_heads = 4;
+    config.num_kv_heads = 2;
+    config.head_dim = 32;
+    return config;
+  }
+
+  void SetUp() override {
+    cuda::KernelTest::SetUp();
+    at::globalContext().setAllowTF32CuBLAS(false);
+  }
+
+  static DecoderWeights Weights(const DecoderConfig& config, at::ScalarType dtype,
+                                at::Device device) {
+    return ReadDecoderWeights(config, MemoryTensors(RandomDecoder(config)), device, dtype);
+  }
+  static CudaLlama Make(const DecoderConfig& config, at::ScalarType dtype,
+                        CudaLlamaOptions options = {}) {
+    options.kv_bytes = kBlocks * KvBlockBytes(config, c10::elementSize(dtype));
+    return {config, Weights(config, dtype, cuda::KernelDevice()), options};
+  }
+  // In float32, whatever `dtype` the parameters are rounded to.
+  static at::Tensor Expected(const DecoderConfig& config, at::ScalarType dtype,
+                             std::span<const int32_t> ids) {
+    DecoderWeights weights =
+        ReadDecoderWeights(config, MemoryTensors(Rounded(config, dtype)), at::kCPU, at::kFloat);
+    TorchServingDecoder decoder(config, std::move(weights), kBlocks);
+    return ServingSteps(decoder).Whole(ids, static_cast<int64_t>(ids.size()));
+  }
+  static std::map<std::string, at::Tensor> Rounded(const DecoderConfig& config,
+                                                   at::ScalarType dtype) {
+    std::map<std::string, at::Tensor> tensors = RandomDecoder(config);
+    for (auto& [name, tensor] : tensors) tensor = tensor.to(dtype).to(at::kFloat);
+    return tensors;
+  }
+  static double BoundOf(at::ScalarType dtype) { return dtype == at::kFloat ? 5e-5 : 0.15; }
+};
+
+TEST_F(CudaLlamaTest, AnyPiecesGiveWhatThePlainDecoderGives) {
+  for (const DecoderConfig& config : {Even(), TinyDecoderConfig()}) {
+    for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+      for (const bool graphs : {true, false}) {
+        CudaLlama decoder = Make(config, dtype, {.graphs = graphs});
+        ASSERT_EQ(decoder.num_blocks(), kBlocks);
+        ServingSteps steps(decoder);
+        const std::vector<int32_t> ids = TestIds(150, 1, config.vocab_size);
+        const at::Tensor expected = Expected(config, dtype, ids);
+        for (const int64_t most : {1, 33, 128, 150}) {
+          const at::Tensor logits = steps.Whole(ids, most);
+          ASSERT_EQ(logits.sizes(), expected.sizes());
+          EXPECT_EQ(logits.scalar_type(), at::kFloat);
+          EXPECT_TRUE(logits.is_cpu());
+          EXPECT_LT(MaxDifference(logits, expected), BoundOf(dtype))
+              << dtype << " width " << config.hidden_size << " in pieces of " << most
+              << (graphs ? " with" : " without") << " graphs";
+        }
+      }
+    }
+  }
+}
+
+TEST_F(CudaLlamaTest, MixedStepsDoNotMixSequences) {
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    const DecoderConfig config = Even();
+    CudaLlama decoder = Make(config, dtype);
+    ServingSteps steps(decoder);
+    std::vector<std::vector<int32_t>> ids;
+    std::vector<int> sequences;
+    std::vector<std::vector<at::Tensor>> parts(5);
+    std::vector<size_t> done(5);
+    for (int i = 0; i < 5; ++i) {
+      ids.push_back(TestIds(60 + i, 2 + i, config.vocab_size));
+      sequences.push_back(steps.Begin());
+    }
+    const std::vector<std::vector<size_t>> plan = {{40, 1, 0, 7, 0}, {1, 30, 18, 1, 2},
+                                                   {1, 1, 1, 1, 1},  {0, 1, 1, 1, 0},
+                                                   {1, 1, 25, 1, 1}, {1, 1, 1, 1, 1}};
+    for (const std::vector<size_t>& tokens : plan) {
+      std::vector<ServingSteps::Piece> pieces;
+      for (int i = 0; i < 5; ++i) {
+        if (tokens[i] == 0) continue;
+        pieces.push_back({sequences[i], std::span(ids[i]).subspan(done[i], tokens[i])});
+        done[i] += tokens[i];
+      }
+      const at::Tensor logits = steps.Step(pieces);
+      int64_t begin = 0;
+      for (int i = 0; i < 5; ++i) {
+        parts[i].push_back(logits.narrow(0, begin, static_cast<int64_t>(tokens[i])));
+        begin += static_cast<int64_t>(tokens[i]);
+      }
+    }
+    for (int i = 0; i < 5; ++i) {
+      const at::Tensor found = at::cat(parts[i]);
+      const at::Tensor expected = Expected(config, dtype, std::span(ids[i]).first(done[i]));
+      EXPECT_LT(MaxDifference(found, expected), BoundOf(dtype)) << dtype << " sequence " << i;
+    }
+  }
+}
+
+TEST_F(CudaLlamaTest, DecodesLargeBatchesWithPaddingAndBeyondTheGraphs) {
+  const DecoderConfig config = Even();
+  for (const int count : {3, 17, 66}) {
+    CudaLlama decoder = Make(config, at::kFloat);
+    ServingSteps steps(decoder);
+    std::vector<std::vector<int32_t>> ids;
+    for (int i = 0; i < count; ++i) {
+      ids.push_back(TestIds(3, i, config.vocab_size));
+      steps.Begin();
+    }
+    std::vector<at::Tensor> rounds;
+    for (int step = 0; step < 3; ++step) {
+      std::vector<ServingSteps::Piece> pieces;
+      for (int i = 0; i < count; ++i) pieces.push_back({i, std::span(ids[i]).subspan(step, 1)});
+      rounds.push_back(steps.Step(pieces));
+    }
+    for (int i = 0; i < count; i += 5) {
+      const at::Tensor found = at::stack({rounds[0][i], rounds[1][i], rounds[2][i]});
+      EXPECT_LT(MaxDifference(found, Expected(config, at::kFloat, ids[i])), 5e-5)
+          << i << " of " << count;
+    }
+  }
+}
+
+TEST_F(CudaLlamaTest, OwnProductsAgreeWithTheLibrarys) {
+  const DecoderConfig config = Even();
+  const std::vector<int32_t> ids = TestIds(20, 1, config.vocab_size);
+  std::vector<at::Tensor> results;
+  for (const int64_t rows : {0, 4}) {
+    CudaLlama decoder = Make(config, at::kFloat, {.own_product_rows = rows});
+    results.push_back(ServingSteps(decoder).Whole(ids, 3));
+  }
+  EXPECT_LT(MaxDifference(results[0], results[1]), 5e-5);
+}
+
+TEST_F(CudaLlamaTest, SharedBlocksAndCopiesServeManySequences) {
+  const DecoderConfig config = Even();
+  CudaLlama decoder = Make(config, at::kFloat);
+  ServingSteps steps(decoder);
+  std::vector<int32_t> ids = TestIds(50, 1, config.vocab_size);
+  const int parent = steps.Begin();
+  const ServingSteps::Piece whole{parent, ids};
+  steps.Step({&whole, 1});
+  const int child = steps.Fork(parent, 37);
+  const std::vector<int32_t> other = TestIds(9, 5, config.vocab_size);
+  const std::vector<int32_t> more = TestIds(1, 6, config.vocab_size);
+  const std::vector<ServingSteps::Piece> pieces = {{child, other}, {parent, more}};
+  const at::Tensor logits = steps.Step(pieces);
+  std::vector<int32_t> branch(ids.begin(), ids.begin() + 37);
+  branch.insert(branch.end(), other.begin(), other.end());
+  ids.push_back(more[0]);
+  EXPECT_LT(
+      MaxDifference(logits.narrow(0, 0, 9), Expected(config, at::kFloat, branch).narrow(0, 37, 9)),
+      5e-5);
+  EXPECT_LT(MaxDifference(logits[9], Expected(config, at::kFloat, ids)[50]), 5e-5);
+}
+
+TEST_F(CudaLlamaTest, GivesTheWantedRowsInTheirOrder) {
+  const DecoderConfig config = Even();
+  CudaLlama decoder = Make(config, at::kFloat);
+  const std::vector<int32_t> ids = TestIds(20, 1, config.vocab_size), blocks = {3, 1};
+  const at::Tensor expected = Expected(config, at::kFloat, ids);
+  const StepSequence sequence{.tokens = 20, .blocks = blocks};
+  const at::Tensor logits =
+      decoder.Step(decoder.Embed(ids), {&sequence, 1}, std::vector<int64_t>{19, 4});
+  EXPECT_LT(MaxDifference(logits, at::stack({expected[19], expected[4]})), 5e-5);
+  EXPECT_EQ(decoder.Step(decoder.Embed(ids), {&sequence, 1}, {}).sizes(), (at::IntArrayRef{0, 53}));
+  // Two sequences with a token each, of which one is wanted.
+  const std::vector<int32_t> first = {ids[0]}, pair = {ids[19], ids[0]}, single = {7};
+  const std::vector<StepSequence> step = {{.tokens = 1, .computed = 19, .blocks = blocks},
+                                          {.tokens = 1, .blocks = single}};
+  const at::Tensor one = decoder.Step(decoder.Embed(pair), step, std::vector<int64_t>{1});
+  ASSERT_EQ(one.sizes(), (at::IntArrayRef{1, 53}));
+  EXPECT_LT(MaxDifference(one[0], expected[0]), 5e-5);
+}
+
+TEST_F(CudaLlamaTest, CountsItsWeightsAndRefusesWhatItCannotDo) {
+  const DecoderConfig config = Even();
+  int64_t values = 0;
+  for (const auto& [name, tensor] : RandomDecoder(config)) values += tensor.numel();
+  CudaLlama decoder = Make(config, at::kBFloat16);
+  EXPECT_EQ(decoder.weight_bytes(), static_cast<uint64_t>(2 * values));
+  EXPECT_THROW(Make(config, at::kHalf), std::invalid_argument);
+  EXPECT_THROW(
+      CudaLlama(config, Weights(config, at::kFloat, cuda::KernelDevice()), {.kv_bytes = 9}),
+      std::invalid_argument);
+  EXPECT_THROW(decoder.CopyBlock(0, kBlocks), std::invalid_argument);
+  const std::vector<int32_t> ids = {1}, spare = {kBlocks};
+  const StepSequence sequence{.tokens = 1, .blocks = spare};
+  EXPECT_THROW(decoder.Step(decoder.Embed(ids), {&sequence, 1}, {}), std::invalid_argument);
+}
+
+}  // namespace
+}  // namespace llava

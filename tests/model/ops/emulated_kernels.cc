@@ -1,0 +1,124 @@
+// The functions of model/ops/cuda/kernels.h and runtime.h on the host: the bodies of the kernels
+// run in loops over the threads of their blocks, on tensors of the CPU.
+
+#include <cstring>
+#include <memory>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <ATen/ops/empty.h>
+
+#include "model/ops/cuda/dispatch.h"
+#include "model/ops/cuda/runtime.h"
+#include "tests/model/ops/kernel_device.h"
+
+namespace llava::cuda {
+namespace {
+
+bool backwards = false;
+
+// What has not been written yet: NaN, or indices far from anything.
+template <class X>
+void Poison(X& x) {
+  static_assert(std::is_trivially_copyable_v<X>);
+  std::memset(static_cast<void*>(&x), 0xff, sizeof x);
+}
+
+template <int kNumThreads>
+class HostBlock {
+ public:
+  static constexpr int kThreads = kNumThreads;
+
+  template <class X>
+  class PerThread {
+   public:
+    PerThread() : values_(kNumThreads) {
+      for (X& value : values_) Poison(value);
+    }
+    X& operator[](int thread) { return values_.at(thread); }
+
+   private:
+    std::vector<X> values_;
+  };
+
+  HostBlock(int x, int y, int z, int num_y) : x_(x), y_(y), z_(z), num_y_(num_y) {}
+  int x() const { return x_; }
+  int y() const { return y_; }
+  int z() const { return z_; }
+  int num_y() const { return num_y_; }
+
+  template <class Phase>
+  void Each(Phase&& phase) {
+    for (int i = 0; i < kThreads; ++i) phase(backwards ? kThreads - 1 - i : i);
+  }
+  void Sync() {}
+  template <int kLanes, int N>
+  void Sum(PerThread<Array<float, N>>& values) {
+    static_assert(kThreads % kWarpLanes == 0 && kLanes <= kWarpLanes);
+    for (int step = kLanes / 2; step > 0; step /= 2) {
+      PerThread<Array<float, N>> before = values;
+      for (int thread = 0; thread < kThreads; ++thread) {
+        for (int i = 0; i < N; ++i) values[thread][i] += before[thread ^ step][i];
+      }
+    }
+  }
+
+ private:
+  int x_, y_, z_, num_y_;
+};
+
+struct HostLauncher {
+  template <class Kernel>
+  void operator()(const Kernel& kernel, const Grid& grid) const {
+    for (int64_t index = 0; index < grid.x * grid.y * grid.z; ++index) {
+      const int64_t i = backwards ? grid.x * grid.y * grid.z - 1 - index : index;
+      HostBlock<Kernel::kThreads> block(
+          static_cast<int>(i % grid.x), static_cast<int>(i / grid.x % grid.y),
+          static_cast<int>(i / grid.x / grid.y), static_cast<int>(grid.y));
+      const auto shared = std::make_unique<typename Kernel::Shared>();
+      Poison(*shared);
+      kernel(block, *shared);
+    }
+  }
+};
+
+}  // namespace
+
+at::Device KernelDevice() { return at::kCPU; }
+bool HasKernelDevice() { return true; }
+void RunThreadsBackwards(bool on) { backwards = on; }
+
+void AddRmsNorm(Element element, const AddRmsNormArgs& args, int64_t rows, Stream) {
+  DispatchAddRmsNorm(HostLauncher(), element, args, rows);
+}
+void RopeToCache(Element element, const RopeToCacheArgs& args, int64_t rows, Stream) {
+  DispatchRopeToCache(HostLauncher(), element, args, rows);
+}
+void SwiGlu(Element element, const SwiGluArgs& args, int64_t rows, Stream) {
+  DispatchSwiGlu(HostLauncher(), element, args, rows);
+}
+void PagedAttention(Element element, const PagedAttentionArgs& args, int64_t sequences, Stream) {
+  DispatchPagedAttention(HostLauncher(), element, args, sequences);
+}
+bool HasPagedAttention(int64_t head_dim) { return CanAttend(head_dim); }
+void MultiplyFewRows(Element element, const FewRowsArgs& args, int64_t rows, Stream) {
+  DispatchFewRows(HostLauncher(), element, args, rows);
+}
+
+Stream CurrentStream(at::Device) { return nullptr; }
+at::Tensor HostBuffer(at::IntArrayRef shape, at::ScalarType dtype, at::Device) {
+  return at::empty(shape, dtype);
+}
+at::Tensor Download(const at::Tensor& tensor) { return tensor.clone(); }
+
+struct Graph::State {
+  std::function<void()> work;
+};
+Graph::Graph(std::function<void()> work, at::Device) : state_(new State{std::move(work)}) {
+  state_->work();
+}
+Graph::~Graph() = default;
+void Graph::Run() { state_->work(); }
+
+}  // namespace llava::cuda
