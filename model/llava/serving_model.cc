@@ -10,6 +10,9 @@
 
 #include <ATen/ops/cat.h>
 
+#ifdef LLAVA_CUDA
+#include "model/nn/cuda_llama.h"
+#endif
 #include "model/nn/packed_llama.h"
 #include "model/nn/step_rows.h"
 #include "model/nn/torch_serving_decoder.h"
@@ -93,6 +96,22 @@ std::optional<PackOptions> PackOptionsOf(WeightType asked, WeightType type, int6
   return options;
 }
 
+std::unique_ptr<ServingDecoder> MakeGpuDecoder(const DecoderConfig& config, DecoderWeights weights,
+                                               uint64_t kv_bytes) {
+#ifdef LLAVA_CUDA
+  if (weights.norm.is_cuda() && weights.norm.scalar_type() != at::kHalf) {
+    CudaLlamaOptions options;
+    options.kv_bytes = kv_bytes;
+    return std::make_unique<CudaLlama>(config, std::move(weights), options);
+  }
+#endif
+  // What has no kernels of its own.
+  const int64_t block_bytes =
+      KvBlockBytes(config, static_cast<int64_t>(weights.norm.element_size()));
+  return std::make_unique<TorchServingDecoder>(config, std::move(weights),
+                                               static_cast<int64_t>(kv_bytes) / block_bytes);
+}
+
 }  // namespace
 
 WeightType ParseWeightType(const std::string& word) { return Parse(kWeightTypes, word, "weights"); }
@@ -151,11 +170,8 @@ ServingModel::ServingModel(const LanguageCheckpoint& checkpoint, at::Device devi
     decoder_ = std::make_unique<PackedLlama>(config.decoder, std::move(packed), pool, options.kv,
                                              options.kv_bytes);
   } else {
-    const int64_t blocks =
-        static_cast<int64_t>(options.kv_bytes) / KvBlockBytes(checkpoint, device, options);
-    decoder_ = std::make_unique<TorchServingDecoder>(
-        config.decoder, ReadDecoderWeights(config.decoder, checkpoint.tensors, device, dtype),
-        blocks);
+    auto read = ReadDecoderWeights(config.decoder, checkpoint.tensors, device, dtype);
+    decoder_ = MakeGpuDecoder(config.decoder, std::move(read), options.kv_bytes);
   }
   row_options_ = decoder_->Embed(std::array<int32_t, 1>{0}).options();
 }
