@@ -151,6 +151,12 @@ at::Tensor LogProbabilities(ServingModel& model, const LanguageTest& test) {
   const Targets targets(expanded);
   PromptRows prompt(model, {test.ids().begin(), test.ids().end()}, test.features);
   std::vector<int32_t> blocks((prompt.size() + kKvBlockTokens - 1) / kKvBlockTokens);
+  if (const int64_t there = model.decoder().num_blocks();
+      static_cast<int64_t>(blocks.size()) > there) {
+    throw std::invalid_argument(
+        "there is room for keys and values of " + std::to_string(there * kKvBlockTokens) +
+        " tokens, the model's self-test needs " + std::to_string(prompt.size()) + " (--kv-bytes)");
+  }
   std::iota(blocks.begin(), blocks.end(), 0);
   const StepSequence sequence{.tokens = prompt.size(), .computed = 0, .blocks = blocks};
   return targets.LogProbabilities(

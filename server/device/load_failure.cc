@@ -7,6 +7,8 @@ namespace llava {
 int ReportLoadFailure(const std::string& program, const absl::Status& status) {
   PrintError(program, std::string(status.message()));
   switch (status.code()) {
+    case absl::StatusCode::kInvalidArgument:
+      return kExitUsage;
     case absl::StatusCode::kNotFound:
       return kExitModelMissing;
     case absl::StatusCode::kFailedPrecondition:

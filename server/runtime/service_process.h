@@ -23,6 +23,7 @@ namespace llava {
 
 // Exit codes beside 0 (orderly end), 1 (other faults) and 2 (usage).
 enum ExitCode {
+  kExitUsage = 2,  // also of Settings::Parse
   kExitPortInUse = 3,
   kExitModelMissing = 4,
   kExitDeviceMissing = 5,

@@ -125,7 +125,7 @@ class MetricsTest(ChatCase):
             "ChatRequest", session_id=self.session(), text="Hello?", sampling=endless))).finished.reason, 3)
         # More answers than the engine runs at once.
         crowd = [self.chat.Chat(self.chat.new("ChatRequest", session_id=self.session(), text="Hello?",
-                                              sampling={"max_new_tokens": 60, "ignore_eos": True})) for _ in range(40)]
+                                              sampling={"max_new_tokens": 150, "ignore_eos": True})) for _ in range(40)]
         for stream in crowd:
             Answer(stream)
         # Features are pinned for 30 s, then make room for new ones.

@@ -1,0 +1,151 @@
+"""What checks that every flag of a service changes what it does. A flag without a check fails."""
+import pathlib
+import re
+import socket
+import subprocess
+import tempfile
+import time
+import unittest
+import urllib.request
+
+from stack import BIN, LLM_MODEL, ROOT, SCENES, SLOWDOWN, TOWER_MODEL, Answer, Client, Service, Stack
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def flags(program):
+    """Flags in --help, the universal ones aside."""
+    text = subprocess.run([BIN / program, "--help"], capture_output=True, text=True, check=True).stdout
+    return [flag for flag in re.findall(r"^ *(?:-h,)?--([a-z0-9-]+)", text, re.M) if flag not in ("help", "version")]
+
+
+class FlagsCase(unittest.TestCase):
+    """Checks are methods named check_<flag>; each starts what it needs."""
+    program = None
+
+    def setUp(self):
+        self.temporary = tempfile.TemporaryDirectory(prefix="llava-flags-")
+        self.folder = pathlib.Path(self.temporary.name)
+        self.addCleanup(self.temporary.cleanup)
+
+    def base(self):
+        """Arguments without which the service does not start."""
+        return []
+
+    def run_once(self, *arguments):
+        """(exit code, output) of a service that ends by itself."""
+        return Service(self.program, [*self.base(), "--metrics-port", "0", *arguments], self.folder).wait_end()
+
+    def start(self, *arguments, ready=True, environment=None):
+        service = Service(self.program, [*self.base(), "--port", "0", "--metrics-port", "0", "--log-format", "json", *arguments],
+                          self.folder, environment)
+        self.addCleanup(service.stop)
+        service.wait_listening()
+        return service.wait_ready() if ready else service
+
+    def check_host(self):
+        self.assertTrue(self.start("--host", "127.0.0.3", ready=False).grpc.startswith("127.0.0.3:"))
+
+    def check_insecure(self):
+        self.assertEqual(self.run_once("--host", "0.0.0.0")[0], 2)
+        self.assertTrue(self.start("--host", "0.0.0.0", "--insecure", ready=False).grpc.startswith("0.0.0.0:"))
+
+    def check_port(self):
+        port = free_port()
+        self.assertEqual(self.start("--port", port, ready=False).grpc, f"127.0.0.1:{port}")
+
+    def check_metrics_port(self):
+        port = free_port()
+        self.start("--metrics-port", port, ready=False)
+        self.assertIn("llava_build_info", urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode())
+
+    def check_log_level(self):
+        port = free_port()
+        service = Service(self.program, [*self.base(), "--port", "0", "--metrics-port", port, "--log-level", "error"], self.folder)
+        self.addCleanup(service.stop)
+        service.http = f"127.0.0.1:{port}"
+        while service.get("/livez")[0] != 200:
+            self.assertIsNone(service.process.poll(), service.text())
+        self.assertNotIn("listening", service.text())
+
+    def check_log_format(self):
+        service = self.start(ready=False)
+        self.assertEqual(service.log_lines()[0]["msg"], "listening")
+        port = free_port()
+        service.stop()
+        plain = Service(self.program, [*self.base(), "--port", "0", "--metrics-port", port, "--log-format", "text"], self.folder)
+        self.addCleanup(plain.stop)
+        deadline = time.monotonic() + 10 * SLOWDOWN
+        while "listening" not in plain.text() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        self.assertRegex(plain.text(), r" info .*listening.* grpc=127\.0\.0\.1:\d+")
+
+    def check_config(self):
+        port = free_port()
+        file = self.folder / "settings.yaml"
+        file.write_text(f"port: {port}\nlog_format: json\n")
+        service = Service(self.program, [*self.base(), "--metrics-port", "0", "--config", file], self.folder)
+        self.addCleanup(service.stop)
+        self.assertEqual(service.wait_listening().grpc, f"127.0.0.1:{port}")
+        service.stop()
+        file.write_text("prot: 1\n")
+        code, text = self.run_once("--config", file)
+        self.assertEqual((code, text.count("\n")), (2, 1), text)
+        self.assertIn("prot", text)
+
+    def check_print_config(self):
+        code, text = self.run_once("--port", "7", "--print-config")
+        self.assertEqual(code, 0)
+        self.assertRegex(text, r"(?m)^port: 7 +# flag$")
+
+    def check_check_config(self):
+        self.assertEqual(self.run_once("--check-config"), (0, ""))
+        self.assertEqual(self.run_once("--check-config", "--port", "x")[0], 2)
+
+    def environment_twin(self):
+        port = free_port()
+        name = self.program.upper().replace("-", "_") + "_METRICS_PORT"
+        service = Service(self.program, [*self.base(), "--port", "0", "--log-format", "json"], self.folder, {name: str(port)})
+        self.addCleanup(service.stop)
+        self.assertEqual(service.wait_listening().http, f"127.0.0.1:{port}")
+
+    def run_all(self):
+        names = flags(self.program)
+        self.assertGreater(len(names), 12)
+        checks = {name[6:].replace("_", "-") for name in dir(self) if name.startswith("check_")}
+        self.assertEqual(sorted(set(names) - checks), [], "flags without a check")
+        self.assertEqual(sorted(checks - set(names)), [], "checks without a flag")
+        for name, check in [("environment twin", self.environment_twin)] + [
+                (name, getattr(self, "check_" + name.replace("-", "_"))) for name in names]:
+            with self.subTest(flag=name):
+                try:
+                    check()
+                finally:
+                    self.doCleanups()
+                    self.setUp()
+
+
+class ModelFlagsCase(FlagsCase):
+    """What the two services with a model share."""
+
+    def check_device(self):
+        self.assertEqual(self.run_once("--device", "cuda:0", "--port", "0")[0], 5)
+        self.assertEqual(self.run_once("--device", "toaster", "--port", "0")[0], 2)
+
+    def check_dtype(self):
+        service = self.start("--dtype", "bfloat16")
+        models = Client(service.grpc, "llava.v1.ModelService")
+        self.assertEqual(models.ListModels(models.new("ListModelsRequest")).models[0].numerics, "cpu-bf16")
+        models.close()
+
+    def check_drain_timeout(self):
+        start = time.monotonic()
+        self.assertEqual(self.start("--drain-timeout", "100ms").stop(), 0)
+        self.assertLess(time.monotonic() - start, 20 * SLOWDOWN)
+
+    def more_threads(self, flag, few, many):
+        counts = [self.start(flag, count).threads() for count in (few, many)]
+        self.assertAlmostEqual(counts[1] - counts[0], many - few, delta=3)  # gRPC's own come and go
