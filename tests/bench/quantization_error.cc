@@ -2,10 +2,14 @@
 // again, and all is computed in float32. Beside it llama.cpp's q8_0 and q4_0, treated the same way.
 // Errors of activations in 8 bits are not in it.
 //
-//   llava_quantization_error [--model FOLDER | --layers N] [--tokens N] [--seed N] [--json]
+//   llava_quantization_error [--model FOLDER [--unpacked ROOT] | --layers N] [--tokens N] [--seed
+//   N]
+//                            [--json]
 //
 // --model   a language model in plain tensors (default: random weights in the shape of a LLaMA of
 //           1.1 billion, normal, one in 1000 of them 20 times as large)
+// --unpacked  a model repository: gets each of these models in plain float32 tensors, for
+//             llava-eval
 // --layers  of the random model (default 22)
 // --tokens  random ids in one sequence, with logits behind each (default 64)
 //
@@ -51,7 +55,7 @@ using ops::cpu::ThreadPool;
 using Convert = std::function<at::Tensor(const at::Tensor&)>;  // float32 [N, K] to the same
 
 struct Settings {
-  std::string model;
+  std::string model, unpacked;
   int64_t layers = 22, tokens = 64;
   uint64_t seed = 1;
   bool as_json = false;
@@ -67,6 +71,8 @@ Settings Read(int argc, char** argv) {
     };
     if (name == "--model") {
       settings.model = value();
+    } else if (name == "--unpacked") {
+      settings.unpacked = value();
     } else if (name == "--layers") {
       settings.layers = std::stoll(value());
     } else if (name == "--tokens") {
@@ -78,6 +84,9 @@ Settings Read(int argc, char** argv) {
     } else {
       throw std::invalid_argument("unknown option " + name + "; see the head of the source");
     }
+  }
+  if (!settings.unpacked.empty() && settings.model.empty()) {
+    throw std::invalid_argument("--unpacked goes with --model");
   }
   return settings;
 }
@@ -92,7 +101,7 @@ class ConvertedFile : public TensorFile {
   at::Tensor Get(const std::string& name) const override {
     const at::Tensor tensor = source_.Get(name).to(at::kFloat);
     if (name == "model.embed_tokens.weight") return tensor.to(at::kBFloat16).to(at::kFloat);
-    if (tensor.dim() != 2) return tensor;
+    if (tensor.dim() != 2 || name.starts_with("model.mm_projector.")) return tensor;
     return name == "lm_head.weight" ? head_(tensor) : layers_(tensor);
   }
 
@@ -131,6 +140,18 @@ at::Tensor LogitsOf(const DecoderConfig& config, const TensorSource& tensors,
   const LlamaDecoder decoder(config, tensors, at::kCPU, at::kFloat);
   const std::vector<Segment> segments = {{ids.size(0), nullptr}};
   return decoder.Logits(decoder.Forward(decoder.Embed(ids), segments));
+}
+
+// As ROOT/<format of layers>-<of lm_head>, with '.' for what no name may hold.
+void PublishPlain(LanguageCheckpoint checkpoint, const DecoderConfig& config, TensorSource tensors,
+                  const std::string& root, std::string name) {
+  checkpoint.config.decoder = config;
+  checkpoint.tensors = std::move(tensors);
+  checkpoint.self_test.reset();
+  for (char& c : name) {
+    if (c == '/' || c == ' ' || c == ',') c = '.';
+  }
+  PublishLanguage(checkpoint, root, name, R"({"made_by": "llava_quantization_error"})");
 }
 
 DecoderConfig RandomShape(int64_t layers) {
@@ -212,6 +233,9 @@ int Run(const Settings& settings) {
     TensorSource converted;
     for (const auto& [name, info] : file->tensors()) converted.Add(name, file, name);
     const at::Tensor logits = LogitsOf(config, converted, ids);
+    if (!settings.unpacked.empty()) {
+      PublishPlain(*checkpoint, config, converted, settings.unpacked, c.layers + "-" + c.head);
+    }
     const double error = ((logits - exact).norm() / exact.norm()).item<double>();
     const double same = logits.argmax(1).eq(exact.argmax(1)).to(at::kDouble).mean().item<double>();
     const double divergence =
