@@ -9,6 +9,7 @@ import grpc
 from flags_case import ModelFlagsCase
 from stack import LLM_MODEL, ROOT, Client
 
+
 def crc32c(data):
     """CRC-32C (Castagnoli), bit by bit."""
     crc = 0xFFFFFFFF

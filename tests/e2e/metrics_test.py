@@ -123,9 +123,11 @@ class MetricsTest(ChatCase):
         list(events)
         self.assertEqual(Answer(self.chat.Chat(self.chat.new(
             "ChatRequest", session_id=self.session(), text="Hello?", sampling=endless))).finished.reason, 3)
-        # More answers than the engine runs at once.
-        crowd = [self.chat.Chat(self.chat.new("ChatRequest", session_id=self.session(), text="Hello?",
-                                              sampling={"max_new_tokens": 150, "ignore_eos": True})) for _ in range(40)]
+        # More answers than the engine runs at once, and more than its keys and values have room for
+        # (hot ones: equal answers would share their blocks).
+        hot = {"max_new_tokens": 500, "ignore_eos": True, "temperature": 2, "top_p": 1}
+        crowd = [self.chat.Chat(self.chat.new("ChatRequest", session_id=self.session(), text="Hello?", sampling=hot))
+                 for _ in range(40)]
         for stream in crowd:
             Answer(stream)
         # Features are pinned for 30 s, then make room for new ones.
