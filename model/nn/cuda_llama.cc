@@ -138,19 +138,44 @@ void CudaLlama::AddNorm(const at::Tensor& residual, const at::Tensor& delta,
                    residual.size(0), cuda::CurrentStream(device_));
 }
 
+bool CudaLlama::MultipliesItself(const at::Tensor& x) const {
+  const int64_t most = std::min<int64_t>(options_.own_product_rows, cuda::kFewRows);
+  return x.size(0) > 0 && x.size(0) <= most && x.size(1) % 8 == 0;
+}
+
 at::Tensor CudaLlama::Multiply(const at::Tensor& x, const at::Tensor& weight) const {
-  const int64_t rows = x.size(0);
-  const bool few = rows > 0 && rows <= std::min<int64_t>(options_.own_product_rows, cuda::kFewRows);
-  if (!few || x.size(1) % 8 != 0) return ops::Linear(x, weight);
-  at::Tensor out = at::empty({rows, weight.size(0)}, x.options());
+  if (!MultipliesItself(x)) return ops::Linear(x, weight);
+  at::Tensor out = at::empty({x.size(0), weight.size(0)}, x.options());
   cuda::MultiplyFewRows(element_,
                         {.x = x.const_data_ptr(),
                          .weight = weight.const_data_ptr(),
                          .out = out.data_ptr(),
                          .in_width = static_cast<int>(weight.size(1)),
-                         .out_width = static_cast<int>(weight.size(0))},
-                        rows, cuda::CurrentStream(device_));
+                         .out_width = static_cast<int>(weight.size(0)),
+                         .gated = false},
+                        x.size(0), cuda::CurrentStream(device_));
   return out;
+}
+
+void CudaLlama::MultiplyGated(const at::Tensor& x, const at::Tensor& gate_up,
+                              const at::Tensor& out) const {
+  const cuda::Stream stream = cuda::CurrentStream(device_);
+  const int inner = static_cast<int>(config_.intermediate_size);
+  if (MultipliesItself(x)) {
+    cuda::MultiplyFewRows(element_,
+                          {.x = x.const_data_ptr(),
+                           .weight = gate_up.const_data_ptr(),
+                           .out = out.data_ptr(),
+                           .in_width = static_cast<int>(gate_up.size(1)),
+                           .out_width = inner,
+                           .gated = true},
+                          x.size(0), stream);
+    return;
+  }
+  const at::Tensor product = ops::Linear(x, gate_up);
+  cuda::SwiGlu(element_,
+               {.gate_up = product.const_data_ptr(), .out = out.data_ptr(), .width = inner},
+               x.size(0), stream);
 }
 
 void CudaLlama::Prefill(const Layer& layer, const at::Tensor& qkv, const Batch& batch,
@@ -233,23 +258,18 @@ void CudaLlama::Attend(const Layer& layer, const at::Tensor& qkv, const Batch& b
 }
 
 at::Tensor CudaLlama::Forward(const at::Tensor& rows, const Batch& batch) const {
-  const int64_t count = rows.size(0), inner = config_.intermediate_size;
+  const int64_t count = rows.size(0);
   const at::Tensor residual = rows.clone();
   const at::Tensor normed = at::empty_like(residual);
   const at::Tensor seen = at::empty({count, config_.num_heads * config_.head_dim}, rows.options());
-  const at::Tensor gated = at::empty({count, inner}, rows.options());
+  const at::Tensor gated = at::empty({count, config_.intermediate_size}, rows.options());
   at::Tensor delta;
   for (const Layer& layer : layers_) {
     AddNorm(residual, delta, layer.input_norm, normed);
     Attend(layer, Multiply(normed, layer.qkv), batch, seen);
     delta = Multiply(seen, layer.o);
     AddNorm(residual, delta, layer.post_attention_norm, normed);
-    const at::Tensor gate_up = Multiply(normed, layer.gate_up);
-    cuda::SwiGlu(element_,
-                 {.gate_up = gate_up.const_data_ptr(),
-                  .out = gated.data_ptr(),
-                  .width = static_cast<int>(inner)},
-                 count, cuda::CurrentStream(device_));
+    MultiplyGated(normed, layer.gate_up, gated);
     delta = Multiply(gated, layer.down);
   }
   AddNorm(residual, delta, norm_, normed);

@@ -60,6 +60,9 @@ class CudaLlama : public ServingDecoder {
   void AddNorm(const at::Tensor& residual, const at::Tensor& delta, const at::Tensor& weight,
                const at::Tensor& out) const;
   at::Tensor Multiply(const at::Tensor& x, const at::Tensor& weight) const;
+  // SwiGlu of the product with gate_up, into `out` [T, F].
+  void MultiplyGated(const at::Tensor& x, const at::Tensor& gate_up, const at::Tensor& out) const;
+  bool MultipliesItself(const at::Tensor& x) const;
   // Logits [T, V] of a step whose sequences have one token each, on the device.
   at::Tensor Decode(const at::Tensor& rows, std::span<const StepSequence> sequences,
                     at::ArrayRef<int32_t> positions, at::ArrayRef<int32_t> slots);

@@ -1,8 +1,8 @@
 // llava_gpu_bench DEVICE SHAPE
 //
 // Measures the device (copying memory, multiplying matrices), the kernels alone, and the decoder
-// with random weights of SHAPE: 7b, or tiny to try this program where no GPU is. Prints one JSON
-// object, a line for each finished part before it on standard error.
+// with random weights of SHAPE: 7b, or tiny to try this program where no GPU is. Prints a JSON
+// object a line, each when its part is finished.
 
 #include <algorithm>
 #include <chrono>
@@ -149,7 +149,8 @@ class Bench {
                                  .weight = weight_of(i).const_data_ptr(),
                                  .out = y.data_ptr(),
                                  .in_width = static_cast<int>(in),
-                                 .out_width = static_cast<int>(out)},
+                                 .out_width = static_cast<int>(out),
+                                 .gated = false},
                                 rows, cuda::CurrentStream(device_));
         });
       }
@@ -232,8 +233,6 @@ class Bench {
                   {"graphs", graphs}};
     for (const int64_t batch : batches) {
       found["decode"][std::to_string(batch)] = Decode(decoder, batch);
-      std::cerr << "bench: decode " << batch << ": " << found["decode"][std::to_string(batch)]
-                << "\n";
     }
     if (prefill) found["prefill"] = Prefill(decoder);
     return found;
@@ -359,10 +358,10 @@ int Main(const std::vector<std::string>& arguments) {
   const at::Device device(arguments[0]);
   const Shape shape = ShapeOf(arguments[1]);
   Bench bench(device, shape);
-  json found = {{"shape", arguments[1]}};
   bool failed = false;
   // A part that fails takes nothing from the others.
   const auto part = [&](const std::string& name, const std::function<json()>& measure) {
+    json found;
     try {
       found[name] = measure();
     } catch (const c10::Error& error) {
@@ -372,16 +371,18 @@ int Main(const std::vector<std::string>& arguments) {
       found[name] = {{"error", error.what()}};
       failed = true;
     }
-    std::cerr << "bench: " << name << ": " << found[name] << "\n";
+    std::cout << found << std::endl;
   };
   const std::vector<int64_t> few = {1, 2, 4};
   part("device", [&] { return bench.Device(); });
   part("serving", [&] { return bench.Serving(4, true, shape.batches, true); });
+  cuda::SetOverlap(false);
+  part("serving_without_overlap", [&] { return bench.Serving(4, true, {1, 64}, false); });
+  cuda::SetOverlap(true);
   part("serving_with_cublas_alone", [&] { return bench.Serving(0, true, few, false); });
   part("serving_without_graphs", [&] { return bench.Serving(4, false, {1}, false); });
   part("products", [&] { return bench.Products(); });
   part("kernels", [&] { return bench.Kernels(); });
-  std::cout << found.dump(1) << "\n";
   return failed ? 1 : 0;
 }
 

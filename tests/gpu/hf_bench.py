@@ -5,8 +5,8 @@ Usage: hf_bench.py DEVICE SHAPE SECONDS
        hf_bench.py DEVICE SHAPE - PHASE
 
 SHAPE: 7b, or tiny to try this program where no GPU is. Each phase is a process of its own, which is
-stopped when its part of the SECONDS is over: what it had measured by then is kept. Prints one JSON
-object. A step here leaves the logits on the device; llava_gpu_bench's steps bring them to the host."""
+stopped when its part of the SECONDS is over: what it had measured by then is kept. Prints a JSON
+object a line. A step here leaves the logits on the device; llava_gpu_bench's steps bring them to the host."""
 
 import json
 import statistics
@@ -111,8 +111,9 @@ def run_phase(device, shape, name):
         getattr(phase, name)()
 
 
-def collect(device, shape, name, seconds, found):
-    """Runs a phase for at most so long; its lines go into `found`."""
+def collect(device, shape, name, seconds):
+    """Runs a phase for at most so long and hands its lines on. Returns the seconds taken and what
+    went wrong, or None."""
     process = subprocess.Popen([sys.executable, __file__, device, shape, "-", name], text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     errors = []
@@ -122,30 +123,30 @@ def collect(device, shape, name, seconds, found):
     timer.start()
     begin = time.monotonic()
     for line in process.stdout:
-        try:
-            found.update(json.loads(line))
-        except ValueError:
-            pass
+        if line.startswith("{"):
+            print(line, end="", flush=True)
     code = process.wait()
     timer.cancel()
     drain.join()
     took = time.monotonic() - begin
-    if code != 0:
-        reason = f"stopped after {seconds:.0f} s" if took >= seconds else "".join(errors[-4:]).strip()
-        found.setdefault("failed", {})[name] = reason
-        sys.stderr.write("".join(errors[-30:]))
-    found.setdefault("seconds", {})[name] = took
-    return took
+    if code == 0:
+        return took, None
+    sys.stderr.write("".join(errors[-30:]))
+    return took, f"stopped after {seconds:.0f} s" if took >= seconds else "".join(errors[-4:]).strip()
 
 
 def main(device, shape, seconds):
-    found, left = {}, float(seconds)
-    share_left = 1.0
+    left, share_left, failed = float(seconds), 1.0, {}
     for name, share in PHASES.items():
-        left -= collect(device, shape, name, left * share / share_left, found)
+        took, wrong = collect(device, shape, name, left * share / share_left)
+        left -= took
         share_left -= share
-    print(json.dumps(found, indent=1))
-    return 1 if "failed" in found else 0
+        report(**{f"{name}_seconds": took})
+        if wrong:
+            failed[name] = wrong
+    if failed:
+        report(failed=failed)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -1,18 +1,27 @@
 #!/usr/bin/env bash
-# Builds the model core and checks it on an NVIDIA GPU: parity with the reference numbers, and a
-# greedy chat with the shipped model that must equal the CPU's. Needs nvcc, CMake, Ninja, a C++20
-# compiler and a python3 that has torch 2.11; no network, no other package.
+# Builds the model core and checks and measures it on an NVIDIA GPU. Needs nvcc, CMake, Ninja, a
+# C++20 compiler and a python3 that has torch 2.11; no network, no other package.
 #
-#   tests/gpu/run.sh
+#   tests/gpu/run.sh [parity] [ops] [bench] [hf]        default: all
+#
+# parity   parity with the reference numbers, and a greedy chat with the shipped model that must
+#          equal the CPU's
+# ops      kernels and decoder against LibTorch; the kernels again under compute-sanitizer, if there
+# bench    llava_gpu_bench: the device, the decoder of a 7B model with random weights
+# hf       hf_bench.py: Hugging Face transformers with the same work, if python3 has them
 #
 # OUT (default build/gpu)      where gpu.json and gpu.log go, and nothing else
 # LLAVA_GPU_BUILD              build folder (default build/gpu-build)
-# LLAVA_GPU_DEVICE             device under test (default cuda:0); cpu: builds without CUDA, to try
-#                              this script where no GPU is
+# LLAVA_GPU_DEVICE             device under test (default cuda:0); cpu: builds without CUDA, with the
+#                              kernels emulated and tiny models, to try this script where no GPU is
 # LLAVA_TORCH_DIR              folder of the torch wheel (default: where python3 finds it)
-# LLAVA_JOBS                   compilers at a time (default 16)
+# LLAVA_JOBS                   compilers at a time (default: as many as processors)
+# LLAVA_HF_SECONDS             limit of the phase hf (default 200)
+# LLAVA_PYTHON                 of the phase hf (default python3)
 #
-# Exit status: 0 if all passed. Tolerances are those of the fixtures; TF32 is off.
+# Every phase has a time limit, and one that fails takes nothing from the others: gpu.json is
+# written anew after each. Exit status: 0 if all passed. Tolerances are those of the fixtures; TF32
+# is off.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 root=$PWD
@@ -20,19 +29,61 @@ root=$PWD
 device=${LLAVA_GPU_DEVICE:-cuda:0}
 build=${LLAVA_GPU_BUILD:-$root/build/gpu-build}
 out=${OUT:-$root/build/gpu}
-jobs=${LLAVA_JOBS:-16}
+jobs=${LLAVA_JOBS:-$(nproc)}
+phases=${*:-parity ops bench hf}
+results=$build/results
 mkdir -p "$out" "$build/third_party"
+rm -rf "$results"
+mkdir "$results"
 log=$out/gpu.log
 : >"$log"
 started=$(date +%s)
-say() { echo "gpu: $*" | tee -a "$log"; }
+passed=yes
+say() { echo "gpu: $(($(date +%s) - started)) s: $*" | tee -a "$log"; }
 fail() { say "$*"; exit 1; }
+report() { python3 tests/gpu/report.py "$build" "$device" >"$out/gpu.json"; }
+wanted() { [[ " $phases " == *" $1 "* ]]; }
 
+# try NAME SECONDS FILE COMMAND...: one step within its limit, its output at the end of FILE, its
+# status in the report.
+try() {
+  local name=$1 limit=$2 file=$3 begin code=0 status=passed
+  shift 3
+  begin=$(date +%s)
+  say "$name"
+  timeout -k 10 "$limit" "$@" >>"$file" 2>>"$log" || code=$?
+  [ "$code" = 0 ] || status=failed
+  [ "$code" != 124 ] || status="stopped after $limit s"
+  [ "$status" = passed ] || passed=no
+  echo "$status" >"$results/$name.status"
+  echo $(($(date +%s) - begin)) >"$results/$name.seconds"
+  say "$name: $status"
+  report || say "no report"
+}
+# try_tests NAME SECONDS PROGRAM...: the same for a GoogleTest program.
+try_tests() {
+  local name=$1 limit=$2
+  shift 2
+  try "$name" "$limit" "$log" "$@" --gtest_output=json:"$results/$name.tests.json"
+  grep -E '^\[  (PASSED|FAILED|SKIPPED) +\]' "$log" | tail -12 || true
+}
+# skip NAME REASON
+skip() {
+  say "$1: skipped: $2"
+  echo "skipped: $2" >"$results/$1.status"
+}
+
+for phase in $phases; do
+  [[ " parity ops bench hf " == *" $phase "* ]] || fail "no phase $phase; there are parity, ops, bench, hf"
+done
 torch=${LLAVA_TORCH_DIR:-$(python3 -c 'import os, torch; print(os.path.dirname(torch.__file__))')}
 [ -e "$torch/lib/libtorch_cpu.so" ] || fail "no LibTorch in $torch"
-cuda=ON
-[ "$device" != cpu ] || cuda=OFF
-say "device $device, LibTorch $torch"
+cuda=ON shape=7b
+[ "$device" != cpu ] || cuda=OFF shape=tiny
+if [ $cuda = ON ] && ! command -v nvcc >/dev/null; then
+  export PATH=$PATH:/usr/local/cuda/bin
+fi
+say "device $device, LibTorch $torch, phases $phases"
 
 for archive in tests/gpu/third_party/*.tar.xz; do
   tar -xf "$archive" -C "$build/third_party"
@@ -47,59 +98,72 @@ link=-Wl,--unresolved-symbols=ignore-in-shared-libs
 launcher=
 ! command -v ccache >/dev/null || launcher=-DCMAKE_CXX_COMPILER_LAUNCHER=ccache
 
-say "building in $build"
-cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DLLAVA_SERVICES=OFF \
-  -DLLAVA_CUDA=$cuda -DLLAVA_TORCH_DIR="$torch" -DLLAVA_GTEST_SOURCE="$googletest" \
-  -DCMAKE_PREFIX_PATH="$json" -DCMAKE_EXE_LINKER_FLAGS="$link" $launcher >>"$log" 2>&1 ||
-  { tail -30 "$log"; fail "configuring failed"; }
-ninja -k 0 -C "$build" -j"$jobs" llava_parity_test llava_device_chat >>"$log" 2>&1 ||
-  { grep -A 8 "error:" "$log" | head -120; fail "building failed"; }
-built=$(date +%s)
+targets=
+! wanted parity || targets="$targets llava_parity_test llava_device_chat"
+! wanted bench || targets="$targets llava_gpu_bench"
+if wanted ops; then
+  if [ $cuda = ON ]; then
+    targets="$targets llava_cuda_test"
+  else
+    targets="$targets model_ops_cuda_emulated_test model_nn_cuda_emulated_test"
+  fi
+fi
+build_all() {
+  cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DLLAVA_SERVICES=OFF \
+    -DLLAVA_CUDA=$cuda -DLLAVA_TORCH_DIR="$torch" -DLLAVA_GTEST_SOURCE="$googletest" \
+    -DCMAKE_PREFIX_PATH="$json" -DCMAKE_EXE_LINKER_FLAGS="$link" $launcher
+  # shellcheck disable=SC2086
+  ninja -k 0 -C "$build" -j"$jobs" $targets
+}
+export -f build_all
+export build cuda torch googletest json link launcher targets jobs
+if [ -n "$targets" ]; then
+  try build 400 "$log" bash -euo pipefail -c build_all
+  # What did build is tried all the same.
+  [ $passed = yes ] || grep -E -A 8 "error|CMake Error" "$log" | head -120 || true
+fi
 
-say "parity on $device"
-parity=passed
-LLAVA_PARITY_DEVICE=$device "$build/tests/parity/llava_parity_test" \
-  --gtest_output=json:"$build/parity.json" >>"$log" 2>&1 || parity=failed
-grep -E '^\[  (PASSED|FAILED|SKIPPED) +\]' "$log" || true
+if wanted parity; then
+  LLAVA_PARITY_DEVICE=$device try_tests parity 240 "$build/tests/parity/llava_parity_test"
+  try chat 90 "$results/chat.json" tests/gpu/chat.sh "$build/bin/llava_device_chat" cpu "$device"
+  cat "$results/chat.json" >>"$log"
+fi
 
-say "chat on $device and cpu"
-chat=passed
-tests/gpu/chat.sh "$build/bin/llava_device_chat" cpu "$device" >"$build/chat.json" 2>>"$log" ||
-  chat=failed
-cat "$build/chat.json" >>"$log"
+if wanted ops && [ $cuda = OFF ]; then
+  try_tests ops 400 "$build/tests/model/ops/model_ops_cuda_emulated_test"
+  try_tests decoder 400 "$build/tests/model/nn/model_nn_cuda_emulated_test"
+elif wanted ops; then
+  test=$build/tests/gpu/llava_cuda_test
+  try_tests ops 60 "$test" --gtest_filter=-'CudaLlama*'
+  try_tests decoder 120 "$test" --gtest_filter='CudaLlama*'
+  sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
+  for tool in memcheck racecheck; do
+    if [ -x "$sanitizer" ]; then
+      # Every tensor an allocation of its own, so that no neighbour hides what is out of bounds.
+      PYTORCH_NO_CUDA_MEMORY_CACHING=1 try_tests $tool 75 "$sanitizer" --tool $tool \
+        --error-exitcode 99 "$test" --gtest_filter=-'CudaLlama*'
+    else
+      skip $tool "no compute-sanitizer"
+    fi
+  done
+fi
 
-PARITY=$parity CHAT=$chat DEVICE=$device BUILD=$build BUILD_SECONDS=$((built - started)) \
-  SECONDS_TOTAL=$(($(date +%s) - started)) python3 - >"$out/gpu.json" <<'PYTHON'
-import json, os, pathlib, subprocess
+if wanted bench; then
+  try bench 150 "$results/bench.lines" "$build/bin/llava_gpu_bench" "$device" $shape
+fi
 
-def read(name):
-    try:
-        return json.loads((pathlib.Path(os.environ["BUILD"]) / name).read_text())
-    except (OSError, ValueError):
-        return None
+if wanted hf; then
+  python=${LLAVA_PYTHON:-python3}
+  hf_seconds=${LLAVA_HF_SECONDS:-200}
+  if "$python" -c 'import importlib.util as i; exit(not i.find_spec("transformers"))'; then
+    try hf $((hf_seconds + 30)) "$results/hf.lines" \
+      "$python" tests/gpu/hf_bench.py "$device" $shape "$hf_seconds"
+  else
+    skip hf "$python has no transformers"
+  fi
+fi
 
-def gpu_name():
-    try:
-        return subprocess.run(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"],
-                              capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-parity = read("parity.json") or {}
-tests = [(suite["name"] + "." + test["name"], test) for suite in parity.get("testsuites", [])
-         for test in suite["testsuite"]]
-print(json.dumps({
-    "device": os.environ["DEVICE"],
-    "gpu": gpu_name(),
-    "build_seconds": int(os.environ["BUILD_SECONDS"]),
-    "seconds": int(os.environ["SECONDS_TOTAL"]),
-    "parity": {"result": os.environ["PARITY"],
-               "tests": len(tests),
-               "failed": [name for name, test in tests if test.get("failures")],
-               "skipped": [name for name, test in tests if test.get("result") == "SKIPPED"]},
-    "chat": {"result": os.environ["CHAT"], **(read("chat.json") or {})},
-}, indent=1))
-PYTHON
+report
 cat "$out/gpu.json"
-[ "$parity" = passed ] && [ "$chat" = passed ] || fail "failed; see $log"
-say "all passed in $(($(date +%s) - started)) s"
+[ $passed = yes ] || fail "failed; see $log"
+say "all passed"

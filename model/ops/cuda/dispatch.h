@@ -75,14 +75,19 @@ struct MergeSplitsKernel {
   }
 };
 
-template <class T, int kRows, int kOut>
+template <class T, int kRows, bool kGated>
 struct FewRowsKernel {
   static constexpr int kThreads = 256;
   using Shared = NoShared;
   FewRowsArgs args;
+  // What a kernel may do before those ahead of it have ended.
+  template <class Block>
+  LLAVA_DEVICE void Prefetch(Block& block) const {
+    FewRowsPrefetch<T, kGated>(block, args);
+  }
   template <class Block>
   LLAVA_DEVICE void operator()(Block& block, Shared&) const {
-    FewRowsBody<T, kRows, kOut>(block, args);
+    FewRowsBody<T, kRows, kGated>(block, args);
   }
 };
 
@@ -185,11 +190,14 @@ void DispatchFewRows(const Launcher& launch, Element element, const FewRowsArgs&
     throw std::invalid_argument("no product of " + std::to_string(rows) + " rows of " +
                                 std::to_string(args.in_width));
   }
-  constexpr int kOut = 2;
   const auto multiply = [&]<class T, int kRows>() {
-    using Kernel = FewRowsKernel<T, kRows, kOut>;
-    constexpr int64_t kColumns = int64_t{kOut} * Kernel::kThreads / kWarpLanes;
-    launch(Kernel{args}, Grid{RoundedUp(args.out_width, kColumns)});
+    constexpr int64_t kWarps = FewRowsKernel<T, kRows, false>::kThreads / kWarpLanes;
+    if (args.gated) {
+      launch(FewRowsKernel<T, kRows, true>{args}, Grid{RoundedUp(args.out_width, kWarps)});
+    } else {
+      launch(FewRowsKernel<T, kRows, false>{args},
+             Grid{RoundedUp(args.out_width, kWarps * kWarpColumns)});
+    }
   };
   WithElement(element, [&](auto zero) {
     using T = decltype(zero);

@@ -4,22 +4,48 @@
 
 #include "model/ops/cuda/block.h"
 #include "model/ops/cuda/kernels.h"
+#include "model/ops/cuda/rows.h"
 
 namespace llava::cuda {
 
-// A warp makes kOut columns of the result for kRows rows of x. Grid (columns / (warps kOut)). The
-// order of the sums depends on `in` alone, so that a row does not depend on its neighbours.
-template <class T, int kRows, int kOut, class Block>
+// Columns of the product that a warp makes: two neighbours, or a gate and its unit.
+inline constexpr int kWarpColumns = 2;
+
+// Row of the weight that makes the `o`-th column of this thread's warp. Beyond the last one: one
+// whose result is thrown away.
+template <bool kGated, class Block>
+LLAVA_DEVICE int64_t WeightRow(const Block& block, int thread, int o, const FewRowsArgs& args) {
+  const int warp = block.x() * (Block::kThreads / kWarpLanes) + thread / kWarpLanes;
+  const int column = kGated ? warp : warp * kWarpColumns + o;
+  const int real = column < args.out_width ? column : args.out_width - 1;
+  return kGated ? real + static_cast<int64_t>(o) * args.out_width : real;
+}
+
+// Touches the first part of the weights, which no kernel writes.
+template <class T, bool kGated, class Block>
+LLAVA_DEVICE void FewRowsPrefetch(Block& block, const FewRowsArgs& args) {
+  block.Each([&](int thread) {
+    const int k = thread % kWarpLanes * static_cast<int>(128 / sizeof(T));
+    if (k >= args.in_width) return;
+    LLAVA_UNROLL
+    for (int o = 0; o < kWarpColumns; ++o) {
+      PrefetchLine(static_cast<const T*>(args.weight) +
+                   WeightRow<kGated>(block, thread, o, args) * args.in_width + k);
+    }
+  });
+}
+
+// Grid (columns of the result / those of a block). The order of the sums depends on in_width alone,
+// so that a row does not depend on its neighbours.
+template <class T, int kRows, bool kGated, class Block>
 LLAVA_DEVICE void FewRowsBody(Block& block, const FewRowsArgs& args) {
   constexpr int V = 8;
   constexpr int kUnroll = 4;
+  constexpr int kOut = kWarpColumns;
   constexpr int kStep = kWarpLanes * V;
   const T* const x = static_cast<const T*>(args.x);
   const T* const weight = static_cast<const T*>(args.weight);
   T* const out = static_cast<T*>(args.out);
-  const auto first_of = [&](int thread) {
-    return (block.x() * (Block::kThreads / kWarpLanes) + thread / kWarpLanes) * kOut;
-  };
 
   typename Block::template PerThread<Array<float, kRows * kOut>> sums;
   block.Each([&](int thread) {
@@ -29,11 +55,7 @@ LLAVA_DEVICE void FewRowsBody(Block& block, const FewRowsArgs& args) {
     const T* from[kOut];
     LLAVA_UNROLL
     for (int o = 0; o < kOut; ++o) {
-      const int column = first_of(thread) + o;
-      // Beyond the last column: computed and thrown away.
-      from[o] =
-          weight + static_cast<int64_t>(column < args.out_width ? column : args.out_width - 1) *
-                       args.in_width;
+      from[o] = weight + WeightRow<kGated>(block, thread, o, args) * args.in_width;
     }
     const auto add = [&](const Vector<T, V>& w, int o, int k) {
       LLAVA_UNROLL
@@ -65,14 +87,20 @@ LLAVA_DEVICE void FewRowsBody(Block& block, const FewRowsArgs& args) {
   block.template Sum<kWarpLanes>(sums);
   block.Each([&](int thread) {
     if (thread % kWarpLanes != 0) return;
+    const int warp = block.x() * (Block::kThreads / kWarpLanes) + thread / kWarpLanes;
     LLAVA_UNROLL
-    for (int o = 0; o < kOut; ++o) {
-      const int column = first_of(thread) + o;
-      if (column >= args.out_width) continue;
-      LLAVA_UNROLL
-      for (int m = 0; m < kRows; ++m) {
-        out[static_cast<int64_t>(m) * args.out_width + column] =
-            FromFloat<T>(sums[thread][m * kOut + o]);
+    for (int m = 0; m < kRows; ++m) {
+      T* const row = out + static_cast<int64_t>(m) * args.out_width;
+      const Array<float, kRows* kOut>& sum = sums[thread];
+      if constexpr (kGated) {
+        const T gate = FromFloat<T>(sum[m * kOut]), up = FromFloat<T>(sum[m * kOut + 1]);
+        if (warp < args.out_width) row[warp] = Gate(gate, up);
+      } else {
+        LLAVA_UNROLL
+        for (int o = 0; o < kOut; ++o) {
+          const int column = warp * kOut + o;
+          if (column < args.out_width) row[column] = FromFloat<T>(sum[m * kOut + o]);
+        }
       }
     }
   });

@@ -18,4 +18,6 @@ void MultiplyFewRows(Element element, const FewRowsArgs& args, int64_t rows, Str
   DispatchFewRows(DeviceLauncher{stream}, element, args, rows);
 }
 
+void SetOverlap(bool on) { overlap = on; }
+
 }  // namespace llava::cuda

@@ -73,13 +73,20 @@ void PagedAttention(Element element, const PagedAttentionArgs& args, int64_t seq
                     Stream stream);
 bool HasPagedAttention(int64_t head_dim);
 
-// out = x weight^T for at most kFewRows rows; in_width a multiple of 8.
+// out = x weight^T for at most kFewRows rows; in_width a multiple of 8. Gated: the weight has
+// 2 out_width rows, and out = SwiGlu of the product.
 struct FewRowsArgs {
   const void* x;       // [rows, in_width]
   const void* weight;  // [out_width, in_width]
   void* out;           // [rows, out_width]
   int in_width, out_width;
+  bool gated;
 };
 void MultiplyFewRows(Element element, const FewRowsArgs& args, int64_t rows, Stream stream);
+
+// Whether a kernel may be brought onto the device while the one before it ends; it waits there
+// before it reads what others wrote. For GPUs from sm_90 on; on at first, off by itself where CUDA
+// refuses it. Changes no result. For the whole process.
+void SetOverlap(bool on);
 
 }  // namespace llava::cuda

@@ -2,6 +2,7 @@
 
 // Launches kernels on a stream; for nvcc alone.
 
+#include <atomic>
 #include <stdexcept>
 #include <string>
 
@@ -15,7 +16,27 @@ template <class Kernel>
 __global__ void __launch_bounds__(Kernel::kThreads) RunKernel(const Kernel kernel) {
   __shared__ typename Kernel::Shared shared;
   DeviceBlock<Kernel::kThreads> block;
+#if __CUDA_ARCH__ >= 900
+  if constexpr (requires { kernel.Prefetch(block); }) kernel.Prefetch(block);
+  // Until here nothing was read that a kernel writes. The next one may come now: all blocks of this
+  // one have a place, and it waits for them in turn.
+  cudaGridDependencySynchronize();
+  cudaTriggerProgrammaticLaunchCompletion();
+#endif
   kernel(block, shared);
+}
+
+inline std::atomic<bool> overlap{true};
+
+inline bool CanOverlap() {
+  static const bool can = [] {
+    int device = 0, major = 0;
+    return cudaGetDevice(&device) == cudaSuccess &&
+           cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ==
+               cudaSuccess &&
+           major >= 9;
+  }();
+  return can && overlap.load(std::memory_order_relaxed);
 }
 
 struct DeviceLauncher {
@@ -23,10 +44,23 @@ struct DeviceLauncher {
   template <class Kernel>
   void operator()(const Kernel& kernel, const Grid& grid) const {
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-    const dim3 blocks(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y),
-                      static_cast<unsigned>(grid.z));
-    RunKernel<<<blocks, Kernel::kThreads, 0, stream>>>(kernel);
-    const cudaError_t error = cudaGetLastError();
+    cudaLaunchAttribute attribute{};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y),
+                          static_cast<unsigned>(grid.z));
+    config.blockDim = dim3(Kernel::kThreads);
+    config.stream = stream;
+    config.attrs = &attribute;
+    config.numAttrs = CanOverlap() ? 1 : 0;
+    cudaError_t error = cudaLaunchKernelEx(&config, RunKernel<Kernel>, kernel);
+    if (error != cudaSuccess && config.numAttrs > 0) {
+      cudaGetLastError();  // forgets it
+      overlap = false;
+      config.numAttrs = 0;
+      error = cudaLaunchKernelEx(&config, RunKernel<Kernel>, kernel);
+    }
     if (error != cudaSuccess) {
       throw std::runtime_error(std::string("CUDA: a launch failed: ") + cudaGetErrorString(error));
     }

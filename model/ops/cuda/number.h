@@ -99,4 +99,13 @@ LLAVA_DEVICE Vector<T, N> LoadOnce(const T* from) {
   return Load<N>(from);
 }
 
+// Asks for a line of 128 bytes that will be read soon.
+LLAVA_DEVICE void PrefetchLine(const void* from) {
+#if defined(__CUDACC__)
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+#else
+  (void)*static_cast<const volatile char*>(from);
+#endif
+}
+
 }  // namespace llava::cuda

@@ -108,6 +108,13 @@ LLAVA_DEVICE void RopeToCacheBody(Block& block, const RopeToCacheArgs& args) {
   });
 }
 
+// silu(gate) * up, rounded after each.
+template <class T>
+LLAVA_DEVICE T Gate(T gate, T up) {
+  const float g = ToFloat(gate);
+  return FromFloat<T>(ToFloat(FromFloat<T>(g / (1.0f + expf(-g)))) * ToFloat(up));
+}
+
 // Blocks (row, part of the row).
 template <class T, int V, class Block>
 LLAVA_DEVICE void SwiGluBody(Block& block, const SwiGluArgs& args) {
@@ -120,10 +127,7 @@ LLAVA_DEVICE void SwiGluBody(Block& block, const SwiGluArgs& args) {
     Vector<T, V> x = Load<V>(gate + i);
     const Vector<T, V> up = Load<V>(gate + args.width + i);
     LLAVA_UNROLL
-    for (int j = 0; j < V; ++j) {
-      const float g = ToFloat(x[j]);
-      x[j] = FromFloat<T>(ToFloat(FromFloat<T>(g / (1.0f + expf(-g)))) * ToFloat(up[j]));
-    }
+    for (int j = 0; j < V; ++j) x[j] = Gate(x[j], up[j]);
     Store(out + i, x);
   });
 }

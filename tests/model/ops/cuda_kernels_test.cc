@@ -319,12 +319,41 @@ TEST_F(MultiplyFewRowsTest, IsTheProduct) {
                            .weight = weight.data_ptr(),
                            .out = outs[0].data_ptr(),
                            .in_width = static_cast<int>(in),
-                           .out_width = static_cast<int>(out)},
+                           .out_width = static_cast<int>(out),
+                           .gated = false},
                           rows, TheStream());
         })[0];
         ExpectNear(found, expected.narrow(0, 0, rows), c.bound);
         if (rows == 1) one = found[0];
         EXPECT_TRUE(at::equal(found[0], one)) << "a row depends on its neighbours";
+      }
+    }
+  }
+}
+
+TEST_F(MultiplyFewRowsTest, GatesTheProduct) {
+  for (const Case& c : kCases) {
+    for (const int64_t width : {1, 17, 48}) {
+      const int64_t in = 1384;
+      const at::Tensor x = Random({kFewRows, in}, c.dtype, 1);
+      const at::Tensor weight = Random({2 * width, in}, c.dtype, 2) / 20;
+      const at::Tensor product = at::linear(x.cpu().to(at::kDouble), weight.cpu().to(at::kDouble));
+      const at::Tensor expected =
+          ops::reference::SwiGlu(product.narrow(1, 0, width), product.narrow(1, width, width));
+      for (const int64_t rows : {int64_t{1}, int64_t{kFewRows}}) {
+        SCOPED_TRACE(std::to_string(rows) + " x " + std::to_string(width));
+        const at::Tensor empty = at::full({rows, width}, NAN, x.options());
+        const at::Tensor found = InAnyOrder({empty}, [&](std::vector<at::Tensor>& outs) {
+          MultiplyFewRows(c.element,
+                          {.x = x.data_ptr(),
+                           .weight = weight.data_ptr(),
+                           .out = outs[0].data_ptr(),
+                           .in_width = static_cast<int>(in),
+                           .out_width = static_cast<int>(width),
+                           .gated = true},
+                          rows, TheStream());
+        })[0];
+        ExpectNear(found, expected.narrow(0, 0, rows), c.bound);
       }
     }
   }

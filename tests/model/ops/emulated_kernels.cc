@@ -78,6 +78,7 @@ struct HostLauncher {
           static_cast<int>(i / grid.x / grid.y), static_cast<int>(grid.y));
       const auto shared = std::make_unique<typename Kernel::Shared>();
       Poison(*shared);
+      if constexpr (requires { kernel.Prefetch(block); }) kernel.Prefetch(block);
       kernel(block, *shared);
     }
   }
@@ -105,6 +106,8 @@ bool HasPagedAttention(int64_t head_dim) { return CanAttend(head_dim); }
 void MultiplyFewRows(Element element, const FewRowsArgs& args, int64_t rows, Stream) {
   DispatchFewRows(HostLauncher(), element, args, rows);
 }
+
+void SetOverlap(bool) {}
 
 Stream CurrentStream(at::Device) { return nullptr; }
 at::Tensor HostBuffer(at::IntArrayRef shape, at::ScalarType dtype, at::Device) {
