@@ -34,10 +34,10 @@ void RunInspect(const InspectCommand& command);
 struct VerifyCommand {
   std::filesystem::path path;
   std::filesystem::path tower;
-  std::string self_test;  // "float32" or "bfloat16"; empty: not run
+  std::string self_test;  // "float32", "bfloat16", or "int8", "int4" of decoders; empty: not run
 };
 // Checks a checkpoint as opening it does; for a repository version also every file and every digest
-// of the manifest. With `self_test`, loads the model and runs its self-test in that arithmetic;
+// of the manifest. With `self_test`, loads the model as it is served and runs its self-test so;
 // throws if it has none. Prints one line.
 void RunVerify(const VerifyCommand& command);
 

@@ -10,6 +10,7 @@
 #include "model/checkpoint/content_digest.h"
 #include "model/checkpoint/tensor_names.h"
 #include "model/llava/self_test.h"
+#include "model/llava/serving_model.h"
 #include "model/tools/commands.h"
 
 namespace llava {
@@ -95,8 +96,13 @@ void Compare(const CheckpointFolder& folder, const char* what,
 }
 
 at::ScalarType DtypeOf(const VerifyCommand& command) {
-  return command.self_test == "float32" ? at::kFloat : at::kBFloat16;
+  if (command.self_test == "float32") return at::kFloat;
+  if (command.self_test == "bfloat16") return at::kBFloat16;
+  throw std::invalid_argument("a tower computes in float32 or bfloat16, not in " +
+                              command.self_test);
 }
+
+constexpr uint64_t kSelfTestKvBytes = uint64_t{1} << 30;  // memory is taken as it is needed
 
 template <typename Checkpoint>
 const SelfTest& SelfTestOf(const Checkpoint& checkpoint, const CheckpointFolder& folder) {
@@ -150,8 +156,11 @@ void RunVerify(const VerifyCommand& command) {
   } else {
     const LanguageCheckpoint language = OpenLanguage(folder.path, options);
     if (!command.self_test.empty()) {
-      tell(
-          CheckSelfTest(Llava(language, at::kCPU, DtypeOf(command)), SelfTestOf(language, folder)));
+      ServingOptions options;
+      options.weights = ParseWeightType(command.self_test);
+      options.kv_bytes = kSelfTestKvBytes;
+      ServingModel served(language, at::kCPU, options);
+      tell(CheckSelfTest(served, SelfTestOf(language, folder)));
     }
     tensors = language.tensors.tensors().size();
     if (folder.manifest) {

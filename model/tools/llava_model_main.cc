@@ -71,7 +71,7 @@ int main(int argc, char** argv) {
   verify_app
       ->add_option("--self-test", verify.self_test,
                    "Load the model and run its self-test in this arithmetic")
-      ->check(CLI::IsMember({"float32", "bfloat16"}));
+      ->check(CLI::IsMember({"float32", "bfloat16", "int8", "int4"}));
   verify_app->callback([&] { llava::RunVerify(verify); });
 
   llava::InspectCommand inspect;
