@@ -51,6 +51,25 @@ class ChatTest(ChatCase):
         self.assertEqual(turns[0].answer_text, first.text)
         self.assertEqual(len(turns[0].images), 1)
 
+    def test_a_turn_computes_only_what_is_new(self):
+        """Ten turns about a picture: the prompt of each begins with the one before and its answer."""
+        session = self.session()
+        picture = [{"data": (SCENES / "pizza_bee_pig.png").read_bytes()}]
+        questions = ["What is in the picture?", "Describe the picture.", "What is on the left?", "And on the right?",
+                     "How many pigs are there?", "What color is the background?", "Is there a bee?", "Can it fly?",
+                     "Which of them can you eat?", "What is in the picture?"]
+        cached = reusable = 0
+        for number, question in enumerate(questions):
+            usage = self.ask(session, question, picture if number == 0 else ()).finished.usage
+            prompt = usage.text_tokens + usage.image_tokens
+            self.assertLess(usage.cached_tokens, prompt)
+            if number > 0:
+                cached += usage.cached_tokens
+                reusable += before
+                self.assertGreaterEqual(usage.cached_tokens, 0.98 * before, question)
+            before = prompt + usage.generated_tokens - 1  # the stop token is written by the template
+        print(f"cached / reusable = {cached} / {reusable}")
+
     def test_same_seed_same_answer(self):
         texts = []
         for seed in (7, 7):
