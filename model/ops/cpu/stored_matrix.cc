@@ -112,8 +112,8 @@ PackedMatrix PackedMatrix::Load(std::span<const uint8_t> stored,
   }
   if (header.outliers > stored.size() ||
       BytesOf(layout, header.outliers) != static_cast<int64_t>(stored.size())) {
-    Refuse("[" + std::to_string(header.rows) + ", " + std::to_string(header.depth) + "] with " +
-           std::to_string(header.outliers) + " outliers does not fill " +
+    Refuse("shape [" + std::to_string(header.rows) + ", " + std::to_string(header.depth) +
+           "] with " + std::to_string(header.outliers) + " outliers does not fill " +
            std::to_string(stored.size()) + " bytes (cut off?)");
   }
 
