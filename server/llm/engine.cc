@@ -96,7 +96,7 @@ std::optional<GenerateJob> LlmEngine::PopFor(const EngineWorker& worker) {
     if (passed) return false;
     const double own = workers_.size() > 1 ? worker.Score(job) : 0;
     for (const EngineWorker* other : workers_) {
-      if (other != &worker && other->Score(job) > own) return false;  // it takes it sooner or later
+      if (other != &worker && other->Score(job) > own && other->CanTake(job)) return false;
     }
     passed = !worker.CanTake(job);
     return !passed;

@@ -23,29 +23,31 @@ KvBlocks::KvBlocks(int64_t num_blocks) : nodes_(static_cast<size_t>(num_blocks))
   for (auto block = static_cast<int32_t>(num_blocks); block-- > 0;) free_.push_back(block);
 }
 
-const std::vector<int32_t>* KvBlocks::Children(const std::string& salt, int32_t parent) const {
-  if (parent != kNone) return &nodes_[parent].children;
-  const auto root = roots_.find(salt);
-  return root == roots_.end() ? nullptr : &root->second;
+size_t KvBlocks::BranchHash::operator()(const Branch& branch) const {
+  constexpr uint64_t kOdd = 0x9E3779B97F4A7C15;
+  uint64_t hash = static_cast<uint32_t>(branch.parent) * kOdd;
+  hash = (hash ^ branch.first.high ^ hash >> 32) * kOdd;
+  hash = (hash ^ branch.first.low ^ hash >> 32) * kOdd;
+  return hash ^ hash >> 32;
 }
 
-std::vector<int32_t>& KvBlocks::ChildrenOf(const Node& node) {
-  return node.parent == kNone ? roots_[node.salt] : nodes_[node.parent].children;
+std::span<const int32_t> KvBlocks::Children(int32_t parent, const RowKey& first) const {
+  const auto found = branches_.find({parent, first});
+  if (found == branches_.end()) return {};
+  return found->second;
 }
 
 KvBlocks::Prefix KvBlocks::Walk(const std::string& salt, std::span<const RowKey> rows) const {
   Prefix prefix;
-  if (rows.empty()) return prefix;
+  const auto root = roots_.find(salt);
+  if (rows.empty() || root == roots_.end()) return prefix;
   rows = rows.first(rows.size() - 1);
-  int32_t parent = kNone;
+  int32_t parent = root->second.number;
   while (!rows.empty()) {
-    const std::vector<int32_t>* children = Children(salt, parent);
-    if (children == nullptr) break;
     int32_t best = kNone;
     int64_t most = 0;
-    for (const int32_t child : *children) {
-      const Node& node = nodes_[child];
-      const int64_t common = CommonRows(std::span(node.rows).first(node.size), rows);
+    for (const int32_t child : Children(parent, rows[0])) {
+      const int64_t common = CommonRows(nodes_[child].content(), rows);
       if (common > most) {
         best = child;
         most = common;
@@ -127,7 +129,7 @@ void KvBlocks::End(KvTable& table, bool keep) {
     }
     Release(block);
     const Node& node = nodes_[block];
-    if (!keep && i >= table.found && node.users == 0 && node.children.empty()) Remove(block);
+    if (!keep && i >= table.found && node.users == 0 && node.children == 0) Remove(block);
   }
   ++time_;
   table.blocks.clear();
@@ -137,34 +139,40 @@ void KvBlocks::End(KvTable& table, bool keep) {
 void KvBlocks::Insert(KvTable& table, int32_t block, int64_t size) {
   Node node;
   node.in_tree = true;
-  node.parent = table.shared > 0 ? table.blocks[table.shared - 1] : kNone;
-  if (node.parent == kNone) node.salt = table.salt;
   node.size = size;
   std::copy_n(table.rows.begin() + table.shared * kTokens, size, node.rows.begin());
-  std::vector<int32_t>& children = ChildrenOf(node);
-  const auto view = [](const Node& n) { return std::span(n.rows).first(n.size); };
-  for (const int32_t child : children) {
+  if (table.shared > 0) {
+    node.parent = table.blocks[table.shared - 1];
+  } else {
+    node.salt = table.salt;
+    const auto [root, added] = roots_.try_emplace(table.salt, Root{last_root_});
+    if (added) --last_root_;
+    node.parent = root->second.number;
+  }
+  std::vector<int32_t> replaced;
+  for (const int32_t child : Children(node.parent, node.rows[0])) {
     const Node& other = nodes_[child];
-    const int64_t common = CommonRows(view(other), view(node));
+    const int64_t common = CommonRows(other.content(), node.content());
     if (common == size) {  // it is there already
       free_.push_back(block);
       table.blocks[table.shared++] = child;
       return Use(child);
     }
+    // One that stopped half-way of this has nothing more to give.
+    if (common == other.size && other.users == 0) replaced.push_back(child);
   }
-  // One that stopped half-way of this has nothing more to give.
-  const std::vector<int32_t> siblings = children;
-  children.push_back(block);
-  for (const int32_t child : siblings) {
-    const Node& other = nodes_[child];
-    if (other.users == 0 && CommonRows(view(other), view(node)) == other.size) Remove(child);
+  branches_[{node.parent, node.rows[0]}].push_back(block);
+  if (table.shared > 0) {
+    ++nodes_[node.parent].children;
+    NoteLeaf(node.parent);
+  } else {
+    ++roots_.at(node.salt).children;
   }
-  const int32_t parent = node.parent;
   nodes_[block] = std::move(node);
   ++idle_;
-  if (parent != kNone) NoteLeaf(parent);
   Use(block);
   ++table.shared;
+  for (const int32_t child : replaced) Remove(child);
 }
 
 void KvBlocks::Use(int32_t block) {
@@ -183,7 +191,7 @@ void KvBlocks::Release(int32_t block) {
 void KvBlocks::NoteLeaf(int32_t block) {
   const Node& node = nodes_[block];
   const std::pair<uint64_t, int32_t> key = {node.used_at, block};
-  if (node.in_tree && node.users == 0 && node.children.empty()) {
+  if (node.in_tree && node.users == 0 && node.children == 0) {
     leaves_.insert(key);
   } else {
     leaves_.erase(key);
@@ -193,12 +201,14 @@ void KvBlocks::NoteLeaf(int32_t block) {
 void KvBlocks::Remove(int32_t block) {
   Node& node = nodes_[block];
   leaves_.erase({node.used_at, block});
-  std::vector<int32_t>& siblings = ChildrenOf(node);
-  std::erase(siblings, block);
-  if (node.parent != kNone) {
+  const auto branch = branches_.find({node.parent, node.rows[0]});
+  std::erase(branch->second, block);
+  if (branch->second.empty()) branches_.erase(branch);
+  if (node.parent >= 0) {
+    --nodes_[node.parent].children;
     NoteLeaf(node.parent);
-  } else if (siblings.empty()) {
-    roots_.erase(node.salt);
+  } else if (const auto root = roots_.find(node.salt); --root->second.children == 0) {
+    roots_.erase(root);
   }
   node = Node();
   --idle_;
@@ -229,6 +239,7 @@ void KvBlocks::Check(std::span<const KvTable* const> tables) const {
   }
   for (const int32_t block : free_) ++owners[block];
   int64_t idle = 0;
+  std::map<int32_t, int64_t> children;  // of blocks and roots
   for (size_t block = 0; block < nodes_.size(); ++block) {
     const Node& node = nodes_[block];
     if (owners[block] + (node.in_tree ? 1 : 0) != 1) {
@@ -240,18 +251,27 @@ void KvBlocks::Check(std::span<const KvTable* const> tables) const {
     if (!node.in_tree) continue;
     if (node.users == 0) ++idle;
     const auto number = static_cast<int32_t>(block);
-    const auto* siblings = Children(node.salt, node.parent);
-    if (siblings == nullptr || std::count(siblings->begin(), siblings->end(), number) != 1) {
+    const std::span<const int32_t> siblings = Children(node.parent, node.rows[0]);
+    if (std::count(siblings.begin(), siblings.end(), number) != 1) {
       fail("block ", block, " is not among its parent's children");
     }
-    if (node.parent != kNone && nodes_[node.parent].users < node.users) {
+    ++children[node.parent];
+    if (node.parent >= 0 && nodes_[node.parent].users < node.users) {
       fail("block ", block, " is used more than its parent");
     }
-    if (!node.children.empty() && node.size != kTokens) fail("a part has children");
-    const bool leaf = node.users == 0 && node.children.empty();
+    if (node.children > 0 && node.size != kTokens) fail("a part has children");
+    const bool leaf = node.users == 0 && node.children == 0;
     if (leaves_.contains({node.used_at, number}) != leaf) fail("leaf ", block, " is lost");
   }
   if (idle != idle_) fail(idle_, " idle blocks counted of ", idle);
+  for (size_t block = 0; block < nodes_.size(); ++block) {
+    const int64_t counted = nodes_[block].children;
+    if (counted != children[static_cast<int32_t>(block)])
+      fail("children of ", block, ": ", counted);
+  }
+  for (const auto& [salt, root] : roots_) {
+    if (root.children == 0 || root.children != children[root.number]) fail("a root is lost");
+  }
 }
 
 }  // namespace llava

@@ -8,12 +8,14 @@
 // when room is needed, the least recently used leaf first.
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <optional>
 #include <set>
 #include <span>
 #include <string>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -85,16 +87,32 @@ class KvBlocks {
  private:
   static constexpr int32_t kNone = -1;
 
+  // Where the tree of a salt begins; `number` is below 0, blocks are not.
+  struct Root {
+    int32_t number;
+    int64_t children = 0;
+  };
   // A block in the tree.
   struct Node {
     bool in_tree = false;
-    int32_t parent = kNone;  // kNone: of its root
-    std::string salt;        // of the root, where parent is kNone
+    int32_t parent = kNone;  // a block, or the number of a root
+    std::string salt;        // of the root, where that is the parent
     std::array<RowKey, kTokens> rows;
     int64_t size = 0;  // rows in it; below kTokens only in leaves
     int64_t users = 0;
-    std::vector<int32_t> children;
+    int64_t children = 0;
     uint64_t used_at = 0;
+
+    std::span<const RowKey> content() const { return std::span(rows).first(size); }
+  };
+  // Children that begin alike.
+  struct Branch {
+    int32_t parent;
+    RowKey first;
+    friend bool operator==(const Branch&, const Branch&) = default;
+  };
+  struct BranchHash {
+    size_t operator()(const Branch& branch) const;
   };
   struct Prefix {
     std::vector<int32_t> blocks;  // whole ones
@@ -103,8 +121,7 @@ class KvBlocks {
   };
 
   Prefix Walk(const std::string& salt, std::span<const RowKey> rows) const;
-  const std::vector<int32_t>* Children(const std::string& salt, int32_t parent) const;
-  std::vector<int32_t>& ChildrenOf(const Node& node);
+  std::span<const int32_t> Children(int32_t parent, const RowKey& first) const;
   int32_t Take();  // a free block, evicting if there is none; there must be one available
   void Use(int32_t block);
   void Release(int32_t block);
@@ -114,7 +131,9 @@ class KvBlocks {
 
   std::vector<Node> nodes_;  // by block
   std::vector<int32_t> free_;
-  std::map<std::string, std::vector<int32_t>> roots_;
+  std::map<std::string, Root> roots_;
+  int32_t last_root_ = kNone;
+  std::unordered_map<Branch, std::vector<int32_t>, BranchHash> branches_;
   std::set<std::pair<uint64_t, int32_t>> leaves_;  // that could go, least recently used first
   int64_t idle_ = 0;
   int64_t evicted_ = 0;

@@ -8,6 +8,8 @@ namespace {
 
 // The newest of steps counts for so much in what is learnt from them.
 constexpr double kNews = 0.2;
+// An idle worker without any prefix is worth as much as so many cached rows.
+constexpr double kFreeWorker = 32;
 // Prompts take at least this share of the time of a step, however noisy the clock.
 constexpr double kLeastOfStep = 0.05;
 
@@ -132,7 +134,7 @@ bool CanJoin(int64_t blocks, int64_t running, const Capacity& capacity) {
 }
 
 double RouteScore(int64_t cached, double load) {
-  return static_cast<double>(cached) * std::max(0.0, 1 - load);
+  return (kFreeWorker + static_cast<double>(cached)) * std::max(0.0, 1 - load);
 }
 
 StepPlan PlanStep(std::span<const SequenceView> running, const StepLimits& limits,

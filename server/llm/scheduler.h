@@ -22,7 +22,8 @@ struct Capacity {
 bool CanJoin(int64_t blocks, int64_t running, const Capacity& capacity);
 
 // How well a worker suits a request of whose prompt it has `cached` rows: the longest prefix wins,
-// unless there is little left of the worker. `load`: the share of it that is taken, 0 to 1.
+// unless little is left of the worker or the prefix is a small matter. `load`: the share of it that
+// is taken, 0 to 1.
 double RouteScore(int64_t cached, double load);
 
 // A running sequence.

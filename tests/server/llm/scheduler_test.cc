@@ -173,10 +173,11 @@ TEST(SchedulerTest, EverySequenceEndsSomeTime) {
 }
 
 TEST(SchedulerTest, TheLongestPrefixWinsUnlessItsWorkerIsBusy) {
-  EXPECT_GT(RouteScore(100, 0.5), RouteScore(40, 0));
+  EXPECT_GT(RouteScore(200, 0.5), RouteScore(40, 0));
   EXPECT_LT(RouteScore(100, 0.7), RouteScore(40, 0));
+  EXPECT_LT(RouteScore(1000, 0.98), RouteScore(0, 0)) << "no worker stands idle beside a full one";
+  EXPECT_GT(RouteScore(1000, 0.9), RouteScore(0, 0));
   EXPECT_EQ(RouteScore(100, 1), 0);
-  EXPECT_EQ(RouteScore(0, 0), 0);
 }
 
 TEST(PromptBudgetTest, KeepsAnswersFlowing) {
