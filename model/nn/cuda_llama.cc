@@ -259,7 +259,8 @@ void CudaLlama::Attend(const Layer& layer, const at::Tensor& qkv, const Batch& b
 
 at::Tensor CudaLlama::Forward(const at::Tensor& rows, const Batch& batch) const {
   const int64_t count = rows.size(0);
-  const at::Tensor residual = rows.clone();
+  // Copied by a kernel: in a graph, a kernel may overlap with another, but not with a plain copy.
+  const at::Tensor residual = rows * 1;
   const at::Tensor normed = at::empty_like(residual);
   const at::Tensor seen = at::empty({count, config_.num_heads * config_.head_dim}, rows.options());
   const at::Tensor gated = at::empty({count, config_.intermediate_size}, rows.options());

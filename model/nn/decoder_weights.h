@@ -2,6 +2,7 @@
 
 // The parameters of a LLaMA decoder under their names in a checkpoint.
 
+#include <cstdint>
 #include <vector>
 
 #include <ATen/core/Tensor.h>

@@ -64,8 +64,10 @@ try() {
 try_tests() {
   local name=$1 limit=$2
   shift 2
-  try "$name" "$limit" "$log" "$@" --gtest_output=json:"$results/$name.tests.json"
-  grep -E '^\[  (PASSED|FAILED|SKIPPED) +\]' "$log" | tail -12 || true
+  try "$name" "$limit" "$results/$name.out" "$@" \
+    --gtest_output=json:"$results/$name.tests.json"
+  cat "$results/$name.out" >>"$log"
+  grep -E '^\[  (PASSED|FAILED|SKIPPED) +\]' "$results/$name.out" | tail -12 || true
 }
 # skip NAME REASON
 skip() {

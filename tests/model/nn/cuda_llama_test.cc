@@ -62,7 +62,7 @@ class CudaLlamaTest : public cuda::KernelTest {
     for (auto& [name, tensor] : tensors) tensor = tensor.to(dtype).to(at::kFloat);
     return tensors;
   }
-  static double BoundOf(at::ScalarType dtype) { return dtype == at::kFloat ? 5e-5 : 0.15; }
+  static double BoundOf(at::ScalarType dtype) { return dtype == at::kFloat ? 2e-4 : 0.15; }
 };
 
 TEST_F(CudaLlamaTest, AnyPiecesGiveWhatThePlainDecoderGives) {
@@ -144,7 +144,7 @@ TEST_F(CudaLlamaTest, DecodesLargeBatchesWithPaddingAndBeyondTheGraphs) {
     }
     for (int i = 0; i < count; i += 5) {
       const at::Tensor found = at::stack({rounds[0][i], rounds[1][i], rounds[2][i]});
-      EXPECT_LT(MaxDifference(found, Expected(config, at::kFloat, ids[i])), 5e-5)
+      EXPECT_LT(MaxDifference(found, Expected(config, at::kFloat, ids[i])), 2e-4)
           << i << " of " << count;
     }
   }
@@ -158,7 +158,7 @@ TEST_F(CudaLlamaTest, OwnProductsAgreeWithTheLibrarys) {
     CudaLlama decoder = Make(config, at::kFloat, {.own_product_rows = rows});
     results.push_back(ServingSteps(decoder).Whole(ids, 3));
   }
-  EXPECT_LT(MaxDifference(results[0], results[1]), 5e-5);
+  EXPECT_LT(MaxDifference(results[0], results[1]), 2e-4);
 }
 
 TEST_F(CudaLlamaTest, SharedBlocksAndCopiesServeManySequences) {
@@ -179,8 +179,8 @@ TEST_F(CudaLlamaTest, SharedBlocksAndCopiesServeManySequences) {
   ids.push_back(more[0]);
   EXPECT_LT(
       MaxDifference(logits.narrow(0, 0, 9), Expected(config, at::kFloat, branch).narrow(0, 37, 9)),
-      5e-5);
-  EXPECT_LT(MaxDifference(logits[9], Expected(config, at::kFloat, ids)[50]), 5e-5);
+      2e-4);
+  EXPECT_LT(MaxDifference(logits[9], Expected(config, at::kFloat, ids)[50]), 2e-4);
 }
 
 TEST_F(CudaLlamaTest, GivesTheWantedRowsInTheirOrder) {
@@ -191,7 +191,7 @@ TEST_F(CudaLlamaTest, GivesTheWantedRowsInTheirOrder) {
   const StepSequence sequence{.tokens = 20, .blocks = blocks};
   const at::Tensor logits =
       decoder.Step(decoder.Embed(ids), {&sequence, 1}, std::vector<int64_t>{19, 4});
-  EXPECT_LT(MaxDifference(logits, at::stack({expected[19], expected[4]})), 5e-5);
+  EXPECT_LT(MaxDifference(logits, at::stack({expected[19], expected[4]})), 2e-4);
   EXPECT_EQ(decoder.Step(decoder.Embed(ids), {&sequence, 1}, {}).sizes(), (at::IntArrayRef{0, 53}));
   // Two sequences with a token each, of which one is wanted.
   const std::vector<int32_t> first = {ids[0]}, pair = {ids[19], ids[0]}, single = {7};
@@ -199,7 +199,7 @@ TEST_F(CudaLlamaTest, GivesTheWantedRowsInTheirOrder) {
                                           {.tokens = 1, .blocks = single}};
   const at::Tensor one = decoder.Step(decoder.Embed(pair), step, std::vector<int64_t>{1});
   ASSERT_EQ(one.sizes(), (at::IntArrayRef{1, 53}));
-  EXPECT_LT(MaxDifference(one[0], expected[0]), 5e-5);
+  EXPECT_LT(MaxDifference(one[0], expected[0]), 2e-4);
 }
 
 TEST_F(CudaLlamaTest, CountsItsWeightsAndRefusesWhatItCannotDo) {
