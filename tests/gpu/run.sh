@@ -151,7 +151,7 @@ elif wanted ops; then
 fi
 
 if wanted bench; then
-  try bench 150 "$results/bench.lines" "$build/bin/llava_gpu_bench" "$device" $shape
+  try bench 200 "$results/bench.lines" "$build/bin/llava_gpu_bench" "$device" $shape
 fi
 
 if wanted hf; then
