@@ -97,6 +97,13 @@ json=$(echo "$build"/third_party/nlohmann-json-*)
 link=-Wl,--unresolved-symbols=ignore-in-shared-libs
 ! command -v mold >/dev/null || link=-fuse-ld=mold
 
+# A compiler that has the C++ library as an archive only would put a second copy of it beside the one
+# that LibTorch uses: programs then end with "free(): invalid pointer".
+standard=
+if [ "$(c++ -print-file-name=libstdc++.so)" = libstdc++.so ]; then
+  standard=$(ldconfig -p | sed -n 's/^[[:space:]]*libstdc++\.so\.6 .*x86-64.* => //p' | head -n 1)
+fi
+
 launcher=
 ! command -v ccache >/dev/null || launcher=-DCMAKE_CXX_COMPILER_LAUNCHER=ccache
 
@@ -113,12 +120,13 @@ fi
 build_all() {
   cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DLLAVA_SERVICES=OFF \
     -DLLAVA_CUDA=$cuda -DLLAVA_TORCH_DIR="$torch" -DLLAVA_GTEST_SOURCE="$googletest" \
-    -DCMAKE_PREFIX_PATH="$json" -DCMAKE_EXE_LINKER_FLAGS="$link" $launcher
+    -DCMAKE_PREFIX_PATH="$json" -DCMAKE_EXE_LINKER_FLAGS="$link" \
+    -DCMAKE_CXX_STANDARD_LIBRARIES="$standard" $launcher
   # shellcheck disable=SC2086
   ninja -k 0 -C "$build" -j"$jobs" $targets
 }
 export -f build_all
-export build cuda torch googletest json link launcher targets jobs
+export build cuda torch googletest json link standard launcher targets jobs
 if [ -n "$targets" ]; then
   try build 400 "$log" bash -euo pipefail -c build_all
   # What did build is tried all the same.
