@@ -20,7 +20,7 @@ struct CudaLlamaOptions {
   uint64_t kv_bytes = uint64_t{1} << 30;  // for blocks of keys and values
   bool graphs = true;                     // of steps in which every sequence has one token
   // Most rows that the own product with matrices read once takes; 0: cuBLAS does all.
-  int64_t own_product_rows = 4;
+  int64_t own_product_rows = 2;
 };
 
 // One thread. Attention and everything else of this file gives a row the same bits in any batch;

@@ -97,12 +97,9 @@ json=$(echo "$build"/third_party/nlohmann-json-*)
 link=-Wl,--unresolved-symbols=ignore-in-shared-libs
 ! command -v mold >/dev/null || link=-fuse-ld=mold
 
-# A compiler that has the C++ library as an archive only would put a second copy of it beside the one
-# that LibTorch uses: programs then end with "free(): invalid pointer".
-standard=
-if [ "$(c++ -print-file-name=libstdc++.so)" = libstdc++.so ]; then
-  standard=$(ldconfig -p | sed -n 's/^[[:space:]]*libstdc++\.so\.6 .*x86-64.* => //p' | head -n 1)
-fi
+# Named, because some machines would link the archive of the C++ library: a second copy of it beside
+# the one that LibTorch uses, with which programs end in "free(): invalid pointer".
+standard=$(ldconfig -p | sed -n 's/^[[:space:]]*libstdc++\.so\.6 .*x86-64.* => //p' | head -n 1)
 
 launcher=
 ! command -v ccache >/dev/null || launcher=-DCMAKE_CXX_COMPILER_LAUNCHER=ccache
