@@ -79,7 +79,8 @@ class TrainTest(unittest.TestCase):
 
     def test_both_stages_make_a_model_that_serves(self):
         world = self.world
-        aligned = run("align", *self.flags("align"), "--out", world / "align", "--publish", world / "models",
+        held_out = dict(held_out_data=world / "data/stage1.json", evaluate_every=3)
+        aligned = run("align", *self.flags("align", **held_out), "--out", world / "align", "--publish", world / "models",
                       "--name", "aligned").stdout.strip()
         self.assertTrue((pathlib.Path(aligned) / "manifest.json").exists(), aligned)
         tuned = run("finetune", *self.flags(model=world / "models/aligned", packing="picture", epochs=1),
@@ -97,6 +98,14 @@ class TrainTest(unittest.TestCase):
         for group in ("naming", "counting", "left_right", "existence", "place", "reasoning", "follow_up"):
             for key in ("accuracy", "low", "high", "n", "blind", "majority", "oracle"):
                 self.assertIsNotNone(figures[group][key], f"{group}.{key}")
+        lines = [json.loads(line) for line in (world / "align/metrics.jsonl").read_text().splitlines()]
+        evaluations = [(line["step"], line["evaluation"]) for line in lines if line.get("evaluation")]
+        self.assertEqual([step for step, _ in evaluations[:2]], [3, 6])
+        self.assertEqual(evaluations[-1][0], lines[-1]["step"])
+        for _, evaluation in evaluations:
+            self.assertGreater(evaluation["held_out_loss"], 0)
+            self.assertTrue(0 <= evaluation["held_out_accuracy"] <= 1, evaluation)
+        self.assertLess(evaluations[-1][1]["held_out_loss"], evaluations[0][1]["held_out_loss"])
         run("plot", world / "align", world / "tuned", "--out", world / "curves.png")
         self.assertEqual((world / "curves.png").read_bytes()[:4], b"\x89PNG")
 
