@@ -51,7 +51,7 @@ double Median(std::vector<double> values) {
 
 // GB/s at which all threads read memory like that of the weights, larger than any cache.
 double ReadSpeed(ops::cpu::ThreadPool& pool) {
-  constexpr int64_t kBytes = int64_t{1} << 30, kPiece = int64_t{8} << 20;
+  constexpr int64_t kBytes = int64_t{1} << 29, kPiece = int64_t{8} << 20;
   ops::cpu::WeightMemory memory;
   uint8_t* bytes = memory.Allocate(kBytes);
   pool.Run(kBytes / kPiece, [&](int64_t i, int) { std::memset(bytes + i * kPiece, 1, kPiece); });

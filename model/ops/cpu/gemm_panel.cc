@@ -86,8 +86,9 @@ template <int R, bool kNibbles>
   }
 }
 
-template <int R>
-[[gnu::always_inline]] inline void MultiplyPairs(const uint8_t* weights, const uint8_t* values,
+// Adds the products of `depth` values along K to sums that stay in registers meanwhile.
+template <WeightFormat kFormat, int R>
+[[gnu::always_inline]] inline void MultiplyBlock(const uint8_t* weights, const uint8_t* values,
                                                  int64_t depth, bool first, float* sums) {
   Floats sum[R][kVectors] = {};
   if (!first) {
@@ -96,37 +97,25 @@ template <int R>
         sum[r][v] = LoadAs<Floats>(sums + r * kPanel + v * kColumns);
     }
   }
-  for (int64_t k = 0; k < depth; k += 2, weights += 4 * kPanel) {
-    WeightPairs pairs[kVectors];
-    for (int v = 0; v < kVectors; ++v) {
-      pairs[v] = SplitPairs(LoadAs<Words>(weights + v * sizeof(Words)));
+  if constexpr (kFormat == WeightFormat::kFloat) {
+    for (int64_t k = 0; k < depth; ++k, weights += 4 * kPanel) {
+      Floats w[kVectors];
+      for (int v = 0; v < kVectors; ++v) w[v] = LoadAs<Floats>(weights + v * sizeof(Floats));
+      for (int r = 0; r < R; ++r) {
+        const Floats x = Floats{} + LoadAs<float>(values + (r * depth + k) * 4);
+        for (int v = 0; v < kVectors; ++v) sum[r][v] = MultiplyAdd(w[v], x, sum[r][v]);
+      }
     }
-    for (int r = 0; r < R; ++r) {
-      const Pair x = SpreadPair(values + (r * depth + k) * 2);
-      for (int v = 0; v < kVectors; ++v) sum[r][v] = AddDot(sum[r][v], pairs[v], x);
-    }
-  }
-  for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < kVectors; ++v) StoreAs(sums + r * kPanel + v * kColumns, sum[r][v]);
-  }
-}
-
-template <int R>
-[[gnu::always_inline]] inline void MultiplyFloats(const uint8_t* weights, const uint8_t* values,
-                                                  int64_t depth, bool first, float* sums) {
-  Floats sum[R][kVectors] = {};
-  if (!first) {
-    for (int r = 0; r < R; ++r) {
-      for (int v = 0; v < kVectors; ++v)
-        sum[r][v] = LoadAs<Floats>(sums + r * kPanel + v * kColumns);
-    }
-  }
-  for (int64_t k = 0; k < depth; ++k, weights += 4 * kPanel) {
-    Floats w[kVectors];
-    for (int v = 0; v < kVectors; ++v) w[v] = LoadAs<Floats>(weights + v * sizeof(Floats));
-    for (int r = 0; r < R; ++r) {
-      const Floats x = Floats{} + LoadAs<float>(values + (r * depth + k) * 4);
-      for (int v = 0; v < kVectors; ++v) sum[r][v] = MultiplyAdd(w[v], x, sum[r][v]);
+  } else {
+    for (int64_t k = 0; k < depth; k += 2, weights += 4 * kPanel) {
+      WeightPairs pairs[kVectors];
+      for (int v = 0; v < kVectors; ++v) {
+        pairs[v] = SplitPairs(LoadAs<Words>(weights + v * sizeof(Words)));
+      }
+      for (int r = 0; r < R; ++r) {
+        const Pair x = SpreadPair(values + (r * depth + k) * 2);
+        for (int v = 0; v < kVectors; ++v) sum[r][v] = AddDot(sum[r][v], pairs[v], x);
+      }
     }
   }
   for (int r = 0; r < R; ++r) {
@@ -176,13 +165,8 @@ void MultiplyWhole(const PanelTask& task) {
     const uint8_t* weights = task.panel + begin * kPanel * kBytes;
     const uint8_t* values = x.values + (begin * x.rows + task.first_row * depth) * kBytes;
     ForRowBlocks(0, task.rows, [&]<int R>(int64_t first) {
-      const uint8_t* from = values + first * depth * kBytes;
-      float* sums = task.sums + first * kPanel;
-      if constexpr (kFormat == WeightFormat::kFloat) {
-        MultiplyFloats<R>(weights, from, depth, b == 0, sums);
-      } else {
-        MultiplyPairs<R>(weights, from, depth, b == 0, sums);
-      }
+      MultiplyBlock<kFormat, R>(weights, values + first * depth * kBytes, depth, b == 0,
+                                task.sums + first * kPanel);
     });
   }
 }
