@@ -60,18 +60,7 @@ double ReadSpeed(ops::cpu::ThreadPool& pool) {
   for (int repeat = 0; repeat < 5; ++repeat) {
     seconds.push_back(SecondsOf([&] {
       pool.Run(kBytes / kPiece, [&](int64_t i, int worker) {
-        using Words = uint64_t __attribute__((vector_size(64)));
-        Words sum[4] = {};
-        const uint8_t* from = bytes + i * kPiece;
-        for (int64_t at = 0; at < kPiece; at += 4 * sizeof(Words)) {
-          for (int lane = 0; lane < 4; ++lane) {
-            Words words;
-            std::memcpy(&words, from + at + lane * sizeof(Words), sizeof(words));
-            sum[lane] += words;
-          }
-        }
-        const Words all = sum[0] + sum[1] + sum[2] + sum[3];
-        sums[static_cast<size_t>(worker) * 8] += all[0] + all[7];
+        sums[static_cast<size_t>(worker) * 8] += ops::cpu::ReadThrough(bytes + i * kPiece, kPiece);
       });
     }));
   }

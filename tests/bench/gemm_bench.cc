@@ -127,27 +127,6 @@ Times Measure(double seconds, const Work& work) {
   return {times[times.size() / 2], times[0]};
 }
 
-// Reads memory and does nothing with it.
-#if defined(__x86_64__)
-[[gnu::target_clones("avx512f", "avx2", "default")]]
-#endif
-uint64_t
-Sum(const uint8_t* from, int64_t bytes) {
-  using Words = uint64_t __attribute__((vector_size(64)));
-  Words sums[4] = {};
-  for (int64_t i = 0; i + 256 <= bytes; i += 256) {
-    for (int j = 0; j < 4; ++j) {
-      Words words;
-      __builtin_memcpy(&words, from + i + j * 64, sizeof(words));
-      sums[j] += words;
-    }
-  }
-  const Words sum = sums[0] + sums[1] + sums[2] + sums[3];
-  uint64_t total = 0;
-  for (int j = 0; j < 8; ++j) total += sum[j];
-  return total;
-}
-
 class Bench {
  public:
   explicit Bench(const Settings& settings) : settings_(settings), pool_(settings.threads) {
@@ -189,7 +168,7 @@ class Bench {
       const PackedMatrix& w = weights[turn % weights.size()];
       pool_.Run((layout.panels + panels - 1) / panels, [&](int64_t index, int worker) {
         const int64_t first = index * panels, last = std::min(first + panels, layout.panels);
-        sums[worker * 8] += Sum(w.panel(first), (last - first) * layout.panel_bytes);
+        sums[worker * 8] += ReadThrough(w.panel(first), (last - first) * layout.panel_bytes);
       });
     });
     const double limit = bytes / reading.median;

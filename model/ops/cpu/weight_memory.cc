@@ -51,4 +51,24 @@ size_t WeightMemory::used_bytes() const {
   return used_bytes_;
 }
 
+#if defined(__x86_64__)
+[[gnu::target_clones("avx512f", "avx2", "default")]]
+#endif
+uint64_t
+ReadThrough(const uint8_t* from, int64_t bytes) {
+  using Words = uint64_t __attribute__((vector_size(64)));
+  Words sums[4] = {};
+  for (int64_t i = 0; i + 256 <= bytes; i += 256) {
+    for (int j = 0; j < 4; ++j) {
+      Words words;
+      __builtin_memcpy(&words, from + i + j * 64, sizeof(words));
+      sums[j] += words;
+    }
+  }
+  const Words sum = sums[0] + sums[1] + sums[2] + sums[3];
+  uint64_t total = 0;
+  for (int j = 0; j < 8; ++j) total += sum[j];
+  return total;
+}
+
 }  // namespace llava::ops::cpu

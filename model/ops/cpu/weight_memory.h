@@ -38,4 +38,8 @@ class WeightMemory {
   size_t used_bytes_ = 0;
 };
 
+// Reads memory as fast as the processor can and returns a sum of it: the limit of everything that
+// reads weights once.
+uint64_t ReadThrough(const uint8_t* from, int64_t bytes);
+
 }  // namespace llava::ops::cpu
