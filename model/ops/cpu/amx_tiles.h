@@ -36,8 +36,9 @@ static inline void Configure(int rows, int unit) {
 }
 
 // Calls work<tiles of rows>(first row, rows) for all, 32 at a time; of the last rows a tile may be
-// lower.
-template <typename Work>
+// lower. `kWhole`: not behind others; it reads and writes 16 rows then, for which there must be
+// room, because to change shapes costs more than the work.
+template <bool kWhole, typename Work>
 [[gnu::always_inline]] static inline void ForTiles(int64_t begin, int64_t end, int unit,
                                                    int& configured, const Work& work) {
   const auto shape = [&](int rows) {
@@ -53,7 +54,7 @@ template <typename Work>
       work.template operator()<1>(begin, kTileRows);
       begin += kTileRows;
     } else {
-      shape(static_cast<int>(end - begin));
+      if (!kWhole || configured != kTileRows) shape(static_cast<int>(end - begin));
       work.template operator()<1>(begin, end - begin);
       begin = end;
     }

@@ -68,8 +68,8 @@ struct PackTask {
 // x as the kernels take it.
 struct Activations {
   int64_t rows = 0;
-  // [blocks][rows][block] values: bytes beside integers, else of the format of the weights; the
-  // last block may be shorter.
+  // Readable for kRowBlock - 1 rows more. [blocks][rows][block] values: bytes beside integers, else
+  // of the format of the weights; the last block may be shorter.
   uint8_t* values = nullptr;
   float* scales = nullptr;         // [blocks][rows]; NaN where x is not finite
   int32_t* corrections = nullptr;  // [blocks][rows]: minus the sum of values times the offset of w
@@ -96,7 +96,7 @@ struct PanelTask {
   const uint8_t* panel;
   int64_t first_row, rows;  // of x
   int64_t first_block, blocks;
-  float* sums;  // [rows][32]; block 0 overwrites
+  float* sums;  // [rows up to a multiple of kRowBlock][32]; block 0 overwrites
 };
 
 // Sums of a panel and what its outliers add to them, written to y.

@@ -78,7 +78,7 @@ void MultiplyBFloat16(const PanelTask& task) {
     const int64_t left = layout.padded_depth - begin;
     const int64_t depth = left < layout.block ? left : layout.block;
     const uint8_t* values = x.values + (begin * x.rows + task.first_row * depth) * 2;
-    ForTiles(0, task.rows, 64, configured, [&]<int kTiles>(int64_t first, int64_t) {
+    ForTiles<true>(0, task.rows, 64, configured, [&]<int kTiles>(int64_t first, int64_t) {
       TilesOfPairs<kTiles>(task.panel + begin * kPanel * 2, values + first * depth * 2, depth,
                            b == 0, task.sums + first * kPanel);
     });
@@ -179,7 +179,7 @@ void MultiplyIntegers(const PanelTask& task) {
       const int64_t line = b * x.rows + task.first_row;
       const uint8_t* const block = task.panel + b * layout.block_bytes;
       UnpackGroup(nibbles, block + kScaleBytes, layout.block, weights);
-      ForTiles(row, end, unit, configured, [&]<int kTiles>(int64_t first, int64_t rows) {
+      ForTiles<true>(row, end, unit, configured, [&]<int kTiles>(int64_t first, int64_t rows) {
         TilesOfGroup<kTiles>(weights, x.values + (line + first) * layout.block, layout.block, unit,
                              dots[turn]);
         Scale(pending);

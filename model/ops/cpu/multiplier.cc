@@ -62,7 +62,9 @@ void Multiplier::Prepare(const Input& x, const PackedMatrix& weights) {
   Activations& to = activations_;
   to = {};
   to.rows = x.rows;
-  to.values = values_.Get(x.rows * layout.padded_depth * ValueBytes(layout.format));
+  // Tiles read whole ones, also where rows end within.
+  const int64_t beyond = (kRowBlock - 1) * layout.block;
+  to.values = values_.Get((x.rows * layout.padded_depth + beyond) * ValueBytes(layout.format));
   if (integers) {
     const int64_t scales = x.rows * layout.blocks;
     to.scales = reinterpret_cast<float*>(scales_.Get(scales * 4));
@@ -115,14 +117,15 @@ void Multiplier::MultiplyPrepared(const PackedMatrix& weights, const Output& y, 
     const int64_t first_row = index % row_parts * kRowsAtOnce;
     const int64_t count = std::min(kRowsAtOnce, rows - first_row);
     const int64_t begin = index / row_parts * panels, end = std::min(begin + panels, layout.panels);
-    float* sums = reinterpret_cast<float*>(sums_[worker].Get(together * count * kPanel * 4));
+    const int64_t lines = CeilDivide(count, kRowBlock) * kRowBlock;  // tiles write whole ones
+    float* sums = reinterpret_cast<float*>(sums_[worker].Get(together * lines * kPanel * 4));
     for (int64_t first = begin; first < end; first += together) {
       const int64_t last = std::min(first + together, end);
       for (int64_t block = 0; block < layout.blocks; block += blocks) {
         for (int64_t panel = first; panel < last; ++panel) {
           kernels_.multiply_panel({&layout, &activations_, weights.panel(panel), first_row, count,
                                    block, std::min(blocks, layout.blocks - block),
-                                   sums + (panel - first) * count * kPanel});
+                                   sums + (panel - first) * lines * kPanel});
         }
       }
       // Some rows at a time through all panels, so that what is written lies together.
@@ -135,7 +138,7 @@ void Multiplier::MultiplyPrepared(const PackedMatrix& weights, const Output& y, 
           task.panel = panel;
           task.first_row = first_row + row;
           task.rows = std::min(kRowBlock, count - row);
-          task.sums = sums + ((panel - first) * count + row) * kPanel;
+          task.sums = sums + ((panel - first) * lines + row) * kPanel;
           task.outliers = outliers.data;
           task.num_outliers = outliers.size;
           task.element = y.element;

@@ -143,7 +143,7 @@ void Tiles(const Range& range, const HeadRows& rows, int64_t row, int64_t end, c
   BFloat16* const weights = reinterpret_cast<BFloat16*>(task.scratch + at.weights);
   const BFloat16* const q = reinterpret_cast<const BFloat16*>(task.scratch + at.q);
   const auto* const values = task.scratch + at.values;
-  ForTiles(row, end, 2 * kDepth, configured, [&]<int R>(int64_t begin, int64_t count) {
+  ForTiles<false>(row, end, 2 * kDepth, configured, [&]<int R>(int64_t begin, int64_t count) {
     const int64_t most = rows.visible(begin + count - 1);
     const int64_t blocks = (most + kBlockTokens - 1) / kBlockTokens;
     const Operand queries{q + begin * at.depth, at.depth * 2, kDepth * 2};
