@@ -34,6 +34,7 @@ class RuleRunner : public ModelRunner {
     Mutex mutex;
     CondVar changed;
     bool hold LLAVA_GUARDED_BY(mutex) = false;           // steps wait
+    bool held LLAVA_GUARDED_BY(mutex) = false;           // one does
     bool dead LLAVA_GUARDED_BY(mutex) = false;           // every step throws
     std::vector<int32_t> begun LLAVA_GUARDED_BY(mutex);  // first ids, in order of joining
     size_t most_together LLAVA_GUARDED_BY(mutex) = 0;
@@ -63,7 +64,11 @@ class RuleRunner : public ModelRunner {
   StepLogits Step(std::span<const Part> parts) override {
     {
       MutexLock lock(switches_->mutex);
-      while (switches_->hold) switches_->changed.Wait(switches_->mutex);
+      while (switches_->hold) {
+        switches_->held = true;
+        switches_->changed.Wait(switches_->mutex);
+      }
+      switches_->held = false;
       if (switches_->dead) throw std::runtime_error("device lost");
       switches_->most_together = std::max(switches_->most_together, parts.size());
     }
@@ -188,6 +193,13 @@ class EngineTest : public ::testing::Test {
     MutexLock lock(switches_->mutex);
     switches_->dead = dead;
   }
+  void WaitUntilHeld() {
+    const auto held = [this] {
+      MutexLock lock(switches_->mutex);
+      return switches_->held;
+    };
+    while (!held()) std::this_thread::yield();
+  }
   int64_t ComputedRows() {
     MutexLock lock(switches_->mutex);
     EXPECT_EQ(switches_->foreign_rows, 0);
@@ -295,7 +307,7 @@ TEST_F(EngineTest, CancelledAndLateJobsLeaveAtTheNextStep) {
   auto gone = std::make_shared<Collector>(), late = std::make_shared<Collector>(),
        queued = std::make_shared<Collector>(), fine = std::make_shared<Collector>();
   ASSERT_TRUE(engine_->Submit(Job(10, 800, gone)).ok());
-  WaitForBegun(1);
+  WaitUntilHeld();  // it takes no more jobs
   GenerateJob with_deadline = Job(11, 800, late);
   with_deadline.deadline = GenerateJob::Clock::now();
   ASSERT_TRUE(engine_->Submit(std::move(with_deadline)).ok());
