@@ -57,7 +57,6 @@ std::optional<std::filesystem::path> PublishPacked(
   CheckDecoderTensors(config, checkpoint.tensors);
   LanguageCheckpoint packed = checkpoint;
   packed.config.decoder.quantization = ToQuantization(options);
-  packed.self_test.reset();
 
   const int64_t total = config.num_layers + 2;
   LanguageDraft draft(root, name, recipe);

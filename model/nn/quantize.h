@@ -13,7 +13,7 @@
 namespace llava {
 
 // Publishes `checkpoint` as PublishLanguage does, with its decoder packed: the embedding in
-// bfloat16, norms and projector as they are, without a self-test. In memory is one layer at a time.
+// bfloat16, norms, projector and self-test as they are. In memory is one layer at a time.
 // `step(done, total)` is called after every part; when it returns false, all that was written is
 // removed again and nothing is returned. Throws as PublishLanguage and PackDecoder.
 std::optional<std::filesystem::path> PublishPacked(

@@ -44,12 +44,13 @@ TEST(PackedCommandsTest, QuantizesIntoARepository) {
   EXPECT_EQ(packed.tower_digest, plain.tower_digest);
   EXPECT_EQ(packed.chat_template->name(), "emoji");
   EXPECT_EQ(packed.config.decoder.quantization->Describe(), "int8/64");
-  EXPECT_FALSE(packed.self_test.has_value());
+  EXPECT_TRUE(packed.self_test.has_value());
   const json recipe = json::parse(Manifest::Read(fs::path(out) / "1").recipe);
   EXPECT_EQ(recipe["quantized_from"]["digest"].get<std::string>(), ToHex(plain.digest));
 
-  const Outcome verified = LlavaModel("verify " + out);
-  EXPECT_THAT(verified.output, HasSubstr(": ok, ")) << verified.error;
+  const Outcome verified = LlavaModel("verify " + out + " --self-test int8");
+  EXPECT_THAT(verified.output, AllOf(HasSubstr(": ok, "), HasSubstr("in int8"))) << verified.error;
+  ExpectOneLine(LlavaModel("verify " + out + " --self-test int4"), 1, "packed as int8/64");
   const json described = json::parse(LlavaModel("inspect --json " + out).output);
   EXPECT_EQ(described["config"]["quantization_config"]["format"].get<std::string>(), "int8");
   EXPECT_EQ(
