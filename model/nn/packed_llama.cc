@@ -74,6 +74,8 @@ PackedLlama::PackedLlama(const DecoderConfig& config, PackedDecoderWeights weigh
       weights_(std::move(weights)),
       pool_(std::move(pool)),
       kernels_(ops::cpu::Best()),
+      inner_(weights_.options.format == WeightFormat::kFloat ? Element::kFloat
+                                                             : Element::kBFloat16),
       rope_(ops::MakeRope(at::arange(config.max_position_embeddings, at::kLong), config.head_dim,
                           config.rope_theta)),
       layout_(LayoutOf(config, weights_.options.format, kv)),
@@ -134,21 +136,22 @@ void PackedLlama::Norm(const float* x, const std::vector<float>& weight, int64_t
   });
 }
 
-void PackedLlama::SwiGlu(const float* gate_up, int64_t rows, float* out) {
+void PackedLlama::SwiGlu(const void* gate_up, int64_t rows, void* out) {
   const int64_t width = config_.intermediate_size;
+  const int64_t bytes = width * (inner_ == Element::kFloat ? 4 : 2);
   ForRows(*pool_, rows, 2 * width, [&](int64_t row) {
-    const float* gate = gate_up + row * 2 * width;
-    kernels_.swiglu(Element::kFloat, gate, gate + width, width, out + row * width);
+    const uint8_t* gate = static_cast<const uint8_t*>(gate_up) + row * 2 * bytes;
+    kernels_.swiglu(inner_, gate, gate + bytes, width, static_cast<uint8_t*>(out) + row * bytes);
   });
 }
 
-void PackedLlama::Multiply(const float* x, int64_t rows, const PackedMatrix& weights, float* y,
-                           Multiplier::Store store) {
+void PackedLlama::Multiply(const Operand& x, int64_t rows, const PackedMatrix& weights,
+                           const Result& y) {
   ++num_products_;
   const int64_t in = weights.depth(), out = weights.rows();
   multiplier_.Multiply(
-      {.element = Element::kFloat, .data = x, .rows = rows, .columns = in, .stride = in}, weights,
-      {.element = Element::kFloat, .data = y, .rows = rows, .columns = out, .stride = out}, store);
+      {.element = x.element, .data = x.data, .rows = rows, .columns = in, .stride = in}, weights,
+      {.element = y.element, .data = y.data, .rows = rows, .columns = out, .stride = out}, y.store);
 }
 
 void PackedLlama::Layer(int64_t index, float* x, int64_t rows) {
@@ -160,7 +163,7 @@ void PackedLlama::Layer(int64_t index, float* x, int64_t rows) {
   float* seen = seen_.Get(rows, q_width);
 
   Norm(x, layer.input_norm, rows, normed);
-  Multiply(normed, rows, layer.qkv, qkv);
+  Multiply({Element::kFloat, normed}, rows, layer.qkv, {Element::kFloat, qkv});
   attention_.Run({.layout = &layout_,
                   .layer = blocks_ + index * layout_.block_bytes,
                   .block_stride = block_bytes_,
@@ -175,14 +178,14 @@ void PackedLlama::Layer(int64_t index, float* x, int64_t rows) {
                   .element = Element::kFloat,
                   .out = seen,
                   .out_stride = q_width});
-  Multiply(seen, rows, layer.o, x, Multiplier::Store::kAdd);
+  Multiply({Element::kFloat, seen}, rows, layer.o, {Element::kFloat, x, Multiplier::Store::kAdd});
 
   float* gate_up = gate_up_.Get(rows, 2 * config_.intermediate_size);
-  float* inner = inner_.Get(rows, config_.intermediate_size);
+  float* gated = gated_.Get(rows, config_.intermediate_size);
   Norm(x, layer.post_attention_norm, rows, normed);
-  Multiply(normed, rows, layer.gate_up, gate_up);
-  SwiGlu(gate_up, rows, inner);
-  Multiply(inner, rows, layer.down, x, Multiplier::Store::kAdd);
+  Multiply({Element::kFloat, normed}, rows, layer.gate_up, {inner_, gate_up});
+  SwiGlu(gate_up, rows, gated);
+  Multiply({inner_, gated}, rows, layer.down, {Element::kFloat, x, Multiplier::Store::kAdd});
 }
 
 at::Tensor PackedLlama::Step(const at::Tensor& rows, std::span<const StepSequence> sequences,
@@ -205,7 +208,8 @@ at::Tensor PackedLlama::Step(const at::Tensor& rows, std::span<const StepSequenc
   for (int64_t i = 0; i < asked; ++i) std::copy_n(x + wanted[i] * width, width, chosen + i * width);
   float* normed = normed_.Get(asked, width);
   Norm(chosen, weights_.norm, asked, normed);
-  Multiply(normed, asked, weights_.lm_head, logits.data_ptr<float>());
+  Multiply({Element::kFloat, normed}, asked, weights_.lm_head,
+           {Element::kFloat, logits.data_ptr<float>()});
   return logits;
 }
 

@@ -16,10 +16,11 @@
 
 namespace llava {
 
-// Residuals are float32; products round or quantise their inputs as the weights ask for (not at all
-// beside float32). A row of
-// the result depends on its own sequence alone, to the bit: not on the batch, on how its prompt was
-// cut, on threads, nor on what was cached. Between instruction sets it differs by rounding.
+// Residuals are float32, what the gated unit reads and gives bfloat16 (float32 beside such
+// weights): a prompt's are larger than the caches. Products round or quantise their inputs as the
+// weights ask for (not at all beside float32). A row of the result depends on its own sequence
+// alone, to the bit: not on the batch, on how its prompt was cut, on threads, nor on what was
+// cached. Between instruction sets it differs by rounding.
 class PackedLlama : public ServingDecoder {
  public:
   // Keys and values in `kv` (kAuto: float32 beside such weights, else bfloat16) in as many blocks
@@ -54,16 +55,26 @@ class PackedLlama : public ServingDecoder {
   };
 
   void Norm(const float* x, const std::vector<float>& weight, int64_t rows, float* out);
-  void SwiGlu(const float* gate_up, int64_t rows, float* out);
-  void Multiply(const float* x, int64_t rows, const ops::cpu::PackedMatrix& weights, float* y,
-                ops::cpu::Multiplier::Store store = ops::cpu::Multiplier::Store::kOverwrite);
+  void SwiGlu(const void* gate_up, int64_t rows, void* out);
+  struct Operand {
+    ops::cpu::Element element;
+    const void* data;
+  };
+  struct Result {
+    ops::cpu::Element element;
+    void* data;
+    ops::cpu::Multiplier::Store store = ops::cpu::Multiplier::Store::kOverwrite;
+  };
+  void Multiply(const Operand& x, int64_t rows, const ops::cpu::PackedMatrix& weights,
+                const Result& y);
   void Layer(int64_t index, float* x, int64_t rows);
 
   const DecoderConfig config_;
   const PackedDecoderWeights weights_;
   const std::shared_ptr<ops::cpu::ThreadPool> pool_;
   const ops::cpu::Kernels& kernels_;
-  ops::RopeTable rope_;  // of all positions: [max_position_embeddings, Dh / 2] each
+  const ops::cpu::Element inner_;  // of the gated unit
+  ops::RopeTable rope_;            // of all positions: [max_position_embeddings, Dh / 2] each
 
   const ops::cpu::KvLayout layout_;  // of one layer in one block
   const int64_t block_bytes_;        // of all layers
@@ -74,7 +85,7 @@ class PackedLlama : public ServingDecoder {
   ops::cpu::Multiplier multiplier_;
   ops::cpu::PagedAttention attention_;
   std::vector<ops::cpu::PagedSequence> sequences_;  // of the step at hand
-  Rows x_, normed_, qkv_, seen_, gate_up_, inner_;
+  Rows x_, normed_, qkv_, seen_, gate_up_, gated_;
   int64_t num_products_ = 0;
 };
 
