@@ -71,7 +71,10 @@ class Load:
         threads, lists = self.streams(count, tokens)
         for thread in threads:
             thread.join()
+        assert all(len(times) == tokens for times in lists), "a stream ended early"
         first, last = max(times[0] for times in lists), min(times[-1] for times in lists)
+        if first >= last:  # more than the service runs at once: from the first token to the last
+            first, last = min(times[0] for times in lists), max(times[-1] for times in lists)
         return sum(sum(1 for t in times if first < t <= last) for times in lists) / (last - first)
 
     def first_token(self, prompt):
