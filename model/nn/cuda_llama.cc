@@ -400,10 +400,7 @@ at::Tensor CudaLlama::Step(const at::Tensor& rows, std::span<const StepSequence>
 }
 
 void CudaLlama::CopyBlock(int32_t from, int32_t to) {
-  if (from < 0 || from >= num_blocks_ || to < 0 || to >= num_blocks_) {
-    throw std::invalid_argument("decoder: copying block " + std::to_string(from) + " to " +
-                                std::to_string(to) + " of " + std::to_string(num_blocks_));
-  }
+  CheckCopy(from, to, num_blocks_);
   c10::InferenceMode guard;
   kv_.select(2, to).copy_(kv_.select(2, from));
 }

@@ -1,7 +1,7 @@
 #pragma once
 
-// Keys and values of one sequence, all layers. Grows by doubling; the paged cache of the engine
-// replaces it behind the same calls.
+// Keys and values of one sequence, all layers, where answers are made one at a time (evaluation).
+// Grows by doubling. Serving has blocks instead: serving_decoder.h.
 
 #include <cstdint>
 #include <utility>

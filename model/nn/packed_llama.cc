@@ -22,6 +22,8 @@ using ops::cpu::Multiplier;
 using ops::cpu::PackedMatrix;
 using ops::cpu::WeightFormat;
 
+static_assert(ops::cpu::kBlockTokens == kKvBlockTokens);
+
 // Elements below which work is done by the caller alone: less than what it costs to wake another.
 constexpr int64_t kTooFew = 16 * 1024;
 
@@ -119,10 +121,7 @@ at::Tensor PackedLlama::Embed(std::span<const int32_t> ids) const {
 }
 
 void PackedLlama::CopyBlock(int32_t from, int32_t to) {
-  if (from < 0 || from >= num_blocks_ || to < 0 || to >= num_blocks_) {
-    throw std::invalid_argument("decoder: copying block " + std::to_string(from) + " to " +
-                                std::to_string(to) + " of " + std::to_string(num_blocks_));
-  }
+  CheckCopy(from, to, num_blocks_);
   std::memcpy(blocks_ + to * block_bytes_, blocks_ + from * block_bytes_,
               static_cast<size_t>(block_bytes_));
 }

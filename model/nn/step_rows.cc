@@ -50,4 +50,10 @@ StepRows PlanStepRows(const DecoderConfig& config, int64_t num_blocks, at::IntAr
   return plan;
 }
 
+void CheckCopy(int32_t from, int32_t to, int64_t num_blocks) {
+  if (from < 0 || from >= num_blocks || to < 0 || to >= num_blocks) {
+    Refuse("copying block ", from, " to ", to, " of ", num_blocks);
+  }
+}
+
 }  // namespace llava

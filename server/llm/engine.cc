@@ -184,8 +184,9 @@ LlmEngine::Life LlmEngine::Live(int worker, const RunnerFactory& factory) {
     ShowWorkers();
     changed_.NotifyAll();
   }
-  life.worked = true;
+  life.loaded = true;
   const std::string reason = works.Run();
+  life.served = works.served();
   if (!reason.empty()) life.status = absl::UnavailableError(reason);
   MutexLock lock(mutex_);
   std::erase(workers_, &works);
@@ -203,7 +204,7 @@ void LlmEngine::WorkerLoop(int worker, const RunnerFactory& factory) {
     const Life life = Live(worker, factory);
     if (stopping_) return;
     const std::string reason(life.status.message());
-    if (first && !life.worked) {
+    if (first && !life.loaded) {
       MutexLock lock(mutex_);
       load_status_ = life.status;
       --loading_;
@@ -213,7 +214,7 @@ void LlmEngine::WorkerLoop(int worker, const RunnerFactory& factory) {
       return;
     }
     first = false;
-    if (life.worked) {
+    if (life.served) {
       tries = 0;
       delay = options_.respawn_delay;
     }

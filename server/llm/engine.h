@@ -69,11 +69,11 @@ class LlmEngine {
   friend class EngineWorker;
 
   void WorkerLoop(int worker, const RunnerFactory& factory);
-  // Loads the model and works until the engine stops or the device fails: why, and whether it
-  // worked before.
+  // Loads the model and works until the engine stops or the device fails: why, and how far it came.
   struct Life {
     absl::Status status;
-    bool worked = false;
+    bool loaded = false;
+    bool served = false;  // got through a step
   };
   Life Live(int worker, const RunnerFactory& factory);
   void ShowWorkers() LLAVA_REQUIRES(mutex_);

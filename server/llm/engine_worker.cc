@@ -292,6 +292,7 @@ bool EngineWorker::Step() {
                              {"sequences", std::to_string(parts.size())}});
   }
   if (status.ok()) {
+    served_ = true;
     budget_.Observe(decoding, rows - decoding, Seconds(Clock::now() - begin));
     MutexLock lock(mutex_);
     for (size_t i = 0; i < parts.size(); ++i) blocks_.Advance(stepped[i]->table, parts[i].rows);

@@ -29,6 +29,8 @@ class EngineWorker {
   // Until the engine stops (empty result) or the device is of no use any more (why). All jobs taken
   // are answered by then.
   std::string Run();
+  // A step succeeded.
+  bool served() const { return served_; }
 
   // Thread-safe: how well a job would fit here, see RouteScore.
   double Score(const GenerateJob& job) const;
@@ -73,6 +75,7 @@ class EngineWorker {
   KvBlocks blocks_ LLAVA_GUARDED_BY(mutex_);
   int64_t active_ LLAVA_GUARDED_BY(mutex_) = 0;  // sequences that hold blocks
   int64_t paused_ = 0;
+  bool served_ = false;
 
   // What the gauges and counters know of this worker.
   struct Shown {

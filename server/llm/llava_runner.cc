@@ -12,6 +12,7 @@
 #include "model/llava/self_test.h"
 #include "model/llava/serving_model.h"
 #include "server/device/device.h"
+#include "server/llm/kv_blocks.h"
 #include "server/llm/model_runner.h"
 #include "server/runtime/status.h"
 
@@ -46,6 +47,8 @@ const char* ShortName(WeightType type) {
   }
   return "bf16";
 }
+
+static_assert(KvBlocks::kTokens == kKvBlockTokens);
 
 class LlavaRunner : public ModelRunner {
  public:

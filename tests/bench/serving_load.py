@@ -10,7 +10,6 @@ Starts the service itself (LLAVA_BIN_DIR, default build/release/bin). Prints, me
 """
 import argparse
 import json
-import os
 import pathlib
 import statistics
 import sys
@@ -102,7 +101,6 @@ def main():
     parser.add_argument("--json")
     options = parser.parse_args()
     if options.raise_priority:
-        os.setsid() if os.getpid() != os.getpgid(0) else None
         pathlib.Path("/proc/self/autogroup").write_text("-15")
     result = {"model": options.model, "dtype": options.dtype, "prompt": options.prompt, "streams": options.streams}
     with tempfile.TemporaryDirectory() as folder:
