@@ -33,7 +33,8 @@ constexpr const char* kWords[] = {"what",  "is",    "the",  "picture", "of",    
 class Run;
 class TurnCall;
 
-// A unary call that owns itself until its answer has come.
+// A unary call, deleted by the reaction to its answer: copies of that reaction live on in gRPC for
+// a moment, and must not keep the context, which holds the channel, behind the end of the run.
 template <typename Request, typename Response>
 struct UnaryCall {
   grpc::ClientContext context;
@@ -139,28 +140,23 @@ class Run {
 };
 
 void Session::Begin(bool idle) {
-  auto call = std::make_shared<UnaryCall<v1::CreateSessionRequest, v1::CreateSessionResponse>>();
+  auto* call = new UnaryCall<v1::CreateSessionRequest, v1::CreateSessionResponse>;
   call->request.set_title("llava-bench");
   call->request.set_model(run_.options.model);
-  stub_.async()->CreateSession(
-      &call->context, &call->request, &call->response,
-      [self = shared_from_this(), call, idle](const grpc::Status& status) mutable {
-        Run& run = self->run_;
-        if (!status.ok()) {
-          run.OnFailure(FromGrpc(status));
-          call.reset();
-          self.reset();
-          run.OnSessionEnd(/*failed=*/true);
-          return;
-        }
-        self->id_ = call->response.session().id();
-        call.reset();
-        if (idle) {
-          run.OnIdle(self);
-        } else {
-          self->Ask();
-        }
-      });
+  stub_.async()->CreateSession(&call->context, &call->request, &call->response,
+                               [self = shared_from_this(), call, idle](const grpc::Status& status) {
+                                 if (status.ok()) self->id_ = call->response.session().id();
+                                 delete call;
+                                 Run& run = self->run_;
+                                 if (!status.ok()) {
+                                   run.OnFailure(FromGrpc(status));
+                                   run.OnSessionEnd(/*failed=*/true);
+                                 } else if (idle) {
+                                   run.OnIdle(self);
+                                 } else {
+                                   self->Ask();
+                                 }
+                               });
 }
 
 std::string Session::Question() {
@@ -200,17 +196,14 @@ void Session::OnTurn(const absl::Status& status, TurnSample sample) {
 }
 
 void Session::End() {
-  auto call = std::make_shared<UnaryCall<v1::DeleteSessionRequest, v1::DeleteSessionResponse>>();
+  auto* call = new UnaryCall<v1::DeleteSessionRequest, v1::DeleteSessionResponse>;
   call->request.set_session_id(id_);
   stub_.async()->DeleteSession(&call->context, &call->request, &call->response,
-                               [self = shared_from_this(), call](const grpc::Status&) mutable {
+                               [self = shared_from_this(), call](const grpc::Status&) {
                                  // What cannot be deleted expires; the failure that led here is
                                  // counted.
-                                 Run& run = self->run_;
-                                 const bool failed = self->failed_;
-                                 call.reset();
-                                 self.reset();
-                                 run.OnSessionEnd(failed);
+                                 delete call;
+                                 self->run_.OnSessionEnd(self->failed_);
                                });
 }
 
