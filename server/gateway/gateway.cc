@@ -29,11 +29,8 @@ Gateway::Gateway(const GatewayOptions& options, std::unique_ptr<GatewayMetrics> 
       vision_({"vision", "llava-vision", "--vision"}, options_.vision, *metrics_),
       llm_({"llm", "llava-llm", "--llm"}, options_.llm, *metrics_),
       router_(vision_, llm_, options_.default_model),
-      encoder_(v1::VisionService::NewStub(vision_.channel())),
-      generator_(v1::LlmService::NewStub(llm_.channel())),
-      receiver_(v1::LlmService::NewStub(llm_.bulk_channel())),
-      parts_{options_,    *metrics_,  *store_, vision_,   llm_,    *encoder_,
-             *generator_, *receiver_, router_, features_, running_},
+      parts_{options_, *metrics_, *store_, vision_, llm_, router_, running_, warmup_},
+      warmup_(parts_),
       chat_(parts_, admission),
       models_(parts_) {}
 
@@ -63,6 +60,7 @@ void Gateway::Publish() {
 }
 
 void Gateway::Stop() {
+  warmup_.Stop();
   running_.BreakAll(TurnBreak::kShutdown);
   admission_.WaitUntilIdle(CondVar::Clock::now() + kStopTimeout);
   MutexLock lock(publish_mutex_);

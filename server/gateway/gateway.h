@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "server/gateway/chat_service.h"
 #include "server/gateway/model_service.h"
+#include "server/gateway/picture_warmup.h"
 #include "server/gateway/turn_parts.h"
 
 namespace llava {
@@ -48,20 +49,17 @@ class Gateway {
   const std::unique_ptr<GatewayMetrics> metrics_;
   const std::unique_ptr<SessionStore> store_;
   Admission& admission_;
-  FeatureIndex features_;
   RunningTurns running_;
 
   Mutex publish_mutex_;  // keeps reports in order, held while one is made
   OnReadiness on_readiness_ LLAVA_GUARDED_BY(publish_mutex_);
   std::map<std::string, bool> models_seen_ LLAVA_GUARDED_BY(publish_mutex_);
 
-  Backend vision_;
-  Backend llm_;
+  BackendPool vision_;
+  BackendPool llm_;
   ModelRouter router_;
-  const std::unique_ptr<v1::VisionService::Stub> encoder_;
-  const std::unique_ptr<v1::LlmService::Stub> generator_;
-  const std::unique_ptr<v1::LlmService::Stub> receiver_;
   const TurnParts parts_;
+  PictureWarmup warmup_;
   ChatServiceImpl chat_;
   ModelServiceImpl models_;
 };

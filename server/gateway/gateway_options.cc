@@ -1,26 +1,19 @@
 #include "server/gateway/gateway_options.h"
 
-#include <charconv>
 #include <cstdlib>
 #include <limits>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "server/gateway/backend_pool.h"
 
 namespace llava {
 namespace {
 
-absl::Status CheckAddress(absl::string_view flag, absl::string_view address) {
-  const size_t colon = address.rfind(':');
-  int port = 0;
-  if (colon != absl::string_view::npos && colon > 0) {
-    const char* end = address.data() + address.size();
-    const auto parsed = std::from_chars(address.data() + colon + 1, end, port);
-    if (parsed.ec != std::errc() || parsed.ptr != end) port = 0;
-  }
-  if (port >= 1 && port <= 65535) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat("--", flag, " ", address, " is not HOST:PORT, e.g. 127.0.0.1:8011"));
+absl::Status CheckAddresses(absl::string_view flag, const std::string& addresses) {
+  const auto status = ParseBackendAddresses(addresses).status();
+  if (status.ok()) return status;
+  return absl::InvalidArgumentError(absl::StrCat("--", flag, " ", status.message()));
 }
 
 }  // namespace
@@ -34,8 +27,10 @@ std::string GatewayOptions::DefaultDataDir() {
 
 void GatewayOptions::Declare(Settings& settings) {
   settings.Group("Services behind");
-  settings.Add("vision", &vision, "HOST:PORT of llava-vision");
-  settings.Add("llm", &llm, "HOST:PORT of llava-llm");
+  settings.Add("vision", &vision,
+               "Where llava-vision is: HOST:PORT, or dns:///NAME:PORT for each address of a name; "
+               "several separated by commas");
+  settings.Add("llm", &llm, "Where llava-llm is, likewise");
   settings.Add("default-model", &default_model,
                "Model of requests that name none; empty = the first that llava-llm lists");
   settings.Group("Sessions");
@@ -51,8 +46,8 @@ void GatewayOptions::Declare(Settings& settings) {
 }
 
 absl::Status GatewayOptions::Check() const {
-  if (auto status = CheckAddress("vision", vision); !status.ok()) return status;
-  if (auto status = CheckAddress("llm", llm); !status.ok()) return status;
+  if (auto status = CheckAddresses("vision", vision); !status.ok()) return status;
+  if (auto status = CheckAddresses("llm", llm); !status.ok()) return status;
   if (data_dir.empty()) return absl::InvalidArgumentError("--data-dir is empty; name a folder");
   if (max_image_bytes == 0 || max_turn_bytes == 0) {
     return absl::InvalidArgumentError("--max-image-bytes and --max-turn-bytes must be above 0");

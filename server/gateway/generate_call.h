@@ -13,8 +13,8 @@
 
 namespace llava {
 
-// One Generate call to the LLM service. Callbacks run on gRPC threads, one after the other,
-// `on_done` last and exactly once; they must not block.
+// One Generate call to an LLM service, whose load and health it keeps. Callbacks run on gRPC
+// threads, one after the other, `on_done` last and exactly once; they must not block.
 class GenerateCall : public grpc::ClientReadReactor<v1::GenerateResponse>,
                      public std::enable_shared_from_this<GenerateCall> {
  public:
@@ -28,18 +28,19 @@ class GenerateCall : public grpc::ClientReadReactor<v1::GenerateResponse>,
                                               std::chrono::system_clock::time_point deadline,
                                               Callbacks callbacks);
   // Once.
-  void Start(v1::LlmService::Stub& stub);
+  void Start();
   // Thread-safe, also before Start; `on_done` follows with CANCELLED unless the call has just
   // ended.
   void Cancel() { context_->TryCancel(); }
 
  private:
   GenerateCall(Backend& llm, v1::GenerateRequest request, Callbacks callbacks)
-      : request_(std::move(request)), callbacks_(std::move(callbacks)), context_(llm) {}
+      : llm_(llm), request_(std::move(request)), callbacks_(std::move(callbacks)), context_(llm) {}
 
   void OnReadDone(bool ok) override;
   void OnDone(const grpc::Status& status) override;
 
+  Backend& llm_;
   const v1::GenerateRequest request_;
   Callbacks callbacks_;
   CallContext context_;

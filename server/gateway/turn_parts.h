@@ -1,9 +1,6 @@
 #pragma once
 
-#include "llava/v1/llm.grpc.pb.h"
-#include "llava/v1/vision.grpc.pb.h"
-#include "server/gateway/backend.h"
-#include "server/gateway/feature_index.h"
+#include "server/gateway/backend_pool.h"
 #include "server/gateway/gateway_metrics.h"
 #include "server/gateway/gateway_options.h"
 #include "server/gateway/model_router.h"
@@ -12,19 +9,18 @@
 
 namespace llava {
 
+class PictureWarmup;
+
 // What all turns share. Everything is thread-safe and outlives every turn.
 struct TurnParts {
   const GatewayOptions& options;
   GatewayMetrics& metrics;
   SessionStore& store;
-  Backend& vision;
-  Backend& llm;
-  v1::VisionService::Stub& encoder;
-  v1::LlmService::Stub& generator;
-  v1::LlmService::Stub& receiver;  // for features, over the bulk channel
+  BackendPool& vision;
+  BackendPool& llm;
   ModelRouter& router;
-  FeatureIndex& features;
   RunningTurns& running;
+  PictureWarmup& warmup;
 };
 
 }  // namespace llava

@@ -184,8 +184,15 @@ void TurnRunner::OnRecorded(absl::StatusOr<v1::Turn> turn) {
 void TurnRunner::Attempt() {
   if (const auto why = broken()) return Conclude(EndingOfBreak(*why));
   started_.Clear();
+  // Another one than the last time, if there is one.
+  auto llm = parts_.router.PickLlm(route_, Key(), retried_ ? llm_.get() : nullptr);
+  if (!llm.ok()) {
+    if (TryAgain(llm.status())) return;
+    return Conclude(EndingOf(llm.status()));
+  }
+  llm_ = *std::move(llm);
   auto delivery = FeatureDelivery::Create(
-      parts_, prompt_, route_, request_.request_id, request_.priority, deadline_,
+      parts_, prompt_, route_, llm_, request_.request_id, request_.priority, deadline_,
       [self = shared_from_this()](absl::StatusOr<FeatureDelivery::Outcome> outcome) {
         self->OnFeatures(std::move(outcome));
       });
@@ -213,11 +220,11 @@ void TurnRunner::Generate(const FeatureDelivery::Outcome& outcome) {
   request.set_session_id(request_.session_id);
   auto self = shared_from_this();
   auto call = GenerateCall::Create(
-      parts_.llm, std::move(request), deadline_,
+      *llm_, std::move(request), deadline_,
       {.on_event = [self](v1::GenerateResponse& event) { return self->OnEvent(event); },
        .on_done = [self](absl::Status status) { self->OnGenerated(std::move(status)); }});
   SetStop([call] { call->Cancel(); });
-  call->Start(parts_.generator);
+  call->Start();
 }
 
 bool TurnRunner::OnEvent(v1::GenerateResponse& event) {
@@ -278,7 +285,7 @@ bool TurnRunner::OnDelta(v1::GenerateDelta& delta) {
 }
 
 void TurnRunner::OnGenerated(absl::Status status) {
-  if (!protocol_error_.ok()) return Conclude(EndingOf(parts_.llm.Explain(protocol_error_)));
+  if (!protocol_error_.ok()) return Conclude(EndingOf(llm_->Explain(protocol_error_)));
   if (finished_ && status.ok()) return Conclude(EndingOf(status));
   if (const auto why = broken()) return Conclude(EndingOfBreak(*why));
   if (status.ok()) status = absl::InternalError("the answer ended without a final event");
@@ -287,14 +294,14 @@ void TurnRunner::OnGenerated(absl::Status status) {
     status = OverloadedError("it did not keep the features of the pictures that it was just given",
                              kLongestDelay);
   }
-  Conclude(EndingOf(parts_.llm.Explain(status)));
+  Conclude(EndingOf(llm_->Explain(status)));
 }
 
 bool TurnRunner::TryAgain(const absl::Status& status) {
   if (token_count_ > 0 || !text_.empty()) return false;
   v1::MissingFeatures missing;
   if (GetDetail(status, &missing)) {
-    for (const v1::FeatureKey& key : missing.keys()) parts_.features.Remove(key);
+    for (const v1::FeatureKey& key : missing.keys()) llm_->features().Remove(key);
     if (std::exchange(refilled_, true)) return false;
     Attempt();
     return true;
@@ -347,7 +354,7 @@ TurnRunner::Ending TurnRunner::EndingOf(const absl::Status& status) {
         break;
     }
     // Nobody asked for that here.
-    auto ending = EndingOf(parts_.llm.Explain(OverloadedError(
+    auto ending = EndingOf(llm_->Explain(OverloadedError(
         absl::StrCat("the answer was broken off there: ", FinishReasonLabel(finished_->reason())),
         kLongestDelay)));
     ending.reason = finished_->reason();

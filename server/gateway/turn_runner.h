@@ -119,6 +119,7 @@ class TurnRunner : public std::enable_shared_from_this<TurnRunner> {
   Prompt prompt_;
   NewTurn turn_;
   Route route_;
+  std::shared_ptr<Backend> llm_;  // of the attempt under way, or of the last one
   grpc::Alarm alarm_;
   bool retried_ = false, refilled_ = false, rerouted_ = false;
   double vision_seconds_ = 0;
