@@ -18,6 +18,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "server/gateway/file_io.h"
+#include "server/runtime/failpoint.h"
 #include "server/runtime/logging.h"
 
 namespace llava {
@@ -252,6 +253,7 @@ void AnswerJournal::Loop() {
       std::swap(batch, waiting_);
     }
     const absl::Status status = WriteBatch(batch.bytes);
+    (void)LLAVA_FAILPOINT("journal.written");
     if (status.ok()) Account(batch);
     for (const Done& done : batch.done) done(status);
     RemoveDeadSegments();
@@ -263,6 +265,7 @@ absl::Status AnswerJournal::WriteBatch(const std::string& bytes) {
   const auto start = std::chrono::steady_clock::now();
   absl::Status status;
   if (file_ < 0 || file_bytes_ >= segment_bytes_) status = OpenSegment(segments_.back().number + 1);
+  if (status.ok()) status = LLAVA_FAILPOINT("journal.write");
   if (status.ok()) status = WriteAll(file_, bytes, PathOf(segments_.back().number));
   if (status.ok()) {
     file_bytes_ += bytes.size();

@@ -2,6 +2,7 @@
 
 #include "llava/v1/llm.grpc.pb.h"
 #include "llava/v1/vision.grpc.pb.h"
+#include "server/gateway/answer_journal.h"
 #include "server/gateway/backend.h"
 #include "server/gateway/feature_index.h"
 #include "server/gateway/gateway_metrics.h"
@@ -9,6 +10,7 @@
 #include "server/gateway/model_router.h"
 #include "server/gateway/running_turns.h"
 #include "server/gateway/session_store.h"
+#include "server/runtime/service_process.h"
 
 namespace llava {
 
@@ -16,7 +18,9 @@ namespace llava {
 struct TurnParts {
   const GatewayOptions& options;
   GatewayMetrics& metrics;
+  Admission& admission;
   SessionStore& store;
+  AnswerJournal& journal;
   Backend& vision;
   Backend& llm;
   v1::VisionService::Stub& encoder;
