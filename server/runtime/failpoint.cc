@@ -54,9 +54,9 @@ std::map<std::string, Rule, std::less<>> ReadRules() {
   std::map<std::string, Rule, std::less<>> rules;
   const char* setting = std::getenv("LLAVA_FAILPOINTS");
   if (setting == nullptr) return rules;
-  for (const std::string& each : absl::StrSplit(setting, ';', absl::SkipEmpty())) {
+  for (const absl::string_view each : absl::StrSplit(setting, ';', absl::SkipEmpty())) {
     const std::vector<std::string> pair = absl::StrSplit(each, '=');
-    if (pair.size() != 2 || pair[0].empty()) BadRule(each);
+    if (pair.size() != 2 || pair[0].empty()) BadRule(std::string(each));
     rules[pair[0]] = ParseRule(pair[1]);
   }
   return rules;
