@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -27,7 +28,8 @@ class Gateway {
   };
   using OnReadiness = std::function<void(const Readiness&)>;
 
-  // Opens the store. `metrics` and `admission` must outlive the gateway's last call.
+  // Opens store and journal, and takes up the turns that an earlier process left running. `metrics`
+  // and `admission` must outlive the gateway's last call.
   static absl::StatusOr<std::unique_ptr<Gateway>> Open(const GatewayOptions& options,
                                                        Metrics& metrics, Admission& admission);
   ~Gateway();
@@ -37,16 +39,22 @@ class Gateway {
   void Start(OnReadiness on_readiness);
   std::vector<grpc::Service*> services() { return {&chat_, &models_}; }
 
-  // Breaks off the answers under way and waits a few seconds until they are stored.
+  // Breaks off the answers under way and waits a few seconds until they are stored, or left in the
+  // journal for the next process.
   void Stop();
 
  private:
   Gateway(const GatewayOptions& options, std::unique_ptr<GatewayMetrics> metrics,
-          std::unique_ptr<SessionStore> store, Admission& admission);
+          std::unique_ptr<AnswerJournal> journal, std::unique_ptr<SessionStore> store,
+          Admission& admission);
+  void TakeUpTurns();
   void Publish();
+  // A thread of its own: answers that nobody reads, sessions that nobody uses.
+  void KeepHouse();
 
   const GatewayOptions options_;
   const std::unique_ptr<GatewayMetrics> metrics_;
+  const std::unique_ptr<AnswerJournal> journal_;
   const std::unique_ptr<SessionStore> store_;
   Admission& admission_;
   RunningTurns running_;
@@ -62,6 +70,11 @@ class Gateway {
   PictureWarmup warmup_;
   ChatServiceImpl chat_;
   ModelServiceImpl models_;
+
+  Mutex house_mutex_;
+  CondVar house_changed_;
+  bool closing_ LLAVA_GUARDED_BY(house_mutex_) = false;
+  std::thread housekeeper_;
 };
 
 }  // namespace llava

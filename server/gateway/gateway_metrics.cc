@@ -36,7 +36,11 @@ GatewayMetrics::GatewayMetrics(Metrics& metrics)
                                         "Bytes of pictures received and accepted.")),
       store_queue(metrics.Gauge("llava_gateway_store_queue", "Requests waiting for the store.")),
       store_commit_seconds(metrics.Histogram("llava_gateway_store_commit_seconds",
-                                             "Transactions that wrote, sync included.")) {}
+                                             "Transactions that wrote, sync included.")),
+      journal_bytes_total(metrics.Counter("llava_gateway_journal_bytes_total",
+                                          "Bytes written to the journal of running answers.")),
+      journal_write_seconds(metrics.Histogram("llava_gateway_journal_write_seconds",
+                                              "Writes of the journal, each over all answers.")) {}
 
 void GatewayMetrics::CountRequest(const std::string& method, absl::StatusCode code,
                                   double seconds) {

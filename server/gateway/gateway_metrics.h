@@ -47,6 +47,8 @@ class GatewayMetrics {
   prometheus::Counter& image_bytes_total;
   prometheus::Gauge& store_queue;
   prometheus::Histogram& store_commit_seconds;
+  prometheus::Counter& journal_bytes_total;
+  prometheus::Histogram& journal_write_seconds;
 };
 
 // "stop", "length", "cancelled" ...

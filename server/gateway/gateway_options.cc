@@ -35,13 +35,25 @@ void GatewayOptions::Declare(Settings& settings) {
                "Model of requests that name none; empty = the first that llava-llm lists");
   settings.Group("Sessions");
   settings.Add("data-dir", &data_dir, "Folder of sessions and pictures; made if missing");
+  settings.Add("session-ttl", &session_ttl,
+               "Delete sessions unused for so long, unless they say otherwise; 0s = never");
+  settings.Add("resume-grace", &resume_grace, "Go on with an answer that nobody reads for so long");
+  settings.Add("continue-timeout", &continue_timeout,
+               "Longest wait of a begun answer for a language worker that goes on with it");
   settings.Group("Limits");
+  settings.Add("max-turns-per-session", &max_turns_per_session, "Turns of a session; 0 = any", 0,
+               std::numeric_limits<int>::max());
+  settings.Add("max-images-per-session", &max_images_per_session, "Pictures of a session; 0 = any",
+               0, std::numeric_limits<int>::max());
   settings.AddBytes("max-image-bytes", &max_image_bytes, "Largest picture file");
   settings.Add("max-image-pixels", &max_image_pixels, "Largest picture, width times height", 1,
                std::numeric_limits<int>::max());
   settings.Add("max-images-per-turn", &max_images_per_turn, "Pictures in one message", 0, 1000);
   settings.AddBytes("max-turn-bytes", &max_turn_bytes, "Text and pictures of one request");
   settings.Add("request-timeout", &request_timeout, "Longest time for one answer");
+  settings.Group("Instead of serving");
+  settings.Add("backup", &backup_to, "Copy sessions and pictures to this new folder, and end");
+  settings.Add("restore", &restore_from, "Make --data-dir from such a copy, and end");
   settings.Check([this] { return Check(); });
 }
 
@@ -51,6 +63,13 @@ absl::Status GatewayOptions::Check() const {
   if (data_dir.empty()) return absl::InvalidArgumentError("--data-dir is empty; name a folder");
   if (max_image_bytes == 0 || max_turn_bytes == 0) {
     return absl::InvalidArgumentError("--max-image-bytes and --max-turn-bytes must be above 0");
+  }
+  if (!backup_to.empty() && !restore_from.empty()) {
+    return absl::InvalidArgumentError("--backup and --restore: one at a time");
+  }
+  if (session_ttl.count() < 0 || resume_grace.count() < 0 || continue_timeout.count() < 0) {
+    return absl::InvalidArgumentError(
+        "--session-ttl, --resume-grace and --continue-timeout must not be negative");
   }
   if (request_timeout.count() <= 0) {
     return absl::InvalidArgumentError("--request-timeout must be above 0");

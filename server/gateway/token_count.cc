@@ -19,7 +19,7 @@ void TokenCount::Start(const TurnParts& parts, UnaryCall call,
   count->deadline_ =
       std::min(deadline, std::chrono::system_clock::now() + parts.options.request_timeout);
   parts.store.GetConversation(
-      request.session_id(),
+      request.session_id(), {},
       [count, text = request.text(), images = std::move(images)](const auto& conversation) {
         count->OnConversation(conversation, text, images);
       });
@@ -34,8 +34,10 @@ void TokenCount::OnConversation(const absl::StatusOr<Conversation>& conversation
         absl::NotFoundError(absl::StrCat("this session has no picture \"", image.info.id(),
                                          "\"; send it again with UploadImage or as data")));
   }
-  prompt_ = PromptOfConversation(*conversation);
-  prompt_.AddUser(text, images);
+  NewTurn next;
+  next.user_text = text;
+  next.images = images;
+  prompt_ = PromptOf(*conversation, next);
   parts_.router.Resolve(conversation->session.model(), 0, !prompt_.DistinctImages().empty(),
                         [self = shared_from_this()](const auto& route) { self->OnVersion(route); });
 }

@@ -1,11 +1,13 @@
 #pragma once
 
+#include "server/gateway/answer_journal.h"
 #include "server/gateway/backend_pool.h"
 #include "server/gateway/gateway_metrics.h"
 #include "server/gateway/gateway_options.h"
 #include "server/gateway/model_router.h"
 #include "server/gateway/running_turns.h"
 #include "server/gateway/session_store.h"
+#include "server/runtime/service_process.h"
 
 namespace llava {
 
@@ -15,7 +17,9 @@ class PictureWarmup;
 struct TurnParts {
   const GatewayOptions& options;
   GatewayMetrics& metrics;
+  Admission& admission;
   SessionStore& store;
+  AnswerJournal& journal;
   BackendPool& vision;
   BackendPool& llm;
   ModelRouter& router;

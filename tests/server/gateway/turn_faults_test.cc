@@ -75,13 +75,13 @@ TEST_F(TurnFaultsTest, CancelTurnWhileThePictureIsEncoded) {
   ExpectUsable(session);
 }
 
-TEST_F(TurnFaultsTest, AClientThatLeavesStopsTheAnswer) {
+TEST_F(TurnFaultsTest, AClientThatLeavesStopsTheAnswerIfItSaysSo) {
   llm_.Set({.delay = milliseconds(50)});
   StartGateway();
   const std::string session = NewSession();
-  const Answer answer =
-      Ask(Question(session, "a b c d e f g h i j k l m n o p"),
-          [](grpc::ClientContext& context, const Answer&) { context.TryCancel(); });
+  v1::ChatRequest request = Question(session, "a b c d e f g h i j k l m n o p");
+  request.set_on_disconnect(v1::ON_DISCONNECT_CANCEL);
+  const Answer answer = AskAndLeave(request);
   EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::CANCELLED);
   ASSERT_TRUE(Eventually([&] { return llm_.cancelled() == 1; }));
   ASSERT_TRUE(Eventually([&] { return Turns(session)[0].state() == v1::TURN_STATE_FAILED; }));
@@ -154,7 +154,7 @@ TEST_F(TurnFaultsTest, FeaturesAlreadyThereAreNotSentTwice) {
   EXPECT_EQ(llm_.puts(), 2);
 }
 
-TEST_F(TurnFaultsTest, ABlindRetryBeforeTheFirstTokenOnly) {
+TEST_F(TurnFaultsTest, ABlindRetryBeforeTheFirstToken) {
   StartGateway();
   const std::string session = NewSession();
   llm_.Set({.failures = 1});
@@ -167,21 +167,33 @@ TEST_F(TurnFaultsTest, ABlindRetryBeforeTheFirstTokenOnly) {
   EXPECT_THAT(twice.status.error_message(), HasSubstr("llm service at " + options_.llm));
   EXPECT_EQ(llm_.generates(), 4);
 
-  llm_.Set({.fail_after_deltas = 2});
+  llm_.Set({});
+  ExpectUsable(session);
+  // once + its answer, (twice had none), the new question.
+  EXPECT_EQ(llm_.last_request().messages_size(), 3);
+}
+
+TEST_F(TurnFaultsTest, AFaultOfTheModelEndsTheAnswer) {
+  StartGateway();
+  const std::string session = NewSession();
+  llm_.Set(
+      {.failure = {grpc::StatusCode::INTERNAL, "a logit is not finite"}, .fail_after_deltas = 2});
   const Answer late = Ask(Question(session, "a b c d"));
-  EXPECT_EQ(late.status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_EQ(late.status.error_code(), grpc::StatusCode::INTERNAL);
   EXPECT_EQ(late.text, "a b");
   EXPECT_FALSE(late.is_finished);
-  EXPECT_EQ(llm_.generates(), 5);
+  EXPECT_EQ(llm_.generates(), 1) << "it would only happen again";
   const auto turns = Turns(session);
   EXPECT_EQ(turns.back().state(), v1::TURN_STATE_FAILED);
   EXPECT_EQ(turns.back().finish_reason(), v1::FINISH_REASON_ERROR);
   EXPECT_EQ(turns.back().answer_text(), "a b");
-  EXPECT_THAT(turns.back().error_message(), HasSubstr("worker died"));
+  EXPECT_THAT(turns.back().error_message(), HasSubstr("a logit is not finite"));
+  const Answer again = Resume(session, late.started.turn_id(), 1);
+  EXPECT_EQ(again.text, " b");
+  EXPECT_EQ(again.status.error_code(), grpc::StatusCode::INTERNAL);
   llm_.Set({});
   ExpectUsable(session);
-  // once + its answer, (twice had none), late + its beginning, the new question.
-  EXPECT_EQ(llm_.last_request().messages_size(), 5);
+  EXPECT_EQ(llm_.last_request().messages_size(), 3) << "its beginning stays in the prompt";
 }
 
 TEST_F(TurnFaultsTest, ServicesThatAreDownAreNamed) {
