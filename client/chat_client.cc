@@ -15,8 +15,13 @@
 namespace llava {
 namespace {
 
-void SetDeadline(grpc::ClientContext& context, std::chrono::milliseconds timeout) {
-  if (timeout.count() > 0) context.set_deadline(std::chrono::system_clock::now() + timeout);
+std::shared_ptr<grpc::ChannelCredentials> Credentials(const ChatClientOptions& options) {
+  if (!options.tls) return grpc::InsecureChannelCredentials();
+  grpc::SslCredentialsOptions ssl;
+  ssl.pem_root_certs = options.tls->roots;
+  ssl.pem_cert_chain = options.tls->certificate;
+  ssl.pem_private_key = options.tls->key;
+  return grpc::SslCredentials(ssl);
 }
 
 }  // namespace
@@ -76,8 +81,15 @@ void AnswerCanceller::Detach() {
 
 ChatClient::ChatClient(ChatClientOptions options)
     : options_(std::move(options)),
-      channel_(grpc::CreateChannel(options_.gateway, grpc::InsecureChannelCredentials())),
+      channel_(grpc::CreateChannel(options_.gateway, Credentials(options_))),
       stub_(v1::ChatService::NewStub(channel_)) {}
+
+void ChatClient::Prepare(grpc::ClientContext& context, std::chrono::milliseconds timeout) const {
+  if (timeout.count() > 0) context.set_deadline(std::chrono::system_clock::now() + timeout);
+  if (!options_.api_key.empty()) {
+    context.AddMetadata("authorization", absl::StrCat("Bearer ", options_.api_key));
+  }
+}
 
 absl::Status ChatClient::Connect() {
   const auto deadline = std::chrono::system_clock::now() + options_.connect_timeout;
@@ -86,7 +98,8 @@ absl::Status ChatClient::Connect() {
     if (state == GRPC_CHANNEL_TRANSIENT_FAILURE || state == GRPC_CHANNEL_SHUTDOWN ||
         !channel_->WaitForStateChange(state, deadline)) {
       return absl::UnavailableError(
-          absl::StrCat("no gateway answers at ", options_.gateway, ": is it running?"));
+          absl::StrCat("no gateway answers at ", options_.gateway, ": is it running",
+                       options_.tls ? ", with a certificate that is trusted here?" : "?"));
     }
     state = channel_->GetState(/*try_to_connect=*/true);
   }
@@ -107,7 +120,7 @@ absl::StatusOr<Response> ChatClient::Call(
     grpc::Status (v1::ChatService::Stub::*method)(grpc::ClientContext*, const Request&, Response*),
     const Request& request) {
   grpc::ClientContext context;
-  SetDeadline(context, options_.call_timeout);
+  Prepare(context, options_.call_timeout);
   Response response;
   const grpc::Status status = ((*stub_).*method)(&context, request, &response);
   if (!status.ok()) return Explain(status);
@@ -198,7 +211,7 @@ absl::StatusOr<v1::ImageInfo> ChatClient::UploadImageFile(const std::string& ses
 absl::StatusOr<v1::ImageInfo> ChatClient::Upload(const std::string& session_id, uint64_t size_bytes,
                                                  const ChunkSource& next_chunk) {
   grpc::ClientContext context;
-  SetDeadline(context, options_.call_timeout);
+  Prepare(context, options_.call_timeout);
   v1::UploadImageResponse response;
   const auto writer = stub_->UploadImage(&context, &response);
   v1::UploadImageRequest message;
@@ -226,7 +239,7 @@ absl::StatusOr<v1::ImageInfo> ChatClient::Upload(const std::string& session_id, 
 absl::StatusOr<Answer> ChatClient::Ask(const v1::ChatRequest& request, TextCallback on_text,
                                        AnswerCanceller* canceller) {
   grpc::ClientContext context;
-  SetDeadline(context, options_.answer_timeout);
+  Prepare(context, options_.answer_timeout);
   if (canceller != nullptr) canceller->Attach(*this, context);
   const auto reader = stub_->Chat(&context, request);
   AnswerStream stream(std::move(on_text));

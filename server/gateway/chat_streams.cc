@@ -42,23 +42,38 @@ grpc::ServerWriteReactor<Response>* ChatServiceImpl::Run(grpc::CallbackServerCon
     writer->Close(ToGrpc(request.status()));
     return writer.get();
   }
+  request->caller = scope->caller();
   request->request_id = scope->request_id();
   request->received = scope->received();
   request->deadline = context->deadline();
-  auto runner = TurnRunner::Create(parts_, *std::move(request),
-                                   std::make_unique<StreamSink<Response>>(writer),
-                                   [scope](const absl::Status& status) { scope->End(status); });
-  writer->SetOnGone([weak = std::weak_ptr(runner)] {
-    if (auto running = weak.lock()) running->Break(TurnBreak::kClientGone);
-  });
-  runner->Start();
+  const auto start = [this, scope, writer, turn = *request](const absl::Status& owned) {
+    if (!owned.ok()) {
+      scope->End(owned);
+      return writer->Close(ToGrpc(owned));
+    }
+    auto runner = TurnRunner::Create(parts_, turn, std::make_unique<StreamSink<Response>>(writer),
+                                     [scope](const absl::Status& status) { scope->End(status); });
+    writer->SetOnGone([weak = std::weak_ptr(runner)] {
+      if (auto running = weak.lock()) running->Break(TurnBreak::kClientGone);
+    });
+    runner->Start();
+  };
+  if (request->session_id.empty()) {
+    start(absl::OkStatus());
+  } else {
+    parts_.owners.Check(scope->caller(), request->session_id, start);
+  }
   return writer.get();
 }
 
 grpc::ServerWriteReactor<v1::ChatResponse>* ChatServiceImpl::Chat(
     grpc::CallbackServerContext* context, const v1::ChatRequest* request) {
-  auto scope = std::make_shared<RpcScope>("Chat", *context, parts_.metrics);
-  if (auto status = scope->Admit(admission_); !status.ok()) {
+  auto scope = std::make_shared<RpcScope>("Chat", *context, parts_);
+  auto status = scope->Admit(admission_);
+  if (status.ok() && request->priority() > 0 && !scope->caller().is_admin()) {
+    status = absl::PermissionDeniedError("a priority above 0 needs the role admin");
+  }
+  if (!status.ok()) {
     return Run<v1::ChatResponse>(context, std::move(scope), status);
   }
   return Run<v1::ChatResponse>(context, std::move(scope), ReadChat(*request));
@@ -102,7 +117,7 @@ void ChatServiceImpl::CountInlineImages(const std::vector<StoredImage>& images) 
 
 grpc::ServerWriteReactor<v1::RegenerateTurnResponse>* ChatServiceImpl::RegenerateTurn(
     grpc::CallbackServerContext* context, const v1::RegenerateTurnRequest* request) {
-  auto scope = std::make_shared<RpcScope>("RegenerateTurn", *context, parts_.metrics);
+  auto scope = std::make_shared<RpcScope>("RegenerateTurn", *context, parts_);
   if (auto status = scope->Admit(admission_); !status.ok()) {
     return Run<v1::RegenerateTurnResponse>(context, std::move(scope), status);
   }
@@ -126,11 +141,14 @@ absl::StatusOr<TurnRequest> ChatServiceImpl::ReadRegenerate(
 
 grpc::ServerWriteReactor<v1::ResumeTurnResponse>* ChatServiceImpl::ResumeTurn(
     grpc::CallbackServerContext* context, const v1::ResumeTurnRequest*) {
-  const auto scope = std::make_shared<RpcScope>("ResumeTurn", *context, parts_.metrics);
-  return Run<v1::ResumeTurnResponse>(
-      context, scope,
-      absl::UnimplementedError("ResumeTurn: this build keeps no journal of running answers; "
-                               "ListTurns gives the text of answers that have ended"));
+  const auto scope = std::make_shared<RpcScope>("ResumeTurn", *context, parts_);
+  auto status = scope->Enter();
+  if (status.ok()) {
+    status = absl::UnimplementedError(
+        "ResumeTurn: this build keeps no journal of running answers; "
+        "ListTurns gives the text of answers that have ended");
+  }
+  return Run<v1::ResumeTurnResponse>(context, scope, status);
 }
 
 }  // namespace llava

@@ -13,18 +13,23 @@ constexpr std::chrono::seconds kStopTimeout{5};
 
 absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Open(const GatewayOptions& options,
                                                        Metrics& metrics, Admission& admission) {
+  auto keys = ApiKeys::Open(options.keys_file, metrics);
+  if (!keys.ok()) return keys.status();
   auto gateway_metrics = std::make_unique<GatewayMetrics>(metrics);
   auto store = SessionStore::Open(options.data_dir, *gateway_metrics);
   if (!store.ok()) return store.status();
-  return std::unique_ptr<Gateway>(
-      new Gateway(options, std::move(gateway_metrics), *std::move(store), admission));
+  return std::unique_ptr<Gateway>(new Gateway(options, *std::move(keys), std::move(gateway_metrics),
+                                              *std::move(store), admission));
 }
 
-Gateway::Gateway(const GatewayOptions& options, std::unique_ptr<GatewayMetrics> metrics,
-                 std::unique_ptr<SessionStore> store, Admission& admission)
+Gateway::Gateway(const GatewayOptions& options, std::unique_ptr<ApiKeys> keys,
+                 std::unique_ptr<GatewayMetrics> metrics, std::unique_ptr<SessionStore> store,
+                 Admission& admission)
     : options_(options),
+      keys_(std::move(keys)),
       metrics_(std::move(metrics)),
       store_(std::move(store)),
+      owners_(*store_),
       admission_(admission),
       vision_({"vision", "llava-vision", "--vision"}, options_.vision, *metrics_),
       llm_({"llm", "llava-llm", "--llm"}, options_.llm, *metrics_),
@@ -32,8 +37,8 @@ Gateway::Gateway(const GatewayOptions& options, std::unique_ptr<GatewayMetrics> 
       encoder_(v1::VisionService::NewStub(vision_.channel())),
       generator_(v1::LlmService::NewStub(llm_.channel())),
       receiver_(v1::LlmService::NewStub(llm_.bulk_channel())),
-      parts_{options_,    *metrics_,  *store_, vision_,   llm_,    *encoder_,
-             *generator_, *receiver_, router_, features_, running_},
+      parts_{options_,   *metrics_, *store_,   vision_,  llm_,   *encoder_, *generator_,
+             *receiver_, router_,   features_, running_, *keys_, owners_},
       chat_(parts_, admission),
       models_(parts_) {}
 

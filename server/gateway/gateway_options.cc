@@ -40,6 +40,11 @@ void GatewayOptions::Declare(Settings& settings) {
                "Model of requests that name none; empty = the first that llava-llm lists");
   settings.Group("Sessions");
   settings.Add("data-dir", &data_dir, "Folder of sessions and pictures; made if missing");
+  settings.Group("Access");
+  settings.Add("keys-file", &keys_file,
+               "File of API keys (see llava-gateway keys --help); read again when it changes");
+  settings.Add("metrics-open", &metrics_open,
+               "With keys: /metrics needs none, wherever it listens");
   settings.Group("Limits");
   settings.AddBytes("max-image-bytes", &max_image_bytes, "Largest picture file");
   settings.Add("max-image-pixels", &max_image_pixels, "Largest picture, width times height", 1,

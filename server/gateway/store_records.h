@@ -8,9 +8,13 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "llava/v1/chat.pb.h"
 
 namespace llava {
+
+// NOT_FOUND, in the words that everybody uses who finds no such session.
+absl::Status NoSession(const std::string& id);
 
 // A picture with its file.
 struct StoredImage {

@@ -79,6 +79,11 @@ CREATE TABLE turn_images (
 ) WITHOUT ROWID;
 CREATE INDEX turn_images_by_image ON turn_images (image_id);
 )sql",
+    // Name of the API key that made the session; '' = made without keys.
+    R"sql(
+ALTER TABLE sessions ADD COLUMN owner TEXT NOT NULL DEFAULT '';
+CREATE INDEX sessions_by_owner ON sessions (owner, used_us, id);
+)sql",
 };
 
 }  // namespace

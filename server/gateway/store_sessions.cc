@@ -15,12 +15,7 @@ using google::protobuf::util::TimeUtil;
 
 constexpr char kSessionColumns[] =
     "SELECT id, model, system_prompt, sampling, title, context_overflow, created_us, used_us,"
-    " (SELECT count(*) FROM turns WHERE session_id = sessions.id) FROM sessions ";
-
-absl::Status NoSession(const std::string& id) {
-  return absl::NotFoundError(absl::StrCat(
-      "no session \"", id, "\": it was deleted or never made; begin one with CreateSession"));
-}
+    " owner, (SELECT count(*) FROM turns WHERE session_id = sessions.id) FROM sessions ";
 
 v1::Session ReadSession(const SqlRow& row) {
   v1::Session session;
@@ -32,7 +27,8 @@ v1::Session ReadSession(const SqlRow& row) {
   session.set_context_overflow(static_cast<v1::ContextOverflow>(row.Int(5)));
   *session.mutable_create_time() = TimeUtil::MicrosecondsToTimestamp(row.Int(6));
   *session.mutable_last_used_time() = TimeUtil::MicrosecondsToTimestamp(row.Int(7));
-  session.set_turn_count(static_cast<uint32_t>(row.Int(8)));
+  session.set_owner(row.Text(8));
+  session.set_turn_count(static_cast<uint32_t>(row.Int(9)));
   return session;
 }
 
@@ -44,14 +40,19 @@ SqlValue SystemPrompt(const v1::Session& session) {
 
 }  // namespace
 
+absl::Status NoSession(const std::string& id) {
+  return absl::NotFoundError(absl::StrCat(
+      "no session \"", id, "\": it was deleted or never made; begin one with CreateSession"));
+}
+
 absl::Status StoreTables::InsertSession(const v1::Session& session, int64_t now_us) {
   const std::string sampling = session.sampling().SerializeAsString();
   auto status = database_.Query(
       "INSERT INTO sessions (id, model, system_prompt, sampling, title, context_overflow,"
-      " created_us, used_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+      " created_us, used_us, owner) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
       {session.id(), session.model(), SystemPrompt(session),
        session.has_sampling() ? SqlValue(SqlBlob{sampling}) : SqlValue(nullptr), session.title(),
-       int64_t{session.context_overflow()}, now_us, now_us});
+       int64_t{session.context_overflow()}, now_us, now_us, session.owner()});
   return status.ok() ? WriteMetadata(session) : status;
 }
 
@@ -82,7 +83,8 @@ absl::StatusOr<v1::Session> StoreTables::FindSession(const std::string& id) {
   return *std::move(session);
 }
 
-absl::StatusOr<SessionPage> StoreTables::PageOfSessions(uint32_t page_size,
+absl::StatusOr<SessionPage> StoreTables::PageOfSessions(const std::optional<std::string>& owner,
+                                                        uint32_t page_size,
                                                         const std::string& page_token) {
   // A token is "<used_us>:<id>" of the last session of the page before.
   int64_t used_us = INT64_MAX;
@@ -99,11 +101,14 @@ absl::StatusOr<SessionPage> StoreTables::PageOfSessions(uint32_t page_size,
   }
   std::vector<std::string> ids;
   SessionPage page;
-  auto status = database_.Query(
-      absl::StrCat(kSessionColumns,
-                   "WHERE (used_us, id) < (?, ?) ORDER BY used_us DESC, id DESC LIMIT ?"),
-      {used_us, id, int64_t{page_size} + 1},
-      [&](const SqlRow& row) { ids.push_back(row.Text(0)); });
+  const auto take = [&](const SqlRow& row) { ids.push_back(row.Text(0)); };
+  const std::string before = "(used_us, id) < (?, ?) ORDER BY used_us DESC, id DESC LIMIT ?";
+  const int64_t limit = int64_t{page_size} + 1;
+  auto status = owner
+                    ? database_.Query(absl::StrCat(kSessionColumns, "WHERE owner = ? AND ", before),
+                                      {*owner, used_us, id, limit}, take)
+                    : database_.Query(absl::StrCat(kSessionColumns, "WHERE ", before),
+                                      {used_us, id, limit}, take);
   if (!status.ok()) return status;
   const bool more = ids.size() > page_size;
   if (more) ids.pop_back();

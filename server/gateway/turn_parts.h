@@ -2,12 +2,14 @@
 
 #include "llava/v1/llm.grpc.pb.h"
 #include "llava/v1/vision.grpc.pb.h"
+#include "server/gateway/api_keys.h"
 #include "server/gateway/backend.h"
 #include "server/gateway/feature_index.h"
 #include "server/gateway/gateway_metrics.h"
 #include "server/gateway/gateway_options.h"
 #include "server/gateway/model_router.h"
 #include "server/gateway/running_turns.h"
+#include "server/gateway/session_owners.h"
 #include "server/gateway/session_store.h"
 
 namespace llava {
@@ -25,6 +27,8 @@ struct TurnParts {
   ModelRouter& router;
   FeatureIndex& features;
   RunningTurns& running;
+  const ApiKeys& keys;
+  SessionOwners& owners;
 };
 
 }  // namespace llava

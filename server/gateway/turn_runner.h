@@ -9,6 +9,7 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "server/gateway/api_keys.h"
 #include "server/gateway/feature_delivery.h"
 #include "server/gateway/generate_call.h"
 #include "server/gateway/prompt.h"
@@ -27,6 +28,7 @@ class TurnSink {
 
 // A question that passed the checks of request_checks.h.
 struct TurnRequest {
+  Caller caller;
   std::string request_id;
   // Empty: a call without session; `prompt` is the whole conversation.
   std::string session_id;

@@ -15,21 +15,18 @@ TEST(GatewayOptionsTest, EachFlagIsRead) {
   GatewayOptions options;
   Settings settings("llava-gateway", "test");
   options.Declare(settings);
-  const char* const flags[] = {"llava-gateway",
-                               "--vision=v:1",
-                               "--llm=l:2",
-                               "--default-model=emoji",
-                               "--data-dir=/tmp/x",
-                               "--max-image-bytes=1K",
-                               "--max-image-pixels=2048",
-                               "--max-images-per-turn=3",
-                               "--max-turn-bytes=4K",
-                               "--request-timeout=5s"};
+  const char* const flags[] = {
+      "llava-gateway",           "--vision=v:1",         "--llm=l:2",
+      "--default-model=emoji",   "--data-dir=/tmp/x",    "--keys-file=/tmp/keys",
+      "--metrics-open",          "--max-image-bytes=1K", "--max-image-pixels=2048",
+      "--max-images-per-turn=3", "--max-turn-bytes=4K",  "--request-timeout=5s"};
   EXPECT_EQ(settings.Parse(std::size(flags), flags), std::nullopt);
   EXPECT_EQ(options.vision, "v:1");
   EXPECT_EQ(options.llm, "l:2");
   EXPECT_EQ(options.default_model, "emoji");
   EXPECT_EQ(options.data_dir, "/tmp/x");
+  EXPECT_EQ(options.keys_file, "/tmp/keys");
+  EXPECT_TRUE(options.metrics_open);
   EXPECT_EQ(options.max_image_bytes, 1024U);
   EXPECT_EQ(options.image_limits().max_pixels, 2048U);
   EXPECT_EQ(options.max_images_per_turn, 3);
