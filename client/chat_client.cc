@@ -18,8 +18,13 @@
 namespace llava {
 namespace {
 
-void SetDeadline(grpc::ClientContext& context, std::chrono::milliseconds timeout) {
-  if (timeout.count() > 0) context.set_deadline(std::chrono::system_clock::now() + timeout);
+std::shared_ptr<grpc::ChannelCredentials> Credentials(const ChatClientOptions& options) {
+  if (!options.tls) return grpc::InsecureChannelCredentials();
+  grpc::SslCredentialsOptions ssl;
+  ssl.pem_root_certs = options.tls->roots;
+  ssl.pem_cert_chain = options.tls->certificate;
+  ssl.pem_private_key = options.tls->key;
+  return grpc::SslCredentials(ssl);
 }
 
 // Between the tries to get a broken answer back, where the gateway says nothing else.
@@ -97,8 +102,20 @@ bool AnswerCanceller::Pause(std::chrono::milliseconds delay) {
 
 ChatClient::ChatClient(ChatClientOptions options)
     : options_(std::move(options)),
-      channel_(grpc::CreateChannel(options_.gateway, grpc::InsecureChannelCredentials())),
+      channel_(grpc::CreateChannel(options_.gateway, Credentials(options_))),
       stub_(v1::ChatService::NewStub(channel_)) {}
+
+ChatClient::Deadline ChatClient::After(std::chrono::milliseconds timeout) {
+  if (timeout.count() <= 0) return Deadline::max();
+  return std::chrono::system_clock::now() + timeout;
+}
+
+void ChatClient::Prepare(grpc::ClientContext& context, Deadline deadline) const {
+  context.set_deadline(deadline);
+  if (!options_.api_key.empty()) {
+    context.AddMetadata("authorization", absl::StrCat("Bearer ", options_.api_key));
+  }
+}
 
 absl::Status ChatClient::Connect() {
   const auto deadline = std::chrono::system_clock::now() + options_.connect_timeout;
@@ -107,7 +124,8 @@ absl::Status ChatClient::Connect() {
     if (state == GRPC_CHANNEL_TRANSIENT_FAILURE || state == GRPC_CHANNEL_SHUTDOWN ||
         !channel_->WaitForStateChange(state, deadline)) {
       return absl::UnavailableError(
-          absl::StrCat("no gateway answers at ", options_.gateway, ": is it running?"));
+          absl::StrCat("no gateway answers at ", options_.gateway, ": is it running",
+                       options_.tls ? ", with a certificate that is trusted here?" : "?"));
     }
     state = channel_->GetState(/*try_to_connect=*/true);
   }
@@ -128,7 +146,7 @@ absl::StatusOr<Response> ChatClient::Call(
     grpc::Status (v1::ChatService::Stub::*method)(grpc::ClientContext*, const Request&, Response*),
     const Request& request) {
   grpc::ClientContext context;
-  SetDeadline(context, options_.call_timeout);
+  Prepare(context, After(options_.call_timeout));
   Response response;
   const grpc::Status status = ((*stub_).*method)(&context, request, &response);
   if (!status.ok()) return Explain(status);
@@ -219,7 +237,7 @@ absl::StatusOr<v1::ImageInfo> ChatClient::UploadImageFile(const std::string& ses
 absl::StatusOr<v1::ImageInfo> ChatClient::Upload(const std::string& session_id, uint64_t size_bytes,
                                                  const ChunkSource& next_chunk) {
   grpc::ClientContext context;
-  SetDeadline(context, options_.call_timeout);
+  Prepare(context, After(options_.call_timeout));
   v1::UploadImageResponse response;
   const auto writer = stub_->UploadImage(&context, &response);
   v1::UploadImageRequest message;
@@ -266,7 +284,7 @@ absl::Status ChatClient::Read(grpc::ClientContext& context, grpc::ClientReader<R
 absl::Status ChatClient::AskOnce(const v1::ChatRequest& request, Deadline deadline,
                                  AnswerStream& stream, AnswerCanceller* canceller) {
   grpc::ClientContext context;
-  context.set_deadline(deadline);
+  Prepare(context, deadline);
   if (canceller != nullptr) canceller->Attach(*this, context);
   return Read(context, *stub_->Chat(&context, request), stream, canceller);
 }
@@ -279,7 +297,7 @@ absl::Status ChatClient::ResumeOnce(Deadline deadline, AnswerStream& stream,
   request.set_after_offset(stream.text_bytes());
   request.set_restarts(stream.started().restarts());
   grpc::ClientContext context;
-  context.set_deadline(deadline);
+  Prepare(context, deadline);
   if (canceller != nullptr) canceller->Attach(*this, context);
   return Read(context, *stub_->ResumeTurn(&context, request), stream, canceller);
 }
@@ -290,9 +308,7 @@ absl::StatusOr<Answer> ChatClient::Ask(const v1::ChatRequest& request, TextCallb
   v1::ChatRequest asked = request;
   const bool has_session = !asked.session_id().empty();
   if (has_session && asked.idempotency_key().empty()) asked.set_idempotency_key(RandomKey());
-  const Deadline deadline = options_.answer_timeout.count() > 0
-                                ? std::chrono::system_clock::now() + options_.answer_timeout
-                                : Deadline::max();
+  const Deadline deadline = After(options_.answer_timeout);
   AnswerStream stream(std::move(on_text));
   const bool connected = channel_->GetState(/*try_to_connect=*/true) == GRPC_CHANNEL_READY;
   absl::Status status = AskOnce(asked, deadline, stream, canceller);

@@ -11,6 +11,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -63,9 +64,18 @@ class AnswerCanceller {
   bool abandoned_ = false;
 };
 
+// Certificates in PEM form. The gateway's name must stand in its certificate.
+struct ChatClientTls {
+  std::string roots;        // who may have signed the gateway's; empty: who this machine trusts
+  std::string certificate;  // ours, if the gateway asks for one, and its key
+  std::string key;
+};
+
 // Where the gateway is, and how long to wait for it.
 struct ChatClientOptions {
   std::string gateway = "127.0.0.1:8001";  // HOST:PORT
+  std::string api_key = {};                // printable; empty: none is sent
+  std::optional<ChatClientTls> tls = {};   // unset: an open connection
   std::chrono::milliseconds connect_timeout{5000};
   std::chrono::milliseconds call_timeout{30000};  // each call but Ask
   std::chrono::milliseconds answer_timeout{0};    // deadline of Ask; 0 = none
@@ -140,6 +150,10 @@ class ChatClient {
   template <typename Response>
   absl::Status Read(grpc::ClientContext& context, grpc::ClientReader<Response>& reader,
                     AnswerStream& stream, AnswerCanceller* canceller);
+  // Deadline and API key of a call.
+  void Prepare(grpc::ClientContext& context, Deadline deadline) const;
+  // The deadline of a call that begins now; 0 = none.
+  static Deadline After(std::chrono::milliseconds timeout);
 
   // The status with our own words about a connection that is down.
   absl::Status Explain(const grpc::Status& status);

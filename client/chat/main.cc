@@ -59,7 +59,7 @@ int Main(int argc, char** argv) {
 
   Interrupts interrupts;  // before gRPC begins threads
   Screen screen(stdout, stderr);
-  ChatClient client({.gateway = options.gateway});
+  ChatClient client({.gateway = options.gateway, .api_key = options.api_key, .tls = options.tls});
   Conversation conversation(client, options, screen, interrupts);
   if (const absl::Status status = conversation.Begin(); !status.ok()) {
     screen.Error(absl::StrCat("llava-chat: ", ErrorLine(status)));

@@ -6,6 +6,7 @@
 #include <variant>
 #include <vector>
 
+#include "client/chat_client.h"
 #include "llava/v1/types.pb.h"
 
 namespace llava {
@@ -13,6 +14,8 @@ namespace llava {
 // What the command line and the environment say.
 struct ChatOptions {
   std::string gateway = "127.0.0.1:8001";
+  std::string api_key;                // from a file or the environment, never from a flag
+  std::optional<ChatClientTls> tls;   // set by any of the --tls flags
   std::string image;                  // path of the first question's picture; empty: none
   std::string model;                  // empty: the gateway's default
   std::optional<std::string> system;  // replaces the model's system text

@@ -3,6 +3,7 @@
 #include "server/gateway/chat_service.h"
 
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -13,10 +14,22 @@
 
 namespace llava {
 
+void ChatServiceImpl::ForOwner(const UnaryCall& call, absl::Status checked,
+                               const std::string& session_id, std::function<void()> work) {
+  absl::Status status = call.scope().Enter();
+  if (status.ok()) status = std::move(checked);
+  if (!status.ok()) return call.Finish(status);
+  parts_.owners.Check(call.scope().caller(), session_id,
+                      [call, work = std::move(work)](const absl::Status& owned) {
+                        if (!owned.ok()) return call.Finish(owned);
+                        work();
+                      });
+}
+
 grpc::ServerUnaryReactor* ChatServiceImpl::CreateSession(grpc::CallbackServerContext* context,
                                                          const v1::CreateSessionRequest* request,
                                                          v1::CreateSessionResponse* response) {
-  const UnaryCall call("CreateSession", *context, parts_.metrics);
+  const UnaryCall call("CreateSession", *context, parts_);
   auto status = call.scope().Admit(admission_);
   if (status.ok()) status = CheckCreateSession(*request);
   if (!status.ok()) {
@@ -25,6 +38,7 @@ grpc::ServerUnaryReactor* ChatServiceImpl::CreateSession(grpc::CallbackServerCon
   }
   v1::Session session;
   session.set_id(RandomId());
+  session.set_owner(call.scope().caller().name());
   session.set_model(request->model());
   if (request->has_system_prompt()) session.set_system_prompt(request->system_prompt());
   if (request->has_sampling()) *session.mutable_sampling() = request->sampling();
@@ -56,63 +70,61 @@ grpc::ServerUnaryReactor* ChatServiceImpl::CreateSession(grpc::CallbackServerCon
 grpc::ServerUnaryReactor* ChatServiceImpl::GetSession(grpc::CallbackServerContext* context,
                                                       const v1::GetSessionRequest* request,
                                                       v1::GetSessionResponse* response) {
-  const UnaryCall call("GetSession", *context, parts_.metrics);
-  if (auto status = CheckSessionId(request->session_id()); !status.ok()) {
-    call.Finish(status);
-  } else {
-    parts_.store.GetSession(request->session_id(), [call, response](auto session) {
-      if (session.ok()) *response->mutable_session() = *std::move(session);
-      call.Finish(session.status());
-    });
-  }
+  const UnaryCall call("GetSession", *context, parts_);
+  ForOwner(call, CheckSessionId(request->session_id()), request->session_id(),
+           [this, call, request, response] {
+             parts_.store.GetSession(request->session_id(), [call, response](auto session) {
+               if (session.ok()) *response->mutable_session() = *std::move(session);
+               call.Finish(session.status());
+             });
+           });
   return call.reactor();
 }
 
 grpc::ServerUnaryReactor* ChatServiceImpl::ListSessions(grpc::CallbackServerContext* context,
                                                         const v1::ListSessionsRequest* request,
                                                         v1::ListSessionsResponse* response) {
-  const UnaryCall call("ListSessions", *context, parts_.metrics);
+  const UnaryCall call("ListSessions", *context, parts_);
   const auto page_size = PageSize(request->page_size());
-  if (!page_size.ok()) {
-    call.Finish(page_size.status());
+  auto status = call.scope().Enter();
+  if (status.ok()) status = page_size.status();
+  if (!status.ok()) {
+    call.Finish(status);
     return call.reactor();
   }
-  parts_.store.ListSessions(*page_size, request->page_token(), [call, response](auto page) {
+  const Caller& caller = call.scope().caller();
+  const auto owner = caller.is_admin() ? std::nullopt : std::make_optional(caller.name());
+  const auto answer = [call, response](auto page) {
     if (page.ok()) {
       for (v1::Session& session : page->sessions) *response->add_sessions() = std::move(session);
       response->set_next_page_token(page->next_page_token);
     }
     call.Finish(page.status());
-  });
+  };
+  parts_.store.ListSessions(owner, *page_size, request->page_token(), answer);
   return call.reactor();
 }
 
 grpc::ServerUnaryReactor* ChatServiceImpl::UpdateSession(grpc::CallbackServerContext* context,
                                                          const v1::UpdateSessionRequest* request,
                                                          v1::UpdateSessionResponse* response) {
-  const UnaryCall call("UpdateSession", *context, parts_.metrics);
-  if (auto status = CheckUpdateSession(*request); !status.ok()) {
-    call.Finish(status);
-  } else {
-    parts_.store.UpdateSession(request->session(), request->update_mask(),
-                               [call, response](auto session) {
-                                 if (session.ok()) {
-                                   *response->mutable_session() = *std::move(session);
-                                 }
-                                 call.Finish(session.status());
-                               });
-  }
+  const UnaryCall call("UpdateSession", *context, parts_);
+  ForOwner(call, CheckUpdateSession(*request), request->session().id(),
+           [this, call, request, response] {
+             parts_.store.UpdateSession(request->session(), request->update_mask(),
+                                        [call, response](auto session) {
+                                          if (session.ok())
+                                            *response->mutable_session() = *std::move(session);
+                                          call.Finish(session.status());
+                                        });
+           });
   return call.reactor();
 }
 
 grpc::ServerUnaryReactor* ChatServiceImpl::DeleteSession(grpc::CallbackServerContext* context,
                                                          const v1::DeleteSessionRequest* request,
                                                          v1::DeleteSessionResponse* response) {
-  const UnaryCall call("DeleteSession", *context, parts_.metrics);
-  if (auto status = CheckSessionId(request->session_id()); !status.ok()) {
-    call.Finish(status);
-    return call.reactor();
-  }
+  const UnaryCall call("DeleteSession", *context, parts_);
   const std::string id = request->session_id();
   const auto remove = [this, call, id] {
     // Keeps new turns away until the session is gone.
@@ -124,31 +136,29 @@ grpc::ServerUnaryReactor* ChatServiceImpl::DeleteSession(grpc::CallbackServerCon
       call.Finish(status);
     });
   };
-  if (!parts_.running.Break(id, "", TurnBreak::kCancelTurn, remove)) remove();
+  ForOwner(call, CheckSessionId(id), id, [this, id, remove] {
+    if (!parts_.running.Break(id, "", TurnBreak::kCancelTurn, remove)) remove();
+  });
   return call.reactor();
 }
 
 grpc::ServerUnaryReactor* ChatServiceImpl::ListTurns(grpc::CallbackServerContext* context,
                                                      const v1::ListTurnsRequest* request,
                                                      v1::ListTurnsResponse* response) {
-  const UnaryCall call("ListTurns", *context, parts_.metrics);
+  const UnaryCall call("ListTurns", *context, parts_);
   auto status = CheckSessionId(request->session_id());
   const auto page_size = PageSize(request->page_size());
   if (status.ok()) status = page_size.status();
-  if (!status.ok()) {
-    call.Finish(status);
-    return call.reactor();
-  }
-  parts_.store.ListTurns(request->session_id(), *page_size, request->page_token(),
-                         [call, response](auto page) {
-                           if (page.ok()) {
-                             for (v1::Turn& turn : page->turns) {
-                               *response->add_turns() = std::move(turn);
-                             }
-                             response->set_next_page_token(page->next_page_token);
-                           }
-                           call.Finish(page.status());
-                         });
+  const auto answer = [call, response](auto page) {
+    if (page.ok()) {
+      for (v1::Turn& turn : page->turns) *response->add_turns() = std::move(turn);
+      response->set_next_page_token(page->next_page_token);
+    }
+    call.Finish(page.status());
+  };
+  ForOwner(call, status, request->session_id(), [this, request, page_size, answer] {
+    parts_.store.ListTurns(request->session_id(), *page_size, request->page_token(), answer);
+  });
   return call.reactor();
 }
 
@@ -160,30 +170,33 @@ grpc::ServerReadReactor<v1::UploadImageRequest>* ChatServiceImpl::UploadImage(
 grpc::ServerUnaryReactor* ChatServiceImpl::CancelTurn(grpc::CallbackServerContext* context,
                                                       const v1::CancelTurnRequest* request,
                                                       v1::CancelTurnResponse* response) {
-  const UnaryCall call("CancelTurn", *context, parts_.metrics);
-  if (auto status = CheckSessionId(request->session_id()); !status.ok()) {
-    call.Finish(status);
-    return call.reactor();
-  }
-  const bool running = parts_.running.Break(request->session_id(), request->turn_id(),
-                                            TurnBreak::kCancelTurn, [call, response] {
-                                              response->set_was_running(true);
-                                              call.Finish(absl::OkStatus());
-                                            });
-  if (running) return call.reactor();
-  const auto ended = [call](const auto& known) { call.Finish(known.status()); };
-  if (request->turn_id().empty()) {
-    parts_.store.GetSession(request->session_id(), ended);
-  } else {
-    parts_.store.GetTurn(request->session_id(), request->turn_id(), ended);
-  }
+  const UnaryCall call("CancelTurn", *context, parts_);
+  ForOwner(call, CheckSessionId(request->session_id()), request->session_id(),
+           [this, call, request, response] {
+             const bool running = parts_.running.Break(request->session_id(), request->turn_id(),
+                                                       TurnBreak::kCancelTurn, [call, response] {
+                                                         response->set_was_running(true);
+                                                         call.Finish(absl::OkStatus());
+                                                       });
+             if (running) return;
+             const auto ended = [call](const auto& known) { call.Finish(known.status()); };
+             if (request->turn_id().empty()) {
+               parts_.store.GetSession(request->session_id(), ended);
+             } else {
+               parts_.store.GetTurn(request->session_id(), request->turn_id(), ended);
+             }
+           });
   return call.reactor();
 }
 
 grpc::ServerUnaryReactor* ChatServiceImpl::ListModels(grpc::CallbackServerContext* context,
                                                       const v1::ChatServiceListModelsRequest*,
                                                       v1::ChatServiceListModelsResponse* response) {
-  const UnaryCall call("ListModels", *context, parts_.metrics);
+  const UnaryCall call("ListModels", *context, parts_);
+  if (auto status = call.scope().Enter(); !status.ok()) {
+    call.Finish(status);
+    return call.reactor();
+  }
   const auto answer = [this, call, response] {
     auto models = parts_.router.LanguageModels();
     if (models.ok()) {
@@ -203,16 +216,16 @@ grpc::ServerUnaryReactor* ChatServiceImpl::ListModels(grpc::CallbackServerContex
 grpc::ServerUnaryReactor* ChatServiceImpl::CountTokens(
     grpc::CallbackServerContext* context, const v1::ChatServiceCountTokensRequest* request,
     v1::ChatServiceCountTokensResponse* response) {
-  const UnaryCall call("CountTokens", *context, parts_.metrics);
+  const UnaryCall call("CountTokens", *context, parts_);
   auto status = call.scope().Admit(admission_);
   if (status.ok()) status = CheckSessionId(request->session_id());
   auto images = ReadMessage(request->text(), request->images(), parts_.options);
   if (status.ok()) status = images.status();
-  if (!status.ok()) {
-    call.Finish(status);
-    return call.reactor();
-  }
-  TokenCount::Start(parts_, call, *request, *std::move(images), context->deadline(), response);
+  ForOwner(
+      call, status, request->session_id(),
+      [this, call, request, response, images = std::move(images), deadline = context->deadline()] {
+        TokenCount::Start(parts_, call, *request, *images, deadline, response);
+      });
   return call.reactor();
 }
 

@@ -1,5 +1,10 @@
 #pragma once
 
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
 #include "llava/v1/chat.grpc.pb.h"
 #include "server/gateway/rpc_scope.h"
 #include "server/gateway/turn_parts.h"
@@ -52,6 +57,10 @@ class ChatServiceImpl final : public v1::ChatService::CallbackService {
                                         v1::ChatServiceCountTokensResponse* response) override;
 
  private:
+  // `work` runs if the caller may come in, the request was `checked` and the session is his; else
+  // the call is finished. On this thread or the store's; the request lives until Finish.
+  void ForOwner(const UnaryCall& call, absl::Status checked, const std::string& session_id,
+                std::function<void()> work);
   // Runs a turn whose request was read (or refused) into a stream of `Response`.
   template <typename Response>
   grpc::ServerWriteReactor<Response>* Run(grpc::CallbackServerContext* context,

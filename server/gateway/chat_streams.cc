@@ -81,20 +81,35 @@ grpc::ServerWriteReactor<Response>* ChatServiceImpl::Run(grpc::CallbackServerCon
     writer->Close(ToGrpc(request.status()));
     return writer.get();
   }
+  request->caller = scope->caller();
   request->request_id = scope->request_id();
   request->received = scope->received();
   request->deadline = context->deadline();
-  auto runner = TurnRunner::Create(parts_, *std::move(request),
-                                   std::make_unique<StreamSink<Response>>(writer),
-                                   [scope](const absl::Status& status) { scope->End(status); });
-  runner->Start();
+  const auto start = [this, scope, writer, turn = *request](const absl::Status& owned) {
+    if (!owned.ok()) {
+      scope->End(owned);
+      return writer->Close(ToGrpc(owned));
+    }
+    TurnRunner::Create(parts_, turn, std::make_unique<StreamSink<Response>>(writer),
+                       [scope](const absl::Status& status) { scope->End(status); })
+        ->Start();
+  };
+  if (request->session_id.empty()) {
+    start(absl::OkStatus());
+  } else {
+    parts_.owners.Check(scope->caller(), request->session_id, start);
+  }
   return writer.get();
 }
 
 grpc::ServerWriteReactor<v1::ChatResponse>* ChatServiceImpl::Chat(
     grpc::CallbackServerContext* context, const v1::ChatRequest* request) {
-  auto scope = std::make_shared<RpcScope>("Chat", *context, parts_.metrics);
-  if (auto status = scope->Admit(admission_); !status.ok()) {
+  auto scope = std::make_shared<RpcScope>("Chat", *context, parts_);
+  auto status = scope->Admit(admission_);
+  if (status.ok() && request->priority() > 0 && !scope->caller().is_admin()) {
+    status = absl::PermissionDeniedError("a priority above 0 needs the role admin");
+  }
+  if (!status.ok()) {
     return Run<v1::ChatResponse>(context, std::move(scope), status);
   }
   return Run<v1::ChatResponse>(context, std::move(scope), ReadChat(*request));
@@ -140,7 +155,7 @@ void ChatServiceImpl::CountInlineImages(const std::vector<StoredImage>& images) 
 
 grpc::ServerWriteReactor<v1::RegenerateTurnResponse>* ChatServiceImpl::RegenerateTurn(
     grpc::CallbackServerContext* context, const v1::RegenerateTurnRequest* request) {
-  auto scope = std::make_shared<RpcScope>("RegenerateTurn", *context, parts_.metrics);
+  auto scope = std::make_shared<RpcScope>("RegenerateTurn", *context, parts_);
   if (auto status = scope->Admit(admission_); !status.ok()) {
     return Run<v1::RegenerateTurnResponse>(context, std::move(scope), status);
   }
@@ -165,11 +180,12 @@ absl::StatusOr<TurnRequest> ChatServiceImpl::ReadRegenerate(
 
 grpc::ServerWriteReactor<v1::ResumeTurnResponse>* ChatServiceImpl::ResumeTurn(
     grpc::CallbackServerContext* context, const v1::ResumeTurnRequest* request) {
-  const auto scope = std::make_shared<RpcScope>("ResumeTurn", *context, parts_.metrics);
+  const auto scope = std::make_shared<RpcScope>("ResumeTurn", *context, parts_);
   auto writer = StreamWriter<v1::ResumeTurnResponse>::Create();
   const TurnReader reader{std::make_shared<StreamSink<v1::ResumeTurnResponse>>(writer),
                           [scope](const absl::Status& status) { scope->End(status); }};
-  absl::Status status = CheckSessionId(request->session_id());
+  absl::Status status = scope->Enter();
+  if (status.ok()) status = CheckSessionId(request->session_id());
   if (status.ok()) status = CheckTurnId(request->turn_id());
   if (!status.ok()) {
     reader.End(status);
@@ -177,7 +193,12 @@ grpc::ServerWriteReactor<v1::ResumeTurnResponse>* ChatServiceImpl::ResumeTurn(
   }
   ResumePoint from{request->after_offset(), std::nullopt};
   if (request->has_restarts()) from.restarts = request->restarts();
-  Follow(parts_, request->session_id(), request->turn_id(), from, reader);
+  parts_.owners.Check(scope->caller(), request->session_id(),
+                      [this, reader, from, session_id = request->session_id(),
+                       turn_id = request->turn_id()](const absl::Status& owned) {
+                        if (!owned.ok()) return reader.End(owned);
+                        Follow(parts_, session_id, turn_id, from, reader);
+                      });
   return writer.get();
 }
 

@@ -23,6 +23,8 @@ constexpr std::chrono::seconds kExpiryPeriod{10};
 
 absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Open(const GatewayOptions& options,
                                                        Metrics& metrics, Admission& admission) {
+  auto keys = ApiKeys::Open(options.keys_file, metrics);
+  if (!keys.ok()) return keys.status();
   auto gateway_metrics = std::make_unique<GatewayMetrics>(metrics);
   SessionStore::Options store_options;
   store_options.limits = {.turns_per_session = options.max_turns_per_session,
@@ -32,26 +34,29 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Open(const GatewayOptions& opt
   auto journal =
       AnswerJournal::Open(std::filesystem::path(options.data_dir) / "journal", *gateway_metrics);
   if (!journal.ok()) return journal.status();
-  std::unique_ptr<Gateway> gateway(new Gateway(options, std::move(gateway_metrics),
-                                               *std::move(journal), *std::move(store), admission));
+  std::unique_ptr<Gateway> gateway(new Gateway(options, *std::move(keys),
+                                               std::move(gateway_metrics), *std::move(journal),
+                                               *std::move(store), admission));
   gateway->TakeUpTurns();
   gateway->housekeeper_ = std::thread([raw = gateway.get()] { raw->KeepHouse(); });
   return gateway;
 }
 
-Gateway::Gateway(const GatewayOptions& options, std::unique_ptr<GatewayMetrics> metrics,
-                 std::unique_ptr<AnswerJournal> journal, std::unique_ptr<SessionStore> store,
-                 Admission& admission)
+Gateway::Gateway(const GatewayOptions& options, std::unique_ptr<ApiKeys> keys,
+                 std::unique_ptr<GatewayMetrics> metrics, std::unique_ptr<AnswerJournal> journal,
+                 std::unique_ptr<SessionStore> store, Admission& admission)
     : options_(options),
+      keys_(std::move(keys)),
       metrics_(std::move(metrics)),
       journal_(std::move(journal)),
       store_(std::move(store)),
+      owners_(*store_),
       admission_(admission),
       vision_({"vision", "llava-vision", "--vision"}, options_.vision, *metrics_),
       llm_({"llm", "llava-llm", "--llm"}, options_.llm, *metrics_),
       router_(vision_, llm_, options_.default_model),
-      parts_{options_, *metrics_, admission, *store_,  *journal_,
-             vision_,  llm_,      router_,   running_, warmup_},
+      parts_{options_, *metrics_, admission, *store_, *journal_, vision_,
+             llm_,     router_,   running_,  warmup_, *keys_,    owners_},
       warmup_(parts_),
       chat_(parts_, admission),
       models_(parts_) {}

@@ -38,24 +38,27 @@ class Gateway {
   // every change until Stop.
   void Start(OnReadiness on_readiness);
   std::vector<grpc::Service*> services() { return {&chat_, &models_}; }
+  const ApiKeys& keys() const { return *keys_; }
 
   // Breaks off the answers under way and waits a few seconds until they are stored, or left in the
   // journal for the next process.
   void Stop();
 
  private:
-  Gateway(const GatewayOptions& options, std::unique_ptr<GatewayMetrics> metrics,
-          std::unique_ptr<AnswerJournal> journal, std::unique_ptr<SessionStore> store,
-          Admission& admission);
+  Gateway(const GatewayOptions& options, std::unique_ptr<ApiKeys> keys,
+          std::unique_ptr<GatewayMetrics> metrics, std::unique_ptr<AnswerJournal> journal,
+          std::unique_ptr<SessionStore> store, Admission& admission);
   void TakeUpTurns();
   void Publish();
   // A thread of its own: answers that nobody reads, sessions that nobody uses.
   void KeepHouse();
 
   const GatewayOptions options_;
+  const std::unique_ptr<ApiKeys> keys_;
   const std::unique_ptr<GatewayMetrics> metrics_;
   const std::unique_ptr<AnswerJournal> journal_;
   const std::unique_ptr<SessionStore> store_;
+  SessionOwners owners_;
   Admission& admission_;
   RunningTurns running_;
 

@@ -3,8 +3,10 @@
 #include <cstdio>
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include "server/gateway/gateway.h"
+#include "server/gateway/keys_command.h"
 #include "server/gateway/store_backup.h"
 #include "server/runtime/logging.h"
 #include "server/runtime/service_process.h"
@@ -35,6 +37,7 @@ int CopyStore(const char* program, const GatewayOptions& options) {
 int main(int argc, char** argv) {
   using namespace llava;
   constexpr char kProgram[] = "llava-gateway";
+  if (argc > 1 && std::string(argv[1]) == "keys") return RunKeysCommand(argc - 1, argv + 1);
 
   ProcessOptions process_options;
   process_options.port = 8001;
@@ -43,7 +46,7 @@ int main(int argc, char** argv) {
   Settings settings(kProgram,
                     "Conversations about pictures: sessions, uploads and streamed answers over "
                     "gRPC, in front of llava-vision and llava-llm.");
-  process_options.Declare(settings);
+  process_options.Declare(settings, [&options] { return !options.keys_file.empty(); });
   options.Declare(settings);
   if (const auto code = settings.Parse(argc, argv)) return *code;
   if (!options.backup_to.empty() || !options.restore_from.empty()) {
@@ -60,7 +63,18 @@ int main(int argc, char** argv) {
     return 1;
   }
   gateway = *std::move(opened);
-  if (const int code = process.Start(gateway->services(), {"llava.v1.ChatService"}); code != 0) {
+  AccessGuards guards;
+  if (gateway->keys().required()) {
+    guards.reflection = [&keys = gateway->keys()](std::string_view authorization) {
+      return keys.Identify(authorization).status();
+    };
+    if (!process_options.on_loopback() && !options.metrics_open) {
+      guards.metrics = [&keys = gateway->keys()](std::string_view authorization) {
+        return MayReadMetrics(keys, authorization);
+      };
+    }
+  }
+  if (const int code = process.Start(gateway->services(), {"llava.v1.ChatService"}, guards)) {
     return code;
   }
   gateway->Start([&](const Gateway::Readiness& readiness) {

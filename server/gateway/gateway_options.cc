@@ -40,6 +40,11 @@ void GatewayOptions::Declare(Settings& settings) {
   settings.Add("resume-grace", &resume_grace, "Go on with an answer that nobody reads for so long");
   settings.Add("continue-timeout", &continue_timeout,
                "Longest wait of a begun answer for a language worker that goes on with it");
+  settings.Group("Access");
+  settings.Add("keys-file", &keys_file,
+               "File of API keys (see llava-gateway keys --help); read again when it changes");
+  settings.Add("metrics-open", &metrics_open,
+               "With keys: /metrics needs none, wherever it listens");
   settings.Group("Limits");
   settings.Add("max-turns-per-session", &max_turns_per_session, "Turns of a session; 0 = any", 0,
                std::numeric_limits<int>::max());

@@ -20,6 +20,10 @@ struct GatewayOptions {
   std::string data_dir = DefaultDataDir();
   // Model of requests and sessions that name none. Empty: the first one the LLM service lists.
   std::string default_model;
+  // API keys (docs/access.md); empty: everybody who reaches the port comes in.
+  std::string keys_file;
+  // /metrics needs no key on an address that strangers can reach.
+  bool metrics_open = false;
 
   // How long an answer is made on while nobody reads it.
   std::chrono::milliseconds resume_grace{30'000};

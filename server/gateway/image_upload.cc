@@ -54,10 +54,15 @@ void ImageUpload::OnHeader() {
   }
   session_id_ = header.session_id();
   announced_bytes_ = header.size_bytes();
-  parts_.store.GetSession(session_id_, [self = self_](const absl::StatusOr<v1::Session>& session) {
+  const auto known = [self = self_](const absl::StatusOr<v1::Session>& session) {
     if (!session.ok()) return self->End(session.status());
     self->StartRead(&self->read_);
-  });
+  };
+  parts_.owners.Check(scope_.caller(), session_id_,
+                      [self = self_, known](const absl::Status& owned) {
+                        if (!owned.ok()) return self->End(owned);
+                        self->parts_.store.GetSession(self->session_id_, known);
+                      });
 }
 
 absl::Status ImageUpload::OnChunk() {

@@ -27,7 +27,7 @@ class ImageUpload : public grpc::ServerReadReactor<v1::UploadImageRequest> {
       : parts_(parts),
         context_(context),
         response_(response),
-        scope_("UploadImage", *context, parts.metrics) {}
+        scope_("UploadImage", *context, parts) {}
 
   void OnReadDone(bool ok) override;
   void OnDone() override { self_.reset(); }

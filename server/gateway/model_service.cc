@@ -83,7 +83,11 @@ class StatusJoin : public std::enable_shared_from_this<StatusJoin> {
 grpc::ServerUnaryReactor* ModelServiceImpl::ListModels(grpc::CallbackServerContext* context,
                                                        const v1::ListModelsRequest* request,
                                                        v1::ListModelsResponse* response) {
-  const UnaryCall call("ModelService.ListModels", *context, parts_.metrics);
+  const UnaryCall call("ModelService.ListModels", *context, parts_);
+  if (auto status = call.scope().Enter(); !status.ok()) {
+    call.Finish(status);
+    return call.reactor();
+  }
   for (const BackendPool* service : {&parts_.vision, &parts_.llm}) {
     const ModelTable table = service->table();
     if (!table.status.ok()) {
@@ -103,7 +107,11 @@ grpc::ServerUnaryReactor* ModelServiceImpl::ListModels(grpc::CallbackServerConte
 grpc::ServerUnaryReactor* ModelServiceImpl::GetModelStatus(grpc::CallbackServerContext* context,
                                                            const v1::GetModelStatusRequest* request,
                                                            v1::GetModelStatusResponse* response) {
-  const UnaryCall call("ModelService.GetModelStatus", *context, parts_.metrics);
+  const UnaryCall call("ModelService.GetModelStatus", *context, parts_);
+  if (auto status = call.scope().Enter(); !status.ok()) {
+    call.Finish(status);
+    return call.reactor();
+  }
   const auto deadline =
       std::min(context->deadline(), std::chrono::system_clock::now() + kStatusTimeout);
   auto backends = parts_.vision.all();
@@ -118,11 +126,15 @@ grpc::ServerUnaryReactor* ModelServiceImpl::GetModelStatus(grpc::CallbackServerC
 
 grpc::ServerUnaryReactor* ModelServiceImpl::Unsupported(const std::string& method,
                                                         grpc::CallbackServerContext* context) {
-  const UnaryCall call("ModelService." + method, *context, parts_.metrics);
-  call.Finish(absl::UnimplementedError(
-      absl::StrCat(method,
-                   " is not available at the gateway in this build; call the ModelService of "
-                   "llava-vision or llava-llm")));
+  const UnaryCall call("ModelService." + method, *context, parts_);
+  auto status = call.scope().Enter(KeyRole::kAdmin);
+  if (status.ok()) {
+    status = absl::UnimplementedError(
+        absl::StrCat(method,
+                     " is not available at the gateway in this build; call the ModelService of "
+                     "llava-vision or llava-llm"));
+  }
+  call.Finish(status);
   return call.reactor();
 }
 

@@ -2,16 +2,42 @@
 
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "server/runtime/logging.h"
 #include "server/runtime/status.h"
 
 namespace llava {
+namespace {
 
-RpcScope::RpcScope(std::string method, grpc::CallbackServerContext& context,
-                   GatewayMetrics& metrics)
-    : method_(std::move(method)), request_id_(RequestId(context)), metrics_(metrics) {}
+std::string_view Authorization(const grpc::CallbackServerContext& context) {
+  const auto& metadata = context.client_metadata();
+  const auto found = metadata.find("authorization");
+  if (found == metadata.end()) return {};
+  return {found->second.data(), found->second.size()};
+}
+
+}  // namespace
+
+RpcScope::RpcScope(std::string method, grpc::CallbackServerContext& context, const TurnParts& parts)
+    : RpcScope(std::move(method), RequestId(context), Authorization(context), parts) {}
+
+RpcScope::RpcScope(std::string method, std::string request_id, std::string_view authorization,
+                   const TurnParts& parts)
+    : method_(std::move(method)),
+      request_id_(std::move(request_id)),
+      caller_(parts.keys.Identify(authorization)),
+      metrics_(parts.metrics) {}
+
+absl::Status RpcScope::Enter(KeyRole least) const {
+  if (!caller_.ok()) return caller_.status();
+  if (caller_->role() >= least) return absl::OkStatus();
+  return absl::PermissionDeniedError(absl::StrCat("the API key \"", caller_->name(),
+                                                  "\" has the role ", ToString(caller_->role()),
+                                                  "; this call needs the role ", ToString(least)));
+}
 
 absl::Status RpcScope::Admit(Admission& admission) {
+  if (auto status = Enter(); !status.ok()) return status;
   if (!admission.Enter()) {
     return OverloadedError("this gateway is shutting down; try again, here or elsewhere",
                            std::chrono::seconds(1));
@@ -27,6 +53,7 @@ void RpcScope::End(const absl::Status& status) {
     // The caller is told the message too; it never quotes texts of the conversation.
     const LogFields fields = {{"request_id", request_id_},
                               {"method", method_},
+                              {"key", caller_.ok() ? caller_->name() : ""},
                               {"code", absl::StatusCodeToString(status.code())},
                               {"error", std::string(status.message())}};
     if (status.code() == absl::StatusCode::kInternal) {

@@ -191,11 +191,13 @@ void SessionStore::GetSession(std::string id, Done<v1::Session> done) {
                     std::move(done));
 }
 
-void SessionStore::ListSessions(uint32_t page_size, std::string page_token,
-                                Done<SessionPage> done) {
-  Post<SessionPage>([page_size, token = std::move(page_token)](
-                        StoreTables& tables) { return tables.PageOfSessions(page_size, token); },
-                    std::move(done));
+void SessionStore::ListSessions(std::optional<std::string> owner, uint32_t page_size,
+                                std::string page_token, Done<SessionPage> done) {
+  Post<SessionPage>(
+      [owner = std::move(owner), page_size, token = std::move(page_token)](StoreTables& tables) {
+        return tables.PageOfSessions(owner, page_size, token);
+      },
+      std::move(done));
 }
 
 void SessionStore::UpdateSession(v1::Session changes, google::protobuf::FieldMask mask,

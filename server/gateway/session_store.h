@@ -7,6 +7,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -46,9 +47,12 @@ class SessionStore {
   // What Open found running. Once.
   std::vector<UnfinishedTurn> TakeUnfinished() { return std::move(unfinished_); }
 
+  // Keeps `session.owner` too, for good.
   void CreateSession(v1::Session session, Done<v1::Session> done);
   void GetSession(std::string id, Done<v1::Session> done);
-  void ListSessions(uint32_t page_size, std::string page_token, Done<SessionPage> done);
+  // Of one owner, or all.
+  void ListSessions(std::optional<std::string> owner, uint32_t page_size, std::string page_token,
+                    Done<SessionPage> done);
   void UpdateSession(v1::Session changes, google::protobuf::FieldMask mask, Done<v1::Session> done);
   // Its pictures go too, unless another session has them.
   void DeleteSession(std::string id, std::function<void(absl::Status)> done);

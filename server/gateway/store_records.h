@@ -13,6 +13,9 @@
 
 namespace llava {
 
+// NOT_FOUND, in the words that everybody uses who finds no such session.
+absl::Status NoSession(const std::string& id);
+
 // A picture with its file.
 struct StoredImage {
   v1::ImageInfo info;

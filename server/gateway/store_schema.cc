@@ -97,6 +97,11 @@ CREATE TABLE idempotency_keys (
 CREATE INDEX idempotency_keys_by_age ON idempotency_keys (created_us);
 CREATE INDEX idempotency_keys_by_turn ON idempotency_keys (turn_id);
 )sql",
+    // Name of the API key that made the session; '' = made without keys.
+    R"sql(
+ALTER TABLE sessions ADD COLUMN owner TEXT NOT NULL DEFAULT '';
+CREATE INDEX sessions_by_owner ON sessions (owner, used_us, id);
+)sql",
 };
 
 }  // namespace

@@ -15,12 +15,8 @@ using google::protobuf::util::TimeUtil;
 
 constexpr char kSessionColumns[] =
     "SELECT id, model, system_prompt, sampling, title, context_overflow, created_us, used_us,"
-    " (SELECT count(*) FROM turns WHERE session_id = sessions.id), idle_expiry_us FROM sessions ";
-
-absl::Status NoSession(const std::string& id) {
-  return absl::NotFoundError(absl::StrCat(
-      "no session \"", id, "\": it was deleted or never made; begin one with CreateSession"));
-}
+    " owner, (SELECT count(*) FROM turns WHERE session_id = sessions.id), idle_expiry_us"
+    " FROM sessions ";
 
 v1::Session ReadSession(const SqlRow& row) {
   v1::Session session;
@@ -32,9 +28,10 @@ v1::Session ReadSession(const SqlRow& row) {
   session.set_context_overflow(static_cast<v1::ContextOverflow>(row.Int(5)));
   *session.mutable_create_time() = TimeUtil::MicrosecondsToTimestamp(row.Int(6));
   *session.mutable_last_used_time() = TimeUtil::MicrosecondsToTimestamp(row.Int(7));
-  session.set_turn_count(static_cast<uint32_t>(row.Int(8)));
-  if (row.Int(9) > 0) {
-    *session.mutable_idle_expiry() = TimeUtil::MicrosecondsToDuration(row.Int(9));
+  session.set_owner(row.Text(8));
+  session.set_turn_count(static_cast<uint32_t>(row.Int(9)));
+  if (row.Int(10) > 0) {
+    *session.mutable_idle_expiry() = TimeUtil::MicrosecondsToDuration(row.Int(10));
   }
   return session;
 }
@@ -51,14 +48,19 @@ int64_t IdleExpiry(const v1::Session& session) {
 
 }  // namespace
 
+absl::Status NoSession(const std::string& id) {
+  return absl::NotFoundError(absl::StrCat(
+      "no session \"", id, "\": it was deleted or never made; begin one with CreateSession"));
+}
+
 absl::Status StoreTables::InsertSession(const v1::Session& session, int64_t now_us) {
   const std::string sampling = session.sampling().SerializeAsString();
   auto status = database_.Query(
       "INSERT INTO sessions (id, model, system_prompt, sampling, title, context_overflow,"
-      " created_us, used_us, idle_expiry_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+      " created_us, used_us, owner, idle_expiry_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
       {session.id(), session.model(), SystemPrompt(session),
        session.has_sampling() ? SqlValue(SqlBlob{sampling}) : SqlValue(nullptr), session.title(),
-       int64_t{session.context_overflow()}, now_us, now_us, IdleExpiry(session)});
+       int64_t{session.context_overflow()}, now_us, now_us, session.owner(), IdleExpiry(session)});
   return status.ok() ? WriteMetadata(session) : status;
 }
 
@@ -89,7 +91,8 @@ absl::StatusOr<v1::Session> StoreTables::FindSession(const std::string& id) {
   return *std::move(session);
 }
 
-absl::StatusOr<SessionPage> StoreTables::PageOfSessions(uint32_t page_size,
+absl::StatusOr<SessionPage> StoreTables::PageOfSessions(const std::optional<std::string>& owner,
+                                                        uint32_t page_size,
                                                         const std::string& page_token) {
   // A token is "<used_us>:<id>" of the last session of the page before.
   int64_t used_us = INT64_MAX;
@@ -106,11 +109,14 @@ absl::StatusOr<SessionPage> StoreTables::PageOfSessions(uint32_t page_size,
   }
   std::vector<std::string> ids;
   SessionPage page;
-  auto status = database_.Query(
-      absl::StrCat(kSessionColumns,
-                   "WHERE (used_us, id) < (?, ?) ORDER BY used_us DESC, id DESC LIMIT ?"),
-      {used_us, id, int64_t{page_size} + 1},
-      [&](const SqlRow& row) { ids.push_back(row.Text(0)); });
+  const auto take = [&](const SqlRow& row) { ids.push_back(row.Text(0)); };
+  const std::string before = "(used_us, id) < (?, ?) ORDER BY used_us DESC, id DESC LIMIT ?";
+  const int64_t limit = int64_t{page_size} + 1;
+  auto status = owner
+                    ? database_.Query(absl::StrCat(kSessionColumns, "WHERE owner = ? AND ", before),
+                                      {*owner, used_us, id, limit}, take)
+                    : database_.Query(absl::StrCat(kSessionColumns, "WHERE ", before),
+                                      {used_us, id, limit}, take);
   if (!status.ok()) return status;
   const bool more = ids.size() > page_size;
   if (more) ids.pop_back();

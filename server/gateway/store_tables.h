@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -31,8 +32,9 @@ class StoreTables {
 
   absl::Status InsertSession(const v1::Session& session, int64_t now_us);
   absl::StatusOr<v1::Session> FindSession(const std::string& id);
-  // Last used first. INVALID_ARGUMENT: a token that this did not make.
-  absl::StatusOr<SessionPage> PageOfSessions(uint32_t page_size, const std::string& page_token);
+  // Last used first; of one owner, or all. INVALID_ARGUMENT: a token that this did not make.
+  absl::StatusOr<SessionPage> PageOfSessions(const std::optional<std::string>& owner,
+                                             uint32_t page_size, const std::string& page_token);
   // Takes the fields that `mask` names.
   absl::StatusOr<v1::Session> ChangeSession(const v1::Session& changes,
                                             const google::protobuf::FieldMask& mask);

@@ -78,6 +78,9 @@ void TurnRunner::Generate(const FeatureDelivery::Outcome& outcome) {
   FillMessages(prompt_, outcome.keys, request.mutable_messages());
   *request.mutable_sampling() = turn_.sampling;
   request.set_priority(request_.priority);
+  request.set_tenant(request_.caller.name());
+  request.set_weight(request_.caller.weight());
+  request.set_cache_salt(request_.caller.name());
   request.set_request_id(request_.request_id);
   request.set_session_id(request_.session_id);
   if (answer_.tokens.ids_size() > 0 || text_bytes_ > 0) {

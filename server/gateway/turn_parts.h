@@ -1,11 +1,13 @@
 #pragma once
 
 #include "server/gateway/answer_journal.h"
+#include "server/gateway/api_keys.h"
 #include "server/gateway/backend_pool.h"
 #include "server/gateway/gateway_metrics.h"
 #include "server/gateway/gateway_options.h"
 #include "server/gateway/model_router.h"
 #include "server/gateway/running_turns.h"
+#include "server/gateway/session_owners.h"
 #include "server/gateway/session_store.h"
 #include "server/runtime/service_process.h"
 
@@ -25,6 +27,8 @@ struct TurnParts {
   ModelRouter& router;
   RunningTurns& running;
   PictureWarmup& warmup;
+  const ApiKeys& keys;
+  SessionOwners& owners;
 };
 
 }  // namespace llava

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "llava/v1/chat.pb.h"
+#include "server/gateway/api_keys.h"
 #include "server/gateway/prompt.h"
 #include "server/gateway/store_records.h"
 
@@ -13,6 +14,7 @@ namespace llava {
 
 // A question that passed the checks of request_checks.h.
 struct TurnRequest {
+  Caller caller;
   std::string request_id;
   // Empty: a call without session; `prompt` is the whole conversation.
   std::string session_id;

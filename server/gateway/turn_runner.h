@@ -9,6 +9,7 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "server/gateway/api_keys.h"
 #include "server/gateway/feature_delivery.h"
 #include "server/gateway/generate_call.h"
 #include "server/gateway/live_answer.h"

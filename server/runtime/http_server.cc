@@ -52,7 +52,10 @@ class Connection : public std::enable_shared_from_this<Connection> {
     } else {
       const std::string target(request.target());
       const auto handler = handlers_.find(target.substr(0, target.find('?')));
-      if (handler != handlers_.end()) answer = handler->second();
+      if (handler != handlers_.end()) {
+        const auto authorization = request[http::field::authorization];
+        answer = handler->second({std::string(authorization.data(), authorization.size())});
+      }
     }
     response_ = {};
     response_.version(request.version());

@@ -11,6 +11,10 @@
 
 namespace llava {
 
+struct HttpRequest {
+  std::string authorization;  // the header's value; empty if there is none
+};
+
 struct HttpResponse {
   int status = 200;
   std::string content_type = "text/plain; charset=utf-8";
@@ -20,7 +24,7 @@ struct HttpResponse {
 // Serves exact paths by GET (and HEAD). Handlers run on the server's thread and must not block.
 class HttpServer {
  public:
-  using Handler = std::function<HttpResponse()>;
+  using Handler = std::function<HttpResponse(const HttpRequest&)>;
 
   // Binds at once. UNAVAILABLE if the address is in use, INVALID_ARGUMENT if it is none.
   static absl::StatusOr<std::unique_ptr<HttpServer>> Start(const std::string& host, int port,

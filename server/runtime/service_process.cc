@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <random>
 #include <thread>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "server/runtime/build_info.h"
@@ -31,7 +32,9 @@ bool IsLoopback(const std::string& host) {
 
 }  // namespace
 
-void ProcessOptions::Declare(Settings& settings) {
+bool ProcessOptions::on_loopback() const { return IsLoopback(host); }
+
+void ProcessOptions::Declare(Settings& settings, std::function<bool()> has_keys) {
   settings.Group("Network");
   settings.Add("host", &host, "Address to listen on");
   settings.Add("port", &port, "gRPC port, 0 = any free one", 0, 65535);
@@ -44,14 +47,12 @@ void ProcessOptions::Declare(Settings& settings) {
   settings.AddChoice("log-level", &log_level, "Least level of log lines",
                      {"trace", "debug", "info", "warning", "error"});
   settings.AddChoice("log-format", &log_format, "Form of log lines", {"text", "json"});
-  settings.Check([this] {
-    if (!insecure && !IsLoopback(host)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("--host ", host,
-                       " lets strangers in and there are no API keys yet: bind a "
-                       "loopback address, or say --insecure if the network is yours alone"));
-    }
-    return absl::OkStatus();
+  settings.Check([this, has_keys = std::move(has_keys)] {
+    if (insecure || on_loopback() || (has_keys && has_keys())) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        absl::StrCat("--host ", host, " lets strangers in: bind a loopback address, ",
+                     has_keys ? "give API keys with --keys-file, " : "",
+                     "or say --insecure if the network is yours alone"));
   });
 }
 
@@ -94,17 +95,17 @@ ServiceProcess::~ServiceProcess() {
 }
 
 int ServiceProcess::Start(const std::vector<grpc::Service*>& services,
-                          const std::vector<std::string>& health_names) {
-  const auto live = [] { return HttpResponse{200, "text/plain; charset=utf-8", "alive\n"}; };
+                          const std::vector<std::string>& health_names, AccessGuards guards) {
+  guards_ = std::move(guards);
+  const auto live = [](const HttpRequest&) {
+    return HttpResponse{200, "text/plain; charset=utf-8", "alive\n"};
+  };
   auto http = HttpServer::Start(
       options_.host, options_.metrics_port,
-      {{"/metrics",
-        [this] {
-          return HttpResponse{200, "text/plain; version=0.0.4; charset=utf-8", metrics_.Render()};
-        }},
+      {{"/metrics", [this](const HttpRequest& request) { return MetricsPage(request); }},
        {"/livez", live},
        {"/health", live},
-       {"/readyz", [this] { return Readiness(); }}});
+       {"/readyz", [this](const HttpRequest&) { return Readiness(); }}});
   if (!http.ok()) {
     PrintError(program_, absl::StrCat(http.status().message(), " (--metrics-port)"));
     return kExitPortInUse;
@@ -121,6 +122,11 @@ int ServiceProcess::Start(const std::vector<grpc::Service*>& services,
   builder.SetMaxReceiveMessageSize(static_cast<int>(options_.max_message_bytes));
   builder.AddListeningPort(absl::StrCat(options_.host, ":", options_.port),
                            grpc::InsecureServerCredentials(), &port_);
+  if (guards_.reflection) {
+    std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> creators;
+    creators.push_back(MakeReflectionGuard(guards_.reflection));
+    builder.experimental().SetInterceptorCreators(std::move(creators));
+  }
   for (grpc::Service* service : services) builder.RegisterService(service);
   server_ = builder.BuildAndStart();
   if (!server_ || port_ == 0) {
@@ -166,6 +172,16 @@ HttpResponse ServiceProcess::Readiness() const {
   const nlohmann::json body = {{"ready", false}, {"reason", reason_}};
   return {503, "application/json",
           body.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n"};
+}
+
+HttpResponse ServiceProcess::MetricsPage(const HttpRequest& request) const {
+  if (guards_.metrics) {
+    if (const auto status = guards_.metrics(request.authorization); !status.ok()) {
+      return {absl::IsUnauthenticated(status) ? 401 : 403, "text/plain; charset=utf-8",
+              absl::StrCat(status.message(), "\n")};
+    }
+  }
+  return {200, "text/plain; version=0.0.4; charset=utf-8", metrics_.Render()};
 }
 
 int ServiceProcess::Run(const std::function<void()>& on_drain,

@@ -17,6 +17,7 @@
 #include "server/runtime/http_server.h"
 #include "server/runtime/metrics.h"
 #include "server/runtime/mutex.h"
+#include "server/runtime/reflection_guard.h"
 #include "server/runtime/settings.h"
 
 namespace llava {
@@ -40,8 +41,16 @@ struct ProcessOptions {
   std::string log_level = "info";
   std::string log_format = "text";
 
-  // Declares the settings above.
-  void Declare(Settings& settings);
+  // Declares the settings above. `has_keys`, asked when all are read: does the process let in only
+  // who has a key? Without that, an address that strangers can reach needs --insecure.
+  void Declare(Settings& settings, std::function<bool()> has_keys = {});
+  bool on_loopback() const;
+};
+
+// What the process itself serves to callers; an empty guard lets everybody in.
+struct AccessGuards {
+  AccessGuard reflection;
+  AccessGuard metrics;
 };
 
 // Counts work under way and refuses new work once draining. Thread-safe.
@@ -73,7 +82,7 @@ class ServiceProcess {
   // Binds both ports and serves; health says NOT_SERVING and /readyz 503 until SetReady. `services`
   // must outlive this object. A kExit code in case of failure after an error line, else 0.
   int Start(const std::vector<grpc::Service*>& services,
-            const std::vector<std::string>& health_names);
+            const std::vector<std::string>& health_names, AccessGuards guards = {});
 
   // Health of "" and of the names of Start; `reason` is shown by /readyz while not ready.
   void SetReady(bool ready, const std::string& reason = "");
@@ -91,10 +100,12 @@ class ServiceProcess {
 
  private:
   HttpResponse Readiness() const;
+  HttpResponse MetricsPage(const HttpRequest& request) const;
 
   const std::string program_;
   const ProcessOptions options_;
   Metrics& metrics_;
+  AccessGuards guards_;  // const after Start
   Admission admission_;
   std::unique_ptr<grpc::Server> server_;
   int port_ = 0;

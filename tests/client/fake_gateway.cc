@@ -103,6 +103,11 @@ std::vector<v1::ChatRequest> FakeGateway::asked() const {
   return asked_;
 }
 
+std::string FakeGateway::authorization() const {
+  std::lock_guard lock(mutex_);
+  return authorization_;
+}
+
 std::vector<std::string> FakeGateway::uploads() const {
   std::lock_guard lock(mutex_);
   return uploads_;
@@ -134,9 +139,13 @@ void FakeGateway::WaitForQuestions(size_t count) const {
                     [&] { return asked_.size() >= count; });
 }
 
-grpc::Status FakeGateway::CreateSession(Context*, const v1::CreateSessionRequest* request,
+grpc::Status FakeGateway::CreateSession(Context* context, const v1::CreateSessionRequest* request,
                                         v1::CreateSessionResponse* response) {
   std::lock_guard lock(mutex_);
+  const auto key = context->client_metadata().find("authorization");
+  authorization_ = key == context->client_metadata().end()
+                       ? ""
+                       : std::string(key->second.data(), key->second.size());
   if (request->model() == "unknown") {
     return {grpc::StatusCode::NOT_FOUND, "model \"unknown\" is not served; served: fake"};
   }

@@ -39,6 +39,8 @@ class FakeGateway final : public v1::ChatService::Service {
   // The turns of each session; two a page.
   void set_turns(std::vector<v1::Turn> turns);
 
+  // What CreateSession was last called with.
+  std::string authorization() const;
   std::vector<v1::ChatRequest> asked() const;
   std::vector<v1::ResumeTurnRequest> resumed() const;
   std::vector<std::string> uploads() const;
@@ -68,6 +70,7 @@ class FakeGateway final : public v1::ChatService::Service {
                           grpc::ServerWriter<v1::ResumeTurnResponse>*) override;
 
   mutable std::mutex mutex_;
+  std::string authorization_;
   mutable std::condition_variable changed_;
   std::unique_ptr<Script> script_;
   grpc::Status upload_status_;

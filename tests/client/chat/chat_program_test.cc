@@ -223,5 +223,32 @@ TEST_F(ChatProgramTest, PipedOutputHasNoEscapes) {
   EXPECT_THAT(ended.err, Not(HasSubstr("\033")));
 }
 
+TEST_F(ChatProgramTest, SendsTheApiKeyOfFileOrEnvironment) {
+  const auto path = std::filesystem::temp_directory_path() / "llava-chat-test-key";
+  std::ofstream(path) << "from-a-file\n";
+  EXPECT_EQ(Run({"--message", "x"}).status, 0);
+  EXPECT_EQ(gateway_.authorization(), "");
+  EXPECT_EQ(Run({"--api-key-file", path.string(), "--message", "x"}).status, 0);
+  EXPECT_EQ(gateway_.authorization(), "Bearer from-a-file");
+  const std::vector<std::string> flags = {"--gateway", gateway_.address(), "--message", "x"};
+  EXPECT_EQ(RunChat(flags, "", {"LLAVA_API_KEY=from-the-environment"}).status, 0);
+  EXPECT_EQ(gateway_.authorization(), "Bearer from-the-environment");
+  EXPECT_EQ(RunChat(flags, "", {"LLAVA_API_KEY=two words"}).status, 2);
+  std::filesystem::remove(path);
+  const Ended missing = Run({"--api-key-file", path.string(), "--message", "x"});
+  EXPECT_EQ(missing.status, 2);
+  EXPECT_THAT(missing.err, HasSubstr(path.string()));
+}
+
+TEST_F(ChatProgramTest, CertificatesAndTheirKeysGoTogether) {
+  const auto path = std::filesystem::temp_directory_path() / "llava-chat-test-cert";
+  std::ofstream(path) << "-";
+  EXPECT_EQ(Run({"--tls-cert", path.string(), "--message", "x"}).status, 2);
+  const Ended open = Run({"--tls", "--message", "x"});  // that gateway speaks openly
+  EXPECT_EQ(open.status, 1);
+  EXPECT_THAT(open.err, HasSubstr("certificate"));
+  std::filesystem::remove(path);
+}
+
 }  // namespace
 }  // namespace llava

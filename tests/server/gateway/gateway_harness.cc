@@ -45,10 +45,10 @@ void GatewayTest::StartGateway(bool wait) {
   for (grpc::Service* service : gateway_->services()) builder.RegisterService(service);
   server_ = builder.BuildAndStart();
   ASSERT_TRUE(server_);
-  auto channel =
+  channel_ =
       grpc::CreateChannel(absl::StrCat("127.0.0.1:", port), grpc::InsecureChannelCredentials());
-  stub_ = v1::ChatService::NewStub(channel);
-  models_ = v1::ModelService::NewStub(channel);
+  stub_ = v1::ChatService::NewStub(channel_);
+  models_ = v1::ModelService::NewStub(channel_);
   gateway_->Start([this](const Gateway::Readiness& readiness) {
     std::lock_guard lock(mutex_);
     readiness_ = readiness;
@@ -83,6 +83,7 @@ std::string GatewayTest::reason() {
 std::unique_ptr<grpc::ClientContext> GatewayTest::Context(std::chrono::milliseconds timeout) {
   auto context = std::make_unique<grpc::ClientContext>();
   context->set_deadline(std::chrono::system_clock::now() + timeout);
+  if (!key_.empty()) context->AddMetadata("authorization", "Bearer " + key_);
   return context;
 }
 

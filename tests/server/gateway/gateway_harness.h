@@ -57,7 +57,8 @@ class GatewayTest : public testing::Test {
   void AwaitReady(bool ready);
   std::string reason();
 
-  // Client side. Each call carries a deadline of 20 s (times kSlowdown) unless told otherwise.
+  // Client side. Each call carries `key_` and a deadline of 20 s (times kSlowdown) unless told
+  // otherwise.
   std::unique_ptr<grpc::ClientContext> Context(
       std::chrono::milliseconds timeout = kSlowdown * std::chrono::seconds(20));
   std::string NewSession(const v1::CreateSessionRequest& request = {});
@@ -79,6 +80,7 @@ class GatewayTest : public testing::Test {
   static bool Eventually(const std::function<bool()>& condition);
 
   TempFolder folder_;
+  std::string key_;  // API key; empty: none is sent
   GatewayOptions options_;
   FakeVision vision_;
   FakeLlm llm_;
@@ -86,6 +88,7 @@ class GatewayTest : public testing::Test {
   std::unique_ptr<Admission> admission_;
   std::unique_ptr<Gateway> gateway_;
   std::unique_ptr<grpc::Server> server_;
+  std::shared_ptr<grpc::Channel> channel_;
   std::unique_ptr<v1::ChatService::Stub> stub_;
   std::unique_ptr<v1::ModelService::Stub> models_;
 

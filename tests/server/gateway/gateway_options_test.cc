@@ -20,6 +20,8 @@ TEST(GatewayOptionsTest, EachFlagIsRead) {
                                "--llm=l:2",
                                "--default-model=emoji",
                                "--data-dir=/tmp/x",
+                               "--keys-file=/tmp/keys",
+                               "--metrics-open",
                                "--max-image-bytes=1K",
                                "--max-image-pixels=2048",
                                "--max-images-per-turn=3",
@@ -35,6 +37,8 @@ TEST(GatewayOptionsTest, EachFlagIsRead) {
   EXPECT_EQ(options.llm, "l:2");
   EXPECT_EQ(options.default_model, "emoji");
   EXPECT_EQ(options.data_dir, "/tmp/x");
+  EXPECT_EQ(options.keys_file, "/tmp/keys");
+  EXPECT_TRUE(options.metrics_open);
   EXPECT_EQ(options.max_image_bytes, 1024U);
   EXPECT_EQ(options.image_limits().max_pixels, 2048U);
   EXPECT_EQ(options.max_images_per_turn, 3);

@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 
+#include <fstream>
 #include <set>
 #include <sstream>
 
@@ -17,6 +18,9 @@ class MetricsTest : public GatewayTest {};
 
 TEST_F(MetricsTest, EachOneMoves) {
   llm_.Set({.delay = std::chrono::milliseconds(5)});
+  key_ = "secret";
+  options_.keys_file = folder_.path() + "/keys.yaml";
+  std::ofstream(options_.keys_file) << "- {name: ann, sha256: " << ToHex(HashBytes(key_)) << "}\n";
   StartGateway();
   EXPECT_EQ(Metric("llava_gateway_backend_up{backend=\"vision\"}"), 1);
   const std::string session = NewSession();

@@ -32,10 +32,10 @@ class HttpServerTest : public ::testing::Test {
   void SetUp() override {
     auto server = HttpServer::Start("127.0.0.1", 0,
                                     {{"/hello",
-                                      [] {
+                                      [](const HttpRequest&) {
                                         return HttpResponse{200, "text/x", "hi"};
                                       }},
-                                     {"/ill", [] {
+                                     {"/ill", [](const HttpRequest&) {
                                         return HttpResponse{503, "text/x", "no"};
                                       }}});
     ASSERT_TRUE(server.ok()) << server.status();

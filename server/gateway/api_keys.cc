@@ -1,0 +1,348 @@
+#include "server/gateway/api_keys.h"
+
+#include <sys/stat.h>
+#include <yaml-cpp/yaml.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <fstream>
+#include <functional>
+#include <iterator>
+#include <limits>
+#include <map>
+#include <set>
+#include <stdexcept>
+#include <utility>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "server/runtime/logging.h"
+
+namespace llava {
+namespace {
+
+constexpr std::chrono::seconds kWatchPeriod{1};
+constexpr size_t kMaxNameBytes = 64;
+constexpr size_t kMaxFileBytes = 8u << 20;
+constexpr size_t kMaxKeys = 10'000;
+
+absl::Status At(const YAML::Mark& mark, const std::string& message) {
+  return absl::InvalidArgumentError(absl::StrCat("line ", mark.line + 1, ": ", message));
+}
+
+absl::StatusOr<int64_t> Number(const YAML::Node& node, const std::string& field, int64_t low,
+                               int64_t high) {
+  int64_t number = 0;
+  if (node.IsScalar() && absl::SimpleAtoi(node.Scalar(), &number) && number >= low &&
+      number <= high) {
+    return number;
+  }
+  return At(node.Mark(), absl::StrCat(field, " is not a whole number from ", low, " to ", high));
+}
+
+absl::Status ReadHash(const YAML::Node& node, ApiKey& key) {
+  try {
+    if (!node.IsScalar()) throw std::invalid_argument("");
+    key.hashes.push_back(FromHex(node.Scalar()));
+    return absl::OkStatus();
+  } catch (const std::invalid_argument&) {
+    return At(node.Mark(), "sha256 is not 64 hex digits");
+  }
+}
+
+absl::Status ReadHashes(const YAML::Node& node, ApiKey& key) {
+  if (!node.IsSequence()) return ReadHash(node, key);
+  for (const YAML::Node& each : node) {
+    if (auto status = ReadHash(each, key); !status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+// Limits by their names in the file.
+const std::map<std::string, int64_t KeyLimits::*>& LimitFields() {
+  static const std::map<std::string, int64_t KeyLimits::*> fields = {
+      {"requests-per-minute", &KeyLimits::requests_per_minute},
+      {"tokens-per-minute", &KeyLimits::tokens_per_minute},
+      {"concurrent-turns", &KeyLimits::concurrent_turns},
+      {"sessions", &KeyLimits::sessions},
+      {"turns-per-session", &KeyLimits::turns_per_session},
+      {"pictures", &KeyLimits::pictures},
+      {"picture-bytes", &KeyLimits::picture_bytes}};
+  return fields;
+}
+
+absl::Status ReadField(const std::string& field, const YAML::Node& value, ApiKey& key) {
+  if (field == "sha256") return ReadHashes(value, key);
+  if (field == "weight") {
+    const auto weight = Number(value, field, 1, 1'000'000);
+    if (weight.ok()) key.weight = static_cast<uint32_t>(*weight);
+    return weight.status();
+  }
+  if (const auto limit = LimitFields().find(field); limit != LimitFields().end()) {
+    const auto number = Number(value, field, 0, std::numeric_limits<int64_t>::max());
+    if (number.ok()) key.limits.*limit->second = *number;
+    return number.status();
+  }
+  if (!value.IsScalar()) return At(value.Mark(), absl::StrCat(field, " is not a single value"));
+  if (field == "name") {
+    key.name = value.Scalar();
+    const auto status = CheckKeyName(key.name);
+    return status.ok() ? status : At(value.Mark(), std::string(status.message()));
+  }
+  if (field == "role") {
+    const auto role = ParseKeyRole(value.Scalar());
+    if (!role.ok()) return At(value.Mark(), std::string(role.status().message()));
+    key.role = *role;
+    return absl::OkStatus();
+  }
+  return At(value.Mark(), absl::StrCat("unknown field \"", field, "\""));
+}
+
+absl::StatusOr<ApiKey> ReadKey(const YAML::Node& node) {
+  if (!node.IsMap()) return At(node.Mark(), "is not a key: {name: ..., sha256: ...}");
+  ApiKey key;
+  std::set<std::string> seen;
+  for (const auto& item : node) {
+    if (!item.first.IsScalar()) return At(item.first.Mark(), "a field has no name");
+    const std::string field = absl::StrReplaceAll(item.first.Scalar(), {{"_", "-"}});
+    if (!seen.insert(field).second) return At(item.first.Mark(), field + " stands there twice");
+    if (auto status = ReadField(field, item.second, key); !status.ok()) return status;
+  }
+  if (key.name.empty()) return At(node.Mark(), "a key has no name");
+  if (key.hashes.empty()) return At(node.Mark(), absl::StrCat(key.name, " has no sha256"));
+  return key;
+}
+
+// Takes the same time wherever two digests differ.
+bool SameDigest(const Sha256Digest& a, const Sha256Digest& b) {
+  volatile uint8_t difference = 0;
+  for (size_t i = 0; i < a.size(); ++i) difference = difference | (a[i] ^ b[i]);
+  return difference == 0;
+}
+
+absl::StatusOr<std::string> ReadWhole(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) {
+    return absl::NotFoundError(
+        absl::StrCat("cannot read the keys file ", path, ": ", std::strerror(errno)));
+  }
+  std::string text;
+  text.resize(kMaxFileBytes + 1);
+  file.read(text.data(), static_cast<std::streamsize>(text.size()));
+  text.resize(static_cast<size_t>(file.gcount()));
+  if (file.bad()) return absl::DataLossError(absl::StrCat("cannot read the keys file ", path));
+  if (text.size() > kMaxFileBytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, " has more than ", kMaxFileBytes, " bytes; is it a keys file?"));
+  }
+  return text;
+}
+
+absl::StatusOr<std::vector<ApiKey>> ReadFile(const std::string& path) {
+  const auto text = ReadWhole(path);
+  if (!text.ok()) return text.status();
+  auto keys = ParseApiKeys(*text);
+  if (keys.ok()) return keys;
+  return absl::InvalidArgumentError(absl::StrCat(path, ": ", keys.status().message()));
+}
+
+}  // namespace
+
+std::string ToString(KeyRole role) {
+  switch (role) {
+    case KeyRole::kMonitor:
+      return "monitor";
+    case KeyRole::kUser:
+      return "user";
+    case KeyRole::kAdmin:
+      break;
+  }
+  return "admin";
+}
+
+absl::StatusOr<KeyRole> ParseKeyRole(std::string_view text) {
+  for (const KeyRole role : {KeyRole::kMonitor, KeyRole::kUser, KeyRole::kAdmin}) {
+    if (ToString(role) == text) return role;
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("role \"", std::string(text), "\" is not one of: user, admin, monitor"));
+}
+
+absl::Status CheckKeyName(std::string_view name) {
+  const bool good = !name.empty() && name.size() <= kMaxNameBytes &&
+                    std::all_of(name.begin(), name.end(), [](unsigned char c) {
+                      return absl::ascii_isalnum(c) || std::strchr("._-@", c) != nullptr;
+                    });
+  if (good) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("a name has 1 to ", kMaxNameBytes, " letters, digits and . _ - @"));
+}
+
+const std::string& Caller::name() const {
+  static const std::string nobody;
+  return key_ ? key_->name : nobody;
+}
+
+const KeyLimits& Caller::limits() const {
+  static const KeyLimits none;
+  return key_ ? key_->limits : none;
+}
+
+absl::StatusOr<std::vector<ApiKey>> ParseApiKeys(const std::string& text) {
+  std::vector<ApiKey> keys;
+  try {
+    const std::vector<YAML::Node> documents = YAML::LoadAll(text);
+    // Also what a half-written file looks like.
+    if (documents.empty() || documents[0].IsNull())
+      return absl::InvalidArgumentError("is empty; write [] to let nobody in");
+    if (documents.size() > 1) return At(documents[1].Mark(), "a second list begins here");
+    const YAML::Node& root = documents[0];
+    if (!root.IsSequence()) return At(root.Mark(), "is not a list of keys");
+    if (root.size() > kMaxKeys) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("has ", root.size(), " keys, allowed are ", kMaxKeys));
+    }
+    std::set<std::string> names;
+    std::set<Sha256Digest> hashes;
+    for (const YAML::Node& node : root) {
+      auto key = ReadKey(node);
+      if (!key.ok()) return key.status();
+      if (!names.insert(key->name).second) {
+        return At(node.Mark(), absl::StrCat(key->name, " stands there twice"));
+      }
+      for (const Sha256Digest& hash : key->hashes) {
+        if (!hashes.insert(hash).second) {
+          return At(node.Mark(), absl::StrCat(key->name, " has the key of another name"));
+        }
+      }
+      keys.push_back(*std::move(key));
+    }
+  } catch (const YAML::Exception& error) {
+    return At(error.mark, error.msg);
+  }
+  return keys;
+}
+
+absl::StatusOr<std::unique_ptr<ApiKeys>> ApiKeys::Open(const std::string& path, Metrics& metrics) {
+  std::unique_ptr<ApiKeys> keys(new ApiKeys(path, metrics));
+  if (path.empty()) return keys;
+  keys->signature_ = keys->Signature();
+  if (auto status = keys->Read(); !status.ok()) {
+    return absl::Status(status.code(), absl::StrCat(status.message(), " (--keys-file)"));
+  }
+  keys->thread_ = std::thread([raw = keys.get()] { raw->Watch(); });
+  return keys;
+}
+
+ApiKeys::ApiKeys(std::string path, Metrics& metrics)
+    : path_(std::move(path)),
+      count_(metrics.Gauge("llava_gateway_api_keys", "API keys that let somebody in.")),
+      reads_(metrics.Counter("llava_gateway_keys_file_reads_total",
+                             "Times that the keys file was read.", {{"result", "ok"}})),
+      failed_reads_(metrics.Counter("llava_gateway_keys_file_reads_total",
+                                    "Times that the keys file was read.", {{"result", "failed"}})),
+      keys_(std::make_shared<const List>()) {}
+
+ApiKeys::~ApiKeys() {
+  {
+    MutexLock lock(mutex_);
+    stopping_ = true;
+    changed_.NotifyAll();
+  }
+  if (thread_.joinable()) thread_.join();
+}
+
+size_t ApiKeys::size() const {
+  MutexLock lock(mutex_);
+  return keys_->size();
+}
+
+std::string ApiKeys::Signature() const {
+  struct stat info;
+  if (stat(path_.c_str(), &info) != 0) return absl::StrCat("error ", errno);
+  return absl::StrCat(info.st_dev, " ", info.st_ino, " ", info.st_size, " ", info.st_mtim.tv_sec,
+                      ".", info.st_mtim.tv_nsec);
+}
+
+absl::Status ApiKeys::Read() {
+  auto keys = ReadFile(path_);
+  if (!keys.ok()) {
+    failed_reads_.Increment();
+    return keys.status();
+  }
+  auto list = std::make_shared<List>();
+  for (ApiKey& key : *keys) list->push_back(std::make_shared<const ApiKey>(std::move(key)));
+  reads_.Increment();
+  count_.Set(static_cast<double>(list->size()));
+  MutexLock lock(mutex_);
+  keys_ = std::move(list);
+  return absl::OkStatus();
+}
+
+void ApiKeys::Watch() {
+  while (true) {
+    {
+      MutexLock lock(mutex_);
+      const auto deadline = CondVar::Clock::now() + kWatchPeriod;
+      while (!stopping_ && changed_.WaitUntil(mutex_, deadline)) {
+      }
+      if (stopping_) return;
+    }
+    std::string signature = Signature();
+    if (signature == signature_) continue;
+    signature_ = std::move(signature);
+    if (const auto status = Read(); status.ok()) {
+      LogInfo("keys file read again", {{"keys", absl::StrCat(size())}});
+    } else {
+      LogError("keys file is broken; the old keys stay",
+               {{"error", std::string(status.message())}});
+    }
+  }
+}
+
+absl::StatusOr<Caller> ApiKeys::Identify(std::string_view authorization) const {
+  if (!required()) return Caller();
+  constexpr std::string_view kScheme = "bearer ";
+  if (authorization.empty()) {
+    return absl::UnauthenticatedError(
+        "this gateway asks for an API key; send the header \"authorization: Bearer <key>\"");
+  }
+  if (authorization.size() < kScheme.size() ||
+      !absl::EqualsIgnoreCase(absl::string_view(authorization.data(), kScheme.size()),
+                              absl::string_view(kScheme.data(), kScheme.size()))) {
+    return absl::UnauthenticatedError(
+        "the authorization header is not of the form \"Bearer <key>\"");
+  }
+  authorization.remove_prefix(kScheme.size());
+  const Sha256Digest hash = HashBytes(authorization);
+  std::shared_ptr<const List> keys;
+  {
+    MutexLock lock(mutex_);
+    keys = keys_;
+  }
+  // Looks at every key, so that time tells nothing about which of them is near.
+  std::shared_ptr<const ApiKey> found;
+  for (const auto& key : *keys) {
+    for (const Sha256Digest& each : key->hashes) {
+      if (SameDigest(each, hash)) found = key;
+    }
+  }
+  if (!found) return absl::UnauthenticatedError("this API key is not known here; was it revoked?");
+  return Caller(std::move(found));
+}
+
+absl::Status MayReadMetrics(const ApiKeys& keys, std::string_view authorization) {
+  const auto caller = keys.Identify(authorization);
+  if (!caller.ok()) return caller.status();
+  if (caller->role() != KeyRole::kUser) return absl::OkStatus();
+  return absl::PermissionDeniedError(
+      absl::StrCat("the API key \"", caller->name(),
+                   "\" has the role user; metrics need the role monitor or admin"));
+}
+
+}  // namespace llava

@@ -1,0 +1,110 @@
+#pragma once
+
+// Who may come in: named API keys, of which only hashes are kept (docs/access.md has the format).
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "model/digest/sha256.h"
+#include "server/runtime/metrics.h"
+#include "server/runtime/mutex.h"
+
+namespace llava {
+
+// kMonitor reads metrics and sees no conversation, kUser sees its own, kAdmin all.
+enum class KeyRole { kMonitor, kUser, kAdmin };
+
+// What the holder of a key may use at most; 0 = as much as there is.
+struct KeyLimits {
+  int64_t requests_per_minute = 0;  // questions
+  int64_t tokens_per_minute = 0;    // of prompts and answers
+  int64_t concurrent_turns = 0;
+  int64_t sessions = 0;
+  int64_t turns_per_session = 0;
+  int64_t pictures = 0;       // stored in all of its sessions
+  int64_t picture_bytes = 0;  // the same in bytes
+};
+
+// An entry of the keys file. Immutable.
+struct ApiKey {
+  std::string name;                  // owner of what it makes; unique
+  std::vector<Sha256Digest> hashes;  // of the key's text; several while one replaces another
+  KeyRole role = KeyRole::kUser;
+  uint32_t weight = 1;  // share when the gateway is full
+  KeyLimits limits;
+};
+
+// On whose behalf a call runs. Cheap to copy; keeps what was true when the call came.
+class Caller {
+ public:
+  // Everybody, at a gateway without keys.
+  Caller() = default;
+  explicit Caller(std::shared_ptr<const ApiKey> key) : key_(std::move(key)) {}
+
+  // Empty without keys.
+  const std::string& name() const;
+  // Sees and may do everything.
+  bool is_admin() const { return !key_ || key_->role == KeyRole::kAdmin; }
+  KeyRole role() const { return key_ ? key_->role : KeyRole::kAdmin; }
+  uint32_t weight() const { return key_ ? key_->weight : 1; }
+  const KeyLimits& limits() const;
+
+ private:
+  std::shared_ptr<const ApiKey> key_;
+};
+
+// Reads a keys file's text. INVALID_ARGUMENT with line and reason.
+absl::StatusOr<std::vector<ApiKey>> ParseApiKeys(const std::string& text);
+std::string ToString(KeyRole role);
+// NOT_FOUND, INVALID_ARGUMENT.
+absl::StatusOr<KeyRole> ParseKeyRole(std::string_view text);
+// Letters, digits and ._-@, 1 to 64 of them: names stand in metrics and logs.
+absl::Status CheckKeyName(std::string_view name);
+
+// The keys of a gateway. Reads the file again within a second of a change; a file that does not
+// read well changes nothing but a log line and a metric. Thread-safe.
+class ApiKeys {
+ public:
+  // An empty path: no keys, everybody comes in. `metrics` must outlive it.
+  static absl::StatusOr<std::unique_ptr<ApiKeys>> Open(const std::string& path, Metrics& metrics);
+  ~ApiKeys();
+  ApiKeys(const ApiKeys&) = delete;
+  ApiKeys& operator=(const ApiKeys&) = delete;
+
+  bool required() const { return !path_.empty(); }
+  // `authorization` is the header's value, "Bearer <key>"; empty if there is none. UNAUTHENTICATED.
+  absl::StatusOr<Caller> Identify(std::string_view authorization) const;
+  size_t size() const;
+
+ private:
+  using List = std::vector<std::shared_ptr<const ApiKey>>;
+
+  ApiKeys(std::string path, Metrics& metrics);
+  absl::Status Read();
+  void Watch();
+  // Changes with every change of the file's content that a writer can make by rename or in place.
+  std::string Signature() const;
+
+  const std::string path_;
+  prometheus::Gauge& count_;
+  prometheus::Counter& reads_;
+  prometheus::Counter& failed_reads_;
+
+  mutable Mutex mutex_;
+  CondVar changed_;
+  std::shared_ptr<const List> keys_ LLAVA_GUARDED_BY(mutex_);
+  bool stopping_ LLAVA_GUARDED_BY(mutex_) = false;
+  std::string signature_;  // of the last file read; Open, then the thread
+  std::thread thread_;     // last: uses all of the above
+};
+
+// PERMISSION_DENIED for keys of users: the metrics name all keys.
+absl::Status MayReadMetrics(const ApiKeys& keys, std::string_view authorization);
+
+}  // namespace llava

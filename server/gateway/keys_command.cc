@@ -1,0 +1,227 @@
+#include "server/gateway/keys_command.h"
+
+#include <fcntl.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <yaml-cpp/yaml.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
+#include "absl/strings/str_split.h"
+#include "server/runtime/settings.h"
+
+namespace llava {
+namespace {
+
+constexpr char kProgram[] = "llava-gateway keys";
+constexpr char kHead[] =
+    "# API keys of llava-gateway: SHA-256 of each key, never the key itself. See docs/access.md.\n";
+
+// 256 random bits: nobody guesses what hashes to a line of the file, so no salt is needed.
+std::string MakeKey() {
+  std::array<char, 32> bytes;
+  if (getrandom(bytes.data(), bytes.size(), 0) != static_cast<ssize_t>(bytes.size())) {
+    throw std::runtime_error("no random numbers to be had");
+  }
+  std::string text = absl::WebSafeBase64Escape(absl::string_view(bytes.data(), bytes.size()));
+  return absl::StrCat("llava-", text);
+}
+
+std::string LimitsText(const KeyLimits& limits) {
+  std::vector<std::string> parts;
+  const auto add = [&](const char* name, int64_t value) {
+    if (value != 0) parts.push_back(absl::StrCat(name, ": ", value));
+  };
+  add("requests-per-minute", limits.requests_per_minute);
+  add("tokens-per-minute", limits.tokens_per_minute);
+  add("concurrent-turns", limits.concurrent_turns);
+  add("sessions", limits.sessions);
+  add("turns-per-session", limits.turns_per_session);
+  add("pictures", limits.pictures);
+  add("picture-bytes", limits.picture_bytes);
+  return absl::StrJoin(parts, ", ");
+}
+
+// Empty text if there is no file yet.
+absl::StatusOr<std::string> ReadText(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) {
+    if (errno == ENOENT) return std::string();
+    return absl::NotFoundError(absl::StrCat("cannot read ", path, ": ", std::strerror(errno)));
+  }
+  return std::string(std::istreambuf_iterator<char>(file), {});
+}
+
+// All or nothing, so that a gateway never reads half a file. Keeps the file's mode; a new one is
+// its owner's alone.
+absl::Status WriteText(const std::string& path, const std::string& text) {
+  struct stat info;
+  const mode_t mode = stat(path.c_str(), &info) == 0 ? info.st_mode & 0777 : 0600;
+  const std::string temporary = absl::StrCat(path, ".tmp-", getpid());
+  const int file = open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode);
+  bool good = file >= 0 && fchmod(file, mode) == 0;
+  for (size_t done = 0; good && done < text.size();) {
+    const ssize_t count = write(file, text.data() + done, text.size() - done);
+    good = count > 0;
+    if (good) done += static_cast<size_t>(count);
+  }
+  good = good && fsync(file) == 0;
+  if (file >= 0) good = close(file) == 0 && good;
+  good = good && rename(temporary.c_str(), path.c_str()) == 0;
+  if (good) return absl::OkStatus();
+  const std::string why = std::strerror(errno);
+  unlink(temporary.c_str());
+  return absl::UnavailableError(absl::StrCat("cannot write ", path, ": ", why));
+}
+
+absl::Status Add(const std::string& path, ApiKey key) {
+  if (auto status = CheckKeyName(key.name); !status.ok()) return status;
+  auto text = ReadText(path);
+  if (!text.ok()) return text.status();
+  const std::string secret = MakeKey();
+  key.hashes = {HashBytes(secret)};
+  auto changed = AddKeyLine(text->empty() ? kHead : *text, key);
+  if (!changed.ok()) return changed.status();
+  if (auto status = WriteText(path, *changed); !status.ok()) return status;
+  std::cerr << "key of " << key.name << ", shown this once; " << path << " keeps its hash only:\n";
+  std::cout << secret << std::endl;
+  return absl::OkStatus();
+}
+
+absl::Status Revoke(const std::string& path, const std::string& name) {
+  auto text = ReadText(path);
+  if (!text.ok()) return text.status();
+  auto changed = RemoveKeyLines(*text, name);
+  if (!changed.ok()) return changed.status();
+  return WriteText(path, *changed);
+}
+
+absl::Status List(const std::string& path) {
+  const auto text = ReadText(path);
+  if (!text.ok()) return text.status();
+  const auto keys = ParseApiKeys(*text);
+  if (!keys.ok()) return keys.status();
+  for (const ApiKey& key : *keys) {
+    const std::string limits = LimitsText(key.limits);
+    std::cout << key.name << "  " << ToString(key.role) << "  weight " << key.weight << "  sha256 "
+              << ToHex(key.hashes.front()).substr(0, 12) << (limits.empty() ? "" : "  ") << limits
+              << "\n";
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> AddKeyLine(const std::string& text, const ApiKey& key) {
+  std::string limits = LimitsText(key.limits);
+  if (!limits.empty()) limits = ", " + limits;
+  std::vector<std::string> hashes;
+  for (const Sha256Digest& hash : key.hashes) hashes.push_back(ToHex(hash));
+  std::string changed = text;
+  if (auto keys = ParseApiKeys(changed); keys.ok() && keys->empty()) {
+    changed = absl::StrReplaceAll(changed, {{"[]", ""}});  // what RemoveKeyLines leaves
+  }
+  if (!changed.empty() && changed.back() != '\n') changed += '\n';
+  absl::StrAppend(
+      &changed, "- {name: ", key.name, ", role: ", ToString(key.role), ", weight: ", key.weight,
+      limits, ", sha256: ",
+      hashes.size() == 1 ? hashes[0] : absl::StrCat("[", absl::StrJoin(hashes, ", "), "]"), "}\n");
+  if (auto keys = ParseApiKeys(changed); !keys.ok()) return keys.status();
+  return changed;
+}
+
+absl::StatusOr<std::string> RemoveKeyLines(const std::string& text, const std::string& name) {
+  const auto keys = ParseApiKeys(text);
+  if (!keys.ok()) return keys.status();
+  const YAML::Node root = YAML::Load(text);  // reads well: ParseApiKeys has read it
+  std::vector<std::string> lines = absl::StrSplit(text, '\n');
+  for (size_t i = 0; i < root.size(); ++i) {
+    if ((*keys)[i].name != name) continue;
+    const int first = root[i].Mark().line;
+    const int last =
+        i + 1 < root.size() ? root[i + 1].Mark().line : static_cast<int>(lines.size()) - 1;
+    lines.erase(lines.begin() + first, lines.begin() + std::max(last, first + 1));
+    std::string changed = absl::StrJoin(lines, "\n");
+    if (root.size() == 1) changed += "[]\n";  // nobody, rather than an empty file
+    const auto left = ParseApiKeys(changed);
+    if (left.ok() && left->size() + 1 == keys->size()) return changed;
+    return absl::InvalidArgumentError(
+        absl::StrCat("cannot take out ", name, " alone; edit the file by hand"));
+  }
+  return absl::NotFoundError(absl::StrCat("there is no key of the name \"", name, "\""));
+}
+
+int RunKeysCommand(int argc, const char* const* argv) {
+  CLI::App app("API keys of a gateway. A running gateway takes changes over within a second.",
+               kProgram);
+  app.require_subcommand(1);
+  std::string path;
+  ApiKey key;
+  std::string role = "user";
+  const auto file = [&](CLI::App* command) {
+    command->add_option("--keys-file", path, "The file")
+        ->type_name("FILE")
+        ->envname("LLAVA_GATEWAY_KEYS_FILE")
+        ->required();
+  };
+  CLI::App* add = app.add_subcommand("add", "Makes a key, prints it once and adds its hash");
+  add->add_option("name", key.name, "Whose key it is; owner of the sessions made with it")
+      ->required();
+  add->add_option("--role", role, "user, admin (sees all sessions) or monitor (metrics only)")
+      ->capture_default_str();
+  add->add_option("--weight", key.weight, "Share when the gateway is full")->capture_default_str();
+  KeyLimits& limits = key.limits;
+  add->add_option("--requests-per-minute", limits.requests_per_minute, "Questions; 0: any number");
+  add->add_option("--tokens-per-minute", limits.tokens_per_minute, "Of prompts and answers");
+  add->add_option("--concurrent-turns", limits.concurrent_turns, "Answers at a time");
+  add->add_option("--sessions", limits.sessions, "Sessions kept");
+  add->add_option("--turns-per-session", limits.turns_per_session, "Turns of one session");
+  add->add_option("--pictures", limits.pictures, "Pictures kept");
+  add->add_option("--picture-bytes", limits.picture_bytes, "Bytes of pictures kept");
+  file(add);
+  CLI::App* list = app.add_subcommand("list", "Names, roles and limits");
+  file(list);
+  CLI::App* revoke = app.add_subcommand("revoke", "Takes a key out; its sessions stay");
+  revoke->add_option("name", key.name, "Whose key")->required();
+  file(revoke);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& call) {
+    return app.exit(call);
+  } catch (const CLI::ParseError& error) {
+    PrintError(kProgram, absl::StrCat(error.what(), " (see --help)"));
+    return 2;
+  }
+  absl::Status status;
+  if (add->parsed()) {
+    const auto parsed = ParseKeyRole(role);
+    status = parsed.status();
+    if (status.ok()) {
+      key.role = *parsed;
+      status = Add(path, std::move(key));
+    }
+  } else {
+    status = list->parsed() ? List(path) : Revoke(path, key.name);
+  }
+  if (status.ok()) return 0;
+  PrintError(kProgram, std::string(status.message()));
+  return absl::IsInvalidArgument(status) ? 2 : 1;
+}
+
+}  // namespace llava
