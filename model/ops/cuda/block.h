@@ -68,15 +68,17 @@ class DeviceBlock {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float* const d = sums.value.values + 4 * half;
-      d[0] = d[1] = d[2] = d[3] = 0;
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
         const uint32_t* const x = a.value.values + 8 * step + 4 * half;
         const uint32_t* const y = b.value.values + 2 * step;
+        const bool begins = step == 0;
         asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
-            "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-            : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(y[0]), "r"(y[1]));
+            "{%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
+            : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+            : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(y[0]), "r"(y[1]),
+              "f"(begins ? 0.0f : d[0]), "f"(begins ? 0.0f : d[1]), "f"(begins ? 0.0f : d[2]),
+              "f"(begins ? 0.0f : d[3]));
       }
     }
   }

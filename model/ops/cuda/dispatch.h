@@ -21,6 +21,13 @@ struct Grid {
 
 struct NoShared {};
 
+// Blocks of a kernel that each multiprocessor has to have room for, if it says so.
+template <class Kernel>
+constexpr int BlocksOf() {
+  if constexpr (requires { Kernel::kBlocks; }) return Kernel::kBlocks;
+  return 1;
+}
+
 template <class T, int V>
 struct AddRmsNormKernel {
   static constexpr int kThreads = 512;
@@ -80,6 +87,7 @@ struct MergeSplitsKernel {
 template <class T, int kRows, bool kGated>
 struct FewRowsKernel {
   static constexpr int kThreads = 128;
+  static constexpr int kBlocks = kRows == 1 && sizeof(T) == 2 ? 4 : 1;
   using Shared = NoShared;
   FewRowsArgs args;
   template <class Block>
@@ -88,14 +96,15 @@ struct FewRowsKernel {
   }
 };
 
-template <bool kInt4, int kTiles, int kPanels>
+template <bool kInt4, int kUnit, int kTiles, int kPanels>
 struct PackedProductKernel {
   static constexpr int kThreads = 256;
+  static constexpr int kBlocks = kTiles <= 2 ? 2 : 1;
   using Shared = PackedShared<kTiles, kPanels, kThreads>;
   PackedProductArgs args;
   template <class Block>
   LLAVA_DEVICE void operator()(Block& block, Shared& shared) const {
-    PackedProductBody<kInt4, kTiles, kPanels>(block, shared, args);
+    PackedProductBody<kInt4, kUnit, kTiles, kPanels>(block, shared, args);
   }
 };
 
@@ -256,25 +265,37 @@ void DispatchPackedProduct(const Launcher& launch, const PackedProductArgs& args
                                 std::to_string(weight.rows) + " packed ones");
   }
   const int64_t panels = RoundedUp(weight.rows, kPanelRows);
-  const auto multiply = [&]<bool kInt4, int kTiles>() {
+  const auto multiply = [&]<bool kInt4, int kUnit, int kTiles>() {
     // Two panels a block read the rows of x once for both: where these are many, and there are
     // blocks enough.
     if (args.gated || (kTiles >= 4 && panels >= 256)) {
-      launch(PackedProductKernel<kInt4, kTiles, 2>{args}, Grid{RoundedUp(panels, 2)});
+      launch(PackedProductKernel<kInt4, kUnit, kTiles, 2>{args}, Grid{RoundedUp(panels, 2)});
     } else {
-      launch(PackedProductKernel<kInt4, kTiles, 1>{args}, Grid{panels});
+      launch(PackedProductKernel<kInt4, kUnit, kTiles, 1>{args}, Grid{panels});
     }
   };
-  const auto of_rows = [&]<bool kInt4>() {
-    if (args.rows <= 8) return multiply.template operator()<kInt4, 1>();
-    if (args.rows <= 16) return multiply.template operator()<kInt4, 2>();
-    if (args.rows <= 32) return multiply.template operator()<kInt4, 4>();
-    multiply.template operator()<kInt4, 8>();
+  const auto of_few = [&]<bool kInt4, int kUnit>() {
+    if (args.rows <= 8) {
+      multiply.template operator()<kInt4, kUnit, 1>();
+    } else {
+      multiply.template operator()<kInt4, kUnit, 2>();
+    }
   };
+  const auto of_many = [&]<bool kInt4>() {
+    if (args.rows <= 32) {
+      multiply.template operator()<kInt4, 1, 4>();
+    } else {
+      multiply.template operator()<kInt4, 1, 8>();
+    }
+  };
+  const bool few = args.rows <= 16;
   if (weight.int4) {
-    of_rows.template operator()<true>();
+    if (!few) return of_many.template operator()<true>();
+    if (weight.group > 32) return of_few.template operator()<true, 2>();
+    of_few.template operator()<true, 1>();
   } else {
-    of_rows.template operator()<false>();
+    if (!few) return of_many.template operator()<false>();
+    of_few.template operator()<false, 2>();
   }
 }
 

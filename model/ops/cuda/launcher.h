@@ -13,7 +13,8 @@
 namespace llava::cuda {
 
 template <class Kernel>
-__global__ void __launch_bounds__(Kernel::kThreads) RunKernel(const Kernel kernel) {
+__global__ void __launch_bounds__(Kernel::kThreads, BlocksOf<Kernel>())
+    RunKernel(const Kernel kernel) {
   __shared__ typename Kernel::Shared shared;
   DeviceBlock<Kernel::kThreads> block;
 #if __CUDA_ARCH__ >= 900

@@ -23,7 +23,8 @@ LLAVA_DEVICE int ChunkDepth(bool int4) { return int4 ? 32 : 16; }
 struct PanelPlan {
   int chunk_depth, chunks;  // of a panel
   int shift;                // log2 of the chunks of a group
-  int64_t group_bytes, panel_bytes;
+  int group_bytes;
+  int64_t panel_bytes;
 
   LLAVA_DEVICE explicit PanelPlan(const PackedWeights& weight)
       : chunk_depth(ChunkDepth(weight.int4)) {
@@ -31,12 +32,12 @@ struct PanelPlan {
     const int in_group = weight.group / chunk_depth;
     chunks = groups * in_group;
     shift = in_group == 1 ? 0 : in_group == 2 ? 1 : in_group == 4 ? 2 : 3;
-    group_bytes = kPanelScaleBytes + static_cast<int64_t>(in_group) * kChunkBytes;
-    panel_bytes = groups * group_bytes;
+    group_bytes = kPanelScaleBytes + in_group * kChunkBytes;
+    panel_bytes = static_cast<int64_t>(groups) * group_bytes;
   }
   // From the beginning of a panel.
-  LLAVA_DEVICE int64_t Scales(int chunk) const { return (chunk >> shift) * group_bytes; }
-  LLAVA_DEVICE int64_t Values(int chunk) const {
+  LLAVA_DEVICE int Scales(int chunk) const { return (chunk >> shift) * group_bytes; }
+  LLAVA_DEVICE int Values(int chunk) const {
     return Scales(chunk) + kPanelScaleBytes + (chunk & ((1 << shift) - 1)) * kChunkBytes;
   }
 };
@@ -67,10 +68,10 @@ LLAVA_DEVICE Array<uint32_t, 4> WidenNibbles(uint32_t nibbles) {
   return pairs;
 }
 
-// What a lane owes the matrix unit of its 16 bytes of a chunk: words are rows 4 g ... 4 g + 3,
-// which become rows g and g + 8 of the first half and of the second.
+// What a lane owes the matrix unit of its 16 bytes of a chunk, `a` [8 or 16]: words are rows 4 g
+// ... 4 g + 3, which become rows g and g + 8 of the first half and of the second.
 template <bool kInt4>
-LLAVA_DEVICE void WidenChunk(const Vector<uint32_t, 4>& words, Array<uint32_t, kInt4 ? 16 : 8>& a) {
+LLAVA_DEVICE void WidenChunk(const Vector<uint32_t, 4>& words, uint32_t* a) {
   LLAVA_UNROLL
   for (int j = 0; j < 4; ++j) {
     if constexpr (kInt4) {
@@ -85,9 +86,9 @@ LLAVA_DEVICE void WidenChunk(const Vector<uint32_t, 4>& words, Array<uint32_t, k
   }
 }
 
-// The same for a row of x: the values that belong to those weights.
+// The same for a row of x, the values that belong to those weights: `b` [2 or 4].
 template <bool kInt4>
-LLAVA_DEVICE void TakeRow(const BFloat16* from, Array<uint32_t, kInt4 ? 4 : 2>& b) {
+LLAVA_DEVICE void TakeRow(const BFloat16* from, uint32_t* b) {
   const auto words = Load < kInt4 ? 4 : 2 > (reinterpret_cast<const uint32_t*>(from));
   if constexpr (kInt4) {
     LLAVA_UNROLL
@@ -111,17 +112,18 @@ struct PackedShared {
   static_assert(kWarps / 2 >= kPanels, "the product has room");
 };
 
-// Grid (panels of the result / kPanels). Gated, the second panel is the unit of the first. The
-// order of the sums depends on the depth alone, so that a row does not depend on its neighbours.
-template <bool kInt4, int kTiles, int kPanels, class Block>
+// Grid (panels of the result / kPanels). Gated, the second panel is the unit of the first. `kUnit`
+// chunks, which must be of one group, are summed before the scale is applied. The order of the sums
+// depends on the depth alone, so that a row does not depend on its neighbours.
+template <bool kInt4, int kUnit, int kTiles, int kPanels, class Block>
 LLAVA_DEVICE void PackedProductBody(Block& block,
                                     PackedShared<kTiles, kPanels, Block::kThreads>& shared,
                                     const PackedProductArgs& args) {
   using Shared = PackedShared<kTiles, kPanels, Block::kThreads>;
-  constexpr int kSplit = Shared::kWarps / kPanels;  // warps that share a panel
-  constexpr int kUnroll = kTiles <= 2 ? 4 : 2;      // chunks whose loads are under way together
-  constexpr int kK = kInt4 ? 8 : 4;                 // of a lane in a chunk
-  constexpr int kSteps = kInt4 ? 2 : 1;
+  constexpr int kSplit = Shared::kWarps / kPanels;      // warps that share a panel
+  constexpr int kUnroll = kTiles <= 2 ? 4 / kUnit : 2;  // units whose loads are under way
+  constexpr int kChunkDepth = kInt4 ? 32 : 16;
+  constexpr int kSteps = kInt4 ? 2 : 1;  // of a chunk
   const PackedWeights& weight = args.weight;
   const PanelPlan plan(weight);
   const int panels = (weight.rows + kPanelRows - 1) / kPanelRows;
@@ -136,31 +138,36 @@ LLAVA_DEVICE void PackedProductBody(Block& block,
     return weight.panels + (panel < panels ? panel : panels - 1) * plan.panel_bytes;
   };
 
-  struct Chunks {
-    Vector<uint32_t, 4> words[kUnroll];
+  struct Units {
+    Vector<uint32_t, 4> words[kUnroll * kUnit];
     Vector<BFloat16, 4> scales[kUnroll];
   };
-  // Chunks that follow each other go to the warps of a panel in turn.
+  // The first chunk of a unit. Units that follow each other go to the warps of a panel in turn.
   const auto chunk_of = [&](int thread, int round, int u) {
-    return thread / kWarpLanes / kPanels + (round * kUnroll + u) * kSplit;
+    return (thread / kWarpLanes / kPanels + (round * kUnroll + u) * kSplit) * kUnit;
   };
-  const auto load = [&](int thread, int round, Chunks& chunks) {
+  const auto load = [&](int thread, int round, Units& units) {
     const uint8_t* const panel = panel_at(thread / kWarpLanes % kPanels);
     const int g = thread % kWarpLanes / 4, t = thread % 4;
     LLAVA_UNROLL
     for (int u = 0; u < kUnroll; ++u) {
       const int chunk = chunk_of(thread, round, u);
-      chunks.words[u] = {};
-      chunks.scales[u] = {};
-      if (chunk >= plan.chunks) continue;
-      chunks.words[u] = LoadOnce<4>(
-          reinterpret_cast<const uint32_t*>(panel + plan.Values(chunk) + t * 128 + g * 16));
-      chunks.scales[u] =
-          Load<4>(reinterpret_cast<const BFloat16*>(panel + plan.Scales(chunk)) + g * 4);
+      const bool there = chunk < plan.chunks;
+      LLAVA_UNROLL
+      for (int c = 0; c < kUnit; ++c) {
+        const uint8_t* const from = panel + plan.Values(chunk + c) + t * 128 + g * 16;
+        units.words[u * kUnit + c] = {};
+        if (there) {
+          units.words[u * kUnit + c] = LoadOnce<4>(reinterpret_cast<const uint32_t*>(from));
+        }
+      }
+      const uint8_t* const scales = panel + plan.Scales(chunk) + g * 8;
+      units.scales[u] = {};
+      if (there) units.scales[u] = Load<4>(reinterpret_cast<const BFloat16*>(scales));
     }
   };
 
-  typename Block::template PerThread<Chunks> now, next;
+  typename Block::template PerThread<Units> now, next;
   typename Block::template PerThread<Array<float, Shared::kSums>> sums;
   block.Each([&](int thread) {
     load(thread, 0, now[thread]);
@@ -171,26 +178,36 @@ LLAVA_DEVICE void PackedProductBody(Block& block,
   });
   block.AwaitEarlier();
 
-  const int rounds = (plan.chunks + kUnroll * kSplit - 1) / (kUnroll * kSplit);
+  const int rounds = (plan.chunks + kUnroll * kUnit * kSplit - 1) / (kUnroll * kUnit * kSplit);
   for (int round = 0; round < rounds; ++round) {
     block.Each([&](int thread) { load(thread, round + 1, next[thread]); });
     LLAVA_UNROLL
     for (int u = 0; u < kUnroll; ++u) {
-      typename Block::template PerThread<Array<uint32_t, 8 * kSteps>> a;
-      block.Each([&](int thread) { WidenChunk<kInt4>(now[thread].words[u], a[thread]); });
+      typename Block::template PerThread<Array<uint32_t, 8 * kSteps * kUnit>> a;
+      block.Each([&](int thread) {
+        LLAVA_UNROLL
+        for (int c = 0; c < kUnit; ++c) {
+          WidenChunk<kInt4>(now[thread].words[u * kUnit + c], a[thread].values + 8 * kSteps * c);
+        }
+      });
       LLAVA_UNROLL
       for (int tile = 0; tile < kTiles; ++tile) {
-        typename Block::template PerThread<Array<uint32_t, 2 * kSteps>> b;
+        typename Block::template PerThread<Array<uint32_t, 2 * kSteps * kUnit>> b;
         typename Block::template PerThread<Array<float, 8>> product;
         block.Each([&](int thread) {
           const int row = tile * 8 + thread % kWarpLanes / 4;
-          const int k = chunk_of(thread, round, u) * plan.chunk_depth + thread % 4 * kK;
-          b[thread] = {};
-          if (row < args.rows && k < weight.depth) {
-            TakeRow<kInt4>(x + static_cast<int64_t>(row) * weight.depth + k, b[thread]);
+          const BFloat16* const from = x + static_cast<int64_t>(row) * weight.depth;
+          LLAVA_UNROLL
+          for (int c = 0; c < kUnit; ++c) {
+            const int k = (chunk_of(thread, round, u) + c) * kChunkDepth + thread % 4 * 4 * kSteps;
+            LLAVA_UNROLL
+            for (int i = 0; i < 2 * kSteps; ++i) b[thread][2 * kSteps * c + i] = 0;
+            if (row < args.rows && k < weight.depth) {
+              TakeRow<kInt4>(from + k, b[thread].values + 2 * kSteps * c);
+            }
           }
         });
-        block.template Multiply<kSteps>(product, a, b);
+        block.template Multiply<kSteps * kUnit>(product, a, b);
         block.Each([&](int thread) {
           LLAVA_UNROLL
           for (int i = 0; i < 8; ++i) {
