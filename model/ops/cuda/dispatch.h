@@ -61,6 +61,17 @@ struct SwiGluKernel {
   }
 };
 
+template <class T, int V>
+struct QuickGeluKernel {
+  static constexpr int kThreads = 256;
+  using Shared = NoShared;
+  QuickGeluArgs args;
+  template <class Block>
+  LLAVA_DEVICE void operator()(Block& block, Shared&) const {
+    QuickGeluBody<T, V>(block, args);
+  }
+};
+
 template <class T, int V, int kLanes, int kGroup>
 struct AttendSplitKernel {
   static constexpr int kThreads = 256;
@@ -170,6 +181,19 @@ void DispatchSwiGlu(const Launcher& launch, Element element, const SwiGluArgs& a
       launch(SwiGluKernel<T, 8>{args}, Grid{rows, RoundedUp(args.width / 8, kThreads)});
     } else {
       launch(SwiGluKernel<T, 1>{args}, Grid{rows, RoundedUp(args.width, kThreads)});
+    }
+  });
+}
+
+template <class Launcher>
+void DispatchQuickGelu(const Launcher& launch, Element element, const QuickGeluArgs& args) {
+  WithElement(element, [&](auto zero) {
+    using T = decltype(zero);
+    constexpr int64_t kThreads = QuickGeluKernel<T, 8>::kThreads;
+    if (args.count % 8 == 0) {
+      launch(QuickGeluKernel<T, 8>{args}, Grid{RoundedUp(args.count, 8 * kThreads)});
+    } else {
+      launch(QuickGeluKernel<T, 1>{args}, Grid{RoundedUp(args.count, kThreads)});
     }
   });
 }

@@ -5,8 +5,8 @@
 // float32. The functions queue work on the stream and return. They throw std::invalid_argument for
 // shapes they cannot do and std::runtime_error if CUDA refuses a launch. Thread-safe.
 //
-// Weights and index arrays (int32_t, and cos and sin) are read before the kernels ahead in the
-// stream have ended: a kernel of this file does not write them, a copy or a library may.
+// Weights and index arrays (int32_t) are read while the kernel ahead in the stream may still run:
+// they must be complete before that one begins.
 
 #include <cstdint>
 
@@ -55,6 +55,14 @@ struct SwiGluArgs {
   int width;
 };
 void SwiGlu(Element element, const SwiGluArgs& args, int64_t rows, Stream stream);
+
+// out = x * sigmoid(1.702 x).
+struct QuickGeluArgs {
+  const void* x;  // [count]
+  void* out;      // [count]; x itself will do
+  int64_t count;
+};
+void QuickGelu(Element element, const QuickGeluArgs& args, Stream stream);
 
 // Attention of one query for each of the sequences. Dh: a multiple of 8 up to 256, or even up
 // to 64.

@@ -1,7 +1,7 @@
 #pragma once
 
-// Bodies of the kernels that go over rows: norm, rotary positions, gated unit. See block.h. `V`
-// values lie together in a load: 8, or 1 where a size is no multiple of 8.
+// Bodies of the kernels that go over rows: norm, rotary positions, gated unit, activation. See
+// block.h. `V` values lie together in a load: 8, or 1 where a size is no multiple of 8.
 
 #include "model/ops/cuda/block.h"
 #include "model/ops/cuda/kernels.h"
@@ -155,6 +155,25 @@ LLAVA_DEVICE void SwiGluBody(Block& block, const SwiGluArgs& args) {
     LLAVA_UNROLL
     for (int j = 0; j < V; ++j) x[j] = Gate(x[j], up[j]);
     Store(out + i, x);
+  });
+}
+
+// Blocks share the items.
+template <class T, int V, class Block>
+LLAVA_DEVICE void QuickGeluBody(Block& block, const QuickGeluArgs& args) {
+  const T* const from = static_cast<const T*>(args.x);
+  T* const to = static_cast<T*>(args.out);
+  block.AwaitEarlier();
+  block.Each([&](int thread) {
+    const int64_t i = (static_cast<int64_t>(block.x()) * Block::kThreads + thread) * V;
+    if (i >= args.count) return;
+    Vector<T, V> x = Load<V>(from + i);
+    LLAVA_UNROLL
+    for (int j = 0; j < V; ++j) {
+      const float value = ToFloat(x[j]);
+      x[j] = FromFloat<T>(value / (1.0f + expf(-1.702f * value)));
+    }
+    Store(to + i, x);
   });
 }
 

@@ -138,6 +138,9 @@ void RopeToCache(Element element, const RopeToCacheArgs& args, int64_t rows, Str
 void SwiGlu(Element element, const SwiGluArgs& args, int64_t rows, Stream) {
   DispatchSwiGlu(HostLauncher(), element, args, rows);
 }
+void QuickGelu(Element element, const QuickGeluArgs& args, Stream) {
+  DispatchQuickGelu(HostLauncher(), element, args);
+}
 void PagedAttention(Element element, const PagedAttentionArgs& args, int64_t sequences, Stream) {
   DispatchPagedAttention(HostLauncher(), element, args, sequences);
 }
