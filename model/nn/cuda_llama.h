@@ -25,7 +25,7 @@ struct CudaLlamaOptions {
 };
 
 // One thread. Attention and everything else of this file gives a row the same bits in any batch;
-// cuBLAS chooses its way by the number of rows and may round differently.
+// products sum in another order for other numbers of rows (cuBLAS, and packed weights beyond 16).
 class CudaLlama : public ServingDecoder {
  public:
   // Rows, keys and values have the type of the embedding. Throws std::invalid_argument if the

@@ -154,7 +154,7 @@ elif wanted ops; then
   for tool in memcheck racecheck; do
     if [ -x "$sanitizer" ]; then
       # Every tensor an allocation of its own, so that no neighbour hides what is out of bounds.
-      PYTORCH_NO_CUDA_MEMORY_CACHING=1 try_tests $tool 75 "$sanitizer" --tool $tool \
+      PYTORCH_NO_CUDA_MEMORY_CACHING=1 try_tests $tool 120 "$sanitizer" --tool $tool \
         --error-exitcode 99 "$test" --gtest_filter=-'CudaLlama*'
     else
       skip $tool "no compute-sanitizer"

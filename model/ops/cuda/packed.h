@@ -113,8 +113,8 @@ struct PackedShared {
 };
 
 // Grid (panels of the result / kPanels). Gated, the second panel is the unit of the first. `kUnit`
-// chunks, which must be of one group, are summed before the scale is applied. The order of the sums
-// depends on the depth alone, so that a row does not depend on its neighbours.
+// chunks, which must be of one group, are summed before the scale is applied. A row does
+// not depend on what its neighbours are; up to 16 of them, not on how many either.
 template <bool kInt4, int kUnit, int kTiles, int kPanels, class Block>
 LLAVA_DEVICE void PackedProductBody(Block& block,
                                     PackedShared<kTiles, kPanels, Block::kThreads>& shared,
