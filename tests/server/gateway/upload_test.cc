@@ -104,6 +104,7 @@ TEST_F(UploadTest, ACancelledQuestionDoesNotWaitForIt) {
   const Upload upload = Send(session, FakePicture(3));
   v1::ChatRequest question = Question(session, "x");
   question.add_images()->set_id(upload.image.id());
+  question.set_on_disconnect(v1::ON_DISCONNECT_CANCEL);
   const auto begin = std::chrono::steady_clock::now();
   const Answer answer = Ask(question, {}, kSlowdown * std::chrono::milliseconds(300));
   EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
