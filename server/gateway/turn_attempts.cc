@@ -281,6 +281,8 @@ bool TurnRunner::WaitForWorker() {
   const auto now = steady_clock::now();
   if (!patience_) patience_ = now + parts_.options.continue_timeout;
   if (now >= *patience_) return false;
+  // The next process waits as well as this one, which wants to end.
+  if (has_session() && parts_.admission.draining()) Break(TurnBreak::kShutdown);
   Later(kUsualDelay, &TurnRunner::Continue);
   return true;
 }
