@@ -189,8 +189,8 @@ TEST_F(ResumeTest, ARequestSentAgainGetsTheSameTurn) {
 TEST_F(ResumeTest, AKeyWhoseTurnFailedBeforeItsTextMayBeUsedAgain) {
   StartGateway();
   const std::string session = NewSession();
-  llm_.Set({.failures = 2});
-  EXPECT_EQ(Ask(Keyed(session, "x")).status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  llm_.Set({.failure = {grpc::StatusCode::INTERNAL, "a bug"}, .failures = 1});
+  EXPECT_EQ(Ask(Keyed(session, "x")).status.error_code(), grpc::StatusCode::INTERNAL);
   const Answer answer = Ask(Keyed(session, "x"));
   EXPECT_TRUE(answer.status.ok()) << answer.status.error_message();
   EXPECT_EQ(answer.text, "x! pictures: 0, turns: 1");
