@@ -181,10 +181,16 @@ absl::Status Backend::Ask(std::vector<v1::ModelInfo>* models) {
 }
 
 absl::Status Backend::Unreachable(const absl::Status& status) const {
-  return OverloadedError(absl::StrCat(names_.service, " service at ", address_,
-                                      " is not reachable: ", status.message(), "; start ",
-                                      names_.program, " or check ", names_.flag),
-                         std::chrono::seconds(1));
+  absl::Status result =
+      OverloadedError(absl::StrCat(names_.service, " service at ", address_,
+                                   " is not reachable: ", status.message(), "; start ",
+                                   names_.program, " or check ", names_.flag),
+                      std::chrono::seconds(1));
+  google::rpc::ErrorInfo info;  // tells it from a service that has too much to do
+  info.set_reason("UNREACHABLE");
+  info.set_domain("llava");
+  AddDetail(result, info);
+  return result;
 }
 
 void Backend::Report(const absl::Status& status) {

@@ -19,6 +19,8 @@ class GenerateCall : public grpc::ClientReadReactor<v1::GenerateResponse>,
                      public std::enable_shared_from_this<GenerateCall> {
  public:
   struct Callbacks {
+    // The service has the request. May come while an event is told, from another thread.
+    std::function<void()> on_arrived;
     // False: the answer makes no sense, the call is cancelled.
     std::function<bool(v1::GenerateResponse&)> on_event;
     std::function<void(absl::Status)> on_done;
@@ -37,6 +39,9 @@ class GenerateCall : public grpc::ClientReadReactor<v1::GenerateResponse>,
   GenerateCall(Backend& llm, v1::GenerateRequest request, Callbacks callbacks)
       : llm_(llm), request_(std::move(request)), callbacks_(std::move(callbacks)), context_(llm) {}
 
+  void OnReadInitialMetadataDone(bool ok) override {
+    if (ok) callbacks_.on_arrived();
+  }
   void OnReadDone(bool ok) override;
   void OnDone(const grpc::Status& status) override;
 

@@ -31,6 +31,20 @@ milliseconds DelayOf(const absl::Status& status) {
   return std::clamp(asked, kShortestDelay, kLongestDelay);
 }
 
+// The way to a service, or the service itself, is gone.
+bool IsUnreachable(const absl::Status& status) {
+  if (!absl::IsUnavailable(status)) return false;
+  google::rpc::ErrorInfo info;  // of Backend
+  if (GetDetail(status, &info)) return info.reason() == "UNREACHABLE";
+  google::rpc::RetryInfo retry;
+  return !GetDetail(status, &retry);  // the transport speaks
+}
+
+// An answer that broke off so can be gone on with. A server that stops cancels its calls.
+bool IsBroken(const absl::Status& status) {
+  return absl::IsUnavailable(status) || absl::IsCancelled(status);
+}
+
 bool IsWhole(const v1::GenerateFinished& finished) {
   return finished.reason() == v1::FINISH_REASON_STOP ||
          finished.reason() == v1::FINISH_REASON_LENGTH ||
@@ -44,6 +58,7 @@ void TurnRunner::Attempt() {
   started_.Clear();
   finished_.reset();
   worker_began_ = false;
+  arrived_ = false;
   auto llm = parts_.router.PickLlm(route_, Key(), avoid_ ? llm_.get() : nullptr);
   if (!llm.ok()) {
     if (TryAgain(llm.status())) return;
@@ -90,7 +105,8 @@ void TurnRunner::Generate(const FeatureDelivery::Outcome& outcome) {
   auto self = shared_from_this();
   auto call = GenerateCall::Create(
       *llm_, std::move(request), deadlines_.turn,
-      {.on_event = [self](v1::GenerateResponse& event) { return self->OnEvent(event); },
+      {.on_arrived = [self] { self->arrived_ = true; },
+       .on_event = [self](v1::GenerateResponse& event) { return self->OnEvent(event); },
        .on_done = [self](absl::Status status) { self->OnGenerated(std::move(status)); }});
   SetStop([call] { call->Cancel(); });
   call->Start();
@@ -124,8 +140,14 @@ bool TurnRunner::OnStarted(const v1::GenerateStarted& started) {
   worker_began_ = true;
   refilled_ = false;
   patience_.reset();
+  const bool journalled = answer_.id != 0 && !answer_.tokens.tokenizer_digest().empty();
   answer_.tokens.set_tokenizer_digest(started.tokenizer_digest());
-  if (answer_.id != 0 || !has_session()) return true;
+  if (has_session() && !journalled) JournalAnswer();
+  return true;
+}
+
+void TurnRunner::JournalAnswer() {
+  const uint64_t before = answer_.id;  // of a turn whose worker died before it said a word
   answer_.session_id = request_.session_id;
   answer_.turn_id = turn_id_;
   answer_.seed = turn_.seed;
@@ -134,7 +156,7 @@ bool TurnRunner::OnStarted(const v1::GenerateStarted& started) {
       parts_.journal.Begin(answer_, [self = shared_from_this()](const absl::Status& status) {
         if (!status.ok()) self->OnJournalFault(status);
       });
-  return true;
+  if (before != 0) parts_.journal.End(before);
 }
 
 bool TurnRunner::OnDelta(v1::GenerateDelta& delta) {
@@ -231,13 +253,14 @@ bool TurnRunner::TryAgain(const absl::Status& status) {
     Attempt();
     return true;
   }
-  if (begun()) return GoOn(status);
+  if (begun() ? IsBroken(status) : IsUnreachable(status)) return GoOn(status);
+  if (begun()) return false;
   if (absl::IsFailedPrecondition(status) && request_.model.version() == 0) {
     if (std::exchange(rerouted_, true)) return false;
     Reroute();
     return true;
   }
-  if (absl::IsUnavailable(status)) {
+  if (absl::IsUnavailable(status)) {  // it has too much to do
     if (std::exchange(retried_, true)) return false;
     Later(DelayOf(status), &TurnRunner::Attempt);
     return true;
@@ -270,12 +293,14 @@ void TurnRunner::Reroute() {
 }
 
 bool TurnRunner::GoOn(const absl::Status& status) {
-  // A call that its server cancels was broken off as well.
-  if (!absl::IsUnavailable(status) && !absl::IsCancelled(status)) return false;
-  google::rpc::RetryInfo retry;  // of a worker that leaves in order
-  if (std::exchange(worker_began_, false) && !GetDetail(status, &retry)) {
+  google::rpc::RetryInfo retry;  // of a worker that leaves in order, or of a service out of reach
+  if (arrived_.exchange(false) && !GetDetail(status, &retry)) {
     ++answer_.deaths;
-    if (answer_.id != 0) parts_.journal.NoteDeath(answer_.id);
+    if (has_session() && answer_.id == 0) {
+      JournalAnswer();
+    } else if (has_session()) {
+      parts_.journal.NoteDeath(answer_.id);
+    }
     LogWarning("language worker lost during an answer", {{"request_id", request_.request_id},
                                                          {"session_id", request_.session_id},
                                                          {"turn_id", turn_id_},
@@ -291,6 +316,8 @@ bool TurnRunner::WaitForWorker() {
   const auto now = steady_clock::now();
   if (!patience_) patience_ = now + parts_.options.continue_timeout;
   if (now >= *patience_) return false;
+  // The next process waits as well as this one, which wants to end.
+  if (has_session() && parts_.admission.draining()) Break(TurnBreak::kShutdown);
   Later(kUsualDelay, &TurnRunner::Continue);
   return true;
 }
@@ -314,7 +341,9 @@ void TurnRunner::OnVersionBack(absl::StatusOr<Route> route) {
   }
   // The same number with other contents is another version.
   if (!route.ok() || route->model.model().digest() != turn_.model.digest()) {
-    return Conclude(InterruptedEnding(turn_.model));
+    if (begun()) return Conclude(InterruptedEnding(turn_.model));
+    if (request_.model.version() == 0) return Reroute();
+    return Conclude(route.ok() ? InterruptedEnding(turn_.model) : EndingOf(route.status()));
   }
   route_ = *std::move(route);
   Attempt();

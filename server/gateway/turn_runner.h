@@ -2,6 +2,7 @@
 
 #include <grpcpp/alarm.h>
 
+#include <atomic>
 #include <chrono>
 #include <functional>
 #include <memory>
@@ -26,12 +27,12 @@ namespace llava {
 //
 //   conversation -> version -> recorded -> [features -> generate]* -> journalled -> stored -> told
 //
-// Before the first token the bracket is repeated: once after UNAVAILABLE, once after missing
-// features, once after the version is gone. Afterwards it goes on from the tokens that are there,
-// with the same version, when the worker or the way to it died; so does a turn that an earlier
-// process left running. Every piece of text of a session's turn is in the journal before a reader
-// sees it. Whatever happens, the turn is stored with its text so far, the session is given back,
-// and the readers are told, in that order.
+// Before the first token the bracket is repeated: once when a service has too much to do, once
+// after missing features, once after the version is gone. When a service died or is out of reach,
+// it is waited for; what there is of the answer is gone on with from its tokens, by the same
+// version, also by the next process. Every piece of text of a session's turn is in the journal
+// before a reader sees it. Whatever happens, the turn is stored with its text so far, the session
+// is given back, and the readers are told, in that order.
 class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnRunner> {
  public:
   // `on_end` runs once, right before the sink is closed with the same status: at the end of the
@@ -75,7 +76,8 @@ class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnR
   bool TryAgain(const absl::Status& status);
   void Later(std::chrono::milliseconds delay, void (TurnRunner::*step)());
   void Reroute();
-  // The answer has begun: waits for a worker that can go on with it. False: not after `status`.
+  // A service died over it, or is out of reach: waits for one that can go on with it. False: not
+  // any more.
   bool GoOn(const absl::Status& status);
   bool WaitForWorker();
   void Continue();
@@ -96,6 +98,8 @@ class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnR
   // How Break ends the step under way; done at once if it came before.
   void SetStop(std::function<void()> stop);
   std::optional<TurnBreak> broken();
+  // Makes the answer known to the journal, with what there is of it.
+  void JournalAnswer();
   // Text that was received could not be kept, and so was not told.
   void OnJournalFault(const absl::Status& status);
   bool journal_failed();
@@ -132,9 +136,10 @@ class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnR
 
   // What there is of the answer; its text is in `live_` once it is journalled.
   JournalledAnswer answer_;
-  uint64_t text_bytes_ = 0;    // received
-  bool recovered_ = false;     // an earlier process began it
-  bool worker_began_ = false;  // this attempt's worker has taken it up
+  uint64_t text_bytes_ = 0;            // received
+  bool recovered_ = false;             // an earlier process began it
+  bool worker_began_ = false;          // this attempt's worker has taken it up
+  std::atomic<bool> arrived_ = false;  // its request came to the service
   std::optional<std::chrono::steady_clock::time_point> patience_;  // until then wait for a worker
 };
 

@@ -42,6 +42,10 @@ class StreamWriter : public grpc::ServerWriteReactor<Response> {
     on_gone();
   }
 
+  // Lets the caller know that the call has arrived, before there is anything to say. At most once,
+  // before the first Write and Close.
+  void Greet() { this->StartSendInitialMetadata(); }
+
   // Bytes queued that the transport has not taken yet.
   size_t queued_bytes() const {
     MutexLock lock(mutex_);

@@ -166,6 +166,7 @@ class Killer:
 
     def __init__(self, stack, draw, longest):
         self.stack, self.draw, self.longest, self.kills = stack, draw, longest, []
+        self.reviver = None
 
     def turn(self):
         at = self.draw.randrange(self.longest)
@@ -177,10 +178,13 @@ class Killer:
                 return
             done.append(True)
             self.kills.append((at, which))
+            if self.reviver:  # of the turn before
+                self.reviver.join()
             for name in which:
                 self.stack.services[name].process.send_signal(signal.SIGKILL)
             # While they start, the client is in its stream: it sees what a client sees.
-            threading.Thread(target=self.revive, args=(which,)).start()
+            self.reviver = threading.Thread(target=self.revive, args=(which,))
+            self.reviver.start()
 
         return on_byte
 
@@ -219,7 +223,13 @@ def run(kills, seed, path=None, failpoints=False):
         rounds = 0
         while len(killer.kills) < kills:
             each = rounds % 2
-            answers = conversation(chat, f"chaos{rounds}", recorder, each, killer.turn)
+            try:
+                answers = conversation(chat, f"chaos{rounds}", recorder, each, killer.turn)
+            except grpc.RpcError:
+                print(f"round {rounds}, after {killer.kills[-3:]}:")
+                for name, service in stack.services.items():
+                    print(f"--- {name}: exit {service.process.poll()}\n{service.text()[-2000:]}")
+                raise
             for number, (got, want) in enumerate(zip(answers, expected[each])):
                 if got != want:
                     problems.append(f"round {rounds}, turn {number + 1}: the answer differs after {killer.kills[-3:]}")

@@ -4,6 +4,7 @@ import pathlib
 import shutil
 import signal
 import threading
+import time
 import unittest
 
 import grpc
@@ -18,6 +19,12 @@ class FaultTest(ChatCase):
         self.assertIn("train", words(answer.text))
         return session
 
+    def until_not_ready(self):
+        """The gateway has noticed: from now on it refuses at once what it would have waited for."""
+        deadline = time.monotonic() + 20 * SLOWDOWN
+        while self.stack.gateway.get("/readyz")[0] == 200 and time.monotonic() < deadline:
+            time.sleep(0.05)
+
     def test_gateway_killed(self):
         session = self.picture_session()
         self.assertEqual(self.stack.restart("gateway", signal.SIGKILL), -signal.SIGKILL)
@@ -29,6 +36,7 @@ class FaultTest(ChatCase):
     def test_llm_killed(self):
         session = self.picture_session()
         self.stack.llm.stop(signal.SIGKILL)
+        self.until_not_ready()
         self.assert_fails(grpc.StatusCode.UNAVAILABLE, "llava-llm", lambda: self.ask(session, "And on the right?"))
         self.stack.restart("llm", signal.SIGKILL)
         answer = self.eventually(lambda: self.ask(session, "And on the right?"))
@@ -53,6 +61,7 @@ class FaultTest(ChatCase):
         self.stack.vision.stop(signal.SIGKILL)
         self.assertIn("helicopter", words(self.ask(session, "And on the right?").text))  # features are there
         other = {"data": (SCENES / "lion.png").read_bytes()}
+        self.until_not_ready()
         self.assert_fails(grpc.StatusCode.UNAVAILABLE, "llava-vision", lambda: self.ask(session, "What is this?", [other]))
         self.stack.restart("vision", signal.SIGKILL)
         self.eventually(lambda: self.ask(session, "What is this?", [other]))

@@ -237,6 +237,7 @@ grpc::Status FakeLlm::Refusal(const Behaviour& behaviour,
 grpc::Status FakeLlm::Generate(grpc::ServerContext* context, const v1::GenerateRequest* request,
                                grpc::ServerWriter<v1::GenerateResponse>* writer) {
   const Behaviour behaviour = Record(context, *request);
+  if (behaviour.failures > 0 && behaviour.arrives) writer->SendInitialMetadata();
   if (auto refusal = Refusal(behaviour, *request); !refusal.ok()) return refusal;
 
   v1::GenerateResponse response;

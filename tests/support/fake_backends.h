@@ -93,7 +93,8 @@ class FakeLlm : public v1::LlmService::Service {
  public:
   struct Behaviour {
     grpc::Status failure = grpc::Status(grpc::StatusCode::UNAVAILABLE, "worker died");
-    int failures = 0;  // before the first token
+    int failures = 0;      // before the first token
+    bool arrives = false;  // with `failures`: the caller sees first that its request has come
     // After so many deltas the call ends with `failure`, `deaths` times.
     int fail_after_deltas = -1;
     int deaths = 1'000'000;

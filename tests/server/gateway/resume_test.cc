@@ -132,7 +132,8 @@ TEST_F(ResumeTest, AReaderThatFallsBehindIsSentAwayAndTheTextGoesOn) {
   for (int i = 0; i < 150; ++i) {
     question += std::string(10'000, static_cast<char>('a' + i % 26)) + " ";
   }
-  const std::string expected = question.substr(0, question.size() - 1) + "! pictures: 0, turns: 1";
+  question.pop_back();
+  const std::string expected = question + "! pictures: 0, turns: 1";
   StartGateway();
   const std::string session = NewSession();
   const auto context = Context();
@@ -151,7 +152,7 @@ TEST_F(ResumeTest, AReaderThatFallsBehindIsSentAwayAndTheTextGoesOn) {
   const Answer rest = Resume(session, turn, text.size());
   ASSERT_TRUE(rest.status.ok()) << rest.status.error_message();
   EXPECT_TRUE(rest.offsets_fit);
-  EXPECT_EQ(text + rest.text, expected);
+  EXPECT_TRUE(text + rest.text == expected) << "every byte once";
 }
 
 TEST_F(ResumeTest, ARequestSentAgainGetsTheSameTurn) {
@@ -188,8 +189,8 @@ TEST_F(ResumeTest, ARequestSentAgainGetsTheSameTurn) {
 TEST_F(ResumeTest, AKeyWhoseTurnFailedBeforeItsTextMayBeUsedAgain) {
   StartGateway();
   const std::string session = NewSession();
-  llm_.Set({.failures = 2});
-  EXPECT_EQ(Ask(Keyed(session, "x")).status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  llm_.Set({.failure = {grpc::StatusCode::INTERNAL, "a bug"}, .failures = 1});
+  EXPECT_EQ(Ask(Keyed(session, "x")).status.error_code(), grpc::StatusCode::INTERNAL);
   const Answer answer = Ask(Keyed(session, "x"));
   EXPECT_TRUE(answer.status.ok()) << answer.status.error_message();
   EXPECT_EQ(answer.text, "x! pictures: 0, turns: 1");

@@ -154,23 +154,53 @@ TEST_F(TurnFaultsTest, FeaturesAlreadyThereAreNotSentTwice) {
   EXPECT_EQ(llm_.puts(), 2);
 }
 
-TEST_F(TurnFaultsTest, ABlindRetryBeforeTheFirstToken) {
+TEST_F(TurnFaultsTest, ASecondTryWhenTheServiceHasTooMuchToDo) {
   StartGateway();
   const std::string session = NewSession();
-  llm_.Set({.failures = 1});
+  const grpc::Status busy = ToGrpc(OverloadedError("the queue is full", milliseconds(100)));
+  llm_.Set({.failure = busy, .failures = 1});
   EXPECT_TRUE(Ask(Question(session, "once")).status.ok());
   EXPECT_EQ(llm_.generates(), 2);
 
-  llm_.Set({.failures = 2});
+  llm_.Set({.failure = busy, .failures = 2});
   const Answer twice = Ask(Question(session, "twice"));
   EXPECT_EQ(twice.status.error_code(), grpc::StatusCode::UNAVAILABLE);
   EXPECT_THAT(twice.status.error_message(), HasSubstr("llm service at " + options_.llm));
   EXPECT_EQ(llm_.generates(), 4);
-
   llm_.Set({});
   ExpectUsable(session);
   // once + its answer, (twice had none), the new question.
   EXPECT_EQ(llm_.last_request().messages_size(), 3);
+}
+
+TEST_F(TurnFaultsTest, AServiceOutOfReachIsWaitedFor) {
+  StartGateway();
+  const std::string session = NewSession();
+  llm_.Set({.failures = 3});  // the transport says so: nobody was there
+  EXPECT_TRUE(Ask(Question(session, "x")).status.ok());
+  EXPECT_EQ(llm_.generates(), 4);
+  StopGateway();
+
+  options_.continue_timeout = milliseconds(400);
+  StartGateway();
+  llm_.Set({.failures = 1000});
+  const Answer never = Ask(Question(session, "y"));
+  EXPECT_EQ(never.status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_THAT(never.status.error_message(), HasSubstr("is not reachable"));
+  llm_.Set({});
+  ExpectUsable(session);
+}
+
+TEST_F(TurnFaultsTest, APromptThatKillsTwoWorkersIsGivenUp) {
+  StartGateway();
+  const std::string session = NewSession();
+  llm_.Set({.failures = 1000, .arrives = true});
+  const Answer answer = Ask(Question(session, "x"));
+  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::INTERNAL);
+  EXPECT_THAT(answer.status.error_message(), HasSubstr("given up: 2 language workers died"));
+  EXPECT_EQ(llm_.generates(), 2);
+  llm_.Set({});
+  ExpectUsable(session);
 }
 
 TEST_F(TurnFaultsTest, AFaultOfTheModelEndsTheAnswer) {
@@ -197,6 +227,7 @@ TEST_F(TurnFaultsTest, AFaultOfTheModelEndsTheAnswer) {
 }
 
 TEST_F(TurnFaultsTest, ServicesThatAreDownAreNamed) {
+  options_.continue_timeout = milliseconds(300);
   StartGateway();
   const std::string session = NewSession();
   vision_.server().Stop();
@@ -239,6 +270,7 @@ TEST_F(TurnFaultsTest, StartsBeforeItsServices) {
 }
 
 TEST_F(TurnFaultsTest, AnErrorOfTheTowerEndsOnlyItsTurn) {
+  options_.continue_timeout = milliseconds(300);
   StartGateway();
   const std::string session = NewSession();
   vision_.Set(
