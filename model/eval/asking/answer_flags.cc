@@ -9,7 +9,6 @@
 #include <filesystem>
 #include <map>
 #include <mutex>
-#include <stdexcept>
 #include <thread>
 
 #include <ATen/Parallel.h>
@@ -50,7 +49,8 @@ void AnswerFlags::Add(CLI::App& command) {
   command.add_option("--model-id", model_id_, "How the answers call the model");
   command.add_option("--checkpoint", checkpoint_, "Folder of a language model to ask here")
       ->group("Checkpoint");
-  command.add_option("--tower", tower_, "Folder of its vision tower")->group("Checkpoint");
+  command.add_option("--tower", tower_, "Folder of its vision tower, if it has none itself")
+      ->group("Checkpoint");
   command.add_option("--template", chat_template_, "Chat template instead of its own")
       ->group("Checkpoint");
   command.add_option("--threads", threads_, "Questions at a time; 0: one a core")
@@ -62,9 +62,7 @@ void AnswerFlags::Add(CLI::App& command) {
 
 int AnswerFlags::Answer(std::vector<VisualQuestion> questions, const Shape& shape) const {
   if (limit_ > 0 && questions.size() > limit_) questions.resize(limit_);
-  if (checkpoint_.empty()) return AnswerByServer(questions, shape);
-  if (tower_.empty()) throw std::invalid_argument("--checkpoint needs --tower");
-  return AnswerHere(questions, shape);
+  return checkpoint_.empty() ? AnswerByServer(questions, shape) : AnswerHere(questions, shape);
 }
 
 int AnswerFlags::AnswerHere(const std::vector<VisualQuestion>& questions,

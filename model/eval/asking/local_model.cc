@@ -9,6 +9,7 @@
 #include <c10/core/InferenceMode.h>
 
 #include "model/checkpoint/checkpoint.h"
+#include "model/checkpoint/checkpoint_folder.h"
 #include "model/checkpoint/durable_file.h"
 #include "model/digest/sha256.h"
 #include "model/eval/picture_reader.h"
@@ -46,9 +47,18 @@ struct LocalModel::Parts {
 
 LocalModel::LocalModel(const std::filesystem::path& model, const std::filesystem::path& tower,
                        const std::string& chat_template) {
-  const TowerCheckpoint vision = OpenTower(tower);
-  const LanguageCheckpoint language =
-      OpenLanguage(model, {.tower = tower, .chat_template = chat_template});
+  const Layout layout = OpenCheckpointFolder(model, /*verify=*/false).layout;
+  if (layout == Layout::kRepository && tower.empty()) {
+    throw std::invalid_argument(model.string() +
+                                " is a repository version: name the tower it belongs to");
+  }
+  // The original layout needs settings of a tower, and may have its weights.
+  OpenOptions options;
+  if (layout == Layout::kOriginal) options.tower = tower;
+  const TowerCheckpoint vision =
+      layout == Layout::kRepository ? OpenTower(tower) : OpenTower(model, options);
+  options.chat_template = chat_template;
+  const LanguageCheckpoint language = OpenLanguage(model, options);
   if (language.tower_digest != vision.digest) {
     throw std::invalid_argument(model.string() + " was trained with the tower " +
                                 ToHex(language.tower_digest) + "; " + tower.string() + " is " +

@@ -72,7 +72,7 @@ std::string ReportMarkdown(const std::string& title, const std::vector<ReportTab
     text += "| model |";
     std::string line = "| --- |";
     for (const std::string& column : table.columns) {
-      text += " " + EscapedMarkdown(column) + " |";
+      (text += ' ') += EscapedMarkdown(column) + " |";
       line += " ---: |";
     }
     text += "\n" + line + "\n";
@@ -80,7 +80,7 @@ std::string ReportMarkdown(const std::string& title, const std::vector<ReportTab
       const std::string name = EscapedMarkdown(row.name);
       text += row.published ? "| " + name + " (published) |" : "| **" + name + "** |";
       for (size_t i = 0; i < row.cells.size(); ++i) {
-        text += " " + Value(row.cells[i], table.decimals);
+        (text += ' ') += Value(row.cells[i], table.decimals);
         const std::string range = Range(row.cells[i], table.decimals);
         // One interval a row is enough for reading: that of the last column, which is the average.
         if (i + 1 == row.cells.size() && !range.empty()) text += " (" + range + ")";

@@ -21,6 +21,7 @@ namespace {
 
 using testing::ElementsAre;
 using testing::HasSubstr;
+using testing::StartsWith;
 using Json = nlohmann::json;
 using Asked = ChatServer::Asked;
 
@@ -162,9 +163,10 @@ TEST_F(JudgeAskTest, WritesReviewsOfSeveralRuns) {
   EXPECT_NEAR(server.asked()[0].body["temperature"].get<double>(), 0.2, 1e-9);
   ASSERT_EQ(Written().size(), 6);
   EXPECT_EQ(Written("out-2.jsonl").size(), 6);
-  EXPECT_EQ(
-      folder_.Read("out.jsonl").substr(0, 99),
-      R"({"id":1,"question_id":1,"answer1_id":1,"answer2_id":1,"category":"conv","content":"8 6\nFair.","tupl)");
+  EXPECT_THAT(
+      folder_.Read("out.jsonl"),
+      StartsWith(R"({"id":1,"question_id":1,"answer1_id":1,"answer2_id":1,"category":"conv",)"
+                 R"("content":"8 6\nFair.","tuple":[8.0,6.0]})"));
   const Json summary = Json::parse(
       Eval("judge summarize --json " + folder_.At("out.jsonl") + " " + folder_.At("out-2.jsonl"))
           .output);
