@@ -7,7 +7,7 @@
 #                       [--no-build]
 #
 #   --out FOLDER   where everything goes (default build/scienceqa); what is finished there stays
-#   --train N      problems to train on (default 1200; about 15 minutes of 2 free cores)
+#   --train N      problems to train on (default 2400)
 #   --test N       problems to measure by (default 400)
 #   --stage1 N     pictures of stage 1 (default 3000)
 #   --epochs N     on the problems (default 12)
@@ -17,7 +17,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 out=build/scienceqa
-train=1200
+train=2400
 test=400
 stage1=3000
 epochs=12
