@@ -1,5 +1,6 @@
 #include "model/eval/asking/local_model.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <stdexcept>
@@ -17,11 +18,15 @@
 #include "model/llava/generate.h"
 #include "model/llava/llava.h"
 #include "model/nn/clip.h"
+#include "model/text/utf8.h"
 
 namespace llava {
 namespace {
 
 using Role = ChatMessage::Role;
+
+// Tokens that an answer behind its reasons may take.
+constexpr uint32_t kLongestChoice = 64;
 
 Image ReadPicture(const std::filesystem::path& path) {
   const std::string bytes = ReadSmallFile(path, uint64_t{256} << 20);
@@ -91,13 +96,25 @@ LocalModel::Answered LocalModel::Answer(const VisualQuestion& question, uint32_t
   if (question.messages.empty()) {
     messages.push_back({Role::kUser, question.text, static_cast<int>(features.size()), {}});
   }
-  const std::vector<int32_t> ids =
-      model.tokenizer().EncodePrompt(model.chat_template().Render(messages, system));
+  std::vector<PromptSpan> spans = model.chat_template().Render(messages, system);
   StopOptions stop;
   stop.max_new_tokens = max_tokens;
   stop.stop = model.chat_template().stop();
-  GenerateResult result = Generate(model, ids, features, sampling, stop);
-  return {std::move(result.text), result.state == llava::Answer::State::kLength};
+  const auto generate = [&](const StopOptions& until) {
+    return Generate(model, model.tokenizer().EncodePrompt(spans), features, sampling, until);
+  };
+  const std::string& cue = question.answer_cue;
+  if (cue.empty()) {
+    GenerateResult result = generate(stop);
+    return {std::move(result.text), result.state == llava::Answer::State::kLength};
+  }
+  StopOptions at_cue = stop;
+  at_cue.stop.push_back(cue.substr(0, cue.find('\n')));
+  const GenerateResult reasons = generate(at_cue);
+  const std::string before = std::string(StripUtf8Right(reasons.text)) + "\n" + cue;
+  spans.push_back({PromptSpan::Kind::kUser, before, {}});
+  stop.max_new_tokens = std::min(max_tokens, kLongestChoice);
+  return {before + generate(stop).text, reasons.state == llava::Answer::State::kLength};
 }
 
 }  // namespace llava

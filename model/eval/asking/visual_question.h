@@ -16,7 +16,10 @@ struct VisualQuestion {
   std::string text;               // without marks of pictures
   std::filesystem::path picture;  // empty: none
   // Instead of text and picture: a whole conversation up to a question, without pictures.
-  std::vector<ChatRequest::Message> messages;
+  std::vector<ChatRequest::Message> messages = {};
+  // If not empty, a checkpoint answers in two steps, as LLaVA on ScienceQA: its reasons up to the
+  // first line of this, then, with all of this behind them, the answer. Servers answer in one.
+  std::string answer_cue = {};
 
   // The id as text.
   std::string name() const { return id.is_string() ? id.get<std::string>() : id.dump(); }

@@ -141,6 +141,8 @@ std::string ScienceFormat::Answer(const ScienceProblem& problem) const {
   return WithoutPrefix(Tidied(text), "Answer: ");
 }
 
+std::string ScienceFormat::answer_cue() const { return out_ == "LEPA" ? "###\nANSWER:" : ""; }
+
 Json ScienceRecord(const ScienceProblem& problem, const ScienceFormat& format) {
   return Conversation(problem, WithMark(problem, format.Question(problem)), format.Answer(problem));
 }

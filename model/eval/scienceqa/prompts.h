@@ -24,6 +24,8 @@ class ScienceFormat {
   // places; "Question: " and "Answer: " in front are taken away, and then wherever else they stand.
   std::string Question(const ScienceProblem& problem) const;
   std::string Answer(const ScienceProblem& problem) const;
+  // Between reasons and letter: "###\nANSWER:" in LEPA, else empty.
+  std::string answer_cue() const;
 
  private:
   std::string name_, in_, out_;

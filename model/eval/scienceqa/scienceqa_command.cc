@@ -229,6 +229,7 @@ int Run(const RunFlags& flags) {
   for (const ScienceProblem& problem : prompts.Read()) {
     if (prompts.layout != "chat") {
       questions.push_back(QuestionOfRecord(Record(problem, prompts, format), flags.pictures));
+      questions.back().answer_cue = prompts.layout == "llava" ? format.answer_cue() : "";
       continue;
     }
     VisualQuestion question{.id = problem.id, .text = "", .picture = "", .messages = {}};

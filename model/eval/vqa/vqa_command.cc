@@ -34,11 +34,11 @@ struct Mean {
 };
 
 int Accuracy(const Flags& flags, bool soft) {
-  const std::map<std::string, std::string> answers = ReadVqaAnswers(flags.answers);
+  const std::map<std::string, std::string> answers = ReadVqaAnswers(flags.answers, flags.textvqa);
   std::map<std::string, Mean> groups;
   Mean all;
   int64_t missing = 0, known = 0;
-  for (const VqaQuestion& question : ReadVqaQuestions(flags.annotations, flags.by)) {
+  for (const VqaQuestion& question : ReadVqaQuestions(flags.annotations, flags.by, flags.textvqa)) {
     const auto found = answers.find(question.id);
     double accuracy = 0;
     if (found == answers.end()) {
@@ -154,7 +154,9 @@ std::function<int()> AddVqaCommand(CLI::App& app) {
   AddAccuracy(*exact, *flags);
   CLI::App* soft = command->add_subcommand("soft", "VQA's accuracy, by how many people agree");
   AddAccuracy(*soft, *flags);
-  soft->add_flag("--textvqa", flags->textvqa, "Take answers apart as TextVQA's evaluation does");
+  soft->add_flag("--textvqa", flags->textvqa,
+                 "TextVQA: its way to take answers apart; answers and questions are "
+                 "joined by picture and question");
   CLI::App* pope = command->add_subcommand("pope", "Yes or no: F1, accuracy, precision, recall");
   pope->add_option("--labels", flags->labels,
                    "JSON lines with \"label\", a file a category, named coco_pope_<category>.json")

@@ -1,7 +1,10 @@
 #include "model/eval/vqa/vqa_files.h"
 
+#include <algorithm>
+#include <cctype>
 #include <optional>
 #include <stdexcept>
+#include <string_view>
 #include <utility>
 
 #include "model/checkpoint/durable_file.h"
@@ -81,13 +84,16 @@ std::string GroupOf(const JsonObject& record, const std::string& key) {
 }  // namespace
 
 std::vector<VqaQuestion> ReadVqaQuestions(const std::filesystem::path& path,
-                                          const std::string& group_key) {
+                                          const std::string& group_key, bool textvqa) {
   std::vector<VqaQuestion> questions;
   std::map<std::string, size_t> seen;
   for (const JsonObject& record : ReadRecords(path)) {
-    VqaQuestion question{IdOf(record), AnswersOf(record), GroupOf(record, group_key)};
+    const bool by_text = textvqa && record.Has("image_id") && record.Has("question");
+    VqaQuestion question{
+        by_text ? TextVqaId(IdOf(record, "image_id"), record.Text("question")) : IdOf(record),
+        AnswersOf(record), GroupOf(record, group_key)};
     if (!seen.emplace(question.id, questions.size()).second) {
-      record.Fail("question_id", "is " + question.id + " for the second time");
+      record.Fail(by_text ? "question" : "question_id", "comes for the second time");
     }
     questions.push_back(std::move(question));
   }
@@ -95,12 +101,41 @@ std::vector<VqaQuestion> ReadVqaQuestions(const std::filesystem::path& path,
   return questions;
 }
 
-std::map<std::string, std::string> ReadVqaAnswers(const std::filesystem::path& path) {
+std::map<std::string, std::string> ReadVqaAnswers(const std::filesystem::path& path, bool textvqa) {
   std::map<std::string, std::string> answers;
-  for (const auto& [id, record] : ById(ReadRecords(path), "question_id")) {
-    answers[id] = AnswerText(record);
+  for (const JsonObject& record : ReadRecords(path)) {
+    const std::string id =
+        textvqa && record.Has("prompt")
+            ? TextVqaId(IdOf(record), QuestionOfTextVqaPrompt(record.Text("prompt")))
+            : IdOf(record);
+    if (!answers.emplace(id, AnswerText(record)).second) {
+      record.Fail("question_id", "is " + IdOf(record) + " for the second time");
+    }
   }
   return answers;
+}
+
+std::string TextVqaId(const std::string& image, const std::string& question) {
+  std::string id = image + '\n';
+  for (const char c : question) {
+    id += static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  }
+  return id;
+}
+
+std::string QuestionOfTextVqaPrompt(const std::string& prompt) {
+  constexpr std::string_view kBefore = "Question: ", kBehind = " Short answer:";
+  if (prompt.starts_with("OCR tokens: ")) {
+    const size_t begin = prompt.find(kBefore);
+    const size_t end = begin == prompt.npos ? begin : prompt.find(kBehind, begin);
+    if (end != prompt.npos) {
+      return prompt.substr(begin + kBefore.size(), end - begin - kBefore.size());
+    }
+  }
+  std::string_view rest = prompt;
+  if (rest.starts_with("Reference OCR token:"))
+    rest.remove_prefix(std::min(rest.find('\n'), rest.size() - 1) + 1);
+  return std::string(rest.substr(0, rest.find('\n')));
 }
 
 std::vector<std::pair<std::string, PopeCounts>> CountPope(

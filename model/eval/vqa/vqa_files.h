@@ -21,11 +21,21 @@ struct VqaQuestion {
 // JSON lines, a JSON array, or VQA's object with "annotations" (TextVQA's: "data"). Of each:
 // "question_id" and "answers" (texts, or objects with "answer"), "answer" or "label". `group_key`:
 // such as "answer_type"; empty: none. Throws std::runtime_error naming file and place.
+// `textvqa`: the id of records with "image_id" and "question" is TextVqaId of both.
 std::vector<VqaQuestion> ReadVqaQuestions(const std::filesystem::path& path,
-                                          const std::string& group_key);
+                                          const std::string& group_key, bool textvqa = false);
 
 // By id: "text" or "answer". Layouts and errors as above; an id that comes twice is an error.
-std::map<std::string, std::string> ReadVqaAnswers(const std::filesystem::path& path);
+// `textvqa`: the id of records with a "prompt" is TextVqaId of "question_id" and the prompt's
+// question.
+std::map<std::string, std::string> ReadVqaAnswers(const std::filesystem::path& path,
+                                                  bool textvqa = false);
+
+// LLaVA's answers to TextVQA name the picture, not the question.
+std::string TextVqaId(const std::string& image, const std::string& question);
+// The question of a prompt of LLaVA's TextVQA: its line before the request for a short answer, with
+// a line of OCR tokens before or behind it.
+std::string QuestionOfTextVqaPrompt(const std::string& prompt);
 
 // POPE's counts by category, in the order of the labels' files. A category is the name of its file,
 // without "coco_pope_" in front. Labels and answers are joined by "question_id"; with a file of

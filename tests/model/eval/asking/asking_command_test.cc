@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
+#include <filesystem>
 #include <fstream>
 #include <mutex>
 #include <nlohmann/json.hpp>
@@ -130,6 +131,24 @@ TEST_F(AskingCommandTest, RunsScienceQaAndScoresIt) {
           .output);
   EXPECT_EQ(score["classes"]["AVG"]["right"], 2);
   EXPECT_EQ(score["failures"]["missing"], 1);
+}
+
+// A model that was never trained so is made to say reasons, then a choice.
+TEST_F(AskingCommandTest, AsksACheckpointForReasonsAndThenForTheLetter) {
+  const std::string problems = folder_.Write("problems.json", R"({"1": {
+      "question": "What is this?", "choices": ["lion", "pig"], "answer": 0, "image": "lion.png",
+      "split": "test"}})");
+  std::filesystem::create_directories(folder_.At("1"));
+  std::filesystem::copy(kScenes + "lion.png", folder_.At("1/lion.png"));
+  const Outcome run =
+      Eval("scienceqa run --format QCM-LEPA --problems " + problems + " --pictures " +
+           folder_.At("") + " --checkpoint " + kModels + "emoji --tower " + kModels +
+           "emoji-tower --max-tokens 30" + Out() + " 2>&1");
+  EXPECT_EQ(run.code, 0) << run.output;
+  ASSERT_EQ(Written().size(), 1);
+  EXPECT_THAT(Written()[0]["text"].get<std::string>(), HasSubstr("\n The answer is "));
+  EXPECT_EQ(Written()[0]["prompt"],
+            "<image>\nWhat is this?\nContext: N/A\nOptions: (A) lion (B) pig");
 }
 
 class JudgeAskTest : public AskingCommandTest {

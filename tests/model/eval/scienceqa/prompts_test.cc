@@ -90,6 +90,11 @@ TEST(ScienceFormatTest, HasTheWaysOfThePublishedConverter) {
             "Options: (A) cod (B) wren");
 }
 
+TEST(ScienceFormatTest, TellsWhatStandsBeforeTheLetter) {
+  EXPECT_EQ(ScienceFormat("QCM-LEPA").answer_cue(), "###\nANSWER:");
+  EXPECT_EQ(ScienceFormat("QCM-LEA").answer_cue(), "");
+}
+
 TEST(ScienceFormatTest, ListsTheFormatsThereAre) {
   for (const char* name : {"", "QCM", "QCM-", "-A", "MCQ-A", "QCM-LAE", "QCM-A-B"}) {
     EXPECT_THAT(ErrorOf([&] { ScienceFormat{name}; }),

@@ -47,10 +47,38 @@ TEST(VqaFilesTest, NameWhatIsWrong) {
               HasSubstr("record 1: is no JSON"));
   EXPECT_THAT(
       error("{\"question_id\": 1, \"answer\": \"a\"}\n{\"question_id\": 1, \"answer\": \"\"}"),
-      HasSubstr("q:2: \"question_id\" is 1 for the second time"));
+      HasSubstr("q:2: \"question_id\" comes for the second time"));
   EXPECT_THAT(error("{\"question_id\": 1, \"answer\": \"a\"}\n{\"question_id\":"),
               HasSubstr("q:2: no JSON"));
   EXPECT_THAT(error("[]"), HasSubstr("has no questions"));
+}
+
+TEST(TextVqaFilesTest, AreJoinedByPictureAndQuestion) {
+  const TemporaryFolder folder;
+  const auto questions = ReadVqaQuestions(
+      folder.Write("t.json", R"({"data": [{"image_id": "im1", "question": "What Brand?",
+          "question_id": 8, "answers": ["a", "b"]}]})"),
+      "", true);
+  EXPECT_EQ(questions[0].id, "im1\nwhat brand?");
+  const std::string end = "\\nAnswer shortly.";
+  const auto answers = ReadVqaAnswers(
+      folder.Write("a.jsonl",
+                   "{\"question_id\": \"im1\", \"prompt\": \"what brand?" + end +
+                       "\", \"text\": \"a\"}\n{\"question_id\": \"im1\", \"prompt\": \"and?" + end +
+                       "\", \"text\": \"b\"}\n"),
+      true);
+  EXPECT_THAT(answers, ElementsAre(Pair("im1\nand?", "b"), Pair("im1\nwhat brand?", "a")));
+}
+
+TEST(TextVqaFilesTest, FindTheQuestionOfAPrompt) {
+  for (const char* prompt :
+       {"What is it?\nAnswer shortly.", "What is it?\nReference OCR token: A, B\nAnswer shortly.",
+        "Reference OCR token: A, B\nWhat is it?\nAnswer shortly.",
+        "OCR tokens: A. Question: What is it? Short answer:", "What is it?"}) {
+    EXPECT_EQ(QuestionOfTextVqaPrompt(prompt), "What is it?") << prompt;
+  }
+  EXPECT_EQ(QuestionOfTextVqaPrompt("Reference OCR token:"), "");
+  EXPECT_EQ(QuestionOfTextVqaPrompt(""), "");
 }
 
 class PopeFilesTest : public testing::Test {
