@@ -105,19 +105,31 @@ std::optional<ParsedDialogue> ParseJsonDialogue(const std::vector<std::string_vi
   return dialogue;
 }
 
-// "**bold**" becomes "bold"; single marks stay, for they may mean multiplication or a list.
+// "**bold**" becomes "bold"; marks that stand within a word or alone stay, for they may mean
+// multiplication or a list.
 void RemovePairs(std::string& text, std::string_view mark) {
-  size_t open = text.find(mark);
-  while (open != text.npos) {
-    const size_t close = text.find(mark, open + mark.size());
-    if (close == text.npos) return;
-    if (text.substr(open, close - open).find('\n') == text.npos && close > open + mark.size()) {
-      text.erase(close, mark.size());
-      text.erase(open, mark.size());
-      open = text.find(mark, close - mark.size());
-    } else {
-      open = close;
+  const auto is_space = [&](size_t at) {
+    return at >= text.size() || std::isspace(static_cast<unsigned char>(text[at])) != 0;
+  };
+  const auto opens = [&](size_t at) {
+    const bool within_word = at > 0 && std::isalnum(static_cast<unsigned char>(text[at - 1])) != 0;
+    return !within_word && !is_space(at + mark.size());
+  };
+  for (size_t open = 0; (open = text.find(mark, open)) != text.npos;) {
+    const size_t begin = open + mark.size();
+    if (!opens(open)) {
+      open = begin;
+      continue;
     }
+    size_t close = text.find(mark, begin + 1);
+    while (close != text.npos && is_space(close - 1)) close = text.find(mark, close + mark.size());
+    if (close == text.npos || text.find('\n', begin) < close) {
+      open = begin;
+      continue;
+    }
+    text.erase(close, mark.size());
+    text.erase(open, mark.size());
+    open = close - mark.size();
   }
 }
 

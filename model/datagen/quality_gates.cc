@@ -213,7 +213,9 @@ Screened QualityGates::Screen(ResponseType type, const ChatReply& reply) const {
     dialogue.turns = {{"", reply.text}};
     try {  // some label it all the same
       ParsedDialogue labelled = ParseDialogue("Question: x\n" + reply.text);
-      if (labelled.turns.size() == 1) dialogue.turns[0].answer = labelled.turns[0].answer;
+      if (labelled.turns.size() == 1 && labelled.turns[0].question == "x") {
+        dialogue.turns[0].answer = labelled.turns[0].answer;
+      }
     } catch (const ParseFault&) {
       return reject(Rule::kAlternation, "questions in a description");
     }
