@@ -3,7 +3,12 @@
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
 #include <cstdio>
+#include <functional>
+#include <utility>
+#include <vector>
 
+#include "model/datagen/filter_command.h"
+#include "model/datagen/instruct_commands.h"
 #include "model/datagen/scenes_command.h"
 #include "model/datagen/science_command.h"
 
@@ -12,8 +17,12 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", "llava-datagen " LLAVA_VERSION);
   app.set_help_all_flag("--help-all", "Print the help of all commands and exit");
   app.require_subcommand(1);
-  const auto scenes = llava::AddScenesCommand(app);
-  const auto science = llava::AddScienceCommand(app);
+  const std::vector<std::pair<const char*, std::function<int()>>> commands = {
+      {"scenes", llava::AddScenesCommand(app)},       {"science", llava::AddScienceCommand(app)},
+      {"instruct", llava::AddInstructCommand(app)},   {"expand", llava::AddExpandCommand(app)},
+      {"questions", llava::AddQuestionsCommand(app)}, {"prompts", llava::AddPromptsCommand(app)},
+      {"filter-cc3m", llava::AddFilterCommand(app)},
+  };
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& success) {  // --help, --version
@@ -22,5 +31,8 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "llava-datagen: %s (see --help)\n", error.what());
     return 2;
   }
-  return app.got_subcommand("science") ? science() : scenes();
+  for (const auto& [name, run] : commands) {
+    if (app.got_subcommand(name)) return run();
+  }
+  return 2;
 }

@@ -6,12 +6,14 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cstdlib>
 #include <stdexcept>
 #include <utility>
 
 namespace llava {
 
 ChatServer::ChatServer(Script script) : script_(std::move(script)) {
+  setenv("no_proxy", "127.0.0.1", 1);  // whatever proxy this machine needs
   listener_ = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   sockaddr_in address = {};
   address.sin_family = AF_INET;

@@ -1,0 +1,285 @@
+#include "model/datagen/instruct.h"
+
+#include <algorithm>
+#include <numeric>
+#include <optional>
+#include <stdexcept>
+#include <unordered_map>
+#include <unordered_set>
+#include <utility>
+
+#include "model/data/scenes/random.h"
+#include "model/datagen/instruct_report.h"
+#include "model/datagen/staged_file.h"
+#include "model/progress/progress.h"
+
+namespace llava {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::ordered_json;
+
+// Purposes of random streams.
+enum Purpose : uint64_t { kImageOrder = 201, kTaskOrder, kRecordWords, kExpansionWords };
+
+constexpr size_t Index(ResponseType type) { return static_cast<size_t>(type); }
+
+// FNV-1a: names the random stream of a record, so it must not change.
+uint64_t HashName(const std::string& name) {
+  uint64_t hash = 0xCBF29CE484222325;
+  for (const char byte : name) hash = (hash ^ static_cast<uint8_t>(byte)) * 0x100000001B3;
+  return hash;
+}
+
+// Whole numbers in the proportions of `mix` that add up to `count`: largest remainders.
+std::array<uint64_t, kResponseTypes.size()> Shares(const Mix& mix, uint64_t count) {
+  const double total = std::accumulate(mix.begin(), mix.end(), 0.0);
+  std::array<uint64_t, kResponseTypes.size()> shares{};
+  std::array<std::pair<double, size_t>, kResponseTypes.size()> rest;  // biggest first
+  uint64_t given = 0;
+  for (size_t i = 0; i < mix.size(); ++i) {
+    const double exact = static_cast<double>(count) * mix[i] / total;
+    shares[i] = static_cast<uint64_t>(exact);
+    given += shares[i];
+    rest[i] = {static_cast<double>(shares[i]) - exact, i};
+  }
+  std::sort(rest.begin(), rest.end());
+  for (size_t i = 0; given < count; ++i, ++given) ++shares[rest[i % rest.size()].second];
+  return shares;
+}
+
+void CheckFolder(const fs::path& folder) {
+  if (!fs::exists(folder)) {
+    fs::create_directories(folder);
+    return;
+  }
+  if (!fs::is_directory(folder)) throw std::invalid_argument(folder.string() + " is not a folder");
+  if (fs::is_empty(folder)) return;
+  for (const char* name : {"journal.jsonl", "instruct.json"}) {
+    if (fs::exists(folder / name)) return;
+  }
+  throw std::invalid_argument(folder.string() +
+                              " holds something else than instruction data; name another folder");
+}
+
+struct Planned {
+  InstructTask task;
+  std::string hash;  // of its request
+};
+
+// One run over the plan.
+class Run {
+ public:
+  Run(const std::vector<CaptionedImage>& images, const PromptSet& prompts,
+      const InstructOptions& options, ChatJournal& journal)
+      : images_(images), prompts_(prompts), options_(options), journal_(journal) {
+    for (const InstructTask& task :
+         PlanTasks(images.size(), options.mix, options.count, options.seed)) {
+      plan_.push_back({task, HashOf(RequestFor(task))});
+      known_ += journal.Holds(plan_.back().hash);
+    }
+  }
+
+  ChatRun::Outcome Ask(ChatBackend& teacher, std::FILE* stream) {
+    ChatRun run(teacher, journal_, options_.run);
+    Progress progress(stream, "asking", plan_.size(), known_);
+    uint64_t done = 0;
+    size_t next = 0;
+    const auto outcome = run.Run(
+        [&]() -> std::optional<ChatRequest> {
+          if (next == plan_.size()) return std::nullopt;
+          return RequestFor(plan_[next++].task);
+        },
+        [&](const ChatResult& result) {
+          ++done;
+          if (!result.reply) errors_.emplace(result.hash, result.error);
+        },
+        [&] {
+          progress.set_note(run.Spent() +
+                            (run.totals().failed > 0
+                                 ? ", " + std::to_string(run.totals().failed) + " failed"
+                                 : ""));
+          progress.Update(done);
+        });
+    progress.set_note(run.Spent());
+    progress.Finish(done);
+    totals_ = run.totals();
+    return outcome;
+  }
+
+  void Write(ChatRun::Outcome outcome) const {
+    InstructReport report(Facts(outcome));
+    StagedFile records(options_.out / "instruct.json"), rejected(options_.out / "rejected.jsonl");
+    const QualityGates gates(prompts_, options_.language);
+    Deduplicator dialogues;
+    const char* separator = "[\n";
+    for (const Planned& planned : plan_) {
+      const CaptionedImage& image = images_[planned.task.image];
+      const ResponseType type = planned.task.type;
+      const auto entry = journal_.Find(planned.hash);
+      Screened screened;
+      if (entry) {
+        screened = gates.Screen(type, entry->reply);
+      } else {
+        const auto error = errors_.find(planned.hash);
+        screened.rejected = Rule::kUnanswered;
+        screened.detail = error == errors_.end() ? "not asked yet" : error->second;
+      }
+      if (!screened.rejected && !dialogues.Add(screened.turns)) {
+        screened.rejected = Rule::kDuplicate;
+        screened.detail = "the same as an earlier record";
+      }
+      const std::string id = IdOf(planned.task);
+      if (screened.rejected) {
+        report.AddRejected(type, *screened.rejected, id, screened.detail);
+        const Json line = {{"id", id},
+                           {"rule", ToString(*screened.rejected)},
+                           {"detail", screened.detail},
+                           {"text", entry ? entry->reply.text : ""}};
+        rejected.Write(line.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n");
+        continue;
+      }
+      Random random(options_.seed, HashName(id), kRecordWords);
+      if (type == ResponseType::kDetail) {
+        screened.turns[0].question = random.Pick(options_.detailed_questions);
+      }
+      const bool image_first = random.Chance(0.5);
+      report.AddKept(type, screened, image_first);
+      Json record = InstructionRecordJson(image.id, image.file, screened.turns, image_first);
+      record["type"] = ToString(type);
+      records.Write(separator);
+      records.Write(record.dump(-1, ' ', false, Json::error_handler_t::replace));
+      separator = ",\n";
+    }
+    records.Write(report.kept() == 0 ? "[]\n" : "\n]\n");
+    records.Commit();
+    rejected.Commit();
+    WriteText("report.json",
+              report.ToJson().dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+    WriteText("report.md", report.ToMarkdown());
+  }
+
+ private:
+  std::string IdOf(const InstructTask& task) const {
+    return std::string(ToString(task.type)) + "-" + images_[task.image].id;
+  }
+
+  ChatRequest RequestFor(const InstructTask& task) const {
+    ChatRequest request = options_.request;
+    request.id = IdOf(task);
+    request.messages =
+        prompts_.Messages(task.type, images_[task.image], options_.boxes[Index(task.type)]);
+    return request;
+  }
+
+  Json Facts(ChatRun::Outcome outcome) const {
+    std::unordered_set<uint32_t> used;
+    for (const Planned& planned : plan_) used.insert(planned.task.image);
+    return {{"teacher", options_.request.model},
+            {"finished", outcome == ChatRun::Outcome::kFinished},
+            {"pictures", images_.size()},
+            {"pictures asked about", used.size()},
+            {"records planned", plan_.size()},
+            {"answers known before", totals_.known},
+            {"answers paid for now", totals_.answered},
+            {"requests failed now", totals_.failed},
+            {"attempts repeated now", totals_.repeated},
+            {"prompt tokens, all runs", journal_.usage().prompt_tokens},
+            {"answer tokens, all runs", journal_.usage().completion_tokens},
+            {"cost, all runs", journal_.cost()}};
+  }
+
+  void WriteText(const char* name, const std::string& text) const {
+    StagedFile file(options_.out / name);
+    file.Write(text);
+    file.Commit();
+  }
+
+  const std::vector<CaptionedImage>& images_;
+  const PromptSet& prompts_;
+  const InstructOptions& options_;
+  ChatJournal& journal_;
+  std::vector<Planned> plan_;
+  uint64_t known_ = 0;
+  std::unordered_map<std::string, std::string> errors_;  // of failed requests, by hash
+  ChatRun::Totals totals_;
+};
+
+}  // namespace
+
+std::vector<InstructTask> PlanTasks(size_t num_images, const Mix& mix, uint64_t count,
+                                    uint64_t seed) {
+  if (num_images == 0) throw std::invalid_argument("no pictures with captions");
+  const double total = std::accumulate(mix.begin(), mix.end(), 0.0);
+  if (total <= 0 || *std::min_element(mix.begin(), mix.end()) < 0) {
+    throw std::invalid_argument("a mix needs shares of 0 and above, not all of them 0");
+  }
+  const auto shares = Shares(mix, count == 0 ? num_images : count);
+  std::vector<uint32_t> order(num_images);
+  std::iota(order.begin(), order.end(), 0u);
+  Random(seed, 0, kImageOrder).Shuffle(order);
+  std::vector<InstructTask> tasks;
+  double begin = 0;  // of a type, as a share of the ring of pictures
+  for (size_t i = 0; i < shares.size(); ++i) {
+    if (shares[i] > num_images) {
+      throw std::invalid_argument(
+          std::to_string(shares[i]) + " records of the type " + ToString(kResponseTypes[i]) +
+          " from " + std::to_string(num_images) + " pictures: there can be one of each");
+    }
+    const auto first = static_cast<size_t>(begin * static_cast<double>(num_images) + 0.5);
+    for (uint64_t n = 0; n < shares[i]; ++n) {
+      tasks.push_back({order[(first + n) % num_images], kResponseTypes[i]});
+    }
+    begin += mix[i] / total;
+  }
+  Random(seed, 0, kTaskOrder).Shuffle(tasks);
+  return tasks;
+}
+
+ChatRun::Outcome WriteInstructions(const std::vector<CaptionedImage>& images,
+                                   const PromptSet& prompts, ChatBackend& teacher,
+                                   const InstructOptions& options, std::FILE* progress) {
+  if (options.detailed_questions.empty()) throw std::invalid_argument("no detailed questions");
+  CheckFolder(options.out);
+  ChatJournal journal(options.journal.empty() ? options.out / "journal.jsonl" : options.journal);
+  if (journal.dropped_bytes() > 0) {
+    std::fprintf(progress, "%s: dropped a torn last line of %llu bytes\n", journal.path().c_str(),
+                 static_cast<unsigned long long>(journal.dropped_bytes()));
+  }
+  Run run(images, prompts, options, journal);
+  const ChatRun::Outcome outcome = run.Ask(teacher, progress);
+  if (outcome != ChatRun::Outcome::kStopped) run.Write(outcome);
+  return outcome;
+}
+
+Json InstructionRecordJson(const std::string& id, const std::string& image,
+                           const std::vector<QuestionAnswer>& turns, bool image_first) {
+  Json conversations = Json::array();
+  for (const QuestionAnswer& turn : turns) {
+    conversations.push_back({{"from", "human"}, {"value", turn.question}});
+    conversations.push_back({{"from", "gpt"}, {"value", turn.answer}});
+  }
+  std::string& first = conversations[0]["value"].get_ref<std::string&>();
+  first = image_first ? "<image>\n" + first : first + "\n<image>";
+  return {{"id", id}, {"image", image}, {"conversations", std::move(conversations)}};
+}
+
+void WriteExpansion(const std::vector<CaptionedImage>& images,
+                    const std::vector<std::string>& brief_questions, uint64_t seed,
+                    const fs::path& path) {
+  if (brief_questions.empty()) throw std::invalid_argument("no brief questions");
+  StagedFile file(path);
+  const char* separator = "[\n";
+  for (const CaptionedImage& image : images) {
+    Random random(seed, HashName(image.id), kExpansionWords);
+    const QuestionAnswer turn = {random.Pick(brief_questions), random.Pick(image.captions)};
+    file.Write(separator);
+    file.Write(InstructionRecordJson(image.id, image.file, {turn}, random.Chance(0.5))
+                   .dump(-1, ' ', false, Json::error_handler_t::replace));
+    separator = ",\n";
+  }
+  file.Write(images.empty() ? "[]\n" : "\n]\n");
+  file.Commit();
+}
+
+}  // namespace llava

@@ -1,0 +1,120 @@
+// The smaller commands about words: expand, questions, prompts.
+#include <CLI/Config.hpp>
+#include <CLI/Formatter.hpp>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "model/data/questions/question_lists.h"
+#include "model/datagen/instruct.h"
+#include "model/datagen/instruct_commands.h"
+#include "model/datagen/question_request.h"
+#include "model/datagen/source_flags.h"
+#include "model/datagen/staged_file.h"
+#include "model/openai/chat_flags.h"
+#include "model/progress/guarded.h"
+
+namespace llava {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct ExpandFlags {
+  SourceFlags source;
+  std::string out, brief_questions;
+  uint64_t seed = 1;
+};
+
+int Expand(const ExpandFlags& flags) {
+  const auto questions =
+      flags.brief_questions.empty() ? BriefQuestions() : ReadQuestionList(flags.brief_questions);
+  const auto images = flags.source.Read();
+  WriteExpansion(images, questions, flags.seed, flags.out);
+  std::fprintf(stderr, "%s: %zu records\n", flags.out.c_str(), images.size());
+  return 0;
+}
+
+struct QuestionsFlags {
+  ChatFlags chat{TeacherDefaults()};
+  std::string type = "brief", out, prompts;
+  int count = 0;
+};
+
+int AskQuestions(const QuestionsFlags& flags) {
+  const bool detailed = flags.type == "detail";
+  const int count = flags.count > 0 ? flags.count : detailed ? 16 : 11;
+  const PromptSet prompts =
+      flags.prompts.empty() ? PromptSet::BuiltIn() : PromptSet::Read(flags.prompts);
+  const auto teacher = flags.chat.OpenBackend();
+  std::string text;
+  for (const std::string& question :
+       AskForQuestions(*teacher, prompts, flags.chat.Request(), detailed, count)) {
+    text += question + "\n";
+  }
+  if (flags.out.empty()) {
+    std::fputs(text.c_str(), stdout);
+    return std::fflush(stdout) == 0 ? 0 : 1;
+  }
+  StagedFile file(flags.out);
+  file.Write(text);
+  file.Commit();
+  return 0;
+}
+
+int WritePrompts(const fs::path& folder) {
+  if (fs::exists(folder) && !fs::is_empty(folder)) {
+    throw std::invalid_argument(folder.string() + " is not empty; name another folder");
+  }
+  for (const auto& [name, text] : BuiltInPromptFiles()) {
+    fs::create_directories((folder / name).parent_path());
+    StagedFile file(folder / name);
+    file.Write(text);
+    file.Commit();
+  }
+  return 0;
+}
+
+}  // namespace
+
+std::function<int()> AddExpandCommand(CLI::App& app) {
+  const auto flags = std::make_shared<ExpandFlags>();
+  CLI::App* command = app.add_subcommand(
+      "expand", "Stage 1 without a teacher: a brief question, answered with a caption");
+  flags->source.Add(*command);
+  command->add_option("--out", flags->out, "File of LLaVA JSON")->required();
+  command->add_option("--brief-questions", flags->brief_questions,
+                      "File with questions, one a line, instead of the built-in ones");
+  command->add_option("--seed", flags->seed, "Of questions, captions and places of <image>")
+      ->capture_default_str();
+  return [flags] { return RunGuarded("llava-datagen", [flags] { return Expand(*flags); }); };
+}
+
+std::function<int()> AddQuestionsCommand(CLI::App& app) {
+  const auto flags = std::make_shared<QuestionsFlags>();
+  CLI::App* command =
+      app.add_subcommand("questions", "Asks a teacher for a list of questions about pictures");
+  command->add_option("--type", flags->type, "For captions (brief) or descriptions (detail)")
+      ->check(CLI::IsMember({"brief", "detail"}))
+      ->capture_default_str();
+  command->add_option("-n,--count", flags->count, "How many (default, as the paper: 11 or 16)")
+      ->check(CLI::Range(1, 1000));
+  command->add_option("--out", flags->out, "File, one question a line (default: standard output)");
+  command->add_option("--prompts", flags->prompts,
+                      "Folder of prompts instead of the built-in ones");
+  flags->chat.Add(*command, "Teacher");
+  return [flags] { return RunGuarded("llava-datagen", [flags] { return AskQuestions(*flags); }); };
+}
+
+std::function<int()> AddPromptsCommand(CLI::App& app) {
+  const auto folder = std::make_shared<std::string>();
+  CLI::App* command = app.add_subcommand(
+      "prompts", "Writes the built-in prompts into a folder, to be changed and named by --prompts");
+  command->add_option("--out", *folder, "New or empty folder")->required();
+  return
+      [folder] { return RunGuarded("llava-datagen", [folder] { return WritePrompts(*folder); }); };
+}
+
+}  // namespace llava

@@ -1,0 +1,441 @@
+// llava-datagen against a teacher that is a script.
+#include <gmock/gmock.h>
+
+#include <chrono>
+#include <map>
+#include <set>
+#include <thread>
+
+#include "model/data/instructions/instruction_data.h"
+#include "tests/model/datagen/datagen_program.h"
+#include "tests/support/chat_server.h"
+
+namespace llava {
+namespace {
+
+namespace fs = std::filesystem;
+using namespace std::chrono_literals;
+using testing::HasSubstr;
+using testing::Not;
+using Answer = ChatServer::Answer;
+using Asked = ChatServer::Asked;
+using Json = nlohmann::json;
+
+// The picture that a request is about: its captions say "thing N".
+int PictureOf(const Asked& asked) {
+  const std::string text = asked.last_text();
+  return std::stoi(text.substr(text.find("thing ") + 6));
+}
+
+// Which type of response a request wants, by its system message.
+std::string TypeOf(const Asked& asked) {
+  const std::string system = asked.body.at("messages").at(0).at("content");
+  if (system.find("Write a conversation") != system.npos) return "conversation";
+  return system.find("Describe the scene") != system.npos ? "detail" : "complex";
+}
+
+std::string GoodText(const Asked& asked) {
+  const std::string thing = "thing " + std::to_string(PictureOf(asked));
+  const std::string type = TypeOf(asked);
+  const std::string story = "In the middle there is " + thing +
+                            ", and it stands on a wide meadow in the light of the afternoon, with "
+                            "trees at the left and a path that leads to the water.";
+  if (type == "conversation") {
+    return "Question:\nWhat is in the middle?\n===\nAnswer:\nThere is " + thing +
+           ".\n===\nQuestion:\nWhere does it stand?\n===\nAnswer:\nIt stands on a meadow.";
+  }
+  if (type == "detail") return story;
+  return "Question:\nWhy might it stand there?\n===\nAnswer:\n" + story;
+}
+
+class InstructCommandTest : public DatagenProgram {
+ protected:
+  InstructCommandTest() { unsetenv("OPENAI_API_KEY"); }
+
+  void WritePictures(int count) const {
+    Json images = Json::array(), captions = Json::array(), boxes = Json::array();
+    for (int i = 0; i < count; ++i) {
+      images.push_back({{"id", i},
+                        {"file_name", "p" + std::to_string(i) + ".jpg"},
+                        {"width", 100},
+                        {"height", 50}});
+      captions.push_back(
+          {{"id", i}, {"image_id", i}, {"caption", "Here is thing " + std::to_string(i)}});
+      boxes.push_back({{"id", i}, {"image_id", i}, {"category_id", 1}, {"bbox", {10, 10, 50, 20}}});
+    }
+    Write("captions.json", Json({{"images", images}, {"annotations", captions}}).dump());
+    Write("instances.json", Json({{"images", images},
+                                  {"annotations", boxes},
+                                  {"categories", {{{"id", 1}, {"name", "thing"}}}}})
+                                .dump());
+  }
+
+  std::vector<std::string> Args(const ChatServer& server,
+                                std::vector<std::string> more = {}) const {
+    std::vector<std::string> args = {"instruct",
+                                     "--coco-captions",
+                                     (root_ / "captions.json").string(),
+                                     "--coco-instances",
+                                     (root_ / "instances.json").string(),
+                                     "--out",
+                                     out_,
+                                     "--base-url",
+                                     server.base_url(),
+                                     "--model",
+                                     "teacher"};
+    args.insert(args.end(), more.begin(), more.end());
+    return args;
+  }
+
+  Json Report() const { return ReadJson(fs::path(out_) / "report.json"); }
+  Json Records() const { return ReadJson(fs::path(out_) / "instruct.json"); }
+  std::map<std::string, std::string> RulesById() const {
+    std::map<std::string, std::string> rules;
+    std::istringstream lines(ReadFile(fs::path(out_) / "rejected.jsonl"));
+    for (std::string line; std::getline(lines, line);) {
+      const Json rejected = Json::parse(line);
+      rules[rejected.at("id")] = rejected.at("rule");
+    }
+    return rules;
+  }
+};
+
+TEST_F(InstructCommandTest, MakesADataSetThatTheTrainerReads) {
+  WritePictures(79);
+  setenv("LLAVA_TEST_KEY", "sk-from-env", 1);
+  ChatServer server([](const Asked& asked) { return ChatServer::Say(GoodText(asked)); });
+  ASSERT_EQ(Run(Args(server, {"--count", "158", "--key-env", "LLAVA_TEST_KEY", "--temperature",
+                              "0.7", "--prompt-price", "10", "--answer-price", "30"})),
+            0)
+      << said_;
+  EXPECT_THAT(said_, HasSubstr("asking 158/158 (100 %)"));
+  EXPECT_THAT(said_, HasSubstr("cost 0.2"));  // 158 * (100 * 10 + 10 * 30) / 1e6
+  ASSERT_EQ(server.num_asked(), 158u);
+  for (const Asked& asked : server.asked()) {
+    EXPECT_EQ(asked.headers.at("authorization"), "Bearer sk-from-env");
+    EXPECT_EQ(asked.body.at("temperature"), 0.7);
+    const bool boxes =
+        asked.last_text().find("\n\nthing: [0.1, 0.2, 0.6, 0.6]") != std::string::npos;
+    EXPECT_EQ(boxes, TypeOf(asked) != "conversation");
+  }
+
+  const InstructionData data({fs::path(out_) / "instruct.json"}, root_);
+  ASSERT_EQ(data.size(), 158);
+  std::map<size_t, int> turns;
+  for (int64_t i = 0; i < data.size(); ++i) {
+    const InstructionRecord record = data.Read(i);
+    EXPECT_EQ(record.images.at(0), record.id + ".jpg");
+    ++turns[record.messages.size() / 2];
+  }
+  EXPECT_EQ(turns[2], 58);
+  EXPECT_EQ(turns[1], 100);
+  int first = 0;
+  std::set<std::string> detailed;
+  std::map<std::string, int> types;
+  for (const Json& record : Records()) {
+    const std::string question = record.at("conversations").at(0).at("value");
+    first += question.starts_with("<image>\n") ? 1 : 0;
+    EXPECT_TRUE(question.starts_with("<image>\n") || question.ends_with("\n<image>"));
+    ++types[record.at("type")];
+    if (record.at("type").get<std::string>() == "detail") detailed.insert(question);
+  }
+  EXPECT_EQ(types,
+            (std::map<std::string, int>{{"conversation", 58}, {"detail", 23}, {"complex", 77}}));
+  EXPECT_NEAR(first, 79, 30);
+  EXPECT_GT(detailed.size(), 8u);
+  const Json report = Report();
+  EXPECT_EQ(report.at("kept"), 158);
+  EXPECT_EQ(report.at("rejected"), 0);
+  EXPECT_EQ(report.at("image_first"), first);
+  EXPECT_EQ(report.at("types").at("conversation").at("turns").at("mean"), 2.0);
+  EXPECT_EQ(report.at("run").at("prompt tokens, all runs"), 15'800);
+  EXPECT_THAT(ReadFile(fs::path(out_) / "report.md"), HasSubstr("| detail | 23 | 23 | 0 |"));
+  for (const auto& entry : fs::recursive_directory_iterator(out_)) {  // the key stays a secret
+    EXPECT_THAT(ReadFile(entry.path()), Not(HasSubstr("sk-from-env")));
+  }
+}
+
+TEST_F(InstructCommandTest, ScreensWhatTheTeacherSays) {
+  WritePictures(13);
+  ChatServer server([](const Asked& asked) -> Answer {
+    switch (PictureOf(asked)) {
+      case 0:  // cut off within the second answer: the first turn stays
+        return ChatServer::Say(GoodText(asked).substr(0, GoodText(asked).size() - 8), "length");
+      case 1:
+        return ChatServer::Say("Question:\nWhat?\nQuestion:\nWhat else?\nAnswer:\nNothing.");
+      case 2:
+        return ChatServer::Say("**Question 1:** What is it?\n\n**Answer:** It is **big**.\n");
+      case 3:
+        return ChatServer::Say("");
+      case 4:
+        return ChatServer::Say("Question: What is it?\nAnswer: The captions mention a thing.");
+      case 5:
+        return ChatServer::Say("I'm sorry, but I can't help with that.");
+      case 6:
+        return ChatServer::Say("Question: What is it?\nAnswer: It is at [0.1, 0.2, 0.6, 0.6].");
+      case 7:
+        return ChatServer::Say("just a thing");
+      case 8:  // equal to the next one
+      case 9:
+        return ChatServer::Say("Question: What is it?\nAnswer: The same thing.");
+      case 10:
+        return ChatServer::Refuse(400, "this prompt is not allowed");
+      case 11:
+        return ChatServer::Say("Question: What is it?\nAnswer: It is", "length");
+      default:
+        return ChatServer::Say(GoodText(asked));
+    }
+  });
+  ASSERT_EQ(Run(Args(server, {"--mix", "conversation=1", "--concurrency", "3"})), 0) << said_;
+  const auto rules = RulesById();
+  EXPECT_EQ(rules.size(), 9u);
+  EXPECT_EQ(rules.at("conversation-p1"), "alternation");
+  EXPECT_EQ(rules.at("conversation-p3"), "empty");
+  EXPECT_EQ(rules.at("conversation-p4"), "leak");
+  EXPECT_EQ(rules.at("conversation-p5"), "refused");
+  EXPECT_EQ(rules.at("conversation-p6"), "leak");
+  EXPECT_EQ(rules.at("conversation-p7"), "no dialogue");
+  EXPECT_EQ(rules.count("conversation-p8") + rules.count("conversation-p9"), 1u);
+  EXPECT_EQ(rules.at("conversation-p10"), "unanswered");
+  EXPECT_EQ(rules.at("conversation-p11"), "truncated");
+  std::map<std::string, Json> kept;
+  for (const Json& record : Records()) kept[record.at("id")] = record.at("conversations");
+  EXPECT_EQ(kept.size(), 4u);
+  EXPECT_EQ(kept.at("p0").size(), 2u);  // one turn of two
+  EXPECT_EQ(kept.at("p2").at(1).at("value"), "It is big.");
+  const Json report = Report();
+  const Json& conversation = report.at("types").at("conversation");
+  EXPECT_EQ(conversation.at("rejected").at("leak"), 2);
+  EXPECT_EQ(conversation.at("rejected").at("duplicate"), 1);
+  EXPECT_EQ(conversation.at("cut").at("truncated"), 1);
+  EXPECT_EQ(report.at("run").at("requests failed now"), 1);
+  EXPECT_THAT(report.at("examples").at("unanswered").dump(), HasSubstr("not allowed"));
+}
+
+TEST_F(InstructCommandTest, LivesThroughTroubleOfTheServer) {
+  WritePictures(30);
+  ChatServer server([](const Asked& asked) -> Answer {
+    switch (asked.number) {
+      case 0:
+        return ChatServer::Refuse(500);
+      case 1:
+        return ChatServer::Refuse(429, "slow down", {"Retry-After: 1"});
+      case 2:
+        return ChatServer::Refuse(429, "slow down");
+      case 3: {
+        Answer answer = ChatServer::Say(GoodText(asked));
+        answer.cut_after = 30;
+        return answer;
+      }
+      case 4: {
+        Answer answer = ChatServer::Say(GoodText(asked));
+        answer.delay = 60s;
+        return answer;
+      }
+      case 5:
+        return {.body = "<html>gateway</html>"};
+      default:
+        return ChatServer::Say(GoodText(asked));
+    }
+  });
+  ASSERT_EQ(Run(Args(server, {"--timeout", "2", "--concurrency", "4"})), 0) << said_;
+  EXPECT_EQ(Records().size(), 30u);
+  EXPECT_EQ(Report().at("run").at("attempts repeated now"), 6);
+  EXPECT_EQ(server.num_asked(), 36u);
+}
+
+TEST_F(InstructCommandTest, AWrongKeyEndsItAtOnce) {
+  WritePictures(50);
+  ChatServer server([](const Asked&) { return ChatServer::Refuse(401, "Incorrect API key"); });
+  EXPECT_EQ(Run(Args(server)), 1);
+  EXPECT_THAT(said_, HasSubstr("HTTP 401: Incorrect API key"));
+  EXPECT_LE(server.num_asked(), 8u);
+  EXPECT_FALSE(fs::exists(out_ + "/instruct.json"));
+}
+
+TEST_F(InstructCommandTest, Kill9LosesAtMostWhatWasOnTheWire) {
+  WritePictures(200);
+  ChatServer server([](const Asked& asked) {
+    Answer answer = ChatServer::Say(GoodText(asked));
+    answer.delay = 5ms;
+    return answer;
+  });
+  const auto args = Args(server, {"--concurrency", "3"});
+  size_t killed = 0;
+  for (const size_t until : {30u, 80u, 130u}) {
+    const pid_t pid = Start(args);
+    while (server.num_asked() < until) std::this_thread::sleep_for(1ms);
+    kill(pid, SIGKILL);
+    EXPECT_EQ(Wait(pid), -SIGKILL);
+    ++killed;
+  }
+  std::ofstream(out_ + "/journal.jsonl", std::ios::app) << "{\"request\": \"torn";
+  ASSERT_EQ(Run(args), 0) << said_;
+  EXPECT_THAT(said_, HasSubstr("dropped a torn last line of 17 bytes"));
+  EXPECT_EQ(Records().size(), 200u);
+  EXPECT_GE(server.num_asked(), 200u);
+  EXPECT_LE(server.num_asked(), 200u + 3 * killed);  // at most what was on the wire, three times
+  const size_t paid = server.num_asked();
+  const std::string records = ReadFile(out_ + "/instruct.json");
+  ASSERT_EQ(Run(args), 0) << said_;  // all is known
+  EXPECT_EQ(server.num_asked(), paid);
+  EXPECT_EQ(ReadFile(out_ + "/instruct.json"), records);
+}
+
+TEST_F(InstructCommandTest, CtrlCWaitsForPaidAnswersAndTheSameCommandGoesOn) {
+  WritePictures(200);
+  ChatServer server([](const Asked& asked) {
+    Answer answer = ChatServer::Say(GoodText(asked));
+    answer.delay = 20ms;
+    return answer;
+  });
+  const auto args = Args(server, {"--concurrency", "4"});
+  const pid_t pid = Start(args);
+  while (server.num_asked() < 20) std::this_thread::sleep_for(1ms);
+  kill(pid, SIGINT);
+  EXPECT_EQ(Wait(pid), 130) << said_;
+  EXPECT_THAT(said_, HasSubstr("stopped; the same command goes on"));
+  EXPECT_FALSE(fs::exists(out_ + "/instruct.json"));
+  ASSERT_EQ(Run(args), 0) << said_;
+  EXPECT_EQ(server.num_asked(), 200u);  // nothing twice
+  EXPECT_EQ(Records().size(), 200u);
+}
+
+TEST_F(InstructCommandTest, StopsAtTheBudgetAndGoesOnWithALargerOne) {
+  WritePictures(20);
+  ChatServer server([](const Asked& asked) { return ChatServer::Say(GoodText(asked)); });
+  EXPECT_EQ(Run(Args(server, {"--most-requests", "7"})), 3) << said_;
+  EXPECT_THAT(said_, HasSubstr("the budget is used up"));
+  EXPECT_EQ(server.num_asked(), 7u);
+  EXPECT_EQ(Records().size(), 7u);
+  EXPECT_EQ(Report().at("run").at("finished"), false);
+  ASSERT_EQ(Run(Args(server, {"--most-requests", "20"})), 0) << said_;
+  EXPECT_EQ(server.num_asked(), 20u);
+  EXPECT_EQ(Records().size(), 20u);
+}
+
+TEST_F(InstructCommandTest, AFullDiskIsSaidAndNothingPaidIsLost) {
+  WritePictures(40);
+  ChatServer server([](const Asked& asked) { return ChatServer::Say(GoodText(asked)); });
+  const auto args = Args(server, {"--concurrency", "1"});
+  // Files may not grow beyond 8 blocks: what a full disk does, without one.
+  EXPECT_EQ(Run(args, "trap '' XFSZ; ulimit -f 8; exec"), 1);
+  EXPECT_THAT(said_, HasSubstr("journal.jsonl: cannot be written: File too large"));
+  const size_t asked = server.num_asked();
+  EXPECT_LT(asked, 40u);
+  ASSERT_EQ(Run(args), 0) << said_;
+  EXPECT_EQ(server.num_asked(), 41u);  // the one whose answer could not be recorded, again
+  EXPECT_EQ(Records().size(), 40u);
+}
+
+TEST_F(InstructCommandTest, AJournalIsAReplayFile) {
+  WritePictures(20);
+  {
+    ChatServer server([](const Asked& asked) { return ChatServer::Say(GoodText(asked)); });
+    ASSERT_EQ(Run(Args(server)), 0) << said_;
+  }
+  const std::string records = ReadFile(out_ + "/instruct.json");
+  const std::string again = (root_ / "again").string();
+  ASSERT_EQ(Run({"instruct", "--coco-captions", (root_ / "captions.json").string(),
+                 "--coco-instances", (root_ / "instances.json").string(), "--out", again,
+                 "--replay", out_ + "/journal.jsonl", "--model", "teacher"}),
+            0)
+      << said_;
+  EXPECT_EQ(ReadFile(again + "/instruct.json"), records);
+}
+
+TEST_F(InstructCommandTest, TakesScenesAndTables) {
+  ASSERT_EQ(Run({"scenes", "--out", (root_ / "scenes").string(), "--count", "3", "--no-pictures"}),
+            0)
+      << said_;
+  ChatServer server(
+      [](const Asked&) { return ChatServer::Say("Question: What is it?\nAnswer: A thing."); });
+  ASSERT_EQ(Run({"instruct", "--scenes", (root_ / "scenes").string(), "--out", out_, "--base-url",
+                 server.base_url(), "--model", "m", "--boxes", "conversation", "--mix",
+                 "conversation=1"}),
+            0)
+      << said_;
+  for (const Asked& asked : server.asked()) EXPECT_THAT(asked.last_text(), HasSubstr(": [0."));
+  Write("t.csv", "image,caption\na.jpg,A dog.\na.jpg,It barks.\nb.jpg,A cat.\n");
+  ASSERT_EQ(Run({"expand", "--csv", (root_ / "t.csv").string(), "--out",
+                 (root_ / "stage1.json").string()}),
+            0)
+      << said_;
+  EXPECT_EQ(ReadJson(root_ / "stage1.json").size(), 2u);
+}
+
+TEST_F(InstructCommandTest, AsksForQuestions) {
+  ChatServer server([](const Asked& asked) {
+    EXPECT_THAT(asked.last_text(), HasSubstr("short description"));
+    return ChatServer::Say(
+        "1. What is shown?\n2. Sum up this image, please.\n3. A caption, please?");
+  });
+  ASSERT_EQ(Run({"questions", "--type", "brief", "-n", "3", "--base-url", server.base_url(),
+                 "--model", "m"}),
+            0)
+      << said_;
+  EXPECT_EQ(printed_, "What is shown?\nSum up this image, please.\nA caption, please?\n");
+}
+
+TEST_F(InstructCommandTest, PromptsCanBeWrittenChangedAndUsed) {
+  WritePictures(2);
+  const std::string prompts = (root_ / "prompts").string();
+  ASSERT_EQ(Run({"prompts", "--out", prompts}), 0) << said_;
+  EXPECT_EQ(Run({"prompts", "--out", prompts}), 2);
+  std::ofstream(prompts + "/conversation/system_message.txt") << "Write a conversation in verse.";
+  ChatServer server([](const Asked& asked) { return ChatServer::Say(GoodText(asked)); });
+  ASSERT_EQ(Run(Args(server, {"--mix", "conversation=1", "--prompts", prompts})), 0) << said_;
+  EXPECT_EQ(server.asked().at(0).body.at("messages").at(0).at("content"),
+            "Write a conversation in verse.");
+}
+
+TEST_F(InstructCommandTest, WrongUseIsTwoAndOneLine) {
+  WritePictures(3);
+  Write("bad.csv", "image,caption\na.jpg\n");
+  Write("bad.json", "{\"images\": [\n oops");
+  Write("empty.txt", "\n");
+  fs::create_directories(root_ / "full");
+  Write("full/mine", "x");
+  const std::string captions = (root_ / "captions.json").string();
+  const std::vector<std::string> base = {
+      "instruct", "--out", out_, "--base-url", "http://127.0.0.1:1/v1", "--model", "m"};
+  const auto with = [&](std::vector<std::string> more) {
+    std::vector<std::string> args = base;
+    args.insert(args.end(), more.begin(), more.end());
+    return args;
+  };
+  const std::vector<std::pair<std::vector<std::string>, std::string>> wrong = {
+      {base, "name one source"},
+      {with({"--coco-captions", captions, "--csv", "x.csv"}), "name one source"},
+      {with({"--csv", (root_ / "bad.csv").string()}), "bad.csv:2: has 1 fields"},
+      {with({"--coco-captions", (root_ / "bad.json").string()}), "line 2"},
+      {with({"--coco-captions", captions, "--mix", "poem=1"}), "no response type \"poem\""},
+      {with({"--coco-captions", captions, "--mix", "detail"}), "TYPE=SHARE"},
+      {with({"--coco-captions", captions, "--count", "300"}), "from 3 pictures"},
+      {with({"--coco-captions", captions, "--key-env", "LLAVA_NO_SUCH_KEY"}), "LLAVA_NO_SUCH_KEY"},
+      {with({"--coco-captions", captions, "--most-cost", "5"}), "--prompt-price"},
+      {with({"--coco-captions", captions, "--body", "[1]"}), "--body"},
+      {with({"--coco-captions", captions, "--prompts", "/nowhere"}), "/nowhere"},
+      {with({"--coco-captions", captions, "--detailed-questions", (root_ / "empty.txt").string()}),
+       "no questions"},
+      {{"instruct", "--out", out_, "--coco-captions", captions, "--model", "m"}, "--base-url"},
+      {{"instruct", "--out", out_, "--coco-captions", captions, "--base-url", "http://h/v1"},
+       "--model"},
+      {{"instruct", "--out", out_, "--coco-captions", captions, "--base-url", "h/v1", "--model",
+        "m"},
+       "http://"},
+      {{"instruct", "--out", (root_ / "full").string(), "--coco-captions", captions, "--base-url",
+        "http://h/v1", "--model", "m"},
+       "something else"},
+  };
+  for (const auto& [args, message] : wrong) {
+    EXPECT_EQ(Run(args), 2) << said_;
+    EXPECT_TRUE(said_.starts_with("llava-datagen: ")) << said_;
+    EXPECT_THAT(said_, HasSubstr(message));
+    EXPECT_EQ(said_.find('\n'), said_.size() - 1) << said_;
+    EXPECT_FALSE(fs::exists(out_ + "/instruct.json"));
+  }
+}
+
+}  // namespace
+}  // namespace llava
