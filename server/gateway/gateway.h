@@ -44,7 +44,7 @@ class Gateway {
 
  private:
   Gateway(const GatewayOptions& options, std::unique_ptr<GatewayMetrics> metrics,
-          std::unique_ptr<AnswerJournal> journal, std::unique_ptr<SessionStore> store,
+          std::unique_ptr<AnswerJournal> journal, std::unique_ptr<ConversationStore> store,
           Admission& admission);
   void TakeUpTurns();
   void Publish();
@@ -54,7 +54,7 @@ class Gateway {
   const GatewayOptions options_;
   const std::unique_ptr<GatewayMetrics> metrics_;
   const std::unique_ptr<AnswerJournal> journal_;
-  const std::unique_ptr<SessionStore> store_;
+  const std::unique_ptr<ConversationStore> store_;
   Admission& admission_;
   FeatureIndex features_;
   RunningTurns running_;

@@ -4,12 +4,12 @@
 #include "llava/v1/vision.grpc.pb.h"
 #include "server/gateway/answer_journal.h"
 #include "server/gateway/backend.h"
+#include "server/gateway/conversation_store.h"
 #include "server/gateway/feature_index.h"
 #include "server/gateway/gateway_metrics.h"
 #include "server/gateway/gateway_options.h"
 #include "server/gateway/model_router.h"
 #include "server/gateway/running_turns.h"
-#include "server/gateway/session_store.h"
 #include "server/runtime/service_process.h"
 
 namespace llava {
@@ -19,7 +19,7 @@ struct TurnParts {
   const GatewayOptions& options;
   GatewayMetrics& metrics;
   Admission& admission;
-  SessionStore& store;
+  ConversationStore& store;
   AnswerJournal& journal;
   Backend& vision;
   Backend& llm;

@@ -222,6 +222,7 @@ TEST_F(ResumeTest, AnotherProcessGoesOnWithTheAnswer) {
   EXPECT_EQ(turn.state(), v1::TURN_STATE_FINISHED);
   EXPECT_EQ(turn.answer_text(), killed.text + rest.text);
   EXPECT_EQ(turn.usage().generated_tokens(), 20U);
+  EXPECT_EQ(Metric("llava_gateway_turns_taken_up_total"), 1);
   StopGateway();
   StartGateway();
   EXPECT_EQ(llm_.generates(), 3) << "an answer that has ended is left alone";
