@@ -244,13 +244,15 @@ TEST_P(StoreConformance, TurnsLeftRunningAreToldToTheNextProcess) {
   ASSERT_TRUE(Create("s").ok());
   ASSERT_TRUE(Begin("s", "t").ok());
   ASSERT_TRUE(Finish("s", "t", "x").ok());
-  ASSERT_TRUE(Begin("s", "u").ok());
+  ASSERT_TRUE(Begin("s", "u", {"key", "hash"}).ok());
   Open();
   const auto unfinished = store_->TakeUnfinished();
   ASSERT_EQ(unfinished.size(), 1U);
   EXPECT_EQ(unfinished[0].session_id, "s");
   EXPECT_EQ(unfinished[0].turn_id, "u");
   EXPECT_EQ(unfinished[0].sampling.max_new_tokens(), 77U);
+  EXPECT_EQ(unfinished[0].request.key, "key");
+  EXPECT_EQ(unfinished[0].request.hash, "hash");
   EXPECT_EQ(Turn("s", "u")->turn.state(), v1::TURN_STATE_RUNNING);
 }
 
