@@ -116,13 +116,6 @@ class Recovery {
 
 }  // namespace
 
-void AnswerJournal::Batch::Clear() {
-  bytes.clear();
-  done.clear();
-  begun.clear();
-  ended.clear();
-}
-
 absl::StatusOr<std::unique_ptr<AnswerJournal>> AnswerJournal::Open(const fs::path& folder,
                                                                    GatewayMetrics& metrics,
                                                                    uint64_t segment_bytes) {
@@ -232,32 +225,49 @@ void AnswerJournal::End(uint64_t id) { Enqueue(EncodeEnd(id), {}, 0, /*ended=*/i
 void AnswerJournal::Flush(Done done) { Enqueue("", std::move(done)); }
 
 void AnswerJournal::Enqueue(std::string record, Done done, uint64_t begun, uint64_t ended) {
+  Batch batch;
+  {
+    MutexLock lock(mutex_);
+    if (waiting_.bytes.empty()) {
+      waiting_.bytes = std::move(record);
+    } else {
+      waiting_.bytes += record;
+    }
+    if (done) waiting_.done.push_back(std::move(done));
+    if (begun != 0) waiting_.begun.push_back(begun);
+    if (ended != 0) waiting_.ended.push_back(ended);
+    if (writing_) return;
+    writing_ = true;  // quicker than to wake a thread for it
+    std::swap(batch, waiting_);
+  }
+  WriteAndTell(batch);
   MutexLock lock(mutex_);
-  waiting_.bytes += record;
-  if (done) waiting_.done.push_back(std::move(done));
-  if (begun != 0) waiting_.begun.push_back(begun);
-  if (ended != 0) waiting_.ended.push_back(ended);
-  if (idle_) changed_.NotifyAll();
+  writing_ = false;
+  if (!waiting_.empty() || closing_) changed_.NotifyAll();
 }
 
 void AnswerJournal::Loop() {
-  Batch batch;  // keeps its memory
   while (true) {
-    batch.Clear();
+    Batch batch;
     {
       MutexLock lock(mutex_);
-      idle_ = true;
-      while (waiting_.empty() && !closing_) changed_.Wait(mutex_);
-      idle_ = false;
+      while (writing_ || (waiting_.empty() && !closing_)) changed_.Wait(mutex_);
       if (waiting_.empty()) return;
+      writing_ = true;
       std::swap(batch, waiting_);
     }
-    const absl::Status status = WriteBatch(batch.bytes);
-    (void)LLAVA_FAILPOINT("journal.written");
-    if (status.ok()) Account(batch);
-    for (const Done& done : batch.done) done(status);
-    RemoveDeadSegments();
+    WriteAndTell(batch);
+    MutexLock lock(mutex_);
+    writing_ = false;
   }
+}
+
+void AnswerJournal::WriteAndTell(const Batch& batch) {
+  const absl::Status status = WriteBatch(batch.bytes);
+  (void)LLAVA_FAILPOINT("journal.written");
+  if (status.ok()) Account(batch);
+  for (const Done& done : batch.done) done(status);
+  RemoveDeadSegments();
 }
 
 absl::Status AnswerJournal::WriteBatch(const std::string& bytes) {

@@ -24,14 +24,16 @@
 
 namespace llava {
 
-// Append-only files, so that a process killed at any moment loses nothing that it has told. One
-// thread writes: at once when it is idle; what comes during a write goes with the next one, over
-// all answers together. Written means handed to the kernel: it survives the process, not the
-// machine. No sync: the end of an answer is made durable by the store's commit.
+// Append-only files, so that a process killed at any moment loses nothing that it has told. Who
+// comes while nobody writes, writes at once, on its own thread; what comes meanwhile goes with the
+// next write, over all answers together, on a thread of the journal. Written means handed to the
+// kernel: it survives the process, not the machine. No sync: the end of an answer is made durable
+// by the store's commit.
 //
-// Thread-safe. Callbacks run on the journal's thread, in the order of the calls, and must not
-// block. RESOURCE_EXHAUSTED when the disk is full, INTERNAL for other faults of it; nothing of such
-// a batch is kept, and later ones are tried again. The destructor writes all that waits.
+// Thread-safe. Callbacks run in the order of the calls, within the call or on the journal's thread,
+// and must not block. RESOURCE_EXHAUSTED when the disk is full, INTERNAL for other faults of it;
+// nothing of such a batch is kept, and later ones are tried again. The destructor writes all that
+// waits.
 class AnswerJournal {
  public:
   using Done = std::function<void(const absl::Status&)>;
@@ -67,7 +69,6 @@ class AnswerJournal {
     std::vector<uint64_t> begun, ended;
 
     bool empty() const { return bytes.empty() && done.empty(); }
-    void Clear();
   };
   struct Segment {
     uint64_t number = 0;
@@ -86,6 +87,8 @@ class AnswerJournal {
 
   void Enqueue(std::string record, Done done, uint64_t begun = 0, uint64_t ended = 0);
   void Loop();
+  // Of whoever has set `writing_`.
+  void WriteAndTell(const Batch& batch);
   absl::Status WriteBatch(const std::string& bytes);
   void Account(const Batch& batch);
   void RemoveDeadSegments();
@@ -95,7 +98,7 @@ class AnswerJournal {
   GatewayMetrics& metrics_;
   std::vector<JournalledAnswer> recovered_;
 
-  // Used by the thread only, after Open.
+  // Used by whoever has set `writing_`, after Open.
   int file_ = -1;
   uint64_t file_bytes_ = 0;
   std::deque<Segment> segments_;                     // oldest first, the last one is written to
@@ -105,7 +108,7 @@ class AnswerJournal {
   CondVar changed_;
   uint64_t next_id_ LLAVA_GUARDED_BY(mutex_) = 1;
   Batch waiting_ LLAVA_GUARDED_BY(mutex_);
-  bool idle_ LLAVA_GUARDED_BY(mutex_) = false;
+  bool writing_ LLAVA_GUARDED_BY(mutex_) = false;
   bool closing_ LLAVA_GUARDED_BY(mutex_) = false;
   std::thread thread_;  // last: uses all of the above
 };

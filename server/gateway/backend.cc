@@ -189,6 +189,7 @@ absl::Status Backend::Unreachable(const absl::Status& status) const {
   google::rpc::ErrorInfo info;  // tells it from a service that has too much to do
   info.set_reason("UNREACHABLE");
   info.set_domain("llava");
+  (*info.mutable_metadata())["service"] = names_.service;
   AddDetail(result, info);
   return result;
 }

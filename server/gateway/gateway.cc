@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/gateway/session_store.h"
 #include "server/gateway/turn_runner.h"
 #include "server/runtime/logging.h"
 
@@ -44,7 +45,7 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Open(const GatewayOptions& opt
 
 Gateway::Gateway(const GatewayOptions& options, std::unique_ptr<ApiKeys> keys,
                  std::unique_ptr<GatewayMetrics> metrics, std::unique_ptr<AnswerJournal> journal,
-                 std::unique_ptr<SessionStore> store, Admission& admission)
+                 std::unique_ptr<ConversationStore> store, Admission& admission)
     : options_(options),
       keys_(std::move(keys)),
       metrics_(std::move(metrics)),
@@ -83,6 +84,7 @@ void Gateway::TakeUpTurns() {
       answer = std::move(found->second);
       journalled.erase(found);
     }
+    metrics_->turns_taken_up_total.Increment();
     TurnRunner::CreateRecovered(parts_, std::move(turn), std::move(answer))->Start();
   }
   for (const auto& [turn_id, answer] : journalled) journal_->End(answer.id);

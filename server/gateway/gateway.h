@@ -47,7 +47,7 @@ class Gateway {
  private:
   Gateway(const GatewayOptions& options, std::unique_ptr<ApiKeys> keys,
           std::unique_ptr<GatewayMetrics> metrics, std::unique_ptr<AnswerJournal> journal,
-          std::unique_ptr<SessionStore> store, Admission& admission);
+          std::unique_ptr<ConversationStore> store, Admission& admission);
   void TakeUpTurns();
   void Publish();
   // A thread of its own: answers that nobody reads, sessions that nobody uses.
@@ -57,7 +57,7 @@ class Gateway {
   const std::unique_ptr<ApiKeys> keys_;
   const std::unique_ptr<GatewayMetrics> metrics_;
   const std::unique_ptr<AnswerJournal> journal_;
-  const std::unique_ptr<SessionStore> store_;
+  const std::unique_ptr<ConversationStore> store_;
   SessionOwners owners_;
   Admission& admission_;
   RunningTurns running_;

@@ -23,6 +23,11 @@ GatewayMetrics::GatewayMetrics(Metrics& metrics)
     : metrics_(metrics),
       sessions(metrics.Gauge("llava_gateway_sessions", "Sessions in the store.")),
       turns_running(metrics.Gauge("llava_gateway_turns_running", "Answers under way.")),
+      turns_taken_up_total(
+          metrics.Counter("llava_gateway_turns_taken_up_total",
+                          "Answers of an earlier process that were gone on with.")),
+      worker_deaths_total(metrics.Counter("llava_gateway_worker_deaths_total",
+                                          "Language workers lost during an answer.")),
       time_to_first_token_seconds(
           metrics.Histogram("llava_gateway_time_to_first_token_seconds",
                             "From receipt of a question to the first text of its answer.")),

@@ -7,7 +7,7 @@
 
 #include "absl/status/status.h"
 #include "server/gateway/api_keys.h"
-#include "server/gateway/session_store.h"
+#include "server/gateway/conversation_store.h"
 #include "server/runtime/mutex.h"
 
 namespace llava {
@@ -17,7 +17,7 @@ namespace llava {
 // Thread-safe.
 class SessionOwners {
  public:
-  explicit SessionOwners(SessionStore& store, size_t capacity = 1 << 16)
+  explicit SessionOwners(ConversationStore& store, size_t capacity = 1 << 16)
       : store_(store), capacity_(capacity) {}
 
   // `done` gets OK, the NOT_FOUND of an unknown session, or the store's own fault; on this thread
@@ -30,7 +30,7 @@ class SessionOwners {
   bool Remembers(const std::string& owner, const std::string& session_id);
   void Remember(const std::string& owner, const std::string& session_id);
 
-  SessionStore& store_;
+  ConversationStore& store_;
   const size_t capacity_;
   Mutex mutex_;
   // What was used since the older half was dropped, and what was used before.

@@ -1,6 +1,6 @@
 #pragma once
 
-// The truth of every conversation: sessions, turns and pictures on disk.
+// The memory of conversations in one folder: SQLite and picture files.
 
 #include <chrono>
 #include <cstddef>
@@ -15,23 +15,18 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "server/gateway/conversation_store.h"
 #include "server/gateway/gateway_metrics.h"
 #include "server/gateway/store_tables.h"
 #include "server/runtime/mutex.h"
 
 namespace llava {
 
-// One thread of its own does all that touches the disk. Requests that wait together share one
-// transaction and one sync (group commit); a request's callback runs on that thread after the
-// commit, so what it acknowledges is durable. A callback must not block.
-//
-// Thread-safe. UNAVAILABLE with RetryInfo when `max_waiting` requests wait; FinishTurn always gets
-// in, as each has taken its place by BeginTurn. The destructor runs all that waits.
-class SessionStore {
+// One thread of its own does all that touches the disk, and runs the callbacks. Requests that wait
+// together share one transaction and one sync (group commit). UNAVAILABLE when `max_waiting`
+// requests wait. The destructor runs all that waits.
+class SessionStore : public ConversationStore {
  public:
-  template <typename T>
-  using Done = std::function<void(absl::StatusOr<T>)>;
-
   struct Options {
     size_t max_waiting = 1024;
     StoreTables::Limits limits;
@@ -42,38 +37,29 @@ class SessionStore {
   static absl::StatusOr<std::unique_ptr<SessionStore>> Open(const std::string& folder,
                                                             GatewayMetrics& metrics,
                                                             Options options);
-  ~SessionStore();
+  ~SessionStore() override;
 
-  // What Open found running. Once.
-  std::vector<UnfinishedTurn> TakeUnfinished() { return std::move(unfinished_); }
-
-  // Keeps `session.owner` too, for good.
-  void CreateSession(v1::Session session, Done<v1::Session> done);
-  void GetSession(std::string id, Done<v1::Session> done);
-  // Of one owner, or all.
+  std::vector<UnfinishedTurn> TakeUnfinished() override { return std::move(unfinished_); }
+  void CreateSession(v1::Session session, Done<v1::Session> done) override;
+  void GetSession(std::string id, Done<v1::Session> done) override;
   void ListSessions(std::optional<std::string> owner, uint32_t page_size, std::string page_token,
-                    Done<SessionPage> done);
-  void UpdateSession(v1::Session changes, google::protobuf::FieldMask mask, Done<v1::Session> done);
-  // Its pictures go too, unless another session has them.
-  void DeleteSession(std::string id, std::function<void(absl::Status)> done);
-  // Deletes sessions that nobody used for long, unless `busy` says so of their id, and forgets old
-  // requests. `done` gets the number of sessions.
+                    Done<SessionPage> done) override;
+  void UpdateSession(v1::Session changes, google::protobuf::FieldMask mask,
+                     Done<v1::Session> done) override;
+  void DeleteSession(std::string id, std::function<void(absl::Status)> done) override;
   void Expire(std::chrono::microseconds default_expiry,
-              std::function<bool(const std::string&)> busy, Done<int64_t> done);
-
-  void AddImage(std::string session_id, StoredImage image, std::function<void(absl::Status)> done);
-  void ReadImage(std::string id, Done<std::string> done);
-
+              std::function<bool(const std::string&)> busy, Done<int64_t> done) override;
+  void AddImage(std::string session_id, StoredImage image,
+                std::function<void(absl::Status)> done) override;
+  void ReadImage(std::string id, Done<std::string> done) override;
   void ListTurns(std::string session_id, uint32_t page_size, std::string page_token,
-                 Done<TurnPage> done);
-  // With `request`: also the turn that it has begun before.
-  void GetConversation(std::string session_id, RequestKey request, Done<Conversation> done);
-  void GetTurn(std::string session_id, std::string turn_id, Done<StoredTurn> done);
-  // Durable when `done` runs; with it the turn's number.
-  void BeginTurn(NewTurn turn, Done<v1::Turn> done);
-  // The same for a turn that exists (`turn.id`): its answer is emptied. Ignores text and pictures.
-  void RestartTurn(NewTurn turn, Done<v1::Turn> done);
-  void FinishTurn(TurnResult result, std::function<void(absl::Status)> done);
+                 Done<TurnPage> done) override;
+  void GetConversation(std::string session_id, RequestKey request,
+                       Done<Conversation> done) override;
+  void GetTurn(std::string session_id, std::string turn_id, Done<StoredTurn> done) override;
+  void BeginTurn(NewTurn turn, Done<v1::Turn> done) override;
+  void RestartTurn(NewTurn turn, Done<v1::Turn> done) override;
+  void FinishTurn(TurnResult result, std::function<void(absl::Status)> done) override;
 
  private:
   struct Job {

@@ -44,6 +44,7 @@ absl::Status RequestKeyTaken(const std::string& turn_id);
 struct UnfinishedTurn {
   std::string session_id, turn_id;
   v1::SamplingParams sampling;
+  RequestKey request;
 };
 
 // A session with all of its turns, oldest first.

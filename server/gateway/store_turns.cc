@@ -294,12 +294,14 @@ absl::Status StoreTables::EndTurn(const TurnResult& result, int64_t now_us) {
 absl::StatusOr<std::vector<UnfinishedTurn>> StoreTables::UnfinishedTurns() {
   std::vector<UnfinishedTurn> turns;
   auto status = database_.Query(
-      "SELECT session_id, id, sampling FROM turns WHERE state = 1 ORDER BY created_us", {},
-      [&](const SqlRow& row) {
+      "SELECT turns.session_id, id, sampling, key, request_hash FROM turns"
+      " LEFT JOIN idempotency_keys ON turn_id = id WHERE state = 1 ORDER BY turns.created_us",
+      {}, [&](const SqlRow& row) {
         UnfinishedTurn& turn = turns.emplace_back();
         turn.session_id = row.Text(0);
         turn.turn_id = row.Text(1);
         turn.sampling.ParseFromString(row.Text(2));
+        turn.request = {row.Text(3), row.Text(4)};
       });
   if (!status.ok()) return status;
   return turns;

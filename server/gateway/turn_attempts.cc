@@ -31,11 +31,15 @@ milliseconds DelayOf(const absl::Status& status) {
   return std::clamp(asked, kShortestDelay, kLongestDelay);
 }
 
-// The way to a service, or the service itself, is gone.
+// The language service, or the way to it, is gone.
 bool IsUnreachable(const absl::Status& status) {
   if (!absl::IsUnavailable(status)) return false;
   google::rpc::ErrorInfo info;  // of Backend
-  if (GetDetail(status, &info)) return info.reason() == "UNREACHABLE";
+  if (GetDetail(status, &info)) {
+    const auto service = info.metadata().find("service");
+    return info.reason() == "UNREACHABLE" && service != info.metadata().end() &&
+           service->second == "llm";
+  }
   google::rpc::RetryInfo retry;
   return !GetDetail(status, &retry);  // the transport speaks
 }
@@ -296,6 +300,7 @@ bool TurnRunner::GoOn(const absl::Status& status) {
   google::rpc::RetryInfo retry;  // of a worker that leaves in order, or of a service out of reach
   if (arrived_.exchange(false) && !GetDetail(status, &retry)) {
     ++answer_.deaths;
+    parts_.metrics.worker_deaths_total.Increment();
     if (has_session() && answer_.id == 0) {
       JournalAnswer();
     } else if (has_session()) {

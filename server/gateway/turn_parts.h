@@ -3,12 +3,12 @@
 #include "server/gateway/answer_journal.h"
 #include "server/gateway/api_keys.h"
 #include "server/gateway/backend_pool.h"
+#include "server/gateway/conversation_store.h"
 #include "server/gateway/gateway_metrics.h"
 #include "server/gateway/gateway_options.h"
 #include "server/gateway/model_router.h"
 #include "server/gateway/running_turns.h"
 #include "server/gateway/session_owners.h"
-#include "server/gateway/session_store.h"
 #include "server/runtime/service_process.h"
 
 namespace llava {
@@ -20,7 +20,7 @@ struct TurnParts {
   const GatewayOptions& options;
   GatewayMetrics& metrics;
   Admission& admission;
-  SessionStore& store;
+  ConversationStore& store;
   AnswerJournal& journal;
   BackendPool& vision;
   BackendPool& llm;

@@ -51,6 +51,7 @@ std::shared_ptr<TurnRunner> TurnRunner::CreateRecovered(
   request.session_id = std::move(turn.session_id);
   request.regenerate_turn_id = std::move(turn.turn_id);
   request.sampling = std::move(turn.sampling);
+  request.key = std::move(turn.request);
   std::shared_ptr<TurnRunner> runner(new TurnRunner(parts, std::move(request)));
   runner->MakeLive();
   runner->recovered_ = true;
@@ -102,7 +103,7 @@ void TurnRunner::Start() {
     turn_.sampling = request_.sampling;
     return FindVersion();
   }
-  parts_.store.GetConversation(request_.session_id, request_.key,
+  parts_.store.GetConversation(request_.session_id, recovered_ ? RequestKey{} : request_.key,
                                [self = shared_from_this()](absl::StatusOr<Conversation> found) {
                                  self->OnConversation(std::move(found));
                                });

@@ -98,6 +98,79 @@ class GatewayFlags(FlagsCase):
         self.fails(grpc.StatusCode.DEADLINE_EXCEEDED, "", client, session_id=session, text="Hello?",
                    sampling={"max_new_tokens": 2000, "ignore_eos": True})
 
+    def check_max_turns_per_session(self):
+        client, session, _ = self.chat("--max-turns-per-session", "1")
+        ask = {"session_id": session, "text": "Hello?"}
+        Answer(client.Chat(client.new("ChatRequest", **ask)))
+        self.fails(grpc.StatusCode.RESOURCE_EXHAUSTED, "allowed are 1", client, **ask)
+
+    def check_max_images_per_session(self):
+        client, session, _ = self.chat("--max-images-per-session", "1")
+        ask = {"session_id": session, "text": "What is this?"}
+        Answer(client.Chat(client.new("ChatRequest", images=[LION], **ask)))
+        frogs = {"data": (SCENES / "three_frogs.png").read_bytes()}
+        self.fails(grpc.StatusCode.RESOURCE_EXHAUSTED, "allowed are 1", client, images=[frogs], **ask)
+
+    def wait_for(self, condition):
+        deadline = time.monotonic() + 20 * SLOWDOWN
+        while not condition():
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.05)
+
+    def check_session_ttl(self):
+        client, session, _ = self.chat("--session-ttl", "300ms", "--resume-grace", "300ms")
+
+        def gone():
+            try:
+                client.GetSession(client.new("GetSessionRequest", session_id=session))
+            except grpc.RpcError as error:
+                return error.code() == grpc.StatusCode.NOT_FOUND
+
+        self.wait_for(gone)
+
+    def endless(self, client, session):
+        """The stream of an answer that has begun."""
+        stream = client.Chat(client.new("ChatRequest", session_id=session, text="Hello?",
+                                        sampling={"max_new_tokens": 2000, "ignore_eos": True}))
+        next(stream), next(stream)
+        return stream
+
+    def turn(self, client, session):
+        return client.ListTurns(client.new("ListTurnsRequest", session_id=session)).turns[0]
+
+    def check_resume_grace(self):
+        client, session, _ = self.chat("--resume-grace", "10ms")
+        self.endless(client, session).cancel()
+        self.wait_for(lambda: self.turn(client, session).state == 3)
+        self.assertIn("--resume-grace", self.turn(client, session).error_message)
+
+    def check_continue_timeout(self):
+        client, session, _ = self.chat("--continue-timeout", "300ms")
+        stream = self.endless(client, session)
+        self.stack.llm.process.kill()
+        begin = time.monotonic()
+        with self.assertRaises(grpc.RpcError) as caught:
+            list(stream)
+        self.assertEqual(caught.exception.code(), grpc.StatusCode.UNAVAILABLE)
+        self.assertLess(time.monotonic() - begin, 20 * SLOWDOWN)
+        self.stack.restart("llm")
+
+    def check_backup(self):
+        self.chat()
+        code, text = self.run_once("--backup", self.folder / "copy")  # while the other serves
+        self.assertEqual(code, 0, text)
+        self.assertIn("1 sessions", text)
+        self.assertEqual(self.run_once("--backup", self.folder / "copy")[0], 1)
+
+    def check_restore(self):
+        _, session, _ = self.chat()
+        copy, restored = self.folder / "copy", self.folder / "restored"
+        self.assertEqual(self.run_once("--backup", copy)[0], 0)
+        code, text = self.run_once("--restore", copy, "--data-dir", restored)
+        self.assertEqual(code, 0, text)
+        client, _, _ = self.chat("--data-dir", restored)
+        self.assertEqual(client.GetSession(client.new("GetSessionRequest", session_id=session)).session.id, session)
+
     def test_flags(self):
         self.run_all()
 

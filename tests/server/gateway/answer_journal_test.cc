@@ -228,9 +228,11 @@ TEST_F(AnswerJournalTest, WhatComesDuringAWriteGoesWithTheNext) {
   Open();
   const uint64_t a = Begin("a");
   std::promise<void> busy, release;
-  journal_->Flush([&](const absl::Status&) {
-    busy.set_value();
-    release.get_future().wait();
+  std::thread writer([&] {
+    journal_->Flush([&](const absl::Status&) {
+      busy.set_value();
+      release.get_future().wait();
+    });
   });
   busy.get_future().wait();
   std::vector<int> order;
@@ -244,6 +246,7 @@ TEST_F(AnswerJournalTest, WhatComesDuringAWriteGoesWithTheNext) {
   };
   const double before = writes();
   release.set_value();
+  writer.join();
   Flush();
   EXPECT_EQ(writes(), before + 1);
   ASSERT_EQ(order.size(), 100U);

@@ -186,6 +186,21 @@ TEST_F(ResumeTest, ARequestSentAgainGetsTheSameTurn) {
   });
 }
 
+TEST_F(ResumeTest, ARequestSentAgainGetsTheTurnThatAnotherProcessBegan) {
+  llm_.Set({.delay = milliseconds(50)});
+  StartGateway();
+  const std::string session = NewSession();
+  const Answer killed = AskAndDie(Keyed(session, kQuestion));
+  StartGateway();
+  const Answer other = Ask(Keyed(session, "something else"));
+  EXPECT_EQ(other.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  const Answer answer = Ask(Keyed(session, kQuestion));
+  ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_EQ(answer.started.turn_id(), killed.started.turn_id());
+  EXPECT_EQ(answer.text, kAnswer);
+  EXPECT_EQ(Turns(session).size(), 1U);
+}
+
 TEST_F(ResumeTest, AKeyWhoseTurnFailedBeforeItsTextMayBeUsedAgain) {
   StartGateway();
   const std::string session = NewSession();
@@ -222,6 +237,7 @@ TEST_F(ResumeTest, AnotherProcessGoesOnWithTheAnswer) {
   EXPECT_EQ(turn.state(), v1::TURN_STATE_FINISHED);
   EXPECT_EQ(turn.answer_text(), killed.text + rest.text);
   EXPECT_EQ(turn.usage().generated_tokens(), 20U);
+  EXPECT_EQ(Metric("llava_gateway_turns_taken_up_total"), 1);
   StopGateway();
   StartGateway();
   EXPECT_EQ(llm_.generates(), 3) << "an answer that has ended is left alone";

@@ -57,10 +57,6 @@ class SessionStoreTest : public testing::Test {
         [&](auto done) { store_->GetConversation(session, request, done); });
   }
 
-  absl::Status Finish(const TurnResult& result) {
-    return Await<absl::Status>([&](auto done) { store_->FinishTurn(result, done); });
-  }
-
   TempFolder folder_;
   SessionStore::Options options_;
   Metrics metrics_{"gateway"};
@@ -68,47 +64,11 @@ class SessionStoreTest : public testing::Test {
   std::unique_ptr<SessionStore> store_;
 };
 
-TEST_F(SessionStoreTest, TurnsLeftRunningAreToldAtTheNextStart) {
-  Open();
-  EXPECT_TRUE(store_->TakeUnfinished().empty());
-  Create("s");
-  ASSERT_TRUE(Begin("s", "t").ok());
-  Open();
-  const auto unfinished = store_->TakeUnfinished();
-  ASSERT_EQ(unfinished.size(), 1U);
-  EXPECT_EQ(unfinished[0].session_id, "s");
-  EXPECT_EQ(unfinished[0].turn_id, "t");
-  EXPECT_EQ(unfinished[0].sampling.max_new_tokens(), 77U);
-  const v1::Turn turn = Read("s")->turns[0].turn;
-  EXPECT_EQ(turn.state(), v1::TURN_STATE_RUNNING);
-  EXPECT_EQ(turn.seed(), 0xffff'ffff'ffff'fff0) << "unsigned numbers survive";
-}
-
-TEST_F(SessionStoreTest, ARequestIsKnownAgainByItsKey) {
+TEST_F(SessionStoreTest, ARequestIsForgottenAfterADay) {
   Open();
   Create("s");
-  Create("r");
   const RequestKey key{"key", "hash"};
   ASSERT_TRUE(Begin("s", "t", key).ok());
-  EXPECT_EQ(Read("s", key)->repeated_turn_id, "t");
-  EXPECT_EQ(Read("s", {"other", "hash"})->repeated_turn_id, "");
-  EXPECT_EQ(Read("r", key)->repeated_turn_id, "") << "keys belong to their session";
-  const auto other = Read("s", {"key", "changed"});
-  EXPECT_EQ(other.status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_THAT(std::string(other.status().message()), HasSubstr("turn t"));
-
-  TurnResult result;
-  result.session_id = "s";
-  result.turn_id = "t";
-  result.state = v1::TURN_STATE_FINISHED;
-  result.reason = v1::FINISH_REASON_STOP;
-  ASSERT_TRUE(Finish(result).ok());
-  EXPECT_EQ(Read("s", key)->repeated_turn_id, "t");
-  result.reason = v1::FINISH_REASON_ERROR;
-  ASSERT_TRUE(Finish(result).ok());
-  EXPECT_EQ(Read("s", key)->repeated_turn_id, "") << "nothing was told: it may be asked again";
-
-  ASSERT_TRUE(Begin("s", "u", key).ok());
   store_.reset();
   auto database = SqlDatabase::Open(folder_.path() + "/sessions.db");
   ASSERT_TRUE((*database)
@@ -116,7 +76,8 @@ TEST_F(SessionStoreTest, ARequestIsKnownAgainByItsKey) {
                   .ok());
   database->reset();
   Open();
-  EXPECT_EQ(Read("s", key)->repeated_turn_id, "") << "a day is over";
+  EXPECT_EQ(Read("s", key)->repeated_turn_id, "");
+  EXPECT_TRUE(Read("s", {"key", "changed"}).ok()) << "the key is free";
 }
 
 TEST_F(SessionStoreTest, UnusedSessionsExpire) {
@@ -150,68 +111,6 @@ TEST_F(SessionStoreTest, UnusedSessionsExpire) {
   EXPECT_EQ(expire(std::chrono::hours(1)), 1);
   EXPECT_FALSE(Read("default").ok());
   for (const char* id : {"busy", "running", "day"}) EXPECT_TRUE(Read(id).ok()) << id;
-}
-
-TEST_F(SessionStoreTest, SessionsHaveTheirLimits) {
-  options_.limits = {.turns_per_session = 2, .images_per_session = 1};
-  Open();
-  Create("s");
-  ASSERT_TRUE(Begin("s", "t").ok());
-  ASSERT_TRUE(Begin("s", "u").ok());
-  const auto third = Begin("s", "v");
-  EXPECT_EQ(third.status().code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_THAT(std::string(third.status().message()), HasSubstr("allowed are 2"));
-  const auto add = [this](char letter) {
-    StoredImage image;
-    image.info.set_id(std::string(64, letter));
-    image.bytes = std::make_shared<const std::string>("bytes");
-    return Await<absl::Status>([&](auto done) { store_->AddImage("s", image, done); });
-  };
-  EXPECT_TRUE(add('a').ok());
-  EXPECT_TRUE(add('a').ok()) << "the same one again";
-  EXPECT_EQ(add('b').code(), absl::StatusCode::kResourceExhausted);
-}
-
-TEST_F(SessionStoreTest, AnswersComeBackWithTheirIds) {
-  Open();
-  Create("s");
-  ASSERT_TRUE(Begin("s", "t").ok());
-  TurnResult result;
-  result.session_id = "s";
-  result.turn_id = "t";
-  result.state = v1::TURN_STATE_FINISHED;
-  result.reason = v1::FINISH_REASON_LENGTH;
-  result.answer_text = std::string("a\0b", 3);
-  result.tokens.set_tokenizer_digest(std::string("\0\1", 2));
-  for (const int id : {1, -2, 70'000}) result.tokens.add_ids(id);
-  result.usage.set_generated_tokens(3);
-  ASSERT_TRUE(Await<absl::Status>([&](auto done) { store_->FinishTurn(result, done); }).ok());
-  Open();
-  const auto conversation = Read("s");
-  const StoredTurn& stored = conversation->turns.at(0);
-  EXPECT_EQ(stored.turn.answer_text(), result.answer_text);
-  EXPECT_EQ(stored.turn.finish_reason(), v1::FINISH_REASON_LENGTH);
-  EXPECT_EQ(stored.tokens.SerializeAsString(), result.tokens.SerializeAsString());
-  EXPECT_EQ(stored.turn.usage().generated_tokens(), 3U);
-  EXPECT_GE(stored.turn.finish_time().seconds(), stored.turn.create_time().seconds());
-}
-
-TEST_F(SessionStoreTest, ARequestThatFailsTakesBackOnlyItself) {
-  Open();
-  Create("s");
-  NewTurn record;
-  record.id = "t";
-  record.session_id = "s";
-  record.images.push_back({});  // a picture that the session does not have
-  record.images[0].info.set_id("unknown");
-  std::promise<absl::Status> failed;
-  store_->BeginTurn(record, [&](auto turn) { failed.set_value(turn.status()); });
-  ASSERT_TRUE(Begin("s", "u").ok());
-  EXPECT_EQ(failed.get_future().get().code(), absl::StatusCode::kNotFound);
-  const auto conversation = Read("s");
-  ASSERT_EQ(conversation->turns.size(), 1U);
-  EXPECT_EQ(conversation->turns[0].turn.id(), "u");
-  EXPECT_EQ(conversation->turns[0].turn.number(), 1U);
 }
 
 TEST_F(SessionStoreTest, AFolderBelongsToOneGateway) {
