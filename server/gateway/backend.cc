@@ -14,7 +14,8 @@ constexpr std::chrono::milliseconds kPeriodUntilSettled{500};
 constexpr std::chrono::seconds kAskTimeout{3};
 
 // Channels with different arguments never share a connection; `purpose` makes them different.
-std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address, const std::string& purpose) {
+std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address, const TlsFiles& tls,
+                                           const std::string& purpose) {
   grpc::ChannelArguments arguments;
   arguments.SetString("llava.purpose", purpose);
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
@@ -29,7 +30,7 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address, const std
   arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   // Retries are this gateway's decision (before the first token only).
   arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+  return grpc::CreateCustomChannel(address, MakeChannelCredentials(tls), arguments);
 }
 
 bool SameModels(const std::vector<v1::ModelInfo>& a, const std::vector<v1::ModelInfo>& b) {
@@ -42,14 +43,14 @@ bool SameModels(const std::vector<v1::ModelInfo>& a, const std::vector<v1::Model
 
 }  // namespace
 
-Backend::Backend(Names names, std::string address, GatewayMetrics& metrics,
+Backend::Backend(Names names, std::string address, GatewayMetrics& metrics, const TlsFiles& tls,
                  std::chrono::milliseconds period)
     : names_(std::move(names)),
       address_(std::move(address)),
       metrics_(metrics),
       period_(period),
-      channel_(MakeChannel(address_, "calls")),
-      bulk_channel_(MakeChannel(address_, "bulk")),
+      channel_(MakeChannel(address_, tls, "calls")),
+      bulk_channel_(MakeChannel(address_, tls, "bulk")),
       models_(v1::ModelService::NewStub(channel_)) {
   metrics_.SetBackendUp(names_.service, false);
 }

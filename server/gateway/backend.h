@@ -16,6 +16,7 @@
 #include "llava/v1/models.grpc.pb.h"
 #include "server/gateway/gateway_metrics.h"
 #include "server/runtime/mutex.h"
+#include "server/runtime/tls.h"
 
 namespace llava {
 
@@ -35,7 +36,8 @@ class Backend {
     std::string flag;     // "--vision": what to check
   };
 
-  Backend(Names names, std::string address, GatewayMetrics& metrics,
+  // `tls` empty: an open connection.
+  Backend(Names names, std::string address, GatewayMetrics& metrics, const TlsFiles& tls = {},
           std::chrono::milliseconds period = std::chrono::seconds(5));
   ~Backend();  // stops the thread; waits for the last CallContext
   Backend(const Backend&) = delete;

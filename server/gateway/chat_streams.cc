@@ -5,6 +5,7 @@
 
 #include "server/gateway/chat_service.h"
 #include "server/gateway/request_checks.h"
+#include "server/gateway/turn_start.h"
 #include "server/runtime/status.h"
 #include "server/runtime/stream_writer.h"
 #include "server/wire/sampling.h"
@@ -42,27 +43,12 @@ grpc::ServerWriteReactor<Response>* ChatServiceImpl::Run(grpc::CallbackServerCon
     writer->Close(ToGrpc(request.status()));
     return writer.get();
   }
-  request->caller = scope->caller();
-  request->request_id = scope->request_id();
-  request->received = scope->received();
   request->deadline = context->deadline();
-  const auto start = [this, scope, writer, turn = *request](const absl::Status& owned) {
-    if (!owned.ok()) {
-      scope->End(owned);
-      return writer->Close(ToGrpc(owned));
-    }
-    auto runner = TurnRunner::Create(parts_, turn, std::make_unique<StreamSink<Response>>(writer),
-                                     [scope](const absl::Status& status) { scope->End(status); });
-    writer->SetOnGone([weak = std::weak_ptr(runner)] {
-      if (auto running = weak.lock()) running->Break(TurnBreak::kClientGone);
-    });
-    runner->Start();
-  };
-  if (request->session_id.empty()) {
-    start(absl::OkStatus());
-  } else {
-    parts_.owners.Check(scope->caller(), request->session_id, start);
-  }
+  const auto start = TurnStart::Begin(parts_, std::move(scope), *std::move(request),
+                                      std::make_unique<StreamSink<Response>>(writer));
+  writer->SetOnGone([weak = std::weak_ptr(start)] {
+    if (auto started = weak.lock()) started->Break(TurnBreak::kClientGone);
+  });
   return writer.get();
 }
 

@@ -22,23 +22,25 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Open(const GatewayOptions& opt
                                               *std::move(store), admission));
 }
 
-Gateway::Gateway(const GatewayOptions& options, std::unique_ptr<ApiKeys> keys,
-                 std::unique_ptr<GatewayMetrics> metrics, std::unique_ptr<SessionStore> store,
-                 Admission& admission)
+Gateway::Gateway(const GatewayOptions& options, Metrics& metrics, std::unique_ptr<ApiKeys> keys,
+                 std::unique_ptr<GatewayMetrics> gateway_metrics,
+                 std::unique_ptr<SessionStore> store, Admission& admission)
     : options_(options),
       keys_(std::move(keys)),
-      metrics_(std::move(metrics)),
+      metrics_(std::move(gateway_metrics)),
       store_(std::move(store)),
       owners_(*store_),
+      gate_(options_.gate, metrics),
       admission_(admission),
-      vision_({"vision", "llava-vision", "--vision"}, options_.vision, *metrics_),
-      llm_({"llm", "llava-llm", "--llm"}, options_.llm, *metrics_),
+      vision_({"vision", "llava-vision", "--vision"}, options_.vision, *metrics_,
+              options_.backend_tls),
+      llm_({"llm", "llava-llm", "--llm"}, options_.llm, *metrics_, options_.backend_tls),
       router_(vision_, llm_, options_.default_model),
       encoder_(v1::VisionService::NewStub(vision_.channel())),
       generator_(v1::LlmService::NewStub(llm_.channel())),
       receiver_(v1::LlmService::NewStub(llm_.bulk_channel())),
       parts_{options_,   *metrics_, *store_,   vision_,  llm_,   *encoder_, *generator_,
-             *receiver_, router_,   features_, running_, *keys_, owners_},
+             *receiver_, router_,   features_, running_, *keys_, owners_,   gate_},
       chat_(parts_, admission),
       models_(parts_) {}
 
@@ -68,6 +70,7 @@ void Gateway::Publish() {
 }
 
 void Gateway::Stop() {
+  gate_.Close();
   running_.BreakAll(TurnBreak::kShutdown);
   admission_.WaitUntilIdle(CondVar::Clock::now() + kStopTimeout);
   MutexLock lock(publish_mutex_);

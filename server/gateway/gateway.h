@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "server/gateway/chat_service.h"
+#include "server/gateway/http_front.h"
 #include "server/gateway/model_service.h"
 #include "server/gateway/turn_parts.h"
 
@@ -36,13 +37,18 @@ class Gateway {
   void Start(OnReadiness on_readiness);
   std::vector<grpc::Service*> services() { return {&chat_, &models_}; }
   const ApiKeys& keys() const { return *keys_; }
+  // The same services over HTTP; `pages` are served beside them. To be served until Stop.
+  std::unique_ptr<HttpFront> MakeHttpFront(std::map<std::string, HttpServer::Page> pages,
+                                           bool hosts_checked) {
+    return std::make_unique<HttpFront>(parts_, admission_, chat_, std::move(pages), hosts_checked);
+  }
 
   // Breaks off the answers under way and waits a few seconds until they are stored.
   void Stop();
 
  private:
-  Gateway(const GatewayOptions& options, std::unique_ptr<ApiKeys> keys,
-          std::unique_ptr<GatewayMetrics> metrics, std::unique_ptr<SessionStore> store,
+  Gateway(const GatewayOptions& options, Metrics& metrics, std::unique_ptr<ApiKeys> keys,
+          std::unique_ptr<GatewayMetrics> gateway_metrics, std::unique_ptr<SessionStore> store,
           Admission& admission);
   void Publish();
 
@@ -51,6 +57,7 @@ class Gateway {
   const std::unique_ptr<GatewayMetrics> metrics_;
   const std::unique_ptr<SessionStore> store_;
   SessionOwners owners_;
+  TurnGate gate_;
   Admission& admission_;
   FeatureIndex features_;
   RunningTurns running_;

@@ -36,16 +36,22 @@ void GatewayOptions::Declare(Settings& settings) {
   settings.Group("Services behind");
   settings.Add("vision", &vision, "HOST:PORT of llava-vision");
   settings.Add("llm", &llm, "HOST:PORT of llava-llm");
+  DeclareBackendTls(settings, backend_tls);
   settings.Add("default-model", &default_model,
                "Model of requests that name none; empty = the first that llava-llm lists");
   settings.Group("Sessions");
   settings.Add("data-dir", &data_dir, "Folder of sessions and pictures; made if missing");
+  settings.Group("HTTP");
+  settings.Add("http-port", &http_port,
+               "Port of the OpenAI API and the chat page; 0 = any, -1 = none", -1, 65535);
+  settings.Add("http-threads", &http_threads, "Threads that serve HTTP", 1, 64);
   settings.Group("Access");
   settings.Add("keys-file", &keys_file,
                "File of API keys (see llava-gateway keys --help); read again when it changes");
   settings.Add("metrics-open", &metrics_open,
                "With keys: /metrics needs none, wherever it listens");
   settings.Group("Limits");
+  gate.Declare(settings);
   settings.AddBytes("max-image-bytes", &max_image_bytes, "Largest picture file");
   settings.Add("max-image-pixels", &max_image_pixels, "Largest picture, width times height", 1,
                std::numeric_limits<int>::max());

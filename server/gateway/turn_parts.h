@@ -11,6 +11,7 @@
 #include "server/gateway/running_turns.h"
 #include "server/gateway/session_owners.h"
 #include "server/gateway/session_store.h"
+#include "server/gateway/turn_gate.h"
 
 namespace llava {
 
@@ -29,6 +30,7 @@ struct TurnParts {
   RunningTurns& running;
   const ApiKeys& keys;
   SessionOwners& owners;
+  TurnGate& gate;
 };
 
 }  // namespace llava

@@ -430,6 +430,10 @@ void TurnRunner::Conclude(Ending ending) {
   parts_.metrics.turns_running.Decrement();
   parts_.metrics.CountTurn(result.reason, result.timings.total_seconds());
   parts_.metrics.CountTokens(result.usage);
+  if (request_.permit) {
+    request_.permit->Release(uint64_t{result.usage.text_tokens()} + result.usage.image_tokens() +
+                             result.usage.generated_tokens());
+  }
   LogInfo("turn ended",
           {{"request_id", request_.request_id},
            {"session_id", request_.session_id},

@@ -29,6 +29,7 @@ class TurnSink {
 // A question that passed the checks of request_checks.h.
 struct TurnRequest {
   Caller caller;
+  std::shared_ptr<TurnPermit> permit;  // its place; null: none is kept
   std::string request_id;
   // Empty: a call without session; `prompt` is the whole conversation.
   std::string session_id;
