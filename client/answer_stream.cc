@@ -11,6 +11,7 @@ absl::Status AnswerStream::Add(const v1::ChatEvent& event) {
   switch (event.event_case()) {
     case v1::ChatEvent::kTurnStarted:
       answer_.started = event.turn_started();
+      ++num_streams_;
       return absl::OkStatus();
     case v1::ChatEvent::kText:
       return AddText(event.text());

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <string>
 #include <string_view>
@@ -35,14 +36,20 @@ class AnswerStream {
   // The answer once its stream has ended without an error. DATA_LOSS: `turn_finished` never came.
   absl::StatusOr<Answer> Finish() &&;
 
-  // What `turn_started` said; empty ids before it came.
+  // What the last `turn_started` said; empty ids before one came.
   const v1::TurnStarted& started() const { return answer_.started; }
+  // Streams that have begun: one, and one for each that was resumed.
+  int num_streams() const { return num_streams_; }
+  // Bytes of text that have come.
+  uint64_t text_bytes() const { return answer_.text.size(); }
+  bool finished() const { return finished_; }
 
  private:
   absl::Status AddText(const v1::TextDelta& delta);
 
   TextCallback on_text_;
   Answer answer_;
+  int num_streams_ = 0;
   bool finished_ = false;
 };
 

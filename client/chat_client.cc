@@ -7,9 +7,12 @@
 #include <cstdint>
 #include <fstream>
 #include <iterator>
+#include <random>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
 #include "client/grpc_status.h"
 
 namespace llava {
@@ -22,6 +25,18 @@ std::shared_ptr<grpc::ChannelCredentials> Credentials(const ChatClientOptions& o
   ssl.pem_cert_chain = options.tls->certificate;
   ssl.pem_private_key = options.tls->key;
   return grpc::SslCredentials(ssl);
+}
+
+// Between the tries to get a broken answer back, where the gateway says nothing else.
+constexpr std::chrono::milliseconds kFirstDelay{100}, kLongestDelay{1000};
+// So many streams in a row that begin, bring nothing and break off: that is the turn's end.
+constexpr int kMaxFruitless = 2;
+
+std::string RandomKey() {
+  std::random_device device;
+  std::string key;
+  for (int i = 0; i < 4; ++i) absl::StrAppend(&key, absl::Hex(device(), absl::kZeroPad8));
+  return key;
 }
 
 }  // namespace
@@ -51,6 +66,7 @@ absl::Status AnswerCanceller::Send(ChatClient& client, const v1::TurnStarted& tu
 void AnswerCanceller::Abandon() {
   std::lock_guard lock(mutex_);
   abandoned_ = true;
+  changed_.notify_all();
   if (context_ != nullptr) context_->TryCancel();
 }
 
@@ -79,13 +95,23 @@ void AnswerCanceller::Detach() {
   context_ = nullptr;
 }
 
+bool AnswerCanceller::Pause(std::chrono::milliseconds delay) {
+  std::unique_lock lock(mutex_);
+  return !changed_.wait_for(lock, delay, [this] { return abandoned_; });
+}
+
 ChatClient::ChatClient(ChatClientOptions options)
     : options_(std::move(options)),
       channel_(grpc::CreateChannel(options_.gateway, Credentials(options_))),
       stub_(v1::ChatService::NewStub(channel_)) {}
 
-void ChatClient::Prepare(grpc::ClientContext& context, std::chrono::milliseconds timeout) const {
-  if (timeout.count() > 0) context.set_deadline(std::chrono::system_clock::now() + timeout);
+ChatClient::Deadline ChatClient::After(std::chrono::milliseconds timeout) {
+  if (timeout.count() <= 0) return Deadline::max();
+  return std::chrono::system_clock::now() + timeout;
+}
+
+void ChatClient::Prepare(grpc::ClientContext& context, Deadline deadline) const {
+  context.set_deadline(deadline);
   if (!options_.api_key.empty()) {
     context.AddMetadata("authorization", absl::StrCat("Bearer ", options_.api_key));
   }
@@ -120,7 +146,7 @@ absl::StatusOr<Response> ChatClient::Call(
     grpc::Status (v1::ChatService::Stub::*method)(grpc::ClientContext*, const Request&, Response*),
     const Request& request) {
   grpc::ClientContext context;
-  Prepare(context, options_.call_timeout);
+  Prepare(context, After(options_.call_timeout));
   Response response;
   const grpc::Status status = ((*stub_).*method)(&context, request, &response);
   if (!status.ok()) return Explain(status);
@@ -211,7 +237,7 @@ absl::StatusOr<v1::ImageInfo> ChatClient::UploadImageFile(const std::string& ses
 absl::StatusOr<v1::ImageInfo> ChatClient::Upload(const std::string& session_id, uint64_t size_bytes,
                                                  const ChunkSource& next_chunk) {
   grpc::ClientContext context;
-  Prepare(context, options_.call_timeout);
+  Prepare(context, After(options_.call_timeout));
   v1::UploadImageResponse response;
   const auto writer = stub_->UploadImage(&context, &response);
   v1::UploadImageRequest message;
@@ -236,16 +262,12 @@ absl::StatusOr<v1::ImageInfo> ChatClient::Upload(const std::string& session_id, 
   return std::move(*response.mutable_image());
 }
 
-absl::StatusOr<Answer> ChatClient::Ask(const v1::ChatRequest& request, TextCallback on_text,
-                                       AnswerCanceller* canceller) {
-  grpc::ClientContext context;
-  Prepare(context, options_.answer_timeout);
-  if (canceller != nullptr) canceller->Attach(*this, context);
-  const auto reader = stub_->Chat(&context, request);
-  AnswerStream stream(std::move(on_text));
-  v1::ChatResponse response;
+template <typename Response>
+absl::Status ChatClient::Read(grpc::ClientContext& context, grpc::ClientReader<Response>& reader,
+                              AnswerStream& stream, AnswerCanceller* canceller) {
+  Response response;
   absl::Status broken;
-  while (reader->Read(&response)) {
+  while (reader.Read(&response)) {
     if (!broken.ok()) continue;  // the rest of a broken stream, until its end
     broken = stream.Add(response.event());
     if (!broken.ok()) context.TryCancel();
@@ -253,10 +275,77 @@ absl::StatusOr<Answer> ChatClient::Ask(const v1::ChatRequest& request, TextCallb
       canceller->TurnBegins(response.event().turn_started());
     }
   }
-  const grpc::Status status = reader->Finish();
+  const grpc::Status status = reader.Finish();
   if (canceller != nullptr) canceller->Detach();
   if (!broken.ok()) return broken;
-  if (!status.ok()) return Explain(status);
+  return status.ok() ? absl::OkStatus() : Explain(status);
+}
+
+absl::Status ChatClient::AskOnce(const v1::ChatRequest& request, Deadline deadline,
+                                 AnswerStream& stream, AnswerCanceller* canceller) {
+  grpc::ClientContext context;
+  Prepare(context, deadline);
+  if (canceller != nullptr) canceller->Attach(*this, context);
+  return Read(context, *stub_->Chat(&context, request), stream, canceller);
+}
+
+absl::Status ChatClient::ResumeOnce(Deadline deadline, AnswerStream& stream,
+                                    AnswerCanceller* canceller) {
+  v1::ResumeTurnRequest request;
+  request.set_session_id(stream.started().session_id());
+  request.set_turn_id(stream.started().turn_id());
+  request.set_after_offset(stream.text_bytes());
+  request.set_restarts(stream.started().restarts());
+  grpc::ClientContext context;
+  Prepare(context, deadline);
+  if (canceller != nullptr) canceller->Attach(*this, context);
+  return Read(context, *stub_->ResumeTurn(&context, request), stream, canceller);
+}
+
+absl::StatusOr<Answer> ChatClient::Ask(const v1::ChatRequest& request, TextCallback on_text,
+                                       AnswerCanceller* canceller) {
+  using Clock = std::chrono::steady_clock;
+  v1::ChatRequest asked = request;
+  const bool has_session = !asked.session_id().empty();
+  if (has_session && asked.idempotency_key().empty()) asked.set_idempotency_key(RandomKey());
+  const Deadline deadline = After(options_.answer_timeout);
+  AnswerStream stream(std::move(on_text));
+  const bool connected = channel_->GetState(/*try_to_connect=*/true) == GRPC_CHANNEL_READY;
+  absl::Status status = AskOnce(asked, deadline, stream, canceller);
+  auto give_up = Clock::now() + options_.resume_timeout;
+  std::chrono::milliseconds delay = kFirstDelay;
+  int fruitless = 0;
+  while (absl::IsUnavailable(status) && has_session && !stream.finished()) {
+    const bool begun = stream.num_streams() > 0;
+    const auto asked_delay = RetryDelay(status);
+    // Nothing has begun: what the gateway refused is the caller's to decide, and so is one that is
+    // not there. A connection that broke in the call is not.
+    if (!begun && (asked_delay || !connected)) break;
+    const auto pause = asked_delay ? absl::ToChronoMilliseconds(*asked_delay) : delay;
+    delay = std::min(2 * delay, kLongestDelay);
+    if (Clock::now() + pause >= give_up) break;
+    if (canceller == nullptr) {
+      std::this_thread::sleep_for(pause);
+    } else if (!canceller->Pause(pause)) {
+      return absl::CancelledError("abandoned");
+    }
+    const int streams = stream.num_streams();
+    const uint64_t bytes = stream.text_bytes();
+    const absl::Status next = begun ? ResumeOnce(deadline, stream, canceller)
+                                    : AskOnce(asked, deadline, stream, canceller);
+    // The turn is not to be had: it ended as was told.
+    if (begun && (absl::IsUnimplemented(next) || absl::IsNotFound(next))) break;
+    status = next;
+    if (stream.text_bytes() > bytes) {
+      give_up = Clock::now() + options_.resume_timeout;
+      delay = kFirstDelay;
+      fruitless = 0;
+    } else if (begun && stream.num_streams() > streams && !RetryDelay(status)) {
+      if (++fruitless == kMaxFruitless) break;  // it has ended so, and says the same each time
+    }
+  }
+  // With its last event an answer is whole, whatever becomes of the call.
+  if (!status.ok() && !(absl::IsUnavailable(status) && stream.finished())) return status;
   return std::move(stream).Finish();
 }
 

@@ -2,8 +2,10 @@
 
 #include <grpcpp/channel.h>
 #include <grpcpp/client_context.h>
+#include <grpcpp/support/sync_stream.h>
 
 #include <chrono>
+#include <condition_variable>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
@@ -43,14 +45,18 @@ class AnswerCanceller {
  private:
   friend class ChatClient;
 
-  // Called by Ask: at the call's begin, when the turn is known, at the call's end.
+  // Called by Ask: at a call's begin, when the turn is known, at the call's end.
   void Attach(ChatClient& client, grpc::ClientContext& context);
   void TurnBegins(const v1::TurnStarted& started);
   void Detach();
 
+  // Waits between two calls. False: abandoned.
+  bool Pause(std::chrono::milliseconds delay);
+
   absl::Status Send(ChatClient& client, const v1::TurnStarted& turn);
 
   std::mutex mutex_;  // guards all below
+  std::condition_variable changed_;
   ChatClient* client_ = nullptr;
   grpc::ClientContext* context_ = nullptr;
   v1::TurnStarted turn_;
@@ -73,7 +79,9 @@ struct ChatClientOptions {
   std::chrono::milliseconds connect_timeout{5000};
   std::chrono::milliseconds call_timeout{30000};  // each call but Ask
   std::chrono::milliseconds answer_timeout{0};    // deadline of Ask; 0 = none
-  size_t upload_chunk_bytes = 64 * 1024;          // above 0 and below the gateway's message limit
+  // How long Ask tries to get an answer back whose stream broke; 0 = not at all.
+  std::chrono::milliseconds resume_timeout{60000};
+  size_t upload_chunk_bytes = 64 * 1024;  // above 0 and below the gateway's message limit
 };
 
 // Conversations about pictures with a llava gateway.
@@ -107,8 +115,13 @@ class ChatClient {
   absl::StatusOr<v1::ImageInfo> UploadImageFile(const std::string& session_id,
                                                 const std::filesystem::path& path);
 
-  // Asks and waits for the whole answer, handing out text as it comes (on the calling thread).
-  // An error may come after some of the text. `canceller` may be null.
+  // Asks and waits for the whole answer, handing out text as it comes (on the calling thread). An
+  // error may come after some of the text. `canceller` may be null.
+  //
+  // With a session, a stream that breaks is gone on with where it broke (ResumeTurn), and a
+  // question whose turn was not seen to begin is sent again under the same idempotency_key (one is
+  // made up if there is none): every byte comes once. DATA_LOSS: the gateway lost bytes that came
+  // before.
   absl::StatusOr<Answer> Ask(const v1::ChatRequest& request, TextCallback on_text,
                              AnswerCanceller* canceller = nullptr);
 
@@ -129,8 +142,18 @@ class ChatClient {
                                                                               Response*),
                                 const Request& request);
 
+  using Deadline = std::chrono::system_clock::time_point;
+  // One stream of an answer, to its end.
+  absl::Status AskOnce(const v1::ChatRequest& request, Deadline deadline, AnswerStream& stream,
+                       AnswerCanceller* canceller);
+  absl::Status ResumeOnce(Deadline deadline, AnswerStream& stream, AnswerCanceller* canceller);
+  template <typename Response>
+  absl::Status Read(grpc::ClientContext& context, grpc::ClientReader<Response>& reader,
+                    AnswerStream& stream, AnswerCanceller* canceller);
   // Deadline and API key of a call.
-  void Prepare(grpc::ClientContext& context, std::chrono::milliseconds timeout) const;
+  void Prepare(grpc::ClientContext& context, Deadline deadline) const;
+  // The deadline of a call that begins now; 0 = none.
+  static Deadline After(std::chrono::milliseconds timeout);
 
   // The status with our own words about a connection that is down.
   absl::Status Explain(const grpc::Status& status);

@@ -24,6 +24,8 @@ PACKAGES=(
   libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc libabsl-dev
   libspdlog-dev libfmt-dev prometheus-cpp-dev libcli11-dev libyaml-cpp-dev libsqlite3-dev libssl-dev
   libboost-dev nlohmann-json3-dev
+  # teachers and judges behind OpenAI's protocol
+  libcurl4-openssl-dev
   # pictures; the reference BLAS keeps OpenBLAS (threads, large static TLS) out of our processes
   libopencv-core-dev libopencv-imgproc-dev libopencv-imgcodecs-dev libblas3 liblapack3
   # tests

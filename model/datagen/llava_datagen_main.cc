@@ -5,6 +5,7 @@
 #include <cstdio>
 
 #include "model/datagen/scenes_command.h"
+#include "model/datagen/science_command.h"
 
 int main(int argc, char** argv) {
   CLI::App app("Makes training data for llava-train", "llava-datagen");
@@ -12,6 +13,7 @@ int main(int argc, char** argv) {
   app.set_help_all_flag("--help-all", "Print the help of all commands and exit");
   app.require_subcommand(1);
   const auto scenes = llava::AddScenesCommand(app);
+  const auto science = llava::AddScienceCommand(app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& success) {  // --help, --version
@@ -20,5 +22,5 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "llava-datagen: %s (see --help)\n", error.what());
     return 2;
   }
-  return scenes();
+  return app.got_subcommand("science") ? science() : scenes();
 }

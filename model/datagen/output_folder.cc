@@ -77,8 +77,8 @@ void OutputFolder::Clear() const {
   }
   // The marker goes last: what was begun to be removed stays recognisable.
   WriteJson(folder_ / kUnfinished, nullptr);
-  for (const char* name :
-       {kFinished, "captions.json", "instances.json", "stage1.json", "stage2.json"}) {
+  for (const char* name : {kFinished, "captions.json", "instances.json", "stage1.json",
+                           "stage2.json", "problems.json", "pid_splits.json"}) {
     fs::remove(folder_ / name);
   }
   fs::remove_all(images());

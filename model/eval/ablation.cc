@@ -1,10 +1,10 @@
 #include "model/eval/ablation.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstdio>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <set>
 #include <stdexcept>
 #include <utility>
@@ -97,18 +97,6 @@ std::string Difference(double share) {
 }
 
 }  // namespace
-
-Spread SpreadOf(std::span<const double> values) {
-  if (values.empty()) throw std::invalid_argument("a mean of no values");
-  const auto n = static_cast<double>(values.size());
-  Spread spread;
-  for (const double value : values) spread.mean += value / n;
-  if (values.size() == 1) return spread;
-  double squares = 0;
-  for (const double value : values) squares += (value - spread.mean) * (value - spread.mean);
-  spread.deviation = std::sqrt(squares / (n - 1));
-  return spread;
-}
 
 Ablation ReadAblation(const std::vector<AblationVariant>& variants) {
   if (variants.empty()) throw std::invalid_argument("no variants to compare");

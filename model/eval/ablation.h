@@ -5,22 +5,13 @@
 
 #include <cstddef>
 #include <filesystem>
-#include <optional>
-#include <span>
 #include <string>
 #include <vector>
 
 #include "model/chart/chart.h"
+#include "model/eval/share.h"
 
 namespace llava {
-
-// A figure over the seeds.
-struct Spread {
-  double mean = 0;
-  std::optional<double> deviation;  // of the sample (by n - 1); none where there is one seed
-};
-// Throws std::invalid_argument for no values.
-Spread SpreadOf(std::span<const double> values);
 
 // One way to train.
 struct AblationVariant {

@@ -3,17 +3,32 @@
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
 #include <cstdio>
+#include <functional>
+#include <map>
+#include <string>
 
 #include "model/eval/ablation_command.h"
+#include "model/eval/asking/answer_command.h"
 #include "model/eval/chat_quality_command.h"
+#include "model/eval/judge/judge_command.h"
+#include "model/eval/report/report_command.h"
+#include "model/eval/scienceqa/scienceqa_command.h"
+#include "model/eval/vqa/vqa_command.h"
 
 int main(int argc, char** argv) {
   CLI::App app("Measures what models know", "llava-eval");
   app.set_version_flag("--version", "llava-eval " LLAVA_VERSION);
   app.set_help_all_flag("--help-all", "Print the help of all commands and exit");
   app.require_subcommand(1);
-  const auto chat_quality = llava::AddChatQualityCommand(app);
-  const auto ablation = llava::AddAblationCommand(app);
+  const std::map<std::string, std::function<int()>> commands = {
+      {"chat-quality", llava::AddChatQualityCommand(app)},
+      {"ablation", llava::AddAblationCommand(app)},
+      {"answer", llava::AddAnswerCommand(app)},
+      {"judge", llava::AddJudgeCommand(app)},
+      {"report", llava::AddReportCommand(app)},
+      {"scienceqa", llava::AddScienceQaCommand(app)},
+      {"vqa", llava::AddVqaCommand(app)},
+  };
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& success) {  // --help, --version
@@ -22,5 +37,5 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "llava-eval: %s (see --help)\n", error.what());
     return 2;
   }
-  return app.got_subcommand("ablation") ? ablation() : chat_quality();
+  return commands.at(app.get_subcommands().front()->get_name())();
 }

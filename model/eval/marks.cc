@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <exception>
 #include <map>
 #include <mutex>
@@ -47,15 +46,6 @@ size_t TurnsNeeded(const ExamDialogue& dialogue) {
 }
 
 }  // namespace
-
-Interval WilsonInterval(const Share& share) {
-  if (share.asked == 0) return {};
-  constexpr double kZ = 1.959963984540054;  // 97.5 % of the normal distribution lie below
-  const double n = static_cast<double>(share.asked), p = share.value(), z2 = kZ * kZ;
-  const double centre = (p + z2 / (2 * n)) / (1 + z2 / n);
-  const double half = kZ / (1 + z2 / n) * std::sqrt(p * (1 - p) / n + z2 / (4 * n * n));
-  return {std::max(0.0, centre - half), std::min(1.0, centre + half)};
-}
 
 Marks& Marks::operator+=(const Marks& other) {
   for (size_t i = 0; i < types.size(); ++i) types[i] += other.types[i];

@@ -10,29 +10,9 @@
 
 #include "model/eval/exam.h"
 #include "model/eval/examinee.h"
+#include "model/eval/share.h"
 
 namespace llava {
-
-// `right` of `asked`.
-struct Share {
-  int64_t right = 0, asked = 0;
-
-  double value() const {
-    return asked == 0 ? 0 : static_cast<double>(right) / static_cast<double>(asked);
-  }
-  Share& operator+=(const Share& other) {
-    right += other.right;
-    asked += other.asked;
-    return *this;
-  }
-  bool operator==(const Share&) const = default;
-};
-
-struct Interval {
-  double low = 0, high = 1;
-};
-// Where the true share lies with 95 % confidence (Wilson 1927); everything if nothing was asked.
-Interval WilsonInterval(const Share& share);
 
 struct Marks {
   std::array<Share, kNumQuestionTypes> types;

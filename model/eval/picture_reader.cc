@@ -2,9 +2,19 @@
 
 #include <ATen/ops/from_blob.h>
 
-#include "model/image/image.h"
-
 namespace llava {
+
+at::Tensor TowerFeatures(const ClipTower& tower, const FeatureConfig& features,
+                         const Image& image) {
+  const PreprocessConfig& preprocess = tower.config().preprocess;
+  std::vector<float> values =
+      NormalizePixels(FitToTower(image, features.image_mode, preprocess), preprocess);
+  const int64_t side = preprocess.image_size;
+  const at::Tensor pixels =
+      at::from_blob(values.data(), {1, 3, side, side}, at::TensorOptions(at::kFloat))
+          .to(at::TensorOptions(tower.device()).dtype(tower.dtype()), false, /*copy=*/true);
+  return tower.Features(pixels, features)[0];
+}
 
 TowerReader::TowerReader(const ClipTower& tower, const FeatureConfig& features)
     : tower_(&tower), features_(features) {}
@@ -28,14 +38,7 @@ Image TowerReader::Draw(const Scene& scene) const {
 }
 
 at::Tensor TowerReader::Features(const Scene& scene) const {
-  const PreprocessConfig& preprocess = tower_->config().preprocess;
-  std::vector<float> values =
-      NormalizePixels(FitToTower(Draw(scene), features_.image_mode, preprocess), preprocess);
-  const int64_t side = preprocess.image_size;
-  const at::Tensor pixels =
-      at::from_blob(values.data(), {1, 3, side, side}, at::TensorOptions(at::kFloat))
-          .to(at::TensorOptions(tower_->device()).dtype(tower_->dtype()), false, /*copy=*/true);
-  return tower_->Features(pixels, features_)[0];
+  return TowerFeatures(*tower_, features_, Draw(scene));
 }
 
 }  // namespace llava

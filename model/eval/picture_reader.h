@@ -11,9 +11,13 @@
 #include "model/config/model_config.h"
 #include "model/data/scenes/render.h"
 #include "model/data/scenes/scene.h"
+#include "model/image/image.h"
 #include "model/nn/clip.h"
 
 namespace llava {
+
+// Z_v of a picture, [P or P + 1, Dv], preprocessed as in serving.
+at::Tensor TowerFeatures(const ClipTower& tower, const FeatureConfig& features, const Image& image);
 
 // Thread-safe.
 class PictureReader {

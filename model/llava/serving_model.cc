@@ -67,6 +67,17 @@ ops::cpu::WeightFormat FormatOf(WeightType type) {
   return ops::cpu::WeightFormat::kBFloat16;
 }
 
+bool IsPacked(WeightType type) { return type == WeightType::kInt8 || type == WeightType::kInt4; }
+
+bool HasCudaKernels(at::Device device) {
+#ifdef LLAVA_CUDA
+  return device.is_cuda();
+#else
+  static_cast<void>(device);
+  return false;
+#endif
+}
+
 void CheckTypes(WeightType type, KvType kv, at::Device device) {
   if (device.is_cpu()) {
     if (type == WeightType::kFloat16) {
@@ -75,12 +86,13 @@ void CheckTypes(WeightType type, KvType kv, at::Device device) {
     }
     return;
   }
-  if (type == WeightType::kInt8 || type == WeightType::kInt4) {
+  if (IsPacked(type) && !HasCudaKernels(device)) {
     throw std::invalid_argument(ToString(type) +
-                                " weights are for the CPU; on a GPU serve in bfloat16 or float16");
+                                " weights are for the CPU and for NVIDIA GPUs; on " + device.str() +
+                                " serve in bfloat16 or float16");
   }
   const bool fits = kv == KvType::kAuto || (kv == KvType::kFloat && type == WeightType::kFloat32) ||
-                    (kv == KvType::kBFloat16 && type == WeightType::kBFloat16);
+                    (kv == KvType::kBFloat16 && (type == WeightType::kBFloat16 || IsPacked(type)));
   if (!fits) {
     throw std::invalid_argument("keys and values of " + ToString(type) + " weights on " +
                                 device.str() + " are kept in that type");
@@ -102,7 +114,7 @@ std::unique_ptr<ServingDecoder> MakeGpuDecoder(const DecoderConfig& config, Deco
   if (weights.norm.is_cuda() && weights.norm.scalar_type() != at::kHalf) {
     CudaLlamaOptions options;
     options.kv_bytes = kv_bytes;
-    return std::make_unique<CudaLlama>(config, std::move(weights), options);
+    return std::make_unique<CudaLlama>(config, ToCuda(std::move(weights)), options);
   }
 #endif
   // What has no kernels of its own.
@@ -110,6 +122,20 @@ std::unique_ptr<ServingDecoder> MakeGpuDecoder(const DecoderConfig& config, Deco
       KvBlockBytes(config, static_cast<int64_t>(weights.norm.element_size()));
   return std::make_unique<TorchServingDecoder>(config, std::move(weights),
                                                static_cast<int64_t>(kv_bytes) / block_bytes);
+}
+
+// Of weights that CheckTypes has let through.
+std::unique_ptr<ServingDecoder> MakeGpuDecoder(const DecoderConfig& config,
+                                               const PackedDecoderWeights& weights,
+                                               at::Device device, uint64_t kv_bytes) {
+#ifdef LLAVA_CUDA
+  CudaLlamaOptions options;
+  options.kv_bytes = kv_bytes;
+  return std::make_unique<CudaLlama>(config, ToCuda(weights, device), options);
+#else
+  static_cast<void>(config), static_cast<void>(weights), static_cast<void>(kv_bytes);
+  throw std::logic_error("no kernels for " + device.str());
+#endif
 }
 
 }  // namespace
@@ -161,14 +187,18 @@ ServingModel::ServingModel(const LanguageCheckpoint& checkpoint, at::Device devi
   projector_options_ = at::TensorOptions(device).dtype(dtype);
   projector_ = LoadProjector(config.projector, checkpoint.tensors, device, dtype);
   num_image_tokens_ = projector_->NumImageTokens(tower_rows_);
-  if (device.is_cpu()) {
+  const bool stored = config.decoder.quantization.has_value();
+  if (device.is_cpu() || IsPacked(weights_) || (stored && HasCudaKernels(device))) {
     const auto pool = std::make_shared<ops::cpu::ThreadPool>(std::max(1, options.threads));
-    auto packed = PackDecoder(config.decoder, checkpoint.tensors,
-                              PackOptionsOf(options.weights, weights_, options.group,
-                                            config.decoder.quantization.has_value()),
-                              *pool);
-    decoder_ = std::make_unique<PackedLlama>(config.decoder, std::move(packed), pool, options.kv,
-                                             options.kv_bytes);
+    auto packed =
+        PackDecoder(config.decoder, checkpoint.tensors,
+                    PackOptionsOf(options.weights, weights_, options.group, stored), *pool);
+    if (device.is_cpu()) {
+      decoder_ = std::make_unique<PackedLlama>(config.decoder, std::move(packed), pool, options.kv,
+                                               options.kv_bytes);
+    } else {
+      decoder_ = MakeGpuDecoder(config.decoder, packed, device, options.kv_bytes);
+    }
   } else {
     auto read = ReadDecoderWeights(config.decoder, checkpoint.tensors, device, dtype);
     decoder_ = MakeGpuDecoder(config.decoder, std::move(read), options.kv_bytes);

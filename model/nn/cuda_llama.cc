@@ -70,18 +70,15 @@ struct CudaLlama::DecodeGraph {
   std::unique_ptr<cuda::Graph> graph;
 };
 
-CudaLlama::CudaLlama(const DecoderConfig& config, DecoderWeights weights,
+CudaLlama::CudaLlama(const DecoderConfig& config, CudaDecoderWeights weights,
                      const CudaLlamaOptions& options)
     : config_(config),
       options_(options),
-      device_(weights.embed_tokens.device()),
-      element_(ElementOf(weights.embed_tokens.scalar_type())),
+      weights_(std::move(weights)),
+      device_(weights_.embed_tokens.device()),
+      element_(ElementOf(weights_.embed_tokens.scalar_type())),
       num_blocks_(static_cast<int64_t>(options.kv_bytes) /
-                  KvBlockBytes(config, weights.embed_tokens.element_size())),
-      weight_bytes_(weights.bytes()),
-      embed_tokens_(weights.embed_tokens),
-      norm_(weights.norm),
-      lm_head_(weights.lm_head) {
+                  KvBlockBytes(config, weights_.embed_tokens.element_size())) {
   if (num_blocks_ < 1) {
     throw std::invalid_argument("decoder: " + std::to_string(options.kv_bytes) +
                                 " bytes hold no block of keys and values");
@@ -93,18 +90,9 @@ CudaLlama::CudaLlama(const DecoderConfig& config, DecoderWeights weights,
   c10::InferenceMode guard;
   kv_ = at::zeros(
       {config.num_layers, 2, num_blocks_ + 1, kKvBlockTokens, config.num_kv_heads, config.head_dim},
-      embed_tokens_.options());
+      weights_.embed_tokens.options());
   for (int64_t i = 0; i < config.num_layers; ++i) {
-    DecoderLayer from = std::move(weights.layers[i]);
-    weights.layers[i] = {};
-    layers_.push_back({.input_norm = from.input_norm,
-                       .post_attention_norm = from.post_attention_norm,
-                       .qkv = at::cat({from.q, from.k, from.v}),
-                       .o = from.o,
-                       .gate_up = at::cat({from.gate, from.up}),
-                       .down = from.down,
-                       .k_cache = kv_[i][0],
-                       .v_cache = kv_[i][1]});
+    caches_.push_back({.keys = kv_[i][0], .values = kv_[i][1]});
   }
   rope_ = ops::MakeRope(
       at::arange(config.max_position_embeddings, at::TensorOptions(device_).dtype(at::kLong)),
@@ -123,7 +111,7 @@ at::Tensor CudaLlama::Upload(at::ArrayRef<int32_t> values) const {
 
 at::Tensor CudaLlama::Embed(std::span<const int32_t> ids) const {
   c10::InferenceMode guard;
-  return at::embedding(embed_tokens_, Upload({ids.data(), ids.size()}));
+  return at::embedding(weights_.embed_tokens, Upload({ids.data(), ids.size()}));
 }
 
 void CudaLlama::AddNorm(const at::Tensor& residual, const at::Tensor& delta,
@@ -138,47 +126,7 @@ void CudaLlama::AddNorm(const at::Tensor& residual, const at::Tensor& delta,
                    residual.size(0), cuda::CurrentStream(device_));
 }
 
-bool CudaLlama::MultipliesItself(const at::Tensor& x) const {
-  const int64_t most = std::min<int64_t>(options_.own_product_rows, cuda::kFewRows);
-  return x.size(0) > 0 && x.size(0) <= most && x.size(1) % 8 == 0;
-}
-
-at::Tensor CudaLlama::Multiply(const at::Tensor& x, const at::Tensor& weight) const {
-  if (!MultipliesItself(x)) return ops::Linear(x, weight);
-  at::Tensor out = at::empty({x.size(0), weight.size(0)}, x.options());
-  cuda::MultiplyFewRows(element_,
-                        {.x = x.const_data_ptr(),
-                         .weight = weight.const_data_ptr(),
-                         .out = out.data_ptr(),
-                         .in_width = static_cast<int>(weight.size(1)),
-                         .out_width = static_cast<int>(weight.size(0)),
-                         .gated = false},
-                        x.size(0), cuda::CurrentStream(device_));
-  return out;
-}
-
-void CudaLlama::MultiplyGated(const at::Tensor& x, const at::Tensor& gate_up,
-                              const at::Tensor& out) const {
-  const cuda::Stream stream = cuda::CurrentStream(device_);
-  const int inner = static_cast<int>(config_.intermediate_size);
-  if (MultipliesItself(x)) {
-    cuda::MultiplyFewRows(element_,
-                          {.x = x.const_data_ptr(),
-                           .weight = gate_up.const_data_ptr(),
-                           .out = out.data_ptr(),
-                           .in_width = static_cast<int>(gate_up.size(1)),
-                           .out_width = inner,
-                           .gated = true},
-                          x.size(0), stream);
-    return;
-  }
-  const at::Tensor product = ops::Linear(x, gate_up);
-  cuda::SwiGlu(element_,
-               {.gate_up = product.const_data_ptr(), .out = out.data_ptr(), .width = inner},
-               x.size(0), stream);
-}
-
-void CudaLlama::Prefill(const Layer& layer, const at::Tensor& qkv, const Batch& batch,
+void CudaLlama::Prefill(const Cache& cache, const at::Tensor& qkv, const Batch& batch,
                         const at::Tensor& out) const {
   const int64_t heads = config_.num_heads, kv_heads = config_.num_kv_heads;
   const at::Tensor all = qkv.view({qkv.size(0), heads + 2 * kv_heads, config_.head_dim});
@@ -188,13 +136,13 @@ void CudaLlama::Prefill(const Layer& layer, const at::Tensor& qkv, const Batch& 
     const at::Tensor q = rows.narrow(1, 0, heads);
     at::Tensor k = rows.narrow(1, heads, kv_heads), v = rows.narrow(1, heads + kv_heads, kv_heads);
     if (chunk.computed > 0) {
-      const auto seen = [&](const at::Tensor& cache) {
-        return cache.index_select(0, chunk.blocks)
+      const auto seen = [&](const at::Tensor& all_blocks) {
+        return all_blocks.index_select(0, chunk.blocks)
             .flatten(0, 1)
             .narrow(0, 0, chunk.computed + chunk.tokens);
       };
-      k = seen(layer.k_cache);
-      v = seen(layer.v_cache);
+      k = seen(cache.keys);
+      v = seen(cache.values);
     }
     const at::Tensor to = out_heads.narrow(0, chunk.begin, chunk.tokens);
     const bool flash = device_.is_cuda() && element_ == cuda::Element::kBFloat16 &&
@@ -215,7 +163,7 @@ void CudaLlama::Prefill(const Layer& layer, const at::Tensor& qkv, const Batch& 
   }
 }
 
-void CudaLlama::Attend(const Layer& layer, const at::Tensor& qkv, const Batch& batch,
+void CudaLlama::Attend(const Cache& cache, const at::Tensor& qkv, const Batch& batch,
                        const at::Tensor& out) const {
   const cuda::Stream stream = cuda::CurrentStream(device_);
   const int heads = static_cast<int>(config_.num_heads);
@@ -227,13 +175,13 @@ void CudaLlama::Attend(const Layer& layer, const at::Tensor& qkv, const Batch& b
                      .sin = rope_.sin.const_data_ptr<float>(),
                      .positions = batch.positions.const_data_ptr<int32_t>(),
                      .slots = batch.slots.const_data_ptr<int32_t>(),
-                     .k_cache = layer.k_cache.data_ptr(),
-                     .v_cache = layer.v_cache.data_ptr(),
+                     .k_cache = cache.keys.data_ptr(),
+                     .v_cache = cache.values.data_ptr(),
                      .num_heads = heads,
                      .num_kv_heads = kv_heads,
                      .head_dim = head_dim},
                     qkv.size(0), stream);
-  Prefill(layer, qkv, batch, out);
+  Prefill(cache, qkv, batch, out);
   if (batch.splits == 0) return;
   const int64_t sequences = batch.lengths.size(0);
   const at::Tensor partial =
@@ -241,8 +189,8 @@ void CudaLlama::Attend(const Layer& layer, const at::Tensor& qkv, const Batch& b
   cuda::PagedAttention(element_,
                        {.q = qkv.const_data_ptr(),
                         .q_stride = qkv.size(1),
-                        .k_cache = layer.k_cache.const_data_ptr(),
-                        .v_cache = layer.v_cache.const_data_ptr(),
+                        .k_cache = cache.keys.const_data_ptr(),
+                        .v_cache = cache.values.const_data_ptr(),
                         .rows = batch.decode_rows.const_data_ptr<int32_t>(),
                         .lengths = batch.lengths.const_data_ptr<int32_t>(),
                         .tables = batch.tables.const_data_ptr<int32_t>(),
@@ -265,16 +213,19 @@ at::Tensor CudaLlama::Forward(const at::Tensor& rows, const Batch& batch) const 
   const at::Tensor seen = at::empty({count, config_.num_heads * config_.head_dim}, rows.options());
   const at::Tensor gated = at::empty({count, config_.intermediate_size}, rows.options());
   at::Tensor delta;
-  for (const Layer& layer : layers_) {
+  const int64_t own = options_.own_product_rows;
+  for (size_t i = 0; i < weights_.layers.size(); ++i) {
+    const CudaDecoderWeights::Layer& layer = weights_.layers[i];
     AddNorm(residual, delta, layer.input_norm, normed);
-    Attend(layer, Multiply(normed, layer.qkv), batch, seen);
-    delta = Multiply(seen, layer.o);
+    Attend(caches_[i], layer.qkv.Multiply(normed, own), batch, seen);
+    delta = layer.o.Multiply(seen, own);
     AddNorm(residual, delta, layer.post_attention_norm, normed);
-    MultiplyGated(normed, layer.gate_up, gated);
-    delta = Multiply(gated, layer.down);
+    layer.gate_up.MultiplyGated(normed, own, gated);
+    delta = layer.down.Multiply(gated, own);
   }
-  AddNorm(residual, delta, norm_, normed);
-  return Multiply(batch.wanted.defined() ? normed.index_select(0, batch.wanted) : normed, lm_head_)
+  AddNorm(residual, delta, weights_.norm, normed);
+  return weights_.lm_head
+      .Multiply(batch.wanted.defined() ? normed.index_select(0, batch.wanted) : normed, own)
       .to(at::kFloat);
 }
 
@@ -286,8 +237,9 @@ CudaLlama::DecodeGraph& CudaLlama::GraphFor(int64_t sequences, int64_t splits) {
   if (found) return *found;
   auto made = std::make_unique<DecodeGraph>();
   made->blocks = rounded * cuda::kSplitTokens / kKvBlockTokens;
-  made->rows = at::zeros({size, config_.hidden_size}, embed_tokens_.options());
-  made->inputs = at::zeros({size * (3 + made->blocks)}, embed_tokens_.options().dtype(at::kInt));
+  made->rows = at::zeros({size, config_.hidden_size}, weights_.embed_tokens.options());
+  made->inputs =
+      at::zeros({size * (3 + made->blocks)}, weights_.embed_tokens.options().dtype(at::kInt));
   // Until its first use, all rows are padding: one token in the spare block.
   made->inputs.narrow(0, size, size).fill_(num_blocks_ * kKvBlockTokens);
   made->inputs.narrow(0, 2 * size, size).fill_(1);
@@ -338,7 +290,7 @@ at::Tensor CudaLlama::Step(const at::Tensor& rows, std::span<const StepSequence>
                            std::span<const int64_t> wanted) {
   c10::InferenceMode guard;
   const StepRows plan = PlanStepRows(config_, num_blocks_, rows.sizes(), sequences, wanted);
-  if (rows.device() != device_ || rows.scalar_type() != embed_tokens_.scalar_type()) {
+  if (rows.device() != device_ || rows.scalar_type() != weights_.embed_tokens.scalar_type()) {
     throw std::invalid_argument("decoder: rows of another device or dtype");
   }
   const bool all = std::ranges::equal(wanted, std::views::iota(int64_t{0}, rows.size(0)));

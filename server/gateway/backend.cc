@@ -1,5 +1,6 @@
 #include "server/gateway/backend.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -12,11 +13,16 @@ namespace {
 
 constexpr std::chrono::milliseconds kPeriodUntilSettled{500};
 constexpr std::chrono::seconds kAskTimeout{3};
+constexpr int kFailuresInARow = 5;
+constexpr std::chrono::seconds kFirstEjection{10}, kLongestEjection{300};
+constexpr std::chrono::milliseconds kLongestPatience{5000};
 
 // Channels with different arguments never share a connection; `purpose` makes them different.
 std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address, const TlsFiles& tls,
+                                           const std::string& authority,
                                            const std::string& purpose) {
   grpc::ChannelArguments arguments;
+  if (!authority.empty()) arguments.SetString(GRPC_ARG_DEFAULT_AUTHORITY, authority);
   arguments.SetString("llava.purpose", purpose);
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   // A service that comes back is found again within about a second.
@@ -44,16 +50,17 @@ bool SameModels(const std::vector<v1::ModelInfo>& a, const std::vector<v1::Model
 }  // namespace
 
 Backend::Backend(Names names, std::string address, GatewayMetrics& metrics, const TlsFiles& tls,
-                 std::chrono::milliseconds period)
+                 std::chrono::milliseconds period, std::string authority)
     : names_(std::move(names)),
       address_(std::move(address)),
+      authority_(std::move(authority)),
       metrics_(metrics),
       period_(period),
-      channel_(MakeChannel(address_, tls, "calls")),
-      bulk_channel_(MakeChannel(address_, tls, "bulk")),
-      models_(v1::ModelService::NewStub(channel_)) {
-  metrics_.SetBackendUp(names_.service, false);
-}
+      channel_(MakeChannel(address_, tls, authority_, "calls")),
+      models_(v1::ModelService::NewStub(channel_)),
+      encoder_(v1::VisionService::NewStub(channel_)),
+      generator_(v1::LlmService::NewStub(channel_)),
+      receiver_(v1::LlmService::NewStub(MakeChannel(address_, tls, authority_, "bulk"))) {}
 
 Backend::~Backend() {
   {
@@ -67,16 +74,34 @@ Backend::~Backend() {
   while (calls_ > 0) changed_.Wait(mutex_);
 }
 
+void Backend::Acquire() {
+  MutexLock lock(mutex_);
+  ++calls_;
+}
+
+void Backend::Release() {
+  MutexLock lock(mutex_);
+  --calls_;
+  changed_.NotifyAll();
+}
+
+std::shared_ptr<Backend> Backend::Lease() {
+  Acquire();
+  return {this, [](Backend* backend) { backend->Release(); }};
+}
+
+bool Backend::idle() const {
+  MutexLock lock(mutex_);
+  return calls_ == 0;
+}
+
 CallContext::CallContext(Backend& backend) : backend_(backend), context_(std::in_place) {
-  MutexLock lock(backend_.mutex_);
-  ++backend_.calls_;
+  backend_.Acquire();
 }
 
 CallContext::~CallContext() {
   context_.reset();
-  MutexLock lock(backend_.mutex_);
-  --backend_.calls_;
-  backend_.changed_.NotifyAll();
+  backend_.Release();
 }
 
 void Backend::Start(std::function<void()> on_change) {
@@ -118,7 +143,6 @@ void Backend::Loop() {
       if (stopping_) changed = false;
     }
     if (changed) {
-      metrics_.SetBackendUp(names_.service, status.ok());
       if (status.ok()) {
         LogInfo("service found", {{"backend", names_.service}, {"address", address_}});
       } else {
@@ -158,10 +182,51 @@ absl::Status Backend::Ask(std::vector<v1::ModelInfo>* models) {
 }
 
 absl::Status Backend::Unreachable(const absl::Status& status) const {
-  return OverloadedError(absl::StrCat(names_.service, " service at ", address_,
-                                      " is not reachable: ", status.message(), "; start ",
-                                      names_.program, " or check ", names_.flag),
-                         std::chrono::seconds(1));
+  absl::Status result =
+      OverloadedError(absl::StrCat(names_.service, " service at ", address_,
+                                   " is not reachable: ", status.message(), "; start ",
+                                   names_.program, " or check ", names_.flag),
+                      std::chrono::seconds(1));
+  google::rpc::ErrorInfo info;  // tells it from a service that has too much to do
+  info.set_reason("UNREACHABLE");
+  info.set_domain("llava");
+  AddDetail(result, info);
+  return result;
+}
+
+void Backend::Report(const absl::Status& status) {
+  google::rpc::RetryInfo retry;
+  const bool asks = absl::IsUnavailable(status) && GetDetail(status, &retry);
+  const bool failed = !asks && (absl::IsUnavailable(status) || absl::IsInternal(status) ||
+                                absl::IsUnknown(status) || absl::IsDataLoss(status));
+  std::chrono::seconds ejected{0};
+  {
+    MutexLock lock(mutex_);
+    const auto now = CondVar::Clock::now();
+    if (status.ok()) {
+      failures_ = ejections_ = 0;
+      unwilling_until_ = {};
+    } else if (asks) {
+      const std::chrono::milliseconds patience(1000 * retry.retry_delay().seconds() +
+                                               retry.retry_delay().nanos() / 1'000'000);
+      unwilling_until_ = std::max(unwilling_until_, now + std::min(patience, kLongestPatience));
+    } else if (failed && ++failures_ >= kFailuresInARow) {
+      failures_ = 0;
+      ejected = std::min(kFirstEjection * ++ejections_, kLongestEjection);
+      unwilling_until_ = now + ejected;
+    }
+  }
+  if (ejected.count() == 0) return;
+  metrics_.CountEjection(names_.service);
+  LogWarning("service ejected: its calls fail", {{"backend", names_.service},
+                                                 {"address", address_},
+                                                 {"seconds", absl::StrCat(ejected.count())},
+                                                 {"error", std::string(status.message())}});
+}
+
+bool Backend::willing() const {
+  MutexLock lock(mutex_);
+  return CondVar::Clock::now() >= unwilling_until_;
 }
 
 absl::Status Backend::Explain(const absl::Status& status) {

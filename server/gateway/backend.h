@@ -4,6 +4,7 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <atomic>
 #include <chrono>
 #include <functional>
 #include <memory>
@@ -13,7 +14,10 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "llava/v1/llm.grpc.pb.h"
 #include "llava/v1/models.grpc.pb.h"
+#include "llava/v1/vision.grpc.pb.h"
+#include "server/gateway/feature_index.h"
 #include "server/gateway/gateway_metrics.h"
 #include "server/runtime/mutex.h"
 #include "server/runtime/tls.h"
@@ -26,8 +30,8 @@ struct ModelTable {
   std::vector<v1::ModelInfo> models;  // of the last good answer, also while the service is down
 };
 
-// Asks the service for its models on a thread of its own: every `period` while it answers, every
-// second while it does not, and on demand. Thread-safe.
+// One process of a service. Asks it for its models on a thread of its own: every `period` while it
+// answers, twice a second while it does not, and on demand. Thread-safe.
 class Backend {
  public:
   struct Names {
@@ -36,20 +40,32 @@ class Backend {
     std::string flag;     // "--vision": what to check
   };
 
-  // `tls` empty: an open connection.
+  // `tls` empty: an open connection. `authority`: the name under which it was found, if `address`
+  // is a number.
   Backend(Names names, std::string address, GatewayMetrics& metrics, const TlsFiles& tls = {},
-          std::chrono::milliseconds period = std::chrono::seconds(5));
-  ~Backend();  // stops the thread; waits for the last CallContext
+          std::chrono::milliseconds period = std::chrono::seconds(5), std::string authority = {});
+  ~Backend();  // stops the thread; waits for the last lease and CallContext
   Backend(const Backend&) = delete;
   Backend& operator=(const Backend&) = delete;
 
   // Begins to ask; `on_change` runs on the thread whenever state or models have changed.
   void Start(std::function<void()> on_change);
 
-  // For requests and answers.
-  const std::shared_ptr<grpc::Channel>& channel() const { return channel_; }
-  // For bulk data, which must not hold up the answers on `channel`.
-  const std::shared_ptr<grpc::Channel>& bulk_channel() const { return bulk_channel_; }
+  // Keeps the backend alive; may be dropped on any thread, its own channels' included.
+  std::shared_ptr<Backend> Lease();
+  // Nothing is under way and nobody holds a lease.
+  bool idle() const;
+
+  const std::string& address() const { return address_; }
+  const std::string& authority() const { return authority_; }
+
+  v1::ModelService::Stub& models() { return *models_; }
+  v1::VisionService::Stub& encoder() { return *encoder_; }
+  v1::LlmService::Stub& generator() { return *generator_; }
+  // For features, over a connection of its own: they must not hold up the answers.
+  v1::LlmService::Stub& receiver() { return *receiver_; }
+  // What it is believed to hold.
+  FeatureIndex& features() { return features_; }
 
   ModelTable table() const;
   // Asks soon; `done` runs on the thread after an answer that was asked for after this call.
@@ -60,20 +76,34 @@ class Backend {
   // pass as they are. Counts the error.
   absl::Status Explain(const absl::Status& status);
 
+  // How a call that did work ended. A service that asks for patience is left alone for that long;
+  // one whose calls fail several times in a row is ejected: 10 s, longer each time it goes on.
+  void Report(const absl::Status& status);
+  // Neither left alone nor ejected at present.
+  bool willing() const;
+
+  // Answers that it is making for this gateway.
+  std::atomic<int> running{0};
+
  private:
   friend class CallContext;
 
+  void Acquire();
+  void Release();
   void Loop();
   absl::Status Ask(std::vector<v1::ModelInfo>* models);
   absl::Status Unreachable(const absl::Status& status) const;
 
   const Names names_;
   const std::string address_;
+  const std::string authority_;
   GatewayMetrics& metrics_;
   const std::chrono::milliseconds period_;
   const std::shared_ptr<grpc::Channel> channel_;
-  const std::shared_ptr<grpc::Channel> bulk_channel_;
   const std::unique_ptr<v1::ModelService::Stub> models_;
+  const std::unique_ptr<v1::VisionService::Stub> encoder_;
+  const std::unique_ptr<v1::LlmService::Stub> generator_, receiver_;
+  FeatureIndex features_;
   std::function<void()> on_change_;
 
   mutable Mutex mutex_;
@@ -84,7 +114,10 @@ class Backend {
   bool stopping_ LLAVA_GUARDED_BY(mutex_) = false;
   grpc::ClientContext* asking_ LLAVA_GUARDED_BY(mutex_) = nullptr;  // the call under way
   std::vector<std::function<void()>> waiting_ LLAVA_GUARDED_BY(mutex_);
-  int calls_ LLAVA_GUARDED_BY(mutex_) = 0;  // contexts alive
+  int calls_ LLAVA_GUARDED_BY(mutex_) = 0;      // contexts and leases alive
+  int failures_ LLAVA_GUARDED_BY(mutex_) = 0;   // in a row
+  int ejections_ LLAVA_GUARDED_BY(mutex_) = 0;  // in a row
+  CondVar::Clock::time_point unwilling_until_ LLAVA_GUARDED_BY(mutex_){};
   std::thread thread_;
 };
 

@@ -45,6 +45,7 @@ grpc::ServerUnaryReactor* ChatServiceImpl::CreateSession(grpc::CallbackServerCon
   session.set_title(request->title());
   *session.mutable_metadata() = request->metadata();
   session.set_context_overflow(request->context_overflow());
+  if (request->has_idle_expiry()) *session.mutable_idle_expiry() = request->idle_expiry();
 
   auto store = [this, call, response](v1::Session ready) {
     parts_.store.CreateSession(std::move(ready), [call, response](auto stored) {
@@ -127,7 +128,7 @@ grpc::ServerUnaryReactor* ChatServiceImpl::DeleteSession(grpc::CallbackServerCon
   const std::string id = request->session_id();
   const auto remove = [this, call, id] {
     // Keeps new turns away until the session is gone.
-    if (auto status = parts_.running.Add(id, "", [](TurnBreak) {}); !status.ok()) {
+    if (auto status = parts_.running.Add(id, "", nullptr); !status.ok()) {
       return call.Finish(status);
     }
     parts_.store.DeleteSession(id, [this, call, id](const absl::Status& status) {

@@ -7,7 +7,8 @@
 
 #include "llava/v1/chat.grpc.pb.h"
 #include "server/gateway/rpc_scope.h"
-#include "server/gateway/turn_runner.h"
+#include "server/gateway/turn_parts.h"
+#include "server/gateway/turn_request.h"
 
 namespace llava {
 

@@ -1,11 +1,16 @@
 // The calls of ChatService that stream an answer.
 
+#include <chrono>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <utility>
 
+#include "model/digest/sha256.h"
 #include "server/gateway/chat_service.h"
 #include "server/gateway/request_checks.h"
 #include "server/gateway/turn_start.h"
+#include "server/runtime/failpoint.h"
 #include "server/runtime/status.h"
 #include "server/runtime/stream_writer.h"
 #include "server/wire/sampling.h"
@@ -19,17 +24,50 @@ class StreamSink : public TurnSink {
   explicit StreamSink(std::shared_ptr<StreamWriter<Response>> writer)
       : writer_(std::move(writer)) {}
 
-  // A client that is gone shows as a Break of the turn, not here.
   void Send(v1::ChatEvent event) override {
+    (void)LLAVA_FAILPOINT("stream.send");
     Response response;
     *response.mutable_event() = std::move(event);
     writer_->Write(std::move(response));
   }
   void Close(const absl::Status& status) override { writer_->Close(ToGrpc(status)); }
+  size_t Backlog() const override { return writer_->queued_bytes(); }
+  void SetOnGone(std::function<void()> on_gone) override { writer_->SetOnGone(std::move(on_gone)); }
 
  private:
   const std::shared_ptr<StreamWriter<Response>> writer_;
 };
+
+// What a client's key stands for: all of the request that has an effect on the answer.
+RequestKey KeyOf(const v1::ChatRequest& request) {
+  if (request.idempotency_key().empty()) return {};
+  v1::ChatRequest content = request;
+  content.clear_idempotency_key();
+  content.clear_on_disconnect();
+  content.clear_priority();
+  return {request.idempotency_key(), ToBytes(HashBytes(content.SerializeAsString()))};
+}
+
+// Follows a turn that is running, or replays one that has ended.
+void Follow(const TurnParts& parts, const std::string& session_id, const std::string& turn_id,
+            const ResumePoint& from, const TurnReader& reader, bool again = false) {
+  parts.store.GetTurn(
+      session_id, turn_id,
+      [&parts, session_id, turn_id, from, reader, again](const absl::StatusOr<StoredTurn>& stored) {
+        if (!stored.ok()) return reader.End(stored.status());
+        if (stored->turn.state() != v1::TURN_STATE_RUNNING) {
+          return ReplayTurn(*stored, reader, from);
+        }
+        if (const auto running = parts.running.Find(session_id, turn_id)) {
+          if (auto status = running->Attach(reader, from); !status.ok()) reader.End(status);
+          return;
+        }
+        // It ended between the two looks.
+        if (!again) return Follow(parts, session_id, turn_id, from, reader, /*again=*/true);
+        reader.End(OverloadedError("this turn is not ready to be read; try again",
+                                   std::chrono::milliseconds(500)));
+      });
+}
 
 }  // namespace
 
@@ -44,11 +82,8 @@ grpc::ServerWriteReactor<Response>* ChatServiceImpl::Run(grpc::CallbackServerCon
     return writer.get();
   }
   request->deadline = context->deadline();
-  const auto start = TurnStart::Begin(parts_, std::move(scope), *std::move(request),
-                                      std::make_unique<StreamSink<Response>>(writer));
-  writer->SetOnGone([weak = std::weak_ptr(start)] {
-    if (auto started = weak.lock()) started->Break(TurnBreak::kClientGone);
-  });
+  TurnStart::Begin(parts_, std::move(scope), *std::move(request),
+                   std::make_unique<StreamSink<Response>>(writer));
   return writer.get();
 }
 
@@ -71,6 +106,7 @@ absl::StatusOr<TurnRequest> ChatServiceImpl::ReadChat(const v1::ChatRequest& req
   turn.model = request.model();
   turn.sampling = request.sampling();
   turn.priority = request.priority();
+  turn.on_disconnect = request.on_disconnect();
   if (request.messages().empty()) {
     auto images = ReadMessage(request.text(), request.images(), parts_.options);
     if (!images.ok()) {
@@ -79,6 +115,7 @@ absl::StatusOr<TurnRequest> ChatServiceImpl::ReadChat(const v1::ChatRequest& req
     }
     CountInlineImages(*images);
     turn.session_id = request.session_id();
+    turn.key = KeyOf(request);
     turn.text = request.text();
     turn.images = *std::move(images);
     return turn;
@@ -113,28 +150,41 @@ grpc::ServerWriteReactor<v1::RegenerateTurnResponse>* ChatServiceImpl::Regenerat
 absl::StatusOr<TurnRequest> ChatServiceImpl::ReadRegenerate(
     const v1::RegenerateTurnRequest& request) const {
   if (auto status = CheckSessionId(request.session_id()); !status.ok()) return status;
-  if (auto status = CheckOnDisconnect(request.on_disconnect()); !status.ok()) return status;
-  if (auto status = CheckSampling(request.sampling()); !status.ok()) return status;
-  if (request.turn_id().empty()) {
-    return absl::InvalidArgumentError("turn_id is empty; name the last turn of the session");
+  if (auto status = CheckOnDisconnect(request.on_disconnect(), /*session=*/true); !status.ok()) {
+    return status;
   }
+  if (auto status = CheckSampling(request.sampling()); !status.ok()) return status;
+  if (auto status = CheckTurnId(request.turn_id()); !status.ok()) return status;
   TurnRequest turn;
   turn.session_id = request.session_id();
   turn.regenerate_turn_id = request.turn_id();
   turn.sampling = request.sampling();
+  turn.on_disconnect = request.on_disconnect();
   return turn;
 }
 
 grpc::ServerWriteReactor<v1::ResumeTurnResponse>* ChatServiceImpl::ResumeTurn(
-    grpc::CallbackServerContext* context, const v1::ResumeTurnRequest*) {
+    grpc::CallbackServerContext* context, const v1::ResumeTurnRequest* request) {
   const auto scope = std::make_shared<RpcScope>("ResumeTurn", *context, parts_);
-  auto status = scope->Enter();
-  if (status.ok()) {
-    status = absl::UnimplementedError(
-        "ResumeTurn: this build keeps no journal of running answers; "
-        "ListTurns gives the text of answers that have ended");
+  auto writer = StreamWriter<v1::ResumeTurnResponse>::Create();
+  const TurnReader reader{std::make_shared<StreamSink<v1::ResumeTurnResponse>>(writer),
+                          [scope](const absl::Status& status) { scope->End(status); }};
+  absl::Status status = scope->Enter();
+  if (status.ok()) status = CheckSessionId(request->session_id());
+  if (status.ok()) status = CheckTurnId(request->turn_id());
+  if (!status.ok()) {
+    reader.End(status);
+    return writer.get();
   }
-  return Run<v1::ResumeTurnResponse>(context, scope, status);
+  ResumePoint from{request->after_offset(), std::nullopt};
+  if (request->has_restarts()) from.restarts = request->restarts();
+  parts_.owners.Check(scope->caller(), request->session_id(),
+                      [this, reader, from, session_id = request->session_id(),
+                       turn_id = request->turn_id()](const absl::Status& owned) {
+                        if (!owned.ok()) return reader.End(owned);
+                        Follow(parts_, session_id, turn_id, from, reader);
+                      });
+  return writer.get();
 }
 
 }  // namespace llava

@@ -24,18 +24,22 @@ std::map<std::string, v1::FeatureKey> FeatureKeys(const std::vector<std::string>
 }
 
 std::shared_ptr<FeatureDelivery> FeatureDelivery::Create(
-    const TurnParts& parts, const Prompt& prompt, Route route, std::string request_id,
-    int32_t priority, std::chrono::system_clock::time_point deadline, Done done) {
-  return std::shared_ptr<FeatureDelivery>(new FeatureDelivery(
-      parts, prompt, std::move(route), std::move(request_id), priority, deadline, std::move(done)));
+    const TurnParts& parts, const Prompt& prompt, Route route, std::shared_ptr<Backend> llm,
+    std::string request_id, int32_t priority, std::chrono::system_clock::time_point deadline,
+    Done done) {
+  return std::shared_ptr<FeatureDelivery>(new FeatureDelivery(parts, prompt, std::move(route),
+                                                              std::move(llm), std::move(request_id),
+                                                              priority, deadline, std::move(done)));
 }
 
 FeatureDelivery::FeatureDelivery(const TurnParts& parts, const Prompt& prompt, Route route,
-                                 std::string request_id, int32_t priority,
-                                 std::chrono::system_clock::time_point deadline, Done done)
+                                 std::shared_ptr<Backend> llm, std::string request_id,
+                                 int32_t priority, std::chrono::system_clock::time_point deadline,
+                                 Done done)
     : parts_(parts),
       prompt_(prompt),
       route_(std::move(route)),
+      llm_(std::move(llm)),
       request_id_(std::move(request_id)),
       priority_(priority),
       deadline_(deadline),
@@ -46,7 +50,7 @@ void FeatureDelivery::Start() {
   {
     MutexLock lock(mutex_);
     for (const auto& [image, key] : keys) {
-      if (parts_.features.Contains(key)) {
+      if (llm_->features().Contains(key)) {
         parts_.metrics.feature_cache_hits.Increment();
       } else {
         parts_.metrics.feature_cache_misses.Increment();
@@ -58,22 +62,24 @@ void FeatureDelivery::Start() {
   Advance();
 }
 
-void FeatureDelivery::Cancel() {
+void FeatureDelivery::Cancel() { BreakOff(absl::CancelledError("cancelled")); }
+
+void FeatureDelivery::BreakOff(const absl::Status& status) {
   std::vector<std::shared_ptr<FeatureTransfer>> transfers;
+  std::map<std::string, uint64_t> tickets;
   {
     MutexLock lock(mutex_);
-    if (failure_.ok()) failure_ = absl::CancelledError("cancelled");
-    transfers = Running();
+    if (!failure_.ok()) return;
+    failure_ = status;
+    tickets.swap(tickets_);
+    for (const auto& [image, transfer] : transfers_) {
+      if (transfer) transfers.push_back(transfer);  // one that just starts looks at failure_
+    }
   }
   for (const auto& transfer : transfers) transfer->Cancel();
-}
-
-std::vector<std::shared_ptr<FeatureTransfer>> FeatureDelivery::Running() {
-  std::vector<std::shared_ptr<FeatureTransfer>> running;
-  for (const auto& [image, transfer] : transfers_) {
-    if (transfer) running.push_back(transfer);  // one that just starts looks at failure_
+  for (const auto& [image, ticket] : tickets) {
+    if (llm_->features().Abandon(ticket)) Settle(absl::OkStatus());
   }
-  return running;
 }
 
 void FeatureDelivery::Advance() {
@@ -101,8 +107,39 @@ void FeatureDelivery::Advance() {
       }
     }
   }
-  for (const std::string& image : next) FetchFile(image);
+  for (const std::string& image : next) Bring(image);
   if (done) done(std::move(result));
+}
+
+void FeatureDelivery::Bring(const std::string& image) {
+  v1::FeatureKey key;
+  bool failed = false;
+  {
+    MutexLock lock(mutex_);
+    key = outcome_.keys.at(image);
+    failed = !failure_.ok();
+  }
+  if (failed) return Settle(absl::OkStatus());
+  uint64_t ticket = 0;
+  // Whoever brings them may fail for reasons of its own: look again.
+  const auto state = llm_->features().Claim(
+      key, [self = shared_from_this(), image] { self->Bring(image); }, &ticket);
+  switch (state) {
+    case FeatureIndex::State::kThere:
+      return Settle(absl::OkStatus());
+    case FeatureIndex::State::kMissing:
+      return FetchFile(image);
+    case FeatureIndex::State::kComing:
+      break;
+  }
+  {
+    MutexLock lock(mutex_);
+    failed = !failure_.ok();
+    computed_ = true;  // by another, but waited for
+    // If they have come by now this ticket is stale, which does no harm.
+    if (!failed) tickets_[image] = ticket;
+  }
+  if (failed && llm_->features().Abandon(ticket)) Settle(absl::OkStatus());
 }
 
 void FeatureDelivery::FetchFile(const std::string& image) {
@@ -114,11 +151,13 @@ void FeatureDelivery::FetchFile(const std::string& image) {
 }
 
 void FeatureDelivery::OnFile(const std::string& image, absl::StatusOr<std::string> bytes) {
-  if (!bytes.ok()) return Settle(bytes.status());
+  if (!bytes.ok()) return Release(image, bytes.status());
   Transfer(image, *std::move(bytes));
 }
 
 void FeatureDelivery::Transfer(const std::string& image, std::string bytes) {
+  const auto vision = parts_.router.PickVision(route_, image);
+  if (!vision.ok()) return Release(image, vision.status());
   v1::EncodeRequest request;
   request.set_image(std::move(bytes));
   *request.mutable_spec() = route_.model.vision_spec();
@@ -131,8 +170,7 @@ void FeatureDelivery::Transfer(const std::string& image, std::string bytes) {
     transfers_[image] = nullptr;
   }
   auto transfer = FeatureTransfer::Start(
-      parts_.vision, parts_.encoder, parts_.llm, parts_.receiver, std::move(request),
-      std::move(key), deadline_,
+      **vision, *llm_, std::move(request), std::move(key), deadline_,
       [self = shared_from_this(), image](absl::StatusOr<FeatureTransfer::Result> result) {
         self->OnTransfer(image, std::move(result));
       });
@@ -149,7 +187,7 @@ void FeatureDelivery::Transfer(const std::string& image, std::string bytes) {
 
 void FeatureDelivery::OnTransfer(const std::string& image,
                                  absl::StatusOr<FeatureTransfer::Result> result) {
-  if (result.ok()) parts_.features.Add(result->key);
+  if (result.ok()) llm_->features().Add(result->key);
   {
     MutexLock lock(mutex_);
     transfers_.erase(image);
@@ -163,20 +201,21 @@ void FeatureDelivery::OnTransfer(const std::string& image,
     status = absl::InvalidArgumentError(
         absl::StrCat("picture ", image.substr(0, 12), ": ", status.message()));
   }
+  Release(image, status);
+}
+
+void FeatureDelivery::Release(const std::string& image, const absl::Status& status) {
+  // The key that was claimed: the one that came may name another arithmetic.
+  llm_->features().Release(FeatureKeys({image}, route_).at(image));
   Settle(status);
 }
 
 void FeatureDelivery::Settle(const absl::Status& status) {
-  std::vector<std::shared_ptr<FeatureTransfer>> transfers;
+  if (!status.ok()) BreakOff(status);
   {
     MutexLock lock(mutex_);
     --under_way_;
-    if (!status.ok() && failure_.ok()) {
-      failure_ = status;
-      transfers = Running();
-    }
   }
-  for (const auto& transfer : transfers) transfer->Cancel();
   Advance();
 }
 

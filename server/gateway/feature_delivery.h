@@ -22,8 +22,9 @@ namespace llava {
 std::map<std::string, v1::FeatureKey> FeatureKeys(const std::vector<std::string>& images,
                                                   const Route& route);
 
-// Sees to it that the LLM service has the features of all pictures of a prompt: those it is
-// believed to have are left alone, a few others at a time go through the vision service.
+// Sees to it that an LLM service has the features of all pictures of a prompt: those it is
+// believed to have are left alone, what another delivery brings is waited for, a few others at a
+// time go through the vision services.
 //
 // Thread-safe; lives until its callback has run.
 class FeatureDelivery : public std::enable_shared_from_this<FeatureDelivery> {
@@ -38,8 +39,8 @@ class FeatureDelivery : public std::enable_shared_from_this<FeatureDelivery> {
   // `prompt` must live until `done`, which runs once: at once when all features are there, else on
   // a thread of gRPC or of the store. The first error ends the delivery.
   static std::shared_ptr<FeatureDelivery> Create(const TurnParts& parts, const Prompt& prompt,
-                                                 Route route, std::string request_id,
-                                                 int32_t priority,
+                                                 Route route, std::shared_ptr<Backend> llm,
+                                                 std::string request_id, int32_t priority,
                                                  std::chrono::system_clock::time_point deadline,
                                                  Done done);
   void Start();
@@ -47,22 +48,29 @@ class FeatureDelivery : public std::enable_shared_from_this<FeatureDelivery> {
   void Cancel();
 
  private:
-  FeatureDelivery(const TurnParts& parts, const Prompt& prompt, Route route, std::string request_id,
-                  int32_t priority, std::chrono::system_clock::time_point deadline, Done done);
+  FeatureDelivery(const TurnParts& parts, const Prompt& prompt, Route route,
+                  std::shared_ptr<Backend> llm, std::string request_id, int32_t priority,
+                  std::chrono::system_clock::time_point deadline, Done done);
 
   // Starts transfers until enough are under way; ends the delivery when none is left.
   void Advance();
+  // Fetches and transfers a picture, unless that is done or under way already.
+  void Bring(const std::string& image);
   void FetchFile(const std::string& image);
   void OnFile(const std::string& image, absl::StatusOr<std::string> bytes);
   void Transfer(const std::string& image, std::string bytes);
   void OnTransfer(const std::string& image, absl::StatusOr<FeatureTransfer::Result> result);
   // One picture is through, or the delivery has failed.
   void Settle(const absl::Status& status);
-  std::vector<std::shared_ptr<FeatureTransfer>> Running() LLAVA_REQUIRES(mutex_);
+  // The same for a picture that this delivery was bringing.
+  void Release(const std::string& image, const absl::Status& status);
+  // The delivery fails; what is under way for it ends.
+  void BreakOff(const absl::Status& status);
 
   const TurnParts& parts_;
   const Prompt& prompt_;
   const Route route_;
+  const std::shared_ptr<Backend> llm_;
   const std::string request_id_;
   const int32_t priority_;
   const std::chrono::system_clock::time_point deadline_;
@@ -73,6 +81,7 @@ class FeatureDelivery : public std::enable_shared_from_this<FeatureDelivery> {
   Outcome outcome_ LLAVA_GUARDED_BY(mutex_);
   std::deque<std::string> waiting_ LLAVA_GUARDED_BY(mutex_);
   int under_way_ LLAVA_GUARDED_BY(mutex_) = 0;
+  std::map<std::string, uint64_t> tickets_ LLAVA_GUARDED_BY(mutex_);  // brought by another
   // Under way, by image id; null until its start has returned. A transfer holds its picture.
   std::map<std::string, std::shared_ptr<FeatureTransfer>> transfers_ LLAVA_GUARDED_BY(mutex_);
   absl::Status failure_ LLAVA_GUARDED_BY(mutex_);

@@ -1,5 +1,7 @@
 #include "server/gateway/feature_index.h"
 
+#include <utility>
+
 #include "server/wire/feature_key.h"
 
 namespace llava {
@@ -34,6 +36,40 @@ void FeatureIndex::Remove(const v1::FeatureKey& key) {
   if (found == keys_.end()) return;
   order_.erase(found->second);
   keys_.erase(found);
+}
+
+FeatureIndex::State FeatureIndex::Claim(const v1::FeatureKey& key, std::function<void()> then,
+                                        uint64_t* ticket) {
+  const std::string name = FeatureKeyToBytes(key);
+  MutexLock lock(mutex_);
+  if (keys_.contains(name)) return State::kThere;
+  const auto [place, missing] = coming_.try_emplace(name);
+  if (missing) return State::kMissing;
+  *ticket = ++tickets_;
+  place->second.push_back({*ticket, std::move(then)});
+  return State::kComing;
+}
+
+void FeatureIndex::Release(const v1::FeatureKey& key) {
+  std::vector<Waiter> waiters;
+  {
+    MutexLock lock(mutex_);
+    const auto found = coming_.find(FeatureKeyToBytes(key));
+    if (found == coming_.end()) return;
+    waiters = std::move(found->second);
+    coming_.erase(found);
+  }
+  for (const Waiter& waiter : waiters) waiter.then();
+}
+
+bool FeatureIndex::Abandon(uint64_t ticket) {
+  MutexLock lock(mutex_);
+  for (auto& [key, waiters] : coming_) {
+    if (std::erase_if(waiters, [&](const Waiter& each) { return each.ticket == ticket; }) > 0) {
+      return true;
+    }
+  }
+  return false;
 }
 
 }  // namespace llava

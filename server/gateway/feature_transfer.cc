@@ -9,29 +9,27 @@
 namespace llava {
 
 std::shared_ptr<FeatureTransfer> FeatureTransfer::Start(
-    Backend& vision, v1::VisionService::Stub& encoder, Backend& llm, v1::LlmService::Stub& receiver,
-    v1::EncodeRequest request, v1::FeatureKey expected,
+    Backend& vision, Backend& llm, v1::EncodeRequest request, v1::FeatureKey expected,
     std::chrono::system_clock::time_point deadline, Done done) {
-  std::shared_ptr<FeatureTransfer> transfer(new FeatureTransfer(
-      vision, llm, receiver, std::move(request), std::move(expected), std::move(done)));
+  std::shared_ptr<FeatureTransfer> transfer(
+      new FeatureTransfer(vision, llm, std::move(request), std::move(expected), std::move(done)));
   transfer->self_ = transfer;
   for (auto* context : {&transfer->reader_context_, &transfer->writer_context_}) {
     (*context)->set_deadline(deadline);
     (*context)->AddMetadata("x-request-id", transfer->request_.request_id());
   }
   Reader& reader = transfer->reader_;
-  encoder.async()->Encode(transfer->reader_context_.get(), &transfer->request_, &reader);
+  vision.encoder().async()->Encode(transfer->reader_context_.get(), &transfer->request_, &reader);
   reader.AddHold();  // goes when a read fails, or when there is nobody to read for
   reader.StartRead(&transfer->read_);
   reader.StartCall();
   return transfer;
 }
 
-FeatureTransfer::FeatureTransfer(Backend& vision, Backend& llm, v1::LlmService::Stub& receiver,
-                                 v1::EncodeRequest request, v1::FeatureKey expected, Done done)
+FeatureTransfer::FeatureTransfer(Backend& vision, Backend& llm, v1::EncodeRequest request,
+                                 v1::FeatureKey expected, Done done)
     : vision_(vision),
       llm_(llm),
-      receiver_(receiver),
       request_(std::move(request)),
       expected_(std::move(expected)),
       done_(std::move(done)),
@@ -87,7 +85,7 @@ void FeatureTransfer::OpenWriter() {
   result_.cached = read_.header().cached();
   *written_.mutable_header()->mutable_key() = read_.header().key();
   *written_.mutable_header()->mutable_tensor() = read_.header().tensor();
-  receiver_.async()->PutFeatures(writer_context_.get(), &response_, &writer_);
+  llm_.receiver().async()->PutFeatures(writer_context_.get(), &response_, &writer_);
   writer_open_ = true;
   writer_.AddHold();  // goes after the last write
   writer_.StartWrite(&written_);
@@ -104,6 +102,7 @@ void FeatureTransfer::OnWritten(bool ok) {
 
 void FeatureTransfer::OnReaderDone(const grpc::Status& status) {
   reader_status_ = FromGrpc(status);
+  vision_.Report(reader_status_);
   if (!writer_open_) return End();
   if (!writer_broke_) {
     if (reader_status_.ok() && protocol_error_.ok()) {

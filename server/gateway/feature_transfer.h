@@ -30,11 +30,10 @@ class FeatureTransfer {
   };
   using Done = std::function<void(absl::StatusOr<Result>)>;
 
-  // `expected` is the key asked for; only its numerics may come back different. Stubs and backends
-  // must outlive the transfer. `done` runs once, on a gRPC thread, and must
-  // not block; errors name the service that failed.
-  static std::shared_ptr<FeatureTransfer> Start(Backend& vision, v1::VisionService::Stub& encoder,
-                                                Backend& llm, v1::LlmService::Stub& receiver,
+  // `expected` is the key asked for; only its numerics may come back different. The caller holds
+  // leases of both until `done`, runs once, on a gRPC thread, and must not block; errors name the
+  // service that failed.
+  static std::shared_ptr<FeatureTransfer> Start(Backend& vision, Backend& llm,
                                                 v1::EncodeRequest request, v1::FeatureKey expected,
                                                 std::chrono::system_clock::time_point deadline,
                                                 Done done);
@@ -53,8 +52,8 @@ class FeatureTransfer {
     FeatureTransfer* transfer = nullptr;
   };
 
-  FeatureTransfer(Backend& vision, Backend& llm, v1::LlmService::Stub& receiver,
-                  v1::EncodeRequest request, v1::FeatureKey expected, Done done);
+  FeatureTransfer(Backend& vision, Backend& llm, v1::EncodeRequest request, v1::FeatureKey expected,
+                  Done done);
 
   void OnRead(bool ok);
   void OnReaderDone(const grpc::Status& status);
@@ -67,7 +66,6 @@ class FeatureTransfer {
 
   Backend& vision_;
   Backend& llm_;
-  v1::LlmService::Stub& receiver_;
   const v1::EncodeRequest request_;
   const v1::FeatureKey expected_;
   Done done_;

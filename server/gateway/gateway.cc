@@ -1,13 +1,23 @@
 #include "server/gateway/gateway.h"
 
+#include <algorithm>
 #include <chrono>
+#include <cstdint>
+#include <filesystem>
+#include <optional>
 #include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/gateway/turn_runner.h"
+#include "server/runtime/logging.h"
 
 namespace llava {
 namespace {
 
 // After the drain timeout: time for broken-off answers to be stored.
 constexpr std::chrono::seconds kStopTimeout{5};
+// How often unused sessions are looked for, at least.
+constexpr std::chrono::seconds kExpiryPeriod{10};
 
 }  // namespace
 
@@ -16,18 +26,30 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Open(const GatewayOptions& opt
   auto keys = ApiKeys::Open(options.keys_file, metrics);
   if (!keys.ok()) return keys.status();
   auto gateway_metrics = std::make_unique<GatewayMetrics>(metrics);
-  auto store = SessionStore::Open(options.data_dir, *gateway_metrics);
+  SessionStore::Options store_options;
+  store_options.limits = {.turns_per_session = options.max_turns_per_session,
+                          .images_per_session = options.max_images_per_session};
+  auto store = SessionStore::Open(options.data_dir, *gateway_metrics, store_options);
   if (!store.ok()) return store.status();
-  return std::unique_ptr<Gateway>(new Gateway(options, *std::move(keys), std::move(gateway_metrics),
-                                              *std::move(store), admission));
+  auto journal =
+      AnswerJournal::Open(std::filesystem::path(options.data_dir) / "journal", *gateway_metrics);
+  if (!journal.ok()) return journal.status();
+  std::unique_ptr<Gateway> gateway(new Gateway(options, metrics, *std::move(keys),
+                                               std::move(gateway_metrics), *std::move(journal),
+                                               *std::move(store), admission));
+  gateway->TakeUpTurns();
+  gateway->housekeeper_ = std::thread([raw = gateway.get()] { raw->KeepHouse(); });
+  return gateway;
 }
 
 Gateway::Gateway(const GatewayOptions& options, Metrics& metrics, std::unique_ptr<ApiKeys> keys,
                  std::unique_ptr<GatewayMetrics> gateway_metrics,
-                 std::unique_ptr<SessionStore> store, Admission& admission)
+                 std::unique_ptr<AnswerJournal> journal, std::unique_ptr<SessionStore> store,
+                 Admission& admission)
     : options_(options),
       keys_(std::move(keys)),
       metrics_(std::move(gateway_metrics)),
+      journal_(std::move(journal)),
       store_(std::move(store)),
       owners_(*store_),
       gate_(options_.gate, metrics),
@@ -36,15 +58,71 @@ Gateway::Gateway(const GatewayOptions& options, Metrics& metrics, std::unique_pt
               options_.backend_tls),
       llm_({"llm", "llava-llm", "--llm"}, options_.llm, *metrics_, options_.backend_tls),
       router_(vision_, llm_, options_.default_model),
-      encoder_(v1::VisionService::NewStub(vision_.channel())),
-      generator_(v1::LlmService::NewStub(llm_.channel())),
-      receiver_(v1::LlmService::NewStub(llm_.bulk_channel())),
-      parts_{options_,   *metrics_, *store_,   vision_,  llm_,   *encoder_, *generator_,
-             *receiver_, router_,   features_, running_, *keys_, owners_,   gate_},
+      parts_{options_, *metrics_, admission, *store_, *journal_, vision_, llm_,
+             router_,  running_,  warmup_,   *keys_,  owners_,   gate_},
+      warmup_(parts_),
       chat_(parts_, admission),
       models_(parts_) {}
 
-Gateway::~Gateway() = default;
+Gateway::~Gateway() {
+  {
+    MutexLock lock(house_mutex_);
+    closing_ = true;
+    house_changed_.NotifyAll();
+  }
+  if (housekeeper_.joinable()) housekeeper_.join();
+}
+
+void Gateway::TakeUpTurns() {
+  std::map<std::string, JournalledAnswer> journalled;
+  for (JournalledAnswer& answer : journal_->TakeRecovered()) {
+    journalled[answer.turn_id] = std::move(answer);
+  }
+  for (UnfinishedTurn& turn : store_->TakeUnfinished()) {
+    std::optional<JournalledAnswer> answer;
+    // With another seed it is of an earlier run of a turn that was asked anew.
+    if (auto found = journalled.find(turn.turn_id);
+        found != journalled.end() && found->second.seed == turn.sampling.seed()) {
+      answer = std::move(found->second);
+      journalled.erase(found);
+    }
+    TurnRunner::CreateRecovered(parts_, std::move(turn), std::move(answer))->Start();
+  }
+  for (const auto& [turn_id, answer] : journalled) journal_->End(answer.id);
+}
+
+void Gateway::KeepHouse() {
+  using std::chrono::milliseconds;
+  const milliseconds period =
+      std::clamp(options_.resume_grace / 4, milliseconds(20), milliseconds(1000));
+  const milliseconds expiry_period =
+      options_.session_ttl.count() > 0
+          ? std::clamp<milliseconds>(options_.session_ttl / 4, period, kExpiryPeriod)
+          : kExpiryPeriod;
+  auto next_expiry = CondVar::Clock::now() + expiry_period;
+  while (true) {
+    {
+      MutexLock lock(house_mutex_);
+      const auto end = CondVar::Clock::now() + period;
+      while (!closing_ && house_changed_.WaitUntil(house_mutex_, end)) {
+      }
+      if (closing_) return;
+    }
+    running_.CheckReaders();
+    if (CondVar::Clock::now() < next_expiry) continue;
+    next_expiry = CondVar::Clock::now() + expiry_period;
+    store_->Expire(
+        options_.session_ttl, [this](const std::string& id) { return running_.Taken(id); },
+        [](const absl::StatusOr<int64_t>& sessions) {
+          if (!sessions.ok()) {
+            LogWarning("sessions not expired",
+                       {{"error", std::string(sessions.status().message())}});
+          } else if (*sessions > 0) {
+            LogInfo("sessions expired", {{"sessions", absl::StrCat(*sessions)}});
+          }
+        });
+  }
+}
 
 void Gateway::Start(OnReadiness on_readiness) {
   {
@@ -71,6 +149,7 @@ void Gateway::Publish() {
 
 void Gateway::Stop() {
   gate_.Close();
+  warmup_.Stop();
   running_.BreakAll(TurnBreak::kShutdown);
   admission_.WaitUntilIdle(CondVar::Clock::now() + kStopTimeout);
   MutexLock lock(publish_mutex_);

@@ -4,12 +4,14 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "server/gateway/chat_service.h"
 #include "server/gateway/http_front.h"
 #include "server/gateway/model_service.h"
+#include "server/gateway/picture_warmup.h"
 #include "server/gateway/turn_parts.h"
 
 namespace llava {
@@ -27,7 +29,8 @@ class Gateway {
   };
   using OnReadiness = std::function<void(const Readiness&)>;
 
-  // Opens the store. `metrics` and `admission` must outlive the gateway's last call.
+  // Opens store and journal, and takes up the turns that an earlier process left running. `metrics`
+  // and `admission` must outlive the gateway's last call.
   static absl::StatusOr<std::unique_ptr<Gateway>> Open(const GatewayOptions& options,
                                                        Metrics& metrics, Admission& admission);
   ~Gateway();
@@ -43,38 +46,45 @@ class Gateway {
     return std::make_unique<HttpFront>(parts_, admission_, chat_, std::move(pages), hosts_checked);
   }
 
-  // Breaks off the answers under way and waits a few seconds until they are stored.
+  // Breaks off the answers under way and waits a few seconds until they are stored, or left in the
+  // journal for the next process.
   void Stop();
 
  private:
   Gateway(const GatewayOptions& options, Metrics& metrics, std::unique_ptr<ApiKeys> keys,
-          std::unique_ptr<GatewayMetrics> gateway_metrics, std::unique_ptr<SessionStore> store,
-          Admission& admission);
+          std::unique_ptr<GatewayMetrics> gateway_metrics, std::unique_ptr<AnswerJournal> journal,
+          std::unique_ptr<SessionStore> store, Admission& admission);
+  void TakeUpTurns();
   void Publish();
+  // A thread of its own: answers that nobody reads, sessions that nobody uses.
+  void KeepHouse();
 
   const GatewayOptions options_;
   const std::unique_ptr<ApiKeys> keys_;
   const std::unique_ptr<GatewayMetrics> metrics_;
+  const std::unique_ptr<AnswerJournal> journal_;
   const std::unique_ptr<SessionStore> store_;
   SessionOwners owners_;
   TurnGate gate_;
   Admission& admission_;
-  FeatureIndex features_;
   RunningTurns running_;
 
   Mutex publish_mutex_;  // keeps reports in order, held while one is made
   OnReadiness on_readiness_ LLAVA_GUARDED_BY(publish_mutex_);
   std::map<std::string, bool> models_seen_ LLAVA_GUARDED_BY(publish_mutex_);
 
-  Backend vision_;
-  Backend llm_;
+  BackendPool vision_;
+  BackendPool llm_;
   ModelRouter router_;
-  const std::unique_ptr<v1::VisionService::Stub> encoder_;
-  const std::unique_ptr<v1::LlmService::Stub> generator_;
-  const std::unique_ptr<v1::LlmService::Stub> receiver_;
   const TurnParts parts_;
+  PictureWarmup warmup_;
   ChatServiceImpl chat_;
   ModelServiceImpl models_;
+
+  Mutex house_mutex_;
+  CondVar house_changed_;
+  bool closing_ LLAVA_GUARDED_BY(house_mutex_) = false;
+  std::thread housekeeper_;
 };
 
 }  // namespace llava

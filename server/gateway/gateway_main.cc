@@ -1,5 +1,6 @@
 // llava-gateway: the public front of llava-serving. Wiring only.
 
+#include <cstdio>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -7,9 +8,32 @@
 #include "absl/strings/str_cat.h"
 #include "server/gateway/gateway.h"
 #include "server/gateway/keys_command.h"
+#include "server/gateway/store_backup.h"
 #include "server/runtime/logging.h"
 #include "server/runtime/service_process.h"
 #include "server/runtime/settings.h"
+
+namespace llava {
+namespace {
+
+int CopyStore(const char* program, const GatewayOptions& options) {
+  const bool backup = !options.backup_to.empty();
+  const auto contents = backup ? BackUpStore(options.data_dir, options.backup_to)
+                               : RestoreStore(options.restore_from, options.data_dir);
+  if (!contents.ok()) {
+    PrintError(program, std::string(contents.status().message()));
+    return 1;
+  }
+  std::printf("%s %s: %lld sessions, %lld turns, %lld pictures\n",
+              backup ? "copied to" : "restored from",
+              (backup ? options.backup_to : options.restore_from).c_str(),
+              static_cast<long long>(contents->sessions), static_cast<long long>(contents->turns),
+              static_cast<long long>(contents->images));
+  return 0;
+}
+
+}  // namespace
+}  // namespace llava
 
 int main(int argc, char** argv) {
   using namespace llava;
@@ -26,6 +50,9 @@ int main(int argc, char** argv) {
   process_options.Declare(settings, [&options] { return !options.keys_file.empty(); });
   options.Declare(settings);
   if (const auto code = settings.Parse(argc, argv)) return *code;
+  if (!options.backup_to.empty() || !options.restore_from.empty()) {
+    return CopyStore(kProgram, options);
+  }
   InitLogging({"gateway", process_options.log_level, process_options.log_format});
 
   Metrics metrics("gateway");

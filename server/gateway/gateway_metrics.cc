@@ -36,7 +36,11 @@ GatewayMetrics::GatewayMetrics(Metrics& metrics)
                                         "Bytes of pictures received and accepted.")),
       store_queue(metrics.Gauge("llava_gateway_store_queue", "Requests waiting for the store.")),
       store_commit_seconds(metrics.Histogram("llava_gateway_store_commit_seconds",
-                                             "Transactions that wrote, sync included.")) {}
+                                             "Transactions that wrote, sync included.")),
+      journal_bytes_total(metrics.Counter("llava_gateway_journal_bytes_total",
+                                          "Bytes written to the journal of running answers.")),
+      journal_write_seconds(metrics.Histogram("llava_gateway_journal_write_seconds",
+                                              "Writes of the journal, each over all answers.")) {}
 
 void GatewayMetrics::CountRequest(const std::string& method, absl::StatusCode code,
                                   double seconds) {
@@ -74,6 +78,14 @@ void GatewayMetrics::CountImage(const std::string& result) {
       .Increment();
 }
 
+void GatewayMetrics::CountWarmup(bool ok) {
+  metrics_
+      .Counter("llava_gateway_pictures_encoded_ahead_total",
+               "Uploaded pictures that were encoded before a question came.",
+               {{"result", ok ? "ok" : "failed"}})
+      .Increment();
+}
+
 void GatewayMetrics::CountBackendError(const std::string& backend, absl::StatusCode code) {
   metrics_
       .Counter("llava_gateway_backend_errors_total", "Calls that a service behind failed.",
@@ -81,11 +93,23 @@ void GatewayMetrics::CountBackendError(const std::string& backend, absl::StatusC
       .Increment();
 }
 
-void GatewayMetrics::SetBackendUp(const std::string& backend, bool up) {
+void GatewayMetrics::SetBackends(const std::string& backend, int up, int down) {
   metrics_
-      .Gauge("llava_gateway_backend_up", "1 while the service behind answers.",
+      .Gauge("llava_gateway_backend_up", "1 while a process of the service behind answers.",
              {{"backend", backend}})
-      .Set(up ? 1 : 0);
+      .Set(up > 0 ? 1 : 0);
+  metrics_
+      .Gauge("llava_gateway_backends_down", "Processes of the service behind that do not answer.",
+             {{"backend", backend}})
+      .Set(down);
+}
+
+void GatewayMetrics::CountEjection(const std::string& backend) {
+  metrics_
+      .Counter("llava_gateway_backend_ejections_total",
+               "Times that a process of the service behind was left out because its calls failed.",
+               {{"backend", backend}})
+      .Increment();
 }
 
 }  // namespace llava

@@ -24,10 +24,14 @@ class GatewayMetrics {
   void CountTokens(const v1::Usage& usage);
   // images_total{result}: stored, refused, failed (by the store)
   void CountImage(const std::string& result);
+  // pictures_encoded_ahead_total{result}: ok, failed
+  void CountWarmup(bool ok);
   // backend_errors_total{backend,code}
   void CountBackendError(const std::string& backend, absl::StatusCode code);
-  // backend_up{backend}
-  void SetBackendUp(const std::string& backend, bool up);
+  // backend_up{backend}: 1 while one of its processes answers; backends_down{backend}
+  void SetBackends(const std::string& backend, int up, int down);
+  // backend_ejections_total{backend}
+  void CountEjection(const std::string& backend);
 
  private:
   Metrics& metrics_;
@@ -43,6 +47,8 @@ class GatewayMetrics {
   prometheus::Counter& image_bytes_total;
   prometheus::Gauge& store_queue;
   prometheus::Histogram& store_commit_seconds;
+  prometheus::Counter& journal_bytes_total;
+  prometheus::Histogram& journal_write_seconds;
 };
 
 // "stop", "length", "cancelled" ...

@@ -1,26 +1,19 @@
 #include "server/gateway/gateway_options.h"
 
-#include <charconv>
 #include <cstdlib>
 #include <limits>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "server/gateway/backend_pool.h"
 
 namespace llava {
 namespace {
 
-absl::Status CheckAddress(absl::string_view flag, absl::string_view address) {
-  const size_t colon = address.rfind(':');
-  int port = 0;
-  if (colon != absl::string_view::npos && colon > 0) {
-    const char* end = address.data() + address.size();
-    const auto parsed = std::from_chars(address.data() + colon + 1, end, port);
-    if (parsed.ec != std::errc() || parsed.ptr != end) port = 0;
-  }
-  if (port >= 1 && port <= 65535) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat("--", flag, " ", address, " is not HOST:PORT, e.g. 127.0.0.1:8011"));
+absl::Status CheckAddresses(absl::string_view flag, const std::string& addresses) {
+  const auto status = ParseBackendAddresses(addresses).status();
+  if (status.ok()) return status;
+  return absl::InvalidArgumentError(absl::StrCat("--", flag, " ", status.message()));
 }
 
 }  // namespace
@@ -34,13 +27,20 @@ std::string GatewayOptions::DefaultDataDir() {
 
 void GatewayOptions::Declare(Settings& settings) {
   settings.Group("Services behind");
-  settings.Add("vision", &vision, "HOST:PORT of llava-vision");
-  settings.Add("llm", &llm, "HOST:PORT of llava-llm");
+  settings.Add("vision", &vision,
+               "Where llava-vision is: HOST:PORT, or dns:///NAME:PORT for each address of a name; "
+               "several separated by commas");
+  settings.Add("llm", &llm, "Where llava-llm is, likewise");
   DeclareBackendTls(settings, backend_tls);
   settings.Add("default-model", &default_model,
                "Model of requests that name none; empty = the first that llava-llm lists");
   settings.Group("Sessions");
   settings.Add("data-dir", &data_dir, "Folder of sessions and pictures; made if missing");
+  settings.Add("session-ttl", &session_ttl,
+               "Delete sessions unused for so long, unless they say otherwise; 0s = never");
+  settings.Add("resume-grace", &resume_grace, "Go on with an answer that nobody reads for so long");
+  settings.Add("continue-timeout", &continue_timeout,
+               "Longest wait of a begun answer for a language worker that goes on with it");
   settings.Group("HTTP");
   settings.Add("http-port", &http_port,
                "Port of the OpenAI API and the chat page; 0 = any, -1 = none", -1, 65535);
@@ -52,21 +52,35 @@ void GatewayOptions::Declare(Settings& settings) {
                "With keys: /metrics needs none, wherever it listens");
   settings.Group("Limits");
   gate.Declare(settings);
+  settings.Add("max-turns-per-session", &max_turns_per_session, "Turns of a session; 0 = any", 0,
+               std::numeric_limits<int>::max());
+  settings.Add("max-images-per-session", &max_images_per_session, "Pictures of a session; 0 = any",
+               0, std::numeric_limits<int>::max());
   settings.AddBytes("max-image-bytes", &max_image_bytes, "Largest picture file");
   settings.Add("max-image-pixels", &max_image_pixels, "Largest picture, width times height", 1,
                std::numeric_limits<int>::max());
   settings.Add("max-images-per-turn", &max_images_per_turn, "Pictures in one message", 0, 1000);
   settings.AddBytes("max-turn-bytes", &max_turn_bytes, "Text and pictures of one request");
   settings.Add("request-timeout", &request_timeout, "Longest time for one answer");
+  settings.Group("Instead of serving");
+  settings.Add("backup", &backup_to, "Copy sessions and pictures to this new folder, and end");
+  settings.Add("restore", &restore_from, "Make --data-dir from such a copy, and end");
   settings.Check([this] { return Check(); });
 }
 
 absl::Status GatewayOptions::Check() const {
-  if (auto status = CheckAddress("vision", vision); !status.ok()) return status;
-  if (auto status = CheckAddress("llm", llm); !status.ok()) return status;
+  if (auto status = CheckAddresses("vision", vision); !status.ok()) return status;
+  if (auto status = CheckAddresses("llm", llm); !status.ok()) return status;
   if (data_dir.empty()) return absl::InvalidArgumentError("--data-dir is empty; name a folder");
   if (max_image_bytes == 0 || max_turn_bytes == 0) {
     return absl::InvalidArgumentError("--max-image-bytes and --max-turn-bytes must be above 0");
+  }
+  if (!backup_to.empty() && !restore_from.empty()) {
+    return absl::InvalidArgumentError("--backup and --restore: one at a time");
+  }
+  if (session_ttl.count() < 0 || resume_grace.count() < 0 || continue_timeout.count() < 0) {
+    return absl::InvalidArgumentError(
+        "--session-ttl, --resume-grace and --continue-timeout must not be negative");
   }
   if (request_timeout.count() <= 0) {
     return absl::InvalidArgumentError("--request-timeout must be above 0");

@@ -31,6 +31,15 @@ struct GatewayOptions {
   // /metrics needs no key on an address that strangers can reach.
   bool metrics_open = false;
 
+  // How long an answer is made on while nobody reads it.
+  std::chrono::milliseconds resume_grace{30'000};
+  // How long an answer waits for a language worker that can go on with it.
+  std::chrono::milliseconds continue_timeout{60'000};
+  // Sessions that nobody used for so long are deleted, unless they say otherwise; 0 = never.
+  std::chrono::milliseconds session_ttl{0};
+  int max_turns_per_session = 10'000;
+  int max_images_per_session = 1'000;
+
   TurnGateOptions gate;
   uint64_t max_image_bytes = 20u << 20;
   int max_image_pixels = 64'000'000;
@@ -39,6 +48,9 @@ struct GatewayOptions {
   uint64_t max_turn_bytes = 30u << 20;
   // Upper limit of a turn, whatever the client's deadline.
   std::chrono::milliseconds request_timeout{10 * 60 * 1000};
+
+  // Instead of serving: copy the sessions to a new folder, or make them from such a copy.
+  std::string backup_to, restore_from;
 
   // $XDG_DATA_HOME or ~/.local/share, then /llava-serving/gateway.
   static std::string DefaultDataDir();

@@ -16,9 +16,10 @@ std::shared_ptr<GenerateCall> GenerateCall::Create(Backend& llm, v1::GenerateReq
   return call;
 }
 
-void GenerateCall::Start(v1::LlmService::Stub& stub) {
+void GenerateCall::Start() {
   const auto keep = self_ = shared_from_this();
-  stub.async()->Generate(context_.get(), &request_, this);
+  ++llm_.running;
+  llm_.generator().async()->Generate(context_.get(), &request_, this);
   // All later reads start in reactions; the hold covers the start on a foreign thread.
   AddHold();
   StartRead(&response_);
@@ -35,7 +36,10 @@ void GenerateCall::OnReadDone(bool ok) {
 void GenerateCall::OnDone(const grpc::Status& status) {
   const auto keep = std::move(self_);
   const auto callbacks = std::move(callbacks_);
-  callbacks.on_done(FromGrpc(status));
+  --llm_.running;
+  absl::Status result = FromGrpc(status);
+  llm_.Report(result);
+  callbacks.on_done(std::move(result));
 }
 
 }  // namespace llava

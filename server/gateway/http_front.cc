@@ -59,6 +59,8 @@ class CompletionSink final : public TurnSink {
     }
   }
 
+  void SetOnGone(std::function<void()> on_gone) override { answer_->SetOnGone(std::move(on_gone)); }
+
   void Close(const absl::Status& status) override {
     MutexLock lock(mutex_);
     if (begun_) {
@@ -194,11 +196,7 @@ void HttpFront::Complete(const HttpRequest& request, std::shared_ptr<HttpAnswer>
     scope->End(status);
     return sink->Close(status);
   }
-  turn->deadline = std::chrono::system_clock::time_point::max();
-  const auto start = TurnStart::Begin(parts_, std::move(scope), *std::move(turn), std::move(sink));
-  answer->SetOnGone([weak = std::weak_ptr(start)] {
-    if (auto started = weak.lock()) started->Break(TurnBreak::kClientGone);
-  });
+  TurnStart::Begin(parts_, std::move(scope), *std::move(turn), std::move(sink));
 }
 
 }  // namespace llava

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "server/gateway/picture_warmup.h"
 #include "server/gateway/request_checks.h"
 #include "server/runtime/status.h"
 
@@ -94,9 +95,10 @@ void ImageUpload::OnEnd() {
   if (!image.ok()) return Refuse(image.status());
   *response_->mutable_image() = image->info;
   const double bytes = static_cast<double>(image->info.size_bytes());
-  parts_.store.AddImage(session_id_, *std::move(image),
-                        [self = self_, bytes](const absl::Status& status) {
+  parts_.store.AddImage(session_id_, *image,
+                        [self = self_, bytes, image = *image](const absl::Status& status) {
                           if (status.ok()) {
+                            self->parts_.warmup.Begin(self->session_id_, image);
                             self->parts_.metrics.CountImage("accepted");
                             self->parts_.metrics.image_bytes_total.Increment(bytes);
                           }

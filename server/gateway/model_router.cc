@@ -98,6 +98,28 @@ absl::StatusOr<Route> ModelRouter::Find(const std::string& name, uint64_t versio
       std::chrono::seconds(1));
 }
 
+absl::StatusOr<std::shared_ptr<Backend>> ModelRouter::PickLlm(const Route& route,
+                                                              std::string_view key,
+                                                              const Backend* except) const {
+  const v1::ModelVersion& wanted = route.model.model();
+  return llm_.Pick(
+      key,
+      [&](const v1::ModelInfo& model) {
+        return model.kind() == v1::MODEL_KIND_LANGUAGE && model.model().name() == wanted.name() &&
+               model.model().version() == wanted.version() &&
+               model.model().digest() == wanted.digest();
+      },
+      except);
+}
+
+absl::StatusOr<std::shared_ptr<Backend>> ModelRouter::PickVision(const Route& route,
+                                                                 std::string_view image) const {
+  const std::string& wanted = route.model.vision_spec().tower_digest();
+  return vision_.Pick(image, [&](const v1::ModelInfo& model) {
+    return model.kind() == v1::MODEL_KIND_TOWER && model.vision_spec().tower_digest() == wanted;
+  });
+}
+
 void ModelRouter::Refresh(std::function<void()> done) {
   auto left = std::make_shared<std::atomic<int>>(2);
   const auto one = [left, done = std::move(done)] {
@@ -115,8 +137,8 @@ void ModelRouter::Resolve(const std::string& name, uint64_t version, bool pictur
 }
 
 absl::Status ModelRouter::Ready() const {
-  for (const Backend* backend : {&vision_, &llm_}) {
-    if (const auto status = backend->table().status; !status.ok()) return status;
+  for (const BackendPool* service : {&vision_, &llm_}) {
+    if (const auto status = service->table().status; !status.ok()) return status;
   }
   return Find("", 0, /*pictures=*/true).status();
 }

@@ -4,13 +4,15 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "llava/v1/models.pb.h"
-#include "server/gateway/backend.h"
+#include "server/gateway/backend_pool.h"
 
 namespace llava {
 
@@ -24,7 +26,7 @@ struct Route {
 // Thread-safe.
 class ModelRouter {
  public:
-  ModelRouter(Backend& vision, Backend& llm, std::string default_model)
+  ModelRouter(BackendPool& vision, BackendPool& llm, std::string default_model)
       : vision_(vision), llm_(llm), default_model_(std::move(default_model)) {}
 
   // Newest version (`version` 0) or exactly the named one; empty `name`: the default model. A
@@ -32,10 +34,16 @@ class ModelRouter {
   // NOT_FOUND naming what there is; UNAVAILABLE naming the service that is missing.
   absl::StatusOr<Route> Find(const std::string& name, uint64_t version, bool pictures) const;
   // The same, but asks the services again before giving up. `done` runs on the caller's thread or
-  // on a thread of a Backend, and must not block.
+  // on a thread of a BackendPool, and must not block.
   void Resolve(const std::string& name, uint64_t version, bool pictures,
                std::function<void(absl::StatusOr<Route>)> done);
-  // Asks both services, then calls `done`.
+  // The process that answers for a session (or another key), other than `except` if there is one.
+  absl::StatusOr<std::shared_ptr<Backend>> PickLlm(const Route& route, std::string_view key,
+                                                   const Backend* except = nullptr) const;
+  // The process that encodes a picture, likewise.
+  absl::StatusOr<std::shared_ptr<Backend>> PickVision(const Route& route,
+                                                      std::string_view image) const;
+  // Asks all services, then calls `done`.
   void Refresh(std::function<void()> done);
 
   // The language models, UNAVAILABLE if the LLM service is down.
@@ -46,8 +54,8 @@ class ModelRouter {
   absl::Status Ready() const;
 
  private:
-  Backend& vision_;
-  Backend& llm_;
+  BackendPool& vision_;
+  BackendPool& llm_;
   const std::string default_model_;
 };
 

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <chrono>
+#include <deque>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "server/runtime/mutex.h"
@@ -14,34 +16,35 @@ namespace {
 
 constexpr std::chrono::seconds kStatusTimeout{5};
 
-// GetModelStatus of both services, joined.
+// GetModelStatus of all services, joined.
 class StatusJoin : public std::enable_shared_from_this<StatusJoin> {
  public:
   StatusJoin(UnaryCall call, v1::GetModelStatusRequest request,
-             v1::GetModelStatusResponse* response, Backend& vision, Backend& llm)
-      : call_(std::move(call)),
-        request_(std::move(request)),
-        response_(response),
-        parts_{Part(vision), Part(llm)} {}
+             v1::GetModelStatusResponse* response,
+             const std::vector<std::shared_ptr<Backend>>& backends)
+      : call_(std::move(call)), request_(std::move(request)), response_(response) {
+    for (const auto& backend : backends) parts_.emplace_back(backend);
+    left_ = parts_.size();
+  }
 
-  void Ask(v1::ModelService::Stub& stub, int index,
-           std::chrono::system_clock::time_point deadline) {
-    Part& part = parts_[index];
-    part.context->set_deadline(deadline);
-    part.context->AddMetadata("x-request-id", call_.scope().request_id());
-    stub.async()->GetModelStatus(
-        part.context.get(), &request_, &part.response,
-        [self = shared_from_this(), &part](const grpc::Status& status) {
-          // Each service knows only its own models.
-          part.known = status.error_code() != grpc::StatusCode::NOT_FOUND;
-          self->OnAnswer(part.known ? part.backend.Explain(FromGrpc(status)) : absl::OkStatus());
-        });
+  void Ask(std::chrono::system_clock::time_point deadline) {
+    for (Part& part : parts_) {
+      part.context->set_deadline(deadline);
+      part.context->AddMetadata("x-request-id", call_.scope().request_id());
+      part.backend->models().async()->GetModelStatus(
+          part.context.get(), &request_, &part.response,
+          [self = shared_from_this(), &part](const grpc::Status& status) {
+            // Each service knows only its own models.
+            part.known = status.error_code() != grpc::StatusCode::NOT_FOUND;
+            self->OnAnswer(part.known ? part.backend->Explain(FromGrpc(status)) : absl::OkStatus());
+          });
+    }
   }
 
  private:
   struct Part {
-    explicit Part(Backend& asked) : backend(asked), context(asked) {}
-    Backend& backend;
+    explicit Part(std::shared_ptr<Backend> asked) : backend(std::move(asked)), context(*backend) {}
+    const std::shared_ptr<Backend> backend;
     CallContext context;
     v1::GetModelStatusResponse response;
     bool known = false;
@@ -54,12 +57,14 @@ class StatusJoin : public std::enable_shared_from_this<StatusJoin> {
       if (--left_ > 0) return;
     }
     if (!failure_.ok()) return call_.Finish(failure_);
-    if (!parts_[0].known && !parts_[1].known) {
+    bool known = false;
+    for (const Part& part : parts_) {
+      known |= part.known;
+      response_->mutable_versions()->MergeFrom(part.response.versions());
+    }
+    if (!known) {
       return call_.Finish(absl::NotFoundError(
           absl::StrCat("no model \"", request_.model().name(), "\" in any service")));
-    }
-    for (const Part& part : parts_) {
-      response_->mutable_versions()->MergeFrom(part.response.versions());
     }
     call_.Finish(absl::OkStatus());
   }
@@ -67,18 +72,13 @@ class StatusJoin : public std::enable_shared_from_this<StatusJoin> {
   const UnaryCall call_;
   const v1::GetModelStatusRequest request_;
   v1::GetModelStatusResponse* const response_;
-  Part parts_[2];
+  std::deque<Part> parts_;  // they cannot move
   Mutex mutex_;
-  int left_ LLAVA_GUARDED_BY(mutex_) = 2;
+  size_t left_ LLAVA_GUARDED_BY(mutex_) = 0;
   absl::Status failure_ LLAVA_GUARDED_BY(mutex_);
 };
 
 }  // namespace
-
-ModelServiceImpl::ModelServiceImpl(const TurnParts& parts)
-    : parts_(parts),
-      vision_(v1::ModelService::NewStub(parts.vision.channel())),
-      llm_(v1::ModelService::NewStub(parts.llm.channel())) {}
 
 grpc::ServerUnaryReactor* ModelServiceImpl::ListModels(grpc::CallbackServerContext* context,
                                                        const v1::ListModelsRequest* request,
@@ -88,8 +88,8 @@ grpc::ServerUnaryReactor* ModelServiceImpl::ListModels(grpc::CallbackServerConte
     call.Finish(status);
     return call.reactor();
   }
-  for (const Backend* backend : {&parts_.vision, &parts_.llm}) {
-    const ModelTable table = backend->table();
+  for (const BackendPool* service : {&parts_.vision, &parts_.llm}) {
+    const ModelTable table = service->table();
     if (!table.status.ok()) {
       call.Finish(table.status);
       return call.reactor();
@@ -114,9 +114,13 @@ grpc::ServerUnaryReactor* ModelServiceImpl::GetModelStatus(grpc::CallbackServerC
   }
   const auto deadline =
       std::min(context->deadline(), std::chrono::system_clock::now() + kStatusTimeout);
-  auto join = std::make_shared<StatusJoin>(call, *request, response, parts_.vision, parts_.llm);
-  join->Ask(*vision_, 0, deadline);
-  join->Ask(*llm_, 1, deadline);
+  auto backends = parts_.vision.all();
+  for (auto& backend : parts_.llm.all()) backends.push_back(std::move(backend));
+  if (backends.empty()) {
+    call.Finish(parts_.llm.table().status);
+  } else {
+    std::make_shared<StatusJoin>(call, *request, response, backends)->Ask(deadline);
+  }
   return call.reactor();
 }
 

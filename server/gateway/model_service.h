@@ -10,12 +10,13 @@ namespace llava {
 // has no cluster-wide model management.
 class ModelServiceImpl final : public v1::ModelService::CallbackService {
  public:
-  explicit ModelServiceImpl(const TurnParts& parts);
+  explicit ModelServiceImpl(const TurnParts& parts) : parts_(parts) {}
 
   grpc::ServerUnaryReactor* ListModels(grpc::CallbackServerContext* context,
                                        const v1::ListModelsRequest* request,
                                        v1::ListModelsResponse* response) override;
-  // Asks both services. UNAVAILABLE if one does not answer: the picture would be half.
+  // Asks every process of both services; states of several are listed one after the other.
+  // UNAVAILABLE if one does not answer: the picture would be half.
   grpc::ServerUnaryReactor* GetModelStatus(grpc::CallbackServerContext* context,
                                            const v1::GetModelStatusRequest* request,
                                            v1::GetModelStatusResponse* response) override;
@@ -37,8 +38,6 @@ class ModelServiceImpl final : public v1::ModelService::CallbackService {
                                         grpc::CallbackServerContext* context);
 
   const TurnParts& parts_;
-  const std::unique_ptr<v1::ModelService::Stub> vision_;
-  const std::unique_ptr<v1::ModelService::Stub> llm_;
 };
 
 }  // namespace llava

@@ -32,12 +32,31 @@ Prompt PromptOfConversation(const Conversation& conversation, size_t skip) {
   }
   for (size_t i = 0; i + skip < conversation.turns.size(); ++i) {
     const v1::Turn& turn = conversation.turns[i].turn;
-    if (turn.answer_text().empty()) continue;
+    if (turn.answer_text().empty() || turn.dropped_from_context()) continue;
     Prompt::Message user{v1::ROLE_USER, turn.user_text(), {}, {}};
     for (const v1::ImageInfo& image : turn.images()) user.images.push_back(image.id());
     prompt.messages.push_back(std::move(user));
     prompt.messages.push_back(
         {v1::ROLE_ASSISTANT, turn.answer_text(), {}, conversation.turns[i].tokens});
+  }
+  return prompt;
+}
+
+Prompt PromptOf(const Conversation& conversation, const NewTurn& turn) {
+  const auto& turns = conversation.turns;
+  const bool is_last = !turns.empty() && turns.back().turn.id() == turn.id;
+  Prompt prompt = PromptOfConversation(conversation, is_last ? 1 : 0);
+  prompt.AddUser(turn.user_text, turn.images);
+  if (!prompt.DistinctImages().empty()) return prompt;
+  for (auto dropped = turns.rbegin(); dropped != turns.rend(); ++dropped) {
+    const auto& images = dropped->turn.images();
+    if (!dropped->turn.dropped_from_context() || images.empty()) continue;
+    for (Prompt::Message& message : prompt.messages) {
+      if (message.role != v1::ROLE_USER) continue;
+      message.images.push_back(images[images.size() - 1].id());
+      break;
+    }
+    break;
   }
   return prompt;
 }

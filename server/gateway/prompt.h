@@ -29,9 +29,14 @@ struct Prompt {
   std::vector<std::string> DistinctImages() const;
 };
 
-// System text, then the turns whose answer has text (the last `skip` ones left out): a question
-// without any answer would break the order of roles, and its picture may be the broken one.
+// System text, then the turns whose answer has text, but for those dropped from the context and the
+// last `skip` ones: a question without any answer would break the order of roles, and its picture
+// may be the broken one.
 Prompt PromptOfConversation(const Conversation& conversation, size_t skip = 0);
+
+// The conversation in front of `turn`, which may be its last one, and the question of `turn`. The
+// newest picture stays when its own turn was dropped: with the first question that is left.
+Prompt PromptOf(const Conversation& conversation, const NewTurn& turn);
 
 // The prompt on the wire. `keys` names the features of each picture by id.
 void FillMessages(const Prompt& prompt, const std::map<std::string, v1::FeatureKey>& keys,

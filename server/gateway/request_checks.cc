@@ -26,6 +26,7 @@ constexpr size_t kMaxSystemPromptBytes = 256u << 10;
 constexpr uint32_t kDefaultPageSize = 50;
 constexpr uint32_t kMaxPageSize = 1000;
 constexpr size_t kImageIdDigits = 64;
+constexpr int64_t kMaxIdleExpirySeconds = int64_t{3650} * 24 * 3600;
 
 absl::Status TooLong(absl::string_view field, size_t bytes, size_t limit) {
   return absl::InvalidArgumentError(
@@ -37,11 +38,19 @@ absl::Status At(absl::string_view field, const absl::Status& status) {
 }
 
 absl::Status CheckOverflow(v1::ContextOverflow value) {
-  if (value == v1::CONTEXT_OVERFLOW_DROP_OLDEST_TURNS) {
-    return UnimplementedField("context_overflow: CONTEXT_OVERFLOW_DROP_OLDEST_TURNS");
-  }
   if (v1::ContextOverflow_IsValid(value)) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat("context_overflow has the unknown value ", value));
+}
+
+// Zero: the gateway's default.
+absl::Status CheckIdleExpiry(const google::protobuf::Duration& value) {
+  const bool whole = value.nanos() >= 0 && value.nanos() < 1'000'000'000;
+  if (whole && value.seconds() >= 0 && value.seconds() <= kMaxIdleExpirySeconds) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("idle_expiry must be from 0 (the gateway's default) to ",
+                   kMaxIdleExpirySeconds / (24 * 3600), " days"));
 }
 
 // What CreateSession and UpdateSession have in common; both messages have these fields.
@@ -66,7 +75,7 @@ absl::Status CheckSessionFields(const Fields& fields) {
       return TooLong(absl::StrCat("metadata[", key, "]"), value.size(), kMaxMetadataValueBytes);
     }
   }
-  if (fields.has_idle_expiry()) return UnimplementedField("idle_expiry");
+  if (auto status = CheckIdleExpiry(fields.idle_expiry()); !status.ok()) return status;
   if (auto status = CheckOverflow(fields.context_overflow()); !status.ok()) return status;
   return CheckSampling(fields.sampling());
 }
@@ -155,24 +164,34 @@ absl::Status CheckUpdateSession(const v1::UpdateSessionRequest& request) {
   if (request.update_mask().paths().empty()) {
     return absl::InvalidArgumentError(
         "update_mask is empty; name the fields to change: title, metadata, system_prompt, "
-        "sampling, context_overflow");
+        "sampling, idle_expiry, context_overflow");
   }
   for (const std::string& path : request.update_mask().paths()) {
-    if (path == "idle_expiry") return UnimplementedField("idle_expiry");
     if (path != "title" && path != "metadata" && path != "system_prompt" && path != "sampling" &&
-        path != "context_overflow") {
+        path != "idle_expiry" && path != "context_overflow") {
       return absl::InvalidArgumentError(
           absl::StrCat("update_mask names \"", path.substr(0, 64),
                        "\"; changeable are: title, metadata, system_prompt, sampling, "
-                       "context_overflow"));
+                       "idle_expiry, context_overflow"));
     }
   }
   return CheckSessionFields(request.session());
 }
 
-absl::Status CheckOnDisconnect(v1::OnDisconnect value) {
-  if (value == v1::ON_DISCONNECT_DETACH) {
-    return UnimplementedField("on_disconnect: ON_DISCONNECT_DETACH");
+absl::Status CheckTurnId(const std::string& id) {
+  if (id.empty()) {
+    return absl::InvalidArgumentError(
+        "turn_id is empty; turn_started and ListTurns name the turns of a session");
+  }
+  if (id.size() > kMaxIdBytes) return TooLong("turn_id", id.size(), kMaxIdBytes);
+  return absl::OkStatus();
+}
+
+absl::Status CheckOnDisconnect(v1::OnDisconnect value, bool session) {
+  if (value == v1::ON_DISCONNECT_DETACH && !session) {
+    return absl::InvalidArgumentError(
+        "on_disconnect: ON_DISCONNECT_DETACH needs a session: without one nobody can come back "
+        "for the answer");
   }
   if (v1::OnDisconnect_IsValid(value)) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat("on_disconnect has the unknown value ", value));
@@ -189,8 +208,16 @@ absl::StatusOr<uint32_t> PageSize(uint32_t requested) {
 absl::Status CheckChat(const v1::ChatRequest& request) {
   if (!request.model_label().empty()) return UnimplementedField("model_label");
   if (!request.adapter_id().empty()) return UnimplementedField("adapter_id");
-  if (!request.idempotency_key().empty()) return UnimplementedField("idempotency_key");
-  if (auto status = CheckOnDisconnect(request.on_disconnect()); !status.ok()) return status;
+  const bool session = request.messages().empty();
+  const std::string& key = request.idempotency_key();
+  if (key.size() > kMaxIdBytes) return TooLong("idempotency_key", key.size(), kMaxIdBytes);
+  if (!key.empty() && !session) {
+    return absl::InvalidArgumentError(
+        "idempotency_key belongs to a session; a call without one can be sent again as it is");
+  }
+  if (auto status = CheckOnDisconnect(request.on_disconnect(), session); !status.ok()) {
+    return status;
+  }
   if (auto status = CheckSampling(request.sampling()); !status.ok()) return status;
   if (request.model().name().size() > kMaxModelBytes) {
     return TooLong("model.name", request.model().name().size(), kMaxModelBytes);

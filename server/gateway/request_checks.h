@@ -19,8 +19,9 @@ namespace llava {
 absl::Status CheckSessionId(const std::string& id);
 absl::Status CheckCreateSession(const v1::CreateSessionRequest& request);
 absl::Status CheckUpdateSession(const v1::UpdateSessionRequest& request);
-// Unset means CANCEL, for sessions too: nobody keeps a running answer for ResumeTurn in this build.
-absl::Status CheckOnDisconnect(v1::OnDisconnect value);
+absl::Status CheckTurnId(const std::string& id);
+// Without a session nobody could come back for an answer.
+absl::Status CheckOnDisconnect(v1::OnDisconnect value, bool session);
 // 0 = 50. INVALID_ARGUMENT above 1000.
 absl::StatusOr<uint32_t> PageSize(uint32_t requested);
 

@@ -6,11 +6,12 @@
 
 namespace llava {
 
-absl::Status RunningTurns::Add(const std::string& key, const std::string& turn_id, Cancel cancel) {
+absl::Status RunningTurns::Add(const std::string& key, const std::string& turn_id,
+                               std::shared_ptr<RunningTurn> turn) {
   MutexLock lock(mutex_);
-  const auto [entry, added] = entries_.try_emplace(key, Entry{turn_id, std::move(cancel), {}});
+  const auto [entry, added] = entries_.try_emplace(key, Entry{turn_id, std::move(turn), {}});
   if (added) return absl::OkStatus();
-  if (entry->second.turn_id.empty()) return absl::AbortedError("this session is being deleted");
+  if (!entry->second.turn) return absl::AbortedError("this session is being deleted");
   return absl::AbortedError(absl::StrCat("turn ", entry->second.turn_id,
                                          " of this session is still ",
                                          "running; wait for its end or stop it with CancelTurn"));
@@ -28,30 +29,51 @@ void RunningTurns::Remove(const std::string& key) {
   for (const auto& ended : entry.waiting) ended();
 }
 
+std::shared_ptr<RunningTurn> RunningTurns::Find(const std::string& key,
+                                                const std::string& turn_id) {
+  MutexLock lock(mutex_);
+  const auto found = entries_.find(key);
+  if (found == entries_.end()) return nullptr;
+  if (!turn_id.empty() && turn_id != found->second.turn_id) return nullptr;
+  return found->second.turn;
+}
+
+bool RunningTurns::Taken(const std::string& key) {
+  MutexLock lock(mutex_);
+  return entries_.contains(key);
+}
+
 bool RunningTurns::Break(const std::string& key, const std::string& turn_id, TurnBreak why,
                          std::function<void()> ended) {
-  Cancel cancel;
+  std::shared_ptr<RunningTurn> turn;
   {
     MutexLock lock(mutex_);
     const auto found = entries_.find(key);
-    if (found == entries_.end() || found->second.turn_id.empty()) return false;
+    if (found == entries_.end() || !found->second.turn) return false;
     if (!turn_id.empty() && turn_id != found->second.turn_id) return false;
     found->second.waiting.push_back(std::move(ended));
-    cancel = found->second.cancel;
+    turn = found->second.turn;
   }
-  cancel(why);
+  turn->Break(why);
   return true;
 }
 
-void RunningTurns::BreakAll(TurnBreak why) {
-  std::vector<Cancel> cancels;
-  {
-    MutexLock lock(mutex_);
-    for (const auto& [key, entry] : entries_) {
-      if (!entry.turn_id.empty()) cancels.push_back(entry.cancel);
-    }
+std::vector<std::shared_ptr<RunningTurn>> RunningTurns::All() {
+  MutexLock lock(mutex_);
+  std::vector<std::shared_ptr<RunningTurn>> turns;
+  for (const auto& [key, entry] : entries_) {
+    if (entry.turn) turns.push_back(entry.turn);
   }
-  for (const Cancel& cancel : cancels) cancel(why);
+  return turns;
+}
+
+void RunningTurns::BreakAll(TurnBreak why) {
+  for (const auto& turn : All()) turn->Break(why);
+}
+
+void RunningTurns::CheckReaders() {
+  const auto now = std::chrono::steady_clock::now();
+  for (const auto& turn : All()) turn->CheckReaders(now);
 }
 
 }  // namespace llava

@@ -13,6 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/gateway/store_schema.h"
+#include "server/runtime/failpoint.h"
 #include "server/runtime/logging.h"
 #include "server/runtime/status.h"
 
@@ -45,7 +46,7 @@ absl::StatusOr<int> LockFolder(const std::filesystem::path& folder) {
 
 absl::StatusOr<std::unique_ptr<SessionStore>> SessionStore::Open(const std::string& folder,
                                                                  GatewayMetrics& metrics,
-                                                                 size_t max_waiting) {
+                                                                 Options options) {
   const std::filesystem::path path(folder);
   std::error_code error;
   std::filesystem::create_directories(path, error);
@@ -64,32 +65,29 @@ absl::StatusOr<std::unique_ptr<SessionStore>> SessionStore::Open(const std::stri
     return status;
   }
   std::unique_ptr<SessionStore> store(
-      new SessionStore(*lock, *std::move(database), *std::move(files), metrics, max_waiting));
+      new SessionStore(*lock, *std::move(database), *std::move(files), metrics, options));
 
-  auto interrupted = store->tables_.EndInterruptedTurns(NowMicros());
+  auto unfinished = store->tables_.UnfinishedTurns();
   auto sessions = store->tables_.CountSessions();
   auto images = store->tables_.ImageIds();
-  if (!interrupted.ok()) return interrupted.status();
+  if (!unfinished.ok()) return unfinished.status();
   if (!sessions.ok()) return sessions.status();
   if (!images.ok()) return images.status();
   if (status = store->files_.Sweep(*images); !status.ok()) return status;
-  if (*interrupted > 0) {
-    LogWarning("turns of an earlier process marked as interrupted",
-               {{"turns", absl::StrCat(*interrupted)}});
-  }
+  store->unfinished_ = *std::move(unfinished);
   metrics.sessions.Set(static_cast<double>(*sessions));
   store->thread_ = std::thread([raw = store.get()] { raw->Loop(); });
   return store;
 }
 
 SessionStore::SessionStore(int lock_file, std::unique_ptr<SqlDatabase> database, ImageFiles files,
-                           GatewayMetrics& metrics, size_t max_waiting)
+                           GatewayMetrics& metrics, Options options)
     : lock_file_(lock_file),
-      max_waiting_(max_waiting),
+      options_(options),
       metrics_(metrics),
       database_(std::move(database)),
       files_(std::move(files)),
-      tables_(*database_, files_) {}
+      tables_(*database_, files_, options.limits) {}
 
 SessionStore::~SessionStore() {
   {
@@ -105,7 +103,7 @@ SessionStore::~SessionStore() {
 void SessionStore::Post(Job job, Place place) {
   {
     MutexLock lock(mutex_);
-    if (!closing_ && (place == Place::kReserved || queue_.size() < max_waiting_)) {
+    if (!closing_ && (place == Place::kReserved || queue_.size() < options_.max_waiting)) {
       queue_.push_back(std::move(job));
       metrics_.store_queue.Set(static_cast<double>(queue_.size()));
       changed_.NotifyAll();
@@ -161,7 +159,9 @@ void SessionStore::RunBatch(std::deque<Job> batch) {
     if (!results.back().ok()) transaction = database_->Script("ROLLBACK TO request");
     if (transaction.ok()) transaction = database_->Script("RELEASE request");
   }
+  if (transaction.ok()) transaction = LLAVA_FAILPOINT("store.commit");
   if (transaction.ok()) transaction = database_->Script("COMMIT");
+  (void)LLAVA_FAILPOINT("store.committed");
   if (!transaction.ok()) {
     LogError("transaction failed", {{"error", std::string(transaction.message())}});
     (void)database_->Script("ROLLBACK");  // fails when SQLite has already rolled back
@@ -219,6 +219,37 @@ void SessionStore::DeleteSession(std::string id, std::function<void(absl::Status
             });
 }
 
+void SessionStore::Expire(std::chrono::microseconds default_expiry,
+                          std::function<bool(const std::string&)> busy, Done<int64_t> done) {
+  constexpr int64_t kAtOnce = 100;  // other requests wait meanwhile; the rest goes next time
+  struct Removed {
+    int64_t sessions = 0;
+    std::vector<std::string> images;
+  };
+  Post<Removed>(
+      [default_expiry, busy = std::move(busy)](StoreTables& tables) -> absl::StatusOr<Removed> {
+        const int64_t now = NowMicros();
+        if (auto status = tables.ForgetOldRequests(now); !status.ok()) return status;
+        auto expired = tables.ExpiredSessions(now, default_expiry.count(), kAtOnce);
+        if (!expired.ok()) return expired.status();
+        Removed removed;
+        for (const std::string& id : *expired) {
+          if (busy(id)) continue;
+          auto images = tables.RemoveSession(id);
+          if (!images.ok()) return images.status();
+          removed.images.insert(removed.images.end(), images->begin(), images->end());
+          ++removed.sessions;
+        }
+        return removed;
+      },
+      [this, done = std::move(done)](absl::StatusOr<Removed> removed) {
+        if (!removed.ok()) return done(removed.status());
+        metrics_.sessions.Decrement(static_cast<double>(removed->sessions));
+        RemoveFiles(removed->images);
+        done(removed->sessions);
+      });
+}
+
 void SessionStore::RemoveFiles(const std::vector<std::string>& ids) {
   for (const std::string& id : ids) {
     const auto known = tables_.HasImage(id);
@@ -249,16 +280,25 @@ void SessionStore::ListTurns(std::string session_id, uint32_t page_size, std::st
                  std::move(done));
 }
 
-void SessionStore::GetConversation(std::string session_id, Done<Conversation> done) {
+void SessionStore::GetConversation(std::string session_id, RequestKey request,
+                                   Done<Conversation> done) {
   Post<Conversation>(
-      [id = std::move(session_id)](StoreTables& tables) { return tables.FindConversation(id); },
+      [id = std::move(session_id),
+       request = std::move(request)](StoreTables& tables) -> absl::StatusOr<Conversation> {
+        auto conversation = tables.FindConversation(id);
+        if (!conversation.ok() || request.key.empty()) return conversation;
+        auto repeated = tables.FindRepeated(id, request, NowMicros());
+        if (!repeated.ok()) return repeated.status();
+        conversation->repeated_turn_id = *std::move(repeated);
+        return conversation;
+      },
       std::move(done));
 }
 
-void SessionStore::GetTurn(std::string session_id, std::string turn_id, Done<v1::Turn> done) {
-  Post<v1::Turn>([session = std::move(session_id), turn = std::move(turn_id)](
-                     StoreTables& tables) { return tables.FindTurn(session, turn); },
-                 std::move(done));
+void SessionStore::GetTurn(std::string session_id, std::string turn_id, Done<StoredTurn> done) {
+  Post<StoredTurn>([session = std::move(session_id), turn = std::move(turn_id)](
+                       StoreTables& tables) { return tables.FindTurn(session, turn); },
+                   std::move(done));
 }
 
 void SessionStore::BeginTurn(NewTurn turn, Done<v1::Turn> done) {

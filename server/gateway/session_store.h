@@ -10,6 +10,7 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -31,12 +32,20 @@ class SessionStore {
   template <typename T>
   using Done = std::function<void(absl::StatusOr<T>)>;
 
+  struct Options {
+    size_t max_waiting = 1024;
+    StoreTables::Limits limits;
+  };
+
   // Makes the folder, locks it against a second process (FAILED_PRECONDITION), migrates the tables,
-  // ends turns that an earlier process left running, removes stray files.
+  // removes stray files.
   static absl::StatusOr<std::unique_ptr<SessionStore>> Open(const std::string& folder,
                                                             GatewayMetrics& metrics,
-                                                            size_t max_waiting = 1024);
+                                                            Options options);
   ~SessionStore();
+
+  // What Open found running. Once.
+  std::vector<UnfinishedTurn> TakeUnfinished() { return std::move(unfinished_); }
 
   // Keeps `session.owner` too, for good.
   void CreateSession(v1::Session session, Done<v1::Session> done);
@@ -47,14 +56,19 @@ class SessionStore {
   void UpdateSession(v1::Session changes, google::protobuf::FieldMask mask, Done<v1::Session> done);
   // Its pictures go too, unless another session has them.
   void DeleteSession(std::string id, std::function<void(absl::Status)> done);
+  // Deletes sessions that nobody used for long, unless `busy` says so of their id, and forgets old
+  // requests. `done` gets the number of sessions.
+  void Expire(std::chrono::microseconds default_expiry,
+              std::function<bool(const std::string&)> busy, Done<int64_t> done);
 
   void AddImage(std::string session_id, StoredImage image, std::function<void(absl::Status)> done);
   void ReadImage(std::string id, Done<std::string> done);
 
   void ListTurns(std::string session_id, uint32_t page_size, std::string page_token,
                  Done<TurnPage> done);
-  void GetConversation(std::string session_id, Done<Conversation> done);
-  void GetTurn(std::string session_id, std::string turn_id, Done<v1::Turn> done);
+  // With `request`: also the turn that it has begun before.
+  void GetConversation(std::string session_id, RequestKey request, Done<Conversation> done);
+  void GetTurn(std::string session_id, std::string turn_id, Done<StoredTurn> done);
   // Durable when `done` runs; with it the turn's number.
   void BeginTurn(NewTurn turn, Done<v1::Turn> done);
   // The same for a turn that exists (`turn.id`): its answer is emptied. Ignores text and pictures.
@@ -69,7 +83,7 @@ class SessionStore {
   enum class Place { kBounded, kReserved };
 
   SessionStore(int lock_file, std::unique_ptr<SqlDatabase> database, ImageFiles files,
-               GatewayMetrics& metrics, size_t max_waiting);
+               GatewayMetrics& metrics, Options options);
 
   template <typename T>
   void Post(std::function<absl::StatusOr<T>(StoreTables&)> work, Done<T> done);
@@ -80,12 +94,13 @@ class SessionStore {
   void RemoveFiles(const std::vector<std::string>& ids);
 
   const int lock_file_;
-  const size_t max_waiting_;
+  const Options options_;
   GatewayMetrics& metrics_;
   // Used by the thread only, after Open.
   std::unique_ptr<SqlDatabase> database_;
   ImageFiles files_;
   StoreTables tables_;
+  std::vector<UnfinishedTurn> unfinished_;
 
   Mutex mutex_;
   CondVar changed_;

@@ -92,6 +92,14 @@ absl::Status SqlDatabase::Script(const std::string& sql) {
   return Error(sql);
 }
 
+absl::Status SqlDatabase::CopyTo(SqlDatabase& target) {
+  sqlite3_backup* backup = sqlite3_backup_init(target.handle_, "main", handle_, "main");
+  if (backup == nullptr) return target.Error("begin of a copy");
+  // All pages in one step: a write by another process would make smaller ones begin again.
+  sqlite3_backup_step(backup, -1);
+  return sqlite3_backup_finish(backup) == SQLITE_OK ? absl::OkStatus() : target.Error("copy");
+}
+
 int64_t SqlDatabase::changes() const { return sqlite3_changes64(handle_); }
 int64_t SqlDatabase::total_changes() const { return sqlite3_total_changes64(handle_); }
 

@@ -56,6 +56,8 @@ class SqlDatabase {
                      const std::function<void(const SqlRow&)>& row = {});
   // Several statements without values or results.
   absl::Status Script(const std::string& sql);
+  // Copies all of it to `target`, as it was at one moment, while other connections write.
+  absl::Status CopyTo(SqlDatabase& target);
   // Rows changed by the last Query.
   int64_t changes() const;
   // Rows changed since Open: tells whether a transaction wrote.

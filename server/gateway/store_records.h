@@ -22,10 +22,28 @@ struct StoredImage {
   std::shared_ptr<const std::string> bytes;
 };
 
-// A turn and what only the gateway keeps of it: opaque token ids of the answer.
+// A turn and what only the gateway keeps of it.
 struct StoredTurn {
   v1::Turn turn;
-  v1::TokenIds tokens;
+  v1::TokenIds tokens;  // of the answer, opaque
+  absl::StatusCode error_code = absl::StatusCode::kOk;
+  // Length of the text each time that a later process took the answer up.
+  std::vector<uint64_t> taken_up;
+};
+
+// A client's name for a request, and what is asked in it.
+struct RequestKey {
+  std::string key;   // empty: none
+  std::string hash;  // SHA-256 of the content
+};
+
+// INVALID_ARGUMENT: the key was used for `turn_id`, which asked something else.
+absl::Status RequestKeyTaken(const std::string& turn_id);
+
+// A turn that an earlier process left running.
+struct UnfinishedTurn {
+  std::string session_id, turn_id;
+  v1::SamplingParams sampling;
 };
 
 // A session with all of its turns, oldest first.
@@ -34,6 +52,8 @@ struct Conversation {
   std::vector<StoredTurn> turns;
   // Ids of all pictures of the session, asked about or not.
   std::set<std::string> images;
+  // The turn that was asked by the same request before, if any.
+  std::string repeated_turn_id;
 };
 
 // A turn to be recorded before it is acknowledged.
@@ -46,6 +66,9 @@ struct NewTurn {
   v1::ModelVersion model;
   uint64_t seed = 0;
   v1::SamplingParams sampling;
+  RequestKey request;
+  // Turns that no longer fit into the context; they stay out of all later prompts.
+  std::vector<std::string> dropped_turns;
 };
 
 // The end of a turn.
@@ -54,12 +77,20 @@ struct TurnResult {
   std::string turn_id;
   v1::TurnState state = v1::TURN_STATE_FAILED;
   v1::FinishReason reason = v1::FINISH_REASON_ERROR;
+  absl::StatusCode error_code = absl::StatusCode::kOk;  // what the client is told
   std::string error_message;
   std::string answer_text;
+  std::vector<uint64_t> taken_up;
   v1::TokenIds tokens;
   v1::ModelVersion model;
   v1::Usage usage;
   v1::Timings timings;
+
+  // The request is answered, if only by its beginning: sent again, it gets this turn again.
+  bool is_answer() const {
+    return !answer_text.empty() ||
+           (reason != v1::FINISH_REASON_ERROR && reason != v1::FINISH_REASON_INTERRUPTED);
+  }
 };
 
 struct SessionPage {

@@ -79,6 +79,24 @@ CREATE TABLE turn_images (
 ) WITHOUT ROWID;
 CREATE INDEX turn_images_by_image ON turn_images (image_id);
 )sql",
+    // `error_code`: of absl. `taken_up`: 64-bit numbers. `idle_expiry_us` 0: the gateway's default.
+    R"sql(
+ALTER TABLE turns ADD COLUMN error_code INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE turns ADD COLUMN taken_up BLOB;
+ALTER TABLE turns ADD COLUMN dropped INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE sessions ADD COLUMN idle_expiry_us INTEGER NOT NULL DEFAULT 0;
+
+CREATE TABLE idempotency_keys (
+  session_id TEXT NOT NULL REFERENCES sessions (id) ON DELETE CASCADE,
+  key TEXT NOT NULL,
+  request_hash BLOB NOT NULL,
+  turn_id TEXT NOT NULL REFERENCES turns (id) ON DELETE CASCADE,
+  created_us INTEGER NOT NULL,
+  PRIMARY KEY (session_id, key)
+) WITHOUT ROWID;
+CREATE INDEX idempotency_keys_by_age ON idempotency_keys (created_us);
+CREATE INDEX idempotency_keys_by_turn ON idempotency_keys (turn_id);
+)sql",
     // Name of the API key that made the session; '' = made without keys.
     R"sql(
 ALTER TABLE sessions ADD COLUMN owner TEXT NOT NULL DEFAULT '';

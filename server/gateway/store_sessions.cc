@@ -15,7 +15,8 @@ using google::protobuf::util::TimeUtil;
 
 constexpr char kSessionColumns[] =
     "SELECT id, model, system_prompt, sampling, title, context_overflow, created_us, used_us,"
-    " owner, (SELECT count(*) FROM turns WHERE session_id = sessions.id) FROM sessions ";
+    " owner, (SELECT count(*) FROM turns WHERE session_id = sessions.id), idle_expiry_us"
+    " FROM sessions ";
 
 v1::Session ReadSession(const SqlRow& row) {
   v1::Session session;
@@ -29,6 +30,9 @@ v1::Session ReadSession(const SqlRow& row) {
   *session.mutable_last_used_time() = TimeUtil::MicrosecondsToTimestamp(row.Int(7));
   session.set_owner(row.Text(8));
   session.set_turn_count(static_cast<uint32_t>(row.Int(9)));
+  if (row.Int(10) > 0) {
+    *session.mutable_idle_expiry() = TimeUtil::MicrosecondsToDuration(row.Int(10));
+  }
   return session;
 }
 
@@ -36,6 +40,10 @@ v1::Session ReadSession(const SqlRow& row) {
 SqlValue SystemPrompt(const v1::Session& session) {
   if (!session.has_system_prompt()) return nullptr;
   return std::string_view(session.system_prompt());
+}
+
+int64_t IdleExpiry(const v1::Session& session) {
+  return TimeUtil::DurationToMicroseconds(session.idle_expiry());
 }
 
 }  // namespace
@@ -49,10 +57,10 @@ absl::Status StoreTables::InsertSession(const v1::Session& session, int64_t now_
   const std::string sampling = session.sampling().SerializeAsString();
   auto status = database_.Query(
       "INSERT INTO sessions (id, model, system_prompt, sampling, title, context_overflow,"
-      " created_us, used_us, owner) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+      " created_us, used_us, owner, idle_expiry_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
       {session.id(), session.model(), SystemPrompt(session),
        session.has_sampling() ? SqlValue(SqlBlob{sampling}) : SqlValue(nullptr), session.title(),
-       int64_t{session.context_overflow()}, now_us, now_us, session.owner()});
+       int64_t{session.context_overflow()}, now_us, now_us, session.owner(), IdleExpiry(session)});
   return status.ok() ? WriteMetadata(session) : status;
 }
 
@@ -141,6 +149,9 @@ absl::StatusOr<v1::Session> StoreTables::ChangeSession(const v1::Session& change
     } else if (path == "sampling") {
       session.clear_sampling();
       if (changes.has_sampling()) *session.mutable_sampling() = changes.sampling();
+    } else if (path == "idle_expiry") {
+      session.clear_idle_expiry();
+      if (IdleExpiry(changes) > 0) *session.mutable_idle_expiry() = changes.idle_expiry();
     } else if (path == "context_overflow") {
       session.set_context_overflow(changes.context_overflow());
     } else {
@@ -149,11 +160,11 @@ absl::StatusOr<v1::Session> StoreTables::ChangeSession(const v1::Session& change
   }
   const std::string sampling = session.sampling().SerializeAsString();
   auto status = database_.Query(
-      "UPDATE sessions SET system_prompt = ?, sampling = ?, title = ?, context_overflow = ?"
-      " WHERE id = ?",
+      "UPDATE sessions SET system_prompt = ?, sampling = ?, title = ?, context_overflow = ?,"
+      " idle_expiry_us = ? WHERE id = ?",
       {SystemPrompt(session),
        session.has_sampling() ? SqlValue(SqlBlob{sampling}) : SqlValue(nullptr), session.title(),
-       int64_t{session.context_overflow()}, session.id()});
+       int64_t{session.context_overflow()}, IdleExpiry(session), session.id()});
   if (status.ok()) status = WriteMetadata(session);
   if (!status.ok()) return status;
   return session;
@@ -175,10 +186,34 @@ absl::StatusOr<std::vector<std::string>> StoreTables::RemoveSession(const std::s
   return last_of;
 }
 
+absl::StatusOr<std::vector<std::string>> StoreTables::ExpiredSessions(int64_t now_us,
+                                                                      int64_t default_expiry_us,
+                                                                      int64_t limit) {
+  std::vector<std::string> ids;
+  auto status = database_.Query(
+      "SELECT session FROM (SELECT id AS session, used_us,"
+      " CASE WHEN idle_expiry_us > 0 THEN idle_expiry_us ELSE ? END AS expiry FROM sessions)"
+      " WHERE expiry > 0 AND used_us + expiry <= ? AND NOT EXISTS"
+      " (SELECT 1 FROM turns WHERE session_id = session AND state = 1) LIMIT ?",
+      {default_expiry_us, now_us, limit}, [&](const SqlRow& row) { ids.push_back(row.Text(0)); });
+  if (!status.ok()) return status;
+  return ids;
+}
+
 absl::Status StoreTables::InsertImage(const std::string& session_id, const StoredImage& image) {
   if (auto session = FindSession(session_id); !session.ok()) return session.status();
   const v1::ImageInfo& info = image.info;
-  auto status = files_.Write(info.id(), *image.bytes);
+  int64_t others = 0;
+  auto status =
+      database_.Query("SELECT count(*) FROM session_images WHERE session_id = ? AND image_id <> ?",
+                      {session_id, info.id()}, [&](const SqlRow& row) { others = row.Int(0); });
+  if (!status.ok()) return status;
+  if (limits_.images_per_session > 0 && others >= limits_.images_per_session) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("this session has ", others, " pictures, allowed are ",
+                     limits_.images_per_session, "; begin another with CreateSession"));
+  }
+  status = files_.Write(info.id(), *image.bytes);
   if (!status.ok()) return status;
   status = database_.Query("INSERT OR IGNORE INTO images VALUES (?, ?, ?, ?, ?)",
                            {info.id(), info.format(), static_cast<int64_t>(info.size_bytes()),

@@ -22,7 +22,13 @@ namespace llava {
 // session, turn or picture, with a hint. Times are microseconds since 1970.
 class StoreTables {
  public:
-  StoreTables(SqlDatabase& database, ImageFiles& files) : database_(database), files_(files) {}
+  // 0: no limit.
+  struct Limits {
+    int turns_per_session = 0, images_per_session = 0;
+  };
+
+  StoreTables(SqlDatabase& database, ImageFiles& files, Limits limits)
+      : database_(database), files_(files), limits_(limits) {}
 
   absl::Status InsertSession(const v1::Session& session, int64_t now_us);
   absl::StatusOr<v1::Session> FindSession(const std::string& id);
@@ -34,27 +40,42 @@ class StoreTables {
                                             const google::protobuf::FieldMask& mask);
   // Returns the pictures that no session holds any more; their files are still there.
   absl::StatusOr<std::vector<std::string>> RemoveSession(const std::string& id);
+  // Sessions without a running turn that nobody used for their idle expiry, or for `default_expiry`
+  // (0: never) where they have none; at most `limit`.
+  absl::StatusOr<std::vector<std::string>> ExpiredSessions(int64_t now_us,
+                                                           int64_t default_expiry_us,
+                                                           int64_t limit);
 
-  // Writes the file and its row unless known, and makes the session hold it.
+  // Writes the file and its row unless known, and makes the session hold it. RESOURCE_EXHAUSTED:
+  // the session has its fill of pictures.
   absl::Status InsertImage(const std::string& session_id, const StoredImage& image);
   absl::StatusOr<bool> HasImage(const std::string& id);
 
   absl::StatusOr<TurnPage> PageOfTurns(const std::string& session_id, uint32_t page_size,
                                        const std::string& page_token);
   absl::StatusOr<Conversation> FindConversation(const std::string& session_id);
-  absl::StatusOr<v1::Turn> FindTurn(const std::string& session_id, const std::string& turn_id);
+  absl::StatusOr<StoredTurn> FindTurn(const std::string& session_id, const std::string& turn_id);
+  // The turn that was begun by this request of the last 24 hours, empty if none. INVALID_ARGUMENT:
+  // the key was used for something else.
+  absl::StatusOr<std::string> FindRepeated(const std::string& session_id, const RequestKey& request,
+                                           int64_t now_us);
+  // RESOURCE_EXHAUSTED: the session has its fill of turns.
   absl::StatusOr<v1::Turn> InsertTurn(const NewTurn& turn, int64_t now_us);
   // Empties the answer of a turn and sets it running with model, seed and sampling of `turn`.
   absl::StatusOr<v1::Turn> RestartTurn(const NewTurn& turn, int64_t now_us);
   // No error when the session was deleted meanwhile.
   absl::Status EndTurn(const TurnResult& result, int64_t now_us);
 
-  // Turns of an earlier process that never ended. Returns their number.
-  absl::StatusOr<int64_t> EndInterruptedTurns(int64_t now_us);
+  // Turns that never ended.
+  absl::StatusOr<std::vector<UnfinishedTurn>> UnfinishedTurns();
+  // Forgets requests that are too old to be repeated.
+  absl::Status ForgetOldRequests(int64_t now_us);
   absl::StatusOr<std::set<std::string>> ImageIds();
   absl::StatusOr<int64_t> CountSessions();
 
  private:
+  // What a new turn and one made anew have in common.
+  absl::StatusOr<v1::Turn> FinishBegin(const NewTurn& turn, absl::Status status, int64_t now_us);
   absl::Status WriteMetadata(const v1::Session& session);
   // The pictures of a turn with bytes are stored, those without must be the session's.
   absl::Status AttachImages(const NewTurn& turn);
@@ -64,6 +85,7 @@ class StoreTables {
 
   SqlDatabase& database_;
   ImageFiles& files_;
+  const Limits limits_;
 };
 
 }  // namespace llava

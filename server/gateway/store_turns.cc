@@ -16,10 +16,26 @@ namespace {
 
 using google::protobuf::util::TimeUtil;
 
+// For so long a request sent again is known as the same.
+constexpr int64_t kRepeatableUs = int64_t{24} * 3600 * 1'000'000;
+
 // Token ids as little-endian 32-bit numbers, the byte order of every machine this runs on.
 std::string PackIds(const v1::TokenIds& tokens) {
   return std::string(reinterpret_cast<const char*>(tokens.ids().data()),
                      tokens.ids_size() * sizeof(int32_t));
+}
+
+std::string PackLengths(const std::vector<uint64_t>& lengths) {
+  return std::string(reinterpret_cast<const char*>(lengths.data()),
+                     lengths.size() * sizeof(uint64_t));
+}
+
+std::vector<uint64_t> UnpackLengths(const std::string& packed) {
+  std::vector<uint64_t> lengths(packed.size() / sizeof(uint64_t));
+  if (!lengths.empty()) {
+    std::memcpy(lengths.data(), packed.data(), lengths.size() * sizeof(uint64_t));
+  }
+  return lengths;
 }
 
 v1::TokenIds UnpackIds(std::string digest, const std::string& packed) {
@@ -54,6 +70,9 @@ StoredTurn ReadTurn(const SqlRow& row) {
   if (!row.IsNull(17)) {
     *turn.mutable_finish_time() = TimeUtil::MicrosecondsToTimestamp(row.Int(17));
   }
+  stored.error_code = static_cast<absl::StatusCode>(row.Int(18));
+  stored.taken_up = UnpackLengths(row.Text(19));
+  turn.set_dropped_from_context(row.Int(20) != 0);
   return stored;
 }
 
@@ -69,13 +88,19 @@ v1::ImageInfo ReadImage(const SqlRow& row) {
 
 }  // namespace
 
+absl::Status RequestKeyTaken(const std::string& turn_id) {
+  return absl::InvalidArgumentError(
+      absl::StrCat("idempotency_key was used for turn ", turn_id,
+                   ", which asked something else; take a new key for a new question"));
+}
+
 absl::StatusOr<std::vector<StoredTurn>> StoreTables::ReadTurns(const std::string& session_id,
                                                                int64_t first, int64_t limit) {
   std::vector<StoredTurn> turns;
   auto status = database_.Query(
       "SELECT id, session_id, number, state, user_text, model_name, model_version, model_digest,"
       " seed, answer_text, tokenizer_digest, token_ids, finish_reason, error_message, usage,"
-      " timings, created_us, finished_us FROM turns"
+      " timings, created_us, finished_us, error_code, taken_up, dropped FROM turns"
       " WHERE session_id = ? AND number >= ? ORDER BY number LIMIT ?",
       {session_id, first, limit}, [&](const SqlRow& row) { turns.push_back(ReadTurn(row)); });
   for (StoredTurn& stored : turns) {
@@ -119,7 +144,7 @@ absl::StatusOr<Conversation> StoreTables::FindConversation(const std::string& se
   if (!session.ok()) return session.status();
   auto turns = ReadTurns(session_id, 0, INT64_MAX);
   if (!turns.ok()) return turns.status();
-  Conversation conversation{*std::move(session), *std::move(turns), {}};
+  Conversation conversation{*std::move(session), *std::move(turns), {}, {}};
   auto status =
       database_.Query("SELECT image_id FROM session_images WHERE session_id = ?", {session_id},
                       [&](const SqlRow& row) { conversation.images.insert(row.Text(0)); });
@@ -127,8 +152,8 @@ absl::StatusOr<Conversation> StoreTables::FindConversation(const std::string& se
   return conversation;
 }
 
-absl::StatusOr<v1::Turn> StoreTables::FindTurn(const std::string& session_id,
-                                               const std::string& turn_id) {
+absl::StatusOr<StoredTurn> StoreTables::FindTurn(const std::string& session_id,
+                                                 const std::string& turn_id) {
   if (auto session = FindSession(session_id); !session.ok()) return session.status();
   std::optional<int64_t> number;
   auto status =
@@ -141,7 +166,27 @@ absl::StatusOr<v1::Turn> StoreTables::FindTurn(const std::string& session_id,
   }
   auto turns = ReadTurns(session_id, *number, 1);
   if (!turns.ok()) return turns.status();
-  return std::move(turns->front().turn);
+  return std::move(turns->front());
+}
+
+absl::StatusOr<std::string> StoreTables::FindRepeated(const std::string& session_id,
+                                                      const RequestKey& request, int64_t now_us) {
+  std::string turn_id, hash;
+  auto status = database_.Query(
+      "SELECT turn_id, request_hash FROM idempotency_keys"
+      " WHERE session_id = ? AND key = ? AND created_us > ?",
+      {session_id, request.key, now_us - kRepeatableUs}, [&](const SqlRow& row) {
+        turn_id = row.Text(0);
+        hash = row.Text(1);
+      });
+  if (!status.ok()) return status;
+  if (!turn_id.empty() && hash != request.hash) return RequestKeyTaken(turn_id);
+  return turn_id;
+}
+
+absl::Status StoreTables::ForgetOldRequests(int64_t now_us) {
+  return database_.Query("DELETE FROM idempotency_keys WHERE created_us <= ?",
+                         {now_us - kRepeatableUs});
 }
 
 absl::Status StoreTables::AttachImages(const NewTurn& turn) {
@@ -167,7 +212,14 @@ absl::Status StoreTables::AttachImages(const NewTurn& turn) {
 }
 
 absl::StatusOr<v1::Turn> StoreTables::InsertTurn(const NewTurn& turn, int64_t now_us) {
-  if (auto session = FindSession(turn.session_id); !session.ok()) return session.status();
+  auto session = FindSession(turn.session_id);
+  if (!session.ok()) return session.status();
+  const int limit = limits_.turns_per_session;
+  if (limit > 0 && static_cast<int>(session->turn_count()) >= limit) {
+    return absl::ResourceExhaustedError(absl::StrCat("this session has ", session->turn_count(),
+                                                     " turns, allowed are ", limit,
+                                                     "; begin another with CreateSession"));
+  }
   const std::string sampling = turn.sampling.SerializeAsString();
   auto status = database_.Query(
       "INSERT INTO turns (id, session_id, number, state, user_text, model_name, model_version,"
@@ -178,12 +230,27 @@ absl::StatusOr<v1::Turn> StoreTables::InsertTurn(const NewTurn& turn, int64_t no
        turn.model.name(), static_cast<int64_t>(turn.model.version()), SqlBlob{turn.model.digest()},
        static_cast<int64_t>(turn.seed), SqlBlob{sampling}, now_us});
   if (status.ok()) status = AttachImages(turn);
+  if (status.ok() && !turn.request.key.empty()) {
+    status = database_.Query(
+        "INSERT OR REPLACE INTO idempotency_keys VALUES (?, ?, ?, ?, ?)",
+        {turn.session_id, turn.request.key, SqlBlob{turn.request.hash}, turn.id, now_us});
+  }
+  return FinishBegin(turn, status, now_us);
+}
+
+absl::StatusOr<v1::Turn> StoreTables::FinishBegin(const NewTurn& turn, absl::Status status,
+                                                  int64_t now_us) {
+  for (const std::string& id : turn.dropped_turns) {
+    if (status.ok()) status = database_.Query("UPDATE turns SET dropped = 1 WHERE id = ?", {id});
+  }
   if (status.ok()) {
     status =
         database_.Query("UPDATE sessions SET used_us = ? WHERE id = ?", {now_us, turn.session_id});
   }
   if (!status.ok()) return status;
-  return FindTurn(turn.session_id, turn.id);
+  auto stored = FindTurn(turn.session_id, turn.id);
+  if (!stored.ok()) return stored.status();
+  return std::move(stored->turn);
 }
 
 absl::StatusOr<v1::Turn> StoreTables::RestartTurn(const NewTurn& turn, int64_t now_us) {
@@ -191,45 +258,51 @@ absl::StatusOr<v1::Turn> StoreTables::RestartTurn(const NewTurn& turn, int64_t n
   auto status = database_.Query(
       "UPDATE turns SET state = ?, model_name = ?, model_version = ?, model_digest = ?, seed = ?,"
       " sampling = ?, answer_text = '', tokenizer_digest = NULL, token_ids = NULL,"
-      " finish_reason = 0, error_message = '', usage = NULL, timings = NULL, finished_us = NULL"
+      " finish_reason = 0, error_code = 0, error_message = '', usage = NULL, timings = NULL,"
+      " finished_us = NULL, taken_up = NULL"
       " WHERE id = ? AND session_id = ?",
       {int64_t{v1::TURN_STATE_RUNNING}, turn.model.name(),
        static_cast<int64_t>(turn.model.version()), SqlBlob{turn.model.digest()},
        static_cast<int64_t>(turn.seed), SqlBlob{sampling}, turn.id, turn.session_id});
-  if (status.ok()) {
-    status =
-        database_.Query("UPDATE sessions SET used_us = ? WHERE id = ?", {now_us, turn.session_id});
-  }
-  if (!status.ok()) return status;
-  return FindTurn(turn.session_id, turn.id);
+  return FinishBegin(turn, status, now_us);
 }
 
 absl::Status StoreTables::EndTurn(const TurnResult& result, int64_t now_us) {
   const std::string ids = PackIds(result.tokens);
   const std::string usage = result.usage.SerializeAsString();
   const std::string timings = result.timings.SerializeAsString();
+  const std::string taken_up = PackLengths(result.taken_up);
   auto status = database_.Query(
       "UPDATE turns SET state = ?, finish_reason = ?, error_message = ?, answer_text = ?,"
       " tokenizer_digest = ?, token_ids = ?, model_name = ?, model_version = ?, model_digest = ?,"
-      " usage = ?, timings = ?, finished_us = ? WHERE id = ? AND session_id = ?",
+      " usage = ?, timings = ?, finished_us = ?, error_code = ?, taken_up = ?"
+      " WHERE id = ? AND session_id = ?",
       {int64_t{result.state}, int64_t{result.reason}, result.error_message, result.answer_text,
        SqlBlob{result.tokens.tokenizer_digest()}, SqlBlob{ids}, result.model.name(),
        static_cast<int64_t>(result.model.version()), SqlBlob{result.model.digest()}, SqlBlob{usage},
-       SqlBlob{timings}, now_us, result.turn_id, result.session_id});
+       SqlBlob{timings}, now_us, static_cast<int64_t>(result.error_code), SqlBlob{taken_up},
+       result.turn_id, result.session_id});
+  // Nothing was told: the same request is worth another try.
+  if (status.ok() && !result.is_answer()) {
+    status = database_.Query("DELETE FROM idempotency_keys WHERE turn_id = ?", {result.turn_id});
+  }
   if (!status.ok()) return status;
   return database_.Query("UPDATE sessions SET used_us = ? WHERE id = ?",
                          {now_us, result.session_id});
 }
 
-absl::StatusOr<int64_t> StoreTables::EndInterruptedTurns(int64_t now_us) {
+absl::StatusOr<std::vector<UnfinishedTurn>> StoreTables::UnfinishedTurns() {
+  std::vector<UnfinishedTurn> turns;
   auto status = database_.Query(
-      "UPDATE turns SET state = ?, finish_reason = ?, error_message = ?, finished_us = ?"
-      " WHERE state = ?",
-      {int64_t{v1::TURN_STATE_FAILED}, int64_t{v1::FINISH_REASON_INTERRUPTED},
-       std::string_view("the gateway ended while this answer was being made; ask again"), now_us,
-       int64_t{v1::TURN_STATE_RUNNING}});
+      "SELECT session_id, id, sampling FROM turns WHERE state = 1 ORDER BY created_us", {},
+      [&](const SqlRow& row) {
+        UnfinishedTurn& turn = turns.emplace_back();
+        turn.session_id = row.Text(0);
+        turn.turn_id = row.Text(1);
+        turn.sampling.ParseFromString(row.Text(2));
+      });
   if (!status.ok()) return status;
-  return database_.changes();
+  return turns;
 }
 
 }  // namespace llava

@@ -16,11 +16,10 @@ void TokenCount::Start(const TurnParts& parts, UnaryCall call,
                        std::chrono::system_clock::time_point deadline,
                        v1::ChatServiceCountTokensResponse* response) {
   std::shared_ptr<TokenCount> count(new TokenCount(parts, std::move(call), response));
-  count->context_->set_deadline(
-      std::min(deadline, std::chrono::system_clock::now() + parts.options.request_timeout));
-  count->context_->AddMetadata("x-request-id", count->call_.scope().request_id());
+  count->deadline_ =
+      std::min(deadline, std::chrono::system_clock::now() + parts.options.request_timeout);
   parts.store.GetConversation(
-      request.session_id(),
+      request.session_id(), {},
       [count, text = request.text(), images = std::move(images)](const auto& conversation) {
         count->OnConversation(conversation, text, images);
       });
@@ -35,24 +34,32 @@ void TokenCount::OnConversation(const absl::StatusOr<Conversation>& conversation
         absl::NotFoundError(absl::StrCat("this session has no picture \"", image.info.id(),
                                          "\"; send it again with UploadImage or as data")));
   }
-  prompt_ = PromptOfConversation(*conversation);
-  prompt_.AddUser(text, images);
+  NewTurn next;
+  next.user_text = text;
+  next.images = images;
+  prompt_ = PromptOf(*conversation, next);
   parts_.router.Resolve(conversation->session.model(), 0, !prompt_.DistinctImages().empty(),
                         [self = shared_from_this()](const auto& route) { self->OnVersion(route); });
 }
 
 void TokenCount::OnVersion(const absl::StatusOr<Route>& route) {
   if (!route.ok()) return call_.Finish(route.status());
+  auto llm = parts_.router.PickLlm(*route, call_.scope().request_id());
+  if (!llm.ok()) return call_.Finish(llm.status());
+  llm_ = *std::move(llm);
+  grpc::ClientContext& context = *context_.emplace(*llm_).get();
+  context.set_deadline(deadline_);
+  context.AddMetadata("x-request-id", call_.scope().request_id());
   *counted_.mutable_model() = route->model.model();
   FillMessages(prompt_, FeatureKeys(prompt_.DistinctImages(), *route), counted_.mutable_messages());
-  parts_.generator.async()->CountTokens(
-      context_.get(), &counted_, &counts_, [self = shared_from_this()](const grpc::Status& status) {
+  llm_->generator().async()->CountTokens(
+      &context, &counted_, &counts_, [self = shared_from_this()](const grpc::Status& status) {
         if (status.ok()) {
           self->response_->set_text_tokens(self->counts_.text_tokens());
           self->response_->set_image_tokens(self->counts_.image_tokens());
           self->response_->set_context_tokens(self->counts_.context_tokens());
         }
-        self->call_.Finish(self->parts_.llm.Explain(FromGrpc(status)));
+        self->call_.Finish(self->llm_->Explain(FromGrpc(status)));
       });
 }
 

@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "llava/v1/chat.pb.h"
@@ -23,7 +24,7 @@ class TokenCount : public std::enable_shared_from_this<TokenCount> {
 
  private:
   TokenCount(const TurnParts& parts, UnaryCall call, v1::ChatServiceCountTokensResponse* response)
-      : parts_(parts), call_(std::move(call)), response_(response), context_(parts.llm) {}
+      : parts_(parts), call_(std::move(call)), response_(response) {}
 
   void OnConversation(const absl::StatusOr<Conversation>& conversation, const std::string& text,
                       const std::vector<StoredImage>& images);
@@ -32,8 +33,10 @@ class TokenCount : public std::enable_shared_from_this<TokenCount> {
   const TurnParts& parts_;
   const UnaryCall call_;
   v1::ChatServiceCountTokensResponse* const response_;
+  std::chrono::system_clock::time_point deadline_;
   Prompt prompt_;
-  CallContext context_;
+  std::shared_ptr<Backend> llm_;
+  std::optional<CallContext> context_;
   v1::CountTokensRequest counted_;
   v1::CountTokensResponse counts_;
 };

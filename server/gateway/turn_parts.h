@@ -1,10 +1,8 @@
 #pragma once
 
-#include "llava/v1/llm.grpc.pb.h"
-#include "llava/v1/vision.grpc.pb.h"
+#include "server/gateway/answer_journal.h"
 #include "server/gateway/api_keys.h"
-#include "server/gateway/backend.h"
-#include "server/gateway/feature_index.h"
+#include "server/gateway/backend_pool.h"
 #include "server/gateway/gateway_metrics.h"
 #include "server/gateway/gateway_options.h"
 #include "server/gateway/model_router.h"
@@ -12,22 +10,24 @@
 #include "server/gateway/session_owners.h"
 #include "server/gateway/session_store.h"
 #include "server/gateway/turn_gate.h"
+#include "server/runtime/service_process.h"
 
 namespace llava {
+
+class PictureWarmup;
 
 // What all turns share. Everything is thread-safe and outlives every turn.
 struct TurnParts {
   const GatewayOptions& options;
   GatewayMetrics& metrics;
+  Admission& admission;
   SessionStore& store;
-  Backend& vision;
-  Backend& llm;
-  v1::VisionService::Stub& encoder;
-  v1::LlmService::Stub& generator;
-  v1::LlmService::Stub& receiver;  // for features, over the bulk channel
+  AnswerJournal& journal;
+  BackendPool& vision;
+  BackendPool& llm;
   ModelRouter& router;
-  FeatureIndex& features;
   RunningTurns& running;
+  PictureWarmup& warmup;
   const ApiKeys& keys;
   SessionOwners& owners;
   TurnGate& gate;

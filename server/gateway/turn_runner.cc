@@ -1,3 +1,5 @@
+// Begin and end of a turn. What lies between: turn_attempts.cc.
+
 #include "server/gateway/turn_runner.h"
 
 #include <algorithm>
@@ -6,7 +8,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "google/rpc/error_details.pb.h"
+#include "server/gateway/context_fit.h"
 #include "server/runtime/logging.h"
 #include "server/runtime/service_process.h"
 #include "server/runtime/status.h"
@@ -15,13 +17,11 @@
 namespace llava {
 namespace {
 
-using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 using std::chrono::system_clock;
 
-// A deadline that is so near has passed: the client's clock and ours race for it.
-constexpr milliseconds kDeadlineSlack{25};
-constexpr milliseconds kShortestDelay{100}, kUsualDelay{250}, kLongestDelay{1000};
+// A reader that is so far behind is sent away.
+constexpr size_t kMaxBacklogBytes = 64u << 10;
 
 double Seconds(steady_clock::time_point from, steady_clock::time_point to) {
   return std::chrono::duration<double>(to - from).count();
@@ -32,52 +32,95 @@ uint64_t DrawSeed() {
   return (uint64_t{device()} << 32) | device();
 }
 
-milliseconds DelayOf(const absl::Status& status) {
-  google::rpc::RetryInfo retry;
-  if (!GetDetail(status, &retry)) return kUsualDelay;
-  const milliseconds asked(retry.retry_delay().seconds() * 1000 +
-                           retry.retry_delay().nanos() / 1'000'000);
-  return std::clamp(asked, kShortestDelay, kLongestDelay);
-}
-
 }  // namespace
 
 std::shared_ptr<TurnRunner> TurnRunner::Create(const TurnParts& parts, TurnRequest request,
                                                std::unique_ptr<TurnSink> sink,
                                                std::function<void(const absl::Status&)> on_end) {
-  return std::shared_ptr<TurnRunner>(
-      new TurnRunner(parts, std::move(request), std::move(sink), std::move(on_end)));
+  std::shared_ptr<TurnRunner> runner(new TurnRunner(parts, std::move(request)));
+  runner->MakeLive();
+  // From the begin of an empty answer: it cannot be refused.
+  (void)runner->live_->Attach({std::move(sink), std::move(on_end)}, {});
+  return runner;
 }
 
-TurnRunner::TurnRunner(const TurnParts& parts, TurnRequest request, std::unique_ptr<TurnSink> sink,
-                       std::function<void(const absl::Status&)> on_end)
+std::shared_ptr<TurnRunner> TurnRunner::CreateRecovered(
+    const TurnParts& parts, UnfinishedTurn turn, std::optional<JournalledAnswer> journalled) {
+  TurnRequest request;
+  request.request_id = RandomId();
+  request.session_id = std::move(turn.session_id);
+  request.regenerate_turn_id = std::move(turn.turn_id);
+  request.sampling = std::move(turn.sampling);
+  std::shared_ptr<TurnRunner> runner(new TurnRunner(parts, std::move(request)));
+  runner->MakeLive();
+  runner->recovered_ = true;
+  if (journalled) {
+    runner->answer_ = *std::move(journalled);
+  } else {
+    runner->answer_.taken_up.push_back(0);
+  }
+  runner->text_bytes_ = runner->answer_.text.size();
+  runner->live_->Restore(std::move(runner->answer_.text), runner->answer_.taken_up);
+  return runner;
+}
+
+TurnRunner::TurnRunner(const TurnParts& parts, TurnRequest request)
     : parts_(parts),
       request_(std::move(request)),
-      sink_(std::move(sink)),
-      on_end_(std::move(on_end)),
       turn_id_(request_.regenerate_turn_id.empty() ? RandomId() : request_.regenerate_turn_id),
-      deadline_(std::min(request_.deadline, system_clock::now() + parts_.options.request_timeout)) {
+      deadlines_{
+          request_.deadline,
+          std::min(request_.deadline, system_clock::now() + parts_.options.request_timeout)} {}
+
+void TurnRunner::MakeLive() {
+  const bool detaches = request_.detaches();
+  live_ = LiveAnswer::Create(detaches ? kMaxBacklogBytes : 0, [weak = weak_from_this(), detaches] {
+    // A turn that may outlive its readers waits for CheckReaders.
+    if (const auto self = weak.lock(); self && !detaches) self->Break(TurnBreak::kClientGone);
+  });
 }
 
 std::string TurnRunner::Key() const {
-  return request_.session_id.empty() ? absl::StrCat("call ", turn_id_) : request_.session_id;
+  return has_session() ? request_.session_id : absl::StrCat("call ", turn_id_);
 }
 
 void TurnRunner::Start() {
-  auto status = parts_.running.Add(Key(), turn_id_, [weak = weak_from_this()](TurnBreak why) {
-    if (auto self = weak.lock()) self->Break(why);
-  });
-  if (!status.ok()) return End(status);
-  if (request_.session_id.empty()) {
+  // Beside the call's own: the turn may outlive it.
+  admitted_ = parts_.admission.Enter();
+  if (!admitted_) {
+    return End(OverloadedError("this gateway is shutting down; try again, here or elsewhere",
+                               std::chrono::seconds(1)),
+               {});
+  }
+  if (auto status = parts_.running.Add(Key(), turn_id_, shared_from_this()); !status.ok()) {
+    if (!request_.key.key.empty() && JoinRunning()) return;
+    return End(status, {});
+  }
+  if (!has_session()) {
     prompt_ = request_.prompt;
     turn_.model = request_.model;
     turn_.sampling = request_.sampling;
     return FindVersion();
   }
-  parts_.store.GetConversation(request_.session_id,
+  parts_.store.GetConversation(request_.session_id, request_.key,
                                [self = shared_from_this()](absl::StatusOr<Conversation> found) {
                                  self->OnConversation(std::move(found));
                                });
+}
+
+// The turn at work may have been asked by the same request.
+bool TurnRunner::JoinRunning() {
+  const auto other = parts_.running.Find(Key(), "");
+  if (!other || other->request_key().key != request_.key.key) return false;
+  if (other->request_key().hash != request_.key.hash) {
+    End(RequestKeyTaken("that is still running"), {});
+    return true;
+  }
+  for (TurnReader& reader : live_->TakeReaders()) {
+    if (auto status = other->Attach(reader, {}); !status.ok()) reader.End(status);
+  }
+  End(absl::OkStatus(), {});
+  return true;
 }
 
 void TurnRunner::Break(TurnBreak why) {
@@ -91,6 +134,15 @@ void TurnRunner::Break(TurnBreak why) {
   if (stop) stop();
 }
 
+absl::Status TurnRunner::Attach(TurnReader reader, const ResumePoint& from) {
+  return live_->Attach(std::move(reader), from);
+}
+
+void TurnRunner::CheckReaders(steady_clock::time_point now) {
+  const auto alone = live_->alone_since();
+  if (alone && now - *alone > parts_.options.resume_grace) Break(TurnBreak::kAbandoned);
+}
+
 void TurnRunner::SetStop(std::function<void()> stop) {
   {
     MutexLock lock(mutex_);
@@ -100,6 +152,11 @@ void TurnRunner::SetStop(std::function<void()> stop) {
   stop();
 }
 
+bool TurnRunner::journal_failed() {
+  MutexLock lock(mutex_);
+  return !journal_fault_.ok();
+}
+
 std::optional<TurnBreak> TurnRunner::broken() {
   MutexLock lock(mutex_);
   return break_;
@@ -107,30 +164,45 @@ std::optional<TurnBreak> TurnRunner::broken() {
 
 void TurnRunner::OnConversation(absl::StatusOr<Conversation> found) {
   if (!found.ok()) return Refuse(found.status());
-  const bool anew = !request_.regenerate_turn_id.empty();
-  if (anew) {
-    if (found->turns.empty() || found->turns.back().turn.id() != turn_id_) {
-      return Refuse(absl::InvalidArgumentError(absl::StrCat(
-          "turn_id \"", turn_id_, "\" is not the last turn of this session; only that one can be ",
-          "answered anew")));
+  if (!found->repeated_turn_id.empty()) {
+    for (const StoredTurn& stored : found->turns) {
+      if (stored.turn.id() != found->repeated_turn_id) continue;
+      parts_.running.Remove(Key());
+      for (const TurnReader& reader : live_->TakeReaders()) ReplayTurn(stored, reader, {});
+      return End(absl::OkStatus(), {});
     }
-    const v1::Turn& last = found->turns.back().turn;
-    std::vector<StoredImage> images;
-    for (const v1::ImageInfo& info : last.images()) images.push_back({info, nullptr});
-    prompt_ = PromptOfConversation(*found, /*skip=*/1);
-    prompt_.AddUser(last.user_text(), images);
-  } else {
-    prompt_ = PromptOfConversation(*found);
-    prompt_.AddUser(request_.text, request_.images);
+  }
+  const bool anew = !request_.regenerate_turn_id.empty();
+  if (anew && (found->turns.empty() || found->turns.back().turn.id() != turn_id_)) {
+    return Refuse(absl::InvalidArgumentError(
+        absl::StrCat("turn_id \"", turn_id_, "\" is not the last turn of this session; only that ",
+                     "one can be answered anew")));
   }
   turn_.id = turn_id_;
   turn_.session_id = request_.session_id;
   turn_.user_text = request_.text;
   turn_.images = request_.images;
+  turn_.request = request_.key;
   turn_.model = request_.model;
   if (turn_.model.name().empty()) turn_.model.set_name(found->session.model());
   turn_.sampling = WithDefaults(request_.sampling, found->session.sampling());
-  FindVersion();
+  conversation_ = *std::move(found);
+  if (anew) {  // its own question is asked again, without the answer that there is
+    const v1::Turn& last = conversation_.turns.back().turn;
+    turn_.user_text = last.user_text();
+    for (const v1::ImageInfo& info : last.images()) turn_.images.push_back({info, nullptr});
+  }
+  prompt_ = PromptOf(conversation_, turn_);
+  if (!recovered_) return FindVersion();
+
+  const v1::Turn& last = conversation_.turns.back().turn;
+  turn_.sampling = request_.sampling;
+  turn_.seed = last.seed();
+  turn_.model = answer_.id != 0 ? answer_.model : last.model();
+  TellStarted(last.number());
+  conversation_ = {};
+  if (answer_.deaths >= kMaxDeaths) return Conclude(QuarantinedEnding());
+  Continue();
 }
 
 void TurnRunner::FindVersion() {
@@ -143,18 +215,31 @@ void TurnRunner::FindVersion() {
 
 void TurnRunner::OnVersion(absl::StatusOr<Route> route) {
   if (!route.ok()) return Refuse(route.status());
-  if (broken()) return Refuse(EndingOfBreak(*broken()).status);
+  if (const auto why = broken()) return Refuse(EndingOfBreak(*why).status);
   route_ = *std::move(route);
   turn_.model = route_.model.model();
   turn_.sampling = WithDefaults(turn_.sampling, route_.model.default_sampling());
   if (!turn_.sampling.has_seed()) turn_.sampling.set_seed(DrawSeed());
   turn_.seed = turn_.sampling.seed();
+  if (!has_session()) return OnRecorded(v1::Turn());
+  if (conversation_.session.context_overflow() != v1::CONTEXT_OVERFLOW_DROP_OLDEST_TURNS) {
+    return Record();
+  }
+  auto fit = ContextFit::Create(parts_, conversation_, turn_, route_, request_.request_id,
+                                deadlines_.turn, [self = shared_from_this()](absl::Status status) {
+                                  if (!status.ok()) return self->Refuse(status);
+                                  self->prompt_ = PromptOf(self->conversation_, self->turn_);
+                                  self->Record();
+                                });
+  fit->Start();
+}
+
+void TurnRunner::Record() {
   const auto recorded = [self = shared_from_this()](absl::StatusOr<v1::Turn> turn) {
     self->OnRecorded(std::move(turn));
   };
-  if (request_.session_id.empty()) {
-    recorded(v1::Turn());
-  } else if (request_.regenerate_turn_id.empty()) {
+  conversation_ = {};
+  if (request_.regenerate_turn_id.empty()) {
     parts_.store.BeginTurn(turn_, recorded);
   } else {
     parts_.store.RestartTurn(turn_, recorded);
@@ -163,247 +248,54 @@ void TurnRunner::OnVersion(absl::StatusOr<Route> route) {
 
 void TurnRunner::OnRecorded(absl::StatusOr<v1::Turn> turn) {
   if (!turn.ok()) return Refuse(turn.status());
-  parts_.metrics.turns_running.Increment();
-  v1::ChatEvent event;
-  v1::TurnStarted& started = *event.mutable_turn_started();
-  started.set_session_id(request_.session_id);
-  started.set_turn_id(turn_id_);
-  started.set_turn_number(turn->number());
-  *started.mutable_model() = turn_.model;
-  started.set_seed(turn_.seed);
-  sink_->Send(std::move(event));
-  LogInfo("turn started", {{"request_id", request_.request_id},
-                           {"session_id", request_.session_id},
-                           {"turn_id", turn_id_},
-                           {"model", turn_.model.name()},
-                           {"version", absl::StrCat(turn_.model.version())},
-                           {"images", absl::StrCat(prompt_.DistinctImages().size())}});
+  TellStarted(turn->number());
   Attempt();
 }
 
-void TurnRunner::Attempt() {
-  if (const auto why = broken()) return Conclude(EndingOfBreak(*why));
-  started_.Clear();
-  auto delivery = FeatureDelivery::Create(
-      parts_, prompt_, route_, request_.request_id, request_.priority, deadline_,
-      [self = shared_from_this()](absl::StatusOr<FeatureDelivery::Outcome> outcome) {
-        self->OnFeatures(std::move(outcome));
-      });
-  SetStop([delivery] { delivery->Cancel(); });
-  delivery->Start();
+void TurnRunner::TellStarted(uint32_t turn_number) {
+  parts_.metrics.turns_running.Increment();
+  counted_ = true;
+  v1::TurnStarted started;
+  started.set_session_id(request_.session_id);
+  started.set_turn_id(turn_id_);
+  started.set_turn_number(turn_number);
+  *started.mutable_model() = turn_.model;
+  started.set_seed(turn_.seed);
+  live_->Begin(started);
+  LogInfo(recovered_ ? "turn taken up" : "turn started",
+          {{"request_id", request_.request_id},
+           {"session_id", request_.session_id},
+           {"turn_id", turn_id_},
+           {"model", turn_.model.name()},
+           {"version", absl::StrCat(turn_.model.version())},
+           {"images", absl::StrCat(prompt_.DistinctImages().size())}});
 }
 
-void TurnRunner::OnFeatures(absl::StatusOr<FeatureDelivery::Outcome> outcome) {
-  if (const auto why = broken()) return Conclude(EndingOfBreak(*why));
-  if (!outcome.ok()) {
-    if (TryAgain(outcome.status())) return;
-    return Conclude(EndingOf(outcome.status()));
-  }
-  vision_seconds_ += outcome->vision_seconds;
-  Generate(*outcome);
+TurnEnding TurnRunner::EndingOf(const absl::Status& status) const {
+  return FailedEnding(status, deadlines_, text_bytes_);
 }
 
-void TurnRunner::Generate(const FeatureDelivery::Outcome& outcome) {
-  v1::GenerateRequest request;
-  *request.mutable_model() = turn_.model;
-  FillMessages(prompt_, outcome.keys, request.mutable_messages());
-  *request.mutable_sampling() = turn_.sampling;
-  request.set_priority(request_.priority);
-  request.set_tenant(request_.caller.name());
-  request.set_weight(request_.caller.weight());
-  request.set_cache_salt(request_.caller.name());
-  request.set_request_id(request_.request_id);
-  request.set_session_id(request_.session_id);
-  auto self = shared_from_this();
-  auto call = GenerateCall::Create(
-      parts_.llm, std::move(request), deadline_,
-      {.on_event = [self](v1::GenerateResponse& event) { return self->OnEvent(event); },
-       .on_done = [self](absl::Status status) { self->OnGenerated(std::move(status)); }});
-  SetStop([call] { call->Cancel(); });
-  call->Start(parts_.generator);
-}
-
-bool TurnRunner::OnEvent(v1::GenerateResponse& event) {
-  if (!protocol_error_.ok()) return false;
-  switch (event.event_case()) {
-    case v1::GenerateResponse::kStarted:
-      return OnStarted(event.started());
-    case v1::GenerateResponse::kDelta:
-      return OnDelta(*event.mutable_delta());
-    case v1::GenerateResponse::kFinished:
-      finished_ = std::move(*event.mutable_finished());
-      return true;
-    case v1::GenerateResponse::EVENT_NOT_SET:
-      break;
-  }
-  return true;  // an event of a newer service
-}
-
-bool TurnRunner::OnStarted(const v1::GenerateStarted& started) {
-  started_ = started;
-  if (started.model().name() == turn_.model.name() &&
-      started.model().version() == turn_.model.version()) {
-    return true;
-  }
-  protocol_error_ = absl::InternalError(
-      absl::StrCat("version ", started.model().version(), " of \"", started.model().name(),
-                   "\" answered, asked was version ", turn_.model.version()));
-  return false;
-}
-
-bool TurnRunner::OnDelta(v1::GenerateDelta& delta) {
-  token_count_ += static_cast<uint32_t>(delta.token_ids_size());
-  if (delta.text_offset() != text_.size()) {
-    protocol_error_ = absl::InternalError(absl::StrCat(
-        "text at byte ", delta.text_offset(), " came, byte ", text_.size(), " was expected"));
-    return false;
-  }
-  if (!delta.text().empty()) {
-    const auto now = steady_clock::now();
-    if (!first_text_) {
-      first_text_ = now;
-      parts_.metrics.time_to_first_token_seconds.Observe(Seconds(request_.received, now));
-    } else {
-      parts_.metrics.time_between_tokens_seconds.Observe(Seconds(*last_text_, now));
-    }
-    last_text_ = now;
-  } else if (delta.logprobs().empty()) {
-    return true;  // text is held back; nothing for the client yet
-  }
-  v1::ChatEvent event;
-  v1::TextDelta& text = *event.mutable_text();
-  text.set_offset(text_.size());
-  text_ += delta.text();
-  text.mutable_text()->swap(*delta.mutable_text());
-  text.mutable_logprobs()->Swap(delta.mutable_logprobs());
-  sink_->Send(std::move(event));
-  return true;
-}
-
-void TurnRunner::OnGenerated(absl::Status status) {
-  if (!protocol_error_.ok()) return Conclude(EndingOf(parts_.llm.Explain(protocol_error_)));
-  if (finished_ && status.ok()) return Conclude(EndingOf(status));
-  if (const auto why = broken()) return Conclude(EndingOfBreak(*why));
-  if (status.ok()) status = absl::InternalError("the answer ended without a final event");
-  if (TryAgain(status)) return;
-  if (v1::MissingFeatures missing; GetDetail(status, &missing)) {
-    status = OverloadedError("it did not keep the features of the pictures that it was just given",
-                             kLongestDelay);
-  }
-  Conclude(EndingOf(parts_.llm.Explain(status)));
-}
-
-bool TurnRunner::TryAgain(const absl::Status& status) {
-  if (token_count_ > 0 || !text_.empty()) return false;
-  v1::MissingFeatures missing;
-  if (GetDetail(status, &missing)) {
-    for (const v1::FeatureKey& key : missing.keys()) parts_.features.Remove(key);
-    if (std::exchange(refilled_, true)) return false;
-    Attempt();
-    return true;
-  }
-  if (absl::IsFailedPrecondition(status) && request_.model.version() == 0) {
-    if (std::exchange(rerouted_, true)) return false;
-    Reroute();
-    return true;
-  }
-  if (absl::IsUnavailable(status)) {
-    if (std::exchange(retried_, true)) return false;
-    AttemptLater(DelayOf(status));
-    return true;
-  }
-  return false;
-}
-
-void TurnRunner::AttemptLater(milliseconds delay) {
-  SetStop(nullptr);  // Attempt sees a break; the wait is short
-  // The alarm keeps its callback after it has rung, so that the turn must leave it by then.
-  alarm_.Set(system_clock::now() + delay, [self = shared_from_this()](bool) mutable {
-    const auto runner = std::move(self);
-    runner->Attempt();
-  });
-}
-
-// The version went away between choice and call: choose again among those that are there now.
-void TurnRunner::Reroute() {
-  SetStop(nullptr);
-  parts_.router.Refresh([self = shared_from_this()] {
-    auto route = self->parts_.router.Find(self->turn_.model.name(), 0,
-                                          !self->prompt_.DistinctImages().empty());
-    if (!route.ok()) return self->Conclude(self->EndingOf(route.status()));
-    self->route_ = *std::move(route);
-    self->turn_.model = self->route_.model.model();
-    self->Attempt();
-  });
-}
-
-TurnRunner::Ending TurnRunner::EndingOf(const absl::Status& status) {
-  if (status.ok()) {
-    switch (finished_->reason()) {
-      case v1::FINISH_REASON_STOP:
-      case v1::FINISH_REASON_LENGTH:
-      case v1::FINISH_REASON_CONTEXT:
-        return {v1::TURN_STATE_FINISHED, finished_->reason(), absl::OkStatus(), ""};
-      case v1::FINISH_REASON_DEADLINE:
-        return EndingOf(absl::DeadlineExceededError(""));
-      default:
-        break;
-    }
-    // Nobody asked for that here.
-    auto ending = EndingOf(parts_.llm.Explain(OverloadedError(
-        absl::StrCat("the answer was broken off there: ", FinishReasonLabel(finished_->reason())),
-        kLongestDelay)));
-    ending.reason = finished_->reason();
-    return ending;
-  }
-  Ending ending;
-  ending.status = status;
-  if (absl::IsDeadlineExceeded(status)) {
-    ending.reason = v1::FINISH_REASON_DEADLINE;
-    ending.status = absl::DeadlineExceededError(
-        absl::StrCat("time ran out: ",
-                     deadline_ < request_.deadline ? "the gateway's --request-timeout"
-                                                   : "the deadline of the call",
-                     " ended the answer after ", text_.size(), " bytes, which are kept"));
-  }
-  ending.message = std::string(ending.status.message());
-  return ending;
-}
-
-TurnRunner::Ending TurnRunner::EndingOfBreak(TurnBreak why) const {
-  Ending ending;
-  ending.reason = v1::FINISH_REASON_CANCELLED;
-  switch (why) {
-    case TurnBreak::kCancelTurn:
-      ending.message = "stopped by CancelTurn";
-      break;
-    case TurnBreak::kClientGone:
-      ending.status = absl::CancelledError("the client went away");
-      if (system_clock::now() + kDeadlineSlack >= request_.deadline) {
-        ending.reason = v1::FINISH_REASON_DEADLINE;
-        ending.status = absl::DeadlineExceededError("the deadline of the call has passed");
-      }
-      ending.message = std::string(ending.status.message());
-      break;
-    case TurnBreak::kShutdown:
-      ending.reason = v1::FINISH_REASON_INTERRUPTED;
-      ending.status = OverloadedError("the gateway was stopped during this answer; ask again",
-                                      std::chrono::seconds(1));
-      ending.message = std::string(ending.status.message());
-      break;
+TurnEnding TurnRunner::EndingOfBreak(TurnBreak why) {
+  TurnEnding ending = BrokenEnding(why, deadlines_, has_session());
+  if (why == TurnBreak::kJournalFault) {
+    MutexLock lock(mutex_);
+    ending.status = journal_fault_;
+    ending.message = std::string(ending.status.message());
   }
   return ending;
 }
 
-TurnResult TurnRunner::ResultOf(const Ending& ending) {
+TurnResult TurnRunner::ResultOf(const TurnEnding& ending) const {
   const auto now = steady_clock::now();
   TurnResult result;
   result.session_id = request_.session_id;
   result.turn_id = turn_id_;
   result.state = ending.state;
   result.reason = ending.reason;
+  result.error_code = ending.status.code();
   result.error_message = ending.message;
-  result.answer_text = text_;
+  result.answer_text = live_->text();
+  result.taken_up = answer_.taken_up;
   result.model = turn_.model;
   if (finished_) {
     result.tokens = finished_->tokens();
@@ -413,7 +305,7 @@ TurnResult TurnRunner::ResultOf(const Ending& ending) {
     result.usage.set_text_tokens(started_.text_tokens());
     result.usage.set_image_tokens(started_.image_tokens());
     result.usage.set_cached_tokens(started_.cached_tokens());
-    result.usage.set_generated_tokens(token_count_);
+    result.usage.set_generated_tokens(static_cast<uint32_t>(answer_.tokens.ids_size()));
     result.timings.set_queue_seconds(started_.queue_seconds());
   }
   result.timings.set_vision_seconds(vision_seconds_);
@@ -424,10 +316,21 @@ TurnResult TurnRunner::ResultOf(const Ending& ending) {
   return result;
 }
 
-void TurnRunner::Conclude(Ending ending) {
+void TurnRunner::Conclude(TurnEnding ending) {
   SetStop(nullptr);
-  const TurnResult result = ResultOf(ending);
-  parts_.metrics.turns_running.Decrement();
+  if (!has_session()) return Store(ending);
+  // What was received is told and kept before the end.
+  parts_.journal.Flush([self = shared_from_this(), ending](const absl::Status&) {
+    if (ending.suspended) return self->Suspend(ending);
+    if (!self->journal_failed()) return self->Store(ending);
+    self->finished_.reset();  // it speaks of text that was not told
+    self->Store(self->EndingOfBreak(TurnBreak::kJournalFault));
+  });
+}
+
+void TurnRunner::Store(const TurnEnding& ending) {
+  TurnResult result = ResultOf(ending);
+  if (counted_) parts_.metrics.turns_running.Decrement();
   parts_.metrics.CountTurn(result.reason, result.timings.total_seconds());
   parts_.metrics.CountTokens(result.usage);
   if (request_.permit) {
@@ -442,40 +345,50 @@ void TurnRunner::Conclude(Ending ending) {
            {"tokens", absl::StrCat(result.usage.generated_tokens())},
            {"first_token_s", absl::StrCat(result.timings.time_to_first_token_seconds())},
            {"total_s", absl::StrCat(result.timings.total_seconds())}});
-  v1::ChatEvent event;
-  if (ending.status.ok()) {
-    v1::TurnFinished& finished = *event.mutable_turn_finished();
-    finished.set_reason(result.reason);
-    *finished.mutable_usage() = result.usage;
-    *finished.mutable_timings() = result.timings;
-    *finished.mutable_model() = result.model;
-    finished.set_text_bytes(text_.size());
-  }
-  const auto stored = [self = shared_from_this(), ending, event = std::move(event)](
-                          const absl::Status& status) { self->OnStored(ending, event, status); };
-  if (request_.session_id.empty()) return stored(absl::OkStatus());
-  parts_.store.FinishTurn(result, stored);
+  if (!has_session()) return OnStored(ending, result, absl::OkStatus());
+  parts_.store.FinishTurn(result,
+                          [self = shared_from_this(), ending, result](const absl::Status& status) {
+                            self->OnStored(ending, result, status);
+                          });
 }
 
-void TurnRunner::OnStored(const Ending& ending, const v1::ChatEvent& event,
+void TurnRunner::OnStored(const TurnEnding& ending, const TurnResult& result,
                           const absl::Status& stored) {
-  // First, so that the next question of a client that has seen the end is not refused.
+  // An answer that the store could not take stays in the journal for the next process.
+  if (answer_.id != 0 && stored.ok()) parts_.journal.End(answer_.id);
+  // Before the readers, so that the next question of a client that has seen the end is not refused.
   parts_.running.Remove(Key());
   absl::Status status = ending.status;
   if (status.ok() && !stored.ok()) status = stored;
-  if (status.ok()) sink_->Send(event);
-  End(status);
+  v1::TurnFinished finished;
+  finished.set_reason(result.reason);
+  *finished.mutable_usage() = result.usage;
+  *finished.mutable_timings() = result.timings;
+  *finished.mutable_model() = result.model;
+  finished.set_text_bytes(result.answer_text.size());
+  End(status, finished);
+}
+
+void TurnRunner::Suspend(const TurnEnding& ending) {
+  if (counted_) parts_.metrics.turns_running.Decrement();
+  LogInfo("turn left in the journal", {{"request_id", request_.request_id},
+                                       {"session_id", request_.session_id},
+                                       {"turn_id", turn_id_},
+                                       {"bytes", absl::StrCat(text_bytes_)}});
+  parts_.running.Remove(Key());
+  End(ending.status, {});
 }
 
 void TurnRunner::Refuse(const absl::Status& status) {
   SetStop(nullptr);
   parts_.running.Remove(Key());
-  End(status.ok() ? absl::CancelledError("stopped by CancelTurn") : status);
+  End(status.ok() ? absl::CancelledError("stopped by CancelTurn") : status, {});
 }
 
-void TurnRunner::End(const absl::Status& status) {
-  on_end_(status);
-  sink_->Close(status);  // last: with its last call over, the process may end
+void TurnRunner::End(const absl::Status& status, const v1::TurnFinished& finished) {
+  if (request_.permit) request_.permit->Release(0);  // of a turn that was not stored
+  if (admitted_) parts_.admission.Leave();
+  live_->End(status, finished);  // last: with its last call over, the process may end
 }
 
 }  // namespace llava

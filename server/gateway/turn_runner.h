@@ -2,6 +2,7 @@
 
 #include <grpcpp/alarm.h>
 
+#include <atomic>
 #include <chrono>
 #include <functional>
 #include <memory>
@@ -12,75 +13,58 @@
 #include "server/gateway/api_keys.h"
 #include "server/gateway/feature_delivery.h"
 #include "server/gateway/generate_call.h"
+#include "server/gateway/live_answer.h"
 #include "server/gateway/prompt.h"
+#include "server/gateway/turn_ending.h"
 #include "server/gateway/turn_parts.h"
+#include "server/gateway/turn_request.h"
 #include "server/runtime/mutex.h"
 
 namespace llava {
 
-// Where the events of a turn go. Thread-safe; Close once, nothing after it.
-class TurnSink {
- public:
-  virtual ~TurnSink() = default;
-  virtual void Send(v1::ChatEvent event) = 0;
-  virtual void Close(const absl::Status& status) = 0;
-};
-
-// A question that passed the checks of request_checks.h.
-struct TurnRequest {
-  Caller caller;
-  std::shared_ptr<TurnPermit> permit;  // its place; null: none is kept
-  std::string request_id;
-  // Empty: a call without session; `prompt` is the whole conversation.
-  std::string session_id;
-  Prompt prompt;
-  // With a session: the new message ...
-  std::string text;
-  std::vector<StoredImage> images;
-  // ... or the turn to be answered anew.
-  std::string regenerate_turn_id;
-  v1::ModelVersion model;
-  v1::SamplingParams sampling;
-  int32_t priority = 0;
-  std::chrono::system_clock::time_point deadline;
-  std::chrono::steady_clock::time_point received;
-};
-
 // One turn from question to stored answer, without a thread of its own: each step starts the next
-// one from its callback, on threads of gRPC and of the store.
+// one from its callback, on threads of gRPC, of the store and of the journal.
 //
-//   conversation -> version -> recorded -> [features -> generate]* -> stored -> told
+//   conversation -> version -> recorded -> [features -> generate]* -> journalled -> stored -> told
 //
-// Before the first text the bracket is repeated: once after UNAVAILABLE, once after missing
-// features, once after the version is gone; never afterwards. Whatever happens, the turn is stored
-// with its text so far, the session is given back, the call is accounted for, and the sink is
-// closed, in that order.
-class TurnRunner : public std::enable_shared_from_this<TurnRunner> {
+// Before the first token the bracket is repeated: once when a service has too much to do, once
+// after missing features, once after the version is gone. When a service died or is out of reach,
+// it is waited for; what there is of the answer is gone on with from its tokens, by the same
+// version, also by the next process. Every piece of text of a session's turn is in the journal
+// before a reader sees it. Whatever happens, the turn is stored with its text so far, the session
+// is given back, and the readers are told, in that order.
+class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnRunner> {
  public:
-  // `on_end` runs last but for telling the client, with what it will be told.
+  // `on_end` runs once, right before the sink is closed with the same status: at the end of the
+  // turn, or when its client went away before.
   static std::shared_ptr<TurnRunner> Create(const TurnParts& parts, TurnRequest request,
                                             std::unique_ptr<TurnSink> sink,
                                             std::function<void(const absl::Status&)> on_end);
+  // Goes on with a turn of an earlier process; `journalled`: its answer so far, if it had begun.
+  static std::shared_ptr<TurnRunner> CreateRecovered(const TurnParts& parts, UnfinishedTurn turn,
+                                                     std::optional<JournalledAnswer> journalled);
   void Start();
-  // Thread-safe; only the first one counts.
-  void Break(TurnBreak why);
+
+  // RunningTurn. Only the first break counts.
+  void Break(TurnBreak why) override;
+  absl::Status Attach(TurnReader reader, const ResumePoint& from) override;
+  const RequestKey& request_key() const override { return request_.key; }
+  void CheckReaders(std::chrono::steady_clock::time_point now) override;
 
  private:
-  // What the caller is told at the end, and what is stored.
-  struct Ending {
-    v1::TurnState state = v1::TURN_STATE_FAILED;
-    v1::FinishReason reason = v1::FINISH_REASON_ERROR;
-    absl::Status status;  // OK: the client gets turn_finished
-    std::string message;  // stored as the turn's error
-  };
+  TurnRunner(const TurnParts& parts, TurnRequest request);
+  void MakeLive();
 
-  TurnRunner(const TurnParts& parts, TurnRequest request, std::unique_ptr<TurnSink> sink,
-             std::function<void(const absl::Status&)> on_end);
-
+  // turn_runner.cc: up to the first attempt.
+  bool JoinRunning();
   void OnConversation(absl::StatusOr<Conversation> conversation);
   void FindVersion();
   void OnVersion(absl::StatusOr<Route> route);
+  void Record();
   void OnRecorded(absl::StatusOr<v1::Turn> turn);
+  void TellStarted(uint32_t turn_number);
+
+  // turn_attempts.cc: features, text, and what to do when they stop coming.
   void Attempt();
   void OnFeatures(absl::StatusOr<FeatureDelivery::Outcome> outcome);
   void Generate(const FeatureDelivery::Outcome& outcome);
@@ -90,47 +74,73 @@ class TurnRunner : public std::enable_shared_from_this<TurnRunner> {
   void OnGenerated(absl::Status status);
   // True: another attempt is on its way.
   bool TryAgain(const absl::Status& status);
-  void AttemptLater(std::chrono::milliseconds delay);
+  void Later(std::chrono::milliseconds delay, void (TurnRunner::*step)());
   void Reroute();
+  // A service died over it, or is out of reach: waits for one that can go on with it. False: not
+  // any more.
+  bool GoOn(const absl::Status& status);
+  bool WaitForWorker();
+  void Continue();
+  void OnVersionBack(absl::StatusOr<Route> route);
+  bool begun() const { return recovered_ || answer_.tokens.ids_size() > 0 || text_bytes_ > 0; }
 
-  Ending EndingOf(const absl::Status& status);
-  Ending EndingOfBreak(TurnBreak why) const;
-  void Conclude(Ending ending);
-  void OnStored(const Ending& ending, const v1::ChatEvent& event, const absl::Status& stored);
+  // turn_runner.cc: the end.
+  TurnEnding EndingOf(const absl::Status& status) const;
+  TurnEnding EndingOfBreak(TurnBreak why);
+  void Conclude(TurnEnding ending);
+  void Store(const TurnEnding& ending);
+  void OnStored(const TurnEnding& ending, const TurnResult& result, const absl::Status& stored);
+  void Suspend(const TurnEnding& ending);
   // Nothing was recorded: only the client is told.
   void Refuse(const absl::Status& status);
-  void End(const absl::Status& status);
+  void End(const absl::Status& status, const v1::TurnFinished& finished);
 
   // How Break ends the step under way; done at once if it came before.
   void SetStop(std::function<void()> stop);
   std::optional<TurnBreak> broken();
+  // Makes the answer known to the journal, with what there is of it.
+  void JournalAnswer();
+  // Text that was received could not be kept, and so was not told.
+  void OnJournalFault(const absl::Status& status);
+  bool journal_failed();
+  bool has_session() const { return !request_.session_id.empty(); }
   std::string Key() const;
-  TurnResult ResultOf(const Ending& ending);
+  TurnResult ResultOf(const TurnEnding& ending) const;
 
   const TurnParts& parts_;
   const TurnRequest request_;
-  const std::unique_ptr<TurnSink> sink_;
-  const std::function<void(const absl::Status&)> on_end_;
   const std::string turn_id_;
-  const std::chrono::system_clock::time_point deadline_;  // the client's or our own
+  const TurnDeadlines deadlines_;
+  std::shared_ptr<LiveAnswer> live_;
 
   Mutex mutex_;
   std::optional<TurnBreak> break_ LLAVA_GUARDED_BY(mutex_);
+  absl::Status journal_fault_ LLAVA_GUARDED_BY(mutex_);
   std::function<void()> stop_ LLAVA_GUARDED_BY(mutex_);
 
-  // One step at a time touches these; store and gRPC order the steps.
+  // One step at a time touches these; store, journal and gRPC order the steps.
+  Conversation conversation_;  // until it is recorded
   Prompt prompt_;
   NewTurn turn_;
   Route route_;
+  std::shared_ptr<Backend> llm_;  // of the attempt under way, or of the last one
   grpc::Alarm alarm_;
+  bool admitted_ = false, counted_ = false;
+  bool avoid_ = false;  // the process that failed last, if there is another
   bool retried_ = false, refilled_ = false, rerouted_ = false;
   double vision_seconds_ = 0;
   v1::GenerateStarted started_;
   std::optional<v1::GenerateFinished> finished_;
-  std::string text_;
-  uint32_t token_count_ = 0;
   absl::Status protocol_error_;
   std::optional<std::chrono::steady_clock::time_point> first_text_, last_text_;
+
+  // What there is of the answer; its text is in `live_` once it is journalled.
+  JournalledAnswer answer_;
+  uint64_t text_bytes_ = 0;            // received
+  bool recovered_ = false;             // an earlier process began it
+  bool worker_began_ = false;          // this attempt's worker has taken it up
+  std::atomic<bool> arrived_ = false;  // its request came to the service
+  std::optional<std::chrono::steady_clock::time_point> patience_;  // until then wait for a worker
 };
 
 }  // namespace llava

@@ -35,23 +35,23 @@ double EstimateTokens(const TurnRequest& request, const ModelRouter& router) {
          static_cast<double>(pictures) * image_tokens + answer;
 }
 
-std::shared_ptr<TurnStart> TurnStart::Begin(const TurnParts& parts, std::shared_ptr<RpcScope> scope,
-                                            TurnRequest request, std::unique_ptr<TurnSink> sink) {
+void TurnStart::Begin(const TurnParts& parts, std::shared_ptr<RpcScope> scope, TurnRequest request,
+                      std::unique_ptr<TurnSink> sink) {
   request.caller = scope->caller();
   request.request_id = scope->request_id();
   request.received = scope->received();
   std::shared_ptr<TurnStart> start(
       new TurnStart(parts, std::move(scope), std::move(request), std::move(sink)));
-  if (start->request_.session_id.empty()) {
-    start->AskForPlace();
-  } else {
-    parts.owners.Check(start->request_.caller, start->request_.session_id,
-                       [start](const absl::Status& owned) {
-                         if (!owned.ok()) return start->Refuse(owned);
-                         start->AskForPlace();
-                       });
-  }
-  return start;
+  // Until the runner listens for that itself.
+  start->sink_->SetOnGone([weak = start->weak_from_this()] {
+    if (const auto self = weak.lock()) self->OnGone();
+  });
+  if (start->request_.session_id.empty()) return start->AskForPlace();
+  parts.owners.Check(start->request_.caller, start->request_.session_id,
+                     [start](const absl::Status& owned) {
+                       if (!owned.ok()) return start->Refuse(owned);
+                       start->AskForPlace();
+                     });
 }
 
 TurnStart::TurnStart(const TurnParts& parts, std::shared_ptr<RpcScope> scope, TurnRequest request,
@@ -71,41 +71,31 @@ void TurnStart::AskForPlace() {
   {
     MutexLock lock(mutex_);
     ticket_ = ticket;
-    if (!broken_) return;
+    if (!gone_) return;
   }
-  parts_.gate.Cancel(ticket);  // it broke before there was a ticket
+  parts_.gate.Cancel(ticket);  // it went before there was a ticket
 }
 
 void TurnStart::OnPlace(absl::StatusOr<std::shared_ptr<TurnPermit>> permit) {
   if (!permit.ok()) return Refuse(permit.status());
-  std::shared_ptr<TurnRunner> runner;
   {
     MutexLock lock(mutex_);
-    if (!broken_) {
-      request_.permit = *permit;
-      runner = TurnRunner::Create(
-          parts_, std::move(request_), std::move(sink_),
-          [self = shared_from_this(), permit = *permit](const absl::Status& status) {
-            permit->Release(0);  // of a turn that never came to its end
-            self->scope_->End(status);
-          });
-      runner_ = runner;
-    }
+    if (gone_) permit = absl::CancelledError("the client went away");
   }
-  if (!runner) return Refuse(absl::CancelledError("the client went away"));
-  runner->Start();
+  if (!permit.ok()) return Refuse(permit.status());
+  request_.permit = *std::move(permit);
+  TurnRunner::Create(parts_, std::move(request_), std::move(sink_),
+                     [scope = scope_](const absl::Status& status) { scope->End(status); })
+      ->Start();
 }
 
-void TurnStart::Break(TurnBreak why) {
-  std::shared_ptr<TurnRunner> runner;
+void TurnStart::OnGone() {
   std::optional<uint64_t> ticket;
   {
     MutexLock lock(mutex_);
-    broken_ = true;
-    runner = runner_.lock();
+    gone_ = true;
     ticket = ticket_;
   }
-  if (runner) return runner->Break(why);
   if (ticket) parts_.gate.Cancel(*ticket);
 }
 

@@ -14,15 +14,14 @@ namespace llava {
 class TurnStart : public std::enable_shared_from_this<TurnStart> {
  public:
   // `request` without caller, id and time of receipt, which are the scope's; `scope` is ended.
-  static std::shared_ptr<TurnStart> Begin(const TurnParts& parts, std::shared_ptr<RpcScope> scope,
-                                          TurnRequest request, std::unique_ptr<TurnSink> sink);
-  // At whatever stage. Thread-safe; only the first one counts.
-  void Break(TurnBreak why);
+  static void Begin(const TurnParts& parts, std::shared_ptr<RpcScope> scope, TurnRequest request,
+                    std::unique_ptr<TurnSink> sink);
 
  private:
   TurnStart(const TurnParts& parts, std::shared_ptr<RpcScope> scope, TurnRequest request,
             std::unique_ptr<TurnSink> sink);
 
+  void OnGone();
   void AskForPlace();
   void OnPlace(absl::StatusOr<std::shared_ptr<TurnPermit>> permit);
   void Refuse(const absl::Status& status);
@@ -33,9 +32,8 @@ class TurnStart : public std::enable_shared_from_this<TurnStart> {
   std::unique_ptr<TurnSink> sink_;
 
   Mutex mutex_;
-  bool broken_ LLAVA_GUARDED_BY(mutex_) = false;
-  std::optional<uint64_t> ticket_ LLAVA_GUARDED_BY(mutex_);  // while it waits
-  std::weak_ptr<TurnRunner> runner_ LLAVA_GUARDED_BY(mutex_);
+  bool gone_ LLAVA_GUARDED_BY(mutex_) = false;  // the client, before there was a place
+  std::optional<uint64_t> ticket_ LLAVA_GUARDED_BY(mutex_);
 };
 
 // What a question will use at most, about: a token for three bytes of its text, the tokens of its

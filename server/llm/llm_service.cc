@@ -97,6 +97,8 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* LlmService::Generate(
   std::string id = RequestId(*context);
   if (!request->request_id().empty()) id = request->request_id();
   const auto backend = Enter();
+  // Whoever waits can tell a request that a worker died of from one that never came here.
+  if (backend.ok()) writer->Greet();
   auto stream =
       std::make_shared<GenerateStream>(std::move(writer), id, request->session_id(),
                                        [this, admitted = backend.ok()](const absl::Status& status) {

@@ -2,6 +2,7 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <cstddef>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -41,11 +42,22 @@ class StreamWriter : public grpc::ServerWriteReactor<Response> {
     on_gone();
   }
 
+  // Lets the caller know that the call has arrived, before there is anything to say. At most once,
+  // before the first Write and Close.
+  void Greet() { this->StartSendInitialMetadata(); }
+
+  // Bytes queued that the transport has not taken yet.
+  size_t queued_bytes() const {
+    MutexLock lock(mutex_);
+    return queued_bytes_;
+  }
+
   // Queues one message. False: the client is gone or the stream is closed, stop producing.
   bool Write(Response message) {
     {
       MutexLock lock(mutex_);
       if (gone_ || closing_) return false;
+      queued_bytes_ += message.ByteSizeLong();
       queue_.push_back(std::move(message));
       if (in_flight_) return true;
       Next();
@@ -80,6 +92,7 @@ class StreamWriter : public grpc::ServerWriteReactor<Response> {
       MutexLock lock(mutex_);
       if (!ok) queue_.clear();  // OnCancel follows and tells the producer
       in_flight_ = false;
+      queued_bytes_ -= current_bytes_;
       if (!queue_.empty()) {
         Next();
         more = true;
@@ -108,6 +121,7 @@ class StreamWriter : public grpc::ServerWriteReactor<Response> {
   void Next() LLAVA_REQUIRES(mutex_) {
     current_ = std::move(queue_.front());
     queue_.pop_front();
+    current_bytes_ = current_.ByteSizeLong();
     in_flight_ = true;
   }
 
@@ -118,6 +132,8 @@ class StreamWriter : public grpc::ServerWriteReactor<Response> {
   std::function<void()> on_gone_ LLAVA_GUARDED_BY(mutex_);
   std::deque<Response> queue_ LLAVA_GUARDED_BY(mutex_);
   bool in_flight_ LLAVA_GUARDED_BY(mutex_) = false;
+  size_t queued_bytes_ LLAVA_GUARDED_BY(mutex_) = 0;  // `current_` included
+  size_t current_bytes_ LLAVA_GUARDED_BY(mutex_) = 0;
   bool gone_ LLAVA_GUARDED_BY(mutex_) = false;
   std::optional<grpc::Status> closing_ LLAVA_GUARDED_BY(mutex_);
 };

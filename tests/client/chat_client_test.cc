@@ -139,6 +139,82 @@ TEST_F(ChatClientTest, ErrorBehindTextCarriesRetryInfo) {
   EXPECT_EQ(RetryDelay(status), absl::Seconds(3));
 }
 
+TEST_F(ChatClientTest, ABrokenStreamIsGoneOnWith) {
+  const grpc::Status broken(grpc::StatusCode::UNAVAILABLE, "socket closed");
+  gateway_.set_script({.events = {Started("s", "t"), Text(0, "ab")}, .status = broken});
+  v1::ChatEvent again = Started("s", "t");
+  again.mutable_turn_started()->set_restarts(1);
+  gateway_.set_resume_scripts({
+      {.events = {again, Text(0, "abcd")}, .status = Overloaded("slow reader", 0)},
+      {.events = {}, .status = broken},
+      {.events = {again, Text(4, "e"), Finished(5)}, .status = broken},
+  });
+  std::vector<std::string> pieces;
+  const auto answer =
+      client_.Ask(Question("?"), [&](std::string_view text) { pieces.emplace_back(text); });
+  ASSERT_TRUE(answer.ok()) << answer.status();
+  EXPECT_THAT(pieces, ElementsAre("ab", "cd", "e")) << "every byte once";
+  EXPECT_EQ(answer->text, "abcde");
+  const auto resumed = gateway_.resumed();
+  ASSERT_EQ(resumed.size(), 3u);
+  EXPECT_EQ(resumed[0].session_id(), "s");
+  EXPECT_EQ(resumed[0].turn_id(), "t");
+  EXPECT_EQ(resumed[0].after_offset(), 2u);
+  EXPECT_EQ(resumed[0].restarts(), 0u);
+  EXPECT_EQ(resumed[1].after_offset(), 4u);
+  EXPECT_EQ(resumed[1].restarts(), 1u);
+  EXPECT_EQ(gateway_.asked().size(), 1u);
+  EXPECT_FALSE(gateway_.asked()[0].idempotency_key().empty());
+}
+
+TEST_F(ChatClientTest, AQuestionThatGotNoTurnIsSentAgainUnderItsKey) {
+  ASSERT_TRUE(client_.Connect().ok());
+  gateway_.set_script({.events = {}, .status = {grpc::StatusCode::UNAVAILABLE, "socket closed"}});
+  std::thread mend([&] {
+    gateway_.WaitForQuestions(2);
+    gateway_.set_script(
+        {.events = {Started("s", "t"), Text(0, "ab"), Finished(2)}, .status = grpc::Status::OK});
+  });
+  const auto answer = client_.Ask(Question("?"), nullptr);
+  mend.join();
+  ASSERT_TRUE(answer.ok()) << answer.status();
+  const auto asked = gateway_.asked();
+  ASSERT_GE(asked.size(), 3u);
+  for (const auto& request : asked) {
+    EXPECT_EQ(request.idempotency_key(), asked[0].idempotency_key());
+  }
+}
+
+TEST_F(ChatClientTest, ATurnThatEndedUnavailableIsNotAskedForEver) {
+  const grpc::Status ended(grpc::StatusCode::UNAVAILABLE, "the llm service is gone");
+  gateway_.set_script({.events = {Started("s", "t"), Text(0, "ab")}, .status = ended});
+  gateway_.set_resume_scripts({{.events = {Started("s", "t")}, .status = ended}});
+  const auto answer = client_.Ask(Question("?"), nullptr);
+  EXPECT_TRUE(absl::IsUnavailable(answer.status()));
+  EXPECT_EQ(Message(answer.status()), "the llm service is gone");
+  EXPECT_EQ(gateway_.resumed().size(), 2u);
+}
+
+TEST_F(ChatClientTest, LostBytesAreTold) {
+  gateway_.set_script({.events = {Started("s", "t"), Text(0, "ab")},
+                       .status = {grpc::StatusCode::UNAVAILABLE, "socket closed"}});
+  gateway_.set_resume_scripts(
+      {{.events = {}, .status = {grpc::StatusCode::DATA_LOSS, "lost what followed byte 1"}}});
+  EXPECT_TRUE(absl::IsDataLoss(client_.Ask(Question("?"), nullptr).status()));
+}
+
+TEST_F(ChatClientTest, AbandonEndsTheTriesToResume) {
+  const grpc::Status broken = Overloaded("later", 20);
+  gateway_.set_script({.events = {Started("s", "t"), Text(0, "ab")}, .status = broken});
+  AnswerCanceller canceller;
+  std::thread other;
+  const auto answer = client_.Ask(
+      Question("?"), [&](std::string_view) { other = std::thread([&] { canceller.Abandon(); }); },
+      &canceller);
+  other.join();
+  EXPECT_TRUE(absl::IsCancelled(answer.status())) << answer.status();
+}
+
 TEST_F(ChatClientTest, CancelStopsARunningAnswer) {
   gateway_.set_script({.events = {Started("s", "t"), Text(0, "so far")},
                        .status = grpc::Status::OK,

@@ -61,6 +61,33 @@ void FakeGateway::set_script(Script script) {
   script_ = std::make_unique<Script>(std::move(script));
 }
 
+void FakeGateway::set_resume_scripts(std::vector<Script> scripts) {
+  std::lock_guard lock(mutex_);
+  resume_scripts_ = std::move(scripts);
+}
+
+std::vector<v1::ResumeTurnRequest> FakeGateway::resumed() const {
+  std::lock_guard lock(mutex_);
+  return resumed_;
+}
+
+grpc::Status FakeGateway::ResumeTurn(Context*, const v1::ResumeTurnRequest* request,
+                                     grpc::ServerWriter<v1::ResumeTurnResponse>* writer) {
+  Script script;
+  {
+    std::lock_guard lock(mutex_);
+    if (resume_scripts_.empty()) return {grpc::StatusCode::UNIMPLEMENTED, "no ResumeTurn here"};
+    script = resume_scripts_[std::min(resumed_.size(), resume_scripts_.size() - 1)];
+    resumed_.push_back(*request);
+  }
+  v1::ResumeTurnResponse response;
+  for (const v1::ChatEvent& event : script.events) {
+    *response.mutable_event() = event;
+    writer->Write(response);
+  }
+  return script.status;
+}
+
 void FakeGateway::set_upload_status(grpc::Status status) {
   std::lock_guard lock(mutex_);
   upload_status_ = std::move(status);

@@ -32,6 +32,8 @@ class FakeGateway final : public v1::ChatService::Service {
 
   // For all Chat calls from now on. Without a script the answer repeats the question.
   void set_script(Script script);
+  // How ResumeTurn answers, call by call; the last one stays.
+  void set_resume_scripts(std::vector<Script> scripts);
   // UploadImage is refused with this as soon as the header is there.
   void set_upload_status(grpc::Status status);
   // The turns of each session; two a page.
@@ -40,6 +42,7 @@ class FakeGateway final : public v1::ChatService::Service {
   // What CreateSession was last called with.
   std::string authorization() const;
   std::vector<v1::ChatRequest> asked() const;
+  std::vector<v1::ResumeTurnRequest> resumed() const;
   std::vector<std::string> uploads() const;
   std::vector<v1::UploadImageHeader> upload_headers() const;
   std::vector<v1::CancelTurnRequest> cancelled() const;
@@ -63,6 +66,8 @@ class FakeGateway final : public v1::ChatService::Service {
                            v1::UploadImageResponse*) override;
   grpc::Status Chat(Context*, const v1::ChatRequest*,
                     grpc::ServerWriter<v1::ChatResponse>*) override;
+  grpc::Status ResumeTurn(Context*, const v1::ResumeTurnRequest*,
+                          grpc::ServerWriter<v1::ResumeTurnResponse>*) override;
 
   mutable std::mutex mutex_;
   std::string authorization_;
@@ -71,6 +76,8 @@ class FakeGateway final : public v1::ChatService::Service {
   grpc::Status upload_status_;
   std::vector<v1::Turn> turns_;
   std::vector<v1::ChatRequest> asked_;
+  std::vector<Script> resume_scripts_;
+  std::vector<v1::ResumeTurnRequest> resumed_;
   std::vector<std::string> uploads_;
   std::vector<v1::UploadImageHeader> upload_headers_;
   std::vector<v1::CancelTurnRequest> cancelled_;

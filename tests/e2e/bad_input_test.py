@@ -105,13 +105,16 @@ class BadInputTest(ChatCase):
         self.refused(UNIMPLEMENTED, "adapter_id", text="Hello?", adapter_id="lora")
         self.refused(UNIMPLEMENTED, "model_label", text="Hello?", model_label="canary")
         self.refused(UNIMPLEMENTED, "url", text="Hello?", images=[{"url": "http://127.0.0.1/x.png"}])
-        self.refused(UNIMPLEMENTED, "on_disconnect", text="Hello?", on_disconnect=1)
-        self.assert_fails(UNIMPLEMENTED, "context_overflow", lambda: self.session(context_overflow=2))
-        self.assert_fails(UNIMPLEMENTED, "idle_expiry", lambda: self.session(idle_expiry={"seconds": 60}))
+
+    def test_streams_that_cannot_go_on(self):
         session = self.session()
-        turn = self.ask(session, "What is this?").started.turn_id
-        self.assert_fails(UNIMPLEMENTED, "ResumeTurn", lambda: list(self.chat.ResumeTurn(
-            self.chat.new("ResumeTurnRequest", session_id=session, turn_id=turn))))
+        answer = self.ask(session, "What is this?")
+        resume = lambda turn, offset: list(self.chat.ResumeTurn(self.chat.new(
+            "ResumeTurnRequest", session_id=session, turn_id=turn, after_offset=offset)))
+        self.assert_fails(grpc.StatusCode.NOT_FOUND, "no turn", lambda: resume("nothing", 0))
+        self.assert_fails(grpc.StatusCode.OUT_OF_RANGE, "after_offset is 5000",
+                          lambda: resume(answer.started.turn_id, 5000))
+        self.refused(INVALID, "on_disconnect", text="Hello?", on_disconnect=9)
 
     def test_template_marks_of_a_stranger_are_plain_text(self):
         image = [{"data": (SCENES / "lion.png").read_bytes()}]

@@ -1,5 +1,6 @@
 """Hugging Face transformers with the work of llava_gpu_bench: LlamaForCausalLM with random bfloat16
-weights, sdpa attention, a static cache; decoding also with torch.compile(mode="reduce-overhead").
+weights, sdpa attention, a static cache; decoding also with torch.compile(mode="reduce-overhead");
+CLIPVisionModel, of which all blocks run.
 
 Usage: hf_bench.py DEVICE SHAPE SECONDS
        hf_bench.py DEVICE SHAPE - PHASE
@@ -30,6 +31,14 @@ def shape_of(name):
             "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 100}, 150, (1, 4)
 
 
+def tower_of(name):
+    if name == "7b":
+        return {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+                "num_attention_heads": 16, "image_size": 336, "patch_size": 14}, (1, 8, 32)
+    return {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "image_size": 28, "patch_size": 14}, (1, 2)
+
+
 def report(**found):
     print(json.dumps(found), flush=True)
 
@@ -40,6 +49,7 @@ class Phase:
         import transformers
         self.torch, self.transformers = torch, transformers
         self.device = torch.device(device)
+        self.shape = shape
         values, self.prompt, self.batches = shape_of(shape)
         self.config = transformers.LlamaConfig(max_position_embeddings=4096, **values)
         self.config._attn_implementation = "sdpa"
@@ -99,6 +109,28 @@ class Phase:
         best = statistics.median(seconds[1:])
         report(eager_prefill={"tokens": self.prompt, "milliseconds": best * 1e3,
                               "tokens_per_second": self.prompt / best})
+
+        self.tower()
+
+    def tower(self):
+        values, batches = tower_of(self.shape)
+        config = self.transformers.CLIPVisionConfig(**values)
+        config._attn_implementation = "sdpa"
+        with self.device:
+            model = self.transformers.CLIPVisionModel(config).eval()
+        side = values["image_size"]
+        for batch in batches:
+            pixels = self.torch.randn(batch, 3, side, side, device=self.device)
+            seconds = []
+            for _ in range(8):
+                self.wait()
+                begin = time.perf_counter()
+                model(pixel_values=pixels, output_hidden_states=True).hidden_states[-2]
+                self.wait()
+                seconds.append(time.perf_counter() - begin)
+            best = statistics.median(seconds[2:])
+            report(**{f"eager_tower_{batch}": {"milliseconds": best * 1e3,
+                                               "images_per_second": batch / best}})
 
     def compiled(self):
         forward = self.torch.compile(self.model, mode="reduce-overhead", fullgraph=True)

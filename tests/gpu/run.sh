@@ -7,7 +7,7 @@
 # parity   parity with the reference numbers, and a greedy chat with the shipped model that must
 #          equal the CPU's
 # ops      kernels and decoder against LibTorch; the kernels again under compute-sanitizer, if there
-# bench    llava_gpu_bench: the device, the decoder of a 7B model with random weights
+# bench    llava_gpu_bench: the device, decoder and vision tower of a 7B model with random weights
 # hf       hf_bench.py: Hugging Face transformers with the same work, if python3 has them
 #
 # OUT (default build/gpu)      where gpu.json and gpu.log go, and nothing else
@@ -104,6 +104,13 @@ standard=$(ldconfig -p | sed -n 's/^[[:space:]]*libstdc++\.so\.6 .*x86-64.* => /
 launcher=
 ! command -v ccache >/dev/null || launcher=-DCMAKE_CXX_COMPILER_LAUNCHER=ccache
 
+# Code for the GPU at hand alone: a third of the compiling.
+architecture=
+if [ $cuda = ON ]; then
+  capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d '. ') || true
+  [ -z "$capability" ] || architecture=-DCMAKE_CUDA_ARCHITECTURES=$capability-real
+fi
+
 targets=
 ! wanted parity || targets="$targets llava_parity_test llava_device_chat"
 ! wanted bench || targets="$targets llava_gpu_bench"
@@ -118,12 +125,12 @@ build_all() {
   cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DLLAVA_SERVICES=OFF \
     -DLLAVA_CUDA=$cuda -DLLAVA_TORCH_DIR="$torch" -DLLAVA_GTEST_SOURCE="$googletest" \
     -DCMAKE_PREFIX_PATH="$json" -DCMAKE_EXE_LINKER_FLAGS="$link" \
-    -DCMAKE_CXX_STANDARD_LIBRARIES="$standard" $launcher
+    -DCMAKE_CXX_STANDARD_LIBRARIES="$standard" $launcher $architecture
   # shellcheck disable=SC2086
   ninja -k 0 -C "$build" -j"$jobs" $targets
 }
 export -f build_all
-export build cuda torch googletest json link standard launcher targets jobs
+export build cuda torch googletest json link standard launcher architecture targets jobs
 if [ -n "$targets" ]; then
   try build 400 "$log" bash -euo pipefail -c build_all
   # What did build is tried all the same.
@@ -147,7 +154,7 @@ elif wanted ops; then
   for tool in memcheck racecheck; do
     if [ -x "$sanitizer" ]; then
       # Every tensor an allocation of its own, so that no neighbour hides what is out of bounds.
-      PYTORCH_NO_CUDA_MEMORY_CACHING=1 try_tests $tool 75 "$sanitizer" --tool $tool \
+      PYTORCH_NO_CUDA_MEMORY_CACHING=1 try_tests $tool 120 "$sanitizer" --tool $tool \
         --error-exitcode 99 "$test" --gtest_filter=-'CudaLlama*'
     else
       skip $tool "no compute-sanitizer"

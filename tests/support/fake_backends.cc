@@ -192,8 +192,13 @@ FakeLlm::Behaviour FakeLlm::Record(grpc::ServerContext* context,
   ++generates_;
   last_request_ = request;
   last_deadline_ = context->deadline();
-  const Behaviour behaviour = behaviour_;
+  Behaviour behaviour = behaviour_;
   if (behaviour_.failures > 0) --behaviour_.failures;
+  if (behaviour_.deaths > 0) {
+    behaviour_.deaths -= behaviour_.fail_after_deltas >= 0 ? 1 : 0;
+  } else {
+    behaviour.fail_after_deltas = -1;
+  }
   return behaviour;
 }
 
@@ -232,6 +237,7 @@ grpc::Status FakeLlm::Refusal(const Behaviour& behaviour,
 grpc::Status FakeLlm::Generate(grpc::ServerContext* context, const v1::GenerateRequest* request,
                                grpc::ServerWriter<v1::GenerateResponse>* writer) {
   const Behaviour behaviour = Record(context, *request);
+  if (behaviour.failures > 0 && behaviour.arrives) writer->SendInitialMetadata();
   if (auto refusal = Refusal(behaviour, *request); !refusal.ok()) return refusal;
 
   v1::GenerateResponse response;
@@ -252,7 +258,16 @@ grpc::Status FakeLlm::Generate(grpc::ServerContext* context, const v1::GenerateR
   v1::TokenIds tokens;
   tokens.set_tokenizer_digest(std::string(32, 'k'));
   int deltas = 0;
+  int told = request->continue_from().tokens().ids_size();
   for (const std::string& word : Words(answer)) {
+    if (told-- > 0) {
+      tokens.add_ids(static_cast<int32_t>(word.size()));
+      text += absl::StrCat(text.empty() ? "" : " ", word);
+      continue;
+    }
+    if (text.size() < request->continue_from().text_bytes_emitted()) {
+      return {grpc::StatusCode::INVALID_ARGUMENT, "continue_from: ids and text do not fit"};
+    }
     if (!Sleep(context, behaviour.delay)) {
       std::lock_guard lock(mutex_);
       ++cancelled_;

@@ -87,14 +87,17 @@ class FakeVision : public v1::VisionService::Service {
   FakeServer server_;
 };
 
-// Answers "<text>! pictures: <n>, turns: <n>", one word a delta, one token a word.
+// Answers "<text>! pictures: <n>, turns: <n>", one word a delta, one token a word. Goes on with
+// answers that were broken off.
 class FakeLlm : public v1::LlmService::Service {
  public:
   struct Behaviour {
     grpc::Status failure = grpc::Status(grpc::StatusCode::UNAVAILABLE, "worker died");
-    int failures = 0;  // before the first token
-    // After so many deltas the call ends with `failure`.
+    int failures = 0;      // before the first token
+    bool arrives = false;  // with `failures`: the caller sees first that its request has come
+    // After so many deltas the call ends with `failure`, `deaths` times.
     int fail_after_deltas = -1;
+    int deaths = 1'000'000;
     std::chrono::milliseconds delay{0};  // before each delta
     uint32_t context_tokens = 4096;      // words of all messages
     bool forget_features = false;        // answers MissingFeatures whatever was put

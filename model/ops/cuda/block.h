@@ -2,10 +2,15 @@
 
 // How kernels are written here. A kernel's body is a template over a Block, the threads of one
 // block of CUDA's grid, and a row of phases: `Each` runs a lambda on every thread, `Sync` is the
-// barrier between phases that share memory, `Sum` a sum over neighbouring lanes. What a thread
-// keeps from one phase to the next lies in a PerThread. Control flow outside the lambdas is the
-// same for all threads of a block. DeviceBlock makes registers, barriers and shuffles of this; a
-// test's block makes loops and arrays, so that every index of a kernel is tried without a GPU.
+// barrier between phases that share memory, `Sum` a sum over neighbouring lanes, `Multiply` a
+// product of a warp's matrix unit. What a thread keeps from one phase to the next lies in a
+// PerThread. Control flow outside the lambdas is the same for all threads of a block. DeviceBlock
+// makes registers, barriers and shuffles of this; a test's block makes loops and arrays, so that
+// every index of a kernel is tried without a GPU.
+//
+// A kernel may come onto the device while those ahead of it still run. `AwaitEarlier`, called once
+// on every path, waits until they have ended; in front of it a body reads only what lay there
+// before the kernel ahead began (weights, index arrays), and writes nothing.
 
 #include "model/ops/cuda/number.h"
 
@@ -35,6 +40,11 @@ class DeviceBlock {
     phase(static_cast<int>(threadIdx.x));
   }
   __device__ __forceinline__ void Sync() { __syncthreads(); }
+  __device__ __forceinline__ void AwaitEarlier() {
+#if __CUDA_ARCH__ >= 900
+    cudaGridDependencySynchronize();
+#endif
+  }
   // Each of `kLanes` neighbouring threads gets the sum over all of them, a value at a time.
   template <int kLanes, int N>
   __device__ __forceinline__ void Sum(PerThread<Array<float, N>>& values) {
@@ -43,6 +53,32 @@ class DeviceBlock {
 #pragma unroll
       for (int i = 0; i < N; ++i) {
         values.value[i] += __shfl_xor_sync(0xffffffffu, values.value[i], step);
+      }
+    }
+  }
+  // Each warp by itself: the sum over kSteps of products A [32, 16] B [16, 8] of bfloat16. With g =
+  // lane / 4 and t = lane % 4, a lane has
+  //   in a[8 step + 4 half + r] the pair A[16 half + g + 8 (r % 2)][2 t + 8 (r / 2) ...],
+  //   in b[2 step + r] the pair B[2 t + 8 r ...][g],
+  //   and gets in sums[4 half + c] the sum [16 half + g + 8 (c / 2)][2 t + c % 2].
+  template <int kSteps>
+  __device__ __forceinline__ void Multiply(PerThread<Array<float, 8>>& sums,
+                                           PerThread<Array<uint32_t, 8 * kSteps>>& a,
+                                           PerThread<Array<uint32_t, 2 * kSteps>>& b) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float* const d = sums.value.values + 4 * half;
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) {
+        const uint32_t* const x = a.value.values + 8 * step + 4 * half;
+        const uint32_t* const y = b.value.values + 2 * step;
+        const bool begins = step == 0;
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
+            "{%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
+            : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+            : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(y[0]), "r"(y[1]),
+              "f"(begins ? 0.0f : d[0]), "f"(begins ? 0.0f : d[1]), "f"(begins ? 0.0f : d[2]),
+              "f"(begins ? 0.0f : d[3]));
       }
     }
   }

@@ -9,6 +9,7 @@
 
 #include "model/ops/cuda/gemv.h"
 #include "model/ops/cuda/kernels.h"
+#include "model/ops/cuda/packed.h"
 #include "model/ops/cuda/paged_attention.h"
 #include "model/ops/cuda/rows.h"
 
@@ -20,9 +21,16 @@ struct Grid {
 
 struct NoShared {};
 
+// Blocks of a kernel that each multiprocessor has to have room for, if it says so.
+template <class Kernel>
+constexpr int BlocksOf() {
+  if constexpr (requires { Kernel::kBlocks; }) return Kernel::kBlocks;
+  return 1;
+}
+
 template <class T, int V>
 struct AddRmsNormKernel {
-  static constexpr int kThreads = 256;
+  static constexpr int kThreads = 512;
   using Shared = RmsNormShared<kThreads>;
   AddRmsNormArgs args;
   template <class Block>
@@ -53,14 +61,26 @@ struct SwiGluKernel {
   }
 };
 
+template <class T, int V>
+struct QuickGeluKernel {
+  static constexpr int kThreads = 256;
+  using Shared = NoShared;
+  QuickGeluArgs args;
+  template <class Block>
+  LLAVA_DEVICE void operator()(Block& block, Shared&) const {
+    QuickGeluBody<T, V>(block, args);
+  }
+};
+
 template <class T, int V, int kLanes, int kGroup>
 struct AttendSplitKernel {
-  static constexpr int kThreads = 128;
+  static constexpr int kThreads = 256;
   using Shared = SplitShared<V, kLanes, kGroup, kThreads>;
   PagedAttentionArgs args;
+  bool ahead;
   template <class Block>
   LLAVA_DEVICE void operator()(Block& block, Shared& shared) const {
-    AttendSplitBody<T, V, kLanes, kGroup>(block, shared, args);
+    AttendSplitBody<T, V, kLanes, kGroup>(block, shared, args, ahead);
   }
 };
 
@@ -77,17 +97,37 @@ struct MergeSplitsKernel {
 
 template <class T, int kRows, bool kGated>
 struct FewRowsKernel {
-  static constexpr int kThreads = 256;
+  static constexpr int kThreads = 128;
+  static constexpr int kBlocks = kRows == 1 && sizeof(T) == 2 ? 4 : 1;
   using Shared = NoShared;
   FewRowsArgs args;
-  // What a kernel may do before those ahead of it have ended.
-  template <class Block>
-  LLAVA_DEVICE void Prefetch(Block& block) const {
-    FewRowsPrefetch<T, kGated>(block, args);
-  }
   template <class Block>
   LLAVA_DEVICE void operator()(Block& block, Shared&) const {
     FewRowsBody<T, kRows, kGated>(block, args);
+  }
+};
+
+template <bool kInt4, int kUnit, int kTiles, int kPanels>
+struct PackedProductKernel {
+  static constexpr int kThreads = 256;
+  static constexpr int kBlocks = kTiles <= 2 ? 2 : 1;
+  using Shared = PackedShared<kTiles, kPanels, kThreads>;
+  PackedProductArgs args;
+  template <class Block>
+  LLAVA_DEVICE void operator()(Block& block, Shared& shared) const {
+    PackedProductBody<kInt4, kUnit, kTiles, kPanels>(block, shared, args);
+  }
+};
+
+template <class T, bool kInt4>
+struct UnpackKernel {
+  static constexpr int kThreads = 256;
+  using Shared = NoShared;
+  PackedWeights weight;
+  void* out;
+  template <class Block>
+  LLAVA_DEVICE void operator()(Block& block, Shared&) const {
+    UnpackBody<T, kInt4>(block, weight, out);
   }
 };
 
@@ -145,6 +185,19 @@ void DispatchSwiGlu(const Launcher& launch, Element element, const SwiGluArgs& a
   });
 }
 
+template <class Launcher>
+void DispatchQuickGelu(const Launcher& launch, Element element, const QuickGeluArgs& args) {
+  WithElement(element, [&](auto zero) {
+    using T = decltype(zero);
+    constexpr int64_t kThreads = QuickGeluKernel<T, 8>::kThreads;
+    if (args.count % 8 == 0) {
+      launch(QuickGeluKernel<T, 8>{args}, Grid{RoundedUp(args.count, 8 * kThreads)});
+    } else {
+      launch(QuickGeluKernel<T, 1>{args}, Grid{RoundedUp(args.count, kThreads)});
+    }
+  });
+}
+
 inline bool CanAttend(int64_t head_dim) {
   return head_dim > 0 &&
          ((head_dim % 8 == 0 && head_dim <= 256) || (head_dim % 2 == 0 && head_dim <= 64));
@@ -162,10 +215,12 @@ void DispatchPagedAttention(const Launcher& launch, Element element, const Paged
   const auto split = [&]<class T, int V, int kLanes>() {
     const int64_t most = group == 1 ? 1 : 4;
     const Grid grid{args.num_kv_heads * RoundedUp(group, most), args.splits, sequences};
+    // Pays where all blocks find a place while the kernel ahead still runs.
+    const bool ahead = grid.x * grid.y * grid.z <= 512;
     if (group == 1) {
-      launch(AttendSplitKernel<T, V, kLanes, 1>{args}, grid);
+      launch(AttendSplitKernel<T, V, kLanes, 1>{args, ahead}, grid);
     } else {
-      launch(AttendSplitKernel<T, V, kLanes, 4>{args}, grid);
+      launch(AttendSplitKernel<T, V, kLanes, 4>{args, ahead}, grid);
     }
   };
   WithElement(element, [&](auto zero) {
@@ -210,6 +265,75 @@ void DispatchFewRows(const Launcher& launch, Element element, const FewRowsArgs&
         return multiply.template operator()<T, 3>();
       default:
         return multiply.template operator()<T, 4>();
+    }
+  });
+}
+
+inline void CheckPacked(const PackedWeights& weight) {
+  if (weight.rows < 1 || weight.depth < 1 ||
+      (weight.group != 32 && weight.group != 64 && weight.group != 128)) {
+    throw std::invalid_argument("no packed weights of " + std::to_string(weight.rows) + " x " +
+                                std::to_string(weight.depth) + " in groups of " +
+                                std::to_string(weight.group));
+  }
+}
+
+template <class Launcher>
+void DispatchPackedProduct(const Launcher& launch, const PackedProductArgs& args) {
+  const PackedWeights& weight = args.weight;
+  CheckPacked(weight);
+  if (args.rows < 1 || args.rows > kPackedRows || weight.depth % 8 != 0 ||
+      (args.gated && weight.rows % (2 * kPanelRows) != 0)) {
+    throw std::invalid_argument("no product of " + std::to_string(args.rows) + " rows of " +
+                                std::to_string(weight.depth) + " with " +
+                                std::to_string(weight.rows) + " packed ones");
+  }
+  const int64_t panels = RoundedUp(weight.rows, kPanelRows);
+  const auto multiply = [&]<bool kInt4, int kUnit, int kTiles>() {
+    // Two panels a block read the rows of x once for both: where these are many, and there are
+    // blocks enough.
+    if (args.gated || (kTiles >= 4 && panels >= 256)) {
+      launch(PackedProductKernel<kInt4, kUnit, kTiles, 2>{args}, Grid{RoundedUp(panels, 2)});
+    } else {
+      launch(PackedProductKernel<kInt4, kUnit, kTiles, 1>{args}, Grid{panels});
+    }
+  };
+  const auto of_few = [&]<bool kInt4, int kUnit>() {
+    if (args.rows <= 8) {
+      multiply.template operator()<kInt4, kUnit, 1>();
+    } else {
+      multiply.template operator()<kInt4, kUnit, 2>();
+    }
+  };
+  const auto of_many = [&]<bool kInt4>() {
+    if (args.rows <= 32) {
+      multiply.template operator()<kInt4, 1, 4>();
+    } else {
+      multiply.template operator()<kInt4, 1, 8>();
+    }
+  };
+  const bool few = args.rows <= 16;
+  if (weight.int4) {
+    if (!few) return of_many.template operator()<true>();
+    if (weight.group > 32) return of_few.template operator()<true, 2>();
+    of_few.template operator()<true, 1>();
+  } else {
+    if (!few) return of_many.template operator()<false>();
+    of_few.template operator()<false, 2>();
+  }
+}
+
+template <class Launcher>
+void DispatchUnpack(const Launcher& launch, Element element, const PackedWeights& weight,
+                    void* out) {
+  CheckPacked(weight);
+  const Grid grid{RoundedUp(weight.rows, kPanelRows), RoundedUp(weight.depth, kUnpackDepth)};
+  WithElement(element, [&](auto zero) {
+    using T = decltype(zero);
+    if (weight.int4) {
+      launch(UnpackKernel<T, true>{weight, out}, grid);
+    } else {
+      launch(UnpackKernel<T, false>{weight, out}, grid);
     }
   });
 }

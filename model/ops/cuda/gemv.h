@@ -21,20 +21,6 @@ LLAVA_DEVICE int64_t WeightRow(const Block& block, int thread, int o, const FewR
   return kGated ? real + static_cast<int64_t>(o) * args.out_width : real;
 }
 
-// Touches the first part of the weights, which no kernel writes.
-template <class T, bool kGated, class Block>
-LLAVA_DEVICE void FewRowsPrefetch(Block& block, const FewRowsArgs& args) {
-  block.Each([&](int thread) {
-    const int k = thread % kWarpLanes * static_cast<int>(128 / sizeof(T));
-    if (k >= args.in_width) return;
-    LLAVA_UNROLL
-    for (int o = 0; o < kWarpColumns; ++o) {
-      PrefetchLine(static_cast<const T*>(args.weight) +
-                   WeightRow<kGated>(block, thread, o, args) * args.in_width + k);
-    }
-  });
-}
-
 // Grid (columns of the result / those of a block). The order of the sums depends on in_width alone,
 // so that a row does not depend on its neighbours.
 template <class T, int kRows, bool kGated, class Block>
@@ -47,41 +33,60 @@ LLAVA_DEVICE void FewRowsBody(Block& block, const FewRowsArgs& args) {
   const T* const weight = static_cast<const T*>(args.weight);
   T* const out = static_cast<T*>(args.out);
 
+  // Weights of a round, kUnroll steps of kStep; nothing behind the end.
+  using Weights = Array<Vector<T, V>, kUnroll * kOut>;
+  const auto load = [&](int thread, int round, Weights& weights) {
+    const int first = round * kUnroll * kStep + thread % kWarpLanes * V;
+    LLAVA_UNROLL
+    for (int o = 0; o < kOut; ++o) {
+      const T* const from = weight + WeightRow<kGated>(block, thread, o, args) * args.in_width;
+      LLAVA_UNROLL
+      for (int u = 0; u < kUnroll; ++u) {
+        const int k = first + u * kStep;
+        weights[u * kOut + o] = {};
+        if (k < args.in_width) weights[u * kOut + o] = LoadOnce<V>(from + k);
+      }
+    }
+  };
+
+  typename Block::template PerThread<Weights> first;
+  block.Each([&](int thread) {
+    load(thread, 0, first[thread]);
+    const int ahead = thread % kWarpLanes * static_cast<int>(128 / sizeof(T));
+    if (ahead >= args.in_width) return;
+    LLAVA_UNROLL
+    for (int o = 0; o < kOut; ++o) {
+      PrefetchLine(weight + WeightRow<kGated>(block, thread, o, args) * args.in_width + ahead);
+    }
+  });
+  block.AwaitEarlier();
+
   typename Block::template PerThread<Array<float, kRows * kOut>> sums;
   block.Each([&](int thread) {
     Array<float, kRows* kOut>& sum = sums[thread];
     LLAVA_UNROLL
     for (int i = 0; i < kRows * kOut; ++i) sum[i] = 0;
-    const T* from[kOut];
-    LLAVA_UNROLL
-    for (int o = 0; o < kOut; ++o) {
-      from[o] = weight + WeightRow<kGated>(block, thread, o, args) * args.in_width;
-    }
-    const auto add = [&](const Vector<T, V>& w, int o, int k) {
-      LLAVA_UNROLL
-      for (int m = 0; m < kRows; ++m) {
-        const Vector<T, V> a = Load<V>(x + static_cast<int64_t>(m) * args.in_width + k);
-        LLAVA_UNROLL
-        for (int j = 0; j < V; ++j) sum[m * kOut + o] += ToFloat(w[j]) * ToFloat(a[j]);
-      }
-    };
-    int k = thread % kWarpLanes * V;
-    for (; k + (kUnroll - 1) * kStep < args.in_width; k += kUnroll * kStep) {
-      Vector<T, V> w[kUnroll][kOut];
+    Weights now = first[thread], next;
+    const int rounds = (args.in_width + kUnroll * kStep - 1) / (kUnroll * kStep);
+    for (int round = 0; round < rounds; ++round) {
+      load(thread, round + 1, next);
       LLAVA_UNROLL
       for (int u = 0; u < kUnroll; ++u) {
+        const int k = (round * kUnroll + u) * kStep + thread % kWarpLanes * V;
+        if (k >= args.in_width) continue;
         LLAVA_UNROLL
-        for (int o = 0; o < kOut; ++o) w[u][o] = LoadOnce<V>(from[o] + k + u * kStep);
+        for (int m = 0; m < kRows; ++m) {
+          const Vector<T, V> a = Load<V>(x + static_cast<int64_t>(m) * args.in_width + k);
+          LLAVA_UNROLL
+          for (int o = 0; o < kOut; ++o) {
+            LLAVA_UNROLL
+            for (int j = 0; j < V; ++j) {
+              sum[m * kOut + o] += ToFloat(now[u * kOut + o][j]) * ToFloat(a[j]);
+            }
+          }
+        }
       }
-      LLAVA_UNROLL
-      for (int u = 0; u < kUnroll; ++u) {
-        LLAVA_UNROLL
-        for (int o = 0; o < kOut; ++o) add(w[u][o], o, k + u * kStep);
-      }
-    }
-    for (; k < args.in_width; k += kStep) {
-      LLAVA_UNROLL
-      for (int o = 0; o < kOut; ++o) add(LoadOnce<V>(from[o] + k), o, k);
+      now = next;
     }
   });
   block.template Sum<kWarpLanes>(sums);

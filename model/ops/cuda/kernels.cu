@@ -14,6 +14,10 @@ void SwiGlu(Element element, const SwiGluArgs& args, int64_t rows, Stream stream
   DispatchSwiGlu(DeviceLauncher{stream}, element, args, rows);
 }
 
+void QuickGelu(Element element, const QuickGeluArgs& args, Stream stream) {
+  DispatchQuickGelu(DeviceLauncher{stream}, element, args);
+}
+
 void MultiplyFewRows(Element element, const FewRowsArgs& args, int64_t rows, Stream stream) {
   DispatchFewRows(DeviceLauncher{stream}, element, args, rows);
 }

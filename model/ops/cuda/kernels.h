@@ -4,6 +4,9 @@
 // device, matrices are row by row, and numbers are float32 or bfloat16 as `element` says; sums are
 // float32. The functions queue work on the stream and return. They throw std::invalid_argument for
 // shapes they cannot do and std::runtime_error if CUDA refuses a launch. Thread-safe.
+//
+// Weights and index arrays (int32_t) are read while the kernel ahead in the stream may still run:
+// they must be complete before that one begins.
 
 #include <cstdint>
 
@@ -53,6 +56,14 @@ struct SwiGluArgs {
 };
 void SwiGlu(Element element, const SwiGluArgs& args, int64_t rows, Stream stream);
 
+// out = x * sigmoid(1.702 x).
+struct QuickGeluArgs {
+  const void* x;  // [count]
+  void* out;      // [count]; x itself will do
+  int64_t count;
+};
+void QuickGelu(Element element, const QuickGeluArgs& args, Stream stream);
+
 // Attention of one query for each of the sequences. Dh: a multiple of 8 up to 256, or even up
 // to 64.
 struct PagedAttentionArgs {
@@ -83,6 +94,40 @@ struct FewRowsArgs {
   bool gated;
 };
 void MultiplyFewRows(Element element, const FewRowsArgs& args, int64_t rows, Stream stream);
+
+// Matrices of int8 or int4 with a scale for each group along their depth, in panels of 32 rows as
+// model/ops/cpu/gemm.h describes them.
+inline constexpr int kPanelRows = 32;
+struct PackedWeights {
+  const uint8_t* panels;
+  // The weights kept apart, which are zero in the panels: those of row n are [first[n], first[n +
+  // 1]).
+  struct Apart {
+    int32_t k;
+    float value;
+  };
+  const int32_t* first;  // [rows + 1]
+  const Apart* apart;
+  int rows, depth;
+  int group;  // 32, 64 or 128
+  bool int4;  // else int8
+};
+
+// out = x weight^T for at most kPackedRows rows of bfloat16; depth a multiple of 8. The weights are
+// taken exactly as they are. Gated: out [rows, weight.rows / 2] = SwiGlu of the product; half of
+// the weight's rows must fill panels.
+inline constexpr int kPackedRows = 64;
+struct PackedProductArgs {
+  const void* x;  // [rows, depth]
+  PackedWeights weight;
+  void* out;  // [rows, weight.rows]
+  bool gated;
+  int rows;
+};
+void MultiplyPacked(const PackedProductArgs& args, Stream stream);
+
+// The matrix row by row in `element`: [rows, depth].
+void Unpack(Element element, const PackedWeights& weight, void* out, Stream stream);
 
 // Whether a kernel may be brought onto the device while the one before it ends; it waits there
 // before it reads what others wrote. For GPUs from sm_90 on; on at first, off by itself where CUDA

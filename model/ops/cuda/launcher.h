@@ -13,14 +13,13 @@
 namespace llava::cuda {
 
 template <class Kernel>
-__global__ void __launch_bounds__(Kernel::kThreads) RunKernel(const Kernel kernel) {
+__global__ void __launch_bounds__(Kernel::kThreads, BlocksOf<Kernel>())
+    RunKernel(const Kernel kernel) {
   __shared__ typename Kernel::Shared shared;
   DeviceBlock<Kernel::kThreads> block;
 #if __CUDA_ARCH__ >= 900
-  if constexpr (requires { kernel.Prefetch(block); }) kernel.Prefetch(block);
-  // Until here nothing was read that a kernel writes. The next one may come now: all blocks of this
-  // one have a place, and it waits for them in turn.
-  cudaGridDependencySynchronize();
+  // The next kernel may come as soon as all blocks of this one have a place. It waits until this
+  // one has ended, and this one until those ahead have.
   cudaTriggerProgrammaticLaunchCompletion();
 #endif
   kernel(block, shared);

@@ -21,17 +21,27 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-LLAVA_DEVICE float ToFloat(float x) { return x; }
-LLAVA_DEVICE float ToFloat(BFloat16 x) {
+LLAVA_DEVICE uint32_t BitsOf(float x) {
 #if defined(__CUDACC__)
-  return __uint_as_float(static_cast<uint32_t>(x.bits) << 16);
+  return __float_as_uint(x);
 #else
-  const uint32_t wide = static_cast<uint32_t>(x.bits) << 16;
-  float result;
-  std::memcpy(&result, &wide, sizeof result);
-  return result;
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
 #endif
 }
+LLAVA_DEVICE float FloatOf(uint32_t bits) {
+#if defined(__CUDACC__)
+  return __uint_as_float(bits);
+#else
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+#endif
+}
+
+LLAVA_DEVICE float ToFloat(float x) { return x; }
+LLAVA_DEVICE float ToFloat(BFloat16 x) { return FloatOf(static_cast<uint32_t>(x.bits) << 16); }
 
 // Rounds to nearest, ties to even.
 template <class T>
@@ -46,13 +56,41 @@ LLAVA_DEVICE BFloat16 FromFloat<BFloat16>(float x) {
   return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
 #else
   if (x != x) return {0x7fff};
-  uint32_t wide;
-  std::memcpy(&wide, &x, sizeof wide);
+  const uint32_t wide = BitsOf(x);
   return {static_cast<uint16_t>((wide + 0x7fff + ((wide >> 16) & 1)) >> 16)};
 #endif
 }
 
 LLAVA_DEVICE float Exp2(float x) { return exp2f(x); }
+
+// Four of the eight bytes of `high` and `low`, chosen by the four hexadecimal digits of `which`;
+// the last digit chooses the lowest byte.
+LLAVA_DEVICE uint32_t Bytes(uint32_t low, uint32_t high, uint32_t which) {
+#if defined(__CUDACC__)
+  return __byte_perm(low, high, which);
+#else
+  const uint64_t all = static_cast<uint64_t>(high) << 32 | low;
+  uint32_t result = 0;
+  for (int i = 0; i < 4; ++i) {
+    result |= static_cast<uint32_t>(all >> (which >> 4 * i & 7) * 8 & 0xff) << 8 * i;
+  }
+  return result;
+#endif
+}
+
+// The sum of two pairs of bfloat16 in a word each.
+LLAVA_DEVICE uint32_t AddPairs(uint32_t a, uint32_t b) {
+#if defined(__CUDACC__)
+  uint32_t sum;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(0x3f803f80u), "r"(b));
+  return sum;
+#else
+  const uint32_t low = FromFloat<BFloat16>(FloatOf(a << 16) + FloatOf(b << 16)).bits;
+  const uint32_t high =
+      FromFloat<BFloat16>(FloatOf(a & 0xffff0000u) + FloatOf(b & 0xffff0000u)).bits;
+  return high << 16 | low;
+#endif
+}
 
 // What an array does, usable in device code.
 template <class X, int N>
@@ -89,9 +127,10 @@ LLAVA_DEVICE Vector<T, N> LoadOnce(const T* from) {
     LLAVA_UNROLL
     for (int i = 0; i < static_cast<int>(sizeof(T) * N / 16); ++i) {
       uint4& w = bits.words[i];
-      asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-          : "=r"(w.x), "=r"(w.y), "=r"(w.z), "=r"(w.w)
-          : "l"(reinterpret_cast<const uint4*>(from) + i));
+      // Volatile: stays in front of a wait that it was written in front of.
+      asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(w.x), "=r"(w.y), "=r"(w.z), "=r"(w.w)
+                   : "l"(reinterpret_cast<const uint4*>(from) + i));
     }
     return bits.vector;
   }

@@ -24,16 +24,20 @@ struct SplitShared {
 };
 
 // Grid (key/value heads x groups of at most kGroup heads, stretches, sequences). head_dim: a
-// multiple of V, at most kLanes * V.
+// multiple of V, at most kLanes * V. `ahead`: asks for the keys and values of its stretch before
+// the kernels ahead have ended; those of all tokens but the newest lie there long since.
 template <class T, int V, int kLanes, int kGroup, class Block>
 LLAVA_DEVICE void AttendSplitBody(Block& block,
                                   SplitShared<V, kLanes, kGroup, Block::kThreads>& shared,
-                                  const PagedAttentionArgs& args) {
+                                  const PagedAttentionArgs& args, bool ahead) {
   constexpr int kTeams = Block::kThreads / kLanes;
   constexpr int kUnroll = 4;  // tokens of a team whose loads are under way together
   const int begin = block.y() * kSplitTokens;
   const int length = args.lengths[block.z()];
-  if (begin >= length) return;
+  if (begin >= length) {
+    block.AwaitEarlier();
+    return;
+  }
   const int end = begin + kSplitTokens < length ? begin + kSplitTokens : length;
 
   const int shared_by = args.num_heads / args.num_kv_heads;
@@ -53,12 +57,33 @@ LLAVA_DEVICE void AttendSplitBody(Block& block,
     float q[kGroup][V], weighted[kGroup][V];
     float highest[kGroup], sum[kGroup];
   };
+  const auto place = [&](int token) {
+    const int64_t slot =
+        static_cast<int64_t>(shared.blocks[(token - begin) / kBlockTokens]) * kBlockTokens +
+        token % kBlockTokens;
+    return slot * token_stride;
+  };
   typename Block::template PerThread<State> states;
   block.Each([&](int thread) {
     if (thread < kSplitBlocks && begin + thread * kBlockTokens < end) {
       shared.blocks[thread] = args.tables[static_cast<int64_t>(block.z()) * args.table_stride +
                                           begin / kBlockTokens + thread];
     }
+  });
+  block.Sync();
+  if (ahead) {
+    block.Each([&](int thread) {
+      constexpr int kLine = static_cast<int>(128 / sizeof(T));
+      const int lines = (args.head_dim + kLine - 1) / kLine;
+      for (int item = thread; item < (end - begin) * lines; item += Block::kThreads) {
+        const int64_t from = place(begin + item / lines) + item % lines * kLine;
+        PrefetchLine(k_cache + from);
+        PrefetchLine(v_cache + from);
+      }
+    });
+  }
+  block.AwaitEarlier();
+  block.Each([&](int thread) {
     State& state = states[thread];
     const int i = thread % kLanes * V;
     LLAVA_UNROLL
@@ -75,7 +100,6 @@ LLAVA_DEVICE void AttendSplitBody(Block& block,
       }
     }
   });
-  block.Sync();
 
   typename Block::template PerThread<Array<float, kUnroll * kGroup>> scores;
   typename Block::template PerThread<Array<Vector<T, V>, kUnroll>> values;
@@ -90,11 +114,9 @@ LLAVA_DEVICE void AttendSplitBody(Block& block,
         keys[u] = {};
         values[thread][u] = {};
         if (token < end && i < args.head_dim) {
-          const int64_t slot =
-              static_cast<int64_t>(shared.blocks[(token - begin) / kBlockTokens]) * kBlockTokens +
-              token % kBlockTokens;
-          keys[u] = LoadOnce<V>(k_cache + slot * token_stride + i);
-          values[thread][u] = LoadOnce<V>(v_cache + slot * token_stride + i);
+          const int64_t from = place(token) + i;
+          keys[u] = LoadOnce<V>(k_cache + from);
+          values[thread][u] = LoadOnce<V>(v_cache + from);
         }
       }
       LLAVA_UNROLL
@@ -187,6 +209,7 @@ LLAVA_DEVICE void MergeSplitsBody(Block& block, const PagedAttentionArgs& args) 
   T* const out =
       static_cast<T*>(args.out) +
       (static_cast<int64_t>(args.rows[block.y()]) * args.num_heads + block.x()) * args.head_dim;
+  block.AwaitEarlier();
   block.Each([&](int thread) {
     for (int d = thread; d < args.head_dim; d += Block::kThreads) {
       float highest = kLowest;

@@ -43,7 +43,7 @@ class CudaLlamaAnswersTest : public cuda::KernelTest {
   CudaLlama Serving(at::ScalarType dtype) const {
     const DecoderConfig& config = checkpoint_.config.decoder;
     return {config,
-            ReadDecoderWeights(config, checkpoint_.tensors, cuda::KernelDevice(), dtype),
+            ToCuda(ReadDecoderWeights(config, checkpoint_.tensors, cuda::KernelDevice(), dtype)),
             {.kv_bytes = static_cast<uint64_t>(
                  kBlocks * KvBlockBytes(config, static_cast<int64_t>(c10::elementSize(dtype))))}};
   }

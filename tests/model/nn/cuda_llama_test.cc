@@ -10,8 +10,11 @@
 #include <ATen/Context.h>
 #include <gtest/gtest.h>
 
+#include "model/nn/cuda_weights.h"
+#include "model/nn/packed_weights.h"
 #include "model/nn/step_rows.h"
 #include "model/nn/torch_serving_decoder.h"
+#include "model/ops/cpu/thread_pool.h"
 #include "tests/model/nn/serving_steps.h"
 #include "tests/model/nn/tiny_model.h"
 #include "tests/model/ops/kernel_device.h"
@@ -46,7 +49,7 @@ class CudaLlamaTest : public cuda::KernelTest {
   static CudaLlama Make(const DecoderConfig& config, at::ScalarType dtype,
                         CudaLlamaOptions options = {}) {
     options.kv_bytes = kBlocks * KvBlockBytes(config, c10::elementSize(dtype));
-    return {config, Weights(config, dtype, cuda::KernelDevice()), options};
+    return {config, ToCuda(Weights(config, dtype, cuda::KernelDevice())), options};
   }
   // In float32, whatever `dtype` the parameters are rounded to.
   static at::Tensor Expected(const DecoderConfig& config, at::ScalarType dtype,
@@ -61,6 +64,34 @@ class CudaLlamaTest : public cuda::KernelTest {
     std::map<std::string, at::Tensor> tensors = RandomDecoder(config);
     for (auto& [name, tensor] : tensors) tensor = tensor.to(dtype).to(at::kFloat);
     return tensors;
+  }
+  // What packed weights stand for, in float32.
+  static DecoderWeights PlainWeights(const DecoderConfig& config,
+                                     const PackedDecoderWeights& packed) {
+    const auto matrix = [](const ops::cpu::PackedMatrix& from) {
+      return CudaMatrix(from, cuda::KernelDevice()).Dense(at::kFloat).cpu();
+    };
+    const auto vector = [](const std::vector<float>& from) { return at::tensor(from, at::kFloat); };
+    const int64_t q = config.num_heads * config.head_dim,
+                  kv = config.num_kv_heads * config.head_dim;
+    DecoderWeights weights{.embed_tokens = packed.embedding.to(at::kFloat),
+                           .norm = vector(packed.norm),
+                           .lm_head = matrix(packed.lm_head),
+                           .layers = {}};
+    for (const PackedLayer& layer : packed.layers) {
+      const at::Tensor qkv = matrix(layer.qkv), gate_up = matrix(layer.gate_up);
+      weights.layers.push_back(
+          {.input_norm = vector(layer.input_norm),
+           .post_attention_norm = vector(layer.post_attention_norm),
+           .q = qkv.narrow(0, 0, q),
+           .k = qkv.narrow(0, q, kv),
+           .v = qkv.narrow(0, q + kv, kv),
+           .o = matrix(layer.o),
+           .gate = gate_up.narrow(0, 0, config.intermediate_size),
+           .up = gate_up.narrow(0, config.intermediate_size, config.intermediate_size),
+           .down = matrix(layer.down)});
+    }
+    return weights;
   }
   static double BoundOf(at::ScalarType dtype) { return dtype == at::kFloat ? 2e-4 : 0.15; }
 };
@@ -202,6 +233,31 @@ TEST_F(CudaLlamaTest, GivesTheWantedRowsInTheirOrder) {
   EXPECT_LT(MaxDifference(one[0], expected[0]), 2e-4);
 }
 
+// A checkpoint of packed integers means the same here as on the CPU, which rounds what it
+// multiplies them by to integers, too.
+TEST_F(CudaLlamaTest, ServesPackedIntegers) {
+  for (const DecoderConfig& config : {Even(), TinyDecoderConfig()}) {
+    for (const PackOptions& options : {PackOptions{ops::cpu::WeightFormat::kInt8, 128, true},
+                                       PackOptions{ops::cpu::WeightFormat::kInt4, 32, true}}) {
+      ops::cpu::ThreadPool pool(1);
+      const TensorSource tensors = MemoryTensors(RandomDecoder(config));
+      const PackedDecoderWeights packed = PackDecoder(config, tensors, options, pool);
+      CudaLlama decoder(config, ToCuda(packed, cuda::KernelDevice()),
+                        {.kv_bytes = static_cast<uint64_t>(kBlocks * KvBlockBytes(config, 2))});
+      EXPECT_TRUE(decoder.weights().layers[0].down.is_packed());
+      ServingSteps steps(decoder);
+      const std::vector<int32_t> ids = TestIds(140, 1, config.vocab_size);
+      TorchServingDecoder plain(config, PlainWeights(config, packed), kBlocks);
+      const at::Tensor expected = ServingSteps(plain).Whole(ids, 140);
+      for (const int64_t most : {1, 33, 140}) {
+        EXPECT_LT(MaxDifference(steps.Whole(ids, most), expected), BoundOf(at::kBFloat16))
+            << ToQuantization(options).Describe() << " width " << config.hidden_size
+            << " in pieces of " << most;
+      }
+    }
+  }
+}
+
 TEST_F(CudaLlamaTest, CountsItsWeightsAndRefusesWhatItCannotDo) {
   const DecoderConfig config = Even();
   int64_t values = 0;
@@ -210,7 +266,7 @@ TEST_F(CudaLlamaTest, CountsItsWeightsAndRefusesWhatItCannotDo) {
   EXPECT_EQ(decoder.weight_bytes(), static_cast<uint64_t>(2 * values));
   EXPECT_THROW(Make(config, at::kHalf), std::invalid_argument);
   EXPECT_THROW(
-      CudaLlama(config, Weights(config, at::kFloat, cuda::KernelDevice()), {.kv_bytes = 9}),
+      CudaLlama(config, ToCuda(Weights(config, at::kFloat, cuda::KernelDevice())), {.kv_bytes = 9}),
       std::invalid_argument);
   EXPECT_THROW(decoder.CopyBlock(0, kBlocks), std::invalid_argument);
   const std::vector<int32_t> ids = {1}, spare = {kBlocks};

@@ -117,6 +117,23 @@ TEST_F(SwiGluTest, GatesTheSecondHalfWithTheFirst) {
   }
 }
 
+using QuickGeluTest = KernelTest;
+
+TEST_F(QuickGeluTest, IsTheTowersActivation) {
+  for (const Case& c : kCases) {
+    for (const int64_t count : {1, 50, 4096, 5000}) {
+      SCOPED_TRACE(count);
+      const at::Tensor x = Random({count}, c.dtype, 1) * 4;
+      const auto found = InAnyOrder({x}, [&](std::vector<at::Tensor>& outs) {
+        QuickGelu(c.element, {.x = outs[0].data_ptr(), .out = outs[0].data_ptr(), .count = count},
+                  TheStream());
+      });
+      ExpectNear(found[0], ops::Activate(x.to(at::kCPU, at::kFloat), Activation::kQuickGelu),
+                 c.bound);
+    }
+  }
+}
+
 using RopeToCacheTest = KernelTest;
 
 TEST_F(RopeToCacheTest, TurnsInPlaceAndWritesOnlyItsSlots) {

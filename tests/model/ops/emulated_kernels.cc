@@ -3,6 +3,7 @@
 
 #include <cstring>
 #include <memory>
+#include <stdexcept>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -53,6 +54,8 @@ class HostBlock {
     for (int i = 0; i < kThreads; ++i) phase(backwards ? kThreads - 1 - i : i);
   }
   void Sync() {}
+  void AwaitEarlier() { ++waits_; }
+  int waits() const { return waits_; }
   template <int kLanes, int N>
   void Sum(PerThread<Array<float, N>>& values) {
     static_assert(kThreads % kWarpLanes == 0 && kLanes <= kWarpLanes);
@@ -64,8 +67,44 @@ class HostBlock {
     }
   }
 
+  template <int kSteps>
+  void Multiply(PerThread<Array<float, 8>>& sums, PerThread<Array<uint32_t, 8 * kSteps>>& a,
+                PerThread<Array<uint32_t, 2 * kSteps>>& b) {
+    for (int first = 0; first < kThreads; first += kWarpLanes) {
+      float left[32][16 * kSteps], right[16 * kSteps][8];
+      for (int lane = 0; lane < kWarpLanes; ++lane) {
+        const int g = lane / 4, t = lane % 4;
+        for (int step = 0; step < kSteps; ++step) {
+          for (int i = 0; i < 8; ++i) {
+            float* const to =
+                &left[16 * (i / 4) + g + 8 * (i % 2)][16 * step + 2 * t + 8 * (i % 4 / 2)];
+            const uint32_t pair = a[first + lane][8 * step + i];
+            to[0] = FloatOf(pair << 16);
+            to[1] = FloatOf(pair & 0xffff0000u);
+          }
+          for (int r = 0; r < 2; ++r) {
+            const uint32_t pair = b[first + lane][2 * step + r];
+            right[16 * step + 2 * t + 8 * r][g] = FloatOf(pair << 16);
+            right[16 * step + 2 * t + 8 * r + 1][g] = FloatOf(pair & 0xffff0000u);
+          }
+        }
+      }
+      for (int lane = 0; lane < kWarpLanes; ++lane) {
+        const int g = lane / 4, t = lane % 4;
+        for (int i = 0; i < 8; ++i) {
+          float sum = 0;
+          for (int k = 0; k < 16 * kSteps; ++k) {
+            sum += left[16 * (i / 4) + g + 8 * (i % 4 / 2)][k] * right[k][2 * t + i % 2];
+          }
+          sums[first + lane][i] = sum;
+        }
+      }
+    }
+  }
+
  private:
   int x_, y_, z_, num_y_;
+  int waits_ = 0;
 };
 
 struct HostLauncher {
@@ -78,8 +117,8 @@ struct HostLauncher {
           static_cast<int>(i / grid.x / grid.y), static_cast<int>(grid.y));
       const auto shared = std::make_unique<typename Kernel::Shared>();
       Poison(*shared);
-      if constexpr (requires { kernel.Prefetch(block); }) kernel.Prefetch(block);
       kernel(block, *shared);
+      if (block.waits() != 1) throw std::logic_error("a kernel waits once for those ahead of it");
     }
   }
 };
@@ -99,12 +138,21 @@ void RopeToCache(Element element, const RopeToCacheArgs& args, int64_t rows, Str
 void SwiGlu(Element element, const SwiGluArgs& args, int64_t rows, Stream) {
   DispatchSwiGlu(HostLauncher(), element, args, rows);
 }
+void QuickGelu(Element element, const QuickGeluArgs& args, Stream) {
+  DispatchQuickGelu(HostLauncher(), element, args);
+}
 void PagedAttention(Element element, const PagedAttentionArgs& args, int64_t sequences, Stream) {
   DispatchPagedAttention(HostLauncher(), element, args, sequences);
 }
 bool HasPagedAttention(int64_t head_dim) { return CanAttend(head_dim); }
 void MultiplyFewRows(Element element, const FewRowsArgs& args, int64_t rows, Stream) {
   DispatchFewRows(HostLauncher(), element, args, rows);
+}
+void MultiplyPacked(const PackedProductArgs& args, Stream) {
+  DispatchPackedProduct(HostLauncher(), args);
+}
+void Unpack(Element element, const PackedWeights& weight, void* out, Stream) {
+  DispatchUnpack(HostLauncher(), element, weight, out);
 }
 
 void SetOverlap(bool) {}

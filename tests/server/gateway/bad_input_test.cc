@@ -79,11 +79,9 @@ TEST_F(BadInputTest, QuestionsThatCannotBeAnswered) {
   request.set_adapter_id("lora");
   ExpectRefused(request, kUnimplemented, "adapter_id");
   request = question("x");
-  request.set_idempotency_key("key");
-  ExpectRefused(request, kUnimplemented, "idempotency_key");
+  request.set_idempotency_key(std::string(129, 'k'));
+  ExpectRefused(request, kInvalid, "idempotency_key has 129 bytes");
   request = question("x");
-  request.set_on_disconnect(v1::ON_DISCONNECT_DETACH);
-  ExpectRefused(request, kUnimplemented, "ON_DISCONNECT_DETACH");
   request.set_on_disconnect(static_cast<v1::OnDisconnect>(77));
   ExpectRefused(request, kInvalid, "77");
 
@@ -162,6 +160,12 @@ TEST_F(BadInputTest, ConversationsWithoutASession) {
   request = chat({{kSystem, "s"}, {kUser, "a"}});
   request.mutable_messages(0)->add_images()->set_data(FakePicture(1));
   ExpectRefused(request, kInvalid, "only user messages have pictures");
+  request = chat({{kUser, "a"}});
+  request.set_idempotency_key("key");
+  ExpectRefused(request, kInvalid, "idempotency_key belongs to a session");
+  request = chat({{kUser, "a"}});
+  request.set_on_disconnect(v1::ON_DISCONNECT_DETACH);
+  ExpectRefused(request, kInvalid, "ON_DISCONNECT_DETACH needs a session");
   EXPECT_TRUE(Ask(chat({{kUser, "a"}})).status.ok());
 }
 
@@ -183,12 +187,11 @@ TEST_F(BadInputTest, Sessions) {
     return stub_->CreateSession(Context().get(), request, &created);
   };
   EXPECT_EQ(create([](auto& r) { r.set_model("gpt"); }).error_code(), kNotFound);
-  EXPECT_EQ(create([](auto& r) { r.mutable_idle_expiry()->set_seconds(5); }).error_code(),
-            kUnimplemented);
-  EXPECT_EQ(create([](auto& r) {
-              r.set_context_overflow(v1::CONTEXT_OVERFLOW_DROP_OLDEST_TURNS);
-            }).error_code(),
-            kUnimplemented);
+  EXPECT_EQ(create([](auto& r) { r.mutable_idle_expiry()->set_seconds(-5); }).error_code(),
+            kInvalid);
+  EXPECT_EQ(
+      create([](auto& r) { r.mutable_idle_expiry()->set_seconds(int64_t{1} << 40); }).error_code(),
+      kInvalid);
   EXPECT_EQ(create([](auto& r) {
               r.set_context_overflow(static_cast<v1::ContextOverflow>(9));
             }).error_code(),
@@ -228,13 +231,25 @@ TEST_F(BadInputTest, Sessions) {
   remove.set_session_id("nobody");
   EXPECT_EQ(stub_->DeleteSession(Context().get(), remove, &removed).error_code(), kNotFound);
 
-  auto context = Context();
-  auto reader = stub_->ResumeTurn(context.get(), {});
-  v1::ResumeTurnResponse resumed;
-  EXPECT_FALSE(reader->Read(&resumed));
-  const auto status = reader->Finish();
-  EXPECT_EQ(status.error_code(), kUnimplemented);
-  EXPECT_THAT(status.error_message(), HasSubstr("ResumeTurn"));
+  v1::ResumeTurnRequest resume;
+  const auto refused = [&](grpc::StatusCode code, const std::string& part) {
+    auto context = Context();
+    auto reader = stub_->ResumeTurn(context.get(), resume);
+    v1::ResumeTurnResponse resumed;
+    EXPECT_FALSE(reader->Read(&resumed));
+    const auto status = reader->Finish();
+    EXPECT_EQ(status.error_code(), code) << status.error_message();
+    EXPECT_THAT(status.error_message(), HasSubstr(part));
+  };
+  refused(kInvalid, "session_id is empty");
+  resume.set_session_id("nobody");
+  refused(kInvalid, "turn_id is empty");
+  resume.set_turn_id(std::string(500, 't'));
+  refused(kInvalid, "turn_id has 500 bytes");
+  resume.set_turn_id("nothing");
+  refused(kNotFound, "no session");
+  resume.set_session_id(NewSession());
+  refused(kNotFound, "no turn \"nothing\"");
 }
 
 }  // namespace

@@ -34,5 +34,49 @@ TEST(FeatureIndexTest, ForgetsTheLeastRecentlyUsed) {
   EXPECT_TRUE(index.Contains(Key("c")));
 }
 
+TEST(FeatureIndexTest, OneBringsAndOthersWait) {
+  FeatureIndex index;
+  uint64_t first = 0, second = 0, third = 0;
+  int woken = 0;
+  EXPECT_EQ(index.Claim(
+                Key("a"), [] {}, &first),
+            FeatureIndex::State::kMissing);
+  EXPECT_EQ(index.Claim(
+                Key("a"), [&] { ++woken; }, &second),
+            FeatureIndex::State::kComing);
+  EXPECT_EQ(index.Claim(
+                Key("a"), [&] { woken += 10; }, &third),
+            FeatureIndex::State::kComing);
+  EXPECT_TRUE(index.Abandon(third));
+  EXPECT_FALSE(index.Abandon(third));
+  EXPECT_EQ(woken, 0);
+  index.Add(Key("a"));
+  index.Release(Key("a"));
+  EXPECT_EQ(woken, 1);
+  EXPECT_FALSE(index.Abandon(second)) << "it ran";
+  EXPECT_EQ(index.Claim(
+                Key("a"), [] {}, &first),
+            FeatureIndex::State::kThere);
+}
+
+TEST(FeatureIndexTest, AfterAFailureAnotherOneBrings) {
+  FeatureIndex index;
+  uint64_t ticket = 0;
+  ASSERT_EQ(index.Claim(
+                Key("a"), [] {}, &ticket),
+            FeatureIndex::State::kMissing);
+  auto state = FeatureIndex::State::kThere;
+  ASSERT_EQ(index.Claim(
+                Key("a"),
+                [&] {
+                  state = index.Claim(
+                      Key("a"), [] {}, &ticket);
+                },
+                &ticket),
+            FeatureIndex::State::kComing);
+  index.Release(Key("a"));
+  EXPECT_EQ(state, FeatureIndex::State::kMissing);
+}
+
 }  // namespace
 }  // namespace llava

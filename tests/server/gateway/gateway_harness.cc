@@ -103,6 +103,25 @@ v1::ChatRequest GatewayTest::Question(const std::string& session, const std::str
   return request;
 }
 
+namespace {
+
+void Take(Answer& answer, const v1::ChatEvent& event, uint64_t first_byte) {
+  if (answer.is_finished) ++answer.events_after_end;
+  if (event.has_turn_started()) answer.started = event.turn_started();
+  if (event.has_text()) {
+    answer.offsets_fit &= event.text().offset() == first_byte + answer.text.size();
+    answer.text += event.text().text();
+    answer.logprobs += event.text().logprobs_size();
+    ++answer.deltas;
+  }
+  if (event.has_turn_finished()) {
+    answer.is_finished = true;
+    answer.finished = event.turn_finished();
+  }
+}
+
+}  // namespace
+
 Answer GatewayTest::Ask(const v1::ChatRequest& request,
                         const std::function<void(grpc::ClientContext&, const Answer&)>& on_text,
                         std::chrono::milliseconds timeout) {
@@ -112,21 +131,32 @@ Answer GatewayTest::Ask(const v1::ChatRequest& request,
   v1::ChatResponse response;
   bool told = false;
   while (reader->Read(&response)) {
-    const v1::ChatEvent& event = response.event();
-    if (event.has_turn_started()) answer.started = event.turn_started();
-    if (event.has_text()) {
-      answer.offsets_fit &= event.text().offset() == answer.text.size();
-      answer.text += event.text().text();
-      answer.logprobs += event.text().logprobs_size();
-      ++answer.deltas;
+    Take(answer, response.event(), 0);
+    if (response.event().has_text()) {
       if (on_text && !told) on_text(*context, answer);
       told = true;
     }
-    if (event.has_turn_finished()) {
-      answer.is_finished = true;
-      answer.finished = event.turn_finished();
-    }
   }
+  answer.status = reader->Finish();
+  return answer;
+}
+
+Answer GatewayTest::AskAndLeave(const v1::ChatRequest& request) {
+  return Ask(request, [](grpc::ClientContext& context, const Answer&) { context.TryCancel(); });
+}
+
+Answer GatewayTest::Resume(const std::string& session, const std::string& turn,
+                           uint64_t after_offset, std::optional<uint32_t> restarts) {
+  v1::ResumeTurnRequest request;
+  request.set_session_id(session);
+  request.set_turn_id(turn);
+  request.set_after_offset(after_offset);
+  if (restarts) request.set_restarts(*restarts);
+  Answer answer;
+  const auto context = Context();
+  const auto reader = stub_->ResumeTurn(context.get(), request);
+  v1::ResumeTurnResponse response;
+  while (reader->Read(&response)) Take(answer, response.event(), after_offset);
   answer.status = reader->Finish();
   return answer;
 }

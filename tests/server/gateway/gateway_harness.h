@@ -11,6 +11,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -40,6 +41,7 @@ struct Answer {
   int deltas = 0;
   int logprobs = 0;
   bool offsets_fit = true;
+  int events_after_end = 0;
   bool is_finished = false;
   v1::TurnFinished finished;
 };
@@ -66,6 +68,11 @@ class GatewayTest : public testing::Test {
   Answer Ask(const v1::ChatRequest& request,
              const std::function<void(grpc::ClientContext&, const Answer&)>& on_text = {},
              std::chrono::milliseconds timeout = kSlowdown * std::chrono::seconds(20));
+  // Follows a turn from a byte on; `text` is what comes behind it.
+  Answer Resume(const std::string& session, const std::string& turn, uint64_t after_offset = 0,
+                std::optional<uint32_t> restarts = std::nullopt);
+  // Asks and goes away after the first text. The turn goes on.
+  Answer AskAndLeave(const v1::ChatRequest& request);
   std::vector<v1::Turn> Turns(const std::string& session);
   // The value of a metric line such as `name{a="b"}`, 0 if there is none.
   double Metric(const std::string& line_start);

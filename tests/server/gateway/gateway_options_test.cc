@@ -15,11 +15,23 @@ TEST(GatewayOptionsTest, EachFlagIsRead) {
   GatewayOptions options;
   Settings settings("llava-gateway", "test");
   options.Declare(settings);
-  const char* const flags[] = {
-      "llava-gateway",           "--vision=v:1",         "--llm=l:2",
-      "--default-model=emoji",   "--data-dir=/tmp/x",    "--keys-file=/tmp/keys",
-      "--metrics-open",          "--max-image-bytes=1K", "--max-image-pixels=2048",
-      "--max-images-per-turn=3", "--max-turn-bytes=4K",  "--request-timeout=5s"};
+  const char* const flags[] = {"llava-gateway",
+                               "--vision=v:1",
+                               "--llm=l:2",
+                               "--default-model=emoji",
+                               "--data-dir=/tmp/x",
+                               "--keys-file=/tmp/keys",
+                               "--metrics-open",
+                               "--max-image-bytes=1K",
+                               "--max-image-pixels=2048",
+                               "--max-images-per-turn=3",
+                               "--max-turn-bytes=4K",
+                               "--session-ttl=24h",
+                               "--resume-grace=3s",
+                               "--continue-timeout=4s",
+                               "--max-turns-per-session=11",
+                               "--max-images-per-session=12",
+                               "--request-timeout=5s"};
   EXPECT_EQ(settings.Parse(std::size(flags), flags), std::nullopt);
   EXPECT_EQ(options.vision, "v:1");
   EXPECT_EQ(options.llm, "l:2");
@@ -34,6 +46,11 @@ TEST(GatewayOptionsTest, EachFlagIsRead) {
   EXPECT_EQ(options.image_limits().max_pixels, 2048U);
   EXPECT_EQ(options.max_images_per_turn, 3);
   EXPECT_EQ(options.max_turn_bytes, 4096U);
+  EXPECT_EQ(options.session_ttl, std::chrono::hours(24));
+  EXPECT_EQ(options.resume_grace, std::chrono::seconds(3));
+  EXPECT_EQ(options.continue_timeout, std::chrono::seconds(4));
+  EXPECT_EQ(options.max_turns_per_session, 11);
+  EXPECT_EQ(options.max_images_per_session, 12);
   EXPECT_EQ(options.request_timeout, std::chrono::seconds(5));
 }
 
@@ -50,6 +67,8 @@ TEST(GatewayOptionsTest, NamesTheBadSetting) {
   EXPECT_THAT(complaint([](auto& o) { o.llm = "host:80x"; }), HasSubstr("HOST:PORT"));
   EXPECT_THAT(complaint([](auto& o) { o.data_dir = ""; }), HasSubstr("--data-dir"));
   EXPECT_THAT(complaint([](auto& o) { o.max_image_bytes = 0; }), HasSubstr("--max-image-bytes"));
+  EXPECT_THAT(complaint([](auto& o) { o.resume_grace = std::chrono::milliseconds(-1); }),
+              HasSubstr("--resume-grace"));
   EXPECT_THAT(complaint([](auto& o) { o.request_timeout = {}; }), HasSubstr("--request-timeout"));
 }
 

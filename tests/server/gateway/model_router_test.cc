@@ -29,9 +29,9 @@ class ModelRouterTest : public testing::Test {
   GatewayMetrics gateway_metrics_{metrics_};
   FakeVision fake_vision_;
   FakeLlm fake_llm_;
-  Backend vision_{
+  BackendPool vision_{
       {"vision", "llava-vision", "--vision"}, fake_vision_.server().address(), gateway_metrics_};
-  Backend llm_{{"llm", "llava-llm", "--llm"}, fake_llm_.server().address(), gateway_metrics_};
+  BackendPool llm_{{"llm", "llava-llm", "--llm"}, fake_llm_.server().address(), gateway_metrics_};
   ModelRouter router_{vision_, llm_, ""};
 };
 

@@ -19,7 +19,7 @@ class SessionStoreTest : public testing::Test {
  protected:
   void Open() {
     store_.reset();
-    auto store = SessionStore::Open(folder_.path(), gateway_metrics_);
+    auto store = SessionStore::Open(folder_.path(), gateway_metrics_, options_);
     ASSERT_TRUE(store.ok()) << store.status();
     store_ = *std::move(store);
   }
@@ -40,8 +40,11 @@ class SessionStoreTest : public testing::Test {
     ASSERT_TRUE(created.ok()) << created.status();
   }
 
-  absl::StatusOr<v1::Turn> Begin(const std::string& session, const std::string& turn) {
+  absl::StatusOr<v1::Turn> Begin(const std::string& session, const std::string& turn,
+                                 const RequestKey& request = {}) {
     NewTurn record;
+    record.request = request;
+    record.sampling.set_max_new_tokens(77);
     record.id = turn;
     record.session_id = session;
     record.user_text = "hello";
@@ -49,28 +52,124 @@ class SessionStoreTest : public testing::Test {
     return Await<absl::StatusOr<v1::Turn>>([&](auto done) { store_->BeginTurn(record, done); });
   }
 
-  absl::StatusOr<Conversation> Read(const std::string& session) {
+  absl::StatusOr<Conversation> Read(const std::string& session, const RequestKey& request = {}) {
     return Await<absl::StatusOr<Conversation>>(
-        [&](auto done) { store_->GetConversation(session, done); });
+        [&](auto done) { store_->GetConversation(session, request, done); });
+  }
+
+  absl::Status Finish(const TurnResult& result) {
+    return Await<absl::Status>([&](auto done) { store_->FinishTurn(result, done); });
   }
 
   TempFolder folder_;
+  SessionStore::Options options_;
   Metrics metrics_{"gateway"};
   GatewayMetrics gateway_metrics_{metrics_};
   std::unique_ptr<SessionStore> store_;
 };
 
-TEST_F(SessionStoreTest, TurnsLeftRunningAreInterruptedAtTheNextStart) {
+TEST_F(SessionStoreTest, TurnsLeftRunningAreToldAtTheNextStart) {
+  Open();
+  EXPECT_TRUE(store_->TakeUnfinished().empty());
+  Create("s");
+  ASSERT_TRUE(Begin("s", "t").ok());
+  Open();
+  const auto unfinished = store_->TakeUnfinished();
+  ASSERT_EQ(unfinished.size(), 1U);
+  EXPECT_EQ(unfinished[0].session_id, "s");
+  EXPECT_EQ(unfinished[0].turn_id, "t");
+  EXPECT_EQ(unfinished[0].sampling.max_new_tokens(), 77U);
+  const v1::Turn turn = Read("s")->turns[0].turn;
+  EXPECT_EQ(turn.state(), v1::TURN_STATE_RUNNING);
+  EXPECT_EQ(turn.seed(), 0xffff'ffff'ffff'fff0) << "unsigned numbers survive";
+}
+
+TEST_F(SessionStoreTest, ARequestIsKnownAgainByItsKey) {
+  Open();
+  Create("s");
+  Create("r");
+  const RequestKey key{"key", "hash"};
+  ASSERT_TRUE(Begin("s", "t", key).ok());
+  EXPECT_EQ(Read("s", key)->repeated_turn_id, "t");
+  EXPECT_EQ(Read("s", {"other", "hash"})->repeated_turn_id, "");
+  EXPECT_EQ(Read("r", key)->repeated_turn_id, "") << "keys belong to their session";
+  const auto other = Read("s", {"key", "changed"});
+  EXPECT_EQ(other.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(other.status().message()), HasSubstr("turn t"));
+
+  TurnResult result;
+  result.session_id = "s";
+  result.turn_id = "t";
+  result.state = v1::TURN_STATE_FINISHED;
+  result.reason = v1::FINISH_REASON_STOP;
+  ASSERT_TRUE(Finish(result).ok());
+  EXPECT_EQ(Read("s", key)->repeated_turn_id, "t");
+  result.reason = v1::FINISH_REASON_ERROR;
+  ASSERT_TRUE(Finish(result).ok());
+  EXPECT_EQ(Read("s", key)->repeated_turn_id, "") << "nothing was told: it may be asked again";
+
+  ASSERT_TRUE(Begin("s", "u", key).ok());
+  store_.reset();
+  auto database = SqlDatabase::Open(folder_.path() + "/sessions.db");
+  ASSERT_TRUE((*database)
+                  ->Script("UPDATE idempotency_keys SET created_us = created_us - 86400000000")
+                  .ok());
+  database->reset();
+  Open();
+  EXPECT_EQ(Read("s", key)->repeated_turn_id, "") << "a day is over";
+}
+
+TEST_F(SessionStoreTest, UnusedSessionsExpire) {
+  Open();
+  const auto create = [this](const std::string& id, int64_t idle_seconds) {
+    v1::Session session;
+    session.set_id(id);
+    if (idle_seconds > 0) session.mutable_idle_expiry()->set_seconds(idle_seconds);
+    return Await<absl::StatusOr<v1::Session>>(
+        [&](auto done) { store_->CreateSession(session, done); });
+  };
+  EXPECT_EQ(create("hour", 3600)->idle_expiry().seconds(), 3600);
+  EXPECT_FALSE(create("default", 0)->has_idle_expiry());
+  ASSERT_TRUE(create("busy", 3600).ok());
+  ASSERT_TRUE(create("running", 3600).ok());
+  ASSERT_TRUE(create("day", 86400).ok());
+  ASSERT_TRUE(Begin("running", "t").ok());
+  store_.reset();
+  auto database = SqlDatabase::Open(folder_.path() + "/sessions.db");
+  ASSERT_TRUE((*database)->Script("UPDATE sessions SET used_us = used_us - 7200000000").ok());
+  database->reset();
+  Open();
+  const auto expire = [this](std::chrono::seconds default_expiry) {
+    return *Await<absl::StatusOr<int64_t>>([&](auto done) {
+      store_->Expire(
+          default_expiry, [](const std::string& id) { return id == "busy"; }, done);
+    });
+  };
+  EXPECT_EQ(expire(std::chrono::seconds(0)), 1);
+  EXPECT_FALSE(Read("hour").ok());
+  EXPECT_EQ(expire(std::chrono::hours(1)), 1);
+  EXPECT_FALSE(Read("default").ok());
+  for (const char* id : {"busy", "running", "day"}) EXPECT_TRUE(Read(id).ok()) << id;
+}
+
+TEST_F(SessionStoreTest, SessionsHaveTheirLimits) {
+  options_.limits = {.turns_per_session = 2, .images_per_session = 1};
   Open();
   Create("s");
   ASSERT_TRUE(Begin("s", "t").ok());
-  EXPECT_EQ(Read("s")->turns[0].turn.state(), v1::TURN_STATE_RUNNING);
-  Open();
-  const v1::Turn turn = Read("s")->turns[0].turn;
-  EXPECT_EQ(turn.state(), v1::TURN_STATE_FAILED);
-  EXPECT_EQ(turn.finish_reason(), v1::FINISH_REASON_INTERRUPTED);
-  EXPECT_THAT(turn.error_message(), HasSubstr("gateway ended"));
-  EXPECT_EQ(turn.seed(), 0xffff'ffff'ffff'fff0) << "unsigned numbers survive";
+  ASSERT_TRUE(Begin("s", "u").ok());
+  const auto third = Begin("s", "v");
+  EXPECT_EQ(third.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(third.status().message()), HasSubstr("allowed are 2"));
+  const auto add = [this](char letter) {
+    StoredImage image;
+    image.info.set_id(std::string(64, letter));
+    image.bytes = std::make_shared<const std::string>("bytes");
+    return Await<absl::Status>([&](auto done) { store_->AddImage("s", image, done); });
+  };
+  EXPECT_TRUE(add('a').ok());
+  EXPECT_TRUE(add('a').ok()) << "the same one again";
+  EXPECT_EQ(add('b').code(), absl::StatusCode::kResourceExhausted);
 }
 
 TEST_F(SessionStoreTest, AnswersComeBackWithTheirIds) {
@@ -117,7 +216,7 @@ TEST_F(SessionStoreTest, ARequestThatFailsTakesBackOnlyItself) {
 
 TEST_F(SessionStoreTest, AFolderBelongsToOneGateway) {
   Open();
-  const auto second = SessionStore::Open(folder_.path(), gateway_metrics_);
+  const auto second = SessionStore::Open(folder_.path(), gateway_metrics_, {});
   EXPECT_EQ(second.status().code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(std::string(second.status().message()), HasSubstr("in use by another gateway"));
 }
@@ -129,13 +228,13 @@ TEST_F(SessionStoreTest, RefusesAFileOfANewerProgram) {
   ASSERT_TRUE((*database)->Script("UPDATE schema_version SET version = 1000").ok());
   EXPECT_EQ(MigrateStore(**database).code(), absl::StatusCode::kFailedPrecondition);
   database->reset();
-  const auto store = SessionStore::Open(folder_.path(), gateway_metrics_);
+  const auto store = SessionStore::Open(folder_.path(), gateway_metrics_, {});
   EXPECT_THAT(std::string(store.status().message()), HasSubstr("schema version 1000"));
 }
 
 TEST_F(SessionStoreTest, RefusesAFileThatIsNoDatabase) {
   std::ofstream(folder_.path() + "/sessions.db") << std::string(4096, 'x');
-  const auto store = SessionStore::Open(folder_.path(), gateway_metrics_);
+  const auto store = SessionStore::Open(folder_.path(), gateway_metrics_, {});
   EXPECT_FALSE(store.ok());
   EXPECT_THAT(std::string(store.status().message()), HasSubstr("sessions.db"));
 }
@@ -175,8 +274,8 @@ TEST_F(SessionStoreTest, APictureSentAgainWhileItsLastSessionGoesStays) {
 }
 
 TEST_F(SessionStoreTest, AFullQueueRefusesAllButTheEndOfTurns) {
-  auto opened = SessionStore::Open(folder_.path(), gateway_metrics_, /*max_waiting=*/2);
-  store_ = *std::move(opened);
+  options_.max_waiting = 2;
+  Open();
   std::promise<void> release;
   std::promise<void> blocked;
   store_->GetSession("x", [&](auto) {

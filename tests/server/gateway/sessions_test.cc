@@ -89,12 +89,39 @@ TEST_F(SessionsTest, ChangesWhatTheMaskNames) {
   EXPECT_EQ(llm_.last_request().sampling().max_new_tokens(), 3U);
   EXPECT_EQ(llm_.last_request().messages(0).role(), v1::ROLE_USER);
 
-  for (const auto& [path, code] : {std::pair{"model", grpc::StatusCode::INVALID_ARGUMENT},
-                                   std::pair{"idle_expiry", grpc::StatusCode::UNIMPLEMENTED}}) {
-    update.mutable_update_mask()->clear_paths();
-    update.mutable_update_mask()->add_paths(path);
-    EXPECT_EQ(stub_->UpdateSession(Context().get(), update, &response).error_code(), code) << path;
-  }
+  update.mutable_update_mask()->clear_paths();
+  update.mutable_update_mask()->add_paths("idle_expiry");
+  update.mutable_session()->mutable_idle_expiry()->set_seconds(90);
+  ASSERT_TRUE(stub_->UpdateSession(Context().get(), update, &response).ok());
+  EXPECT_EQ(response.session().idle_expiry().seconds(), 90);
+  update.mutable_session()->clear_idle_expiry();
+  ASSERT_TRUE(stub_->UpdateSession(Context().get(), update, &response).ok());
+  EXPECT_FALSE(response.session().has_idle_expiry());
+  update.mutable_update_mask()->add_paths("model");
+  EXPECT_EQ(stub_->UpdateSession(Context().get(), update, &response).error_code(),
+            grpc::StatusCode::INVALID_ARGUMENT);
+}
+
+TEST_F(SessionsTest, UnusedOnesAreDeleted) {
+  options_.session_ttl = std::chrono::milliseconds(200);
+  options_.resume_grace = std::chrono::milliseconds(200);
+  StartGateway();
+  v1::CreateSessionRequest create;
+  create.mutable_idle_expiry()->set_seconds(3600);
+  const std::string kept = NewSession(create);
+  const std::string gone = NewSession();
+  Ask(Question(gone, "x", {FakePicture(1)}));
+  v1::GetSessionRequest request;
+  v1::GetSessionResponse response;
+  request.set_session_id(gone);
+  EXPECT_TRUE(Eventually([&] {
+    return stub_->GetSession(Context().get(), request, &response).error_code() ==
+           grpc::StatusCode::NOT_FOUND;
+  }));
+  EXPECT_TRUE(std::filesystem::is_empty(options_.data_dir + "/images"));
+  request.set_session_id(kept);
+  EXPECT_TRUE(stub_->GetSession(Context().get(), request, &response).ok());
+  EXPECT_EQ(Metric("llava_gateway_sessions"), 1);
 }
 
 TEST_F(SessionsTest, ListsInPagesLastUsedFirst) {

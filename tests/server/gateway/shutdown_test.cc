@@ -39,7 +39,7 @@ TEST_F(ShutdownTest, RunningTurnsEndAndNewWorkIsRefused) {
       admission_->WaitUntilIdle(CondVar::Clock::now() + kSlowdown * std::chrono::seconds(5)));
 }
 
-TEST_F(ShutdownTest, StopBreaksOffAndStoresWhatIsThere) {
+TEST_F(ShutdownTest, StopLeavesAnswersToTheNextProcess) {
   llm_.Set({.delay = milliseconds(50)});
   StartGateway();
   const std::string session = NewSession();
@@ -52,14 +52,33 @@ TEST_F(ShutdownTest, StopBreaksOffAndStoresWhatIsThere) {
   StopGateway();
   const Answer answer = asking.get();
   EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::UNAVAILABLE);
-  EXPECT_THAT(answer.status.error_message(), HasSubstr("stopped"));
+  EXPECT_THAT(answer.status.error_message(), HasSubstr("ResumeTurn"));
+  google::rpc::RetryInfo retry;
+  EXPECT_TRUE(GetDetail(FromGrpc(answer.status), &retry));
   StartGateway();
-  const auto turns = Turns(session);
-  ASSERT_EQ(turns.size(), 1U);
-  EXPECT_EQ(turns[0].state(), v1::TURN_STATE_FAILED);
-  EXPECT_EQ(turns[0].finish_reason(), v1::FINISH_REASON_INTERRUPTED);
-  EXPECT_EQ(turns[0].answer_text(), answer.text);
-  EXPECT_THAT(turns[0].error_message(), HasSubstr("stopped"));
+  const Answer rest =
+      Resume(session, answer.started.turn_id(), answer.text.size(), answer.started.restarts());
+  ASSERT_TRUE(rest.status.ok()) << rest.status.error_message();
+  EXPECT_EQ(answer.text + rest.text, "a b c d e f g h i j k l m n o p! pictures: 0, turns: 1");
+  EXPECT_EQ(rest.started.restarts(), 1U);
+  EXPECT_EQ(Turns(session).at(0).state(), v1::TURN_STATE_FINISHED);
+}
+
+TEST_F(ShutdownTest, AnAnswerWithoutASessionEnds) {
+  llm_.Set({.delay = milliseconds(50)});
+  StartGateway();
+  std::promise<void> begun;
+  v1::ChatRequest request;
+  request.add_messages()->set_role(v1::ROLE_USER);
+  request.mutable_messages(0)->set_text("a b c d e f g h i j k l m n o p");
+  auto asking = std::async(std::launch::async, [&] {
+    return Ask(request, [&](grpc::ClientContext&, const Answer&) { begun.set_value(); });
+  });
+  begun.get_future().wait();
+  StopGateway();
+  const Answer answer = asking.get();
+  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_THAT(answer.status.error_message(), HasSubstr("stopped"));
 }
 
 }  // namespace

@@ -75,13 +75,13 @@ TEST_F(TurnFaultsTest, CancelTurnWhileThePictureIsEncoded) {
   ExpectUsable(session);
 }
 
-TEST_F(TurnFaultsTest, AClientThatLeavesStopsTheAnswer) {
+TEST_F(TurnFaultsTest, AClientThatLeavesStopsTheAnswerIfItSaysSo) {
   llm_.Set({.delay = milliseconds(50)});
   StartGateway();
   const std::string session = NewSession();
-  const Answer answer =
-      Ask(Question(session, "a b c d e f g h i j k l m n o p"),
-          [](grpc::ClientContext& context, const Answer&) { context.TryCancel(); });
+  v1::ChatRequest request = Question(session, "a b c d e f g h i j k l m n o p");
+  request.set_on_disconnect(v1::ON_DISCONNECT_CANCEL);
+  const Answer answer = AskAndLeave(request);
   EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::CANCELLED);
   ASSERT_TRUE(Eventually([&] { return llm_.cancelled() == 1; }));
   ASSERT_TRUE(Eventually([&] { return Turns(session)[0].state() == v1::TURN_STATE_FAILED; }));
@@ -154,37 +154,80 @@ TEST_F(TurnFaultsTest, FeaturesAlreadyThereAreNotSentTwice) {
   EXPECT_EQ(llm_.puts(), 2);
 }
 
-TEST_F(TurnFaultsTest, ABlindRetryBeforeTheFirstTokenOnly) {
+TEST_F(TurnFaultsTest, ASecondTryWhenTheServiceHasTooMuchToDo) {
   StartGateway();
   const std::string session = NewSession();
-  llm_.Set({.failures = 1});
+  const grpc::Status busy = ToGrpc(OverloadedError("the queue is full", milliseconds(100)));
+  llm_.Set({.failure = busy, .failures = 1});
   EXPECT_TRUE(Ask(Question(session, "once")).status.ok());
   EXPECT_EQ(llm_.generates(), 2);
 
-  llm_.Set({.failures = 2});
+  llm_.Set({.failure = busy, .failures = 2});
   const Answer twice = Ask(Question(session, "twice"));
   EXPECT_EQ(twice.status.error_code(), grpc::StatusCode::UNAVAILABLE);
   EXPECT_THAT(twice.status.error_message(), HasSubstr("llm service at " + options_.llm));
   EXPECT_EQ(llm_.generates(), 4);
+  llm_.Set({});
+  ExpectUsable(session);
+  // once + its answer, (twice had none), the new question.
+  EXPECT_EQ(llm_.last_request().messages_size(), 3);
+}
 
-  llm_.Set({.fail_after_deltas = 2});
+TEST_F(TurnFaultsTest, AServiceOutOfReachIsWaitedFor) {
+  StartGateway();
+  const std::string session = NewSession();
+  llm_.Set({.failures = 3});  // the transport says so: nobody was there
+  EXPECT_TRUE(Ask(Question(session, "x")).status.ok());
+  EXPECT_EQ(llm_.generates(), 4);
+  StopGateway();
+
+  options_.continue_timeout = milliseconds(400);
+  StartGateway();
+  llm_.Set({.failures = 1000});
+  const Answer never = Ask(Question(session, "y"));
+  EXPECT_EQ(never.status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_THAT(never.status.error_message(), HasSubstr("is not reachable"));
+  llm_.Set({});
+  ExpectUsable(session);
+}
+
+TEST_F(TurnFaultsTest, APromptThatKillsTwoWorkersIsGivenUp) {
+  StartGateway();
+  const std::string session = NewSession();
+  llm_.Set({.failures = 1000, .arrives = true});
+  const Answer answer = Ask(Question(session, "x"));
+  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::INTERNAL);
+  EXPECT_THAT(answer.status.error_message(), HasSubstr("given up: 2 language workers died"));
+  EXPECT_EQ(llm_.generates(), 2);
+  llm_.Set({});
+  ExpectUsable(session);
+}
+
+TEST_F(TurnFaultsTest, AFaultOfTheModelEndsTheAnswer) {
+  StartGateway();
+  const std::string session = NewSession();
+  llm_.Set(
+      {.failure = {grpc::StatusCode::INTERNAL, "a logit is not finite"}, .fail_after_deltas = 2});
   const Answer late = Ask(Question(session, "a b c d"));
-  EXPECT_EQ(late.status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_EQ(late.status.error_code(), grpc::StatusCode::INTERNAL);
   EXPECT_EQ(late.text, "a b");
   EXPECT_FALSE(late.is_finished);
-  EXPECT_EQ(llm_.generates(), 5);
+  EXPECT_EQ(llm_.generates(), 1) << "it would only happen again";
   const auto turns = Turns(session);
   EXPECT_EQ(turns.back().state(), v1::TURN_STATE_FAILED);
   EXPECT_EQ(turns.back().finish_reason(), v1::FINISH_REASON_ERROR);
   EXPECT_EQ(turns.back().answer_text(), "a b");
-  EXPECT_THAT(turns.back().error_message(), HasSubstr("worker died"));
+  EXPECT_THAT(turns.back().error_message(), HasSubstr("a logit is not finite"));
+  const Answer again = Resume(session, late.started.turn_id(), 1);
+  EXPECT_EQ(again.text, " b");
+  EXPECT_EQ(again.status.error_code(), grpc::StatusCode::INTERNAL);
   llm_.Set({});
   ExpectUsable(session);
-  // once + its answer, (twice had none), late + its beginning, the new question.
-  EXPECT_EQ(llm_.last_request().messages_size(), 5);
+  EXPECT_EQ(llm_.last_request().messages_size(), 3) << "its beginning stays in the prompt";
 }
 
 TEST_F(TurnFaultsTest, ServicesThatAreDownAreNamed) {
+  options_.continue_timeout = milliseconds(300);
   StartGateway();
   const std::string session = NewSession();
   vision_.server().Stop();
@@ -227,6 +270,7 @@ TEST_F(TurnFaultsTest, StartsBeforeItsServices) {
 }
 
 TEST_F(TurnFaultsTest, AnErrorOfTheTowerEndsOnlyItsTurn) {
+  options_.continue_timeout = milliseconds(300);
   StartGateway();
   const std::string session = NewSession();
   vision_.Set(

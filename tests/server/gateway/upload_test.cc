@@ -67,6 +67,51 @@ TEST_F(UploadTest, APictureIsSentOnceAndAskedAboutOften) {
   EXPECT_EQ(Ask(elsewhere).status.error_code(), grpc::StatusCode::NOT_FOUND);
 }
 
+TEST_F(UploadTest, IsEncodedBeforeTheQuestion) {
+  StartGateway();
+  const std::string session = NewSession();
+  const Upload upload = Send(session, FakePicture(3));
+  ASSERT_TRUE(upload.status.ok()) << upload.status.error_message();
+  ASSERT_TRUE(Eventually(
+      [&] { return Metric("llava_gateway_pictures_encoded_ahead_total{result=\"ok\"}") == 1; }));
+  EXPECT_EQ(llm_.puts(), 1);
+  v1::ChatRequest question = Question(session, "x");
+  question.add_images()->set_id(upload.image.id());
+  const Answer answer = Ask(question);
+  ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_EQ(answer.finished.timings().vision_seconds(), 0);
+  EXPECT_EQ(vision_.encodes(), 1);
+}
+
+TEST_F(UploadTest, AQuestionWaitsForThePictureThatIsOnItsWay) {
+  vision_.Set({.delay = std::chrono::milliseconds(400)});
+  StartGateway();
+  const std::string session = NewSession();
+  const Upload upload = Send(session, FakePicture(3));
+  v1::ChatRequest question = Question(session, "x");
+  question.add_images()->set_id(upload.image.id());
+  const Answer answer = Ask(question);
+  ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_EQ(answer.text, "x! pictures: 1, turns: 1");
+  EXPECT_GT(answer.finished.timings().vision_seconds(), 0);
+  EXPECT_EQ(vision_.encodes(), 1);
+}
+
+TEST_F(UploadTest, ACancelledQuestionDoesNotWaitForIt) {
+  vision_.Set({.delay = kSlowdown * std::chrono::milliseconds(3000)});
+  StartGateway();
+  const std::string session = NewSession();
+  const Upload upload = Send(session, FakePicture(3));
+  v1::ChatRequest question = Question(session, "x");
+  question.add_images()->set_id(upload.image.id());
+  question.set_on_disconnect(v1::ON_DISCONNECT_CANCEL);
+  const auto begin = std::chrono::steady_clock::now();
+  const Answer answer = Ask(question, {}, kSlowdown * std::chrono::milliseconds(300));
+  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  ASSERT_TRUE(Eventually([&] { return Metric("llava_gateway_turns_running") == 0; }));
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, kSlowdown * std::chrono::milliseconds(2000));
+}
+
 TEST_F(UploadTest, RefusesWhatIsNoPictureOrTooMuch) {
   options_.max_image_bytes = 200'000;
   StartGateway();

@@ -1,0 +1,107 @@
+// llava-bench: load for a gateway, and what it makes of it.
+#include <grpcpp/create_channel.h>
+#include <grpcpp/security/credentials.h>
+#include <signal.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <memory>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "absl/strings/str_format.h"
+#include "client/bench/load.h"
+#include "client/bench/options.h"
+#include "client/bench/report.h"
+
+namespace llava::bench {
+namespace {
+
+std::atomic<bool> interrupted{false};
+static_assert(std::atomic<bool>::is_always_lock_free);  // written by a signal handler
+
+bool ReadFile(const std::string& path, std::string* bytes) {
+  std::ifstream file(path, std::ios::binary);
+  bytes->assign(std::istreambuf_iterator<char>(file), {});
+  if (file && !bytes->empty()) return true;
+  std::cerr << "llava-bench: cannot read " << path << ", or it is empty\n";
+  return false;
+}
+
+bool ReadFiles(BenchOptions& options) {
+  for (const std::string& path : options.picture_files) {
+    if (!ReadFile(path, &options.load.pictures.emplace_back())) return false;
+  }
+  if (options.prompts_file.empty()) return true;
+  std::ifstream file(options.prompts_file);
+  for (std::string line; std::getline(file, line);) {
+    if (!line.empty()) options.load.prompts.push_back(line);
+  }
+  if (!options.load.prompts.empty()) return true;
+  std::cerr << "llava-bench: no questions in " << options.prompts_file << '\n';
+  return false;
+}
+
+std::shared_ptr<grpc::Channel> Connect(const std::string& address, int number) {
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);  // a connection of its own
+  arguments.SetInt("llava.connection", number);
+  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+}
+
+void Print(const Progress& progress) {
+  std::fprintf(stderr, "%4.0f s%s: %llu turns, %llu failed, %llu pieces, %d sessions\n",
+               progress.seconds, progress.warming_up ? " (warm-up)" : "",
+               static_cast<unsigned long long>(progress.turns),
+               static_cast<unsigned long long>(progress.failed),
+               static_cast<unsigned long long>(progress.pieces), progress.running);
+}
+
+int Main(int argc, char** argv) {
+  auto parsed = ParseBenchOptions(argc, argv);
+  if (const int* status = std::get_if<int>(&parsed)) return *status;
+  auto& options = std::get<BenchOptions>(parsed);
+  if (!ReadFiles(options)) return 2;
+
+  struct sigaction action = {};
+  action.sa_handler = [](int) { interrupted.store(true); };
+  action.sa_flags = static_cast<int>(SA_RESETHAND);  // the second one ends at once
+  sigaction(SIGINT, &action, nullptr);
+  sigaction(SIGTERM, &action, nullptr);
+
+  std::vector<std::shared_ptr<grpc::Channel>> channels;
+  for (int i = 0; i < options.connections; ++i) {
+    channels.push_back(Connect(options.gateway, i));
+    if (!channels.back()->WaitForConnected(std::chrono::system_clock::now() +
+                                           std::chrono::seconds(5))) {
+      std::cerr << "llava-bench: no gateway answers at " << options.gateway << ": is it running?\n";
+      return 1;
+    }
+  }
+  const Samples samples = RunLoad(channels, options.load, interrupted, Print);
+  if (options.json == "-") {
+    std::cout << Json(samples, options.load) << '\n';
+  } else {
+    std::cout << Table(samples, options.load);
+  }
+  if (!options.json.empty() && options.json != "-") {
+    std::ofstream file(options.json);
+    file << Json(samples, options.load) << '\n';
+    if (!file.flush()) {
+      std::cerr << "llava-bench: cannot write " << options.json << '\n';
+      return 1;
+    }
+  }
+  if (interrupted.load()) return 130;
+  return samples.turns.empty() ? 1 : 0;
+}
+
+}  // namespace
+}  // namespace llava::bench
+
+int main(int argc, char** argv) { return llava::bench::Main(argc, argv); }

@@ -1,0 +1,24 @@
+#pragma once
+
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "client/bench/load.h"
+
+namespace llava::bench {
+
+struct BenchOptions {
+  std::string gateway = "127.0.0.1:8001";
+  int connections = 1;
+  std::string prompts_file;
+  std::vector<std::string> picture_files;
+  std::string json;  // file for the figures; "-": standard output instead of the table
+  LoadOptions load;  // but for the contents of files
+};
+
+// The flags of llava-bench. An exit status instead: 0 after --help or --version, 2 after a wrong
+// flag, told on standard error.
+std::variant<BenchOptions, int> ParseBenchOptions(int argc, const char* const* argv);
+
+}  // namespace llava::bench

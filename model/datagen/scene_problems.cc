@@ -1,0 +1,257 @@
+#include "model/datagen/scene_problems.h"
+
+#include <algorithm>
+#include <array>
+#include <cctype>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "model/data/scenes/captions.h"
+#include "model/data/scenes/random.h"
+
+namespace llava {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+// Purposes of random numbers.
+constexpr uint64_t kSceneSeed = 0x73636971'7363656E;
+constexpr uint64_t kProblem = 0x73636971'70726F62;
+
+constexpr uint64_t kMostScenes = 256;  // that are tried for a problem
+constexpr std::array<const char*, 5> kNumbers = {"no", "one", "two", "three", "four"};
+
+// A problem in the making; the right choice is the first.
+struct Draft {
+  std::string question;
+  std::vector<std::string> choices = {};
+  std::string hint = {}, lecture = {}, solution = {};
+  std::string subject = {}, topic = {}, skill = {};
+};
+
+std::string Capitalized(std::string text) {
+  if (!text.empty()) text[0] = static_cast<char>(std::toupper(static_cast<unsigned char>(text[0])));
+  return text;
+}
+
+const Category& At(int category) { return Categories()[static_cast<size_t>(category)]; }
+
+// "a lion" or "lions".
+std::string Some(int category, int number) {
+  return number == 1 ? WithArticle(At(category)) : At(category).plural;
+}
+
+std::string Shows(const Scene& scene) {
+  return "The picture shows " + ListPlaces(scene).value_or(ListThings(scene)) + ".";
+}
+
+// A category other than `not_these`, which it joins.
+int Another(int num_categories, std::set<int>& not_these, Random& random) {
+  for (;;) {
+    const int category = random.Between(0, num_categories - 1);
+    if (not_these.insert(category).second) return category;
+  }
+}
+
+// ---- Kinds of problems. Nothing where the scene allows none.
+
+struct Fact {
+  bool Category::*holds;
+  const char *question, *lecture, *skill;
+};
+constexpr std::array<Fact, 3> kFacts = {{
+    {&Category::edible, "Which thing in the picture can you eat?", "You can eat fruit and food.",
+     "Tell what can be eaten"},
+    {&Category::flies, "Which thing in the picture can fly?",
+     "Some animals and some vehicles can fly.", "Tell what can fly"},
+    {&Category::alive, "Which thing in the picture is alive?", "Animals and plants are alive.",
+     "Tell what is alive"},
+}};
+
+std::optional<Draft> AskFact(const Scene& scene, Random& random) {
+  const Fact& fact = random.Pick(kFacts);
+  Draft draft{.question = fact.question};
+  std::vector<std::string> others;
+  for (const auto& [category, number] : CountCategories(scene)) {
+    if (!(At(category).*fact.holds)) {
+      others.push_back(At(category).name);
+      continue;
+    }
+    if (!draft.choices.empty()) return std::nullopt;
+    draft.choices.push_back(At(category).name);
+    const std::string what = Some(category, number);
+    draft.solution = Shows(scene) + " ";
+    if (fact.holds == &Category::edible) {
+      draft.solution += "You can eat " + what + ".";
+    } else if (fact.holds == &Category::flies) {
+      draft.solution += Capitalized(what) + " can fly.";
+    } else {
+      draft.solution += Capitalized(what) + (number == 1 ? " is alive." : " are alive.");
+    }
+  }
+  if (draft.choices.empty() || others.empty()) return std::nullopt;
+  draft.choices.insert(draft.choices.end(), others.begin(), others.end());
+  // Half of them tell the rule as a text to read, the others as what there is to know.
+  (random.Chance(0.5) ? draft.hint : draft.lecture) = fact.lecture;
+  draft.subject = "natural science";
+  draft.topic = "biology";
+  draft.skill = fact.skill;
+  return draft;
+}
+
+std::optional<Draft> AskCount(const Scene& scene, Random& random) {
+  const auto counts = CountCategories(scene);
+  const auto& [category, number] = random.Pick(counts);
+  Draft draft{.question = "How many " + At(category).plural + " are there?"};
+  draft.choices.push_back(kNumbers[static_cast<size_t>(number)]);
+  for (int other = 1; other <= kMaxObjects; ++other) {
+    if (other != number) draft.choices.push_back(kNumbers[static_cast<size_t>(other)]);
+  }
+  draft.solution = Shows(scene) + (number == 1 ? " There is one " + At(category).name + "."
+                                               : " There are " + draft.choices[0] + " " +
+                                                     At(category).plural + ".");
+  draft.subject = "natural science";
+  draft.topic = "science-and-engineering-practices";
+  draft.skill = "Count things";
+  return draft;
+}
+
+std::optional<Draft> AskPresent(const Scene& scene, int num_categories, Random& random) {
+  const auto counts = CountCategories(scene);
+  const auto& [category, number] = random.Pick(counts);
+  std::set<int> known;
+  for (const auto& one : counts) known.insert(one.first);
+  Draft draft{.question = "Which of these is in the picture?"};
+  draft.choices.push_back(At(category).name);
+  const int wrong = random.Between(1, 3);
+  for (int i = 0; i < wrong; ++i) {
+    draft.choices.push_back(At(Another(num_categories, known, random)).name);
+  }
+  draft.solution =
+      Shows(scene) + (number == 1 ? " There is " : " There are ") + Some(category, number) + ".";
+  draft.subject = "natural science";
+  draft.topic = "biology";
+  draft.skill = "Recognize things";
+  return draft;
+}
+
+std::optional<Draft> AskSide(const Scene& scene, Random& random) {
+  constexpr std::array<std::pair<Side, const char*>, 4> kSides = {
+      {{Side::kLeft, "on the left"},
+       {Side::kRight, "on the right"},
+       {Side::kTop, "at the top"},
+       {Side::kBottom, "at the bottom"}}};
+  const auto& [side, where] = random.Pick(kSides);
+  const SceneObject* outermost = Outermost(scene, side);
+  const auto counts = CountCategories(scene);
+  if (!outermost || counts.size() < 2 || !ListPlaces(scene)) return std::nullopt;
+  Draft draft{.question = std::string("Which thing is farthest ") + where + "?"};
+  draft.choices.push_back(At(outermost->category).name);
+  for (const auto& [category, number] : counts) {
+    if (category != outermost->category) draft.choices.push_back(At(category).name);
+  }
+  draft.lecture = "A picture has a left and a right side, a top and a bottom.";
+  draft.solution = Shows(scene) + " The " + draft.choices[0] + " is farthest " + where + ".";
+  draft.subject = "social science";
+  draft.topic = "geography";
+  draft.skill = "Read maps";
+  return draft;
+}
+
+Draft AskKind(int num_categories, Random& random) {
+  std::set<int> known;
+  std::vector<int> drawn;
+  std::set<std::string> groups;
+  const auto wanted = static_cast<size_t>(random.Between(2, 3));
+  while (drawn.size() < wanted) {
+    const int category = random.Between(0, num_categories - 1);
+    if (groups.insert(At(category).group).second) drawn.push_back(category);
+  }
+  const auto sentence = [](int category) {
+    const std::string& group = At(category).group;
+    const bool vowel = std::string("aeiou").find(group[0]) != std::string::npos;
+    return Capitalized(WithArticle(At(category))) + " is " +
+           (group == "fruit" || group == "food" ? ""
+            : vowel                             ? "an "
+                                                : "a ") +
+           group + ".";
+  };
+  const std::string& group = At(drawn[0]).group;
+  Draft draft{.question = "Which of them is of the kind " + group + "?"};
+  std::vector<std::string> sentences;
+  for (const int category : drawn) {
+    draft.choices.push_back(At(category).name);
+    sentences.push_back(sentence(category));
+  }
+  draft.solution = sentences[0];
+  random.Shuffle(sentences);
+  for (const std::string& one : sentences) draft.hint += (draft.hint.empty() ? "" : " ") + one;
+  draft.subject = "natural science";
+  draft.topic = "biology";
+  draft.skill = "Sort things by their kind";
+  return draft;
+}
+
+Draft AskPlural(int num_categories, Random& random) {
+  const Category& category = At(random.Between(0, num_categories - 1));
+  Draft draft{.question = "What is the plural of " + category.name + "?"};
+  draft.choices.push_back(category.plural);
+  for (const char* ending : {"", "s", "es"}) {
+    if (category.name + ending != category.plural) draft.choices.push_back(category.name + ending);
+  }
+  draft.lecture = "The plural tells of more than one.";
+  draft.solution = "One " + category.name + ", two " + category.plural + ".";
+  draft.subject = "language science";
+  draft.topic = "grammar";
+  draft.skill = "Form plurals";
+  return draft;
+}
+
+Json Finished(Draft draft, bool picture, Random& random) {
+  const std::string right = draft.choices[0];
+  random.Shuffle(draft.choices);
+  const auto answer = std::find(draft.choices.begin(), draft.choices.end(), right);
+  return {{"question", draft.question},
+          {"choices", draft.choices},
+          {"answer", answer - draft.choices.begin()},
+          {"hint", draft.hint},
+          {"image", picture ? Json("image.png") : Json()},
+          {"task", "closed choice"},
+          {"grade", "grade" + std::to_string(random.Between(1, 12))},
+          {"subject", draft.subject},
+          {"topic", draft.topic},
+          {"category", draft.topic},
+          {"skill", draft.skill},
+          {"lecture", draft.lecture},
+          {"solution", draft.solution}};
+}
+
+}  // namespace
+
+SceneProblem MakeSceneProblem(const SceneOptions& scenes, uint64_t seed, uint64_t number) {
+  scenes.Check();
+  if (scenes.max_objects < 2) {
+    throw std::invalid_argument("problems need scenes of two things at least");
+  }
+  Random random(seed, number, kProblem);
+  // Of six, four have a picture.
+  const uint64_t kind = number % 6;
+  if (kind == 4) return {Finished(AskKind(scenes.num_categories, random), false, random), {}};
+  if (kind == 5) return {Finished(AskPlural(scenes.num_categories, random), false, random), {}};
+  const uint64_t scene_seed = Random(seed, 0, kSceneSeed).Bits();
+  for (uint64_t attempt = 0; attempt < kMostScenes; ++attempt) {
+    const Scene scene = SampleScene(scenes, scene_seed, number * kMostScenes + attempt);
+    std::optional<Draft> draft;
+    if (kind == 0) draft = AskFact(scene, random);
+    if (kind == 1) draft = AskCount(scene, random);
+    if (kind == 2) draft = AskPresent(scene, scenes.num_categories, random);
+    if (kind == 3) draft = AskSide(scene, random);
+    if (draft) return {Finished(*std::move(draft), true, random), scene};
+  }
+  throw std::invalid_argument("none of " + std::to_string(kMostScenes) + " scenes allows problem " +
+                              std::to_string(number));
+}
+
+}  // namespace llava

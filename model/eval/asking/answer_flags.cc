@@ -1,0 +1,163 @@
+#include "model/eval/asking/answer_flags.h"
+
+#include <CLI/Config.hpp>
+#include <CLI/Formatter.hpp>
+#include <algorithm>
+#include <atomic>
+#include <cstdio>
+#include <exception>
+#include <filesystem>
+#include <map>
+#include <mutex>
+#include <thread>
+
+#include <ATen/Parallel.h>
+
+#include "model/checkpoint/durable_file.h"
+#include "model/eval/asking/chat_asking.h"
+#include "model/eval/asking/local_model.h"
+#include "model/eval/json_lines.h"
+#include "model/progress/progress.h"
+#include "model/progress/stop_request.h"
+
+namespace llava {
+namespace {
+
+using Json = nlohmann::ordered_json;
+using Shape = std::function<std::string(const std::string&)>;
+
+std::string Shaped(const Shape& shape, const std::string& text) {
+  return shape ? shape(text) : text;
+}
+
+std::string Lines(const std::vector<Json>& lines) {
+  std::string content;
+  for (const Json& line : lines) {
+    content += line.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+  }
+  return content;
+}
+
+}  // namespace
+
+AnswerFlags::AnswerFlags() : chat_({.id = "", .model = "", .messages = {}, .max_tokens = 1024}) {}
+
+void AnswerFlags::Add(CLI::App& command) {
+  command.add_option("--out", out_, "File of answers, JSON lines")->required();
+  command.add_option("--limit", limit_, "Ask the first questions only; 0: all")
+      ->capture_default_str();
+  command.add_option("--model-id", model_id_, "How the answers call the model");
+  command.add_option("--checkpoint", checkpoint_, "Folder of a language model to ask here")
+      ->group("Checkpoint");
+  command.add_option("--tower", tower_, "Folder of its vision tower, if it has none itself")
+      ->group("Checkpoint");
+  command.add_option("--template", chat_template_, "Chat template instead of its own")
+      ->group("Checkpoint");
+  command.add_option("--threads", threads_, "Questions at a time; 0: one a core")
+      ->check(CLI::Range(0, 256))
+      ->capture_default_str()
+      ->group("Checkpoint");
+  chat_.Add(command, "Server");
+}
+
+int AnswerFlags::Answer(std::vector<VisualQuestion> questions, const Shape& shape) const {
+  if (limit_ > 0 && questions.size() > limit_) questions.resize(limit_);
+  return checkpoint_.empty() ? AnswerByServer(questions, shape) : AnswerHere(questions, shape);
+}
+
+int AnswerFlags::AnswerHere(const std::vector<VisualQuestion>& questions,
+                            const Shape& shape) const {
+  const LocalModel model(checkpoint_, tower_, chat_template_);
+  const ChatRequest request = chat_.Request();
+  SamplingOptions sampling;
+  sampling.temperature = static_cast<float>(request.temperature.value_or(0));
+  sampling.top_p = static_cast<float>(request.top_p.value_or(1));
+  const std::string id =
+      model_id_.empty() ? std::filesystem::path(checkpoint_).filename().string() : model_id_;
+
+  JsonLinesFile out(out_);  // mends a torn line before it is read
+  std::map<std::string, JsonObject> known = ById(ReadJsonLines(out_), "question_id");
+  std::vector<const VisualQuestion*> open;
+  for (const VisualQuestion& question : questions) {
+    if (!known.contains(question.name())) open.push_back(&question);
+  }
+  const size_t threads =
+      std::min<size_t>(std::max<size_t>(1, open.size()),
+                       threads_ > 0 ? static_cast<size_t>(threads_)
+                                    : std::max(1u, std::thread::hardware_concurrency()));
+
+  const StopRequest stop;
+  Progress progress(stderr, "asking", questions.size(), questions.size() - open.size());
+  std::mutex mutex;  // guards what follows
+  size_t done = questions.size() - open.size(), cut_off = 0;
+  std::exception_ptr failed;
+  std::atomic<size_t> next = 0;
+  std::atomic<bool> give_up = false;
+  const auto work = [&] {
+    at::set_num_threads(1);
+    while (!give_up && !StopRequest::Requested()) {
+      const size_t number = next++;
+      if (number >= open.size()) return;
+      try {
+        SamplingOptions own = sampling;
+        own.seed = static_cast<uint64_t>(open[number] - questions.data());
+        const auto answer =
+            model.Answer(*open[number], static_cast<uint32_t>(request.max_tokens), own);
+        const Json line = AnswerLine(*open[number], Shaped(shape, answer.text), id,
+                                     answer.cut_off ? "length" : "stop");
+        const std::lock_guard lock(mutex);
+        out.Append(line);
+        cut_off += answer.cut_off;
+        progress.Update(++done);
+      } catch (...) {
+        const std::lock_guard lock(mutex);
+        if (!failed) failed = std::current_exception();
+        give_up = true;
+      }
+    }
+  };
+  std::vector<std::thread> workers;
+  for (size_t i = 0; i < threads; ++i) workers.emplace_back(work);
+  for (std::thread& worker : workers) worker.join();
+  progress.Finish(done);
+  if (failed) std::rethrow_exception(failed);
+  if (cut_off > 0) std::fprintf(stderr, "%zu answers are cut off by --max-tokens\n", cut_off);
+  if (done < questions.size()) return 128 + StopRequest::Signal();
+  return 0;
+}
+
+int AnswerFlags::AnswerByServer(const std::vector<VisualQuestion>& questions,
+                                const Shape& shape) const {
+  const ChatRequest base = chat_.Request();
+  const auto make = [&](size_t number) {
+    const VisualQuestion& question = questions[number];
+    ChatRequest request = base;
+    request.id = question.name();
+    request.messages = question.messages;
+    if (request.messages.empty()) {
+      request.messages.push_back({"user", question.text, {}});
+      if (!question.picture.empty()) {
+        request.messages.back().images.push_back(PictureUrl(question.picture));
+      }
+    }
+    return request;
+  };
+  const StopRequest stop;
+  const ChatAnswers answers =
+      AskChat(chat_, out_ + ".journal", questions.size(), make, "asking", stderr);
+  std::vector<Json> lines;
+  size_t cut_off = 0;
+  for (const VisualQuestion& question : questions) {
+    const auto found = answers.replies.find(question.name());
+    if (found == answers.replies.end()) continue;
+    const ChatReply& reply = found->second;
+    cut_off += reply.finish_reason == "length";
+    lines.push_back(AnswerLine(question, Shaped(shape, reply.text),
+                               model_id_.empty() ? base.model : model_id_, reply.finish_reason));
+  }
+  WriteDurably(out_, Lines(lines));
+  if (cut_off > 0) std::fprintf(stderr, "%zu answers are cut off by --max-tokens\n", cut_off);
+  return answers.Report("llava-eval", stderr);
+}
+
+}  // namespace llava

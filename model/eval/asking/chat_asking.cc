@@ -1,0 +1,78 @@
+#include "model/eval/asking/chat_asking.h"
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+
+#include "model/progress/progress.h"
+#include "model/progress/stop_request.h"
+
+namespace llava {
+
+int ChatAnswers::Report(const char* program, std::FILE* to) const {
+  constexpr size_t kShown = 5;
+  for (size_t i = 0; i < std::min(kShown, failures.size()); ++i) {
+    std::fprintf(to, "%s: %s\n", program, failures[i].c_str());
+  }
+  if (failures.size() > kShown) {
+    std::fprintf(to, "%s: .. and %zu more failed\n", program, failures.size() - kShown);
+  }
+  std::fprintf(to, "%llu answered now, %llu known before, %llu failed, %llu attempts repeated",
+               static_cast<unsigned long long>(totals.answered),
+               static_cast<unsigned long long>(totals.known),
+               static_cast<unsigned long long>(totals.failed),
+               static_cast<unsigned long long>(totals.repeated));
+  std::fprintf(to, "; %llu tokens, cost %.2f\n",
+               static_cast<unsigned long long>(totals.usage.tokens()), totals.cost);
+  if (!fatal.empty()) {
+    std::fprintf(to, "%s: %s\n", program, fatal.c_str());
+    return 1;
+  }
+  if (outcome == ChatRun::Outcome::kStopped) return 128 + StopRequest::Signal();
+  if (outcome == ChatRun::Outcome::kBudget) {
+    std::fprintf(to, "%s: the budget is spent; a run with a larger one goes on\n", program);
+    return 3;
+  }
+  return failures.empty() ? 0 : 1;
+}
+
+ChatAnswers AskChat(const ChatFlags& flags, const std::filesystem::path& journal_path, size_t count,
+                    const std::function<ChatRequest(size_t)>& make, const std::string& verb,
+                    std::FILE* progress) {
+  const std::unique_ptr<ChatBackend> backend = flags.OpenBackend();
+  ChatJournal journal(journal_path);
+  ChatRun run(*backend, journal, flags.RunOptions());
+  std::optional<Progress> bar;
+  if (progress) bar.emplace(progress, verb, count);
+  ChatAnswers answers;
+  size_t next = 0, ended = 0;
+  const auto take = [&]() -> std::optional<ChatRequest> {
+    if (next == count) return std::nullopt;
+    return make(next++);
+  };
+  const auto done = [&](const ChatResult& result) {
+    ++ended;
+    if (result.reply) {
+      answers.replies[result.id] = *result.reply;
+    } else {
+      answers.failures.push_back("question " + result.id + ": " + result.error);
+    }
+  };
+  const auto tick = [&] {
+    if (!bar) return;
+    bar->set_note(run.Spent());
+    bar->Update(ended);
+  };
+  try {
+    answers.outcome = run.Run(take, done, tick);
+  } catch (const std::runtime_error& error) {
+    // What was answered before still counts.
+    answers.fatal = error.what();
+  }
+  if (bar) bar->Finish(ended);
+  answers.totals = run.totals();
+  return answers;
+}
+
+}  // namespace llava

@@ -1,0 +1,35 @@
+#pragma once
+
+// A list of requests put to a chat model: the journal, the bar, and what came of it.
+
+#include <cstddef>
+#include <cstdio>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "model/openai/chat_flags.h"
+
+namespace llava {
+
+struct ChatAnswers {
+  std::map<std::string, ChatReply> replies;  // by id of the request, of earlier runs too
+  std::vector<std::string> failures;         // "question 7: .."
+  ChatRun::Outcome outcome = ChatRun::Outcome::kFinished;
+  std::string fatal;  // why nothing more was asked; may be empty
+  ChatRun::Totals totals;
+
+  // What a program should tell and return: 0 all answered; 1 failures, which a next run asks again;
+  // 3 the budget is spent; 128 + the signal that stopped it.
+  int Report(const char* program, std::FILE* to) const;
+};
+
+// Asks requests 0 .. count - 1, each made when it is its turn, and shows a bar named `verb`. What
+// the journal has is not asked again. Throws as ChatFlags and ChatJournal, and what `make` throws.
+ChatAnswers AskChat(const ChatFlags& flags, const std::filesystem::path& journal, size_t count,
+                    const std::function<ChatRequest(size_t)>& make, const std::string& verb,
+                    std::FILE* progress);
+
+}  // namespace llava

@@ -1,0 +1,232 @@
+#include <algorithm>
+#include <array>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <stdexcept>
+#include <utility>
+
+#include "model/checkpoint/json_object.h"
+#include "model/eval/report/report.h"
+
+namespace llava {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr std::string_view kWild = "llava_bench_";
+
+std::optional<double> NumberAt(const Json& object, const std::string& key) {
+  const auto found = object.find(key);
+  if (found == object.end() || !found->is_number()) return std::nullopt;
+  return found->get<double>();
+}
+
+// An object within an object; empty if there is none.
+const Json& At(const Json& object, const std::string& key) {
+  static const Json kNothing = Json::object();
+  const auto found = object.find(key);
+  return found != object.end() && found->is_object() ? *found : kNothing;
+}
+
+void AddPublished(const std::string& key, ReportTable& table) {
+  static const Json paper = Json::parse(PaperValuesJson());
+  const Json& published = paper.at(key);
+  std::map<std::string, size_t> places;
+  for (size_t i = 0; i < published["columns"].size(); ++i) {
+    places[published["columns"][i].get<std::string>()] = i;
+  }
+  for (const Json& row : published["rows"]) {
+    ReportRow to{row["name"].get<std::string>(), {}, true, row.value("chart", false)};
+    for (const std::string& column : table.columns) {
+      const auto place = places.find(column);
+      ReportCell cell;
+      if (place != places.end() && row["values"][place->second].is_number()) {
+        cell.value = row["values"][place->second].get<double>();
+      }
+      to.cells.push_back(cell);
+    }
+    table.rows.push_back(std::move(to));
+  }
+}
+
+ReportRow ScienceRow(const std::string& name, const Json& score,
+                     const std::vector<std::string>& columns) {
+  ReportRow row{name, {}};
+  for (const std::string& column : columns) {
+    const Json& found = At(At(score, "classes"), column);
+    row.cells.push_back({NumberAt(found, "acc"), NumberAt(found, "low"), NumberAt(found, "high")});
+  }
+  return row;
+}
+
+struct Read {
+  std::string name;
+  Json json;
+};
+
+std::optional<ReportTable> ScienceTable(const std::vector<Read>& inputs) {
+  if (inputs.empty()) return std::nullopt;
+  ReportTable table{"ScienceQA", "Right answers in %; intervals: 95 %, Wilson.", {}, {}, 2};
+  table.columns = {"NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12", "AVG"};
+  for (const auto& [name, json] : inputs) {
+    table.rows.push_back(ScienceRow(name, json, table.columns));
+    constexpr std::array<std::pair<const char*, const char*>, 3> kOthers = {
+        {{"second", "second model"}, {"complement", "complement"}, {"judge", "judge"}}};
+    for (const auto& [key, what] : kOthers) {
+      if (!json.contains(key)) continue;
+      table.rows.push_back(ScienceRow(name + ", " + what, json[key], table.columns));
+    }
+  }
+  AddPublished("scienceqa", table);
+  return table;
+}
+
+// Whether the categories have the names of the benchmark in the wild.
+bool IsWild(const Json& categories) {
+  return std::any_of(categories.items().begin(), categories.items().end(),
+                     [](const auto& one) { return one.key().starts_with(kWild); });
+}
+
+// The categories of one file of reviews, or the mean of several.
+ReportRow JudgeReportRow(const std::string& name, const Json& json,
+                         const std::vector<std::string>& columns, bool wild) {
+  ReportRow row{name, {}};
+  const Json& average = At(json, "average");
+  for (const std::string& column : columns) {
+    const std::string category = wild && column != "all" ? std::string(kWild) + column : column;
+    ReportCell cell;
+    if (!average.empty()) {
+      const Json& relative = At(At(average, category), "relative");
+      cell.value = NumberAt(relative, "mean");
+      if (const auto deviation = NumberAt(relative, "deviation"); deviation && cell.value) {
+        cell.low = *cell.value - *deviation;
+        cell.high = *cell.value + *deviation;
+      }
+    } else {
+      const Json& found = At(At(json["files"][0], "categories"), category);
+      cell = {NumberAt(found, "relative"), NumberAt(found, "low"), NumberAt(found, "high")};
+    }
+    row.cells.push_back(cell);
+  }
+  return row;
+}
+
+std::optional<ReportTable> JudgeReportTable(const std::vector<Read>& inputs, bool wild) {
+  ReportTable table{wild ? "Judge, in the wild" : "Judge, COCO and own questions",
+                    "Mean score in % of the reference's. Intervals: 95 %, bootstrap; of several "
+                    "runs, a standard deviation.",
+                    {"conv", "detail", "complex", "all"},
+                    {},
+                    1};
+  for (const auto& [name, json] : inputs) {
+    if (IsWild(At(json["files"][0], "categories")) != wild) continue;
+    table.rows.push_back(JudgeReportRow(name, json, table.columns, wild));
+  }
+  if (table.rows.empty()) return std::nullopt;
+  AddPublished(wild ? "judge_wild" : "judge", table);
+  return table;
+}
+
+std::optional<ReportTable> PopeTable(const std::vector<Read>& inputs) {
+  ReportTable table{"POPE",
+                    "In %, of all questions; F1 is the mean of the categories.",
+                    {"POPE F1", "accuracy", "precision", "recall", "yes"},
+                    {},
+                    1};
+  for (const auto& [name, json] : inputs) {
+    if (json.value("metric", "") != "pope") continue;
+    const Json& all = At(json, "all");
+    const auto percent = [](std::optional<double> share) -> ReportCell {
+      if (share) share = 100 * *share;
+      return {share, {}, {}};
+    };
+    table.rows.push_back({name,
+                          {percent(NumberAt(json, "mean_f1")), percent(NumberAt(all, "accuracy")),
+                           percent(NumberAt(all, "precision")), percent(NumberAt(all, "recall")),
+                           percent(NumberAt(all, "yes_ratio"))}});
+  }
+  if (table.rows.empty()) return std::nullopt;
+  AddPublished("vqa", table);
+  return table;
+}
+
+std::optional<ReportTable> VqaTable(const std::vector<Read>& inputs) {
+  ReportTable table{"Short answers",
+                    "Accuracy in %. Published: soft accuracy of VQAv2 and TextVQA, exact match of "
+                    "GQA.",
+                    {"soft", "exact", "VQAv2", "TextVQA", "GQA"},
+                    {},
+                    1};
+  for (const auto& [name, json] : inputs) {
+    const std::string metric = json.value("metric", "");
+    if (metric == "pope") continue;
+    ReportRow row{name, std::vector<ReportCell>(table.columns.size())};
+    row.cells[metric == "exact" ? 1 : 0].value = NumberAt(json, "acc");
+    table.rows.push_back(std::move(row));
+  }
+  if (table.rows.empty()) return std::nullopt;
+  AddPublished("vqa", table);
+  return table;
+}
+
+std::optional<ReportTable> QualityTable(const std::vector<Read>& inputs) {
+  if (inputs.empty()) return std::nullopt;
+  ReportTable table{
+      "Questions about scenes", "Right answers in %; intervals: 95 %, Wilson.", {}, {}, 1};
+  for (const auto& [name, json] : inputs) {
+    for (const auto& [group, value] : json.items()) {
+      const bool known =
+          std::find(table.columns.begin(), table.columns.end(), group) != table.columns.end();
+      if (!known && value.is_object() && value.contains("accuracy")) table.columns.push_back(group);
+    }
+  }
+  for (const auto& [name, json] : inputs) {
+    ReportRow row{name, {}};
+    for (const std::string& column : table.columns) {
+      const auto percent = [&](const char* key) {
+        auto share = NumberAt(At(json, column), key);
+        if (share) share = 100 * *share;
+        return share;
+      };
+      row.cells.push_back({percent("accuracy"), percent("low"), percent("high")});
+    }
+    table.rows.push_back(std::move(row));
+  }
+  return table;
+}
+
+std::string KindOf(const Json& json) {
+  const std::string kind = json.value("kind", "");
+  if (kind == "judge" &&
+      !(json.contains("files") && json["files"].is_array() && !json["files"].empty())) {
+    return "";
+  }
+  if (kind.empty() && json.contains("types") && json.contains("settings")) return "chat-quality";
+  return kind;
+}
+
+}  // namespace
+
+std::vector<ReportTable> MakeReport(const std::vector<ReportInput>& inputs) {
+  std::map<std::string, std::vector<Read>> by_kind = {
+      {"scienceqa", {}}, {"judge", {}}, {"vqa", {}}, {"chat-quality", {}}};
+  for (const ReportInput& input : inputs) {
+    Json json = JsonObject::Read(input.file).value();
+    const auto kind = by_kind.find(KindOf(json));
+    if (kind == by_kind.end()) {
+      throw std::runtime_error(input.file.string() +
+                               ": not what a command of llava-eval prints with --json");
+    }
+    kind->second.push_back({input.name, std::move(json)});
+  }
+  std::vector<ReportTable> tables;
+  for (std::optional<ReportTable> table :
+       {ScienceTable(by_kind["scienceqa"]), JudgeReportTable(by_kind["judge"], false),
+        JudgeReportTable(by_kind["judge"], true), VqaTable(by_kind["vqa"]),
+        PopeTable(by_kind["vqa"]), QualityTable(by_kind["chat-quality"])}) {
+    if (table) tables.push_back(*std::move(table));
+  }
+  return tables;
+}
+
+}  // namespace llava

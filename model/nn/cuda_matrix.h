@@ -1,0 +1,51 @@
+#pragma once
+
+// A weight of CudaLlama on its device: as it is, or as packed integers
+// (model/ops/cpu/packed_matrix.h), in the same bytes and with the same meaning.
+
+#include <cstdint>
+
+#include <ATen/core/Tensor.h>
+
+#include "model/ops/cpu/packed_matrix.h"
+#include "model/ops/cuda/kernels.h"
+
+namespace llava {
+
+// W [N, K] of y [T, N] = x [T, K] W^T. Constant; copies share memory. One thread at a time.
+class CudaMatrix {
+ public:
+  // Float32 or bfloat16, contiguous.
+  explicit CudaMatrix(at::Tensor dense);
+  // Integers stay packed; float32 and bfloat16 are unpacked.
+  CudaMatrix(const ops::cpu::PackedMatrix& packed, at::Device device);
+
+  int64_t rows() const { return rows_; }
+  int64_t depth() const { return depth_; }
+  uint64_t bytes() const;  // of the device
+  bool is_packed() const { return panels_.defined(); }
+
+  // The matrix in `dtype`, rounded from what products see; itself if it is that.
+  at::Tensor Dense(at::ScalarType dtype) const;
+  // x contiguous, of the dtype of a dense matrix; beside a packed one float32 or bfloat16, of which
+  // only the latter has kernels that read packed weights. Rows up to `own_rows` go to the own
+  // product with dense matrices.
+  at::Tensor Multiply(const at::Tensor& x, int64_t own_rows) const;
+  // SwiGlu of the product with gate and up, the halves of the rows, into `out` [T, N / 2].
+  void MultiplyGated(const at::Tensor& x, int64_t own_rows, const at::Tensor& out) const;
+
+ private:
+  bool MultipliesItself(const at::Tensor& x, int64_t own_rows) const;
+  // `out` [T, N], gated [T, N / 2]; only for x that it MultipliesItself.
+  void MultiplyInto(const at::Tensor& x, bool gated, const at::Tensor& out) const;
+  cuda::PackedWeights View() const;
+
+  int64_t rows_, depth_;
+  at::Tensor dense_;                // [N, K], or:
+  at::Tensor panels_;               // [panels, bytes of a panel]
+  at::Tensor first_apart_, apart_;  // int32 [N + 1], [weights kept apart, 2]: k, value
+  int group_ = 0;
+  bool int4_ = false;
+};
+
+}  // namespace llava

@@ -1,0 +1,288 @@
+#include "server/gateway/backend_pool.h"
+
+#include <netdb.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <atomic>
+#include <charconv>
+#include <cstdint>
+#include <set>
+#include <tuple>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/string_view.h"
+#include "absl/strings/strip.h"
+#include "server/runtime/logging.h"
+#include "server/runtime/status.h"
+
+namespace llava {
+namespace {
+
+constexpr std::chrono::seconds kLookUpPeriod{5};
+// A process is full for its sessions once it runs so many answers, and a quarter more than the
+// average ("consistent hashing with bounded loads"): fewer share a step of the engine at no cost,
+// and moving a conversation costs its cached prefix.
+constexpr int kFewAnswers = 8;
+constexpr double kAboveAverage = 1.25;
+
+// FNV-1a, mixed: neighbouring keys must not score alike.
+uint64_t Score(std::string_view key, std::string_view address) {
+  uint64_t hash = 0xcbf29ce484222325;
+  for (const std::string_view part : {key, std::string_view("\0", 1), address}) {
+    for (const char c : part) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3;
+  }
+  hash ^= hash >> 33;
+  hash *= 0xff51afd7ed558ccd;
+  return hash ^ (hash >> 33);
+}
+
+// HOST:PORT of each address that the name stands for; empty if the lookup fails.
+std::set<std::string> LookUpName(const std::string& name, const std::string& port) {
+  addrinfo hints = {};
+  hints.ai_family = AF_UNSPEC;
+  hints.ai_socktype = SOCK_STREAM;
+  addrinfo* list = nullptr;
+  if (getaddrinfo(name.c_str(), port.c_str(), &hints, &list) != 0) return {};
+  std::set<std::string> found;
+  for (const addrinfo* each = list; each != nullptr; each = each->ai_next) {
+    char host[NI_MAXHOST];
+    if (getnameinfo(each->ai_addr, each->ai_addrlen, host, sizeof host, nullptr, 0,
+                    NI_NUMERICHOST) != 0) {
+      continue;
+    }
+    found.insert(each->ai_family == AF_INET6 ? absl::StrCat("[", host, "]:", port)
+                                             : absl::StrCat(host, ":", port));
+  }
+  freeaddrinfo(list);
+  return found;
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<BackendAddress>> ParseBackendAddresses(std::string_view text) {
+  std::vector<BackendAddress> addresses;
+  const absl::string_view all(text.data(), text.size());
+  for (absl::string_view part : absl::StrSplit(all, ',')) {
+    const absl::string_view whole = part;
+    BackendAddress address;
+    address.expand = absl::ConsumePrefix(&part, "dns:///");
+    const size_t colon = part.rfind(':');
+    int port = 0;
+    if (colon != absl::string_view::npos && colon > 0) {
+      const char* end = part.data() + part.size();
+      const auto parsed = std::from_chars(part.data() + colon + 1, end, port);
+      if (parsed.ec != std::errc() || parsed.ptr != end) port = 0;
+    }
+    if (port < 1 || port > 65535) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(whole.empty() ? "an empty address" : whole,
+                       " is not HOST:PORT (e.g. 127.0.0.1:8011) or dns:///NAME:PORT"));
+    }
+    address.host = std::string(part.substr(0, colon));
+    address.port = std::string(part.substr(colon + 1));
+    addresses.push_back(std::move(address));
+  }
+  return addresses;
+}
+
+BackendPool::BackendPool(Backend::Names names, const std::string& addresses,
+                         GatewayMetrics& metrics, TlsFiles tls, std::chrono::milliseconds period)
+    : names_(std::move(names)),
+      addresses_(ParseBackendAddresses(addresses).value()),
+      metrics_(metrics),
+      tls_(std::move(tls)),
+      period_(period) {
+  MutexLock lock(mutex_);
+  for (const BackendAddress& address : addresses_) {
+    if (!address.expand) Add(absl::StrCat(address.host, ":", address.port), "");
+  }
+  metrics_.SetBackends(names_.service, 0, static_cast<int>(backends_.size()));
+}
+
+BackendPool::~BackendPool() {
+  {
+    MutexLock lock(mutex_);
+    stopping_ = true;
+    changed_.NotifyAll();
+  }
+  if (thread_.joinable()) thread_.join();
+}
+
+void BackendPool::Add(const std::string& address, const std::string& authority) {
+  for (const auto& backend : backends_) {
+    if (backend->address() == address) return;
+  }
+  backends_.push_back(
+      std::make_unique<Backend>(names_, address, metrics_, tls_, period_, authority));
+  if (started_) backends_.back()->Start([this] { OnChange(); });
+}
+
+void BackendPool::Start(std::function<void()> on_change) {
+  on_change_ = std::move(on_change);
+  {
+    MutexLock lock(mutex_);
+    started_ = true;
+    for (const auto& backend : backends_) backend->Start([this] { OnChange(); });
+  }
+  const bool look_up = std::any_of(addresses_.begin(), addresses_.end(),
+                                   [](const BackendAddress& address) { return address.expand; });
+  if (look_up) thread_ = std::thread([this] { Loop(); });
+}
+
+std::vector<std::shared_ptr<Backend>> BackendPool::all() const {
+  MutexLock lock(mutex_);
+  std::vector<std::shared_ptr<Backend>> leases;
+  for (const auto& backend : backends_) leases.push_back(backend->Lease());
+  return leases;
+}
+
+void BackendPool::OnChange() {
+  int up = 0, down = 0;
+  for (const auto& backend : all()) ++(backend->table().status.ok() ? up : down);
+  metrics_.SetBackends(names_.service, up, down);
+  on_change_();
+}
+
+void BackendPool::Loop() {
+  while (true) {
+    LookUp();
+    // What nobody uses any more ends here, without the lock: its thread may ask for it.
+    std::vector<std::unique_ptr<Backend>> gone;
+    MutexLock lock(mutex_);
+    if (stopping_) return;
+    changed_.WaitUntil(mutex_, CondVar::Clock::now() + kLookUpPeriod);
+    if (stopping_) return;
+    std::erase_if(retired_, [&](std::unique_ptr<Backend>& backend) {
+      if (!backend->idle()) return false;
+      gone.push_back(std::move(backend));
+      return true;
+    });
+  }
+}
+
+void BackendPool::LookUp() {
+  bool changed = false;
+  for (const BackendAddress& address : addresses_) {
+    if (!address.expand) continue;
+    const auto found = LookUpName(address.host, address.port);
+    // A name server that is down does not mean that the services are.
+    if (found.empty()) {
+      LogWarning("name not found", {{"backend", names_.service}, {"name", address.host}});
+      continue;
+    }
+    const std::string authority = absl::StrCat(address.host, ":", address.port);
+    MutexLock lock(mutex_);
+    for (const std::string& each : found) {
+      const size_t before = backends_.size();
+      Add(each, authority);
+      changed |= backends_.size() != before;
+    }
+    std::erase_if(backends_, [&](std::unique_ptr<Backend>& backend) {
+      if (backend->authority() != authority || found.contains(backend->address())) return false;
+      LogInfo("service is gone from its name",
+              {{"backend", names_.service}, {"address", backend->address()}});
+      retired_.push_back(std::move(backend));
+      changed = true;
+      return true;
+    });
+  }
+  if (changed) OnChange();
+}
+
+ModelTable BackendPool::table() const {
+  ModelTable joined;
+  std::set<std::tuple<int, std::string, uint64_t, std::string>> seen;
+  const auto backends = all();
+  if (backends.empty()) {
+    joined.status =
+        OverloadedError(absl::StrCat("the name of the ", names_.service,
+                                     " service stands for no address yet; check ", names_.flag),
+                        std::chrono::seconds(1));
+  }
+  int down = 0;
+  for (const auto& backend : backends) {
+    ModelTable table = backend->table();
+    if (table.status.ok()) {
+      joined.status = absl::OkStatus();
+    } else {
+      // Not one of several that are down, but all of them, is worth telling.
+      if (down++ == 0 && !joined.status.ok()) joined.status = table.status;
+      if (backends.size() > 1) continue;
+    }
+    for (v1::ModelInfo& model : table.models) {
+      if (seen.emplace(model.kind(), model.model().name(), model.model().version(),
+                       model.model().digest())
+              .second) {
+        joined.models.push_back(std::move(model));
+      }
+    }
+  }
+  return joined;
+}
+
+void BackendPool::Refresh(std::function<void()> done) {
+  const auto backends = all();
+  if (backends.empty()) return done();
+  auto left = std::make_shared<std::atomic<size_t>>(backends.size());
+  for (const auto& backend : backends) {
+    backend->Refresh([left, done] {
+      if (--*left == 0) done();
+    });
+  }
+}
+
+absl::StatusOr<std::shared_ptr<Backend>> BackendPool::Pick(std::string_view key,
+                                                           const Serves& serves,
+                                                           const Backend* except) const {
+  struct Candidate {
+    std::shared_ptr<Backend> backend;
+    uint64_t score;
+    int running;
+  };
+  std::vector<Candidate> candidates;
+  absl::Status why =
+      OverloadedError(absl::StrCat("no ", names_.service, " service has that model any more"),
+                      std::chrono::seconds(1));
+  int total = 0;
+  for (auto& backend : all()) {
+    const ModelTable table = backend->table();
+    if (!table.status.ok()) {
+      why = table.status;
+      continue;
+    }
+    if (!std::any_of(table.models.begin(), table.models.end(), serves)) continue;
+    const int running = backend->running.load();
+    total += running;
+    const uint64_t score = Score(key, backend->address());
+    candidates.push_back({std::move(backend), score, running});
+  }
+  if (candidates.empty()) return why;
+  std::sort(candidates.begin(), candidates.end(),
+            [](const Candidate& a, const Candidate& b) { return a.score > b.score; });
+  const double full = std::max<double>(
+      kFewAnswers, kAboveAverage * (total + 1) / static_cast<double>(candidates.size()));
+  const auto first = [&](auto&& good) -> std::shared_ptr<Backend> {
+    for (const Candidate& each : candidates) {
+      if (good(each)) return each.backend;
+    }
+    return nullptr;
+  };
+  // The less willing are better than none.
+  for (const auto& choice : {
+           first([&](const Candidate& each) {
+             return each.backend.get() != except && each.running < full && each.backend->willing();
+           }),
+           first([&](const Candidate& each) {
+             return each.backend.get() != except && each.backend->willing();
+           }),
+           first([&](const Candidate& each) { return each.backend.get() != except; }),
+       }) {
+    if (choice) return choice;
+  }
+  return candidates.front().backend;
+}
+
+}  // namespace llava

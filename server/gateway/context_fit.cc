@@ -1,0 +1,90 @@
+#include "server/gateway/context_fit.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+
+#include "server/gateway/feature_delivery.h"
+#include "server/gateway/prompt.h"
+#include "server/runtime/status.h"
+
+namespace llava {
+namespace {
+
+// More bytes than a token of common text has: a turn is thought to be short, so that rather one
+// more round is needed than a turn dropped that could stay.
+constexpr int64_t kBytesPerToken = 6;
+
+}  // namespace
+
+std::shared_ptr<ContextFit> ContextFit::Create(const TurnParts& parts, Conversation& conversation,
+                                               NewTurn& turn, const Route& route,
+                                               std::string request_id,
+                                               std::chrono::system_clock::time_point deadline,
+                                               Done done) {
+  return std::shared_ptr<ContextFit>(new ContextFit(
+      parts, conversation, turn, route, std::move(request_id), deadline, std::move(done)));
+}
+
+ContextFit::ContextFit(const TurnParts& parts, Conversation& conversation, NewTurn& turn,
+                       const Route& route, std::string request_id,
+                       std::chrono::system_clock::time_point deadline, Done done)
+    : parts_(parts),
+      conversation_(conversation),
+      turn_(turn),
+      route_(route),
+      request_id_(std::move(request_id)),
+      deadline_(deadline),
+      done_(std::move(done)) {}
+
+void ContextFit::Start() {
+  auto llm = parts_.router.PickLlm(route_, conversation_.session.id());
+  if (!llm.ok()) return done_(llm.status());
+  llm_ = *std::move(llm);
+  Count();
+}
+
+void ContextFit::Count() {
+  const Prompt prompt = PromptOf(conversation_, turn_);
+  request_.Clear();
+  *request_.mutable_model() = route_.model.model();
+  FillMessages(prompt, FeatureKeys(prompt.DistinctImages(), route_), request_.mutable_messages());
+  context_ = std::make_unique<CallContext>(*llm_);
+  (*context_)->set_deadline(deadline_);
+  (*context_)->AddMetadata("x-request-id", request_id_);
+  llm_->generator().async()->CountTokens(
+      context_->get(), &request_, &counts_,
+      [self = shared_from_this()](const grpc::Status& status) { self->OnCount(FromGrpc(status)); });
+}
+
+void ContextFit::OnCount(const absl::Status& status) {
+  if (!status.ok()) return done_(llm_->Explain(status));
+  const int64_t context = route_.model.context_tokens();
+  const int64_t answer = turn_.sampling.has_max_new_tokens()
+                             ? std::min<int64_t>(turn_.sampling.max_new_tokens(), context / 4)
+                             : context / 4;
+  const int64_t prompt = int64_t{counts_.text_tokens()} + counts_.image_tokens();
+  const int64_t excess = prompt + answer - context;
+  if (excess <= 0 || !Drop(excess)) return done_(absl::OkStatus());
+  Count();
+}
+
+bool ContextFit::Drop(int64_t tokens) {
+  bool dropped = false;
+  for (StoredTurn& stored : conversation_.turns) {
+    v1::Turn& turn = stored.turn;
+    if (tokens <= 0) break;
+    if (turn.id() == turn_.id || turn.dropped_from_context() || turn.answer_text().empty()) {
+      continue;
+    }
+    turn.set_dropped_from_context(true);
+    turn_.dropped_turns.push_back(turn.id());
+    dropped = true;
+    const auto bytes = static_cast<int64_t>(turn.user_text().size() + turn.answer_text().size());
+    tokens -= std::max<int64_t>(1, bytes / kBytesPerToken) +
+              int64_t{turn.images_size()} * route_.model.image_tokens();
+  }
+  return dropped;
+}
+
+}  // namespace llava

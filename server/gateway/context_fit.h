@@ -1,0 +1,54 @@
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "server/gateway/model_router.h"
+#include "server/gateway/store_records.h"
+#include "server/gateway/turn_parts.h"
+
+namespace llava {
+
+// Makes a conversation fit into the context of its model by CONTEXT_OVERFLOW_DROP_OLDEST_TURNS: as
+// many of the oldest turns as needed are marked as dropped, in the conversation and in
+// `turn.dropped_turns`. Room is kept for the answer (max_new_tokens, at most a quarter of the
+// context). A prompt that is too long by itself stays so: the language service says it best.
+class ContextFit : public std::enable_shared_from_this<ContextFit> {
+ public:
+  using Done = std::function<void(absl::Status)>;
+
+  // `conversation` and `turn` must live until `done`, which runs once, on a gRPC thread
+  // or within Start.
+  static std::shared_ptr<ContextFit> Create(const TurnParts& parts, Conversation& conversation,
+                                            NewTurn& turn, const Route& route,
+                                            std::string request_id,
+                                            std::chrono::system_clock::time_point deadline,
+                                            Done done);
+  void Start();
+
+ private:
+  ContextFit(const TurnParts& parts, Conversation& conversation, NewTurn& turn, const Route& route,
+             std::string request_id, std::chrono::system_clock::time_point deadline, Done done);
+
+  void Count();
+  void OnCount(const absl::Status& status);
+  // Drops turns of about `tokens` tokens, at least one. False: none is left.
+  bool Drop(int64_t tokens);
+
+  const TurnParts& parts_;
+  Conversation& conversation_;
+  NewTurn& turn_;
+  const Route route_;
+  std::shared_ptr<Backend> llm_;
+  const std::string request_id_;
+  const std::chrono::system_clock::time_point deadline_;
+  const Done done_;
+  std::unique_ptr<CallContext> context_;
+  v1::CountTokensRequest request_;
+  v1::CountTokensResponse counts_;
+};
+
+}  // namespace llava

@@ -1,0 +1,67 @@
+#include "server/gateway/file_io.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <system_error>
+
+#include "absl/strings/str_cat.h"
+
+namespace llava {
+namespace {
+
+absl::Status WriteAndSync(const std::filesystem::path& path, std::string_view bytes) {
+  const int file = open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+  if (file < 0) return FileError("create", path, errno);
+  absl::Status status = WriteAll(file, bytes, path);
+  if (status.ok() && fsync(file) != 0) status = FileError("sync", path, errno);
+  close(file);
+  return status;
+}
+
+}  // namespace
+
+absl::Status FileError(absl::string_view what, const std::filesystem::path& path, int error) {
+  const std::string message =
+      absl::StrCat("cannot ", what, " ", path.string(), ": ", std::strerror(error));
+  if (error == ENOSPC || error == EDQUOT) return absl::ResourceExhaustedError(message);
+  return absl::InternalError(message);
+}
+
+absl::Status WriteAll(int file, std::string_view bytes, const std::filesystem::path& path) {
+  while (!bytes.empty()) {
+    const ssize_t written = write(file, bytes.data(), bytes.size());
+    if (written >= 0) {
+      bytes.remove_prefix(static_cast<size_t>(written));
+    } else if (errno != EINTR) {
+      return FileError("write", path, errno);
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status SyncFolder(const std::filesystem::path& path) {
+  const int folder = open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (folder < 0) return FileError("open", path, errno);
+  absl::Status status;
+  if (fsync(folder) != 0) status = FileError("sync", path, errno);
+  close(folder);
+  return status;
+}
+
+absl::Status WriteFileDurably(const std::filesystem::path& path, std::string_view bytes) {
+  std::filesystem::path temporary = path;
+  temporary += ".tmp";
+  std::error_code error;
+  if (auto status = WriteAndSync(temporary, bytes); !status.ok()) {
+    std::filesystem::remove(temporary, error);
+    return status;
+  }
+  std::filesystem::rename(temporary, path, error);
+  if (error) return FileError("rename to", path, error.value());
+  return SyncFolder(path.parent_path());
+}
+
+}  // namespace llava

@@ -1,0 +1,74 @@
+#include "server/gateway/picture_warmup.h"
+
+#include <chrono>
+#include <utility>
+#include <vector>
+
+namespace llava {
+namespace {
+
+constexpr size_t kMostAtATime = 16;
+constexpr std::chrono::seconds kTimeout{30};
+// Behind the pictures of questions.
+constexpr int32_t kPriority = -1;
+
+}  // namespace
+
+void PictureWarmup::Begin(const std::string& session_id, const StoredImage& image) {
+  Place place;
+  {
+    MutexLock lock(mutex_);
+    if (stopped_ || jobs_.size() >= kMostAtATime) return;
+    place = jobs_.emplace(jobs_.end());
+  }
+  place->prompt.AddUser("", {image});
+  parts_.store.GetSession(session_id, [this, place](const absl::StatusOr<v1::Session>& session) {
+    OnSession(place, session);
+  });
+}
+
+void PictureWarmup::OnSession(Place place, const absl::StatusOr<v1::Session>& session) {
+  if (!session.ok()) return End(place, session.status());
+  const auto route = parts_.router.Find(session->model(), 0, /*pictures=*/true);
+  if (!route.ok()) return End(place, route.status());
+  auto llm = parts_.router.PickLlm(*route, session->id());
+  if (!llm.ok()) return End(place, llm.status());
+  auto delivery = FeatureDelivery::Create(
+      parts_, place->prompt, *route, *std::move(llm), "picture of " + session->id(), kPriority,
+      std::chrono::system_clock::now() + kTimeout,
+      [this, place](const absl::StatusOr<FeatureDelivery::Outcome>& outcome) {
+        End(place, outcome.status());
+      });
+  {
+    MutexLock lock(mutex_);
+    place->delivery = delivery;
+  }
+  delivery->Start();
+  MutexLock lock(mutex_);
+  if (stopped_) delivery->Cancel();
+}
+
+void PictureWarmup::End(Place place, const absl::Status& status) {
+  parts_.metrics.CountWarmup(status.ok());
+  std::list<Job> ended;  // destroyed without the lock
+  MutexLock lock(mutex_);
+  ended.splice(ended.end(), jobs_, place);
+  changed_.NotifyAll();
+}
+
+void PictureWarmup::Stop() {
+  std::vector<std::shared_ptr<FeatureDelivery>> running;
+  {
+    MutexLock lock(mutex_);
+    stopped_ = true;
+    for (const Job& job : jobs_) {
+      if (job.delivery) running.push_back(job.delivery);
+    }
+  }
+  for (const auto& delivery : running) delivery->Cancel();
+  running.clear();
+  MutexLock lock(mutex_);
+  while (!jobs_.empty()) changed_.Wait(mutex_);
+}
+
+}  // namespace llava

@@ -1,0 +1,193 @@
+#include "server/gateway/store_backup.h"
+
+#include <cerrno>
+#include <fstream>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <set>
+#include <sstream>
+#include <string>
+#include <system_error>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "model/digest/sha256.h"
+#include "server/gateway/file_io.h"
+#include "server/gateway/sqlite.h"
+
+namespace llava {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr char kDatabase[] = "sessions.db";
+constexpr char kImages[] = "images";
+// Pictures may be deleted while they are copied; then all begins again.
+constexpr int kTries = 5;
+
+std::optional<std::string> ReadFile(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) return std::nullopt;
+  std::ostringstream contents;
+  contents << file.rdbuf();
+  return contents.str();
+}
+
+absl::Status MakeFolder(const fs::path& folder) {
+  std::error_code error;
+  fs::create_directories(folder, error);
+  return error ? FileError("make", folder, error.value()) : absl::OkStatus();
+}
+
+absl::Status CheckStore(const fs::path& folder, absl::string_view flag) {
+  if (fs::is_regular_file(folder / kDatabase)) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat("there are no sessions in ", folder.string(), " (", flag, ")"));
+}
+
+// A copy of the tables in one file, with nothing running in it.
+absl::Status CopyTables(const fs::path& from, const fs::path& to, bool interrupt) {
+  auto source = SqlDatabase::Open(from.string());
+  if (!source.ok()) return source.status();
+  std::error_code error;
+  fs::remove(to, error);
+  auto target = SqlDatabase::Open(to.string());
+  if (!target.ok()) return target.status();
+  auto status = (*source)->CopyTo(**target);
+  if (status.ok() && interrupt) {
+    status = (*target)->Script(
+        "UPDATE turns SET state = 3, finish_reason = 7, error_code = 9, error_message ="
+        " 'a backup was made during this answer; ask again' WHERE state = 1");
+  }
+  if (status.ok()) status = (*target)->Script("PRAGMA journal_mode=DELETE");
+  std::string verdict;
+  if (status.ok()) {
+    status = (*target)->Query("PRAGMA integrity_check(1)", {},
+                              [&](const SqlRow& row) { verdict = row.Text(0); });
+  }
+  if (status.ok() && verdict != "ok") {
+    return absl::DataLossError(
+        absl::StrCat("the tables in ", from.string(), " are damaged: ", verdict));
+  }
+  return status;
+}
+
+struct Copied {
+  BackupContents contents;
+  std::set<std::string> images;
+};
+
+absl::StatusOr<Copied> ReadContents(const fs::path& database) {
+  auto tables = SqlDatabase::Open(database.string());
+  if (!tables.ok()) return tables.status();
+  Copied copied;
+  auto status =
+      (*tables)->Query("SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM turns)", {},
+                       [&](const SqlRow& row) {
+                         copied.contents.sessions = row.Int(0);
+                         copied.contents.turns = row.Int(1);
+                       });
+  if (status.ok()) {
+    status = (*tables)->Query("SELECT id FROM images", {},
+                              [&](const SqlRow& row) { copied.images.insert(row.Text(0)); });
+  }
+  if (status.ok()) status = (*tables)->Script("PRAGMA journal_mode=DELETE");
+  if (!status.ok()) return status;
+  copied.contents.images = static_cast<int64_t>(copied.images.size());
+  return copied;
+}
+
+// Copies a picture and checks it. NOT_FOUND: it is not there.
+absl::Status CopyImage(const std::string& id, const fs::path& from, const fs::path& to) {
+  if (fs::exists(to / id)) return absl::OkStatus();
+  const auto bytes = ReadFile(from / id);
+  if (!bytes) return absl::NotFoundError(absl::StrCat("picture ", id, " is missing"));
+  if (ToHex(HashBytes(*bytes)) != id) {
+    return absl::DataLossError(absl::StrCat("picture ", (from / id).string(), " is damaged"));
+  }
+  return WriteFileDurably(to / id, *bytes);
+}
+
+absl::StatusOr<BackupContents> CopyOnce(const fs::path& data_dir, const fs::path& target) {
+  // Pictures first: those that the tables name and that are deleted by then are here already.
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(data_dir / kImages, error)) {
+    const std::string id = entry.path().filename().string();
+    if (id.find('.') != std::string::npos) continue;  // being written
+    auto status = CopyImage(id, data_dir / kImages, target / kImages);
+    if (!status.ok() && !absl::IsNotFound(status)) return status;
+  }
+  if (error) return FileError("list", data_dir / kImages, error.value());
+  auto status = CopyTables(data_dir / kDatabase, target / kDatabase, /*interrupt=*/true);
+  if (!status.ok()) return status;
+  const auto copied = ReadContents(target / kDatabase);
+  if (!copied.ok()) return copied.status();
+  for (const std::string& id : copied->images) {
+    status = CopyImage(id, data_dir / kImages, target / kImages);
+    if (!status.ok()) return status;
+  }
+  for (const auto& entry : fs::directory_iterator(target / kImages, error)) {
+    if (!copied->images.contains(entry.path().filename().string())) fs::remove(entry.path(), error);
+  }
+  return copied->contents;
+}
+
+}  // namespace
+
+absl::StatusOr<BackupContents> BackUpStore(const fs::path& data_dir, const fs::path& target) {
+  if (auto status = CheckStore(data_dir, "--data-dir"); !status.ok()) return status;
+  if (fs::exists(target)) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(target.string(), " exists; name a new folder (--backup)"));
+  }
+  fs::path partial = target;
+  partial += ".partial";
+  std::error_code error;
+  fs::remove_all(partial, error);
+  if (auto status = MakeFolder(partial / kImages); !status.ok()) return status;
+  absl::StatusOr<BackupContents> contents = absl::NotFoundError("not tried");
+  for (int i = 0; i < kTries && absl::IsNotFound(contents.status()); ++i) {
+    contents = CopyOnce(data_dir, partial);
+  }
+  absl::Status status = contents.status();
+  if (status.ok()) status = SyncFolder(partial);
+  if (status.ok()) {
+    fs::rename(partial, target, error);
+    if (error) status = FileError("rename to", target, error.value());
+  }
+  if (status.ok()) status = SyncFolder(fs::absolute(target).parent_path());
+  if (status.ok()) return contents;
+  fs::remove_all(partial, error);
+  if (absl::IsNotFound(status)) return absl::DataLossError(status.message());
+  return status;
+}
+
+absl::StatusOr<BackupContents> RestoreStore(const fs::path& source, const fs::path& data_dir) {
+  if (auto status = CheckStore(source, "--restore"); !status.ok()) return status;
+  if (fs::exists(data_dir / kDatabase)) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(data_dir.string(), " has sessions already; name a new folder (--data-dir)"));
+  }
+  if (auto status = MakeFolder(data_dir / kImages); !status.ok()) return status;
+  // Under another name until all is there: half a store must not be taken for one.
+  const fs::path partial = data_dir / (std::string(kDatabase) + ".partial");
+  if (auto status = CopyTables(source / kDatabase, partial, /*interrupt=*/false); !status.ok()) {
+    return status;
+  }
+  const auto copied = ReadContents(partial);
+  if (!copied.ok()) return copied.status();
+  for (const std::string& id : copied->images) {
+    const auto status = CopyImage(id, source / kImages, data_dir / kImages);
+    if (absl::IsNotFound(status)) return absl::DataLossError(status.message());
+    if (!status.ok()) return status;
+  }
+  std::error_code error;
+  fs::rename(partial, data_dir / kDatabase, error);
+  if (error) return FileError("rename to", data_dir / kDatabase, error.value());
+  if (auto status = SyncFolder(data_dir); !status.ok()) return status;
+  return copied->contents;
+}
+
+}  // namespace llava

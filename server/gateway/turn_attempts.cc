@@ -1,0 +1,352 @@
+// From features to text, and on when a service behind dies.
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "google/rpc/error_details.pb.h"
+#include "server/gateway/turn_runner.h"
+#include "server/runtime/failpoint.h"
+#include "server/runtime/logging.h"
+#include "server/runtime/status.h"
+
+namespace llava {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
+using std::chrono::system_clock;
+
+constexpr milliseconds kShortestDelay{100}, kUsualDelay{250}, kLongestDelay{1000};
+
+double Seconds(steady_clock::time_point from, steady_clock::time_point to) {
+  return std::chrono::duration<double>(to - from).count();
+}
+
+milliseconds DelayOf(const absl::Status& status) {
+  google::rpc::RetryInfo retry;
+  if (!GetDetail(status, &retry)) return kUsualDelay;
+  const milliseconds asked(retry.retry_delay().seconds() * 1000 +
+                           retry.retry_delay().nanos() / 1'000'000);
+  return std::clamp(asked, kShortestDelay, kLongestDelay);
+}
+
+// The way to a service, or the service itself, is gone.
+bool IsUnreachable(const absl::Status& status) {
+  if (!absl::IsUnavailable(status)) return false;
+  google::rpc::ErrorInfo info;  // of Backend
+  if (GetDetail(status, &info)) return info.reason() == "UNREACHABLE";
+  google::rpc::RetryInfo retry;
+  return !GetDetail(status, &retry);  // the transport speaks
+}
+
+// An answer that broke off so can be gone on with. A server that stops cancels its calls.
+bool IsBroken(const absl::Status& status) {
+  return absl::IsUnavailable(status) || absl::IsCancelled(status);
+}
+
+bool IsWhole(const v1::GenerateFinished& finished) {
+  return finished.reason() == v1::FINISH_REASON_STOP ||
+         finished.reason() == v1::FINISH_REASON_LENGTH ||
+         finished.reason() == v1::FINISH_REASON_CONTEXT;
+}
+
+}  // namespace
+
+void TurnRunner::Attempt() {
+  if (const auto why = broken()) return Conclude(EndingOfBreak(*why));
+  started_.Clear();
+  finished_.reset();
+  worker_began_ = false;
+  arrived_ = false;
+  auto llm = parts_.router.PickLlm(route_, Key(), avoid_ ? llm_.get() : nullptr);
+  if (!llm.ok()) {
+    if (TryAgain(llm.status())) return;
+    return Conclude(EndingOf(llm.status()));
+  }
+  llm_ = *std::move(llm);
+  auto delivery = FeatureDelivery::Create(
+      parts_, prompt_, route_, llm_, request_.request_id, request_.priority, deadlines_.turn,
+      [self = shared_from_this()](absl::StatusOr<FeatureDelivery::Outcome> outcome) {
+        self->OnFeatures(std::move(outcome));
+      });
+  SetStop([delivery] { delivery->Cancel(); });
+  delivery->Start();
+}
+
+void TurnRunner::OnFeatures(absl::StatusOr<FeatureDelivery::Outcome> outcome) {
+  if (const auto why = broken()) return Conclude(EndingOfBreak(*why));
+  if (!outcome.ok()) {
+    if (TryAgain(outcome.status())) return;
+    return Conclude(EndingOf(outcome.status()));
+  }
+  vision_seconds_ += outcome->vision_seconds;
+  Generate(*outcome);
+}
+
+void TurnRunner::Generate(const FeatureDelivery::Outcome& outcome) {
+  if (const auto status = LLAVA_FAILPOINT("backend.generate"); !status.ok()) {
+    return OnGenerated(absl::UnavailableError(status.message()));
+  }
+  v1::GenerateRequest request;
+  *request.mutable_model() = turn_.model;
+  FillMessages(prompt_, outcome.keys, request.mutable_messages());
+  *request.mutable_sampling() = turn_.sampling;
+  request.set_priority(request_.priority);
+  request.set_tenant(request_.caller.name());
+  request.set_weight(request_.caller.weight());
+  request.set_cache_salt(request_.caller.name());
+  request.set_request_id(request_.request_id);
+  request.set_session_id(request_.session_id);
+  if (answer_.tokens.ids_size() > 0 || text_bytes_ > 0) {
+    *request.mutable_continue_from()->mutable_tokens() = answer_.tokens;
+    request.mutable_continue_from()->set_text_bytes_emitted(text_bytes_);
+  }
+  auto self = shared_from_this();
+  auto call = GenerateCall::Create(
+      *llm_, std::move(request), deadlines_.turn,
+      {.on_arrived = [self] { self->arrived_ = true; },
+       .on_event = [self](v1::GenerateResponse& event) { return self->OnEvent(event); },
+       .on_done = [self](absl::Status status) { self->OnGenerated(std::move(status)); }});
+  SetStop([call] { call->Cancel(); });
+  call->Start();
+}
+
+bool TurnRunner::OnEvent(v1::GenerateResponse& event) {
+  if (!protocol_error_.ok() || !LLAVA_FAILPOINT("backend.event").ok()) return false;
+  switch (event.event_case()) {
+    case v1::GenerateResponse::kStarted:
+      return OnStarted(event.started());
+    case v1::GenerateResponse::kDelta:
+      return OnDelta(*event.mutable_delta());
+    case v1::GenerateResponse::kFinished:
+      finished_ = std::move(*event.mutable_finished());
+      return true;
+    case v1::GenerateResponse::EVENT_NOT_SET:
+      break;
+  }
+  return true;  // an event of a newer service
+}
+
+bool TurnRunner::OnStarted(const v1::GenerateStarted& started) {
+  started_ = started;
+  if (started.model().name() != turn_.model.name() ||
+      started.model().version() != turn_.model.version()) {
+    protocol_error_ = absl::InternalError(
+        absl::StrCat("version ", started.model().version(), " of \"", started.model().name(),
+                     "\" answered, asked was version ", turn_.model.version()));
+    return false;
+  }
+  worker_began_ = true;
+  refilled_ = false;
+  patience_.reset();
+  const bool journalled = answer_.id != 0 && !answer_.tokens.tokenizer_digest().empty();
+  answer_.tokens.set_tokenizer_digest(started.tokenizer_digest());
+  if (has_session() && !journalled) JournalAnswer();
+  return true;
+}
+
+void TurnRunner::JournalAnswer() {
+  const uint64_t before = answer_.id;  // of a turn whose worker died before it said a word
+  answer_.session_id = request_.session_id;
+  answer_.turn_id = turn_id_;
+  answer_.seed = turn_.seed;
+  answer_.model = turn_.model;
+  answer_.id =
+      parts_.journal.Begin(answer_, [self = shared_from_this()](const absl::Status& status) {
+        if (!status.ok()) self->OnJournalFault(status);
+      });
+  if (before != 0) parts_.journal.End(before);
+}
+
+bool TurnRunner::OnDelta(v1::GenerateDelta& delta) {
+  if (!worker_began_) {
+    protocol_error_ = absl::InternalError("text came before the event that begins an answer");
+    return false;
+  }
+  if (delta.text_offset() != text_bytes_) {
+    protocol_error_ = absl::InternalError(absl::StrCat(
+        "text at byte ", delta.text_offset(), " came, byte ", text_bytes_, " was expected"));
+    return false;
+  }
+  if (!delta.text().empty()) {
+    const auto now = steady_clock::now();
+    if (!first_text_) {
+      first_text_ = now;
+      if (!recovered_) {
+        parts_.metrics.time_to_first_token_seconds.Observe(Seconds(request_.received, now));
+      }
+    } else {
+      parts_.metrics.time_between_tokens_seconds.Observe(Seconds(*last_text_, now));
+    }
+    last_text_ = now;
+  }
+  v1::TextDelta text;
+  text.set_offset(text_bytes_);
+  const int token_offset = answer_.tokens.ids_size();
+  answer_.tokens.mutable_ids()->MergeFrom(delta.token_ids());
+  text_bytes_ += delta.text().size();
+  text.mutable_text()->swap(*delta.mutable_text());
+  text.mutable_logprobs()->Swap(delta.mutable_logprobs());
+  // Text may be held back: then there is nothing for readers yet.
+  const bool tell = !text.text().empty() || !text.logprobs().empty();
+  if (!has_session()) {
+    if (tell) live_->Add(std::move(text));
+    return true;
+  }
+  const auto message = std::make_shared<v1::TextDelta>(std::move(text));
+  parts_.journal.Append(answer_.id,
+                        {.offset = message->offset(),
+                         .token_offset = token_offset,
+                         .text = message->text(),
+                         .token_ids = delta.token_ids()},
+                        [self = shared_from_this(), message, tell](const absl::Status& status) {
+                          if (!status.ok()) return self->OnJournalFault(status);
+                          if (tell && !self->journal_failed()) {
+                            self->live_->Add(std::move(*message));
+                          }
+                        });
+  return true;
+}
+
+void TurnRunner::OnJournalFault(const absl::Status& status) {
+  {
+    MutexLock lock(mutex_);
+    if (!journal_fault_.ok()) return;
+    journal_fault_ = status;
+  }
+  Break(TurnBreak::kJournalFault);
+}
+
+void TurnRunner::OnGenerated(absl::Status status) {
+  if (!protocol_error_.ok()) return Conclude(EndingOf(llm_->Explain(protocol_error_)));
+  // With its last event an answer is whole, whatever becomes of the call.
+  if (finished_ && IsWhole(*finished_)) return Conclude(FinishedEnding(finished_->reason()));
+  if (const auto why = broken()) return Conclude(EndingOfBreak(*why));
+  if (finished_ && finished_->reason() == v1::FINISH_REASON_DEADLINE) {
+    status = absl::DeadlineExceededError("");
+  } else if (finished_ && status.ok()) {  // nobody asked for that here
+    status = OverloadedError(
+        absl::StrCat("the answer was broken off there: ", FinishReasonLabel(finished_->reason())),
+        kLongestDelay);
+  } else if (status.ok()) {
+    status = absl::InternalError("the answer ended without a final event");
+  }
+  if (absl::IsDeadlineExceeded(status)) return Conclude(EndingOf(status));
+  if (TryAgain(status)) return;
+  if (answer_.deaths >= kMaxDeaths) return Conclude(QuarantinedEnding());
+  if (v1::MissingFeatures missing; GetDetail(status, &missing)) {
+    status = OverloadedError("it did not keep the features of the pictures that it was just given",
+                             kLongestDelay);
+  } else if (begun() && absl::IsFailedPrecondition(status)) {
+    return Conclude(InterruptedEnding(turn_.model));
+  }
+  Conclude(EndingOf(llm_->Explain(status)));
+}
+
+bool TurnRunner::TryAgain(const absl::Status& status) {
+  avoid_ = absl::IsUnavailable(status) || absl::IsCancelled(status);
+  v1::MissingFeatures missing;
+  if (GetDetail(status, &missing)) {
+    for (const v1::FeatureKey& key : missing.keys()) llm_->features().Remove(key);
+    if (std::exchange(refilled_, true)) return false;
+    Attempt();
+    return true;
+  }
+  if (begun() ? IsBroken(status) : IsUnreachable(status)) return GoOn(status);
+  if (begun()) return false;
+  if (absl::IsFailedPrecondition(status) && request_.model.version() == 0) {
+    if (std::exchange(rerouted_, true)) return false;
+    Reroute();
+    return true;
+  }
+  if (absl::IsUnavailable(status)) {  // it has too much to do
+    if (std::exchange(retried_, true)) return false;
+    Later(DelayOf(status), &TurnRunner::Attempt);
+    return true;
+  }
+  return false;
+}
+
+void TurnRunner::Later(milliseconds delay, void (TurnRunner::*step)()) {
+  SetStop(nullptr);  // the step sees a break; the wait is short
+  // The alarm keeps its callback after it has rung, so that the turn must leave it by then.
+  alarm_.Set(system_clock::now() + delay, [self = shared_from_this(), step](bool) mutable {
+    // The step may set the alarm again, which replaces this function.
+    const auto runner = std::move(self);
+    const auto next = step;
+    (runner.get()->*next)();
+  });
+}
+
+// The version went away between choice and call: choose again among those that are there now.
+void TurnRunner::Reroute() {
+  SetStop(nullptr);
+  parts_.router.Refresh([self = shared_from_this()] {
+    auto route = self->parts_.router.Find(self->turn_.model.name(), 0,
+                                          !self->prompt_.DistinctImages().empty());
+    if (!route.ok()) return self->Conclude(self->EndingOf(route.status()));
+    self->route_ = *std::move(route);
+    self->turn_.model = self->route_.model.model();
+    self->Attempt();
+  });
+}
+
+bool TurnRunner::GoOn(const absl::Status& status) {
+  google::rpc::RetryInfo retry;  // of a worker that leaves in order, or of a service out of reach
+  if (arrived_.exchange(false) && !GetDetail(status, &retry)) {
+    ++answer_.deaths;
+    if (has_session() && answer_.id == 0) {
+      JournalAnswer();
+    } else if (has_session()) {
+      parts_.journal.NoteDeath(answer_.id);
+    }
+    LogWarning("language worker lost during an answer", {{"request_id", request_.request_id},
+                                                         {"session_id", request_.session_id},
+                                                         {"turn_id", turn_id_},
+                                                         {"bytes", absl::StrCat(text_bytes_)},
+                                                         {"deaths", absl::StrCat(answer_.deaths)},
+                                                         {"error", std::string(status.message())}});
+    if (answer_.deaths >= kMaxDeaths) return false;
+  }
+  return WaitForWorker();
+}
+
+bool TurnRunner::WaitForWorker() {
+  const auto now = steady_clock::now();
+  if (!patience_) patience_ = now + parts_.options.continue_timeout;
+  if (now >= *patience_) return false;
+  // The next process waits as well as this one, which wants to end.
+  if (has_session() && parts_.admission.draining()) Break(TurnBreak::kShutdown);
+  Later(kUsualDelay, &TurnRunner::Continue);
+  return true;
+}
+
+void TurnRunner::Continue() {
+  if (const auto why = broken()) return Conclude(EndingOfBreak(*why));
+  if (system_clock::now() >= deadlines_.turn) {
+    return Conclude(EndingOf(absl::DeadlineExceededError("")));
+  }
+  parts_.router.Resolve(turn_.model.name(), turn_.model.version(),
+                        !prompt_.DistinctImages().empty(),
+                        [self = shared_from_this()](absl::StatusOr<Route> route) {
+                          self->OnVersionBack(std::move(route));
+                        });
+}
+
+void TurnRunner::OnVersionBack(absl::StatusOr<Route> route) {
+  if (absl::IsUnavailable(route.status())) {
+    if (WaitForWorker()) return;
+    return Conclude(EndingOf(route.status()));
+  }
+  // The same number with other contents is another version.
+  if (!route.ok() || route->model.model().digest() != turn_.model.digest()) {
+    if (begun()) return Conclude(InterruptedEnding(turn_.model));
+    if (request_.model.version() == 0) return Reroute();
+    return Conclude(route.ok() ? InterruptedEnding(turn_.model) : EndingOf(route.status()));
+  }
+  route_ = *std::move(route);
+  Attempt();
+}
+
+}  // namespace llava

@@ -1,0 +1,262 @@
+"""Kills the gateway and the language service in the middle of answers, over and over, and shows that nobody
+notices: every answer is, byte for byte, that of a run without kills with the same seed, and the history of
+what the clients saw has no violation.
+
+    chaos_test.py [--kills N] [--seed N] [--history FILE] [--failpoints]
+
+A kill is a SIGKILL when a random byte of an answer has arrived, of the gateway, of the language service, or of
+both. Sampled answers (temperature 1) in float32, so that a wrong seed, position or prefix shows. With --failpoints
+the gateway also kills itself at each of its failpoints (a build with LLAVA_FAILPOINTS=ON)."""
+import argparse
+import json
+import pathlib
+import random
+import signal
+import sys
+import threading
+import time
+
+import grpc
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
+import history  # noqa: E402
+from stack import SCENES, SLOWDOWN, Stack  # noqa: E402
+
+TOKENS = 250
+QUESTIONS = ["What is on the left?", "Describe the picture.", "Which things do you see, and where are they?"]
+PICTURES = ["train_and_helicopter.png", "lion.png"]
+PATIENCE = 90 * SLOWDOWN
+
+
+class Recorder:
+    """The history, shared by all clients."""
+
+    def __init__(self):
+        self.events, self.lock, self.streams = [], threading.Lock(), 0
+
+    def add(self, **event):
+        with self.lock:
+            self.events.append(event)
+
+    def stream(self):
+        with self.lock:
+            self.streams += 1
+            return self.streams
+
+
+class Chatter:
+    """One client with one session: asks, and gets every answer whatever breaks."""
+
+    def __init__(self, chat, name, recorder):
+        self.chat, self.name, self.recorder = chat, name, recorder
+        self.session = self.patiently(lambda: chat.CreateSession(chat.new(
+            "CreateSessionRequest", sampling={"temperature": 1, "max_new_tokens": TOKENS, "ignore_eos": True}),
+            timeout=10 * SLOWDOWN)).session.id
+
+    def patiently(self, call):
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return call()
+            except grpc.RpcError as error:
+                if error.code() != grpc.StatusCode.UNAVAILABLE or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+
+    def note(self, kind, **fields):
+        self.recorder.add(kind=kind, key=self.name, session=self.session, **fields)
+
+    def ask(self, text, seed, picture=None, on_byte=lambda count: None):
+        """The answer's text. `on_byte` is told how many bytes have come."""
+        request = f"{self.session}/{text}"
+        new = self.chat.new
+        question = new("ChatRequest", session_id=self.session, text=text, sampling={"seed": seed},
+                       idempotency_key=request,
+                       images=[{"data": (SCENES / picture).read_bytes()}] if picture else [])
+        turn, restarts, answer = None, 0, b""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            stream = self.recorder.stream()
+            if turn is None:
+                self.note("asked", request=request, text=text)
+                call = self.chat.Chat(question, timeout=PATIENCE)
+            else:
+                call = self.chat.ResumeTurn(new("ResumeTurnRequest", session_id=self.session, turn_id=turn,
+                                                after_offset=len(answer), restarts=restarts), timeout=PATIENCE)
+            try:
+                for response in call:
+                    event = response.event
+                    kind = event.WhichOneof("event")
+                    if kind == "turn_started":
+                        started = event.turn_started
+                        turn, restarts = started.turn_id, started.restarts
+                        self.note("started", stream=stream, request=request, turn=turn, number=started.turn_number,
+                                  version=started.model.version, seed=started.seed)
+                    elif kind == "text":
+                        self.note("text", stream=stream, turn=turn, offset=event.text.offset, text=event.text.text)
+                        answer = answer[:event.text.offset] + event.text.text.encode()
+                        deadline = time.monotonic() + PATIENCE
+                        on_byte(len(answer))
+                    elif kind == "turn_finished":
+                        finished = event.turn_finished
+                        self.note("finished", stream=stream, turn=turn, version=finished.model.version,
+                                  text_bytes=finished.text_bytes)
+                        return answer.decode()
+            except grpc.RpcError as error:
+                if error.code() != grpc.StatusCode.UNAVAILABLE or time.monotonic() > deadline:
+                    if turn:
+                        self.note("failed", stream=stream, turn=turn, code=error.code().name)
+                    raise
+                self.note("broken", stream=stream)
+                time.sleep(0.05)
+
+    def note_stored(self):
+        turns = self.patiently(lambda: self.chat.ListTurns(
+            self.chat.new("ListTurnsRequest", session_id=self.session, page_size=1000), timeout=10 * SLOWDOWN)).turns
+        self.note("stored", turns=[
+            {"turn": t.id, "number": t.number, "text": t.user_text, "answer": t.answer_text, "version": t.model.version,
+             "seed": t.seed, "ended": t.state != 1} for t in turns])
+
+
+def conversation(chat, name, recorder, seed, on_turn=None):
+    """Three questions about a picture; the texts of the answers. `on_turn` makes the on_byte of each."""
+    chatter = Chatter(chat, name, recorder)
+    answers = []
+    for number, text in enumerate(QUESTIONS):
+        picture = PICTURES[seed % len(PICTURES)] if number == 0 else None
+        extra = {"on_byte": on_turn()} if on_turn else {}
+        answers.append(chatter.ask(text, seed + number, picture, **extra))
+        chatter.note_stored()
+    return answers
+
+
+# Where a gateway can be told to kill itself: server/runtime/failpoint.h.
+FAILPOINTS = ["store.commit", "store.committed", "journal.write", "journal.written", "stream.send",
+              "backend.generate", "backend.event"]
+
+
+class Suicide:
+    """A gateway that kills itself at the n-th visit of a failpoint, and one without after it."""
+
+    def __init__(self, stack, point, visit):
+        self.stack, self.died = stack, False
+        self.ports = [address.rsplit(":")[-1] for address in (stack.gateway.grpc, stack.gateway.http)]
+        stack.gateway.stop()
+        stack.start("gateway", *self.ports, environment={"LLAVA_FAILPOINTS": f"{point}=kill@{visit}"})
+        self.watcher = threading.Thread(target=self.watch, args=(stack.gateway,))
+        self.watcher.start()
+
+    def watch(self, gateway):
+        if gateway.process.wait() == -signal.SIGKILL:
+            self.died = True
+            self.stack.start("gateway", *self.ports)
+
+    def end(self):
+        """Leaves an ordinary gateway. False: the failpoint was never met."""
+        if not self.died:
+            self.stack.gateway.stop()
+        self.watcher.join()
+        if not self.died:
+            self.stack.start("gateway", *self.ports)
+        return self.died
+
+
+class Killer:
+    """Kills at most once a turn, at a byte drawn before."""
+
+    def __init__(self, stack, draw, longest):
+        self.stack, self.draw, self.longest, self.kills = stack, draw, longest, []
+        self.reviver = None
+
+    def turn(self):
+        at = self.draw.randrange(self.longest)
+        which = self.draw.choice((("gateway",), ("llm",), ("llm", "gateway")))
+        done = []
+
+        def on_byte(count):
+            if count <= at or done:
+                return
+            done.append(True)
+            self.kills.append((at, which))
+            if self.reviver:  # of the turn before
+                self.reviver.join()
+            for name in which:
+                self.stack.services[name].process.send_signal(signal.SIGKILL)
+            # While they start, the client is in its stream: it sees what a client sees.
+            self.reviver = threading.Thread(target=self.revive, args=(which,))
+            self.reviver.start()
+
+        return on_byte
+
+    def revive(self, which):
+        for name in which:
+            old = self.stack.services[name]
+            old.process.wait()
+            self.stack.start(name, old.grpc.rsplit(":")[-1], old.http.rsplit(":")[-1])
+
+
+def run_failpoints(stack, chat, recorder, expected, draw, problems):
+    for point in FAILPOINTS:
+        for visit in (1, draw.randrange(2, 20), draw.randrange(20, 100)):
+            suicide = Suicide(stack, point, visit)
+            answers = conversation(chat, f"{point}@{visit}", recorder, 0)
+            died = suicide.end()
+            print(f"{point} at visit {visit}: {'killed' if died else 'not met'}")
+            if visit == 1 and not died:
+                problems.append(f"failpoint {point} is never met: is this a build with LLAVA_FAILPOINTS=ON?")
+            if answers != expected[0]:
+                problems.append(f"an answer differs after {point} at visit {visit}")
+
+
+def run(kills, seed, path=None, failpoints=False):
+    draw = random.Random(seed)
+    recorder = Recorder()
+    problems = []
+    with Stack(llm=["--dtype", "float32", "--kv-type", "float32"]) as stack:
+        chat = stack.chat()
+        expected = {}
+        for each in range(2):
+            expected[each] = conversation(chat, f"calm{each}", recorder, each)
+        longest = min(len(a.encode()) for answers in expected.values() for a in answers)
+        killer = Killer(stack, draw, longest)
+        begin = time.monotonic()
+        rounds = 0
+        while len(killer.kills) < kills:
+            each = rounds % 2
+            try:
+                answers = conversation(chat, f"chaos{rounds}", recorder, each, killer.turn)
+            except grpc.RpcError:
+                print(f"round {rounds}, after {killer.kills[-3:]}:")
+                for name, service in stack.services.items():
+                    print(f"--- {name}: exit {service.process.poll()}\n{service.text()[-2000:]}")
+                raise
+            for number, (got, want) in enumerate(zip(answers, expected[each])):
+                if got != want:
+                    problems.append(f"round {rounds}, turn {number + 1}: the answer differs after {killer.kills[-3:]}")
+            rounds += 1
+        print(f"{len(killer.kills)} kills in {3 * rounds} answers of about {longest} bytes, "
+              f"{time.monotonic() - begin:.0f} s: " + ", ".join(
+                  f"{sum(w == which for _, w in killer.kills)} of {' and '.join(which)}"
+                  for which in (("gateway",), ("llm",), ("llm", "gateway"))))
+        if failpoints:
+            run_failpoints(stack, chat, recorder, expected, draw, problems)
+        print(f"{len(recorder.events)} events in the history")
+    if path:
+        pathlib.Path(path).write_text("".join(json.dumps(e) + "\n" for e in recorder.events), encoding="utf-8")
+    return problems + history.violations(recorder.events)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=9)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--history", help="write what the clients saw to this file")
+    parser.add_argument("--failpoints", action="store_true")
+    arguments = parser.parse_args()
+    problems = run(arguments.kills, arguments.seed, arguments.history, arguments.failpoints)
+    print("\n".join(problems) or "no violation, all texts equal")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""The checker finds what it is there for: each rule is broken once in a history that is right otherwise."""
+import copy
+import json
+import pathlib
+import tempfile
+import unittest
+
+import history
+
+
+def good():
+    """Two sessions; the second turn of one breaks and is resumed, with an overlap."""
+    def event(kind, session="s", key="alice", **fields):
+        return {"kind": kind, "session": session, "key": key, **fields}
+
+    def stored(turn, number, text, answer, seed):
+        return {"turn": turn, "number": number, "text": text, "answer": answer, "version": 1, "seed": seed,
+                "ended": True}
+
+    return [
+        event("asked", request="r1", text="one?"),
+        event("started", stream=1, request="r1", turn="t1", number=1, version=1, seed=7),
+        event("text", stream=1, turn="t1", offset=0, text="caf\u00e9"),
+        event("asked", "z", "bob", request="r9", text="other?"),
+        event("started", "z", "bob", stream=9, request="r9", turn="t9", number=1, version=1, seed=9),
+        event("text", stream=1, turn="t1", offset=5, text=" yes"),
+        event("finished", stream=1, turn="t1", version=1, text_bytes=9),
+        event("asked", request="r2", text="two?"),
+        event("started", stream=2, request="r2", turn="t2", number=2, version=1, seed=8),
+        event("text", stream=2, turn="t2", offset=0, text="abc"),
+        event("broken", stream=2),
+        event("asked", request="r2", text="two?"),
+        event("started", stream=3, request="r2", turn="t2", number=2, version=1, seed=8),
+        event("text", stream=3, turn="t2", offset=1, text="bc"),
+        event("text", stream=3, turn="t2", offset=3, text="de"),
+        event("finished", stream=3, turn="t2", version=1, text_bytes=5),
+        event("failed", "z", "bob", stream=9, turn="t9", code="INTERNAL"),
+        event("stored", turns=[stored("t1", 1, "one?", "caf\u00e9 yes", 7), stored("t2", 2, "two?", "abcde", 8)]),
+        event("stored", "z", "bob", turns=[stored("t9", 1, "other?", "", 9)]),
+    ]
+
+
+class HistoryTest(unittest.TestCase):
+    def test_a_good_history(self):
+        self.assertEqual(history.violations(good()), [])
+
+    def test_files(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "history.jsonl"
+            path.write_text("".join(json.dumps(event) + "\n" for event in good()), encoding="utf-8")
+            self.assertEqual(history.read(path), good())
+
+    def planted(self, words, change):
+        """After `change` exactly that violation shows."""
+        events = copy.deepcopy(good())
+        change(events)
+        found = history.violations(events)
+        self.assertTrue(found, f"not noticed: {words}")
+        self.assertIn(words, " | ".join(found))
+
+    def find(self, events, kind, **fields):
+        return next(e for e in events if e["kind"] == kind and all(e.get(k) == v for k, v in fields.items()))
+
+    def test_planted_violations(self):
+        find = self.find
+        stored = lambda events: find(events, "stored", session="s")["turns"]
+
+        def begin_early(events):
+            later = find(events, "started", turn="t2")
+            events.remove(later)
+            events.insert(4, later)
+
+        def lose(events):
+            del stored(events)[1]
+
+        def double(events):
+            stored(events).append({**stored(events)[1], "turn": "t3", "number": 3})
+
+        def change_after_end(events):
+            events.insert(10, {**find(events, "stored", session="s"), "turns": [
+                {**stored(events)[0], "answer": "caf\u00e9 no"}]})
+
+        cases = {
+            "begins while t1": begin_early,
+            "has number 5": lambda e: find(e, "started", turn="t1").update(number=5),
+            "was acknowledged and is lost": lose,
+            "became 2 turns": double,
+            "is not stored": lambda e: stored(e)[1].update(text="something else"),
+            "bytes 9 to 11 of turn t1 are missing": lambda e: (
+                e.insert(6, {**find(e, "text", offset=5), "offset": 11, "text": "x", "stream": 4})),
+            "goes from byte 5 to 4": lambda e: find(e, "text", offset=5).update(offset=4),
+            "tells other text from byte 1": lambda e: find(e, "text", offset=1).update(text="xc"),
+            "told other text than is stored": lambda e: stored(e)[1].update(answer="abcxe"),
+            "told 5 bytes, 6 are stored": lambda e: stored(e)[1].update(answer="abcdef"),
+            "has 6 bytes, 5 were told": lambda e: find(e, "finished", turn="t2").update(text_bytes=6),
+            "ends with 2": lambda e: find(e, "finished", turn="t2").update(version=2),
+            "and is ('s', 2, 2, 8)": lambda e: find(e, "started", stream=3).update(version=2),
+            "is stored as another": lambda e: stored(e)[0].update(seed=1),
+            "after its end": lambda e: e.insert(7, {**find(e, "text", offset=5), "offset": 9, "text": ""}),
+            "changed after its end": change_after_end,
+            "bob sees session s of alice": lambda e: find(e, "text", offset=5).update(key="bob"),
+            "are numbered [1, 3]": lambda e: stored(e)[1].update(number=3),
+            "tells of turns t1 and t9": lambda e: find(e, "text", offset=5).update(turn="t9", offset=0),
+            "before it began": lambda e: e.remove(find(e, "started", turn="t1")),
+            "were never looked at": lambda e: e.pop(),
+        }
+        for words, change in cases.items():
+            with self.subTest(words):
+                self.planted(words, change)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)

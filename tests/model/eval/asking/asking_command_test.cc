@@ -1,0 +1,244 @@
+// The commands of llava-eval that ask: answer, scienceqa run, judge ask.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <filesystem>
+#include <fstream>
+#include <mutex>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "tests/model/eval/eval_program.h"
+#include "tests/model/eval/scienceqa/sample_problems.h"
+#include "tests/model/eval/temporary_folder.h"
+#include "tests/support/chat_server.h"
+
+namespace llava {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::StartsWith;
+using Json = nlohmann::json;
+using Asked = ChatServer::Asked;
+
+const std::string kModels = LLAVA_SOURCE_DIR "/deploy/models/";
+const std::string kScenes = LLAVA_SOURCE_DIR "/deploy/scenes/";
+
+std::vector<Json> Lines(const std::string& text) {
+  std::vector<Json> lines;
+  std::istringstream stream(text);
+  for (std::string line; std::getline(stream, line);) lines.push_back(Json::parse(line));
+  return lines;
+}
+
+class AskingCommandTest : public testing::Test {
+ protected:
+  std::string Out() const { return " --out " + folder_.At("out.jsonl"); }
+  std::vector<Json> Written(const std::string& name = "out.jsonl") const {
+    return Lines(folder_.Read(name));
+  }
+  static std::string Server(const ChatServer& server) {
+    return " --base-url " + server.base_url() + " --model teacher";
+  }
+
+  const TemporaryFolder folder_;
+  const std::string questions_ =
+      folder_.Write("questions.jsonl",
+                    "{\"question_id\": 5, \"image\": \"lion.png\", \"text\": \"What is this?\"}\n"
+                    "{\"question_id\": 6, \"image\": \"two_apples.png\", \"text\": \"How many "
+                    "apples are there?\"}\n"
+                    "{\"question_id\": 7, \"text\": \"Hello?\"}\n");
+};
+
+TEST_F(AskingCommandTest, AnswersByACheckpointAndGoesOn) {
+  const std::string command = "answer --questions " + questions_ + " --pictures " + kScenes +
+                              " --checkpoint " + kModels + "emoji --tower " + kModels +
+                              "emoji-tower --max-tokens 40" + Out();
+  const Outcome first = Eval(command + " --limit 1 2>&1");
+  EXPECT_EQ(first.code, 0) << first.output;
+  ASSERT_EQ(Written().size(), 1);
+  EXPECT_THAT(Written()[0]["text"].get<std::string>(), HasSubstr("lion"));
+  EXPECT_EQ(Written()[0]["model_id"], "emoji");
+  // A line that was being written when the machine died is made anew; whole ones stay.
+  std::ofstream(folder_.At("out.jsonl"), std::ios::app) << "{\"question_id\": 6, \"te";
+  const Outcome second = Eval(command + " 2>&1");
+  EXPECT_EQ(second.code, 0) << second.output;
+  std::set<int> ids;
+  for (const Json& line : Written()) ids.insert(line["question_id"].get<int>());
+  EXPECT_THAT(ids, ElementsAre(5, 6, 7));
+  EXPECT_EQ(Written().size(), 3);
+  const Outcome lost =
+      Eval("answer --questions " + questions_ + " --pictures /nowhere --checkpoint " + kModels +
+           "emoji --tower " + kModels + "emoji-tower --out " + folder_.At("lost.jsonl") + " 2>&1");
+  EXPECT_EQ(lost.code, 1);
+  EXPECT_THAT(lost.output, HasSubstr("/nowhere/lion.png"));
+}
+
+TEST_F(AskingCommandTest, AnswersByAServer) {
+  ChatServer server([](const Asked& asked) {
+    const Json& content = asked.body["messages"].back()["content"];
+    const std::string text = content.is_string() ? content.get<std::string>() : content.dump();
+    if (text.find("apples") != std::string::npos) return ChatServer::Say("Two", "length");
+    return ChatServer::Say("Hm");
+  });
+  const Outcome done = Eval("answer --questions " + questions_ + " --pictures " + kScenes +
+                            Server(server) + Out() + " 2>&1");
+  EXPECT_EQ(done.code, 0) << done.output;
+  EXPECT_THAT(done.output, HasSubstr("1 answers are cut off"));
+  ASSERT_EQ(Written().size(), 3);
+  EXPECT_EQ(Written()[0]["question_id"], 5);
+  EXPECT_EQ(Written()[1]["metadata"]["finish_reason"], "length");
+  EXPECT_EQ(Written()[2]["prompt"], "Hello?");
+  EXPECT_EQ(server.num_asked(), 3);
+  bool picture = false;
+  for (const Asked& asked : server.asked()) {
+    picture |= asked.body.dump().find("data:image/png;base64,") != std::string::npos;
+  }
+  EXPECT_TRUE(picture);
+  // All is known: nothing is asked again.
+  EXPECT_EQ(Eval("answer --questions " + questions_ + " --pictures " + kScenes + Server(server) +
+                 Out() + " 2>&1")
+                .code,
+            0);
+  EXPECT_EQ(server.num_asked(), 3);
+}
+
+TEST_F(AskingCommandTest, RunsScienceQaAndScoresIt) {
+  ChatServer server([](const Asked& asked) {
+    const std::string text = asked.last_text();
+    if (text.find("bird") != std::string::npos) {
+      return ChatServer::Say("LECTURE: x\n###\nANSWER: B.");
+    }
+    if (text.find("verb") != std::string::npos) return ChatServer::Refuse(400, "too long");
+    return ChatServer::Say("The answer is A.");
+  });
+  const std::string problems = " --problems " + folder_.Write("problems.json", SampleProblems()) +
+                               " --splits " + folder_.Write("splits.json", SampleSplits());
+  const Outcome run = Eval("scienceqa run --layout chat --format QCM-LEPA --shots 1" + problems +
+                           Server(server) + Out() + " 2>&1");
+  EXPECT_EQ(run.code, 1);
+  EXPECT_THAT(run.output, HasSubstr("question 2: "));
+  EXPECT_THAT(run.output, HasSubstr("too long"));
+  ASSERT_EQ(Written().size(), 3);
+  EXPECT_EQ(Written()[1]["text"], "LECTURE: x\n The answer is B.");
+  const Json score = Json::parse(
+      Eval("scienceqa score --json" + problems + " --predictions " + folder_.At("out.jsonl"))
+          .output);
+  EXPECT_EQ(score["classes"]["AVG"]["right"], 2);
+  EXPECT_EQ(score["failures"]["missing"], 1);
+}
+
+// A model that was never trained so is made to say reasons, then a choice.
+TEST_F(AskingCommandTest, AsksACheckpointForReasonsAndThenForTheLetter) {
+  const std::string problems = folder_.Write("problems.json", R"({"1": {
+      "question": "What is this?", "choices": ["lion", "pig"], "answer": 0, "image": "lion.png",
+      "split": "test"}})");
+  std::filesystem::create_directories(folder_.At("1"));
+  std::filesystem::copy(kScenes + "lion.png", folder_.At("1/lion.png"));
+  const Outcome run =
+      Eval("scienceqa run --format QCM-LEPA --problems " + problems + " --pictures " +
+           folder_.At("") + " --checkpoint " + kModels + "emoji --tower " + kModels +
+           "emoji-tower --max-tokens 30" + Out() + " 2>&1");
+  EXPECT_EQ(run.code, 0) << run.output;
+  ASSERT_EQ(Written().size(), 1);
+  EXPECT_THAT(Written()[0]["text"].get<std::string>(), HasSubstr("\n The answer is "));
+  EXPECT_EQ(Written()[0]["prompt"],
+            "<image>\nWhat is this?\nContext: N/A\nOptions: (A) lion (B) pig");
+}
+
+class JudgeAskTest : public AskingCommandTest {
+ protected:
+  JudgeAskTest() {
+    std::string questions, reference, candidate;
+    for (int i = 1; i <= 6; ++i) {
+      const std::string id = "{\"question_id\": " + std::to_string(i);
+      questions += id + ", \"text\": \"q" + std::to_string(i) + "?\", \"category\": \"conv\"}\n";
+      reference += id + ", \"text\": \"good\"}\n";
+      candidate += id + ", \"text\": \"fair\"}\n";
+    }
+    command_ = "judge ask --questions " + folder_.Write("q.jsonl", questions) + " --reference " +
+               folder_.Write("r.jsonl", reference) + " --candidate " +
+               folder_.Write("c.jsonl", candidate) + Out();
+  }
+
+  std::string command_;
+};
+
+TEST_F(JudgeAskTest, WritesReviewsOfSeveralRuns) {
+  ChatServer server([](const Asked& asked) {
+    if (asked.last_text().find("q3?") != std::string::npos) return ChatServer::Say("Both fine.");
+    return ChatServer::Say("8 6\nFair.");
+  });
+  const Outcome asked = Eval(command_ + Server(server) + " --runs 2 2>&1");
+  EXPECT_EQ(asked.code, 0) << asked.output;
+  EXPECT_THAT(asked.output, HasSubstr("no scores in the review of question 3: Both fine.\n"));
+  EXPECT_THAT(asked.output, HasSubstr("2 reviews without scores\n"));
+  EXPECT_EQ(server.num_asked(), 12);
+  EXPECT_NEAR(server.asked()[0].body["temperature"].get<double>(), 0.2, 1e-9);
+  ASSERT_EQ(Written().size(), 6);
+  EXPECT_EQ(Written("out-2.jsonl").size(), 6);
+  EXPECT_THAT(
+      folder_.Read("out.jsonl"),
+      StartsWith(R"({"id":1,"question_id":1,"answer1_id":1,"answer2_id":1,"category":"conv",)"
+                 R"("content":"8 6\nFair.","tuple":[8.0,6.0]})"));
+  const Json summary = Json::parse(
+      Eval("judge summarize --json " + folder_.At("out.jsonl") + " " + folder_.At("out-2.jsonl"))
+          .output);
+  EXPECT_EQ(summary["files"][0]["categories"]["conv"]["unread"], 1);
+  EXPECT_EQ(summary["files"][0]["categories"]["conv"]["relative_of_read"], 75.0);
+}
+
+TEST_F(JudgeAskTest, LosesAtMostTheRequestInFlightWhenKilled) {
+  const std::string pid = folder_.At("pid");
+  ChatServer server([&pid](const Asked& asked) {
+    if (asked.number == 3) {  // the fourth
+      int process = 0;
+      std::ifstream(pid) >> process;
+      if (process > 0) kill(process, SIGKILL);
+    }
+    return ChatServer::Say("8 6");
+  });
+  const std::string command = command_ + Server(server) + " --concurrency 1";
+  // The shell tells the process, so that the server can kill it in the middle of a request.
+  const std::string line = "sh -c '" + std::string(LLAVA_EVAL) + " " + command +
+                           " >/dev/null 2>&1 & echo $! > " + pid + "; wait $!'";
+  EXPECT_NE(std::system(line.c_str()), 0);
+  EXPECT_EQ(server.num_asked(), 4);
+  EXPECT_EQ(folder_.Read("out.jsonl"), "");
+  const Outcome again = Eval(command + " 2>&1");
+  EXPECT_EQ(again.code, 0) << again.output;
+  EXPECT_EQ(Written().size(), 6);
+  EXPECT_LE(server.num_asked(), 7);  // the three that were left, and the one in flight perhaps
+}
+
+TEST_F(JudgeAskTest, TellsWhatServersRefuse) {
+  ChatServer wrong_key([](const Asked&) { return ChatServer::Refuse(401, "wrong key"); });
+  const Outcome refused = Eval(command_ + Server(wrong_key) + " 2>&1");
+  EXPECT_EQ(refused.code, 1);
+  EXPECT_THAT(refused.output, HasSubstr("wrong key"));
+  ChatServer server([](const Asked& asked) {
+    if (asked.number < 2) return ChatServer::Refuse(429, "slow down", {"Retry-After: 0"});
+    return ChatServer::Say("8 6");
+  });
+  const Outcome patient = Eval(command_ + Server(server) + " 2>&1");
+  EXPECT_EQ(patient.code, 0) << patient.output;
+  EXPECT_EQ(Written().size(), 6);
+  const Outcome budget = Eval(command_ + "2" + Server(server) + " --most-requests 2 2>&1");
+  EXPECT_EQ(budget.code, 3) << budget.output;
+  EXPECT_EQ(Written("out.jsonl2").size(), 2);
+}
+
+TEST_F(JudgeAskTest, ListsIdsThatDoNotMatch) {
+  folder_.Write("c.jsonl", "{\"question_id\": 1, \"text\": \"fair\"}\n");
+  const Outcome outcome = Eval(command_ + " --replay /dev/null 2>&1");
+  EXPECT_EQ(outcome.code, 2);
+  EXPECT_THAT(outcome.output, HasSubstr("c.jsonl has no question_id 2, 3, 4, 5, 6\n"));
+}
+
+}  // namespace
+}  // namespace llava

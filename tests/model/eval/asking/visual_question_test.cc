@@ -1,0 +1,82 @@
+#include "model/eval/asking/visual_question.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/model/eval/temporary_folder.h"
+
+namespace llava {
+namespace {
+
+using testing::HasSubstr;
+using testing::StartsWith;
+
+TEST(VisualQuestionsTest, ComeFromLines) {
+  const TemporaryFolder folder;
+  const auto questions = ReadVisualQuestions(
+      folder.Write("q.jsonl",
+                   "{\"question_id\": 7, \"image\": \"a.png\", \"text\": \"<image>\\nWhat?\"}\n"
+                   "{\"question_id\": \"b\", \"text\": \"Why?\"}\n"),
+      "/pictures");
+  ASSERT_EQ(questions.size(), 2);
+  EXPECT_EQ(questions[0].name(), "7");
+  EXPECT_TRUE(questions[0].id.is_number());
+  EXPECT_EQ(questions[0].picture, "/pictures/a.png");
+  EXPECT_EQ(questions[0].text, "What?");
+  EXPECT_EQ(questions[1].name(), "b");
+  EXPECT_TRUE(questions[1].picture.empty());
+}
+
+TEST(VisualQuestionsTest, ComeFromInstructionData) {
+  const TemporaryFolder folder;
+  const auto questions =
+      ReadVisualQuestions(folder.Write("q.json",
+                                       R"([{"id": "3", "image": "3/image.png", "conversations": [
+                         {"from": "human", "value": "What is it?\n<image>"},
+                         {"from": "gpt", "value": "A cat."}]}])"),
+                          "test");
+  ASSERT_EQ(questions.size(), 1);
+  EXPECT_EQ(questions[0].name(), "3");
+  EXPECT_EQ(questions[0].text, "What is it?");
+  EXPECT_EQ(questions[0].picture, "test/3/image.png");
+}
+
+TEST(VisualQuestionsTest, AreNamedWhereTheyAreWrong) {
+  const TemporaryFolder folder;
+  const auto error = [&folder](const std::string& content) {
+    const std::string path = folder.Write("q", content);
+    return ErrorOf([&] { ReadVisualQuestions(path, ""); });
+  };
+  EXPECT_THAT(error("{\"question_id\": 1, \"text\": \"a\"}\n{\"question_id\": 2}"),
+              HasSubstr("q:2: \"text\" is missing"));
+  EXPECT_THAT(error("{\"question_id\": 1, \"text\": \"a\"}\n{\"question_id\": 1, \"text\": \"\"}"),
+              HasSubstr("question 1 comes twice"));
+  EXPECT_THAT(error(R"([{"id": "3", "conversations": []}])"), HasSubstr("q record 0: "));
+  EXPECT_THAT(error("[]"), HasSubstr("has no questions"));
+}
+
+TEST(AnswerLineTest, IsWhatLlavaWrites) {
+  const VisualQuestion question{.id = 7, .text = "What?", .picture = "a.png", .messages = {}};
+  const auto line = AnswerLine(question, "A cat.", "emoji", "stop");
+  EXPECT_EQ(line["question_id"], 7);
+  EXPECT_EQ(line["prompt"], "<image>\nWhat?");
+  EXPECT_EQ(line["text"], "A cat.");
+  EXPECT_EQ(line["model_id"], "emoji");
+  EXPECT_EQ(line["answer_id"].get<std::string>().size(), 22);
+  EXPECT_NE(line["answer_id"], AnswerLine(question, "A dog.", "emoji", "stop")["answer_id"]);
+}
+
+TEST(PictureUrlTest, CarriesThePicture) {
+  const TemporaryFolder folder;
+  EXPECT_EQ(PictureUrl(folder.Write("a", "BM")), "data:image/bmp;base64,Qk0=");
+  EXPECT_EQ(PictureUrl(folder.Write("b", "BM!")), "data:image/bmp;base64,Qk0h");
+  EXPECT_EQ(PictureUrl(folder.Write("c", "BM\xFF\xFE")), "data:image/bmp;base64,Qk3//g==");
+  EXPECT_THAT(PictureUrl(folder.Write("d", "\x89PNG\r\n\x1A\n")), StartsWith("data:image/png;"));
+  EXPECT_THAT(PictureUrl(folder.Write("e", "\xFF\xD8\xFF\xE0")), StartsWith("data:image/jpeg;"));
+  EXPECT_THAT(PictureUrl(folder.Write("f", "RIFF1234WEBP")), StartsWith("data:image/webp;"));
+  EXPECT_THAT(ErrorOf([&] { PictureUrl(folder.Write("g", "GIF89a")); }), HasSubstr("is no JPEG"));
+  EXPECT_THAT(ErrorOf([] { PictureUrl("/nowhere/x.png"); }), HasSubstr("/nowhere/x.png"));
+}
+
+}  // namespace
+}  // namespace llava

@@ -1,0 +1,75 @@
+#include "model/eval/json_lines.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/model/eval/temporary_folder.h"
+
+namespace llava {
+namespace {
+
+using testing::HasSubstr;
+using Json = nlohmann::ordered_json;
+
+TEST(JsonLinesTest, ReadsObjectsAndIds) {
+  const TemporaryFolder folder;
+  const std::string path =
+      folder.Write("a.jsonl", "\xEF\xBB\xBF{\"question_id\": 7}\r\n\n  \n{\"question_id\": \"x\"}");
+  const std::vector<JsonObject> lines = ReadJsonLines(path);
+  ASSERT_EQ(lines.size(), 2);
+  EXPECT_EQ(IdOf(lines[0]), "7");
+  EXPECT_EQ(IdOf(lines[1]), "x");
+}
+
+TEST(JsonLinesTest, TellsFileAndLine) {
+  const TemporaryFolder folder;
+  const std::string path = folder.Write("a.jsonl", "{\"id\": 1}\n\n{\"id\": 2\n");
+  EXPECT_THAT(ErrorOf([&] { ReadJsonLines(path); }), HasSubstr("a.jsonl:3: no JSON"));
+  const std::string list = folder.Write("b.jsonl", "[1]\n");
+  EXPECT_THAT(ErrorOf([&] { ReadJsonLines(list); }), HasSubstr("b.jsonl:1: is a JSON array"));
+  EXPECT_THAT(ErrorOf([&] { ReadJsonLines(folder.At("none")); }), HasSubstr("none: cannot read"));
+  const std::string ids = folder.Write("c.jsonl", "{\"id\": 1}\n{\"id\": 1.5}\n");
+  const std::vector<JsonObject> lines = ReadJsonLines(ids);
+  EXPECT_THAT(ErrorOf([&] { IdOf(lines[0]); }), HasSubstr("c.jsonl:1: \"question_id\" is missing"));
+  EXPECT_THAT(ErrorOf([&] { IdOf(lines[1], "id"); }), HasSubstr("c.jsonl:2: \"id\" is 1.5"));
+}
+
+TEST(JsonLinesTest, JoinsByIdAndNoticesRepeatedOnes) {
+  const TemporaryFolder folder;
+  const std::string path = folder.Write(
+      "a.jsonl", "{\"id\": 1, \"text\": \"old\"}\n{\"id\": \"1\", \"text\": \"new\"}\n");
+  EXPECT_THAT(ErrorOf([&] { ById(ReadJsonLines(path), "id"); }),
+              HasSubstr("a.jsonl:2: \"id\" is 1 for the second time"));
+  int64_t twice = 0;
+  EXPECT_EQ(ById(ReadJsonLines(path), "id", &twice).at("1").Text("text"), "new");
+  EXPECT_EQ(twice, 1);
+}
+
+TEST(JsonLinesTest, AppendsBehindWhatIsWhole) {
+  const TemporaryFolder folder;
+  const std::string torn(10'000, 'x');  // longer than the pieces in which it looks for the end
+  const std::string path = folder.Write("a.jsonl", "{\"id\":1}\n{\"text\":\"" + torn);
+  {
+    JsonLinesFile file(path);
+    EXPECT_THAT(ErrorOf([&] { JsonLinesFile second(path); }), HasSubstr("another program"));
+    file.Append({{"id", 2}});
+    EXPECT_EQ(folder.Read("a.jsonl"), "{\"id\":1}\n{\"id\":2}\n");
+    file.Append({{"text", "broken \xFF"}});
+  }
+  JsonLinesFile(path).Append({{"id", 3}});
+  EXPECT_EQ(folder.Read("a.jsonl"),
+            "{\"id\":1}\n{\"id\":2}\n{\"text\":\"broken \xEF\xBF\xBD\"}\n{\"id\":3}\n");
+  JsonLinesFile(folder.At("new.jsonl")).Append({{"id", 1}});
+  EXPECT_EQ(folder.Read("new.jsonl"), "{\"id\":1}\n");
+}
+
+TEST(JsonLinesTest, TellsAFullDisk) {
+  JsonLinesFile file("/dev/full");
+  EXPECT_THAT(ErrorOf([&] {
+                file.Append({{"id", 1}});
+              }),
+              HasSubstr("/dev/full: cannot write: No space left"));
+}
+
+}  // namespace
+}  // namespace llava

@@ -1,0 +1,119 @@
+#include "model/eval/report/report.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/model/eval/temporary_folder.h"
+
+namespace llava {
+namespace {
+
+using testing::AllOf;
+using testing::HasSubstr;
+using testing::Not;
+
+constexpr const char* kScience = R"({"kind": "scienceqa",
+  "classes": {"NAT": {"acc": 50.0, "low": 40.0, "high": 60.0},
+              "AVG": {"acc": 75.125, "low": 70.0, "high": 80.0}},
+  "complement": {"classes": {"AVG": {"acc": 80.0}}}})";
+constexpr const char* kWild = R"({"kind": "judge", "files": [{"file": "a", "categories":
+  {"all": {"relative": 60.04, "low": 55.0, "high": 65.0},
+   "llava_bench_conv": {"relative": 61.0, "low": null, "high": null}}}]})";
+constexpr const char* kRuns = R"({"kind": "judge", "files": [{"file": "a", "categories":
+  {"all": {"relative": 1.0}, "conv": {"relative": 2.0}}}],
+  "average": {"all": {"relative": {"mean": 81.26, "deviation": 0.5}}}})";
+
+const ReportRow* Find(const ReportTable& table, const std::string& name) {
+  for (const ReportRow& row : table.rows) {
+    if (row.name == name) return &row;
+  }
+  return nullptr;
+}
+
+TEST(ReportTest, PutsResultsBesideThePaper) {
+  const TemporaryFolder folder;
+  const auto tables = MakeReport({{"mine", folder.Write("a.json", kScience)},
+                                  {"wild", folder.Write("b.json", kWild)},
+                                  {"runs", folder.Write("c.json", kRuns)}});
+  ASSERT_EQ(tables.size(), 3);
+  EXPECT_EQ(tables[0].title, "ScienceQA");
+  ASSERT_NE(Find(tables[0], "mine"), nullptr);
+  EXPECT_EQ(Find(tables[0], "mine")->cells.back().value, 75.125);
+  EXPECT_EQ(Find(tables[0], "mine")->cells[1].value, std::nullopt);
+  EXPECT_EQ(Find(tables[0], "mine, complement")->cells.back().value, 80.0);
+  EXPECT_EQ(Find(tables[0], "LLaVA 13B")->cells.back().value, 90.92);
+  EXPECT_TRUE(Find(tables[0], "LLaVA 13B")->published);
+  EXPECT_EQ(tables[1].title, "Judge, COCO and own questions");
+  EXPECT_EQ(Find(tables[1], "runs")->cells.back().value, 81.26);
+  EXPECT_EQ(Find(tables[1], "runs")->cells.back().low, 80.76);
+  EXPECT_EQ(Find(tables[1], "LLaVA 13B, full data")->cells.back().value, 85.1);
+  EXPECT_EQ(tables[2].title, "Judge, in the wild");
+  EXPECT_EQ(Find(tables[2], "wild")->cells.front().value, 61.0);
+  EXPECT_EQ(Find(tables[2], "wild")->cells.front().low, std::nullopt);
+}
+
+TEST(ReportTest, KnowsShortAnswersAndScenes) {
+  const TemporaryFolder folder;
+  const auto tables = MakeReport(
+      {{"a", folder.Write("a.json", R"({"kind": "vqa", "metric": "soft", "acc": 66.6})")},
+       {"b", folder.Write("b.json", R"({"kind": "vqa", "metric": "pope", "mean_f1": 0.85,
+                                        "all": {"accuracy": 0.9, "precision": null}})")},
+       {"c", folder.Write("c.json", R"({"naming": {"accuracy": 0.5, "low": 0.4, "high": 0.6},
+                                        "types": {}, "settings": {}})")}});
+  ASSERT_EQ(tables.size(), 3);
+  EXPECT_EQ(tables[0].rows[0].cells[0].value, 66.6);
+  EXPECT_EQ(tables[1].rows[0].cells[0].value, 85.0);
+  EXPECT_EQ(tables[1].rows[0].cells[2].value, std::nullopt);
+  EXPECT_EQ(tables[2].columns, std::vector<std::string>{"naming"});
+  EXPECT_EQ(tables[2].rows[0].cells[0].high, 60.0);
+}
+
+TEST(ReportTest, NamesFilesThatAreNoResults) {
+  const TemporaryFolder folder;
+  for (const char* content : {"{}", R"({"kind": "judge", "files": []})", R"({"kind": "other"})"}) {
+    EXPECT_THAT(ErrorOf([&] {
+                  MakeReport({{"x", folder.Write("x.json", content)}});
+                }),
+                HasSubstr("x.json: not what a command"));
+  }
+  EXPECT_THAT(ErrorOf([] { MakeReport({{"x", "/nowhere/x"}}); }), HasSubstr("/nowhere/x"));
+}
+
+ReportTable Small() {
+  return {"A & B",
+          "note",
+          {"c|1", "c2"},
+          {{"<mine>", {{50.0, {}, {}}, {75.25, 70.0, 80.0}}},
+           {"theirs", {{{}, {}, {}}, {90.0, {}, {}}}, true, false}},
+          1};
+}
+
+TEST(ReportTest, IsMarkdown) {
+  EXPECT_EQ(ReportMarkdown("T", {Small()}),
+            "# T\n\n## A & B\n\nnote\n\n| model | c\\|1 | c2 |\n| --- | ---: | ---: |\n"
+            "| **\\<mine>** | 50.0 | 75.2 (70.0 - 80.0) |\n| theirs (published) |  | 90.0 |\n");
+}
+
+TEST(ReportTest, IsHtmlThatNeedsNothingElse) {
+  const std::string html = ReportHtml("<T>", {Small()});
+  EXPECT_THAT(html, AllOf(HasSubstr("<title>&lt;T&gt;</title>"), HasSubstr("<h2>A &amp; B</h2>"),
+                          HasSubstr("<td>&lt;mine&gt;</td><td>50.0</td>"),
+                          HasSubstr("<td title=\"70.0 - 80.0\">75.2</td>"), HasSubstr("<svg ")));
+  EXPECT_THAT(html, AllOf(Not(HasSubstr("src=")), Not(HasSubstr("href=")),
+                          Not(HasSubstr("<script")), Not(HasSubstr("@import"))));
+}
+
+TEST(BarsSvgTest, DrawsBarsToScale) {
+  const std::string svg = BarsSvg(Small());
+  // From 0 at y = 290 to 100 at y = 12: 50 is 139 high.
+  EXPECT_THAT(svg, HasSubstr("height=\"139.0\" fill=\"#4477aa\""));
+  EXPECT_THAT(svg, HasSubstr("&lt;mine&gt;"));
+  EXPECT_THAT(svg, Not(HasSubstr("theirs")));
+  size_t bars = 0;
+  for (size_t at = 0; (at = svg.find("<rect", at)) != svg.npos; ++at) ++bars;
+  EXPECT_EQ(bars, 3);  // two values and the legend
+  EXPECT_THAT(BarsSvg({"none", "", {}, {}}), HasSubstr("</svg>"));
+}
+
+}  // namespace
+}  // namespace llava
