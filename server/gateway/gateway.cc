@@ -27,8 +27,10 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Open(const GatewayOptions& opt
   if (!keys.ok()) return keys.status();
   auto gateway_metrics = std::make_unique<GatewayMetrics>(metrics);
   SessionStore::Options store_options;
-  store_options.limits = {.turns_per_session = options.max_turns_per_session,
-                          .images_per_session = options.max_images_per_session};
+  store_options.limits = {
+      .turns_per_session = options.max_turns_per_session,
+      .images_per_session = options.max_images_per_session,
+      .of_owner = [raw = keys->get()](const std::string& owner) { return raw->LimitsOf(owner); }};
   auto store = SessionStore::Open(options.data_dir, *gateway_metrics, store_options);
   if (!store.ok()) return store.status();
   auto journal =

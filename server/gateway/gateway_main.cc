@@ -78,9 +78,9 @@ int main(int argc, char** argv) {
   if (const int code = process.Start(gateway->services(), {"llava.v1.ChatService"}, guards)) {
     return code;
   }
-  std::unique_ptr<HttpServer> http;  // after the gateway: it ends first
   const bool hosts_checked = process_options.on_loopback() && !gateway->keys().required();
   const auto front = gateway->MakeHttpFront(process.pages(), hosts_checked);
+  std::unique_ptr<HttpServer> http;  // last: it ends first
   if (options.http_port >= 0) {
     HttpServerOptions http_options;
     http_options.host = process_options.host;

@@ -257,7 +257,7 @@ std::map<std::string, Reader> Readers(CompletionRequest& request, uint32_t& top_
       {"tool_choice", Only({"none", "auto"})},
       {"functions", Only({Json::array()})},
       {"function_call", Only({"none", "auto"})},
-      {"response_format", Only({{{"type", "text"}}})},
+      {"response_format", Only({Json::object({{"type", "text"}})})},
       {"logit_bias", Only({Json::object()})},
       {"modalities", Only({Json::array({"text"})})},
       {"store", Only({false})},

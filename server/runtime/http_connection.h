@@ -17,16 +17,6 @@
 
 namespace llava {
 
-// Bounds against clients that are slow, greedy or silent.
-struct HttpLimits {
-  std::chrono::milliseconds head_timeout{10'000};  // from the first byte, handshake alike
-  std::chrono::milliseconds body_timeout{60'000};
-  std::chrono::milliseconds idle_timeout{60'000};   // between requests
-  std::chrono::milliseconds write_timeout{30'000};  // without a byte going out
-  uint32_t head_bytes = 16u << 10;
-  int connections = 4096;
-};
-
 // One connection: reads a request, has it answered, reads the next. While an answer is in the
 // making it listens for the client's going. Lives in its own callbacks, on the transport's strand.
 class HttpConnection : public std::enable_shared_from_this<HttpConnection> {

@@ -1,7 +1,8 @@
 #pragma once
 
-// HTTP requests and answers as handlers see them.
+// HTTP requests and answers as handlers see them. Knows nothing of Boost: many include it.
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -31,6 +32,16 @@ struct HttpResponse {
   std::string content_type = "text/plain; charset=utf-8";
   std::string body;
   HttpHeaders headers = {};
+};
+
+// Bounds against clients that are slow, greedy or silent.
+struct HttpLimits {
+  std::chrono::milliseconds head_timeout{10'000};  // from the first byte, handshake alike
+  std::chrono::milliseconds body_timeout{60'000};
+  std::chrono::milliseconds idle_timeout{60'000};   // between requests
+  std::chrono::milliseconds write_timeout{30'000};  // without a byte going out
+  uint32_t head_bytes = 16u << 10;
+  int connections = 4096;
 };
 
 // How one request is answered: Send once, or Begin, any number of Write, End. Thread-safe; never

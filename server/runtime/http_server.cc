@@ -17,6 +17,9 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "server/runtime/http_connection.h"
+#include "server/runtime/http_transport.h"
+#include "server/runtime/mutex.h"
 
 namespace llava {
 namespace {

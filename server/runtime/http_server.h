@@ -9,7 +9,6 @@
 #include <string>
 
 #include "absl/status/statusor.h"
-#include "server/runtime/http_connection.h"
 #include "server/runtime/http_message.h"
 #include "server/runtime/tls.h"
 
