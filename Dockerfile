@@ -45,7 +45,7 @@ ENV LLAVA_GATEWAY_HOST=0.0.0.0 LLAVA_GATEWAY_LOG_FORMAT=json \
     LLAVA_GATEWAY_DATA_DIR=/var/lib/llava
 USER 10001:10001
 VOLUME /var/lib/llava
-EXPOSE 8001 8002
+EXPOSE 8000 8001 8002
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s \
   CMD ["/opt/llava/deploy/probe.sh", "8002"]
 STOPSIGNAL SIGTERM
@@ -102,7 +102,7 @@ COPY deploy/services.sh deploy/demo.sh /opt/llava/deploy/
 COPY deploy/models /opt/llava/models
 COPY deploy/scenes /opt/llava/scenes
 USER 10001:10001
-EXPOSE 8001 8002
+EXPOSE 8000 8001 8002
 HEALTHCHECK --interval=10s --timeout=3s --start-period=120s \
   CMD ["/opt/llava/deploy/probe.sh", "8002"]
 STOPSIGNAL SIGTERM

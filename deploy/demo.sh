@@ -35,7 +35,7 @@ elif [ $# -gt 0 ]; then
   wait "$child"
   child=
 else
-  echo "ready: the gateway serves gRPC on port 8001 and metrics on port 8002"
+  echo "ready: the gateway serves HTTP on port 8000, gRPC on port 8001 and metrics on port 8002"
   trap 'exit 0' TERM INT
   sleep infinity &
   child=$!

@@ -17,7 +17,7 @@ port_is_taken() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 services_start() {
   local bin=$1 tower=$2 model=$3 folder=$4 base=$5 offset name
   SERVICES_FOLDER=$folder
-  for offset in 1 2 11 12 21 22; do
+  for offset in 0 1 2 11 12 21 22; do
     if port_is_taken $((base + offset)); then
       echo "port $((base + offset)) is taken: stop what listens there, or choose other ports" \
         "with --port-base (now $base)" >&2
@@ -32,7 +32,7 @@ services_start() {
     --port $((base + 21)) --metrics-port $((base + 22))
   start_service gateway 2 "$bin/llava-gateway" --data-dir "$folder/data" \
     --vision "127.0.0.1:$((base + 11))" --llm "127.0.0.1:$((base + 21))" \
-    --port $((base + 1)) --metrics-port $((base + 2))
+    --port $((base + 1)) --metrics-port $((base + 2)) --http-port "$base"
 }
 
 start_service() { # name, offset of its metrics port from $base, command...

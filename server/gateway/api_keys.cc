@@ -262,6 +262,14 @@ size_t ApiKeys::size() const {
   return keys_->size();
 }
 
+KeyLimits ApiKeys::LimitsOf(std::string_view name) const {
+  MutexLock lock(mutex_);
+  for (const auto& key : *keys_) {
+    if (key->name == name) return key->limits;
+  }
+  return {};
+}
+
 std::string ApiKeys::Signature() const {
   struct stat info;
   if (stat(path_.c_str(), &info) != 0) return absl::StrCat("error ", errno);

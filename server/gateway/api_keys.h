@@ -80,6 +80,8 @@ class ApiKeys {
   bool required() const { return !path_.empty(); }
   // `authorization` is the header's value, "Bearer <key>"; empty if there is none. UNAUTHENTICATED.
   absl::StatusOr<Caller> Identify(std::string_view authorization) const;
+  // Those of a key by name; none if there is no such key (any more).
+  KeyLimits LimitsOf(std::string_view name) const;
   size_t size() const;
 
  private:

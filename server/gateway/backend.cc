@@ -18,7 +18,8 @@ constexpr std::chrono::seconds kFirstEjection{10}, kLongestEjection{300};
 constexpr std::chrono::milliseconds kLongestPatience{5000};
 
 // Channels with different arguments never share a connection; `purpose` makes them different.
-std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address, const std::string& authority,
+std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address, const TlsFiles& tls,
+                                           const std::string& authority,
                                            const std::string& purpose) {
   grpc::ChannelArguments arguments;
   if (!authority.empty()) arguments.SetString(GRPC_ARG_DEFAULT_AUTHORITY, authority);
@@ -35,7 +36,7 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address, const std
   arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   // Retries are this gateway's decision (before the first token only).
   arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+  return grpc::CreateCustomChannel(address, MakeChannelCredentials(tls), arguments);
 }
 
 bool SameModels(const std::vector<v1::ModelInfo>& a, const std::vector<v1::ModelInfo>& b) {
@@ -48,18 +49,18 @@ bool SameModels(const std::vector<v1::ModelInfo>& a, const std::vector<v1::Model
 
 }  // namespace
 
-Backend::Backend(Names names, std::string address, GatewayMetrics& metrics,
+Backend::Backend(Names names, std::string address, GatewayMetrics& metrics, const TlsFiles& tls,
                  std::chrono::milliseconds period, std::string authority)
     : names_(std::move(names)),
       address_(std::move(address)),
       authority_(std::move(authority)),
       metrics_(metrics),
       period_(period),
-      channel_(MakeChannel(address_, authority_, "calls")),
+      channel_(MakeChannel(address_, tls, authority_, "calls")),
       models_(v1::ModelService::NewStub(channel_)),
       encoder_(v1::VisionService::NewStub(channel_)),
       generator_(v1::LlmService::NewStub(channel_)),
-      receiver_(v1::LlmService::NewStub(MakeChannel(address_, authority_, "bulk"))) {}
+      receiver_(v1::LlmService::NewStub(MakeChannel(address_, tls, authority_, "bulk"))) {}
 
 Backend::~Backend() {
   {

@@ -20,6 +20,7 @@
 #include "server/gateway/feature_index.h"
 #include "server/gateway/gateway_metrics.h"
 #include "server/runtime/mutex.h"
+#include "server/runtime/tls.h"
 
 namespace llava {
 
@@ -39,8 +40,9 @@ class Backend {
     std::string flag;     // "--vision": what to check
   };
 
-  // `authority`: the name under which it was found, if `address` is a number.
-  Backend(Names names, std::string address, GatewayMetrics& metrics,
+  // `tls` empty: an open connection. `authority`: the name under which it was found, if `address`
+  // is a number.
+  Backend(Names names, std::string address, GatewayMetrics& metrics, const TlsFiles& tls = {},
           std::chrono::milliseconds period = std::chrono::seconds(5), std::string authority = {});
   ~Backend();  // stops the thread; waits for the last lease and CallContext
   Backend(const Backend&) = delete;

@@ -89,10 +89,11 @@ absl::StatusOr<std::vector<BackendAddress>> ParseBackendAddresses(std::string_vi
 }
 
 BackendPool::BackendPool(Backend::Names names, const std::string& addresses,
-                         GatewayMetrics& metrics, std::chrono::milliseconds period)
+                         GatewayMetrics& metrics, TlsFiles tls, std::chrono::milliseconds period)
     : names_(std::move(names)),
       addresses_(ParseBackendAddresses(addresses).value()),
       metrics_(metrics),
+      tls_(std::move(tls)),
       period_(period) {
   MutexLock lock(mutex_);
   for (const BackendAddress& address : addresses_) {
@@ -114,7 +115,8 @@ void BackendPool::Add(const std::string& address, const std::string& authority) 
   for (const auto& backend : backends_) {
     if (backend->address() == address) return;
   }
-  backends_.push_back(std::make_unique<Backend>(names_, address, metrics_, period_, authority));
+  backends_.push_back(
+      std::make_unique<Backend>(names_, address, metrics_, tls_, period_, authority));
   if (started_) backends_.back()->Start([this] { OnChange(); });
 }
 

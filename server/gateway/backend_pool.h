@@ -38,7 +38,7 @@ class BackendPool {
 
   // `addresses` must parse.
   BackendPool(Backend::Names names, const std::string& addresses, GatewayMetrics& metrics,
-              std::chrono::milliseconds period = std::chrono::seconds(5));
+              TlsFiles tls = {}, std::chrono::milliseconds period = std::chrono::seconds(5));
   ~BackendPool();
   BackendPool(const BackendPool&) = delete;
   BackendPool& operator=(const BackendPool&) = delete;
@@ -72,6 +72,7 @@ class BackendPool {
   const Backend::Names names_;
   const std::vector<BackendAddress> addresses_;
   GatewayMetrics& metrics_;
+  const TlsFiles tls_;
   const std::chrono::milliseconds period_;
   std::function<void()> on_change_;
 

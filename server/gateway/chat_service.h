@@ -20,6 +20,9 @@ class ChatServiceImpl final : public v1::ChatService::CallbackService {
   ChatServiceImpl(const TurnParts& parts, Admission& admission)
       : parts_(parts), admission_(admission) {}
 
+  // What a question of any origin asks for, once it has passed the checks; counts its pictures.
+  absl::StatusOr<TurnRequest> ReadChat(const v1::ChatRequest& request);
+
   grpc::ServerUnaryReactor* CreateSession(grpc::CallbackServerContext* context,
                                           const v1::CreateSessionRequest* request,
                                           v1::CreateSessionResponse* response) override;
@@ -66,7 +69,6 @@ class ChatServiceImpl final : public v1::ChatService::CallbackService {
   grpc::ServerWriteReactor<Response>* Run(grpc::CallbackServerContext* context,
                                           std::shared_ptr<RpcScope> scope,
                                           absl::StatusOr<TurnRequest> request);
-  absl::StatusOr<TurnRequest> ReadChat(const v1::ChatRequest& request);
   absl::StatusOr<TurnRequest> ReadRegenerate(const v1::RegenerateTurnRequest& request) const;
   // Accepted or refused pictures that came inside a request.
   void CountInlineImages(const std::vector<StoredImage>& images);

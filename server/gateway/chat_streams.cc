@@ -9,7 +9,7 @@
 #include "model/digest/sha256.h"
 #include "server/gateway/chat_service.h"
 #include "server/gateway/request_checks.h"
-#include "server/gateway/turn_runner.h"
+#include "server/gateway/turn_start.h"
 #include "server/runtime/failpoint.h"
 #include "server/runtime/status.h"
 #include "server/runtime/stream_writer.h"
@@ -81,24 +81,9 @@ grpc::ServerWriteReactor<Response>* ChatServiceImpl::Run(grpc::CallbackServerCon
     writer->Close(ToGrpc(request.status()));
     return writer.get();
   }
-  request->caller = scope->caller();
-  request->request_id = scope->request_id();
-  request->received = scope->received();
   request->deadline = context->deadline();
-  const auto start = [this, scope, writer, turn = *request](const absl::Status& owned) {
-    if (!owned.ok()) {
-      scope->End(owned);
-      return writer->Close(ToGrpc(owned));
-    }
-    TurnRunner::Create(parts_, turn, std::make_unique<StreamSink<Response>>(writer),
-                       [scope](const absl::Status& status) { scope->End(status); })
-        ->Start();
-  };
-  if (request->session_id.empty()) {
-    start(absl::OkStatus());
-  } else {
-    parts_.owners.Check(scope->caller(), request->session_id, start);
-  }
+  TurnStart::Begin(parts_, std::move(scope), *std::move(request),
+                   std::make_unique<StreamSink<Response>>(writer));
   return writer.get();
 }
 

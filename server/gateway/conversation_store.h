@@ -38,8 +38,7 @@ class ConversationStore {
   // Keeps `session.owner` too, for good.
   virtual void CreateSession(v1::Session session, Done<v1::Session> done) = 0;
   virtual void GetSession(std::string id, Done<v1::Session> done) = 0;
-  // Last used first. INVALID_ARGUMENT: a token that is none of ours.
-  // Of one owner, or all.
+  // Of one owner, or all; last used first. INVALID_ARGUMENT: a token that is none of ours.
   virtual void ListSessions(std::optional<std::string> owner, uint32_t page_size,
                             std::string page_token, Done<SessionPage> done) = 0;
   // Takes the fields that `mask` names.

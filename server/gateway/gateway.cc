@@ -28,14 +28,16 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Open(const GatewayOptions& opt
   if (!keys.ok()) return keys.status();
   auto gateway_metrics = std::make_unique<GatewayMetrics>(metrics);
   SessionStore::Options store_options;
-  store_options.limits = {.turns_per_session = options.max_turns_per_session,
-                          .images_per_session = options.max_images_per_session};
+  store_options.limits = {
+      .turns_per_session = options.max_turns_per_session,
+      .images_per_session = options.max_images_per_session,
+      .of_owner = [raw = keys->get()](const std::string& owner) { return raw->LimitsOf(owner); }};
   auto store = SessionStore::Open(options.data_dir, *gateway_metrics, store_options);
   if (!store.ok()) return store.status();
   auto journal =
       AnswerJournal::Open(std::filesystem::path(options.data_dir) / "journal", *gateway_metrics);
   if (!journal.ok()) return journal.status();
-  std::unique_ptr<Gateway> gateway(new Gateway(options, *std::move(keys),
+  std::unique_ptr<Gateway> gateway(new Gateway(options, metrics, *std::move(keys),
                                                std::move(gateway_metrics), *std::move(journal),
                                                *std::move(store), admission));
   gateway->TakeUpTurns();
@@ -43,21 +45,24 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Open(const GatewayOptions& opt
   return gateway;
 }
 
-Gateway::Gateway(const GatewayOptions& options, std::unique_ptr<ApiKeys> keys,
-                 std::unique_ptr<GatewayMetrics> metrics, std::unique_ptr<AnswerJournal> journal,
-                 std::unique_ptr<ConversationStore> store, Admission& admission)
+Gateway::Gateway(const GatewayOptions& options, Metrics& metrics, std::unique_ptr<ApiKeys> keys,
+                 std::unique_ptr<GatewayMetrics> gateway_metrics,
+                 std::unique_ptr<AnswerJournal> journal, std::unique_ptr<ConversationStore> store,
+                 Admission& admission)
     : options_(options),
       keys_(std::move(keys)),
-      metrics_(std::move(metrics)),
+      metrics_(std::move(gateway_metrics)),
       journal_(std::move(journal)),
       store_(std::move(store)),
       owners_(*store_),
+      gate_(options_.gate, metrics),
       admission_(admission),
-      vision_({"vision", "llava-vision", "--vision"}, options_.vision, *metrics_),
-      llm_({"llm", "llava-llm", "--llm"}, options_.llm, *metrics_),
+      vision_({"vision", "llava-vision", "--vision"}, options_.vision, *metrics_,
+              options_.backend_tls),
+      llm_({"llm", "llava-llm", "--llm"}, options_.llm, *metrics_, options_.backend_tls),
       router_(vision_, llm_, options_.default_model),
-      parts_{options_, *metrics_, admission, *store_, *journal_, vision_,
-             llm_,     router_,   running_,  warmup_, *keys_,    owners_},
+      parts_{options_, *metrics_, admission, *store_, *journal_, vision_, llm_,
+             router_,  running_,  warmup_,   *keys_,  owners_,   gate_},
       warmup_(parts_),
       chat_(parts_, admission),
       models_(parts_) {}
@@ -147,6 +152,7 @@ void Gateway::Publish() {
 }
 
 void Gateway::Stop() {
+  gate_.Close();
   warmup_.Stop();
   running_.BreakAll(TurnBreak::kShutdown);
   admission_.WaitUntilIdle(CondVar::Clock::now() + kStopTimeout);

@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "server/gateway/chat_service.h"
+#include "server/gateway/http_front.h"
 #include "server/gateway/model_service.h"
 #include "server/gateway/picture_warmup.h"
 #include "server/gateway/turn_parts.h"
@@ -39,14 +40,19 @@ class Gateway {
   void Start(OnReadiness on_readiness);
   std::vector<grpc::Service*> services() { return {&chat_, &models_}; }
   const ApiKeys& keys() const { return *keys_; }
+  // The same services over HTTP; `pages` are served beside them. To be served until Stop.
+  std::unique_ptr<HttpFront> MakeHttpFront(std::map<std::string, HttpServer::Page> pages,
+                                           bool hosts_checked) {
+    return std::make_unique<HttpFront>(parts_, admission_, chat_, std::move(pages), hosts_checked);
+  }
 
   // Breaks off the answers under way and waits a few seconds until they are stored, or left in the
   // journal for the next process.
   void Stop();
 
  private:
-  Gateway(const GatewayOptions& options, std::unique_ptr<ApiKeys> keys,
-          std::unique_ptr<GatewayMetrics> metrics, std::unique_ptr<AnswerJournal> journal,
+  Gateway(const GatewayOptions& options, Metrics& metrics, std::unique_ptr<ApiKeys> keys,
+          std::unique_ptr<GatewayMetrics> gateway_metrics, std::unique_ptr<AnswerJournal> journal,
           std::unique_ptr<ConversationStore> store, Admission& admission);
   void TakeUpTurns();
   void Publish();
@@ -59,6 +65,7 @@ class Gateway {
   const std::unique_ptr<AnswerJournal> journal_;
   const std::unique_ptr<ConversationStore> store_;
   SessionOwners owners_;
+  TurnGate gate_;
   Admission& admission_;
   RunningTurns running_;
 

@@ -5,6 +5,7 @@
 #include <string>
 #include <string_view>
 
+#include "absl/strings/str_cat.h"
 #include "server/gateway/gateway.h"
 #include "server/gateway/keys_command.h"
 #include "server/gateway/store_backup.h"
@@ -77,11 +78,30 @@ int main(int argc, char** argv) {
   if (const int code = process.Start(gateway->services(), {"llava.v1.ChatService"}, guards)) {
     return code;
   }
+  const bool hosts_checked = process_options.on_loopback() && !gateway->keys().required();
+  const auto front = gateway->MakeHttpFront(process.pages(), hosts_checked);
+  std::unique_ptr<HttpServer> http;  // last: it ends first
+  if (options.http_port >= 0) {
+    HttpServerOptions http_options;
+    http_options.host = process_options.host;
+    http_options.port = options.http_port;
+    http_options.threads = options.http_threads;
+    http_options.tls = process_options.tls;
+    auto started = HttpServer::Start(http_options, *front);
+    if (!started.ok()) {
+      PrintError(kProgram, absl::StrCat(started.status().message(), " (--http-port)"));
+      return kExitPortInUse;
+    }
+    http = *std::move(started);
+    LogInfo("serving HTTP", {{"http", absl::StrCat(process_options.host, ":", http->port())}});
+  }
   gateway->Start([&](const Gateway::Readiness& readiness) {
     process.SetReady(readiness.ready, readiness.reason);
     for (const auto& [model, serving] : readiness.models) process.SetHealth(model, serving);
     if (readiness.ready) LogInfo("ready");
     if (!readiness.ready) LogWarning("not ready", {{"reason", readiness.reason}});
   });
-  return process.Run({}, [&] { gateway->Stop(); });
+  const int code = process.Run({}, [&] { gateway->Stop(); });
+  http.reset();
+  return code;
 }

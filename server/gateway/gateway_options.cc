@@ -31,6 +31,7 @@ void GatewayOptions::Declare(Settings& settings) {
                "Where llava-vision is: HOST:PORT, or dns:///NAME:PORT for each address of a name; "
                "several separated by commas");
   settings.Add("llm", &llm, "Where llava-llm is, likewise");
+  DeclareBackendTls(settings, backend_tls);
   settings.Add("default-model", &default_model,
                "Model of requests that name none; empty = the first that llava-llm lists");
   settings.Group("Sessions");
@@ -40,12 +41,17 @@ void GatewayOptions::Declare(Settings& settings) {
   settings.Add("resume-grace", &resume_grace, "Go on with an answer that nobody reads for so long");
   settings.Add("continue-timeout", &continue_timeout,
                "Longest wait of a begun answer for a language worker that goes on with it");
+  settings.Group("HTTP");
+  settings.Add("http-port", &http_port,
+               "Port of the OpenAI API and the chat page; 0 = any, -1 = none", -1, 65535);
+  settings.Add("http-threads", &http_threads, "Threads that serve HTTP", 1, 64);
   settings.Group("Access");
   settings.Add("keys-file", &keys_file,
                "File of API keys (see llava-gateway keys --help); read again when it changes");
   settings.Add("metrics-open", &metrics_open,
                "With keys: /metrics needs none, wherever it listens");
   settings.Group("Limits");
+  gate.Declare(settings);
   settings.Add("max-turns-per-session", &max_turns_per_session, "Turns of a session; 0 = any", 0,
                std::numeric_limits<int>::max());
   settings.Add("max-images-per-session", &max_images_per_session, "Pictures of a session; 0 = any",

@@ -7,7 +7,9 @@
 #include <string>
 
 #include "model/image/header.h"
+#include "server/gateway/turn_gate.h"
 #include "server/runtime/settings.h"
+#include "server/runtime/tls.h"
 
 namespace llava {
 
@@ -16,10 +18,14 @@ struct GatewayOptions {
   // HOST:PORT of the services behind.
   std::string vision = "127.0.0.1:8011";
   std::string llm = "127.0.0.1:8021";
+  TlsFiles backend_tls;  // of the calls to them
   // Sessions and pictures; made if missing. One gateway at a time.
   std::string data_dir = DefaultDataDir();
   // Model of requests and sessions that name none. Empty: the first one the LLM service lists.
   std::string default_model;
+  // OpenAI API and chat page, at the address of the other ports; 0 = a free one, -1 = none.
+  int http_port = 8000;
+  int http_threads = 2;
   // API keys (docs/access.md); empty: everybody who reaches the port comes in.
   std::string keys_file;
   // /metrics needs no key on an address that strangers can reach.
@@ -34,6 +40,7 @@ struct GatewayOptions {
   int max_turns_per_session = 10'000;
   int max_images_per_session = 1'000;
 
+  TurnGateOptions gate;
   uint64_t max_image_bytes = 20u << 20;
   int max_image_pixels = 64'000'000;
   int max_images_per_turn = 8;

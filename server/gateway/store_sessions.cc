@@ -46,6 +46,12 @@ int64_t IdleExpiry(const v1::Session& session) {
   return TimeUtil::DurationToMicroseconds(session.idle_expiry());
 }
 
+absl::Status TooMuch(const std::string& owner, const std::string& what, int64_t limit) {
+  return absl::ResourceExhaustedError(absl::StrCat("the API key \"", owner, "\" keeps ", what,
+                                                   ", allowed are ", limit,
+                                                   "; make room with DeleteSession"));
+}
+
 }  // namespace
 
 absl::Status NoSession(const std::string& id) {
@@ -53,7 +59,43 @@ absl::Status NoSession(const std::string& id) {
       "no session \"", id, "\": it was deleted or never made; begin one with CreateSession"));
 }
 
+KeyLimits StoreTables::LimitsOf(const std::string& owner) const {
+  return limits_.of_owner && !owner.empty() ? limits_.of_owner(owner) : KeyLimits();
+}
+
+absl::Status StoreTables::CheckPictures(const std::string& owner, const v1::ImageInfo& image) {
+  const KeyLimits limits = LimitsOf(owner);
+  if (limits.pictures == 0 && limits.picture_bytes == 0) return absl::OkStatus();
+  int64_t count = 0, bytes = 0;
+  auto status = database_.Query(
+      "SELECT count(*), coalesce(sum(size_bytes), 0) FROM images WHERE id <> ? AND id IN"
+      " (SELECT image_id FROM session_images JOIN sessions ON sessions.id = session_id"
+      " WHERE owner = ?)",
+      {image.id(), owner}, [&](const SqlRow& row) {
+        count = row.Int(0);
+        bytes = row.Int(1);
+      });
+  if (!status.ok()) return status;
+  const int64_t all_bytes = bytes + static_cast<int64_t>(image.size_bytes());
+  if (limits.pictures > 0 && count >= limits.pictures) {
+    return TooMuch(owner, absl::StrCat(count, " pictures"), limits.pictures);
+  }
+  if (limits.picture_bytes > 0 && all_bytes > limits.picture_bytes) {
+    return TooMuch(owner, absl::StrCat(bytes, " bytes of pictures, with this one ", all_bytes),
+                   limits.picture_bytes);
+  }
+  return absl::OkStatus();
+}
+
 absl::Status StoreTables::InsertSession(const v1::Session& session, int64_t now_us) {
+  if (const int64_t limit = LimitsOf(session.owner()).sessions; limit > 0) {
+    int64_t count = 0;
+    auto counted =
+        database_.Query("SELECT count(*) FROM sessions WHERE owner = ?", {session.owner()},
+                        [&](const SqlRow& row) { count = row.Int(0); });
+    if (!counted.ok()) return counted;
+    if (count >= limit) return TooMuch(session.owner(), absl::StrCat(count, " sessions"), limit);
+  }
   const std::string sampling = session.sampling().SerializeAsString();
   auto status = database_.Query(
       "INSERT INTO sessions (id, model, system_prompt, sampling, title, context_overflow,"
@@ -201,10 +243,13 @@ absl::StatusOr<std::vector<std::string>> StoreTables::ExpiredSessions(int64_t no
 }
 
 absl::Status StoreTables::InsertImage(const std::string& session_id, const StoredImage& image) {
-  if (auto session = FindSession(session_id); !session.ok()) return session.status();
+  const auto session = FindSession(session_id);
+  if (!session.ok()) return session.status();
   const v1::ImageInfo& info = image.info;
   int64_t others = 0;
-  auto status =
+  auto status = CheckPictures(session->owner(), info);
+  if (!status.ok()) return status;
+  status =
       database_.Query("SELECT count(*) FROM session_images WHERE session_id = ? AND image_id <> ?",
                       {session_id, info.id()}, [&](const SqlRow& row) { others = row.Int(0); });
   if (!status.ok()) return status;

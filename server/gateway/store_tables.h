@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "google/protobuf/field_mask.pb.h"
+#include "server/gateway/api_keys.h"
 #include "server/gateway/image_files.h"
 #include "server/gateway/sqlite.h"
 #include "server/gateway/store_records.h"
@@ -25,6 +26,8 @@ class StoreTables {
   // 0: no limit.
   struct Limits {
     int turns_per_session = 0, images_per_session = 0;
+    // What a session's owner may keep, asked when something is added; null: as much as he likes.
+    std::function<KeyLimits(const std::string& owner)> of_owner = {};
   };
 
   StoreTables(SqlDatabase& database, ImageFiles& files, Limits limits)
@@ -76,6 +79,9 @@ class StoreTables {
  private:
   // What a new turn and one made anew have in common.
   absl::StatusOr<v1::Turn> FinishBegin(const NewTurn& turn, absl::Status status, int64_t now_us);
+  KeyLimits LimitsOf(const std::string& owner) const;
+  // May the owner of a session keep one more picture?
+  absl::Status CheckPictures(const std::string& owner, const v1::ImageInfo& image);
   absl::Status WriteMetadata(const v1::Session& session);
   // The pictures of a turn with bytes are stored, those without must be the session's.
   absl::Status AttachImages(const NewTurn& turn);

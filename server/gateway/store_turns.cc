@@ -214,8 +214,11 @@ absl::Status StoreTables::AttachImages(const NewTurn& turn) {
 absl::StatusOr<v1::Turn> StoreTables::InsertTurn(const NewTurn& turn, int64_t now_us) {
   auto session = FindSession(turn.session_id);
   if (!session.ok()) return session.status();
-  const int limit = limits_.turns_per_session;
-  if (limit > 0 && static_cast<int>(session->turn_count()) >= limit) {
+  int64_t limit = limits_.turns_per_session;
+  if (const int64_t own = LimitsOf(session->owner()).turns_per_session; own > 0) {
+    limit = limit > 0 ? std::min(limit, own) : own;
+  }
+  if (limit > 0 && int64_t{session->turn_count()} >= limit) {
     return absl::ResourceExhaustedError(absl::StrCat("this session has ", session->turn_count(),
                                                      " turns, allowed are ", limit,
                                                      "; begin another with CreateSession"));

@@ -9,6 +9,7 @@
 #include "server/gateway/model_router.h"
 #include "server/gateway/running_turns.h"
 #include "server/gateway/session_owners.h"
+#include "server/gateway/turn_gate.h"
 #include "server/runtime/service_process.h"
 
 namespace llava {
@@ -29,6 +30,7 @@ struct TurnParts {
   PictureWarmup& warmup;
   const ApiKeys& keys;
   SessionOwners& owners;
+  TurnGate& gate;
 };
 
 }  // namespace llava

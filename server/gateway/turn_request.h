@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -9,12 +10,14 @@
 #include "server/gateway/api_keys.h"
 #include "server/gateway/prompt.h"
 #include "server/gateway/store_records.h"
+#include "server/gateway/turn_gate.h"
 
 namespace llava {
 
 // A question that passed the checks of request_checks.h.
 struct TurnRequest {
   Caller caller;
+  std::shared_ptr<TurnPermit> permit;  // its place; null: none is kept
   std::string request_id;
   // Empty: a call without session; `prompt` is the whole conversation.
   std::string session_id;

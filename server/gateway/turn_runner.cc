@@ -334,6 +334,10 @@ void TurnRunner::Store(const TurnEnding& ending) {
   if (counted_) parts_.metrics.turns_running.Decrement();
   parts_.metrics.CountTurn(result.reason, result.timings.total_seconds());
   parts_.metrics.CountTokens(result.usage);
+  if (request_.permit) {
+    request_.permit->Release(uint64_t{result.usage.text_tokens()} + result.usage.image_tokens() +
+                             result.usage.generated_tokens());
+  }
   LogInfo("turn ended",
           {{"request_id", request_.request_id},
            {"session_id", request_.session_id},
@@ -383,6 +387,7 @@ void TurnRunner::Refuse(const absl::Status& status) {
 }
 
 void TurnRunner::End(const absl::Status& status, const v1::TurnFinished& finished) {
+  if (request_.permit) request_.permit->Release(0);  // of a turn that was not stored
   if (admitted_) parts_.admission.Leave();
   live_->End(status, finished);  // last: with its last call over, the process may end
 }

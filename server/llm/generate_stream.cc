@@ -49,6 +49,7 @@ bool GenerateStream::Delta(const AnswerDelta& delta) {
   for (const TokenLogprobs& logprobs : delta.logprobs) {
     v1::TokenLogprobs& chosen = *out.add_logprobs();
     chosen.set_token_id(logprobs.chosen.id);
+    chosen.set_token(tokenizer.TokenBytes(logprobs.chosen.id));
     chosen.set_logprob(logprobs.chosen.logprob);
     for (const TokenLogprob& top : logprobs.top) {
       v1::TopLogprob& alternative = *chosen.add_top();

@@ -1,150 +1,208 @@
 #include "server/runtime/http_server.h"
 
-#include <boost/asio/dispatch.hpp>
+#include <atomic>
+#include <boost/asio/bind_executor.hpp>
+#include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
-#include <boost/beast/core.hpp>
-#include <boost/beast/http.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/strand.hpp>
 #include <chrono>
 #include <cstdint>
-#include <optional>
+#include <future>
 #include <thread>
+#include <unordered_map>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "server/runtime/http_connection.h"
+#include "server/runtime/http_transport.h"
+#include "server/runtime/mutex.h"
 
 namespace llava {
 namespace {
 
 namespace asio = boost::asio;
-namespace beast = boost::beast;
-namespace http = beast::http;
-using tcp = asio::ip::tcp;
+using asio::ip::tcp;
+using boost::system::error_code;
 
-constexpr std::chrono::seconds kIdleTimeout{30};
-constexpr uint64_t kMaxRequestBytes = 64 << 10;
+// After a fault of accept, e.g. no descriptors left.
+constexpr std::chrono::milliseconds kAcceptPause{50};
+constexpr std::chrono::seconds kCloseTimeout{2};
 
-using Handlers = std::map<std::string, HttpServer::Handler>;
-
-// One connection: reads a request, answers, reads the next.
-class Connection : public std::enable_shared_from_this<Connection> {
+class PageHandler final : public HttpHandler {
  public:
-  Connection(tcp::socket socket, const Handlers& handlers)
-      : stream_(std::move(socket)), handlers_(handlers) {}
+  explicit PageHandler(std::map<std::string, HttpServer::Page> pages) : pages_(std::move(pages)) {}
 
-  void Read() {
-    parser_.emplace();
-    parser_->body_limit(kMaxRequestBytes);
-    stream_.expires_after(kIdleTimeout);
-    http::async_read(stream_, buffer_, *parser_,
-                     [self = shared_from_this()](beast::error_code error, size_t) {
-                       if (!error) self->Answer();
-                     });
+  std::optional<HttpResponse> OnHead(const HttpRequest& head, uint64_t&) override {
+    if (head.method != "GET" && head.method != "HEAD") return ErrorPage(405, "only GET and HEAD");
+    if (pages_.contains(head.path)) return std::nullopt;
+    std::string known;
+    for (const auto& [path, page] : pages_)
+      absl::StrAppend(&known, known.empty() ? "" : ", ", path);
+    return ErrorPage(404, absl::StrCat("not found; there is: ", known));
+  }
+
+  void OnRequest(HttpRequest request, std::shared_ptr<HttpAnswer> answer) override {
+    answer->Send(pages_.at(request.path)(request));
   }
 
  private:
-  void Answer() {
-    const auto& request = parser_->get();
-    HttpResponse answer{404, "text/plain; charset=utf-8",
-                        "not found; try /metrics, /livez or /readyz\n"};
-    if (request.method() != http::verb::get && request.method() != http::verb::head) {
-      answer = {405, "text/plain; charset=utf-8", "only GET and HEAD\n"};
-    } else {
-      const std::string target(request.target());
-      const auto handler = handlers_.find(target.substr(0, target.find('?')));
-      if (handler != handlers_.end()) {
-        const auto authorization = request[http::field::authorization];
-        answer = handler->second({std::string(authorization.data(), authorization.size())});
-      }
-    }
-    response_ = {};
-    response_.version(request.version());
-    response_.result(static_cast<http::status>(answer.status));
-    response_.set(http::field::content_type, answer.content_type);
-    response_.set(http::field::cache_control, "no-store");
-    response_.keep_alive(request.keep_alive());
-    const size_t size = answer.body.size();
-    if (request.method() != http::verb::head) response_.body() = std::move(answer.body);
-    response_.content_length(size);
-    serializer_.emplace(response_);
-    serializer_->split(false);
-    auto done = [self = shared_from_this()](beast::error_code error, size_t) {
-      if (error || !self->response_.keep_alive()) {
-        beast::error_code ignored;
-        self->stream_.socket().shutdown(tcp::socket::shutdown_send, ignored);
-        return;
-      }
-      self->Read();
-    };
-    if (request.method() == http::verb::head) {
-      http::async_write_header(stream_, *serializer_, std::move(done));
-    } else {
-      http::async_write(stream_, *serializer_, std::move(done));
-    }
-  }
-
-  beast::tcp_stream stream_;
-  const Handlers& handlers_;
-  beast::flat_buffer buffer_;
-  std::optional<http::request_parser<http::string_body>> parser_;
-  http::response<http::string_body> response_;
-  std::optional<http::response_serializer<http::string_body>> serializer_;
+  const std::map<std::string, HttpServer::Page> pages_;
 };
 
 class BeastServer final : public HttpServer {
  public:
-  BeastServer(Handlers handlers) : handlers_(std::move(handlers)) {}
-  ~BeastServer() override {
-    context_.stop();
-    if (thread_.joinable()) thread_.join();
+  BeastServer(const HttpServerOptions& options, HttpHandler& handler)
+      : options_(options), handler_(handler) {}
+
+  BeastServer(const HttpServerOptions& options, std::unique_ptr<HttpHandler> handler)
+      : BeastServer(options, *handler) {
+    own_handler_ = std::move(handler);
   }
 
-  absl::Status Bind(const std::string& host, int port) {
-    beast::error_code error;
-    const auto address = asio::ip::make_address(host == "localhost" ? "127.0.0.1" : host, error);
-    if (error) {
-      return absl::InvalidArgumentError(absl::StrCat("\"", host, "\" is not an IP address"));
+  ~BeastServer() override {
+    if (threads_.empty()) return;
+    std::promise<void> closed;
+    asio::post(acceptor_.get_executor(), [this, &closed] {
+      closing_ = true;
+      error_code ignored;
+      acceptor_.close(ignored);
+      retry_.cancel();
+      for (const auto& [key, connection] : open_->all) {
+        if (const auto alive = connection.lock()) alive->Shutdown();
+      }
+      closed.set_value();
+    });
+    closed.get_future().wait();
+    const auto deadline = CondVar::Clock::now() + kCloseTimeout;
+    while (open_->count > 0 && CondVar::Clock::now() < deadline) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
-    const tcp::endpoint endpoint(address, static_cast<uint16_t>(port));
+    context_->stop();
+    for (std::thread& thread : threads_) thread.join();
+  }
+
+  absl::Status Bind() {
+    if (options_.tls.any()) {
+      auto contexts = TlsContexts::Open(options_.tls);
+      if (!contexts.ok()) return contexts.status();
+      tls_ = *std::move(contexts);
+    }
+    error_code error;
+    const auto address =
+        asio::ip::make_address(options_.host == "localhost" ? "127.0.0.1" : options_.host, error);
+    if (error) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("\"", options_.host, "\" is not an IP address"));
+    }
+    const tcp::endpoint endpoint(address, static_cast<uint16_t>(options_.port));
     acceptor_.open(endpoint.protocol(), error);
     if (!error) acceptor_.set_option(asio::socket_base::reuse_address(true), error);
     if (!error) acceptor_.bind(endpoint, error);
     if (!error) acceptor_.listen(asio::socket_base::max_listen_connections, error);
     if (error) {
-      return absl::UnavailableError(
-          absl::StrCat("cannot listen on ", host, ":", port, ": ", error.message()));
+      return absl::UnavailableError(absl::StrCat("cannot listen on ", options_.host, ":",
+                                                 options_.port, ": ", error.message()));
     }
     port_ = acceptor_.local_endpoint().port();
-    Accept();
-    thread_ = std::thread([this] { context_.run(); });
+    asio::post(acceptor_.get_executor(), [this] { Accept(); });
+    for (int i = 0; i < options_.threads; ++i) {
+      threads_.emplace_back([context = context_] { context->run(); });
+    }
     return absl::OkStatus();
   }
 
   int port() const override { return port_; }
+  int connections() const override { return open_->count; }
 
  private:
+  // Connections alive; outlives the server if an answer does.
+  struct Open {
+    std::atomic<int> count = 0;
+    std::unordered_map<uint64_t, std::weak_ptr<HttpConnection>> all;  // the acceptor's strand only
+  };
+  // Held by a connection: keeps the executor, counts.
+  struct Lifetime {
+    Lifetime(std::shared_ptr<asio::io_context> c, std::shared_ptr<Open> o)
+        : context(std::move(c)), open(std::move(o)) {
+      ++open->count;
+    }
+    ~Lifetime() { --open->count; }
+    const std::shared_ptr<asio::io_context> context;
+    const std::shared_ptr<Open> open;
+  };
+
   void Accept() {
-    acceptor_.async_accept([this](beast::error_code error, tcp::socket socket) {
-      if (error == asio::error::operation_aborted) return;
-      if (!error) std::make_shared<Connection>(std::move(socket), handlers_)->Read();
-      Accept();
+    if (closing_) return;
+    if (open_->count >= options_.limits.connections) return AcceptLater();
+    acceptor_.async_accept(
+        asio::make_strand(*context_),
+        asio::bind_executor(acceptor_.get_executor(), [this](error_code error, tcp::socket socket) {
+          OnAccept(error, std::move(socket));
+        }));
+  }
+
+  void AcceptLater() {
+    retry_.expires_after(kAcceptPause);
+    retry_.async_wait([this](error_code error) {
+      if (!error) Accept();
     });
   }
 
-  const Handlers handlers_;
-  asio::io_context context_{1};
-  tcp::acceptor acceptor_{context_};
+  void OnAccept(error_code error, tcp::socket socket) {
+    if (closing_) return;
+    if (error) return AcceptLater();
+    error_code ignored;
+    socket.set_option(tcp::no_delay(true), ignored);
+    auto transport = tls_ ? MakeTlsTransport(std::move(socket), tls_->Current())
+                          : MakePlainTransport(std::move(socket));
+    const bool certified = !options_.tls.authorities.empty();
+    const HttpConnection::Parts parts{options_.limits, handler_,
+                                      certified ? &options_.uncertified : nullptr};
+    auto connection = std::make_shared<HttpConnection>(std::move(transport), parts,
+                                                       std::make_shared<Lifetime>(context_, open_));
+    if (open_->all.size() > 2 * static_cast<size_t>(open_->count) + 16) {
+      std::erase_if(open_->all, [](const auto& entry) { return entry.second.expired(); });
+    }
+    open_->all[next_++] = connection;
+    connection->Start();
+    Accept();
+  }
+
+  const HttpServerOptions options_;
+  std::unique_ptr<HttpHandler> own_handler_;
+  HttpHandler& handler_;
+  std::unique_ptr<TlsContexts> tls_;
+  const std::shared_ptr<asio::io_context> context_ = std::make_shared<asio::io_context>();
+  const asio::executor_work_guard<asio::io_context::executor_type> work_{context_->get_executor()};
+  const std::shared_ptr<Open> open_ = std::make_shared<Open>();
+  tcp::acceptor acceptor_{asio::make_strand(*context_)};
+  asio::steady_timer retry_{acceptor_.get_executor()};
+  bool closing_ = false;  // the acceptor's strand
+  uint64_t next_ = 0;
   int port_ = 0;
-  std::thread thread_;
+  std::vector<std::thread> threads_;
 };
+
+absl::StatusOr<std::unique_ptr<HttpServer>> Bound(std::unique_ptr<BeastServer> server) {
+  if (absl::Status status = server->Bind(); !status.ok()) return status;
+  return server;
+}
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const std::string& host, int port,
-                                                              Handlers handlers) {
-  auto server = std::make_unique<BeastServer>(std::move(handlers));
-  if (absl::Status status = server->Bind(host, port); !status.ok()) return status;
-  return server;
+absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const HttpServerOptions& options,
+                                                              HttpHandler& handler) {
+  return Bound(std::make_unique<BeastServer>(options, handler));
+}
+
+absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const HttpServerOptions& options,
+                                                              std::map<std::string, Page> pages) {
+  return Bound(
+      std::make_unique<BeastServer>(options, std::make_unique<PageHandler>(std::move(pages))));
 }
 
 }  // namespace llava

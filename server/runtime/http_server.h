@@ -1,37 +1,44 @@
 #pragma once
 
-// A small HTTP/1.1 server (Boost.Beast) for /metrics and probes; one thread.
+// An HTTP/1.1 server (Boost.Beast): many connections on few threads, plain or encrypted.
 
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "server/runtime/http_message.h"
+#include "server/runtime/tls.h"
 
 namespace llava {
 
-struct HttpRequest {
-  std::string authorization;  // the header's value; empty if there is none
+struct HttpServerOptions {
+  std::string host = "127.0.0.1";  // an IP address, or localhost
+  int port = 0;                    // 0 = any free one
+  int threads = 1;
+  HttpLimits limits;
+  TlsFiles tls;
+  // With tls.authorities every other path needs a client certificate: probes have none.
+  std::set<std::string> uncertified = {"/livez", "/health", "/readyz"};
 };
 
-struct HttpResponse {
-  int status = 200;
-  std::string content_type = "text/plain; charset=utf-8";
-  std::string body;
-};
-
-// Serves exact paths by GET (and HEAD). Handlers run on the server's thread and must not block.
 class HttpServer {
  public:
-  using Handler = std::function<HttpResponse(const HttpRequest&)>;
+  using Page = std::function<HttpResponse(const HttpRequest&)>;
 
-  // Binds at once. UNAVAILABLE if the address is in use, INVALID_ARGUMENT if it is none.
-  static absl::StatusOr<std::unique_ptr<HttpServer>> Start(const std::string& host, int port,
-                                                           std::map<std::string, Handler> handlers);
-  virtual ~HttpServer() = default;  // stops and joins
+  // Binds at once. UNAVAILABLE if the address is in use, INVALID_ARGUMENT if it is none or the
+  // certificates are bad. `handler` must outlive the server.
+  static absl::StatusOr<std::unique_ptr<HttpServer>> Start(const HttpServerOptions& options,
+                                                           HttpHandler& handler);
+  // Serves exact paths by GET and HEAD.
+  static absl::StatusOr<std::unique_ptr<HttpServer>> Start(const HttpServerOptions& options,
+                                                           std::map<std::string, Page> pages);
+  virtual ~HttpServer() = default;  // cuts connections, joins
 
   virtual int port() const = 0;
+  virtual int connections() const = 0;
 };
 
 }  // namespace llava

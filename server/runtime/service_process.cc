@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <signal.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 #include <random>
@@ -41,6 +42,7 @@ void ProcessOptions::Declare(Settings& settings, std::function<bool()> has_keys)
   settings.Add("metrics-port", &metrics_port, "HTTP port of /metrics, /livez, /readyz; 0 = any", 0,
                65535);
   settings.Add("insecure", &insecure, "Allow a --host that strangers can reach");
+  DeclareListenerTls(settings, tls);
   settings.AddBytes("max-message-bytes", &max_message_bytes, "Largest gRPC message taken");
   settings.Group("Process");
   settings.Add("drain-timeout", &drain_timeout, "Time for running work to end after SIGTERM");
@@ -97,15 +99,11 @@ ServiceProcess::~ServiceProcess() {
 int ServiceProcess::Start(const std::vector<grpc::Service*>& services,
                           const std::vector<std::string>& health_names, AccessGuards guards) {
   guards_ = std::move(guards);
-  const auto live = [](const HttpRequest&) {
-    return HttpResponse{200, "text/plain; charset=utf-8", "alive\n"};
-  };
-  auto http = HttpServer::Start(
-      options_.host, options_.metrics_port,
-      {{"/metrics", [this](const HttpRequest& request) { return MetricsPage(request); }},
-       {"/livez", live},
-       {"/health", live},
-       {"/readyz", [this](const HttpRequest&) { return Readiness(); }}});
+  HttpServerOptions http_options;
+  http_options.host = options_.host;
+  http_options.port = options_.metrics_port;
+  http_options.tls = options_.tls;
+  auto http = HttpServer::Start(http_options, pages());
   if (!http.ok()) {
     PrintError(program_, absl::StrCat(http.status().message(), " (--metrics-port)"));
     return kExitPortInUse;
@@ -121,7 +119,7 @@ int ServiceProcess::Start(const std::vector<grpc::Service*>& services,
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   builder.SetMaxReceiveMessageSize(static_cast<int>(options_.max_message_bytes));
   builder.AddListeningPort(absl::StrCat(options_.host, ":", options_.port),
-                           grpc::InsecureServerCredentials(), &port_);
+                           MakeServerCredentials(options_.tls), &port_);
   if (guards_.reflection) {
     std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> creators;
     creators.push_back(MakeReflectionGuard(guards_.reflection));
@@ -138,9 +136,20 @@ int ServiceProcess::Start(const std::vector<grpc::Service*>& services,
   SetReady(false, "starting");
   LogInfo("listening", {{"version", BuildVersion()},
                         {"commit", BuildCommit()},
+                        {"tls", options_.tls.any() ? "on" : "off"},
                         {"grpc", absl::StrCat(options_.host, ":", port_)},
                         {"metrics", absl::StrCat(options_.host, ":", metrics_port())}});
   return 0;
+}
+
+std::map<std::string, HttpServer::Page> ServiceProcess::pages() const {
+  const auto live = [](const HttpRequest&) {
+    return HttpResponse{200, "text/plain; charset=utf-8", "alive\n"};
+  };
+  return {{"/metrics", [this](const HttpRequest& request) { return MetricsPage(request); }},
+          {"/livez", live},
+          {"/health", live},
+          {"/readyz", [this](const HttpRequest&) { return Readiness(); }}};
 }
 
 void ServiceProcess::SetReady(bool ready, const std::string& reason) {
@@ -176,7 +185,7 @@ HttpResponse ServiceProcess::Readiness() const {
 
 HttpResponse ServiceProcess::MetricsPage(const HttpRequest& request) const {
   if (guards_.metrics) {
-    if (const auto status = guards_.metrics(request.authorization); !status.ok()) {
+    if (const auto status = guards_.metrics(request.Header("authorization")); !status.ok()) {
       return {absl::IsUnauthenticated(status) ? 401 : 403, "text/plain; charset=utf-8",
               absl::StrCat(status.message(), "\n")};
     }
@@ -226,18 +235,19 @@ std::string RandomId() {
   return id;
 }
 
+std::string AcceptRequestId(std::string_view given) {
+  const bool good =
+      !given.empty() && given.size() <= 128 &&
+      std::all_of(given.begin(), given.end(), [](char c) { return c >= '!' && c <= '~'; });
+  return good ? std::string(given) : RandomId();
+}
+
 std::string RequestId(grpc::CallbackServerContext& context) {
   const auto& metadata = context.client_metadata();
   const auto found = metadata.find("x-request-id");
-  std::string id;
-  if (found != metadata.end() && found->second.size() <= 128) {
-    id.assign(found->second.data(), found->second.size());
-    for (const char c : id) {
-      if (c < '!' || c > '~') id.clear();  // not printable: not for our logs
-      if (id.empty()) break;
-    }
-  }
-  if (id.empty()) id = RandomId();
+  std::string id = AcceptRequestId(
+      found == metadata.end() ? std::string_view()
+                              : std::string_view(found->second.data(), found->second.size()));
   context.AddInitialMetadata("x-request-id", id);
   return id;
 }

@@ -8,9 +8,11 @@
 #include <atomic>
 #include <chrono>
 #include <functional>
+#include <map>
 #include <memory>
 #include <set>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -19,6 +21,7 @@
 #include "server/runtime/mutex.h"
 #include "server/runtime/reflection_guard.h"
 #include "server/runtime/settings.h"
+#include "server/runtime/tls.h"
 
 namespace llava {
 
@@ -35,14 +38,16 @@ struct ProcessOptions {
   std::string host = "127.0.0.1";
   int port = 0;           // gRPC; 0 = a free one, printed at start
   int metrics_port = 0;   // HTTP: /metrics /livez /readyz
-  bool insecure = false;  // allow a bind to all addresses without API keys
+  bool insecure = false;  // let strangers in on an address that they can reach
+  TlsFiles tls;           // of both ports
   std::chrono::milliseconds drain_timeout{30'000};
   uint64_t max_message_bytes = 32u << 20;
   std::string log_level = "info";
   std::string log_format = "text";
 
   // Declares the settings above. `has_keys`, asked when all are read: does the process let in only
-  // who has a key? Without that, an address that strangers can reach needs --insecure.
+  // who has a key? Without that or client certificates, an address that strangers can reach needs
+  // --insecure.
   void Declare(Settings& settings, std::function<bool()> has_keys = {});
   bool on_loopback() const;
 };
@@ -94,6 +99,9 @@ class ServiceProcess {
   // at once with 128 + its number. Returns the exit code.
   int Run(const std::function<void()>& on_drain = {}, const std::function<void()>& on_stop = {});
 
+  // /metrics, /livez, /health and /readyz, for other servers of the process. After Start.
+  std::map<std::string, HttpServer::Page> pages() const;
+
   Admission& admission() { return admission_; }
   int port() const { return port_; }
   int metrics_port() const { return http_ ? http_->port() : 0; }
@@ -119,6 +127,8 @@ class ServiceProcess {
   std::unique_ptr<HttpServer> http_;  // last: its handlers use the fields above
 };
 
+// `given` if it is a word of at most 128 printable characters, else a new id.
+std::string AcceptRequestId(std::string_view given);
 // The caller's "x-request-id", or a new one; it is sent back in the initial metadata.
 std::string RequestId(grpc::CallbackServerContext& context);
 // 128 random bits in hex.

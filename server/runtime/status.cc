@@ -25,6 +25,14 @@ std::string FirstParagraph(std::string text) {
   return text;
 }
 
+absl::Status WithRetry(absl::Status status, std::chrono::milliseconds retry_after) {
+  google::rpc::RetryInfo retry;
+  retry.mutable_retry_delay()->set_seconds(retry_after.count() / 1000);
+  retry.mutable_retry_delay()->set_nanos(retry_after.count() % 1000 * 1'000'000);
+  AddDetail(status, retry);
+  return status;
+}
+
 }  // namespace
 
 grpc::Status ToGrpc(const absl::Status& status) {
@@ -80,12 +88,11 @@ bool GetDetail(const absl::Status& status, google::protobuf::Message* detail) {
 }
 
 absl::Status OverloadedError(const std::string& message, std::chrono::milliseconds retry_after) {
-  absl::Status status = absl::UnavailableError(message);
-  google::rpc::RetryInfo retry;
-  retry.mutable_retry_delay()->set_seconds(retry_after.count() / 1000);
-  retry.mutable_retry_delay()->set_nanos(retry_after.count() % 1000 * 1'000'000);
-  AddDetail(status, retry);
-  return status;
+  return WithRetry(absl::UnavailableError(message), retry_after);
+}
+
+absl::Status LimitError(const std::string& message, std::chrono::milliseconds retry_after) {
+  return WithRetry(absl::ResourceExhaustedError(message), retry_after);
 }
 
 absl::Status UnimplementedField(const std::string& field) {

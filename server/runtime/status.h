@@ -29,6 +29,8 @@ bool GetDetail(const absl::Status& status, google::protobuf::Message* detail);
 
 // UNAVAILABLE with google.rpc.RetryInfo: "try again, here or elsewhere".
 absl::Status OverloadedError(const std::string& message, std::chrono::milliseconds retry_after);
+// RESOURCE_EXHAUSTED with the same: a limit of the caller's own.
+absl::Status LimitError(const std::string& message, std::chrono::milliseconds retry_after);
 // UNIMPLEMENTED naming a request field that was set but has no function in this build.
 absl::Status UnimplementedField(const std::string& field);
 

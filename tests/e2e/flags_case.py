@@ -2,12 +2,16 @@
 import pathlib
 import re
 import socket
+import ssl
 import subprocess
 import tempfile
 import time
 import unittest
+import urllib.error
 import urllib.request
 
+import grpc
+from certificates import Certificates
 from stack import BIN, LLM_MODEL, ROOT, SCENES, SLOWDOWN, TOWER_MODEL, Answer, Client, Service, Stack
 
 def free_port():
@@ -52,6 +56,32 @@ class FlagsCase(unittest.TestCase):
     def check_insecure(self):
         self.assertEqual(self.run_once("--host", "0.0.0.0")[0], 2)
         self.assertTrue(self.start("--host", "0.0.0.0", "--insecure", ready=False).grpc.startswith("0.0.0.0:"))
+
+    def check_tls_cert(self):
+        certificates = Certificates(self.folder)
+        service = self.start(*certificates.listener("server"), ready=False)
+        roots = ssl.create_default_context(cafile=certificates.pem("ca"))
+        self.assertEqual(urllib.request.urlopen(f"https://{service.http}/livez", context=roots).status, 200)
+        self.assertEqual(service.get("/livez")[0], 0, "an open connection gets nothing")
+        channel = grpc.secure_channel(service.grpc, grpc.ssl_channel_credentials(certificates.pem("ca").read_bytes()))
+        self.addCleanup(channel.close)
+        grpc.channel_ready_future(channel).result(20)
+        code, text = self.run_once("--tls-cert", certificates.pem("server"), "--tls-key", certificates.key("client"), "--port", "0")
+        self.assertEqual((code, text.count("\n")), (2, 1), text)
+        self.assertEqual(self.run_once("--tls-cert", certificates.pem("server"))[0], 2)
+
+    check_tls_key = check_tls_cert
+
+    def check_tls_client_ca(self):
+        certificates = Certificates(self.folder)
+        service = self.start(*certificates.listener("server", "ca"), ready=False)
+        roots = ssl.create_default_context(cafile=certificates.pem("ca"))
+        open_url = lambda path: urllib.request.urlopen(f"https://{service.http}{path}", context=roots).status
+        self.assertEqual(open_url("/livez"), 200)
+        with self.assertRaises(urllib.error.HTTPError):
+            open_url("/metrics")
+        roots.load_cert_chain(certificates.pem("client"), certificates.key("client"))
+        self.assertEqual(open_url("/metrics"), 200)
 
     def check_port(self):
         port = free_port()

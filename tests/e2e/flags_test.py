@@ -1,11 +1,14 @@
 """Every flag of gateway and vision service changes what the service does."""
+import hashlib
 import threading
 import time
 import unittest
+import urllib.request
 
 import grpc
+from certificates import Certificates
 from flags_case import FlagsCase, ModelFlagsCase, free_port
-from stack import ROOT, SCENES, SLOWDOWN, TOWER_MODEL, Answer, Client, Stack
+from stack import ROOT, SCENES, SLOWDOWN, TOWER_MODEL, Answer, Client, Service, Stack
 
 LION = {"data": (SCENES / "lion.png").read_bytes()}
 
@@ -23,7 +26,8 @@ class GatewayFlags(FlagsCase):
         cls.stack.__exit__()
 
     def base(self):
-        return ["--vision", self.stack.vision.grpc, "--llm", self.stack.llm.grpc, "--data-dir", self.folder / "data"]
+        return ["--vision", self.stack.vision.grpc, "--llm", self.stack.llm.grpc, "--data-dir", self.folder / "data",
+                "--http-port", "0"]
 
     def chat(self, *arguments):
         service = self.start(*arguments)
@@ -76,6 +80,94 @@ class GatewayFlags(FlagsCase):
         service = self.start("--default-model", "other", "--data-dir", self.folder / "other", ready=False)
         time.sleep(0.3)
         self.assertIn("other", service.get("/readyz")[1])
+
+    def keys(self, **fields):
+        """A keys file with one key, "secret"; more fields in its line."""
+        file = self.folder / "keys.yaml"
+        more = "".join(f", {name}: {value}" for name, value in fields.items())
+        file.write_text(f"- {{name: ann, sha256: {hashlib.sha256(b'secret').hexdigest()}{more}}}\n")
+        return file
+
+    def check_keys_file(self):
+        service = self.start("--keys-file", self.keys())
+        channel = grpc.insecure_channel(service.grpc)
+        self.addCleanup(channel.close)
+        call = channel.unary_unary("/llava.v1.ChatService/ListSessions", request_serializer=bytes, response_deserializer=bytes)
+        with self.assertRaises(grpc.RpcError) as caught:
+            call(b"")
+        self.assertEqual(caught.exception.code(), grpc.StatusCode.UNAUTHENTICATED)
+        call(b"", metadata=[("authorization", "Bearer secret")])
+        self.assertEqual(self.run_once("--keys-file", self.folder / "none", "--port", "0")[0], 1)
+
+    def check_metrics_open(self):
+        arguments = ["--keys-file", self.keys(), "--host", "0.0.0.0"]
+        closed = self.start(*arguments, ready=False)
+        self.assertEqual(closed.get("/metrics")[0], 401)
+        self.assertEqual(closed.get("/livez")[0], 200)
+        self.assertEqual(self.start(*arguments, "--metrics-open", "--data-dir", self.folder / "open", ready=False)
+                         .get("/metrics")[0], 200)
+
+    def check_http_port(self):
+        port = free_port()
+        self.start("--http-port", port, ready=False)
+        self.assertIn("llava", urllib.request.urlopen(f"http://127.0.0.1:{port}/").read().decode())
+        none = self.start("--http-port", "-1", "--data-dir", self.folder / "none", ready=False)
+        self.assertNotIn("serving HTTP", none.text())
+
+    def check_http_threads(self):
+        few = self.start("--http-threads", "1", ready=False).threads()
+        self.assertGreater(self.start("--http-threads", "9", "--data-dir", self.folder / "many", ready=False).threads(), few)
+
+    def long_answer(self, client, session):
+        """The stream of an answer that has begun and goes on for a while."""
+        stream = iter(client.Chat(client.new("ChatRequest", session_id=session, text="Hello?", on_disconnect=2,
+                                             sampling={"max_new_tokens": 1500, "ignore_eos": True})))
+        next(stream)
+        return stream
+
+    def check_max_running_turns(self):
+        client, session, service = self.chat("--max-running-turns", "1", "--max-waiting-turns", "0")
+        other = client.CreateSession(client.new("CreateSessionRequest")).session.id
+        stream = self.long_answer(client, session)
+        self.fails(grpc.StatusCode.UNAVAILABLE, "full", client, session_id=other, text="Hello?")
+        stream.cancel() if hasattr(stream, "cancel") else None
+
+    def check_max_waiting_turns(self):
+        client, session, service = self.chat("--max-running-turns", "1", "--max-waiting-turns", "1")
+        other = client.CreateSession(client.new("CreateSessionRequest")).session.id
+        self.long_answer(client, session)
+        waiting = client.Chat(client.new("ChatRequest", session_id=other, text="What is this?"))
+        self.assertTrue(Answer(waiting).finished)
+
+    def check_turn_queue_timeout(self):
+        client, session, service = self.chat("--max-running-turns", "1", "--turn-queue-timeout", "1ms")
+        other = client.CreateSession(client.new("CreateSessionRequest")).session.id
+        self.long_answer(client, session)
+        self.fails(grpc.StatusCode.UNAVAILABLE, "too long", client, session_id=other, text="Hello?")
+
+    def check_backend_tls_ca(self):
+        certificates = Certificates(self.folder)
+        vision = Service("llava-vision", ["--model", TOWER_MODEL, "--port", "0", "--metrics-port", "0", "--log-format", "json",
+                                          *certificates.listener("server", "ca")], self.folder)
+        self.addCleanup(vision.stop)
+        vision.wait_listening()
+        arguments = ["--vision", vision.grpc, "--backend-tls-ca", certificates.pem("ca")]
+        service = self.start(*arguments, "--backend-tls-cert", certificates.pem("client"),
+                             "--backend-tls-key", certificates.key("client"), ready=False)
+        self.await_up(service, "vision", 1)
+        bare = self.start(*arguments, "--data-dir", self.folder / "bare", ready=False)
+        time.sleep(1)
+        self.assertIn("vision", bare.get("/readyz")[1])
+        self.assertEqual(self.run_once("--backend-tls-ca", self.folder / "none")[0], 2)
+
+    check_backend_tls_cert = check_backend_tls_ca
+    check_backend_tls_key = check_backend_tls_ca
+
+    def await_up(self, service, backend, up):
+        deadline = time.monotonic() + 20 * SLOWDOWN
+        while backend in service.get("/readyz")[1]:
+            self.assertLess(time.monotonic(), deadline, service.text())
+            time.sleep(0.1)
 
     def check_data_dir(self):
         self.chat("--data-dir", self.folder / "here")

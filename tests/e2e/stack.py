@@ -162,7 +162,7 @@ class Stack:
     def start(self, which, port=0, metrics_port=0, environment=None):
         arguments = ["--port", port, "--metrics-port", metrics_port, "--log-format", "json"]
         if which == "gateway":
-            arguments += ["--data-dir", self.folder / "data", "--vision", self.vision.grpc, "--llm", self.llm.grpc]
+            arguments += ["--http-port", 0, "--data-dir", self.folder / "data", "--vision", self.vision.grpc, "--llm", self.llm.grpc]
         else:
             arguments += ["--model", self.models[which]]
         self.services[which] = Service(f"llava-{which}", arguments + self.extra[which], self.folder, environment)

@@ -250,6 +250,35 @@ TEST_F(AccessTest, TenantsAreToldToTheLanguageService) {
   EXPECT_EQ(llm_.last_request().priority(), 1);
 }
 
+TEST_F(AccessTest, KeysKeepNoMoreThanTheyMay) {
+  std::ofstream(options_.keys_file)
+      << "- {name: few, sha256: " << ToHex(HashBytes("few"))
+      << ", sessions: 2, turns-per-session: 1, pictures: 2}\n"
+      << "- {name: small, picture-bytes: 100, sha256: " << ToHex(HashBytes("small")) << "}\n"
+      << "- {name: free, sha256: " << ToHex(HashBytes("free")) << "}\n";
+  StartGateway();
+  key_ = "few";
+  const std::string one = NewSession(), two = NewSession();
+  v1::CreateSessionResponse response;
+  const auto third = stub_->CreateSession(Context().get(), {}, &response);
+  EXPECT_EQ(third.error_code(), StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(third.error_message(), HasSubstr("\"few\" keeps 2 sessions, allowed are 2"));
+  EXPECT_TRUE(Ask(Question(one, "a", {FakePicture(1)})).status.ok());
+  EXPECT_EQ(Ask(Question(one, "b")).status.error_code(), StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(
+      Ask(Question(two, "a", {FakePicture(1), FakePicture(2), FakePicture(3)})).status.error_code(),
+      StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_TRUE(Ask(Question(two, "a", {FakePicture(1), FakePicture(2)})).status.ok());
+  key_ = "small";
+  const std::string small = NewSession();
+  EXPECT_TRUE(Ask(Question(small, "a", {FakePicture(1)})).status.ok());
+  EXPECT_EQ(Ask(Question(small, "b", {FakePicture(2)})).status.error_code(),
+            StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(Turns(small).size(), 1u) << "a refused question leaves no turn";
+  key_ = "free";
+  for (int i = 0; i < 4; ++i) EXPECT_FALSE(NewSession().empty());
+}
+
 // Sessions from before keys were given are the admins'.
 TEST_F(AccessTest, SessionsWithoutOwnerAreForAdmins) {
   const std::string file = options_.keys_file;

@@ -39,6 +39,9 @@ TEST(GatewayOptionsTest, EachFlagIsRead) {
   EXPECT_EQ(options.data_dir, "/tmp/x");
   EXPECT_EQ(options.keys_file, "/tmp/keys");
   EXPECT_TRUE(options.metrics_open);
+  EXPECT_EQ(options.gate.max_running, 5);
+  EXPECT_EQ(options.gate.max_waiting, 6);
+  EXPECT_EQ(options.gate.max_wait, std::chrono::seconds(7));
   EXPECT_EQ(options.max_image_bytes, 1024U);
   EXPECT_EQ(options.image_limits().max_pixels, 2048U);
   EXPECT_EQ(options.max_images_per_turn, 3);

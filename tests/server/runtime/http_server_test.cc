@@ -30,14 +30,14 @@ std::string Exchange(int port, const std::string& request) {
 class HttpServerTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    auto server = HttpServer::Start("127.0.0.1", 0,
-                                    {{"/hello",
-                                      [](const HttpRequest&) {
-                                        return HttpResponse{200, "text/x", "hi"};
-                                      }},
-                                     {"/ill", [](const HttpRequest&) {
-                                        return HttpResponse{503, "text/x", "no"};
-                                      }}});
+    auto server =
+        HttpServer::Start(HttpServerOptions{}, {{"/hello",
+                                                 [](const HttpRequest&) {
+                                                   return HttpResponse{200, "text/x", "hi"};
+                                                 }},
+                                                {"/ill", [](const HttpRequest&) {
+                                                   return HttpResponse{503, "text/x", "no"};
+                                                 }}});
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
   }
@@ -69,9 +69,12 @@ TEST_F(HttpServerTest, KeepsConnectionsAlive) {
 }
 
 TEST_F(HttpServerTest, SaysWhenThePortIsTaken) {
-  const auto second = HttpServer::Start("127.0.0.1", server_->port(), {});
+  HttpServerOptions options;
+  options.port = server_->port();
+  const auto second = HttpServer::Start(options, std::map<std::string, HttpServer::Page>{});
   EXPECT_EQ(second.status().code(), absl::StatusCode::kUnavailable);
-  EXPECT_EQ(HttpServer::Start("no such host", 0, {}).status().code(),
+  options.host = "no such host";
+  EXPECT_EQ(HttpServer::Start(options, std::map<std::string, HttpServer::Page>{}).status().code(),
             absl::StatusCode::kInvalidArgument);
 }
 

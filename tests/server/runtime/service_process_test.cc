@@ -102,7 +102,8 @@ TEST(ServiceProcessDeathTest, SecondSignalEndsAtOnce) {
 TEST(ServiceProcessDeathTest, TakenPortHasItsOwnExitCode) {
   ::testing::FLAGS_gtest_death_test_style = "threadsafe";
   Metrics metrics("probe");
-  const auto holder = HttpServer::Start("127.0.0.1", 0, {});
+  const auto holder =
+      HttpServer::Start(HttpServerOptions{}, std::map<std::string, HttpServer::Page>{});
   ASSERT_TRUE(holder.ok());
   EXPECT_EXIT(
       {

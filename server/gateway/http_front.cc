@@ -1,0 +1,202 @@
+#include "server/gateway/http_front.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "server/gateway/chat_page.h"
+#include "server/gateway/openai_json.h"
+#include "server/gateway/turn_start.h"
+#include "server/runtime/status.h"
+
+namespace llava {
+namespace {
+
+constexpr char kCompletions[] = "/v1/chat/completions";
+constexpr char kModels[] = "/v1/models";
+constexpr std::string_view kModel = "/v1/models/";
+// A reader so far behind has stopped reading; without a session nobody can come back for the rest.
+constexpr size_t kMaxBehind = 256u << 10;
+// For JSON around text and pictures.
+constexpr uint64_t kJsonBytes = 1u << 20;
+
+bool IsApi(const std::string& path) { return absl::StartsWith(path, "/v1/"); }
+
+bool IsLoopbackName(std::string_view host) {
+  const size_t colon = host.rfind(':');
+  if (colon != std::string_view::npos && host.find(']', colon) == std::string_view::npos) {
+    host = host.substr(0, colon);
+  }
+  return host == "localhost" || host == "[::1]" || host.substr(0, 4) == "127.";
+}
+
+std::string RequestIdOf(const HttpRequest& request) {
+  return AcceptRequestId(request.Header("x-request-id"));
+}
+
+// Sends the events of a turn as an OpenAI answer.
+class CompletionSink final : public TurnSink {
+ public:
+  CompletionSink(const CompletionRequest& request, std::string request_id,
+                 std::shared_ptr<HttpAnswer> answer)
+      : stream_(request.stream),
+        request_id_(std::move(request_id)),
+        answer_(std::move(answer)),
+        writer_(request) {}
+
+  void Send(v1::ChatEvent event) override {
+    MutexLock lock(mutex_);
+    if (event.has_turn_started()) {
+      writer_.Start(event.turn_started());
+      if (stream_) Begin();
+    } else if (event.has_turn_finished()) {
+      finished_ = std::move(*event.mutable_turn_finished());
+    } else if (!stream_) {
+      writer_.Add(event.text());
+    } else if (answer_->Write(writer_.DeltaEvent(event.text())) > kMaxBehind) {
+      answer_->Cut();
+    }
+  }
+
+  void SetOnGone(std::function<void()> on_gone) override { answer_->SetOnGone(std::move(on_gone)); }
+
+  void Close(const absl::Status& status) override {
+    MutexLock lock(mutex_);
+    if (begun_) {
+      answer_->Write(status.ok() && finished_
+                         ? writer_.LastEvents(*finished_)
+                         : absl::StrCat("data: ", OpenAiErrorBody(status), "\n\n"));
+      answer_->End();
+      return;
+    }
+    HttpResponse response = status.ok() && finished_
+                                ? HttpResponse{200, "application/json", writer_.Whole(*finished_)}
+                                : OpenAiError(status);
+    response.headers.emplace_back("X-Request-Id", request_id_);
+    answer_->Send(std::move(response));
+  }
+
+ private:
+  void Begin() LLAVA_REQUIRES(mutex_) {
+    begun_ = true;
+    answer_->Begin({200,
+                    "text/event-stream",
+                    writer_.FirstEvent(),
+                    {{"X-Request-Id", request_id_}, {"X-Accel-Buffering", "no"}}});
+  }
+
+  const bool stream_;
+  const std::string request_id_;
+  const std::shared_ptr<HttpAnswer> answer_;
+  Mutex mutex_;
+  CompletionWriter writer_ LLAVA_GUARDED_BY(mutex_);
+  bool begun_ LLAVA_GUARDED_BY(mutex_) = false;
+  std::optional<v1::TurnFinished> finished_ LLAVA_GUARDED_BY(mutex_);
+};
+
+}  // namespace
+
+HttpFront::HttpFront(const TurnParts& parts, Admission& admission, ChatServiceImpl& chat,
+                     std::map<std::string, HttpServer::Page> pages, bool hosts_checked)
+    : parts_(parts),
+      admission_(admission),
+      chat_(chat),
+      pages_(std::move(pages)),
+      hosts_checked_(hosts_checked) {}
+
+HttpResponse HttpFront::ErrorPage(int status, const std::string& message) const {
+  return OpenAiError(status, message);
+}
+
+std::optional<HttpResponse> HttpFront::Refusal(const HttpRequest& head) const {
+  RpcScope scope(head.path == kCompletions ? "chat.completions" : "models", RequestIdOf(head),
+                 head.Header("authorization"), parts_);
+  const absl::Status status = scope.Enter();
+  if (status.ok()) return std::nullopt;
+  scope.End(status);
+  HttpResponse response = OpenAiError(status);
+  response.headers.emplace_back("X-Request-Id", scope.request_id());
+  return response;
+}
+
+std::optional<HttpResponse> HttpFront::OnHead(const HttpRequest& head, uint64_t& body_limit) {
+  const bool completions = head.path == kCompletions;
+  const bool known = completions || head.path == kModels || head.path == "/" ||
+                     absl::StartsWith(head.path, absl::string_view(kModel.data(), kModel.size())) ||
+                     pages_.contains(head.path);
+  if (!known) {
+    return OpenAiError(404, absl::StrCat("there is nothing at ", head.path.substr(0, 100),
+                                         "; there are ", kCompletions, " and ", kModels));
+  }
+  const bool reads = head.method == "GET" || head.method == "HEAD";
+  if (completions ? head.method != "POST" : !reads) {
+    HttpResponse response =
+        OpenAiError(405, absl::StrCat(head.path, " takes ", completions ? "POST" : "GET", " only"));
+    response.headers.emplace_back("Allow", completions ? "POST" : "GET, HEAD");
+    return response;
+  }
+  if (pages_.contains(head.path)) return std::nullopt;
+  if (hosts_checked_ && !IsLoopbackName(head.Header("host"))) {
+    return OpenAiError(403, "this gateway has no API keys and answers to localhost only");
+  }
+  if (!IsApi(head.path)) return std::nullopt;
+  if (auto refusal = Refusal(head)) return refusal;
+  if (!completions) return std::nullopt;
+  // Browsers ask before they send this type for a page of another origin; we say no to that.
+  if (!absl::StartsWithIgnoreCase(std::string(head.Header("content-type")), "application/json")) {
+    return OpenAiError(415, "send JSON with the header \"content-type: application/json\"");
+  }
+  body_limit = parts_.options.max_turn_bytes / 3 * 4 + kJsonBytes;
+  return std::nullopt;
+}
+
+void HttpFront::OnRequest(HttpRequest request, std::shared_ptr<HttpAnswer> answer) {
+  if (request.path == kCompletions) return Complete(request, std::move(answer));
+  if (IsApi(request.path)) return ListModels(request, std::move(answer));
+  const auto page = pages_.find(request.path);
+  answer->Send(page == pages_.end() ? ChatPage() : page->second(request));
+}
+
+void HttpFront::ListModels(const HttpRequest& request, std::shared_ptr<HttpAnswer> answer) {
+  RpcScope scope("models", RequestIdOf(request), request.Header("authorization"), parts_);
+  const auto models = parts_.router.LanguageModels();
+  absl::StatusOr<std::string> body = std::string();
+  if (!models.ok()) {
+    body = models.status();
+  } else if (request.path == kModels) {
+    body = ModelList(*models);
+  } else {
+    body = ModelEntry(*models, request.path.substr(kModel.size()));
+  }
+  scope.End(body.status());
+  HttpResponse response =
+      body.ok() ? HttpResponse{200, "application/json", *body} : OpenAiError(body.status());
+  response.headers.emplace_back("X-Request-Id", scope.request_id());
+  answer->Send(std::move(response));
+}
+
+void HttpFront::Complete(const HttpRequest& request, std::shared_ptr<HttpAnswer> answer) {
+  auto scope = std::make_shared<RpcScope>("chat.completions", RequestIdOf(request),
+                                          request.Header("authorization"), parts_);
+  CompletionRequest completion;
+  absl::StatusOr<TurnRequest> turn = absl::UnknownError("not read");
+  auto status = scope->Admit(admission_);
+  if (status.ok()) {
+    auto read = ReadCompletionRequest(request.body);
+    status = read.status();
+    if (read.ok()) completion = *std::move(read);
+  }
+  if (status.ok()) {
+    turn = chat_.ReadChat(completion.chat);
+    status = turn.status();
+  }
+  auto sink = std::make_unique<CompletionSink>(completion, scope->request_id(), answer);
+  if (!status.ok()) {
+    scope->End(status);
+    return sink->Close(status);
+  }
+  TurnStart::Begin(parts_, std::move(scope), *std::move(turn), std::move(sink));
+}
+
+}  // namespace llava

@@ -1,0 +1,73 @@
+#pragma once
+
+// The bodies of the OpenAI chat completions API: read into our own messages, and written from them.
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "llava/v1/chat.pb.h"
+#include "server/gateway/gateway_options.h"
+#include "server/runtime/http_message.h"
+
+namespace llava {
+
+// A request, as ChatService.Chat would have got it, and how it wants to be answered.
+struct CompletionRequest {
+  v1::ChatRequest chat;
+  bool stream = false;
+  bool include_usage = false;  // a last chunk with the usage
+  bool logprobs = false;
+};
+
+// Every field that is set has an effect, is known to have none, or is refused by name:
+// INVALID_ARGUMENT, with the field's name as ParamOf. Pictures are data URIs.
+absl::StatusOr<CompletionRequest> ReadCompletionRequest(const std::string& body);
+// The field that a status complains about; empty if unknown.
+std::string ParamOf(const absl::Status& status);
+
+// An error object with the HTTP status that fits the code, and Retry-After where there is
+// RetryInfo.
+HttpResponse OpenAiError(const absl::Status& status);
+HttpResponse OpenAiError(int http_status, const std::string& message,
+                         const std::string& param = "");
+int HttpStatusOf(absl::StatusCode code);
+// The object alone, for streams that have begun.
+std::string OpenAiErrorBody(const absl::Status& status);
+
+// Writes the answer to one request, whole or in pieces.
+class CompletionWriter {
+ public:
+  explicit CompletionWriter(const CompletionRequest& request);
+
+  void Start(const v1::TurnStarted& started);
+  // The whole answer, once it has ended.
+  std::string Whole(const v1::TurnFinished& finished) const;
+  // Server-sent events: the first one, one for each delta, the last ones. Each carries an event id
+  // "<turn>:<bytes of the answer so far>".
+  std::string FirstEvent() const;
+  std::string DeltaEvent(const v1::TextDelta& delta);
+  std::string LastEvents(const v1::TurnFinished& finished) const;
+  // Collects for Whole.
+  void Add(const v1::TextDelta& delta);
+
+ private:
+  struct Chunk;
+  std::string Event(const std::string& json) const;
+
+  const bool include_usage_, logprobs_;
+  const int64_t created_;
+  std::string id_, turn_id_, model_, fingerprint_;
+  std::string text_;
+  uint64_t offset_ = 0;
+  std::vector<v1::TokenLogprobs> tokens_;
+};
+
+// The list of models, or one of them; NOT_FOUND.
+std::string ModelList(const std::vector<v1::ModelInfo>& models);
+absl::StatusOr<std::string> ModelEntry(const std::vector<v1::ModelInfo>& models,
+                                       const std::string& name);
+
+}  // namespace llava

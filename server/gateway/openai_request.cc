@@ -1,0 +1,317 @@
+// Requests of the OpenAI API.
+
+#include <cmath>
+#include <functional>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <stdexcept>
+#include <utility>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "server/gateway/openai_json.h"
+
+namespace llava {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr char kParamPayload[] = "llava.v1/openai-param";
+// What a conversation needs is far below; what a hostile body can make of 40 MB is not.
+constexpr int kMaxDepth = 32;
+constexpr int kMaxValues = 200'000;
+
+absl::Status Bad(const std::string& param, const std::string& message) {
+  absl::Status status = absl::InvalidArgumentError(absl::StrCat(param, " ", message));
+  status.SetPayload(kParamPayload, absl::Cord(param));
+  return status;
+}
+
+absl::Status Unsupported(const std::string& param) {
+  return Bad(param, "is not supported here; leave it out");
+}
+
+// Fields by name and what to do with their values, which are never null.
+using Reader = std::function<absl::Status(const std::string& name, const Json& value)>;
+
+template <typename Take>
+Reader Number(Take take) {
+  return [take](const std::string& name, const Json& value) {
+    if (!value.is_number()) return Bad(name, "is not a number");
+    take(value.get<float>());
+    return absl::OkStatus();
+  };
+}
+
+template <typename Take>
+Reader Count(uint64_t low, uint64_t high, Take take) {
+  return [=](const std::string& name, const Json& value) {
+    if (!value.is_number_unsigned() || value.get<uint64_t>() < low ||
+        value.get<uint64_t>() > high) {
+      return Bad(name, absl::StrCat("is not a whole number from ", low, " to ", high));
+    }
+    take(value.get<uint64_t>());
+    return absl::OkStatus();
+  };
+}
+
+Reader Flag(bool& target) {
+  return [&target](const std::string& name, const Json& value) {
+    if (!value.is_boolean()) return Bad(name, "is not true or false");
+    target = value.get<bool>();
+    return absl::OkStatus();
+  };
+}
+
+Reader Ignore() {
+  return [](const std::string&, const Json&) { return absl::OkStatus(); };
+}
+
+// Has no function here, but says so only if it asks for something.
+Reader Only(std::vector<Json> harmless) {
+  return [harmless = std::move(harmless)](const std::string& name, const Json& value) {
+    for (const Json& each : harmless) {
+      if (value == each) return absl::OkStatus();
+    }
+    return Unsupported(name);
+  };
+}
+
+absl::Status ReadFields(const Json& object, const std::map<std::string, Reader>& readers,
+                        const std::string& where) {
+  for (const auto& [key, value] : object.items()) {
+    const std::string name = where.empty() ? key : absl::StrCat(where, ".", key);
+    const auto reader = readers.find(key);
+    if (reader == readers.end()) {
+      return Bad(name.substr(0, 200), "is not a parameter that is known here; leave it out");
+    }
+    if (value.is_null()) continue;
+    if (auto status = reader->second(name, value); !status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReadPicture(const std::string& url, const std::string& name, v1::ImageInput& image) {
+  constexpr absl::string_view kMark = ";base64,";
+  if (!absl::StartsWithIgnoreCase(url.substr(0, 5), "data:")) {
+    return Bad(name,
+               "is not a data URI; this gateway fetches no pictures, send them as "
+               "data:image/png;base64,...");
+  }
+  const size_t mark = url.substr(0, 256).find(std::string(kMark));
+  std::string bytes;
+  if (mark == std::string::npos ||
+      !absl::Base64Unescape(absl::string_view(url).substr(mark + kMark.size()), &bytes)) {
+    return Bad(name, "is no data URI in base64, e.g. data:image/png;base64,...");
+  }
+  image.set_data(std::move(bytes));
+  return absl::OkStatus();
+}
+
+absl::Status ReadImagePart(const Json& part, const std::string& name, v1::ChatMessage& message) {
+  std::string url;
+  if (!part.contains("image_url")) return Bad(name, "has no image_url");
+  const Json& image = part["image_url"];
+  if (image.is_string()) {
+    url = image.get<std::string>();
+  } else if (image.is_object()) {
+    auto status = ReadFields(image,
+                             {{"url",
+                               [&](const std::string& field, const Json& value) {
+                                 if (!value.is_string()) return Bad(field, "is not a text");
+                                 url = value.get<std::string>();
+                                 return absl::OkStatus();
+                               }},
+                              {"detail", Ignore()}},  // a hint; pictures have one size here
+                             name + ".image_url");
+    if (!status.ok()) return status;
+  }
+  return ReadPicture(url, name + ".image_url.url", *message.add_images());
+}
+
+absl::Status ReadContent(const Json& content, const std::string& name, v1::ChatMessage& message) {
+  if (content.is_string()) {
+    message.set_text(content.get<std::string>());
+    return absl::OkStatus();
+  }
+  if (!content.is_array()) return Bad(name, "is neither a text nor a list of parts");
+  for (size_t i = 0; i < content.size(); ++i) {
+    const Json& part = content[i];
+    const std::string where = absl::StrCat(name, "[", i, "]");
+    if (!part.is_object() || !part.contains("type") || !part["type"].is_string()) {
+      return Bad(where, "is not a part with a type");
+    }
+    const std::string type = part["type"].get<std::string>();
+    if (type == "text") {
+      if (!part.contains("text") || !part["text"].is_string()) return Bad(where, "has no text");
+      absl::StrAppend(message.mutable_text(), message.text().empty() ? "" : "\n",
+                      part["text"].get<std::string>());
+    } else if (type == "image_url") {
+      if (auto status = ReadImagePart(part, where, message); !status.ok()) return status;
+    } else {
+      return Bad(where + ".type",
+                 absl::StrCat("is \"", type.substr(0, 64), "\"; known are text and image_url"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReadMessage(const Json& json, const std::string& name, v1::ChatMessage& message) {
+  if (!json.is_object()) return Bad(name, "is not a message");
+  auto status = ReadFields(
+      json,
+      {{"role",
+        [&](const std::string& field, const Json& value) {
+          static const std::map<std::string, v1::Role> roles = {{"system", v1::ROLE_SYSTEM},
+                                                                {"developer", v1::ROLE_SYSTEM},
+                                                                {"user", v1::ROLE_USER},
+                                                                {"assistant", v1::ROLE_ASSISTANT}};
+          const auto role = value.is_string() ? roles.find(value.get<std::string>()) : roles.end();
+          if (role == roles.end()) {
+            return Bad(field, "is not one of: system, developer, user, assistant");
+          }
+          message.set_role(role->second);
+          return absl::OkStatus();
+        }},
+       {"content", [&](const std::string& field,
+                       const Json& value) { return ReadContent(value, field, message); }},
+       {"name", Ignore()},
+       {"refusal", Ignore()},
+       {"annotations", Ignore()},
+       {"audio", Only({})},
+       {"tool_calls", Only({Json::array()})},
+       {"function_call", Only({})}},
+      name);
+  if (status.ok() && message.role() == v1::ROLE_UNSPECIFIED)
+    return Bad(name + ".role", "is missing");
+  return status;
+}
+
+Reader Texts(google::protobuf::RepeatedPtrField<std::string>* target) {
+  return [target](const std::string& name, const Json& value) {
+    const Json list = value.is_array() ? value : Json::array({value});
+    for (const Json& each : list) {
+      if (!each.is_string()) return Bad(name, "is neither a text nor a list of texts");
+      *target->Add() = each.get<std::string>();
+    }
+    return absl::OkStatus();
+  };
+}
+
+std::map<std::string, Reader> Readers(CompletionRequest& request, uint32_t& top_logprobs) {
+  v1::ChatRequest& chat = request.chat;
+  v1::SamplingParams& sampling = *chat.mutable_sampling();
+  const auto max_tokens = Count(1, UINT32_MAX, [&sampling](uint64_t value) {
+    sampling.set_max_new_tokens(static_cast<uint32_t>(value));
+  });
+  return {
+      {"model",
+       [&chat](const std::string& name, const Json& value) {
+         if (!value.is_string()) return Bad(name, "is not a text");
+         chat.mutable_model()->set_name(value.get<std::string>());
+         return absl::OkStatus();
+       }},
+      {"messages",
+       [&chat](const std::string& name, const Json& value) {
+         if (!value.is_array()) return Bad(name, "is not a list");
+         for (size_t i = 0; i < value.size(); ++i) {
+           auto status =
+               ReadMessage(value[i], absl::StrCat(name, "[", i, "]"), *chat.add_messages());
+           if (!status.ok()) return status;
+         }
+         return absl::OkStatus();
+       }},
+      {"stream", Flag(request.stream)},
+      {"stream_options",
+       [&request](const std::string& name, const Json& value) {
+         if (!value.is_object()) return Bad(name, "is not an object");
+         return ReadFields(
+             value,
+             {{"include_usage", Flag(request.include_usage)}, {"include_obfuscation", Ignore()}},
+             name);
+       }},
+      {"temperature", Number([&](float value) { sampling.set_temperature(value); })},
+      {"top_p", Number([&](float value) { sampling.set_top_p(value); })},
+      {"min_p", Number([&](float value) { sampling.set_min_p(value); })},
+      {"top_k", Count(0, UINT32_MAX,
+                      [&](uint64_t value) { sampling.set_top_k(static_cast<uint32_t>(value)); })},
+      {"presence_penalty", Number([&](float value) { sampling.set_presence_penalty(value); })},
+      {"frequency_penalty", Number([&](float value) { sampling.set_frequency_penalty(value); })},
+      {"repetition_penalty", Number([&](float value) { sampling.set_repetition_penalty(value); })},
+      {"max_tokens", max_tokens},
+      {"max_completion_tokens", max_tokens},
+      {"seed",
+       [&sampling](const std::string& name, const Json& value) {
+         if (!value.is_number_integer()) return Bad(name, "is not a whole number");
+         sampling.set_seed(value.get<uint64_t>());
+         return absl::OkStatus();
+       }},
+      {"stop", Texts(sampling.mutable_stop())},
+      {"logprobs", Flag(request.logprobs)},
+      {"top_logprobs",
+       Count(0, 20, [&](uint64_t value) { top_logprobs = static_cast<uint32_t>(value); })},
+      {"n", Only({1})},
+      {"tools", Only({Json::array()})},
+      {"tool_choice", Only({"none", "auto"})},
+      {"functions", Only({Json::array()})},
+      {"function_call", Only({"none", "auto"})},
+      {"response_format", Only({Json::object({{"type", "text"}})})},
+      {"logit_bias", Only({Json::object()})},
+      {"modalities", Only({Json::array({"text"})})},
+      {"store", Only({false})},
+      {"audio", Only({})},
+      {"prediction", Only({})},
+      {"reasoning_effort", Only({"none"})},
+      {"verbosity", Only({"medium"})},
+      {"web_search_options", Only({})},
+      // What callers say about themselves or their caching; it changes no answer.
+      {"user", Ignore()},
+      {"metadata", Ignore()},
+      {"service_tier", Ignore()},
+      {"safety_identifier", Ignore()},
+      {"prompt_cache_key", Ignore()},
+      {"prompt_cache_retention", Ignore()},
+      {"parallel_tool_calls", Ignore()},
+  };
+}
+
+absl::StatusOr<Json> Parse(const std::string& body) {
+  int values = 0;
+  try {
+    return Json::parse(body, [&values](int depth, Json::parse_event_t, Json&) {
+      if (depth > kMaxDepth || ++values > kMaxValues) throw std::length_error("too much");
+      return true;
+    });
+  } catch (const std::length_error&) {
+    return absl::InvalidArgumentError("the body has too many values or is nested too deeply");
+  } catch (const Json::exception& error) {
+    // Its message may quote the body, which is the conversation.
+    return absl::InvalidArgumentError("the body is not JSON in UTF-8");
+  }
+}
+
+}  // namespace
+
+std::string ParamOf(const absl::Status& status) {
+  const auto param = status.GetPayload(kParamPayload);
+  return param ? std::string(*param) : "";
+}
+
+absl::StatusOr<CompletionRequest> ReadCompletionRequest(const std::string& body) {
+  auto json = Parse(body);
+  if (!json.ok()) return json.status();
+  if (!json->is_object()) return absl::InvalidArgumentError("the body is not a JSON object");
+  CompletionRequest request;
+  uint32_t top_logprobs = 0;
+  if (auto status = ReadFields(*json, Readers(request, top_logprobs), ""); !status.ok()) {
+    return status;
+  }
+  if (request.chat.messages().empty()) return Bad("messages", "is missing or empty");
+  if (top_logprobs > 0 && !request.logprobs) return Bad("top_logprobs", "needs logprobs: true");
+  if (request.logprobs) request.chat.mutable_sampling()->set_logprobs(top_logprobs);
+  return request;
+}
+
+}  // namespace llava

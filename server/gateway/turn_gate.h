@@ -1,0 +1,142 @@
+#pragma once
+
+// How many answers run at a time, whose turn it is when all places are taken, and what each key may
+// use. Load is refused here, at the door, not in the middle.
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "server/gateway/api_keys.h"
+#include "server/gateway/token_bucket.h"
+#include "server/runtime/fair_queue.h"
+#include "server/runtime/metrics.h"
+#include "server/runtime/mutex.h"
+#include "server/runtime/settings.h"
+
+namespace llava {
+
+struct TurnGateOptions {
+  int max_running = 256;
+  int max_waiting = 512;
+  std::chrono::milliseconds max_wait{30'000};
+
+  // --max-running-turns, --max-waiting-turns, --turn-queue-timeout
+  void Declare(Settings& settings);
+};
+
+class TurnGate;
+
+// A place among the running turns and a reservation of tokens. Goes back with the object, if not
+// before. Thread-safe.
+class TurnPermit {
+ public:
+  ~TurnPermit() { Release(0); }
+  TurnPermit(const TurnPermit&) = delete;
+  TurnPermit& operator=(const TurnPermit&) = delete;
+
+  // Gives the place back; `used` tokens are charged instead of the reservation. The first call
+  // counts.
+  void Release(uint64_t used);
+
+ private:
+  friend class TurnGate;
+  TurnPermit(TurnGate& gate, Caller caller, double reserved)
+      : gate_(gate), caller_(std::move(caller)), reserved_(reserved) {}
+
+  TurnGate& gate_;
+  const Caller caller_;
+  const double reserved_;
+  const std::chrono::steady_clock::time_point since_ = std::chrono::steady_clock::now();
+  std::atomic<bool> released_ = false;
+};
+
+// Thread-safe. Outlives its permits; no callback runs under its lock.
+class TurnGate {
+ public:
+  using Done = std::function<void(absl::StatusOr<std::shared_ptr<TurnPermit>>)>;
+
+  TurnGate(const TurnGateOptions& options, Metrics& metrics);
+  ~TurnGate();
+
+  // `done` runs once, here or on another thread, with a permit or with
+  //  - RESOURCE_EXHAUSTED: a limit of the caller's own key,
+  //  - UNAVAILABLE: too many wait, it waited too long, or Close,
+  //  - DEADLINE_EXCEEDED, CANCELLED (by Cancel).
+  // The first two carry RetryInfo. `tokens` is an estimate of what the turn will use.
+  uint64_t Enter(const Caller& caller, double tokens, int32_t priority,
+                 std::chrono::system_clock::time_point deadline, Done done);
+  // Takes a waiting turn out; nothing happens if it no longer waits.
+  void Cancel(uint64_t ticket);
+  // Refuses all that wait and all that come.
+  void Close();
+
+ private:
+  friend class TurnPermit;
+  using TimePoint = std::chrono::steady_clock::time_point;
+
+  // What is known of a key since it first came. Its limits are those of its last call.
+  struct Key {
+    Key(const Caller& caller, TimePoint now, prometheus::Counter& turns,
+        prometheus::Counter& tokens, prometheus::Counter& refusals)
+        : limits(caller.limits()),
+          requests(limits.requests_per_minute, now),
+          tokens(limits.tokens_per_minute, now),
+          turns_total(turns),
+          tokens_total(tokens),
+          refusals_total(refusals) {}
+
+    KeyLimits limits;
+    TokenBucket requests, tokens;
+    int64_t turns = 0;  // running and waiting
+    prometheus::Counter& turns_total;
+    prometheus::Counter& tokens_total;
+    prometheus::Counter& refusals_total;
+  };
+  struct Waiting {
+    uint64_t ticket;
+    Caller caller;
+    double tokens;
+    TimePoint since, deadline;
+    bool deadline_is_callers;
+    Done done;
+  };
+
+  Key& KeyOf(const Caller& caller, TimePoint now) LLAVA_REQUIRES(mutex_);
+  absl::Status CheckLimits(const Caller& caller, Key& key, double tokens, TimePoint now)
+      LLAVA_REQUIRES(mutex_);
+  std::chrono::milliseconds RetryDelay() const LLAVA_REQUIRES(mutex_);
+  void Forget(const Waiting& waiting) LLAVA_REQUIRES(mutex_);
+  void Release(const TurnPermit& permit, uint64_t used);
+  // Lets in who is next while there are places.
+  void Dispatch();
+  void WatchDeadlines();
+
+  const TurnGateOptions options_;
+  Metrics& metrics_;
+  prometheus::Gauge& waiting_gauge_;
+  prometheus::Histogram& wait_seconds_;
+  prometheus::Counter& overloads_;
+
+  Mutex mutex_;
+  CondVar changed_;
+  FairQueue<Waiting> queue_ LLAVA_GUARDED_BY(mutex_);
+  std::map<std::string, Key> keys_ LLAVA_GUARDED_BY(mutex_);
+  int running_ LLAVA_GUARDED_BY(mutex_) = 0;
+  double turn_seconds_ LLAVA_GUARDED_BY(mutex_) = 1;  // moving mean
+  uint64_t next_ticket_ LLAVA_GUARDED_BY(mutex_) = 1;
+  bool dispatching_ LLAVA_GUARDED_BY(mutex_) = false;
+  bool closed_ LLAVA_GUARDED_BY(mutex_) = false;
+  bool stopping_ LLAVA_GUARDED_BY(mutex_) = false;
+  std::thread thread_;  // last: uses all of the above
+};
+
+}  // namespace llava

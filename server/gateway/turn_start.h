@@ -1,0 +1,43 @@
+#pragma once
+
+#include <memory>
+#include <optional>
+
+#include "server/gateway/rpc_scope.h"
+#include "server/gateway/turn_runner.h"
+
+namespace llava {
+
+// Brings a checked question from the door to its runner, whichever way it came: is the session the
+// caller's, do his limits allow it, is there a place? Then a TurnRunner answers. A refusal closes
+// the sink like any other end. Lives in its callbacks.
+class TurnStart : public std::enable_shared_from_this<TurnStart> {
+ public:
+  // `request` without caller, id and time of receipt, which are the scope's; `scope` is ended.
+  static void Begin(const TurnParts& parts, std::shared_ptr<RpcScope> scope, TurnRequest request,
+                    std::unique_ptr<TurnSink> sink);
+
+ private:
+  TurnStart(const TurnParts& parts, std::shared_ptr<RpcScope> scope, TurnRequest request,
+            std::unique_ptr<TurnSink> sink);
+
+  void OnGone();
+  void AskForPlace();
+  void OnPlace(absl::StatusOr<std::shared_ptr<TurnPermit>> permit);
+  void Refuse(const absl::Status& status);
+
+  const TurnParts& parts_;
+  const std::shared_ptr<RpcScope> scope_;
+  TurnRequest request_;
+  std::unique_ptr<TurnSink> sink_;
+
+  Mutex mutex_;
+  bool gone_ LLAVA_GUARDED_BY(mutex_) = false;  // the client, before there was a place
+  std::optional<uint64_t> ticket_ LLAVA_GUARDED_BY(mutex_);
+};
+
+// What a question will use at most, about: a token for three bytes of its text, the tokens of its
+// pictures, and the longest answer. The turns before it are charged when they are counted.
+double EstimateTokens(const TurnRequest& request, const ModelRouter& router);
+
+}  // namespace llava

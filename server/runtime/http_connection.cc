@@ -1,0 +1,375 @@
+#include "server/runtime/http_connection.h"
+
+#include <boost/asio/post.hpp>
+#include <boost/beast/http/error.hpp>
+#include <boost/beast/http/status.hpp>
+#include <limits>
+#include <utility>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+
+namespace llava {
+namespace {
+
+namespace http = boost::beast::http;
+using boost::system::error_code;
+
+constexpr uint64_t kDefaultBodyBytes = 64u << 10;
+// What a client may send ahead while its request is being answered.
+constexpr size_t kMaxAhead = 64u << 10;
+// Time for a refused client to read why, while it still sends.
+constexpr std::chrono::seconds kLingerTime{2};
+
+}  // namespace
+
+std::string_view HttpRequest::Header(std::string_view name) const {
+  for (const auto& [key, value] : headers) {
+    if (key == name) return value;
+  }
+  return {};
+}
+
+HttpResponse HttpHandler::ErrorPage(int status, const std::string& message) const {
+  return {status, "text/plain; charset=utf-8", message + "\n"};
+}
+
+// Passes what it is told to the connection's strand. Cuts the connection if it is forgotten.
+class HttpConnection::Answer final : public HttpAnswer {
+ public:
+  Answer(std::shared_ptr<HttpConnection> connection, std::shared_ptr<AnswerState> state)
+      : connection_(std::move(connection)), state_(std::move(state)) {}
+  ~Answer() override {
+    Post([](HttpConnection& connection, const auto& state) { connection.Abandon(state); });
+  }
+
+  void Send(HttpResponse response) override {
+    Post([response = std::move(response)](HttpConnection& connection, const auto& state) mutable {
+      connection.Send(state, std::move(response));
+    });
+  }
+  void Begin(HttpResponse head) override {
+    Post([head = std::move(head)](HttpConnection& connection, const auto& state) mutable {
+      connection.Begin(state, std::move(head));
+    });
+  }
+  size_t Write(std::string piece) override {
+    size_t waiting;
+    {
+      MutexLock lock(state_->mutex);
+      if (state_->gone) return 0;
+      waiting = state_->waiting += piece.size();
+    }
+    Post([piece = std::move(piece)](HttpConnection& connection, const auto& state) mutable {
+      connection.Piece(state, std::move(piece));
+    });
+    return waiting;
+  }
+  void End() override {
+    Post([](HttpConnection& connection, const auto& state) { connection.End(state); });
+  }
+  void Cut() override {
+    Post([](HttpConnection& connection, const auto& state) { connection.Abandon(state); });
+  }
+  void SetOnGone(std::function<void()> on_gone) override {
+    {
+      MutexLock lock(state_->mutex);
+      if (!state_->gone) {
+        state_->on_gone = std::move(on_gone);
+        return;
+      }
+    }
+    on_gone();
+  }
+
+ private:
+  template <typename Work>
+  void Post(Work work) {
+    boost::asio::post(connection_->transport_->socket().get_executor(),
+                      [connection = connection_, state = state_, work = std::move(work)]() mutable {
+                        work(*connection, state);
+                      });
+  }
+
+  const std::shared_ptr<HttpConnection> connection_;
+  const std::shared_ptr<AnswerState> state_;
+};
+
+void HttpConnection::AnswerState::Gone() {
+  std::function<void()> told;
+  {
+    MutexLock lock(mutex);
+    gone = true;
+    told = std::move(on_gone);
+    on_gone = nullptr;
+  }
+  if (told) told();
+}
+
+HttpConnection::HttpConnection(std::unique_ptr<HttpTransport> transport, const Parts& parts,
+                               std::shared_ptr<void> lifetime)
+    : lifetime_(std::move(lifetime)),
+      transport_(std::move(transport)),
+      parts_(parts),
+      read_timer_(transport_->socket().get_executor()),
+      write_timer_(transport_->socket().get_executor()) {}
+
+void HttpConnection::Start() {
+  boost::asio::post(transport_->socket().get_executor(), [self = shared_from_this()] {
+    self->Await(self->parts_.limits.head_timeout);
+    self->transport_->Handshake([self](error_code error, size_t) {
+      if (error) return self->Close();
+      self->NextRequest();
+    });
+  });
+}
+
+void HttpConnection::Shutdown() {
+  boost::asio::post(transport_->socket().get_executor(),
+                    [self = shared_from_this()] { self->Close(); });
+}
+
+// The connection ends unless something else is awaited, or nothing, before `timeout` is over.
+void HttpConnection::Await(std::chrono::milliseconds timeout) {
+  read_timer_.expires_after(timeout);
+  read_timer_.async_wait([self = shared_from_this()](error_code error) {
+    if (error || self->read_timer_.expiry() > std::chrono::steady_clock::now()) return;
+    const bool waiting = self->phase_ == Phase::kHead || self->phase_ == Phase::kBody;
+    if (waiting) return self->Reject(408, "the request took too long to come");
+    if (self->phase_ != Phase::kAnswer) self->Close();
+  });
+}
+
+void HttpConnection::NextRequest() {
+  if (phase_ == Phase::kClosed) return;
+  phase_ = Phase::kIdle;
+  parser_.emplace();
+  parser_->header_limit(parts_.limits.head_bytes);
+  parser_->body_limit(std::numeric_limits<uint64_t>::max());  // judged in OnHead
+  Await(parts_.limits.idle_timeout);
+  Pump();
+}
+
+void HttpConnection::Pump() {
+  while (buffer_.size() > 0 &&
+         (phase_ == Phase::kIdle || phase_ == Phase::kHead || phase_ == Phase::kBody)) {
+    if (phase_ == Phase::kIdle) {
+      phase_ = Phase::kHead;
+      Await(parts_.limits.head_timeout);
+    }
+    error_code error;
+    buffer_.consume(parser_->put(buffer_.data(), error));
+    if (error == http::error::need_more) break;
+    if (error == http::error::header_limit) return Reject(431, "the headers are too long");
+    if (error == http::error::body_limit) return Reject(413, "the body is too long");
+    if (error) return Reject(400, absl::StrCat("no good HTTP request: ", error.message()));
+    if (phase_ == Phase::kHead && parser_->is_header_done()) OnHead();
+    if (phase_ == Phase::kBody && parser_->is_done()) OnBody();
+  }
+  Read();
+}
+
+void HttpConnection::Read() {
+  if (reading_ || phase_ == Phase::kClosed) return;
+  if (phase_ == Phase::kLinger) buffer_.clear();
+  if (phase_ == Phase::kAnswer && buffer_.size() >= kMaxAhead) return;  // the next one can wait
+  reading_ = true;
+  transport_->Read(
+      boost::asio::buffer(chunk_),
+      [self = shared_from_this()](error_code error, size_t bytes) { self->OnRead(error, bytes); });
+}
+
+void HttpConnection::OnRead(error_code error, size_t bytes) {
+  reading_ = false;
+  if (error) {
+    if (phase_ == Phase::kAnswer || sending_.empty()) return Close();
+    phase_ = Phase::kLinger;  // what is on its way still goes out
+    close_when_sent_ = true;
+    return;
+  }
+  boost::beast::net::buffer_copy(buffer_.prepare(bytes), boost::asio::buffer(chunk_, bytes));
+  buffer_.commit(bytes);
+  Pump();
+}
+
+HttpRequest HttpConnection::TakeHead() {
+  HttpRequest request;
+  auto& message = parser_->get();
+  request.method = std::string(message.method_string());
+  const std::string target(message.target());
+  request.path = target.substr(0, target.find('?'));
+  for (const auto& field : message) {
+    request.headers.emplace_back(absl::AsciiStrToLower(std::string(field.name_string())),
+                                 std::string(field.value()));
+  }
+  return request;
+}
+
+void HttpConnection::OnHead() {
+  phase_ = Phase::kBody;
+  Await(parts_.limits.body_timeout);
+  const HttpRequest head = TakeHead();
+  http10_ = parser_->get().version() < 11;
+  head_only_ = head.method == "HEAD";
+  keep_alive_ = parser_->keep_alive() && !http10_;
+  uint64_t limit = kDefaultBodyBytes;
+  std::optional<HttpResponse> refusal;
+  if (parts_.uncertified != nullptr && !transport_->certified() &&
+      !parts_.uncertified->contains(head.path)) {
+    refusal = parts_.handler.ErrorPage(403, "a client certificate is needed here");
+  } else {
+    refusal = parts_.handler.OnHead(head, limit);
+  }
+  if (!refusal && parser_->content_length().value_or(0) > limit) {
+    refusal = parts_.handler.ErrorPage(
+        413,
+        absl::StrCat("the body has ", *parser_->content_length(), " bytes, allowed are ", limit));
+  }
+  if (refusal) {
+    keep_alive_ = keep_alive_ && parser_->is_done();  // nothing of a body is on its way
+    answer_ = std::make_shared<AnswerState>();
+    phase_ = Phase::kAnswer;
+    std::make_shared<Answer>(shared_from_this(), answer_)->Send(*std::move(refusal));
+    return;
+  }
+  parser_->body_limit(limit);
+  parser_->eager(true);
+  if (absl::EqualsIgnoreCase(std::string(head.Header("expect")), "100-continue")) {
+    Output("HTTP/1.1 100 Continue\r\n\r\n");
+  }
+}
+
+void HttpConnection::OnBody() {
+  phase_ = Phase::kAnswer;
+  read_timer_.cancel();
+  HttpRequest request = TakeHead();
+  request.body = std::move(parser_->get().body());
+  answer_ = std::make_shared<AnswerState>();
+  parts_.handler.OnRequest(std::move(request),
+                           std::make_shared<Answer>(shared_from_this(), answer_));
+}
+
+// For requests that are broken: what follows on the connection means nothing.
+void HttpConnection::Reject(int status, const std::string& message) {
+  keep_alive_ = false;
+  head_only_ = false;
+  answer_ = std::make_shared<AnswerState>();
+  phase_ = Phase::kAnswer;
+  Send(answer_, parts_.handler.ErrorPage(status, message));
+  Read();
+}
+
+std::string HttpConnection::Head(const HttpResponse& response,
+                                 std::optional<size_t> content_length) {
+  const auto reason = http::obsolete_reason(static_cast<http::status>(response.status));
+  std::string head =
+      absl::StrCat("HTTP/1.1 ", response.status, " ", std::string(reason),
+                   "\r\nContent-Type: ", response.content_type,
+                   "\r\nCache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n");
+  for (const auto& [name, value] : response.headers) {
+    absl::StrAppend(&head, name, ": ", value, "\r\n");
+  }
+  if (content_length) {
+    absl::StrAppend(&head, "Content-Length: ", *content_length, "\r\n");
+  } else if (chunked_) {
+    head += "Transfer-Encoding: chunked\r\n";
+  }
+  if (!keep_alive_) head += "Connection: close\r\n";
+  return head + "\r\n";
+}
+
+void HttpConnection::Send(const std::shared_ptr<AnswerState>& of, HttpResponse response) {
+  if (of != answer_ || phase_ != Phase::kAnswer) return;
+  std::string bytes = Head(response, response.body.size());
+  if (!head_only_) bytes += response.body;
+  Output(std::move(bytes));
+  AnswerDone();
+}
+
+void HttpConnection::Begin(const std::shared_ptr<AnswerState>& of, HttpResponse head) {
+  if (of != answer_ || phase_ != Phase::kAnswer) return;
+  chunked_ = !http10_;
+  Output(Head(head, std::nullopt));
+  if (!head.body.empty()) Piece(of, std::move(head.body));
+}
+
+void HttpConnection::Piece(const std::shared_ptr<AnswerState>& of, std::string piece) {
+  if (of != answer_ || phase_ != Phase::kAnswer || piece.empty() || head_only_) return;
+  if (!chunked_) return Output(std::move(piece));
+  Output(absl::StrCat(absl::Hex(piece.size()), "\r\n", piece, "\r\n"));
+}
+
+void HttpConnection::End(const std::shared_ptr<AnswerState>& of) {
+  if (of != answer_ || phase_ != Phase::kAnswer) return;
+  if (chunked_) Output("0\r\n\r\n");
+  AnswerDone();
+}
+
+void HttpConnection::Abandon(const std::shared_ptr<AnswerState>& of) {
+  if (of == answer_ && phase_ == Phase::kAnswer) Close();
+}
+
+void HttpConnection::AnswerDone() {
+  answer_ = nullptr;
+  chunked_ = false;
+  if (keep_alive_) {
+    NextRequest();
+  } else {
+    phase_ = Phase::kLinger;
+    close_when_sent_ = true;
+    Flush();
+  }
+}
+
+void HttpConnection::Output(std::string bytes) {
+  if (phase_ == Phase::kClosed) return;
+  output_ += bytes;
+  Flush();
+}
+
+void HttpConnection::Flush() {
+  if (!sending_.empty() || phase_ == Phase::kClosed) return;
+  if (output_.empty()) {
+    if (std::exchange(close_when_sent_, false)) Linger();
+    return;
+  }
+  sending_.swap(output_);
+  write_timer_.expires_after(parts_.limits.write_timeout);
+  write_timer_.async_wait([self = shared_from_this()](error_code error) {
+    if (error || self->write_timer_.expiry() > std::chrono::steady_clock::now()) return;
+    self->Close();
+  });
+  transport_->Write(
+      boost::asio::buffer(sending_),
+      [self = shared_from_this()](error_code error, size_t) { self->OnWritten(error); });
+}
+
+void HttpConnection::OnWritten(error_code error) {
+  write_timer_.cancel();
+  sending_.clear();
+  if (error) return Close();
+  if (answer_) {
+    MutexLock lock(answer_->mutex);
+    answer_->waiting = output_.size();
+  }
+  Flush();
+}
+
+// A client that still sends would otherwise get a reset instead of the answer.
+void HttpConnection::Linger() {
+  transport_->ShutdownSend();
+  Await(kLingerTime);
+  Read();
+}
+
+void HttpConnection::Close() {
+  if (phase_ == Phase::kClosed) return;
+  phase_ = Phase::kClosed;
+  read_timer_.cancel();
+  write_timer_.cancel();
+  transport_->Close();
+  if (const auto answer = std::exchange(answer_, nullptr)) answer->Gone();
+}
+
+}  // namespace llava

@@ -1,0 +1,96 @@
+#pragma once
+
+#include <array>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/beast/core/flat_buffer.hpp>
+#include <boost/beast/http/parser.hpp>
+#include <boost/beast/http/string_body.hpp>
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+
+#include "server/runtime/http_message.h"
+#include "server/runtime/http_transport.h"
+#include "server/runtime/mutex.h"
+
+namespace llava {
+
+// One connection: reads a request, has it answered, reads the next. While an answer is in the
+// making it listens for the client's going. Lives in its own callbacks, on the transport's strand.
+class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
+ public:
+  struct Parts {
+    const HttpLimits& limits;
+    HttpHandler& handler;
+    // Paths that need no client certificate although the others do; null: none needs one.
+    const std::set<std::string>* uncertified;
+  };
+
+  // `lifetime` is kept until the end, for the executor behind the transport and for counting.
+  HttpConnection(std::unique_ptr<HttpTransport> transport, const Parts& parts,
+                 std::shared_ptr<void> lifetime);
+  // Once.
+  void Start();
+  // From any thread: ends it at once.
+  void Shutdown();
+
+ private:
+  class Answer;
+  // What an answer and its connection share; the answer may be written from any thread.
+  struct AnswerState {
+    void Gone();
+
+    Mutex mutex;
+    bool gone LLAVA_GUARDED_BY(mutex) = false;
+    size_t waiting LLAVA_GUARDED_BY(mutex) = 0;  // bytes written but not yet sent
+    std::function<void()> on_gone LLAVA_GUARDED_BY(mutex);
+  };
+  enum class Phase { kIdle, kHead, kBody, kAnswer, kLinger, kClosed };
+  using Parser = boost::beast::http::request_parser<boost::beast::http::string_body>;
+
+  void NextRequest();
+  // Parses what is there and reads on where more is needed.
+  void Pump();
+  void Read();
+  void OnRead(boost::system::error_code error, size_t bytes);
+  void OnHead();
+  void OnBody();
+  HttpRequest TakeHead();
+  void Reject(int status, const std::string& message);
+
+  // Parts of an answer; nothing happens unless it is that of the request at hand.
+  void Send(const std::shared_ptr<AnswerState>& of, HttpResponse response);
+  void Begin(const std::shared_ptr<AnswerState>& of, HttpResponse head);
+  void Piece(const std::shared_ptr<AnswerState>& of, std::string piece);
+  void End(const std::shared_ptr<AnswerState>& of);
+  void Abandon(const std::shared_ptr<AnswerState>& of);
+  std::string Head(const HttpResponse& response, std::optional<size_t> content_length);
+  void AnswerDone();
+
+  void Output(std::string bytes);
+  void Flush();
+  void OnWritten(boost::system::error_code error);
+  void Linger();
+  void Close();
+  void Await(std::chrono::milliseconds timeout);
+
+  const std::shared_ptr<void> lifetime_;
+  const std::unique_ptr<HttpTransport> transport_;
+  const Parts parts_;
+  boost::asio::steady_timer read_timer_, write_timer_;
+  Phase phase_ = Phase::kIdle;
+  boost::beast::flat_buffer buffer_;
+  std::array<char, 8192> chunk_;  // being read into
+  std::optional<Parser> parser_;
+  bool reading_ = false;
+
+  std::shared_ptr<AnswerState> answer_;  // of the request at hand
+  bool http10_ = false, head_only_ = false, keep_alive_ = true, chunked_ = false;
+
+  std::string output_, sending_;  // to be written next, being written
+  bool close_when_sent_ = false;
+};
+
+}  // namespace llava

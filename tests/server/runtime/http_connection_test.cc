@@ -1,0 +1,257 @@
+// How connections are served: answers in pieces, clients that go, are slow, or send too much.
+
+#include "server/runtime/http_connection.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <boost/asio.hpp>
+#include <chrono>
+#include <string>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "server/runtime/http_server.h"
+#include "tests/support/slowdown.h"
+
+namespace llava {
+namespace {
+
+using std::chrono::milliseconds;
+using testing::AllOf;
+using testing::EndsWith;
+using testing::HasSubstr;
+using testing::StartsWith;
+using tcp = boost::asio::ip::tcp;
+
+// /echo answers with the body; /stream is left to the test.
+class Handler : public HttpHandler {
+ public:
+  std::optional<HttpResponse> OnHead(const HttpRequest& head, uint64_t& body_limit) override {
+    if (head.path == "/forbidden") return HttpResponse{403, "text/x", "no\n"};
+    if (head.path == "/echo") body_limit = 1000;
+    return std::nullopt;
+  }
+  void OnRequest(HttpRequest request, std::shared_ptr<HttpAnswer> answer) override {
+    if (request.path == "/echo") return answer->Send({200, "text/x", request.body});
+    if (request.path == "/forgotten") return;
+    answer->SetOnGone([this] { ++gone; });
+    std::lock_guard lock(mutex_);
+    stream_ = std::move(answer);
+  }
+  std::shared_ptr<HttpAnswer> stream() {
+    while (true) {
+      {
+        std::lock_guard lock(mutex_);
+        if (stream_) return std::move(stream_);
+      }
+      std::this_thread::sleep_for(milliseconds(1));
+    }
+  }
+
+  std::atomic<int> gone = 0;
+
+ private:
+  std::mutex mutex_;
+  std::shared_ptr<HttpAnswer> stream_;
+};
+
+class HttpConnectionTest : public testing::Test {
+ protected:
+  void StartServer() {
+    auto server = HttpServer::Start(options_, handler_);
+    ASSERT_TRUE(server.ok()) << server.status();
+    server_ = *std::move(server);
+  }
+  tcp::socket Connect() {
+    tcp::socket socket(context_);
+    socket.connect(
+        {boost::asio::ip::make_address("127.0.0.1"), static_cast<uint16_t>(server_->port())});
+    return socket;
+  }
+  static void Send(tcp::socket& socket, const std::string& text) {
+    boost::system::error_code ignored;
+    boost::asio::write(socket, boost::asio::buffer(text), ignored);
+  }
+  // All that comes until the server closes.
+  static std::string Rest(tcp::socket& socket) {
+    std::string text;
+    boost::system::error_code error;
+    boost::asio::read(socket, boost::asio::dynamic_buffer(text), error);
+    return text;
+  }
+  static std::string Until(tcp::socket& socket, const std::string& mark) {
+    std::string text;
+    boost::system::error_code error;
+    boost::asio::read_until(socket, boost::asio::dynamic_buffer(text), mark, error);
+    return text;
+  }
+  static bool Eventually(const std::function<bool()>& condition) {
+    for (int i = 0; i < 2000 * kSlowdown && !condition(); ++i) {
+      std::this_thread::sleep_for(milliseconds(5));
+    }
+    return condition();
+  }
+  static std::string Post(const std::string& path, const std::string& body,
+                          const std::string& more = "Connection: close\r\n") {
+    return absl::StrCat("POST ", path, " HTTP/1.1\r\nHost: x\r\nContent-Length: ", body.size(),
+                        "\r\n", more, "\r\n", body);
+  }
+
+  Handler handler_;
+  HttpServerOptions options_;
+  boost::asio::io_context context_;
+  std::unique_ptr<HttpServer> server_;
+};
+
+TEST_F(HttpConnectionTest, BodiesComeWholeHoweverTheyAreCut) {
+  StartServer();
+  const std::string body(900, 'b');
+  auto socket = Connect();
+  for (const char c : Post("/echo", body)) Send(socket, std::string(1, c));
+  EXPECT_THAT(Rest(socket), AllOf(StartsWith("HTTP/1.1 200"), EndsWith(body)));
+  auto chunked = Connect();
+  Send(chunked,
+       "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nConnection: "
+       "close\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n");
+  EXPECT_THAT(Rest(chunked), EndsWith("\r\n\r\nabcde"));
+}
+
+TEST_F(HttpConnectionTest, ManyRequestsAtOnceAreAnsweredInOrder) {
+  StartServer();
+  std::string all;
+  for (int i = 0; i < 500; ++i) all += Post("/echo", absl::StrCat("<", i, ">"), "");
+  auto socket = Connect();
+  Send(socket, all + Post("/echo", "end"));
+  const std::string text = Rest(socket);
+  size_t at = 0;
+  for (int i = 0; i < 500; ++i) {
+    at = text.find(absl::StrCat("<", i, ">"), at);
+    ASSERT_NE(at, std::string::npos) << i;
+  }
+}
+
+TEST_F(HttpConnectionTest, PiecesGoOutAsTheyCome) {
+  StartServer();
+  auto socket = Connect();
+  Send(socket, Post("/stream", "x"));
+  auto answer = handler_.stream();
+  answer->Begin({200, "text/event-stream", "", {{"X-Mark", "m"}}});
+  answer->Write("one");
+  EXPECT_THAT(Until(socket, "3\r\none\r\n"),
+              AllOf(HasSubstr("Transfer-Encoding: chunked"), HasSubstr("X-Mark: m")));
+  answer->Write("two");
+  EXPECT_EQ(Until(socket, "two\r\n"), "3\r\ntwo\r\n");
+  answer->End();
+  EXPECT_EQ(Rest(socket), "0\r\n\r\n");
+  EXPECT_EQ(handler_.gone, 0);
+}
+
+TEST_F(HttpConnectionTest, OldClientsGetPiecesWithoutChunks) {
+  StartServer();
+  auto socket = Connect();
+  Send(socket, "POST /stream HTTP/1.0\r\nContent-Length: 0\r\n\r\n");
+  auto answer = handler_.stream();
+  answer->Begin({200, "text/x", "one"});
+  answer->End();
+  EXPECT_THAT(Rest(socket), EndsWith("\r\n\r\none"));
+}
+
+TEST_F(HttpConnectionTest, AClientThatGoesIsNoticed) {
+  StartServer();
+  auto answer = [&] {
+    auto socket = Connect();
+    Send(socket, Post("/stream", ""));
+    return handler_.stream();
+  }();
+  EXPECT_TRUE(Eventually([&] { return handler_.gone == 1; }));
+  EXPECT_EQ(answer->Write("late"), 0u);
+  bool told = false;
+  answer->SetOnGone([&] { told = true; });
+  EXPECT_TRUE(told);
+  answer.reset();
+  EXPECT_TRUE(Eventually([&] { return server_->connections() == 0; }));
+}
+
+TEST_F(HttpConnectionTest, AnAnswerThatIsForgottenCutsTheConnection) {
+  StartServer();
+  auto socket = Connect();
+  Send(socket, Post("/forgotten", ""));
+  EXPECT_EQ(Rest(socket), "");
+}
+
+TEST_F(HttpConnectionTest, RefusesBeforeTheBodyAndTellsWhy) {
+  StartServer();
+  auto forbidden = Connect();
+  Send(forbidden,
+       absl::StrCat("POST /forbidden HTTP/1.1\r\nHost: x\r\nContent-Length: 500000\r\n\r\n",
+                    std::string(400000, 'x')));
+  EXPECT_THAT(Rest(forbidden), AllOf(StartsWith("HTTP/1.1 403"), EndsWith("no\n")));
+  auto large = Connect();
+  Send(large, "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1001\r\n\r\n");
+  EXPECT_THAT(Rest(large), AllOf(StartsWith("HTTP/1.1 413"), HasSubstr("1001")));
+  auto chunked = Connect();
+  Send(chunked, absl::StrCat("POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n",
+                             "7d0\r\n", std::string(2000, 'x'), "\r\n0\r\n\r\n"));
+  EXPECT_THAT(Rest(chunked), StartsWith("HTTP/1.1 413"));
+  auto head = Connect();
+  Send(head, absl::StrCat("GET /echo HTTP/1.1\r\nX: ", std::string(20000, 'x'), "\r\n\r\n"));
+  EXPECT_THAT(Rest(head), StartsWith("HTTP/1.1 431"));
+  auto nonsense = Connect();
+  Send(nonsense, "nonsense\r\n\r\n");
+  EXPECT_THAT(Rest(nonsense), StartsWith("HTTP/1.1 400"));
+  EXPECT_TRUE(Eventually([&] { return server_->connections() == 0; }));
+}
+
+TEST_F(HttpConnectionTest, WaitsForNobodyForEver) {
+  options_.limits.head_timeout = milliseconds(100);
+  options_.limits.body_timeout = milliseconds(100);
+  options_.limits.idle_timeout = milliseconds(100);
+  StartServer();
+  auto idle = Connect();
+  EXPECT_EQ(Rest(idle), "");
+  auto head = Connect();
+  Send(head, "GET /echo HTTP/1.1\r\n");
+  EXPECT_THAT(Rest(head), StartsWith("HTTP/1.1 408"));
+  auto body = Connect();
+  Send(body, "POST /echo HTTP/1.1\r\nContent-Length: 10\r\n\r\nabc");
+  EXPECT_THAT(Rest(body), StartsWith("HTTP/1.1 408"));
+}
+
+TEST_F(HttpConnectionTest, AReaderThatStopsIsCut) {
+  options_.limits.write_timeout = milliseconds(200);
+  StartServer();
+  auto socket = Connect();
+  Send(socket, Post("/stream", ""));
+  auto answer = handler_.stream();
+  answer->Begin({200, "text/x", ""});
+  size_t waiting = 0;
+  for (int i = 0; i < 100; ++i) waiting = answer->Write(std::string(1 << 20, 'x'));
+  EXPECT_GT(waiting, 50u << 20);
+  EXPECT_TRUE(Eventually([&] { return handler_.gone == 1; }));
+}
+
+TEST_F(HttpConnectionTest, AsksForTheBodyWhenTheClientWaitsForThat) {
+  StartServer();
+  auto socket = Connect();
+  Send(socket,
+       "POST /echo HTTP/1.1\r\nContent-Length: 2\r\nExpect: 100-continue\r\nConnection: "
+       "close\r\n\r\n");
+  EXPECT_EQ(Until(socket, "\r\n\r\n"), "HTTP/1.1 100 Continue\r\n\r\n");
+  Send(socket, "ok");
+  EXPECT_THAT(Rest(socket), EndsWith("\r\n\r\nok"));
+}
+
+TEST_F(HttpConnectionTest, TheServerEndsWithAnswersUnderWay) {
+  StartServer();
+  auto socket = Connect();
+  Send(socket, Post("/stream", ""));
+  auto answer = handler_.stream();
+  server_.reset();
+  EXPECT_EQ(handler_.gone, 1);
+  answer->Send({});  // to nobody
+}
+
+}  // namespace
+}  // namespace llava

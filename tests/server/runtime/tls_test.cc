@@ -1,0 +1,203 @@
+#include "server/runtime/tls.h"
+
+#include <gmock/gmock.h>
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+
+#include <boost/asio.hpp>
+#include <boost/asio/ssl.hpp>
+#include <chrono>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "server/runtime/http_server.h"
+#include "tests/support/certificates.h"
+#include "tests/support/slowdown.h"
+
+namespace llava {
+namespace {
+
+using std::chrono::milliseconds;
+using testing::HasSubstr;
+using testing::StartsWith;
+using tcp = boost::asio::ip::tcp;
+namespace ssl = boost::asio::ssl;
+
+class TlsTest : public testing::Test {
+ protected:
+  TlsTest() {
+    std::string name = (std::filesystem::temp_directory_path() / "llava-tls-XXXXXX").string();
+    folder_ = mkdtemp(name.data());
+    certificates_ = std::make_unique<TestCertificates>(folder_);
+    certificates_->Authority("ca");
+    certificates_->Authority("other");
+    certificates_->Leaf("server", "ca");
+    certificates_->Leaf("client", "ca");
+    certificates_->Leaf("stranger", "other");
+  }
+  ~TlsTest() override { std::filesystem::remove_all(folder_); }
+
+  TlsFiles Files(const std::string& name, const std::string& authority) const {
+    return {name.empty() ? "" : certificates_->Certificate(name),
+            name.empty() ? "" : certificates_->Key(name),
+            authority.empty() ? "" : certificates_->Certificate(authority)};
+  }
+  std::string Complaint(const TlsFiles& files) const {
+    return std::string(CheckTlsFiles(files).message());
+  }
+  // Does a client with these files get a connection?
+  static bool Connects(int port, const TlsFiles& files) {
+    grpc::ChannelArguments arguments;
+    arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+    const auto channel = grpc::CreateCustomChannel(absl::StrCat("127.0.0.1:", port),
+                                                   MakeChannelCredentials(files), arguments);
+    const auto deadline = std::chrono::system_clock::now() + kSlowdown * std::chrono::seconds(5);
+    auto state = channel->GetState(true);
+    while (state != GRPC_CHANNEL_READY) {
+      if (state == GRPC_CHANNEL_TRANSIENT_FAILURE) return false;
+      if (!channel->WaitForStateChange(state, deadline)) return false;
+      state = channel->GetState(true);
+    }
+    // With TLS 1.3 a client learns only after its handshake that its certificate was refused.
+    return !channel->WaitForStateChange(GRPC_CHANNEL_READY,
+                                        std::chrono::system_clock::now() + milliseconds(200));
+  }
+  std::unique_ptr<grpc::Server> Serve(const TlsFiles& files, int* port) {
+    grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+    grpc::ServerBuilder builder;
+    builder.AddListeningPort("127.0.0.1:0", MakeServerCredentials(files), port);
+    return builder.BuildAndStart();
+  }
+
+  std::string folder_;
+  std::unique_ptr<TestCertificates> certificates_;
+};
+
+TEST_F(TlsTest, NamesTheFileThatIsWrong) {
+  EXPECT_EQ(Complaint({}), "");
+  EXPECT_EQ(Complaint(Files("server", "ca")), "");
+  TlsFiles files = Files("server", "");
+  files.key = certificates_->Key("client");
+  EXPECT_THAT(Complaint(files), StartsWith(files.key));
+  files.key = folder_ + "/none";
+  EXPECT_THAT(Complaint(files), HasSubstr("/none: cannot be read"));
+  files = Files("server", "ca");
+  std::ofstream(folder_ + "/text") << "hello";
+  files.authorities = folder_ + "/text";
+  EXPECT_THAT(Complaint(files), StartsWith(files.authorities));
+  files = Files("server", "");
+  files.certificate = folder_ + "/text";
+  EXPECT_THAT(Complaint(files), HasSubstr("no certificate"));
+  files.certificate = folder_;
+  EXPECT_THAT(Complaint(files), StartsWith(folder_ + ":"));
+}
+
+TEST_F(TlsTest, ClientsTrustWhomTheyKnow) {
+  int port = 0;
+  const auto server = Serve(Files("server", ""), &port);
+  ASSERT_TRUE(server);
+  EXPECT_TRUE(Connects(port, Files("", "ca")));
+  EXPECT_FALSE(Connects(port, Files("", "other")));
+  EXPECT_FALSE(Connects(port, {}));
+  server->Shutdown();
+}
+
+TEST_F(TlsTest, MutualTlsLetsInWhoIsSigned) {
+  int port = 0;
+  const auto server = Serve(Files("server", "ca"), &port);
+  ASSERT_TRUE(server);
+  EXPECT_TRUE(Connects(port, Files("client", "ca")));
+  EXPECT_FALSE(Connects(port, Files("", "ca")));
+  EXPECT_FALSE(Connects(port, Files("stranger", "ca")));
+  server->Shutdown();
+}
+
+TEST_F(TlsTest, CertificatesAreReadAgain) {
+  int port = 0;
+  const auto server = Serve(Files("server", ""), &port);
+  ASSERT_TRUE(server);
+  EXPECT_TRUE(Connects(port, Files("", "ca")));
+  certificates_->Leaf("server", "other");
+  bool changed = false;
+  for (int i = 0; i < 100 * kSlowdown && !changed; ++i) {
+    std::this_thread::sleep_for(milliseconds(100));
+    changed = Connects(port, Files("", "other"));
+  }
+  EXPECT_TRUE(changed);
+  EXPECT_FALSE(Connects(port, Files("", "ca")));
+  server->Shutdown();
+}
+
+class HttpsTest : public TlsTest {
+ protected:
+  void StartServer(const TlsFiles& files) {
+    HttpServerOptions options;
+    options.tls = files;
+    const auto page = [](const HttpRequest&) { return HttpResponse{200, "text/x", "hello"}; };
+    auto server = HttpServer::Start(
+        options, std::map<std::string, HttpServer::Page>{{"/livez", page}, {"/metrics", page}});
+    ASSERT_TRUE(server.ok()) << server.status();
+    server_ = *std::move(server);
+  }
+  // The answer's first line, or why there is none.
+  std::string Get(const std::string& path, const TlsFiles& files) {
+    boost::asio::io_context context;
+    ssl::context tls(ssl::context::tls_client);
+    tls.load_verify_file(files.authorities);
+    tls.set_verify_mode(ssl::verify_peer);
+    if (!files.certificate.empty()) {
+      tls.use_certificate_chain_file(files.certificate);
+      tls.use_private_key_file(files.key, ssl::context::pem);
+    }
+    ssl::stream<tcp::socket> stream(context, tls);
+    stream.next_layer().connect(
+        {boost::asio::ip::make_address("127.0.0.1"), static_cast<uint16_t>(server_->port())});
+    boost::system::error_code error;
+    stream.handshake(ssl::stream_base::client, error);
+    if (error) return error.message();
+    boost::asio::write(
+        stream, boost::asio::buffer("GET " + path + " HTTP/1.1\r\nConnection: close\r\n\r\n"),
+        error);
+    std::string text;
+    boost::asio::read(stream, boost::asio::dynamic_buffer(text), error);
+    return text.empty() ? error.message() : text.substr(0, text.find("\r\n"));
+  }
+  std::unique_ptr<HttpServer> server_;
+};
+
+TEST_F(HttpsTest, ServesWhoTrustsIt) {
+  StartServer(Files("server", ""));
+  EXPECT_THAT(Get("/metrics", Files("", "ca")), StartsWith("HTTP/1.1 200"));
+  EXPECT_THAT(Get("/metrics", Files("", "other")), HasSubstr("certificate verify failed"));
+  // A client without encryption gets nothing and holds up nobody.
+  tcp::iostream plain("127.0.0.1", std::to_string(server_->port()));
+  plain << "GET /metrics HTTP/1.1\r\n\r\n" << std::flush;
+  EXPECT_THAT(Get("/livez", Files("", "ca")), StartsWith("HTTP/1.1 200"));
+}
+
+TEST_F(HttpsTest, ProbesNeedNoCertificateTheRestDoes) {
+  StartServer(Files("server", "ca"));
+  EXPECT_THAT(Get("/livez", Files("", "ca")), StartsWith("HTTP/1.1 200"));
+  EXPECT_THAT(Get("/metrics", Files("", "ca")), StartsWith("HTTP/1.1 403"));
+  EXPECT_THAT(Get("/metrics", Files("client", "ca")), StartsWith("HTTP/1.1 200"));
+  EXPECT_THAT(Get("/metrics", Files("stranger", "ca")), Not(StartsWith("HTTP/1.1")));
+}
+
+TEST_F(HttpsTest, CertificatesAreReadAgainAndBadOnesAreNot) {
+  StartServer(Files("server", ""));
+  EXPECT_THAT(Get("/livez", Files("", "ca")), StartsWith("HTTP/1.1 200"));
+  certificates_->Leaf("server", "other");
+  std::this_thread::sleep_for(milliseconds(2100));
+  EXPECT_THAT(Get("/livez", Files("", "other")), StartsWith("HTTP/1.1 200"));
+  std::ofstream(certificates_->Certificate("server")) << "broken";
+  std::this_thread::sleep_for(milliseconds(2100));
+  EXPECT_THAT(Get("/livez", Files("", "other")), StartsWith("HTTP/1.1 200"));
+}
+
+}  // namespace
+}  // namespace llava
