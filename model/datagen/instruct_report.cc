@@ -128,7 +128,11 @@ Json InstructReport::ToJson() const {
 std::string InstructReport::ToMarkdown() const {
   const Json report = ToJson();
   std::string text = "# Instruction data\n\n" + Head({"run", ""});
-  for (const auto& [key, value] : run_.items()) text += Row({key, Cell(value)});
+  for (const auto& [key, value] : run_.items()) {
+    std::string words = key;
+    std::replace(words.begin(), words.end(), '_', ' ');
+    text += Row({words, Cell(value)});
+  }
   text += Row({"records kept", std::to_string(kept())});
   text += Row({"rejected", std::to_string(rejected())});
   text += Row({"picture in front of the question", std::to_string(image_first_)});

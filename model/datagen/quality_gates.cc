@@ -130,8 +130,8 @@ std::string RangeText(uint64_t value, const Limits& limits, const char* what) {
 
 const char* ToString(Rule rule) {
   constexpr std::array<const char*, kNumRules> kNames = {
-      "unanswered", "empty",    "refused",  "no dialogue",     "alternation",   "truncated",
-      "<image>",    "leak",     "language", "question length", "answer length", "repeated question",
+      "unanswered", "empty",    "refused",  "no_dialogue",     "alternation",   "truncated",
+      "image_mark", "leak",     "language", "question_length", "answer_length", "repeated_question",
       "turns",      "duplicate"};
   return kNames[static_cast<size_t>(rule)];
 }
