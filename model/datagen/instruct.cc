@@ -125,7 +125,7 @@ class Run {
         screened.rejected = Rule::kUnanswered;
         screened.detail = error == errors_.end() ? "not asked yet" : error->second;
       }
-      if (!screened.rejected && !dialogues.Add(screened.turns)) {
+      if (!screened.rejected && !dialogues.Add(image.id, screened.turns)) {
         screened.rejected = Rule::kDuplicate;
         screened.detail = "the same as an earlier record";
       }

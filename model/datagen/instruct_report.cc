@@ -37,9 +37,13 @@ std::string Cell(const Json& value) {
 
 std::string Row(const std::vector<std::string>& cells) {
   std::string row = "|";
-  for (std::string cell : cells) {
-    for (size_t at = 0; (at = cell.find('|', at)) != cell.npos; at += 2) cell.insert(at, "\\");
-    row.append(" ").append(cell).append(" |");
+  for (const std::string& cell : cells) {
+    row += ' ';
+    for (const char byte : cell) {
+      if (byte == '|') row += '\\';
+      row += byte == '\n' ? ' ' : byte;
+    }
+    row += " |";
   }
   return row + "\n";
 }

@@ -268,11 +268,13 @@ Screened QualityGates::Screen(ResponseType type, const ChatReply& reply) const {
   return reject(*screened.cut, screened.detail);
 }
 
-bool Deduplicator::Add(const std::vector<QuestionAnswer>& turns) {
+bool Deduplicator::Add(const std::string& image, const std::vector<QuestionAnswer>& turns) {
+  constexpr uint64_t kShort = 20;  // words
   std::string text;
   for (const QuestionAnswer& turn : turns) {
     text += WordsInARow(turn.question) + "\n" + WordsInARow(turn.answer) + "\n";
   }
+  if (CountWords(text) < kShort) text += image;
   return seen_.insert(ToBytes(HashBytes(text)).substr(0, 16)).second;
 }
 

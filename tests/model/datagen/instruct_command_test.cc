@@ -177,7 +177,9 @@ TEST_F(InstructCommandTest, ScreensWhatTheTeacherSays) {
         return ChatServer::Say("just a thing");
       case 8:  // equal to the next one
       case 9:
-        return ChatServer::Say("Question: What is it?\nAnswer: The same thing.");
+        return ChatServer::Say(
+            "Question: What is it?\nAnswer: It is the same thing again, word for word, which "
+            "nobody can have seen in two pictures that have nothing to do with each other.");
       case 10:
         return ChatServer::Refuse(400, "this prompt is not allowed");
       case 11:

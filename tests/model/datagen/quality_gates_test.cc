@@ -272,12 +272,22 @@ TEST_F(QualityGatesTest, AnyLanguagePassesIfAsked) {
                    .rejected);
 }
 
-TEST(DeduplicatorTest, EqualButForCaseAndPunctuation) {
+TEST(DeduplicatorTest, KnowsEqualButForCaseAndPunctuation) {
+  const std::string story =
+      "a man walks his two dogs along the pier in the rain while boats lie at anchor and gulls "
+      "circle above the water";
   Deduplicator dialogues;
-  EXPECT_TRUE(dialogues.Add({{"What?", "A dog."}}));
-  EXPECT_FALSE(dialogues.Add({{"what", "a  dog!"}}));
-  EXPECT_TRUE(dialogues.Add({{"What?", "A cat."}}));
-  EXPECT_TRUE(dialogues.Add({{"What?", "A dog."}, {"Where?", "Here."}}));
+  EXPECT_TRUE(dialogues.Add("a", {{"What?", story}}));
+  EXPECT_FALSE(dialogues.Add("b", {{"what", "  " + story + "!"}}));
+  EXPECT_TRUE(dialogues.Add("b", {{"What?", story + " again"}}));
+  EXPECT_TRUE(dialogues.Add("b", {{"What?", story}, {"Where?", "Here."}}));
+}
+
+TEST(DeduplicatorTest, ShortOnesMayBeEqualByChance) {
+  Deduplicator dialogues;
+  EXPECT_TRUE(dialogues.Add("a", {{"What?", "A dog."}}));
+  EXPECT_TRUE(dialogues.Add("b", {{"What?", "A dog."}}));
+  EXPECT_FALSE(dialogues.Add("a", {{"What?", "a dog"}}));
 }
 
 }  // namespace
