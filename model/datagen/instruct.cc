@@ -125,7 +125,7 @@ class Run {
         screened.rejected = Rule::kUnanswered;
         screened.detail = error == errors_.end() ? "not asked yet" : error->second;
       }
-      if (!screened.rejected && !dialogues.Add(screened.turns)) {
+      if (!screened.rejected && !dialogues.Add(image.id, screened.turns)) {
         screened.rejected = Rule::kDuplicate;
         screened.detail = "the same as an earlier record";
       }
@@ -178,15 +178,15 @@ class Run {
     return {{"teacher", options_.request.model},
             {"finished", outcome == ChatRun::Outcome::kFinished},
             {"pictures", images_.size()},
-            {"pictures asked about", used.size()},
-            {"records planned", plan_.size()},
-            {"answers known before", totals_.known},
-            {"answers paid for now", totals_.answered},
-            {"requests failed now", totals_.failed},
-            {"attempts repeated now", totals_.repeated},
-            {"prompt tokens, all runs", journal_.usage().prompt_tokens},
-            {"answer tokens, all runs", journal_.usage().completion_tokens},
-            {"cost, all runs", journal_.cost()}};
+            {"pictures_used", used.size()},
+            {"records_planned", plan_.size()},
+            {"answers_known", totals_.known},
+            {"answers_new", totals_.answered},
+            {"requests_failed", totals_.failed},
+            {"attempts_repeated", totals_.repeated},
+            {"prompt_tokens", journal_.usage().prompt_tokens},
+            {"answer_tokens", journal_.usage().completion_tokens},
+            {"cost", journal_.cost()}};
   }
 
   void WriteText(const char* name, const std::string& text) const {

@@ -37,9 +37,13 @@ std::string Cell(const Json& value) {
 
 std::string Row(const std::vector<std::string>& cells) {
   std::string row = "|";
-  for (std::string cell : cells) {
-    for (size_t at = 0; (at = cell.find('|', at)) != cell.npos; at += 2) cell.insert(at, "\\");
-    row.append(" ").append(cell).append(" |");
+  for (const std::string& cell : cells) {
+    row += ' ';
+    for (const char byte : cell) {
+      if (byte == '|') row += '\\';
+      row += byte == '\n' ? ' ' : byte;
+    }
+    row += " |";
   }
   return row + "\n";
 }
@@ -128,7 +132,11 @@ Json InstructReport::ToJson() const {
 std::string InstructReport::ToMarkdown() const {
   const Json report = ToJson();
   std::string text = "# Instruction data\n\n" + Head({"run", ""});
-  for (const auto& [key, value] : run_.items()) text += Row({key, Cell(value)});
+  for (const auto& [key, value] : run_.items()) {
+    std::string words = key;
+    std::replace(words.begin(), words.end(), '_', ' ');
+    text += Row({words, Cell(value)});
+  }
   text += Row({"records kept", std::to_string(kept())});
   text += Row({"rejected", std::to_string(rejected())});
   text += Row({"picture in front of the question", std::to_string(image_first_)});

@@ -27,7 +27,7 @@ class Distribution {
 // One thread.
 class InstructReport {
  public:
-  // Facts of the run, shown first.
+  // Facts of the run by names in snake case, shown first.
   explicit InstructReport(nlohmann::ordered_json run) : run_(std::move(run)) {}
 
   void AddKept(ResponseType type, const Screened& screened, bool image_first);

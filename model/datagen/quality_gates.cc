@@ -130,8 +130,8 @@ std::string RangeText(uint64_t value, const Limits& limits, const char* what) {
 
 const char* ToString(Rule rule) {
   constexpr std::array<const char*, kNumRules> kNames = {
-      "unanswered", "empty",    "refused",  "no dialogue",     "alternation",   "truncated",
-      "<image>",    "leak",     "language", "question length", "answer length", "repeated question",
+      "unanswered", "empty",    "refused",  "no_dialogue",     "alternation",   "truncated",
+      "image_mark", "leak",     "language", "question_length", "answer_length", "repeated_question",
       "turns",      "duplicate"};
   return kNames[static_cast<size_t>(rule)];
 }
@@ -268,11 +268,13 @@ Screened QualityGates::Screen(ResponseType type, const ChatReply& reply) const {
   return reject(*screened.cut, screened.detail);
 }
 
-bool Deduplicator::Add(const std::vector<QuestionAnswer>& turns) {
+bool Deduplicator::Add(const std::string& image, const std::vector<QuestionAnswer>& turns) {
+  constexpr uint64_t kShort = 20;  // words
   std::string text;
   for (const QuestionAnswer& turn : turns) {
     text += WordsInARow(turn.question) + "\n" + WordsInARow(turn.answer) + "\n";
   }
+  if (CountWords(text) < kShort) text += image;
   return seen_.insert(ToBytes(HashBytes(text)).substr(0, 16)).second;
 }
 

@@ -67,11 +67,12 @@ class QualityGates {
   std::vector<std::string> leaks_, refusals_;  // as words in a row, see quality_gates.cc
 };
 
-// Knows the records before: equal ones differ at most in case, spaces and punctuation.
+// Knows the records before: equal ones differ at most in case, spaces and punctuation. Short
+// dialogues about different pictures may be equal by chance and count as different.
 class Deduplicator {
  public:
   // False if an equal dialogue was added before.
-  bool Add(const std::vector<QuestionAnswer>& turns);
+  bool Add(const std::string& image, const std::vector<QuestionAnswer>& turns);
 
  private:
   std::unordered_set<std::string> seen_;  // hashes

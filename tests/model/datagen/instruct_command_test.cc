@@ -148,7 +148,7 @@ TEST_F(InstructCommandTest, MakesADataSetThatTheTrainerReads) {
   EXPECT_EQ(report.at("rejected"), 0);
   EXPECT_EQ(report.at("image_first"), first);
   EXPECT_EQ(report.at("types").at("conversation").at("turns").at("mean"), 2.0);
-  EXPECT_EQ(report.at("run").at("prompt tokens, all runs"), 15'800);
+  EXPECT_EQ(report.at("run").at("prompt_tokens"), 15'800);
   EXPECT_THAT(ReadFile(fs::path(out_) / "report.md"), HasSubstr("| detail | 23 | 23 | 0 |"));
   for (const auto& entry : fs::recursive_directory_iterator(out_)) {  // the key stays a secret
     EXPECT_THAT(ReadFile(entry.path()), Not(HasSubstr("sk-from-env")));
@@ -177,7 +177,9 @@ TEST_F(InstructCommandTest, ScreensWhatTheTeacherSays) {
         return ChatServer::Say("just a thing");
       case 8:  // equal to the next one
       case 9:
-        return ChatServer::Say("Question: What is it?\nAnswer: The same thing.");
+        return ChatServer::Say(
+            "Question: What is it?\nAnswer: It is the same thing again, word for word, which "
+            "nobody can have seen in two pictures that have nothing to do with each other.");
       case 10:
         return ChatServer::Refuse(400, "this prompt is not allowed");
       case 11:
@@ -194,7 +196,7 @@ TEST_F(InstructCommandTest, ScreensWhatTheTeacherSays) {
   EXPECT_EQ(rules.at("conversation-p4"), "leak");
   EXPECT_EQ(rules.at("conversation-p5"), "refused");
   EXPECT_EQ(rules.at("conversation-p6"), "leak");
-  EXPECT_EQ(rules.at("conversation-p7"), "no dialogue");
+  EXPECT_EQ(rules.at("conversation-p7"), "no_dialogue");
   EXPECT_EQ(rules.count("conversation-p8") + rules.count("conversation-p9"), 1u);
   EXPECT_EQ(rules.at("conversation-p10"), "unanswered");
   EXPECT_EQ(rules.at("conversation-p11"), "truncated");
@@ -208,7 +210,7 @@ TEST_F(InstructCommandTest, ScreensWhatTheTeacherSays) {
   EXPECT_EQ(conversation.at("rejected").at("leak"), 2);
   EXPECT_EQ(conversation.at("rejected").at("duplicate"), 1);
   EXPECT_EQ(conversation.at("cut").at("truncated"), 1);
-  EXPECT_EQ(report.at("run").at("requests failed now"), 1);
+  EXPECT_EQ(report.at("run").at("requests_failed"), 1);
   EXPECT_THAT(report.at("examples").at("unanswered").dump(), HasSubstr("not allowed"));
 }
 
@@ -240,7 +242,7 @@ TEST_F(InstructCommandTest, LivesThroughTroubleOfTheServer) {
   });
   ASSERT_EQ(Run(Args(server, {"--timeout", "2", "--concurrency", "4"})), 0) << said_;
   EXPECT_EQ(Records().size(), 30u);
-  EXPECT_EQ(Report().at("run").at("attempts repeated now"), 6);
+  EXPECT_EQ(Report().at("run").at("attempts_repeated"), 6);
   EXPECT_EQ(server.num_asked(), 36u);
 }
 

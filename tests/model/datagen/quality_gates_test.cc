@@ -3,6 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <iterator>
+
+#include "model/data/scenes/random.h"
 #include "model/datagen/dialogue_parser.h"
 
 namespace llava {
@@ -227,6 +230,37 @@ TEST_F(QualityGatesTest, CleansMarkdown) {
   EXPECT_EQ(screened.turns[0].answer, "It is a dog.");
 }
 
+TEST_F(QualityGatesTest, LivesThroughAnyBytes) {
+  const std::string pieces[] = {"Question:",
+                                "Answer:",
+                                "\n",
+                                "===",
+                                "**",
+                                "`",
+                                "#",
+                                "[0.1, ",
+                                "\xE2\x80",
+                                "\xFF",
+                                "<image>",
+                                "{\"question\"",
+                                "1. ",
+                                "\xE2\x80\x99s",
+                                std::string(1, '\0'),
+                                " word",
+                                "."};
+  Random random(7);
+  for (int i = 0; i < 20'000; ++i) {
+    std::string text;
+    for (uint32_t n = random.Below(12); n > 0; --n) text += pieces[random.Below(std::size(pieces))];
+    for (const ResponseType type : kResponseTypes) {
+      const Screened screened = Screen(type, text, random.Chance(0.2) ? "length" : "stop");
+      EXPECT_EQ(screened.turns.empty(), screened.rejected.has_value());
+      for (const QuestionAnswer& turn : screened.turns) EXPECT_NE(turn.answer, "");
+    }
+    EXPECT_LE(PlainText(text).size(), text.size());
+  }
+}
+
 TEST_F(QualityGatesTest, AnyLanguagePassesIfAsked) {
   const QualityGates any(prompts_, Language::kAny);
   EXPECT_FALSE(any.Screen(ResponseType::kConversation,
@@ -238,12 +272,22 @@ TEST_F(QualityGatesTest, AnyLanguagePassesIfAsked) {
                    .rejected);
 }
 
-TEST(DeduplicatorTest, EqualButForCaseAndPunctuation) {
+TEST(DeduplicatorTest, KnowsEqualButForCaseAndPunctuation) {
+  const std::string story =
+      "a man walks his two dogs along the pier in the rain while boats lie at anchor and gulls "
+      "circle above the water";
   Deduplicator dialogues;
-  EXPECT_TRUE(dialogues.Add({{"What?", "A dog."}}));
-  EXPECT_FALSE(dialogues.Add({{"what", "a  dog!"}}));
-  EXPECT_TRUE(dialogues.Add({{"What?", "A cat."}}));
-  EXPECT_TRUE(dialogues.Add({{"What?", "A dog."}, {"Where?", "Here."}}));
+  EXPECT_TRUE(dialogues.Add("a", {{"What?", story}}));
+  EXPECT_FALSE(dialogues.Add("b", {{"what", "  " + story + "!"}}));
+  EXPECT_TRUE(dialogues.Add("b", {{"What?", story + " again"}}));
+  EXPECT_TRUE(dialogues.Add("b", {{"What?", story}, {"Where?", "Here."}}));
+}
+
+TEST(DeduplicatorTest, ShortOnesMayBeEqualByChance) {
+  Deduplicator dialogues;
+  EXPECT_TRUE(dialogues.Add("a", {{"What?", "A dog."}}));
+  EXPECT_TRUE(dialogues.Add("b", {{"What?", "A dog."}}));
+  EXPECT_FALSE(dialogues.Add("a", {{"What?", "a dog"}}));
 }
 
 }  // namespace
