@@ -89,13 +89,14 @@ class FaultTest(ChatCase):
                  ("llava-vision", ["--no-such-flag"], 2, "--no-such-flag")]
         for program, arguments, code, hint in cases:
             extra = [] if "--model" in arguments or program == "llava-gateway" else ["--model", self.stack.models[program[6:]]]
+            if program == "llava-gateway":  # never the user's own sessions
+                extra += ["--data-dir", self.stack.folder / "other"]
             if "--port" not in arguments:
                 extra += ["--port", "0"]
             service = Service(program, [*arguments, *extra, "--metrics-port", "0"], self.stack.folder)
             ended, text = service.wait_end()
             self.assertEqual(ended, code, text)
             self.assertIn(hint, text)
-
 
     def test_a_version_that_fails_its_self_test_is_not_served(self):
         for which, program in (("llm", "llava-llm"), ("vision", "llava-vision")):

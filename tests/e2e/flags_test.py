@@ -63,9 +63,11 @@ class GatewayFlags(FlagsCase):
 
     def check_vision(self):
         service = self.start("--vision", f"127.0.0.1:{free_port()}", ready=False)
-        status, body = service.get("/readyz")
-        self.assertEqual(status, 503)
-        self.assertIn("vision", body)
+        deadline = time.monotonic() + 15 * SLOWDOWN  # by then it was asked
+        while "vision" not in service.get("/readyz")[1]:
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.05)
+        self.assertEqual(service.get("/readyz")[0], 503)
 
     def check_llm(self):
         service = self.start("--llm", f"127.0.0.1:{free_port()}", ready=False)
