@@ -21,7 +21,7 @@ struct CudaLlamaOptions {
   bool graphs = true;                     // of steps in which every sequence has one token
   // Most rows that the own product with plain matrices takes; 0: cuBLAS does all. Packed ones have
   // their own.
-  int64_t own_product_rows = 2;
+  int64_t own_product_rows = 1;
 };
 
 // One thread. Attention and everything else of this file gives a row the same bits in any batch;
