@@ -75,7 +75,8 @@ struct QuickGeluKernel {
 template <class T, int V, int kLanes, int kGroup, int kNumThreads>
 struct AttendSplitKernel {
   static constexpr int kThreads = kNumThreads;
-  static constexpr int kBlocks = kThreads == 128 && kGroup == 1 && sizeof(T) == 2 ? 4 : 1;
+  // Beside a full one there is room for the kernel behind it.
+  static constexpr int kBlocks = kGroup == 1 && sizeof(T) == 2 ? 512 / kThreads : 1;
   using Shared = SplitShared<V, kLanes, kGroup>;
   PagedAttentionArgs args;
   template <class Block>
