@@ -11,6 +11,7 @@
 
 #include "model/nn/cuda_weights.h"
 #include "model/nn/serving_decoder.h"
+#include "model/ops/cuda/kernels.h"
 #include "model/ops/cuda/runtime.h"
 #include "model/ops/ops.h"
 
@@ -19,9 +20,9 @@ namespace llava {
 struct CudaLlamaOptions {
   uint64_t kv_bytes = uint64_t{1} << 30;  // for blocks of keys and values
   bool graphs = true;                     // of steps in which every sequence has one token
-  // Most rows that the own product with plain matrices takes; 0: cuBLAS does all. Packed ones have
-  // their own.
-  int64_t own_product_rows = 2;
+  // Most rows that the own product with plain matrices takes, where it is the faster one; 0: cuBLAS
+  // does all. Packed ones have their own.
+  int64_t own_product_rows = cuda::kFewRows;
 };
 
 // One thread. Attention and everything else of this file gives a row the same bits in any batch;

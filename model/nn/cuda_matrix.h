@@ -28,8 +28,8 @@ class CudaMatrix {
   // The matrix in `dtype`, rounded from what products see; itself if it is that.
   at::Tensor Dense(at::ScalarType dtype) const;
   // x contiguous, of the dtype of a dense matrix; beside a packed one float32 or bfloat16, of which
-  // only the latter has kernels that read packed weights. Rows up to `own_rows` go to the own
-  // product with dense matrices.
+  // only the latter has kernels that read packed weights. Up to `own_rows` rows go to the own
+  // product with dense matrices where it is the faster one.
   at::Tensor Multiply(const at::Tensor& x, int64_t own_rows) const;
   // SwiGlu of the product with gate and up, the halves of the rows, into `out` [T, N / 2].
   void MultiplyGated(const at::Tensor& x, int64_t own_rows, const at::Tensor& out) const;

@@ -61,15 +61,27 @@ json MeasurePlain(at::Device device, const Shape& shape, const Matrix& matrix) {
   json found;
   for (const int64_t rows : {1, 2, 4, 64}) {
     const at::Tensor x = at::randn({rows, matrix.in}, options);
-    const auto rate = [&](int64_t own_rows) {
-      const double seconds = RecordedSeconds(device, shape.rounds, shape.calls, [&](int i) {
-        copies[i % copies.size()].Multiply(x, own_rows);
-      });
+    const at::Tensor out = at::empty({rows, matrix.out}, options);
+    const auto rate = [&](const std::function<void(const CudaMatrix&)>& multiply) {
+      const double seconds = RecordedSeconds(device, shape.rounds, shape.calls,
+                                             [&](int i) { multiply(copies[i % copies.size()]); });
       return static_cast<double>(bytes) / seconds / 1e9;
     };
     json& row = found[std::to_string(rows)];
-    row["library_gb_per_second"] = rate(0);
-    if (rows <= cuda::kFewRows) row["own_gb_per_second"] = rate(rows);
+    row["library_gb_per_second"] =
+        rate([&](const CudaMatrix& weight) { weight.Multiply(x, /*own_rows=*/0); });
+    if (rows > cuda::kFewRows) continue;
+    row["own_gb_per_second"] = rate([&](const CudaMatrix& weight) {
+      const at::Tensor dense = weight.Dense(at::kBFloat16);  // itself
+      cuda::MultiplyFewRows(cuda::Element::kBFloat16,
+                            {.x = x.const_data_ptr(),
+                             .weight = dense.const_data_ptr(),
+                             .out = out.data_ptr(),
+                             .in_width = static_cast<int>(matrix.in),
+                             .out_width = static_cast<int>(matrix.out),
+                             .gated = false},
+                            rows, cuda::CurrentStream(device));
+    });
   }
   return found;
 }

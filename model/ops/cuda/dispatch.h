@@ -72,15 +72,16 @@ struct QuickGeluKernel {
   }
 };
 
-template <class T, int V, int kLanes, int kGroup>
+template <class T, int V, int kLanes, int kGroup, int kNumThreads>
 struct AttendSplitKernel {
-  static constexpr int kThreads = 256;
-  using Shared = SplitShared<V, kLanes, kGroup, kThreads>;
+  static constexpr int kThreads = kNumThreads;
+  // Beside a full one there is room for the kernel behind it.
+  static constexpr int kBlocks = kGroup == 1 && sizeof(T) == 2 ? 512 / kThreads : 1;
+  using Shared = SplitShared<V, kLanes, kGroup>;
   PagedAttentionArgs args;
-  bool ahead;
   template <class Block>
   LLAVA_DEVICE void operator()(Block& block, Shared& shared) const {
-    AttendSplitBody<T, V, kLanes, kGroup>(block, shared, args, ahead);
+    AttendSplitBody<T, V, kLanes, kGroup>(block, shared, args);
   }
 };
 
@@ -95,22 +96,23 @@ struct MergeSplitsKernel {
   }
 };
 
-template <class T, int kRows, bool kGated>
+template <class T, int kRows, bool kGated, int kSplit>
 struct FewRowsKernel {
   static constexpr int kThreads = 128;
   static constexpr int kBlocks = kRows == 1 && sizeof(T) == 2 ? 4 : 1;
-  using Shared = NoShared;
+  using Shared = FewRowsShared<kRows, kThreads>;
   FewRowsArgs args;
+  int ahead;
   template <class Block>
-  LLAVA_DEVICE void operator()(Block& block, Shared&) const {
-    FewRowsBody<T, kRows, kGated>(block, args);
+  LLAVA_DEVICE void operator()(Block& block, Shared& shared) const {
+    FewRowsBody<T, kRows, kGated, kSplit>(block, shared, args, ahead);
   }
 };
 
-template <bool kInt4, int kUnit, int kTiles, int kPanels>
+template <bool kInt4, int kUnit, int kTiles, int kPanels, int kNumThreads = 256>
 struct PackedProductKernel {
-  static constexpr int kThreads = 256;
-  static constexpr int kBlocks = kTiles <= 2 ? 2 : 1;
+  static constexpr int kThreads = kNumThreads;
+  static constexpr int kBlocks = kThreads == 256 ? 2 : 1;
   using Shared = PackedShared<kTiles, kPanels, kThreads>;
   PackedProductArgs args;
   template <class Block>
@@ -215,12 +217,18 @@ void DispatchPagedAttention(const Launcher& launch, Element element, const Paged
   const auto split = [&]<class T, int V, int kLanes>() {
     const int64_t most = group == 1 ? 1 : 4;
     const Grid grid{args.num_kv_heads * RoundedUp(group, most), args.splits, sequences};
-    // Pays where all blocks find a place while the kernel ahead still runs.
-    const bool ahead = grid.x * grid.y * grid.z <= 512;
-    if (group == 1) {
-      launch(AttendSplitKernel<T, V, kLanes, 1>{args, ahead}, grid);
+    const auto with_threads = [&]<int kThreads>() {
+      if (group == 1) {
+        launch(AttendSplitKernel<T, V, kLanes, 1, kThreads>{args}, grid);
+      } else {
+        launch(AttendSplitKernel<T, V, kLanes, 4, kThreads>{args}, grid);
+      }
+    };
+    // Few blocks have to be fast each; many have to be small.
+    if (grid.x * grid.y * grid.z <= 512) {
+      with_threads.template operator()<kSplitThreads>();
     } else {
-      launch(AttendSplitKernel<T, V, kLanes, 4>{args, ahead}, grid);
+      with_threads.template operator()<kSplitThreads / 2>();
     }
   };
   WithElement(element, [&](auto zero) {
@@ -246,12 +254,18 @@ void DispatchFewRows(const Launcher& launch, Element element, const FewRowsArgs&
                                 std::to_string(args.in_width));
   }
   const auto multiply = [&]<class T, int kRows>() {
-    constexpr int64_t kWarps = FewRowsKernel<T, kRows, false>::kThreads / kWarpLanes;
+    constexpr int64_t kWarps = FewRowsKernel<T, kRows, false, 1>::kThreads / kWarpLanes;
     if (args.gated) {
-      launch(FewRowsKernel<T, kRows, true>{args}, Grid{RoundedUp(args.out_width, kWarps)});
+      launch(FewRowsKernel<T, kRows, true, 1>{args, 1}, Grid{RoundedUp(args.out_width, kWarps)});
+    } else if (args.in_width >= 8192) {
+      // Long rows: blocks would be few and end together.
+      launch(FewRowsKernel<T, kRows, false, kWarps>{args, 1},
+             Grid{RoundedUp(args.out_width, kWarpColumns)});
     } else {
-      launch(FewRowsKernel<T, kRows, false>{args},
-             Grid{RoundedUp(args.out_width, kWarps * kWarpColumns)});
+      const int64_t blocks = RoundedUp(args.out_width, kWarps * kWarpColumns);
+      // All find a place at once, behind attention, which leaves the memory idle.
+      const int ahead = blocks <= 1024 ? 2 : 1;
+      launch(FewRowsKernel<T, kRows, false, 1>{args, ahead}, Grid{blocks});
     }
   };
   WithElement(element, [&](auto zero) {
@@ -290,13 +304,22 @@ void DispatchPackedProduct(const Launcher& launch, const PackedProductArgs& args
   }
   const int64_t panels = RoundedUp(weight.rows, kPanelRows);
   const auto multiply = [&]<bool kInt4, int kUnit, int kTiles>() {
+    const int64_t parts = RoundedUp(args.rows, 8 * kTiles);
     // Two panels a block read the rows of x once for both: where these are many, and there are
     // blocks enough.
     if (args.gated || (kTiles >= 4 && panels >= 256)) {
-      launch(PackedProductKernel<kInt4, kUnit, kTiles, 2>{args}, Grid{RoundedUp(panels, 2)});
-    } else {
-      launch(PackedProductKernel<kInt4, kUnit, kTiles, 1>{args}, Grid{panels});
+      launch(PackedProductKernel<kInt4, kUnit, kTiles, 2>{args},
+             Grid{RoundedUp(panels, 2) * parts});
+      return;
     }
+    if constexpr (kTiles <= 2) {
+      // Few blocks with much to do: each takes the room of two.
+      if (panels <= kFewPanels && weight.depth >= 8192) {
+        launch(PackedProductKernel<kInt4, kUnit, kTiles, 1, 512>{args}, Grid{panels});
+        return;
+      }
+    }
+    launch(PackedProductKernel<kInt4, kUnit, kTiles, 1>{args}, Grid{panels * parts});
   };
   const auto of_few = [&]<bool kInt4, int kUnit>() {
     if (args.rows <= 8) {
@@ -306,11 +329,7 @@ void DispatchPackedProduct(const Launcher& launch, const PackedProductArgs& args
     }
   };
   const auto of_many = [&]<bool kInt4>() {
-    if (args.rows <= 32) {
-      multiply.template operator()<kInt4, 1, 4>();
-    } else {
-      multiply.template operator()<kInt4, 1, 8>();
-    }
+    multiply.template operator()<kInt4, kInt4 ? 1 : 2, 4>();
   };
   const bool few = args.rows <= 16;
   if (weight.int4) {

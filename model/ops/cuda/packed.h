@@ -16,6 +16,8 @@ namespace llava::cuda {
 
 inline constexpr int kChunkBytes = 512;
 inline constexpr int kPanelScaleBytes = kPanelRows * 2;
+// Panels that a GPU has a multiprocessor each for.
+inline constexpr int kFewPanels = 160;
 
 LLAVA_DEVICE int ChunkDepth(bool int4) { return int4 ? 32 : 16; }
 
@@ -112,9 +114,9 @@ struct PackedShared {
   static_assert(kWarps / 2 >= kPanels, "the product has room");
 };
 
-// Grid (panels of the result / kPanels). Gated, the second panel is the unit of the first. `kUnit`
-// chunks, which must be of one group, are summed before the scale is applied. A row does
-// not depend on what its neighbours are; up to 16 of them, not on how many either.
+// Grid (panels of the result / kPanels x parts of the rows). Gated, the second panel is the unit of
+// the first. `kUnit` chunks, which must be of one group, are summed before the scale is applied. A
+// row does not depend on what its neighbours are; up to 16 of them, not on how many either.
 template <bool kInt4, int kUnit, int kTiles, int kPanels, class Block>
 LLAVA_DEVICE void PackedProductBody(Block& block,
                                     PackedShared<kTiles, kPanels, Block::kThreads>& shared,
@@ -123,15 +125,23 @@ LLAVA_DEVICE void PackedProductBody(Block& block,
   constexpr int kSplit = Shared::kWarps / kPanels;      // warps that share a panel
   constexpr int kUnroll = kTiles <= 2 ? 4 / kUnit : 2;  // units whose loads are under way
   constexpr int kChunkDepth = kInt4 ? 32 : 16;
-  constexpr int kSteps = kInt4 ? 2 : 1;  // of a chunk
+  constexpr int kSteps = kInt4 ? 2 : 1;       // of a chunk
+  constexpr int kPairs = 2 * kSteps * kUnit;  // of a row of x that a lane owes a unit
   const PackedWeights& weight = args.weight;
   const PanelPlan plan(weight);
   const int panels = (weight.rows + kPanelRows - 1) / kPanelRows;
-  const auto* const x = static_cast<const BFloat16*>(args.x);
+  // Blocks of the same panels, for eight times kTiles rows each, are neighbours: the second finds
+  // the weights in a cache.
+  constexpr int kRows = 8 * kTiles;
+  const int parts = kTiles < 4 ? 1 : (args.rows + kRows - 1) / kRows;
+  const int place = block.x() / parts, first_row = block.x() % parts * kRows;
+  const int rows = args.rows - first_row < kRows ? args.rows - first_row : kRows;
+  const auto* const x =
+      static_cast<const BFloat16*>(args.x) + static_cast<int64_t>(first_row) * weight.depth;
 
   // The number of the `p`-th panel of this block; the last block may have fewer than kPanels.
   const auto panel_of = [&](int p) {
-    return args.gated ? block.x() + p * (panels / 2) : block.x() * kPanels + p;
+    return args.gated ? place + p * (panels / 2) : place * kPanels + p;
   };
   const auto panel_at = [&](int p) {
     const int panel = panel_of(p);
@@ -167,16 +177,50 @@ LLAVA_DEVICE void PackedProductBody(Block& block,
     }
   };
 
+  // The rows of x for a unit. Without a branch, so that all loads are under way together; rows
+  // beyond the last make columns that nobody reads.
+  using Taken = Array<uint32_t, kTiles * kPairs>;
+  const auto take = [&](int thread, int round, int u, Taken& to_rows) {
+    LLAVA_UNROLL
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const int row = tile * 8 + thread % kWarpLanes / 4;
+      const BFloat16* const from =
+          x + static_cast<int64_t>(row < rows ? row : rows - 1) * weight.depth;
+      LLAVA_UNROLL
+      for (int c = 0; c < kUnit; ++c) {
+        const int k = (chunk_of(thread, round, u) + c) * kChunkDepth + thread % 4 * 4 * kSteps;
+        const bool there = k < weight.depth;
+        uint32_t* const to = to_rows.values + tile * kPairs + 2 * kSteps * c;
+        TakeRow<kInt4>(from + (there ? k : 0), to);
+        LLAVA_UNROLL
+        for (int i = 0; i < 2 * kSteps; ++i) to[i] = there ? to[i] : 0;
+      }
+    }
+  };
+
   typename Block::template PerThread<Units> now, next;
+  typename Block::template PerThread<Taken> taken, coming;
   typename Block::template PerThread<Array<float, Shared::kSums>> sums;
   block.Each([&](int thread) {
     load(thread, 0, now[thread]);
-    const int64_t ahead = static_cast<int64_t>(thread) * 128;
-    if (ahead < plan.panel_bytes) PrefetchLine(panel_at(0) + ahead);
+    // Where all panels are under way at once, behind attention as a rule: all that is left of them.
+    const int64_t most = panels <= kFewPanels ? 96 << 10 : Block::kThreads * 128;
+    const int64_t end_ahead = plan.panel_bytes < most ? plan.panel_bytes : most;
+    for (int64_t ahead = static_cast<int64_t>(thread) * 128; ahead < end_ahead;
+         ahead += Block::kThreads * 128) {
+      PrefetchLine(panel_at(0) + ahead);
+    }
+    if (thread < kPanels && panel_of(thread) < panels) {
+      const int n = panel_of(thread) * kPanelRows;
+      const int first = weight.first[n];
+      const int end = weight.first[n + kPanelRows < weight.rows ? n + kPanelRows : weight.rows];
+      if (first < end) PrefetchLine(weight.apart + first);
+    }
     LLAVA_UNROLL
     for (int i = 0; i < Shared::kSums; ++i) sums[thread][i] = 0;
   });
   block.AwaitEarlier();
+  block.Each([&](int thread) { take(thread, 0, 0, taken[thread]); });
 
   const int rounds = (plan.chunks + kUnroll * kUnit * kSplit - 1) / (kUnroll * kUnit * kSplit);
   for (int round = 0; round < rounds; ++round) {
@@ -185,6 +229,7 @@ LLAVA_DEVICE void PackedProductBody(Block& block,
     for (int u = 0; u < kUnroll; ++u) {
       typename Block::template PerThread<Array<uint32_t, 8 * kSteps * kUnit>> a;
       block.Each([&](int thread) {
+        take(thread, round, u + 1, coming[thread]);
         LLAVA_UNROLL
         for (int c = 0; c < kUnit; ++c) {
           WidenChunk<kInt4>(now[thread].words[u * kUnit + c], a[thread].values + 8 * kSteps * c);
@@ -192,20 +237,11 @@ LLAVA_DEVICE void PackedProductBody(Block& block,
       });
       LLAVA_UNROLL
       for (int tile = 0; tile < kTiles; ++tile) {
-        typename Block::template PerThread<Array<uint32_t, 2 * kSteps * kUnit>> b;
+        typename Block::template PerThread<Array<uint32_t, kPairs>> b;
         typename Block::template PerThread<Array<float, 8>> product;
         block.Each([&](int thread) {
-          const int row = tile * 8 + thread % kWarpLanes / 4;
-          const BFloat16* const from = x + static_cast<int64_t>(row) * weight.depth;
           LLAVA_UNROLL
-          for (int c = 0; c < kUnit; ++c) {
-            const int k = (chunk_of(thread, round, u) + c) * kChunkDepth + thread % 4 * 4 * kSteps;
-            LLAVA_UNROLL
-            for (int i = 0; i < 2 * kSteps; ++i) b[thread][2 * kSteps * c + i] = 0;
-            if (row < args.rows && k < weight.depth) {
-              TakeRow<kInt4>(from + k, b[thread].values + 2 * kSteps * c);
-            }
-          }
+          for (int i = 0; i < kPairs; ++i) b[thread][i] = taken[thread][tile * kPairs + i];
         });
         block.template Multiply<kSteps * kUnit>(product, a, b);
         block.Each([&](int thread) {
@@ -216,6 +252,7 @@ LLAVA_DEVICE void PackedProductBody(Block& block,
           }
         });
       }
+      block.Each([&](int thread) { taken[thread] = coming[thread]; });
     }
     block.Each([&](int thread) { now[thread] = next[thread]; });
   }
@@ -265,13 +302,13 @@ LLAVA_DEVICE void PackedProductBody(Block& block,
     }
     return FromFloat<BFloat16>(sum);
   };
-  auto* const out = static_cast<BFloat16*>(args.out);
   const int width = args.gated ? weight.rows / 2 : weight.rows;
+  auto* const out = static_cast<BFloat16*>(args.out) + static_cast<int64_t>(first_row) * width;
   block.Each([&](int thread) {
     const int results = args.gated ? 1 : kPanels;
-    for (int item = thread; item < results * args.rows * kPanelRows; item += Block::kThreads) {
-      const int column = item % kPanelRows, row = item / kPanelRows % args.rows;
-      const int p = item / kPanelRows / args.rows;
+    for (int item = thread; item < results * rows * kPanelRows; item += Block::kThreads) {
+      const int column = item % kPanelRows, row = item / kPanelRows % rows;
+      const int p = item / kPanelRows / rows;
       const int n = panel_of(p) * kPanelRows + column;
       if (n >= width) continue;
       BFloat16& to = out[static_cast<int64_t>(row) * width + n];

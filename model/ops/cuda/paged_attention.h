@@ -14,23 +14,28 @@ namespace llava::cuda {
 inline constexpr int kSplitBlocks = kSplitTokens / kBlockTokens;
 inline constexpr float kLowest = -__builtin_huge_valf();
 
+// Threads that share a stretch; a block of half as many takes the parts of all in two passes.
+inline constexpr int kSplitThreads = 256;
+
 // kLanes threads make a team, which reads one token at a time, V values a thread.
-template <int V, int kLanes, int kGroup, int kThreads>
+template <int V, int kLanes, int kGroup>
 struct SplitShared {
-  static constexpr int kTeams = kThreads / kLanes;
+  static constexpr int kTeams = kSplitThreads / kLanes;
   int32_t blocks[kSplitBlocks];
   float highest[kTeams][kGroup], sum[kTeams][kGroup];
   float weighted[kTeams][kGroup][kLanes * V];
 };
 
 // Grid (key/value heads x groups of at most kGroup heads, stretches, sequences). head_dim: a
-// multiple of V, at most kLanes * V. `ahead`: asks for the keys and values of its stretch before
-// the kernels ahead have ended; those of all tokens but the newest lie there long since.
+// multiple of V, at most kLanes * V. The result is the same for either number of threads. A full
+// block asks for the keys and values of its stretch before the kernels ahead have ended; those of
+// all tokens but the newest lie there long since.
 template <class T, int V, int kLanes, int kGroup, class Block>
-LLAVA_DEVICE void AttendSplitBody(Block& block,
-                                  SplitShared<V, kLanes, kGroup, Block::kThreads>& shared,
-                                  const PagedAttentionArgs& args, bool ahead) {
-  constexpr int kTeams = Block::kThreads / kLanes;
+LLAVA_DEVICE void AttendSplitBody(Block& block, SplitShared<V, kLanes, kGroup>& shared,
+                                  const PagedAttentionArgs& args) {
+  constexpr int kTeams = kSplitThreads / kLanes;
+  constexpr int kOwnTeams = Block::kThreads / kLanes;  // of a pass
+  constexpr int kPasses = kTeams / kOwnTeams;
   constexpr int kUnroll = 4;  // tokens of a team whose loads are under way together
   const int begin = block.y() * kSplitTokens;
   const int length = args.lengths[block.z()];
@@ -71,7 +76,7 @@ LLAVA_DEVICE void AttendSplitBody(Block& block,
     }
   });
   block.Sync();
-  if (ahead) {
+  if constexpr (kPasses == 1) {
     block.Each([&](int thread) {
       constexpr int kLine = static_cast<int>(128 / sizeof(T));
       const int lines = (args.head_dim + kLine - 1) / kLine;
@@ -88,44 +93,62 @@ LLAVA_DEVICE void AttendSplitBody(Block& block,
     const int i = thread % kLanes * V;
     LLAVA_UNROLL
     for (int g = 0; g < kGroup; ++g) {
-      state.highest[g] = kLowest;
-      state.sum[g] = 0;
       Vector<T, V> from = {};
       if (g < heads && i < args.head_dim) from = Load<V>(q + g * args.head_dim + i);
+      // Scores in base 2.
       LLAVA_UNROLL
       for (int j = 0; j < V; ++j) {
-        // Scores in base 2.
         state.q[g][j] = ToFloat(from[j]) * args.scale * 1.44269504088896341f;
-        state.weighted[g][j] = 0;
       }
     }
   });
 
-  typename Block::template PerThread<Array<float, kUnroll * kGroup>> scores;
-  typename Block::template PerThread<Array<Vector<T, V>, kUnroll>> values;
-  for (int base = begin; base < end; base += kTeams * kUnroll) {
-    block.Each([&](int thread) {
-      const State& state = states[thread];
-      const int team = thread / kLanes, i = thread % kLanes * V;
-      Array<Vector<T, V>, kUnroll> keys;
-      LLAVA_UNROLL
-      for (int u = 0; u < kUnroll; ++u) {
-        const int token = base + u * kTeams + team;
-        keys[u] = {};
-        values[thread][u] = {};
-        if (token < end && i < args.head_dim) {
-          const int64_t from = place(token) + i;
-          keys[u] = LoadOnce<V>(k_cache + from);
-          values[thread][u] = LoadOnce<V>(v_cache + from);
-        }
+  // A step of a pass takes kUnroll tokens for each of its teams, while the next loads.
+  constexpr int kSteps = kSplitTokens / (kTeams * kUnroll);
+  static_assert(kSteps * kTeams * kUnroll == kSplitTokens);
+  const auto team_of = [&](int thread, int step) {
+    return step / kSteps * kOwnTeams + thread / kLanes;
+  };
+  const auto token_of = [&](int thread, int step, int u) {
+    return begin + (step % kSteps * kUnroll + u) * kTeams + team_of(thread, step);
+  };
+  struct Tokens {
+    Vector<T, V> keys[kUnroll], values[kUnroll];
+  };
+  const auto load = [&](int thread, int step, Tokens& tokens) {
+    const int i = thread % kLanes * V;
+    LLAVA_UNROLL
+    for (int u = 0; u < kUnroll; ++u) {
+      const int token = token_of(thread, step, u);
+      tokens.keys[u] = {};
+      tokens.values[u] = {};
+      if (token < end && i < args.head_dim) {
+        const int64_t from = place(token) + i;
+        tokens.keys[u] = LoadOnce<V>(k_cache + from);
+        tokens.values[u] = LoadOnce<V>(v_cache + from);
       }
+    }
+  };
+  typename Block::template PerThread<Tokens> now, next;
+  block.Each([&](int thread) { load(thread, 0, now[thread]); });
+  for (int step = 0; step < kPasses * kSteps; ++step) {
+    typename Block::template PerThread<Array<float, kUnroll * kGroup>> scores;
+    block.Each([&](int thread) {
+      if (step + 1 < kPasses * kSteps) load(thread, step + 1, next[thread]);
+      State& state = states[thread];
       LLAVA_UNROLL
-      for (int u = 0; u < kUnroll; ++u) {
+      for (int g = 0; g < kGroup; ++g) {
+        if (step % kSteps == 0) {
+          state.highest[g] = kLowest;
+          state.sum[g] = 0;
+          LLAVA_UNROLL
+          for (int j = 0; j < V; ++j) state.weighted[g][j] = 0;
+        }
         LLAVA_UNROLL
-        for (int g = 0; g < kGroup; ++g) {
+        for (int u = 0; u < kUnroll; ++u) {
           float score = 0;
           LLAVA_UNROLL
-          for (int j = 0; j < V; ++j) score += state.q[g][j] * ToFloat(keys[u][j]);
+          for (int j = 0; j < V; ++j) score += state.q[g][j] * ToFloat(now[thread].keys[u][j]);
           scores[thread][u * kGroup + g] = score;
         }
       }
@@ -133,49 +156,48 @@ LLAVA_DEVICE void AttendSplitBody(Block& block,
     block.template Sum<kLanes>(scores);
     block.Each([&](int thread) {
       State& state = states[thread];
-      const int team = thread / kLanes;
       // Its first token decides: without one the team has nothing to add, now or later.
-      if (base + team >= end) return;
-      LLAVA_UNROLL
-      for (int g = 0; g < kGroup; ++g) {
-        float highest = state.highest[g];
+      if (token_of(thread, step, 0) < end) {
         LLAVA_UNROLL
-        for (int u = 0; u < kUnroll; ++u) {
-          const bool seen = base + u * kTeams + team < end;
-          if (seen) highest = fmaxf(highest, scores[thread][u * kGroup + g]);
-        }
-        const float shrink = Exp2(state.highest[g] - highest);
-        state.highest[g] = highest;
-        state.sum[g] *= shrink;
-        LLAVA_UNROLL
-        for (int j = 0; j < V; ++j) state.weighted[g][j] *= shrink;
-        LLAVA_UNROLL
-        for (int u = 0; u < kUnroll; ++u) {
-          const bool seen = base + u * kTeams + team < end;
-          const float weight = seen ? Exp2(scores[thread][u * kGroup + g] - highest) : 0.0f;
-          state.sum[g] += weight;
+        for (int g = 0; g < kGroup; ++g) {
+          float highest = state.highest[g];
           LLAVA_UNROLL
-          for (int j = 0; j < V; ++j) {
-            state.weighted[g][j] += weight * ToFloat(values[thread][u][j]);
+          for (int u = 0; u < kUnroll; ++u) {
+            const bool seen = token_of(thread, step, u) < end;
+            if (seen) highest = fmaxf(highest, scores[thread][u * kGroup + g]);
+          }
+          const float shrink = Exp2(state.highest[g] - highest);
+          state.highest[g] = highest;
+          state.sum[g] *= shrink;
+          LLAVA_UNROLL
+          for (int j = 0; j < V; ++j) state.weighted[g][j] *= shrink;
+          LLAVA_UNROLL
+          for (int u = 0; u < kUnroll; ++u) {
+            const bool seen = token_of(thread, step, u) < end;
+            const float weight = seen ? Exp2(scores[thread][u * kGroup + g] - highest) : 0.0f;
+            state.sum[g] += weight;
+            LLAVA_UNROLL
+            for (int j = 0; j < V; ++j) {
+              state.weighted[g][j] += weight * ToFloat(now[thread].values[u][j]);
+            }
           }
         }
       }
+      if (step % kSteps == kSteps - 1) {
+        const int team = team_of(thread, step), lane = thread % kLanes;
+        LLAVA_UNROLL
+        for (int g = 0; g < kGroup; ++g) {
+          if (lane == 0) {
+            shared.highest[team][g] = state.highest[g];
+            shared.sum[team][g] = state.sum[g];
+          }
+          LLAVA_UNROLL
+          for (int j = 0; j < V; ++j) shared.weighted[team][g][lane * V + j] = state.weighted[g][j];
+        }
+      }
+      now[thread] = next[thread];
     });
   }
-
-  block.Each([&](int thread) {
-    const State& state = states[thread];
-    const int team = thread / kLanes, lane = thread % kLanes;
-    LLAVA_UNROLL
-    for (int g = 0; g < kGroup; ++g) {
-      if (lane == 0) {
-        shared.highest[team][g] = state.highest[g];
-        shared.sum[team][g] = state.sum[g];
-      }
-      LLAVA_UNROLL
-      for (int j = 0; j < V; ++j) shared.weighted[team][g][lane * V + j] = state.weighted[g][j];
-    }
-  });
   block.Sync();
   block.Each([&](int thread) {
     for (int item = thread; item < heads * args.head_dim; item += Block::kThreads) {

@@ -187,7 +187,7 @@ TEST_F(CudaLlamaTest, OwnProductsAgreeWithTheLibrarys) {
   std::vector<at::Tensor> results;
   for (const int64_t rows : {0, 4}) {
     CudaLlama decoder = Make(config, at::kFloat, {.own_product_rows = rows});
-    results.push_back(ServingSteps(decoder).Whole(ids, 3));
+    results.push_back(ServingSteps(decoder).Whole(ids, 1));
   }
   EXPECT_LT(MaxDifference(results[0], results[1]), 2e-4);
 }

@@ -93,14 +93,17 @@ TEST_F(CudaMatrixTest, UnpacksToTheBitWhatTheCpuServes) {
       const at::Tensor expected = Unpacked(packed);
       EXPECT_TRUE(at::equal(matrix.Dense(at::kFloat).cpu(), expected));
       EXPECT_TRUE(at::equal(matrix.Dense(at::kBFloat16).cpu(), expected.to(at::kBFloat16)));
-      if (shape.depth > 256) EXPECT_GT(packed.num_outliers(), 0);
+      if (shape.depth > 256) {
+        EXPECT_GT(packed.num_outliers(), 0);
+      }
     }
   }
 }
 
 TEST_F(CudaMatrixTest, MultipliesByWhatTheCpuServes) {
   for (const auto& [format, group] : kFormats) {
-    for (const Shape shape : {Shape{1, 8}, Shape{33, 200}, Shape{97, 1384}, Shape{64, 4096}}) {
+    for (const Shape shape :
+         {Shape{1, 8}, Shape{33, 200}, Shape{97, 1384}, Shape{64, 4096}, Shape{40, 8264}}) {
       const PackedMatrix packed = Pack(RandomWeights(shape, 2), format, group);
       const CudaMatrix matrix(packed, cuda::KernelDevice());
       const at::Tensor x = ToDevice(Random({70, shape.depth}, 3));

@@ -291,6 +291,31 @@ TEST_F(PagedAttentionTest, DoesNotDependOnTheBatch) {
   }
 }
 
+TEST_F(PagedAttentionTest, DoesNotDependOnHowManyThereAre) {
+  // Enough for blocks of half the threads, and each by itself.
+  for (const Case& c : kCases) {
+    for (const Heads& h : {Heads{32, 32, 16}, Heads{32, 32, 72}, Heads{64, 16, 64},
+                           Heads{32, 32, 136}, Heads{32, 32, 6}}) {
+      SCOPED_TRACE(h.head_dim);
+      const int splits = h.kv_heads == 16 ? 8 : 4;
+      const std::vector<int32_t> lengths = {300, 5, 129, 64, 512};
+      const std::vector<int> first = {0, 20, 24, 30, 32};
+      const at::Tensor q = Random({5, h.heads, h.head_dim}, c.dtype, 1);
+      const at::Tensor k_cache =
+          Random({kBlocks * kBlockTokens, h.kv_heads, h.head_dim}, c.dtype, 2);
+      const at::Tensor v_cache =
+          Random({kBlocks * kBlockTokens, h.kv_heads, h.head_dim}, c.dtype, 3);
+      ASSERT_GT(h.kv_heads * splits * 5, 512);
+      const at::Tensor together =
+          Run(c, h, q, k_cache, v_cache, {0, 1, 2, 3, 4}, lengths, first, splits);
+      for (int i = 0; i < 5; ++i) {
+        const at::Tensor alone = Run(c, h, q, k_cache, v_cache, {i}, {lengths[i]}, {first[i]}, 4);
+        EXPECT_TRUE(at::equal(together[i], alone[i])) << i;
+      }
+    }
+  }
+}
+
 TEST_F(PagedAttentionTest, LargeScoresDoNotOverflow) {
   const Heads h{4, 4, 64};
   const Case& c = kCases[0];
@@ -320,8 +345,8 @@ TEST_F(MultiplyFewRowsTest, IsTheProduct) {
     int64_t in, out;
   };
   for (const Case& c : kCases) {
-    for (const auto& [in, out] :
-         {Shape{8, 1}, Shape{200, 17}, Shape{1024, 33}, Shape{1384, 64}, Shape{4096, 35}}) {
+    for (const auto& [in, out] : {Shape{8, 1}, Shape{200, 17}, Shape{1024, 33}, Shape{1384, 64},
+                                  Shape{4096, 35}, Shape{8192, 3}, Shape{9736, 9}}) {
       const at::Tensor x = Random({kFewRows, in}, c.dtype, 1),
                        weight = Random({out, in}, c.dtype, 2);
       const at::Tensor expected = at::linear(x.cpu().to(at::kDouble), weight.cpu().to(at::kDouble));
