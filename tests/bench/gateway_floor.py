@@ -67,7 +67,7 @@ class Sides:
         llm, vision, chat = self.parts
         self.parts.append(StandIn("relay", chat.address))
         self.gateway = Service("llava-gateway", [
-            "--port", "0", "--metrics-port", "0", "--log-format", "json", "--data-dir", pathlib.Path(folder) / f"data{pace}",
+            "--port", "0", "--metrics-port", "0", "--http-port", "0", "--log-format", "json", "--data-dir", pathlib.Path(folder) / f"data{pace}",
             "--vision", vision.address, "--llm", llm.address], folder)
         self.gateway.wait_listening().wait_ready()
         self.addresses = {"relay": self.parts[-1].address, "gateway": self.gateway.grpc}
