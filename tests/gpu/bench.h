@@ -54,7 +54,7 @@ nlohmann::json MeasureTower(at::Device device, const Shape& shape, const Limits&
 // The decoder with random weights.
 struct ServingCase {
   std::string weights = "bf16";  // int8 (in groups of 128), int4 (of 64)
-  int64_t own_rows = 4;
+  int64_t own_rows = -1;         // negative: as served
   bool graphs = true;
   std::vector<int64_t> batches;
   bool prefill = false;

@@ -114,6 +114,7 @@ class Serving {
   }
 
   uint64_t weight_bytes() const { return decoder_.weight_bytes(); }
+  int64_t own_product_rows() const { return decoder_.own_product_rows(); }
 
   // The last of kContext tokens, again and again.
   json Decode(int64_t batch) {
@@ -219,7 +220,7 @@ json MeasureServing(at::Device device, const Shape& shape, const Limits& limits,
   Serving serving(device, shape, limits, WeightsOf(device, shape.decoder, which.weights), which);
   json found = {{"weights", which.weights},
                 {"weight_bytes", serving.weight_bytes()},
-                {"own_product_rows", which.own_rows},
+                {"own_product_rows", serving.own_product_rows()},
                 {"graphs", which.graphs}};
   for (const int64_t batch : which.batches) {
     found["decode"][std::to_string(batch)] = serving.Decode(batch);

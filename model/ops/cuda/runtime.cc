@@ -8,6 +8,7 @@
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
+#include <cuda_runtime_api.h>
 
 namespace llava::cuda {
 namespace {
@@ -29,6 +30,17 @@ Stream CurrentStream(at::Device device) {
 
 at::Tensor HostBuffer(at::IntArrayRef shape, at::ScalarType dtype, at::Device device) {
   return at::empty(shape, at::TensorOptions(dtype).pinned_memory(device.is_cuda()));
+}
+
+double PeakBandwidth(at::Device device) {
+  int kilohertz = 0, bits = 0;
+  if (cudaDeviceGetAttribute(&kilohertz, cudaDevAttrMemoryClockRate, device.index()) !=
+          cudaSuccess ||
+      cudaDeviceGetAttribute(&bits, cudaDevAttrGlobalMemoryBusWidth, device.index()) !=
+          cudaSuccess) {
+    return 0;
+  }
+  return 2.0 * 1e3 * kilohertz * bits / 8;  // two transfers a clock
 }
 
 at::Tensor Download(const at::Tensor& tensor) {

@@ -196,7 +196,8 @@ TEST_F(CudaMatrixTest, TakesPlainFormatsAsTheyAre) {
 TEST_F(CudaMatrixTest, KernelsRefuseOtherShapes) {
   const cuda::Stream stream = cuda::CurrentStream(cuda::KernelDevice());
   cuda::PackedProductArgs args{};
-  args.weight = {.rows = 64, .depth = 64, .group = 64, .int4 = true};
+  args.weight.rows = args.weight.depth = args.weight.group = 64;
+  args.weight.int4 = true;
   args.rows = cuda::kPackedRows + 1;
   EXPECT_THROW(cuda::MultiplyPacked(args, stream), std::invalid_argument);
   args.rows = 1;

@@ -161,6 +161,8 @@ Stream CurrentStream(at::Device) { return nullptr; }
 at::Tensor HostBuffer(at::IntArrayRef shape, at::ScalarType dtype, at::Device) {
   return at::empty(shape, dtype);
 }
+double PeakBandwidth(at::Device) { return 0; }
+
 at::Tensor Download(const at::Tensor& tensor) { return tensor.clone(); }
 
 struct Graph::State {
