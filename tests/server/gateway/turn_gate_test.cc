@@ -165,6 +165,7 @@ TEST_F(TurnGateTest, SharesPlacesByWeight) {
     for (int i = 0; i < count; ++i) {
       gate_->Enter(Key(name, {}, weight), 100, 0, system_clock::now() + std::chrono::hours(1),
                    [&, name](absl::StatusOr<Permit> permit) {
+                     if (!permit.ok()) return;  // Close, at the end
                      order.push_back(name);
                      permits.push_back(*std::move(permit));
                    });
