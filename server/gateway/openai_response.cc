@@ -15,10 +15,10 @@
 namespace llava {
 namespace {
 
-using Json = nlohmann::ordered_json;
+using OrderedJson = nlohmann::ordered_json;
 
-std::string Dump(const Json& json) {
-  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
+std::string Dump(const OrderedJson& json) {
+  return json.dump(-1, ' ', false, OrderedJson::error_handler_t::replace);
 }
 
 const char* TypeOf(int status) {
@@ -51,13 +51,13 @@ const char* CodeOf(int status) {
   }
 }
 
-Json ErrorObject(int status, const std::string& message, const std::string& param) {
+OrderedJson ErrorObject(int status, const std::string& message, const std::string& param) {
   const char* code = CodeOf(status);
   return {{"error",
            {{"message", message},
             {"type", TypeOf(status)},
-            {"param", param.empty() ? Json(nullptr) : Json(param)},
-            {"code", code == nullptr ? Json(nullptr) : Json(code)}}}};
+            {"param", param.empty() ? OrderedJson(nullptr) : OrderedJson(param)},
+            {"code", code == nullptr ? OrderedJson(nullptr) : OrderedJson(code)}}}};
 }
 
 const char* FinishReasonOf(v1::FinishReason reason) {
@@ -65,7 +65,7 @@ const char* FinishReasonOf(v1::FinishReason reason) {
                                                                                    : "stop";
 }
 
-Json UsageOf(const v1::Usage& usage) {
+OrderedJson UsageOf(const v1::Usage& usage) {
   const uint32_t prompt = usage.text_tokens() + usage.image_tokens();
   return {{"prompt_tokens", prompt},
           {"completion_tokens", usage.generated_tokens()},
@@ -75,15 +75,15 @@ Json UsageOf(const v1::Usage& usage) {
 }
 
 // A token's text may be a part of a character; its bytes say all.
-Json TokenOf(const std::string& bytes, float logprob) {
-  Json list = Json::array();
+OrderedJson TokenOf(const std::string& bytes, float logprob) {
+  OrderedJson list = OrderedJson::array();
   for (const unsigned char byte : bytes) list.push_back(byte);
   return {{"token", bytes}, {"logprob", logprob}, {"bytes", std::move(list)}};
 }
 
-Json LogprobsOf(const v1::TokenLogprobs& token) {
-  Json json = TokenOf(token.token(), token.logprob());
-  json["top_logprobs"] = Json::array();
+OrderedJson LogprobsOf(const v1::TokenLogprobs& token) {
+  OrderedJson json = TokenOf(token.token(), token.logprob());
+  json["top_logprobs"] = OrderedJson::array();
   for (const v1::TopLogprob& top : token.top()) {
     json["top_logprobs"].push_back(TokenOf(top.token(), top.logprob()));
   }
@@ -91,14 +91,14 @@ Json LogprobsOf(const v1::TokenLogprobs& token) {
 }
 
 template <typename Tokens>
-Json LogprobsOf(const Tokens& tokens, bool wanted) {
+OrderedJson LogprobsOf(const Tokens& tokens, bool wanted) {
   if (!wanted) return nullptr;
-  Json content = Json::array();
+  OrderedJson content = OrderedJson::array();
   for (const v1::TokenLogprobs& token : tokens) content.push_back(LogprobsOf(token));
   return {{"content", std::move(content)}, {"refusal", nullptr}};
 }
 
-Json EntryOf(const v1::ModelInfo& model) {
+OrderedJson EntryOf(const v1::ModelInfo& model) {
   return {{"id", model.model().name()},
           {"object", "model"},
           {"created", 0},
@@ -198,37 +198,39 @@ void CompletionWriter::Add(const v1::TextDelta& delta) {
 }
 
 std::string CompletionWriter::Whole(const v1::TurnFinished& finished) const {
-  return Dump({{"id", id_},
-               {"object", "chat.completion"},
-               {"created", created_},
-               {"model", model_},
-               {"system_fingerprint", fingerprint_},
-               {"choices",
-                Json::array({{{"index", 0},
-                              {"message",
-                               {{"role", "assistant"}, {"content", text_}, {"refusal", nullptr}}},
-                              {"logprobs", LogprobsOf(tokens_, logprobs_)},
-                              {"finish_reason", FinishReasonOf(finished.reason())}}})},
-               {"usage", UsageOf(finished.usage())}});
+  return Dump(
+      {{"id", id_},
+       {"object", "chat.completion"},
+       {"created", created_},
+       {"model", model_},
+       {"system_fingerprint", fingerprint_},
+       {"choices",
+        OrderedJson::array(
+            {{{"index", 0},
+              {"message", {{"role", "assistant"}, {"content", text_}, {"refusal", nullptr}}},
+              {"logprobs", LogprobsOf(tokens_, logprobs_)},
+              {"finish_reason", FinishReasonOf(finished.reason())}}})},
+       {"usage", UsageOf(finished.usage())}});
 }
 
 // One object of a stream.
 struct CompletionWriter::Chunk {
-  static std::string Make(const CompletionWriter& writer, Json choices, Json usage = nullptr) {
-    Json json = {{"id", writer.id_},
-                 {"object", "chat.completion.chunk"},
-                 {"created", writer.created_},
-                 {"model", writer.model_},
-                 {"system_fingerprint", writer.fingerprint_},
-                 {"choices", std::move(choices)}};
+  static std::string Make(const CompletionWriter& writer, OrderedJson choices,
+                          OrderedJson usage = nullptr) {
+    OrderedJson json = {{"id", writer.id_},
+                        {"object", "chat.completion.chunk"},
+                        {"created", writer.created_},
+                        {"model", writer.model_},
+                        {"system_fingerprint", writer.fingerprint_},
+                        {"choices", std::move(choices)}};
     if (writer.include_usage_) json["usage"] = std::move(usage);
     return Dump(json);
   }
-  static Json Choice(Json delta, Json logprobs, Json finish_reason) {
-    return Json::array({{{"index", 0},
-                         {"delta", std::move(delta)},
-                         {"logprobs", std::move(logprobs)},
-                         {"finish_reason", std::move(finish_reason)}}});
+  static OrderedJson Choice(OrderedJson delta, OrderedJson logprobs, OrderedJson finish_reason) {
+    return OrderedJson::array({{{"index", 0},
+                                {"delta", std::move(delta)},
+                                {"logprobs", std::move(logprobs)},
+                                {"finish_reason", std::move(finish_reason)}}});
   }
 };
 
@@ -249,15 +251,15 @@ std::string CompletionWriter::DeltaEvent(const v1::TextDelta& delta) {
 
 std::string CompletionWriter::LastEvents(const v1::TurnFinished& finished) const {
   std::string events = Event(Chunk::Make(
-      *this, Chunk::Choice(Json::object(), nullptr, FinishReasonOf(finished.reason()))));
+      *this, Chunk::Choice(OrderedJson::object(), nullptr, FinishReasonOf(finished.reason()))));
   if (include_usage_) {
-    events += Event(Chunk::Make(*this, Json::array(), UsageOf(finished.usage())));
+    events += Event(Chunk::Make(*this, OrderedJson::array(), UsageOf(finished.usage())));
   }
   return events + "data: [DONE]\n\n";
 }
 
 std::string ModelList(const std::vector<v1::ModelInfo>& models) {
-  Json data = Json::array();
+  OrderedJson data = OrderedJson::array();
   for (const auto& [name, model] : Newest(models)) data.push_back(EntryOf(model));
   return Dump({{"object", "list"}, {"data", std::move(data)}});
 }
