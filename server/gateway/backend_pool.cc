@@ -241,6 +241,7 @@ absl::StatusOr<std::shared_ptr<Backend>> BackendPool::Pick(std::string_view key,
     std::shared_ptr<Backend> backend;
     uint64_t score;
     int running;
+    bool up;
   };
   std::vector<Candidate> candidates;
   absl::Status why =
@@ -249,15 +250,12 @@ absl::StatusOr<std::shared_ptr<Backend>> BackendPool::Pick(std::string_view key,
   int total = 0;
   for (auto& backend : all()) {
     const ModelTable table = backend->table();
-    if (!table.status.ok()) {
-      why = table.status;
-      continue;
-    }
+    if (!table.status.ok()) why = table.status;
     if (!std::any_of(table.models.begin(), table.models.end(), serves)) continue;
     const int running = backend->running.load();
     total += running;
     const uint64_t score = Score(key, backend->address());
-    candidates.push_back({std::move(backend), score, running});
+    candidates.push_back({std::move(backend), score, running, table.status.ok()});
   }
   if (candidates.empty()) return why;
   std::sort(candidates.begin(), candidates.end(),
@@ -273,11 +271,15 @@ absl::StatusOr<std::shared_ptr<Backend>> BackendPool::Pick(std::string_view key,
   // The less willing are better than none.
   for (const auto& choice : {
            first([&](const Candidate& each) {
-             return each.backend.get() != except && each.running < full && each.backend->willing();
+             return each.up && each.backend.get() != except && each.running < full &&
+                    each.backend->willing();
            }),
            first([&](const Candidate& each) {
-             return each.backend.get() != except && each.backend->willing();
+             return each.up && each.backend.get() != except && each.backend->willing();
            }),
+           first([&](const Candidate& each) { return each.up && each.backend.get() != except; }),
+           first([&](const Candidate& each) { return each.up; }),
+           // It may be back before it is asked again, and the call itself tells best if not.
            first([&](const Candidate& each) { return each.backend.get() != except; }),
        }) {
     if (choice) return choice;

@@ -54,8 +54,8 @@ class BackendPool {
 
   // A process that has such a model. Highest score of hash(key, address) first, so that a session
   // (a picture) finds what was computed for it; the next in order when the first runs clearly more
-  // answers than the others, was ejected, asked for patience, or is `except`: unless no other is
-  // there. UNAVAILABLE naming what is missing.
+  // answers than the others, was ejected, asked for patience, is down, or is `except`: unless no
+  // other is there. UNAVAILABLE naming what is missing.
   absl::StatusOr<std::shared_ptr<Backend>> Pick(std::string_view key, const Serves& serves,
                                                 const Backend* except = nullptr) const;
 

@@ -144,8 +144,9 @@ class GatewayFlags(FlagsCase):
     def check_turn_queue_timeout(self):
         client, session, service = self.chat("--max-running-turns", "1", "--turn-queue-timeout", "1ms")
         other = client.CreateSession(client.new("CreateSessionRequest")).session.id
-        self.long_answer(client, session)
+        stream = self.long_answer(client, session)
         self.fails(grpc.StatusCode.UNAVAILABLE, "too long", client, session_id=other, text="Hello?")
+        del stream  # read by nobody, but there
 
     def check_backend_tls_ca(self):
         certificates = Certificates(self.folder)

@@ -45,8 +45,8 @@ void GatewayTest::StartGateway(bool wait) {
   for (grpc::Service* service : gateway_->services()) builder.RegisterService(service);
   server_ = builder.BuildAndStart();
   ASSERT_TRUE(server_);
-  channel_ =
-      grpc::CreateChannel(absl::StrCat("127.0.0.1:", port), grpc::InsecureChannelCredentials());
+  address_ = absl::StrCat("127.0.0.1:", port);
+  channel_ = grpc::CreateChannel(address_, grpc::InsecureChannelCredentials());
   stub_ = v1::ChatService::NewStub(channel_);
   models_ = v1::ModelService::NewStub(channel_);
   gateway_->Start([this](const Gateway::Readiness& readiness) {

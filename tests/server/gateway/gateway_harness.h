@@ -82,6 +82,7 @@ class GatewayTest : public testing::Test {
   TempFolder folder_;
   std::string key_;  // API key; empty: none is sent
   GatewayOptions options_;
+  std::string address_;  // of the running gateway
   FakeVision vision_;
   FakeLlm llm_;
   std::unique_ptr<Metrics> metrics_;

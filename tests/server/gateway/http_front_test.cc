@@ -119,7 +119,8 @@ TEST_F(HttpFrontTest, AnswersWhole) {
   EXPECT_EQ(json["object"], "chat.completion");
   EXPECT_EQ(json["model"], "emoji");
   const std::string text = json["choices"][0]["message"]["content"].get<std::string>();
-  EXPECT_THAT(text, AllOf(StartsWith("what is\nthis!"), HasSubstr("pictures: 1")));
+  EXPECT_THAT(text, AllOf(StartsWith("what is this!"), HasSubstr("pictures: 1")));
+  EXPECT_EQ(llm_.last_request().messages().rbegin()->text(), "what is\nthis");
   EXPECT_EQ(json["choices"][0]["finish_reason"], "stop");
   EXPECT_EQ(
       json["usage"]["total_tokens"].get<int>(),

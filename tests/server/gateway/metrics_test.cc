@@ -20,7 +20,8 @@ TEST_F(MetricsTest, EachOneMoves) {
   llm_.Set({.delay = std::chrono::milliseconds(5)});
   key_ = "secret";
   options_.keys_file = folder_.path() + "/keys.yaml";
-  std::ofstream(options_.keys_file) << "- {name: ann, sha256: " << ToHex(HashBytes(key_)) << "}\n";
+  std::ofstream(options_.keys_file)
+      << "- {name: ann, concurrent-turns: 1, sha256: " << ToHex(HashBytes(key_)) << "}\n";
   StartGateway();
   EXPECT_EQ(Metric("llava_gateway_backend_up{backend=\"vision\"}"), 1);
   const std::string session = NewSession();

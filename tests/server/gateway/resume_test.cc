@@ -136,8 +136,13 @@ TEST_F(ResumeTest, AReaderThatFallsBehindIsSentAwayAndTheTextGoesOn) {
   const std::string expected = question + "! pictures: 0, turns: 1";
   StartGateway();
   const std::string session = NewSession();
+  grpc::ChannelArguments arguments;  // a connection that takes little which nobody reads
+  arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+  arguments.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 16'384);
+  const auto stub = v1::ChatService::NewStub(
+      grpc::CreateCustomChannel(address_, grpc::InsecureChannelCredentials(), arguments));
   const auto context = Context();
-  const auto reader = stub_->Chat(context.get(), Question(session, question));
+  const auto reader = stub->Chat(context.get(), Question(session, question));
   v1::ChatResponse response;
   ASSERT_TRUE(reader->Read(&response));
   const std::string turn = response.event().turn_started().turn_id();
