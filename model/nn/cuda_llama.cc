@@ -34,8 +34,6 @@ cuda::Element ElementOf(at::ScalarType dtype) {
   throw std::invalid_argument("decoder: CUDA kernels are for float32 and bfloat16");
 }
 
-constexpr double kFastMemory = 4e12;  // bytes a second
-
 int64_t SplitsOf(int64_t length) { return (length + cuda::kSplitTokens - 1) / cuda::kSplitTokens; }
 
 int64_t LongestOf(std::span<const StepSequence> sequences) {
@@ -88,11 +86,6 @@ CudaLlama::CudaLlama(const DecoderConfig& config, CudaDecoderWeights weights,
   if (!cuda::HasPagedAttention(config.head_dim) || config.num_heads % config.num_kv_heads != 0) {
     throw std::invalid_argument("decoder: no CUDA attention for heads of " +
                                 std::to_string(config.head_dim));
-  }
-  if (options_.own_product_rows < 0) {
-    // Measured: ours is ahead on an H100 (3.35 TB/s), cuBLAS on an H200 (4.9 TB/s).
-    const bool fast_memory = cuda::PeakBandwidth(device_) > kFastMemory;
-    options_.own_product_rows = fast_memory ? 0 : cuda::kFewRows;
   }
   c10::InferenceMode guard;
   kv_ = at::zeros(
@@ -220,19 +213,18 @@ at::Tensor CudaLlama::Forward(const at::Tensor& rows, const Batch& batch) const 
   const at::Tensor seen = at::empty({count, config_.num_heads * config_.head_dim}, rows.options());
   const at::Tensor gated = at::empty({count, config_.intermediate_size}, rows.options());
   at::Tensor delta;
-  const int64_t own = options_.own_product_rows;
   for (size_t i = 0; i < weights_.layers.size(); ++i) {
     const CudaDecoderWeights::Layer& layer = weights_.layers[i];
     AddNorm(residual, delta, layer.input_norm, normed);
-    Attend(caches_[i], layer.qkv.Multiply(normed, own), batch, seen);
-    delta = layer.o.Multiply(seen, own);
+    Attend(caches_[i], layer.qkv.Multiply(normed), batch, seen);
+    delta = layer.o.Multiply(seen);
     AddNorm(residual, delta, layer.post_attention_norm, normed);
-    layer.gate_up.MultiplyGated(normed, own, gated);
-    delta = layer.down.Multiply(gated, own);
+    layer.gate_up.MultiplyGated(normed, gated);
+    delta = layer.down.Multiply(gated);
   }
   AddNorm(residual, delta, weights_.norm, normed);
   return weights_.lm_head
-      .Multiply(batch.wanted.defined() ? normed.index_select(0, batch.wanted) : normed, own)
+      .Multiply(batch.wanted.defined() ? normed.index_select(0, batch.wanted) : normed)
       .to(at::kFloat);
 }
 

@@ -20,9 +20,6 @@ namespace llava {
 struct CudaLlamaOptions {
   uint64_t kv_bytes = uint64_t{1} << 30;  // for blocks of keys and values
   bool graphs = true;                     // of steps in which every sequence has one token
-  // Most rows that the own product with plain matrices takes, where it is the faster one; 0: cuBLAS
-  // does all; negative: what was faster on such a device. Packed ones have their own.
-  int64_t own_product_rows = -1;
 };
 
 // One thread. Attention and everything else of this file gives a row the same bits in any batch;
@@ -43,7 +40,6 @@ class CudaLlama : public ServingDecoder {
   int64_t num_blocks() const override { return num_blocks_; }
   uint64_t weight_bytes() const override { return weights_.bytes(); }
   const CudaDecoderWeights& weights() const { return weights_; }
-  int64_t own_product_rows() const { return options_.own_product_rows; }
   const DecoderConfig& config() const override { return config_; }
 
  private:

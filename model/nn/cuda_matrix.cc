@@ -27,10 +27,6 @@ static_assert(sizeof(cuda::PackedWeights::Apart) == 8);
 // unpacked once for the library's product.
 constexpr int64_t kMostPackedRows = 2 * cuda::kPackedRows;
 
-// Columns of a product from which the own one with a plain matrix is faster than the library's for
-// more than one row, too (measured on an H100).
-constexpr int64_t kManyColumns = 16384;
-
 cuda::Element ElementOf(at::ScalarType dtype) {
   if (dtype == at::kFloat) return cuda::Element::kFloat;
   if (dtype == at::kBFloat16) return cuda::Element::kBFloat16;
@@ -110,29 +106,14 @@ at::Tensor CudaMatrix::Dense(at::ScalarType dtype) const {
   return out;
 }
 
-bool CudaMatrix::MultipliesItself(const at::Tensor& x, int64_t own_rows) const {
+bool CudaMatrix::ReadsPacked(const at::Tensor& x) const {
   const int64_t count = x.size(0);
-  if (count == 0 || depth_ % 8 != 0) return false;
-  if (!is_packed()) {
-    const int64_t most = rows_ >= kManyColumns ? cuda::kFewRows : 1;
-    return count <= std::min(own_rows, most);
-  }
-  return count <= kMostPackedRows && x.scalar_type() == at::kBFloat16;
+  return is_packed() && count > 0 && count <= kMostPackedRows && depth_ % 8 == 0 &&
+         x.scalar_type() == at::kBFloat16;
 }
 
-void CudaMatrix::MultiplyInto(const at::Tensor& x, bool gated, const at::Tensor& out) const {
+void CudaMatrix::MultiplyPacked(const at::Tensor& x, bool gated, const at::Tensor& out) const {
   const cuda::Stream stream = cuda::CurrentStream(x.device());
-  if (!is_packed()) {
-    cuda::MultiplyFewRows(ElementOf(x.scalar_type()),
-                          {.x = x.const_data_ptr(),
-                           .weight = dense_.const_data_ptr(),
-                           .out = out.data_ptr(),
-                           .in_width = static_cast<int>(depth_),
-                           .out_width = static_cast<int>(gated ? rows_ / 2 : rows_),
-                           .gated = gated},
-                          x.size(0), stream);
-    return;
-  }
   for (int64_t first = 0; first < x.size(0); first += cuda::kPackedRows) {
     const int64_t count = std::min<int64_t>(cuda::kPackedRows, x.size(0) - first);
     cuda::MultiplyPacked({.x = x.narrow(0, first, count).const_data_ptr(),
@@ -144,20 +125,20 @@ void CudaMatrix::MultiplyInto(const at::Tensor& x, bool gated, const at::Tensor&
   }
 }
 
-at::Tensor CudaMatrix::Multiply(const at::Tensor& x, int64_t own_rows) const {
-  if (!MultipliesItself(x, own_rows)) return ops::Linear(x, Dense(x.scalar_type()));
+at::Tensor CudaMatrix::Multiply(const at::Tensor& x) const {
+  if (!ReadsPacked(x)) return ops::Linear(x, Dense(x.scalar_type()));
   at::Tensor out = at::empty({x.size(0), rows_}, x.options());
-  MultiplyInto(x, /*gated=*/false, out);
+  MultiplyPacked(x, /*gated=*/false, out);
   return out;
 }
 
-void CudaMatrix::MultiplyGated(const at::Tensor& x, int64_t own_rows, const at::Tensor& out) const {
-  const bool in_panels = !is_packed() || rows_ % (2 * cuda::kPanelRows) == 0;
-  if (in_panels && MultipliesItself(x, own_rows)) {
-    MultiplyInto(x, /*gated=*/true, out);
+void CudaMatrix::MultiplyGated(const at::Tensor& x, const at::Tensor& out) const {
+  // The kernel makes gate and up of whole panels.
+  if (ReadsPacked(x) && rows_ % (2 * cuda::kPanelRows) == 0) {
+    MultiplyPacked(x, /*gated=*/true, out);
     return;
   }
-  const at::Tensor product = Multiply(x, own_rows);
+  const at::Tensor product = Multiply(x);
   cuda::SwiGlu(ElementOf(x.scalar_type()),
                {.gate_up = product.const_data_ptr(),
                 .out = out.data_ptr(),

@@ -28,16 +28,16 @@ class CudaMatrix {
   // The matrix in `dtype`, rounded from what products see; itself if it is that.
   at::Tensor Dense(at::ScalarType dtype) const;
   // x contiguous, of the dtype of a dense matrix; beside a packed one float32 or bfloat16, of which
-  // only the latter has kernels that read packed weights. Up to `own_rows` rows go to the own
-  // product with dense matrices where it is the faster one.
-  at::Tensor Multiply(const at::Tensor& x, int64_t own_rows) const;
+  // only the latter has kernels that read packed weights.
+  at::Tensor Multiply(const at::Tensor& x) const;
   // SwiGlu of the product with gate and up, the halves of the rows, into `out` [T, N / 2].
-  void MultiplyGated(const at::Tensor& x, int64_t own_rows, const at::Tensor& out) const;
+  void MultiplyGated(const at::Tensor& x, const at::Tensor& out) const;
 
  private:
-  bool MultipliesItself(const at::Tensor& x, int64_t own_rows) const;
-  // `out` [T, N], gated [T, N / 2]; only for x that it MultipliesItself.
-  void MultiplyInto(const at::Tensor& x, bool gated, const at::Tensor& out) const;
+  // Whether the kernels that read packed weights are to multiply them by x.
+  bool ReadsPacked(const at::Tensor& x) const;
+  // By these: `out` [T, N], gated [T, N / 2].
+  void MultiplyPacked(const at::Tensor& x, bool gated, const at::Tensor& out) const;
   cuda::PackedWeights View() const;
 
   int64_t rows_, depth_;

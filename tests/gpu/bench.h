@@ -44,8 +44,8 @@ double RecordedSeconds(at::Device device, int rounds, int calls,
                        const std::function<void(int)>& work);
 
 nlohmann::json MeasureDevice(at::Device device, const Shape& shape, Limits& limits);
-// Products of few rows with the matrices of a layer, by what they read: own and the library's of
-// plain ones, own of packed ones.
+// Products of few rows with the matrices of a layer, by what they read: the library's of plain
+// ones, own of packed ones.
 nlohmann::json MeasureProducts(at::Device device, const Shape& shape);
 // The kernels between the products, for the smallest and the largest batch behind kContext tokens.
 nlohmann::json MeasureKernels(at::Device device, const Shape& shape);
@@ -54,7 +54,6 @@ nlohmann::json MeasureTower(at::Device device, const Shape& shape, const Limits&
 // The decoder with random weights.
 struct ServingCase {
   std::string weights = "bf16";  // int8 (in groups of 128), int4 (of 64)
-  int64_t own_rows = -1;         // negative: as served
   bool graphs = true;
   std::vector<int64_t> batches;
   bool prefill = false;

@@ -53,35 +53,18 @@ int Copies(const Shape& shape, uint64_t bytes) {
 
 json MeasurePlain(at::Device device, const Shape& shape, const Matrix& matrix) {
   const auto options = at::TensorOptions(device).dtype(at::kBFloat16);
-  const int64_t bytes = matrix.out * matrix.in * 2;
   std::vector<CudaMatrix> copies;
-  for (int i = 0; i < Copies(shape, bytes); ++i) {
+  do {
     copies.emplace_back(at::randn({matrix.out, matrix.in}, options));
-  }
+  } while (static_cast<int>(copies.size()) < Copies(shape, copies[0].bytes()));
+  const auto bytes = static_cast<double>(copies[0].bytes());
   json found;
   for (const int64_t rows : {1, 2, 4, 64}) {
     const at::Tensor x = at::randn({rows, matrix.in}, options);
-    const at::Tensor out = at::empty({rows, matrix.out}, options);
-    const auto rate = [&](const std::function<void(const CudaMatrix&)>& multiply) {
-      const double seconds = RecordedSeconds(device, shape.rounds, shape.calls,
-                                             [&](int i) { multiply(copies[i % copies.size()]); });
-      return static_cast<double>(bytes) / seconds / 1e9;
-    };
-    json& row = found[std::to_string(rows)];
-    row["library_gb_per_second"] =
-        rate([&](const CudaMatrix& weight) { weight.Multiply(x, /*own_rows=*/0); });
-    if (rows > cuda::kFewRows) continue;
-    row["own_gb_per_second"] = rate([&](const CudaMatrix& weight) {
-      const at::Tensor dense = weight.Dense(at::kBFloat16);  // itself
-      cuda::MultiplyFewRows(cuda::Element::kBFloat16,
-                            {.x = x.const_data_ptr(),
-                             .weight = dense.const_data_ptr(),
-                             .out = out.data_ptr(),
-                             .in_width = static_cast<int>(matrix.in),
-                             .out_width = static_cast<int>(matrix.out),
-                             .gated = false},
-                            rows, cuda::CurrentStream(device));
-    });
+    const double seconds = RecordedSeconds(device, shape.rounds, shape.calls,
+                                           [&](int i) { copies[i % copies.size()].Multiply(x); });
+    found[std::to_string(rows)] = {{"microseconds", seconds * 1e6},
+                                   {"gb_per_second", bytes / seconds / 1e9}};
   }
   return found;
 }
@@ -104,9 +87,8 @@ json MeasurePacked(at::Device device, const Shape& shape, const Matrix& matrix,
   json found;
   for (const int64_t rows : shape.packed_rows) {
     const at::Tensor x = at::randn({rows, matrix.in}, options);
-    const double seconds = RecordedSeconds(device, shape.rounds, shape.calls, [&](int i) {
-      copies[i % copies.size()].Multiply(x, 0);
-    });
+    const double seconds = RecordedSeconds(device, shape.rounds, shape.calls,
+                                           [&](int i) { copies[i % copies.size()].Multiply(x); });
     found[std::to_string(rows)] = {{"microseconds", seconds * 1e6},
                                    {"gb_per_second", bytes / seconds / 1e9}};
   }

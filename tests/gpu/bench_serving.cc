@@ -108,13 +108,11 @@ class Serving {
                  {.kv_bytes = static_cast<uint64_t>(
                       std::max(most_ * BlocksOf(kContext), BlocksOf(shape.prompt)) *
                       KvBlockBytes(c_, 2)),
-                  .graphs = which.graphs,
-                  .own_product_rows = which.own_rows}) {
+                  .graphs = which.graphs}) {
     Fill();
   }
 
   uint64_t weight_bytes() const { return decoder_.weight_bytes(); }
-  int64_t own_product_rows() const { return decoder_.own_product_rows(); }
 
   // The last of kContext tokens, again and again.
   json Decode(int64_t batch) {
@@ -220,7 +218,6 @@ json MeasureServing(at::Device device, const Shape& shape, const Limits& limits,
   Serving serving(device, shape, limits, WeightsOf(device, shape.decoder, which.weights), which);
   json found = {{"weights", which.weights},
                 {"weight_bytes", serving.weight_bytes()},
-                {"own_product_rows", serving.own_product_rows()},
                 {"graphs", which.graphs}};
   for (const int64_t batch : which.batches) {
     found["decode"][std::to_string(batch)] = serving.Decode(batch);

@@ -60,8 +60,6 @@ int Main(const std::vector<std::string>& arguments) {
   cuda::SetOverlap(false);
   serving("serving_without_overlap", {.batches = {shape.batches.front(), shape.batches.back()}});
   cuda::SetOverlap(true);
-  serving("serving_with_cublas_alone", {.own_rows = 0, .batches = {1, 2, 4}});
-  serving("serving_with_own_products", {.own_rows = 4, .batches = {1, 2, 4}});
   serving("serving_without_graphs", {.graphs = false, .batches = {1}});
   return failed ? 1 : 0;
 }

@@ -7,7 +7,6 @@
 #include <stdexcept>
 #include <string>
 
-#include "model/ops/cuda/gemv.h"
 #include "model/ops/cuda/kernels.h"
 #include "model/ops/cuda/packed.h"
 #include "model/ops/cuda/paged_attention.h"
@@ -93,19 +92,6 @@ struct MergeSplitsKernel {
   template <class Block>
   LLAVA_DEVICE void operator()(Block& block, Shared&) const {
     MergeSplitsBody<T>(block, args);
-  }
-};
-
-template <class T, int kRows, bool kGated, int kSplit>
-struct FewRowsKernel {
-  static constexpr int kThreads = 128;
-  static constexpr int kBlocks = kRows == 1 && sizeof(T) == 2 ? 4 : 1;
-  using Shared = FewRowsShared<kRows, kThreads>;
-  FewRowsArgs args;
-  int ahead;
-  template <class Block>
-  LLAVA_DEVICE void operator()(Block& block, Shared& shared) const {
-    FewRowsBody<T, kRows, kGated, kSplit>(block, shared, args, ahead);
   }
 };
 
@@ -243,43 +229,6 @@ void DispatchPagedAttention(const Launcher& launch, Element element, const Paged
       split.template operator()<T, 8, 32>();
     }
     launch(MergeSplitsKernel<T>{args}, Grid{args.num_heads, sequences});
-  });
-}
-
-template <class Launcher>
-void DispatchFewRows(const Launcher& launch, Element element, const FewRowsArgs& args,
-                     int64_t rows) {
-  if (rows < 1 || rows > kFewRows || args.in_width % 8 != 0) {
-    throw std::invalid_argument("no product of " + std::to_string(rows) + " rows of " +
-                                std::to_string(args.in_width));
-  }
-  const auto multiply = [&]<class T, int kRows>() {
-    constexpr int64_t kWarps = FewRowsKernel<T, kRows, false, 1>::kThreads / kWarpLanes;
-    if (args.gated) {
-      launch(FewRowsKernel<T, kRows, true, 1>{args, 1}, Grid{RoundedUp(args.out_width, kWarps)});
-    } else if (args.in_width >= 8192) {
-      // Long rows: blocks would be few and end together.
-      launch(FewRowsKernel<T, kRows, false, kWarps>{args, 1},
-             Grid{RoundedUp(args.out_width, kWarpColumns)});
-    } else {
-      const int64_t blocks = RoundedUp(args.out_width, kWarps * kWarpColumns);
-      // All find a place at once, behind attention, which leaves the memory idle.
-      const int ahead = blocks <= 1024 ? 2 : 1;
-      launch(FewRowsKernel<T, kRows, false, 1>{args, ahead}, Grid{blocks});
-    }
-  };
-  WithElement(element, [&](auto zero) {
-    using T = decltype(zero);
-    switch (rows) {
-      case 1:
-        return multiply.template operator()<T, 1>();
-      case 2:
-        return multiply.template operator()<T, 2>();
-      case 3:
-        return multiply.template operator()<T, 3>();
-      default:
-        return multiply.template operator()<T, 4>();
-    }
   });
 }
 

@@ -18,10 +18,6 @@ void QuickGelu(Element element, const QuickGeluArgs& args, Stream stream) {
   DispatchQuickGelu(DeviceLauncher{stream}, element, args);
 }
 
-void MultiplyFewRows(Element element, const FewRowsArgs& args, int64_t rows, Stream stream) {
-  DispatchFewRows(DeviceLauncher{stream}, element, args, rows);
-}
-
 void SetOverlap(bool on) { overlap = on; }
 
 }  // namespace llava::cuda

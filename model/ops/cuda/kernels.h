@@ -21,8 +21,6 @@ enum class Element : uint8_t { kFloat, kBFloat16 };
 // Tokens of a block of keys and values, and of a stretch of decode attention.
 inline constexpr int kBlockTokens = 16;
 inline constexpr int kSplitTokens = 128;
-// Most rows of MultiplyFewRows.
-inline constexpr int kFewRows = 4;
 
 // residual += delta (if there is one); out = residual / rms(residual) * weight. Rounds after each
 // of these like the plain operations.
@@ -83,17 +81,6 @@ struct PagedAttentionArgs {
 void PagedAttention(Element element, const PagedAttentionArgs& args, int64_t sequences,
                     Stream stream);
 bool HasPagedAttention(int64_t head_dim);
-
-// out = x weight^T for at most kFewRows rows; in_width a multiple of 8. Gated: the weight has
-// 2 out_width rows, and out = SwiGlu of the product.
-struct FewRowsArgs {
-  const void* x;       // [rows, in_width]
-  const void* weight;  // [out_width, in_width]
-  void* out;           // [rows, out_width]
-  int in_width, out_width;
-  bool gated;
-};
-void MultiplyFewRows(Element element, const FewRowsArgs& args, int64_t rows, Stream stream);
 
 // Matrices of int8 or int4 with a scale for each group along their depth, in panels of 32 rows as
 // model/ops/cpu/gemm.h describes them.

@@ -32,17 +32,6 @@ at::Tensor HostBuffer(at::IntArrayRef shape, at::ScalarType dtype, at::Device de
   return at::empty(shape, at::TensorOptions(dtype).pinned_memory(device.is_cuda()));
 }
 
-double PeakBandwidth(at::Device device) {
-  int kilohertz = 0, bits = 0;
-  if (cudaDeviceGetAttribute(&kilohertz, cudaDevAttrMemoryClockRate, device.index()) !=
-          cudaSuccess ||
-      cudaDeviceGetAttribute(&bits, cudaDevAttrGlobalMemoryBusWidth, device.index()) !=
-          cudaSuccess) {
-    return 0;
-  }
-  return 2.0 * 1e3 * kilohertz * bits / 8;  // two transfers a clock
-}
-
 at::Tensor Download(const at::Tensor& tensor) {
   at::Tensor host = HostBuffer(tensor.sizes(), tensor.scalar_type(), tensor.device());
   host.copy_(tensor, /*non_blocking=*/true);

@@ -17,9 +17,6 @@ Stream CurrentStream(at::Device device);
 // Memory of the host that the device copies from and to without waiting; uninitialized.
 at::Tensor HostBuffer(at::IntArrayRef shape, at::ScalarType dtype, at::Device device);
 
-// Bytes a second that the device's memory could move at most by its clock and width; 0 if unknown.
-double PeakBandwidth(at::Device device);
-
 // A copy on the host, complete when this returns.
 at::Tensor Download(const at::Tensor& tensor);
 

@@ -181,17 +181,6 @@ TEST_F(CudaLlamaTest, DecodesLargeBatchesWithPaddingAndBeyondTheGraphs) {
   }
 }
 
-TEST_F(CudaLlamaTest, OwnProductsAgreeWithTheLibrarys) {
-  const DecoderConfig config = Even();
-  const std::vector<int32_t> ids = TestIds(20, 1, config.vocab_size);
-  std::vector<at::Tensor> results;
-  for (const int64_t rows : {0, 4}) {
-    CudaLlama decoder = Make(config, at::kFloat, {.own_product_rows = rows});
-    results.push_back(ServingSteps(decoder).Whole(ids, 1));
-  }
-  EXPECT_LT(MaxDifference(results[0], results[1]), 2e-4);
-}
-
 TEST_F(CudaLlamaTest, SharedBlocksAndCopiesServeManySequences) {
   const DecoderConfig config = Even();
   CudaLlama decoder = Make(config, at::kFloat);

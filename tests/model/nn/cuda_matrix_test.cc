@@ -116,7 +116,7 @@ TEST_F(CudaMatrixTest, MultipliesByWhatTheCpuServes) {
         at::Tensor found;
         for (const bool backwards : {false, true}) {
           cuda::RunThreadsBackwards(backwards);
-          const at::Tensor once = matrix.Multiply(x.narrow(0, 0, rows), 0).cpu();
+          const at::Tensor once = matrix.Multiply(x.narrow(0, 0, rows)).cpu();
           cuda::RunThreadsBackwards(false);
           EXPECT_TRUE(!found.defined() || at::equal(once, found)) << "depends on the order";
           found = once;
@@ -132,14 +132,14 @@ TEST_F(CudaMatrixTest, ARowIsTheSameBesideAnyOthers) {
   const PackedMatrix packed = Pack(RandomWeights({64, 392}, 4), WeightFormat::kInt4, 64);
   const CudaMatrix matrix(packed, cuda::KernelDevice());
   const at::Tensor x = ToDevice(Random({16, 392}, 5));
-  const at::Tensor all = matrix.Multiply(x, 0).cpu();
+  const at::Tensor all = matrix.Multiply(x).cpu();
   for (const int64_t row : {0, 7, 8, 15}) {
-    EXPECT_TRUE(at::equal(matrix.Multiply(x.narrow(0, row, 1), 0).cpu()[0], all[row])) << row;
+    EXPECT_TRUE(at::equal(matrix.Multiply(x.narrow(0, row, 1)).cpu()[0], all[row])) << row;
   }
   // Not even by what is not a number.
   at::Tensor broken = x.clone();
   broken[3].fill_(NAN);
-  const at::Tensor found = matrix.Multiply(broken, 0).cpu();
+  const at::Tensor found = matrix.Multiply(broken).cpu();
   EXPECT_TRUE(at::isnan(found[3]).all().item<bool>());
   EXPECT_TRUE(at::equal(found[2], all[2]));
   EXPECT_TRUE(at::equal(found[11], all[11]));
@@ -162,7 +162,7 @@ TEST_F(CudaMatrixTest, GatesTheProduct) {
       for (const int64_t rows : {1, 9, 33}) {
         SCOPED_TRACE(packed.Describe() + " by " + std::to_string(rows));
         const at::Tensor out = at::full({rows, width}, NAN, x.options());
-        matrix.MultiplyGated(x.narrow(0, 0, rows), 0, out);
+        matrix.MultiplyGated(x.narrow(0, 0, rows), out);
         const at::Tensor found = out.cpu().to(at::kDouble), right = expected.narrow(0, 0, rows);
         ASSERT_TRUE(at::isfinite(found).all().item<bool>());
         EXPECT_LE((found - right).abs().max().item<double>(),
@@ -179,7 +179,7 @@ TEST_F(CudaMatrixTest, UnpacksForManyRowsAndOddDepths) {
     const at::Tensor x = ToDevice(Random({150, shape.depth}, 9));
     // The library's product takes weights rounded to bfloat16.
     const at::Tensor weights = Unpacked(packed).to(at::kBFloat16).to(at::kDouble);
-    ExpectRounded(matrix.Multiply(x, 0), at::linear(x.cpu().to(at::kDouble), weights));
+    ExpectRounded(matrix.Multiply(x), at::linear(x.cpu().to(at::kDouble), weights));
   }
 }
 

@@ -145,9 +145,6 @@ void PagedAttention(Element element, const PagedAttentionArgs& args, int64_t seq
   DispatchPagedAttention(HostLauncher(), element, args, sequences);
 }
 bool HasPagedAttention(int64_t head_dim) { return CanAttend(head_dim); }
-void MultiplyFewRows(Element element, const FewRowsArgs& args, int64_t rows, Stream) {
-  DispatchFewRows(HostLauncher(), element, args, rows);
-}
 void MultiplyPacked(const PackedProductArgs& args, Stream) {
   DispatchPackedProduct(HostLauncher(), args);
 }
@@ -161,7 +158,6 @@ Stream CurrentStream(at::Device) { return nullptr; }
 at::Tensor HostBuffer(at::IntArrayRef shape, at::ScalarType dtype, at::Device) {
   return at::empty(shape, dtype);
 }
-double PeakBandwidth(at::Device) { return 0; }
 
 at::Tensor Download(const at::Tensor& tensor) { return tensor.clone(); }
 
