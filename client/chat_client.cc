@@ -18,15 +18,6 @@
 namespace llava {
 namespace {
 
-std::shared_ptr<grpc::ChannelCredentials> Credentials(const ChatClientOptions& options) {
-  if (!options.tls) return grpc::InsecureChannelCredentials();
-  grpc::SslCredentialsOptions ssl;
-  ssl.pem_root_certs = options.tls->roots;
-  ssl.pem_cert_chain = options.tls->certificate;
-  ssl.pem_private_key = options.tls->key;
-  return grpc::SslCredentials(ssl);
-}
-
 // Between the tries to get a broken answer back, where the gateway says nothing else.
 constexpr std::chrono::milliseconds kFirstDelay{100}, kLongestDelay{1000};
 // So many streams in a row that begin, bring nothing and break off: that is the turn's end.
@@ -40,6 +31,15 @@ std::string RandomKey() {
 }
 
 }  // namespace
+
+std::shared_ptr<grpc::ChannelCredentials> MakeCredentials(const std::optional<ChatClientTls>& tls) {
+  if (!tls) return grpc::InsecureChannelCredentials();
+  grpc::SslCredentialsOptions ssl;
+  ssl.pem_root_certs = tls->roots;
+  ssl.pem_cert_chain = tls->certificate;
+  ssl.pem_private_key = tls->key;
+  return grpc::SslCredentials(ssl);
+}
 
 absl::Status AnswerCanceller::Cancel() {
   ChatClient* client;
@@ -102,7 +102,7 @@ bool AnswerCanceller::Pause(std::chrono::milliseconds delay) {
 
 ChatClient::ChatClient(ChatClientOptions options)
     : options_(std::move(options)),
-      channel_(grpc::CreateChannel(options_.gateway, Credentials(options_))),
+      channel_(grpc::CreateChannel(options_.gateway, MakeCredentials(options_.tls))),
       stub_(v1::ChatService::NewStub(channel_)) {}
 
 ChatClient::Deadline ChatClient::After(std::chrono::milliseconds timeout) {

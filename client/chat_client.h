@@ -2,6 +2,7 @@
 
 #include <grpcpp/channel.h>
 #include <grpcpp/client_context.h>
+#include <grpcpp/security/credentials.h>
 #include <grpcpp/support/sync_stream.h>
 
 #include <chrono>
@@ -70,6 +71,9 @@ struct ChatClientTls {
   std::string certificate;  // ours, if the gateway asks for one, and its key
   std::string key;
 };
+
+// For channels of one's own; unset: open.
+std::shared_ptr<grpc::ChannelCredentials> MakeCredentials(const std::optional<ChatClientTls>& tls);
 
 // Where the gateway is, and how long to wait for it.
 struct ChatClientOptions {

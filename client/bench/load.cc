@@ -33,6 +33,11 @@ constexpr const char* kWords[] = {"what",  "is",    "the",  "picture", "of",    
 class Run;
 class TurnCall;
 
+void Identify(grpc::ClientContext& context, const LoadOptions& options) {
+  if (options.api_key.empty()) return;
+  context.AddMetadata("authorization", absl::StrCat("Bearer ", options.api_key));
+}
+
 // A unary call, deleted by the reaction to its answer: copies of that reaction live on in gRPC for
 // a moment, and must not keep the context, which holds the channel, behind the end of the run.
 template <typename Request, typename Response>
@@ -41,7 +46,10 @@ struct UnaryCall {
   Request request;
   Response response;
 
-  UnaryCall() { context.set_deadline(std::chrono::system_clock::now() + kUnaryTimeout); }
+  explicit UnaryCall(const LoadOptions& options) {
+    context.set_deadline(std::chrono::system_clock::now() + kUnaryTimeout);
+    Identify(context, options);
+  }
 };
 
 // One session from its creation to its deletion.
@@ -140,7 +148,7 @@ class Run {
 };
 
 void Session::Begin(bool idle) {
-  auto* call = new UnaryCall<v1::CreateSessionRequest, v1::CreateSessionResponse>;
+  auto* call = new UnaryCall<v1::CreateSessionRequest, v1::CreateSessionResponse>(run_.options);
   call->request.set_title("llava-bench");
   call->request.set_model(run_.options.model);
   stub_.async()->CreateSession(&call->context, &call->request, &call->response,
@@ -196,7 +204,7 @@ void Session::OnTurn(const absl::Status& status, TurnSample sample) {
 }
 
 void Session::End() {
-  auto* call = new UnaryCall<v1::DeleteSessionRequest, v1::DeleteSessionResponse>;
+  auto* call = new UnaryCall<v1::DeleteSessionRequest, v1::DeleteSessionResponse>(run_.options);
   call->request.set_session_id(id_);
   stub_.async()->DeleteSession(&call->context, &call->request, &call->response,
                                [self = shared_from_this(), call](const grpc::Status&) {
@@ -209,6 +217,7 @@ void Session::End() {
 
 void TurnCall::Start() {
   context_.set_deadline(std::chrono::system_clock::now() + session_->run_.options.timeout);
+  Identify(context_, session_->run_.options);
   sample_.turn = session_->turn_;
   sent_ = Clock::now();
   session_->stub_.async()->Chat(&context_, &request_, this);

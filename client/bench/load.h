@@ -34,6 +34,7 @@ struct LoadOptions {
   std::vector<std::string> pictures =
       {};                        // bytes of picture files, for the first question of a session
   bool unique_pictures = false;  // no two alike, so that each must be encoded
+  std::string api_key = {};      // empty: none is sent
   std::string model = {};
   v1::SamplingParams sampling = {};
   uint64_t seed = 1;  // of words and moments

@@ -1,6 +1,5 @@
 // llava-bench: load for a gateway, and what it makes of it.
 #include <grpcpp/create_channel.h>
-#include <grpcpp/security/credentials.h>
 #include <signal.h>
 
 #include <atomic>
@@ -47,11 +46,11 @@ bool ReadFiles(BenchOptions& options) {
   return false;
 }
 
-std::shared_ptr<grpc::Channel> Connect(const std::string& address, int number) {
+std::shared_ptr<grpc::Channel> Connect(const BenchOptions& options, int number) {
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);  // a connection of its own
   arguments.SetInt("llava.connection", number);
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+  return grpc::CreateCustomChannel(options.gateway, MakeCredentials(options.tls), arguments);
 }
 
 void Print(const Progress& progress) {
@@ -76,7 +75,7 @@ int Main(int argc, char** argv) {
 
   std::vector<std::shared_ptr<grpc::Channel>> channels;
   for (int i = 0; i < options.connections; ++i) {
-    channels.push_back(Connect(options.gateway, i));
+    channels.push_back(Connect(options, i));
     if (!channels.back()->WaitForConnected(std::chrono::system_clock::now() +
                                            std::chrono::seconds(5))) {
       std::cerr << "llava-bench: no gateway answers at " << options.gateway << ": is it running?\n";

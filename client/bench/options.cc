@@ -4,6 +4,9 @@
 #include <chrono>
 #include <cstdint>
 #include <iostream>
+#include <utility>
+
+#include "client/access_flags.h"
 
 namespace llava::bench {
 
@@ -26,6 +29,8 @@ std::variant<BenchOptions, int> ParseBenchOptions(int argc, const char* const* a
   app.add_option("--gateway", options.gateway, "Address of the gateway")
       ->type_name("HOST:PORT")
       ->capture_default_str();
+  AccessFlags access;
+  access.Declare(app, [](CLI::Option*) {});
   app.add_option("--connections", options.connections, "Connections that the sessions share")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
@@ -78,6 +83,9 @@ std::variant<BenchOptions, int> ParseBenchOptions(int argc, const char* const* a
       ->type_name("FILE");
   try {
     app.parse(argc, argv);
+    auto read = access.Read();
+    load.api_key = std::move(read.api_key);
+    options.tls = std::move(read.tls);
   } catch (const CLI::CallForHelp&) {
     std::cout << app.help();
     return 0;

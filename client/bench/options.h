@@ -1,15 +1,18 @@
 #pragma once
 
+#include <optional>
 #include <string>
 #include <variant>
 #include <vector>
 
 #include "client/bench/load.h"
+#include "client/chat_client.h"
 
 namespace llava::bench {
 
 struct BenchOptions {
   std::string gateway = "127.0.0.1:8001";
+  std::optional<ChatClientTls> tls;  // unset: open connections
   int connections = 1;
   std::string prompts_file;
   std::vector<std::string> picture_files;

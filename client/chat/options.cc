@@ -1,10 +1,10 @@
 #include "client/chat/options.h"
 
 #include <CLI/CLI.hpp>
-#include <cstdlib>
-#include <fstream>
 #include <iostream>
-#include <iterator>
+#include <utility>
+
+#include "client/access_flags.h"
 
 namespace llava {
 namespace {
@@ -13,43 +13,6 @@ namespace {
 std::string EnvironmentName(std::string flag) {
   for (char& c : flag) c = c == '-' ? '_' : static_cast<char>(std::toupper(c));
   return "LLAVA_CHAT_" + flag;
-}
-
-struct AccessFiles {
-  std::string api_key, tls_roots, tls_certificate, tls_key;
-};
-
-std::string ReadFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::string text(std::istreambuf_iterator<char>(file), {});
-  if (!file || text.empty()) throw CLI::ValidationError(path, "cannot be read, or is empty");
-  return text;
-}
-
-// LLAVA_API_KEY is what all our clients read; a file comes before it.
-std::string ReadApiKey(const std::string& path) {
-  const char* given = std::getenv("LLAVA_API_KEY");
-  std::string key = path.empty() ? (given != nullptr ? given : "") : ReadFile(path);
-  key.erase(key.find_last_not_of(" \t\r\n") + 1);
-  for (const char c : key) {
-    if (c < '!' || c > '~') throw CLI::ValidationError("API key", "is not one printable word");
-  }
-  return key;
-}
-
-void ReadAccess(const AccessFiles& files, bool tls, ChatOptions& options) {
-  options.api_key = ReadApiKey(files.api_key);
-  if (!tls && files.tls_roots.empty() && files.tls_certificate.empty() && files.tls_key.empty()) {
-    return;
-  }
-  if (files.tls_certificate.empty() != files.tls_key.empty()) {
-    throw CLI::ValidationError("--tls-cert and --tls-key", "belong together");
-  }
-  options.tls.emplace();
-  if (!files.tls_roots.empty()) options.tls->roots = ReadFile(files.tls_roots);
-  if (files.tls_certificate.empty()) return;
-  options.tls->certificate = ReadFile(files.tls_certificate);
-  options.tls->key = ReadFile(files.tls_key);
 }
 
 }  // namespace
@@ -74,18 +37,8 @@ std::variant<ChatOptions, int> ParseChatOptions(int argc, const char* const* arg
   twin(app.add_option("--gateway", options.gateway, "Address of the gateway")
            ->type_name("HOST:PORT")
            ->capture_default_str());
-  AccessFiles files;
-  bool tls = false;
-  twin(app.add_option("--api-key-file", files.api_key,
-                      "File with the API key (default: the environment's LLAVA_API_KEY)")
-           ->type_name("PATH"));
-  twin(app.add_flag("--tls", tls, "Encrypted connection; the others of --tls imply it"));
-  twin(app.add_option("--tls-ca", files.tls_roots,
-                      "Who may have signed the gateway's certificate (default: this machine's)")
-           ->type_name("PATH"));
-  twin(app.add_option("--tls-cert", files.tls_certificate, "Our certificate, if it asks for one")
-           ->type_name("PATH"));
-  twin(app.add_option("--tls-key", files.tls_key, "Key of our certificate")->type_name("PATH"));
+  AccessFlags access;
+  access.Declare(app, twin);
   twin(
       app.add_option("--image", options.image, "Picture of the first question")->type_name("PATH"));
   twin(app.add_option("--model", options.model, "Model to ask (default: the gateway's)")
@@ -118,7 +71,9 @@ std::variant<ChatOptions, int> ParseChatOptions(int argc, const char* const* arg
 
   try {
     app.parse(argc, argv);
-    ReadAccess(files, tls, options);
+    auto read = access.Read();
+    options.api_key = std::move(read.api_key);
+    options.tls = std::move(read.tls);
   } catch (const CLI::CallForHelp&) {
     std::cout << app.help();
     return 0;
