@@ -6,7 +6,8 @@ from source_tree import CPP, files
 
 MODEL = ["model/digest", "model/config", "model/text", "model/image", "model/checkpoint",
          "model/ops", "model/nn", "model/llava"]
-WORKER = ["server/runtime", "server/wire", "server/device", "llava/v1"] + MODEL
+WORKER = ["server/runtime", "server/wire", "server/device", "server/lifecycle",
+          "llava/v1"] + MODEL
 
 # Room -> what it may include besides itself: rooms, or single headers of them.
 ALLOWED = {
@@ -29,6 +30,8 @@ ALLOWED = {
     "server/runtime": [],
     "server/wire": ["server/runtime", "llava/v1", "model/digest"],
     "server/device": ["server/runtime"],
+    "server/lifecycle": ["server/runtime", "server/wire", "llava/v1", "model/config",
+                         "model/digest", "model/checkpoint"],
     "server/vision": WORKER,
     "server/llm": WORKER,
     "server/gateway": ["server/runtime", "server/wire", "llava/v1", "model/digest",

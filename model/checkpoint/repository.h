@@ -1,0 +1,56 @@
+#pragma once
+
+// The model repository as a whole: <root>/<name>/<version>/ and what is said about versions of a
+// model in <root>/<name>/labels.json. Format: docs/formats.md. Needs no LibTorch.
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+namespace llava {
+
+// What people (or a guard) said about a model's versions. Empty without labels.json.
+struct ModelMarks {
+  std::map<std::string, uint64_t> labels;                // "stable", "canary", ... -> version
+  std::map<std::string, std::vector<uint64_t>> history;  // earlier versions of a label, latest last
+  std::set<uint64_t> pinned;                             // never removed by Gc
+};
+
+// A repository folder, perhaps shared by several hosts and writers. Every change of marks is one
+// atomic rename of labels.json under a lock file; readers need no lock. Thread-safe (no state).
+// Unless said otherwise throws std::runtime_error naming the path, and std::invalid_argument for a
+// bad name or label or a version that is not there.
+class ModelRepository {
+ public:
+  explicit ModelRepository(std::filesystem::path root) : root_(std::move(root)) {}
+
+  const std::filesystem::path& root() const { return root_; }
+  std::filesystem::path Folder(const std::string& name) const;
+  std::filesystem::path Folder(const std::string& name, uint64_t version) const;
+
+  // Models that have a version, in order of names; empty if there is no root.
+  std::vector<std::string> Models() const;
+  // Complete versions (a manifest is there), ascending; empty if there is no such model.
+  std::vector<uint64_t> Versions(const std::string& name) const;
+
+  ModelMarks Marks(const std::string& name) const;
+  // Points `label` at a version, 0 removes it. Returns the version it pointed at before, 0 = none.
+  uint64_t SetLabel(const std::string& name, const std::string& label, uint64_t version);
+  // Points "stable" back at the version that had it before and is still there; returns that.
+  uint64_t Rollback(const std::string& name);
+  void Pin(const std::string& name, uint64_t version, bool pinned);
+
+  // Versions that may go: neither labelled, pinned, nor among the `keep` newest, nor needed as a
+  // tower by a language model of this repository that stays. Removes them unless `dry_run` (each
+  // becomes invisible at once, then its files go), and temporary folders older than a day.
+  std::vector<uint64_t> Gc(const std::string& name, int keep, bool dry_run);
+
+ private:
+  const std::filesystem::path root_;
+};
+
+}  // namespace llava

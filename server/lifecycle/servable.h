@@ -1,0 +1,78 @@
+#pragma once
+
+// What the model manager needs of a service: to load a version of the repository, to route requests
+// to it, to take it away again.
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "llava/v1/models.pb.h"
+
+namespace llava {
+
+// A complete version in the repository.
+struct VersionRef {
+  std::string name;
+  uint64_t version = 0;
+  std::filesystem::path folder;  // <root>/<name>/<version>
+};
+
+// What a version is doing at the moment.
+struct ServableLoad {
+  uint32_t in_flight = 0;     // requests whose work has begun
+  uint32_t queued = 0;        // requests that wait for it
+  uint64_t weight_bytes = 0;  // resident, of all workers
+  uint64_t nan_outputs = 0;   // requests that failed because the model gave no number
+};
+
+// A loaded version. Requests hold it by shared_ptr, so the last of them to end frees it.
+// Thread-safe.
+class Servable {
+ public:
+  virtual ~Servable() = default;
+  // As callers see it; labels are filled in by others.
+  virtual const v1::ModelInfo& info() const = 0;
+  virtual ServableLoad load() const = 0;
+  // Largest deviation from the self-test's reference on any worker; negative: no self-test.
+  virtual double self_test_drift() const = 0;
+  // Workers (one per device) that hold this version. SetWorkers(n) gives up the last ones, each
+  // when its answers have ended, or loads more; returns when that is done (CANCELLED: `stop` said
+  // so). Rolling swaps move them one by one. n >= 1.
+  virtual int workers() const = 0;
+  virtual absl::Status SetWorkers(int n, const std::function<bool()>& stop) = 0;
+};
+
+// Called from the manager's loader threads; Route and Unroute from any thread, quickly.
+class ServableLoader {
+ public:
+  struct LoadOptions {
+    int workers = 0;                        // that get it; 0: all
+    std::function<void(double)> progress;   // share of the reading that is done
+    std::function<void()> warming;          // reading is over; warm-up and self-test begin
+    std::function<bool()> stop;             // polled: CANCELLED as soon as it says true
+    std::shared_ptr<Servable> predecessor;  // the version it will stand in for, or null: whose
+                                            // recent sessions are computed ahead
+  };
+
+  virtual ~ServableLoader() = default;
+  // Resident bytes the version takes on `workers` workers (0: all), working memory (keys and
+  // values, activations) included, from its manifest and configuration alone.
+  virtual absl::StatusOr<uint64_t> EstimateBytes(const VersionRef& version, int workers) = 0;
+  virtual int workers() const = 0;
+  // Reads, verifies, warms up and tests a version, while others are served. The error says exactly
+  // why not: NOT_FOUND, INVALID_ARGUMENT (broken or foreign files, wrong digest, NaN weights),
+  // PERMISSION_DENIED, RESOURCE_EXHAUSTED (memory), FAILED_PRECONDITION (no such device, missing
+  // tower), CANCELLED.
+  virtual absl::StatusOr<std::shared_ptr<Servable>> Load(const VersionRef& version,
+                                                         const LoadOptions& options) = 0;
+  // From now on requests for this version are taken; beside others of the same model.
+  virtual void Route(std::shared_ptr<Servable> servable) = 0;
+  // No new requests for it; those under way go on and hold it.
+  virtual void Unroute(const std::string& name, uint64_t version) = 0;
+};
+
+}  // namespace llava
