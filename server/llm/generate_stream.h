@@ -3,6 +3,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "llava/v1/llm.pb.h"
 #include "server/llm/llm_service.h"
@@ -23,9 +24,10 @@ class GenerateStream : public AnswerSink {
         session_id_(std::move(session_id)),
         on_end_(std::move(on_end)) {}
 
-  // Before the job is submitted. `backend` must outlive the call.
-  void SetJob(const LlmBackend& backend, int64_t text_tokens, int64_t image_tokens) {
-    backend_ = &backend;
+  // Before the job is submitted. The version is held until the stream has ended.
+  void SetJob(std::shared_ptr<const LlmBackend> backend, int64_t text_tokens,
+              int64_t image_tokens) {
+    backend_ = std::move(backend);
     text_tokens_ = text_tokens;
     image_tokens_ = image_tokens;
   }
@@ -42,7 +44,7 @@ class GenerateStream : public AnswerSink {
   const std::shared_ptr<StreamWriter<v1::GenerateResponse>> writer_;
   const std::string request_id_, session_id_;
   const std::function<void(const absl::Status&)> on_end_;
-  const LlmBackend* backend_ = nullptr;
+  std::shared_ptr<const LlmBackend> backend_;
   int64_t text_tokens_ = 0, image_tokens_ = 0;
 };
 

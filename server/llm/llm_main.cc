@@ -48,12 +48,12 @@ int main(int argc, char** argv) {
     return llava::ReportLoadFailure(kProgram, status);
 
   const llava::LanguageInfo& info = engine.info();
-  const llava::LlmBackend backend(
+  const auto backend = std::make_shared<const llava::LlmBackend>(
       llava::LanguageModelInfo(info, engine.image_tokens(), options.context_tokens,
                                options.DefaultSampling()),
       engine, store);
-  llm->SetBackend(&backend);
-  models.SetReady(backend.info, [&engine] {
+  llm->Route(backend);
+  models.SetReady(backend->info, [&engine] {
     return llava::ModelLoad{static_cast<uint32_t>(engine.running()),
                             static_cast<uint32_t>(engine.waiting()), engine.weight_bytes()};
   });
@@ -75,7 +75,7 @@ int main(int argc, char** argv) {
                   {"digest", llava::ToHex(info.digest)},
                   {"device", info.device},
                   {"dtype", info.dtype},
-                  {"context_tokens", absl::StrCat(backend.info.context_tokens())},
+                  {"context_tokens", absl::StrCat(backend->info.context_tokens())},
                   {"kv_tokens", absl::StrCat(engine.kv_capacity_tokens())},
                   {"max_running", absl::StrCat(options.engine.max_running)}});
   return process.Run([&] { models.SetDraining(); }, [&] { engine.Stop(); });

@@ -48,7 +48,7 @@ class LlmTestServer {
   Admission admission_;
   std::unique_ptr<FeatureStore> store_;
   std::unique_ptr<LlmEngine> engine_;
-  std::unique_ptr<LlmBackend> backend_;
+  std::shared_ptr<const LlmBackend> backend_;
   std::unique_ptr<LlmService> service_;
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<v1::LlmService::Stub> stub_;
