@@ -208,7 +208,9 @@ void TensorSource::Rename(const std::string& from, const std::string& to) {
 at::Tensor TensorSource::Get(const std::string& canonical) const {
   const auto place = places_.find(canonical);
   if (place == places_.end()) throw std::out_of_range("no tensor \"" + canonical + "\"");
-  return place->second.file->Get(place->second.stored);
+  at::Tensor tensor = place->second.file->Get(place->second.stored);
+  if (watch_) watch_(tensor.nbytes());
+  return tensor;
 }
 
 void TensorSource::Release(const std::string& canonical) const {

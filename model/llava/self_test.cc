@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <functional>
+#include <limits>
 #include <numeric>
 #include <sstream>
 #include <stdexcept>
@@ -10,6 +12,7 @@
 #include <vector>
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/cosine_similarity.h>
 #include <ATen/ops/log_softmax.h>
 #include <ATen/ops/scalar_tensor.h>
@@ -140,7 +143,11 @@ at::Tensor LogProbabilities(const Llava& model, std::span<const int32_t> ids,
       hidden.index_select(0, at::tensor(targets.rows, at::kLong).to(device))));
 }
 
-at::Tensor LogProbabilities(ServingModel& model, const LanguageTest& test) {
+using Piece = std::function<void(const std::function<void()>&)>;
+
+// `at_once` rows in a step.
+at::Tensor LogProbabilities(ServingModel& model, const LanguageTest& test, int64_t at_once,
+                            const Piece& piece) {
   const c10::InferenceMode guard;
   std::vector<int64_t> expanded;
   for (size_t i = 0; i < test.ids().size(); ++i) {
@@ -158,9 +165,20 @@ at::Tensor LogProbabilities(ServingModel& model, const LanguageTest& test) {
         " tokens, the model's self-test needs " + std::to_string(prompt.size()) + " (--kv-bytes)");
   }
   std::iota(blocks.begin(), blocks.end(), 0);
-  const StepSequence sequence{.tokens = prompt.size(), .computed = 0, .blocks = blocks};
-  return targets.LogProbabilities(
-      model.decoder().Step(prompt.Slice(0, prompt.size()), {&sequence, 1}, targets.rows));
+  std::vector<at::Tensor> logits;  // of the targets' rows, in order
+  size_t done = 0;
+  for (int64_t first = 0; first < prompt.size(); first += at_once) {
+    const int64_t count = std::min(at_once, prompt.size() - first);
+    std::vector<int64_t> wanted;
+    for (; done < targets.rows.size() && targets.rows[done] < first + count; ++done) {
+      wanted.push_back(targets.rows[done] - first);
+    }
+    const StepSequence sequence{.tokens = count, .computed = first, .blocks = blocks};
+    piece([&] {
+      logits.push_back(model.decoder().Step(prompt.Slice(first, count), {&sequence, 1}, wanted));
+    });
+  }
+  return targets.LogProbabilities(at::cat(logits));
 }
 
 // [S, S, 3] uint8 -> [P + 1, Dv], float32 on the CPU.
@@ -205,10 +223,12 @@ double CheckSelfTest(const Llava& model, const SelfTest& test) {
                "a log-probability");
 }
 
-double CheckSelfTest(ServingModel& model, const SelfTest& test) {
+double CheckSelfTest(ServingModel& model, const SelfTest& test, int64_t rows, const Piece& piece) {
   const LanguageTest stored(test);
-  return Judge(test, ToString(model.weights()),
-               LargestDifference(LogProbabilities(model, stored), stored.expected),
+  const Piece alone = [](const std::function<void()>& compute) { compute(); };
+  const at::Tensor found = LogProbabilities(
+      model, stored, rows > 0 ? rows : std::numeric_limits<int64_t>::max(), piece ? piece : alone);
+  return Judge(test, ToString(model.weights()), LargestDifference(found, stored.expected),
                "a log-probability");
 }
 

@@ -58,10 +58,11 @@ v1::ModelInfo LanguageModelInfo(const LanguageInfo& language, int64_t image_toke
 }
 
 LlmBackend::LlmBackend(v1::ModelInfo model_info, LlmEngine& model_engine,
-                       FeatureStore& feature_store)
+                       FeatureStore& feature_store, std::shared_ptr<RecentSessions> sessions)
     : info(std::move(model_info)),
       engine(model_engine),
       store(feature_store),
+      recent(std::move(sessions)),
       prompts(engine.info().tokenizer, engine.info().chat_template,
               {.image_tokens = info.image_tokens(),
                .context_tokens = info.context_tokens(),
@@ -124,7 +125,7 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* LlmService::Generate(
     job->request_id = id;
     job->session_id = request->session_id();
     job->sink = stream;
-    stream->SetJob(backend, job->text_tokens, job->image_tokens);
+    stream->SetJob(backend, request, job->text_tokens, job->image_tokens);
     if (auto status = backend->engine.Submit(*std::move(job)); !status.ok()) {
       stream->Failed(status);
     }

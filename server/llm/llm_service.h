@@ -9,6 +9,7 @@
 #include "server/llm/engine.h"
 #include "server/llm/feature_store.h"
 #include "server/llm/prompt.h"
+#include "server/llm/recent_sessions.h"
 #include "server/llm/routed_versions.h"
 #include "server/llm/task_threads.h"
 #include "server/runtime/metrics.h"
@@ -23,11 +24,14 @@ v1::ModelInfo LanguageModelInfo(const LanguageInfo& language, int64_t image_toke
 
 // All that requests need of a version. Const, but for the thread-safe parts it points to.
 struct LlmBackend {
-  LlmBackend(v1::ModelInfo info, LlmEngine& engine, FeatureStore& store);
+  // `recent` is told of answers that ended; it may be null.
+  LlmBackend(v1::ModelInfo info, LlmEngine& engine, FeatureStore& store,
+             std::shared_ptr<RecentSessions> recent = nullptr);
 
   const v1::ModelInfo info;
   LlmEngine& engine;
   FeatureStore& store;
+  const std::shared_ptr<RecentSessions> recent;
   const PromptBuilder prompts;
 };
 
