@@ -17,7 +17,6 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
-#include <utility>
 
 #include <ATen/core/Tensor.h>
 
@@ -44,9 +43,6 @@ class TensorSource {
   at::Tensor Get(const std::string& canonical) const;
   // As TensorFile::Release.
   void Release(const std::string& canonical) const;
-  // `watch` is called with the bytes of each tensor, before Get returns it; what it throws, Get
-  // throws.
-  void WatchReads(std::function<void(uint64_t bytes)> watch) { watch_ = std::move(watch); }
 
  private:
   struct Place {
@@ -55,7 +51,6 @@ class TensorSource {
   };
   std::map<std::string, TensorInfo> infos_;
   std::map<std::string, Place> places_;
-  std::function<void(uint64_t)> watch_;
 };
 
 // One example with what the model makes of it, so that a version can be tried before it is served.

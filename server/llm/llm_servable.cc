@@ -87,16 +87,18 @@ absl::StatusOr<uint64_t> LlmServableLoader::EstimateBytes(const VersionRef& vers
 
 std::vector<int> LlmServableLoader::DevicesByUse() {
   std::vector<int> uses(turns_.size(), 0), devices(turns_.size());
+  std::iota(devices.begin(), devices.end(), 0);
   MutexLock lock(mutex_);
   for (const auto& weak : loaded_) {
     const auto servable = weak.lock();
     if (!servable) continue;
     const std::vector<int>& taken = servable->engine().devices();
     for (int i = 0; i < servable->workers(); ++i) ++uses[static_cast<size_t>(taken[i])];
+    devices.assign(taken.rbegin(), taken.rend());  // the one it gives up first comes first
   }
-  std::iota(devices.begin(), devices.end(), 0);
-  std::stable_sort(devices.begin(), devices.end(),
-                   [&](int a, int b) { return uses[static_cast<size_t>(a)] < uses[b]; });
+  std::stable_sort(devices.begin(), devices.end(), [&](int a, int b) {
+    return uses[static_cast<size_t>(a)] < uses[static_cast<size_t>(b)];
+  });
   return devices;
 }
 

@@ -77,7 +77,8 @@ class LlmServableLoader : public ServableLoader {
   void StopAll();
 
  private:
-  // The devices, those that hold the fewest versions first.
+  // The devices in the order in which a new version takes them: those that hold the fewest versions
+  // first, else as the version before gives them up.
   std::vector<int> DevicesByUse();
   bool ServesAny();
   std::shared_ptr<RecentSessions> RecentOf(const std::string& name);

@@ -8,6 +8,8 @@
 #include <cstring>
 #include <exception>
 #include <filesystem>
+#include <map>
+#include <memory>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -17,6 +19,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "model/checkpoint/checkpoint.h"
+#include "model/checkpoint/tensor_file.h"
 #include "model/llava/serving_model.h"
 #include "model/ops/cpu/thread_pool.h"
 #include "server/device/background_thread.h"
@@ -95,12 +98,40 @@ class ReadMeter {
   double read_ = 0;
 };
 
+// Tensors that are counted as they are read.
+class WatchedTensors : public TensorFile {
+ public:
+  WatchedTensors(TensorSource source, ReadMeter meter)
+      : source_(std::move(source)), meter_(std::move(meter)) {}
+  const std::map<std::string, TensorInfo>& tensors() const override { return source_.tensors(); }
+  at::Tensor Get(const std::string& name) const override {
+    at::Tensor tensor = source_.Get(name);
+    meter_(tensor.nbytes());
+    return tensor;
+  }
+  void Release(const std::string& name) const override { source_.Release(name); }
+
+ private:
+  const TensorSource source_;
+  mutable ReadMeter meter_;  // who loads is one thread
+};
+
+TensorSource Watched(const TensorSource& source, ReadMeter meter) {
+  const auto file = std::make_shared<const WatchedTensors>(source, std::move(meter));
+  TensorSource watched;
+  for (const auto& [name, info] : source.tensors()) watched.Add(name, file, name);
+  return watched;
+}
+
 LanguageCheckpoint Open(const LanguageOptions& options, const LoadPace& pace, bool verify) {
   OpenOptions open;
   open.tower = options.tower;
   open.chat_template = options.chat_template;
   open.packed = true;
   open.verify = verify;
+  open.progress = pace.progress;
+  open.stop = pace.stop;
+  open.bytes_per_second = pace.bytes_per_second;
   if (pace.stop && pace.stop()) throw LoadStopped();
   return OpenLanguage(options.model, open);
 }
@@ -109,6 +140,8 @@ absl::Status WhyNotOpened(const LanguageOptions& options, std::exception_ptr fai
   try {
     std::rethrow_exception(failure);
   } catch (const LoadStopped& error) {
+    return absl::CancelledError(error.what());
+  } catch (const OpenStopped& error) {
     return absl::CancelledError(error.what());
   } catch (const std::bad_alloc&) {
     return absl::ResourceExhaustedError("out of memory");
@@ -226,7 +259,7 @@ absl::StatusOr<LoadedLanguage> OpenLanguageWorkers(const LanguageOptions& option
     ServingOptions own = serving;
     own.threads = enter();
     LanguageCheckpoint source = *checkpoint;
-    source.tensors.WatchReads(ReadMeter(watch, StoredBytes(source), rate));
+    source.tensors = Watched(source.tensors, ReadMeter(watch, StoredBytes(source), rate));
     std::unique_ptr<ServingModel> model;
     const auto read = [&] {
       const c10::InferenceMode inference;
