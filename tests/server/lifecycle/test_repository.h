@@ -29,9 +29,11 @@ class TestRepository {
     return root() / name / std::to_string(version);
   }
 
-  // As publishing does: complete at once.
+  // As publishing does: complete at once. `stored`: what the file holds if it is not what its
+  // manifest says.
   void Publish(const std::string& name, uint64_t version, const std::string& content = "good",
-               Manifest::Kind kind = Manifest::Kind::kLanguage) const {
+               Manifest::Kind kind = Manifest::Kind::kLanguage,
+               const std::string& stored = "") const {
     const std::filesystem::path draft = root() / name / ".tmp-test";
     std::filesystem::create_directories(draft);
     Manifest manifest;
@@ -43,7 +45,7 @@ class TestRepository {
       manifest.projector_digest = manifest.decoder_digest = manifest.tokenizer_digest =
           Sha256Digest{};
     }
-    Write(draft / "weights", content);
+    Write(draft / "weights", stored.empty() ? content : stored);
     Write(draft / "manifest.json", manifest.ToJson());
     std::filesystem::rename(draft, Folder(name, version));
   }
