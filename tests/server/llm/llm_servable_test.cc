@@ -55,6 +55,11 @@ class LlmServableTest : public ::testing::Test {
     EXPECT_TRUE(servable.ok()) << servable.status();
     return std::static_pointer_cast<LlmServable>(*servable);
   }
+  static ServableLoader::LoadOptions On(int workers) {
+    ServableLoader::LoadOptions options;
+    options.workers = workers;
+    return options;
+  }
   // Runs one answer of `tokens` tokens to its end.
   std::shared_ptr<Collector> Run(LlmServable& servable, int32_t first, int64_t prompt = 5) {
     auto sink = std::make_shared<Collector>();
@@ -66,6 +71,10 @@ class LlmServableTest : public ::testing::Test {
     MutexLock lock(switches_->mutex);
     switches_->hold = hold;
     switches_->changed.NotifyAll();
+  }
+  void StepsTake(std::chrono::microseconds time) {
+    MutexLock lock(switches_->mutex);
+    switches_->step_time = time;
   }
   int Alive() {
     MutexLock lock(switches_->mutex);
@@ -104,8 +113,8 @@ TEST_F(LlmServableTest, ALastRequestFreesItsVersionOnNoThreadOfIts) {
   };
   const auto holder = std::make_shared<Holder>();
   holder->backend = std::shared_ptr<const LlmBackend>(first, &first->backend());
-  Hold(true);
-  ASSERT_TRUE(first->engine().Submit(RuleJob(10, 4, holder)).ok());
+  StepsTake(std::chrono::milliseconds(3));
+  ASSERT_TRUE(first->engine().Submit(RuleJob(10, 600, holder)).ok());
 
   std::shared_ptr<LlmServable> second = Load(2);
   loader_->Route(second);
@@ -116,9 +125,10 @@ TEST_F(LlmServableTest, ALastRequestFreesItsVersionOnNoThreadOfIts) {
   const std::weak_ptr<LlmServable> gone = first;
   first.reset();
   EXPECT_FALSE(gone.expired()) << "an answer still needs it";
-  Hold(false);
+  EXPECT_LT(holder->count, 600u);
+  StepsTake(std::chrono::milliseconds(0));
   EXPECT_TRUE(holder->Wait().ok());
-  EXPECT_EQ(holder->ids.size(), 4u);
+  EXPECT_EQ(holder->ids.size(), 600u);
   WaitForAlive(1);
   EXPECT_TRUE(gone.expired());
   disposal_.WaitUntilIdle(CondVar::Clock::now() + kSlowdown * std::chrono::seconds(20));
@@ -141,8 +151,9 @@ TEST_F(LlmServableTest, AStoppedLoadEndsSoonAndLeavesNothing) {
   Start();
   loading_takes_long_ = true;
   std::atomic<int> asked = 0;
-  const auto stopped =
-      loader_->Load({"rules", 1, "/nowhere"}, {.stop = [&] { return ++asked > 3; }});
+  ServableLoader::LoadOptions options;
+  options.stop = [&] { return ++asked > 3; };
+  const auto stopped = loader_->Load({"rules", 1, "/nowhere"}, options);
   EXPECT_EQ(stopped.status().code(), absl::StatusCode::kCancelled);
   EXPECT_EQ(Alive(), 0);
   loading_takes_long_ = false;
@@ -191,7 +202,7 @@ TEST_F(LlmServableTest, WorkersGoOneByOneFromVersionToVersion) {
     MutexLock lock(switches_->mutex);
     loaded_on_.clear();
   }
-  const auto second = Load(2, {.workers = 1});
+  const auto second = Load(2, On(1));
   EXPECT_EQ(second->workers(), 1);
   ASSERT_TRUE(first->SetWorkers(1, {}).ok());
   ASSERT_TRUE(second->SetWorkers(2, {}).ok());
@@ -208,7 +219,7 @@ TEST_F(LlmServableTest, WorkersGoOneByOneFromVersionToVersion) {
 
 TEST_F(LlmServableTest, AWorkerThatCannotBeAddedIsNotMissed) {
   Start(2);
-  const auto servable = Load(1, {.workers = 1});
+  const auto servable = Load(1, On(1));
   loading_takes_long_ = true;
   std::atomic<int> asked = 0;
   EXPECT_EQ(servable->SetWorkers(2, [&] { return ++asked > 3; }).code(),
@@ -224,10 +235,7 @@ TEST_F(LlmServableTest, AWorkerThatCannotBeAddedIsNotMissed) {
 TEST_F(LlmServableTest, VersionsOnOneDeviceTakeTurns) {
   Start();
   const auto first = Load(1), second = Load(2);
-  {
-    MutexLock lock(switches_->mutex);
-    switches_->step_time = std::chrono::microseconds(500);
-  }
+  StepsTake(std::chrono::microseconds(500));
   const auto a = std::make_shared<Collector>(), b = std::make_shared<Collector>();
   ASSERT_TRUE(first->engine().Submit(RuleJob(10, 200, a)).ok());
   ASSERT_TRUE(second->engine().Submit(RuleJob(10, 200, b)).ok());
@@ -255,10 +263,7 @@ TEST_F(LlmServableTest, PromptsComputedAheadAreFoundByTheirRequests) {
   EXPECT_EQ(Run(*servable, 10, 60)->cached, 50);
   EXPECT_EQ(Run(*servable, 11, 60)->cached, 0);
   // What takes too long is left where it is.
-  {
-    MutexLock lock(switches_->mutex);
-    switches_->step_time = std::chrono::milliseconds(5);
-  }
+  StepsTake(std::chrono::milliseconds(5));
   prompts.resize(1);
   prompts[0].ids.assign(10'000, 12);
   servable->engine().Prewarm(prompts, LlmEngine::Clock::now() + std::chrono::milliseconds(60));
