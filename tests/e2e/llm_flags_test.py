@@ -96,7 +96,7 @@ class LlmFlags(ModelFlagsCase):
             shutil.copytree(LLM_MODEL / "1", model / "1")
             service = self.start("--model", model, "--swap-prewarm", sessions)
             for session in ("a", "b", "c"):
-                self.generate(service, f"What is a lion? {session}", session=session)
+                self.generate(service, f"{session}: " + "What is a lion? " * 10, session=session)
             shutil.copytree(LLM_MODEL / "1", model / ".tmp-2")
             manifest = model / ".tmp-2" / "manifest.json"
             manifest.write_text(re.sub(r'"version": 1\n', '"version": 2\n', manifest.read_text()))
@@ -107,8 +107,8 @@ class LlmFlags(ModelFlagsCase):
                 time.sleep(0.05)
             loaded = [line for line in service.log_lines() if line.get("msg") == "loaded"]
             self.assertEqual([line["sessions_ahead"] for line in loaded], ["0", str(sessions)])
-            usage = self.generate(service, "What is a lion? c", session="c")[0][1].usage
-            self.assertEqual(usage.cached_tokens > 8, sessions > 0)
+            usage = self.generate(service, "c: " + "What is a lion? " * 10, session="c")[0][1].usage
+            self.assertEqual(usage.cached_tokens > 30, sessions > 0, usage)
 
     def check_threads(self):
         few, many = (self.start("--threads", count) for count in (1, 3))
