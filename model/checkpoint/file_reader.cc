@@ -1,7 +1,7 @@
 #include "model/checkpoint/file_reader.h"
 
 #include <fcntl.h>
-#include <sys/uio.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -13,6 +13,7 @@
 #include <stdexcept>
 #include <string>
 #include <utility>
+#include <vector>
 
 namespace llava {
 namespace {
@@ -36,6 +37,31 @@ class Descriptor {
 
  private:
   int fd_;
+};
+
+// What the page cache holds of a file.
+class Cached {
+ public:
+  Cached(int fd, uint64_t size) : size_(size) {
+    if (size > 0) view_ = mmap(nullptr, size, PROT_READ, MAP_SHARED, fd, 0);
+  }
+  ~Cached() {
+    if (view_ != MAP_FAILED) munmap(view_, size_);
+  }
+  Cached(const Cached&) = delete;
+  Cached& operator=(const Cached&) = delete;
+
+  // Whether all of a chunk is there.
+  bool Has(uint64_t offset, size_t count) const {
+    if (view_ == MAP_FAILED) return false;
+    std::vector<uint8_t> pages((count + kAlignment - 1) / kAlignment);
+    if (mincore(static_cast<uint8_t*>(view_) + offset, count, pages.data()) != 0) return false;
+    return std::all_of(pages.begin(), pages.end(), [](uint8_t page) { return (page & 1) != 0; });
+  }
+
+ private:
+  const uint64_t size_;
+  void* view_ = MAP_FAILED;
 };
 
 uint8_t* NewBuffer(size_t size) {
@@ -96,10 +122,6 @@ std::span<const uint8_t> FileReader::Next(const std::function<void()>& waiting) 
 void FileReader::Read(int fd, int direct, uint64_t offset, size_t count, uint8_t* to) const {
   size_t have = 0;
   if (direct >= 0) {
-    // From the page cache if all of it is there, which is faster, else past it.
-    const iovec piece{to, count};
-    const ssize_t cached = preadv2(fd, &piece, 1, static_cast<off_t>(offset), RWF_NOWAIT);
-    if (cached == static_cast<ssize_t>(count)) return;
     while (have < count) {
       // Whole blocks: the last one reaches over the end, into the memory behind.
       const size_t whole = (count - have + kAlignment - 1) / kAlignment * kAlignment;
@@ -129,6 +151,7 @@ void FileReader::Run() {
     // Refused where a file system has none: then all goes the other way.
     const Descriptor direct(path_, into_ != nullptr ? O_RDONLY | O_DIRECT : O_PATH);
     const int past_cache = into_ != nullptr ? direct.get() : -1;
+    const Cached cached(file.get(), past_cache < 0 ? 0 : size_);
     if (past_cache < 0) posix_fadvise(file.get(), 0, 0, POSIX_FADV_SEQUENTIAL);
     for (uint64_t chunk = 0; chunk * kChunkBytes < size_; ++chunk) {
       {
@@ -137,8 +160,8 @@ void FileReader::Run() {
         if (stop_) return;
       }
       const uint64_t offset = chunk * kChunkBytes;
-      Read(file.get(), past_cache, offset,
-           static_cast<size_t>(std::min<uint64_t>(kChunkBytes, size_ - offset)), Place(chunk));
+      const auto count = static_cast<size_t>(std::min<uint64_t>(kChunkBytes, size_ - offset));
+      Read(file.get(), cached.Has(offset, count) ? -1 : past_cache, offset, count, Place(chunk));
       const std::lock_guard lock(mutex_);
       read_ = chunk + 1;
       changed_.notify_all();

@@ -35,7 +35,7 @@ class FileReader {
   static constexpr uint64_t kAhead = 4;  // chunks
 
   void Run();
-  // The whole of [offset, offset + count) to `to`.
+  // The whole of [offset, offset + count) to `to`; past the page cache if `direct` is a descriptor.
   void Read(int fd, int direct, uint64_t offset, size_t count, uint8_t* to) const;
   uint8_t* Place(uint64_t chunk) const;
 

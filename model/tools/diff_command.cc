@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <iostream>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -45,7 +46,8 @@ Side Open(const std::filesystem::path& path, const std::filesystem::path& named_
   side.path = folder.path.string();
   side.tower = folder.manifest ? folder.manifest->kind == Manifest::Kind::kTower
                                : folder.layout == Layout::kClip;
-  const OpenOptions options{side.tower || folder.manifest ? "" : named_tower, "",
+  const OpenOptions options{side.tower || folder.manifest ? std::filesystem::path() : named_tower,
+                            "",
                             /*verify=*/false, /*packed=*/true};
   if (side.tower) {
     const TowerCheckpoint tower = OpenTower(folder.path, options);
