@@ -99,6 +99,12 @@ void Lifecycle::Stopped(const VersionId& id, Time now) {
   if (!version.present) Prune(id.name);
 }
 
+void Lifecycle::PutBack(const VersionId& id, Time now) {
+  versions_.at(id).costly = false;
+  if (versions_.at(id).present) return Enter(id, v1::MODEL_STATE_AVAILABLE, "", now);
+  Enter(id, v1::MODEL_STATE_UNLOADED, "its folder was deleted before it was loaded", now);
+}
+
 void Lifecycle::BeginLoad(const VersionId& id, int workers, uint64_t predecessor) {
   Version& version = versions_.at(id);
   version.job = Version::Job::kLoad;
@@ -127,7 +133,8 @@ void Lifecycle::Prune(const std::string& name) {
   for (auto each = versions_.lower_bound({name, 0});
        each != versions_.end() && each->first.name == name; ++each) {
     const Version& version = each->second;
-    if (!version.present && Resting(version.state) && version.job == Version::Job::kNone) {
+    if (!version.present && Resting(version.state) && version.job == Version::Job::kNone &&
+        !InExchange(models_.at(name), each->first.version)) {
       gone.push_back(each->first);
     }
   }
@@ -170,7 +177,8 @@ void Lifecycle::SetRepository(const RepositorySnapshot& snapshot, Time now) {
       if (model.seen.versions.contains(each->first.version)) continue;
       version.present = false;
       if (version.state == v1::MODEL_STATE_READY) version.message = kFolderGone;
-      if (version.state == v1::MODEL_STATE_AVAILABLE && version.job == Version::Job::kNone) {
+      if (version.state == v1::MODEL_STATE_AVAILABLE && version.job == Version::Job::kNone &&
+          !InExchange(model, each->first.version)) {
         never_loaded.push_back(each->first);
       }
     }
@@ -180,7 +188,9 @@ void Lifecycle::SetRepository(const RepositorySnapshot& snapshot, Time now) {
 }
 
 void Lifecycle::WantLoaded(const VersionId& id, Time now) {
-  VersionWishes& wishes = models_.at(id.name).wishes;
+  Model& model = models_.at(id.name);
+  Choose(id.name, model);  // wishes of before the last change end now, not this one
+  VersionWishes& wishes = model.wishes;
   wishes.load.insert(id.version);
   wishes.unload.erase(id.version);
   Version& version = versions_.at(id);
@@ -192,6 +202,7 @@ void Lifecycle::WantLoaded(const VersionId& id, Time now) {
 
 void Lifecycle::WantUnloaded(const VersionId& id, Time now) {
   Model& model = models_.at(id.name);
+  Choose(id.name, model);
   model.wishes.unload.insert(id.version);
   model.wishes.load.erase(id.version);
   model.restore.erase(id.version);
@@ -238,7 +249,7 @@ void Lifecycle::Verified(const VersionId& id, const absl::Status& status, Time n
     const bool ready = old != nullptr && old->state == v1::MODEL_STATE_READY;
     if (IsTarget(model, victim) || (rolling && !ready)) {  // things have changed: plan again
       model.exchange.reset();
-      return Enter(id, v1::MODEL_STATE_AVAILABLE, "", now);
+      return PutBack(id, now);
     }
   }
   version.costly = true;
@@ -317,7 +328,7 @@ void Lifecycle::WorkersSet(const VersionId& id, const absl::Status& status, Time
         return BeginLoad(candidate, 1, id.version);
       }
       if (status.ok()) {
-        Enter(candidate, v1::MODEL_STATE_AVAILABLE, "", now);
+        PutBack(candidate, now);
       } else {
         Fail(candidate, error, now);
       }

@@ -180,6 +180,8 @@ class Lifecycle {
   void Fail(const VersionId& id, const absl::Status& status, Time now);
   void Route(const VersionId& id, Time now);
   void Unroute(const VersionId& id, std::string why, Time now);
+  // It has not been loaded after all.
+  void PutBack(const VersionId& id, Time now);
   // A load that was asked to end has ended.
   void Stopped(const VersionId& id, Time now);
   void BeginLoad(const VersionId& id, int workers, uint64_t predecessor);
@@ -204,7 +206,7 @@ class Lifecycle {
   bool InExchange(const Model& model, uint64_t version) const;
   // Targets and wishes that are not loaded; the whole number range if there are none.
   size_t Missing(const std::string& name, const Model& model) const;
-  uint64_t NewestReady(const std::string& name) const;
+  uint64_t NewestReady(const std::string& name, uint64_t except = 0) const;
   uint64_t BytesOf(const Version& version) const;
   int SlotsInUse() const;
   bool InMotion() const;

@@ -94,11 +94,13 @@ size_t Lifecycle::Missing(const std::string& name, const Model& model) const {
   return needed.size() > ready ? needed.size() - ready : 0;
 }
 
-uint64_t Lifecycle::NewestReady(const std::string& name) const {
+uint64_t Lifecycle::NewestReady(const std::string& name, uint64_t except) const {
   uint64_t newest = 0;
   for (auto each = versions_.lower_bound({name, 0});
        each != versions_.end() && each->first.name == name; ++each) {
-    if (each->second.state == v1::MODEL_STATE_READY) newest = each->first.version;
+    if (each->second.state == v1::MODEL_STATE_READY && each->first.version != except) {
+      newest = each->first.version;
+    }
   }
   return newest;
 }
@@ -156,11 +158,11 @@ void Lifecycle::Settle(const std::string& name, Model& model, Time now) {
       --missing;
       if (!routed && NewestReady(name) == 0) Route(id, now);
     } else if (routed) {
-      const uint64_t newest = NewestReady(name);
-      Unroute(id,
-              newest == id.version ? "not wanted any more"
-                                   : absl::StrCat("version ", newest, " took its place"),
-              now);
+      const uint64_t newest = NewestReady(name, id.version);
+      Unroute(
+          id,
+          newest == 0 ? "not wanted any more" : absl::StrCat("version ", newest, " took its place"),
+          now);
     }
   }
 
