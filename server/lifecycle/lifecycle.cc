@@ -95,12 +95,14 @@ void Lifecycle::Stopped(const VersionId& id, Time now) {
   Version& version = versions_.at(id);
   version.workers = 0;
   version.costly = false;
+  version.ForgetOldFailures();
   Enter(id, v1::MODEL_STATE_UNLOADED, std::exchange(version.why_stopped, ""), now);
   if (!version.present) Prune(id.name);
 }
 
 void Lifecycle::PutBack(const VersionId& id, Time now) {
   versions_.at(id).costly = false;
+  versions_.at(id).ForgetOldFailures();
   if (versions_.at(id).present) return Enter(id, v1::MODEL_STATE_AVAILABLE, "", now);
   Enter(id, v1::MODEL_STATE_UNLOADED, "its folder was deleted before it was loaded", now);
 }
@@ -247,7 +249,8 @@ void Lifecycle::Verified(const VersionId& id, const absl::Status& status, Time n
   for (const uint64_t victim : exchange.victims) {
     const Version* old = Find({id.name, victim});
     const bool ready = old != nullptr && old->state == v1::MODEL_STATE_READY;
-    if (IsTarget(model, victim) || (rolling && !ready)) {  // things have changed: plan again
+    if (!MayGo(model, victim, id.version) ||
+        (rolling && !ready)) {  // things have changed: plan again
       model.exchange.reset();
       return PutBack(id, now);
     }

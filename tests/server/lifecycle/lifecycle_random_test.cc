@@ -138,7 +138,7 @@ class RandomLife {
       EndSomeJob(0);
       EndSomeAnswers();
     }
-    ASSERT_TRUE(AtRest()) << "it never comes to rest";
+    ASSERT_TRUE(AtRest()) << "it never comes to rest:\n" << world_.Describe();
   }
   bool AtRest() { return world_.life().Settled() && world_.jobs().empty(); }
 

@@ -137,6 +137,21 @@ class LifecycleWorld {
   Lifecycle& life() { return life_; }
   Lifecycle::Time now() const { return now_; }
 
+  // For messages of failures.
+  std::string Describe() const {
+    std::string text;
+    for (const auto& [id, version] : life_.versions()) {
+      absl::StrAppend(&text, id.name, " ", id.version, " ", v1::ModelState_Name(version.state),
+                      version.present ? "" : ", gone", life_.Wants(id) ? ", wanted" : "",
+                      version.held ? ", held" : "", ", failures ", version.failures, ": ",
+                      version.message, "\n");
+    }
+    for (const auto& [id, job] : jobs_) {
+      absl::StrAppend(&text, "job ", static_cast<int>(job.kind), " of ", id.version, "\n");
+    }
+    return text;
+  }
+
   int loaded = 0, freed = 0;
 
   // Does what Lifecycle wants, until it wants nothing more.
