@@ -56,6 +56,7 @@ class ServableLoader {
     std::function<bool()> stop;             // polled: CANCELLED as soon as it says true
     std::shared_ptr<Servable> predecessor;  // the version it will stand in for, or null: whose
                                             // recent sessions are computed ahead
+    uint64_t bytes_per_second = 0;          // reads no faster; 0: as fast as it goes
   };
 
   virtual ~ServableLoader() = default;
