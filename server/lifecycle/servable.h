@@ -27,6 +27,7 @@ struct ServableLoad {
   uint32_t queued = 0;        // requests that wait for it
   uint64_t weight_bytes = 0;  // resident, of all workers
   uint64_t nan_outputs = 0;   // requests that failed because the model gave no number
+  std::string failure;        // why no worker can serve it any more; empty: one can
 };
 
 // A loaded version. Requests hold it by shared_ptr, so the last of them to end frees it.

@@ -282,8 +282,7 @@ void FeatureDisk::WriteFile(const Features& features) {
   if (stat(path.c_str(), &about) == 0) return Touch(name, static_cast<uint64_t>(about.st_size));
   const std::string bytes = FeatureFile(features);
   if (bytes.size() > options_.budget_bytes) return;
-  const fs::path temporary =
-      options_.folder / absl::StrCat(kTemporary, getpid(), "-", name);
+  const fs::path temporary = options_.folder / absl::StrCat(kTemporary, getpid(), "-", name);
   bool written = false;
   {
     const Descriptor file(
