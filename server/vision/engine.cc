@@ -378,7 +378,7 @@ void VisionEngine::CountFailures(size_t calls) {
 void VisionEngine::WarmUp(PictureEncoder& encoder) const {
   const auto side = static_cast<size_t>(info_.preprocess.image_size);
   const std::vector<std::vector<float>> grey(1, std::vector<float>(3 * side * side, 0.0f));
-  const auto parts = encoder.Encode(grey, info_.num_layers - 1, SelectFeature::kPatch);
+  const auto parts = encoder.Encode(grey, info_.num_layers, SelectFeature::kPatch);
   const size_t expected = static_cast<size_t>(info_.num_patches * info_.width) * 2;
   if (parts.size() != 1 || parts[0].size() != expected || HasNonFinite(parts[0])) {
     throw std::invalid_argument("the tower gives wrong or non-finite numbers for a grey picture");
