@@ -1,6 +1,5 @@
 #include "model/checkpoint/checkpoint_folder.h"
 
-#include <charconv>
 #include <cstdint>
 #include <memory>
 #include <stdexcept>
@@ -8,6 +7,7 @@
 #include <vector>
 
 #include "model/checkpoint/tensor_names.h"
+#include "model/checkpoint/version_folder.h"
 
 namespace llava {
 namespace {
@@ -69,22 +69,6 @@ const char* ToString(Layout layout) {
       return "CLIP";
   }
   return "unknown";
-}
-
-std::optional<uint64_t> NewestVersion(const fs::path& model_folder) {
-  std::optional<uint64_t> newest;
-  std::error_code error;
-  for (const auto& entry : fs::directory_iterator(model_folder, error)) {
-    const std::string name = entry.path().filename().string();
-    uint64_t version = 0;
-    const auto number = std::from_chars(name.data(), name.data() + name.size(), version);
-    const bool whole = number.ec == std::errc() && number.ptr == name.data() + name.size();
-    if (whole && version > 0 && name[0] != '0' && fs::exists(entry.path() / "manifest.json") &&
-        version > newest.value_or(0)) {
-      newest = version;
-    }
-  }
-  return newest;
 }
 
 std::string FolderName(const fs::path& path) {

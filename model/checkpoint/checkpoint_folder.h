@@ -28,9 +28,6 @@ struct CheckpointFolder {
 // `verify`: compare the files of a repository version with its manifest.
 CheckpointFolder OpenCheckpointFolder(const std::filesystem::path& path, bool verify);
 
-// The largest version of <root>/<name> that has a manifest; nothing if there is none.
-std::optional<uint64_t> NewestVersion(const std::filesystem::path& model_folder);
-
 // Name of a folder for messages and for checkpoints without a name of their own.
 std::string FolderName(const std::filesystem::path& path);
 

@@ -7,7 +7,7 @@
 #include <thread>
 
 #include "model/checkpoint/checkpoint.h"
-#include "model/checkpoint/checkpoint_folder.h"
+#include "model/checkpoint/version_folder.h"
 #include "model/checkpoint/config_json.h"
 #include "tests/model/checkpoint/folders.h"
 
