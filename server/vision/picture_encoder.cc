@@ -100,11 +100,11 @@ absl::Status Classify(const std::string& path, const std::string& why) {
   return absl::InvalidArgumentError(why);
 }
 
-absl::StatusOr<TowerCheckpoint> OpenChecked(const std::string& path, bool verify) {
+absl::StatusOr<TowerCheckpoint> OpenChecked(const std::string& path, const OpenOptions& options) {
   try {
-    OpenOptions options;
-    options.verify = verify;
     return OpenTower(path, options);
+  } catch (const OpenStopped&) {
+    return absl::CancelledError("told to stop while opening " + path);
   } catch (const std::bad_alloc&) {
     return absl::ResourceExhaustedError("out of memory while opening " + path);
   } catch (const std::exception& error) {
@@ -128,7 +128,9 @@ absl::StatusOr<uint64_t> EstimateTowerBytes(const TowerOptions& options, int wor
                                             int max_batch) {
   auto devices = ParseDevices(options.device);
   if (!devices.ok()) return devices.status();
-  auto checkpoint = OpenChecked(options.model, /*verify=*/false);
+  OpenOptions unverified;
+  unverified.verify = false;
+  auto checkpoint = OpenChecked(options.model, unverified);
   if (!checkpoint.ok()) return checkpoint.status();
   const at::ScalarType dtype = ParseDtype(options.dtype, devices->front());
   const VisionConfig& config = checkpoint->config;
@@ -139,13 +141,18 @@ absl::StatusOr<uint64_t> EstimateTowerBytes(const TowerOptions& options, int wor
          (WeightBytes(*checkpoint, dtype) + rows * row * c10::elementSize(dtype));
 }
 
-absl::StatusOr<LoadedTower> OpenTowerWorkers(const TowerOptions& options) {
+absl::StatusOr<LoadedTower> OpenTowerWorkers(const TowerOptions& options,
+                                             const TowerReading& reading) {
   auto devices = ParseDevices(options.device);
   if (!devices.ok()) return devices.status();
   for (const at::Device device : *devices) {
     if (auto status = CheckDevice(device); !status.ok()) return status;
   }
-  auto opened = OpenChecked(options.model, /*verify=*/true);
+  OpenOptions open;
+  open.progress = reading.progress;
+  open.stop = reading.stop;
+  open.bytes_per_second = static_cast<double>(reading.bytes_per_second);
+  auto opened = OpenChecked(options.model, open);
   if (!opened.ok()) return opened.status();
   const auto checkpoint = std::make_shared<const TowerCheckpoint>(*std::move(opened));
 

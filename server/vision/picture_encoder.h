@@ -63,10 +63,18 @@ struct TowerOptions {
   int threads = 0;  // of each worker's operations, 0 = cores / workers
 };
 
+// How reading goes on; see ServableLoader::LoadOptions.
+struct TowerReading {
+  std::function<void(double)> progress = {};
+  std::function<bool()> stop = {};
+  uint64_t bytes_per_second = 0;
+};
+
 // Reads the checkpoint `options.model`, files verified. NOT_FOUND: nothing is there.
 // PERMISSION_DENIED: it may not be read. INVALID_ARGUMENT: it is broken, or no tower; the message
-// says why. FAILED_PRECONDITION: no such device.
-absl::StatusOr<LoadedTower> OpenTowerWorkers(const TowerOptions& options);
+// says why. FAILED_PRECONDITION: no such device. CANCELLED: told to stop.
+absl::StatusOr<LoadedTower> OpenTowerWorkers(const TowerOptions& options,
+                                             const TowerReading& reading = {});
 
 // What `workers` workers of the tower at `options.model` take: weights and the activations of a
 // batch of `max_batch`. Reads configuration and headers only. Errors as above.

@@ -129,10 +129,14 @@ absl::StatusOr<std::shared_ptr<Servable>> VisionServableLoader::Load(const Versi
       return made(std::move(engine));
     }
   }
-  absl::StatusOr<LoadedTower> tower = OpenTowerWorkers(At(options_, version));
+  // Verified first, then read by each worker.
+  constexpr double kVerifying = 0.5;
+  const TowerReading reading{[&](double share) { progress(kVerifying * share); }, options.stop,
+                             options.bytes_per_second};
+  absl::StatusOr<LoadedTower> tower = OpenTowerWorkers(At(options_, version), reading);
   if (!tower.ok()) return tower.status();
   if (stopped()) return absl::CancelledError("told to stop while loading");
-  progress(0.5);  // verified; each worker reads the weights now
+  progress(kVerifying);
   const auto engine = reaper_.Own(std::make_unique<VisionEngine>(
       engine_options_, *std::move(tower), cache_, metrics_, options.workers));
   if (options.warming) options.warming();
