@@ -19,6 +19,7 @@ NOT_BY_CHAT = {
     'llava_llm_workers{state="failed"}': "a device that dies: tests/server/llm",
     'llava_vision_workers{state="loading"}': "may be over before anybody looks: tests/server/vision",
     'llava_llm_workers{state="loading"}': "may be over before anybody looks: tests/server/llm",
+    "llava_vision_worker_respawns_total": "a device that dies: tests/server/vision",
     "llava_llm_worker_respawns_total": "a device that dies: tests/server/llm",
     "llava_gateway_turns_taken_up_total": "a gateway that was killed: tests/chaos",
     "llava_gateway_api_keys": "a gateway with keys: tests/server/gateway",
