@@ -5,6 +5,7 @@
 
 #include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "model/digest/sha256.h"
 #include "server/runtime/logging.h"
 #include "server/runtime/status.h"
@@ -18,7 +19,7 @@ constexpr std::chrono::milliseconds kRetryAfter{500};
 absl::Status WithPrefix(const std::string& prefix, const absl::Status& status) {
   absl::Status result(status.code(), absl::StrCat(prefix, status.message()));
   status.ForEachPayload(
-      [&](std::string_view url, const absl::Cord& payload) { result.SetPayload(url, payload); });
+      [&](absl::string_view url, const absl::Cord& payload) { result.SetPayload(url, payload); });
   return result;
 }
 
