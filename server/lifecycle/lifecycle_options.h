@@ -40,7 +40,7 @@ struct LifecycleOptions {
 };
 
 // Nine tenths of the memory this process may use: of its control group, or the machine's. For
-// --memory-budget 0 on the CPU.
+// --memory-budget 0: Resolve sets it as a soft budget; services on other devices set their own.
 uint64_t HostMemoryBudget();
 
 }  // namespace llava

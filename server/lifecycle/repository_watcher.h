@@ -58,7 +58,7 @@ class RepositoryWatcher {
 
   const Options options_;
   const OnLook on_look_;
-  prometheus::Counter &looks_event_, &looks_poll_, &failed_looks_;
+  prometheus::Counter &looks_event_, &looks_poll_, &looks_request_, &failed_looks_;
   std::unique_ptr<Inotify> inotify_;
   std::thread thread_;
 
@@ -68,7 +68,7 @@ class RepositoryWatcher {
   uint64_t begun_ LLAVA_GUARDED_BY(mutex_) = 0;  // looks
 };
 
-// One look, without a watcher. `kinds` remembers what models are between looks.
+// One look. UNAVAILABLE: a folder cannot be read.
 absl::StatusOr<RepositorySnapshot> LookAtRepository(const std::filesystem::path& root,
                                                     const std::set<std::string>& names,
                                                     std::optional<Manifest::Kind> kind);

@@ -33,16 +33,17 @@ struct SwapRequest {
     bool restorable = true;  // could be loaded again: its files are still there
   };
   std::vector<Old> old;        // in the order in which they go
-  uint64_t staying_bytes = 0;  // of all else that is loaded or loading
-  uint64_t leaving_bytes = 0;  // of it, what is about to be freed anyway
+  uint64_t staying_bytes = 0;  // of all else that is loaded, loading or about to be freed
+  bool in_motion = false;      // something is: what does not fit now may fit soon
   uint64_t budget = 0;         // bytes that all versions may take together; 0: no limit
+  bool soft_budget = false;    // a guess: it chooses the mode, and refuses nothing
   std::optional<SwapMode> forced;
 };
 
 struct SwapPlan {
   enum class Verdict {
     kGo,
-    kWait,   // until what is leaving has gone
+    kWait,   // until what is in motion has come to rest
     kRefuse  // `why` tells, with numbers
   };
   Verdict verdict = Verdict::kGo;
@@ -51,7 +52,7 @@ struct SwapPlan {
   std::string why;                // the choice in words
 };
 
-// side_by_side if all fits; else, when something leaves soon, wait; else rolling if there are
+// side_by_side if all fits; else, when something is in motion, wait; else rolling if there are
 // several workers and every step fits; else in_place; else no. A forced mode is taken if it fits;
 // rolling with a single worker is in_place.
 SwapPlan PlanSwap(const SwapRequest& request);
