@@ -79,9 +79,10 @@ int main(int argc, char** argv) {
 
   auto lifecycle = options.lifecycle.Resolve(llava::Manifest::Kind::kTower);
   if (!lifecycle.ok()) return llava::ReportLoadFailure(kProgram, lifecycle.status());
-  if (lifecycle->memory_budget == 0 && options.tower.device.starts_with("cpu")) {
-    lifecycle->memory_budget = llava::HostMemoryBudget();
+  if (options.lifecycle.memory_budget == 0 && options.tower.device.starts_with("cuda")) {
+    lifecycle->memory_budget = 0;  // the machine's memory is not the device's
   }
+
   llava::Metrics metrics("vision");
   // Made after the process, which blocks the signals for all threads; gone after it, because its
   // server calls the services until it has gone itself.
