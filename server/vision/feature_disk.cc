@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <exception>
 #include <system_error>
 #include <utility>
 #include <vector>
@@ -25,7 +26,7 @@ namespace fs = std::filesystem;
 constexpr std::string_view kMagic = "LLVFEAT1";
 constexpr char kSuffix[] = ".feature";
 constexpr char kTemporary[] = ".tmp-";
-constexpr uint64_t kLargestFile = 1ull << 30;
+constexpr uint64_t kLargestFile = 256ull << 20;
 // Temporary files this old belong to nobody any more.
 constexpr auto kAbandoned = std::chrono::hours(1);
 
@@ -203,6 +204,15 @@ void FeatureDisk::Scan() {
 }
 
 std::shared_ptr<const Features> FeatureDisk::Read(const std::string& key) {
+  try {
+    return ReadFile(key);
+  } catch (const std::exception& error) {  // no memory
+    CountError(series_.read_errors, error.what());
+    return nullptr;
+  }
+}
+
+std::shared_ptr<const Features> FeatureDisk::ReadFile(const std::string& key) {
   const std::string name = NameOf(key);
   const fs::path path = options_.folder / name;
   const Descriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC));
@@ -268,8 +278,12 @@ void FeatureDisk::WriteLoop() {
       waiting_.pop_front();
       writing_ = true;
     }
-    WriteFile(*next);
-    Evict();
+    try {
+      WriteFile(*next);
+      Evict();
+    } catch (const std::exception& error) {  // no memory
+      CountError(series_.write_errors, error.what());
+    }
   }
 }
 

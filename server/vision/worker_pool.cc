@@ -96,7 +96,10 @@ absl::Status WorkerPool::SetWorkers(int n, const std::function<bool()>& stop) {
   if (draining_) return absl::UnavailableError("the workers are ending");
   const int before = wanted_;
   const int after = std::clamp(n, 1, static_cast<int>(slots_.size()));
-  if (after < before) End(after, before);
+  if (after < before) {
+    End(after, before);
+    DeclareFailureIfNoneIsLeft("those that are left failed before");
+  }
   if (after <= before) return absl::OkStatus();
   {
     MutexLock lock(mutex_);
@@ -191,6 +194,13 @@ void WorkerPool::GiveUp(int worker, const std::string& reason) {
   {
     MutexLock lock(mutex_);
     Enter(worker, State::kFailed);
+  }
+  DeclareFailureIfNoneIsLeft(reason);
+}
+
+void WorkerPool::DeclareFailureIfNoneIsLeft(const std::string& reason) {
+  {
+    MutexLock lock(mutex_);
     if (Count(State::kReady) + Count(State::kLoading) > 0) return;
     failure_ = "all workers failed: " + reason;
   }

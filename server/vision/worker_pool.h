@@ -86,6 +86,7 @@ class WorkerPool {
   void Enter(int worker, State state) LLAVA_REQUIRES(mutex_);
   int Count(State state) const LLAVA_REQUIRES(mutex_);
   void GiveUp(int worker, const std::string& reason);
+  void DeclareFailureIfNoneIsLeft(const std::string& reason);
   void SleepBefore(int worker, std::chrono::milliseconds time);
 
   const Options options_;
