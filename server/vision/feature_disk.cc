@@ -154,6 +154,9 @@ FeatureDisk::Series::Series(Metrics& m)
 
 FeatureDisk::FeatureDisk(Options options, Metrics& metrics)
     : options_(std::move(options)), series_(metrics) {
+  metrics
+      .Gauge("llava_vision_feature_disk_budget_bytes", "Bytes of features that may be kept on disk")
+      .Set(static_cast<double>(options_.budget_bytes));
   Scan();
   Evict();
   writer_ = std::thread([this] { WriteLoop(); });

@@ -174,7 +174,9 @@ TEST_F(FeatureDiskTest, ManyThreads) {
       for (int i = 0; i < 200; ++i) {
         const std::string key = std::to_string((i * (thread + 1)) % 10);
         const auto found = disk->Read(key);
-        if (found) EXPECT_EQ(found->key, key);
+        if (found) {
+          EXPECT_EQ(found->key, key);
+        }
         disk->Write(FeaturesOf(key));
       }
     });
