@@ -56,7 +56,7 @@ struct LoadedTower {
 };
 
 struct TowerOptions {
-  std::string model;           // path
+  std::string model = {};      // path
   std::string device = "cpu";  // one worker group for each
   std::string dtype = "auto";
   int workers = 1;  // per device

@@ -1,11 +1,11 @@
 #include "server/vision/vision_options.h"
 
 #include <algorithm>
-#include <string>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/string_view.h"
 #include "server/device/device.h"
 
 namespace llava {
@@ -56,7 +56,7 @@ absl::Status VisionOptions::Check() {
   }
   engine.decode.apply_exif = exif_ == "apply";
   engine.preferred_batches.clear();
-  for (const std::string word : absl::StrSplit(preferred_batch_, ',', absl::SkipEmpty())) {
+  for (const absl::string_view word : absl::StrSplit(preferred_batch_, ',', absl::SkipEmpty())) {
     int size = 0;
     if (!absl::SimpleAtoi(word, &size) || size < 1 || size > engine.max_batch) {
       return absl::InvalidArgumentError(absl::StrCat("--preferred-batch: \"", word,
