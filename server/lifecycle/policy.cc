@@ -5,6 +5,7 @@
 #include <optional>
 #include <string_view>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
@@ -14,12 +15,24 @@ namespace {
 
 constexpr char kStable[] = "stable";
 constexpr char kCanary[] = "canary";
+// A guard's verdict over a canary: "rejected-<version>".
+constexpr char kRejected[] = "rejected-";
 
 std::optional<uint64_t> ParsePositive(std::string_view text) {
   uint64_t number = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
   if (error != std::errc() || end != text.data() + text.size() || number == 0) return std::nullopt;
   return number;
+}
+
+bool IsRejection(const std::string& label) { return absl::StartsWith(label, kRejected); }
+
+std::set<uint64_t> Rejected(const RepositoryModel& model) {
+  std::set<uint64_t> rejected;
+  for (const auto& [label, version] : model.marks.labels) {
+    if (IsRejection(label)) rejected.insert(version);
+  }
+  return rejected;
 }
 
 void AddOnce(std::vector<uint64_t>& list, uint64_t version) {
@@ -38,8 +51,9 @@ std::optional<uint64_t> LastStable(const RepositoryModel& model, const std::set<
   const auto history = model.marks.history.find(kStable);
   if (history == model.marks.history.end()) return std::nullopt;
   const auto& earlier = history->second;
+  const std::set<uint64_t> rejected = Rejected(model);
   const auto found = std::find_if(earlier.rbegin(), earlier.rend(), [&](uint64_t version) {
-    return version != label->second && usable(version);
+    return version != label->second && usable(version) && !rejected.contains(version);
   });
   if (found == earlier.rend()) return std::nullopt;
   return *found;
@@ -47,9 +61,13 @@ std::optional<uint64_t> LastStable(const RepositoryModel& model, const std::set<
 
 void ChooseLatest(int count, const RepositoryModel& model, const std::set<uint64_t>& failed,
                   const VersionWishes& wishes, VersionChoice& choice) {
+  const std::set<uint64_t> rejected = Rejected(model);
+  const bool others = std::any_of(model.versions.begin(), model.versions.end(),
+                                  [&](const auto& v) { return !rejected.contains(v.first); });
   size_t stand_ins = 0;
   for (auto each = model.versions.rbegin(); each != model.versions.rend(); ++each) {
     const uint64_t version = each->first;
+    if (others && rejected.contains(version)) continue;
     if (choice.targets.size() < static_cast<size_t>(count)) {
       choice.targets.push_back(version);
       choice.wanted.push_back(version);
@@ -65,7 +83,9 @@ void ChooseLabelled(const RepositoryModel& model, const std::set<uint64_t>& fail
                     VersionChoice& choice) {
   const auto& labels = model.marks.labels;
   std::set<uint64_t, std::greater<>> others;  // newest first
-  for (const auto& [label, version] : labels) others.insert(version);
+  for (const auto& [label, version] : labels) {
+    if (!IsRejection(label)) others.insert(version);
+  }
   for (const char* first : {kStable, kCanary}) {
     const auto found = labels.find(first);
     if (found != labels.end() && model.versions.contains(found->second)) {

@@ -57,7 +57,9 @@ struct VersionChoice {
 // `failed`: versions whose last load failed and whose files have not changed since. Each failed
 // target of `latest` is stood in for by the next older version, a failed "stable" by the last one
 // that was stable before: a broken publication takes nothing away, not even after a restart.
-// `labels` and versions that are not in the repository ask for nothing.
+// Labels of versions that are not in the repository ask for nothing. A label "rejected-<version>"
+// (a guard's verdict over a canary) is no reason to load; `latest` and stand-ins pass over such
+// versions as long as there are others.
 VersionChoice ChooseVersions(const VersionPolicy& policy, const RepositoryModel& model,
                              const std::set<uint64_t>& failed, const VersionWishes& wishes);
 
