@@ -88,7 +88,7 @@ absl::Status Classify(const std::string& path, const std::string& why) {
   const bool there = std::filesystem::exists(path, error);
   if (error == std::errc::permission_denied) return absl::PermissionDeniedError(why);
   if (!there || std::filesystem::is_empty(path, error)) return absl::NotFoundError(why);
-  if (access(path.c_str(), R_OK | X_OK) != 0 && errno == EACCES) {
+  if (access(path.c_str(), R_OK) != 0 && errno == EACCES) {
     return absl::PermissionDeniedError(why);
   }
   for (std::filesystem::directory_iterator it(path, error), end; !error && it != end;
