@@ -155,10 +155,11 @@ void Lifecycle::SetRepository(const RepositorySnapshot& snapshot, Time now) {
       version.present = true;
       if (version.mark == mark) continue;
       version.mark = mark;
-      if (Resting(version.state) && version.job == Version::Job::kNone) version.bytes.clear();
+      if (!Resting(version.state)) continue;
+      if (version.job == Version::Job::kNone) version.bytes.clear();
+      version.failures = 0;
+      version.waits_for_change = false;
       if (version.state == v1::MODEL_STATE_FAILED) {
-        version.failures = 0;
-        version.waits_for_change = false;
         Enter(id, v1::MODEL_STATE_AVAILABLE, "its files have changed", now);
       }
     }

@@ -60,7 +60,8 @@ void LifecycleMetrics::Count(const Lifecycle::Transition& transition, const absl
   }
   std::string result;
   if (to == v1::MODEL_STATE_FAILED) {
-    result = absl::AsciiStrToLower(absl::StatusCodeToString(error.code()));
+    result = error.ok() ? "unknown"  // forgotten since
+                        : absl::AsciiStrToLower(absl::StatusCodeToString(error.code()));
   } else if (OnItsWay(from) && to == v1::MODEL_STATE_READY) {
     result = "ok";
   } else if (OnItsWay(from) && !OnItsWay(to)) {

@@ -40,10 +40,11 @@ class ModelManager {
 
     VersionPolicy policy;
     std::chrono::milliseconds poll_interval{5000};
-    uint64_t memory_budget = 0;                   // bytes of all versions together; 0: no limit
-    std::optional<SwapMode> swap_mode;            // nothing: by sizes
-    int load_threads = 1;                         // versions loaded at the same time
-    uint64_t load_bytes_per_second = 0;           // handed to the loader; 0: no limit
+    uint64_t memory_budget = 0;          // bytes of all versions together; 0: no limit
+    bool soft_budget = false;            // a guess: it chooses how to swap, and refuses nothing
+    std::optional<SwapMode> swap_mode;   // nothing: by sizes
+    int load_threads = 1;                // versions loaded at the same time
+    uint64_t load_bytes_per_second = 0;  // handed to the loader; 0: no limit
     std::chrono::milliseconds retry_delay{1000};  // after a failure, doubled each time up to ...
     std::chrono::milliseconds retry_max_delay{300'000};  // ... this, ± a fifth. 0: no retry
     // Told (on a thread of the manager, in order) how many versions of a model take requests now:

@@ -154,7 +154,9 @@ class RandomLife {
             << ": " << version.message;
       }
       EXPECT_EQ(version.held, version.state == v1::MODEL_STATE_READY);
-      if (version.state != v1::MODEL_STATE_FAILED) EXPECT_EQ(version.failures, 0);
+      if (version.state != v1::MODEL_STATE_FAILED) {
+        EXPECT_EQ(version.failures, 0);
+      }
     }
     // And all of it can go.
     for (const auto& [id, version] : std::map(world_.life().versions())) {

@@ -74,8 +74,8 @@ class LifecycleWorld {
     jobs_.erase(found);
     switch (kind) {
       case Kind::kEstimate: {
-        absl::StatusOr<WorkerBytes> bytes = status;
-        if (status.ok()) bytes = BytesOf(id.version);
+        absl::StatusOr<WorkerBytes> bytes = BytesOf(id.version);
+        if (!status.ok()) bytes = status;
         life_.Estimated(id, bytes, now_);
         break;
       }
