@@ -119,16 +119,6 @@ absl::StatusOr<std::shared_ptr<Servable>> VisionServableLoader::Load(const Versi
     return std::make_shared<VisionServable>(std::move(info), std::move(engine));
   };
   reaper_.Wait();  // what is going shall have gone before more comes
-  if (const auto manifest = ManifestOf(version);
-      manifest && manifest->kind == Manifest::Kind::kTower) {
-    if (auto engine = FindEngine(manifest->tower_digest)) {
-      LogInfo("the tower is loaded already", {{"model", version.name},
-                                              {"version", absl::StrCat(version.version)},
-                                              {"digest", ToHex(manifest->tower_digest)}});
-      progress(1);
-      return made(std::move(engine));
-    }
-  }
   // Verified first, then read by each worker.
   constexpr double kVerifying = 0.5;
   const TowerReading reading{[&](double share) { progress(kVerifying * share); }, options.stop,
@@ -136,6 +126,13 @@ absl::StatusOr<std::shared_ptr<Servable>> VisionServableLoader::Load(const Versi
   absl::StatusOr<LoadedTower> tower = OpenTowerWorkers(At(options_, version), reading);
   if (!tower.ok()) return tower.status();
   if (stopped()) return absl::CancelledError("told to stop while loading");
+  if (auto engine = FindEngine(tower->info.digest)) {
+    LogInfo("the tower is loaded already", {{"model", version.name},
+                                            {"version", absl::StrCat(version.version)},
+                                            {"digest", ToHex(tower->info.digest)}});
+    progress(1);
+    return made(std::move(engine));
+  }
   progress(kVerifying);
   const auto engine = reaper_.Own(std::make_unique<VisionEngine>(
       engine_options_, *std::move(tower), cache_, metrics_, options.workers));

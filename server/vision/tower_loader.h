@@ -39,8 +39,8 @@ class EngineReaper {
   std::thread thread_;  // last
 };
 
-// A version whose tower is loaded already, by its digest, shares the engine and loads nothing. All
-// engines share the feature cache. Must outlive its servables. Thread-safe.
+// A version whose tower is loaded already, by its digest, is verified like any other and then
+// shares the engine. All engines share the feature cache. Must outlive its servables. Thread-safe.
 class VisionServableLoader : public ServableLoader {
  public:
   // `options.model` is not used.

@@ -43,8 +43,9 @@ class VisionCase(unittest.TestCase):
         """A function from a picture to (bytes of its features, cached)."""
         client, models = Client(service.grpc, "llava.v1.VisionService"), Client(service.grpc, "llava.v1.ModelService")
         self.addCleanup(client.close), self.addCleanup(models.close)
-        listed = models.ListModels(models.new("ListModelsRequest", name=name or "")).models
-        digest = listed[0].vision_spec.tower_digest
+        request = models.new("ListModelsRequest")
+        request.name = name or ""
+        digest = models.ListModels(request).models[0].vision_spec.tower_digest
 
         def encode(image):
             parts = list(client.Encode(client.new("EncodeRequest", image=image, spec={

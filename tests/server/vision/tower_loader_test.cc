@@ -153,9 +153,7 @@ TEST_F(TowerLoaderTest, RoutesByDigestAndByName) {
 TEST_F(TowerLoaderTest, AVersionOfTheSameTowerIsOnlyAnotherName) {
   const auto first = loader_.Load(Version(1), {});
   ASSERT_TRUE(first.ok());
-  const VersionRef next = Version(2);
-  fs::remove(next.folder / "model.safetensors");  // nothing is read
-  const auto second = loader_.Load(next, {});
+  const auto second = loader_.Load(Version(2), {});
   ASSERT_TRUE(second.ok()) << second.status();
   EXPECT_EQ(&EngineOf(*first), &EngineOf(*second));
   loader_.Route(*first);
@@ -163,6 +161,9 @@ TEST_F(TowerLoaderTest, AVersionOfTheSameTowerIsOnlyAnotherName) {
   EXPECT_EQ(loader_.towers().Find("tower", 0), *second) << "the newest";
   loader_.Unroute("tower", 1);
   EXPECT_EQ(loader_.towers().FindDigest((*first)->info().model().digest()), *second);
+  const VersionRef broken = Version(3);
+  fs::resize_file(broken.folder / "model.safetensors", 1000);
+  EXPECT_EQ(Fails(broken).code(), absl::StatusCode::kInvalidArgument) << "it is read all the same";
 }
 
 TEST_F(TowerLoaderTest, WhoHoldsATowerKeepsIt) {
