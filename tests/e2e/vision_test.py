@@ -249,6 +249,7 @@ class TowersTest(VisionCase):
         self.eventually(lambda: ready("emoji-tower", "2"))
         self.eventually(lambda: not ready("emoji-tower", "1"))
         self.assertEqual(encode(picture()), (features, True))
+        self.assertGreater(service.metrics()['llava_model_repository_looks_total{trigger="event"}'], 0)
 
         # A broken version changes nothing, and says why.
         shutil.copytree(root / "emoji-tower" / "2", root / "emoji-tower" / ".tmp-3")
