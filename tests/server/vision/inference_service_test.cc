@@ -5,16 +5,19 @@
 #include <gmock/gmock.h>
 #include <grpcpp/grpcpp.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <random>
 #include <string>
 #include <vector>
 
 #include "llava/v1/vision.grpc.pb.h"
 #include "model/image/decode.h"
 #include "model/image/image.h"
+#include "server/vision/infer_request.h"
 #include "server/wire/feature_key.h"
 #include "tests/server/vision/vision_test_server.h"
 #include "tests/support/slowdown.h"
@@ -296,6 +299,39 @@ TEST_F(InferenceServiceTest, RefusesBadPicturesAndSaysWhich) {
   Response response;
   EXPECT_TRUE(Infer(request, &response).ok()) << "typed contents";
   EXPECT_EQ(response.outputs(0).shape(0), 1);
+}
+
+// Whatever arrives, checking it is harmless, and what passes has the shape that the engine needs.
+TEST_F(InferenceServiceTest, NoMutationOfARequestDoesHarm) {
+  Request pixels = PixelRequest(2), images = ImageRequest({"\x89PNG", "BM", "\xff\xd8\xff"});
+  pixels.add_raw_input_contents(std::string(2 * floats() * sizeof(float), '\0'));
+  pixels.add_outputs()->set_name("features");
+  (*images.mutable_parameters())["select_layer"].set_int64_param(-2);
+  std::mt19937 random(7);
+  int passed = 0;
+  for (int round = 0; round < 4000; ++round) {
+    const Request& original = round % 2 == 0 ? pixels : images;
+    std::string bytes = original.SerializeAsString();
+    const size_t head = std::min<size_t>(bytes.size(), 120);  // names, types, shapes, lengths
+    for (int change = 0; change < 1 + round % 3; ++change) {
+      bytes[random() % head] = static_cast<char>(random());
+    }
+    if (round % 5 == 0) bytes.resize(random() % bytes.size());
+    Request request;
+    if (!request.ParseFromString(bytes)) continue;
+    const auto plan = PlanInference(request, here_.engine().info(), here_.engine().options());
+    if (!plan.ok()) {
+      EXPECT_EQ(plan.status().code(), absl::StatusCode::kInvalidArgument);
+      continue;
+    }
+    ++passed;
+    ASSERT_GE(plan->jobs.size(), 1u);
+    ASSERT_LE(plan->jobs.size(), 4u);
+    for (const EncodeJob& job : plan->jobs) {
+      ASSERT_TRUE(job.image.empty() ? job.pixels.size() == floats() : job.pixels.empty());
+    }
+  }
+  EXPECT_GT(passed, 0);
 }
 
 TEST_F(InferenceServiceTest, ATimeoutIsADeadline) {
