@@ -45,6 +45,17 @@ TEST(StatusTest, ExceptionsBecomeTheRightCode) {
   EXPECT_EQ(FromException(std::make_exception_ptr(7)).code(), absl::StatusCode::kInternal);
 }
 
+TEST(StatusTest, MemoryThatLibTorchMissesIsAResource) {
+  for (const char* const said :
+       {"CUDA out of memory. Tried to allocate 500.00 GiB. GPU 0 has a total capacity of 79 GiB",
+        "[enforce fail at alloc_cpu.cpp:124] data. DefaultCPUAllocator: not enough memory: you "
+        "tried to allocate 8 bytes."}) {
+    const absl::Status status = FromException(std::make_exception_ptr(
+        std::runtime_error(std::string(said) + "\nException raised from malloc at x.cpp:1")));
+    EXPECT_EQ(status, absl::ResourceExhaustedError(said));
+  }
+}
+
 TEST(StatusTest, UnimplementedNamesTheField) {
   EXPECT_THAT(std::string(UnimplementedField("adapter_id").message()),
               ::testing::HasSubstr("\"adapter_id\""));
