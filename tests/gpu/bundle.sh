@@ -3,25 +3,31 @@
 # LibTorch, CUDA and the C and C++ libraries, into one small archive, for a GPU machine that has
 # those and no network: see services.sh.
 #
-#   tests/gpu/bundle.sh [BUILD] [OUT]         default: build/cuda build/services.tar.xz
+#   tests/gpu/bundle.sh [OUT [BUILD...]]     default: build/services.tar.xz build/cuda build/release
 #
+# Each program comes from the first build that has it: only llava-vision and llava-llm know CUDA.
 # In the archive: bin/, lib/, VERSION. Debian's OpenCV reads geographic and medical pictures with
 # 60 MB of libraries that no decoder of ours calls; stand-ins that end the process take their place.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-build=${1:-build/cuda}
-out=${2:-build/services.tar.xz}
+out=${1:-build/services.tar.xz}
+builds=("${@:2}")
+[ ${#builds[@]} -gt 0 ] || builds=(build/cuda build/release)
 programs=(llava-gateway llava-vision llava-llm llava-chat llava-bench llava-model)
-# What the GPU machine has, by the beginning of the name.
-there='^(ld-linux|lib(c|m|dl|rt|pthread|resolv|stdc\+\+|gcc_s|gomp|torch|c10|cu|nv|nccl))[-._a-z0-9]*\.so'
+# What the GPU machine has.
+there='^(ld-linux.*|lib(c|m|dl|rt|pthread|resolv|stdc\+\+|gcc_s|gomp|torch|torch_cpu|torch_cuda|c10|c10_cuda|cudart))\.so'
 replaced='^lib(gdal|gdcm[A-Za-z]*)\.so'
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir "$work/bin" "$work/lib"
-for program in "${programs[@]}"; do strip -o "$work/bin/$program" "$build/bin/$program"; done
-"$build/bin/llava-llm" --version >"$work/VERSION"
+for program in "${programs[@]}"; do
+  file=$(find "${builds[@]/%//bin}" -maxdepth 1 -name "$program" -print -quit)
+  [ -n "$file" ] || { echo "bundle: no $program in ${builds[*]}" >&2; exit 1; }
+  strip -o "$work/bin/$program" "$file"
+done
+git rev-parse HEAD >"$work/VERSION"
 
 find_library() { ldconfig -p | sed -n "s|^[[:space:]]*$1 .*x86-64.* => ||p" | head -n 1; }
 needed() { readelf -d "$@" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p' | sort -u; }
