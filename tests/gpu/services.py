@@ -3,7 +3,7 @@ answers, loads, and a model of a published shape with random weights. Standard l
 
     services.py DEVICE OUT.json [--shape llava-1.5-7b] [--work FOLDER] [--seconds 330] [--phases cpu,chat]
 
-Phases, each written to OUT.json when it ends: refuse, cpu, chat, kill, load, large, int4. One that fails takes
+Phases, each written to OUT.json when it ends: cpu, chat, kill, large, load, int4, refuse. One that fails takes
 nothing from the others; one for which too little of --seconds is left is skipped. Exit status: 0 if none failed.
 LLAVA_BIN_DIR: the binaries; LLAVA_LIBRARIES: where these find their libraries. With DEVICE cpu and --shape tiny it
 tries itself where no GPU is."""
@@ -26,17 +26,30 @@ SCENES = ROOT / "deploy/scenes"
 QUESTIONS = ["What is in the picture?", "How many things are there?"]
 DEVICE_MISSING, NO_MEMORY = 5, 6  # exit codes: server/runtime/service_process.h
 # Seconds that must be left for a phase to be begun.
-NEEDS = {"refuse": 5, "cpu": 20, "chat": 20, "kill": 40, "load": 40, "large": 70, "int4": 80}
+NEEDS = {"cpu": 20, "chat": 20, "kill": 40, "large": 100, "load": 45, "int4": 70, "refuse": 15}
+
+
+class Wrong(RuntimeError):
+    """What was found is not what must be; it is written all the same."""
+
+    def __init__(self, message, found):
+        super().__init__(message)
+        self.found = found
+
+
+def gpu_query(what):
+    """What nvidia-smi says of the first GPU; empty where there is none."""
+    try:
+        done = subprocess.run(["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits"],
+                              capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return ""
 
 
 def gpu_memory():
     """MiB in use on the first GPU; 0 where there is none."""
-    try:
-        done = subprocess.run(["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"],
-                              capture_output=True, text=True, check=True)
-        return int(done.stdout.split()[0])
-    except (OSError, subprocess.CalledProcessError, ValueError, IndexError):
-        return 0
+    return int(gpu_query("memory.used") or 0)
 
 
 class Trio:
@@ -72,8 +85,13 @@ class Trio:
 
     def __exit__(self, *_):
         for which in ("gateway", "llm", "vision"):
-            if which in self.services and self.services[which].process.poll() is None:
-                self.services[which].stop()
+            service = self.services.get(which)
+            if service is None:
+                continue
+            if service.process.poll() is None:
+                service.stop()
+            else:
+                print(f"services: llava-{which} ended with {service.process.poll()}:\n{service.text()[-2000:]}", flush=True)
 
     def restart_killed(self, which):
         """SIGKILL, then the same again on the same ports. Returns the seconds until it is ready."""
@@ -123,9 +141,11 @@ class Run:
         self.gpu = options.device != "cpu"
         self.deadline = time.monotonic() + options.seconds
         self.emoji = (ROOT / "deploy/models/emoji-tower", ROOT / "deploy/models/emoji")
-        self.found = {"device": options.device, "shape": options.shape}
+        version = BIN.parent / "VERSION"
+        self.found = {"device": options.device, "shape": options.shape, "gpu": gpu_query("name,driver_version"),
+                      "commit": version.read_text().strip() if version.exists() else None}
         self.reference = None
-        self.making = None
+        self.making = {}
 
     def trio(self, name, **options):
         return Trio(self.work / name, options.pop("device", self.device), *options.pop("models", self.emoji), **options)
@@ -140,7 +160,8 @@ class Run:
             try:
                 self.found[name] = {"result": "passed", **getattr(self, name)()}
             except Exception as error:
-                self.found[name] = {"result": "failed", "error": "".join(traceback.format_exception_only(error))[-3000:]}
+                self.found[name] = {"result": "failed", "error": "".join(traceback.format_exception_only(error))[-3000:],
+                                    **getattr(error, "found", {})}
                 print(self.found[name]["error"], flush=True)
             self.found[name]["seconds"] = round(time.monotonic() - begin, 1)
         self.out.write_text(json.dumps(self.found, indent=1) + "\n")
@@ -153,19 +174,21 @@ class Run:
         plain = {key: value for key, value in os.environ.items() if key != "LD_LIBRARY_PATH"}
         side = [] if self.shape == "tiny" else ["--large"]
         subprocess.run([sys.executable, str(ROOT / "tests/gpu/random_tower.py"), str(tower), *side], check=True, env=plain)
-        log = open(self.work / "random.log", "w")
-        self.making = subprocess.Popen(
-            [str(BIN / "llava-model"), "random", str(large / "random"), "--shape", self.shape, "--dtype", "bf16", "--tower",
-             str(tower), "--tokenizer", str(self.emoji[1])], stdout=log, stderr=subprocess.STDOUT)
-        self.large = (tower, large / "random")
+        for dtype in ("bf16", "int4"):
+            log = open(self.work / f"random-{dtype}.log", "w")
+            self.making[dtype] = subprocess.Popen(
+                [str(BIN / "llava-model"), "random", str(large / dtype), "--shape", self.shape, "--dtype", dtype, "--tower",
+                 str(tower), "--tokenizer", str(self.emoji[1])], stdout=log, stderr=subprocess.STDOUT)
 
-    def wait_made(self):
+    def made(self, dtype):
+        """Tower and model of the shape, and the seconds waited for them."""
         begin = time.monotonic()
-        if self.making is None:
+        if dtype not in self.making:
             raise RuntimeError("the tower could not be made")
-        if self.making.wait(150):
-            raise RuntimeError("llava-model random: " + (self.work / "random.log").read_text()[-500:])
-        return round(time.monotonic() - begin, 1)
+        if self.making[dtype].wait(150):
+            raise RuntimeError("llava-model random: " + (self.work / f"random-{dtype}.log").read_text()[-500:])
+        models = self.work / "models"
+        return (models / "tower", models / dtype), round(time.monotonic() - begin, 1)
 
     def answers(self, trio):
         return {picture.name: trio.chat(picture, *QUESTIONS) for picture in sorted(SCENES.glob("*.png"))}
@@ -239,35 +262,32 @@ class Run:
             return {"ready_seconds": trio.seconds,
                     "by_sessions": self.loads(trio, (1, 16, 64), 5, 128, "--picture", picture)}
 
-    def served(self, name, dtype, sessions, kv_bytes):
+    def of_shape(self, dtype, sessions):
+        """The large model behind all three services: speed, memory, and that --kv-bytes bounds it."""
+        kv = 24 << 30 if self.gpu and self.shape != "tiny" else 1 << 30
+        models, waited = self.made(dtype)
         before = gpu_memory()
-        with self.trio(name, models=self.large, dtype=dtype, llm=["--kv-bytes", kv_bytes]) as trio:
+        with self.trio("large-" + dtype, models=models, llm=["--kv-bytes", kv]) as trio:
             ready = gpu_memory() - before
             text = trio.chat(SCENES / "lion.png", *QUESTIONS, tokens=16)
             bench = self.loads(trio, sessions, 10, 128, "--picture", SCENES / "lion.png", "--unique-pictures",
                                "--connections", 4)
-            metrics = trio.services["llm"].metrics()
-            weights = sum(value for key, value in metrics.items() if key.startswith("llava_llm_kv_total_bytes"))
-            return {"ready_seconds": trio.seconds, "dtype": dtype, "gpu_mib_when_ready": ready,
-                    "gpu_mib_after_the_load": gpu_memory() - before, "kv_total_bytes": weights,
-                    "characters_of_random_text": len(text), "by_sessions": bench}
-
-    def large_model(self, name, dtype, sessions):
-        kv = 24 << 30 if self.gpu and self.shape != "tiny" else 1 << 30
-        found = self.served(name, dtype, sessions, kv)
-        if found["kv_total_bytes"] > kv:
-            raise RuntimeError(f"more keys and values than --kv-bytes: {found}")
-        if self.gpu and found["gpu_mib_after_the_load"] > found["gpu_mib_when_ready"] + 8192:
-            raise RuntimeError(f"memory grew under load: {found}")
+            held = sum(value for key, value in trio.services["llm"].metrics().items()
+                       if key.startswith("llava_llm_kv_capacity_bytes"))
+            found = {"waited_for_the_model_seconds": waited, "ready_seconds": trio.seconds, "gpu_mib_when_ready": ready,
+                     "gpu_mib_after_the_load": gpu_memory() - before, "kv_capacity_bytes": held,
+                     "characters_of_random_text": len(text), "by_sessions": bench}
+        if not 0 < held <= kv:
+            raise Wrong("keys and values are not bounded by --kv-bytes", found)
+        if found["gpu_mib_after_the_load"] > ready + 8192:
+            raise Wrong("memory grew under load", found)
         return found
 
     def large(self):
-        waited = self.wait_made()
-        return {"waited_for_the_model_seconds": waited, **self.large_model("large", "auto", (1, 16, 64))}
+        return self.of_shape("bf16", (1, 16, 64))
 
     def int4(self):
-        self.wait_made()
-        return self.large_model("int4", "int4", (1, 64))
+        return self.of_shape("int4", (1, 64))
 
 
 def main():
@@ -292,8 +312,8 @@ def main():
         for name in options.phases.split(","):
             run.phase(name, NEEDS[name])
     finally:
-        if run.making and run.making.poll() is None:
-            run.making.kill()
+        for making in run.making.values():
+            making.kill()
         shutil.rmtree(run.work / "models", ignore_errors=True)
     failed = [name for name, part in run.found.items() if isinstance(part, dict) and part["result"] == "failed"]
     print(re.sub(r"[{}]", "", f"services: failed: {failed}") if failed else "services: none failed")

@@ -8,7 +8,7 @@
 # LLAVA_GPU_DEVICE             device under test (default cuda:0); cpu with --shape tiny: to try this
 # LLAVA_TORCH_DIR              folder of the torch wheel (default: where python3 finds it)
 #
-# The large model is made in memory (/dev/shm) where that has 40 GB, else under TMPDIR. Exit status: 0
+# The large model is made in memory (/dev/shm) where that has 24 GB, else under TMPDIR. Exit status: 0
 # if nothing failed.
 set -euo pipefail
 archive=$(realpath "${1:?the archive of bundle.sh is missing}")
@@ -18,7 +18,7 @@ cd "$(dirname "$0")/../.."
 out=${OUT:-$PWD/build/gpu}
 torch=${LLAVA_TORCH_DIR:-$(python3 -c 'import os, torch; print(os.path.dirname(torch.__file__))')}
 place=${TMPDIR:-/tmp}
-if [ "$(df --output=avail -k /dev/shm 2>/dev/null | tail -n 1)" -gt 40000000 ] 2>/dev/null; then place=/dev/shm; fi
+if [ "$(df --output=avail -k /dev/shm 2>/dev/null | tail -n 1)" -gt 24000000 ] 2>/dev/null; then place=/dev/shm; fi
 work=$(mktemp -d "$place/llava-services.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$out" "$work/bundle"
