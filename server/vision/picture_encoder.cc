@@ -55,8 +55,10 @@ class ClipEncoder : public PictureEncoder {
   std::vector<std::string> EncodeBatch(std::span<const std::vector<float>> pixels,
                                        int64_t select_layer, SelectFeature select_feature) {
     const int64_t side = tower_.config().image_size, channels = tower_.config().num_channels;
-    at::Tensor batch =
-        at::empty({static_cast<int64_t>(pixels.size()), channels, side, side}, at::kFloat);
+    // Pinned, so that the copies to and from a GPU are fast; numbers are converted there.
+    const auto host = at::TensorOptions().pinned_memory(tower_.device().is_cuda());
+    const at::Tensor batch = at::empty({static_cast<int64_t>(pixels.size()), channels, side, side},
+                                       host.dtype(at::kFloat));
     const size_t floats = static_cast<size_t>(channels * side * side);
     for (size_t i = 0; i < pixels.size(); ++i) {
       if (pixels[i].size() != floats) {
@@ -68,9 +70,12 @@ class ClipEncoder : public PictureEncoder {
     FeatureConfig features;
     features.select_layer = select_layer;
     features.select_feature = select_feature;
-    const at::Tensor result = tower_.Features(batch.to(tower_.device(), tower_.dtype()), features)
-                                  .to(at::kCPU, at::kBFloat16)
-                                  .contiguous();
+    const at::Tensor there =
+        tower_
+            .Features(batch.to(tower_.device(), /*non_blocking=*/true).to(tower_.dtype()), features)
+            .to(at::kBFloat16);
+    const at::Tensor result = at::empty(there.sizes(), host.dtype(at::kBFloat16));
+    result.copy_(there);
     const size_t bytes = result.nbytes() / pixels.size();
     const auto* data = static_cast<const char*>(result.const_data_ptr());
     std::vector<std::string> parts;
