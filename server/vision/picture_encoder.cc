@@ -2,7 +2,6 @@
 
 #include <ATen/ops/empty.h>
 #include <c10/core/InferenceMode.h>
-#include <c10/util/Exception.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -37,23 +36,6 @@ class ClipEncoder : public PictureEncoder {
 
   std::vector<std::string> Encode(std::span<const std::vector<float>> pixels, int64_t select_layer,
                                   SelectFeature select_feature) override {
-    try {
-      return EncodeBatch(pixels, select_layer, select_feature);
-    } catch (const c10::OutOfMemoryError&) {
-      throw std::bad_alloc();  // as everybody else says it
-    } catch (const c10::Error& error) {
-      // LibTorch's allocator of host memory has no type of its own for it.
-      if (std::strstr(error.what(), "not enough memory") ||
-          std::strstr(error.what(), "can't allocate memory")) {
-        throw std::bad_alloc();
-      }
-      throw;
-    }
-  }
-
- private:
-  std::vector<std::string> EncodeBatch(std::span<const std::vector<float>> pixels,
-                                       int64_t select_layer, SelectFeature select_feature) {
     const int64_t side = tower_.config().image_size, channels = tower_.config().num_channels;
     // Pinned, so that the copies to and from a GPU are fast; numbers are converted there.
     const auto host = at::TensorOptions().pinned_memory(tower_.device().is_cuda());
@@ -83,6 +65,7 @@ class ClipEncoder : public PictureEncoder {
     return parts;
   }
 
+ private:
   c10::InferenceMode inference_;  // of the worker's thread, as long as the encoder lives
   ClipTower tower_;
   double drift_ = -1;

@@ -20,7 +20,7 @@ class PictureEncoder {
  public:
   virtual ~PictureEncoder() = default;
   // pixels: per picture [3, S, S]. Returns per picture bfloat16 [rows, Dv], row-major. Throws
-  // std::invalid_argument for a layer out of range, std::bad_alloc, and what LibTorch throws.
+  // std::invalid_argument for a layer out of range, and what LibTorch throws.
   virtual std::vector<std::string> Encode(std::span<const std::vector<float>> pixels,
                                           int64_t select_layer, SelectFeature select_feature) = 0;
   // What the version's self-test found when this was made; negative: it has none.
