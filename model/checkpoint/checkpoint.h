@@ -15,6 +15,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <string>
 
 #include <ATen/core/Tensor.h>
@@ -94,11 +95,27 @@ struct OpenOptions {
   std::filesystem::path tower;
   // Name of a built-in template or path of a JSON file; empty: the checkpoint's own, else "v1".
   std::string chat_template;
-  // Check size and SHA-256 of every file listed in the manifest.
+  // Check size and SHA-256 of every file listed in the manifest, and that no weight is NaN or
+  // infinite.
   bool verify = true;
   // Open a version whose decoder is packed for serving (DecoderConfig::quantization) too; else it
   // is refused, because nothing but packed_weights.h reads it.
   bool packed = false;
+  // Of the checking, for callers that do it beside other work; called from the opening thread, at
+  // least every 16 MiB. Share of the bytes that are checked, ascending to 1:
+  std::function<void(double)> progress = {};
+  // True: give up, OpenStopped is thrown.
+  std::function<bool()> stop = {};
+  double bytes_per_second = 0;  // read at most so many; 0: as fast as it goes
+  // With `verify`: keep the weights that were read for it in memory, past the page cache, so that
+  // they are read once. Release gives that memory back tensor by tensor (what is read again then
+  // comes from the file). For those who load at once all that they open.
+  bool in_memory = false;
+};
+
+// OpenOptions::stop said so.
+struct OpenStopped : std::runtime_error {
+  using std::runtime_error::runtime_error;
 };
 
 // `path`: a checkpoint folder, or <root>/<name> whose newest integer version is taken. All throw

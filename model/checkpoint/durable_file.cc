@@ -6,9 +6,7 @@
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
-#include <fstream>
 #include <random>
-#include <sstream>
 #include <stdexcept>
 #include <string>
 
@@ -79,21 +77,28 @@ void SyncFolder(const std::filesystem::path& folder) {
   if (result != 0) Fail(folder, "fsync the folder", error);
 }
 
+// By one descriptor: the file may be replaced meanwhile.
 std::string ReadSmallFile(const std::filesystem::path& path, uint64_t max_bytes) {
-  std::error_code error;
-  const auto size = std::filesystem::file_size(path, error);
-  if (error) throw std::runtime_error(path.string() + ": cannot read: " + error.message());
-  if (size > max_bytes) {
-    throw std::runtime_error(path.string() + ": has " + std::to_string(size) + " bytes, at most " +
-                             std::to_string(max_bytes) + " are expected");
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) throw std::runtime_error(path.string() + ": cannot read: " + std::strerror(errno));
+  std::string content;
+  std::string piece(64 << 10, '\0');
+  for (;;) {
+    const ssize_t count = read(fd, piece.data(), piece.size());
+    if (count < 0 && errno == EINTR) continue;
+    if (count <= 0 || content.size() > max_bytes) {
+      const int error = errno;
+      close(fd);
+      if (count < 0) Fail(path, "read", error);
+      break;
+    }
+    content.append(piece, 0, static_cast<size_t>(count));
   }
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream content;
-  content << file.rdbuf();
-  if (!file || content.view().size() != size) {
-    throw std::runtime_error(path.string() + ": cannot read");
+  if (content.size() > max_bytes) {
+    throw std::runtime_error(path.string() + ": is larger than " + std::to_string(max_bytes) +
+                             " bytes");
   }
-  return std::move(content).str();
+  return content;
 }
 
 std::string RandomName() {

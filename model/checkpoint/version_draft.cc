@@ -4,51 +4,56 @@
 #include <stdio.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstdint>
 #include <cstring>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
-#include <string_view>
 #include <system_error>
 
-#include "model/checkpoint/checkpoint_folder.h"
 #include "model/checkpoint/durable_file.h"
 #include "model/checkpoint/tensor_file.h"
+#include "model/checkpoint/version_folder.h"
 
 namespace llava {
 namespace {
 
 namespace fs = std::filesystem;
 
-void CheckName(const std::string& name) {
-  constexpr std::string_view kAllowed =
-      "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-";
-  if (name.empty() || name.size() > 128 || name[0] == '.' || name[0] == '-' ||
-      name.find_first_not_of(kAllowed) != std::string::npos) {
-    throw std::invalid_argument("\"" + name +
-                                "\" is no model name: 1 to 128 letters, digits, '.', '_' and '-', "
-                                "the first one a letter, a digit or '_'");
-  }
-}
-
 }  // namespace
 
 VersionDraft::VersionDraft(const fs::path& root, const std::string& name, const std::string& recipe)
     : name_(name), recipe_(recipe) {
-  CheckName(name);
+  CheckModelName(name);
   if (!nlohmann::json::accept(recipe)) {
     throw std::invalid_argument("the recipe is not JSON: " + recipe);
   }
   model_folder_ = root / name;
   made_model_folder_ = !fs::exists(model_folder_);
-  path_ = model_folder_ / (".tmp-" + RandomName());
-  fs::create_directories(path_);
+  path_ = model_folder_ / (kDraftPrefix + RandomName());
+  try {
+    // Another writer that fails takes the model's empty folder away again.
+    for (int attempt = 1; !lock_; ++attempt) {
+      fs::create_directories(model_folder_);
+      try {
+        lock_.emplace(LockPath(), std::chrono::milliseconds(0));
+      } catch (const std::runtime_error&) {
+        if (attempt == 10 || fs::exists(model_folder_)) throw;
+      }
+    }
+    fs::create_directory(path_);
+  } catch (const fs::filesystem_error& error) {
+    throw std::runtime_error(error.path1().string() + ": cannot create: " + error.code().message());
+  }
 }
+
+fs::path VersionDraft::LockPath() const { return path_.string() + kDraftLockSuffix; }
 
 VersionDraft::~VersionDraft() {
   if (path_.empty()) return;
   std::error_code ignored;
   fs::remove_all(path_, ignored);
+  fs::remove(LockPath(), ignored);
   if (made_model_folder_) fs::remove(model_folder_, ignored);  // not if somebody else is in it
 }
 
@@ -70,8 +75,13 @@ fs::path VersionDraft::Publish(Manifest manifest) {
     WriteDurably(path_ / "manifest.json", manifest.ToJson());
     const fs::path target = model_folder_ / std::to_string(version);
     if (!RenameNew(target)) continue;
+    const fs::path lock = LockPath();
+    path_.clear();  // published: an error from here on takes nothing back
     SyncFolder(model_folder_);
-    path_.clear();
+    const fs::path root = model_folder_.parent_path();
+    if (made_model_folder_) SyncFolder(root.empty() ? "." : root);
+    std::error_code ignored;
+    fs::remove(lock, ignored);
     return target;
   }
 }

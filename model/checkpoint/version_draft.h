@@ -5,16 +5,19 @@
 #include <string>
 
 #include "model/checkpoint/checkpoint.h"
+#include "model/checkpoint/file_lock.h"
 #include "model/checkpoint/manifest.h"
 
 namespace llava {
 
 // A version of <root>/<name> that nobody sees yet: a folder to write files into, which goes away
-// with the object unless it was published. One thread; any number of drafts of one model.
+// with the object unless it was published. A lock that it holds tells ModelRepository::Gc that its
+// writer lives; what a killed writer leaves is nobody's version. One thread; any number of drafts
+// of one model.
 class VersionDraft {
  public:
   // Throws std::invalid_argument for a bad name or a recipe that is no JSON, before anything is
-  // written.
+  // written; std::runtime_error if nothing can be written there.
   VersionDraft(const std::filesystem::path& root, const std::string& name,
                const std::string& recipe);
   ~VersionDraft();
@@ -28,12 +31,14 @@ class VersionDraft {
   std::filesystem::path Publish(Manifest manifest);
 
  private:
+  std::filesystem::path LockPath() const;
   // False if `target` exists already.
   bool RenameNew(const std::filesystem::path& target) const;
 
   std::string name_, recipe_;
   std::filesystem::path model_folder_, path_;  // path_: empty once published
   bool made_model_folder_;
+  std::optional<FileLock> lock_;
 };
 
 }  // namespace llava

@@ -7,8 +7,10 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cosine_similarity.h>
 #include <ATen/ops/log_softmax.h>
@@ -27,6 +29,7 @@ constexpr double kFloat32LogProbability = 2e-3, kFloat32Cosine = 1e-5;
 // Other arithmetic in 16 bits than the measured one may be off by so much more.
 constexpr double kMargin = 4;
 constexpr double kLeast16LogProbability = 0.1, kLeast16Cosine = 1e-3;
+constexpr double kLeastInt8LogProbability = 0.1, kLeastInt4LogProbability = 0.3;
 
 // Integer weights where the publisher measured none: 0.0004 and 0.003 on the default model, more on
 // models that are less sure. Only gross errors are to be found.
@@ -142,16 +145,22 @@ at::Tensor LogProbabilities(const Llava& model, std::span<const int32_t> ids,
       hidden.index_select(0, at::tensor(targets.rows, at::kLong).to(device))));
 }
 
-at::Tensor LogProbabilities(ServingModel& model, const LanguageTest& test) {
+at::Tensor LogProbabilities(ServingModel& model, std::span<const int32_t> ids,
+                            std::span<const int64_t> labels,
+                            const std::vector<at::Tensor>& features) {
   const c10::InferenceMode guard;
+  if (labels.size() != ids.size()) {
+    throw std::invalid_argument(std::to_string(labels.size()) + " labels for " +
+                                std::to_string(ids.size()) + " ids");
+  }
   std::vector<int64_t> expanded;
-  for (size_t i = 0; i < test.ids().size(); ++i) {
-    const bool picture = test.ids()[i] == kImageToken;
+  for (size_t i = 0; i < ids.size(); ++i) {
+    const bool picture = ids[i] == kImageToken;
     expanded.insert(expanded.end(), picture ? model.num_image_tokens() : 1,
-                    picture ? kIgnoreLabel : test.labels()[i]);
+                    picture ? kIgnoreLabel : labels[i]);
   }
   const Targets targets(expanded);
-  PromptRows prompt(model, {test.ids().begin(), test.ids().end()}, test.features);
+  PromptRows prompt(model, {ids.begin(), ids.end()}, features);
   std::vector<int32_t> blocks((prompt.size() + kKvBlockTokens - 1) / kKvBlockTokens);
   if (const int64_t there = model.decoder().num_blocks();
       static_cast<int64_t>(blocks.size()) > there) {
@@ -184,6 +193,47 @@ at::Tensor HiddenState(const ClipTower& tower, const at::Tensor& picture, int64_
       .to(at::kCPU, at::kFloat);
 }
 
+SelfTest Stored(std::span<const int32_t> ids, std::span<const int64_t> labels,
+                const std::vector<at::Tensor>& features, const at::Tensor& log_probabilities) {
+  SelfTest test;
+  test.tensors["ids"] = at::tensor(std::vector<int64_t>(ids.begin(), ids.end()), at::kLong);
+  test.tensors["labels"] =
+      at::tensor(std::vector<int64_t>(labels.begin(), labels.end()), at::kLong);
+  if (!features.empty()) test.tensors["features"] = at::stack(features).cpu().contiguous();
+  test.tensors["log_probabilities"] = log_probabilities;
+  return test;
+}
+
+// Packed for the CPU as a service would.
+double Int8Or4Error(const LanguageCheckpoint& checkpoint, WeightType type, const SelfTest& test) {
+  const LanguageTest stored(test);
+  ServingOptions options;
+  options.weights = type;
+  int64_t tokens = 0;
+  for (const int32_t id : stored.ids())
+    tokens += id == kImageToken ? checkpoint.tower_patches + 1 : 1;
+  options.kv_bytes = static_cast<uint64_t>(
+      (tokens / kKvBlockTokens + 1) * ServingModel::KvBlockBytes(checkpoint, at::kCPU, options));
+  options.threads = at::get_num_threads();
+  ServingModel model(checkpoint, at::kCPU, options);
+  return LargestDifference(LogProbabilities(model, stored.ids(), stored.labels(), stored.features),
+                           stored.expected);
+}
+
+void AddPackedTolerances(const LanguageCheckpoint& checkpoint, SelfTest& test) {
+  for (const auto& [name, info] : checkpoint.tensors.tensors()) {
+    if (!checkpoint.tensors.Get(name).is_cpu()) return;  // a trainer's on another device
+  }
+  for (const auto& [type, least] : {std::pair{WeightType::kInt8, kLeastInt8LogProbability},
+                                    std::pair{WeightType::kInt4, kLeastInt4LogProbability}}) {
+    try {
+      const double error = Int8Or4Error(checkpoint, type, test);
+      test.tolerances[ToString(type)] = std::max(least, kMargin * error);
+    } catch (const std::invalid_argument&) {  // its rows do not come in groups
+    }
+  }
+}
+
 }  // namespace
 
 SelfTest MakeSelfTest(const LanguageCheckpoint& checkpoint, std::span<const int32_t> ids,
@@ -193,14 +243,17 @@ SelfTest MakeSelfTest(const LanguageCheckpoint& checkpoint, std::span<const int3
     return LogProbabilities(Llava(checkpoint, device, dtype), ids, labels, features);
   };
   const at::Tensor exact = run(at::kFloat);
-  SelfTest test;
-  test.tensors["ids"] = at::tensor(std::vector<int64_t>(ids.begin(), ids.end()), at::kLong);
-  test.tensors["labels"] =
-      at::tensor(std::vector<int64_t>(labels.begin(), labels.end()), at::kLong);
-  if (!features.empty()) test.tensors["features"] = at::stack(features).cpu().contiguous();
-  test.tensors["log_probabilities"] = exact;
+  SelfTest test = Stored(ids, labels, features, exact);
   test.tolerances = Tolerances(kFloat32LogProbability, kLeast16LogProbability,
                                LargestDifference(run(at::kBFloat16), exact));
+  AddPackedTolerances(checkpoint, test);
+  return test;
+}
+
+SelfTest MakeSelfTest(ServingModel& model, std::span<const int32_t> ids,
+                      std::span<const int64_t> labels, const std::vector<at::Tensor>& features) {
+  SelfTest test = Stored(ids, labels, features, LogProbabilities(model, ids, labels, features));
+  test.tolerances[ToString(model.weights())] = kLeast16LogProbability;
   return test;
 }
 
@@ -213,9 +266,11 @@ double CheckSelfTest(const Llava& model, const SelfTest& test) {
 
 double CheckSelfTest(ServingModel& model, const SelfTest& test) {
   const LanguageTest stored(test);
-  return Judge(test, ToString(model.weights()),
-               LargestDifference(LogProbabilities(model, stored), stored.expected),
-               "a log-probability");
+  return Judge(
+      test, ToString(model.weights()),
+      LargestDifference(LogProbabilities(model, stored.ids(), stored.labels(), stored.features),
+                        stored.expected),
+      "a log-probability");
 }
 
 SelfTest MakeSelfTest(const TowerCheckpoint& checkpoint, const at::Tensor& picture, int64_t layer,

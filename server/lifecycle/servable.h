@@ -27,6 +27,7 @@ struct ServableLoad {
   uint32_t queued = 0;        // requests that wait for it
   uint64_t weight_bytes = 0;  // resident, of all workers
   uint64_t nan_outputs = 0;   // requests that failed because the model gave no number
+  std::string failure;        // why no worker can serve it any more; empty: one can
 };
 
 // A loaded version. Requests hold it by shared_ptr, so the last of them to end frees it.
@@ -56,6 +57,7 @@ class ServableLoader {
     std::function<bool()> stop;             // polled: CANCELLED as soon as it says true
     std::shared_ptr<Servable> predecessor;  // the version it will stand in for, or null: whose
                                             // recent sessions are computed ahead
+    uint64_t bytes_per_second = 0;          // reads no faster; 0: as fast as it goes
   };
 
   virtual ~ServableLoader() = default;

@@ -37,6 +37,11 @@ prometheus::Histogram& Metrics::Histogram(const std::string& name, const std::st
                                                                                     buckets);
 }
 
+void Metrics::RemoveGauge(const std::string& name, const MetricLabels& labels) {
+  auto& family = prometheus::BuildGauge().Name(name).Register(registry_);
+  family.Remove(&family.Add(labels));
+}
+
 std::string Metrics::Render() const {
   return prometheus::TextSerializer().Serialize(registry_.Collect());
 }

@@ -33,6 +33,10 @@ class Metrics {
                                    const MetricLabels& labels = {},
                                    const std::vector<double>& buckets = LatencyBuckets());
 
+  // The gauge of these labels is shown no more, and references to it are void. Nothing happens if
+  // there is none.
+  void RemoveGauge(const std::string& name, const MetricLabels& labels);
+
   // Text exposition format 0.0.4.
   std::string Render() const;
 

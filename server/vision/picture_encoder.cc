@@ -1,12 +1,18 @@
 #include "server/vision/picture_encoder.h"
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/from_blob.h>
 #include <c10/core/InferenceMode.h>
+#include <unistd.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <cstring>
 #include <exception>
+#include <filesystem>
+#include <new>
 #include <stdexcept>
+#include <system_error>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "model/checkpoint/checkpoint.h"
@@ -20,17 +26,21 @@ namespace {
 
 class ClipEncoder : public PictureEncoder {
  public:
-  ClipEncoder(const TowerCheckpoint& checkpoint, at::Device device, at::ScalarType dtype)
-      : tower_(checkpoint.config, checkpoint.tensors, device, dtype) {}
-
   // Throws std::runtime_error if the tower does not see what was published.
-  void CheckSelfTest(const SelfTest& test) const { llava::CheckSelfTest(tower_, test); }
+  ClipEncoder(const TowerCheckpoint& checkpoint, at::Device device, at::ScalarType dtype)
+      : tower_(checkpoint.config, checkpoint.tensors, device, dtype) {
+    if (checkpoint.self_test) drift_ = CheckSelfTest(tower_, *checkpoint.self_test);
+  }
+
+  double self_test_drift() const override { return drift_; }
 
   std::vector<std::string> Encode(std::span<const std::vector<float>> pixels, int64_t select_layer,
                                   SelectFeature select_feature) override {
     const int64_t side = tower_.config().image_size, channels = tower_.config().num_channels;
-    at::Tensor batch =
-        at::empty({static_cast<int64_t>(pixels.size()), channels, side, side}, at::kFloat);
+    // Pinned, so that the copies to and from a GPU are fast; numbers are converted there.
+    const auto host = at::TensorOptions().pinned_memory(tower_.device().is_cuda());
+    const at::Tensor batch = at::empty({static_cast<int64_t>(pixels.size()), channels, side, side},
+                                       host.dtype(at::kFloat));
     const size_t floats = static_cast<size_t>(channels * side * side);
     for (size_t i = 0; i < pixels.size(); ++i) {
       if (pixels[i].size() != floats) {
@@ -42,9 +52,12 @@ class ClipEncoder : public PictureEncoder {
     FeatureConfig features;
     features.select_layer = select_layer;
     features.select_feature = select_feature;
-    const at::Tensor result = tower_.Features(batch.to(tower_.device(), tower_.dtype()), features)
-                                  .to(at::kCPU, at::kBFloat16)
-                                  .contiguous();
+    const at::Tensor there =
+        tower_
+            .Features(batch.to(tower_.device(), /*non_blocking=*/true).to(tower_.dtype()), features)
+            .to(at::kBFloat16);
+    const at::Tensor result = at::empty(there.sizes(), host.dtype(at::kBFloat16));
+    result.copy_(there);
     const size_t bytes = result.nbytes() / pixels.size();
     const auto* data = static_cast<const char*>(result.const_data_ptr());
     std::vector<std::string> parts;
@@ -55,22 +68,81 @@ class ClipEncoder : public PictureEncoder {
  private:
   c10::InferenceMode inference_;  // of the worker's thread, as long as the encoder lives
   ClipTower tower_;
+  double drift_ = -1;
 };
+
+absl::Status Classify(const std::string& path, const std::string& why) {
+  std::error_code error;
+  const bool there = std::filesystem::exists(path, error);
+  if (error == std::errc::permission_denied) return absl::PermissionDeniedError(why);
+  if (!there || std::filesystem::is_empty(path, error)) return absl::NotFoundError(why);
+  if (access(path.c_str(), R_OK) != 0 && errno == EACCES) {
+    return absl::PermissionDeniedError(why);
+  }
+  for (std::filesystem::directory_iterator it(path, error), end; !error && it != end;
+       it.increment(error)) {
+    if (access(it->path().c_str(), R_OK) != 0 && errno == EACCES) {
+      return absl::PermissionDeniedError(why);
+    }
+  }
+  return absl::InvalidArgumentError(why);
+}
+
+absl::StatusOr<TowerCheckpoint> OpenChecked(const std::string& path, const OpenOptions& options) {
+  try {
+    return OpenTower(path, options);
+  } catch (const OpenStopped&) {
+    return absl::CancelledError("told to stop while opening " + path);
+  } catch (const std::bad_alloc&) {
+    return absl::ResourceExhaustedError("out of memory while opening " + path);
+  } catch (const std::exception& error) {
+    return Classify(path, error.what());
+  }
+}
+
+uint64_t WeightBytes(const TowerCheckpoint& checkpoint, at::ScalarType dtype) {
+  uint64_t elements = 0;
+  for (const auto& [name, tensor] : checkpoint.tensors.tensors()) {
+    uint64_t own = 1;
+    for (const int64_t side : tensor.shape) own *= static_cast<uint64_t>(side);
+    elements += own;
+  }
+  return elements * c10::elementSize(dtype);
+}
 
 }  // namespace
 
-absl::StatusOr<LoadedTower> OpenTowerWorkers(const TowerOptions& options) {
+absl::StatusOr<uint64_t> EstimateTowerBytes(const TowerOptions& options, int workers,
+                                            int max_batch) {
+  auto devices = ParseDevices(options.device);
+  if (!devices.ok()) return devices.status();
+  OpenOptions unverified;
+  unverified.verify = false;
+  auto checkpoint = OpenChecked(options.model, unverified);
+  if (!checkpoint.ok()) return checkpoint.status();
+  const at::ScalarType dtype = ParseDtype(options.dtype, devices->front());
+  const VisionConfig& config = checkpoint->config;
+  // A block's widest moment: its input, q, k, v and output beside the widened rows.
+  const auto row = static_cast<uint64_t>(6 * config.hidden_size + 2 * config.intermediate_size);
+  const auto rows = static_cast<uint64_t>(max_batch * (config.num_patches() + 1));
+  return static_cast<uint64_t>(workers) *
+         (WeightBytes(*checkpoint, dtype) + rows * row * c10::elementSize(dtype));
+}
+
+absl::StatusOr<LoadedTower> OpenTowerWorkers(const TowerOptions& options,
+                                             const TowerReading& reading) {
   auto devices = ParseDevices(options.device);
   if (!devices.ok()) return devices.status();
   for (const at::Device device : *devices) {
     if (auto status = CheckDevice(device); !status.ok()) return status;
   }
-  std::shared_ptr<const TowerCheckpoint> checkpoint;
-  try {
-    checkpoint = std::make_shared<TowerCheckpoint>(OpenTower(options.model));
-  } catch (const std::exception& error) {
-    return absl::NotFoundError(error.what());
-  }
+  OpenOptions open;
+  open.progress = reading.progress;
+  open.stop = reading.stop;
+  open.bytes_per_second = static_cast<double>(reading.bytes_per_second);
+  auto opened = OpenChecked(options.model, open);
+  if (!opened.ok()) return opened.status();
+  const auto checkpoint = std::make_shared<const TowerCheckpoint>(*std::move(opened));
 
   const at::ScalarType dtype = ParseDtype(options.dtype, devices->front());
   const int workers = static_cast<int>(devices->size()) * options.workers;
@@ -87,19 +159,13 @@ absl::StatusOr<LoadedTower> OpenTowerWorkers(const TowerOptions& options) {
   info.dtype = ArithmeticName(dtype);
   info.numerics = NumericsName(devices->front(), dtype);
   info.workers = workers;
-  for (const auto& [name, tensor] : checkpoint->tensors.tensors()) {
-    uint64_t bytes = c10::elementSize(dtype) * static_cast<uint64_t>(workers);
-    for (const int64_t side : tensor.shape) bytes *= static_cast<uint64_t>(side);
-    info.weight_bytes += bytes;
-  }
-  const uint64_t weight_bytes = info.weight_bytes / static_cast<uint64_t>(workers);
+  const uint64_t weight_bytes = WeightBytes(*checkpoint, dtype);
+  info.weight_bytes = weight_bytes * static_cast<uint64_t>(workers);
   loaded.factory = [checkpoint, devices = *std::move(devices), dtype, workers, weight_bytes,
                     threads = options.threads](int worker) -> std::unique_ptr<PictureEncoder> {
     const at::Device device = devices[static_cast<size_t>(worker) % devices.size()];
     EnterDeviceThread(device, threads, workers, weight_bytes);
-    auto encoder = std::make_unique<ClipEncoder>(*checkpoint, device, dtype);
-    if (checkpoint->self_test) encoder->CheckSelfTest(*checkpoint->self_test);
-    return encoder;
+    return std::make_unique<ClipEncoder>(*checkpoint, device, dtype);
   };
   return loaded;
 }

@@ -30,15 +30,15 @@ ALLOWED = {
     "server/runtime": [],
     "server/wire": ["server/runtime", "llava/v1", "model/digest"],
     "server/device": ["server/runtime"],
-    "server/lifecycle": ["server/runtime", "server/wire", "llava/v1", "model/config",
-                         "model/digest", "model/checkpoint"],
-    "server/vision": WORKER,
+    "server/lifecycle": ["server/runtime", "server/wire", "llava/v1", "model/digest",
+                         "model/checkpoint/manifest.h", "model/checkpoint/repository.h"],
+    "server/vision": WORKER + ["inference"],
     "server/llm": WORKER,
     "server/gateway": ["server/runtime", "server/wire", "llava/v1", "model/digest",
                        "model/image/header.h"],
     "client": ["llava/v1"],
 }
-OURS = ("proto/", "llava/", "model/", "server/", "client/", "tests/", "deploy/", "docs/")
+OURS = ("proto/", "llava/", "inference/", "model/", "server/", "client/", "tests/", "deploy/", "docs/")
 
 # Room prefix -> libraries that it may not know.
 FOREIGN = {
@@ -46,6 +46,7 @@ FOREIGN = {
     "client": ("ATen/", "c10/", "torch/", "opencv2/"),
     "server/runtime": ("ATen/", "c10/", "torch/", "opencv2/"),
     "server/wire": ("ATen/", "c10/", "torch/", "opencv2/"),
+    "server/lifecycle": ("ATen/", "c10/", "torch/", "opencv2/"),
     "server/gateway": ("ATen/", "c10/", "torch/", "opencv2/"),
     "server/": ("opencv2/",),
     "": ("torch/torch.h", "torch/extension.h", "ATen/ATen.h"),

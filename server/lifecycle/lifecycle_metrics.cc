@@ -1,0 +1,89 @@
+#include "server/lifecycle/lifecycle_metrics.h"
+
+#include <vector>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+
+namespace llava {
+namespace {
+
+constexpr char kStateName[] = "llava_model_version_state";
+constexpr char kLoadsName[] = "llava_model_loads_total";
+
+// 10 ms ... 20 minutes: from the embedded default to large models on slow disks.
+const std::vector<double>& LoadBuckets() {
+  static const std::vector<double> buckets = {0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1,   2.5, 5,
+                                              10,   20,    40,   60,  120,  300, 600, 1200};
+  return buckets;
+}
+
+bool OnItsWay(v1::ModelState state) {
+  return state == v1::MODEL_STATE_LOADING || state == v1::MODEL_STATE_WARMING;
+}
+
+MetricLabels StateLabels(const VersionId& id, v1::ModelState state) {
+  return {{"model", id.name}, {"version", absl::StrCat(id.version)}, {"state", ToString(state)}};
+}
+
+}  // namespace
+
+std::string ToString(v1::ModelState state) {
+  return absl::AsciiStrToLower(absl::StripPrefix(v1::ModelState_Name(state), "MODEL_STATE_"));
+}
+
+LifecycleMetrics::LifecycleMetrics(Metrics& metrics, uint64_t memory_budget)
+    : load_seconds(metrics.Histogram("llava_model_load_seconds",
+                                     "Reading, checking, warming up and testing a version that "
+                                     "could be loaded",
+                                     {}, LoadBuckets())),
+      drain_seconds(metrics.Histogram("llava_model_drain_seconds",
+                                      "From the last request taken until a version was freed", {},
+                                      LoadBuckets())),
+      estimated_bytes(metrics.Gauge("llava_model_memory_estimated_bytes",
+                                    "Memory of all versions loaded, loading or not freed yet, as "
+                                    "estimated before loading")),
+      metrics_(metrics) {
+  metrics
+      .Gauge("llava_model_memory_budget_bytes",
+             "Memory that all versions may take together; 0 = no limit")
+      .Set(static_cast<double>(memory_budget));
+}
+
+void LifecycleMetrics::Count(const Lifecycle::Transition& transition, const absl::Status& error) {
+  const auto& [id, from, to, message] = transition;
+  if (from != v1::MODEL_STATE_UNSPECIFIED) metrics_.RemoveGauge(kStateName, StateLabels(id, from));
+  if (to != v1::MODEL_STATE_UNSPECIFIED) {
+    metrics_.Gauge(kStateName, "What a version is doing: 1 for its state", StateLabels(id, to))
+        .Set(1);
+  }
+  std::string result;
+  if (to == v1::MODEL_STATE_FAILED) {
+    result = error.ok() ? "unknown"  // forgotten since
+                        : absl::AsciiStrToLower(absl::StatusCodeToString(error.code()));
+  } else if (OnItsWay(from) && to == v1::MODEL_STATE_READY) {
+    result = "ok";
+  } else if (OnItsWay(from) && !OnItsWay(to)) {
+    result = "cancelled";
+  }
+  if (result.empty()) return;
+  metrics_
+      .Counter(kLoadsName, "Versions loaded (ok), given up, or failed, by reason",
+               {{"model", id.name}, {"result", result}})
+      .Increment();
+}
+
+void LifecycleMetrics::ShowServing(const std::string& model, int versions) {
+  metrics_.Gauge("llava_model_versions_serving", "Versions that take requests", {{"model", model}})
+      .Set(versions);
+}
+
+prometheus::Histogram& LifecycleMetrics::SwapSeconds(SwapMode mode) {
+  return metrics_.Histogram("llava_model_swap_seconds",
+                            "From the decision to replace a version until requests go to the new "
+                            "one on all workers",
+                            {{"mode", ToString(mode)}}, LoadBuckets());
+}
+
+}  // namespace llava

@@ -1,0 +1,215 @@
+#include "server/lifecycle/lifecycle_service.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <exception>
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "model/checkpoint/repository.h"
+#include "server/runtime/logging.h"
+#include "server/runtime/mutex.h"
+#include "server/runtime/status.h"
+
+namespace llava {
+namespace {
+
+grpc::ServerUnaryReactor* Answer(grpc::CallbackServerContext* context, const absl::Status& status) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  reactor->Finish(ToGrpc(status));
+  return reactor;
+}
+
+// A call that waits for a version. It ends once: when the manager says so, or when the caller gives
+// up or its deadline passes, whichever comes first.
+class WaitingCall : public grpc::ServerUnaryReactor {
+ public:
+  WaitingCall(ModelManager& manager, v1::ModelVersionStatus* status)
+      : manager_(manager), end_(std::make_shared<End>(this, status)) {}
+
+  // For the manager, which may come when this call is gone.
+  ModelManager::OnDone Ending() {
+    return [end = end_](const absl::StatusOr<v1::ModelVersionStatus>& result) {
+      grpc::ServerUnaryReactor* reactor = nullptr;
+      {
+        MutexLock lock(end->mutex);
+        reactor = std::exchange(end->reactor, nullptr);
+        if (reactor != nullptr && result.ok()) *end->status = *result;
+      }
+      if (reactor != nullptr) reactor->Finish(ToGrpc(result.status()));
+    };
+  }
+  // Before the call is given to gRPC.
+  grpc::ServerUnaryReactor* With(uint64_t number) {
+    number_ = number;
+    return this;
+  }
+
+  void OnCancel() override {
+    manager_.Forget(number_);
+    Ending()(absl::CancelledError("the caller waits no longer; what it asked for goes on"));
+  }
+  void OnDone() override { delete this; }
+
+ private:
+  struct End {
+    End(grpc::ServerUnaryReactor* r, v1::ModelVersionStatus* s) : reactor(r), status(s) {}
+    Mutex mutex;
+    grpc::ServerUnaryReactor* reactor LLAVA_GUARDED_BY(mutex);  // null: ended
+    v1::ModelVersionStatus* const status;                       // until then
+  };
+
+  ModelManager& manager_;
+  const std::shared_ptr<End> end_;
+  uint64_t number_ = 0;
+};
+
+absl::Status CheckWritable(const std::filesystem::path& folder) {
+  if (access(folder.c_str(), W_OK) == 0) return absl::OkStatus();
+  const int error = errno;
+  const std::string message =
+      absl::StrCat(folder.string(), ": labels cannot be written here: ", std::strerror(error),
+                   "; use llava-model label on a host that may write");
+  if (error == EROFS) return absl::FailedPreconditionError(message);
+  if (error == EACCES || error == EPERM) return absl::PermissionDeniedError(message);
+  if (error == ENOENT) return absl::NotFoundError(message);
+  return absl::UnavailableError(message);
+}
+
+absl::Status AdminOnly(bool admin) {
+  if (admin) return absl::OkStatus();
+  return absl::PermissionDeniedError(
+      "this process takes no changes of its models over the network (--admin-calls refuse)");
+}
+
+}  // namespace
+
+LifecycleService::LifecycleService(ModelManager& manager, bool admin)
+    : manager_(manager), admin_(admin) {}
+
+LifecycleService::~LifecycleService() {
+  changes_.Close();
+  if (marks_thread_.joinable()) marks_thread_.join();
+}
+
+grpc::ServerUnaryReactor* LifecycleService::ListModels(grpc::CallbackServerContext* context,
+                                                       const v1::ListModelsRequest* request,
+                                                       v1::ListModelsResponse* response) {
+  auto models = manager_.List(request->name());
+  if (!models.ok()) return Answer(context, models.status());
+  for (v1::ModelInfo& model : *models) *response->add_models() = std::move(model);
+  return Answer(context, absl::OkStatus());
+}
+
+grpc::ServerUnaryReactor* LifecycleService::GetModelStatus(grpc::CallbackServerContext* context,
+                                                           const v1::GetModelStatusRequest* request,
+                                                           v1::GetModelStatusResponse* response) {
+  auto statuses = manager_.Statuses(request->model().name(), request->model().version());
+  if (!statuses.ok()) return Answer(context, statuses.status());
+  for (v1::ModelVersionStatus& status : *statuses) *response->add_versions() = std::move(status);
+  return Answer(context, absl::OkStatus());
+}
+
+grpc::ServerUnaryReactor* LifecycleService::LoadModel(grpc::CallbackServerContext* context,
+                                                      const v1::LoadModelRequest* request,
+                                                      v1::LoadModelResponse* response) {
+  if (const auto status = AdminOnly(admin_); !status.ok()) return Answer(context, status);
+  auto* call = new WaitingCall(manager_, response->mutable_status());
+  return call->With(
+      manager_.Load(request->model().name(), request->model().version(), call->Ending()));
+}
+
+grpc::ServerUnaryReactor* LifecycleService::UnloadModel(grpc::CallbackServerContext* context,
+                                                        const v1::UnloadModelRequest* request,
+                                                        v1::UnloadModelResponse* response) {
+  if (const auto status = AdminOnly(admin_); !status.ok()) return Answer(context, status);
+  auto* call = new WaitingCall(manager_, response->mutable_status());
+  return call->With(
+      manager_.Unload(request->model().name(), request->model().version(), call->Ending()));
+}
+
+grpc::ServerUnaryReactor* LifecycleService::SetLabel(grpc::CallbackServerContext* context,
+                                                     const v1::SetLabelRequest* request,
+                                                     v1::SetLabelResponse* response) {
+  return ChangeMarks(context, request->name(), [this, request, response]() -> absl::Status {
+    ModelRepository repository(manager_.root());
+    const std::vector<uint64_t> versions = repository.Versions(request->name());
+    if (request->version() != 0 &&
+        !std::binary_search(versions.begin(), versions.end(), request->version())) {
+      return absl::NotFoundError(
+          absl::StrCat("model \"", request->name(), "\" has no version ", request->version()));
+    }
+    response->set_previous_version(
+        repository.SetLabel(request->name(), request->label(), request->version()));
+    LogInfo("label set", {{"model", request->name()},
+                          {"label", request->label()},
+                          {"version", absl::StrCat(request->version())},
+                          {"before", absl::StrCat(response->previous_version())}});
+    return absl::OkStatus();
+  });
+}
+
+grpc::ServerUnaryReactor* LifecycleService::Rollback(grpc::CallbackServerContext* context,
+                                                     const v1::RollbackRequest* request,
+                                                     v1::RollbackResponse* response) {
+  return ChangeMarks(context, request->name(), [this, request, response]() -> absl::Status {
+    uint64_t stable = 0;
+    try {
+      stable = ModelRepository(manager_.root()).Rollback(request->name());
+    } catch (const std::invalid_argument& error) {
+      return absl::FailedPreconditionError(error.what());  // nothing to go back to
+    }
+    response->mutable_stable()->set_name(request->name());
+    response->mutable_stable()->set_version(stable);
+    LogInfo("rolled back", {{"model", request->name()}, {"stable", absl::StrCat(stable)}});
+    return absl::OkStatus();
+  });
+}
+
+grpc::ServerUnaryReactor* LifecycleService::ChangeMarks(grpc::CallbackServerContext* context,
+                                                        const std::string& name,
+                                                        std::function<absl::Status()> change) {
+  if (const auto status = AdminOnly(admin_); !status.ok()) return Answer(context, status);
+  if (manager_.root().empty()) {
+    return Answer(context, absl::FailedPreconditionError(
+                               "this process serves a folder that is in no model repository: "
+                               "there is no place for labels"));
+  }
+  if (!manager_.Knows(name)) {
+    return Answer(context, absl::NotFoundError(
+                               absl::StrCat("model \"", name, "\" is not served by this process")));
+  }
+  std::call_once(started_, [this] {
+    marks_thread_ = std::thread([this] {
+      while (!changes_.drained()) {
+        for (const auto& job : changes_.PopBatch(1, std::chrono::hours(1), {})) job();
+      }
+    });
+  });
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  std::function<void()> job = [this, name, reactor, change = std::move(change)] {
+    absl::Status status = CheckWritable(manager_.root() / name);
+    if (status.ok()) {
+      try {
+        status = change();
+      } catch (...) {
+        status = FromException(std::current_exception());
+      }
+    }
+    if (status.ok()) manager_.LookNow();
+    reactor->Finish(ToGrpc(status));
+  };
+  if (!changes_.TryPush(job)) {
+    reactor->Finish(ToGrpc(
+        OverloadedError("too many changes of labels wait for the disk", std::chrono::seconds(1))));
+  }
+  return reactor;
+}
+
+}  // namespace llava

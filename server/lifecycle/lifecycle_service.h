@@ -1,0 +1,62 @@
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+
+#include "llava/v1/models.grpc.pb.h"
+#include "server/lifecycle/model_manager.h"
+#include "server/runtime/bounded_queue.h"
+
+namespace llava {
+
+// llava.v1.ModelService over a manager. LoadModel and UnloadModel answer when it is done; a caller
+// that gives up, or whose deadline passes, stops waiting and nothing else. SetLabel and Rollback
+// change labels.json of the repository, for all processes that watch it, and are taken over at
+// once here.
+//
+// `admin` false: these four are refused with PERMISSION_DENIED (--admin-calls refuse). The service
+// itself knows no keys: who may reach it is decided by address and certificates (docs/access.md).
+//
+// Thread-safe. Made before the server, and destroyed after it; the manager must outlive it.
+class LifecycleService : public v1::ModelService::CallbackService {
+ public:
+  LifecycleService(ModelManager& manager, bool admin);
+  ~LifecycleService() override;
+
+  grpc::ServerUnaryReactor* ListModels(grpc::CallbackServerContext* context,
+                                       const v1::ListModelsRequest* request,
+                                       v1::ListModelsResponse* response) override;
+  grpc::ServerUnaryReactor* GetModelStatus(grpc::CallbackServerContext* context,
+                                           const v1::GetModelStatusRequest* request,
+                                           v1::GetModelStatusResponse* response) override;
+  grpc::ServerUnaryReactor* LoadModel(grpc::CallbackServerContext* context,
+                                      const v1::LoadModelRequest* request,
+                                      v1::LoadModelResponse* response) override;
+  grpc::ServerUnaryReactor* UnloadModel(grpc::CallbackServerContext* context,
+                                        const v1::UnloadModelRequest* request,
+                                        v1::UnloadModelResponse* response) override;
+  grpc::ServerUnaryReactor* SetLabel(grpc::CallbackServerContext* context,
+                                     const v1::SetLabelRequest* request,
+                                     v1::SetLabelResponse* response) override;
+  grpc::ServerUnaryReactor* Rollback(grpc::CallbackServerContext* context,
+                                     const v1::RollbackRequest* request,
+                                     v1::RollbackResponse* response) override;
+
+ private:
+  // Runs a change of marks on the thread for it, which may wait for disk and locks, and ends the
+  // call with its result.
+  grpc::ServerUnaryReactor* ChangeMarks(grpc::CallbackServerContext* context,
+                                        const std::string& name,
+                                        std::function<absl::Status()> change);
+
+  ModelManager& manager_;
+  const bool admin_;
+  BoundedQueue<std::function<void()>> changes_{64};
+  std::thread marks_thread_;  // started by the first change
+  std::once_flag started_;
+};
+
+}  // namespace llava

@@ -1,0 +1,277 @@
+#include "server/lifecycle/repository_watcher.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/inotify.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <exception>
+#include <system_error>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/runtime/logging.h"
+
+namespace llava {
+namespace {
+
+namespace fs = std::filesystem;
+
+prometheus::Counter& Looks(Metrics& metrics, const std::string& trigger) {
+  return metrics.Counter("llava_model_repository_looks_total", "Looks at the model repository",
+                         {{"trigger", trigger}});
+}
+
+// Names, sizes and times of a version's files: differs when somebody changed them.
+std::string MarkOf(const fs::path& folder) {
+  std::vector<std::string> files;
+  for (const auto& entry : fs::directory_iterator(folder)) {
+    struct stat status {};
+    if (stat(entry.path().c_str(), &status) != 0) continue;  // just deleted
+    files.push_back(absl::StrCat(entry.path().filename().string(), " ", status.st_size, " ",
+                                 status.st_ino, " ", status.st_mode, " ", status.st_mtim.tv_sec,
+                                 ".", status.st_mtim.tv_nsec));
+  }
+  std::sort(files.begin(), files.end());
+  std::string all;
+  for (const std::string& file : files) absl::StrAppend(&all, file, "\n");
+  return ToHex(HashBytes(all));
+}
+
+// Of the newest version whose manifest can be read; nothing if there is none.
+std::optional<Manifest::Kind> KindOf(const ModelRepository& repository, const std::string& name,
+                                     const std::vector<uint64_t>& versions) {
+  for (auto each = versions.rbegin(); each != versions.rend(); ++each) {
+    try {
+      return Manifest::Read(repository.Folder(name, *each)).kind;
+    } catch (const std::exception&) {
+      continue;  // broken: its loading will tell
+    }
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+// Watches of the root, its models and their versions. Of each only one thread.
+class RepositoryWatcher::Inotify {
+ public:
+  Inotify() : wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {}
+  ~Inotify() {
+    if (events_ >= 0) close(events_);
+    if (wake_ >= 0) close(wake_);
+  }
+
+  void Open() {
+    events_ = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
+    if (events_ < 0) {
+      LogWarning("no inotify, the repository is only polled", {{"error", std::strerror(errno)}});
+    }
+  }
+
+  // Watches what there is; a folder that is watched already stays so. Called before each look: what
+  // comes into a folder before that is seen by the look, what comes later is an event.
+  void Watch(const Options& options) {
+    if (events_ < 0) return;
+    std::error_code error;
+    if (!fs::is_directory(options.root, error)) {  // its nearest ancestor tells when it comes
+      fs::path ancestor = fs::absolute(options.root, error).parent_path();
+      while (!fs::exists(ancestor, error) && ancestor.has_relative_path()) {
+        ancestor = ancestor.parent_path();
+      }
+      Add(ancestor, IN_CREATE | IN_MOVED_TO | IN_ONLYDIR);
+      return;
+    }
+    Add(options.root, kFolders);
+    for (const fs::path& model : Folders(options.root)) {
+      if (!options.names.empty() && !options.names.contains(model.filename().string())) continue;
+      Add(model, kFolders);
+      for (const fs::path& version : Folders(model)) Add(version, kFolders);
+    }
+  }
+
+  void Wake() {
+    const uint64_t one = 1;
+    [[maybe_unused]] const ssize_t written = write(wake_, &one, sizeof one);
+  }
+
+  // Until something happens, Wake, or `timeout` (negative: forever). True: the repository said so.
+  bool Wait(std::chrono::milliseconds timeout) {
+    std::array<pollfd, 2> files = {{{wake_, POLLIN, 0}, {events_, POLLIN, 0}}};
+    const nfds_t count = events_ >= 0 ? 2 : 1;
+    poll(files.data(), count, static_cast<int>(std::min<int64_t>(timeout.count(), 1 << 30)));
+    uint64_t woken = 0;
+    [[maybe_unused]] const ssize_t read_bytes = read(wake_, &woken, sizeof woken);
+    return count == 2 && Drain();
+  }
+
+ private:
+  static constexpr uint32_t kFolders = IN_CREATE | IN_MOVED_TO | IN_MOVED_FROM | IN_DELETE |
+                                       IN_DELETE_SELF | IN_MOVE_SELF | IN_CLOSE_WRITE | IN_ATTRIB |
+                                       IN_ONLYDIR;
+
+  // Half-written versions (names with a dot) change all the time and mean nothing.
+  static std::vector<fs::path> Folders(const fs::path& folder) {
+    std::vector<fs::path> folders;
+    std::error_code error;
+    for (fs::directory_iterator each(folder, error), end; !error && each != end;
+         each.increment(error)) {
+      const fs::path& path = each->path();
+      std::error_code ignored;
+      if (!path.filename().string().starts_with('.') && fs::is_directory(path, ignored)) {
+        folders.push_back(path);
+      }
+    }
+    return folders;
+  }
+
+  void Add(const fs::path& folder, uint32_t mask) {
+    if (inotify_add_watch(events_, folder.c_str(), mask) < 0 && errno == ENOSPC && !told_) {
+      told_ = true;
+      LogWarning(
+          "no more inotify watches (fs.inotify.max_user_watches): changes of the repository "
+          "are only seen by polling");
+    }
+  }
+
+  bool Drain() {
+    std::array<char, 16 * 1024> buffer;
+    bool any = false;
+    while (read(events_, buffer.data(), buffer.size()) > 0) any = true;
+    return any;
+  }
+
+  const int wake_;
+  int events_ = -1;
+  bool told_ = false;
+};
+
+RepositoryWatcher::RepositoryWatcher(Options options, Metrics& metrics, OnLook on_look)
+    : options_(std::move(options)),
+      on_look_(std::move(on_look)),
+      looks_event_(Looks(metrics, "event")),
+      looks_poll_(Looks(metrics, "poll")),
+      looks_request_(Looks(metrics, "request")),
+      failed_looks_(metrics.Counter("llava_model_repository_failed_looks_total",
+                                    "Looks at the model repository that saw nothing for an error")),
+      inotify_(std::make_unique<Inotify>()) {}
+
+RepositoryWatcher::~RepositoryWatcher() { Stop(); }
+
+void RepositoryWatcher::Start() {
+  if (options_.inotify) inotify_->Open();
+  thread_ = std::thread([this] { Run(); });
+}
+
+void RepositoryWatcher::Stop() {
+  {
+    MutexLock lock(mutex_);
+    stop_ = true;
+  }
+  inotify_->Wake();
+  if (thread_.joinable()) thread_.join();
+}
+
+uint64_t RepositoryWatcher::LookNow() {
+  uint64_t look = 0;
+  {
+    MutexLock lock(mutex_);
+    look_now_ = true;
+    look = begun_ + 1;
+  }
+  inotify_->Wake();
+  return look;
+}
+
+void RepositoryWatcher::Run() {
+  using Clock = std::chrono::steady_clock;
+  const auto stopped = [this] {
+    MutexLock lock(mutex_);
+    return stop_;
+  };
+  const auto asked = [this] {
+    MutexLock lock(mutex_);
+    return stop_ || look_now_;
+  };
+  bool failing = false;
+  prometheus::Counter* reason = &looks_request_;
+  while (!stopped()) {
+    uint64_t look = 0;
+    {
+      MutexLock lock(mutex_);
+      look = ++begun_;
+      look_now_ = false;
+    }
+    reason->Increment();
+    reason = &looks_request_;
+    inotify_->Watch(options_);
+    absl::StatusOr<RepositorySnapshot> snapshot =
+        LookAtRepository(options_.root, options_.names, options_.kind);
+    if (!snapshot.ok()) failed_looks_.Increment();
+    if (failing != !snapshot.ok()) {
+      failing = !snapshot.ok();
+      if (failing) {
+        LogWarning("cannot look at the model repository; what is loaded stays",
+                   {{"root", options_.root.string()},
+                    {"error", std::string(snapshot.status().message())}});
+      } else {
+        LogInfo("the model repository can be read again", {{"root", options_.root.string()}});
+      }
+    }
+    on_look_(look, snapshot);
+
+    const auto poll =
+        options_.poll_interval.count() > 0 ? options_.poll_interval : std::chrono::milliseconds(-1);
+    if (asked()) continue;
+    const auto due = Clock::now() + poll;
+    bool event = false;
+    while (!event && !asked()) {
+      auto left = std::chrono::ceil<std::chrono::milliseconds>(due - Clock::now());
+      if (poll.count() < 0) left = poll;
+      if (poll.count() > 0 && left.count() <= 0) break;
+      event = inotify_->Wait(left);
+    }
+    if (event) {
+      const auto latest = Clock::now() + 10 * options_.quiet;
+      while (!asked() && Clock::now() < latest && inotify_->Wait(options_.quiet)) {
+      }
+    }
+    if (!asked()) reason = event ? &looks_event_ : &looks_poll_;
+  }
+}
+
+absl::StatusOr<RepositorySnapshot> LookAtRepository(const fs::path& root,
+                                                    const std::set<std::string>& names,
+                                                    std::optional<Manifest::Kind> kind) {
+  try {
+    const ModelRepository repository(root);
+    std::vector<std::string> models(names.begin(), names.end());
+    if (names.empty()) models = repository.Models();
+    RepositorySnapshot snapshot;
+    for (const std::string& name : models) {
+      const std::vector<uint64_t> versions = repository.Versions(name);
+      if (names.empty() && kind && KindOf(repository, name, versions) != kind) continue;
+      RepositoryModel& model = snapshot[name];
+      for (const uint64_t version : versions) {
+        try {
+          model.versions[version] = MarkOf(repository.Folder(name, version));
+        } catch (const fs::filesystem_error& error) {
+          if (error.code() == std::errc::no_such_file_or_directory) continue;  // just deleted
+          model.versions[version] = error.code().message();  // its loading tells more
+        }
+      }
+      model.marks = repository.Marks(name);
+    }
+    return snapshot;
+  } catch (const std::exception& error) {
+    return absl::UnavailableError(error.what());
+  }
+}
+
+}  // namespace llava

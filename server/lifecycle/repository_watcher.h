@@ -1,0 +1,76 @@
+#pragma once
+
+// Tells what is in a model repository, and tells it again whenever that changes.
+
+#include <chrono>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <thread>
+
+#include "absl/status/statusor.h"
+#include "model/checkpoint/manifest.h"
+#include "server/lifecycle/policy.h"
+#include "server/runtime/metrics.h"
+#include "server/runtime/mutex.h"
+
+namespace llava {
+
+// Looks at the repository when inotify says that something happened (events of a burst are one
+// look), and every `poll_interval` besides: folders on the network say nothing, and a root that is
+// not there yet cannot be watched. Root and models may be absent, deleted and made anew.
+//
+// Thread-safe. The callback runs on the watcher's own thread.
+class RepositoryWatcher {
+ public:
+  struct Options {
+    std::filesystem::path root;
+    std::set<std::string> names;                    // models looked at; empty: all of `kind`
+    std::optional<Manifest::Kind> kind;             // nothing: any
+    std::chrono::milliseconds poll_interval{5000};  // 0: only when inotify says so
+    std::chrono::milliseconds quiet{20};  // a burst of events has ended; looked at after 10 times
+                                          // that at the latest
+    bool inotify = true;                  // false: as on a folder of another host (tests)
+  };
+  // `look`: the number of this look, from 1. An error (folder not readable) means: not known; it
+  // is no reason to unload anything.
+  using OnLook =
+      std::function<void(uint64_t look, const absl::StatusOr<RepositorySnapshot>& snapshot)>;
+
+  // Nothing is looked at before Start.
+  RepositoryWatcher(Options options, Metrics& metrics, OnLook on_look);
+  ~RepositoryWatcher();
+
+  void Start();
+  // Returns when the thread has ended: at once, or when a look at a folder that does not answer
+  // comes back.
+  void Stop();
+  // Looks again soon; returns the number of a look that begins after this call.
+  uint64_t LookNow();
+
+ private:
+  class Inotify;
+  void Run();
+
+  const Options options_;
+  const OnLook on_look_;
+  prometheus::Counter &looks_event_, &looks_poll_, &looks_request_, &failed_looks_;
+  std::unique_ptr<Inotify> inotify_;
+  std::thread thread_;
+
+  Mutex mutex_;
+  bool stop_ LLAVA_GUARDED_BY(mutex_) = false;
+  bool look_now_ LLAVA_GUARDED_BY(mutex_) = false;
+  uint64_t begun_ LLAVA_GUARDED_BY(mutex_) = 0;  // looks
+};
+
+// One look. UNAVAILABLE: a folder cannot be read.
+absl::StatusOr<RepositorySnapshot> LookAtRepository(const std::filesystem::path& root,
+                                                    const std::set<std::string>& names,
+                                                    std::optional<Manifest::Kind> kind);
+
+}  // namespace llava

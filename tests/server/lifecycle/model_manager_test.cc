@@ -1,0 +1,450 @@
+#include "server/lifecycle/model_manager.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <functional>
+#include <future>
+#include <map>
+#include <thread>
+
+#include "server/runtime/mutex.h"
+#include "tests/server/lifecycle/fake_loader.h"
+#include "tests/server/lifecycle/test_repository.h"
+#include "tests/support/slowdown.h"
+
+namespace llava {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::Not;
+
+class ModelManagerTest : public ::testing::Test {
+ protected:
+  ModelManagerTest() {
+    options_.root = repository_.root();
+    options_.names = {"emoji"};
+    options_.poll_interval = milliseconds(100);
+    options_.retry_delay = milliseconds(50);
+    options_.on_serving = [this](const std::string& model, int serving) {
+      MutexLock lock(mutex_);
+      serving_[model] = serving;
+    };
+  }
+  ~ModelManagerTest() override {
+    manager_.reset();
+    EXPECT_EQ(loader_.alive(), 0) << "every servable is freed";
+    EXPECT_THAT(loader_.routed(), IsEmpty());
+  }
+
+  void Start() {
+    manager_ = std::make_unique<ModelManager>(options_, loader_, metrics_);
+    manager_->Start();
+  }
+  static bool Eventually(const std::function<bool()>& condition) {
+    const auto deadline = std::chrono::steady_clock::now() + seconds(20 * kSlowdown);
+    while (!condition()) {
+      if (std::chrono::steady_clock::now() > deadline) return false;
+      std::this_thread::sleep_for(milliseconds(2));
+    }
+    return true;
+  }
+  v1::ModelVersionStatus Status(uint64_t version) {
+    const auto statuses = manager_->Statuses("emoji", version);
+    return statuses.ok() && !statuses->empty() ? statuses->front() : v1::ModelVersionStatus();
+  }
+  bool Reaches(uint64_t version, v1::ModelState state) {
+    return Eventually([&] { return Status(version).state() == state; });
+  }
+  absl::StatusOr<v1::ModelVersionStatus> Wait(bool load, uint64_t version,
+                                              const std::string& name = "emoji") {
+    auto promise = std::make_shared<std::promise<absl::StatusOr<v1::ModelVersionStatus>>>();
+    auto done = [promise](const absl::StatusOr<v1::ModelVersionStatus>& result) {
+      promise->set_value(result);
+    };
+    load ? manager_->Load(name, version, done) : manager_->Unload(name, version, done);
+    auto future = promise->get_future();
+    if (future.wait_for(seconds(20 * kSlowdown)) != std::future_status::ready) {
+      return absl::DeadlineExceededError("no answer");
+    }
+    return future.get();
+  }
+  int Serving(const std::string& model) {
+    MutexLock lock(mutex_);
+    const auto found = serving_.find(model);
+    return found == serving_.end() ? -1 : found->second;
+  }
+
+  TestRepository repository_;
+  Metrics metrics_{"test"};
+  FakeLoader loader_;
+  ModelManager::Options options_;
+  std::unique_ptr<ModelManager> manager_;
+  Mutex mutex_;
+  std::map<std::string, int> serving_ LLAVA_GUARDED_BY(mutex_);
+};
+
+TEST_F(ModelManagerTest, ServesWhatIsPublished) {
+  options_.load_bytes_per_second = 1'000'000;
+  Start();
+  EXPECT_TRUE(manager_->WaitUntilServing().ok()) << "a repository may be empty";
+  repository_.Publish("emoji", 1);
+  ASSERT_TRUE(Reaches(1, v1::MODEL_STATE_READY));
+  EXPECT_THAT(loader_.routed(), ElementsAre(1));
+  EXPECT_TRUE(Eventually([&] { return Serving("emoji") == 1; }));
+  EXPECT_EQ(loader_.last_rate(), 1'000'000U);
+  const v1::ModelVersionStatus status = Status(1);
+  EXPECT_EQ(status.model().digest(), "digest");
+  EXPECT_EQ(status.weight_bytes(), 1000U);
+  EXPECT_EQ(status.load_progress(), 1);
+  EXPECT_EQ(status.self_test_drift(), 0.25);
+  EXPECT_GT(status.since().seconds(), 1'600'000'000);
+
+  // An answer is under way while version 2 comes.
+  auto held = loader_.Get(1);
+  held->SetInFlight(1);
+  repository_.Publish("emoji", 2);
+  ASSERT_TRUE(Reaches(2, v1::MODEL_STATE_READY));
+  ASSERT_TRUE(Reaches(1, v1::MODEL_STATE_DRAINING));
+  EXPECT_THAT(loader_.routed(), ElementsAre(2));
+  EXPECT_EQ(loader_.last_predecessor(), 1U);
+  EXPECT_EQ(Status(1).in_flight(), 1U);
+  std::this_thread::sleep_for(milliseconds(50));
+  EXPECT_EQ(loader_.alive(), 2);
+  held->SetInFlight(0);
+  std::this_thread::sleep_for(milliseconds(50));
+  EXPECT_EQ(Status(1).state(), v1::MODEL_STATE_DRAINING) << "somebody still holds it";
+  held.reset();
+  ASSERT_TRUE(Reaches(1, v1::MODEL_STATE_UNLOADED));
+  EXPECT_EQ(loader_.alive(), 1);
+  const auto models = manager_->List("");
+  ASSERT_TRUE(models.ok());
+  ASSERT_EQ(models->size(), 1U);
+  EXPECT_EQ((*models)[0].model().version(), 2U);
+}
+
+TEST_F(ModelManagerTest, ABrokenVersionSaysWhyAndIsRepaired) {
+  repository_.Publish("emoji", 1);
+  repository_.Publish("emoji", 2, "nonsense");
+  Start();
+  ASSERT_TRUE(Reaches(1, v1::MODEL_STATE_READY)) << "the older one stands in";
+  ASSERT_TRUE(Eventually([&] { return Status(2).failed_loads() >= 2; })) << "it is tried again";
+  EXPECT_THAT(Status(2).message(), HasSubstr("says nonsense"));
+  EXPECT_THAT(loader_.routed(), ElementsAre(1));
+  repository_.Delete("emoji", 2);
+  repository_.Publish("emoji", 2);
+  ASSERT_TRUE(Reaches(2, v1::MODEL_STATE_READY));
+  EXPECT_EQ(Status(2).failed_loads(), 0U);
+  EXPECT_TRUE(Eventually([&] { return loader_.routed() == std::vector<uint64_t>{2}; }));
+}
+
+TEST_F(ModelManagerTest, LoadAnswersWhenItIsReadyOrHasFailed) {
+  options_.policy = *VersionPolicy::Parse("labels");
+  repository_.Publish("emoji", 1);
+  repository_.Publish("emoji", 2, "nonsense");
+  Start();
+  const auto loaded = Wait(true, 1);
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  EXPECT_EQ(loaded->state(), v1::MODEL_STATE_READY);
+  EXPECT_EQ(loaded->model().version(), 1U);
+  EXPECT_EQ(Wait(true, 2).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(Wait(true, 9).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(Wait(true, 1, "other").status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(Wait(true, 1, "").status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_TRUE(Wait(true, 1).ok()) << "again";
+  // Published this moment, whatever the watcher has seen.
+  repository_.Publish("emoji", 3);
+  EXPECT_TRUE(Wait(true, 3).ok());
+  EXPECT_EQ(Wait(false, 0).status().code(), absl::StatusCode::kInvalidArgument)
+      << "several are loaded";
+  const auto unloaded = Wait(false, 1);
+  ASSERT_TRUE(unloaded.ok()) << unloaded.status();
+  EXPECT_EQ(unloaded->state(), v1::MODEL_STATE_UNLOADED);
+  EXPECT_EQ(loader_.alive(), 1);
+  EXPECT_TRUE(Wait(false, 0).ok());
+  EXPECT_EQ(loader_.alive(), 0);
+  EXPECT_EQ(Wait(false, 0).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_TRUE(Wait(true, 0).ok()) << "the newest";
+  EXPECT_THAT(loader_.routed(), ElementsAre(3));
+}
+
+TEST_F(ModelManagerTest, ACallerMayGiveUp) {
+  repository_.Publish("emoji", 1);
+  loader_.CloseGate();
+  Start();
+  ASSERT_TRUE(Eventually([&] { return loader_.loads(1) == 1; }));
+  std::atomic<bool> answered = false;
+  const uint64_t call = manager_->Load("emoji", 1, [&](const auto&) { answered = true; });
+  EXPECT_TRUE(manager_->Forget(call));
+  EXPECT_FALSE(manager_->Forget(call));
+  EXPECT_EQ(Status(1).load_progress(), 0.5);
+  loader_.OpenGate();
+  ASSERT_TRUE(Reaches(1, v1::MODEL_STATE_READY)) << "the load goes on";
+  EXPECT_FALSE(answered);
+}
+
+TEST_F(ModelManagerTest, UnloadWaitsForAnswers) {
+  repository_.Publish("emoji", 1);
+  Start();
+  ASSERT_TRUE(Reaches(1, v1::MODEL_STATE_READY));
+  auto held = loader_.Get(1);
+  std::thread ends([&] {
+    std::this_thread::sleep_for(milliseconds(100));
+    EXPECT_EQ(loader_.alive(), 1);
+    held.reset();
+  });
+  EXPECT_TRUE(Wait(false, 1).ok());
+  EXPECT_EQ(loader_.alive(), 0);
+  ends.join();
+  EXPECT_TRUE(Eventually([&] { return Serving("emoji") == 0; }));
+}
+
+TEST_F(ModelManagerTest, TheStartFailsWithTheReason) {
+  options_.must_start = true;
+  Start();
+  EXPECT_EQ(manager_->WaitUntilServing().code(), absl::StatusCode::kNotFound);
+  manager_.reset();
+
+  repository_.Publish("emoji", 1, "nonsense");
+  Start();
+  const absl::Status broken = manager_->WaitUntilServing();
+  EXPECT_EQ(broken.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(broken.message()), HasSubstr("says nonsense"));
+  manager_.reset();
+
+  repository_.Publish("emoji", 2, "huge");
+  options_.memory_budget = 1000;
+  Start();
+  EXPECT_EQ(manager_->WaitUntilServing().code(), absl::StatusCode::kResourceExhausted);
+  manager_.reset();
+
+  repository_.Publish("emoji", 3);
+  Start();
+  EXPECT_TRUE(manager_->WaitUntilServing().ok());
+  EXPECT_THAT(loader_.routed(), ElementsAre(3));
+}
+
+TEST_F(ModelManagerTest, AFixedFolderIsOneVersion) {
+  repository_.Publish("emoji", 4);
+  options_.root.clear();
+  options_.names.clear();
+  options_.fixed = VersionRef{"plain", 1, repository_.Folder("emoji", 4)};
+  options_.must_start = true;
+  Start();
+  ASSERT_TRUE(manager_->WaitUntilServing().ok());
+  EXPECT_THAT(loader_.routed(), ElementsAre(1));
+  EXPECT_TRUE(manager_->Knows("plain"));
+  EXPECT_FALSE(manager_->Knows("emoji"));
+  EXPECT_EQ(Wait(true, 2, "plain").status().code(), absl::StatusCode::kNotFound);
+  EXPECT_TRUE(Wait(false, 1, "plain").ok());
+  EXPECT_TRUE(Wait(true, 0, "plain").ok());
+}
+
+TEST_F(ModelManagerTest, InPlaceWhenMemoryIsShort) {
+  options_.memory_budget = 150;
+  repository_.Publish("emoji", 1);
+  Start();
+  ASSERT_TRUE(Reaches(1, v1::MODEL_STATE_READY));
+
+  // Other bytes than the manifest says: found before version 1 makes way.
+  repository_.Publish("emoji", 2, "good", Manifest::Kind::kLanguage, "gooD");
+  ASSERT_TRUE(Reaches(2, v1::MODEL_STATE_FAILED));
+  EXPECT_THAT(Status(2).message(), HasSubstr("SHA-256"));
+  EXPECT_EQ(loader_.loads(2), 0);
+  EXPECT_THAT(loader_.routed(), ElementsAre(1));
+  EXPECT_EQ(loader_.loads(1), 1);
+
+  // Broken in a way that only loading shows: version 1 comes back.
+  repository_.Publish("emoji", 3, "late-broken");
+  ASSERT_TRUE(Reaches(3, v1::MODEL_STATE_FAILED));
+  ASSERT_TRUE(Reaches(1, v1::MODEL_STATE_READY));
+  EXPECT_EQ(loader_.loads(1), 2);
+  EXPECT_THAT(Status(3).message(), HasSubstr("not tried again"));
+
+  repository_.Publish("emoji", 4);
+  ASSERT_TRUE(Reaches(4, v1::MODEL_STATE_READY));
+  EXPECT_EQ(loader_.alive(), 1);
+  EXPECT_THAT(metrics_.Render(), HasSubstr("llava_model_swap_seconds_count{mode=\"in_place\"} 1"));
+}
+
+TEST_F(ModelManagerTest, RollsOverSeveralWorkers) {
+  FakeLoader loader(3);
+  options_.memory_budget = 399;
+  repository_.Publish("emoji", 1);
+  ModelManager manager(options_, loader, metrics_);
+  manager.Start();
+  ASSERT_TRUE(Eventually([&] { return loader.routed() == std::vector<uint64_t>{1}; }));
+  EXPECT_EQ(loader.Get(1)->workers(), 3);
+  repository_.Publish("emoji", 2);
+  ASSERT_TRUE(Eventually([&] {
+    const auto now = loader.Get(2);
+    return loader.routed() == std::vector<uint64_t>{2} && now && now->workers() == 3;
+  }));
+  EXPECT_TRUE(Eventually([&] { return loader.alive() == 1; }));
+  manager.Stop();
+  EXPECT_EQ(loader.alive(), 0);
+}
+
+TEST_F(ModelManagerTest, AVersionThatDiesIsLoadedAnew) {
+  repository_.Publish("emoji", 1);
+  Start();
+  ASSERT_TRUE(Reaches(1, v1::MODEL_STATE_READY));
+  loader_.Get(1)->Die("device lost");
+  ASSERT_TRUE(Eventually([&] { return loader_.loads(1) == 2; }));
+  ASSERT_TRUE(Reaches(1, v1::MODEL_STATE_READY));
+  EXPECT_THAT(metrics_.Render(),
+              HasSubstr("llava_model_loads_total{model=\"emoji\",result=\"internal\"} 1"));
+}
+
+TEST_F(ModelManagerTest, DeletedWhileItLoads) {
+  repository_.Publish("emoji", 1);
+  Start();
+  ASSERT_TRUE(Reaches(1, v1::MODEL_STATE_READY));
+  loader_.CloseGate();
+  repository_.Publish("emoji", 2);
+  ASSERT_TRUE(Eventually([&] { return loader_.loads(2) == 1; }));
+  repository_.Delete("emoji", 2);
+  loader_.OpenGate();
+  ASSERT_TRUE(Eventually([&] {
+    const auto state = Status(2).state();
+    return state == v1::MODEL_STATE_FAILED || state == v1::MODEL_STATE_UNLOADED;
+  }));
+  EXPECT_THAT(Status(2).message(), Not(IsEmpty()));
+  EXPECT_THAT(loader_.routed(), ElementsAre(1));
+}
+
+TEST_F(ModelManagerTest, LabelsAreShownAndFollowed) {
+  for (const uint64_t version : {1, 2, 3}) repository_.Publish("emoji", version);
+  repository_.repository().SetLabel("emoji", "stable", 1);
+  repository_.repository().SetLabel("emoji", "canary", 2);
+  repository_.repository().SetLabel("emoji", "eu", 2);
+  Start();
+  ASSERT_TRUE(Reaches(2, v1::MODEL_STATE_READY));
+  ASSERT_TRUE(Reaches(1, v1::MODEL_STATE_READY));
+  EXPECT_EQ(Status(3).state(), v1::MODEL_STATE_AVAILABLE);
+  std::map<uint64_t, std::vector<std::string>> labels;
+  for (const v1::ModelInfo& info : *manager_->List("emoji")) {
+    labels[info.model().version()] = {info.labels().begin(), info.labels().end()};
+  }
+  EXPECT_THAT(labels[1], ElementsAre("stable"));
+  EXPECT_THAT(labels[2], ElementsAre("canary", "eu"));
+  EXPECT_EQ(manager_->List("other").status().code(), absl::StatusCode::kNotFound);
+  repository_.repository().SetLabel("emoji", "stable", 3);
+  manager_->LookNow();
+  ASSERT_TRUE(Reaches(3, v1::MODEL_STATE_READY));
+  EXPECT_TRUE(Eventually([&] { return loader_.routed() == std::vector<uint64_t>{2, 3}; }));
+}
+
+TEST_F(ModelManagerTest, StopsAtOnceWhileItLoadsAndAnswersEverybody) {
+  repository_.Publish("emoji", 1);
+  loader_.CloseGate();
+  Start();
+  ASSERT_TRUE(Eventually([&] { return loader_.loads(1) == 1; }));
+  absl::Status answer;
+  manager_->Load("emoji", 1, [&](const auto& result) { answer = result.status(); });
+  const auto begin = std::chrono::steady_clock::now();
+  manager_->Stop();
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, seconds(2 * kSlowdown));
+  EXPECT_EQ(answer.code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(Wait(true, 1).status().code(), absl::StatusCode::kUnavailable);
+}
+
+TEST_F(ModelManagerTest, DrainingLoadsNothing) {
+  repository_.Publish("emoji", 1);
+  Start();
+  ASSERT_TRUE(Reaches(1, v1::MODEL_STATE_READY));
+  manager_->Drain();
+  EXPECT_EQ(Status(1).state(), v1::MODEL_STATE_DRAINING);
+  repository_.Publish("emoji", 2);
+  std::this_thread::sleep_for(milliseconds(300));
+  EXPECT_EQ(loader_.loads(2), 0);
+  EXPECT_EQ(Wait(true, 2).status().code(), absl::StatusCode::kUnavailable);
+}
+
+TEST_F(ModelManagerTest, AllModelsOfAKind) {
+  options_.names.clear();
+  options_.kind = Manifest::Kind::kLanguage;
+  repository_.Publish("emoji", 1);
+  repository_.Publish("tower", 7, "good", Manifest::Kind::kTower);
+  Start();
+  ASSERT_TRUE(Reaches(1, v1::MODEL_STATE_READY));
+  repository_.Publish("second", 4);
+  ASSERT_TRUE(Eventually([&] { return loader_.routed() == std::vector<uint64_t>{1, 4}; }));
+  EXPECT_FALSE(manager_->Knows("tower"));
+}
+
+TEST_F(ModelManagerTest, MetricsTellIt) {
+  repository_.Publish("emoji", 1);
+  options_.memory_budget = 100'000;
+  options_.retry_delay = seconds(60);
+  Start();
+  ASSERT_TRUE(Reaches(1, v1::MODEL_STATE_READY));
+  repository_.Publish("emoji", 2);
+  ASSERT_TRUE(Reaches(1, v1::MODEL_STATE_UNLOADED));
+  repository_.Publish("emoji", 3, "nonsense");
+  ASSERT_TRUE(Reaches(3, v1::MODEL_STATE_FAILED));
+  const std::string text = metrics_.Render();
+  for (const char* line : {
+           "llava_model_version_state{model=\"emoji\",state=\"unloaded\",version=\"1\"} 1\n",
+           "llava_model_version_state{model=\"emoji\",state=\"ready\",version=\"2\"} 1\n",
+           "llava_model_version_state{model=\"emoji\",state=\"failed\",version=\"3\"} 1\n",
+           "llava_model_loads_total{model=\"emoji\",result=\"ok\"} 2\n",
+           "llava_model_loads_total{model=\"emoji\",result=\"invalid_argument\"} 1\n",
+           "llava_model_load_seconds_count 2\n",
+           "llava_model_drain_seconds_count 1\n",
+           "llava_model_swap_seconds_count{mode=\"side_by_side\"} 1\n",
+           "llava_model_versions_serving{model=\"emoji\"} 1\n",
+           "llava_model_memory_budget_bytes 100000\n",
+           "llava_model_memory_estimated_bytes 100\n",
+       }) {
+    EXPECT_THAT(text, HasSubstr(line));
+  }
+  EXPECT_THAT(text, Not(HasSubstr("state=\"loading\""))) << "each version has one state";
+  EXPECT_THAT(text, HasSubstr("llava_model_repository_looks_total"));
+}
+
+TEST_F(ModelManagerTest, ManyReadersWhileVersionsComeAndGo) {
+  repository_.Publish("emoji", 1);
+  Start();
+  ASSERT_TRUE(Reaches(1, v1::MODEL_STATE_READY));
+  std::atomic<bool> end = false;
+  std::atomic<int> without = 0;
+  std::vector<std::thread> readers;
+  for (int i = 0; i < 3; ++i) {
+    readers.emplace_back([&] {
+      while (!end) {
+        EXPECT_TRUE(manager_->Statuses("", 0).ok());
+        const auto models = manager_->List("emoji");
+        if (!models.ok() || models->empty()) {
+          ++without;
+          continue;
+        }
+        // What is listed is routed, or has been replaced since.
+        const uint64_t version = models->back().model().version();
+        if (auto request = loader_.Get(version)) {
+          request->SetInFlight(1);
+          std::this_thread::yield();
+          request->SetInFlight(0);
+        }
+      }
+    });
+  }
+  for (uint64_t version = 2; version < 30; ++version) {
+    repository_.Publish("emoji", version, version % 5 == 0 ? "nonsense" : "good");
+    if (version % 7 == 0) repository_.Delete("emoji", version - 1);
+    std::this_thread::sleep_for(milliseconds(10));
+  }
+  ASSERT_TRUE(Reaches(29, v1::MODEL_STATE_READY));
+  end = true;
+  for (std::thread& reader : readers) reader.join();
+  EXPECT_EQ(without, 0) << "a version was always listed";
+  EXPECT_TRUE(Eventually([&] { return loader_.alive() == 1; }));
+}
+
+}  // namespace
+}  // namespace llava
