@@ -40,7 +40,7 @@ struct TowerInfo {
   int64_t width = 0;  // Dv
   PreprocessConfig preprocess;
   std::string device;         // as given, e.g. "cuda:0,cuda:1"
-  std::string dtype;          // "float32"
+  std::string dtype;          // "float32", "int8"
   std::string numerics;       // "cpu-f32"
   uint64_t weight_bytes = 0;  // of all workers
   int workers = 1;

@@ -6,10 +6,12 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cstdint>
 #include <filesystem>
 #include <fstream>
 #include <string>
 #include <thread>
+#include <utility>
 
 #include "model/checkpoint/checkpoint.h"
 #include "model/checkpoint/durable_file.h"
@@ -111,6 +113,27 @@ TEST_F(TowerLoaderTest, LoadsAVersionAndTellsAboutIt) {
   const auto estimate = loader_.EstimateBytes(Version(4), 2);
   ASSERT_TRUE(estimate.ok());
   EXPECT_EQ(*estimate, 0u) << "the same tower is there";
+}
+
+TEST_F(TowerLoaderTest, ComputesAsTold) {
+  const VersionRef version = Version(1);
+  double last = 0;
+  uint64_t bytes = UINT64_MAX;
+  for (const auto& [word, numerics] :
+       {std::pair("float32", "cpu-f32"), std::pair("bfloat16", "cpu-bf16"),
+        std::pair("int8", "cpu-int8")}) {
+    TowerOptions options = options_;
+    options.dtype = word;
+    VisionServableLoader loader(options, {}, cache_, metrics_);
+    const auto loaded = loader.Load(version, {});
+    ASSERT_TRUE(loaded.ok()) << word << ": " << loaded.status();
+    EXPECT_EQ((*loaded)->info().numerics(), numerics);
+    EXPECT_TRUE(Encodes(EngineOf(*loaded)));
+    EXPECT_GE((*loaded)->self_test_drift(), last) << word << " is not finer than the one before";
+    last = (*loaded)->self_test_drift();
+    EXPECT_LT((*loaded)->load().weight_bytes, bytes);
+    bytes = (*loaded)->load().weight_bytes;
+  }
 }
 
 TEST_F(TowerLoaderTest, EstimatesWeightsAndWorkingMemory) {
