@@ -12,6 +12,7 @@
 #include "model/llava/llava.h"
 #include "model/llava/serving_model.h"
 #include "model/nn/clip.h"
+#include "model/nn/packed_clip.h"
 
 namespace llava {
 
@@ -43,5 +44,6 @@ SelfTest MakeSelfTest(const TowerCheckpoint& checkpoint, const at::Tensor& pictu
                       at::Device device = at::kCPU);
 // 1 - the smallest cosine of a row. Throws as above.
 double CheckSelfTest(const ClipTower& tower, const SelfTest& test);
+double CheckSelfTest(PackedClipTower& tower, const SelfTest& test);
 
 }  // namespace llava

@@ -134,4 +134,18 @@ struct BenchCommand {
 // Measures the decoder as llava-llm steps it, on the CPU: prompt, generation, memory.
 void RunBench(const BenchCommand& command);
 
+struct VisionBenchCommand {
+  std::string model;                 // a shape, or the path of a tower
+  std::string dtype = "bf16";        // "float32", "bf16", "int8"
+  int threads = 0;                   // 0: all cores
+  std::vector<int64_t> batch = {1};  // pictures of a call
+  int repeats = 3;                   // the median counts
+  uint64_t seed = 0;                 // of weights and pictures
+  double outliers = 0;               // share of random weights that are 20 times as large
+  bool json = false;
+};
+// Measures the tower as llava-vision runs it on the CPU, up to the layer that LLaVA reads, and its
+// features beside those in float32.
+void RunVisionBench(const VisionBenchCommand& command);
+
 }  // namespace llava

@@ -186,14 +186,34 @@ int main(int argc, char** argv) {
 
   llava::BenchCommand bench;
   auto* bench_app = app.add_subcommand(
-      "bench", "Measure a decoder on the CPU as llava-llm steps it: prompt, generation, memory");
+      "bench",
+      "Measure a decoder on the CPU as llava-llm steps it: prompt, generation, memory; or a vision "
+      "tower as llava-vision runs it");
+  auto* shape_option =
+      bench_app
+          ->add_option("--shape", bench.model,
+                       "llama-1.1b, llama-7b, ... with random weights, or the path of a model")
+          ->capture_default_str();
+  llava::VisionBenchCommand vision_bench;
+  auto* vision_option =
+      bench_app
+          ->add_option("--vision", vision_bench.model,
+                       "A tower: vit-l-14-336, vit-l-14 with random weights, or its path")
+          ->excludes(shape_option);
+  bench_app->add_option("--batch", vision_bench.batch, "Pictures that a tower sees together")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str()
+      ->needs(vision_option);
   bench_app
-      ->add_option("--shape", bench.model,
-                   "llama-1.1b, llama-7b, ... with random weights, or the path of a model")
-      ->capture_default_str();
-  bench_app->add_option("--dtype", bench.dtype, "Format of the weights")
-      ->check(CLI::IsMember({"float32", "bf16", "int8", "int4"}))
-      ->capture_default_str();
+      ->add_option("--outliers", vision_bench.outliers,
+                   "Share of a tower's random weights that are 20 times as large")
+      ->check(CLI::Range(0.0, 1.0))
+      ->needs(vision_option);
+  auto* dtype_option = bench_app
+                           ->add_option("--dtype", bench.dtype,
+                                        "Format of the weights (default: int4, of a tower bf16)")
+                           ->check(CLI::IsMember({"float32", "bf16", "int8", "int4"}));
   bench_app
       ->add_option("--group", bench.group,
                    "Weights with one scale (default: 128 for int8, 64 for int4)")
@@ -225,7 +245,15 @@ int main(int argc, char** argv) {
   bench_app->add_flag("--load", bench.load,
                       "Measure how fast the version at --shape is read, checked and made ready");
   bench_app->add_flag("--json", bench.json, "Print JSON");
-  bench_app->callback([&] { bench.load ? llava::RunLoadBench(bench) : llava::RunBench(bench); });
+  bench_app->callback([&] {
+    if (bench.load) return llava::RunLoadBench(bench);
+    if (vision_option->count() == 0) return llava::RunBench(bench);
+    if (dtype_option->count() > 0) vision_bench.dtype = bench.dtype;
+    vision_bench.threads = bench.threads;
+    vision_bench.repeats = bench.repeats;
+    vision_bench.json = bench.json;
+    llava::RunVisionBench(vision_bench);
+  });
 
   try {
     app.parse(argc, argv);

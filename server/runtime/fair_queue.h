@@ -40,6 +40,12 @@ class FairQueue {
   // The item whose turn it is; null when empty.
   const T* Front() const { return items_.empty() ? nullptr : &items_.begin()->second.item; }
 
+  // Calls `see` with every item, in order of turn.
+  template <typename See>
+  void ForEach(const See& see) const {
+    for (const auto& [key, waiting] : items_) see(waiting.item);
+  }
+
   std::optional<T> PopFront() {
     return PopFirst([](const T&) { return true; });
   }

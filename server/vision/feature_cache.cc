@@ -5,8 +5,10 @@
 
 namespace llava {
 
-FeatureCache::FeatureCache(uint64_t budget_bytes, Metrics& metrics)
+FeatureCache::FeatureCache(uint64_t budget_bytes, Metrics& metrics,
+                           std::unique_ptr<FeatureDisk> disk)
     : budget_bytes_(budget_bytes),
+      disk_(std::move(disk)),
       bytes_gauge_(metrics.Gauge("llava_vision_feature_cache_bytes", "Bytes of features kept")),
       entries_gauge_(
           metrics.Gauge("llava_vision_feature_cache_entries", "Pictures whose features are kept")),
@@ -15,7 +17,10 @@ FeatureCache::FeatureCache(uint64_t budget_bytes, Metrics& metrics)
       misses_(metrics.Counter("llava_vision_feature_cache_misses_total",
                               "Requests whose features had to be computed or waited for")),
       evictions_(metrics.Counter("llava_vision_feature_cache_evictions_total",
-                                 "Features dropped to keep the byte budget")) {}
+                                 "Features dropped to keep the byte budget")) {
+  metrics.Gauge("llava_vision_feature_cache_budget_bytes", "Bytes of features that may be kept")
+      .Set(static_cast<double>(budget_bytes));
+}
 
 FeatureCache::Begun FeatureCache::Begin(const std::string& key, std::shared_ptr<EncodeCall> call) {
   MutexLock lock(mutex_);
@@ -58,8 +63,22 @@ FeatureCache::Pruned FeatureCache::Prune(const std::string& key,
   return pruned;
 }
 
+FeatureCache::Found FeatureCache::FinishFromDisk(const std::string& key) {
+  Found found;
+  if (disk_) found.features = disk_->Read(key);
+  if (found.features) found.calls = End(key, found.features);
+  return found;
+}
+
 FeatureCache::Calls FeatureCache::Finish(const std::string& key,
                                          std::shared_ptr<const Features> features) {
+  Calls calls = End(key, features);
+  if (disk_ && features) disk_->Write(std::move(features));
+  return calls;
+}
+
+FeatureCache::Calls FeatureCache::End(const std::string& key,
+                                      const std::shared_ptr<const Features>& features) {
   MutexLock lock(mutex_);
   Calls calls;
   if (const auto found = under_way_.find(key); found != under_way_.end()) {
@@ -67,7 +86,7 @@ FeatureCache::Calls FeatureCache::Finish(const std::string& key,
     followers_ -= calls.size() - 1;
     under_way_.erase(found);
   }
-  if (features) Keep(key, std::move(features));
+  if (features) Keep(key, features);
   return calls;
 }
 

@@ -1,7 +1,8 @@
 #pragma once
 
 // Features that are there (least recently used leave first) or on their way (one computation serves
-// all who ask meanwhile).
+// all who ask meanwhile), in memory and perhaps on disk. One for all towers of the process: a key
+// holds the tower's digest.
 
 #include <cstdint>
 #include <list>
@@ -13,6 +14,7 @@
 
 #include "server/runtime/metrics.h"
 #include "server/runtime/mutex.h"
+#include "server/vision/feature_disk.h"
 #include "server/vision/features.h"
 
 namespace llava {
@@ -23,8 +25,8 @@ class FeatureCache {
   using Calls = std::vector<std::shared_ptr<EncodeCall>>;
 
   // `budget_bytes` bounds what is kept, keys included; 0 keeps nothing (computations are still
-  // shared).
-  FeatureCache(uint64_t budget_bytes, Metrics& metrics);
+  // shared). `disk`: what is made is written there too, and looked for.
+  FeatureCache(uint64_t budget_bytes, Metrics& metrics, std::unique_ptr<FeatureDisk> disk = {});
 
   struct Begun {
     std::shared_ptr<const Features> features;  // set: a hit, nothing more to do
@@ -40,6 +42,14 @@ class FeatureCache {
   };
   Pruned Prune(const std::string& key, EncodeCall::Clock::time_point now);
 
+  // For a leader, before it computes: if the disk has the features, ends the computation with them.
+  // May block on the disk.
+  struct Found {
+    std::shared_ptr<const Features> features;  // null: not there, the leader goes on
+    Calls calls;                               // who waited
+  };
+  Found FinishFromDisk(const std::string& key);
+
   // Ends the computation of `key`: keeps `features` (null: it failed) and returns who waited.
   Calls Finish(const std::string& key, std::shared_ptr<const Features> features);
 
@@ -54,10 +64,12 @@ class FeatureCache {
     std::shared_ptr<const Features> features;
   };
   static uint64_t BytesOf(const Entry& entry);
+  Calls End(const std::string& key, const std::shared_ptr<const Features>& features);
   void Keep(const std::string& key, std::shared_ptr<const Features> features)
       LLAVA_REQUIRES(mutex_);
 
   const uint64_t budget_bytes_;
+  const std::unique_ptr<FeatureDisk> disk_;
   prometheus::Gauge& bytes_gauge_;
   prometheus::Gauge& entries_gauge_;
   prometheus::Counter& hits_;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -8,6 +9,26 @@
 #include "server/runtime/mutex.h"
 
 namespace llava {
+
+// When a batch leaves, and with how many.
+struct BatchRule {
+  size_t max_items = 1;
+  // How long an item waits for company, from its arrival.
+  CondVar::Clock::duration max_wait{0};
+  // Sizes that suit the device, ascending, at most max_items: the largest that can be filled leaves
+  // at once. Empty: max_items alone.
+  std::vector<size_t> preferred = {};
+
+  // The batch that `ready` items make without waiting longer; 0: none yet.
+  size_t FullBatch(size_t ready) const {
+    if (ready >= max_items && preferred.empty()) return max_items;
+    size_t size = 0;
+    for (const size_t candidate : preferred) {
+      if (candidate <= ready) size = candidate;
+    }
+    return size;
+  }
+};
 
 // Hand-over between the stages of the vision service: fair order, and batches of items that may be
 // computed together. How many items wait in all stages together is bounded at the engine's door.
@@ -20,27 +41,47 @@ class WorkQueue {
   bool Push(const QueuePlace& place, T& item) {
     MutexLock lock(mutex_);
     if (closed_) return false;
-    queue_.Push(place, std::move(item));
+    queue_.Push(place, Waiting{std::move(item), CondVar::Clock::now()});
     changed_.NotifyAll();
     return true;
   }
 
-  // Waits for a first item, then up to `fill_wait` for more; takes the one whose turn it is and up
-  // to max_items - 1 others for which `group` gives the same value. Empty: closed and drained.
-  template <typename Group>
-  std::vector<T> PopBatch(size_t max_items, CondVar::Clock::duration fill_wait,
-                          const Group& group) {
-    std::vector<T> batch;
+  // Takes the item whose turn it is and others for which `group` gives the same value, as many as
+  // `rule` says, in order of turn. Empty: closed and drained, or `leave` (asked at each change and
+  // Wake) is true.
+  template <typename Group, typename Leave>
+  std::vector<T> PopBatch(const BatchRule& rule, const Group& group, const Leave& leave) {
     MutexLock lock(mutex_);
-    while (batch.empty()) {
-      while (queue_.empty() && !closed_) changed_.Wait(mutex_);
-      if (queue_.empty()) return batch;
-      const auto deadline = CondVar::Clock::now() + fill_wait;
-      while (!closed_ && queue_.size() < max_items && changed_.WaitUntil(mutex_, deadline)) {
+    while (!leave()) {
+      if (queue_.empty()) {
+        if (closed_) break;
+        changed_.Wait(mutex_);
+        continue;
       }
-      TakeBatch(max_items, group, batch);  // nothing if another consumer was faster
+      const Ready ready = CountReady(group);
+      size_t size = rule.FullBatch(ready.count);
+      if (size == 0 && !closed_ && CondVar::Clock::now() < ready.since + rule.max_wait) {
+        changed_.WaitUntil(mutex_, ready.since + rule.max_wait);
+        continue;
+      }
+      if (size == 0) size = std::min(ready.count, rule.max_items);
+      return Take(size, group);
     }
-    return batch;
+    return {};
+  }
+
+  // Takes one item as soon as there is one. Nothing: closed and drained.
+  std::optional<T> Pop() {
+    const auto all_alike = [](const T&) { return 0; };
+    std::vector<T> one = PopBatch(BatchRule{}, all_alike, [] { return false; });
+    if (one.empty()) return std::nullopt;
+    return std::move(one.front());
+  }
+
+  // Makes waiting consumers ask their `leave`.
+  void Wake() {
+    MutexLock lock(mutex_);
+    changed_.NotifyAll();
   }
 
   void Close() {
@@ -50,20 +91,44 @@ class WorkQueue {
   }
 
  private:
+  struct Waiting {
+    T item;
+    CondVar::Clock::time_point arrived;
+  };
+  // Items that go together with the one whose turn it is, and since when the oldest waits.
+  struct Ready {
+    size_t count = 0;
+    CondVar::Clock::time_point since = CondVar::Clock::time_point::max();
+  };
+
   template <typename Group>
-  void TakeBatch(size_t max_items, const Group& group, std::vector<T>& batch)
-      LLAVA_REQUIRES(mutex_) {
-    auto next = queue_.PopFront();
-    while (next) {
-      batch.push_back(*std::move(next));
-      if (batch.size() == max_items) return;
-      next = queue_.PopFirst([&](const T& item) { return group(item) == group(batch.front()); });
+  Ready CountReady(const Group& group) const LLAVA_REQUIRES(mutex_) {
+    Ready ready;
+    const auto wanted = group(queue_.Front()->item);
+    queue_.ForEach([&](const Waiting& waiting) {
+      if (group(waiting.item) != wanted) return;
+      ++ready.count;
+      ready.since = std::min(ready.since, waiting.arrived);
+    });
+    return ready;
+  }
+
+  template <typename Group>
+  std::vector<T> Take(size_t size, const Group& group) LLAVA_REQUIRES(mutex_) {
+    std::vector<T> batch;
+    const auto wanted = group(queue_.Front()->item);
+    while (batch.size() < size) {
+      auto next =
+          queue_.PopFirst([&](const Waiting& waiting) { return group(waiting.item) == wanted; });
+      if (!next) break;
+      batch.push_back(std::move(next->item));
     }
+    return batch;
   }
 
   Mutex mutex_;
   CondVar changed_;
-  FairQueue<T> queue_ LLAVA_GUARDED_BY(mutex_);
+  FairQueue<Waiting> queue_ LLAVA_GUARDED_BY(mutex_);
   bool closed_ LLAVA_GUARDED_BY(mutex_) = false;
 };
 

@@ -341,6 +341,40 @@ class VisionFlags(ModelFlagsCase):
         service = self.start("--queue", "1", "--max-batch", "1", "--batch-wait", "0ms")
         self.assertIn(grpc.StatusCode.UNAVAILABLE, self.encode(service, 60))
 
+    def check_preferred_batch(self):
+        self.assertEqual(self.run_once("--preferred-batch", "9", "--max-batch", "8")[0], 2)
+        service = self.start("--preferred-batch", "3", "--max-batch", "8", "--batch-wait", "60s")
+        self.assertEqual(self.encode(service, 3), [grpc.StatusCode.OK] * 3)
+        metrics = service.metrics()
+        self.assertEqual((metrics["llava_vision_batch_size_sum"], metrics["llava_vision_batch_size_count"]), (3, 1))
+
+    def check_exif(self):
+        numerics = set()
+        for word in ("ignore", "apply"):
+            service = self.start("--exif", word)
+            models = Client(service.grpc, "llava.v1.ModelService")
+            numerics.add(models.ListModels(models.new("ListModelsRequest")).models[0].numerics)
+            models.close()
+        self.assertEqual(len(numerics), 2, "features of two kinds must not bear one name")
+        self.assertEqual(self.run_once("--exif", "perhaps")[0], 2)
+
+    def check_feature_cache_dir(self):
+        folder = self.folder / "features"
+        service = self.start("--feature-cache-dir", folder)
+        self.encode(service)
+        service.stop()
+        self.assertEqual(len(list(folder.glob("*.feature"))), 1)
+        again = self.start("--feature-cache-dir", folder)
+        self.encode(again)
+        self.assertEqual(again.metrics()["llava_vision_feature_disk_hits_total"], 1)
+
+    def check_feature_cache_disk_bytes(self):
+        folder = self.folder / "features"
+        service = self.start("--feature-cache-dir", folder, "--feature-cache-disk-bytes", "1K")
+        self.encode(service)
+        service.stop()
+        self.assertEqual(list(folder.glob("*.feature")), [])
+
     def check_feature_cache_bytes(self):
         for budget, hits in (("0", 0), ("1M", 1)):
             service = self.start("--feature-cache-bytes", budget)

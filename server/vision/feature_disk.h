@@ -1,0 +1,99 @@
+#pragma once
+
+// The second tier of the feature cache: one file per picture in a folder, found again after any
+// end of the process. Format: docs/vision.md.
+
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <filesystem>
+#include <list>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <unordered_map>
+
+#include "server/runtime/metrics.h"
+#include "server/runtime/mutex.h"
+#include "server/vision/features.h"
+
+namespace llava {
+
+// A file is named by the digest of its key, becomes visible whole (rename) and carries checksums of
+// everything in it, so what Read gives is what was written under that very key, whoever else uses
+// the folder. Faults of the disk are counted and cost speed only. Thread-safe.
+class FeatureDisk {
+ public:
+  struct Options {
+    std::filesystem::path folder;
+    uint64_t budget_bytes = 4ull << 30;  // files; least recently used leave first
+    size_t queue = 64;                   // pictures that wait to be written; more are not kept
+  };
+
+  // Makes the folder if it is not there, learns what is in it, starts the writing thread.
+  FeatureDisk(Options options, Metrics& metrics);
+  // Writes what waits.
+  ~FeatureDisk();
+
+  // Blocks on the disk. Null: not there, or damaged (then the file is removed).
+  std::shared_ptr<const Features> Read(const std::string& key);
+  // Never blocks: a thread writes it later, if it is not there yet.
+  void Write(std::shared_ptr<const Features> features);
+  // Waits until all that was given to Write is written.
+  void Flush();
+
+  uint64_t size_bytes() const;
+  size_t entries() const;
+
+ private:
+  struct Entry {
+    std::string name;  // of the file
+    uint64_t bytes = 0;
+  };
+  struct Series {
+    explicit Series(Metrics& metrics);
+    prometheus::Gauge& bytes;
+    prometheus::Gauge& entries;
+    prometheus::Counter& hits;
+    prometheus::Counter& misses;
+    prometheus::Counter& writes;
+    prometheus::Counter& evictions;
+    prometheus::Counter& read_errors;
+    prometheus::Counter& write_errors;
+    prometheus::Counter& damaged;
+    prometheus::Counter& skipped;
+  };
+
+  void Scan();
+  void WriteLoop();
+  std::shared_ptr<const Features> ReadFile(const std::string& key);
+  void WriteFile(const Features& features);
+  void Evict();
+  // Accounts for a file that was read or written just now.
+  void Touch(const std::string& name, uint64_t bytes);
+  void Forget(const std::string& name);
+  void Show() LLAVA_REQUIRES(mutex_);
+  void CountError(prometheus::Counter& counter, const std::string& what);
+
+  const Options options_;
+  Series series_;
+  std::atomic<bool> complained_ = false;  // one line of log per series of faults
+
+  mutable Mutex mutex_;
+  CondVar changed_;
+  std::list<Entry> recent_ LLAVA_GUARDED_BY(mutex_);  // most recently used first
+  std::unordered_map<std::string, std::list<Entry>::iterator> index_ LLAVA_GUARDED_BY(mutex_);
+  uint64_t bytes_ LLAVA_GUARDED_BY(mutex_) = 0;
+  std::deque<std::shared_ptr<const Features>> waiting_ LLAVA_GUARDED_BY(mutex_);
+  bool writing_ LLAVA_GUARDED_BY(mutex_) = false;
+  bool closed_ LLAVA_GUARDED_BY(mutex_) = false;
+
+  std::thread writer_;  // last
+};
+
+// The bytes of a file, and back. Nothing: not such a file, damaged, or of another key.
+std::string FeatureFile(const Features& features);
+std::shared_ptr<const Features> ParseFeatureFile(std::string_view file, const std::string& key);
+
+}  // namespace llava
