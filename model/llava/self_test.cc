@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <functional>
+#include <limits>
 #include <numeric>
 #include <sstream>
 #include <stdexcept>
@@ -12,6 +14,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/cosine_similarity.h>
 #include <ATen/ops/log_softmax.h>
 #include <ATen/ops/scalar_tensor.h>
@@ -146,9 +149,16 @@ at::Tensor LogProbabilities(const Llava& model, std::span<const int32_t> ids,
       hidden.index_select(0, at::tensor(targets.rows, at::kLong).to(device))));
 }
 
+using Piece = std::function<void(const std::function<void()>&)>;
+
+void Alone(const std::function<void()>& compute) { compute(); }
+
+// `at_once` rows in a step, each step in a `piece`.
 at::Tensor LogProbabilities(ServingModel& model, std::span<const int32_t> ids,
                             std::span<const int64_t> labels,
-                            const std::vector<at::Tensor>& features) {
+                            const std::vector<at::Tensor>& features,
+                            int64_t at_once = std::numeric_limits<int64_t>::max(),
+                            const Piece& piece = Alone) {
   const c10::InferenceMode guard;
   if (labels.size() != ids.size()) {
     throw std::invalid_argument(std::to_string(labels.size()) + " labels for " +
@@ -170,9 +180,20 @@ at::Tensor LogProbabilities(ServingModel& model, std::span<const int32_t> ids,
         " tokens, the model's self-test needs " + std::to_string(prompt.size()) + " (--kv-bytes)");
   }
   std::iota(blocks.begin(), blocks.end(), 0);
-  const StepSequence sequence{.tokens = prompt.size(), .computed = 0, .blocks = blocks};
-  return targets.LogProbabilities(
-      model.decoder().Step(prompt.Slice(0, prompt.size()), {&sequence, 1}, targets.rows));
+  std::vector<at::Tensor> logits;  // of the targets' rows, in order
+  size_t done = 0;
+  for (int64_t first = 0; first < prompt.size(); first += at_once) {
+    const int64_t count = std::min(at_once, prompt.size() - first);
+    std::vector<int64_t> wanted;
+    for (; done < targets.rows.size() && targets.rows[done] < first + count; ++done) {
+      wanted.push_back(targets.rows[done] - first);
+    }
+    const StepSequence sequence{.tokens = count, .computed = first, .blocks = blocks};
+    piece([&] {
+      logits.push_back(model.decoder().Step(prompt.Slice(first, count), {&sequence, 1}, wanted));
+    });
+  }
+  return targets.LogProbabilities(at::cat(logits));
 }
 
 // [S, S, 3] uint8 -> [1, 3, S, S]
@@ -267,13 +288,13 @@ double CheckSelfTest(const Llava& model, const SelfTest& test) {
                "a log-probability");
 }
 
-double CheckSelfTest(ServingModel& model, const SelfTest& test) {
+double CheckSelfTest(ServingModel& model, const SelfTest& test, int64_t rows, const Piece& piece) {
   const LanguageTest stored(test);
-  return Judge(
-      test, ToString(model.weights()),
-      LargestDifference(LogProbabilities(model, stored.ids(), stored.labels(), stored.features),
-                        stored.expected),
-      "a log-probability");
+  const at::Tensor found = LogProbabilities(model, stored.ids(), stored.labels(), stored.features,
+                                            rows > 0 ? rows : std::numeric_limits<int64_t>::max(),
+                                            piece ? piece : Alone);
+  return Judge(test, ToString(model.weights()), LargestDifference(found, stored.expected),
+               "a log-probability");
 }
 
 SelfTest MakeSelfTest(const TowerCheckpoint& checkpoint, const at::Tensor& picture, int64_t layer,

@@ -4,6 +4,7 @@
 // whether a loaded model still does.
 
 #include <cstdint>
+#include <functional>
 #include <span>
 
 #include <ATen/core/Tensor.h>
@@ -35,7 +36,9 @@ SelfTest MakeSelfTest(ServingModel& model, std::span<const int32_t> ids,
 double CheckSelfTest(const Llava& model, const SelfTest& test);
 // The same of a model as it is served. Integer weights for which no tolerance is stored must only
 // be free of gross errors. Uses blocks of keys and values: for a model that computes nothing yet.
-double CheckSelfTest(ServingModel& model, const SelfTest& test);
+// `rows` at once (0: all), each time within `piece`, if there is one.
+double CheckSelfTest(ServingModel& model, const SelfTest& test, int64_t rows = 0,
+                     const std::function<void(const std::function<void()>&)>& piece = {});
 
 // A tower sees `picture` [S, S, 3] uint8, fitted to its input. Stored: "picture", "layer" and
 // "features" [P + 1, Dv], the hidden state of that layer in float32. Tolerances are of 1 - the

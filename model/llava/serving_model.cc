@@ -189,10 +189,11 @@ ServingModel::ServingModel(const LanguageCheckpoint& checkpoint, at::Device devi
   num_image_tokens_ = projector_->NumImageTokens(tower_rows_);
   const bool stored = config.decoder.quantization.has_value();
   if (device.is_cpu() || IsPacked(weights_) || (stored && HasCudaKernels(device))) {
-    const auto pool = std::make_shared<ops::cpu::ThreadPool>(std::max(1, options.threads));
+    const auto packing = std::make_shared<ops::cpu::ThreadPool>(std::max(1, options.threads));
+    const auto pool = options.pool ? options.pool : packing;
     auto packed =
         PackDecoder(config.decoder, checkpoint.tensors,
-                    PackOptionsOf(options.weights, weights_, options.group, stored), *pool);
+                    PackOptionsOf(options.weights, weights_, options.group, stored), *packing);
     if (device.is_cpu()) {
       decoder_ = std::make_unique<PackedLlama>(config.decoder, std::move(packed), pool, options.kv,
                                                options.kv_bytes);

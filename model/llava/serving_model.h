@@ -13,6 +13,7 @@
 #include "model/checkpoint/checkpoint.h"
 #include "model/nn/projector.h"
 #include "model/nn/serving_decoder.h"
+#include "model/ops/cpu/thread_pool.h"
 
 namespace llava {
 
@@ -33,6 +34,9 @@ struct ServingOptions {
   KvType kv = KvType::kAuto;
   uint64_t kv_bytes = uint64_t{4} << 30;
   int threads = 1;  // of the CPU
+  // Those that step the decoder on the CPU; null: `threads` new ones. Given, others of the loading
+  // thread's priority read and pack.
+  std::shared_ptr<ops::cpu::ThreadPool> pool = nullptr;
 };
 
 // What kAuto stands for: packed weights as they are stored; on a GPU bfloat16; on the CPU float32,

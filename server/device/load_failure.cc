@@ -10,6 +10,8 @@ int ReportLoadFailure(const std::string& program, const absl::Status& status) {
     case absl::StatusCode::kInvalidArgument:
       return kExitUsage;
     case absl::StatusCode::kNotFound:
+    case absl::StatusCode::kDataLoss:
+    case absl::StatusCode::kPermissionDenied:
       return kExitModelMissing;
     case absl::StatusCode::kFailedPrecondition:
       return kExitDeviceMissing;

@@ -1,6 +1,10 @@
 #include "server/llm/engine.h"
 
+#include <algorithm>
 #include <exception>
+#include <iterator>
+#include <numeric>
+#include <stdexcept>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -13,20 +17,33 @@ namespace llava {
 namespace {
 
 constexpr std::chrono::milliseconds kRetryAfter{500};
+// Between two looks of a Watch.
+constexpr std::chrono::milliseconds kLookAgain{20};
+
+LlmEngine::Places Complete(LlmEngine::Places places, int devices) {
+  if (places.devices.empty()) {
+    places.devices.resize(static_cast<size_t>(devices));
+    std::iota(places.devices.begin(), places.devices.end(), 0);
+  }
+  if (places.workers == 0) places.workers = static_cast<int>(places.devices.size());
+  while (places.turns.size() < static_cast<size_t>(devices)) {
+    places.turns.push_back(std::make_shared<DeviceTurn>());
+  }
+  return places;
+}
 
 }  // namespace
 
-LlmEngine::LlmEngine(Options options, LoadedLanguage model, Metrics& metrics,
-                     std::function<void(const std::string&)> on_all_failed)
+LlmEngine::LlmEngine(Options options, LoadedLanguage model, Metrics& metrics, Places places)
     : options_(options),
       info_(std::move(model.info)),
-      on_all_failed_(std::move(on_all_failed)),
+      factory_(std::move(model.factory)),
+      places_(Complete(std::move(places), info_.workers)),
       metrics_(metrics),
-      loading_(info_.workers) {
-  metrics_.ShowWorkers(loading_, 0, 0);
-  for (int i = 0; i < info_.workers; ++i) {
-    threads_.emplace_back([this, i, factory = model.factory] { WorkerLoop(i, factory); });
-  }
+      slots_(places_.devices.size()) {
+  MutexLock lock(mutex_);
+  wanted_workers_ = places_.workers;
+  for (int i = 0; i < wanted_workers_; ++i) StartWorker(i);
 }
 
 LlmEngine::~LlmEngine() { Stop(); }
@@ -35,18 +52,155 @@ void LlmEngine::Stop() {
   {
     MutexLock lock(mutex_);
     stopping_ = true;
+    for (Slot& slot : slots_) slot.watch->stop = true;
     changed_.NotifyAll();
   }
-  for (std::thread& thread : threads_) {
-    if (thread.joinable()) thread.join();
+  for (Slot& slot : slots_) {
+    if (slot.thread.joinable()) slot.thread.join();
   }
   FailWaiting(OverloadedError("llm: the process is stopping", kRetryAfter));
 }
 
-absl::Status LlmEngine::WaitUntilReady() {
+template <typename Done, typename Share>
+bool LlmEngine::WaitFor(const Done& done, const Share& share, const Watch& watch) {
+  while (true) {
+    double now = 0;
+    {
+      MutexLock lock(mutex_);
+      if (done()) return true;
+      if (watch) {
+        changed_.WaitUntil(mutex_, Clock::now() + kLookAgain);
+      } else {
+        changed_.Wait(mutex_);
+      }
+      if (done()) return true;
+      now = share();
+    }
+    if (watch && !watch(now)) return false;  // without the lock: it may ask for our state
+  }
+}
+
+double LlmEngine::LoadedShare() const {
+  double sum = 0;
+  for (int i = 0; i < wanted_workers_; ++i) sum += slots_[static_cast<size_t>(i)].watch->share;
+  return sum / wanted_workers_;
+}
+
+absl::Status LlmEngine::WaitUntilReady(const Watch& watch) {
+  if (!WaitFor([this] { return loading_ == 0; }, [this] { return LoadedShare(); }, watch)) {
+    return absl::CancelledError("the loading was stopped");
+  }
   MutexLock lock(mutex_);
-  while (loading_ > 0) changed_.Wait(mutex_);
   return load_status_;
+}
+
+void LlmEngine::Prewarm(std::vector<WarmPrompt> prompts, Clock::time_point until,
+                        const Watch& watch) {
+  const auto total = static_cast<double>(prompts.size());
+  {
+    MutexLock lock(mutex_);
+    warm_stopped_ = false;
+    warm_left_ = prompts.size();
+    warm_.assign(std::make_move_iterator(prompts.begin()), std::make_move_iterator(prompts.end()));
+    changed_.NotifyAll();
+  }
+  const auto done = [this] { return warm_left_ == 0 || ready_ == 0; };
+  const auto share = [&] { return 1 - static_cast<double>(warm_left_) / total; };
+  const auto in_time = [&](double now) { return Clock::now() < until && (!watch || watch(now)); };
+  if (WaitFor(done, share, in_time)) return;
+  {
+    MutexLock lock(mutex_);
+    warm_stopped_ = true;
+    warm_left_ -= warm_.size();
+    warm_.clear();
+  }
+  WaitFor(done, share, {});  // for the piece at hand
+}
+
+std::optional<WarmPrompt> LlmEngine::TakeWarm() {
+  MutexLock lock(mutex_);
+  if (warm_.empty()) return std::nullopt;
+  WarmPrompt prompt = std::move(warm_.front());
+  warm_.pop_front();
+  return prompt;
+}
+
+void LlmEngine::WarmDone() {
+  MutexLock lock(mutex_);
+  --warm_left_;
+  changed_.NotifyAll();
+}
+
+absl::Status LlmEngine::SetWorkers(int n, const Watch& watch) {
+  const MutexLock one_at_a_time(resizing_);
+  const int most = static_cast<int>(slots_.size());
+  if (n < 1 || n > most) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(n, " workers are asked for, there are places for 1 to ", most));
+  }
+  int before = 0, failed_before = 0;
+  {
+    MutexLock lock(mutex_);
+    before = wanted_workers_;
+    failed_before = failed_;
+    wanted_workers_ = n;
+    load_status_ = absl::OkStatus();
+    changed_.NotifyAll();
+  }
+  const auto ended = [this, most](int from) {
+    for (int i = from; i < most; ++i) {
+      if (slots_[static_cast<size_t>(i)].alive) return false;
+    }
+    return true;
+  };
+  const absl::Status stopped = absl::CancelledError("the change of workers was stopped");
+  if (n <= before) {
+    if (WaitFor([&] { return ended(n); }, [] { return 0.0; }, watch)) return absl::OkStatus();
+    MutexLock lock(mutex_);
+    while (wanted_workers_ < before && slots_[static_cast<size_t>(wanted_workers_)].alive) {
+      ++wanted_workers_;  // those that had not ended go on
+    }
+    changed_.NotifyAll();
+    return stopped;
+  }
+  for (int i = before; i < n; ++i) {
+    std::thread& thread = slots_[static_cast<size_t>(i)].thread;
+    if (thread.joinable()) thread.join();  // it has ended
+    MutexLock lock(mutex_);
+    StartWorker(i);
+  }
+  absl::Status status = WaitUntilReady(watch);
+  if (status.ok()) return status;
+  {
+    MutexLock lock(mutex_);
+    wanted_workers_ = before;
+    failed_ = failed_before;
+    for (int i = before; i < n; ++i) slots_[static_cast<size_t>(i)].watch->stop = true;
+    ShowWorkers();
+    changed_.NotifyAll();
+  }
+  WaitFor([&] { return ended(before); }, [] { return 0.0; }, {});
+  return status;
+}
+
+int LlmEngine::workers() const {
+  MutexLock lock(mutex_);
+  return wanted_workers_;
+}
+
+double LlmEngine::self_test_drift() const {
+  MutexLock lock(mutex_);
+  return drift_;
+}
+
+std::string LlmEngine::failure() const {
+  MutexLock lock(mutex_);
+  return failure_;
+}
+
+bool LlmEngine::retires(int worker) const {
+  MutexLock lock(mutex_);
+  return Retires(worker);
 }
 
 int64_t LlmEngine::image_tokens() const {
@@ -85,7 +239,7 @@ absl::Status LlmEngine::Submit(GenerateJob job) {
   QueuePlace place = job.place;
   place.cost = static_cast<double>(job.longest_tokens());
   waiting_.Push(place, std::move(job));
-  metrics_.requests_waiting.Set(static_cast<double>(waiting_.size()));
+  metrics_.ShowWaiting(waiting_.size());
   changed_.NotifyAll();
   return absl::OkStatus();
 }
@@ -96,7 +250,10 @@ std::optional<GenerateJob> LlmEngine::PopFor(const EngineWorker& worker) {
     if (passed) return false;
     const double own = workers_.size() > 1 ? worker.Score(job) : 0;
     for (const EngineWorker* other : workers_) {
-      if (other != &worker && other->Score(job) > own && other->CanTake(job)) return false;
+      if (other != &worker && !Retires(other->number()) && other->Score(job) > own &&
+          other->CanTake(job)) {
+        return false;
+      }
     }
     passed = !worker.CanTake(job);
     return !passed;
@@ -108,13 +265,13 @@ std::optional<GenerateJob> LlmEngine::TakeJob(const EngineWorker& worker, bool w
   std::vector<GenerateJob> over;
   {
     MutexLock lock(mutex_);
-    while (!stopping_) {
+    while (!Retires(worker.number())) {
       const auto now = Clock::now();
       over = waiting_.RemoveIf([&](const GenerateJob& waiting) {
         return waiting.deadline <= now || waiting.sink->gone();
       });
       job = PopFor(worker);
-      if (job || !wait || !over.empty()) break;
+      if (job || !wait || !over.empty() || !warm_.empty()) break;
       changed_.Wait(mutex_);
     }
     if (job) {
@@ -122,7 +279,7 @@ std::optional<GenerateJob> LlmEngine::TakeJob(const EngineWorker& worker, bool w
       metrics_.requests_running.Increment();
       if (workers_.size() > 1) changed_.NotifyAll();  // the next one may suit another
     }
-    metrics_.requests_waiting.Set(static_cast<double>(waiting_.size()));
+    metrics_.ShowWaiting(waiting_.size());
   }
   for (const GenerateJob& late : over) {
     FailJob(late, late.sink->gone()
@@ -148,7 +305,7 @@ void LlmEngine::FailWaiting(const absl::Status& status) {
   {
     MutexLock lock(mutex_);
     jobs = waiting_.RemoveIf([](const GenerateJob&) { return true; });
-    metrics_.requests_waiting.Set(0);
+    metrics_.ShowWaiting(0);
   }
   for (const GenerateJob& job : jobs) FailJob(job, status);
 }
@@ -161,21 +318,48 @@ void LlmEngine::FailJob(const GenerateJob& job, const absl::Status& status) {
 
 void LlmEngine::ShowWorkers() { metrics_.ShowWorkers(loading_, ready_, failed_); }
 
-LlmEngine::Life LlmEngine::Live(int worker, const RunnerFactory& factory) {
+void LlmEngine::StartWorker(int worker) {
+  Slot& slot = slots_[static_cast<size_t>(worker)];
+  slot.alive = true;
+  slot.watch->share = 0;
+  slot.watch->stop = false;
+  ++loading_;
+  ShowWorkers();
+  slot.thread = std::thread([this, worker, &slot] {
+    WorkerLoop(worker);
+    MutexLock lock(mutex_);
+    slot.alive = false;
+    changed_.NotifyAll();
+  });
+}
+
+LlmEngine::Life LlmEngine::Live(int worker) {
   Life life;
+  const int device = places_.devices[static_cast<size_t>(worker)];
+  DeviceTurn& turn = *places_.turns[static_cast<size_t>(device)];
+  LoadWatch& watch = *slots_[static_cast<size_t>(worker)].watch;
+  const DevicePiece piece = [&](const std::function<void()>& compute) {
+    if (watch.stop) throw std::runtime_error("the worker was stopped");
+    const DeviceTurn::Held held = turn.InBackground();
+    compute();
+  };
   std::unique_ptr<ModelRunner> runner;
+  double drift = -1;
   try {
-    runner = factory(worker);
-    SelfTest(*runner, info_);
+    runner = factory_(device, watch);
+    watch.share = 1;
+    drift = runner->SelfTest(piece);
+    WarmUp(*runner, info_, piece);
   } catch (...) {
     life.status = FromException(std::current_exception());
     return life;
   }
-  EngineWorker works(*this, *runner);
+  EngineWorker works(*this, *runner, worker, turn);
   {
     MutexLock lock(mutex_);
     image_tokens_ = runner->image_tokens();
     weight_bytes_ = runner->weight_bytes();
+    drift_ = std::max(drift_, drift);
     const int64_t tokens = runner->num_blocks() * KvBlocks::kTokens;
     if (kv_capacity_tokens_ == 0 || tokens < kv_capacity_tokens_) kv_capacity_tokens_ = tokens;
     workers_.push_back(&works);
@@ -197,21 +381,23 @@ LlmEngine::Life LlmEngine::Live(int worker, const RunnerFactory& factory) {
   return life;
 }
 
-void LlmEngine::WorkerLoop(int worker, const RunnerFactory& factory) {
+void LlmEngine::WorkerLoop(int worker) {
   auto delay = options_.respawn_delay;
   bool first = true;
   for (int tries = 0;;) {
-    const Life life = Live(worker, factory);
-    if (stopping_) return;
+    const Life life = Live(worker);
     const std::string reason(life.status.message());
-    if (first && !life.loaded) {
+    {
       MutexLock lock(mutex_);
-      load_status_ = life.status;
-      --loading_;
-      ++failed_;
-      ShowWorkers();
-      changed_.NotifyAll();
-      return;
+      const bool failed = first && !life.loaded && !Retires(worker);
+      if (failed || Retires(worker)) {
+        if (failed) load_status_ = life.status;
+        --loading_;
+        failed_ += failed ? 1 : 0;
+        ShowWorkers();
+        changed_.NotifyAll();
+        return;
+      }
     }
     first = false;
     if (life.served) {
@@ -224,8 +410,12 @@ void LlmEngine::WorkerLoop(int worker, const RunnerFactory& factory) {
     metrics_.respawns.Increment();
     MutexLock lock(mutex_);
     const auto until = Clock::now() + delay;
-    while (!stopping_ && Clock::now() < until) changed_.WaitUntil(mutex_, until);
-    if (stopping_) return;
+    while (!Retires(worker) && Clock::now() < until) changed_.WaitUntil(mutex_, until);
+    if (Retires(worker)) {
+      --loading_;
+      ShowWorkers();
+      return;
+    }
     delay *= 2;
   }
 }
@@ -239,9 +429,9 @@ void LlmEngine::GiveUp(const std::string& reason) {
     ++failed_;
     ShowWorkers();
     last = ready_ == 0 && loading_ == 0;
+    if (last) failure_ = "all workers failed: " + reason;
   }
   if (!last) return;
-  if (on_all_failed_) on_all_failed_("all workers failed: " + reason);
   FailWaiting(absl::UnavailableError("llm: all workers failed"));
 }
 

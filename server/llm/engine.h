@@ -1,11 +1,12 @@
 #pragma once
 
-// The workers of the LLM service: a common waiting room and one thread per device, which computes
-// all of its running answers together, step after step. Knows neither gRPC nor LibTorch.
+// The workers of one version: a common waiting room and one thread per device, which computes all
+// of its running answers together, step after step. Knows neither gRPC nor LibTorch.
 
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "server/llm/device_turn.h"
 #include "server/llm/engine_metrics.h"
 #include "server/llm/model_runner.h"
 #include "server/llm/sequence.h"
@@ -23,6 +25,14 @@
 namespace llava {
 
 class EngineWorker;
+
+// A prompt whose keys and values are computed before anybody asks.
+struct WarmPrompt {
+  std::vector<int32_t> ids;  // pictures as kImageToken
+  std::vector<std::shared_ptr<const StoredFeatures>> features;
+  std::vector<std::string> feature_keys;
+  std::string cache_salt;
+};
 
 // Thread-safe. Every job that Submit accepts gets exactly one Finished or Failed.
 class LlmEngine {
@@ -40,15 +50,33 @@ class LlmEngine {
     int respawns = 5;  // ... so often in a row before it is given up
   };
 
-  // Starts the threads; each worker loads its model and warms it up. `on_all_failed` is called once
-  // when the last worker is given up later.
-  LlmEngine(Options options, LoadedLanguage model, Metrics& metrics,
-            std::function<void(const std::string& reason)> on_all_failed = {});
+  // Where workers live.
+  struct Places {
+    std::vector<int> devices;  // in the order in which workers take them; empty: as they are
+    int workers = 0;           // to begin with; 0: one for each device
+    std::vector<std::shared_ptr<DeviceTurn>> turns;  // of each device; empty: all to itself
+  };
+  // Told how much of the reading is done; false: give up.
+  using Watch = std::function<bool(double share)>;
+
+  // Starts the threads; each worker loads its model, warms it up and tries its self-test.
+  LlmEngine(Options options, LoadedLanguage model, Metrics& metrics, Places places);
+  LlmEngine(Options options, LoadedLanguage model, Metrics& metrics)
+      : LlmEngine(options, std::move(model), metrics, Places{}) {}
   ~LlmEngine();
 
   // Waits until every worker is ready. An error if one could not be: RESOURCE_EXHAUSTED when memory
-  // was short.
-  absl::Status WaitUntilReady();
+  // was short. CANCELLED: `watch`, which is called a few times a second, gave up; nothing but Stop
+  // makes sense then.
+  absl::Status WaitUntilReady(const Watch& watch = {});
+
+  // Computes prompts ahead while no job waits, in this order, and returns when that is done,
+  // `until` has come or `watch` (told the share) gives up. What does not fit is left out.
+  void Prewarm(std::vector<WarmPrompt> prompts, Clock::time_point until, const Watch& watch = {});
+
+  // Gives up the last workers, each when its answers have ended, or adds some; waits for that.
+  // 1 <= n <= places. CANCELLED: `watch` gave up; what was not done yet is not done.
+  absl::Status SetWorkers(int n, const Watch& watch = {});
 
   // Never blocks. UNAVAILABLE (with a time to retry after): the queue is full or the engine stops.
   // INVALID_ARGUMENT with both numbers: longer than a worker's keys and values can ever be.
@@ -64,50 +92,87 @@ class LlmEngine {
   uint64_t weight_bytes() const;                                      // of all workers
   int waiting() const;
   int running() const { return running_; }
+  int workers() const;  // that are meant to be
+  const std::vector<int>& devices() const { return places_.devices; }
+  // Largest deviation from the self-test's reference on any worker; negative: there is none.
+  double self_test_drift() const;
+  uint64_t nan_outputs() const { return nan_outputs_; }  // answers that ended for it
+  // Why all workers were given up; empty: one works or may yet.
+  std::string failure() const;
 
  private:
   friend class EngineWorker;
 
-  void WorkerLoop(int worker, const RunnerFactory& factory);
+  void StartWorker(int worker) LLAVA_REQUIRES(mutex_);
+  void WorkerLoop(int worker);
   // Loads the model and works until the engine stops or the device fails: why, and how far it came.
   struct Life {
     absl::Status status;
     bool loaded = false;
     bool served = false;  // got through a step
   };
-  Life Live(int worker, const RunnerFactory& factory);
+  Life Live(int worker);
   void ShowWorkers() LLAVA_REQUIRES(mutex_);
+  // No more jobs for it: the engine stops, or gives this worker up.
+  bool Retires(int worker) const LLAVA_REQUIRES(mutex_) {
+    return stopping_ || worker >= wanted_workers_;
+  }
+  bool retires(int worker) const;
+  // Waits for `done`, telling `watch` the `share`; both are asked with the lock. False: it gave up.
+  template <typename Done, typename Share>
+  bool WaitFor(const Done& done, const Share& share, const Watch& watch);
+  double LoadedShare() const LLAVA_REQUIRES(mutex_);
   void GiveUp(const std::string& reason);
-  // The next job that suits the worker better than any other, in order of turn; waits for one if
-  // `wait`. Drops waiting jobs whose clients are gone or late.
+  // The next job that suits the worker better than any other, in order of turn; waits for one, for
+  // a prompt to compute ahead or for the worker's end if `wait`. Drops waiting jobs whose clients
+  // are gone or late.
   std::optional<GenerateJob> TakeJob(const EngineWorker& worker, bool wait);
+  // The next prompt to compute ahead, and the account of it.
+  std::optional<WarmPrompt> TakeWarm();
+  void WarmDone();
   std::optional<GenerateJob> PopFor(const EngineWorker& worker) LLAVA_REQUIRES(mutex_);
   // A job that was taken has ended.
   void Left(Clock::time_point received, const std::string& reason);
   void FailWaiting(const absl::Status& status);
   void FailJob(const GenerateJob& job, const absl::Status& status);
 
+  // A worker's place.
+  struct Slot {
+    std::thread thread;
+    bool alive = false;  // its thread has not come to its end
+    std::unique_ptr<LoadWatch> watch = std::make_unique<LoadWatch>();
+  };
+
   const Options options_;
   const LanguageInfo info_;
-  const std::function<void(const std::string&)> on_all_failed_;
+  const RunnerFactory factory_;
+  const Places places_;
   EngineMetrics metrics_;
+  std::atomic<uint64_t> nan_outputs_ = 0;
+  std::atomic<bool> warm_stopped_ = false;
   std::atomic<int> running_ = 0;
   std::atomic<int64_t> kv_capacity_tokens_ = 0;
   std::atomic<uint64_t> next_sequence_ = 1;
   std::atomic<bool> stopping_ = false;
 
-  mutable Mutex mutex_;
+  Mutex resizing_;       // one SetWorkers at a time
+  mutable Mutex mutex_;  // taken behind that
   CondVar changed_;
   FairQueue<GenerateJob> waiting_ LLAVA_GUARDED_BY(mutex_);
   std::vector<const EngineWorker*> workers_ LLAVA_GUARDED_BY(mutex_);  // that work
   int64_t image_tokens_ LLAVA_GUARDED_BY(mutex_) = 0;
   uint64_t weight_bytes_ LLAVA_GUARDED_BY(mutex_) = 0;
-  int loading_ LLAVA_GUARDED_BY(mutex_);
+  double drift_ LLAVA_GUARDED_BY(mutex_) = -1;
+  std::string failure_ LLAVA_GUARDED_BY(mutex_);
+  std::deque<WarmPrompt> warm_ LLAVA_GUARDED_BY(mutex_);
+  size_t warm_left_ LLAVA_GUARDED_BY(mutex_) = 0;  // that wait or are being computed
+  int wanted_workers_ LLAVA_GUARDED_BY(mutex_) = 0;
+  int loading_ LLAVA_GUARDED_BY(mutex_) = 0;
   int ready_ LLAVA_GUARDED_BY(mutex_) = 0;
   int failed_ LLAVA_GUARDED_BY(mutex_) = 0;
   absl::Status load_status_ LLAVA_GUARDED_BY(mutex_);
 
-  std::vector<std::thread> threads_;  // last
+  std::vector<Slot> slots_;  // last; guarded but for the joining
 };
 
 }  // namespace llava

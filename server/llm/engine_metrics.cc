@@ -14,7 +14,7 @@ prometheus::Counter& PromptTokens(Metrics& metrics, const std::string& kind) {
                          {{"kind", kind}});
 }
 
-prometheus::Gauge& Workers(Metrics& metrics, const std::string& state) {
+prometheus::Gauge& WorkersGauge(Metrics& metrics, const std::string& state) {
   return metrics.Gauge("llava_llm_workers", "Workers by state", {{"state", state}});
 }
 
@@ -74,10 +74,21 @@ EngineMetrics::EngineMetrics(Metrics& m)
   }
 }
 
+EngineMetrics::~EngineMetrics() {
+  ShowWorkers(0, 0, 0);
+  ShowWaiting(0);
+}
+
 void EngineMetrics::ShowWorkers(int loading, int ready, int failed) {
-  Workers(registry, "loading").Set(loading);
-  Workers(registry, "ready").Set(ready);
-  Workers(registry, "failed").Set(failed);
+  WorkersGauge(registry, "loading").Increment(loading - workers_.loading);
+  WorkersGauge(registry, "ready").Increment(ready - workers_.ready);
+  WorkersGauge(registry, "failed").Increment(failed - workers_.failed);
+  workers_ = {loading, ready, failed};
+}
+
+void EngineMetrics::ShowWaiting(size_t waiting) {
+  requests_waiting.Increment(static_cast<double>(waiting) - static_cast<double>(waiting_));
+  waiting_ = waiting;
 }
 
 prometheus::Counter& EngineMetrics::FinishedBy(const std::string& reason) {

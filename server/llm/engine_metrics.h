@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <string>
 
 #include "server/llm/sequence.h"
@@ -10,11 +11,15 @@ namespace llava {
 // "stop", "length", "context", "deadline".
 const char* ToString(AnswerEnd end);
 
-// What the engine counts. Thread-safe.
+// What an engine counts. The series are those of the process: gauges are sums over its engines.
+// Thread-safe but for the two Show, whose calls come one after the other.
 struct EngineMetrics {
   explicit EngineMetrics(Metrics& metrics);
+  // Takes what this engine has shown out of the sums.
+  ~EngineMetrics();
 
   void ShowWorkers(int loading, int ready, int failed);
+  void ShowWaiting(size_t waiting);
   // `reason`: of an AnswerEnd, "cancelled" or "error".
   prometheus::Counter& FinishedBy(const std::string& reason);
 
@@ -40,6 +45,13 @@ struct EngineMetrics {
   prometheus::Counter& kv_evicted_blocks;
   prometheus::Counter& kv_copied_bytes;
   prometheus::Counter& nan_logits;
+
+ private:
+  struct Workers {
+    int loading = 0, ready = 0, failed = 0;
+  };
+  Workers workers_;
+  size_t waiting_ = 0;
 };
 
 }  // namespace llava

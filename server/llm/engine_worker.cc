@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <exception>
+#include <functional>
 #include <numeric>
 #include <set>
 #include <stdexcept>
@@ -15,7 +16,7 @@
 namespace llava {
 namespace {
 
-constexpr uint64_t kSelfTestSequence = 0;
+constexpr uint64_t kWarmSequence = 0;  // no answer's
 constexpr std::chrono::milliseconds kRetryAfter{500};
 // A caller whose deadline is so near hung up because of it: its clock and ours race.
 constexpr std::chrono::milliseconds kDeadlineSlack{25};
@@ -26,7 +27,7 @@ double Seconds(GenerateJob::Clock::duration time) {
 
 }  // namespace
 
-void SelfTest(ModelRunner& runner, const LanguageInfo& info) {
+void WarmUp(ModelRunner& runner, const LanguageInfo& info, const DevicePiece& piece) {
   StoredFeatures grey{FeatureType::kBFloat16, info.feature_rows, info.feature_width, {}};
   grey.bytes.assign(static_cast<size_t>(2 * grey.rows * grey.width), '\0');
   const std::vector<std::shared_ptr<const StoredFeatures>> features = {
@@ -41,22 +42,31 @@ void SelfTest(ModelRunner& runner, const LanguageInfo& info) {
         absl::StrCat("--kv-bytes holds ", runner.num_blocks() * KvBlocks::kTokens,
                      " tokens of keys and values, less than a picture and a word: ", prompt + 1));
   }
-  runner.Begin(kSelfTestSequence, ids, features);
-  std::vector<ModelRunner::Part> parts = {
-      {kSelfTestSequence, 0, prompt, 0, /*sampled=*/true, blocks}};
-  for (int step = 0; step < 2; ++step) {
-    const StepLogits logits = runner.Step(parts);
-    for (const float logit : logits.Row(0)) {
-      if (!std::isfinite(logit)) throw std::runtime_error("self-test: a logit is not finite");
-    }
-    parts = {{kSelfTestSequence, prompt, 1, info.tokenizer->eos_id(), true, blocks}};
+  runner.Begin(kWarmSequence, ids, features);
+  const auto step = [&](int64_t first, int64_t rows, bool sampled) {
+    const ModelRunner::Part part = {kWarmSequence, first, rows, info.tokenizer->eos_id(),
+                                    sampled,       blocks};
+    piece([&] {
+      const StepLogits logits = runner.Step({&part, 1});
+      if (!sampled) return;
+      for (const float logit : logits.Row(0)) {
+        if (!std::isfinite(logit)) throw std::runtime_error("warm-up: a logit is not finite");
+      }
+    });
+  };
+  for (int64_t first = 0; first < prompt; first += kPieceRows) {
+    const int64_t rows = std::min(kPieceRows, prompt - first);
+    step(first, rows, first + rows == prompt);
   }
-  runner.End(kSelfTestSequence);
+  step(prompt, 1, true);
+  runner.End(kWarmSequence);
 }
 
-EngineWorker::EngineWorker(LlmEngine& engine, ModelRunner& runner)
+EngineWorker::EngineWorker(LlmEngine& engine, ModelRunner& runner, int number, DeviceTurn& turn)
     : engine_(engine),
       runner_(runner),
+      number_(number),
+      turn_(turn),
       metrics_(engine.metrics_),
       budget_(engine.options_.prefill_chunk, engine.options_.prefill_slowdown),
       blocks_(runner.num_blocks()) {
@@ -64,9 +74,15 @@ EngineWorker::EngineWorker(LlmEngine& engine, ModelRunner& runner)
 }
 
 EngineWorker::~EngineWorker() {
+  SetBusy(false);
   metrics_.kv_used_bytes.Decrement(Bytes(shown_.used));
   metrics_.kv_idle_bytes.Decrement(Bytes(shown_.idle));
   metrics_.kv_total_bytes.Decrement(Bytes(shown_.total));
+}
+
+void EngineWorker::SetBusy(bool busy) {
+  if (busy != busy_) turn_.Busy(busy);
+  busy_ = busy;
 }
 
 double EngineWorker::Bytes(int64_t blocks) const {
@@ -77,6 +93,7 @@ std::string EngineWorker::Run() {
   while (true) {
     ResumePaused();
     while (paused_ == 0) {
+      if (running_.empty()) SetBusy(false);
       std::optional<GenerateJob> job = engine_.TakeJob(*this, /*wait=*/running_.empty());
       if (!job) break;
       Join(*std::move(job));
@@ -86,7 +103,13 @@ std::string EngineWorker::Run() {
       return "";
     }
     DropGoneAndLate();
-    if (running_.empty() || Step()) continue;
+    if (running_.empty()) {
+      if (engine_.retires(number_)) return "";
+      if (const auto prompt = engine_.TakeWarm()) Prewarm(*prompt);
+      continue;
+    }
+    SetBusy(true);
+    if (Step()) continue;
     try {  // was it these sequences, or the device?
       CheckDevice();
     } catch (...) {
@@ -102,7 +125,10 @@ void EngineWorker::CheckDevice() {
   for (const auto& sequence : running_) {
     if (!sequence->paused) Pause(*sequence);
   }
-  SelfTest(runner_, engine_.info_);
+  WarmUp(runner_, engine_.info_, [this](const std::function<void()>& compute) {
+    const DeviceTurn::Held held = turn_.InBackground();
+    compute();
+  });
   MutexLock lock(mutex_);
   blocks_ = KvBlocks(runner_.num_blocks());
   shown_.evicted = 0;
@@ -148,6 +174,49 @@ void EngineWorker::Join(GenerateJob job) {
   metrics_.cached_tokens.Increment(static_cast<double>(cached));
   if (sequence->complete()) return Finish(*sequence, false);  // resumed behind its last token
   running_.push_back(std::move(sequence));
+}
+
+void EngineWorker::Prewarm(const WarmPrompt& prompt) {
+  KvTable table;
+  table.salt = prompt.cache_salt;
+  table.rows = RowsOf(prompt.ids, prompt.feature_keys, runner_.image_tokens());
+  const auto size = static_cast<int64_t>(table.rows.size());
+  const uint64_t id = engine_.next_sequence_++;
+  std::optional<KvBlocks::Copy> copy;
+  bool fits = false;
+  {
+    MutexLock lock(mutex_);
+    fits = size > 0 && KvBlocks::BlocksFor(size) <= blocks_.free();  // nothing kept goes for it
+    if (fits) copy = blocks_.Begin(table);
+    if (fits) blocks_.Grow(table, size - table.computed);
+  }
+  if (!fits) return engine_.WarmDone();
+  bool computed = true;
+  try {
+    if (copy) runner_.CopyBlock(copy->from, copy->to);
+    runner_.Begin(id, prompt.ids, prompt.features);
+    while (table.computed < size && !engine_.warm_stopped_ && engine_.waiting() == 0) {
+      const int64_t rows = std::min(kPieceRows, size - table.computed);
+      const ModelRunner::Part part = {id, table.computed, rows, 0, false, table.blocks};
+      {
+        const DeviceTurn::Held held = turn_.InBackground();
+        runner_.Step({&part, 1});
+      }
+      MutexLock lock(mutex_);
+      blocks_.Advance(table, rows);
+    }
+  } catch (...) {
+    computed = false;
+    LogError("a prompt could not be computed ahead",
+             {{"error", std::string(FromException(std::current_exception()).message())}});
+  }
+  runner_.End(id);
+  {
+    MutexLock lock(mutex_);
+    blocks_.End(table, /*keep=*/computed);
+  }
+  ShowBlocks();
+  engine_.WarmDone();
 }
 
 void EngineWorker::Begin(Sequence& sequence) {
@@ -249,7 +318,6 @@ StepPlan EngineWorker::Plan(const std::vector<Sequence*>& active) const {
 }
 
 bool EngineWorker::Step() {
-  const auto begin = Clock::now();
   std::vector<Sequence*> active;
   for (const auto& sequence : running_) {
     if (!sequence->paused) active.push_back(sequence.get());
@@ -284,7 +352,10 @@ bool EngineWorker::Step() {
 
   StepLogits logits;
   absl::Status status;
+  Clock::time_point begin;
   try {
+    const DeviceTurn::Held held = turn_.ForAnswers();
+    begin = Clock::now();  // what others computed meanwhile is no cost of ours
     logits = runner_.Step(parts);
   } catch (...) {
     status = FromException(std::current_exception());
@@ -327,7 +398,10 @@ bool EngineWorker::Deliver(Sequence& sequence, std::span<const float> logits) {
     return true;
   }
   if (!status.ok()) {
-    metrics_.nan_logits.Increment(sequence.refused_logits() ? 1 : 0);
+    if (sequence.refused_logits()) {
+      ++engine_.nan_outputs_;
+      metrics_.nan_logits.Increment();
+    }
     Fail(sequence, status, "error", /*keep_blocks=*/!sequence.refused_logits());
     return true;
   }

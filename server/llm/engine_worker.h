@@ -17,17 +17,17 @@ namespace llava {
 // Computes nothing useful, but everything a request needs: a picture through the projector, a
 // prompt and a token through the decoder. Throws if that fails or gives a logit that is not finite.
 // Overwrites the first blocks: for a runner without sequences.
-void SelfTest(ModelRunner& runner, const LanguageInfo& info);
+void WarmUp(ModelRunner& runner, const LanguageInfo& info, const DevicePiece& piece);
 
 // The loop of one worker: takes jobs, steps its sequences, tells their sinks. One thread but for
 // the const methods.
 class EngineWorker {
  public:
-  EngineWorker(LlmEngine& engine, ModelRunner& runner);
+  EngineWorker(LlmEngine& engine, ModelRunner& runner, int number, DeviceTurn& turn);
   ~EngineWorker();
 
-  // Until the engine stops (empty result) or the device is of no use any more (why). All jobs taken
-  // are answered by then.
+  // Until the engine stops or gives this worker up (empty result), or the device is of no use any
+  // more (why). All jobs taken are answered by then.
   std::string Run();
   // A step succeeded.
   bool served() const { return served_; }
@@ -41,7 +41,13 @@ class EngineWorker {
   friend class LlmEngine;
   bool CanTake(const GenerateJob& job) const;
 
+  int number() const { return number_; }
+
   void Join(GenerateJob job);
+  // Computes a prompt ahead, for whoever comes with it later.
+  void Prewarm(const WarmPrompt& prompt);
+  // Tells the device whether answers are in the making here.
+  void SetBusy(bool busy);
   // Gives the sequence its blocks: what the cache holds of it, and room for the rest.
   void Begin(Sequence& sequence);
   void GiveBack(Sequence& sequence, bool keep);
@@ -67,6 +73,8 @@ class EngineWorker {
 
   LlmEngine& engine_;
   ModelRunner& runner_;
+  const int number_;
+  DeviceTurn& turn_;
   EngineMetrics& metrics_;
   std::vector<std::unique_ptr<Sequence>> running_;  // in order of arrival, paused ones included
   PromptBudget budget_;
@@ -76,6 +84,7 @@ class EngineWorker {
   int64_t active_ LLAVA_GUARDED_BY(mutex_) = 0;  // sequences that hold blocks
   int64_t paused_ = 0;
   bool served_ = false;
+  bool busy_ = false;
 
   // What the gauges and counters know of this worker.
   struct Shown {

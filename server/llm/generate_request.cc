@@ -70,25 +70,7 @@ absl::Status Resume(const v1::ContinueFrom& from, const LlmBackend& backend, Gen
 
 }  // namespace
 
-absl::Status CheckModel(const v1::ModelVersion& model, const v1::ModelInfo& served) {
-  if (model.name() != served.model().name()) {
-    return absl::NotFoundError(absl::StrCat("model \"", model.name(),
-                                            "\" is not served here; this process serves \"",
-                                            served.model().name(), "\""));
-  }
-  if (model.version() == 0) {
-    return absl::InvalidArgumentError("model.version is 0: say which version shall answer");
-  }
-  if (model.version() != served.model().version()) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("version ", model.version(), " of ", model.name(),
-                     " is not served here; this process has version ", served.model().version()));
-  }
-  return absl::OkStatus();
-}
-
-absl::Status CheckGenerate(const v1::GenerateRequest& request, const v1::ModelInfo& served) {
-  if (auto status = CheckModel(request.model(), served); !status.ok()) return status;
+absl::Status CheckGenerate(const v1::GenerateRequest& request) {
   if (!request.adapter_id().empty()) return UnimplementedField("GenerateRequest.adapter_id");
   return CheckSampling(request.sampling());
 }

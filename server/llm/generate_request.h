@@ -12,11 +12,8 @@
 
 namespace llava {
 
-// NOT_FOUND: another model. FAILED_PRECONDITION: another version. INVALID_ARGUMENT: version 0.
-absl::Status CheckModel(const v1::ModelVersion& model, const v1::ModelInfo& served);
-
-// Cheap checks, for a gRPC thread: model, sampling ranges, fields without a function here.
-absl::Status CheckGenerate(const v1::GenerateRequest& request, const v1::ModelInfo& served);
+// Cheap checks, for a gRPC thread: sampling ranges, fields without a function here.
+absl::Status CheckGenerate(const v1::GenerateRequest& request);
 
 // Renders, tokenizes, looks up features. FAILED_PRECONDITION with MissingFeatures in the details if
 // features are not there. `sink`, times and ids of the job are left to the caller.

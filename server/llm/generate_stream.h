@@ -3,6 +3,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "llava/v1/llm.pb.h"
 #include "server/llm/llm_service.h"
@@ -23,9 +24,12 @@ class GenerateStream : public AnswerSink {
         session_id_(std::move(session_id)),
         on_end_(std::move(on_end)) {}
 
-  // Before the job is submitted. `backend` must outlive the call.
-  void SetJob(const LlmBackend& backend, int64_t text_tokens, int64_t image_tokens) {
-    backend_ = &backend;
+  // Before the job is submitted. The version is held until the stream has ended; `request` must
+  // live that long.
+  void SetJob(std::shared_ptr<const LlmBackend> backend, const v1::GenerateRequest* request,
+              int64_t text_tokens, int64_t image_tokens) {
+    backend_ = std::move(backend);
+    request_ = request;
     text_tokens_ = text_tokens;
     image_tokens_ = image_tokens;
   }
@@ -42,7 +46,8 @@ class GenerateStream : public AnswerSink {
   const std::shared_ptr<StreamWriter<v1::GenerateResponse>> writer_;
   const std::string request_id_, session_id_;
   const std::function<void(const absl::Status&)> on_end_;
-  const LlmBackend* backend_ = nullptr;
+  std::shared_ptr<const LlmBackend> backend_;
+  const v1::GenerateRequest* request_ = nullptr;
   int64_t text_tokens_ = 0, image_tokens_ = 0;
 };
 

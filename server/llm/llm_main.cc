@@ -1,14 +1,18 @@
 #include <chrono>
 #include <memory>
+#include <set>
 #include <string>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "server/device/load_failure.h"
+#include "server/lifecycle/lifecycle_service.h"
+#include "server/lifecycle/model_manager.h"
+#include "server/llm/disposal_thread.h"
 #include "server/llm/llm_options.h"
-#include "server/llm/llm_service.h"
+#include "server/llm/llm_servable.h"
 #include "server/runtime/logging.h"
-#include "server/wire/fixed_model_service.h"
 
 namespace {
 
@@ -26,57 +30,52 @@ int main(int argc, char** argv) {
   if (const auto code = settings.Parse(argc, argv)) return *code;
   llava::InitLogging({"llm", options.process.log_level, options.process.log_format});
 
+  auto managed = options.lifecycle.Resolve(llava::Manifest::Kind::kLanguage);
+  if (!managed.ok()) return llava::ReportLoadFailure(kProgram, managed.status());
+  const bool on_gpus = !absl::StartsWith(options.language.device, "cpu");
+  if (on_gpus && options.lifecycle.memory_budget == 0) managed->memory_budget = 0;  // no limit
+
   llava::Metrics metrics("llm");
-  // Before the process: its server is still there when loading fails, and needs its services.
-  llava::FixedModelService models;
+  llava::FeatureStore store(options.feature_store_bytes, kPinTime, metrics);
+  llava::DisposalThread disposal;  // frees versions until the end
   std::unique_ptr<llava::LlmService> llm;
+  std::unique_ptr<llava::LlmServableLoader> loader;
+  std::unique_ptr<llava::ModelManager> manager;
+  std::unique_ptr<llava::LifecycleService> models;
+  // Behind them: its server is still there when loading fails, and needs its services.
   llava::ServiceProcess process(kProgram, options.process, metrics);
   llm = std::make_unique<llava::LlmService>(options.service, process.admission(), metrics);
-  if (const int code =
-          process.Start({llm.get(), &models}, {"llava.v1.LlmService", "llava.v1.ModelService"})) {
+  loader = std::make_unique<llava::LlmServableLoader>(options.ForLoader(), *llm, store, disposal,
+                                                      metrics);
+  std::set<std::string> served;  // the manager calls from one thread
+  managed->on_serving = [&](const std::string& model, int versions) {
+    process.SetHealth(model, versions > 0);
+    if (versions > 0) {
+      served.insert(model);
+    } else {
+      served.erase(model);
+    }
+    process.SetReady(!served.empty(), "no version is served");
+  };
+  manager = std::make_unique<llava::ModelManager>(*std::move(managed), *loader, metrics);
+  models = std::make_unique<llava::LifecycleService>(*manager, options.lifecycle.admin());
+  if (const int code = process.Start({llm.get(), models.get()},
+                                     {"llava.v1.LlmService", "llava.v1.ModelService"})) {
     return code;
   }
-  auto model = llava::OpenLanguageWorkers(options.language);
-  if (!model.ok()) return llava::ReportLoadFailure(kProgram, model.status());
-  llava::FeatureStore store(options.feature_store_bytes, kPinTime, metrics);
-  llava::LlmEngine engine(options.engine, *std::move(model), metrics,
-                          [&](const std::string& reason) {
-                            models.SetFailed(reason);
-                            process.SetReady(false, reason);
-                          });
-  if (const auto status = engine.WaitUntilReady(); !status.ok())
+  manager->Start();
+  if (const auto status = manager->WaitUntilServing(); !status.ok()) {
+    manager->Stop();
     return llava::ReportLoadFailure(kProgram, status);
-
-  const llava::LanguageInfo& info = engine.info();
-  const llava::LlmBackend backend(
-      llava::LanguageModelInfo(info, engine.image_tokens(), options.context_tokens,
-                               options.DefaultSampling()),
-      engine, store);
-  llm->SetBackend(&backend);
-  models.SetReady(backend.info, [&engine] {
-    return llava::ModelLoad{static_cast<uint32_t>(engine.running()),
-                            static_cast<uint32_t>(engine.waiting()), engine.weight_bytes()};
-  });
-  metrics
-      .Gauge("llava_llm_model_info", "The language model that is served",
-             {{"name", info.name},
-              {"version", absl::StrCat(info.version)},
-              {"digest", llava::ToHex(info.digest)},
-              {"numerics", info.numerics}})
-      .Set(1);
-  process.SetReady(true);
-  process.SetHealth(info.name, true);
+  }
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
   llava::LogInfo(absl::StrFormat("ready in %.1f s", took.count()),
                  {{"grpc", absl::StrCat(options.process.host, ":", process.port())},
                   {"metrics", absl::StrCat(options.process.host, ":", process.metrics_port())},
-                  {"model", info.name},
-                  {"version", absl::StrCat(info.version)},
-                  {"digest", llava::ToHex(info.digest)},
-                  {"device", info.device},
-                  {"dtype", info.dtype},
-                  {"context_tokens", absl::StrCat(backend.info.context_tokens())},
-                  {"kv_tokens", absl::StrCat(engine.kv_capacity_tokens())},
                   {"max_running", absl::StrCat(options.engine.max_running)}});
-  return process.Run([&] { models.SetDraining(); }, [&] { engine.Stop(); });
+  return process.Run([&] { manager->Drain(); },
+                     [&] {
+                       manager->Stop();
+                       loader->StopAll();
+                     });
 }

@@ -14,9 +14,7 @@ LlmOptions::LlmOptions() {
 void LlmOptions::Declare(Settings& settings) {
   process.Declare(settings);
   settings.Group("Model");
-  settings.Add("model", &language.model,
-               "Language model: repository entry <root>/<name> or <root>/<name>/<version>, or a "
-               "LLaVA checkpoint folder (llava-hf or original layout)");
+  lifecycle.Declare(settings, Manifest::Kind::kLanguage);
   settings.Add("tower", &language.tower,
                "Folder of the vision tower, if the checkpoint names one that is not there");
   settings.Add("chat-template", &language.chat_template,
@@ -63,7 +61,6 @@ void LlmOptions::Declare(Settings& settings) {
                1 << 30);
   settings.Check([this]() -> absl::Status {
     service.queue = engine.queue;
-    if (language.model.empty()) return absl::InvalidArgumentError("--model is missing");
     if (const int group = language.group;
         group != 0 && group != 32 && group != 64 && group != 128) {
       return absl::InvalidArgumentError(
@@ -76,6 +73,16 @@ void LlmOptions::Declare(Settings& settings) {
     }
     return CheckSampling(DefaultSampling());
   });
+}
+
+LlmServableLoader::Options LlmOptions::ForLoader() const {
+  LlmServableLoader::Options loader;
+  loader.language = language;
+  loader.engine = engine;
+  loader.context_tokens = context_tokens;
+  loader.defaults = DefaultSampling();
+  loader.prewarm = lifecycle.swap_prewarm;
+  return loader;
 }
 
 v1::SamplingParams LlmOptions::DefaultSampling() const {

@@ -1,7 +1,9 @@
 #pragma once
 
 #include "llava/v1/types.pb.h"
+#include "server/lifecycle/lifecycle_options.h"
 #include "server/llm/engine.h"
+#include "server/llm/llm_servable.h"
 #include "server/llm/llm_service.h"
 #include "server/llm/model_runner.h"
 #include "server/runtime/service_process.h"
@@ -12,7 +14,8 @@ namespace llava {
 // Everything llava-llm can be told.
 struct LlmOptions {
   ProcessOptions process;
-  LanguageOptions language;
+  LifecycleOptions lifecycle;
+  LanguageOptions language;  // `model` is set by who loads a version
   LlmEngine::Options engine;
   LlmService::Options service;
   uint64_t feature_store_bytes = uint64_t{1} << 30;
@@ -25,6 +28,7 @@ struct LlmOptions {
   LlmOptions();
   void Declare(Settings& settings);
   v1::SamplingParams DefaultSampling() const;
+  LlmServableLoader::Options ForLoader() const;
 };
 
 }  // namespace llava

@@ -58,10 +58,11 @@ v1::ModelInfo LanguageModelInfo(const LanguageInfo& language, int64_t image_toke
 }
 
 LlmBackend::LlmBackend(v1::ModelInfo model_info, LlmEngine& model_engine,
-                       FeatureStore& feature_store)
+                       FeatureStore& feature_store, std::shared_ptr<RecentSessions> sessions)
     : info(std::move(model_info)),
       engine(model_engine),
       store(feature_store),
+      recent(std::move(sessions)),
       prompts(engine.info().tokenizer, engine.info().chat_template,
               {.image_tokens = info.image_tokens(),
                .context_tokens = info.context_tokens(),
@@ -73,13 +74,9 @@ LlmService::LlmService(Options options, Admission& admission, Metrics& metrics)
       metrics_(metrics),
       prompt_threads_(options.prompt_threads, static_cast<size_t>(options.queue)) {}
 
-absl::StatusOr<const LlmBackend*> LlmService::Enter() {
-  const LlmBackend* backend = backend_;
-  if (!backend) return OverloadedError("llm: the model is still loading", kRetryAfter);
-  if (!admission_.Enter()) {
-    return OverloadedError("llm: draining, no new requests", kRetryAfter);
-  }
-  return backend;
+absl::Status LlmService::Enter() {
+  if (admission_.Enter()) return absl::OkStatus();
+  return OverloadedError("llm: draining, no new requests", kRetryAfter);
 }
 
 void LlmService::Count(const char* method, const absl::Status& status) {
@@ -96,20 +93,25 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* LlmService::Generate(
   auto* reactor = writer.get();
   std::string id = RequestId(*context);
   if (!request->request_id().empty()) id = request->request_id();
-  const auto backend = Enter();
+  const absl::Status entered = Enter();
   // Whoever waits can tell a request that a worker died of from one that never came here.
-  if (backend.ok()) writer->Greet();
+  if (entered.ok()) writer->Greet();
   auto stream =
       std::make_shared<GenerateStream>(std::move(writer), id, request->session_id(),
-                                       [this, admitted = backend.ok()](const absl::Status& status) {
+                                       [this, admitted = entered.ok()](const absl::Status& status) {
                                          Count("Generate", status);
                                          if (admitted) admission_.Leave();
                                        });
+  if (!entered.ok()) {
+    stream->Failed(entered);
+    return reactor;
+  }
+  const auto backend = versions_.Find(request->model());
   if (!backend.ok()) {
     stream->Failed(backend.status());
     return reactor;
   }
-  if (auto status = CheckGenerate(*request, (*backend)->info); !status.ok()) {
+  if (auto status = CheckGenerate(*request); !status.ok()) {
     stream->Failed(status);
     return reactor;
   }
@@ -123,7 +125,7 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* LlmService::Generate(
     job->request_id = id;
     job->session_id = request->session_id();
     job->sink = stream;
-    stream->SetJob(*backend, job->text_tokens, job->image_tokens);
+    stream->SetJob(backend, request, job->text_tokens, job->image_tokens);
     if (auto status = backend->engine.Submit(*std::move(job)); !status.ok()) {
       stream->Failed(status);
     }
@@ -134,28 +136,31 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* LlmService::Generate(
 
 grpc::ServerReadReactor<v1::PutFeaturesRequest>* LlmService::PutFeatures(
     grpc::CallbackServerContext* context, v1::PutFeaturesResponse* response) {
-  const auto backend = Enter();
-  const auto on_end = [this, admitted = backend.ok()](const absl::Status& status) {
+  const absl::Status entered = Enter();
+  const auto on_end = [this, admitted = entered.ok()](const absl::Status& status) {
     Count("PutFeatures", status);
     if (admitted) admission_.Leave();
   };
-  return ReceiveFeatures(backend, RequestId(*context), response, on_end);
+  return ReceiveFeatures(entered, versions_, RequestId(*context), response, on_end);
 }
 
 grpc::ServerUnaryReactor* LlmService::CountTokens(grpc::CallbackServerContext* context,
                                                   const v1::CountTokensRequest* request,
                                                   v1::CountTokensResponse* response) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  const auto backend = Enter();
-  const auto end = [this, reactor, admitted = backend.ok()](const absl::Status& status) {
+  const absl::Status entered = Enter();
+  const auto end = [this, reactor, admitted = entered.ok()](const absl::Status& status) {
     Count("CountTokens", status);
     if (admitted) admission_.Leave();
     reactor->Finish(ToGrpc(status));  // last: after it the process may end
   };
-  absl::Status status = backend.status();
-  if (status.ok()) status = CheckModel(request->model(), (*backend)->info);
-  if (!status.ok()) {
-    end(status);
+  if (!entered.ok()) {
+    end(entered);
+    return reactor;
+  }
+  const auto backend = versions_.Find(request->model());
+  if (!backend.ok()) {
+    end(backend.status());
     return reactor;
   }
   const auto count = [end, request, response, backend = *backend] {

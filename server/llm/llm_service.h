@@ -1,6 +1,6 @@
 #pragma once
 
-#include <atomic>
+#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -9,6 +9,8 @@
 #include "server/llm/engine.h"
 #include "server/llm/feature_store.h"
 #include "server/llm/prompt.h"
+#include "server/llm/recent_sessions.h"
+#include "server/llm/routed_versions.h"
 #include "server/llm/task_threads.h"
 #include "server/runtime/metrics.h"
 #include "server/runtime/service_process.h"
@@ -20,19 +22,22 @@ namespace llava {
 v1::ModelInfo LanguageModelInfo(const LanguageInfo& language, int64_t image_tokens,
                                 int64_t context_tokens, const v1::SamplingParams& defaults);
 
-// All that requests need once the model is there. Const, but for the thread-safe parts it points
-// to.
+// All that requests need of a version. Const, but for the thread-safe parts it points to.
 struct LlmBackend {
-  LlmBackend(v1::ModelInfo info, LlmEngine& engine, FeatureStore& store);
+  // `recent` is told of answers that ended; it may be null.
+  LlmBackend(v1::ModelInfo info, LlmEngine& engine, FeatureStore& store,
+             std::shared_ptr<RecentSessions> recent = nullptr);
 
   const v1::ModelInfo info;
   LlmEngine& engine;
   FeatureStore& store;
+  const std::shared_ptr<RecentSessions> recent;
   const PromptBuilder prompts;
 };
 
-// llava.v1.LlmService over an engine: checks requests, renders and tokenizes them on threads of its
-// own, streams answers. Thread-safe.
+// llava.v1.LlmService over the engines of all versions that are routed: checks requests, renders
+// and tokenizes them on threads of its own, streams answers. A request holds its version until it
+// has ended. Thread-safe.
 class LlmService : public v1::LlmService::CallbackService {
  public:
   struct Options {
@@ -43,8 +48,11 @@ class LlmService : public v1::LlmService::CallbackService {
   // `admission` and `metrics` must outlive the service.
   LlmService(Options options, Admission& admission, Metrics& metrics);
 
-  // Until then requests get UNAVAILABLE. `backend` must outlive the last request.
-  void SetBackend(const LlmBackend* backend) { backend_ = backend; }
+  // From now on requests for this version are taken; until the first one they get UNAVAILABLE. What
+  // the backend points to must live as long as it does.
+  void Route(std::shared_ptr<const LlmBackend> backend) { versions_.Add(std::move(backend)); }
+  // No new requests for it.
+  void Unroute(const std::string& name, uint64_t version) { versions_.Remove(name, version); }
 
   grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(
       grpc::CallbackServerContext* context, const v1::GenerateRequest* request) override;
@@ -55,14 +63,14 @@ class LlmService : public v1::LlmService::CallbackService {
                                         v1::CountTokensResponse* response) override;
 
  private:
-  // The backend, or UNAVAILABLE: draining or loading. An OK result is counted by admission_.
-  absl::StatusOr<const LlmBackend*> Enter();
+  // UNAVAILABLE when draining. An OK result is counted by admission_.
+  absl::Status Enter();
   void Count(const char* method, const absl::Status& status);
 
   const Options options_;
   Admission& admission_;
   Metrics& metrics_;
-  std::atomic<const LlmBackend*> backend_ = nullptr;
+  RoutedVersions versions_;
   TaskThreads prompt_threads_;  // last: its tasks use the fields above
 };
 

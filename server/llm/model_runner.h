@@ -2,6 +2,7 @@
 
 // The language model as a worker of the engine sees it. No LibTorch here.
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -30,6 +31,11 @@ struct StepLogits {
   }
 };
 
+// Called around each short piece of work on a device that others may be waiting for.
+using DevicePiece = std::function<void(const std::function<void()>& compute)>;
+// Rows of a prompt in such a piece: about what a step of a few answers takes.
+inline constexpr int64_t kPieceRows = 16;
+
 // Computes the next tokens of sequences whose keys and values lie in blocks that the engine gives
 // them (KvBlocks). Owned and used by one thread. Everything may throw.
 class ModelRunner {
@@ -55,13 +61,24 @@ class ModelRunner {
   virtual StepLogits Step(std::span<const Part> parts) = 0;
   // Makes one block equal to another.
   virtual void CopyBlock(int32_t from, int32_t to) = 0;
+  // Tries the example that came with the version. Returns the largest deviation from what was
+  // published; negative: there is no example. Throws std::runtime_error if it is too large.
+  // Overwrites the first blocks: for a runner without sequences.
+  virtual double SelfTest(const DevicePiece& piece) { return -1; }
   virtual int64_t num_blocks() const = 0;
   virtual uint64_t weight_bytes() const = 0;
   // Image tokens one picture takes in a prompt.
   virtual int64_t image_tokens() const = 0;
 };
 
-using RunnerFactory = std::function<std::unique_ptr<ModelRunner>(int worker)>;
+// Between who reads a model and who waits for it.
+struct LoadWatch {
+  std::atomic<double> share = 0;   // of the weights, read so far
+  std::atomic<bool> stop = false;  // give up
+};
+
+// Loads the model for one of the devices, on the thread that will own it. Throws.
+using RunnerFactory = std::function<std::unique_ptr<ModelRunner>(int device, LoadWatch& watch)>;
 
 // What there is to know about a loaded language model.
 struct LanguageInfo {
@@ -77,7 +94,7 @@ struct LanguageInfo {
   std::shared_ptr<const Tokenizer> tokenizer;
   std::shared_ptr<const ChatTemplate> chat_template;
   std::string device, dtype, numerics;
-  int workers = 1;
+  int workers = 1;  // one for each device
 };
 
 struct LoadedLanguage {
@@ -97,8 +114,23 @@ struct LanguageOptions {
   int threads = 0;
 };
 
-// Reads the checkpoint. NOT_FOUND: no model there, or a broken one. FAILED_PRECONDITION: no such
-// device.
-absl::StatusOr<LoadedLanguage> OpenLanguageWorkers(const LanguageOptions& options);
+// How a checkpoint is read.
+struct LoadPace {
+  bool in_background = false;            // others are served meanwhile: by threads that stand back
+  double bytes_per_second = 0;           // 0: as fast as it goes
+  std::function<void(double)> progress;  // share of the checking that is done
+  std::function<bool()> stop;            // polled during the checking: CANCELLED
+};
+
+// Opens and checks the checkpoint; the factory reads it. NOT_FOUND: no model there.
+// PERMISSION_DENIED. DATA_LOSS: a broken one, or one of another kind. INVALID_ARGUMENT: it does not
+// go with the options. FAILED_PRECONDITION: no such device. CANCELLED.
+absl::StatusOr<LoadedLanguage> OpenLanguageWorkers(const LanguageOptions& options,
+                                                   const LoadPace& pace = {});
+
+// Bytes that each worker takes: weights, keys and values, and what a step of `step_rows` rows with
+// `sampled` answers works in; from the checkpoint's headers alone. Errors as above.
+absl::StatusOr<uint64_t> EstimateWorkerBytes(const LanguageOptions& options, int64_t step_rows,
+                                             int64_t sampled);
 
 }  // namespace llava

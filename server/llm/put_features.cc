@@ -1,9 +1,11 @@
 #include "server/llm/put_features.h"
 
+#include <chrono>
 #include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/llm/llm_service.h"
 #include "server/runtime/logging.h"
 #include "server/runtime/status.h"
 #include "server/wire/feature_key.h"
@@ -11,6 +13,8 @@
 
 namespace llava {
 namespace {
+
+constexpr std::chrono::milliseconds kRetryAfter{500};
 
 FeatureType TypeOf(v1::DataType dtype) {
   switch (dtype) {
@@ -23,8 +27,7 @@ FeatureType TypeOf(v1::DataType dtype) {
   }
 }
 
-absl::Status CheckHeader(const v1::FeatureHeader& header, const v1::ModelInfo& model) {
-  if (auto status = CheckFeatureKey(header.key()); !status.ok()) return status;
+absl::Status CheckFits(const v1::FeatureHeader& header, const v1::ModelInfo& model) {
   if (header.key().spec_digest() != ToBytes(SpecDigest(model.vision_spec()))) {
     return absl::InvalidArgumentError(
         absl::StrCat("the features ", FeatureKeyName(header.key()),
@@ -39,17 +42,31 @@ absl::Status CheckHeader(const v1::FeatureHeader& header, const v1::ModelInfo& m
   return absl::OkStatus();
 }
 
+// The store, if there is a version that reads such features.
+absl::StatusOr<FeatureStore*> FindStore(const v1::FeatureHeader& header,
+                                        const RoutedVersions& versions) {
+  if (auto status = CheckFeatureKey(header.key()); !status.ok()) return status;
+  absl::Status refused = OverloadedError("llm: the model is still loading", kRetryAfter);
+  for (const auto& version : versions.All()) {
+    refused = CheckFits(header, version->info);
+    if (refused.ok()) return &version->store;
+  }
+  return refused;
+}
+
 // Owned by gRPC until OnDone. Reads come one after the other.
 class Reader : public grpc::ServerReadReactor<v1::PutFeaturesRequest> {
  public:
-  Reader(const absl::StatusOr<const LlmBackend*>& backend, std::string request_id,
+  Reader(const absl::Status& admitted, const RoutedVersions& versions, std::string request_id,
          v1::PutFeaturesResponse* response, std::function<void(const absl::Status&)> on_end)
-      : request_id_(std::move(request_id)), response_(response), on_end_(std::move(on_end)) {
-    if (backend.ok()) {
-      backend_ = *backend;
+      : versions_(versions),
+        request_id_(std::move(request_id)),
+        response_(response),
+        on_end_(std::move(on_end)) {
+    if (admitted.ok()) {
       StartRead(&part_);
     } else {
-      End(backend.status());
+      End(admitted);
     }
   }
 
@@ -74,9 +91,11 @@ class Reader : public grpc::ServerReadReactor<v1::PutFeaturesRequest> {
   }
 
   absl::Status Begin(const v1::FeatureHeader& header) {
-    if (auto status = CheckHeader(header, backend_->info); !status.ok()) return status;
+    const auto store = FindStore(header, versions_);
+    if (!store.ok()) return store.status();
+    store_ = *store;
     key_ = FeatureKeyToBytes(header.key());
-    if (backend_->store.Renew(key_, FeatureStore::Clock::now())) {
+    if (store_->Renew(key_, FeatureStore::Clock::now())) {
       response_->set_already_present(true);
       return absl::OkStatus();
     }
@@ -91,7 +110,7 @@ class Reader : public grpc::ServerReadReactor<v1::PutFeaturesRequest> {
     const v1::TensorHeader header = tensor_->header();
     auto bytes = std::move(*tensor_).Finish();
     if (!bytes.ok()) return bytes.status();
-    return backend_->store.Put(
+    return store_->Put(
         key_, {TypeOf(header.dtype()), header.shape(0), header.shape(1), *std::move(bytes)},
         FeatureStore::Clock::now());
   }
@@ -106,10 +125,11 @@ class Reader : public grpc::ServerReadReactor<v1::PutFeaturesRequest> {
     Finish(ToGrpc(status));
   }
 
+  const RoutedVersions& versions_;
   const std::string request_id_;
   v1::PutFeaturesResponse* const response_;
   const std::function<void(const absl::Status&)> on_end_;
-  const LlmBackend* backend_ = nullptr;
+  FeatureStore* store_ = nullptr;
   v1::PutFeaturesRequest part_;
   std::string key_;
   std::optional<TensorAssembler> tensor_;
@@ -118,9 +138,9 @@ class Reader : public grpc::ServerReadReactor<v1::PutFeaturesRequest> {
 }  // namespace
 
 grpc::ServerReadReactor<v1::PutFeaturesRequest>* ReceiveFeatures(
-    const absl::StatusOr<const LlmBackend*>& backend, std::string request_id,
+    const absl::Status& admitted, const RoutedVersions& versions, std::string request_id,
     v1::PutFeaturesResponse* response, std::function<void(const absl::Status&)> on_end) {
-  return new Reader(backend, std::move(request_id), response, std::move(on_end));
+  return new Reader(admitted, versions, std::move(request_id), response, std::move(on_end));
 }
 
 }  // namespace llava

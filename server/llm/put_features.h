@@ -3,17 +3,18 @@
 #include <functional>
 #include <string>
 
-#include "absl/status/statusor.h"
+#include "absl/status/status.h"
 #include "llava/v1/llm.grpc.pb.h"
-#include "server/llm/llm_service.h"
+#include "server/llm/routed_versions.h"
 
 namespace llava {
 
-// Receives one PutFeatures stream into the store of `backend` (or refuses it with the status of
-// `backend`). INVALID_ARGUMENT: another VisionSpec or shape than the model's (both are told),
-// chunks that do not fit the header. DATA_LOSS: damaged on the way. `on_end` is called once.
+// Receives one PutFeatures stream into the store that all versions share, or refuses it with
+// `admitted` if that is an error. UNAVAILABLE: no version is routed. INVALID_ARGUMENT: another
+// VisionSpec or shape than any of them reads (both are told), chunks that do not fit the header.
+// DATA_LOSS: damaged on the way. `on_end` is called once.
 grpc::ServerReadReactor<v1::PutFeaturesRequest>* ReceiveFeatures(
-    const absl::StatusOr<const LlmBackend*>& backend, std::string request_id,
+    const absl::Status& admitted, const RoutedVersions& versions, std::string request_id,
     v1::PutFeaturesResponse* response, std::function<void(const absl::Status&)> on_end);
 
 }  // namespace llava

@@ -1,5 +1,7 @@
 """Every flag of the language service changes what it does."""
 import hashlib
+import re
+import shutil
 import struct
 import threading
 import time
@@ -7,7 +9,7 @@ import unittest
 
 import grpc
 from flags_case import ModelFlagsCase
-from stack import LLM_MODEL, ROOT, Client
+from stack import LLM_MODEL, ROOT, SLOWDOWN, Client
 
 
 def crc32c(data):
@@ -33,7 +35,7 @@ class LlmFlags(ModelFlagsCase):
         finally:
             client.close()
 
-    def generate(self, service, text="Hello?", count=1, **sampling):
+    def generate(self, service, text="Hello?", count=1, session="", **sampling):
         """(gRPC code, message or finish event) of `count` calls made at once."""
         client = Client(service.grpc, "llava.v1.LlmService")
         model = self.models(service).model
@@ -41,7 +43,7 @@ class LlmFlags(ModelFlagsCase):
 
         def call():
             request = client.new("GenerateRequest", model={"name": model.name, "version": model.version},
-                                 messages=[{"role": 2, "text": text}], sampling=sampling)
+                                 messages=[{"role": 2, "text": text}], sampling=sampling, session_id=session)
             try:
                 results.append((grpc.StatusCode.OK, list(client.Generate(request))[-1].finished))
             except grpc.RpcError as error:
@@ -86,6 +88,27 @@ class LlmFlags(ModelFlagsCase):
     def check_max_message_bytes(self):
         service = self.start("--max-message-bytes", "1K")
         self.assertEqual(self.generate(service, "x" * 2000)[0][0], grpc.StatusCode.RESOURCE_EXHAUSTED)
+
+    def check_swap_prewarm(self):
+        """The new version reads what the last sessions have said, so many of them."""
+        for sessions in (0, 2):
+            model = self.folder / f"prewarm-{sessions}" / "emoji"
+            shutil.copytree(LLM_MODEL / "1", model / "1")
+            service = self.start("--model", model, "--swap-prewarm", sessions)
+            for session in ("a", "b", "c"):
+                self.generate(service, f"What is a lion? {session}", session=session)
+            shutil.copytree(LLM_MODEL / "1", model / ".tmp-2")
+            manifest = model / ".tmp-2" / "manifest.json"
+            manifest.write_text(re.sub(r'"version": 1\n', '"version": 2\n', manifest.read_text()))
+            (model / ".tmp-2").rename(model / "2")
+            deadline = time.monotonic() + 60 * SLOWDOWN
+            while self.models(service).model.version != 2:
+                self.assertLess(time.monotonic(), deadline, service.text())
+                time.sleep(0.05)
+            loaded = [line for line in service.log_lines() if line.get("msg") == "loaded"]
+            self.assertEqual([line["sessions_ahead"] for line in loaded], ["0", str(sessions)])
+            usage = self.generate(service, "What is a lion? c", session="c")[0][1].usage
+            self.assertEqual(usage.cached_tokens > 8, sessions > 0)
 
     def check_threads(self):
         few, many = (self.start("--threads", count) for count in (1, 3))

@@ -5,17 +5,12 @@
 #include <gmock/gmock.h>
 
 #include <algorithm>
-#include <array>
-#include <cmath>
-#include <future>
-#include <map>
 #include <random>
 #include <set>
-#include <stdexcept>
+#include <thread>
 
 #include "server/runtime/mutex.h"
-#include "tests/support/fixtures.h"
-#include "tests/support/slowdown.h"
+#include "tests/server/llm/rule_runner.h"
 
 namespace llava {
 namespace {
@@ -23,162 +18,20 @@ namespace {
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-// Says token kFirst + n as its n-th token. Prompts may ask for faults by their first id.
-class RuleRunner : public ModelRunner {
- public:
-  static constexpr int32_t kFirst = 300;
-  static constexpr int32_t kThrow = 290, kNan = 291, kRefuse = 292;
-
-  // Shared with the test.
-  struct Switches {
-    Mutex mutex;
-    CondVar changed;
-    bool hold LLAVA_GUARDED_BY(mutex) = false;           // steps wait
-    bool held LLAVA_GUARDED_BY(mutex) = false;           // one does
-    bool dead LLAVA_GUARDED_BY(mutex) = false;           // every step throws
-    std::vector<int32_t> begun LLAVA_GUARDED_BY(mutex);  // first ids, in order of joining
-    size_t most_together LLAVA_GUARDED_BY(mutex) = 0;
-    int64_t computed_rows LLAVA_GUARDED_BY(mutex) = 0;
-    int64_t foreign_rows LLAVA_GUARDED_BY(mutex) = 0;  // found where its own should be
-  };
-
-  RuleRunner(std::shared_ptr<Switches> switches, int64_t blocks)
-      : memory_(static_cast<size_t>(blocks)), switches_(std::move(switches)) {}
-
-  void Begin(uint64_t sequence, std::span<const int32_t> ids,
-             std::span<const std::shared_ptr<const StoredFeatures>> features) override {
-    if (ids[0] == kRefuse) throw std::invalid_argument("no such prompt");
-    if (sequence > 0) {
-      MutexLock lock(switches_->mutex);
-      switches_->begun.push_back(ids[0]);
-    }
-    State& state = sequences_[sequence];
-    state.ids.assign(ids.begin(), ids.end());
-    state.said = static_cast<int>(
-        std::count_if(ids.begin(), ids.end(), [](int32_t id) { return id >= kFirst; }));
-  }
-  void End(uint64_t sequence) override { sequences_.erase(sequence); }
-
-  // What a decoder would do with its memory: every row leaves its id in its block, and no row may
-  // find another sequence's there.
-  StepLogits Step(std::span<const Part> parts) override {
-    {
-      MutexLock lock(switches_->mutex);
-      while (switches_->hold) {
-        switches_->held = true;
-        switches_->changed.Wait(switches_->mutex);
-      }
-      switches_->held = false;
-      if (switches_->dead) throw std::runtime_error("device lost");
-      switches_->most_together = std::max(switches_->most_together, parts.size());
-    }
-    auto logits = std::make_shared<std::vector<float>>();
-    for (const Part& part : parts) {
-      State& state = sequences_.at(part.sequence);
-      if (state.ids[0] == kThrow) throw std::runtime_error("bad step");
-      if (part.sequence > 0) Touch(part, state);
-      if (!part.sampled) continue;
-      std::vector<float> row(kWidth, 0.0f);
-      row[static_cast<size_t>(kFirst + state.said++)] = 5;
-      if (state.ids[0] == kNan && state.said == 2) row[7] = NAN;
-      logits->insert(logits->end(), row.begin(), row.end());
-    }
-    return {logits, logits->data(), kWidth, kWidth};
-  }
-  void CopyBlock(int32_t from, int32_t to) override { memory_.at(to) = memory_.at(from); }
-  int64_t num_blocks() const override { return static_cast<int64_t>(memory_.size()); }
-  uint64_t weight_bytes() const override { return 100; }
-  int64_t image_tokens() const override { return 4; }
-
- private:
-  static constexpr int64_t kWidth = 1000, kTokens = KvBlocks::kTokens;
-
-  struct State {
-    std::vector<int32_t> ids;  // read and said
-    int said = 0;
-  };
-
-  void Touch(const Part& part, State& state) {
-    if (part.first == static_cast<int64_t>(state.ids.size())) state.ids.push_back(part.token);
-    for (int64_t row = 0; row < part.first + part.rows; ++row) {
-      int32_t& there = memory_.at(part.blocks[row / kTokens])[row % kTokens];
-      if (row >= part.first) there = state.ids.at(row);
-      if (there != state.ids.at(row)) {
-        MutexLock lock(switches_->mutex);
-        ++switches_->foreign_rows;
-      }
-    }
-    MutexLock lock(switches_->mutex);
-    switches_->computed_rows += part.rows;
-  }
-
-  std::vector<std::array<int32_t, kTokens>> memory_;
-  std::shared_ptr<Switches> switches_;
-  std::map<uint64_t, State> sequences_;
-};
-
-class Collector : public AnswerSink {
- public:
-  bool Started(double, int64_t) override { return !gone_; }
-  bool Delta(const AnswerDelta& delta) override {
-    ids.insert(ids.end(), delta.token_ids.begin(), delta.token_ids.end());
-    return !gone_;
-  }
-  void Finished(const AnswerSummary& summary) override {
-    end = summary.end;
-    cached = summary.cached_tokens;
-    done_.set_value(absl::OkStatus());
-  }
-  void Failed(const absl::Status& status) override { done_.set_value(status); }
-  bool gone() const override { return gone_; }
-
-  absl::Status Wait() {
-    auto future = done_.get_future();
-    if (future.wait_for(kSlowdown * std::chrono::seconds(20)) != std::future_status::ready) {
-      return absl::InternalError("no end came");
-    }
-    return future.get();
-  }
-  void Go() { gone_ = true; }
-
-  std::vector<int32_t> ids;
-  AnswerEnd end = AnswerEnd::kStop;
-  int64_t cached = 0;
-
- private:
-  std::promise<absl::Status> done_;
-  std::atomic<bool> gone_ = false;
-};
-
 class EngineTest : public ::testing::Test {
  protected:
   void Start(LlmEngine::Options options = {}, int workers = 1) {
-    LoadedLanguage model;
-    model.info.tokenizer =
-        std::make_shared<Tokenizer>(Tokenizer::Load(FixturesDir() / "tiny-llava"));
-    model.info.feature_rows = model.info.feature_width = 1;
-    model.info.kv_block_bytes = 160;
-    model.info.workers = workers;
-    model.factory = [this](int) {
+    auto factory = [this](int, LoadWatch&) {
       if (on_load_) on_load_();
       return std::make_unique<RuleRunner>(switches_, blocks_);
     };
-    engine_ = std::make_unique<LlmEngine>(options, std::move(model), metrics_,
-                                          [this](const std::string& why) { all_failed_ = why; });
+    engine_ = std::make_unique<LlmEngine>(options, RuleModel(workers, factory), metrics_);
     ASSERT_TRUE(engine_->WaitUntilReady().ok());
   }
 
   GenerateJob Job(int32_t first, uint32_t tokens, std::shared_ptr<Collector> sink,
                   int64_t prompt = 5) {
-    GenerateJob job;
-    job.ids.assign(static_cast<size_t>(prompt), first);
-    job.text_tokens = prompt;
-    job.stop.max_new_tokens = tokens;
-    job.context_tokens = 1000;
-    job.received = GenerateJob::Clock::now();
-    job.deadline = GenerateJob::Clock::time_point::max();
-    job.sink = std::move(sink);
-    return job;
+    return RuleJob(first, tokens, std::move(sink), prompt);
   }
   void Hold(bool hold) {
     MutexLock lock(switches_->mutex);
@@ -211,7 +64,6 @@ class EngineTest : public ::testing::Test {
 
   Metrics metrics_{"llm"};
   std::shared_ptr<RuleRunner::Switches> switches_ = std::make_shared<RuleRunner::Switches>();
-  std::string all_failed_;
   int64_t blocks_ = 1000;              // of each worker
   std::function<void()> on_load_;      // called on the thread of each worker that loads
   std::unique_ptr<LlmEngine> engine_;  // last: its threads use the fields above
@@ -283,7 +135,7 @@ TEST_F(EngineTest, ADeadDeviceFailsEverybodyAndSaysSo) {
   EXPECT_EQ(waiting->Wait().code(), absl::StatusCode::kUnavailable);
   EXPECT_EQ(engine_->Submit(Job(10, 5, waiting)).message(), "llm: all workers failed");
   engine_->Stop();
-  EXPECT_THAT(all_failed_, HasSubstr("device lost"));
+  EXPECT_THAT(engine_->failure(), HasSubstr("device lost"));
   EXPECT_THAT(metrics_.Render(), HasSubstr("llava_llm_workers{state=\"failed\"} 1"));
   EXPECT_THAT(metrics_.Render(), HasSubstr("llava_llm_worker_respawns_total 3"));
 }
@@ -298,7 +150,7 @@ TEST_F(EngineTest, AWorkerThatDiedBeginsAnew) {
   SetDead(false);
   EXPECT_TRUE(next->Wait().ok());
   EXPECT_EQ(next->ids.size(), 5u);
-  EXPECT_EQ(all_failed_, "");
+  EXPECT_EQ(engine_->failure(), "");
 }
 
 TEST_F(EngineTest, CancelledAndLateJobsLeaveAtTheNextStep) {

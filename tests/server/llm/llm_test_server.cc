@@ -56,12 +56,12 @@ LlmTestServer::LlmTestServer(LlmOptions options) {
   if (const auto status = engine_->WaitUntilReady(); !status.ok()) {
     throw std::runtime_error(status.ToString());
   }
-  backend_ = std::make_unique<LlmBackend>(
+  backend_ = std::make_shared<LlmBackend>(
       LanguageModelInfo(engine_->info(), engine_->image_tokens(), options.context_tokens,
                         options.DefaultSampling()),
       *engine_, *store_);
   service_ = std::make_unique<LlmService>(options.service, admission_, metrics_);
-  service_->SetBackend(backend_.get());
+  service_->Route(backend_);
   int port = 0;
   grpc::ServerBuilder builder;
   builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);

@@ -36,6 +36,13 @@ class LlmTestServer {
   LlmEngine& engine() { return *engine_; }
   FeatureStore& store() { return *store_; }
   Admission& admission() { return admission_; }
+  LlmService& service() { return *service_; }
+  // The same model under another number.
+  std::shared_ptr<const LlmBackend> Renumbered(uint64_t version) const {
+    v1::ModelInfo info = backend_->info;
+    info.mutable_model()->set_version(version);
+    return std::make_shared<const LlmBackend>(info, *engine_, *store_);
+  }
   std::string MetricsText() const { return metrics_.Render(); }
 
   grpc::Status Put(const TestFeatures& features, v1::PutFeaturesResponse* response = nullptr);
@@ -48,7 +55,7 @@ class LlmTestServer {
   Admission admission_;
   std::unique_ptr<FeatureStore> store_;
   std::unique_ptr<LlmEngine> engine_;
-  std::unique_ptr<LlmBackend> backend_;
+  std::shared_ptr<const LlmBackend> backend_;
   std::unique_ptr<LlmService> service_;
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<v1::LlmService::Stub> stub_;

@@ -1,0 +1,226 @@
+#include "server/llm/llm_servable.h"
+
+#include <algorithm>
+#include <chrono>
+#include <numeric>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "server/device/device.h"
+#include "server/runtime/logging.h"
+#include "server/wire/feature_key.h"
+
+namespace llava {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr char kInfoGauge[] = "llava_llm_model_info";
+// The reading of a checkpoint is its checking, then its packing: about the same each.
+constexpr double kCheckingShare = 0.5;
+// Sessions are computed ahead for so long, and for a quarter of the time that the loading took.
+constexpr std::chrono::seconds kPrewarmTime{1};
+// For the memory of versions that went.
+constexpr std::chrono::seconds kDisposalTime{10};
+
+std::vector<std::shared_ptr<DeviceTurn>> TurnsOf(const std::string& device) {
+  const auto devices = ParseDevices(device);
+  std::vector<std::shared_ptr<DeviceTurn>> turns(devices.ok() ? devices->size() : 1);
+  for (auto& turn : turns) turn = std::make_shared<DeviceTurn>();
+  return turns;
+}
+
+MetricLabels LabelsOf(const v1::ModelInfo& info) {
+  return {{"name", info.model().name()},
+          {"version", absl::StrCat(info.model().version())},
+          {"digest", absl::BytesToHexString(info.model().digest())},
+          {"numerics", info.numerics()}};
+}
+
+}  // namespace
+
+LlmServable::LlmServable(std::unique_ptr<LlmEngine> engine, v1::ModelInfo info, FeatureStore& store,
+                         std::shared_ptr<RecentSessions> recent, Metrics& metrics)
+    : engine_(std::move(engine)),
+      backend_(std::move(info), *engine_, store, std::move(recent)),
+      metrics_(metrics),
+      labels_(LabelsOf(backend_.info)) {
+  metrics_.Gauge(kInfoGauge, "Language models that are loaded", labels_).Set(1);
+}
+
+LlmServable::~LlmServable() { metrics_.RemoveGauge(kInfoGauge, labels_); }
+
+ServableLoad LlmServable::load() const {
+  ServableLoad load;
+  load.in_flight = static_cast<uint32_t>(engine_->running());
+  load.queued = static_cast<uint32_t>(engine_->waiting());
+  load.weight_bytes = engine_->weight_bytes();
+  load.nan_outputs = engine_->nan_outputs();
+  load.failure = engine_->failure();
+  return load;
+}
+
+absl::Status LlmServable::SetWorkers(int n, const std::function<bool()>& stop) {
+  return engine_->SetWorkers(n, [&](double) { return !stop || !stop(); });
+}
+
+LlmServableLoader::LlmServableLoader(Options options, LlmService& service, FeatureStore& store,
+                                     DisposalThread& disposal, Metrics& metrics)
+    : options_(std::move(options)),
+      service_(service),
+      store_(store),
+      disposal_(disposal),
+      metrics_(metrics),
+      turns_(TurnsOf(options_.language.device)) {}
+
+absl::StatusOr<uint64_t> LlmServableLoader::EstimateBytes(const VersionRef& version, int workers) {
+  LanguageOptions language = options_.language;
+  language.model = version.folder.string();
+  const int rows = options_.engine.prefill_chunk + options_.engine.max_running;
+  auto bytes = EstimateWorkerBytes(language, rows, options_.engine.max_running);
+  if (!bytes.ok()) return bytes;
+  return *bytes * static_cast<uint64_t>(workers > 0 ? workers : this->workers());
+}
+
+std::vector<int> LlmServableLoader::DevicesByUse() {
+  std::vector<int> uses(turns_.size(), 0), devices(turns_.size());
+  std::iota(devices.begin(), devices.end(), 0);
+  MutexLock lock(mutex_);
+  for (const auto& weak : loaded_) {
+    const auto servable = weak.lock();
+    if (!servable) continue;
+    const std::vector<int>& taken = servable->engine().devices();
+    for (int i = 0; i < servable->workers(); ++i) ++uses[static_cast<size_t>(taken[i])];
+    devices.assign(taken.rbegin(), taken.rend());  // the one it gives up first comes first
+  }
+  std::stable_sort(devices.begin(), devices.end(), [&](int a, int b) {
+    return uses[static_cast<size_t>(a)] < uses[static_cast<size_t>(b)];
+  });
+  return devices;
+}
+
+bool LlmServableLoader::ServesAny() {
+  MutexLock lock(mutex_);
+  std::erase_if(loaded_, [](const auto& servable) { return servable.expired(); });
+  return !loaded_.empty();
+}
+
+std::shared_ptr<RecentSessions> LlmServableLoader::RecentOf(const std::string& name) {
+  MutexLock lock(mutex_);
+  auto& recent = recent_[name];
+  if (!recent) recent = std::make_shared<RecentSessions>(static_cast<size_t>(options_.prewarm));
+  return recent;
+}
+
+std::vector<WarmPrompt> LlmServableLoader::WarmPrompts(const LlmBackend& backend,
+                                                       const RecentSessions& recent) {
+  std::vector<WarmPrompt> prompts;
+  for (const RecentSessions::Session& session : recent.List()) {
+    const auto prompt = backend.prompts.Build(session.messages);
+    const auto answer = backend.prompts.OwnIds(session.answer, "answer");
+    if (!prompt.ok() || !answer.ok()) continue;  // of another template, tower or tokenizer
+    WarmPrompt warm;
+    warm.ids = prompt->ids;
+    warm.ids.insert(warm.ids.end(), answer->begin(), answer->end());
+    const auto tokens = prompt->tokens() + static_cast<int64_t>(answer->size());
+    if (tokens > static_cast<int64_t>(backend.info.context_tokens())) continue;
+    warm.cache_salt = session.cache_salt;
+    for (const v1::FeatureKey& key : prompt->images) {
+      warm.feature_keys.push_back(FeatureKeyToBytes(key));
+      warm.features.push_back(store_.Get(warm.feature_keys.back()));
+    }
+    if (std::count(warm.features.begin(), warm.features.end(), nullptr) > 0) continue;
+    prompts.push_back(std::move(warm));
+  }
+  return prompts;
+}
+
+absl::StatusOr<std::shared_ptr<Servable>> LlmServableLoader::Load(const VersionRef& version,
+                                                                  const LoadOptions& options) {
+  const auto begin = Clock::now();
+  disposal_.WaitUntilIdle(begin + kDisposalTime);
+  LanguageOptions language = options_.language;
+  language.model = version.folder.string();
+  const auto progress = [&](double share) {
+    if (options.progress) options.progress(share);
+  };
+  const LoadPace pace = {.in_background = ServesAny(),
+                         .bytes_per_second = static_cast<double>(options.bytes_per_second),
+                         .progress = [&](double share) { progress(kCheckingShare * share); },
+                         .stop = options.stop};
+  absl::StatusOr<LoadedLanguage> model = options_.open(language, pace);
+  if (!model.ok()) return model.status();
+  model->info.name = version.name;
+  model->info.version = version.version;
+  const LanguageInfo info = model->info;
+  auto engine = std::make_unique<LlmEngine>(
+      options_.engine, *std::move(model), metrics_,
+      LlmEngine::Places{.devices = DevicesByUse(), .workers = options.workers, .turns = turns_});
+  bool warming = false;
+  const auto watch = [&](double share) {
+    progress(kCheckingShare + (1 - kCheckingShare) * share);
+    if (share >= 1 && !std::exchange(warming, true) && options.warming) options.warming();
+    return !options.stop || !options.stop();
+  };
+  if (auto status = engine->WaitUntilReady(watch); !status.ok()) return status;
+
+  const auto recent = RecentOf(version.name);
+  v1::ModelInfo served =
+      LanguageModelInfo(info, engine->image_tokens(), options_.context_tokens, options_.defaults);
+  auto made =
+      std::make_unique<LlmServable>(std::move(engine), std::move(served), store_, recent, metrics_);
+  const auto loaded = Clock::now();
+  size_t prewarmed = 0;
+  if (options.predecessor) {
+    std::vector<WarmPrompt> prompts = WarmPrompts(made->backend(), *recent);
+    prewarmed = prompts.size();
+    made->engine().Prewarm(std::move(prompts), loaded + kPrewarmTime + (loaded - begin) / 4,
+                           [&](double) { return !options.stop || !options.stop(); });
+    if (options.stop && options.stop()) return absl::CancelledError("the loading was stopped");
+  }
+  const auto seconds = [](Clock::duration time) {
+    return absl::StrFormat("%.2f", std::chrono::duration<double>(time).count());
+  };
+  LogInfo("loaded", {{"model", info.name},
+                     {"version", absl::StrCat(info.version)},
+                     {"digest", ToHex(info.digest)},
+                     {"device", info.device},
+                     {"dtype", info.dtype},
+                     {"context_tokens", absl::StrCat(made->info().context_tokens())},
+                     {"kv_tokens", absl::StrCat(made->engine().kv_capacity_tokens())},
+                     {"self_test_drift", absl::StrCat(made->self_test_drift())},
+                     {"load_s", seconds(loaded - begin)},
+                     {"sessions_ahead", absl::StrCat(prewarmed)},
+                     {"ahead_s", seconds(Clock::now() - loaded)}});
+  const std::shared_ptr<LlmServable> servable(
+      made.release(),
+      [&disposal = disposal_](LlmServable* last) { disposal.Post([last] { delete last; }); });
+  MutexLock lock(mutex_);
+  loaded_.push_back(servable);
+  return servable;
+}
+
+void LlmServableLoader::Route(std::shared_ptr<Servable> servable) {
+  const auto own = std::static_pointer_cast<LlmServable>(std::move(servable));
+  service_.Route(std::shared_ptr<const LlmBackend>(own, &own->backend()));
+}
+
+void LlmServableLoader::Unroute(const std::string& name, uint64_t version) {
+  service_.Unroute(name, version);
+}
+
+void LlmServableLoader::StopAll() {
+  std::vector<std::shared_ptr<LlmServable>> all;
+  {
+    MutexLock lock(mutex_);
+    for (const auto& weak : loaded_) {
+      if (auto servable = weak.lock()) all.push_back(std::move(servable));
+    }
+  }
+  for (const auto& servable : all) servable->engine().Stop();
+}
+
+}  // namespace llava

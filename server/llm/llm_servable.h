@@ -1,0 +1,100 @@
+#pragma once
+
+// Versions of language models as the model manager loads, routes and frees them.
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "server/lifecycle/servable.h"
+#include "server/llm/device_turn.h"
+#include "server/llm/disposal_thread.h"
+#include "server/llm/engine.h"
+#include "server/llm/feature_store.h"
+#include "server/llm/llm_service.h"
+#include "server/llm/model_runner.h"
+#include "server/llm/recent_sessions.h"
+#include "server/runtime/metrics.h"
+#include "server/runtime/mutex.h"
+
+namespace llava {
+
+// An engine that is ready, and what its requests need.
+class LlmServable : public Servable {
+ public:
+  LlmServable(std::unique_ptr<LlmEngine> engine, v1::ModelInfo info, FeatureStore& store,
+              std::shared_ptr<RecentSessions> recent, Metrics& metrics);
+  ~LlmServable() override;
+
+  const v1::ModelInfo& info() const override { return backend_.info; }
+  ServableLoad load() const override;
+  double self_test_drift() const override { return engine_->self_test_drift(); }
+  int workers() const override { return engine_->workers(); }
+  absl::Status SetWorkers(int n, const std::function<bool()>& stop) override;
+
+  LlmEngine& engine() { return *engine_; }
+  const LlmBackend& backend() const { return backend_; }
+
+ private:
+  const std::unique_ptr<LlmEngine> engine_;
+  const LlmBackend backend_;
+  Metrics& metrics_;
+  const MetricLabels labels_;  // of llava_llm_model_info
+};
+
+// Loads versions beside each other: they share devices (DeviceTurn), the feature store and what is
+// known of recent sessions. While one is served, another is read by threads of the lowest priority.
+class LlmServableLoader : public ServableLoader {
+ public:
+  struct Options {
+    LanguageOptions language;  // `model` is the version's
+    LlmEngine::Options engine;
+    int64_t context_tokens = 0;  // 0: the model's own
+    v1::SamplingParams defaults;
+    int prewarm = 0;  // recent sessions that a new version computes before it is routed
+    // Opens a checkpoint; replaced by tests.
+    std::function<absl::StatusOr<LoadedLanguage>(const LanguageOptions&, const LoadPace&)> open =
+        OpenLanguageWorkers;
+  };
+
+  // What is given must outlive the loader, and `disposal`, `store` and `metrics` every servable.
+  // INVALID_ARGUMENT of Load: `options.language` names devices that there are not.
+  LlmServableLoader(Options options, LlmService& service, FeatureStore& store,
+                    DisposalThread& disposal, Metrics& metrics);
+
+  absl::StatusOr<uint64_t> EstimateBytes(const VersionRef& version, int workers) override;
+  int workers() const override { return static_cast<int>(turns_.size()); }
+  absl::StatusOr<std::shared_ptr<Servable>> Load(const VersionRef& version,
+                                                 const LoadOptions& options) override;
+  void Route(std::shared_ptr<Servable> servable) override;
+  void Unroute(const std::string& name, uint64_t version) override;
+
+  // Ends all answers of all versions: the process stops.
+  void StopAll();
+
+ private:
+  // The devices in the order in which a new version takes them: those that hold the fewest versions
+  // first, else as the version before gives them up.
+  std::vector<int> DevicesByUse();
+  bool ServesAny();
+  std::shared_ptr<RecentSessions> RecentOf(const std::string& name);
+  // What the version makes of recent sessions.
+  std::vector<WarmPrompt> WarmPrompts(const LlmBackend& backend, const RecentSessions& recent);
+
+  const Options options_;
+  LlmService& service_;
+  FeatureStore& store_;
+  DisposalThread& disposal_;
+  Metrics& metrics_;
+  const std::vector<std::shared_ptr<DeviceTurn>> turns_;  // of each device
+
+  Mutex mutex_;
+  std::vector<std::weak_ptr<LlmServable>> loaded_ LLAVA_GUARDED_BY(mutex_);
+  std::map<std::string, std::shared_ptr<RecentSessions>> recent_ LLAVA_GUARDED_BY(mutex_);
+};
+
+}  // namespace llava

@@ -1,0 +1,37 @@
+#pragma once
+
+#include <cstddef>
+#include <list>
+#include <string>
+#include <vector>
+
+#include "llava/v1/llm.pb.h"
+#include "server/runtime/mutex.h"
+
+namespace llava {
+
+// The conversations that were answered last, so that a new version can read them before their next
+// turn. Thread-safe.
+class RecentSessions {
+ public:
+  struct Session {
+    std::string id;
+    google::protobuf::RepeatedPtrField<v1::PromptMessage> messages;  // up to the last question
+    v1::TokenIds answer;
+    std::string cache_salt;
+  };
+
+  explicit RecentSessions(size_t capacity) : capacity_(capacity) {}
+
+  // A turn has ended in an orderly way. Those without a session are not noted.
+  void Note(const v1::GenerateRequest& request, const v1::TokenIds& answer);
+  // The latest first.
+  std::vector<Session> List() const;
+
+ private:
+  const size_t capacity_;
+  mutable Mutex mutex_;
+  std::list<Session> sessions_ LLAVA_GUARDED_BY(mutex_);  // the latest first
+};
+
+}  // namespace llava

@@ -1,0 +1,161 @@
+"""Versions of the language model are replaced under running streams: whoever asks next is answered by the
+new one, answers under way end by theirs, the old one is freed, and nobody sees an error."""
+import pathlib
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+import unittest
+
+import grpc
+from chat_case import ChatCase
+from stack import BIN, ROOT, SLOWDOWN, TOWER_MODEL, Stack
+
+STREAMS = 4
+
+
+class Streamer(threading.Thread):
+    """Asks one long answer after the other until it is stopped, and keeps what it saw."""
+
+    def __init__(self, test, text):
+        super().__init__()
+        self.test, self.text, self.end = test, text, threading.Event()
+        self.session = test.session(sampling={"temperature": 0, "max_new_tokens": 600, "ignore_eos": True})
+        self.turns, self.errors, self.longest_gap = [], [], 0.0
+
+    def run(self):
+        chat = self.test.chat
+        while not self.end.is_set():
+            begin, versions, last = time.monotonic(), [], None
+            try:
+                for response in chat.Chat(chat.new("ChatRequest", session_id=self.session, text=self.text),
+                                          timeout=120 * SLOWDOWN):
+                    event = response.event
+                    kind, now = event.WhichOneof("event"), time.monotonic()
+                    if kind == "turn_started":
+                        versions.append(event.turn_started.model.version)
+                    elif kind == "turn_finished":
+                        versions.append(event.turn_finished.model.version)
+                        self.turns.append((begin, now, versions, event.turn_finished.reason))
+                    elif last is not None:
+                        self.longest_gap = max(self.longest_gap, now - last)
+                    if kind == "text":
+                        last = now
+            except grpc.RpcError as error:
+                self.errors.append((error.code(), error.details()))
+            self.session = self.test.session(sampling={"temperature": 0, "max_new_tokens": 600, "ignore_eos": True})
+
+
+class SwapTest(ChatCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.temporary = tempfile.TemporaryDirectory(prefix="llava-swap-")
+        cls.models = pathlib.Path(cls.temporary.name) / "models"
+        cls.publish("emoji-base")
+        cls.stack = Stack(llm_model=cls.models / "emoji")
+        cls.stack.__enter__()
+        cls.chat = cls.stack.chat()
+        cls.service = cls.stack.client("llm", "llava.v1.ModelService")
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.stack.__exit__()
+        cls.temporary.cleanup()
+
+    @classmethod
+    def publish(cls, name):
+        """A shipped checkpoint as the next version of "emoji"; its folder."""
+        done = subprocess.run(
+            [str(BIN / "llava-model"), "import", str(ROOT / "deploy/models" / name / "1"), "--repository",
+             str(cls.models), "--name", "emoji", "--tower", str(TOWER_MODEL / "1")],
+            text=True, capture_output=True, timeout=120 * SLOWDOWN)
+        assert done.returncode == 0, done.stderr
+        return pathlib.Path(done.stdout.split()[-1])
+
+    def states(self):
+        """{version: (state, message)} in the language service; numbers of llava.v1.ModelState."""
+        status = self.service.GetModelStatus(self.service.new("GetModelStatusRequest", model={"name": "emoji"}))
+        return {v.model.version: (v.state, v.message) for v in status.versions}
+
+    def wait_for(self, what, goal, seconds=60):
+        deadline = time.monotonic() + seconds * SLOWDOWN
+        while not goal():
+            self.assertLess(time.monotonic(), deadline, f"{what}: {self.states()}\n{self.stack.llm.text()[-3000:]}")
+            time.sleep(0.05)
+
+    def test_a_new_version_takes_over_under_running_streams(self):
+        session = self.session()
+        picture = [{"data": (ROOT / "deploy/scenes/lion.png").read_bytes()}]
+        before = self.ask(session, "What is this?", picture)
+        first = before.started.model.version
+        capacity = self.stack.llm.metrics()["llava_llm_kv_capacity_bytes"]
+        encoded = self.stack.vision.metrics()["llava_vision_feature_cache_misses_total"]
+
+        streamers = [Streamer(self, f"Tell me a story of {i} lions.") for i in range(STREAMS)]
+        for streamer in streamers:
+            streamer.start()
+            time.sleep(0.2)
+        self.wait_for("streams", lambda: all(s.turns or s.errors for s in streamers))
+        second = int(self.publish("emoji").name)
+        published = time.monotonic()
+        self.assertGreater(second, first)
+        newest = lambda s: s.turns[-1][2][-1] if s.turns else 0
+        self.wait_for("take-over", lambda: all(newest(s) == second or s.errors for s in streamers))
+        for streamer in streamers:
+            streamer.end.set()
+        for streamer in streamers:
+            streamer.join()
+
+        turns = sorted(turn for s in streamers for turn in s.turns)
+        self.assertEqual([error for s in streamers for error in s.errors], [])
+        for begin, _, versions, reason in turns:
+            self.assertEqual(len(set(versions)), 1, "an answer of two versions")
+            self.assertIn(versions[0], (first, second))
+            self.assertEqual(reason, 2, "not to its length")
+        for streamer in streamers:
+            seen = [versions[0] for _, _, versions, _ in streamer.turns]
+            self.assertEqual(seen, sorted(seen), "back to the old version")
+        switch = min(begin for begin, _, versions, _ in turns if versions[0] == second)
+        self.assertTrue(any(end > switch and versions[0] == first for _, end, versions, _ in turns),
+                        "no answer of the old version was under way when the new one began")
+        gap = max(s.longest_gap for s in streamers)
+        print(f"\nfirst turn by the new version {switch - published:.2f} s after its publication, "
+              f"longest gap between pieces {gap:.3f} s, {len(turns)} turns")
+        self.assertLess(gap, 2 * SLOWDOWN)
+
+        self.wait_for("freed", lambda: self.states().get(first, (6,))[0] == 6)
+        self.wait_for("gone", lambda: not any("llava_llm_model_info" in name and f'version="{first}"' in name
+                                              for name in self.stack.llm.metrics()))
+        metrics = self.stack.llm.metrics()
+        self.assertEqual(metrics["llava_llm_kv_capacity_bytes"], capacity, "its keys and values are still there")
+        self.assertEqual(metrics['llava_llm_workers{state="ready"}'], 1)
+        self.assertTrue(any("llava_llm_model_info" in name and f'version="{second}"' in name for name in metrics))
+        # The session goes on with the new version, which reads the features that are there.
+        after = self.ask(session, "What is this?")
+        self.assertEqual(after.started.model.version, second)
+        self.assertIn("lion", after.text)
+        self.assertEqual(self.stack.vision.metrics()["llava_vision_feature_cache_misses_total"], encoded)
+
+    def test_broken_versions_are_not_served_and_the_next_one_is(self):
+        good = self.publish("emoji")
+        number = int(good.name)
+        self.wait_for("good", lambda: self.states().get(number, (0,))[0] == 4)
+        broken = good.parent / str(number + 1)
+        draft = good.parent / ".tmp-broken"
+        shutil.copytree(good, draft)
+        model = draft / "model.safetensors"
+        model.write_bytes(model.read_bytes()[:-1000])
+        manifest = (draft / "manifest.json").read_text()
+        (draft / "manifest.json").write_text(manifest.replace(f'"version": {number}', f'"version": {number + 1}'))
+        draft.rename(broken)
+        self.wait_for("refused", lambda: self.states().get(number + 1, (0,))[0] == 7)
+        self.assertIn("model.safetensors", self.states()[number + 1][1])
+        self.assertEqual(self.ask(self.session(), "Hello?").started.model.version, number)
+        repaired = int(self.publish("emoji-base").name)
+        self.wait_for("repaired", lambda: self.states().get(repaired, (0,))[0] == 4)
+        self.wait_for("asked", lambda: self.ask(self.session(), "Hello?").started.model.version == repaired)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
