@@ -15,7 +15,7 @@ namespace {
 
 using Stub = v1::ModelService::StubInterface::async_interface;
 
-bool IsUnknown(const absl::Status& status) {
+bool IsForeign(const absl::Status& status) {
   return absl::IsNotFound(status) || absl::IsUnimplemented(status);
 }
 
@@ -143,8 +143,6 @@ void ModelAdmin::Change(const std::string& name, const Request& request, const C
     size_t asked = 0;
     for (const auto& part : parts) {
       if (!counting.empty() && !counting.contains(part.target.pool)) continue;
-      // When nobody knows it, the one that knows why not is worth more.
-      if (counting.empty() && !first.ok() && IsUnknown(part.status) && !IsUnknown(first)) continue;
       ++asked;
       if (part.status.ok()) {
         answers.push_back(&part.response);
@@ -154,7 +152,8 @@ void ModelAdmin::Change(const std::string& name, const Request& request, const C
       faults.push_back(absl::StrCat(part.target.backend->Describe(), ": ",
                                     absl::StatusCodeToString(part.status.code()), ": ",
                                     std::string(part.status.message())));
-      if (first.ok() || (IsUnknown(first) && !IsUnknown(why))) first = why;
+      // When nobody knows the model, the one that knows why not is worth more.
+      if (first.ok() || (IsForeign(first) && !IsForeign(why))) first = why;
     }
     absl::StatusOr<Response> result = absl::UnknownError("");
     if (first.ok()) {
@@ -220,11 +219,11 @@ void ModelAdmin::StepBack(std::shared_ptr<std::vector<Target>> targets, size_t n
         if (!part.status.ok()) {
           // The next one may hold the model at all. One that may have stepped back is not followed.
           const absl::Status fault = part.target.backend->Explain(part.status);
-          if (part.target.known && !IsUnknown(part.status) && !absl::IsUnavailable(part.status)) {
+          if (part.target.known && !IsForeign(part.status) && !absl::IsUnavailable(part.status)) {
             return done(fault);
           }
           return StepBack(targets, next + 1,
-                          why.ok() || (IsUnknown(why) && !IsUnknown(fault)) ? fault : why, request,
+                          why.ok() || (IsForeign(why) && !IsForeign(fault)) ? fault : why, request,
                           call, done);
         }
         v1::SetLabelRequest label;

@@ -25,10 +25,10 @@ std::string RejectedLabel(uint64_t version);
 
 // At most one of `version` and `label` is set.
 struct ModelChoice {
-  std::string name;      // empty: the default model
+  std::string name{};    // empty: the default model
   uint64_t version = 0;  // exactly this one
-  std::string label;     // the one that has it
-  std::string key;       // session, or call without one: what the share of the canary is drawn by
+  std::string label{};   // the one that has it
+  std::string key{};     // session, or call without one: what the share of the canary is drawn by
 
   bool is_fixed() const { return version != 0 || !label.empty(); }
 };

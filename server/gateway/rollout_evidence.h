@@ -17,9 +17,9 @@ namespace llava {
 
 // One turn that ended. Times in seconds.
 struct TurnSample {
-  bool failed = false;                // by a fault of its version: an error of it, a dead worker
-  std::optional<double> first_token;  // from receipt
-  std::optional<double> given_up;     // its client or a deadline ended it after so long, textless
+  bool failed = false;  // by a fault of its version: an error of it, a dead worker
+  std::optional<double> first_token = {};  // from receipt
+  std::optional<double> given_up = {};  // its client or a deadline ended it after so long, textless
   std::optional<double>
       between_tokens;  // average of the turn: pauses within one are not independent
   double largest_gap = 0;
