@@ -41,8 +41,9 @@ Finding JudgeFailures(const VersionEvidence& canary, const VersionEvidence& stab
   finding.worse = canary.turns >= limits.few_turns && share > allowed &&
                   TailProbability(canary.failed, canary.turns, allowed) < kNoChance;
   finding.passed = share > usual + limits.error_tolerance;
-  finding.words = absl::StrFormat("%d of %d turns failed (stable: %d of %d)", canary.failed,
-                                  canary.turns, stable.failed, stable.turns);
+  finding.words = absl::StrFormat(
+      "%d of %d turns failed (stable: %d of %d; allowed are %.3g%% more)", canary.failed,
+      canary.turns, stable.failed, stable.turns, 100 * limits.error_tolerance);
   return finding;
 }
 

@@ -51,8 +51,8 @@ class Repository:
 
     def publish(self, source):
         """As a trainer does it. Returns the version."""
-        subprocess.run([BIN / "llava-model", "publish", source, self.root, "--name", NAME], check=True,
-                       stdout=subprocess.DEVNULL)
+        subprocess.run([BIN / "llava-model", "publish", source, "--repository", self.root, "--name", NAME],
+                       check=True, stdout=subprocess.DEVNULL)
         return self.versions()[-1]
 
     def publish_broken(self, source, damage):

@@ -57,7 +57,8 @@ constexpr auto kWorse = RolloutVerdict::kWorse;
 INSTANTIATE_TEST_SUITE_P(
     Table, DecideRolloutTest,
     testing::Values(
-        Case{"Alike", [](auto&, auto&) {}, kAsGood, "0 of 100 turns failed (stable: 0 of 900)"},
+        Case{"Alike", [](auto&, auto&) {}, kAsGood,
+             "0 of 100 turns failed (stable: 0 of 900; allowed are 2% more)"},
         Case{"FewTurns", [](auto& canary, auto&) { canary = Turns(49); }, kUndecided,
              "49 turns of 50"},
         Case{"NothingSeen", [](auto& canary, auto&) { canary = {}; }, kUndecided, "0 turns"},
