@@ -1,6 +1,7 @@
 #include "server/gateway/rollout_guard.h"
 
 #include <algorithm>
+#include <cmath>
 #include <future>
 #include <memory>
 #include <utility>
@@ -15,7 +16,7 @@ namespace {
 
 using google::protobuf::util::TimeUtil;
 
-constexpr std::chrono::seconds kStatusTimeout{3}, kLabelTimeout{10};
+constexpr std::chrono::seconds kStatusTimeout{3}, kLabelTimeout{5};
 
 v1::RolloutVerdict ToWire(RolloutVerdict verdict) {
   switch (verdict) {
@@ -234,7 +235,9 @@ void RolloutGuard::AskServices(const std::string& name, const v1::Rollout& repor
          {std::pair(&report.canary(), &canary), std::pair(&report.stable(), &stable)}) {
       if (!IsSame(each.model(), *version)) continue;
       // Not a number is the worst of all, and stays.
-      if (!(each.self_test_drift() <= evidence->drift)) evidence->drift = each.self_test_drift();
+      if (!std::isnan(evidence->drift) && !(each.self_test_drift() <= evidence->drift)) {
+        evidence->drift = each.self_test_drift();
+      }
       evidence->nan_outputs += each.nan_outputs();
     }
   }
