@@ -19,9 +19,10 @@ namespace llava {
 struct TurnSample {
   bool failed = false;  // by a fault of its version: an error of it, a dead worker
   std::optional<double> first_token = {};  // from receipt
-  std::optional<double> given_up = {};  // its client or a deadline ended it after so long, textless
-  std::optional<double>
-      between_tokens;  // average of the turn: pauses within one are not independent
+  // Its client or a deadline ended it after so long, without any text.
+  std::optional<double> given_up = {};
+  // Average of the turn: pauses within one are not independent.
+  std::optional<double> between_tokens = {};
   double largest_gap = 0;
 };
 
