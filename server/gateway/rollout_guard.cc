@@ -30,8 +30,8 @@ v1::RolloutVerdict ToWire(RolloutVerdict verdict) {
   return v1::ROLLOUT_VERDICT_UNDECIDED;
 }
 
-void SetSeconds(google::protobuf::Duration& target, double seconds) {
-  target = TimeUtil::NanosecondsToDuration(static_cast<int64_t>(seconds * 1e9));
+google::protobuf::Duration ToDuration(double seconds) {
+  return TimeUtil::NanosecondsToDuration(static_cast<int64_t>(seconds * 1e9));
 }
 
 v1::RolloutEvidence ToWire(const VersionEvidence& evidence) {
@@ -39,11 +39,15 @@ v1::RolloutEvidence ToWire(const VersionEvidence& evidence) {
   wire.set_turns(evidence.turns);
   wire.set_failed_turns(evidence.failed);
   wire.set_given_up_turns(evidence.given_up.size());
-  SetSeconds(*wire.mutable_first_token_median(), Quantile(evidence.first_token, 0.5));
-  SetSeconds(*wire.mutable_first_token_p90(), Quantile(evidence.first_token, 0.9));
-  SetSeconds(*wire.mutable_between_tokens_median(), Quantile(evidence.between_tokens, 0.5));
-  SetSeconds(*wire.mutable_between_tokens_p90(), Quantile(evidence.between_tokens, 0.9));
-  SetSeconds(*wire.mutable_largest_gap(), evidence.largest_gap);
+  if (!evidence.first_token.empty()) {
+    *wire.mutable_first_token_median() = ToDuration(Quantile(evidence.first_token, 0.5));
+    *wire.mutable_first_token_p90() = ToDuration(Quantile(evidence.first_token, 0.9));
+  }
+  if (!evidence.between_tokens.empty()) {
+    *wire.mutable_between_tokens_median() = ToDuration(Quantile(evidence.between_tokens, 0.5));
+    *wire.mutable_between_tokens_p90() = ToDuration(Quantile(evidence.between_tokens, 0.9));
+    *wire.mutable_largest_gap() = ToDuration(evidence.largest_gap);
+  }
   wire.set_self_test_drift(evidence.drift);
   wire.set_nan_outputs(evidence.nan_outputs);
   return wire;

@@ -253,16 +253,16 @@ TEST_F(RolloutTest, ACanaryThatFailsIsRolledBack) {
   Label("canary", 3);
   Label("stable", 1);
   ASSERT_TRUE(Eventually([this] { return Rollout().canary().version() == 3; }));
-  llm_.Set({.failure = {StatusCode::INTERNAL, "the model gave no number"}, .failures = 12});
-  for (int i = 0; i < 12; ++i) {
+  llm_.Set({.failure = {StatusCode::INTERNAL, "the model gave no number"}, .failures = 10});
+  for (int i = 0; i < 10; ++i) {
     auto question = Question(NewSession(), "a");
     question.set_model_label("canary");
     EXPECT_EQ(Ask(question).status.error_code(), StatusCode::INTERNAL);
   }
   ASSERT_TRUE(Eventually([this] { return Rollout().applied(); })) << Rollout().DebugString();
   EXPECT_EQ(Rollout().verdict(), v1::ROLLOUT_VERDICT_WORSE);
-  EXPECT_EQ(Rollout().canary_evidence().failed_turns(), 12u);
-  EXPECT_THAT(Rollout().reason(), HasSubstr("12 of 12 turns failed"));
+  EXPECT_EQ(Rollout().canary_evidence().failed_turns(), 10u);
+  EXPECT_THAT(Rollout().reason(), HasSubstr("10 of 10 turns failed"));
   EXPECT_EQ(Labels(3), std::set<std::string>({"rejected-3"}));
   EXPECT_EQ(Labels(1), std::set<std::string>({"stable"}));
   EXPECT_EQ(Metric("llava_gateway_rollouts_total{model=\"emoji\",result=\"rolled_back\"}"), 1);
