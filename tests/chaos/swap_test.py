@@ -304,14 +304,15 @@ def run_kills(stack, repository, watcher, arguments, problems):
         state, message = watcher.wait_for(version, "READY", "FAILED")
         if state != "READY":
             problems.append(f"version {version} is {state} after a kill: {message}")
-        time.sleep(1 * SLOWDOWN)
+        revived = time.monotonic()
+        time.sleep(2 * SLOWDOWN)
     load.end()
     problems += history.violations(recorder.events)
     for event in recorder.events:
         if event["kind"] == "failed" and event["code"] not in ("FAILED_PRECONDITION", "UNAVAILABLE"):
             problems.append(f"after a kill turn {event['turn']} ended with {event['code']}")
-    if arguments.kills and not any(event["kind"] == "finished" for event in recorder.events[-50:]):
-        problems.append("after the kills no answer ends any more")
+    if not any(event["kind"] == "finished" and when > revived for event, when in zip(recorder.events, recorder.times)):
+        problems.append("after the last kill no answer ends any more")
     print(f"{arguments.kills} kills while loading: {load.turns} turns ended, {load.lost} conversations broke off")
 
 

@@ -30,15 +30,27 @@ class RolloutFlags:
             stack = Stack(llm_model=model, llm=["--version-policy", "latest:2"])
             stack.__enter__()
             type(self).rollouts = folder, stack
-            models = stack.client("gateway", "llava.v1.ModelService")
-            for label, version in (("stable", 1), ("canary", 2)):
-                models.SetLabel(models.new("SetLabelRequest", name="emoji", label=label, version=version))
+            self.label(stable=1, canary=2)
         stack = self.rollouts[1]
-        service = self.start("--vision", stack.vision.grpc, "--llm", stack.llm.grpc, *arguments)
+        service = self.start("--vision", stack.vision.grpc, "--llm", stack.llm.grpc, "--data-dir",
+                             tempfile.mkdtemp(dir=self.folder), *arguments)
         clients = [Client(service.grpc, f"llava.v1.{name}Service") for name in ("Chat", "Rollout")]
         for client in clients:
             self.addCleanup(client.close)
         return clients
+
+    def models(self):
+        return self.rollouts[1].client("gateway", "llava.v1.ModelService")
+
+    def label(self, **labels):
+        models = self.models()
+        for label, version in labels.items():
+            models.SetLabel(models.new("SetLabelRequest", name="emoji", label=label.replace("_", "-"), version=version))
+
+    def labels(self):
+        models = self.models()
+        listed = models.ListModels(models.new("ListModelsRequest", name="emoji")).models
+        return {label: each.model.version for each in listed for label in each.labels}
 
     def turns(self, chat, count, **model):
         """The versions that answered so many sessions."""
@@ -72,13 +84,28 @@ class RolloutFlags:
         chat, client = self.canary("--canary-share", "1")
         self.assertEqual(self.turns(chat, 2), [2, 2])
         self.assertEqual(self.rollout(client, lambda _: True).canary_share, 1)
-        self.assertEqual(self.turns(self.canary("--canary-share", "0", "--data-dir", self.folder / "other")[0], 2), [1, 1])
+        self.assertEqual(self.turns(self.canary("--canary-share", "0")[0], 2), [1, 1])
 
     def check_rollout(self):
         _, client = self.canary("--rollout", "off")
         time.sleep(2)
         self.assertFalse(client.GetRollout(client.new("GetRolloutRequest", name="emoji")).rollouts)
-        self.rollout(self.canary("--rollout", "observe", "--data-dir", self.folder / "other")[1], lambda _: True)
+        self.rollout(self.canary("--rollout", "observe")[1], lambda _: True)
+        self.assertEqual(self.labels(), {"stable": 1, "canary": 2})
+        self.acts_by_itself()
+
+    def acts_by_itself(self):
+        """What --rollout auto does to a good canary and to a bad one."""
+        rollout = self.judged("--rollout", "auto", "--rollout-latency-ratio", "1000")
+        self.assertEqual((rollout.verdict, rollout.applied), (AS_GOOD, True), rollout)
+        self.assertEqual(self.labels(), {"stable": 2})
+        self.label(stable=1, canary=2)
+        chat, client = self.canary("--rollout", "auto", "--rollout-max-drift", "0")
+        rollout = self.rollout(client, lambda rollout: rollout.applied)
+        self.assertEqual(rollout.verdict, WORSE, rollout)
+        self.assertEqual(self.labels(), {"stable": 1, "rejected-2": 2})
+        self.assertEqual(self.turns(chat, 3), [1, 1, 1])
+        self.label(rejected_2=0, canary=2)
 
     def check_rollout_min_turns(self):
         chat, client = self.canary("--rollout-min-turns", "7")
