@@ -185,6 +185,7 @@ void RolloutGuard::LookAt(const v1::ModelInfo& canary_model, const v1::ModelInfo
       watches_[name] = watch;
     } else {
       watch = found->second;
+      if (watch.report.applied()) return;  // the services have not read their labels yet
     }
   }
   const auto since = std::max(watch.since, now - options_.window);

@@ -2,8 +2,10 @@
 
 #include <gmock/gmock.h>
 
+#include <atomic>
 #include <fstream>
 #include <memory>
+#include <mutex>
 #include <set>
 #include <string>
 #include <thread>
@@ -174,6 +176,56 @@ TEST_F(RolloutTest, WithoutAVersionTheTurnWaitsForOne) {
   });
   EXPECT_EQ(VersionOf(Question(session, "a")), 2u);
   loads.join();
+}
+
+// Two processes get each version one after the other, and give up the one before, while answers
+// run.
+TEST_F(RolloutTest, NobodyNoticesThatVersionsComeAndGo) {
+  constexpr uint64_t kLast = 10;
+  FakeLlm other;
+  options_.llm += "," + other.server().address();
+  const auto serve = [&](FakeLlm& llm, const std::vector<uint64_t>& versions) {
+    std::vector<v1::ModelInfo> models;
+    for (const uint64_t version : versions) models.push_back(FakeLanguageModel("emoji", version));
+    llm.models().Set(models);
+    std::this_thread::sleep_for(milliseconds(40));
+  };
+  for (FakeLlm* llm : {&llm_, &other}) llm->Set({.delay = milliseconds(3)});
+  Start({1});
+  std::atomic<bool> over = false;
+  std::mutex mutex;
+  std::set<uint64_t> answered;
+  std::vector<std::thread> clients;
+  for (int client = 0; client < 8; ++client) {
+    clients.emplace_back([&, client] {
+      const std::string session = NewSession();
+      for (int turn = 1; !over || turn < 3; ++turn) {
+        const Answer answer = Ask(
+            Question(session, "a b c",
+                     turn == 1 ? std::vector{FakePicture(client)} : std::vector<std::string>{}));
+        EXPECT_TRUE(answer.status.ok()) << answer.status.error_message();
+        EXPECT_EQ(answer.started.model().DebugString(), answer.finished.model().DebugString());
+        EXPECT_EQ(answer.text, absl::StrCat("a b c! pictures: 1, turns: ", turn));
+        EXPECT_TRUE(answer.offsets_fit);
+        EXPECT_EQ(answer.events_after_end, 0);
+        std::lock_guard lock(mutex);
+        answered.insert(answer.finished.model().version());
+      }
+    });
+  }
+  for (uint64_t version = 2; version <= kLast; ++version) {
+    serve(llm_, {version - 1, version});
+    serve(other, {version - 1, version});
+    serve(llm_, {version});
+    serve(other, {version});
+  }
+  over = true;
+  for (std::thread& client : clients) client.join();
+  EXPECT_TRUE(answered.contains(kLast));
+  EXPECT_GT(answered.size(), 4u);
+  EXPECT_GE(vision_.encodes(), 8);
+  EXPECT_LE(vision_.encodes(), 16)
+      << "all versions share the tower; a process needs each picture once";
 }
 
 TEST_F(RolloutTest, AVersionThatGoesInAnAnswerEndsItAsInterrupted) {
