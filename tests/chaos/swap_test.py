@@ -55,6 +55,10 @@ class Repository:
                        check=True, stdout=subprocess.DEVNULL)
         return self.versions()[-1]
 
+    def published(self, version):
+        """When that was renamed to its number, by the monotonic clock: before the publisher's end."""
+        return (self.root / NAME / str(version)).stat().st_ctime - time.time() + time.monotonic()
+
     def publish_broken(self, source, damage):
         """A version that no publisher would let through: files as `damage` leaves them."""
         draft = self.root / NAME / f".tmp-{uuid.uuid4()}"
@@ -228,7 +232,7 @@ def run_swaps(stack, repository, watcher, arguments, problems):
         next_one = time.monotonic() + arguments.every
         turn += 1
         version = repository.publish(SOURCES[turn % len(SOURCES)])
-        published[version] = time.monotonic()
+        published[version] = repository.published(version)
         if arguments.bad:
             state, message = watcher.wait_for(version, "READY", "FAILED")
             if state == "READY":
