@@ -305,6 +305,11 @@ TEST_F(RolloutTest, ACanaryThatFailsIsRolledBack) {
   Label("canary", 3);
   Label("stable", 1);
   ASSERT_TRUE(Eventually([this] { return Rollout().canary().version() == 3; }));
+  for (int i = 0; i < 10; ++i) {
+    auto question = Question(NewSession(), "a");
+    question.set_model_label("stable");
+    EXPECT_TRUE(Ask(question).status.ok());
+  }
   llm_.Set({.failure = {StatusCode::INTERNAL, "the model gave no number"}, .failures = 10});
   for (int i = 0; i < 10; ++i) {
     auto question = Question(NewSession(), "a");
