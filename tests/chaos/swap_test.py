@@ -12,6 +12,7 @@ that loading itself took. Ends with 1 if the histories have a violation (history
 or a good one is not; with --speed also if a gap is above 500 ms, the percentile above twice the calm one, or the
 first text later than 2 s beyond loading."""
 import argparse
+import hashlib
 import json
 import os
 import pathlib
@@ -83,8 +84,6 @@ def wrong_digest(folder):
 
 def no_numbers(folder):
     """NaN in the last tensor, and a manifest that says so."""
-    import hashlib
-
     weights = folder / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1024:] = b"\xff" * 1024  # NaN in every floating-point format
