@@ -102,8 +102,10 @@ grpc::ServerWriteReactor<v1::ChatResponse>* ChatServiceImpl::Chat(
 
 absl::StatusOr<TurnRequest> ChatServiceImpl::ReadChat(const v1::ChatRequest& request) {
   if (auto status = CheckChat(request); !status.ok()) return status;
+  auto model = ReadModelChoice(request.model(), request.model_label());
+  if (!model.ok()) return model.status();
   TurnRequest turn;
-  turn.model = request.model();
+  turn.model = *std::move(model);
   turn.sampling = request.sampling();
   turn.priority = request.priority();
   turn.on_disconnect = request.on_disconnect();

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "server/gateway/backend_pool.h"
+#include "server/gateway/model_choice.h"
 
 namespace llava {
 namespace {
@@ -34,6 +35,10 @@ void GatewayOptions::Declare(Settings& settings) {
   DeclareBackendTls(settings, backend_tls);
   settings.Add("default-model", &default_model,
                "Model of requests that name none; empty = the first that llava-llm lists");
+  settings.Group("Rollouts");
+  settings.Add("canary-share", &canary_share,
+               "Share of the sessions that the version labelled canary gets", 0, 1);
+  rollout.Declare(settings);
   settings.Group("Sessions");
   settings.Add("data-dir", &data_dir, "Folder of sessions and pictures; made if missing");
   settings.Add("session-ttl", &session_ttl,
@@ -71,6 +76,10 @@ void GatewayOptions::Declare(Settings& settings) {
 absl::Status GatewayOptions::Check() const {
   if (auto status = CheckAddresses("vision", vision); !status.ok()) return status;
   if (auto status = CheckAddresses("llm", llm); !status.ok()) return status;
+  if (auto status = ParseModelChoice(default_model).status(); !status.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat("--default-model: ", status.message()));
+  }
+  if (auto status = rollout.Check(); !status.ok()) return status;
   if (data_dir.empty()) return absl::InvalidArgumentError("--data-dir is empty; name a folder");
   if (max_image_bytes == 0 || max_turn_bytes == 0) {
     return absl::InvalidArgumentError("--max-image-bytes and --max-turn-bytes must be above 0");

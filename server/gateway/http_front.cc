@@ -49,7 +49,7 @@ class CompletionSink final : public TurnSink {
     MutexLock lock(mutex_);
     if (event.has_turn_started()) {
       writer_.Start(event.turn_started());
-      if (stream_) Begin();
+      if (stream_ && !begun_) Begin();
     } else if (event.has_turn_finished()) {
       finished_ = std::move(*event.mutable_turn_finished());
     } else if (!stream_) {

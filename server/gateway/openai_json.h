@@ -65,7 +65,8 @@ class CompletionWriter {
   std::vector<v1::TokenLogprobs> tokens_;
 };
 
-// The list of models, or one of them; NOT_FOUND.
+// The list of models, each as the version that answers by default, or one (NAME, NAME@VERSION,
+// NAME@LABEL); NOT_FOUND.
 std::string ModelList(const std::vector<v1::ModelInfo>& models);
 absl::StatusOr<std::string> ModelEntry(const std::vector<v1::ModelInfo>& models,
                                        const std::string& name);

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "model/digest/sha256.h"
+#include "server/gateway/model_choice.h"
 #include "server/runtime/status.h"
 #include "server/wire/sampling.h"
 
@@ -156,6 +157,7 @@ absl::Status CheckCreateSession(const v1::CreateSessionRequest& request) {
   if (request.model().size() > kMaxModelBytes) {
     return TooLong("model", request.model().size(), kMaxModelBytes);
   }
+  if (auto status = ParseModelChoice(request.model()).status(); !status.ok()) return status;
   return CheckSessionFields(request);
 }
 
@@ -206,7 +208,6 @@ absl::StatusOr<uint32_t> PageSize(uint32_t requested) {
 }
 
 absl::Status CheckChat(const v1::ChatRequest& request) {
-  if (!request.model_label().empty()) return UnimplementedField("model_label");
   if (!request.adapter_id().empty()) return UnimplementedField("adapter_id");
   const bool session = request.messages().empty();
   const std::string& key = request.idempotency_key();

@@ -8,12 +8,13 @@ import urllib.request
 import grpc
 from certificates import Certificates
 from flags_case import FlagsCase, ModelFlagsCase, free_port
+from rollout_flags import RolloutFlags
 from stack import ROOT, SCENES, SLOWDOWN, TOWER_MODEL, Answer, Client, Service, Stack
 
 LION = {"data": (SCENES / "lion.png").read_bytes()}
 
 
-class GatewayFlags(FlagsCase):
+class GatewayFlags(RolloutFlags, FlagsCase):
     program = "llava-gateway"
 
     @classmethod
@@ -24,6 +25,7 @@ class GatewayFlags(FlagsCase):
     @classmethod
     def tearDownClass(cls):
         cls.stack.__exit__()
+        cls.end_rollouts()
 
     def base(self):
         return ["--vision", self.stack.vision.grpc, "--llm", self.stack.llm.grpc, "--data-dir", self.folder / "data",
