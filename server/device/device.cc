@@ -89,9 +89,4 @@ int EnterDeviceThread(at::Device device, int threads, int workers, uint64_t weig
   return chosen;
 }
 
-void FinishDeviceWork(at::Device device) {
-  if (device.is_cuda())
-    c10::impl::VirtualGuardImpl(device.type()).synchronizeDevice(device.index());
-}
-
 }  // namespace llava

@@ -33,11 +33,8 @@ std::string ArithmeticName(at::ScalarType dtype);
 // Makes the calling thread one that owns `device`: its current device, on a GPU a stream of its
 // own, and the number of threads that its operations use. 0: the cores shared by `workers`, but one
 // for a model of few `weight_bytes`, whose operations are shorter than the barriers between
-// threads, above all on cores that others use too. Returns that number.
+// threads, above all on cores that others use too. Returns that number. Streams do not wait for
+// each other: tensors of one such thread are for that thread.
 int EnterDeviceThread(at::Device device, int threads, int workers, uint64_t weight_bytes);
-
-// Waits until the device has done what all threads queued. Streams do not wait for each other: a
-// thread calls this before it hands tensors to another one. Nothing on the CPU.
-void FinishDeviceWork(at::Device device);
 
 }  // namespace llava

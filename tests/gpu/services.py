@@ -200,7 +200,7 @@ class Run:
         missing = "cuda:99" if self.gpu else "cuda:0"
         cases = [("llm", missing, [], DEVICE_MISSING), ("vision", missing, [], DEVICE_MISSING)]
         if self.gpu:
-            cases.append(("llm", self.device, ["--kv-bytes", "2T"], NO_MEMORY))
+            cases.append(("llm", self.device, ["--kv-bytes", "2000G"], NO_MEMORY))
         said = {}
         for number, (which, device, more, expected) in enumerate(cases):
             folder = self.work / f"refuse{number}"
@@ -264,7 +264,7 @@ class Run:
 
     def of_shape(self, dtype, sessions):
         """The large model behind all three services: speed, memory, and that --kv-bytes bounds it."""
-        kv = 24 << 30 if self.gpu and self.shape != "tiny" else 1 << 30
+        kv = 40 << 30 if self.gpu and self.shape != "tiny" else 1 << 30
         models, waited = self.made(dtype)
         before = gpu_memory()
         with self.trio("large-" + dtype, models=models, llm=["--kv-bytes", kv]) as trio:

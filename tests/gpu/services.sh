@@ -32,7 +32,7 @@ for folder in "$(dirname "$torch")"/nvidia/*/lib /usr/local/cuda/lib64; do
 done
 export LLAVA_LIBRARIES
 missing=$(LD_LIBRARY_PATH=$LLAVA_LIBRARIES ldd "$LLAVA_BIN_DIR"/llava-* | grep 'not found' | sort -u || true)
-[ -z "$missing" ] || { echo "services: libraries are missing: $missing" >&2; exit 1; }
+[ -z "$missing" ] || echo "services: not found before they are loaded: $missing"
 
 PYTHONUNBUFFERED=1 python3 tests/gpu/services.py "${LLAVA_GPU_DEVICE:-cuda:0}" "$out/services.json" \
   --work "$work/run" "$@" 2>&1 | tee "$out/services.log"
