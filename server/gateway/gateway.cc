@@ -56,13 +56,15 @@ Gateway::Gateway(const GatewayOptions& options, Metrics& metrics, std::unique_pt
       store_(std::move(store)),
       owners_(*store_),
       gate_(options_.gate, metrics),
+      resumable_(options_.resume_grace),
+      fetcher_(options_.picture_urls, options_.max_image_bytes, *metrics_),
       admission_(admission),
       vision_({"vision", "llava-vision", "--vision"}, options_.vision, *metrics_,
               options_.backend_tls),
       llm_({"llm", "llava-llm", "--llm"}, options_.llm, *metrics_, options_.backend_tls),
       router_(vision_, llm_, options_.default_model),
-      parts_{options_, *metrics_, admission, *store_, *journal_, vision_, llm_,
-             router_,  running_,  warmup_,   *keys_,  owners_,   gate_},
+      parts_{options_, *metrics_, admission, *store_, *journal_, vision_,    llm_,    router_,
+             running_, warmup_,   *keys_,    owners_, gate_,     resumable_, fetcher_},
       warmup_(parts_),
       chat_(parts_, admission),
       models_(parts_) {}
@@ -113,6 +115,7 @@ void Gateway::KeepHouse() {
       if (closing_) return;
     }
     running_.CheckReaders();
+    resumable_.Expire();
     if (CondVar::Clock::now() < next_expiry) continue;
     next_expiry = CondVar::Clock::now() + expiry_period;
     store_->Expire(
@@ -153,6 +156,7 @@ void Gateway::Publish() {
 
 void Gateway::Stop() {
   gate_.Close();
+  fetcher_.Stop();
   warmup_.Stop();
   running_.BreakAll(TurnBreak::kShutdown);
   admission_.WaitUntilIdle(CondVar::Clock::now() + kStopTimeout);

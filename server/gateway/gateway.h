@@ -12,6 +12,7 @@
 #include "server/gateway/http_front.h"
 #include "server/gateway/model_service.h"
 #include "server/gateway/picture_warmup.h"
+#include "server/gateway/resumable_calls.h"
 #include "server/gateway/turn_parts.h"
 
 namespace llava {
@@ -66,6 +67,8 @@ class Gateway {
   const std::unique_ptr<ConversationStore> store_;
   SessionOwners owners_;
   TurnGate gate_;
+  ResumableCalls resumable_;
+  PictureFetcher fetcher_;
   Admission& admission_;
   RunningTurns running_;
 

@@ -14,7 +14,9 @@
 
 namespace llava {
 
+class PictureFetcher;
 class PictureWarmup;
+class ResumableCalls;
 
 // What all turns share. Everything is thread-safe and outlives every turn.
 struct TurnParts {
@@ -31,6 +33,8 @@ struct TurnParts {
   const ApiKeys& keys;
   SessionOwners& owners;
   TurnGate& gate;
+  ResumableCalls& resumable;
+  PictureFetcher& fetcher;
 };
 
 }  // namespace llava

@@ -8,12 +8,13 @@ import urllib.request
 import grpc
 from certificates import Certificates
 from flags_case import FlagsCase, ModelFlagsCase, free_port
+from picture_url_checks import PictureUrlChecks
 from stack import ROOT, SCENES, SLOWDOWN, TOWER_MODEL, Answer, Client, Service, Stack
 
 LION = {"data": (SCENES / "lion.png").read_bytes()}
 
 
-class GatewayFlags(FlagsCase):
+class GatewayFlags(PictureUrlChecks, FlagsCase):
     program = "llava-gateway"
 
     @classmethod
