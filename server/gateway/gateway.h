@@ -13,6 +13,7 @@
 #include "server/gateway/model_admin.h"
 #include "server/gateway/model_service.h"
 #include "server/gateway/picture_warmup.h"
+#include "server/gateway/resumable_calls.h"
 #include "server/gateway/rollout_guard.h"
 #include "server/gateway/rollout_service.h"
 #include "server/gateway/turn_parts.h"
@@ -69,6 +70,8 @@ class Gateway {
   const std::unique_ptr<ConversationStore> store_;
   SessionOwners owners_;
   TurnGate gate_;
+  ResumableCalls resumable_;
+  PictureFetcher fetcher_;
   Admission& admission_;
   RunningTurns running_;
 

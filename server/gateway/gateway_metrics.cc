@@ -83,6 +83,13 @@ void GatewayMetrics::CountImage(const std::string& result) {
       .Increment();
 }
 
+void GatewayMetrics::CountPictureFetch(const std::string& result) {
+  metrics_
+      .Counter("llava_gateway_picture_fetches_total", "Pictures that requests named by URL.",
+               {{"result", result}})
+      .Increment();
+}
+
 void GatewayMetrics::CountWarmup(bool ok) {
   metrics_
       .Counter("llava_gateway_pictures_encoded_ahead_total",

@@ -25,6 +25,8 @@ class GatewayMetrics {
   void CountTokens(const v1::Usage& usage);
   // images_total{result}: stored, refused, failed (by the store)
   void CountImage(const std::string& result);
+  // picture_fetches_total{result}: ok, refused (before a connection), failed
+  void CountPictureFetch(const std::string& result);
   // pictures_encoded_ahead_total{result}: ok, failed
   void CountWarmup(bool ok);
   // backend_errors_total{backend,code}

@@ -66,6 +66,7 @@ void GatewayOptions::Declare(Settings& settings) {
                std::numeric_limits<int>::max());
   settings.Add("max-images-per-turn", &max_images_per_turn, "Pictures in one message", 0, 1000);
   settings.AddBytes("max-turn-bytes", &max_turn_bytes, "Text and pictures of one request");
+  picture_urls.Declare(settings);
   settings.Add("request-timeout", &request_timeout, "Longest time for one answer");
   settings.Group("Instead of serving");
   settings.Add("backup", &backup_to, "Copy sessions and pictures to this new folder, and end");
@@ -84,6 +85,7 @@ absl::Status GatewayOptions::Check() const {
   if (max_image_bytes == 0 || max_turn_bytes == 0) {
     return absl::InvalidArgumentError("--max-image-bytes and --max-turn-bytes must be above 0");
   }
+  if (auto status = picture_urls.Check(); !status.ok()) return status;
   if (!backup_to.empty() && !restore_from.empty()) {
     return absl::InvalidArgumentError("--backup and --restore: one at a time");
   }

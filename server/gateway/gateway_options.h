@@ -7,6 +7,7 @@
 #include <string>
 
 #include "model/image/header.h"
+#include "server/gateway/picture_fetcher.h"
 #include "server/gateway/rollout_guard.h"
 #include "server/gateway/turn_gate.h"
 #include "server/runtime/settings.h"
@@ -52,6 +53,7 @@ struct GatewayOptions {
   int max_images_per_turn = 8;
   // Text and pictures of one request together.
   uint64_t max_turn_bytes = 30u << 20;
+  PictureUrlOptions picture_urls;
   // Upper limit of a turn, whatever the client's deadline.
   std::chrono::milliseconds request_timeout{10 * 60 * 1000};
 

@@ -177,12 +177,13 @@ std::string OpenAiErrorBody(const absl::Status& status) {
       ErrorObject(HttpStatusOf(status.code()), std::string(status.message()), ParamOf(status)));
 }
 
-CompletionWriter::CompletionWriter(const CompletionRequest& request)
+CompletionWriter::CompletionWriter(const CompletionRequest& request, uint64_t offset)
     : include_usage_(request.include_usage),
       logprobs_(request.logprobs),
       created_(std::chrono::duration_cast<std::chrono::seconds>(
                    std::chrono::system_clock::now().time_since_epoch())
-                   .count()) {}
+                   .count()),
+      offset_(offset) {}
 
 void CompletionWriter::Start(const v1::TurnStarted& started) {
   turn_id_ = started.turn_id();

@@ -106,7 +106,8 @@ absl::StatusOr<StoredImage> ReadImageInput(const v1::ImageInput& input,
       return image;
     }
     case v1::ImageInput::kUrl:
-      return UnimplementedField("url");
+      return absl::UnimplementedError(
+          "url: no pictures are fetched here (see --picture-url-hosts); send the picture itself");
     case v1::ImageInput::SOURCE_NOT_SET:
       break;
   }

@@ -16,7 +16,9 @@
 namespace llava {
 
 class ModelAdmin;
+class PictureFetcher;
 class PictureWarmup;
+class ResumableCalls;
 class RolloutGuard;
 
 // What all turns share. Everything is thread-safe and outlives every turn.
@@ -37,6 +39,8 @@ struct TurnParts {
   TurnSamples& samples;
   ModelAdmin& admin;
   RolloutGuard& rollouts;
+  ResumableCalls& resumable;
+  PictureFetcher& fetcher;
 };
 
 }  // namespace llava

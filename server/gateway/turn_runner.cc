@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/gateway/context_fit.h"
+#include "server/gateway/resumable_calls.h"
 #include "server/runtime/logging.h"
 #include "server/runtime/service_process.h"
 #include "server/runtime/status.h"
@@ -274,6 +275,9 @@ void TurnRunner::TellStarted() {
   started.set_turn_number(number_);
   *started.mutable_model() = turn_.model;
   started.set_seed(turn_.seed);
+  if (!has_session() && request_.detaches()) {
+    parts_.resumable.Keep(turn_id_, request_.caller, live_);
+  }
   live_->Begin(started);
   LogInfo(recovered_ ? "turn taken up" : "turn started",
           {{"request_id", request_.request_id},
@@ -417,6 +421,7 @@ void TurnRunner::Refuse(const absl::Status& status) {
 void TurnRunner::End(const absl::Status& status, const v1::TurnFinished& finished) {
   if (request_.permit) request_.permit->Release(0);  // of a turn that was not stored
   if (admitted_) parts_.admission.Leave();
+  parts_.resumable.Ended(turn_id_);
   live_->End(status, finished);  // last: with its last call over, the process may end
 }
 

@@ -8,13 +8,14 @@ import urllib.request
 import grpc
 from certificates import Certificates
 from flags_case import FlagsCase, ModelFlagsCase, free_port
+from picture_url_checks import PictureUrlChecks
 from rollout_flags import RolloutFlags
 from stack import ROOT, SCENES, SLOWDOWN, TOWER_MODEL, Answer, Client, Service, Stack
 
 LION = {"data": (SCENES / "lion.png").read_bytes()}
 
 
-class GatewayFlags(RolloutFlags, FlagsCase):
+class GatewayFlags(PictureUrlChecks, RolloutFlags, FlagsCase):
     program = "llava-gateway"
 
     @classmethod

@@ -1,7 +1,6 @@
 // A gateway with keys: who comes in, and what each one sees.
 
 #include <gmock/gmock.h>
-#include <grpcpp/generic/generic_stub.h>
 
 #include <fstream>
 #include <optional>
@@ -10,6 +9,7 @@
 #include "absl/strings/str_replace.h"
 #include "llava/v1/rollout.pb.h"
 #include "tests/server/gateway/gateway_harness.h"
+#include "tests/support/generic_call.h"
 
 namespace llava {
 namespace {
@@ -35,28 +35,7 @@ class AccessTest : public GatewayTest {
   // Sends an empty message to a method of any kind and returns how the call ends.
   grpc::Status CallWith(const std::string& key, const google::protobuf::MethodDescriptor& method) {
     key_ = key;
-    const auto context = Context();
-    grpc::CompletionQueue queue;
-    grpc::GenericStub stub(channel_);
-    const std::string path = absl::StrCat("/", method.service()->full_name(), "/", method.name());
-    const auto call = stub.PrepareCall(context.get(), path, &queue);
-    const auto wait = [&] {
-      void* tag = nullptr;
-      bool ok = false;
-      return queue.Next(&tag, &ok) && ok;
-    };
-    call->StartCall(nullptr), wait();
-    const grpc::Slice nothing("");
-    call->Write(grpc::ByteBuffer(&nothing, 1), grpc::WriteOptions(), nullptr), wait();
-    call->WritesDone(nullptr), wait();
-    grpc::ByteBuffer answer;
-    do {
-      call->Read(&answer, nullptr);
-    } while (wait());
-    grpc::Status status;
-    call->Finish(&status, nullptr), wait();
-    queue.Shutdown();
-    return status;
+    return CallByDescriptor(channel_, *Context(), method, {""});
   }
 
   std::vector<std::string> Sessions(const std::string& key) {
