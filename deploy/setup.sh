@@ -72,12 +72,16 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 
 mkdir -p "$CACHE"
-if [ ! -e "$VENV/.ok" ] || ! cmp -s deploy/requirements.txt "$VENV/.ok"; then
+# Triton's client excludes the protobuf that grpcio-tools needs, but works with it.
+without_needs=(tritonclient==2.73.0)
+wanted=$(cat deploy/requirements.txt && printf '%s\n' "${without_needs[@]}")
+if [ "$(cat "$VENV/.ok" 2>/dev/null)" != "$wanted" ]; then
   say "Python environment in $VENV"
   # Debian's own interpreter: its version decides which wheels fit, whatever else is on the PATH.
   [ -x "$VENV/bin/python" ] || /usr/bin/python3 -m venv "$VENV"
   "$VENV/bin/pip" install -q --disable-pip-version-check -r deploy/requirements.txt
-  cp deploy/requirements.txt "$VENV/.ok"
+  "$VENV/bin/pip" install -q --disable-pip-version-check --no-deps "${without_needs[@]}"
+  printf '%s\n' "$wanted" >"$VENV/.ok"
 fi
 if [ $WITH_CONTAINERS = 1 ] && [ ! -x "$VENV/bin/podman-compose" ]; then
   "$VENV/bin/pip" install -q --disable-pip-version-check podman-compose==1.6.0

@@ -217,11 +217,11 @@ void TensorSource::Release(const std::string& canonical) const {
 }
 
 TowerCheckpoint OpenTower(const fs::path& path, const OpenOptions& options) {
-  return TowerOf(OpenCheckpointFolder(path, options.verify), options);
+  return TowerOf(OpenCheckpointFolder(path, options), options);
 }
 
 LanguageCheckpoint OpenLanguage(const fs::path& path, const OpenOptions& options) {
-  CheckpointFolder folder = OpenCheckpointFolder(path, options.verify);
+  CheckpointFolder folder = OpenCheckpointFolder(path, options);
   LanguageCheckpoint checkpoint;
   if (folder.layout == Layout::kClip ||
       (folder.manifest && folder.manifest->kind == Manifest::Kind::kTower)) {

@@ -107,6 +107,10 @@ struct OpenOptions {
   // True: give up, OpenStopped is thrown.
   std::function<bool()> stop = {};
   double bytes_per_second = 0;  // read at most so many; 0: as fast as it goes
+  // With `verify`: keep the weights that were read for it in memory, past the page cache, so that
+  // they are read once. Release gives that memory back tensor by tensor (what is read again then
+  // comes from the file). For those who load at once all that they open.
+  bool in_memory = false;
 };
 
 // OpenOptions::stop said so.

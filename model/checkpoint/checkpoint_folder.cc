@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "model/checkpoint/tensor_names.h"
+#include "model/checkpoint/verified_files.h"
 #include "model/checkpoint/version_folder.h"
 
 namespace llava {
@@ -44,6 +45,10 @@ void CheckListed(const fs::path& path, const Manifest& manifest) {
 
 Layout LayoutOf(const fs::path& path, const JsonObject& config) {
   if (fs::exists(path / "manifest.json")) return Layout::kRepository;
+  if (config.Has("format") && config.At("format").is_string() &&
+      config.Text("format").starts_with("llava-")) {
+    Fail(path, "is a version of a model repository without its manifest.json");
+  }
   const std::string type = config.Text("model_type", "");
   if (type.starts_with("clip")) return Layout::kClip;
   // Old original files have the model type "llava" too, but no nested settings.
@@ -76,17 +81,24 @@ std::string FolderName(const fs::path& path) {
   return (whole.has_filename() ? whole : whole.parent_path()).filename().string();
 }
 
-CheckpointFolder OpenCheckpointFolder(const fs::path& given, bool verify) {
+CheckpointFolder OpenCheckpointFolder(const fs::path& path, bool verify) {
+  OpenOptions options;
+  options.verify = verify;
+  return OpenCheckpointFolder(path, options);
+}
+
+CheckpointFolder OpenCheckpointFolder(const fs::path& given, const OpenOptions& options) {
   const fs::path path = Resolve(given);
   if (fs::exists(path / "adapter_config.json")) {
     Fail(path,
          "is a LoRA adapter; these are not supported yet: merge it into its base model first");
   }
   std::optional<Manifest> manifest;
+  FilesInMemory in_memory;
   if (fs::exists(path / "manifest.json")) {
     manifest = Manifest::Read(path);
     CheckListed(path, *manifest);
-    if (verify) manifest->Verify(path);
+    if (options.verify) in_memory = VerifyFiles(path, *manifest, options);
   }
   JsonObject config = JsonObject::Read(path / "config.json");
   const Layout layout = LayoutOf(path, config);
@@ -97,7 +109,7 @@ CheckpointFolder OpenCheckpointFolder(const fs::path& given, bool verify) {
     Fail(path, "holds a projector only; open its base model and put this projector over it");
   }
   CheckpointFolder folder{path, layout, std::move(config), std::move(manifest), {}, {}};
-  const std::shared_ptr<const TensorFile> file = OpenTensorFolder(path);
+  const std::shared_ptr<const TensorFile> file = OpenTensorFolder(path, in_memory);
   for (const auto& [stored, info] : file->tensors()) {
     TensorName name{TensorName::Part::kLanguage, stored};
     if (layout == Layout::kRepository) {

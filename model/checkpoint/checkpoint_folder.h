@@ -25,8 +25,11 @@ struct CheckpointFolder {
 
 // `path` itself if it is a checkpoint, else its newest version folder. Throws std::runtime_error if
 // there is neither, for LoRA folders and for layouts that are not known.
-// `verify`: compare the files of a repository version with its manifest.
+// `verify`: compare the files of a repository version with its manifest (VerifyFiles).
 CheckpointFolder OpenCheckpointFolder(const std::filesystem::path& path, bool verify);
+// Of `options`: verify, and how to read for it.
+CheckpointFolder OpenCheckpointFolder(const std::filesystem::path& path,
+                                      const OpenOptions& options);
 
 // Name of a folder for messages and for checkpoints without a name of their own.
 std::string FolderName(const std::filesystem::path& path);

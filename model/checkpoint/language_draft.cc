@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <stdexcept>
 #include <utility>
 
@@ -40,7 +41,8 @@ void LanguageDraft::Add(const std::map<std::string, at::Tensor>& tensors) {
   SaveSafetensors(draft_.path() / file, tensors, {{"format", "pt"}});
 }
 
-fs::path LanguageDraft::Publish(const LanguageCheckpoint& about) {
+fs::path LanguageDraft::Publish(const LanguageCheckpoint& about,
+                                const SelfTestMaker& make_self_test) {
   const fs::path& folder = draft_.path();
   if (parts_ == 1) {
     fs::rename(folder / PartName(1), folder / "model.safetensors");
@@ -67,7 +69,13 @@ fs::path LanguageDraft::Publish(const LanguageCheckpoint& about) {
   WriteDurably(folder / "tokenizer.model", about.tokenizer->model_bytes());
   WriteDurably(folder / "tokenizer_config.json", about.tokenizer->ConfigJson());
   WriteDurably(folder / "chat_template.json", about.chat_template->ToJson());
-  draft_.AddSelfTest(about.self_test, manifest);
+  std::optional<SelfTest> self_test = about.self_test;
+  if (!self_test && make_self_test) {
+    LanguageCheckpoint written = about;
+    written.tensors = tensors;
+    self_test = make_self_test(written);
+  }
+  draft_.AddSelfTest(self_test, manifest);
   return draft_.Publish(std::move(manifest));
 }
 

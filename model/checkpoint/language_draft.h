@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <string>
 
@@ -23,8 +24,11 @@ class LanguageDraft {
   // Writes tensors that are in no part before, under canonical names.
   void Add(const std::map<std::string, at::Tensor>& tensors);
   // `about`: all of the model but its tensors. Throws std::runtime_error if those that were added
-  // do not fit its configuration. Returns the new folder.
-  std::filesystem::path Publish(const LanguageCheckpoint& about);
+  // do not fit its configuration. `make_self_test` is asked for one, of the model as it was
+  // written, if `about` has none. Returns the new folder.
+  using SelfTestMaker = std::function<SelfTest(const LanguageCheckpoint& written)>;
+  std::filesystem::path Publish(const LanguageCheckpoint& about,
+                                const SelfTestMaker& make_self_test = {});
 
  private:
   std::string name_;

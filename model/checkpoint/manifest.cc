@@ -99,26 +99,4 @@ std::string Manifest::ToJson() const {
   return object.dump(2) + "\n";
 }
 
-void Manifest::Verify(const std::filesystem::path& folder) const {
-  std::string differing;
-  for (const auto& [name, file] : files) {
-    std::error_code error;
-    const auto size = std::filesystem::file_size(folder / name, error);
-    std::string what;
-    if (error) {
-      what = "cannot be read (" + error.message() + ")";
-    } else if (size != file.size_bytes) {
-      what = "has " + std::to_string(size) + " bytes, expected " + std::to_string(file.size_bytes);
-    } else if (HashFile((folder / name).string()) != file.sha256) {
-      what = "has another SHA-256";
-    } else {
-      continue;
-    }
-    differing += (differing.empty() ? "" : "; ") + name + " " + what;
-  }
-  if (!differing.empty()) {
-    throw std::runtime_error(folder.string() + ": is not what its manifest says: " + differing);
-  }
-}
-
 }  // namespace llava

@@ -39,8 +39,6 @@ struct Manifest {
   // Throws std::runtime_error naming the file and the key.
   static Manifest Read(const std::filesystem::path& folder);
   std::string ToJson() const;
-  // Compares sizes and SHA-256 of every file. Throws std::runtime_error listing all that differ.
-  void Verify(const std::filesystem::path& folder) const;
 };
 
 }  // namespace llava

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <span>
 
 namespace llava {
@@ -23,10 +24,21 @@ class MappedFile {
   // read again.
   void Release(size_t offset, size_t size) const;
 
+  // Instead of a mapping: memory for the first `size` bytes of the file, on huge pages where there
+  // are some, rounded up to 4 MiB. The caller reads them into memory() before anybody else looks.
+  // What is released comes from the file when it is read again.
+  static std::shared_ptr<MappedFile> InMemory(const std::filesystem::path& path, size_t size);
+  uint8_t* memory() { return const_cast<uint8_t*>(data_); }
+
  private:
+  MappedFile() = default;
+
   std::filesystem::path path_;
   const uint8_t* data_ = nullptr;
   size_t size_ = 0;
+  void* mapping_ = nullptr;  // around data_
+  size_t mapping_size_ = 0;
+  int fd_ = -1;  // of a file in memory
 };
 
 }  // namespace llava

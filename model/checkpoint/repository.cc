@@ -245,9 +245,11 @@ std::vector<uint64_t> ModelRepository::Gc(const std::string& name, int keep, boo
   std::vector<fs::path> rubbish;
   {
     const FileLock lock = Lock(folder);
-    const ModelMarks marks = ReadMarks(folder);
+    ModelMarks marks = ReadMarks(folder);
     std::set<uint64_t> kept = marks.pinned;
-    for (const auto& [label, version] : marks.labels) kept.insert(version);
+    for (const auto& [label, version] : marks.labels) {
+      if (!label.starts_with(kRejectedPrefix)) kept.insert(version);
+    }
     const std::vector<uint64_t> versions = CompleteVersions(folder);
     for (size_t i = 0; i < versions.size(); ++i) {
       if (i + static_cast<size_t>(keep) >= versions.size()) kept.insert(versions[i]);
@@ -280,6 +282,10 @@ std::vector<uint64_t> ModelRepository::Gc(const std::string& name, int keep, boo
       }
     }
     if (!doomed.empty()) SyncFolder(folder);
+    const auto gone = [&doomed](const auto& label) {
+      return std::binary_search(doomed.begin(), doomed.end(), label.second);
+    };
+    if (std::erase_if(marks.labels, gone) > 0) WriteMarks(folder, marks);
     for (const std::string& entry : NamesIn(folder)) {
       if (IsAbandoned(folder / entry)) rubbish.push_back(folder / entry);
     }

@@ -13,6 +13,10 @@
 
 namespace llava {
 
+// Labels that begin so tell that a version was tried and turned down ("rejected-7"): they keep
+// nobody from removing it.
+inline constexpr const char* kRejectedPrefix = "rejected-";
+
 // What people (or a guard) said about a model's versions. Empty without labels.json.
 struct ModelMarks {
   std::map<std::string, uint64_t> labels;                // "stable", "canary", ... -> version
@@ -49,10 +53,11 @@ class ModelRepository {
   uint64_t Rollback(const std::string& name);
   void Pin(const std::string& name, uint64_t version, bool pinned);
 
-  // Versions that may go: neither labelled, pinned, nor among the `keep` newest (at least 1: no
-  // number is given twice), nor needed as a tower by a language model of this repository that
-  // stays. Removes them unless `dry_run` (each becomes invisible at once, then its files go), and
-  // what killed writers left more than a day ago; never the draft of one that lives.
+  // Versions that may go: neither labelled (other than as rejected), pinned, nor among the `keep`
+  // newest (at least 1: no number is given twice), nor needed as a tower by a language model of
+  // this repository that stays. Removes them unless `dry_run` (each becomes invisible at once, then
+  // its files go), and what killed writers left more than a day ago; never the draft of one that
+  // lives.
   std::vector<uint64_t> Gc(const std::string& name, int keep, bool dry_run);
 
  private:

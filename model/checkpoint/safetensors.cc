@@ -64,22 +64,28 @@ bool SafetensorsFile::Looks(const MappedFile& file) {
          HeaderLength(bytes) <= kMaxHeaderBytes;
 }
 
-SafetensorsFile::SafetensorsFile(std::shared_ptr<const MappedFile> file) : file_(std::move(file)) {
-  const std::string path = file_->path().string();
+uint64_t SafetensorsHeaderBytes(std::span<const uint8_t> head) {
+  const uint64_t length = HeaderLength(head);
+  return kLengthBytes + (length <= kMaxHeaderBytes ? length : 0);
+}
+
+std::map<std::string, MappedTensor> ParseSafetensorsHeader(std::span<const uint8_t> head,
+                                                           uint64_t file_bytes,
+                                                           const std::string& path) {
   const auto fail = [&](const std::string& what) { throw std::runtime_error(path + ": " + what); };
-  const auto bytes = file_->bytes();
-  const uint64_t length = HeaderLength(bytes);
-  if (bytes.size() < kLengthBytes || length > bytes.size() - kLengthBytes) {
+  const uint64_t length = HeaderLength(head);
+  if (head.size() < kLengthBytes || length > head.size() - kLengthBytes) {
     fail("is cut off: its header of " + std::to_string(length) + " bytes does not fit into " +
-         std::to_string(bytes.size()) + " bytes");
+         std::to_string(head.size()) + " bytes");
   }
   if (length > kMaxHeaderBytes) fail("its header has " + std::to_string(length) + " bytes");
   const uint64_t data = kLengthBytes + length;
-  const uint64_t data_bytes = bytes.size() - data;
-  const char* text = reinterpret_cast<const char*>(bytes.data()) + kLengthBytes;
+  const uint64_t data_bytes = file_bytes - data;
+  const char* text = reinterpret_cast<const char*>(head.data()) + kLengthBytes;
   const json header = json::parse(text, text + length, nullptr, /*allow_exceptions=*/false);
   if (!header.is_object()) fail("its header is not a JSON object");
 
+  std::map<std::string, MappedTensor> places;
   std::vector<std::tuple<uint64_t, uint64_t, std::string>> ranges;
   for (const auto& [name, entry] : header.items()) {
     if (name == "__metadata__") continue;
@@ -87,8 +93,7 @@ SafetensorsFile::SafetensorsFile(std::shared_ptr<const MappedFile> file) : file_
       const MappedTensor tensor = ParseEntry(entry, data, data_bytes);
       const uint64_t begin = tensor.offset - data;
       ranges.emplace_back(begin, entry["data_offsets"][1].get<uint64_t>(), name);
-      infos_[name] = {tensor.dtype, tensor.shape};
-      places_[name] = tensor;
+      places[name] = tensor;
     } catch (const json::exception&) {
       fail("tensor \"" + name + "\": its entry lacks dtype, shape or data_offsets");
     } catch (const std::runtime_error& error) {
@@ -107,6 +112,14 @@ SafetensorsFile::SafetensorsFile(std::shared_ptr<const MappedFile> file) : file_
   if (end != data_bytes) {
     fail("has " + std::to_string(data_bytes - end) + " bytes that belong to no tensor");
   }
+  return places;
+}
+
+SafetensorsFile::SafetensorsFile(std::shared_ptr<const MappedFile> file)
+    : file_(std::move(file)),
+      places_(
+          ParseSafetensorsHeader(file_->bytes(), file_->bytes().size(), file_->path().string())) {
+  for (const auto& [name, tensor] : places_) infos_[name] = {tensor.dtype, tensor.shape};
 }
 
 at::Tensor SafetensorsFile::Get(const std::string& name) const {

@@ -13,10 +13,19 @@ namespace {
 
 using nlohmann::json;
 
+using FilesInMemory = std::map<std::string, std::shared_ptr<const MappedFile>>;
+
+std::unique_ptr<TensorFile> OpenIn(const std::filesystem::path& folder, const std::string& name,
+                                   const FilesInMemory& in_memory) {
+  const auto there = in_memory.find(name);
+  return there != in_memory.end() ? TensorFile::Open(there->second)
+                                  : TensorFile::Open(folder / name);
+}
+
 // The tensors that an index lists, each in the shard it names.
 class ShardedFile : public TensorFile {
  public:
-  explicit ShardedFile(const std::filesystem::path& index) {
+  ShardedFile(const std::filesystem::path& index, const FilesInMemory& in_memory) {
     const json listing = json::parse(ReadSmallFile(index), nullptr, /*allow_exceptions=*/false);
     if (!listing.is_object() || !listing.contains("weight_map") ||
         !listing["weight_map"].is_object()) {
@@ -31,7 +40,7 @@ class ShardedFile : public TensorFile {
                                  "\" is not in a file of the folder");
       }
       auto& shard = shards[file];
-      if (!shard) shard = TensorFile::Open(index.parent_path() / file);
+      if (!shard) shard = OpenIn(index.parent_path(), file, in_memory);
       const auto info = shard->tensors().find(name);
       if (info == shard->tensors().end()) {
         missing += (missing.empty() ? " " : ", ") + name + " in " + file;
@@ -64,7 +73,11 @@ class ShardedFile : public TensorFile {
 }  // namespace
 
 std::unique_ptr<TensorFile> TensorFile::Open(const std::filesystem::path& path) {
-  auto file = std::make_shared<const MappedFile>(path);
+  return Open(std::make_shared<const MappedFile>(path));
+}
+
+std::unique_ptr<TensorFile> TensorFile::Open(std::shared_ptr<const MappedFile> file) {
+  const std::string path = file->path().string();
   if (TorchArchive::Looks(*file)) return std::make_unique<TorchArchive>(std::move(file));
   if (SafetensorsFile::Looks(*file)) return std::make_unique<SafetensorsFile>(std::move(file));
   const auto bytes = file->bytes();
@@ -78,14 +91,15 @@ std::unique_ptr<TensorFile> TensorFile::Open(const std::filesystem::path& path) 
                  .starts_with("version https://git-lfs")) {
     what = "is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`";
   }
-  throw std::runtime_error(path.string() + ": " + what);
+  throw std::runtime_error(path + ": " + what);
 }
 
-std::unique_ptr<TensorFile> OpenTensorFolder(const std::filesystem::path& folder) {
+std::unique_ptr<TensorFile> OpenTensorFolder(const std::filesystem::path& folder,
+                                             const FilesInMemory& in_memory) {
   for (const char* name : {"model.safetensors", "pytorch_model.bin"}) {
     const auto index = folder / (std::string(name) + ".index.json");
-    if (std::filesystem::exists(index)) return std::make_unique<ShardedFile>(index);
-    if (std::filesystem::exists(folder / name)) return TensorFile::Open(folder / name);
+    if (std::filesystem::exists(index)) return std::make_unique<ShardedFile>(index, in_memory);
+    if (std::filesystem::exists(folder / name)) return OpenIn(folder, name, in_memory);
   }
   throw std::runtime_error(
       folder.string() +

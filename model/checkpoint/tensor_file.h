@@ -13,6 +13,8 @@
 
 namespace llava {
 
+class MappedFile;
+
 struct TensorInfo {
   at::ScalarType dtype;
   std::vector<int64_t> shape;
@@ -34,11 +36,15 @@ class TensorFile {
   // interpreter that knows tensors, dictionaries and numbers and refuses everything else: nothing
   // in a file is ever executed. Throws std::runtime_error naming the file and what is wrong.
   static std::unique_ptr<TensorFile> Open(const std::filesystem::path& path);
+  static std::unique_ptr<TensorFile> Open(std::shared_ptr<const MappedFile> file);
 };
 
 // All tensor files of a folder as one: a *.index.json's shards, else model.safetensors, else
-// pytorch_model.bin. Throws if a listed shard or tensor is missing.
-std::unique_ptr<TensorFile> OpenTensorFolder(const std::filesystem::path& folder);
+// pytorch_model.bin. Throws if a listed shard or tensor is missing. `in_memory`: files that need
+// not be opened again, by name.
+std::unique_ptr<TensorFile> OpenTensorFolder(
+    const std::filesystem::path& folder,
+    const std::map<std::string, std::shared_ptr<const MappedFile>>& in_memory = {});
 
 // Writes a safetensors file: temporary name, fsync, rename.
 void SaveSafetensors(const std::filesystem::path& path,

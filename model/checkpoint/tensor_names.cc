@@ -134,7 +134,7 @@ void CheckTensors(const std::map<std::string, TensorInfo>& tensors, const Tensor
   };
   for (const auto& [name, shape] : required) {
     if (!tensors.contains(name)) {
-      add(missing, name + (shape == kPackedShape ? "" : " " + ShapeText(shape)));
+      add(missing, shape == kPackedShape ? name : name + " " + ShapeText(shape));
     }
   }
   for (const auto& [name, info] : tensors) {

@@ -11,6 +11,8 @@ namespace {
 using namespace std::string_view_literals;
 
 constexpr int kEndOfImage = 0xd9, kStartOfScan = 0xda, kApp1 = 0xe1;
+// Progressive files have about ten; each costs a pass over all of the picture.
+constexpr int kMostScans = 100;
 
 // Marker at or after `at`; moves `at` behind it.
 int NextMarker(const ByteReader& file, size_t& at) {
@@ -38,7 +40,7 @@ size_t EndOfScan(const ByteReader& file, size_t at) {
 
 void CheckJpeg(const ByteReader& file) {
   size_t at = 2;
-  bool scanned = false;
+  int scans = 0;
   while (true) {
     const int marker = NextMarker(file, at);
     if (marker == kEndOfImage) break;
@@ -51,11 +53,14 @@ void CheckJpeg(const ByteReader& file) {
     }
     at += length;
     if (marker == kStartOfScan) {
-      scanned = true;
+      if (++scans > kMostScans) {
+        throw std::invalid_argument("the jpeg file has more than " + std::to_string(kMostScans) +
+                                    " scans");
+      }
       at = EndOfScan(file, at);
     }
   }
-  if (!scanned) throw std::invalid_argument("the jpeg file has no picture data");
+  if (scans == 0) throw std::invalid_argument("the jpeg file has no picture data");
 }
 
 void CheckPng(const ByteReader& file) {
@@ -155,6 +160,35 @@ void CheckComplete(std::span<const uint8_t> file, const ImageHeader& header) {
       return reader.Need(8, reader.Little(4, 4));
     case ImageFormat::kBmp:
       return CheckBmp(reader, header);
+  }
+}
+
+std::vector<uint8_t> WithoutTexts(std::span<const uint8_t> file, const ImageHeader& header) {
+  if (header.format != ImageFormat::kPng) return {};
+  const ByteReader reader(file, ToString(header.format));
+  constexpr size_t kSignature = 8;
+  std::vector<uint8_t> kept;
+  // Chunks are copied from `begin` on once one has been left out.
+  size_t at = kSignature, begin = 0;
+  const auto keep = [&](size_t end) {
+    kept.insert(kept.end(), file.begin() + static_cast<ptrdiff_t>(begin),
+                file.begin() + static_cast<ptrdiff_t>(end));
+  };
+  while (true) {
+    const size_t end = at + size_t{reader.Big(at, 4)} + 12;
+    bool text = false;
+    for (const std::string_view name : {"zTXt"sv, "iTXt"sv, "tEXt"sv, "iCCP"sv}) {
+      text |= reader.Has(at + 4, name);
+    }
+    if (text) {
+      keep(at);
+      begin = end;
+    }
+    if (reader.Has(at + 4, "IEND"sv)) {
+      if (begin != 0) keep(end);
+      return kept;
+    }
+    at = end;
   }
 }
 

@@ -12,6 +12,7 @@
 #include <string>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "model/image/container.h"
 
@@ -132,7 +133,8 @@ Image DecodeImage(std::span<const uint8_t> file, const ImageLimits& limits,
                   const DecodeOptions& options) {
   const ImageHeader header = ReadImageHeader(file, limits);
   CheckComplete(file, header);
-  Image image = ToRgb(Decode(file, header), header, options.alpha_on_white);
+  const std::vector<uint8_t> plain = WithoutTexts(file, header);
+  Image image = ToRgb(Decode(plain.empty() ? file : plain, header), header, options.alpha_on_white);
   const int orientation = options.apply_exif ? ExifOrientation(file, header) : 1;
   return orientation == 1 ? image : Turn(image, orientation);
 }

@@ -2,80 +2,13 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <stdexcept>
 #include <string>
 
+#include "model/image/resample.h"
+
 namespace llava {
 namespace {
-
-constexpr int kPrecisionBits = 32 - 8 - 2;  // of a weight: 8 bits of value, 2 of overshoot and sign
-constexpr double kSupport = 2.0;            // of the cubic kernel, in source pixels when enlarging
-
-double Cubic(double x) {
-  constexpr double a = -0.5;
-  x = std::abs(x);
-  if (x < 1.0) return ((a + 2.0) * x - (a + 3.0)) * x * x + 1;
-  if (x < 2.0) return (((x - 5) * x + 8) * x - 4) * a;
-  return 0.0;
-}
-
-// A picture's extent along one axis, on a line of `length` pixels that may be longer than it.
-struct Axis {
-  int length;
-  int offset;   // first pixel of the picture
-  int picture;  // pixels of the picture
-};
-
-// One output position: the picture's pixels [first, first + weights.size()) and all that falls on
-// the margin, which has one colour.
-struct Taps {
-  int first = 0;
-  std::vector<int32_t> weights;
-  int32_t margin = 0;
-};
-
-// Weights of the output positions [begin, begin + count) of an axis drawn with `out` pixels.
-std::vector<Taps> MakeTaps(const Axis& axis, int out, int begin, int count) {
-  const double scale = static_cast<double>(axis.length) / out;
-  const double filter_scale = std::max(scale, 1.0);
-  const double support = kSupport * filter_scale;
-  const double step = 1.0 / filter_scale;
-  std::vector<Taps> all(count);
-  std::vector<double> exact;
-  for (int i = 0; i < count; ++i) {
-    const double center = (begin + i + 0.5) * scale;
-    const int first = std::max(static_cast<int>(center - support + 0.5), 0);
-    const int last = std::min(static_cast<int>(center + support + 0.5), axis.length);
-    exact.resize(last - first);
-    double sum = 0;
-    for (int x = first; x < last; ++x) {
-      exact[x - first] = Cubic((x - center + 0.5) * step);
-      sum += exact[x - first];
-    }
-    Taps& taps = all[i];
-    taps.first = std::max(first - axis.offset, 0);
-    for (int x = first; x < last; ++x) {
-      const double share = sum == 0 ? exact[x - first] : exact[x - first] / sum;
-      const double scaled = share * (1 << kPrecisionBits);
-      const auto weight = static_cast<int32_t>(scaled < 0 ? scaled - 0.5 : scaled + 0.5);
-      if (x >= axis.offset && x < axis.offset + axis.picture) {
-        taps.weights.push_back(weight);
-      } else {
-        taps.margin += weight;
-      }
-    }
-  }
-  return all;
-}
-
-uint8_t ToByte(int32_t sum) {
-  return static_cast<uint8_t>(std::clamp(sum >> kPrecisionBits, 0, 255));
-}
-
-constexpr int32_t kHalf = 1 << (kPrecisionBits - 1);
-
-using Colour = std::array<uint8_t, 3>;
 
 // A picture on a larger canvas of one colour. The canvas is never stored: a sliver of 1 x 30000
 // pixels must not cost 30000 x 30000.
@@ -113,46 +46,22 @@ struct Window {
 // rounding, vertical pass, 8-bit rounding. Only what the window needs is computed. (Pillow skips a
 // pass that keeps the size; its weights would be 0, 1, 0, 0 anyway.)
 Image ResizeWindow(const Canvas& canvas, int full_width, int full_height, const Window& window) {
-  const std::vector<Taps> horizontal = MakeTaps(canvas.x, full_width, window.x, window.width);
-  const std::vector<Taps> vertical = MakeTaps(canvas.y, full_height, window.y, window.height);
+  const std::vector<Taps> horizontal = BicubicTaps(canvas.x, full_width, window.x, window.width);
+  const std::vector<Taps> vertical = BicubicTaps(canvas.y, full_height, window.y, window.height);
   int first_row = canvas.y.picture, last_row = 0;
   for (const Taps& taps : vertical) {
     if (taps.weights.empty()) continue;
     first_row = std::min(first_row, taps.first);
     last_row = std::max(last_row, taps.first + static_cast<int>(taps.weights.size()));
   }
-
-  const size_t line = static_cast<size_t>(window.width) * 3;
-  const size_t source_line = static_cast<size_t>(canvas.image.width) * 3;
-  std::vector<uint8_t> middle(line * std::max(last_row - first_row, 0));
-  uint8_t* out = middle.data();
-  for (int y = first_row; y < last_row; ++y) {
-    for (const Taps& taps : horizontal) {
-      int32_t sum[3];
-      for (int c = 0; c < 3; ++c) sum[c] = kHalf + canvas.fill[c] * taps.margin;
-      const uint8_t* pixel = &canvas.image.rgb[y * source_line] + size_t{3} * taps.first;
-      for (const int32_t weight : taps.weights) {
-        for (int c = 0; c < 3; ++c) sum[c] += pixel[c] * weight;
-        pixel += 3;
-      }
-      for (const int32_t value : sum) *out++ = ToByte(value);
-    }
-  }
-
+  const int rows = std::max(last_row - first_row, 0);
+  const size_t line = static_cast<size_t>(canvas.image.width) * 3;
+  const uint8_t* data = canvas.image.rgb.data() + (rows == 0 ? 0 : first_row * line);
+  const std::vector<uint8_t> middle =
+      ResampleRows({data, canvas.image.width, rows}, horizontal, canvas.fill);
   // A row of nothing but margin keeps its colour through the horizontal pass.
-  Image result{window.width, window.height, std::vector<uint8_t>(line * window.height)};
-  std::vector<int32_t> sums(line);
-  for (int y = 0; y < window.height; ++y) {
-    const Taps& taps = vertical[y];
-    for (size_t i = 0; i < line; ++i) sums[i] = kHalf + canvas.fill[i % 3] * taps.margin;
-    for (size_t k = 0; k < taps.weights.size(); ++k) {
-      const int32_t weight = taps.weights[k];
-      const uint8_t* row = &middle[(taps.first - first_row + k) * line];
-      for (size_t i = 0; i < line; ++i) sums[i] += row[i] * weight;
-    }
-    std::transform(sums.begin(), sums.end(), &result.rgb[y * line], ToByte);
-  }
-  return result;
+  return {window.width, window.height,
+          ResampleColumns({middle.data(), window.width, rows}, first_row, vertical, canvas.fill)};
 }
 
 Image CropCanvas(const Canvas& canvas, int size) {

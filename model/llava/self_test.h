@@ -13,6 +13,7 @@
 #include "model/llava/llava.h"
 #include "model/llava/serving_model.h"
 #include "model/nn/clip.h"
+#include "model/nn/packed_clip.h"
 
 namespace llava {
 
@@ -20,11 +21,16 @@ namespace llava {
 // user says is not the model's to foresee), each after the true ids before it. Stored: "ids",
 // "labels", "features" [pictures, P, Dv] if there are any, and "log_probabilities", computed in
 // float32. Tolerances are of the largest difference; those of 16 bits come from measuring bfloat16
-// here. Throws as Llava::Embed and Expand, std::invalid_argument if no id but the first is
-// labelled.
+// here, those of int8 and int4 from packing for the CPU, where the shape can be packed and the
+// weights lie in the CPU's memory. Throws as Llava::Embed and Expand, std::invalid_argument if no
+// id but the first is labelled.
 SelfTest MakeSelfTest(const LanguageCheckpoint& checkpoint, std::span<const int32_t> ids,
                       std::span<const int64_t> labels, const std::vector<at::Tensor>& features,
                       at::Device device = at::kCPU);
+// Of a model that is only there as it is served (packed): what it says itself is the reference, and
+// there is a tolerance for its own arithmetic alone.
+SelfTest MakeSelfTest(ServingModel& model, std::span<const int32_t> ids,
+                      std::span<const int64_t> labels, const std::vector<at::Tensor>& features);
 // The largest difference of a log-probability. Throws std::runtime_error telling it and the
 // tolerance if it is too large or not a number, or if the test cannot be read.
 double CheckSelfTest(const Llava& model, const SelfTest& test);
@@ -41,5 +47,6 @@ SelfTest MakeSelfTest(const TowerCheckpoint& checkpoint, const at::Tensor& pictu
                       at::Device device = at::kCPU);
 // 1 - the smallest cosine of a row. Throws as above.
 double CheckSelfTest(const ClipTower& tower, const SelfTest& test);
+double CheckSelfTest(PackedClipTower& tower, const SelfTest& test);
 
 }  // namespace llava

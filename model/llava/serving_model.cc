@@ -223,7 +223,11 @@ at::Tensor ServingModel::Project(const at::Tensor& features) const {
             << feature_width_ << "]";
     throw std::invalid_argument(message.str());
   }
-  return projector_->Forward(features.to(projector_options_)).to(row_options_);
+  // Copied from pinned memory, so that nothing waits; numbers are converted where they arrive.
+  const bool upload = features.is_cpu() && projector_options_.device().is_cuda();
+  const at::Tensor there = (upload ? features.pin_memory() : features)
+                               .to(projector_options_.device(), /*non_blocking=*/true);
+  return projector_->Forward(there.to(projector_options_)).to(row_options_);
 }
 
 PromptRows::PromptRows(const ServingModel& model, std::vector<int32_t> ids,

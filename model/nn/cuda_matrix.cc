@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 
@@ -35,9 +36,10 @@ cuda::Element ElementOf(at::ScalarType dtype) {
 
 at::Tensor UnpackOnHost(const PackedMatrix& packed) {
   at::Tensor values = at::empty({packed.rows(), packed.depth()}, at::kFloat);
-  for (int64_t row = 0; row < packed.rows(); ++row) {
-    packed.Unpack(row, values.data_ptr<float>() + row * packed.depth());
-  }
+  float* const to = values.data_ptr<float>();
+  at::parallel_for(0, packed.rows(), /*grain_size=*/16, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) packed.Unpack(row, to + row * packed.depth());
+  });
   return values.to(packed.format() == WeightFormat::kFloat ? at::kFloat : at::kBFloat16);
 }
 

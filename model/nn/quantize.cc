@@ -5,7 +5,6 @@
 #include <stdexcept>
 #include <string_view>
 
-#include "model/checkpoint/language_draft.h"
 #include "model/ops/cpu/weight_memory.h"
 
 namespace llava {
@@ -48,7 +47,8 @@ Tensors LayerTensors(const LanguageCheckpoint& checkpoint, int64_t index,
 std::optional<std::filesystem::path> PublishPacked(
     const LanguageCheckpoint& checkpoint, const PackOptions& options,
     const std::filesystem::path& root, const std::string& name, const std::string& recipe,
-    ops::cpu::ThreadPool& pool, const std::function<bool(int64_t done, int64_t total)>& step) {
+    ops::cpu::ThreadPool& pool, const std::function<bool(int64_t done, int64_t total)>& step,
+    const LanguageDraft::SelfTestMaker& make_self_test) {
   const DecoderConfig& config = checkpoint.config.decoder;
   if (config.quantization) {
     throw std::invalid_argument(checkpoint.name + " is packed already, as " +
@@ -69,7 +69,7 @@ std::optional<std::filesystem::path> PublishPacked(
   draft.Add(
       {{"lm_head.packed", StoredTensor(PackHead(config, checkpoint.tensors, options, pool))}});
   if (!step(total, total)) return std::nullopt;
-  return draft.Publish(packed);
+  return draft.Publish(packed, make_self_test);
 }
 
 }  // namespace llava

@@ -17,7 +17,10 @@ struct ImportCommand {
   std::filesystem::path tower;       // as OpenOptions::tower
   std::string chat_template;         // as OpenOptions::chat_template
   std::filesystem::path projector;   // empty, or a stage-1 projector to put over the source's
-  bool self_test = false;            // make one, in float32 on the CPU, in place of the source's
+  // Self-tests of what is published, made in float32 on the CPU. kIfPossible: the source's if it
+  // has one, else made if the memory is there.
+  enum class MakeSelfTest { kIfPossible, kYes, kNo };
+  MakeSelfTest self_test = MakeSelfTest::kIfPossible;
 };
 // Publishes tower and language model and prints their folders. A tower that the repository has
 // already, under whatever name, is not stored twice.
@@ -34,12 +37,51 @@ void RunInspect(const InspectCommand& command);
 struct VerifyCommand {
   std::filesystem::path path;
   std::filesystem::path tower;
-  std::string self_test;  // "float32", "bfloat16", or "int8", "int4" of decoders; empty: not run
+  // "float32", "bfloat16", or "int8", "int4" of decoders, "auto": as it is served; empty: not run
+  std::string self_test;
+  bool json = false;
 };
-// Checks a checkpoint as opening it does; for a repository version also every file and every digest
-// of the manifest. With `self_test`, loads the model as it is served and runs its self-test so;
-// throws if it has none. Prints one line.
+// Checks a checkpoint as opening it does, and that no weight is NaN or infinite; for a repository
+// version also every file and every digest of the manifest. With `self_test`, loads the model as it
+// is served and runs its self-test so; throws if it has none. Prints one line.
 void RunVerify(const VerifyCommand& command);
+
+struct DiffCommand {
+  std::filesystem::path a, b;  // checkpoints of one kind, of any layout
+  std::filesystem::path tower;
+  bool json = false;
+};
+// Prints what changed from `a` to `b`: tensors (added, removed, of another shape or type, values
+// and by how much), configuration, tokenizer, chat template, tower.
+void RunDiff(const DiffCommand& command);
+
+struct ListCommand {
+  std::filesystem::path root;
+  std::string name;  // empty: all
+  bool json = false;
+};
+// Prints the versions of a repository, with what is said about them. A version that cannot be read
+// is listed with the reason.
+void RunList(const ListCommand& command);
+
+// What marks a version or removes it: of <root>/<name>, told as one path.
+struct MarkCommand {
+  std::filesystem::path model;
+  std::string label;
+  uint64_t version = 0;
+  bool json = false;
+};
+void RunPin(const MarkCommand& command, bool pinned);
+void RunLabel(const MarkCommand& command);  // version 0 takes the label away
+void RunRollback(const MarkCommand& command);
+
+struct GcCommand {
+  std::filesystem::path model;
+  int keep = 0;
+  bool dry_run = false;
+  bool json = false;
+};
+void RunGc(const GcCommand& command);
 
 // How a decoder is packed for serving on the CPU.
 struct PackingFlags {
@@ -68,6 +110,7 @@ struct RandomCommand {
   std::filesystem::path tokenizer = "deploy/models/emoji";
   std::string chat_template = "v1";  // built-in
   std::filesystem::path tower;       // empty: as CLIP ViT-L/14 at 336
+  bool plain = false;                // in bfloat16 as it is trained, not packed; no self-test
   PackingFlags packing;
 };
 // The same with random weights of a published shape, for measuring and trying.
@@ -85,9 +128,24 @@ struct BenchCommand {
   int64_t chunk = 512;                            // prompt tokens of a step
   std::vector<int64_t> parallel = {1, 4, 8, 16};  // sequences that generate together
   int repeats = 3;                                // the median counts
+  bool load = false;                              // measure the loading of MODEL, nothing else
   bool json = false;
 };
 // Measures the decoder as llava-llm steps it, on the CPU: prompt, generation, memory.
 void RunBench(const BenchCommand& command);
+
+struct VisionBenchCommand {
+  std::string model;                 // a shape, or the path of a tower
+  std::string dtype = "bf16";        // "float32", "bf16", "int8"
+  int threads = 0;                   // 0: all cores
+  std::vector<int64_t> batch = {1};  // pictures of a call
+  int repeats = 3;                   // the median counts
+  uint64_t seed = 0;                 // of weights and pictures
+  double outliers = 0;               // share of random weights that are 20 times as large
+  bool json = false;
+};
+// Measures the tower as llava-vision runs it on the CPU, up to the layer that LLaVA reads, and its
+// features beside those in float32.
+void RunVisionBench(const VisionBenchCommand& command);
 
 }  // namespace llava

@@ -1,13 +1,18 @@
+#include <cstdint>
+#include <cstdio>
+#include <fstream>
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include <ATen/ops/empty.h>
 
 #include "model/checkpoint/checkpoint.h"
 #include "model/checkpoint/checkpoint_folder.h"
+#include "model/checkpoint/repository.h"
 #include "model/llava/self_test.h"
 #include "model/text/labels.h"
 #include "model/tools/commands.h"
@@ -18,20 +23,50 @@ namespace {
 namespace fs = std::filesystem;
 
 // The version folder of a tower with this digest, if the repository has one.
-std::optional<fs::path> FindTower(const fs::path& repository, const Sha256Digest& digest) {
-  std::error_code none_yet;
-  for (const auto& model : fs::directory_iterator(repository, none_yet)) {
-    if (!model.is_directory()) continue;
-    for (const auto& version : fs::directory_iterator(model.path())) {
-      const bool draft = version.path().filename().string().starts_with(".");
-      if (draft || !fs::exists(version.path() / "manifest.json")) continue;
-      const Manifest manifest = Manifest::Read(version.path());
-      if (manifest.kind == Manifest::Kind::kTower && manifest.tower_digest == digest) {
-        return version.path();
-      }
+std::optional<fs::path> FindTower(const fs::path& root, const Sha256Digest& digest) {
+  const ModelRepository repository(root);
+  for (const std::string& name : repository.Models()) {
+    for (const uint64_t version : repository.Versions(name)) {
+      const fs::path folder = repository.Folder(name, version);
+      const Manifest manifest = Manifest::Read(folder);
+      if (manifest.kind == Manifest::Kind::kTower && manifest.tower_digest == digest) return folder;
     }
   }
   return std::nullopt;
+}
+
+// In float32, while it is tried in other arithmetic: bytes.
+uint64_t SelfTestBytes(const TensorSource& tensors) {
+  uint64_t values = 0;
+  for (const auto& [name, info] : tensors.tensors()) {
+    uint64_t count = 1;
+    for (const int64_t side : info.shape) count *= static_cast<uint64_t>(side);
+    values += count;
+  }
+  return values * sizeof(float) * 5 / 4;
+}
+
+uint64_t FreeMemory() {
+  std::ifstream file("/proc/meminfo");
+  for (std::string line; std::getline(file, line);) {
+    unsigned long long kilobytes = 0;
+    if (std::sscanf(line.c_str(), "MemAvailable: %llu", &kilobytes) == 1) return kilobytes << 10;
+  }
+  return 0;
+}
+
+// Whether to make one for these tensors: asked for, or by default where the memory is there.
+bool WantsSelfTest(ImportCommand::MakeSelfTest wanted, const TensorSource& tensors,
+                   const std::string& what) {
+  if (wanted != ImportCommand::MakeSelfTest::kIfPossible) {
+    return wanted == ImportCommand::MakeSelfTest::kYes;
+  }
+  const uint64_t needed = SelfTestBytes(tensors), there = FreeMemory();
+  if (needed <= there) return true;
+  std::fprintf(stderr,
+               "llava-model: no self-test for the %s: it takes %.1f GB of memory, %.1f are free\n",
+               what.c_str(), static_cast<double>(needed) / 1e9, static_cast<double>(there) / 1e9);
+  return false;
 }
 
 // A picture of smooth colours with a checkered part: [side, side, 3] uint8.
@@ -81,10 +116,15 @@ void ImportTower(const TowerCheckpoint& tower, const fs::path& repository, const
 }  // namespace
 
 void RunImport(const ImportCommand& command) {
+  using MakeOne = ImportCommand::MakeSelfTest;
   // Every file is checked here, once.
   const CheckpointFolder folder = OpenCheckpointFolder(command.source, /*verify=*/true);
   const bool tower_only = folder.layout == Layout::kClip ||
                           (folder.manifest && folder.manifest->kind == Manifest::Kind::kTower);
+  // What a version brings along is kept, unless another one is asked for.
+  const auto keep = [&](const std::optional<SelfTest>& brought) {
+    return brought.has_value() && command.self_test == MakeOne::kIfPossible;
+  };
   if (tower_only) {
     if (!command.projector.empty() || !command.chat_template.empty() || !command.tower.empty() ||
         !command.tower_name.empty()) {
@@ -94,7 +134,9 @@ void RunImport(const ImportCommand& command) {
     }
     const OpenOptions checked{{}, "", /*verify=*/false};
     TowerCheckpoint tower = OpenTower(folder.path, checked);
-    if (command.self_test) AddSelfTest(tower, FeatureConfig().select_layer);
+    if (!keep(tower.self_test) && WantsSelfTest(command.self_test, tower.tensors, "tower")) {
+      AddSelfTest(tower, FeatureConfig().select_layer);
+    }
     ImportTower(tower, command.repository, command.name,
                 folder.manifest ? folder.manifest->recipe : "{}");
     return;
@@ -103,31 +145,37 @@ void RunImport(const ImportCommand& command) {
   const OpenOptions options{folder.manifest ? fs::path() : command.tower, command.chat_template,
                             /*verify=*/false};
   LanguageCheckpoint language = OpenLanguage(folder.path, options);
-  if (!command.projector.empty()) OverlayProjector(language, command.projector);
+  if (!command.projector.empty()) {
+    OverlayProjector(language, command.projector);
+    language.self_test.reset();  // of another projector
+  }
 
   // A language version of a repository comes without its tower.
+  std::optional<TowerCheckpoint> tower;
   if (!folder.manifest || !command.tower.empty()) {
-    TowerCheckpoint tower =
-        folder.manifest ? OpenTower(command.tower) : OpenTower(folder.path, options);
-    if (tower.digest != language.tower_digest) {
+    tower = folder.manifest ? OpenTower(command.tower) : OpenTower(folder.path, options);
+    if (tower->digest != language.tower_digest) {
       throw std::runtime_error(command.tower.string() +
-                               ": is not the tower of this model: digest " + ToHex(tower.digest) +
+                               ": is not the tower of this model: digest " + ToHex(tower->digest) +
                                ", expected " + ToHex(language.tower_digest));
     }
-    if (command.self_test) {
-      AddSelfTest(tower, language.config.features.select_layer);
-      AddSelfTest(language, tower);
-    }
-    ImportTower(tower, command.repository,
-                command.tower_name.empty() ? command.name + "-tower" : command.tower_name);
-  } else if (!FindTower(command.repository, language.tower_digest)) {
+  } else if (const auto there = FindTower(command.repository, language.tower_digest)) {
+    tower = OpenTower(*there);
+  } else {
     throw std::runtime_error(command.repository.string() + ": has no tower with the digest " +
                              ToHex(language.tower_digest) +
                              ", which this model needs; name its folder with --tower");
   }
-  if (command.self_test && folder.manifest && command.tower.empty()) {
-    throw std::runtime_error(folder.path.string() +
-                             ": a self-test needs the tower: name its folder with --tower");
+  if (!keep(tower->self_test) && WantsSelfTest(command.self_test, tower->tensors, "tower")) {
+    AddSelfTest(*tower, language.config.features.select_layer);
+  }
+  if (!keep(language.self_test) &&
+      WantsSelfTest(command.self_test, language.tensors, "language model")) {
+    AddSelfTest(language, *tower);
+  }
+  if (!folder.manifest || !command.tower.empty()) {
+    ImportTower(*tower, command.repository,
+                command.tower_name.empty() ? command.name + "-tower" : command.tower_name);
   }
   nlohmann::json recipe = {{"imported_from", ToString(folder.layout)},
                            {"source", FolderName(folder.path)}};

@@ -1,13 +1,16 @@
+#include <cstdint>
 #include <iostream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
-#include <sstream>
 #include <stdexcept>
+#include <string>
 
 #include "model/checkpoint/checkpoint.h"
 #include "model/checkpoint/checkpoint_folder.h"
 #include "model/checkpoint/config_json.h"
 #include "model/checkpoint/content_digest.h"
+#include "model/checkpoint/finite.h"
 #include "model/checkpoint/tensor_names.h"
 #include "model/llava/self_test.h"
 #include "model/llava/serving_model.h"
@@ -95,8 +98,27 @@ void Compare(const CheckpointFolder& folder, const char* what,
                            (stated ? ToHex(*stated) : "nothing"));
 }
 
+// Those of a repository version were checked with its files.
+void CheckFinite(const CheckpointFolder& folder, const TensorSource& tensors) {
+  if (folder.manifest) return;
+  std::map<std::string, uint64_t> counts;
+  for (const auto& [name, info] : tensors.tensors()) {
+    {
+      const at::Tensor tensor = tensors.Get(name).contiguous();
+      const uint64_t count =
+          CountNonFinite(info.dtype, {static_cast<const uint8_t*>(tensor.const_data_ptr()),
+                                      static_cast<size_t>(tensor.nbytes())});
+      if (count > 0) counts[name] = count;
+    }
+    tensors.Release(name);
+  }
+  if (!counts.empty()) {
+    throw std::runtime_error(folder.path.string() + ": " + DescribeNonFinite(counts));
+  }
+}
+
 at::ScalarType DtypeOf(const VerifyCommand& command) {
-  if (command.self_test == "float32") return at::kFloat;
+  if (command.self_test == "float32" || command.self_test == "auto") return at::kFloat;
   if (command.self_test == "bfloat16") return at::kBFloat16;
   throw std::invalid_argument("a tower computes in float32 or bfloat16, not in " +
                               command.self_test);
@@ -135,34 +157,35 @@ void RunInspect(const InspectCommand& command) {
 void RunVerify(const VerifyCommand& command) {
   const CheckpointFolder folder = OpenCheckpointFolder(command.path, /*verify=*/true);
   const OpenOptions options{command.tower, "", /*verify=*/false, /*packed=*/true};
-  size_t tensors = 0;
-  std::string tested;
-  const auto tell = [&](double off) {
-    std::ostringstream text;
-    text << ", self-test off by " << off << " in " << command.self_test;
-    tested = text.str();
+  json result = {{"path", folder.path.string()}, {"ok", true}};
+  const auto tell = [&](double off, const std::string& arithmetic) {
+    result["self_test"] = {{"off_by", off}, {"arithmetic", arithmetic}};
   };
   if (IsTower(folder)) {
     const TowerCheckpoint tower = OpenTower(folder.path, options);
-    tensors = tower.tensors.tensors().size();
+    result["tensors"] = tower.tensors.tensors().size();
+    CheckFinite(folder, tower.tensors);
     if (folder.manifest) {
       Compare(folder, "tower", folder.manifest->tower_digest,
               DigestTower(tower.config, tower.tensors));
     }
     if (!command.self_test.empty()) {
-      tell(CheckSelfTest(ClipTower(tower.config, tower.tensors, at::kCPU, DtypeOf(command)),
-                         SelfTestOf(tower, folder)));
+      const at::ScalarType dtype = DtypeOf(command);
+      tell(CheckSelfTest(ClipTower(tower.config, tower.tensors, at::kCPU, dtype),
+                         SelfTestOf(tower, folder)),
+           dtype == at::kFloat ? "float32" : "bfloat16");
     }
   } else {
     const LanguageCheckpoint language = OpenLanguage(folder.path, options);
+    CheckFinite(folder, language.tensors);
     if (!command.self_test.empty()) {
-      ServingOptions options;
-      options.weights = ParseWeightType(command.self_test);
-      options.kv_bytes = kSelfTestKvBytes;
-      ServingModel served(language, at::kCPU, options);
-      tell(CheckSelfTest(served, SelfTestOf(language, folder)));
+      ServingOptions serving;
+      serving.weights = ParseWeightType(command.self_test);
+      serving.kv_bytes = kSelfTestKvBytes;
+      ServingModel served(language, at::kCPU, serving);
+      tell(CheckSelfTest(served, SelfTestOf(language, folder)), ToString(served.weights()));
     }
-    tensors = language.tensors.tensors().size();
+    result["tensors"] = language.tensors.tensors().size();
     if (folder.manifest) {
       Compare(folder, "projector", folder.manifest->projector_digest,
               DigestProjector(language.config, language.tensors));
@@ -171,10 +194,18 @@ void RunVerify(const VerifyCommand& command) {
       Compare(folder, "tokenizer", folder.manifest->tokenizer_digest, language.tokenizer->digest());
     }
   }
-  std::cout << folder.path.string() << ": ok, " << tensors << " tensors"
-            << (folder.manifest ? ", " + std::to_string(folder.manifest->files.size()) + " files"
-                                : "")
-            << tested << "\n";
+  if (folder.manifest) result["files"] = folder.manifest->files.size();
+  if (command.json) {
+    std::cout << result.dump(2) << "\n";
+    return;
+  }
+  std::cout << folder.path.string() << ": ok, " << result["tensors"].dump() << " tensors";
+  if (folder.manifest) std::cout << ", " << result["files"].dump() << " files";
+  if (result.contains("self_test")) {
+    std::cout << ", self-test off by " << result["self_test"]["off_by"].get<double>() << " in "
+              << result["self_test"]["arithmetic"].get<std::string>();
+  }
+  std::cout << "\n";
 }
 
 }  // namespace llava

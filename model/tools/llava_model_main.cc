@@ -1,5 +1,5 @@
-// llava-model: imports, checks, describes and packs checkpoints. Exit codes: 0 done, 1 failed, 2
-// wrong command line, 128 + the signal when stopped.
+// llava-model: publishes, checks, compares, describes and packs checkpoints and keeps a repository.
+// Exit codes: 0 done, 1 failed, 2 wrong command line, 128 + the signal when stopped.
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -8,6 +8,7 @@
 #include <string>
 
 #include "model/tools/commands.h"
+#include "model/tools/load_bench.h"
 #include "model/tools/shapes.h"
 
 namespace {
@@ -34,15 +35,16 @@ void AddPackingFlags(CLI::App& app, llava::PackingFlags& flags) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app("Imports, checks, describes and packs LLaVA checkpoints", "llava-model");
+  CLI::App app("Publishes, checks, compares, describes and packs LLaVA checkpoints", "llava-model");
   app.set_version_flag("--version", std::string("llava-model ") + LLAVA_VERSION);
   app.require_subcommand(1);
 
   llava::ImportCommand import;
   auto* import_app = app.add_subcommand(
-      "import",
+      "publish",
       "Publish a checkpoint (llava-hf, original LLaVA, CLIP tower, repository version) as "
       "new versions of a model repository");
+  import_app->alias("import");
   import_app->add_option("SRC", import.source, "Folder of the checkpoint")->required();
   import_app->add_option("--repository", import.repository, "Root of the model repository")
       ->required();
@@ -56,9 +58,17 @@ int main(int argc, char** argv) {
       "Built-in chat template or JSON file (default: the checkpoint's, else v1)");
   import_app->add_option("--projector", import.projector,
                          "mm_projector.bin, or its folder, to put over the checkpoint's projector");
-  import_app->add_flag("--self-test", import.self_test,
-                       "Give the published versions a self-test (loads them in float32)");
-  import_app->callback([&] { llava::RunImport(import); });
+  bool self_test = false, no_self_test = false;
+  auto* with_test = import_app->add_flag("--self-test", self_test,
+                                         "Make self-tests in place of those that SRC has (default: "
+                                         "where there are none and the memory "
+                                         "is there)");
+  import_app->add_flag("--no-self-test", no_self_test, "Make none")->excludes(with_test);
+  import_app->callback([&] {
+    using Make = llava::ImportCommand::MakeSelfTest;
+    import.self_test = self_test ? Make::kYes : no_self_test ? Make::kNo : Make::kIfPossible;
+    llava::RunImport(import);
+  });
 
   llava::VerifyCommand verify;
   auto* verify_app = app.add_subcommand(
@@ -71,7 +81,8 @@ int main(int argc, char** argv) {
   verify_app
       ->add_option("--self-test", verify.self_test,
                    "Load the model and run its self-test in this arithmetic")
-      ->check(CLI::IsMember({"float32", "bfloat16", "int8", "int4"}));
+      ->check(CLI::IsMember({"auto", "float32", "bfloat16", "int8", "int4"}));
+  verify_app->add_flag("--json", verify.json, "Print JSON");
   verify_app->callback([&] { llava::RunVerify(verify); });
 
   llava::InspectCommand inspect;
@@ -80,6 +91,63 @@ int main(int argc, char** argv) {
   inspect_app->add_option("--tower", inspect.tower, "Folder of the vision tower");
   inspect_app->add_flag("--json", inspect.json, "Print JSON");
   inspect_app->callback([&] { llava::RunInspect(inspect); });
+
+  llava::DiffCommand diff;
+  auto* diff_app = app.add_subcommand("diff", "Tell what changed from one checkpoint to another");
+  diff_app->add_option("A", diff.a, "Checkpoint folder, or ROOT/NAME")->required();
+  diff_app->add_option("B", diff.b, "Checkpoint folder, or ROOT/NAME")->required();
+  diff_app->add_option("--tower", diff.tower, "Folder of the vision tower");
+  diff_app->add_flag("--json", diff.json, "Print JSON");
+  diff_app->callback([&] { llava::RunDiff(diff); });
+
+  llava::ListCommand list;
+  auto* list_app = app.add_subcommand("list", "List the versions of a model repository");
+  list_app->add_option("ROOT", list.root, "Root of the model repository")->required();
+  list_app->add_option("NAME", list.name, "One model (default: all)");
+  list_app->add_flag("--json", list.json, "Print JSON");
+  list_app->callback([&] { llava::RunList(list); });
+
+  llava::MarkCommand mark;
+  const auto mark_app = [&](const char* name, const char* what) {
+    auto* command = app.add_subcommand(name, what);
+    command->add_option("MODEL", mark.model, "ROOT/NAME in a model repository")->required();
+    command->add_flag("--json", mark.json, "Print JSON");
+    return command;
+  };
+  const auto version_of = [&](CLI::App* command) {
+    command->add_option("VERSION", mark.version, "Its version")
+        ->required()
+        ->check(CLI::PositiveNumber);
+  };
+  auto* pin_app = mark_app("pin", "Keep a version from being collected");
+  version_of(pin_app);
+  pin_app->callback([&] { llava::RunPin(mark, true); });
+  auto* unpin_app = mark_app("unpin", "Let it be collected again");
+  version_of(unpin_app);
+  unpin_app->callback([&] { llava::RunPin(mark, false); });
+  auto* label_app = mark_app("label", "Point a label (stable, canary) at a version");
+  bool remove_label = false;
+  label_app->add_option("LABEL", mark.label, "The label")->required();
+  auto* label_version = label_app->add_option("VERSION", mark.version, "The version");
+  label_version->check(CLI::PositiveNumber);
+  label_app->add_flag("--remove", remove_label, "Take the label away")->excludes(label_version);
+  label_app->callback([&] {
+    if (!remove_label && mark.version == 0) throw CLI::RequiredError("VERSION or --remove");
+    llava::RunLabel(mark);
+  });
+  auto* rollback_app = mark_app("rollback", "Point stable back at the version that had it before");
+  rollback_app->callback([&] { llava::RunRollback(mark); });
+
+  llava::GcCommand gc;
+  auto* gc_app = app.add_subcommand(
+      "gc", "Remove versions that are neither labelled, pinned, needed nor among the newest");
+  gc_app->add_option("MODEL", gc.model, "ROOT/NAME in a model repository")->required();
+  gc_app->add_option("--keep", gc.keep, "So many of the newest stay")
+      ->required()
+      ->check(CLI::Range(1, 1 << 30));
+  gc_app->add_flag("--dry-run", gc.dry_run, "Only tell which would go");
+  gc_app->add_flag("--json", gc.json, "Print JSON");
+  gc_app->callback([&] { llava::RunGc(gc); });
 
   int code = 0;
   llava::QuantizeCommand quantize;
@@ -98,7 +166,7 @@ int main(int argc, char** argv) {
 
   llava::RandomCommand random;
   auto* random_app = app.add_subcommand(
-      "random", "Make a packed model of a published shape with random weights, to measure with");
+      "random", "Make a model of a published shape with random weights, to measure with");
   random_app->add_option("OUT", random.out, "ROOT/NAME in a model repository")->required();
   random_app->add_option("--shape", random.shape, "Whose shape")
       ->check(CLI::IsMember(llava::ShapeNames()))
@@ -112,19 +180,40 @@ int main(int argc, char** argv) {
   random_app->add_option("--tower", random.tower,
                          "Folder of the vision tower that it reads (default: the shape of CLIP "
                          "ViT-L/14 at 336)");
+  random_app->add_flag("--plain", random.plain, "Not packed: in bfloat16 as it would be trained");
   AddPackingFlags(*random_app, random.packing);
   random_app->callback([&] { code = llava::RunRandom(random); });
 
   llava::BenchCommand bench;
   auto* bench_app = app.add_subcommand(
-      "bench", "Measure a decoder on the CPU as llava-llm steps it: prompt, generation, memory");
+      "bench",
+      "Measure a decoder on the CPU as llava-llm steps it: prompt, generation, memory; or a vision "
+      "tower as llava-vision runs it");
+  auto* shape_option =
+      bench_app
+          ->add_option("--shape", bench.model,
+                       "llama-1.1b, llama-7b, ... with random weights, or the path of a model")
+          ->capture_default_str();
+  llava::VisionBenchCommand vision_bench;
+  auto* vision_option =
+      bench_app
+          ->add_option("--vision", vision_bench.model,
+                       "A tower: vit-l-14-336, vit-l-14 with random weights, or its path")
+          ->excludes(shape_option);
+  bench_app->add_option("--batch", vision_bench.batch, "Pictures that a tower sees together")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str()
+      ->needs(vision_option);
   bench_app
-      ->add_option("--shape", bench.model,
-                   "llama-1.1b, llama-7b, ... with random weights, or the path of a model")
-      ->capture_default_str();
-  bench_app->add_option("--dtype", bench.dtype, "Format of the weights")
-      ->check(CLI::IsMember({"float32", "bf16", "int8", "int4"}))
-      ->capture_default_str();
+      ->add_option("--outliers", vision_bench.outliers,
+                   "Share of a tower's random weights that are 20 times as large")
+      ->check(CLI::Range(0.0, 1.0))
+      ->needs(vision_option);
+  auto* dtype_option = bench_app
+                           ->add_option("--dtype", bench.dtype,
+                                        "Format of the weights (default: int4, of a tower bf16)")
+                           ->check(CLI::IsMember({"float32", "bf16", "int8", "int4"}));
   bench_app
       ->add_option("--group", bench.group,
                    "Weights with one scale (default: 128 for int8, 64 for int4)")
@@ -153,8 +242,18 @@ int main(int argc, char** argv) {
   bench_app->add_option("--repeats", bench.repeats, "Measurements, of which the median counts")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
+  bench_app->add_flag("--load", bench.load,
+                      "Measure how fast the version at --shape is read, checked and made ready");
   bench_app->add_flag("--json", bench.json, "Print JSON");
-  bench_app->callback([&] { llava::RunBench(bench); });
+  bench_app->callback([&] {
+    if (bench.load) return llava::RunLoadBench(bench);
+    if (vision_option->count() == 0) return llava::RunBench(bench);
+    if (dtype_option->count() > 0) vision_bench.dtype = bench.dtype;
+    vision_bench.threads = bench.threads;
+    vision_bench.repeats = bench.repeats;
+    vision_bench.json = bench.json;
+    llava::RunVisionBench(vision_bench);
+  });
 
   try {
     app.parse(argc, argv);

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <iostream>
+#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
@@ -15,12 +16,16 @@
 #include "model/checkpoint/checkpoint.h"
 #include "model/checkpoint/checkpoint_folder.h"
 #include "model/checkpoint/config_json.h"
+#include "model/checkpoint/language_draft.h"
 #include "model/checkpoint/random_tensors.h"
 #include "model/checkpoint/tensor_names.h"
+#include "model/llava/self_test.h"
+#include "model/llava/serving_model.h"
 #include "model/nn/packed_weights.h"
 #include "model/nn/quantize.h"
 #include "model/progress/progress.h"
 #include "model/progress/stop_request.h"
+#include "model/text/labels.h"
 #include "model/tools/commands.h"
 #include "model/tools/shapes.h"
 
@@ -31,6 +36,22 @@ namespace fs = std::filesystem;
 
 int ThreadsOr(int threads) {
   return threads > 0 ? threads : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+// Of a model that may fit into this machine in no other form.
+SelfTest PackedSelfTest(const LanguageCheckpoint& written, int threads) {
+  const std::vector<ChatMessage> exchange = {
+      {ChatMessage::Role::kUser, "Can I eat an apple?", 0, {}},
+      {ChatMessage::Role::kAssistant, "Yes.", 0, {}}};
+  const LabelledTokens example =
+      MakeLabels(*written.tokenizer, *written.chat_template, exchange, /*has_image=*/false);
+  ServingOptions options;
+  options.threads = threads;
+  const auto tokens = static_cast<int64_t>(example.input_ids.size());
+  options.kv_bytes = static_cast<uint64_t>((tokens / kKvBlockTokens + 1) *
+                                           ServingModel::KvBlockBytes(written, at::kCPU, options));
+  ServingModel model(written, at::kCPU, options);
+  return MakeSelfTest(model, example.input_ids, example.labels, {});
 }
 
 // Packs and publishes as a new version of `out`, a ROOT/NAME. Returns the exit code.
@@ -52,13 +73,38 @@ int Publish(const LanguageCheckpoint& checkpoint, const PackingFlags& flags, con
                  : progress.Finish(static_cast<uint64_t>(done));
     return !StopRequest::Requested();
   };
-  const auto path = PublishPacked(checkpoint, options, model.parent_path(),
-                                  model.filename().string(), recipe.dump(), pool, step);
+  const auto path =
+      PublishPacked(checkpoint, options, model.parent_path(), model.filename().string(),
+                    recipe.dump(), pool, step, [&flags](const LanguageCheckpoint& written) {
+                      return PackedSelfTest(written, ThreadsOr(flags.threads));
+                    });
   if (!path) {
     std::fprintf(stderr, "\nllava-model: stopped; nothing was written\n");
     return 128 + StopRequest::Signal();
   }
   std::cout << "language " << path->string() << " (" << ToQuantization(options).Describe() << ")\n"
+            << "tower    " << ToHex(checkpoint.tower_digest) << "\n";
+  return 0;
+}
+
+// As a trainer would publish it, but layer by layer: no more of it is in memory.
+int PublishPlain(const LanguageCheckpoint& checkpoint, const RandomCommand& command) {
+  const fs::path whole = fs::absolute(command.out).lexically_normal();
+  const fs::path model = whole.has_filename() ? whole : whole.parent_path();
+  const nlohmann::json recipe = {{"random", {{"shape", command.shape}, {"seed", command.seed}}}};
+  LanguageDraft draft(model.parent_path(), model.filename().string(), recipe.dump());
+  std::map<std::string, std::vector<std::string>> parts;  // by layer
+  for (const auto& [name, info] : checkpoint.tensors.tensors()) {
+    const std::string layers = "model.layers.";
+    const bool of_layer = name.starts_with(layers);
+    parts[of_layer ? name.substr(0, name.find('.', layers.size())) : ""].push_back(name);
+  }
+  for (const auto& [part, names] : parts) {
+    std::map<std::string, at::Tensor> tensors;
+    for (const std::string& name : names) tensors[name] = checkpoint.tensors.Get(name);
+    draft.Add(tensors);
+  }
+  std::cout << "language " << draft.Publish(checkpoint).string() << "\n"
             << "tower    " << ToHex(checkpoint.tower_digest) << "\n";
   return 0;
 }
@@ -114,6 +160,7 @@ int RunRandom(const RandomCommand& command) {
   RandomTensorOptions random;
   random.seed = command.seed;
   checkpoint.tensors = RandomTensors(tensors, random);
+  if (command.plain) return PublishPlain(checkpoint, command);
   return Publish(checkpoint, command.packing, command.out,
                  {{"random", {{"shape", command.shape}, {"seed", command.seed}}}});
 }

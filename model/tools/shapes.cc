@@ -35,21 +35,43 @@ std::map<std::string, DecoderConfig> Shapes() {
           {"tiny", tiny}};
 }
 
-}  // namespace
+std::map<std::string, VisionConfig> VisionShapes() {
+  VisionConfig large;  // the defaults
+  VisionConfig small = large;
+  small.image_size = small.preprocess.image_size = 224;
+  VisionConfig tiny;  // of nobody: takes no time
+  tiny.hidden_size = 64;
+  tiny.intermediate_size = 160;
+  tiny.num_layers = 3;
+  tiny.num_heads = 2;
+  tiny.image_size = tiny.preprocess.image_size = 56;
+  return {{"vit-l-14-336", large}, {"vit-l-14", small}, {"vit-tiny", tiny}};
+}
 
-std::vector<std::string> ShapeNames() {
+template <typename Config>
+std::vector<std::string> NamesOf(const std::map<std::string, Config>& shapes) {
   std::vector<std::string> names;
-  for (const auto& [name, config] : Shapes()) names.push_back(name);
+  for (const auto& [name, config] : shapes) names.push_back(name);
   return names;
 }
 
-DecoderConfig DecoderShape(const std::string& name) {
-  const auto shapes = Shapes();
+template <typename Config>
+Config Find(const std::map<std::string, Config>& shapes, const std::string& name) {
   const auto found = shapes.find(name);
   if (found != shapes.end()) return found->second;
   std::string known;
   for (const auto& [shape, config] : shapes) known += (known.empty() ? "" : ", ") + shape;
   throw std::invalid_argument("there is no shape \"" + name + "\"; known are " + known);
 }
+
+}  // namespace
+
+std::vector<std::string> ShapeNames() { return NamesOf(Shapes()); }
+
+DecoderConfig DecoderShape(const std::string& name) { return Find(Shapes(), name); }
+
+std::vector<std::string> VisionShapeNames() { return NamesOf(VisionShapes()); }
+
+VisionConfig VisionShape(const std::string& name) { return Find(VisionShapes(), name); }
 
 }  // namespace llava

@@ -1,6 +1,6 @@
 #pragma once
 
-// Decoders of published models by name, for random weights.
+// Decoders and towers of published models by name, for random weights.
 
 #include <string>
 #include <vector>
@@ -12,5 +12,9 @@ namespace llava {
 std::vector<std::string> ShapeNames();
 // Throws std::invalid_argument naming those that there are.
 DecoderConfig DecoderShape(const std::string& name);
+
+// The same of vision towers.
+std::vector<std::string> VisionShapeNames();
+VisionConfig VisionShape(const std::string& name);
 
 }  // namespace llava

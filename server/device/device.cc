@@ -77,7 +77,11 @@ std::string ArithmeticName(at::ScalarType dtype) {
 }
 
 int EnterDeviceThread(at::Device device, int threads, int workers, uint64_t weight_bytes) {
-  if (device.is_cuda()) c10::impl::VirtualGuardImpl(device.type()).setDevice(device);
+  if (device.is_cuda()) {
+    const c10::impl::VirtualGuardImpl guard(device.type());
+    guard.setDevice(device);
+    guard.exchangeStream(guard.getStreamFromGlobalPool(device));
+  }
   const int cores = static_cast<int>(std::thread::hardware_concurrency());
   const int share = weight_bytes < kSmallModelBytes ? 1 : cores / std::max(1, workers);
   const int chosen = threads > 0 ? threads : std::max(1, share);

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "google/rpc/error_details.pb.h"
 #include "server/runtime/logging.h"
 #include "server/runtime/status.h"
@@ -11,7 +12,6 @@
 namespace llava {
 namespace {
 
-constexpr std::chrono::milliseconds kPeriodUntilSettled{500};
 constexpr std::chrono::seconds kAskTimeout{3};
 constexpr int kFailuresInARow = 5;
 constexpr std::chrono::seconds kFirstEjection{10}, kLongestEjection{300};
@@ -47,7 +47,25 @@ bool SameModels(const std::vector<v1::ModelInfo>& a, const std::vector<v1::Model
   return true;
 }
 
+// "emoji 3 (stable), emoji 4"
+std::string DescribeModels(const std::vector<v1::ModelInfo>& models) {
+  std::vector<std::string> words;
+  for (const v1::ModelInfo& each : models) {
+    words.push_back(absl::StrCat(each.model().name(), " ", each.model().version()));
+    if (!each.labels().empty()) {
+      absl::StrAppend(&words.back(), " (", absl::StrJoin(each.labels(), ", "), ")");
+    }
+  }
+  return absl::StrJoin(words, ", ");
+}
+
 }  // namespace
+
+bool IsVersionGone(const absl::Status& status) {
+  if (absl::IsNotFound(status)) return true;
+  v1::MissingFeatures missing;
+  return absl::IsFailedPrecondition(status) && !GetDetail(status, &missing);
+}
 
 Backend::Backend(Names names, std::string address, GatewayMetrics& metrics, const TlsFiles& tls,
                  std::chrono::milliseconds period, std::string authority)
@@ -132,19 +150,23 @@ void Backend::Loop() {
     }
     std::vector<v1::ModelInfo> models;
     const absl::Status status = Ask(&models);
-    bool changed = false;
+    bool changed = false, found = false;
     {
       MutexLock lock(mutex_);
+      found = !asked_ || !table_.status.ok();
       changed = !asked_ || status.ok() != table_.status.ok() ||
                 (status.ok() && !SameModels(models, table_.models));
       asked_ = true;
       table_.status = status;
-      if (status.ok()) table_.models = std::move(models);
+      if (status.ok()) table_.models = models;
       if (stopping_) changed = false;
     }
     if (changed) {
       if (status.ok()) {
-        LogInfo("service found", {{"backend", names_.service}, {"address", address_}});
+        LogInfo(found ? "service found" : "service serves other models",
+                {{"backend", names_.service},
+                 {"address", address_},
+                 {"models", DescribeModels(models)}});
       } else {
         LogWarning("service lost", {{"backend", names_.service},
                                     {"address", address_},
@@ -155,8 +177,7 @@ void Backend::Loop() {
     for (const auto& done : waiting) done();
 
     MutexLock lock(mutex_);
-    const bool settled = status.ok() && !table_.models.empty();  // else it is starting: look often
-    const auto deadline = CondVar::Clock::now() + (settled ? period_ : kPeriodUntilSettled);
+    const auto deadline = CondVar::Clock::now() + period_;
     while (!stopping_ && !wanted_ && changed_.WaitUntil(mutex_, deadline)) {
     }
   }

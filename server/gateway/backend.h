@@ -24,14 +24,18 @@
 
 namespace llava {
 
+// A service refused because it does not serve that version (tower) any more: nothing was done. That
+// it lacks features is another matter.
+bool IsVersionGone(const absl::Status& status);
+
 // What a service said of its models, last time it was asked.
 struct ModelTable {
   absl::Status status = absl::UnavailableError("not asked yet");  // OK: it answered
   std::vector<v1::ModelInfo> models;  // of the last good answer, also while the service is down
 };
 
-// One process of a service. Asks it for its models on a thread of its own: every `period` while it
-// answers, twice a second while it does not, and on demand. Thread-safe.
+// One process of a service. Asks it for its models on a thread of its own, every `period` and on
+// demand: so a new version is routed to within `period`. Thread-safe.
 class Backend {
  public:
   struct Names {
@@ -43,7 +47,8 @@ class Backend {
   // `tls` empty: an open connection. `authority`: the name under which it was found, if `address`
   // is a number.
   Backend(Names names, std::string address, GatewayMetrics& metrics, const TlsFiles& tls = {},
-          std::chrono::milliseconds period = std::chrono::seconds(5), std::string authority = {});
+          std::chrono::milliseconds period = std::chrono::milliseconds(500),
+          std::string authority = {});
   ~Backend();  // stops the thread; waits for the last lease and CallContext
   Backend(const Backend&) = delete;
   Backend& operator=(const Backend&) = delete;
@@ -57,6 +62,8 @@ class Backend {
   bool idle() const;
 
   const std::string& address() const { return address_; }
+  // "llm 127.0.0.1:8021"
+  std::string Describe() const { return names_.service + " " + address_; }
   const std::string& authority() const { return authority_; }
 
   v1::ModelService::Stub& models() { return *models_; }

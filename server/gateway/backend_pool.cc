@@ -7,6 +7,7 @@
 #include <atomic>
 #include <charconv>
 #include <cstdint>
+#include <map>
 #include <set>
 #include <tuple>
 #include <utility>
@@ -194,7 +195,7 @@ void BackendPool::LookUp() {
 
 ModelTable BackendPool::table() const {
   ModelTable joined;
-  std::set<std::tuple<int, std::string, uint64_t, std::string>> seen;
+  std::map<std::tuple<int, std::string, uint64_t, std::string>, size_t> seen;
   const auto backends = all();
   if (backends.empty()) {
     joined.status =
@@ -213,10 +214,17 @@ ModelTable BackendPool::table() const {
       if (backends.size() > 1) continue;
     }
     for (v1::ModelInfo& model : table.models) {
-      if (seen.emplace(model.kind(), model.model().name(), model.model().version(),
-                       model.model().digest())
-              .second) {
+      const auto [place, added] =
+          seen.emplace(std::make_tuple(model.kind(), model.model().name(), model.model().version(),
+                                       model.model().digest()),
+                       joined.models.size());
+      if (added) {
         joined.models.push_back(std::move(model));
+        continue;
+      }
+      auto& labels = *joined.models[place->second].mutable_labels();
+      for (const std::string& label : model.labels()) {
+        if (std::find(labels.begin(), labels.end(), label) == labels.end()) *labels.Add() = label;
       }
     }
   }

@@ -38,7 +38,7 @@ class BackendPool {
 
   // `addresses` must parse.
   BackendPool(Backend::Names names, const std::string& addresses, GatewayMetrics& metrics,
-              TlsFiles tls = {}, std::chrono::milliseconds period = std::chrono::seconds(5));
+              TlsFiles tls = {}, std::chrono::milliseconds period = std::chrono::milliseconds(500));
   ~BackendPool();
   BackendPool(const BackendPool&) = delete;
   BackendPool& operator=(const BackendPool&) = delete;
@@ -47,7 +47,8 @@ class BackendPool {
   // process have changed.
   void Start(std::function<void()> on_change);
 
-  // The models of all processes, each version once; OK if one of them answers.
+  // The models of all processes, each version once, with the labels that any of them knows; OK if
+  // one of them answers.
   ModelTable table() const;
   // Asks all of them; `done` runs on a thread of the pool after the last answer.
   void Refresh(std::function<void()> done);

@@ -57,8 +57,8 @@ grpc::ServerUnaryReactor* ChatServiceImpl::CreateSession(grpc::CallbackServerCon
     session.set_model(parts_.router.DefaultModel());  // empty: chosen by the first turn
     store(std::move(session));
   } else {
-    const std::string model = session.model();
-    parts_.router.Resolve(model, 0, /*pictures=*/false,
+    const auto model = ModelChoiceOf(session);  // checked above
+    parts_.router.Resolve(*model, /*pictures=*/false,
                           [call, store, session = std::move(session)](const auto& route) {
                             if (route.ok()) return store(session);
                             call.Finish(route.status());

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <string>
@@ -9,6 +10,7 @@
 #include "server/gateway/rpc_scope.h"
 #include "server/gateway/turn_parts.h"
 #include "server/gateway/turn_request.h"
+#include "server/runtime/stream_writer.h"
 
 namespace llava {
 
@@ -20,8 +22,11 @@ class ChatServiceImpl final : public v1::ChatService::CallbackService {
   ChatServiceImpl(const TurnParts& parts, Admission& admission)
       : parts_(parts), admission_(admission) {}
 
-  // What a question of any origin asks for, once it has passed the checks; counts its pictures.
-  absl::StatusOr<TurnRequest> ReadChat(const v1::ChatRequest& request);
+  // What a question of any origin asks for, once it has passed the checks and its pictures are
+  // there; counts them. `done` runs once, before or after this returns, and must not block;
+  // `request` is not used after this returns.
+  void ReadChat(const v1::ChatRequest& request,
+                std::function<void(absl::StatusOr<TurnRequest>)> done);
 
   grpc::ServerUnaryReactor* CreateSession(grpc::CallbackServerContext* context,
                                           const v1::CreateSessionRequest* request,
@@ -64,7 +69,11 @@ class ChatServiceImpl final : public v1::ChatService::CallbackService {
   // the call is finished. On this thread or the store's; the request lives until Finish.
   void ForOwner(const UnaryCall& call, absl::Status checked, const std::string& session_id,
                 std::function<void()> work);
+  absl::StatusOr<TurnRequest> ReadChecked(const v1::ChatRequest& request);
   // Runs a turn whose request was read (or refused) into a stream of `Response`.
+  template <typename Response>
+  void Begin(const std::shared_ptr<StreamWriter<Response>>& writer, std::shared_ptr<RpcScope> scope,
+             std::chrono::system_clock::time_point deadline, absl::StatusOr<TurnRequest> request);
   template <typename Response>
   grpc::ServerWriteReactor<Response>* Run(grpc::CallbackServerContext* context,
                                           std::shared_ptr<RpcScope> scope,

@@ -8,6 +8,7 @@
 
 #include "model/digest/sha256.h"
 #include "server/gateway/chat_service.h"
+#include "server/gateway/picture_fetcher.h"
 #include "server/gateway/request_checks.h"
 #include "server/gateway/turn_start.h"
 #include "server/runtime/failpoint.h"
@@ -72,18 +73,26 @@ void Follow(const TurnParts& parts, const std::string& session_id, const std::st
 }  // namespace
 
 template <typename Response>
+void ChatServiceImpl::Begin(const std::shared_ptr<StreamWriter<Response>>& writer,
+                            std::shared_ptr<RpcScope> scope,
+                            std::chrono::system_clock::time_point deadline,
+                            absl::StatusOr<TurnRequest> request) {
+  if (!request.ok()) {
+    scope->End(request.status());
+    writer->Close(ToGrpc(request.status()));
+    return;
+  }
+  request->deadline = deadline;
+  TurnStart::Begin(parts_, std::move(scope), *std::move(request),
+                   std::make_unique<StreamSink<Response>>(writer));
+}
+
+template <typename Response>
 grpc::ServerWriteReactor<Response>* ChatServiceImpl::Run(grpc::CallbackServerContext* context,
                                                          std::shared_ptr<RpcScope> scope,
                                                          absl::StatusOr<TurnRequest> request) {
   auto writer = StreamWriter<Response>::Create();
-  if (!request.ok()) {
-    scope->End(request.status());
-    writer->Close(ToGrpc(request.status()));
-    return writer.get();
-  }
-  request->deadline = context->deadline();
-  TurnStart::Begin(parts_, std::move(scope), *std::move(request),
-                   std::make_unique<StreamSink<Response>>(writer));
+  Begin(writer, std::move(scope), context->deadline(), std::move(request));
   return writer.get();
 }
 
@@ -97,13 +106,36 @@ grpc::ServerWriteReactor<v1::ChatResponse>* ChatServiceImpl::Chat(
   if (!status.ok()) {
     return Run<v1::ChatResponse>(context, std::move(scope), status);
   }
-  return Run<v1::ChatResponse>(context, std::move(scope), ReadChat(*request));
+  auto writer = StreamWriter<v1::ChatResponse>::Create();
+  ReadChat(*request,
+           [this, writer, scope, deadline = context->deadline()](absl::StatusOr<TurnRequest> turn) {
+             Begin(writer, scope, deadline, std::move(turn));
+           });
+  return writer.get();
 }
 
-absl::StatusOr<TurnRequest> ChatServiceImpl::ReadChat(const v1::ChatRequest& request) {
-  if (auto status = CheckChat(request); !status.ok()) return status;
+void ChatServiceImpl::ReadChat(const v1::ChatRequest& request,
+                               std::function<void(absl::StatusOr<TurnRequest>)> done) {
+  if (auto status = CheckChat(request); !status.ok()) return done(status);
+  if (!parts_.fetcher.enabled() || !PictureFetcher::HasUrls(request)) {
+    return done(ReadChecked(request));
+  }
+  auto whole = std::make_shared<v1::ChatRequest>(request);
+  // What the client sent is what its key stands for, whatever is behind a URL today.
+  parts_.fetcher.Fetch(whole, [this, whole, key = KeyOf(request),
+                               done = std::move(done)](const absl::Status& status) {
+    if (!status.ok()) return done(status);
+    auto turn = ReadChecked(*whole);
+    if (turn.ok()) turn->key = key;
+    done(std::move(turn));
+  });
+}
+
+absl::StatusOr<TurnRequest> ChatServiceImpl::ReadChecked(const v1::ChatRequest& request) {
+  auto model = ReadModelChoice(request.model(), request.model_label());
+  if (!model.ok()) return model.status();
   TurnRequest turn;
-  turn.model = request.model();
+  turn.model = *std::move(model);
   turn.sampling = request.sampling();
   turn.priority = request.priority();
   turn.on_disconnect = request.on_disconnect();

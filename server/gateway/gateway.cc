@@ -56,16 +56,22 @@ Gateway::Gateway(const GatewayOptions& options, Metrics& metrics, std::unique_pt
       store_(std::move(store)),
       owners_(*store_),
       gate_(options_.gate, metrics),
+      resumable_(options_.resume_grace),
+      fetcher_(options_.picture_urls, options_.max_image_bytes, *metrics_),
       admission_(admission),
       vision_({"vision", "llava-vision", "--vision"}, options_.vision, *metrics_,
               options_.backend_tls),
       llm_({"llm", "llava-llm", "--llm"}, options_.llm, *metrics_, options_.backend_tls),
-      router_(vision_, llm_, options_.default_model),
-      parts_{options_, *metrics_, admission, *store_, *journal_, vision_, llm_,
-             router_,  running_,  warmup_,   *keys_,  owners_,   gate_},
+      router_(vision_, llm_, options_.default_model, options_.canary_share),
+      admin_(vision_, llm_, router_),
+      rollouts_(options_.rollout, router_, admin_, samples_, *metrics_),
+      parts_{options_, *metrics_, admission, *store_,   *journal_,  vision_,
+             llm_,     router_,   running_,  warmup_,   *keys_,     owners_,
+             gate_,    samples_,  admin_,    rollouts_, resumable_, fetcher_},
       warmup_(parts_),
       chat_(parts_, admission),
-      models_(parts_) {}
+      models_(parts_),
+      rollout_service_(parts_) {}
 
 Gateway::~Gateway() {
   {
@@ -113,6 +119,7 @@ void Gateway::KeepHouse() {
       if (closing_) return;
     }
     running_.CheckReaders();
+    resumable_.Expire();
     if (CondVar::Clock::now() < next_expiry) continue;
     next_expiry = CondVar::Clock::now() + expiry_period;
     store_->Expire(
@@ -135,6 +142,7 @@ void Gateway::Start(OnReadiness on_readiness) {
   }
   vision_.Start([this] { Publish(); });
   llm_.Start([this] { Publish(); });
+  rollouts_.Start();
 }
 
 void Gateway::Publish() {
@@ -144,7 +152,7 @@ void Gateway::Publish() {
   if (const auto models = router_.LanguageModels(); models.ok()) {
     for (const v1::ModelInfo& model : *models) {
       const std::string& name = model.model().name();
-      models_seen_[name] = router_.Find(name, 0, /*pictures=*/true).ok();
+      models_seen_[name] = router_.Find({.name = name}, /*pictures=*/true).ok();
     }
   }
   const absl::Status status = router_.Ready();
@@ -153,6 +161,8 @@ void Gateway::Publish() {
 
 void Gateway::Stop() {
   gate_.Close();
+  fetcher_.Stop();
+  rollouts_.Stop();
   warmup_.Stop();
   running_.BreakAll(TurnBreak::kShutdown);
   admission_.WaitUntilIdle(CondVar::Clock::now() + kStopTimeout);

@@ -10,8 +10,12 @@
 #include "absl/status/statusor.h"
 #include "server/gateway/chat_service.h"
 #include "server/gateway/http_front.h"
+#include "server/gateway/model_admin.h"
 #include "server/gateway/model_service.h"
 #include "server/gateway/picture_warmup.h"
+#include "server/gateway/resumable_calls.h"
+#include "server/gateway/rollout_guard.h"
+#include "server/gateway/rollout_service.h"
 #include "server/gateway/turn_parts.h"
 
 namespace llava {
@@ -38,7 +42,7 @@ class Gateway {
   // Begins to watch the services behind; `on_readiness` runs on their threads, one at a time, at
   // every change until Stop.
   void Start(OnReadiness on_readiness);
-  std::vector<grpc::Service*> services() { return {&chat_, &models_}; }
+  std::vector<grpc::Service*> services() { return {&chat_, &models_, &rollout_service_}; }
   const ApiKeys& keys() const { return *keys_; }
   // The same services over HTTP; `pages` are served beside them. To be served until Stop.
   std::unique_ptr<HttpFront> MakeHttpFront(std::map<std::string, HttpServer::Page> pages,
@@ -66,6 +70,8 @@ class Gateway {
   const std::unique_ptr<ConversationStore> store_;
   SessionOwners owners_;
   TurnGate gate_;
+  ResumableCalls resumable_;
+  PictureFetcher fetcher_;
   Admission& admission_;
   RunningTurns running_;
 
@@ -76,10 +82,14 @@ class Gateway {
   BackendPool vision_;
   BackendPool llm_;
   ModelRouter router_;
+  ModelAdmin admin_;
+  TurnSamples samples_;
+  RolloutGuard rollouts_;
   const TurnParts parts_;
   PictureWarmup warmup_;
   ChatServiceImpl chat_;
   ModelServiceImpl models_;
+  RolloutServiceImpl rollout_service_;
 
   Mutex house_mutex_;
   CondVar house_changed_;

@@ -83,6 +83,13 @@ void GatewayMetrics::CountImage(const std::string& result) {
       .Increment();
 }
 
+void GatewayMetrics::CountPictureFetch(const std::string& result) {
+  metrics_
+      .Counter("llava_gateway_picture_fetches_total", "Pictures that requests named by URL.",
+               {{"result", result}})
+      .Increment();
+}
+
 void GatewayMetrics::CountWarmup(bool ok) {
   metrics_
       .Counter("llava_gateway_pictures_encoded_ahead_total",
@@ -114,6 +121,47 @@ void GatewayMetrics::CountEjection(const std::string& backend) {
       .Counter("llava_gateway_backend_ejections_total",
                "Times that a process of the service behind was left out because its calls failed.",
                {{"backend", backend}})
+      .Increment();
+}
+
+void GatewayMetrics::SetRolloutActive(const std::string& model, bool active) {
+  metrics_
+      .Gauge("llava_gateway_rollout_active", "1 while a canary of the model is watched.",
+             {{"model", model}})
+      .Set(active ? 1 : 0);
+}
+
+void GatewayMetrics::SetRollout(const std::string& model, const std::string& role,
+                                const VersionEvidence& evidence) {
+  const auto set = [&](const std::string& what, const std::string& help, double value) {
+    metrics_.Gauge("llava_gateway_rollout_" + what, help, {{"model", model}, {"role", role}})
+        .Set(value);
+  };
+  set("turns", "Turns of a version that count for the verdict.",
+      static_cast<double>(evidence.turns));
+  set("failed_turns", "Those of them that a fault of the version ended.",
+      static_cast<double>(evidence.failed));
+  set("first_token_seconds", "Nine tenths of the turns had their first text sooner.",
+      Quantile(evidence.first_token, 0.9));
+  set("between_tokens_seconds", "Nine tenths of the turns had shorter times between texts.",
+      Quantile(evidence.between_tokens, 0.9));
+  set("largest_gap_seconds", "Longest time between two pieces of text.", evidence.largest_gap);
+  set("self_test_drift", "Largest deviation from the self-test; negative: none.", evidence.drift);
+  set("nan_outputs", "Answers that failed for values that are no numbers.",
+      static_cast<double>(evidence.nan_outputs));
+}
+
+void GatewayMetrics::SetRolloutVerdict(const std::string& model, RolloutVerdict verdict) {
+  metrics_
+      .Gauge("llava_gateway_rollout_verdict",
+             "What is thought of the canary: 0 undecided, 1 as good, 2 worse.", {{"model", model}})
+      .Set(static_cast<double>(verdict));
+}
+
+void GatewayMetrics::CountRollout(const std::string& model, bool promoted) {
+  metrics_
+      .Counter("llava_gateway_rollouts_total", "Rollouts that the gateway ended.",
+               {{"model", model}, {"result", promoted ? "promoted" : "rolled_back"}})
       .Increment();
 }
 

@@ -7,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "llava/v1/types.pb.h"
+#include "server/gateway/rollout_decision.h"
 #include "server/runtime/metrics.h"
 
 namespace llava {
@@ -24,6 +25,8 @@ class GatewayMetrics {
   void CountTokens(const v1::Usage& usage);
   // images_total{result}: stored, refused, failed (by the store)
   void CountImage(const std::string& result);
+  // picture_fetches_total{result}: ok, refused (before a connection), failed
+  void CountPictureFetch(const std::string& result);
   // pictures_encoded_ahead_total{result}: ok, failed
   void CountWarmup(bool ok);
   // backend_errors_total{backend,code}
@@ -32,6 +35,17 @@ class GatewayMetrics {
   void SetBackends(const std::string& backend, int up, int down);
   // backend_ejections_total{backend}
   void CountEjection(const std::string& backend);
+  // rollout_active{model}
+  void SetRolloutActive(const std::string& model, bool active);
+  // rollout_turns, rollout_failed_turns, rollout_first_token_seconds,
+  // rollout_between_tokens_seconds (nine tenths are faster), rollout_largest_gap_seconds,
+  // rollout_self_test_drift, rollout_nan_outputs {model,role}
+  void SetRollout(const std::string& model, const std::string& role,
+                  const VersionEvidence& evidence);
+  // rollout_verdict{model}: 0 undecided, 1 as good, 2 worse
+  void SetRolloutVerdict(const std::string& model, RolloutVerdict verdict);
+  // rollouts_total{model,result}: promoted, rolled_back
+  void CountRollout(const std::string& model, bool promoted);
 
  private:
   Metrics& metrics_;

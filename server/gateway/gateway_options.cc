@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "server/gateway/backend_pool.h"
+#include "server/gateway/model_choice.h"
 
 namespace llava {
 namespace {
@@ -34,6 +35,10 @@ void GatewayOptions::Declare(Settings& settings) {
   DeclareBackendTls(settings, backend_tls);
   settings.Add("default-model", &default_model,
                "Model of requests that name none; empty = the first that llava-llm lists");
+  settings.Group("Rollouts");
+  settings.Add("canary-share", &canary_share,
+               "Share of the sessions that the version labelled canary gets", 0, 1);
+  rollout.Declare(settings);
   settings.Group("Sessions");
   settings.Add("data-dir", &data_dir, "Folder of sessions and pictures; made if missing");
   settings.Add("session-ttl", &session_ttl,
@@ -61,6 +66,7 @@ void GatewayOptions::Declare(Settings& settings) {
                std::numeric_limits<int>::max());
   settings.Add("max-images-per-turn", &max_images_per_turn, "Pictures in one message", 0, 1000);
   settings.AddBytes("max-turn-bytes", &max_turn_bytes, "Text and pictures of one request");
+  picture_urls.Declare(settings);
   settings.Add("request-timeout", &request_timeout, "Longest time for one answer");
   settings.Group("Instead of serving");
   settings.Add("backup", &backup_to, "Copy sessions and pictures to this new folder, and end");
@@ -71,10 +77,15 @@ void GatewayOptions::Declare(Settings& settings) {
 absl::Status GatewayOptions::Check() const {
   if (auto status = CheckAddresses("vision", vision); !status.ok()) return status;
   if (auto status = CheckAddresses("llm", llm); !status.ok()) return status;
+  if (auto status = ParseModelChoice(default_model).status(); !status.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat("--default-model: ", status.message()));
+  }
+  if (auto status = rollout.Check(); !status.ok()) return status;
   if (data_dir.empty()) return absl::InvalidArgumentError("--data-dir is empty; name a folder");
   if (max_image_bytes == 0 || max_turn_bytes == 0) {
     return absl::InvalidArgumentError("--max-image-bytes and --max-turn-bytes must be above 0");
   }
+  if (auto status = picture_urls.Check(); !status.ok()) return status;
   if (!backup_to.empty() && !restore_from.empty()) {
     return absl::InvalidArgumentError("--backup and --restore: one at a time");
   }

@@ -7,6 +7,8 @@
 #include <string>
 
 #include "model/image/header.h"
+#include "server/gateway/picture_fetcher.h"
+#include "server/gateway/rollout_guard.h"
 #include "server/gateway/turn_gate.h"
 #include "server/runtime/settings.h"
 #include "server/runtime/tls.h"
@@ -21,7 +23,8 @@ struct GatewayOptions {
   TlsFiles backend_tls;  // of the calls to them
   // Sessions and pictures; made if missing. One gateway at a time.
   std::string data_dir = DefaultDataDir();
-  // Model of requests and sessions that name none. Empty: the first one the LLM service lists.
+  // Model of requests and sessions that name none, also NAME@LABEL or NAME@VERSION. Empty: the
+  // first one the LLM service lists.
   std::string default_model;
   // OpenAI API and chat page, at the address of the other ports; 0 = a free one, -1 = none.
   int http_port = 8000;
@@ -40,12 +43,17 @@ struct GatewayOptions {
   int max_turns_per_session = 10'000;
   int max_images_per_session = 1'000;
 
+  // Share of the sessions that a version labelled "canary" gets, unless set by an RPC.
+  double canary_share = 0.1;
+  RolloutOptions rollout;
+
   TurnGateOptions gate;
   uint64_t max_image_bytes = 20u << 20;
   int max_image_pixels = 64'000'000;
   int max_images_per_turn = 8;
   // Text and pictures of one request together.
   uint64_t max_turn_bytes = 30u << 20;
+  PictureUrlOptions picture_urls;
   // Upper limit of a turn, whatever the client's deadline.
   std::chrono::milliseconds request_timeout{10 * 60 * 1000};
 

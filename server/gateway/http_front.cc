@@ -7,6 +7,8 @@
 #include "absl/strings/str_cat.h"
 #include "server/gateway/chat_page.h"
 #include "server/gateway/openai_json.h"
+#include "server/gateway/picture_fetcher.h"
+#include "server/gateway/resumable_calls.h"
 #include "server/gateway/turn_start.h"
 #include "server/runtime/status.h"
 
@@ -16,7 +18,7 @@ namespace {
 constexpr char kCompletions[] = "/v1/chat/completions";
 constexpr char kModels[] = "/v1/models";
 constexpr std::string_view kModel = "/v1/models/";
-// A reader so far behind has stopped reading; without a session nobody can come back for the rest.
+// A reader so far behind has stopped reading. It may come back for the rest if it asked for that.
 constexpr size_t kMaxBehind = 256u << 10;
 // For JSON around text and pictures.
 constexpr uint64_t kJsonBytes = 1u << 20;
@@ -38,18 +40,19 @@ std::string RequestIdOf(const HttpRequest& request) {
 // Sends the events of a turn as an OpenAI answer.
 class CompletionSink final : public TurnSink {
  public:
+  // `offset`: bytes of the answer that the client has already.
   CompletionSink(const CompletionRequest& request, std::string request_id,
-                 std::shared_ptr<HttpAnswer> answer)
+                 std::shared_ptr<HttpAnswer> answer, uint64_t offset = 0)
       : stream_(request.stream),
         request_id_(std::move(request_id)),
         answer_(std::move(answer)),
-        writer_(request) {}
+        writer_(request, offset) {}
 
   void Send(v1::ChatEvent event) override {
     MutexLock lock(mutex_);
     if (event.has_turn_started()) {
       writer_.Start(event.turn_started());
-      if (stream_) Begin();
+      if (stream_ && !begun_) Begin();
     } else if (event.has_turn_finished()) {
       finished_ = std::move(*event.mutable_turn_finished());
     } else if (!stream_) {
@@ -83,7 +86,8 @@ class CompletionSink final : public TurnSink {
     answer_->Begin({200,
                     "text/event-stream",
                     writer_.FirstEvent(),
-                    {{"X-Request-Id", request_id_}, {"X-Accel-Buffering", "no"}}});
+                    {{"X-Request-Id", request_id_}, {"X-Accel-Buffering", "no"}},
+                    ": still here\n\n"});
   }
 
   const bool stream_;
@@ -152,7 +156,10 @@ std::optional<HttpResponse> HttpFront::OnHead(const HttpRequest& head, uint64_t&
 }
 
 void HttpFront::OnRequest(HttpRequest request, std::shared_ptr<HttpAnswer> answer) {
-  if (request.path == kCompletions) return Complete(request, std::move(answer));
+  if (request.path == kCompletions) {
+    return request.Header("last-event-id").empty() ? Complete(request, std::move(answer))
+                                                   : Resume(request, std::move(answer));
+  }
   if (IsApi(request.path)) return ListModels(request, std::move(answer));
   const auto page = pages_.find(request.path);
   answer->Send(page == pages_.end() ? ChatPage() : page->second(request));
@@ -180,23 +187,64 @@ void HttpFront::Complete(const HttpRequest& request, std::shared_ptr<HttpAnswer>
   auto scope = std::make_shared<RpcScope>("chat.completions", RequestIdOf(request),
                                           request.Header("authorization"), parts_);
   CompletionRequest completion;
-  absl::StatusOr<TurnRequest> turn = absl::UnknownError("not read");
   auto status = scope->Admit(admission_);
   if (status.ok()) {
-    auto read = ReadCompletionRequest(request.body);
+    auto read = ReadCompletionRequest(request.body, parts_.fetcher.enabled());
     status = read.status();
     if (read.ok()) completion = *std::move(read);
   }
-  if (status.ok()) {
-    turn = chat_.ReadChat(completion.chat);
-    status = turn.status();
-  }
-  auto sink = std::make_unique<CompletionSink>(completion, scope->request_id(), answer);
+  // Shared, because std::function must be copyable.
+  const auto sink = std::make_shared<std::unique_ptr<TurnSink>>(
+      std::make_unique<CompletionSink>(completion, scope->request_id(), answer));
   if (!status.ok()) {
     scope->End(status);
-    return sink->Close(status);
+    return (*sink)->Close(status);
   }
-  TurnStart::Begin(parts_, std::move(scope), *std::move(turn), std::move(sink));
+  chat_.ReadChat(completion.chat, [this, scope, sink, resumable = completion.resumable](
+                                      absl::StatusOr<TurnRequest> turn) {
+    if (!turn.ok()) {
+      scope->End(turn.status());
+      return (*sink)->Close(turn.status());
+    }
+    if (resumable) turn->on_disconnect = v1::ON_DISCONNECT_DETACH;
+    TurnStart::Begin(parts_, scope, *std::move(turn), std::move(*sink));
+  });
+}
+
+// The question is not asked again: of the body, which clients send once more as it was, only the
+// form of the stream counts.
+void HttpFront::Resume(const HttpRequest& request, std::shared_ptr<HttpAnswer> answer) {
+  const auto scope = std::make_shared<RpcScope>("chat.completions.resume", RequestIdOf(request),
+                                                request.Header("authorization"), parts_);
+  CompletionRequest completion;
+  StreamPosition position;
+  std::shared_ptr<LiveAnswer> live;
+  absl::Status status = scope->Enter();
+  if (status.ok()) {
+    auto parsed = ParseStreamPosition(request.Header("last-event-id"));
+    status = parsed.status();
+    if (parsed.ok()) position = *std::move(parsed);
+  }
+  if (status.ok() && !request.body.empty()) {
+    auto read = ReadCompletionRequest(request.body, parts_.fetcher.enabled());
+    status = read.status();
+    if (read.ok()) completion = *std::move(read);
+  }
+  completion.stream = true;
+  if (status.ok()) {
+    live = parts_.resumable.Find(position.turn_id, scope->caller());
+    if (!live) {
+      status = absl::NotFoundError(
+          "there is no such stream to go on with: only those asked for with \"stream_options\": "
+          "{\"resumable\": true} are kept, for --resume-grace after their end or reader is gone; "
+          "ask again without Last-Event-ID");
+    }
+  }
+  TurnReader reader{
+      std::make_shared<CompletionSink>(completion, scope->request_id(), answer, position.offset),
+      [scope](const absl::Status& end) { scope->End(end); }};
+  if (status.ok()) status = live->Attach(reader, {position.offset, std::nullopt});
+  if (!status.ok()) reader.End(status);
 }
 
 }  // namespace llava

@@ -27,6 +27,8 @@ class HttpFront final : public HttpHandler {
   // Why a request that asks for a key is refused, if it is; counted and logged.
   std::optional<HttpResponse> Refusal(const HttpRequest& head) const;
   void Complete(const HttpRequest& request, std::shared_ptr<HttpAnswer> answer);
+  // Goes on with the stream that the header Last-Event-ID names.
+  void Resume(const HttpRequest& request, std::shared_ptr<HttpAnswer> answer);
   void ListModels(const HttpRequest& request, std::shared_ptr<HttpAnswer> answer);
 
   const TurnParts& parts_;

@@ -57,32 +57,32 @@ std::string ModelRouter::DefaultModel() const {
   return models.ok() && !models->empty() ? models->front().model().name() : "";
 }
 
-absl::StatusOr<Route> ModelRouter::Find(const std::string& name, uint64_t version,
-                                        bool pictures) const {
+absl::StatusOr<Route> ModelRouter::Find(const ModelChoice& choice, bool pictures) const {
   const auto models = LanguageModels();
   if (!models.ok()) return models.status();
-  const std::string wanted = name.empty() ? DefaultModel() : name;
-  std::vector<v1::ModelInfo> versions;
-  for (const v1::ModelInfo& model : *models) {
-    if (model.model().name() == wanted) versions.push_back(model);
-  }
-  if (versions.empty()) return NoModel(wanted, *models);
-  std::sort(versions.begin(), versions.end(),
-            [](const auto& a, const auto& b) { return a.model().version() > b.model().version(); });
-  if (version != 0) {
-    std::vector<uint64_t> known;
-    for (const v1::ModelInfo& each : versions) known.push_back(each.model().version());
-    std::erase_if(versions, [&](const auto& each) { return each.model().version() != version; });
-    if (versions.empty()) {
-      return absl::NotFoundError(absl::StrCat("model \"", wanted, "\" has no version ", version,
-                                              "; it has: ", absl::StrJoin(known, ", ")));
+  ModelChoice wanted = choice;
+  if (wanted.name.empty()) {
+    auto usual = ParseModelChoice(DefaultModel());
+    if (!usual.ok()) return usual.status();
+    wanted.name = std::move(usual->name);
+    if (!wanted.is_fixed()) {
+      wanted.version = usual->version;
+      wanted.label = std::move(usual->label);
     }
   }
+  std::vector<v1::ModelInfo> versions;
+  for (const v1::ModelInfo& model : *models) {
+    if (model.model().name() == wanted.name) versions.push_back(model);
+  }
+  if (versions.empty()) return NoModel(wanted.name, *models);
+  const auto eligible = Eligible(std::move(versions), wanted, canary_share(wanted.name));
+  if (!eligible.ok()) return eligible.status();
   const ModelTable vision = vision_.table();
-  for (const v1::ModelInfo& each : versions) {
+  for (const v1::ModelInfo& each : *eligible) {
     if (const auto* tower = FindTower(vision, each)) return Route{each, tower->numerics()};
   }
-  if (!pictures) return Route{versions.front(), ""};
+  const v1::ModelInfo& first = eligible->front();
+  if (!pictures) return Route{first, ""};
   if (!vision.status.ok()) return vision.status;
   std::vector<std::string> towers;
   for (const v1::ModelInfo& tower : vision.models) {
@@ -90,9 +90,8 @@ absl::StatusOr<Route> ModelRouter::Find(const std::string& name, uint64_t versio
         absl::StrCat(tower.model().name(), " ", ShortHex(tower.vision_spec().tower_digest())));
   }
   return OverloadedError(
-      absl::StrCat("model \"", wanted, "\" version ", versions.front().model().version(),
-                   " needs the vision tower ",
-                   ShortHex(versions.front().vision_spec().tower_digest()),
+      absl::StrCat("model \"", wanted.name, "\" version ", first.model().version(),
+                   " needs the vision tower ", ShortHex(first.vision_spec().tower_digest()),
                    ", the vision service has: ", absl::StrJoin(towers, ", "),
                    "; start llava-vision with that tower"),
       std::chrono::seconds(1));
@@ -129,18 +128,31 @@ void ModelRouter::Refresh(std::function<void()> done) {
   llm_.Refresh(one);
 }
 
-void ModelRouter::Resolve(const std::string& name, uint64_t version, bool pictures,
+void ModelRouter::Resolve(const ModelChoice& choice, bool pictures,
                           std::function<void(absl::StatusOr<Route>)> done) {
-  auto route = Find(name, version, pictures);
+  auto route = Find(choice, pictures);
   if (route.ok()) return done(std::move(route));
-  Refresh([=, this, done = std::move(done)] { done(Find(name, version, pictures)); });
+  Refresh([=, this, done = std::move(done)] { done(Find(choice, pictures)); });
+}
+
+double ModelRouter::canary_share(const std::string& name) const {
+  MutexLock lock(mutex_);
+  const auto found = shares_.find(name);
+  return found == shares_.end() ? usual_share_ : found->second;
+}
+
+double ModelRouter::SetCanaryShare(const std::string& name, double share) {
+  const double before = canary_share(name);
+  MutexLock lock(mutex_);
+  shares_[name] = share;
+  return before;
 }
 
 absl::Status ModelRouter::Ready() const {
   for (const BackendPool* service : {&vision_, &llm_}) {
     if (const auto status = service->table().status; !status.ok()) return status;
   }
-  return Find("", 0, /*pictures=*/true).status();
+  return Find({}, /*pictures=*/true).status();
 }
 
 }  // namespace llava

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -13,6 +14,8 @@
 #include "absl/status/statusor.h"
 #include "llava/v1/models.pb.h"
 #include "server/gateway/backend_pool.h"
+#include "server/gateway/model_choice.h"
+#include "server/runtime/mutex.h"
 
 namespace llava {
 
@@ -26,17 +29,26 @@ struct Route {
 // Thread-safe.
 class ModelRouter {
  public:
-  ModelRouter(BackendPool& vision, BackendPool& llm, std::string default_model)
-      : vision_(vision), llm_(llm), default_model_(std::move(default_model)) {}
+  // `default_model` must parse as a ModelChoice.
+  ModelRouter(BackendPool& vision, BackendPool& llm, std::string default_model,
+              double canary_share = 0)
+      : vision_(vision),
+        llm_(llm),
+        default_model_(std::move(default_model)),
+        usual_share_(canary_share) {}
 
-  // Newest version (`version` 0) or exactly the named one; empty `name`: the default model. A
-  // version is preferred when the vision service has its tower, and needs that for pictures.
-  // NOT_FOUND naming what there is; UNAVAILABLE naming the service that is missing.
-  absl::StatusOr<Route> Find(const std::string& name, uint64_t version, bool pictures) const;
+  // The first eligible version (model_choice.h) whose tower the vision service has; without
+  // pictures also one that cannot look at any. NOT_FOUND naming what there is; UNAVAILABLE naming
+  // the service that is missing.
+  absl::StatusOr<Route> Find(const ModelChoice& choice, bool pictures) const;
   // The same, but asks the services again before giving up. `done` runs on the caller's thread or
   // on a thread of a BackendPool, and must not block.
-  void Resolve(const std::string& name, uint64_t version, bool pictures,
+  void Resolve(const ModelChoice& choice, bool pictures,
                std::function<void(absl::StatusOr<Route>)> done);
+
+  // Share of the sessions of a model that its canary gets. Set returns what it was.
+  double canary_share(const std::string& name) const;
+  double SetCanaryShare(const std::string& name, double share);
   // The process that answers for a session (or another key), other than `except` if there is one.
   absl::StatusOr<std::shared_ptr<Backend>> PickLlm(const Route& route, std::string_view key,
                                                    const Backend* except = nullptr) const;
@@ -57,6 +69,9 @@ class ModelRouter {
   BackendPool& vision_;
   BackendPool& llm_;
   const std::string default_model_;
+  const double usual_share_;
+  mutable Mutex mutex_;
+  std::map<std::string, double> shares_ LLAVA_GUARDED_BY(mutex_);  // those that were set
 };
 
 }  // namespace llava

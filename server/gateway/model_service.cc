@@ -2,81 +2,53 @@
 
 #include <algorithm>
 #include <chrono>
-#include <deque>
-#include <memory>
+#include <map>
+#include <string>
+#include <tuple>
 #include <utility>
-#include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "server/runtime/mutex.h"
-#include "server/runtime/status.h"
+#include "server/gateway/model_admin.h"
+#include "server/runtime/logging.h"
 
 namespace llava {
 namespace {
 
 constexpr std::chrono::seconds kStatusTimeout{5};
+// Reading a large model takes minutes.
+constexpr std::chrono::hours kLoadTimeout{1};
 
-// GetModelStatus of all services, joined.
-class StatusJoin : public std::enable_shared_from_this<StatusJoin> {
- public:
-  StatusJoin(UnaryCall call, v1::GetModelStatusRequest request,
-             v1::GetModelStatusResponse* response,
-             const std::vector<std::shared_ptr<Backend>>& backends)
-      : call_(std::move(call)), request_(std::move(request)), response_(response) {
-    for (const auto& backend : backends) parts_.emplace_back(backend);
-    left_ = parts_.size();
-  }
+absl::Status CheckModel(const std::string& field, const std::string& name) {
+  if (!name.empty()) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(field, " is empty; name a model"));
+}
 
-  void Ask(std::chrono::system_clock::time_point deadline) {
-    for (Part& part : parts_) {
-      part.context->set_deadline(deadline);
-      part.context->AddMetadata("x-request-id", call_.scope().request_id());
-      part.backend->models().async()->GetModelStatus(
-          part.context.get(), &request_, &part.response,
-          [self = shared_from_this(), &part](const grpc::Status& status) {
-            // Each service knows only its own models.
-            part.known = status.error_code() != grpc::StatusCode::NOT_FOUND;
-            self->OnAnswer(part.known ? part.backend->Explain(FromGrpc(status)) : absl::OkStatus());
-          });
-    }
-  }
+absl::Status CheckVersion(const v1::ModelVersion& model) {
+  if (auto status = CheckModel("model.name", model.name()); !status.ok()) return status;
+  if (model.version() != 0) return absl::OkStatus();
+  return absl::InvalidArgumentError("model.version is 0; say which version");
+}
 
- private:
-  struct Part {
-    explicit Part(std::shared_ptr<Backend> asked) : backend(std::move(asked)), context(*backend) {}
-    const std::shared_ptr<Backend> backend;
-    CallContext context;
-    v1::GetModelStatusResponse response;
-    bool known = false;
+ModelAdmin::Call CallOf(const UnaryCall& call, const grpc::CallbackServerContext& context,
+                        std::chrono::seconds timeout) {
+  return {std::min(context.deadline(), std::chrono::system_clock::now() + timeout),
+          call.scope().request_id()};
+}
+
+// Hands the result over and notes who changed what.
+template <typename Response>
+ModelAdmin::Done<Response> Finish(const UnaryCall& call, const std::string& change,
+                                  Response* response) {
+  return [call, change, response](absl::StatusOr<Response> result) {
+    LogInfo("models changed by a caller",
+            {{"request_id", call.scope().request_id()},
+             {"key", call.scope().caller().name()},
+             {"change", change},
+             {"result", result.ok() ? "done" : std::string(result.status().message())}});
+    if (result.ok()) *response = *std::move(result);
+    call.Finish(result.status());
   };
-
-  void OnAnswer(const absl::Status& status) {
-    {
-      MutexLock lock(mutex_);
-      if (failure_.ok()) failure_ = status;
-      if (--left_ > 0) return;
-    }
-    if (!failure_.ok()) return call_.Finish(failure_);
-    bool known = false;
-    for (const Part& part : parts_) {
-      known |= part.known;
-      response_->mutable_versions()->MergeFrom(part.response.versions());
-    }
-    if (!known) {
-      return call_.Finish(absl::NotFoundError(
-          absl::StrCat("no model \"", request_.model().name(), "\" in any service")));
-    }
-    call_.Finish(absl::OkStatus());
-  }
-
-  const UnaryCall call_;
-  const v1::GetModelStatusRequest request_;
-  v1::GetModelStatusResponse* const response_;
-  std::deque<Part> parts_;  // they cannot move
-  Mutex mutex_;
-  size_t left_ LLAVA_GUARDED_BY(mutex_) = 0;
-  absl::Status failure_ LLAVA_GUARDED_BY(mutex_);
-};
+}
 
 }  // namespace
 
@@ -94,10 +66,23 @@ grpc::ServerUnaryReactor* ModelServiceImpl::ListModels(grpc::CallbackServerConte
       call.Finish(table.status);
       return call.reactor();
     }
-    for (const v1::ModelInfo& model : table.models) {
-      if (request->name().empty() || request->name() == model.model().name()) {
-        *response->add_models() = model;
+    using Id = std::tuple<std::string, uint64_t, std::string>;
+    const auto id_of = [](const v1::ModelInfo& model) {
+      return Id{model.model().name(), model.model().version(), model.model().digest()};
+    };
+    std::map<Id, std::vector<std::string>> processes;
+    for (const auto& backend : service->all()) {
+      const ModelTable own = backend->table();
+      if (!own.status.ok()) continue;
+      for (const v1::ModelInfo& model : own.models) {
+        processes[id_of(model)].push_back(backend->Describe());
       }
+    }
+    for (const v1::ModelInfo& model : table.models) {
+      if (!request->name().empty() && request->name() != model.model().name()) continue;
+      v1::ModelInfo& listed = *response->add_models();
+      listed = model;
+      for (const std::string& each : processes[id_of(model)]) listed.add_processes(each);
     }
   }
   call.Finish(absl::OkStatus());
@@ -112,54 +97,83 @@ grpc::ServerUnaryReactor* ModelServiceImpl::GetModelStatus(grpc::CallbackServerC
     call.Finish(status);
     return call.reactor();
   }
-  const auto deadline =
-      std::min(context->deadline(), std::chrono::system_clock::now() + kStatusTimeout);
-  auto backends = parts_.vision.all();
-  for (auto& backend : parts_.llm.all()) backends.push_back(std::move(backend));
-  if (backends.empty()) {
-    call.Finish(parts_.llm.table().status);
-  } else {
-    std::make_shared<StatusJoin>(call, *request, response, backends)->Ask(deadline);
-  }
-  return call.reactor();
-}
-
-grpc::ServerUnaryReactor* ModelServiceImpl::Unsupported(const std::string& method,
-                                                        grpc::CallbackServerContext* context) {
-  const UnaryCall call("ModelService." + method, *context, parts_);
-  auto status = call.scope().Enter(KeyRole::kAdmin);
-  if (status.ok()) {
-    status = absl::UnimplementedError(
-        absl::StrCat(method,
-                     " is not available at the gateway in this build; call the ModelService of "
-                     "llava-vision or llava-llm"));
-  }
-  call.Finish(status);
+  parts_.admin.GetStatus(*request, CallOf(call, *context, kStatusTimeout),
+                         [call, response](absl::StatusOr<v1::GetModelStatusResponse> joined) {
+                           if (joined.ok()) *response = *std::move(joined);
+                           call.Finish(joined.status());
+                         });
   return call.reactor();
 }
 
 grpc::ServerUnaryReactor* ModelServiceImpl::LoadModel(grpc::CallbackServerContext* context,
-                                                      const v1::LoadModelRequest*,
-                                                      v1::LoadModelResponse*) {
-  return Unsupported("LoadModel", context);
+                                                      const v1::LoadModelRequest* request,
+                                                      v1::LoadModelResponse* response) {
+  const UnaryCall call("ModelService.LoadModel", *context, parts_);
+  absl::Status status = call.scope().Enter(KeyRole::kAdmin);
+  if (status.ok()) status = CheckVersion(request->model());
+  if (!status.ok()) {
+    call.Finish(status);
+    return call.reactor();
+  }
+  parts_.admin.Load(
+      *request, CallOf(call, *context, kLoadTimeout),
+      Finish(call, absl::StrCat("load ", request->model().name(), " ", request->model().version()),
+             response));
+  return call.reactor();
 }
 
 grpc::ServerUnaryReactor* ModelServiceImpl::UnloadModel(grpc::CallbackServerContext* context,
-                                                        const v1::UnloadModelRequest*,
-                                                        v1::UnloadModelResponse*) {
-  return Unsupported("UnloadModel", context);
+                                                        const v1::UnloadModelRequest* request,
+                                                        v1::UnloadModelResponse* response) {
+  const UnaryCall call("ModelService.UnloadModel", *context, parts_);
+  absl::Status status = call.scope().Enter(KeyRole::kAdmin);
+  if (status.ok()) status = CheckVersion(request->model());
+  if (!status.ok()) {
+    call.Finish(status);
+    return call.reactor();
+  }
+  parts_.admin.Unload(
+      *request, CallOf(call, *context, kLoadTimeout),
+      Finish(call,
+             absl::StrCat("unload ", request->model().name(), " ", request->model().version()),
+             response));
+  return call.reactor();
 }
 
 grpc::ServerUnaryReactor* ModelServiceImpl::SetLabel(grpc::CallbackServerContext* context,
-                                                     const v1::SetLabelRequest*,
-                                                     v1::SetLabelResponse*) {
-  return Unsupported("SetLabel", context);
+                                                     const v1::SetLabelRequest* request,
+                                                     v1::SetLabelResponse* response) {
+  const UnaryCall call("ModelService.SetLabel", *context, parts_);
+  absl::Status status = call.scope().Enter(KeyRole::kAdmin);
+  if (status.ok()) status = CheckModel("name", request->name());
+  if (status.ok() && request->label().empty()) {
+    status = absl::InvalidArgumentError("label is empty; e.g. \"stable\" or \"canary\"");
+  }
+  if (!status.ok()) {
+    call.Finish(status);
+    return call.reactor();
+  }
+  parts_.admin.SetLabel(*request, CallOf(call, *context, kStatusTimeout),
+                        Finish(call,
+                               absl::StrCat("label ", request->name(), " ", request->label(), " ",
+                                            request->version()),
+                               response));
+  return call.reactor();
 }
 
 grpc::ServerUnaryReactor* ModelServiceImpl::Rollback(grpc::CallbackServerContext* context,
-                                                     const v1::RollbackRequest*,
-                                                     v1::RollbackResponse*) {
-  return Unsupported("Rollback", context);
+                                                     const v1::RollbackRequest* request,
+                                                     v1::RollbackResponse* response) {
+  const UnaryCall call("ModelService.Rollback", *context, parts_);
+  absl::Status status = call.scope().Enter(KeyRole::kAdmin);
+  if (status.ok()) status = CheckModel("name", request->name());
+  if (!status.ok()) {
+    call.Finish(status);
+    return call.reactor();
+  }
+  parts_.admin.Rollback(*request, CallOf(call, *context, kStatusTimeout),
+                        Finish(call, absl::StrCat("roll back ", request->name()), response));
+  return call.reactor();
 }
 
 }  // namespace llava

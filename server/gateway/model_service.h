@@ -6,8 +6,7 @@
 
 namespace llava {
 
-// What the services behind have loaded, seen through the gateway. Changes are refused: this build
-// has no cluster-wide model management.
+// What the services behind have loaded, and changes of it at all of them: model_admin.h.
 class ModelServiceImpl final : public v1::ModelService::CallbackService {
  public:
   explicit ModelServiceImpl(const TurnParts& parts) : parts_(parts) {}
@@ -15,8 +14,6 @@ class ModelServiceImpl final : public v1::ModelService::CallbackService {
   grpc::ServerUnaryReactor* ListModels(grpc::CallbackServerContext* context,
                                        const v1::ListModelsRequest* request,
                                        v1::ListModelsResponse* response) override;
-  // Asks every process of both services; states of several are listed one after the other.
-  // UNAVAILABLE if one does not answer: the picture would be half.
   grpc::ServerUnaryReactor* GetModelStatus(grpc::CallbackServerContext* context,
                                            const v1::GetModelStatusRequest* request,
                                            v1::GetModelStatusResponse* response) override;
@@ -34,9 +31,6 @@ class ModelServiceImpl final : public v1::ModelService::CallbackService {
                                      v1::RollbackResponse* response) override;
 
  private:
-  grpc::ServerUnaryReactor* Unsupported(const std::string& method,
-                                        grpc::CallbackServerContext* context);
-
   const TurnParts& parts_;
 };
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -20,11 +21,20 @@ struct CompletionRequest {
   bool stream = false;
   bool include_usage = false;  // a last chunk with the usage
   bool logprobs = false;
+  bool resumable = false;  // goes on without its reader, who may come back
 };
 
+// Where a stream was left: "<turn>:<bytes of the answer>", the id of its last event.
+struct StreamPosition {
+  std::string turn_id;
+  uint64_t offset = 0;
+};
+// INVALID_ARGUMENT.
+absl::StatusOr<StreamPosition> ParseStreamPosition(std::string_view event_id);
+
 // Every field that is set has an effect, is known to have none, or is refused by name:
-// INVALID_ARGUMENT, with the field's name as ParamOf. Pictures are data URIs.
-absl::StatusOr<CompletionRequest> ReadCompletionRequest(const std::string& body);
+// INVALID_ARGUMENT, with the field's name as ParamOf. Pictures are data URIs or, if `urls`, URLs.
+absl::StatusOr<CompletionRequest> ReadCompletionRequest(const std::string& body, bool urls);
 // The field that a status complains about; empty if unknown.
 std::string ParamOf(const absl::Status& status);
 
@@ -40,7 +50,8 @@ std::string OpenAiErrorBody(const absl::Status& status);
 // Writes the answer to one request, whole or in pieces.
 class CompletionWriter {
  public:
-  explicit CompletionWriter(const CompletionRequest& request);
+  // `offset`: bytes of the answer that the client has already.
+  explicit CompletionWriter(const CompletionRequest& request, uint64_t offset = 0);
 
   void Start(const v1::TurnStarted& started);
   // The whole answer, once it has ended.
@@ -61,11 +72,12 @@ class CompletionWriter {
   const int64_t created_;
   std::string id_, turn_id_, model_, fingerprint_;
   std::string text_;
-  uint64_t offset_ = 0;
+  uint64_t offset_;
   std::vector<v1::TokenLogprobs> tokens_;
 };
 
-// The list of models, or one of them; NOT_FOUND.
+// The list of models, each as the version that answers by default, or one (NAME, NAME@VERSION,
+// NAME@LABEL); NOT_FOUND.
 std::string ModelList(const std::vector<v1::ModelInfo>& models);
 absl::StatusOr<std::string> ModelEntry(const std::vector<v1::ModelInfo>& models,
                                        const std::string& name);

@@ -10,6 +10,7 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "server/gateway/openai_json.h"
 
@@ -93,8 +94,13 @@ absl::Status ReadFields(const Json& object, const std::map<std::string, Reader>&
   return absl::OkStatus();
 }
 
-absl::Status ReadPicture(const std::string& url, const std::string& name, v1::ImageInput& image) {
+absl::Status ReadPicture(const std::string& url, bool urls, const std::string& name,
+                         v1::ImageInput& image) {
   constexpr absl::string_view kMark = ";base64,";
+  if (urls && absl::StartsWithIgnoreCase(url.substr(0, 4), "http")) {
+    image.set_url(url);
+    return absl::OkStatus();
+  }
   if (!absl::StartsWithIgnoreCase(url.substr(0, 5), "data:")) {
     return Bad(name,
                "is not a data URI; this gateway fetches no pictures, send them as "
@@ -110,7 +116,8 @@ absl::Status ReadPicture(const std::string& url, const std::string& name, v1::Im
   return absl::OkStatus();
 }
 
-absl::Status ReadImagePart(const Json& part, const std::string& name, v1::ChatMessage& message) {
+absl::Status ReadImagePart(const Json& part, bool urls, const std::string& name,
+                           v1::ChatMessage& message) {
   std::string url;
   if (!part.contains("image_url")) return Bad(name, "has no image_url");
   const Json& image = part["image_url"];
@@ -128,10 +135,11 @@ absl::Status ReadImagePart(const Json& part, const std::string& name, v1::ChatMe
                              name + ".image_url");
     if (!status.ok()) return status;
   }
-  return ReadPicture(url, name + ".image_url.url", *message.add_images());
+  return ReadPicture(url, urls, name + ".image_url.url", *message.add_images());
 }
 
-absl::Status ReadContent(const Json& content, const std::string& name, v1::ChatMessage& message) {
+absl::Status ReadContent(const Json& content, bool urls, const std::string& name,
+                         v1::ChatMessage& message) {
   if (content.is_string()) {
     message.set_text(content.get<std::string>());
     return absl::OkStatus();
@@ -149,7 +157,7 @@ absl::Status ReadContent(const Json& content, const std::string& name, v1::ChatM
       absl::StrAppend(message.mutable_text(), message.text().empty() ? "" : "\n",
                       part["text"].get<std::string>());
     } else if (type == "image_url") {
-      if (auto status = ReadImagePart(part, where, message); !status.ok()) return status;
+      if (auto status = ReadImagePart(part, urls, where, message); !status.ok()) return status;
     } else {
       return Bad(where + ".type",
                  absl::StrCat("is \"", type.substr(0, 64), "\"; known are text and image_url"));
@@ -158,7 +166,8 @@ absl::Status ReadContent(const Json& content, const std::string& name, v1::ChatM
   return absl::OkStatus();
 }
 
-absl::Status ReadMessage(const Json& json, const std::string& name, v1::ChatMessage& message) {
+absl::Status ReadMessage(const Json& json, bool urls, const std::string& name,
+                         v1::ChatMessage& message) {
   if (!json.is_object()) return Bad(name, "is not a message");
   auto status = ReadFields(
       json,
@@ -176,7 +185,7 @@ absl::Status ReadMessage(const Json& json, const std::string& name, v1::ChatMess
           return absl::OkStatus();
         }},
        {"content", [&](const std::string& field,
-                       const Json& value) { return ReadContent(value, field, message); }},
+                       const Json& value) { return ReadContent(value, urls, field, message); }},
        {"name", Ignore()},
        {"refusal", Ignore()},
        {"annotations", Ignore()},
@@ -200,7 +209,8 @@ Reader Texts(google::protobuf::RepeatedPtrField<std::string>* target) {
   };
 }
 
-std::map<std::string, Reader> Readers(CompletionRequest& request, uint32_t& top_logprobs) {
+std::map<std::string, Reader> Readers(CompletionRequest& request, bool urls,
+                                      uint32_t& top_logprobs) {
   v1::ChatRequest& chat = request.chat;
   v1::SamplingParams& sampling = *chat.mutable_sampling();
   const auto max_tokens = Count(1, UINT32_MAX, [&sampling](uint64_t value) {
@@ -214,11 +224,11 @@ std::map<std::string, Reader> Readers(CompletionRequest& request, uint32_t& top_
          return absl::OkStatus();
        }},
       {"messages",
-       [&chat](const std::string& name, const Json& value) {
+       [&chat, urls](const std::string& name, const Json& value) {
          if (!value.is_array()) return Bad(name, "is not a list");
          for (size_t i = 0; i < value.size(); ++i) {
            auto status =
-               ReadMessage(value[i], absl::StrCat(name, "[", i, "]"), *chat.add_messages());
+               ReadMessage(value[i], urls, absl::StrCat(name, "[", i, "]"), *chat.add_messages());
            if (!status.ok()) return status;
          }
          return absl::OkStatus();
@@ -227,10 +237,11 @@ std::map<std::string, Reader> Readers(CompletionRequest& request, uint32_t& top_
       {"stream_options",
        [&request](const std::string& name, const Json& value) {
          if (!value.is_object()) return Bad(name, "is not an object");
-         return ReadFields(
-             value,
-             {{"include_usage", Flag(request.include_usage)}, {"include_obfuscation", Ignore()}},
-             name);
+         return ReadFields(value,
+                           {{"include_usage", Flag(request.include_usage)},
+                            {"resumable", Flag(request.resumable)},
+                            {"include_obfuscation", Ignore()}},
+                           name);
        }},
       {"temperature", Number([&](float value) { sampling.set_temperature(value); })},
       {"top_p", Number([&](float value) { sampling.set_top_p(value); })},
@@ -294,21 +305,36 @@ absl::StatusOr<Json> Parse(const std::string& body) {
 
 }  // namespace
 
+absl::StatusOr<StreamPosition> ParseStreamPosition(std::string_view event_id) {
+  const size_t colon = event_id.rfind(':');
+  StreamPosition position;
+  if (colon == std::string_view::npos || colon == 0 || colon > 64 ||
+      !absl::SimpleAtoi(std::string(event_id.substr(colon + 1)), &position.offset)) {
+    return absl::InvalidArgumentError(
+        "the header Last-Event-ID is not the id of an event of /v1/chat/completions");
+  }
+  position.turn_id = std::string(event_id.substr(0, colon));
+  return position;
+}
+
 std::string ParamOf(const absl::Status& status) {
   const auto param = status.GetPayload(kParamPayload);
   return param ? std::string(*param) : "";
 }
 
-absl::StatusOr<CompletionRequest> ReadCompletionRequest(const std::string& body) {
+absl::StatusOr<CompletionRequest> ReadCompletionRequest(const std::string& body, bool urls) {
   auto json = Parse(body);
   if (!json.ok()) return json.status();
   if (!json->is_object()) return absl::InvalidArgumentError("the body is not a JSON object");
   CompletionRequest request;
   uint32_t top_logprobs = 0;
-  if (auto status = ReadFields(*json, Readers(request, top_logprobs), ""); !status.ok()) {
+  if (auto status = ReadFields(*json, Readers(request, urls, top_logprobs), ""); !status.ok()) {
     return status;
   }
   if (request.chat.messages().empty()) return Bad("messages", "is missing or empty");
+  if (request.resumable && !request.stream) {
+    return Bad("stream_options.resumable", "needs stream: true");
+  }
   if (top_logprobs > 0 && !request.logprobs) return Bad("top_logprobs", "needs logprobs: true");
   if (request.logprobs) request.chat.mutable_sampling()->set_logprobs(top_logprobs);
   return request;

@@ -4,11 +4,14 @@
 #include <chrono>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "google/rpc/error_details.pb.h"
+#include "server/gateway/model_choice.h"
 #include "server/gateway/openai_json.h"
 #include "server/runtime/status.h"
 
@@ -109,14 +112,11 @@ OrderedJson EntryOf(const v1::ModelInfo& model) {
           {"max_images", model.max_images()}};
 }
 
-// The newest version of each name.
-std::map<std::string, v1::ModelInfo> Newest(const std::vector<v1::ModelInfo>& models) {
-  std::map<std::string, v1::ModelInfo> newest;
-  for (const v1::ModelInfo& model : models) {
-    v1::ModelInfo& known = newest[model.model().name()];
-    if (model.model().version() >= known.model().version()) known = model;
-  }
-  return newest;
+// All versions of each name.
+std::map<std::string, std::vector<v1::ModelInfo>> ByName(const std::vector<v1::ModelInfo>& models) {
+  std::map<std::string, std::vector<v1::ModelInfo>> names;
+  for (const v1::ModelInfo& model : models) names[model.model().name()].push_back(model);
+  return names;
 }
 
 }  // namespace
@@ -177,12 +177,13 @@ std::string OpenAiErrorBody(const absl::Status& status) {
       ErrorObject(HttpStatusOf(status.code()), std::string(status.message()), ParamOf(status)));
 }
 
-CompletionWriter::CompletionWriter(const CompletionRequest& request)
+CompletionWriter::CompletionWriter(const CompletionRequest& request, uint64_t offset)
     : include_usage_(request.include_usage),
       logprobs_(request.logprobs),
       created_(std::chrono::duration_cast<std::chrono::seconds>(
                    std::chrono::system_clock::now().time_since_epoch())
-                   .count()) {}
+                   .count()),
+      offset_(offset) {}
 
 void CompletionWriter::Start(const v1::TurnStarted& started) {
   turn_id_ = started.turn_id();
@@ -260,16 +261,25 @@ std::string CompletionWriter::LastEvents(const v1::TurnFinished& finished) const
 
 std::string ModelList(const std::vector<v1::ModelInfo>& models) {
   OrderedJson data = OrderedJson::array();
-  for (const auto& [name, model] : Newest(models)) data.push_back(EntryOf(model));
+  for (auto& [name, versions] : ByName(models)) {
+    const auto eligible = Eligible(versions, {}, 0);
+    if (eligible.ok()) data.push_back(EntryOf(eligible->front()));
+  }
   return Dump({{"object", "list"}, {"data", std::move(data)}});
 }
 
 absl::StatusOr<std::string> ModelEntry(const std::vector<v1::ModelInfo>& models,
                                        const std::string& name) {
-  const auto newest = Newest(models);
-  const auto found = newest.find(name);
-  if (found == newest.end()) return absl::NotFoundError(absl::StrCat("no model \"", name, "\""));
-  return Dump(EntryOf(found->second));
+  const auto choice = ParseModelChoice(name);
+  if (!choice.ok()) return choice.status();
+  const auto names = ByName(models);
+  const auto found = names.find(choice->name);
+  if (found == names.end()) {
+    return absl::NotFoundError(absl::StrCat("no model \"", choice->name, "\""));
+  }
+  const auto eligible = Eligible(found->second, *choice, 0);
+  if (!eligible.ok()) return eligible.status();
+  return Dump(EntryOf(eligible->front()));
 }
 
 }  // namespace llava

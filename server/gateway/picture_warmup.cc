@@ -29,7 +29,9 @@ void PictureWarmup::Begin(const std::string& session_id, const StoredImage& imag
 
 void PictureWarmup::OnSession(Place place, const absl::StatusOr<v1::Session>& session) {
   if (!session.ok()) return End(place, session.status());
-  const auto route = parts_.router.Find(session->model(), 0, /*pictures=*/true);
+  const auto choice = ModelChoiceOf(*session);
+  if (!choice.ok()) return End(place, choice.status());
+  const auto route = parts_.router.Find(*choice, /*pictures=*/true);
   if (!route.ok()) return End(place, route.status());
   auto llm = parts_.router.PickLlm(*route, session->id());
   if (!llm.ok()) return End(place, llm.status());

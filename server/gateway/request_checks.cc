@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "model/digest/sha256.h"
+#include "server/gateway/model_choice.h"
 #include "server/runtime/status.h"
 #include "server/wire/sampling.h"
 
@@ -105,7 +106,8 @@ absl::StatusOr<StoredImage> ReadImageInput(const v1::ImageInput& input,
       return image;
     }
     case v1::ImageInput::kUrl:
-      return UnimplementedField("url");
+      return absl::UnimplementedError(
+          "url: no pictures are fetched here (see --picture-url-hosts); send the picture itself");
     case v1::ImageInput::SOURCE_NOT_SET:
       break;
   }
@@ -156,6 +158,7 @@ absl::Status CheckCreateSession(const v1::CreateSessionRequest& request) {
   if (request.model().size() > kMaxModelBytes) {
     return TooLong("model", request.model().size(), kMaxModelBytes);
   }
+  if (auto status = ParseModelChoice(request.model()).status(); !status.ok()) return status;
   return CheckSessionFields(request);
 }
 
@@ -206,7 +209,6 @@ absl::StatusOr<uint32_t> PageSize(uint32_t requested) {
 }
 
 absl::Status CheckChat(const v1::ChatRequest& request) {
-  if (!request.model_label().empty()) return UnimplementedField("model_label");
   if (!request.adapter_id().empty()) return UnimplementedField("adapter_id");
   const bool session = request.messages().empty();
   const std::string& key = request.idempotency_key();

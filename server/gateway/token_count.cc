@@ -38,7 +38,14 @@ void TokenCount::OnConversation(const absl::StatusOr<Conversation>& conversation
   next.user_text = text;
   next.images = images;
   prompt_ = PromptOf(*conversation, next);
-  parts_.router.Resolve(conversation->session.model(), 0, !prompt_.DistinctImages().empty(),
+  auto choice = ModelChoiceOf(conversation->session);
+  if (!choice.ok()) return call_.Finish(choice.status());
+  choice_ = *std::move(choice);
+  FindVersion();
+}
+
+void TokenCount::FindVersion() {
+  parts_.router.Resolve(choice_, !prompt_.DistinctImages().empty(),
                         [self = shared_from_this()](const auto& route) { self->OnVersion(route); });
 }
 
@@ -51,6 +58,7 @@ void TokenCount::OnVersion(const absl::StatusOr<Route>& route) {
   context.set_deadline(deadline_);
   context.AddMetadata("x-request-id", call_.scope().request_id());
   *counted_.mutable_model() = route->model.model();
+  counted_.clear_messages();
   FillMessages(prompt_, FeatureKeys(prompt_.DistinctImages(), *route), counted_.mutable_messages());
   llm_->generator().async()->CountTokens(
       &context, &counted_, &counts_, [self = shared_from_this()](const grpc::Status& status) {
@@ -58,6 +66,10 @@ void TokenCount::OnVersion(const absl::StatusOr<Route>& route) {
           self->response_->set_text_tokens(self->counts_.text_tokens());
           self->response_->set_image_tokens(self->counts_.image_tokens());
           self->response_->set_context_tokens(self->counts_.context_tokens());
+        }
+        // The version went away between choice and call.
+        if (IsVersionGone(FromGrpc(status)) && !std::exchange(self->again_, true)) {
+          return self->parts_.router.Refresh([self] { self->FindVersion(); });
         }
         self->call_.Finish(self->llm_->Explain(FromGrpc(status)));
       });

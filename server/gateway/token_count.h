@@ -28,12 +28,15 @@ class TokenCount : public std::enable_shared_from_this<TokenCount> {
 
   void OnConversation(const absl::StatusOr<Conversation>& conversation, const std::string& text,
                       const std::vector<StoredImage>& images);
+  void FindVersion();
   void OnVersion(const absl::StatusOr<Route>& route);
 
   const TurnParts& parts_;
   const UnaryCall call_;
   v1::ChatServiceCountTokensResponse* const response_;
   std::chrono::system_clock::time_point deadline_;
+  ModelChoice choice_;
+  bool again_ = false;  // chosen anew, because the version had gone
   Prompt prompt_;
   std::shared_ptr<Backend> llm_;
   std::optional<CallContext> context_;

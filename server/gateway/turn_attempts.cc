@@ -18,6 +18,8 @@ using std::chrono::steady_clock;
 using std::chrono::system_clock;
 
 constexpr milliseconds kShortestDelay{100}, kUsualDelay{250}, kLongestDelay{1000};
+// A version that is refused so often although it is said to be served is not worth more.
+constexpr int kMaxReroutes = 5;
 
 double Seconds(steady_clock::time_point from, steady_clock::time_point to) {
   return std::chrono::duration<double>(to - from).count();
@@ -49,6 +51,10 @@ bool IsBroken(const absl::Status& status) {
   return absl::IsUnavailable(status) || absl::IsCancelled(status);
 }
 
+bool IsSameVersion(const v1::ModelVersion& a, const v1::ModelVersion& b) {
+  return a.name() == b.name() && a.version() == b.version() && a.digest() == b.digest();
+}
+
 bool IsWhole(const v1::GenerateFinished& finished) {
   return finished.reason() == v1::FINISH_REASON_STOP ||
          finished.reason() == v1::FINISH_REASON_LENGTH ||
@@ -63,9 +69,10 @@ void TurnRunner::Attempt() {
   finished_.reset();
   worker_began_ = false;
   arrived_ = false;
+  asked_ = false;
   auto llm = parts_.router.PickLlm(route_, Key(), avoid_ ? llm_.get() : nullptr);
-  if (!llm.ok()) {
-    if (TryAgain(llm.status())) return;
+  if (!llm.ok()) {  // no process lists the version any more
+    if (begun() ? TryAgain(llm.status()) : Reroute()) return;
     return Conclude(EndingOf(llm.status()));
   }
   llm_ = *std::move(llm);
@@ -92,6 +99,7 @@ void TurnRunner::Generate(const FeatureDelivery::Outcome& outcome) {
   if (const auto status = LLAVA_FAILPOINT("backend.generate"); !status.ok()) {
     return OnGenerated(absl::UnavailableError(status.message()));
   }
+  asked_ = true;
   v1::GenerateRequest request;
   *request.mutable_model() = turn_.model;
   FillMessages(prompt_, outcome.keys, request.mutable_messages());
@@ -134,15 +142,15 @@ bool TurnRunner::OnEvent(v1::GenerateResponse& event) {
 
 bool TurnRunner::OnStarted(const v1::GenerateStarted& started) {
   started_ = started;
-  if (started.model().name() != turn_.model.name() ||
-      started.model().version() != turn_.model.version()) {
-    protocol_error_ = absl::InternalError(
-        absl::StrCat("version ", started.model().version(), " of \"", started.model().name(),
-                     "\" answered, asked was version ", turn_.model.version()));
+  if (!IsSameVersion(started.model(), turn_.model)) {
+    protocol_error_ = absl::InternalError(absl::StrCat(
+        "version ", started.model().version(), " of \"", started.model().name(),
+        "\" answered, asked was version ", turn_.model.version(),
+        started.model().version() == turn_.model.version() ? " with other contents" : ""));
     return false;
   }
   worker_began_ = true;
-  refilled_ = false;
+  refilled_ = looked_again_ = false;
   patience_.reset();
   const bool journalled = answer_.id != 0 && !answer_.tokens.tokenizer_digest().empty();
   answer_.tokens.set_tokenizer_digest(started.tokenizer_digest());
@@ -181,9 +189,12 @@ bool TurnRunner::OnDelta(v1::GenerateDelta& delta) {
         parts_.metrics.time_to_first_token_seconds.Observe(Seconds(request_.received, now));
       }
     } else {
-      parts_.metrics.time_between_tokens_seconds.Observe(Seconds(*last_text_, now));
+      const double gap = Seconds(*last_text_, now);
+      parts_.metrics.time_between_tokens_seconds.Observe(gap);
+      largest_gap_ = std::max(largest_gap_, gap);
     }
     last_text_ = now;
+    ++pieces_;
   }
   v1::TextDelta text;
   text.set_offset(text_bytes_);
@@ -242,7 +253,7 @@ void TurnRunner::OnGenerated(absl::Status status) {
   if (v1::MissingFeatures missing; GetDetail(status, &missing)) {
     status = OverloadedError("it did not keep the features of the pictures that it was just given",
                              kLongestDelay);
-  } else if (begun() && absl::IsFailedPrecondition(status)) {
+  } else if (begun() && IsVersionGone(status)) {
     return Conclude(InterruptedEnding(turn_.model));
   }
   Conclude(EndingOf(llm_->Explain(status)));
@@ -258,11 +269,15 @@ bool TurnRunner::TryAgain(const absl::Status& status) {
     return true;
   }
   if (begun() ? IsBroken(status) : IsUnreachable(status)) return GoOn(status);
-  if (begun()) return false;
-  if (absl::IsFailedPrecondition(status) && request_.model.version() == 0) {
-    if (std::exchange(rerouted_, true)) return false;
-    Reroute();
+  if (begun()) {
+    if (!IsVersionGone(status) || std::exchange(looked_again_, true)) return false;
+    SetStop(nullptr);
+    parts_.router.Refresh([self = shared_from_this()] { self->Continue(); });
     return true;
+  }
+  if (IsVersionGone(status)) {
+    avoid_ = true;
+    return Reroute();
   }
   if (absl::IsUnavailable(status)) {  // it has too much to do
     if (std::exchange(retried_, true)) return false;
@@ -283,15 +298,41 @@ void TurnRunner::Later(milliseconds delay, void (TurnRunner::*step)()) {
   });
 }
 
-// The version went away between choice and call: choose again among those that are there now.
-void TurnRunner::Reroute() {
+bool TurnRunner::Reroute() {
+  if (reroutes_++ >= kMaxReroutes) return false;
+  FindAnother();
+  return true;
+}
+
+void TurnRunner::FindAnother() {
   SetStop(nullptr);
   parts_.router.Refresh([self = shared_from_this()] {
-    auto route = self->parts_.router.Find(self->turn_.model.name(), 0,
-                                          !self->prompt_.DistinctImages().empty());
-    if (!route.ok()) return self->Conclude(self->EndingOf(route.status()));
-    self->route_ = *std::move(route);
-    self->turn_.model = self->route_.model.model();
+    self->OnAnother(
+        self->parts_.router.Find(self->choice_, !self->prompt_.DistinctImages().empty()));
+  });
+}
+
+void TurnRunner::OnAnother(absl::StatusOr<Route> route) {
+  if (const auto why = broken()) return Conclude(EndingOfBreak(*why));
+  if (!route.ok()) {
+    // Between two versions that do not fit beside each other there may be none for a while.
+    const bool may_come = absl::IsUnavailable(route.status()) ||
+                          (absl::IsNotFound(route.status()) && !choice_.is_fixed());
+    if (may_come && WaitForWorker(&TurnRunner::FindAnother)) return;
+    return Conclude(EndingOf(route.status()));
+  }
+  route_ = *std::move(route);
+  if (IsSameVersion(route_.model.model(), turn_.model)) {  // of another process, or yet again
+    return Later(kShortestDelay, &TurnRunner::Attempt);
+  }
+  turn_.model = route_.model.model();
+  if (!has_session()) {
+    TellStarted();
+    return Attempt();
+  }
+  parts_.store.RestartTurn(turn_, [self = shared_from_this()](absl::StatusOr<v1::Turn> turn) {
+    if (!turn.ok()) return self->Conclude(self->EndingOf(turn.status()));
+    self->TellStarted();
     self->Attempt();
   });
 }
@@ -314,16 +355,16 @@ bool TurnRunner::GoOn(const absl::Status& status) {
                                                          {"error", std::string(status.message())}});
     if (answer_.deaths >= kMaxDeaths) return false;
   }
-  return WaitForWorker();
+  return WaitForWorker(&TurnRunner::Continue);
 }
 
-bool TurnRunner::WaitForWorker() {
+bool TurnRunner::WaitForWorker(void (TurnRunner::*step)()) {
   const auto now = steady_clock::now();
   if (!patience_) patience_ = now + parts_.options.continue_timeout;
   if (now >= *patience_) return false;
   // The next process waits as well as this one, which wants to end.
   if (has_session() && parts_.admission.draining()) Break(TurnBreak::kShutdown);
-  Later(kUsualDelay, &TurnRunner::Continue);
+  Later(kUsualDelay, step);
   return true;
 }
 
@@ -332,7 +373,7 @@ void TurnRunner::Continue() {
   if (system_clock::now() >= deadlines_.turn) {
     return Conclude(EndingOf(absl::DeadlineExceededError("")));
   }
-  parts_.router.Resolve(turn_.model.name(), turn_.model.version(),
+  parts_.router.Resolve({.name = turn_.model.name(), .version = turn_.model.version()},
                         !prompt_.DistinctImages().empty(),
                         [self = shared_from_this()](absl::StatusOr<Route> route) {
                           self->OnVersionBack(std::move(route));
@@ -341,13 +382,13 @@ void TurnRunner::Continue() {
 
 void TurnRunner::OnVersionBack(absl::StatusOr<Route> route) {
   if (absl::IsUnavailable(route.status())) {
-    if (WaitForWorker()) return;
+    if (WaitForWorker(&TurnRunner::Continue)) return;
     return Conclude(EndingOf(route.status()));
   }
   // The same number with other contents is another version.
   if (!route.ok() || route->model.model().digest() != turn_.model.digest()) {
     if (begun()) return Conclude(InterruptedEnding(turn_.model));
-    if (request_.model.version() == 0) return Reroute();
+    if (request_.model.version == 0 && Reroute()) return;
     return Conclude(route.ok() ? InterruptedEnding(turn_.model) : EndingOf(route.status()));
   }
   route_ = *std::move(route);

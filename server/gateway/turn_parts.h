@@ -7,6 +7,7 @@
 #include "server/gateway/gateway_metrics.h"
 #include "server/gateway/gateway_options.h"
 #include "server/gateway/model_router.h"
+#include "server/gateway/rollout_evidence.h"
 #include "server/gateway/running_turns.h"
 #include "server/gateway/session_owners.h"
 #include "server/gateway/turn_gate.h"
@@ -14,7 +15,11 @@
 
 namespace llava {
 
+class ModelAdmin;
+class PictureFetcher;
 class PictureWarmup;
+class ResumableCalls;
+class RolloutGuard;
 
 // What all turns share. Everything is thread-safe and outlives every turn.
 struct TurnParts {
@@ -31,6 +36,11 @@ struct TurnParts {
   const ApiKeys& keys;
   SessionOwners& owners;
   TurnGate& gate;
+  TurnSamples& samples;
+  ModelAdmin& admin;
+  RolloutGuard& rollouts;
+  ResumableCalls& resumable;
+  PictureFetcher& fetcher;
 };
 
 }  // namespace llava

@@ -8,6 +8,7 @@
 
 #include "llava/v1/chat.pb.h"
 #include "server/gateway/api_keys.h"
+#include "server/gateway/model_choice.h"
 #include "server/gateway/prompt.h"
 #include "server/gateway/store_records.h"
 #include "server/gateway/turn_gate.h"
@@ -27,7 +28,7 @@ struct TurnRequest {
   std::vector<StoredImage> images;
   // ... or the turn to be answered anew.
   std::string regenerate_turn_id;
-  v1::ModelVersion model;
+  ModelChoice model;  // empty: what the session says
   v1::SamplingParams sampling;
   int32_t priority = 0;
   std::chrono::system_clock::time_point deadline = std::chrono::system_clock::time_point::max();

@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/gateway/context_fit.h"
+#include "server/gateway/resumable_calls.h"
 #include "server/runtime/logging.h"
 #include "server/runtime/service_process.h"
 #include "server/runtime/status.h"
@@ -97,9 +98,10 @@ void TurnRunner::Start() {
     if (!request_.key.key.empty() && JoinRunning()) return;
     return End(status, {});
   }
+  choice_ = request_.model;
+  choice_.key = has_session() ? request_.session_id : request_.request_id;
   if (!has_session()) {
     prompt_ = request_.prompt;
-    turn_.model = request_.model;
     turn_.sampling = request_.sampling;
     return FindVersion();
   }
@@ -184,8 +186,15 @@ void TurnRunner::OnConversation(absl::StatusOr<Conversation> found) {
   turn_.user_text = request_.text;
   turn_.images = request_.images;
   turn_.request = request_.key;
-  turn_.model = request_.model;
-  if (turn_.model.name().empty()) turn_.model.set_name(found->session.model());
+  if (choice_.name.empty()) {
+    auto usual = ModelChoiceOf(found->session);
+    if (!usual.ok()) return Refuse(usual.status());
+    choice_.name = std::move(usual->name);
+    if (!choice_.is_fixed()) {
+      choice_.version = usual->version;
+      choice_.label = std::move(usual->label);
+    }
+  }
   turn_.sampling = WithDefaults(request_.sampling, found->session.sampling());
   conversation_ = *std::move(found);
   if (anew) {  // its own question is asked again, without the answer that there is
@@ -200,15 +209,15 @@ void TurnRunner::OnConversation(absl::StatusOr<Conversation> found) {
   turn_.sampling = request_.sampling;
   turn_.seed = last.seed();
   turn_.model = answer_.id != 0 ? answer_.model : last.model();
-  TellStarted(last.number());
+  number_ = last.number();
+  TellStarted();
   conversation_ = {};
   if (answer_.deaths >= kMaxDeaths) return Conclude(QuarantinedEnding());
   Continue();
 }
 
 void TurnRunner::FindVersion() {
-  parts_.router.Resolve(turn_.model.name(), turn_.model.version(),
-                        !prompt_.DistinctImages().empty(),
+  parts_.router.Resolve(choice_, !prompt_.DistinctImages().empty(),
                         [self = shared_from_this()](absl::StatusOr<Route> route) {
                           self->OnVersion(std::move(route));
                         });
@@ -226,12 +235,16 @@ void TurnRunner::OnVersion(absl::StatusOr<Route> route) {
   if (conversation_.session.context_overflow() != v1::CONTEXT_OVERFLOW_DROP_OLDEST_TURNS) {
     return Record();
   }
-  auto fit = ContextFit::Create(parts_, conversation_, turn_, route_, request_.request_id,
-                                deadlines_.turn, [self = shared_from_this()](absl::Status status) {
-                                  if (!status.ok()) return self->Refuse(status);
-                                  self->prompt_ = PromptOf(self->conversation_, self->turn_);
-                                  self->Record();
-                                });
+  auto fit =
+      ContextFit::Create(parts_, conversation_, turn_, route_, request_.request_id, deadlines_.turn,
+                         [self = shared_from_this()](absl::Status status) {
+                           if (IsVersionGone(status) && !std::exchange(self->fitted_again_, true)) {
+                             return self->parts_.router.Refresh([self] { self->FindVersion(); });
+                           }
+                           if (!status.ok()) return self->Refuse(status);
+                           self->prompt_ = PromptOf(self->conversation_, self->turn_);
+                           self->Record();
+                         });
   fit->Start();
 }
 
@@ -249,19 +262,22 @@ void TurnRunner::Record() {
 
 void TurnRunner::OnRecorded(absl::StatusOr<v1::Turn> turn) {
   if (!turn.ok()) return Refuse(turn.status());
-  TellStarted(turn->number());
+  number_ = turn->number();
+  TellStarted();
   Attempt();
 }
 
-void TurnRunner::TellStarted(uint32_t turn_number) {
-  parts_.metrics.turns_running.Increment();
-  counted_ = true;
+void TurnRunner::TellStarted() {
+  if (!std::exchange(counted_, true)) parts_.metrics.turns_running.Increment();
   v1::TurnStarted started;
   started.set_session_id(request_.session_id);
   started.set_turn_id(turn_id_);
-  started.set_turn_number(turn_number);
+  started.set_turn_number(number_);
   *started.mutable_model() = turn_.model;
   started.set_seed(turn_.seed);
+  if (!has_session() && request_.detaches()) {
+    parts_.resumable.Keep(turn_id_, request_.caller, live_);
+  }
   live_->Begin(started);
   LogInfo(recovered_ ? "turn taken up" : "turn started",
           {{"request_id", request_.request_id},
@@ -317,6 +333,21 @@ TurnResult TurnRunner::ResultOf(const TurnEnding& ending) const {
   return result;
 }
 
+TurnSample TurnRunner::SampleOf(const TurnEnding& ending) {
+  const absl::StatusCode code = ending.status.code();
+  const bool fault = code == absl::StatusCode::kInternal || code == absl::StatusCode::kUnknown ||
+                     code == absl::StatusCode::kDataLoss;
+  TurnSample sample;
+  sample.failed = answer_.deaths > 0 || (asked_ && fault && !journal_failed());
+  if (first_text_ && !recovered_) sample.first_token = Seconds(request_.received, *first_text_);
+  if (!first_text_ && asked_ && !sample.failed && ending.state == v1::TURN_STATE_FAILED) {
+    sample.given_up = Seconds(request_.received, steady_clock::now());
+  }
+  if (pieces_ > 1) sample.between_tokens = Seconds(*first_text_, *last_text_) / (pieces_ - 1);
+  sample.largest_gap = largest_gap_;
+  return sample;
+}
+
 void TurnRunner::Conclude(TurnEnding ending) {
   SetStop(nullptr);
   if (!has_session()) return Store(ending);
@@ -334,6 +365,7 @@ void TurnRunner::Store(const TurnEnding& ending) {
   if (counted_) parts_.metrics.turns_running.Decrement();
   parts_.metrics.CountTurn(result.reason, result.timings.total_seconds());
   parts_.metrics.CountTokens(result.usage);
+  parts_.samples.Add(turn_.model, SampleOf(ending));
   if (request_.permit) {
     request_.permit->Release(uint64_t{result.usage.text_tokens()} + result.usage.image_tokens() +
                              result.usage.generated_tokens());
@@ -389,6 +421,7 @@ void TurnRunner::Refuse(const absl::Status& status) {
 void TurnRunner::End(const absl::Status& status, const v1::TurnFinished& finished) {
   if (request_.permit) request_.permit->Release(0);  // of a turn that was not stored
   if (admitted_) parts_.admission.Leave();
+  parts_.resumable.Ended(turn_id_);
   live_->End(status, finished);  // last: with its last call over, the process may end
 }
 

@@ -28,7 +28,8 @@ namespace llava {
 //   conversation -> version -> recorded -> [features -> generate]* -> journalled -> stored -> told
 //
 // Before the first token the bracket is repeated: once when a service has too much to do, once
-// after missing features, once after the version is gone. When a service died or is out of reach,
+// after missing features, and with another version, recorded and told anew, when the one that was
+// chosen is gone. When a service died or is out of reach,
 // it is waited for; what there is of the answer is gone on with from its tokens, by the same
 // version, also by the next process. Every piece of text of a session's turn is in the journal
 // before a reader sees it. Whatever happens, the turn is stored with its text so far, the session
@@ -62,7 +63,7 @@ class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnR
   void OnVersion(absl::StatusOr<Route> route);
   void Record();
   void OnRecorded(absl::StatusOr<v1::Turn> turn);
-  void TellStarted(uint32_t turn_number);
+  void TellStarted();
 
   // turn_attempts.cc: features, text, and what to do when they stop coming.
   void Attempt();
@@ -75,11 +76,14 @@ class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnR
   // True: another attempt is on its way.
   bool TryAgain(const absl::Status& status);
   void Later(std::chrono::milliseconds delay, void (TurnRunner::*step)());
-  void Reroute();
+  // The version went away between choice and call: chooses again. False: too often already.
+  bool Reroute();
+  void FindAnother();
+  void OnAnother(absl::StatusOr<Route> route);
   // A service died over it, or is out of reach: waits for one that can go on with it. False: not
   // any more.
   bool GoOn(const absl::Status& status);
-  bool WaitForWorker();
+  bool WaitForWorker(void (TurnRunner::*step)());
   void Continue();
   void OnVersionBack(absl::StatusOr<Route> route);
   bool begun() const { return recovered_ || answer_.tokens.ids_size() > 0 || text_bytes_ > 0; }
@@ -106,6 +110,8 @@ class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnR
   bool has_session() const { return !request_.session_id.empty(); }
   std::string Key() const;
   TurnResult ResultOf(const TurnEnding& ending) const;
+  // What this turn says of its version.
+  TurnSample SampleOf(const TurnEnding& ending);
 
   const TurnParts& parts_;
   const TurnRequest request_;
@@ -119,6 +125,7 @@ class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnR
   std::function<void()> stop_ LLAVA_GUARDED_BY(mutex_);
 
   // One step at a time touches these; store, journal and gRPC order the steps.
+  ModelChoice choice_;
   Conversation conversation_;  // until it is recorded
   Prompt prompt_;
   NewTurn turn_;
@@ -127,12 +134,19 @@ class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnR
   grpc::Alarm alarm_;
   bool admitted_ = false, counted_ = false;
   bool avoid_ = false;  // the process that failed last, if there is another
-  bool retried_ = false, refilled_ = false, rerouted_ = false;
+  bool retried_ = false, refilled_ = false;
+  bool fitted_again_ = false;  // into the context of another version than first
+  bool looked_again_ = false;  // for a process that has the version of the begun answer
+  int reroutes_ = 0;
+  bool asked_ = false;  // this attempt has come to the language service
+  uint32_t number_ = 0;
   double vision_seconds_ = 0;
   v1::GenerateStarted started_;
   std::optional<v1::GenerateFinished> finished_;
   absl::Status protocol_error_;
   std::optional<std::chrono::steady_clock::time_point> first_text_, last_text_;
+  uint32_t pieces_ = 0;  // of text
+  double largest_gap_ = 0;
 
   // What there is of the answer; its text is in `live_` once it is journalled.
   JournalledAnswer answer_;

@@ -21,7 +21,7 @@ double EstimateTokens(const TurnRequest& request, const ModelRouter& router) {
   if (const auto models = router.LanguageModels(); models.ok() && !models->empty()) {
     const v1::ModelInfo* model = &models->front();
     for (const v1::ModelInfo& each : *models) {
-      if (each.model().name() == request.model.name()) model = &each;
+      if (each.model().name() == request.model.name) model = &each;
     }
     image_tokens = model->image_tokens();
     if (model->default_sampling().has_max_new_tokens()) {

@@ -95,8 +95,16 @@ void Lifecycle::Stopped(const VersionId& id, Time now) {
   Version& version = versions_.at(id);
   version.workers = 0;
   version.costly = false;
+  version.ForgetOldFailures();
   Enter(id, v1::MODEL_STATE_UNLOADED, std::exchange(version.why_stopped, ""), now);
   if (!version.present) Prune(id.name);
+}
+
+void Lifecycle::PutBack(const VersionId& id, Time now) {
+  versions_.at(id).costly = false;
+  versions_.at(id).ForgetOldFailures();
+  if (versions_.at(id).present) return Enter(id, v1::MODEL_STATE_AVAILABLE, "", now);
+  Enter(id, v1::MODEL_STATE_UNLOADED, "its folder was deleted before it was loaded", now);
 }
 
 void Lifecycle::BeginLoad(const VersionId& id, int workers, uint64_t predecessor) {
@@ -127,7 +135,8 @@ void Lifecycle::Prune(const std::string& name) {
   for (auto each = versions_.lower_bound({name, 0});
        each != versions_.end() && each->first.name == name; ++each) {
     const Version& version = each->second;
-    if (!version.present && Resting(version.state) && version.job == Version::Job::kNone) {
+    if (!version.present && Resting(version.state) && version.job == Version::Job::kNone &&
+        !InExchange(models_.at(name), each->first.version)) {
       gone.push_back(each->first);
     }
   }
@@ -170,7 +179,8 @@ void Lifecycle::SetRepository(const RepositorySnapshot& snapshot, Time now) {
       if (model.seen.versions.contains(each->first.version)) continue;
       version.present = false;
       if (version.state == v1::MODEL_STATE_READY) version.message = kFolderGone;
-      if (version.state == v1::MODEL_STATE_AVAILABLE && version.job == Version::Job::kNone) {
+      if (version.state == v1::MODEL_STATE_AVAILABLE && version.job == Version::Job::kNone &&
+          !InExchange(model, each->first.version)) {
         never_loaded.push_back(each->first);
       }
     }
@@ -180,7 +190,9 @@ void Lifecycle::SetRepository(const RepositorySnapshot& snapshot, Time now) {
 }
 
 void Lifecycle::WantLoaded(const VersionId& id, Time now) {
-  VersionWishes& wishes = models_.at(id.name).wishes;
+  Model& model = models_.at(id.name);
+  Choose(id.name, model);  // wishes of before the last change end now, not this one
+  VersionWishes& wishes = model.wishes;
   wishes.load.insert(id.version);
   wishes.unload.erase(id.version);
   Version& version = versions_.at(id);
@@ -192,6 +204,7 @@ void Lifecycle::WantLoaded(const VersionId& id, Time now) {
 
 void Lifecycle::WantUnloaded(const VersionId& id, Time now) {
   Model& model = models_.at(id.name);
+  Choose(id.name, model);
   model.wishes.unload.insert(id.version);
   model.wishes.load.erase(id.version);
   model.restore.erase(id.version);
@@ -236,9 +249,10 @@ void Lifecycle::Verified(const VersionId& id, const absl::Status& status, Time n
   for (const uint64_t victim : exchange.victims) {
     const Version* old = Find({id.name, victim});
     const bool ready = old != nullptr && old->state == v1::MODEL_STATE_READY;
-    if (IsTarget(model, victim) || (rolling && !ready)) {  // things have changed: plan again
+    if (!MayGo(model, victim, id.version) ||
+        (rolling && !ready)) {  // things have changed: plan again
       model.exchange.reset();
-      return Enter(id, v1::MODEL_STATE_AVAILABLE, "", now);
+      return PutBack(id, now);
     }
   }
   version.costly = true;
@@ -317,7 +331,7 @@ void Lifecycle::WorkersSet(const VersionId& id, const absl::Status& status, Time
         return BeginLoad(candidate, 1, id.version);
       }
       if (status.ok()) {
-        Enter(candidate, v1::MODEL_STATE_AVAILABLE, "", now);
+        PutBack(candidate, now);
       } else {
         Fail(candidate, error, now);
       }

@@ -98,6 +98,12 @@ class Lifecycle {
     SwapMode mode = SwapMode::kSideBySide;
     uint64_t replaced = 0;
     Time begun{};  // of loading or swap
+
+    // If somebody repaired it since its loading began.
+    void ForgetOldFailures() {
+      if (loaded_mark != mark) failures = 0;
+      loaded_mark.clear();
+    }
   };
 
   struct Transition {
@@ -180,6 +186,8 @@ class Lifecycle {
   void Fail(const VersionId& id, const absl::Status& status, Time now);
   void Route(const VersionId& id, Time now);
   void Unroute(const VersionId& id, std::string why, Time now);
+  // It has not been loaded after all.
+  void PutBack(const VersionId& id, Time now);
   // A load that was asked to end has ended.
   void Stopped(const VersionId& id, Time now);
   void BeginLoad(const VersionId& id, int workers, uint64_t predecessor);
@@ -201,10 +209,13 @@ class Lifecycle {
   SwapRequest RequestFor(const VersionId& id, const Model& model) const;
 
   bool IsTarget(const Model& model, uint64_t version) const;
+  // Whether `version` may make way for `candidate`: targets for nobody, and stand-ins only for
+  // targets, else two stand-ins would replace each other for ever.
+  bool MayGo(const Model& model, uint64_t version, uint64_t candidate) const;
   bool InExchange(const Model& model, uint64_t version) const;
   // Targets and wishes that are not loaded; the whole number range if there are none.
   size_t Missing(const std::string& name, const Model& model) const;
-  uint64_t NewestReady(const std::string& name) const;
+  uint64_t NewestReady(const std::string& name, uint64_t except = 0) const;
   uint64_t BytesOf(const Version& version) const;
   int SlotsInUse() const;
   bool InMotion() const;

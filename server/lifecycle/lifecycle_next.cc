@@ -71,6 +71,11 @@ bool Lifecycle::IsTarget(const Model& model, uint64_t version) const {
          !model.wishes.unload.contains(version);
 }
 
+bool Lifecycle::MayGo(const Model& model, uint64_t version, uint64_t candidate) const {
+  if (IsTarget(model, version)) return false;
+  return IsTarget(model, candidate) || !Contains(model.choice.wanted, version);
+}
+
 bool Lifecycle::InExchange(const Model& model, uint64_t version) const {
   if (!model.exchange) return false;
   if (model.exchange->candidate == version) return true;
@@ -94,11 +99,13 @@ size_t Lifecycle::Missing(const std::string& name, const Model& model) const {
   return needed.size() > ready ? needed.size() - ready : 0;
 }
 
-uint64_t Lifecycle::NewestReady(const std::string& name) const {
+uint64_t Lifecycle::NewestReady(const std::string& name, uint64_t except) const {
   uint64_t newest = 0;
   for (auto each = versions_.lower_bound({name, 0});
        each != versions_.end() && each->first.name == name; ++each) {
-    if (each->second.state == v1::MODEL_STATE_READY) newest = each->first.version;
+    if (each->second.state == v1::MODEL_STATE_READY && each->first.version != except) {
+      newest = each->first.version;
+    }
   }
   return newest;
 }
@@ -156,11 +163,11 @@ void Lifecycle::Settle(const std::string& name, Model& model, Time now) {
       --missing;
       if (!routed && NewestReady(name) == 0) Route(id, now);
     } else if (routed) {
-      const uint64_t newest = NewestReady(name);
-      Unroute(id,
-              newest == id.version ? "not wanted any more"
-                                   : absl::StrCat("version ", newest, " took its place"),
-              now);
+      const uint64_t newest = NewestReady(name, id.version);
+      Unroute(
+          id,
+          newest == 0 ? "not wanted any more" : absl::StrCat("version ", newest, " took its place"),
+          now);
     }
   }
 
@@ -194,7 +201,8 @@ void Lifecycle::Advance(const std::string& name, Model& model, Time now) {
     model.exchange.reset();
     version.costly = false;
     if (version.present) {
-      Enter(id, v1::MODEL_STATE_UNLOADED, "not wanted any more", now);
+      version.why_stopped = "not wanted any more";
+      Stopped(id, now);
     } else {
       Fail(id, absl::NotFoundError("its folder was deleted while it waited to be loaded"), now);
     }
@@ -302,15 +310,15 @@ SwapRequest Lifecycle::RequestFor(const VersionId& id, const Model& model) const
   for (const auto& [other, version] : versions_) {
     if (other == id) continue;
     const bool ready = version.state == v1::MODEL_STATE_READY;
-    if (other.name == id.name && ready && !IsTarget(model, other.version)) {
+    if (other.name == id.name && ready && MayGo(model, other.version, id.version)) {
       old.emplace_back(Wants(other), other.version);
     } else {
-      request.staying_bytes += BytesOf(version);
-      // Promised to a version for which others make way at this moment.
-      if (version.state == v1::MODEL_STATE_LOADING && version.job != Version::Job::kLoad &&
-          !version.held && !version.bytes.empty()) {
-        request.staying_bytes += version.bytes.back();
-      }
+      // What an exchange is about takes, or takes back, all workers in the end.
+      const bool promised = !version.bytes.empty() &&
+                            InExchange(models_.at(other.name), other.version) &&
+                            (version.held || version.state == v1::MODEL_STATE_LOADING);
+      request.staying_bytes +=
+          promised ? std::max(BytesOf(version), version.bytes.back()) : BytesOf(version);
     }
   }
   std::sort(old.begin(), old.end());

@@ -113,7 +113,8 @@ HttpConnection::HttpConnection(std::unique_ptr<HttpTransport> transport, const P
       transport_(std::move(transport)),
       parts_(parts),
       read_timer_(transport_->socket().get_executor()),
-      write_timer_(transport_->socket().get_executor()) {}
+      write_timer_(transport_->socket().get_executor()),
+      beat_timer_(transport_->socket().get_executor()) {}
 
 void HttpConnection::Start() {
   boost::asio::post(transport_->socket().get_executor(), [self = shared_from_this()] {
@@ -292,10 +293,29 @@ void HttpConnection::Begin(const std::shared_ptr<AnswerState>& of, HttpResponse 
   chunked_ = !http10_;
   Output(Head(head, std::nullopt));
   if (!head.body.empty()) Piece(of, std::move(head.body));
+  heartbeat_ = std::move(head.heartbeat);
+  last_piece_ = std::chrono::steady_clock::now();
+  if (!heartbeat_.empty()) Beat(of);
+}
+
+// Sends a heartbeat if one is due, and looks again when the next one is.
+void HttpConnection::Beat(const std::shared_ptr<AnswerState>& of) {
+  if (of != answer_ || phase_ != Phase::kAnswer) return;
+  const auto due = last_piece_ + parts_.limits.heartbeat;
+  // A reader that is behind gets none: they would only pile up.
+  if (due <= std::chrono::steady_clock::now()) {
+    if (sending_.empty()) Piece(of, heartbeat_);
+    last_piece_ = std::chrono::steady_clock::now();
+  }
+  beat_timer_.expires_at(last_piece_ + parts_.limits.heartbeat);
+  beat_timer_.async_wait([self = shared_from_this(), of](error_code error) {
+    if (!error) self->Beat(of);
+  });
 }
 
 void HttpConnection::Piece(const std::shared_ptr<AnswerState>& of, std::string piece) {
   if (of != answer_ || phase_ != Phase::kAnswer || piece.empty() || head_only_) return;
+  last_piece_ = std::chrono::steady_clock::now();
   if (!chunked_) return Output(std::move(piece));
   Output(absl::StrCat(absl::Hex(piece.size()), "\r\n", piece, "\r\n"));
 }
@@ -313,6 +333,7 @@ void HttpConnection::Abandon(const std::shared_ptr<AnswerState>& of) {
 void HttpConnection::AnswerDone() {
   answer_ = nullptr;
   chunked_ = false;
+  beat_timer_.cancel();
   if (keep_alive_) {
     NextRequest();
   } else {
@@ -368,6 +389,7 @@ void HttpConnection::Close() {
   phase_ = Phase::kClosed;
   read_timer_.cancel();
   write_timer_.cancel();
+  beat_timer_.cancel();
   transport_->Close();
   if (const auto answer = std::exchange(answer_, nullptr)) answer->Gone();
 }

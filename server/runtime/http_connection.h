@@ -68,6 +68,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   void Abandon(const std::shared_ptr<AnswerState>& of);
   std::string Head(const HttpResponse& response, std::optional<size_t> content_length);
   void AnswerDone();
+  void Beat(const std::shared_ptr<AnswerState>& of);
 
   void Output(std::string bytes);
   void Flush();
@@ -79,7 +80,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   const std::shared_ptr<void> lifetime_;
   const std::unique_ptr<HttpTransport> transport_;
   const Parts parts_;
-  boost::asio::steady_timer read_timer_, write_timer_;
+  boost::asio::steady_timer read_timer_, write_timer_, beat_timer_;
   Phase phase_ = Phase::kIdle;
   boost::beast::flat_buffer buffer_;
   std::array<char, 8192> chunk_;  // being read into
@@ -88,6 +89,8 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
 
   std::shared_ptr<AnswerState> answer_;  // of the request at hand
   bool http10_ = false, head_only_ = false, keep_alive_ = true, chunked_ = false;
+  std::string heartbeat_;  // of the answer at hand
+  std::chrono::steady_clock::time_point last_piece_;
 
   std::string output_, sending_;  // to be written next, being written
   bool close_when_sent_ = false;

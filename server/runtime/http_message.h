@@ -32,6 +32,9 @@ struct HttpResponse {
   std::string content_type = "text/plain; charset=utf-8";
   std::string body;
   HttpHeaders headers = {};
+  // Of an answer in pieces: what is sent when nothing else was for HttpLimits::heartbeat, so that
+  // nobody between takes a quiet connection for a dead one. Empty: nothing.
+  std::string heartbeat = {};
 };
 
 // Bounds against clients that are slow, greedy or silent.
@@ -40,6 +43,7 @@ struct HttpLimits {
   std::chrono::milliseconds body_timeout{60'000};
   std::chrono::milliseconds idle_timeout{60'000};   // between requests
   std::chrono::milliseconds write_timeout{30'000};  // without a byte going out
+  std::chrono::milliseconds heartbeat{15'000};
   uint32_t head_bytes = 16u << 10;
   int connections = 4096;
 };

@@ -72,7 +72,13 @@ absl::Status FromException(std::exception_ptr exception) {
   } catch (const std::bad_alloc&) {
     return absl::ResourceExhaustedError("out of memory; try a smaller request");
   } catch (const std::exception& error) {
-    return absl::InternalError(FirstParagraph(error.what()));
+    const std::string message = FirstParagraph(error.what());
+    // LibTorch's exceptions for it are none that this room knows.
+    if (message.find("out of memory") != std::string::npos ||
+        message.find("not enough memory") != std::string::npos) {
+      return absl::ResourceExhaustedError(message);
+    }
+    return absl::InternalError(message);
   } catch (...) {
     return absl::InternalError("unknown fault");
   }

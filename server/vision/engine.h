@@ -1,7 +1,7 @@
 #pragma once
 
-// The pipeline of the vision service: pictures in, features out; decoding threads, then one worker
-// per tower. Knows neither gRPC nor LibTorch.
+// The pipeline of one tower: pictures in, features out; decoding threads, then one worker per
+// device or group of cores. Knows neither gRPC nor LibTorch.
 
 #include <atomic>
 #include <chrono>
@@ -13,24 +13,29 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "model/image/decode.h"
 #include "model/image/header.h"
 #include "model/image/image.h"
 #include "server/runtime/metrics.h"
+#include "server/vision/encode_statistics.h"
 #include "server/vision/feature_cache.h"
 #include "server/vision/features.h"
 #include "server/vision/picture_encoder.h"
 #include "server/vision/work_queue.h"
+#include "server/vision/worker_pool.h"
 
 namespace llava {
 
-// A picture to encode. The engine checks the file; the caller has checked layer and feature.
+// A picture to encode: a file, or the tower's input itself. The engine checks the file; the caller
+// has checked all else.
 struct EncodeJob {
-  std::string image;  // the file
+  std::string image;
+  std::vector<float> pixels;  // [3, S, S], finite; not empty: `image` and `image_mode` are not used
   ImageMode image_mode = ImageMode::kCrop;
   int64_t select_layer = -2;
   SelectFeature select_feature = SelectFeature::kPatch;
-  Sha256Digest spec_digest{};
-  QueuePlace place;  // tenant, weight, priority
+  Sha256Digest spec_digest{};  // of a file
+  QueuePlace place;            // tenant, weight, priority
   std::string request_id;
   std::shared_ptr<EncodeCall> call;
 };
@@ -42,66 +47,90 @@ class VisionEngine {
     int decode_threads = 2;
     int max_batch = 8;
     std::chrono::microseconds batch_wait{2000};
+    std::vector<int> preferred_batches = {};  // as BatchRule::preferred
     int queue = 256;  // calls waiting, for their stage or another's; beyond it Post refuses
-    uint64_t feature_cache_bytes = 256u << 20;
     ImageLimits limits = {};
+    DecodeOptions decode = {};
+    std::chrono::milliseconds respawn_delay{1000};  // as WorkerPool::Options
+    int respawns = 5;
   };
 
-  // Starts the threads; each worker makes its encoder and warms it up. `on_all_failed` is called
-  // once if the last worker dies later.
-  VisionEngine(Options options, LoadedTower tower, Metrics& metrics,
-               std::function<void(const std::string& reason)> on_all_failed = {});
+  // Starts the threads; each of the first `workers` (0: all) makes its encoder and warms it up. The
+  // cache must outlive the engine; other engines may share it.
+  VisionEngine(Options options, LoadedTower tower, FeatureCache& cache, Metrics& metrics,
+               int workers = 0);
+  // Ends the work that is there, then the threads: for an engine that nobody can reach any more.
+  // May take as long as that work, and must not run on a thread of the engine.
   ~VisionEngine();
 
-  // Waits until every worker is ready. An error if one could not be made: RESOURCE_EXHAUSTED when
-  // memory was short, else INTERNAL or what the encoder says.
-  absl::Status WaitUntilReady();
+  // As in WorkerPool.
+  absl::Status WaitUntilReady(const std::function<bool()>& stop = {}) {
+    return workers_->WaitUntilReady(stop);
+  }
+  absl::Status SetWorkers(int n, const std::function<bool()>& stop) {
+    return workers_->SetWorkers(n, stop);
+  }
 
-  // Never blocks. UNAVAILABLE (with a time to retry after): the queue is full or the engine stops.
+  // Takes all jobs or none; never blocks. UNAVAILABLE (with a time to retry after): the queue is
+  // full or the engine stops.
+  absl::Status Post(std::vector<EncodeJob> jobs);
   absl::Status Post(EncodeJob job);
 
   // Fails everything that waits, ends the batches under way, joins the threads.
   void Stop();
 
   const TowerInfo& info() const { return info_; }
+  const Options& options() const { return options_; }
   int waiting() const { return waiting_; }
   int computing() const { return computing_; }
+  int workers() const { return workers_->workers(); }
+  double self_test_drift() const { return workers_->self_test_drift(); }
+  // Why nothing can be encoded any more; empty: it can.
+  std::string failure() const { return workers_->failure(); }
+  EncodeStatistics statistics() const { return statistics_.Snapshot(); }
 
  private:
   using Clock = EncodeCall::Clock;
   struct Picture;  // a computation under way
   struct Counters;
 
+  absl::Status Refusal(const EncodeCall& call) const;
+  absl::Status ClosedError() const;  // why the queues take nothing
   void DecodeLoop();
   void Decode(Picture picture);
-  void WorkerLoop(int worker, const EncoderFactory& factory);
-  bool RunBatch(PictureEncoder& encoder, std::vector<Picture>& batch);
+  WorkerPool::Ended Serve(PictureEncoder& encoder, const WorkerPool::Leave& leave);
+  // Why the device is lost; empty: it is not.
+  std::string RunBatch(PictureEncoder& encoder, std::vector<Picture>& batch);
+  std::vector<absl::Status> EncodeEach(PictureEncoder& encoder, const std::vector<Picture>& batch,
+                                       std::vector<std::vector<float>>& pixels,
+                                       std::vector<std::string>& results) const;
   // True: still useful. Takes calls out whose clients are gone or late.
   bool Wanted(const Picture& picture);
+  // Who waits for the picture, which is over.
+  FeatureCache::Calls End(const Picture& picture, const std::shared_ptr<const Features>& features);
   void Complete(Picture& picture, std::string bytes);
+  void Answer(const FeatureCache::Calls& calls, const std::shared_ptr<const Features>& features,
+              bool cached, const EncodeTimes& times);
   void Fail(const Picture& picture, const absl::Status& status);
+  void CountFailures(size_t calls);
   void WarmUp(PictureEncoder& encoder) const;
-  void WorkerFailed(const std::string& reason);
+  void RefuseAll(const std::string& reason);
+  void Enter(int pictures);
   void Leave(int pictures);
+  void Join();
 
   const Options options_;
-  const TowerInfo info_;
-  const std::function<void(const std::string&)> on_all_failed_;
+  TowerInfo info_;  // const after construction
+  FeatureCache& cache_;
   std::unique_ptr<Counters> counters_;
-  FeatureCache cache_;
+  EncodeStatisticsBook statistics_;
   WorkQueue<Picture> to_decode_, to_encode_;
   std::atomic<int> waiting_ = 0;    // pictures in both queues and in decoders
   std::atomic<int> computing_ = 0;  // pictures in batches
   std::atomic<bool> stopping_ = false;
 
-  Mutex mutex_;
-  CondVar changed_;
-  int loading_ LLAVA_GUARDED_BY(mutex_);
-  int ready_ LLAVA_GUARDED_BY(mutex_) = 0;
-  int failed_ LLAVA_GUARDED_BY(mutex_) = 0;
-  absl::Status load_status_ LLAVA_GUARDED_BY(mutex_);
-
-  std::vector<std::thread> threads_;  // last
+  std::vector<std::thread> decoders_;
+  std::unique_ptr<WorkerPool> workers_;  // last
 };
 
 }  // namespace llava

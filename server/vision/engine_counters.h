@@ -1,6 +1,7 @@
 #pragma once
 
-// Metrics of the pipeline; included by engine.cc alone.
+// Metrics of the pipeline, the same series for all engines of the process; included by the engine
+// alone.
 
 #include "server/runtime/metrics.h"
 #include "server/vision/engine.h"
@@ -20,16 +21,7 @@ struct VisionEngine::Counters {
                                      {1, 2, 4, 8, 16, 32, 64, 128})),
         encoded(Images(metrics, "encoded")),
         cached(Images(metrics, "cached")),
-        failed(Images(metrics, "failed")),
-        workers_loading(Workers(metrics, "loading")),
-        workers_ready(Workers(metrics, "ready")),
-        workers_failed(Workers(metrics, "failed")) {}
-
-  void ShowWorkers(int loading, int ready, int failed_workers) {
-    workers_loading.Set(loading);
-    workers_ready.Set(ready);
-    workers_failed.Set(failed_workers);
-  }
+        failed(Images(metrics, "failed")) {}
 
   prometheus::Gauge& queue_depth;
   prometheus::Histogram& queue_seconds;
@@ -39,9 +31,6 @@ struct VisionEngine::Counters {
   prometheus::Counter& encoded;
   prometheus::Counter& cached;
   prometheus::Counter& failed;
-  prometheus::Gauge& workers_loading;
-  prometheus::Gauge& workers_ready;
-  prometheus::Gauge& workers_failed;
 
  private:
   static prometheus::Counter& Images(Metrics& metrics, const std::string& result) {
@@ -49,9 +38,6 @@ struct VisionEngine::Counters {
                            "Pictures by result: encoded now, from the cache, or failed (dropped "
                            "before work included)",
                            {{"result", result}});
-  }
-  static prometheus::Gauge& Workers(Metrics& metrics, const std::string& state) {
-    return metrics.Gauge("llava_vision_workers", "Workers by state", {{"state", state}});
   }
 };
 

@@ -17,7 +17,10 @@ FeatureCache::FeatureCache(uint64_t budget_bytes, Metrics& metrics,
       misses_(metrics.Counter("llava_vision_feature_cache_misses_total",
                               "Requests whose features had to be computed or waited for")),
       evictions_(metrics.Counter("llava_vision_feature_cache_evictions_total",
-                                 "Features dropped to keep the byte budget")) {}
+                                 "Features dropped to keep the byte budget")) {
+  metrics.Gauge("llava_vision_feature_cache_budget_bytes", "Bytes of features that may be kept")
+      .Set(static_cast<double>(budget_bytes));
+}
 
 FeatureCache::Begun FeatureCache::Begin(const std::string& key, std::shared_ptr<EncodeCall> call) {
   MutexLock lock(mutex_);

@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <exception>
 #include <system_error>
 #include <utility>
 #include <vector>
@@ -25,7 +26,7 @@ namespace fs = std::filesystem;
 constexpr std::string_view kMagic = "LLVFEAT1";
 constexpr char kSuffix[] = ".feature";
 constexpr char kTemporary[] = ".tmp-";
-constexpr uint64_t kLargestFile = 1ull << 30;
+constexpr uint64_t kLargestFile = 256ull << 20;
 // Temporary files this old belong to nobody any more.
 constexpr auto kAbandoned = std::chrono::hours(1);
 
@@ -153,6 +154,9 @@ FeatureDisk::Series::Series(Metrics& m)
 
 FeatureDisk::FeatureDisk(Options options, Metrics& metrics)
     : options_(std::move(options)), series_(metrics) {
+  metrics
+      .Gauge("llava_vision_feature_disk_budget_bytes", "Bytes of features that may be kept on disk")
+      .Set(static_cast<double>(options_.budget_bytes));
   Scan();
   Evict();
   writer_ = std::thread([this] { WriteLoop(); });
@@ -203,6 +207,15 @@ void FeatureDisk::Scan() {
 }
 
 std::shared_ptr<const Features> FeatureDisk::Read(const std::string& key) {
+  try {
+    return ReadFile(key);
+  } catch (const std::exception& error) {  // no memory
+    CountError(series_.read_errors, error.what());
+    return nullptr;
+  }
+}
+
+std::shared_ptr<const Features> FeatureDisk::ReadFile(const std::string& key) {
   const std::string name = NameOf(key);
   const fs::path path = options_.folder / name;
   const Descriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC));
@@ -268,8 +281,12 @@ void FeatureDisk::WriteLoop() {
       waiting_.pop_front();
       writing_ = true;
     }
-    WriteFile(*next);
-    Evict();
+    try {
+      WriteFile(*next);
+      Evict();
+    } catch (const std::exception& error) {  // no memory
+      CountError(series_.write_errors, error.what());
+    }
   }
 }
 
@@ -282,8 +299,7 @@ void FeatureDisk::WriteFile(const Features& features) {
   if (stat(path.c_str(), &about) == 0) return Touch(name, static_cast<uint64_t>(about.st_size));
   const std::string bytes = FeatureFile(features);
   if (bytes.size() > options_.budget_bytes) return;
-  const fs::path temporary =
-      options_.folder / absl::StrCat(kTemporary, getpid(), "-", name);
+  const fs::path temporary = options_.folder / absl::StrCat(kTemporary, getpid(), "-", name);
   bool written = false;
   {
     const Descriptor file(

@@ -67,6 +67,7 @@ class FeatureDisk {
 
   void Scan();
   void WriteLoop();
+  std::shared_ptr<const Features> ReadFile(const std::string& key);
   void WriteFile(const Features& features);
   void Evict();
   // Accounts for a file that was read or written just now.

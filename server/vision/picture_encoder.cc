@@ -1,78 +1,234 @@
 #include "server/vision/picture_encoder.h"
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/from_blob.h>
 #include <c10/core/InferenceMode.h>
+#include <unistd.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <cstring>
 #include <exception>
+#include <filesystem>
+#include <memory>
+#include <new>
+#include <optional>
 #include <stdexcept>
+#include <system_error>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "model/checkpoint/checkpoint.h"
 #include "model/llava/self_test.h"
 #include "model/nn/clip.h"
+#include "model/nn/packed_clip.h"
+#include "model/ops/cpu/gemm.h"
+#include "model/ops/cpu/thread_pool.h"
 #include "server/device/device.h"
 #include "server/runtime/status.h"
 
 namespace llava {
 namespace {
 
+// How a tower is computed, from the word of --dtype.
+struct Arithmetic {
+  at::ScalarType dtype = at::kFloat;
+  std::optional<ops::cpu::WeightFormat> packed;  // by own kernels, instead of LibTorch's
+  std::string name;                              // "float32", "bfloat16", "float16", "int8"
+  std::string numerics;
+  double weight_bytes = 4;  // of one weight
+};
+
+absl::StatusOr<Arithmetic> ArithmeticOf(const std::string& word, at::Device device) {
+  Arithmetic arithmetic;
+  if (word == "int8") {
+    if (!device.is_cpu()) {
+      return absl::InvalidArgumentError("--dtype int8: towers have it on the cpu only");
+    }
+    arithmetic.packed = ops::cpu::WeightFormat::kInt8;
+    arithmetic.name = "int8";
+    arithmetic.numerics = "cpu-int8";
+    arithmetic.weight_bytes = 1.0625;  // with the scales of their groups
+    return arithmetic;
+  }
+  arithmetic.dtype = ParseDtype(word, device);
+  arithmetic.name = ArithmeticName(arithmetic.dtype);
+  arithmetic.numerics = NumericsName(device, arithmetic.dtype);
+  arithmetic.weight_bytes = static_cast<double>(c10::elementSize(arithmetic.dtype));
+  if (device.is_cpu() && arithmetic.dtype == at::kBFloat16) {
+    arithmetic.packed = ops::cpu::WeightFormat::kBFloat16;
+  }
+  return arithmetic;
+}
+
+// [B, 3, S, S] float32 on the host; pinned, so that the copy to a GPU is fast.
+at::Tensor StackPixels(std::span<const std::vector<float>> pixels, const VisionConfig& config,
+                       bool pinned) {
+  const int64_t side = config.image_size, channels = config.num_channels;
+  at::Tensor batch = at::empty({static_cast<int64_t>(pixels.size()), channels, side, side},
+                               at::TensorOptions().pinned_memory(pinned).dtype(at::kFloat));
+  const auto floats = static_cast<size_t>(channels * side * side);
+  for (size_t i = 0; i < pixels.size(); ++i) {
+    if (pixels[i].size() != floats) {
+      throw std::invalid_argument(
+          absl::StrCat("picture of ", pixels[i].size(), " values, the tower takes ", floats));
+    }
+    std::memcpy(batch.data_ptr<float>() + i * floats, pixels[i].data(), floats * sizeof(float));
+  }
+  return batch;
+}
+
+// features [B, rows, Dv], on the host.
+std::vector<std::string> SplitRows(const at::Tensor& features) {
+  const auto count = static_cast<size_t>(features.size(0));
+  const size_t bytes = features.nbytes() / count;
+  const auto* data = static_cast<const char*>(features.const_data_ptr());
+  std::vector<std::string> parts;
+  for (size_t i = 0; i < count; ++i) parts.emplace_back(data + i * bytes, bytes);
+  return parts;
+}
+
+FeatureConfig Choice(int64_t select_layer, SelectFeature select_feature) {
+  FeatureConfig features;
+  features.select_layer = select_layer;
+  features.select_feature = select_feature;
+  return features;
+}
+
+// By LibTorch, on any device.
 class ClipEncoder : public PictureEncoder {
  public:
-  ClipEncoder(const TowerCheckpoint& checkpoint, at::Device device, at::ScalarType dtype)
-      : tower_(checkpoint.config, checkpoint.tensors, device, dtype) {}
-
   // Throws std::runtime_error if the tower does not see what was published.
-  void CheckSelfTest(const SelfTest& test) const { llava::CheckSelfTest(tower_, test); }
+  ClipEncoder(const TowerCheckpoint& checkpoint, at::Device device, at::ScalarType dtype)
+      : tower_(checkpoint.config, checkpoint.tensors, device, dtype) {
+    if (checkpoint.self_test) drift_ = CheckSelfTest(tower_, *checkpoint.self_test);
+  }
+
+  double self_test_drift() const override { return drift_; }
 
   std::vector<std::string> Encode(std::span<const std::vector<float>> pixels, int64_t select_layer,
                                   SelectFeature select_feature) override {
-    const int64_t side = tower_.config().image_size, channels = tower_.config().num_channels;
-    at::Tensor batch =
-        at::empty({static_cast<int64_t>(pixels.size()), channels, side, side}, at::kFloat);
-    const size_t floats = static_cast<size_t>(channels * side * side);
-    for (size_t i = 0; i < pixels.size(); ++i) {
-      if (pixels[i].size() != floats) {
-        throw std::invalid_argument(
-            absl::StrCat("picture of ", pixels[i].size(), " values, the tower takes ", floats));
-      }
-      std::memcpy(batch.data_ptr<float>() + i * floats, pixels[i].data(), floats * sizeof(float));
-    }
-    FeatureConfig features;
-    features.select_layer = select_layer;
-    features.select_feature = select_feature;
-    const at::Tensor result = tower_.Features(batch.to(tower_.device(), tower_.dtype()), features)
-                                  .to(at::kCPU, at::kBFloat16)
-                                  .contiguous();
-    const size_t bytes = result.nbytes() / pixels.size();
-    const auto* data = static_cast<const char*>(result.const_data_ptr());
-    std::vector<std::string> parts;
-    for (size_t i = 0; i < pixels.size(); ++i) parts.emplace_back(data + i * bytes, bytes);
-    return parts;
+    const bool pinned = tower_.device().is_cuda();
+    const at::Tensor batch = StackPixels(pixels, tower_.config(), pinned);
+    // Numbers are converted on the device.
+    const at::Tensor there =
+        tower_
+            .Features(batch.to(tower_.device(), /*non_blocking=*/true).to(tower_.dtype()),
+                      Choice(select_layer, select_feature))
+            .to(at::kBFloat16);
+    const at::Tensor result =
+        at::empty(there.sizes(), at::TensorOptions().pinned_memory(pinned).dtype(at::kBFloat16));
+    result.copy_(there);
+    return SplitRows(result);
   }
 
  private:
   c10::InferenceMode inference_;  // of the worker's thread, as long as the encoder lives
   ClipTower tower_;
+  double drift_ = -1;
 };
+
+// By packed weights and own kernels, on the CPU.
+class PackedEncoder : public PictureEncoder {
+ public:
+  // As ClipEncoder.
+  PackedEncoder(const TowerCheckpoint& checkpoint, ops::cpu::WeightFormat format, int threads)
+      : tower_(checkpoint.config, checkpoint.tensors, format,
+               std::make_shared<ops::cpu::ThreadPool>(threads)) {
+    if (checkpoint.self_test) drift_ = CheckSelfTest(tower_, *checkpoint.self_test);
+  }
+
+  double self_test_drift() const override { return drift_; }
+
+  std::vector<std::string> Encode(std::span<const std::vector<float>> pixels, int64_t select_layer,
+                                  SelectFeature select_feature) override {
+    return SplitRows(tower_
+                         .Features(StackPixels(pixels, tower_.config(), /*pinned=*/false),
+                                   Choice(select_layer, select_feature))
+                         .contiguous());
+  }
+
+ private:
+  c10::InferenceMode inference_;
+  PackedClipTower tower_;
+  double drift_ = -1;
+};
+
+absl::Status Classify(const std::string& path, const std::string& why) {
+  std::error_code error;
+  const bool there = std::filesystem::exists(path, error);
+  if (error == std::errc::permission_denied) return absl::PermissionDeniedError(why);
+  if (!there || std::filesystem::is_empty(path, error)) return absl::NotFoundError(why);
+  if (access(path.c_str(), R_OK) != 0 && errno == EACCES) {
+    return absl::PermissionDeniedError(why);
+  }
+  for (std::filesystem::directory_iterator it(path, error), end; !error && it != end;
+       it.increment(error)) {
+    if (access(it->path().c_str(), R_OK) != 0 && errno == EACCES) {
+      return absl::PermissionDeniedError(why);
+    }
+  }
+  return absl::InvalidArgumentError(why);
+}
+
+absl::StatusOr<TowerCheckpoint> OpenChecked(const std::string& path, const OpenOptions& options) {
+  try {
+    return OpenTower(path, options);
+  } catch (const OpenStopped&) {
+    return absl::CancelledError("told to stop while opening " + path);
+  } catch (const std::bad_alloc&) {
+    return absl::ResourceExhaustedError("out of memory while opening " + path);
+  } catch (const std::exception& error) {
+    return Classify(path, error.what());
+  }
+}
+
+uint64_t WeightBytes(const TowerCheckpoint& checkpoint, const Arithmetic& arithmetic) {
+  uint64_t elements = 0;
+  for (const auto& [name, tensor] : checkpoint.tensors.tensors()) {
+    uint64_t own = 1;
+    for (const int64_t side : tensor.shape) own *= static_cast<uint64_t>(side);
+    elements += own;
+  }
+  return static_cast<uint64_t>(static_cast<double>(elements) * arithmetic.weight_bytes);
+}
 
 }  // namespace
 
-absl::StatusOr<LoadedTower> OpenTowerWorkers(const TowerOptions& options) {
+absl::StatusOr<uint64_t> EstimateTowerBytes(const TowerOptions& options, int workers,
+                                            int max_batch) {
+  auto devices = ParseDevices(options.device);
+  if (!devices.ok()) return devices.status();
+  OpenOptions unverified;
+  unverified.verify = false;
+  auto checkpoint = OpenChecked(options.model, unverified);
+  if (!checkpoint.ok()) return checkpoint.status();
+  const auto arithmetic = ArithmeticOf(options.dtype, devices->front());
+  if (!arithmetic.ok()) return arithmetic.status();
+  const VisionConfig& config = checkpoint->config;
+  // A block's widest moment: its input, q, k, v and output beside the widened rows.
+  const auto row = static_cast<uint64_t>(6 * config.hidden_size + 2 * config.intermediate_size);
+  const auto rows = static_cast<uint64_t>(max_batch * (config.num_patches() + 1));
+  return static_cast<uint64_t>(workers) *
+         (WeightBytes(*checkpoint, *arithmetic) + rows * row * sizeof(float));
+}
+
+absl::StatusOr<LoadedTower> OpenTowerWorkers(const TowerOptions& options,
+                                             const TowerReading& reading) {
   auto devices = ParseDevices(options.device);
   if (!devices.ok()) return devices.status();
   for (const at::Device device : *devices) {
     if (auto status = CheckDevice(device); !status.ok()) return status;
   }
-  std::shared_ptr<const TowerCheckpoint> checkpoint;
-  try {
-    checkpoint = std::make_shared<TowerCheckpoint>(OpenTower(options.model));
-  } catch (const std::exception& error) {
-    return absl::NotFoundError(error.what());
-  }
+  const auto arithmetic = ArithmeticOf(options.dtype, devices->front());
+  if (!arithmetic.ok()) return arithmetic.status();
+  OpenOptions open;
+  open.progress = reading.progress;
+  open.stop = reading.stop;
+  open.bytes_per_second = static_cast<double>(reading.bytes_per_second);
+  auto opened = OpenChecked(options.model, open);
+  if (!opened.ok()) return opened.status();
+  const auto checkpoint = std::make_shared<const TowerCheckpoint>(*std::move(opened));
 
-  const at::ScalarType dtype = ParseDtype(options.dtype, devices->front());
   const int workers = static_cast<int>(devices->size()) * options.workers;
   LoadedTower loaded;
   TowerInfo& info = loaded.info;
@@ -84,22 +240,20 @@ absl::StatusOr<LoadedTower> OpenTowerWorkers(const TowerOptions& options) {
   info.width = checkpoint->config.hidden_size;
   info.preprocess = checkpoint->config.preprocess;
   info.device = options.device;
-  info.dtype = ArithmeticName(dtype);
-  info.numerics = NumericsName(devices->front(), dtype);
+  info.dtype = arithmetic->name;
+  info.numerics = arithmetic->numerics;
   info.workers = workers;
-  for (const auto& [name, tensor] : checkpoint->tensors.tensors()) {
-    uint64_t bytes = c10::elementSize(dtype) * static_cast<uint64_t>(workers);
-    for (const int64_t side : tensor.shape) bytes *= static_cast<uint64_t>(side);
-    info.weight_bytes += bytes;
-  }
-  const uint64_t weight_bytes = info.weight_bytes / static_cast<uint64_t>(workers);
-  loaded.factory = [checkpoint, devices = *std::move(devices), dtype, workers, weight_bytes,
+  const uint64_t weight_bytes = WeightBytes(*checkpoint, *arithmetic);
+  info.weight_bytes = weight_bytes * static_cast<uint64_t>(workers);
+  loaded.factory = [checkpoint, devices = *std::move(devices), arithmetic = *arithmetic, workers,
+                    weight_bytes,
                     threads = options.threads](int worker) -> std::unique_ptr<PictureEncoder> {
     const at::Device device = devices[static_cast<size_t>(worker) % devices.size()];
-    EnterDeviceThread(device, threads, workers, weight_bytes);
-    auto encoder = std::make_unique<ClipEncoder>(*checkpoint, device, dtype);
-    if (checkpoint->self_test) encoder->CheckSelfTest(*checkpoint->self_test);
-    return encoder;
+    const int own = EnterDeviceThread(device, threads, workers, weight_bytes);
+    if (arithmetic.packed) {
+      return std::make_unique<PackedEncoder>(*checkpoint, *arithmetic.packed, own);
+    }
+    return std::make_unique<ClipEncoder>(*checkpoint, device, arithmetic.dtype);
   };
   return loaded;
 }

@@ -23,6 +23,8 @@ class PictureEncoder {
   // std::invalid_argument for a layer out of range, and what LibTorch throws.
   virtual std::vector<std::string> Encode(std::span<const std::vector<float>> pixels,
                                           int64_t select_layer, SelectFeature select_feature) = 0;
+  // What the version's self-test found when this was made; negative: it has none.
+  virtual double self_test_drift() const { return -1; }
 };
 
 // Makes the encoder of worker `worker` on that worker's own thread. May throw.
@@ -38,7 +40,7 @@ struct TowerInfo {
   int64_t width = 0;  // Dv
   PreprocessConfig preprocess;
   std::string device;         // as given, e.g. "cuda:0,cuda:1"
-  std::string dtype;          // "float32"
+  std::string dtype;          // "float32", "int8"
   std::string numerics;       // "cpu-f32"
   uint64_t weight_bytes = 0;  // of all workers
   int workers = 1;
@@ -54,15 +56,29 @@ struct LoadedTower {
 };
 
 struct TowerOptions {
-  std::string model;           // path
+  std::string model = {};      // path
   std::string device = "cpu";  // one worker group for each
   std::string dtype = "auto";
   int workers = 1;  // per device
   int threads = 0;  // of each worker's operations, 0 = cores / workers
 };
 
-// Reads the checkpoint. NOT_FOUND or INVALID_ARGUMENT: no model there, or a broken one.
-// FAILED_PRECONDITION: no such device.
-absl::StatusOr<LoadedTower> OpenTowerWorkers(const TowerOptions& options);
+// How reading goes on; see ServableLoader::LoadOptions.
+struct TowerReading {
+  std::function<void(double)> progress = {};
+  std::function<bool()> stop = {};
+  uint64_t bytes_per_second = 0;
+};
+
+// Reads the checkpoint `options.model`, files verified. NOT_FOUND: nothing is there.
+// PERMISSION_DENIED: it may not be read. INVALID_ARGUMENT: it is broken, or no tower; the message
+// says why. FAILED_PRECONDITION: no such device. CANCELLED: told to stop.
+absl::StatusOr<LoadedTower> OpenTowerWorkers(const TowerOptions& options,
+                                             const TowerReading& reading = {});
+
+// What `workers` workers of the tower at `options.model` take: weights and the activations of a
+// batch of `max_batch`. Reads configuration and headers only. Errors as above.
+absl::StatusOr<uint64_t> EstimateTowerBytes(const TowerOptions& options, int workers,
+                                            int max_batch);
 
 }  // namespace llava

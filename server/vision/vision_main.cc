@@ -1,18 +1,71 @@
 #include <chrono>
+#include <map>
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "model/digest/sha256.h"
 #include "server/device/load_failure.h"
+#include "server/lifecycle/lifecycle_service.h"
+#include "server/lifecycle/model_manager.h"
 #include "server/runtime/logging.h"
+#include "server/vision/inference_service.h"
+#include "server/vision/tower_loader.h"
 #include "server/vision/vision_options.h"
 #include "server/vision/vision_service.h"
-#include "server/wire/fixed_model_service.h"
 
 namespace {
 
 constexpr char kProgram[] = "llava-vision";
+
+std::unique_ptr<llava::FeatureDisk> OpenDisk(const llava::VisionOptions& options,
+                                             llava::Metrics& metrics) {
+  if (options.feature_cache_dir.empty()) return nullptr;
+  return std::make_unique<llava::FeatureDisk>(
+      llava::FeatureDisk::Options{.folder = options.feature_cache_dir,
+                                  .budget_bytes = options.feature_cache_disk_bytes},
+      metrics);
+}
+
+llava::RepositoryCalls CallsOf(llava::ModelManager& manager, bool admin) {
+  using Status = absl::StatusOr<llava::v1::ModelVersionStatus>;
+  llava::RepositoryCalls calls;
+  calls.statuses = [&manager] {
+    auto statuses = manager.Statuses("", 0);
+    return statuses.ok() ? *std::move(statuses) : std::vector<llava::v1::ModelVersionStatus>();
+  };
+  if (!admin) return calls;
+  calls.load = [&manager](const std::string& name, uint64_t version, auto done) {
+    manager.Load(name, version, [done](const Status& result) { done(result.status()); });
+  };
+  calls.unload = [&manager](const std::string& name, uint64_t version, auto done) {
+    manager.Unload(name, version, [done](const Status& result) { done(result.status()); });
+  };
+  return calls;
+}
+
+// Health of each model, and whether the process is ready: while any model is served.
+class Readiness {
+ public:
+  explicit Readiness(llava::ServiceProcess& process) : process_(process) {}
+
+  void OnServing(const std::string& model, int versions) {
+    llava::MutexLock lock(mutex_);
+    serving_[model] = versions;
+    int all = 0;
+    for (const auto& [name, count] : serving_) all += count;
+    process_.SetReady(all > 0, all > 0 ? "" : "no tower is served");
+    process_.SetHealth(model, versions > 0);
+  }
+
+ private:
+  llava::ServiceProcess& process_;
+  llava::Mutex mutex_;
+  std::map<std::string, int> serving_ LLAVA_GUARDED_BY(mutex_);
+};
 
 }  // namespace
 
@@ -24,51 +77,63 @@ int main(int argc, char** argv) {
   if (const auto code = settings.Parse(argc, argv)) return *code;
   llava::InitLogging({"vision", options.process.log_level, options.process.log_format});
 
+  auto lifecycle = options.lifecycle.Resolve(llava::Manifest::Kind::kTower);
+  if (!lifecycle.ok()) return llava::ReportLoadFailure(kProgram, lifecycle.status());
+  if (options.lifecycle.memory_budget == 0 && options.tower.device.starts_with("cuda")) {
+    lifecycle->memory_budget = 0;  // the machine's memory is not the device's
+  }
+
   llava::Metrics metrics("vision");
-  // Before the process: its server is still there when loading fails, and needs its services.
-  llava::FixedModelService models;
+  // Made after the process, which blocks the signals for all threads; gone after it, because its
+  // server calls the services until it has gone itself.
+  std::unique_ptr<llava::FeatureCache> cache;
+  std::unique_ptr<llava::VisionServableLoader> loader;
+  std::unique_ptr<llava::ModelManager> manager;
+  std::unique_ptr<llava::LifecycleService> models;
   std::unique_ptr<llava::VisionService> vision;
+  std::unique_ptr<llava::InferenceService> inference;
   llava::ServiceProcess process(kProgram, options.process, metrics);
-  vision = std::make_unique<llava::VisionService>(process.admission(), metrics,
+
+  Readiness readiness(process);
+  lifecycle->on_serving = [&readiness](const std::string& model, int versions) {
+    readiness.OnServing(model, versions);
+  };
+  cache = std::make_unique<llava::FeatureCache>(options.feature_cache_bytes, metrics,
+                                                OpenDisk(options, metrics));
+  loader =
+      std::make_unique<llava::VisionServableLoader>(options.tower, options.engine, *cache, metrics);
+  manager = std::make_unique<llava::ModelManager>(*std::move(lifecycle), *loader, metrics);
+  models = std::make_unique<llava::LifecycleService>(*manager, options.lifecycle.admin());
+  vision = std::make_unique<llava::VisionService>(loader->towers(), process.admission(), metrics,
                                                   options.engine.limits.max_bytes);
-  if (const int code = process.Start({vision.get(), &models},
-                                     {"llava.v1.VisionService", "llava.v1.ModelService"})) {
+  inference = std::make_unique<llava::InferenceService>(
+      loader->towers(), CallsOf(*manager, options.lifecycle.admin()), process.admission(), metrics);
+  if (const int code = process.Start(
+          {vision.get(), inference.get(), models.get()},
+          {"llava.v1.VisionService", "llava.v1.ModelService", "inference.GRPCInferenceService"})) {
     return code;
   }
-  auto tower = llava::OpenTowerWorkers(options.tower);
-  if (!tower.ok()) return llava::ReportLoadFailure(kProgram, tower.status());
-  llava::VisionEngine engine(options.engine, *std::move(tower), metrics,
-                             [&](const std::string& reason) {
-                               models.SetFailed(reason);
-                               process.SetReady(false, reason);
-                             });
-  if (const auto status = engine.WaitUntilReady(); !status.ok())
+  const auto stop = [&] {
+    manager->Stop();
+    loader->Stop();
+  };
+  manager->Start();
+  if (const auto status = manager->WaitUntilServing(); !status.ok()) {
+    stop();
     return llava::ReportLoadFailure(kProgram, status);
-
-  const llava::TowerInfo& info = engine.info();
-  vision->SetEngine(&engine);
-  models.SetReady(llava::TowerModelInfo(info), [&engine] {
-    return llava::ModelLoad{static_cast<uint32_t>(engine.computing()),
-                            static_cast<uint32_t>(engine.waiting()), engine.info().weight_bytes};
-  });
-  metrics
-      .Gauge("llava_vision_model_info", "The tower that is served",
-             {{"name", info.name},
-              {"version", absl::StrCat(info.version)},
-              {"digest", llava::ToHex(info.digest)},
-              {"numerics", info.numerics}})
-      .Set(1);
-  process.SetReady(true);
-  process.SetHealth(info.name, true);
+  }
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
   llava::LogInfo(absl::StrFormat("ready in %.1f s", took.count()),
                  {{"grpc", absl::StrCat(options.process.host, ":", process.port())},
-                  {"metrics", absl::StrCat(options.process.host, ":", process.metrics_port())},
-                  {"model", info.name},
-                  {"version", absl::StrCat(info.version)},
-                  {"digest", llava::ToHex(info.digest)},
-                  {"device", info.device},
-                  {"dtype", info.dtype},
-                  {"workers", absl::StrCat(info.workers)}});
-  return process.Run([&] { models.SetDraining(); }, [&] { engine.Stop(); });
+                  {"metrics", absl::StrCat(options.process.host, ":", process.metrics_port())}});
+  for (const auto& tower : loader->towers().List()) {
+    const llava::TowerInfo& info = tower->engine().info();
+    llava::LogInfo("serving", {{"model", tower->info().model().name()},
+                               {"version", absl::StrCat(tower->info().model().version())},
+                               {"digest", llava::ToHex(info.digest)},
+                               {"device", info.device},
+                               {"dtype", info.dtype},
+                               {"workers", absl::StrCat(info.workers)}});
+  }
+  return process.Run([&] { manager->Drain(); }, stop);
 }

@@ -1,6 +1,11 @@
 #include "server/vision/vision_options.h"
 
+#include <algorithm>
+
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/string_view.h"
 #include "server/device/device.h"
 
 namespace llava {
@@ -13,12 +18,11 @@ VisionOptions::VisionOptions() {
 void VisionOptions::Declare(Settings& settings) {
   process.Declare(settings);
   settings.Group("Model");
-  settings.Add("model", &tower.model,
-               "Tower: repository entry <root>/<name> or <root>/<name>/<version>, CLIP folder, or "
-               "LLaVA checkpoint with a tower inside");
+  lifecycle.Declare(settings, Manifest::Kind::kTower);
   settings.Add("device", &tower.device, "cpu, cuda:N, or several with commas between");
-  settings.AddChoice("dtype", &tower.dtype, "Arithmetic; auto = float32 on cpu, bfloat16 on cuda",
-                     {"auto", "float32", "bfloat16", "float16"});
+  settings.AddChoice("dtype", &tower.dtype,
+                     "Arithmetic; auto = float32 on cpu, bfloat16 on cuda; int8 on cpu only",
+                     {"auto", "float32", "bfloat16", "float16", "int8"});
   settings.Group("Work");
   settings.Add("workers", &tower.workers, "Workers per device, each with its own tower", 1, 64);
   settings.Add("threads", &tower.threads,
@@ -26,22 +30,44 @@ void VisionOptions::Declare(Settings& settings) {
                1024);
   settings.Add("decode-threads", &engine.decode_threads, "Threads that decode and resize", 1, 256);
   settings.Add("max-batch", &engine.max_batch, "Most pictures in one forward pass", 1, 1024);
-  settings.Add("batch-wait", &engine.batch_wait, "How long a batch waits to fill");
+  settings.Add("preferred-batch", &preferred_batch_,
+               "Sizes with commas between: the largest that can be filled leaves at once; empty = "
+               "max-batch alone");
+  settings.Add("batch-wait", &engine.batch_wait, "How long a picture waits for a batch to fill");
+  settings.AddChoice("exif", &exif_, "Orientation in a picture's EXIF data", {"ignore", "apply"});
   settings.Group("Limits");
   settings.Add("queue", &engine.queue, "Most pictures waiting; beyond it UNAVAILABLE", 1,
                1'000'000);
-  settings.AddBytes("feature-cache-bytes", &engine.feature_cache_bytes, "Features kept, 0 = none");
+  settings.AddBytes("feature-cache-bytes", &feature_cache_bytes,
+                    "Features kept in memory, 0 = none");
+  settings.Add("feature-cache-dir", &feature_cache_dir,
+               "Folder in which features are kept too, so that they outlive the process");
+  settings.AddBytes("feature-cache-disk-bytes", &feature_cache_disk_bytes,
+                    "Features kept in that folder");
   settings.AddBytes("max-image-bytes", &engine.limits.max_bytes, "Largest picture file taken");
   settings.Add("max-image-pixels", &engine.limits.max_pixels, "Most pixels of a picture", 1,
                uint64_t{1} << 40);
-  settings.Check([this]() -> absl::Status {
-    if (tower.model.empty()) return absl::InvalidArgumentError("--model is missing");
-    const auto devices = ParseDevices(tower.device);
-    if (!devices.ok()) {
-      return absl::InvalidArgumentError(absl::StrCat("--device: ", devices.status().message()));
+  settings.Check([this] { return Check(); });
+}
+
+absl::Status VisionOptions::Check() {
+  const auto devices = ParseDevices(tower.device);
+  if (!devices.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat("--device: ", devices.status().message()));
+  }
+  engine.decode.apply_exif = exif_ == "apply";
+  engine.preferred_batches.clear();
+  for (const absl::string_view word : absl::StrSplit(preferred_batch_, ',', absl::SkipEmpty())) {
+    int size = 0;
+    if (!absl::SimpleAtoi(word, &size) || size < 1 || size > engine.max_batch) {
+      return absl::InvalidArgumentError(absl::StrCat("--preferred-batch: \"", word,
+                                                     "\" is not a size from 1 to max-batch, ",
+                                                     engine.max_batch));
     }
-    return absl::OkStatus();
-  });
+    engine.preferred_batches.push_back(size);
+  }
+  std::sort(engine.preferred_batches.begin(), engine.preferred_batches.end());
+  return absl::OkStatus();
 }
 
 }  // namespace llava

@@ -23,19 +23,6 @@ std::string ShortHex(const std::string& digest) {
 
 }  // namespace
 
-v1::ModelInfo TowerModelInfo(const TowerInfo& tower) {
-  v1::ModelInfo info;
-  info.mutable_model()->set_name(tower.name);
-  info.mutable_model()->set_version(tower.version);
-  info.mutable_model()->set_digest(ToBytes(tower.digest));
-  info.set_kind(v1::MODEL_KIND_TOWER);
-  info.mutable_vision_spec()->set_tower_digest(ToBytes(tower.digest));
-  info.set_numerics(tower.numerics);
-  info.set_feature_rows(static_cast<uint32_t>(tower.num_patches));
-  info.set_feature_width(static_cast<uint32_t>(tower.width));
-  return info;
-}
-
 // One RPC: answers its client and is counted, once.
 class VisionService::Call : public EncodeCall {
  public:
@@ -86,6 +73,8 @@ class VisionService::Call : public EncodeCall {
 
   // An admitted call leaves when it ends.
   void SetAdmitted() { admitted_ = true; }
+  // Kept until the call is over.
+  void SetTower(std::shared_ptr<VisionServable> tower) { tower_ = std::move(tower); }
 
  private:
   void End(const absl::Status& status) {
@@ -102,6 +91,7 @@ class VisionService::Call : public EncodeCall {
   const Clock::time_point deadline_;
   const std::string request_id_;
   bool admitted_ = false;
+  std::shared_ptr<VisionServable> tower_;
 };
 
 grpc::ServerWriteReactor<v1::EncodeResponse>* VisionService::Encode(
@@ -111,39 +101,50 @@ grpc::ServerWriteReactor<v1::EncodeResponse>* VisionService::Encode(
   std::string id = RequestId(*context);
   if (!request->request_id().empty()) id = request->request_id();
   auto call = std::make_shared<Call>(*this, std::move(writer), SteadyDeadline(*context), id);
-  VisionEngine* engine = engine_;
   if (!admission_.Enter()) {
     call->Failed(OverloadedError("vision: draining, no new pictures", kRetryAfter));
     return reactor;
   }
   call->SetAdmitted();
-  if (!engine) {
-    call->Failed(OverloadedError("vision: the tower is still loading", kRetryAfter));
+  auto tower = FindTower(request->spec());
+  if (!tower.ok()) {
+    call->Failed(tower.status());
     return reactor;
   }
-  absl::StatusOr<EncodeJob> job = MakeJob(*request, engine);
+  VisionEngine& engine = (*tower)->engine();
+  absl::StatusOr<EncodeJob> job = MakeJob(*request, engine.info());
   if (!job.ok()) {
     call->Failed(job.status());
     return reactor;
   }
+  call->SetTower(*tower);
   job->request_id = id;
   job->call = call;
-  if (auto status = engine->Post(*std::move(job)); !status.ok()) call->Failed(status);
+  if (auto status = engine.Post(*std::move(job)); !status.ok()) call->Failed(status);
   return reactor;
 }
 
-absl::StatusOr<EncodeJob> VisionService::MakeJob(const v1::EncodeRequest& request,
-                                                 VisionEngine* engine) const {
-  const TowerInfo& tower = engine->info();
-  const v1::VisionSpec& spec = request.spec();
+absl::StatusOr<std::shared_ptr<VisionServable>> VisionService::FindTower(
+    const v1::VisionSpec& spec) const {
   if (auto status = CheckVisionSpec(spec); !status.ok()) return status;
+  if (auto tower = towers_.FindDigest(spec.tower_digest())) return tower;
+  const auto towers = towers_.List();
+  if (towers.empty()) return OverloadedError("vision: no tower is loaded yet", kRetryAfter);
+  std::string here;
+  for (const auto& tower : towers) {
+    const v1::ModelVersion& model = tower->info().model();
+    absl::StrAppend(&here, here.empty() ? "" : "; ", model.name(), " ", model.version(), ", ",
+                    ShortHex(model.digest()), "...");
+  }
+  return absl::NotFoundError(absl::StrCat("no tower with digest ", ShortHex(spec.tower_digest()),
+                                          "... here; this process has ", here));
+}
+
+absl::StatusOr<EncodeJob> VisionService::MakeJob(const v1::EncodeRequest& request,
+                                                 const TowerInfo& tower) const {
+  const v1::VisionSpec& spec = request.spec();
   if (spec.image_mode() == v1::IMAGE_MODE_ANYRES) {
     return UnimplementedField("VisionSpec.image_mode = IMAGE_MODE_ANYRES");
-  }
-  if (spec.tower_digest() != ToBytes(tower.digest)) {
-    return absl::NotFoundError(absl::StrCat(
-        "no tower with digest ", ShortHex(spec.tower_digest()), "... here; this process has ",
-        tower.name, " ", tower.version, ", ", ShortHex(ToBytes(tower.digest)), "..."));
   }
   const int64_t layers = tower.num_layers;
   if (spec.select_layer() > layers || spec.select_layer() < -layers - 1) {

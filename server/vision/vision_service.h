@@ -1,41 +1,41 @@
 #pragma once
 
-#include <atomic>
+#include <cstdint>
+#include <memory>
 
 #include "absl/status/statusor.h"
-#include "llava/v1/models.pb.h"
 #include "llava/v1/vision.grpc.pb.h"
 #include "server/runtime/metrics.h"
 #include "server/runtime/service_process.h"
 #include "server/vision/engine.h"
+#include "server/vision/tower_set.h"
 
 namespace llava {
 
-// What a vision process tells about its tower.
-v1::ModelInfo TowerModelInfo(const TowerInfo& tower);
-
-// llava.v1.VisionService over an engine: checks the request, posts it, streams the result. The
-// gRPC threads never decode, hash or wait. Thread-safe.
+// llava.v1.VisionService over the towers that are served: checks the request, posts it, streams the
+// result. The gRPC threads never decode, hash or wait. Thread-safe.
 class VisionService : public v1::VisionService::CallbackService {
  public:
-  // `admission` and `metrics` must outlive the service.
-  VisionService(Admission& admission, Metrics& metrics, uint64_t max_image_bytes)
-      : admission_(admission), metrics_(metrics), max_image_bytes_(max_image_bytes) {}
-
-  // Until then requests get UNAVAILABLE. `engine` must outlive the last request.
-  void SetEngine(VisionEngine* engine) { engine_ = engine; }
+  // What it is given must outlive the service. While no tower is there requests get UNAVAILABLE.
+  VisionService(const TowerSet& towers, Admission& admission, Metrics& metrics,
+                uint64_t max_image_bytes)
+      : towers_(towers),
+        admission_(admission),
+        metrics_(metrics),
+        max_image_bytes_(max_image_bytes) {}
 
   grpc::ServerWriteReactor<v1::EncodeResponse>* Encode(grpc::CallbackServerContext* context,
                                                        const v1::EncodeRequest* request) override;
 
  private:
   class Call;
-  absl::StatusOr<EncodeJob> MakeJob(const v1::EncodeRequest& request, VisionEngine* engine) const;
+  absl::StatusOr<std::shared_ptr<VisionServable>> FindTower(const v1::VisionSpec& spec) const;
+  absl::StatusOr<EncodeJob> MakeJob(const v1::EncodeRequest& request, const TowerInfo& tower) const;
 
+  const TowerSet& towers_;
   Admission& admission_;
   Metrics& metrics_;
   const uint64_t max_image_bytes_;
-  std::atomic<VisionEngine*> engine_ = nullptr;
 };
 
 }  // namespace llava

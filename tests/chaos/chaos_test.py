@@ -44,14 +44,21 @@ class Recorder:
             return self.streams
 
 
+REASONS = ["UNSPECIFIED", "STOP", "LENGTH", "CONTEXT", "CANCELLED", "DEADLINE", "ERROR", "INTERRUPTED"]
+
+
+def version_of(model):
+    return [model.name, model.version, model.digest.hex()]
+
+
 class Chatter:
     """One client with one session: asks, and gets every answer whatever breaks."""
 
-    def __init__(self, chat, name, recorder):
+    def __init__(self, chat, name, recorder, **sampling):
         self.chat, self.name, self.recorder = chat, name, recorder
+        sampling = {"temperature": 1, "max_new_tokens": TOKENS, "ignore_eos": True, **sampling}
         self.session = self.patiently(lambda: chat.CreateSession(chat.new(
-            "CreateSessionRequest", sampling={"temperature": 1, "max_new_tokens": TOKENS, "ignore_eos": True}),
-            timeout=10 * SLOWDOWN)).session.id
+            "CreateSessionRequest", sampling=sampling), timeout=10 * SLOWDOWN)).session.id
 
     def patiently(self, call):
         deadline = time.monotonic() + PATIENCE
@@ -78,7 +85,7 @@ class Chatter:
         while True:
             stream = self.recorder.stream()
             if turn is None:
-                self.note("asked", request=request, text=text)
+                self.note("asked", request=request, text=text, picture=picture)
                 call = self.chat.Chat(question, timeout=PATIENCE)
             else:
                 call = self.chat.ResumeTurn(new("ResumeTurnRequest", session_id=self.session, turn_id=turn,
@@ -91,7 +98,7 @@ class Chatter:
                         started = event.turn_started
                         turn, restarts = started.turn_id, started.restarts
                         self.note("started", stream=stream, request=request, turn=turn, number=started.turn_number,
-                                  version=started.model.version, seed=started.seed)
+                                  version=version_of(started.model), seed=started.seed)
                     elif kind == "text":
                         self.note("text", stream=stream, turn=turn, offset=event.text.offset, text=event.text.text)
                         answer = answer[:event.text.offset] + event.text.text.encode()
@@ -99,8 +106,8 @@ class Chatter:
                         on_byte(len(answer))
                     elif kind == "turn_finished":
                         finished = event.turn_finished
-                        self.note("finished", stream=stream, turn=turn, version=finished.model.version,
-                                  text_bytes=finished.text_bytes)
+                        self.note("finished", stream=stream, turn=turn, version=version_of(finished.model),
+                                  text_bytes=finished.text_bytes, reason=REASONS[finished.reason])
                         return answer.decode()
             except grpc.RpcError as error:
                 if error.code() != grpc.StatusCode.UNAVAILABLE or time.monotonic() > deadline:
@@ -114,8 +121,8 @@ class Chatter:
         turns = self.patiently(lambda: self.chat.ListTurns(
             self.chat.new("ListTurnsRequest", session_id=self.session, page_size=1000), timeout=10 * SLOWDOWN)).turns
         self.note("stored", turns=[
-            {"turn": t.id, "number": t.number, "text": t.user_text, "answer": t.answer_text, "version": t.model.version,
-             "seed": t.seed, "ended": t.state != 1} for t in turns])
+            {"turn": t.id, "number": t.number, "text": t.user_text, "answer": t.answer_text,
+             "version": version_of(t.model), "seed": t.seed, "ended": t.state != 1} for t in turns])
 
 
 def conversation(chat, name, recorder, seed, on_turn=None):

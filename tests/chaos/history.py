@@ -3,16 +3,20 @@
 A history is a list of events in the order in which they were seen, each a dictionary (a line of JSON in a
 file). Fields of all: `kind`, `key` (who saw it), `session`. Kinds:
 
-    asked     request, text                 a question was sent; sent again, it has the same `request`
+    asked     request, text, picture        a question was sent; sent again, it has the same `request`
     started   stream, request, turn, number, version, seed
     text      stream, turn, offset, text    offset in bytes
-    finished  stream, turn, version, text_bytes
+    finished  stream, turn, version, text_bytes, reason
     failed    stream, turn, code            the turn ended without a whole answer, and the gateway said so
     broken    stream                        the stream broke; nothing is known of the turn
     stored    turns: [{turn, number, text, answer, version, seed, ended}]   what ListTurns gave
 
-`stream` is unique for each call that streams. `violations` lists every rule that is broken."""
+`stream` is unique for each call that streams. `version` is a number, or a list of name, number and digest
+(hex). `picture` and `reason` may be missing. `violations` lists every rule that is broken, `swap_violations`
+those that must hold in addition when versions come and go and nothing else happens."""
 import json
+
+WHOLE = ("STOP", "LENGTH", "CONTEXT")  # reasons of answers that are not broken off
 
 
 def read(path):
@@ -30,6 +34,7 @@ class _Turn:
         self.known = 0        # bytes from the begin without a gap
         self.length = None
         self.ended = False
+        self.outcome = None   # of its end
 
 
 def violations(history):
@@ -78,6 +83,8 @@ def violations(history):
                 last_number[session] = event["number"]
                 turn.identity, turn.request = identity, event.get("request")
                 running[session] = event["turn"]
+            elif turn.known == 0 and not turn.ended and _but_version(turn.identity) == _but_version(identity):
+                turn.identity = identity  # the version went away before the first text: another one answers
             elif turn.identity != identity:
                 wrong(f"turn {event['turn']} was {turn.identity} and is {identity}")
         elif kind == "text":
@@ -86,6 +93,10 @@ def violations(history):
             _check_text(event, turn, stream, wrong)
         elif kind in ("finished", "failed"):
             stream["over"] = turn.ended = True
+            outcome = (kind, event.get("code"), event.get("text_bytes"), event.get("reason"))
+            if turn.outcome not in (None, outcome):
+                wrong(f"turn {event['turn']} ended as {turn.outcome} and as {outcome}")
+            turn.outcome = outcome
             if running.get(session) == event["turn"]:
                 del running[session]
             if kind == "finished":
@@ -96,6 +107,52 @@ def violations(history):
                     wrong(f"turn {event['turn']} has {turn.length} bytes, {turn.known} were told")
 
     _check_end(turns, requests, final, found)
+    return found
+
+
+def _but_version(identity):
+    session, number, _, seed = identity
+    return session, number, seed
+
+
+def swap_violations(history):
+    """Nobody may notice that versions are swapped: no turn fails or is broken off, each one that was admitted
+    ends, a number never stands for two contents, and the same version, asked the same with the same pictures
+    and seed, says the same: it would not with features of another tower, or with two versions' tokens."""
+    found = []
+    started, ended, pictures, digests, final = {}, set(), {}, {}, {}
+    for place, event in enumerate(history):
+        kind = event["kind"]
+        if kind == "asked":
+            pictures[(event["session"], event["text"])] = event.get("picture")
+        elif kind == "started":
+            started[event["turn"]] = event
+            name, version, digest = event["version"]
+            if digests.setdefault((name, version), digest) != digest:
+                found.append(f"event {place}: version {version} of {name} has the digests "
+                             f"{digests[name, version][:12]} and {digest[:12]}")
+        elif kind == "failed":
+            found.append(f"event {place}: turn {event['turn']} failed: {event['code']}")
+        elif kind == "broken":
+            found.append(f"event {place}: stream {event['stream']} broke")
+        elif kind == "finished":
+            ended.add(event["turn"])
+            if event["reason"] not in WHOLE:
+                found.append(f"event {place}: turn {event['turn']} was broken off: {event['reason']}")
+        elif kind == "stored":
+            final[event["session"]] = event["turns"]
+    found += [f"end: turn {turn} began and never ended" for turn in started if turn not in ended]
+    said = {}
+    for session, turns in final.items():
+        before = []
+        for turn in turns:
+            picture = pictures.get((session, turn["text"]))
+            question = (tuple(turn["version"]), turn["seed"], tuple(before), turn["text"], picture)
+            answer, first = said.setdefault(question, (turn["answer"], turn["turn"]))
+            if answer != turn["answer"]:
+                found.append(f"end: turns {first} and {turn['turn']} differ, but version {turn['version'][1]} was "
+                             f"asked the same: {answer[:60]!r}, {turn['answer'][:60]!r}")
+            before.append((turn["text"], picture, turn["answer"]))
     return found
 
 

@@ -40,6 +40,36 @@ def good():
     ]
 
 
+def swapped():
+    """Two sessions that ask alike, before and behind a swap; a version went away before a first text."""
+    v1, v2 = ["emoji", 1, "aa"], ["emoji", 2, "bb"]
+
+    def event(kind, session, **fields):
+        return {"kind": kind, "session": session, "key": session, **fields}
+
+    def turn(session, number, version, answer, first=None):
+        name = f"{session}{number}"
+        told = {"turn": name, "stream": name}
+        start = {"request": f"r{name}", "number": number, "seed": 5}
+        return [
+            event("asked", session, request=f"r{name}", text=f"q{number}?", picture="lion.png" if number == 1 else None),
+            *([event("started", session, version=first, **told, **start)] if first else []),
+            event("started", session, version=version, **told, **start),
+            event("text", session, offset=0, text=answer, **told),
+            event("finished", session, version=version, text_bytes=len(answer), reason="STOP", **told),
+        ], {"turn": name, "number": number, "text": f"q{number}?", "answer": answer, "version": version, "seed": 5,
+            "ended": True}
+
+    events = []
+    for session in "ab":
+        stored = []
+        for each, kept in (turn(session, 1, v1, "a lion"), turn(session, 2, v2, "yellow", v1 if session == "b" else None)):
+            events += each
+            stored.append(kept)
+        events.append(event("stored", session, turns=stored))
+    return events
+
+
 class HistoryTest(unittest.TestCase):
     def test_a_good_history(self):
         self.assertEqual(history.violations(good()), [])
@@ -57,6 +87,59 @@ class HistoryTest(unittest.TestCase):
         found = history.violations(events)
         self.assertTrue(found, f"not noticed: {words}")
         self.assertIn(words, " | ".join(found))
+
+    def test_a_good_history_of_swaps(self):
+        self.assertEqual(history.violations(swapped()), [])
+        self.assertEqual(history.swap_violations(swapped()), [])
+
+    def test_planted_violations_of_swaps(self):
+        find = self.find
+        stored = lambda events: find(events, "stored", session="b")["turns"]
+
+        def fail(events):
+            end = find(events, "finished", turn="b2")
+            end.update(kind="failed", code="UNAVAILABLE")
+
+        def stale(events):
+            find(events, "text", turn="b1").update(text="a tram")
+            stored(events)[0].update(answer="a tram")
+
+        def mixed(events):
+            find(events, "text", turn="b2").update(text="yellos")
+            stored(events)[1].update(answer="yellos")
+
+        def other_digest(events):
+            for event in (find(events, "started", turn="b1"), find(events, "finished", turn="b1"), stored(events)[0]):
+                event["version"] = ["emoji", 1, "cc"]
+
+        def late(events):  # the version changes behind the first text
+            again = find(events, "started", turn="b2", version=["emoji", 2, "bb"])
+            events.remove(again)
+            events.insert(events.index(find(events, "text", turn="b2")) + 1, again)
+
+        cases = {
+            "turn b2 failed: UNAVAILABLE": (history.swap_violations, fail),
+            "turn b2 began and never ended": (
+                history.swap_violations, lambda e: e.remove(find(e, "finished", turn="b2"))),
+            "was broken off: INTERRUPTED": (
+                history.swap_violations, lambda e: find(e, "finished", turn="b2").update(reason="INTERRUPTED")),
+            "turns a1 and b1 differ": (history.swap_violations, stale),
+            "turns a2 and b2 differ": (history.swap_violations, mixed),
+            "version 1 of emoji has the digests aa and cc": (history.swap_violations, other_digest),
+            "stream b2 broke": (
+                history.swap_violations, lambda e: find(e, "finished", turn="b2").update(kind="broken")),
+            "was ('b', 2, ['emoji', 1, 'aa'], 5) and is": (history.violations, late),
+            "ends with ['emoji', 1, 'aa']": (
+                history.violations, lambda e: find(e, "finished", turn="b2").update(version=["emoji", 1, "aa"])),
+            "is stored as another": (history.violations, lambda e: stored(e)[1].update(version=["emoji", 2, "cc"])),
+            "ended as": (history.violations, lambda e: e.append(
+                {**find(e, "finished", turn="b2"), "stream": "later", "reason": "LENGTH"})),
+        }
+        for words, (check, change) in cases.items():
+            with self.subTest(words):
+                events = swapped()
+                change(events)
+                self.assertIn(words, " | ".join(check(events)))
 
     def find(self, events, kind, **fields):
         return next(e for e in events if e["kind"] == kind and all(e.get(k) == v for k, v in fields.items()))

@@ -103,7 +103,7 @@ class BadInputTest(ChatCase):
 
     def test_fields_without_function_are_named(self):
         self.refused(UNIMPLEMENTED, "adapter_id", text="Hello?", adapter_id="lora")
-        self.refused(UNIMPLEMENTED, "model_label", text="Hello?", model_label="canary")
+        self.refused(MISSING, "no version labelled", text="Hello?", model_label="canary")
         self.refused(UNIMPLEMENTED, "url", text="Hello?", images=[{"url": "http://127.0.0.1/x.png"}])
 
     def test_streams_that_cannot_go_on(self):

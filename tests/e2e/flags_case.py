@@ -12,6 +12,7 @@ import urllib.request
 
 import grpc
 from certificates import Certificates
+from lifecycle_flags import LifecycleFlags
 from stack import BIN, LLM_MODEL, ROOT, SCENES, SLOWDOWN, TOWER_MODEL, Answer, Client, Service, Stack
 
 def free_port():
@@ -158,7 +159,7 @@ class FlagsCase(unittest.TestCase):
                     self.setUp()
 
 
-class ModelFlagsCase(FlagsCase):
+class ModelFlagsCase(LifecycleFlags, FlagsCase):
     """What the two services with a model share."""
 
     def check_device(self):

@@ -8,12 +8,14 @@ import urllib.request
 import grpc
 from certificates import Certificates
 from flags_case import FlagsCase, ModelFlagsCase, free_port
+from picture_url_checks import PictureUrlChecks
+from rollout_flags import RolloutFlags
 from stack import ROOT, SCENES, SLOWDOWN, TOWER_MODEL, Answer, Client, Service, Stack
 
 LION = {"data": (SCENES / "lion.png").read_bytes()}
 
 
-class GatewayFlags(FlagsCase):
+class GatewayFlags(PictureUrlChecks, RolloutFlags, FlagsCase):
     program = "llava-gateway"
 
     @classmethod
@@ -24,6 +26,7 @@ class GatewayFlags(FlagsCase):
     @classmethod
     def tearDownClass(cls):
         cls.stack.__exit__()
+        cls.end_rollouts()
 
     def base(self):
         return ["--vision", self.stack.vision.grpc, "--llm", self.stack.llm.grpc, "--data-dir", self.folder / "data",
@@ -340,6 +343,40 @@ class VisionFlags(ModelFlagsCase):
     def check_queue(self):
         service = self.start("--queue", "1", "--max-batch", "1", "--batch-wait", "0ms")
         self.assertIn(grpc.StatusCode.UNAVAILABLE, self.encode(service, 60))
+
+    def check_preferred_batch(self):
+        self.assertEqual(self.run_once("--preferred-batch", "9", "--max-batch", "8")[0], 2)
+        service = self.start("--preferred-batch", "3", "--max-batch", "8", "--batch-wait", "60s")
+        self.assertEqual(self.encode(service, 3), [grpc.StatusCode.OK] * 3)
+        metrics = service.metrics()
+        self.assertEqual((metrics["llava_vision_batch_size_sum"], metrics["llava_vision_batch_size_count"]), (3, 1))
+
+    def check_exif(self):
+        numerics = set()
+        for word in ("ignore", "apply"):
+            service = self.start("--exif", word)
+            models = Client(service.grpc, "llava.v1.ModelService")
+            numerics.add(models.ListModels(models.new("ListModelsRequest")).models[0].numerics)
+            models.close()
+        self.assertEqual(len(numerics), 2, "features of two kinds must not bear one name")
+        self.assertEqual(self.run_once("--exif", "perhaps")[0], 2)
+
+    def check_feature_cache_dir(self):
+        folder = self.folder / "features"
+        service = self.start("--feature-cache-dir", folder)
+        self.encode(service)
+        service.stop()
+        self.assertEqual(len(list(folder.glob("*.feature"))), 1)
+        again = self.start("--feature-cache-dir", folder)
+        self.encode(again)
+        self.assertEqual(again.metrics()["llava_vision_feature_disk_hits_total"], 1)
+
+    def check_feature_cache_disk_bytes(self):
+        folder = self.folder / "features"
+        service = self.start("--feature-cache-dir", folder, "--feature-cache-disk-bytes", "1K")
+        self.encode(service)
+        service.stop()
+        self.assertEqual(list(folder.glob("*.feature")), [])
 
     def check_feature_cache_bytes(self):
         for budget, hits in (("0", 0), ("1M", 1)):

@@ -5,123 +5,22 @@ built from gRPC reflection alone.
         chat = stack.chat()                  # ChatService of the gateway
         session = chat.CreateSession(chat.new("CreateSessionRequest"))
 
-Environment, set by ctest: LLAVA_BIN_DIR, the folder of the binaries; LLAVA_SLOWDOWN, by how much a
-sanitizer slows them down: bounds of waiting are multiplied by it."""
+Environment: see service.py."""
 import json
-import os
 import pathlib
 import re
 import signal
-import subprocess
 import tempfile
 import time
-import urllib.error
-import urllib.request
 
 import grpc
 from google.protobuf import descriptor_pool, message_factory
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from service import BIN, ROOT, SLOWDOWN, Service  # noqa: F401 (for those who import this file)
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-BIN = pathlib.Path(os.environ.get("LLAVA_BIN_DIR", ROOT / "build/release/bin"))
-SLOWDOWN = int(os.environ.get("LLAVA_SLOWDOWN", "1"))
 SCENES = ROOT / "deploy/scenes"
 LLM_MODEL = ROOT / "deploy/models/emoji"
 TOWER_MODEL = ROOT / "deploy/models/emoji-tower"
-
-
-class Service:
-    """One process with its log; ports are read from its "listening" line."""
-
-    def __init__(self, program, arguments, folder, environment=None):
-        self.program = program
-        self.arguments = [str(a) for a in arguments]
-        self.log_path = pathlib.Path(folder) / f"{program}-{time.monotonic_ns()}.log"
-        self.log = open(self.log_path, "w")
-        self.process = subprocess.Popen(
-            [str(BIN / program), *self.arguments], stdin=subprocess.DEVNULL, stdout=self.log,
-            stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})})
-        self.grpc = self.http = None
-
-    def wait_listening(self, seconds=30):
-        deadline = time.monotonic() + seconds * SLOWDOWN
-        while time.monotonic() < deadline:
-            for line in self.log_lines():
-                if line.get("msg") == "listening":
-                    self.grpc, self.http = line["grpc"], line["metrics"]
-                    return self
-            if self.process.poll() is not None:
-                break
-            time.sleep(0.02)
-        raise RuntimeError(f"{self.program} did not start (exit {self.process.poll()}):\n{self.text()}")
-
-    def wait_ready(self, seconds=60):
-        deadline = time.monotonic() + seconds * SLOWDOWN
-        status, body = None, None
-        while time.monotonic() < deadline:
-            status, body = self.get("/readyz")
-            if status == 200:
-                return self
-            if self.process.poll() is not None:
-                break
-            time.sleep(0.05)
-        raise RuntimeError(f"{self.program} is not ready: {status} {body}\n{self.text()}")
-
-    def text(self):
-        return self.log_path.read_text(errors="replace")
-
-    def log_lines(self):
-        lines = []
-        for line in self.text().splitlines():
-            try:
-                lines.append(json.loads(line))
-            except ValueError:
-                pass
-        return lines
-
-    def get(self, path):
-        """(HTTP status, text); (0, reason) when nobody answers."""
-        try:
-            with urllib.request.urlopen(f"http://{self.http}{path}", timeout=10) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
-        except OSError as error:
-            return 0, str(error)
-
-    def metrics(self):
-        """{"name{labels}": value} of /metrics."""
-        status, text = self.get("/metrics")
-        assert status == 200, (self.program, status, text)
-        values = {}
-        for line in text.splitlines():
-            if line and not line.startswith("#"):
-                name, value = line.rsplit(" ", 1)
-                values[name] = float(value)
-        return values
-
-    def wait_end(self, seconds=30):
-        """(exit code, log) of a process that ends by itself."""
-        code = self.process.wait(seconds * SLOWDOWN)
-        self.log.close()
-        return code, self.text()
-
-    def threads(self):
-        """Number of threads of the process."""
-        return len(os.listdir(f"/proc/{self.process.pid}/task"))
-
-    def stop(self, number=signal.SIGTERM, seconds=40):
-        """Sends a signal and returns the exit code."""
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        try:
-            return self.process.wait(seconds * SLOWDOWN)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-            raise RuntimeError(f"{self.program} did not stop:\n{self.text()}")
-        finally:
-            self.log.close()
 
 
 class Client:

@@ -8,6 +8,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -20,20 +21,60 @@
 
 namespace llava {
 
-// Lists the models that it was given. Thread-safe.
+// Labels of a model repository, which several processes may share. Thread-safe.
+class FakeLabels {
+ public:
+  // Returns the version before; 0 removes the label.
+  uint64_t Set(const std::string& name, const std::string& label, uint64_t version);
+  // The version that is stable now; 0: there was none before.
+  uint64_t Rollback(const std::string& name);
+  std::vector<std::string> Of(const std::string& name, uint64_t version) const;
+
+ private:
+  mutable std::mutex mutex_;
+  std::map<std::pair<std::string, std::string>, std::vector<uint64_t>> history_;  // latest last
+};
+
+// Lists the models that it was given, loads whatever is asked for. Thread-safe.
 class FakeModels : public v1::ModelService::Service {
  public:
   void Set(std::vector<v1::ModelInfo> models);
   std::vector<v1::ModelInfo> Get() const;
+  // From now on the labels of another process's repository.
+  void ShareLabels(const FakeModels& other);
+  // What changes are answered with; OK: they are made.
+  void Refuse(grpc::Status status);
+  // Of a version's status.
+  void SetHealth(uint64_t version, double drift, uint64_t nan_outputs);
+  int changes() const;  // calls that changed something or were refused
 
   grpc::Status ListModels(grpc::ServerContext*, const v1::ListModelsRequest*,
                           v1::ListModelsResponse* response) override;
   grpc::Status GetModelStatus(grpc::ServerContext*, const v1::GetModelStatusRequest* request,
                               v1::GetModelStatusResponse* response) override;
+  grpc::Status LoadModel(grpc::ServerContext*, const v1::LoadModelRequest* request,
+                         v1::LoadModelResponse* response) override;
+  grpc::Status UnloadModel(grpc::ServerContext*, const v1::UnloadModelRequest* request,
+                           v1::UnloadModelResponse* response) override;
+  grpc::Status SetLabel(grpc::ServerContext*, const v1::SetLabelRequest* request,
+                        v1::SetLabelResponse* response) override;
+  grpc::Status Rollback(grpc::ServerContext*, const v1::RollbackRequest* request,
+                        v1::RollbackResponse* response) override;
 
  private:
+  struct Health {
+    double drift = 0;
+    uint64_t nan_outputs = 0;
+  };
+  // NOT_FOUND, or what changes are refused with.
+  grpc::Status Change(const std::string& name);
+
   mutable std::mutex mutex_;
   std::vector<v1::ModelInfo> models_;
+  std::shared_ptr<FakeLabels> labels_ = std::make_shared<FakeLabels>();
+  std::map<uint64_t, Health> health_;
+  grpc::Status refusal_;
+  int changes_ = 0;
 };
 
 // A server on a loopback port that stays its own when it is stopped and started again.

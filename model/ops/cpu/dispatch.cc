@@ -20,15 +20,16 @@ LLAVA_DECLARE_KERNELS(amx)
 namespace llava::ops::cpu {
 namespace {
 
-#define LLAVA_KERNELS(isa)                                                                    \
-  Kernels {                                                                                   \
-    .name = #isa, .rms_norm = isa::RmsNorm, .rms_norm_backward = isa::RmsNormBackward,        \
-    .swiglu = isa::SwiGlu, .swiglu_backward = isa::SwiGluBackward,                            \
-    .attention_scratch = isa::AttentionScratch, .attention = isa::Attention,                  \
-    .attention_backward = isa::AttentionBackward, .pack = isa::Pack, .prepare = isa::Prepare, \
-    .multiply_panel = isa::MultiplyPanel, .finish = isa::Finish, .write_kv = isa::WriteKv,    \
-    .attend_scratch = isa::AttendScratch, .attend = isa::Attend,                              \
-    .finish_attend = isa::FinishAttend                                                        \
+#define LLAVA_KERNELS(isa)                                                                         \
+  Kernels {                                                                                        \
+    .name = #isa, .rms_norm = isa::RmsNorm, .rms_norm_backward = isa::RmsNormBackward,             \
+    .swiglu = isa::SwiGlu, .swiglu_backward = isa::SwiGluBackward,                                 \
+    .attention_scratch = isa::AttentionScratch, .attention = isa::Attention,                       \
+    .attention_backward = isa::AttentionBackward,                                                  \
+    .full_attention_scratch = isa::FullAttentionScratch, .full_attention = isa::FullAttentionHead, \
+    .pack = isa::Pack, .prepare = isa::Prepare, .multiply_panel = isa::MultiplyPanel,              \
+    .finish = isa::Finish, .write_kv = isa::WriteKv, .attend_scratch = isa::AttendScratch,         \
+    .attend = isa::Attend, .finish_attend = isa::FinishAttend                                      \
   }
 
 #ifdef LLAVA_X86

@@ -33,6 +33,9 @@ constexpr int64_t ValueBytes(WeightFormat format) {
 
 constexpr int64_t kPanel = 32;
 constexpr int64_t kScaleBytes = kPanel * 2;
+// In groups up to this outliers meet x itself, in larger ones its bytes: these are for products of
+// many rows, which have no time to keep x twice.
+constexpr int64_t kLargestExactGroup = 128;
 // Rows of x that kernels may take together: the rows of a tile, the lanes of a vector.
 constexpr int64_t kRowBlock = 16;
 
@@ -68,14 +71,23 @@ struct PackTask {
 // x as the kernels take it.
 struct Activations {
   int64_t rows = 0;
-  // Readable for kRowBlock - 1 rows more. [blocks][rows][block] values: bytes beside integers, else
-  // of the format of the weights; the last block may be shorter.
+  // Rows of padded_depth values, `line` bytes apart: bytes beside integers, else of the format of
+  // the weights. Readable for kRowBlock - 1 rows more.
   uint8_t* values = nullptr;
+  int64_t line = 0;
   float* scales = nullptr;         // [blocks][rows]; NaN where x is not finite
   int32_t* corrections = nullptr;  // [blocks][rows]: minus the sum of values times the offset of w
-  // x itself for the outliers, [rows / lanes][K][lanes]; null if there are none.
+  // x itself for the outliers, [rows / lanes][K][lanes]; null: there are none, or they meet the
+  // values.
   float* exact = nullptr;
   int64_t lanes = 1;  // kRowBlock unless there is one row
+};
+
+// Layer norm: (x - mean) / sqrt(variance + eps) * weight + bias.
+struct RowNorm {
+  const float* weight = nullptr;  // [K]
+  const float* bias = nullptr;    // [K]
+  float eps = 0;
 };
 
 // Rows [first, first + count) of x into activations, at most kRowBlock beginning at a multiple of
@@ -84,9 +96,11 @@ struct PrepareTask {
   const PackedLayout* layout;
   const Activations* activations;
   Element element;
-  ConstRows x;
+  ConstRows x;  // its first row is `first`
   int64_t first, count;
-  int64_t first_block, blocks;  // along K
+  int64_t first_block, blocks;  // along K; all of them if there is a norm
+  const RowNorm* norm;          // of the rows before all else; null: none
+  float* scratch;               // [kRowBlock][K], for the norm
 };
 
 // Adds the product with a panel over some of its blocks to sums.
@@ -99,7 +113,11 @@ struct PanelTask {
   float* sums;  // [rows up to a multiple of kRowBlock][32]; block 0 overwrites
 };
 
-// Sums of a panel and what its outliers add to them, written to y.
+// What a product becomes on its way to y: x sigmoid(1.702 x), or x times the normal distribution's
+// integral.
+enum class Unary : uint8_t { kNone, kQuickGelu, kGelu };
+
+// Sums of a panel, what its outliers add to them, the bias; then the function; written to y.
 struct FinishTask {
   const PackedLayout* layout = nullptr;
   const Activations* activations = nullptr;
@@ -111,6 +129,8 @@ struct FinishTask {
   Element element = Element::kFloat;  // of y
   Rows y;                             // row 0 is row 0 of x
   bool add = false;                   // to what y holds
+  const float* bias = nullptr;        // [N]; null: none
+  Unary function = Unary::kNone;
 };
 
 }  // namespace llava::ops::cpu

@@ -44,6 +44,7 @@ struct Octet<true> {
 struct GroupTask {
   const uint8_t* block;  // scales and weights
   const uint8_t* values;
+  int64_t line;  // bytes between rows of values
   const float* scales;
   const int32_t* corrections;
   float* sums;
@@ -62,11 +63,11 @@ template <int R, bool kNibbles>
   for (int64_t k = 0; k < group; k += 8, weights += Octet<kNibbles>::kBytes) {
     const Octet<kNibbles> octet(weights);
     for (int r = 0; r < R; ++r) {
-      const Quad low = Spread(task.values + r * group + k);
+      const Quad low = Spread(task.values + r * task.line + k);
       for (int v = 0; v < kVectors; ++v) dots[0][r][v] = AddDot(dots[0][r][v], octet.low[v], low);
     }
     for (int r = 0; r < R; ++r) {
-      const Quad high = Spread(task.values + r * group + k + 4);
+      const Quad high = Spread(task.values + r * task.line + k + 4);
       for (int v = 0; v < kVectors; ++v) {
         dots[kSets - 1][r][v] = AddDot(dots[kSets - 1][r][v], octet.high[v], high);
       }
@@ -89,7 +90,8 @@ template <int R, bool kNibbles>
 // Adds the products of `depth` values along K to sums that stay in registers meanwhile.
 template <WeightFormat kFormat, int R>
 [[gnu::always_inline]] inline void MultiplyBlock(const uint8_t* weights, const uint8_t* values,
-                                                 int64_t depth, bool first, float* sums) {
+                                                 int64_t line, int64_t depth, bool first,
+                                                 float* sums) {
   Floats sum[R][kVectors] = {};
   if (!first) {
     for (int r = 0; r < R; ++r) {
@@ -102,7 +104,7 @@ template <WeightFormat kFormat, int R>
       Floats w[kVectors];
       for (int v = 0; v < kVectors; ++v) w[v] = LoadAs<Floats>(weights + v * sizeof(Floats));
       for (int r = 0; r < R; ++r) {
-        const Floats x = Floats{} + LoadAs<float>(values + (r * depth + k) * 4);
+        const Floats x = Floats{} + LoadAs<float>(values + r * line + k * 4);
         for (int v = 0; v < kVectors; ++v) sum[r][v] = MultiplyAdd(w[v], x, sum[r][v]);
       }
     }
@@ -113,7 +115,7 @@ template <WeightFormat kFormat, int R>
         pairs[v] = SplitPairs(LoadAs<Words>(weights + v * sizeof(Words)));
       }
       for (int r = 0; r < R; ++r) {
-        const Pair x = SpreadPair(values + (r * depth + k) * 2);
+        const Pair x = SpreadPair(values + r * line + k * 2);
         for (int v = 0; v < kVectors; ++v) sum[r][v] = AddDot(sum[r][v], pairs[v], x);
       }
     }
@@ -142,7 +144,8 @@ void MultiplyIntegers(const PanelTask& task) {
       const int64_t line = b * x.rows + task.first_row;
       ForRowBlocks(row, end, [&]<int R>(int64_t first) {
         const GroupTask group{task.panel + b * layout.block_bytes,
-                              x.values + (line + first) * layout.block,
+                              x.values + (task.first_row + first) * x.line + b * layout.block,
+                              x.line,
                               x.scales + line + first,
                               x.corrections + line + first,
                               task.sums + first * kPanel,
@@ -163,9 +166,9 @@ void MultiplyWhole(const PanelTask& task) {
     const int64_t left = layout.padded_depth - begin;
     const int64_t depth = left < layout.block ? left : layout.block;
     const uint8_t* weights = task.panel + begin * kPanel * kBytes;
-    const uint8_t* values = x.values + (begin * x.rows + task.first_row * depth) * kBytes;
+    const uint8_t* values = x.values + task.first_row * x.line + begin * kBytes;
     ForRowBlocks(0, task.rows, [&]<int R>(int64_t first) {
-      MultiplyBlock<kFormat, R>(weights, values + first * depth * kBytes, depth, b == 0,
+      MultiplyBlock<kFormat, R>(weights, values + first * x.line, x.line, depth, b == 0,
                                 task.sums + first * kPanel);
     });
   }

@@ -2,6 +2,7 @@
 #include "model/ops/cpu/gemm.h"
 #include "model/ops/cpu/isa_kernels.h"
 #include "model/ops/cpu/simd.h"
+#include "model/ops/cpu/transpose.h"
 
 namespace llava::ops::cpu::LLAVA_ISA {
 namespace {
@@ -42,7 +43,7 @@ void QuantizeRow(const PrepareTask& task, const T* x, int64_t row) {
       inverse = 0;
     }
     IntVector sum = {};
-    uint8_t* values = to.values + (b * to.rows + row) * layout.block;
+    uint8_t* values = to.values + row * to.line + begin;
     for (int64_t k = 0; k < layout.block; k += kLanes) {
       Vector v = {};
       if (inverse != 0) v = LoadWithin(x, begin + k, layout.depth) * inverse;
@@ -57,52 +58,17 @@ void QuantizeRow(const PrepareTask& task, const T* x, int64_t row) {
   }
 }
 
-// Into values of type To, block by block.
+// Into values of type To.
 template <typename To, typename T>
 void RoundRow(const PrepareTask& task, const T* x, int64_t row) {
   const PackedLayout& layout = *task.layout;
-  const Activations& to = *task.activations;
-  for (int64_t b = task.first_block; b < task.first_block + task.blocks; ++b) {
-    const int64_t begin = b * layout.block, left = layout.padded_depth - begin;
-    const int64_t depth = left < layout.block ? left : layout.block;
-    To* values = reinterpret_cast<To*>(to.values) + begin * to.rows + row * depth;
-    for (int64_t k = 0; k < depth; k += kLanes) {
-      Store(values + k, LoadWithin(x, begin + k, layout.depth));
-    }
+  const int64_t begin = task.first_block * layout.block;
+  int64_t end = begin + task.blocks * layout.block;
+  if (end > layout.padded_depth) end = layout.padded_depth;
+  To* values = reinterpret_cast<To*>(task.activations->values + row * task.activations->line);
+  for (int64_t k = begin; k < end; k += kLanes) {
+    StoreRounded(values + k, LoadWithin(x, k, layout.depth));
   }
-}
-
-// In each pair of vectors kStep apart, changes the upper lanes of every 2 kStep in the first with
-// the lower ones of the second.
-template <int kStep>
-[[gnu::always_inline]] inline void Exchange(Vector (&v)[kLanes]) {
-  constexpr IntVector kUpper = (kLane & kStep) != 0;
-  constexpr IntVector kFirst = kUpper ? kLane - kStep + 16 : kLane;
-  constexpr IntVector kSecond = kUpper ? kLane + 16 : kLane + kStep;
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) {
-    if (i & kStep) continue;
-    const Vector a = v[i], b = v[i + kStep];
-    v[i] = __builtin_shuffle(a, b, kFirst);
-    v[i + kStep] = __builtin_shuffle(a, b, kSecond);
-  }
-}
-
-// Rows become columns.
-[[gnu::always_inline]] inline void Transpose(Vector (&v)[kLanes]) {
-#ifdef __AVX512F__
-  Exchange<1>(v);
-  Exchange<2>(v);
-  Exchange<4>(v);
-  Exchange<8>(v);
-#else
-  float from[kLanes][kLanes], to[kLanes][kLanes];
-  __builtin_memcpy(from, v, sizeof(from));
-  for (int i = 0; i < kLanes; ++i) {
-    for (int j = 0; j < kLanes; ++j) to[j][i] = from[i][j];
-  }
-  __builtin_memcpy(v, to, sizeof(to));
-#endif
 }
 
 // [count, K] -> [K, kRowBlock], zeros for rows that are not there.
@@ -113,7 +79,7 @@ void TransposeRows(const PrepareTask& task, int64_t begin, int64_t end) {
   for (int64_t k = begin; k < end; k += kLanes) {
     Vector v[kLanes] = {};
     for (int64_t i = 0; i < task.count; ++i) {
-      const T* row = static_cast<const T*>(task.x.data) + (task.first + i) * task.x.stride;
+      const T* row = static_cast<const T*>(task.x.data) + i * task.x.stride;
       v[i] = LoadWithin(row, k, depth);
     }
     Transpose(v);
@@ -128,14 +94,15 @@ void PrepareRows(const PrepareTask& task) {
   const int64_t begin = task.first_block * layout.block;
   int64_t end = begin + task.blocks * layout.block;
   if (end > layout.depth) end = layout.depth;
-  for (int64_t i = task.first; i < task.first + task.count; ++i) {
+  for (int64_t i = 0; i < task.count; ++i) {
     const T* x = static_cast<const T*>(task.x.data) + i * task.x.stride;
+    const int64_t row = task.first + i;
     if (layout.format == WeightFormat::kBFloat16) {
-      RoundRow<BFloat16>(task, x, i);
+      RoundRow<BFloat16>(task, x, row);
     } else if (layout.format == WeightFormat::kFloat) {
-      RoundRow<float>(task, x, i);
+      RoundRow<float>(task, x, row);
     } else {
-      QuantizeRow(task, x, i);
+      QuantizeRow(task, x, row);
     }
     if (to.exact == nullptr || to.lanes != 1) continue;
     int64_t k = begin;
@@ -198,7 +165,35 @@ void AddOutliers(const FinishTask& task, int64_t first, int64_t count, float* su
   }
 }
 
-template <typename T>
+// Outliers of large groups meet the values that the product saw.
+void AddOutliersOfValues(const FinishTask& task) {
+  const Activations& x = *task.activations;
+  const int64_t block = task.layout->block;
+  for (int64_t i = 0; i < task.num_outliers; ++i) {
+    const Outlier& outlier = task.outliers[i];
+    const int64_t k = outlier.where / kPanel;
+    const uint8_t* values = x.values + task.first_row * x.line + k;
+    const float* scales = x.scales + k / block * x.rows + task.first_row;
+    float* sums = task.sums + outlier.where % kPanel;
+    for (int64_t row = 0; row < task.rows; ++row) {
+      const auto value = static_cast<float>(static_cast<int8_t>(values[row * x.line]));
+      sums[row * kPanel] += outlier.value * (value * scales[row]);
+    }
+  }
+}
+
+[[gnu::always_inline]] inline Vector Apply(Unary function, Vector v) {
+  if (function == Unary::kQuickGelu) return v / (1.0f + Exp(v * -1.702f));
+  if (function == Unary::kGelu) {
+    constexpr float kInverseRootOf2 = 0.70710678f;
+    for (int64_t i = 0; i < kLanes; ++i) {
+      v[i] *= 0.5f * (1.0f + __builtin_erff(v[i] * kInverseRootOf2));
+    }
+  }
+  return v;
+}
+
+template <typename T, Unary kFunction>
 void WriteRows(const FinishTask& task) {
   const int64_t column = task.panel * kPanel, left = task.layout->rows - column;
   for (int64_t i = 0; i < task.rows; ++i) {
@@ -206,9 +201,11 @@ void WriteRows(const FinishTask& task) {
     const float* sums = task.sums + i * kPanel;
     for (int64_t j = 0; j < kPanel && j < left; j += kLanes) {
       Vector v = Load(sums + j);
+      if (task.bias != nullptr) v += LoadWithin(task.bias, column + j, task.layout->rows);
+      v = Apply(kFunction, v);
       if (j + kLanes <= left) {
         if (task.add) v += Load(y + j);
-        Store(y + j, v);
+        StoreRounded(y + j, v);
       } else {
         if (task.add) v += LoadPart(y + j, left - j);
         StorePart(y + j, v, left - j);
@@ -217,19 +214,69 @@ void WriteRows(const FinishTask& task) {
   }
 }
 
+template <typename T>
+void WriteAll(const FinishTask& task) {
+  switch (task.function) {
+    case Unary::kNone:
+      return WriteRows<T, Unary::kNone>(task);
+    case Unary::kQuickGelu:
+      return WriteRows<T, Unary::kQuickGelu>(task);
+    case Unary::kGelu:
+      return WriteRows<T, Unary::kGelu>(task);
+  }
+}
+
+template <typename T>
+void NormRow(const RowNorm& norm, const T* x, int64_t width, float* out) {
+  const auto size = static_cast<float>(width);
+  Vector sum = {};
+  for (int64_t k = 0; k < width; k += kLanes) sum += LoadWithin(x, k, width);
+  const float mean = Sum(sum) / size;
+  Vector squares = {};
+  for (int64_t k = 0; k < width; k += kLanes) {
+    Vector v = LoadWithin(x, k, width) - mean;
+    if (k + kLanes > width) v = kLane < static_cast<int32_t>(width - k) ? v : Vector{};
+    squares += v * v;
+  }
+  const float scale = 1.0f / __builtin_sqrtf(Sum(squares) / size + norm.eps);
+  for (int64_t k = 0; k < width; k += kLanes) {
+    const Vector v = (LoadWithin(x, k, width) - mean) * scale * LoadWithin(norm.weight, k, width) +
+                     LoadWithin(norm.bias, k, width);
+    if (k + kLanes <= width) {
+      Store(out + k, v);
+    } else {
+      StorePart(out + k, v, width - k);
+    }
+  }
+}
+
+template <typename T>
+void PrepareNormed(PrepareTask task) {
+  const int64_t width = task.layout->depth;
+  for (int64_t i = 0; i < task.count; ++i) {
+    NormRow(*task.norm, static_cast<const T*>(task.x.data) + i * task.x.stride, width,
+            task.scratch + i * width);
+  }
+  task.x = {task.scratch, width};
+  PrepareRows<float>(task);
+}
+
 }  // namespace
 
 void Prepare(const PrepareTask& task) {
-  if (task.element == Element::kFloat) {
-    PrepareRows<float>(task);
+  const bool floats = task.element == Element::kFloat;
+  if (task.norm != nullptr) {
+    floats ? PrepareNormed<float>(task) : PrepareNormed<BFloat16>(task);
   } else {
-    PrepareRows<BFloat16>(task);
+    floats ? PrepareRows<float>(task) : PrepareRows<BFloat16>(task);
   }
 }
 
 void Finish(const FinishTask& task) {
   if (task.num_outliers > 0) {
-    if (task.activations->lanes == 1) {
+    if (task.activations->exact == nullptr) {
+      AddOutliersOfValues(task);
+    } else if (task.activations->lanes == 1) {
       AddOutliersOfOne(task);
     } else {
       for (int64_t i = 0; i < task.rows; i += kRowBlock) {
@@ -240,9 +287,9 @@ void Finish(const FinishTask& task) {
     }
   }
   if (task.element == Element::kFloat) {
-    WriteRows<float>(task);
+    WriteAll<float>(task);
   } else {
-    WriteRows<BFloat16>(task);
+    WriteAll<BFloat16>(task);
   }
 }
 

@@ -1,7 +1,7 @@
 // Products of rows with one panel of weights, by AMX: tiles of 16 rows of x, of 16 of W.
 //
 // Four tiles of sums (32 rows of x, all 32 of the panel) grow at a time. Integer sums of a group
-// leave the tiles as they are in exact arithmetic, so that few rows may go by dot-product
+// are those of exact arithmetic once corrected, so that few rows may go by dot-product
 // instructions instead. Those of bfloat16 are rounded otherwise than there: all rows go through
 // tiles.
 #include "model/ops/cpu/gemm_tiles.h"
@@ -30,7 +30,8 @@ constexpr int64_t kPanelLine = 4 * kPanel;  // bytes between rows of a tile of w
 
 template <int kTiles>
 [[gnu::always_inline]] inline void TilesOfPairs(const uint8_t* weights, const uint8_t* values,
-                                                int64_t depth, bool first, float* sums) {
+                                                int64_t line, int64_t depth, bool first,
+                                                float* sums) {
   constexpr int64_t kSumLine = kPanel * 4;
   float* const lower = sums + kTileRows * kPanel;
   if (first) {
@@ -48,7 +49,6 @@ template <int kTiles>
       _tile_loadd(3, lower + 16, kSumLine);
     }
   }
-  const int64_t line = depth * 2;
   for (int64_t k = 0; k < depth; k += 32, weights += 16 * kPanelLine, values += 64) {
     _tile_loadd(6, weights, kPanelLine);
     _tile_loadd(4, values, line);
@@ -69,28 +69,28 @@ template <int kTiles>
   }
 }
 
+// Blocks follow each other in weights and in rows alike: their sums stay in the tiles.
 void MultiplyBFloat16(const PanelTask& task) {
   const PackedLayout& layout = *task.layout;
   const Activations& x = *task.activations;
+  const int64_t begin = task.first_block * layout.block;
+  const int64_t left = layout.padded_depth - begin, wanted = task.blocks * layout.block;
+  const int64_t depth = left < wanted ? left : wanted;
+  const uint8_t* const values = x.values + task.first_row * x.line + begin * 2;
   int configured = 0;
-  for (int64_t b = task.first_block; b < task.first_block + task.blocks; ++b) {
-    const int64_t begin = b * layout.block;
-    const int64_t left = layout.padded_depth - begin;
-    const int64_t depth = left < layout.block ? left : layout.block;
-    const uint8_t* values = x.values + (begin * x.rows + task.first_row * depth) * 2;
-    ForTiles<true>(0, task.rows, 64, configured, [&]<int kTiles>(int64_t first, int64_t) {
-      TilesOfPairs<kTiles>(task.panel + begin * kPanel * 2, values + first * depth * 2, depth,
-                           b == 0, task.sums + first * kPanel);
-    });
-  }
+  ForTiles<true>(0, task.rows, 64, configured, [&]<int kTiles>(int64_t first, int64_t) {
+    TilesOfPairs<kTiles>(task.panel + begin * kPanel * 2, values + first * x.line, x.line, depth,
+                         begin == 0, task.sums + first * kPanel);
+  });
 }
 
 // --- integers ----------------------------------------------------------------------------------
 
-// The exact sums of a group: [rows][32].
+// Sums of a group: [rows][32]. Weights have their offset still.
 template <int kTiles>
-[[gnu::always_inline]] inline void TilesOfGroup(const int8_t* weights, const uint8_t* values,
-                                                int64_t group, int64_t unit, int32_t* dots) {
+[[gnu::always_inline]] inline void TilesOfGroup(const uint8_t* weights, const uint8_t* values,
+                                                int64_t line, int64_t group, int64_t unit,
+                                                int32_t* dots) {
   constexpr int64_t kDotLine = kPanel * 4;
   int32_t* const lower = dots + kTileRows * kPanel;
   _tile_zero(0);
@@ -101,14 +101,14 @@ template <int kTiles>
   }
   for (int64_t k = 0; k < group; k += unit, weights += unit * kPanel) {
     _tile_loadd(6, weights, kPanelLine);
-    _tile_loadd(4, values + k, group);
-    _tile_dpbssd(0, 4, 6);
+    _tile_loadd(4, values + k, line);
+    _tile_dpbsud(0, 4, 6);
     _tile_loadd(7, weights + 64, kPanelLine);
-    _tile_dpbssd(1, 4, 7);
+    _tile_dpbsud(1, 4, 7);
     if constexpr (kTiles == 2) {
-      _tile_loadd(5, values + kTileRows * group + k, group);
-      _tile_dpbssd(2, 5, 6);
-      _tile_dpbssd(3, 5, 7);
+      _tile_loadd(5, values + kTileRows * line + k, line);
+      _tile_dpbsud(2, 5, 6);
+      _tile_dpbsud(3, 5, 7);
     }
   }
   _tile_stored(0, dots, kDotLine);
@@ -124,6 +124,7 @@ struct Pending {
   const int32_t* dots;
   const uint8_t* block;
   const float* scales;
+  const int32_t* corrections;
   float* sums;
   int64_t rows;  // 0: nothing
   bool first;
@@ -135,7 +136,7 @@ struct Pending {
   for (int64_t r = 0; r < pending.rows; ++r) {
     for (int v = 0; v < kVectors; ++v) {
       const int64_t at = r * kPanel + v * kColumns;
-      const Ints dot = LoadAs<Ints>(pending.dots + at);
+      const Ints dot = LoadAs<Ints>(pending.dots + at) + pending.corrections[r];
       const Floats part =
           __builtin_convertvector(dot, Floats) * (of_weights[v] * pending.scales[r]);
       StoreAs(pending.sums + at, pending.first ? part : LoadAs<Floats>(pending.sums + at) + part);
@@ -143,33 +144,24 @@ struct Pending {
   }
 }
 
-// The weights of a group as signed bytes, for which nothing has to be corrected.
-void UnpackGroup(bool nibbles, const uint8_t* from, int64_t group, int8_t* to) {
-  using Bytes = int8_t __attribute__((vector_size(64)));
-  for (int64_t k = 0; k < group; k += 8, to += 2 * kPanelLine) {
+// Nibbles of a group as bytes.
+void UnpackNibbles(const uint8_t* from, int64_t group, uint8_t* to) {
+  for (int64_t k = 0; k < group; k += 8, from += kPanelLine, to += 2 * kPanelLine) {
     for (int v = 0; v < kVectors; ++v) {
-      const Words first = LoadAs<Words>(from + v * 64);
-      if (nibbles) {
-        StoreAs(to + v * 64, (Bytes)(first & 0x0F0F0F0F) - 8);
-        StoreAs(to + kPanelLine + v * 64, (Bytes)(first >> 4 & 0x0F0F0F0F) - 8);
-      } else {
-        const Words second = LoadAs<Words>(from + kPanelLine + v * 64);
-        StoreAs(to + v * 64, first ^ 0x80808080);
-        StoreAs(to + kPanelLine + v * 64, second ^ 0x80808080);
-      }
+      const Words both = LoadAs<Words>(from + v * 64);
+      StoreAs(to + v * 64, both & 0x0F0F0F0F);
+      StoreAs(to + kPanelLine + v * 64, both >> 4 & 0x0F0F0F0F);
     }
-    from += nibbles ? kPanelLine : 2 * kPanelLine;
   }
   Written(to);
 }
 
 void MultiplyIntegers(const PanelTask& task) {
-  constexpr int64_t kLargestGroup = 128;
+  constexpr int64_t kLargestGroup = 128;  // of nibbles
   const PackedLayout& layout = *task.layout;
   const Activations& x = *task.activations;
-  const bool nibbles = layout.format == WeightFormat::kInt4;
   const int unit = layout.block < 64 ? static_cast<int>(layout.block) : 64;
-  alignas(64) int8_t weights[kLargestGroup * kPanel];
+  alignas(64) uint8_t bytes[kLargestGroup * kPanel];
   alignas(64) int32_t dots[2][2 * kTileRows * kPanel];
   int configured = 0, turn = 0;
   Pending pending = {};
@@ -178,13 +170,23 @@ void MultiplyIntegers(const PanelTask& task) {
     for (int64_t b = task.first_block; b < task.first_block + task.blocks; ++b) {
       const int64_t line = b * x.rows + task.first_row;
       const uint8_t* const block = task.panel + b * layout.block_bytes;
-      UnpackGroup(nibbles, block + kScaleBytes, layout.block, weights);
+      const uint8_t* weights = block + kScaleBytes;
+      if (layout.format == WeightFormat::kInt4) {
+        UnpackNibbles(weights, layout.block, bytes);
+        weights = bytes;
+      }
+      const uint8_t* const values = x.values + task.first_row * x.line + b * layout.block;
       ForTiles<true>(row, end, unit, configured, [&]<int kTiles>(int64_t first, int64_t rows) {
-        TilesOfGroup<kTiles>(weights, x.values + (line + first) * layout.block, layout.block, unit,
+        TilesOfGroup<kTiles>(weights, values + first * x.line, x.line, layout.block, unit,
                              dots[turn]);
         Scale(pending);
-        pending = {dots[turn], block, x.scales + line + first, task.sums + first * kPanel,
-                   rows,       b == 0};
+        pending = {dots[turn],
+                   block,
+                   x.scales + line + first,
+                   x.corrections + line + first,
+                   task.sums + first * kPanel,
+                   rows,
+                   b == 0};
         turn ^= 1;
       });
     }

@@ -17,6 +17,8 @@
   void Attention(const AttentionBlock& block, int64_t kv_head, float* scratch);                 \
   void AttentionBackward(const AttentionBlock& block, int64_t kv_head,                          \
                          const AttentionGradients& gradients, float* scratch);                  \
+  int64_t FullAttentionScratch(const FullAttention& task);                                      \
+  void FullAttentionHead(const FullAttention& task, float* scratch);                            \
   void Pack(PackTask& task);                                                                    \
   void Prepare(const PrepareTask& task);                                                        \
   void MultiplyPanel(const PanelTask& task);                                                    \

@@ -51,6 +51,16 @@ struct AttentionGradients {
   Rows q, k, v;               // written, not added to
 };
 
+// Softmax attention of one head with scale Dh^-0.5, in which every query sees all keys.
+struct FullAttention {
+  Element element = Element::kFloat;  // of all rows
+  int64_t tokens = 0, head_dim = 0;
+  int64_t first = 0, count = 0;  // queries; `first` is a multiple of kQueryBlock
+  ConstRows q, k, v;             // of token 0 and this head
+  Rows out;
+};
+constexpr int64_t kQueryBlock = 96;
+
 // Of matrix products: see gemm.h.
 struct PackTask;
 struct PrepareTask;
@@ -83,6 +93,10 @@ struct Kernels {
   void (*attention)(const AttentionBlock& block, int64_t kv_head, float* scratch);
   void (*attention_backward)(const AttentionBlock& block, int64_t kv_head,
                              const AttentionGradients& gradients, float* scratch);
+
+  // `scratch`: full_attention_scratch(..) floats, aligned to 64 bytes.
+  int64_t (*full_attention_scratch)(const FullAttention& task);
+  void (*full_attention)(const FullAttention& task, float* scratch);
 
   // The steps of a product with packed weights. Row i of the result depends on row i of x alone,
   // and integer weights give the same bits with every instruction set; bfloat16 is summed

@@ -10,7 +10,9 @@ namespace {
 // Rows that pass through a panel while it is in a cache; a multiple of kRowBlock.
 constexpr int64_t kRowsAtOnce = 512;
 // Activations that stay in the second cache while several panels pass.
-constexpr int64_t kActivationBytes = 256 << 10;
+constexpr int64_t kActivationBytes = 640 << 10;
+// Between rows of activations, so that those of a tile lie in different sets of a cache.
+constexpr int64_t kLineGap = 64;
 // Weights of one task: long enough to read that handing it out costs nothing.
 constexpr int64_t kTaskBytes = 256 << 10;
 // Panels that share a part of the activations, if these are many.
@@ -46,14 +48,14 @@ void Check(const Multiplier::Input& x, const PackedMatrix& weights, const Multip
 }  // namespace
 
 Multiplier::Multiplier(ThreadPool& pool, const Kernels& kernels)
-    : pool_(pool), kernels_(kernels), sums_(pool.threads()) {}
+    : pool_(pool), kernels_(kernels), sums_(pool.threads()), normed_(pool.threads()) {}
 
-void Multiplier::Multiply(const Input& x, const PackedMatrix& weights, const Output& y,
-                          Store store) {
+void Multiplier::Multiply(const Input& x, const PackedMatrix& weights, const Output& y, Store store,
+                          const Finishing& finishing) {
   Check(x, weights, y);
   if (x.rows == 0) return;
   Prepare(x, weights);
-  MultiplyPrepared(weights, y, store);
+  MultiplyPrepared(weights, y, store, finishing);
 }
 
 void Multiplier::Prepare(const Input& x, const PackedMatrix& weights) {
@@ -62,33 +64,49 @@ void Multiplier::Prepare(const Input& x, const PackedMatrix& weights) {
   Activations& to = activations_;
   to = {};
   to.rows = x.rows;
+  if (x.padded && x.norm == nullptr && x.element == Element::kBFloat16 &&
+      layout.format == WeightFormat::kBFloat16 && layout.depth == layout.padded_depth) {
+    to.values = static_cast<uint8_t*>(const_cast<void*>(x.data));  // nobody writes to it
+    to.line = x.stride * 2;
+    return;
+  }
+  to.line = layout.padded_depth * ValueBytes(layout.format);
+  if (x.rows > kRowBlock) to.line += kLineGap;
   // Tiles read whole ones, also where rows end within.
-  const int64_t beyond = (kRowBlock - 1) * layout.block;
-  to.values = values_.Get((x.rows * layout.padded_depth + beyond) * ValueBytes(layout.format));
+  to.values = values_.Get((x.rows + kRowBlock - 1) * to.line);
   if (integers) {
     const int64_t scales = x.rows * layout.blocks;
     to.scales = reinterpret_cast<float*>(scales_.Get(scales * 4));
     to.corrections = reinterpret_cast<int32_t*>(corrections_.Get(scales * 4));
   }
   const int64_t row_blocks = CeilDivide(x.rows, kRowBlock);
-  if (weights.num_outliers() > 0) {
+  if (weights.num_outliers() > 0 && layout.block <= kLargestExactGroup) {
     to.lanes = x.rows == 1 ? 1 : kRowBlock;
     const int64_t rows = x.rows == 1 ? 1 : row_blocks * kRowBlock;
     to.exact = reinterpret_cast<float*>(exact_.Get(rows * layout.depth * 4));
   }
   const int64_t blocks =
-      std::max<int64_t>(1, kPrepareElements / (std::min(x.rows, kRowBlock) * layout.block));
+      x.norm != nullptr
+          ? layout.blocks
+          : std::max<int64_t>(1, kPrepareElements / (std::min(x.rows, kRowBlock) * layout.block));
   const int64_t parts = CeilDivide(layout.blocks, blocks);
-  const auto prepare = [&](int64_t index, int) {
+  const int64_t element = x.element == Element::kFloat ? 4 : 2;
+  const auto prepare = [&](int64_t index, int worker) {
     const int64_t first = index / parts * kRowBlock, block = index % parts * blocks;
+    float* scratch = nullptr;
+    if (x.norm != nullptr) {
+      scratch = reinterpret_cast<float*>(normed_[worker].Get(kRowBlock * layout.depth * 4));
+    }
     kernels_.prepare({&layout,
                       &to,
                       x.element,
-                      {x.data, x.stride},
+                      {static_cast<const uint8_t*>(x.data) + first * x.stride * element, x.stride},
                       first,
                       std::min(kRowBlock, x.rows - first),
                       block,
-                      std::min(blocks, layout.blocks - block)});
+                      std::min(blocks, layout.blocks - block),
+                      x.norm,
+                      scratch});
   };
   if (x.rows * layout.depth <= 2 * kPrepareElements) {
     for (int64_t i = 0; i < row_blocks * parts; ++i) prepare(i, 0);
@@ -97,10 +115,14 @@ void Multiplier::Prepare(const Input& x, const PackedMatrix& weights) {
   }
 }
 
-void Multiplier::MultiplyPrepared(const PackedMatrix& weights, const Output& y, Store store) {
+void Multiplier::MultiplyPrepared(const PackedMatrix& weights, const Output& y, Store store,
+                                  const Finishing& finishing) {
   const PackedLayout& layout = weights.layout();
   const int64_t rows = activations_.rows;
+  // Parts of equal size, so that threads end together.
   const int64_t row_parts = CeilDivide(rows, kRowsAtOnce);
+  const int64_t part_rows =
+      CeilDivide(CeilDivide(rows, row_parts), 2 * kRowBlock) * (2 * kRowBlock);
   // Panels of a task, and how many of them pass through a part of the activations together.
   const int64_t enough =
       std::max<int64_t>(1, layout.panels * row_parts / (kTasksPerThread * pool_.threads()));
@@ -111,11 +133,12 @@ void Multiplier::MultiplyPrepared(const PackedMatrix& weights, const Output& y, 
   const int64_t parts = CeilDivide(layout.panels, panels);
   const int64_t row_bytes = layout.block * ValueBytes(layout.format);
   const int64_t blocks =
-      std::max<int64_t>(1, kActivationBytes / (std::min(rows, kRowsAtOnce) * row_bytes));
+      std::max<int64_t>(1, kActivationBytes / (std::min(rows, part_rows) * row_bytes));
 
   const auto multiply = [&](int64_t index, int worker) {
-    const int64_t first_row = index % row_parts * kRowsAtOnce;
-    const int64_t count = std::min(kRowsAtOnce, rows - first_row);
+    const int64_t first_row = index % row_parts * part_rows;
+    const int64_t count = std::min(part_rows, rows - first_row);
+    if (count <= 0) return;
     const int64_t begin = index / row_parts * panels, end = std::min(begin + panels, layout.panels);
     const int64_t lines = CeilDivide(count, kRowBlock) * kRowBlock;  // tiles write whole ones
     float* sums = reinterpret_cast<float*>(sums_[worker].Get(together * lines * kPanel * 4));
@@ -144,6 +167,8 @@ void Multiplier::MultiplyPrepared(const PackedMatrix& weights, const Output& y, 
           task.element = y.element;
           task.y = {y.data, y.stride};
           task.add = store == Store::kAdd;
+          task.bias = finishing.bias;
+          task.function = finishing.function;
           kernels_.finish(task);
         }
       }

@@ -11,6 +11,12 @@
 
 namespace llava::ops::cpu {
 
+// What happens to a product before it is stored: + bias, then the function.
+struct Finishing {
+  const float* bias = nullptr;  // [N]; null: none
+  Unary function = Unary::kNone;
+};
+
 // Integer weights quantise x to 8 bits by row and group, bfloat16 weights round it to bfloat16. Row
 // i of y depends on row i of x and on W alone, to the bit: not on the other rows nor their number,
 // nor on threads. An x that is not finite makes its own row of y NaN (bfloat16: as arithmetic
@@ -25,6 +31,10 @@ class Multiplier {
     Element element = Element::kFloat;
     const void* data = nullptr;  // [rows, K], rows `stride` elements apart
     int64_t rows = 0, columns = 0, stride = 0;
+    // Memory may be read up to a whole multiple of kRowBlock rows. Then bfloat16 is multiplied by
+    // bfloat16 weights as it lies (stride and columns: multiples of 32).
+    bool padded = false;
+    const RowNorm* norm = nullptr;  // of the rows, before anything else
   };
   struct Output {
     Element element = Element::kFloat;
@@ -36,17 +46,18 @@ class Multiplier {
   // Overwrites y, or adds to it. Nothing may overlap. No rows: nothing happens. Throws
   // std::invalid_argument when shapes do not fit or W is not complete.
   void Multiply(const Input& x, const PackedMatrix& weights, const Output& y,
-                Store store = Store::kOverwrite);
+                Store store = Store::kOverwrite, const Finishing& finishing = {});
 
  private:
   void Prepare(const Input& x, const PackedMatrix& weights);
-  void MultiplyPrepared(const PackedMatrix& weights, const Output& y, Store store);
+  void MultiplyPrepared(const PackedMatrix& weights, const Output& y, Store store,
+                        const Finishing& finishing);
 
   ThreadPool& pool_;
   const Kernels& kernels_;
   Activations activations_;
   Scratch values_, scales_, corrections_, exact_;
-  std::vector<Scratch> sums_;  // of each worker
+  std::vector<Scratch> sums_, normed_;  // of each worker
 };
 
 }  // namespace llava::ops::cpu

@@ -86,9 +86,11 @@ PackedLayout PackedMatrix::LayoutOf(int64_t rows, int64_t depth, const Options& 
   }
   const bool int8 = options.format == WeightFormat::kInt8;
   layout.block = options.group != 0 ? options.group : int8 ? 128 : 64;
-  if (layout.block != 32 && layout.block != 64 && layout.block != 128) {
+  const bool wide = int8 && (layout.block == 256 || layout.block == 512 || layout.block == 1024);
+  if (layout.block != 32 && layout.block != 64 && layout.block != 128 && !wide) {
     throw std::invalid_argument("weights " + shape + " in groups of " +
-                                std::to_string(layout.block) + "; there are 32, 64 and 128");
+                                std::to_string(layout.block) +
+                                "; there are 32, 64 and 128, and of int8 256, 512 and 1024");
   }
   layout.blocks = CeilDivide(depth, layout.block);
   layout.padded_depth = layout.blocks * layout.block;

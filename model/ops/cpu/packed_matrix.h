@@ -24,7 +24,8 @@ class PackedMatrix {
  public:
   struct Options {
     WeightFormat format = WeightFormat::kInt8;
-    // Weights along K with one scale: 32, 64 or 128; 0: 128 for int8, 64 for int4.
+    // Weights along K with one scale: 32, 64 or 128; 0: 128 for int8, 64 for int4. Also 256, 512
+    // and 1024 for int8: coarser, and faster where rows are many.
     int64_t group = 0;
     // Integers: the few weights far from the others are kept as they are, at most one in 512 of a
     // row. Without this a single one makes its whole group coarse.

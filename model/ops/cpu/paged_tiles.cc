@@ -50,11 +50,6 @@ struct Range {
   const uint8_t* keys[kRangeBlocks];
 };
 
-[[gnu::always_inline]] inline void StoreRounded(BFloat16* to, Vector v) {
-  const __m256bh half = _mm512_cvtneps_pbh((__m512)v);
-  __builtin_memcpy(to, &half, sizeof(half));
-}
-
 // out [rows][16 C] = a [rows][kDepth steps] times C tiles of b, a step apart; strides in bytes.
 struct Operand {
   const void* data;

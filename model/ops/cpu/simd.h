@@ -47,6 +47,17 @@ struct BFloat16 {
   __builtin_memcpy(to, &half, sizeof(half));
 }
 
+// As Store, by the instruction for it where there is one.
+[[gnu::always_inline]] static inline void StoreRounded(float* to, Vector v) { Store(to, v); }
+[[gnu::always_inline]] static inline void StoreRounded(BFloat16* to, Vector v) {
+#if defined(__AVX512BF16__)
+  const __m256bh half = _mm512_cvtneps_pbh((__m512)v);
+  __builtin_memcpy(to, &half, sizeof(half));
+#else
+  Store(to, v);
+#endif
+}
+
 // The first `count` lanes, at most kLanes; the others are 0 and stay unread and unwritten.
 template <typename T>
 [[gnu::always_inline]] static inline Vector LoadPart(const T* from, int64_t count) {

@@ -51,7 +51,9 @@ size_t WeightMemory::used_bytes() const {
   return used_bytes_;
 }
 
-#if defined(__x86_64__)
+// The thread sanitizer also marks the function that chooses, which runs before the sanitizer is
+// there.
+#if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
 [[gnu::target_clones("avx512f", "avx2", "default")]]
 #endif
 uint64_t

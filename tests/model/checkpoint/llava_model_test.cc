@@ -18,7 +18,7 @@ using testing::StartsWith;
 TEST(LlavaModelTest, HelpAndVersion) {
   const Outcome help = LlavaModel("--help");
   EXPECT_EQ(help.code, 0);
-  EXPECT_THAT(help.output, AllOf(HasSubstr("import"), HasSubstr("verify"), HasSubstr("inspect")));
+  EXPECT_THAT(help.output, AllOf(HasSubstr("publish"), HasSubstr("verify"), HasSubstr("inspect")));
   EXPECT_THAT(LlavaModel("import --help").output, HasSubstr("--chat-template"));
   EXPECT_THAT(LlavaModel("--version").output, StartsWith("llava-model "));
 }
@@ -114,13 +114,17 @@ TEST(LlavaModelTest, MakesAndRunsSelfTests) {
       EXPECT_THAT(run.output, HasSubstr(std::string("self-test off by"))) << version;
     }
   }
-  ASSERT_EQ(LlavaModel(import + "untested").code, 0);
+  // By default too, the tower of a version that comes without one from the repository.
+  ASSERT_EQ(LlavaModel(import + "default").code, 0);
+  EXPECT_EQ(LlavaModel("verify " + root + "/default --self-test auto").code, 0);
+  ASSERT_EQ(LlavaModel(import + "untested --no-self-test").code, 0);
   ExpectOneLine(LlavaModel("verify " + root + "/untested --self-test float32"), 1, "no self-test");
   ExpectOneLine(LlavaModel("verify " + root + "/tested --self-test int3"), 2, "--self-test");
-  // A version of a repository comes without its tower, which the self-test looks through.
-  ExpectOneLine(
-      LlavaModel("import " + root + "/tested --repository " + root + " --name again --self-test"),
-      1, "--tower");
+  ExpectOneLine(LlavaModel(import + "x --self-test --no-self-test"), 2, "self-test");
+  const std::string again =
+      "publish " + root + "/untested --repository " + root + " --name again --self-test";
+  EXPECT_EQ(LlavaModel(again).code, 0);
+  EXPECT_EQ(LlavaModel("verify " + root + "/again --self-test bfloat16").code, 0);
 }
 
 }  // namespace

@@ -2,7 +2,6 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <chrono>
 #include <optional>
@@ -11,6 +10,7 @@
 #include "model/checkpoint/checkpoint.h"
 #include "model/checkpoint/version_draft.h"
 #include "tests/model/checkpoint/folders.h"
+#include "tests/model/checkpoint/unprivileged.h"
 
 namespace llava {
 namespace {
@@ -162,6 +162,8 @@ TEST_F(RepositoryTest, CollectsWhatNobodyNeeds) {
   for (uint64_t version = 4; version < 10; ++version) MakeVersion(root(), "m", version);
   repository_.SetLabel("m", "stable", 2);
   repository_.SetLabel("m", "stable", 5);
+  repository_.SetLabel("m", "rejected-6", 6);
+  repository_.SetLabel("m", "rejected-9", 9);
   repository_.Pin("m", 1, true);
   repository_.Pin("m", 3, true);
   repository_.Pin("m", 3, false);
@@ -170,6 +172,8 @@ TEST_F(RepositoryTest, CollectsWhatNobodyNeeds) {
   EXPECT_THAT(repository_.Gc("m", 2, /*dry_run=*/false), ElementsAre(2, 3, 4, 6, 7, 8));
   EXPECT_THAT(NamesOf(root() / "m"),
               UnorderedElementsAre("1", "5", "9", "10", "labels.json", ".lock"));
+  EXPECT_THAT(repository_.Marks("m").labels,
+              UnorderedElementsAre(testing::Pair("stable", 5), testing::Pair("rejected-9", 9)));
   EXPECT_THAT(repository_.Gc("m", 2, /*dry_run=*/false), IsEmpty());
 }
 
@@ -211,30 +215,8 @@ TEST_F(RepositoryTest, RemovesTheDraftsOfTheDeadOnly) {
               UnorderedElementsAre("1", "2", "3", "10", ".lock", ".tmp-fresh"));
 }
 
-// Only somebody who is not root meets permissions.
-class PermissionTest : public RepositoryTest {
- protected:
-  PermissionTest() {
-    if (geteuid() == 0) {
-      constexpr uid_t kNobody = 65534;
-      fs::permissions(root(), fs::perms::all);
-      for (const auto& entry : fs::recursive_directory_iterator(root())) {
-        if (chown(entry.path().c_str(), kNobody, kNobody) != 0) throw std::runtime_error("chown");
-      }
-      if (seteuid(kNobody) != 0) throw std::runtime_error("seteuid");
-      was_root_ = true;
-    }
-  }
-  ~PermissionTest() override {
-    if (was_root_ && seteuid(0) != 0) std::abort();
-    for (const char* name : {"m", "m/2"}) fs::permissions(root() / name, fs::perms::owner_all);
-  }
-
- private:
-  bool was_root_ = false;
-};
-
-TEST_F(PermissionTest, IsNamed) {
+TEST_F(RepositoryTest, NamesWhatItMayNotDo) {
+  const Unprivileged user(root());
   // A version that may not be entered is there, but tells why it cannot be opened.
   fs::permissions(root() / "m/2", fs::perms::none);
   EXPECT_THAT(repository_.Versions("m"), ElementsAre(1, 2, 3, 10));
@@ -248,7 +230,9 @@ TEST_F(PermissionTest, IsNamed) {
   fs::permissions(root() / "m", fs::perms::none);
   EXPECT_THAT(repository_.Models(), ElementsAre("m"));
   EXPECT_THAT(ErrorOf([&] { repository_.Versions("m"); }),
-              AllOf(HasSubstr("/m: cannot list: Permission denied")));
+              HasSubstr("/m: cannot list: Permission denied"));
+  fs::permissions(root() / "m", fs::perms::owner_all);
+  fs::permissions(root() / "m/2", fs::perms::owner_all);
 }
 
 }  // namespace

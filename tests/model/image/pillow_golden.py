@@ -41,4 +41,5 @@ def main():
     print('{"pillow": "%s", "cases": [\n%s\n]}' % (__version__, lines))
 
 
-main()
+if __name__ == "__main__":
+    main()

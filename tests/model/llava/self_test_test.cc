@@ -11,6 +11,7 @@
 #include <gtest/gtest.h>
 
 #include "model/checkpoint/memory_tensors.h"
+#include "model/llava/serving_model.h"
 #include "model/text/labels.h"
 #include "tests/model/llava/tiny_llava.h"
 #include "tests/model/nn/tiny_model.h"
@@ -62,6 +63,43 @@ TEST(SelfTestTest, PassesInEveryArithmetic) {
   EXPECT_LT(CheckSelfTest(Llava(checkpoint, at::kCPU, at::kFloat), *checkpoint.self_test), 1e-5);
   EXPECT_LT(CheckSelfTest(Llava(checkpoint, at::kCPU, at::kBFloat16), *checkpoint.self_test),
             checkpoint.self_test->tolerances.at("bfloat16"));
+}
+
+// Where rows come in groups, the error of packed weights is measured when the test is made.
+TEST(SelfTestTest, MeasuresPackedWeights) {
+  LanguageCheckpoint shipped = OpenLanguage(fs::path(LLAVA_SOURCE_DIR) / "deploy/models/emoji");
+  const SelfTest test =
+      MakeSelfTest(shipped, std::vector<int32_t>{1, kImageToken, 300, 301, 302},
+                   std::vector<int64_t>{-100, -100, -100, 301, 302}, {at::ones({36, 160})});
+  for (const char* type : {"int8", "int4"}) {
+    ServingOptions options;
+    options.weights = ParseWeightType(type);
+    options.kv_bytes = 16 << 20;
+    ServingModel model(shipped, at::kCPU, options);
+    ASSERT_TRUE(test.tolerances.contains(type));
+    const double off = CheckSelfTest(model, test);
+    EXPECT_GT(off, 0);
+    EXPECT_LE(off * 3, test.tolerances.at(type)) << type;
+  }
+}
+
+// One that exists in no other form is its own reference.
+TEST(SelfTestTest, OfAPackedModel) {
+  const LanguageCheckpoint shipped =
+      OpenLanguage(fs::path(LLAVA_SOURCE_DIR) / "deploy/models/emoji");
+  ServingOptions options;
+  options.weights = WeightType::kInt8;
+  options.kv_bytes = 16 << 20;
+  const std::vector<int32_t> ids = {1, 300, 301, 302};
+  const std::vector<int64_t> labels = {-100, -100, 301, 302};
+  ServingModel model(shipped, at::kCPU, options);
+  const SelfTest test = MakeSelfTest(model, ids, labels, {});
+  EXPECT_EQ(CheckSelfTest(model, test), 0);
+  LanguageCheckpoint spoilt = shipped;
+  Spoil(spoilt.tensors, "model.norm.weight");
+  ServingModel other(spoilt, at::kCPU, options);
+  EXPECT_THAT([&] { CheckSelfTest(other, test); },
+              ThrowsMessage<std::runtime_error>(HasSubstr("the self-test fails")));
 }
 
 TEST(SelfTestTest, FailsForOtherWeightsInEveryPart) {

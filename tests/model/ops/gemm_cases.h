@@ -114,10 +114,12 @@ inline Matrix Seen(const Matrix& x, const PackedMatrix& w) {
   return seen;
 }
 
-// What a product with `w` should be, in float64: x as products see it, but outliers meet x itself.
+// What a product with `w` should be, in float64: x as products see it, but outliers meet x itself
+// unless groups are large.
 inline std::vector<double> ExactOfStored(const Matrix& x, const PackedMatrix& w) {
   const Matrix seen = Seen(x, w);
   std::vector<double> y = Exact(seen, Unpacked(w));
+  if (w.group() > kLargestExactGroup) return y;
   for (int64_t panel = 0; panel < w.layout().panels; ++panel) {
     const PackedMatrix::Outliers outliers = w.outliers(panel);
     for (const Outlier* o = outliers.data; o < outliers.data + outliers.size; ++o) {
@@ -145,6 +147,16 @@ inline const std::vector<FormatCase>& Formats() {
       {"int4 in 64", {WeightFormat::kInt4, 64, true}},
       {"int4 in 32", {WeightFormat::kInt4, 32, true}},
   };
+  return kFormats;
+}
+
+// And those of wide groups, for products of many rows.
+inline const std::vector<FormatCase>& ProductFormats() {
+  static const std::vector<FormatCase> kFormats = [] {
+    std::vector<FormatCase> formats = Formats();
+    formats.push_back({"int8 in 512", {WeightFormat::kInt8, 512, true}});
+    return formats;
+  }();
   return kFormats;
 }
 

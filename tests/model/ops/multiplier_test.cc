@@ -1,6 +1,8 @@
 // Products with packed weights, by every instruction set of this processor.
 #include "model/ops/cpu/multiplier.h"
 
+#include <cmath>
+#include <cstring>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -26,7 +28,7 @@ const Shape kShapes[] = {{1, 1, 1},    {3, 5, 7},      {1, 32, 128},  {2, 33, 12
 template <typename Test>
 void ForAll(const Test& test) {
   for (const Kernels& kernels : Available()) {
-    for (const FormatCase& format : Formats()) {
+    for (const FormatCase& format : ProductFormats()) {
       SCOPED_TRACE(std::string(kernels.name) + " " + format.name);
       test(kernels, format);
     }
@@ -58,12 +60,14 @@ TEST(MultiplierTest, OutliersAreAddedExactly) {
   for (const Kernels& kernels : Available()) {
     SCOPED_TRACE(kernels.name);
     Multiplier multiplier(pool, kernels);
-    for (const int64_t m : {1, 2, 16, 19, 40}) {
-      const Matrix x = Random(m, 700, 1), w = Random(70, 700, 2, 0.002);
-      const PackedMatrix packed = Packed(w, {WeightFormat::kInt8, 64, true}, pool);
-      ASSERT_GT(packed.num_outliers(), 30);
-      EXPECT_LT(RelativeError(Multiplied(multiplier, x, packed).data, ExactOfStored(x, packed)),
-                2e-6);
+    for (const int64_t group : {64, 256}) {
+      for (const int64_t m : {1, 2, 16, 19, 40}) {
+        const Matrix x = Random(m, 700, 1), w = Random(70, 700, 2, 0.002);
+        const PackedMatrix packed = Packed(w, {WeightFormat::kInt8, group, true}, pool);
+        ASSERT_GT(packed.num_outliers(), 30);
+        EXPECT_LT(RelativeError(Multiplied(multiplier, x, packed).data, ExactOfStored(x, packed)),
+                  2e-6);
+      }
     }
   }
 }
@@ -95,7 +99,7 @@ TEST(MultiplierTest, ARowIsTheSameInAnyCompany) {
 TEST(MultiplierTest, IntegersAgreeAcrossInstructionSets) {
   ThreadPool pool(2);
   const Matrix x = Random(21, 500, 1), w = Random(70, 500, 2, 0.002);
-  for (const FormatCase& format : Formats()) {
+  for (const FormatCase& format : ProductFormats()) {
     if (!IsInteger(format.options.format)) continue;
     SCOPED_TRACE(format.name);
     const PackedMatrix packed = Packed(w, format.options, pool);
@@ -152,6 +156,92 @@ TEST(MultiplierTest, AddsToWhatIsThere) {
       ASSERT_EQ(y.data[i], product.data[i] + before.data[i]);
     }
   });
+}
+
+TEST(MultiplierTest, BiasAndFunctionBeforeWhatIsThere) {
+  ThreadPool pool(2);
+  const auto apply = [](Unary function, double v) {
+    if (function == Unary::kQuickGelu) return v / (1 + std::exp(-1.702 * v));
+    if (function == Unary::kGelu) return v * 0.5 * (1 + std::erf(v / std::sqrt(2.0)));
+    return v;
+  };
+  ForAll([&](const Kernels& kernels, const FormatCase& format) {
+    Multiplier multiplier(pool, kernels);
+    const Matrix x = Random(18, 100, 1), bias = Random(1, 45, 4);
+    const PackedMatrix packed = Packed(Random(45, 100, 2, 0.01), format.options, pool);
+    const Matrix product = Multiplied(multiplier, x, packed), before = Random(18, 45, 3);
+    for (const Unary function : {Unary::kNone, Unary::kQuickGelu, Unary::kGelu}) {
+      for (const bool add : {false, true}) {
+        Matrix y = before;
+        multiplier.Multiply({Element::kFloat, x.data.data(), 18, 100, 100}, packed,
+                            {Element::kFloat, y.data.data(), 18, 45, 45},
+                            add ? Multiplier::Store::kAdd : Multiplier::Store::kOverwrite,
+                            {bias.data.data(), function});
+        for (size_t i = 0; i < y.data.size(); ++i) {
+          const double v = apply(function, double{product.data[i]} + bias.data[i % 45]);
+          const double expected = v + (add ? before.data[i] : 0);
+          ASSERT_NEAR(y.data[i], expected, 2e-6 * (1 + std::abs(expected) + std::abs(v)));
+        }
+      }
+    }
+  });
+}
+
+TEST(MultiplierTest, RowsAreNormedOnTheirWay) {
+  ThreadPool pool(2);
+  ForAll([&](const Kernels& kernels, const FormatCase& format) {
+    Multiplier multiplier(pool, kernels);
+    for (const int64_t width : {7, 48, 150, 530}) {
+      const int64_t m = 21;
+      const Matrix x = Random(m, width, 1), weight = Random(1, width, 5),
+                   bias = Random(1, width, 6);
+      Matrix normed(m, width);
+      for (int64_t i = 0; i < m; ++i) {
+        double sum = 0, squares = 0;
+        for (int64_t k = 0; k < width; ++k) sum += x.row(i)[k];
+        for (int64_t k = 0; k < width; ++k) squares += std::pow(x.row(i)[k] - sum / width, 2);
+        const double scale = 1 / std::sqrt(squares / width + 0.01);
+        for (int64_t k = 0; k < width; ++k) {
+          normed.row(i)[k] = static_cast<float>(
+              (x.row(i)[k] - sum / width) * scale * weight.data[k] + bias.data[k]);
+        }
+      }
+      const PackedMatrix packed = Packed(Random(40, width, 2, 0.005), format.options, pool);
+      const Matrix plain = Multiplied(multiplier, normed, packed);
+      const RowNorm norm{weight.data.data(), bias.data.data(), 0.01f};
+      Matrix y(m, 40);
+      Multiplier::Input in{Element::kFloat, x.data.data(), m, width, width};
+      in.norm = &norm;
+      multiplier.Multiply(in, packed, {Element::kFloat, y.data.data(), m, 40, 40});
+      // Rounding puts some of the inputs on the other side of a half.
+      const bool exact = format.options.format == WeightFormat::kFloat;
+      EXPECT_LT(RelativeError(y.data, {plain.data.begin(), plain.data.end()}), exact ? 2e-6 : 2e-3)
+          << width;
+    }
+  });
+}
+
+TEST(MultiplierTest, BFloat16IsMultipliedAsItLies) {
+  ThreadPool pool(2);
+  for (const Kernels& kernels : Available()) {
+    Multiplier multiplier(pool, kernels);
+    for (const int64_t m : {1, 15, 50}) {
+      constexpr int64_t n = 40, k = 320, stride = 352;
+      std::vector<uint16_t> x((m + kRowBlock) * stride);
+      const Matrix values = Random(m, stride, 1);
+      for (int64_t i = 0; i < m * stride; ++i) {
+        const float rounded = RoundedToBFloat16(values.data[i]);
+        std::memcpy(&x[i], reinterpret_cast<const char*>(&rounded) + 2, 2);
+      }
+      const PackedMatrix packed = Packed(Random(n, k, 2), {WeightFormat::kBFloat16, 0, true}, pool);
+      Matrix y(m, n), other(m, n);
+      Multiplier::Input in{Element::kBFloat16, x.data(), m, k, stride};
+      multiplier.Multiply(in, packed, {Element::kFloat, y.data.data(), m, n, n});
+      in.padded = true;
+      multiplier.Multiply(in, packed, {Element::kFloat, other.data.data(), m, n, n});
+      EXPECT_EQ(y.data, other.data) << kernels.name << " " << m;
+    }
+  }
 }
 
 TEST(MultiplierTest, WhatIsNotFiniteStaysInItsRow) {

@@ -74,7 +74,12 @@ TEST_F(BadInputTest, QuestionsThatCannotBeAnswered) {
 
   request = question("x");
   request.set_model_label("canary");
-  ExpectRefused(request, kUnimplemented, "model_label");
+  ExpectRefused(request, kNotFound, "no version labelled \"canary\"; it has: 1");
+  request.mutable_model()->set_version(1);
+  ExpectRefused(request, kInvalid, "set one of them");
+  request = question("x");
+  request.mutable_model()->set_name("emoji@");
+  ExpectRefused(request, kInvalid, "names nothing behind the @");
   request = question("x");
   request.set_adapter_id("lora");
   ExpectRefused(request, kUnimplemented, "adapter_id");

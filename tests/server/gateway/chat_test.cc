@@ -236,10 +236,8 @@ TEST_F(ChatTest, ListsModels) {
   ask.mutable_model()->set_name("nobody");
   EXPECT_EQ(models_->GetModelStatus(Context().get(), ask, &state).error_code(),
             grpc::StatusCode::NOT_FOUND);
-  v1::LoadModelResponse loaded;
-  const auto status = models_->LoadModel(Context().get(), {}, &loaded);
-  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNIMPLEMENTED);
-  EXPECT_THAT(status.error_message(), HasSubstr("LoadModel"));
+  EXPECT_EQ(state.versions(0).process(), "vision " + vision_.server().address());
+  EXPECT_EQ(all.models(0).processes(0), "vision " + vision_.server().address());
 }
 
 }  // namespace

@@ -19,6 +19,14 @@ TEST(GatewayOptionsTest, EachFlagIsRead) {
                                "--vision=v:1",
                                "--llm=l:2",
                                "--default-model=emoji",
+                               "--canary-share=0.25",
+                               "--rollout=auto",
+                               "--rollout-window=90s",
+                               "--rollout-min-turns=12",
+                               "--rollout-min-time=13s",
+                               "--rollout-error-tolerance=0.14",
+                               "--rollout-latency-ratio=1.75",
+                               "--rollout-max-drift=0.125",
                                "--data-dir=/tmp/x",
                                "--keys-file=/tmp/keys",
                                "--metrics-open",
@@ -39,6 +47,14 @@ TEST(GatewayOptionsTest, EachFlagIsRead) {
   EXPECT_EQ(options.vision, "v:1");
   EXPECT_EQ(options.llm, "l:2");
   EXPECT_EQ(options.default_model, "emoji");
+  EXPECT_EQ(options.canary_share, 0.25);
+  EXPECT_EQ(options.rollout.mode, "auto");
+  EXPECT_EQ(options.rollout.window, std::chrono::seconds(90));
+  EXPECT_EQ(options.rollout.limits.min_turns, 12u);
+  EXPECT_EQ(options.rollout.limits.min_time, std::chrono::seconds(13));
+  EXPECT_EQ(options.rollout.limits.error_tolerance, 0.14);
+  EXPECT_EQ(options.rollout.limits.latency_ratio, 1.75);
+  EXPECT_EQ(options.rollout.limits.max_drift, 0.125);
   EXPECT_EQ(options.data_dir, "/tmp/x");
   EXPECT_EQ(options.keys_file, "/tmp/keys");
   EXPECT_TRUE(options.metrics_open);
@@ -68,6 +84,8 @@ TEST(GatewayOptionsTest, NamesTheBadSetting) {
   EXPECT_THAT(complaint([](auto& o) { o.llm = "host:0"; }), HasSubstr("--llm host:0"));
   EXPECT_THAT(complaint([](auto& o) { o.llm = ":80"; }), HasSubstr("HOST:PORT"));
   EXPECT_THAT(complaint([](auto& o) { o.llm = "host:80x"; }), HasSubstr("HOST:PORT"));
+  EXPECT_THAT(complaint([](auto& o) { o.default_model = "m@"; }), HasSubstr("--default-model"));
+  EXPECT_THAT(complaint([](auto& o) { o.rollout.window = {}; }), HasSubstr("--rollout-window"));
   EXPECT_THAT(complaint([](auto& o) { o.data_dir = ""; }), HasSubstr("--data-dir"));
   EXPECT_THAT(complaint([](auto& o) { o.max_image_bytes = 0; }), HasSubstr("--max-image-bytes"));
   EXPECT_THAT(complaint([](auto& o) { o.resume_grace = std::chrono::milliseconds(-1); }),

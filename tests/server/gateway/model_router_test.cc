@@ -39,14 +39,16 @@ TEST_F(ModelRouterTest, PrefersTheNewestVersionThatCanSee) {
   fake_llm_.models().Set({FakeTower(), FakeLanguageModel("m", 2), FakeLanguageModel("m", 5, 'x'),
                           FakeLanguageModel("m", 3)});
   Start();
-  EXPECT_EQ(router_.Find("", 0, true)->model.model().version(), 3U);
-  EXPECT_EQ(router_.Find("m", 0, false)->model.model().version(), 3U);
-  EXPECT_EQ(router_.Find("m", 0, true)->numerics, "cpu-f32");
-  EXPECT_EQ(router_.Find("m", 5, false)->model.model().version(), 5U);
-  EXPECT_EQ(router_.Find("m", 5, true).status().code(), absl::StatusCode::kUnavailable);
-  EXPECT_EQ(router_.Find("m", 4, true).status().code(), absl::StatusCode::kNotFound);
-  EXPECT_THAT(std::string(router_.Find("n", 0, true).status().message()),
-              HasSubstr("known are: m"));
+  const auto find = [this](std::string name, uint64_t version, bool pictures) {
+    return router_.Find({.name = std::move(name), .version = version}, pictures);
+  };
+  EXPECT_EQ(find("", 0, true)->model.model().version(), 3U);
+  EXPECT_EQ(find("m", 0, false)->model.model().version(), 3U);
+  EXPECT_EQ(find("m", 0, true)->numerics, "cpu-f32");
+  EXPECT_EQ(find("m", 5, false)->model.model().version(), 5U);
+  EXPECT_EQ(find("m", 5, true).status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(find("m", 4, true).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(std::string(find("n", 0, true).status().message()), HasSubstr("known are: m"));
   EXPECT_EQ(router_.LanguageModels()->size(), 3U) << "a tower is no language model";
   EXPECT_TRUE(router_.Ready().ok());
 }
@@ -55,8 +57,49 @@ TEST_F(ModelRouterTest, AsksAgainBeforeGivingUp) {
   Start();
   fake_llm_.models().Set({FakeLanguageModel("new", 1)});
   std::promise<absl::StatusOr<Route>> found;
-  router_.Resolve("new", 0, true, [&](auto route) { found.set_value(std::move(route)); });
+  router_.Resolve({.name = "new"}, true, [&](auto route) { found.set_value(std::move(route)); });
   EXPECT_TRUE(found.get_future().get().ok());
+}
+
+TEST_F(ModelRouterTest, ACanaryGetsItsShareOfTheSessions) {
+  fake_llm_.models().Set({FakeLanguageModel("m", 1), FakeLanguageModel("m", 2)});
+  v1::SetLabelRequest label;
+  v1::SetLabelResponse labelled;
+  label.set_name("m");
+  for (const auto& [name, version] : {std::pair("stable", 1), std::pair("canary", 2)}) {
+    label.set_label(name);
+    label.set_version(static_cast<uint64_t>(version));
+    ASSERT_TRUE(fake_llm_.models().SetLabel(nullptr, &label, &labelled).ok());
+  }
+  Start();
+  const auto share = [this] {
+    int canaries = 0;
+    for (int i = 0; i < 1000; ++i) {
+      const auto route = router_.Find({.name = "m", .key = std::to_string(i)}, true);
+      canaries += route->model.model().version() == 2 ? 1 : 0;
+    }
+    return canaries;
+  };
+  EXPECT_EQ(share(), 0);
+  EXPECT_EQ(router_.SetCanaryShare("m", 0.25), 0);
+  EXPECT_NEAR(share(), 250, 45);
+  EXPECT_EQ(router_.SetCanaryShare("m", 1), 0.25);
+  EXPECT_EQ(share(), 1000);
+  EXPECT_EQ(router_.Find({.name = "m", .version = 1, .key = "1"}, true)->model.model().version(),
+            1u);
+  // Without its tower it gets nobody who brings a picture.
+  fake_llm_.models().Set({FakeLanguageModel("m", 1), FakeLanguageModel("m", 2, 'x')});
+  Refresh();
+  EXPECT_EQ(share(), 0);
+}
+
+TEST_F(ModelRouterTest, TheDefaultModelMayNameALabel) {
+  fake_llm_.models().Set({FakeLanguageModel("m", 1), FakeLanguageModel("m", 2)});
+  Start();
+  const ModelRouter router(vision_, llm_, "m@1");
+  EXPECT_EQ(router.Find({}, true)->model.model().version(), 1u);
+  EXPECT_EQ(router.Find({.version = 2}, true)->model.model().version(), 2u);
+  EXPECT_EQ(router.Find({.name = "m"}, true)->model.model().version(), 2u);
 }
 
 TEST_F(ModelRouterTest, AServiceWithoutModelsIsNotReady) {

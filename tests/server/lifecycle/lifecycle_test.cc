@@ -370,6 +370,16 @@ TEST(Lifecycle, WishesHoldUntilThePolicyMovesOn) {
   EXPECT_THAT(world.Routed(), ElementsAre(3)) << "the policy has moved past the wishes";
 }
 
+TEST(Lifecycle, AWishIsNotOlderThanWhatWasSeenBeforeIt) {
+  LifecycleWorld world(Options());
+  for (const uint64_t version : {1, 2}) world.Publish(version);
+  world.life().SetRepository(world.repository, world.now());
+  world.Load(1);  // before anything has been decided
+  world.EndLoad(2);
+  world.EndLoad(1);
+  EXPECT_THAT(world.Routed(), ElementsAre(1, 2));
+}
+
 TEST(Lifecycle, UnloadTakesTheLastVersionToo) {
   Served world(Options());
   world.Unload(1);

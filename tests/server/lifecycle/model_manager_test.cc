@@ -328,7 +328,9 @@ TEST_F(ModelManagerTest, LabelsAreShownAndFollowed) {
   ASSERT_TRUE(Reaches(1, v1::MODEL_STATE_READY));
   EXPECT_EQ(Status(3).state(), v1::MODEL_STATE_AVAILABLE);
   std::map<uint64_t, std::vector<std::string>> labels;
-  for (const v1::ModelInfo& info : *manager_->List("emoji")) {
+  const auto models = manager_->List("emoji");
+  ASSERT_TRUE(models.ok());
+  for (const v1::ModelInfo& info : *models) {
     labels[info.model().version()] = {info.labels().begin(), info.labels().end()};
   }
   EXPECT_THAT(labels[1], ElementsAre("stable"));

@@ -105,6 +105,32 @@ class HttpConnectionTest : public testing::Test {
   std::unique_ptr<HttpServer> server_;
 };
 
+TEST_F(HttpConnectionTest, AQuietStreamHasAHeartbeat) {
+  options_.limits.heartbeat = milliseconds(50);
+  StartServer();
+  auto socket = Connect();
+  Send(socket, Post("/stream", ""));
+  const auto stream = handler_.stream();
+  stream->Begin({200, "text/event-stream", "first", {}, ": beat\n\n"});
+  std::string read;
+  for (int beats = 0; beats < 3; ++beats) {
+    boost::asio::read_until(socket, boost::asio::dynamic_buffer(read), ": beat\n\n");
+    read.erase(0, read.find(": beat\n\n") + 8);
+  }
+  stream->Write("last");
+  stream->End();
+  const std::string rest = read + Rest(socket);
+  EXPECT_THAT(rest, AllOf(HasSubstr("4\r\nlast\r\n"), EndsWith("0\r\n\r\n")));
+  // None without one, and none into the next answer.
+  auto silent = Connect();
+  Send(silent, Post("/stream", ""));
+  const auto other = handler_.stream();
+  other->Begin({200, "text/event-stream", "first"});
+  std::this_thread::sleep_for(milliseconds(200));
+  other->End();
+  EXPECT_THAT(Rest(silent), EndsWith("\r\n\r\n5\r\nfirst\r\n0\r\n\r\n"));
+}
+
 TEST_F(HttpConnectionTest, BodiesComeWholeHoweverTheyAreCut) {
   StartServer();
   const std::string body(900, 'b');

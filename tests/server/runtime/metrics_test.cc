@@ -7,6 +7,7 @@ namespace llava {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 TEST(MetricsTest, RendersWhatMoved) {
   Metrics metrics("test");
@@ -26,6 +27,18 @@ TEST(MetricsTest, SameNameAndLabelsAreTheSameMetric) {
   auto& first = metrics.Counter("llava_test_total", "Things.", {{"kind", "a"}});
   EXPECT_EQ(&first, &metrics.Counter("llava_test_total", "Things.", {{"kind", "a"}}));
   EXPECT_NE(&first, &metrics.Counter("llava_test_total", "Things.", {{"kind", "b"}}));
+}
+
+TEST(MetricsTest, AGaugeThatIsRemovedIsGone) {
+  Metrics metrics("test");
+  metrics.Gauge("llava_test_info", "Versions.", {{"version", "1"}}).Set(1);
+  metrics.Gauge("llava_test_info", "Versions.", {{"version", "2"}}).Set(1);
+  metrics.RemoveGauge("llava_test_info", {{"version", "1"}});
+  metrics.RemoveGauge("llava_test_info", {{"version", "3"}});
+  const std::string text = metrics.Render();
+  EXPECT_THAT(text, Not(HasSubstr("version=\"1\"")));
+  EXPECT_THAT(text, HasSubstr("llava_test_info{version=\"2\"} 1"));
+  EXPECT_THAT(text, Not(HasSubstr("version=\"3\"")));
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <stdexcept>
+#include <string>
 
 #include "google/rpc/error_details.pb.h"
 
@@ -43,6 +44,16 @@ TEST(StatusTest, ExceptionsBecomeTheRightCode) {
       Thrown(std::runtime_error("shape\nException raised from x (most recent call first):\n#0")),
       absl::InternalError("shape"));
   EXPECT_EQ(FromException(std::make_exception_ptr(7)).code(), absl::StatusCode::kInternal);
+}
+
+TEST(StatusTest, MemoryThatLibTorchMissesIsAResource) {
+  for (const char* const said :
+       {"CUDA out of memory. Tried to allocate 500.00 GiB. GPU 0 has a total capacity of 79 GiB",
+        "[enforce fail at alloc_cpu.cpp:124] data. DefaultCPUAllocator: not enough memory: you "
+        "tried to allocate 8 bytes."}) {
+    EXPECT_EQ(Thrown(std::runtime_error(std::string(said) + "\nException raised from malloc")),
+              absl::ResourceExhaustedError(said));
+  }
 }
 
 TEST(StatusTest, UnimplementedNamesTheField) {

@@ -1,159 +1,21 @@
-// The pipeline over a tower made of rules, so that every fault and every order can be staged.
+// The pipeline: batches, cache, bounds, orderly ends.
 
 #include "server/vision/engine.h"
 
 #include <gmock/gmock.h>
 
-#include <filesystem>
-#include <fstream>
-#include <future>
-#include <sstream>
-#include <stdexcept>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
 
-#include "tests/support/fixtures.h"
-#include "tests/support/slowdown.h"
+#include "tests/server/vision/engine_harness.h"
 
 namespace llava {
 namespace {
 
 using ::testing::HasSubstr;
-
-std::string Picture(const std::string& name) {
-  std::ifstream stream(FixturesDir() / "images" / name, std::ios::binary);
-  std::stringstream bytes;
-  bytes << stream.rdbuf();
-  return bytes.str();
-}
-
-// A 24-bit BMP of 8 x 8 pixels, all of one value.
-std::string Bitmap(char value) {
-  std::string file("BM", 2);
-  const auto number = [&file](uint32_t number, int bytes) {
-    for (int i = 0; i < bytes; ++i) file.push_back(static_cast<char>(number >> (8 * i)));
-  };
-  number(54 + 192, 4);  // file size
-  number(0, 4);
-  number(54, 4);  // where the pixels begin
-  number(40, 4);  // header size
-  number(8, 4);
-  number(8, 4);
-  number(1, 2);
-  number(24, 2);
-  for (const uint32_t field : {0u, 192u, 2835u, 2835u, 0u, 0u}) number(field, 4);
-  return file + std::string(192, value);
-}
-
-struct Switches {
-  Mutex mutex;
-  CondVar changed;
-  bool hold LLAVA_GUARDED_BY(mutex) = false;
-  bool dead LLAVA_GUARDED_BY(mutex) = false;
-  std::vector<size_t> batches LLAVA_GUARDED_BY(mutex);
-};
-
-// One row of one number per picture. Layer -3: throws if a bright picture is in the batch. Layer
-// -4: gives numbers that are not finite.
-class RuleEncoder : public PictureEncoder {
- public:
-  explicit RuleEncoder(std::shared_ptr<Switches> switches) : switches_(std::move(switches)) {}
-  std::vector<std::string> Encode(std::span<const std::vector<float>> pixels, int64_t layer,
-                                  SelectFeature feature) override {
-    const bool warm_up = pixels.size() == 1 && pixels[0][0] == 0;
-    {
-      MutexLock lock(switches_->mutex);
-      while (switches_->hold && !warm_up) switches_->changed.Wait(switches_->mutex);
-      if (switches_->dead) throw std::runtime_error("device lost");
-      if (!warm_up) switches_->batches.push_back(pixels.size());
-    }
-    std::vector<std::string> rows;
-    for (const auto& picture : pixels) {
-      if (layer == -3 && picture[0] > 1) throw std::runtime_error("poisoned");
-      rows.push_back(layer == -4 ? std::string("\x80\x7f", 2) : std::string("\0\1", 2));
-    }
-    return rows;
-  }
-
- private:
-  std::shared_ptr<Switches> switches_;
-};
-
-class Collector : public EncodeCall {
- public:
-  void Done(std::shared_ptr<const Features> result, bool was_cached, const EncodeTimes&) override {
-    features = std::move(result);
-    cached = was_cached;
-    done_.set_value(absl::OkStatus());
-  }
-  void Failed(const absl::Status& status) override { done_.set_value(status); }
-  bool gone() const override { return gone_; }
-  Clock::time_point deadline() const override { return deadline_; }
-
-  absl::Status Wait() {
-    auto future = done_.get_future();
-    if (future.wait_for(kSlowdown * std::chrono::seconds(20)) != std::future_status::ready) {
-      return absl::InternalError("no end came");
-    }
-    return future.get();
-  }
-  std::shared_ptr<const Features> features;
-  bool cached = false;
-  std::atomic<bool> gone_ = false;
-  Clock::time_point deadline_ = Clock::time_point::max();
-
- private:
-  std::promise<absl::Status> done_;
-};
-
-class VisionEngineTest : public ::testing::Test {
- protected:
-  void Start(VisionEngine::Options options) {
-    LoadedTower tower;
-    tower.info.num_layers = 4;
-    tower.info.num_patches = tower.info.width = 1;
-    tower.info.preprocess.image_size = 8;
-    tower.info.numerics = "test-f32";
-    tower.factory = [this](int) {
-      if (on_load_) on_load_();
-      return std::make_unique<RuleEncoder>(switches_);
-    };
-    engine_ = std::make_unique<VisionEngine>(options, std::move(tower), metrics_,
-                                             [this](const std::string& why) { all_failed_ = why; });
-    ASSERT_TRUE(engine_->WaitUntilReady().ok());
-  }
-  std::shared_ptr<Collector> Post(std::string image, int64_t layer = -2,
-                                  absl::Status* refused = nullptr,
-                                  const std::function<void(Collector&)>& change = {}) {
-    EncodeJob job;
-    auto call = std::make_shared<Collector>();
-    if (change) change(*call);
-    job.image = std::move(image);
-    job.select_layer = layer;
-    job.spec_digest = HashBytes(std::to_string(layer));
-    job.call = call;
-    const absl::Status status = engine_->Post(std::move(job));
-    if (refused) {
-      *refused = status;
-    } else {
-      EXPECT_TRUE(status.ok()) << status;
-    }
-    return call;
-  }
-  void Hold(bool hold) {
-    MutexLock lock(switches_->mutex);
-    switches_->hold = hold;
-    switches_->changed.NotifyAll();
-  }
-  std::vector<size_t> Batches() {
-    MutexLock lock(switches_->mutex);
-    return switches_->batches;
-  }
-
-  Metrics metrics_{"vision"};
-  std::shared_ptr<Switches> switches_ = std::make_shared<Switches>();
-  std::string all_failed_;
-  std::function<void()> on_load_;         // called on the thread of each worker that loads
-  std::unique_ptr<VisionEngine> engine_;  // last: its threads use the fields above
-};
 
 TEST_F(VisionEngineTest, RequestsThatArriveTogetherRunTogether) {
   Start({.max_batch = 4, .batch_wait = std::chrono::seconds(20)});
@@ -207,9 +69,80 @@ TEST_F(VisionEngineTest, ABadPictureHurtsNobodyElse) {
   EXPECT_TRUE(next->Wait().ok() && last->Wait().ok()) << "the worker lives";
 }
 
+TEST_F(VisionEngineTest, ABatchWithoutMemoryIsTriedOneByOne) {
+  Start({.max_batch = 3, .batch_wait = std::chrono::seconds(20)});
+  std::vector<std::shared_ptr<Collector>> calls;
+  for (const char value : {'1', '2', '3'}) calls.push_back(Post(Bitmap(value), -5));
+  for (const auto& call : calls) EXPECT_TRUE(call->Wait().ok());
+  EXPECT_EQ(Batches(), (std::vector<size_t>{3, 1, 1, 1}));
+  for (const char value : {'1', '2', '3'}) {
+    calls.push_back(Post(Bitmap(value), -6));
+  }
+  EXPECT_EQ(calls.back()->Wait().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(engine_->failure(), "");
+}
+
 TEST_F(VisionEngineTest, NumbersThatAreNotFiniteAreAFault) {
   Start({.batch_wait = std::chrono::seconds(0)});
   EXPECT_EQ(Post(Picture("plain.png"), -4)->Wait().code(), absl::StatusCode::kInternal);
+  EXPECT_EQ(engine_->statistics().nan_outputs, 1u);
+}
+
+EncodeJob TensorJob(const std::shared_ptr<Collector>& call, float value, int64_t layer = -2) {
+  EncodeJob job;
+  job.pixels.assign(3 * 8 * 8, value);
+  job.select_layer = layer;
+  job.call = call;
+  return job;
+}
+
+TEST_F(VisionEngineTest, ATensorNeedsNoDecoder) {
+  Start({.max_batch = 2, .batch_wait = std::chrono::seconds(20)});
+  auto first = std::make_shared<Collector>(), second = std::make_shared<Collector>();
+  std::vector<EncodeJob> jobs;
+  jobs.push_back(TensorJob(first, 0.5f));
+  jobs.push_back(TensorJob(second, 0.5f));
+  ASSERT_TRUE(engine_->Post(std::move(jobs)).ok());
+  EXPECT_TRUE(first->Wait().ok() && second->Wait().ok());
+  EXPECT_EQ(Batches(), std::vector<size_t>{2});
+  EXPECT_EQ(cache_.entries(), 0u) << "nobody can ask for them again";
+  EXPECT_EQ(engine_->statistics().success.count, 2u);
+
+  // Numbers that no picture has say nothing of the tower.
+  auto odd = std::make_shared<Collector>(), other = std::make_shared<Collector>();
+  std::vector<EncodeJob> odd_jobs;
+  odd_jobs.push_back(TensorJob(odd, 0.5f, -4));
+  odd_jobs.push_back(TensorJob(other, 0.5f, -4));
+  ASSERT_TRUE(engine_->Post(std::move(odd_jobs)).ok());
+  EXPECT_EQ(odd->Wait().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(engine_->statistics().nan_outputs, 0u);
+}
+
+TEST_F(VisionEngineTest, TakesAllPicturesOfACallOrNone) {
+  Start({.queue = 2});
+  std::vector<EncodeJob> jobs;
+  std::vector<std::shared_ptr<Collector>> calls;
+  for (int i = 0; i < 3; ++i) {
+    calls.push_back(std::make_shared<Collector>());
+    jobs.push_back(TensorJob(calls.back(), 0.5f));
+  }
+  EXPECT_EQ(engine_->Post(std::move(jobs)).code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(engine_->waiting(), 0);
+  EXPECT_TRUE(Batches().empty());
+}
+
+TEST_F(VisionEngineTest, AClientThatGoesWhileItsPictureIsDecodedCostsNoBatch) {
+  Start({.max_batch = 1, .batch_wait = std::chrono::seconds(0)});
+  Hold(true);
+  auto running = Post(Picture("plain.png"));
+  while (engine_->computing() == 0) std::this_thread::yield();
+  auto leaving = Post(Picture("rgba.png"), -2, nullptr, [](Collector& call) {
+    call.patience_ = 1;  // there when the decoder begins, gone when it has ended
+  });
+  EXPECT_EQ(leaving->Wait().code(), absl::StatusCode::kCancelled) << "the worker is still held";
+  Hold(false);
+  EXPECT_TRUE(running->Wait().ok());
+  EXPECT_EQ(Batches().size(), 1u);
 }
 
 TEST_F(VisionEngineTest, LateAndGoneRequestsCostNothing) {
@@ -265,29 +198,59 @@ TEST_F(VisionEngineTest, ACrowdForOnePictureIsRefusedAtTheDoorToo) {
   EXPECT_TRUE(Post(Picture("rgba.png"))->Wait().ok()) << "their places are free again";
 }
 
-TEST_F(VisionEngineTest, TellsThatAWorkerLoads) {
-  std::string during;
-  on_load_ = [&] { during = metrics_.Render(); };
-  Start({});
-  EXPECT_THAT(during, HasSubstr("llava_vision_workers{state=\"loading\"} 1"));
-  EXPECT_THAT(metrics_.Render(), HasSubstr("llava_vision_workers{state=\"loading\"} 0"));
-  EXPECT_THAT(metrics_.Render(), HasSubstr("llava_vision_workers{state=\"ready\"} 1"));
+TEST_F(VisionEngineTest, AnEngineThatIsLetGoEndsItsWork) {
+  Start({.max_batch = 1, .batch_wait = std::chrono::seconds(0)});
+  Hold(true);
+  std::vector<std::shared_ptr<Collector>> calls;
+  for (const char* name : {"plain.png", "rgba.png", "gray.png"}) {
+    calls.push_back(Post(Picture(name)));
+  }
+  std::thread end([this] { engine_.reset(); });
+  Hold(false);
+  end.join();
+  for (const auto& call : calls) EXPECT_TRUE(call->Wait().ok());
 }
 
-TEST_F(VisionEngineTest, ADeadDeviceFailsEverybodyAndSaysSo) {
+TEST_F(VisionEngineTest, EnginesShareTheCacheAndTheMetrics) {
   Start({.batch_wait = std::chrono::seconds(0)});
-  {
-    MutexLock lock(switches_->mutex);
-    switches_->dead = true;
-  }
-  EXPECT_FALSE(Post(Picture("plain.png"))->Wait().ok());
-  absl::Status refused;
-  do {
-    Post(Picture("rgba.png"), -2, &refused);
-  } while (refused.ok());
-  engine_->Stop();
-  EXPECT_THAT(all_failed_, HasSubstr("device lost"));
-  EXPECT_THAT(metrics_.Render(), HasSubstr("llava_vision_workers{state=\"failed\"} 1"));
+  auto first = Post(Picture("plain.png"));
+  ASSERT_TRUE(first->Wait().ok());
+  const auto old = std::move(engine_);
+  Start({.batch_wait = std::chrono::seconds(0)});
+  EXPECT_THAT(metrics_.Render(), HasSubstr("llava_vision_workers{state=\"ready\"} 2"));
+  auto again = Post(Picture("plain.png"));
+  ASSERT_TRUE(again->Wait().ok());
+  EXPECT_TRUE(again->cached);
+  EXPECT_EQ(again->features, first->features);
+}
+
+TEST_F(VisionEngineTest, AnotherReadingOfExifIsAnotherFeature) {
+  Start({.batch_wait = std::chrono::seconds(0)});
+  const std::string plain = engine_->info().numerics;
+  ASSERT_TRUE(Post(Picture("plain.png"))->Wait().ok());
+  VisionEngine::Options options{.batch_wait = std::chrono::seconds(0)};
+  options.decode.apply_exif = true;
+  Start(options);
+  EXPECT_NE(engine_->info().numerics, plain);
+  auto turned = Post(Picture("plain.png"));
+  ASSERT_TRUE(turned->Wait().ok());
+  EXPECT_FALSE(turned->cached);
+}
+
+TEST_F(VisionEngineTest, TellsWhatItDid) {
+  Start({.max_batch = 2, .batch_wait = std::chrono::seconds(20), .preferred_batches = {2}});
+  auto first = Post(Picture("plain.png")), second = Post(Picture("rgba.png"));
+  ASSERT_TRUE(first->Wait().ok() && second->Wait().ok());
+  ASSERT_TRUE(Post(Picture("plain.png"))->Wait().ok());
+  EXPECT_FALSE(Post("no picture")->Wait().ok());
+  const EncodeStatistics all = engine_->statistics();
+  EXPECT_EQ(all.success.count, 3u);
+  EXPECT_EQ(all.failure.count, 1u);
+  EXPECT_EQ(all.encoded, 2u);
+  EXPECT_EQ(all.cache_hit.count, 1u);
+  EXPECT_EQ(all.batches.at(2).count, 1u);
+  EXPECT_GT(all.decode.seconds, 0);
+  EXPECT_GT(all.last_request.time_since_epoch().count(), 0);
 }
 
 TEST_F(VisionEngineTest, StopAnswersEverybody) {

@@ -7,15 +7,13 @@
 #include <grpcpp/grpcpp.h>
 
 #include <cmath>
-#include <filesystem>
-#include <fstream>
-#include <sstream>
-#include <stdexcept>
+#include <memory>
+#include <string>
 
 #include "model/checkpoint/tensor_file.h"
-#include "server/vision/vision_options.h"
 #include "server/wire/feature_key.h"
 #include "server/wire/tensor_stream.h"
+#include "tests/server/vision/vision_test_server.h"
 #include "tests/support/fixtures.h"
 #include "tests/support/slowdown.h"
 
@@ -24,12 +22,7 @@ namespace {
 
 using ::testing::HasSubstr;
 
-std::string Picture(const std::string& name) {
-  std::ifstream stream(FixturesDir() / "images" / name, std::ios::binary);
-  std::stringstream bytes;
-  bytes << stream.rdbuf();
-  return bytes.str();
-}
+std::string Picture(const std::string& name) { return FixturePicture(name); }
 
 struct Encoded {
   grpc::Status status;
@@ -40,30 +33,11 @@ struct Encoded {
 class VisionServiceTest : public ::testing::Test {
  protected:
   VisionServiceTest() {
-    VisionOptions options;
-    options.tower.model = (FixturesDir() / "clip-tower").string();
-    options.engine.limits.max_bytes = 100'000;
-    options.engine.limits.max_pixels = 20'000;
-    auto tower = OpenTowerWorkers(options.tower);
-    if (!tower.ok()) throw std::runtime_error(tower.status().ToString());
-    engine_ = std::make_unique<VisionEngine>(options.engine, *std::move(tower), metrics_);
-    if (auto status = engine_->WaitUntilReady(); !status.ok()) {
-      throw std::runtime_error(status.ToString());
-    }
-    service_ =
-        std::make_unique<VisionService>(admission_, metrics_, options.engine.limits.max_bytes);
-    int port = 0;
-    grpc::ServerBuilder builder;
-    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
-    builder.RegisterService(service_.get());
-    server_ = builder.BuildAndStart();
-    stub_ = v1::VisionService::NewStub(grpc::CreateChannel("127.0.0.1:" + std::to_string(port),
-                                                           grpc::InsecureChannelCredentials()));
-    spec_.set_tower_digest(ToBytes(engine_->info().digest));
+    stub_ = v1::VisionService::NewStub(here_.channel);
+    spec_.set_tower_digest(ToBytes(here_.engine().info().digest));
     spec_.set_image_mode(v1::IMAGE_MODE_PAD);
     spec_.set_select_layer(-2);
     spec_.set_select_feature(v1::SELECT_FEATURE_PATCH);
-    service_->SetEngine(engine_.get());
   }
 
   Encoded Encode(const std::string& image, const v1::VisionSpec& spec) {
@@ -86,11 +60,7 @@ class VisionServiceTest : public ::testing::Test {
     return result;
   }
 
-  Metrics metrics_{"vision"};
-  Admission admission_;
-  std::unique_ptr<VisionEngine> engine_;
-  std::unique_ptr<VisionService> service_;
-  std::unique_ptr<grpc::Server> server_;
+  VisionTestServer here_;
   std::unique_ptr<v1::VisionService::Stub> stub_;
   v1::VisionSpec spec_;
 };
@@ -155,20 +125,43 @@ TEST_F(VisionServiceTest, RefusesWhatItCannotDoAndSaysWhy) {
   EXPECT_EQ(anyres.error_code(), StatusCode::UNIMPLEMENTED);
   EXPECT_THAT(anyres.error_message(), HasSubstr("image_mode"));
   EXPECT_TRUE(Encode(good, spec_).status.ok());
-  EXPECT_THAT(metrics_.Render(),
+  EXPECT_THAT(here_.metrics.Render(),
               HasSubstr("llava_vision_requests_total{code=\"UNIMPLEMENTED\"} 1"));
 }
 
 TEST_F(VisionServiceTest, RefusesWhileLoadingAndWhileDraining) {
-  service_->SetEngine(nullptr);
+  here_.loader->Unroute("clip", 7);
   EXPECT_EQ(Encode(Picture("gray.png"), spec_).status.error_code(), grpc::StatusCode::UNAVAILABLE);
-  service_->SetEngine(engine_.get());
+  here_.loader->Route(here_.servable);
   EXPECT_TRUE(Encode(Picture("gray.png"), spec_).status.ok());
-  admission_.StartDraining();
+  here_.admission.StartDraining();
   EXPECT_EQ(Encode(Picture("gray.png"), spec_).status.error_code(), grpc::StatusCode::UNAVAILABLE);
   // The client may hear of the end a little before the call is counted out.
   EXPECT_TRUE(
-      admission_.WaitUntilIdle(CondVar::Clock::now() + kSlowdown * std::chrono::seconds(10)));
+      here_.admission.WaitUntilIdle(CondVar::Clock::now() + kSlowdown * std::chrono::seconds(10)));
+}
+
+TEST_F(VisionServiceTest, ServesTheTowerThatIsAskedFor) {
+  const std::string emoji = std::string(LLAVA_SOURCE_DIR) + "/deploy/models/emoji-tower/1";
+  const auto other = here_.loader->Load({"emoji-tower", 1, emoji}, {});
+  ASSERT_TRUE(other.ok()) << other.status();
+  v1::VisionSpec of_other = spec_;
+  of_other.set_tower_digest((*other)->info().model().digest());
+  const grpc::Status missing = Encode(Picture("gray.png"), of_other).status;
+  EXPECT_EQ(missing.error_code(), grpc::StatusCode::NOT_FOUND);
+  EXPECT_THAT(missing.error_message(), HasSubstr("clip 7")) << "what there is";
+  here_.loader->Route(*other);
+  const Encoded first = Encode(Picture("gray.png"), spec_);
+  const Encoded second = Encode(Picture("gray.png"), of_other);
+  ASSERT_TRUE(first.status.ok() && second.status.ok()) << second.status.error_message();
+  EXPECT_NE(first.bytes, second.bytes);
+  EXPECT_NE(first.header.key().spec_digest(), second.header.key().spec_digest());
+
+  // A tower that went and came back: its features are still known.
+  here_.loader->Unroute("clip", 7);
+  EXPECT_EQ(Encode(Picture("gray.png"), spec_).status.error_code(), grpc::StatusCode::NOT_FOUND);
+  here_.loader->Route(here_.servable);
+  EXPECT_TRUE(Encode(Picture("gray.png"), spec_).header.cached());
 }
 
 }  // namespace

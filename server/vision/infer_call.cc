@@ -1,0 +1,134 @@
+#include "server/vision/infer_call.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/cord.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "model/digest/sha256.h"
+#include "server/runtime/logging.h"
+#include "server/runtime/status.h"
+#include "server/wire/deadline.h"
+
+namespace llava {
+namespace {
+
+constexpr std::chrono::milliseconds kRetryAfter{500};
+
+absl::Status WithPrefix(const std::string& prefix, const absl::Status& status) {
+  absl::Status result(status.code(), absl::StrCat(prefix, status.message()));
+  status.ForEachPayload(
+      [&](absl::string_view url, const absl::Cord& payload) { result.SetPayload(url, payload); });
+  return result;
+}
+
+}  // namespace
+
+// A picture of the batch as the engine sees it.
+class InferenceService::InferCall::Picture : public EncodeCall {
+ public:
+  Picture(std::shared_ptr<InferCall> call, size_t index) : call_(std::move(call)), index_(index) {}
+
+  void Done(std::shared_ptr<const Features> features, bool, const EncodeTimes&) override {
+    call_->PictureEnded(index_, std::move(features), absl::OkStatus());
+  }
+  void Failed(const absl::Status& status) override { call_->PictureEnded(index_, nullptr, status); }
+  bool gone() const override { return call_->over_; }
+  Clock::time_point deadline() const override { return call_->deadline_; }
+
+ private:
+  const std::shared_ptr<InferCall> call_;
+  const size_t index_;
+};
+
+InferenceService::InferCall* InferenceService::InferCall::Start(
+    InferenceService& service, grpc::CallbackServerContext& context,
+    const inference::ModelInferRequest& request, inference::ModelInferResponse* response) {
+  auto call = std::shared_ptr<InferCall>(new InferCall(service, response));
+  call->self_ = call;
+  if (const absl::Status status = call->Begin(context, request); !status.ok()) call->End(status);
+  return call.get();
+}
+
+absl::Status InferenceService::InferCall::Begin(grpc::CallbackServerContext& context,
+                                                const inference::ModelInferRequest& request) {
+  request_id_ = RequestId(context);
+  if (!request.id().empty()) request_id_ = AcceptRequestId(request.id());
+  response_->set_id(request.id());
+  if (!service_.admission_.Enter()) {
+    return OverloadedError("vision: draining, no new pictures", kRetryAfter);
+  }
+  admitted_ = true;
+  auto tower = service_.Find(request.model_name(), request.model_version());
+  if (!tower.ok()) return tower.status();
+  tower_ = *std::move(tower);
+  VisionEngine& engine = tower_->engine();
+  auto plan = PlanInference(request, engine.info(), engine.options());
+  if (!plan.ok()) return plan.status();
+  plan_ = *std::move(plan);
+  deadline_ = SteadyDeadline(context);
+  if (plan_.timeout) deadline_ = std::min(deadline_, Clock::now() + *plan_.timeout);
+  std::vector<EncodeJob> jobs = std::move(plan_.jobs);
+  {
+    MutexLock lock(mutex_);
+    features_.resize(jobs.size());
+    left_ = jobs.size();
+  }
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    jobs[i].request_id = request_id_;
+    jobs[i].call = std::make_shared<Picture>(shared_from_this(), i);
+  }
+  return engine.Post(std::move(jobs));
+}
+
+void InferenceService::InferCall::PictureEnded(size_t index,
+                                               std::shared_ptr<const Features> features,
+                                               const absl::Status& status) {
+  absl::Status end;
+  {
+    MutexLock lock(mutex_);
+    features_[index] = std::move(features);
+    if (!status.ok() && status_.ok()) {
+      status_ = WithPrefix(absl::StrCat(plan_.input, "[", index, "]: "), status);
+      over_ = true;
+    }
+    if (--left_ > 0) return;
+    end = status_;
+  }
+  if (end.ok()) Respond();
+  End(end);
+}
+
+void InferenceService::InferCall::Respond() {
+  const v1::ModelInfo& info = tower_->info();
+  response_->set_model_name(info.model().name());
+  response_->set_model_version(absl::StrCat(info.model().version()));
+  auto& parameters = *response_->mutable_parameters();
+  parameters["tower_digest"].set_string_param(ToHex(tower_->engine().info().digest));
+  parameters["numerics"].set_string_param(info.numerics());
+  MutexLock lock(mutex_);
+  WriteOutputs(plan_, features_, response_);
+}
+
+void InferenceService::InferCall::End(const absl::Status& status) {
+  if (!status.ok()) {
+    LogInfo("refused", {{"request_id", request_id_},
+                        {"code", absl::StatusCodeToString(status.code())},
+                        {"error", std::string(status.message())}});
+  }
+  service_.metrics_
+      .Counter("llava_vision_infer_requests_total", "ModelInfer calls by status code",
+               {{"code", absl::StatusCodeToString(status.code())}})
+      .Increment();
+  if (admitted_) service_.admission_.Leave();
+  Finish(ToGrpc(status));  // last: after it the process may end
+}
+
+grpc::ServerUnaryReactor* InferenceService::ModelInfer(Context* context,
+                                                       const inference::ModelInferRequest* request,
+                                                       inference::ModelInferResponse* response) {
+  return InferCall::Start(*this, *context, *request, response);
+}
+
+}  // namespace llava

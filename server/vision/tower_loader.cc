@@ -1,0 +1,164 @@
+#include "server/vision/tower_loader.h"
+
+#include <algorithm>
+#include <exception>
+#include <filesystem>
+#include <optional>
+#include <system_error>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "model/checkpoint/manifest.h"
+#include "server/device/device.h"
+#include "server/runtime/logging.h"
+
+namespace llava {
+namespace {
+
+int WorkersOf(const TowerOptions& options) {
+  const auto devices = ParseDevices(options.device);
+  return options.workers * (devices.ok() ? static_cast<int>(devices->size()) : 1);
+}
+
+TowerOptions At(TowerOptions options, const VersionRef& version) {
+  options.model = version.folder.string();
+  return options;
+}
+
+// What the manifest says, if there is a readable one: nothing is decided by it alone.
+std::optional<Manifest> ManifestOf(const VersionRef& version) {
+  std::error_code error;
+  if (!std::filesystem::exists(version.folder / "manifest.json", error)) return std::nullopt;
+  try {
+    return Manifest::Read(version.folder);
+  } catch (const std::exception&) {
+    return std::nullopt;  // opening it will tell why
+  }
+}
+
+}  // namespace
+
+EngineReaper::EngineReaper() : thread_([this] { Loop(); }) {}
+
+EngineReaper::~EngineReaper() {
+  {
+    MutexLock lock(mutex_);
+    closed_ = true;
+    changed_.NotifyAll();
+  }
+  thread_.join();
+}
+
+std::shared_ptr<VisionEngine> EngineReaper::Own(std::unique_ptr<VisionEngine> engine) {
+  return std::shared_ptr<VisionEngine>(engine.release(), [this](VisionEngine* gone) {
+    MutexLock lock(mutex_);
+    gone_.emplace_back(gone);
+    changed_.NotifyAll();
+  });
+}
+
+void EngineReaper::Wait() {
+  MutexLock lock(mutex_);
+  while (!gone_.empty() || freeing_) changed_.Wait(mutex_);
+}
+
+void EngineReaper::Loop() {
+  while (true) {
+    std::unique_ptr<VisionEngine> next;
+    {
+      MutexLock lock(mutex_);
+      freeing_ = false;
+      changed_.NotifyAll();
+      while (gone_.empty() && !closed_) changed_.Wait(mutex_);
+      if (gone_.empty()) return;
+      next = std::move(gone_.front());
+      gone_.pop_front();
+      freeing_ = true;
+    }
+    next.reset();
+  }
+}
+
+VisionServableLoader::VisionServableLoader(TowerOptions options, VisionEngine::Options engine,
+                                           FeatureCache& cache, Metrics& metrics)
+    : options_(std::move(options)),
+      engine_options_(std::move(engine)),
+      workers_(WorkersOf(options_)),
+      cache_(cache),
+      metrics_(metrics),
+      towers_(metrics) {}
+
+std::shared_ptr<VisionEngine> VisionServableLoader::FindEngine(const Sha256Digest& digest) {
+  MutexLock lock(mutex_);
+  std::erase_if(engines_, [](const auto& engine) { return engine.expired(); });
+  for (const auto& weak : engines_) {
+    auto engine = weak.lock();
+    if (engine && engine->info().digest == digest && engine->failure().empty()) return engine;
+  }
+  return nullptr;
+}
+
+absl::StatusOr<uint64_t> VisionServableLoader::EstimateBytes(const VersionRef& version,
+                                                             int workers) {
+  if (const auto manifest = ManifestOf(version);
+      manifest && manifest->kind == Manifest::Kind::kTower && FindEngine(manifest->tower_digest)) {
+    return 0;
+  }
+  return EstimateTowerBytes(At(options_, version), workers > 0 ? workers : workers_,
+                            engine_options_.max_batch);
+}
+
+absl::StatusOr<std::shared_ptr<Servable>> VisionServableLoader::Load(const VersionRef& version,
+                                                                     const LoadOptions& options) {
+  const auto progress = [&](double share) {
+    if (options.progress) options.progress(share);
+  };
+  const auto stopped = [&] { return options.stop && options.stop(); };
+  const auto made = [&](std::shared_ptr<VisionEngine> engine) -> std::shared_ptr<Servable> {
+    v1::ModelInfo info = TowerModelInfo(engine->info(), version.name, version.version);
+    return std::make_shared<VisionServable>(std::move(info), std::move(engine));
+  };
+  reaper_.Wait();  // what is going shall have gone before more comes
+  // Verified first, then read by each worker.
+  constexpr double kVerifying = 0.5;
+  const TowerReading reading{[&](double share) { progress(kVerifying * share); }, options.stop,
+                             options.bytes_per_second};
+  absl::StatusOr<LoadedTower> tower = OpenTowerWorkers(At(options_, version), reading);
+  if (!tower.ok()) return tower.status();
+  if (stopped()) return absl::CancelledError("told to stop while loading");
+  if (auto engine = FindEngine(tower->info.digest)) {
+    LogInfo("the tower is loaded already", {{"model", version.name},
+                                            {"version", absl::StrCat(version.version)},
+                                            {"digest", ToHex(tower->info.digest)}});
+    progress(1);
+    return made(std::move(engine));
+  }
+  progress(kVerifying);
+  const auto engine = reaper_.Own(std::make_unique<VisionEngine>(
+      engine_options_, *std::move(tower), cache_, metrics_, options.workers));
+  if (options.warming) options.warming();
+  if (auto status = engine->WaitUntilReady(options.stop); !status.ok()) return status;
+  progress(1);
+  {
+    MutexLock lock(mutex_);
+    engines_.push_back(engine);
+  }
+  return made(engine);
+}
+
+void VisionServableLoader::Route(std::shared_ptr<Servable> servable) {
+  towers_.Route(std::static_pointer_cast<VisionServable>(std::move(servable)));
+}
+
+void VisionServableLoader::Stop() {
+  std::vector<std::shared_ptr<VisionEngine>> engines;
+  {
+    MutexLock lock(mutex_);
+    for (const auto& weak : engines_) {
+      if (auto engine = weak.lock()) engines.push_back(std::move(engine));
+    }
+  }
+  for (const auto& engine : engines) engine->Stop();
+}
+
+}  // namespace llava

@@ -1,0 +1,97 @@
+#include "server/vision/tower_set.h"
+
+#include <cstdint>
+#include <iterator>
+
+#include "absl/strings/str_cat.h"
+#include "model/digest/sha256.h"
+
+namespace llava {
+namespace {
+
+constexpr char kModelInfo[] = "llava_vision_model_info";
+
+}  // namespace
+
+v1::ModelInfo TowerModelInfo(const TowerInfo& tower, const std::string& name, uint64_t version) {
+  v1::ModelInfo info;
+  info.mutable_model()->set_name(name);
+  info.mutable_model()->set_version(version);
+  info.mutable_model()->set_digest(ToBytes(tower.digest));
+  info.set_kind(v1::MODEL_KIND_TOWER);
+  info.mutable_vision_spec()->set_tower_digest(ToBytes(tower.digest));
+  info.set_numerics(tower.numerics);
+  info.set_feature_rows(static_cast<uint32_t>(tower.num_patches));
+  info.set_feature_width(static_cast<uint32_t>(tower.width));
+  return info;
+}
+
+ServableLoad VisionServable::load() const {
+  const TowerInfo& tower = engine_->info();
+  ServableLoad load;
+  load.in_flight = static_cast<uint32_t>(engine_->computing());
+  load.queued = static_cast<uint32_t>(engine_->waiting());
+  load.weight_bytes = tower.weight_bytes / static_cast<uint64_t>(tower.workers) *
+                      static_cast<uint64_t>(engine_->workers());
+  load.nan_outputs = engine_->statistics().nan_outputs;
+  load.failure = engine_->failure();
+  return load;
+}
+
+MetricLabels TowerSet::LabelsOf(const VisionServable& servable) const {
+  const v1::ModelInfo& info = servable.info();
+  return {{"name", info.model().name()},
+          {"version", absl::StrCat(info.model().version())},
+          {"digest", ToHex(servable.engine().info().digest)},
+          {"numerics", info.numerics()}};
+}
+
+void TowerSet::Route(std::shared_ptr<VisionServable> servable) {
+  const v1::ModelVersion& model = servable->info().model();
+  const std::pair key(model.name(), model.version());
+  MutexLock lock(mutex_);
+  if (const auto old = towers_.find(key); old != towers_.end()) {
+    metrics_.RemoveGauge(kModelInfo, LabelsOf(*old->second));
+  }
+  metrics_.Gauge(kModelInfo, "The towers that are served", LabelsOf(*servable)).Set(1);
+  towers_[key] = std::move(servable);
+}
+
+void TowerSet::Unroute(const std::string& name, uint64_t version) {
+  std::shared_ptr<VisionServable> gone;  // freed without the lock
+  MutexLock lock(mutex_);
+  const auto found = towers_.find({name, version});
+  if (found == towers_.end()) return;
+  metrics_.RemoveGauge(kModelInfo, LabelsOf(*found->second));
+  gone = std::move(found->second);
+  towers_.erase(found);
+}
+
+std::shared_ptr<VisionServable> TowerSet::FindDigest(const std::string& digest) const {
+  MutexLock lock(mutex_);
+  for (const auto& [key, servable] : towers_) {
+    if (servable->info().vision_spec().tower_digest() == digest) return servable;
+  }
+  return nullptr;
+}
+
+std::shared_ptr<VisionServable> TowerSet::Find(const std::string& name, uint64_t version) const {
+  MutexLock lock(mutex_);
+  if (version != 0) {
+    const auto found = towers_.find({name, version});
+    return found == towers_.end() ? nullptr : found->second;
+  }
+  const auto behind = towers_.upper_bound({name, UINT64_MAX});
+  if (behind == towers_.begin()) return nullptr;
+  const auto newest = std::prev(behind);
+  return newest->first.first == name ? newest->second : nullptr;
+}
+
+std::vector<std::shared_ptr<VisionServable>> TowerSet::List() const {
+  std::vector<std::shared_ptr<VisionServable>> all;
+  MutexLock lock(mutex_);
+  for (const auto& [key, servable] : towers_) all.push_back(servable);
+  return all;
+}
+
+}  // namespace llava

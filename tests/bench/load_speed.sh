@@ -1,0 +1,62 @@
+#!/bin/bash
+# How fast a language model is read cold, checked and made ready, beside `dd` of the same files.
+#
+#   tests/bench/load_speed.sh [BUILD] [ROUNDS]      (default: build/release 3)
+#
+# Makes a model of 1.1B parameters in bfloat16 with random weights (2.2 GB in a temporary folder of
+# $TMPDIR), then by turns drops its files from the page cache and reads them with dd, drops them
+# again and loads them. Prints the medians and their ratio. Nothing else should run meanwhile.
+set -euo pipefail
+
+build=${1:-build/release}
+rounds=${2:-3}
+here=$(cd "$(dirname "$0")/../.." && pwd)
+model=$build/bin/llava-model
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+
+"$model" random "$folder/m" --shape llama-1.1b --plain --tokenizer "$here/deploy/models/emoji" >/dev/null
+version=$folder/m/1
+
+drop() {  # these files alone, from the page cache
+  sync
+  for file in "$version"/*; do
+    dd if="$file" iflag=nocache count=0 status=none
+  done
+}
+seconds_of_dd() {  # one after the other, in pieces of 4 MiB
+  local begin end
+  begin=$(date +%s%N)
+  for file in "$version"/*; do dd if="$file" of=/dev/null bs=4M status=none; done
+  end=$(date +%s%N)
+  echo $(((end - begin) / 1000)) | sed 's/\(.*\)/\1e-6/'
+}
+
+: >"$folder/dd"
+: >"$folder/load"
+for ((round = 0; round < rounds; ++round)); do
+  drop
+  seconds_of_dd >>"$folder/dd"
+  drop
+  "$model" bench --load --shape "$version" --json >>"$folder/load"
+done
+
+python3 - "$folder" <<'PYTHON'
+import json, statistics, sys
+
+folder = sys.argv[1]
+dd = statistics.median(float(line) for line in open(f"{folder}/dd"))
+text, loads, decoder = open(f"{folder}/load").read(), [], json.JSONDecoder()
+while text.strip():
+    load, end = decoder.raw_decode(text.lstrip())
+    text = text.lstrip()[end:]
+    loads.append(load)
+loaded = statistics.median(load["loaded_s"] for load in loads)
+verified = statistics.median(load["verified_s"] for load in loads)
+size, weights = loads[0]["file_bytes"], loads[0]["weight_bytes"]
+peak = max(load["peak_bytes"] for load in loads)
+print(f"dd      {dd:6.2f} s  {size / dd / 1e9:5.2f} GB/s")
+print(f"checked {verified:6.2f} s  {size / verified / 1e9:5.2f} GB/s")
+print(f"ready   {loaded:6.2f} s  {size / loaded / 1e9:5.2f} GB/s  {100 * dd / loaded:.0f} % of dd")
+print(f"peak    {peak / 1e9:6.2f} GB for {weights / 1e9:.2f} GB of weights: {peak / weights:.2f} times")
+PYTHON

@@ -1,0 +1,141 @@
+"""Checks of the flags with which both model services are told which versions they serve."""
+import pathlib
+import shutil
+import time
+
+import grpc
+from stack import SLOWDOWN, Client, Service
+
+
+class LifecycleFlags:
+    """Mixed into a FlagsCase whose base() is ["--model", <root>/<name>]; that has a version 1."""
+
+    def source(self):
+        return pathlib.Path(self.base()[1]) / "1"
+
+    def publish(self, name, version, truncate=None):
+        """A copy of the model as a version of a repository; returns its root."""
+        root = self.folder / "models"
+        hidden = root / name / f".tmp-{version}"
+        shutil.copytree(self.source(), hidden)
+        if truncate is not None:
+            with open(hidden / "model.safetensors", "r+b") as file:
+                file.truncate(truncate)
+        hidden.rename(root / name / str(version))
+        return root
+
+    def serve(self, root, *arguments, ready=True):
+        """Starts the service on a repository instead of --model."""
+        service = Service(self.program, ["--repository", root, "--port", "0", "--metrics-port", "0", "--log-format", "json",
+                                         *map(str, arguments)], self.folder)
+        self.addCleanup(service.stop)
+        service.wait_listening()
+        service.models = Client(service.grpc, "llava.v1.ModelService")
+        self.addCleanup(service.models.close)
+        return service.wait_ready() if ready else service
+
+    def served(self, service):
+        """{(name, version)} that take requests."""
+        listed = service.models.ListModels(service.models.new("ListModelsRequest")).models
+        return {(entry.model.name, entry.model.version) for entry in listed}
+
+    def statuses(self, service):
+        answer = service.models.GetModelStatus(service.models.new("GetModelStatusRequest"))
+        return {status.model.version: status for status in answer.versions}
+
+    def wait_until(self, condition, seconds=30):
+        deadline = time.monotonic() + seconds * SLOWDOWN
+        while not condition():
+            self.assertLess(time.monotonic(), deadline, "waited too long")
+            time.sleep(0.05)
+
+    def check_repository(self):
+        service = self.serve(self.publish("one", 1))
+        self.assertEqual(self.served(service), {("one", 1)})
+        self.publish("two", 1)
+        self.wait_until(lambda: self.served(service) == {("one", 1), ("two", 1)})
+        self.assertEqual(self.run_once("--repository", self.folder)[0], 2, "beside --model")
+
+    def check_models(self):
+        self.publish("one", 1), self.publish("two", 1)
+        service = self.serve(self.publish("three", 1), "--models", "one,three")
+        self.wait_until(lambda: self.served(service) == {("one", 1), ("three", 1)})
+        self.assertEqual(self.run_once("--models", "one")[0], 2, "without --repository")
+
+    def check_version_policy(self):
+        for version in (1, 2, 3):
+            root = self.publish("one", version)
+        for policy, versions in (("latest", {3}), ("latest:2", {2, 3}), ("1,3", {1, 3})):
+            service = self.serve(root, "--version-policy", policy)
+            self.wait_until(lambda: self.served(service) == {("one", version) for version in versions})
+            service.stop()
+        self.assertEqual(self.run_once("--version-policy", "some")[0], 2)
+
+    def check_poll_interval(self):
+        service = self.serve(self.publish("one", 1), "--poll-interval", "50ms")
+        looks = lambda: sum(value for name, value in service.metrics().items()
+                            if name.startswith("llava_model_repository_looks_total") and "poll" in name)
+        first = looks()
+        self.wait_until(lambda: looks() > first + 3)
+        service = self.serve(self.folder / "models", "--poll-interval", "0s")
+        first = looks()
+        time.sleep(0.5)
+        self.assertLessEqual(looks(), first + 1)
+
+    def check_memory_budget(self):
+        code, text = self.run_once("--memory-budget", "1K", "--port", "0")
+        self.assertEqual(code, 6, text)
+
+    def check_swap_mode(self):
+        for mode, first in (("side_by_side", (2, "ready")), ("in_place", (1, "draining"))):
+            root = self.publish("one", 1)
+            service = self.serve(root, "--swap-mode", mode)
+            self.publish("one", 2)
+            self.wait_until(lambda: self.served(service) == {("one", 2)})
+            moves = lambda: [(int(line["version"]), line["to"]) for line in service.log_lines() if line.get("msg") == "model version"]
+            other = (1, "draining") if mode == "side_by_side" else (2, "ready")
+            self.wait_until(lambda: other in moves())
+            self.assertLess(moves().index(first), moves().index(other), moves())
+            service.stop()
+            shutil.rmtree(root)
+
+    def check_load_threads(self):
+        root = self.publish("one", 1)
+        few, many = (self.serve(root, "--load-threads", count).threads() for count in (1, 9))
+        self.assertAlmostEqual(many - few, 8, delta=3)  # gRPC's own come and go
+
+    def check_load_rate(self):
+        size = sum(file.stat().st_size for file in self.source().iterdir())
+        start = time.monotonic()
+        self.start("--load-rate", str(size // 3))
+        self.assertGreater(time.monotonic() - start, 2)
+
+    def failures(self, *arguments, seconds):
+        """How often a broken version was tried in some seconds."""
+        self.publish("one", 1)
+        service = self.serve(self.publish("one", 2, truncate=1000), *arguments)
+        self.wait_until(lambda: self.statuses(service)[2].failed_loads >= 1)
+        self.assertEqual(self.served(service), {("one", 1)}, "stands in")
+        time.sleep(seconds)
+        failed = self.statuses(service)[2].failed_loads
+        service.stop()
+        shutil.rmtree(self.folder / "models")
+        return failed
+
+    def check_retry_delay(self):
+        self.assertEqual(self.failures("--retry-delay", "60s", seconds=0.5), 1)
+        self.assertGreater(self.failures("--retry-delay", "10ms", seconds=1 * SLOWDOWN), 2)
+
+    def check_retry_max_delay(self):
+        self.assertGreater(self.failures("--retry-delay", "20ms", "--retry-max-delay", "20ms", seconds=2 * SLOWDOWN), 8)
+        self.assertEqual(self.run_once("--retry-delay", "2s", "--retry-max-delay", "1s")[0], 2)
+
+    def check_admin_calls(self):
+        root = self.publish("one", 1)
+        for word, code in (("refuse", grpc.StatusCode.PERMISSION_DENIED), ("allow", None)):
+            service = self.serve(root, "--admin-calls", word)
+            try:
+                service.models.UnloadModel(service.models.new("UnloadModelRequest", model={"name": "one", "version": 1}))
+                self.assertIsNone(code)
+            except grpc.RpcError as error:
+                self.assertEqual(error.code(), code, error.details())

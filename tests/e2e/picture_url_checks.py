@@ -1,0 +1,92 @@
+"""The gateway's flags about pictures named by URL, for flags_test.py."""
+import http.server
+import threading
+import time
+
+import grpc
+from stack import SCENES, SLOWDOWN, Answer
+
+
+class PictureHost:
+    """Serves the lion, at /slow after a second; counts how many it serves at a time."""
+
+    def __init__(self):
+        host = self
+        self.most = self.now = 0
+        self.lock = threading.Lock()
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                with host.lock:
+                    host.now += 1
+                    host.most = max(host.most, host.now)
+                if self.path == "/slow":
+                    time.sleep(1)
+                with host.lock:
+                    host.now -= 1
+                body = (SCENES / "lion.png").read_bytes()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    @property
+    def name(self):
+        return f"127.0.0.1:{self.server.server_port}"
+
+    def picture(self, path="/"):
+        return {"url": f"http://{self.name}{path}"}
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+class PictureUrlChecks:
+    """For a FlagsCase with chat() and fails()."""
+
+    def picture_host(self):
+        host = PictureHost()
+        self.addCleanup(host.close)
+        return host
+
+    def ask_url(self, client, session, picture):
+        return Answer(client.Chat(client.new("ChatRequest", session_id=session, text="What is this?", images=[picture])))
+
+    def check_picture_url_hosts(self):
+        host = self.picture_host()
+        client, session, _ = self.chat()
+        self.fails(grpc.StatusCode.UNIMPLEMENTED, "--picture-url-hosts", client, session_id=session, text="What is this?",
+                   images=[host.picture()])
+        client, session, _ = self.chat("--picture-url-hosts", host.name, "--picture-url-private", "--data-dir",
+                                       self.folder / "other")
+        self.assertIn("lion", self.ask_url(client, session, host.picture()).text)
+
+    def check_picture_url_private(self):
+        host = self.picture_host()
+        client, session, _ = self.chat("--picture-url-hosts", host.name)
+        self.fails(grpc.StatusCode.INVALID_ARGUMENT, "no public address", client, session_id=session,
+                   text="What is this?", images=[host.picture()])
+
+    def check_picture_url_timeout(self):
+        host = self.picture_host()
+        client, session, _ = self.chat("--picture-url-hosts", host.name, "--picture-url-private",
+                                       "--picture-url-timeout", "300ms")
+        self.fails(grpc.StatusCode.INVALID_ARGUMENT, "within 300 ms", client, session_id=session, text="What is this?",
+                   images=[host.picture("/slow")])
+
+    def check_picture_url_transfers(self):
+        for transfers, most in ((1, 1), (4, 4)):
+            host = self.picture_host()
+            client, session, _ = self.chat("--picture-url-hosts", host.name, "--picture-url-private",
+                                           "--picture-url-timeout", f"{30 * SLOWDOWN}s", "--picture-url-transfers",
+                                           str(transfers), "--data-dir", self.folder / f"data{transfers}")
+            Answer(client.Chat(client.new("ChatRequest", session_id=session, text="What are these?",
+                                          images=[host.picture("/slow")] * 4)))
+            self.assertEqual(host.most, most)

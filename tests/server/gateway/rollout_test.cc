@@ -1,0 +1,404 @@
+// Versions, labels, canaries and their guard, as clients and operators see them.
+
+#include <gmock/gmock.h>
+
+#include <atomic>
+#include <fstream>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "llava/v1/rollout.grpc.pb.h"
+#include "tests/server/gateway/gateway_harness.h"
+
+namespace llava {
+namespace {
+
+using grpc::StatusCode;
+using std::chrono::milliseconds;
+using testing::HasSubstr;
+
+class RolloutTest : public GatewayTest {
+ protected:
+  RolloutTest() {
+    options_.canary_share = 0.5;
+    options_.rollout.period = milliseconds(20);
+    options_.rollout.limits.min_turns = 20;
+    options_.rollout.limits.min_time = milliseconds(0);
+  }
+
+  void Start(const std::vector<uint64_t>& versions) {
+    Serve(versions);
+    StartGateway();
+    rollouts_ = v1::RolloutService::NewStub(channel_);
+  }
+  void Serve(const std::vector<uint64_t>& versions) {
+    std::vector<v1::ModelInfo> models;
+    for (const uint64_t version : versions) models.push_back(FakeLanguageModel("emoji", version));
+    llm_.models().Set(models);
+  }
+  void Label(const std::string& label, uint64_t version) {
+    v1::SetLabelRequest request;
+    request.set_name("emoji");
+    request.set_label(label);
+    request.set_version(version);
+    v1::SetLabelResponse response;
+    const auto status = models_->SetLabel(Context().get(), request, &response);
+    ASSERT_TRUE(status.ok()) << status.error_message();
+  }
+  // Of a session's next answer.
+  uint64_t VersionOf(const v1::ChatRequest& question) {
+    const Answer answer = Ask(question);
+    EXPECT_TRUE(answer.status.ok()) << answer.status.error_message();
+    EXPECT_EQ(answer.started.model().version(), answer.finished.model().version());
+    return answer.finished.model().version();
+  }
+  v1::Rollout Rollout() {
+    v1::GetRolloutRequest request;
+    request.set_name("emoji");
+    v1::GetRolloutResponse response;
+    const auto status = rollouts_->GetRollout(Context().get(), request, &response);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    return response.rollouts().empty() ? v1::Rollout() : response.rollouts(0);
+  }
+  std::set<std::string> Labels(uint64_t version) {
+    v1::ListModelsRequest request;
+    request.set_name("emoji");
+    v1::ListModelsResponse response;
+    EXPECT_TRUE(models_->ListModels(Context().get(), request, &response).ok());
+    for (const auto& model : response.models()) {
+      if (model.model().version() == version) return {model.labels().begin(), model.labels().end()};
+    }
+    return {};
+  }
+  // Turns of both versions, by number.
+  void Traffic(int turns) {
+    for (int i = 0; i < turns; ++i) {
+      for (const uint64_t version : {1, 2}) {
+        auto question = Question(NewSession(), "a b");
+        question.mutable_model()->set_version(version);
+        Ask(question);
+      }
+    }
+  }
+
+  std::unique_ptr<v1::RolloutService::Stub> rollouts_;
+};
+
+TEST_F(RolloutTest, EveryWayToSayWhichVersion) {
+  Start({1, 2, 3});
+  Label("stable", 2);
+  const std::string session = NewSession();
+  EXPECT_EQ(VersionOf(Question(session, "a")), 2u) << "stable, not the newest";
+  auto question = Question(session, "b");
+  question.mutable_model()->set_version(1);
+  EXPECT_EQ(VersionOf(question), 1u) << "of the session's model";
+  question = Question(session, "c");
+  question.mutable_model()->set_name("emoji@3");
+  EXPECT_EQ(VersionOf(question), 3u);
+  Label("mine", 3);
+  question = Question(session, "d");
+  question.set_model_label("mine");
+  EXPECT_EQ(VersionOf(question), 3u);
+  question = Question(session, "e");
+  question.mutable_model()->set_name("emoji@mine");
+  EXPECT_EQ(VersionOf(question), 3u);
+  EXPECT_EQ(VersionOf(Question(session, "f")), 2u) << "only that turn";
+
+  v1::CreateSessionRequest create;
+  create.set_model("emoji@mine");
+  const std::string labelled = NewSession(create);
+  EXPECT_EQ(VersionOf(Question(labelled, "a")), 3u);
+  Label("mine", 1);
+  EXPECT_EQ(VersionOf(Question(labelled, "b")), 1u) << "the session follows its label";
+  v1::ChatServiceCountTokensRequest count;
+  count.set_session_id(labelled);
+  count.set_text("c");
+  v1::ChatServiceCountTokensResponse counts;
+  EXPECT_TRUE(stub_->CountTokens(Context().get(), count, &counts).ok());
+
+  create.set_model("emoji@");
+  v1::CreateSessionResponse created;
+  EXPECT_EQ(stub_->CreateSession(Context().get(), create, &created).error_code(),
+            StatusCode::INVALID_ARGUMENT);
+  create.set_model("emoji@nobody");
+  EXPECT_EQ(stub_->CreateSession(Context().get(), create, &created).error_code(),
+            StatusCode::NOT_FOUND);
+}
+
+TEST_F(RolloutTest, ASessionMaySpanFiveVersions) {
+  Start({1});
+  const std::string session = NewSession();
+  const std::string picture = FakePicture(1);
+  for (uint64_t version = 1; version <= 5; ++version) {
+    // The gateway has not heard of it when the question comes.
+    Serve({version});
+    const Answer answer =
+        Ask(Question(session, absl::StrCat("question ", version),
+                     version == 1 ? std::vector{picture} : std::vector<std::string>{}));
+    ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+    EXPECT_EQ(answer.started.model().version(), version);
+    EXPECT_EQ(answer.finished.model().version(), version);
+    EXPECT_THAT(answer.text, HasSubstr(absl::StrCat("turns: ", version))) << "nothing is forgotten";
+  }
+  EXPECT_EQ(vision_.encodes(), 1) << "the tower is the same";
+  const auto turns = Turns(session);
+  ASSERT_EQ(turns.size(), 5u);
+  for (uint64_t version = 1; version <= 5; ++version) {
+    EXPECT_EQ(turns[version - 1].model().version(), version);
+    EXPECT_EQ(turns[version - 1].model().digest(),
+              FakeLanguageModel("emoji", version).model().digest());
+  }
+}
+
+TEST_F(RolloutTest, ANewVersionIsFoundSoon) {
+  Start({1});
+  const std::string session = NewSession();
+  EXPECT_EQ(VersionOf(Question(session, "a")), 1u);
+  Serve({1, 2});
+  const auto begin = std::chrono::steady_clock::now();
+  EXPECT_TRUE(Eventually([&] { return VersionOf(Question(session, "b")) == 2; }));
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, kSlowdown * std::chrono::seconds(2));
+}
+
+TEST_F(RolloutTest, WithoutAVersionTheTurnWaitsForOne) {
+  Start({1});
+  const std::string session = NewSession();
+  // A language service that swaps in place serves nothing for a while.
+  llm_.models().Set({});
+  std::thread loads([this] {
+    std::this_thread::sleep_for(milliseconds(600));
+    Serve({2});
+  });
+  EXPECT_EQ(VersionOf(Question(session, "a")), 2u);
+  loads.join();
+}
+
+// Two processes get each version one after the other, and give up the one before, while answers
+// run.
+TEST_F(RolloutTest, NobodyNoticesThatVersionsComeAndGo) {
+  constexpr uint64_t kLast = 10;
+  FakeLlm other;
+  options_.llm += "," + other.server().address();
+  const auto serve = [&](FakeLlm& llm, const std::vector<uint64_t>& versions) {
+    std::vector<v1::ModelInfo> models;
+    for (const uint64_t version : versions) models.push_back(FakeLanguageModel("emoji", version));
+    llm.models().Set(models);
+    std::this_thread::sleep_for(milliseconds(40));
+  };
+  for (FakeLlm* llm : {&llm_, &other}) llm->Set({.delay = milliseconds(3)});
+  Start({1});
+  std::atomic<bool> over = false;
+  std::mutex mutex;
+  std::set<uint64_t> answered;
+  std::vector<std::thread> clients;
+  for (int client = 0; client < 8; ++client) {
+    clients.emplace_back([&, client] {
+      const std::string session = NewSession();
+      for (int turn = 1; !over || turn < 3; ++turn) {
+        const Answer answer = Ask(
+            Question(session, "a b c",
+                     turn == 1 ? std::vector{FakePicture(client)} : std::vector<std::string>{}));
+        EXPECT_TRUE(answer.status.ok()) << answer.status.error_message();
+        EXPECT_EQ(answer.started.model().DebugString(), answer.finished.model().DebugString());
+        EXPECT_EQ(answer.text, absl::StrCat("a b c! pictures: 1, turns: ", turn));
+        EXPECT_TRUE(answer.offsets_fit);
+        EXPECT_EQ(answer.events_after_end, 0);
+        std::lock_guard lock(mutex);
+        answered.insert(answer.finished.model().version());
+      }
+    });
+  }
+  for (uint64_t version = 2; version <= kLast; ++version) {
+    serve(llm_, {version - 1, version});
+    serve(other, {version - 1, version});
+    serve(llm_, {version});
+    serve(other, {version});
+  }
+  over = true;
+  for (std::thread& client : clients) client.join();
+  EXPECT_TRUE(answered.contains(kLast));
+  EXPECT_GT(answered.size(), 4u);
+  EXPECT_GE(vision_.encodes(), 8);
+  EXPECT_LE(vision_.encodes(), 16)
+      << "all versions share the tower; a process needs each picture once";
+}
+
+TEST_F(RolloutTest, AVersionThatGoesInAnAnswerEndsItAsInterrupted) {
+  Start({1});
+  const std::string session = NewSession();
+  llm_.Set({.fail_after_deltas = 2, .deaths = 1});
+  const Answer answer = Ask(Question(session, "a b c d"), [this](auto&, const Answer&) {
+    llm_.models().Set({FakeLanguageModel("emoji", 2)});
+  });
+  EXPECT_EQ(answer.status.error_code(), StatusCode::FAILED_PRECONDITION);
+  const auto turns = Turns(session);
+  ASSERT_EQ(turns.size(), 1u);
+  EXPECT_EQ(turns[0].finish_reason(), v1::FINISH_REASON_INTERRUPTED);
+  EXPECT_EQ(turns[0].model().version(), 1u);
+  EXPECT_EQ(turns[0].answer_text(), answer.text);
+  EXPECT_THAT(answer.text, testing::StartsWith("a b"));
+  EXPECT_EQ(VersionOf(Question(session, "and now?")), 2u);
+}
+
+TEST_F(RolloutTest, SessionsStayWithTheCanaryTheyWereDrawnFor) {
+  options_.rollout.mode = "off";
+  Start({1, 2});
+  Label("stable", 1);
+  Label("canary", 2);
+  std::set<std::string> canaries;
+  std::vector<std::string> sessions;
+  for (int i = 0; i < 40; ++i) {
+    sessions.push_back(NewSession());
+    if (VersionOf(Question(sessions.back(), "a")) == 2) canaries.insert(sessions.back());
+  }
+  EXPECT_GT(canaries.size(), 8u);
+  EXPECT_LT(canaries.size(), 32u);
+  v1::SetCanaryShareRequest share;
+  share.set_name("emoji");
+  share.set_share(0.7);
+  v1::SetCanaryShareResponse shared;
+  ASSERT_TRUE(rollouts_->SetCanaryShare(Context().get(), share, &shared).ok());
+  EXPECT_EQ(shared.previous_share(), 0.5);
+  for (const std::string& session : canaries) EXPECT_EQ(VersionOf(Question(session, "b")), 2u);
+  share.set_share(0);
+  ASSERT_TRUE(rollouts_->SetCanaryShare(Context().get(), share, &shared).ok());
+  for (const std::string& session : canaries) EXPECT_EQ(VersionOf(Question(session, "c")), 1u);
+  share.set_share(1.1);
+  EXPECT_EQ(rollouts_->SetCanaryShare(Context().get(), share, &shared).error_code(),
+            StatusCode::INVALID_ARGUMENT);
+  share.set_share(1);
+  share.set_name("nobody");
+  EXPECT_EQ(rollouts_->SetCanaryShare(Context().get(), share, &shared).error_code(),
+            StatusCode::NOT_FOUND);
+}
+
+TEST_F(RolloutTest, AGoodCanaryIsPromoted) {
+  options_.rollout.mode = "auto";
+  Start({1, 2});
+  Label("stable", 1);
+  Label("canary", 2);
+  ASSERT_TRUE(Eventually([this] { return Rollout().canary().version() == 2; }));
+  Traffic(25);
+  ASSERT_TRUE(Eventually([this] { return Rollout().applied(); })) << Rollout().DebugString();
+  const v1::Rollout rollout = Rollout();
+  EXPECT_EQ(rollout.verdict(), v1::ROLLOUT_VERDICT_AS_GOOD);
+  EXPECT_GE(rollout.canary_evidence().turns(), 20u);
+  EXPECT_GE(rollout.stable_evidence().turns(), 10u);
+  EXPECT_THAT(rollout.reason(), HasSubstr("turns failed"));
+  EXPECT_EQ(Labels(2), std::set<std::string>({"stable"}));
+  EXPECT_EQ(Labels(1), std::set<std::string>());
+  EXPECT_EQ(Metric("llava_gateway_rollouts_total{model=\"emoji\",result=\"promoted\"}"), 1);
+  EXPECT_EQ(Metric("llava_gateway_rollout_verdict{model=\"emoji\"}"), 1);
+  EXPECT_TRUE(
+      Eventually([this] { return Metric("llava_gateway_rollout_active{model=\"emoji\"}") == 0; }));
+  EXPECT_EQ(VersionOf(Question(NewSession(), "a")), 2u);
+}
+
+TEST_F(RolloutTest, ACanaryThatFailsIsRolledBack) {
+  options_.rollout.mode = "auto";
+  Start({1, 2, 3});
+  Label("canary", 3);
+  Label("stable", 1);
+  ASSERT_TRUE(Eventually([this] { return Rollout().canary().version() == 3; }));
+  for (int i = 0; i < 10; ++i) {
+    auto question = Question(NewSession(), "a");
+    question.set_model_label("stable");
+    EXPECT_TRUE(Ask(question).status.ok());
+  }
+  llm_.Set({.failure = {StatusCode::INTERNAL, "the model gave no number"}, .failures = 10});
+  for (int i = 0; i < 10; ++i) {
+    auto question = Question(NewSession(), "a");
+    question.set_model_label("canary");
+    EXPECT_EQ(Ask(question).status.error_code(), StatusCode::INTERNAL);
+  }
+  ASSERT_TRUE(Eventually([this] { return Rollout().applied(); })) << Rollout().DebugString();
+  EXPECT_EQ(Rollout().verdict(), v1::ROLLOUT_VERDICT_WORSE);
+  EXPECT_EQ(Rollout().canary_evidence().failed_turns(), 10u);
+  EXPECT_THAT(Rollout().reason(), HasSubstr("10 of 10 turns failed"));
+  EXPECT_EQ(Labels(3), std::set<std::string>({"rejected-3"}));
+  EXPECT_EQ(Labels(1), std::set<std::string>({"stable"}));
+  EXPECT_EQ(Metric("llava_gateway_rollouts_total{model=\"emoji\",result=\"rolled_back\"}"), 1);
+  Label("stable", 0);
+  EXPECT_EQ(VersionOf(Question(NewSession(), "a")), 2u) << "the newest that was not rejected";
+}
+
+TEST_F(RolloutTest, NanAndDriftAreEnough) {
+  options_.rollout.mode = "auto";
+  Start({1, 2});
+  Label("stable", 1);
+  llm_.models().SetHealth(2, 0.01, 1);
+  Label("canary", 2);
+  ASSERT_TRUE(Eventually([this] { return Rollout().applied(); }));
+  EXPECT_EQ(Rollout().verdict(), v1::ROLLOUT_VERDICT_WORSE);
+  EXPECT_EQ(Rollout().canary_evidence().nan_outputs(), 1u);
+  EXPECT_THAT(Rollout().reason(), HasSubstr("no numbers"));
+
+  // A rejected version is no canary until somebody takes the verdict back.
+  Label("canary", 2);
+  llm_.models().SetHealth(2, 0.9, 0);
+  std::this_thread::sleep_for(milliseconds(200));
+  EXPECT_EQ(VersionOf(Question(NewSession(), "a")), 1u);
+  EXPECT_THAT(Rollout().reason(), HasSubstr("no numbers"));
+  Label("rejected-2", 0);
+  ASSERT_TRUE(
+      Eventually([this] { return Rollout().reason().find("self-test") != std::string::npos; }));
+  ASSERT_TRUE(Eventually([this] { return Rollout().applied(); }));
+  EXPECT_DOUBLE_EQ(Rollout().canary_evidence().self_test_drift(), 0.9);
+}
+
+TEST_F(RolloutTest, ObservingChangesNothing) {
+  Start({1, 2});
+  Label("stable", 1);
+  llm_.models().SetHealth(2, 0.01, 1);
+  Label("canary", 2);
+  ASSERT_TRUE(Eventually([this] { return Rollout().verdict() == v1::ROLLOUT_VERDICT_WORSE; }));
+  std::this_thread::sleep_for(milliseconds(100));
+  EXPECT_FALSE(Rollout().applied());
+  EXPECT_EQ(Labels(2), std::set<std::string>({"canary"}));
+  EXPECT_EQ(Metric("llava_gateway_rollout_active{model=\"emoji\"}"), 1);
+  EXPECT_EQ(Metric("llava_gateway_rollout_nan_outputs{model=\"emoji\",role=\"canary\"}"), 1);
+}
+
+TEST_F(RolloutTest, AVerdictThatCannotBeCarriedOutIsTriedAgain) {
+  options_.rollout.mode = "auto";
+  Start({1, 2});
+  Label("stable", 1);
+  Label("canary", 2);
+  llm_.models().Refuse({StatusCode::PERMISSION_DENIED, "labels.json cannot be written"});
+  llm_.models().SetHealth(2, 0.01, 1);
+  ASSERT_TRUE(Eventually([this] { return !Rollout().apply_error().empty(); }));
+  EXPECT_THAT(Rollout().apply_error(), HasSubstr("labels.json cannot be written"));
+  EXPECT_FALSE(Rollout().applied());
+  llm_.models().Refuse(grpc::Status::OK);
+  ASSERT_TRUE(Eventually([this] { return Rollout().applied(); }));
+  EXPECT_EQ(Labels(2), std::set<std::string>({"rejected-2"}));
+}
+
+TEST_F(RolloutTest, OnlyAdminsChangeShares) {
+  options_.keys_file = folder_.path() + "/keys.yaml";
+  std::ofstream(options_.keys_file)
+      << "- {name: ann, sha256: " << ToHex(HashBytes("ann")) << "}\n"
+      << "- {name: root, role: admin, sha256: " << ToHex(HashBytes("root")) << "}\n";
+  Start({1});
+  v1::SetCanaryShareRequest share;
+  share.set_name("emoji");
+  share.set_share(0.2);
+  v1::SetCanaryShareResponse shared;
+  v1::GetRolloutResponse rollouts;
+  EXPECT_EQ(rollouts_->GetRollout(Context().get(), {}, &rollouts).error_code(),
+            StatusCode::UNAUTHENTICATED);
+  key_ = "ann";
+  EXPECT_TRUE(rollouts_->GetRollout(Context().get(), {}, &rollouts).ok());
+  EXPECT_EQ(rollouts_->SetCanaryShare(Context().get(), share, &shared).error_code(),
+            StatusCode::PERMISSION_DENIED);
+  key_ = "root";
+  EXPECT_TRUE(rollouts_->SetCanaryShare(Context().get(), share, &shared).ok());
+}
+
+}  // namespace
+}  // namespace llava

@@ -1,0 +1,119 @@
+// Workers that load, die, begin anew, come and go.
+
+#include "server/vision/engine.h"
+
+#include <gmock/gmock.h>
+
+#include <future>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "tests/server/vision/engine_harness.h"
+
+namespace llava {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+TEST_F(VisionEngineTest, TellsThatAWorkerLoads) {
+  std::string during;
+  on_load_ = [&] { during = metrics_.Render(); };
+  Start({});
+  EXPECT_THAT(during, HasSubstr("llava_vision_workers{state=\"loading\"} 1"));
+  EXPECT_THAT(metrics_.Render(), HasSubstr("llava_vision_workers{state=\"loading\"} 0"));
+  EXPECT_THAT(metrics_.Render(), HasSubstr("llava_vision_workers{state=\"ready\"} 1"));
+}
+
+TEST_F(VisionEngineTest, AWorkerThatDiesBeginsAnew) {
+  Start({.batch_wait = std::chrono::seconds(0), .respawn_delay = std::chrono::milliseconds(50)});
+  Kill(true);
+  EXPECT_EQ(Post(Picture("plain.png"))->Wait().code(), absl::StatusCode::kUnavailable);
+  Kill(false);
+  EXPECT_TRUE(Post(Picture("plain.png"))->Wait().ok());
+  EXPECT_EQ(engine_->failure(), "");
+  EXPECT_THAT(metrics_.Render(), HasSubstr("llava_vision_workers{state=\"ready\"} 1"));
+  EXPECT_THAT(metrics_.Render(), Not(HasSubstr("llava_vision_worker_respawns_total 0")));
+}
+
+TEST_F(VisionEngineTest, ADeadDeviceFailsEverybodyAndSaysSo) {
+  Start({.batch_wait = std::chrono::seconds(0),
+         .respawn_delay = std::chrono::milliseconds(1),
+         .respawns = 2});
+  Kill(true);
+  EXPECT_FALSE(Post(Picture("plain.png"))->Wait().ok());
+  absl::Status refused;
+  do {
+    Post(Picture("rgba.png"), -2, &refused);
+  } while (refused.ok());
+  EXPECT_EQ(refused.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("device lost"));
+  EXPECT_THAT(engine_->failure(), HasSubstr("device lost"));
+  EXPECT_THAT(metrics_.Render(), HasSubstr("llava_vision_workers{state=\"failed\"} 1"));
+  EXPECT_THAT(metrics_.Render(), HasSubstr("llava_vision_worker_respawns_total 2"));
+  engine_.reset();
+  EXPECT_THAT(metrics_.Render(), HasSubstr("llava_vision_workers{state=\"failed\"} 0"));
+}
+
+TEST_F(VisionEngineTest, AWorkerThatCannotLoadIsAnError) {
+  on_load_ = [] { throw std::bad_alloc(); };
+  LoadedTower tower;
+  tower.info.preprocess.image_size = 8;
+  tower.factory = [this](int) {
+    on_load_();
+    return std::make_unique<RuleEncoder>(switches_);
+  };
+  VisionEngine engine({}, std::move(tower), cache_, metrics_);
+  EXPECT_EQ(engine.WaitUntilReady().code(), absl::StatusCode::kResourceExhausted);
+}
+
+TEST_F(VisionEngineTest, LoadingCanBeGivenUp) {
+  std::promise<void> go_on;
+  LoadedTower tower;
+  tower.info.preprocess.image_size = 8;
+  tower.info.num_layers = tower.info.num_patches = tower.info.width = 1;
+  tower.factory = [&](int) {
+    go_on.get_future().wait();
+    return std::make_unique<RuleEncoder>(switches_);
+  };
+  VisionEngine engine({}, std::move(tower), cache_, metrics_);
+  EXPECT_EQ(engine.WaitUntilReady([] { return true; }).code(), absl::StatusCode::kCancelled);
+  go_on.set_value();
+}
+
+TEST_F(VisionEngineTest, WorkersCanBeGivenUpAndAdded) {
+  const auto ready = [this](int count) {
+    return HasSubstr("llava_vision_workers{state=\"ready\"} " + std::to_string(count));
+  };
+  Start({.max_batch = 1, .batch_wait = std::chrono::seconds(0)}, /*workers=*/3,
+        /*first_workers=*/1);
+  EXPECT_EQ(engine_->workers(), 1);
+  EXPECT_THAT(metrics_.Render(), ready(1));
+  ASSERT_TRUE(engine_->SetWorkers(3, {}).ok());
+  EXPECT_THAT(metrics_.Render(), ready(3));
+  Hold(true);
+  std::vector<std::shared_ptr<Collector>> calls;
+  for (const char* name : {"plain.png", "rgba.png", "gray.png"}) {
+    calls.push_back(Post(Picture(name)));
+  }
+  while (engine_->computing() < 3) std::this_thread::yield();  // all three at work
+  std::thread shrink([this] { EXPECT_TRUE(engine_->SetWorkers(1, {}).ok()); });
+  Hold(false);
+  shrink.join();
+  for (const auto& call : calls) EXPECT_TRUE(call->Wait().ok()) << "a batch under way ends";
+  EXPECT_THAT(metrics_.Render(), ready(1));
+  EXPECT_TRUE(Post(Picture("cmyk.jpg"))->Wait().ok());
+
+  on_load_ = [] { throw std::runtime_error("no second device"); };
+  EXPECT_EQ(engine_->SetWorkers(2, {}).code(), absl::StatusCode::kInternal);
+  EXPECT_EQ(engine_->workers(), 1);
+  EXPECT_TRUE(Post(Picture("palette.png"))->Wait().ok());
+}
+
+}  // namespace
+}  // namespace llava

@@ -1,0 +1,215 @@
+// The disk tier of the feature cache, and that nothing wrong ever comes out of it.
+
+#include "server/vision/feature_disk.h"
+
+#include <gmock/gmock.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "server/runtime/crc32c.h"
+#include "server/vision/feature_cache.h"
+
+namespace llava {
+namespace {
+
+namespace fs = std::filesystem;
+using ::testing::HasSubstr;
+
+std::shared_ptr<const Features> FeaturesOf(const std::string& key, int64_t rows = 3) {
+  auto features = std::make_shared<Features>();
+  features->key = key;
+  features->rows = rows;
+  features->width = 4;
+  for (int64_t i = 0; i < rows * 4 * 2; ++i) features->bytes.push_back(static_cast<char>(i * 7));
+  features->crc32c = Crc32c(features->bytes);
+  features->image_width = 640;
+  features->image_height = 480;
+  return features;
+}
+
+class FeatureDiskTest : public ::testing::Test {
+ protected:
+  FeatureDiskTest() { fs::remove_all(folder_); }
+  ~FeatureDiskTest() override { fs::remove_all(folder_); }
+
+  std::unique_ptr<FeatureDisk> Open(uint64_t budget = 1 << 20, size_t queue = 64) {
+    return std::make_unique<FeatureDisk>(FeatureDisk::Options{folder_, budget, queue}, metrics_);
+  }
+  std::vector<fs::path> Files() const {
+    std::vector<fs::path> files;
+    for (const auto& file : fs::directory_iterator(folder_)) files.push_back(file.path());
+    return files;
+  }
+
+  const fs::path folder_ =
+      fs::path(::testing::TempDir()) / ("feature_disk_" + std::to_string(getpid()));
+  Metrics metrics_{"vision"};
+};
+
+TEST_F(FeatureDiskTest, WhatIsWrittenIsFoundAfterTheEnd) {
+  const auto written = FeaturesOf("key");
+  Open()->Write(written);
+  auto disk = Open();
+  EXPECT_EQ(disk->entries(), 1u);
+  const auto read = disk->Read("key");
+  ASSERT_TRUE(read);
+  EXPECT_EQ(read->key, "key");
+  EXPECT_EQ(read->bytes, written->bytes);
+  EXPECT_EQ(read->rows, 3);
+  EXPECT_EQ(read->width, 4);
+  EXPECT_EQ(read->crc32c, written->crc32c);
+  EXPECT_EQ(read->image_width, 640u);
+  EXPECT_EQ(read->image_height, 480u);
+  EXPECT_EQ(disk->Read("another"), nullptr);
+  EXPECT_THAT(metrics_.Render(), HasSubstr("llava_vision_feature_disk_hits_total 1"));
+  EXPECT_THAT(metrics_.Render(), HasSubstr("llava_vision_feature_disk_misses_total 1"));
+  EXPECT_EQ(fs::status(folder_).permissions(), fs::perms::owner_all) << "pictures are private";
+}
+
+TEST_F(FeatureDiskTest, NoDamageGivesAWrongFeature) {
+  const std::string good = FeatureFile(*FeaturesOf("key"));
+  ASSERT_TRUE(ParseFeatureFile(good, "key"));
+  for (size_t i = 0; i < good.size(); ++i) {
+    std::string damaged = good;
+    damaged[i] = static_cast<char>(damaged[i] ^ 0x10);
+    EXPECT_EQ(ParseFeatureFile(damaged, "key"), nullptr) << "at byte " << i;
+    EXPECT_EQ(ParseFeatureFile(good.substr(0, i), "key"), nullptr) << "cut off at " << i;
+  }
+  EXPECT_EQ(ParseFeatureFile(good + "x", "key"), nullptr);
+  EXPECT_EQ(ParseFeatureFile(good, "kez"), nullptr) << "another key's";
+  EXPECT_EQ(ParseFeatureFile(good, "key2"), nullptr);
+}
+
+TEST_F(FeatureDiskTest, ADamagedFileIsRemovedAndCounted) {
+  Open()->Write(FeaturesOf("key"));
+  auto disk = Open();
+  const fs::path file = Files().at(0);
+  fs::resize_file(file, fs::file_size(file) - 1);
+  EXPECT_EQ(disk->Read("key"), nullptr);
+  EXPECT_FALSE(fs::exists(file));
+  EXPECT_EQ(disk->entries(), 0u);
+  EXPECT_EQ(disk->size_bytes(), 0u);
+  EXPECT_THAT(metrics_.Render(),
+              HasSubstr("llava_vision_feature_disk_errors_total{kind=\"damaged\"} 1"));
+  disk->Write(FeaturesOf("key"));
+  disk->Flush();
+  EXPECT_TRUE(disk->Read("key")) << "and can be written anew";
+}
+
+TEST_F(FeatureDiskTest, TheLeastRecentlyUsedLeavesFirstAlsoAfterARestart) {
+  const uint64_t size = FeatureFile(*FeaturesOf("a")).size();
+  {
+    auto disk = Open(2 * size);
+    for (const char* key : {"a", "b"}) {
+      disk->Write(FeaturesOf(key));
+      disk->Flush();
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));  // times of files are coarse
+    }
+    EXPECT_TRUE(disk->Read("a"));
+  }
+  auto disk = Open(2 * size);
+  disk->Write(FeaturesOf("c"));
+  disk->Flush();
+  EXPECT_EQ(disk->size_bytes(), 2 * size);
+  EXPECT_TRUE(disk->Read("a"));
+  EXPECT_FALSE(disk->Read("b"));
+  EXPECT_TRUE(disk->Read("c"));
+  EXPECT_THAT(metrics_.Render(), HasSubstr("llava_vision_feature_disk_evictions_total 1"));
+  EXPECT_EQ(Open(size)->entries(), 1u) << "a smaller budget holds from the start";
+}
+
+TEST_F(FeatureDiskTest, WhatIsLargerThanTheBudgetIsNotWritten) {
+  auto disk = Open(100);
+  disk->Write(FeaturesOf("key", 100));
+  disk->Flush();
+  EXPECT_TRUE(Files().empty());
+}
+
+TEST_F(FeatureDiskTest, RemainsOfAKilledWriterAreNoFeatures) {
+  fs::create_directories(folder_);
+  const fs::path old = folder_ / ".tmp-1-x.feature", young = folder_ / ".tmp-2-y.feature";
+  std::ofstream(old) << "half";
+  std::ofstream(young) << "half";
+  fs::last_write_time(old, fs::file_time_type::clock::now() - std::chrono::hours(2));
+  auto disk = Open();
+  EXPECT_EQ(disk->entries(), 0u);
+  EXPECT_FALSE(fs::exists(old));
+  EXPECT_TRUE(fs::exists(young)) << "somebody may be writing it";
+}
+
+TEST_F(FeatureDiskTest, AFolderThatCannotBeUsedCostsSpeedOnly) {
+  std::ofstream(folder_) << "a file is here";
+  {
+    auto disk = Open();
+    EXPECT_EQ(disk->Read("key"), nullptr);
+    disk->Write(FeaturesOf("key"));
+    disk->Flush();
+  }
+  EXPECT_THAT(metrics_.Render(),
+              HasSubstr("llava_vision_feature_disk_errors_total{kind=\"write\"} 1"));
+}
+
+TEST_F(FeatureDiskTest, SeveralProcessesMayShareAFolder) {
+  auto one = Open(), other = Open();
+  one->Write(FeaturesOf("key"));
+  one->Flush();
+  EXPECT_TRUE(other->Read("key"));
+  EXPECT_EQ(other->entries(), 1u);
+  fs::remove(Files().at(0));
+  EXPECT_EQ(one->Read("key"), nullptr);
+  EXPECT_EQ(one->entries(), 0u);
+}
+
+TEST_F(FeatureDiskTest, ManyThreads) {
+  auto disk = Open(FeatureFile(*FeaturesOf("0")).size() * 4);
+  std::vector<std::thread> threads;
+  for (int thread = 0; thread < 4; ++thread) {
+    threads.emplace_back([&disk, thread] {
+      for (int i = 0; i < 200; ++i) {
+        const std::string key = std::to_string((i * (thread + 1)) % 10);
+        const auto found = disk->Read(key);
+        if (found) {
+          EXPECT_EQ(found->key, key);
+        }
+        disk->Write(FeaturesOf(key));
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  disk->Flush();
+  EXPECT_LE(disk->entries(), 4u);
+}
+
+class NoCall : public EncodeCall {
+ public:
+  void Done(std::shared_ptr<const Features>, bool, const EncodeTimes&) override {}
+  void Failed(const absl::Status&) override {}
+  bool gone() const override { return false; }
+  Clock::time_point deadline() const override { return Clock::time_point::max(); }
+};
+
+TEST_F(FeatureDiskTest, TheCacheLooksThereBeforeAnythingIsComputed) {
+  const auto call = std::make_shared<NoCall>();
+  {
+    FeatureCache cache(1 << 20, metrics_, Open());
+    ASSERT_TRUE(cache.Begin("key", call).leader);
+    EXPECT_EQ(cache.FinishFromDisk("key").features, nullptr);
+    cache.Finish("key", FeaturesOf("key"));
+  }
+  FeatureCache cache(1 << 20, metrics_, Open());
+  ASSERT_TRUE(cache.Begin("key", call).leader);
+  EXPECT_FALSE(cache.Begin("key", call).leader);
+  const auto found = cache.FinishFromDisk("key");
+  ASSERT_TRUE(found.features);
+  EXPECT_EQ(found.calls.size(), 2u) << "who came meanwhile is served too";
+  EXPECT_EQ(cache.Begin("key", call).features, found.features) << "in memory again";
+}
+
+}  // namespace
+}  // namespace llava
