@@ -71,7 +71,8 @@ uint64_t StoredBytes(const LanguageCheckpoint& checkpoint) {
   return bytes;
 }
 
-// Called for the bytes of each tensor that is read: tells the share, holds the rate, stops.
+// Called for the bytes of each tensor that is read: tells the share, holds the rate (0: there is
+// none; versions of a repository were read by the checking already), stops.
 class ReadMeter {
  public:
   ReadMeter(LoadWatch& watch, uint64_t total, double bytes_per_second)
@@ -129,6 +130,7 @@ LanguageCheckpoint Open(const LanguageOptions& options, const LoadPace& pace, bo
   open.chat_template = options.chat_template;
   open.packed = true;
   open.verify = verify;
+  open.in_memory = verify;  // read once: all that is checked is packed right behind it
   open.progress = pace.progress;
   open.stop = pace.stop;
   open.bytes_per_second = pace.bytes_per_second;
@@ -250,8 +252,9 @@ absl::StatusOr<LoadedLanguage> OpenLanguageWorkers(const LanguageOptions& option
     return WhyNotOpened(options, std::current_exception());
   }
   loaded.factory = [checkpoint, devices = *std::move(devices), serving, weight_bytes, in_background,
-                    rate = pace.bytes_per_second, threads = options.threads](
-                       int index, LoadWatch& watch) -> std::unique_ptr<ModelRunner> {
+                    rate = checkpoint->in_repository ? 0 : pace.bytes_per_second,
+                    threads = options.threads](int index,
+                                               LoadWatch& watch) -> std::unique_ptr<ModelRunner> {
     const at::Device device = devices.at(static_cast<size_t>(index));
     const auto enter = [&] {
       return EnterDeviceThread(device, threads, static_cast<int>(devices.size()), weight_bytes);
