@@ -278,6 +278,10 @@ absl::StatusOr<LoadedLanguage> OpenLanguageWorkers(const LanguageOptions& option
     } else {
       read();
     }
+    // What the reading left in memory; the files stay mapped, for a worker that begins anew.
+    for (const auto& [name, info] : checkpoint->tensors.tensors()) {
+      checkpoint->tensors.Release(name);
+    }
     watch.share = 1;
     return MakeLlavaRunner(std::move(model), checkpoint->self_test);
   };
