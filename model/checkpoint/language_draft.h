@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 
 #include <ATen/core/Tensor.h>
@@ -26,7 +27,7 @@ class LanguageDraft {
   // `about`: all of the model but its tensors. Throws std::runtime_error if those that were added
   // do not fit its configuration. `make_self_test` is asked for one, of the model as it was
   // written, if `about` has none. Returns the new folder.
-  using SelfTestMaker = std::function<SelfTest(const LanguageCheckpoint& written)>;
+  using SelfTestMaker = std::function<std::optional<SelfTest>(const LanguageCheckpoint& written)>;
   std::filesystem::path Publish(const LanguageCheckpoint& about,
                                 const SelfTestMaker& make_self_test = {});
 

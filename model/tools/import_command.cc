@@ -1,6 +1,4 @@
 #include <cstdint>
-#include <cstdio>
-#include <fstream>
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -16,6 +14,7 @@
 #include "model/llava/self_test.h"
 #include "model/text/labels.h"
 #include "model/tools/commands.h"
+#include "model/tools/memory_for.h"
 
 namespace llava {
 namespace {
@@ -46,27 +45,13 @@ uint64_t SelfTestBytes(const TensorSource& tensors) {
   return values * sizeof(float) * 5 / 4;
 }
 
-uint64_t FreeMemory() {
-  std::ifstream file("/proc/meminfo");
-  for (std::string line; std::getline(file, line);) {
-    unsigned long long kilobytes = 0;
-    if (std::sscanf(line.c_str(), "MemAvailable: %llu", &kilobytes) == 1) return kilobytes << 10;
-  }
-  return 0;
-}
-
 // Whether to make one for these tensors: asked for, or by default where the memory is there.
 bool WantsSelfTest(ImportCommand::MakeSelfTest wanted, const TensorSource& tensors,
                    const std::string& what) {
   if (wanted != ImportCommand::MakeSelfTest::kIfPossible) {
     return wanted == ImportCommand::MakeSelfTest::kYes;
   }
-  const uint64_t needed = SelfTestBytes(tensors), there = FreeMemory();
-  if (needed <= there) return true;
-  std::fprintf(stderr,
-               "llava-model: no self-test for the %s: it takes %.1f GB of memory, %.1f are free\n",
-               what.c_str(), static_cast<double>(needed) / 1e9, static_cast<double>(there) / 1e9);
-  return false;
+  return MemoryForSelfTest(SelfTestBytes(tensors), what);
 }
 
 // A picture of smooth colours with a checkered part: [side, side, 3] uint8.

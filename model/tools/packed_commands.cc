@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -27,6 +28,7 @@
 #include "model/progress/stop_request.h"
 #include "model/text/labels.h"
 #include "model/tools/commands.h"
+#include "model/tools/memory_for.h"
 #include "model/tools/shapes.h"
 
 namespace llava {
@@ -38,8 +40,15 @@ int ThreadsOr(int threads) {
   return threads > 0 ? threads : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
-// Of a model that may fit into this machine in no other form.
-SelfTest PackedSelfTest(const LanguageCheckpoint& written, int threads) {
+// Of a model that may fit into this machine in no other form, if it fits in this one.
+std::optional<SelfTest> PackedSelfTest(const LanguageCheckpoint& written, int threads) {
+  uint64_t bytes = 0;
+  for (const auto& [name, info] : written.tensors.tensors()) {
+    uint64_t size = at::elementSize(info.dtype);
+    for (const int64_t side : info.shape) size *= static_cast<uint64_t>(side);
+    bytes += size;
+  }
+  if (!MemoryForSelfTest(bytes * 5 / 4, "packed model")) return std::nullopt;
   const std::vector<ChatMessage> exchange = {
       {ChatMessage::Role::kUser, "Can I eat an apple?", 0, {}},
       {ChatMessage::Role::kAssistant, "Yes.", 0, {}}};
@@ -56,7 +65,7 @@ SelfTest PackedSelfTest(const LanguageCheckpoint& written, int threads) {
 
 // Packs and publishes as a new version of `out`, a ROOT/NAME. Returns the exit code.
 int Publish(const LanguageCheckpoint& checkpoint, const PackingFlags& flags, const fs::path& out,
-            const nlohmann::json& recipe) {
+            const nlohmann::json& recipe, const LanguageDraft::SelfTestMaker& make_self_test) {
   const PackOptions options = [&flags] {
     PackOptions from_names = ToPackOptions({flags.dtype, flags.group, ""});
     from_names.keep_outliers = flags.outliers;
@@ -75,9 +84,7 @@ int Publish(const LanguageCheckpoint& checkpoint, const PackingFlags& flags, con
   };
   const auto path =
       PublishPacked(checkpoint, options, model.parent_path(), model.filename().string(),
-                    recipe.dump(), pool, step, [&flags](const LanguageCheckpoint& written) {
-                      return PackedSelfTest(written, ThreadsOr(flags.threads));
-                    });
+                    recipe.dump(), pool, step, make_self_test);
   if (!path) {
     std::fprintf(stderr, "\nllava-model: stopped; nothing was written\n");
     return 128 + StopRequest::Signal();
@@ -120,7 +127,10 @@ int RunQuantize(const QuantizeCommand& command) {
                  {{"quantized_from",
                    {{"name", checkpoint.name},
                     {"version", checkpoint.version},
-                    {"digest", ToHex(checkpoint.digest)}}}});
+                    {"digest", ToHex(checkpoint.digest)}}}},
+                 [&command](const LanguageCheckpoint& written) {
+                   return PackedSelfTest(written, ThreadsOr(command.packing.threads));
+                 });
 }
 
 int RunRandom(const RandomCommand& command) {
@@ -162,7 +172,8 @@ int RunRandom(const RandomCommand& command) {
   checkpoint.tensors = RandomTensors(tensors, random);
   if (command.plain) return PublishPlain(checkpoint, command);
   return Publish(checkpoint, command.packing, command.out,
-                 {{"random", {{"shape", command.shape}, {"seed", command.seed}}}});
+                 {{"random", {{"shape", command.shape}, {"seed", command.seed}}}},
+                 /*make_self_test=*/{});
 }
 
 }  // namespace llava

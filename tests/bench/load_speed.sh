@@ -1,21 +1,22 @@
 #!/bin/bash
 # How fast a language model is read cold, checked and made ready, beside `dd` of the same files.
 #
-#   tests/bench/load_speed.sh [BUILD] [ROUNDS]      (default: build/release 3)
+#   tests/bench/load_speed.sh [BUILD] [ROUNDS] [SHAPE]      (default: build/release 3 llama-1.1b)
 #
-# Makes a model of 1.1B parameters in bfloat16 with random weights (2.2 GB in a temporary folder of
-# $TMPDIR), then by turns drops its files from the page cache and reads them with dd, drops them
+# Makes a model of that shape in bfloat16 with random weights (2.2 GB in a temporary folder of $TMPDIR,
+# which has to be a disk), then by turns drops its files from the page cache and reads them with dd, drops them
 # again and loads them. Prints the medians and their ratio. Nothing else should run meanwhile.
 set -euo pipefail
 
 build=${1:-build/release}
 rounds=${2:-3}
+shape=${3:-llama-1.1b}
 here=$(cd "$(dirname "$0")/../.." && pwd)
 model=$build/bin/llava-model
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 
-"$model" random "$folder/m" --shape llama-1.1b --plain --tokenizer "$here/deploy/models/emoji" >/dev/null
+"$model" random "$folder/m" --shape "$shape" --plain --tokenizer "$here/deploy/models/emoji" >/dev/null
 version=$folder/m/1
 
 drop() {  # these files alone, from the page cache

@@ -71,7 +71,7 @@ class Publisher {
   Publisher& operator=(const Publisher&) = delete;
 
   void Kill() {
-    kill(child_, SIGKILL);
+    if (child_ > 0) kill(child_, SIGKILL);  // -1 would be everybody
     Wait();
   }
   bool Runs() {
