@@ -20,8 +20,10 @@ void VisionOptions::Declare(Settings& settings) {
   settings.Group("Model");
   lifecycle.Declare(settings, Manifest::Kind::kTower);
   settings.Add("device", &tower.device, "cpu, cuda:N, or several with commas between");
-  settings.AddChoice("dtype", &tower.dtype, "Arithmetic; auto = float32 on cpu, bfloat16 on cuda",
-                     {"auto", "float32", "bfloat16", "float16"});
+  settings.AddChoice("dtype", &tower.dtype,
+                     "Arithmetic; auto = float32 on cpu, bfloat16 on cuda; bfloat16 and int8 are "
+                     "fastest on cpu, int8 is not on cuda",
+                     {"auto", "float32", "bfloat16", "float16", "int8"});
   settings.Group("Work");
   settings.Add("workers", &tower.workers, "Workers per device, each with its own tower", 1, 64);
   settings.Add("threads", &tower.threads,
