@@ -321,6 +321,14 @@ class VisionFlags(ModelFlagsCase):
             self.encode(service)
         self.assertGreater(many.threads(), few.threads())
 
+    def check_dtype(self):
+        super().check_dtype()
+        service = self.start("--dtype", "int8")
+        models = Client(service.grpc, "llava.v1.ModelService")
+        self.assertEqual(models.ListModels(models.new("ListModelsRequest")).models[0].numerics, "cpu-int8")
+        models.close()
+        self.assertEqual(self.encode(service), [grpc.StatusCode.OK])
+
     def check_decode_threads(self):
         self.more_threads("--decode-threads", 1, 17)
 
