@@ -142,11 +142,17 @@ bool TurnRunner::OnEvent(v1::GenerateResponse& event) {
 
 bool TurnRunner::OnStarted(const v1::GenerateStarted& started) {
   started_ = started;
+  if (started.model().name() != turn_.model.name() ||
+      started.model().version() != turn_.model.version()) {
+    protocol_error_ = absl::InternalError(
+        absl::StrCat("version ", started.model().version(), " of \"", started.model().name(),
+                     "\" answered, asked was version ", turn_.model.version()));
+    return false;
+  }
+  // The service was started anew with other contents under that number.
   if (!IsSameVersion(started.model(), turn_.model)) {
-    protocol_error_ = absl::InternalError(absl::StrCat(
-        "version ", started.model().version(), " of \"", started.model().name(),
-        "\" answered, asked was version ", turn_.model.version(),
-        started.model().version() == turn_.model.version() ? " with other contents" : ""));
+    protocol_error_ = absl::FailedPreconditionError(
+        absl::StrCat("version ", turn_.model.version(), " has other contents there"));
     return false;
   }
   worker_began_ = true;
@@ -234,7 +240,11 @@ void TurnRunner::OnJournalFault(const absl::Status& status) {
 }
 
 void TurnRunner::OnGenerated(absl::Status status) {
-  if (!protocol_error_.ok()) return Conclude(EndingOf(llm_->Explain(protocol_error_)));
+  if (IsVersionGone(protocol_error_)) {
+    status = std::exchange(protocol_error_, absl::OkStatus());
+  } else if (!protocol_error_.ok()) {
+    return Conclude(EndingOf(llm_->Explain(protocol_error_)));
+  }
   // With its last event an answer is whole, whatever becomes of the call.
   if (finished_ && IsWhole(*finished_)) return Conclude(FinishedEnding(finished_->reason()));
   if (const auto why = broken()) return Conclude(EndingOfBreak(*why));

@@ -153,14 +153,15 @@ class MetricsTest(ChatCase):
         for _ in range(2):
             list(vision.Encode(vision.new("EncodeRequest", image=picture("lion")["data"],
                                           spec=vision.new("VisionSpec").FromString(model.vision_spec.SerializeToString()))))
-        # The language service dies in an answer, and the next one goes on with it. That one gives NaN for pictures: such
-        # answers end with an error, the service goes on.
+        # The language service dies in an answer, and the next one goes on with it.
         self.watches["llm"].stop()
-        self.stack.models["llm"] = poisoned_model(self.stack.folder)
         interrupted = iter(self.chat.Chat(self.chat.new("ChatRequest", session_id=self.session(), text="Hello?", sampling=endless)))
         next(interrupted), next(interrupted)
         self.stack.restart("llm", signal.SIGKILL)
         list(interrupted)
+        # One that gives NaN for pictures: such answers end with an error, the service goes on.
+        self.stack.models["llm"] = poisoned_model(self.stack.folder)
+        self.stack.restart("llm")
         poisoned = Watch(self.stack.llm)
         with self.assertRaises(grpc.RpcError) as caught:
             self.eventually(lambda: self.ask(self.session(), "What is this?", [picture("lion")]))

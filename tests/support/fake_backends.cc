@@ -361,6 +361,12 @@ grpc::Status FakeLlm::Generate(grpc::ServerContext* context, const v1::GenerateR
   v1::GenerateResponse response;
   auto& started = *response.mutable_started();
   *started.mutable_model() = request->model();
+  for (const auto& model : models_.Get()) {
+    if (model.model().name() == request->model().name() &&
+        model.model().version() == request->model().version()) {
+      *started.mutable_model() = model.model();
+    }
+  }
   if (behaviour.wrong_version) started.mutable_model()->set_version(99);
   started.set_text_tokens(CountWords(request->messages()));
   started.set_image_tokens(4 * CountPictures(request->messages()));

@@ -332,6 +332,27 @@ TEST_F(TurnFaultsTest, AVersionThatWentAwayIsReplacedBeforeTheFirstToken) {
       << "a version that was asked for is never replaced";
 }
 
+TEST_F(TurnFaultsTest, OtherContentsUnderTheSameNumberAreAnotherVersion) {
+  StartGateway();
+  const std::string session = NewSession();
+  v1::ModelInfo other = FakeLanguageModel("emoji", 1);
+  other.mutable_model()->set_digest(std::string(32, 'z'));
+  llm_.models().Set({other});  // the gateway has not heard of it yet
+  const Answer answer = Ask(Question(session, "x"));
+  ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_EQ(answer.started.model().digest(), other.model().digest());
+  EXPECT_EQ(answer.finished.model().digest(), other.model().digest());
+
+  // A begun answer is not gone on with by it.
+  llm_.Set({.fail_after_deltas = 2, .deaths = 1});
+  const Answer broken = Ask(Question(session, "a b c"), [this](auto&, const Answer&) {
+    llm_.models().Set({FakeLanguageModel("emoji", 1)});
+  });
+  EXPECT_EQ(broken.status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_EQ(Turns(session)[1].finish_reason(), v1::FINISH_REASON_INTERRUPTED);
+  EXPECT_EQ(Turns(session)[1].answer_text().substr(0, 3), "a b");
+}
+
 TEST_F(TurnFaultsTest, AWrongTowerIsToldAndNotReady) {
   vision_.models().Set({FakeTower('z')});
   StartGateway(/*wait=*/false);
