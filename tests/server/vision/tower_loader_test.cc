@@ -10,6 +10,7 @@
 #include <fstream>
 #include <string>
 #include <thread>
+#include <utility>
 
 #include "model/checkpoint/checkpoint.h"
 #include "model/checkpoint/durable_file.h"
@@ -111,6 +112,26 @@ TEST_F(TowerLoaderTest, LoadsAVersionAndTellsAboutIt) {
   const auto estimate = loader_.EstimateBytes(Version(4), 2);
   ASSERT_TRUE(estimate.ok());
   EXPECT_EQ(*estimate, 0u) << "the same tower is there";
+}
+
+TEST_F(TowerLoaderTest, PackedTowersPassTheSelfTest) {
+  const VersionRef version = Version(1);
+  uint64_t most = ~uint64_t{0};
+  for (const auto& [dtype, numerics] :
+       {std::pair("float32", "cpu-f32"), {"bfloat16", "cpu-bf16"}, {"int8", "cpu-int8"}}) {
+    options_.dtype = dtype;
+    VisionServableLoader loader(options_, {}, cache_, metrics_);
+    const auto loaded = loader.Load(version, {});
+    ASSERT_TRUE(loaded.ok()) << loaded.status();
+    EXPECT_EQ((*loaded)->info().numerics(), numerics);
+    EXPECT_LT((*loaded)->self_test_drift(), 0.05) << dtype;
+    EXPECT_LT((*loaded)->load().weight_bytes, most) << dtype;
+    most = (*loaded)->load().weight_bytes;
+    EXPECT_TRUE(Encodes(EngineOf(*loaded))) << dtype;
+  }
+  options_.device = "cuda:0";
+  const auto refused = VisionServableLoader(options_, {}, cache_, metrics_).Load(version, {});
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument) << refused.status();
 }
 
 TEST_F(TowerLoaderTest, EstimatesWeightsAndWorkingMemory) {
