@@ -1,13 +1,16 @@
 // expected/vision.safetensors: tower and both projectors, from the pixel values stored there.
 
 #include <cstdint>
+#include <memory>
 #include <set>
 #include <string>
+#include <vector>
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 #include <gtest/gtest.h>
 
+#include "model/nn/packed_clip.h"
 #include "tests/parity/fixture_folder.h"
 
 namespace llava {
@@ -63,6 +66,25 @@ TEST(VisionParityTest, EveryHiddenState) {
     EXPECT_FALSE(Has(image + "/hidden_" + std::to_string(tower.config().num_layers + 1)));
   }
   EXPECT_GT(checked, 1);
+}
+
+// The service's tower on the CPU keeps the direction of every row.
+TEST(VisionParityTest, PackedTowersKeepDirections) {
+  at::NoGradGuard guard;
+  const TowerCheckpoint checkpoint = OpenTower(Folder().root() / "clip-tower");
+  const ClipTower plain(checkpoint.config, checkpoint.tensors, at::kCPU, at::kFloat);
+  std::vector<at::Tensor> pixels;
+  for (const std::string& image : Images()) {
+    pixels.push_back(Folder().Expected("vision", image + "/pixel_values").cpu());
+  }
+  const at::Tensor batch = at::stack(pixels);
+  const at::Tensor expected = plain.Forward(batch, -2).to(at::kDouble);
+  for (const auto format : {ops::cpu::WeightFormat::kBFloat16, ops::cpu::WeightFormat::kInt8}) {
+    PackedClipTower packed(checkpoint.config, checkpoint.tensors, format,
+                           std::make_shared<ops::cpu::ThreadPool>(2));
+    const at::Tensor found = packed.Forward(batch, -2).to(at::kDouble);
+    EXPECT_GT(at::cosine_similarity(found, expected, -1).min().item<double>(), 0.99);
+  }
 }
 
 TEST(VisionParityTest, PicturesOfABatchDoNotMatterToEachOther) {
