@@ -137,6 +137,7 @@ bool ModelManager::Impl::Round() {
   {
     MutexLock lock(mutex_);
     const Time now = Clock::now();
+    decided_look_ = look_;
     ApplyCalls(now, answers);
     for (Lifecycle::Step& step : lifecycle_.Next(now)) {
       Held& held = held_[step.id];
@@ -434,7 +435,8 @@ absl::Status ModelManager::Impl::FirstFailure() {
   if (first_failed_) return first_failure_;
   const bool serving = std::any_of(serving_.begin(), serving_.end(),
                                    [](const auto& each) { return each.second > 0; });
-  if (!options_.must_start || serving || look_ == 0 || !lifecycle_.Settled()) {
+  if (!options_.must_start || serving || decided_look_ == 0 || decided_look_ != look_ ||
+      !lifecycle_.Settled()) {
     return absl::OkStatus();
   }
   if (!look_error_.ok()) return look_error_;
