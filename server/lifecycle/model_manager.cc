@@ -137,6 +137,7 @@ bool ModelManager::Impl::Round() {
   {
     MutexLock lock(mutex_);
     const Time now = Clock::now();
+    decided_look_ = look_;
     ApplyCalls(now, answers);
     for (Lifecycle::Step& step : lifecycle_.Next(now)) {
       Held& held = held_[step.id];
@@ -156,8 +157,6 @@ bool ModelManager::Impl::Round() {
           held.stop->store(true);
           break;
         case Lifecycle::Step::Kind::kUnroute:
-          held.routed = false;
-          [[fallthrough]];
         case Lifecycle::Step::Kind::kRoute:
           routing.emplace_back(std::move(step), held.servable);
           break;
@@ -171,23 +170,22 @@ bool ModelManager::Impl::Round() {
     metrics_.estimated_bytes.Set(static_cast<double>(lifecycle_.EstimatedBytes()));
   }
 
+  // One after the other: a list made meanwhile shows the new version, the old one, or both.
   for (auto& [step, servable] : routing) {
-    if (step.kind == Lifecycle::Step::Kind::kRoute) {
-      loader_.Route(std::move(servable));
-    } else {
-      servable.reset();
-      loader_.Unroute(step.id.name, step.id.version);
+    const bool route = step.kind == Lifecycle::Step::Kind::kRoute;
+    if (route) loader_.Route(std::move(servable));
+    servable.reset();
+    {
+      MutexLock lock(mutex_);
+      held_[step.id].routed = route;
     }
+    if (!route) loader_.Unroute(step.id.name, step.id.version);
   }
 
   std::map<std::string, int> serving;
   std::vector<std::pair<std::string, int>> changes;
   {
     MutexLock lock(mutex_);
-    for (const auto& [step, servable] : routing) {
-      const Lifecycle::Version* version = lifecycle_.Find(step.id);
-      held_[step.id].routed = version != nullptr && version->state == v1::MODEL_STATE_READY;
-    }
     for (const auto& [id, held] : held_) serving[id.name] += held.routed ? 1 : 0;
     for (const auto& [model, count] : serving) {
       const auto before = serving_.find(model);
@@ -437,7 +435,8 @@ absl::Status ModelManager::Impl::FirstFailure() {
   if (first_failed_) return first_failure_;
   const bool serving = std::any_of(serving_.begin(), serving_.end(),
                                    [](const auto& each) { return each.second > 0; });
-  if (!options_.must_start || serving || look_ == 0 || !lifecycle_.Settled()) {
+  if (!options_.must_start || serving || decided_look_ == 0 || decided_look_ != look_ ||
+      !lifecycle_.Settled()) {
     return absl::OkStatus();
   }
   if (!look_error_.ok()) return look_error_;

@@ -221,7 +221,9 @@ v1::ModelVersionStatus ModelManager::Impl::StatusOf(const VersionId& id,
   if (version.state == v1::MODEL_STATE_FAILED && !version.waits_for_change) {
     *status.mutable_next_attempt() = WallTime(version.retry_at, now);
   }
-  if (draining_ && version.state == v1::MODEL_STATE_READY) {
+  if (version.state == v1::MODEL_STATE_READY && (held == held_.end() || !held->second.routed)) {
+    status.set_state(v1::MODEL_STATE_WARMING);  // for a moment: READY means routed
+  } else if (draining_ && version.state == v1::MODEL_STATE_READY) {
     status.set_state(v1::MODEL_STATE_DRAINING);
     status.set_message("the process is draining");
   }

@@ -100,7 +100,8 @@ class ModelManager::Impl {
   CondVar round_;    // a round has ended, or no status is being read
   Lifecycle lifecycle_ LLAVA_GUARDED_BY(mutex_);
   RepositorySnapshot snapshot_ LLAVA_GUARDED_BY(mutex_);
-  uint64_t look_ LLAVA_GUARDED_BY(mutex_) = 0;  // the last
+  uint64_t look_ LLAVA_GUARDED_BY(mutex_) = 0;          // the last
+  uint64_t decided_look_ LLAVA_GUARDED_BY(mutex_) = 0;  // the last that Next has thought about
   absl::Status look_error_ LLAVA_GUARDED_BY(mutex_);
   std::map<VersionId, Held> held_ LLAVA_GUARDED_BY(mutex_);
   std::map<std::string, int> serving_ LLAVA_GUARDED_BY(mutex_);

@@ -16,30 +16,8 @@ using ::testing::IsEmpty;
 using ::testing::Not;
 using Kind = Lifecycle::Step::Kind;
 
-Lifecycle::Options Options(const std::string& policy = "latest", uint64_t budget = 0,
-                           int workers = 1) {
-  Lifecycle::Options options;
-  options.policy = *VersionPolicy::Parse(policy);
-  options.memory_budget = budget;
-  options.workers = workers;
-  return options;
-}
-
-// Version 1 is served.
-class Served : public LifecycleWorld {
- public:
-  explicit Served(Lifecycle::Options options) : LifecycleWorld(options) {
-    Publish(1);
-    Look();
-    EndLoad(1);
-    EXPECT_THAT(Routed(), ElementsAre(1));
-  }
-};
-
-const absl::Status kBroken = absl::InvalidArgumentError("model.safetensors has another SHA-256");
-
 TEST(Lifecycle, LoadsTheNewestAndTellsEachState) {
-  LifecycleWorld world(Options());
+  LifecycleWorld world(LifecycleWith());
   world.auto_estimate = false;
   world.Look();
   EXPECT_TRUE(world.life().Settled()) << "an empty repository asks for nothing";
@@ -71,7 +49,7 @@ TEST(Lifecycle, LoadsTheNewestAndTellsEachState) {
 }
 
 TEST(Lifecycle, RoutesTheNewBeforeTheOldGoes) {
-  Served world(Options());
+  Served world(LifecycleWith());
   world.Publish(2);
   world.Look();
   EXPECT_EQ(world.jobs().at({"m", 2}).predecessor, 1U);
@@ -92,7 +70,7 @@ TEST(Lifecycle, RoutesTheNewBeforeTheOldGoes) {
 }
 
 TEST(Lifecycle, AFailureLeavesTheOldVersionAndIsTriedAgain) {
-  Served world(Options());
+  Served world(LifecycleWith());
   world.Publish(2);
   world.Look();
   world.EndLoad(2, kBroken);
@@ -121,7 +99,7 @@ TEST(Lifecycle, AFailureLeavesTheOldVersionAndIsTriedAgain) {
 }
 
 TEST(Lifecycle, ARepairedVersionIsLoadedAtOnce) {
-  Served world(Options());
+  Served world(LifecycleWith());
   world.Publish(2);
   world.Look();
   world.EndLoad(2, kBroken);
@@ -139,7 +117,7 @@ TEST(Lifecycle, ARepairedVersionIsLoadedAtOnce) {
 }
 
 TEST(Lifecycle, WithoutRetriesOnlyAChangeHelps) {
-  Lifecycle::Options options = Options();
+  Lifecycle::Options options = LifecycleWith();
   options.retry_delay = {};
   Served world(options);
   world.Publish(2);
@@ -154,7 +132,7 @@ TEST(Lifecycle, WithoutRetriesOnlyAChangeHelps) {
 }
 
 TEST(Lifecycle, AnEstimateMayFailToo) {
-  Served world(Options());
+  Served world(LifecycleWith());
   world.auto_estimate = false;
   world.Publish(2);
   world.Look();
@@ -166,7 +144,7 @@ TEST(Lifecycle, AnEstimateMayFailToo) {
 }
 
 TEST(Lifecycle, AfterARestartTheOlderStandsInForTheBroken) {
-  LifecycleWorld world(Options());
+  LifecycleWorld world(LifecycleWith());
   world.Publish(1);
   world.Publish(2);
   world.Look();
@@ -180,7 +158,7 @@ TEST(Lifecycle, AfterARestartTheOlderStandsInForTheBroken) {
 }
 
 TEST(Lifecycle, ALoadIsNotEndedByANewerVersion) {
-  Served world(Options());
+  Served world(LifecycleWith());
   world.Publish(2);
   world.Look();
   world.Publish(3);
@@ -198,7 +176,7 @@ TEST(Lifecycle, ALoadIsNotEndedByANewerVersion) {
 }
 
 TEST(Lifecycle, LoadsTheMostImportantFirst) {
-  LifecycleWorld world(Options("labels"));
+  LifecycleWorld world(LifecycleWith("labels"));
   for (const uint64_t version : {1, 2, 3}) world.Publish(version);
   world.repository["m"].marks.labels = {{"canary", 3}, {"stable", 1}, {"old", 2}};
   world.Publish(7, "other");
@@ -214,7 +192,7 @@ TEST(Lifecycle, LoadsTheMostImportantFirst) {
 }
 
 TEST(Lifecycle, LoadsSeveralAtATimeIfItMay) {
-  Lifecycle::Options options = Options("latest:3");
+  Lifecycle::Options options = LifecycleWith("latest:3");
   options.load_slots = 2;
   LifecycleWorld world(options);
   for (const uint64_t version : {1, 2, 3}) world.Publish(version);
@@ -223,7 +201,7 @@ TEST(Lifecycle, LoadsSeveralAtATimeIfItMay) {
 }
 
 TEST(Lifecycle, LabelsMoveVersions) {
-  LifecycleWorld world(Options("auto"));
+  LifecycleWorld world(LifecycleWith("auto"));
   for (const uint64_t version : {1, 2}) world.Publish(version);
   world.repository["m"].marks.labels = {{"stable", 1}};
   world.Look();
@@ -249,7 +227,7 @@ TEST(Lifecycle, LabelsMoveVersions) {
 }
 
 TEST(Lifecycle, ACanaryThatIsTakenAwayIsNotLoadedOn) {
-  LifecycleWorld world(Options("labels"));
+  LifecycleWorld world(LifecycleWith("labels"));
   for (const uint64_t version : {1, 2}) world.Publish(version);
   world.repository["m"].marks.labels = {{"stable", 1}};
   world.Look();
@@ -266,7 +244,7 @@ TEST(Lifecycle, ACanaryThatIsTakenAwayIsNotLoadedOn) {
 }
 
 TEST(Lifecycle, ALoadThatWasAskedToEndMayBeReadyAllTheSame) {
-  LifecycleWorld world(Options("labels"));
+  LifecycleWorld world(LifecycleWith("labels"));
   for (const uint64_t version : {1, 2}) world.Publish(version);
   world.repository["m"].marks.labels = {{"stable", 1}};
   world.Look();
@@ -283,7 +261,7 @@ TEST(Lifecycle, ALoadThatWasAskedToEndMayBeReadyAllTheSame) {
 }
 
 TEST(Lifecycle, WhatIsDeletedWhileItServesServesOn) {
-  Served world(Options());
+  Served world(LifecycleWith());
   world.Delete(1);
   world.Look();
   EXPECT_THAT(world.Routed(), ElementsAre(1));
@@ -298,7 +276,7 @@ TEST(Lifecycle, WhatIsDeletedWhileItServesServesOn) {
 }
 
 TEST(Lifecycle, DeletingTheNewestGoesBack) {
-  Served world(Options());
+  Served world(LifecycleWith());
   world.Publish(2);
   world.Look();
   world.EndLoad(2);
@@ -311,7 +289,7 @@ TEST(Lifecycle, DeletingTheNewestGoesBack) {
 }
 
 TEST(Lifecycle, DeletedWhileLoading) {
-  Served world(Options());
+  Served world(LifecycleWith());
   world.Publish(2);
   world.Look();
   world.Delete(2);
@@ -322,7 +300,7 @@ TEST(Lifecycle, DeletedWhileLoading) {
   world.Pass(std::chrono::hours(1));
   EXPECT_FALSE(world.Loading(2));
   // Also when nothing else is there.
-  LifecycleWorld alone(Options());
+  LifecycleWorld alone(LifecycleWith());
   alone.Publish(1);
   alone.Look();
   alone.Delete(1);
@@ -334,7 +312,7 @@ TEST(Lifecycle, DeletedWhileLoading) {
 }
 
 TEST(Lifecycle, WhatIsGoneIsForgottenInTheEnd) {
-  Served world(Options());
+  Served world(LifecycleWith());
   for (uint64_t version = 2; version < 40; ++version) {
     world.Publish(version);
     world.Look();
@@ -348,7 +326,7 @@ TEST(Lifecycle, WhatIsGoneIsForgottenInTheEnd) {
 }
 
 TEST(Lifecycle, WishesHoldUntilThePolicyMovesOn) {
-  Served world(Options());
+  Served world(LifecycleWith());
   world.Publish(2);
   world.Look();
   world.EndLoad(2);
@@ -371,7 +349,7 @@ TEST(Lifecycle, WishesHoldUntilThePolicyMovesOn) {
 }
 
 TEST(Lifecycle, AWishIsNotOlderThanWhatWasSeenBeforeIt) {
-  LifecycleWorld world(Options());
+  LifecycleWorld world(LifecycleWith());
   for (const uint64_t version : {1, 2}) world.Publish(version);
   world.life().SetRepository(world.repository, world.now());
   world.Load(1);  // before anything has been decided
@@ -381,7 +359,7 @@ TEST(Lifecycle, AWishIsNotOlderThanWhatWasSeenBeforeIt) {
 }
 
 TEST(Lifecycle, UnloadTakesTheLastVersionToo) {
-  Served world(Options());
+  Served world(LifecycleWith());
   world.Unload(1);
   EXPECT_THAT(world.Routed(), IsEmpty());
   world.EndAnswers(1);
@@ -392,7 +370,7 @@ TEST(Lifecycle, UnloadTakesTheLastVersionToo) {
 }
 
 TEST(Lifecycle, UnloadEndsALoad) {
-  Served world(Options());
+  Served world(LifecycleWith());
   world.Publish(2);
   world.Look();
   world.Unload(2);
@@ -403,7 +381,7 @@ TEST(Lifecycle, UnloadEndsALoad) {
 }
 
 TEST(Lifecycle, LoadTriesAFailedVersionAtOnce) {
-  Served world(Options());
+  Served world(LifecycleWith());
   world.Publish(2);
   world.Look();
   world.EndLoad(2, kBroken);
@@ -412,7 +390,7 @@ TEST(Lifecycle, LoadTriesAFailedVersionAtOnce) {
 }
 
 TEST(Lifecycle, ABrokenVersionIsLoadedAnew) {
-  Served world(Options());
+  Served world(LifecycleWith());
   world.Break(1);
   EXPECT_THAT(world.Routed(), IsEmpty());
   EXPECT_EQ(world.State(1), v1::MODEL_STATE_DRAINING);
@@ -424,212 +402,8 @@ TEST(Lifecycle, ABrokenVersionIsLoadedAnew) {
   EXPECT_THAT(world.Routed(), ElementsAre(1));
 }
 
-TEST(Lifecycle, InPlaceChecksDrainsAndLoads) {
-  Served world(Options("latest", 150));
-  world.auto_verify = false;
-  world.Publish(2);
-  world.Look();
-  ASSERT_TRUE(world.Doing(Kind::kVerify, 2));
-  EXPECT_THAT(world.Routed(), ElementsAre(1)) << "nothing has been touched";
-  world.End(Kind::kVerify, {"m", 2}, absl::OkStatus());
-  EXPECT_THAT(world.Routed(), IsEmpty());
-  EXPECT_EQ(world.State(1), v1::MODEL_STATE_DRAINING);
-  EXPECT_FALSE(world.Loading(2)) << "the answers of version 1 go on";
-  world.EndAnswers(1);
-  ASSERT_TRUE(world.Loading(2));
-  EXPECT_EQ(world.jobs().at({"m", 2}).predecessor, 0U);
-  world.EndLoad(2);
-  EXPECT_THAT(world.Routed(), ElementsAre(2));
-  EXPECT_EQ(world.State(1), v1::MODEL_STATE_UNLOADED);
-  const auto swaps = world.life().TakeSwaps();
-  ASSERT_EQ(swaps.size(), 1U);
-  EXPECT_EQ(swaps[0].mode, SwapMode::kInPlace);
-}
-
-TEST(Lifecycle, InPlaceFindsABadFileBeforeAnybodyMakesWay) {
-  Served world(Options("latest", 150));
-  world.auto_verify = false;
-  world.Publish(2);
-  world.Look();
-  world.End(Kind::kVerify, {"m", 2}, kBroken);
-  EXPECT_EQ(world.State(2), v1::MODEL_STATE_FAILED);
-  EXPECT_THAT(world.Routed(), ElementsAre(1));
-  world.Pass(seconds(2));
-  EXPECT_TRUE(world.Doing(Kind::kVerify, 2)) << "trying again costs nobody anything";
-}
-
-TEST(Lifecycle, InPlaceBringsTheOldOneBack) {
-  for (const char* policy : {"latest", "2"}) {
-    SCOPED_TRACE(policy);
-    LifecycleWorld world(Options(policy, 150));
-    world.Publish(1);
-    world.Look();
-    if (policy != std::string("latest")) world.Load(1);  // which has no stand-ins
-    world.EndLoad(1);
-    world.Publish(2);
-    world.Look();
-    world.EndAnswers(1);
-    world.EndLoad(2, absl::FailedPreconditionError("self-test off by 3"));
-    EXPECT_EQ(world.State(2), v1::MODEL_STATE_FAILED);
-    EXPECT_THAT(world.Message(2), HasSubstr("self-test off by 3"));
-    EXPECT_THAT(world.Message(2), HasSubstr("not tried again"));
-    ASSERT_TRUE(world.Loading(1));
-    world.EndLoad(1);
-    EXPECT_THAT(world.Routed(), ElementsAre(1));
-    world.Pass(std::chrono::hours(10));
-    EXPECT_THAT(world.Routed(), ElementsAre(1)) << "a broken version must not interrupt it again";
-    world.Publish(2);  // repaired
-    world.Look();
-    world.EndAnswers(1);
-    world.EndLoad(2);
-    EXPECT_THAT(world.Routed(), ElementsAre(2));
-    EXPECT_THAT(world.jobs(), IsEmpty());
-  }
-}
-
-TEST(Lifecycle, InPlaceTakesTheOldOneBackIfTheNewOneIsDeletedMeanwhile) {
-  Served world(Options("latest", 150));
-  world.Publish(2);
-  world.Look();
-  EXPECT_THAT(world.Routed(), IsEmpty());
-  world.Delete(2);
-  world.Look();
-  EXPECT_THAT(world.Routed(), ElementsAre(1)) << "its answers had not ended yet";
-  EXPECT_THAT(world.jobs(), IsEmpty());
-}
-
-TEST(Lifecycle, WhatIsWantedMakesNoWay) {
-  LifecycleWorld world(Options("labels", 150));
-  for (const uint64_t version : {1, 2}) world.Publish(version);
-  world.repository["m"].marks.labels = {{"canary", 2}, {"stable", 1}};
-  world.Look();
-  world.EndLoad(1);
-  EXPECT_EQ(world.State(2), v1::MODEL_STATE_FAILED);
-  EXPECT_THAT(world.Message(2), HasSubstr("--memory-budget is 150 bytes"));
-  EXPECT_EQ(world.life().Find({"m", 2})->error.code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_THAT(world.Routed(), ElementsAre(1));
-  // As soon as there is room.
-  world.Unload(1);
-  world.EndAnswers(1);
-  EXPECT_TRUE(world.Loading(2));
-}
-
-TEST(Lifecycle, TooLargeAtAll) {
-  LifecycleWorld world(Options("latest", 50));
-  world.Publish(1);
-  world.Look();
-  EXPECT_EQ(world.State(1), v1::MODEL_STATE_FAILED);
-  EXPECT_EQ(world.life().Find({"m", 1})->error.code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_TRUE(world.life().Settled());
-}
-
-TEST(Lifecycle, WaitsForWhatIsLeaving) {
-  Served world(Options("latest", 250));
-  world.Publish(2);
-  world.Look();
-  world.EndLoad(2);  // beside version 1, which drains now
-  world.Publish(3);
-  world.Look();
-  EXPECT_EQ(world.State(3), v1::MODEL_STATE_AVAILABLE);
-  EXPECT_THAT(world.Message(3), HasSubstr("waits for memory"));
-  EXPECT_THAT(world.Routed(), ElementsAre(2));
-  world.EndAnswers(1);
-  EXPECT_TRUE(world.Loading(3)) << "side by side again";
-}
-
-TEST(Lifecycle, RollsWorkerByWorker) {
-  Served world(Options("latest", 399, 3));
-  EXPECT_EQ(world.WorkersOf(1), 3);
-  world.Publish(2);
-  world.Look();
-  ASSERT_TRUE(world.Doing(Kind::kSetWorkers, 1));
-  world.End(Kind::kSetWorkers, {"m", 1}, absl::OkStatus());
-  EXPECT_EQ(world.WorkersOf(1), 2);
-  ASSERT_TRUE(world.Loading(2));
-  EXPECT_EQ(world.jobs().at({"m", 2}).workers, 1);
-  EXPECT_EQ(world.jobs().at({"m", 2}).predecessor, 1U);
-  world.EndLoad(2);
-  EXPECT_THAT(world.Routed(), ElementsAre(1, 2));
-  world.End(Kind::kSetWorkers, {"m", 1}, absl::OkStatus());
-  world.End(Kind::kSetWorkers, {"m", 2}, absl::OkStatus());
-  EXPECT_EQ(world.WorkersOf(1), 1);
-  EXPECT_EQ(world.WorkersOf(2), 2);
-  EXPECT_THAT(world.Routed(), ElementsAre(2)) << "the last worker leaves when its answers end";
-  world.EndAnswers(1);
-  world.End(Kind::kSetWorkers, {"m", 2}, absl::OkStatus());
-  EXPECT_EQ(world.WorkersOf(2), 3);
-  EXPECT_TRUE(world.life().Settled());
-  const auto swaps = world.life().TakeSwaps();
-  ASSERT_EQ(swaps.size(), 1U);
-  EXPECT_EQ(swaps[0].mode, SwapMode::kRolling);
-}
-
-TEST(Lifecycle, RollingGivesTheWorkersBack) {
-  const absl::Status full = absl::ResourceExhaustedError("device 1 is full");
-  {  // The old version cannot give one up.
-    Served world(Options("latest", 399, 3));
-    world.Publish(2);
-    world.Look();
-    world.End(Kind::kSetWorkers, {"m", 1}, full);
-    EXPECT_EQ(world.State(2), v1::MODEL_STATE_FAILED);
-    EXPECT_THAT(world.Message(2), HasSubstr("device 1 is full"));
-    EXPECT_TRUE(world.life().Settled());
-    EXPECT_EQ(world.WorkersOf(1), 3);
-  }
-  {  // The new one cannot be loaded.
-    Served world(Options("latest", 399, 3));
-    world.Publish(2);
-    world.Look();
-    world.End(Kind::kSetWorkers, {"m", 1}, absl::OkStatus());
-    world.EndLoad(2, kBroken);
-    world.End(Kind::kSetWorkers, {"m", 1}, absl::OkStatus());
-    EXPECT_EQ(world.WorkersOf(1), 3);
-    world.Pass(std::chrono::hours(1));
-    EXPECT_THAT(world.jobs(), IsEmpty());
-  }
-  {  // The new one cannot grow.
-    Served world(Options("latest", 399, 3));
-    world.Publish(2);
-    world.Look();
-    world.End(Kind::kSetWorkers, {"m", 1}, absl::OkStatus());
-    world.EndLoad(2);
-    world.End(Kind::kSetWorkers, {"m", 1}, absl::OkStatus());
-    world.End(Kind::kSetWorkers, {"m", 2}, full);
-    EXPECT_THAT(world.Routed(), ElementsAre(1));
-    world.EndAnswers(2);
-    EXPECT_EQ(world.State(2), v1::MODEL_STATE_FAILED);
-    EXPECT_THAT(world.Message(2), HasSubstr("device 1 is full"));
-    world.End(Kind::kSetWorkers, {"m", 1}, absl::OkStatus());
-    EXPECT_EQ(world.WorkersOf(1), 3);
-  }
-  {  // At the last worker there is no way back: it serves on those it has.
-    Served world(Options("latest", 250, 2));
-    world.Publish(2);
-    world.Look();
-    world.End(Kind::kSetWorkers, {"m", 1}, absl::OkStatus());
-    world.EndLoad(2);
-    world.EndAnswers(1);
-    world.End(Kind::kSetWorkers, {"m", 2}, full);
-    EXPECT_THAT(world.Routed(), ElementsAre(2));
-    EXPECT_THAT(world.Message(2), HasSubstr("from 1 workers to 2"));
-  }
-  {  // The new one breaks on the way.
-    Served world(Options("latest", 399, 3));
-    world.Publish(2);
-    world.Look();
-    world.End(Kind::kSetWorkers, {"m", 1}, absl::OkStatus());
-    world.EndLoad(2);
-    world.Break(2);
-    world.End(Kind::kSetWorkers, {"m", 1}, absl::OkStatus());
-    EXPECT_THAT(world.Routed(), ElementsAre(1));
-    world.EndAnswers(2);
-    world.End(Kind::kSetWorkers, {"m", 1}, absl::OkStatus());
-    EXPECT_EQ(world.WorkersOf(1), 3);
-  }
-}
-
 TEST(Lifecycle, NothingBeginsWhileTheProcessDrains) {
-  Served world(Options());
+  Served world(LifecycleWith());
   world.life().Drain();
   world.Publish(2);
   world.Look();

@@ -265,4 +265,27 @@ class LifecycleWorld {
   std::set<VersionId> routed_, stopped_, unloaded_, broken_;
 };
 
+inline Lifecycle::Options LifecycleWith(const std::string& policy = "latest", uint64_t budget = 0,
+                                        int workers = 1) {
+  Lifecycle::Options options;
+  options.policy = *VersionPolicy::Parse(policy);
+  options.memory_budget = budget;
+  options.workers = workers;
+  return options;
+}
+
+// Version 1 is served.
+class Served : public LifecycleWorld {
+ public:
+  explicit Served(Lifecycle::Options options) : LifecycleWorld(options) {
+    Publish(1);
+    Look();
+    EndLoad(1);
+    EXPECT_EQ(Routed(), std::vector<uint64_t>{1});
+  }
+};
+
+inline const absl::Status kBroken =
+    absl::InvalidArgumentError("model.safetensors has another SHA-256");
+
 }  // namespace llava

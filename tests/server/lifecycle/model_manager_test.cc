@@ -111,7 +111,7 @@ TEST_F(ModelManagerTest, ServesWhatIsPublished) {
   repository_.Publish("emoji", 2);
   ASSERT_TRUE(Reaches(2, v1::MODEL_STATE_READY));
   ASSERT_TRUE(Reaches(1, v1::MODEL_STATE_DRAINING));
-  EXPECT_THAT(loader_.routed(), ElementsAre(2));
+  EXPECT_TRUE(Eventually([&] { return loader_.routed() == std::vector<uint64_t>{2}; }));
   EXPECT_EQ(loader_.last_predecessor(), 1U);
   EXPECT_EQ(Status(1).in_flight(), 1U);
   std::this_thread::sleep_for(milliseconds(50));
