@@ -39,7 +39,7 @@ class Client:
                 response_deserializer=message_factory.GetMessageClass(method.output_type).FromString)
             setattr(self, method.name, call)
 
-    def new(self, name, **fields):
+    def new(self, name, /, **fields):
         """A message of llava.v1 by name; nested messages as dictionaries."""
         return message_factory.GetMessageClass(self.pool.FindMessageTypeByName(f"llava.v1.{name}"))(**fields)
 
