@@ -6,8 +6,9 @@
 #
 # cuda         compiles the CUDA services, kernels and their tests; a warning is an error (nvcc)
 # asan tsan    tests/run.sh with sanitizers
-# fuzz         tests/fuzz/run.sh
-# chaos        kills at random bytes of answers and at every failpoint, checked by history
+# fuzz         decoding of broken pictures under the address sanitizer, ten minutes
+# chaos        kills at random bytes of answers and at every failpoint, versions exchanged under load;
+#              checked by history
 # containers   deploy/container_check.sh (root)
 # speed        the language service under load and the gateway beside a bare relay; nothing else may run
 # gpu          tests/gpu/run.sh (an NVIDIA GPU)
@@ -40,18 +41,24 @@ run_asan() { tests/run.sh --sanitize asan; }
 lacks_tsan() { command -v setarch >/dev/null || echo "no setarch"; }
 run_tsan() { tests/run.sh --sanitize tsan; }
 
-lacks_fuzz() { [ -x tests/fuzz/run.sh ] || echo "no tests/fuzz/run.sh in this tree"; }
-run_fuzz() { tests/fuzz/run.sh; }
+lacks_fuzz() { :; }
+run_fuzz() {
+  cmake --preset asan
+  ninja -C build/asan -j"$jobs" llava_fuzz_decode
+  build/asan/bin/llava_fuzz_decode --runs 100000 --seconds 600 --folder tests/fixtures/images
+}
 
 lacks_chaos() { :; }
 run_chaos() {
   cmake --preset release -B build/nightly-chaos -DLLAVA_FAILPOINTS=ON -DLLAVA_TESTS=OFF
-  ninja -C build/nightly-chaos -j"$jobs" llava-gateway llava-vision llava-llm
+  ninja -C build/nightly-chaos -j"$jobs" llava-gateway llava-vision llava-llm llava-model
   local seed
   seed=$(date +%-j) # another one every day, told in the log
   echo "seed $seed"
   LLAVA_BIN_DIR=$PWD/build/nightly-chaos/bin "$LLAVA_VENV/bin/python" tests/chaos/chaos_test.py \
     --kills 60 --seed "$seed" --failpoints --history "$logs/history.jsonl"
+  LLAVA_BIN_DIR=$PWD/build/nightly-chaos/bin "$LLAVA_VENV/bin/python" tests/chaos/swap_test.py \
+    --seconds 120 --every 5 --sessions 16 --result "$figures"
 }
 
 lacks_containers() { [ "$(id -u)" = 0 ] || echo "not root"; }
