@@ -171,21 +171,23 @@ grpc::ServerUnaryReactor* ChatServiceImpl::CancelTurn(grpc::CallbackServerContex
                                                       const v1::CancelTurnRequest* request,
                                                       v1::CancelTurnResponse* response) {
   const UnaryCall call("CancelTurn", *context, parts_);
-  ForOwner(call, CheckSessionId(request->session_id()), request->session_id(),
-           [this, call, request, response] {
-             const bool running = parts_.running.Break(request->session_id(), request->turn_id(),
-                                                       TurnBreak::kCancelTurn, [call, response] {
-                                                         response->set_was_running(true);
-                                                         call.Finish(absl::OkStatus());
-                                                       });
-             if (running) return;
-             const auto ended = [call](const auto& known) { call.Finish(known.status()); };
-             if (request->turn_id().empty()) {
-               parts_.store.GetSession(request->session_id(), ended);
-             } else {
-               parts_.store.GetTurn(request->session_id(), request->turn_id(), ended);
-             }
-           });
+  absl::Status status = CheckSessionId(request->session_id());
+  // Empty: whichever is running.
+  if (status.ok() && !request->turn_id().empty()) status = CheckTurnId(request->turn_id());
+  ForOwner(call, status, request->session_id(), [this, call, request, response] {
+    const bool running = parts_.running.Break(request->session_id(), request->turn_id(),
+                                              TurnBreak::kCancelTurn, [call, response] {
+                                                response->set_was_running(true);
+                                                call.Finish(absl::OkStatus());
+                                              });
+    if (running) return;
+    const auto ended = [call](const auto& known) { call.Finish(known.status()); };
+    if (request->turn_id().empty()) {
+      parts_.store.GetSession(request->session_id(), ended);
+    } else {
+      parts_.store.GetTurn(request->session_id(), request->turn_id(), ended);
+    }
+  });
   return call.reactor();
 }
 

@@ -16,13 +16,13 @@ namespace {
 constexpr char kRejectedPrefix[] = "rejected-";
 constexpr size_t kMaxLabelBytes = 64;
 
-absl::Status CheckLabel(const std::string& label) {
+absl::Status CheckLabel(const std::string& label, const char* where) {
   const bool good = std::all_of(label.begin(), label.end(), [](char c) {
     return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '.' ||
            c == '_' || c == '-';
   });
   if (good && label.size() <= kMaxLabelBytes) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("\"", label.substr(0, kMaxLabelBytes),
+  return absl::InvalidArgumentError(absl::StrCat(where, " \"", label.substr(0, kMaxLabelBytes),
                                                  "\" is no label: 1 to ", kMaxLabelBytes,
                                                  " letters, digits, '.', '_' and '-'"));
 }
@@ -67,7 +67,8 @@ absl::StatusOr<ModelChoice> ParseModelChoice(std::string_view text) {
   }
   choice.version = 0;
   choice.label = std::string(suffix);
-  if (auto status = CheckLabel(choice.label); !status.ok()) return status;
+  if (auto status = CheckLabel(choice.label, "behind the @ of a model"); !status.ok())
+    return status;
   return choice;
 }
 
@@ -82,7 +83,7 @@ absl::StatusOr<ModelChoice> ReadModelChoice(const v1::ModelVersion& model,
         "model.name behind its @, model.version and model_label each choose a version; set one of "
         "them");
   }
-  if (auto status = CheckLabel(label); !status.ok()) return status;
+  if (auto status = CheckLabel(label, "model_label"); !status.ok()) return status;
   if (model.version() != 0) choice->version = model.version();
   if (!label.empty()) choice->label = label;
   return choice;

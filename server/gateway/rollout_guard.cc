@@ -147,7 +147,8 @@ void RolloutGuard::Look() {
       if (watch.pending) pending.push_back(name);
       const bool labelled =
           std::any_of(versions[name].begin(), versions[name].end(), [&](const v1::ModelInfo& each) {
-            return HasLabel(each, kCanaryLabel) && IsSame(each.model(), watch.report.canary());
+            return HasLabel(each, kCanaryLabel) && !IsRejected(each) &&
+                   IsSame(each.model(), watch.report.canary());
           });
       if (labelled || watch.pending || !watch.active) continue;
       watch.active = false;

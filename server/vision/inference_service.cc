@@ -222,13 +222,15 @@ grpc::ServerUnaryReactor* InferenceService::RepositoryModelUnload(
   if (!repository_.unload) {
     return Answer(context, absl::PermissionDeniedError("unloading is not allowed (--admin-calls)"));
   }
+  // All of them: another version would stand in for one that is taken away alone.
   std::vector<uint64_t> versions;
+  bool loaded = false;
   for (const v1::ModelVersionStatus& version : repository_.statuses()) {
-    if (version.model().name() == request->model_name() && IsLoaded(version.state())) {
-      versions.push_back(version.model().version());
-    }
+    if (version.model().name() != request->model_name()) continue;
+    versions.push_back(version.model().version());
+    loaded = loaded || IsLoaded(version.state());
   }
-  if (versions.empty()) {
+  if (!loaded) {
     return Answer(context, absl::NotFoundError(absl::StrCat(
                                "no version of model \"", request->model_name(), "\" is loaded")));
   }

@@ -118,7 +118,7 @@ class Answer:
             event = response.event
             kind = event.WhichOneof("event")
             if kind == "turn_started":
-                assert self.started is None and not self.deltas
+                assert not self.deltas, "once more only if another version was chosen before the first text"
                 self.started = event.turn_started
             elif kind == "text":
                 assert self.started is not None and self.finished is None

@@ -80,6 +80,17 @@ class LlmServableTest : public ::testing::Test {
     MutexLock lock(switches_->mutex);
     return switches_->alive;
   }
+  int Holding() {
+    MutexLock lock(switches_->mutex);
+    return switches_->holding;
+  }
+  void WaitForHolding(int runners) {
+    const auto end = std::chrono::steady_clock::now() + kSlowdown * std::chrono::seconds(20);
+    while (Holding() != runners && std::chrono::steady_clock::now() < end) {
+      std::this_thread::yield();
+    }
+    EXPECT_EQ(Holding(), runners);
+  }
   void WaitForAlive(int runners) {
     const auto end = std::chrono::steady_clock::now() + kSlowdown * std::chrono::seconds(20);
     while (Alive() != runners && std::chrono::steady_clock::now() < end) std::this_thread::yield();
@@ -191,6 +202,7 @@ TEST_F(LlmServableTest, WorkersGoOneByOneFromVersionToVersion) {
   for (int i = 0; i < 3; ++i) {
     sinks.push_back(std::make_shared<Collector>());
     ASSERT_TRUE(first->engine().Submit(RuleJob(10 + i, 30, sinks.back())).ok());
+    WaitForHolding(i + 1);  // so that the next one gets another worker
   }
   EXPECT_EQ(first->SetWorkers(2, [] { return true; }).code(), absl::StatusCode::kCancelled);
   EXPECT_EQ(first->workers(), 3);

@@ -40,6 +40,7 @@ class RuleRunner : public ModelRunner {
     CondVar changed;
     bool hold LLAVA_GUARDED_BY(mutex) = false;           // steps wait
     bool held LLAVA_GUARDED_BY(mutex) = false;           // one does
+    int holding LLAVA_GUARDED_BY(mutex) = 0;             // so many do
     bool dead LLAVA_GUARDED_BY(mutex) = false;           // every step throws
     std::vector<int32_t> begun LLAVA_GUARDED_BY(mutex);  // first ids, in order of joining
     size_t most_together LLAVA_GUARDED_BY(mutex) = 0;
@@ -89,10 +90,12 @@ class RuleRunner : public ModelRunner {
     std::chrono::microseconds time{0};
     {
       MutexLock lock(switches_->mutex);
+      ++switches_->holding;
       while (switches_->hold) {
         switches_->held = true;
         switches_->changed.Wait(switches_->mutex);
       }
+      --switches_->holding;
       switches_->held = false;
       if (switches_->dead) throw std::runtime_error("device lost");
       switches_->most_together = std::max(switches_->most_together, parts.size());
