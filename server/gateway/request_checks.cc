@@ -139,7 +139,7 @@ uint64_t ImageBytes(const google::protobuf::RepeatedPtrField<v1::ImageInput>& im
 
 absl::Status CheckTurnBytes(uint64_t bytes, const GatewayOptions& options) {
   if (bytes <= options.max_turn_bytes) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("text and pictures of the request have ", bytes,
+  return absl::InvalidArgumentError(absl::StrCat("text and images of the request have ", bytes,
                                                  " bytes, allowed are ", options.max_turn_bytes,
                                                  "; send pictures with UploadImage"));
 }
