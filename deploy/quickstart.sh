@@ -12,8 +12,9 @@
 #   --no-build      take the binaries as they are (LLAVA_BIN_DIR: from another folder)
 #   --keep          leave the services running
 #   --train         first make a model of one's own from the shipped base parts: pictures and dialogues,
-#                   stage 1, stage 2 (about 4 minutes on 2 cores), and ask it the same question before
-#                   and after. In build/own; interrupted, the same command goes on
+#                   stage 1, stage 2 (about 4 minutes on 2 cores), and publish it under the running
+#                   services, which load it and answer the same question by version 1 and by version
+#                   2. In build/own; interrupted, the same command goes on
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -47,7 +48,7 @@ if [ $build = 1 ]; then
   deploy/setup.sh
   . "${LLAVA_CACHE:-$HOME/.cache/llava-serving}/env.sh"
   targets=(llava-gateway llava-vision llava-llm llava-chat)
-  if [ $train = 1 ]; then targets+=(llava-train llava-datagen); fi
+  if [ $train = 1 ]; then targets+=(llava-train llava-datagen llava-model); fi
   configure_log=$LLAVA_VENV/../configure.log
   say "configuring build/release"
   cmake --preset release >"$configure_log" 2>&1 || { cat "$configure_log" >&2; exit 1; }
@@ -55,7 +56,7 @@ if [ $build = 1 ]; then
   ninja -C build/release -j"${LLAVA_JOBS:-$(nproc)}" "${targets[@]}"
 fi
 programs=(gateway vision llm chat)
-if [ $train = 1 ]; then programs+=(train datagen); fi
+if [ $train = 1 ]; then programs+=(train datagen model); fi
 for name in "${programs[@]}"; do
   [ -x "$bin/llava-$name" ] || {
     echo "quickstart: $bin/llava-$name is missing: run without --no-build" >&2
@@ -104,22 +105,31 @@ ask() { # questions...; in the background, so that a signal ends this script at 
   chat_pid=
 }
 
-model=deploy/models/emoji
+publish() { # checkpoint; as the next version of the model that is served
+  "$bin/llava-model" publish "$1" --tower deploy/models/emoji-tower --repository "$folder/models" --name emoji >/dev/null
+}
 if [ $train = 1 ]; then
-  begin_services deploy/models/emoji-base
-  say "before training: a projector that was never trained"
+  publish deploy/models/emoji-base
+  begin_services "$folder/models/emoji"
+  say "version 1, before training: a projector that was never trained"
   ask "What is in the picture?"
-  services_stop
   if [ -e build/own/models/emoji ]; then say "build/own has a model already; remove it to train anew"; fi
   LLAVA_BIN_DIR=$bin deploy/train_default.sh --out build/own --no-build \
     --no-evaluation --pictures 12000 &
   train_pid=$!
   wait "$train_pid"
   train_pid=
-  model=build/own/models/emoji
-  say "after training: the same question"
+  publish build/own/models/emoji
+  say "version 2 is published under the running services"
+  # Until they have loaded it, there is no such version.
+  for ((tries = 0; tries < 300; ++tries)); do
+    if "${chat[@]}" --model emoji@2 --message "Hello?" >/dev/null 2>&1; then break; fi
+    sleep 0.1
+  done
+  say "version 2, after training: the same question"
+else
+  begin_services deploy/models/emoji
 fi
-begin_services "$model"
 say "all ready; talking about $image"
 if [ -t 0 ] && [ -t 1 ]; then
   trap : INT # Ctrl-C stops an answer of the chat, which ends itself when it is meant to
