@@ -44,13 +44,14 @@ void ImageUpload::OnReadDone(bool ok) {
 
 void ImageUpload::OnHeader() {
   if (read_.part_case() != v1::UploadImageRequest::kHeader) {
-    return Refuse(absl::InvalidArgumentError("the first message must be the header, chunks follow it"));
+    return Refuse(
+        absl::InvalidArgumentError("the first message must be the header, chunks follow it"));
   }
   const v1::UploadImageHeader& header = read_.header();
   if (auto status = CheckSessionId(header.session_id()); !status.ok()) return Refuse(status);
   if (header.size_bytes() > parts_.options.max_image_bytes) {
-    return Refuse(
-        TooLarge("is announced (size_bytes) with", header.size_bytes(), parts_.options.max_image_bytes));
+    return Refuse(TooLarge("is announced (size_bytes) with", header.size_bytes(),
+                           parts_.options.max_image_bytes));
   }
   session_id_ = header.session_id();
   announced_bytes_ = header.size_bytes();
