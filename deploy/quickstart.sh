@@ -122,8 +122,12 @@ if [ $train = 1 ]; then
   publish build/own/models/emoji
   say "version 2 is published under the running services"
   # Until they have loaded it, there is no such version.
-  for ((tries = 0; tries < 300; ++tries)); do
-    if "${chat[@]}" --model emoji@2 --message "Hello?" >/dev/null 2>&1; then break; fi
+  deadline=$((SECONDS + 60))
+  until "${chat[@]}" --model emoji@2 --message "Hello?" >/dev/null 2>&1; do
+    if [ $SECONDS -ge $deadline ]; then
+      echo "quickstart: version 2 is not served after 60 s; $folder/logs/llm.log says why" >&2
+      exit 1
+    fi
     sleep 0.1
   done
   say "version 2, after training: the same question"
