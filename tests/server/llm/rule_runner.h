@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "model/llava/draw.h"
 #include "server/llm/engine.h"
 #include "server/llm/kv_blocks.h"
 #include "server/llm/model_runner.h"
@@ -43,6 +44,8 @@ class RuleRunner : public ModelRunner {
     int holding LLAVA_GUARDED_BY(mutex) = 0;             // so many do
     bool dead LLAVA_GUARDED_BY(mutex) = false;           // every step throws
     std::vector<int32_t> begun LLAVA_GUARDED_BY(mutex);  // first ids, in order of joining
+    bool draws LLAVA_GUARDED_BY(mutex) = false;          // tokens, where it may
+    int64_t drawn LLAVA_GUARDED_BY(mutex) = 0;           // so many
     size_t most_together LLAVA_GUARDED_BY(mutex) = 0;
     int64_t computed_rows LLAVA_GUARDED_BY(mutex) = 0;
     int64_t foreign_rows LLAVA_GUARDED_BY(mutex) = 0;  // found where its own should be
@@ -88,6 +91,7 @@ class RuleRunner : public ModelRunner {
   // find another sequence's there.
   StepLogits Step(std::span<const Part> parts) override {
     std::chrono::microseconds time{0};
+    bool draws = false;
     {
       MutexLock lock(switches_->mutex);
       ++switches_->holding;
@@ -100,9 +104,11 @@ class RuleRunner : public ModelRunner {
       if (switches_->dead) throw std::runtime_error("device lost");
       switches_->most_together = std::max(switches_->most_together, parts.size());
       time = switches_->step_time;
+      draws = switches_->draws;
     }
     if (time.count() > 0) std::this_thread::sleep_for(time);
     auto logits = std::make_shared<std::vector<float>>();
+    std::vector<int32_t> ids;
     for (const Part& part : parts) {
       State& state = sequences_.at(part.sequence);
       if (state.ids[0] == kThrow) throw std::runtime_error("bad step");
@@ -111,9 +117,11 @@ class RuleRunner : public ModelRunner {
       std::vector<float> row(kWidth, 0.0f);
       row[static_cast<size_t>(kFirst + state.said++)] = 5;
       if (state.ids[0] == kNan && state.said == 2) row[7] = NAN;
+      if (draws) ids.push_back(part.choice ? Draw(row, *part.choice) : StepLogits::kNotDrawn);
+      if (draws && part.choice) continue;
       logits->insert(logits->end(), row.begin(), row.end());
     }
-    return {logits, logits->data(), kWidth, kWidth};
+    return {logits, logits->data(), kWidth, kWidth, std::move(ids)};
   }
   void CopyBlock(int32_t from, int32_t to) override { memory_.at(to) = memory_.at(from); }
   int64_t num_blocks() const override { return static_cast<int64_t>(memory_.size()); }
@@ -122,6 +130,16 @@ class RuleRunner : public ModelRunner {
 
  private:
   static constexpr int64_t kWidth = 1000, kTokens = KvBlocks::kTokens;
+
+  int32_t Draw(const std::vector<float>& row, const TokenChoice& choice) {
+    MutexLock lock(switches_->mutex);
+    ++switches_->drawn;
+    try {
+      return DrawToken(row, choice);
+    } catch (const std::runtime_error&) {
+      return StepLogits::kNotFinite;
+    }
+  }
 
   struct State {
     std::vector<int32_t> ids;  // read and said
