@@ -352,6 +352,12 @@ class VisionFlags(ModelFlagsCase):
         service = self.start("--queue", "1", "--max-batch", "1", "--batch-wait", "0ms")
         self.assertIn(grpc.StatusCode.UNAVAILABLE, self.encode(service, 60))
 
+    def check_queue_bytes(self):
+        service = self.start("--queue-bytes", "1K", "--max-batch", "1", "--batch-wait", "0ms")
+        codes = self.encode(service, 60)
+        self.assertIn(grpc.StatusCode.UNAVAILABLE, codes)
+        self.assertIn(grpc.StatusCode.OK, codes, "who is alone is taken whatever the size")
+
     def check_preferred_batch(self):
         self.assertEqual(self.run_once("--preferred-batch", "9", "--max-batch", "8")[0], 2)
         service = self.start("--preferred-batch", "3", "--max-batch", "8", "--batch-wait", "60s")
