@@ -212,7 +212,7 @@ void LlmServableLoader::Unroute(const std::string& name, uint64_t version) {
   service_.Unroute(name, version);
 }
 
-void LlmServableLoader::StopAll() {
+bool LlmServableLoader::StopAll() {
   std::vector<std::shared_ptr<LlmServable>> all;
   {
     MutexLock lock(mutex_);
@@ -220,7 +220,12 @@ void LlmServableLoader::StopAll() {
       if (auto servable = weak.lock()) all.push_back(std::move(servable));
     }
   }
-  for (const auto& servable : all) servable->engine().Stop();
+  bool ended = true;
+  for (const auto& servable : all) {
+    servable->engine().Stop();
+    ended = ended && !servable->engine().hangs();
+  }
+  return ended;
 }
 
 }  // namespace llava
