@@ -1,5 +1,9 @@
 #include "server/llm/llm_servable.h"
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include <algorithm>
 #include <chrono>
 #include <numeric>
@@ -166,6 +170,9 @@ absl::StatusOr<std::shared_ptr<Servable>> LlmServableLoader::Load(const VersionR
     return !options.stop || !options.stop();
   };
   if (auto status = engine->WaitUntilReady(watch); !status.ok()) return status;
+#ifdef __GLIBC__
+  malloc_trim(0);  // what the reading needed
+#endif
 
   const auto recent = RecentOf(version.name);
   v1::ModelInfo served =
