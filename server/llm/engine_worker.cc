@@ -62,13 +62,14 @@ void WarmUp(ModelRunner& runner, const LanguageInfo& info, const DevicePiece& pi
   runner.End(kWarmSequence);
 }
 
-EngineWorker::EngineWorker(LlmEngine& engine, ModelRunner& runner, int number, DeviceTurn& turn)
+EngineWorker::EngineWorker(LlmEngine& engine, ModelRunner& runner, int number, DeviceTurn& turn,
+                           StepWatch& steps)
     : engine_(engine),
       runner_(runner),
       number_(number),
       turn_(turn),
+      steps_(steps),
       metrics_(engine.metrics_),
-      budget_(engine.options_.prefill_chunk, engine.options_.prefill_slowdown),
       blocks_(runner.num_blocks()) {
   ShowBlocks();
 }
@@ -112,6 +113,8 @@ std::string EngineWorker::Run() {
     if (Step()) continue;
     try {  // was it these sequences, or the device?
       CheckDevice();
+    } catch (const WorkerGivenUp&) {
+      throw;
     } catch (...) {
       const absl::Status status = FromException(std::current_exception());
       FailAll(absl::UnavailableError("llm: the worker of this answer died"));
@@ -127,7 +130,7 @@ void EngineWorker::CheckDevice() {
   }
   WarmUp(runner_, engine_.info_, [this](const std::function<void()>& compute) {
     const DeviceTurn::Held held = turn_.InBackground();
-    compute();
+    steps_.Run(compute);
   });
   MutexLock lock(mutex_);
   blocks_ = KvBlocks(runner_.num_blocks());
@@ -192,6 +195,7 @@ void EngineWorker::Prewarm(const WarmPrompt& prompt) {
   }
   if (!fits) return engine_.WarmDone();
   bool computed = true;
+  warming_ = true;
   try {
     if (copy) runner_.CopyBlock(copy->from, copy->to);
     runner_.Begin(id, prompt.ids, prompt.features);
@@ -200,16 +204,19 @@ void EngineWorker::Prewarm(const WarmPrompt& prompt) {
       const ModelRunner::Part part = {id, table.computed, rows, 0, false, table.blocks};
       {
         const DeviceTurn::Held held = turn_.InBackground();
-        runner_.Step({&part, 1});
+        steps_.Run([&] { runner_.Step({&part, 1}); });
       }
       MutexLock lock(mutex_);
       blocks_.Advance(table, rows);
     }
+  } catch (const WorkerGivenUp&) {
+    throw;
   } catch (...) {
     computed = false;
     LogError("a prompt could not be computed ahead",
              {{"error", std::string(FromException(std::current_exception()).message())}});
   }
+  warming_ = false;
   runner_.End(id);
   {
     MutexLock lock(mutex_);
@@ -299,22 +306,26 @@ void EngineWorker::DropGoneAndLate() {
 
 StepPlan EngineWorker::Plan(const std::vector<Sequence*>& active) const {
   std::vector<SequenceView> views;
-  int64_t decoding = 0;
+  StepWork decoding;
   for (const Sequence* sequence : active) {
     const KvTable& table = sequence->table;
-    decoding += sequence->decodes() ? 1 : 0;
+    if (sequence->decodes()) {
+      ++decoding.decode_rows;
+      decoding.keys += KeysOf(table.computed, 1);
+    }
     views.push_back(
         {.left = static_cast<int64_t>(table.rows.size()) - table.computed,
          .decodes = sequence->decodes(),
          .room = static_cast<int64_t>(table.blocks.size()) * KvBlocks::kTokens - table.computed,
-         .priority = sequence->job().place.priority});
+         .priority = sequence->job().place.priority,
+         .computed = table.computed});
   }
+  StepLimits limits = LimitPrompts(cost_, decoding, engine_.options_.prefill_chunk,
+                                   engine_.options_.prefill_slowdown);
   MutexLock lock(mutex_);
-  return PlanStep(views,
-                  {.prompt_rows = budget_.Rows(decoding),
-                   .available_blocks = blocks_.available(),
-                   .block_rows = KvBlocks::kTokens},
-                  [&](size_t i) { return blocks_.Regained(active[i]->table); });
+  limits.available_blocks = blocks_.available();
+  limits.block_rows = KvBlocks::kTokens;
+  return PlanStep(views, limits, [&](size_t i) { return blocks_.Regained(active[i]->table); });
 }
 
 bool EngineWorker::Step() {
@@ -328,7 +339,7 @@ bool EngineWorker::Step() {
   }
   std::vector<ModelRunner::Part> parts;
   std::vector<Sequence*> stepped;
-  int64_t decoding = 0, rows = 0;
+  StepWork work;
   {
     MutexLock lock(mutex_);
     for (size_t i = 0; i < active.size(); ++i) {
@@ -343,12 +354,12 @@ bool EngineWorker::Step() {
                        .sampled = table.computed + plan.rows[i] >= active[i]->prompt_rows,
                        .blocks = table.blocks});
       stepped.push_back(active[i]);
-      rows += plan.rows[i];
-      decoding += decodes ? 1 : 0;
+      (decodes ? work.decode_rows : work.prompt_rows) += plan.rows[i];
+      work.keys += KeysOf(table.computed, plan.rows[i]);
     }
   }
   if (parts.empty()) return true;  // all wait for blocks; what was preempted gives them
-  metrics_.batch_tokens.Observe(static_cast<double>(rows));
+  metrics_.batch_tokens.Observe(static_cast<double>(work.rows()));
 
   StepLogits logits;
   absl::Status status;
@@ -356,7 +367,9 @@ bool EngineWorker::Step() {
   try {
     const DeviceTurn::Held held = turn_.ForAnswers();
     begin = Clock::now();  // what others computed meanwhile is no cost of ours
-    logits = runner_.Step(parts);
+    steps_.Run([&] { logits = runner_.Step(parts); });
+  } catch (const WorkerGivenUp&) {
+    throw;
   } catch (...) {
     status = FromException(std::current_exception());
     LogError("step failed", {{"error", std::string(status.message())},
@@ -364,7 +377,7 @@ bool EngineWorker::Step() {
   }
   if (status.ok()) {
     served_ = true;
-    budget_.Observe(decoding, rows - decoding, Seconds(Clock::now() - begin));
+    cost_.Observe(work, Seconds(Clock::now() - begin));
     MutexLock lock(mutex_);
     for (size_t i = 0; i < parts.size(); ++i) blocks_.Advance(stepped[i]->table, parts[i].rows);
   }
@@ -452,6 +465,15 @@ void EngineWorker::Leave(Sequence& sequence, const std::string& reason, bool kee
 void EngineWorker::FailAll(const absl::Status& status) {
   for (const auto& sequence : running_) Fail(*sequence, status, "error");
   running_.clear();
+}
+
+void EngineWorker::Abandon() {
+  for (const auto& sequence : running_) {
+    engine_.Left(sequence->job().received, "error");
+    sequence->job().sink->Failed(absl::UnavailableError("llm: the worker of this answer hangs"));
+  }
+  if (warming_) engine_.WarmDone();
+  SetBusy(false);
 }
 
 void EngineWorker::ShowBlocks() {

@@ -1,4 +1,6 @@
 #include <chrono>
+#include <cstdio>
+#include <cstdlib>
 #include <memory>
 #include <set>
 #include <string>
@@ -73,9 +75,16 @@ int main(int argc, char** argv) {
                  {{"grpc", absl::StrCat(options.process.host, ":", process.port())},
                   {"metrics", absl::StrCat(options.process.host, ":", process.metrics_port())},
                   {"max_running", absl::StrCat(options.engine.max_running)}});
-  return process.Run([&] { manager->Drain(); },
-                     [&] {
-                       manager->Stop();
-                       loader->StopAll();
-                     });
+  bool ended = true;
+  const int code = process.Run([&] { manager->Drain(); },
+                               [&] {
+                                 manager->Stop();
+                                 ended = loader->StopAll();
+                               });
+  if (!ended) {
+    llava::LogWarning("a worker hangs, the process ends without it");
+    std::fflush(nullptr);
+    std::_Exit(code);
+  }
+  return code;
 }

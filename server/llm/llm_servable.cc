@@ -1,5 +1,9 @@
 #include "server/llm/llm_servable.h"
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include <algorithm>
 #include <chrono>
 #include <numeric>
@@ -166,6 +170,9 @@ absl::StatusOr<std::shared_ptr<Servable>> LlmServableLoader::Load(const VersionR
     return !options.stop || !options.stop();
   };
   if (auto status = engine->WaitUntilReady(watch); !status.ok()) return status;
+#ifdef __GLIBC__
+  malloc_trim(0);  // what the reading needed
+#endif
 
   const auto recent = RecentOf(version.name);
   v1::ModelInfo served =
@@ -212,7 +219,7 @@ void LlmServableLoader::Unroute(const std::string& name, uint64_t version) {
   service_.Unroute(name, version);
 }
 
-void LlmServableLoader::StopAll() {
+bool LlmServableLoader::StopAll() {
   std::vector<std::shared_ptr<LlmServable>> all;
   {
     MutexLock lock(mutex_);
@@ -220,7 +227,12 @@ void LlmServableLoader::StopAll() {
       if (auto servable = weak.lock()) all.push_back(std::move(servable));
     }
   }
-  for (const auto& servable : all) servable->engine().Stop();
+  bool ended = true;
+  for (const auto& servable : all) {
+    servable->engine().Stop();
+    ended = ended && !servable->engine().hangs();
+  }
+  return ended;
 }
 
 }  // namespace llava
