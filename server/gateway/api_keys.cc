@@ -270,6 +270,20 @@ KeyLimits ApiKeys::LimitsOf(std::string_view name) const {
   return {};
 }
 
+Caller ApiKeys::Named(const std::string& name, uint32_t weight) const {
+  if (name.empty()) return Caller();
+  {
+    MutexLock lock(mutex_);
+    for (const auto& key : *keys_) {
+      if (key->name == name) return Caller(key);
+    }
+  }
+  auto key = std::make_shared<ApiKey>();
+  key->name = name;
+  key->weight = weight;
+  return Caller(std::move(key));
+}
+
 std::string ApiKeys::Signature() const {
   struct stat info;
   if (stat(path_.c_str(), &info) != 0) return absl::StrCat("error ", errno);

@@ -82,6 +82,9 @@ class ApiKeys {
   absl::StatusOr<Caller> Identify(std::string_view authorization) const;
   // Those of a key by name; none if there is no such key (any more).
   KeyLimits LimitsOf(std::string_view name) const;
+  // Who asked with the key of that name, now that he is not there to show it: with the key's limits
+  // of today, or, if there is no such key any more, with this weight and no limits.
+  Caller Named(const std::string& name, uint32_t weight) const;
   size_t size() const;
 
  private:

@@ -26,6 +26,9 @@ GatewayMetrics::GatewayMetrics(Metrics& metrics)
       turns_taken_up_total(
           metrics.Counter("llava_gateway_turns_taken_up_total",
                           "Answers of an earlier process that were gone on with.")),
+      turns_given_up_total(
+          metrics.Counter("llava_gateway_turns_given_up_total",
+                          "Answers over which too many processes of the gateway died.")),
       worker_deaths_total(metrics.Counter("llava_gateway_worker_deaths_total",
                                           "Language workers lost during an answer.")),
       time_to_first_token_seconds(

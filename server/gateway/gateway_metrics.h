@@ -54,6 +54,7 @@ class GatewayMetrics {
   prometheus::Gauge& sessions;
   prometheus::Gauge& turns_running;
   prometheus::Counter& turns_taken_up_total;
+  prometheus::Counter& turns_given_up_total;
   prometheus::Counter& worker_deaths_total;
   prometheus::Histogram& time_to_first_token_seconds;
   prometheus::Histogram& time_between_tokens_seconds;

@@ -7,6 +7,7 @@
 #include "server/gateway/gateway_metrics.h"
 #include "server/gateway/gateway_options.h"
 #include "server/gateway/model_router.h"
+#include "server/gateway/recovery_lane.h"
 #include "server/gateway/rollout_evidence.h"
 #include "server/gateway/running_turns.h"
 #include "server/gateway/session_owners.h"
@@ -36,6 +37,7 @@ struct TurnParts {
   const ApiKeys& keys;
   SessionOwners& owners;
   TurnGate& gate;
+  RecoveryLane& recovery;
   TurnSamples& samples;
   ModelAdmin& admin;
   RolloutGuard& rollouts;

@@ -18,7 +18,7 @@ namespace llava {
 // A question that passed the checks of request_checks.h.
 struct TurnRequest {
   Caller caller;
-  std::shared_ptr<TurnPermit> permit;  // its place; null: none is kept
+  std::shared_ptr<TurnPermit> permit;  // its place; null: an earlier process let it in
   std::string request_id;
   // Empty: a call without session; `prompt` is the whole conversation.
   std::string session_id;
@@ -32,6 +32,7 @@ struct TurnRequest {
   v1::SamplingParams sampling;
   int32_t priority = 0;
   std::chrono::system_clock::time_point deadline = std::chrono::system_clock::time_point::max();
+  std::chrono::system_clock::time_point asked = std::chrono::system_clock::now();
   std::chrono::steady_clock::time_point received = std::chrono::steady_clock::now();
   // DETACH: the turn outlives its readers by --resume-grace; CANCEL: it ends with the last one.
   // Unset: DETACH with a session, CANCEL without.
