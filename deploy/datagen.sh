@@ -18,7 +18,7 @@
 #   --pictures N      (default 1000)
 #   --records N       to ask the teacher for, in the paper's proportions (default two a picture)
 #   --concurrency N   requests at a time (default 8)
-#   --steps N         of stage 2, batches of 16 records (default 900)
+#   --steps N         of stage 2, batches of 16 records; stage 1 takes a third of them (default 900)
 #   --questions N     of each type (default 100)
 #   --seed N          of pictures, records, order and projector (default 1)
 #   --jobs N          trainings at a time, one thread each (default 2)
@@ -94,7 +94,7 @@ train() { # align or finetune, name, data, model, settings...
     --out "$out/$2" --publish "$out/models" --name "$2"
 }
 say "stage 1, on the naive expansion"
-train align aligned "$out/expansion.json" "$language" steps=300
+train align aligned "$out/expansion.json" "$language" "steps=$((steps / 3 + 1))"
 
 variant() { # name
   local data=$out/instruct/instruct.json result=$out/results/$1.json

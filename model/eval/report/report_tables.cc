@@ -7,6 +7,7 @@
 
 #include "model/checkpoint/json_object.h"
 #include "model/eval/report/report.h"
+#include "model/eval/share.h"
 
 namespace llava {
 namespace {
@@ -171,8 +172,12 @@ std::optional<ReportTable> VqaTable(const std::vector<Read>& inputs) {
 
 std::optional<ReportTable> QualityTable(const std::vector<Read>& inputs) {
   if (inputs.empty()) return std::nullopt;
-  ReportTable table{
-      "Questions about scenes", "Right answers in %; intervals: 95 %, Wilson.", {}, {}, 1};
+  ReportTable table{"Questions about scenes",
+                    "Right answers in %; intervals: 95 %, Wilson; of several results of one name, "
+                    "as of seeds, the mean and a standard deviation.",
+                    {},
+                    {},
+                    1};
   for (const auto& [name, json] : inputs) {
     for (const auto& [group, value] : json.items()) {
       const bool known =
@@ -180,15 +185,30 @@ std::optional<ReportTable> QualityTable(const std::vector<Read>& inputs) {
       if (!known && value.is_object() && value.contains("accuracy")) table.columns.push_back(group);
     }
   }
-  for (const auto& [name, json] : inputs) {
-    ReportRow row{name, {}};
+  const auto percent = [](const Read& input, const std::string& column, const char* key) {
+    auto share = NumberAt(At(input.json, column), key);
+    if (share) share = 100 * *share;
+    return share;
+  };
+  std::map<std::string, std::vector<const Read*>> seeds;  // of one name
+  for (const Read& input : inputs) seeds[input.name].push_back(&input);
+  for (const Read& input : inputs) {
+    const auto& same = seeds[input.name];
+    if (same.front() != &input) continue;
+    ReportRow row{input.name, {}};
     for (const std::string& column : table.columns) {
-      const auto percent = [&](const char* key) {
-        auto share = NumberAt(At(json, column), key);
-        if (share) share = 100 * *share;
-        return share;
-      };
-      row.cells.push_back({percent("accuracy"), percent("low"), percent("high")});
+      std::vector<double> values;
+      for (const Read* one : same) {
+        if (const auto value = percent(*one, column, "accuracy")) values.push_back(*value);
+      }
+      if (same.size() == 1 || values.size() < 2) {
+        row.cells.push_back({percent(input, column, "accuracy"), percent(input, column, "low"),
+                             percent(input, column, "high")});
+        continue;
+      }
+      const Spread spread = SpreadOf(values);
+      row.cells.push_back(
+          {spread.mean, spread.mean - *spread.deviation, spread.mean + *spread.deviation});
     }
     table.rows.push_back(std::move(row));
   }
