@@ -18,6 +18,7 @@ import json
 import pathlib
 import random
 import re
+import sys
 import threading
 import time
 
@@ -225,6 +226,11 @@ class Teacher(http.server.ThreadingHTTPServer):
         self.attempts = collections.Counter()  # by prompt
         self.answered = collections.Counter()  # by prompt
         self.statuses = collections.Counter()
+
+    def handle_error(self, request, client_address):
+        """A client that was killed is no error."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     @property
     def base_url(self):

@@ -12,12 +12,12 @@ constexpr const char* kStyle =
     ".wide{overflow-x:auto}.wide svg{min-width:44rem}"
     "table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums}"
     "th,td{padding:.25rem .7rem;text-align:right;vertical-align:top;border-bottom:1px solid #8884}"
-    "th:first-child,td:first-child{text-align:left;min-width:8rem;max-width:20rem;position:sticky;"
-    "left:0;background:Canvas}"
+    "th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:Canvas}"
     "td small{display:block;white-space:nowrap}"
     "tr.published,td small{color:GrayText;color:color-mix(in srgb,CanvasText 65%,Canvas)}"
     "svg{width:100%;height:auto}svg text{fill:currentColor}"
-    "@media(max-width:40rem){th,td{padding:.25rem .4rem}}";
+    "@media(max-width:40rem){th,td{padding:.25rem .4rem}"
+    "th:first-child,td:first-child{min-width:8rem}}";
 
 std::string Number(double value, int decimals) {
   char text[48];

@@ -71,18 +71,23 @@ TEST(ReportTest, KnowsShortAnswersAndScenes) {
 TEST(ReportTest, AveragesSeedsOfScenes) {
   const TemporaryFolder folder;
   const auto quality = [&](const char* name, const std::string& accuracy) {
-    return folder.Write(name, R"({"naming": {"accuracy": )" + accuracy +
-                                  R"(, "low": 0.1, "high": 0.9}, "types": {}, "settings": {}})");
+    return folder.Write(name, R"({"bigger": {"accuracy": 0.9}, "naming": {"accuracy": )" +
+                                  accuracy + R"(, "low": 0.1, "high": 0.9},
+                                  "types": {"what": {"accuracy": 0.1}}, "settings": {}})");
   };
   const auto tables = MakeReport({{"full", quality("1.json", "0.5")},
                                   {"less", quality("2.json", "0.25")},
                                   {"full", quality("3.json", "0.6")}});
   ASSERT_EQ(tables.size(), 1);
   ASSERT_EQ(tables[0].rows.size(), 2);
+  EXPECT_EQ(tables[0].columns, (std::vector<std::string>{"naming", "bigger", "average"}));
   EXPECT_EQ(tables[0].rows[0].name, "full");
   EXPECT_DOUBLE_EQ(*tables[0].rows[0].cells[0].value, 55);
   EXPECT_NEAR(*tables[0].rows[0].cells[0].low, 55 - 7.0711, 1e-3);
+  EXPECT_DOUBLE_EQ(*tables[0].rows[0].cells[2].value, (55.0 + 90.0) / 2);
+  EXPECT_NEAR(*tables[0].rows[0].cells[2].high, 72.5 + 3.5355, 1e-3);
   EXPECT_EQ(tables[0].rows[1].cells[0].high, 90.0);
+  EXPECT_EQ(tables[0].rows[1].cells[2].high, std::nullopt);
 }
 
 TEST(ReportTest, NamesFilesThatAreNoResults) {
