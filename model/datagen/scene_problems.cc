@@ -21,6 +21,7 @@ constexpr uint64_t kSceneSeed = 0x73636971'7363656E;
 constexpr uint64_t kProblem = 0x73636971'70726F62;
 
 constexpr uint64_t kMostScenes = 256;  // that are tried for a problem
+constexpr double kSkipOne = 0.6;       // of counts: else "one" would be right nearly always
 constexpr std::array<const char*, 5> kNumbers = {"no", "one", "two", "three", "four"};
 
 // A problem in the making; the right choice is the first.
@@ -104,6 +105,7 @@ std::optional<Draft> AskFact(const Scene& scene, Random& random) {
 std::optional<Draft> AskCount(const Scene& scene, Random& random) {
   const auto counts = CountCategories(scene);
   const auto& [category, number] = random.Pick(counts);
+  if (number == 1 && random.Chance(kSkipOne)) return std::nullopt;
   Draft draft{.question = "How many " + At(category).plural + " are there?"};
   draft.choices.push_back(kNumbers[static_cast<size_t>(number)]);
   for (int other = 1; other <= kMaxObjects; ++other) {
@@ -201,6 +203,8 @@ Draft AskPlural(int num_categories, Random& random) {
   for (const char* ending : {"", "s", "es"}) {
     if (category.name + ending != category.plural) draft.choices.push_back(category.name + ending);
   }
+  if (random.Chance(0.5)) std::swap(draft.choices[1], draft.choices.back());
+  if (random.Chance(0.5)) draft.choices.pop_back();
   draft.lecture = "The plural tells of more than one.";
   draft.solution = "One " + category.name + ", two " + category.plural + ".";
   draft.subject = "language science";
@@ -209,9 +213,18 @@ Draft AskPlural(int num_categories, Random& random) {
   return draft;
 }
 
+// Numbers by size, words by the alphabet: where a choice stands tells nothing about the answer that
+// the choices do not tell themselves.
+bool StandsBefore(const std::string& a, const std::string& b) {
+  const auto number = [](const std::string& word) {
+    return std::find(kNumbers.begin(), kNumbers.end(), word);
+  };
+  return std::pair(number(a), a) < std::pair(number(b), b);
+}
+
 Json Finished(Draft draft, bool picture, Random& random) {
   const std::string right = draft.choices[0];
-  random.Shuffle(draft.choices);
+  std::sort(draft.choices.begin(), draft.choices.end(), StandsBefore);
   const auto answer = std::find(draft.choices.begin(), draft.choices.end(), right);
   return {{"question", draft.question},
           {"choices", draft.choices},

@@ -45,6 +45,11 @@ TEST(SceneProblemsTest, HaveTheFormOfScienceQa) {
     EXPECT_GE(choices.size(), 2);
     EXPECT_LE(choices.size(), 4);
     EXPECT_EQ(std::set<std::string>(choices.begin(), choices.end()).size(), choices.size());
+    if (record["question"].get<std::string>().starts_with("How many ")) {
+      EXPECT_EQ(choices, (std::vector<std::string>{"one", "two", "three", "four"}));
+    } else {
+      EXPECT_TRUE(std::is_sorted(choices.begin(), choices.end())) << record.dump();
+    }
     ++answers[record["answer"].get<int64_t>()];
     ++subjects[record["subject"].get<std::string>()];
     EXPECT_EQ(record["image"].is_string(), problem.scene.has_value());
