@@ -3,6 +3,7 @@
 // Who may come in: named API keys, of which only hashes are kept (docs/access.md has the format).
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -89,14 +90,19 @@ class ApiKeys {
 
  private:
   using List = std::vector<std::shared_ptr<const ApiKey>>;
+  // By hash of the key under a salt of this process: so the time of a search tells a stranger
+  // nothing about the hashes that are kept.
+  using Index = std::map<Sha256Digest, std::shared_ptr<const ApiKey>>;
 
   ApiKeys(std::string path, Metrics& metrics);
   absl::Status Read();
   void Watch();
   // Changes with every change of the file's content that a writer can make by rename or in place.
   std::string Signature() const;
+  Sha256Digest Salted(const Sha256Digest& hash) const;
 
   const std::string path_;
+  const std::string salt_;
   prometheus::Gauge& count_;
   prometheus::Counter& reads_;
   prometheus::Counter& failed_reads_;
@@ -104,6 +110,7 @@ class ApiKeys {
   mutable Mutex mutex_;
   CondVar changed_;
   std::shared_ptr<const List> keys_ LLAVA_GUARDED_BY(mutex_);
+  std::shared_ptr<const Index> index_ LLAVA_GUARDED_BY(mutex_);
   bool stopping_ LLAVA_GUARDED_BY(mutex_) = false;
   std::string signature_;  // of the last file read; Open, then the thread
   std::thread thread_;     // last: uses all of the above

@@ -33,6 +33,8 @@ NOT_BY_CHAT = {
     'llava_gateway_key_refusals_total{key=""}': "a gateway with keys: tests/server/gateway",
     "llava_gateway_overloads_total": "a full gateway: tests/server/gateway",
     "llava_gateway_turns_waiting": "a full gateway: tests/server/gateway",
+    'llava_gateway_backend_ejections_total{backend="vision"}': "calls that fail again and again: tests/server/gateway",
+    'llava_gateway_backend_ejections_total{backend="llm"}': "calls that fail again and again: tests/server/gateway",
     'llava_gateway_backends_down{backend="llm"}': "a language service that died: tests/server/gateway",
 }
 
