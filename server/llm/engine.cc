@@ -350,6 +350,9 @@ LlmEngine::Life LlmEngine::Live(int worker) {
     watch.share = 1;
     drift = runner->SelfTest(piece);
     WarmUp(*runner, info_, piece);
+  } catch (const LoadFailure& failure) {
+    life.status = failure.status;
+    return life;
   } catch (...) {
     life.status = FromException(std::current_exception());
     return life;
