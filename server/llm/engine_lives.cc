@@ -65,6 +65,9 @@ LlmEngine::Life LlmEngine::Live(int worker) {
   } catch (const WorkerGivenUp&) {
     life.given_up = true;
     return life;
+  } catch (const LoadFailure& failure) {
+    life.status = failure.status;
+    return life;
   } catch (...) {
     life.status = FromException(std::current_exception());
     return life;

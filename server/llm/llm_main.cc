@@ -8,6 +8,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "server/device/device.h"
 #include "server/device/load_failure.h"
 #include "server/lifecycle/lifecycle_service.h"
 #include "server/lifecycle/model_manager.h"
@@ -35,7 +36,9 @@ int main(int argc, char** argv) {
   auto managed = options.lifecycle.Resolve(llava::Manifest::Kind::kLanguage);
   if (!managed.ok()) return llava::ReportLoadFailure(kProgram, managed.status());
   const bool on_gpus = !absl::StartsWith(options.language.device, "cpu");
-  if (on_gpus && options.lifecycle.memory_budget == 0) managed->memory_budget = 0;  // no limit
+  if (on_gpus && options.lifecycle.memory_budget == 0) {
+    managed->memory_budget = llava::DeviceMemoryBudget(options.language.device);
+  }
 
   llava::Metrics metrics("llm");
   llava::FeatureStore store(options.feature_store_bytes, kPinTime, metrics);

@@ -23,8 +23,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr char kInfoGauge[] = "llava_llm_model_info";
-// The reading of a checkpoint is its checking, then its packing: about the same each.
-constexpr double kCheckingShare = 0.5;
 // Sessions are computed ahead for so long, and for a quarter of the time that the loading took.
 constexpr std::chrono::seconds kPrewarmTime{1};
 // For the memory of versions that went.
@@ -153,7 +151,6 @@ absl::StatusOr<std::shared_ptr<Servable>> LlmServableLoader::Load(const VersionR
   };
   const LoadPace pace = {.in_background = ServesAny(),
                          .bytes_per_second = static_cast<double>(options.bytes_per_second),
-                         .progress = [&](double share) { progress(kCheckingShare * share); },
                          .stop = options.stop};
   absl::StatusOr<LoadedLanguage> model = options_.open(language, pace);
   if (!model.ok()) return model.status();
@@ -165,7 +162,7 @@ absl::StatusOr<std::shared_ptr<Servable>> LlmServableLoader::Load(const VersionR
       LlmEngine::Places{.devices = DevicesByUse(), .workers = options.workers, .turns = turns_});
   bool warming = false;
   const auto watch = [&](double share) {
-    progress(kCheckingShare + (1 - kCheckingShare) * share);
+    progress(share);
     if (share >= 1 && !std::exchange(warming, true) && options.warming) options.warming();
     return !options.stop || !options.stop();
   };
