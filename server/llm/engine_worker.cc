@@ -352,7 +352,8 @@ bool EngineWorker::Step() {
                        .rows = plan.rows[i],
                        .token = decodes ? active[i]->last_token() : 0,
                        .sampled = table.computed + plan.rows[i] >= active[i]->prompt_rows,
-                       .blocks = table.blocks});
+                       .blocks = table.blocks,
+                       .choice = active[i]->Choice()});
       stepped.push_back(active[i]);
       (decodes ? work.decode_rows : work.prompt_rows) += plan.rows[i];
       work.keys += KeysOf(table.computed, plan.rows[i]);
@@ -383,12 +384,17 @@ bool EngineWorker::Step() {
   }
   std::set<const Sequence*> ended;
   int64_t row = 0;
+  size_t sampled = 0;
   for (size_t i = 0; i < parts.size(); ++i) {
     if (!status.ok()) {
       Fail(*stepped[i], absl::InternalError(status.message()), "error", /*keep_blocks=*/false);
       ended.insert(stepped[i]);
-    } else if (parts[i].sampled && Deliver(*stepped[i], logits.Row(row++))) {
-      ended.insert(stepped[i]);
+    } else if (parts[i].sampled) {
+      const int32_t drawn = logits.Drawn(sampled++);
+      const bool has_row = drawn == StepLogits::kNotDrawn;
+      if (Deliver(*stepped[i], drawn, has_row ? logits.Row(row++) : std::span<const float>())) {
+        ended.insert(stepped[i]);
+      }
     }
   }
   if (!ended.empty()) {
@@ -399,10 +405,11 @@ bool EngineWorker::Step() {
   return status.ok();
 }
 
-bool EngineWorker::Deliver(Sequence& sequence, std::span<const float> logits) {
+bool EngineWorker::Deliver(Sequence& sequence, int32_t drawn, std::span<const float> logits) {
   absl::Status status;
   try {
-    status = sequence.Take(logits, Clock::now());
+    status = drawn == StepLogits::kNotDrawn ? sequence.Take(logits, Clock::now())
+                                            : sequence.TakeDrawn(drawn, Clock::now());
   } catch (...) {
     status = absl::InternalError(FromException(std::current_exception()).message());
   }

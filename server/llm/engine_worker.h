@@ -66,8 +66,9 @@ class EngineWorker {
   StepPlan Plan(const std::vector<Sequence*>& active) const;
   // Throws if the device cannot even run the self-test. Forgets what is cached.
   void CheckDevice();
-  // After a step: hands the logits to the sequence. True: it has ended.
-  bool Deliver(Sequence& sequence, std::span<const float> logits);
+  // After a step: hands the token drawn, or StepLogits::kNotDrawn and the logits, to the sequence.
+  // True: it has ended.
+  bool Deliver(Sequence& sequence, int32_t drawn, std::span<const float> logits);
   void Finish(Sequence& sequence, bool late);
   // The caller hung up: because it wanted to, or because its deadline came.
   void FailGone(Sequence& sequence);

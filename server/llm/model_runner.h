@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -16,19 +17,25 @@
 #include "absl/status/statusor.h"
 #include "model/config/model_config.h"
 #include "model/digest/sha256.h"
+#include "model/nn/token_choice.h"
 #include "model/text/chat_template.h"
 #include "model/text/tokenizer.h"
 #include "server/llm/feature_store.h"
 
 namespace llava {
 
-// Logits of some rows over the ids that may be sampled.
+// Logits of some rows over the ids that may be sampled, and tokens where the runner drew them.
 struct StepLogits {
+  static constexpr int32_t kNotFinite = -1, kNotDrawn = -2;
   std::shared_ptr<const void> memory;  // of `data`
   const float* data = nullptr;
   int64_t stride = 0;  // from row to row
   int64_t width = 0;
+  // Of each sampled part: the token drawn for it, kNotFinite if its logits are not, or kNotDrawn:
+  // the next of the rows is its. Empty: all have rows.
+  std::vector<int32_t> ids;
 
+  int32_t Drawn(size_t sampled) const { return ids.empty() ? kNotDrawn : ids[sampled]; }
   std::span<const float> Row(int64_t row) const {
     return {data + row * stride, static_cast<size_t>(width)};
   }
@@ -49,8 +56,10 @@ class ModelRunner {
     int64_t first = 0;                // row of the sequence: pictures expanded, answer included
     int64_t rows = 0;                 // of the prompt as begun, or 1 behind it: `token`
     int32_t token = 0;                // the token sampled last
-    bool sampled = false;             // logits of the part's last row are wanted
+    bool sampled = false;             // the token behind the part's last row is wanted
     std::span<const int32_t> blocks;  // with room for all rows up to here
+    // How to choose the token that is wanted, for runners that can; none: the logits are wanted.
+    std::optional<TokenChoice> choice = std::nullopt;
   };
 
   virtual ~ModelRunner() = default;
@@ -59,8 +68,9 @@ class ModelRunner {
                      std::span<const std::shared_ptr<const StoredFeatures>> features) = 0;
   // Forgets a sequence, also one that was never begun.
   virtual void End(uint64_t sequence) = 0;
-  // One forward call over all parts. Rows of the result: the parts that are `sampled`, in order. A
-  // call that throws may leave the blocks of its sequences unusable, no others.
+  // One forward call over all parts. Rows of the result: the parts that are `sampled` and have no
+  // drawn token, in order. A call that throws may leave the blocks of its sequences unusable, no
+  // others.
   virtual StepLogits Step(std::span<const Part> parts) = 0;
   // Makes one block equal to another.
   virtual void CopyBlock(int32_t from, int32_t to) = 0;

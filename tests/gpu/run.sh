@@ -2,11 +2,13 @@
 # Builds the model core and checks and measures it on an NVIDIA GPU. Needs nvcc, CMake, Ninja, a
 # C++20 compiler and a python3 that has torch 2.11; no network, no other package.
 #
-#   tests/gpu/run.sh [parity] [ops] [bench] [hf]        default: all
+#   tests/gpu/run.sh [parity] [ops] [train] [bench] [hf]        default: all
 #
 # parity   parity with the reference numbers, and a greedy chat with the shipped model that must
 #          equal the CPU's
 # ops      kernels and decoder against LibTorch; the kernels again under compute-sanitizer, if there
+# train    llava_gpu_train: a run of a small model beside the CPU's, steps of a decoder of 1.1 B
+#          parameters
 # bench    llava_gpu_bench: the device, decoder and vision tower of a 7B model with random weights
 # hf       hf_bench.py: Hugging Face transformers with the same work, if python3 has them
 #
@@ -30,7 +32,7 @@ device=${LLAVA_GPU_DEVICE:-cuda:0}
 build=${LLAVA_GPU_BUILD:-$root/build/gpu-build}
 out=${OUT:-$root/build/gpu}
 jobs=${LLAVA_JOBS:-$(nproc)}
-phases=${*:-parity ops bench hf}
+phases=${*:-parity ops train bench hf}
 results=$build/results
 mkdir -p "$out" "$build/third_party"
 rm -rf "$results"
@@ -76,12 +78,13 @@ skip() {
 }
 
 for phase in $phases; do
-  [[ " parity ops bench hf " == *" $phase "* ]] || fail "no phase $phase; there are parity, ops, bench, hf"
+  [[ " parity ops train bench hf " == *" $phase "* ]] ||
+    fail "no phase $phase; there are parity, ops, train, bench, hf"
 done
 torch=${LLAVA_TORCH_DIR:-$(python3 -c 'import os, torch; print(os.path.dirname(torch.__file__))')}
 [ -e "$torch/lib/libtorch_cpu.so" ] || fail "no LibTorch in $torch"
-cuda=ON shape=7b
-[ "$device" != cpu ] || cuda=OFF shape=tiny
+cuda=ON shape=7b trained=1b
+[ "$device" != cpu ] || cuda=OFF shape=tiny trained=tiny
 if [ $cuda = ON ] && ! command -v nvcc >/dev/null; then
   export PATH=$PATH:/usr/local/cuda/bin
 fi
@@ -113,6 +116,7 @@ fi
 
 targets=
 ! wanted parity || targets="$targets llava_parity_test llava_device_chat"
+! wanted train || targets="$targets llava_gpu_train"
 ! wanted bench || targets="$targets llava_gpu_bench"
 if wanted ops; then
   if [ $cuda = ON ]; then
@@ -163,6 +167,10 @@ elif wanted ops; then
       skip $tool "no compute-sanitizer"
     fi
   done
+fi
+
+if wanted train; then
+  try train 120 "$results/train.lines" "$build/bin/llava_gpu_train" "$device" $trained deploy/models
 fi
 
 if wanted bench; then

@@ -118,6 +118,41 @@ TEST_F(EngineTest, ABrokenAnswerLeavesItsNeighboursAlone) {
   EXPECT_THAT(metrics_.Render(), HasSubstr("llava_llm_nan_logits_total 1"));
 }
 
+TEST_F(EngineTest, TokensDrawnByTheRunnerAreThoseTheHostDraws) {
+  std::vector<std::vector<int32_t>> ids_of[2];
+  for (const bool draws : {false, true}) {
+    {
+      MutexLock lock(switches_->mutex);
+      switches_->draws = draws;
+    }
+    Start();
+    Hold(true);
+    std::vector<std::shared_ptr<Collector>> sinks;
+    for (int i = 0; i < 4; ++i) {
+      sinks.push_back(std::make_shared<Collector>());
+      GenerateJob job = Job(i == 3 ? RuleRunner::kNan : 10 + i, 12, sinks.back());
+      job.sampling.temperature = 2.5f;
+      job.sampling.seed = static_cast<uint64_t>(i);
+      if (i == 1) job.sampling.presence_penalty = 0.5f;  // looks at earlier tokens
+      if (i == 2) job.logprobs = 1;                      // wants the logits
+      ASSERT_TRUE(engine_->Submit(std::move(job)).ok());
+    }
+    Hold(false);
+    for (int i = 0; i < 4; ++i) {
+      EXPECT_EQ(sinks[static_cast<size_t>(i)]->Wait().code(),
+                i == 3 ? absl::StatusCode::kInternal : absl::StatusCode::kOk);
+      ids_of[draws].push_back(sinks[static_cast<size_t>(i)]->ids);
+    }
+    engine_.reset();
+  }
+  EXPECT_EQ(ids_of[0], ids_of[1]);
+  EXPECT_NE(ids_of[0][0], ids_of[0][1]);
+  EXPECT_EQ(ids_of[0][3].size(), 1u);
+  EXPECT_THAT(metrics_.Render(), HasSubstr("llava_llm_nan_logits_total 2"));
+  MutexLock lock(switches_->mutex);
+  EXPECT_EQ(switches_->drawn, 12 + 2);  // of the first, and of the broken one until it broke
+}
+
 TEST_F(EngineTest, TellsThatAWorkerLoads) {
   std::string during;
   on_load_ = [&] { during = metrics_.Render(); };
