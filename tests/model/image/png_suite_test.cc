@@ -6,7 +6,6 @@
 #include <fstream>
 #include <iterator>
 #include <nlohmann/json.hpp>
-#include <set>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -39,17 +38,17 @@ TEST(PngSuiteTest, ValidFilesAreWhatPillowReads) {
 }
 
 TEST(PngSuiteTest, BrokenFilesAreRefusedWithAReason) {
-  // What is broken in these is not the picture: a colour profile, notes.
-  const std::set<std::string> harmless = {"bad_iCCP.png", "empty_ancillary_chunks.png"};
+  // What is broken in it is not the picture: notes without content.
+  const std::string harmless = "empty_ancillary_chunks.png";
   int files = 0;
   for (const auto& entry : std::filesystem::directory_iterator(kFolder / "broken")) {
     const std::string name = entry.path().filename();
     ++files;
     try {
       DecodeImage(Read(entry.path()));
-      EXPECT_TRUE(harmless.contains(name)) << name << " is decoded";
+      EXPECT_EQ(name, harmless) << "is decoded";
     } catch (const std::invalid_argument& error) {
-      EXPECT_FALSE(harmless.contains(name)) << name << ": " << error.what();
+      EXPECT_NE(name, harmless) << error.what();
       EXPECT_STRNE(error.what(), "") << name;
     }
   }
