@@ -1,7 +1,7 @@
 """Speed and fairness of llava-llm over gRPC: one stream, several, and a long prompt that arrives meanwhile.
 
     serving_load.py --model PATH [--dtype int8] [--threads 2] [--prompt 2048] [--streams 8] [--tokens 200]
-                    [--turns 3] [--parallel 1,16] [--raise-priority] [--json FILE]
+                    [--turns 3] [--parallel 1,16] [--flag prefill-slowdown=2.9 ...] [--raise-priority] [--json FILE]
 
 Starts the service itself (LLAVA_BIN_DIR, default build/release/bin). Prints, medians of the turns:
 - tokens/s of N streams that run together, turn by turn beside `llava-model bench` with as many sequences;
@@ -37,6 +37,9 @@ class Load:
     def __init__(self, options, folder):
         arguments = ["--model", options.model, "--dtype", options.dtype, "--port", "0", "--metrics-port", "0",
                      "--log-format", "json", "--kv-bytes", KV_BYTES, "--threads", options.threads]
+        for flag in options.flag:
+            name, value = flag.split("=", 1)
+            arguments += [f"--{name}", value]
         self.service = Service("llava-llm", arguments, folder).wait_listening().wait_ready(600)
         self.client = Client(self.service.grpc, "llava.v1.LlmService")
         models = Client(self.service.grpc, "llava.v1.ModelService")
@@ -148,6 +151,7 @@ def main():
     parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--parallel", type=bench.numbers, default=[1, 16])
+    parser.add_argument("--flag", action="append", default=[], metavar="NAME=VALUE", help="of llava-llm")
     options = bench.parse(parser)
     result = {"model": options.model, "dtype": options.dtype, "prompt": options.prompt, "streams": options.streams}
     with tempfile.TemporaryDirectory() as folder:
