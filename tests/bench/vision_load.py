@@ -6,17 +6,16 @@
 Each client sends the next picture when it has the features of the last. All pictures are different
 files (bytes behind the end of one picture) unless --cached, where all are one. The first tenth of the
 time is not counted."""
-import argparse
 import io
-import json
-import pathlib
 import statistics
 import sys
 import tempfile
 import threading
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
+import bench
+
+sys.path.insert(0, str(bench.ROOT / "tests/e2e"))
 from PIL import Image  # noqa: E402
 from stack import TOWER_MODEL, Client, Service  # noqa: E402
 
@@ -74,22 +73,21 @@ def measure(service, clients, seconds, image, cached):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench.parser(__doc__, turns=0)
     parser.add_argument("--tower", default=TOWER_MODEL)
-    parser.add_argument("--clients", default="1,8,64")
+    parser.add_argument("--clients", type=bench.numbers, default=[1, 8, 64])
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--side", type=int, default=336, help="pixels of the pictures sent")
     parser.add_argument("--cached", action="store_true")
-    parser.add_argument("--json")
     parser.add_argument("flags", nargs="*", help="of llava-vision, behind --")
-    arguments = parser.parse_args()
+    arguments = bench.parse(parser)
     image = picture(arguments.side)
     rows = []
     with tempfile.TemporaryDirectory(prefix="llava-vision-load-") as folder:
         service = Service("llava-vision", ["--model", arguments.tower, "--port", 0, "--metrics-port", 0, "--log-format", "json",
-                                           *arguments.flags], folder).wait_listening().wait_ready(600)
+                                           "--threads", arguments.threads, *arguments.flags], folder).wait_listening().wait_ready(600)
         try:
-            for clients in map(int, arguments.clients.split(",")):
+            for clients in arguments.clients:
                 before = service.metrics()
                 times, seconds = measure(service, clients, arguments.seconds, image, arguments.cached)
                 after = service.metrics()
@@ -103,8 +101,7 @@ def main():
                       f"p99 {row['p99_ms']:8.2f} ms, mean batch {row['mean_batch']:.1f}", flush=True)
         finally:
             service.stop()
-    if arguments.json:
-        pathlib.Path(arguments.json).write_text(json.dumps({"tower": str(arguments.tower), "rows": rows}, indent=1))
+    bench.write(arguments, {"tower": str(arguments.tower), "rows": rows})
 
 
 if __name__ == "__main__":
