@@ -22,6 +22,8 @@ namespace {
 constexpr char kProgram[] = "llava-llm";
 // How long features stay after PutFeatures at least: the promise of llm.proto.
 constexpr std::chrono::seconds kPinTime{30};
+// At the end, for versions that are being freed: longer only if a worker hangs.
+constexpr std::chrono::seconds kDisposalTime{10};
 
 }  // namespace
 
@@ -79,11 +81,13 @@ int main(int argc, char** argv) {
                   {"metrics", absl::StrCat(options.process.host, ":", process.metrics_port())},
                   {"max_running", absl::StrCat(options.engine.max_running)}});
   bool ended = true;
-  const int code = process.Run([&] { manager->Drain(); },
-                               [&] {
-                                 manager->Stop();
-                                 ended = loader->StopAll();
-                               });
+  const int code = process.Run(
+      [&] { manager->Drain(); },
+      [&] {
+        manager->Stop();
+        ended = loader->StopAll() &&
+                disposal.WaitUntilIdle(std::chrono::steady_clock::now() + kDisposalTime);
+      });
   if (!ended) {
     llava::LogWarning("a worker hangs, the process ends without it");
     std::fflush(nullptr);

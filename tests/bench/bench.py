@@ -1,10 +1,12 @@
-"""What the benchmarks of the language service share: options, our side, turns and medians."""
+"""What the benchmarks share: options, priority, figures as JSON; our side of those about decoders, turns and medians."""
 import argparse
 import json
 import os
 import pathlib
+import signal
 import statistics
 import subprocess
+import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 BIN = pathlib.Path(os.environ.get("LLAVA_BIN_DIR", ROOT / "build/release/bin"))
@@ -15,19 +17,34 @@ def numbers(text):
 
 
 def parser(description, turns=3):
-    """Options that all of them have."""
+    """With the options that all have; without --turns if they are 0."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    options.add_argument("--turns", type=int, default=turns)
-    options.add_argument("--raise-priority", action="store_true", help="of this session's scheduling group (Linux)")
+    if turns:
+        options.add_argument("--turns", type=int, default=turns, help=f"of each row (default {turns})")
+    options.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each side")
+    options.add_argument("--raise-priority", action="store_true", help="a session of its own with raised autogroup priority (Linux)")
     options.add_argument("--json", type=pathlib.Path, help="file for the figures, for instance in docs/results")
     return options
+
+
+def raise_priority():
+    """Goes on in a child with a session, and so an autogroup, of its own; signals reach it from here."""
+    child = os.fork()
+    if child:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda *_: os.kill(child, signal.SIGTERM))
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    os.setsid()
+    try:
+        pathlib.Path("/proc/self/autogroup").write_text("-15")
+    except OSError as error:
+        print(f"bench: the priority stays as it is: {error}", file=sys.stderr)
 
 
 def parse(options):
     found = options.parse_args()
     if found.raise_priority:
-        pathlib.Path("/proc/self/autogroup").write_text("-15")
+        raise_priority()
     return found
 
 

@@ -7,10 +7,7 @@ Each client sends the next picture when it has the features of the last. All pic
 files (bytes behind the end of one picture) unless --cached, where all are one. Counted are the calls that
 end in a window: it opens when each client has had an answer, and lasts --seconds, or longer if there
 are fewer than two calls a client by then. vit-l-14-336 is that shape with random weights."""
-import argparse
 import io
-import json
-import pathlib
 import statistics
 import subprocess
 import sys
@@ -18,7 +15,9 @@ import tempfile
 import threading
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
+import bench
+
+sys.path.insert(0, str(bench.ROOT / "tests/e2e"))
 from PIL import Image  # noqa: E402
 from stack import TOWER_MODEL, Client, Service  # noqa: E402
 
@@ -106,29 +105,28 @@ def measure(service, clients, seconds, image, cached):
 def tower_folder(word, folder):
     if word != "vit-l-14-336":
         return word
-    script = pathlib.Path(__file__).resolve().parents[1] / "gpu/random_tower.py"
+    script = bench.ROOT / "tests/gpu/random_tower.py"
     subprocess.run([sys.executable, script, f"{folder}/vit-l-14-336", "--large"], check=True, stdout=subprocess.DEVNULL)
     return f"{folder}/vit-l-14-336"
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench.parser(__doc__, turns=0)
     parser.add_argument("--tower", default=TOWER_MODEL)
-    parser.add_argument("--clients", default="1,8,64")
+    parser.add_argument("--clients", type=bench.numbers, default=[1, 8, 64])
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--side", type=int, default=336, help="pixels of the pictures sent")
     parser.add_argument("--cached", action="store_true")
-    parser.add_argument("--json")
     parser.add_argument("flags", nargs="*", help="of llava-vision, behind --")
-    arguments = parser.parse_args()
+    arguments = bench.parse(parser)
     image = picture(arguments.side)
     rows = []
     with tempfile.TemporaryDirectory(prefix="llava-vision-load-") as folder:
         tower = tower_folder(str(arguments.tower), folder)
         service = Service("llava-vision", ["--model", tower, "--port", 0, "--metrics-port", 0, "--log-format", "json",
-                                           *arguments.flags], folder).wait_listening().wait_ready(600)
+                                           "--threads", arguments.threads, *arguments.flags], folder).wait_listening().wait_ready(600)
         try:
-            for clients in map(int, arguments.clients.split(",")):
+            for clients in arguments.clients:
                 before = service.metrics()
                 times, seconds = measure(service, clients, arguments.seconds, image, arguments.cached)
                 after = service.metrics()
@@ -142,9 +140,7 @@ def main():
                       f"p99 {row['p99_ms']:8.2f} ms, mean batch {row['mean_batch']:.1f}", flush=True)
         finally:
             service.stop()
-    if arguments.json:
-        pathlib.Path(arguments.json).write_text(json.dumps(
-            {"tower": str(arguments.tower), "flags": arguments.flags, "side": arguments.side, "rows": rows}, indent=1))
+    bench.write(arguments, {"tower": str(arguments.tower), "flags": arguments.flags, "side": arguments.side, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -218,14 +218,14 @@ TEST_F(LlmServiceTest, EveryWayOfSamplingReachesTheSampler) {
   EXPECT_EQ(ids([&](auto& s) { hot(s), s.set_top_k(1); }), greedy.token_ids);
   EXPECT_EQ(ids([&](auto& s) { hot(s), s.set_min_p(1); }), greedy.token_ids);
   EXPECT_EQ(ids([&](auto& s) { hot(s), s.set_top_p(1e-6f); }), greedy.token_ids);
-  // What has been said is less likely.
+  // Penalties below nothing make likelier what has been said.
   const auto distinct = [](const std::vector<int32_t>& all) {
     return std::set<int32_t>(all.begin(), all.end()).size();
   };
   const size_t usual = distinct(greedy.token_ids);
-  EXPECT_GT(distinct(ids([](auto& s) { s.set_presence_penalty(2); })), usual);
-  EXPECT_GT(distinct(ids([](auto& s) { s.set_frequency_penalty(2); })), usual);
-  EXPECT_GT(distinct(ids([](auto& s) { s.set_repetition_penalty(2); })), usual);
+  EXPECT_LT(distinct(ids([](auto& s) { s.set_presence_penalty(-2); })), usual);
+  EXPECT_LT(distinct(ids([](auto& s) { s.set_frequency_penalty(-2); })), usual);
+  EXPECT_LT(distinct(ids([](auto& s) { s.set_repetition_penalty(0.1f); })), usual);
 }
 
 TEST_F(LlmServiceTest, TimesAddUp) {
