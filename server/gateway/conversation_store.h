@@ -21,8 +21,8 @@ namespace llava {
 // The truth of every conversation: sessions, turns and pictures. Nothing here blocks; a callback
 // runs once, on a thread of the store, must not block, and what it acknowledges is durable. A
 // request that fails changes nothing. NOT_FOUND: no such session, turn or picture, with a hint.
-// UNAVAILABLE with RetryInfo: too much waits; FinishTurn always gets in, as each has taken its
-// place by BeginTurn.
+// UNAVAILABLE with RetryInfo: too much waits; FinishTurn and NoteTries always get in, as each turn
+// has taken its place by BeginTurn.
 //
 // Thread-safe.
 class ConversationStore {
@@ -67,12 +67,12 @@ class ConversationStore {
   virtual void BeginTurn(NewTurn turn, Done<uint32_t> done) = 0;
   // The same for a turn that exists (`turn.id`): its answer is emptied. Ignores text and pictures.
   virtual void RestartTurn(NewTurn turn, Done<uint32_t> done) = 0;
+  // No error when the session was deleted meanwhile.
+  virtual void FinishTurn(TurnResult result, std::function<void(absl::Status)> done) = 0;
   // Of a running turn: how many processes may have died of taking it up. No error when it has
   // ended.
   virtual void NoteTries(std::string session_id, std::string turn_id, uint32_t tries,
                          std::function<void(absl::Status)> done) = 0;
-  // No error when the session was deleted meanwhile.
-  virtual void FinishTurn(TurnResult result, std::function<void(absl::Status)> done) = 0;
 };
 
 }  // namespace llava

@@ -26,9 +26,6 @@ GatewayMetrics::GatewayMetrics(Metrics& metrics)
       turns_taken_up_total(
           metrics.Counter("llava_gateway_turns_taken_up_total",
                           "Answers of an earlier process that were gone on with.")),
-      turns_given_up_total(
-          metrics.Counter("llava_gateway_turns_given_up_total",
-                          "Answers over which too many processes of the gateway died.")),
       worker_deaths_total(metrics.Counter("llava_gateway_worker_deaths_total",
                                           "Language workers lost during an answer.")),
       time_to_first_token_seconds(
@@ -48,7 +45,10 @@ GatewayMetrics::GatewayMetrics(Metrics& metrics)
       journal_bytes_total(metrics.Counter("llava_gateway_journal_bytes_total",
                                           "Bytes written to the journal of running answers.")),
       journal_write_seconds(metrics.Histogram("llava_gateway_journal_write_seconds",
-                                              "Writes of the journal, each over all answers.")) {
+                                              "Writes of the journal, each over all answers.")),
+      turns_given_up_total(
+          metrics.Counter("llava_gateway_turns_given_up_total",
+                          "Answers over which too many processes of the gateway died.")) {
   // Rates want a zero before the first one.
   for (const char* backend : {"vision", "llm"}) Ejections(backend);
 }

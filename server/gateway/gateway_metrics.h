@@ -56,7 +56,6 @@ class GatewayMetrics {
   prometheus::Gauge& sessions;
   prometheus::Gauge& turns_running;
   prometheus::Counter& turns_taken_up_total;
-  prometheus::Counter& turns_given_up_total;
   prometheus::Counter& worker_deaths_total;
   prometheus::Histogram& time_to_first_token_seconds;
   prometheus::Histogram& time_between_tokens_seconds;
@@ -68,6 +67,7 @@ class GatewayMetrics {
   prometheus::Histogram& store_commit_seconds;
   prometheus::Counter& journal_bytes_total;
   prometheus::Histogram& journal_write_seconds;
+  prometheus::Counter& turns_given_up_total;
 };
 
 // "stop", "length", "cancelled" ...

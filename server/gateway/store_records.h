@@ -85,9 +85,9 @@ struct NewTurn {
   uint64_t seed = 0;
   v1::SamplingParams sampling;
   RequestKey request;
-  TurnTerms terms;
   // Turns that no longer fit into the context; they stay out of all later prompts.
   std::vector<std::string> dropped_turns;
+  TurnTerms terms;
 };
 
 // The end of a turn.

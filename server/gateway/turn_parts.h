@@ -37,12 +37,12 @@ struct TurnParts {
   const ApiKeys& keys;
   SessionOwners& owners;
   TurnGate& gate;
-  RecoveryLane& recovery;
   TurnSamples& samples;
   ModelAdmin& admin;
   RolloutGuard& rollouts;
   ResumableCalls& resumable;
   PictureFetcher& fetcher;
+  RecoveryLane& recovery;
 };
 
 }  // namespace llava

@@ -32,12 +32,12 @@ struct TurnRequest {
   v1::SamplingParams sampling;
   int32_t priority = 0;
   std::chrono::system_clock::time_point deadline = std::chrono::system_clock::time_point::max();
-  std::chrono::system_clock::time_point asked = std::chrono::system_clock::now();
   std::chrono::steady_clock::time_point received = std::chrono::steady_clock::now();
   // DETACH: the turn outlives its readers by --resume-grace; CANCEL: it ends with the last one.
   // Unset: DETACH with a session, CANCEL without.
   v1::OnDisconnect on_disconnect = v1::ON_DISCONNECT_UNSPECIFIED;
   RequestKey key;
+  std::chrono::system_clock::time_point asked = std::chrono::system_clock::now();
 
   bool detaches() const {
     return on_disconnect == v1::ON_DISCONNECT_DETACH ||
