@@ -253,8 +253,8 @@ absl::StatusOr<LoadedLanguage> OpenLanguageWorkers(const LanguageOptions& option
   }
   loaded.factory = [checkpoint, devices = *std::move(devices), serving, weight_bytes, in_background,
                     rate = checkpoint->in_repository ? 0 : pace.bytes_per_second,
-                    path = options.model, threads = options.threads](int index,
-                                               LoadWatch& watch) -> std::unique_ptr<ModelRunner> {
+                    path = options.model, threads = options.threads](
+                       int index, LoadWatch& watch) -> std::unique_ptr<ModelRunner> {
     const at::Device device = devices.at(static_cast<size_t>(index));
     const auto enter = [&] {
       return EnterDeviceThread(device, threads, static_cast<int>(devices.size()), weight_bytes);

@@ -174,7 +174,9 @@ TEST_F(StreamedVersionTest, ADamagedHeaderIsToldAsDamage) {
 TEST_F(StreamedVersionTest, AHeaderThatChangedMeanwhileIsNotBelieved) {
   const std::string name = Name(0);
   const auto& listed = manifest_.files.at(name);
-  FileChecker::File file{name, listed.size_bytes, listed.sha256,
+  FileChecker::File file{name,
+                         listed.size_bytes,
+                         listed.sha256,
                          MappedFile::InMemory(folder_.path() / name, listed.size_bytes),
                          {8, 0, 0, 0, 0, 0, 0, 0, '{', '}', ' ', ' ', ' ', ' ', ' ', ' '}};
   FileChecker checker(folder_.path(), {file}, options_);
