@@ -132,6 +132,10 @@ LanguageCheckpoint Open(const LanguageOptions& options, const LoadPace& pace, bo
   open.packed = true;
   open.verify = verify;
   open.in_memory = verify;  // read once: what is found right is packed while more is read
+  if (pace.in_background) {
+    // Threads that stand back hold a processor for their slice all the same: half are left free.
+    open.threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / 2);
+  }
   open.stop = pace.stop;
   open.bytes_per_second = pace.bytes_per_second;
   if (pace.stop && pace.stop()) throw LoadStopped();
