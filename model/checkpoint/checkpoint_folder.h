@@ -20,8 +20,8 @@ const char* ToString(Layout layout);  // "repository", "llava-hf", "original LLa
 struct CheckpointFolder {
   std::filesystem::path path;
   Layout layout;
-  JsonObject config;                 // config.json
-  std::optional<Manifest> manifest;  // kRepository
+  JsonObject config;                       // config.json
+  std::optional<Manifest> manifest;        // kRepository
   std::shared_ptr<const TensorFile> file;  // of all tensors
   TensorSource tower, language;
 };

@@ -162,7 +162,8 @@ void FileChecker::Advance(uint64_t bytes) {
         std::chrono::duration<double>(done / options_.bytes_per_second));
   }
   for (auto now = Clock::now(); now < due; now = Clock::now()) {
-    std::this_thread::sleep_for(std::min<Clock::duration>(due - now, std::chrono::milliseconds(20)));
+    std::this_thread::sleep_for(
+        std::min<Clock::duration>(due - now, std::chrono::milliseconds(20)));
     CheckStop();
   }
 }
@@ -183,8 +184,7 @@ void FileChecker::Await(size_t file) {
   progress_[file].wanted = true;
   changed_.notify_all();
   changed_.wait(lock, [&] {
-    return error_ ||
-           (bad() ? checked_ == files_.size() : progress_[file].state == State::kChecked);
+    return error_ || (bad() ? checked_ == files_.size() : progress_[file].state == State::kChecked);
   });
   if (error_) std::rethrow_exception(error_);
   if (bad()) ThrowWhatIsWrong();

@@ -68,8 +68,8 @@ class AwaitedFile : public TensorFile {
     const auto info = tensors().find(name);
     if (info == tensors().end()) return;
     const size_t element = at::elementSize(info->second.dtype);
-    checker_->Released(number_,
-                       static_cast<uint64_t>(*CountElements(info->second.shape, element)) * element);
+    checker_->Released(
+        number_, static_cast<uint64_t>(*CountElements(info->second.shape, element)) * element);
   }
   void Finish() const override { checker_->Finish(); }
 

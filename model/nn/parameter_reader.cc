@@ -19,9 +19,9 @@ at::Tensor ParameterReader::Read(const std::string& name, at::IntArrayRef shape)
     return {};
   }
   // Always a copy: the source may be a mapped file that ends with the checkpoint.
-  at::Tensor copy = tensors_.Get(name).to(at::TensorOptions(device_).dtype(dtype_),
-                                          /*non_blocking=*/false, /*copy=*/true,
-                                          at::MemoryFormat::Contiguous);
+  at::Tensor copy =
+      tensors_.Get(name).to(at::TensorOptions(device_).dtype(dtype_),
+                            /*non_blocking=*/false, /*copy=*/true, at::MemoryFormat::Contiguous);
   tensors_.Release(name);
   return copy;
 }

@@ -97,8 +97,8 @@ int PublishPlain(const LanguageCheckpoint& checkpoint, const RandomCommand& comm
   const fs::path whole = fs::absolute(command.out).lexically_normal();
   const fs::path model = whole.has_filename() ? whole : whole.parent_path();
   const nlohmann::json recipe = {{"random", {{"shape", command.shape}, {"seed", command.seed}}}};
-  const fs::path path = PublishLanguage(checkpoint, model.parent_path(),
-                                        model.filename().string(), recipe.dump());
+  const fs::path path =
+      PublishLanguage(checkpoint, model.parent_path(), model.filename().string(), recipe.dump());
   std::cout << "language " << path.string() << "\n"
             << "tower    " << ToHex(checkpoint.tower_digest) << "\n";
   return 0;

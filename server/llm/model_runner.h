@@ -141,9 +141,10 @@ struct LoadPace {
   std::function<bool()> stop;   // polled until the first worker has read all: CANCELLED
 };
 
-// Opens the checkpoint; the factory reads and checks it, and throws LoadFailure. NOT_FOUND: no model
-// there. PERMISSION_DENIED. DATA_LOSS: a broken one, or one of another kind. INVALID_ARGUMENT: it
-// does not go with the options. FAILED_PRECONDITION: no such device. CANCELLED.
+// Opens the checkpoint; the factory reads and checks it, and throws LoadFailure. NOT_FOUND: no
+// model there. PERMISSION_DENIED. DATA_LOSS: a broken one, or one of another kind.
+// INVALID_ARGUMENT: it does not go with the options. FAILED_PRECONDITION: no such device.
+// CANCELLED.
 absl::StatusOr<LoadedLanguage> OpenLanguageWorkers(const LanguageOptions& options,
                                                    const LoadPace& pace = {});
 

@@ -132,6 +132,10 @@ LanguageCheckpoint Open(const LanguageOptions& options, const LoadPace& pace, bo
   open.packed = true;
   open.verify = verify;
   open.in_memory = verify;  // read once: what is found right is packed while more is read
+  if (pace.in_background) {
+    // Threads that stand back hold a processor for their slice all the same: half are left free.
+    open.threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / 2);
+  }
   open.stop = pace.stop;
   open.bytes_per_second = pace.bytes_per_second;
   if (pace.stop && pace.stop()) throw LoadStopped();
@@ -253,8 +257,8 @@ absl::StatusOr<LoadedLanguage> OpenLanguageWorkers(const LanguageOptions& option
   }
   loaded.factory = [checkpoint, devices = *std::move(devices), serving, weight_bytes, in_background,
                     rate = checkpoint->in_repository ? 0 : pace.bytes_per_second,
-                    path = options.model, threads = options.threads](int index,
-                                               LoadWatch& watch) -> std::unique_ptr<ModelRunner> {
+                    path = options.model, threads = options.threads](
+                       int index, LoadWatch& watch) -> std::unique_ptr<ModelRunner> {
     const at::Device device = devices.at(static_cast<size_t>(index));
     const auto enter = [&] {
       return EnterDeviceThread(device, threads, static_cast<int>(devices.size()), weight_bytes);

@@ -119,14 +119,14 @@ TEST_F(StreamedVersionTest, ReadsAheadOnlyAsMuchAsIsGivenBack) {
     EXPECT_GE(read(), shards * shard);
     EXPECT_LT(read(), (shards + 1) * shard);
   };
-  wait_for(2);  // one for the thread, one ahead
+  wait_for(3);  // one for the thread, two ahead
   Expect(*file, "a0");
   file->Release("a0");
-  wait_for(3);
-  file->Release("b0");
-  wait_for(3);
-  Expect(*file, "a5");  // who waits comes first
   wait_for(4);
+  file->Release("b0");
+  wait_for(4);
+  Expect(*file, "a5");  // who waits comes first
+  wait_for(5);
   file->Finish();
   EXPECT_EQ(share, 1);
 }
@@ -174,7 +174,9 @@ TEST_F(StreamedVersionTest, ADamagedHeaderIsToldAsDamage) {
 TEST_F(StreamedVersionTest, AHeaderThatChangedMeanwhileIsNotBelieved) {
   const std::string name = Name(0);
   const auto& listed = manifest_.files.at(name);
-  FileChecker::File file{name, listed.size_bytes, listed.sha256,
+  FileChecker::File file{name,
+                         listed.size_bytes,
+                         listed.sha256,
                          MappedFile::InMemory(folder_.path() / name, listed.size_bytes),
                          {8, 0, 0, 0, 0, 0, 0, 0, '{', '}', ' ', ' ', ' ', ' ', ' ', ' '}};
   FileChecker checker(folder_.path(), {file}, options_);

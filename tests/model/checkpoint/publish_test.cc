@@ -64,9 +64,10 @@ TEST(PublishTest, LargeModelsComeInShards) {
   LanguageCheckpoint language = OpenLanguage(Fixtures() / "tiny-llava");
   DecoderConfig& decoder = language.config.decoder;
   decoder.vocab_size = (int64_t{40} << 20) / 4 / decoder.hidden_size;  // tables of 40 MB
-  ReplaceTensors(language.tensors,
-                 {{"model.embed_tokens.weight", at::ones({decoder.vocab_size, decoder.hidden_size})},
-                  {"lm_head.weight", at::zeros({decoder.vocab_size, decoder.hidden_size})}});
+  ReplaceTensors(
+      language.tensors,
+      {{"model.embed_tokens.weight", at::ones({decoder.vocab_size, decoder.hidden_size})},
+       {"lm_head.weight", at::zeros({decoder.vocab_size, decoder.hidden_size})}});
   const fs::path path = PublishLanguage(language, folder.path(), "m");
   const auto names = Manifest::Read(path).files;
   EXPECT_TRUE(names.contains("model-00001.safetensors"));

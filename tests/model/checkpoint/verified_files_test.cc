@@ -10,6 +10,7 @@
 
 #include "model/checkpoint/file_reader.h"
 #include "model/checkpoint/finite.h"
+#include "model/checkpoint/mapped_file.h"
 #include "model/checkpoint/tensor_file.h"
 #include "tests/model/checkpoint/folders.h"
 

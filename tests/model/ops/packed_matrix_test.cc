@@ -1,5 +1,8 @@
 #include "model/ops/cpu/packed_matrix.h"
 
+#include <algorithm>
+#include <bit>
+#include <cstdint>
 #include <cstring>
 #include <limits>
 #include <memory>
@@ -93,7 +96,8 @@ TEST(PackedMatrixTest, BFloat16StaysAsItIs) {
       source[i] = static_cast<uint16_t>(state >> 16 & 0xBF7F);  // any finite one, subnormals too
       wide[i] = std::bit_cast<float>(uint32_t{source[i]} << 16);
     }
-    PackedMatrix whole(rows, depth, {WeightFormat::kBFloat16}), pieces(rows, depth, {WeightFormat::kBFloat16});
+    PackedMatrix whole(rows, depth, {WeightFormat::kBFloat16}),
+        pieces(rows, depth, {WeightFormat::kBFloat16});
     whole.Append(pool, SourceElement::kFloat, wide.data(), rows, stride);
     for (int64_t row = 0; row < rows;) {
       const int64_t count = std::min<int64_t>(rows - row, 1 + row * 7 % 40);
