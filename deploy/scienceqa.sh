@@ -87,8 +87,8 @@ variant() { # format, start
     run "$bin/llava-train" finetune --recipe deploy/training/finetune.json --set "seed=$seed" \
       --set "tower=$tower" "${from[@]}" --set "data=$out/data/$1.json" \
       --set "images=$out/problems/images/train" --set "epochs=$epochs" --set packing=none \
-      --set batch_size=16 --set learning_rate=2e-3 --set projector.learning_rate=2e-3 \
-      --set warmup_ratio=0.1 --set held_out_records=0 --set keep_states=1 \
+      --set batch_size=16 --set learning_rate=1e-3 \
+      --set held_out_records=0 --set keep_states=1 \
       --out "$out/runs/$name" --publish "$out/models" --name "$model"
   run "$bin/llava-eval" scienceqa run "${problems[@]}" --format "$1" \
     --pictures "$out/problems/images/test" --checkpoint "$out/models/$model" \

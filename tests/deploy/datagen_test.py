@@ -6,29 +6,22 @@ Environment: LLAVA_BIN_DIR, the folder of the binaries (set by ctest)."""
 import collections
 import json
 import os
-import pathlib
 import random
 import signal
-import subprocess
 import sys
-import tempfile
 import threading
-import time
 import unittest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-PATIENCE = 300 * int(os.environ.get("LLAVA_SLOWDOWN", "1"))  # of a sanitizer: set by ctest
+from script_case import ROOT, ScriptCase
+
 sys.path.insert(0, str(ROOT / "tests/support"))
 import scripted_teacher  # noqa: E402 (a neighbour, not a package)
 
 CONCURRENCY = 4
 
 
-class DatagenTest(unittest.TestCase):
-    def setUp(self):
-        self.temporary = tempfile.TemporaryDirectory(prefix="datagen-test-")
-        self.addCleanup(self.temporary.cleanup)
-        self.out = pathlib.Path(self.temporary.name) / "out"
+class DatagenTest(ScriptCase):
+    SCRIPT = "datagen.sh"
 
     def teacher(self, **options):
         teacher = scripted_teacher.Teacher(**options)
@@ -37,40 +30,19 @@ class DatagenTest(unittest.TestCase):
         self.addCleanup(teacher.shutdown)
         return teacher
 
-    def start(self, *options):
-        """In a process group of its own, all of which ends with the test."""
-        process = subprocess.Popen(
-            [str(ROOT / "deploy/datagen.sh"), "--no-build", "--out", str(self.out), *options],
-            text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            start_new_session=True)
-
-        def end():
-            try:
-                os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass  # as it should be
-            process.communicate()
-
-        self.addCleanup(end)
-        return process
-
     def test_killed_and_gone_on_with(self):
         teacher = self.teacher(delay=0.05, bad=0.2, faults=0.1)
         options = ["--base-url", teacher.base_url, "--model", "scripted", "--pictures", "24",
                    "--concurrency", str(CONCURRENCY), "--steps", "3", "--questions", "2",
                    "--port-base", str(random.randrange(20000, 30000))]
         first = self.start(*options)
-        deadline = time.monotonic() + PATIENCE
-        while len(teacher.answered) < 15:
-            self.assertIsNone(first.poll(), "the script ended early")
-            self.assertLess(time.monotonic(), deadline)
-            time.sleep(0.01)
+        self.wait_until(lambda: len(teacher.answered) >= 15, first)
         os.killpg(first.pid, signal.SIGKILL)  # all of it, as a power loss would
         first.communicate()
         before = teacher.stats()
         self.assertLess(before["answered"], 48, "killed too late to tell anything")
 
-        output, errors = self.start(*options).communicate(timeout=PATIENCE)
+        output, errors = self.run_script(*options)
         after = teacher.stats()
         self.assertIn("it is served now", output, output + errors)
         self.assertLessEqual(after["answered_again"], CONCURRENCY, "paid twice")
@@ -89,24 +61,17 @@ class DatagenTest(unittest.TestCase):
         self.assertIn("| **average** |", (self.out / "results.md").read_text())
         self.assertEqual((self.out / "answers.txt").read_text().count("\n"), 3)
 
-        output, errors = self.start(*options).communicate(timeout=PATIENCE)  # all is there
+        output, errors = self.run_script(*options)  # all is there
         self.assertIn("it is served now", output, output + errors)
         self.assertEqual(teacher.stats()["attempts"], after["attempts"])
 
-        other = self.start(*options, "--steps", "4")
-        _, errors = other.communicate(timeout=PATIENCE)
-        self.assertEqual(other.returncode, 2, errors)
+        _, errors = self.run_script(*options, "--steps", "4", code=2)
         self.assertIn("choose another --out", errors)
 
     def test_wrong_use(self):
-        for options, part in (([], "--base-url"), (["--base-url", "http://localhost:1/v1"], "--model"),
-                              (["--pictures", "3"], "at least 8"), (["--nonsense"], "--nonsense")):
-            process = self.start(*options)
-            _, errors = process.communicate(timeout=PATIENCE)
-            self.assertEqual(process.returncode, 2, errors)
-            self.assertEqual(errors.count("\n"), 1, errors)
-            self.assertIn(part, errors)
-            self.assertFalse(self.out.exists())
+        self.check_wrong_use(
+            ([], "--base-url"), (["--base-url", "http://localhost:1/v1"], "--model"),
+            (["--pictures", "3"], "at least 8"), (["--nonsense"], "--nonsense"))
 
 
 if __name__ == "__main__":

@@ -291,6 +291,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.reply(429, {"error": {"message": "slow down"}}, headers)
             return
         messages = json.loads(body)["messages"]
+        if messages[0]["role"] != "system":
+            self.reply(400, {"error": {"message": "this teacher knows the prompts of llava-datagen instruct alone"}})
+            return
         text, reason = answer_to(messages[0]["content"], messages[-1]["content"]), "stop"
         draw = random.Random(prompt)
         if draw.random() < self.server.bad:

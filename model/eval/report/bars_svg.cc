@@ -62,7 +62,7 @@ std::string BarsSvg(const ReportTable& table) {
     if (!row.drawn) continue;
     rows.push_back(&row);
     for (const ReportCell& cell : row.cells) {
-      highest = std::max({highest, cell.value.value_or(0), cell.high.value_or(0)});
+      highest = std::max(highest, cell.value.value_or(0));  // a whisker may end at the top
     }
   }
   const double top = Top(highest), height = kHeight - kTop - kBottom;
