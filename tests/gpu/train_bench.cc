@@ -32,6 +32,7 @@
 #include "model/checkpoint/memory_tensors.h"
 #include "model/nn/llama.h"
 #include "model/ops/feature.h"
+#include "model/train/fresh_weights.h"
 #include "model/train/group_optimizer.h"
 #include "model/train/language_task.h"
 #include "model/train/master_weights.h"
@@ -156,9 +157,9 @@ TrainShape TrainShapeOf(const std::string& name) {
 }
 
 // Where nothing is drawn yet: every tensor is one number.
-NamedTensors Blank(const DecoderConfig& c) {
+NamedTensors Blank(const DecoderConfig& c, at::Device device) {
   NamedTensors tensors;
-  const at::Tensor zero = at::zeros({1}, at::kFloat);
+  const at::Tensor zero = at::zeros({1}, at::TensorOptions(device).dtype(at::kFloat));
   const auto add = [&](const std::string& name, at::IntArrayRef shape) {
     tensors[name] = zero.expand(shape);
   };
@@ -186,7 +187,7 @@ class DecoderInTraining {
   DecoderInTraining(at::Device device, const TrainShape& shape)
       : device_(device),
         shape_(shape),
-        source_(MemoryTensors(Blank(shape.decoder))),
+        source_(MemoryTensors(Blank(shape.decoder, device))),
         decoder_(shape.decoder, source_, device, at::kBFloat16),
         weights_([this](const ParameterVisitor& visit) { decoder_.VisitParameters(visit); },
                  source_, [](const std::string&) { return true; }, at::kBFloat16),
