@@ -61,15 +61,6 @@ void ForRows(ops::cpu::ThreadPool& pool, int64_t rows, int64_t width, const Task
 
 }  // namespace
 
-float* PackedLlama::Rows::Get(int64_t rows, int64_t width) {
-  const auto size = static_cast<size_t>(rows * width);
-  if (values_.size() < size) {
-    values_ = {};  // not both at once
-    values_.resize(size);
-  }
-  return values_.data();
-}
-
 PackedLlama::PackedLlama(const DecoderConfig& config, PackedDecoderWeights weights,
                          std::shared_ptr<ops::cpu::ThreadPool> pool, KvType kv, uint64_t kv_bytes)
     : config_(config),

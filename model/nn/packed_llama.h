@@ -11,6 +11,7 @@
 #include "model/nn/serving_decoder.h"
 #include "model/ops/cpu/multiplier.h"
 #include "model/ops/cpu/paged_attention.h"
+#include "model/ops/cpu/scratch.h"
 #include "model/ops/cpu/thread_pool.h"
 #include "model/ops/ops.h"
 
@@ -48,10 +49,12 @@ class PackedLlama : public ServingDecoder {
   // Rows of floats that grow and are not kept.
   class Rows {
    public:
-    float* Get(int64_t rows, int64_t width);
+    float* Get(int64_t rows, int64_t width) {
+      return reinterpret_cast<float*>(memory_.Get(rows * width * 4));
+    }
 
    private:
-    std::vector<float> values_;
+    ops::cpu::Scratch memory_;
   };
 
   void Norm(const float* x, const std::vector<float>& weight, int64_t rows, float* out);

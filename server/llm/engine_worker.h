@@ -11,6 +11,8 @@
 #include "server/llm/engine.h"
 #include "server/llm/kv_blocks.h"
 #include "server/llm/scheduler.h"
+#include "server/llm/step_cost.h"
+#include "server/llm/step_watch.h"
 
 namespace llava {
 
@@ -23,14 +25,19 @@ void WarmUp(ModelRunner& runner, const LanguageInfo& info, const DevicePiece& pi
 // the const methods.
 class EngineWorker {
  public:
-  EngineWorker(LlmEngine& engine, ModelRunner& runner, int number, DeviceTurn& turn);
+  // `steps`: of this life of the worker; around every call to the device.
+  EngineWorker(LlmEngine& engine, ModelRunner& runner, int number, DeviceTurn& turn,
+               StepWatch& steps);
   ~EngineWorker();
 
   // Until the engine stops or gives this worker up (empty result), or the device is of no use any
-  // more (why). All jobs taken are answered by then.
+  // more (why). All jobs taken are answered by then. Throws WorkerGivenUp.
   std::string Run();
   // A step succeeded.
   bool served() const { return served_; }
+  // Answers all jobs while the thread hangs in a call to the device. By another thread, which has
+  // given this one up.
+  void Abandon();
 
   // Thread-safe: how well a job would fit here, see RouteScore.
   double Score(const GenerateJob& job) const;
@@ -76,9 +83,10 @@ class EngineWorker {
   ModelRunner& runner_;
   const int number_;
   DeviceTurn& turn_;
+  StepWatch& steps_;
   EngineMetrics& metrics_;
   std::vector<std::unique_ptr<Sequence>> running_;  // in order of arrival, paused ones included
-  PromptBudget budget_;
+  StepCost cost_;
 
   mutable Mutex mutex_;  // taken behind the engine's
   KvBlocks blocks_ LLAVA_GUARDED_BY(mutex_);
@@ -86,6 +94,7 @@ class EngineWorker {
   int64_t paused_ = 0;
   bool served_ = false;
   bool busy_ = false;
+  bool warming_ = false;  // computes a prompt ahead
 
   // What the gauges and counters know of this worker.
   struct Shown {

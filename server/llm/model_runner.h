@@ -8,9 +8,12 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "model/config/model_config.h"
 #include "model/digest/sha256.h"
@@ -81,6 +84,13 @@ class ModelRunner {
   virtual int64_t image_tokens() const = 0;
 };
 
+// Why a checkpoint could not be read, as a RunnerFactory throws it.
+struct LoadFailure : std::runtime_error {
+  explicit LoadFailure(absl::Status why)
+      : std::runtime_error(std::string(why.message())), status(std::move(why)) {}
+  absl::Status status;
+};
+
 // Between who reads a model and who waits for it.
 struct LoadWatch {
   std::atomic<double> share = 0;   // of the weights, read so far
@@ -126,15 +136,15 @@ struct LanguageOptions {
 
 // How a checkpoint is read.
 struct LoadPace {
-  bool in_background = false;            // others are served meanwhile: by threads that stand back
-  double bytes_per_second = 0;           // 0: as fast as it goes
-  std::function<void(double)> progress;  // share of the checking that is done
-  std::function<bool()> stop;            // polled during the checking: CANCELLED
+  bool in_background = false;   // others are served meanwhile: by threads that stand back
+  double bytes_per_second = 0;  // 0: as fast as it goes
+  std::function<bool()> stop;   // polled until the first worker has read all: CANCELLED
 };
 
-// Opens and checks the checkpoint; the factory reads it. NOT_FOUND: no model there.
-// PERMISSION_DENIED. DATA_LOSS: a broken one, or one of another kind. INVALID_ARGUMENT: it does not
-// go with the options. FAILED_PRECONDITION: no such device. CANCELLED.
+// Opens the checkpoint; the factory reads and checks it, and throws LoadFailure. NOT_FOUND: no
+// model there. PERMISSION_DENIED. DATA_LOSS: a broken one, or one of another kind.
+// INVALID_ARGUMENT: it does not go with the options. FAILED_PRECONDITION: no such device.
+// CANCELLED.
 absl::StatusOr<LoadedLanguage> OpenLanguageWorkers(const LanguageOptions& options,
                                                    const LoadPace& pace = {});
 

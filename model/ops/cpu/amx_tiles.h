@@ -35,9 +35,9 @@ static inline void Configure(int rows, int unit) {
   _tile_loadconfig(&shapes);
 }
 
-// Calls work<tiles of rows>(first row, rows) for all, 32 at a time; of the last rows a tile may be
-// lower. `kWhole`: not behind others; it reads and writes 16 rows then, for which there must be
-// room, because to change shapes costs more than the work.
+// Calls work<tiles of rows>(first row, rows) for all, 32 at a time. `kWhole`: it reads and writes
+// whole tiles, for which there must be room; else the last tile is as low as its rows are few,
+// which costs a change of shapes.
 template <bool kWhole, typename Work>
 [[gnu::always_inline]] static inline void ForTiles(int64_t begin, int64_t end, int unit,
                                                    int& configured, const Work& work) {
@@ -45,18 +45,15 @@ template <bool kWhole, typename Work>
     if (rows != configured) Configure(rows, unit);
     configured = rows;
   };
-  for (; begin < end;) {
-    if (end - begin >= kTileRows) shape(kTileRows);
-    if (end - begin >= 2 * kTileRows) {
-      work.template operator()<2>(begin, 2 * kTileRows);
+  while (begin < end) {
+    const int64_t left = end - begin;
+    shape(kWhole || left >= kTileRows ? kTileRows : static_cast<int>(left));
+    if (left >= 2 * kTileRows || (kWhole && left > kTileRows)) {
+      work.template operator()<2>(begin, left < 2 * kTileRows ? left : 2 * kTileRows);
       begin += 2 * kTileRows;
-    } else if (end - begin >= kTileRows) {
-      work.template operator()<1>(begin, kTileRows);
-      begin += kTileRows;
     } else {
-      if (!kWhole || configured != kTileRows) shape(static_cast<int>(end - begin));
-      work.template operator()<1>(begin, end - begin);
-      begin = end;
+      work.template operator()<1>(begin, left < kTileRows ? left : kTileRows);
+      begin += kTileRows;
     }
   }
 }

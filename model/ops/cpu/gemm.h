@@ -68,13 +68,15 @@ struct PackTask {
   int64_t num_outliers;  // found, in order of column, then of k
 };
 
-// x as the kernels take it.
+// x as the kernels take it: bytes beside integers, else of the format of the weights.
 struct Activations {
   int64_t rows = 0;
-  // Rows of padded_depth values, `line` bytes apart: bytes beside integers, else of the format of
-  // the weights. Readable for kRowBlock - 1 rows more.
+  // Readable up to a whole multiple of kRowBlock rows. Rows of padded_depth values, `line` bytes
+  // apart, or as many of them are read fastest: [blocks][rows / kRowBlock] pieces, each
+  // [bytes of a row in a block / unit][kRowBlock][unit].
   uint8_t* values = nullptr;
   int64_t line = 0;
+  int64_t unit = 0;                // 0: rows
   float* scales = nullptr;         // [blocks][rows]; NaN where x is not finite
   int32_t* corrections = nullptr;  // [blocks][rows]: minus the sum of values times the offset of w
   // x itself for the outliers, [rows / lanes][K][lanes]; null: there are none, or they meet the
@@ -82,6 +84,21 @@ struct Activations {
   float* exact = nullptr;
   int64_t lanes = 1;  // kRowBlock unless there is one row
 };
+
+// The values of a row, and of others of its kRowBlock, that a block sees.
+struct BlockValues {
+  uint8_t* data;
+  int64_t line;  // bytes from row to row
+  int64_t unit;  // bytes that lie together
+  int64_t step;  // bytes from unit to unit
+};
+// `bytes`: of a row in a block.
+inline BlockValues ValuesOf(const Activations& x, int64_t row, int64_t block, int64_t bytes) {
+  if (x.unit == 0) return {x.values + row * x.line + block * bytes, x.line, bytes, bytes};
+  const int64_t row_blocks = (x.rows + kRowBlock - 1) / kRowBlock;
+  uint8_t* const piece = x.values + (block * row_blocks + row / kRowBlock) * kRowBlock * bytes;
+  return {piece + row % kRowBlock * x.unit, x.unit, x.unit, kRowBlock * x.unit};
+}
 
 // Layer norm: (x - mean) / sqrt(variance + eps) * weight + bias.
 struct RowNorm {
@@ -103,6 +120,12 @@ struct PrepareTask {
   float* scratch;               // [kRowBlock][K], for the norm
 };
 
+// Memory that will be read next.
+struct Next {
+  const uint8_t* data = nullptr;
+  int64_t bytes = 0;
+};
+
 // Adds the product with a panel over some of its blocks to sums.
 struct PanelTask {
   const PackedLayout* layout;
@@ -111,6 +134,8 @@ struct PanelTask {
   int64_t first_row, rows;  // of x
   int64_t first_block, blocks;
   float* sums;  // [rows up to a multiple of kRowBlock][32]; block 0 overwrites
+  // Weights, and values of x, that may be fetched meanwhile.
+  Next next_weights, next_values;
 };
 
 // What a product becomes on its way to y: x sigmoid(1.702 x), or x times the normal distribution's

@@ -43,8 +43,7 @@ struct Octet<true> {
 // What a group of one block of rows needs.
 struct GroupTask {
   const uint8_t* block;  // scales and weights
-  const uint8_t* values;
-  int64_t line;  // bytes between rows of values
+  BlockValues values;
   const float* scales;
   const int32_t* corrections;
   float* sums;
@@ -60,16 +59,22 @@ template <int R, bool kNibbles>
     for (int v = 0; v < kVectors; ++v) dots[0][r][v] += task.corrections[r];
   }
   const uint8_t* weights = task.block + kScaleBytes;
-  for (int64_t k = 0; k < group; k += 8, weights += Octet<kNibbles>::kBytes) {
-    const Octet<kNibbles> octet(weights);
-    for (int r = 0; r < R; ++r) {
-      const Quad low = Spread(task.values + r * task.line + k);
-      for (int v = 0; v < kVectors; ++v) dots[0][r][v] = AddDot(dots[0][r][v], octet.low[v], low);
-    }
-    for (int r = 0; r < R; ++r) {
-      const Quad high = Spread(task.values + r * task.line + k + 4);
-      for (int v = 0; v < kVectors; ++v) {
-        dots[kSets - 1][r][v] = AddDot(dots[kSets - 1][r][v], octet.high[v], high);
+  FetchAhead(task.block + kAhead, kScaleBytes);
+  const BlockValues& x = task.values;
+  const uint8_t* values = x.data;
+  for (int64_t unit = 0; unit < group; unit += x.unit, values += x.step) {
+    for (int64_t k = 0; k < x.unit; k += 8, weights += Octet<kNibbles>::kBytes) {
+      FetchAhead(weights + kAhead, Octet<kNibbles>::kBytes);
+      const Octet<kNibbles> octet(weights);
+      for (int r = 0; r < R; ++r) {
+        const Quad low = Spread(values + r * x.line + k);
+        for (int v = 0; v < kVectors; ++v) dots[0][r][v] = AddDot(dots[0][r][v], octet.low[v], low);
+      }
+      for (int r = 0; r < R; ++r) {
+        const Quad high = Spread(values + r * x.line + k + 4);
+        for (int v = 0; v < kVectors; ++v) {
+          dots[kSets - 1][r][v] = AddDot(dots[kSets - 1][r][v], octet.high[v], high);
+        }
       }
     }
   }
@@ -89,9 +94,9 @@ template <int R, bool kNibbles>
 
 // Adds the products of `depth` values along K to sums that stay in registers meanwhile.
 template <WeightFormat kFormat, int R>
-[[gnu::always_inline]] inline void MultiplyBlock(const uint8_t* weights, const uint8_t* values,
-                                                 int64_t line, int64_t depth, bool first,
-                                                 float* sums) {
+[[gnu::always_inline]] inline void MultiplyBlock(const uint8_t* weights, const BlockValues& x,
+                                                 int64_t depth, bool first, float* sums) {
+  constexpr int64_t kBytes = ValueBytes(kFormat);
   Floats sum[R][kVectors] = {};
   if (!first) {
     for (int r = 0; r < R; ++r) {
@@ -99,24 +104,28 @@ template <WeightFormat kFormat, int R>
         sum[r][v] = LoadAs<Floats>(sums + r * kPanel + v * kColumns);
     }
   }
-  if constexpr (kFormat == WeightFormat::kFloat) {
-    for (int64_t k = 0; k < depth; ++k, weights += 4 * kPanel) {
-      Floats w[kVectors];
-      for (int v = 0; v < kVectors; ++v) w[v] = LoadAs<Floats>(weights + v * sizeof(Floats));
-      for (int r = 0; r < R; ++r) {
-        const Floats x = Floats{} + LoadAs<float>(values + r * line + k * 4);
-        for (int v = 0; v < kVectors; ++v) sum[r][v] = MultiplyAdd(w[v], x, sum[r][v]);
-      }
-    }
-  } else {
-    for (int64_t k = 0; k < depth; k += 2, weights += 4 * kPanel) {
-      WeightPairs pairs[kVectors];
-      for (int v = 0; v < kVectors; ++v) {
-        pairs[v] = SplitPairs(LoadAs<Words>(weights + v * sizeof(Words)));
-      }
-      for (int r = 0; r < R; ++r) {
-        const Pair x = SpreadPair(values + r * line + k * 2);
-        for (int v = 0; v < kVectors; ++v) sum[r][v] = AddDot(sum[r][v], pairs[v], x);
+  const uint8_t* values = x.data;
+  for (int64_t left = depth * kBytes; left > 0; left -= x.unit, values += x.step) {
+    const int64_t unit = left < x.unit ? left : x.unit;
+    // Four bytes of a row with four bytes of each row of W.
+    for (int64_t at = 0; at < unit; at += 4, weights += 4 * kPanel) {
+      FetchAhead(weights + kAhead, 4 * kPanel);
+      if constexpr (kFormat == WeightFormat::kFloat) {
+        Floats w[kVectors];
+        for (int v = 0; v < kVectors; ++v) w[v] = LoadAs<Floats>(weights + v * sizeof(Floats));
+        for (int r = 0; r < R; ++r) {
+          const Floats value = Floats{} + LoadAs<float>(values + r * x.line + at);
+          for (int v = 0; v < kVectors; ++v) sum[r][v] = MultiplyAdd(w[v], value, sum[r][v]);
+        }
+      } else {
+        WeightPairs pairs[kVectors];
+        for (int v = 0; v < kVectors; ++v) {
+          pairs[v] = SplitPairs(LoadAs<Words>(weights + v * sizeof(Words)));
+        }
+        for (int r = 0; r < R; ++r) {
+          const Pair pair = SpreadPair(values + r * x.line + at);
+          for (int v = 0; v < kVectors; ++v) sum[r][v] = AddDot(sum[r][v], pairs[v], pair);
+        }
       }
     }
   }
@@ -144,8 +153,7 @@ void MultiplyIntegers(const PanelTask& task) {
       const int64_t line = b * x.rows + task.first_row;
       ForRowBlocks(row, end, [&]<int R>(int64_t first) {
         const GroupTask group{task.panel + b * layout.block_bytes,
-                              x.values + (task.first_row + first) * x.line + b * layout.block,
-                              x.line,
+                              ValuesOf(x, task.first_row + first, b, layout.block),
                               x.scales + line + first,
                               x.corrections + line + first,
                               task.sums + first * kPanel,
@@ -166,10 +174,10 @@ void MultiplyWhole(const PanelTask& task) {
     const int64_t left = layout.padded_depth - begin;
     const int64_t depth = left < layout.block ? left : layout.block;
     const uint8_t* weights = task.panel + begin * kPanel * kBytes;
-    const uint8_t* values = x.values + task.first_row * x.line + begin * kBytes;
     ForRowBlocks(0, task.rows, [&]<int R>(int64_t first) {
-      MultiplyBlock<kFormat, R>(weights, values + first * x.line, x.line, depth, b == 0,
-                                task.sums + first * kPanel);
+      MultiplyBlock<kFormat, R>(weights,
+                                ValuesOf(x, task.first_row + first, b, layout.block * kBytes),
+                                depth, b == 0, task.sums + first * kPanel);
     });
   }
 }

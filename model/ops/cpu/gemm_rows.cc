@@ -17,6 +17,10 @@ template <typename T>
   return LoadPart(row + k, size - k);
 }
 
+[[gnu::always_inline]] inline uint8_t* At(const BlockValues& values, int64_t byte) {
+  return values.data + byte / values.unit * values.step + byte % values.unit;
+}
+
 template <typename T>
 void QuantizeRow(const PrepareTask& task, const T* x, int64_t row) {
   using Bytes = int8_t __attribute__((vector_size(16)));
@@ -43,14 +47,14 @@ void QuantizeRow(const PrepareTask& task, const T* x, int64_t row) {
       inverse = 0;
     }
     IntVector sum = {};
-    uint8_t* values = to.values + row * to.line + begin;
+    const BlockValues values = ValuesOf(to, row, b, layout.block);
     for (int64_t k = 0; k < layout.block; k += kLanes) {
       Vector v = {};
       if (inverse != 0) v = LoadWithin(x, begin + k, layout.depth) * inverse;
       const IntVector q = __builtin_convertvector((v + kRound) - kRound, IntVector);
       sum += q;
       const Bytes bytes = __builtin_convertvector(q, Bytes);
-      __builtin_memcpy(values + k, &bytes, sizeof(bytes));
+      __builtin_memcpy(At(values, k), &bytes, sizeof(bytes));
     }
     const int32_t total = Reduce(sum, [](auto a, auto b) { return a + b; });
     to.scales[b * to.rows + row] = scale;
@@ -62,12 +66,16 @@ void QuantizeRow(const PrepareTask& task, const T* x, int64_t row) {
 template <typename To, typename T>
 void RoundRow(const PrepareTask& task, const T* x, int64_t row) {
   const PackedLayout& layout = *task.layout;
-  const int64_t begin = task.first_block * layout.block;
-  int64_t end = begin + task.blocks * layout.block;
-  if (end > layout.padded_depth) end = layout.padded_depth;
-  To* values = reinterpret_cast<To*>(task.activations->values + row * task.activations->line);
-  for (int64_t k = begin; k < end; k += kLanes) {
-    StoreRounded(values + k, LoadWithin(x, k, layout.depth));
+  const Activations& to = *task.activations;
+  constexpr int64_t kBytes = sizeof(To);
+  for (int64_t b = task.first_block; b < task.first_block + task.blocks; ++b) {
+    const int64_t begin = b * layout.block, left = layout.padded_depth - begin;
+    const int64_t size = left < layout.block ? left : layout.block;
+    const BlockValues values = ValuesOf(to, row, b, layout.block * kBytes);
+    for (int64_t k = 0; k < size; k += kLanes) {
+      StoreRounded(reinterpret_cast<To*>(At(values, k * kBytes)),
+                   LoadWithin(x, begin + k, layout.depth));
+    }
   }
 }
 
@@ -172,11 +180,12 @@ void AddOutliersOfValues(const FinishTask& task) {
   for (int64_t i = 0; i < task.num_outliers; ++i) {
     const Outlier& outlier = task.outliers[i];
     const int64_t k = outlier.where / kPanel;
-    const uint8_t* values = x.values + task.first_row * x.line + k;
+    const BlockValues of_block = ValuesOf(x, task.first_row, k / block, block);
+    const uint8_t* values = At(of_block, k % block);
     const float* scales = x.scales + k / block * x.rows + task.first_row;
     float* sums = task.sums + outlier.where % kPanel;
     for (int64_t row = 0; row < task.rows; ++row) {
-      const auto value = static_cast<float>(static_cast<int8_t>(values[row * x.line]));
+      const auto value = static_cast<float>(static_cast<int8_t>(values[row * of_block.line]));
       sums[row * kPanel] += outlier.value * (value * scales[row]);
     }
   }

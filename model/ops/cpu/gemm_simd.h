@@ -159,4 +159,21 @@ struct Pair {
   return (Floats)(__builtin_convertvector(bits, Words) << 16);
 }
 
+// --- memory ------------------------------------------------------------------------------------
+
+// Weights are fetched into the second cache so many bytes before they are used. Processors with AMX
+// fetch ahead by themselves only within a page of 4 KiB, which leaves a quarter of the memory's
+// speed unused; Zen 4 reads slower when told what it knows.
+#if defined(__AMX_TILE__)
+constexpr int64_t kAhead = 4096;
+#else
+constexpr int64_t kAhead = 0;
+#endif
+
+[[gnu::always_inline]] static inline void FetchAhead(const uint8_t* weights, int64_t bytes) {
+  if constexpr (kAhead > 0) {
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(weights + i, 0, 2);
+  }
+}
+
 }  // namespace llava::ops::cpu::LLAVA_ISA

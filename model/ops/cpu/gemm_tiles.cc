@@ -26,15 +26,60 @@ constexpr int64_t kFewRows = 6;             // up to so many, integers go by dot
 constexpr int64_t kRowsAtOnce = 64;         // pass through a group before the next one
 constexpr int64_t kPanelLine = 4 * kPanel;  // bytes between rows of a tile of weights
 
+// What is fetched into the second cache beside the work of a step along K: of the weights at hand
+// if all rows take them together, else of those that follow.
+class Fetching {
+ public:
+  // 32 rows take so many steps through what `task` has to do, each with `bytes` of the weights.
+  Fetching(const PanelTask& task, bool together, int64_t steps, const uint8_t* weights,
+           int64_t bytes) {
+    const int64_t passes = (task.rows + 2 * kTileRows - 1) / (2 * kTileRows);
+    if (together) {
+      weights_ = {weights + kAhead, bytes / passes};
+    } else {
+      weights_ = {task.next_weights.data, bytes / passes};
+      values_ = {task.next_values.data, task.next_values.bytes / (passes * steps)};
+    }
+  }
+  [[gnu::always_inline]] void Step() {
+    Fetch(weights_);
+    Fetch(values_);
+  }
+
+ private:
+  [[gnu::always_inline]] static void Fetch(Next& next) {
+    FetchAhead(next.data, next.bytes);
+    next.data += next.bytes;
+  }
+
+  Next weights_, values_;  // the next step's
+};
+
+// Rows of x that two tiles take.
+struct Lines {
+  const uint8_t* first;
+  const uint8_t* second;
+  int64_t line, step;  // bytes from row to row, from one tile to the next along K
+};
+[[gnu::always_inline]] inline Lines LinesOf(const PanelTask& task, int64_t first, int64_t block,
+                                            int64_t bytes, int64_t unit) {
+  const int64_t row = task.first_row + first;
+  const Activations& x = *task.activations;
+  const BlockValues values = ValuesOf(x, row, block, bytes);
+  const int64_t second = x.unit == 0 ? kTileRows * x.line : kRowBlock * bytes;
+  return {values.data, values.data + second, values.line, x.unit == 0 ? unit : values.step};
+}
+
 // --- bfloat16 ----------------------------------------------------------------------------------
 
 template <int kTiles>
-[[gnu::always_inline]] inline void TilesOfPairs(const uint8_t* weights, const uint8_t* values,
-                                                int64_t line, int64_t depth, bool first,
-                                                float* sums) {
+[[gnu::always_inline]] inline void TilesOfPairs(const PanelTask& task, int64_t row,
+                                                Fetching& fetching) {
   constexpr int64_t kSumLine = kPanel * 4;
+  const PackedLayout& layout = *task.layout;
+  float* const sums = task.sums + row * kPanel;
   float* const lower = sums + kTileRows * kPanel;
-  if (first) {
+  if (task.first_block == 0) {
     _tile_zero(0);
     _tile_zero(1);
     if constexpr (kTiles == 2) {
@@ -49,16 +94,26 @@ template <int kTiles>
       _tile_loadd(3, lower + 16, kSumLine);
     }
   }
-  for (int64_t k = 0; k < depth; k += 32, weights += 16 * kPanelLine, values += 64) {
-    _tile_loadd(6, weights, kPanelLine);
-    _tile_loadd(4, values, line);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, weights + 64, kPanelLine);
-    _tile_dpbf16ps(1, 4, 7);
-    if constexpr (kTiles == 2) {
-      _tile_loadd(5, values + kTileRows * line, line);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
+  // Blocks follow each other in weights: their sums stay in the tiles.
+  const uint8_t* weights = task.panel + task.first_block * layout.block_bytes;
+  for (int64_t b = task.first_block; b < task.first_block + task.blocks; ++b) {
+    Lines x = LinesOf(task, row, b, layout.block * 2, 64);
+    const int64_t left = layout.padded_depth - b * layout.block;
+    const int64_t depth = left < layout.block ? left : layout.block;
+    for (int64_t k = 0; k < depth; k += 32, weights += 16 * kPanelLine) {
+      _tile_loadd(6, weights, kPanelLine);
+      _tile_loadd(4, x.first, x.line);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, weights + 64, kPanelLine);
+      _tile_dpbf16ps(1, 4, 7);
+      fetching.Step();
+      x.first += x.step;
+      if constexpr (kTiles == 2) {
+        _tile_loadd(5, x.second, x.line);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+        x.second += x.step;
+      }
     }
   }
   _tile_stored(0, sums, kSumLine);
@@ -69,28 +124,89 @@ template <int kTiles>
   }
 }
 
-// Blocks follow each other in weights and in rows alike: their sums stay in the tiles.
 void MultiplyBFloat16(const PanelTask& task) {
   const PackedLayout& layout = *task.layout;
-  const Activations& x = *task.activations;
   const int64_t begin = task.first_block * layout.block;
   const int64_t left = layout.padded_depth - begin, wanted = task.blocks * layout.block;
-  const int64_t depth = left < wanted ? left : wanted;
-  const uint8_t* const values = x.values + task.first_row * x.line + begin * 2;
+  Fetching fetching(task, task.rows <= 2 * kTileRows, (left < wanted ? left : wanted) / 32,
+                    task.panel + begin * kPanel * 2, 16 * kPanelLine);
   int configured = 0;
   ForTiles<true>(0, task.rows, 64, configured, [&]<int kTiles>(int64_t first, int64_t) {
-    TilesOfPairs<kTiles>(task.panel + begin * kPanel * 2, values + first * x.line, x.line, depth,
-                         begin == 0, task.sums + first * kPanel);
+    TilesOfPairs<kTiles>(task, first, fetching);
   });
 }
 
 // --- integers ----------------------------------------------------------------------------------
 
-// Sums of a group: [rows][32]. Weights have their offset still.
-template <int kTiles>
-[[gnu::always_inline]] inline void TilesOfGroup(const uint8_t* weights, const uint8_t* values,
-                                                int64_t line, int64_t group, int64_t unit,
-                                                int32_t* dots) {
+// Sums of a group that wait to be scaled, while the tiles go on with the next.
+struct Pending {
+  const int32_t* dots = nullptr;
+  const uint8_t* block = nullptr;
+  const float* scales = nullptr;
+  const int32_t* corrections = nullptr;
+  float* sums = nullptr;
+  int64_t rows = 0;  // in fours: what lies behind the last one is nobody's
+  bool first = true;
+};
+
+// Scales them some rows at a time.
+template <bool kNibbles>
+class Scaling {
+ public:
+  [[gnu::always_inline]] explicit Scaling(const Pending& pending)
+      : pending_(pending),
+        low_(pending.rows == 0 ? Floats{} : LoadScales(pending.block, 0)),
+        high_(pending.rows == 0 ? Floats{} : LoadScales(pending.block, 1)) {}
+
+  [[gnu::always_inline]] void Rows(int64_t most) {
+    const int64_t stop = row_ + most < pending_.rows ? row_ + most : pending_.rows;
+    if (pending_.first) {
+#pragma GCC unroll 4
+      for (; row_ < stop; ++row_) Row<true>(row_);
+    } else {
+#pragma GCC unroll 4
+      for (; row_ < stop; ++row_) Row<false>(row_);
+    }
+  }
+
+ private:
+  static_assert(kVectors == 2);
+
+  template <bool kFirst>
+  [[gnu::always_inline]] void Row(int64_t row) const {
+    const int32_t* const dots = pending_.dots + row * kPanel;
+    float* const sums = pending_.sums + row * kPanel;
+    Ints low = LoadAs<Ints>(dots), high = LoadAs<Ints>(dots + kColumns);
+    if constexpr (!kNibbles) {  // those have lost their offset already
+      const Ints correction = Ints{} + pending_.corrections[row];
+      low += correction;
+      high += correction;
+    }
+    const Floats scale = Floats{} + pending_.scales[row];
+    const Floats a = __builtin_convertvector(low, Floats) * (low_ * scale);
+    const Floats b = __builtin_convertvector(high, Floats) * (high_ * scale);
+    StoreAs(sums, kFirst ? a : LoadAs<Floats>(sums) + a);
+    StoreAs(sums + kColumns, kFirst ? b : LoadAs<Floats>(sums + kColumns) + b);
+  }
+
+  const Pending pending_;
+  const Floats low_, high_;  // scales of weights
+  int64_t row_ = 0;
+};
+
+// A tile of sums += x times weights: signed nibbles, or bytes with their offset still.
+#define LLAVA_DOT(sums, x, weights) \
+  if constexpr (kNibbles) {         \
+    _tile_dpbssd(sums, x, weights); \
+  } else {                          \
+    _tile_dpbsud(sums, x, weights); \
+  }
+
+// Sums of a group: [rows][32]. Between tiles, which take long, what is pending gets done.
+template <bool kNibbles, int kTiles>
+[[gnu::always_inline]] inline void TilesOfGroup(const uint8_t* weights, Lines x, int64_t group,
+                                                int64_t unit, int32_t* dots, const Pending& pending,
+                                                Fetching& fetching) {
   constexpr int64_t kDotLine = kPanel * 4;
   int32_t* const lower = dots + kTileRows * kPanel;
   _tile_zero(0);
@@ -99,17 +215,24 @@ template <int kTiles>
     _tile_zero(2);
     _tile_zero(3);
   }
+  Scaling<kNibbles> scaling(pending);
+  const int64_t rows = pending.rows >> (group <= 64 ? 1 : 2);  // at a time; of long groups fewer
   for (int64_t k = 0; k < group; k += unit, weights += unit * kPanel) {
     _tile_loadd(6, weights, kPanelLine);
-    _tile_loadd(4, values + k, line);
-    _tile_dpbsud(0, 4, 6);
+    _tile_loadd(4, x.first, x.line);
+    LLAVA_DOT(0, 4, 6)
     _tile_loadd(7, weights + 64, kPanelLine);
-    _tile_dpbsud(1, 4, 7);
+    LLAVA_DOT(1, 4, 7)
+    fetching.Step();
+    scaling.Rows(rows);
+    x.first += x.step;
     if constexpr (kTiles == 2) {
-      _tile_loadd(5, values + kTileRows * line + k, line);
-      _tile_dpbsud(2, 5, 6);
-      _tile_dpbsud(3, 5, 7);
+      _tile_loadd(5, x.second, x.line);
+      LLAVA_DOT(2, 5, 6)
+      LLAVA_DOT(3, 5, 7)
+      x.second += x.step;
     }
+    scaling.Rows(rows);
   }
   _tile_stored(0, dots, kDotLine);
   _tile_stored(1, dots + 16, kDotLine);
@@ -119,79 +242,59 @@ template <int kTiles>
   }
 }
 
-// Sums of groups that wait to be scaled, while the tiles go on with the next.
-struct Pending {
-  const int32_t* dots;
-  const uint8_t* block;
-  const float* scales;
-  const int32_t* corrections;
-  float* sums;
-  int64_t rows;  // 0: nothing
-  bool first;
-};
+#undef LLAVA_DOT
 
-[[gnu::always_inline]] inline void Scale(const Pending& pending) {
-  if (pending.rows == 0) return;
-  const Floats of_weights[2] = {LoadScales(pending.block, 0), LoadScales(pending.block, 1)};
-  for (int64_t r = 0; r < pending.rows; ++r) {
-    for (int v = 0; v < kVectors; ++v) {
-      const int64_t at = r * kPanel + v * kColumns;
-      const Ints dot = LoadAs<Ints>(pending.dots + at) + pending.corrections[r];
-      const Floats part =
-          __builtin_convertvector(dot, Floats) * (of_weights[v] * pending.scales[r]);
-      StoreAs(pending.sums + at, pending.first ? part : LoadAs<Floats>(pending.sums + at) + part);
-    }
-  }
-}
-
-// Nibbles of a group as bytes.
-void UnpackNibbles(const uint8_t* from, int64_t group, uint8_t* to) {
+// Nibbles of a group as signed bytes.
+[[gnu::always_inline]] inline void UnpackNibbles(const uint8_t* from, int64_t group, uint8_t* to) {
+  using Bytes = int8_t __attribute__((vector_size(64)));
   for (int64_t k = 0; k < group; k += 8, from += kPanelLine, to += 2 * kPanelLine) {
     for (int v = 0; v < kVectors; ++v) {
       const Words both = LoadAs<Words>(from + v * 64);
-      StoreAs(to + v * 64, both & 0x0F0F0F0F);
-      StoreAs(to + kPanelLine + v * 64, both >> 4 & 0x0F0F0F0F);
+      StoreAs(to + v * 64, (Bytes)(both & 0x0F0F0F0F) - 8);
+      StoreAs(to + kPanelLine + v * 64, (Bytes)(both >> 4 & 0x0F0F0F0F) - 8);
     }
   }
   Written(to);
 }
 
+template <bool kNibbles>
 void MultiplyIntegers(const PanelTask& task) {
   constexpr int64_t kLargestGroup = 128;  // of nibbles
   const PackedLayout& layout = *task.layout;
   const Activations& x = *task.activations;
   const int unit = layout.block < 64 ? static_cast<int>(layout.block) : 64;
-  alignas(64) uint8_t bytes[kLargestGroup * kPanel];
+  alignas(64) uint8_t bytes[kNibbles ? kLargestGroup * kPanel : 1];
   alignas(64) int32_t dots[2][2 * kTileRows * kPanel];
   int configured = 0, turn = 0;
-  Pending pending = {};
+  Pending pending;
+  Fetching fetching(task, task.rows <= kRowsAtOnce, task.blocks * layout.block / unit,
+                    task.panel + task.first_block * layout.block_bytes,
+                    unit * kPanel / (kNibbles ? 2 : 1));
   for (int64_t row = 0; row < task.rows; row += kRowsAtOnce) {
     const int64_t end = row + kRowsAtOnce < task.rows ? row + kRowsAtOnce : task.rows;
     for (int64_t b = task.first_block; b < task.first_block + task.blocks; ++b) {
       const int64_t line = b * x.rows + task.first_row;
       const uint8_t* const block = task.panel + b * layout.block_bytes;
       const uint8_t* weights = block + kScaleBytes;
-      if (layout.format == WeightFormat::kInt4) {
+      if constexpr (kNibbles) {
         UnpackNibbles(weights, layout.block, bytes);
         weights = bytes;
       }
-      const uint8_t* const values = x.values + task.first_row * x.line + b * layout.block;
       ForTiles<true>(row, end, unit, configured, [&]<int kTiles>(int64_t first, int64_t rows) {
-        TilesOfGroup<kTiles>(weights, values + first * x.line, x.line, layout.block, unit,
-                             dots[turn]);
-        Scale(pending);
+        TilesOfGroup<kNibbles, kTiles>(weights, LinesOf(task, first, b, layout.block, unit),
+                                       layout.block, unit, dots[turn], pending, fetching);
         pending = {dots[turn],
                    block,
                    x.scales + line + first,
                    x.corrections + line + first,
                    task.sums + first * kPanel,
-                   rows,
+                   (rows + 3) / 4 * 4,
                    b == 0};
         turn ^= 1;
       });
     }
   }
-  Scale(pending);
+  Scaling<kNibbles>(pending).Rows(pending.rows);
 }
 
 }  // namespace
@@ -200,7 +303,11 @@ bool MultiplyPanelByTiles(const PanelTask& task) {
   if (task.layout->format == WeightFormat::kBFloat16) {
     MultiplyBFloat16(task);
   } else if (IsInteger(task.layout->format) && task.rows > kFewRows) {
-    MultiplyIntegers(task);
+    if (task.layout->format == WeightFormat::kInt4) {
+      MultiplyIntegers<true>(task);
+    } else {
+      MultiplyIntegers<false>(task);
+    }
   } else {
     return false;
   }

@@ -9,10 +9,11 @@ namespace {
 
 // Rows that pass through a panel while it is in a cache; a multiple of kRowBlock.
 constexpr int64_t kRowsAtOnce = 512;
-// Activations that stay in the second cache while several panels pass.
+// Activations that stay in the second cache while several panels pass, and the next ones are
+// fetched: of integers, and of numbers that many more products are made with.
 constexpr int64_t kActivationBytes = 640 << 10;
-// Between rows of activations, so that those of a tile lie in different sets of a cache.
-constexpr int64_t kLineGap = 64;
+constexpr int64_t kFloatActivationBytes = 256 << 10;
+constexpr int64_t kUnitBytes = 64;  // of a tile's line
 // Weights of one task: long enough to read that handing it out costs nothing.
 constexpr int64_t kTaskBytes = 256 << 10;
 // Panels that share a part of the activations, if these are many.
@@ -70,16 +71,20 @@ void Multiplier::Prepare(const Input& x, const PackedMatrix& weights) {
     to.line = x.stride * 2;
     return;
   }
-  to.line = layout.padded_depth * ValueBytes(layout.format);
-  if (x.rows > kRowBlock) to.line += kLineGap;
-  // Tiles read whole ones, also where rows end within.
-  to.values = values_.Get((x.rows + kRowBlock - 1) * to.line);
+  const int64_t row_blocks = CeilDivide(x.rows, kRowBlock);
+  const int64_t block_bytes = layout.block * ValueBytes(layout.format);
+  if (x.rows > kRowBlock) {
+    to.unit = std::min(block_bytes, kUnitBytes);
+    to.values = values_.Get(layout.blocks * row_blocks * kRowBlock * block_bytes);
+  } else {
+    to.line = layout.padded_depth * ValueBytes(layout.format);
+    to.values = values_.Get(kRowBlock * to.line);  // tiles read all of them
+  }
   if (integers) {
-    const int64_t scales = x.rows * layout.blocks;
+    const int64_t scales = x.rows * layout.blocks + kRowBlock;  // tiles read whole ones
     to.scales = reinterpret_cast<float*>(scales_.Get(scales * 4));
     to.corrections = reinterpret_cast<int32_t*>(corrections_.Get(scales * 4));
   }
-  const int64_t row_blocks = CeilDivide(x.rows, kRowBlock);
   if (weights.num_outliers() > 0 && layout.block <= kLargestExactGroup) {
     to.lanes = x.rows == 1 ? 1 : kRowBlock;
     const int64_t rows = x.rows == 1 ? 1 : row_blocks * kRowBlock;
@@ -132,8 +137,23 @@ void Multiplier::MultiplyPrepared(const PackedMatrix& weights, const Output& y, 
   const int64_t together = few ? 1 : panels;
   const int64_t parts = CeilDivide(layout.panels, panels);
   const int64_t row_bytes = layout.block * ValueBytes(layout.format);
-  const int64_t blocks =
-      std::max<int64_t>(1, kActivationBytes / (std::min(rows, part_rows) * row_bytes));
+  const int64_t kept = IsInteger(layout.format) ? kActivationBytes : kFloatActivationBytes;
+  const int64_t blocks = std::max<int64_t>(1, kept / (std::min(rows, part_rows) * row_bytes));
+  // What is read after panel `panel` of [first, last) and its blocks from `block` on: of the next
+  // panel, else of the next blocks.
+  const auto set_next = [&](int64_t panel, int64_t first, int64_t last, PanelTask& task) {
+    const bool wraps = task.first_block + task.blocks == layout.blocks;
+    const int64_t then = wraps ? 0 : task.first_block + task.blocks;
+    task.next_weights = {
+        panel + 1 < last ? task.panel + layout.panel_bytes + task.first_block * layout.block_bytes
+        : wraps          ? task.panel + layout.panel_bytes
+                         : weights.panel(first) + then * layout.block_bytes,
+        task.blocks * layout.block_bytes};
+    if (activations_.unit == 0 || row_parts > 1) return;
+    const int64_t of_block = CeilDivide(rows, kRowBlock) * kRowBlock * row_bytes;
+    const int64_t share = std::min(blocks, layout.blocks - then) * of_block / (last - first);
+    task.next_values = {activations_.values + then * of_block + (panel - first) * share, share};
+  };
 
   const auto multiply = [&](int64_t index, int worker) {
     const int64_t first_row = index % row_parts * part_rows;
@@ -146,9 +166,17 @@ void Multiplier::MultiplyPrepared(const PackedMatrix& weights, const Output& y, 
       const int64_t last = std::min(first + together, end);
       for (int64_t block = 0; block < layout.blocks; block += blocks) {
         for (int64_t panel = first; panel < last; ++panel) {
-          kernels_.multiply_panel({&layout, &activations_, weights.panel(panel), first_row, count,
-                                   block, std::min(blocks, layout.blocks - block),
-                                   sums + (panel - first) * lines * kPanel});
+          PanelTask task;
+          task.layout = &layout;
+          task.activations = &activations_;
+          task.panel = weights.panel(panel);
+          task.first_row = first_row;
+          task.rows = count;
+          task.first_block = block;
+          task.blocks = std::min(blocks, layout.blocks - block);
+          task.sums = sums + (panel - first) * lines * kPanel;
+          set_next(panel, first, last, task);
+          kernels_.multiply_panel(task);
         }
       }
       // Some rows at a time through all panels, so that what is written lies together.

@@ -10,7 +10,7 @@ namespace {
 
 // Rows (tokens times query heads of a key/value head) of a piece: enough to widen keys and values
 // for, few enough to stay in the second cache with a range of those.
-constexpr int64_t kPieceRows = 128;
+constexpr int64_t kPieceRows = 256;
 // A piece with more than one task's due has its ranges shared out.
 constexpr int64_t kTasksPerThread = 4;
 // Elements to write, and products to sum, that are not worth waking anybody.

@@ -3,7 +3,8 @@
 // Blocks of keys are tiles as they lie. Values are copied, tokens in pairs behind each other, with
 // zeros where nothing is seen: rows of a tile of queries take different numbers of keys, and give
 // weight 0 to the others. Queries and weights are rounded to bfloat16. All rows go through tiles,
-// which round otherwise than other instructions.
+// which round otherwise than other instructions. Scores are logarithms to the base of 2, and their
+// powers are as exact as what they are rounded to needs: tiles leave most of the time to these.
 #include "model/ops/cpu/paged_tiles.h"
 
 #ifndef __AMX_TILE__
@@ -28,6 +29,7 @@ constexpr int64_t kRows = 2 * kTileRows;                // at a time
 constexpr int64_t kScoresLine = kRangeTokens + kLanes;  // so that lines differ in cache sets
 constexpr int64_t kWeightsLine = kRangeTokens + 2 * kLanes;
 constexpr int64_t kRangeBlocks = kRangeTokens / kBlockTokens;
+constexpr float kLogarithmOf2 = 0.693147181f;
 
 // In floats, or in pairs of bfloat16.
 struct Layout {
@@ -131,6 +133,65 @@ void PadKeys(Range& range, int64_t blocks, int64_t dim, const Layout& at, float*
   }
 }
 
+// 2^x for x <= 0, to 4 in a million; 0 where it would be less than 2^-126.
+[[gnu::always_inline]] inline Vector PowerOf2(Vector x) {
+  constexpr int kFractionAboveFloor = 0x09;
+  const __m512 v = (__m512)x;
+  const Vector r = (Vector)_mm512_reduce_ps(v, kFractionAboveFloor);
+  const Vector zero = {};
+  Vector p = Fused(zero + 0.0136703094f, r, zero + 0.0517449975f);
+  p = Fused(p, r, zero + 0.2416043580f);
+  p = Fused(p, r, zero + 0.6929728985f);
+  p = Fused(p, r, zero + 1.0000034571f);
+  const __mmask16 seen = _mm512_cmp_ps_mask(v, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);
+  return (Vector)_mm512_maskz_scalef_ps(seen, (__m512)p, v);
+}
+
+// The first `visible` scores of a row become weights of values, up to a whole vector.
+[[gnu::always_inline]] inline Softmax WeighRounded(int64_t visible, float* scores, BFloat16* to) {
+  const Vector never = Vector{} - __builtin_inff();
+  Vector most = never;
+  const int64_t whole = visible / kLanes * kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes) most = Max(most, Load(scores + i));
+  if (whole < visible) {
+    Vector v = Load(scores + whole);
+    v = kLane < static_cast<int32_t>(visible - whole) ? v : never;
+    Store(scores + whole, v);
+    most = Max(most, v);
+  }
+  const float peak = Largest(most);
+  Vector total = {};
+  for (int64_t i = 0; i < visible; i += kLanes) {
+    const Vector p = PowerOf2(Load(scores + i) - peak);
+    total += p;
+    StoreRounded(to + i, p);
+  }
+  return {peak, Sum(total)};
+}
+
+// Merges rows of a later range into those before it, as Merge does.
+void MergeRows(float* sums, const float* part, int64_t rows, int64_t width, int64_t line) {
+  for (int64_t first = 0; first < rows; first += kLanes) {
+    const int64_t count = rows - first < kLanes ? rows - first : kLanes;
+    Vector before = {}, after = {};
+    for (int64_t r = 0; r < count; ++r) {
+      before[r] = sums[(first + r) * line + width];
+      after[r] = part[(first + r) * line + width];
+    }
+    const Vector peaks = Max(before, after);
+    const Vector a = Exp(before - peaks), b = Exp(after - peaks);
+    for (int64_t r = 0; r < count; ++r) {
+      float* const to = sums + (first + r) * line;
+      const float* const from = part + (first + r) * line;
+      for (int64_t i = 0; i < width; i += kLanes) {
+        Store(to + i, Load(to + i) * a[r] + Load(from + i) * b[r]);
+      }
+      to[width] = peaks[r];
+      to[width + 1] = to[width + 1] * a[r] + from[width + 1] * b[r];
+    }
+  }
+}
+
 // Rows [row, end) of a range whose values are copied.
 void Tiles(const Range& range, const HeadRows& rows, int64_t row, int64_t end, const Layout& at,
            bool first, int& configured, const AttendTask& task) {
@@ -158,9 +219,8 @@ void Tiles(const Range& range, const HeadRows& rows, int64_t row, int64_t end, c
       float* const line = scores + r * kScoresLine;
       BFloat16* const to = weights + r * kWeightsLine;
       const int64_t visible = rows.visible(begin + r);
-      const Softmax softmax =
-          Weigh(visible, nullptr, line, [&](int64_t i, Vector p) { StoreRounded(to + i, p); });
-      part[r * at.line + at.width] = softmax.peak;
+      const Softmax softmax = WeighRounded(visible, line, to);
+      part[r * at.line + at.width] = softmax.peak * kLogarithmOf2;
       part[r * at.line + at.width + 1] = softmax.total;
       for (int64_t i = Padded(visible); i < steps * kDepth; i += kLanes) {
         StoreRounded(to + i, Vector{});
@@ -178,16 +238,13 @@ void Tiles(const Range& range, const HeadRows& rows, int64_t row, int64_t end, c
       Product<R, 1>(from, {values + column, at.width * 4, at.width * 4 * kDepth / 2}, nullptr,
                     steps, part + column, at.line);
     }
-    if (first) return;
-    for (int64_t r = 0; r < count; ++r) {
-      Merge(task.sums + (begin + r) * at.line, part + r * at.line, at.width);
-    }
+    if (!first) MergeRows(task.sums + begin * at.line, part, count, at.width, at.line);
   });
 }
 
 void RoundQueries(const AttendTask& task, const Layout& at) {
   const int64_t dim = task.blocks.layout->head_dim, half = dim / 2;
-  const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(dim));
+  const float scale = 1.0f / (kLogarithmOf2 * __builtin_sqrtf(static_cast<float>(dim)));
   alignas(64) float line[kMostHeadDim] = {};
   for (int64_t row = 0; row < task.tokens.count * task.group; ++row) {
     const int64_t t = row / task.group, angle = (task.tokens.position + t) * half;

@@ -1,28 +1,43 @@
 #pragma once
 
+#include <sys/mman.h>
+
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
+#include <new>
 
 namespace llava::ops::cpu {
 
-// Memory for one call at a time, aligned to cache lines.
+// Memory for one call at a time, aligned to cache lines; much of it in large pages, because rows
+// that lie a page apart would each need a translation of their own.
 class Scratch {
  public:
   // Grows only, without keeping what was in it.
   uint8_t* Get(int64_t bytes) {
-    constexpr int64_t kLine = 64;
     if (bytes > bytes_) {
       bytes_ = 0;
       memory_.reset();
-      memory_.reset(new uint8_t[bytes + kLine]);
+      const auto size = static_cast<size_t>(bytes);
+      const size_t unit = size < kLargePage / 2 ? kLine : kLargePage;
+      const size_t rounded = (size + unit - 1) / unit * unit;
+      memory_.reset(static_cast<uint8_t*>(std::aligned_alloc(unit, rounded)));
+      if (memory_ == nullptr) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+      if (unit == kLargePage) madvise(memory_.get(), rounded, MADV_HUGEPAGE);
+#endif
       bytes_ = bytes;
     }
-    const uintptr_t at = reinterpret_cast<uintptr_t>(memory_.get());
-    return memory_.get() + ((at + kLine - 1) / kLine * kLine - at);
+    return memory_.get();
   }
 
  private:
-  std::unique_ptr<uint8_t[]> memory_;
+  static constexpr size_t kLine = 64, kLargePage = size_t{2} << 20;
+  struct Free {
+    void operator()(uint8_t* memory) const { std::free(memory); }
+  };
+
+  std::unique_ptr<uint8_t[], Free> memory_;
   int64_t bytes_ = 0;
 };
 

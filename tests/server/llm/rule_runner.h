@@ -33,7 +33,7 @@ namespace llava {
 class RuleRunner : public ModelRunner {
  public:
   static constexpr int32_t kFirst = 300;
-  static constexpr int32_t kThrow = 290, kNan = 291, kRefuse = 292;
+  static constexpr int32_t kThrow = 290, kNan = 291, kRefuse = 292, kHang = 293;
 
   // Shared with the test.
   struct Switches {
@@ -43,6 +43,8 @@ class RuleRunner : public ModelRunner {
     bool held LLAVA_GUARDED_BY(mutex) = false;           // one does
     int holding LLAVA_GUARDED_BY(mutex) = 0;             // so many do
     bool dead LLAVA_GUARDED_BY(mutex) = false;           // every step throws
+    bool hang LLAVA_GUARDED_BY(mutex) = true;            // steps of kHang do
+    bool hang_warm_up LLAVA_GUARDED_BY(mutex) = false;   // so do those of no answer
     std::vector<int32_t> begun LLAVA_GUARDED_BY(mutex);  // first ids, in order of joining
     bool draws LLAVA_GUARDED_BY(mutex) = false;          // tokens, where it may
     int64_t drawn LLAVA_GUARDED_BY(mutex) = 0;           // so many
@@ -105,6 +107,13 @@ class RuleRunner : public ModelRunner {
       switches_->most_together = std::max(switches_->most_together, parts.size());
       time = switches_->step_time;
       draws = switches_->draws;
+      const auto hangs = [&](const Part& part) {
+        return part.sequence == 0 ? switches_->hang_warm_up
+                                  : sequences_.at(part.sequence).ids[0] == kHang;
+      };
+      while (switches_->hang && std::any_of(parts.begin(), parts.end(), hangs)) {
+        switches_->changed.Wait(switches_->mutex);
+      }
     }
     if (time.count() > 0) std::this_thread::sleep_for(time);
     auto logits = std::make_shared<std::vector<float>>();
