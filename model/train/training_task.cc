@@ -1,6 +1,8 @@
 #include "model/train/training_task.h"
 
+#include <algorithm>
 #include <stdexcept>
+#include <string>
 
 #include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
@@ -23,8 +25,10 @@ at::Device EnterDevice(const std::string& name) {
     c10::impl::VirtualGuardImpl(numbered.type()).setDevice(numbered);
     return numbered;
   } catch (const c10::Error& error) {
-    throw std::invalid_argument("setting \"device\" is \"" + name +
-                                "\": " + error.what_without_backtrace());
+    // The first sentence; lists of what there is otherwise follow.
+    const std::string what = error.what_without_backtrace();
+    throw std::invalid_argument("setting \"device\" is \"" + name + "\": " +
+                                what.substr(0, std::min(what.find(". "), what.find('\n'))));
   }
 }
 

@@ -98,6 +98,18 @@ TEST(LanguageTaskTest, GradientsReachEveryParameterInBothPrecisions) {
   }
 }
 
+TEST(LanguageTaskTest, RefusesADeviceThatIsNotThere) {
+  for (const char* device : {"device=quux", "device=cuda:99"}) {
+    try {
+      TinyTask({device});
+      FAIL() << device;
+    } catch (const std::invalid_argument& error) {
+      EXPECT_THAT(error.what(), testing::HasSubstr("\"device\" is"));
+      EXPECT_LT(std::string(error.what()).size(), 300u) << error.what();
+    }
+  }
+}
+
 TEST(LanguageTaskTest, OnlyMatricesDecay) {
   const auto task = TinyTask();
   for (const ParameterGroup& group : task->groups()) {
