@@ -76,9 +76,9 @@ std::vector<std::string> YesOrNo(bool yes) {
   return yes ? std::vector<std::string>{"yes", "no"} : std::vector<std::string>{"no", "yes"};
 }
 
-std::optional<Draft> AskFact(const Scene& scene, Random& random) {
+// Of a scene where the answer is `wanted`.
+std::optional<Draft> AskFact(const Scene& scene, bool wanted, Random& random) {
   const Fact& fact = random.Pick(kFacts);
-  const bool wanted = random.Chance(0.5);
   std::string what = "nothing here";
   int number = 1;
   for (const auto& [category, count] : CountCategories(scene)) {
@@ -263,10 +263,11 @@ SceneProblem MakeSceneProblem(const SceneOptions& scenes, uint64_t seed, uint64_
   if (kind == 4) return {Finished(AskKind(scenes.num_categories, random), false, random), {}};
   if (kind == 5) return {Finished(AskPlural(scenes.num_categories, random), false, random), {}};
   const uint64_t scene_seed = Random(seed, 0, kSceneSeed).Bits();
+  const bool wanted = random.Chance(0.5);
   for (uint64_t attempt = 0; attempt < kMostScenes; ++attempt) {
     const Scene scene = SampleScene(scenes, scene_seed, number * kMostScenes + attempt);
     std::optional<Draft> draft;
-    if (kind == 0) draft = AskFact(scene, random);
+    if (kind == 0) draft = AskFact(scene, wanted, random);
     if (kind == 1) draft = AskCount(scene, random);
     if (kind == 2) draft = AskPresent(scene, scenes.num_categories, random);
     if (kind == 3) draft = AskSide(scene, random);

@@ -11,7 +11,7 @@ import time
 import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-PATIENCE = 240 * int(os.environ.get("LLAVA_SLOWDOWN", "1"))
+PATIENCE = 900 * int(os.environ.get("LLAVA_SLOWDOWN", "1"))
 
 
 class ScriptCase(unittest.TestCase):
