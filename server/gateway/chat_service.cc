@@ -134,6 +134,7 @@ grpc::ServerUnaryReactor* ChatServiceImpl::DeleteSession(grpc::CallbackServerCon
     }
     parts_.store.DeleteSession(id, [this, call, id](const absl::Status& status) {
       parts_.running.Remove(id);
+      if (status.ok()) parts_.owners.Forget(id);
       call.Finish(status);
     });
   };

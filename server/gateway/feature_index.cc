@@ -2,12 +2,22 @@
 
 #include <utility>
 
+#include "model/digest/sha256.h"
 #include "server/wire/feature_key.h"
 
 namespace llava {
+namespace {
+
+// Short enough to lie in the string itself: there are thousands. Two keys of one name would cost
+// one more round trip.
+std::string NameOf(const v1::FeatureKey& key) {
+  return ToBytes(HashBytes(FeatureKeyToBytes(key))).substr(0, 15);
+}
+
+}  // namespace
 
 bool FeatureIndex::Contains(const v1::FeatureKey& key) {
-  const std::string name = FeatureKeyToBytes(key);
+  const std::string name = NameOf(key);
   MutexLock lock(mutex_);
   const auto found = keys_.find(name);
   if (found == keys_.end()) return false;
@@ -16,7 +26,7 @@ bool FeatureIndex::Contains(const v1::FeatureKey& key) {
 }
 
 void FeatureIndex::Add(const v1::FeatureKey& key) {
-  const std::string name = FeatureKeyToBytes(key);
+  const std::string name = NameOf(key);
   MutexLock lock(mutex_);
   if (const auto found = keys_.find(name); found != keys_.end()) {
     order_.splice(order_.begin(), order_, found->second);
@@ -32,7 +42,7 @@ void FeatureIndex::Add(const v1::FeatureKey& key) {
 
 void FeatureIndex::Remove(const v1::FeatureKey& key) {
   MutexLock lock(mutex_);
-  const auto found = keys_.find(FeatureKeyToBytes(key));
+  const auto found = keys_.find(NameOf(key));
   if (found == keys_.end()) return;
   order_.erase(found->second);
   keys_.erase(found);
@@ -40,7 +50,7 @@ void FeatureIndex::Remove(const v1::FeatureKey& key) {
 
 FeatureIndex::State FeatureIndex::Claim(const v1::FeatureKey& key, std::function<void()> then,
                                         uint64_t* ticket) {
-  const std::string name = FeatureKeyToBytes(key);
+  const std::string name = NameOf(key);
   MutexLock lock(mutex_);
   if (keys_.contains(name)) return State::kThere;
   const auto [place, missing] = coming_.try_emplace(name);
@@ -54,7 +64,7 @@ void FeatureIndex::Release(const v1::FeatureKey& key) {
   std::vector<Waiter> waiters;
   {
     MutexLock lock(mutex_);
-    const auto found = coming_.find(FeatureKeyToBytes(key));
+    const auto found = coming_.find(NameOf(key));
     if (found == coming_.end()) return;
     waiters = std::move(found->second);
     coming_.erase(found);

@@ -231,7 +231,10 @@ void HttpConnection::OnHead() {
   // request.
   const auto hosts = parser_->get().count(http::field::host);
   const bool coded = parser_->get().count(http::field::transfer_encoding) > 0;
-  if (hosts > 1) return Reject(400, "a request has one host header");
+  const std::string length(parser_->get()[http::field::content_length]);
+  if (hosts > 1 || absl::StrContains(length, ',')) {
+    return Reject(400, "a request has one host and one length");
+  }
   if (coded && !parser_->chunked()) return Reject(501, "the only transfer encoding is chunked");
   http10_ = parser_->get().version() < 11;
   head_only_ = head.method == "HEAD";

@@ -9,7 +9,6 @@ namespace llava {
 namespace {
 
 using testing::HasSubstr;
-using testing::Not;
 
 std::string Logged(const std::string& format, const std::string& value) {
   InitLogging({"test", "info", format});
@@ -22,9 +21,9 @@ std::string Logged(const std::string& format, const std::string& value) {
 TEST(LoggingTest, AValueStaysOne) {
   EXPECT_THAT(Logged("text", "plain"), HasSubstr("it happened what=plain code=1\n"));
   EXPECT_THAT(Logged("text", ""), HasSubstr("what= code=1\n"));
-  EXPECT_THAT(Logged("text", "two words"), HasSubstr("what=\"two words\" code=1\n"));
+  EXPECT_THAT(Logged("text", "x code=2"), HasSubstr("what=\"x code=2\" code=1\n"));
   for (const std::string value :
-       {"x\n2026-01-01 error forged", "x\rforged", "x code=2", "\x1b[2Jx", "x\"y", "x\x7f",
+       {"x\n2026-01-01 error forged", "x\rforged", "\x1b[2Jx", "x\"y", "x\x7f",
         "\xc2\x9b"
         "2Jx",
         "x\xe2\x80\xa8y", "\xff\xfe", "{}%s%n"}) {
@@ -35,7 +34,6 @@ TEST(LoggingTest, AValueStaysOne) {
         EXPECT_EQ(line.find(forbidden), std::string::npos) << line;
       }
     }
-    EXPECT_THAT(Logged("text", value), Not(HasSubstr(" code=2"))) << value;
     for (const char c : Logged("text", value)) EXPECT_TRUE((c >= ' ' && c <= '~') || c == '\n');
   }
 }
