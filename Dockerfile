@@ -16,12 +16,12 @@ COPY . .
 ARG JOBS=2
 RUN . $LLAVA_CACHE/env.sh \
  && cmake --preset release -DLLAVA_TESTS=OFF \
- && ninja -C build/release -j$JOBS llava-gateway llava-vision llava-llm llava-chat
+ && ninja -C build/release -j$JOBS llava-gateway llava-vision llava-llm llava-chat llava-probe
 RUN cd build/release/bin \
  && for name in gateway vision llm; do \
-      /src/deploy/collect_runtime.sh /out/$name llava-$name || exit 1; \
+      /src/deploy/collect_runtime.sh /out/$name llava-$name llava-probe || exit 1; \
     done \
- && /src/deploy/collect_runtime.sh /out/demo llava-gateway llava-vision llava-llm llava-chat
+ && /src/deploy/collect_runtime.sh /out/demo llava-gateway llava-vision llava-llm llava-chat llava-probe
 
 # ---- what all images share
 FROM ${BASE} AS runtime
@@ -31,7 +31,7 @@ LABEL org.opencontainers.image.title="llava-serving" \
       org.opencontainers.image.description="Serves LLaVA-family models: pictures in, streamed answers out" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-COPY deploy/install_runtime.sh deploy/probe.sh /opt/llava/deploy/
+COPY deploy/install_runtime.sh /opt/llava/deploy/
 RUN mkdir -p /var/lib/llava && chown 10001:10001 /var/lib/llava
 ENV PATH=/opt/llava/bin:$PATH HOME=/tmp
 
@@ -47,7 +47,7 @@ USER 10001:10001
 VOLUME /var/lib/llava
 EXPOSE 8000 8001 8002
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s \
-  CMD ["/opt/llava/deploy/probe.sh", "8002"]
+  CMD ["llava-probe", "8002"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["llava-gateway"]
 
@@ -61,7 +61,7 @@ ENV LLAVA_VISION_HOST=0.0.0.0 LLAVA_VISION_LOG_FORMAT=json
 USER 10001:10001
 EXPOSE 8011 8012
 HEALTHCHECK --interval=10s --timeout=3s --start-period=120s \
-  CMD ["/opt/llava/deploy/probe.sh", "8012"]
+  CMD ["llava-probe", "8012"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["llava-vision"]
 
@@ -75,7 +75,7 @@ ENV LLAVA_LLM_HOST=0.0.0.0 LLAVA_LLM_LOG_FORMAT=json
 USER 10001:10001
 EXPOSE 8021 8022
 HEALTHCHECK --interval=10s --timeout=3s --start-period=120s \
-  CMD ["/opt/llava/deploy/probe.sh", "8022"]
+  CMD ["llava-probe", "8022"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["llava-llm"]
 
@@ -104,6 +104,6 @@ COPY deploy/scenes /opt/llava/scenes
 USER 10001:10001
 EXPOSE 8000 8001 8002
 HEALTHCHECK --interval=10s --timeout=3s --start-period=120s \
-  CMD ["/opt/llava/deploy/probe.sh", "8002"]
+  CMD ["llava-probe", "8002"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/opt/llava/deploy/demo.sh"]

@@ -22,88 +22,53 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+. deploy/making.sh
+
 out=build/ablation
 seeds=1,2,3
 pictures=12000
 questions=200
 jobs=2
-build=1
 variants=(full stage2-only stage1-only last-layer linear conversation conversation-detail)
 chosen=("${variants[@]}")
 declare -A title=([full]="full" [stage2-only]="stage 2 only" [stage1-only]="stage 1 only"
   [last-layer]="last layer" [linear]="linear projector" [conversation]="conversation"
   [conversation-detail]="conversation + detail")
-wrong() { echo "ablation: $*; see deploy/ablation.sh --help" >&2; exit 2; }
-is_number() { [[ $1 =~ ^[1-9][0-9]{0,8}$ ]]; }
 while [ $# -gt 0 ]; do
   case $1 in
     --out) out=${2:?ablation: --out needs a folder}; shift ;;
     --seeds) seeds=${2:?ablation: --seeds needs numbers}; shift ;;
-    --pictures)
-      is_number "${2:-}" && [ "$2" -ge 400 ] || wrong "--pictures takes a number of at least 400"
-      pictures=$2; shift ;;
-    --questions)
-      is_number "${2:-}" || wrong "--questions takes a number of at least 1"
-      questions=$2; shift ;;
+    --pictures) at_least 400 "$@"; pictures=$2; shift ;;
+    --questions) number "$@"; questions=$2; shift ;;
     --only) IFS=, read -ra chosen <<<"${2:?ablation: --only needs variants}"; shift ;;
-    --jobs)
-      is_number "${2:-}" || wrong "--jobs takes a number of at least 1"
-      jobs=$2; shift ;;
+    --jobs) number "$@"; jobs=$2; shift ;;
     --no-build) build=0 ;;
-    -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' deploy/ablation.sh; exit 0 ;;
+    -h | --help) help ;;
     *) wrong "unknown option $1" ;;
   esac
   shift
 done
 IFS=, read -ra seeds <<<"$seeds"
 for seed in "${seeds[@]}"; do
-  is_number "$seed" || wrong "--seeds takes numbers from 1, separated by commas; found \"$seed\""
+  [[ $seed =~ ^[1-9][0-9]{0,8}$ ]] ||
+    wrong "--seeds takes numbers from 1, separated by commas; found \"$seed\""
 done
 [ "$(printf '%s\n' "${seeds[@]}" | sort | uniq -d)" = "" ] || wrong "--seeds holds a number twice"
 for variant in "${chosen[@]}"; do
   [ -n "${title[$variant]:-}" ] || wrong "there is no variant \"$variant\": ${variants[*]}"
 done
-say() { printf '\033[1mablation:\033[0m %s\n' "$*"; }
-fail() { echo "ablation: $*" >&2; exit 1; }
-
-bin=${LLAVA_BIN_DIR:-build/release/bin}
-if [ $build = 1 ]; then
-  deploy/setup.sh
-  . "${LLAVA_CACHE:-$HOME/.cache/llava-serving}/env.sh"
-  cmake --preset release >/dev/null
-  say "building llava-train, llava-datagen and llava-eval"
-  ninja -C build/release -j"${LLAVA_JOBS:-$(nproc)}" llava-train llava-datagen llava-eval
-fi
-for program in train datagen eval; do
-  [ -x "$bin/llava-$program" ] || fail "$bin/llava-$program is missing: run without --no-build"
-done
+build_programs llava-train llava-datagen llava-eval
 export OMP_NUM_THREADS=1
 
-tower=deploy/models/emoji-tower
-language=deploy/models/emoji-base
-recipes=(deploy/training/align.json deploy/training/finetune.json)
-# What all results of a folder have in common: a change would mix what cannot be compared.
+claim "$out" "$(echo "pictures $pictures"; echo "questions $questions"
+  digests deploy/training/align.json deploy/training/finetune.json)"
 mkdir -p "$out/results"
-settings=$(echo "pictures $pictures"; echo "questions $questions"
-  sha256sum "${recipes[@]}" "$tower"/*/manifest.json "$language"/*/manifest.json)
-if [ ! -e "$out/settings" ]; then
-  printf '%s\n' "$settings" >"$out/settings.part"
-  mv "$out/settings.part" "$out/settings"
-elif ! differences=$(diff "$out/settings" - <<<"$settings"); then
-  printf '%s\n' "$differences" >&2
-  wrong "$out was begun with other settings (<); choose another --out, or remove it"
-fi
-exec 9>"$out/.lock" # held by the pieces too: they outlive a script that is killed
-flock -n 9 || fail "another ablation runs in $out"
 
-# ---- Pieces of work, each in a process of its own with a log of its own.
+# ---- Pieces of work: a seed and a name.
 
-# A program of a piece; in the background, so that a signal ends it in time.
-run() {
-  "$@" &
-  child=$!
-  wait "$child"
-}
+. deploy/pieces.sh
+title_of() { echo "seed $1, $2"; }
+log_of() { echo "$out/seed-$1/logs/$2.log"; }
 
 dataset() { # seed, name, seed of the scenes, count, flags...
   local folder=$out/seed-$1/data/$2
@@ -181,71 +146,7 @@ variant() { # seed, variant
   mv "$result.part" "$result"
 }
 
-# ---- Pieces side by side.
-
-declare -A running=() # process -> "seed name"
-stop() {
-  if [ ${#running[@]} -gt 0 ]; then kill -TERM "${!running[@]}" 2>/dev/null || true; wait || true; fi
-}
-trap stop EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM HUP
-
-log_of() { echo "$out/seed-$1/logs/$2.log"; } # seed, name
-last_words() { tail -c 400 "$1" | tr '\r' '\n' | sed '/^ *$/d' | tail -n "${2:-1}"; }
-minutes() { printf '%d:%02d' $(($1 / 60)) $(($1 % 60)); }
-
-begin() { # function, seed, name
-  mkdir -p "$out/seed-$2/logs"
-  (
-    child=
-    trap 'kill -TERM $child 2>/dev/null || true; wait; exit 143' TERM
-    "$@"
-  ) >>"$(log_of "$2" "$3")" 2>&1 &
-  running[$!]="$2 $3"
-}
-
-# Waits until fewer than $1 pieces run: a line for each that ends, and once a minute for the others.
-report_at=60 # of $SECONDS
-wait_for_less() {
-  while [ ${#running[@]} -ge "$1" ]; do
-    local pid status seed name
-    for pid in "${!running[@]}"; do
-      read -r seed name <<<"${running[$pid]}"
-      if kill -0 "$pid" 2>/dev/null; then
-        [ $SECONDS -lt $report_at ] ||
-          say "    seed $seed, $name: $(last_words "$(log_of "$seed" "$name")")"
-        continue
-      fi
-      unset "running[$pid]"
-      status=0
-      wait "$pid" || status=$?
-      if [ $status != 0 ]; then
-        last_words "$(log_of "$seed" "$name")" 3 >&2
-        fail "seed $seed, $name: exit status $status; its log is $(log_of "$seed" "$name")"
-      fi
-      ended=$((ended + 1))
-      say "$ended of $total: seed $seed, $name ($(minutes $SECONDS) since the start)"
-    done
-    [ $SECONDS -lt $report_at ] || report_at=$((SECONDS + 60))
-    [ ${#running[@]} -lt "$1" ] || sleep 1
-  done
-}
-
-work() { # what, function, "seed name"...
-  local what=$1 function=$2 piece
-  shift 2
-  total=$#
-  ended=0
-  [ "$total" -gt 0 ] || return 0
-  say "$what: $total pieces"
-  for piece in "$@"; do
-    wait_for_less "$jobs"
-    # shellcheck disable=SC2086 # two words
-    begin "$function" $piece
-  done
-  wait_for_less 1
-}
+# ---- All of them.
 
 add() { # array, piece: unless it is in it
   local -n list=$1

@@ -126,7 +126,8 @@ trap cleanup EXIT
 wait_ready() { # seconds, ports...
   local deadline=$((SECONDS + $1)) port
   for port in "${@:2}"; do
-    until deploy/probe.sh "$port"; do
+    until "$LLAVA_VENV/bin/python" -c \
+      "import urllib.request; urllib.request.urlopen('http://127.0.0.1:$port/readyz')" 2>/dev/null; do
       [ $SECONDS -lt $deadline ] || return 1
       sleep 0.2
     done

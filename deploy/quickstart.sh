@@ -47,7 +47,7 @@ bin=${LLAVA_BIN_DIR:-build/release/bin}
 if [ $build = 1 ]; then
   deploy/setup.sh
   . "${LLAVA_CACHE:-$HOME/.cache/llava-serving}/env.sh"
-  targets=(llava-gateway llava-vision llava-llm llava-chat)
+  targets=(llava-gateway llava-vision llava-llm llava-chat llava-probe)
   if [ $train = 1 ]; then targets+=(llava-train llava-datagen llava-model); fi
   configure_log=$LLAVA_VENV/../configure.log
   say "configuring build/release"

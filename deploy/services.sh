@@ -7,7 +7,6 @@
 # Ports are PORT_BASE + 1, 2 (gateway: gRPC, metrics), + 11, 12 (vision), + 21, 22 (LLM).
 # Functions return nonzero after a message on standard error.
 
-SERVICES_HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 SERVICES=() # names, in order of start
 declare -A SERVICE_PID=()
 declare -A SERVICE_READY_PORT=()
@@ -16,7 +15,7 @@ port_is_taken() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
 services_start() {
   local bin=$1 tower=$2 model=$3 folder=$4 base=$5 offset name
-  SERVICES_FOLDER=$folder
+  SERVICES_BIN=$bin SERVICES_FOLDER=$folder
   for offset in 0 1 2 11 12 21 22; do
     if port_is_taken $((base + offset)); then
       echo "port $((base + offset)) is taken: stop what listens there, or choose other ports" \
@@ -48,7 +47,7 @@ start_service() { # name, offset of its metrics port from $base, command...
 services_wait() {
   local deadline=$((SECONDS + $1)) name
   for name in "${SERVICES[@]}"; do
-    until "$SERVICES_HERE/probe.sh" "${SERVICE_READY_PORT[$name]}"; do
+    until "$SERVICES_BIN/llava-probe" "${SERVICE_READY_PORT[$name]}" 2>/dev/null; do
       if ! kill -0 "${SERVICE_PID[$name]}" 2>/dev/null; then
         echo "llava-$name ended before it was ready. Its last lines ($SERVICES_FOLDER/logs):" >&2
         tail -n 5 "$SERVICES_FOLDER/logs/$name.log" >&2

@@ -16,54 +16,42 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+. deploy/making.sh
+
 out=build/default
 bases=0
 install=0
 evaluation=1
-build=1
 pictures=48000
-wrong() { echo "train_default: $*; see deploy/train_default.sh --help" >&2; exit 2; }
 while [ $# -gt 0 ]; do
   case $1 in
     --out) out=${2:?train_default: --out needs a folder}; shift ;;
-    --pictures)
-      [[ ${2:-} =~ ^[0-9]+$ ]] && [ "$2" -ge 400 ] || wrong "--pictures takes a number of at least 400"
-      pictures=$2; shift ;;
+    --pictures) at_least 400 "$@"; pictures=$2; shift ;;
     --bases) bases=1 ;;
     --install) install=1 ;;
     --no-evaluation) evaluation=0 ;;
     --no-build) build=0 ;;
-    -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' deploy/train_default.sh; exit 0 ;;
+    -h | --help) help ;;
     *) wrong "unknown option $1" ;;
   esac
   shift
 done
-say() { printf '\033[1mtrain_default:\033[0m %s\n' "$*"; }
-
-bin=${LLAVA_BIN_DIR:-build/release/bin}
-if [ $build = 1 ]; then
-  deploy/setup.sh
-  . "${LLAVA_CACHE:-$HOME/.cache/llava-serving}/env.sh"
-  cmake --preset release >/dev/null
-  say "building llava-train, llava-datagen and llava-eval"
-  ninja -C build/release -j"${LLAVA_JOBS:-$(nproc)}" llava-train llava-datagen llava-eval
-fi
+build_programs llava-train llava-datagen llava-eval
 
 mkdir -p "$out"
 children=()
-stop() { if [ ${#children[@]} -gt 0 ]; then kill -TERM "${children[@]}" 2>/dev/null || true; wait || true; fi; }
+stop() {
+  stop_child
+  if [ ${#children[@]} -gt 0 ]; then kill -TERM "${children[@]}" 2>/dev/null || true; wait || true; fi
+}
 trap stop EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM HUP
 
-tower=deploy/models/emoji-tower
-language=deploy/models/emoji-base
 map=deploy/training/text_map.safetensors
 if [ $bases = 1 ]; then
   tower=$out/models/emoji-tower
   language=$out/models/emoji-base
   map=$out/text_map.safetensors
-  [ -e "$out/tokenizer/tokenizer.model" ] || "$bin/llava-train" tokenizer --out "$out/tokenizer"
+  [ -e "$out/tokenizer/tokenizer.model" ] || run "$bin/llava-train" tokenizer --out "$out/tokenizer"
   say "training the base tower and the base language model, a core each"
   OMP_NUM_THREADS=1 "$bin/llava-train" pretrain-vision --recipe deploy/training/tower.json \
     --set "tokenizer=$out/tokenizer" --out "$out/tower" --publish "$out/models" --name emoji-tower &
@@ -77,34 +65,27 @@ if [ $bases = 1 ]; then
   children+=($!)
   for child in "${children[@]}"; do wait "$child"; done
   children=()
-  "$bin/llava-train" pretrain-lm --recipe deploy/training/language_counting.json \
+  run "$bin/llava-train" pretrain-lm --recipe deploy/training/language_counting.json \
     --set "start=$out/first/emoji-base" --set "start_text_map=$out/first_map.safetensors" \
     --set "tower=$tower" --set "text_map=$map" \
     --out "$out/language-counting" --publish "$out/models" --name emoji-base
 fi
 
-# Each data set is whole or is gone on with; a finished one stays.
-scenes() { # name, seed, count, flags...
-  local name=$1 seed=$2 count=$3
-  shift 3
-  [ -e "$out/data/$name/dataset.json" ] ||
-    "$bin/llava-datagen" scenes --out "$out/data/$name" --seed "$seed" --count "$count" "$@"
-}
 mkdir -p "$out/data"
 say "drawing scenes"
-scenes stage1 101 $((pictures / 4)) --stage1 --stage1-detail
-scenes stage2 102 "$pictures" --stage2 --dialogues 9
-scenes held-out 103 200 --stage1 --stage1-detail --stage2 --dialogues 2
+scenes "$out/data/stage1" 101 $((pictures / 4)) --stage1 --stage1-detail
+scenes "$out/data/stage2" 102 "$pictures" --stage2 --dialogues 9
+scenes "$out/data/held-out" 103 200 --stage1 --stage1-detail --stage2 --dialogues 2
 
 say "stage 1: the projector learns to speak the language model's words"
-"$bin/llava-train" align --recipe deploy/training/align.json \
+run "$bin/llava-train" align --recipe deploy/training/align.json \
   --set "model=$language" --set "tower=$tower" \
   --set "data=$out/data/stage1/stage1.json" --set "images=$out/data/stage1/images" \
   --set "held_out_data=$out/data/held-out/stage1.json" \
   --set "held_out_images=$out/data/held-out/images" \
   --out "$out/align" --publish "$out/models" --name emoji-aligned
 say "stage 2: projector and language model learn to answer"
-"$bin/llava-train" finetune --recipe deploy/training/finetune.json \
+run "$bin/llava-train" finetune --recipe deploy/training/finetune.json \
   --set "model=$out/models/emoji-aligned" --set "tower=$tower" \
   --set "data=$out/data/stage2/stage2.json" --set "images=$out/data/stage2/images" \
   --set "held_out_data=$out/data/held-out/stage2.json" \
@@ -113,7 +94,7 @@ say "stage 2: projector and language model learn to answer"
 
 if [ $evaluation = 1 ]; then
   say "questions about pictures that nobody has seen"
-  "$bin/llava-eval" chat-quality "$out/models/emoji" --tower "$tower" --oracle-map "$map" \
+  run "$bin/llava-eval" chat-quality "$out/models/emoji" --tower "$tower" --oracle-map "$map" \
     --oracle-model "$language"
 fi
 

@@ -4,9 +4,9 @@
 #
 #   tests/nightly.sh [--list] [PART...]         default: every part, in this order
 #
-# cuda         compiles the CUDA services, kernels and their tests; a warning is an error (nvcc)
+# cuda         compiles services, trainer, kernels and their tests for CUDA; a warning is an error (nvcc)
 # asan tsan    tests/run.sh with sanitizers
-# fuzz         decoding of broken pictures under the address sanitizer, ten minutes
+# fuzz         decoding of broken pictures under the address sanitizer, LLAVA_FUZZ_SECONDS (default 600)
 # chaos        kills at random bytes of answers and at every failpoint, versions exchanged under load;
 #              checked by history
 # containers   deploy/container_check.sh (root)
@@ -32,7 +32,7 @@ lacks_cuda() { [ -x "$nvcc" ] || echo "no nvcc"; }
 run_cuda() {
   deploy/setup.sh --with-cuda
   PATH=$PATH:$(dirname "$nvcc") cmake --preset cuda -B build/nightly-cuda -DCMAKE_COMPILE_WARNING_AS_ERROR=ON
-  ninja -C build/nightly-cuda -j"$jobs" llava-vision llava-llm llava_cuda_test llava_gpu_bench
+  ninja -C build/nightly-cuda -j"$jobs" llava-vision llava-llm llava-train llava_cuda_test llava_gpu_bench llava_gpu_train
 }
 
 lacks_asan() { :; }
@@ -45,7 +45,7 @@ lacks_fuzz() { :; }
 run_fuzz() {
   cmake --preset asan
   ninja -C build/asan -j"$jobs" llava_fuzz_decode
-  build/asan/bin/llava_fuzz_decode --runs 100000 --seconds 600 --folder tests/fixtures/images
+  build/asan/bin/llava_fuzz_decode --seconds "${LLAVA_FUZZ_SECONDS:-600}" --folder tests/fixtures/images
 }
 
 lacks_chaos() { :; }

@@ -179,49 +179,7 @@ Sha256Digest DigestForeign(const LanguageCheckpoint& checkpoint, const fs::path&
   return hash.Finish();
 }
 
-}  // namespace
-
-void TensorSource::Add(const std::string& canonical, std::shared_ptr<const TensorFile> file,
-                       std::string stored) {
-  const auto info = file->tensors().find(stored);
-  if (info == file->tensors().end()) throw std::out_of_range("no tensor \"" + stored + "\"");
-  if (!infos_.emplace(canonical, info->second).second) {
-    throw std::runtime_error("tensor \"" + stored + "\" is \"" + canonical + "\", as is \"" +
-                             places_.at(canonical).stored + "\"");
-  }
-  places_[canonical] = {std::move(file), std::move(stored)};
-}
-
-void TensorSource::Remove(const std::string& canonical) {
-  infos_.erase(canonical);
-  places_.erase(canonical);
-}
-
-void TensorSource::Rename(const std::string& from, const std::string& to) {
-  const auto place = places_.find(from);
-  if (place == places_.end()) return;
-  const Place moved = place->second;
-  Remove(from);
-  Add(to, moved.file, moved.stored);
-}
-
-at::Tensor TensorSource::Get(const std::string& canonical) const {
-  const auto place = places_.find(canonical);
-  if (place == places_.end()) throw std::out_of_range("no tensor \"" + canonical + "\"");
-  return place->second.file->Get(place->second.stored);
-}
-
-void TensorSource::Release(const std::string& canonical) const {
-  const auto place = places_.find(canonical);
-  if (place != places_.end()) place->second.file->Release(place->second.stored);
-}
-
-TowerCheckpoint OpenTower(const fs::path& path, const OpenOptions& options) {
-  return TowerOf(OpenCheckpointFolder(path, options), options);
-}
-
-LanguageCheckpoint OpenLanguage(const fs::path& path, const OpenOptions& options) {
-  CheckpointFolder folder = OpenCheckpointFolder(path, options);
+LanguageCheckpoint LanguageOf(CheckpointFolder folder, const OpenOptions& options) {
   LanguageCheckpoint checkpoint;
   if (folder.layout == Layout::kClip ||
       (folder.manifest && folder.manifest->kind == Manifest::Kind::kTower)) {
@@ -277,6 +235,58 @@ LanguageCheckpoint OpenLanguage(const fs::path& path, const OpenOptions& options
     checkpoint.digest = DigestForeign(checkpoint, folder.path);
   }
   return checkpoint;
+}
+
+}  // namespace
+
+void TensorSource::Add(const std::string& canonical, std::shared_ptr<const TensorFile> file,
+                       std::string stored) {
+  const auto info = file->tensors().find(stored);
+  if (info == file->tensors().end()) throw std::out_of_range("no tensor \"" + stored + "\"");
+  if (!infos_.emplace(canonical, info->second).second) {
+    throw std::runtime_error("tensor \"" + stored + "\" is \"" + canonical + "\", as is \"" +
+                             places_.at(canonical).stored + "\"");
+  }
+  places_[canonical] = {std::move(file), std::move(stored)};
+}
+
+void TensorSource::Remove(const std::string& canonical) {
+  infos_.erase(canonical);
+  places_.erase(canonical);
+}
+
+void TensorSource::Rename(const std::string& from, const std::string& to) {
+  const auto place = places_.find(from);
+  if (place == places_.end()) return;
+  const Place moved = place->second;
+  Remove(from);
+  Add(to, moved.file, moved.stored);
+}
+
+at::Tensor TensorSource::Get(const std::string& canonical) const {
+  const auto place = places_.find(canonical);
+  if (place == places_.end()) throw std::out_of_range("no tensor \"" + canonical + "\"");
+  return place->second.file->Get(place->second.stored);
+}
+
+void TensorSource::Release(const std::string& canonical) const {
+  const auto place = places_.find(canonical);
+  if (place != places_.end()) place->second.file->Release(place->second.stored);
+}
+
+void TensorSource::Finish() const {
+  for (const auto& [name, place] : places_) place.file->Finish();
+}
+
+TowerCheckpoint OpenTower(const fs::path& path, const OpenOptions& options) {
+  const CheckpointFolder folder = OpenCheckpointFolder(path, options);
+  return OpenBeingChecked(*folder.file, [&] { return TowerOf(folder, options); });
+}
+
+LanguageCheckpoint OpenLanguage(const fs::path& path, const OpenOptions& options) {
+  CheckpointFolder folder = OpenCheckpointFolder(path, options);
+  const std::shared_ptr<const TensorFile> file = folder.file;
+  return OpenBeingChecked(*file, [&] { return LanguageOf(std::move(folder), options); });
 }
 
 }  // namespace llava

@@ -43,6 +43,8 @@ class TensorSource {
   at::Tensor Get(const std::string& canonical) const;
   // As TensorFile::Release.
   void Release(const std::string& canonical) const;
+  // As TensorFile::Finish, of all.
+  void Finish() const;
 
  private:
   struct Place {
@@ -101,15 +103,19 @@ struct OpenOptions {
   // Open a version whose decoder is packed for serving (DecoderConfig::quantization) too; else it
   // is refused, because nothing but packed_weights.h reads it.
   bool packed = false;
-  // Of the checking, for callers that do it beside other work; called from the opening thread, at
-  // least every 16 MiB. Share of the bytes that are checked, ascending to 1:
+  // Threads that check, each a file at a time; 0: one for each processor, at most 16.
+  int threads = 0;
+  // Of the checking, for callers that do it beside other work; called from threads of its own, one
+  // call at a time, at least every 16 MiB. Share of the bytes that are checked, ascending to 1:
   std::function<void(double)> progress = {};
   // True: give up, OpenStopped is thrown.
   std::function<bool()> stop = {};
   double bytes_per_second = 0;  // read at most so many; 0: as fast as it goes
-  // With `verify`: keep the weights that were read for it in memory, past the page cache, so that
-  // they are read once. Release gives that memory back tensor by tensor (what is read again then
-  // comes from the file). For those who load at once all that they open.
+  // With `verify`, for those who load at once all that they open: return before the weights are
+  // checked, and keep what is read for that in memory, past the page cache, so that it is read
+  // once. Get waits for the file that a tensor is in; some files are read ahead of it, more when
+  // tensors are given back by Release (read again, they come from the disk). Nothing may be used
+  // before TensorSource::Finish has returned: only then all bytes are known to be right.
   bool in_memory = false;
 };
 
@@ -130,7 +136,8 @@ LanguageCheckpoint OpenLanguage(const std::filesystem::path& path, const OpenOpt
 void OverlayProjector(LanguageCheckpoint& checkpoint, const std::filesystem::path& path);
 
 // Writes a checkpoint into the repository: <root>/<name>/<next version>/, atomically (temporary
-// folder, fsync, rename). Returns the new folder. `recipe`: free JSON that tells how it was made. A
+// folder, fsync, rename); a large language model in shards, in the order in which it is loaded.
+// Returns the new folder. `recipe`: free JSON that tells how it was made. A
 // checkpoint that was read from <root>/<name>/N becomes the parent version of what is published.
 // Throws std::invalid_argument for a bad name or recipe, std::runtime_error if writing fails.
 std::filesystem::path PublishTower(const TowerCheckpoint& checkpoint,

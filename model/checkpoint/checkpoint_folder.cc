@@ -94,11 +94,11 @@ CheckpointFolder OpenCheckpointFolder(const fs::path& given, const OpenOptions& 
          "is a LoRA adapter; these are not supported yet: merge it into its base model first");
   }
   std::optional<Manifest> manifest;
-  FilesInMemory in_memory;
+  TensorFiles opened;
   if (fs::exists(path / "manifest.json")) {
     manifest = Manifest::Read(path);
     CheckListed(path, *manifest);
-    if (options.verify) in_memory = VerifyFiles(path, *manifest, options);
+    if (options.verify) opened = VerifyFiles(path, *manifest, options);
   }
   JsonObject config = JsonObject::Read(path / "config.json");
   const Layout layout = LayoutOf(path, config);
@@ -108,8 +108,14 @@ CheckpointFolder OpenCheckpointFolder(const fs::path& given, const OpenOptions& 
       !fs::exists(path / "pytorch_model.bin.index.json")) {
     Fail(path, "holds a projector only; open its base model and put this projector over it");
   }
-  CheckpointFolder folder{path, layout, std::move(config), std::move(manifest), {}, {}};
-  const std::shared_ptr<const TensorFile> file = OpenTensorFolder(path, in_memory);
+  std::shared_ptr<const TensorFile> file;
+  try {
+    file = OpenTensorFolder(path, opened);
+  } catch (const std::exception&) {
+    for (const auto& [name, checked] : opened) checked->Finish();  // as OpenBeingChecked
+    throw;
+  }
+  CheckpointFolder folder{path, layout, std::move(config), std::move(manifest), file, {}, {}};
   for (const auto& [stored, info] : file->tensors()) {
     TensorName name{TensorName::Part::kLanguage, stored};
     if (layout == Layout::kRepository) {

@@ -1,11 +1,13 @@
 #pragma once
 
 #include <filesystem>
+#include <memory>
 #include <optional>
 
 #include "model/checkpoint/checkpoint.h"
 #include "model/checkpoint/json_object.h"
 #include "model/checkpoint/manifest.h"
+#include "model/checkpoint/tensor_file.h"
 
 namespace llava {
 
@@ -18,8 +20,9 @@ const char* ToString(Layout layout);  // "repository", "llava-hf", "original LLa
 struct CheckpointFolder {
   std::filesystem::path path;
   Layout layout;
-  JsonObject config;                 // config.json
-  std::optional<Manifest> manifest;  // kRepository
+  JsonObject config;                       // config.json
+  std::optional<Manifest> manifest;        // kRepository
+  std::shared_ptr<const TensorFile> file;  // of all tensors
   TensorSource tower, language;
 };
 
@@ -30,6 +33,20 @@ CheckpointFolder OpenCheckpointFolder(const std::filesystem::path& path, bool ve
 // Of `options`: verify, and how to read for it.
 CheckpointFolder OpenCheckpointFolder(const std::filesystem::path& path,
                                       const OpenOptions& options);
+
+// Calls `open`, which looks at what is in `folder`. What it finds wrong may come from damaged bytes
+// that are still being checked (OpenOptions::in_memory): then that is thrown instead.
+template <typename Open>
+auto OpenBeingChecked(const TensorFile& file, const Open& open) {
+  try {
+    return open();
+  } catch (const OpenStopped&) {
+    throw;
+  } catch (const std::exception&) {
+    file.Finish();
+    throw;
+  }
+}
 
 // Name of a folder for messages and for checkpoints without a name of their own.
 std::string FolderName(const std::filesystem::path& path);

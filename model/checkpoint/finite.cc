@@ -71,7 +71,8 @@ bool FiniteCheck::ReadHeader(std::span<const uint8_t> bytes) {
   if (head_.size() < wanted) return false;
   try {
     for (const auto& [name, place] : ParseSafetensorsHeader(head_, file_bytes_, "")) {
-      if (!at::isFloatingType(place.dtype)) continue;
+      const bool packed = place.dtype == at::kByte && name.ends_with(".packed");
+      if (!packed && !at::isFloatingType(place.dtype)) continue;
       const auto size =
           static_cast<uint64_t>(*CountElements(place.shape, at::elementSize(place.dtype)));
       const uint64_t begin = place.offset;
@@ -91,6 +92,14 @@ void FiniteCheck::Feed(std::span<const uint8_t> bytes) {
   const uint64_t end = position_ + bytes.size();
   for (; header_read_ && next_ < ranges_.size() && ranges_[next_].begin < end; ++next_) {
     const Range& range = ranges_[next_];
+    if (range.dtype == at::kByte) {
+      const uint64_t first = std::max(position_, range.begin), last = std::min(range.end, end);
+      if (first == range.begin) packed_ = {};
+      packed_.Feed(bytes.subspan(first - position_, last - first));
+      if (range.end > end) break;
+      if (packed_.count() > 0) counts_[range.name] = packed_.count();
+      continue;
+    }
     // Whole elements; where files come in pieces of a power of two and tensors are aligned, that is
     // all of them.
     const uint64_t element = at::elementSize(range.dtype);

@@ -10,6 +10,8 @@
 
 #include <ATen/core/ScalarType.h>
 
+#include "model/checkpoint/packed_finite.h"
+
 namespace llava {
 
 // Values among `bytes` of this type that are NaN or infinite; 0 for integers.
@@ -18,8 +20,8 @@ uint64_t CountNonFinite(at::ScalarType dtype, std::span<const uint8_t> bytes);
 // "", or which tensors hold how many such values: "3 values of tensor \"x\" are NaN or infinite".
 std::string DescribeNonFinite(const std::map<std::string, uint64_t>& counts);
 
-// Looks for them in the bytes of a safetensors file as they come by. One that cannot be understood
-// is passed over: opening it tells why. One thread.
+// Looks for them in the bytes of a safetensors file as they come by, in packed matrices too. One
+// that cannot be understood is passed over: opening it tells why. One thread.
 class FiniteCheck {
  public:
   explicit FiniteCheck(uint64_t file_bytes) : file_bytes_(file_bytes) {}
@@ -41,8 +43,9 @@ class FiniteCheck {
   uint64_t position_ = 0;
   std::vector<uint8_t> head_;
   bool header_read_ = false;
-  std::vector<Range> ranges_;  // floats, in order
+  std::vector<Range> ranges_;  // floats, and packed matrices as bytes; in order
   size_t next_ = 0;            // first range that does not end before position_
+  PackedFiniteCheck packed_;   // of the packed matrix that is going by
   std::map<std::string, uint64_t> counts_;
 };
 

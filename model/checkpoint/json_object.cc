@@ -1,6 +1,8 @@
 #include "model/checkpoint/json_object.h"
 
 #include <stdexcept>
+#include <string>
+#include <utility>
 
 #include "model/checkpoint/durable_file.h"
 
@@ -9,8 +11,17 @@ namespace llava {
 using nlohmann::json;
 
 JsonObject JsonObject::Read(const std::filesystem::path& path) {
-  json value = json::parse(ReadSmallFile(path), nullptr, /*allow_exceptions=*/false);
-  if (!value.is_object()) throw std::runtime_error(path.string() + ": is not a JSON object");
+  json value;
+  std::string where;  // the fault is: the library tells line and column
+  try {
+    value = json::parse(ReadSmallFile(path));
+  } catch (const json::parse_error& error) {
+    const std::string what = error.what();
+    if (const size_t at = what.find("at line"); at != what.npos) where = ", " + what.substr(at);
+  }
+  if (!value.is_object()) {
+    throw std::runtime_error(path.string() + ": is not a JSON object" + where);
+  }
   return JsonObject(std::move(value), path.string());
 }
 

@@ -72,12 +72,32 @@ void MappedFile::Release(size_t offset, size_t size) const {
   const size_t begin = (offset + page - 1) / page * page, end = (offset + size) / page * page;
   if (end <= begin || end > size_) return;
   uint8_t* from = const_cast<uint8_t*>(data_) + begin;
+  const std::lock_guard lock(mutex_);
   if (fd_ < 0) {
     madvise(from, end - begin, MADV_DONTNEED);
   } else {
     // The file's own pages in place of the memory. If that fails, the memory stays.
     mmap(from, end - begin, PROT_READ, MAP_PRIVATE | MAP_FIXED, fd_, static_cast<off_t>(begin));
   }
+}
+
+void MappedFile::ReleaseAll() const {
+  if (size_ == 0) return;
+  auto* data = const_cast<uint8_t*>(data_);
+  const std::lock_guard lock(mutex_);
+  if (fd_ < 0) {
+    madvise(data, size_, MADV_DONTNEED);
+    return;
+  }
+  if (mmap(data, size_, PROT_READ, MAP_PRIVATE | MAP_FIXED, fd_, 0) == MAP_FAILED) {
+    Fail(path_, std::string("cannot map: ") + std::strerror(errno));
+  }
+  const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  uint8_t* end = static_cast<uint8_t*>(mapping_) + mapping_size_;
+  uint8_t* behind = data + (size_ + page - 1) / page * page;
+  madvise(behind, static_cast<size_t>(end - behind), MADV_DONTNEED);
+  close(fd_);  // from here on it is a mapping like others
+  fd_ = -1;
 }
 
 }  // namespace llava

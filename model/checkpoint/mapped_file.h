@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <mutex>
 #include <span>
 
 namespace llava {
@@ -23,6 +24,8 @@ class MappedFile {
   // Takes the pages that lie wholly in [offset, offset + size) out of this process until they are
   // read again.
   void Release(size_t offset, size_t size) const;
+  // All of them. Throws std::runtime_error if a file in memory cannot be mapped in its place.
+  void ReleaseAll() const;
 
   // Instead of a mapping: memory for the first `size` bytes of the file, on huge pages where there
   // are some, rounded up to 4 MiB. The caller reads them into memory() before anybody else looks.
@@ -38,7 +41,8 @@ class MappedFile {
   size_t size_ = 0;
   void* mapping_ = nullptr;  // around data_
   size_t mapping_size_ = 0;
-  int fd_ = -1;  // of a file in memory
+  mutable std::mutex mutex_;
+  mutable int fd_ = -1;  // of a file of which anything is in memory; guarded by mutex_
 };
 
 }  // namespace llava

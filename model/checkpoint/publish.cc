@@ -1,8 +1,13 @@
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <utility>
+#include <vector>
 
 #include "model/checkpoint/checkpoint.h"
 #include "model/checkpoint/config_json.h"
@@ -15,10 +20,53 @@ namespace {
 
 namespace fs = std::filesystem;
 
+// Files of large models are as small as that where they are not too many then: each is read and
+// checked by a thread of its own, and used as soon as it is right.
+constexpr uint64_t kLeastShard = uint64_t{64} << 20;
+constexpr uint64_t kMostShards = 128;
+
 std::map<std::string, at::Tensor> AllOf(const TensorSource& tensors) {
   std::map<std::string, at::Tensor> all;
   for (const auto& [name, info] : tensors.tensors()) all[name] = tensors.Get(name);
   return all;
+}
+
+// Where a tensor of a language model comes when it is read to be served: the embedding, the layers
+// by number, the output.
+std::pair<int, int> Turn(const std::string& name) {
+  constexpr std::string_view kLayers = "model.layers.";
+  if (name.starts_with(kLayers)) return {1, std::atoi(name.c_str() + kLayers.size())};
+  return {name == "model.norm.weight" || name == "lm_head.weight" ? 2 : 0, 0};
+}
+
+uint64_t BytesOf(const TensorInfo& info) {
+  uint64_t bytes = at::elementSize(info.dtype);
+  for (const int64_t side : info.shape) bytes *= static_cast<uint64_t>(side);
+  return bytes;
+}
+
+// The names of the tensors of each file.
+std::vector<std::vector<std::string>> ShardsOf(const TensorSource& tensors) {
+  std::vector<std::pair<std::pair<int, int>, std::string>> order;
+  uint64_t total = 0;
+  for (const auto& [name, info] : tensors.tensors()) {
+    order.emplace_back(Turn(name), name);
+    total += BytesOf(info);
+  }
+  std::sort(order.begin(), order.end());
+  const uint64_t most = std::max(kLeastShard, total / kMostShards);
+  std::vector<std::vector<std::string>> shards(1);
+  uint64_t size = 0;
+  for (auto& [turn, name] : order) {
+    const uint64_t bytes = BytesOf(tensors.tensors().at(name));
+    if (size > 0 && size + bytes > most) {
+      shards.emplace_back();
+      size = 0;
+    }
+    size += bytes;
+    shards.back().push_back(std::move(name));
+  }
+  return shards;
 }
 
 }  // namespace
@@ -42,7 +90,11 @@ fs::path PublishTower(const TowerCheckpoint& checkpoint, const fs::path& root,
 fs::path PublishLanguage(const LanguageCheckpoint& checkpoint, const fs::path& root,
                          const std::string& name, const std::string& recipe) {
   LanguageDraft draft(root, name, recipe);
-  draft.Add(AllOf(checkpoint.tensors));
+  for (const std::vector<std::string>& names : ShardsOf(checkpoint.tensors)) {
+    std::map<std::string, at::Tensor> shard;  // no more of it needs to be in memory
+    for (const std::string& each : names) shard[each] = checkpoint.tensors.Get(each);
+    draft.Add(shard);
+  }
   return draft.Publish(checkpoint);
 }
 

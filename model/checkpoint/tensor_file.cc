@@ -13,19 +13,16 @@ namespace {
 
 using nlohmann::json;
 
-using FilesInMemory = std::map<std::string, std::shared_ptr<const MappedFile>>;
-
-std::unique_ptr<TensorFile> OpenIn(const std::filesystem::path& folder, const std::string& name,
-                                   const FilesInMemory& in_memory) {
-  const auto there = in_memory.find(name);
-  return there != in_memory.end() ? TensorFile::Open(there->second)
-                                  : TensorFile::Open(folder / name);
+std::shared_ptr<const TensorFile> OpenIn(const std::filesystem::path& folder,
+                                         const std::string& name, const TensorFiles& opened) {
+  const auto there = opened.find(name);
+  return there != opened.end() ? there->second : TensorFile::Open(folder / name);
 }
 
 // The tensors that an index lists, each in the shard it names.
 class ShardedFile : public TensorFile {
  public:
-  ShardedFile(const std::filesystem::path& index, const FilesInMemory& in_memory) {
+  ShardedFile(const std::filesystem::path& index, const TensorFiles& opened) {
     const json listing = json::parse(ReadSmallFile(index), nullptr, /*allow_exceptions=*/false);
     if (!listing.is_object() || !listing.contains("weight_map") ||
         !listing["weight_map"].is_object()) {
@@ -40,7 +37,7 @@ class ShardedFile : public TensorFile {
                                  "\" is not in a file of the folder");
       }
       auto& shard = shards[file];
-      if (!shard) shard = OpenIn(index.parent_path(), file, in_memory);
+      if (!shard) shard = OpenIn(index.parent_path(), file, opened);
       const auto info = shard->tensors().find(name);
       if (info == shard->tensors().end()) {
         missing += (missing.empty() ? " " : ", ") + name + " in " + file;
@@ -63,6 +60,9 @@ class ShardedFile : public TensorFile {
   }
   void Release(const std::string& name) const override {
     if (const auto place = places_.find(name); place != places_.end()) place->second->Release(name);
+  }
+  void Finish() const override {
+    for (const auto& [name, shard] : places_) shard->Finish();
   }
 
  private:
@@ -94,12 +94,12 @@ std::unique_ptr<TensorFile> TensorFile::Open(std::shared_ptr<const MappedFile> f
   throw std::runtime_error(path + ": " + what);
 }
 
-std::unique_ptr<TensorFile> OpenTensorFolder(const std::filesystem::path& folder,
-                                             const FilesInMemory& in_memory) {
+std::shared_ptr<const TensorFile> OpenTensorFolder(const std::filesystem::path& folder,
+                                                   const TensorFiles& opened) {
   for (const char* name : {"model.safetensors", "pytorch_model.bin"}) {
     const auto index = folder / (std::string(name) + ".index.json");
-    if (std::filesystem::exists(index)) return std::make_unique<ShardedFile>(index, in_memory);
-    if (std::filesystem::exists(folder / name)) return OpenIn(folder, name, in_memory);
+    if (std::filesystem::exists(index)) return std::make_shared<const ShardedFile>(index, opened);
+    if (std::filesystem::exists(folder / name)) return OpenIn(folder, name, opened);
   }
   throw std::runtime_error(
       folder.string() +

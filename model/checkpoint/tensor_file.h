@@ -31,6 +31,10 @@ class TensorFile {
   // The tensor has been read and is not needed soon: its pages may leave this process. It stays
   // readable.
   virtual void Release(const std::string& name) const {}
+  // For a file whose bytes are still being checked (OpenOptions::in_memory): returns when all of
+  // its version are. Get gives only what was found right; what is made of it must not be used
+  // before this has returned. Throws std::runtime_error saying what is wrong; OpenStopped.
+  virtual void Finish() const {}
 
   // By content: safetensors header, or the zip of torch.save. Pickles are read by a small
   // interpreter that knows tensors, dictionaries and numbers and refuses everything else: nothing
@@ -39,12 +43,14 @@ class TensorFile {
   static std::unique_ptr<TensorFile> Open(std::shared_ptr<const MappedFile> file);
 };
 
+// By name in a folder.
+using TensorFiles = std::map<std::string, std::shared_ptr<const TensorFile>>;
+
 // All tensor files of a folder as one: a *.index.json's shards, else model.safetensors, else
-// pytorch_model.bin. Throws if a listed shard or tensor is missing. `in_memory`: files that need
-// not be opened again, by name.
-std::unique_ptr<TensorFile> OpenTensorFolder(
-    const std::filesystem::path& folder,
-    const std::map<std::string, std::shared_ptr<const MappedFile>>& in_memory = {});
+// pytorch_model.bin. Throws if a listed shard or tensor is missing. `opened`: those that are open
+// already.
+std::shared_ptr<const TensorFile> OpenTensorFolder(const std::filesystem::path& folder,
+                                                   const TensorFiles& opened = {});
 
 // Writes a safetensors file: temporary name, fsync, rename.
 void SaveSafetensors(const std::filesystem::path& path,

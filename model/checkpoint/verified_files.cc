@@ -1,123 +1,120 @@
 #include "model/checkpoint/verified_files.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstdint>
-#include <optional>
+#include <fstream>
+#include <memory>
+#include <span>
 #include <stdexcept>
+#include <string>
 #include <system_error>
-#include <thread>
 #include <utility>
+#include <vector>
 
-#include "model/checkpoint/file_reader.h"
-#include "model/checkpoint/finite.h"
+#include "model/checkpoint/file_checker.h"
+#include "model/checkpoint/mapped_file.h"
+#include "model/checkpoint/safetensors.h"
 
 namespace llava {
 namespace {
 
 namespace fs = std::filesystem;
-using Clock = std::chrono::steady_clock;
 
-// Tells how far the reading is, ends it and slows it down.
-class Pace {
+void CheckSizes(const fs::path& folder, const Manifest& manifest) {
+  std::string differences;
+  for (const auto& [name, file] : manifest.files) {
+    std::error_code error;
+    const uint64_t size = fs::file_size(folder / name, error);
+    std::string what;
+    if (error) {
+      what = "cannot be read (" + error.message() + ")";
+    } else if (size != file.size_bytes) {
+      what = "has " + std::to_string(size) + " bytes, expected " + std::to_string(file.size_bytes);
+    }
+    if (!what.empty()) differences += (differences.empty() ? "" : "; ") + name + " " + what;
+  }
+  if (differences.empty()) return;
+  throw std::runtime_error(folder.string() + ": is not what its manifest says: " + differences);
+}
+
+// As far as it can be read; who checks the bytes tells why not.
+std::vector<uint8_t> ReadHeader(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::vector<uint8_t> head;
+  for (uint64_t size = SafetensorsHeaderBytes(head); head.size() < size;
+       size = SafetensorsHeaderBytes(head)) {
+    const size_t had = head.size();
+    head.resize(size);
+    file.read(reinterpret_cast<char*>(head.data() + had), static_cast<std::streamsize>(size - had));
+    head.resize(had + static_cast<size_t>(file.gcount()));
+    if (head.size() < size) break;
+  }
+  return head;
+}
+
+// Tensors of a file that is being checked.
+class AwaitedFile : public TensorFile {
  public:
-  Pace(const fs::path& folder, const OpenOptions& options, uint64_t total)
-      : folder_(folder), options_(options), total_(total) {}
+  AwaitedFile(std::shared_ptr<FileChecker> checker, size_t number, const FileChecker::File& file)
+      : checker_(std::move(checker)), number_(number), file_(file.memory, file.head) {}
 
-  void CheckStop() const {
-    if (options_.stop && options_.stop()) {
-      throw OpenStopped(folder_.string() + ": reading it was stopped");
-    }
+  const std::map<std::string, TensorInfo>& tensors() const override { return file_.tensors(); }
+  at::Tensor Get(const std::string& name) const override {
+    checker_->Await(number_);
+    return file_.Get(name);
   }
-  void Advance(uint64_t bytes) {
-    CheckStop();
-    done_ += bytes;
-    if (options_.progress) {
-      options_.progress(total_ == 0 ? 1 : static_cast<double>(done_) / static_cast<double>(total_));
-    }
-    if (options_.bytes_per_second <= 0) return;
-    const auto due =
-        begin_ + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(
-                     static_cast<double>(done_) / options_.bytes_per_second));
-    for (auto now = Clock::now(); now < due; now = Clock::now()) {
-      std::this_thread::sleep_for(
-          std::min<Clock::duration>(due - now, std::chrono::milliseconds(20)));
-      CheckStop();
-    }
+  void Release(const std::string& name) const override {
+    file_.Release(name);
+    const auto info = tensors().find(name);
+    if (info == tensors().end()) return;
+    const size_t element = at::elementSize(info->second.dtype);
+    checker_->Released(
+        number_, static_cast<uint64_t>(*CountElements(info->second.shape, element)) * element);
   }
+  void Finish() const override { checker_->Finish(); }
 
  private:
-  const fs::path& folder_;
-  const OpenOptions& options_;
-  const uint64_t total_;
-  const Clock::time_point begin_ = Clock::now();
-  uint64_t done_ = 0;
-};
-
-class Differences {
- public:
-  explicit Differences(const fs::path& folder) : folder_(folder) {}
-  void Add(const std::string& name, const std::string& what) {
-    text_ += (text_.empty() ? "" : "; ") + name + " " + what;
-  }
-  void ThrowIfAny() const {
-    if (text_.empty()) return;
-    throw std::runtime_error(folder_.string() + ": is not what its manifest says: " + text_);
-  }
-
- private:
-  const fs::path& folder_;
-  std::string text_;
+  const std::shared_ptr<FileChecker> checker_;
+  const size_t number_;
+  const SafetensorsFile file_;
 };
 
 }  // namespace
 
-FilesInMemory VerifyFiles(const fs::path& folder, const Manifest& manifest,
-                          const OpenOptions& options) {
-  Differences differences(folder);
-  uint64_t total = 0;
-  for (const auto& [name, file] : manifest.files) {
-    std::error_code error;
-    const uint64_t size = fs::file_size(folder / name, error);
-    if (error) {
-      differences.Add(name, "cannot be read (" + error.message() + ")");
-    } else if (size != file.size_bytes) {
-      differences.Add(name, "has " + std::to_string(size) + " bytes, expected " +
-                                std::to_string(file.size_bytes));
-    }
-    total += file.size_bytes;
-  }
-  differences.ThrowIfAny();
-
-  FilesInMemory in_memory;
-  std::map<std::string, uint64_t> not_finite;
-  Pace pace(folder, options, total);
-  for (const auto& [name, file] : manifest.files) {
+TensorFiles VerifyFiles(const fs::path& folder, const Manifest& manifest,
+                        const OpenOptions& options) {
+  CheckSizes(folder, manifest);
+  std::vector<FileChecker::File> small, weights;
+  for (const auto& [name, listed] : manifest.files) {
+    FileChecker::File file{name, listed.size_bytes, listed.sha256};
     const fs::path path = folder / name;
-    const bool tensors = path.extension() == ".safetensors";
-    std::shared_ptr<MappedFile> memory;
-    if (options.in_memory && tensors && name != kSelfTestFile) {
-      memory = MappedFile::InMemory(path, file.size_bytes);
+    if (options.in_memory && path.extension() == ".safetensors" && name != kSelfTestFile) {
+      file.memory = MappedFile::InMemory(path, listed.size_bytes);
+      file.head = ReadHeader(path);
+      weights.push_back(std::move(file));
+    } else {
+      small.push_back(std::move(file));
     }
-    FileReader reader(path, file.size_bytes, memory ? memory->memory() : nullptr);
-    Sha256 hash;
-    FiniteCheck finite(file.size_bytes);
-    for (;;) {
-      const auto chunk = reader.Next([&pace] { pace.CheckStop(); });
-      if (chunk.empty()) break;
-      hash.Update(chunk);
-      if (tensors) finite.Feed(chunk);
-      pace.Advance(chunk.size());
+  }
+  std::vector<FileChecker::File> files = small;
+  files.insert(files.end(), weights.begin(), weights.end());
+  const auto checker = std::make_shared<FileChecker>(folder, std::move(files), options);
+  if (weights.empty()) {
+    checker->Finish();
+    return {};
+  }
+  for (size_t i = 0; i < small.size(); ++i) checker->Await(i);
+  TensorFiles opened;
+  try {
+    for (size_t i = 0; i < weights.size(); ++i) {
+      opened[weights[i].name] =
+          std::make_shared<const AwaitedFile>(checker, small.size() + i, weights[i]);
     }
-    if (hash.Finish() != file.sha256) differences.Add(name, "has another SHA-256");
-    not_finite.insert(finite.counts().begin(), finite.counts().end());
-    if (memory) in_memory.emplace(name, std::move(memory));
+  } catch (const std::runtime_error&) {
+    checker->Finish();  // a header that makes no sense: it may be damaged
+    throw;
   }
-  differences.ThrowIfAny();
-  if (!not_finite.empty()) {
-    throw std::runtime_error(folder.string() + ": " + DescribeNonFinite(not_finite));
-  }
-  return in_memory;
+  return opened;
 }
 
 }  // namespace llava

@@ -3,13 +3,19 @@
 #include <fcntl.h>
 #include <stdio.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <cstdint>
 #include <cstring>
+#include <future>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 #include <system_error>
+#include <thread>
+#include <vector>
 
 #include "model/checkpoint/durable_file.h"
 #include "model/checkpoint/tensor_file.h"
@@ -19,6 +25,27 @@ namespace llava {
 namespace {
 
 namespace fs = std::filesystem;
+
+// What the manifest says about the files of a folder, by several threads.
+std::map<std::string, Manifest::File> FilesOf(const fs::path& folder) {
+  std::vector<fs::path> paths;
+  for (const auto& entry : fs::directory_iterator(folder)) paths.push_back(entry.path());
+  std::vector<Manifest::File> files(paths.size());
+  std::atomic<size_t> next = 0;
+  const auto work = [&] {
+    for (size_t i = next++; i < paths.size(); i = next++) {
+      files[i] = {fs::file_size(paths[i]), HashFile(paths[i].string())};
+    }
+  };
+  std::vector<std::future<void>> others;
+  const size_t threads = std::min<size_t>(paths.size(), std::thread::hardware_concurrency());
+  for (size_t i = 1; i < threads; ++i) others.push_back(std::async(std::launch::async, work));
+  work();
+  for (std::future<void>& other : others) other.get();
+  std::map<std::string, Manifest::File> listed;
+  for (size_t i = 0; i < paths.size(); ++i) listed[paths[i].filename().string()] = files[i];
+  return listed;
+}
 
 }  // namespace
 
@@ -66,10 +93,7 @@ void VersionDraft::AddSelfTest(const std::optional<SelfTest>& self_test, Manifes
 fs::path VersionDraft::Publish(Manifest manifest) {
   manifest.name = name_;
   manifest.recipe = recipe_;
-  for (const auto& entry : fs::directory_iterator(path_)) {
-    manifest.files[entry.path().filename().string()] = {entry.file_size(),
-                                                        HashFile(entry.path().string())};
-  }
+  manifest.files = FilesOf(path_);
   for (uint64_t version = NewestVersion(model_folder_).value_or(0) + 1;; ++version) {
     manifest.version = version;
     WriteDurably(path_ / "manifest.json", manifest.ToJson());

@@ -92,7 +92,7 @@ class Run {
         },
         [&](const ChatResult& result) {
           ++done;
-          if (!result.reply) errors_.emplace(result.hash, result.error);
+          if (!result.reply) errors_[result.hash] = last_error_ = result.error;
         },
         [&] {
           progress.set_note(run.Spent() +
@@ -105,6 +105,18 @@ class Run {
     progress.Finish(done);
     totals_ = run.totals();
     return outcome;
+  }
+
+  // Tells of requests without an answer; throws if there is no answer at all.
+  void TellFailures(std::FILE* stream) const {
+    if (totals_.failed == 0) return;
+    if (totals_.answered + totals_.known == 0) {
+      throw std::runtime_error("no request was answered; the last failed with: " + last_error_);
+    }
+    std::fprintf(stream,
+                 "%llu requests failed, the last with: %s\n"
+                 "rejected.jsonl names them, and the same command asks them again\n",
+                 static_cast<unsigned long long>(totals_.failed), last_error_.c_str());
   }
 
   void Write(ChatRun::Outcome outcome) const {
@@ -202,6 +214,7 @@ class Run {
   std::vector<Planned> plan_;
   uint64_t known_ = 0;
   std::unordered_map<std::string, std::string> errors_;  // of failed requests, by hash
+  std::string last_error_;
   ChatRun::Totals totals_;
 };
 
@@ -248,7 +261,10 @@ ChatRun::Outcome WriteInstructions(const std::vector<CaptionedImage>& images,
   }
   Run run(images, prompts, options, journal);
   const ChatRun::Outcome outcome = run.Ask(teacher, progress);
-  if (outcome != ChatRun::Outcome::kStopped) run.Write(outcome);
+  if (outcome != ChatRun::Outcome::kStopped) {
+    run.Write(outcome);
+    run.TellFailures(progress);
+  }
   return outcome;
 }
 

@@ -52,7 +52,7 @@ struct InstructOptions {
 // and answers give equal bytes of the first two. A run that ended early goes on from the journal;
 // stopped by a signal it writes nothing else, at the budget's end it writes what there is. Throws
 // std::invalid_argument for wrong options or a folder that holds something else, std::runtime_error
-// as ChatRun and for files that cannot be written.
+// as ChatRun, for files that cannot be written, and when it has written that no request was answered.
 ChatRun::Outcome WriteInstructions(const std::vector<CaptionedImage>& images,
                                    const PromptSet& prompts, ChatBackend& teacher,
                                    const InstructOptions& options, std::FILE* progress);

@@ -21,6 +21,7 @@ constexpr uint64_t kSceneSeed = 0x73636971'7363656E;
 constexpr uint64_t kProblem = 0x73636971'70726F62;
 
 constexpr uint64_t kMostScenes = 256;  // that are tried for a problem
+constexpr double kSkipOne = 0.6;       // of counts: else "one" would be right nearly always
 constexpr std::array<const char*, 5> kNumbers = {"no", "one", "two", "three", "four"};
 
 // A problem in the making; the right choice is the first.
@@ -62,37 +63,41 @@ struct Fact {
   const char *question, *lecture, *skill;
 };
 constexpr std::array<Fact, 3> kFacts = {{
-    {&Category::edible, "Which thing in the picture can you eat?", "You can eat fruit and food.",
-     "Tell what can be eaten"},
-    {&Category::flies, "Which thing in the picture can fly?",
+    {&Category::edible, "Is there something in the picture that you can eat?",
+     "You can eat fruit and food.", "Tell what can be eaten"},
+    {&Category::flies, "Is there something in the picture that can fly?",
      "Some animals and some vehicles can fly.", "Tell what can fly"},
-    {&Category::alive, "Which thing in the picture is alive?", "Animals and plants are alive.",
-     "Tell what is alive"},
+    {&Category::alive, "Is there something in the picture that is alive?",
+     "Animals and plants are alive.", "Tell what is alive"},
 }};
+
+// "yes" and "no", the right one first.
+std::vector<std::string> YesOrNo(bool yes) {
+  return yes ? std::vector<std::string>{"yes", "no"} : std::vector<std::string>{"no", "yes"};
+}
 
 std::optional<Draft> AskFact(const Scene& scene, Random& random) {
   const Fact& fact = random.Pick(kFacts);
-  Draft draft{.question = fact.question};
-  std::vector<std::string> others;
-  for (const auto& [category, number] : CountCategories(scene)) {
-    if (!(At(category).*fact.holds)) {
-      others.push_back(At(category).name);
-      continue;
-    }
-    if (!draft.choices.empty()) return std::nullopt;
-    draft.choices.push_back(At(category).name);
-    const std::string what = Some(category, number);
-    draft.solution = Shows(scene) + " ";
-    if (fact.holds == &Category::edible) {
-      draft.solution += "You can eat " + what + ".";
-    } else if (fact.holds == &Category::flies) {
-      draft.solution += Capitalized(what) + " can fly.";
-    } else {
-      draft.solution += Capitalized(what) + (number == 1 ? " is alive." : " are alive.");
-    }
+  const bool wanted = random.Chance(0.5);
+  std::string what = "nothing here";
+  int number = 1;
+  for (const auto& [category, count] : CountCategories(scene)) {
+    if (!(At(category).*fact.holds)) continue;
+    number = count;
+    what = "the " + (count == 1 ? At(category).name : At(category).plural);
+    break;
   }
-  if (draft.choices.empty() || others.empty()) return std::nullopt;
-  draft.choices.insert(draft.choices.end(), others.begin(), others.end());
+  const bool holds = what != "nothing here";
+  if (holds != wanted) return std::nullopt;
+  Draft draft{.question = fact.question, .choices = YesOrNo(holds)};
+  draft.solution = Shows(scene) + " ";
+  if (fact.holds == &Category::edible) {
+    draft.solution += "You can eat " + what + ".";
+  } else if (fact.holds == &Category::flies) {
+    draft.solution += Capitalized(what) + " can fly.";
+  } else {
+    draft.solution += Capitalized(what) + (number == 1 ? " is alive." : " are alive.");
+  }
   // Half of them tell the rule as a text to read, the others as what there is to know.
   (random.Chance(0.5) ? draft.hint : draft.lecture) = fact.lecture;
   draft.subject = "natural science";
@@ -104,6 +109,7 @@ std::optional<Draft> AskFact(const Scene& scene, Random& random) {
 std::optional<Draft> AskCount(const Scene& scene, Random& random) {
   const auto counts = CountCategories(scene);
   const auto& [category, number] = random.Pick(counts);
+  if (number == 1 && random.Chance(kSkipOne)) return std::nullopt;
   Draft draft{.question = "How many " + At(category).plural + " are there?"};
   draft.choices.push_back(kNumbers[static_cast<size_t>(number)]);
   for (int other = 1; other <= kMaxObjects; ++other) {
@@ -118,19 +124,21 @@ std::optional<Draft> AskCount(const Scene& scene, Random& random) {
   return draft;
 }
 
-std::optional<Draft> AskPresent(const Scene& scene, int num_categories, Random& random) {
+Draft AskPresent(const Scene& scene, int num_categories, Random& random) {
   const auto counts = CountCategories(scene);
-  const auto& [category, number] = random.Pick(counts);
   std::set<int> known;
   for (const auto& one : counts) known.insert(one.first);
-  Draft draft{.question = "Which of these is in the picture?"};
-  draft.choices.push_back(At(category).name);
-  const int wrong = random.Between(1, 3);
-  for (int i = 0; i < wrong; ++i) {
-    draft.choices.push_back(At(Another(num_categories, known, random)).name);
+  const bool present = random.Chance(0.5);
+  const auto [category, number] =
+      present ? random.Pick(counts) : std::pair(Another(num_categories, known, random), 0);
+  Draft draft{.question = "Is there " + WithArticle(At(category)) + " in the picture?",
+              .choices = YesOrNo(present)};
+  draft.solution = Shows(scene);
+  if (present) {
+    draft.solution += (number == 1 ? " There is " : " There are ") + Some(category, number) + ".";
+  } else {
+    draft.solution += " There is no " + At(category).name + ".";
   }
-  draft.solution =
-      Shows(scene) + (number == 1 ? " There is " : " There are ") + Some(category, number) + ".";
   draft.subject = "natural science";
   draft.topic = "biology";
   draft.skill = "Recognize things";
@@ -138,22 +146,27 @@ std::optional<Draft> AskPresent(const Scene& scene, int num_categories, Random& 
 }
 
 std::optional<Draft> AskSide(const Scene& scene, Random& random) {
-  constexpr std::array<std::pair<Side, const char*>, 4> kSides = {
-      {{Side::kLeft, "on the left"},
-       {Side::kRight, "on the right"},
-       {Side::kTop, "at the top"},
-       {Side::kBottom, "at the bottom"}}};
-  const auto& [side, where] = random.Pick(kSides);
-  const SceneObject* outermost = Outermost(scene, side);
-  const auto counts = CountCategories(scene);
-  if (!outermost || counts.size() < 2 || !ListPlaces(scene)) return std::nullopt;
-  Draft draft{.question = std::string("Which thing is farthest ") + where + "?"};
-  draft.choices.push_back(At(outermost->category).name);
-  for (const auto& [category, number] : counts) {
-    if (category != outermost->category) draft.choices.push_back(At(category).name);
+  const size_t count = scene.objects.size();
+  if (count < 2 || CountCategories(scene).size() != count || !ListPlaces(scene)) {
+    return std::nullopt;  // "the lion" would be any of them
   }
+  const auto one = random.Below(static_cast<uint32_t>(count));
+  const auto other = (one + 1 + random.Below(static_cast<uint32_t>(count - 1))) % count;
+  const SceneObject &a = scene.objects[one], &b = scene.objects[other];
+  const bool across = random.Chance(0.5);
+  const int order = Order(a, b, across ? Axis::kHorizontal : Axis::kVertical);
+  if (order == 0) return std::nullopt;
+  const std::string name = At(a.category).name, than = At(b.category).name;
+  Draft draft{.question = across ? "Is the " + name + " to the left or to the right of the " + than
+                                 : "Is the " + name + " above or below the " + than};
+  draft.question += "?";
+  draft.choices = across ? std::vector<std::string>{"left", "right"}
+                         : std::vector<std::string>{"above", "below"};
+  if (order > 0) std::swap(draft.choices[0], draft.choices[1]);
   draft.lecture = "A picture has a left and a right side, a top and a bottom.";
-  draft.solution = Shows(scene) + " The " + draft.choices[0] + " is farthest " + where + ".";
+  draft.solution = Shows(scene) + " The " + name + " is " +
+                   (across ? "to the " + draft.choices[0] + " of" : draft.choices[0]) + " the " +
+                   than + ".";
   draft.subject = "social science";
   draft.topic = "geography";
   draft.skill = "Read maps";
@@ -161,30 +174,28 @@ std::optional<Draft> AskSide(const Scene& scene, Random& random) {
 }
 
 Draft AskKind(int num_categories, Random& random) {
-  std::set<int> known;
+  constexpr std::array<const char*, 4> kKinds = {"animal", "fruit", "plant", "vehicle"};
   std::vector<int> drawn;
   std::set<std::string> groups;
   const auto wanted = static_cast<size_t>(random.Between(2, 3));
   while (drawn.size() < wanted) {
     const int category = random.Between(0, num_categories - 1);
-    if (groups.insert(At(category).group).second) drawn.push_back(category);
+    const std::string& group = At(category).group;
+    const bool asked = std::find(kKinds.begin(), kKinds.end(), group) != kKinds.end();
+    if (asked && groups.insert(group).second) drawn.push_back(category);
   }
   const auto sentence = [](int category) {
     const std::string& group = At(category).group;
-    const bool vowel = std::string("aeiou").find(group[0]) != std::string::npos;
-    return Capitalized(WithArticle(At(category))) + " is " +
-           (group == "fruit" || group == "food" ? ""
-            : vowel                             ? "an "
-                                                : "a ") +
-           group + ".";
+    const char* article = group == "fruit" ? "" : group == "animal" ? "an " : "a ";
+    return Capitalized(WithArticle(At(category))) + " is " + article + group + ".";
   };
-  const std::string& group = At(drawn[0]).group;
-  Draft draft{.question = "Which of them is of the kind " + group + "?"};
-  std::vector<std::string> sentences;
-  for (const int category : drawn) {
-    draft.choices.push_back(At(category).name);
-    sentences.push_back(sentence(category));
+  Draft draft{.question = "What kind of thing is " + WithArticle(At(drawn[0])) + "?"};
+  draft.choices.push_back(At(drawn[0]).group);
+  for (const char* kind : kKinds) {
+    if (kind != draft.choices[0]) draft.choices.push_back(kind);
   }
+  std::vector<std::string> sentences;
+  for (const int category : drawn) sentences.push_back(sentence(category));
   draft.solution = sentences[0];
   random.Shuffle(sentences);
   for (const std::string& one : sentences) draft.hint += (draft.hint.empty() ? "" : " ") + one;
@@ -201,6 +212,8 @@ Draft AskPlural(int num_categories, Random& random) {
   for (const char* ending : {"", "s", "es"}) {
     if (category.name + ending != category.plural) draft.choices.push_back(category.name + ending);
   }
+  if (random.Chance(0.5)) std::swap(draft.choices[1], draft.choices.back());
+  if (random.Chance(0.5)) draft.choices.pop_back();
   draft.lecture = "The plural tells of more than one.";
   draft.solution = "One " + category.name + ", two " + category.plural + ".";
   draft.subject = "language science";
@@ -209,9 +222,18 @@ Draft AskPlural(int num_categories, Random& random) {
   return draft;
 }
 
+// Numbers by size, words by the alphabet. Most problems have the same choices again and again, so
+// that a letter has a meaning that a small model can learn.
+bool StandsBefore(const std::string& a, const std::string& b) {
+  const auto number = [](const std::string& word) {
+    return std::find(kNumbers.begin(), kNumbers.end(), word);
+  };
+  return std::pair(number(a), a) < std::pair(number(b), b);
+}
+
 Json Finished(Draft draft, bool picture, Random& random) {
   const std::string right = draft.choices[0];
-  random.Shuffle(draft.choices);
+  std::sort(draft.choices.begin(), draft.choices.end(), StandsBefore);
   const auto answer = std::find(draft.choices.begin(), draft.choices.end(), right);
   return {{"question", draft.question},
           {"choices", draft.choices},

@@ -82,6 +82,12 @@ void TextMap::Save(const std::filesystem::path& file) const {
   SaveSafetensors(file, tensors);
 }
 
+void TextMap::MoveTo(at::Device device) {
+  for (auto& [name, value] : parameters_) {
+    value = value.detach().to(device).set_requires_grad(value.requires_grad());
+  }
+}
+
 at::Tensor TextMap::EmbedWords(const LlamaDecoder& decoder, std::span<const Scene> scenes) const {
   std::vector<int64_t> ids;      // the words of all cells, then the size words of the centres
   std::vector<int64_t> centres;  // their cells

@@ -33,6 +33,9 @@ class TextMap {
   TextMap(const Tokenizer& tokenizer, const std::filesystem::path& file);
   void Save(const std::filesystem::path& file) const;
 
+  // Takes row and column vectors to `device`; leaves stay leaves, but others. Before training.
+  void MoveTo(at::Device device);
+
   // [B, kSceneGrid * kSceneGrid, D], in the dtype of the embeddings; differentiable. Throws
   // std::invalid_argument for a scene with a category that is no word of the tokenizer.
   at::Tensor Embed(const LlamaDecoder& decoder, std::span<const Scene> scenes) const {

@@ -72,16 +72,21 @@ Image FitOnBlack(const Image& image, Resolution canvas) {
   return result;
 }
 
+int64_t NumTiles(Resolution canvas, const PreprocessConfig& config) {
+  const int64_t size = config.image_size;
+  if (canvas.width < size || canvas.height < size || canvas.width % size != 0 ||
+      canvas.height % size != 0) {
+    throw std::invalid_argument("a resolution of " + Describe(canvas) +
+                                " does not consist of tiles of " + std::to_string(size) +
+                                " pixels");
+  }
+  return 1 + canvas.width / size * (canvas.height / size);
+}
+
 std::vector<Image> AnyresTiles(const Image& image, std::span<const Resolution> candidates,
                                const PreprocessConfig& config) {
   const int size = static_cast<int>(config.image_size);
-  for (const Resolution& candidate : candidates) {
-    if (candidate.width % size != 0 || candidate.height % size != 0) {
-      throw std::invalid_argument("a resolution of " + Describe(candidate) +
-                                  " does not consist of tiles of " + std::to_string(size) +
-                                  " pixels");
-    }
-  }
+  for (const Resolution& candidate : candidates) NumTiles(candidate, config);
   const Resolution chosen = ChooseResolution({image.width, image.height}, candidates);
   std::vector<Image> tiles = {ResizeBicubic(image, size, size)};
   const Image fitted = FitOnBlack(image, chosen);

@@ -2,6 +2,7 @@
 
 // Pictures of any shape as tiles of the tower's size: LLaVA 1.6, image_aspect_ratio "anyres".
 
+#include <cstdint>
 #include <span>
 #include <vector>
 
@@ -23,6 +24,10 @@ Resolution ChooseResolution(Resolution picture, std::span<const Resolution> cand
 
 // The picture as large as it fits into `canvas`, in the middle, on black.
 Image FitOnBlack(const Image& image, Resolution canvas);
+
+// Of a canvas: the overview and its tiles of [S, S]. Throws std::invalid_argument if its sides are
+// no multiples of S, or below it.
+int64_t NumTiles(Resolution canvas, const PreprocessConfig& config);
 
 // The whole picture squashed to [S, S], then the tiles of the chosen resolution row by row: each
 // the tower's input before normalisation. Throws std::invalid_argument if a candidate's sides are

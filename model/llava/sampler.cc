@@ -5,6 +5,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "model/llava/draw.h"
+
 namespace llava {
 namespace {
 
@@ -17,6 +19,14 @@ struct Candidate {
 // Best first; ties go to the lowest id, so that every order is total and the same everywhere.
 bool Better(const Candidate& a, const Candidate& b) {
   return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
+}
+
+TokenChoice PlainChoice(const SamplingOptions& options, uint64_t position) {
+  return {.temperature = options.temperature,
+          .top_p = options.top_p,
+          .min_p = options.min_p,
+          .top_k = options.top_k,
+          .uniform = UniformAt(options.seed, position)};
 }
 
 void Check(const SamplingOptions& options) {
@@ -108,7 +118,7 @@ Candidate LastOfMass(std::vector<Candidate> candidates, double wanted) {
 }
 
 // What may be drawn, in the order of ids; never empty.
-std::vector<Candidate> Candidates(std::span<const float> logits, const SamplingOptions& options) {
+std::vector<Candidate> Candidates(std::span<const float> logits, const TokenChoice& options) {
   const float top = logits[Best(logits)];
   std::vector<Candidate> candidates;
   candidates.reserve(logits.size());
@@ -148,7 +158,7 @@ std::vector<float> FilteredProbabilities(std::span<const float> logits,
     probabilities[Best(penalized)] = 1;
     return probabilities;
   }
-  const std::vector<Candidate> candidates = Candidates(penalized, options);
+  const std::vector<Candidate> candidates = Candidates(penalized, PlainChoice(options, 0));
   const double total = TotalWeight(candidates);
   for (const Candidate& c : candidates) probabilities[c.id] = static_cast<float>(c.weight / total);
   return probabilities;
@@ -162,9 +172,23 @@ int32_t Sample(std::span<const float> logits, const SamplingOptions& options,
     penalized = Penalized(logits, options, prompt, answer);
     logits = penalized;
   }
-  if (options.temperature == 0) return static_cast<int32_t>(Best(logits));
-  const std::vector<Candidate> candidates = Candidates(logits, options);
-  double rest = UniformAt(options.seed, answer.size()) * TotalWeight(candidates);
+  return DrawToken(logits, PlainChoice(options, answer.size()));
+}
+
+std::optional<TokenChoice> ChoiceOf(const SamplingOptions& options, uint64_t position) {
+  if (HasPenalties(options)) return std::nullopt;
+  try {
+    Check(options);
+  } catch (const std::invalid_argument&) {
+    return std::nullopt;
+  }
+  return PlainChoice(options, position);
+}
+
+int32_t DrawToken(std::span<const float> logits, const TokenChoice& choice) {
+  if (choice.temperature == 0) return static_cast<int32_t>(Best(logits));
+  const std::vector<Candidate> candidates = Candidates(logits, choice);
+  double rest = choice.uniform * TotalWeight(candidates);
   for (const Candidate& candidate : candidates) {
     rest -= candidate.weight;
     if (rest < 0) return candidate.id;

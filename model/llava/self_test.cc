@@ -326,9 +326,10 @@ double CheckSelfTest(PackedClipTower& tower, const SelfTest& test) {
   const at::Tensor found = tower.Forward(pixels, Part(test, "layer").item<int64_t>()).squeeze(0);
   SelfTest known = test;
   known.tolerances.try_emplace("int8", kInt8Cosine);
-  const char* arithmetic = tower.format() == ops::cpu::WeightFormat::kFloat  ? "float32"
-                           : tower.format() == ops::cpu::WeightFormat::kInt8 ? "int8"
-                                                                             : "bfloat16";
+  const ops::cpu::WeightFormat format = tower.weights().format();
+  const char* arithmetic = format == ops::cpu::WeightFormat::kFloat  ? "float32"
+                           : format == ops::cpu::WeightFormat::kInt8 ? "int8"
+                                                                     : "bfloat16";
   return Judge(known, arithmetic, LargestAngle(found, Part(test, "features")),
                "a feature's cosine");
 }

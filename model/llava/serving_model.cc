@@ -204,6 +204,7 @@ ServingModel::ServingModel(const LanguageCheckpoint& checkpoint, at::Device devi
     auto read = ReadDecoderWeights(config.decoder, checkpoint.tensors, device, dtype);
     decoder_ = MakeGpuDecoder(config.decoder, std::move(read), options.kv_bytes);
   }
+  checkpoint.tensors.Finish();  // nothing that is being checked still is used
   row_options_ = decoder_->Embed(std::array<int32_t, 1>{0}).options();
 }
 

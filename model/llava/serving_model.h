@@ -46,7 +46,9 @@ WeightType Resolve(WeightType type, const LanguageCheckpoint& checkpoint, at::De
 // One thread.
 class ServingModel {
  public:
-  // Throws std::invalid_argument if the device has no such weights, keys or values.
+  // Throws std::invalid_argument if the device has no such weights, keys or values;
+  // std::runtime_error if the checkpoint's bytes, which may be checked meanwhile
+  // (OpenOptions::in_memory), are not right.
   ServingModel(const LanguageCheckpoint& checkpoint, at::Device device,
                const ServingOptions& options);
 

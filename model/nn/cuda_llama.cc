@@ -19,6 +19,7 @@
 #include <c10/core/InferenceMode.h>
 
 #include "model/nn/step_rows.h"
+#include "model/ops/feature.h"
 
 namespace llava {
 namespace {
@@ -27,6 +28,11 @@ static_assert(kKvBlockTokens == cuda::kBlockTokens);
 
 // Batches that graphs are recorded for; smaller ones are padded.
 constexpr std::array<int64_t, 7> kGraphSequences = {1, 2, 4, 8, 16, 32, 64};
+
+// Attention of more sequences reads enough itself.
+constexpr int64_t kPrefetchSequences = 8;
+// What fits into the cache beside keys and values, and into the time.
+constexpr int64_t kPrefetchBytes = int64_t{24} << 20;
 
 cuda::Element ElementOf(at::ScalarType dtype) {
   if (dtype == at::kFloat) return cuda::Element::kFloat;
@@ -87,6 +93,7 @@ CudaLlama::CudaLlama(const DecoderConfig& config, CudaDecoderWeights weights,
     throw std::invalid_argument("decoder: no CUDA attention for heads of " +
                                 std::to_string(config.head_dim));
   }
+  if (options.prefetch) side_ = std::make_unique<cuda::SideStream>(device_);
   c10::InferenceMode guard;
   kv_ = at::zeros(
       {config.num_layers, 2, num_blocks_ + 1, kKvBlockTokens, config.num_kv_heads, config.head_dim},
@@ -213,15 +220,23 @@ at::Tensor CudaLlama::Forward(const at::Tensor& rows, const Batch& batch) const 
   const at::Tensor seen = at::empty({count, config_.num_heads * config_.head_dim}, rows.options());
   const at::Tensor gated = at::empty({count, config_.intermediate_size}, rows.options());
   at::Tensor delta;
+  const bool ahead = side_ && batch.chunks.empty() && count <= kPrefetchSequences;
   for (size_t i = 0; i < weights_.layers.size(); ++i) {
     const CudaDecoderWeights::Layer& layer = weights_.layers[i];
     AddNorm(residual, delta, layer.input_norm, normed);
-    Attend(caches_[i], layer.qkv.Multiply(normed), batch, seen);
+    const at::Tensor qkv = layer.qkv.Multiply(normed);
+    if (ahead) {
+      const cuda::Stream stream = side_->Begin();
+      const int64_t bytes = layer.o.Prefetch(kPrefetchBytes, stream);
+      if (bytes < kPrefetchBytes) layer.gate_up.Prefetch(kPrefetchBytes - bytes, stream);
+    }
+    Attend(caches_[i], qkv, batch, seen);
     delta = layer.o.Multiply(seen);
     AddNorm(residual, delta, layer.post_attention_norm, normed);
     layer.gate_up.MultiplyGated(normed, gated);
     delta = layer.down.Multiply(gated);
   }
+  if (ahead) side_->End();
   AddNorm(residual, delta, weights_.norm, normed);
   return weights_.lm_head
       .Multiply(batch.wanted.defined() ? normed.index_select(0, batch.wanted) : normed)
@@ -288,6 +303,68 @@ at::Tensor CudaLlama::Decode(const at::Tensor& rows, std::span<const StepSequenc
 at::Tensor CudaLlama::Step(const at::Tensor& rows, std::span<const StepSequence> sequences,
                            std::span<const int64_t> wanted) {
   c10::InferenceMode guard;
+  return cuda::Download(Logits(rows, sequences, wanted));
+}
+
+bool CudaLlama::draws() const { return ops::Enabled(ops::Feature::kSampling); }
+
+DrawnStep CudaLlama::StepAndDraw(const at::Tensor& rows, std::span<const StepSequence> sequences,
+                                 std::span<const int64_t> wanted,
+                                 std::span<const std::optional<TokenChoice>> choices,
+                                 int64_t known_ids) {
+  c10::InferenceMode guard;
+  if (choices.size() != wanted.size() || known_ids < 1 || known_ids > config_.vocab_size) {
+    throw std::invalid_argument("decoder: " + std::to_string(choices.size()) + " choices among " +
+                                std::to_string(known_ids) + " ids for " +
+                                std::to_string(wanted.size()) + " rows");
+  }
+  std::vector<cuda::SampleChoice> drawn;
+  std::vector<int32_t> others;
+  for (size_t i = 0; i < choices.size(); ++i) {
+    const auto row = static_cast<int32_t>(i);
+    if (!choices[i]) {
+      others.push_back(row);
+      continue;
+    }
+    drawn.push_back({.row = row,
+                     .top_k = choices[i]->top_k,
+                     .temperature = choices[i]->temperature,
+                     .top_p = choices[i]->top_p,
+                     .min_p = choices[i]->min_p,
+                     .uniform = choices[i]->uniform});
+  }
+  const auto count = static_cast<int64_t>(drawn.size());
+  const auto words = static_cast<int64_t>(count * sizeof(cuda::SampleChoice) / sizeof(int32_t));
+  // On their way before the step: they wait for nothing.
+  const at::Tensor on_device =
+      Upload({reinterpret_cast<const int32_t*>(drawn.data()), static_cast<size_t>(words)});
+  const at::Tensor logits = Logits(rows, sequences, wanted);
+  DrawnStep result;
+  result.ids.assign(choices.size(), DrawnStep::kNotAsked);
+  if (count > 0) {
+    const at::Tensor ids = at::empty({count}, on_device.options());
+    cuda::SampleTokens(
+        {.logits = logits.const_data_ptr<float>(),
+         .stride = logits.stride(0),
+         .width = static_cast<int>(known_ids),
+         .choices = reinterpret_cast<const cuda::SampleChoice*>(on_device.const_data_ptr()),
+         .ids = ids.data_ptr<int32_t>()},
+        count, cuda::CurrentStream(device_));
+    const at::Tensor host = cuda::Download(ids);
+    for (int64_t i = 0; i < count; ++i) {
+      result.ids[drawn[i].row] = host.const_data_ptr<int32_t>()[i];
+    }
+  }
+  if (count == 0) {
+    result.logits = cuda::Download(logits);
+  } else if (!others.empty()) {
+    result.logits = cuda::Download(logits.index_select(0, Upload(others)));
+  }
+  return result;
+}
+
+at::Tensor CudaLlama::Logits(const at::Tensor& rows, std::span<const StepSequence> sequences,
+                             std::span<const int64_t> wanted) {
   const StepRows plan = PlanStepRows(config_, num_blocks_, rows.sizes(), sequences, wanted);
   if (rows.device() != device_ || rows.scalar_type() != weights_.embed_tokens.scalar_type()) {
     throw std::invalid_argument("decoder: rows of another device or dtype");
@@ -296,9 +373,8 @@ at::Tensor CudaLlama::Step(const at::Tensor& rows, std::span<const StepSequence>
   const bool single = std::ranges::all_of(sequences, [](const auto& s) { return s.tokens == 1; });
   if (options_.graphs && single && rows.size(0) <= kGraphSequences.back()) {
     const at::Tensor logits = Decode(rows, sequences, plan.positions, plan.slots);
-    return cuda::Download(
-        all ? logits
-            : logits.index_select(0, Upload(std::vector<int32_t>(wanted.begin(), wanted.end()))));
+    return all ? logits
+               : logits.index_select(0, Upload(std::vector<int32_t>(wanted.begin(), wanted.end())));
   }
 
   // One upload of everything, then views into it.
@@ -347,7 +423,7 @@ at::Tensor CudaLlama::Step(const at::Tensor& rows, std::span<const StepSequence>
     Batch::Chunk& chunk = batch.chunks[i];
     chunk.blocks = inputs.narrow(0, chunk_blocks[i], BlocksOf(chunk.computed + chunk.tokens));
   }
-  return cuda::Download(Forward(rows.contiguous(), batch));
+  return Forward(rows.contiguous(), batch);
 }
 
 void CudaLlama::CopyBlock(int32_t from, int32_t to) {

@@ -20,6 +20,8 @@ namespace llava {
 struct CudaLlamaOptions {
   uint64_t kv_bytes = uint64_t{1} << 30;  // for blocks of keys and values
   bool graphs = true;                     // of steps in which every sequence has one token
+  // Weights are on their way while attention of few sequences leaves the memory idle.
+  bool prefetch = false;
 };
 
 // One thread. Attention and everything else of this file gives a row the same bits in any batch;
@@ -35,6 +37,11 @@ class CudaLlama : public ServingDecoder {
   at::Tensor Embed(std::span<const int32_t> ids) const override;
   at::Tensor Step(const at::Tensor& rows, std::span<const StepSequence> sequences,
                   std::span<const int64_t> wanted) override;
+  bool draws() const override;
+  DrawnStep StepAndDraw(const at::Tensor& rows, std::span<const StepSequence> sequences,
+                        std::span<const int64_t> wanted,
+                        std::span<const std::optional<TokenChoice>> choices,
+                        int64_t known_ids) override;
   void CopyBlock(int32_t from, int32_t to) override;
 
   int64_t num_blocks() const override { return num_blocks_; }
@@ -49,6 +56,9 @@ class CudaLlama : public ServingDecoder {
   struct Batch;
   struct DecodeGraph;
 
+  // Step whose logits stay on the device, until the next one.
+  at::Tensor Logits(const at::Tensor& rows, std::span<const StepSequence> sequences,
+                    std::span<const int64_t> wanted);
   at::Tensor Forward(const at::Tensor& rows, const Batch& batch) const;
   void Attend(const Cache& cache, const at::Tensor& qkv, const Batch& batch,
               const at::Tensor& out) const;
@@ -67,6 +77,7 @@ class CudaLlama : public ServingDecoder {
   CudaLlamaOptions options_;
   CudaDecoderWeights weights_;
   at::Device device_;
+  std::unique_ptr<cuda::SideStream> side_;  // null: no prefetch
   cuda::Element element_;
   int64_t num_blocks_;
   std::vector<Cache> caches_;  // of each layer

@@ -12,6 +12,7 @@
 #include <ATen/ops/from_blob.h>
 
 #include "model/ops/cuda/runtime.h"
+#include "model/ops/feature.h"
 #include "model/ops/ops.h"
 
 namespace llava {
@@ -27,6 +28,9 @@ static_assert(sizeof(cuda::PackedWeights::Apart) == 8);
 // Rows of x for which packed weights are read again and again, 64 at a time; with more they are
 // unpacked once for the library's product.
 constexpr int64_t kMostPackedRows = 2 * cuda::kPackedRows;
+
+// Up to so many, weights pass through registers alone; more of them share what a block has read.
+constexpr int64_t kFewRows = 16;
 
 cuda::Element ElementOf(at::ScalarType dtype) {
   if (dtype == at::kFloat) return cuda::Element::kFloat;
@@ -118,12 +122,19 @@ void CudaMatrix::MultiplyPacked(const at::Tensor& x, bool gated, const at::Tenso
   const cuda::Stream stream = cuda::CurrentStream(x.device());
   for (int64_t first = 0; first < x.size(0); first += cuda::kPackedRows) {
     const int64_t count = std::min<int64_t>(cuda::kPackedRows, x.size(0) - first);
-    cuda::MultiplyPacked({.x = x.narrow(0, first, count).const_data_ptr(),
-                          .weight = View(),
-                          .out = out.narrow(0, first, count).data_ptr(),
-                          .gated = gated,
-                          .rows = static_cast<int>(count)},
-                         stream);
+    const cuda::PackedProductArgs args = {.x = x.narrow(0, first, count).const_data_ptr(),
+                                          .weight = View(),
+                                          .out = out.narrow(0, first, count).data_ptr(),
+                                          .gated = gated,
+                                          .rows = static_cast<int>(count)};
+    if (count <= kFewRows || !ops::Enabled(ops::Feature::kTiles)) {
+      cuda::MultiplyPacked(args, stream);
+      continue;
+    }
+    const at::Tensor partial =
+        at::empty({cuda::SlicesOf(args.weight), count, panels_.size(0) * cuda::kPanelRows},
+                  x.options().dtype(at::kFloat));
+    cuda::MultiplyPackedTiles(args, partial.data_ptr<float>(), stream);
   }
 }
 
@@ -132,6 +143,13 @@ at::Tensor CudaMatrix::Multiply(const at::Tensor& x) const {
   at::Tensor out = at::empty({x.size(0), rows_}, x.options());
   MultiplyPacked(x, /*gated=*/false, out);
   return out;
+}
+
+int64_t CudaMatrix::Prefetch(int64_t bytes, cuda::Stream stream) const {
+  const at::Tensor& memory = is_packed() ? panels_ : dense_;
+  const int64_t count = std::min(bytes, static_cast<int64_t>(memory.nbytes()));
+  cuda::Prefetch(memory.const_data_ptr(), count, stream);
+  return count;
 }
 
 void CudaMatrix::MultiplyGated(const at::Tensor& x, const at::Tensor& out) const {

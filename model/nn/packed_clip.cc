@@ -57,20 +57,9 @@ Unary FunctionOf(Activation activation) {
 
 }  // namespace
 
-void* PackedClipTower::Rows::Get(int64_t rows, int64_t width, Element element) {
-  return memory_.Get((rows + ops::cpu::kRowBlock) * (width + kGap) * Bytes(element));
-}
-
-PackedClipTower::PackedClipTower(const VisionConfig& config, const TensorSource& tensors,
-                                 WeightFormat format, std::shared_ptr<ops::cpu::ThreadPool> pool,
-                                 const ops::cpu::Kernels& kernels)
-    : config_(config),
-      format_(format),
-      inner_(format == WeightFormat::kFloat ? Element::kFloat : Element::kBFloat16),
-      pool_(std::move(pool)),
-      kernels_(kernels),
-      multiplier_(*pool_, kernels),
-      scratch_(pool_->threads()) {
+PackedClipWeights::PackedClipWeights(const VisionConfig& config, const TensorSource& tensors,
+                                     WeightFormat format, ops::cpu::ThreadPool& pool)
+    : config_(config), format_(format) {
   if (format == WeightFormat::kInt4) {
     throw std::invalid_argument("vision tower: there are no weights in 4 bits");
   }
@@ -100,7 +89,7 @@ PackedClipTower::PackedClipTower(const VisionConfig& config, const TensorSource&
       weights.push_back(parts[i].first);
       biases.push_back(parts[i].second);
     }
-    return Linear{Pack(at::cat(weights), format, *pool_), Values(at::cat(biases))};
+    return Linear{Pack(at::cat(weights), format, pool), Values(at::cat(biases))};
   };
 
   read([&](ParameterReader& reader) {
@@ -115,7 +104,7 @@ PackedClipTower::PackedClipTower(const VisionConfig& config, const TensorSource&
     pre_norm_bias_ = reader.Read("vision_model.pre_layrnorm.bias", {width});
     reader.Finish("vision tower");
     patch_embedding_ =
-        Pack(patch, format == WeightFormat::kFloat ? format : WeightFormat::kBFloat16, *pool_);
+        Pack(patch, format == WeightFormat::kFloat ? format : WeightFormat::kBFloat16, pool);
     position_embedding_ = Values(position);
     const std::vector<float> of_class = Values(first);
     for (int64_t i = 0; i < width; ++i) position_embedding_[i] += of_class[i];
@@ -140,7 +129,7 @@ PackedClipTower::PackedClipTower(const VisionConfig& config, const TensorSource&
   }
 }
 
-uint64_t PackedClipTower::weight_bytes() const {
+uint64_t PackedClipWeights::bytes() const {
   uint64_t bytes =
       static_cast<uint64_t>(patch_embedding_->bytes()) + position_embedding_.size() * sizeof(float);
   for (const Block& block : blocks_) {
@@ -150,6 +139,21 @@ uint64_t PackedClipTower::weight_bytes() const {
     bytes += 4 * block.norm1.weight.size() * sizeof(float);
   }
   return bytes;
+}
+
+PackedClipTower::PackedClipTower(std::shared_ptr<const PackedClipWeights> weights,
+                                 std::shared_ptr<ops::cpu::ThreadPool> pool,
+                                 const ops::cpu::Kernels& kernels)
+    : weights_(std::move(weights)),
+      config_(weights_->config()),
+      inner_(weights_->format() == WeightFormat::kFloat ? Element::kFloat : Element::kBFloat16),
+      pool_(std::move(pool)),
+      kernels_(kernels),
+      multiplier_(*pool_, kernels),
+      scratch_(pool_->threads()) {}
+
+void* PackedClipTower::Rows::Get(int64_t rows, int64_t width, Element element) {
+  return memory_.Get((rows + ops::cpu::kRowBlock) * (width + kGap) * Bytes(element));
 }
 
 at::Tensor PackedClipTower::Forward(const at::Tensor& pixels, int64_t layer) {
@@ -172,8 +176,9 @@ at::Tensor PackedClipTower::Forward(const at::Tensor& pixels, int64_t layer) {
   at::Tensor x = at::empty({batch, tokens, width}, at::kFloat);
   if (batch == 0) return x;
   Embed(pixels.to(at::kCPU, at::kFloat).contiguous(), x.data_ptr<float>());
-  x = at::layer_norm(x, {width}, pre_norm_weight_, pre_norm_bias_, config_.layer_norm_eps);
-  for (int64_t i = 0; i < num_blocks; ++i) Run(blocks_[i], batch, x.data_ptr<float>());
+  x = at::layer_norm(x, {width}, weights_->pre_norm_weight_, weights_->pre_norm_bias_,
+                     config_.layer_norm_eps);
+  for (int64_t i = 0; i < num_blocks; ++i) Run(weights_->blocks_[i], batch, x.data_ptr<float>());
   return x;
 }
 
@@ -205,9 +210,9 @@ void PackedClipTower::Embed(const at::Tensor& pixels, float* x) {
       }
     });
     float* const rows = x + b * (patches + 1) * width;
-    std::copy(position_embedding_.begin(), position_embedding_.end(), rows);
+    std::copy(weights_->position_embedding_.begin(), weights_->position_embedding_.end(), rows);
     multiplier_.Multiply({.data = cut, .rows = patches, .columns = depth, .stride = depth},
-                         *patch_embedding_,
+                         *weights_->patch_embedding_,
                          {.data = rows + width, .rows = patches, .columns = width, .stride = width},
                          Multiplier::Store::kAdd);
   }

@@ -57,7 +57,9 @@ PackedMatrix Pack(const TensorSource& tensors, const std::vector<std::string>& n
 std::vector<float> ReadNorm(const TensorSource& tensors, const std::string& name) {
   const at::Tensor norm = tensors.Get(name).to(at::kFloat).contiguous();
   const float* values = norm.const_data_ptr<float>();
-  return {values, values + norm.numel()};
+  std::vector<float> copy(values, values + norm.numel());
+  tensors.Release(name);
+  return copy;
 }
 
 at::Tensor ReadEmbedding(const TensorSource& tensors, WeightFormat format) {

@@ -19,8 +19,11 @@ at::Tensor ParameterReader::Read(const std::string& name, at::IntArrayRef shape)
     return {};
   }
   // Always a copy: the source may be a mapped file that ends with the checkpoint.
-  return tensors_.Get(name).to(at::TensorOptions(device_).dtype(dtype_), /*non_blocking=*/false,
-                               /*copy=*/true, at::MemoryFormat::Contiguous);
+  at::Tensor copy =
+      tensors_.Get(name).to(at::TensorOptions(device_).dtype(dtype_),
+                            /*non_blocking=*/false, /*copy=*/true, at::MemoryFormat::Contiguous);
+  tensors_.Release(name);
+  return copy;
 }
 
 void ParameterReader::Finish(const std::string& module) const {

@@ -61,7 +61,7 @@ void Show(const Segment& segment, int64_t longest, float* mask) {
 }  // namespace
 
 RaggedAttention::RaggedAttention(std::span<const Segment> segments, at::Device device)
-    : segments_(segments.begin(), segments.end()) {
+    : segments_(segments.begin(), segments.end()), device_(device) {
   bool cached = false;
   for (const Segment& segment : segments) {
     Check(segment);
@@ -79,10 +79,9 @@ RaggedAttention::RaggedAttention(std::span<const Segment> segments, at::Device d
   const bool branched = std::any_of(segments.begin(), segments.end(),
                                     [](const Segment& s) { return !s.branches.empty(); });
   if (cached) return;
-  if (device.is_cpu()) PlanStretches();
+  PlanStretches();
   if (count == 1 && !branched) return;
-  if (!branched && static_cast<double>(longest_ * count) > kMostPadding * rows) return;
-  PlanTogether(rows, device);
+  together_ = branched || static_cast<double>(longest_ * count) <= kMostPadding * rows;
 }
 
 void RaggedAttention::PlanStretches() {
@@ -100,17 +99,21 @@ void RaggedAttention::PlanStretches() {
     }
     begin += segment.tokens;
   }
+  if (!device_.is_cpu()) {
+    flash_ = ops::MakeFlashPlan(*plan, device_);
+    return;
+  }
   for (const ops::Stretch& stretch : plan->stretches) {
     if (stretch.tokens + stretch.shared > kLongestForKernel) return;
   }
   plan_ = std::move(plan);
 }
 
-void RaggedAttention::PlanTogether(int64_t rows, at::Device device) {
+void RaggedAttention::PlanTogether() const {
   const auto count = static_cast<int64_t>(segments_.size());
   std::vector<int64_t> padded_from, row_from;
   padded_from.reserve(count * longest_);
-  row_from.reserve(rows);
+  row_from.reserve(positions_.size());
   bool branched = false;
   int64_t begin = 0;
   for (const Segment& segment : segments_) {
@@ -122,18 +125,19 @@ void RaggedAttention::PlanTogether(int64_t rows, at::Device device) {
     for (int64_t i = segment.tokens; i < longest_; ++i) padded_from.push_back(begin);
     begin += segment.tokens;
   }
-  padded_from_ = at::tensor(padded_from, at::kLong).to(device);
-  row_from_ = at::tensor(row_from, at::kLong).to(device);
+  padded_from_ = at::tensor(padded_from, at::kLong).to(device_);
+  row_from_ = at::tensor(row_from, at::kLong).to(device_);
   if (!branched) return;
   at::Tensor mask = at::full({count, longest_, longest_}, -std::numeric_limits<float>::infinity());
   for (int64_t i = 0; i < count; ++i) {
     Show(segments_[i], longest_, mask.data_ptr<float>() + i * longest_ * longest_);
   }
-  mask_ = mask.to(device);
+  mask_ = mask.to(device_);
 }
 
 at::Tensor RaggedAttention::AttendTogether(const at::Tensor& q, const at::Tensor& k,
                                            const at::Tensor& v) const {
+  std::call_once(planned_, [this] { PlanTogether(); });
   const auto count = static_cast<int64_t>(segments_.size());
   const auto pad = [&](const at::Tensor& x) {
     return x.index_select(0, padded_from_).view({count, longest_, x.size(1), x.size(2)});
@@ -152,7 +156,8 @@ at::Tensor RaggedAttention::Attend(int64_t index, const at::Tensor& queries, con
   const at::Tensor turned = ops::ApplyRope(at::cat({queries, keys}, 1), rope);
   const at::Tensor q = turned.narrow(1, 0, queries.size(1));
   const at::Tensor k = turned.narrow(1, queries.size(1), keys.size(1));
-  if (padded_from_.defined()) return AttendTogether(q, k, v);
+  if (flash_.query_ends.defined() && ops::HasFlash(q)) return ops::FlashAttention(q, k, v, flash_);
+  if (together_) return AttendTogether(q, k, v);
   std::vector<at::Tensor> parts;
   parts.reserve(segments_.size());
   int64_t begin = 0;

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <vector>
 
@@ -15,8 +16,8 @@
 namespace llava {
 
 // Sequences without a cache are computed together, as training has many short ones: by the kernel
-// for branches where there is one, else padded to the longest. Those with a cache each for itself.
-// One forward pass, one thread.
+// for branches or, in 16 bits on a GPU, flash attention, else padded to the longest. Those with a
+// cache each for itself. One forward pass, one thread at a time.
 class RaggedAttention {
  public:
   // Throws std::invalid_argument if a segment is empty or its branches do not add up.
@@ -32,18 +33,24 @@ class RaggedAttention {
 
  private:
   // Rows of the batch <-> rows of the padded one, and the mask of branches.
-  void PlanTogether(int64_t rows, at::Device device);
+  void PlanTogether() const;
   at::Tensor AttendTogether(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) const;
 
+  // Which rows see which, as stretches; for the kernels that take them.
   void PlanStretches();
 
   std::vector<Segment> segments_;
   std::vector<int64_t> positions_;
   int64_t longest_ = 0;
   std::shared_ptr<const ops::AttentionPlan> plan_;  // for the kernel, where it pays
-  at::Tensor padded_from_;  // [B * longest]: row of the batch; undefined: each segment for itself
-  at::Tensor row_from_;     // [T]: row of the padded batch
-  at::Tensor mask_;         // [B, longest, longest], 0 or -inf; undefined: causal
+  ops::FlashPlan flash_;                            // on GPUs, without caches
+  bool together_ = false;  // padded, unless one of these two is there; else each for itself
+  at::Device device_;
+  // When the first layer asks.
+  mutable std::once_flag planned_;
+  mutable at::Tensor padded_from_;  // [B * longest]: row of the batch
+  mutable at::Tensor row_from_;     // [T]: row of the padded batch
+  mutable at::Tensor mask_;         // [B, longest, longest], 0 or -inf; undefined: causal
 };
 
 }  // namespace llava

@@ -5,7 +5,9 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -13,6 +15,7 @@
 
 #include "model/checkpoint/checkpoint.h"
 #include "model/config/model_config.h"
+#include "model/nn/token_choice.h"
 
 namespace llava {
 
@@ -29,6 +32,14 @@ struct StepSequence {
   std::span<const int32_t> blocks;  // in order, with room for computed + tokens
 };
 
+// What a step gives whose tokens are drawn where the logits are.
+struct DrawnStep {
+  static constexpr int32_t kNotFinite = -1, kNotAsked = -2;
+  std::vector<int32_t>
+      ids;            // of each row wanted: its next token; the logits are not finite; no choice
+  at::Tensor logits;  // float32 [rows without a choice, V] on the CPU, in order
+};
+
 // One thread. Shapes: T rows of all sequences, D width, V vocabulary.
 class ServingDecoder {
  public:
@@ -43,6 +54,18 @@ class ServingDecoder {
   // shapes do not fit.
   virtual at::Tensor Step(const at::Tensor& rows, std::span<const StepSequence> sequences,
                           std::span<const int64_t> wanted) = 0;
+  // Whether StepAndDraw is there: it spares the logits their way to the host.
+  virtual bool draws() const { return false; }
+  // Step, and the next token of each of the rows `wanted` that has a choice, among the ids [0,
+  // `known_ids`): the token that DrawToken (model/llava/draw.h) gives for its logits.
+  virtual DrawnStep StepAndDraw(const at::Tensor& rows, std::span<const StepSequence> sequences,
+                                std::span<const int64_t> wanted,
+                                std::span<const std::optional<TokenChoice>> choices,
+                                int64_t known_ids) {
+    static_cast<void>(rows), static_cast<void>(sequences), static_cast<void>(wanted);
+    static_cast<void>(choices), static_cast<void>(known_ids);
+    throw std::logic_error("decoder: draws no tokens");
+  }
   // Makes block `to` equal to block `from`.
   virtual void CopyBlock(int32_t from, int32_t to) = 0;
 

@@ -83,6 +83,21 @@ struct AttentionPlan {
 at::Tensor RotaryAttention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                            const RopeTable& rope, std::shared_ptr<const AttentionPlan> plan);
 
+// An AttentionPlan for FlashAttention: sequences of queries behind each other, and of their keys.
+struct FlashPlan {
+  at::Tensor query_ends, key_ends;  // int32 [sequences + 1], from 0
+  at::Tensor key_rows;              // int64: rows of k and v; undefined: those of the queries
+  int64_t most_queries = 0, most_keys = 0;  // of a sequence
+};
+FlashPlan MakeFlashPlan(const AttentionPlan& plan, at::Device device);
+
+// Whether attention of `q` [T, H, Dh] is to be FlashAttention: 16 bits on a GPU.
+bool HasFlash(const at::Tensor& q);
+// Softmax attention with scale Dh^-0.5 after the plan, without padding; q and k are turned already.
+// Shapes as RotaryAttention. Differentiable. On the CPU sequence by sequence.
+at::Tensor FlashAttention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                          const FlashPlan& plan);
+
 // What the kernels must agree with.
 namespace reference {
 at::Tensor SwiGlu(const at::Tensor& gate, const at::Tensor& up);

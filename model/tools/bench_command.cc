@@ -5,11 +5,13 @@
 #include <chrono>
 #include <cstdio>
 #include <cstring>
+#include <fstream>
 #include <functional>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <numeric>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -66,6 +68,26 @@ double ReadSpeed(ops::cpu::ThreadPool& pool) {
   }
   if (std::accumulate(sums.begin(), sums.end(), uint64_t{0}) == 0) throw std::logic_error("no sum");
   return kBytes / 1e9 / *std::min_element(seconds.begin(), seconds.end());
+}
+
+// Bytes in memory now: of its own, and of files (programs and libraries, shared with others). Zeros
+// where the system does not tell.
+struct Resident {
+  int64_t own = 0, files = 0;
+};
+
+Resident ResidentNow() {
+  Resident resident;
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    std::istringstream words(line);
+    std::string name;
+    int64_t kilobytes = 0;
+    if (!(words >> name >> kilobytes)) continue;
+    if (name == "RssAnon:") resident.own = kilobytes * 1024;
+    if (name == "RssFile:") resident.files = kilobytes * 1024;
+  }
+  return resident;
 }
 
 // A decoder with some sequences of its own.
@@ -226,6 +248,9 @@ void RunBench(const BenchCommand& command) {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
   result["peak_rss_bytes"] = int64_t{usage.ru_maxrss} * 1024;
+  const Resident resident = ResidentNow();
+  result["rss_own_bytes"] = resident.own;
+  result["rss_file_bytes"] = resident.files;
   if (command.json) {
     std::cout << result.dump(1) << "\n";
     return;
@@ -246,7 +271,9 @@ void RunBench(const BenchCommand& command) {
                 row["parallel"].get<long long>(), row["decode_tokens_per_s"].get<double>(),
                 row["gb_per_s"].get<double>(), 100 * row["share_of_limit"].get<double>());
   }
-  std::printf("peak memory %.2f GB\n", result["peak_rss_bytes"].get<double>() / 1e9);
+  std::printf("peak memory %.2f GB; now %.2f GB of its own, %.2f GB of programs and libraries\n",
+              result["peak_rss_bytes"].get<double>() / 1e9, static_cast<double>(resident.own) / 1e9,
+              static_cast<double>(resident.files) / 1e9);
 }
 
 }  // namespace llava

@@ -4,7 +4,6 @@
 #include <cstdio>
 #include <filesystem>
 #include <iostream>
-#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -94,24 +93,13 @@ int Publish(const LanguageCheckpoint& checkpoint, const PackingFlags& flags, con
   return 0;
 }
 
-// As a trainer would publish it, but layer by layer: no more of it is in memory.
 int PublishPlain(const LanguageCheckpoint& checkpoint, const RandomCommand& command) {
   const fs::path whole = fs::absolute(command.out).lexically_normal();
   const fs::path model = whole.has_filename() ? whole : whole.parent_path();
   const nlohmann::json recipe = {{"random", {{"shape", command.shape}, {"seed", command.seed}}}};
-  LanguageDraft draft(model.parent_path(), model.filename().string(), recipe.dump());
-  std::map<std::string, std::vector<std::string>> parts;  // by layer
-  for (const auto& [name, info] : checkpoint.tensors.tensors()) {
-    const std::string layers = "model.layers.";
-    const bool of_layer = name.starts_with(layers);
-    parts[of_layer ? name.substr(0, name.find('.', layers.size())) : ""].push_back(name);
-  }
-  for (const auto& [part, names] : parts) {
-    std::map<std::string, at::Tensor> tensors;
-    for (const std::string& name : names) tensors[name] = checkpoint.tensors.Get(name);
-    draft.Add(tensors);
-  }
-  std::cout << "language " << draft.Publish(checkpoint).string() << "\n"
+  const fs::path path =
+      PublishLanguage(checkpoint, model.parent_path(), model.filename().string(), recipe.dump());
+  std::cout << "language " << path.string() << "\n"
             << "tower    " << ToHex(checkpoint.tower_digest) << "\n";
   return 0;
 }

@@ -131,12 +131,15 @@ void RunVisionBench(const VisionBenchCommand& command) {
     float_tower.emplace(plain());
     encode = [&](const at::Tensor& pixels) { return float_tower->Features(pixels, features); };
   } else {
-    packed.emplace(config, tower.tensors,
-                   command.dtype == "int8" ? WeightFormat::kInt8 : WeightFormat::kBFloat16,
-                   std::make_shared<ops::cpu::ThreadPool>(threads));
+    const auto pool = std::make_shared<ops::cpu::ThreadPool>(threads);
+    packed.emplace(
+        std::make_shared<PackedClipWeights>(
+            config, tower.tensors,
+            command.dtype == "int8" ? WeightFormat::kInt8 : WeightFormat::kBFloat16, *pool),
+        pool);
     encode = [&](const at::Tensor& pixels) { return packed->Features(pixels, features); };
     result["instruction_set"] = std::string(ops::cpu::Best().name);
-    result["weight_bytes"] = packed->weight_bytes();
+    result["weight_bytes"] = packed->weights().bytes();
   }
   result["pictures"] = json::array();
   for (const int64_t batch : command.batch) {

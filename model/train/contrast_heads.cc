@@ -61,10 +61,10 @@ NamedTensors ContrastHeads::Fresh(const ContrastShape& shape, FreshWeights& weig
 }
 
 ContrastHeads::ContrastHeads(const ContrastShape& shape, const TensorSource& tensors,
-                             at::ScalarType dtype)
+                             at::Device device, at::ScalarType dtype)
     : shape_(shape) {
   const int64_t width = shape.vision_width, shared = shape.shared_width;
-  ParameterReader reader(tensors, at::kCPU, dtype);
+  ParameterReader reader(tensors, device, dtype);
   words_ = reader.Read("text.word_embedding.weight", {shape.vocabulary, shape.text_width});
   positions_ = reader.Read("text.position_embedding.weight", {shape.text_length, shape.text_width});
   for (int64_t i = 0; i < shape.text_layers; ++i) {
@@ -94,14 +94,15 @@ at::Tensor ContrastHeads::Texts(const PaddedTexts& texts) const {
                                 " tokens is longer than the text tower's " +
                                 std::to_string(shape_.text_length));
   }
+  const at::Tensor ids = texts.ids.to(words_.device()), is_real = texts.real.to(words_.device());
   const at::Tensor seen =
-      at::zeros({batch, length}, at::kFloat)
-          .masked_fill(texts.real.logical_not(), -std::numeric_limits<float>::infinity());
+      at::zeros({batch, length}, is_real.options().dtype(at::kFloat))
+          .masked_fill(is_real.logical_not(), -std::numeric_limits<float>::infinity());
   const at::Tensor mask = seen.unsqueeze(1).expand({batch, length, length});
-  at::Tensor x = at::embedding(words_, texts.ids) + positions_.narrow(0, 0, length);
+  at::Tensor x = at::embedding(words_, ids) + positions_.narrow(0, 0, length);
   for (const ClipBlock& block : blocks_) x = block.Forward(x, mask);
   x = at::layer_norm(x, {shape_.text_width}, text_norm_weight_, text_norm_bias_, kEps);
-  const at::Tensor real = texts.real.unsqueeze(-1).to(x.scalar_type());
+  const at::Tensor real = is_real.unsqueeze(-1).to(x.scalar_type());
   return Unit(ops::Linear((x * real).sum(1) / real.sum(1), text_projection_));
 }
 

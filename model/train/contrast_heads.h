@@ -38,10 +38,11 @@ class ContrastHeads {
   // Fresh parameters.
   static NamedTensors Fresh(const ContrastShape& shape, FreshWeights& weights);
 
-  ContrastHeads(const ContrastShape& shape, const TensorSource& tensors, at::ScalarType dtype);
+  ContrastHeads(const ContrastShape& shape, const TensorSource& tensors, at::Device device,
+                at::ScalarType dtype);
 
-  // All results of these three are unit vectors. Throws std::invalid_argument for longer texts than
-  // text_length. -> [B, E].
+  // Texts of any device. All results of these three are unit vectors. Throws std::invalid_argument
+  // for longer texts than text_length. -> [B, E].
   at::Tensor Texts(const PaddedTexts& texts) const;
   // Patch features [B, P, Dv] -> [B, P, E].
   at::Tensor Regions(const at::Tensor& features) const;

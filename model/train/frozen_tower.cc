@@ -10,6 +10,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/tensor.h>
+#include <c10/core/DeviceGuard.h>
 
 #include "model/image/decode.h"
 #include "model/image/image.h"
@@ -30,10 +31,14 @@ Image Decode(const std::string& file) {
   return DecodeImage({reinterpret_cast<const uint8_t*>(file.data()), file.size()});
 }
 
-std::string OriginOf(const TowerCheckpoint& checkpoint, const FeatureConfig& features) {
+std::string OriginOf(const TowerCheckpoint& checkpoint, const FrozenTowerOptions& options) {
+  const FeatureConfig& features = options.features;
   return "tower " + ToHex(checkpoint.digest) + " layer " + std::to_string(features.select_layer) +
          (features.select_feature == SelectFeature::kPatch ? " patch" : " cls_patch") +
-         (features.image_mode == ImageMode::kPad ? " pad" : " crop");
+         (features.image_mode == ImageMode::kPad ? " pad" : " crop") +
+         (options.device.is_cpu()
+              ? ""
+              : " " + c10::DeviceTypeName(options.device.type(), /*lower_case=*/true));
 }
 
 // Kernels of this thread run on it alone.
@@ -53,11 +58,12 @@ class OneThread {
 }  // namespace
 
 FrozenTower::FrozenTower(const TowerCheckpoint& checkpoint, const FrozenTowerOptions& options)
-    : options_(options), tower_(checkpoint.config, checkpoint.tensors, at::kCPU, options.dtype) {
+    : options_(options),
+      tower_(checkpoint.config, checkpoint.tensors, options.device, options.dtype) {
   if (options.cache_file.empty()) return;
   const int64_t rows = checkpoint.config.num_patches() +
                        (options.features.select_feature == SelectFeature::kClsPatch ? 1 : 0);
-  file_ = std::make_unique<FeatureFile>(options.cache_file, OriginOf(checkpoint, options.features),
+  file_ = std::make_unique<FeatureFile>(options.cache_file, OriginOf(checkpoint, options),
                                         at::IntArrayRef{rows, checkpoint.config.hidden_size},
                                         options.dtype);
 }
@@ -94,11 +100,12 @@ at::Tensor FrozenTower::Compute(const std::string& file) const {
   const Image fitted = FitToTower(Decode(file), options_.features.image_mode, preprocess);
   const at::NoGradGuard no_graph;
   const OneThread one;
+  const c10::DeviceGuard device(options_.device);
   const at::Tensor pixels = at::tensor(NormalizePixels(fitted, preprocess), at::kFloat)
                                 .view({1, 3, preprocess.image_size, preprocess.image_size})
                                 .to(options_.dtype);
   ++computed_;
-  return tower_.Features(pixels, options_.features).squeeze(0).contiguous();
+  return tower_.Features(pixels, options_.features).squeeze(0).cpu().contiguous();
 }
 
 void FrozenTower::Keep(const std::string& name, const at::Tensor& features) const {

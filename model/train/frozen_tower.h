@@ -10,6 +10,7 @@
 #include <unordered_map>
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/Device.h>
 
 #include "model/checkpoint/checkpoint.h"
 #include "model/nn/clip.h"
@@ -19,6 +20,7 @@ namespace llava {
 
 struct FrozenTowerOptions {
   FeatureConfig features = {};
+  at::Device device = at::kCPU;  // that computes; features are kept on the CPU
   at::ScalarType dtype = at::kFloat;
   int64_t memory_bytes = 0;  // of features kept in memory; what comes later is not kept
   std::filesystem::path cache_file = {};  // empty: none
@@ -30,8 +32,8 @@ class FrozenTower {
  public:
   FrozenTower(const TowerCheckpoint& checkpoint, const FrozenTowerOptions& options);
 
-  // Z_v: [P or P + 1, Dv], without a graph. Throws std::invalid_argument saying what is wrong with
-  // the picture, std::runtime_error if the file cannot be read.
+  // Z_v on the CPU: [P or P + 1, Dv], without a graph. Throws std::invalid_argument saying what is
+  // wrong with the picture, std::runtime_error if the file cannot be read.
   at::Tensor Features(const std::filesystem::path& picture) const;
   // Decodes it, computes nothing. Throws like Features.
   static void CheckPicture(const std::filesystem::path& picture);

@@ -62,7 +62,7 @@ class InstructionTask : public TrainingTask {
       : settings_(settings),
         task_(task),
         start_(OpenInstructionModel(settings, task.seed)),
-        model_(start_.language, at::kCPU, task.compute_dtype),
+        model_(start_.language, task.device, task.compute_dtype),
         weights_([this](const ParameterVisitor& visit) { model_.VisitParameters(visit); },
                  start_.language.tensors,
                  [&](const std::string& name) {
@@ -70,6 +70,7 @@ class InstructionTask : public TrainingTask {
                  },
                  task.compute_dtype),
         tower_(start_.tower, {.features = start_.language.config.features,
+                              .device = task.device,
                               .dtype = task.compute_dtype,
                               .memory_bytes = settings.cache_bytes,
                               .cache_file = settings.cache_file}),

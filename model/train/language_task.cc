@@ -49,7 +49,7 @@ uint64_t SeedOf(uint64_t seed, uint64_t purpose, uint64_t number = 0) {
 
 // A batch of lessons with its numbers as tensors.
 struct PreparedBatch {
-  explicit PreparedBatch(MapBatch lessons) : batch(std::move(lessons)) {
+  PreparedBatch(MapBatch lessons, at::Device device) : batch(std::move(lessons)) {
     const auto words = static_cast<int64_t>(batch.text_ids.size());
     std::vector<int64_t> places = batch.sources;
     for (int64_t& place : places) place = place >= 0 ? place : words - 1 - place;
@@ -58,6 +58,9 @@ struct PreparedBatch {
     rows = at::tensor(batch.rows, at::kLong);
     targets = at::tensor(batch.targets, at::kLong);
     weights = at::tensor(batch.weights, at::kFloat);
+    for (at::Tensor* tensor : {&text_ids, &order, &rows, &targets, &weights}) {
+      *tensor = tensor->to(device);
+    }
   }
   MapBatch batch;
   at::Tensor text_ids, order, rows, targets, weights;
@@ -86,7 +89,7 @@ class LanguageTask : public TrainingTask {
         lessons_(language_.lessons, tokenizer_, chat_template_, task.seed),
         map_(FirstMap()),
         start_(FirstWeights()),
-        decoder_(config_, start_, at::kCPU, task.compute_dtype),
+        decoder_(config_, start_, task.device, task.compute_dtype),
         weights_([this](const ParameterVisitor& visit) { decoder_.VisitParameters(visit); }, start_,
                  [](const std::string&) { return true; }, task.compute_dtype),
         batches_([this](int64_t index) { return Prepare(index); },
@@ -137,10 +140,13 @@ class LanguageTask : public TrainingTask {
  private:
   TextMap FirstMap() const {
     if (!language_.start) {
-      return TextMap(*tokenizer_, config_.hidden_size, SeedOf(task_.seed, kPlaces), kPlaceDeviation,
-                     language_.lessons.num_categories);
+      TextMap map(*tokenizer_, config_.hidden_size, SeedOf(task_.seed, kPlaces), kPlaceDeviation,
+                  language_.lessons.num_categories);
+      map.MoveTo(task_.device);
+      return map;
     }
     TextMap map(*tokenizer_, language_.start_text_map);
+    map.MoveTo(task_.device);
     for (auto [name, vectors] : map.parameters()) {
       if (vectors.size(1) != config_.hidden_size) {
         throw std::invalid_argument(language_.start_text_map + ": vectors of width " +
@@ -166,7 +172,7 @@ class LanguageTask : public TrainingTask {
   }
   std::unique_ptr<const PreparedBatch> Prepare(int64_t index) const {
     return std::make_unique<const PreparedBatch>(
-        lessons_.Make(index / language_.accumulation, index));
+        lessons_.Make(index / language_.accumulation, index), task_.device);
   }
 
   // [trained tokens, V]. Maps are disturbed by noise of seed `noise`; 0: not at all.
@@ -200,18 +206,19 @@ class LanguageTask : public TrainingTask {
     const int64_t maps = words.size(0), cells = words.size(1);
     const auto generator = at::make_generator<at::CPUGeneratorImpl>(seed);
     const auto uniform = [&](at::IntArrayRef shape) {
-      return at::rand(shape, generator, at::kFloat).to(words.scalar_type());
+      return at::rand(shape, generator, at::kFloat).to(words.options());
     };
     const at::Tensor mix = uniform({maps, cells, 1}) * (noise / 2);
-    const at::Tensor others = words.detach()
-                                  .flatten(0, 1)
-                                  .index_select(0, at::randperm(maps * cells, generator, at::kLong))
-                                  .view_as(words);
+    const at::Tensor others =
+        words.detach()
+            .flatten(0, 1)
+            .index_select(0, at::randperm(maps * cells, generator, at::kLong).to(words.device()))
+            .view_as(words);
     const at::Tensor scale =
         (uniform({maps, 1, 1}) + uniform({maps, cells, 1})) * noise + (1 - noise);
     const double deviation = weights_.masters().front().second.detach().std().item<double>();
     const at::Tensor grain = at::randn(words.sizes(), generator, at::kFloat) * (noise * deviation);
-    return (words + mix * (others - words)) * scale + grain.to(words.scalar_type());
+    return (words + mix * (others - words)) * scale + grain.to(words.options());
   }
 
   const LanguageSettings language_;
@@ -267,12 +274,12 @@ Figures LanguageTask::Evaluate() {
   std::map<QuestionType, std::pair<int64_t, int64_t>> right_of;  // right, asked
   for (int64_t first = 0; first < language_.evaluated_scenes; first += kEvaluatedAtOnce) {
     const int64_t count = std::min(kEvaluatedAtOnce, language_.evaluated_scenes - first);
-    const PreparedBatch batch(lessons_.HeldOut(first, count));
+    const PreparedBatch batch(lessons_.HeldOut(first, count), task_.device);
     const at::Tensor logits = Logits(batch, /*noise=*/0);
     loss += (Loss(batch, logits) * batch.weights).sum().item<double>();
     weight += batch.weights.sum().item<double>();
     // A turn is right if all of its key words are, each after the true words before it.
-    const at::Tensor said = logits.argmax(-1);
+    const at::Tensor said = logits.argmax(-1).cpu();
     const int64_t* ids = said.const_data_ptr<int64_t>();
     std::vector<bool> right(batch.batch.turns.size(), true);
     for (size_t i = 0; i < batch.batch.targets.size(); ++i) {
@@ -331,7 +338,8 @@ std::filesystem::path LanguageTask::Publish(const std::filesystem::path& root,
   checkpoint.config.features.image_mode = language_.image_mode;
   NamedTensors tensors =
       FreshWeights(SeedOf(task_.seed, kProjector)).Projector(checkpoint.config.projector);
-  for (const auto& [parameter, master] : weights_.masters()) tensors[parameter] = master.detach();
+  for (const auto& [parameter, master] : weights_.masters())
+    tensors[parameter] = master.detach().cpu();
   for (auto& [parameter, tensor] : tensors) tensor = tensor.to(at::kBFloat16);
   checkpoint.tensors = MemoryTensors(std::move(tensors));
   checkpoint.tower_digest = tower.digest;

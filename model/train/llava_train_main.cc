@@ -53,11 +53,14 @@ std::function<int()> AddTraining(CLI::App& app, const std::string& kind) {
   sub->add_flag("--dry-run", *dry, "Check all data, estimate time and memory, train nothing")
       ->excludes(publish);
   sub->add_flag("--skip-bad", *skip, "Leave bad records out, counted, instead of refusing them");
+  const auto device = std::make_shared<std::string>();
+  sub->add_option("--device", *device, "cpu or cuda:0; as --set device=...");
   sub->add_option("--metrics-listen", command->metrics_address,
                   "IP:PORT where Prometheus finds /metrics during the run");
   return [=] {
     if (!sub->parsed()) return -1;
     if (*skip) command->settings.push_back("skip_bad=true");
+    if (!device->empty()) command->settings.push_back("device=" + *device);
     if (*dry) {
       llava::RunDry(*command, stderr);
       return 0;

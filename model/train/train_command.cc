@@ -12,6 +12,7 @@
 #include <utility>
 
 #include <ATen/Parallel.h>
+#include <c10/core/CachingDeviceAllocator.h>
 
 #include "model/checkpoint/durable_file.h"
 #include "model/train/group_optimizer.h"
@@ -78,6 +79,8 @@ struct Opened {
     recipe.CheckAllRead();
   }
 
+  at::Device device() const { return settings_.device; }
+
  private:
   TaskSettings settings_;
 };
@@ -92,6 +95,12 @@ int64_t PeakMemory() {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
   return int64_t{usage.ru_maxrss} * 1024;
+}
+
+// The most that LibTorch has taken of a GPU.
+int64_t PeakDeviceMemory(at::Device device) {
+  const auto stats = c10::getDeviceAllocator(device.type())->getDeviceStats(device.index());
+  return stats.reserved_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)].peak;
 }
 
 struct DryFigures {
@@ -189,6 +198,9 @@ void RunDry(const TrainCommand& command, std::FILE* progress) {
   report["seconds_per_step"] = figures.seconds_per_step;
   report["estimated_seconds"] = figures.seconds_per_step * static_cast<double>(task.total_steps());
   report["estimated_memory_bytes"] = PeakMemory();
+  if (!opened.device().is_cpu()) {
+    report["estimated_device_memory_bytes"] = PeakDeviceMemory(opened.device());
+  }
   std::printf("%s\n", report.dump(2).c_str());
 }
 

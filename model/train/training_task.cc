@@ -1,15 +1,49 @@
 #include "model/train/training_task.h"
 
+#include <stdexcept>
+
+#include <ATen/Context.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/zeros.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <c10/util/Exception.h>
+
 namespace llava {
+namespace {
+
+// Makes `name` the device of this thread. Throws unless a tensor can be made and computed with
+// there.
+at::Device EnterDevice(const std::string& name) {
+  try {
+    const at::Device device(name);
+    if (device.is_cpu()) return device;
+    // Without a number: the first.
+    const at::Device numbered(device.type(), device.has_index() ? device.index() : 0);
+    (at::zeros({1}, at::TensorOptions(numbered).dtype(at::kFloat)) + 1).item<float>();
+    c10::impl::VirtualGuardImpl(numbered.type()).setDevice(numbered);
+    return numbered;
+  } catch (const c10::Error& error) {
+    throw std::invalid_argument("setting \"device\" is \"" + name +
+                                "\": " + error.what_without_backtrace());
+  }
+}
+
+}  // namespace
 
 TaskSettings TaskSettings::From(Recipe& recipe) {
   TaskSettings s;
   s.seed = static_cast<uint64_t>(
       recipe.Int("seed", static_cast<int64_t>(s.seed), "of all that is drawn by chance"));
+  s.device = EnterDevice(recipe.Text(
+      "device", "cpu", "cpu, or a GPU (cuda:0); the same one repeats a run bit for bit"));
   s.compute_dtype = recipe.Choice("precision", "fp32", {"fp32", "bf16"},
                                   "dtype of the computation; masters stay in float32") == "bf16"
                         ? at::kBFloat16
                         : at::kFloat;
+  if (s.compute_dtype == at::kFloat) {  // all of it, on GPUs too
+    at::globalContext().setAllowTF32CuBLAS(false);
+    at::globalContext().setAllowTF32CuDNN(false);
+  }
   s.gradient_checkpointing =
       recipe.Flag("gradient_checkpointing", s.gradient_checkpointing,
                   "compute each decoder layer again in the backward pass: less memory");

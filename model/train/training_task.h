@@ -12,6 +12,7 @@
 #include <vector>
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/Device.h>
 
 #include "model/train/recipe.h"
 
@@ -42,10 +43,13 @@ using Figures = std::vector<std::pair<std::string, double>>;
 // What all kinds of training read from the recipe.
 struct TaskSettings {
   uint64_t seed = 42;
+  at::Device device = at::kCPU;               // of network, masters and optimizer
   at::ScalarType compute_dtype = at::kFloat;  // bfloat16 with float32 masters, or float32
   bool gradient_checkpointing = false;        // recompute each decoder layer in the backward pass
   int64_t loader_threads = 1;
   bool skip_bad = false;  // leave bad records out, counted, instead of refusing the data
+  // Throws std::invalid_argument for settings that cannot be, a device that is not there among
+  // them.
   static TaskSettings From(Recipe& recipe);
 };
 

@@ -105,14 +105,16 @@ class VisionTask : public TrainingTask {
                .vocabulary = tokenizer_->vocab_size(),
                .grid = kSceneGrid},
         fresh_tower_(MemoryTensors(Weights(kTowerWeights).Tower(vision.tower))),
-        tower_(vision.tower, fresh_tower_, at::kCPU, task.compute_dtype),
+        tower_(vision.tower, fresh_tower_, task.device, task.compute_dtype),
         tower_weights_([this](const ParameterVisitor& visit) { tower_.VisitParameters(visit); },
                        fresh_tower_, [](const std::string&) { return true; }, task.compute_dtype),
         fresh_heads_(FreshHeads()),
-        heads_(shape_, fresh_heads_, task.compute_dtype),
+        heads_(shape_, fresh_heads_, task.device, task.compute_dtype),
         head_weights_([this](const ParameterVisitor& visit) { heads_.VisitParameters(visit); },
                       fresh_heads_, [](const std::string&) { return true; }, task.compute_dtype),
-        log_scales_(at::full({2}, std::log(kFirstScale), at::kFloat).set_requires_grad(true)),
+        log_scales_(
+            at::full({2}, std::log(kFirstScale), at::TensorOptions(task.device).dtype(at::kFloat))
+                .set_requires_grad(true)),
         batches_([this](int64_t index) { return Prepare(index); },
                  static_cast<int>(task.loader_threads), kPrepared) {
     if (task.gradient_checkpointing) {
@@ -208,17 +210,18 @@ class VisionTask : public TrainingTask {
 
   at::Tensor RegionLoss(const Seen& seen, const PictureBatch& batch,
                         const at::Tensor& scale) const {
-    const at::Tensor losses =
-        at::cross_entropy_loss((CompareRegions(seen) * scale).flatten(0, 1),
-                               batch.phrases.flatten(), std::nullopt, at::Reduction::None);
-    const at::Tensor kinds = batch.phrases.flatten().floor_divide(vision_.num_categories);
-    const at::Tensor weights = at::tensor(at::ArrayRef<float>(kKindWeights)).index_select(0, kinds);
+    const at::Tensor phrases = batch.phrases.flatten().to(task_.device);
+    const at::Tensor losses = at::cross_entropy_loss((CompareRegions(seen) * scale).flatten(0, 1),
+                                                     phrases, std::nullopt, at::Reduction::None);
+    const at::Tensor kinds = phrases.floor_divide(vision_.num_categories);
+    const at::Tensor weights =
+        at::tensor(at::ArrayRef<float>(kKindWeights)).to(task_.device).index_select(0, kinds);
     return (losses * weights).sum() / weights.sum();
   }
 
   at::Tensor PlaceLoss(const Seen& seen) const {
     const at::Tensor logits = heads_.Places(seen.patches).to(at::kFloat);
-    const at::Tensor index = at::arange(kSceneGrid * kSceneGrid, at::kLong);
+    const at::Tensor index = at::arange(kSceneGrid * kSceneGrid, logits.options().dtype(at::kLong));
     const auto loss = [&](int64_t first, const at::Tensor& targets) {
       return at::cross_entropy_loss(logits.narrow(-1, first, kSceneGrid).flatten(0, 1),
                                     targets.repeat({logits.size(0)}));
@@ -231,7 +234,7 @@ class VisionTask : public TrainingTask {
     const at::Tensor logits =
         at::matmul(heads_.Pictures(seen.whole), heads_.Texts(batch.captions).t()).to(at::kFloat) *
         scale;
-    const at::Tensor own = at::arange(logits.size(0), at::kLong);
+    const at::Tensor own = at::arange(logits.size(0), logits.options().dtype(at::kLong));
     return (at::cross_entropy_loss(logits, own) + at::cross_entropy_loss(logits.t(), own)) / 2;
   }
 
@@ -303,8 +306,8 @@ Figures VisionTask::Evaluate() {
     const int64_t count = std::min(kEvaluatedAtOnce, vision_.evaluated - first);
     const PictureBatch batch = lessons_.HeldOut(first, count);
     const Seen seen = See(batch.pixels);
-    const at::Tensor said = CompareRegions(seen).argmax(-1);
-    const at::Tensor places = heads_.Places(seen.patches).to(at::kFloat);
+    const at::Tensor said = CompareRegions(seen).argmax(-1).cpu();
+    const at::Tensor places = heads_.Places(seen.patches).to(at::kFloat).cpu();
     const at::Tensor rows = places.narrow(-1, 0, kSceneGrid).argmax(-1);
     const at::Tensor place =
         rows * kSceneGrid + places.narrow(-1, kSceneGrid, kSceneGrid).argmax(-1);
@@ -321,7 +324,8 @@ Figures VisionTask::Evaluate() {
   const PictureBatch compared = lessons_.HeldOut(0, kComparedCaptions);
   const at::Tensor best = at::matmul(at::cat(wholes).narrow(0, 0, kComparedCaptions),
                                      heads_.Texts(compared.captions).t())
-                              .argmax(1);
+                              .argmax(1)
+                              .cpu();
   for (int64_t i = 0; i < kComparedCaptions; ++i) {
     score.Count("caption_of_200", best.const_data_ptr<int64_t>()[i] == i);
   }
@@ -355,7 +359,7 @@ std::filesystem::path VisionTask::Publish(const std::filesystem::path& root,
                                           const nlohmann::ordered_json& recipe) {
   NamedTensors tensors;
   for (const auto& [parameter, master] : tower_weights_.masters()) {
-    tensors[parameter] = master.detach().to(at::kBFloat16);
+    tensors[parameter] = master.detach().cpu().to(at::kBFloat16);
   }
   TowerCheckpoint checkpoint;
   checkpoint.name = name;

@@ -3,11 +3,15 @@
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/ones.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <exception>
+#include <limits>
+#include <set>
 #include <stdexcept>
 #include <thread>
 
@@ -42,6 +46,25 @@ absl::StatusOr<std::vector<at::Device>> ParseDevices(const std::string& text) {
     }
   }
   return devices;
+}
+
+uint64_t DeviceMemoryBudget(const std::string& text) {
+  const auto devices = ParseDevices(text);
+  if (!devices.ok() || devices->front().is_cpu() || !at::globalContext().hasCUDA()) return 0;
+  std::set<c10::DeviceIndex> asked;
+  uint64_t least = std::numeric_limits<uint64_t>::max();
+  try {
+    at::globalContext().lazyInitDevice(at::kCUDA);
+    for (const at::Device device : *devices) {
+      if (!asked.insert(device.index()).second) continue;
+      const auto [free, total] =
+          at::getDeviceAllocator(device.type())->getMemoryInfo(device.index());
+      least = std::min<uint64_t>(least, free);
+    }
+  } catch (const std::exception&) {
+    return 0;
+  }
+  return least / 10 * 9 * asked.size();
 }
 
 absl::Status CheckDevice(at::Device device) {

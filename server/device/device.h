@@ -18,6 +18,11 @@ namespace llava {
 // arithmetic must not share a cache). INVALID_ARGUMENT saying what is expected.
 absl::StatusOr<std::vector<at::Device>> ParseDevices(const std::string& text);
 
+// For a --memory-budget of 0: nine tenths of what is free at the moment on the GPUs that `text` (as
+// above) names, of as many as there are as much as on the fullest. 0, no limit: for the CPU
+// (HostMemoryBudget knows), and where a GPU cannot be asked, which CheckDevice will tell.
+uint64_t DeviceMemoryBudget(const std::string& text);
+
 // FAILED_PRECONDITION if a tensor cannot be made and computed with there: no such GPU, no driver, a
 // build without CUDA.
 absl::Status CheckDevice(at::Device device);

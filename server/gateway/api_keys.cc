@@ -22,6 +22,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "server/runtime/logging.h"
+#include "server/runtime/service_process.h"
 
 namespace llava {
 namespace {
@@ -116,13 +117,6 @@ absl::StatusOr<ApiKey> ReadKey(const YAML::Node& node) {
   if (key.name.empty()) return At(node.Mark(), "a key has no name");
   if (key.hashes.empty()) return At(node.Mark(), absl::StrCat(key.name, " has no sha256"));
   return key;
-}
-
-// Takes the same time wherever two digests differ.
-bool SameDigest(const Sha256Digest& a, const Sha256Digest& b) {
-  volatile uint8_t difference = 0;
-  for (size_t i = 0; i < a.size(); ++i) difference = difference | (a[i] ^ b[i]);
-  return difference == 0;
 }
 
 absl::StatusOr<std::string> ReadWhole(const std::string& path) {
@@ -241,12 +235,14 @@ absl::StatusOr<std::unique_ptr<ApiKeys>> ApiKeys::Open(const std::string& path, 
 
 ApiKeys::ApiKeys(std::string path, Metrics& metrics)
     : path_(std::move(path)),
+      salt_(RandomId()),
       count_(metrics.Gauge("llava_gateway_api_keys", "API keys that let somebody in.")),
       reads_(metrics.Counter("llava_gateway_keys_file_reads_total",
                              "Times that the keys file was read.", {{"result", "ok"}})),
       failed_reads_(metrics.Counter("llava_gateway_keys_file_reads_total",
                                     "Times that the keys file was read.", {{"result", "failed"}})),
-      keys_(std::make_shared<const List>()) {}
+      keys_(std::make_shared<const List>()),
+      index_(std::make_shared<const Index>()) {}
 
 ApiKeys::~ApiKeys() {
   {
@@ -270,11 +266,29 @@ KeyLimits ApiKeys::LimitsOf(std::string_view name) const {
   return {};
 }
 
+Caller ApiKeys::Named(const std::string& name, uint32_t weight) const {
+  if (name.empty()) return Caller();
+  {
+    MutexLock lock(mutex_);
+    for (const auto& key : *keys_) {
+      if (key->name == name) return Caller(key);
+    }
+  }
+  auto key = std::make_shared<ApiKey>();
+  key->name = name;
+  key->weight = weight;
+  return Caller(std::move(key));
+}
+
 std::string ApiKeys::Signature() const {
   struct stat info;
   if (stat(path_.c_str(), &info) != 0) return absl::StrCat("error ", errno);
   return absl::StrCat(info.st_dev, " ", info.st_ino, " ", info.st_size, " ", info.st_mtim.tv_sec,
                       ".", info.st_mtim.tv_nsec);
+}
+
+Sha256Digest ApiKeys::Salted(const Sha256Digest& hash) const {
+  return HashBytes(salt_ + ToBytes(hash));
 }
 
 absl::Status ApiKeys::Read() {
@@ -284,11 +298,16 @@ absl::Status ApiKeys::Read() {
     return keys.status();
   }
   auto list = std::make_shared<List>();
-  for (ApiKey& key : *keys) list->push_back(std::make_shared<const ApiKey>(std::move(key)));
+  auto index = std::make_shared<Index>();
+  for (ApiKey& key : *keys) {
+    list->push_back(std::make_shared<const ApiKey>(std::move(key)));
+    for (const Sha256Digest& hash : list->back()->hashes) (*index)[Salted(hash)] = list->back();
+  }
   reads_.Increment();
   count_.Set(static_cast<double>(list->size()));
   MutexLock lock(mutex_);
   keys_ = std::move(list);
+  index_ = std::move(index);
   return absl::OkStatus();
 }
 
@@ -327,21 +346,16 @@ absl::StatusOr<Caller> ApiKeys::Identify(std::string_view authorization) const {
         "the authorization header is not of the form \"Bearer <key>\"");
   }
   authorization.remove_prefix(kScheme.size());
-  const Sha256Digest hash = HashBytes(authorization);
-  std::shared_ptr<const List> keys;
+  std::shared_ptr<const Index> index;
   {
     MutexLock lock(mutex_);
-    keys = keys_;
+    index = index_;
   }
-  // Looks at every key, so that time tells nothing about which of them is near.
-  std::shared_ptr<const ApiKey> found;
-  for (const auto& key : *keys) {
-    for (const Sha256Digest& each : key->hashes) {
-      if (SameDigest(each, hash)) found = key;
-    }
+  const auto found = index->find(Salted(HashBytes(authorization)));
+  if (found == index->end()) {
+    return absl::UnauthenticatedError("this API key is not known here; was it revoked?");
   }
-  if (!found) return absl::UnauthenticatedError("this API key is not known here; was it revoked?");
-  return Caller(std::move(found));
+  return Caller(found->second);
 }
 
 absl::Status MayReadMetrics(const ApiKeys& keys, std::string_view authorization) {

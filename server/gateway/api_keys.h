@@ -3,6 +3,7 @@
 // Who may come in: named API keys, of which only hashes are kept (docs/access.md has the format).
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -82,18 +83,26 @@ class ApiKeys {
   absl::StatusOr<Caller> Identify(std::string_view authorization) const;
   // Those of a key by name; none if there is no such key (any more).
   KeyLimits LimitsOf(std::string_view name) const;
+  // Who asked with the key of that name, now that he is not there to show it: with the key's limits
+  // of today, or, if there is no such key any more, with this weight and no limits.
+  Caller Named(const std::string& name, uint32_t weight) const;
   size_t size() const;
 
  private:
   using List = std::vector<std::shared_ptr<const ApiKey>>;
+  // By hash of the key under a salt of this process: so the time of a search tells a stranger
+  // nothing about the hashes that are kept.
+  using Index = std::map<Sha256Digest, std::shared_ptr<const ApiKey>>;
 
   ApiKeys(std::string path, Metrics& metrics);
   absl::Status Read();
   void Watch();
   // Changes with every change of the file's content that a writer can make by rename or in place.
   std::string Signature() const;
+  Sha256Digest Salted(const Sha256Digest& hash) const;
 
   const std::string path_;
+  const std::string salt_;
   prometheus::Gauge& count_;
   prometheus::Counter& reads_;
   prometheus::Counter& failed_reads_;
@@ -101,6 +110,7 @@ class ApiKeys {
   mutable Mutex mutex_;
   CondVar changed_;
   std::shared_ptr<const List> keys_ LLAVA_GUARDED_BY(mutex_);
+  std::shared_ptr<const Index> index_ LLAVA_GUARDED_BY(mutex_);
   bool stopping_ LLAVA_GUARDED_BY(mutex_) = false;
   std::string signature_;  // of the last file read; Open, then the thread
   std::thread thread_;     // last: uses all of the above

@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "server/gateway/image_upload.h"
@@ -221,8 +222,11 @@ grpc::ServerUnaryReactor* ChatServiceImpl::CountTokens(
   const UnaryCall call("CountTokens", *context, parts_);
   auto status = call.scope().Admit(admission_);
   if (status.ok()) status = CheckSessionId(request->session_id());
-  auto images = ReadMessage(request->text(), request->images(), parts_.options);
-  if (status.ok()) status = images.status();
+  absl::StatusOr<std::vector<StoredImage>> images;
+  if (status.ok()) {
+    images = ReadMessage(request->text(), request->images(), parts_.options);
+    status = images.status();
+  }
   ForOwner(
       call, status, request->session_id(),
       [this, call, request, response, images = std::move(images), deadline = context->deadline()] {

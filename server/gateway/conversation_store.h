@@ -21,8 +21,8 @@ namespace llava {
 // The truth of every conversation: sessions, turns and pictures. Nothing here blocks; a callback
 // runs once, on a thread of the store, must not block, and what it acknowledges is durable. A
 // request that fails changes nothing. NOT_FOUND: no such session, turn or picture, with a hint.
-// UNAVAILABLE with RetryInfo: too much waits; FinishTurn always gets in, as each has taken its
-// place by BeginTurn.
+// UNAVAILABLE with RetryInfo: too much waits; FinishTurn and NoteTries always get in, as each turn
+// has taken its place by BeginTurn.
 //
 // Thread-safe.
 class ConversationStore {
@@ -32,7 +32,7 @@ class ConversationStore {
 
   virtual ~ConversationStore() = default;
 
-  // Turns that an earlier process left running. Once.
+  // Turns that an earlier process left running, those asked first first. Once.
   virtual std::vector<UnfinishedTurn> TakeUnfinished() = 0;
 
   // Keeps `session.owner` too, for good.
@@ -47,7 +47,7 @@ class ConversationStore {
   // Its pictures go too, unless another session has them.
   virtual void DeleteSession(std::string id, std::function<void(absl::Status)> done) = 0;
   // Deletes sessions that nobody used for long, unless `busy` says so of their id or a turn of
-  // theirs is running, and forgets old requests. `done` gets the number of sessions.
+  // theirs is running. `done` gets the number of sessions.
   virtual void Expire(std::chrono::microseconds default_expiry,
                       std::function<bool(const std::string&)> busy, Done<int64_t> done) = 0;
 
@@ -63,12 +63,16 @@ class ConversationStore {
   virtual void GetConversation(std::string session_id, RequestKey request,
                                Done<Conversation> done) = 0;
   virtual void GetTurn(std::string session_id, std::string turn_id, Done<StoredTurn> done) = 0;
-  // With it the turn's number. RESOURCE_EXHAUSTED: the session has its fill of turns.
-  virtual void BeginTurn(NewTurn turn, Done<v1::Turn> done) = 0;
+  // `done` gets the turn's number. RESOURCE_EXHAUSTED: the session has its fill of turns.
+  virtual void BeginTurn(NewTurn turn, Done<uint32_t> done) = 0;
   // The same for a turn that exists (`turn.id`): its answer is emptied. Ignores text and pictures.
-  virtual void RestartTurn(NewTurn turn, Done<v1::Turn> done) = 0;
+  virtual void RestartTurn(NewTurn turn, Done<uint32_t> done) = 0;
   // No error when the session was deleted meanwhile.
   virtual void FinishTurn(TurnResult result, std::function<void(absl::Status)> done) = 0;
+  // Of a running turn: how many processes may have died of taking it up. No error when it has
+  // ended.
+  virtual void NoteTries(std::string session_id, std::string turn_id, uint32_t tries,
+                         std::function<void(absl::Status)> done) = 0;
 };
 
 }  // namespace llava

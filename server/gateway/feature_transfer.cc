@@ -117,6 +117,9 @@ void FeatureTransfer::OnReaderDone(const grpc::Status& status) {
 // Comes after OnReaderDone, which gives the hold back.
 void FeatureTransfer::OnWriterDone(const grpc::Status& status) {
   writer_status_ = FromGrpc(status);
+  // A good end is not reported: the answer that follows tells more, and must not find its own
+  // failures forgotten.
+  if (!writer_status_.ok()) llm_.Report(writer_status_);
   End();
 }
 

@@ -70,6 +70,7 @@ class Gateway {
   const std::unique_ptr<ConversationStore> store_;
   SessionOwners owners_;
   TurnGate gate_;
+  RecoveryLane recovery_;
   ResumableCalls resumable_;
   PictureFetcher fetcher_;
   Admission& admission_;

@@ -86,6 +86,7 @@ int main(int argc, char** argv) {
     http_options.host = process_options.host;
     http_options.port = options.http_port;
     http_options.threads = options.http_threads;
+    http_options.limits = options.http_limits;
     http_options.tls = process_options.tls;
     auto started = HttpServer::Start(http_options, *front);
     if (!started.ok()) {

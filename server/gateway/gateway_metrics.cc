@@ -45,7 +45,13 @@ GatewayMetrics::GatewayMetrics(Metrics& metrics)
       journal_bytes_total(metrics.Counter("llava_gateway_journal_bytes_total",
                                           "Bytes written to the journal of running answers.")),
       journal_write_seconds(metrics.Histogram("llava_gateway_journal_write_seconds",
-                                              "Writes of the journal, each over all answers.")) {}
+                                              "Writes of the journal, each over all answers.")),
+      turns_given_up_total(
+          metrics.Counter("llava_gateway_turns_given_up_total",
+                          "Answers over which too many processes of the gateway died.")) {
+  // Rates want a zero before the first one.
+  for (const char* backend : {"vision", "llm"}) Ejections(backend);
+}
 
 void GatewayMetrics::CountRequest(const std::string& method, absl::StatusCode code,
                                   double seconds) {
@@ -116,19 +122,24 @@ void GatewayMetrics::SetBackends(const std::string& backend, int up, int down) {
       .Set(down);
 }
 
-void GatewayMetrics::CountEjection(const std::string& backend) {
-  metrics_
-      .Counter("llava_gateway_backend_ejections_total",
-               "Times that a process of the service behind was left out because its calls failed.",
-               {{"backend", backend}})
-      .Increment();
+prometheus::Counter& GatewayMetrics::Ejections(const std::string& backend) {
+  return metrics_.Counter(
+      "llava_gateway_backend_ejections_total",
+      "Times that a process of the service behind was left out because its calls failed.",
+      {{"backend", backend}});
 }
 
-void GatewayMetrics::SetRolloutActive(const std::string& model, bool active) {
+void GatewayMetrics::CountEjection(const std::string& backend) { Ejections(backend).Increment(); }
+
+void GatewayMetrics::SetRolloutActive(const std::string& model, bool active, double canary_share) {
   metrics_
       .Gauge("llava_gateway_rollout_active", "1 while a canary of the model is watched.",
              {{"model", model}})
       .Set(active ? 1 : 0);
+  metrics_
+      .Gauge("llava_gateway_rollout_canary_share",
+             "Share of the sessions that a canary of the model gets now.", {{"model", model}})
+      .Set(canary_share);
 }
 
 void GatewayMetrics::SetRollout(const std::string& model, const std::string& role,

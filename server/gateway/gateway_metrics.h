@@ -35,8 +35,8 @@ class GatewayMetrics {
   void SetBackends(const std::string& backend, int up, int down);
   // backend_ejections_total{backend}
   void CountEjection(const std::string& backend);
-  // rollout_active{model}
-  void SetRolloutActive(const std::string& model, bool active);
+  // rollout_active{model}, rollout_canary_share{model}
+  void SetRolloutActive(const std::string& model, bool active, double canary_share = 0);
   // rollout_turns, rollout_failed_turns, rollout_first_token_seconds,
   // rollout_between_tokens_seconds (nine tenths are faster), rollout_largest_gap_seconds,
   // rollout_self_test_drift, rollout_nan_outputs {model,role}
@@ -48,6 +48,8 @@ class GatewayMetrics {
   void CountRollout(const std::string& model, bool promoted);
 
  private:
+  prometheus::Counter& Ejections(const std::string& backend);
+
   Metrics& metrics_;
 
  public:
@@ -65,6 +67,7 @@ class GatewayMetrics {
   prometheus::Histogram& store_commit_seconds;
   prometheus::Counter& journal_bytes_total;
   prometheus::Histogram& journal_write_seconds;
+  prometheus::Counter& turns_given_up_total;
 };
 
 // "stop", "length", "cancelled" ...

@@ -50,6 +50,12 @@ void GatewayOptions::Declare(Settings& settings) {
   settings.Add("http-port", &http_port,
                "Port of the OpenAI API and the chat page; 0 = any, -1 = none", -1, 65535);
   settings.Add("http-threads", &http_threads, "Threads that serve HTTP", 1, 64);
+  settings.Add("http-connections", &http_limits.connections, "HTTP connections at a time", 1,
+               1'000'000);
+  settings.Add("http-body-timeout", &http_limits.body_timeout,
+               "Longest time for the body of an HTTP request to come");
+  settings.AddBytes("http-bodies-bytes", &http_limits.bodies_bytes,
+                    "Bodies of HTTP requests that are being received, all together");
   settings.Group("Access");
   settings.Add("keys-file", &keys_file,
                "File of API keys (see llava-gateway keys --help); read again when it changes");
@@ -84,6 +90,14 @@ absl::Status GatewayOptions::Check() const {
   if (data_dir.empty()) return absl::InvalidArgumentError("--data-dir is empty; name a folder");
   if (max_image_bytes == 0 || max_turn_bytes == 0) {
     return absl::InvalidArgumentError("--max-image-bytes and --max-turn-bytes must be above 0");
+  }
+  if (http_port >= 0 && http_limits.bodies_bytes < max_http_body_bytes()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--http-bodies-bytes ", http_limits.bodies_bytes, " has no room for one request of ",
+        max_http_body_bytes(), " bytes (--max-turn-bytes in base64, and 1 MiB)"));
+  }
+  if (http_limits.body_timeout.count() <= 0) {
+    return absl::InvalidArgumentError("--http-body-timeout must be above 0");
   }
   if (auto status = picture_urls.Check(); !status.ok()) return status;
   if (!backup_to.empty() && !restore_from.empty()) {

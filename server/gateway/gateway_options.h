@@ -10,6 +10,7 @@
 #include "server/gateway/picture_fetcher.h"
 #include "server/gateway/rollout_guard.h"
 #include "server/gateway/turn_gate.h"
+#include "server/runtime/http_message.h"
 #include "server/runtime/settings.h"
 #include "server/runtime/tls.h"
 
@@ -29,6 +30,7 @@ struct GatewayOptions {
   // OpenAI API and chat page, at the address of the other ports; 0 = a free one, -1 = none.
   int http_port = 8000;
   int http_threads = 2;
+  HttpLimits http_limits;
   // API keys (docs/access.md); empty: everybody who reaches the port comes in.
   std::string keys_file;
   // /metrics needs no key on an address that strangers can reach.
@@ -66,6 +68,8 @@ struct GatewayOptions {
   // INVALID_ARGUMENT naming the setting.
   absl::Status Check() const;
 
+  // Largest body of an HTTP request: text and pictures in base64, and the JSON around them.
+  uint64_t max_http_body_bytes() const { return max_turn_bytes / 3 * 4 + (1u << 20); }
   ImageLimits image_limits() const {
     return {.max_bytes = max_image_bytes, .max_pixels = static_cast<uint64_t>(max_image_pixels)};
   }

@@ -20,17 +20,19 @@ constexpr char kModels[] = "/v1/models";
 constexpr std::string_view kModel = "/v1/models/";
 // A reader so far behind has stopped reading. It may come back for the rest if it asked for that.
 constexpr size_t kMaxBehind = 256u << 10;
-// For JSON around text and pictures.
-constexpr uint64_t kJsonBytes = 1u << 20;
 
 bool IsApi(const std::string& path) { return absl::StartsWith(path, "/v1/"); }
 
+// `host` is the header's value: NAME, ADDRESS or [ADDRESS], perhaps with a port.
 bool IsLoopbackName(std::string_view host) {
   const size_t colon = host.rfind(':');
   if (colon != std::string_view::npos && host.find(']', colon) == std::string_view::npos) {
     host = host.substr(0, colon);
   }
-  return host == "localhost" || host == "[::1]" || host.substr(0, 4) == "127.";
+  if (host.size() > 2 && host.front() == '[' && host.back() == ']') {
+    host = host.substr(1, host.size() - 2);
+  }
+  return IsLoopbackHost(std::string(host));
 }
 
 std::string RequestIdOf(const HttpRequest& request) {
@@ -110,6 +112,10 @@ HttpFront::HttpFront(const TurnParts& parts, Admission& admission, ChatServiceIm
       hosts_checked_(hosts_checked) {}
 
 HttpResponse HttpFront::ErrorPage(int status, const std::string& message) const {
+  // No room for its body: only questions have large ones, and this one reaches no RpcScope.
+  if (status == 503) {
+    parts_.metrics.CountRequest("chat.completions", absl::StatusCode::kUnavailable, 0);
+  }
   return OpenAiError(status, message);
 }
 
@@ -151,7 +157,7 @@ std::optional<HttpResponse> HttpFront::OnHead(const HttpRequest& head, uint64_t&
   if (!absl::StartsWithIgnoreCase(std::string(head.Header("content-type")), "application/json")) {
     return OpenAiError(415, "send JSON with the header \"content-type: application/json\"");
   }
-  body_limit = parts_.options.max_turn_bytes / 3 * 4 + kJsonBytes;
+  body_limit = parts_.options.max_http_body_bytes();
   return std::nullopt;
 }
 

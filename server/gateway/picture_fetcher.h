@@ -55,10 +55,10 @@ class PictureFetcher {
   bool enabled() const { return !options_.hosts.empty(); }
   static bool HasUrls(const v1::ChatRequest& request);
 
-  // Puts the bytes in place of every URL of `request`, then runs `done` once: on this thread, or on
-  // its own, where it must not block; `request` lives until then. INVALID_ARGUMENT naming the field
-  // and the reason; UNAVAILABLE with RetryInfo: too much to do, or stopped; UNIMPLEMENTED if not
-  // enabled.
+  // Only if enabled. Puts the bytes in place of every URL of `request`, then runs `done` once: on
+  // this thread, or on its own, where it must not block; `request` lives until then.
+  // INVALID_ARGUMENT naming the field and the reason; UNAVAILABLE with RetryInfo: too much to do,
+  // or stopped.
   void Fetch(std::shared_ptr<v1::ChatRequest> request, std::function<void(absl::Status)> done);
 
   // Fails what waits or runs; later calls fail at once.

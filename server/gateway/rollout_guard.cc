@@ -218,7 +218,7 @@ void RolloutGuard::LookAt(const v1::ModelInfo& canary_model, const v1::ModelInfo
              {"canary_evidence", report.canary_evidence().ShortDebugString()},
              {"stable_evidence", report.stable_evidence().ShortDebugString()}});
   }
-  metrics_.SetRolloutActive(name, true);
+  metrics_.SetRolloutActive(name, true, router_.canary_share(name));
   metrics_.SetRollout(name, "canary", canary);
   metrics_.SetRollout(name, "stable", stable);
   metrics_.SetRolloutVerdict(name, decision.verdict);

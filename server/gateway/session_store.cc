@@ -4,6 +4,7 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
@@ -19,6 +20,9 @@
 
 namespace llava {
 namespace {
+
+// When so many sessions were used since it was last written down.
+constexpr size_t kMostUses = 1000;
 
 int64_t NowMicros() {
   return std::chrono::duration_cast<std::chrono::microseconds>(
@@ -74,6 +78,9 @@ absl::StatusOr<std::unique_ptr<SessionStore>> SessionStore::Open(const std::stri
   if (!sessions.ok()) return sessions.status();
   if (!images.ok()) return images.status();
   if (status = store->files_.Sweep(*images); !status.ok()) return status;
+  auto checkpointer = LogCheckpointer::Open((path / "sessions.db").string());
+  if (!checkpointer.ok()) return checkpointer.status();
+  store->checkpointer_ = *std::move(checkpointer);
   store->unfinished_ = *std::move(unfinished);
   metrics.sessions.Set(static_cast<double>(*sessions));
   store->thread_ = std::thread([raw = store.get()] { raw->Loop(); });
@@ -96,26 +103,31 @@ SessionStore::~SessionStore() {
     changed_.NotifyAll();
   }
   if (thread_.joinable()) thread_.join();
+  checkpointer_.reset();
   database_.reset();
   close(lock_file_);
 }
 
 void SessionStore::Post(Job job, Place place) {
+  bool taken = false, wake = false;
   {
     MutexLock lock(mutex_);
-    if (!closing_ && (place == Place::kReserved || queue_.size() < options_.max_waiting)) {
+    taken = !closing_ && (place == Place::kReserved || queue_.size() < options_.max_waiting);
+    if (taken) {
       queue_.push_back(std::move(job));
       metrics_.store_queue.Set(static_cast<double>(queue_.size()));
-      changed_.NotifyAll();
-      return;
+      wake = std::exchange(idle_, false);
     }
   }
+  if (wake) changed_.NotifyAll();
+  if (taken) return;
   job.done(OverloadedError("the session store has too much to write; try again later",
                            std::chrono::milliseconds(500)));
 }
 
 template <typename T>
-void SessionStore::Post(std::function<absl::StatusOr<T>(StoreTables&)> work, Done<T> done) {
+void SessionStore::Post(std::function<absl::StatusOr<T>(StoreTables&)> work, Done<T> done,
+                        bool needs_uses) {
   auto result = std::make_shared<absl::StatusOr<T>>(absl::UnknownError("not run"));
   Post(Job{[work = std::move(work), result](StoreTables& tables) {
              *result = work(tables);
@@ -127,7 +139,8 @@ void SessionStore::Post(std::function<absl::StatusOr<T>(StoreTables&)> work, Don
              } else {
                done(std::move(status));
              }
-           }});
+           },
+           needs_uses});
 }
 
 void SessionStore::Loop() {
@@ -135,42 +148,65 @@ void SessionStore::Loop() {
     std::deque<Job> batch;
     {
       MutexLock lock(mutex_);
-      while (queue_.empty() && !closing_) changed_.Wait(mutex_);
-      if (queue_.empty()) return;
+      while (queue_.empty() && !closing_) {
+        idle_ = true;
+        changed_.Wait(mutex_);
+      }
+      if (queue_.empty()) break;
       batch.swap(queue_);
       metrics_.store_queue.Set(0);
     }
     RunBatch(std::move(batch));
   }
+  if (tables_.unwritten_uses() == 0) return;
+  RunBatch(std::deque<Job>(1, Job{[](StoreTables&) { return absl::OkStatus(); },
+                                  [](const absl::Status&) {}, /*needs_uses=*/true}));
+}
+
+absl::Status SessionStore::RunTransaction(const std::deque<Job>& batch,
+                                          std::vector<absl::Status>& results) {
+  if (auto status = database_->Query("BEGIN"); !status.ok()) return status;
+  const bool uses =
+      tables_.unwritten_uses() >= kMostUses ||
+      std::any_of(batch.begin(), batch.end(), [](const Job& job) { return job.needs_uses; });
+  if (uses) {
+    if (auto status = tables_.WriteUses(); !status.ok()) return status;
+  }
+  for (const Job& job : batch) {
+    // A request that fails takes back only its own changes.
+    if (auto status = database_->Query("SAVEPOINT request"); !status.ok()) return status;
+    results.push_back(job.work(tables_));
+    auto status = results.back().ok() ? absl::OkStatus() : database_->Query("ROLLBACK TO request");
+    if (status.ok()) status = database_->Query("RELEASE request");
+    if (!status.ok()) return status;
+  }
+  if (auto status = LLAVA_FAILPOINT("store.commit"); !status.ok()) return status;
+  return database_->Query("COMMIT");
 }
 
 void SessionStore::RunBatch(std::deque<Job> batch) {
   const auto start = std::chrono::steady_clock::now();
   const int64_t changes = database_->total_changes();
-  absl::Status transaction = database_->Script("BEGIN IMMEDIATE");
   std::vector<absl::Status> results;
   results.reserve(batch.size());
-  for (Job& job : batch) {
-    if (!transaction.ok()) break;
-    // A request that fails takes back only its own changes.
-    transaction = database_->Script("SAVEPOINT request");
-    if (!transaction.ok()) break;
-    results.push_back(job.work(tables_));
-    if (!results.back().ok()) transaction = database_->Script("ROLLBACK TO request");
-    if (transaction.ok()) transaction = database_->Script("RELEASE request");
-  }
-  if (transaction.ok()) transaction = LLAVA_FAILPOINT("store.commit");
-  if (transaction.ok()) transaction = database_->Script("COMMIT");
+  const absl::Status transaction = RunTransaction(batch, results);
   (void)LLAVA_FAILPOINT("store.committed");
+  tables_.EndTransaction(transaction.ok());
+  const bool wrote = database_->total_changes() != changes;
   if (!transaction.ok()) {
     LogError("transaction failed", {{"error", std::string(transaction.message())}});
-    (void)database_->Script("ROLLBACK");  // fails when SQLite has already rolled back
-  } else if (database_->total_changes() != changes) {
+    (void)database_->Query("ROLLBACK");  // fails when SQLite has already rolled back
+  } else if (wrote) {
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
     metrics_.store_commit_seconds.Observe(took.count());
   }
   for (size_t i = 0; i < batch.size(); ++i) {
     batch[i].done(transaction.ok() ? results[i] : transaction);
+  }
+  if (wrote && checkpointer_->OnCommit(database_->log_pages())) {
+    if (auto status = database_->CheckpointLog(); !status.ok()) {
+      LogWarning("log of the sessions not brought in", {{"error", std::string(status.message())}});
+    }
   }
 }
 
@@ -197,7 +233,7 @@ void SessionStore::ListSessions(std::optional<std::string> owner, uint32_t page_
       [owner = std::move(owner), page_size, token = std::move(page_token)](StoreTables& tables) {
         return tables.PageOfSessions(owner, page_size, token);
       },
-      std::move(done));
+      std::move(done), /*needs_uses=*/true);
 }
 
 void SessionStore::UpdateSession(v1::Session changes, google::protobuf::FieldMask mask,
@@ -229,7 +265,6 @@ void SessionStore::Expire(std::chrono::microseconds default_expiry,
   Post<Removed>(
       [default_expiry, busy = std::move(busy)](StoreTables& tables) -> absl::StatusOr<Removed> {
         const int64_t now = NowMicros();
-        if (auto status = tables.ForgetOldRequests(now); !status.ok()) return status;
         auto expired = tables.ExpiredSessions(now, default_expiry.count(), kAtOnce);
         if (!expired.ok()) return expired.status();
         Removed removed;
@@ -247,7 +282,8 @@ void SessionStore::Expire(std::chrono::microseconds default_expiry,
         metrics_.sessions.Decrement(static_cast<double>(removed->sessions));
         RemoveFiles(removed->images);
         done(removed->sessions);
-      });
+      },
+      /*needs_uses=*/true);
 }
 
 void SessionStore::RemoveFiles(const std::vector<std::string>& ids) {
@@ -301,16 +337,24 @@ void SessionStore::GetTurn(std::string session_id, std::string turn_id, Done<Sto
                    std::move(done));
 }
 
-void SessionStore::BeginTurn(NewTurn turn, Done<v1::Turn> done) {
-  Post<v1::Turn>([turn = std::move(turn)](
+void SessionStore::BeginTurn(NewTurn turn, Done<uint32_t> done) {
+  Post<uint32_t>([turn = std::move(turn)](
                      StoreTables& tables) { return tables.InsertTurn(turn, NowMicros()); },
                  std::move(done));
 }
 
-void SessionStore::RestartTurn(NewTurn turn, Done<v1::Turn> done) {
-  Post<v1::Turn>([turn = std::move(turn)](
+void SessionStore::RestartTurn(NewTurn turn, Done<uint32_t> done) {
+  Post<uint32_t>([turn = std::move(turn)](
                      StoreTables& tables) { return tables.RestartTurn(turn, NowMicros()); },
                  std::move(done));
+}
+
+void SessionStore::NoteTries(std::string session_id, std::string turn_id, uint32_t tries,
+                             std::function<void(absl::Status)> done) {
+  Post(Job{[session = std::move(session_id), turn = std::move(turn_id),
+            tries](StoreTables& tables) { return tables.SetTries(session, turn, tries); },
+           std::move(done)},
+       Place::kReserved);
 }
 
 void SessionStore::FinishTurn(TurnResult result, std::function<void(absl::Status)> done) {

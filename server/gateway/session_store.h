@@ -17,14 +17,16 @@
 #include "absl/status/statusor.h"
 #include "server/gateway/conversation_store.h"
 #include "server/gateway/gateway_metrics.h"
+#include "server/gateway/log_checkpointer.h"
 #include "server/gateway/store_tables.h"
 #include "server/runtime/mutex.h"
 
 namespace llava {
 
 // One thread of its own does all that touches the disk, and runs the callbacks. Requests that wait
-// together share one transaction and one sync (group commit). UNAVAILABLE when `max_waiting`
-// requests wait. The destructor runs all that waits.
+// together share one transaction and one sync (group commit). Another thread brings SQLite's log
+// into the tables, beside the commits. UNAVAILABLE when `max_waiting` requests wait. The destructor
+// runs all that waits.
 class SessionStore : public ConversationStore {
  public:
   struct Options {
@@ -57,14 +59,17 @@ class SessionStore : public ConversationStore {
   void GetConversation(std::string session_id, RequestKey request,
                        Done<Conversation> done) override;
   void GetTurn(std::string session_id, std::string turn_id, Done<StoredTurn> done) override;
-  void BeginTurn(NewTurn turn, Done<v1::Turn> done) override;
-  void RestartTurn(NewTurn turn, Done<v1::Turn> done) override;
+  void BeginTurn(NewTurn turn, Done<uint32_t> done) override;
+  void RestartTurn(NewTurn turn, Done<uint32_t> done) override;
+  void NoteTries(std::string session_id, std::string turn_id, uint32_t tries,
+                 std::function<void(absl::Status)> done) override;
   void FinishTurn(TurnResult result, std::function<void(absl::Status)> done) override;
 
  private:
   struct Job {
     std::function<absl::Status(StoreTables&)> work;
     std::function<void(absl::Status)> done;
+    bool needs_uses = false;  // looks at when sessions were used
   };
   enum class Place { kBounded, kReserved };
 
@@ -72,10 +77,13 @@ class SessionStore : public ConversationStore {
                GatewayMetrics& metrics, Options options);
 
   template <typename T>
-  void Post(std::function<absl::StatusOr<T>(StoreTables&)> work, Done<T> done);
+  void Post(std::function<absl::StatusOr<T>(StoreTables&)> work, Done<T> done,
+            bool needs_uses = false);
   void Post(Job job, Place place = Place::kBounded);
   void Loop();
   void RunBatch(std::deque<Job> batch);
+  // One transaction; `results` of the jobs count if it is OK.
+  absl::Status RunTransaction(const std::deque<Job>& batch, std::vector<absl::Status>& results);
   // Files of pictures whose rows went with a committed deletion, unless they came back since.
   void RemoveFiles(const std::vector<std::string>& ids);
 
@@ -87,10 +95,12 @@ class SessionStore : public ConversationStore {
   ImageFiles files_;
   StoreTables tables_;
   std::vector<UnfinishedTurn> unfinished_;
+  std::unique_ptr<LogCheckpointer> checkpointer_;
 
   Mutex mutex_;
   CondVar changed_;
   std::deque<Job> queue_ LLAVA_GUARDED_BY(mutex_);
+  bool idle_ LLAVA_GUARDED_BY(mutex_) = false;  // the thread waits
   bool closing_ LLAVA_GUARDED_BY(mutex_) = false;
   std::thread thread_;  // last: uses all of the above
 };

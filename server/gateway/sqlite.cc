@@ -52,6 +52,14 @@ absl::StatusOr<std::unique_ptr<SqlDatabase>> SqlDatabase::Open(const std::string
   if (!status.ok()) {
     return absl::Status(status.code(), absl::StrCat(path, ": ", status.message()));
   }
+  // Takes the place of SQLite's own checkpoints, which would run within a commit.
+  sqlite3_wal_hook(
+      handle,
+      [](void* self, sqlite3*, const char*, int pages) {
+        static_cast<SqlDatabase*>(self)->log_pages_ = pages;
+        return SQLITE_OK;
+      },
+      database.get());
   return database;
 }
 
@@ -60,12 +68,14 @@ SqlDatabase::~SqlDatabase() {
   sqlite3_close(handle_);
 }
 
-absl::Status SqlDatabase::Query(const std::string& sql, std::initializer_list<SqlValue> values,
+absl::Status SqlDatabase::Query(std::string_view sql, std::initializer_list<SqlValue> values,
                                 const std::function<void(const SqlRow&)>& row) {
-  sqlite3_stmt*& statement = statements_[sql];
+  auto known = statements_.find(sql);
+  if (known == statements_.end()) known = statements_.emplace(sql, nullptr).first;
+  sqlite3_stmt*& statement = known->second;
   if (statement == nullptr &&
-      sqlite3_prepare_v3(handle_, sql.c_str(), sql.size() + 1, SQLITE_PREPARE_PERSISTENT,
-                         &statement, nullptr) != SQLITE_OK) {
+      sqlite3_prepare_v3(handle_, sql.data(), static_cast<int>(sql.size()),
+                         SQLITE_PREPARE_PERSISTENT, &statement, nullptr) != SQLITE_OK) {
     return Error(sql);
   }
   int index = 0;
@@ -100,13 +110,21 @@ absl::Status SqlDatabase::CopyTo(SqlDatabase& target) {
   return sqlite3_backup_finish(backup) == SQLITE_OK ? absl::OkStatus() : target.Error("copy");
 }
 
+absl::Status SqlDatabase::CheckpointLog() {
+  const int code =
+      sqlite3_wal_checkpoint_v2(handle_, nullptr, SQLITE_CHECKPOINT_PASSIVE, nullptr, nullptr);
+  // Busy: another connection is at it.
+  if (code == SQLITE_OK || (code & 0xff) == SQLITE_BUSY) return absl::OkStatus();
+  return Error("checkpoint");
+}
+
 int64_t SqlDatabase::changes() const { return sqlite3_changes64(handle_); }
 int64_t SqlDatabase::total_changes() const { return sqlite3_total_changes64(handle_); }
 
-absl::Status SqlDatabase::Error(absl::string_view what) const {
+absl::Status SqlDatabase::Error(std::string_view what) const {
   const std::string message =
       absl::StrCat("session store: ", handle_ ? sqlite3_errmsg(handle_) : "out of memory", " (",
-                   what.substr(0, 80), ")");
+                   std::string(what.substr(0, 80)), ")");
   if (handle_ != nullptr && (sqlite3_errcode(handle_) & 0xff) == SQLITE_FULL) {
     return absl::ResourceExhaustedError(
         absl::StrCat(message, "; free disk space under --data-dir"));

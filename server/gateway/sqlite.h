@@ -5,15 +5,14 @@
 #include <cstdint>
 #include <functional>
 #include <initializer_list>
-#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <variant>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/strings/string_view.h"
 
 struct sqlite3;
 struct sqlite3_stmt;
@@ -45,30 +44,41 @@ class SqlRow {
 // and carry SQLite's message.
 class SqlDatabase {
  public:
-  // Opens or makes the file: write-ahead log, synchronous=FULL, foreign keys on.
+  // Opens or makes the file: write-ahead log, synchronous=FULL, foreign keys on. A commit costs one
+  // sync of the log; nobody brings the log into the tables but CheckpointLog.
   static absl::StatusOr<std::unique_ptr<SqlDatabase>> Open(const std::string& path);
   ~SqlDatabase();
   SqlDatabase(const SqlDatabase&) = delete;
   SqlDatabase& operator=(const SqlDatabase&) = delete;
 
   // One statement, prepared once and kept. `row` is called for each result row.
-  absl::Status Query(const std::string& sql, std::initializer_list<SqlValue> values = {},
+  absl::Status Query(std::string_view sql, std::initializer_list<SqlValue> values = {},
                      const std::function<void(const SqlRow&)>& row = {});
   // Several statements without values or results.
   absl::Status Script(const std::string& sql);
   // Copies all of it to `target`, as it was at one moment, while other connections write.
   absl::Status CopyTo(SqlDatabase& target);
+  // Brings the log into the tables, as far as readers and writers on other connections let it;
+  // they are not held up. When all of it is there, the next commit begins the log's file anew.
+  absl::Status CheckpointLog();
+  // Pages in the log after the last commit on this connection.
+  int log_pages() const { return log_pages_; }
   // Rows changed by the last Query.
   int64_t changes() const;
   // Rows changed since Open: tells whether a transaction wrote.
   int64_t total_changes() const;
 
  private:
+  struct Hash : std::hash<std::string_view> {
+    using is_transparent = void;
+  };
+
   explicit SqlDatabase(sqlite3* handle) : handle_(handle) {}
-  absl::Status Error(absl::string_view what) const;
+  absl::Status Error(std::string_view what) const;
 
   sqlite3* const handle_;
-  std::map<std::string, sqlite3_stmt*> statements_;
+  std::unordered_map<std::string, sqlite3_stmt*, Hash, std::equal_to<>> statements_;
+  int log_pages_ = 0;
 };
 
 }  // namespace llava

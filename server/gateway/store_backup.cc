@@ -16,6 +16,7 @@
 #include "model/digest/sha256.h"
 #include "server/gateway/file_io.h"
 #include "server/gateway/sqlite.h"
+#include "server/gateway/store_schema.h"
 
 namespace llava {
 namespace {
@@ -56,10 +57,12 @@ absl::Status CopyTables(const fs::path& from, const fs::path& to, bool interrupt
   auto target = SqlDatabase::Open(to.string());
   if (!target.ok()) return target.status();
   auto status = (*source)->CopyTo(**target);
+  if (status.ok() && interrupt) status = MigrateStore(**target);
   if (status.ok() && interrupt) {
     status = (*target)->Script(
         "UPDATE turns SET state = 3, finish_reason = 7, error_code = 9, error_message ="
-        " 'a backup was made during this answer; ask again' WHERE state = 1");
+        " 'a backup was made during this answer; ask again' WHERE state = 1;"
+        "DELETE FROM running_turns");
   }
   if (status.ok()) status = (*target)->Script("PRAGMA journal_mode=DELETE");
   std::string verdict;

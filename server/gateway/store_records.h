@@ -2,6 +2,7 @@
 
 // What the session store keeps, as its callers see it.
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <set>
@@ -40,11 +41,27 @@ struct RequestKey {
 // INVALID_ARGUMENT: the key was used for `turn_id`, which asked something else.
 absl::Status RequestKeyTaken(const std::string& turn_id);
 
+// On whose behalf and on which terms a turn runs. Kept until its end.
+struct TurnTerms {
+  using Time = std::chrono::system_clock::time_point;
+
+  std::string key_name;  // of the API key; empty without keys
+  uint32_t weight = 1;
+  int32_t priority = 0;
+  uint64_t tokens = 0;  // reserved
+  Time asked;
+  Time deadline = Time::max();  // the caller's
+};
+
 // A turn that an earlier process left running.
 struct UnfinishedTurn {
   std::string session_id, turn_id;
-  v1::SamplingParams sampling;
+  uint32_t number = 0;
+  v1::ModelVersion model;
+  v1::SamplingParams sampling;  // with its seed
   RequestKey request;
+  TurnTerms terms;
+  uint32_t tries = 0;  // see ConversationStore::NoteTries
 };
 
 // A session with all of its turns, oldest first.
@@ -70,6 +87,7 @@ struct NewTurn {
   RequestKey request;
   // Turns that no longer fit into the context; they stay out of all later prompts.
   std::vector<std::string> dropped_turns;
+  TurnTerms terms;
 };
 
 // The end of a turn.

@@ -102,11 +102,41 @@ CREATE INDEX idempotency_keys_by_turn ON idempotency_keys (turn_id);
 ALTER TABLE sessions ADD COLUMN owner TEXT NOT NULL DEFAULT '';
 CREATE INDEX sessions_by_owner ON sessions (owner, used_us, id);
 )sql",
+    // What a running turn was admitted with, so that a later process can admit it likewise.
+    // `key_name`: API key; `deadline_us` NULL: the caller set none; `tries`: later processes that
+    // may have died of it. The key of a request stands with its turn: one tree less to write.
+    R"sql(
+CREATE TABLE running_turns (
+  session_id TEXT NOT NULL REFERENCES sessions (id) ON DELETE CASCADE,
+  turn_id TEXT NOT NULL,
+  key_name TEXT NOT NULL,
+  weight INTEGER NOT NULL,
+  priority INTEGER NOT NULL,
+  tokens INTEGER NOT NULL,
+  asked_us INTEGER NOT NULL,
+  deadline_us INTEGER,
+  tries INTEGER NOT NULL DEFAULT 0,
+  PRIMARY KEY (session_id, turn_id)
+) WITHOUT ROWID;
+INSERT INTO running_turns
+  SELECT session_id, turns.id, owner, 1, 0, 0, strftime('%s', 'now') * 1000000, NULL, 0
+  FROM turns JOIN sessions ON sessions.id = session_id WHERE state = 1;
+DROP INDEX turns_running;
+
+ALTER TABLE turns ADD COLUMN request_key TEXT;
+ALTER TABLE turns ADD COLUMN request_hash BLOB;
+UPDATE turns SET (request_key, request_hash) =
+  (SELECT key, idempotency_keys.request_hash FROM idempotency_keys WHERE turn_id = turns.id)
+  WHERE id IN (SELECT turn_id FROM idempotency_keys);
+DROP TABLE idempotency_keys;
+CREATE INDEX turns_by_request ON turns (session_id, request_key) WHERE request_key IS NOT NULL;
+)sql",
 };
 
 }  // namespace
 
-absl::Status MigrateStore(SqlDatabase& database) {
+absl::Status MigrateStore(SqlDatabase& database, int64_t newest) {
+  if (newest == 0) newest = std::size(kMigrations);
   if (auto status = database.Script("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER)");
       !status.ok()) {
     return status;
@@ -117,7 +147,6 @@ absl::Status MigrateStore(SqlDatabase& database) {
       !status.ok()) {
     return status;
   }
-  const int64_t newest = std::size(kMigrations);
   if (version > newest) {
     return absl::FailedPreconditionError(
         absl::StrCat("the session store has schema version ", version, ", this program knows ",

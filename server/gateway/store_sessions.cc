@@ -15,7 +15,7 @@ using google::protobuf::util::TimeUtil;
 
 constexpr char kSessionColumns[] =
     "SELECT id, model, system_prompt, sampling, title, context_overflow, created_us, used_us,"
-    " owner, (SELECT count(*) FROM turns WHERE session_id = sessions.id), idle_expiry_us"
+    " owner, (SELECT max(number) FROM turns WHERE session_id = sessions.id), idle_expiry_us"
     " FROM sessions ";
 
 v1::Session ReadSession(const SqlRow& row) {
@@ -126,6 +126,9 @@ absl::StatusOr<v1::Session> StoreTables::FindSession(const std::string& id) {
                                 [&](const SqlRow& row) { session = ReadSession(row); });
   if (!status.ok()) return status;
   if (!session) return NoSession(id);
+  if (const auto used = used_us_.find(id); used != used_us_.end()) {
+    *session->mutable_last_used_time() = TimeUtil::MicrosecondsToTimestamp(used->second);
+  }
   status = database_.Query(
       "SELECT key, value FROM session_metadata WHERE session_id = ?", {id},
       [&](const SqlRow& row) { (*session->mutable_metadata())[row.Text(0)] = row.Text(1); });
@@ -221,6 +224,7 @@ absl::StatusOr<std::vector<std::string>> StoreTables::RemoveSession(const std::s
   if (status.ok()) status = database_.Query("DELETE FROM sessions WHERE id = ?", {id});
   if (!status.ok()) return status;
   if (database_.changes() == 0) return NoSession(id);
+  used_us_.erase(id);
   for (const std::string& image : last_of) {
     status = database_.Query("DELETE FROM images WHERE id = ?", {image});
     if (!status.ok()) return status;
@@ -235,11 +239,28 @@ absl::StatusOr<std::vector<std::string>> StoreTables::ExpiredSessions(int64_t no
   auto status = database_.Query(
       "SELECT session FROM (SELECT id AS session, used_us,"
       " CASE WHEN idle_expiry_us > 0 THEN idle_expiry_us ELSE ? END AS expiry FROM sessions)"
-      " WHERE expiry > 0 AND used_us + expiry <= ? AND NOT EXISTS"
-      " (SELECT 1 FROM turns WHERE session_id = session AND state = 1) LIMIT ?",
+      " WHERE expiry > 0 AND used_us + expiry <= ?2"
+      " AND NOT EXISTS (SELECT 1 FROM running_turns WHERE session_id = session)"
+      " AND NOT EXISTS (SELECT 1 FROM turns WHERE session_id = session"
+      "  AND max(created_us, coalesce(finished_us, 0)) + expiry > ?2) LIMIT ?",
       {default_expiry_us, now_us, limit}, [&](const SqlRow& row) { ids.push_back(row.Text(0)); });
   if (!status.ok()) return status;
   return ids;
+}
+
+absl::Status StoreTables::WriteUses() {
+  for (const auto& [id, used_us] : used_us_) {
+    auto status = database_.Query("UPDATE sessions SET used_us = ? WHERE id = ?", {used_us, id});
+    if (!status.ok()) return status;
+    written_us_[id] = used_us;
+  }
+  used_us_.clear();
+  return absl::OkStatus();
+}
+
+void StoreTables::EndTransaction(bool committed) {
+  if (!committed) used_us_.merge(written_us_);  // keeps what came later
+  written_us_.clear();
 }
 
 absl::Status StoreTables::InsertImage(const std::string& session_id, const StoredImage& image) {

@@ -7,6 +7,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -63,22 +64,30 @@ class StoreTables {
   absl::StatusOr<std::string> FindRepeated(const std::string& session_id, const RequestKey& request,
                                            int64_t now_us);
   // RESOURCE_EXHAUSTED: the session has its fill of turns.
-  absl::StatusOr<v1::Turn> InsertTurn(const NewTurn& turn, int64_t now_us);
-  // Empties the answer of a turn and sets it running with model, seed and sampling of `turn`.
-  absl::StatusOr<v1::Turn> RestartTurn(const NewTurn& turn, int64_t now_us);
+  absl::StatusOr<uint32_t> InsertTurn(const NewTurn& turn, int64_t now_us);
+  // Empties the answer of a turn and sets it running with model, seed, sampling and terms of
+  // `turn`.
+  absl::StatusOr<uint32_t> RestartTurn(const NewTurn& turn, int64_t now_us);
+  absl::Status SetTries(const std::string& session_id, const std::string& turn_id, uint32_t tries);
   // No error when the session was deleted meanwhile.
   absl::Status EndTurn(const TurnResult& result, int64_t now_us);
 
-  // Turns that never ended.
+  // Turns that never ended, those asked first first.
   absl::StatusOr<std::vector<UnfinishedTurn>> UnfinishedTurns();
-  // Forgets requests that are too old to be repeated.
-  absl::Status ForgetOldRequests(int64_t now_us);
   absl::StatusOr<std::set<std::string>> ImageIds();
   absl::StatusOr<int64_t> CountSessions();
 
+  // When sessions were used is kept in memory: written with each turn, it would be half of what a
+  // commit writes. Must run before sessions are listed or expire, and now and then. What a crash
+  // takes away is at most when a session was listed; its turns keep it from expiring.
+  absl::Status WriteUses();
+  // The transaction is over; without `committed` the uses are to be written again.
+  void EndTransaction(bool committed);
+  size_t unwritten_uses() const { return used_us_.size(); }
+
  private:
   // What a new turn and one made anew have in common.
-  absl::StatusOr<v1::Turn> FinishBegin(const NewTurn& turn, absl::Status status, int64_t now_us);
+  absl::Status FinishBegin(const NewTurn& turn, int64_t now_us);
   KeyLimits LimitsOf(const std::string& owner) const;
   // May the owner of a session keep one more picture?
   absl::Status CheckPictures(const std::string& owner, const v1::ImageInfo& image);
@@ -92,6 +101,9 @@ class StoreTables {
   SqlDatabase& database_;
   ImageFiles& files_;
   const Limits limits_;
+  using Uses = std::unordered_map<std::string, int64_t>;
+  Uses used_us_;     // by session
+  Uses written_us_;  // in this transaction
 };
 
 }  // namespace llava

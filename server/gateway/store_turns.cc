@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <chrono>
 #include <cstring>
 #include <optional>
 #include <string_view>
@@ -46,6 +47,14 @@ v1::TokenIds UnpackIds(std::string digest, const std::string& packed) {
   std::memcpy(tokens.mutable_ids()->mutable_data(), packed.data(),
               tokens.ids_size() * sizeof(int32_t));
   return tokens;
+}
+
+int64_t MicrosOf(TurnTerms::Time time) {
+  return std::chrono::duration_cast<std::chrono::microseconds>(time.time_since_epoch()).count();
+}
+
+TurnTerms::Time TimeOf(int64_t micros) {
+  return TurnTerms::Time(std::chrono::microseconds(micros));
 }
 
 StoredTurn ReadTurn(const SqlRow& row) {
@@ -173,8 +182,8 @@ absl::StatusOr<std::string> StoreTables::FindRepeated(const std::string& session
                                                       const RequestKey& request, int64_t now_us) {
   std::string turn_id, hash;
   auto status = database_.Query(
-      "SELECT turn_id, request_hash FROM idempotency_keys"
-      " WHERE session_id = ? AND key = ? AND created_us > ?",
+      "SELECT id, request_hash FROM turns"
+      " WHERE session_id = ? AND request_key = ? AND created_us > ? ORDER BY number DESC LIMIT 1",
       {session_id, request.key, now_us - kRepeatableUs}, [&](const SqlRow& row) {
         turn_id = row.Text(0);
         hash = row.Text(1);
@@ -182,11 +191,6 @@ absl::StatusOr<std::string> StoreTables::FindRepeated(const std::string& session
   if (!status.ok()) return status;
   if (!turn_id.empty() && hash != request.hash) return RequestKeyTaken(turn_id);
   return turn_id;
-}
-
-absl::Status StoreTables::ForgetOldRequests(int64_t now_us) {
-  return database_.Query("DELETE FROM idempotency_keys WHERE created_us <= ?",
-                         {now_us - kRepeatableUs});
 }
 
 absl::Status StoreTables::AttachImages(const NewTurn& turn) {
@@ -211,53 +215,63 @@ absl::Status StoreTables::AttachImages(const NewTurn& turn) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<v1::Turn> StoreTables::InsertTurn(const NewTurn& turn, int64_t now_us) {
-  auto session = FindSession(turn.session_id);
-  if (!session.ok()) return session.status();
+absl::StatusOr<uint32_t> StoreTables::InsertTurn(const NewTurn& turn, int64_t now_us) {
+  std::optional<std::string> owner;
+  int64_t count = 0;  // turns go with their session only: the last number
+  auto status = database_.Query(
+      "SELECT owner, (SELECT max(number) FROM turns WHERE session_id = sessions.id)"
+      " FROM sessions WHERE id = ?",
+      {turn.session_id}, [&](const SqlRow& row) {
+        owner = row.Text(0);
+        count = row.Int(1);
+      });
+  if (!status.ok()) return status;
+  if (!owner) return NoSession(turn.session_id);
   int64_t limit = limits_.turns_per_session;
-  if (const int64_t own = LimitsOf(session->owner()).turns_per_session; own > 0) {
+  if (const int64_t own = LimitsOf(*owner).turns_per_session; own > 0) {
     limit = limit > 0 ? std::min(limit, own) : own;
   }
-  if (limit > 0 && int64_t{session->turn_count()} >= limit) {
-    return absl::ResourceExhaustedError(absl::StrCat("this session has ", session->turn_count(),
+  if (limit > 0 && count >= limit) {
+    return absl::ResourceExhaustedError(absl::StrCat("this session has ", count,
                                                      " turns, allowed are ", limit,
                                                      "; begin another with CreateSession"));
   }
   const std::string sampling = turn.sampling.SerializeAsString();
-  auto status = database_.Query(
+  const bool keyed = !turn.request.key.empty();
+  status = database_.Query(
       "INSERT INTO turns (id, session_id, number, state, user_text, model_name, model_version,"
-      " model_digest, seed, sampling, created_us) VALUES (?, ?,"
-      " (SELECT coalesce(max(number), 0) + 1 FROM turns WHERE session_id = ?),"
-      " ?, ?, ?, ?, ?, ?, ?, ?)",
-      {turn.id, turn.session_id, turn.session_id, int64_t{v1::TURN_STATE_RUNNING}, turn.user_text,
+      " model_digest, seed, sampling, created_us, request_key, request_hash)"
+      " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+      {turn.id, turn.session_id, count + 1, int64_t{v1::TURN_STATE_RUNNING}, turn.user_text,
        turn.model.name(), static_cast<int64_t>(turn.model.version()), SqlBlob{turn.model.digest()},
-       static_cast<int64_t>(turn.seed), SqlBlob{sampling}, now_us});
+       static_cast<int64_t>(turn.seed), SqlBlob{sampling}, now_us,
+       keyed ? SqlValue(std::string_view(turn.request.key)) : SqlValue(nullptr),
+       keyed ? SqlValue(SqlBlob{turn.request.hash}) : SqlValue(nullptr)});
   if (status.ok()) status = AttachImages(turn);
-  if (status.ok() && !turn.request.key.empty()) {
-    status = database_.Query(
-        "INSERT OR REPLACE INTO idempotency_keys VALUES (?, ?, ?, ?, ?)",
-        {turn.session_id, turn.request.key, SqlBlob{turn.request.hash}, turn.id, now_us});
-  }
-  return FinishBegin(turn, status, now_us);
+  if (status.ok()) status = FinishBegin(turn, now_us);
+  if (!status.ok()) return status;
+  return static_cast<uint32_t>(count + 1);
 }
 
-absl::StatusOr<v1::Turn> StoreTables::FinishBegin(const NewTurn& turn, absl::Status status,
-                                                  int64_t now_us) {
+absl::Status StoreTables::FinishBegin(const NewTurn& turn, int64_t now_us) {
+  const TurnTerms& terms = turn.terms;
+  auto status = database_.Query(
+      "INSERT OR REPLACE INTO running_turns (session_id, turn_id, key_name, weight, priority,"
+      " tokens, asked_us, deadline_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+      {turn.session_id, turn.id, terms.key_name, int64_t{terms.weight}, int64_t{terms.priority},
+       static_cast<int64_t>(terms.tokens), MicrosOf(terms.asked),
+       terms.deadline == TurnTerms::Time::max() ? SqlValue(nullptr) : MicrosOf(terms.deadline)});
   for (const std::string& id : turn.dropped_turns) {
     if (status.ok()) status = database_.Query("UPDATE turns SET dropped = 1 WHERE id = ?", {id});
   }
-  if (status.ok()) {
-    status =
-        database_.Query("UPDATE sessions SET used_us = ? WHERE id = ?", {now_us, turn.session_id});
-  }
-  if (!status.ok()) return status;
-  auto stored = FindTurn(turn.session_id, turn.id);
-  if (!stored.ok()) return stored.status();
-  return std::move(stored->turn);
+  used_us_[turn.session_id] = now_us;
+  return status;
 }
 
-absl::StatusOr<v1::Turn> StoreTables::RestartTurn(const NewTurn& turn, int64_t now_us) {
+absl::StatusOr<uint32_t> StoreTables::RestartTurn(const NewTurn& turn, int64_t now_us) {
   const std::string sampling = turn.sampling.SerializeAsString();
+  auto stored = FindTurn(turn.session_id, turn.id);
+  if (!stored.ok()) return stored.status();
   auto status = database_.Query(
       "UPDATE turns SET state = ?, model_name = ?, model_version = ?, model_digest = ?, seed = ?,"
       " sampling = ?, answer_text = '', tokenizer_digest = NULL, token_ids = NULL,"
@@ -267,7 +281,15 @@ absl::StatusOr<v1::Turn> StoreTables::RestartTurn(const NewTurn& turn, int64_t n
       {int64_t{v1::TURN_STATE_RUNNING}, turn.model.name(),
        static_cast<int64_t>(turn.model.version()), SqlBlob{turn.model.digest()},
        static_cast<int64_t>(turn.seed), SqlBlob{sampling}, turn.id, turn.session_id});
-  return FinishBegin(turn, status, now_us);
+  if (status.ok()) status = FinishBegin(turn, now_us);
+  if (!status.ok()) return status;
+  return stored->turn.number();
+}
+
+absl::Status StoreTables::SetTries(const std::string& session_id, const std::string& turn_id,
+                                   uint32_t tries) {
+  return database_.Query("UPDATE running_turns SET tries = ? WHERE session_id = ? AND turn_id = ?",
+                         {int64_t{tries}, session_id, turn_id});
 }
 
 absl::Status StoreTables::EndTurn(const TurnResult& result, int64_t now_us) {
@@ -285,26 +307,43 @@ absl::Status StoreTables::EndTurn(const TurnResult& result, int64_t now_us) {
        static_cast<int64_t>(result.model.version()), SqlBlob{result.model.digest()}, SqlBlob{usage},
        SqlBlob{timings}, now_us, static_cast<int64_t>(result.error_code), SqlBlob{taken_up},
        result.turn_id, result.session_id});
+  if (!status.ok() || database_.changes() == 0) return status;
+  used_us_[result.session_id] = now_us;
+  status = database_.Query("DELETE FROM running_turns WHERE session_id = ? AND turn_id = ?",
+                           {result.session_id, result.turn_id});
   // Nothing was told: the same request is worth another try.
   if (status.ok() && !result.is_answer()) {
-    status = database_.Query("DELETE FROM idempotency_keys WHERE turn_id = ?", {result.turn_id});
+    status = database_.Query(
+        "UPDATE turns SET request_key = NULL, request_hash = NULL WHERE id = ?", {result.turn_id});
   }
-  if (!status.ok()) return status;
-  return database_.Query("UPDATE sessions SET used_us = ? WHERE id = ?",
-                         {now_us, result.session_id});
+  return status;
 }
 
 absl::StatusOr<std::vector<UnfinishedTurn>> StoreTables::UnfinishedTurns() {
   std::vector<UnfinishedTurn> turns;
   auto status = database_.Query(
-      "SELECT turns.session_id, id, sampling, key, request_hash FROM turns"
-      " LEFT JOIN idempotency_keys ON turn_id = id WHERE state = 1 ORDER BY turns.created_us",
+      "SELECT turns.session_id, id, number, model_name, model_version, model_digest, sampling,"
+      " request_key, request_hash, key_name, weight, priority, tokens, asked_us, deadline_us,"
+      " tries, seed FROM running_turns JOIN turns ON id = turn_id"
+      " ORDER BY asked_us, turns.created_us",
       {}, [&](const SqlRow& row) {
         UnfinishedTurn& turn = turns.emplace_back();
         turn.session_id = row.Text(0);
         turn.turn_id = row.Text(1);
-        turn.sampling.ParseFromString(row.Text(2));
-        turn.request = {row.Text(3), row.Text(4)};
+        turn.number = static_cast<uint32_t>(row.Int(2));
+        turn.model.set_name(row.Text(3));
+        turn.model.set_version(static_cast<uint64_t>(row.Int(4)));
+        turn.model.set_digest(row.Text(5));
+        turn.sampling.ParseFromString(row.Text(6));
+        turn.sampling.set_seed(static_cast<uint64_t>(row.Int(16)));
+        turn.request = {row.Text(7), row.Text(8)};
+        turn.terms.key_name = row.Text(9);
+        turn.terms.weight = static_cast<uint32_t>(row.Int(10));
+        turn.terms.priority = static_cast<int32_t>(row.Int(11));
+        turn.terms.tokens = static_cast<uint64_t>(row.Int(12));
+        turn.terms.asked = TimeOf(row.Int(13));
+        if (!row.IsNull(14)) turn.terms.deadline = TimeOf(row.Int(14));
+        turn.tries = static_cast<uint32_t>(row.Int(15));
       });
   if (!status.ok()) return status;
   return turns;

@@ -65,6 +65,7 @@ bool IsWhole(const v1::GenerateFinished& finished) {
 
 void TurnRunner::Attempt() {
   if (const auto why = broken()) return Conclude(EndingOfBreak(*why));
+  if (!proven_ && !trying_) return Try(&TurnRunner::Attempt);
   started_.Clear();
   finished_.reset();
   worker_began_ = false;
@@ -215,18 +216,24 @@ bool TurnRunner::OnDelta(v1::GenerateDelta& delta) {
     if (tell) live_->Add(std::move(text));
     return true;
   }
+  // With a new word in the journal the try has come to something: the next one begins further on.
+  const bool proof = !text.text().empty() && !std::exchange(proven_, true);
+  if (proof) trying_ = false;
   const auto message = std::make_shared<v1::TextDelta>(std::move(text));
-  parts_.journal.Append(answer_.id,
-                        {.offset = message->offset(),
-                         .token_offset = token_offset,
-                         .text = message->text(),
-                         .token_ids = delta.token_ids()},
-                        [self = shared_from_this(), message, tell](const absl::Status& status) {
-                          if (!status.ok()) return self->OnJournalFault(status);
-                          if (tell && !self->journal_failed()) {
-                            self->live_->Add(std::move(*message));
-                          }
-                        });
+  parts_.journal.Append(
+      answer_.id,
+      {.offset = message->offset(),
+       .token_offset = token_offset,
+       .text = message->text(),
+       .token_ids = delta.token_ids()},
+      [self = shared_from_this(), message, tell, proof](const absl::Status& status) {
+        if (!status.ok()) {
+          self->OnJournalFault(status);
+        } else if (tell && !self->journal_failed()) {
+          self->live_->Add(std::move(*message));
+        }
+        if (proof) self->LeaveLane(0);
+      });
   return true;
 }
 
@@ -340,8 +347,8 @@ void TurnRunner::OnAnother(absl::StatusOr<Route> route) {
     TellStarted();
     return Attempt();
   }
-  parts_.store.RestartTurn(turn_, [self = shared_from_this()](absl::StatusOr<v1::Turn> turn) {
-    if (!turn.ok()) return self->Conclude(self->EndingOf(turn.status()));
+  parts_.store.RestartTurn(turn_, [self = shared_from_this()](const auto& number) {
+    if (!number.ok()) return self->Conclude(self->EndingOf(number.status()));
     self->TellStarted();
     self->Attempt();
   });
@@ -372,6 +379,7 @@ bool TurnRunner::WaitForWorker(void (TurnRunner::*step)()) {
   const auto now = steady_clock::now();
   if (!patience_) patience_ = now + parts_.options.continue_timeout;
   if (now >= *patience_) return false;
+  EndTry();  // who waits cannot be blamed
   // The next process waits as well as this one, which wants to end.
   if (has_session() && parts_.admission.draining()) Break(TurnBreak::kShutdown);
   Later(kUsualDelay, step);

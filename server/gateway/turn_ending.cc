@@ -89,4 +89,13 @@ TurnEnding QuarantinedEnding() {
   return ending;
 }
 
+TurnEnding GivenUpEnding() {
+  TurnEnding ending;
+  ending.status = absl::InternalError(absl::StrCat(
+      "given up: the gateway died ", kMaxTries, " times while it went on with this answer, and ",
+      "shall not again; its text so far is kept; ask differently"));
+  ending.message = std::string(ending.status.message());
+  return ending;
+}
+
 }  // namespace llava

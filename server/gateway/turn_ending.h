@@ -14,6 +14,8 @@ namespace llava {
 
 // Workers that one turn may cost.
 inline constexpr int kMaxDeaths = 2;
+// Processes of the gateway that may die while they take one turn up, before it has a new word.
+inline constexpr int kMaxTries = 2;
 
 struct TurnDeadlines {
   std::chrono::system_clock::time_point client;
@@ -40,5 +42,7 @@ TurnEnding BrokenEnding(TurnBreak why, const TurnDeadlines& deadlines, bool kept
 TurnEnding InterruptedEnding(const v1::ModelVersion& model);
 // kMaxDeaths workers died over it.
 TurnEnding QuarantinedEnding();
+// kMaxTries processes died over it.
+TurnEnding GivenUpEnding();
 
 }  // namespace llava

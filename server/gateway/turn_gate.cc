@@ -17,6 +17,7 @@ using std::chrono::system_clock;
 // More names than this share one label, so that the metrics stay small.
 constexpr size_t kMaxLabels = 1000;
 constexpr milliseconds kShortestRetry{200}, kLongestRetry{60'000};
+constexpr system_clock::duration kLongestWait = std::chrono::hours(24 * 365);
 constexpr milliseconds kPlaceRetry{1000};  // when an answer of the key's own must end first
 
 }  // namespace
@@ -112,48 +113,49 @@ milliseconds TurnGate::RetryDelay() const {
                     kLongestRetry);
 }
 
-uint64_t TurnGate::Enter(const Caller& caller, double tokens, int32_t priority,
-                         system_clock::time_point deadline, Done done) {
+absl::Status TurnGate::CheckRoom(const Question& question, Key& key, TimePoint now) {
+  if (closed_) {
+    return OverloadedError("this gateway is shutting down; try again, here or elsewhere",
+                           std::chrono::seconds(1));
+  }
+  if (question.again) return absl::OkStatus();
+  if (auto status = CheckLimits(question.caller, key, question.tokens, now); !status.ok()) {
+    return status;
+  }
+  if (MustWait() && queue_.size() >= static_cast<size_t>(options_.max_waiting)) {
+    overloads_.Increment();
+    return OverloadedError(
+        absl::StrCat("the gateway is full: ", running_, " answers are under way and ",
+                     queue_.size(), " questions wait; try again later"),
+        RetryDelay());
+  }
+  return absl::OkStatus();
+}
+
+uint64_t TurnGate::Enter(Question question, Done done) {
   const auto now = steady_clock::now();
   absl::Status refusal;
   uint64_t ticket = 0;
   {
     MutexLock lock(mutex_);
-    Key& key = KeyOf(caller, now);
-    if (closed_) {
-      refusal = OverloadedError("this gateway is shutting down; try again, here or elsewhere",
-                                std::chrono::seconds(1));
-    } else {
-      refusal = CheckLimits(caller, key, tokens, now);
-    }
-    const bool must_wait = running_ >= options_.max_running || !queue_.empty();
-    if (refusal.ok() && must_wait && queue_.size() >= static_cast<size_t>(options_.max_waiting)) {
-      overloads_.Increment();
-      refusal = OverloadedError(
-          absl::StrCat("the gateway is full: ", running_, " answers are under way and ",
-                       queue_.size(), " questions wait; try again later"),
-          RetryDelay());
-    }
+    Key& key = KeyOf(question.caller, now);
+    refusal = CheckRoom(question, key, now);
     if (refusal.ok()) {
+      const bool must_wait = MustWait();
       ++key.turns;
-      key.requests.Take(1);
-      key.tokens.Take(tokens);
+      if (!question.again) key.requests.Take(1);
+      key.tokens.Take(question.tokens);
       ticket = next_ticket_++;
-      const auto left = std::max(deadline - system_clock::now(), system_clock::duration(0));
-      const bool callers = left < options_.max_wait;
-      Waiting waiting{
-          ticket,
-          caller,
-          tokens,
-          now,
-          now + (callers ? std::chrono::duration_cast<milliseconds>(left) : options_.max_wait),
-          callers,
-          std::move(done)};
-      queue_.Push({.tenant = caller.name(),
-                   .weight = caller.weight(),
-                   .priority = priority,
-                   .cost = std::max(tokens, 1.0)},
-                  std::move(waiting));
+      const auto left = std::clamp(question.deadline - system_clock::now(),
+                                   system_clock::duration(0), kLongestWait);
+      const bool callers = question.again || left < options_.max_wait;
+      const TimePoint deadline =
+          now + (callers ? std::chrono::duration_cast<milliseconds>(left) : options_.max_wait);
+      const QueuePlace place{.tenant = question.caller.name(),
+                             .weight = question.caller.weight(),
+                             .priority = question.priority,
+                             .cost = std::max(question.tokens, 1.0)};
+      queue_.Push(place, {ticket, std::move(question), now, deadline, callers, std::move(done)});
       waiting_gauge_.Set(static_cast<double>(queue_.size()));
       if (must_wait) changed_.NotifyAll();
     }
@@ -179,10 +181,11 @@ void TurnGate::Dispatch() {
     ++running_;
     waiting_gauge_.Set(static_cast<double>(queue_.size()));
     const auto now = steady_clock::now();
-    KeyOf(next.caller, now).turns_total.Increment();
+    if (!next.question.again) KeyOf(next.question.caller, now).turns_total.Increment();
     mutex_.unlock();
     wait_seconds_.Observe(std::chrono::duration<double>(now - next.since).count());
-    next.done(std::shared_ptr<TurnPermit>(new TurnPermit(*this, next.caller, next.tokens)));
+    next.done(std::shared_ptr<TurnPermit>(
+        new TurnPermit(*this, next.question.caller, next.question.tokens)));
     mutex_.lock();
   }
   dispatching_ = false;
@@ -206,10 +209,10 @@ void TurnGate::Release(const TurnPermit& permit, uint64_t used) {
 
 // Gives back what was taken when it came.
 void TurnGate::Forget(const Waiting& waiting) {
-  Key& key = KeyOf(waiting.caller, steady_clock::now());
+  Key& key = KeyOf(waiting.question.caller, steady_clock::now());
   --key.turns;
-  key.requests.Take(-1);
-  key.tokens.Take(-waiting.tokens);
+  if (!waiting.question.again) key.requests.Take(-1);
+  key.tokens.Take(-waiting.question.tokens);
   waiting_gauge_.Set(static_cast<double>(queue_.size()));
 }
 

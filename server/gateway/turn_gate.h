@@ -11,6 +11,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -43,6 +44,8 @@ class TurnPermit {
   TurnPermit(const TurnPermit&) = delete;
   TurnPermit& operator=(const TurnPermit&) = delete;
 
+  // Tokens that it holds.
+  double reserved() const { return reserved_; }
   // Gives the place back; `used` tokens are charged instead of the reservation. The first call
   // counts.
   void Release(uint64_t used);
@@ -73,7 +76,16 @@ class TurnGate {
   //  - DEADLINE_EXCEEDED, CANCELLED (by Cancel).
   // The first two carry RetryInfo. `tokens` is an estimate of what the turn will use.
   uint64_t Enter(const Caller& caller, double tokens, int32_t priority,
-                 std::chrono::system_clock::time_point deadline, Done done);
+                 std::chrono::system_clock::time_point deadline, Done done) {
+    return Enter({caller, tokens, priority, deadline, /*again=*/false}, std::move(done));
+  }
+  // The same for a turn that an earlier process let in: it waits for a place like all, and counts
+  // in the limits of its key, but is refused neither by these nor as one too many. Only its
+  // deadline, Cancel and Close end its wait.
+  uint64_t ReEnter(const Caller& caller, double tokens, int32_t priority,
+                   std::chrono::system_clock::time_point deadline, Done done) {
+    return Enter({caller, tokens, priority, deadline, /*again=*/true}, std::move(done));
+  }
   // Takes a waiting turn out; nothing happens if it no longer waits.
   void Cancel(uint64_t ticket);
   // Refuses all that wait and all that come.
@@ -101,18 +113,30 @@ class TurnGate {
     prometheus::Counter& tokens_total;
     prometheus::Counter& refusals_total;
   };
-  struct Waiting {
-    uint64_t ticket;
+  struct Question {
     Caller caller;
     double tokens;
+    int32_t priority;
+    std::chrono::system_clock::time_point deadline;
+    bool again;  // was let in by an earlier process
+  };
+  struct Waiting {
+    uint64_t ticket;
+    Question question;
     TimePoint since, deadline;
     bool deadline_is_callers;
     Done done;
   };
 
+  uint64_t Enter(Question question, Done done);
+
   Key& KeyOf(const Caller& caller, TimePoint now) LLAVA_REQUIRES(mutex_);
   absl::Status CheckLimits(const Caller& caller, Key& key, double tokens, TimePoint now)
       LLAVA_REQUIRES(mutex_);
+  absl::Status CheckRoom(const Question& question, Key& key, TimePoint now) LLAVA_REQUIRES(mutex_);
+  bool MustWait() const LLAVA_REQUIRES(mutex_) {
+    return running_ >= options_.max_running || !queue_.empty();
+  }
   std::chrono::milliseconds RetryDelay() const LLAVA_REQUIRES(mutex_);
   void Forget(const Waiting& waiting) LLAVA_REQUIRES(mutex_);
   void Release(const TurnPermit& permit, uint64_t used);

@@ -7,6 +7,7 @@
 #include "server/gateway/gateway_metrics.h"
 #include "server/gateway/gateway_options.h"
 #include "server/gateway/model_router.h"
+#include "server/gateway/recovery_lane.h"
 #include "server/gateway/rollout_evidence.h"
 #include "server/gateway/running_turns.h"
 #include "server/gateway/session_owners.h"
@@ -41,6 +42,7 @@ struct TurnParts {
   RolloutGuard& rollouts;
   ResumableCalls& resumable;
   PictureFetcher& fetcher;
+  RecoveryLane& recovery;
 };
 
 }  // namespace llava

@@ -18,7 +18,7 @@ namespace llava {
 // A question that passed the checks of request_checks.h.
 struct TurnRequest {
   Caller caller;
-  std::shared_ptr<TurnPermit> permit;  // its place; null: none is kept
+  std::shared_ptr<TurnPermit> permit;  // its place; null: an earlier process let it in
   std::string request_id;
   // Empty: a call without session; `prompt` is the whole conversation.
   std::string session_id;
@@ -37,6 +37,7 @@ struct TurnRequest {
   // Unset: DETACH with a session, CANCEL without.
   v1::OnDisconnect on_disconnect = v1::ON_DISCONNECT_UNSPECIFIED;
   RequestKey key;
+  std::chrono::system_clock::time_point asked = std::chrono::system_clock::now();
 
   bool detaches() const {
     return on_disconnect == v1::ON_DISCONNECT_DETACH ||

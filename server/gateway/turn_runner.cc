@@ -45,34 +45,13 @@ std::shared_ptr<TurnRunner> TurnRunner::Create(const TurnParts& parts, TurnReque
   return runner;
 }
 
-std::shared_ptr<TurnRunner> TurnRunner::CreateRecovered(
-    const TurnParts& parts, UnfinishedTurn turn, std::optional<JournalledAnswer> journalled) {
-  TurnRequest request;
-  request.request_id = RandomId();
-  request.session_id = std::move(turn.session_id);
-  request.regenerate_turn_id = std::move(turn.turn_id);
-  request.sampling = std::move(turn.sampling);
-  request.key = std::move(turn.request);
-  std::shared_ptr<TurnRunner> runner(new TurnRunner(parts, std::move(request)));
-  runner->MakeLive();
-  runner->recovered_ = true;
-  if (journalled) {
-    runner->answer_ = *std::move(journalled);
-  } else {
-    runner->answer_.taken_up.push_back(0);
-  }
-  runner->text_bytes_ = runner->answer_.text.size();
-  runner->live_->Restore(std::move(runner->answer_.text), runner->answer_.taken_up);
-  return runner;
-}
-
 TurnRunner::TurnRunner(const TurnParts& parts, TurnRequest request)
     : parts_(parts),
       request_(std::move(request)),
       turn_id_(request_.regenerate_turn_id.empty() ? RandomId() : request_.regenerate_turn_id),
-      deadlines_{
-          request_.deadline,
-          std::min(request_.deadline, system_clock::now() + parts_.options.request_timeout)} {}
+      deadlines_{request_.deadline,
+                 std::min(request_.deadline, request_.asked + parts_.options.request_timeout)},
+      permit_(request_.permit) {}
 
 void TurnRunner::MakeLive() {
   const bool detaches = request_.detaches();
@@ -98,6 +77,7 @@ void TurnRunner::Start() {
     if (!request_.key.key.empty() && JoinRunning()) return;
     return End(status, {});
   }
+  if (recovered_) return TakeUp();
   choice_ = request_.model;
   choice_.key = has_session() ? request_.session_id : request_.request_id;
   if (!has_session()) {
@@ -105,6 +85,10 @@ void TurnRunner::Start() {
     turn_.sampling = request_.sampling;
     return FindVersion();
   }
+  LoadConversation();
+}
+
+void TurnRunner::LoadConversation() {
   parts_.store.GetConversation(request_.session_id, recovered_ ? RequestKey{} : request_.key,
                                [self = shared_from_this()](absl::StatusOr<Conversation> found) {
                                  self->OnConversation(std::move(found));
@@ -166,6 +150,9 @@ std::optional<TurnBreak> TurnRunner::broken() {
 }
 
 void TurnRunner::OnConversation(absl::StatusOr<Conversation> found) {
+  if (recovered_ && absl::IsUnavailable(found.status())) {  // the store has too much to do
+    return Later(std::chrono::milliseconds(100), &TurnRunner::LoadConversation);
+  }
   if (!found.ok()) return Refuse(found.status());
   if (!found->repeated_turn_id.empty()) {
     for (const StoredTurn& stored : found->turns) {
@@ -186,6 +173,12 @@ void TurnRunner::OnConversation(absl::StatusOr<Conversation> found) {
   turn_.user_text = request_.text;
   turn_.images = request_.images;
   turn_.request = request_.key;
+  turn_.terms = {.key_name = request_.caller.name(),
+                 .weight = request_.caller.weight(),
+                 .priority = request_.priority,
+                 .tokens = permit_ ? static_cast<uint64_t>(permit_->reserved()) : 0,
+                 .asked = request_.asked,
+                 .deadline = request_.deadline};
   if (choice_.name.empty()) {
     auto usual = ModelChoiceOf(found->session);
     if (!usual.ok()) return Refuse(usual.status());
@@ -204,15 +197,8 @@ void TurnRunner::OnConversation(absl::StatusOr<Conversation> found) {
   }
   prompt_ = PromptOf(conversation_, turn_);
   if (!recovered_) return FindVersion();
-
-  const v1::Turn& last = conversation_.turns.back().turn;
   turn_.sampling = request_.sampling;
-  turn_.seed = last.seed();
-  turn_.model = answer_.id != 0 ? answer_.model : last.model();
-  number_ = last.number();
-  TellStarted();
   conversation_ = {};
-  if (answer_.deaths >= kMaxDeaths) return Conclude(QuarantinedEnding());
   Continue();
 }
 
@@ -231,7 +217,7 @@ void TurnRunner::OnVersion(absl::StatusOr<Route> route) {
   turn_.sampling = WithDefaults(turn_.sampling, route_.model.default_sampling());
   if (!turn_.sampling.has_seed()) turn_.sampling.set_seed(DrawSeed());
   turn_.seed = turn_.sampling.seed();
-  if (!has_session()) return OnRecorded(v1::Turn());
+  if (!has_session()) return OnRecorded(0U);
   if (conversation_.session.context_overflow() != v1::CONTEXT_OVERFLOW_DROP_OLDEST_TURNS) {
     return Record();
   }
@@ -249,8 +235,8 @@ void TurnRunner::OnVersion(absl::StatusOr<Route> route) {
 }
 
 void TurnRunner::Record() {
-  const auto recorded = [self = shared_from_this()](absl::StatusOr<v1::Turn> turn) {
-    self->OnRecorded(std::move(turn));
+  const auto recorded = [self = shared_from_this()](absl::StatusOr<uint32_t> number) {
+    self->OnRecorded(std::move(number));
   };
   conversation_ = {};
   if (request_.regenerate_turn_id.empty()) {
@@ -260,9 +246,9 @@ void TurnRunner::Record() {
   }
 }
 
-void TurnRunner::OnRecorded(absl::StatusOr<v1::Turn> turn) {
-  if (!turn.ok()) return Refuse(turn.status());
-  number_ = turn->number();
+void TurnRunner::OnRecorded(absl::StatusOr<uint32_t> number) {
+  if (!number.ok()) return Refuse(number.status());
+  number_ = *number;
   TellStarted();
   Attempt();
 }
@@ -326,7 +312,7 @@ TurnResult TurnRunner::ResultOf(const TurnEnding& ending) const {
     result.timings.set_queue_seconds(started_.queue_seconds());
   }
   result.timings.set_vision_seconds(vision_seconds_);
-  if (first_text_) {
+  if (first_text_ && !recovered_) {
     result.timings.set_time_to_first_token_seconds(Seconds(request_.received, *first_text_));
   }
   result.timings.set_total_seconds(Seconds(request_.received, now));
@@ -340,7 +326,8 @@ TurnSample TurnRunner::SampleOf(const TurnEnding& ending) {
   TurnSample sample;
   sample.failed = answer_.deaths > 0 || (asked_ && fault && !journal_failed());
   if (first_text_ && !recovered_) sample.first_token = Seconds(request_.received, *first_text_);
-  if (!first_text_ && asked_ && !sample.failed && ending.state == v1::TURN_STATE_FAILED) {
+  if (!first_text_ && !recovered_ && asked_ && !sample.failed &&
+      ending.state == v1::TURN_STATE_FAILED) {
     sample.given_up = Seconds(request_.received, steady_clock::now());
   }
   if (pieces_ > 1) sample.between_tokens = Seconds(*first_text_, *last_text_) / (pieces_ - 1);
@@ -350,6 +337,7 @@ TurnSample TurnRunner::SampleOf(const TurnEnding& ending) {
 
 void TurnRunner::Conclude(TurnEnding ending) {
   SetStop(nullptr);
+  EndTry();
   if (!has_session()) return Store(ending);
   // What was received is told and kept before the end.
   parts_.journal.Flush([self = shared_from_this(), ending](const absl::Status&) {
@@ -366,9 +354,9 @@ void TurnRunner::Store(const TurnEnding& ending) {
   parts_.metrics.CountTurn(result.reason, result.timings.total_seconds());
   parts_.metrics.CountTokens(result.usage);
   parts_.samples.Add(turn_.model, SampleOf(ending));
-  if (request_.permit) {
-    request_.permit->Release(uint64_t{result.usage.text_tokens()} + result.usage.image_tokens() +
-                             result.usage.generated_tokens());
+  if (permit_) {
+    permit_->Release(uint64_t{result.usage.text_tokens()} + result.usage.image_tokens() +
+                     result.usage.generated_tokens());
   }
   LogInfo("turn ended",
           {{"request_id", request_.request_id},
@@ -413,13 +401,14 @@ void TurnRunner::Suspend(const TurnEnding& ending) {
 }
 
 void TurnRunner::Refuse(const absl::Status& status) {
+  if (recovered_) return Conclude(EndingOf(status));  // it is recorded
   SetStop(nullptr);
   parts_.running.Remove(Key());
   End(status.ok() ? absl::CancelledError("stopped by CancelTurn") : status, {});
 }
 
 void TurnRunner::End(const absl::Status& status, const v1::TurnFinished& finished) {
-  if (request_.permit) request_.permit->Release(0);  // of a turn that was not stored
+  if (permit_) permit_->Release(0);  // of a turn that was not stored
   if (admitted_) parts_.admission.Leave();
   parts_.resumable.Ended(turn_id_);
   live_->End(status, finished);  // last: with its last call over, the process may end

@@ -31,7 +31,8 @@ namespace llava {
 // after missing features, and with another version, recorded and told anew, when the one that was
 // chosen is gone. When a service died or is out of reach,
 // it is waited for; what there is of the answer is gone on with from its tokens, by the same
-// version, also by the next process. Every piece of text of a session's turn is in the journal
+// version, also by the next process, where it takes a place among the running turns first, on the
+// terms of its first one. Every piece of text of a session's turn is in the journal
 // before a reader sees it. Whatever happens, the turn is stored with its text so far, the session
 // is given back, and the readers are told, in that order.
 class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnRunner> {
@@ -62,8 +63,18 @@ class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnR
   void FindVersion();
   void OnVersion(absl::StatusOr<Route> route);
   void Record();
-  void OnRecorded(absl::StatusOr<v1::Turn> turn);
+  void OnRecorded(absl::StatusOr<uint32_t> number);
   void TellStarted();
+
+  // turn_recovery.cc: of an earlier process's turn.
+  void TakeUp();
+  void OnPlace(absl::StatusOr<std::shared_ptr<TurnPermit>> permit);
+  // Runs `step` when the lane is free and it is on record that this process may die of it.
+  void Try(void (TurnRunner::*step)());
+  // It did not, and the try came to nothing.
+  void EndTry();
+  void LeaveLane(uint32_t tries);
+  void LoadConversation();
 
   // turn_attempts.cc: features, text, and what to do when they stop coming.
   void Attempt();
@@ -117,6 +128,7 @@ class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnR
   const TurnRequest request_;
   const std::string turn_id_;
   const TurnDeadlines deadlines_;
+  std::shared_ptr<TurnPermit> permit_;
   std::shared_ptr<LiveAnswer> live_;
 
   Mutex mutex_;
@@ -152,6 +164,9 @@ class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnR
   JournalledAnswer answer_;
   uint64_t text_bytes_ = 0;            // received
   bool recovered_ = false;             // an earlier process began it
+  bool proven_ = true;                 // false: taken up, and has no new word yet
+  bool trying_ = false;                // is in the lane
+  uint32_t tries_ = 0;                 // processes that died while they took it up
   bool worker_began_ = false;          // this attempt's worker has taken it up
   std::atomic<bool> arrived_ = false;  // its request came to the service
   std::optional<std::chrono::steady_clock::time_point> patience_;  // until then wait for a worker

@@ -84,7 +84,7 @@ void LifecycleOptions::Declare(Settings& settings, Manifest::Kind kind) {
                "How often the repository is looked at beside what inotify tells; 0s = never");
   settings.AddBytes("memory-budget", &memory_budget,
                     "Memory that all versions may take together, keys and values included; 0 = by "
-                    "the machine, and only to choose how to swap");
+                    "the machine or its GPUs, and only to choose how to swap");
   settings.AddChoice("swap-mode", &swap_mode,
                      "How a version replaces another; auto = by sizes: beside it, worker by "
                      "worker, or in its place",

@@ -268,6 +268,8 @@ absl::StatusOr<std::vector<v1::ModelVersionStatus>> ModelManager::Impl::Statuses
     status.set_in_flight(load.in_flight);
     status.set_queued(load.queued);
     status.set_nan_outputs(load.nan_outputs);
+    status.set_queued_bytes(load.queued_bytes);
+    if (load.feature_cache) *status.mutable_feature_cache() = *load.feature_cache;
     status.set_self_test_drift(servable->self_test_drift());
   }
   MutexLock lock(mutex_);

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -27,7 +28,10 @@ struct ServableLoad {
   uint32_t queued = 0;        // requests that wait for it
   uint64_t weight_bytes = 0;  // resident, of all workers
   uint64_t nan_outputs = 0;   // requests that failed because the model gave no number
-  std::string failure;        // why no worker can serve it any more; empty: one can
+  // Of a tower.
+  uint64_t queued_bytes = 0;  // that requests under way hold
+  std::optional<v1::FeatureCacheStatus> feature_cache;
+  std::string failure;  // why no worker can serve it any more; empty: one can
 };
 
 // A loaded version. Requests hold it by shared_ptr, so the last of them to end frees it.

@@ -13,9 +13,7 @@ DeviceTurn::Held DeviceTurn::ForAnswers() {
     changed_.Wait(mutex_);
   }
   answers_.pop_front();
-  held_ = true;
-  begun_ = Clock::now();
-  return Held(this);
+  return Hold();
 }
 
 DeviceTurn::Held DeviceTurn::InBackground() {
@@ -30,9 +28,8 @@ DeviceTurn::Held DeviceTurn::InBackground() {
     }
   }
   background_.pop_front();
-  held_ = background_held_ = true;
-  begun_ = Clock::now();
-  return Held(this);
+  background_held_ = true;
+  return Hold();
 }
 
 void DeviceTurn::Busy(bool more) {
@@ -41,12 +38,25 @@ void DeviceTurn::Busy(bool more) {
   changed_.NotifyAll();
 }
 
-void DeviceTurn::Leave() {
+DeviceTurn::Held DeviceTurn::Hold() {
+  held_ = true;
+  begun_ = Clock::now();
+  return Held(this, ++number_);
+}
+
+void DeviceTurn::Leave(uint64_t number) {
   MutexLock lock(mutex_);
+  if (!held_ || number != number_) return;  // it was taken back
   if (background_held_) {
     const Clock::time_point now = Clock::now();
     background_from_ = now + kLeftToAnswers * (now - begun_);
   }
+  held_ = background_held_ = false;
+  changed_.NotifyAll();
+}
+
+void DeviceTurn::TakeBack() {
+  MutexLock lock(mutex_);
   held_ = background_held_ = false;
   changed_.NotifyAll();
 }

@@ -23,21 +23,26 @@ class DeviceTurn {
   // The device is the holder's until this goes.
   class [[nodiscard]] Held {
    public:
-    Held(Held&& other) noexcept : turn_(std::exchange(other.turn_, nullptr)) {}
+    Held(Held&& other) noexcept
+        : turn_(std::exchange(other.turn_, nullptr)), number_(other.number_) {}
     Held& operator=(Held&&) = delete;
     ~Held() {
-      if (turn_) turn_->Leave();
+      if (turn_) turn_->Leave(number_);
     }
 
    private:
     friend class DeviceTurn;
-    explicit Held(DeviceTurn* turn) : turn_(turn) {}
+    Held(DeviceTurn* turn, uint64_t number) : turn_(turn), number_(number) {}
     DeviceTurn* turn_;
+    uint64_t number_;
   };
 
   // Both wait for the turn. Not from within one.
   Held ForAnswers();
   Held InBackground();
+
+  // Takes the turn from who holds it and hangs.
+  void TakeBack();
 
   // One worker more, or less, has answers in the making.
   void Busy(bool more);
@@ -47,13 +52,15 @@ class DeviceTurn {
   static constexpr int kLeftToAnswers = 4;
 
   bool BackgroundIsDue() const LLAVA_REQUIRES(mutex_);
-  void Leave();
+  Held Hold() LLAVA_REQUIRES(mutex_);
+  void Leave(uint64_t number);
 
   Mutex mutex_;
   CondVar changed_;
   bool held_ LLAVA_GUARDED_BY(mutex_) = false;
   bool background_held_ LLAVA_GUARDED_BY(mutex_) = false;
   int busy_ LLAVA_GUARDED_BY(mutex_) = 0;
+  uint64_t number_ LLAVA_GUARDED_BY(mutex_) = 0;  // of the turn that is held
   uint64_t next_ticket_ LLAVA_GUARDED_BY(mutex_) = 0;
   std::deque<uint64_t> answers_ LLAVA_GUARDED_BY(mutex_);     // tickets that wait
   std::deque<uint64_t> background_ LLAVA_GUARDED_BY(mutex_);  // likewise

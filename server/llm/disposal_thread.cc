@@ -21,10 +21,13 @@ void DisposalThread::Post(std::function<void()> disposal) {
   changed_.NotifyAll();
 }
 
-void DisposalThread::WaitUntilIdle(CondVar::Clock::time_point deadline) {
+bool DisposalThread::WaitUntilIdle(CondVar::Clock::time_point deadline) {
   MutexLock lock(mutex_);
-  while ((working_ || !waiting_.empty()) && changed_.WaitUntil(mutex_, deadline)) {
+  const auto idle = [this] { return !working_ && waiting_.empty(); };
+  while (!idle()) {
+    if (!changed_.WaitUntil(mutex_, deadline)) return idle();
   }
+  return true;
 }
 
 void DisposalThread::Work() {

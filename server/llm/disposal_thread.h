@@ -17,8 +17,8 @@ class DisposalThread {
   ~DisposalThread();
 
   void Post(std::function<void()> disposal);
-  // Until all that was posted is done, or `deadline` has come.
-  void WaitUntilIdle(CondVar::Clock::time_point deadline);
+  // Until all that was posted is done. False: not by `deadline`.
+  bool WaitUntilIdle(CondVar::Clock::time_point deadline);
 
  private:
   void Work();

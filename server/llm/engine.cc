@@ -44,9 +44,18 @@ LlmEngine::LlmEngine(Options options, LoadedLanguage model, Metrics& metrics, Pl
   MutexLock lock(mutex_);
   wanted_workers_ = places_.workers;
   for (int i = 0; i < wanted_workers_; ++i) StartWorker(i);
+  if (options_.step_limit.count() > 0) watcher_ = std::thread([this] { WatchSteps(); });
 }
 
-LlmEngine::~LlmEngine() { Stop(); }
+LlmEngine::~LlmEngine() {
+  Stop();
+  std::vector<Hung> hung;
+  {
+    MutexLock lock(mutex_);
+    hung.swap(hung_);
+  }
+  for (Hung& left : hung) left.thread.join();
+}
 
 void LlmEngine::Stop() {
   {
@@ -54,10 +63,16 @@ void LlmEngine::Stop() {
     stopping_ = true;
     for (Slot& slot : slots_) slot.watch->stop = true;
     changed_.NotifyAll();
+    // Its own thread may change as long as a worker is alive.
+    const auto ended = [](const Slot& slot) { return !slot.alive; };
+    while (!std::all_of(slots_.begin(), slots_.end(), ended)) changed_.Wait(mutex_);
+    watching_ = false;
+    watch_changed_.NotifyAll();
   }
   for (Slot& slot : slots_) {
     if (slot.thread.joinable()) slot.thread.join();
   }
+  if (watcher_.joinable()) watcher_.join();
   FailWaiting(OverloadedError("llm: the process is stopping", kRetryAfter));
 }
 
@@ -314,125 +329,6 @@ void LlmEngine::FailJob(const GenerateJob& job, const absl::Status& status) {
   metrics_.request_duration_seconds.Observe(
       std::chrono::duration<double>(Clock::now() - job.received).count());
   job.sink->Failed(status);
-}
-
-void LlmEngine::ShowWorkers() { metrics_.ShowWorkers(loading_, ready_, failed_); }
-
-void LlmEngine::StartWorker(int worker) {
-  Slot& slot = slots_[static_cast<size_t>(worker)];
-  slot.alive = true;
-  slot.watch->share = 0;
-  slot.watch->stop = false;
-  ++loading_;
-  ShowWorkers();
-  slot.thread = std::thread([this, worker, &slot] {
-    WorkerLoop(worker);
-    MutexLock lock(mutex_);
-    slot.alive = false;
-    changed_.NotifyAll();
-  });
-}
-
-LlmEngine::Life LlmEngine::Live(int worker) {
-  Life life;
-  const int device = places_.devices[static_cast<size_t>(worker)];
-  DeviceTurn& turn = *places_.turns[static_cast<size_t>(device)];
-  LoadWatch& watch = *slots_[static_cast<size_t>(worker)].watch;
-  const DevicePiece piece = [&](const std::function<void()>& compute) {
-    if (watch.stop) throw std::runtime_error("the worker was stopped");
-    const DeviceTurn::Held held = turn.InBackground();
-    compute();
-  };
-  std::unique_ptr<ModelRunner> runner;
-  double drift = -1;
-  try {
-    runner = factory_(device, watch);
-    watch.share = 1;
-    drift = runner->SelfTest(piece);
-    WarmUp(*runner, info_, piece);
-  } catch (...) {
-    life.status = FromException(std::current_exception());
-    return life;
-  }
-  EngineWorker works(*this, *runner, worker, turn);
-  {
-    MutexLock lock(mutex_);
-    image_tokens_ = runner->image_tokens();
-    weight_bytes_ = runner->weight_bytes();
-    drift_ = std::max(drift_, drift);
-    const int64_t tokens = runner->num_blocks() * KvBlocks::kTokens;
-    if (kv_capacity_tokens_ == 0 || tokens < kv_capacity_tokens_) kv_capacity_tokens_ = tokens;
-    workers_.push_back(&works);
-    --loading_;
-    ++ready_;
-    ShowWorkers();
-    changed_.NotifyAll();
-  }
-  life.loaded = true;
-  const std::string reason = works.Run();
-  life.served = works.served();
-  if (!reason.empty()) life.status = absl::UnavailableError(reason);
-  MutexLock lock(mutex_);
-  std::erase(workers_, &works);
-  --ready_;
-  ++loading_;  // unless it is given up
-  ShowWorkers();
-  changed_.NotifyAll();  // what was left to this one is for all
-  return life;
-}
-
-void LlmEngine::WorkerLoop(int worker) {
-  auto delay = options_.respawn_delay;
-  bool first = true;
-  for (int tries = 0;;) {
-    const Life life = Live(worker);
-    const std::string reason(life.status.message());
-    {
-      MutexLock lock(mutex_);
-      const bool failed = first && !life.loaded && !Retires(worker);
-      if (failed || Retires(worker)) {
-        if (failed) load_status_ = life.status;
-        --loading_;
-        failed_ += failed ? 1 : 0;
-        ShowWorkers();
-        changed_.NotifyAll();
-        return;
-      }
-    }
-    first = false;
-    if (life.served) {
-      tries = 0;
-      delay = options_.respawn_delay;
-    }
-    if (tries++ >= options_.respawns) return GiveUp(reason);
-    LogError("worker died, it begins anew",
-             {{"reason", reason}, {"in_ms", absl::StrCat(delay.count())}});
-    metrics_.respawns.Increment();
-    MutexLock lock(mutex_);
-    const auto until = Clock::now() + delay;
-    while (!Retires(worker) && Clock::now() < until) changed_.WaitUntil(mutex_, until);
-    if (Retires(worker)) {
-      --loading_;
-      ShowWorkers();
-      return;
-    }
-    delay *= 2;
-  }
-}
-
-void LlmEngine::GiveUp(const std::string& reason) {
-  LogError("worker died and is given up", {{"reason", reason}});
-  bool last = false;
-  {
-    MutexLock lock(mutex_);
-    --loading_;
-    ++failed_;
-    ShowWorkers();
-    last = ready_ == 0 && loading_ == 0;
-    if (last) failure_ = "all workers failed: " + reason;
-  }
-  if (!last) return;
-  FailWaiting(absl::UnavailableError("llm: all workers failed"));
 }
 
 }  // namespace llava

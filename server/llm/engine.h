@@ -19,6 +19,7 @@
 #include "server/llm/engine_metrics.h"
 #include "server/llm/model_runner.h"
 #include "server/llm/sequence.h"
+#include "server/llm/step_watch.h"
 #include "server/runtime/fair_queue.h"
 #include "server/runtime/mutex.h"
 
@@ -43,8 +44,10 @@ class LlmEngine {
     int queue = 256;          // jobs waiting; beyond it Submit refuses
     int max_running = 32;     // answers in the making per worker
     int prefill_chunk = 512;  // most prompt tokens computed in one step, of all prompts together
-    // A step may take so many times as long for prompts as it would without (PromptBudget).
-    double prefill_slowdown = 2.5;
+    // A step may take so many times as long for prompts as it would without (LimitPrompts).
+    double prefill_slowdown = 2.9;
+    // A worker that hangs in a call to its device for longer is given up; 0: never.
+    std::chrono::milliseconds step_limit{0};
     // A worker that died begins anew after this time, then after twice that, ...
     std::chrono::milliseconds respawn_delay{1000};
     int respawns = 5;  // ... so often in a row before it is given up
@@ -82,8 +85,11 @@ class LlmEngine {
   // INVALID_ARGUMENT with both numbers: longer than a worker's keys and values can ever be.
   absl::Status Submit(GenerateJob job);
 
-  // Fails everything that waits or runs, joins the threads.
+  // Fails everything that waits or runs, joins the threads but for those that were given up: the
+  // destructor waits for them.
   void Stop();
+  // A thread that was given up has not come back yet. After Stop only the end of the process helps.
+  bool hangs() const;
 
   const LanguageInfo& info() const { return info_; }
   // Image tokens of one picture; known once ready.
@@ -103,15 +109,23 @@ class LlmEngine {
  private:
   friend class EngineWorker;
 
-  void StartWorker(int worker) LLAVA_REQUIRES(mutex_);
-  void WorkerLoop(int worker);
-  // Loads the model and works until the engine stops or the device fails: why, and how far it came.
+  // What became of a worker from loading the model until the engine stopped or the device failed.
   struct Life {
     absl::Status status;
     bool loaded = false;
-    bool served = false;  // got through a step
+    bool served = false;    // got through a step
+    bool given_up = false;  // another thread has taken the place
   };
+  void StartWorker(int worker) LLAVA_REQUIRES(mutex_);
+  // `before`: how the thread ended whose place this one takes.
+  void StartThread(int worker, std::optional<Life> before) LLAVA_REQUIRES(mutex_);
+  // Life after life. False: given up.
+  bool WorkerLoop(int worker, std::optional<Life> before);
   Life Live(int worker);
+  // Gives up workers that hang, until Stop.
+  void WatchSteps();
+  // Its thread hangs: answers its jobs, lets another one take its place.
+  void Replace(int worker);
   void ShowWorkers() LLAVA_REQUIRES(mutex_);
   // No more jobs for it: the engine stops, or gives this worker up.
   bool Retires(int worker) const LLAVA_REQUIRES(mutex_) {
@@ -141,6 +155,15 @@ class LlmEngine {
     std::thread thread;
     bool alive = false;  // its thread has not come to its end
     std::unique_ptr<LoadWatch> watch = std::make_unique<LoadWatch>();
+    std::shared_ptr<StepWatch> steps = std::make_shared<StepWatch>();  // of the thread
+    int tries = 0;                       // lives in a row without a step
+    std::chrono::milliseconds delay{0};  // before the next
+    bool first = true;                   // none has loaded yet
+  };
+  // A thread that was given up.
+  struct Hung {
+    std::thread thread;
+    std::shared_ptr<StepWatch> steps;
   };
 
   const Options options_;
@@ -159,7 +182,7 @@ class LlmEngine {
   mutable Mutex mutex_;  // taken behind that
   CondVar changed_;
   FairQueue<GenerateJob> waiting_ LLAVA_GUARDED_BY(mutex_);
-  std::vector<const EngineWorker*> workers_ LLAVA_GUARDED_BY(mutex_);  // that work
+  std::vector<EngineWorker*> workers_ LLAVA_GUARDED_BY(mutex_);  // that work
   int64_t image_tokens_ LLAVA_GUARDED_BY(mutex_) = 0;
   uint64_t weight_bytes_ LLAVA_GUARDED_BY(mutex_) = 0;
   double drift_ LLAVA_GUARDED_BY(mutex_) = -1;
@@ -171,8 +194,12 @@ class LlmEngine {
   int ready_ LLAVA_GUARDED_BY(mutex_) = 0;
   int failed_ LLAVA_GUARDED_BY(mutex_) = 0;
   absl::Status load_status_ LLAVA_GUARDED_BY(mutex_);
+  std::vector<Hung> hung_ LLAVA_GUARDED_BY(mutex_);
+  bool watching_ LLAVA_GUARDED_BY(mutex_) = true;
+  CondVar watch_changed_;
 
-  std::vector<Slot> slots_;  // last; guarded but for the joining
+  std::vector<Slot> slots_;  // guarded but for the joining
+  std::thread watcher_;      // last
 };
 
 }  // namespace llava

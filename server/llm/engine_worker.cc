@@ -1,10 +1,8 @@
 #include "server/llm/engine_worker.h"
 
 #include <algorithm>
-#include <cmath>
 #include <exception>
 #include <functional>
-#include <numeric>
 #include <set>
 #include <stdexcept>
 #include <utility>
@@ -16,7 +14,6 @@
 namespace llava {
 namespace {
 
-constexpr uint64_t kWarmSequence = 0;  // no answer's
 constexpr std::chrono::milliseconds kRetryAfter{500};
 // A caller whose deadline is so near hung up because of it: its clock and ours race.
 constexpr std::chrono::milliseconds kDeadlineSlack{25};
@@ -27,48 +24,14 @@ double Seconds(GenerateJob::Clock::duration time) {
 
 }  // namespace
 
-void WarmUp(ModelRunner& runner, const LanguageInfo& info, const DevicePiece& piece) {
-  StoredFeatures grey{FeatureType::kBFloat16, info.feature_rows, info.feature_width, {}};
-  grey.bytes.assign(static_cast<size_t>(2 * grey.rows * grey.width), '\0');
-  const std::vector<std::shared_ptr<const StoredFeatures>> features = {
-      std::make_shared<const StoredFeatures>(std::move(grey))};
-  const std::vector<int32_t> ids = {info.tokenizer->bos_id(), kImageToken,
-                                    info.tokenizer->eos_id()};
-  const int64_t prompt = runner.image_tokens() + 2;
-  std::vector<int32_t> blocks(static_cast<size_t>(KvBlocks::BlocksFor(prompt + 1)));
-  std::iota(blocks.begin(), blocks.end(), 0);
-  if (static_cast<int64_t>(blocks.size()) > runner.num_blocks()) {
-    throw std::invalid_argument(
-        absl::StrCat("--kv-bytes holds ", runner.num_blocks() * KvBlocks::kTokens,
-                     " tokens of keys and values, less than a picture and a word: ", prompt + 1));
-  }
-  runner.Begin(kWarmSequence, ids, features);
-  const auto step = [&](int64_t first, int64_t rows, bool sampled) {
-    const ModelRunner::Part part = {kWarmSequence, first, rows, info.tokenizer->eos_id(),
-                                    sampled,       blocks};
-    piece([&] {
-      const StepLogits logits = runner.Step({&part, 1});
-      if (!sampled) return;
-      for (const float logit : logits.Row(0)) {
-        if (!std::isfinite(logit)) throw std::runtime_error("warm-up: a logit is not finite");
-      }
-    });
-  };
-  for (int64_t first = 0; first < prompt; first += kPieceRows) {
-    const int64_t rows = std::min(kPieceRows, prompt - first);
-    step(first, rows, first + rows == prompt);
-  }
-  step(prompt, 1, true);
-  runner.End(kWarmSequence);
-}
-
-EngineWorker::EngineWorker(LlmEngine& engine, ModelRunner& runner, int number, DeviceTurn& turn)
+EngineWorker::EngineWorker(LlmEngine& engine, ModelRunner& runner, int number, DeviceTurn& turn,
+                           StepWatch& steps)
     : engine_(engine),
       runner_(runner),
       number_(number),
       turn_(turn),
+      steps_(steps),
       metrics_(engine.metrics_),
-      budget_(engine.options_.prefill_chunk, engine.options_.prefill_slowdown),
       blocks_(runner.num_blocks()) {
   ShowBlocks();
 }
@@ -112,6 +75,8 @@ std::string EngineWorker::Run() {
     if (Step()) continue;
     try {  // was it these sequences, or the device?
       CheckDevice();
+    } catch (const WorkerGivenUp&) {
+      throw;
     } catch (...) {
       const absl::Status status = FromException(std::current_exception());
       FailAll(absl::UnavailableError("llm: the worker of this answer died"));
@@ -127,7 +92,7 @@ void EngineWorker::CheckDevice() {
   }
   WarmUp(runner_, engine_.info_, [this](const std::function<void()>& compute) {
     const DeviceTurn::Held held = turn_.InBackground();
-    compute();
+    steps_.Run(compute);
   });
   MutexLock lock(mutex_);
   blocks_ = KvBlocks(runner_.num_blocks());
@@ -174,49 +139,6 @@ void EngineWorker::Join(GenerateJob job) {
   metrics_.cached_tokens.Increment(static_cast<double>(cached));
   if (sequence->complete()) return Finish(*sequence, false);  // resumed behind its last token
   running_.push_back(std::move(sequence));
-}
-
-void EngineWorker::Prewarm(const WarmPrompt& prompt) {
-  KvTable table;
-  table.salt = prompt.cache_salt;
-  table.rows = RowsOf(prompt.ids, prompt.feature_keys, runner_.image_tokens());
-  const auto size = static_cast<int64_t>(table.rows.size());
-  const uint64_t id = engine_.next_sequence_++;
-  std::optional<KvBlocks::Copy> copy;
-  bool fits = false;
-  {
-    MutexLock lock(mutex_);
-    fits = size > 0 && KvBlocks::BlocksFor(size) <= blocks_.free();  // nothing kept goes for it
-    if (fits) copy = blocks_.Begin(table);
-    if (fits) blocks_.Grow(table, size - table.computed);
-  }
-  if (!fits) return engine_.WarmDone();
-  bool computed = true;
-  try {
-    if (copy) runner_.CopyBlock(copy->from, copy->to);
-    runner_.Begin(id, prompt.ids, prompt.features);
-    while (table.computed < size && !engine_.warm_stopped_ && engine_.waiting() == 0) {
-      const int64_t rows = std::min(kPieceRows, size - table.computed);
-      const ModelRunner::Part part = {id, table.computed, rows, 0, false, table.blocks};
-      {
-        const DeviceTurn::Held held = turn_.InBackground();
-        runner_.Step({&part, 1});
-      }
-      MutexLock lock(mutex_);
-      blocks_.Advance(table, rows);
-    }
-  } catch (...) {
-    computed = false;
-    LogError("a prompt could not be computed ahead",
-             {{"error", std::string(FromException(std::current_exception()).message())}});
-  }
-  runner_.End(id);
-  {
-    MutexLock lock(mutex_);
-    blocks_.End(table, /*keep=*/computed);
-  }
-  ShowBlocks();
-  engine_.WarmDone();
 }
 
 void EngineWorker::Begin(Sequence& sequence) {
@@ -299,22 +221,26 @@ void EngineWorker::DropGoneAndLate() {
 
 StepPlan EngineWorker::Plan(const std::vector<Sequence*>& active) const {
   std::vector<SequenceView> views;
-  int64_t decoding = 0;
+  StepWork decoding;
   for (const Sequence* sequence : active) {
     const KvTable& table = sequence->table;
-    decoding += sequence->decodes() ? 1 : 0;
+    if (sequence->decodes()) {
+      ++decoding.decode_rows;
+      decoding.keys += KeysOf(table.computed, 1);
+    }
     views.push_back(
         {.left = static_cast<int64_t>(table.rows.size()) - table.computed,
          .decodes = sequence->decodes(),
          .room = static_cast<int64_t>(table.blocks.size()) * KvBlocks::kTokens - table.computed,
-         .priority = sequence->job().place.priority});
+         .priority = sequence->job().place.priority,
+         .computed = table.computed});
   }
+  StepLimits limits = LimitPrompts(cost_, decoding, engine_.options_.prefill_chunk,
+                                   engine_.options_.prefill_slowdown);
   MutexLock lock(mutex_);
-  return PlanStep(views,
-                  {.prompt_rows = budget_.Rows(decoding),
-                   .available_blocks = blocks_.available(),
-                   .block_rows = KvBlocks::kTokens},
-                  [&](size_t i) { return blocks_.Regained(active[i]->table); });
+  limits.available_blocks = blocks_.available();
+  limits.block_rows = KvBlocks::kTokens;
+  return PlanStep(views, limits, [&](size_t i) { return blocks_.Regained(active[i]->table); });
 }
 
 bool EngineWorker::Step() {
@@ -328,7 +254,7 @@ bool EngineWorker::Step() {
   }
   std::vector<ModelRunner::Part> parts;
   std::vector<Sequence*> stepped;
-  int64_t decoding = 0, rows = 0;
+  StepWork work;
   {
     MutexLock lock(mutex_);
     for (size_t i = 0; i < active.size(); ++i) {
@@ -341,14 +267,15 @@ bool EngineWorker::Step() {
                        .rows = plan.rows[i],
                        .token = decodes ? active[i]->last_token() : 0,
                        .sampled = table.computed + plan.rows[i] >= active[i]->prompt_rows,
-                       .blocks = table.blocks});
+                       .blocks = table.blocks,
+                       .choice = active[i]->Choice()});
       stepped.push_back(active[i]);
-      rows += plan.rows[i];
-      decoding += decodes ? 1 : 0;
+      (decodes ? work.decode_rows : work.prompt_rows) += plan.rows[i];
+      work.keys += KeysOf(table.computed, plan.rows[i]);
     }
   }
   if (parts.empty()) return true;  // all wait for blocks; what was preempted gives them
-  metrics_.batch_tokens.Observe(static_cast<double>(rows));
+  metrics_.batch_tokens.Observe(static_cast<double>(work.rows()));
 
   StepLogits logits;
   absl::Status status;
@@ -356,7 +283,9 @@ bool EngineWorker::Step() {
   try {
     const DeviceTurn::Held held = turn_.ForAnswers();
     begin = Clock::now();  // what others computed meanwhile is no cost of ours
-    logits = runner_.Step(parts);
+    steps_.Run([&] { logits = runner_.Step(parts); });
+  } catch (const WorkerGivenUp&) {
+    throw;
   } catch (...) {
     status = FromException(std::current_exception());
     LogError("step failed", {{"error", std::string(status.message())},
@@ -364,18 +293,23 @@ bool EngineWorker::Step() {
   }
   if (status.ok()) {
     served_ = true;
-    budget_.Observe(decoding, rows - decoding, Seconds(Clock::now() - begin));
+    cost_.Observe(work, Seconds(Clock::now() - begin));
     MutexLock lock(mutex_);
     for (size_t i = 0; i < parts.size(); ++i) blocks_.Advance(stepped[i]->table, parts[i].rows);
   }
   std::set<const Sequence*> ended;
   int64_t row = 0;
+  size_t sampled = 0;
   for (size_t i = 0; i < parts.size(); ++i) {
     if (!status.ok()) {
       Fail(*stepped[i], absl::InternalError(status.message()), "error", /*keep_blocks=*/false);
       ended.insert(stepped[i]);
-    } else if (parts[i].sampled && Deliver(*stepped[i], logits.Row(row++))) {
-      ended.insert(stepped[i]);
+    } else if (parts[i].sampled) {
+      const int32_t drawn = logits.Drawn(sampled++);
+      const bool has_row = drawn == StepLogits::kNotDrawn;
+      if (Deliver(*stepped[i], drawn, has_row ? logits.Row(row++) : std::span<const float>())) {
+        ended.insert(stepped[i]);
+      }
     }
   }
   if (!ended.empty()) {
@@ -386,10 +320,11 @@ bool EngineWorker::Step() {
   return status.ok();
 }
 
-bool EngineWorker::Deliver(Sequence& sequence, std::span<const float> logits) {
+bool EngineWorker::Deliver(Sequence& sequence, int32_t drawn, std::span<const float> logits) {
   absl::Status status;
   try {
-    status = sequence.Take(logits, Clock::now());
+    status = drawn == StepLogits::kNotDrawn ? sequence.Take(logits, Clock::now())
+                                            : sequence.TakeDrawn(drawn, Clock::now());
   } catch (...) {
     status = absl::InternalError(FromException(std::current_exception()).message());
   }
@@ -452,6 +387,15 @@ void EngineWorker::Leave(Sequence& sequence, const std::string& reason, bool kee
 void EngineWorker::FailAll(const absl::Status& status) {
   for (const auto& sequence : running_) Fail(*sequence, status, "error");
   running_.clear();
+}
+
+void EngineWorker::Abandon() {
+  for (const auto& sequence : running_) {
+    engine_.Left(sequence->job().received, "error");
+    sequence->job().sink->Failed(absl::UnavailableError("llm: the worker of this answer hangs"));
+  }
+  if (warming_) engine_.WarmDone();
+  SetBusy(false);
 }
 
 void EngineWorker::ShowBlocks() {

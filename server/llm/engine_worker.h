@@ -11,6 +11,8 @@
 #include "server/llm/engine.h"
 #include "server/llm/kv_blocks.h"
 #include "server/llm/scheduler.h"
+#include "server/llm/step_cost.h"
+#include "server/llm/step_watch.h"
 
 namespace llava {
 
@@ -23,14 +25,19 @@ void WarmUp(ModelRunner& runner, const LanguageInfo& info, const DevicePiece& pi
 // the const methods.
 class EngineWorker {
  public:
-  EngineWorker(LlmEngine& engine, ModelRunner& runner, int number, DeviceTurn& turn);
+  // `steps`: of this life of the worker; around every call to the device.
+  EngineWorker(LlmEngine& engine, ModelRunner& runner, int number, DeviceTurn& turn,
+               StepWatch& steps);
   ~EngineWorker();
 
   // Until the engine stops or gives this worker up (empty result), or the device is of no use any
-  // more (why). All jobs taken are answered by then.
+  // more (why). All jobs taken are answered by then. Throws WorkerGivenUp.
   std::string Run();
   // A step succeeded.
   bool served() const { return served_; }
+  // Answers all jobs while the thread hangs in a call to the device. By another thread, which has
+  // given this one up.
+  void Abandon();
 
   // Thread-safe: how well a job would fit here, see RouteScore.
   double Score(const GenerateJob& job) const;
@@ -59,8 +66,9 @@ class EngineWorker {
   StepPlan Plan(const std::vector<Sequence*>& active) const;
   // Throws if the device cannot even run the self-test. Forgets what is cached.
   void CheckDevice();
-  // After a step: hands the logits to the sequence. True: it has ended.
-  bool Deliver(Sequence& sequence, std::span<const float> logits);
+  // After a step: hands the token drawn, or StepLogits::kNotDrawn and the logits, to the sequence.
+  // True: it has ended.
+  bool Deliver(Sequence& sequence, int32_t drawn, std::span<const float> logits);
   void Finish(Sequence& sequence, bool late);
   // The caller hung up: because it wanted to, or because its deadline came.
   void FailGone(Sequence& sequence);
@@ -75,9 +83,10 @@ class EngineWorker {
   ModelRunner& runner_;
   const int number_;
   DeviceTurn& turn_;
+  StepWatch& steps_;
   EngineMetrics& metrics_;
   std::vector<std::unique_ptr<Sequence>> running_;  // in order of arrival, paused ones included
-  PromptBudget budget_;
+  StepCost cost_;
 
   mutable Mutex mutex_;  // taken behind the engine's
   KvBlocks blocks_ LLAVA_GUARDED_BY(mutex_);
@@ -85,6 +94,7 @@ class EngineWorker {
   int64_t paused_ = 0;
   bool served_ = false;
   bool busy_ = false;
+  bool warming_ = false;  // computes a prompt ahead
 
   // What the gauges and counters know of this worker.
   struct Shown {

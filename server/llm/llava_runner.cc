@@ -5,6 +5,7 @@
 #include <c10/core/InferenceMode.h>
 
 #include <map>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -27,6 +28,9 @@ at::ScalarType ScalarTypeOf(FeatureType type) {
 }
 
 static_assert(KvBlocks::kTokens == kKvBlockTokens);
+
+static_assert(StepLogits::kNotFinite == DrawnStep::kNotFinite &&
+              StepLogits::kNotDrawn == DrawnStep::kNotAsked);
 
 class LlavaRunner : public ModelRunner {
  public:
@@ -57,6 +61,8 @@ class LlavaRunner : public ModelRunner {
     std::vector<int32_t> tokens;  // that follow each other, one of each part
     std::vector<StepSequence> sequences;
     std::vector<int64_t> wanted;
+    std::vector<std::optional<TokenChoice>> choices;
+    bool draws = false;
     const auto embed = [&] {
       if (!tokens.empty()) rows.push_back(model_->decoder().Embed(tokens));
       tokens.clear();
@@ -73,13 +79,28 @@ class LlavaRunner : public ModelRunner {
       }
       sequences.push_back({part.rows, part.first, part.blocks});
       end += part.rows;
-      if (part.sampled) wanted.push_back(end - 1);
+      if (!part.sampled) continue;
+      wanted.push_back(end - 1);
+      choices.push_back(part.choice);
+      draws |= part.choice.has_value();
     }
     embed();
-    const at::Tensor logits =
-        model_->decoder().Step(rows.size() == 1 ? rows[0] : at::cat(rows), sequences, wanted);
+    const at::Tensor all = rows.size() == 1 ? rows[0] : at::cat(rows);
+    ServingDecoder& decoder = model_->decoder();
+    DrawnStep step;
+    if (draws && decoder.draws()) {
+      step = decoder.StepAndDraw(all, sequences, wanted, choices, model_->num_known_ids());
+      if (!step.logits.defined()) {
+        StepLogits drawn;
+        drawn.ids = std::move(step.ids);
+        return drawn;
+      }
+    } else {
+      step.logits = decoder.Step(all, sequences, wanted);
+    }
+    const at::Tensor& logits = step.logits;
     return {std::make_shared<at::Tensor>(logits), logits.const_data_ptr<float>(), logits.stride(0),
-            model_->num_known_ids()};
+            model_->num_known_ids(), std::move(step.ids)};
   }
 
   void CopyBlock(int32_t from, int32_t to) override { model_->decoder().CopyBlock(from, to); }

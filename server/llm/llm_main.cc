@@ -1,4 +1,6 @@
 #include <chrono>
+#include <cstdio>
+#include <cstdlib>
 #include <memory>
 #include <set>
 #include <string>
@@ -6,6 +8,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "server/device/device.h"
 #include "server/device/load_failure.h"
 #include "server/lifecycle/lifecycle_service.h"
 #include "server/lifecycle/model_manager.h"
@@ -19,6 +22,8 @@ namespace {
 constexpr char kProgram[] = "llava-llm";
 // How long features stay after PutFeatures at least: the promise of llm.proto.
 constexpr std::chrono::seconds kPinTime{30};
+// At the end, for versions that are being freed: longer only if a worker hangs.
+constexpr std::chrono::seconds kDisposalTime{10};
 
 }  // namespace
 
@@ -33,7 +38,9 @@ int main(int argc, char** argv) {
   auto managed = options.lifecycle.Resolve(llava::Manifest::Kind::kLanguage);
   if (!managed.ok()) return llava::ReportLoadFailure(kProgram, managed.status());
   const bool on_gpus = !absl::StartsWith(options.language.device, "cpu");
-  if (on_gpus && options.lifecycle.memory_budget == 0) managed->memory_budget = 0;  // no limit
+  if (on_gpus && options.lifecycle.memory_budget == 0) {
+    managed->memory_budget = llava::DeviceMemoryBudget(options.language.device);
+  }
 
   llava::Metrics metrics("llm");
   llava::FeatureStore store(options.feature_store_bytes, kPinTime, metrics);
@@ -73,9 +80,18 @@ int main(int argc, char** argv) {
                  {{"grpc", absl::StrCat(options.process.host, ":", process.port())},
                   {"metrics", absl::StrCat(options.process.host, ":", process.metrics_port())},
                   {"max_running", absl::StrCat(options.engine.max_running)}});
-  return process.Run([&] { manager->Drain(); },
-                     [&] {
-                       manager->Stop();
-                       loader->StopAll();
-                     });
+  bool ended = true;
+  const int code = process.Run(
+      [&] { manager->Drain(); },
+      [&] {
+        manager->Stop();
+        ended = loader->StopAll() &&
+                disposal.WaitUntilIdle(std::chrono::steady_clock::now() + kDisposalTime);
+      });
+  if (!ended) {
+    llava::LogWarning("a worker hangs, the process ends without it");
+    std::fflush(nullptr);
+    std::_Exit(code);
+  }
+  return code;
 }

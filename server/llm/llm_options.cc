@@ -1,5 +1,7 @@
 #include "server/llm/llm_options.h"
 
+#include <chrono>
+
 #include "absl/strings/str_cat.h"
 #include "server/device/device.h"
 #include "server/wire/sampling.h"
@@ -9,6 +11,7 @@ namespace llava {
 LlmOptions::LlmOptions() {
   process.port = 8021;
   process.metrics_port = 8022;
+  engine.step_limit = std::chrono::minutes(5);
 }
 
 void LlmOptions::Declare(Settings& settings) {
@@ -49,6 +52,9 @@ void LlmOptions::Declare(Settings& settings) {
                "How many times as long as usual a step may take because of prompts, while answers "
                "are running: smaller keeps them flowing, larger computes prompts faster",
                1.1, 1000);
+  settings.Add("step-limit", &engine.step_limit,
+               "A worker that hangs in a step for longer is given up: its answers end with "
+               "UNAVAILABLE, another takes its place; 0s = never");
   settings.Group("Limits");
   settings.Add("queue", &engine.queue, "Most requests waiting; beyond it UNAVAILABLE", 1,
                1'000'000);

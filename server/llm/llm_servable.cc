@@ -1,5 +1,9 @@
 #include "server/llm/llm_servable.h"
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include <algorithm>
 #include <chrono>
 #include <numeric>
@@ -19,8 +23,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr char kInfoGauge[] = "llava_llm_model_info";
-// The reading of a checkpoint is its checking, then its packing: about the same each.
-constexpr double kCheckingShare = 0.5;
 // Sessions are computed ahead for so long, and for a quarter of the time that the loading took.
 constexpr std::chrono::seconds kPrewarmTime{1};
 // For the memory of versions that went.
@@ -149,7 +151,6 @@ absl::StatusOr<std::shared_ptr<Servable>> LlmServableLoader::Load(const VersionR
   };
   const LoadPace pace = {.in_background = ServesAny(),
                          .bytes_per_second = static_cast<double>(options.bytes_per_second),
-                         .progress = [&](double share) { progress(kCheckingShare * share); },
                          .stop = options.stop};
   absl::StatusOr<LoadedLanguage> model = options_.open(language, pace);
   if (!model.ok()) return model.status();
@@ -161,11 +162,14 @@ absl::StatusOr<std::shared_ptr<Servable>> LlmServableLoader::Load(const VersionR
       LlmEngine::Places{.devices = DevicesByUse(), .workers = options.workers, .turns = turns_});
   bool warming = false;
   const auto watch = [&](double share) {
-    progress(kCheckingShare + (1 - kCheckingShare) * share);
+    progress(share);
     if (share >= 1 && !std::exchange(warming, true) && options.warming) options.warming();
     return !options.stop || !options.stop();
   };
   if (auto status = engine->WaitUntilReady(watch); !status.ok()) return status;
+#ifdef __GLIBC__
+  malloc_trim(0);  // what the reading needed
+#endif
 
   const auto recent = RecentOf(version.name);
   v1::ModelInfo served =
@@ -212,7 +216,7 @@ void LlmServableLoader::Unroute(const std::string& name, uint64_t version) {
   service_.Unroute(name, version);
 }
 
-void LlmServableLoader::StopAll() {
+bool LlmServableLoader::StopAll() {
   std::vector<std::shared_ptr<LlmServable>> all;
   {
     MutexLock lock(mutex_);
@@ -220,7 +224,12 @@ void LlmServableLoader::StopAll() {
       if (auto servable = weak.lock()) all.push_back(std::move(servable));
     }
   }
-  for (const auto& servable : all) servable->engine().Stop();
+  bool ended = true;
+  for (const auto& servable : all) {
+    servable->engine().Stop();
+    ended = ended && !servable->engine().hangs();
+  }
+  return ended;
 }
 
 }  // namespace llava

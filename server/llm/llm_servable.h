@@ -73,8 +73,9 @@ class LlmServableLoader : public ServableLoader {
   void Route(std::shared_ptr<Servable> servable) override;
   void Unroute(const std::string& name, uint64_t version) override;
 
-  // Ends all answers of all versions: the process stops.
-  void StopAll();
+  // Ends all answers of all versions: the process stops. False: a worker hangs, and whoever waits
+  // for its thread may wait for ever.
+  bool StopAll();
 
  private:
   // The devices in the order in which a new version takes them: those that hold the fewest versions

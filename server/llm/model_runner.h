@@ -6,26 +6,36 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
+#include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "model/config/model_config.h"
 #include "model/digest/sha256.h"
+#include "model/nn/token_choice.h"
 #include "model/text/chat_template.h"
 #include "model/text/tokenizer.h"
 #include "server/llm/feature_store.h"
 
 namespace llava {
 
-// Logits of some rows over the ids that may be sampled.
+// Logits of some rows over the ids that may be sampled, and tokens where the runner drew them.
 struct StepLogits {
+  static constexpr int32_t kNotFinite = -1, kNotDrawn = -2;
   std::shared_ptr<const void> memory;  // of `data`
   const float* data = nullptr;
   int64_t stride = 0;  // from row to row
   int64_t width = 0;
+  // Of each sampled part: the token drawn for it, kNotFinite if its logits are not, or kNotDrawn:
+  // the next of the rows is its. Empty: all have rows.
+  std::vector<int32_t> ids;
 
+  int32_t Drawn(size_t sampled) const { return ids.empty() ? kNotDrawn : ids[sampled]; }
   std::span<const float> Row(int64_t row) const {
     return {data + row * stride, static_cast<size_t>(width)};
   }
@@ -46,8 +56,10 @@ class ModelRunner {
     int64_t first = 0;                // row of the sequence: pictures expanded, answer included
     int64_t rows = 0;                 // of the prompt as begun, or 1 behind it: `token`
     int32_t token = 0;                // the token sampled last
-    bool sampled = false;             // logits of the part's last row are wanted
+    bool sampled = false;             // the token behind the part's last row is wanted
     std::span<const int32_t> blocks;  // with room for all rows up to here
+    // How to choose the token that is wanted, for runners that can; none: the logits are wanted.
+    std::optional<TokenChoice> choice = std::nullopt;
   };
 
   virtual ~ModelRunner() = default;
@@ -56,8 +68,9 @@ class ModelRunner {
                      std::span<const std::shared_ptr<const StoredFeatures>> features) = 0;
   // Forgets a sequence, also one that was never begun.
   virtual void End(uint64_t sequence) = 0;
-  // One forward call over all parts. Rows of the result: the parts that are `sampled`, in order. A
-  // call that throws may leave the blocks of its sequences unusable, no others.
+  // One forward call over all parts. Rows of the result: the parts that are `sampled` and have no
+  // drawn token, in order. A call that throws may leave the blocks of its sequences unusable, no
+  // others.
   virtual StepLogits Step(std::span<const Part> parts) = 0;
   // Makes one block equal to another.
   virtual void CopyBlock(int32_t from, int32_t to) = 0;
@@ -69,6 +82,13 @@ class ModelRunner {
   virtual uint64_t weight_bytes() const = 0;
   // Image tokens one picture takes in a prompt.
   virtual int64_t image_tokens() const = 0;
+};
+
+// Why a checkpoint could not be read, as a RunnerFactory throws it.
+struct LoadFailure : std::runtime_error {
+  explicit LoadFailure(absl::Status why)
+      : std::runtime_error(std::string(why.message())), status(std::move(why)) {}
+  absl::Status status;
 };
 
 // Between who reads a model and who waits for it.
@@ -116,15 +136,15 @@ struct LanguageOptions {
 
 // How a checkpoint is read.
 struct LoadPace {
-  bool in_background = false;            // others are served meanwhile: by threads that stand back
-  double bytes_per_second = 0;           // 0: as fast as it goes
-  std::function<void(double)> progress;  // share of the checking that is done
-  std::function<bool()> stop;            // polled during the checking: CANCELLED
+  bool in_background = false;   // others are served meanwhile: by threads that stand back
+  double bytes_per_second = 0;  // 0: as fast as it goes
+  std::function<bool()> stop;   // polled until the first worker has read all: CANCELLED
 };
 
-// Opens and checks the checkpoint; the factory reads it. NOT_FOUND: no model there.
-// PERMISSION_DENIED. DATA_LOSS: a broken one, or one of another kind. INVALID_ARGUMENT: it does not
-// go with the options. FAILED_PRECONDITION: no such device. CANCELLED.
+// Opens the checkpoint; the factory reads and checks it, and throws LoadFailure. NOT_FOUND: no
+// model there. PERMISSION_DENIED. DATA_LOSS: a broken one, or one of another kind.
+// INVALID_ARGUMENT: it does not go with the options. FAILED_PRECONDITION: no such device.
+// CANCELLED.
 absl::StatusOr<LoadedLanguage> OpenLanguageWorkers(const LanguageOptions& options,
                                                    const LoadPace& pace = {});
 

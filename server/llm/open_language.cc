@@ -72,7 +72,7 @@ uint64_t StoredBytes(const LanguageCheckpoint& checkpoint) {
 }
 
 // Called for the bytes of each tensor that is read: tells the share, holds the rate (0: there is
-// none; versions of a repository were read by the checking already), stops.
+// none; who checks versions of a repository holds it), stops.
 class ReadMeter {
  public:
   ReadMeter(LoadWatch& watch, uint64_t total, double bytes_per_second)
@@ -111,6 +111,7 @@ class WatchedTensors : public TensorFile {
     return tensor;
   }
   void Release(const std::string& name) const override { source_.Release(name); }
+  void Finish() const override { source_.Finish(); }
 
  private:
   const TensorSource source_;
@@ -130,15 +131,18 @@ LanguageCheckpoint Open(const LanguageOptions& options, const LoadPace& pace, bo
   open.chat_template = options.chat_template;
   open.packed = true;
   open.verify = verify;
-  open.in_memory = verify;  // read once: all that is checked is packed right behind it
-  open.progress = pace.progress;
+  open.in_memory = verify;  // read once: what is found right is packed while more is read
+  if (pace.in_background) {
+    // Threads that stand back hold a processor for their slice all the same: half are left free.
+    open.threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / 2);
+  }
   open.stop = pace.stop;
   open.bytes_per_second = pace.bytes_per_second;
   if (pace.stop && pace.stop()) throw LoadStopped();
   return OpenLanguage(options.model, open);
 }
 
-absl::Status WhyNotOpened(const LanguageOptions& options, std::exception_ptr failure) {
+absl::Status WhyNotOpened(const std::string& path, std::exception_ptr failure) {
   try {
     std::rethrow_exception(failure);
   } catch (const LoadStopped& error) {
@@ -154,7 +158,7 @@ absl::Status WhyNotOpened(const LanguageOptions& options, std::exception_ptr fai
     if (absl::StrContains(error.what(), std::strerror(EACCES))) {
       return absl::PermissionDeniedError(error.what());
     }
-    if (!std::filesystem::exists(options.model, code)) return absl::NotFoundError(error.what());
+    if (!std::filesystem::exists(path, code)) return absl::NotFoundError(error.what());
     return absl::DataLossError(error.what());
   }
 }
@@ -249,12 +253,12 @@ absl::StatusOr<LoadedLanguage> OpenLanguageWorkers(const LanguageOptions& option
     loaded.info.kv_block_bytes = ServingModel::KvBlockBytes(*checkpoint, device, serving);
     weight_bytes = WeightBytes(*checkpoint, weights);
   } catch (...) {
-    return WhyNotOpened(options, std::current_exception());
+    return WhyNotOpened(options.model, std::current_exception());
   }
   loaded.factory = [checkpoint, devices = *std::move(devices), serving, weight_bytes, in_background,
                     rate = checkpoint->in_repository ? 0 : pace.bytes_per_second,
-                    threads = options.threads](int index,
-                                               LoadWatch& watch) -> std::unique_ptr<ModelRunner> {
+                    path = options.model, threads = options.threads](
+                       int index, LoadWatch& watch) -> std::unique_ptr<ModelRunner> {
     const at::Device device = devices.at(static_cast<size_t>(index));
     const auto enter = [&] {
       return EnterDeviceThread(device, threads, static_cast<int>(devices.size()), weight_bytes);
@@ -266,7 +270,11 @@ absl::StatusOr<LoadedLanguage> OpenLanguageWorkers(const LanguageOptions& option
     std::unique_ptr<ServingModel> model;
     const auto read = [&] {
       const c10::InferenceMode inference;
-      model = std::make_unique<ServingModel>(source, device, own);
+      try {
+        model = std::make_unique<ServingModel>(source, device, own);
+      } catch (...) {
+        throw LoadFailure(WhyNotOpened(path, std::current_exception()));
+      }
     };
     if (in_background) {
       // The threads that will serve are of ordinary priority, those that pack are not.
@@ -299,7 +307,7 @@ absl::StatusOr<uint64_t> EstimateWorkerBytes(const LanguageOptions& options, int
     return WeightBytes(checkpoint, weights) + options.kv_bytes +
            ActivationBytes(checkpoint.config.decoder, step_rows, sampled);
   } catch (...) {
-    return WhyNotOpened(options, std::current_exception());
+    return WhyNotOpened(options.model, std::current_exception());
   }
 }
 

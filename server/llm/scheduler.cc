@@ -1,19 +1,30 @@
 #include "server/llm/scheduler.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 namespace llava {
 namespace {
 
-// The newest of steps counts for so much in what is learnt from them.
-constexpr double kNews = 0.2;
-// An idle worker without any prefix is worth as much as so many cached rows.
+// What an idle worker without any prefix is worth, in cached rows: about what a step costs beside
+// its rows (1.1B in int8 on two cores: 50 ms, and 1.5 ms a row), and who joins others waits for
+// one.
 constexpr double kFreeWorker = 32;
-// Prompts take at least this share of the time of a step, however noisy the clock.
-constexpr double kLeastOfStep = 0.05;
+// Of prompts in a step, whatever it takes: kernels compute so many rows together, fewer would cost
+// as much. A whole block, too.
+constexpr int64_t kLeastRows = 16;
+// Steps may be so many times as large as what their cost was learnt from.
+constexpr int64_t kTrustedGrowth = 2;
 
-void Learn(double& mean, double value) { mean = mean == 0 ? value : mean + kNews * (value - mean); }
+// What is left of a step for prompts.
+struct Share {
+  int64_t rows = 0;
+  double seconds = 0;
+  int64_t least = 0;  // rows, whatever they take
+
+  Share Half() const { return {(rows + 1) / 2, seconds / 2, (least + 1) / 2}; }
+};
 
 class Planner {
  public:
@@ -21,7 +32,7 @@ class Planner {
           const std::function<int64_t(size_t)>& regained)
       : running_(running),
         regained_(regained),
-        block_rows_(limits.block_rows),
+        limits_(limits),
         available_(limits.available_blocks),
         order_(running.size()) {
     plan_.rows.assign(running.size(), 0);
@@ -31,17 +42,17 @@ class Planner {
                      [&](size_t a, size_t b) { return running[a].priority > running[b].priority; });
   }
 
-  StepPlan Plan(int64_t prompt_rows) {
+  StepPlan Plan() {
     for (const size_t i : order_) {
       if (running_[i].decodes && !plan_.preempted[i]) PlanDecode(i);
     }
-    PlanPrompts(prompt_rows);
+    PlanPrompts();
     // Prompts that hold each other up: the last one begins again later.
     while (std::all_of(plan_.rows.begin(), plan_.rows.end(), [](int64_t n) { return n == 0; })) {
       const size_t last = LastRunning();
       if (last == kNobody || last == FirstRunning()) break;
       Preempt(last);
-      PlanPrompts(prompt_rows);
+      PlanPrompts();
     }
     return std::move(plan_);
   }
@@ -67,7 +78,7 @@ class Planner {
 
   int64_t BlocksFor(size_t i, int64_t rows) const {
     const int64_t beyond = std::max<int64_t>(0, rows - running_[i].room);
-    return (beyond + block_rows_ - 1) / block_rows_;
+    return (beyond + limits_.block_rows - 1) / limits_.block_rows;
   }
 
   void PlanDecode(size_t i) {
@@ -84,29 +95,58 @@ class Planner {
     plan_.rows[i] += rows;
   }
 
-  // Up to `rows` more rows of prompt i; returns how many.
-  int64_t GivePrompt(size_t i, int64_t rows) {
+  double Cost(int64_t computed, int64_t rows) const {
+    return limits_.row_seconds * static_cast<double>(rows) +
+           limits_.key_seconds * static_cast<double>(KeysOf(computed, rows));
+  }
+
+  // Rows behind `computed` ones that take `seconds`: the root of Cost.
+  static double RowsIn(double seconds, double each, double key) {
+    if (key <= 0) return seconds / each;
+    return (std::sqrt(each * each + 2 * key * seconds) - each) / key;
+  }
+
+  // Rows of a prompt, of which `computed` are there, that fit into the share.
+  int64_t Fitting(const Share& share, int64_t computed) const {
+    const double key = limits_.key_seconds;
+    const double each = limits_.row_seconds + key * (static_cast<double>(computed) + 0.5);
+    if (std::isinf(share.seconds) || each <= 0) return share.rows;
+    const double rows =
+        std::min(RowsIn(std::max(0.0, share.seconds), each, key), static_cast<double>(share.rows));
+    return std::min(share.rows, std::max(share.least, static_cast<int64_t>(rows)));
+  }
+
+  // More rows of prompt i, out of `part` of `share`, from which they are taken.
+  void GivePrompt(size_t i, const Share& part, Share& share) {
+    const int64_t before = plan_.rows[i], computed = running_[i].computed + before;
+    const int64_t given = RowsFor(i, Fitting(part, computed));
+    if (given > 0) Give(i, given);
+    share.rows -= given;
+    share.seconds -= Cost(computed, given);
+    share.least = std::max<int64_t>(0, share.least - given);
+  }
+
+  // Of `rows` more rows of prompt i, those for which there is room.
+  int64_t RowsFor(size_t i, int64_t rows) {
     const SequenceView& view = running_[i];
-    rows = std::min(rows, view.left - plan_.rows[i]);
+    rows = std::max<int64_t>(0, std::min(rows, view.left - plan_.rows[i]));
     while (rows > 0 && BlocksFor(i, plan_.rows[i] + 1) - BlocksFor(i, plan_.rows[i]) > available_) {
       const size_t last = LastRunning();
       if (running_[last].priority >= view.priority || plan_.rows[last] > 0) return 0;
       Preempt(last);
     }
     const int64_t held = BlocksFor(i, plan_.rows[i]) + available_;
-    rows = std::min(rows, view.room + held * block_rows_ - plan_.rows[i]);
-    if (rows > 0) Give(i, rows);
-    return rows;
+    return std::clamp<int64_t>(view.room + held * limits_.block_rows - plan_.rows[i], 0, rows);
   }
 
-  void PlanPrompts(int64_t budget) {
+  void PlanPrompts() {
     std::vector<size_t> prompts;
     for (const size_t i : order_) {
       if (!running_[i].decodes && !plan_.preempted[i]) prompts.push_back(i);
     }
     if (prompts.empty()) return;
-    const bool alone = prompts.size() == 1;
-    budget -= GivePrompt(prompts[0], alone ? budget : (budget + 1) / 2);
+    Share share = {limits_.prompt_rows, limits_.prompt_seconds, limits_.least_rows};
+    GivePrompt(prompts[0], prompts.size() == 1 ? share : share.Half(), share);
     std::stable_sort(prompts.begin(), prompts.end(), [&](size_t a, size_t b) {
       if (running_[a].priority != running_[b].priority) {
         return running_[a].priority > running_[b].priority;
@@ -114,13 +154,13 @@ class Planner {
       return running_[a].left < running_[b].left;
     });
     for (const size_t i : prompts) {
-      if (!plan_.preempted[i]) budget -= GivePrompt(i, budget);
+      if (!plan_.preempted[i]) GivePrompt(i, share, share);
     }
   }
 
   std::span<const SequenceView> running_;
   const std::function<int64_t(size_t)>& regained_;
-  const int64_t block_rows_;
+  const StepLimits& limits_;
   int64_t available_;
   std::vector<size_t> order_;  // by priority and arrival
   StepPlan plan_;
@@ -139,26 +179,21 @@ double RouteScore(int64_t cached, double load) {
 
 StepPlan PlanStep(std::span<const SequenceView> running, const StepLimits& limits,
                   const std::function<int64_t(size_t)>& regained) {
-  return Planner(running, limits, regained).Plan(limits.prompt_rows);
+  return Planner(running, limits, regained).Plan();
 }
 
-int64_t PromptBudget::Rows(int64_t decoding) const {
-  if (decoding == 0 || decode_seconds_ == 0 || row_seconds_ == 0) return most_rows_;
-  const double spare = (slowdown_ - 1) * decode_seconds_;
-  const double rows = std::min(spare / row_seconds_, static_cast<double>(most_rows_));
-  return std::min(most_rows_, std::max(kLeastRows, static_cast<int64_t>(rows)));
-}
-
-void PromptBudget::Observe(int64_t decoding, int64_t prompt_rows, double seconds) {
-  if (prompt_rows == 0) {
-    if (decoding > 0) Learn(decode_seconds_, seconds);
-    return;
-  }
-  // Of a few rows most of the time is that of reading the weights, which says nothing of more.
-  if (decoding == 0 && prompt_rows < kLeastRows) return;
-  const double usual = decoding > 0 ? decode_seconds_ : 0;
-  const double more = std::max(seconds - usual, kLeastOfStep * seconds);
-  Learn(row_seconds_, more / static_cast<double>(prompt_rows));
+StepLimits LimitPrompts(const StepCost& cost, const StepWork& decoding, int64_t most_rows,
+                        double slowdown) {
+  StepLimits limits = {.prompt_rows = most_rows};
+  if (decoding.decode_rows == 0) return limits;
+  limits.least_rows = std::min(kLeastRows, most_rows);
+  const int64_t trusted = std::max(cost.most_rows(), kLeastRows) * kTrustedGrowth;
+  limits.prompt_rows =
+      std::clamp(trusted - decoding.decode_rows, limits.least_rows, limits.prompt_rows);
+  limits.prompt_seconds = (slowdown - 1) * cost.Seconds(decoding);
+  limits.row_seconds = cost.row_seconds();
+  limits.key_seconds = cost.key_seconds();
+  return limits;
 }
 
 }  // namespace llava

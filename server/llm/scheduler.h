@@ -6,8 +6,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <span>
 #include <vector>
+
+#include "server/llm/step_cost.h"
 
 namespace llava {
 
@@ -32,10 +35,17 @@ struct SequenceView {
   bool decodes = false;  // the prompt is computed: `left` is the token sampled last
   int64_t room = 0;      // rows that fit into its blocks
   int32_t priority = 0;
+  int64_t computed = 0;  // rows that are computed
 };
 
 struct StepLimits {
-  int64_t prompt_rows = 512;  // rows of prompts, of all together
+  // Of all prompts together: rows, and seconds, in which at least `least_rows` are computed
+  // whatever they take. A row takes row_seconds and key_seconds for each row up to it.
+  int64_t prompt_rows = 512;
+  double prompt_seconds = std::numeric_limits<double>::infinity();
+  int64_t least_rows = 0;
+  double row_seconds = 0, key_seconds = 0;
+
   int64_t available_blocks = 0;
   int64_t block_rows = 16;
 };
@@ -46,31 +56,18 @@ struct StepPlan {
 };
 
 // The next step of the sequences `running`, in order of their arrival. All that decode take a row.
-// Prompts share what the limits give: half of it goes to the first one by priority and arrival, so
-// that it comes to its end; the rest to those with the least left, so that short ones are not held
-// up by long ones. Where blocks are short, the last one by priority and arrival gives way to those
-// that decode, and to prompts of higher priority. `regained(i)`: blocks that come back if i gives
-// way; asked only then.
+// Prompts share what the limits give, rows and time: half of it goes to the first one by priority
+// and arrival, so that it comes to its end; the rest to those with the least left, so that short
+// ones are not held up by long ones. Where blocks are short, the last one by priority and arrival
+// gives way to those that decode, and to prompts of higher priority. `regained(i)`: blocks that
+// come back if i gives way; asked only then.
 StepPlan PlanStep(std::span<const SequenceView> running, const StepLimits& limits,
                   const std::function<int64_t(size_t)>& regained);
 
-// How many rows of prompts a step may take so that the answers that flow meanwhile are not held up
-// for longer than `slowdown` times their usual step. Learns the speed of the device from every
-// step.
-class PromptBudget {
- public:
-  PromptBudget(int64_t most_rows, double slowdown) : most_rows_(most_rows), slowdown_(slowdown) {}
-
-  int64_t Rows(int64_t decoding) const;
-  void Observe(int64_t decoding, int64_t prompt_rows, double seconds);
-
- private:
-  static constexpr int64_t kLeastRows = 16;
-
-  const int64_t most_rows_;
-  const double slowdown_;
-  double decode_seconds_ = 0;  // of a step without prompts; 0: none was seen yet
-  double row_seconds_ = 0;     // that one more row of a prompt takes
-};
+// What prompts may take of a step of the answers `decoding`, so that these wait at most `slowdown`
+// times as long for their next tokens as they would without; without answers, `most_rows`. Says
+// nothing of blocks.
+StepLimits LimitPrompts(const StepCost& cost, const StepWork& decoding, int64_t most_rows,
+                        double slowdown);
 
 }  // namespace llava

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <utility>
 
+#include "model/llava/draw.h"
+
 namespace llava {
 namespace {
 
@@ -30,10 +32,27 @@ std::vector<int32_t> Sequence::AllIds() const {
 
 absl::Status Sequence::Take(std::span<const float> logits, Clock::time_point now) {
   if (!std::all_of(logits.begin(), logits.end(), [](float x) { return std::isfinite(x); })) {
-    refused_logits_ = true;
-    return absl::InternalError("the model gave logits that are not finite for this request");
+    return RefuseLogits();
   }
-  const int32_t id = Sample(logits, job_.sampling, job_.ids, answer_.ids());
+  return Accept(Sample(logits, job_.sampling, job_.ids, answer_.ids()), logits, now);
+}
+
+absl::Status Sequence::TakeDrawn(int32_t id, Clock::time_point now) {
+  if (id < 0) return RefuseLogits();
+  return Accept(id, {}, now);
+}
+
+std::optional<TokenChoice> Sequence::Choice() const {
+  if (job_.logprobs) return std::nullopt;
+  return ChoiceOf(job_.sampling, answer_.ids().size());
+}
+
+absl::Status Sequence::RefuseLogits() {
+  refused_logits_ = true;
+  return absl::InternalError("the model gave logits that are not finite for this request");
+}
+
+absl::Status Sequence::Accept(int32_t id, std::span<const float> logits, Clock::time_point now) {
   if (num_sampled_++ == 0) {
     prefill_seconds_ = Seconds(now - joined_);
     first_ = now;

@@ -13,6 +13,7 @@
 #include "absl/status/status.h"
 #include "model/llava/answer.h"
 #include "model/llava/sampler.h"
+#include "model/nn/token_choice.h"
 #include "server/llm/feature_store.h"
 #include "server/llm/kv_blocks.h"
 #include "server/runtime/fair_queue.h"
@@ -95,6 +96,10 @@ class Sequence {
   // Samples from `logits` (over the ids that may be sampled) and tells the sink what is new.
   // INTERNAL: a logit is not finite, nothing was sampled. CANCELLED: the client is gone.
   absl::Status Take(std::span<const float> logits, Clock::time_point now);
+  // The same with the token that a runner drew after Choice; negative: a logit is not finite.
+  absl::Status TakeDrawn(int32_t id, Clock::time_point now);
+  // How a runner may choose the next token by itself; none: Take has to see the logits.
+  std::optional<TokenChoice> Choice() const;
 
   // True when the answer is complete; then call Finish.
   bool complete() const { return answer_.state() != Answer::State::kRunning; }
@@ -125,6 +130,9 @@ class Sequence {
   double prefill_seconds() const { return prefill_seconds_; }
 
  private:
+  // The next token, with its logits if there are any.
+  absl::Status Accept(int32_t id, std::span<const float> logits, Clock::time_point now);
+  absl::Status RefuseLogits();
   bool Tell(AnswerDelta delta);
 
   const uint64_t id_;

@@ -19,6 +19,8 @@ using boost::system::error_code;
 constexpr uint64_t kDefaultBodyBytes = 64u << 10;
 // What a client may send ahead while its request is being answered.
 constexpr size_t kMaxAhead = 64u << 10;
+// Of a body: does not count for HttpLimits::bodies_bytes.
+constexpr size_t kFreeBodyBytes = 16u << 10;
 // Time for a refused client to read why, while it still sends.
 constexpr std::chrono::seconds kLingerTime{2};
 
@@ -114,14 +116,15 @@ HttpConnection::HttpConnection(std::unique_ptr<HttpTransport> transport, const P
       parts_(parts),
       read_timer_(transport_->socket().get_executor()),
       write_timer_(transport_->socket().get_executor()),
-      beat_timer_(transport_->socket().get_executor()) {}
+      beat_timer_(transport_->socket().get_executor()),
+      body_share_(parts_.bodies) {}
 
 void HttpConnection::Start() {
   boost::asio::post(transport_->socket().get_executor(), [self = shared_from_this()] {
     self->Await(self->parts_.limits.head_timeout);
     self->transport_->Handshake([self](error_code error, size_t) {
       if (error) return self->Close();
-      self->NextRequest();
+      self->NextRequest(self->parts_.limits.head_timeout);
     });
   });
 }
@@ -129,6 +132,12 @@ void HttpConnection::Start() {
 void HttpConnection::Shutdown() {
   boost::asio::post(transport_->socket().get_executor(),
                     [self = shared_from_this()] { self->Close(); });
+}
+
+void HttpConnection::ShutdownIfIdle() {
+  boost::asio::post(transport_->socket().get_executor(), [self = shared_from_this()] {
+    if (self->phase_ == Phase::kIdle) self->Close();
+  });
 }
 
 // The connection ends unless something else is awaited, or nothing, before `timeout` is over.
@@ -142,13 +151,14 @@ void HttpConnection::Await(std::chrono::milliseconds timeout) {
   });
 }
 
-void HttpConnection::NextRequest() {
+void HttpConnection::NextRequest(std::chrono::milliseconds silence) {
   if (phase_ == Phase::kClosed) return;
   phase_ = Phase::kIdle;
+  idle_ = true;
   parser_.emplace();
   parser_->header_limit(parts_.limits.head_bytes);
   parser_->body_limit(std::numeric_limits<uint64_t>::max());  // judged in OnHead
-  Await(parts_.limits.idle_timeout);
+  Await(silence);
   Pump();
 }
 
@@ -157,6 +167,7 @@ void HttpConnection::Pump() {
          (phase_ == Phase::kIdle || phase_ == Phase::kHead || phase_ == Phase::kBody)) {
     if (phase_ == Phase::kIdle) {
       phase_ = Phase::kHead;
+      idle_ = false;
       Await(parts_.limits.head_timeout);
     }
     error_code error;
@@ -166,7 +177,12 @@ void HttpConnection::Pump() {
     if (error == http::error::body_limit) return Reject(413, "the body is too long");
     if (error) return Reject(400, absl::StrCat("no good HTTP request: ", error.message()));
     if (phase_ == Phase::kHead && parser_->is_header_done()) OnHead();
-    if (phase_ == Phase::kBody && parser_->is_done()) OnBody();
+    if (phase_ != Phase::kBody) continue;
+    const size_t body = parser_->get().body().size();
+    if (body > kFreeBodyBytes && !body_share_.Grow(body - kFreeBodyBytes)) {
+      return Reject(503, "too many large requests are being received; try again");
+    }
+    if (parser_->is_done()) OnBody();
   }
   Read();
 }
@@ -184,7 +200,7 @@ void HttpConnection::Read() {
 void HttpConnection::OnRead(error_code error, size_t bytes) {
   reading_ = false;
   if (error) {
-    if (phase_ == Phase::kAnswer || sending_.empty()) return Close();
+    if (answer_ || sending_.empty()) return Close();
     phase_ = Phase::kLinger;  // what is on its way still goes out
     close_when_sent_ = true;
     return;
@@ -211,6 +227,12 @@ void HttpConnection::OnHead() {
   phase_ = Phase::kBody;
   Await(parts_.limits.body_timeout);
   const HttpRequest head = TakeHead();
+  // What is not understood the same way by everybody between here and the client could hide another
+  // request.
+  const auto hosts = parser_->get().count(http::field::host);
+  const bool coded = parser_->get().count(http::field::transfer_encoding) > 0;
+  if (hosts > 1) return Reject(400, "a request has one host header");
+  if (coded && !parser_->chunked()) return Reject(501, "the only transfer encoding is chunked");
   http10_ = parser_->get().version() < 11;
   head_only_ = head.method == "HEAD";
   keep_alive_ = parser_->keep_alive() && !http10_;
@@ -249,6 +271,7 @@ void HttpConnection::OnBody() {
   answer_ = std::make_shared<AnswerState>();
   parts_.handler.OnRequest(std::move(request),
                            std::make_shared<Answer>(shared_from_this(), answer_));
+  body_share_.Release();  // handlers take what they need of it and drop the rest
 }
 
 // For requests that are broken: what follows on the connection means nothing.
@@ -257,7 +280,11 @@ void HttpConnection::Reject(int status, const std::string& message) {
   head_only_ = false;
   answer_ = std::make_shared<AnswerState>();
   phase_ = Phase::kAnswer;
-  Send(answer_, parts_.handler.ErrorPage(status, message));
+  parser_.reset();  // the body so far
+  body_share_.Release();
+  HttpResponse page = parts_.handler.ErrorPage(status, message);
+  if (status == 503) page.headers.emplace_back("Retry-After", "1");
+  Send(answer_, std::move(page));
   Read();
 }
 
@@ -335,7 +362,10 @@ void HttpConnection::AnswerDone() {
   chunked_ = false;
   beat_timer_.cancel();
   if (keep_alive_) {
-    NextRequest();
+    // Not before this one is on its way: who sends requests and reads nothing must not have us
+    // pile up answers.
+    next_when_sent_ = true;
+    Flush();
   } else {
     phase_ = Phase::kLinger;
     close_when_sent_ = true;
@@ -353,6 +383,7 @@ void HttpConnection::Flush() {
   if (!sending_.empty() || phase_ == Phase::kClosed) return;
   if (output_.empty()) {
     if (std::exchange(close_when_sent_, false)) Linger();
+    if (std::exchange(next_when_sent_, false)) NextRequest(parts_.limits.idle_timeout);
     return;
   }
   sending_.swap(output_);
@@ -387,6 +418,9 @@ void HttpConnection::Linger() {
 void HttpConnection::Close() {
   if (phase_ == Phase::kClosed) return;
   phase_ = Phase::kClosed;
+  idle_ = false;
+  parser_.reset();
+  body_share_.Release();
   read_timer_.cancel();
   write_timer_.cancel();
   beat_timer_.cancel();

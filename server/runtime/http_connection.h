@@ -1,6 +1,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/http/parser.hpp>
@@ -11,6 +12,7 @@
 #include <set>
 #include <string>
 
+#include "server/runtime/byte_budget.h"
 #include "server/runtime/http_message.h"
 #include "server/runtime/http_transport.h"
 #include "server/runtime/mutex.h"
@@ -26,6 +28,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
     HttpHandler& handler;
     // Paths that need no client certificate although the others do; null: none needs one.
     const std::set<std::string>* uncertified;
+    std::shared_ptr<ByteBudget> bodies;  // of all connections
   };
 
   // `lifetime` is kept until the end, for the executor behind the transport and for counting.
@@ -35,6 +38,10 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   void Start();
   // From any thread: ends it at once.
   void Shutdown();
+  // The same unless a request is under way.
+  void ShutdownIfIdle();
+  // Waits for a next request, as far as one can tell from another thread.
+  bool idle() const { return idle_; }
 
  private:
   class Answer;
@@ -50,7 +57,8 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   enum class Phase { kIdle, kHead, kBody, kAnswer, kLinger, kClosed };
   using Parser = boost::beast::http::request_parser<boost::beast::http::string_body>;
 
-  void NextRequest();
+  // `silence`: how long its first byte may take.
+  void NextRequest(std::chrono::milliseconds silence);
   // Parses what is there and reads on where more is needed.
   void Pump();
   void Read();
@@ -85,7 +93,9 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   boost::beast::flat_buffer buffer_;
   std::array<char, 8192> chunk_;  // being read into
   std::optional<Parser> parser_;
+  ByteBudget::Share body_share_;
   bool reading_ = false;
+  std::atomic<bool> idle_ = false;  // for other threads
 
   std::shared_ptr<AnswerState> answer_;  // of the request at hand
   bool http10_ = false, head_only_ = false, keep_alive_ = true, chunked_ = false;
@@ -93,7 +103,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   std::chrono::steady_clock::time_point last_piece_;
 
   std::string output_, sending_;  // to be written next, being written
-  bool close_when_sent_ = false;
+  bool close_when_sent_ = false, next_when_sent_ = false;
 };
 
 }  // namespace llava

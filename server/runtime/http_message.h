@@ -39,12 +39,17 @@ struct HttpResponse {
 
 // Bounds against clients that are slow, greedy or silent.
 struct HttpLimits {
-  std::chrono::milliseconds head_timeout{10'000};  // from the first byte, handshake alike
+  // From the first byte; also that of a handshake, and until the first byte of a connection.
+  std::chrono::milliseconds head_timeout{10'000};
   std::chrono::milliseconds body_timeout{60'000};
   std::chrono::milliseconds idle_timeout{60'000};   // between requests
   std::chrono::milliseconds write_timeout{30'000};  // without a byte going out
   std::chrono::milliseconds heartbeat{15'000};
   uint32_t head_bytes = 16u << 10;
+  // Of all bodies that are being received. The first 16 KiB of each do not count: what is small
+  // passes while others send pictures.
+  uint64_t bodies_bytes = 256u << 20;
+  // At a time. Beyond them those that wait for a next request are closed, else new ones wait.
   int connections = 4096;
 };
 
@@ -74,7 +79,7 @@ class HttpHandler {
   // `body_limit` (preset to 64 KiB) is how much of it may come.
   virtual std::optional<HttpResponse> OnHead(const HttpRequest& head, uint64_t& body_limit) = 0;
   virtual void OnRequest(HttpRequest request, std::shared_ptr<HttpAnswer> answer) = 0;
-  // What a request gets that never reaches the two above (400, 408, 413, 431 ...).
+  // What a request gets that never reaches the two above (400, 408, 413, 431, 503 ...).
   virtual HttpResponse ErrorPage(int status, const std::string& message) const;
 };
 

@@ -11,12 +11,13 @@
 #include <chrono>
 #include <cstdint>
 #include <future>
+#include <map>
 #include <thread>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "server/runtime/byte_budget.h"
 #include "server/runtime/http_connection.h"
 #include "server/runtime/http_transport.h"
 #include "server/runtime/mutex.h"
@@ -117,12 +118,13 @@ class BeastServer final : public HttpServer {
 
   int port() const override { return port_; }
   int connections() const override { return open_->count; }
+  uint64_t body_bytes() const override { return bodies_->used(); }
 
  private:
   // Connections alive; outlives the server if an answer does.
   struct Open {
     std::atomic<int> count = 0;
-    std::unordered_map<uint64_t, std::weak_ptr<HttpConnection>> all;  // the acceptor's strand only
+    std::map<uint64_t, std::weak_ptr<HttpConnection>> all;  // oldest first; acceptor's strand only
   };
   // Held by a connection: keeps the executor, counts.
   struct Lifetime {
@@ -137,12 +139,26 @@ class BeastServer final : public HttpServer {
 
   void Accept() {
     if (closing_) return;
-    if (open_->count >= options_.limits.connections) return AcceptLater();
+    if (open_->count >= options_.limits.connections) {
+      GiveWay();
+      return AcceptLater();
+    }
     acceptor_.async_accept(
         asio::make_strand(*context_),
         asio::bind_executor(acceptor_.get_executor(), [this](error_code error, tcp::socket socket) {
           OnAccept(error, std::move(socket));
         }));
+  }
+
+  // Ends some connections that wait for a next request, the oldest ones.
+  void GiveWay() {
+    int left = 1 + options_.limits.connections / 64;
+    for (auto each = open_->all.begin(); each != open_->all.end() && left > 0; ++each) {
+      const auto connection = each->second.lock();
+      if (!connection || !connection->idle()) continue;
+      connection->ShutdownIfIdle();
+      --left;
+    }
   }
 
   void AcceptLater() {
@@ -161,7 +177,7 @@ class BeastServer final : public HttpServer {
                           : MakePlainTransport(std::move(socket));
     const bool certified = !options_.tls.authorities.empty();
     const HttpConnection::Parts parts{options_.limits, handler_,
-                                      certified ? &options_.uncertified : nullptr};
+                                      certified ? &options_.uncertified : nullptr, bodies_};
     auto connection = std::make_shared<HttpConnection>(std::move(transport), parts,
                                                        std::make_shared<Lifetime>(context_, open_));
     if (open_->all.size() > 2 * static_cast<size_t>(open_->count) + 16) {
@@ -179,6 +195,8 @@ class BeastServer final : public HttpServer {
   const std::shared_ptr<asio::io_context> context_ = std::make_shared<asio::io_context>();
   const asio::executor_work_guard<asio::io_context::executor_type> work_{context_->get_executor()};
   const std::shared_ptr<Open> open_ = std::make_shared<Open>();
+  const std::shared_ptr<ByteBudget> bodies_ =
+      std::make_shared<ByteBudget>(options_.limits.bodies_bytes);
   tcp::acceptor acceptor_{asio::make_strand(*context_)};
   asio::steady_timer retry_{acceptor_.get_executor()};
   bool closing_ = false;  // the acceptor's strand

@@ -2,6 +2,7 @@
 
 // An HTTP/1.1 server (Boost.Beast): many connections on few threads, plain or encrypted.
 
+#include <cstdint>
 #include <functional>
 #include <map>
 #include <memory>
@@ -39,6 +40,8 @@ class HttpServer {
 
   virtual int port() const = 0;
   virtual int connections() const = 0;
+  // Of HttpLimits::bodies_bytes in use.
+  virtual uint64_t body_bytes() const = 0;
 };
 
 }  // namespace llava

@@ -3,6 +3,7 @@
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <chrono>
 #include <ctime>
 #include <memory>
@@ -49,10 +50,12 @@ void Write(spdlog::level::level_enum level, std::string_view message, LogFields 
       line += ' ';
       line += field.key;
       line += '=';
-      const bool plain = field.value.find_first_of(" \"\n\t") == std::string::npos;
+      // Nothing that a stranger wrote may look like another field or line, or move the cursor.
+      const bool plain = std::all_of(field.value.begin(), field.value.end(),
+                                     [](char c) { return c > ' ' && c <= '~' && c != '"'; });
       line += plain ? field.value
                     : nlohmann::json(field.value)
-                          .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+                          .dump(-1, ' ', true, nlohmann::json::error_handler_t::replace);
     }
   }
   spdlog::log(level, "{}", line);

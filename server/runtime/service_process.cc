@@ -1,7 +1,10 @@
 #include "server/runtime/service_process.h"
 
+#include <arpa/inet.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/resource_quota.h>
+#include <netinet/in.h>
 #include <pthread.h>
 #include <signal.h>
 
@@ -19,6 +22,9 @@
 namespace llava {
 namespace {
 
+// Of the largest size, being received or written.
+constexpr uint64_t kMessagesAtATime = 16;
+
 sigset_t EndSignals() {
   sigset_t set;
   sigemptyset(&set);
@@ -27,13 +33,17 @@ sigset_t EndSignals() {
   return set;
 }
 
-bool IsLoopback(const std::string& host) {
-  return host == "localhost" || host == "::1" || host.rfind("127.", 0) == 0;
-}
-
 }  // namespace
 
-bool ProcessOptions::on_loopback() const { return IsLoopback(host); }
+bool IsLoopbackHost(const std::string& host) {
+  in_addr v4;
+  if (inet_pton(AF_INET, host.c_str(), &v4) == 1) return ntohl(v4.s_addr) >> 24 == 127;
+  in6_addr v6;
+  if (inet_pton(AF_INET6, host.c_str(), &v6) == 1) return IN6_IS_ADDR_LOOPBACK(&v6);
+  return host == "localhost";
+}
+
+bool ProcessOptions::on_loopback() const { return IsLoopbackHost(host); }
 
 void ProcessOptions::Declare(Settings& settings, std::function<bool()> has_keys) {
   settings.Group("Network");
@@ -118,6 +128,14 @@ int ServiceProcess::Start(const std::vector<grpc::Service*>& services,
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5000);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   builder.SetMaxReceiveMessageSize(static_cast<int>(options_.max_message_bytes));
+  // Messages count before anybody asks who sends them. Half of one on each of a thousand streams
+  // must not fill the memory, nor a small one that unpacks to gigabytes.
+  grpc::ResourceQuota quota(program_);
+  quota.Resize(kMessagesAtATime * options_.max_message_bytes);
+  builder.SetResourceQuota(quota);
+  for (const auto algorithm : {GRPC_COMPRESS_DEFLATE, GRPC_COMPRESS_GZIP}) {
+    builder.SetCompressionAlgorithmSupportStatus(algorithm, false);
+  }
   builder.AddListeningPort(absl::StrCat(options_.host, ":", options_.port),
                            MakeServerCredentials(options_.tls), &port_);
   if (guards_.reflection) {

@@ -127,6 +127,8 @@ class ServiceProcess {
   std::unique_ptr<HttpServer> http_;  // last: its handlers use the fields above
 };
 
+// "localhost", or an address that only this machine reaches. "127.0.0.1.example.com" is neither.
+bool IsLoopbackHost(const std::string& host);
 // `given` if it is a word of at most 128 printable characters, else a new id.
 std::string AcceptRequestId(std::string_view given);
 // The caller's "x-request-id", or a new one; it is sent back in the initial metadata.

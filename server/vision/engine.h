@@ -13,10 +13,12 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "model/image/anyres.h"
 #include "model/image/decode.h"
 #include "model/image/header.h"
 #include "model/image/image.h"
 #include "server/runtime/metrics.h"
+#include "server/vision/byte_budget.h"
 #include "server/vision/encode_statistics.h"
 #include "server/vision/feature_cache.h"
 #include "server/vision/features.h"
@@ -26,12 +28,19 @@
 
 namespace llava {
 
+// Most tiles of an anyres canvas, and most canvases to choose from.
+constexpr int64_t kMaxTiles = 36;
+constexpr int kMaxGrid = 64;
+
 // A picture to encode: a file, or the tower's input itself. The engine checks the file; the caller
 // has checked all else.
 struct EncodeJob {
   std::string image;
-  std::vector<float> pixels;  // [3, S, S], finite; not empty: `image` and `image_mode` are not used
+  std::vector<float> pixels;  // [3, S, S], finite; not empty: nothing about files is used
   ImageMode image_mode = ImageMode::kCrop;
+  // Not empty: instead of `image_mode`, an overview and tiles (AnyresTiles of
+  // model/image/anyres.h). At most kMaxGrid, each of at most kMaxTiles whole tiles.
+  std::vector<Resolution> grid;
   int64_t select_layer = -2;
   SelectFeature select_feature = SelectFeature::kPatch;
   Sha256Digest spec_digest{};  // of a file
@@ -48,7 +57,10 @@ class VisionEngine {
     int max_batch = 8;
     std::chrono::microseconds batch_wait{2000};
     std::vector<int> preferred_batches = {};  // as BatchRule::preferred
-    int queue = 256;  // calls waiting, for their stage or another's; beyond it Post refuses
+    int queue =
+        256;  // pictures and tiles waiting, for their stage or another's, before Post refuses
+    // Requests, decoder's copies and tensors of calls under way, beyond which Post refuses.
+    uint64_t queue_bytes = uint64_t{512} << 20;
     ImageLimits limits = {};
     DecodeOptions decode = {};
     std::chrono::milliseconds respawn_delay{1000};  // as WorkerPool::Options
@@ -72,7 +84,7 @@ class VisionEngine {
   }
 
   // Takes all jobs or none; never blocks. UNAVAILABLE (with a time to retry after): the queue is
-  // full or the engine stops.
+  // full, in pictures or bytes, or the engine stops.
   absl::Status Post(std::vector<EncodeJob> jobs);
   absl::Status Post(EncodeJob job);
 
@@ -82,7 +94,9 @@ class VisionEngine {
   const TowerInfo& info() const { return info_; }
   const Options& options() const { return options_; }
   int waiting() const { return waiting_; }
+  uint64_t waiting_bytes() const { return budget_.held(); }
   int computing() const { return computing_; }
+  const FeatureCache& cache() const { return cache_; }
   int workers() const { return workers_->workers(); }
   double self_test_drift() const { return workers_->self_test_drift(); }
   // Why nothing can be encoded any more; empty: it can.
@@ -92,31 +106,40 @@ class VisionEngine {
  private:
   using Clock = EncodeCall::Clock;
   struct Picture;  // a computation under way
+  struct Tile;     // one input of the tower: a picture, or a part of it
   struct Counters;
 
+  uint64_t InputBytes() const;  // of the tower's input
+  uint64_t BytesOf(const EncodeJob& job) const;
+  // Enters all jobs into the budget, or none: UNAVAILABLE.
+  absl::Status TakeBytes(const std::vector<EncodeJob>& jobs);
   absl::Status Refusal(const EncodeCall& call) const;
   absl::Status ClosedError() const;  // why the queues take nothing
   void DecodeLoop();
-  void Decode(Picture picture);
+  void Decode(const std::shared_ptr<Picture>& picture);
+  // Hands the tower's inputs of a picture on.
+  void PostTiles(const std::shared_ptr<Picture>& picture, std::vector<std::vector<float>> inputs);
   WorkerPool::Ended Serve(PictureEncoder& encoder, const WorkerPool::Leave& leave);
   // Why the device is lost; empty: it is not.
-  std::string RunBatch(PictureEncoder& encoder, std::vector<Picture>& batch);
-  std::vector<absl::Status> EncodeEach(PictureEncoder& encoder, const std::vector<Picture>& batch,
-                                       std::vector<std::vector<float>>& pixels,
+  std::string RunBatch(PictureEncoder& encoder, std::vector<Tile>& batch);
+  std::vector<absl::Status> EncodeEach(PictureEncoder& encoder, const EncodeJob& like,
+                                       const std::vector<std::vector<float>>& pixels,
                                        std::vector<std::string>& results) const;
   // True: still useful. Takes calls out whose clients are gone or late.
-  bool Wanted(const Picture& picture);
+  bool Wanted(Picture& picture);
+  // A tile is done. Its picture is over with its last tile, or its first failure.
+  void EndTile(const Tile& tile, const absl::Status& status, std::string bytes = "");
   // Who waits for the picture, which is over.
   FeatureCache::Calls End(const Picture& picture, const std::shared_ptr<const Features>& features);
-  void Complete(Picture& picture, std::string bytes);
+  void Complete(Picture& picture);
   void Answer(const FeatureCache::Calls& calls, const std::shared_ptr<const Features>& features,
               bool cached, const EncodeTimes& times);
   void Fail(const Picture& picture, const absl::Status& status);
   void CountFailures(size_t calls);
   void WarmUp(PictureEncoder& encoder) const;
   void RefuseAll(const std::string& reason);
-  void Enter(int pictures);
-  void Leave(int pictures);
+  void Enter(int count);
+  void Leave(int count);
   void Join();
 
   const Options options_;
@@ -124,9 +147,11 @@ class VisionEngine {
   FeatureCache& cache_;
   std::unique_ptr<Counters> counters_;
   EncodeStatisticsBook statistics_;
-  WorkQueue<Picture> to_decode_, to_encode_;
-  std::atomic<int> waiting_ = 0;    // pictures in both queues and in decoders
-  std::atomic<int> computing_ = 0;  // pictures in batches
+  ByteBudget budget_;
+  WorkQueue<std::shared_ptr<Picture>> to_decode_;
+  WorkQueue<Tile> to_encode_;
+  std::atomic<int> waiting_ = 0;    // pictures before and in decoders, tiles behind them
+  std::atomic<int> computing_ = 0;  // tiles in batches
   std::atomic<bool> stopping_ = false;
 
   std::vector<std::thread> decoders_;

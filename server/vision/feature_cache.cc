@@ -121,6 +121,18 @@ size_t FeatureCache::entries() const {
   return recent_.size();
 }
 
+v1::FeatureCacheStatus FeatureCache::status() const {
+  v1::FeatureCacheStatus status;
+  status.set_entries(entries());
+  status.set_bytes(size_bytes());
+  status.set_budget_bytes(budget_bytes_);
+  status.set_hits(static_cast<uint64_t>(hits_.Value()));
+  status.set_misses(static_cast<uint64_t>(misses_.Value()));
+  status.set_evictions(static_cast<uint64_t>(evictions_.Value()));
+  if (disk_) *status.mutable_disk() = disk_->status();
+  return status;
+}
+
 size_t FeatureCache::followers() const {
   MutexLock lock(mutex_);
   return followers_;

@@ -12,6 +12,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "llava/v1/models.pb.h"
 #include "server/runtime/metrics.h"
 #include "server/runtime/mutex.h"
 #include "server/vision/feature_disk.h"
@@ -55,6 +56,7 @@ class FeatureCache {
 
   uint64_t size_bytes() const;
   size_t entries() const;
+  v1::FeatureCacheStatus status() const;
   // Calls that wait for a computation which another call began.
   size_t followers() const;
 

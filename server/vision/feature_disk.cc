@@ -374,6 +374,19 @@ uint64_t FeatureDisk::size_bytes() const {
   return bytes_;
 }
 
+v1::FeatureDiskStatus FeatureDisk::status() const {
+  v1::FeatureDiskStatus status;
+  status.set_entries(entries());
+  status.set_bytes(size_bytes());
+  status.set_budget_bytes(options_.budget_bytes);
+  status.set_hits(static_cast<uint64_t>(series_.hits.Value()));
+  status.set_misses(static_cast<uint64_t>(series_.misses.Value()));
+  const double errors =
+      series_.read_errors.Value() + series_.write_errors.Value() + series_.damaged.Value();
+  status.set_errors(static_cast<uint64_t>(errors));
+  return status;
+}
+
 size_t FeatureDisk::entries() const {
   MutexLock lock(mutex_);
   return recent_.size();

@@ -14,6 +14,7 @@
 #include <thread>
 #include <unordered_map>
 
+#include "llava/v1/models.pb.h"
 #include "server/runtime/metrics.h"
 #include "server/runtime/mutex.h"
 #include "server/vision/features.h"
@@ -45,6 +46,7 @@ class FeatureDisk {
 
   uint64_t size_bytes() const;
   size_t entries() const;
+  v1::FeatureDiskStatus status() const;
 
  private:
   struct Entry {

@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "model/config/model_config.h"
+#include "server/vision/byte_budget.h"
 
 namespace llava {
 
@@ -34,6 +35,10 @@ class EncodeCall {
  public:
   using Clock = std::chrono::steady_clock;
   virtual ~EncodeCall() = default;
+
+  // The engine's: bytes of the request and of what is made of it, as long as anybody needs the
+  // call.
+  ByteBudget::Hold held;
 
   // Called exactly once, on a thread of the engine, with no lock held.
   virtual void Done(std::shared_ptr<const Features> features, bool cached,

@@ -96,11 +96,11 @@ void InferenceService::InferCall::PictureEnded(size_t index,
     if (--left_ > 0) return;
     end = status_;
   }
-  if (end.ok()) Respond();
+  if (end.ok()) end = Respond();
   End(end);
 }
 
-void InferenceService::InferCall::Respond() {
+absl::Status InferenceService::InferCall::Respond() {
   const v1::ModelInfo& info = tower_->info();
   response_->set_model_name(info.model().name());
   response_->set_model_version(absl::StrCat(info.model().version()));
@@ -108,7 +108,15 @@ void InferenceService::InferCall::Respond() {
   parameters["tower_digest"].set_string_param(ToHex(tower_->engine().info().digest));
   parameters["numerics"].set_string_param(info.numerics());
   MutexLock lock(mutex_);
+  for (size_t i = 1; i < features_.size(); ++i) {
+    if (features_[i]->rows == features_[0]->rows) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat(plan_.input, "[", i, "]: has ", features_[i]->rows, " rows of features, ",
+                     plan_.input, "[0] has ", features_[0]->rows,
+                     ": pictures with different numbers of tiles need requests of their own"));
+  }
   WriteOutputs(plan_, features_, response_);
+  return absl::OkStatus();
 }
 
 void InferenceService::InferCall::End(const absl::Status& status) {

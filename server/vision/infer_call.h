@@ -35,7 +35,7 @@ class InferenceService::InferCall : public grpc::ServerUnaryReactor,
                      const inference::ModelInferRequest& request);
   void PictureEnded(size_t index, std::shared_ptr<const Features> features,
                     const absl::Status& status);
-  void Respond();
+  absl::Status Respond();
   void End(const absl::Status& status);
 
   void OnCancel() override { over_ = true; }

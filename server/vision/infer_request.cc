@@ -8,8 +8,12 @@
 #include <string_view>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/string_view.h"
+#include "server/vision/vision_grid.h"
 #include "server/wire/feature_key.h"
 
 namespace llava {
@@ -36,7 +40,8 @@ std::string Shape(const google::protobuf::RepeatedField<int64_t>& shape) {
 struct InferSettings {
   int64_t select_layer = -2;
   SelectFeature select_feature = SelectFeature::kPatch;
-  ImageMode image_mode = ImageMode::kPad;
+  v1::ImageMode image_mode = v1::IMAGE_MODE_PAD;
+  std::vector<v1::GridPoint> grid;  // of the anyres mode
   std::optional<std::chrono::microseconds> timeout;
 };
 
@@ -46,6 +51,22 @@ std::optional<int64_t> WholeNumber(const inference::InferParameter& value) {
     return static_cast<int64_t>(value.uint64_param());
   }
   return std::nullopt;
+}
+
+// "336x672,672x336", width first.
+bool ParseGrid(const std::string& word, std::vector<v1::GridPoint>& grid) {
+  for (const absl::string_view canvas : absl::StrSplit(word, ',')) {
+    const std::vector<absl::string_view> sides = absl::StrSplit(canvas, 'x');
+    uint32_t width = 0, height = 0;
+    if (sides.size() != 2 || !absl::SimpleAtoi(sides[0], &width) ||
+        !absl::SimpleAtoi(sides[1], &height)) {
+      return false;
+    }
+    v1::GridPoint& point = grid.emplace_back();
+    point.set_width(width);
+    point.set_height(height);
+  }
+  return true;
 }
 
 absl::Status ReadParameter(const std::string& name, const inference::InferParameter& value,
@@ -64,17 +85,26 @@ absl::Status ReadParameter(const std::string& name, const inference::InferParame
     }
     settings.select_feature = word == "patch" ? SelectFeature::kPatch : SelectFeature::kClsPatch;
   } else if (name == "image_mode") {
-    if (word != "pad" && word != "crop") {
-      return Wrong("parameter image_mode: \"pad\" or \"crop\" is expected");
+    if (word != "pad" && word != "crop" && word != "anyres") {
+      return Wrong("parameter image_mode: \"pad\", \"crop\" or \"anyres\" is expected");
     }
-    settings.image_mode = word == "pad" ? ImageMode::kPad : ImageMode::kCrop;
+    settings.image_mode = word == "pad"    ? v1::IMAGE_MODE_PAD
+                          : word == "crop" ? v1::IMAGE_MODE_CROP
+                                           : v1::IMAGE_MODE_ANYRES;
+  } else if (name == "grid") {
+    if (!ParseGrid(word, settings.grid)) {
+      return Wrong(
+          "parameter grid: canvases of the anyres mode in pixels are expected, as in "
+          "\"336x672,672x336\"");
+    }
   } else if (name == "timeout") {
     const auto timeout = WholeNumber(value);
     if (!timeout || *timeout < 0) return Wrong("parameter timeout: microseconds are expected");
     if (*timeout > 0) settings.timeout = std::chrono::microseconds(*timeout);
   } else {
-    return Wrong("parameter \"", name,
-                 "\" is not known; there are select_layer, select_feature, image_mode and timeout");
+    return Wrong(
+        "parameter \"", name,
+        "\" is not known; there are select_layer, select_feature, image_mode, grid and timeout");
   }
   return absl::OkStatus();
 }
@@ -278,8 +308,10 @@ absl::StatusOr<InferPlan> PlanInference(const inference::ModelInferRequest& requ
   if (!given.ok()) return given.status();
   plan.input = given->tensor->name();
   const bool files = plan.input == kImage;
-  if (!files && request.parameters().contains("image_mode")) {
-    return Wrong("parameter image_mode: means nothing for ", kPixelValues);
+  for (const char* name : {"image_mode", "grid"}) {
+    if (!files && request.parameters().contains(name)) {
+      return Wrong("parameter ", name, ": means nothing for ", kPixelValues);
+    }
   }
   const absl::Status read = files ? ReadImages(*given, engine, plan.jobs)
                                   : ReadPixels(*given, tower, engine.max_batch, plan.jobs);
@@ -287,15 +319,19 @@ absl::StatusOr<InferPlan> PlanInference(const inference::ModelInferRequest& requ
 
   v1::VisionSpec spec;  // the same features as by llava.v1.VisionService, under the same name
   spec.set_tower_digest(ToBytes(tower.digest));
-  spec.set_image_mode(settings.image_mode == ImageMode::kPad ? v1::IMAGE_MODE_PAD
-                                                             : v1::IMAGE_MODE_CROP);
+  spec.set_image_mode(settings.image_mode);
+  spec.mutable_grid()->Assign(settings.grid.begin(), settings.grid.end());
   spec.set_select_layer(static_cast<int32_t>(settings.select_layer));
   spec.set_select_feature(settings.select_feature == SelectFeature::kPatch
                               ? v1::SELECT_FEATURE_PATCH
                               : v1::SELECT_FEATURE_CLS_PATCH);
+  if (auto status = CheckVisionSpec(spec); !status.ok()) return status;
+  const auto grid = ReadGrid(spec, tower.preprocess);
+  if (!grid.ok()) return Wrong("parameter ", grid.status().message());
   const Sha256Digest digest = SpecDigest(spec);
   for (EncodeJob& job : plan.jobs) {
-    job.image_mode = settings.image_mode;
+    job.image_mode = settings.image_mode == v1::IMAGE_MODE_PAD ? ImageMode::kPad : ImageMode::kCrop;
+    job.grid = *grid;
     job.select_layer = settings.select_layer;
     job.select_feature = settings.select_feature;
     job.spec_digest = digest;

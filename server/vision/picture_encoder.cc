@@ -2,6 +2,7 @@
 
 #include <ATen/ops/empty.h>
 #include <c10/core/InferenceMode.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -24,6 +25,7 @@
 #include "model/ops/cpu/gemm.h"
 #include "model/ops/cpu/thread_pool.h"
 #include "server/device/device.h"
+#include "server/runtime/mutex.h"
 #include "server/runtime/status.h"
 
 namespace llava {
@@ -98,8 +100,8 @@ FeatureConfig Choice(int64_t select_layer, SelectFeature select_feature) {
 class ClipEncoder : public PictureEncoder {
  public:
   // Throws std::runtime_error if the tower does not see what was published.
-  ClipEncoder(const TowerCheckpoint& checkpoint, at::Device device, at::ScalarType dtype)
-      : tower_(checkpoint.config, checkpoint.tensors, device, dtype) {
+  ClipEncoder(std::shared_ptr<const ClipTower> tower, const TowerCheckpoint& checkpoint)
+      : shared_(std::move(tower)), tower_(*shared_) {
     if (checkpoint.self_test) drift_ = CheckSelfTest(tower_, *checkpoint.self_test);
   }
 
@@ -123,7 +125,8 @@ class ClipEncoder : public PictureEncoder {
 
  private:
   c10::InferenceMode inference_;  // of the worker's thread, as long as the encoder lives
-  ClipTower tower_;
+  const std::shared_ptr<const ClipTower> shared_;
+  const ClipTower& tower_;
   double drift_ = -1;
 };
 
@@ -131,9 +134,9 @@ class ClipEncoder : public PictureEncoder {
 class PackedEncoder : public PictureEncoder {
  public:
   // As ClipEncoder.
-  PackedEncoder(const TowerCheckpoint& checkpoint, ops::cpu::WeightFormat format, int threads)
-      : tower_(checkpoint.config, checkpoint.tensors, format,
-               std::make_shared<ops::cpu::ThreadPool>(threads)) {
+  PackedEncoder(std::shared_ptr<const PackedClipWeights> weights,
+                std::shared_ptr<ops::cpu::ThreadPool> pool, const TowerCheckpoint& checkpoint)
+      : tower_(std::move(weights), std::move(pool)) {
     if (checkpoint.self_test) drift_ = CheckSelfTest(tower_, *checkpoint.self_test);
   }
 
@@ -151,6 +154,72 @@ class PackedEncoder : public PictureEncoder {
   c10::InferenceMode inference_;
   PackedClipTower tower_;
   double drift_ = -1;
+};
+
+// What workers hold together: made by the first of them, freed with the last. Thread-safe.
+template <typename T>
+class SharedByWorkers {
+ public:
+  // The others wait while `make` runs; what it throws reaches its caller, and the next one tries.
+  template <typename Make>
+  std::shared_ptr<const T> Get(const Make& make) {
+    MutexLock lock(mutex_);
+    auto held = held_.lock();
+    if (!held) held_ = held = make();
+    return held;
+  }
+
+ private:
+  Mutex mutex_;
+  std::weak_ptr<const T> held_ LLAVA_GUARDED_BY(mutex_);
+};
+
+// Makes the encoders of all workers. Those of a device share its weights. Thread-safe.
+class EncoderMaker {
+ public:
+  EncoderMaker(std::shared_ptr<const TowerCheckpoint> checkpoint, std::vector<at::Device> devices,
+               Arithmetic arithmetic, int workers, int threads, uint64_t weight_bytes)
+      : checkpoint_(std::move(checkpoint)),
+        devices_(std::move(devices)),
+        arithmetic_(std::move(arithmetic)),
+        workers_(workers),
+        threads_(threads),
+        weight_bytes_(weight_bytes),
+        towers_(devices_.size()) {}
+
+  std::unique_ptr<PictureEncoder> Make(int worker) {
+    const size_t index = static_cast<size_t>(worker) % devices_.size();
+    const at::Device device = devices_[index];
+    const int threads = EnterDeviceThread(device, threads_, workers_, weight_bytes_);
+    if (arithmetic_.packed) {
+      auto pool = std::make_shared<ops::cpu::ThreadPool>(threads);
+      auto weights = packed_.Get([&] {
+        return std::make_shared<const PackedClipWeights>(checkpoint_->config, checkpoint_->tensors,
+                                                         *arithmetic_.packed, *pool);
+      });
+      return std::make_unique<PackedEncoder>(std::move(weights), std::move(pool), *checkpoint_);
+    }
+    auto tower = towers_[index].Get([&] {
+      const c10::InferenceMode inference;
+      auto made = std::make_shared<const ClipTower>(checkpoint_->config, checkpoint_->tensors,
+                                                    device, arithmetic_.dtype);
+      // Another worker will read it on a stream of its own.
+      if (device.is_cuda()) {
+        c10::impl::VirtualGuardImpl(device.type()).synchronizeDevice(device.index());
+      }
+      return made;
+    });
+    return std::make_unique<ClipEncoder>(std::move(tower), *checkpoint_);
+  }
+
+ private:
+  const std::shared_ptr<const TowerCheckpoint> checkpoint_;
+  const std::vector<at::Device> devices_;
+  const Arithmetic arithmetic_;
+  const int workers_, threads_;
+  const uint64_t weight_bytes_;
+  SharedByWorkers<PackedClipWeights> packed_;
+  std::vector<SharedByWorkers<ClipTower>> towers_;  // of each device
 };
 
 absl::Status Classify(const std::string& path, const std::string& why) {
@@ -208,8 +277,9 @@ absl::StatusOr<uint64_t> EstimateTowerBytes(const TowerOptions& options, int wor
   // A block's widest moment: its input, q, k, v and output beside the widened rows.
   const auto row = static_cast<uint64_t>(6 * config.hidden_size + 2 * config.intermediate_size);
   const auto rows = static_cast<uint64_t>(max_batch * (config.num_patches() + 1));
-  return static_cast<uint64_t>(workers) *
-         (WeightBytes(*checkpoint, *arithmetic) + rows * row * sizeof(float));
+  const auto copies = std::min<uint64_t>(static_cast<uint64_t>(workers), devices->size());
+  return copies * WeightBytes(*checkpoint, *arithmetic) +
+         static_cast<uint64_t>(workers) * rows * row * sizeof(float);
 }
 
 absl::StatusOr<LoadedTower> OpenTowerWorkers(const TowerOptions& options,
@@ -243,18 +313,11 @@ absl::StatusOr<LoadedTower> OpenTowerWorkers(const TowerOptions& options,
   info.dtype = arithmetic->name;
   info.numerics = arithmetic->numerics;
   info.workers = workers;
-  const uint64_t weight_bytes = WeightBytes(*checkpoint, *arithmetic);
-  info.weight_bytes = weight_bytes * static_cast<uint64_t>(workers);
-  loaded.factory = [checkpoint, devices = *std::move(devices), arithmetic = *arithmetic, workers,
-                    weight_bytes,
-                    threads = options.threads](int worker) -> std::unique_ptr<PictureEncoder> {
-    const at::Device device = devices[static_cast<size_t>(worker) % devices.size()];
-    const int own = EnterDeviceThread(device, threads, workers, weight_bytes);
-    if (arithmetic.packed) {
-      return std::make_unique<PackedEncoder>(*checkpoint, *arithmetic.packed, own);
-    }
-    return std::make_unique<ClipEncoder>(*checkpoint, device, arithmetic.dtype);
-  };
+  info.weight_bytes = WeightBytes(*checkpoint, *arithmetic);
+  info.devices = static_cast<int>(devices->size());
+  const auto maker = std::make_shared<EncoderMaker>(checkpoint, *std::move(devices), *arithmetic,
+                                                    workers, options.threads, info.weight_bytes);
+  loaded.factory = [maker](int worker) { return maker->Make(worker); };
   return loaded;
 }
 

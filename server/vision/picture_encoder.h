@@ -42,8 +42,9 @@ struct TowerInfo {
   std::string device;         // as given, e.g. "cuda:0,cuda:1"
   std::string dtype;          // "float32", "int8"
   std::string numerics;       // "cpu-f32"
-  uint64_t weight_bytes = 0;  // of all workers
-  int workers = 1;
+  uint64_t weight_bytes = 0;  // on each device, shared by its workers
+  int devices = 1;
+  int workers = 1;  // of all devices
 
   int64_t Rows(SelectFeature feature) const {
     return num_patches + (feature == SelectFeature::kClsPatch ? 1 : 0);

@@ -1,5 +1,6 @@
 #include "server/vision/tower_set.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <iterator>
 
@@ -31,9 +32,12 @@ ServableLoad VisionServable::load() const {
   ServableLoad load;
   load.in_flight = static_cast<uint32_t>(engine_->computing());
   load.queued = static_cast<uint32_t>(engine_->waiting());
-  load.weight_bytes = tower.weight_bytes / static_cast<uint64_t>(tower.workers) *
-                      static_cast<uint64_t>(engine_->workers());
+  // Workers take devices in turn.
+  load.weight_bytes =
+      tower.weight_bytes * static_cast<uint64_t>(std::min(tower.devices, engine_->workers()));
   load.nan_outputs = engine_->statistics().nan_outputs;
+  load.queued_bytes = engine_->waiting_bytes();
+  load.feature_cache = engine_->cache().status();
   load.failure = engine_->failure();
   return load;
 }

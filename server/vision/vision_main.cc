@@ -80,7 +80,7 @@ int main(int argc, char** argv) {
   auto lifecycle = options.lifecycle.Resolve(llava::Manifest::Kind::kTower);
   if (!lifecycle.ok()) return llava::ReportLoadFailure(kProgram, lifecycle.status());
   if (options.lifecycle.memory_budget == 0 && options.tower.device.starts_with("cuda")) {
-    lifecycle->memory_budget = 0;  // the machine's memory is not the device's
+    lifecycle->memory_budget = llava::DeviceMemoryBudget(options.tower.device);
   }
 
   llava::Metrics metrics("vision");

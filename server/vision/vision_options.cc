@@ -24,7 +24,7 @@ void VisionOptions::Declare(Settings& settings) {
                      "Arithmetic; auto = float32 on cpu, bfloat16 on cuda; int8 on cpu only",
                      {"auto", "float32", "bfloat16", "float16", "int8"});
   settings.Group("Work");
-  settings.Add("workers", &tower.workers, "Workers per device, each with its own tower", 1, 64);
+  settings.Add("workers", &tower.workers, "Workers per device, which share its weights", 1, 64);
   settings.Add("threads", &tower.threads,
                "Threads inside a worker's operations, 0 = cores/workers, or 1 for a small model", 0,
                1024);
@@ -36,8 +36,10 @@ void VisionOptions::Declare(Settings& settings) {
   settings.Add("batch-wait", &engine.batch_wait, "How long a picture waits for a batch to fill");
   settings.AddChoice("exif", &exif_, "Orientation in a picture's EXIF data", {"ignore", "apply"});
   settings.Group("Limits");
-  settings.Add("queue", &engine.queue, "Most pictures waiting; beyond it UNAVAILABLE", 1,
+  settings.Add("queue", &engine.queue, "Most pictures and tiles waiting; beyond it UNAVAILABLE", 1,
                1'000'000);
+  settings.AddBytes("queue-bytes", &engine.queue_bytes,
+                    "Most bytes that requests under way hold; beyond it UNAVAILABLE");
   settings.AddBytes("feature-cache-bytes", &feature_cache_bytes,
                     "Features kept in memory, 0 = none");
   settings.Add("feature-cache-dir", &feature_cache_dir,

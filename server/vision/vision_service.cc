@@ -1,13 +1,17 @@
 #include "server/vision/vision_service.h"
 
+#include <cstdint>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "model/image/anyres.h"
 #include "server/runtime/logging.h"
 #include "server/runtime/status.h"
 #include "server/runtime/stream_writer.h"
+#include "server/vision/vision_grid.h"
 #include "server/wire/deadline.h"
 #include "server/wire/feature_key.h"
 #include "server/wire/tensor_stream.h"
@@ -46,6 +50,13 @@ class VisionService::Call : public EncodeCall {
     tensor.set_crc32c(features->crc32c);
     header.set_image_width(features->image_width);
     header.set_image_height(features->image_height);
+    if (!grid_.empty()) {
+      const Resolution canvas = ChooseResolution(
+          {static_cast<int>(features->image_width), static_cast<int>(features->image_height)},
+          grid_);
+      header.mutable_canvas()->set_width(static_cast<uint32_t>(canvas.width));
+      header.mutable_canvas()->set_height(static_cast<uint32_t>(canvas.height));
+    }
     header.set_cached(cached);
     header.set_queue_seconds(times.queue_seconds);
     header.set_compute_seconds(times.compute_seconds);
@@ -73,6 +84,8 @@ class VisionService::Call : public EncodeCall {
 
   // An admitted call leaves when it ends.
   void SetAdmitted() { admitted_ = true; }
+  // Canvases of the request, if any.
+  void SetGrid(std::vector<Resolution> grid) { grid_ = std::move(grid); }
   // Kept until the call is over.
   void SetTower(std::shared_ptr<VisionServable> tower) { tower_ = std::move(tower); }
 
@@ -91,6 +104,7 @@ class VisionService::Call : public EncodeCall {
   const Clock::time_point deadline_;
   const std::string request_id_;
   bool admitted_ = false;
+  std::vector<Resolution> grid_;
   std::shared_ptr<VisionServable> tower_;
 };
 
@@ -118,6 +132,7 @@ grpc::ServerWriteReactor<v1::EncodeResponse>* VisionService::Encode(
     return reactor;
   }
   call->SetTower(*tower);
+  call->SetGrid(job->grid);
   job->request_id = id;
   job->call = call;
   if (auto status = engine.Post(*std::move(job)); !status.ok()) call->Failed(status);
@@ -143,9 +158,6 @@ absl::StatusOr<std::shared_ptr<VisionServable>> VisionService::FindTower(
 absl::StatusOr<EncodeJob> VisionService::MakeJob(const v1::EncodeRequest& request,
                                                  const TowerInfo& tower) const {
   const v1::VisionSpec& spec = request.spec();
-  if (spec.image_mode() == v1::IMAGE_MODE_ANYRES) {
-    return UnimplementedField("VisionSpec.image_mode = IMAGE_MODE_ANYRES");
-  }
   const int64_t layers = tower.num_layers;
   if (spec.select_layer() > layers || spec.select_layer() < -layers - 1) {
     return absl::InvalidArgumentError(absl::StrCat("VisionSpec.select_layer is ",
@@ -160,6 +172,9 @@ absl::StatusOr<EncodeJob> VisionService::MakeJob(const v1::EncodeRequest& reques
   }
   EncodeJob job;
   job.image = request.image();
+  auto grid = ReadGrid(spec, tower.preprocess);
+  if (!grid.ok()) return grid.status();
+  job.grid = *std::move(grid);
   job.image_mode = spec.image_mode() == v1::IMAGE_MODE_PAD ? ImageMode::kPad : ImageMode::kCrop;
   job.select_layer = spec.select_layer();
   job.select_feature = spec.select_feature() == v1::SELECT_FEATURE_CLS_PATCH

@@ -53,11 +53,9 @@ while text.strip():
     text = text.lstrip()[end:]
     loads.append(load)
 loaded = statistics.median(load["loaded_s"] for load in loads)
-verified = statistics.median(load["verified_s"] for load in loads)
 size, weights = loads[0]["file_bytes"], loads[0]["weight_bytes"]
 peak = max(load["peak_bytes"] for load in loads)
 print(f"dd      {dd:6.2f} s  {size / dd / 1e9:5.2f} GB/s")
-print(f"checked {verified:6.2f} s  {size / verified / 1e9:5.2f} GB/s")
 print(f"ready   {loaded:6.2f} s  {size / loaded / 1e9:5.2f} GB/s  {100 * dd / loaded:.0f} % of dd")
 print(f"peak    {peak / 1e9:6.2f} GB for {weights / 1e9:.2f} GB of weights: {peak / weights:.2f} times")
 PYTHON

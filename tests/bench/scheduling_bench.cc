@@ -1,4 +1,5 @@
-// What a step of the language service costs beside the model: planning, blocks of keys and values.
+// What a step of the language service costs beside the model: learning what steps take, planning,
+// blocks of keys and values.
 //
 //   llava_scheduling_bench [SEQUENCES [TOKENS]]     default 64 answers of 256 tokens behind prompts
 //   of 1000
@@ -25,17 +26,27 @@ int main(int argc, char** argv) {
     if (!blocks.Grow(table, kPrompt)) return 1;
     blocks.Advance(table, kPrompt);
   }
+  llava::StepCost cost;
   const auto begin = std::chrono::steady_clock::now();
   for (int64_t step = 0; step < tokens; ++step) {
     std::vector<llava::SequenceView> views;
+    llava::StepWork work;
     for (llava::KvTable& table : tables) {
       table.rows.push_back(llava::RowKey::Token(id++));
       const auto held = static_cast<int64_t>(table.blocks.size()) * KvBlocks::kTokens;
-      views.push_back({.left = 1, .decodes = true, .room = held - table.computed, .priority = 0});
+      ++work.decode_rows;
+      work.keys += llava::KeysOf(table.computed, 1);
+      views.push_back({.left = 1,
+                       .decodes = true,
+                       .room = held - table.computed,
+                       .priority = 0,
+                       .computed = table.computed});
     }
+    llava::StepLimits limits = llava::LimitPrompts(cost, work, 512, 2.9);
+    limits.available_blocks = blocks.available();
     const llava::StepPlan plan =
-        llava::PlanStep(views, {.prompt_rows = 512, .available_blocks = blocks.available()},
-                        [&](size_t i) { return blocks.Regained(tables[i]); });
+        llava::PlanStep(views, limits, [&](size_t i) { return blocks.Regained(tables[i]); });
+    cost.Observe(work, 0.050);
     for (size_t i = 0; i < tables.size(); ++i) {
       if (!blocks.Grow(tables[i], plan.rows[i])) return 1;
       blocks.Advance(tables[i], plan.rows[i]);

@@ -4,9 +4,10 @@
 //                                      the reading of the steady clock in ns; PACE us apart
 //   llava_stand_ins vision             VisionService: small features at once
 //   llava_stand_ins chat [PACE]        ChatService that gives the answers of `llm` itself
-//   llava_stand_ins relay HOST:PORT    ChatService that passes each message on as it comes, and
-//   does
-//                                      nothing else: the least that a gateway of gRPC can cost
+//   llava_stand_ins relay HOST:PORT [CERTIFICATE KEY]
+//                                      ChatService that passes each message on as it comes, and
+//                                      does nothing else: the least that a gateway of gRPC can
+//                                      cost; with PEM files it speaks TLS
 //
 // Each listens on a free port of the loopback and prints it; SIGTERM ends it.
 #include <grpcpp/alarm.h>
@@ -24,6 +25,7 @@
 
 #include "llava/v1/chat.grpc.pb.h"
 #include "llava/v1/llm.grpc.pb.h"
+#include "server/runtime/tls.h"
 #include "tests/support/fake_backends.h"
 
 namespace llava {
@@ -327,10 +329,13 @@ int Main(int argc, char** argv) {
                              : std::vector<grpc::Service*>{&chat};
   } else {
     std::fprintf(stderr,
-                 "usage: llava_stand_ins llm [PACE] | vision | chat [PACE] | relay HOST:PORT\n");
+                 "usage: llava_stand_ins llm [PACE] | vision | chat [PACE] | relay HOST:PORT "
+                 "[CERTIFICATE KEY]\n");
     return 2;
   }
-  FakeServer server(services);
+  auto credentials = grpc::InsecureServerCredentials();
+  if (kind == "relay" && argc > 4) credentials = MakeServerCredentials({argv[3], argv[4], ""});
+  FakeServer server(services, credentials);
   server.Start();
   return Serve(server);
 }

@@ -35,6 +35,7 @@ import subprocess
 import sys
 import tempfile
 
+import bench
 from training_sides import Failed, Ours, Peer
 from training_world import ROOT, World
 
@@ -233,20 +234,6 @@ def arguments_of():
     return parser.parse_args()
 
 
-def raise_priority():
-    """Goes on in a child with a session, and so an autogroup, of its own; signals reach it from here."""
-    child = os.fork()
-    if child:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda *_: os.kill(child, signal.SIGTERM))
-        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-    os.setsid()
-    try:
-        pathlib.Path("/proc/self/autogroup").write_text("-15")
-    except OSError as error:
-        print(f"bench: the priority stays as it is: {error}", file=sys.stderr)
-
-
 def main():
     arguments = arguments_of()
     for file, fix in ((arguments.python, "deploy/setup.sh --with-peers"),
@@ -255,7 +242,7 @@ def main():
         if not shutil.which(file):
             sys.exit(f"bench: {file} is not there: {fix}")
     if arguments.raise_priority:
-        raise_priority()
+        bench.raise_priority()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))  # nobody is left behind
     words = [word for word in arguments.only.split(",") if word]
@@ -282,8 +269,7 @@ def main():
                 failed = True
                 print(f"bench: {error}", file=sys.stderr)
             shutil.rmtree(folder)
-            if arguments.json:
-                arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+            bench.write(arguments, report)
     print(f"{report['machine']['cpu']}, {report['machine']['cores']} cores, "
           f"{' '.join(report['machine']['flags'])}; load before {report['machine']['load_before']:.1f}; "
           f"commit {report['machine']['commit']}")

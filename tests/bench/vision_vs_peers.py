@@ -8,21 +8,18 @@ llava_picture_bench of $LLAVA_BIN_DIR (default: build/release/bin). Both towers 
 run 23 of its blocks, as LLaVA reads the second last hidden state. Each turn runs one side, then the other; medians
 of the turns are printed, and how many times as fast we are.
 """
-import argparse
 import json
-import os
-import pathlib
 import statistics
 import subprocess
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-BIN = pathlib.Path(os.environ.get("LLAVA_BIN_DIR", ROOT / "build/release/bin"))
+import bench
+
 BLOCKS, WIDTH, HEADS, INNER, PATCH = 23, 1024, 16, 4096, 14
 
 
 def program(name, *arguments):
-    output = subprocess.run([str(BIN / name), *map(str, arguments)], capture_output=True, text=True, check=True).stdout
+    output = subprocess.run([str(bench.BIN / name), *map(str, arguments)], capture_output=True, text=True, check=True).stdout
     return json.loads(output)
 
 
@@ -132,26 +129,18 @@ def resizing(options):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    numbers = lambda text: [int(part) for part in text.split(",")]
+    parser = bench.parser(__doc__, turns=5)
     parser.add_argument("--image-size", type=int, default=336, choices=[224, 336])
     parser.add_argument("--dtypes", type=lambda text: text.split(","), default=["bf16", "int8"])
-    parser.add_argument("--batch", type=numbers, default=[1, 8])
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--batch", type=bench.numbers, default=[1, 8])
     parser.add_argument("--only", choices=["tower", "resize"])
-    parser.add_argument("--raise-priority", action="store_true", help="of this session's scheduling group (Linux)")
-    parser.add_argument("--json", type=pathlib.Path)
-    options = parser.parse_args()
-    if options.raise_priority:
-        pathlib.Path("/proc/self/autogroup").write_text("-15")
+    options = bench.parse(parser)
     found = {}
     if options.only != "tower":
         found |= resizing(options)
     if options.only != "resize":
         found |= towers(options)
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    bench.write(options, found)
 
 
 if __name__ == "__main__":

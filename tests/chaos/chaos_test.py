@@ -5,13 +5,16 @@ what the clients saw has no violation.
     chaos_test.py [--kills N] [--seed N] [--history FILE] [--failpoints]
 
 A kill is a SIGKILL when a random byte of an answer has arrived, of the gateway, of the language service, or of
-both. Sampled answers (temperature 1) in float32, so that a wrong seed, position or prefix shows. With --failpoints
-the gateway also kills itself at each of its failpoints (a build with LLAVA_FAILPOINTS=ON)."""
+both. Sampled answers (temperature 1) in float32, so that a wrong seed, position or prefix shows. At the end the gateway
+is killed again and again while the language service is away, which no answer may be blamed for. With --failpoints
+the gateway also kills itself at each of its failpoints, and whenever it takes a certain answer up, which must end as
+given up, with its text (a build with LLAVA_FAILPOINTS=ON)."""
 import argparse
 import json
 import pathlib
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -98,7 +101,7 @@ class Chatter:
                         started = event.turn_started
                         turn, restarts = started.turn_id, started.restarts
                         self.note("started", stream=stream, request=request, turn=turn, number=started.turn_number,
-                                  version=version_of(started.model), seed=started.seed)
+                                  version=version_of(started.model), seed=started.seed, restarts=restarts)
                     elif kind == "text":
                         self.note("text", stream=stream, turn=turn, offset=event.text.offset, text=event.text.text)
                         answer = answer[:event.text.offset] + event.text.text.encode()
@@ -122,7 +125,8 @@ class Chatter:
             self.chat.new("ListTurnsRequest", session_id=self.session, page_size=1000), timeout=10 * SLOWDOWN)).turns
         self.note("stored", turns=[
             {"turn": t.id, "number": t.number, "text": t.user_text, "answer": t.answer_text,
-             "version": version_of(t.model), "seed": t.seed, "ended": t.state != 1} for t in turns])
+             "version": version_of(t.model), "seed": t.seed, "ended": t.state != 1,
+             "reason": REASONS[t.finish_reason]} for t in turns])
 
 
 def conversation(chat, name, recorder, seed, on_turn=None):
@@ -147,7 +151,7 @@ class Suicide:
 
     def __init__(self, stack, point, visit):
         self.stack, self.died = stack, False
-        self.ports = [address.rsplit(":")[-1] for address in (stack.gateway.grpc, stack.gateway.http)]
+        self.ports = ports_of(stack.gateway)
         stack.gateway.stop()
         stack.start("gateway", *self.ports, environment={"LLAVA_FAILPOINTS": f"{point}=kill@{visit}"})
         self.watcher = threading.Thread(target=self.watch, args=(stack.gateway,))
@@ -199,7 +203,80 @@ class Killer:
         for name in which:
             old = self.stack.services[name]
             old.process.wait()
-            self.stack.start(name, old.grpc.rsplit(":")[-1], old.http.rsplit(":")[-1])
+            self.stack.start(name, *ports_of(old))
+
+
+def ports_of(service):
+    return [address.rsplit(":")[-1] for address in (service.grpc, service.http)]
+
+
+class AtByte:
+    """Runs `step` on a thread of its own once so many bytes have come."""
+
+    def __init__(self, byte, step):
+        self.byte, self.step, self.thread = byte, step, None
+
+    def __call__(self, count):
+        if count > self.byte and not self.thread:
+            self.thread = threading.Thread(target=self.step)
+            self.thread.start()
+
+
+def run_outage(stack, chat, recorder, expected, problems):
+    """The gateway dies three times while there is no language service to go on with the answer."""
+
+    def outage():
+        llm = stack.llm
+        llm.process.kill()
+        llm.process.wait()
+        for _ in range(3):
+            ports = ports_of(stack.gateway)
+            stack.gateway.process.kill()
+            stack.gateway.process.wait()
+            stack.start("gateway", *ports)
+            time.sleep(0.5 * SLOWDOWN)
+        stack.start("llm", *ports_of(llm))
+
+    at_byte = AtByte(100, outage)
+    answers = conversation(chat, "outage", recorder, 0, lambda: at_byte)
+    at_byte.thread.join()
+    if answers != expected:
+        problems.append("an answer differs after three deaths of the gateway without a language service")
+
+
+def run_given_up(stack, chat, recorder, problems):
+    """An answer over which the gateway dies whenever it takes it up."""
+    deaths = []
+
+    def dies_of_it():
+        gateway = stack.gateway
+        gateway.process.kill()
+        gateway.process.wait()
+        ports = ports_of(gateway)
+        while len(deaths) < 5:
+            try:
+                stack.start("gateway", *ports, environment={"LLAVA_FAILPOINTS": "turn.take_up=kill"})
+                stack.gateway.process.wait(3 * SLOWDOWN)
+            except RuntimeError:  # died before it listened
+                pass
+            except subprocess.TimeoutExpired:
+                return
+            deaths.append(stack.gateway.process.wait())
+
+    at_byte = AtByte(100, dies_of_it)
+    chatter = Chatter(chat, "given up", recorder)
+    try:
+        chatter.ask(QUESTIONS[1], 1, PICTURES[0], on_byte=at_byte)
+        problems.append("an answer that kills the gateway ended well")
+    except grpc.RpcError as error:
+        if error.code() != grpc.StatusCode.INTERNAL or "given up" not in error.details():
+            problems.append(f"an answer that kills the gateway ended with {error.code().name}: {error.details()}")
+    at_byte.thread.join()
+    if deaths != [-signal.SIGKILL] * 2:
+        problems.append(f"the gateway died {deaths} of one answer: twice was to be expected")
+    chatter.ask(QUESTIONS[0], 2)
+    chatter.note_stored()
+    print(f"an answer over which the gateway died {len(deaths)} times was given up")
 
 
 def run_failpoints(stack, chat, recorder, expected, draw, problems):
@@ -245,7 +322,9 @@ def run(kills, seed, path=None, failpoints=False):
               f"{time.monotonic() - begin:.0f} s: " + ", ".join(
                   f"{sum(w == which for _, w in killer.kills)} of {' and '.join(which)}"
                   for which in (("gateway",), ("llm",), ("llm", "gateway"))))
+        run_outage(stack, chat, recorder, expected[0], problems)
         if failpoints:
+            run_given_up(stack, chat, recorder, problems)
             run_failpoints(stack, chat, recorder, expected, draw, problems)
         print(f"{len(recorder.events)} events in the history")
     if path:

@@ -4,15 +4,15 @@ A history is a list of events in the order in which they were seen, each a dicti
 file). Fields of all: `kind`, `key` (who saw it), `session`. Kinds:
 
     asked     request, text, picture        a question was sent; sent again, it has the same `request`
-    started   stream, request, turn, number, version, seed
+    started   stream, request, turn, number, version, seed, restarts
     text      stream, turn, offset, text    offset in bytes
     finished  stream, turn, version, text_bytes, reason
     failed    stream, turn, code            the turn ended without a whole answer, and the gateway said so
     broken    stream                        the stream broke; nothing is known of the turn
-    stored    turns: [{turn, number, text, answer, version, seed, ended}]   what ListTurns gave
+    stored    turns: [{turn, number, text, answer, version, seed, ended, reason}]   what ListTurns gave
 
 `stream` is unique for each call that streams. `version` is a number, or a list of name, number and digest
-(hex). `picture` and `reason` may be missing. `violations` lists every rule that is broken, `swap_violations`
+(hex). `picture`, `reason` and `restarts` may be missing. `violations` lists every rule that is broken, `swap_violations`
 those that must hold in addition when versions come and go and nothing else happens."""
 import json
 
@@ -35,6 +35,7 @@ class _Turn:
         self.length = None
         self.ended = False
         self.outcome = None   # of its end
+        self.restarts = 0     # processes that took it up
 
 
 def violations(history):
@@ -73,6 +74,9 @@ def violations(history):
         stream["turn"] = event["turn"]
 
         if kind == "started":
+            if event.get("restarts", turn.restarts) < turn.restarts:
+                wrong(f"turn {event['turn']} was taken up {turn.restarts} times before, and now {event['restarts']}")
+            turn.restarts = event.get("restarts", turn.restarts)
             identity = (session, event["number"], event["version"], event["seed"])
             if turn.identity is None:
                 other = running.get(session)
@@ -201,6 +205,10 @@ def _check_end(turns, requests, final, found):
             found.append(f"end: turn {name} told other text than is stored")
         if turn.ended and kept["ended"] and len(answer) != turn.known:
             found.append(f"end: turn {name} told {turn.known} bytes, {len(answer)} are stored")
+        if turn.outcome and kept.get("reason"):
+            told, reason = turn.outcome[0], turn.outcome[3]
+            if kept["reason"] in WHOLE if told == "failed" else reason not in (None, kept["reason"]):
+                found.append(f"end: turn {name} {told} with {reason or turn.outcome[1]} and is stored with {kept['reason']}")
     for request, (session, text) in requests.items():
         count = sum(turn["text"] == text for turn in final.get(session, ()))
         if count > 1:

@@ -15,7 +15,7 @@ def good():
 
     def stored(turn, number, text, answer, seed):
         return {"turn": turn, "number": number, "text": text, "answer": answer, "version": 1, "seed": seed,
-                "ended": True}
+                "ended": True, "reason": "ERROR" if turn == "t9" else "STOP"}
 
     return [
         event("asked", request="r1", text="one?"),
@@ -24,13 +24,13 @@ def good():
         event("asked", "z", "bob", request="r9", text="other?"),
         event("started", "z", "bob", stream=9, request="r9", turn="t9", number=1, version=1, seed=9),
         event("text", stream=1, turn="t1", offset=5, text=" yes"),
-        event("finished", stream=1, turn="t1", version=1, text_bytes=9),
+        event("finished", stream=1, turn="t1", version=1, text_bytes=9, reason="STOP"),
         event("asked", request="r2", text="two?"),
         event("started", stream=2, request="r2", turn="t2", number=2, version=1, seed=8),
         event("text", stream=2, turn="t2", offset=0, text="abc"),
         event("broken", stream=2),
         event("asked", request="r2", text="two?"),
-        event("started", stream=3, request="r2", turn="t2", number=2, version=1, seed=8),
+        event("started", stream=3, request="r2", turn="t2", number=2, version=1, seed=8, restarts=1),
         event("text", stream=3, turn="t2", offset=1, text="bc"),
         event("text", stream=3, turn="t2", offset=3, text="de"),
         event("finished", stream=3, turn="t2", version=1, text_bytes=5),
@@ -185,6 +185,10 @@ class HistoryTest(unittest.TestCase):
             "are numbered [1, 3]": lambda e: stored(e)[1].update(number=3),
             "tells of turns t1 and t9": lambda e: find(e, "text", offset=5).update(turn="t9", offset=0),
             "before it began": lambda e: e.remove(find(e, "started", turn="t1")),
+            "taken up 2 times before, and now 1": lambda e: find(e, "started", stream=2).update(restarts=2),
+            "t1 finished with STOP and is stored with LENGTH": lambda e: stored(e)[0].update(reason="LENGTH"),
+            "t9 failed with INTERNAL and is stored with STOP": lambda e: (
+                find(e, "stored", session="z")["turns"][0].update(reason="STOP")),
             "were never looked at": lambda e: e.pop(),
         }
         for words, change in cases.items():

@@ -6,57 +6,13 @@ import fcntl
 import os
 import pathlib
 import signal
-import subprocess
-import tempfile
-import time
 import unittest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-PATIENCE = 240 * int(os.environ.get("LLAVA_SLOWDOWN", "1"))  # of a sanitizer: set by ctest
+from script_case import PATIENCE, ScriptCase
 
 
-class AblationTest(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        # Where the tests run in the background, Ctrl-C is ignored, and so it would be by the script.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def setUp(self):
-        self.temporary = tempfile.TemporaryDirectory(prefix="ablation-test-")
-        self.addCleanup(self.temporary.cleanup)
-        self.out = pathlib.Path(self.temporary.name) / "out"
-
-    def command(self, *options):
-        return [str(ROOT / "deploy/ablation.sh"), "--no-build", "--out", str(self.out), *options]
-
-    def start(self, *options, **more):
-        """In a process group of its own, all of which ends with the test."""
-        process = subprocess.Popen(self.command(*options), text=True, stdin=subprocess.DEVNULL,
-                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                   start_new_session=True, **more)
-
-        def end():
-            try:
-                os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass  # as it should be
-            process.communicate()
-
-        self.addCleanup(end)
-        return process
-
-    def run_script(self, *options, code=0, **more):
-        process = self.start(*options, **more)
-        output, errors = process.communicate(timeout=PATIENCE)
-        self.assertEqual(process.returncode, code, output + errors)
-        return output, errors
-
-    def wait_until(self, condition, process):
-        deadline = time.monotonic() + PATIENCE
-        while not condition():
-            self.assertIsNone(process.poll(), "the script ended early")
-            self.assertLess(time.monotonic(), deadline)
-            time.sleep(0.02)
+class AblationTest(ScriptCase):
+    SCRIPT = "ablation.sh"
 
     def is_free(self):
         """Whether no process of a script holds the folder."""
@@ -118,14 +74,10 @@ class AblationTest(unittest.TestCase):
         self.assertRegex(errors, r"seed 1, \S+: exit status 1; its log is \S+\.log")
 
     def test_wrong_use(self):
-        for options, part in ((["--nonsense"], "--nonsense"), (["--pictures", "9"], "400"),
-                              (["--seeds", "1,1"], "twice"), (["--seeds", "0"], '"0"'),
-                              (["--seeds", "1,x"], '"x"'), (["--questions", "0"], "--questions"),
-                              (["--jobs", "none"], "--jobs"), (["--only", "full,half"], '"half"')):
-            _, errors = self.run_script(*options, code=2)
-            self.assertEqual(errors.count("\n"), 1, errors)
-            self.assertIn(part, errors)
-            self.assertFalse(self.out.exists())
+        self.check_wrong_use(
+            (["--nonsense"], "--nonsense"), (["--pictures", "9"], "400"), (["--seeds", "1,1"], "twice"),
+            (["--seeds", "0"], '"0"'), (["--seeds", "1,x"], '"x"'), (["--questions", "0"], "--questions"),
+            (["--jobs", "none"], "--jobs"), (["--only", "full,half"], '"half"'))
 
 
 if __name__ == "__main__":

@@ -50,3 +50,10 @@ class ChatCase(unittest.TestCase):
                 if time.monotonic() > deadline or error.code() != grpc.StatusCode.UNAVAILABLE:
                     raise
                 time.sleep(0.1)
+
+    def until(self, holds, otherwise, seconds=15):
+        """Waits until it holds."""
+        deadline = time.monotonic() + seconds * SLOWDOWN
+        while not holds():
+            self.assertLess(time.monotonic(), deadline, otherwise)
+            time.sleep(0.02)

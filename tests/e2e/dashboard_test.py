@@ -4,6 +4,7 @@ things go wrong."""
 import json
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ import urllib.request
 import grpc
 import yaml
 
-from stack import ROOT, SCENES, SLOWDOWN, Answer, Stack
+from stack import LLM_MODEL, ROOT, SCENES, SLOWDOWN, Answer, Stack
 
 MONITORING = ROOT / "deploy/monitoring"
 WINDOW = "30s"  # what Grafana would put for $__rate_interval
@@ -81,6 +82,23 @@ class Prometheus:
         self.process.terminate()
         self.process.wait(30)
         self.log.close()
+
+
+def language_models(folder):
+    """A repository with two good versions of the language model and a broken one."""
+    model = folder / "models/emoji"
+    for version in "123":
+        shutil.copytree(LLM_MODEL / "1", model / version)
+    weights = model / "3/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    return model
+
+
+def roll_out(stack):
+    """A canary, which the gateway rolls back: its self-test is not met to the bit."""
+    models = stack.client("llm", "llava.v1.ModelService")
+    for label, version in ("stable", 1), ("canary", 2):
+        models.SetLabel(models.new("SetLabelRequest", name="emoji", label=label, version=version))
 
 
 class Visitor:
@@ -160,11 +178,15 @@ class DashboardTest(unittest.TestCase):
     def test_every_query_finds_data(self):
         queries = dashboard_queries() + rule_queries()
         self.assertGreater(len(queries), 50)
-        with tempfile.TemporaryDirectory(prefix="llava-dashboard-") as name, Stack() as stack:
+        with tempfile.TemporaryDirectory(prefix="llava-dashboard-") as name, Stack(
+                llm_model=language_models(pathlib.Path(name)), llm=["--version-policy", "1,2,3", "--dtype", "bfloat16"],
+                vision=["--feature-cache-dir", pathlib.Path(name, "features")],
+                gateway=["--rollout", "auto", "--rollout-max-drift", "0"]) as stack:
             targets = {f"llava-{which}": stack.services[which].http
                        for which in ("gateway", "vision", "llm")}
             prometheus = Prometheus(pathlib.Path(name), targets)
             try:
+                roll_out(stack)
                 visitor = Visitor(stack)
                 visitor.talk(0)
                 visitor.stumble()

@@ -1,5 +1,7 @@
 """Every flag of gateway and vision service changes what the service does."""
 import hashlib
+import select
+import socket
 import threading
 import time
 import unittest
@@ -122,6 +124,44 @@ class GatewayFlags(PictureUrlChecks, RolloutFlags, FlagsCase):
     def check_http_threads(self):
         few = self.start("--http-threads", "1", ready=False).threads()
         self.assertGreater(self.start("--http-threads", "9", "--data-dir", self.folder / "many", ready=False).threads(), few)
+
+    def http(self, *arguments):
+        """Address of HTTP of a service that listens."""
+        service = self.start(*arguments, ready=False)
+        while True:
+            for line in service.log_lines():
+                if line["msg"] == "serving HTTP":
+                    host, port = line["http"].rsplit(":", 1)
+                    return host, int(port)
+            time.sleep(0.02)
+
+    def begin_post(self, address, size, sent):
+        """A connection on which so many bytes of a body have been sent."""
+        connection = socket.create_connection(address, timeout=60 * SLOWDOWN)
+        self.addCleanup(connection.close)
+        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                           b"Content-Length: %d\r\n\r\n" % size + b" " * sent)
+        return connection
+
+    def check_http_connections(self):
+        address = self.http("--http-connections", "1")
+        first = socket.create_connection(address, timeout=60 * SLOWDOWN)
+        self.addCleanup(first.close)
+        time.sleep(0.1)
+        second = socket.create_connection(address, timeout=60 * SLOWDOWN)
+        self.addCleanup(second.close)
+        self.assertEqual(first.recv(1), b"", "the idle one gives way")
+
+    def check_http_body_timeout(self):
+        address = self.http("--http-body-timeout", "200ms")
+        self.assertIn(b" 408 ", self.begin_post(address, 100, 50).recv(100))
+
+    def check_http_bodies_bytes(self):
+        address = self.http("--max-turn-bytes", "1M", "--http-bodies-bytes", "2400K")
+        both = [self.begin_post(address, 2_000_000, 1_999_999) for _ in range(2)]
+        refused = select.select(both, [], [], 60 * SLOWDOWN)[0]
+        self.assertIn(b" 503 ", refused[0].recv(100), "there is room for one of them")
+        self.assertEqual(self.run_once("--http-bodies-bytes", "1M")[0], 2)
 
     def long_answer(self, client, session):
         """The stream of an answer that has begun and goes on for a while."""
@@ -351,6 +391,12 @@ class VisionFlags(ModelFlagsCase):
     def check_queue(self):
         service = self.start("--queue", "1", "--max-batch", "1", "--batch-wait", "0ms")
         self.assertIn(grpc.StatusCode.UNAVAILABLE, self.encode(service, 60))
+
+    def check_queue_bytes(self):
+        service = self.start("--queue-bytes", "1K", "--max-batch", "1", "--batch-wait", "0ms")
+        codes = self.encode(service, 60)
+        self.assertIn(grpc.StatusCode.UNAVAILABLE, codes)
+        self.assertIn(grpc.StatusCode.OK, codes, "who is alone is taken whatever the size")
 
     def check_preferred_batch(self):
         self.assertEqual(self.run_once("--preferred-batch", "9", "--max-batch", "8")[0], 2)

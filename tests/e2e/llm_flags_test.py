@@ -160,6 +160,23 @@ class LlmFlags(ModelFlagsCase):
         self.assertEqual(large["1.1"], 0)
         self.assertGreater(large["1000"], 0)
 
+    def check_step_limit(self):
+        """A worker that hangs is given up and another takes its place. One long step is as good as hanging."""
+        slow = ("--prefill-chunk", "4096", "--dtype", "float32", "--threads", "1")
+        long, plain = "What is a lion? " * 330, {"LLAVA_CPU": "portable"}
+        service = self.start(*slow, environment=plain)
+        begin = time.monotonic()
+        self.assertEqual(self.generate(service, long, max_new_tokens=1)[0][0], grpc.StatusCode.OK)
+        limit = int((time.monotonic() - begin) * 1000 / 3)  # a piece of warm-up takes a hundredth of the step
+        service.stop()
+        service = self.start(*slow, "--step-limit", f"{limit}ms", environment=plain)
+        code, message = self.generate(service, long, max_new_tokens=1)[0]
+        self.assertEqual(code, grpc.StatusCode.UNAVAILABLE)
+        self.assertIn("hangs", message)
+        self.assertEqual(self.generate(service, "Hello?", max_new_tokens=1)[0][0], grpc.StatusCode.OK)
+        self.assertEqual(service.metrics()["llava_llm_worker_respawns_total"], 1)
+        self.assertEqual(service.stop(), 0)
+
     def check_dtype(self):
         for dtype, numerics in (("bfloat16", "cpu-bf16"), ("int8", "cpu-i8"), ("int4", "cpu-i4")):
             service = self.start("--dtype", dtype)

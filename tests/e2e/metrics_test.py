@@ -26,12 +26,15 @@ NOT_BY_CHAT = {
     "llava_vision_worker_respawns_total": "a device that dies: tests/server/vision",
     "llava_llm_worker_respawns_total": "a device that dies: tests/server/llm",
     "llava_gateway_turns_taken_up_total": "a gateway that was killed: tests/chaos",
+    "llava_gateway_turns_given_up_total": "a gateway that was killed again and again: tests/chaos",
     "llava_gateway_api_keys": "a gateway with keys: tests/server/gateway",
     'llava_gateway_keys_file_reads_total{result="ok"}': "a gateway with keys: tests/server/gateway",
     'llava_gateway_keys_file_reads_total{result="failed"}': "a gateway with keys: tests/server/gateway",
     'llava_gateway_key_refusals_total{key=""}': "a gateway with keys: tests/server/gateway",
     "llava_gateway_overloads_total": "a full gateway: tests/server/gateway",
     "llava_gateway_turns_waiting": "a full gateway: tests/server/gateway",
+    'llava_gateway_backend_ejections_total{backend="vision"}': "calls that fail again and again: tests/server/gateway",
+    'llava_gateway_backend_ejections_total{backend="llm"}': "calls that fail again and again: tests/server/gateway",
     'llava_gateway_backends_down{backend="llm"}': "a language service that died: tests/server/gateway",
 }
 

@@ -110,6 +110,16 @@ class TritonClientTest(VisionCase):
             of_pixels.as_numpy("features"), axis=-1)
         self.assertGreater(cosine.min(), 0.999)
 
+        # The status tells what happened to queue and cache.
+        models = Client(self.service.grpc, "llava.v1.ModelService")
+        self.addCleanup(models.close)
+        status = models.GetModelStatus(models.new("GetModelStatusRequest")).versions[0]
+        self.assertEqual((status.feature_cache.entries, status.feature_cache.hits, status.feature_cache.misses), (2, 0, 2))
+        self.assertGreater(status.feature_cache.bytes, features.nbytes / 2)
+        self.assertGreater(status.feature_cache.budget_bytes, status.feature_cache.bytes)
+        self.assertFalse(status.feature_cache.HasField("disk"))
+        self.assertEqual(status.queued, 0)
+
         # Our own protocol gives the same to the bit.
         own, cached = self.encoder(self.service)(picture("lion"))
         self.assertTrue(cached)
@@ -117,8 +127,11 @@ class TritonClientTest(VisionCase):
 
         self.assertGreater(self.infer(self.images(picture()), parameters={"select_feature": "cls_patch"}).as_numpy("features").shape[1],
                            features.shape[1])
+        # An overview and two tiles: of the canvases that keep all pixels the one that wastes least.
+        tiles = self.infer(self.images(picture()), parameters={"image_mode": "anyres", "grid": f"{side}x{2 * side},{2 * side}x{2 * side}"})
+        self.assertEqual(tiles.as_numpy("features").shape, (1, 3 * features.shape[1], width))
         statistics = self.client.get_inference_statistics("emoji-tower").model_stats[0]
-        self.assertEqual(statistics.inference_stats.success.count, 6)
+        self.assertEqual(statistics.inference_stats.success.count, 7)
         self.assertEqual(statistics.inference_stats.cache_hit.count, 1)
         self.assertGreater(statistics.execution_count, 0)
 

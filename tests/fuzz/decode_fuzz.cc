@@ -6,6 +6,7 @@
 #include <span>
 #include <stdexcept>
 
+#include "model/image/anyres.h"
 #include "model/image/decode.h"
 
 namespace {
@@ -31,6 +32,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     config.image_size = 28;
     for (const llava::ImageMode mode : {llava::ImageMode::kCrop, llava::ImageMode::kPad}) {
       if (llava::FitToTower(image, mode, config).rgb.size() != 28 * 28 * 3) std::abort();
+    }
+    const llava::Resolution grid[] = {{28, 56}, {56, 28}, {56, 56}, {84, 28}};
+    for (const llava::Image& tile : llava::AnyresTiles(image, grid, config)) {
+      if (tile.rgb.size() != 28 * 28 * 3) std::abort();
     }
   } catch (const std::invalid_argument&) {
     return 0;  // says what is wrong with the file

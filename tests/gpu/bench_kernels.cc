@@ -4,12 +4,14 @@
 #include <functional>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/from_blob.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/ones.h>
@@ -23,6 +25,7 @@
 #include "model/ops/cpu/thread_pool.h"
 #include "model/ops/cuda/kernels.h"
 #include "model/ops/cuda/runtime.h"
+#include "model/ops/feature.h"
 #include "tests/gpu/bench.h"
 
 namespace llava::bench {
@@ -91,6 +94,12 @@ json MeasurePacked(at::Device device, const Shape& shape, const Matrix& matrix,
                                            [&](int i) { copies[i % copies.size()].Multiply(x); });
     found[std::to_string(rows)] = {{"microseconds", seconds * 1e6},
                                    {"gb_per_second", bytes / seconds / 1e9}};
+    if (rows <= 16) continue;
+    ops::Enable(ops::Feature::kTiles, false);
+    found[std::to_string(rows) + "_without_tiles_microseconds"] =
+        1e6 * RecordedSeconds(device, shape.rounds, shape.calls,
+                              [&](int i) { copies[i % copies.size()].Multiply(x); });
+    ops::Enable(ops::Feature::kTiles, true);
   }
   const double unpack = RecordedSeconds(
       device, shape.rounds, 4, [&](int i) { copies[i % copies.size()].Dense(at::kBFloat16); });
@@ -189,6 +198,39 @@ json MeasureKernels(at::Device device, const Shape& shape) {
                         .eps = 1e-5f},
                        count, cuda::CurrentStream(device));
     });
+
+    const at::Tensor logits = at::randn({count, c.vocab_size}, options.dtype(at::kFloat)) * 3;
+    const at::Tensor ids = at::empty({count}, ints);
+    for (const auto& [name, choice] : std::vector<std::pair<std::string, cuda::SampleChoice>>{
+             {"greedy",
+              {.row = 0, .top_k = 0, .temperature = 0, .top_p = 1, .min_p = 0, .uniform = 0}},
+             {"warm",
+              {.row = 0, .top_k = 0, .temperature = 1, .top_p = 1, .min_p = 0, .uniform = 0.4}},
+             {"top_p",
+              {.row = 0, .top_k = 0, .temperature = 1, .top_p = 0.9f, .min_p = 0, .uniform = 0.4}},
+             {"all",
+              {.row = 0,
+              .top_k = 40,
+              .temperature = 0.8f,
+              .top_p = 0.9f,
+              .min_p = 0.01f,
+              .uniform = 0.4}}}) {
+      std::vector<cuda::SampleChoice> list(static_cast<size_t>(count), choice);
+      for (size_t i = 0; i < list.size(); ++i) list[i].row = static_cast<int32_t>(i);
+      const at::Tensor choices =
+          at::from_blob(list.data(), {static_cast<int64_t>(list.size() * sizeof list[0])},
+                        at::kByte)
+              .to(device, /*non_blocking=*/false, /*copy=*/true);
+      row["sample_" + name + "_microseconds"] = time([&](int) {
+        cuda::SampleTokens(
+            {.logits = logits.const_data_ptr<float>(),
+             .stride = logits.stride(0),
+             .width = static_cast<int>(c.vocab_size),
+             .choices = reinterpret_cast<const cuda::SampleChoice*>(choices.const_data_ptr()),
+             .ids = ids.data_ptr<int32_t>()},
+            count, cuda::CurrentStream(device));
+      });
+    }
 
     const at::Tensor product = at::randn({count, 2 * c.intermediate_size}, options);
     const at::Tensor gated = at::empty({count, c.intermediate_size}, options);

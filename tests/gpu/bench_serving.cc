@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <optional>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -108,7 +109,8 @@ class Serving {
                  {.kv_bytes = static_cast<uint64_t>(
                       std::max(most_ * BlocksOf(kContext), BlocksOf(shape.prompt)) *
                       KvBlockBytes(c_, 2)),
-                  .graphs = which.graphs}) {
+                  .graphs = which.graphs,
+                  .prefetch = which.prefetch}) {
     Fill();
   }
 
@@ -131,10 +133,18 @@ class Serving {
       decoder_.Step(decoder_.Embed(ids), sequences, wanted);
     });
     // What a step must read: the matrices, packed as they are, and what attention sees.
+    // The same with tokens that are drawn there, instead of logits that come back.
+    const std::vector<std::optional<TokenChoice>> choices(
+        static_cast<size_t>(batch),
+        TokenChoice{.temperature = 1, .top_p = 0.9f, .min_p = 0, .top_k = 0, .uniform = 0.4});
+    const double drawn = Seconds(device_, shape_.steps, 1, [&](int) {
+      decoder_.StepAndDraw(decoder_.Embed(ids), sequences, wanted, choices, c_.vocab_size);
+    });
     const double bytes = static_cast<double>(decoder_.weights().step_bytes()) +
                          static_cast<double>(batch * BlocksOf(kContext) * KvBlockBytes(c_, 2));
     return {{"milliseconds", seconds * 1e3},
             {"tokens_per_second", static_cast<double>(batch) / seconds},
+            {"tokens_per_second_drawn", static_cast<double>(batch) / drawn},
             {"gb_per_second", bytes / seconds / 1e9},
             {"share_of_copy_bandwidth", bytes / seconds / limits_.copy}};
   }

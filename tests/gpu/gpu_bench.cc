@@ -16,6 +16,7 @@
 #include <nlohmann/json.hpp>
 
 #include "model/ops/cuda/kernels.h"
+#include "model/ops/feature.h"
 #include "tests/gpu/bench.h"
 
 namespace llava::bench {
@@ -53,7 +54,14 @@ int Main(const std::vector<std::string>& arguments) {
   part("device", [&] { return MeasureDevice(device, shape, limits); });
   serving("serving", {.batches = shape.batches, .prefill = true});
   serving("serving_int4", {.weights = "int4", .batches = shape.packed_batches, .prefill = true});
+  ops::Enable(ops::Feature::kTiles, false);
+  serving("serving_int4_without_tiles",
+          {.weights = "int4", .batches = {shape.packed_batches.back()}});
+  ops::Enable(ops::Feature::kTiles, true);
   serving("serving_int8", {.weights = "int8", .batches = shape.packed_batches, .prefill = true});
+  serving("serving_with_prefetch", {.prefetch = true, .batches = shape.packed_batches});
+  serving("serving_int4_with_prefetch",
+          {.weights = "int4", .prefetch = true, .batches = {shape.packed_batches.front()}});
   part("tower", [&] { return MeasureTower(device, shape, limits); });
   part("kernels", [&] { return MeasureKernels(device, shape); });
   part("products", [&] { return MeasureProducts(device, shape); });

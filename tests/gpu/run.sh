@@ -2,12 +2,15 @@
 # Builds the model core and checks and measures it on an NVIDIA GPU. Needs nvcc, CMake, Ninja, a
 # C++20 compiler and a python3 that has torch 2.11; no network, no other package.
 #
-#   tests/gpu/run.sh [parity] [ops] [bench] [hf]        default: all
+#   tests/gpu/run.sh [parity] [ops] [train] [bench] [sanitize] [hf]        default: all, in this order
 #
 # parity   parity with the reference numbers, and a greedy chat with the shipped model that must
 #          equal the CPU's
-# ops      kernels and decoder against LibTorch; the kernels again under compute-sanitizer, if there
+# ops      kernels and decoder against LibTorch
+# train    llava_gpu_train: a run of a small model beside the CPU's, steps of a decoder of 1.1 B
+#          parameters
 # bench    llava_gpu_bench: the device, decoder and vision tower of a 7B model with random weights
+# sanitize the kernels again under compute-sanitizer, if there
 # hf       hf_bench.py: Hugging Face transformers with the same work, if python3 has them
 #
 # OUT (default build/gpu)      where gpu.json and gpu.log go, and nothing else
@@ -30,7 +33,7 @@ device=${LLAVA_GPU_DEVICE:-cuda:0}
 build=${LLAVA_GPU_BUILD:-$root/build/gpu-build}
 out=${OUT:-$root/build/gpu}
 jobs=${LLAVA_JOBS:-$(nproc)}
-phases=${*:-parity ops bench hf}
+phases=${*:-parity ops train bench sanitize hf}
 results=$build/results
 mkdir -p "$out" "$build/third_party"
 rm -rf "$results"
@@ -76,12 +79,13 @@ skip() {
 }
 
 for phase in $phases; do
-  [[ " parity ops bench hf " == *" $phase "* ]] || fail "no phase $phase; there are parity, ops, bench, hf"
+  [[ " parity ops train bench sanitize hf " == *" $phase "* ]] ||
+    fail "no phase $phase; there are parity, ops, train, bench, sanitize, hf"
 done
 torch=${LLAVA_TORCH_DIR:-$(python3 -c 'import os, torch; print(os.path.dirname(torch.__file__))')}
 [ -e "$torch/lib/libtorch_cpu.so" ] || fail "no LibTorch in $torch"
-cuda=ON shape=7b
-[ "$device" != cpu ] || cuda=OFF shape=tiny
+cuda=ON shape=7b trained=1b
+[ "$device" != cpu ] || cuda=OFF shape=tiny trained=tiny
 if [ $cuda = ON ] && ! command -v nvcc >/dev/null; then
   export PATH=$PATH:/usr/local/cuda/bin
 fi
@@ -113,8 +117,9 @@ fi
 
 targets=
 ! wanted parity || targets="$targets llava_parity_test llava_device_chat"
+! wanted train || targets="$targets llava_gpu_train"
 ! wanted bench || targets="$targets llava_gpu_bench"
-if wanted ops; then
+if wanted ops || wanted sanitize; then
   if [ $cuda = ON ]; then
     targets="$targets llava_cuda_test"
   else
@@ -150,9 +155,24 @@ elif wanted ops; then
   test=$build/tests/gpu/llava_cuda_test
   try_tests ops 60 "$test" --gtest_filter=-'CudaLlama*'
   try_tests decoder 120 "$test" --gtest_filter='CudaLlama*'
+fi
+
+if wanted train; then
+  try train 120 "$results/train.lines" "$build/bin/llava_gpu_train" "$device" $trained deploy/models
+fi
+
+if wanted bench; then
+  try bench 200 "$results/bench.lines" "$build/bin/llava_gpu_bench" "$device" $shape
+fi
+
+if wanted sanitize && [ $cuda = OFF ]; then
+  skip memcheck "built without CUDA"
+elif wanted sanitize; then
+  test=$build/tests/gpu/llava_cuda_test
   sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
   for tool in memcheck racecheck; do
-    without='CudaLlama*'
+    # Not what is LibTorch's for the most part.
+    without='CudaLlama*:TrainingOnDevice*'
     # The tower's attention is cuDNN's, in which racecheck finds hazards that are none of ours.
     [ $tool != racecheck ] || without="$without:ClipTowerOnDeviceTest*"
     if [ -x "$sanitizer" ]; then
@@ -163,10 +183,6 @@ elif wanted ops; then
       skip $tool "no compute-sanitizer"
     fi
   done
-fi
-
-if wanted bench; then
-  try bench 200 "$results/bench.lines" "$build/bin/llava_gpu_bench" "$device" $shape
 fi
 
 if wanted hf; then

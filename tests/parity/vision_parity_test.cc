@@ -80,8 +80,10 @@ TEST(VisionParityTest, PackedTowersKeepDirections) {
   const at::Tensor batch = at::stack(pixels);
   const at::Tensor expected = plain.Forward(batch, -2).to(at::kDouble);
   for (const auto format : {ops::cpu::WeightFormat::kBFloat16, ops::cpu::WeightFormat::kInt8}) {
-    PackedClipTower packed(checkpoint.config, checkpoint.tensors, format,
-                           std::make_shared<ops::cpu::ThreadPool>(2));
+    const auto pool = std::make_shared<ops::cpu::ThreadPool>(2);
+    PackedClipTower packed(
+        std::make_shared<PackedClipWeights>(checkpoint.config, checkpoint.tensors, format, *pool),
+        pool);
     const at::Tensor found = packed.Forward(batch, -2).to(at::kDouble);
     EXPECT_GT(at::cosine_similarity(found, expected, -1).min().item<double>(), 0.99);
   }

@@ -51,8 +51,7 @@ void FakeServer::Start() {
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 1000);
   builder.SetMaxReceiveMessageSize(64 << 20);
-  builder.AddListeningPort(absl::StrCat("127.0.0.1:", port_), grpc::InsecureServerCredentials(),
-                           &port_);
+  builder.AddListeningPort(absl::StrCat("127.0.0.1:", port_), credentials_, &port_);
   for (grpc::Service* service : services_) builder.RegisterService(service);
   server_ = builder.BuildAndStart();
   if (!server_) throw std::runtime_error("fake server cannot listen");
@@ -284,6 +283,10 @@ grpc::Status FakeLlm::PutFeatures(grpc::ServerContext*,
   {
     std::lock_guard lock(mutex_);
     ++puts_;
+    if (behaviour_.put_failures > 0) {
+      --behaviour_.put_failures;
+      return behaviour_.failure;
+    }
     if (features_.contains(key)) {
       response->set_already_present(true);
       return grpc::Status::OK;  // before the chunks

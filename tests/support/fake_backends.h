@@ -80,7 +80,10 @@ class FakeModels : public v1::ModelService::Service {
 // A server on a loopback port that stays its own when it is stopped and started again.
 class FakeServer {
  public:
-  explicit FakeServer(std::vector<grpc::Service*> services) : services_(std::move(services)) {}
+  explicit FakeServer(
+      std::vector<grpc::Service*> services,
+      std::shared_ptr<grpc::ServerCredentials> credentials = grpc::InsecureServerCredentials())
+      : services_(std::move(services)), credentials_(std::move(credentials)) {}
   ~FakeServer() { Stop(); }
 
   void Start();
@@ -90,6 +93,7 @@ class FakeServer {
 
  private:
   const std::vector<grpc::Service*> services_;
+  const std::shared_ptr<grpc::ServerCredentials> credentials_;
   std::unique_ptr<grpc::Server> server_;
   int port_ = 0;
 };
@@ -135,6 +139,7 @@ class FakeLlm : public v1::LlmService::Service {
   struct Behaviour {
     grpc::Status failure = grpc::Status(grpc::StatusCode::UNAVAILABLE, "worker died");
     int failures = 0;      // before the first token
+    int put_failures = 0;  // calls of PutFeatures that end with `failure`
     bool arrives = false;  // with `failures`: the caller sees first that its request has come
     // After so many deltas the call ends with `failure`, `deaths` times.
     int fail_after_deltas = -1;

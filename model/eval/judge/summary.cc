@@ -26,6 +26,17 @@ double Round3(double value) {
   return std::strtod(text, nullptr);
 }
 
+std::string Decimal(double value) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.1f", value);
+  return std::isfinite(value) ? text : "-";
+}
+
+// As the published summary prints it: figures of several runs are averages of printed figures.
+double Printed(double value) {
+  return std::isfinite(value) ? std::strtod(Decimal(value).c_str(), nullptr) : value;
+}
+
 struct Means {
   double reference = 0, candidate = 0;
   double relative() const { return candidate / reference * 100; }
@@ -95,12 +106,6 @@ JudgeRow Row(const std::string& category, const std::vector<const JudgeReview*>&
 
 Json Number(double value) { return std::isfinite(value) ? Json(value) : Json(); }
 
-std::string Decimal(double value) {
-  char text[32];
-  std::snprintf(text, sizeof(text), "%.1f", value);
-  return std::isfinite(value) ? text : "-";
-}
-
 std::string PlusMinus(const Spread& spread) {
   return Decimal(spread.mean) + (spread.deviation ? " ± " + Decimal(*spread.deviation) : "");
 }
@@ -141,9 +146,9 @@ std::vector<JudgeAverage> AverageRuns(const std::vector<std::vector<JudgeRow>>& 
         throw std::invalid_argument("not runs over the same questions: they differ in \"" +
                                     first.category + "\"");
       }
-      relative.push_back(run[i].relative);
-      reference.push_back(run[i].reference);
-      candidate.push_back(run[i].candidate);
+      relative.push_back(Printed(run[i].relative));
+      reference.push_back(Printed(run[i].reference));
+      candidate.push_back(Printed(run[i].candidate));
     }
     averages.push_back(
         {first.category, SpreadOf(relative), SpreadOf(reference), SpreadOf(candidate)});

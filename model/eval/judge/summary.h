@@ -38,7 +38,8 @@ struct BootstrapOptions {
 std::vector<JudgeRow> SummarizeReviews(const std::vector<JudgeReview>& reviews,
                                        const BootstrapOptions& bootstrap);
 
-// Several runs of the judge over the same questions: the relative score of each run, averaged.
+// Several runs of the judge over the same questions: averages of their figures, each rounded to the
+// decimal that is printed, as the published averages are.
 struct JudgeAverage {
   std::string category;
   Spread relative, reference, candidate;

@@ -35,10 +35,22 @@ std::string Element(const char* format, std::initializer_list<double> values) {
 double Top(double highest) {
   if (highest <= 0) return 1;
   const double power = std::pow(10, std::floor(std::log10(highest)));
-  for (const double step : {1.0, 2.0, 2.5, 5.0, 10.0}) {
+  for (const double step : {1.0, 1.5, 2.0, 2.5, 5.0, 10.0}) {
     if (step * power >= highest) return step * power;
   }
   return 10 * power;
+}
+
+std::string Tick(double value) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%g", value);
+  return text;
+}
+
+// Published series are paler.
+std::string Fill(size_t series, bool published) {
+  return std::string(" fill=\"") + kColours[series % kColours.size()] +
+         (published ? "\" fill-opacity=\".6\"/>" : "\"/>");
 }
 
 }  // namespace
@@ -50,7 +62,7 @@ std::string BarsSvg(const ReportTable& table) {
     if (!row.drawn) continue;
     rows.push_back(&row);
     for (const ReportCell& cell : row.cells) {
-      highest = std::max({highest, cell.value.value_or(0), cell.high.value_or(0)});
+      highest = std::max(highest, cell.value.value_or(0));  // a whisker may end at the top
     }
   }
   const double top = Top(highest), height = kHeight - kTop - kBottom;
@@ -67,8 +79,8 @@ std::string BarsSvg(const ReportTable& table) {
     const double value = top * tick / kTicks, y = y_of(value);
     svg += Element("<line x1=\"@\" y1=\"@\" x2=\"@\" y2=\"@\" stroke=\"#8884\"/>",
                    {kLeft, y, kWidth - kRight, y});
-    svg +=
-        Element("<text x=\"@\" y=\"@\" text-anchor=\"end\">@</text>\n", {kLeft - 6, y + 4, value});
+    svg += Element("<text x=\"@\" y=\"@\" text-anchor=\"end\">", {kLeft - 6, y + 4});
+    svg += Tick(value) + " %</text>\n";
   }
   const auto groups = static_cast<double>(table.columns.size());
   const double group = (kWidth - kLeft - kRight) / std::max(1.0, groups);
@@ -81,7 +93,7 @@ std::string BarsSvg(const ReportTable& table) {
       const double x = begin + bar * static_cast<double>(r), y = y_of(*cell.value);
       svg += Element("<rect x=\"@\" y=\"@\" width=\"@\" height=\"@\"",
                      {x, y, 0.9 * bar, kTop + height - y});
-      svg += std::string(" fill=\"") + kColours[r % kColours.size()] + "\"/>";
+      svg += Fill(r, rows[r]->published);
       if (cell.low && cell.high) {
         const double middle = x + 0.45 * bar;
         svg += Element("<line x1=\"@\" y1=\"@\" x2=\"@\" y2=\"@\" stroke=\"currentColor\"/>",
@@ -95,7 +107,7 @@ std::string BarsSvg(const ReportTable& table) {
   for (size_t r = 0; r < rows.size(); ++r) {
     const double y = kHeight + kLegendLine * static_cast<double>(r);
     svg += Element("<rect x=\"@\" y=\"@\" width=\"12\" height=\"12\"", {kLeft, y});
-    svg += std::string(" fill=\"") + kColours[r % kColours.size()] + "\"/>";
+    svg += Fill(r, rows[r]->published);
     svg += Element("<text x=\"@\" y=\"@\">", {kLeft + 18, y + 11});
     svg += EscapedHtml(rows[r]->name) + (rows[r]->published ? " (published)" : "") + "</text>\n";
   }

@@ -8,11 +8,16 @@ namespace {
 constexpr const char* kStyle =
     ":root{color-scheme:light dark}"
     "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}"
+    // On narrow screens what is wide moves by itself, and the names stay in sight.
+    ".wide{overflow-x:auto}.wide svg{min-width:44rem}"
     "table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums}"
-    "th,td{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #8884}"
-    "th:first-child,td:first-child{text-align:left}"
-    "tr.published td{opacity:.7}"
-    "svg{max-width:100%;height:auto}svg text{fill:currentColor}";
+    "th,td{padding:.25rem .7rem;text-align:right;vertical-align:top;border-bottom:1px solid #8884}"
+    "th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:Canvas}"
+    "td small{display:block;white-space:nowrap}"
+    "tr.published,td small{color:GrayText;color:color-mix(in srgb,CanvasText 65%,Canvas)}"
+    "svg{width:100%;height:auto}svg text{fill:currentColor}"
+    "@media(max-width:40rem){th,td{padding:.25rem .4rem}"
+    "th:first-child,td:first-child{min-width:8rem}}";
 
 std::string Number(double value, int decimals) {
   char text[48];
@@ -100,7 +105,7 @@ std::string ReportHtml(const std::string& title, const std::vector<ReportTable>&
       EscapedHtml(title) + "</h1>\n";
   for (const ReportTable& table : tables) {
     html += "<h2>" + EscapedHtml(table.title) + "</h2>\n<p>" + EscapedHtml(table.note) +
-            "</p>\n<table>\n<tr><th>model</th>";
+            "</p>\n<div class=\"wide\">\n<table>\n<tr><th>model</th>";
     for (const std::string& column : table.columns) {
       html += "<th>" + EscapedHtml(column) + "</th>";
     }
@@ -108,14 +113,17 @@ std::string ReportHtml(const std::string& title, const std::vector<ReportTable>&
     for (const ReportRow& row : table.rows) {
       html += row.published ? "<tr class=\"published\"><td>" : "<tr><td>";
       html += EscapedHtml(row.name) + (row.published ? " (published)" : "") + "</td>";
-      for (const ReportCell& cell : row.cells) {
-        const std::string range = Range(cell, table.decimals);
+      for (size_t i = 0; i < row.cells.size(); ++i) {
+        const std::string range = Range(row.cells[i], table.decimals);
+        const bool last = i + 1 == row.cells.size();  // as in Markdown: this one is to be read
         html += range.empty() ? "<td>" : "<td title=\"" + range + "\">";
-        html += Value(cell, table.decimals) + "</td>";
+        html += Value(row.cells[i], table.decimals);
+        if (last && !range.empty()) html += "<small>" + range + "</small>";
+        html += "</td>";
       }
       html += "</tr>\n";
     }
-    html += "</table>\n" + BarsSvg(table) + "\n";
+    html += "</table>\n</div>\n<div class=\"wide\">\n" + BarsSvg(table) + "\n</div>\n";
   }
   return html + "</body>\n</html>\n";
 }

@@ -3,16 +3,20 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "model/checkpoint/json_object.h"
 #include "model/eval/report/report.h"
+#include "model/eval/share.h"
 
 namespace llava {
 namespace {
 
 using Json = nlohmann::json;
 
+constexpr const char* kAverage = "average";
 constexpr std::string_view kWild = "llava_bench_";
 
 std::optional<double> NumberAt(const Json& object, const std::string& key) {
@@ -169,26 +173,70 @@ std::optional<ReportTable> VqaTable(const std::vector<Read>& inputs) {
   return table;
 }
 
-std::optional<ReportTable> QualityTable(const std::vector<Read>& inputs) {
-  if (inputs.empty()) return std::nullopt;
-  ReportTable table{
-      "Questions about scenes", "Right answers in %; intervals: 95 %, Wilson.", {}, {}, 1};
-  for (const auto& [name, json] : inputs) {
-    for (const auto& [group, value] : json.items()) {
-      const bool known =
-          std::find(table.columns.begin(), table.columns.end(), group) != table.columns.end();
-      if (!known && value.is_object() && value.contains("accuracy")) table.columns.push_back(group);
+// Groups of questions in the order of chat-quality, others behind them, the average of all last.
+std::vector<std::string> QualityColumns(const std::vector<Read>& inputs) {
+  std::vector<std::string> columns = {"naming", "counting",  "left_right", "existence",
+                                      "place",  "reasoning", "follow_up",  "chains",
+                                      "detail", "bigger",    "background"};
+  const auto measured = [&](const std::string& group) {
+    return std::any_of(inputs.begin(), inputs.end(), [&](const Read& input) {
+      return At(input.json, group).contains("accuracy");
+    });
+  };
+  std::erase_if(columns, [&](const std::string& group) { return !measured(group); });
+  for (const Read& input : inputs) {
+    for (const auto& [group, value] : input.json.items()) {
+      const bool known = std::find(columns.begin(), columns.end(), group) != columns.end();
+      if (!known && measured(group)) columns.push_back(group);
     }
   }
-  for (const auto& [name, json] : inputs) {
-    ReportRow row{name, {}};
+  if (columns.size() > 1) columns.push_back(kAverage);
+  return columns;
+}
+
+// Of one result; an average has no interval.
+ReportCell QualityCell(const Json& json, const std::vector<std::string>& columns,
+                       const std::string& column) {
+  const auto percent = [&](const std::string& group, const char* key) {
+    auto share = NumberAt(At(json, group), key);
+    if (share) share = 100 * *share;
+    return share;
+  };
+  if (column != kAverage) {
+    return {percent(column, "accuracy"), percent(column, "low"), percent(column, "high")};
+  }
+  std::vector<double> groups;
+  for (const std::string& group : columns) {
+    if (const auto value = percent(group, "accuracy")) groups.push_back(*value);
+  }
+  return {groups.empty() ? std::nullopt : std::optional(SpreadOf(groups).mean), {}, {}};
+}
+
+std::optional<ReportTable> QualityTable(const std::vector<Read>& inputs) {
+  if (inputs.empty()) return std::nullopt;
+  ReportTable table{"Questions about scenes",
+                    "Right answers in %; intervals: 95 %, Wilson; of several results of one name, "
+                    "as of seeds, the mean and a standard deviation.",
+                    QualityColumns(inputs),
+                    {},
+                    1};
+  std::map<std::string, std::vector<const Read*>> seeds;  // of one name
+  for (const Read& input : inputs) seeds[input.name].push_back(&input);
+  for (const Read& input : inputs) {
+    const auto& same = seeds[input.name];
+    if (same.front() != &input) continue;
+    ReportRow row{input.name, {}};
     for (const std::string& column : table.columns) {
-      const auto percent = [&](const char* key) {
-        auto share = NumberAt(At(json, column), key);
-        if (share) share = 100 * *share;
-        return share;
-      };
-      row.cells.push_back({percent("accuracy"), percent("low"), percent("high")});
+      row.cells.push_back(QualityCell(input.json, table.columns, column));
+      std::vector<double> values;
+      for (const Read* one : same) {
+        const ReportCell cell = QualityCell(one->json, table.columns, column);
+        if (cell.value) values.push_back(*cell.value);
+      }
+      if (values.size() < 2) continue;
+      const Spread spread = SpreadOf(values);
+      row.cells.back() = {spread.mean, spread.mean - *spread.deviation,
+                          spread.mean + *spread.deviation};
     }
     table.rows.push_back(std::move(row));
   }

@@ -107,12 +107,47 @@ PackedMatrix::PackedMatrix(int64_t rows, int64_t depth, const Options& options,
       panels_(memory_->Allocate(static_cast<size_t>(layout_.panels * layout_.panel_bytes))),
       found_(layout_.panels) {}
 
+void PackedMatrix::AppendBFloat16(ThreadPool& pool, const uint16_t* source, int64_t rows,
+                                  int64_t stride) {
+  constexpr int64_t kPairs = 128;  // of a row at a time: rows of weights lie a power of two apart,
+                                   // which the first cache has few places for
+  const int64_t begin = appended_, end = appended_ + rows;
+  const int64_t first_panel = begin / kPanel, last_panel = (end - 1) / kPanel;
+  pool.Run(last_panel - first_panel + 1, [&](int64_t index, int) {
+    const int64_t panel = first_panel + index;
+    const int64_t from = std::max(begin, panel * kPanel), to = std::min(end, (panel + 1) * kPanel);
+    auto* const out = reinterpret_cast<uint32_t*>(panels_ + panel * layout_.panel_bytes);
+    uint32_t block[kPanel][kPairs];
+    for (int64_t k = 0; k < layout_.padded_depth; k += 2 * kPairs) {
+      const int64_t pairs = std::min(kPairs, (layout_.padded_depth - k) / 2);
+      const int64_t there = std::clamp<int64_t>(layout_.depth - k, 0, 2 * pairs);
+      for (int64_t row = from; row < to; ++row) {
+        uint32_t* const line = block[row - from];
+        if (there < 2 * pairs) std::fill_n(line, pairs, 0);
+        std::memcpy(line, source + (row - begin) * stride + k, static_cast<size_t>(there) * 2);
+      }
+      uint32_t* const to_pairs = out + k / 2 * kPanel + from % kPanel;
+      for (int64_t pair = 0; pair < pairs; ++pair) {
+        for (int64_t row = 0; row < to - from; ++row) {
+          to_pairs[pair * kPanel + row] = block[row][pair];
+        }
+      }
+    }
+  });
+}
+
 void PackedMatrix::Append(ThreadPool& pool, SourceElement element, const void* source, int64_t rows,
                           int64_t stride) {
   if (rows < 1 || rows > layout_.rows - appended_ || stride < layout_.depth) {
     throw std::invalid_argument(std::to_string(rows) + " rows, " + std::to_string(stride) +
                                 " apart, behind " + std::to_string(appended_) + " of " +
                                 Describe());
+  }
+  if (element == SourceElement::kBFloat16 && layout_.format == WeightFormat::kBFloat16) {
+    AppendBFloat16(pool, static_cast<const uint16_t*>(source), rows, stride);
+    appended_ += rows;
+    if (complete()) Seal();
+    return;
   }
   const Kernels& kernels = Best();
   const int64_t begin = appended_, end = appended_ + rows;

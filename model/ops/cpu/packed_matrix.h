@@ -83,6 +83,8 @@ class PackedMatrix {
 
  private:
   static PackedLayout LayoutOf(int64_t rows, int64_t depth, const Options& options);
+  // Values stay as they are, they only change places.
+  void AppendBFloat16(ThreadPool& pool, const uint16_t* source, int64_t rows, int64_t stride);
   void Seal();
 
   PackedLayout layout_;

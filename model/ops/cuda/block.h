@@ -45,6 +45,23 @@ class DeviceBlock {
     cudaGridDependencySynchronize();
 #endif
   }
+  // In a phase: copies 16 bytes from global into shared memory while the thread goes on; zeros if
+  // they are not `there`. Between phases: CloseCopies makes those since the last one a group,
+  // AwaitCopies waits until at most the kOpen youngest groups are under way. A Sync then shows what
+  // has arrived to all threads.
+  __device__ __forceinline__ void CopyLater(void* to, const void* from, bool there) {
+    const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from),
+                 "r"(there ? 16 : 0)
+                 : "memory");
+  }
+  __device__ __forceinline__ void CloseCopies() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+  }
+  template <int kOpen>
+  __device__ __forceinline__ void AwaitCopies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(kOpen) : "memory");
+  }
   // Each of `kLanes` neighbouring threads gets the sum over all of them, a value at a time.
   template <int kLanes, int N>
   __device__ __forceinline__ void Sum(PerThread<Array<float, N>>& values) {

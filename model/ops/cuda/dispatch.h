@@ -9,8 +9,11 @@
 
 #include "model/ops/cuda/kernels.h"
 #include "model/ops/cuda/packed.h"
+#include "model/ops/cuda/packed_tiles.h"
 #include "model/ops/cuda/paged_attention.h"
+#include "model/ops/cuda/prefetch.h"
 #include "model/ops/cuda/rows.h"
+#include "model/ops/cuda/sampling.h"
 
 namespace llava::cuda {
 
@@ -107,6 +110,31 @@ struct PackedProductKernel {
   }
 };
 
+template <bool kInt4, int kTiles>
+struct PackedTilesKernel {
+  static constexpr int kThreads = kTileThreads;
+  static constexpr int kBlocks = 2;
+  using Shared = PackedTilesShared<kInt4, kTiles>;
+  PackedProductArgs args;
+  float* partial;
+  template <class Block>
+  LLAVA_DEVICE void operator()(Block& block, Shared& shared) const {
+    PackedTilesBody<kInt4, kTiles>(block, shared, args, partial);
+  }
+};
+
+struct MergeTilesKernel {
+  static constexpr int kThreads = 256;
+  using Shared = NoShared;
+  PackedProductArgs args;
+  const float* partial;
+  int slices;
+  template <class Block>
+  LLAVA_DEVICE void operator()(Block& block, Shared&) const {
+    MergeTilesBody(block, args, partial, slices);
+  }
+};
+
 template <class T, bool kInt4>
 struct UnpackKernel {
   static constexpr int kThreads = 256;
@@ -116,6 +144,28 @@ struct UnpackKernel {
   template <class Block>
   LLAVA_DEVICE void operator()(Block& block, Shared&) const {
     UnpackBody<T, kInt4>(block, weight, out);
+  }
+};
+
+struct PrefetchKernel {
+  static constexpr int kThreads = 128;
+  static constexpr int kBlocksInAll = 64;  // beside the kernels at work
+  using Shared = NoShared;
+  const void* data;
+  int64_t bytes;
+  template <class Block>
+  LLAVA_DEVICE void operator()(Block& block, Shared&) const {
+    PrefetchBody(block, data, bytes, kBlocksInAll);
+  }
+};
+
+struct SampleKernel {
+  static constexpr int kThreads = kSampleThreads;
+  using Shared = SampleShared;
+  SampleArgs args;
+  template <class Block>
+  LLAVA_DEVICE void operator()(Block& block, Shared& shared) const {
+    SampleBody(block, shared, args);
   }
 };
 
@@ -241,8 +291,7 @@ inline void CheckPacked(const PackedWeights& weight) {
   }
 }
 
-template <class Launcher>
-void DispatchPackedProduct(const Launcher& launch, const PackedProductArgs& args) {
+inline void CheckProduct(const PackedProductArgs& args) {
   const PackedWeights& weight = args.weight;
   CheckPacked(weight);
   if (args.rows < 1 || args.rows > kPackedRows || weight.depth % 8 != 0 ||
@@ -251,6 +300,49 @@ void DispatchPackedProduct(const Launcher& launch, const PackedProductArgs& args
                                 std::to_string(weight.depth) + " with " +
                                 std::to_string(weight.rows) + " packed ones");
   }
+}
+
+// Into how many slices the depth is cut: such that blocks come in full waves of what a large GPU
+// holds, but neither short slices nor many sums are left to merge.
+inline int TileSlices(const PackedWeights& weight) {
+  constexpr int64_t kWave = 2 * 132, kMostBlocks = 2 * kWave, kLeastStages = 4, kMostSlices = 8;
+  const int64_t tiles = RoundedUp(weight.rows, kTilePanels * kPanelRows);
+  const int64_t stages = RoundedUp(weight.depth, kStageDepth);
+  const auto waves = [&](int64_t slices) { return RoundedUp(tiles * slices, kWave); };
+  int64_t best = 1;
+  for (int64_t slices = 2; slices <= kMostSlices; ++slices) {
+    if (tiles * slices > kMostBlocks || stages < kLeastStages * slices) break;
+    if (waves(slices) * best < waves(best) * slices) best = slices;
+  }
+  return static_cast<int>(best);
+}
+
+template <class Launcher>
+void DispatchPackedTiles(const Launcher& launch, const PackedProductArgs& args, float* partial) {
+  CheckProduct(args);
+  const int slices = TileSlices(args.weight);
+  const Grid grid{RoundedUp(args.weight.rows, kTilePanels * kPanelRows), slices};
+  const auto multiply = [&]<bool kInt4>() {
+    if (args.rows <= 32) {
+      launch(PackedTilesKernel<kInt4, 4>{args, partial}, grid);
+    } else {
+      launch(PackedTilesKernel<kInt4, 8>{args, partial}, grid);
+    }
+  };
+  if (args.weight.int4) {
+    multiply.template operator()<true>();
+  } else {
+    multiply.template operator()<false>();
+  }
+  const int64_t width = args.gated ? args.weight.rows / 2 : args.weight.rows;
+  launch(MergeTilesKernel{args, partial, slices},
+         Grid{args.rows, RoundedUp(width, MergeTilesKernel::kThreads)});
+}
+
+template <class Launcher>
+void DispatchPackedProduct(const Launcher& launch, const PackedProductArgs& args) {
+  const PackedWeights& weight = args.weight;
+  CheckProduct(args);
   const int64_t panels = RoundedUp(weight.rows, kPanelRows);
   const auto multiply = [&]<bool kInt4, int kUnit, int kTiles>() {
     const int64_t parts = RoundedUp(args.rows, 8 * kTiles);
@@ -304,6 +396,17 @@ void DispatchUnpack(const Launcher& launch, Element element, const PackedWeights
       launch(UnpackKernel<T, false>{weight, out}, grid);
     }
   });
+}
+
+template <class Launcher>
+void DispatchPrefetch(const Launcher& launch, const void* data, int64_t bytes) {
+  if (bytes > 0) launch(PrefetchKernel{data, bytes}, Grid{PrefetchKernel::kBlocksInAll});
+}
+
+template <class Launcher>
+void DispatchSample(const Launcher& launch, const SampleArgs& args, int64_t count) {
+  if (args.width < 1) throw std::invalid_argument("no token to choose among none");
+  launch(SampleKernel{args}, Grid{count});
 }
 
 }  // namespace llava::cuda

@@ -113,8 +113,34 @@ struct PackedProductArgs {
 };
 void MultiplyPacked(const PackedProductArgs& args, Stream stream);
 
+// The same, faster for more than 16 rows. `partial`: scratch, float32 [SlicesOf(weight), rows, rows
+// of the weight rounded up to panels].
+void MultiplyPackedTiles(const PackedProductArgs& args, float* partial, Stream stream);
+int SlicesOf(const PackedWeights& weight);
+
 // The matrix row by row in `element`: [rows, depth].
 void Unpack(Element element, const PackedWeights& weight, void* out, Stream stream);
+
+// The next token behind some rows of logits, chosen as model/llava/sampler.h does it: temperature
+// (0: the best), the top_k best (0: all), of these the share top_p, of these what has at least
+// min_p of the best one's probability, and of these the one that `uniform` falls on.
+struct SampleChoice {
+  int32_t row;
+  uint32_t top_k;
+  float temperature, top_p, min_p;
+  double uniform;  // [0, 1)
+};
+struct SampleArgs {
+  const float* logits;  // rows of `width`, `stride` values between them
+  int64_t stride;
+  int width;
+  const SampleChoice* choices;
+  int32_t* ids;  // of each choice; -1: a logit is not finite
+};
+void SampleTokens(const SampleArgs& args, int64_t count, Stream stream);
+
+// Asks for memory that will be read soon, into the cache of all multiprocessors. Changes nothing.
+void Prefetch(const void* data, int64_t bytes, Stream stream);
 
 // Whether a kernel may be brought onto the device while the one before it ends; it waits there
 // before it reads what others wrote. For GPUs from sm_90 on; on at first, off by itself where CUDA

@@ -11,6 +11,7 @@
 #define LLAVA_UNROLL _Pragma("unroll")
 #else
 #include <cmath>
+#include <utility>
 #define LLAVA_DEVICE inline
 #define LLAVA_UNROLL
 #endif
@@ -62,6 +63,16 @@ LLAVA_DEVICE BFloat16 FromFloat<BFloat16>(float x) {
 }
 
 LLAVA_DEVICE float Exp2(float x) { return exp2f(x); }
+LLAVA_DEVICE double Exp(double x) { return exp(x); }
+
+// Adds to what a block shares; returns what was there.
+LLAVA_DEVICE uint32_t AtomicAdd(uint32_t& to, uint32_t amount) {
+#if defined(__CUDACC__)
+  return atomicAdd(&to, amount);
+#else
+  return std::exchange(to, to + amount);
+#endif
+}
 
 // Four of the eight bytes of `high` and `low`, chosen by the four hexadecimal digits of `which`;
 // the last digit chooses the lowest byte.

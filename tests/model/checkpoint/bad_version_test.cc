@@ -44,7 +44,7 @@ class BadVersionTest : public testing::Test {
     });
   }
   std::string Error(const OpenOptions& options = {}) const {
-    return ErrorOf([&] { OpenLanguage(path_, options); });
+    return ErrorOf([&] { OpenLanguage(path_, options).tensors.Finish(); });
   }
   std::string File(const std::string& name) const { return (path_ / name).string(); }
   const std::string kDiffers = ": is not what its manifest says: ";
@@ -134,6 +134,7 @@ TEST_F(BadVersionTest, UnreadableFile) {
 
 TEST_F(BadVersionTest, DeletedWhileItIsRead) {
   OpenOptions options;
+  options.threads = 1;
   options.progress = [&](double) { fs::remove_all(path_); };  // files come in order of names
   EXPECT_EQ(Error(options), File("config.json") + ": cannot open: No such file or directory");
   // What is open by then is read to its end.

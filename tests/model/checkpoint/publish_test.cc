@@ -8,6 +8,7 @@
 
 #include "model/checkpoint/checkpoint.h"
 #include "model/checkpoint/config_json.h"
+#include "model/checkpoint/memory_tensors.h"
 #include "model/checkpoint/verified_files.h"
 #include "model/checkpoint/version_folder.h"
 #include "tests/model/checkpoint/folders.h"
@@ -55,6 +56,27 @@ TEST(PublishTest, ReadingBackIsExact) {
     EXPECT_THAT(ErrorOf([&] { OpenTower(language_path); }), HasSubstr(ToHex(tower.digest)));
     EXPECT_THAT(ErrorOf([&] { OpenLanguage(tower_path); }), HasSubstr("vision tower"));
   }
+}
+
+// In the order in which they are loaded, so that loading begins before all is read.
+TEST(PublishTest, LargeModelsComeInShards) {
+  const TempFolder folder;
+  LanguageCheckpoint language = OpenLanguage(Fixtures() / "tiny-llava");
+  DecoderConfig& decoder = language.config.decoder;
+  decoder.vocab_size = (int64_t{40} << 20) / 4 / decoder.hidden_size;  // tables of 40 MB
+  ReplaceTensors(
+      language.tensors,
+      {{"model.embed_tokens.weight", at::ones({decoder.vocab_size, decoder.hidden_size})},
+       {"lm_head.weight", at::zeros({decoder.vocab_size, decoder.hidden_size})}});
+  const fs::path path = PublishLanguage(language, folder.path(), "m");
+  const auto names = Manifest::Read(path).files;
+  EXPECT_TRUE(names.contains("model-00001.safetensors"));
+  EXPECT_TRUE(names.contains("model-00002.safetensors"));
+  EXPECT_FALSE(names.contains("model-00003.safetensors"));
+  const auto first = TensorFile::Open(path / "model-00001.safetensors");
+  EXPECT_TRUE(first->tensors().contains("model.embed_tokens.weight"));
+  EXPECT_TRUE(first->tensors().contains("model.layers.1.mlp.up_proj.weight"));
+  ExpectSameTensors(language.tensors, OpenLanguage(path).tensors);
 }
 
 TEST(PublishTest, CountsVersionsAndRemembersParents) {

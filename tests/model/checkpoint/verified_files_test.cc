@@ -10,6 +10,7 @@
 
 #include "model/checkpoint/file_reader.h"
 #include "model/checkpoint/finite.h"
+#include "model/checkpoint/mapped_file.h"
 #include "model/checkpoint/tensor_file.h"
 #include "tests/model/checkpoint/folders.h"
 
@@ -88,7 +89,7 @@ class VerifiedFilesTest : public testing::Test {
     WriteBytes(folder_.path() / name, bytes);
     manifest_.files[name] = {bytes.size(), HashBytes(bytes)};
   }
-  FilesInMemory Verify() { return VerifyFiles(folder_.path(), manifest_, options_); }
+  TensorFiles Verify() { return VerifyFiles(folder_.path(), manifest_, options_); }
 
   const TempFolder folder_;
   Manifest manifest_;
@@ -118,14 +119,16 @@ TEST_F(VerifiedFilesTest, KeepsTensorsInMemory) {
   Add("model.safetensors", ReadBytes(folder_.path() / "model.safetensors"));
   Add("config.json", "{}");
   options_.in_memory = true;
-  const FilesInMemory files = Verify();
+  const TensorFiles files = Verify();
   ASSERT_EQ(files.size(), 1u);
   const auto opened = OpenTensorFolder(folder_.path(), files);
+  opened->Get("small");
   fs::remove(folder_.path() / "model.safetensors");  // is not opened again
   EXPECT_TRUE(at::equal(opened->Get("large"), large));
   opened->Release("large");
   EXPECT_TRUE(at::equal(opened->Get("large"), large));
   EXPECT_TRUE(at::equal(opened->Get("small"), small));
+  opened->Finish();
 }
 
 TEST_F(VerifiedFilesTest, TellsHowFarItIs) {

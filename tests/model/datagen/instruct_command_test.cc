@@ -211,6 +211,8 @@ TEST_F(InstructCommandTest, ScreensWhatTheTeacherSays) {
   EXPECT_EQ(conversation.at("rejected").at("duplicate"), 1);
   EXPECT_EQ(conversation.at("cut").at("truncated"), 1);
   EXPECT_EQ(report.at("run").at("requests_failed"), 1);
+  EXPECT_THAT(said_,
+              HasSubstr("1 requests failed, the last with: HTTP 400: this prompt is not allowed"));
   EXPECT_THAT(report.at("examples").at("unanswered").dump(), HasSubstr("not allowed"));
 }
 
@@ -244,6 +246,14 @@ TEST_F(InstructCommandTest, LivesThroughTroubleOfTheServer) {
   EXPECT_EQ(Records().size(), 30u);
   EXPECT_EQ(Report().at("run").at("attempts_repeated"), 6);
   EXPECT_EQ(server.num_asked(), 36u);
+}
+
+TEST_F(InstructCommandTest, NoAnswerAtAllIsAFailure) {
+  WritePictures(3);
+  ChatServer server([](const Asked&) { return ChatServer::Refuse(400, "not for you"); });
+  EXPECT_EQ(Run(Args(server)), 1);
+  EXPECT_THAT(said_, HasSubstr("no request was answered; the last failed with: HTTP 400: not for"));
+  EXPECT_EQ(Report().at("run").at("requests_failed"), 3);
 }
 
 TEST_F(InstructCommandTest, AWrongKeyEndsItAtOnce) {

@@ -36,6 +36,7 @@ class CudaMatrixTest : public cuda::KernelTest {
     cuda::KernelTest::SetUp();
     at::globalContext().setAllowTF32CuBLAS(false);
   }
+  void TearDown() override { ops::Enable(ops::Feature::kTiles, true); }
 
   static at::Tensor Random(at::IntArrayRef shape, uint64_t seed) {
     return at::randn(shape, at::make_generator<at::CPUGeneratorImpl>(seed), at::kFloat);
@@ -113,16 +114,20 @@ TEST_F(CudaMatrixTest, MultipliesByWhatTheCpuServes) {
       for (const int64_t rows : {70, 64, 33, 17, 9, 8, 1}) {
         if (shape.depth > 2000 && rows > 17) continue;  // slow in emulation
         SCOPED_TRACE(packed.Describe() + " by " + std::to_string(rows));
-        at::Tensor found;
-        for (const bool backwards : {false, true}) {
-          cuda::RunThreadsBackwards(backwards);
-          const at::Tensor once = matrix.Multiply(x.narrow(0, 0, rows)).cpu();
-          cuda::RunThreadsBackwards(false);
-          EXPECT_TRUE(!found.defined() || at::equal(once, found)) << "depends on the order";
-          found = once;
-          if (rows > 17) break;
+        for (const bool tiles : {true, false}) {
+          if (!tiles && rows <= 16) continue;  // none in either case
+          ops::Enable(ops::Feature::kTiles, tiles);
+          at::Tensor found;
+          for (const bool backwards : {false, true}) {
+            cuda::RunThreadsBackwards(backwards);
+            const at::Tensor once = matrix.Multiply(x.narrow(0, 0, rows)).cpu();
+            cuda::RunThreadsBackwards(false);
+            EXPECT_TRUE(!found.defined() || at::equal(once, found)) << "depends on the order";
+            found = once;
+            if (rows > 17 && !tiles) break;
+          }
+          ExpectRounded(found, expected.narrow(0, 0, rows));
         }
-        ExpectRounded(found, expected.narrow(0, 0, rows));
       }
     }
   }
@@ -145,6 +150,19 @@ TEST_F(CudaMatrixTest, ARowIsTheSameBesideAnyOthers) {
   EXPECT_TRUE(at::equal(found[11], all[11]));
 }
 
+TEST_F(CudaMatrixTest, ARowOfManyDoesNotDependOnHowMany) {
+  for (const WeightFormat format : {WeightFormat::kInt4, WeightFormat::kInt8}) {
+    // Several slices, the last one shorter; panels that fill no block.
+    const PackedMatrix packed = Pack(RandomWeights({72, 1384}, 4), format, 32);
+    const CudaMatrix matrix(packed, cuda::KernelDevice());
+    const at::Tensor x = ToDevice(Random({64, 1384}, 5));
+    const at::Tensor all = matrix.Multiply(x).cpu();
+    for (const int64_t rows : {17, 33}) {
+      EXPECT_TRUE(at::equal(matrix.Multiply(x.narrow(0, 0, rows)).cpu(), all.narrow(0, 0, rows)));
+    }
+  }
+}
+
 TEST_F(CudaMatrixTest, GatesTheProduct) {
   for (const auto& [format, group] : kFormats) {
     // The last one has halves that share a panel.
@@ -159,11 +177,14 @@ TEST_F(CudaMatrixTest, GatesTheProduct) {
       const int64_t width = shape.rows / 2;
       const at::Tensor expected =
           ops::reference::SwiGlu(product.narrow(1, 0, width), product.narrow(1, width, width));
-      for (const int64_t rows : {1, 9, 33}) {
+      for (const int64_t rows : {1, 9, 33, -33}) {
+        // The older kernel, too.
+        ops::Enable(ops::Feature::kTiles, rows > 0);
+        const int64_t count = std::abs(rows);
         SCOPED_TRACE(packed.Describe() + " by " + std::to_string(rows));
-        const at::Tensor out = at::full({rows, width}, NAN, x.options());
-        matrix.MultiplyGated(x.narrow(0, 0, rows), out);
-        const at::Tensor found = out.cpu().to(at::kDouble), right = expected.narrow(0, 0, rows);
+        const at::Tensor out = at::full({count, width}, NAN, x.options());
+        matrix.MultiplyGated(x.narrow(0, 0, count), out);
+        const at::Tensor found = out.cpu().to(at::kDouble), right = expected.narrow(0, 0, count);
         ASSERT_TRUE(at::isfinite(found).all().item<bool>());
         EXPECT_LE((found - right).abs().max().item<double>(),
                   1e-2 * right.abs().max().item<double>());
@@ -200,6 +221,7 @@ TEST_F(CudaMatrixTest, KernelsRefuseOtherShapes) {
   args.weight.int4 = true;
   args.rows = cuda::kPackedRows + 1;
   EXPECT_THROW(cuda::MultiplyPacked(args, stream), std::invalid_argument);
+  EXPECT_THROW(cuda::MultiplyPackedTiles(args, nullptr, stream), std::invalid_argument);
   args.rows = 1;
   args.weight.depth = 60;
   EXPECT_THROW(cuda::MultiplyPacked(args, stream), std::invalid_argument);

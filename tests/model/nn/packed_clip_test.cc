@@ -5,6 +5,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <thread>
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
@@ -32,8 +33,10 @@ at::Tensor Pixels(const VisionConfig& config, int64_t batch) {
 
 PackedClipTower Packed(const VisionConfig& config, WeightFormat format, int threads = 2,
                        const ops::cpu::Kernels& kernels = ops::cpu::Best()) {
-  return PackedClipTower(config, MemoryTensors(RandomTower(config)), format,
-                         std::make_shared<ThreadPool>(threads), kernels);
+  const auto pool = std::make_shared<ThreadPool>(threads);
+  return PackedClipTower(std::make_shared<PackedClipWeights>(
+                             config, MemoryTensors(RandomTower(config)), format, *pool),
+                         pool, kernels);
 }
 
 ClipTower Plain(const VisionConfig& config) {
@@ -96,7 +99,9 @@ TEST(PackedClipTest, KeepsDirectionsThroughManyBlocks) {
   const at::Tensor expected = ClipTower(config, source, at::kCPU, at::kFloat).Forward(pixels, -2);
   for (const ops::cpu::Kernels& kernels : ops::cpu::Available()) {
     for (const WeightFormat format : kFormats) {
-      PackedClipTower packed(config, source, format, std::make_shared<ThreadPool>(2), kernels);
+      const auto pool = std::make_shared<ThreadPool>(2);
+      PackedClipTower packed(std::make_shared<PackedClipWeights>(config, source, format, *pool),
+                             pool, kernels);
       EXPECT_GT(SmallestCosine(packed.Forward(pixels, -2), expected),
                 format == WeightFormat::kInt8       ? 0.995
                 : format == WeightFormat::kBFloat16 ? 0.999
@@ -118,6 +123,28 @@ TEST(PackedClipTest, APictureIsTheSameInAnyCompany) {
       EXPECT_EQ(0, std::memcmp(one.const_data_ptr(), all[i].const_data_ptr(), one.nbytes())) << i;
     }
   }
+}
+
+// One copy of the weights under several towers, each on a thread of its own.
+TEST(PackedClipTest, TowersShareWeights) {
+  const at::NoGradGuard guard;
+  const VisionConfig config = Deeper();
+  const at::Tensor pixels = Pixels(config, 1);
+  const auto pool = std::make_shared<ThreadPool>(2);
+  const auto weights = std::make_shared<PackedClipWeights>(
+      config, MemoryTensors(RandomTower(config)), WeightFormat::kInt8, *pool);
+  const at::Tensor expected = PackedClipTower(weights, pool).Features(pixels, {});
+  std::vector<at::Tensor> found(3);
+  std::vector<std::thread> threads;
+  for (at::Tensor& result : found) {
+    threads.emplace_back([&] {
+      const at::NoGradGuard no_grad;
+      PackedClipTower tower(weights, std::make_shared<ThreadPool>(1));
+      for (int i = 0; i < 5; ++i) result = tower.Features(pixels, {});
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const at::Tensor& result : found) EXPECT_TRUE(at::equal(result, expected));
 }
 
 TEST(PackedClipTest, FeaturesAreRowsOfTheHiddenState) {

@@ -1,6 +1,7 @@
 // Decoders packed for serving: from plain tensors, from packed versions, and what is refused.
 #include "model/nn/packed_weights.h"
 
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
 #include <functional>
@@ -12,12 +13,14 @@
 #include <utility>
 #include <vector>
 
+#include <ATen/Functions.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/equal.h>
 #include <ATen/ops/from_blob.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "model/checkpoint/finite.h"
 #include "model/checkpoint/tensor_file.h"
 #include "model/nn/llama.h"
 #include "model/nn/quantize.h"
@@ -258,6 +261,54 @@ TEST_F(PackedWeightsTest, DamagedAndMissingFilesAreNamed) {
   const LanguageCheckpoint read = OpenLanguage(path, {"", "", /*verify=*/false, /*packed=*/true});
   EXPECT_THAT(ErrorOf([&] { PackDecoder(read.config.decoder, read.tensors, kInt4, pool_); }),
               AllOf(HasSubstr(name), HasSubstr("does not fill")));
+}
+
+// Scales, weights and outliers that are no numbers are found by who checks a version, wherever they
+// stand and however the bytes come.
+TEST_F(PackedWeightsTest, NumbersThatAreNoneAreFound) {
+  const at::Tensor weights = at::randn({70, 300}) * 0.02;
+  weights[33][200] = 9;  // an outlier
+  for (const PackOptions& options : kAll) {
+    PackedMatrix matrix(70, 300, options);
+    matrix.Append(pool_, ops::cpu::SourceElement::kFloat, weights.const_data_ptr(), 70, 300);
+    const at::Tensor good = StoredTensor(matrix);
+    const bool integers = options.format != WeightFormat::kBFloat16;
+    const auto count = [&](const at::Tensor& stored) {
+      // Behind something else, so that nothing is aligned.
+      SaveSafetensors(folder_.path() / "f",
+                      {{"a", at::zeros({3}, at::kByte)},
+                       {"m.packed", stored},
+                       {"n.packed", at::full({99}, 255, at::kByte)}});  // no matrix
+      const std::string bytes = ReadBytes(folder_.path() / "f");
+      std::vector<uint64_t> counts;
+      for (const size_t piece : {size_t{7}, size_t{64}, size_t{1000}, bytes.size()}) {
+        FiniteCheck check(bytes.size());
+        for (size_t from = 0; from < bytes.size(); from += piece) {
+          check.Feed({reinterpret_cast<const uint8_t*>(bytes.data()) + from,
+                      std::min(piece, bytes.size() - from)});
+        }
+        EXPECT_FALSE(check.counts().contains("n.packed"));
+        counts.push_back(check.counts().contains("m.packed") ? check.counts().at("m.packed") : 0);
+      }
+      EXPECT_EQ(std::count(counts.begin(), counts.end(), counts[0]), 4);
+      return counts[0];
+    };
+    const auto with = [&](std::vector<int64_t> places) {  // 0xFF there: a byte of a NaN
+      at::Tensor stored = good.clone();
+      for (const int64_t place : places) {
+        for (int64_t i = 0; i < 2; ++i) stored[place + i] = 255;
+      }
+      return count(stored);
+    };
+    const int64_t panel = matrix.layout().panel_bytes, block = matrix.layout().block_bytes;
+    EXPECT_EQ(count(good), 0u);
+    EXPECT_EQ(with({64}), 1u);
+    EXPECT_EQ(with({64 + 62, 64 + 2 * panel + 10}), 2u);  // the last panel too
+    if (!integers) continue;
+    EXPECT_EQ(with({64 + panel + block + 6}), 1u);
+    EXPECT_EQ(with({64 + 64}), 0u);  // values
+    if (matrix.num_outliers() > 0) EXPECT_EQ(with({good.size(0) - 2}), 1u);
+  }
 }
 
 TEST_F(PackedWeightsTest, FilesThatTheManifestDoesNotKnowAreNotRead) {

@@ -2,6 +2,7 @@
 // run in loops over the threads of their blocks, on tensors of the CPU.
 
 #include <cstring>
+#include <deque>
 #include <memory>
 #include <stdexcept>
 #include <type_traits>
@@ -55,6 +56,24 @@ class HostBlock {
   }
   void Sync() {}
   void AwaitEarlier() { ++waits_; }
+
+  // Copies arrive as late as they may or, with threads that run backwards, at once.
+  void CopyLater(void* to, const void* from, bool there) {
+    const Copy copy{to, there ? from : nullptr};
+    if (backwards) {
+      copy.Do();
+    } else {
+      open_.push_back(copy);
+    }
+  }
+  void CloseCopies() { groups_.push_back(std::exchange(open_, {})); }
+  template <int kOpen>
+  void AwaitCopies() {
+    while (groups_.size() > kOpen) {
+      for (const Copy& copy : groups_.front()) copy.Do();
+      groups_.pop_front();
+    }
+  }
   int waits() const { return waits_; }
   template <int kLanes, int N>
   void Sum(PerThread<Array<float, N>>& values) {
@@ -103,6 +122,19 @@ class HostBlock {
   }
 
  private:
+  struct Copy {
+    void* to;
+    const void* from;  // null: zeros
+    void Do() const {
+      if (from) {
+        std::memcpy(to, from, 16);
+      } else {
+        std::memset(to, 0, 16);
+      }
+    }
+  };
+  std::vector<Copy> open_;
+  std::deque<std::vector<Copy>> groups_;
   int x_, y_, z_, num_y_;
   int waits_ = 0;
 };
@@ -148,8 +180,19 @@ bool HasPagedAttention(int64_t head_dim) { return CanAttend(head_dim); }
 void MultiplyPacked(const PackedProductArgs& args, Stream) {
   DispatchPackedProduct(HostLauncher(), args);
 }
+void MultiplyPackedTiles(const PackedProductArgs& args, float* partial, Stream) {
+  DispatchPackedTiles(HostLauncher(), args, partial);
+}
+int SlicesOf(const PackedWeights& weight) { return TileSlices(weight); }
 void Unpack(Element element, const PackedWeights& weight, void* out, Stream) {
   DispatchUnpack(HostLauncher(), element, weight, out);
+}
+
+void SampleTokens(const SampleArgs& args, int64_t count, Stream) {
+  DispatchSample(HostLauncher(), args, count);
+}
+void Prefetch(const void* data, int64_t bytes, Stream) {
+  DispatchPrefetch(HostLauncher(), data, bytes);
 }
 
 void SetOverlap(bool) {}
@@ -160,6 +203,12 @@ at::Tensor HostBuffer(at::IntArrayRef shape, at::ScalarType dtype, at::Device) {
 }
 
 at::Tensor Download(const at::Tensor& tensor) { return tensor.clone(); }
+
+struct SideStream::State {};
+SideStream::SideStream(at::Device) : state_(new State) {}
+SideStream::~SideStream() = default;
+Stream SideStream::Begin() { return nullptr; }
+void SideStream::End() {}
 
 struct Graph::State {
   std::function<void()> work;

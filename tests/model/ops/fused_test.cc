@@ -100,21 +100,42 @@ TEST(RotaryAttentionTest, EqualsRopeAndMaskedAttention) {
         .copy_(at::full({s.tokens, s.tokens}, -INFINITY).triu(1));
   }
   std::vector<std::vector<at::Tensor>> results;
-  for (const bool fused : {true, false}) {
+  enum { kMasked, kFused, kFlash };
+  for (const int how : {kMasked, kFused, kFlash}) {
     const at::Tensor q = Leaf(Random({24, 4, 16}, 1)), k = Leaf(Random({24, 2, 16}, 2));
     const at::Tensor both = Leaf(Random({24, 4, 16}, 3));
     const at::Tensor v = both.narrow(1, 1, 2);  // rows that do not lie together
-    const at::Tensor out =
-        fused ? RotaryAttention(q, k, v, rope, plan)
-              : MaskedAttention(ApplyRope(q, rope).unsqueeze(0), ApplyRope(k, rope).unsqueeze(0),
-                                v.unsqueeze(0), mask.unsqueeze(0))
-                    .squeeze(0);
+    at::Tensor out;
+    if (how == kFused) {
+      out = RotaryAttention(q, k, v, rope, plan);
+    } else if (how == kFlash) {
+      out =
+          FlashAttention(ApplyRope(q, rope), ApplyRope(k, rope), v, MakeFlashPlan(*plan, at::kCPU));
+    } else {
+      out = MaskedAttention(ApplyRope(q, rope).unsqueeze(0), ApplyRope(k, rope).unsqueeze(0),
+                            v.unsqueeze(0), mask.unsqueeze(0))
+                .squeeze(0);
+    }
     out.sin().sum().backward();
     results.push_back({out, q.grad(), k.grad(), both.grad()});
   }
   for (size_t i = 0; i < results[0].size(); ++i) {
-    EXPECT_LT(MaxDifference(results[0][i], results[1][i]), 1e-5) << i;
+    for (const int how : {kFused, kFlash}) {
+      EXPECT_LT(MaxDifference(results[0][i], results[how][i]), 1e-5) << i << " of way " << how;
+    }
   }
+}
+
+TEST(FlashPlanTest, PlainSequencesReadTheRowsOfTheirQueries) {
+  AttentionPlan plan;
+  plan.stretches = {{0, 3, 0, 0}, {3, 5, 0, 0}};
+  plan.first_of = {0, 1};
+  const FlashPlan made = MakeFlashPlan(plan, at::kCPU);
+  EXPECT_FALSE(made.key_rows.defined());
+  EXPECT_EQ(made.most_queries, 5);
+  EXPECT_EQ(made.most_keys, 5);
+  EXPECT_TRUE(at::equal(made.key_ends, at::tensor({0, 3, 8}, at::kInt)));
+  EXPECT_TRUE(at::equal(made.query_ends, made.key_ends));
 }
 
 TEST(RotaryAttentionTest, DoesNotDependOnTheNumberOfThreads) {

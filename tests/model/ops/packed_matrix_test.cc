@@ -1,5 +1,8 @@
 #include "model/ops/cpu/packed_matrix.h"
 
+#include <algorithm>
+#include <bit>
+#include <cstdint>
 #include <cstring>
 #include <limits>
 #include <memory>
@@ -78,6 +81,33 @@ TEST(PackedMatrixTest, TakesBFloat16AndHalf) {
   EXPECT_EQ(Unpacked(one).data[0], 0x1p-24f);
   other.Append(pool, SourceElement::kHalf, &infinite, 1, 1);
   EXPECT_EQ(Unpacked(other).data[0], std::numeric_limits<float>::infinity());
+}
+
+// Weights in bfloat16 only change places: as if they had been widened and rounded.
+TEST(PackedMatrixTest, BFloat16StaysAsItIs) {
+  ThreadPool pool(2);
+  for (const auto& [rows, depth] : {std::pair{70, 301}, std::pair{32, 256}, std::pair{5, 1024}}) {
+    const int64_t stride = depth + 3;
+    std::vector<uint16_t> source(static_cast<size_t>(rows * stride));
+    std::vector<float> wide(source.size());
+    uint32_t state = 1;
+    for (size_t i = 0; i < source.size(); ++i) {
+      state = state * 1664525 + 1013904223;
+      source[i] = static_cast<uint16_t>(state >> 16 & 0xBF7F);  // any finite one, subnormals too
+      wide[i] = std::bit_cast<float>(uint32_t{source[i]} << 16);
+    }
+    PackedMatrix whole(rows, depth, {WeightFormat::kBFloat16}),
+        pieces(rows, depth, {WeightFormat::kBFloat16});
+    whole.Append(pool, SourceElement::kFloat, wide.data(), rows, stride);
+    for (int64_t row = 0; row < rows;) {
+      const int64_t count = std::min<int64_t>(rows - row, 1 + row * 7 % 40);
+      pieces.Append(pool, SourceElement::kBFloat16, source.data() + row * stride, count, stride);
+      row += count;
+    }
+    EXPECT_TRUE(pieces.complete());
+    EXPECT_EQ(0, std::memcmp(pieces.panel(0), whole.panel(0),
+                             whole.layout().panels * whole.layout().panel_bytes));
+  }
 }
 
 TEST(PackedMatrixTest, OutliersAreExactAndFew) {

@@ -114,6 +114,22 @@ TEST_F(KeysFileTest, LetsInWhoHasAKey) {
   EXPECT_THAT(NameOf("Bearer"), HasSubstr("form"));
 }
 
+TEST_F(KeysFileTest, EachOfManyKeysIsFound) {
+  std::string text;
+  for (int i = 0; i < 500; ++i) text += Line(absl::StrCat("k", i), absl::StrCat("secret-", i));
+  Write(text + "- {name: two, sha256: [" + ToHex(HashBytes("old")) + ", " +
+        ToHex(HashBytes("new")) + "]}\n");
+  keys_ = *ApiKeys::Open(path_, metrics_);
+  for (const int i : {0, 1, 250, 499}) {
+    EXPECT_EQ(NameOf(absl::StrCat("Bearer secret-", i)), absl::StrCat("k", i));
+  }
+  EXPECT_EQ(NameOf("Bearer old"), "two");
+  EXPECT_EQ(NameOf("Bearer new"), "two");
+  EXPECT_THAT(NameOf("Bearer secret-500"), HasSubstr("not known"));
+  // The hash of a key is none.
+  EXPECT_THAT(NameOf("Bearer " + ToHex(HashBytes("old"))), HasSubstr("not known"));
+}
+
 TEST_F(KeysFileTest, WithoutAFileEverybodyIsAdmin) {
   keys_ = *ApiKeys::Open("", metrics_);
   EXPECT_FALSE(keys_->required());

@@ -30,6 +30,9 @@ TEST(GatewayOptionsTest, EachFlagIsRead) {
                                "--data-dir=/tmp/x",
                                "--keys-file=/tmp/keys",
                                "--metrics-open",
+                               "--http-connections=9",
+                               "--http-body-timeout=8s",
+                               "--http-bodies-bytes=2M",
                                "--max-running-turns=5",
                                "--max-waiting-turns=6",
                                "--turn-queue-timeout=7s",
@@ -58,6 +61,9 @@ TEST(GatewayOptionsTest, EachFlagIsRead) {
   EXPECT_EQ(options.data_dir, "/tmp/x");
   EXPECT_EQ(options.keys_file, "/tmp/keys");
   EXPECT_TRUE(options.metrics_open);
+  EXPECT_EQ(options.http_limits.connections, 9);
+  EXPECT_EQ(options.http_limits.body_timeout, std::chrono::seconds(8));
+  EXPECT_EQ(options.http_limits.bodies_bytes, 2u << 20);
   EXPECT_EQ(options.gate.max_running, 5);
   EXPECT_EQ(options.gate.max_waiting, 6);
   EXPECT_EQ(options.gate.max_wait, std::chrono::seconds(7));
@@ -88,6 +94,10 @@ TEST(GatewayOptionsTest, NamesTheBadSetting) {
   EXPECT_THAT(complaint([](auto& o) { o.rollout.window = {}; }), HasSubstr("--rollout-window"));
   EXPECT_THAT(complaint([](auto& o) { o.data_dir = ""; }), HasSubstr("--data-dir"));
   EXPECT_THAT(complaint([](auto& o) { o.max_image_bytes = 0; }), HasSubstr("--max-image-bytes"));
+  EXPECT_THAT(complaint([](auto& o) { o.http_limits.bodies_bytes = 1u << 20; }),
+              HasSubstr("--http-bodies-bytes"));
+  EXPECT_THAT(complaint([](auto& o) { o.http_limits.body_timeout = {}; }),
+              HasSubstr("--http-body-timeout"));
   EXPECT_THAT(complaint([](auto& o) { o.resume_grace = std::chrono::milliseconds(-1); }),
               HasSubstr("--resume-grace"));
   EXPECT_THAT(complaint([](auto& o) { o.request_timeout = {}; }), HasSubstr("--request-timeout"));

@@ -38,7 +38,9 @@ class HttpFrontTest : public GatewayTest {
                                          return HttpResponse{200, "text/x", "alive"};
                                        }}},
                                      hosts_checked);
-    auto server = HttpServer::Start(HttpServerOptions{}, *front_);
+    HttpServerOptions options;
+    options.limits = limits_;
+    auto server = HttpServer::Start(options, *front_);
     ASSERT_TRUE(server.ok()) << server.status();
     http_ = *std::move(server);
   }
@@ -100,6 +102,7 @@ class HttpFrontTest : public GatewayTest {
   }
 
   boost::asio::io_context context_;
+  HttpLimits limits_;
   std::unique_ptr<HttpFront> front_;
   std::unique_ptr<HttpServer> http_;
 };
@@ -207,6 +210,43 @@ TEST_F(HttpFrontTest, KeysAndLimits) {
   EXPECT_EQ(StatusOf(third), 429);
   EXPECT_THAT(third, HasSubstr("Retry-After: "));
   EXPECT_EQ(BodyOf(third)["error"]["type"], "rate_limit_error");
+}
+
+TEST_F(HttpFrontTest, TooManyLargeBodiesAreRefusedWithAnErrorObject) {
+  limits_.bodies_bytes = 50'000;
+  StartHttp();
+  Json large = Ask("x");
+  large["messages"][0]["content"] = {{{"type", "text"}, {"text", std::string(100'000, 'y')}}};
+  const std::string refused = Post(large);
+  EXPECT_EQ(StatusOf(refused), 503);
+  EXPECT_THAT(refused, HasSubstr("Retry-After: 1\r\n"));
+  EXPECT_EQ(BodyOf(refused)["error"]["code"], "overloaded");
+  EXPECT_EQ(
+      Metric("llava_gateway_requests_total{code=\"UNAVAILABLE\",method=\"chat.completions\"}"), 1);
+  EXPECT_EQ(StatusOf(Post(Ask("x"))), 200);
+}
+
+// What a path or a header holds is shown to its sender as JSON, and looked up nowhere.
+TEST_F(HttpFrontTest, HostilePathsAndHeaders) {
+  StartHttp();
+  for (const std::string path :
+       {"/../../etc/passwd", "/%2e%2e/etc/passwd", "/..%2fetc", "//", "/v1/../metrics",
+        "http://evil.example/v1/models", "/<script>alert(1)</script>", "/\xff\xfe\xc3",
+        "/v1/models/../../livez", "/v1/models/%00", "/v1/models/\xff", "/V1/MODELS", "*"}) {
+    const std::string answer = Get(path);
+    EXPECT_EQ(StatusOf(answer), 404) << path;
+    EXPECT_THAT(answer, AllOf(HasSubstr("application/json"), HasSubstr("nosniff")));
+    EXPECT_TRUE(BodyOf(answer)["error"]["message"].is_string());
+  }
+  auto split =
+      Send(Request(Ask("x"), "/v1/chat/completions", "X-Request-Id: a\tb%0d%0aSet-Cookie: c\r\n"));
+  const std::string answer = Rest(split);
+  EXPECT_EQ(StatusOf(answer), 200);
+  EXPECT_THAT(answer, AllOf(HasSubstr("X-Request-Id: "), Not(HasSubstr("Set-Cookie"))));
+  auto upgrade = Send(
+      "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n"
+      "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n");
+  EXPECT_EQ(StatusOf(Rest(upgrade)), 200) << "the page, and no other protocol";
 }
 
 TEST_F(HttpFrontTest, AClientThatGoesEndsItsAnswer) {
@@ -350,7 +390,10 @@ TEST_F(HttpFrontTest, OtherPeoplesPagesGetNothing) {
   for (const char* host : {"localhost", "localhost:8000", "127.0.0.1:8000", "[::1]:8000"}) {
     EXPECT_EQ(StatusOf(Get("/v1/models", host)), 200) << host;
   }
-  for (const char* host : {"evil.example", "localhost.evil.example:8000", "", "[::2]:80"}) {
+  // Names that a stranger can own and have stand for this machine.
+  for (const char* host :
+       {"evil.example", "localhost.evil.example:8000", "", "[::2]:80", "127.evil.example:8000",
+        "127.0.0.1.evil.example", "[127.0.0.1.evil.example]"}) {
     EXPECT_EQ(StatusOf(Get("/v1/models", host)), 403) << host;
   }
   auto form = Send(

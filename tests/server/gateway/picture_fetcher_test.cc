@@ -119,7 +119,10 @@ class PictureServer : public HttpHandler {
     server_ = *std::move(server);
   }
   ~PictureServer() override {
-    held_.clear();
+    {
+      MutexLock lock(mutex_);
+      held_.clear();
+    }
     server_.reset();
   }
   std::optional<HttpResponse> OnHead(const HttpRequest&, uint64_t&) override {

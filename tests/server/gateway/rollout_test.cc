@@ -188,7 +188,7 @@ TEST_F(RolloutTest, NobodyNoticesThatVersionsComeAndGo) {
     std::vector<v1::ModelInfo> models;
     for (const uint64_t version : versions) models.push_back(FakeLanguageModel("emoji", version));
     llm.models().Set(models);
-    std::this_thread::sleep_for(milliseconds(40));
+    std::this_thread::sleep_for(kSlowdown * milliseconds(40));
   };
   for (FakeLlm* llm : {&llm_, &other}) llm->Set({.delay = milliseconds(3)});
   Start({1});

@@ -6,6 +6,8 @@
 #include <fstream>
 #include <future>
 #include <optional>
+#include <thread>
+#include <vector>
 
 #include "server/gateway/store_schema.h"
 #include "tests/server/gateway/gateway_harness.h"
@@ -40,7 +42,7 @@ class SessionStoreTest : public testing::Test {
     ASSERT_TRUE(created.ok()) << created.status();
   }
 
-  absl::StatusOr<v1::Turn> Begin(const std::string& session, const std::string& turn,
+  absl::StatusOr<uint32_t> Begin(const std::string& session, const std::string& turn,
                                  const RequestKey& request = {}) {
     NewTurn record;
     record.request = request;
@@ -49,7 +51,7 @@ class SessionStoreTest : public testing::Test {
     record.session_id = session;
     record.user_text = "hello";
     record.seed = 0xffff'ffff'ffff'fff0;
-    return Await<absl::StatusOr<v1::Turn>>([&](auto done) { store_->BeginTurn(record, done); });
+    return Await<absl::StatusOr<uint32_t>>([&](auto done) { store_->BeginTurn(record, done); });
   }
 
   absl::StatusOr<Conversation> Read(const std::string& session, const RequestKey& request = {}) {
@@ -71,9 +73,7 @@ TEST_F(SessionStoreTest, ARequestIsForgottenAfterADay) {
   ASSERT_TRUE(Begin("s", "t", key).ok());
   store_.reset();
   auto database = SqlDatabase::Open(folder_.path() + "/sessions.db");
-  ASSERT_TRUE((*database)
-                  ->Script("UPDATE idempotency_keys SET created_us = created_us - 86400000000")
-                  .ok());
+  ASSERT_TRUE((*database)->Script("UPDATE turns SET created_us = created_us - 86400000000").ok());
   database->reset();
   Open();
   EXPECT_EQ(Read("s", key)->repeated_turn_id, "");
@@ -111,6 +111,84 @@ TEST_F(SessionStoreTest, UnusedSessionsExpire) {
   EXPECT_EQ(expire(std::chrono::hours(1)), 1);
   EXPECT_FALSE(Read("default").ok());
   for (const char* id : {"busy", "running", "day"}) EXPECT_TRUE(Read(id).ok()) << id;
+}
+
+TEST_F(SessionStoreTest, UseIsKnownAtOnceAndSurvivesACrashWhereItMatters) {
+  Open();
+  for (const char* id : {"a", "b"}) Create(id);
+  const int64_t created = Read("a")->session.last_used_time().nanos();
+  ASSERT_TRUE(Begin("a", "t").ok());
+  EXPECT_NE(Read("a")->session.last_used_time().nanos(), created);
+  const auto page = [this] {
+    return *Await<absl::StatusOr<SessionPage>>(
+        [&](auto done) { store_->ListSessions(std::nullopt, 10, "", done); });
+  };
+  EXPECT_EQ(page().sessions.at(0).id(), "a");
+  TurnResult result;
+  result.session_id = "a";
+  result.turn_id = "t";
+  ASSERT_TRUE(Await<absl::Status>([&](auto done) { store_->FinishTurn(result, done); }).ok());
+  store_.reset();
+  // As after a crash that took the time of the last use away.
+  auto database = SqlDatabase::Open(folder_.path() + "/sessions.db");
+  ASSERT_TRUE((*database)->Script("UPDATE sessions SET used_us = used_us - 7200000000").ok());
+  database->reset();
+  Open();
+  const auto expired = Await<absl::StatusOr<int64_t>>([&](auto done) {
+    store_->Expire(
+        std::chrono::hours(1), [](const std::string&) { return false; }, done);
+  });
+  EXPECT_EQ(*expired, 1);
+  EXPECT_TRUE(Read("a").ok()) << "its turn ended just now";
+  EXPECT_FALSE(Read("b").ok());
+}
+
+TEST_F(SessionStoreTest, AFileOfVersion3IsBroughtUpToDate) {
+  auto database = SqlDatabase::Open(folder_.path() + "/sessions.db");
+  ASSERT_TRUE(MigrateStore(**database, 3).ok());
+  const auto written = (*database)->Script(R"sql(
+INSERT INTO sessions (id, model, title, context_overflow, created_us, used_us, owner)
+  VALUES ('s', '', '', 0, 1, 1, 'ann');
+INSERT INTO turns (id, session_id, number, state, user_text, model_name, model_version,
+                   model_digest, seed, sampling, created_us)
+  VALUES ('t', 's', 1, 2, 'x', 'emoji', 1, 'd', 5, '', 1), ('u', 's', 2, 1, 'y', 'emoji', 1, 'd', 6, '', 2);
+INSERT INTO idempotency_keys VALUES ('s', 'key', 'hash', 'u', strftime('%s', 'now') * 1000000);
+UPDATE turns SET created_us = strftime('%s', 'now') * 1000000;
+)sql");
+  ASSERT_TRUE(written.ok()) << written;
+  database->reset();
+  Open();
+  const auto unfinished = store_->TakeUnfinished();
+  ASSERT_EQ(unfinished.size(), 1U);
+  EXPECT_EQ(unfinished[0].turn_id, "u");
+  EXPECT_EQ(unfinished[0].terms.key_name, "ann");
+  EXPECT_GT(unfinished[0].terms.asked, std::chrono::system_clock::now() - std::chrono::minutes(5));
+  EXPECT_EQ(unfinished[0].request.key, "key");
+  EXPECT_EQ(Read("s", {"key", "hash"})->repeated_turn_id, "u");
+  EXPECT_EQ(*Begin("s", "v"), 3U);
+}
+
+TEST_F(SessionStoreTest, TheLogStaysBoundedUnderCommitsWithoutAGap) {
+  Open();
+  for (int i = 0; i < 8; ++i) Create(std::to_string(i));
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 8; ++t) {
+    threads.emplace_back([this, t] {
+      for (int i = 0; i < 200; ++i) {
+        const std::string turn = std::to_string(t) + "." + std::to_string(i);
+        ASSERT_TRUE(Begin(std::to_string(t), turn).ok());
+        TurnResult result;
+        result.session_id = std::to_string(t);
+        result.turn_id = turn;
+        result.answer_text = std::string(40'000, 'a');
+        ASSERT_TRUE(Await<absl::Status>([&](auto done) { store_->FinishTurn(result, done); }).ok());
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_LT(std::filesystem::file_size(folder_.path() + "/sessions.db-wal"), 80U << 20)
+      << "of more than 100 MB that went through it";
+  EXPECT_GT(std::filesystem::file_size(folder_.path() + "/sessions.db"), 32U << 20);
 }
 
 TEST_F(SessionStoreTest, AFolderBelongsToOneGateway) {

@@ -61,9 +61,10 @@ class StoreConformance : public testing::TestWithParam<Implementation> {
     return Await<absl::StatusOr<SessionPage>>(
         [&](auto done) { store_->ListSessions(std::nullopt, size, token, done); });
   }
-  absl::StatusOr<v1::Turn> Begin(const std::string& session, const std::string& turn,
+  absl::StatusOr<uint32_t> Begin(const std::string& session, const std::string& turn,
                                  const RequestKey& request = {},
-                                 const std::vector<StoredImage>& images = {}) {
+                                 const std::vector<StoredImage>& images = {},
+                                 const TurnTerms& terms = {}) {
     NewTurn record;
     record.id = turn;
     record.session_id = session;
@@ -72,7 +73,8 @@ class StoreConformance : public testing::TestWithParam<Implementation> {
     record.seed = 0xffff'ffff'ffff'fff0;
     record.sampling.set_max_new_tokens(77);
     record.request = request;
-    return Await<absl::StatusOr<v1::Turn>>([&](auto done) { store_->BeginTurn(record, done); });
+    record.terms = terms;
+    return Await<absl::StatusOr<uint32_t>>([&](auto done) { store_->BeginTurn(record, done); });
   }
   absl::Status Finish(const std::string& session, const std::string& turn, const std::string& text,
                       v1::FinishReason reason = v1::FINISH_REASON_STOP) {
@@ -175,9 +177,9 @@ TEST_P(StoreConformance, SessionsComeInPagesLastUsedFirst) {
 
 TEST_P(StoreConformance, TurnsAreNumberedAndKept) {
   ASSERT_TRUE(Create("s").ok());
-  EXPECT_EQ(Begin("s", "t")->number(), 1U);
+  EXPECT_EQ(*Begin("s", "t"), 1U);
   ASSERT_TRUE(Finish("s", "t", std::string("a\0b", 3)).ok());
-  EXPECT_EQ(Begin("s", "u", {}, {Image('a')})->number(), 2U);
+  EXPECT_EQ(*Begin("s", "u", {}, {Image('a')}), 2U);
   ASSERT_TRUE(Finish("s", "u", "part", v1::FINISH_REASON_ERROR).ok());
   Open();
   const auto conversation = Read("s");
@@ -212,8 +214,9 @@ TEST_P(StoreConformance, ATurnMadeAnewIsEmptyAgain) {
   turn.session_id = "s";
   turn.seed = 5;
   const auto again =
-      Await<absl::StatusOr<v1::Turn>>([&](auto done) { store_->RestartTurn(turn, done); });
+      Await<absl::StatusOr<uint32_t>>([&](auto done) { store_->RestartTurn(turn, done); });
   ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(*again, 1U);
   const StoredTurn stored = *Turn("s", "t");
   EXPECT_EQ(stored.turn.state(), v1::TURN_STATE_RUNNING);
   EXPECT_EQ(stored.turn.seed(), 5U);
@@ -234,7 +237,7 @@ TEST_P(StoreConformance, DroppedTurnsAreMarked) {
   next.session_id = "s";
   next.dropped_turns = {"t"};
   ASSERT_TRUE(
-      Await<absl::StatusOr<v1::Turn>>([&](auto done) { store_->BeginTurn(next, done); }).ok());
+      Await<absl::StatusOr<uint32_t>>([&](auto done) { store_->BeginTurn(next, done); }).ok());
   EXPECT_TRUE(Turn("s", "t")->turn.dropped_from_context());
   EXPECT_FALSE(Turn("s", "u")->turn.dropped_from_context());
 }
@@ -250,10 +253,59 @@ TEST_P(StoreConformance, TurnsLeftRunningAreToldToTheNextProcess) {
   ASSERT_EQ(unfinished.size(), 1U);
   EXPECT_EQ(unfinished[0].session_id, "s");
   EXPECT_EQ(unfinished[0].turn_id, "u");
+  EXPECT_EQ(unfinished[0].number, 2U);
+  EXPECT_EQ(unfinished[0].sampling.seed(), 0xffff'ffff'ffff'fff0);
   EXPECT_EQ(unfinished[0].sampling.max_new_tokens(), 77U);
   EXPECT_EQ(unfinished[0].request.key, "key");
   EXPECT_EQ(unfinished[0].request.hash, "hash");
   EXPECT_EQ(Turn("s", "u")->turn.state(), v1::TURN_STATE_RUNNING);
+}
+
+TEST_P(StoreConformance, TermsOfARunningTurnAreKeptUntilItsEnd) {
+  using std::chrono::seconds;
+  ASSERT_TRUE(Create("s").ok());
+  ASSERT_TRUE(Create("r").ok());
+  const TurnTerms::Time asked{seconds(1'700'000'000)};
+  const TurnTerms terms{.key_name = "ann",
+                        .weight = 3,
+                        .priority = -2,
+                        .tokens = 1234,
+                        .asked = asked,
+                        .deadline = asked + seconds(60)};
+  ASSERT_TRUE(Begin("s", "t", {}, {}, terms).ok());
+  ASSERT_TRUE(Begin("r", "u", {}, {}, {.asked = asked - seconds(5)}).ok());
+  const auto note = [&](const std::string& turn, uint32_t tries) {
+    return Await<absl::Status>([&](auto done) { store_->NoteTries("s", turn, tries, done); });
+  };
+  EXPECT_TRUE(note("t", 2).ok());
+  EXPECT_TRUE(note("unknown", 2).ok());
+  Open();
+  const auto unfinished = store_->TakeUnfinished();
+  ASSERT_EQ(unfinished.size(), 2U);
+  EXPECT_EQ(unfinished[0].turn_id, "u") << "asked first";
+  EXPECT_EQ(unfinished[0].tries, 0U);
+  EXPECT_EQ(unfinished[0].terms.key_name, "");
+  EXPECT_EQ(unfinished[0].terms.deadline, TurnTerms::Time::max());
+  EXPECT_EQ(unfinished[1].tries, 2U);
+  EXPECT_EQ(unfinished[1].terms.key_name, "ann");
+  EXPECT_EQ(unfinished[1].terms.weight, 3U);
+  EXPECT_EQ(unfinished[1].terms.priority, -2);
+  EXPECT_EQ(unfinished[1].terms.tokens, 1234U);
+  EXPECT_EQ(unfinished[1].terms.asked, asked);
+  EXPECT_EQ(unfinished[1].terms.deadline, asked + seconds(60));
+  ASSERT_TRUE(Finish("s", "t", "x").ok());
+  EXPECT_TRUE(note("t", 2).ok()) << "it has ended";
+  ASSERT_TRUE(Delete("r").ok());
+  NewTurn again;
+  again.id = "t";
+  again.session_id = "s";
+  ASSERT_TRUE(
+      Await<absl::StatusOr<uint32_t>>([&](auto done) { store_->RestartTurn(again, done); }).ok());
+  Open();
+  const auto anew = store_->TakeUnfinished();
+  ASSERT_EQ(anew.size(), 1U);
+  EXPECT_EQ(anew[0].terms.key_name, "") << "of the run that counts";
+  EXPECT_EQ(anew[0].tries, 0U);
 }
 
 TEST_P(StoreConformance, ARequestIsKnownAgainByItsKey) {
@@ -351,7 +403,7 @@ TEST_P(StoreConformance, ManyAtATime) {
       EXPECT_TRUE(Create(session).ok());
       for (int i = 0; i < kTurns; ++i) {
         const std::string turn = session + "." + std::to_string(i);
-        EXPECT_EQ(Begin(session, turn)->number(), i + 1U);
+        EXPECT_EQ(*Begin(session, turn), i + 1U);
         EXPECT_TRUE(Finish(session, turn, "answer " + turn).ok());
       }
     });

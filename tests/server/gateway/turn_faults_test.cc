@@ -299,6 +299,22 @@ TEST_F(TurnFaultsTest, AnErrorOfTheTowerEndsOnlyItsTurn) {
   EXPECT_TRUE(Ask(Question(session, "x", {FakePicture(3), FakePicture(4)})).status.ok());
 }
 
+TEST_F(TurnFaultsTest, AServiceThatTakesNoFeaturesIsEjected) {
+  StartGateway();
+  const std::string session = NewSession();
+  const std::string ejections = "llava_gateway_backend_ejections_total{backend=\"llm\"}";
+  llm_.Set({.failure = {grpc::StatusCode::INTERNAL, "no room left"}, .put_failures = 5});
+  for (int i = 0; i < 5; ++i) {
+    EXPECT_EQ(Metric(ejections), 0) << "after " << i << " failures";
+    const Answer answer = Ask(Question(session, "x", {FakePicture(i)}));
+    EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::INTERNAL);
+    EXPECT_THAT(answer.status.error_message(), HasSubstr("llm service at"));
+  }
+  EXPECT_EQ(Metric(ejections), 1);
+  // There is no other: it is asked all the same, and an answer takes it in again.
+  ExpectUsable(session);
+}
+
 TEST_F(TurnFaultsTest, AnswersThatMakeNoSenseAreRefused) {
   StartGateway();
   const std::string session = NewSession();

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <chrono>
 #include <map>
+#include <mutex>
 #include <random>
 #include <string>
 #include <thread>
@@ -122,6 +123,49 @@ TEST_F(TurnGateTest, AFullHouseAndAFullQueueAreUnavailable) {
   EXPECT_FALSE(came);
   (*a)->Release(0);
   EXPECT_TRUE(came);
+}
+
+TEST_F(TurnGateTest, WhatAnEarlierProcessLetInIsCountedButNotRefused) {
+  Open(2, 0, milliseconds(50));
+  const Caller ann =
+      Key("ann", {.requests_per_minute = 1, .tokens_per_minute = 100, .concurrent_turns = 1});
+  const auto end = system_clock::now() + std::chrono::hours(1);
+  std::vector<Permit> permits;
+  std::vector<absl::StatusCode> refusals;
+  std::mutex mutex;
+  const auto again = [&](system_clock::time_point deadline) {
+    return gate_->ReEnter(ann, 90, 0, deadline, [&](absl::StatusOr<Permit> permit) {
+      std::lock_guard lock(mutex);
+      if (permit.ok()) {
+        permits.push_back(*std::move(permit));
+      } else {
+        refusals.push_back(permit.status().code());
+      }
+    });
+  };
+  for (int i = 0; i < 3; ++i) again(end);
+  EXPECT_EQ(permits.size(), 2U) << "places are as many as ever";
+  EXPECT_EQ(Ask(ann).status().code(), absl::StatusCode::kResourceExhausted) << "they count";
+  EXPECT_EQ(Ask(Key("bob")).status().code(), absl::StatusCode::kUnavailable);
+  again(system_clock::now() + milliseconds(1));
+  const auto refused = [&] {
+    std::lock_guard lock(mutex);
+    return refusals.size();
+  };
+  while (refused() == 0) std::this_thread::sleep_for(milliseconds(1));
+  EXPECT_EQ(refusals.at(0), absl::StatusCode::kDeadlineExceeded);
+  gate_->Cancel(again(end));
+  EXPECT_EQ(refusals.at(1), absl::StatusCode::kCancelled);
+  std::this_thread::sleep_for(milliseconds(120));
+  EXPECT_EQ(refused(), 2U) << "--turn-queue-timeout is for new questions";
+  const std::vector<Permit> held = std::move(permits);
+  permits.clear();
+  for (const Permit& permit : held) permit->Release(90);
+  ASSERT_EQ(permits.size(), 1U);
+  permits[0]->Release(90);
+  const auto dear = Ask(ann, 50).status();
+  EXPECT_EQ(dear.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(dear.message()), HasSubstr("tokens a minute")) << "no question was taken";
 }
 
 TEST_F(TurnGateTest, WhoWaitsCanGoAndIsNotWaitedFor) {

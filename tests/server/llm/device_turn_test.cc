@@ -5,6 +5,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <thread>
 
@@ -80,6 +81,24 @@ TEST(DeviceTurnTest, AnswersKeepMostOfTheDeviceAndBackgroundComesOn) {
   end = true;
   answers.join();
   EXPECT_GT(during, 2 * background_time);
+}
+
+TEST(DeviceTurnTest, ATurnThatIsTakenBackIsTheNextOnes) {
+  DeviceTurn turn;
+  auto hung = std::make_unique<DeviceTurn::Held>(turn.ForAnswers());
+  turn.TakeBack();
+  auto next = std::make_unique<DeviceTurn::Held>(turn.ForAnswers());
+  hung.reset();  // too late: the turn is another's
+  std::atomic<bool> third = false;
+  std::thread waiter([&] {
+    const DeviceTurn::Held held = turn.ForAnswers();
+    third = true;
+  });
+  std::this_thread::sleep_for(milliseconds(20));
+  EXPECT_FALSE(third);
+  next.reset();
+  waiter.join();
+  EXPECT_TRUE(third);
 }
 
 }  // namespace

@@ -7,9 +7,12 @@
 #include <algorithm>
 #include <random>
 #include <set>
+#include <string>
 #include <thread>
 
+#include "google/rpc/error_details.pb.h"
 #include "server/runtime/mutex.h"
+#include "server/runtime/status.h"
 #include "tests/server/llm/rule_runner.h"
 
 namespace llava {
@@ -115,6 +118,41 @@ TEST_F(EngineTest, ABrokenAnswerLeavesItsNeighboursAlone) {
   EXPECT_THAT(metrics_.Render(), HasSubstr("llava_llm_nan_logits_total 1"));
 }
 
+TEST_F(EngineTest, TokensDrawnByTheRunnerAreThoseTheHostDraws) {
+  std::vector<std::vector<int32_t>> ids_of[2];
+  for (const bool draws : {false, true}) {
+    {
+      MutexLock lock(switches_->mutex);
+      switches_->draws = draws;
+    }
+    Start();
+    Hold(true);
+    std::vector<std::shared_ptr<Collector>> sinks;
+    for (int i = 0; i < 4; ++i) {
+      sinks.push_back(std::make_shared<Collector>());
+      GenerateJob job = Job(i == 3 ? RuleRunner::kNan : 10 + i, 12, sinks.back());
+      job.sampling.temperature = 2.5f;
+      job.sampling.seed = static_cast<uint64_t>(i);
+      if (i == 1) job.sampling.presence_penalty = 0.5f;  // looks at earlier tokens
+      if (i == 2) job.logprobs = 1;                      // wants the logits
+      ASSERT_TRUE(engine_->Submit(std::move(job)).ok());
+    }
+    Hold(false);
+    for (int i = 0; i < 4; ++i) {
+      EXPECT_EQ(sinks[static_cast<size_t>(i)]->Wait().code(),
+                i == 3 ? absl::StatusCode::kInternal : absl::StatusCode::kOk);
+      ids_of[draws].push_back(sinks[static_cast<size_t>(i)]->ids);
+    }
+    engine_.reset();
+  }
+  EXPECT_EQ(ids_of[0], ids_of[1]);
+  EXPECT_NE(ids_of[0][0], ids_of[0][1]);
+  EXPECT_EQ(ids_of[0][3].size(), 1u);
+  EXPECT_THAT(metrics_.Render(), HasSubstr("llava_llm_nan_logits_total 2"));
+  MutexLock lock(switches_->mutex);
+  EXPECT_EQ(switches_->drawn, 12 + 2);  // of the first, and of the broken one until it broke
+}
+
 TEST_F(EngineTest, TellsThatAWorkerLoads) {
   std::string during;
   on_load_ = [&] { during = metrics_.Render(); };
@@ -215,8 +253,11 @@ TEST_F(EngineTest, RefusesAtTheDoor) {
   WaitForBegun(1);
   ASSERT_TRUE(engine_->Submit(Job(11, 5, waiting)).ok());
   EXPECT_EQ(engine_->waiting(), 1);
-  EXPECT_EQ(engine_->Submit(Job(12, 5, std::make_shared<Collector>())).code(),
-            absl::StatusCode::kUnavailable);
+  const absl::Status full = engine_->Submit(Job(12, 5, std::make_shared<Collector>()));
+  EXPECT_EQ(full.code(), absl::StatusCode::kUnavailable);
+  google::rpc::RetryInfo retry;
+  ASSERT_TRUE(GetDetail(full, &retry));
+  EXPECT_GT(retry.retry_delay().nanos() + retry.retry_delay().seconds(), 0);
   std::thread stopper([this] { engine_->Stop(); });
   const auto stopping = [this] {
     const auto status = engine_->Submit(Job(12, 5, std::make_shared<Collector>()));
@@ -264,6 +305,45 @@ TEST_F(EngineTest, WhatWasComputedIsNotComputedAgain) {
   ASSERT_TRUE(engine_->Submit(std::move(salted)).ok());
   ASSERT_TRUE(other->Wait().ok());
   EXPECT_EQ(other->cached, 0);
+}
+
+// Keys and values are never moved but where two prompts part within a block: one block then.
+TEST_F(EngineTest, CopiesAtMostABlockForEachAnswerAndNoneInAStep) {
+  Start();
+  const auto copied = [this] {
+    const std::string text = metrics_.Render();
+    const std::string name = "\nllava_llm_kv_copied_bytes_total ";
+    const size_t at = text.find(name);
+    return at == std::string::npos ? 0.0 : std::stod(text.substr(at + name.size()));
+  };
+  constexpr double kBlockBytes = 160;  // of RuleModel
+  auto first = std::make_shared<Collector>();
+  ASSERT_TRUE(engine_->Submit(Job(10, 300, first, 100)).ok());
+  ASSERT_TRUE(first->Wait().ok());
+  EXPECT_EQ(copied(), 0) << "nothing was shared";
+  for (int i = 0; i < 8; ++i) {
+    auto sink = std::make_shared<Collector>();
+    GenerateJob job = Job(10, 100, sink, 90);  // parts from the first within a block
+    job.ids.push_back(20 + i);
+    job.text_tokens = 91;
+    ASSERT_TRUE(engine_->Submit(std::move(job)).ok());
+    ASSERT_TRUE(sink->Wait().ok());
+    EXPECT_EQ(sink->cached, 90);
+    EXPECT_LE(copied(), (i + 1) * kBlockBytes) << "bounded by the answers, not by their steps";
+  }
+  EXPECT_GT(copied(), 0);
+}
+
+TEST_F(EngineTest, WhatLedToBrokenNumbersIsNotKept) {
+  Start();
+  for (int i = 0; i < 2; ++i) {
+    auto broken = std::make_shared<Collector>();
+    ASSERT_TRUE(engine_->Submit(Job(RuleRunner::kNan, 9, broken, 64)).ok());
+    EXPECT_EQ(broken->Wait().code(), absl::StatusCode::kInternal);
+  }
+  EXPECT_THAT(metrics_.Render(), HasSubstr("llava_llm_cached_tokens_total 0"));
+  EXPECT_THAT(metrics_.Render(), HasSubstr("llava_llm_nan_logits_total 2"));
+  EXPECT_THAT(metrics_.Render(), HasSubstr("llava_llm_kv_cached_bytes 0"));
 }
 
 TEST_F(EngineTest, AnswersThatGiveWayGoOnWhereTheyWere) {

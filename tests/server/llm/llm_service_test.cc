@@ -1,5 +1,4 @@
-// The LLM service over loopback with the fixture model (float32, greedy: exact) and the default
-// model.
+// The LLM service over loopback with the fixture model (float32, greedy: exact).
 
 #include "server/llm/llm_service.h"
 
@@ -9,7 +8,10 @@
 #include <fstream>
 #include <future>
 #include <nlohmann/json.hpp>
+#include <set>
+#include <string>
 #include <thread>
+#include <vector>
 
 #include "server/runtime/status.h"
 #include "server/wire/feature_key.h"
@@ -197,6 +199,65 @@ TEST_F(LlmServiceTest, LogprobsComeWithEachToken) {
     }
   }
   EXPECT_EQ(tokens, 6u);
+}
+
+TEST_F(LlmServiceTest, EveryWayOfSamplingReachesTheSampler) {
+  const StreamedAnswer greedy = Run(Question(24));
+  const auto ids = [](auto change) {
+    v1::GenerateRequest request = Question(24);
+    change(*request.mutable_sampling());
+    const StreamedAnswer answer = Run(request);
+    EXPECT_TRUE(answer.status.ok()) << answer.status.error_message();
+    return answer.token_ids;
+  };
+  const auto hot = [](auto& s) { s.set_temperature(2), s.set_top_p(1), s.set_seed(3); };
+  EXPECT_NE(ids(hot), greedy.token_ids);
+  EXPECT_EQ(ids(hot), ids(hot)) << "the same seed";
+  EXPECT_NE(ids(hot), ids([&](auto& s) { hot(s), s.set_seed(4); }));
+  // What leaves one token to draw from is greedy.
+  EXPECT_EQ(ids([&](auto& s) { hot(s), s.set_top_k(1); }), greedy.token_ids);
+  EXPECT_EQ(ids([&](auto& s) { hot(s), s.set_min_p(1); }), greedy.token_ids);
+  EXPECT_EQ(ids([&](auto& s) { hot(s), s.set_top_p(1e-6f); }), greedy.token_ids);
+  // Penalties below nothing make likelier what has been said.
+  const auto distinct = [](const std::vector<int32_t>& all) {
+    return std::set<int32_t>(all.begin(), all.end()).size();
+  };
+  const size_t usual = distinct(greedy.token_ids);
+  EXPECT_LT(distinct(ids([](auto& s) { s.set_presence_penalty(-2); })), usual);
+  EXPECT_LT(distinct(ids([](auto& s) { s.set_frequency_penalty(-2); })), usual);
+  EXPECT_LT(distinct(ids([](auto& s) { s.set_repetition_penalty(0.1f); })), usual);
+}
+
+TEST_F(LlmServiceTest, TimesAddUp) {
+  const StreamedAnswer answer = Run(Question(12));
+  const v1::Timings& times = answer.finished.timings();
+  EXPECT_GE(times.queue_seconds(), 0);
+  EXPECT_GT(times.prefill_seconds(), 0);
+  EXPECT_GT(times.decode_seconds(), 0);
+  EXPECT_NEAR(times.time_to_first_token_seconds(), times.queue_seconds() + times.prefill_seconds(),
+              1e-3);
+  EXPECT_LE(times.time_to_first_token_seconds() + times.decode_seconds(), times.total_seconds());
+}
+
+TEST_F(LlmServiceTest, WhoDoesNotReadHoldsNobodyUp) {
+  grpc::ClientContext context;
+  const v1::GenerateRequest slow = Question(1500);
+  auto reader = server_->stub().Generate(&context, slow);  // its messages pile up
+  for (int i = 0; i < 3; ++i) {
+    const StreamedAnswer answer = Run(Question(200));
+    EXPECT_TRUE(answer.status.ok());
+    EXPECT_EQ(answer.token_ids.size(), 200u);
+  }
+  const auto deadline = CondVar::Clock::now() + kSlowdown * std::chrono::seconds(30);
+  while (server_->engine().running() > 0 && CondVar::Clock::now() < deadline) {
+    std::this_thread::yield();
+  }
+  EXPECT_EQ(server_->engine().running(), 0) << "it ended although nobody has read a word";
+  v1::GenerateResponse response;
+  int tokens = 0;
+  while (reader->Read(&response)) tokens += response.delta().token_ids_size();
+  EXPECT_TRUE(reader->Finish().ok());
+  EXPECT_EQ(tokens, 1500);
 }
 
 TEST_F(LlmServiceTest, CountTokensIsWhatGenerateUses) {
@@ -418,25 +479,6 @@ TEST(LlmServiceVersionsTest, EachRequestIsAnsweredByItsVersionOrByNone) {
       << "known, and not here just now";
   server.service().Route(server.Renumbered(first));
   EXPECT_TRUE(ask(first).status.ok());
-}
-
-TEST(LlmServiceEmojiTest, TheDefaultModelSeesWhatIsThere) {
-  const std::filesystem::path root = std::filesystem::path(LLAVA_SOURCE_DIR) / "deploy";
-  LlmOptions options;
-  options.language.model = (root / "models" / "emoji").string();
-  LlmTestServer server(options);
-  const auto ask = [&](const std::string& picture, const std::string& question) {
-    const TestFeatures features = ComputeFeatures(
-        root / "models" / "emoji-tower", root / "scenes" / picture, server.info().vision_spec());
-    EXPECT_TRUE(server.Put(features).ok());
-    return Generate(server.stub(), server.Ask(question, {features.header.key()}));
-  };
-  const StreamedAnswer lion = ask("lion.png", "What do you see?");
-  ASSERT_TRUE(lion.status.ok()) << lion.status.error_message();
-  EXPECT_THAT(lion.text, HasSubstr("lion"));
-  EXPECT_EQ(lion.finished.reason(), v1::FINISH_REASON_STOP);
-  EXPECT_THAT(ask("two_apples.png", "What do you see?").text, HasSubstr("apples"));
-  EXPECT_THAT(ask("three_frogs.png", "How many frogs are there?").text, HasSubstr("hree"));
 }
 
 }  // namespace

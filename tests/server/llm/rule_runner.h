@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "model/llava/draw.h"
 #include "server/llm/engine.h"
 #include "server/llm/kv_blocks.h"
 #include "server/llm/model_runner.h"
@@ -32,7 +33,7 @@ namespace llava {
 class RuleRunner : public ModelRunner {
  public:
   static constexpr int32_t kFirst = 300;
-  static constexpr int32_t kThrow = 290, kNan = 291, kRefuse = 292;
+  static constexpr int32_t kThrow = 290, kNan = 291, kRefuse = 292, kHang = 293;
 
   // Shared with the test.
   struct Switches {
@@ -42,7 +43,11 @@ class RuleRunner : public ModelRunner {
     bool held LLAVA_GUARDED_BY(mutex) = false;           // one does
     int holding LLAVA_GUARDED_BY(mutex) = 0;             // so many do
     bool dead LLAVA_GUARDED_BY(mutex) = false;           // every step throws
+    bool hang LLAVA_GUARDED_BY(mutex) = true;            // steps of kHang do
+    bool hang_warm_up LLAVA_GUARDED_BY(mutex) = false;   // so do those of no answer
     std::vector<int32_t> begun LLAVA_GUARDED_BY(mutex);  // first ids, in order of joining
+    bool draws LLAVA_GUARDED_BY(mutex) = false;          // tokens, where it may
+    int64_t drawn LLAVA_GUARDED_BY(mutex) = 0;           // so many
     size_t most_together LLAVA_GUARDED_BY(mutex) = 0;
     int64_t computed_rows LLAVA_GUARDED_BY(mutex) = 0;
     int64_t foreign_rows LLAVA_GUARDED_BY(mutex) = 0;  // found where its own should be
@@ -88,6 +93,7 @@ class RuleRunner : public ModelRunner {
   // find another sequence's there.
   StepLogits Step(std::span<const Part> parts) override {
     std::chrono::microseconds time{0};
+    bool draws = false;
     {
       MutexLock lock(switches_->mutex);
       ++switches_->holding;
@@ -100,9 +106,18 @@ class RuleRunner : public ModelRunner {
       if (switches_->dead) throw std::runtime_error("device lost");
       switches_->most_together = std::max(switches_->most_together, parts.size());
       time = switches_->step_time;
+      draws = switches_->draws;
+      const auto hangs = [&](const Part& part) {
+        return part.sequence == 0 ? switches_->hang_warm_up
+                                  : sequences_.at(part.sequence).ids[0] == kHang;
+      };
+      while (switches_->hang && std::any_of(parts.begin(), parts.end(), hangs)) {
+        switches_->changed.Wait(switches_->mutex);
+      }
     }
     if (time.count() > 0) std::this_thread::sleep_for(time);
     auto logits = std::make_shared<std::vector<float>>();
+    std::vector<int32_t> ids;
     for (const Part& part : parts) {
       State& state = sequences_.at(part.sequence);
       if (state.ids[0] == kThrow) throw std::runtime_error("bad step");
@@ -111,9 +126,11 @@ class RuleRunner : public ModelRunner {
       std::vector<float> row(kWidth, 0.0f);
       row[static_cast<size_t>(kFirst + state.said++)] = 5;
       if (state.ids[0] == kNan && state.said == 2) row[7] = NAN;
+      if (draws) ids.push_back(part.choice ? Draw(row, *part.choice) : StepLogits::kNotDrawn);
+      if (draws && part.choice) continue;
       logits->insert(logits->end(), row.begin(), row.end());
     }
-    return {logits, logits->data(), kWidth, kWidth};
+    return {logits, logits->data(), kWidth, kWidth, std::move(ids)};
   }
   void CopyBlock(int32_t from, int32_t to) override { memory_.at(to) = memory_.at(from); }
   int64_t num_blocks() const override { return static_cast<int64_t>(memory_.size()); }
@@ -122,6 +139,16 @@ class RuleRunner : public ModelRunner {
 
  private:
   static constexpr int64_t kWidth = 1000, kTokens = KvBlocks::kTokens;
+
+  int32_t Draw(const std::vector<float>& row, const TokenChoice& choice) {
+    MutexLock lock(switches_->mutex);
+    ++switches_->drawn;
+    try {
+      return DrawToken(row, choice);
+    } catch (const std::runtime_error&) {
+      return StepLogits::kNotFinite;
+    }
+  }
 
   struct State {
     std::vector<int32_t> ids;  // read and said

@@ -180,29 +180,88 @@ TEST(SchedulerTest, TheLongestPrefixWinsUnlessItsWorkerIsBusy) {
   EXPECT_EQ(RouteScore(100, 1), 0);
 }
 
-TEST(PromptBudgetTest, KeepsAnswersFlowing) {
-  PromptBudget budget(512, 2.5);
-  EXPECT_EQ(budget.Rows(3), 512) << "nothing is known yet";
-  budget.Observe(3, 0, 0.070);
-  EXPECT_EQ(budget.Rows(3), 512);
-  budget.Observe(0, 512, 2.560);  // 5 ms a row
-  EXPECT_EQ(budget.Rows(0), 512) << "nobody to hold up";
-  EXPECT_EQ(budget.Rows(3), 21) << "1.5 x 70 ms";
-  for (int i = 0; i < 50; ++i) budget.Observe(3, 21, 0.070 + 21 * 0.002);
-  EXPECT_NEAR(budget.Rows(3), 52, 1);
-  for (int i = 0; i < 50; ++i) budget.Observe(3, 0, 0.700);
-  EXPECT_EQ(budget.Rows(3), 512);
-  for (int i = 0; i < 50; ++i) budget.Observe(3, 0, 0.001);
-  EXPECT_EQ(budget.Rows(3), 16) << "never nothing";
+StepLimits InTime(double seconds, int64_t rows = 512) {
+  StepLimits limits = {.prompt_rows = rows, .prompt_seconds = seconds, .available_blocks = 1000};
+  limits.least_rows = 16;
+  limits.row_seconds = 0.002;
+  limits.key_seconds = 1e-6;
+  return limits;
 }
 
-TEST(PromptBudgetTest, AFewRowsTellNothingOfTheSpeedOfMany) {
-  PromptBudget budget(512, 2.5);
-  budget.Observe(1, 0, 0.050);
-  budget.Observe(0, 512, 1.0);
-  const int64_t before = budget.Rows(1);
-  budget.Observe(0, 2, 0.050);
-  EXPECT_EQ(budget.Rows(1), before);
+TEST(SchedulerTest, PromptsShareTimeAndLaterRowsTakeMoreOfIt) {
+  struct Case {
+    std::vector<SequenceView> running;
+    double seconds;
+    Rows expected;
+  };
+  const auto at = [](int64_t left, int64_t computed) {
+    return SequenceView{.left = left, .computed = computed};
+  };
+  for (const Case& c : std::vector<Case>{
+           {{Decodes(), at(2000, 0)}, 0.120, {1, 59}},     // 59 x 2 ms and 59 x 60 / 2 keys
+           {{Decodes(), at(2000, 1000)}, 0.120, {1, 39}},  // 3 ms each
+           {{Decodes(), at(2000, 2000)}, 0.120, {1, 29}},
+           {{Decodes(), at(2000, 2000)}, 0.001, {1, 16}},  // never less
+           {{Decodes(), at(5, 0)}, 0.120, {1, 5}},
+           {{Decodes(), at(2000, 0)}, 100.0, {1, 512}},
+           // Half of the time to the first, the rest to the shortest.
+           {{Decodes(), at(2000, 1000), at(900, 0), at(100, 0)}, 0.120, {1, 19, 0, 31}},
+           {{Decodes(), at(2000, 1000), at(900, 0), at(10, 0)}, 0.120, {1, 19, 21, 10}},
+           {{Decodes(), at(2000, 1000), at(900, 1000)}, 0.001, {1, 8, 8}},
+       }) {
+    const StepPlan plan = PlanStep(c.running, InTime(c.seconds), [](size_t) { return 0; });
+    EXPECT_EQ(plan.rows, c.expected) << c.seconds;
+  }
+}
+
+// A device on which a step costs 50 ms, 1.5 ms a row and a microsecond a key.
+double Device(const StepWork& work) {
+  return 0.050 + 0.0015 * static_cast<double>(work.rows()) + 1e-6 * static_cast<double>(work.keys);
+}
+
+TEST(LimitPromptsTest, AnswersWaitSoManyTimesAsLongAndNoLonger) {
+  StepCost cost;
+  StepWork decoding = {.decode_rows = 8, .keys = 800};
+  EXPECT_EQ(LimitPrompts(cost, {}, 512, 2.9).prompt_rows, 512) << "nobody to hold up";
+  EXPECT_EQ(LimitPrompts(cost, decoding, 512, 2.9).prompt_rows, 24) << "nothing is known";
+  EXPECT_EQ(LimitPrompts(cost, decoding, 10, 2.9).prompt_rows, 10);
+  for (int64_t done = 0; done < 1024; done += 512) {
+    const StepWork work = {.prompt_rows = 512, .keys = KeysOf(done, 512)};
+    cost.Observe(work, Device(work));
+  }
+  for (int i = 0; i < 30; ++i) cost.Observe(decoding, Device(decoding));
+  const double usual = Device(decoding);
+  std::vector<double> times;
+  for (int64_t computed = 0; computed < 2048;) {
+    const std::vector<SequenceView> running = {{.left = 2048 - computed, .computed = computed}};
+    StepLimits limits = LimitPrompts(cost, decoding, 512, 2.9);
+    limits.available_blocks = 1000;
+    const int64_t rows = PlanStep(running, limits, [](size_t) { return 0; }).rows[0];
+    ASSERT_GE(rows, 16);
+    StepWork work = decoding;
+    work.prompt_rows = rows;
+    work.keys += KeysOf(computed, rows);
+    const double seconds = Device(work);
+    cost.Observe(work, seconds);
+    computed += rows;
+    if (computed < 2048) times.push_back(seconds / usual);
+  }
+  for (const double times_as_long : times) {
+    EXPECT_LT(times_as_long, 2.95);
+    EXPECT_GT(times_as_long, 2.7) << "nor is time wasted";
+  }
+}
+
+TEST(LimitPromptsTest, StepsGrowWithWhatIsKnown) {
+  StepCost cost;
+  const StepWork decoding = {.decode_rows = 4, .keys = 40};
+  cost.Observe(decoding, 0.050);
+  StepWork few = {.decode_rows = 4, .prompt_rows = 8, .keys = 100};
+  cost.Observe(few, 0.050);  // as fast as without: how fast are many?
+  EXPECT_EQ(LimitPrompts(cost, decoding, 512, 2.9).prompt_rows, 28);
+  few.prompt_rows = 60;
+  cost.Observe(few, 0.120);
+  EXPECT_EQ(LimitPrompts(cost, decoding, 512, 2.9).prompt_rows, 124);
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include <chrono>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "server/runtime/http_server.h"
@@ -22,6 +23,7 @@ using std::chrono::milliseconds;
 using testing::AllOf;
 using testing::EndsWith;
 using testing::HasSubstr;
+using testing::Not;
 using testing::StartsWith;
 using tcp = boost::asio::ip::tcp;
 
@@ -31,10 +33,18 @@ class Handler : public HttpHandler {
   std::optional<HttpResponse> OnHead(const HttpRequest& head, uint64_t& body_limit) override {
     if (head.path == "/forbidden") return HttpResponse{403, "text/x", "no\n"};
     if (head.path == "/echo") body_limit = 1000;
+    if (head.path == "/large") body_limit = 1u << 20;
     return std::nullopt;
   }
   void OnRequest(HttpRequest request, std::shared_ptr<HttpAnswer> answer) override {
     if (request.path == "/echo") return answer->Send({200, "text/x", request.body});
+    if (request.path == "/large") {
+      return answer->Send({200, "text/x", absl::StrCat(request.body.size())});
+    }
+    if (request.path == "/page") {
+      ++pages;
+      return answer->Send({200, "text/x", std::string(1u << 20, 'p')});
+    }
     if (request.path == "/forgotten") return;
     answer->SetOnGone([this] { ++gone; });
     std::lock_guard lock(mutex_);
@@ -50,7 +60,7 @@ class Handler : public HttpHandler {
     }
   }
 
-  std::atomic<int> gone = 0;
+  std::atomic<int> gone = 0, pages = 0;
 
  private:
   std::mutex mutex_;
@@ -256,6 +266,98 @@ TEST_F(HttpConnectionTest, AReaderThatStopsIsCut) {
   for (int i = 0; i < 100; ++i) waiting = answer->Write(std::string(1 << 20, 'x'));
   EXPECT_GT(waiting, 50u << 20);
   EXPECT_TRUE(Eventually([&] { return handler_.gone == 1; }));
+}
+
+// Many who send large bodies slowly must not fill the memory, nor keep out who asks little.
+TEST_F(HttpConnectionTest, BodiesShareABound) {
+  options_.limits.bodies_bytes = 100'000;
+  StartServer();
+  const auto begin = [](size_t size) {
+    return absl::StrCat("POST /large HTTP/1.1\r\nHost: x\r\nContent-Length: ", size,
+                        "\r\nConnection: close\r\n\r\n");
+  };
+  std::vector<tcp::socket> slow;
+  for (int i = 0; i < 2; ++i) {
+    slow.push_back(Connect());
+    Send(slow.back(), begin(60'000) + std::string(59'999, 'x'));
+  }
+  // 16 KiB of each are free.
+  ASSERT_TRUE(Eventually([&] { return server_->body_bytes() == 2 * (59'999 - 16'384); }));
+  auto late = Connect();
+  Send(late, begin(60'000) + std::string(60'000, 'x'));
+  const std::string refusal = Rest(late);
+  EXPECT_THAT(refusal, StartsWith("HTTP/1.1 503"));
+  EXPECT_THAT(refusal, AllOf(HasSubstr("Retry-After: 1\r\n"), HasSubstr("try again")));
+  auto small = Connect();
+  Send(small, begin(10'000) + std::string(10'000, 'x'));
+  EXPECT_THAT(Rest(small), AllOf(StartsWith("HTTP/1.1 200"), EndsWith("10000")));
+  for (tcp::socket& each : slow) {
+    Send(each, "x");
+    EXPECT_THAT(Rest(each), EndsWith("60000"));
+  }
+  // Also what a client that went away had sent is given back.
+  for (int i = 0; i < 2; ++i) {
+    auto gone = Connect();
+    Send(gone, begin(60'000) + std::string(59'999, 'x'));
+  }
+  EXPECT_TRUE(Eventually([&] { return server_->connections() == 0; }));
+  EXPECT_EQ(server_->body_bytes(), 0u);
+}
+
+// A body that two readers take for different things could hide a request from one of them.
+TEST_F(HttpConnectionTest, RefusesRequestsThatCanBeReadInTwoWays) {
+  StartServer();
+  const auto answer = [&](const std::string& fields) {
+    auto socket = Connect();
+    Send(socket, absl::StrCat("POST /echo HTTP/1.1\r\n", fields,
+                              "\r\n3\r\nabc\r\n0\r\n\r\nGET /forbidden HTTP/1.1\r\n\r\n"));
+    return Rest(socket);
+  };
+  const std::string host = "Host: x\r\n", chunked = "Transfer-Encoding: chunked\r\n";
+  for (const std::string& fields :
+       {host + "Content-Length: 5\r\n" + chunked, host + chunked + "Content-Length: 5\r\n",
+        host + "Content-Length: 5\r\nContent-Length: 6\r\n", host + chunked + chunked,
+        host + "Content-Length: +5\r\n", host + "Content-Length: 5, 5\r\n",
+        host + "Transfer-Encoding : chunked\r\n", host + "Host: y\r\n" + chunked,
+        host + "A: b\r\n\t c\rContent-Length: 3\r\n", host + "A\0b: c\r\n"}) {
+    EXPECT_THAT(answer(fields), AllOf(StartsWith("HTTP/1.1 400"), Not(HasSubstr("403")))) << fields;
+  }
+  for (const std::string coding : {"gzip", "chunked, identity", "xchunked", "identity"}) {
+    EXPECT_THAT(answer(host + "Transfer-Encoding: " + coding + "\r\n"),
+                AllOf(StartsWith("HTTP/1.1 501"), Not(HasSubstr("403"))))
+        << coding;
+  }
+  EXPECT_EQ(server_->connections(), 0);
+}
+
+// Answers are not piled up for a client that sends requests and reads nothing.
+TEST_F(HttpConnectionTest, TheNextRequestWaitsUntilTheAnswerIsOut) {
+  options_.limits.write_timeout = milliseconds(500);
+  StartServer();
+  auto socket = Connect();
+  socket.set_option(boost::asio::socket_base::receive_buffer_size(4096));
+  std::string many;
+  for (int i = 0; i < 1000; ++i) many += "GET /page HTTP/1.1\r\nHost: x\r\n\r\n";
+  Send(socket, many);
+  EXPECT_TRUE(Eventually([&] { return server_->connections() == 0; })) << "cut by write_timeout";
+  EXPECT_LT(handler_.pages, 100) << "each has 1 MiB";
+}
+
+TEST_F(HttpConnectionTest, IdleConnectionsGiveWayToNewOnes) {
+  options_.limits.connections = 2;
+  options_.limits.head_timeout = options_.limits.idle_timeout = std::chrono::minutes(10);
+  StartServer();
+  auto busy = Connect();
+  Send(busy, Post("/stream", ""));
+  const auto stream = handler_.stream();
+  auto idle = Connect();
+  EXPECT_TRUE(Eventually([&] { return server_->connections() == 2; }));
+  auto third = Connect();
+  Send(third, Post("/echo", "x"));
+  EXPECT_THAT(Rest(third), StartsWith("HTTP/1.1 200"));
+  EXPECT_EQ(Rest(idle), "");
+  stream->Send({200, "text/x", "still here"});
+  EXPECT_THAT(Rest(busy), EndsWith("still here"));
 }
 
 TEST_F(HttpConnectionTest, AsksForTheBodyWhenTheClientWaitsForThat) {

@@ -35,23 +35,28 @@ inline std::string Picture(const std::string& name) {
   return bytes.str();
 }
 
-// A 24-bit BMP of 8 x 8 pixels, all of one value.
-inline std::string Bitmap(char value) {
+// A 24-bit BMP of squares of 8 x 8 pixels beside each other, each of one value.
+inline std::string Bitmap(const std::string& values) {
+  const auto count = static_cast<uint32_t>(values.size());
   std::string file("BM", 2);
   const auto number = [&file](uint32_t number, int bytes) {
     for (int i = 0; i < bytes; ++i) file.push_back(static_cast<char>(number >> (8 * i)));
   };
-  number(54 + 192, 4);  // file size
+  number(54 + 192 * count, 4);  // file size
   number(0, 4);
   number(54, 4);  // where the pixels begin
   number(40, 4);  // header size
-  number(8, 4);
+  number(8 * count, 4);
   number(8, 4);
   number(1, 2);
   number(24, 2);
-  for (const uint32_t field : {0u, 192u, 2835u, 2835u, 0u, 0u}) number(field, 4);
-  return file + std::string(192, value);
+  for (const uint32_t field : {0u, 192u * count, 2835u, 2835u, 0u, 0u}) number(field, 4);
+  for (int row = 0; row < 8; ++row) {
+    for (const char value : values) file += std::string(24, value);
+  }
+  return file;
 }
+inline std::string Bitmap(char value) { return Bitmap(std::string(1, value)); }
 
 struct Switches {
   Mutex mutex;
@@ -63,6 +68,7 @@ struct Switches {
 
 // One row of one number per picture. Layer -3: throws if a bright picture is in the batch. Layer
 // -4: gives numbers that are not finite. Layer -5: has memory for one picture only, -6: for none.
+// Layer -7: the number is the sign of the first pixel value.
 class RuleEncoder : public PictureEncoder {
  public:
   explicit RuleEncoder(std::shared_ptr<Switches> switches) : switches_(std::move(switches)) {}
@@ -79,6 +85,10 @@ class RuleEncoder : public PictureEncoder {
     if (layer == -6 || (layer == -5 && pixels.size() > 1)) throw std::bad_alloc();
     for (const auto& picture : pixels) {
       if (layer == -3 && picture[0] > 1) throw std::runtime_error("poisoned");
+      if (layer == -7) {
+        rows.push_back(picture[0] > 0 ? "++" : "--");
+        continue;
+      }
       rows.push_back(layer == -4 ? std::string("\x80\x7f", 2) : std::string("\0\1", 2));
     }
     return rows;
@@ -135,8 +145,10 @@ class VisionEngineTest : public ::testing::Test {
   }
   std::shared_ptr<Collector> Post(std::string image, int64_t layer = -2,
                                   absl::Status* refused = nullptr,
-                                  const std::function<void(Collector&)>& change = {}) {
+                                  const std::function<void(Collector&)>& change = {},
+                                  std::vector<Resolution> grid = {}) {
     EncodeJob job;
+    job.grid = std::move(grid);
     auto call = std::make_shared<Collector>();
     if (change) change(*call);
     job.image = std::move(image);

@@ -118,6 +118,95 @@ TEST_F(VisionEngineTest, ATensorNeedsNoDecoder) {
   EXPECT_EQ(engine_->statistics().nan_outputs, 0u);
 }
 
+const std::vector<Resolution> kGrid = {{16, 8}, {24, 8}};
+
+TEST_F(VisionEngineTest, TilesOfAPictureAreOneFeature) {
+  Start({.max_batch = 3, .batch_wait = std::chrono::seconds(20)});
+  auto wide = Post(Bitmap("\xff\x01\xff"), -7, nullptr, {}, kGrid);
+  auto other = Post(Bitmap("\x01\xff"), -7, nullptr, {}, kGrid);
+  while (Batches().size() < 2) std::this_thread::yield();
+  EXPECT_EQ(engine_->waiting(), 1) << "of the seven tiles";
+  auto single = Post(Bitmap("\xff"), -7);
+  auto tensor = std::make_shared<Collector>();
+  EncodeJob job;
+  job.pixels.assign(3 * 8 * 8, 1.0f);
+  job.select_layer = -7;
+  job.call = tensor;
+  ASSERT_TRUE(engine_->Post(std::move(job)).ok());
+  for (const auto& call : {wide, other, single, tensor}) ASSERT_TRUE(call->Wait().ok());
+  EXPECT_EQ(Batches(), (std::vector<size_t>{3, 3, 3})) << "whoever waits fills a batch";
+  // The overview, which begins as the first tile does, and the tiles from left to right.
+  EXPECT_EQ(wide->features->bytes, "++++--++");
+  EXPECT_EQ(wide->features->rows, 4);
+  EXPECT_EQ(wide->features->image_width, 24u);
+  EXPECT_EQ(other->features->bytes, "----++");
+  EXPECT_EQ(other->features->rows, 3);
+  EXPECT_EQ(single->features->rows, 1);
+  EXPECT_EQ(engine_->statistics().encoded, 4u) << "pictures, not tiles";
+  auto again = Post(Bitmap("\x01\xff"), -7, nullptr, {}, kGrid);
+  ASSERT_TRUE(again->Wait().ok());
+  EXPECT_TRUE(again->cached);
+}
+
+TEST_F(VisionEngineTest, ATileThatFailsFailsItsPictureOnly) {
+  Start({.max_batch = 4, .batch_wait = std::chrono::milliseconds(50)});
+  auto poisoned = Post(Bitmap("\x01\xff"), -3, nullptr, {}, kGrid);
+  auto neighbour = Post(Bitmap("\x01\x02"), -3, nullptr, {}, kGrid);
+  EXPECT_EQ(poisoned->Wait().code(), absl::StatusCode::kInternal);
+  EXPECT_TRUE(neighbour->Wait().ok());
+  while (engine_->waiting() > 0) std::this_thread::yield();  // what was left of it is dropped
+}
+
+TEST_F(VisionEngineTest, TilesThatNobodyWaitsForAreNotComputed) {
+  Start({.max_batch = 1, .batch_wait = std::chrono::seconds(0)});
+  Hold(true);
+  auto call = Post(Bitmap("\x01\xff\x01"), -2, nullptr, {}, kGrid);
+  while (engine_->computing() == 0) std::this_thread::yield();
+  call->gone_ = true;
+  Hold(false);
+  EXPECT_EQ(call->Wait().code(), absl::StatusCode::kCancelled);
+  EXPECT_TRUE(Post(Picture("plain.png"))->Wait().ok());
+  EXPECT_LE(Batches().size(), 2u) << "its first tile and the other picture";
+}
+
+TEST_F(VisionEngineTest, SeveralWorkersShareThePicturesOfACanvas) {
+  Start({.max_batch = 1, .batch_wait = std::chrono::seconds(0)}, 3);
+  for (int i = 0; i < 50; ++i) {
+    // Bytes behind the picture's end: another file each time.
+    auto call = Post(Bitmap("\xff\x01\xff") + std::to_string(i), -7, nullptr, {}, kGrid);
+    ASSERT_TRUE(call->Wait().ok());
+    EXPECT_EQ(call->features->bytes, "++++--++");
+  }
+}
+
+TEST_F(VisionEngineTest, BytesAreBoundedAtTheDoor) {
+  // A picture's input has 768 bytes, a file of a square 246.
+  Start({.max_batch = 1, .batch_wait = std::chrono::seconds(0), .queue_bytes = 3000});
+  Hold(true);
+  auto first = Post(Bitmap('1'));
+  while (engine_->computing() == 0) std::this_thread::yield();
+  EXPECT_EQ(engine_->waiting_bytes(), 246u + 768u) << "the decoder's copy is gone";
+  // Of the same file, it waits for the first.
+  auto follower = Post(Bitmap('1'));
+  while (engine_->waiting() > 0) std::this_thread::yield();
+  EXPECT_EQ(engine_->waiting_bytes(), 2 * 246u + 768u);
+  auto second = Post(Bitmap('2'));
+  absl::Status refused;
+  Post(Bitmap("345"), -2, &refused, {}, kGrid);
+  EXPECT_EQ(refused.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(refused.message(), HasSubstr("--queue-bytes"));
+  EXPECT_TRUE(refused.GetPayload("type.googleapis.com/google.rpc.RetryInfo"))
+      << "when to come again";
+  Hold(false);
+  for (auto* call : {&first, &follower, &second}) {
+    EXPECT_TRUE((*call)->Wait().ok());
+    call->reset();
+  }
+  while (engine_->waiting_bytes() > 0) std::this_thread::yield();
+  EXPECT_TRUE(Post(Bitmap("345"), -2, nullptr, {}, kGrid)->Wait().ok())
+      << "alone even what is larger than the bound";
+}
+
 TEST_F(VisionEngineTest, TakesAllPicturesOfACallOrNone) {
   Start({.queue = 2});
   std::vector<EncodeJob> jobs;

@@ -209,6 +209,17 @@ TEST_F(FeatureDiskTest, TheCacheLooksThereBeforeAnythingIsComputed) {
   ASSERT_TRUE(found.features);
   EXPECT_EQ(found.calls.size(), 2u) << "who came meanwhile is served too";
   EXPECT_EQ(cache.Begin("key", call).features, found.features) << "in memory again";
+
+  const v1::FeatureCacheStatus status = cache.status();
+  EXPECT_EQ(status.entries(), 1u);
+  EXPECT_EQ(status.bytes(), cache.size_bytes());
+  EXPECT_EQ(status.budget_bytes(), uint64_t{1} << 20);
+  EXPECT_EQ(status.hits(), 1u);
+  EXPECT_EQ(status.misses(), 3u);
+  EXPECT_EQ(status.disk().entries(), 1u);
+  EXPECT_EQ(status.disk().hits(), 1u);
+  EXPECT_EQ(status.disk().misses(), 1u);
+  EXPECT_EQ(status.disk().errors(), 0u);
 }
 
 }  // namespace

@@ -213,6 +213,34 @@ TEST_F(InferenceServiceTest, ParametersChooseLayerRowsAndMode) {
   Refuses(request, "image_mode");
 }
 
+TEST_F(InferenceServiceTest, TilesOfAnyresAreRowsOfAPicture) {
+  const std::string wide = FixturePicture("wide_300x41.jpg"), tall = FixturePicture("plain.png");
+  Request request = ImageRequest({wide});
+  Response response;
+  auto& parameters = *request.mutable_parameters();
+  parameters["image_mode"].set_string_param("anyres");
+  Refuses(request, "grid");
+  parameters["grid"].set_string_param("168x56,112x112,56x56");
+  const grpc::Status status = Infer(request, &response);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  const TowerInfo& tower = here_.engine().info();
+  EXPECT_THAT(response.outputs(0).shape(), ElementsAre(1, 4 * tower.num_patches, tower.width));
+  for (const char* grid : {"", "168", "168x56,", "168x56x3", "168x-56", "168 x 56 pixels"}) {
+    parameters["grid"].set_string_param(grid);
+    Refuses(request, "grid");
+  }
+  parameters["grid"].set_string_param("168x56,100x56");
+  Refuses(request, "grid[1] is 100 x 56");
+
+  // One tensor holds equal numbers of rows only.
+  Request mixed = ImageRequest({wide, tall});
+  *mixed.mutable_parameters() = request.parameters();
+  (*mixed.mutable_parameters())["grid"].set_string_param("168x56,112x112,56x56");
+  Refuses(mixed, "image[1]: has");
+  (*mixed.mutable_parameters())["image_mode"].set_string_param("pad");
+  Refuses(mixed, "grid");
+}
+
 TEST_F(InferenceServiceTest, RefusesWrongTensorsAndSaysWhich) {
   const std::string good = Bytes(Pixels("plain.png"));
   const auto pixels = [&](auto change) {

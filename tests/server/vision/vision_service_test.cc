@@ -9,6 +9,8 @@
 #include <cmath>
 #include <memory>
 #include <string>
+#include <tuple>
+#include <utility>
 
 #include "model/checkpoint/tensor_file.h"
 #include "server/wire/feature_key.h"
@@ -23,6 +25,12 @@ namespace {
 using ::testing::HasSubstr;
 
 std::string Picture(const std::string& name) { return FixturePicture(name); }
+
+void AddCanvas(v1::VisionSpec& spec, uint32_t width, uint32_t height) {
+  v1::GridPoint& canvas = *spec.add_grid();
+  canvas.set_width(width);
+  canvas.set_height(height);
+}
 
 struct Encoded {
   grpc::Status status;
@@ -118,15 +126,57 @@ TEST_F(VisionServiceTest, RefusesWhatItCannotDoAndSaysWhy) {
   EXPECT_EQ(
       refused(good, [](auto& spec) { spec.set_tower_digest(std::string(32, 'x')); }).error_code(),
       StatusCode::NOT_FOUND);
-  const grpc::Status anyres = refused(good, [](auto& spec) {
-    spec.set_image_mode(v1::IMAGE_MODE_ANYRES);
-    spec.add_grid()->set_width(336);
-  });
-  EXPECT_EQ(anyres.error_code(), StatusCode::UNIMPLEMENTED);
-  EXPECT_THAT(anyres.error_message(), HasSubstr("image_mode"));
+  // Canvases of the anyres mode: whole tiles of 56 pixels, not too many of them.
+  for (const auto& [width, height] :
+       {std::pair(56u, 57u), {0u, 56u}, {4294967240u, 56u}, {56u * 37, 56u}}) {
+    const grpc::Status anyres = refused(good, [&](auto& spec) {
+      spec.set_image_mode(v1::IMAGE_MODE_ANYRES);
+      AddCanvas(spec, 112, 56);
+      AddCanvas(spec, width, height);
+    });
+    EXPECT_EQ(anyres.error_code(), StatusCode::INVALID_ARGUMENT);
+    EXPECT_THAT(anyres.error_message(), HasSubstr("grid[1]"));
+  }
+  EXPECT_EQ(refused(good, [](auto& spec) { AddCanvas(spec, 56, 56); }).error_code(),
+            StatusCode::INVALID_ARGUMENT)
+      << "a grid without its mode";
+  EXPECT_EQ(
+      refused(good, [](auto& spec) { spec.set_image_mode(v1::IMAGE_MODE_ANYRES); }).error_code(),
+      StatusCode::INVALID_ARGUMENT)
+      << "the mode without a grid";
   EXPECT_TRUE(Encode(good, spec_).status.ok());
   EXPECT_THAT(here_.metrics.Render(),
-              HasSubstr("llava_vision_requests_total{code=\"UNIMPLEMENTED\"} 1"));
+              HasSubstr("llava_vision_requests_total{code=\"NOT_FOUND\"} 1"));
+}
+
+TEST_F(VisionServiceTest, GivesAnOverviewAndTilesOfAnyres) {
+  spec_.set_image_mode(v1::IMAGE_MODE_ANYRES);
+  for (const auto& [width, height] : {std::pair(56u, 112u), {112u, 56u}, {112u, 112u}}) {
+    AddCanvas(spec_, width, height);
+  }
+  const std::string wide = Picture("wide_300x41.jpg"), tall = Picture("tall_37x200.png");
+  for (const auto& [image, width, height] :
+       {std::tuple(wide, 112u, 56u), std::tuple(tall, 56u, 112u)}) {
+    const Encoded result = Encode(image, spec_);
+    ASSERT_TRUE(result.status.ok()) << result.status.error_message();
+    EXPECT_EQ(result.header.canvas().width(), width);
+    EXPECT_EQ(result.header.canvas().height(), height);
+    EXPECT_EQ(result.header.tensor().shape(0), 3 * 16) << "an overview and two tiles";
+    EXPECT_EQ(result.bytes.size(), result.header.tensor().size_bytes());
+    EXPECT_EQ(result.header.key().SerializeAsString(),
+              MakeFeatureKey(HashBytes(image), spec_, "cpu-f32").SerializeAsString());
+    const Encoded again = Encode(image, spec_);
+    EXPECT_TRUE(again.header.cached());
+    EXPECT_EQ(again.header.canvas().width(), width);
+    EXPECT_EQ(again.bytes, result.bytes);
+  }
+  // Another grid, another feature.
+  v1::VisionSpec other = spec_;
+  AddCanvas(other, 168, 56);
+  const Encoded result = Encode(wide, other);
+  EXPECT_FALSE(result.header.cached());
+  EXPECT_EQ(result.header.canvas().width(), 168u);
+  EXPECT_EQ(result.header.tensor().shape(0), 4 * 16);
 }
 
 TEST_F(VisionServiceTest, RefusesWhileLoadingAndWhileDraining) {

@@ -125,5 +125,18 @@ TEST(AverageRunsTest, TakesTheMeanOfTheRuns) {
               HasSubstr("differ in \"all\""));
 }
 
+// The figures of LLaVA 1.5 7B in the wild, which were published as 65.4: the mean of what the runs
+// print, not of the exact ratios (65.47).
+TEST(AverageRunsTest, AveragesPrintedFigures) {
+  const auto run = [](double reference, double candidate) {
+    std::vector<JudgeReview> reviews;
+    for (int i = 0; i < 60; ++i) reviews.push_back(Review("", reference / 60, candidate / 60));
+    return SummarizeReviews(reviews, {});
+  };
+  const auto averages = AverageRuns({run(522, 338), run(522, 341), run(520, 345)});
+  ASSERT_EQ(averages.size(), 1);
+  EXPECT_THAT(JudgeAverageTable(averages), HasSubstr("65.4 ± 0.8"));
+}
+
 }  // namespace
 }  // namespace llava

@@ -68,6 +68,28 @@ TEST(ReportTest, KnowsShortAnswersAndScenes) {
   EXPECT_EQ(tables[2].rows[0].cells[0].high, 60.0);
 }
 
+TEST(ReportTest, AveragesSeedsOfScenes) {
+  const TemporaryFolder folder;
+  const auto quality = [&](const char* name, const std::string& accuracy) {
+    return folder.Write(name, R"({"bigger": {"accuracy": 0.9}, "naming": {"accuracy": )" +
+                                  accuracy + R"(, "low": 0.1, "high": 0.9},
+                                  "types": {"what": {"accuracy": 0.1}}, "settings": {}})");
+  };
+  const auto tables = MakeReport({{"full", quality("1.json", "0.5")},
+                                  {"less", quality("2.json", "0.25")},
+                                  {"full", quality("3.json", "0.6")}});
+  ASSERT_EQ(tables.size(), 1);
+  ASSERT_EQ(tables[0].rows.size(), 2);
+  EXPECT_EQ(tables[0].columns, (std::vector<std::string>{"naming", "bigger", "average"}));
+  EXPECT_EQ(tables[0].rows[0].name, "full");
+  EXPECT_DOUBLE_EQ(*tables[0].rows[0].cells[0].value, 55);
+  EXPECT_NEAR(*tables[0].rows[0].cells[0].low, 55 - 7.0711, 1e-3);
+  EXPECT_DOUBLE_EQ(*tables[0].rows[0].cells[2].value, (55.0 + 90.0) / 2);
+  EXPECT_NEAR(*tables[0].rows[0].cells[2].high, 72.5 + 3.5355, 1e-3);
+  EXPECT_EQ(tables[0].rows[1].cells[0].high, 90.0);
+  EXPECT_EQ(tables[0].rows[1].cells[2].high, std::nullopt);
+}
+
 TEST(ReportTest, NamesFilesThatAreNoResults) {
   const TemporaryFolder folder;
   for (const char* content : {"{}", R"({"kind": "judge", "files": []})", R"({"kind": "other"})"}) {
@@ -96,9 +118,11 @@ TEST(ReportTest, IsMarkdown) {
 
 TEST(ReportTest, IsHtmlThatNeedsNothingElse) {
   const std::string html = ReportHtml("<T>", {Small()});
-  EXPECT_THAT(html, AllOf(HasSubstr("<title>&lt;T&gt;</title>"), HasSubstr("<h2>A &amp; B</h2>"),
-                          HasSubstr("<td>&lt;mine&gt;</td><td>50.0</td>"),
-                          HasSubstr("<td title=\"70.0 - 80.0\">75.2</td>"), HasSubstr("<svg ")));
+  EXPECT_THAT(html,
+              AllOf(HasSubstr("<title>&lt;T&gt;</title>"), HasSubstr("<h2>A &amp; B</h2>"),
+                    HasSubstr("<td>&lt;mine&gt;</td><td>50.0</td>"),
+                    HasSubstr("<td title=\"70.0 - 80.0\">75.2<small>70.0 - 80.0</small></td>"),
+                    HasSubstr("<svg ")));
   EXPECT_THAT(html, AllOf(Not(HasSubstr("src=")), Not(HasSubstr("href=")),
                           Not(HasSubstr("<script")), Not(HasSubstr("@import"))));
 }
@@ -108,6 +132,7 @@ TEST(BarsSvgTest, DrawsBarsToScale) {
   // From 0 at y = 290 to 100 at y = 12: 50 is 139 high.
   EXPECT_THAT(svg, HasSubstr("height=\"139.0\" fill=\"#4477aa\""));
   EXPECT_THAT(svg, HasSubstr("&lt;mine&gt;"));
+  EXPECT_THAT(svg, HasSubstr(">80 %</text>"));
   EXPECT_THAT(svg, Not(HasSubstr("theirs")));
   size_t bars = 0;
   for (size_t at = 0; (at = svg.find("<rect", at)) != svg.npos; ++at) ++bars;

@@ -1,0 +1,38 @@
+#pragma once
+
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "absl/status/statusor.h"
+#include "server/gateway/sqlite.h"
+#include "server/runtime/mutex.h"
+
+namespace llava {
+
+// Brings the log of a database into its tables, with a connection and a thread of its own, so that
+// no commit waits for it. The log's file is then written from its begin again: bytes that are there
+// already are synced more cheaply than a file that grows. Thread-safe.
+class LogCheckpointer {
+ public:
+  static absl::StatusOr<std::unique_ptr<LogCheckpointer>> Open(const std::string& database_path);
+  ~LogCheckpointer();
+
+  // The log has so many pages after a commit. True: it has grown so far although it was worked on,
+  // as commits follow each other without a gap: the writer shall see to the rest itself, now.
+  bool OnCommit(int log_pages);
+
+ private:
+  explicit LogCheckpointer(std::unique_ptr<SqlDatabase> database);
+  void Loop();
+
+  const std::unique_ptr<SqlDatabase> database_;  // of the thread
+  Mutex mutex_;
+  CondVar changed_;
+  bool wanted_ LLAVA_GUARDED_BY(mutex_) = false;
+  bool working_ LLAVA_GUARDED_BY(mutex_) = false;
+  bool closing_ LLAVA_GUARDED_BY(mutex_) = false;
+  std::thread thread_;  // last: uses all of the above
+};
+
+}  // namespace llava

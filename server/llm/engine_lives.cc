@@ -1,0 +1,220 @@
+// How the workers of an engine begin, end, hang and begin anew.
+
+#include <algorithm>
+#include <exception>
+#include <memory>
+#include <stdexcept>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/llm/engine.h"
+#include "server/llm/engine_worker.h"
+#include "server/runtime/logging.h"
+#include "server/runtime/status.h"
+
+namespace llava {
+
+void LlmEngine::ShowWorkers() { metrics_.ShowWorkers(loading_, ready_, failed_); }
+
+void LlmEngine::StartWorker(int worker) {
+  Slot& slot = slots_[static_cast<size_t>(worker)];
+  slot.alive = true;
+  slot.watch->share = 0;
+  slot.watch->stop = false;
+  slot.tries = 0;
+  slot.delay = options_.respawn_delay;
+  slot.first = true;
+  ++loading_;
+  ShowWorkers();
+  StartThread(worker, std::nullopt);
+}
+
+void LlmEngine::StartThread(int worker, std::optional<Life> before) {
+  Slot& slot = slots_[static_cast<size_t>(worker)];
+  slot.steps = std::make_shared<StepWatch>();
+  slot.thread = std::thread([this, worker, &slot, before = std::move(before)] {
+    if (!WorkerLoop(worker, before)) return;
+    MutexLock lock(mutex_);
+    slot.alive = false;
+    changed_.NotifyAll();
+  });
+}
+
+LlmEngine::Life LlmEngine::Live(int worker) {
+  Life life;
+  const int device = places_.devices[static_cast<size_t>(worker)];
+  DeviceTurn& turn = *places_.turns[static_cast<size_t>(device)];
+  LoadWatch& watch = *slots_[static_cast<size_t>(worker)].watch;
+  std::shared_ptr<StepWatch> steps;
+  {
+    MutexLock lock(mutex_);
+    steps = slots_[static_cast<size_t>(worker)].steps;
+  }
+  const DevicePiece piece = [&](const std::function<void()>& compute) {
+    if (watch.stop) throw std::runtime_error("the worker was stopped");
+    const DeviceTurn::Held held = turn.InBackground();
+    steps->Run(compute);
+  };
+  std::unique_ptr<ModelRunner> runner;
+  double drift = -1;
+  try {
+    runner = factory_(device, watch);
+    watch.share = 1;
+    drift = runner->SelfTest(piece);
+    WarmUp(*runner, info_, piece);
+  } catch (const WorkerGivenUp&) {
+    life.given_up = true;
+    return life;
+  } catch (const LoadFailure& failure) {
+    life.status = failure.status;
+    return life;
+  } catch (...) {
+    life.status = FromException(std::current_exception());
+    return life;
+  }
+  EngineWorker works(*this, *runner, worker, turn, *steps);
+  {
+    MutexLock lock(mutex_);
+    image_tokens_ = runner->image_tokens();
+    weight_bytes_ = runner->weight_bytes();
+    drift_ = std::max(drift_, drift);
+    const int64_t tokens = runner->num_blocks() * KvBlocks::kTokens;
+    if (kv_capacity_tokens_ == 0 || tokens < kv_capacity_tokens_) kv_capacity_tokens_ = tokens;
+    workers_.push_back(&works);
+    --loading_;
+    ++ready_;
+    ShowWorkers();
+    changed_.NotifyAll();
+  }
+  life.loaded = true;
+  std::string reason;
+  try {
+    reason = works.Run();
+  } catch (const WorkerGivenUp&) {
+    life.given_up = true;
+    return life;
+  }
+  life.served = works.served();
+  if (!reason.empty()) life.status = absl::UnavailableError(reason);
+  MutexLock lock(mutex_);
+  std::erase(workers_, &works);
+  --ready_;
+  ++loading_;  // unless it is given up
+  ShowWorkers();
+  changed_.NotifyAll();  // what was left to this one is for all
+  return life;
+}
+
+bool LlmEngine::WorkerLoop(int worker, std::optional<Life> before) {
+  Slot& slot = slots_[static_cast<size_t>(worker)];
+  while (true) {
+    const Life life = before ? *std::exchange(before, std::nullopt) : Live(worker);
+    if (life.given_up) return false;
+    const std::string reason(life.status.message());
+    bool again = true;
+    std::chrono::milliseconds delay;
+    {
+      MutexLock lock(mutex_);
+      const bool failed = slot.first && !life.loaded && !Retires(worker);
+      if (failed || Retires(worker)) {
+        if (failed) load_status_ = life.status;
+        --loading_;
+        failed_ += failed ? 1 : 0;
+        ShowWorkers();
+        changed_.NotifyAll();
+        return true;
+      }
+      slot.first = false;
+      if (life.served) {
+        slot.tries = 0;
+        slot.delay = options_.respawn_delay;
+      }
+      again = slot.tries++ < options_.respawns;
+      delay = slot.delay;
+      slot.delay *= 2;
+    }
+    if (!again) {
+      GiveUp(reason);
+      return true;
+    }
+    LogError("worker died, it begins anew",
+             {{"reason", reason}, {"in_ms", absl::StrCat(delay.count())}});
+    metrics_.respawns.Increment();
+    MutexLock lock(mutex_);
+    const auto until = Clock::now() + delay;
+    while (!Retires(worker) && Clock::now() < until) changed_.WaitUntil(mutex_, until);
+    if (Retires(worker)) {
+      --loading_;
+      ShowWorkers();
+      return true;
+    }
+  }
+}
+
+void LlmEngine::WatchSteps() {
+  const auto interval = std::clamp<Clock::duration>(
+      options_.step_limit / 4, std::chrono::milliseconds(1), std::chrono::seconds(1));
+  while (true) {
+    std::vector<std::shared_ptr<StepWatch>> watches;
+    {
+      MutexLock lock(mutex_);
+      const auto until = Clock::now() + interval;
+      while (watching_ && Clock::now() < until) watch_changed_.WaitUntil(mutex_, until);
+      if (!watching_) return;
+      for (const Slot& slot : slots_) watches.push_back(slot.steps);
+    }
+    for (size_t i = 0; i < watches.size(); ++i) {
+      watches[i]->GiveUpIfLonger(options_.step_limit, [&] { Replace(static_cast<int>(i)); });
+    }
+  }
+}
+
+void LlmEngine::Replace(int worker) {
+  const std::string reason =
+      absl::StrCat("a step took longer than ", options_.step_limit.count(), " ms (--step-limit)");
+  LogError("worker hangs and is given up", {{"reason", reason}});
+  // The thread is within a call: what it works with stays as long as we do.
+  EngineWorker* hung = nullptr;
+  {
+    MutexLock lock(mutex_);
+    const auto found = std::find_if(workers_.begin(), workers_.end(),
+                                    [&](const auto* other) { return other->number() == worker; });
+    if (found != workers_.end()) {
+      hung = *found;
+      workers_.erase(found);
+      --ready_;
+      ++loading_;  // unless it is given up
+      ShowWorkers();
+    }
+    Slot& slot = slots_[static_cast<size_t>(worker)];
+    hung_.push_back({std::move(slot.thread), slot.steps});
+    const int device = places_.devices[static_cast<size_t>(worker)];
+    places_.turns[static_cast<size_t>(device)]->TakeBack();
+    StartThread(worker, Life{.status = absl::UnavailableError(reason), .loaded = hung != nullptr});
+    changed_.NotifyAll();
+  }
+  if (hung != nullptr) hung->Abandon();
+}
+
+bool LlmEngine::hangs() const {
+  MutexLock lock(mutex_);
+  return std::any_of(hung_.begin(), hung_.end(),
+                     [](const Hung& hung) { return hung.steps->calling(); });
+}
+
+void LlmEngine::GiveUp(const std::string& reason) {
+  LogError("worker died and is given up", {{"reason", reason}});
+  bool last = false;
+  {
+    MutexLock lock(mutex_);
+    --loading_;
+    ++failed_;
+    ShowWorkers();
+    last = ready_ == 0 && loading_ == 0;
+    if (last) failure_ = "all workers failed: " + reason;
+  }
+  if (!last) return;
+  FailWaiting(absl::UnavailableError("llm: all workers failed"));
+}
+
+}  // namespace llava

@@ -1,0 +1,44 @@
+#pragma once
+
+// Whether the thread of a worker hangs in a call to its device.
+
+#include <chrono>
+#include <functional>
+#include <stdexcept>
+
+#include "server/runtime/mutex.h"
+
+namespace llava {
+
+// A call came back to a thread that was given up meanwhile: it must end and touch nothing that is
+// not its own.
+struct WorkerGivenUp : std::runtime_error {
+  WorkerGivenUp() : std::runtime_error("the worker was given up") {}
+};
+
+// One thread makes calls, another one looks. Thread-safe.
+class StepWatch {
+ public:
+  using Clock = std::chrono::steady_clock;
+
+  // Makes a call. Throws what it throws, or WorkerGivenUp if the thread was given up.
+  void Run(const std::function<void()>& call);
+
+  // Gives the thread up if its call takes longer than `limit`: then `on_give_up` runs, before the
+  // thread can go on, and true is returned, once.
+  bool GiveUpIfLonger(Clock::duration limit, const std::function<void()>& on_give_up);
+
+  // A call is being made.
+  bool calling() const;
+
+ private:
+  // Throws WorkerGivenUp.
+  void Leave();
+
+  mutable Mutex mutex_;
+  bool calling_ LLAVA_GUARDED_BY(mutex_) = false;
+  bool given_up_ LLAVA_GUARDED_BY(mutex_) = false;
+  Clock::time_point since_ LLAVA_GUARDED_BY(mutex_);
+};
+
+}  // namespace llava

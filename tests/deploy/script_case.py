@@ -1,0 +1,65 @@
+"""A script of deploy/ under test: in a process group of its own, all of which ends with the test.
+
+Environment: LLAVA_BIN_DIR, the folder of the binaries; LLAVA_SLOWDOWN, of a sanitizer (both set by ctest)."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import tempfile
+import time
+import unittest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PATIENCE = 240 * int(os.environ.get("LLAVA_SLOWDOWN", "1"))
+
+
+class ScriptCase(unittest.TestCase):
+    SCRIPT = None  # its name in deploy/
+
+    @classmethod
+    def setUpClass(cls):
+        # Where the tests run in the background, Ctrl-C is ignored, and so it would be by the script.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def setUp(self):
+        self.temporary = tempfile.TemporaryDirectory(prefix="deploy-test-")
+        self.addCleanup(self.temporary.cleanup)
+        self.out = pathlib.Path(self.temporary.name) / "out"
+
+    def start(self, *options, **more):
+        process = subprocess.Popen(
+            [str(ROOT / "deploy" / self.SCRIPT), "--no-build", "--out", str(self.out), *options],
+            text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            start_new_session=True, **more)
+
+        def end():
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # as it should be
+            process.communicate()
+
+        self.addCleanup(end)
+        return process
+
+    def run_script(self, *options, code=0, **more):
+        process = self.start(*options, **more)
+        output, errors = process.communicate(timeout=PATIENCE)
+        self.assertEqual(process.returncode, code, output + errors)
+        return output, errors
+
+    def wait_until(self, condition, process):
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            self.assertIsNone(process.poll(), "the script ended early")
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.02)
+
+    def check_wrong_use(self, *cases):
+        """Of (options, part of the one line that tells what is wrong)."""
+        for options, part in cases:
+            _, errors = self.run_script(*options, code=2)
+            self.assertEqual(errors.count("\n"), 1, errors)
+            self.assertIn(part, errors)
+            self.assertFalse(self.out.exists())

@@ -1,0 +1,71 @@
+"""Strangers who want the gateway's memory: what they send counts before anybody can ask who they are."""
+import pathlib
+import re
+import tempfile
+import unittest
+
+import grpc
+from half_messages import HalfMessages
+from stack import SLOWDOWN, Service
+
+MIB = 1 << 20
+
+
+def message_of_bytes(size):
+    """A CreateSessionRequest that unpacks to so many bytes: one long field."""
+    length = bytearray()
+    rest = size
+    while rest >= 128:
+        length.append(rest & 127 | 128)
+        rest >>= 7
+    return b"\x12" + bytes(length) + bytes([rest]) + b"a" * size
+
+
+class HostileTest(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory(prefix="llava-hostile-")
+        self.addCleanup(folder.cleanup)
+        keys = pathlib.Path(folder.name) / "keys.yaml"
+        keys.write_text("[]\n")  # nobody may come in
+        self.gateway = Service("llava-gateway", [
+            "--port", "0", "--metrics-port", "0", "--http-port", "0", "--log-format", "json", "--data-dir", pathlib.Path(folder.name) / "data",
+            "--keys-file", keys, "--max-message-bytes", "4M", "--max-turn-bytes", "2M"], folder.name).wait_listening()
+        self.addCleanup(self.gateway.stop)
+
+    def peak_mib(self):
+        status = pathlib.Path(f"/proc/{self.gateway.process.pid}/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+)", status).group(1)) // 1024
+
+    def serves(self):
+        with grpc.insecure_channel(self.gateway.grpc) as channel:
+            create = channel.unary_unary("/llava.v1.ChatService/CreateSession")
+            with self.assertRaises(grpc.RpcError) as caught:
+                create(b"", timeout=60 * SLOWDOWN)
+            self.assertEqual(caught.exception.code(), grpc.StatusCode.UNAUTHENTICATED)
+
+    def test_a_small_message_does_not_become_a_large_one(self):
+        self.serves()
+        before = self.peak_mib()
+        with grpc.insecure_channel(self.gateway.grpc, options=[("grpc.max_send_message_length", -1)]) as channel:
+            create = channel.unary_unary("/llava.v1.ChatService/CreateSession")
+            for compression in (grpc.Compression.Gzip, grpc.Compression.Deflate):
+                with self.assertRaises(grpc.RpcError) as caught:
+                    create(message_of_bytes(100 * MIB), compression=compression, timeout=120 * SLOWDOWN)
+                self.assertEqual(caught.exception.code(), grpc.StatusCode.UNIMPLEMENTED, caught.exception.details())
+        self.assertLess(self.peak_mib() - before, 50 * SLOWDOWN)
+        self.serves()
+
+    def test_messages_that_never_end_share_a_bound(self):
+        self.serves()
+        before = self.peak_mib()
+        floods = [HalfMessages(self.gateway.grpc, "/llava.v1.ChatService/Chat", 100, 4 * MIB) for _ in range(3)]
+        for flood in floods:
+            self.addCleanup(flood.close)
+            flood.flood(quiet_seconds=3)
+        # 1200 MiB were offered; sixteen of the largest messages may be held.
+        self.assertLess(self.peak_mib() - before, 200 * SLOWDOWN, [(flood.sent // MIB, flood.refused) for flood in floods])
+        self.serves()
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)

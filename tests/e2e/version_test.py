@@ -1,0 +1,243 @@
+"""Versions that must not be served: the old one serves on, status and metric say exactly why, and what is repaired
+loads without a restart. And a conversation that goes on while version after version takes over."""
+import ctypes
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+import time
+import unittest
+
+from chat_case import ChatCase
+from stack import ROOT, SLOWDOWN, Client, Service, Stack
+
+SOURCES = [ROOT / "deploy/models" / name / "1" for name in ("emoji", "emoji-base")]
+READY, FAILED, UNLOADED = 4, 7, 6  # llava.v1.ModelState
+
+
+def meet_permissions():
+    """Services that root starts from here on are refused by modes of files, as others are."""
+    if os.geteuid() == 0:
+        for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+            if ctypes.CDLL(None, use_errno=True).prctl(24, capability, 0, 0, 0) != 0:  # PR_CAPBSET_DROP
+                raise OSError(ctypes.get_errno(), "prctl")
+
+
+def edit_json(path, edit):
+    value = json.loads(path.read_text())
+    edit(value)
+    path.write_text(json.dumps(value))
+
+
+def reseal(folder, name):
+    """The manifest says what the file is now."""
+    def edit(manifest):
+        data = (folder / name).read_bytes()
+        manifest["files"][name] = {"size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    edit_json(folder / "manifest.json", edit)
+
+
+def cut_short(folder):
+    os.truncate(folder / "model.safetensors", 5000)
+    return " bytes of the file (cut off?)", "data_loss"
+
+
+def wrong_digest(folder):
+    with open(folder / "model.safetensors", "r+b") as file:
+        file.seek(-1000, 2)
+        byte = file.read(1)[0]
+        file.seek(-1000, 2)
+        file.write(bytes([byte ^ 1]))
+    return "is not what its manifest says: model.safetensors has another SHA-256", "data_loss"
+
+
+def no_numbers(folder):
+    with open(folder / "model.safetensors", "r+b") as file:
+        file.seek(-1024, 2)
+        file.write(b"\xff" * 1024)
+    reseal(folder, "model.safetensors")
+    return '" are NaN or infinite', "data_loss"
+
+
+def other_shapes(folder):
+    edit_json(folder / "config.json", lambda config: config["decoder"].update(intermediate_size=96))
+    reseal(folder, "config.json")
+    return "the tensors do not fit the configuration; misshapen: ", "data_loss"
+
+
+def unknown_format(folder):
+    edit_json(folder / "manifest.json", lambda manifest: manifest.update(format_version=9))
+    return 'manifest.json: "format_version" is 9; this program reads 1', "data_loss"
+
+
+def no_tokenizer(folder):
+    (folder / "tokenizer.model").unlink()
+    return "tokenizer.model: there is no such file", "data_loss"
+
+
+def not_allowed(folder):
+    os.chmod(folder / "model.safetensors", 0)
+    return "model.safetensors: cannot open: Permission denied", "permission_denied"
+
+
+class VersionTest(ChatCase):
+    @classmethod
+    def setUpClass(cls):
+        meet_permissions()
+        cls.temporary = tempfile.TemporaryDirectory(prefix="llava-versions-")
+        cls.models = pathlib.Path(cls.temporary.name) / "models"
+        cls.last = 0
+        cls.publish(SOURCES[0])
+        # Nothing is tried again by time: only what changes helps.
+        cls.stack = Stack(llm_model=cls.models / "emoji", llm=["--retry-delay", "0s"])
+        cls.stack.__enter__()
+        cls.chat = cls.stack.chat()
+        cls.service = cls.stack.client("llm", "llava.v1.ModelService")
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.stack.__exit__()
+        cls.temporary.cleanup()
+
+    @classmethod
+    def publish(cls, source, damage=lambda folder: None):
+        """The next version, whole or damaged: its folder, and what `damage` returns."""
+        cls.last += 1
+        draft = cls.models / "emoji" / f".tmp-{cls.last}"
+        shutil.copytree(source, draft)
+        edit_json(draft / "manifest.json", lambda manifest: manifest.update(version=cls.last))
+        result = damage(draft)
+        return draft.rename(draft.parent / str(cls.last)), result
+
+    def status(self, version, service=None):
+        service = service or self.service
+        answer = service.GetModelStatus(service.new("GetModelStatusRequest", model={"name": "emoji"}))
+        found = [each for each in answer.versions if each.model.version == version]
+        return found[0] if found else None
+
+    def wait_for(self, version, state, service=None):
+        deadline = time.monotonic() + 60 * SLOWDOWN
+        while True:
+            status = self.status(version, service)
+            if status is not None and status.state == state:
+                return status
+            self.assertLess(time.monotonic(), deadline, f"version {version}: {status}\n{self.stack.llm.text()[-3000:]}")
+            time.sleep(0.02)
+
+    def failures(self):
+        """Failed loads by reason, from the metrics."""
+        counts = {}
+        for name, value in self.stack.llm.metrics().items():
+            found = re.fullmatch(r'llava_model_loads_total\{model="emoji",result="(\w+)"\}', name)
+            if found and found[1] not in ("ok", "cancelled"):
+                counts[found[1]] = value
+        return counts
+
+    def wait_until(self, condition):
+        deadline = time.monotonic() + 60 * SLOWDOWN
+        while not condition():
+            self.assertLess(time.monotonic(), deadline, "waited too long")
+            time.sleep(0.02)
+
+    def answered_by(self, version):
+        """The next turns are, as soon as the gateway has heard of it."""
+        deadline = time.monotonic() + 60 * SLOWDOWN
+        while (seen := self.ask(self.session(), "Hello?").finished.model.version) != version:
+            self.assertLess(time.monotonic(), deadline, f"still answered by version {seen}")
+
+    def newest(self):
+        """A version that serves, for what comes next to take over from. Odd ones know what they see."""
+        self.publish(SOURCES[self.last % 2])
+        self.wait_for(self.last, READY)
+        self.answered_by(self.last)
+        return self.last
+
+    def test_bad_versions_are_told_and_repaired(self):
+        for damage in (cut_short, wrong_digest, no_numbers, other_shapes, unknown_format, no_tokenizer, not_allowed):
+            with self.subTest(damage.__name__):
+                source, good = SOURCES[self.last % 2], self.newest()
+                before = self.failures()
+                folder, (why, result) = self.publish(source, damage)
+                bad = self.last
+                message = self.wait_for(bad, FAILED).message
+                self.assertIn(why, message)
+                self.assertIn(str(folder), message)
+                self.wait_until(lambda: self.failures() != before)
+                self.assertEqual(self.failures(), {**before, result: before.get(result, 0) + 1})
+                self.assertEqual(self.wait_for(good, READY).message, "")
+                self.assertEqual(self.ask(self.session(), "Hello?").finished.model.version, good)
+                # As it should have been; nobody restarts anything.
+                for file in source.iterdir():
+                    if file.name != "manifest.json":
+                        shutil.copyfile(file, folder / file.name)
+                        os.chmod(folder / file.name, 0o644)
+                shutil.copyfile(source / "manifest.json", folder / "manifest.json.new")
+                edit_json(folder / "manifest.json.new", lambda manifest: manifest.update(version=bad))
+                os.rename(folder / "manifest.json.new", folder / "manifest.json")
+                self.wait_for(bad, READY)
+                self.answered_by(bad)
+
+    def test_deleted_while_it_serves(self):
+        good = self.newest()
+        for folder in (self.models / "emoji").iterdir():
+            shutil.rmtree(folder)
+        self.publish(SOURCES[0], cut_short)  # nothing that could take over
+        self.wait_for(self.last, FAILED)
+        for _ in range(3):
+            self.assertEqual(self.ask(self.session(), "Hello?").finished.model.version, good)
+        self.assertIn("served from memory", self.wait_for(good, READY).message)
+        self.newest()
+
+    def test_deleted_while_it_loads(self):
+        size = sum(file.stat().st_size for file in SOURCES[0].iterdir())
+        slow = Service("llava-llm", ["--model", self.models / "emoji", "--port", 0, "--metrics-port", 0, "--log-format",
+                                     "json", "--load-rate", size // 4], self.temporary.name)
+        self.addCleanup(slow.stop)
+        good = self.newest()
+        slow.wait_listening().wait_ready(120)
+        service = Client(slow.grpc, "llava.v1.ModelService")
+        self.addCleanup(service.close)
+        self.wait_for(good, READY, service)
+        folder, _ = self.publish(SOURCES[self.last % 2])
+        self.wait_for(self.last, 2, service)  # LOADING
+        shutil.rmtree(folder)
+        deadline = time.monotonic() + 60 * SLOWDOWN
+        while (status := self.status(self.last, service)) is not None and status.state not in (FAILED, UNLOADED):
+            self.assertLess(time.monotonic(), deadline, status)
+            time.sleep(0.02)
+        self.assertEqual(self.status(good, service).state, READY)
+        self.newest()
+        self.wait_for(self.last, READY, service)
+
+    def test_a_conversation_spans_five_versions_on_two_hosts(self):
+        """Both services read one folder; features of the picture stay."""
+        other = Service("llava-llm", ["--model", self.models / "emoji", "--port", 0, "--metrics-port", 0, "--log-format",
+                                      "json"], self.temporary.name)
+        self.addCleanup(other.stop)
+        self.newest()
+        other.wait_listening().wait_ready()
+        service = Client(other.grpc, "llava.v1.ModelService")
+        self.addCleanup(service.close)
+        session = self.session()
+        answers = [self.ask(session, "What is this?", [{"data": (ROOT / "deploy/scenes/lion.png").read_bytes()}])]
+        encoded = self.stack.vision.metrics()["llava_vision_feature_cache_misses_total"]
+        versions = [self.last]
+        for _ in range(4):
+            versions.append(self.newest())
+            self.wait_for(self.last, READY, service)
+            answers.append(self.ask(session, "What is this?"))
+        self.assertEqual([answer.finished.model.version for answer in answers], versions)
+        self.assertEqual(len({answer.finished.model.digest for answer in answers}), 5)
+        for version, answer in zip(versions, answers):
+            if version % 2 == 1:  # the other one was never taught
+                self.assertIn("lion", answer.text)
+        turns = self.chat.ListTurns(self.chat.new("ListTurnsRequest", session_id=session)).turns
+        self.assertEqual([turn.model.version for turn in turns], versions)
+        self.assertEqual(self.stack.vision.metrics()["llava_vision_feature_cache_misses_total"], encoded)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)

@@ -1,0 +1,342 @@
+// What the next process does with turns that a crash left: on whose terms they go on, in which
+// order, and when they are given up.
+
+#include <gmock/gmock.h>
+
+#include <filesystem>
+#include <fstream>
+#include <future>
+#include <thread>
+
+#include "model/digest/sha256.h"
+#include "server/gateway/sqlite.h"
+#include "tests/server/gateway/gateway_harness.h"
+
+namespace llava {
+namespace {
+
+namespace fs = std::filesystem;
+using std::chrono::milliseconds;
+using std::chrono::system_clock;
+using testing::HasSubstr;
+using testing::IsEmpty;
+using testing::Not;
+using testing::StartsWith;
+
+constexpr char kQuestion[] = "a b c d e f g h i j k l m n o p";
+constexpr char kAnswer[] = "a b c d e f g h i j k l m n o p! pictures: 0, turns: 1";
+// No word comes before the test is over.
+constexpr milliseconds kNever{3600'000};
+
+class RecoveryTest : public GatewayTest {
+ protected:
+  // What a process leaves that is killed now: its files as they are. The next gateway finds those.
+  void Crash() {
+    const std::string left = folder_.path() + "/left-" + std::to_string(++crashes_);
+    fs::copy(options_.data_dir, left, fs::copy_options::recursive);
+    fs::remove(left + "/sessions.db-shm");
+    StopGateway();
+    options_.data_dir = left;
+  }
+  // Asks, and crashes when there is text.
+  Answer AskAndCrash(const v1::ChatRequest& request,
+                     milliseconds timeout = kSlowdown * std::chrono::seconds(20)) {
+    std::promise<void> begun;
+    auto asking = std::async(std::launch::async, [&] {
+      return Ask(
+          request, [&](grpc::ClientContext&, const Answer&) { begun.set_value(); }, timeout);
+    });
+    begun.get_future().wait();
+    Crash();
+    return asking.get();
+  }
+  // What is on record about the running turn; -1: none is running.
+  int64_t Tries() {
+    auto database = SqlDatabase::Open(options_.data_dir + "/sessions.db");
+    int64_t tries = -1;
+    EXPECT_TRUE((*database)
+                    ->Query("SELECT max(tries) FROM running_turns", {},
+                            [&](const SqlRow& row) { tries = row.IsNull(0) ? -1 : row.Int(0); })
+                    .ok());
+    return tries;
+  }
+  void WriteKeys(const std::string& lines) {
+    options_.keys_file = folder_.path() + "/keys.yaml";
+    std::ofstream(options_.keys_file) << lines;
+  }
+  static std::string KeyLine(const std::string& name, const std::string& more) {
+    return "- {name: " + name + ", sha256: " + ToHex(HashBytes("key of " + name)) + more + "}\n";
+  }
+
+  int crashes_ = 0;
+};
+
+TEST_F(RecoveryTest, AnAnswerGoesOnOnTheTermsOfItsKey) {
+  WriteKeys(KeyLine("ann", ", weight: 7, concurrent-turns: 1, requests-per-minute: 2"));
+  llm_.Set({.delay = milliseconds(100)});
+  StartGateway();
+  key_ = "key of ann";
+  const std::string session = NewSession(), other = NewSession();
+  v1::ChatRequest request = Question(session, kQuestion);
+  request.set_priority(-3);
+  const Answer killed = AskAndCrash(request);
+  const auto deadline = llm_.last_deadline();
+  const int before = llm_.generates();
+  StartGateway();
+  ASSERT_TRUE(Eventually([&] { return llm_.generates() > before; }));
+  const v1::GenerateRequest sent = llm_.last_request();
+  EXPECT_EQ(sent.tenant(), "ann");
+  EXPECT_EQ(sent.cache_salt(), "ann");
+  EXPECT_EQ(sent.weight(), 7U);
+  EXPECT_EQ(sent.priority(), -3);
+  EXPECT_LT(llm_.last_deadline() - deadline, milliseconds(500)) << "no time is won by a crash";
+  const Answer second = Ask(Question(other, "x"));
+  EXPECT_EQ(second.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(second.status.error_message(), HasSubstr("1 answers under way"));
+  const Answer rest = Resume(session, killed.started.turn_id(), killed.text.size());
+  ASSERT_TRUE(rest.status.ok()) << rest.status.error_message();
+  EXPECT_EQ(killed.text + rest.text, kAnswer);
+  EXPECT_EQ(rest.started.turn_number(), 1U);
+  llm_.Set({});
+  for (int i = 0; i < 2; ++i) {
+    const Answer next = Ask(Question(other, "x"));
+    EXPECT_TRUE(next.status.ok()) << next.status.error_message() << ": it counts as no question";
+  }
+}
+
+TEST_F(RecoveryTest, AnAnswerOutlivesTheKeyThatAskedForIt) {
+  WriteKeys(KeyLine("ann", ", weight: 7") + KeyLine("ops", ", role: admin"));
+  llm_.Set({.delay = milliseconds(50)});
+  StartGateway();
+  key_ = "key of ann";
+  const std::string session = NewSession();
+  const Answer killed = AskAndCrash(Question(session, kQuestion));
+  WriteKeys(KeyLine("ops", ", role: admin"));
+  const int before = llm_.generates();
+  StartGateway();
+  ASSERT_TRUE(Eventually([&] { return llm_.generates() > before; }));
+  EXPECT_EQ(llm_.last_request().tenant(), "ann");
+  EXPECT_EQ(llm_.last_request().weight(), 7U);
+  EXPECT_EQ(Resume(session, killed.started.turn_id()).status.error_code(),
+            grpc::StatusCode::UNAUTHENTICATED);
+  key_ = "key of ops";
+  EXPECT_EQ(Resume(session, killed.started.turn_id()).text, kAnswer);
+}
+
+TEST_F(RecoveryTest, AnswersWaitForTheirPlacesTheOldestGoesFirst) {
+  options_.gate = {.max_running = 2, .max_waiting = 0};
+  llm_.Set({.delay = milliseconds(150)});
+  StartGateway();
+  const std::string first = NewSession(), second = NewSession();
+  auto older = std::async(std::launch::async, [&] { return Ask(Question(first, kQuestion)); });
+  ASSERT_TRUE(Eventually([&] { return llm_.generates() == 1; }));
+  const Answer newer = AskAndCrash(Question(second, kQuestion));
+  const std::string turn = older.get().started.turn_id();
+  options_.gate.max_running = 1;
+  StartGateway();
+  ASSERT_TRUE(Eventually([&] { return llm_.generates() == 3; }));
+  EXPECT_EQ(llm_.last_request().session_id(), first);
+  EXPECT_EQ(Metric("llava_gateway_turns_waiting"), 1);
+  EXPECT_EQ(Ask(Question(NewSession(), "x")).status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_EQ(Turns(second).at(0).state(), v1::TURN_STATE_RUNNING);
+  EXPECT_EQ(Resume(first, turn).text, kAnswer);
+  const Answer rest = Resume(second, newer.started.turn_id(), newer.text.size(), 0);
+  ASSERT_TRUE(rest.status.ok()) << rest.status.error_message();
+  EXPECT_EQ(newer.text + rest.text, kAnswer);
+  EXPECT_EQ(llm_.generates(), 4);
+}
+
+TEST_F(RecoveryTest, AnAnswerThatWaitsCanBeStoppedOrLeftToTheNextProcess) {
+  options_.gate = {.max_running = 3, .max_waiting = 0};
+  llm_.Set({.delay = milliseconds(50)});
+  StartGateway();
+  std::vector<std::string> sessions;
+  std::vector<std::future<Answer>> asking;
+  for (int i = 0; i < 2; ++i) {
+    sessions.push_back(NewSession());
+    asking.push_back(
+        std::async(std::launch::async, [&, i] { return Ask(Question(sessions[i], kQuestion)); }));
+    ASSERT_TRUE(Eventually([&] { return llm_.generates() == i + 1; }));
+  }
+  sessions.push_back(NewSession());
+  const Answer last = AskAndCrash(Question(sessions[2], kQuestion));
+  for (auto& each : asking) each.get();
+  options_.gate.max_running = 1;
+  llm_.Set({.delay = kNever});
+  StartGateway();
+  ASSERT_TRUE(Eventually([&] { return Metric("llava_gateway_turns_waiting") == 2; }));
+  v1::CancelTurnRequest cancel;
+  cancel.set_session_id(sessions[2]);
+  v1::CancelTurnResponse cancelled;
+  ASSERT_TRUE(stub_->CancelTurn(Context().get(), cancel, &cancelled).ok());
+  EXPECT_TRUE(cancelled.was_running());
+  const v1::Turn stopped = Turns(sessions[2]).at(0);
+  EXPECT_EQ(stopped.finish_reason(), v1::FINISH_REASON_CANCELLED);
+  EXPECT_THAT(stopped.answer_text(), StartsWith(last.text));
+  EXPECT_EQ(stopped.model().version(), 1U);
+  StopGateway();  // in order: that is nobody's fault
+  EXPECT_EQ(Tries(), 0);
+  llm_.Set({});
+  StartGateway();
+  for (int i = 0; i < 2; ++i) {
+    ASSERT_TRUE(
+        Eventually([&] { return Turns(sessions[i]).at(0).state() == v1::TURN_STATE_FINISHED; }));
+    EXPECT_EQ(Turns(sessions[i]).at(0).answer_text(), kAnswer);
+  }
+}
+
+TEST_F(RecoveryTest, AnAnswerWhoseTimeHasPassedEndsWithItsText) {
+  llm_.Set({.delay = milliseconds(20)});
+  StartGateway();
+  const std::string session = NewSession();
+  std::string question = kQuestion;
+  for (int i = 0; i < 2000; ++i) question += " x";
+  const auto timeout = kSlowdown * milliseconds(1500);
+  const auto end = system_clock::now() + timeout;
+  const Answer killed = AskAndCrash(Question(session, question), timeout);
+  ASSERT_THAT(killed.text, Not(IsEmpty()));
+  std::this_thread::sleep_until(end + milliseconds(500));
+  const int before = llm_.generates();
+  StartGateway();
+  ASSERT_TRUE(Eventually([&] { return Turns(session).at(0).state() == v1::TURN_STATE_FAILED; }));
+  const v1::Turn turn = Turns(session).at(0);
+  EXPECT_EQ(turn.finish_reason(), v1::FINISH_REASON_DEADLINE);
+  EXPECT_THAT(turn.error_message(), HasSubstr("the deadline of the call"));
+  EXPECT_THAT(turn.answer_text(), Not(IsEmpty()));
+  EXPECT_THAT(question, StartsWith(turn.answer_text()));
+  EXPECT_EQ(turn.model().version(), 1U);
+  EXPECT_EQ(llm_.generates(), before);
+  EXPECT_EQ(Resume(session, turn.id()).status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+}
+
+TEST_F(RecoveryTest, AnAnswerOverWhichTheGatewayDiesTwiceIsGivenUp) {
+  llm_.Set({.delay = milliseconds(20)});
+  StartGateway();
+  const std::string session = NewSession();
+  const Answer killed = AskAndCrash(Question(session, kQuestion));
+  llm_.Set({.delay = kNever});
+  for (int tries = 1; tries <= 2; ++tries) {
+    const int before = llm_.generates();
+    StartGateway();
+    ASSERT_TRUE(Eventually([&] { return llm_.generates() > before; }));
+    EXPECT_EQ(Tries(), tries) << "on record before it is tried";
+    Crash();
+  }
+  const int before = llm_.generates();
+  StartGateway();
+  ASSERT_TRUE(Eventually([&] { return Turns(session).at(0).state() == v1::TURN_STATE_FAILED; }));
+  const v1::Turn turn = Turns(session).at(0);
+  EXPECT_EQ(turn.finish_reason(), v1::FINISH_REASON_ERROR);
+  EXPECT_THAT(turn.error_message(), HasSubstr("given up: the gateway died 2 times"));
+  EXPECT_THAT(turn.answer_text(), StartsWith(killed.text));
+  EXPECT_EQ(llm_.generates(), before);
+  EXPECT_EQ(Metric("llava_gateway_turns_given_up_total"), 1);
+  const Answer replay = Resume(session, turn.id(), killed.text.size());
+  EXPECT_EQ(replay.status.error_code(), grpc::StatusCode::INTERNAL);
+  EXPECT_EQ(killed.text + replay.text, turn.answer_text());
+  llm_.Set({});
+  EXPECT_TRUE(Ask(Question(session, "something else")).status.ok());
+}
+
+TEST_F(RecoveryTest, ANewWordClearsTheAnswerOfSuspicion) {
+  llm_.Set({.delay = milliseconds(20)});
+  StartGateway();
+  const std::string session = NewSession();
+  const Answer killed = AskAndCrash(Question(session, kQuestion));
+  for (int i = 0; i < 4; ++i) {
+    const int before = llm_.generates();
+    llm_.Set({.delay = kNever});
+    StartGateway();
+    ASSERT_TRUE(Eventually([&] { return llm_.generates() > before; }));
+    Crash();  // before there is a word
+    llm_.Set({.delay = milliseconds(300)});
+    StartGateway();
+    ASSERT_TRUE(Eventually([&] { return llm_.generates() > before + 1; }));
+    ASSERT_TRUE(Eventually([&] { return Tries() == 0; })) << i;
+    Crash();
+  }
+  llm_.Set({});
+  StartGateway();
+  const Answer rest = Resume(session, killed.started.turn_id(), killed.text.size(), 0);
+  ASSERT_TRUE(rest.status.ok()) << rest.status.error_message();
+  EXPECT_EQ(killed.text + rest.text, kAnswer);
+  EXPECT_EQ(rest.started.restarts(), 9U);
+}
+
+TEST_F(RecoveryTest, AnAnswerThatWaitsForAServiceIsNotBlamed) {
+  llm_.Set({.delay = milliseconds(20)});
+  StartGateway();
+  const std::string session = NewSession();
+  const Answer killed = AskAndCrash(Question(session, kQuestion));
+  llm_.server().Stop();
+  for (int i = 0; i < 4; ++i) {
+    StartGateway(/*wait=*/false);
+    // Tried, noted, and noted again that nothing came of it.
+    ASSERT_TRUE(
+        Eventually([&] { return Metric("llava_gateway_store_commit_seconds_count") >= 2; }));
+    EXPECT_EQ(Tries(), 0);
+    Crash();
+  }
+  llm_.server().Start();
+  StartGateway();
+  const Answer rest = Resume(session, killed.started.turn_id(), killed.text.size(), 0);
+  ASSERT_TRUE(rest.status.ok()) << rest.status.error_message();
+  EXPECT_EQ(killed.text + rest.text, kAnswer);
+}
+
+TEST_F(RecoveryTest, AServiceThatFailsMeanwhileEndsTheAnswerOrIsReplaced) {
+  for (const bool dies : {false, true}) {
+    llm_.Set({.delay = milliseconds(20)});
+    StartGateway();
+    const std::string session = NewSession();
+    const Answer killed = AskAndCrash(Question(session, kQuestion));
+    if (dies) {
+      llm_.Set({.fail_after_deltas = 2, .deaths = 1});
+    } else {
+      llm_.Set({.failure = {grpc::StatusCode::INTERNAL, "a bug"}, .failures = 1});
+    }
+    StartGateway();
+    const Answer rest = Resume(session, killed.started.turn_id(), killed.text.size(), 0);
+    ASSERT_TRUE(Eventually([&] { return Turns(session).at(0).state() != v1::TURN_STATE_RUNNING; }));
+    const v1::Turn turn = Turns(session).at(0);
+    EXPECT_EQ(killed.text + rest.text, turn.answer_text());
+    if (dies) {
+      EXPECT_EQ(turn.answer_text(), kAnswer);
+    } else {
+      EXPECT_EQ(rest.status.error_code(), grpc::StatusCode::INTERNAL);
+      EXPECT_THAT(turn.answer_text(), Not(IsEmpty()));
+      EXPECT_EQ(turn.finish_reason(), v1::FINISH_REASON_ERROR);
+    }
+    llm_.Set({});
+    EXPECT_TRUE(Ask(Question(session, "still there")).status.ok());
+    StopGateway();
+  }
+}
+
+TEST_F(RecoveryTest, ManyAnswersAreTakenUpAtOnce) {
+  constexpr int kTurns = 40;
+  llm_.Set({.delay = milliseconds(500)});
+  StartGateway();
+  std::vector<std::string> sessions;
+  std::vector<std::future<Answer>> asking;
+  for (int i = 0; i < kTurns; ++i) {
+    sessions.push_back(NewSession());
+    asking.push_back(
+        std::async(std::launch::async, [&, i] { return Ask(Question(sessions[i], kQuestion)); }));
+  }
+  ASSERT_TRUE(Eventually([&] { return llm_.generates() == kTurns; }));
+  Crash();
+  for (auto& each : asking) each.get();
+  llm_.Set({});
+  StartGateway();
+  for (const std::string& session : sessions) {
+    ASSERT_TRUE(
+        Eventually([&] { return Turns(session).at(0).state() == v1::TURN_STATE_FINISHED; }));
+    EXPECT_EQ(Turns(session).at(0).answer_text(), kAnswer);
+  }
+  EXPECT_EQ(Metric("llava_gateway_turns_taken_up_total"), kTurns);
+  EXPECT_EQ(Tries(), -1);
+}
+
+}  // namespace
+}  // namespace llava

@@ -1,0 +1,165 @@
+// Workers whose device never answers: staged by a model made of rules, given up by the engine.
+
+#include <gmock/gmock.h>
+
+#include <chrono>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "server/llm/engine.h"
+#include "server/llm/step_watch.h"
+#include "tests/server/llm/rule_runner.h"
+
+namespace llava {
+namespace {
+
+using ::testing::HasSubstr;
+
+class EngineHangTest : public ::testing::Test {
+ protected:
+  ~EngineHangTest() override {
+    LetGo();
+    engine_.reset();
+    MutexLock lock(switches_->mutex);
+    EXPECT_EQ(switches_->alive, 0) << "also those that were given up are gone";
+  }
+
+  absl::Status Start(int workers = 1, int respawns = 5) {
+    const auto factory = [this](int, LoadWatch&) {
+      return std::make_unique<RuleRunner>(switches_, 1000);
+    };
+    LlmEngine::Options options;
+    options.max_running = 4;
+    options.step_limit = kSlowdown * std::chrono::milliseconds(1500);
+    options.respawn_delay = std::chrono::milliseconds(1);
+    options.respawns = respawns;
+    engine_ = std::make_unique<LlmEngine>(options, RuleModel(workers, factory), metrics_);
+    return engine_->WaitUntilReady();
+  }
+  std::shared_ptr<Collector> Ask(int32_t first) {
+    auto sink = std::make_shared<Collector>();
+    EXPECT_TRUE(engine_->Submit(RuleJob(first, 5, sink)).ok());
+    return sink;
+  }
+  void LetGo() {
+    MutexLock lock(switches_->mutex);
+    switches_->hang = false;
+    switches_->changed.NotifyAll();
+  }
+  void Hold(bool hold) {
+    MutexLock lock(switches_->mutex);
+    switches_->hold = hold;
+    switches_->changed.NotifyAll();
+  }
+  bool Begun() {
+    MutexLock lock(switches_->mutex);
+    return !switches_->begun.empty();
+  }
+  int Runners() {
+    MutexLock lock(switches_->mutex);
+    return switches_->alive;
+  }
+
+  Metrics metrics_{"llm"};
+  std::shared_ptr<RuleRunner::Switches> switches_ = std::make_shared<RuleRunner::Switches>();
+  std::unique_ptr<LlmEngine> engine_;
+};
+
+TEST_F(EngineHangTest, AnswersOfAWorkerThatHangsEndAndAnotherTakesItsPlace) {
+  ASSERT_TRUE(Start().ok());
+  Hold(true);
+  const auto stuck = Ask(RuleRunner::kHang), beside = Ask(10);
+  Hold(false);
+  for (const auto& sink : {stuck, beside}) {
+    const absl::Status status = sink->Wait();
+    EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable)
+        << "so that the gateway goes elsewhere";
+    EXPECT_THAT(std::string(status.message()), HasSubstr("hangs"));
+  }
+  EXPECT_EQ(engine_->running(), 0);
+  EXPECT_TRUE(engine_->hangs());
+  const auto next = Ask(10);
+  EXPECT_TRUE(next->Wait().ok());
+  EXPECT_EQ(next->ids.size(), 5u);
+  EXPECT_THAT(metrics_.Render(), HasSubstr("llava_llm_worker_respawns_total 1"));
+  EXPECT_THAT(metrics_.Render(), HasSubstr("llava_llm_workers{state=\"ready\"} 1"));
+  EXPECT_EQ(engine_->failure(), "");
+  // The call comes back after all: nobody hears of it, and the thread takes its model along.
+  EXPECT_EQ(Runners(), 2);
+  LetGo();
+  while (engine_->hangs() || Runners() > 1) std::this_thread::yield();
+  const auto last = Ask(11);
+  EXPECT_TRUE(last->Wait().ok());
+  EXPECT_THAT(metrics_.Render(), HasSubstr("llava_llm_kv_bytes 0"));
+}
+
+TEST_F(EngineHangTest, TheOtherWorkersGoOn) {
+  ASSERT_TRUE(Start(2).ok());
+  const auto stuck = Ask(RuleRunner::kHang);
+  for (int i = 0; i < 20; ++i) EXPECT_TRUE(Ask(10 + i)->Wait().ok());
+  EXPECT_EQ(stuck->Wait().code(), absl::StatusCode::kUnavailable);
+  for (int i = 0; i < 20; ++i) EXPECT_TRUE(Ask(10 + i)->Wait().ok());
+}
+
+TEST_F(EngineHangTest, AWorkerThatHangsAgainAndAgainIsGivenUp) {
+  ASSERT_TRUE(Start(1, /*respawns=*/1).ok());
+  for (int life = 0; life < 2; ++life) {
+    EXPECT_EQ(Ask(RuleRunner::kHang)->Wait().code(), absl::StatusCode::kUnavailable);
+  }
+  while (engine_->failure().empty()) std::this_thread::yield();
+  EXPECT_THAT(engine_->failure(), HasSubstr("--step-limit"));
+  EXPECT_THAT(metrics_.Render(), HasSubstr("llava_llm_workers{state=\"failed\"} 1"));
+  EXPECT_EQ(engine_->Submit(RuleJob(10, 5, std::make_shared<Collector>())).code(),
+            absl::StatusCode::kUnavailable);
+}
+
+TEST_F(EngineHangTest, AModelWhoseWarmUpHangsIsNotReady) {
+  {
+    MutexLock lock(switches_->mutex);
+    switches_->hang_warm_up = true;
+  }
+  const absl::Status status = Start();
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("--step-limit"));
+}
+
+TEST_F(EngineHangTest, PromptsComputedAheadDoNotHangWithIt) {
+  ASSERT_TRUE(Start().ok());
+  WarmPrompt prompt;
+  prompt.ids.assign(20, RuleRunner::kHang);
+  engine_->Prewarm({prompt}, LlmEngine::Clock::time_point::max());
+  EXPECT_TRUE(Ask(10)->Wait().ok());
+}
+
+TEST_F(EngineHangTest, StoppingDoesNotWaitForWhatWasGivenUp) {
+  ASSERT_TRUE(Start().ok());
+  const auto stuck = Ask(RuleRunner::kHang);
+  while (!Begun()) std::this_thread::yield();
+  std::thread stopper([this] { engine_->Stop(); });  // before and after it is given up
+  EXPECT_EQ(stuck->Wait().code(), absl::StatusCode::kUnavailable);
+  stopper.join();
+  EXPECT_TRUE(engine_->hangs());
+}
+
+TEST(StepWatchTest, GivesUpOnlyWhatTakesTooLongAndOnce) {
+  StepWatch watch;
+  int given_up = 0;
+  const auto look = [&](std::chrono::milliseconds limit) {
+    return watch.GiveUpIfLonger(limit, [&] { ++given_up; });
+  };
+  EXPECT_FALSE(look(std::chrono::milliseconds(-1))) << "no call";
+  EXPECT_THROW(watch.Run([] { throw std::invalid_argument("its own"); }), std::invalid_argument);
+  watch.Run([&] { EXPECT_FALSE(look(std::chrono::hours(1))); });
+  EXPECT_THROW(watch.Run([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    EXPECT_TRUE(look(std::chrono::milliseconds(1)));
+    EXPECT_FALSE(look(std::chrono::milliseconds(1)));
+    throw std::invalid_argument("too late");
+  }),
+               WorkerGivenUp);
+  EXPECT_EQ(given_up, 1);
+}
+
+}  // namespace
+}  // namespace llava

@@ -1,0 +1,78 @@
+#include "server/runtime/probe.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <boost/asio.hpp>
+#include <cstdlib>
+#include <filesystem>
+#include <map>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "server/runtime/http_server.h"
+#include "tests/support/certificates.h"
+
+namespace llava {
+namespace {
+
+using testing::HasSubstr;
+
+class ProbeTest : public testing::Test {
+ protected:
+  void Serve(const TlsFiles& tls = {}) {
+    HttpServerOptions options;
+    options.tls = tls;
+    auto server =
+        HttpServer::Start(options, {{"/readyz", [this](const HttpRequest&) {
+                                       return ready ? HttpResponse{200, "text/x", "{}"}
+                                                    : HttpResponse{503, "text/x", "no tower yet\n"};
+                                     }}});
+    ASSERT_TRUE(server.ok()) << server.status();
+    server_ = *std::move(server);
+  }
+  std::string address(const std::string& host = "") const {
+    return absl::StrCat(host, host.empty() ? "" : ":", server_->port());
+  }
+
+  std::atomic<bool> ready = true;
+  std::unique_ptr<HttpServer> server_;
+};
+
+TEST_F(ProbeTest, SaysWhetherAServiceIsReady) {
+  Serve();
+  EXPECT_EQ(WhyNotReady(address()), "");
+  EXPECT_EQ(WhyNotReady(address("127.0.0.1")), "");
+  EXPECT_EQ(WhyNotReady(address("localhost")), "");
+  ready = false;
+  EXPECT_EQ(WhyNotReady(address()), "no tower yet");
+  const std::string before = address();
+  server_.reset();
+  EXPECT_THAT(WhyNotReady(before), HasSubstr("nothing listens at 127.0.0.1:" + before));
+  EXPECT_THAT(WhyNotReady("no such thing"), HasSubstr("nothing listens"));
+}
+
+TEST_F(ProbeTest, SpeaksTlsWhereTheServiceDoesAndNeedsNoCertificate) {
+  std::string name = (std::filesystem::temp_directory_path() / "llava-probe-XXXXXX").string();
+  const std::string folder = mkdtemp(name.data());
+  const TestCertificates certificates(folder);
+  certificates.Authority("ca");
+  certificates.Leaf("server", "ca");
+  Serve({certificates.Certificate("server"), certificates.Key("server"),
+         certificates.Certificate("ca")});
+  EXPECT_EQ(WhyNotReady(address()), "");
+  ready = false;
+  EXPECT_EQ(WhyNotReady(address()), "no tower yet");
+  std::filesystem::remove_all(folder);
+}
+
+TEST_F(ProbeTest, WaitsForNobodyForEver) {
+  boost::asio::io_context context;
+  boost::asio::ip::tcp::acceptor silent(context, {boost::asio::ip::make_address("127.0.0.1"), 0});
+  EXPECT_THAT(WhyNotReady(absl::StrCat(silent.local_endpoint().port())),
+              HasSubstr("no answer in HTTP"));
+}
+
+}  // namespace
+}  // namespace llava
