@@ -42,6 +42,7 @@ FileChecker::FileChecker(fs::path folder, std::vector<File> files, const OpenOpt
     total_bytes_ += files_[i].size_bytes;
   }
   const size_t threads = std::min(files_.size(), static_cast<size_t>(ThreadsOf(options)));
+  most_held_ = threads + kAhead;
   for (size_t i = 0; i < threads; ++i) threads_.emplace_back([this] { Run(); });
 }
 
@@ -80,7 +81,7 @@ std::optional<size_t> FileChecker::Choose() const {
   for (size_t i = 0; i < files_.size(); ++i) {
     if (progress_[i].state != State::kWaiting) continue;
     if (progress_[i].wanted) return i;
-    const bool may = !files_[i].memory || finishing_ || bad() || held < threads_.size() + kAhead;
+    const bool may = !files_[i].memory || finishing_ || bad() || held < most_held_;
     if (may && !first) first = i;
   }
   return first;

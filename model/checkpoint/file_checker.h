@@ -76,6 +76,7 @@ class FileChecker {
   const std::filesystem::path folder_;
   const std::vector<File> files_;
   uint64_t total_bytes_ = 0;
+  size_t most_held_ = 0;  // files in memory, if nobody asks for more
 
   std::mutex callbacks_;  // of options_: one call at a time. Guards options_, done_bytes_, stopped_
   OpenOptions options_;
