@@ -28,7 +28,7 @@ int64_t PeakBytes() {
 // LLAVA_BROKEN_PICTURES: how many.
 int Count() {
   const char* count = std::getenv("LLAVA_BROKEN_PICTURES");
-  return count != nullptr ? std::atoi(count) : 2500;
+  return count != nullptr ? std::atoi(count) : 10'000;
 }
 
 TEST(BrokenPicturesTest, WholeOnesAreDecoded) {
