@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "model/digest/sha256.h"
+#include "server/device/device.h"
 #include "server/device/load_failure.h"
 #include "server/lifecycle/lifecycle_service.h"
 #include "server/lifecycle/model_manager.h"
