@@ -14,6 +14,7 @@
 #include <vector>
 
 #include <ATen/Functions.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/equal.h>
 #include <ATen/ops/from_blob.h>
@@ -266,7 +267,7 @@ TEST_F(PackedWeightsTest, DamagedAndMissingFilesAreNamed) {
 // Scales, weights and outliers that are no numbers are found by who checks a version, wherever they
 // stand and however the bytes come.
 TEST_F(PackedWeightsTest, NumbersThatAreNoneAreFound) {
-  const at::Tensor weights = at::randn({70, 300}) * 0.02;
+  const at::Tensor weights = at::randn({70, 300}).mul_(0.02);
   weights[33][200] = 9;  // an outlier
   for (const PackOptions& options : kAll) {
     PackedMatrix matrix(70, 300, options);
