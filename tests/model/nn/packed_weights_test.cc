@@ -282,7 +282,7 @@ TEST_F(PackedWeightsTest, NumbersThatAreNoneAreFound) {
                        {"n.packed", at::full({99}, 255, at::kByte)}});  // no matrix
       const std::string bytes = ReadBytes(folder_.path() / "f");
       std::vector<uint64_t> counts;
-      for (const size_t piece : {size_t{7}, size_t{64}, size_t{1000}, bytes.size()}) {
+      for (const size_t piece : {size_t{9}, size_t{64}, size_t{1000}, bytes.size()}) {
         FiniteCheck check(bytes.size());
         for (size_t from = 0; from < bytes.size(); from += piece) {
           check.Feed({reinterpret_cast<const uint8_t*>(bytes.data()) + from,
