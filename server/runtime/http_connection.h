@@ -12,7 +12,7 @@
 #include <set>
 #include <string>
 
-#include "server/runtime/byte_budget.h"
+#include "server/runtime/body_budget.h"
 #include "server/runtime/http_message.h"
 #include "server/runtime/http_transport.h"
 #include "server/runtime/mutex.h"
@@ -28,7 +28,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
     HttpHandler& handler;
     // Paths that need no client certificate although the others do; null: none needs one.
     const std::set<std::string>* uncertified;
-    std::shared_ptr<ByteBudget> bodies;  // of all connections
+    std::shared_ptr<BodyBudget> bodies;  // of all connections
   };
 
   // `lifetime` is kept until the end, for the executor behind the transport and for counting.
@@ -93,7 +93,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   boost::beast::flat_buffer buffer_;
   std::array<char, 8192> chunk_;  // being read into
   std::optional<Parser> parser_;
-  ByteBudget::Share body_share_;
+  BodyBudget::Share body_share_;
   bool reading_ = false;
   std::atomic<bool> idle_ = false;  // for other threads
 

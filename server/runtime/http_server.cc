@@ -17,7 +17,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "server/runtime/byte_budget.h"
+#include "server/runtime/body_budget.h"
 #include "server/runtime/http_connection.h"
 #include "server/runtime/http_transport.h"
 #include "server/runtime/mutex.h"
@@ -195,8 +195,8 @@ class BeastServer final : public HttpServer {
   const std::shared_ptr<asio::io_context> context_ = std::make_shared<asio::io_context>();
   const asio::executor_work_guard<asio::io_context::executor_type> work_{context_->get_executor()};
   const std::shared_ptr<Open> open_ = std::make_shared<Open>();
-  const std::shared_ptr<ByteBudget> bodies_ =
-      std::make_shared<ByteBudget>(options_.limits.bodies_bytes);
+  const std::shared_ptr<BodyBudget> bodies_ =
+      std::make_shared<BodyBudget>(options_.limits.bodies_bytes);
   tcp::acceptor acceptor_{asio::make_strand(*context_)};
   asio::steady_timer retry_{acceptor_.get_executor()};
   bool closing_ = false;  // the acceptor's strand

@@ -8,16 +8,16 @@
 namespace llava {
 
 // Memory that many share, such as the bodies of requests on their way. Thread-safe.
-class ByteBudget {
+class BodyBudget {
  public:
-  explicit ByteBudget(uint64_t limit) : limit_(limit) {}
+  explicit BodyBudget(uint64_t limit) : limit_(limit) {}
 
   uint64_t used() const { return used_; }
 
   // What one of them holds; gives it back at its end. One thread.
   class Share {
    public:
-    explicit Share(std::shared_ptr<ByteBudget> budget) : budget_(std::move(budget)) {}
+    explicit Share(std::shared_ptr<BodyBudget> budget) : budget_(std::move(budget)) {}
     ~Share() { Release(); }
     Share(const Share&) = delete;
     Share& operator=(const Share&) = delete;
@@ -32,7 +32,7 @@ class ByteBudget {
     void Release() { budget_->used_ -= std::exchange(bytes_, 0); }
 
    private:
-    const std::shared_ptr<ByteBudget> budget_;
+    const std::shared_ptr<BodyBudget> budget_;
     uint64_t bytes_ = 0;
   };
 
