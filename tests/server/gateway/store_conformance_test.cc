@@ -273,7 +273,9 @@ TEST_P(StoreConformance, TermsOfARunningTurnAreKeptUntilItsEnd) {
                         .asked = asked,
                         .deadline = asked + seconds(60)};
   ASSERT_TRUE(Begin("s", "t", {}, {}, terms).ok());
-  ASSERT_TRUE(Begin("r", "u", {}, {}, {.asked = asked - seconds(5)}).ok());
+  TurnTerms plain;
+  plain.asked = asked - seconds(5);
+  ASSERT_TRUE(Begin("r", "u", {}, {}, plain).ok());
   const auto note = [&](const std::string& turn, uint32_t tries) {
     return Await<absl::Status>([&](auto done) { store_->NoteTries("s", turn, tries, done); });
   };
