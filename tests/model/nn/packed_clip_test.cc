@@ -177,8 +177,8 @@ TEST(PackedClipTest, SaysWhatDoesNotFit) {
   tensors["vision_model.encoder.layers.1.mlp.fc1.weight"] = at::zeros({2, 3});
   EXPECT_THAT(
       [&] {
-        PackedClipTower(config, MemoryTensors(tensors), WeightFormat::kBFloat16,
-                        std::make_shared<ThreadPool>(1));
+        ThreadPool pool(1);
+        PackedClipWeights(config, MemoryTensors(tensors), WeightFormat::kBFloat16, pool);
       },
       ThrowsMessage<std::runtime_error>(testing::AllOf(HasSubstr("layers.1.self_attn.k_proj.bias"),
                                                        HasSubstr("layers.1.mlp.fc1.weight"))));
