@@ -16,6 +16,7 @@
 #include "model/ops/cpu/packed_matrix.h"
 #include "model/ops/cpu/thread_pool.h"
 #include "model/ops/cuda/runtime.h"
+#include "model/ops/feature.h"
 #include "model/ops/ops.h"
 #include "tests/model/nn/tiny_model.h"
 #include "tests/model/ops/kernel_device.h"
