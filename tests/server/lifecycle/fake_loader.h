@@ -58,7 +58,7 @@ class FakeServable : public Servable {
   std::atomic<int> workers_;
   std::atomic<int>& alive_;
   mutable Mutex mutex_;
-  ServableLoad load_ LLAVA_GUARDED_BY(mutex_) = {0, 0, 1000, 0, ""};
+  ServableLoad load_ LLAVA_GUARDED_BY(mutex_) = {.weight_bytes = 1000};
 };
 
 // "good" loads, anything else is INVALID_ARGUMENT; "huge" takes 100 times the memory; "late-broken"
