@@ -29,11 +29,6 @@ static_assert(kKvBlockTokens == cuda::kBlockTokens);
 // Batches that graphs are recorded for; smaller ones are padded.
 constexpr std::array<int64_t, 7> kGraphSequences = {1, 2, 4, 8, 16, 32, 64};
 
-// Attention of more sequences reads enough itself.
-constexpr int64_t kPrefetchSequences = 8;
-// What fits into the cache beside keys and values, and into the time.
-constexpr int64_t kPrefetchBytes = int64_t{24} << 20;
-
 cuda::Element ElementOf(at::ScalarType dtype) {
   if (dtype == at::kFloat) return cuda::Element::kFloat;
   if (dtype == at::kBFloat16) return cuda::Element::kBFloat16;
@@ -93,7 +88,6 @@ CudaLlama::CudaLlama(const DecoderConfig& config, CudaDecoderWeights weights,
     throw std::invalid_argument("decoder: no CUDA attention for heads of " +
                                 std::to_string(config.head_dim));
   }
-  if (options.prefetch) side_ = std::make_unique<cuda::SideStream>(device_);
   c10::InferenceMode guard;
   kv_ = at::zeros(
       {config.num_layers, 2, num_blocks_ + 1, kKvBlockTokens, config.num_kv_heads, config.head_dim},
@@ -220,23 +214,16 @@ at::Tensor CudaLlama::Forward(const at::Tensor& rows, const Batch& batch) const 
   const at::Tensor seen = at::empty({count, config_.num_heads * config_.head_dim}, rows.options());
   const at::Tensor gated = at::empty({count, config_.intermediate_size}, rows.options());
   at::Tensor delta;
-  const bool ahead = side_ && batch.chunks.empty() && count <= kPrefetchSequences;
   for (size_t i = 0; i < weights_.layers.size(); ++i) {
     const CudaDecoderWeights::Layer& layer = weights_.layers[i];
     AddNorm(residual, delta, layer.input_norm, normed);
     const at::Tensor qkv = layer.qkv.Multiply(normed);
-    if (ahead) {
-      const cuda::Stream stream = side_->Begin();
-      const int64_t bytes = layer.o.Prefetch(kPrefetchBytes, stream);
-      if (bytes < kPrefetchBytes) layer.gate_up.Prefetch(kPrefetchBytes - bytes, stream);
-    }
     Attend(caches_[i], qkv, batch, seen);
     delta = layer.o.Multiply(seen);
     AddNorm(residual, delta, layer.post_attention_norm, normed);
     layer.gate_up.MultiplyGated(normed, gated);
     delta = layer.down.Multiply(gated);
   }
-  if (ahead) side_->End();
   AddNorm(residual, delta, weights_.norm, normed);
   return weights_.lm_head
       .Multiply(batch.wanted.defined() ? normed.index_select(0, batch.wanted) : normed)

@@ -20,8 +20,6 @@ namespace llava {
 struct CudaLlamaOptions {
   uint64_t kv_bytes = uint64_t{1} << 30;  // for blocks of keys and values
   bool graphs = true;                     // of steps in which every sequence has one token
-  // Weights are on their way while attention of few sequences leaves the memory idle.
-  bool prefetch = false;
 };
 
 // One thread. Attention and everything else of this file gives a row the same bits in any batch;
@@ -77,7 +75,6 @@ class CudaLlama : public ServingDecoder {
   CudaLlamaOptions options_;
   CudaDecoderWeights weights_;
   at::Device device_;
-  std::unique_ptr<cuda::SideStream> side_;  // null: no prefetch
   cuda::Element element_;
   int64_t num_blocks_;
   std::vector<Cache> caches_;  // of each layer

@@ -145,13 +145,6 @@ at::Tensor CudaMatrix::Multiply(const at::Tensor& x) const {
   return out;
 }
 
-int64_t CudaMatrix::Prefetch(int64_t bytes, cuda::Stream stream) const {
-  const at::Tensor& memory = is_packed() ? panels_ : dense_;
-  const int64_t count = std::min(bytes, static_cast<int64_t>(memory.nbytes()));
-  cuda::Prefetch(memory.const_data_ptr(), count, stream);
-  return count;
-}
-
 void CudaMatrix::MultiplyGated(const at::Tensor& x, const at::Tensor& out) const {
   // The kernel makes gate and up of whole panels.
   if (ReadsPacked(x) && rows_ % (2 * cuda::kPanelRows) == 0) {

@@ -33,9 +33,6 @@ class CudaMatrix {
   // SwiGlu of the product with gate and up, the halves of the rows, into `out` [T, N / 2].
   void MultiplyGated(const at::Tensor& x, const at::Tensor& out) const;
 
-  // Asks for the first `bytes` of the matrix; returns how many these are.
-  int64_t Prefetch(int64_t bytes, cuda::Stream stream) const;
-
  private:
   // Whether the kernels that read packed weights are to multiply them by x.
   bool ReadsPacked(const at::Tensor& x) const;

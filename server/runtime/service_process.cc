@@ -24,6 +24,8 @@ namespace {
 
 // Of the largest size, being received or written.
 constexpr uint64_t kMessagesAtATime = 16;
+// The connections themselves take of it too.
+constexpr uint64_t kLeastQuota = uint64_t{64} << 20;
 
 sigset_t EndSignals() {
   sigset_t set;
@@ -131,7 +133,7 @@ int ServiceProcess::Start(const std::vector<grpc::Service*>& services,
   // Messages count before anybody asks who sends them. Half of one on each of a thousand streams
   // must not fill the memory, nor a small one that unpacks to gigabytes.
   grpc::ResourceQuota quota(program_);
-  quota.Resize(kMessagesAtATime * options_.max_message_bytes);
+  quota.Resize(std::max(kLeastQuota, kMessagesAtATime * options_.max_message_bytes));
   builder.SetResourceQuota(quota);
   for (const auto algorithm : {GRPC_COMPRESS_DEFLATE, GRPC_COMPRESS_GZIP}) {
     builder.SetCompressionAlgorithmSupportStatus(algorithm, false);

@@ -109,8 +109,7 @@ class Serving {
                  {.kv_bytes = static_cast<uint64_t>(
                       std::max(most_ * BlocksOf(kContext), BlocksOf(shape.prompt)) *
                       KvBlockBytes(c_, 2)),
-                  .graphs = which.graphs,
-                  .prefetch = which.prefetch}) {
+                  .graphs = which.graphs}) {
     Fill();
   }
 

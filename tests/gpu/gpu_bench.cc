@@ -59,9 +59,6 @@ int Main(const std::vector<std::string>& arguments) {
           {.weights = "int4", .batches = {shape.packed_batches.back()}});
   ops::Enable(ops::Feature::kTiles, true);
   serving("serving_int8", {.weights = "int8", .batches = shape.packed_batches, .prefill = true});
-  serving("serving_with_prefetch", {.prefetch = true, .batches = shape.packed_batches});
-  serving("serving_int4_with_prefetch",
-          {.weights = "int4", .prefetch = true, .batches = {shape.packed_batches.front()}});
   part("tower", [&] { return MeasureTower(device, shape, limits); });
   part("kernels", [&] { return MeasureKernels(device, shape); });
   part("products", [&] { return MeasureProducts(device, shape); });

@@ -11,7 +11,6 @@
 #include "model/ops/cuda/packed.h"
 #include "model/ops/cuda/packed_tiles.h"
 #include "model/ops/cuda/paged_attention.h"
-#include "model/ops/cuda/prefetch.h"
 #include "model/ops/cuda/rows.h"
 #include "model/ops/cuda/sampling.h"
 
@@ -144,18 +143,6 @@ struct UnpackKernel {
   template <class Block>
   LLAVA_DEVICE void operator()(Block& block, Shared&) const {
     UnpackBody<T, kInt4>(block, weight, out);
-  }
-};
-
-struct PrefetchKernel {
-  static constexpr int kThreads = 128;
-  static constexpr int kBlocksInAll = 64;  // beside the kernels at work
-  using Shared = NoShared;
-  const void* data;
-  int64_t bytes;
-  template <class Block>
-  LLAVA_DEVICE void operator()(Block& block, Shared&) const {
-    PrefetchBody(block, data, bytes, kBlocksInAll);
   }
 };
 
@@ -396,11 +383,6 @@ void DispatchUnpack(const Launcher& launch, Element element, const PackedWeights
       launch(UnpackKernel<T, false>{weight, out}, grid);
     }
   });
-}
-
-template <class Launcher>
-void DispatchPrefetch(const Launcher& launch, const void* data, int64_t bytes) {
-  if (bytes > 0) launch(PrefetchKernel{data, bytes}, Grid{PrefetchKernel::kBlocksInAll});
 }
 
 template <class Launcher>

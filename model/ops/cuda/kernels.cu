@@ -18,10 +18,6 @@ void QuickGelu(Element element, const QuickGeluArgs& args, Stream stream) {
   DispatchQuickGelu(DeviceLauncher{stream}, element, args);
 }
 
-void Prefetch(const void* data, int64_t bytes, Stream stream) {
-  DispatchPrefetch(DeviceLauncher{stream, /*early=*/false}, data, bytes);
-}
-
 void SetOverlap(bool on) { overlap = on; }
 
 }  // namespace llava::cuda

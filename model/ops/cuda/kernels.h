@@ -139,9 +139,6 @@ struct SampleArgs {
 };
 void SampleTokens(const SampleArgs& args, int64_t count, Stream stream);
 
-// Asks for memory that will be read soon, into the cache of all multiprocessors. Changes nothing.
-void Prefetch(const void* data, int64_t bytes, Stream stream);
-
 // Whether a kernel may be brought onto the device while the one before it ends; it waits there
 // before it reads what others wrote. For GPUs from sm_90 on; on at first, off by itself where CUDA
 // refuses it. Changes no result. For the whole process.

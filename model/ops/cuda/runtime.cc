@@ -4,7 +4,6 @@
 #include <stdexcept>
 #include <utility>
 
-#include <ATen/cuda/CUDAEvent.h>
 #include <ATen/cuda/CUDAGraph.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -38,29 +37,6 @@ at::Tensor Download(const at::Tensor& tensor) {
   host.copy_(tensor, /*non_blocking=*/true);
   c10::cuda::getCurrentCUDAStream(tensor.device().index()).synchronize();
   return host;
-}
-
-struct SideStream::State {
-  c10::cuda::CUDAStream stream;
-  at::cuda::CUDAEvent begun, ended;
-};
-
-SideStream::SideStream(at::Device device)
-    : state_(new State{
-          .stream = c10::cuda::getStreamFromPool(/*isHighPriority=*/false, device.index()),
-          .begun = {},
-          .ended = {}}) {}
-SideStream::~SideStream() = default;
-
-Stream SideStream::Begin() {
-  state_->begun.record(c10::cuda::getCurrentCUDAStream(state_->stream.device_index()));
-  state_->begun.block(state_->stream);
-  return state_->stream.stream();
-}
-
-void SideStream::End() {
-  state_->ended.record(state_->stream);
-  state_->ended.block(c10::cuda::getCurrentCUDAStream(state_->stream.device_index()));
 }
 
 struct Graph::State {

@@ -20,23 +20,6 @@ at::Tensor HostBuffer(at::IntArrayRef shape, at::ScalarType dtype, at::Device de
 // A copy on the host, complete when this returns.
 at::Tensor Download(const at::Tensor& tensor);
 
-// A stream beside the one that LibTorch queues the thread's work on. One thread.
-class SideStream {
- public:
-  explicit SideStream(at::Device device);
-  ~SideStream();
-  SideStream(const SideStream&) = delete;
-  SideStream& operator=(const SideStream&) = delete;
-  // What is queued on the result waits for what the current stream has so far.
-  Stream Begin();
-  // What is queued on the current stream from here on waits for this one.
-  void End();
-
- private:
-  struct State;
-  std::unique_ptr<State> state_;
-};
-
 // Work that is queued as one piece. One thread.
 class Graph {
  public:

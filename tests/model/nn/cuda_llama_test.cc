@@ -100,7 +100,7 @@ TEST_F(CudaLlamaTest, AnyPiecesGiveWhatThePlainDecoderGives) {
   for (const DecoderConfig& config : {Even(), TinyDecoderConfig()}) {
     for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
       for (const bool graphs : {true, false}) {
-        CudaLlama decoder = Make(config, dtype, {.graphs = graphs, .prefetch = graphs});
+        CudaLlama decoder = Make(config, dtype, {.graphs = graphs});
         ASSERT_EQ(decoder.num_blocks(), kBlocks);
         ServingSteps steps(decoder);
         const std::vector<int32_t> ids = TestIds(150, 1, config.vocab_size);

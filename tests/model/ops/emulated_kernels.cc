@@ -191,10 +191,6 @@ void Unpack(Element element, const PackedWeights& weight, void* out, Stream) {
 void SampleTokens(const SampleArgs& args, int64_t count, Stream) {
   DispatchSample(HostLauncher(), args, count);
 }
-void Prefetch(const void* data, int64_t bytes, Stream) {
-  DispatchPrefetch(HostLauncher(), data, bytes);
-}
-
 void SetOverlap(bool) {}
 
 Stream CurrentStream(at::Device) { return nullptr; }
@@ -203,12 +199,6 @@ at::Tensor HostBuffer(at::IntArrayRef shape, at::ScalarType dtype, at::Device) {
 }
 
 at::Tensor Download(const at::Tensor& tensor) { return tensor.clone(); }
-
-struct SideStream::State {};
-SideStream::SideStream(at::Device) : state_(new State) {}
-SideStream::~SideStream() = default;
-Stream SideStream::Begin() { return nullptr; }
-void SideStream::End() {}
 
 struct Graph::State {
   std::function<void()> work;
