@@ -71,9 +71,9 @@ TEST_F(MetricsTest, EachOneMoves) {
   // (turn_gate_test.cc moves two, turn_faults_test.cc ejects), or in a process that found nothing
   // to go on with: resume_test.cc.
   const std::set<std::string> at_rest = {
-      "llava_gateway_turns_running",           "llava_gateway_store_queue",
-      "llava_gateway_turns_taken_up_total",    "llava_gateway_turns_given_up_total",
-      "llava_gateway_turns_waiting",           "llava_gateway_overloads_total",
+      "llava_gateway_turns_running",          "llava_gateway_store_queue",
+      "llava_gateway_turns_taken_up_total",   "llava_gateway_turns_given_up_total",
+      "llava_gateway_turns_waiting",          "llava_gateway_overloads_total",
       "llava_gateway_backend_ejections_total"};
   std::map<std::string, double> sums;
   std::istringstream lines(metrics_->Render());
