@@ -52,7 +52,7 @@ TEST(ScienceProblemsTest, AreNamedWhereTheyAreWrong) {
   EXPECT_THAT(error(R"("choices": ["b", "c"], "answer": 1)"), HasSubstr("\"question\" is missing"));
   EXPECT_THAT(error(good + R"(, "grade": "grade13")"), HasSubstr("grade13"));
   EXPECT_THAT(error(R"(oops)"),
-              HasSubstr("problems.json: is not a JSON object, at line 1, column 9: "));
+              HasSubstr("problems.json: is not a JSON object, at line 1, column 8: "));
   EXPECT_THAT(error(good, "dev"), HasSubstr("\"dev\"; the splits are \"more\" \"test\""));
   EXPECT_THAT(error(good, "more"), HasSubstr("has no problem 2"));
   const std::string twice = folder.Write("twice.json", R"({"test": ["1", "1"]})");
