@@ -11,6 +11,14 @@ using std::chrono::system_clock;
 // A deadline that is so near has passed: the client's clock and ours race for it.
 constexpr std::chrono::milliseconds kDeadlineSlack{25};
 
+// Nobody shall die of this answer again.
+TurnEnding GivenUp(const std::string& why) {
+  TurnEnding ending;
+  ending.status = absl::InternalError("given up: " + why);
+  ending.message = std::string(ending.status.message());
+  return ending;
+}
+
 }  // namespace
 
 TurnEnding FinishedEnding(v1::FinishReason reason) {
@@ -81,21 +89,15 @@ TurnEnding InterruptedEnding(const v1::ModelVersion& model) {
 }
 
 TurnEnding QuarantinedEnding() {
-  TurnEnding ending;
-  ending.status = absl::InternalError(absl::StrCat(
-      "given up: ", kMaxDeaths, " language workers died while they wrote this answer, and ",
-      "another shall not; ask differently"));
-  ending.message = std::string(ending.status.message());
-  return ending;
+  return GivenUp(absl::StrCat(kMaxDeaths,
+                              " language workers died while they wrote this answer, and ",
+                              "another shall not; ask differently"));
 }
 
 TurnEnding GivenUpEnding() {
-  TurnEnding ending;
-  ending.status = absl::InternalError(absl::StrCat(
-      "given up: the gateway died ", kMaxTries, " times while it went on with this answer, and ",
-      "shall not again; its text so far is kept; ask differently"));
-  ending.message = std::string(ending.status.message());
-  return ending;
+  return GivenUp(absl::StrCat("the gateway died ", kMaxTries,
+                              " times while it went on with this answer, and ",
+                              "shall not again; its text so far is kept; ask differently"));
 }
 
 }  // namespace llava
