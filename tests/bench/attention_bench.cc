@@ -13,14 +13,10 @@
 //
 // Times are of one layer. GB/s count keys and values once, GFLOP/s the products that a causal mask
 // leaves. LLAVA_CPU forces an instruction set.
-#include <unistd.h>
-
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <random>
-#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -31,11 +27,16 @@
 
 #include "model/ops/cpu/paged_attention.h"
 #include "model/ops/cpu/weight_memory.h"
+#include "tests/bench/measure.h"
 
 namespace llava::ops::cpu {
 namespace {
 
-using Clock = std::chrono::steady_clock;
+using bench::Measure;
+using bench::Parts;
+using bench::Products;
+using bench::Times;
+using bench::UncachedBytes;
 using nlohmann::json;
 
 struct Shape {
@@ -56,36 +57,9 @@ struct Settings {
   bool as_json = false;
 };
 
-std::vector<std::string> Parts(const std::string& text, char separator) {
-  std::vector<std::string> parts;
-  std::stringstream stream(text);
-  for (std::string part; std::getline(stream, part, separator);) parts.push_back(part);
-  return parts;
-}
-
-// "AxB,AxB" with `count` numbers each.
-std::vector<std::vector<int64_t>> Products(const std::string& text, size_t count) {
-  std::vector<std::vector<int64_t>> products;
-  for (const std::string& part : Parts(text, ',')) {
-    products.emplace_back();
-    for (const std::string& number : Parts(part, 'x')) {
-      products.back().push_back(std::stoll(number));
-    }
-    if (products.back().size() != count) {
-      throw std::invalid_argument(part + ": it takes " + std::to_string(count) + " numbers");
-    }
-  }
-  return products;
-}
-
 Settings Read(int argc, char** argv) {
   Settings settings;
-  for (int i = 1; i < argc; ++i) {
-    const std::string name = argv[i];
-    const auto value = [&]() -> std::string {
-      if (i + 1 == argc) throw std::invalid_argument(name + " needs a value");
-      return argv[++i];
-    };
+  bench::ReadOptions(argc, argv, [&](const std::string& name, const auto& value) {
     if (name == "--threads") {
       settings.threads = std::stoi(value());
     } else if (name == "--bytes") {
@@ -111,13 +85,11 @@ Settings Read(int argc, char** argv) {
     } else if (name == "--json") {
       settings.as_json = true;
     } else {
-      throw std::invalid_argument("unknown option " + name + "; see the head of the source");
+      return false;
     }
-  }
-  if (settings.bytes == 0) {
-    const int64_t cache = std::max<int64_t>(sysconf(_SC_LEVEL3_CACHE_SIZE), 16 << 20);
-    settings.bytes = std::min<int64_t>(4 * cache, int64_t{1} << 30);
-  }
+    return true;
+  });
+  if (settings.bytes == 0) settings.bytes = UncachedBytes(int64_t{1} << 30);
   return settings;
 }
 
@@ -126,25 +98,6 @@ KvElement ElementOf(const std::string& name) {
   if (name == "bf16") return KvElement::kBFloat16;
   if (name == "int8") return KvElement::kInt8;
   throw std::invalid_argument("no element " + name);
-}
-
-struct Times {
-  double median, least;  // seconds
-};
-
-// Calls work(0), work(1), .. for some time.
-template <typename Work>
-Times Measure(double seconds, const Work& work) {
-  std::vector<double> times;
-  work(0);
-  const auto end = Clock::now() + std::chrono::duration<double>(seconds);
-  for (int64_t turn = 1; times.size() < 5 || Clock::now() < end; ++turn) {
-    const auto begin = Clock::now();
-    work(turn);
-    times.push_back(std::chrono::duration<double>(Clock::now() - begin).count());
-  }
-  std::sort(times.begin(), times.end());
-  return {times[times.size() / 2], times[0]};
 }
 
 std::vector<float> Normal(int64_t size) {

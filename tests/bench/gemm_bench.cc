@@ -11,15 +11,11 @@
 //
 // GB/s count the weights, GOP/s two operations a weight and row. LLAVA_CPU forces an instruction
 // set.
-#include <unistd.h>
-
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
 #include <random>
-#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -33,11 +29,16 @@
 #include <nlohmann/json.hpp>
 
 #include "model/ops/cpu/multiplier.h"
+#include "tests/bench/measure.h"
 
 namespace llava::ops::cpu {
 namespace {
 
-using Clock = std::chrono::steady_clock;
+using bench::Clock;
+using bench::Measure;
+using bench::Parts;
+using bench::SecondsSince;
+using bench::Times;
 using nlohmann::json;
 
 struct Settings {
@@ -51,21 +52,9 @@ struct Settings {
   bool torch = false, as_json = false;
 };
 
-std::vector<std::string> Parts(const std::string& text, char separator) {
-  std::vector<std::string> parts;
-  std::stringstream stream(text);
-  for (std::string part; std::getline(stream, part, separator);) parts.push_back(part);
-  return parts;
-}
-
 Settings Read(int argc, char** argv) {
   Settings settings;
-  for (int i = 1; i < argc; ++i) {
-    const std::string name = argv[i];
-    const auto value = [&]() -> std::string {
-      if (i + 1 == argc) throw std::invalid_argument(name + " needs a value");
-      return argv[++i];
-    };
+  bench::ReadOptions(argc, argv, [&](const std::string& name, const auto& value) {
     if (name == "--threads") {
       settings.threads = std::stoi(value());
     } else if (name == "--bytes") {
@@ -75,11 +64,7 @@ Settings Read(int argc, char** argv) {
       for (const std::string& part : Parts(value(), ',')) settings.rows.push_back(std::stoll(part));
     } else if (name == "--shapes") {
       settings.shapes.clear();
-      for (const std::string& part : Parts(value(), ',')) {
-        const auto sides = Parts(part, 'x');
-        if (sides.size() != 2) throw std::invalid_argument("a shape is NxK, not " + part);
-        settings.shapes.emplace_back(std::stoll(sides[0]), std::stoll(sides[1]));
-      }
+      for (const auto& n : bench::Products(value(), 2)) settings.shapes.emplace_back(n[0], n[1]);
     } else if (name == "--formats") {
       settings.formats = Parts(value(), ',');
     } else if (name == "--seconds") {
@@ -89,13 +74,11 @@ Settings Read(int argc, char** argv) {
     } else if (name == "--json") {
       settings.as_json = true;
     } else {
-      throw std::invalid_argument("unknown option " + name + "; see the head of the source");
+      return false;
     }
-  }
-  if (settings.bytes == 0) {
-    const int64_t cache = std::max<int64_t>(sysconf(_SC_LEVEL3_CACHE_SIZE), 16 << 20);
-    settings.bytes = std::min<int64_t>(4 * cache, int64_t{2} << 30);
-  }
+    return true;
+  });
+  if (settings.bytes == 0) settings.bytes = bench::UncachedBytes(int64_t{2} << 30);
   return settings;
 }
 
@@ -106,25 +89,6 @@ PackedMatrix::Options OptionsOf(const std::string& format) {
   if (parts[0] == "int8") return {WeightFormat::kInt8, group, true};
   if (parts[0] == "int4") return {WeightFormat::kInt4, group, true};
   throw std::invalid_argument("no format " + format);
-}
-
-struct Times {
-  double median, least;  // seconds
-};
-
-// Calls work(0), work(1), .. for some time.
-template <typename Work>
-Times Measure(double seconds, const Work& work) {
-  std::vector<double> times;
-  work(0);
-  const auto end = Clock::now() + std::chrono::duration<double>(seconds);
-  for (int64_t turn = 1; times.size() < 5 || Clock::now() < end; ++turn) {
-    const auto begin = Clock::now();
-    work(turn);
-    times.push_back(std::chrono::duration<double>(Clock::now() - begin).count());
-  }
-  std::sort(times.begin(), times.end());
-  return {times[times.size() / 2], times[0]};
 }
 
 class Bench {
@@ -159,7 +123,7 @@ class Bench {
       weights.emplace_back(n, k, OptionsOf(format), memory);
       weights.back().Append(pool_, SourceElement::kFloat, source.data(), n, k);
     }
-    const double packing = std::chrono::duration<double>(Clock::now() - begin).count();
+    const double packing = SecondsSince(begin);
     const double bytes = static_cast<double>(weights[0].bytes());
     const PackedLayout& layout = weights[0].layout();
     const int64_t panels = std::max<int64_t>(1, (256 << 10) / layout.panel_bytes);

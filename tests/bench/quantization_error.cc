@@ -16,7 +16,6 @@
 // error: |logits - exact| / |exact| over all tokens; same: share of tokens with the same likeliest
 // next one; KL: mean divergence of the next token's distribution, in nats.
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <functional>
@@ -43,6 +42,7 @@
 #include "model/checkpoint/tensor_names.h"
 #include "model/nn/llama.h"
 #include "model/nn/packed_weights.h"
+#include "tests/bench/measure.h"
 #include "tests/model/ops/block_formats.h"
 
 namespace llava {
@@ -63,12 +63,7 @@ struct Settings {
 
 Settings Read(int argc, char** argv) {
   Settings settings;
-  for (int i = 1; i < argc; ++i) {
-    const std::string name = argv[i];
-    const auto value = [&]() -> std::string {
-      if (i + 1 == argc) throw std::invalid_argument(name + " needs a value");
-      return argv[++i];
-    };
+  bench::ReadOptions(argc, argv, [&](const std::string& name, const auto& value) {
     if (name == "--model") {
       settings.model = value();
     } else if (name == "--unpacked") {
@@ -82,9 +77,10 @@ Settings Read(int argc, char** argv) {
     } else if (name == "--json") {
       settings.as_json = true;
     } else {
-      throw std::invalid_argument("unknown option " + name + "; see the head of the source");
+      return false;
     }
-  }
+    return true;
+  });
   if (!settings.unpacked.empty() && settings.model.empty()) {
     throw std::invalid_argument("--unpacked goes with --model");
   }

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <exception>
+#include <iostream>
 #include <stdexcept>
 
 #include <ATen/TensorOperators.h>
@@ -11,6 +13,7 @@
 #include <ATen/ops/ones.h>
 #include <ATen/ops/randn.h>
 #include <ATen/ops/zeros.h>
+#include <c10/util/Exception.h>
 
 #include "model/ops/cuda/runtime.h"
 
@@ -58,6 +61,20 @@ Shape ShapeOf(const std::string& name) {
   shape.calls = 2;
   shape.cold_bytes = 1 << 14;
   return shape;
+}
+
+void PartPrinter::operator()(const std::string& name, const std::function<json()>& measure) {
+  json found;
+  try {
+    found[name] = measure();
+  } catch (const c10::Error& error) {
+    found[name] = {{"error", error.what_without_backtrace()}};
+    failed_ = true;
+  } catch (const std::exception& error) {
+    found[name] = {{"error", error.what()}};
+    failed_ = true;
+  }
+  std::cout << found << std::endl;
 }
 
 void Wait(at::Device device) {

@@ -35,6 +35,17 @@ struct Limits {
   double product = 0;  // floating-point operations a second
 };
 
+// Prints what each part of a program found, a JSON object a line. A part that fails takes nothing
+// from the others: its error stands in its place.
+class PartPrinter {
+ public:
+  void operator()(const std::string& name, const std::function<nlohmann::json()>& measure);
+  bool failed() const { return failed_; }
+
+ private:
+  bool failed_ = false;
+};
+
 // Waits until the device is done.
 void Wait(at::Device device);
 // Median seconds of a call of `work`, over `rounds` rounds of `calls` calls.

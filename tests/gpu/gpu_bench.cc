@@ -6,14 +6,11 @@
 // finished.
 
 #include <exception>
-#include <functional>
 #include <iostream>
 #include <string>
 #include <vector>
 
 #include <c10/core/InferenceMode.h>
-#include <c10/util/Exception.h>
-#include <nlohmann/json.hpp>
 
 #include "model/ops/cuda/kernels.h"
 #include "model/ops/feature.h"
@@ -21,8 +18,6 @@
 
 namespace llava::bench {
 namespace {
-
-using nlohmann::json;
 
 int Main(const std::vector<std::string>& arguments) {
   if (arguments.size() != 2) {
@@ -33,21 +28,7 @@ int Main(const std::vector<std::string>& arguments) {
   const at::Device device(arguments[0]);
   const Shape shape = ShapeOf(arguments[1]);
   Limits limits;
-  bool failed = false;
-  // A part that fails takes nothing from the others.
-  const auto part = [&](const std::string& name, const std::function<json()>& measure) {
-    json found;
-    try {
-      found[name] = measure();
-    } catch (const c10::Error& error) {
-      found[name] = {{"error", error.what_without_backtrace()}};
-      failed = true;
-    } catch (const std::exception& error) {
-      found[name] = {{"error", error.what()}};
-      failed = true;
-    }
-    std::cout << found << std::endl;
-  };
+  PartPrinter part;
   const auto serving = [&](const std::string& name, const ServingCase& which) {
     part(name, [&] { return MeasureServing(device, shape, limits, which); });
   };
@@ -66,7 +47,7 @@ int Main(const std::vector<std::string>& arguments) {
   serving("serving_without_overlap", {.batches = {shape.batches.front(), shape.batches.back()}});
   cuda::SetOverlap(true);
   serving("serving_without_graphs", {.graphs = false, .batches = {1}});
-  return failed ? 1 : 0;
+  return part.failed() ? 1 : 0;
 }
 
 }  // namespace

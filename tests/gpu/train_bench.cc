@@ -11,7 +11,6 @@
 #include <cstdlib>
 #include <exception>
 #include <filesystem>
-#include <functional>
 #include <iostream>
 #include <memory>
 #include <string>
@@ -26,7 +25,6 @@
 #include <ATen/ops/remainder.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/CachingDeviceAllocator.h>
-#include <c10/util/Exception.h>
 #include <nlohmann/json.hpp>
 
 #include "model/checkpoint/memory_tensors.h"
@@ -292,23 +290,10 @@ int Main(const std::vector<std::string>& arguments) {
     return 2;
   }
   const TrainShape shape = TrainShapeOf(arguments[1]);
-  bool failed = false;
-  const auto part = [&](const std::string& name, const std::function<json()>& measure) {
-    json found;
-    try {
-      found[name] = measure();
-    } catch (const c10::Error& error) {
-      found[name] = {{"error", error.what_without_backtrace()}};
-      failed = true;
-    } catch (const std::exception& error) {
-      found[name] = {{"error", error.what()}};
-      failed = true;
-    }
-    std::cout << found << std::endl;
-  };
+  PartPrinter part;
   part("curve", [&] { return MeasureCurve(arguments[0], arguments[2]); });
   part("steps", [&] { return MeasureSteps(at::Device(arguments[0]), shape); });
-  return failed ? 1 : 0;
+  return part.failed() ? 1 : 0;
 }
 
 }  // namespace
