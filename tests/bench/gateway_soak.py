@@ -2,8 +2,8 @@
 
     gateway_soak.py [--seconds 600] [--base 120] [--idle 1000] [--streams 200] [--pace 50] [--json FILE]
 
-llava-bench holds the sessions: those that stream ask, each about a picture of its own, read answers of 100 tokens (PACE ms
-apart), are deleted after four turns and replaced. Beside them one client asks by HTTP, every answer resumable, half of them broken off
+llava-bench holds the sessions: those that stream begin at random moments, so many a second that about STREAMS run at a time, ask, each
+about a picture of its own, read answers of 100 tokens (PACE ms apart) and are deleted after four turns. Beside them one client asks by HTTP, every answer resumable, half of them broken off
 and taken up again. Prints the gateway's anonymous memory (RssAnon: heap and stacks) by time, and fails if its median over the last
 20 seconds is more than 5 % above that around --base. LLAVA_BIN_DIR: folder of the programs (default build/release/bin)."""
 import argparse
@@ -22,6 +22,7 @@ from stand_ins import BIN, Gateway, StandIn
 
 ALLOWED = 1.05
 WINDOW = 20  # seconds whose median counts
+TURNS, TOKENS = 4, 100  # of a session, of an answer
 
 
 def resident(pid):
@@ -111,8 +112,9 @@ def main():
         client = HttpClient(web, key)
         watcher = threading.Thread(target=watch, args=(gateway.process.pid, end, samples))
         bench = subprocess.Popen(
-            [BIN / "llava-bench", "--gateway", gateway.grpc, *gateway.client_flags, "--idle-sessions", str(options.idle), "--sessions",
-             str(options.streams), "--turns", "4", "--max-new-tokens", "100", "--picture", options.picture, "--unique-pictures",
+            [BIN / "llava-bench", "--gateway", gateway.grpc, *gateway.client_flags, "--idle-sessions", str(options.idle),
+             "--rate", str(options.streams / (TURNS * TOKENS * options.pace / 1000)), "--sessions", str(2 * options.streams),
+             "--turns", str(TURNS), "--max-new-tokens", str(TOKENS), "--picture", options.picture, "--unique-pictures",
              "--connections", "8", "--seconds", str(options.seconds), "--json", "-"], stdout=subprocess.PIPE, text=True)
         watcher.start()
         client.start()
