@@ -359,7 +359,7 @@ void Run::OpenLoop(Clock::time_point now) {
     bool begin = false;
     {
       std::lock_guard lock(mutex_);
-      begin = running_ < options.sessions;
+      begin = running_ - static_cast<int>(idle_.size()) < options.sessions;
       if (begin) {
         ++running_;
       } else {
