@@ -103,7 +103,8 @@ struct OpenOptions {
   // Open a version whose decoder is packed for serving (DecoderConfig::quantization) too; else it
   // is refused, because nothing but packed_weights.h reads it.
   bool packed = false;
-  // Threads that check, each a file at a time; 0: one for each processor, at most 16.
+  // Threads that check, each a file at a time (half as many, each many files at a time, where the
+  // processor hashes those faster); 0: one for each processor, at most 16.
   int threads = 0;
   // Of the checking, for callers that do it beside other work; called from threads of its own, one
   // call at a time, at least every 16 MiB. Share of the bytes that are checked, ascending to 1:
