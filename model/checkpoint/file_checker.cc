@@ -157,12 +157,22 @@ std::optional<size_t> FileChecker::Choose() const {
     const Progress& progress = progress_[i];
     held += files_[i].mapped && progress.state != State::kWaiting && !progress.spent ? 1 : 0;
   }
+  uint64_t waiting = 0;  // bytes
+  for (size_t i = 0; i < files_.size(); ++i) {
+    if (progress_[i].state == State::kWaiting) waiting += files_[i].size_bytes;
+  }
   std::optional<size_t> first;
+  bool large = false;
   for (size_t i = 0; i < files_.size(); ++i) {
     if (progress_[i].state != State::kWaiting) continue;
     if (progress_[i].wanted) return i;
     const bool may = !files_[i].mapped || finishing_ || bad() || held < most_held_;
-    if (may && !first) first = i;
+    // One that keeps a lane busy for as long as all that is left: it would be alone at the end.
+    const bool longest = lanes_ > 1 && files_[i].size_bytes > waiting / lanes_;
+    if (may && (!first || (longest && !large))) {
+      first = i;
+      large = longest;
+    }
   }
   return first;
 }
