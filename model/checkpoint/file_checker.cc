@@ -21,7 +21,7 @@ constexpr size_t kPiece = size_t{64} << 10;
 constexpr size_t kBlock = 64;  // of SHA-256
 // More threads than that read faster than any disk.
 constexpr int kMostThreads = 16;
-// Files in memory beside those that threads read: one is packed, another is ready.
+// At least so many files are in memory beside those that are read: one is packed, another is ready.
 constexpr size_t kAhead = 2;
 // A thread takes many files side by side where there are so many times as many, so that some are
 // there early.
@@ -105,6 +105,7 @@ FileChecker::FileChecker(fs::path folder, std::vector<File> files, const OpenOpt
     progress_[i].unreleased = files_[i].size_bytes;
     total_bytes_ += files_[i].size_bytes;
   }
+  waiting_bytes_ = total_bytes_;
   size_t threads = std::min(files_.size(), static_cast<size_t>(ThreadsOf(options)));
   // One thread with many lanes hashes about as fast as two with one; with more threads than that
   // would make use of, one file for each is faster.
@@ -113,7 +114,7 @@ FileChecker::FileChecker(fs::path folder, std::vector<File> files, const OpenOpt
     lanes_ = together;
     threads = (threads + 1) / 2;
   }
-  most_held_ = threads * lanes_ + kAhead;
+  most_held_ = threads * lanes_ + std::max(kAhead, lanes_ / 2);
   for (size_t i = 0; i < threads; ++i) threads_.emplace_back([this] { Run(); });
 }
 
@@ -157,10 +158,6 @@ std::optional<size_t> FileChecker::Choose() const {
     const Progress& progress = progress_[i];
     held += files_[i].mapped && progress.state != State::kWaiting && !progress.spent ? 1 : 0;
   }
-  uint64_t waiting = 0;  // bytes
-  for (size_t i = 0; i < files_.size(); ++i) {
-    if (progress_[i].state == State::kWaiting) waiting += files_[i].size_bytes;
-  }
   std::optional<size_t> first;
   bool large = false;
   for (size_t i = 0; i < files_.size(); ++i) {
@@ -168,7 +165,7 @@ std::optional<size_t> FileChecker::Choose() const {
     if (progress_[i].wanted) return i;
     const bool may = !files_[i].mapped || finishing_ || bad() || held < most_held_;
     // One that keeps a lane busy for as long as all that is left: it would be alone at the end.
-    const bool longest = lanes_ > 1 && files_[i].size_bytes > waiting / lanes_;
+    const bool longest = lanes_ > 1 && files_[i].size_bytes > waiting_bytes_ / lanes_;
     if (may && (!first || (longest && !large))) {
       first = i;
       large = longest;
@@ -184,13 +181,14 @@ std::optional<FileChecker::Task> FileChecker::NextTask(bool wait) {
     if (const auto file = Choose()) {
       Progress& progress = progress_[*file];
       progress.state = State::kReading;
+      waiting_bytes_ -= files_[*file].size_bytes;
+      buffers_->Keep(waiting_bytes_);
       // Where there is something wrong, or nobody asked so far, nobody will.
       return Task{*file, files_[*file].mapped && !bad() && (progress.wanted || !finishing_)};
     }
     const bool any = std::any_of(progress_.begin(), progress_.end(), [](const Progress& progress) {
       return progress.state == State::kWaiting;
     });
-    if (!any) buffers_->Close();
     if (!any || !wait) return std::nullopt;
     changed_.wait(lock);
   }

@@ -99,6 +99,7 @@ class FileChecker {
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::vector<Progress> progress_;  // by file; guarded by mutex_, as are those below
+  uint64_t waiting_bytes_ = 0;
   size_t checked_ = 0;
   bool finishing_ = false;
   std::exception_ptr error_;

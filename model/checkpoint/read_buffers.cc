@@ -33,23 +33,22 @@ std::shared_ptr<ReadBuffers> ReadBuffers::Create() {
   return std::shared_ptr<ReadBuffers>(new ReadBuffers);
 }
 
-ReadBuffers::~ReadBuffers() { Close(); }
+ReadBuffers::~ReadBuffers() { Keep(0); }
 
 std::shared_ptr<uint8_t> ReadBuffers::Take(size_t size) {
   size = std::bit_ceil(std::max(size, kHugePage));  // files of nearly the same size share them
   uint8_t* memory = nullptr;
   {
     const std::lock_guard lock(mutex_);
-    auto fits = spare_.lower_bound(size);
+    const auto fits = spare_.lower_bound(size);
     if (fits != spare_.end()) {
       size = fits->first;
       memory = fits->second;
+      spare_bytes_ -= size;
       spare_.erase(fits);
     } else if (!spare_.empty()) {
       // Too small: there are never more of them than were wanted at the same time.
-      const auto largest = std::prev(spare_.end());
-      munmap(largest->second, largest->first);
-      spare_.erase(largest);
+      DropLargest();
     }
   }
   if (memory == nullptr) memory = Map(size);
@@ -64,18 +63,22 @@ std::shared_ptr<uint8_t> ReadBuffers::Take(size_t size) {
 
 void ReadBuffers::GiveBack(uint8_t* memory, size_t size) {
   const std::lock_guard lock(mutex_);
-  if (closed_) {
-    munmap(memory, size);
-  } else {
-    spare_.emplace(size, memory);
-  }
+  spare_.emplace(size, memory);
+  spare_bytes_ += size;
+  while (spare_bytes_ > keep_) DropLargest();
 }
 
-void ReadBuffers::Close() {
+void ReadBuffers::Keep(uint64_t bytes) {
   const std::lock_guard lock(mutex_);
-  closed_ = true;
-  for (const auto& [size, memory] : spare_) munmap(memory, size);
-  spare_.clear();
+  keep_ = bytes;
+  while (spare_bytes_ > keep_) DropLargest();
+}
+
+void ReadBuffers::DropLargest() {
+  const auto largest = std::prev(spare_.end());
+  munmap(largest->second, largest->first);
+  spare_bytes_ -= largest->first;
+  spare_.erase(largest);
 }
 
 }  // namespace llava

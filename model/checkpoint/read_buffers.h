@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -21,16 +22,18 @@ class ReadBuffers : public std::enable_shared_from_this<ReadBuffers> {
   // is anything. They come back here with the last reference. Pages that were never written take
   // no memory. Throws std::bad_alloc.
   std::shared_ptr<uint8_t> Take(size_t size);
-  // Nobody will take any more: what is here, or comes back from now on, is the system's.
-  void Close();
+  // So many bytes at most will be asked for: more than that is not kept here.
+  void Keep(uint64_t bytes);
 
  private:
   ReadBuffers() = default;
   void GiveBack(uint8_t* memory, size_t size);
+  void DropLargest();
 
   std::mutex mutex_;
-  std::multimap<size_t, uint8_t*> spare_;  // by size; guarded by mutex_, as is closed_
-  bool closed_ = false;
+  std::multimap<size_t, uint8_t*> spare_;  // by size; guarded by mutex_, as are those below
+  uint64_t spare_bytes_ = 0;
+  uint64_t keep_ = std::numeric_limits<uint64_t>::max();
 };
 
 }  // namespace llava

@@ -99,7 +99,7 @@ TEST(ReadBuffersTest, AreUsedAgainUntilNobodyWantsMore) {
   second = buffers->Take(9'000'000);  // what is there is too small
   std::fill_n(second.get(), 9'000'000, 1);
   first.reset();
-  buffers->Close();
+  buffers->Keep(0);
   second.get()[8'999'999] = 2;  // still there
   second.reset();
   EXPECT_EQ(buffers->Take(5'000'000).get()[4'999'999], 0);  // new
