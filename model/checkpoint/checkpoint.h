@@ -118,6 +118,9 @@ struct OpenOptions {
   // tensors are given back by Release (read again, they come from the disk). Nothing may be used
   // before TensorSource::Finish has returned: only then all bytes are known to be right.
   bool in_memory = false;
+  // With `in_memory`: many files may be there at a time, where they are read faster side by side.
+  // Not for those who make much less of the weights than they are.
+  bool side_by_side = true;
 };
 
 // OpenOptions::stop said so.

@@ -110,7 +110,7 @@ FileChecker::FileChecker(fs::path folder, std::vector<File> files, const OpenOpt
   // One thread with many lanes hashes about as fast as two with one; with more threads than that
   // would make use of, one file for each is faster.
   const auto together = static_cast<size_t>(Sha256::MostTogether());
-  if (together > 1 && threads <= 2 * (files_.size() / kRounds / together)) {
+  if (options.side_by_side && together > 1 && threads <= 2 * (files_.size() / kRounds / together)) {
     lanes_ = together;
     threads = (threads + 1) / 2;
   }

@@ -38,7 +38,7 @@ class FileChecker {
   };
 
   // Begins to read: files without memory, then some of the others, in their order, ahead of those
-  // who wait for them. `options`: progress, stop, bytes_per_second, threads.
+  // who wait for them. `options`: progress, stop, bytes_per_second, threads, side_by_side.
   FileChecker(std::filesystem::path folder, std::vector<File> files, const OpenOptions& options);
   ~FileChecker();
   FileChecker(const FileChecker&) = delete;

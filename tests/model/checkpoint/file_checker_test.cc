@@ -5,6 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cmath>
@@ -18,6 +19,7 @@
 #include "model/checkpoint/mapped_file.h"
 #include "model/checkpoint/tensor_file.h"
 #include "model/checkpoint/verified_files.h"
+#include "model/digest/sha256.h"
 #include "tests/model/checkpoint/folders.h"
 #include "tests/support/slowdown.h"
 
@@ -169,6 +171,27 @@ TEST_F(ManyFilesTest, TensorsComeInAnyOrder) {
     }
     file->Finish();
     for (const auto& [name, value] : values_) Expect(*file, name);
+  }
+}
+
+// Those who make less of the weights than they are want few of them in memory.
+TEST_F(ManyFilesTest, AreReadSideBySideOnlyWhereThatIsWanted) {
+  for (const bool side_by_side : {true, false}) {
+    options_.side_by_side = side_by_side;
+    std::atomic<double> share = 0;
+    options_.progress = [&](double now) { share = now; };
+    const int lanes = side_by_side ? Sha256::MostTogether() : 1;
+    const int ahead = lanes + std::max(2, lanes / 2);
+    const auto files = [&] { return share.load() * kShards; };  // about
+    const auto file = Open();
+    const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(60 * LLAVA_SLOWDOWN);
+    while (files() < ahead - 0.5 && std::chrono::steady_clock::now() < until) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(30));
+    EXPECT_NEAR(files(), ahead, 0.5);
+    file->Finish();
+    EXPECT_EQ(share, 1);
   }
 }
 
