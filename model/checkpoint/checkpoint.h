@@ -103,7 +103,8 @@ struct OpenOptions {
   // Open a version whose decoder is packed for serving (DecoderConfig::quantization) too; else it
   // is refused, because nothing but packed_weights.h reads it.
   bool packed = false;
-  // Threads that check, each a file at a time; 0: one for each processor, at most 16.
+  // Threads that check, each a file at a time (half as many, each many files at a time, where the
+  // processor hashes those faster); 0: one for each processor, at most 16.
   int threads = 0;
   // Of the checking, for callers that do it beside other work; called from threads of its own, one
   // call at a time, at least every 16 MiB. Share of the bytes that are checked, ascending to 1:
@@ -117,6 +118,9 @@ struct OpenOptions {
   // tensors are given back by Release (read again, they come from the disk). Nothing may be used
   // before TensorSource::Finish has returned: only then all bytes are known to be right.
   bool in_memory = false;
+  // With `in_memory`: many files may be there at a time, where they are read faster side by side.
+  // Not for those who make much less of the weights than they are.
+  bool side_by_side = true;
 };
 
 // OpenOptions::stop said so.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <functional>
 #include <span>
 #include <stdexcept>
 #include <utility>
@@ -15,12 +16,16 @@ namespace {
 namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 
-// Both looks at a piece find it in the second cache.
-constexpr size_t kPiece = size_t{256} << 10;
+// Both looks at a piece find it in the second cache, also where there are as many as lanes.
+constexpr size_t kPiece = size_t{64} << 10;
+constexpr size_t kBlock = 64;  // of SHA-256
 // More threads than that read faster than any disk.
 constexpr int kMostThreads = 16;
-// Files in memory beside those that threads read: one is packed, another is ready.
+// At least so many files are in memory beside those that are read: one is packed, another is ready.
 constexpr size_t kAhead = 2;
+// A thread takes many files side by side where there are so many times as many, so that some are
+// there early.
+constexpr size_t kRounds = 4;
 // A file of which less is left (tensors that nobody asks for or releases) takes no place.
 constexpr uint64_t kSpentPart = 16;
 
@@ -30,6 +35,65 @@ int ThreadsOf(const OpenOptions& options) {
 }
 
 }  // namespace
+
+class FileChecker::Lane {
+ public:
+  Lane(FileChecker& checker, const Task& task)
+      : task_(task),
+        file_(checker.files_[task.file]),
+        path_(checker.folder_ / file_.name),
+        tensors_(path_.extension() == ".safetensors"),
+        memory_(checker.buffers_->Take(FileReader::MemoryBytes(file_.size_bytes, into()))),
+        reader_(path_, file_.size_bytes, into(), memory_),
+        finite_(file_.size_bytes) {}
+
+  // Goes on when the last chunk is used up; false: the file has ended. `waiting`: as
+  // FileReader::Next.
+  bool Fill(const std::function<void()>& waiting) {
+    if (!left_.empty()) return true;
+    left_ = chunk_ = reader_.Next(waiting);
+    const auto head = static_cast<ptrdiff_t>(std::min(file_.head.size() - same_, chunk_.size()));
+    as_before_ = as_before_ && std::equal(chunk_.begin(), chunk_.begin() + head,
+                                          file_.head.begin() + static_cast<ptrdiff_t>(same_));
+    same_ += static_cast<size_t>(head);
+    return !chunk_.empty();
+  }
+  // The next `size` bytes have been hashed. Returns how many bytes of a chunk that ends with them.
+  size_t Hashed(size_t size) {
+    if (tensors_) finite_.Feed(left_.first(size));
+    left_ = left_.subspan(size);
+    return left_.empty() ? chunk_.size() : 0;
+  }
+
+  const Task& task() const { return task_; }
+  const File& file() const { return file_; }
+  std::span<const uint8_t> left() const { return left_; }  // of the chunk
+  Sha256& hash() { return hash_; }
+  const FiniteCheck& finite() const { return finite_; }
+  bool as_before() const { return as_before_; }
+  // All bytes of the file; null if they only went by.
+  std::shared_ptr<const MappedFile> Memory() const {
+    if (!task_.keep) return nullptr;
+    return std::make_shared<const MappedFile>(path_, memory_, file_.size_bytes);
+  }
+
+ private:
+  FileReader::Into into() const {
+    return task_.keep ? FileReader::Into::kMemory : FileReader::Into::kWindow;
+  }
+
+  const Task task_;
+  const File& file_;
+  const fs::path path_;
+  const bool tensors_;
+  const std::shared_ptr<uint8_t> memory_;
+  FileReader reader_;
+  std::span<const uint8_t> chunk_, left_;
+  Sha256 hash_;
+  FiniteCheck finite_;
+  size_t same_ = 0;  // bytes of the head
+  bool as_before_ = true;
+};
 
 FileChecker::FileChecker(fs::path folder, std::vector<File> files, const OpenOptions& options)
     : folder_(std::move(folder)),
@@ -41,8 +105,16 @@ FileChecker::FileChecker(fs::path folder, std::vector<File> files, const OpenOpt
     progress_[i].unreleased = files_[i].size_bytes;
     total_bytes_ += files_[i].size_bytes;
   }
-  const size_t threads = std::min(files_.size(), static_cast<size_t>(ThreadsOf(options)));
-  most_held_ = threads + kAhead;
+  waiting_bytes_ = total_bytes_;
+  size_t threads = std::min(files_.size(), static_cast<size_t>(ThreadsOf(options)));
+  // One thread with many lanes hashes about as fast as two with one; with more threads than that
+  // would make use of, one file for each is faster.
+  const auto together = static_cast<size_t>(Sha256::MostTogether());
+  if (options.side_by_side && together > 1 && threads <= 2 * (files_.size() / kRounds / together)) {
+    lanes_ = together;
+    threads = (threads + 1) / 2;
+  }
+  most_held_ = threads * lanes_ + std::max(kAhead, lanes_ / 2);
   for (size_t i = 0; i < threads; ++i) threads_.emplace_back([this] { Run(); });
 }
 
@@ -63,7 +135,16 @@ FileChecker::~FileChecker() {
 
 void FileChecker::Run() {
   try {
-    while (const auto task = NextTask()) Check(*task);
+    std::vector<std::unique_ptr<Lane>> lanes;
+    for (;;) {
+      while (lanes.size() < lanes_) {
+        const auto task = NextTask(lanes.empty());
+        if (!task) break;
+        lanes.push_back(std::make_unique<Lane>(*this, *task));
+      }
+      if (lanes.empty()) break;
+      Step(lanes);
+    }
   } catch (...) {
     const std::lock_guard lock(mutex_);
     if (!error_) error_ = std::current_exception();
@@ -75,71 +156,83 @@ std::optional<size_t> FileChecker::Choose() const {
   size_t held = 0;
   for (size_t i = 0; i < files_.size(); ++i) {
     const Progress& progress = progress_[i];
-    held += files_[i].memory && progress.state != State::kWaiting && !progress.spent ? 1 : 0;
+    held += files_[i].mapped && progress.state != State::kWaiting && !progress.spent ? 1 : 0;
   }
   std::optional<size_t> first;
+  bool large = false;
   for (size_t i = 0; i < files_.size(); ++i) {
     if (progress_[i].state != State::kWaiting) continue;
     if (progress_[i].wanted) return i;
-    const bool may = !files_[i].memory || finishing_ || bad() || held < most_held_;
-    if (may && !first) first = i;
+    const bool may = !files_[i].mapped || finishing_ || bad() || held < most_held_;
+    // One that keeps a lane busy for as long as all that is left: it would be alone at the end.
+    const bool longest = lanes_ > 1 && files_[i].size_bytes > waiting_bytes_ / lanes_;
+    if (may && (!first || (longest && !large))) {
+      first = i;
+      large = longest;
+    }
   }
   return first;
 }
 
-std::optional<FileChecker::Task> FileChecker::NextTask() {
+std::optional<FileChecker::Task> FileChecker::NextTask(bool wait) {
   std::unique_lock lock(mutex_);
   for (;;) {
     if (error_) return std::nullopt;
     if (const auto file = Choose()) {
       Progress& progress = progress_[*file];
       progress.state = State::kReading;
+      waiting_bytes_ -= files_[*file].size_bytes;
+      buffers_->Keep(waiting_bytes_);
       // Where there is something wrong, or nobody asked so far, nobody will.
-      return Task{*file, files_[*file].memory && !bad() && (progress.wanted || !finishing_)};
+      return Task{*file, files_[*file].mapped && !bad() && (progress.wanted || !finishing_)};
     }
     const bool any = std::any_of(progress_.begin(), progress_.end(), [](const Progress& progress) {
       return progress.state == State::kWaiting;
     });
-    if (!any) return std::nullopt;
+    if (!any || !wait) return std::nullopt;
     changed_.wait(lock);
   }
 }
 
-void FileChecker::Check(const Task& task) {
-  const File& file = files_[task.file];
-  const fs::path path = folder_ / file.name;
-  const bool tensors = path.extension() == ".safetensors";
-  FileReader reader(path, file.size_bytes, task.keep ? file.memory->memory() : nullptr);
-  Sha256 hash;
-  FiniteCheck finite(file.size_bytes);
-  size_t same = 0;  // bytes of the head
-  bool as_before = true;
-  for (;;) {
-    const std::span<const uint8_t> chunk = reader.Next([this] { CheckStop(); });
-    if (chunk.empty()) break;
-    const size_t head = std::min(file.head.size() - same, chunk.size());
-    as_before = as_before && std::equal(chunk.begin(), chunk.begin() + static_cast<ptrdiff_t>(head),
-                                        file.head.begin() + static_cast<ptrdiff_t>(same));
-    same += head;
-    for (size_t from = 0; from < chunk.size(); from += kPiece) {
-      const auto piece = chunk.subspan(from, std::min(kPiece, chunk.size() - from));
-      hash.Update(piece);
-      if (tensors) finite.Feed(piece);
-    }
-    Advance(chunk.size());
+void FileChecker::Step(std::vector<std::unique_ptr<Lane>>& lanes) {
+  std::erase_if(lanes, [this](const std::unique_ptr<Lane>& lane) {
+    if (lane->Fill([this] { CheckStop(); })) return false;
+    Ended(*lane);
+    return true;
+  });
+  std::vector<Sha256*> hashes;
+  std::vector<const uint8_t*> data;
+  size_t size = kPiece;
+  for (const auto& lane : lanes) {
+    hashes.push_back(&lane->hash());
+    data.push_back(lane->left().data());
+    size = std::min(size, lane->left().size());
   }
-  const bool right = hash.Finish() == file.sha256;
-  if (file.memory && !task.keep) file.memory->ReleaseAll();
+  // Whole blocks, until there is less of a file: that goes alone, so that the others stay aligned.
+  size = size / kBlock * kBlock;
+  if (size > 0) Sha256::UpdateTogether(hashes, data, size);
+  for (const auto& lane : lanes) {
+    const size_t own = size > 0 ? size : lane->left().size() < kBlock ? lane->left().size() : 0;
+    if (own == 0) continue;
+    if (size == 0) lane->hash().Update(lane->left());
+    if (const size_t chunk = lane->Hashed(own); chunk > 0) Advance(chunk);
+  }
+}
+
+void FileChecker::Ended(Lane& lane) {
+  const bool right = lane.hash().Finish() == lane.file().sha256;
   {
     const std::lock_guard lock(mutex_);
-    progress_[task.file].state = State::kChecked;
+    Progress& progress = progress_[lane.task().file];
+    progress.state = State::kChecked;
+    if (!progress.spent) progress.memory = lane.Memory();
     ++checked_;
     if (!right) {
-      differences_[file.name] = "has another SHA-256";
-    } else if (!as_before) {
-      differences_[file.name] = "changed while it was read";
+      differences_[lane.file().name] = "has another SHA-256";
+    } else if (!lane.as_before()) {
+      differences_[lane.file().name] = "changed while it was read";
     }
-    not_finite_.insert(finite.counts().begin(), finite.counts().end());
+    not_finite_.insert(lane.finite().counts().begin(), lane.finite().counts().end());
   }
   changed_.notify_all();
 }
@@ -180,27 +273,30 @@ void FileChecker::ThrowWhatIsWrong() const {
   throw std::runtime_error(folder_.string() + ": is not what its manifest says: " + text);
 }
 
-void FileChecker::Await(size_t file) {
+std::shared_ptr<const MappedFile> FileChecker::Await(size_t file) {
   std::unique_lock lock(mutex_);
-  progress_[file].wanted = true;
+  Progress& progress = progress_[file];
+  progress.wanted = true;
   changed_.notify_all();
   changed_.wait(lock, [&] {
-    return error_ || (bad() ? checked_ == files_.size() : progress_[file].state == State::kChecked);
+    return error_ || (bad() ? checked_ == files_.size() : progress.state == State::kChecked);
   });
   if (error_) std::rethrow_exception(error_);
   if (bad()) ThrowWhatIsWrong();
+  return progress.memory ? progress.memory : files_[file].mapped;
 }
 
 void FileChecker::Released(size_t file, uint64_t bytes) {
+  std::shared_ptr<const MappedFile> memory;  // given back without the lock
   {
     const std::lock_guard lock(mutex_);
     Progress& progress = progress_[file];
     progress.unreleased -= std::min(progress.unreleased, bytes);
-    const bool spent = progress.unreleased <= files_[file].size_bytes / kSpentPart;
-    if (!spent || progress.spent) return;
-    progress.spent = true;
+    progress.spent = progress.unreleased <= files_[file].size_bytes / kSpentPart;
+    if (!progress.spent) return;
+    memory = std::exchange(progress.memory, nullptr);
   }
-  files_[file].memory->ReleaseAll();
+  memory.reset();
   changed_.notify_all();
 }
 

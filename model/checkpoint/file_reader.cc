@@ -7,9 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
-#include <cstdlib>
 #include <cstring>
-#include <new>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -64,22 +62,19 @@ class Cached {
   void* view_ = MAP_FAILED;
 };
 
-uint8_t* NewBuffer(size_t size) {
-  void* memory = std::aligned_alloc(kAlignment, size);
-  if (memory == nullptr) throw std::bad_alloc();
-  return static_cast<uint8_t*>(memory);
-}
-
 }  // namespace
 
-void FileReader::Free::operator()(uint8_t* memory) const { std::free(memory); }
+size_t FileReader::MemoryBytes(uint64_t size, Into into) {
+  const uint64_t chunks = size / kChunkBytes + 1;
+  return (into == Into::kWindow ? std::min(kAhead, chunks) : chunks) * kChunkBytes;
+}
 
-FileReader::FileReader(std::filesystem::path path, uint64_t size, uint8_t* into)
+FileReader::FileReader(std::filesystem::path path, uint64_t size, Into into,
+                       std::shared_ptr<uint8_t> memory)
     : path_(std::move(path)),
       size_(size),
       into_(into),
-      buffer_(into != nullptr ? nullptr
-                              : NewBuffer(std::min(kAhead, size / kChunkBytes + 1) * kChunkBytes)),
+      memory_(std::move(memory)),
       may_read_(kAhead),
       thread_([this] { Run(); }) {}
 
@@ -93,8 +88,7 @@ FileReader::~FileReader() {
 }
 
 uint8_t* FileReader::Place(uint64_t chunk) const {
-  return into_ != nullptr ? into_ + chunk * kChunkBytes
-                          : buffer_.get() + chunk % kAhead * kChunkBytes;
+  return memory_.get() + (into_ == Into::kWindow ? chunk % kAhead : chunk) * kChunkBytes;
 }
 
 std::span<const uint8_t> FileReader::Next(const std::function<void()>& waiting) {
@@ -149,8 +143,9 @@ void FileReader::Run() {
     const Descriptor file(path_, O_RDONLY);
     if (file.get() < 0) Fail(path_, std::string("cannot open: ") + std::strerror(errno));
     // Refused where a file system has none: then all goes the other way.
-    const Descriptor direct(path_, into_ != nullptr ? O_RDONLY | O_DIRECT : O_PATH);
-    const int past_cache = into_ != nullptr ? direct.get() : -1;
+    const bool window = into_ == Into::kWindow;
+    const Descriptor direct(path_, window ? O_PATH : O_RDONLY | O_DIRECT);
+    const int past_cache = window ? -1 : direct.get();
     const Cached cached(file.get(), past_cache < 0 ? 0 : size_);
     if (past_cache < 0) posix_fadvise(file.get(), 0, 0, POSIX_FADV_SEQUENTIAL);
     for (uint64_t chunk = 0; chunk * kChunkBytes < size_; ++chunk) {

@@ -9,24 +9,29 @@
 #include <mutex>
 #include <span>
 #include <thread>
-#include <vector>
 
 namespace llava {
 
 // Reads a file from front to end in another thread, ahead of who uses the bytes. One thread.
 class FileReader {
  public:
-  static constexpr size_t kChunkBytes = size_t{4} << 20;
+  static constexpr size_t kChunkBytes = size_t{2} << 20;
 
-  // `size`: how many bytes the file has to have. `into`: page-aligned memory for them, rounded up
-  // to whole chunks, which is filled past the page cache where the file is not in it; null: chunks
-  // go by in a buffer, and stay in the page cache.
-  FileReader(std::filesystem::path path, uint64_t size, uint8_t* into);
+  // Where the bytes go.
+  enum class Into {
+    kMemory,  // all of them, past the page cache where the file is not in it
+    kWindow,  // chunks go by, and stay in the page cache
+  };
+  // The memory that this needs for a file of `size` bytes.
+  static size_t MemoryBytes(uint64_t size, Into into);
+
+  // `size`: how many bytes the file has to have. `memory`: page-aligned, MemoryBytes() of it.
+  FileReader(std::filesystem::path path, uint64_t size, Into into, std::shared_ptr<uint8_t> memory);
   ~FileReader();
   FileReader(const FileReader&) = delete;
   FileReader& operator=(const FileReader&) = delete;
 
-  // The next at most kChunkBytes; nothing at the end. Without `into` they are valid until the next
+  // The next at most kChunkBytes; nothing at the end. In a window they are valid until the next
   // call. `waiting` is called every now and then while there is nothing yet, and may throw. Throws
   // std::runtime_error naming the path and the system's reason, or that the file ends early.
   std::span<const uint8_t> Next(const std::function<void()>& waiting);
@@ -41,11 +46,8 @@ class FileReader {
 
   const std::filesystem::path path_;
   const uint64_t size_;
-  uint8_t* const into_;
-  struct Free {
-    void operator()(uint8_t* memory) const;
-  };
-  const std::unique_ptr<uint8_t[], Free> buffer_;
+  const Into into_;
+  const std::shared_ptr<uint8_t> memory_;
   uint64_t taken_ = 0;  // chunks that Next gave out
 
   std::mutex mutex_;

@@ -9,23 +9,24 @@
 namespace llava {
 namespace {
 
-// All bits of the exponent are set. Blocks fit into the first cache; the loop over one becomes
-// vector instructions, and counting is for what is broken.
+// All bits of the exponent are set. The loop over a block becomes vector instructions, and counting
+// is for what is broken.
 template <typename Bits>
 uint64_t CountWithExponent(std::span<const uint8_t> bytes, Bits exponent) {
   constexpr size_t kBlock = 2048;
-  Bits values[kBlock];  // a copy: the file need not be aligned
+  const auto found = [&](size_t i) {  // the file need not be aligned
+    Bits bits;
+    std::memcpy(&bits, bytes.data() + i * sizeof(Bits), sizeof(Bits));
+    return static_cast<Bits>((bits & exponent) == exponent);
+  };
+  const size_t values = bytes.size() / sizeof(Bits);
   uint64_t count = 0;
-  for (size_t from = 0; from < bytes.size(); from += sizeof(values)) {
-    const size_t size = std::min(sizeof(values), bytes.size() - from), here = size / sizeof(Bits);
-    std::memcpy(values, bytes.data() + from, size);
-    Bits found = 0;
-    for (size_t i = 0; i < here; ++i) {
-      found |= static_cast<Bits>((values[i] & exponent) == exponent);
-    }
-    if (found == 0) continue;
-    count += static_cast<uint64_t>(std::count_if(
-        values, values + here, [exponent](Bits bits) { return (bits & exponent) == exponent; }));
+  for (size_t from = 0; from < values; from += kBlock) {
+    const size_t to = std::min(from + kBlock, values);
+    Bits any = 0;
+    for (size_t i = from; i < to; ++i) any |= found(i);
+    if (any == 0) continue;
+    for (size_t i = from; i < to; ++i) count += found(i);
   }
   return count;
 }

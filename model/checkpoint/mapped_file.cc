@@ -9,6 +9,7 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace llava {
 namespace {
@@ -37,67 +38,22 @@ MappedFile::MappedFile(const std::filesystem::path& path) : path_(path) {
   close(fd);
   if (data == MAP_FAILED) Fail(path, std::string("cannot map: ") + std::strerror(error));
   data_ = static_cast<const uint8_t*>(data);
-  mapping_ = data;
-  mapping_size_ = size_;
 }
 
-std::shared_ptr<MappedFile> MappedFile::InMemory(const std::filesystem::path& path, size_t size) {
-  constexpr size_t kHugePage = size_t{2} << 20, kChunk = size_t{4} << 20;
-  std::shared_ptr<MappedFile> file(new MappedFile);
-  file->path_ = path;
-  file->fd_ = OpenRegular(path);
-  const size_t whole = (size + kChunk - 1) / kChunk * kChunk;
-  void* memory = mmap(nullptr, whole + kHugePage, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED) {
-    Fail(path, "no memory for its " + std::to_string(size) + " bytes: " + std::strerror(errno));
-  }
-  file->mapping_ = memory;
-  file->mapping_size_ = whole + kHugePage;
-  const auto begin = reinterpret_cast<uintptr_t>(memory);
-  auto* data = reinterpret_cast<uint8_t*>((begin + kHugePage - 1) / kHugePage * kHugePage);
-  madvise(data, whole, MADV_HUGEPAGE);
-  file->data_ = data;
-  file->size_ = size;
-  return file;
-}
+MappedFile::MappedFile(const std::filesystem::path& path, std::shared_ptr<const uint8_t> memory,
+                       size_t size)
+    : path_(path), memory_(std::move(memory)), data_(memory_.get()), size_(size) {}
 
 MappedFile::~MappedFile() {
-  if (mapping_ != nullptr) munmap(mapping_, mapping_size_);
-  if (fd_ >= 0) close(fd_);
+  if (!memory_ && size_ > 0) munmap(const_cast<uint8_t*>(data_), size_);
 }
 
 void MappedFile::Release(size_t offset, size_t size) const {
+  if (memory_) return;
   const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
   const size_t begin = (offset + page - 1) / page * page, end = (offset + size) / page * page;
   if (end <= begin || end > size_) return;
-  uint8_t* from = const_cast<uint8_t*>(data_) + begin;
-  const std::lock_guard lock(mutex_);
-  if (fd_ < 0) {
-    madvise(from, end - begin, MADV_DONTNEED);
-  } else {
-    // The file's own pages in place of the memory. If that fails, the memory stays.
-    mmap(from, end - begin, PROT_READ, MAP_PRIVATE | MAP_FIXED, fd_, static_cast<off_t>(begin));
-  }
-}
-
-void MappedFile::ReleaseAll() const {
-  if (size_ == 0) return;
-  auto* data = const_cast<uint8_t*>(data_);
-  const std::lock_guard lock(mutex_);
-  if (fd_ < 0) {
-    madvise(data, size_, MADV_DONTNEED);
-    return;
-  }
-  if (mmap(data, size_, PROT_READ, MAP_PRIVATE | MAP_FIXED, fd_, 0) == MAP_FAILED) {
-    Fail(path_, std::string("cannot map: ") + std::strerror(errno));
-  }
-  const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  uint8_t* end = static_cast<uint8_t*>(mapping_) + mapping_size_;
-  uint8_t* behind = data + (size_ + page - 1) / page * page;
-  madvise(behind, static_cast<size_t>(end - behind), MADV_DONTNEED);
-  close(fd_);  // from here on it is a mapping like others
-  fd_ = -1;
+  madvise(const_cast<uint8_t*>(data_) + begin, end - begin, MADV_DONTNEED);
 }
 
 }  // namespace llava

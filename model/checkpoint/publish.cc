@@ -20,9 +20,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Files of large models are as small as that where they are not too many then: each is read and
-// checked by a thread of its own, and used as soon as it is right.
-constexpr uint64_t kLeastShard = uint64_t{64} << 20;
+// Files of large models are as small as that where they are not too many then: many are read and
+// checked side by side, and each is used as soon as it is right.
+constexpr uint64_t kLeastShard = uint64_t{16} << 20;
 constexpr uint64_t kMostShards = 128;
 
 std::map<std::string, at::Tensor> AllOf(const TensorSource& tensors) {

@@ -116,12 +116,9 @@ std::map<std::string, MappedTensor> ParseSafetensorsHeader(std::span<const uint8
 }
 
 SafetensorsFile::SafetensorsFile(std::shared_ptr<const MappedFile> file)
-    : SafetensorsFile(file, file->bytes()) {}
-
-SafetensorsFile::SafetensorsFile(std::shared_ptr<const MappedFile> file,
-                                 std::span<const uint8_t> head)
     : file_(std::move(file)),
-      places_(ParseSafetensorsHeader(head, file_->bytes().size(), file_->path().string())) {
+      places_(
+          ParseSafetensorsHeader(file_->bytes(), file_->bytes().size(), file_->path().string())) {
   for (const auto& [name, tensor] : places_) infos_[name] = {tensor.dtype, tensor.shape};
 }
 

@@ -26,8 +26,6 @@ class SafetensorsFile : public TensorFile {
  public:
   // Checks the whole header. Throws std::runtime_error naming file and tensor.
   explicit SafetensorsFile(std::shared_ptr<const MappedFile> file);
-  // Of a file whose bytes are not in `file` yet; `head`: at least its header.
-  SafetensorsFile(std::shared_ptr<const MappedFile> file, std::span<const uint8_t> head);
 
   // Whether the file begins like one: a plausible length, then '{'.
   static bool Looks(const MappedFile& file);

@@ -56,27 +56,37 @@ std::vector<uint8_t> ReadHeader(const fs::path& path) {
 class AwaitedFile : public TensorFile {
  public:
   AwaitedFile(std::shared_ptr<FileChecker> checker, size_t number, const FileChecker::File& file)
-      : checker_(std::move(checker)), number_(number), file_(file.memory, file.head) {}
+      : checker_(std::move(checker)),
+        number_(number),
+        mapped_(file.mapped),
+        places_(ParseSafetensorsHeader(file.head, file.size_bytes, mapped_->path().string())) {
+    for (const auto& [name, place] : places_) infos_[name] = {place.dtype, place.shape};
+  }
 
-  const std::map<std::string, TensorInfo>& tensors() const override { return file_.tensors(); }
+  const std::map<std::string, TensorInfo>& tensors() const override { return infos_; }
   at::Tensor Get(const std::string& name) const override {
-    checker_->Await(number_);
-    return file_.Get(name);
+    const auto place = places_.find(name);
+    if (place == places_.end()) {
+      throw std::out_of_range(mapped_->path().string() + ": has no tensor \"" + name + "\"");
+    }
+    return ViewMapped(checker_->Await(number_), place->second);
   }
   void Release(const std::string& name) const override {
-    file_.Release(name);
-    const auto info = tensors().find(name);
-    if (info == tensors().end()) return;
-    const size_t element = at::elementSize(info->second.dtype);
+    const auto place = places_.find(name);
+    if (place == places_.end()) return;
+    ReleaseMapped(*mapped_, place->second);  // where they come from later
+    const size_t element = at::elementSize(place->second.dtype);
     checker_->Released(
-        number_, static_cast<uint64_t>(*CountElements(info->second.shape, element)) * element);
+        number_, static_cast<uint64_t>(*CountElements(place->second.shape, element)) * element);
   }
   void Finish() const override { checker_->Finish(); }
 
  private:
   const std::shared_ptr<FileChecker> checker_;
   const size_t number_;
-  const SafetensorsFile file_;
+  const std::shared_ptr<const MappedFile> mapped_;
+  const std::map<std::string, MappedTensor> places_;
+  std::map<std::string, TensorInfo> infos_;
 };
 
 }  // namespace
@@ -89,7 +99,7 @@ TensorFiles VerifyFiles(const fs::path& folder, const Manifest& manifest,
     FileChecker::File file{name, listed.size_bytes, listed.sha256};
     const fs::path path = folder / name;
     if (options.in_memory && path.extension() == ".safetensors" && name != kSelfTestFile) {
-      file.memory = MappedFile::InMemory(path, listed.size_bytes);
+      file.mapped = std::make_shared<const MappedFile>(path);
       file.head = ReadHeader(path);
       weights.push_back(std::move(file));
     } else {

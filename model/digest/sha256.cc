@@ -8,6 +8,8 @@
 #include <stdexcept>
 #include <vector>
 
+#include "model/digest/sha256_rounds.h"
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <immintrin.h>
@@ -17,16 +19,9 @@ namespace llava {
 namespace {
 
 constexpr size_t kBlockBytes = 64;
-
-alignas(16) constexpr uint32_t kRound[64] = {
-    0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
-    0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,
-    0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
-    0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967,
-    0x27b70a85, 0x2e1b2138, 0x4d2c6dfc, 0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85,
-    0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070,
-    0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
-    0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
+constexpr size_t kSixteen = 16;
+// From so many on, 16 at once are faster than one after the other with the SHA instructions.
+constexpr size_t kWorthSixteen = 8;
 
 uint32_t RotateRight(uint32_t x, int n) { return x >> n | x << (32 - n); }
 
@@ -46,7 +41,7 @@ void CompressPortable(uint32_t* state, const uint8_t* data, size_t blocks) {
     uint32_t e = state[4], f = state[5], g = state[6], h = state[7];
     for (int i = 0; i < 64; ++i) {
       uint32_t s1 = RotateRight(e, 6) ^ RotateRight(e, 11) ^ RotateRight(e, 25);
-      uint32_t t1 = h + s1 + ((e & f) ^ (~e & g)) + kRound[i] + w[i];
+      uint32_t t1 = h + s1 + ((e & f) ^ (~e & g)) + kSha256Rounds[i] + w[i];
       uint32_t s0 = RotateRight(a, 2) ^ RotateRight(a, 13) ^ RotateRight(a, 22);
       uint32_t t2 = s0 + ((a & b) ^ (a & c) ^ (b & c));
       h = g, g = f, f = e, e = d + t1;
@@ -80,9 +75,8 @@ __attribute__((target("sha,sse4.1,ssse3"))) void CompressShaNi(uint32_t* state, 
         now = _mm_add_epi32(now, _mm_alignr_epi8(ago1, ago2, 4));
         now = _mm_sha256msg2_epu32(now, ago1);
       }
-      __m128i in = _mm_add_epi32(
-          now,
-          _mm_load_si128(reinterpret_cast<const __m128i*>(kRound + static_cast<ptrdiff_t>(4) * i)));
+      __m128i in = _mm_add_epi32(now, _mm_load_si128(reinterpret_cast<const __m128i*>(
+                                          kSha256Rounds + static_cast<ptrdiff_t>(4) * i)));
       cdgh = _mm_sha256rnds2_epu32(cdgh, abef, in);
       abef = _mm_sha256rnds2_epu32(abef, cdgh, _mm_shuffle_epi32(in, 0x0e));
     }
@@ -109,6 +103,11 @@ Compress BestCompress() {
   if (HaveShaNi()) return CompressShaNi;
 #endif
   return CompressPortable;
+}
+
+bool HaveSixteen() {
+  static const bool have = HaveCompressSixteen();
+  return have;
 }
 
 int HexValue(char c) {
@@ -145,6 +144,37 @@ void Sha256::Update(std::span<const uint8_t> bytes) {
 
 void Sha256::Update(std::string_view bytes) {
   Update(std::span(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()));
+}
+
+int Sha256::MostTogether() { return HaveSixteen() ? static_cast<int>(kSixteen) : 1; }
+
+void Sha256::UpdateTogether(std::span<Sha256* const> hashes, std::span<const uint8_t* const> data,
+                            size_t bytes) {
+  const Compress best = BestCompress();
+  const bool whole = std::all_of(hashes.begin(), hashes.end(), [best](const Sha256* hash) {
+    return hash->size_ % kBlockBytes == 0 && hash->compress_ == best;
+  });
+  size_t done = 0;
+  if (whole && HaveSixteen() && hashes.size() >= kWorthSixteen) {
+    const size_t blocks = bytes / kBlockBytes;
+    for (; hashes.size() - done >= kWorthSixteen;
+         done += std::min(kSixteen, hashes.size() - done)) {
+      const size_t here = std::min(kSixteen, hashes.size() - done);
+      std::array<uint32_t, 8> nobodys{};
+      uint32_t* states[kSixteen];
+      const uint8_t* from[kSixteen];
+      for (size_t i = 0; i < kSixteen; ++i) {
+        states[i] = i < here ? hashes[done + i]->state_.data() : nobodys.data();
+        from[i] = data[done + (i < here ? i : 0)];
+      }
+      CompressSixteen(states, from, blocks);
+      for (size_t i = done; i < done + here; ++i) {
+        hashes[i]->size_ += blocks * kBlockBytes;
+        hashes[i]->Update(std::span(data[i], bytes).subspan(blocks * kBlockBytes));
+      }
+    }
+  }
+  for (; done < hashes.size(); ++done) hashes[done]->Update(std::span(data[done], bytes));
 }
 
 Sha256Digest Sha256::Finish() {

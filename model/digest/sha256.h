@@ -24,6 +24,13 @@ class Sha256 {
   explicit Sha256(Implementation implementation);
   void Update(std::span<const uint8_t> bytes);
   void Update(std::string_view bytes);
+  // As Update of each of `hashes`, which differ, by `bytes` of its own from `data`. Several are
+  // faster together than one after the other where MostTogether() is more than 1 and every one has
+  // had a multiple of 64 bytes so far.
+  static void UpdateTogether(std::span<Sha256* const> hashes, std::span<const uint8_t* const> data,
+                             size_t bytes);
+  // Of how many one thread makes the most.
+  static int MostTogether();
   // Ends the hash; the object must not be used afterwards.
   Sha256Digest Finish();
 

@@ -32,7 +32,6 @@ DecoderWeights ReadDecoderWeights(const DecoderConfig& config, const TensorSourc
   const int64_t kv_width = config.num_kv_heads * config.head_dim;
   ParameterReader reader(tensors, device, dtype);
   DecoderWeights weights;
-  weights.embed_tokens = reader.Read("model.embed_tokens.weight", {config.vocab_size, width});
   for (int64_t i = 0; i < config.num_layers; ++i) {
     const std::string name = "model.layers." + std::to_string(i) + ".";
     DecoderLayer layer;
@@ -47,6 +46,7 @@ DecoderWeights ReadDecoderWeights(const DecoderConfig& config, const TensorSourc
     layer.down = reader.Read(name + "mlp.down_proj.weight", {width, inner});
     weights.layers.push_back(std::move(layer));
   }
+  weights.embed_tokens = reader.Read("model.embed_tokens.weight", {config.vocab_size, width});
   weights.norm = reader.Read("model.norm.weight", {width});
   weights.lm_head = config.tie_word_embeddings
                         ? weights.embed_tokens

@@ -161,12 +161,13 @@ PackedDecoderWeights PackDecoder(const DecoderConfig& config, const TensorSource
                                   : wanted.value_or(PackOptions{WeightFormat::kBFloat16, 0, true});
   CheckDecoderTensors(config, tensors);
   const auto memory = std::make_shared<WeightMemory>();
-  at::Tensor embedding = ReadEmbedding(tensors, options.format);
+  // The layers first, as they come: the two large tables take as long to arrive as all of them.
   std::vector<PackedLayer> layers;
   for (int64_t i = 0; i < config.num_layers; ++i) {
     layers.push_back(stored ? LoadLayer(config, tensors, i, options, memory)
                             : PackLayer(config, tensors, i, options, pool, memory));
   }
+  at::Tensor embedding = ReadEmbedding(tensors, options.format);
   PackedMatrix lm_head = stored ? Load(tensors, "lm_head.packed", config.vocab_size,
                                        config.hidden_size, std::nullopt, memory)
                                 : PackHead(config, tensors, options, pool, memory);

@@ -132,6 +132,8 @@ LanguageCheckpoint Open(const LanguageOptions& options, const LoadPace& pace, bo
   open.packed = true;
   open.verify = verify;
   open.in_memory = verify;  // read once: what is found right is packed while more is read
+  const WeightType weights = ParseWeightType(options.dtype);
+  open.side_by_side = weights != WeightType::kInt8 && weights != WeightType::kInt4;
   if (pace.in_background) {
     // Threads that stand back hold a processor for their slice all the same: half are left free.
     open.threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / 2);

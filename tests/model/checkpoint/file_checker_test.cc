@@ -5,6 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cmath>
@@ -18,6 +19,7 @@
 #include "model/checkpoint/mapped_file.h"
 #include "model/checkpoint/tensor_file.h"
 #include "model/checkpoint/verified_files.h"
+#include "model/digest/sha256.h"
 #include "tests/model/checkpoint/folders.h"
 #include "tests/support/slowdown.h"
 
@@ -29,15 +31,14 @@ using testing::HasSubstr;
 
 class StreamedVersionTest : public testing::Test {
  protected:
-  static constexpr int kShards = 6;
   static std::string Name(int shard) { return "s" + std::to_string(shard) + ".safetensors"; }
 
-  StreamedVersionTest() {
+  explicit StreamedVersionTest(int shards = 6, int64_t rows = 300) : kShards(shards) {
     Add("config.json", "{}");
     nlohmann::json map;
     for (int i = 0; i < kShards; ++i) {
       const std::string a = "a" + std::to_string(i), b = "b" + std::to_string(i);
-      values_[a] = at::randn({300, 1000});
+      values_[a] = at::randn({rows + i % 5, 1000});  // of different sizes
       values_[b] = at::randn({77}).to(at::kBFloat16);
       map[a] = map[b] = Name(i);
       SaveSafetensors(folder_.path() / Name(i), {{a, values_[a]}, {b, values_[b]}});
@@ -64,10 +65,17 @@ class StreamedVersionTest : public testing::Test {
     EXPECT_TRUE(at::equal(file.Get(name), values_.at(name))) << name;
   }
 
+  const int kShards;
   const TempFolder folder_;
   Manifest manifest_;
   OpenOptions options_;
   std::map<std::string, at::Tensor> values_;
+};
+
+// So many files that a thread reads them side by side where that is faster.
+class ManyFilesTest : public StreamedVersionTest {
+ protected:
+  ManyFilesTest() : StreamedVersionTest(70, 60) {}
 };
 
 TEST_F(StreamedVersionTest, TensorsComeInAnyOrder) {
@@ -149,6 +157,75 @@ TEST_F(StreamedVersionTest, NothingDamagedIsGivenOut) {
   EXPECT_EQ(ErrorOf([&] { file->Get("a1"); }), expected);
 }
 
+TEST_F(ManyFilesTest, TensorsComeInAnyOrder) {
+  for (const int threads : {1, 2, 3}) {
+    options_.threads = threads;
+    const auto file = Open();
+    for (int i = 0; i < kShards; ++i) {
+      const std::string number = std::to_string(i * 43 % kShards);
+      Expect(*file, "b" + number);
+      const at::Tensor view = file->Get("a" + number);
+      file->Release("a" + number);
+      file->Release("b" + number);
+      EXPECT_TRUE(at::equal(view, values_.at("a" + number)));
+    }
+    file->Finish();
+    for (const auto& [name, value] : values_) Expect(*file, name);
+  }
+}
+
+// Those who make less of the weights than they are want few of them in memory.
+TEST_F(ManyFilesTest, AreReadSideBySideOnlyWhereThatIsWanted) {
+  for (const bool side_by_side : {true, false}) {
+    options_.side_by_side = side_by_side;
+    std::atomic<double> share = 0;
+    options_.progress = [&](double now) { share = now; };
+    const int lanes = side_by_side ? Sha256::MostTogether() : 1;
+    const int ahead = lanes + std::max(2, lanes / 2);
+    const auto files = [&] { return share.load() * kShards; };  // about
+    const auto file = Open();
+    const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(60 * LLAVA_SLOWDOWN);
+    while (files() < ahead - 0.5 && std::chrono::steady_clock::now() < until) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(30));
+    EXPECT_NEAR(files(), ahead, 0.5);
+    file->Finish();
+    EXPECT_EQ(share, 1);
+  }
+}
+
+TEST_F(ManyFilesTest, AllThatIsDamagedIsTold) {
+  for (const int shard : {0, 31, 69}) Damage(shard);
+  const std::string expected = folder_.path().string() +
+                               ": is not what its manifest says: s0.safetensors has another "
+                               "SHA-256; s31.safetensors has another SHA-256; s69.safetensors has "
+                               "another SHA-256";
+  EXPECT_EQ(ErrorOf([&] { Open()->Get("a0"); }), expected);
+  EXPECT_EQ(ErrorOf([&] { Open()->Finish(); }), expected);
+  options_.in_memory = false;
+  EXPECT_EQ(ErrorOf([&] { Open(); }), expected);
+}
+
+TEST_F(ManyFilesTest, NumbersThatAreNoneAreFound) {
+  for (const int i : {3, 64}) {
+    const std::string a = "a" + std::to_string(i), b = "b" + std::to_string(i);
+    values_[a][7][7] = NAN;
+    SaveSafetensors(folder_.path() / Name(i), {{a, values_[a]}, {b, values_[b]}});
+    Add(Name(i), ReadBytes(folder_.path() / Name(i)));
+  }
+  EXPECT_EQ(ErrorOf([&] { Open()->Finish(); }),
+            folder_.path().string() +
+                ": 1 value of tensor \"a3\", 1 value of tensor \"a64\" are NaN or infinite");
+}
+
+TEST_F(ManyFilesTest, MayBeLeftAtAnyTime) {
+  for (int i = 0; i < 20; ++i) {
+    const auto file = Open();
+    if (i % 2 == 1) Expect(*file, "a" + std::to_string(i));
+  }
+}
+
 TEST_F(StreamedVersionTest, NumbersThatAreNoneAreFound) {
   values_["a4"][7][7] = NAN;
   SaveSafetensors(folder_.path() / Name(4), {{"a4", values_["a4"]}, {"b4", values_["b4"]}});
@@ -177,7 +254,7 @@ TEST_F(StreamedVersionTest, AHeaderThatChangedMeanwhileIsNotBelieved) {
   FileChecker::File file{name,
                          listed.size_bytes,
                          listed.sha256,
-                         MappedFile::InMemory(folder_.path() / name, listed.size_bytes),
+                         std::make_shared<const MappedFile>(folder_.path() / name),
                          {8, 0, 0, 0, 0, 0, 0, 0, '{', '}', ' ', ' ', ' ', ' ', ' ', ' '}};
   FileChecker checker(folder_.path(), {file}, options_);
   EXPECT_THAT(ErrorOf([&] { checker.Await(0); }), HasSubstr(name + " changed while it was read"));

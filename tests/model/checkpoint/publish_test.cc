@@ -63,7 +63,7 @@ TEST(PublishTest, LargeModelsComeInShards) {
   const TempFolder folder;
   LanguageCheckpoint language = OpenLanguage(Fixtures() / "tiny-llava");
   DecoderConfig& decoder = language.config.decoder;
-  decoder.vocab_size = (int64_t{40} << 20) / 4 / decoder.hidden_size;  // tables of 40 MB
+  decoder.vocab_size = (int64_t{10} << 20) / 4 / decoder.hidden_size;  // tables of 10 MB
   ReplaceTensors(
       language.tensors,
       {{"model.embed_tokens.weight", at::ones({decoder.vocab_size, decoder.hidden_size})},

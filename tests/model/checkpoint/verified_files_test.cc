@@ -10,7 +10,7 @@
 
 #include "model/checkpoint/file_reader.h"
 #include "model/checkpoint/finite.h"
-#include "model/checkpoint/mapped_file.h"
+#include "model/checkpoint/read_buffers.h"
 #include "model/checkpoint/tensor_file.h"
 #include "tests/model/checkpoint/folders.h"
 
@@ -32,26 +32,24 @@ std::string Bytes(size_t size) {
 TEST(FileReaderTest, GivesEveryByteInOrder) {
   const TempFolder folder;
   const fs::path path = folder.path() / "f";
+  const auto buffers = ReadBuffers::Create();  // the same memory again and again
   for (const size_t size :
        {size_t{0}, size_t{1}, FileReader::kChunkBytes, 7 * FileReader::kChunkBytes + 4097}) {
     const std::string bytes = Bytes(size);
     WriteBytes(path, bytes);
-    for (const bool into_memory : {false, true}) {
-      const auto memory = into_memory ? MappedFile::InMemory(path, size) : nullptr;
-      FileReader reader(path, size, memory ? memory->memory() : nullptr);
+    for (const auto into : {FileReader::Into::kWindow, FileReader::Into::kMemory}) {
+      const auto memory = buffers->Take(FileReader::MemoryBytes(size, into));
+      FileReader reader(path, size, into, memory);
       std::string read;
       for (;;) {
         const auto chunk = reader.Next([] {});
         if (chunk.empty()) break;
         read.append(reinterpret_cast<const char*>(chunk.data()), chunk.size());
       }
-      EXPECT_TRUE(read == bytes) << size << " " << into_memory;
-      if (!memory) continue;
-      const auto held = memory->bytes();
-      EXPECT_TRUE(std::equal(held.begin(), held.end(), bytes.begin(), bytes.end(),
-                             [](uint8_t a, char b) { return a == static_cast<uint8_t>(b); }));
-      memory->Release(0, size);  // and stays readable
-      EXPECT_TRUE(std::string(held.begin(), held.end()) == bytes);
+      EXPECT_TRUE(read == bytes) << size << " " << static_cast<int>(into);
+      if (into == FileReader::Into::kWindow) continue;
+      EXPECT_TRUE(std::equal(bytes.begin(), bytes.end(), memory.get(),
+                             [](char a, uint8_t b) { return static_cast<uint8_t>(a) == b; }));
     }
   }
 }
@@ -60,17 +58,17 @@ TEST(FileReaderTest, TellsThatAFileHasAnotherSize) {
   const TempFolder folder;
   const fs::path path = folder.path() / "f";
   WriteBytes(path, Bytes(5000));
-  const auto error = [&](uint64_t size, bool into_memory) {
-    const auto memory = into_memory ? MappedFile::InMemory(path, size) : nullptr;
+  const auto buffers = ReadBuffers::Create();
+  const auto error = [&](uint64_t size, FileReader::Into into) {
     return ErrorOf([&] {
-      FileReader reader(path, size, memory ? memory->memory() : nullptr);
+      FileReader reader(path, size, into, buffers->Take(FileReader::MemoryBytes(size, into)));
       while (!reader.Next([] {}).empty()) {
       }
     });
   };
-  for (const bool into_memory : {false, true}) {
-    EXPECT_EQ(error(6000, into_memory), path.string() + ": ends after 5000 bytes, expected 6000");
-    EXPECT_EQ(error(4000, into_memory),
+  for (const auto into : {FileReader::Into::kWindow, FileReader::Into::kMemory}) {
+    EXPECT_EQ(error(6000, into), path.string() + ": ends after 5000 bytes, expected 6000");
+    EXPECT_EQ(error(4000, into),
               path.string() + ": goes on after the 4000 bytes that are expected");
   }
 }
@@ -78,9 +76,39 @@ TEST(FileReaderTest, TellsThatAFileHasAnotherSize) {
 // One that nobody listens to any more ends.
 TEST(FileReaderTest, MayBeLeftEarly) {
   const TempFolder folder;
-  WriteBytes(folder.path() / "f", Bytes(9 * FileReader::kChunkBytes));
-  FileReader reader(folder.path() / "f", 9 * FileReader::kChunkBytes, nullptr);
+  constexpr size_t kSize = 9 * FileReader::kChunkBytes;
+  constexpr auto kWindow = FileReader::Into::kWindow;
+  WriteBytes(folder.path() / "f", Bytes(kSize));
+  FileReader reader(folder.path() / "f", kSize, kWindow,
+                    ReadBuffers::Create()->Take(FileReader::MemoryBytes(kSize, kWindow)));
   EXPECT_EQ(reader.Next([] {}).size(), FileReader::kChunkBytes);
+}
+
+TEST(ReadBuffersTest, AreUsedAgainUntilNobodyWantsMore) {
+  const auto buffers = ReadBuffers::Create();
+  auto first = buffers->Take(5'000'000);
+  const uint8_t* const place = first.get();
+  first.get()[4'999'999] = 7;
+  auto second = buffers->Take(1);
+  EXPECT_NE(second.get(), place);
+  first.reset();
+  first = buffers->Take(4'500'000);
+  EXPECT_EQ(first.get(), place);
+  EXPECT_EQ(first.get()[4'999'999], 7);  // as it was
+  second.reset();
+  second = buffers->Take(9'000'000);  // what is there is too small
+  std::fill_n(second.get(), 9'000'000, 1);
+  first.reset();
+  buffers->Keep(0);
+  second.get()[8'999'999] = 2;  // still there
+  second.reset();
+  EXPECT_EQ(buffers->Take(5'000'000).get()[4'999'999], 0);  // new
+}
+
+TEST(ReadBuffersTest, OutliveWhereTheyComeFrom) {
+  const auto memory = ReadBuffers::Create()->Take(100);
+  memory.get()[99] = 1;
+  EXPECT_EQ(memory.get()[99], 1);
 }
 
 class VerifiedFilesTest : public testing::Test {

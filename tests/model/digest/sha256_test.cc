@@ -4,6 +4,8 @@
 #include <filesystem>
 #include <fstream>
 #include <stdexcept>
+#include <string>
+#include <vector>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -59,6 +61,40 @@ TEST_P(Sha256Test, AgreesAtEveryLengthOfTheLastBlock) {
     const std::string text(size, 'x');
     ASSERT_EQ(HexOf(GetParam(), text), HexOf(Implementation::kPortable, text)) << size;
   }
+}
+
+// However many, wherever the bytes lie, and also behind a beginning that ends within a block.
+TEST(Sha256TogetherTest, GivesEachItsOwnDigest) {
+  std::string text;
+  for (int i = 0; i < 40000; ++i) text += static_cast<char>(i * 37 + i / 7);
+  const auto* bytes = reinterpret_cast<const uint8_t*>(text.data());
+  const size_t apart = 701;
+  for (const auto implementation : {Implementation::kBest, Implementation::kPortable}) {
+    for (const size_t begun : {0, 128, 65}) {
+      for (size_t count = 1; count <= 35; ++count) {
+        std::vector<Sha256> hashes(count, Sha256(implementation));
+        std::vector<Sha256*> together;
+        std::vector<const uint8_t*> first, second, third;
+        for (size_t i = 0; i < count; ++i) {
+          hashes[i].Update(std::string_view(text).substr(i * apart, begun));
+          together.push_back(&hashes[i]);
+          first.push_back(bytes + i * apart + begun);
+          second.push_back(first.back() + 640);
+          third.push_back(second.back() + 333);
+        }
+        Sha256::UpdateTogether(together, first, 640);
+        Sha256::UpdateTogether(together, second, 333);
+        Sha256::UpdateTogether(together, third, 0);
+        Sha256::UpdateTogether(together, third, 100);
+        for (size_t i = 0; i < count; ++i) {
+          ASSERT_EQ(hashes[i].Finish(),
+                    HashBytes(std::string_view(text).substr(i * apart, begun + 640 + 333 + 100)))
+              << i << " of " << count << " behind " << begun;
+        }
+      }
+    }
+  }
+  EXPECT_GE(Sha256::MostTogether(), 1);
 }
 
 TEST(Sha256FileTest, HashesFilesLargerThanOnePiece) {
