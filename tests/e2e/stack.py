@@ -67,7 +67,9 @@ class Stack:
         port, metrics_port = self.ports[which]
         arguments = ["--port", port, "--metrics-port", metrics_port, "--log-format", "json"]
         if which == "gateway":
-            arguments += ["--http-port", 0, "--data-dir", self.folder / "data", "--vision", self.vision.grpc, "--llm", self.llm.grpc]
+            # On a busy machine a service may need minutes to come back.
+            arguments += ["--http-port", 0, "--data-dir", self.folder / "data", "--vision", self.vision.grpc, "--llm", self.llm.grpc,
+                          "--continue-timeout", f"{600 * SLOWDOWN}s"]
         else:
             arguments += ["--model", self.models[which]]
         self.services[which] = Service(f"llava-{which}", arguments + self.extra[which], self.folder, environment)
