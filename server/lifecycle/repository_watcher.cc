@@ -79,16 +79,14 @@ class RepositoryWatcher::Inotify {
   // comes into a folder before that is seen by the look, what comes later is an event.
   void Watch(const Options& options) {
     if (events_ < 0) return;
+    // Without a root its nearest ancestor tells when it comes. What came before that was watched
+    // is no event: look again.
     std::error_code error;
-    if (!fs::is_directory(options.root, error)) {  // its nearest ancestor tells when it comes
-      fs::path ancestor = fs::absolute(options.root, error).parent_path();
-      while (!fs::exists(ancestor, error) && ancestor.has_relative_path()) {
-        ancestor = ancestor.parent_path();
-      }
-      Add(ancestor, IN_CREATE | IN_MOVED_TO | IN_ONLYDIR);
-      return;
+    const fs::path root = fs::absolute(options.root, error);
+    for (fs::path watched, nearest; (nearest = Nearest(root)) != watched; watched = nearest) {
+      Add(nearest, nearest == root ? kFolders : IN_CREATE | IN_MOVED_TO | IN_ONLYDIR);
     }
-    Add(options.root, kFolders);
+    if (!fs::is_directory(root, error)) return;
     for (const fs::path& model : Folders(options.root)) {
       if (!options.names.empty() && !options.names.contains(model.filename().string())) continue;
       Add(model, kFolders);
@@ -116,6 +114,14 @@ class RepositoryWatcher::Inotify {
                                        IN_DELETE_SELF | IN_MOVE_SELF | IN_CLOSE_WRITE | IN_ATTRIB |
                                        IN_ONLYDIR;
 
+  // The folder, or the nearest above it that there is.
+  static fs::path Nearest(fs::path folder) {
+    std::error_code error;
+    while (!fs::is_directory(folder, error) && folder.has_relative_path()) {
+      folder = folder.parent_path();
+    }
+    return folder;
+  }
   // Half-written versions (names with a dot) change all the time and mean nothing.
   static std::vector<fs::path> Folders(const fs::path& folder) {
     std::vector<fs::path> folders;

@@ -38,6 +38,11 @@ void DeviceTurn::Busy(bool more) {
   changed_.NotifyAll();
 }
 
+size_t DeviceTurn::waiting() const {
+  MutexLock lock(mutex_);
+  return answers_.size() + background_.size();
+}
+
 DeviceTurn::Held DeviceTurn::Hold() {
   held_ = true;
   begun_ = Clock::now();

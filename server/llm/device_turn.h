@@ -46,6 +46,8 @@ class DeviceTurn {
 
   // One worker more, or less, has answers in the making.
   void Busy(bool more);
+  // So many ask for the turn and have not got it.
+  size_t waiting() const;
 
  private:
   // Pieces in the background leave answers so many times as long as they took.
@@ -55,7 +57,7 @@ class DeviceTurn {
   Held Hold() LLAVA_REQUIRES(mutex_);
   void Leave(uint64_t number);
 
-  Mutex mutex_;
+  mutable Mutex mutex_;
   CondVar changed_;
   bool held_ LLAVA_GUARDED_BY(mutex_) = false;
   bool background_held_ LLAVA_GUARDED_BY(mutex_) = false;

@@ -6,6 +6,7 @@
 #include <sys/time.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <string>
@@ -13,12 +14,12 @@
 namespace llava {
 namespace {
 
-constexpr timeval kTimeout{2, 0};  // of connecting, and of each read and write
 constexpr size_t kMaxAnswerBytes = 4096;
 
 class Connection {
  public:
-  Connection(const std::string& host, const std::string& port) {
+  Connection(const std::string& host, const std::string& port, std::chrono::seconds patience) {
+    const timeval timeout{patience.count(), 0};  // of connecting, and of each read and write
     addrinfo hints{};
     hints.ai_socktype = SOCK_STREAM;
     addrinfo* found = nullptr;
@@ -27,8 +28,8 @@ class Connection {
       if (socket_ >= 0) close(socket_);
       socket_ = socket(each->ai_family, each->ai_socktype | SOCK_CLOEXEC, each->ai_protocol);
       if (socket_ < 0) continue;
-      setsockopt(socket_, SOL_SOCKET, SO_SNDTIMEO, &kTimeout, sizeof kTimeout);
-      setsockopt(socket_, SOL_SOCKET, SO_RCVTIMEO, &kTimeout, sizeof kTimeout);
+      setsockopt(socket_, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof timeout);
+      setsockopt(socket_, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof timeout);
       connected_ = connect(socket_, each->ai_addr, each->ai_addrlen) == 0;
     }
     freeaddrinfo(found);
@@ -85,7 +86,7 @@ std::string AskTls(const Connection& to, const std::string& question) {
 
 }  // namespace
 
-std::string WhyNotReady(const std::string& address) {
+std::string WhyNotReady(const std::string& address, std::chrono::seconds patience) {
   const size_t colon = address.rfind(':');
   std::string host = colon == std::string::npos ? "" : address.substr(0, colon);
   if (host.size() > 2 && host.front() == '[') host = host.substr(1, host.size() - 2);
@@ -96,7 +97,7 @@ std::string WhyNotReady(const std::string& address) {
 
   std::string answer;
   for (const auto& ask : {AskPlain, AskTls}) {
-    const Connection connection(host, port);
+    const Connection connection(host, port, patience);
     if (!connection.connected()) return "nothing listens at " + host + ":" + port;
     answer = ask(connection, question);
     if (answer.starts_with("HTTP/1.1 ")) break;

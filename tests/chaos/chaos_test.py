@@ -14,7 +14,6 @@ import json
 import pathlib
 import random
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -28,7 +27,7 @@ from stack import SCENES, SLOWDOWN, Stack  # noqa: E402
 TOKENS = 250
 QUESTIONS = ["What is on the left?", "Describe the picture.", "Which things do you see, and where are they?"]
 PICTURES = ["train_and_helicopter.png", "lion.png"]
-PATIENCE = 90 * SLOWDOWN
+PATIENCE = 240 * SLOWDOWN
 
 
 class Recorder:
@@ -61,7 +60,7 @@ class Chatter:
         self.chat, self.name, self.recorder = chat, name, recorder
         sampling = {"temperature": 1, "max_new_tokens": TOKENS, "ignore_eos": True, **sampling}
         self.session = self.patiently(lambda: chat.CreateSession(chat.new(
-            "CreateSessionRequest", sampling=sampling), timeout=10 * SLOWDOWN)).session.id
+            "CreateSessionRequest", sampling=sampling), timeout=PATIENCE)).session.id
 
     def patiently(self, call):
         deadline = time.monotonic() + PATIENCE
@@ -122,7 +121,7 @@ class Chatter:
 
     def note_stored(self):
         turns = self.patiently(lambda: self.chat.ListTurns(
-            self.chat.new("ListTurnsRequest", session_id=self.session, page_size=1000), timeout=10 * SLOWDOWN)).turns
+            self.chat.new("ListTurnsRequest", session_id=self.session, page_size=1000), timeout=PATIENCE)).turns
         self.note("stored", turns=[
             {"turn": t.id, "number": t.number, "text": t.user_text, "answer": t.answer_text,
              "version": version_of(t.model), "seed": t.seed, "ended": t.state != 1,
@@ -150,26 +149,21 @@ class Suicide:
     """A gateway that kills itself at the n-th visit of a failpoint, and one without after it."""
 
     def __init__(self, stack, point, visit):
-        self.stack, self.died = stack, False
-        self.ports = ports_of(stack.gateway)
+        self.stack = stack
         stack.gateway.stop()
-        stack.start("gateway", *self.ports, environment={"LLAVA_FAILPOINTS": f"{point}=kill@{visit}"})
-        self.watcher = threading.Thread(target=self.watch, args=(stack.gateway,))
+        self.gateway = stack.start("gateway", environment={"LLAVA_FAILPOINTS": f"{point}=kill@{visit}"})
+        self.watcher = threading.Thread(target=self.watch)
         self.watcher.start()
 
-    def watch(self, gateway):
-        if gateway.process.wait() == -signal.SIGKILL:
-            self.died = True
-            self.stack.start("gateway", *self.ports)
+    def watch(self):
+        self.gateway.process.wait()
+        self.stack.start("gateway")
 
     def end(self):
         """Leaves an ordinary gateway. False: the failpoint was never met."""
-        if not self.died:
-            self.stack.gateway.stop()
+        died = self.gateway.stop() == -signal.SIGKILL
         self.watcher.join()
-        if not self.died:
-            self.stack.start("gateway", *self.ports)
-        return self.died
+        return died
 
 
 class Killer:
@@ -189,8 +183,7 @@ class Killer:
                 return
             done.append(True)
             self.kills.append((at, which))
-            if self.reviver:  # of the turn before
-                self.reviver.join()
+            self.rest()  # of the turn before
             for name in which:
                 self.stack.services[name].process.send_signal(signal.SIGKILL)
             # While they start, the client is in its stream: it sees what a client sees.
@@ -201,13 +194,13 @@ class Killer:
 
     def revive(self, which):
         for name in which:
-            old = self.stack.services[name]
-            old.process.wait()
-            self.stack.start(name, *ports_of(old))
+            self.stack.services[name].process.wait()
+            self.stack.start(name)
 
-
-def ports_of(service):
-    return [address.rsplit(":")[-1] for address in (service.grpc, service.http)]
+    def rest(self):
+        """Until all that was killed is there again."""
+        if self.reviver:
+            self.reviver.join()
 
 
 class AtByte:
@@ -230,12 +223,11 @@ def run_outage(stack, chat, recorder, expected, problems):
         llm.process.kill()
         llm.process.wait()
         for _ in range(3):
-            ports = ports_of(stack.gateway)
             stack.gateway.process.kill()
             stack.gateway.process.wait()
-            stack.start("gateway", *ports)
+            stack.start("gateway")
             time.sleep(0.5 * SLOWDOWN)
-        stack.start("llm", *ports_of(llm))
+        stack.start("llm")
 
     at_byte = AtByte(100, outage)
     answers = conversation(chat, "outage", recorder, 0, lambda: at_byte)
@@ -246,21 +238,20 @@ def run_outage(stack, chat, recorder, expected, problems):
 
 def run_given_up(stack, chat, recorder, problems):
     """An answer over which the gateway dies whenever it takes it up."""
-    deaths = []
+    deaths, ended = [], threading.Event()
 
     def dies_of_it():
         gateway = stack.gateway
         gateway.process.kill()
         gateway.process.wait()
-        ports = ports_of(gateway)
         while len(deaths) < 5:
             try:
-                stack.start("gateway", *ports, environment={"LLAVA_FAILPOINTS": "turn.take_up=kill"})
-                stack.gateway.process.wait(3 * SLOWDOWN)
+                stack.start("gateway", environment={"LLAVA_FAILPOINTS": "turn.take_up=kill"})
             except RuntimeError:  # died before it listened
                 pass
-            except subprocess.TimeoutExpired:
-                return
+            while stack.gateway.process.poll() is None:
+                if ended.wait(0.05):
+                    return
             deaths.append(stack.gateway.process.wait())
 
     at_byte = AtByte(100, dies_of_it)
@@ -271,6 +262,7 @@ def run_given_up(stack, chat, recorder, problems):
     except grpc.RpcError as error:
         if error.code() != grpc.StatusCode.INTERNAL or "given up" not in error.details():
             problems.append(f"an answer that kills the gateway ended with {error.code().name}: {error.details()}")
+    ended.set()
     at_byte.thread.join()
     if deaths != [-signal.SIGKILL] * 2:
         problems.append(f"the gateway died {deaths} of one answer: twice was to be expected")
@@ -318,6 +310,7 @@ def run(kills, seed, path=None, failpoints=False):
                 if got != want:
                     problems.append(f"round {rounds}, turn {number + 1}: the answer differs after {killer.kills[-3:]}")
             rounds += 1
+        killer.rest()
         print(f"{len(killer.kills)} kills in {3 * rounds} answers of about {longest} bytes, "
               f"{time.monotonic() - begin:.0f} s: " + ", ".join(
                   f"{sum(w == which for _, w in killer.kills)} of {' and '.join(which)}"

@@ -29,7 +29,7 @@ import grpc
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
 import history  # noqa: E402
-from chaos_test import PICTURES, QUESTIONS, Chatter, Recorder  # noqa: E402
+from chaos_test import PATIENCE, PICTURES, QUESTIONS, Chatter, Recorder  # noqa: E402
 from stack import BIN, ROOT, SLOWDOWN, Stack  # noqa: E402
 
 SOURCES = [ROOT / "deploy/models" / name / "1" for name in ("emoji", "emoji-base")]
@@ -109,7 +109,7 @@ class Watcher(threading.Thread):
         request = models.new("GetModelStatusRequest", model={"name": NAME})
         while not self.over.wait(0.025):
             try:
-                versions = models.GetModelStatus(request, timeout=2).versions
+                versions = models.GetModelStatus(request, timeout=10 * SLOWDOWN).versions
             except grpc.RpcError:
                 continue
             now = time.monotonic()
@@ -120,7 +120,7 @@ class Watcher(threading.Thread):
 
     def wait_for(self, version, *states):
         """The state reached and its message; (None, last seen) when time is up."""
-        deadline = time.monotonic() + 30 * SLOWDOWN
+        deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             for state in states:
                 if (version, state) in self.seen:
@@ -202,11 +202,35 @@ class TimedRecorder(Recorder):
     def __init__(self):
         super().__init__()
         self.times = []
+        self.news = threading.Condition(self.lock)
 
     def add(self, **event):
         with self.lock:
             self.events.append(event)
             self.times.append(time.monotonic())
+            self.news.notify_all()
+
+    def wait_for(self, seen):
+        """Whether there is an event at last for which `seen(event, when)` holds."""
+        place, deadline = 0, time.monotonic() + PATIENCE
+        with self.lock:
+            while time.monotonic() < deadline:
+                for place in range(place, len(self.events)):
+                    if seen(self.events[place], self.times[place]):
+                        return True
+                place = len(self.events)
+                self.news.wait(1)
+        return False
+
+    def wait_for_text_of(self, version):
+        turns = set()  # that this version answers
+
+        def seen(event, _):
+            if event["kind"] == "started" and event["version"][1] == version:
+                turns.add(event["turn"])
+            return event["kind"] == "text" and event["turn"] in turns
+
+        return self.wait_for(seen)
 
 
 def percentile(values, share):
@@ -243,12 +267,12 @@ def run_swaps(stack, repository, watcher, arguments, problems):
                     problems.append(f"version {broken} ({damage.__name__}) is {state}: {message}")
                 else:
                     print(f"version {broken} ({damage.__name__}): {message}")
+        recorder.wait_for_text_of(version)  # else the next one may take its turns
         time.sleep(max(0.0, next_one - time.monotonic()))
     last = max(published)
     state, message = watcher.wait_for(last, "READY", "FAILED")
     if state != "READY":
         problems.append(f"version {last} is {state}: {message}")
-    time.sleep(2 * SLOWDOWN)
     load.end()
     problems += load.problems
     problems += history.violations(recorder.events) + history.swap_violations(recorder.events)
@@ -303,19 +327,18 @@ def run_kills(stack, repository, watcher, arguments, problems):
         old = stack.llm
         old.process.send_signal(signal.SIGKILL)
         old.process.wait()
-        stack.start("llm", old.grpc.rsplit(":")[-1], old.http.rsplit(":")[-1])
+        stack.start("llm")
         state, message = watcher.wait_for(version, "READY", "FAILED")
         if state != "READY":
             problems.append(f"version {version} is {state} after a kill: {message}")
         revived = time.monotonic()
-        time.sleep(2 * SLOWDOWN)
+        if not recorder.wait_for(lambda event, when: event["kind"] == "finished" and when > revived):
+            problems.append("after a kill no answer ends any more")
     load.end()
     problems += history.violations(recorder.events)
     for event in recorder.events:
         if event["kind"] == "failed" and event["code"] not in ("FAILED_PRECONDITION", "UNAVAILABLE"):
             problems.append(f"after a kill turn {event['turn']} ended with {event['code']}")
-    if not any(event["kind"] == "finished" and when > revived for event, when in zip(recorder.events, recorder.times)):
-        problems.append("after the last kill no answer ends any more")
     print(f"{arguments.kills} kills while loading: {load.turns} turns ended, {load.lost} conversations broke off")
 
 

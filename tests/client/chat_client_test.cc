@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <filesystem>
@@ -85,7 +86,8 @@ TEST_F(ChatClientTest, UploadSendsEveryByteOnce) {
 }
 
 TEST_F(ChatClientTest, UploadsFiles) {
-  const auto path = std::filesystem::path(::testing::TempDir()) / "upload_test.png";
+  const auto path =
+      std::filesystem::path(::testing::TempDir()) / (std::to_string(getpid()) + "-upload_test.png");
   const std::string bytes(4321, 'x');
   std::ofstream(path, std::ios::binary) << bytes;
   const auto image = client_.UploadImageFile("s", path);

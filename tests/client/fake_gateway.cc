@@ -135,7 +135,7 @@ std::vector<std::string> FakeGateway::deleted() const {
 
 void FakeGateway::WaitForQuestions(size_t count) const {
   std::unique_lock lock(mutex_);
-  changed_.wait_for(lock, kSlowdown * std::chrono::seconds(20),
+  changed_.wait_for(lock, kSlowdown * std::chrono::seconds(60),
                     [&] { return asked_.size() >= count; });
 }
 

@@ -6,7 +6,6 @@ Environment: LLAVA_BIN_DIR, the folder of the binaries (set by ctest)."""
 import collections
 import json
 import os
-import random
 import signal
 import sys
 import threading
@@ -15,9 +14,11 @@ import unittest
 from script_case import ROOT, ScriptCase
 
 sys.path.insert(0, str(ROOT / "tests/support"))
-import scripted_teacher  # noqa: E402 (a neighbour, not a package)
+import ports  # noqa: E402 (a neighbour, not a package)
+import scripted_teacher  # noqa: E402
 
 CONCURRENCY = 4
+SERVICES = (0, 1, 2, 11, 12, 21, 22)  # their ports, from --port-base on
 
 
 class DatagenTest(ScriptCase):
@@ -31,16 +32,17 @@ class DatagenTest(ScriptCase):
         return teacher
 
     def test_killed_and_gone_on_with(self):
-        teacher = self.teacher(delay=0.05, bad=0.2, faults=0.1)
+        teacher = self.teacher(delay=0.05, bad=0.2, faults=0.1, rest_after=15)
         options = ["--base-url", teacher.base_url, "--model", "scripted", "--pictures", "24",
                    "--concurrency", str(CONCURRENCY), "--steps", "3", "--questions", "2",
-                   "--port-base", str(random.randrange(20000, 30000))]
+                   "--port-base", str(ports.hold_base(SERVICES))]
         first = self.start(*options)
         self.wait_until(lambda: len(teacher.answered) >= 15, first)
         os.killpg(first.pid, signal.SIGKILL)  # all of it, as a power loss would
         first.communicate()
         before = teacher.stats()
         self.assertLess(before["answered"], 48, "killed too late to tell anything")
+        teacher.rested.set()
 
         output, errors = self.run_script(*options)
         after = teacher.stats()

@@ -5,18 +5,21 @@ Environment: LLAVA_BIN_DIR, the folder of the binaries (set by ctest)."""
 import os
 import pathlib
 import pty
-import random
 import re
 import select
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-OFFSETS = (1, 2, 11, 12, 21, 22)
+sys.path.insert(0, str(ROOT / "tests/support"))
+import ports  # noqa: E402 (a neighbour, not a package)
+
+OFFSETS = (0, 1, 2, 11, 12, 21, 22)
 PATIENCE = 120 * int(os.environ.get("LLAVA_SLOWDOWN", "1"))  # of a sanitizer: set by ctest
 
 
@@ -26,16 +29,9 @@ def is_taken(port):
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def free_base():
-    while True:
-        base = random.randrange(20000, 30000)
-        if not any(is_taken(base + offset) for offset in OFFSETS):
-            return base
-
-
 class QuickstartTest(unittest.TestCase):
     def setUp(self):
-        self.base = free_base()
+        self.base = ports.hold_base(OFFSETS)
         self.folder = tempfile.TemporaryDirectory(prefix="quickstart-test-")
         self.environment = {**os.environ, "TMPDIR": self.folder.name}
 
@@ -66,6 +62,7 @@ class QuickstartTest(unittest.TestCase):
 
     def test_taken_port_is_named(self):
         with socket.socket() as taken:
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             taken.bind(("127.0.0.1", self.base + 11))
             taken.listen()
             done = self.run_script()

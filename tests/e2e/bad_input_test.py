@@ -31,7 +31,7 @@ class BadInputTest(ChatCase):
         """The call fails as told, and the same session then answers a good question."""
         session = fields.pop("session_id", None) or self.session()
         self.assert_fails(code, hint, lambda: list(self.chat.Chat(
-            self.chat.new("ChatRequest", session_id=session, **fields), timeout=30 * SLOWDOWN)))
+            self.chat.new("ChatRequest", session_id=session, **fields), timeout=240 * SLOWDOWN)))
         if session in self.known:
             self.assertTrue(self.ask(session, "What is this?").text)
 

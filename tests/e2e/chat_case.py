@@ -1,9 +1,12 @@
 """What the end-to-end tests share: running services, and a client that chats."""
 import time
 import unittest
+from contextlib import contextmanager
 
 import grpc
 from stack import SCENES, SLOWDOWN, Answer, Stack
+
+RUNNING = 1  # llava.v1.TurnState
 
 
 class ChatCase(unittest.TestCase):
@@ -30,9 +33,29 @@ class ChatCase(unittest.TestCase):
         messages += [new("UploadImageRequest", chunk=data[i:i + 1000]) for i in range(0, len(data), 1000)]
         return self.chat.UploadImage(iter(messages)).image
 
+    def turns(self, session):
+        return self.chat.ListTurns(self.chat.new("ListTurnsRequest", session_id=session)).turns
+
+    @contextmanager
+    def answer_held(self, **fields):
+        """(session, stream) of an answer under way, which cannot end within the block: the language service stands
+        still. Two events of it are read."""
+        for _ in range(20):
+            session = self.session()
+            stream = self.chat.Chat(self.chat.new("ChatRequest", session_id=session, text="Describe the picture.", **fields),
+                                    timeout=240 * SLOWDOWN)
+            self.assertEqual(next(stream).event.WhichOneof("event"), "turn_started")
+            next(stream)
+            with self.stack.llm.standing_still():
+                if self.turns(session)[0].state == RUNNING:
+                    yield session, stream
+                    return
+            list(stream)  # over before the service stood still
+        self.fail("answers are too quick to be held")
+
     def ask(self, session, text, images=(), **fields):
         request = self.chat.new("ChatRequest", session_id=session, text=text, images=list(images), **fields)
-        return Answer(self.chat.Chat(request, timeout=60 * SLOWDOWN))
+        return Answer(self.chat.Chat(request, timeout=240 * SLOWDOWN))
 
     def assert_fails(self, code, hint, call):
         with self.assertRaises(grpc.RpcError) as caught:
@@ -40,7 +63,7 @@ class ChatCase(unittest.TestCase):
         self.assertEqual(caught.exception.code(), code, caught.exception.details())
         self.assertIn(hint, caught.exception.details())
 
-    def eventually(self, call, seconds=15):
+    def eventually(self, call, seconds=120):
         """Repeats a call while a service that came back is not noticed yet."""
         deadline = time.monotonic() + seconds * SLOWDOWN
         while True:
@@ -51,7 +74,7 @@ class ChatCase(unittest.TestCase):
                     raise
                 time.sleep(0.1)
 
-    def until(self, holds, otherwise, seconds=15):
+    def until(self, holds, otherwise, seconds=120):
         """Waits until it holds."""
         deadline = time.monotonic() + seconds * SLOWDOWN
         while not holds():

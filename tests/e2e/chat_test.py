@@ -1,13 +1,12 @@
 """A stranger's view: a client built from reflection chats about the bundled pictures."""
 import threading
-import time
 import unittest
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chat_case import ChatCase
-from stack import SCENES, SLOWDOWN, scenes, words
+from stack import SCENES, scenes, words
 
 
 class ChatTest(ChatCase):
@@ -101,36 +100,27 @@ class ChatTest(ChatCase):
             self.assertEqual(text, alone[name])
 
     def test_cancel_stops_generation_and_keeps_the_text(self):
-        session = self.session()
-        endless = {"max_new_tokens": 1500, "ignore_eos": True}
-        stream = self.chat.Chat(self.chat.new("ChatRequest", session_id=session, text="Describe the picture.", sampling=endless), timeout=60 * SLOWDOWN)
-        events = iter(stream)
-        self.assertEqual(next(events).event.WhichOneof("event"), "turn_started")
-        next(events)
-        self.assert_fails(grpc.StatusCode.ABORTED, "running",
-                          lambda: self.ask(session, "What is this?"))
-        self.assertTrue(self.chat.CancelTurn(self.chat.new("CancelTurnRequest", session_id=session)).was_running)
+        with self.answer_held(sampling={"max_new_tokens": 1500, "ignore_eos": True}) as (session, events):
+            self.assert_fails(grpc.StatusCode.ABORTED, "running",
+                              lambda: self.ask(session, "What is this?"))
+            self.assertTrue(self.chat.CancelTurn(self.chat.new("CancelTurnRequest", session_id=session)).was_running)
         last = list(events)[-1].event.turn_finished
         self.assertEqual(last.reason, 4)  # cancelled
         self.assertLess(last.usage.generated_tokens, 1500)
-        turn = self.chat.ListTurns(self.chat.new("ListTurnsRequest", session_id=session)).turns[0]
+        turn = self.turns(session)[0]
         self.assertEqual(len(turn.answer_text.encode()), last.text_bytes)
         self.assertFalse(self.chat.CancelTurn(self.chat.new("CancelTurnRequest", session_id=session)).was_running)
-        self.ask(session, "What is this?")
+        self.eventually(lambda: self.ask(session, "What is this?"))
 
     def test_hanging_up_stops_generation(self):
-        session = self.session()
-        stream = self.chat.Chat(self.chat.new("ChatRequest", session_id=session, text="Describe the picture.", on_disconnect=2,
-                                              sampling={"max_new_tokens": 1900, "ignore_eos": True}), timeout=60 * SLOWDOWN)
-        next(iter(stream))
-        stream.cancel()
-        turn = lambda: self.chat.ListTurns(self.chat.new("ListTurnsRequest", session_id=session)).turns[0]
-        self.until(lambda: turn().finish_reason, "the gateway never records what there was")
-        turn = turn()
+        with self.answer_held(on_disconnect=2, sampling={"max_new_tokens": 1900, "ignore_eos": True}) as (session, stream):
+            stream.cancel()
+            self.until(lambda: self.turns(session)[0].finish_reason, "the gateway never records what there was")
+        turn = self.turns(session)[0]
         self.assertEqual(turn.finish_reason, 4)  # cancelled, with what there was until then
         self.assertLess(turn.usage.generated_tokens, 1900)
         self.until(lambda: self.stack.llm.metrics()["llava_llm_requests_running"] == 0, "generation goes on for a client that is gone")
-        self.ask(session, "What is this?")
+        self.eventually(lambda: self.ask(session, "What is this?"))
 
     def test_deadline_passes_through(self):
         session = self.session()

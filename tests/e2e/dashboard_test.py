@@ -6,7 +6,6 @@ import pathlib
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -20,9 +19,11 @@ import yaml
 
 from stack import LLM_MODEL, ROOT, SCENES, SLOWDOWN, Answer, Stack
 
+import ports  # a neighbour that service.py finds
+
 MONITORING = ROOT / "deploy/monitoring"
 WINDOW = "30s"  # what Grafana would put for $__rate_interval
-PATIENCE = 180 * SLOWDOWN
+PATIENCE = 400 * SLOWDOWN
 
 
 def dashboard_queries():
@@ -57,9 +58,7 @@ class Prometheus:
         assert not targets, f"prometheus.yml has no job for {targets}"
         path = folder / "prometheus.yml"
         path.write_text(yaml.safe_dump(settings))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+        self.address = f"127.0.0.1:{ports.hold()}"
         self.log = open(folder / "prometheus.log", "w")
         self.process = subprocess.Popen(
             ["prometheus", f"--config.file={path}", f"--storage.tsdb.path={folder / 'tsdb'}",
@@ -69,7 +68,7 @@ class Prometheus:
         """Values found, NaN left out. Raises ValueError with Prometheus's own words."""
         url = f"http://{self.address}/api/v1/query?" + urllib.parse.urlencode({"query": expression})
         try:
-            with urllib.request.urlopen(url, timeout=10) as answer:
+            with urllib.request.urlopen(url, timeout=60) as answer:
                 result = json.load(answer)
         except urllib.error.HTTPError as error:
             raise ValueError(error.read().decode()) from error
@@ -80,7 +79,7 @@ class Prometheus:
 
     def stop(self):
         self.process.terminate()
-        self.process.wait(30)
+        self.process.wait(120)
         self.log.close()
 
 
@@ -124,7 +123,7 @@ class Visitor:
         request = self.chat.new("ChatRequest", session_id=session, text=text, **fields)
         if image:
             request.images.add(id=image)
-        return self.chat.Chat(request, timeout=60 * SLOWDOWN)
+        return self.chat.Chat(request, timeout=240 * SLOWDOWN)
 
     def session(self):
         return self.chat.CreateSession(self.chat.new("CreateSessionRequest")).session.id
@@ -166,6 +165,14 @@ class Visitor:
         except grpc.RpcError as error:
             assert error.code() == grpc.StatusCode.UNAVAILABLE, error
         stack.restart("vision")
+        deadline = time.monotonic() + PATIENCE
+        while True:  # until the gateway has noticed
+            try:
+                return Answer(self.ask(session, "What is in the picture?", image))
+            except grpc.RpcError as error:
+                if error.code() != grpc.StatusCode.UNAVAILABLE or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
 
 
 class DashboardTest(unittest.TestCase):

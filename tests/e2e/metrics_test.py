@@ -132,10 +132,8 @@ class MetricsTest(ChatCase):
         endless = {"max_new_tokens": 4000, "ignore_eos": True}
         with self.assertRaises(grpc.RpcError):
             list(self.chat.Chat(self.chat.new("ChatRequest", session_id=self.session(), text="Hello?", sampling=endless), timeout=0.3))
-        cancelled = self.session()
-        events = iter(self.chat.Chat(self.chat.new("ChatRequest", session_id=cancelled, text="Hello?", sampling=endless)))
-        next(events), next(events)
-        self.chat.CancelTurn(self.chat.new("CancelTurnRequest", session_id=cancelled))
+        with self.answer_held(sampling=endless) as (cancelled, events):
+            self.chat.CancelTurn(self.chat.new("CancelTurnRequest", session_id=cancelled))
         list(events)
         self.assertEqual(Answer(self.chat.Chat(self.chat.new(
             "ChatRequest", session_id=self.session(), text="Hello?", sampling=endless))).finished.reason, 3)
@@ -158,9 +156,9 @@ class MetricsTest(ChatCase):
                                           spec=vision.new("VisionSpec").FromString(model.vision_spec.SerializeToString()))))
         # The language service dies in an answer, and the next one goes on with it.
         self.watches["llm"].stop()
-        interrupted = iter(self.chat.Chat(self.chat.new("ChatRequest", session_id=self.session(), text="Hello?", sampling=endless)))
-        next(interrupted), next(interrupted)
-        self.stack.restart("llm", signal.SIGKILL)
+        with self.answer_held(sampling=endless) as (_, interrupted):
+            self.stack.llm.stop(signal.SIGKILL)
+        self.stack.restart("llm")
         list(interrupted)
         # One that gives NaN for pictures: such answers end with an error, the service goes on.
         self.stack.models["llm"] = poisoned_model(self.stack.folder)

@@ -37,7 +37,7 @@ class FrontCase(unittest.TestCase):
 
     def client(self, key="none", **options):
         options.setdefault("max_retries", 0)
-        return openai.OpenAI(base_url=f"http://{self.address}/v1", api_key=key, timeout=60 * SLOWDOWN, **options)
+        return openai.OpenAI(base_url=f"http://{self.address}/v1", api_key=key, timeout=240 * SLOWDOWN, **options)
 
     def ask(self, *messages, **options):
         options.setdefault("temperature", 0)
@@ -46,7 +46,7 @@ class FrontCase(unittest.TestCase):
     def raw(self, request):
         """Status and body of whatever bytes are sent."""
         host, port = self.address.split(":")
-        with socket.create_connection((host, int(port)), timeout=30 * SLOWDOWN) as connection:
+        with socket.create_connection((host, int(port)), timeout=240 * SLOWDOWN) as connection:
             connection.sendall(request if isinstance(request, bytes) else request.encode())
             connection.shutdown
             answer = b""
@@ -163,7 +163,7 @@ class OpenAiTest(FrontCase):
                           extra_body={"stop": ["never said"]})
         next(iter(stream))
         stream.close()
-        deadline = time.monotonic() + 20 * SLOWDOWN
+        deadline = time.monotonic() + 120 * SLOWDOWN
         while self.stack.gateway.metrics()["llava_gateway_turns_running"] > 0:
             self.assertLess(time.monotonic(), deadline)
             time.sleep(0.05)

@@ -8,20 +8,25 @@ from stack import SCENES, SLOWDOWN, Answer
 
 
 class PictureHost:
-    """Serves the lion, at /slow after a second; counts how many it serves at a time."""
+    """Serves the lion, at /slow as soon as so many have asked for it at a time and a moment has passed, in which more
+    might; counts how many that were."""
 
-    def __init__(self):
+    def __init__(self, crowd):
         host = self
         self.most = self.now = 0
         self.lock = threading.Lock()
+        self.crowded = threading.Event()
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
                 with host.lock:
                     host.now += 1
                     host.most = max(host.most, host.now)
+                    if host.now >= crowd:
+                        host.crowded.set()
                 if self.path == "/slow":
-                    time.sleep(1)
+                    host.crowded.wait()
+                    time.sleep(0.3)
                 with host.lock:
                     host.now -= 1
                 body = (SCENES / "lion.png").read_bytes()
@@ -44,6 +49,7 @@ class PictureHost:
         return {"url": f"http://{self.name}{path}"}
 
     def close(self):
+        self.crowded.set()
         self.server.shutdown()
         self.server.server_close()
 
@@ -51,8 +57,8 @@ class PictureHost:
 class PictureUrlChecks:
     """For a FlagsCase with chat() and fails()."""
 
-    def picture_host(self):
-        host = PictureHost()
+    def picture_host(self, crowd=1):
+        host = PictureHost(crowd)
         self.addCleanup(host.close)
         return host
 
@@ -75,18 +81,18 @@ class PictureUrlChecks:
                    text="What is this?", images=[host.picture()])
 
     def check_picture_url_timeout(self):
-        host = self.picture_host()
+        host = self.picture_host(crowd=1000)  # never
         client, session, _ = self.chat("--picture-url-hosts", host.name, "--picture-url-private",
                                        "--picture-url-timeout", "300ms")
         self.fails(grpc.StatusCode.INVALID_ARGUMENT, "within 300 ms", client, session_id=session, text="What is this?",
                    images=[host.picture("/slow")])
 
     def check_picture_url_transfers(self):
-        for transfers, most in ((1, 1), (4, 4)):
-            host = self.picture_host()
+        for transfers in (1, 4):
+            host = self.picture_host(crowd=transfers)
             client, session, _ = self.chat("--picture-url-hosts", host.name, "--picture-url-private",
-                                           "--picture-url-timeout", f"{30 * SLOWDOWN}s", "--picture-url-transfers",
+                                           "--picture-url-timeout", f"{240 * SLOWDOWN}s", "--picture-url-transfers",
                                            str(transfers), "--data-dir", self.folder / f"data{transfers}")
             Answer(client.Chat(client.new("ChatRequest", session_id=session, text="What are these?",
                                           images=[host.picture("/slow")] * 4)))
-            self.assertEqual(host.most, most)
+            self.assertEqual(host.most, transfers)

@@ -8,11 +8,14 @@ import os
 import pathlib
 import signal
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests/support"))
 BIN = pathlib.Path(os.environ.get("LLAVA_BIN_DIR", ROOT / "build/release/bin"))
 SLOWDOWN = int(os.environ.get("LLAVA_SLOWDOWN", "1"))
 
@@ -30,7 +33,7 @@ class Service:
             stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})})
         self.grpc = self.http = None
 
-    def wait_listening(self, seconds=30):
+    def wait_listening(self, seconds=120):
         deadline = time.monotonic() + seconds * SLOWDOWN
         while time.monotonic() < deadline:
             for line in self.log_lines():
@@ -42,7 +45,7 @@ class Service:
             time.sleep(0.02)
         raise RuntimeError(f"{self.program} did not start (exit {self.process.poll()}):\n{self.text()}")
 
-    def wait_ready(self, seconds=60):
+    def wait_ready(self, seconds=240):
         deadline = time.monotonic() + seconds * SLOWDOWN
         status, body = None, None
         while time.monotonic() < deadline:
@@ -69,7 +72,7 @@ class Service:
     def get(self, path):
         """(HTTP status, text); (0, reason) when nobody answers."""
         try:
-            with urllib.request.urlopen(f"http://{self.http}{path}", timeout=10) as answer:
+            with urllib.request.urlopen(f"http://{self.http}{path}", timeout=60) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -87,7 +90,7 @@ class Service:
                 values[name] = float(value)
         return values
 
-    def wait_end(self, seconds=30):
+    def wait_end(self, seconds=120):
         """(exit code, log) of a process that ends by itself."""
         code = self.process.wait(seconds * SLOWDOWN)
         self.log.close()
@@ -97,7 +100,16 @@ class Service:
         """Number of threads of the process."""
         return len(os.listdir(f"/proc/{self.process.pid}/task"))
 
-    def stop(self, number=signal.SIGTERM, seconds=40):
+    @contextmanager
+    def standing_still(self):
+        """Whatever is asked of the process meanwhile waits for it, and what it was at does not end."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
+    def stop(self, number=signal.SIGTERM, seconds=120):
         """Sends a signal and returns the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)

@@ -18,6 +18,8 @@ from google.protobuf import descriptor_pool, message_factory
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from service import BIN, ROOT, SLOWDOWN, Service  # noqa: F401 (for those who import this file)
 
+import ports  # a neighbour that service.py finds
+
 SCENES = ROOT / "deploy/scenes"
 LLM_MODEL = ROOT / "deploy/models/emoji"
 TOWER_MODEL = ROOT / "deploy/models/emoji-tower"
@@ -56,12 +58,18 @@ class Stack:
         self.extra = {"gateway": list(gateway), "vision": list(vision), "llm": list(llm)}
         self.models = {"llm": llm_model, "vision": tower_model}
         self.services = {}
+        self.ports = {}  # of each service, kept over restarts
         self.clients = []
 
-    def start(self, which, port=0, metrics_port=0, environment=None):
+    def start(self, which, environment=None):
+        if which not in self.ports:
+            self.ports[which] = ports.hold(), ports.hold()
+        port, metrics_port = self.ports[which]
         arguments = ["--port", port, "--metrics-port", metrics_port, "--log-format", "json"]
         if which == "gateway":
-            arguments += ["--http-port", 0, "--data-dir", self.folder / "data", "--vision", self.vision.grpc, "--llm", self.llm.grpc]
+            # On a busy machine a service may need minutes to come back.
+            arguments += ["--http-port", 0, "--data-dir", self.folder / "data", "--vision", self.vision.grpc, "--llm", self.llm.grpc,
+                          "--continue-timeout", f"{600 * SLOWDOWN}s"]
         else:
             arguments += ["--model", self.models[which]]
         self.services[which] = Service(f"llava-{which}", arguments + self.extra[which], self.folder, environment)
@@ -69,9 +77,8 @@ class Stack:
 
     def restart(self, which, number=signal.SIGTERM):
         """Stops a service and starts it again on the same ports. Returns the exit code."""
-        old = self.services[which]
-        code = old.stop(number)
-        self.start(which, old.grpc.rsplit(":")[-1], old.http.rsplit(":")[-1]).wait_ready()
+        code = self.services[which].stop(number)
+        self.start(which).wait_ready()
         return code
 
     vision = property(lambda self: self.services["vision"])

@@ -18,11 +18,15 @@ STREAMS = 4
 class Streamer(threading.Thread):
     """Asks one long answer after the other until it is stopped, and keeps what it saw."""
 
-    def __init__(self, test, text):
+    def __init__(self, test, text, tokens):
         super().__init__()
         self.test, self.text, self.end = test, text, threading.Event()
-        self.session = test.session(sampling={"temperature": 0, "max_new_tokens": 600, "ignore_eos": True})
+        self.tokens = tokens
+        self.session = self.new_session()
         self.turns, self.errors, self.longest_gap = [], [], 0.0
+
+    def new_session(self):
+        return self.test.session(sampling={"temperature": 0, "max_new_tokens": self.tokens, "ignore_eos": True})
 
     def run(self):
         chat = self.test.chat
@@ -30,7 +34,7 @@ class Streamer(threading.Thread):
             begin, announced, last = time.monotonic(), 0, None
             try:
                 for response in chat.Chat(chat.new("ChatRequest", session_id=self.session, text=self.text),
-                                          timeout=120 * SLOWDOWN):
+                                          timeout=300 * SLOWDOWN):
                     event = response.event
                     kind, now = event.WhichOneof("event"), time.monotonic()
                     if kind == "turn_started":
@@ -44,7 +48,7 @@ class Streamer(threading.Thread):
                         last = now
             except grpc.RpcError as error:
                 self.errors.append((error.code(), error.details()))
-            self.session = self.test.session(sampling={"temperature": 0, "max_new_tokens": 600, "ignore_eos": True})
+            self.session = self.new_session()
 
 
 class SwapTest(ChatCase):
@@ -52,8 +56,9 @@ class SwapTest(ChatCase):
     def setUpClass(cls):
         cls.temporary = tempfile.TemporaryDirectory(prefix="llava-swap-")
         cls.models = pathlib.Path(cls.temporary.name) / "models"
-        cls.publish("emoji-base")
-        cls.stack = Stack(llm_model=cls.models / "emoji")
+        size = sum(file.stat().st_size for file in cls.publish("emoji-base").iterdir())
+        # Loading takes long enough to tell whether streams wait for it.
+        cls.stack = Stack(llm_model=cls.models / "emoji", llm=["--load-rate", size // 8])
         cls.stack.__enter__()
         cls.chat = cls.stack.chat()
         cls.service = cls.stack.client("llm", "llava.v1.ModelService")
@@ -69,7 +74,7 @@ class SwapTest(ChatCase):
         done = subprocess.run(
             [str(BIN / "llava-model"), "import", str(ROOT / "deploy/models" / name / "1"), "--repository",
              str(cls.models), "--name", "emoji", "--tower", str(TOWER_MODEL / "1")],
-            text=True, capture_output=True, timeout=120 * SLOWDOWN)
+            text=True, capture_output=True, timeout=300 * SLOWDOWN)
         assert done.returncode == 0, done.stderr
         return pathlib.Path(done.stdout.split()[-1])
 
@@ -78,7 +83,7 @@ class SwapTest(ChatCase):
         status = self.service.GetModelStatus(self.service.new("GetModelStatusRequest", model={"name": "emoji"}))
         return {v.model.version: (v.state, v.message) for v in status.versions}
 
-    def wait_for(self, what, goal, seconds=60):
+    def wait_for(self, what, goal, seconds=240):
         deadline = time.monotonic() + seconds * SLOWDOWN
         while not goal():
             self.assertLess(time.monotonic(), deadline, f"{what}: {self.states()}\n{self.stack.llm.text()[-3000:]}")
@@ -92,10 +97,10 @@ class SwapTest(ChatCase):
         capacity = self.stack.llm.metrics()["llava_llm_kv_capacity_bytes"]
         encoded = self.stack.vision.metrics()["llava_vision_feature_cache_misses_total"]
 
-        streamers = [Streamer(self, f"Tell me a story of {i} lions.") for i in range(STREAMS)]
+        # Answers of many lengths: when one stream begins its next one, others are far from the end of theirs.
+        streamers = [Streamer(self, f"Tell me a story of {i} lions.", 400 + 350 * i) for i in range(STREAMS)]
         for streamer in streamers:
             streamer.start()
-            time.sleep(0.2)
         self.wait_for("streams", lambda: all(s.turns or s.errors for s in streamers))
         second = int(self.publish("emoji").name)
         published = time.monotonic()
@@ -122,7 +127,7 @@ class SwapTest(ChatCase):
         gap = max(s.longest_gap for s in streamers)
         print(f"\nfirst turn by the new version {switch - published:.2f} s after its publication, "
               f"longest gap between pieces {gap:.3f} s, {len(turns)} turns")
-        self.assertLess(gap, 2 * SLOWDOWN)
+        self.assertLess(gap, switch - published, "a stream stood still while the version was loaded")
 
         self.wait_for("freed", lambda: self.states().get(first, (6,))[0] == 6)
         self.wait_for("gone", lambda: not any("llava_llm_model_info" in name and f'version="{first}"' in name

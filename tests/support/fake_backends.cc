@@ -1,5 +1,9 @@
 #include "tests/support/fake_backends.h"
 
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
 #include <sstream>
 #include <stdexcept>
 #include <thread>
@@ -46,6 +50,28 @@ bool Sleep(grpc::ServerContext* context, std::chrono::milliseconds time) {
 
 }  // namespace
 
+FakeServer::FakeServer(std::vector<grpc::Service*> services,
+                       std::shared_ptr<grpc::ServerCredentials> credentials)
+    : services_(std::move(services)), credentials_(std::move(credentials)) {
+  reservation_ = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  const int yes = 1;
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof address;
+  if (setsockopt(reservation_, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes) != 0 ||
+      bind(reservation_, reinterpret_cast<sockaddr*>(&address), size) != 0 ||
+      getsockname(reservation_, reinterpret_cast<sockaddr*>(&address), &size) != 0) {
+    throw std::runtime_error("fake server gets no port");
+  }
+  port_ = ntohs(address.sin_port);
+}
+
+FakeServer::~FakeServer() {
+  Stop();
+  close(reservation_);
+}
+
 void FakeServer::Start() {
   grpc::ServerBuilder builder;
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
@@ -66,6 +92,23 @@ void FakeServer::Stop() {
 
 std::string FakeServer::address() const { return absl::StrCat("127.0.0.1:", port_); }
 
+void Gate::Open() {
+  std::lock_guard lock(mutex_);
+  ++openings_;
+}
+
+int Gate::openings() const {
+  std::lock_guard lock(mutex_);
+  return openings_;
+}
+
+bool Gate::Await(grpc::ServerContext* context, int openings) const {
+  while (this->openings() == openings) {
+    if (!Sleep(context, std::chrono::milliseconds(2))) return false;
+  }
+  return !context->IsCancelled();
+}
+
 FakeVision::FakeVision() : server_({this, &models_}) {
   models_.Set({FakeTower()});
   server_.Start();
@@ -85,6 +128,7 @@ grpc::Status FakeVision::Encode(grpc::ServerContext* context, const v1::EncodeRe
                                 grpc::ServerWriter<v1::EncodeResponse>* writer) {
   Behaviour behaviour;
   bool cached = false;
+  const int openings = gate_.openings();
   {
     std::lock_guard lock(mutex_);
     ++encodes_;
@@ -93,6 +137,7 @@ grpc::Status FakeVision::Encode(grpc::ServerContext* context, const v1::EncodeRe
     if (behaviour.failures == 0) cached = !seen_.insert(request->image()).second;
   }
   if (!Sleep(context, behaviour.delay)) return grpc::Status::CANCELLED;
+  if (behaviour.pause && !gate_.Await(context, openings)) return grpc::Status::CANCELLED;
   if (behaviour.failures > 0) return behaviour.failure;
   const auto models = models_.Get();
   if (models.empty() || models[0].vision_spec().tower_digest() != request->spec().tower_digest()) {
@@ -205,6 +250,7 @@ grpc::Status FakeLlm::Refusal(const Behaviour& behaviour,
 
 grpc::Status FakeLlm::Generate(grpc::ServerContext* context, const v1::GenerateRequest* request,
                                grpc::ServerWriter<v1::GenerateResponse>* writer) {
+  const int openings = gate_.openings();
   const Behaviour behaviour = Record(context, *request);
   if (behaviour.failures > 0 && behaviour.arrives) writer->SendInitialMetadata();
   if (auto refusal = Refusal(behaviour, *request); !refusal.ok()) return refusal;
@@ -243,7 +289,8 @@ grpc::Status FakeLlm::Generate(grpc::ServerContext* context, const v1::GenerateR
     if (text.size() < request->continue_from().text_bytes_emitted()) {
       return {grpc::StatusCode::INVALID_ARGUMENT, "continue_from: ids and text do not fit"};
     }
-    if (!Sleep(context, behaviour.delay)) {
+    const bool pauses = deltas == behaviour.pause_after && deltas != behaviour.fail_after_deltas;
+    if (!Sleep(context, behaviour.delay) || (pauses && !gate_.Await(context, openings))) {
       std::lock_guard lock(mutex_);
       ++cancelled_;
       return grpc::Status::CANCELLED;

@@ -82,9 +82,8 @@ class FakeServer {
  public:
   explicit FakeServer(
       std::vector<grpc::Service*> services,
-      std::shared_ptr<grpc::ServerCredentials> credentials = grpc::InsecureServerCredentials())
-      : services_(std::move(services)), credentials_(std::move(credentials)) {}
-  ~FakeServer() { Stop(); }
+      std::shared_ptr<grpc::ServerCredentials> credentials = grpc::InsecureServerCredentials());
+  ~FakeServer();
 
   void Start();
   // Ends calls under way at once.
@@ -95,7 +94,24 @@ class FakeServer {
   const std::vector<grpc::Service*> services_;
   const std::shared_ptr<grpc::ServerCredentials> credentials_;
   std::unique_ptr<grpc::Server> server_;
+  // Bound to the port, never listening: nobody else gets it while the server is stopped.
+  int reservation_ = -1;
   int port_ = 0;
+};
+
+// Where calls stop until the test lets them go on. Thread-safe.
+class Gate {
+ public:
+  // Lets go on who waits here by now.
+  void Open();
+  // What `Await` takes, so that a call that begins before an Open is let go on by it.
+  int openings() const;
+  // Returns at the first opening beyond `openings`. False: the caller went away meanwhile.
+  bool Await(grpc::ServerContext* context, int openings) const;
+
+ private:
+  mutable std::mutex mutex_;
+  int openings_ = 0;
 };
 
 // Features are 2 rows that depend on the picture; "bad" pictures are told by their bytes.
@@ -110,12 +126,15 @@ class FakeVision : public v1::VisionService::Service {
     // A key of another picture in the header.
     bool wrong_key = false;
     std::chrono::milliseconds delay{0};
+    bool pause = false;  // until Release or until the caller goes
     // Bytes of a feature tensor.
     int64_t width = 200'000;
   };
 
   FakeVision();
   void Set(const Behaviour& behaviour);
+  // Lets the calls go on that pause now.
+  void Release() { gate_.Open(); }
   int encodes() const;
   FakeModels& models() { return models_; }
   FakeServer& server() { return server_; }
@@ -128,6 +147,7 @@ class FakeVision : public v1::VisionService::Service {
   Behaviour behaviour_;
   int encodes_ = 0;
   std::set<std::string> seen_;  // "cached" from the second time on
+  Gate gate_;
   FakeModels models_;
   FakeServer server_;
 };
@@ -144,6 +164,8 @@ class FakeLlm : public v1::LlmService::Service {
     // After so many deltas the call ends with `failure`, `deaths` times.
     int fail_after_deltas = -1;
     int deaths = 1'000'000;
+    // After so many deltas the call pauses, until Release or until the caller goes.
+    int pause_after = -1;
     std::chrono::milliseconds delay{0};  // before each delta
     uint32_t context_tokens = 4096;      // words of all messages
     bool forget_features = false;        // answers MissingFeatures whatever was put
@@ -153,6 +175,8 @@ class FakeLlm : public v1::LlmService::Service {
 
   FakeLlm();
   void Set(const Behaviour& behaviour);
+  // Lets the calls go on that pause now.
+  void Release() { gate_.Open(); }
   // As after a restart.
   void ForgetFeatures();
   v1::GenerateRequest last_request() const;
@@ -183,6 +207,7 @@ class FakeLlm : public v1::LlmService::Service {
   v1::GenerateRequest last_request_;
   std::chrono::system_clock::time_point last_deadline_;
   int generates_ = 0, puts_ = 0, cancelled_ = 0;
+  Gate gate_;
   FakeModels models_;
   FakeServer server_;
 };

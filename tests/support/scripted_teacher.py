@@ -219,9 +219,11 @@ class Teacher(http.server.ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, port=0, delay=0.0, bad=0.0, faults=0.0):
+    def __init__(self, port=0, delay=0.0, bad=0.0, faults=0.0, rest_after=None):
         super().__init__(("127.0.0.1", port), Handler)
         self.delay, self.bad, self.faults = delay, bad, faults
+        self.rest_after = rest_after  # so many answers, until `rested` is set
+        self.rested = threading.Event()
         self.lock = threading.Lock()
         self.attempts = collections.Counter()  # by prompt
         self.answered = collections.Counter()  # by prompt
@@ -298,6 +300,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         draw = random.Random(prompt)
         if draw.random() < self.server.bad:
             text, reason = spoiled(text, draw)
+        with self.server.lock:
+            rest = self.server.rest_after is not None and len(self.server.answered) >= self.server.rest_after
+        if rest:
+            self.server.rested.wait()
         with self.server.lock:
             self.server.answered[prompt] += 1
         words = sum(len(message["content"].split()) for message in messages)

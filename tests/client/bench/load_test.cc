@@ -29,10 +29,10 @@ class LoadTest : public testing::Test {
 
 TEST_F(LoadTest, SessionsAskTheirTurnsAndAreDeleted) {
   const Samples samples =
-      Run({.sessions = 2, .turns = 3, .seconds = 30, .max_turns = 12, .prompts = {"What is it?"}});
+      Run({.sessions = 2, .turns = 3, .seconds = 600, .max_turns = 12, .prompts = {"What is it?"}});
   EXPECT_GE(samples.turns.size(), 12u);
   EXPECT_EQ(samples.failed(), 0u);
-  EXPECT_LT(samples.seconds, 20);
+  EXPECT_LT(samples.seconds, 300);
   EXPECT_EQ(gateway_.deleted().size(), gateway_.created().size());
   std::set<uint32_t> turns;
   for (const TurnSample& turn : samples.turns) {
@@ -49,7 +49,7 @@ TEST_F(LoadTest, SessionsAskTheirTurnsAndAreDeleted) {
 TEST_F(LoadTest, PicturesGoWithFirstQuestionsOnlyAndAreAllDifferent) {
   Run({.sessions = 1,
        .turns = 2,
-       .seconds = 30,
+       .seconds = 600,
        .max_turns = 6,
        .pictures = {"picture"},
        .unique_pictures = true});
@@ -68,11 +68,8 @@ TEST_F(LoadTest, PicturesGoWithFirstQuestionsOnlyAndAreAllDifferent) {
 
 TEST_F(LoadTest, OpenLoopDropsWhatIsTooMuch) {
   gateway_.set_script({.events = {Started("s", "t")}, .status = {}, .wait_for_cancel = true});
-  const Samples samples = Run({.sessions = 2,
-                               .rate = 200,
-                               .turns = 1,
-                               .seconds = 0.5,
-                               .timeout = std::chrono::milliseconds(700)});
+  const Samples samples = Run(
+      {.sessions = 2, .rate = 200, .turns = 1, .seconds = 1, .timeout = std::chrono::seconds(5)});
   EXPECT_EQ(samples.sessions, 2u);
   EXPECT_GT(samples.dropped_sessions, 20u);
   ASSERT_TRUE(samples.failures.contains("DEADLINE_EXCEEDED"));
@@ -82,10 +79,15 @@ TEST_F(LoadTest, OpenLoopDropsWhatIsTooMuch) {
 TEST_F(LoadTest, AnswersWithHolesAreFailures) {
   gateway_.set_script(
       {.events = {Started("s", "t"), Text(0, "ab"), Text(3, "c"), Finished(4)}, .status = {}});
-  const Samples samples = Run({.sessions = 1, .turns = 1, .seconds = 0.5});
+  std::thread stopper([&] {
+    gateway_.WaitForQuestions(3);  // it tries again
+    stop_.store(true);
+  });
+  const Samples samples = Run({.sessions = 1, .turns = 1, .seconds = 600});
+  stopper.join();
   EXPECT_TRUE(samples.turns.empty());
   EXPECT_THAT(samples.failures.at("DATA_LOSS").first_message, HasSubstr("byte 3"));
-  EXPECT_GT(samples.sessions, 1u);  // it tries again
+  EXPECT_GT(samples.sessions, 1u);
 }
 
 TEST_F(LoadTest, AgesOfStamps) {
@@ -94,16 +96,16 @@ TEST_F(LoadTest, AgesOfStamps) {
   gateway_.set_script(
       {.events = {Started("s", "t"), Text(0, stamp), Finished(stamp.size())}, .status = {}});
   const Samples samples =
-      Run({.sessions = 1, .turns = 1, .seconds = 10, .max_turns = 1, .stamps = true});
+      Run({.sessions = 1, .turns = 1, .seconds = 600, .max_turns = 1, .stamps = true});
   ASSERT_FALSE(samples.turns.empty());
   ASSERT_EQ(samples.turns[0].ages.size(), 1u);
   EXPECT_GT(samples.turns[0].ages[0], 0);
-  EXPECT_LT(samples.turns[0].ages[0], 10);
+  EXPECT_LT(samples.turns[0].ages[0], 60);
 }
 
 TEST_F(LoadTest, IdleSessionsAreHeldAndDeletedAtTheEnd) {
   const Samples samples =
-      Run({.sessions = 1, .turns = 1, .idle_sessions = 5, .seconds = 30, .max_turns = 2});
+      Run({.sessions = 1, .turns = 1, .idle_sessions = 5, .seconds = 600, .max_turns = 2});
   EXPECT_EQ(samples.sessions + 5, gateway_.created().size());
   EXPECT_EQ(gateway_.deleted().size(), gateway_.created().size());
 }
@@ -113,9 +115,9 @@ TEST_F(LoadTest, StopsWhenAsked) {
     gateway_.WaitForQuestions(3);
     stop_.store(true);
   });
-  const Samples samples = Run({.sessions = 1, .turns = 1, .seconds = 60});
+  const Samples samples = Run({.sessions = 1, .turns = 1, .seconds = 600});
   stopper.join();
-  EXPECT_LT(samples.seconds, 30);
+  EXPECT_LT(samples.seconds, 300);
   EXPECT_GE(samples.turns.size(), 2u);
 }
 

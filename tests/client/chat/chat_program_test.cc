@@ -1,6 +1,7 @@
 // llava-chat run from scripts: flags, pipes, exit status.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -118,7 +119,8 @@ TEST_F(ChatProgramTest, QuitEndsAtOnce) {
 }
 
 TEST_F(ChatProgramTest, PicturesGoWithTheNextQuestion) {
-  const auto path = std::filesystem::path(::testing::TempDir()) / "chat program test.png";
+  const auto path = std::filesystem::path(::testing::TempDir()) /
+                    (std::to_string(getpid()) + "chat program test.png");
   std::ofstream(path, std::ios::binary) << "first";
   const Ended ended = Run({"--image", path.string()},
                           "what is it?\nand now?\n/image \"" + path.string() + "\"\nthis?\n");
@@ -153,7 +155,8 @@ TEST_F(ChatProgramTest, ErrorsLeaveItUsable) {
 TEST_F(ChatProgramTest, RefusedPictureIsPutAway) {
   gateway_.set_script(
       {.events = {}, .status = {grpc::StatusCode::INVALID_ARGUMENT, "picture 1 is broken"}});
-  const auto path = std::filesystem::path(::testing::TempDir()) / "refused.png";
+  const auto path =
+      std::filesystem::path(::testing::TempDir()) / (std::to_string(getpid()) + "refused.png");
   std::ofstream(path, std::ios::binary) << "x";
   const Ended ended = Run({"--image", path.string()}, "what?\nand without?\n");
   std::filesystem::remove(path);
@@ -224,7 +227,8 @@ TEST_F(ChatProgramTest, PipedOutputHasNoEscapes) {
 }
 
 TEST_F(ChatProgramTest, SendsTheApiKeyOfFileOrEnvironment) {
-  const auto path = std::filesystem::temp_directory_path() / "llava-chat-test-key";
+  const auto path =
+      std::filesystem::temp_directory_path() / (std::to_string(getpid()) + "llava-chat-test-key");
   std::ofstream(path) << "from-a-file\n";
   EXPECT_EQ(Run({"--message", "x"}).status, 0);
   EXPECT_EQ(gateway_.authorization(), "");
@@ -241,7 +245,8 @@ TEST_F(ChatProgramTest, SendsTheApiKeyOfFileOrEnvironment) {
 }
 
 TEST_F(ChatProgramTest, CertificatesAndTheirKeysGoTogether) {
-  const auto path = std::filesystem::temp_directory_path() / "llava-chat-test-cert";
+  const auto path =
+      std::filesystem::temp_directory_path() / (std::to_string(getpid()) + "llava-chat-test-cert");
   std::ofstream(path) << "-";
   EXPECT_EQ(Run({"--tls-cert", path.string(), "--message", "x"}).status, 2);
   const Ended open = Run({"--tls", "--message", "x"});  // that gateway speaks openly

@@ -18,7 +18,7 @@ namespace llava {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr auto kPatience = kSlowdown * std::chrono::seconds(20);
+constexpr auto kPatience = kSlowdown * std::chrono::seconds(60);
 
 pid_t Spawn(const std::vector<std::string>& flags, const std::vector<std::string>& environment,
             posix_spawn_file_actions_t* actions, bool new_session) {

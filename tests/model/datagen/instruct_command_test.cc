@@ -1,7 +1,9 @@
 // llava-datagen against a teacher that is a script.
 #include <gmock/gmock.h>
 
+#include <atomic>
 #include <chrono>
+#include <functional>
 #include <map>
 #include <set>
 #include <thread>
@@ -242,7 +244,7 @@ TEST_F(InstructCommandTest, LivesThroughTroubleOfTheServer) {
         return ChatServer::Say(GoodText(asked));
     }
   });
-  ASSERT_EQ(Run(Args(server, {"--timeout", "2", "--concurrency", "4"})), 0) << said_;
+  ASSERT_EQ(Run(Args(server, {"--timeout", "8", "--concurrency", "4"})), 0) << said_;
   EXPECT_EQ(Records().size(), 30u);
   EXPECT_EQ(Report().at("run").at("attempts_repeated"), 6);
   EXPECT_EQ(server.num_asked(), 36u);
@@ -265,22 +267,36 @@ TEST_F(InstructCommandTest, AWrongKeyEndsItAtOnce) {
   EXPECT_FALSE(fs::exists(out_ + "/instruct.json"));
 }
 
+// Answers so many requests; those beyond wait until they may.
+class Answers {
+ public:
+  explicit Answers(int most) : most_(most) {}
+  Answer operator()(const Asked& asked) {
+    while (asked.number >= most_) std::this_thread::sleep_for(1ms);
+    return ChatServer::Say(GoodText(asked));
+  }
+  void SetMost(int most) { most_ = most; }
+
+ private:
+  std::atomic<int> most_;
+};
+constexpr int kAll = 1'000'000;
+
 TEST_F(InstructCommandTest, Kill9LosesAtMostWhatWasOnTheWire) {
   WritePictures(200);
-  ChatServer server([](const Asked& asked) {
-    Answer answer = ChatServer::Say(GoodText(asked));
-    answer.delay = 5ms;
-    return answer;
-  });
+  Answers answers(0);
+  ChatServer server(std::ref(answers));
   const auto args = Args(server, {"--concurrency", "3"});
   size_t killed = 0;
   for (const size_t until : {30u, 80u, 130u}) {
+    answers.SetMost(static_cast<int>(until));
     const pid_t pid = Start(args);
     while (server.num_asked() < until) std::this_thread::sleep_for(1ms);
     kill(pid, SIGKILL);
     EXPECT_EQ(Wait(pid), -SIGKILL);
     ++killed;
   }
+  answers.SetMost(kAll);
   std::ofstream(out_ + "/journal.jsonl", std::ios::app) << "{\"request\": \"torn";
   ASSERT_EQ(Run(args), 0) << said_;
   EXPECT_THAT(said_, HasSubstr("dropped a torn last line of 17 bytes"));
@@ -296,15 +312,13 @@ TEST_F(InstructCommandTest, Kill9LosesAtMostWhatWasOnTheWire) {
 
 TEST_F(InstructCommandTest, CtrlCWaitsForPaidAnswersAndTheSameCommandGoesOn) {
   WritePictures(200);
-  ChatServer server([](const Asked& asked) {
-    Answer answer = ChatServer::Say(GoodText(asked));
-    answer.delay = 20ms;
-    return answer;
-  });
+  Answers answers(20);
+  ChatServer server(std::ref(answers));
   const auto args = Args(server, {"--concurrency", "4"});
   const pid_t pid = Start(args);
-  while (server.num_asked() < 20) std::this_thread::sleep_for(1ms);
+  while (server.num_asked() < 21) std::this_thread::sleep_for(1ms);
   kill(pid, SIGINT);
+  answers.SetMost(kAll);
   EXPECT_EQ(Wait(pid), 130) << said_;
   EXPECT_THAT(said_, HasSubstr("stopped; the same command goes on"));
   EXPECT_FALSE(fs::exists(out_ + "/instruct.json"));

@@ -196,7 +196,7 @@ TEST_F(AccessTest, ForeignSessionsAreAsUnknownAsThoseThatNeverWere) {
 // A foreign question or deletion does not touch the turn that is running.
 TEST_F(AccessTest, AForeignerCannotStopARunningTurn) {
   StartGateway();
-  llm_.Set({.delay = std::chrono::milliseconds(50)});
+  llm_.Set({.pause_after = 1});
   key_ = "ann user";
   const std::string anns = NewSession();
   const Answer answer = Ask(Question(anns, "a b c d e f g h"), [&](auto&, const Answer&) {
@@ -212,6 +212,7 @@ TEST_F(AccessTest, AForeignerCannotStopARunningTurn) {
     EXPECT_EQ(stub_->DeleteSession(Context().get(), remove, &removed).error_code(),
               StatusCode::NOT_FOUND);
     EXPECT_EQ(Ask(Question(anns, "x")).status.error_code(), StatusCode::NOT_FOUND);
+    llm_.Release();
   });
   EXPECT_TRUE(answer.is_finished) << answer.status.error_message();
 }

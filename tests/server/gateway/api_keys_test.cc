@@ -80,13 +80,17 @@ class KeysFileTest : public testing::Test {
   static std::string Line(const std::string& name, const std::string& key) {
     return absl::StrCat("- {name: ", name, ", sha256: ", ToHex(HashBytes(key)), "}\n");
   }
-  void Write(const std::string& text) { std::ofstream(path_) << text; }
+  // At once, so that nobody reads half of it.
+  void Write(const std::string& text) {
+    std::ofstream(path_ + ".new") << text;
+    std::filesystem::rename(path_ + ".new", path_);
+  }
   std::string NameOf(const std::string& authorization) {
     const auto caller = keys_->Identify(authorization);
     return caller.ok() ? caller->name() : absl::StrCat("! ", caller.status().message());
   }
   bool Eventually(const std::function<bool()>& condition) {
-    for (int i = 0; i < 500 * kSlowdown && !condition(); ++i) {
+    for (int i = 0; i < 3000 * kSlowdown && !condition(); ++i) {
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
     }
     return condition();

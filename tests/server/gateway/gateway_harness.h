@@ -57,17 +57,17 @@ class GatewayTest : public testing::Test {
   void AwaitReady(bool ready);
   std::string reason();
 
-  // Client side. Each call carries `key_` and a deadline of 20 s (times kSlowdown) unless told
+  // Client side. Each call carries `key_` and a deadline of a minute (times kSlowdown) unless told
   // otherwise.
   std::unique_ptr<grpc::ClientContext> Context(
-      std::chrono::milliseconds timeout = kSlowdown * std::chrono::seconds(20));
+      std::chrono::milliseconds timeout = kSlowdown * std::chrono::seconds(60));
   std::string NewSession(const v1::CreateSessionRequest& request = {});
   v1::ChatRequest Question(const std::string& session, const std::string& text,
                            const std::vector<std::string>& pictures = {});
   // `on_text` runs after the first text, with the answer so far.
   Answer Ask(const v1::ChatRequest& request,
              const std::function<void(grpc::ClientContext&, const Answer&)>& on_text = {},
-             std::chrono::milliseconds timeout = kSlowdown * std::chrono::seconds(20));
+             std::chrono::milliseconds timeout = kSlowdown * std::chrono::seconds(60));
   // Follows a turn from a byte on; `text` is what comes behind it.
   Answer Resume(const std::string& session, const std::string& turn, uint64_t after_offset = 0,
                 std::optional<uint32_t> restarts = std::nullopt);
@@ -76,7 +76,7 @@ class GatewayTest : public testing::Test {
   std::vector<v1::Turn> Turns(const std::string& session);
   // The value of a metric line such as `name{a="b"}`, 0 if there is none.
   double Metric(const std::string& line_start);
-  // Waits up to 10 s, times kSlowdown.
+  // Waits up to a minute, times kSlowdown.
   static bool Eventually(const std::function<bool()>& condition);
 
   TempFolder folder_;

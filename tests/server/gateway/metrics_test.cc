@@ -17,7 +17,7 @@ using testing::IsEmpty;
 class MetricsTest : public GatewayTest {};
 
 TEST_F(MetricsTest, EachOneMoves) {
-  llm_.Set({.delay = std::chrono::milliseconds(5)});
+  llm_.Set({.pause_after = 1});
   key_ = "secret";
   options_.keys_file = folder_.path() + "/keys.yaml";
   std::ofstream(options_.keys_file)
@@ -30,6 +30,8 @@ TEST_F(MetricsTest, EachOneMoves) {
     running = Metric("llava_gateway_turns_running") == 1;
     EXPECT_EQ(Ask(Question(session, "too many")).status.error_code(),
               grpc::StatusCode::RESOURCE_EXHAUSTED);
+    llm_.Set({.delay = std::chrono::milliseconds(5)});
+    llm_.Release();
   });
   EXPECT_TRUE(running);
   Ask(Question(session, "c"));

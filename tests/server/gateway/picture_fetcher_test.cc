@@ -200,7 +200,7 @@ TEST_F(PictureFetcherTest, PutsTheBytesInPlaceOfTheUrls) {
 }
 
 TEST_F(PictureFetcherTest, SaysWhyNot) {
-  options_.timeout = milliseconds(500);
+  options_.timeout = std::chrono::minutes(1);
   Start();
   const auto refused = [&](const std::string& path, const std::string& why) {
     const auto status = Fetch({"/picture", path});
@@ -213,7 +213,10 @@ TEST_F(PictureFetcherTest, SaysWhyNot) {
   refused("/redirect", "not followed");
   refused("/long", "100000 bytes that are allowed");
   refused("/endless", "100000 bytes that are allowed");
-  refused("/slow", "within 500 ms");
+  options_.timeout = milliseconds(500);
+  Start();
+  EXPECT_THAT(std::string(Fetch({"/slow"}).message()),
+              testing::AllOf(StartsWith("images[0]: url "), HasSubstr("within 500 ms")));
 }
 
 TEST_F(PictureFetcherTest, ReachesNoPrivateAddressUnlessTold) {
@@ -246,7 +249,7 @@ TEST_F(PictureFetcherTest, ManyAtOnceAndAnEnd) {
     });
   };
   for (int i = 0; i < 30; ++i) begin("/picture");
-  for (int i = 0; i < 2000 && fine < 30; ++i) std::this_thread::sleep_for(milliseconds(5));
+  for (int i = 0; i < 12'000 && fine < 30; ++i) std::this_thread::sleep_for(milliseconds(5));
   EXPECT_EQ(fine, 30);
   for (int i = 0; i < 100; ++i) begin("/slow");
   EXPECT_GE(full, 100 - 4 * 16 - 4);

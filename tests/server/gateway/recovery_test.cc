@@ -38,13 +38,20 @@ class RecoveryTest : public GatewayTest {
     StopGateway();
     options_.data_dir = left;
   }
-  // Asks, and crashes when there is text.
+  // Asks, and crashes when there is a word. What the services do next is still to be set.
   Answer AskAndCrash(const v1::ChatRequest& request,
-                     milliseconds timeout = kSlowdown * std::chrono::seconds(20)) {
+                     milliseconds timeout = kSlowdown * std::chrono::seconds(60)) {
+    llm_.Set({.pause_after = 1});
     std::promise<void> begun;
     auto asking = std::async(std::launch::async, [&] {
-      return Ask(
-          request, [&](grpc::ClientContext&, const Answer&) { begun.set_value(); }, timeout);
+      bool told = false;
+      const auto tell = [&](grpc::ClientContext&, const Answer&) {
+        told = true;
+        begun.set_value();
+      };
+      Answer answer = Ask(request, tell, timeout);
+      if (!told) begun.set_value();  // the test will fail, and not hang
+      return answer;
     });
     begun.get_future().wait();
     Crash();
@@ -73,7 +80,6 @@ class RecoveryTest : public GatewayTest {
 
 TEST_F(RecoveryTest, AnAnswerGoesOnOnTheTermsOfItsKey) {
   WriteKeys(KeyLine("ann", ", weight: 7, concurrent-turns: 1, requests-per-minute: 2"));
-  llm_.Set({.delay = milliseconds(100)});
   StartGateway();
   key_ = "key of ann";
   const std::string session = NewSession(), other = NewSession();
@@ -82,6 +88,8 @@ TEST_F(RecoveryTest, AnAnswerGoesOnOnTheTermsOfItsKey) {
   const Answer killed = AskAndCrash(request);
   const auto deadline = llm_.last_deadline();
   const int before = llm_.generates();
+  llm_.Set({.pause_after = 0});
+  std::this_thread::sleep_for(std::chrono::seconds(4));  // which a new deadline would win
   StartGateway();
   ASSERT_TRUE(Eventually([&] { return llm_.generates() > before; }));
   const v1::GenerateRequest sent = llm_.last_request();
@@ -89,15 +97,17 @@ TEST_F(RecoveryTest, AnAnswerGoesOnOnTheTermsOfItsKey) {
   EXPECT_EQ(sent.cache_salt(), "ann");
   EXPECT_EQ(sent.weight(), 7U);
   EXPECT_EQ(sent.priority(), -3);
-  EXPECT_LT(llm_.last_deadline() - deadline, milliseconds(500)) << "no time is won by a crash";
+  EXPECT_LT(llm_.last_deadline() - deadline, std::chrono::seconds(3))
+      << "no time is won by a crash";
   const Answer second = Ask(Question(other, "x"));
   EXPECT_EQ(second.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   EXPECT_THAT(second.status.error_message(), HasSubstr("1 answers under way"));
+  llm_.Set({});
+  llm_.Release();
   const Answer rest = Resume(session, killed.started.turn_id(), killed.text.size());
   ASSERT_TRUE(rest.status.ok()) << rest.status.error_message();
   EXPECT_EQ(killed.text + rest.text, kAnswer);
   EXPECT_EQ(rest.started.turn_number(), 1U);
-  llm_.Set({});
   for (int i = 0; i < 2; ++i) {
     const Answer next = Ask(Question(other, "x"));
     EXPECT_TRUE(next.status.ok()) << next.status.error_message() << ": it counts as no question";
@@ -106,12 +116,12 @@ TEST_F(RecoveryTest, AnAnswerGoesOnOnTheTermsOfItsKey) {
 
 TEST_F(RecoveryTest, AnAnswerOutlivesTheKeyThatAskedForIt) {
   WriteKeys(KeyLine("ann", ", weight: 7") + KeyLine("ops", ", role: admin"));
-  llm_.Set({.delay = milliseconds(50)});
   StartGateway();
   key_ = "key of ann";
   const std::string session = NewSession();
   const Answer killed = AskAndCrash(Question(session, kQuestion));
   WriteKeys(KeyLine("ops", ", role: admin"));
+  llm_.Set({});
   const int before = llm_.generates();
   StartGateway();
   ASSERT_TRUE(Eventually([&] { return llm_.generates() > before; }));
@@ -125,7 +135,7 @@ TEST_F(RecoveryTest, AnAnswerOutlivesTheKeyThatAskedForIt) {
 
 TEST_F(RecoveryTest, AnswersWaitForTheirPlacesTheOldestGoesFirst) {
   options_.gate = {.max_running = 2, .max_waiting = 0};
-  llm_.Set({.delay = milliseconds(150)});
+  llm_.Set({.pause_after = 1});
   StartGateway();
   const std::string first = NewSession(), second = NewSession();
   auto older = std::async(std::launch::async, [&] { return Ask(Question(first, kQuestion)); });
@@ -133,12 +143,15 @@ TEST_F(RecoveryTest, AnswersWaitForTheirPlacesTheOldestGoesFirst) {
   const Answer newer = AskAndCrash(Question(second, kQuestion));
   const std::string turn = older.get().started.turn_id();
   options_.gate.max_running = 1;
+  llm_.Set({.pause_after = 0});
   StartGateway();
   ASSERT_TRUE(Eventually([&] { return llm_.generates() == 3; }));
   EXPECT_EQ(llm_.last_request().session_id(), first);
-  EXPECT_EQ(Metric("llava_gateway_turns_waiting"), 1);
+  EXPECT_TRUE(Eventually([&] { return Metric("llava_gateway_turns_waiting") == 1; }));
   EXPECT_EQ(Ask(Question(NewSession(), "x")).status.error_code(), grpc::StatusCode::UNAVAILABLE);
   EXPECT_EQ(Turns(second).at(0).state(), v1::TURN_STATE_RUNNING);
+  llm_.Set({});
+  llm_.Release();
   EXPECT_EQ(Resume(first, turn).text, kAnswer);
   const Answer rest = Resume(second, newer.started.turn_id(), newer.text.size(), 0);
   ASSERT_TRUE(rest.status.ok()) << rest.status.error_message();
@@ -148,7 +161,7 @@ TEST_F(RecoveryTest, AnswersWaitForTheirPlacesTheOldestGoesFirst) {
 
 TEST_F(RecoveryTest, AnAnswerThatWaitsCanBeStoppedOrLeftToTheNextProcess) {
   options_.gate = {.max_running = 3, .max_waiting = 0};
-  llm_.Set({.delay = milliseconds(50)});
+  llm_.Set({.pause_after = 1});
   StartGateway();
   std::vector<std::string> sessions;
   std::vector<std::future<Answer>> asking;
@@ -186,12 +199,10 @@ TEST_F(RecoveryTest, AnAnswerThatWaitsCanBeStoppedOrLeftToTheNextProcess) {
 }
 
 TEST_F(RecoveryTest, AnAnswerWhoseTimeHasPassedEndsWithItsText) {
-  llm_.Set({.delay = milliseconds(20)});
   StartGateway();
   const std::string session = NewSession();
-  std::string question = kQuestion;
-  for (int i = 0; i < 2000; ++i) question += " x";
-  const auto timeout = kSlowdown * milliseconds(1500);
+  const std::string question = kQuestion;
+  const auto timeout = kSlowdown * milliseconds(5000);
   const auto end = system_clock::now() + timeout;
   const Answer killed = AskAndCrash(Question(session, question), timeout);
   ASSERT_THAT(killed.text, Not(IsEmpty()));
@@ -210,7 +221,6 @@ TEST_F(RecoveryTest, AnAnswerWhoseTimeHasPassedEndsWithItsText) {
 }
 
 TEST_F(RecoveryTest, AnAnswerOverWhichTheGatewayDiesTwiceIsGivenUp) {
-  llm_.Set({.delay = milliseconds(20)});
   StartGateway();
   const std::string session = NewSession();
   const Answer killed = AskAndCrash(Question(session, kQuestion));
@@ -239,7 +249,6 @@ TEST_F(RecoveryTest, AnAnswerOverWhichTheGatewayDiesTwiceIsGivenUp) {
 }
 
 TEST_F(RecoveryTest, ANewWordClearsTheAnswerOfSuspicion) {
-  llm_.Set({.delay = milliseconds(20)});
   StartGateway();
   const std::string session = NewSession();
   const Answer killed = AskAndCrash(Question(session, kQuestion));
@@ -249,7 +258,7 @@ TEST_F(RecoveryTest, ANewWordClearsTheAnswerOfSuspicion) {
     StartGateway();
     ASSERT_TRUE(Eventually([&] { return llm_.generates() > before; }));
     Crash();  // before there is a word
-    llm_.Set({.delay = milliseconds(300)});
+    llm_.Set({.pause_after = 1});
     StartGateway();
     ASSERT_TRUE(Eventually([&] { return llm_.generates() > before + 1; }));
     ASSERT_TRUE(Eventually([&] { return Tries() == 0; })) << i;
@@ -264,7 +273,6 @@ TEST_F(RecoveryTest, ANewWordClearsTheAnswerOfSuspicion) {
 }
 
 TEST_F(RecoveryTest, AnAnswerThatWaitsForAServiceIsNotBlamed) {
-  llm_.Set({.delay = milliseconds(20)});
   StartGateway();
   const std::string session = NewSession();
   const Answer killed = AskAndCrash(Question(session, kQuestion));
@@ -272,11 +280,11 @@ TEST_F(RecoveryTest, AnAnswerThatWaitsForAServiceIsNotBlamed) {
   for (int i = 0; i < 4; ++i) {
     StartGateway(/*wait=*/false);
     // Tried, noted, and noted again that nothing came of it.
-    ASSERT_TRUE(
-        Eventually([&] { return Metric("llava_gateway_store_commit_seconds_count") >= 2; }));
-    EXPECT_EQ(Tries(), 0);
+    ASSERT_TRUE(Eventually(
+        [&] { return Metric("llava_gateway_store_commit_seconds_count") >= 2 && Tries() == 0; }));
     Crash();
   }
+  llm_.Set({});
   llm_.server().Start();
   StartGateway();
   const Answer rest = Resume(session, killed.started.turn_id(), killed.text.size(), 0);
@@ -286,7 +294,6 @@ TEST_F(RecoveryTest, AnAnswerThatWaitsForAServiceIsNotBlamed) {
 
 TEST_F(RecoveryTest, AServiceThatFailsMeanwhileEndsTheAnswerOrIsReplaced) {
   for (const bool dies : {false, true}) {
-    llm_.Set({.delay = milliseconds(20)});
     StartGateway();
     const std::string session = NewSession();
     const Answer killed = AskAndCrash(Question(session, kQuestion));
@@ -315,7 +322,7 @@ TEST_F(RecoveryTest, AServiceThatFailsMeanwhileEndsTheAnswerOrIsReplaced) {
 
 TEST_F(RecoveryTest, ManyAnswersAreTakenUpAtOnce) {
   constexpr int kTurns = 40;
-  llm_.Set({.delay = milliseconds(500)});
+  llm_.Set({.pause_after = 1});
   StartGateway();
   std::vector<std::string> sessions;
   std::vector<std::future<Answer>> asking;

@@ -22,8 +22,10 @@ constexpr char kAnswer[] = "a b c d e f g h i j k l m n o p! pictures: 0, turns:
 
 class ResumeTest : public GatewayTest {
  protected:
-  // Asks and stops the gateway in the middle. The folder is left as by a process that was killed.
+  // Asks and stops the gateway after a word. The folder is left as by a process that was killed;
+  // what the services do next is still to be set.
   Answer AskAndDie(const v1::ChatRequest& request) {
+    llm_.Set({.pause_after = 1});
     std::promise<void> begun;
     auto asking = std::async(std::launch::async, [&] {
       return Ask(request, [&](grpc::ClientContext&, const Answer&) { begun.set_value(); });
@@ -40,7 +42,7 @@ class ResumeTest : public GatewayTest {
 };
 
 TEST_F(ResumeTest, SeveralReadersFollowOneTurn) {
-  llm_.Set({.delay = milliseconds(20)});
+  llm_.Set({.pause_after = 1});
   StartGateway();
   const std::string session = NewSession();
   std::vector<std::future<Answer>> readers;
@@ -54,6 +56,7 @@ TEST_F(ResumeTest, SeveralReadersFollowOneTurn) {
         const Answer beyond = Resume(session, so_far.started.turn_id(), 1000);
         EXPECT_EQ(beyond.status.error_code(), grpc::StatusCode::OUT_OF_RANGE);
         EXPECT_THAT(beyond.status.error_message(), HasSubstr("after_offset is 1000"));
+        llm_.Release();
       });
   EXPECT_EQ(first.text, kAnswer);
   for (auto& reader : readers) {
@@ -93,7 +96,7 @@ TEST_F(ResumeTest, ATurnThatHasEndedIsReplayed) {
 }
 
 TEST_F(ResumeTest, AnAnswerOutlivesItsReader) {
-  llm_.Set({.delay = milliseconds(20)});
+  llm_.Set({.pause_after = 1});
   StartGateway();
   const std::string session = NewSession();
   const Answer left = AskAndLeave(Question(session, kQuestion));
@@ -101,6 +104,7 @@ TEST_F(ResumeTest, AnAnswerOutlivesItsReader) {
   ASSERT_TRUE(Eventually([&] {
     return Metric("llava_gateway_requests_total{code=\"CANCELLED\",method=\"Chat\"}") == 1;
   })) << "the call ends with its client";
+  llm_.Release();
   const Answer rest = Resume(session, left.started.turn_id(), left.text.size());
   ASSERT_TRUE(rest.status.ok()) << rest.status.error_message();
   EXPECT_EQ(left.text + rest.text, kAnswer);
@@ -111,7 +115,7 @@ TEST_F(ResumeTest, AnAnswerOutlivesItsReader) {
 
 TEST_F(ResumeTest, AnAnswerThatNobodyReadsEndsAfterTheGrace) {
   options_.resume_grace = milliseconds(100);
-  llm_.Set({.delay = milliseconds(50)});
+  llm_.Set({.pause_after = 1});
   StartGateway();
   const std::string session = NewSession();
   const Answer left = AskAndLeave(Question(session, kQuestion));
@@ -161,11 +165,13 @@ TEST_F(ResumeTest, AReaderThatFallsBehindIsSentAwayAndTheTextGoesOn) {
 }
 
 TEST_F(ResumeTest, ARequestSentAgainGetsTheSameTurn) {
-  llm_.Set({.delay = milliseconds(20)});
+  llm_.Set({.pause_after = 1});
   StartGateway();
   const std::string session = NewSession();
   const Answer left = AskAndLeave(Keyed(session, kQuestion));
-  const Answer running = Ask(Keyed(session, kQuestion));
+  llm_.Set({});
+  const Answer running =
+      Ask(Keyed(session, kQuestion), [&](grpc::ClientContext&, const Answer&) { llm_.Release(); });
   ASSERT_TRUE(running.status.ok()) << running.status.error_message();
   EXPECT_EQ(running.started.turn_id(), left.started.turn_id());
   EXPECT_EQ(running.text, kAnswer);
@@ -182,20 +188,21 @@ TEST_F(ResumeTest, ARequestSentAgainGetsTheSameTurn) {
   EXPECT_TRUE(Ask(Keyed(NewSession(), "something else")).status.ok());
   ASSERT_TRUE(Eventually([&] { return Metric("llava_gateway_turns_running") == 0; }));
 
-  llm_.Set({.delay = milliseconds(20)});
+  llm_.Set({.pause_after = 1});
   const std::string third = NewSession();
   Ask(Keyed(third, kQuestion), [&](grpc::ClientContext&, const Answer&) {
     EXPECT_EQ(Ask(Keyed(third, "else")).status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
     EXPECT_EQ(Ask(Question(third, kQuestion)).status.error_code(), grpc::StatusCode::ABORTED)
         << "without the key it is another question";
+    llm_.Release();
   });
 }
 
 TEST_F(ResumeTest, ARequestSentAgainGetsTheTurnThatAnotherProcessBegan) {
-  llm_.Set({.delay = milliseconds(50)});
   StartGateway();
   const std::string session = NewSession();
   const Answer killed = AskAndDie(Keyed(session, kQuestion));
+  llm_.Set({});
   StartGateway();
   const Answer other = Ask(Keyed(session, "something else"));
   EXPECT_EQ(other.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
@@ -217,16 +224,18 @@ TEST_F(ResumeTest, AKeyWhoseTurnFailedBeforeItsTextMayBeUsedAgain) {
 }
 
 TEST_F(ResumeTest, AnotherProcessGoesOnWithTheAnswer) {
-  llm_.Set({.delay = milliseconds(50)});
   StartGateway();
   const std::string session = NewSession();
   ASSERT_TRUE(Ask(Question(session, "x", {FakePicture(1)})).status.ok());
   const Answer killed = AskAndDie(Question(session, kQuestion));
   ASSERT_THAT(killed.text, Not(IsEmpty()));
   llm_.ForgetFeatures();
+  llm_.Set({.pause_after = 0});
   StartGateway();
   EXPECT_EQ(Ask(Question(session, "me")).status.error_code(), grpc::StatusCode::ABORTED)
       << "one turn at a time";
+  llm_.Set({});
+  llm_.Release();
   const Answer rest = Resume(session, killed.started.turn_id(), killed.text.size(), 0);
   ASSERT_TRUE(rest.status.ok()) << rest.status.error_message();
   EXPECT_EQ(killed.text + rest.text, "a b c d e f g h i j k l m n o p! pictures: 1, turns: 2");
@@ -249,7 +258,7 @@ TEST_F(ResumeTest, AnotherProcessGoesOnWithTheAnswer) {
 }
 
 TEST_F(ResumeTest, ATurnWithoutAWordBeginsAgain) {
-  llm_.Set({.delay = milliseconds(500)});
+  llm_.Set({.pause_after = 0});
   StartGateway();
   const std::string session = NewSession();
   auto asking = std::async(std::launch::async, [&] { return Ask(Question(session, "x y")); });
@@ -267,16 +276,18 @@ TEST_F(ResumeTest, ATurnWithoutAWordBeginsAgain) {
 
 // The journal is not synced: a machine that goes down may lose its end.
 TEST_F(ResumeTest, AReaderAheadOfWhatSurvivedIsTold) {
-  llm_.Set({.delay = milliseconds(20)});
   StartGateway();
   const std::string session = NewSession();
   const Answer killed = AskAndDie(Question(session, kQuestion));
   std::filesystem::remove_all(options_.data_dir + "/journal");
+  llm_.Set({.pause_after = 0});
   StartGateway();
   const std::string& turn = killed.started.turn_id();
   const Answer ahead = Resume(session, turn, killed.text.size(), killed.started.restarts());
   EXPECT_EQ(ahead.status.error_code(), grpc::StatusCode::DATA_LOSS);
   EXPECT_THAT(ahead.text, IsEmpty());
+  llm_.Set({});
+  llm_.Release();
   const Answer anew = Resume(session, turn, 0, killed.started.restarts());
   ASSERT_TRUE(anew.status.ok()) << anew.status.error_message();
   EXPECT_EQ(anew.text, kAnswer);
@@ -287,11 +298,11 @@ TEST_F(ResumeTest, AReaderAheadOfWhatSurvivedIsTold) {
 }
 
 TEST_F(ResumeTest, NoOtherVersionGoesOnWithAnAnswer) {
-  llm_.Set({.delay = milliseconds(20)});
   StartGateway();
   const std::string session = NewSession();
   const Answer killed = AskAndDie(Question(session, kQuestion));
   llm_.models().Set({FakeLanguageModel("emoji", 2)});
+  llm_.Set({});
   StartGateway();
   const Answer rest = Resume(session, killed.started.turn_id(), killed.text.size());
   EXPECT_EQ(rest.status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
@@ -316,13 +327,14 @@ TEST_F(ResumeTest, AnotherWorkerGoesOnWithTheAnswer) {
 }
 
 TEST_F(ResumeTest, AServiceThatDiesIsWaitedFor) {
-  llm_.Set({.delay = milliseconds(20)});
+  llm_.Set({.pause_after = 1});
   StartGateway();
   const std::string session = NewSession();
   auto asking = std::async(std::launch::async, [&] {
     return Ask(Question(session, kQuestion), [&](grpc::ClientContext&, const Answer&) {
       llm_.server().Stop();
       llm_.ForgetFeatures();
+      llm_.Set({});
     });
   });
   ASSERT_TRUE(Eventually([&] { return !reason().empty(); }));
@@ -334,7 +346,7 @@ TEST_F(ResumeTest, AServiceThatDiesIsWaitedFor) {
 
 TEST_F(ResumeTest, AServiceThatStaysAwayEndsTheAnswer) {
   options_.continue_timeout = milliseconds(500);
-  llm_.Set({.delay = milliseconds(20)});
+  llm_.Set({.pause_after = 1});
   StartGateway();
   const std::string session = NewSession();
   const Answer answer = Ask(Question(session, kQuestion),
@@ -343,6 +355,8 @@ TEST_F(ResumeTest, AServiceThatStaysAwayEndsTheAnswer) {
   EXPECT_THAT(answer.status.error_message(), HasSubstr("llm service at " + options_.llm));
   EXPECT_EQ(Turns(session).at(0).answer_text(), answer.text);
   EXPECT_EQ(Turns(session).at(0).finish_reason(), v1::FINISH_REASON_ERROR);
+  AwaitReady(false);
+  llm_.Set({});
   llm_.server().Start();
   AwaitReady(true);
   EXPECT_TRUE(Ask(Question(session, "x")).status.ok());
@@ -368,7 +382,7 @@ TEST_F(ResumeTest, ATurnThatKilledTwoWorkersIsGivenUp) {
 TEST_F(ResumeTest, DeathsAreCountedAcrossProcesses) {
   StartGateway();
   const std::string session = NewSession();
-  llm_.Set({.fail_after_deltas = 3, .deaths = 1, .delay = milliseconds(30)});
+  llm_.Set({.fail_after_deltas = 3, .deaths = 1, .pause_after = 3});
   std::promise<void> died;
   auto asking = std::async(std::launch::async, [&] { return Ask(Question(session, kQuestion)); });
   ASSERT_TRUE(Eventually([&] { return llm_.generates() == 2; }));

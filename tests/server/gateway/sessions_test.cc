@@ -118,10 +118,10 @@ TEST_F(SessionsTest, UnusedOnesAreDeleted) {
     return stub_->GetSession(Context().get(), request, &response).error_code() ==
            grpc::StatusCode::NOT_FOUND;
   }));
-  EXPECT_TRUE(std::filesystem::is_empty(options_.data_dir + "/images"));
+  EXPECT_TRUE(Eventually([&] { return std::filesystem::is_empty(options_.data_dir + "/images"); }));
   request.set_session_id(kept);
   EXPECT_TRUE(stub_->GetSession(Context().get(), request, &response).ok());
-  EXPECT_EQ(Metric("llava_gateway_sessions"), 1);
+  EXPECT_TRUE(Eventually([&] { return Metric("llava_gateway_sessions") == 1; }));
 }
 
 TEST_F(SessionsTest, ListsInPagesLastUsedFirst) {

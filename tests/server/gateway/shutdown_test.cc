@@ -17,7 +17,7 @@ using testing::HasSubstr;
 class ShutdownTest : public GatewayTest {};
 
 TEST_F(ShutdownTest, RunningTurnsEndAndNewWorkIsRefused) {
-  llm_.Set({.delay = milliseconds(30)});
+  llm_.Set({.pause_after = 1});
   StartGateway();
   const std::string session = NewSession();
   const std::string other = NewSession();
@@ -32,15 +32,16 @@ TEST_F(ShutdownTest, RunningTurnsEndAndNewWorkIsRefused) {
         EXPECT_EQ(stub_->CreateSession(Context().get(), {}, &created).error_code(),
                   grpc::StatusCode::UNAVAILABLE);
         EXPECT_EQ(Turns(session).size(), 1U) << "looking is still allowed";
+        llm_.Release();
       });
   EXPECT_TRUE(answer.status.ok()) << answer.status.error_message();
   EXPECT_TRUE(answer.is_finished);
   EXPECT_TRUE(
-      admission_->WaitUntilIdle(CondVar::Clock::now() + kSlowdown * std::chrono::seconds(5)));
+      admission_->WaitUntilIdle(CondVar::Clock::now() + kSlowdown * std::chrono::seconds(60)));
 }
 
 TEST_F(ShutdownTest, StopLeavesAnswersToTheNextProcess) {
-  llm_.Set({.delay = milliseconds(50)});
+  llm_.Set({.pause_after = 1});
   StartGateway();
   const std::string session = NewSession();
   std::promise<void> begun;
@@ -55,6 +56,7 @@ TEST_F(ShutdownTest, StopLeavesAnswersToTheNextProcess) {
   EXPECT_THAT(answer.status.error_message(), HasSubstr("ResumeTurn"));
   google::rpc::RetryInfo retry;
   EXPECT_TRUE(GetDetail(FromGrpc(answer.status), &retry));
+  llm_.Set({});
   StartGateway();
   const Answer rest =
       Resume(session, answer.started.turn_id(), answer.text.size(), answer.started.restarts());
@@ -65,7 +67,7 @@ TEST_F(ShutdownTest, StopLeavesAnswersToTheNextProcess) {
 }
 
 TEST_F(ShutdownTest, AnAnswerWithoutASessionEnds) {
-  llm_.Set({.delay = milliseconds(50)});
+  llm_.Set({.pause_after = 1});
   StartGateway();
   std::promise<void> begun;
   v1::ChatRequest request;

@@ -87,7 +87,7 @@ class LifecycleServiceTest : public ::testing::Test {
                                          : v1::MODEL_STATE_UNSPECIFIED;
   }
   static bool Eventually(const std::function<bool()>& condition) {
-    const auto deadline = std::chrono::steady_clock::now() + seconds(20 * kSlowdown);
+    const auto deadline = std::chrono::steady_clock::now() + seconds(60 * kSlowdown);
     while (!condition()) {
       if (std::chrono::steady_clock::now() > deadline) return false;
       std::this_thread::sleep_for(milliseconds(5));

@@ -79,6 +79,7 @@ TEST_F(EngineTest, RunsManyTogetherAndEachToItsEnd) {
   for (int i = 0; i < 8; ++i) {
     sinks.push_back(std::make_shared<Collector>());
     ASSERT_TRUE(engine_->Submit(Job(10 + i, 4 + static_cast<uint32_t>(i), sinks.back())).ok());
+    if (i == 0) WaitUntilHeld();  // so that the others join at the next step, all at once
   }
   Hold(false);
   for (int i = 0; i < 8; ++i) {
@@ -164,12 +165,14 @@ TEST_F(EngineTest, TellsThatAWorkerLoads) {
 
 TEST_F(EngineTest, ADeadDeviceFailsEverybodyAndSaysSo) {
   Start({.respawn_delay = std::chrono::milliseconds(1), .respawns = 3});
-  auto running = std::make_shared<Collector>();
-  SetDead(true);
+  auto running = std::make_shared<Collector>(), waiting = std::make_shared<Collector>();
+  Hold(true);
   ASSERT_TRUE(engine_->Submit(Job(10, 5, running)).ok());
-  EXPECT_FALSE(running->Wait().ok());
-  auto waiting = std::make_shared<Collector>();
+  WaitUntilHeld();
   ASSERT_TRUE(engine_->Submit(Job(10, 5, waiting)).ok());
+  SetDead(true);
+  Hold(false);
+  EXPECT_FALSE(running->Wait().ok());
   EXPECT_EQ(waiting->Wait().code(), absl::StatusCode::kUnavailable);
   EXPECT_EQ(engine_->Submit(Job(10, 5, waiting)).message(), "llm: all workers failed");
   engine_->Stop();

@@ -59,7 +59,11 @@ TEST(LlmServiceParityTest, WhateverHappensToAnAnswerItsTokensAreTheSame) {
       request.clear_cache_salt();
     }
     uint32_t cached = 0;
-    for (int round = 0; round < 2; ++round) {
+    const auto gave_way = [&] {
+      return crowded.MetricsText().find("llava_llm_preemptions_total 0") == std::string::npos;
+    };
+    // Until they have met: on a busy machine one may end before the next has come.
+    for (int round = 0; round < 2 || (round < 50 && !gave_way()); ++round) {
       std::vector<std::future<StreamedAnswer>> together;
       for (const auto& request : requests) {
         together.push_back(
@@ -73,7 +77,7 @@ TEST(LlmServiceParityTest, WhateverHappensToAnAnswerItsTokensAreTheSame) {
       }
     }
     EXPECT_GT(cached, 0u) << "beginnings were shared";
-    EXPECT_THAT(crowded.MetricsText(), ::testing::Not(HasSubstr("llava_llm_preemptions_total 0")));
+    EXPECT_TRUE(gave_way());
     EXPECT_THAT(crowded.MetricsText(), HasSubstr("llava_llm_kv_bytes 0"));
   }
 }

@@ -52,7 +52,9 @@ LlmTestServer::LlmTestServer(LlmOptions options) {
   if (!model.ok()) throw std::runtime_error(model.status().ToString());
   store_ = std::make_unique<FeatureStore>(options.feature_store_bytes, std::chrono::seconds(30),
                                           metrics_);
-  engine_ = std::make_unique<LlmEngine>(options.engine, *std::move(model), metrics_);
+  engine_ =
+      std::make_unique<LlmEngine>(options.engine, *std::move(model), metrics_,
+                                  LlmEngine::Places{.devices = {}, .workers = 0, .turns = {turn_}});
   if (const auto status = engine_->WaitUntilReady(); !status.ok()) {
     throw std::runtime_error(status.ToString());
   }

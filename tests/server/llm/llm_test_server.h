@@ -5,13 +5,18 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <array>
+#include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "llava/v1/llm.grpc.pb.h"
+#include "server/llm/device_turn.h"
 #include "server/llm/llm_options.h"
 #include "server/llm/llm_service.h"
 #include "tests/support/slowdown.h"
@@ -34,6 +39,7 @@ class LlmTestServer {
   const v1::ModelInfo& info() const { return backend_->info; }
   v1::LlmService::Stub& stub() { return *stub_; }
   LlmEngine& engine() { return *engine_; }
+  DeviceTurn& turn() { return *turn_; }
   FeatureStore& store() { return *store_; }
   Admission& admission() { return admission_; }
   LlmService& service() { return *service_; }
@@ -53,12 +59,38 @@ class LlmTestServer {
  private:
   Metrics metrics_{"llm"};
   Admission admission_;
+  const std::shared_ptr<DeviceTurn> turn_ = std::make_shared<DeviceTurn>();
   std::unique_ptr<FeatureStore> store_;
   std::unique_ptr<LlmEngine> engine_;
   std::shared_ptr<const LlmBackend> backend_;
   std::unique_ptr<LlmService> service_;
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<v1::LlmService::Stub> stub_;
+};
+
+// As long as it lives a step takes 20 ms, however fast the machine: what goes on in an answer can
+// be looked at before it ends.
+class SlowDevice {
+ public:
+  explicit SlowDevice(DeviceTurn& turn) {
+    // Two, so that one asks always, and a step comes between them.
+    for (std::thread& thread : threads_) {
+      thread = std::thread([this, &turn] {
+        while (!end_) {
+          const DeviceTurn::Held held = turn.ForAnswers();
+          std::this_thread::sleep_for(std::chrono::milliseconds(20));
+        }
+      });
+    }
+  }
+  ~SlowDevice() {
+    end_ = true;
+    for (std::thread& thread : threads_) thread.join();
+  }
+
+ private:
+  std::atomic<bool> end_ = false;
+  std::array<std::thread, 2> threads_;
 };
 
 // Everything one stream said.
@@ -72,6 +104,6 @@ struct StreamedAnswer {
   bool has_finished = false;
 };
 StreamedAnswer Generate(v1::LlmService::Stub& stub, const v1::GenerateRequest& request,
-                        std::chrono::milliseconds timeout = kSlowdown * std::chrono::seconds(60));
+                        std::chrono::milliseconds timeout = kSlowdown * std::chrono::seconds(240));
 
 }  // namespace llava

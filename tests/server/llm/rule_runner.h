@@ -44,6 +44,7 @@ class RuleRunner : public ModelRunner {
     int holding LLAVA_GUARDED_BY(mutex) = 0;             // so many do
     bool dead LLAVA_GUARDED_BY(mutex) = false;           // every step throws
     bool hang LLAVA_GUARDED_BY(mutex) = true;            // steps of kHang do
+    int hanging LLAVA_GUARDED_BY(mutex) = 0;             // so many do
     bool hang_warm_up LLAVA_GUARDED_BY(mutex) = false;   // so do those of no answer
     std::vector<int32_t> begun LLAVA_GUARDED_BY(mutex);  // first ids, in order of joining
     bool draws LLAVA_GUARDED_BY(mutex) = false;          // tokens, where it may
@@ -111,9 +112,11 @@ class RuleRunner : public ModelRunner {
         return part.sequence == 0 ? switches_->hang_warm_up
                                   : sequences_.at(part.sequence).ids[0] == kHang;
       };
+      ++switches_->hanging;
       while (switches_->hang && std::any_of(parts.begin(), parts.end(), hangs)) {
         switches_->changed.Wait(switches_->mutex);
       }
+      --switches_->hanging;
     }
     if (time.count() > 0) std::this_thread::sleep_for(time);
     auto logits = std::make_shared<std::vector<float>>();
@@ -192,7 +195,7 @@ class Collector : public AnswerSink {
 
   absl::Status Wait() {
     auto future = done_.get_future();
-    if (future.wait_for(kSlowdown * std::chrono::seconds(20)) != std::future_status::ready) {
+    if (future.wait_for(kSlowdown * std::chrono::seconds(60)) != std::future_status::ready) {
       return absl::InternalError("no end came");
     }
     return future.get();

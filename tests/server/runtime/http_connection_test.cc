@@ -8,6 +8,7 @@
 #include <atomic>
 #include <boost/asio.hpp>
 #include <chrono>
+#include <semaphore>
 #include <string>
 #include <thread>
 #include <vector>
@@ -46,6 +47,11 @@ class Handler : public HttpHandler {
       return answer->Send({200, "text/x", std::string(1u << 20, 'p')});
     }
     if (request.path == "/forgotten") return;
+    if (request.path == "/block") {  // the server's only thread
+      blocked.release();
+      unblock.acquire();
+      return answer->Send({200, "text/x", ""});
+    }
     answer->SetOnGone([this] { ++gone; });
     std::lock_guard lock(mutex_);
     stream_ = std::move(answer);
@@ -61,6 +67,7 @@ class Handler : public HttpHandler {
   }
 
   std::atomic<int> gone = 0, pages = 0;
+  std::binary_semaphore blocked{0}, unblock{0};
 
  private:
   std::mutex mutex_;
@@ -98,10 +105,21 @@ class HttpConnectionTest : public testing::Test {
     return text;
   }
   static bool Eventually(const std::function<bool()>& condition) {
-    for (int i = 0; i < 2000 * kSlowdown && !condition(); ++i) {
+    for (int i = 0; i < 12'000 * kSlowdown && !condition(); ++i) {
       std::this_thread::sleep_for(milliseconds(5));
     }
     return condition();
+  }
+  // All that comes back to a client whose bytes are there before the server looks at it, so that no
+  // limit runs out before they are.
+  std::string AnswerTo(const std::string& bytes) {
+    auto blocking = Connect();
+    Send(blocking, Post("/block", ""));
+    handler_.blocked.acquire();
+    auto socket = Connect();
+    Send(socket, bytes);
+    handler_.unblock.release();
+    return Rest(socket);
   }
   static std::string Post(const std::string& path, const std::string& body,
                           const std::string& more = "Connection: close\r\n") {
@@ -241,22 +259,27 @@ TEST_F(HttpConnectionTest, RefusesBeforeTheBodyAndTellsWhy) {
 }
 
 TEST_F(HttpConnectionTest, WaitsForNobodyForEver) {
-  options_.limits.head_timeout = milliseconds(100);
+  const auto limits = options_.limits;
+  const std::string whole = Post("/echo", "abc", "");
   options_.limits.body_timeout = milliseconds(100);
+  StartServer();
+  EXPECT_THAT(AnswerTo("POST /echo HTTP/1.1\r\nContent-Length: 10\r\n\r\nabc"),
+              StartsWith("HTTP/1.1 408"));
+  options_.limits = limits;
   options_.limits.idle_timeout = milliseconds(100);
   StartServer();
-  auto idle = Connect();
-  EXPECT_EQ(Rest(idle), "");
-  auto head = Connect();
+  EXPECT_THAT(AnswerTo(whole), EndsWith("abc")) << "and nothing behind it";
+  options_.limits = limits;
+  options_.limits.head_timeout = std::chrono::seconds(5);  // and until the first byte
+  StartServer();
+  auto idle = Connect(), head = Connect();
   Send(head, "GET /echo HTTP/1.1\r\n");
   EXPECT_THAT(Rest(head), StartsWith("HTTP/1.1 408"));
-  auto body = Connect();
-  Send(body, "POST /echo HTTP/1.1\r\nContent-Length: 10\r\n\r\nabc");
-  EXPECT_THAT(Rest(body), StartsWith("HTTP/1.1 408"));
+  EXPECT_EQ(Rest(idle), "");
 }
 
-TEST_F(HttpConnectionTest, AReaderThatStopsIsCut) {
-  options_.limits.write_timeout = milliseconds(200);
+TEST_F(HttpConnectionTest, WhatAReaderLeavesWaitingIsTold) {
+  options_.limits.write_timeout = std::chrono::minutes(10);
   StartServer();
   auto socket = Connect();
   Send(socket, Post("/stream", ""));
@@ -265,6 +288,15 @@ TEST_F(HttpConnectionTest, AReaderThatStopsIsCut) {
   size_t waiting = 0;
   for (int i = 0; i < 100; ++i) waiting = answer->Write(std::string(1 << 20, 'x'));
   EXPECT_GT(waiting, 50u << 20);
+}
+
+TEST_F(HttpConnectionTest, AReaderThatStopsIsCut) {
+  options_.limits.write_timeout = milliseconds(200);
+  StartServer();
+  auto socket = Connect();
+  Send(socket, Post("/stream", ""));
+  auto answer = handler_.stream();
+  answer->Begin({200, "text/x", std::string(100 << 20, 'x')});
   EXPECT_TRUE(Eventually([&] { return handler_.gone == 1; }));
 }
 

@@ -25,7 +25,7 @@ TEST(AdmissionTest, RefusesWhileDrainingAndWaitsForTheRest) {
     std::this_thread::sleep_for(milliseconds(20));
     admission.Leave();
   });
-  EXPECT_TRUE(admission.WaitUntilIdle(CondVar::Clock::now() + std::chrono::seconds(10)));
+  EXPECT_TRUE(admission.WaitUntilIdle(CondVar::Clock::now() + std::chrono::seconds(60)));
   worker.join();
   EXPECT_EQ(admission.in_flight(), 0);
 }
@@ -52,12 +52,14 @@ TEST(BoundedQueueTest, WaitsForTheBatchToFill) {
       std::this_thread::sleep_for(milliseconds(5));
     }
   });
-  EXPECT_EQ(queue.PopBatch(3, std::chrono::seconds(10), std::chrono::seconds(10)).size(), 3u);
+  EXPECT_EQ(queue.PopBatch(3, std::chrono::seconds(60), std::chrono::seconds(60)).size(), 3u);
   producer.join();
 }
 
-// A whole life in a child process: signals and exit codes belong to processes.
-int Life(milliseconds drain_timeout, milliseconds work, bool second_signal) {
+// A whole life in a child process: signals and exit codes belong to processes. Its work ends when
+// it is told to drain, never, or with a second signal.
+enum class Work { kEnds, kNeverEnds, kIsInterrupted };
+int Life(milliseconds drain_timeout, Work work) {
   ProcessOptions options;
   options.drain_timeout = drain_timeout;
   options.log_level = "error";
@@ -70,32 +72,31 @@ int Life(milliseconds drain_timeout, milliseconds work, bool second_signal) {
   process.admission().Enter();
   std::thread worker([&] {
     kill(getpid(), SIGTERM);
-    std::this_thread::sleep_for(work);
-    if (second_signal) kill(getpid(), SIGINT);
-    std::this_thread::sleep_for(milliseconds(200));
-    process.admission().Leave();
+    while (!process.admission().draining()) std::this_thread::sleep_for(milliseconds(1));
+    if (work == Work::kEnds) process.admission().Leave();
+    if (work == Work::kIsInterrupted) kill(getpid(), SIGINT);
   });
-  bool stopped = false;
-  const int code = process.Run({}, [&] { stopped = true; });
+  int left = -1;  // of what was let in
+  const int code = process.Run({}, [&] { left = process.admission().in_flight(); });
   worker.join();
-  return code == 0 && stopped ? 0 : 99;
+  return code == 0 && left == (work == Work::kEnds ? 0 : 1) ? 0 : 99;
 }
 
 TEST(ServiceProcessDeathTest, DrainsAndEndsWithZero) {
   ::testing::FLAGS_gtest_death_test_style = "threadsafe";
-  EXPECT_EXIT(std::exit(Life(milliseconds(5000), milliseconds(50), false)),
-              ::testing::ExitedWithCode(0), "");
+  EXPECT_EXIT(std::exit(Life(std::chrono::hours(1), Work::kEnds)), ::testing::ExitedWithCode(0),
+              "");
 }
 
 TEST(ServiceProcessDeathTest, DrainTimeoutEndsTheWait) {
   ::testing::FLAGS_gtest_death_test_style = "threadsafe";
-  EXPECT_EXIT(std::exit(Life(milliseconds(10), milliseconds(300), false)),
-              ::testing::ExitedWithCode(0), "");
+  EXPECT_EXIT(std::exit(Life(milliseconds(10), Work::kNeverEnds)), ::testing::ExitedWithCode(0),
+              "");
 }
 
 TEST(ServiceProcessDeathTest, SecondSignalEndsAtOnce) {
   ::testing::FLAGS_gtest_death_test_style = "threadsafe";
-  EXPECT_EXIT(std::exit(Life(milliseconds(60'000), milliseconds(100), true)),
+  EXPECT_EXIT(std::exit(Life(std::chrono::hours(1), Work::kIsInterrupted)),
               ::testing::ExitedWithCode(128 + SIGINT), "");
 }
 

@@ -111,7 +111,7 @@ class Collector : public EncodeCall {
 
   absl::Status Wait() {
     auto future = done_.get_future();
-    if (future.wait_for(kSlowdown * std::chrono::seconds(20)) != std::future_status::ready) {
+    if (future.wait_for(kSlowdown * std::chrono::seconds(60)) != std::future_status::ready) {
       return absl::InternalError("no end came");
     }
     return future.get();
@@ -171,6 +171,10 @@ class VisionEngineTest : public ::testing::Test {
     MutexLock lock(switches_->mutex);
     switches_->hold = hold;
     switches_->changed.NotifyAll();
+  }
+  // Until the tower, which is held, has a batch and nothing waits for it.
+  void AwaitHeldBatch() {
+    while (engine_->computing() == 0 || engine_->waiting() > 0) std::this_thread::yield();
   }
   std::vector<size_t> Batches() {
     MutexLock lock(switches_->mutex);

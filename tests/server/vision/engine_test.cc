@@ -258,7 +258,7 @@ TEST_F(VisionEngineTest, RefusesAtTheDoorWhenFull) {
   Start({.max_batch = 1, .batch_wait = std::chrono::seconds(0), .queue = 1});
   Hold(true);
   auto running = Post(Picture("plain.png"));
-  while (engine_->computing() == 0) std::this_thread::yield();
+  AwaitHeldBatch();
   auto waiting = Post(Picture("rgba.png"));
   absl::Status refused;
   Post(Picture("gray.png"), -2, &refused);

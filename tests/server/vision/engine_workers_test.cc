@@ -31,7 +31,9 @@ TEST_F(VisionEngineTest, TellsThatAWorkerLoads) {
 }
 
 TEST_F(VisionEngineTest, AWorkerThatDiesBeginsAnew) {
-  Start({.batch_wait = std::chrono::seconds(0), .respawn_delay = std::chrono::milliseconds(50)});
+  Start({.batch_wait = std::chrono::seconds(0),
+         .respawn_delay = std::chrono::milliseconds(1),
+         .respawns = 1000});
   Kill(true);
   EXPECT_EQ(Post(Picture("plain.png"))->Wait().code(), absl::StatusCode::kUnavailable);
   Kill(false);

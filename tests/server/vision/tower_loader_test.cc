@@ -33,7 +33,7 @@ class Answer : public EncodeCall {
   bool gone() const override { return false; }
   Clock::time_point deadline() const override { return Clock::time_point::max(); }
   bool Wait() const {
-    const auto until = Clock::now() + kSlowdown * std::chrono::seconds(20);
+    const auto until = Clock::now() + kSlowdown * std::chrono::seconds(60);
     while (!ok && !failed && Clock::now() < until) std::this_thread::yield();
     return ok;
   }
@@ -204,7 +204,7 @@ TEST_F(TowerLoaderTest, WhoHoldsATowerKeepsIt) {
   const auto ready = HasSubstr("llava_vision_workers{state=\"ready\"} 2");
   EXPECT_THAT(metrics_.Render(), ready);
   held.reset();
-  const auto until = CondVar::Clock::now() + kSlowdown * std::chrono::seconds(20);
+  const auto until = CondVar::Clock::now() + kSlowdown * std::chrono::seconds(60);
   const std::string none = "llava_vision_workers{state=\"ready\"} 0";
   while (metrics_.Render().find(none) == std::string::npos && CondVar::Clock::now() < until) {
     std::this_thread::yield();
