@@ -68,9 +68,13 @@ TEST_F(LoadTest, PicturesGoWithFirstQuestionsOnlyAndAreAllDifferent) {
 
 TEST_F(LoadTest, OpenLoopDropsWhatIsTooMuch) {
   gateway_.set_script({.events = {Started("s", "t")}, .status = {}, .wait_for_cancel = true});
-  const Samples samples = Run(
-      {.sessions = 2, .rate = 200, .turns = 1, .seconds = 1, .timeout = std::chrono::seconds(5)});
-  EXPECT_EQ(samples.sessions, 2u);
+  const Samples samples = Run({.sessions = 2,
+                               .rate = 200,
+                               .turns = 1,
+                               .idle_sessions = 3,
+                               .seconds = 1,
+                               .timeout = std::chrono::seconds(5)});
+  EXPECT_EQ(samples.sessions, 2u) << "those that idle are none of them";
   EXPECT_GT(samples.dropped_sessions, 20u);
   ASSERT_TRUE(samples.failures.contains("DEADLINE_EXCEEDED"));
   EXPECT_EQ(samples.failures.at("DEADLINE_EXCEEDED").count, 2u);
