@@ -208,14 +208,15 @@ void FileChecker::Step(std::vector<std::unique_ptr<Lane>>& lanes) {
     data.push_back(lane->left().data());
     size = std::min(size, lane->left().size());
   }
-  // Whole blocks, until there is less of a file: that goes alone, so that the others stay aligned.
+  // Whole blocks; what is less, at the end of a file, goes alone, so that the others stay aligned.
   size = size / kBlock * kBlock;
   if (size > 0) Sha256::UpdateTogether(hashes, data, size);
   for (const auto& lane : lanes) {
-    const size_t own = size > 0 ? size : lane->left().size() < kBlock ? lane->left().size() : 0;
-    if (own == 0) continue;
-    if (size == 0) lane->hash().Update(lane->left());
-    if (const size_t chunk = lane->Hashed(own); chunk > 0) Advance(chunk);
+    const std::span<const uint8_t> left = lane->left();
+    if (size == 0 && left.size() >= kBlock) continue;
+    if (size == 0) lane->hash().Update(left);
+    const size_t chunk = lane->Hashed(size > 0 ? size : left.size());
+    if (chunk > 0) Advance(chunk);
   }
 }
 
