@@ -21,7 +21,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
@@ -44,6 +43,7 @@
 #include "absl/strings/str_cat.h"
 #include "nlohmann/json.hpp"
 #include "server/gateway/session_store.h"
+#include "server/gateway/turn_id.h"
 
 namespace llava {
 namespace {
@@ -244,7 +244,7 @@ class Bench {
 
   double AskOnce(const std::string& session) {
     NewTurn turn;
-    turn.id = absl::StrCat("turn-", next_turn_++, "-of-", session);
+    turn.id = NewTurnId();
     turn.session_id = session;
     turn.user_text = std::string(80, 'q');
     turn.model.set_name("emoji");
@@ -275,7 +275,6 @@ class Bench {
   Metrics metrics_;
   GatewayMetrics counters_;
   std::unique_ptr<SessionStore> store_;
-  std::atomic<int64_t> next_turn_ = 0;
 };
 
 int Run(const std::filesystem::path& parent, int rounds, int turns, const std::string& json) {
