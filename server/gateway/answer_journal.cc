@@ -276,7 +276,7 @@ absl::Status AnswerJournal::WriteBatch(const std::string& bytes) {
   absl::Status status;
   if (file_ < 0 || file_bytes_ >= segment_bytes_) status = OpenSegment(segments_.back().number + 1);
   if (status.ok()) status = LLAVA_FAILPOINT("journal.write");
-  if (status.ok()) status = WriteAll(file_, bytes, PathOf(segments_.back().number));
+  if (status.ok()) status = WriteAll(file_, bytes, folder_);
   if (status.ok()) {
     file_bytes_ += bytes.size();
     metrics_.journal_bytes_total.Increment(static_cast<double>(bytes.size()));

@@ -163,8 +163,9 @@ void SessionStore::Loop() {
                                   [](const absl::Status&) {}, /*needs_uses=*/true}));
 }
 
-absl::Status SessionStore::RunTransaction(const std::deque<Job>& batch,
+absl::Status SessionStore::RunTransaction(const std::deque<Job>& batch, bool guarded,
                                           std::vector<absl::Status>& results) {
+  results.clear();
   if (auto status = database_->Query("BEGIN"); !status.ok()) return status;
   const bool uses =
       tables_.unwritten_uses() >= kMostUses ||
@@ -173,12 +174,20 @@ absl::Status SessionStore::RunTransaction(const std::deque<Job>& batch,
     if (auto status = tables_.WriteUses(); !status.ok()) return status;
   }
   for (const Job& job : batch) {
-    // A request that fails takes back only its own changes.
-    if (auto status = database_->Query("SAVEPOINT request"); !status.ok()) return status;
+    const int64_t changes = database_->total_changes();
+    if (guarded) {
+      if (auto status = database_->Query("SAVEPOINT request"); !status.ok()) return status;
+    }
     results.push_back(job.work(tables_));
-    auto status = results.back().ok() ? absl::OkStatus() : database_->Query("ROLLBACK TO request");
-    if (status.ok()) status = database_->Query("RELEASE request");
-    if (!status.ok()) return status;
+    if (!results.back().ok() && !database_->in_transaction()) return results.back();
+    if (guarded) {
+      auto status =
+          results.back().ok() ? absl::OkStatus() : database_->Query("ROLLBACK TO request");
+      if (status.ok()) status = database_->Query("RELEASE request");
+      if (!status.ok()) return status;
+    } else if (!results.back().ok() && database_->total_changes() != changes) {
+      return absl::AbortedError("a request failed that had written");
+    }
   }
   if (auto status = LLAVA_FAILPOINT("store.commit"); !status.ok()) return status;
   return database_->Query("COMMIT");
@@ -189,13 +198,20 @@ void SessionStore::RunBatch(std::deque<Job> batch) {
   const int64_t changes = database_->total_changes();
   std::vector<absl::Status> results;
   results.reserve(batch.size());
-  const absl::Status transaction = RunTransaction(batch, results);
+  // A request that fails takes back only its own changes. That seldom is to be done and costs all
+  // of them a savepoint, so the batch runs again with these when it is.
+  absl::Status transaction = RunTransaction(batch, /*guarded=*/false, results);
+  if (absl::IsAborted(transaction)) {
+    transaction = database_->Query("ROLLBACK");
+    tables_.EndTransaction(/*committed=*/false);
+    if (transaction.ok()) transaction = RunTransaction(batch, /*guarded=*/true, results);
+  }
   (void)LLAVA_FAILPOINT("store.committed");
   tables_.EndTransaction(transaction.ok());
   const bool wrote = database_->total_changes() != changes;
   if (!transaction.ok()) {
     LogError("transaction failed", {{"error", std::string(transaction.message())}});
-    (void)database_->Query("ROLLBACK");  // fails when SQLite has already rolled back
+    if (database_->in_transaction()) (void)database_->Query("ROLLBACK");
   } else if (wrote) {
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
     metrics_.store_commit_seconds.Observe(took.count());

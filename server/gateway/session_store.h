@@ -82,8 +82,10 @@ class SessionStore : public ConversationStore {
   void Post(Job job, Place place = Place::kBounded);
   void Loop();
   void RunBatch(std::deque<Job> batch);
-  // One transaction; `results` of the jobs count if it is OK.
-  absl::Status RunTransaction(const std::deque<Job>& batch, std::vector<absl::Status>& results);
+  // One transaction; `results` of the jobs count if it is OK. Not `guarded`, it is ABORTED when a
+  // job fails that has written: nobody could take back that one alone.
+  absl::Status RunTransaction(const std::deque<Job>& batch, bool guarded,
+                              std::vector<absl::Status>& results);
   // Files of pictures whose rows went with a committed deletion, unless they came back since.
   void RemoveFiles(const std::vector<std::string>& ids);
 

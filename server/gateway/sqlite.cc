@@ -3,6 +3,7 @@
 #include <sqlite3.h>
 
 #include "absl/strings/str_cat.h"
+#include "server/gateway/sqlite_log_file.h"
 
 namespace llava {
 namespace {
@@ -40,9 +41,9 @@ bool SqlRow::IsNull(int column) const {
 
 absl::StatusOr<std::unique_ptr<SqlDatabase>> SqlDatabase::Open(const std::string& path) {
   sqlite3* handle = nullptr;
-  const int code =
-      sqlite3_open_v2(path.c_str(), &handle,
-                      SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX, nullptr);
+  const int code = sqlite3_open_v2(path.c_str(), &handle,
+                                   SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX,
+                                   GatheringLogVfs());
   std::unique_ptr<SqlDatabase> database(new SqlDatabase(handle));
   if (code != SQLITE_OK) return database->Error(absl::StrCat("cannot open ", path));
   sqlite3_extended_result_codes(handle, 1);
@@ -120,6 +121,7 @@ absl::Status SqlDatabase::CheckpointLog() {
 
 int64_t SqlDatabase::changes() const { return sqlite3_changes64(handle_); }
 int64_t SqlDatabase::total_changes() const { return sqlite3_total_changes64(handle_); }
+bool SqlDatabase::in_transaction() const { return sqlite3_get_autocommit(handle_) == 0; }
 
 absl::Status SqlDatabase::Error(std::string_view what) const {
   const std::string message =

@@ -45,7 +45,7 @@ class SqlRow {
 class SqlDatabase {
  public:
   // Opens or makes the file: write-ahead log, synchronous=FULL, foreign keys on. A commit costs one
-  // sync of the log; nobody brings the log into the tables but CheckpointLog.
+  // write and one sync of the log; nobody brings the log into the tables but CheckpointLog.
   static absl::StatusOr<std::unique_ptr<SqlDatabase>> Open(const std::string& path);
   ~SqlDatabase();
   SqlDatabase(const SqlDatabase&) = delete;
@@ -67,6 +67,8 @@ class SqlDatabase {
   int64_t changes() const;
   // Rows changed since Open: tells whether a transaction wrote.
   int64_t total_changes() const;
+  // False after an error that made SQLite take all of it back.
+  bool in_transaction() const;
 
  private:
   struct Hash : std::hash<std::string_view> {

@@ -131,6 +131,8 @@ UPDATE turns SET (request_key, request_hash) =
 DROP TABLE idempotency_keys;
 CREATE INDEX turns_by_request ON turns (session_id, request_key) WHERE request_key IS NOT NULL;
 )sql",
+    // Whoever looks for a request's turn reads all turns of its session anyway: one tree less.
+    "DROP INDEX turns_by_request;",
 };
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "server/gateway/context_fit.h"
 #include "server/gateway/resumable_calls.h"
+#include "server/gateway/turn_id.h"
 #include "server/runtime/logging.h"
 #include "server/runtime/service_process.h"
 #include "server/runtime/status.h"
@@ -48,7 +49,7 @@ std::shared_ptr<TurnRunner> TurnRunner::Create(const TurnParts& parts, TurnReque
 TurnRunner::TurnRunner(const TurnParts& parts, TurnRequest request)
     : parts_(parts),
       request_(std::move(request)),
-      turn_id_(request_.regenerate_turn_id.empty() ? RandomId() : request_.regenerate_turn_id),
+      turn_id_(request_.regenerate_turn_id.empty() ? NewTurnId() : request_.regenerate_turn_id),
       deadlines_{request_.deadline,
                  std::min(request_.deadline, request_.asked + parts_.options.request_timeout)},
       permit_(request_.permit) {}

@@ -5,10 +5,14 @@
 
 #include <fstream>
 #include <future>
+#include <memory>
 #include <optional>
+#include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "server/gateway/store_schema.h"
 #include "tests/server/gateway/gateway_harness.h"
 
@@ -284,6 +288,35 @@ TEST_F(SessionStoreTest, AFullQueueRefusesAllButTheEndOfTurns) {
   EXPECT_EQ(codes[1], absl::StatusCode::kNotFound);
   EXPECT_EQ(codes[2], absl::StatusCode::kUnavailable);
   EXPECT_EQ(codes[3], absl::StatusCode::kOk);
+}
+
+TEST_F(SessionStoreTest, OneThatFailsAfterItHasWrittenTakesBackOnlyItsOwn) {
+  Open();
+  for (const char* id : {"a", "b", "c"}) Create(id);
+  std::promise<void> release;
+  store_->GetSession("x", [&](auto) { release.get_future().wait(); });
+  std::vector<std::future<absl::StatusOr<uint32_t>>> begun;
+  for (const char* id : {"a", "b", "c"}) {
+    NewTurn turn;
+    turn.id = absl::StrCat("turn-of-", id);
+    turn.session_id = id;
+    if (turn.session_id == "b") turn.images.emplace_back().info.set_id("unknown");
+    auto promise = std::make_shared<std::promise<absl::StatusOr<uint32_t>>>();
+    begun.push_back(promise->get_future());
+    store_->BeginTurn(turn, [promise](absl::StatusOr<uint32_t> number) {
+      promise->set_value(std::move(number));
+    });
+  }
+  release.set_value();
+  EXPECT_EQ(*begun[0].get(), 1U);
+  EXPECT_EQ(begun[1].get().status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(*begun[2].get(), 1U);
+  store_.reset();
+  Open();
+  EXPECT_EQ(store_->TakeUnfinished().size(), 2U);
+  EXPECT_EQ(Read("a")->turns.size(), 1U);
+  EXPECT_TRUE(Read("b")->turns.empty());
+  EXPECT_EQ(Read("c")->turns.size(), 1U);
 }
 
 TEST_F(SessionStoreTest, WritesThatWaitTogetherShareACommit) {

@@ -1,0 +1,148 @@
+#include "server/gateway/sqlite_log_file.h"
+
+#include <gtest/gtest.h>
+#include <sqlite3.h>
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <csignal>
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "server/gateway/sqlite.h"
+#include "tests/server/gateway/gateway_harness.h"
+
+namespace llava {
+namespace {
+
+namespace fs = std::filesystem;
+
+// Calls of write() and its kin by this thread; nothing where the kernel does not count them.
+std::optional<int64_t> WriteCalls() {
+  std::ifstream io("/proc/thread-self/io");
+  for (std::string name; io >> name;) {
+    int64_t value = 0;
+    io >> value;
+    if (name == "syscw:") return value;
+  }
+  return std::nullopt;
+}
+
+class SqliteLogFileTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    auto database = SqlDatabase::Open(path_);
+    ASSERT_TRUE(database.ok()) << database.status();
+    database_ = *std::move(database);
+    Run("CREATE TABLE rows (id INTEGER PRIMARY KEY, bytes BLOB)");
+  }
+
+  void Run(const std::string& sql) {
+    const auto status = database_->Script(sql);
+    ASSERT_TRUE(status.ok()) << status;
+  }
+  // A page for each.
+  absl::Status Insert(int first, int count) {
+    return database_->Script(absl::StrCat(
+        "WITH RECURSIVE n(i) AS (SELECT ", first, " UNION ALL SELECT i + 1 FROM n WHERE i < ",
+        first + count - 1, ") INSERT INTO rows SELECT i, randomblob(3500) FROM n"));
+  }
+  int64_t Count() {
+    int64_t count = -1;
+    EXPECT_TRUE(
+        database_
+            ->Query("SELECT count(*) FROM rows", {}, [&](const SqlRow& row) { count = row.Int(0); })
+            .ok());
+    return count;
+  }
+  // Rows in the files as they are now, in a copy that a program without our way to files reads;
+  // -1: they are damaged.
+  int64_t CountAfterACrash() {
+    const std::string copy = folder_.path() + "/copy";
+    fs::remove_all(copy);
+    fs::create_directory(copy);
+    for (const char* end : {"", "-wal"}) fs::copy_file(path_ + end, copy + "/rows.db" + end);
+    sqlite3* usual = nullptr;
+    EXPECT_EQ(sqlite3_open((copy + "/rows.db").c_str(), &usual), SQLITE_OK);
+    int64_t count = -1;
+    sqlite3_exec(
+        usual, "SELECT count(*), (SELECT * FROM pragma_integrity_check(1)) FROM rows",
+        [](void* result, int, char** columns, char**) {
+          if (std::string(columns[1]) == "ok") {
+            *static_cast<int64_t*>(result) = std::stoll(columns[0]);
+          }
+          return 0;
+        },
+        &count, nullptr);
+    sqlite3_close(usual);
+    return count;
+  }
+
+  TempFolder folder_;
+  const std::string path_ = folder_.path() + "/rows.db";
+  std::unique_ptr<SqlDatabase> database_;
+};
+
+TEST_F(SqliteLogFileTest, ACommitIsWrittenInOnePiece) {
+  ASSERT_TRUE(Insert(0, 10).ok());
+  const auto before = WriteCalls();
+  if (!before) GTEST_SKIP() << "this kernel does not count calls of write()";
+  ASSERT_TRUE(Insert(10, 10).ok());
+  EXPECT_LE(*WriteCalls() - *before, 2) << "more than 10 pages, each with its header";
+}
+
+TEST_F(SqliteLogFileTest, WhatIsCommittedIsInTheFile) {
+  for (int i = 1; i <= 3; ++i) {
+    ASSERT_TRUE(Insert(100 * i, 100).ok());  // more than is gathered
+    EXPECT_EQ(CountAfterACrash(), 100 * i);
+  }
+}
+
+TEST_F(SqliteLogFileTest, PagesThatDoNotFitIntoTheCacheAreReadBack) {
+  Run("PRAGMA cache_size = 10; BEGIN");
+  ASSERT_TRUE(Insert(0, 500).ok());
+  Run("UPDATE rows SET bytes = zeroblob(3500) WHERE id % 3 = 0");
+  EXPECT_EQ(CountAfterACrash(), 0);
+  Run("ROLLBACK");
+  EXPECT_EQ(Count(), 0);
+  Run("BEGIN");
+  ASSERT_TRUE(Insert(0, 400).ok());
+  Run("UPDATE rows SET bytes = zeroblob(3500) WHERE id % 3 = 0; COMMIT");
+  EXPECT_EQ(Count(), 400);
+  EXPECT_EQ(CountAfterACrash(), 400);
+}
+
+TEST_F(SqliteLogFileTest, TheLogBeginsAnewAfterACheckpoint) {
+  for (int i = 1; i <= 5; ++i) {
+    ASSERT_TRUE(Insert(50 * i, 50).ok());
+    ASSERT_TRUE(database_->CheckpointLog().ok());
+    EXPECT_EQ(CountAfterACrash(), 50 * i);
+  }
+  EXPECT_LT(fs::file_size(path_ + "-wal"), 100U * 4096);
+}
+
+TEST_F(SqliteLogFileTest, ACommitThatCannotBeWrittenIsTakenBack) {
+  ASSERT_TRUE(Insert(0, 10).ok());
+  const auto previous = std::signal(SIGXFSZ, SIG_IGN);
+  rlimit usual{}, tight{};
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &usual), 0);
+  tight = usual;
+  tight.rlim_cur = fs::file_size(path_ + "-wal") + 8192;
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &tight), 0);
+  const absl::Status full = Insert(10, 10);
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &usual), 0);
+  std::signal(SIGXFSZ, previous);
+  EXPECT_FALSE(full.ok());
+  EXPECT_EQ(Count(), 10);
+  EXPECT_EQ(CountAfterACrash(), 10);
+  ASSERT_TRUE(Insert(10, 10).ok());
+  EXPECT_EQ(CountAfterACrash(), 20);
+}
+
+}  // namespace
+}  // namespace llava
