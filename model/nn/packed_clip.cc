@@ -1,6 +1,7 @@
 #include "model/nn/packed_clip.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <sstream>
 #include <stdexcept>
@@ -10,7 +11,6 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
-#include <ATen/ops/layer_norm.h>
 
 #include "model/nn/parameter_reader.h"
 
@@ -49,6 +49,29 @@ PackedMatrix Pack(const at::Tensor& weight, WeightFormat format, ops::cpu::Threa
   PackedMatrix packed(rows, depth, options);
   packed.Append(pool, ops::cpu::SourceElement::kFloat, plain.const_data_ptr<float>(), rows, depth);
   return packed;
+}
+
+// Sum of value(k) for all k below `size`; apart in lanes, so that the compiler makes vectors of it.
+template <typename Value>
+float SumOf(int64_t size, const Value& value) {
+  constexpr int64_t kLanes = 16;
+  float lanes[kLanes] = {};
+  const int64_t whole = size / kLanes * kLanes;
+  for (int64_t k = 0; k < whole; k += kLanes) {
+    for (int64_t i = 0; i < kLanes; ++i) lanes[i] += value(k + i);
+  }
+  for (int64_t k = whole; k < size; ++k) lanes[k - whole] += value(k);
+  float sum = 0;
+  for (const float lane : lanes) sum += lane;
+  return sum;
+}
+
+// Layer norm of x [size], in its place.
+void NormalizeRow(const float* weight, const float* bias, float eps, int64_t size, float* x) {
+  const float mean = SumOf(size, [&](int64_t k) { return x[k]; }) / static_cast<float>(size);
+  const float squares = SumOf(size, [&](int64_t k) { return (x[k] - mean) * (x[k] - mean); });
+  const float scale = 1 / std::sqrt(squares / static_cast<float>(size) + eps);
+  for (int64_t k = 0; k < size; ++k) x[k] = (x[k] - mean) * scale * weight[k] + bias[k];
 }
 
 Unary FunctionOf(Activation activation) {
@@ -103,6 +126,8 @@ PackedClipWeights::PackedClipWeights(const VisionConfig& config, const TensorSou
     pre_norm_weight_ = reader.Read("vision_model.pre_layrnorm.weight", {width});
     pre_norm_bias_ = reader.Read("vision_model.pre_layrnorm.bias", {width});
     reader.Finish("vision tower");
+    pre_norm_weight_ = pre_norm_weight_.contiguous();
+    pre_norm_bias_ = pre_norm_bias_.contiguous();
     patch_embedding_ =
         Pack(patch, format == WeightFormat::kFloat ? format : WeightFormat::kBFloat16, pool);
     position_embedding_ = Values(position);
@@ -176,19 +201,32 @@ at::Tensor PackedClipTower::Forward(const at::Tensor& pixels, int64_t layer) {
   at::Tensor x = at::empty({batch, tokens, width}, at::kFloat);
   if (batch == 0) return x;
   Embed(pixels.to(at::kCPU, at::kFloat).contiguous(), x.data_ptr<float>());
-  x = at::layer_norm(x, {width}, weights_->pre_norm_weight_, weights_->pre_norm_bias_,
-                     config_.layer_norm_eps);
-  for (int64_t i = 0; i < num_blocks; ++i) Run(weights_->blocks_[i], batch, x.data_ptr<float>());
+  // Not by LibTorch, nor the rounding to bfloat16 below: behind each operation its threads would
+  // spin for some ten milliseconds on the cores of our pool.
+  const auto* const weight = weights_->pre_norm_weight_.const_data_ptr<float>();
+  const auto* const bias = weights_->pre_norm_bias_.const_data_ptr<float>();
+  float* const rows = x.data_ptr<float>();
+  pool_->Run(batch * tokens, [&](int64_t row, int) {
+    NormalizeRow(weight, bias, static_cast<float>(config_.layer_norm_eps), width,
+                 rows + row * width);
+  });
+  for (int64_t i = 0; i < num_blocks; ++i) Run(weights_->blocks_[i], batch, rows);
   return x;
 }
 
 at::Tensor PackedClipTower::Features(const at::Tensor& pixels, const FeatureConfig& features) {
   const at::Tensor hidden = Forward(pixels, features.select_layer);
-  return (features.select_feature == SelectFeature::kClsPatch
-              ? hidden
-              : hidden.narrow(1, 1, hidden.size(1) - 1))
-      .to(at::kBFloat16)
-      .contiguous();
+  const int64_t batch = hidden.size(0), tokens = hidden.size(1), width = hidden.size(2);
+  const int64_t first = features.select_feature == SelectFeature::kClsPatch ? 0 : 1;
+  const int64_t chosen = tokens - first;
+  at::Tensor rounded = at::empty({batch, chosen, width}, at::kBFloat16);
+  const auto* const from = hidden.const_data_ptr<float>();
+  auto* const to = rounded.data_ptr<at::BFloat16>();
+  pool_->Run(batch * chosen, [&](int64_t row, int) {
+    const int64_t picture = row / chosen, token = first + row % chosen;
+    std::copy_n(from + (picture * tokens + token) * width, width, to + row * width);
+  });
+  return rounded;
 }
 
 // A convolution whose stride is its kernel is one product over cut-out patches.
