@@ -120,7 +120,7 @@ class LifecycleFlags:
         return seconds, failed
 
     def check_retry_delay(self):
-        self.assertEqual(self.failures("--retry-delay", "600s")[1], 1)
+        self.assertEqual(self.failures("--retry-delay", "60s")[1], 1)
         self.failures("--retry-delay", "10ms", count=3)
 
     def check_retry_max_delay(self):

@@ -33,7 +33,10 @@ class PictureHost:
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                self.wfile.write(body)
+                try:
+                    self.wfile.write(body)
+                except ConnectionError:
+                    pass  # who asked has given up
 
             def log_message(self, *_):
                 pass
