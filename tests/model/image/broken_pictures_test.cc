@@ -31,6 +31,13 @@ int Count() {
   return count != nullptr ? std::atoi(count) : 10'000;
 }
 
+// The address sanitizer keeps so much of what was freed, to find who still uses it.
+#ifdef __SANITIZE_ADDRESS__
+constexpr int64_t kFreedButHeld = 256 << 20;
+#else
+constexpr int64_t kFreedButHeld = 0;
+#endif
+
 TEST(BrokenPicturesTest, WholeOnesAreDecoded) {
   for (const PictureFile& file : WholePictures({})) {
     const Image image = DecodeImage(file.bytes);
@@ -69,7 +76,7 @@ TEST(BrokenPicturesTest, GiveAPictureOrAReason) {
   }
   EXPECT_GT(decoded, Count() / 20);
   EXPECT_GT(refused, Count() / 5);
-  EXPECT_LT(PeakBytes() - before, 256 << 20);
+  EXPECT_LT(PeakBytes() - before, (256 << 20) + kFreedButHeld);
 }
 
 TEST(BrokenPicturesTest, TextsAreNotUnpacked) {
