@@ -38,6 +38,7 @@ class Ours:
             rows[f"decode {row['parallel']}"] = row["decode_tokens_per_s"]
         self.about = {name: found[name] for name in ("model", "dtype", "instruction_set", "weight_bytes", "peak_rss_bytes",
                                                      "rss_own_bytes", "rss_file_bytes", "read_gb_per_s")}
+        self.about["model"] = "/".join(pathlib.Path(self.about["model"]).parts[-2:])  # NAME/VERSION, or the shape
         return rows
 
     def bench(self, **arguments):
