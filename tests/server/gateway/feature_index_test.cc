@@ -34,6 +34,18 @@ TEST(FeatureIndexTest, ForgetsTheLeastRecentlyUsed) {
   EXPECT_TRUE(index.Contains(Key("c")));
 }
 
+TEST(FeatureIndexTest, PlacesOfForgottenKeysAreUsedAgain) {
+  FeatureIndex index(3);
+  for (int turn = 0; turn < 50; ++turn) {
+    const std::string now = std::to_string(turn), before = std::to_string(turn - 1);
+    index.Add(Key(now));
+    EXPECT_TRUE(index.Contains(Key(now)));
+    if (turn % 5 == 4) index.Remove(Key(before));
+    EXPECT_EQ(index.Contains(Key(before)), turn > 0 && turn % 5 != 4) << turn;
+    EXPECT_FALSE(index.Contains(Key(std::to_string(turn - 4))));
+  }
+}
+
 TEST(FeatureIndexTest, OneBringsAndOthersWait) {
   FeatureIndex index;
   uint64_t first = 0, second = 0, third = 0;
