@@ -19,6 +19,10 @@
 
 namespace llava {
 
+// Raised by every change after which features of a picture may come out with other bits: whoever
+// keeps features tells by it which they are.
+inline constexpr int kPackedClipRevision = 2;
+
 // The tower's weights in the order in which kernels read them. Const once made: towers on any
 // number of threads may share them.
 class PackedClipWeights {

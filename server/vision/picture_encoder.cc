@@ -36,9 +36,14 @@ struct Arithmetic {
   at::ScalarType dtype = at::kFloat;
   std::optional<ops::cpu::WeightFormat> packed;  // by own kernels, instead of LibTorch's
   std::string name;                              // "float32", "bfloat16", "float16", "int8"
-  std::string numerics;
+  std::string numerics;                          // "cpu-f32", "cpu-int8-amx-2"
   double weight_bytes = 4;  // of one weight
 };
+
+// Own kernels round as the instruction set and their present form make them.
+std::string PackedNumerics(const char* weights) {
+  return absl::StrCat("cpu-", weights, "-", ops::cpu::Best().name, "-", kPackedClipRevision);
+}
 
 absl::StatusOr<Arithmetic> ArithmeticOf(const std::string& word, at::Device device) {
   Arithmetic arithmetic;
@@ -48,7 +53,7 @@ absl::StatusOr<Arithmetic> ArithmeticOf(const std::string& word, at::Device devi
     }
     arithmetic.packed = ops::cpu::WeightFormat::kInt8;
     arithmetic.name = "int8";
-    arithmetic.numerics = "cpu-int8";
+    arithmetic.numerics = PackedNumerics("int8");
     arithmetic.weight_bytes = 1.0625;  // with the scales of their groups
     return arithmetic;
   }
@@ -58,6 +63,7 @@ absl::StatusOr<Arithmetic> ArithmeticOf(const std::string& word, at::Device devi
   arithmetic.weight_bytes = static_cast<double>(c10::elementSize(arithmetic.dtype));
   if (device.is_cpu() && arithmetic.dtype == at::kBFloat16) {
     arithmetic.packed = ops::cpu::WeightFormat::kBFloat16;
+    arithmetic.numerics = PackedNumerics("bf16");
   }
   return arithmetic;
 }

@@ -41,7 +41,7 @@ struct TowerInfo {
   PreprocessConfig preprocess;
   std::string device;         // as given, e.g. "cuda:0,cuda:1"
   std::string dtype;          // "float32", "int8"
-  std::string numerics;       // "cpu-f32"
+  std::string numerics;       // "cpu-f32", "cpu-int8-amx-2"
   uint64_t weight_bytes = 0;  // on each device, shared by its workers
   int devices = 1;
   int workers = 1;  // of all devices

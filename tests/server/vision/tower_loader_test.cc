@@ -25,6 +25,7 @@ namespace {
 namespace fs = std::filesystem;
 using ::testing::HasSubstr;
 using ::testing::Not;
+using ::testing::StartsWith;
 
 class Answer : public EncodeCall {
  public:
@@ -123,14 +124,14 @@ TEST_F(TowerLoaderTest, ComputesAsTold) {
   double last = 0;
   uint64_t bytes = UINT64_MAX;
   for (const auto& [word, numerics] :
-       {std::pair("float32", "cpu-f32"), std::pair("bfloat16", "cpu-bf16"),
-        std::pair("int8", "cpu-int8")}) {
+       {std::pair("float32", "cpu-f32"), std::pair("bfloat16", "cpu-bf16-"),
+        std::pair("int8", "cpu-int8-")}) {
     TowerOptions options = options_;
     options.dtype = word;
     VisionServableLoader loader(options, {}, cache_, metrics_);
     const auto loaded = loader.Load(version, {});
     ASSERT_TRUE(loaded.ok()) << word << ": " << loaded.status();
-    EXPECT_EQ((*loaded)->info().numerics(), numerics);
+    EXPECT_THAT((*loaded)->info().numerics(), StartsWith(numerics));
     EXPECT_TRUE(Encodes(EngineOf(*loaded)));
     EXPECT_GE((*loaded)->self_test_drift(), last) << word << " is not finer than the one before";
     last = (*loaded)->self_test_drift();
