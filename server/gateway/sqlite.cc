@@ -39,14 +39,25 @@ bool SqlRow::IsNull(int column) const {
   return sqlite3_column_type(statement_, column) == SQLITE_NULL;
 }
 
-absl::StatusOr<std::unique_ptr<SqlDatabase>> SqlDatabase::Open(const std::string& path) {
+absl::StatusOr<std::unique_ptr<SqlDatabase>> SqlDatabase::OpenAs(const std::string& path,
+                                                                 int flags) {
   sqlite3* handle = nullptr;
-  const int code = sqlite3_open_v2(path.c_str(), &handle,
-                                   SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX,
-                                   GatheringLogVfs());
+  const int code =
+      sqlite3_open_v2(path.c_str(), &handle, flags | SQLITE_OPEN_NOMUTEX, GatheringLogVfs());
   std::unique_ptr<SqlDatabase> database(new SqlDatabase(handle));
   if (code != SQLITE_OK) return database->Error(absl::StrCat("cannot open ", path));
   sqlite3_extended_result_codes(handle, 1);
+  return database;
+}
+
+absl::StatusOr<std::unique_ptr<SqlDatabase>> SqlDatabase::OpenToRead(const std::string& path) {
+  return OpenAs(path, SQLITE_OPEN_READONLY);
+}
+
+absl::StatusOr<std::unique_ptr<SqlDatabase>> SqlDatabase::Open(const std::string& path) {
+  auto opened = OpenAs(path, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE);
+  if (!opened.ok()) return opened.status();
+  std::unique_ptr<SqlDatabase> database = *std::move(opened);
   auto status = database->Script(
       "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON;"
       "PRAGMA busy_timeout=5000;");
@@ -55,7 +66,7 @@ absl::StatusOr<std::unique_ptr<SqlDatabase>> SqlDatabase::Open(const std::string
   }
   // Takes the place of SQLite's own checkpoints, which would run within a commit.
   sqlite3_wal_hook(
-      handle,
+      database->handle_,
       [](void* self, sqlite3*, const char*, int pages) {
         static_cast<SqlDatabase*>(self)->log_pages_ = pages;
         return SQLITE_OK;

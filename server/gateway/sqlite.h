@@ -47,6 +47,8 @@ class SqlDatabase {
   // Opens or makes the file: write-ahead log, synchronous=FULL, foreign keys on. A commit costs one
   // write and one sync of the log; nobody brings the log into the tables but CheckpointLog.
   static absl::StatusOr<std::unique_ptr<SqlDatabase>> Open(const std::string& path);
+  // Opens a file that is there and changes nothing.
+  static absl::StatusOr<std::unique_ptr<SqlDatabase>> OpenToRead(const std::string& path);
   ~SqlDatabase();
   SqlDatabase(const SqlDatabase&) = delete;
   SqlDatabase& operator=(const SqlDatabase&) = delete;
@@ -76,6 +78,7 @@ class SqlDatabase {
   };
 
   explicit SqlDatabase(sqlite3* handle) : handle_(handle) {}
+  static absl::StatusOr<std::unique_ptr<SqlDatabase>> OpenAs(const std::string& path, int flags);
   absl::Status Error(std::string_view what) const;
 
   sqlite3* const handle_;

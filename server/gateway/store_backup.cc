@@ -50,7 +50,8 @@ absl::Status CheckStore(const fs::path& folder, absl::string_view flag) {
 
 // A copy of the tables in one file, with nothing running in it.
 absl::Status CopyTables(const fs::path& from, const fs::path& to, bool interrupt) {
-  auto source = SqlDatabase::Open(from.string());
+  // What is restored may lie where nothing can be written, and is not changed by it.
+  auto source = interrupt ? SqlDatabase::Open(from.string()) : SqlDatabase::OpenToRead(from);
   if (!source.ok()) return source.status();
   std::error_code error;
   fs::remove(to, error);
@@ -102,9 +103,11 @@ absl::StatusOr<Copied> ReadContents(const fs::path& database) {
   return copied;
 }
 
-// Copies a picture and checks it. NOT_FOUND: it is not there.
+// Copies a picture and checks it, unless it is there already. NOT_FOUND: it is not there.
 absl::Status CopyImage(const std::string& id, const fs::path& from, const fs::path& to) {
-  if (fs::exists(to / id)) return absl::OkStatus();
+  if (const auto there = ReadFile(to / id); there && ToHex(HashBytes(*there)) == id) {
+    return absl::OkStatus();
+  }
   const auto bytes = ReadFile(from / id);
   if (!bytes) return absl::NotFoundError(absl::StrCat("picture ", id, " is missing"));
   if (ToHex(HashBytes(*bytes)) != id) {
@@ -128,6 +131,7 @@ absl::StatusOr<BackupContents> CopyOnce(const fs::path& data_dir, const fs::path
   const auto copied = ReadContents(target / kDatabase);
   if (!copied.ok()) return copied.status();
   for (const std::string& id : copied->images) {
+    if (fs::exists(target / kImages / id)) continue;
     status = CopyImage(id, data_dir / kImages, target / kImages);
     if (!status.ok()) return status;
   }
@@ -169,9 +173,12 @@ absl::StatusOr<BackupContents> BackUpStore(const fs::path& data_dir, const fs::p
 
 absl::StatusOr<BackupContents> RestoreStore(const fs::path& source, const fs::path& data_dir) {
   if (auto status = CheckStore(source, "--restore"); !status.ok()) return status;
-  if (fs::exists(data_dir / kDatabase)) {
+  // SQLite would bring the log of another file into the new one, the gateway its journal.
+  for (const char* name : {kDatabase, "sessions.db-wal", "sessions.db-shm", "journal"}) {
+    if (!fs::exists(data_dir / name)) continue;
     return absl::FailedPreconditionError(
-        absl::StrCat(data_dir.string(), " has sessions already; name a new folder (--data-dir)"));
+        absl::StrCat(data_dir.string(), " has sessions already, or what is left of some (", name,
+                     "); name a new folder (--data-dir)"));
   }
   if (auto status = MakeFolder(data_dir / kImages); !status.ok()) return status;
   // Under another name until all is there: half a store must not be taken for one.

@@ -2,89 +2,25 @@
 
 #include <grpcpp/security/tls_certificate_provider.h>
 #include <grpcpp/security/tls_credentials_options.h>
-#include <sys/stat.h>
 
-#include <boost/asio/ssl.hpp>
 #include <chrono>
-#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "server/runtime/logging.h"
+#include "server/runtime/tls_files.h"
 
 namespace llava {
 namespace {
 
-namespace ssl = boost::asio::ssl;
-using boost::system::error_code;
 using grpc::experimental::FileWatcherCertificateProvider;
 
 constexpr unsigned kRefreshSeconds = 2;
 
-absl::Status Bad(const std::string& path, const std::string& why) {
-  return absl::InvalidArgumentError(absl::StrCat(path, ": ", why));
-}
-
-absl::Status CheckReadable(const std::string& path) {
-  FILE* file = std::fopen(path.c_str(), "rb");
-  if (file == nullptr) return Bad(path, absl::StrCat("cannot be read: ", std::strerror(errno)));
-  char byte;
-  const bool empty = std::fread(&byte, 1, 1, file) != 1;
-  std::fclose(file);
-  return empty ? Bad(path, "is empty, or no file") : absl::OkStatus();
-}
-
-// Fills a context from the files; the first thing that is wrong.
-absl::Status Fill(const TlsFiles& files, ssl::context& context) {
-  for (const std::string* path : {&files.certificate, &files.key, &files.authorities}) {
-    if (path->empty()) continue;
-    if (auto status = CheckReadable(*path); !status.ok()) return status;
-  }
-  error_code error;
-  if (!files.certificate.empty()) {
-    context.use_certificate_chain_file(files.certificate, error);
-    if (error) return Bad(files.certificate, "holds no certificate in PEM form");
-    context.use_private_key_file(files.key, ssl::context::pem, error);
-    if (error) {
-      return Bad(files.key, absl::StrCat("holds no private key of ", files.certificate,
-                                         " in PEM form without a passphrase"));
-    }
-    if (SSL_CTX_check_private_key(context.native_handle()) != 1) {
-      return Bad(files.key, absl::StrCat("is not the key of ", files.certificate));
-    }
-  }
-  if (!files.authorities.empty()) {
-    context.load_verify_file(files.authorities, error);
-    if (error) return Bad(files.authorities, "holds no certificate in PEM form");
-    context.set_verify_mode(ssl::verify_peer, error);
-  }
-  return absl::OkStatus();
-}
-
-absl::StatusOr<std::shared_ptr<ssl::context>> MakeContext(const TlsFiles& files) {
-  auto context = std::make_shared<ssl::context>(ssl::context::tls_server);
-  SSL_CTX_set_min_proto_version(context->native_handle(), TLS1_2_VERSION);
-  // Sessions outlive a change of certificates; each connection shall show its own.
-  SSL_CTX_set_session_cache_mode(context->native_handle(), SSL_SESS_CACHE_OFF);
-  SSL_CTX_set_options(context->native_handle(), SSL_OP_NO_TICKET);
-  if (auto status = Fill(files, *context); !status.ok()) return status;
-  return context;
-}
-
-std::string SignatureOf(const TlsFiles& files) {
-  std::string signature;
-  for (const std::string* path : {&files.certificate, &files.key, &files.authorities}) {
-    struct stat info;
-    if (path->empty() || stat(path->c_str(), &info) != 0) continue;
-    absl::StrAppend(&signature, info.st_ino, " ", info.st_size, " ", info.st_mtim.tv_sec, ".",
-                    info.st_mtim.tv_nsec, "\n");
-  }
-  return signature;
-}
-
 std::shared_ptr<FileWatcherCertificateProvider> Watch(const TlsFiles& files) {
-  return std::make_shared<FileWatcherCertificateProvider>(files.key, files.certificate,
-                                                          files.authorities, kRefreshSeconds);
+  const TlsFiles copies = CheckedCopies(files);
+  return std::make_shared<FileWatcherCertificateProvider>(copies.key, copies.certificate,
+                                                          copies.authorities, kRefreshSeconds);
 }
 
 absl::Status CheckPair(const TlsFiles& files, const std::string& certificate_flag,
@@ -128,7 +64,7 @@ void DeclareBackendTls(Settings& settings, TlsFiles& files) {
 
 absl::Status CheckTlsFiles(const TlsFiles& files) {
   if (!files.any()) return absl::OkStatus();
-  return MakeContext(files).status();
+  return MakeTlsContext(files).status();
 }
 
 std::shared_ptr<grpc::ServerCredentials> MakeServerCredentials(const TlsFiles& files) {
@@ -153,11 +89,11 @@ std::shared_ptr<grpc::ChannelCredentials> MakeChannelCredentials(const TlsFiles&
 
 absl::StatusOr<std::unique_ptr<TlsContexts>> TlsContexts::Open(const TlsFiles& files) {
   std::unique_ptr<TlsContexts> contexts(new TlsContexts(files));
-  auto context = MakeContext(files);
+  auto context = MakeTlsContext(files);
   if (!context.ok()) return context.status();
   MutexLock lock(contexts->mutex_);
   contexts->context_ = *std::move(context);
-  contexts->signature_ = SignatureOf(files);
+  contexts->signature_ = TlsSignature(files);
   contexts->looked_ = CondVar::Clock::now();
   return contexts;
 }
@@ -167,10 +103,10 @@ std::shared_ptr<TlsContext> TlsContexts::Current() {
   const auto now = CondVar::Clock::now();
   if (now - looked_ < std::chrono::seconds(kRefreshSeconds)) return context_;
   looked_ = now;
-  std::string signature = SignatureOf(files_);
+  std::string signature = TlsSignature(files_);
   if (signature == signature_) return context_;
   signature_ = std::move(signature);
-  if (auto context = MakeContext(files_); context.ok()) {
+  if (auto context = MakeTlsContext(files_); context.ok()) {
     context_ = *std::move(context);
     LogInfo("certificates read again");
   } else {

@@ -1,161 +1,16 @@
 // The functions of model/ops/cuda/kernels.h and runtime.h on the host: the bodies of the kernels
-// run in loops over the threads of their blocks, on tensors of the CPU.
+// run on HostBlocks, on tensors of the CPU.
 
-#include <cstring>
-#include <deque>
-#include <memory>
-#include <stdexcept>
-#include <type_traits>
+#include <functional>
 #include <utility>
-#include <vector>
 
 #include <ATen/ops/empty.h>
 
-#include "model/ops/cuda/dispatch.h"
 #include "model/ops/cuda/runtime.h"
+#include "tests/model/ops/host_block.h"
 #include "tests/model/ops/kernel_device.h"
 
 namespace llava::cuda {
-namespace {
-
-bool backwards = false;
-
-// What has not been written yet: NaN, or indices far from anything.
-template <class X>
-void Poison(X& x) {
-  static_assert(std::is_trivially_copyable_v<X>);
-  std::memset(static_cast<void*>(&x), 0xff, sizeof x);
-}
-
-template <int kNumThreads>
-class HostBlock {
- public:
-  static constexpr int kThreads = kNumThreads;
-
-  template <class X>
-  class PerThread {
-   public:
-    PerThread() : values_(kNumThreads) {
-      for (X& value : values_) Poison(value);
-    }
-    X& operator[](int thread) { return values_.at(thread); }
-
-   private:
-    std::vector<X> values_;
-  };
-
-  HostBlock(int x, int y, int z, int num_y) : x_(x), y_(y), z_(z), num_y_(num_y) {}
-  int x() const { return x_; }
-  int y() const { return y_; }
-  int z() const { return z_; }
-  int num_y() const { return num_y_; }
-
-  template <class Phase>
-  void Each(Phase&& phase) {
-    for (int i = 0; i < kThreads; ++i) phase(backwards ? kThreads - 1 - i : i);
-  }
-  void Sync() {}
-  void AwaitEarlier() { ++waits_; }
-
-  // Copies arrive as late as they may or, with threads that run backwards, at once.
-  void CopyLater(void* to, const void* from, bool there) {
-    const Copy copy{to, there ? from : nullptr};
-    if (backwards) {
-      copy.Do();
-    } else {
-      open_.push_back(copy);
-    }
-  }
-  void CloseCopies() { groups_.push_back(std::exchange(open_, {})); }
-  template <int kOpen>
-  void AwaitCopies() {
-    while (groups_.size() > kOpen) {
-      for (const Copy& copy : groups_.front()) copy.Do();
-      groups_.pop_front();
-    }
-  }
-  int waits() const { return waits_; }
-  template <int kLanes, int N>
-  void Sum(PerThread<Array<float, N>>& values) {
-    static_assert(kThreads % kWarpLanes == 0 && kLanes <= kWarpLanes);
-    for (int step = kLanes / 2; step > 0; step /= 2) {
-      PerThread<Array<float, N>> before = values;
-      for (int thread = 0; thread < kThreads; ++thread) {
-        for (int i = 0; i < N; ++i) values[thread][i] += before[thread ^ step][i];
-      }
-    }
-  }
-
-  template <int kSteps>
-  void Multiply(PerThread<Array<float, 8>>& sums, PerThread<Array<uint32_t, 8 * kSteps>>& a,
-                PerThread<Array<uint32_t, 2 * kSteps>>& b) {
-    for (int first = 0; first < kThreads; first += kWarpLanes) {
-      float left[32][16 * kSteps], right[16 * kSteps][8];
-      for (int lane = 0; lane < kWarpLanes; ++lane) {
-        const int g = lane / 4, t = lane % 4;
-        for (int step = 0; step < kSteps; ++step) {
-          for (int i = 0; i < 8; ++i) {
-            float* const to =
-                &left[16 * (i / 4) + g + 8 * (i % 2)][16 * step + 2 * t + 8 * (i % 4 / 2)];
-            const uint32_t pair = a[first + lane][8 * step + i];
-            to[0] = FloatOf(pair << 16);
-            to[1] = FloatOf(pair & 0xffff0000u);
-          }
-          for (int r = 0; r < 2; ++r) {
-            const uint32_t pair = b[first + lane][2 * step + r];
-            right[16 * step + 2 * t + 8 * r][g] = FloatOf(pair << 16);
-            right[16 * step + 2 * t + 8 * r + 1][g] = FloatOf(pair & 0xffff0000u);
-          }
-        }
-      }
-      for (int lane = 0; lane < kWarpLanes; ++lane) {
-        const int g = lane / 4, t = lane % 4;
-        for (int i = 0; i < 8; ++i) {
-          float sum = 0;
-          for (int k = 0; k < 16 * kSteps; ++k) {
-            sum += left[16 * (i / 4) + g + 8 * (i % 4 / 2)][k] * right[k][2 * t + i % 2];
-          }
-          sums[first + lane][i] = sum;
-        }
-      }
-    }
-  }
-
- private:
-  struct Copy {
-    void* to;
-    const void* from;  // null: zeros
-    void Do() const {
-      if (from) {
-        std::memcpy(to, from, 16);
-      } else {
-        std::memset(to, 0, 16);
-      }
-    }
-  };
-  std::vector<Copy> open_;
-  std::deque<std::vector<Copy>> groups_;
-  int x_, y_, z_, num_y_;
-  int waits_ = 0;
-};
-
-struct HostLauncher {
-  template <class Kernel>
-  void operator()(const Kernel& kernel, const Grid& grid) const {
-    for (int64_t index = 0; index < grid.x * grid.y * grid.z; ++index) {
-      const int64_t i = backwards ? grid.x * grid.y * grid.z - 1 - index : index;
-      HostBlock<Kernel::kThreads> block(
-          static_cast<int>(i % grid.x), static_cast<int>(i / grid.x % grid.y),
-          static_cast<int>(i / grid.x / grid.y), static_cast<int>(grid.y));
-      const auto shared = std::make_unique<typename Kernel::Shared>();
-      Poison(*shared);
-      kernel(block, *shared);
-      if (block.waits() != 1) throw std::logic_error("a kernel waits once for those ahead of it");
-    }
-  }
-};
-
-}  // namespace
 
 at::Device KernelDevice() { return at::kCPU; }
 bool HasKernelDevice() { return true; }

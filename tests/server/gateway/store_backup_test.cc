@@ -6,6 +6,9 @@
 #include <atomic>
 #include <fstream>
 #include <future>
+#include <iterator>
+#include <set>
+#include <string>
 #include <thread>
 
 #include "model/digest/sha256.h"
@@ -118,6 +121,11 @@ TEST_F(StoreBackupTest, WhatCannotBeDone) {
   EXPECT_THAT(complaint(RestoreStore(At("nothing"), At("new")), kPrecondition),
               HasSubstr("--restore"));
 
+  fs::create_directory(At("left"));
+  std::ofstream(At("left") / "sessions.db-wal") << "frames of another database";
+  EXPECT_THAT(complaint(RestoreStore(At("copy"), At("left")), kPrecondition),
+              HasSubstr("sessions.db-wal"));
+
   const fs::path picture = At("copy") / "images" / ToHex(HashBytes("picture of t"));
   std::ofstream(picture) << "other";
   EXPECT_THAT(complaint(RestoreStore(At("copy"), At("new")), absl::StatusCode::kDataLoss),
@@ -126,6 +134,30 @@ TEST_F(StoreBackupTest, WhatCannotBeDone) {
   EXPECT_THAT(complaint(RestoreStore(At("copy"), At("new")), absl::StatusCode::kDataLoss),
               HasSubstr("is missing"));
   EXPECT_FALSE(fs::exists(At("new") / "sessions.db")) << "half a store is none";
+}
+
+TEST_F(StoreBackupTest, ABackupIsReadOnlyAndWhatIsThereIsChecked) {
+  auto store = Open("data");
+  AddSession(*store, "s");
+  AddTurn(*store, "s", "t");
+  ASSERT_TRUE(BackUpStore(At("data"), At("copy")).ok());
+  const auto bytes = [](const fs::path& path) {
+    std::ifstream file(path, std::ios::binary);
+    return std::string(std::istreambuf_iterator<char>(file), {});
+  };
+  const std::string before = bytes(At("copy") / "sessions.db");
+  const std::string picture = ToHex(HashBytes("picture of t"));
+  fs::create_directories(At("new") / "images");
+  std::ofstream(At("new") / "images" / picture) << "half of a pict";
+  const auto restored = RestoreStore(At("copy"), At("new"));
+  ASSERT_TRUE(restored.ok()) << restored.status();
+  EXPECT_EQ(bytes(At("new") / "images" / picture), "picture of t");
+  EXPECT_EQ(bytes(At("copy") / "sessions.db"), before);
+  std::set<std::string> names;
+  for (const auto& entry : fs::directory_iterator(At("copy"))) {
+    names.insert(entry.path().filename().string());
+  }
+  EXPECT_THAT(names, testing::ElementsAre("images", "sessions.db"));
 }
 
 }  // namespace

@@ -1,0 +1,87 @@
+// What the emulated kernels' tests stand on: a barrier that is missing must show.
+
+#include "tests/model/ops/host_block.h"
+
+#include <gtest/gtest.h>
+
+#include <array>
+#include <numeric>
+#include <stdexcept>
+
+namespace llava::cuda {
+namespace {
+
+constexpr int kNumThreads = 128;
+constexpr int kRounds = 3;
+using Values = std::array<int, kNumThreads>;
+
+// Every round, each thread takes what its opposite had before.
+template <bool kAfterWriting, bool kAfterReading>
+struct SwapKernel {
+  static constexpr int kThreads = kNumThreads;
+  struct Shared {
+    Values values;
+  };
+  template <class Block>
+  void operator()(Block& block, Shared& shared) const {
+    block.AwaitEarlier();
+    for (int round = 0; round < kRounds; ++round) {
+      block.Each([&](int thread) { shared.values[thread] = (*values)[thread] + round; });
+      if constexpr (kAfterWriting) block.Sync();
+      block.Each([&](int thread) {
+        (*values)[thread] = shared.values[kNumThreads - 1 - thread];
+        if (thread == stumbles) throw std::runtime_error("stumbled");
+      });
+      if constexpr (kAfterReading) block.Sync();
+    }
+  }
+  Values* values;
+  int stumbles = -1;
+};
+
+class HostBlockTest : public testing::TestWithParam<bool> {
+ protected:
+  void SetUp() override {
+    backwards = GetParam();
+    std::iota(values_.begin(), values_.end(), 0);
+  }
+  void TearDown() override { backwards = false; }
+
+  bool right() const {
+    for (int i = 0; i < kNumThreads; ++i) {
+      if (values_[i] != kNumThreads - 1 - i + kRounds * (kRounds - 1) / 2) return false;
+    }
+    return true;
+  }
+
+  Values values_;
+};
+
+TEST_P(HostBlockTest, BarriersAreKept) {
+  HostLauncher()(SwapKernel<true, true>{&values_}, Grid{1, 1, 1});
+  EXPECT_TRUE(right());
+}
+
+TEST_P(HostBlockTest, AMissingBarrierShows) {
+  if (!Warps::kApart) GTEST_SKIP() << "warps are one under sanitizers";
+  HostLauncher()(SwapKernel<false, true>{&values_}, Grid{1, 1, 1});
+  EXPECT_FALSE(right()) << "read before all had written";
+  SetUp();
+  HostLauncher()(SwapKernel<true, false>{&values_}, Grid{1, 1, 1});
+  EXPECT_FALSE(right()) << "written before all had read";
+}
+
+TEST_P(HostBlockTest, WhatAWarpThrowsIsTold) {
+  EXPECT_THROW(HostLauncher()(SwapKernel<true, true>{&values_, 77}, Grid{1, 1, 1}),
+               std::runtime_error);
+  SetUp();
+  HostLauncher()(SwapKernel<true, true>{&values_}, Grid{1, 1, 1});
+  EXPECT_TRUE(right()) << "the next block begins anew";
+}
+
+INSTANTIATE_TEST_SUITE_P(BothWays, HostBlockTest, testing::Bool(), [](const auto& way) {
+  return std::string(way.param ? "Backwards" : "Forwards");
+});
+
+}  // namespace
+}  // namespace llava::cuda
