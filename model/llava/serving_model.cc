@@ -114,7 +114,7 @@ std::unique_ptr<ServingDecoder> MakeGpuDecoder(const DecoderConfig& config, Deco
   if (weights.norm.is_cuda() && weights.norm.scalar_type() != at::kHalf) {
     CudaLlamaOptions options;
     options.kv_bytes = kv_bytes;
-    return std::make_unique<CudaLlama>(config, ToCuda(std::move(weights)), options);
+    return std::make_unique<CudaLlama>(config, ToCuda(weights), options);
   }
 #endif
   // What has no kernels of its own.

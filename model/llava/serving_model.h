@@ -57,6 +57,7 @@ class ServingModel {
                               const ServingOptions& options);
 
   ServingDecoder& decoder() const { return *decoder_; }
+  at::Device device() const { return projector_options_.device(); }
   // Features [P, Dv] of one picture, of any dtype and device -> its rows [N, D], as Step takes
   // them. Throws std::invalid_argument on another shape.
   at::Tensor Project(const at::Tensor& features) const;

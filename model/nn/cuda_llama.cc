@@ -17,6 +17,7 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/InferenceMode.h>
+#include <c10/util/Exception.h>
 
 #include "model/nn/step_rows.h"
 #include "model/ops/feature.h"
@@ -230,14 +231,27 @@ at::Tensor CudaLlama::Forward(const at::Tensor& rows, const Batch& batch) const 
       .to(at::kFloat);
 }
 
-CudaLlama::DecodeGraph& CudaLlama::GraphFor(int64_t sequences, int64_t splits) {
+CudaLlama::DecodeGraph* CudaLlama::GraphFor(int64_t sequences, int64_t splits) {
   const int64_t size = *std::lower_bound(kGraphSequences.begin(), kGraphSequences.end(), sequences);
   int64_t rounded = 1;
   while (rounded < splits) rounded *= 2;
-  std::unique_ptr<DecodeGraph>& found = graphs_[{size, rounded}];
-  if (found) return *found;
+  const auto [found, added] = graphs_.try_emplace({size, rounded});
+  if (added) {
+    try {
+      found->second = Record(size, rounded);
+    } catch (const c10::OutOfMemoryError&) {
+      // Such steps go without, rather than try and fail again each time.
+    } catch (...) {
+      graphs_.erase(found);
+      throw;
+    }
+  }
+  return found->second.get();
+}
+
+std::unique_ptr<CudaLlama::DecodeGraph> CudaLlama::Record(int64_t size, int64_t splits) {
   auto made = std::make_unique<DecodeGraph>();
-  made->blocks = rounded * cuda::kSplitTokens / kKvBlockTokens;
+  made->blocks = splits * cuda::kSplitTokens / kKvBlockTokens;
   made->rows = at::zeros({size, config_.hidden_size}, weights_.embed_tokens.options());
   made->inputs =
       at::zeros({size * (3 + made->blocks)}, weights_.embed_tokens.options().dtype(at::kInt));
@@ -252,21 +266,21 @@ CudaLlama::DecodeGraph& CudaLlama::GraphFor(int64_t sequences, int64_t splits) {
   batch.lengths = made->inputs.narrow(0, 2 * size, size);
   batch.tables = made->inputs.narrow(0, 3 * size, size * made->blocks).view({size, made->blocks});
   batch.decode_rows = at::arange(size, made->inputs.options());
-  batch.splits = rounded;
+  batch.splits = splits;
   made->graph = std::make_unique<cuda::Graph>(
       [this, batch, rows = made->rows, logits = made->logits] {
         c10::InferenceMode guard;
         logits.copy_(Forward(rows, batch));
       },
-      device_);
-  found = std::move(made);
-  return *found;
+      device_, first_graph_);
+  if (first_graph_ == nullptr) first_graph_ = made->graph.get();
+  return made;
 }
 
-at::Tensor CudaLlama::Decode(const at::Tensor& rows, std::span<const StepSequence> sequences,
+at::Tensor CudaLlama::Decode(DecodeGraph& graph, const at::Tensor& rows,
+                             std::span<const StepSequence> sequences,
                              at::ArrayRef<int32_t> positions, at::ArrayRef<int32_t> slots) {
   const auto count = static_cast<int64_t>(sequences.size());
-  DecodeGraph& graph = GraphFor(count, SplitsOf(LongestOf(sequences)));
   const int64_t size = graph.rows.size(0);
   const at::Tensor host = cuda::HostBuffer({graph.inputs.size(0)}, at::kInt, device_);
   int32_t* const to = host.data_ptr<int32_t>();
@@ -358,8 +372,11 @@ at::Tensor CudaLlama::Logits(const at::Tensor& rows, std::span<const StepSequenc
   }
   const bool all = std::ranges::equal(wanted, std::views::iota(int64_t{0}, rows.size(0)));
   const bool single = std::ranges::all_of(sequences, [](const auto& s) { return s.tokens == 1; });
-  if (options_.graphs && single && rows.size(0) <= kGraphSequences.back()) {
-    const at::Tensor logits = Decode(rows, sequences, plan.positions, plan.slots);
+  DecodeGraph* const graph = options_.graphs && single && rows.size(0) <= kGraphSequences.back()
+                                 ? GraphFor(rows.size(0), SplitsOf(LongestOf(sequences)))
+                                 : nullptr;
+  if (graph != nullptr) {
+    const at::Tensor logits = Decode(*graph, rows, sequences, plan.positions, plan.slots);
     return all ? logits
                : logits.index_select(0, Upload(std::vector<int32_t>(wanted.begin(), wanted.end())));
   }

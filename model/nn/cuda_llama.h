@@ -65,9 +65,12 @@ class CudaLlama : public ServingDecoder {
   void AddNorm(const at::Tensor& residual, const at::Tensor& delta, const at::Tensor& weight,
                const at::Tensor& out) const;
   // Logits [T, V] of a step whose sequences have one token each, on the device.
-  at::Tensor Decode(const at::Tensor& rows, std::span<const StepSequence> sequences,
-                    at::ArrayRef<int32_t> positions, at::ArrayRef<int32_t> slots);
-  DecodeGraph& GraphFor(int64_t sequences, int64_t splits);
+  at::Tensor Decode(DecodeGraph& graph, const at::Tensor& rows,
+                    std::span<const StepSequence> sequences, at::ArrayRef<int32_t> positions,
+                    at::ArrayRef<int32_t> slots);
+  // Null if there was no memory for it.
+  DecodeGraph* GraphFor(int64_t sequences, int64_t splits);
+  std::unique_ptr<DecodeGraph> Record(int64_t size, int64_t splits);
   // On the device, without waiting.
   at::Tensor Upload(at::ArrayRef<int32_t> values) const;
 
@@ -80,7 +83,9 @@ class CudaLlama : public ServingDecoder {
   std::vector<Cache> caches_;  // of each layer
   at::Tensor kv_;        // [L, 2, blocks + 1, tokens of a block, Hkv, Dh]; the last is a spare
   ops::RopeTable rope_;  // of all positions
+  // By sequences and stretches.
   std::map<std::pair<int64_t, int64_t>, std::unique_ptr<DecodeGraph>> graphs_;
+  const cuda::Graph* first_graph_ = nullptr;  // whose memory all others use
 };
 
 }  // namespace llava

@@ -1,12 +1,17 @@
 #include "model/nn/cuda_weights.h"
 
-#include <utility>
-
 #include <ATen/ops/cat.h>
 #include <ATen/ops/tensor.h>
 #include <c10/core/InferenceMode.h>
 
 namespace llava {
+namespace {
+
+at::Tensor Whole(const at::Tensor& whole, at::TensorList parts) {
+  return whole.defined() ? whole : at::cat(parts);
+}
+
+}  // namespace
 
 uint64_t CudaDecoderWeights::step_bytes() const {
   uint64_t sum = norm.nbytes() + lm_head.bytes();
@@ -25,20 +30,18 @@ uint64_t CudaDecoderWeights::bytes() const {
   return step_bytes() + (tied ? 0 : embed_tokens.nbytes());
 }
 
-CudaDecoderWeights ToCuda(DecoderWeights weights) {
+CudaDecoderWeights ToCuda(const DecoderWeights& weights) {
   c10::InferenceMode guard;
   CudaDecoderWeights result{.embed_tokens = weights.embed_tokens,
                             .norm = weights.norm,
                             .lm_head = CudaMatrix(weights.lm_head),
                             .layers = {}};
-  for (DecoderLayer& from : weights.layers) {
-    // Gone before the next one, so that not all are there twice.
-    const DecoderLayer layer = std::exchange(from, {});
+  for (const DecoderLayer& layer : weights.layers) {
     result.layers.push_back({.input_norm = layer.input_norm,
                              .post_attention_norm = layer.post_attention_norm,
-                             .qkv = CudaMatrix(at::cat({layer.q, layer.k, layer.v})),
+                             .qkv = CudaMatrix(Whole(layer.qkv, {layer.q, layer.k, layer.v})),
                              .o = CudaMatrix(layer.o),
-                             .gate_up = CudaMatrix(at::cat({layer.gate, layer.up})),
+                             .gate_up = CudaMatrix(Whole(layer.gate_up, {layer.gate, layer.up})),
                              .down = CudaMatrix(layer.down)});
   }
   return result;

@@ -33,7 +33,7 @@ struct CudaDecoderWeights {
 
 // Takes the weights, all of one device, over. Throws std::invalid_argument for other types than
 // float32 and bfloat16.
-CudaDecoderWeights ToCuda(DecoderWeights weights);
+CudaDecoderWeights ToCuda(const DecoderWeights& weights);
 // Copies packed weights onto the device; norms in the type of the embedding.
 CudaDecoderWeights ToCuda(const PackedDecoderWeights& weights, at::Device device);
 

@@ -1,12 +1,32 @@
 #include "model/nn/decoder_weights.h"
 
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
 #include <utility>
+#include <vector>
+
+#include <ATen/ops/cat.h>
 
 #include "model/nn/parameter_reader.h"
 
 namespace llava {
+namespace {
+
+// All rows in one tensor, which the parts then are views of.
+at::Tensor Join(std::initializer_list<at::Tensor*> parts) {
+  std::vector<at::Tensor> separate;
+  for (const at::Tensor* part : parts) separate.push_back(*part);
+  at::Tensor whole = at::cat(separate);
+  int64_t begin = 0;
+  for (at::Tensor* part : parts) {
+    *part = whole.narrow(0, begin, part->size(0));
+    begin += part->size(0);
+  }
+  return whole;
+}
+
+}  // namespace
 
 uint64_t DecoderWeights::bytes() const {
   uint64_t sum = embed_tokens.nbytes() + norm.nbytes();
@@ -44,6 +64,11 @@ DecoderWeights ReadDecoderWeights(const DecoderConfig& config, const TensorSourc
     layer.gate = reader.Read(name + "mlp.gate_proj.weight", {inner, width});
     layer.up = reader.Read(name + "mlp.up_proj.weight", {inner, width});
     layer.down = reader.Read(name + "mlp.down_proj.weight", {width, inner});
+    // At once: what the parts lay in takes those of the next layer.
+    if (!device.is_cpu() && reader.complete()) {
+      layer.qkv = Join({&layer.q, &layer.k, &layer.v});
+      layer.gate_up = Join({&layer.gate, &layer.up});
+    }
     weights.layers.push_back(std::move(layer));
   }
   weights.embed_tokens = reader.Read("model.embed_tokens.weight", {config.vocab_size, width});

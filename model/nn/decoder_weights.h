@@ -16,6 +16,8 @@ struct DecoderLayer {
   at::Tensor input_norm, post_attention_norm;  // [D]
   at::Tensor q, k, v, o;                       // [H Dh, D], [Hkv Dh, D] x 2, [D, H Dh]
   at::Tensor gate, up, down;                   // [F, D] x 2, [D, F]
+  // On a GPU the whole tensors of which q, k and v, and gate and up, are parts; else undefined.
+  at::Tensor qkv{}, gate_up{};
 };
 
 struct DecoderWeights {

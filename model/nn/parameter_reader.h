@@ -20,6 +20,8 @@ class ParameterReader {
   // A copy of the tensor in memory of its own. Missing or misshapen: notes it, returns an undefined
   // tensor, and Finish will throw.
   at::Tensor Read(const std::string& name, at::IntArrayRef shape);
+  // Nothing was missing or misshapen so far.
+  bool complete() const { return faults_.empty(); }
   // Throws std::runtime_error naming `module` and every tensor that was missing or misshapen.
   void Finish(const std::string& module) const;
 

@@ -83,6 +83,14 @@ absl::Status CheckDevice(at::Device device) {
   }
 }
 
+void GiveBackMemory(at::Device device) {
+  if (device.is_cpu()) return;
+  try {
+    c10::getDeviceAllocator(device.type())->emptyCache();
+  } catch (const std::exception&) {  // a device that is lost, which others tell
+  }
+}
+
 at::ScalarType ParseDtype(const std::string& text, at::Device device) {
   if (text == "float32") return at::kFloat;
   if (text == "bfloat16") return at::kBFloat16;

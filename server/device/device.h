@@ -23,6 +23,21 @@ absl::StatusOr<std::vector<at::Device>> ParseDevices(const std::string& text);
 // (HostMemoryBudget knows), and where a GPU cannot be asked, which CheckDevice will tell.
 uint64_t DeviceMemoryBudget(const std::string& text);
 
+// Gives the device back what LibTorch keeps of tensors that are gone: other processes may want it,
+// and other versions have streams of their own, which cannot use it. Nothing on the CPU.
+void GiveBackMemory(at::Device device);
+// As the first member of what holds tensors on a device: gives their memory back behind them.
+class GivesBackMemory {
+ public:
+  explicit GivesBackMemory(at::Device device) : device_(device) {}
+  GivesBackMemory(const GivesBackMemory&) = delete;
+  GivesBackMemory& operator=(const GivesBackMemory&) = delete;
+  ~GivesBackMemory() { GiveBackMemory(device_); }
+
+ private:
+  const at::Device device_;
+};
+
 // FAILED_PRECONDITION if a tensor cannot be made and computed with there: no such GPU, no driver, a
 // build without CUDA.
 absl::Status CheckDevice(at::Device device);

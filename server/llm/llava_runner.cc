@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "model/llava/self_test.h"
+#include "server/device/device.h"
 #include "server/llm/kv_blocks.h"
 
 namespace llava {
@@ -35,7 +36,9 @@ static_assert(StepLogits::kNotFinite == DrawnStep::kNotFinite &&
 class LlavaRunner : public ModelRunner {
  public:
   LlavaRunner(std::unique_ptr<ServingModel> model, std::optional<llava::SelfTest> self_test)
-      : model_(std::move(model)), self_test_(std::move(self_test)) {}
+      : memory_(model->device()), model_(std::move(model)), self_test_(std::move(self_test)) {
+    GiveBackMemory(model_->device());  // what was needed while it was read
+  }
 
   double SelfTest(const DevicePiece& piece) override {
     return self_test_ ? CheckSelfTest(*model_, *self_test_, kPieceRows, piece) : -1;
@@ -110,6 +113,7 @@ class LlavaRunner : public ModelRunner {
 
  private:
   c10::InferenceMode inference_;  // of the worker's thread, as long as the runner lives
+  const GivesBackMemory memory_;
   const std::unique_ptr<ServingModel> model_;
   const std::optional<llava::SelfTest> self_test_;
   std::map<uint64_t, PromptRows> prompts_;  // not computed to their ends yet

@@ -37,12 +37,13 @@ struct Arithmetic {
   std::optional<ops::cpu::WeightFormat> packed;  // by own kernels, instead of LibTorch's
   std::string name;                              // "float32", "bfloat16", "float16", "int8"
   std::string numerics;                          // "cpu-f32", "cpu-int8-amx-2"
-  double weight_bytes = 4;  // of one weight
+  double weight_bytes = 4;                       // of one weight
 };
 
 // Own kernels round as the instruction set and their present form make them.
 std::string PackedNumerics(const char* weights) {
-  return absl::StrCat("cpu-", weights, "-", ops::cpu::Best().name, "-", kPackedClipRevision);
+  return absl::StrCat("cpu-", weights, "-", std::string(ops::cpu::Best().name), "-",
+                      kPackedClipRevision);
 }
 
 absl::StatusOr<Arithmetic> ArithmeticOf(const std::string& word, at::Device device) {
@@ -107,7 +108,7 @@ class ClipEncoder : public PictureEncoder {
  public:
   // Throws std::runtime_error if the tower does not see what was published.
   ClipEncoder(std::shared_ptr<const ClipTower> tower, const TowerCheckpoint& checkpoint)
-      : shared_(std::move(tower)), tower_(*shared_) {
+      : memory_(tower->device()), shared_(std::move(tower)), tower_(*shared_) {
     if (checkpoint.self_test) drift_ = CheckSelfTest(tower_, *checkpoint.self_test);
   }
 
@@ -131,6 +132,7 @@ class ClipEncoder : public PictureEncoder {
 
  private:
   c10::InferenceMode inference_;  // of the worker's thread, as long as the encoder lives
+  const GivesBackMemory memory_;
   const std::shared_ptr<const ClipTower> shared_;
   const ClipTower& tower_;
   double drift_ = -1;

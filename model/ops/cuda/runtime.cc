@@ -1,11 +1,14 @@
 #include "model/ops/cuda/runtime.h"
 
+#include <exception>
 #include <map>
-#include <stdexcept>
+#include <mutex>
 #include <utility>
+#include <vector>
 
 #include <ATen/cuda/CUDAGraph.h>
 #include <ATen/ops/empty.h>
+#include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <cuda_runtime_api.h>
@@ -13,13 +16,67 @@
 namespace llava::cuda {
 namespace {
 
-// One for all graphs of a thread: cuBLAS keeps its work space for every stream that it meets.
+// Streams on which graphs are recorded, one for a thread at a time and nobody else's: LibTorch's
+// pool gives one stream to many, and work that another thread queues breaks a recording. They are
+// used again and never destroyed: cuBLAS keeps its work space for every stream that it meets.
+class CaptureStreams {
+ public:
+  cudaStream_t Take(at::DeviceIndex device) {
+    const std::lock_guard lock(mutex_);
+    std::vector<cudaStream_t>& free = free_[device];
+    if (free.empty()) {
+      cudaStream_t made = nullptr;
+      C10_CUDA_CHECK(cudaStreamCreateWithFlags(&made, cudaStreamNonBlocking));
+      return made;
+    }
+    const cudaStream_t taken = free.back();
+    free.pop_back();
+    return taken;
+  }
+  void GiveBack(at::DeviceIndex device, cudaStream_t stream) {
+    const std::lock_guard lock(mutex_);
+    free_[device].push_back(stream);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<at::DeviceIndex, std::vector<cudaStream_t>> free_;
+};
+
+CaptureStreams& AllCaptureStreams() {
+  static CaptureStreams& streams = *new CaptureStreams;  // threads may end later than main
+  return streams;
+}
+
+// Those of a thread; on its current device.
+class ThreadStreams {
+ public:
+  ThreadStreams() = default;
+  ThreadStreams(const ThreadStreams&) = delete;
+  ThreadStreams& operator=(const ThreadStreams&) = delete;
+  ~ThreadStreams() {
+    for (const auto& [device, stream] : taken_) AllCaptureStreams().GiveBack(device, stream);
+  }
+  c10::cuda::CUDAStream On(at::DeviceIndex device) {
+    const auto [found, added] = taken_.try_emplace(device);
+    if (added) {
+      try {
+        found->second = AllCaptureStreams().Take(device);
+      } catch (...) {
+        taken_.erase(found);
+        throw;
+      }
+    }
+    return c10::cuda::getStreamFromExternal(found->second, device);
+  }
+
+ private:
+  std::map<at::DeviceIndex, cudaStream_t> taken_;
+};
+
 c10::cuda::CUDAStream CaptureStream(at::DeviceIndex device) {
-  static thread_local std::map<at::DeviceIndex, c10::cuda::CUDAStream> streams;
-  const auto found = streams.find(device);
-  if (found != streams.end()) return found->second;
-  return streams.emplace(device, c10::cuda::getStreamFromPool(/*isHighPriority=*/false, device))
-      .first->second;
+  static thread_local ThreadStreams streams;
+  return streams.On(device);
 }
 
 }  // namespace
@@ -44,7 +101,7 @@ struct Graph::State {
   at::cuda::CUDAGraph graph;
 };
 
-Graph::Graph(std::function<void()> work, at::Device device)
+Graph::Graph(std::function<void()> work, at::Device device, const Graph* beside)
     : state_(new State{.work = std::move(work), .graph = {}}) {
   const c10::cuda::CUDAGuard device_guard(device);
   c10::cuda::getCurrentCUDAStream().synchronize();
@@ -53,17 +110,22 @@ Graph::Graph(std::function<void()> work, at::Device device)
   state_->work();
   stream.synchronize();
   // Other threads may go on allocating.
-  state_->graph.capture_begin({0, 0}, cudaStreamCaptureModeThreadLocal);
+  state_->graph.capture_begin(beside ? beside->state_->graph.pool() : at::cuda::MempoolId_t{0, 0},
+                              cudaStreamCaptureModeThreadLocal);
+  std::exception_ptr failure;
   try {
     state_->work();
   } catch (...) {
-    try {
-      state_->graph.capture_end();
-    } catch (...) {  // the first failure is the one to tell
-    }
-    throw;
+    failure = std::current_exception();  // the first one is the one to tell
   }
-  state_->graph.capture_end();
+  try {
+    state_->graph.capture_end();
+  } catch (...) {
+    // LibTorch's allocator still asks the graph which memory is its own.
+    static_cast<void>(state_.release());
+    if (!failure) throw;
+  }
+  if (failure) std::rethrow_exception(failure);
 }
 
 Graph::~Graph() = default;

@@ -24,8 +24,10 @@ at::Tensor Download(const at::Tensor& tensor);
 class Graph {
  public:
   // Runs `work` once to warm up, then records it. It may read and write only memory that stays
-  // (besides tensors that it makes itself), must not wait for the device, and is kept.
-  Graph(std::function<void()> work, at::Device device);
+  // (besides tensors that it makes itself), must not wait for the device, and is kept. What it
+  // makes itself lies in the same memory as that of the graph `beside`, which lives at least as
+  // long and never runs at the same time.
+  Graph(std::function<void()> work, at::Device device, const Graph* beside = nullptr);
   ~Graph();
   Graph(const Graph&) = delete;
   Graph& operator=(const Graph&) = delete;

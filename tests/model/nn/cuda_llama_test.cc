@@ -96,6 +96,18 @@ class CudaLlamaTest : public cuda::KernelTest {
   static double BoundOf(at::ScalarType dtype) { return dtype == at::kFloat ? 2e-4 : 0.15; }
 };
 
+TEST_F(CudaLlamaTest, StepsGoOnWithoutRecordingsThatHaveNoMemory) {
+  const DecoderConfig config = Even();
+  CudaLlama decoder = Make(config, at::kFloat);
+  ServingSteps steps(decoder);
+  const std::vector<int32_t> ids = TestIds(150, 1, config.vocab_size);
+  const at::Tensor expected = Expected(config, at::kFloat, ids);
+  cuda::RefuseGraphs(true);
+  const at::Tensor without = steps.Whole(ids, 1);
+  cuda::RefuseGraphs(false);
+  EXPECT_LT(MaxDifference(without, expected), BoundOf(at::kFloat));
+}
+
 TEST_F(CudaLlamaTest, AnyPiecesGiveWhatThePlainDecoderGives) {
   for (const DecoderConfig& config : {Even(), TinyDecoderConfig()}) {
     for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {

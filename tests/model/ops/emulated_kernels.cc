@@ -5,16 +5,21 @@
 #include <utility>
 
 #include <ATen/ops/empty.h>
+#include <c10/util/Exception.h>
 
 #include "model/ops/cuda/runtime.h"
 #include "tests/model/ops/host_block.h"
 #include "tests/model/ops/kernel_device.h"
 
 namespace llava::cuda {
+namespace {
+bool no_graphs = false;
+}
 
 at::Device KernelDevice() { return at::kCPU; }
 bool HasKernelDevice() { return true; }
 void RunThreadsBackwards(bool on) { backwards = on; }
+void RefuseGraphs(bool on) { no_graphs = on; }
 
 void AddRmsNorm(Element element, const AddRmsNormArgs& args, int64_t rows, Stream) {
   DispatchAddRmsNorm(HostLauncher(), element, args, rows);
@@ -58,7 +63,9 @@ at::Tensor Download(const at::Tensor& tensor) { return tensor.clone(); }
 struct Graph::State {
   std::function<void()> work;
 };
-Graph::Graph(std::function<void()> work, at::Device) : state_(new State{std::move(work)}) {
+Graph::Graph(std::function<void()> work, at::Device, const Graph*)
+    : state_(new State{std::move(work)}) {
+  TORCH_CHECK_WITH(OutOfMemoryError, !no_graphs, "no memory for a recording");
   state_->work();
 }
 Graph::~Graph() = default;
