@@ -100,7 +100,7 @@ TEST_F(CudaLlamaTest, StepsGoOnWithoutRecordingsThatHaveNoMemory) {
   const DecoderConfig config = Even();
   CudaLlama decoder = Make(config, at::kFloat);
   ServingSteps steps(decoder);
-  const std::vector<int32_t> ids = TestIds(150, 1, config.vocab_size);
+  const std::vector<int32_t> ids = TestIds(40, 1, config.vocab_size);
   const at::Tensor expected = Expected(config, at::kFloat, ids);
   cuda::RefuseGraphs(true);
   const at::Tensor without = steps.Whole(ids, 1);
