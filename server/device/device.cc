@@ -77,9 +77,10 @@ absl::Status CheckDevice(at::Device device) {
     if (probe.sum().item<float>() == 2) return absl::OkStatus();
     return absl::FailedPreconditionError(absl::StrCat(device.str(), " computes 1 + 1 wrongly"));
   } catch (...) {
-    const std::string reason(FromException(std::current_exception()).message());
-    return absl::FailedPreconditionError(
-        absl::StrCat("cannot use ", device.str(), ": ", reason.substr(0, reason.find('\n'))));
+    const absl::Status status = FromException(std::current_exception());
+    const std::string why = absl::StrCat("cannot use ", device.str(), ": ", status.message());
+    return absl::IsResourceExhausted(status) ? absl::ResourceExhaustedError(why)
+                                             : absl::FailedPreconditionError(why);
   }
 }
 

@@ -128,7 +128,10 @@ VersionRef ModelManager::Impl::RefOf(const VersionId& id) const {
 }
 
 void ModelManager::Impl::Control() {
-  while (Round()) AskServables();
+  while (Round()) {
+    AskForLostDevice();
+    AskServables();
+  }
 }
 
 bool ModelManager::Impl::Round() {
@@ -239,6 +242,14 @@ bool ModelManager::Impl::Round() {
   return !stop_;
 }
 
+void ModelManager::Impl::AskForLostDevice() {
+  if (device_lost_ || !options_.on_device_lost) return;
+  const std::string reason = loader_.device_lost();
+  if (reason.empty()) return;
+  device_lost_ = true;
+  options_.on_device_lost(reason);
+}
+
 // Whether versions that drain have ended, and those that are served live.
 void ModelManager::Impl::AskServables() {
   struct Question {
@@ -281,7 +292,7 @@ void ModelManager::Impl::AskServables() {
       continue;
     }
     if (version->state == v1::MODEL_STATE_DRAINING && !version->held && !each->second.servable &&
-        each->second.users.expired()) {
+        each->second.memory.expired()) {
       metrics_.drain_seconds.Observe(
           std::chrono::duration<double>(now - each->second.draining_since).count());
       lifecycle_.Freed(each->first, now);
@@ -389,7 +400,7 @@ absl::Status ModelManager::Impl::DoLoad(const Lifecycle::Step& step) {
   metrics_.load_seconds.Observe(std::chrono::duration<double>(Clock::now() - begin).count());
   MutexLock lock(mutex_);
   Held& held = held_[step.id];
-  held.users = *servable;
+  held.memory = (*servable)->memory();
   held.servable = *std::move(servable);
   held.progress = 1;
   return absl::OkStatus();
@@ -449,19 +460,6 @@ absl::Status ModelManager::Impl::FirstFailure() {
   return absl::NotFoundError(
       absl::StrCat(options_.root.string(), ": no version of ", absl::StrJoin(options_.names, ", "),
                    " is asked for by --version-policy ", options_.policy.ToString()));
-}
-
-absl::Status ModelManager::Impl::WaitUntilServing() {
-  if (!options_.must_start) return absl::OkStatus();
-  MutexLock lock(mutex_);
-  for (;;) {
-    if (stop_) return absl::CancelledError("stopped");
-    for (const auto& [model, count] : serving_) {
-      if (count > 0) return absl::OkStatus();
-    }
-    if (first_failed_) return first_failure_;
-    round_.Wait(mutex_);
-  }
 }
 
 ModelManager::ModelManager(Options options, ServableLoader& loader, Metrics& metrics)

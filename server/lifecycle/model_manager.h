@@ -50,6 +50,8 @@ class ModelManager {
     // Told (on a thread of the manager, in order) how many versions of a model take requests now:
     // for health and readiness.
     std::function<void(const std::string& model, int serving)> on_serving;
+    // Told once (on a thread of the manager), when ServableLoader::device_lost says why.
+    std::function<void(const std::string& reason)> on_device_lost;
     uint64_t seed = 0;  // of the jitter; 0: random
   };
 

@@ -28,6 +28,19 @@ absl::Status ModelManager::Impl::EndingError() {
   return absl::UnavailableError("the process is shutting down; nothing is loaded or unloaded");
 }
 
+absl::Status ModelManager::Impl::WaitUntilServing() {
+  if (!options_.must_start) return absl::OkStatus();
+  MutexLock lock(mutex_);
+  for (;;) {
+    if (stop_) return absl::CancelledError("stopped");
+    for (const auto& [model, count] : serving_) {
+      if (count > 0) return absl::OkStatus();
+    }
+    if (first_failed_) return first_failure_;
+    round_.Wait(mutex_);
+  }
+}
+
 absl::StatusOr<VersionId> ModelManager::Impl::Resolve(const PendingCall& call) {
   VersionId id = call.id;
   if (id.version != 0) return id;

@@ -43,7 +43,7 @@ class ModelManager::Impl {
   // What there is of a version beside its state.
   struct Held {
     std::shared_ptr<Servable> servable;  // null after kRelease
-    std::weak_ptr<Servable> users;       // expired: freed
+    std::weak_ptr<const void> memory;    // expired: freed
     bool routed = false;
     double progress = 0;
     std::shared_ptr<std::atomic<bool>> stop = std::make_shared<std::atomic<bool>>(false);
@@ -64,6 +64,7 @@ class ModelManager::Impl {
   // One round of the control thread. False: Stop.
   bool Round();
   void AskServables();
+  void AskForLostDevice();
   void Worker(std::deque<Lifecycle::Step>& jobs);
   void Do(const Lifecycle::Step& step);
   absl::Status DoLoad(const Lifecycle::Step& step);
@@ -93,6 +94,7 @@ class ModelManager::Impl {
   LifecycleMetrics metrics_;
   std::unique_ptr<RepositoryWatcher> watcher_;  // null: `fixed`
   std::vector<std::thread> threads_;
+  bool device_lost_ = false;  // and told; of the control thread
 
   Mutex mutex_;
   CondVar changed_;  // for the control thread

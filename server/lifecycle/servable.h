@@ -49,6 +49,12 @@ class Servable {
   // so). Rolling swaps move them one by one. n >= 1.
   virtual int workers() const = 0;
   virtual absl::Status SetWorkers(int n, const std::function<bool()>& stop) = 0;
+  // Expires when all that the version is made of has been taken apart, which may come long after
+  // the last holder let go of it: its memory is free then.
+  std::weak_ptr<const void> memory() const { return memory_; }
+
+ private:
+  const std::shared_ptr<const int> memory_ = std::make_shared<const int>();
 };
 
 // Called from the manager's loader threads; Route and Unroute from any thread, quickly.
@@ -79,6 +85,9 @@ class ServableLoader {
   virtual void Route(std::shared_ptr<Servable> servable) = 0;
   // No new requests for it; those under way go on and hold it.
   virtual void Unroute(const std::string& name, uint64_t version) = 0;
+  // Why a device that worked is of no use to this process any more, whereas a new process may get
+  // it back; empty: none is. Asked a few times a second.
+  virtual std::string device_lost() { return ""; }
 };
 
 }  // namespace llava

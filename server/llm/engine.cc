@@ -44,7 +44,7 @@ LlmEngine::LlmEngine(Options options, LoadedLanguage model, Metrics& metrics, Pl
   MutexLock lock(mutex_);
   wanted_workers_ = places_.workers;
   for (int i = 0; i < wanted_workers_; ++i) StartWorker(i);
-  if (options_.step_limit.count() > 0) watcher_ = std::thread([this] { WatchSteps(); });
+  watcher_ = std::thread([this] { WatchAll(); });
 }
 
 LlmEngine::~LlmEngine() {
@@ -213,6 +213,11 @@ std::string LlmEngine::failure() const {
   return failure_;
 }
 
+std::string LlmEngine::given_up() const {
+  MutexLock lock(mutex_);
+  return given_up_;
+}
+
 bool LlmEngine::retires(int worker) const {
   MutexLock lock(mutex_);
   return Retires(worker);
@@ -234,14 +239,17 @@ uint64_t LlmEngine::weight_bytes() const {
 }
 
 absl::Status LlmEngine::Submit(GenerateJob job) {
+  const std::vector<int32_t>& resumed = job.resumed_ids;
   if (job.longest_tokens() > kv_capacity_tokens_) {
     return absl::InvalidArgumentError(absl::StrCat(
         "the request may need ", job.longest_tokens(), " tokens of keys and values (prompt ",
-        job.prompt_tokens(), " + max_new_tokens ", job.stop.max_new_tokens, "); a worker has ",
-        kv_capacity_tokens(), " (--kv-bytes). Ask for fewer max_new_tokens or shorten the prompt"));
+        job.prompt_tokens(), " + max_new_tokens ", job.stop.max_new_tokens,
+        resumed.empty() ? "" : absl::StrCat(", or continue_from ", resumed.size()),
+        "); a worker has ", kv_capacity_tokens(),
+        " (--kv-bytes). Ask for fewer max_new_tokens or shorten the prompt"));
   }
   std::vector<int32_t> ids = job.ids;
-  ids.insert(ids.end(), job.resumed_ids.begin(), job.resumed_ids.end());
+  ids.insert(ids.end(), resumed.begin(), resumed.end());
   job.rows = RowsOf(ids, job.feature_keys, image_tokens());
   MutexLock lock(mutex_);
   if (stopping_) return OverloadedError("llm: the process is stopping", kRetryAfter);
@@ -281,10 +289,7 @@ std::optional<GenerateJob> LlmEngine::TakeJob(const EngineWorker& worker, bool w
   {
     MutexLock lock(mutex_);
     while (!Retires(worker.number())) {
-      const auto now = Clock::now();
-      over = waiting_.RemoveIf([&](const GenerateJob& waiting) {
-        return waiting.deadline <= now || waiting.sink->gone();
-      });
+      over = RemoveOver();
       job = PopFor(worker);
       if (job || !wait || !over.empty() || !warm_.empty()) break;
       changed_.Wait(mutex_);
@@ -296,12 +301,22 @@ std::optional<GenerateJob> LlmEngine::TakeJob(const EngineWorker& worker, bool w
     }
     metrics_.ShowWaiting(waiting_.size());
   }
-  for (const GenerateJob& late : over) {
-    FailJob(late, late.sink->gone()
-                      ? absl::CancelledError("the client is gone")
-                      : absl::DeadlineExceededError("the deadline passed in the queue"));
-  }
+  FailOver(over);
   return job;
+}
+
+std::vector<GenerateJob> LlmEngine::RemoveOver() {
+  const auto now = Clock::now();
+  return waiting_.RemoveIf(
+      [&](const GenerateJob& waiting) { return waiting.deadline <= now || waiting.sink->gone(); });
+}
+
+void LlmEngine::FailOver(const std::vector<GenerateJob>& over) {
+  for (const GenerateJob& job : over) {
+    FailJob(job, job.sink->gone()
+                     ? absl::CancelledError("the client is gone")
+                     : absl::DeadlineExceededError("the deadline passed in the queue"));
+  }
 }
 
 void LlmEngine::Left(Clock::time_point received, const std::string& reason) {

@@ -105,6 +105,8 @@ class LlmEngine {
   uint64_t nan_outputs() const { return nan_outputs_; }  // answers that ended for it
   // Why all workers were given up; empty: one works or may yet.
   std::string failure() const;
+  // Why one was, of however many; empty: none.
+  std::string given_up() const;
 
  private:
   friend class EngineWorker;
@@ -122,8 +124,8 @@ class LlmEngine {
   // Life after life. False: given up.
   bool WorkerLoop(int worker, std::optional<Life> before);
   Life Live(int worker);
-  // Gives up workers that hang, until Stop.
-  void WatchSteps();
+  // Gives up workers that hang and drops jobs that nobody waits for any more, until Stop.
+  void WatchAll();
   // Its thread hangs: answers its jobs, lets another one take its place.
   void Replace(int worker);
   void ShowWorkers() LLAVA_REQUIRES(mutex_);
@@ -137,9 +139,11 @@ class LlmEngine {
   bool WaitFor(const Done& done, const Share& share, const Watch& watch);
   double LoadedShare() const LLAVA_REQUIRES(mutex_);
   void GiveUp(const std::string& reason);
+  // Waiting jobs whose clients are gone or late, out of the queue, and what they are told.
+  std::vector<GenerateJob> RemoveOver() LLAVA_REQUIRES(mutex_);
+  void FailOver(const std::vector<GenerateJob>& over);
   // The next job that suits the worker better than any other, in order of turn; waits for one, for
-  // a prompt to compute ahead or for the worker's end if `wait`. Drops waiting jobs whose clients
-  // are gone or late.
+  // a prompt to compute ahead or for the worker's end if `wait`. Drops jobs as WatchAll does.
   std::optional<GenerateJob> TakeJob(const EngineWorker& worker, bool wait);
   // The next prompt to compute ahead, and the account of it.
   std::optional<WarmPrompt> TakeWarm();
@@ -187,6 +191,7 @@ class LlmEngine {
   uint64_t weight_bytes_ LLAVA_GUARDED_BY(mutex_) = 0;
   double drift_ LLAVA_GUARDED_BY(mutex_) = -1;
   std::string failure_ LLAVA_GUARDED_BY(mutex_);
+  std::string given_up_ LLAVA_GUARDED_BY(mutex_);
   std::deque<WarmPrompt> warm_ LLAVA_GUARDED_BY(mutex_);
   size_t warm_left_ LLAVA_GUARDED_BY(mutex_) = 0;  // that wait or are being computed
   int wanted_workers_ LLAVA_GUARDED_BY(mutex_) = 0;

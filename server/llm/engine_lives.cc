@@ -151,18 +151,29 @@ bool LlmEngine::WorkerLoop(int worker, std::optional<Life> before) {
   }
 }
 
-void LlmEngine::WatchSteps() {
-  const auto interval = std::clamp<Clock::duration>(
-      options_.step_limit / 4, std::chrono::milliseconds(1), std::chrono::seconds(1));
+void LlmEngine::WatchAll() {
+  constexpr std::chrono::seconds kLongest{1};
+  const bool limited = options_.step_limit.count() > 0;
+  const Clock::duration interval =
+      limited ? std::clamp<Clock::duration>(options_.step_limit / 4, std::chrono::milliseconds(1),
+                                            kLongest)
+              : kLongest;
   while (true) {
     std::vector<std::shared_ptr<StepWatch>> watches;
+    std::vector<GenerateJob> over;
     {
       MutexLock lock(mutex_);
       const auto until = Clock::now() + interval;
       while (watching_ && Clock::now() < until) watch_changed_.WaitUntil(mutex_, until);
       if (!watching_) return;
-      for (const Slot& slot : slots_) watches.push_back(slot.steps);
+      // Workers do so themselves, but all of them may be dead or hang.
+      over = RemoveOver();
+      if (!over.empty()) metrics_.ShowWaiting(waiting_.size());
+      for (const Slot& slot : slots_) {
+        if (limited) watches.push_back(slot.steps);
+      }
     }
+    FailOver(over);
     for (size_t i = 0; i < watches.size(); ++i) {
       watches[i]->GiveUpIfLonger(options_.step_limit, [&] { Replace(static_cast<int>(i)); });
     }
@@ -209,6 +220,7 @@ void LlmEngine::GiveUp(const std::string& reason) {
     MutexLock lock(mutex_);
     --loading_;
     ++failed_;
+    given_up_ = reason;
     ShowWorkers();
     last = ready_ == 0 && loading_ == 0;
     if (last) failure_ = "all workers failed: " + reason;

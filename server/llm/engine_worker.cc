@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <exception>
 #include <functional>
+#include <iterator>
 #include <set>
 #include <stdexcept>
 #include <utility>
@@ -72,7 +73,8 @@ std::string EngineWorker::Run() {
       continue;
     }
     SetBusy(true);
-    if (Step()) continue;
+    const absl::Status stepped = Step();
+    if (stepped.ok()) continue;
     try {  // was it these sequences, or the device?
       CheckDevice();
     } catch (const WorkerGivenUp&) {
@@ -82,6 +84,7 @@ std::string EngineWorker::Run() {
       FailAll(absl::UnavailableError("llm: the worker of this answer died"));
       return std::string(status.message());
     }
+    FailStepped(absl::InternalError(stepped.message()));
   }
 }
 
@@ -243,7 +246,7 @@ StepPlan EngineWorker::Plan(const std::vector<Sequence*>& active) const {
   return PlanStep(views, limits, [&](size_t i) { return blocks_.Regained(active[i]->table); });
 }
 
-bool EngineWorker::Step() {
+absl::Status EngineWorker::Step() {
   std::vector<Sequence*> active;
   for (const auto& sequence : running_) {
     if (!sequence->paused) active.push_back(sequence.get());
@@ -274,7 +277,7 @@ bool EngineWorker::Step() {
       work.keys += KeysOf(table.computed, plan.rows[i]);
     }
   }
-  if (parts.empty()) return true;  // all wait for blocks; what was preempted gives them
+  if (parts.empty()) return absl::OkStatus();  // all wait for blocks; what was preempted gives them
   metrics_.batch_tokens.Observe(static_cast<double>(work.rows()));
 
   StepLogits logits;
@@ -302,7 +305,7 @@ bool EngineWorker::Step() {
   size_t sampled = 0;
   for (size_t i = 0; i < parts.size(); ++i) {
     if (!status.ok()) {
-      Fail(*stepped[i], absl::InternalError(status.message()), "error", /*keep_blocks=*/false);
+      GiveBack(*stepped[i], /*keep=*/false);
       ended.insert(stepped[i]);
     } else if (parts[i].sampled) {
       const int32_t drawn = logits.Drawn(sampled++);
@@ -312,12 +315,14 @@ bool EngineWorker::Step() {
       }
     }
   }
-  if (!ended.empty()) {
-    std::erase_if(running_, [&](const auto& sequence) { return ended.contains(sequence.get()); });
-  }
+  const auto left =
+      std::stable_partition(running_.begin(), running_.end(),
+                            [&](const auto& sequence) { return !ended.contains(sequence.get()); });
+  if (!status.ok()) std::move(left, running_.end(), std::back_inserter(failed_));
+  running_.erase(left, running_.end());
   ShowBlocks();
   metrics_.step_seconds.Observe(Seconds(Clock::now() - begin));
-  return status.ok();
+  return status;
 }
 
 bool EngineWorker::Deliver(Sequence& sequence, int32_t drawn, std::span<const float> logits) {
@@ -384,15 +389,23 @@ void EngineWorker::Leave(Sequence& sequence, const std::string& reason, bool kee
   ShowBlocks();
 }
 
+void EngineWorker::FailStepped(const absl::Status& status) {
+  for (const auto& sequence : failed_) Fail(*sequence, status, "error", /*keep_blocks=*/false);
+  failed_.clear();
+}
+
 void EngineWorker::FailAll(const absl::Status& status) {
+  FailStepped(status);
   for (const auto& sequence : running_) Fail(*sequence, status, "error");
   running_.clear();
 }
 
 void EngineWorker::Abandon() {
-  for (const auto& sequence : running_) {
-    engine_.Left(sequence->job().received, "error");
-    sequence->job().sink->Failed(absl::UnavailableError("llm: the worker of this answer hangs"));
+  for (const auto* sequences : {&running_, &failed_}) {
+    for (const auto& sequence : *sequences) {
+      engine_.Left(sequence->job().received, "error");
+      sequence->job().sink->Failed(absl::UnavailableError("llm: the worker of this answer hangs"));
+    }
   }
   if (warming_) engine_.WarmDone();
   SetBusy(false);

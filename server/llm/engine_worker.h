@@ -61,8 +61,8 @@ class EngineWorker {
   void Pause(Sequence& sequence);
   void ResumePaused();
   void DropGoneAndLate();
-  // One forward call and what follows. False: it threw; its sequences have failed.
-  bool Step();
+  // One forward call and what follows. An error: it threw; its sequences are in failed_.
+  absl::Status Step();
   StepPlan Plan(const std::vector<Sequence*>& active) const;
   // Throws if the device cannot even run the self-test. Forgets what is cached.
   void CheckDevice();
@@ -75,6 +75,7 @@ class EngineWorker {
   void Fail(Sequence& sequence, const absl::Status& status, const char* reason,
             bool keep_blocks = true);
   void Leave(Sequence& sequence, const std::string& reason, bool keep_blocks);
+  void FailStepped(const absl::Status& status);
   void FailAll(const absl::Status& status);
   void ShowBlocks();
   double Bytes(int64_t blocks) const;
@@ -86,6 +87,8 @@ class EngineWorker {
   StepWatch& steps_;
   EngineMetrics& metrics_;
   std::vector<std::unique_ptr<Sequence>> running_;  // in order of arrival, paused ones included
+  // Their step threw: told so when it is known whether it was they or the device. No blocks.
+  std::vector<std::unique_ptr<Sequence>> failed_;
   StepCost cost_;
 
   mutable Mutex mutex_;  // taken behind the engine's

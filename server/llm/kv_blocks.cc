@@ -48,7 +48,7 @@ KvBlocks::Prefix KvBlocks::Walk(const std::string& salt, std::span<const RowKey>
     int64_t most = 0;
     for (const int32_t child : Children(parent, rows[0])) {
       const int64_t common = CommonRows(nodes_[child].content(), rows);
-      if (common > most) {
+      if (common > most && !nodes_[child].doubtful) {
         best = child;
         most = common;
       }
@@ -86,7 +86,7 @@ std::optional<KvBlocks::Copy> KvBlocks::Begin(KvTable& table) {
   const Prefix prefix = Walk(table.salt, table.rows);
   for (const int32_t block : prefix.blocks) Use(block);
   table.blocks = prefix.blocks;
-  table.shared = table.found = static_cast<int64_t>(prefix.blocks.size());
+  table.shared = static_cast<int64_t>(prefix.blocks.size());
   table.computed = table.shared * kTokens;
   std::optional<Copy> copy;
   if (prefix.partial != kNone) {
@@ -120,6 +120,12 @@ void KvBlocks::Advance(KvTable& table, int64_t rows) {
 void KvBlocks::End(KvTable& table, bool keep) {
   const int64_t rest = table.computed - table.shared * kTokens;
   if (keep && rest > 0) Insert(table, table.blocks[table.shared], rest);
+  // What was computed from doubtful rows is no better.
+  bool doubtful = !keep;
+  for (int64_t i = 0; i < table.shared; ++i) {
+    Node& node = nodes_[table.blocks[i]];
+    doubtful = node.doubtful = doubtful || node.doubtful;
+  }
   // The leaves first, so that a parent is one when its turn comes.
   for (auto i = static_cast<int64_t>(table.blocks.size()); i-- > 0;) {
     const int32_t block = table.blocks[i];
@@ -128,12 +134,11 @@ void KvBlocks::End(KvTable& table, bool keep) {
       continue;
     }
     Release(block);
-    const Node& node = nodes_[block];
-    if (!keep && i >= table.found && node.users == 0 && node.children == 0) Remove(block);
+    if (IsWaste(nodes_[block])) Remove(block);
   }
   ++time_;
   table.blocks.clear();
-  table.computed = table.cached = table.shared = table.found = 0;
+  table.computed = table.cached = table.shared = 0;
 }
 
 void KvBlocks::Insert(KvTable& table, int32_t block, int64_t size) {
@@ -152,6 +157,7 @@ void KvBlocks::Insert(KvTable& table, int32_t block, int64_t size) {
   std::vector<int32_t> replaced;
   for (const int32_t child : Children(node.parent, node.rows[0])) {
     const Node& other = nodes_[child];
+    if (other.doubtful) continue;
     const int64_t common = CommonRows(other.content(), node.content());
     if (common == size) {  // it is there already
       free_.push_back(block);
@@ -210,9 +216,11 @@ void KvBlocks::Remove(int32_t block) {
   } else if (const auto root = roots_.find(node.salt); --root->second.children == 0) {
     roots_.erase(root);
   }
+  const int32_t parent = node.parent;
   node = Node();
   --idle_;
   free_.push_back(block);
+  if (parent >= 0 && IsWaste(nodes_[parent])) Remove(parent);
 }
 
 int32_t KvBlocks::Take() {
@@ -250,6 +258,7 @@ void KvBlocks::Check(std::span<const KvTable* const> tables) const {
     }
     if (!node.in_tree) continue;
     if (node.users == 0) ++idle;
+    if (IsWaste(node)) fail("block ", block, " is there for nobody");
     const auto number = static_cast<int32_t>(block);
     const std::span<const int32_t> siblings = Children(node.parent, node.rows[0]);
     if (std::count(siblings.begin(), siblings.end(), number) != 1) {

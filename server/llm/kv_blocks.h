@@ -33,7 +33,6 @@ struct KvTable {
 
   // For KvBlocks alone.
   int64_t shared = 0;  // leading blocks that are in the tree
-  int64_t found = 0;   // of these, put there by others
 };
 
 class KvBlocks {
@@ -69,8 +68,8 @@ class KvBlocks {
   void Advance(KvTable& table, int64_t rows);
 
   // Takes the blocks back; salt and rows stay, so that Begin can follow. `keep`: what was computed
-  // stays behind for others; false: it is not to be trusted, and only what others use already
-  // stays.
+  // stays behind for others; false: it is not to be trusted, nor what was found. Nobody finds that
+  // any more, and it goes with the last who uses it already.
   void End(KvTable& table, bool keep);
 
   // Blocks that Grow could give: free, or held by the cache alone.
@@ -95,6 +94,7 @@ class KvBlocks {
   // A block in the tree.
   struct Node {
     bool in_tree = false;
+    bool doubtful = false;   // an answer that used it gave no numbers: nobody else may
     int32_t parent = kNone;  // a block, or the number of a root
     std::string salt;        // of the root, where that is the parent
     std::array<RowKey, kTokens> rows;
@@ -127,6 +127,9 @@ class KvBlocks {
   void Release(int32_t block);
   void Insert(KvTable& table, int32_t block, int64_t size);
   void Remove(int32_t block);
+  static bool IsWaste(const Node& node) {
+    return node.doubtful && node.users == 0 && node.children == 0;
+  }
   void NoteLeaf(int32_t block);  // after a change of users or children
 
   std::vector<Node> nodes_;  // by block

@@ -12,7 +12,7 @@
 #include "server/device/load_failure.h"
 #include "server/lifecycle/lifecycle_service.h"
 #include "server/lifecycle/model_manager.h"
-#include "server/llm/disposal_thread.h"
+#include "server/llm/disposal_threads.h"
 #include "server/llm/llm_options.h"
 #include "server/llm/llm_servable.h"
 #include "server/runtime/logging.h"
@@ -44,7 +44,7 @@ int main(int argc, char** argv) {
 
   llava::Metrics metrics("llm");
   llava::FeatureStore store(options.feature_store_bytes, kPinTime, metrics);
-  llava::DisposalThread disposal;  // frees versions until the end
+  llava::DisposalThreads disposal;  // free versions until the end
   std::unique_ptr<llava::LlmService> llm;
   std::unique_ptr<llava::LlmServableLoader> loader;
   std::unique_ptr<llava::ModelManager> manager;
@@ -64,6 +64,7 @@ int main(int argc, char** argv) {
     }
     process.SetReady(!served.empty(), "no version is served");
   };
+  managed->on_device_lost = [&](const std::string& reason) { process.Fail(reason); };
   manager = std::make_unique<llava::ModelManager>(*std::move(managed), *loader, metrics);
   models = std::make_unique<llava::LifecycleService>(*manager, options.lifecycle.admin());
   if (const int code = process.Start({llm.get(), models.get()},
@@ -88,10 +89,10 @@ int main(int argc, char** argv) {
         ended = loader->StopAll() &&
                 disposal.WaitUntilIdle(std::chrono::steady_clock::now() + kDisposalTime);
       });
-  if (!ended) {
-    llava::LogWarning("a worker hangs, the process ends without it");
+  if (!ended) llava::LogWarning("a worker hangs, the process ends without it");
+  if (!ended || code == llava::kExitDeviceLost) {
     std::fflush(nullptr);
-    std::_Exit(code);
+    std::_Exit(code);  // whoever tidies up would ask the device
   }
   return code;
 }

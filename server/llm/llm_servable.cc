@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "absl/strings/escaping.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "server/device/device.h"
@@ -25,8 +26,6 @@ using Clock = std::chrono::steady_clock;
 constexpr char kInfoGauge[] = "llava_llm_model_info";
 // Sessions are computed ahead for so long, and for a quarter of the time that the loading took.
 constexpr std::chrono::seconds kPrewarmTime{1};
-// For the memory of versions that went.
-constexpr std::chrono::seconds kDisposalTime{10};
 
 std::vector<std::shared_ptr<DeviceTurn>> TurnsOf(const std::string& device) {
   const auto devices = ParseDevices(device);
@@ -70,7 +69,7 @@ absl::Status LlmServable::SetWorkers(int n, const std::function<bool()>& stop) {
 }
 
 LlmServableLoader::LlmServableLoader(Options options, LlmService& service, FeatureStore& store,
-                                     DisposalThread& disposal, Metrics& metrics)
+                                     DisposalThreads& disposal, Metrics& metrics)
     : options_(std::move(options)),
       service_(service),
       store_(store),
@@ -143,7 +142,6 @@ std::vector<WarmPrompt> LlmServableLoader::WarmPrompts(const LlmBackend& backend
 absl::StatusOr<std::shared_ptr<Servable>> LlmServableLoader::Load(const VersionRef& version,
                                                                   const LoadOptions& options) {
   const auto begin = Clock::now();
-  disposal_.WaitUntilIdle(begin + kDisposalTime);
   LanguageOptions language = options_.language;
   language.model = version.folder.string();
   const auto progress = [&](double share) {
@@ -153,7 +151,13 @@ absl::StatusOr<std::shared_ptr<Servable>> LlmServableLoader::Load(const VersionR
                          .bytes_per_second = static_cast<double>(options.bytes_per_second),
                          .stop = options.stop};
   absl::StatusOr<LoadedLanguage> model = options_.open(language, pace);
-  if (!model.ok()) return model.status();
+  if (!model.ok()) {
+    MutexLock lock(mutex_);
+    if (worked_ && absl::IsFailedPrecondition(model.status())) {
+      device_lost_ = std::string(model.status().message());
+    }
+    return model.status();
+  }
   model->info.name = version.name;
   model->info.version = version.version;
   const LanguageInfo info = model->info;
@@ -166,7 +170,12 @@ absl::StatusOr<std::shared_ptr<Servable>> LlmServableLoader::Load(const VersionR
     if (share >= 1 && !std::exchange(warming, true) && options.warming) options.warming();
     return !options.stop || !options.stop();
   };
-  if (auto status = engine->WaitUntilReady(watch); !status.ok()) return status;
+  if (auto status = engine->WaitUntilReady(watch); !status.ok()) {
+    engine->Stop();
+    // Whoever loads must not wait for its thread.
+    if (engine->hangs()) disposal_.Post([last = engine.release()] { delete last; });
+    return status;
+  }
 #ifdef __GLIBC__
   malloc_trim(0);  // what the reading needed
 #endif
@@ -203,8 +212,19 @@ absl::StatusOr<std::shared_ptr<Servable>> LlmServableLoader::Load(const VersionR
       made.release(),
       [&disposal = disposal_](LlmServable* last) { disposal.Post([last] { delete last; }); });
   MutexLock lock(mutex_);
+  worked_ = true;
   loaded_.push_back(servable);
   return servable;
+}
+
+std::string LlmServableLoader::device_lost() {
+  if (absl::StartsWith(options_.language.device, "cpu")) return "";
+  MutexLock lock(mutex_);
+  for (const auto& weak : loaded_) {
+    const auto servable = weak.lock();
+    if (device_lost_.empty() && servable) device_lost_ = servable->engine().given_up();
+  }
+  return device_lost_;
 }
 
 void LlmServableLoader::Route(std::shared_ptr<Servable> servable) {

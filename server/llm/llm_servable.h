@@ -12,7 +12,7 @@
 #include "absl/status/statusor.h"
 #include "server/lifecycle/servable.h"
 #include "server/llm/device_turn.h"
-#include "server/llm/disposal_thread.h"
+#include "server/llm/disposal_threads.h"
 #include "server/llm/engine.h"
 #include "server/llm/feature_store.h"
 #include "server/llm/llm_service.h"
@@ -64,7 +64,7 @@ class LlmServableLoader : public ServableLoader {
   // What is given must outlive the loader, and `disposal`, `store` and `metrics` every servable.
   // INVALID_ARGUMENT of Load: `options.language` names devices that there are not.
   LlmServableLoader(Options options, LlmService& service, FeatureStore& store,
-                    DisposalThread& disposal, Metrics& metrics);
+                    DisposalThreads& disposal, Metrics& metrics);
 
   absl::StatusOr<uint64_t> EstimateBytes(const VersionRef& version, int workers) override;
   int workers() const override { return static_cast<int>(turns_.size()); }
@@ -72,6 +72,8 @@ class LlmServableLoader : public ServableLoader {
                                                  const LoadOptions& options) override;
   void Route(std::shared_ptr<Servable> servable) override;
   void Unroute(const std::string& name, uint64_t version) override;
+  // A worker of a GPU was given up, or a GPU that was loaded before cannot be used.
+  std::string device_lost() override;
 
   // Ends all answers of all versions: the process stops. False: a worker hangs, and whoever waits
   // for its thread may wait for ever.
@@ -89,12 +91,14 @@ class LlmServableLoader : public ServableLoader {
   const Options options_;
   LlmService& service_;
   FeatureStore& store_;
-  DisposalThread& disposal_;
+  DisposalThreads& disposal_;
   Metrics& metrics_;
   const std::vector<std::shared_ptr<DeviceTurn>> turns_;  // of each device
 
   Mutex mutex_;
   std::vector<std::weak_ptr<LlmServable>> loaded_ LLAVA_GUARDED_BY(mutex_);
+  bool worked_ LLAVA_GUARDED_BY(mutex_) = false;  // a version was loaded once
+  std::string device_lost_ LLAVA_GUARDED_BY(mutex_);
   std::map<std::string, std::shared_ptr<RecentSessions>> recent_ LLAVA_GUARDED_BY(mutex_);
 };
 

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -91,6 +92,10 @@ struct LoadFailure : std::runtime_error {
   absl::Status status;
 };
 
+// What `failure`, thrown while the checkpoint at `path` was opened or read, means: the codes of
+// OpenLanguageWorkers, in one line.
+absl::Status WhyNotOpened(const std::string& path, std::exception_ptr failure);
+
 // Between who reads a model and who waits for it.
 struct LoadWatch {
   std::atomic<double> share = 0;   // of the weights, read so far
@@ -144,7 +149,7 @@ struct LoadPace {
 // Opens the checkpoint; the factory reads and checks it, and throws LoadFailure. NOT_FOUND: no
 // model there. PERMISSION_DENIED. DATA_LOSS: a broken one, or one of another kind.
 // INVALID_ARGUMENT: it does not go with the options. FAILED_PRECONDITION: no such device.
-// CANCELLED.
+// RESOURCE_EXHAUSTED: memory, of the host or the device. INTERNAL: a fault of CUDA. CANCELLED.
 absl::StatusOr<LoadedLanguage> OpenLanguageWorkers(const LanguageOptions& options,
                                                    const LoadPace& pace = {});
 

@@ -10,7 +10,6 @@
 #include <filesystem>
 #include <map>
 #include <memory>
-#include <new>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -24,8 +23,10 @@
 #include "model/ops/cpu/thread_pool.h"
 #include "server/device/background_thread.h"
 #include "server/device/device.h"
+#include "server/device/load_failure.h"
 #include "server/llm/llava_runner.h"
 #include "server/llm/model_runner.h"
+#include "server/runtime/status.h"
 
 namespace llava {
 namespace {
@@ -144,27 +145,6 @@ LanguageCheckpoint Open(const LanguageOptions& options, const LoadPace& pace, bo
   return OpenLanguage(options.model, open);
 }
 
-absl::Status WhyNotOpened(const std::string& path, std::exception_ptr failure) {
-  try {
-    std::rethrow_exception(failure);
-  } catch (const LoadStopped& error) {
-    return absl::CancelledError(error.what());
-  } catch (const OpenStopped& error) {
-    return absl::CancelledError(error.what());
-  } catch (const std::bad_alloc&) {
-    return absl::ResourceExhaustedError("out of memory");
-  } catch (const std::invalid_argument& error) {
-    return absl::InvalidArgumentError(error.what());
-  } catch (const std::exception& error) {
-    std::error_code code;
-    if (absl::StrContains(error.what(), std::strerror(EACCES))) {
-      return absl::PermissionDeniedError(error.what());
-    }
-    if (!std::filesystem::exists(path, code)) return absl::NotFoundError(error.what());
-    return absl::DataLossError(error.what());
-  }
-}
-
 ServingOptions ServingOptionsOf(const LanguageOptions& options) {
   ServingOptions serving;
   serving.weights = ParseWeightType(options.dtype);
@@ -241,6 +221,25 @@ uint64_t RecordedBytes(const DecoderConfig& config, int64_t sampled, bool packed
 }
 
 }  // namespace
+
+absl::Status WhyNotOpened(const std::string& path, std::exception_ptr failure) {
+  try {
+    std::rethrow_exception(failure);
+  } catch (const LoadStopped& error) {
+    return absl::CancelledError(error.what());
+  } catch (const OpenStopped& error) {
+    return absl::CancelledError(error.what());
+  } catch (const std::invalid_argument& error) {
+    return absl::InvalidArgumentError(error.what());
+  } catch (...) {
+    if (auto fault = MachineFault(failure); !fault.ok()) return fault;
+    const std::string why(FromException(failure).message());
+    std::error_code code;
+    if (absl::StrContains(why, std::strerror(EACCES))) return absl::PermissionDeniedError(why);
+    if (!std::filesystem::exists(path, code)) return absl::NotFoundError(why);
+    return absl::DataLossError(why);
+  }
+}
 
 absl::StatusOr<LoadedLanguage> OpenLanguageWorkers(const LanguageOptions& options,
                                                    const LoadPace& pace) {

@@ -2,6 +2,7 @@
 
 // One answer in the making: what it reads, how it samples, whom it tells.
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -80,7 +81,10 @@ struct GenerateJob {
 
   int64_t prompt_tokens() const { return text_tokens + image_tokens; }
   // The most tokens it will ever hold.
-  int64_t longest_tokens() const { return prompt_tokens() + stop.max_new_tokens; }
+  int64_t longest_tokens() const {
+    return prompt_tokens() +
+           std::max<int64_t>(stop.max_new_tokens, static_cast<int64_t>(resumed_ids.size()));
+  }
 };
 
 // A running job. One thread.

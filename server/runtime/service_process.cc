@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <ctime>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <thread>
@@ -26,6 +27,8 @@ namespace {
 constexpr uint64_t kMessagesAtATime = 16;
 // The connections themselves take of it too.
 constexpr uint64_t kLeastQuota = uint64_t{64} << 20;
+// For Fail, while Run waits for signals.
+constexpr timespec kLookAgain = {0, 100'000'000};
 
 sigset_t EndSignals() {
   sigset_t set;
@@ -163,9 +166,7 @@ int ServiceProcess::Start(const std::vector<grpc::Service*>& services,
 }
 
 std::map<std::string, HttpServer::Page> ServiceProcess::pages() const {
-  const auto live = [](const HttpRequest&) {
-    return HttpResponse{200, "text/plain; charset=utf-8", "alive\n"};
-  };
+  const auto live = [this](const HttpRequest&) { return Liveness(); };
   return {{"/metrics", [this](const HttpRequest& request) { return MetricsPage(request); }},
           {"/livez", live},
           {"/health", live},
@@ -195,6 +196,23 @@ void ServiceProcess::SetHealth(const std::string& name, bool serving) {
   server_->GetHealthCheckService()->SetServingStatus(name, serving);
 }
 
+void ServiceProcess::Fail(const std::string& reason) {
+  LogError("a device is lost, the process ends", {{"reason", reason}});
+  MutexLock lock(mutex_);
+  fault_ = reason;
+}
+
+std::string ServiceProcess::fault() const {
+  MutexLock lock(mutex_);
+  return fault_;
+}
+
+HttpResponse ServiceProcess::Liveness() const {
+  const std::string why = fault();
+  return {why.empty() ? 200 : 503, "text/plain; charset=utf-8",
+          why.empty() ? "alive\n" : absl::StrCat("a device is lost: ", why, "\n")};
+}
+
 HttpResponse ServiceProcess::Readiness() const {
   MutexLock lock(mutex_);
   if (ready_) return {200, "application/json", "{\"ready\":true}\n"};
@@ -216,16 +234,17 @@ HttpResponse ServiceProcess::MetricsPage(const HttpRequest& request) const {
 int ServiceProcess::Run(const std::function<void()>& on_drain,
                         const std::function<void()>& on_stop) {
   const sigset_t signals = EndSignals();
-  int number = 0;
-  sigwait(&signals, &number);
-  LogInfo("draining", {{"signal", strsignal(number)},
+  int number = -1;
+  while (number < 0 && fault().empty()) number = sigtimedwait(&signals, nullptr, &kLookAgain);
+  const bool failed = number < 0;
+  LogInfo("draining", {{failed ? "fault" : "signal", failed ? fault() : strsignal(number)},
                        {"in_flight", absl::StrCat(admission_.in_flight())},
                        {"timeout_ms", absl::StrCat(options_.drain_timeout.count())}});
-  std::thread([signals] {
-    int second = 0;
-    sigwait(&signals, &second);
+  std::thread([signals, signals_left = failed ? 2 : 1]() mutable {
+    int last = 0;
+    while (signals_left-- > 0) sigwait(&signals, &last);
     std::fflush(nullptr);
-    _exit(128 + second);
+    _exit(128 + last);
   }).detach();
 
   const auto deadline = CondVar::Clock::now() + options_.drain_timeout;
@@ -245,7 +264,7 @@ int ServiceProcess::Run(const std::function<void()>& on_drain,
   server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));
   server_->Wait();
   LogInfo("stopped");
-  return 0;
+  return failed ? kExitDeviceLost : 0;
 }
 
 std::string RandomId() {

@@ -31,7 +31,8 @@ enum ExitCode {
   kExitPortInUse = 3,
   kExitModelMissing = 4,
   kExitDeviceMissing = 5,
-  kExitNoMemory = 6
+  kExitNoMemory = 6,
+  kExitDeviceLost = 7  // a new process may get it back
 };
 
 struct ProcessOptions {
@@ -94,9 +95,14 @@ class ServiceProcess {
   // Health of one more name, e.g. a model. Not ready at all means no name serves.
   void SetHealth(const std::string& name, bool serving);
 
-  // Waits for SIGTERM or SIGINT, then: not ready, `on_drain` (refuse new work), wait for work under
-  // way up to drain_timeout, `on_stop` (cancel the rest), close. A second signal ends the process
-  // at once with 128 + its number. Returns the exit code.
+  // A device is lost to this process for good: from now on /livez says 503 and why, and Run ends as
+  // after a signal, with kExitDeviceLost. Thread-safe.
+  void Fail(const std::string& reason);
+
+  // Waits for SIGTERM, SIGINT or Fail, then: not ready, `on_drain` (refuse new work), wait for work
+  // under way up to drain_timeout, `on_stop` (cancel the rest), close. A second signal ends the
+  // process at once with 128 + its number (after Fail, too, the first one does not). Returns the
+  // exit code.
   int Run(const std::function<void()>& on_drain = {}, const std::function<void()>& on_stop = {});
 
   // /metrics, /livez, /health and /readyz, for other servers of the process. After Start.
@@ -107,7 +113,9 @@ class ServiceProcess {
   int metrics_port() const { return http_ ? http_->port() : 0; }
 
  private:
+  HttpResponse Liveness() const;
   HttpResponse Readiness() const;
+  std::string fault() const;
   HttpResponse MetricsPage(const HttpRequest& request) const;
 
   const std::string program_;
@@ -121,6 +129,7 @@ class ServiceProcess {
   mutable Mutex mutex_;
   bool ready_ LLAVA_GUARDED_BY(mutex_) = false;
   std::string reason_ LLAVA_GUARDED_BY(mutex_) = "starting";
+  std::string fault_ LLAVA_GUARDED_BY(mutex_);             // of Fail; empty: none
   std::vector<std::string> health_names_;                  // of the services; const after Start
   std::set<std::string> models_ LLAVA_GUARDED_BY(mutex_);  // names of SetHealth
 

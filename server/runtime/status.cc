@@ -1,5 +1,6 @@
 #include "server/runtime/status.h"
 
+#include <algorithm>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -17,11 +18,9 @@ std::string TypeUrl(const google::protobuf::Message& message) {
   return kTypePrefix + message.GetTypeName();
 }
 
-// LibTorch appends its C++ stack to what(); the first paragraph is the message.
-std::string FirstParagraph(std::string text) {
-  if (const size_t stack = text.find("\nException raised from"); stack != std::string::npos) {
-    text.resize(stack);
-  }
+// LibTorch appends hints and its C++ stack to what(); the first line is the message.
+std::string FirstLine(std::string text) {
+  text.resize(std::min(text.find('\n'), text.size()));
   return text;
 }
 
@@ -72,11 +71,11 @@ absl::Status FromException(std::exception_ptr exception) {
   } catch (const std::bad_alloc&) {
     return absl::ResourceExhaustedError("out of memory; try a smaller request");
   } catch (const std::exception& error) {
-    const std::string message = FirstParagraph(error.what());
+    const std::string message = FirstLine(error.what());
     // LibTorch's exceptions for it are none that this room knows.
-    if (message.find("out of memory") != std::string::npos ||
-        message.find("not enough memory") != std::string::npos) {
-      return absl::ResourceExhaustedError(message);
+    for (const char* const words :
+         {"out of memory", "not enough memory", "can't allocate memory"}) {
+      if (message.find(words) != std::string::npos) return absl::ResourceExhaustedError(message);
     }
     return absl::InternalError(message);
   } catch (...) {

@@ -19,7 +19,8 @@ grpc::Status ToGrpc(const absl::Status& status);
 absl::Status FromGrpc(const grpc::Status& status);
 
 // std::invalid_argument, std::out_of_range -> INVALID_ARGUMENT; std::bad_alloc ->
-// RESOURCE_EXHAUSTED; all else -> INTERNAL. The message is what() without LibTorch's stack trace.
+// RESOURCE_EXHAUSTED, as LibTorch's own errors of memory; all else -> INTERNAL. The message is the
+// first line of what(): LibTorch's stack trace follows it.
 absl::Status FromException(std::exception_ptr exception);
 
 // Attaches a message to the status, seen by clients in the status details.

@@ -101,6 +101,8 @@ class VisionEngine {
   double self_test_drift() const { return workers_->self_test_drift(); }
   // Why nothing can be encoded any more; empty: it can.
   std::string failure() const { return workers_->failure(); }
+  // Why a worker was given up; empty: none was.
+  std::string given_up() const { return workers_->given_up(); }
   EncodeStatistics statistics() const { return statistics_.Snapshot(); }
 
  private:

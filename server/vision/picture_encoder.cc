@@ -11,7 +11,6 @@
 #include <exception>
 #include <filesystem>
 #include <memory>
-#include <new>
 #include <optional>
 #include <stdexcept>
 #include <system_error>
@@ -25,6 +24,7 @@
 #include "model/ops/cpu/gemm.h"
 #include "model/ops/cpu/thread_pool.h"
 #include "server/device/device.h"
+#include "server/device/load_failure.h"
 #include "server/runtime/mutex.h"
 #include "server/runtime/status.h"
 
@@ -252,10 +252,9 @@ absl::StatusOr<TowerCheckpoint> OpenChecked(const std::string& path, const OpenO
     return OpenTower(path, options);
   } catch (const OpenStopped&) {
     return absl::CancelledError("told to stop while opening " + path);
-  } catch (const std::bad_alloc&) {
-    return absl::ResourceExhaustedError("out of memory while opening " + path);
-  } catch (const std::exception& error) {
-    return Classify(path, error.what());
+  } catch (...) {
+    if (auto fault = MachineFault(std::current_exception()); !fault.ok()) return fault;
+    return Classify(path, std::string(FromException(std::current_exception()).message()));
   }
 }
 

@@ -124,7 +124,13 @@ absl::StatusOr<std::shared_ptr<Servable>> VisionServableLoader::Load(const Versi
   const TowerReading reading{[&](double share) { progress(kVerifying * share); }, options.stop,
                              options.bytes_per_second};
   absl::StatusOr<LoadedTower> tower = OpenTowerWorkers(At(options_, version), reading);
-  if (!tower.ok()) return tower.status();
+  if (!tower.ok()) {
+    MutexLock lock(mutex_);
+    if (worked_ && absl::IsFailedPrecondition(tower.status())) {
+      device_lost_ = std::string(tower.status().message());
+    }
+    return tower.status();
+  }
   if (stopped()) return absl::CancelledError("told to stop while loading");
   if (auto engine = FindEngine(tower->info.digest)) {
     LogInfo("the tower is loaded already", {{"model", version.name},
@@ -141,9 +147,20 @@ absl::StatusOr<std::shared_ptr<Servable>> VisionServableLoader::Load(const Versi
   progress(1);
   {
     MutexLock lock(mutex_);
+    worked_ = true;
     engines_.push_back(engine);
   }
   return made(engine);
+}
+
+std::string VisionServableLoader::device_lost() {
+  if (options_.device.starts_with("cpu")) return "";
+  MutexLock lock(mutex_);
+  for (const auto& weak : engines_) {
+    const auto engine = weak.lock();
+    if (device_lost_.empty() && engine) device_lost_ = engine->given_up();
+  }
+  return device_lost_;
 }
 
 void VisionServableLoader::Route(std::shared_ptr<Servable> servable) {

@@ -55,6 +55,8 @@ class VisionServableLoader : public ServableLoader {
   void Unroute(const std::string& name, uint64_t version) override {
     towers_.Unroute(name, version);
   }
+  // A worker of a GPU was given up, or a GPU that was loaded before cannot be used.
+  std::string device_lost() override;
 
   const TowerSet& towers() const { return towers_; }
   // Fails what waits in all engines, as VisionEngine::Stop.
@@ -74,6 +76,8 @@ class VisionServableLoader : public ServableLoader {
 
   Mutex mutex_;
   std::vector<std::weak_ptr<VisionEngine>> engines_ LLAVA_GUARDED_BY(mutex_);
+  bool worked_ LLAVA_GUARDED_BY(mutex_) = false;  // a tower was loaded once
+  std::string device_lost_ LLAVA_GUARDED_BY(mutex_);
 };
 
 }  // namespace llava

@@ -1,4 +1,6 @@
 #include <chrono>
+#include <cstdio>
+#include <cstdlib>
 #include <map>
 #include <memory>
 #include <string>
@@ -99,6 +101,7 @@ int main(int argc, char** argv) {
   lifecycle->on_serving = [&readiness](const std::string& model, int versions) {
     readiness.OnServing(model, versions);
   };
+  lifecycle->on_device_lost = [&](const std::string& reason) { process.Fail(reason); };
   cache = std::make_unique<llava::FeatureCache>(options.feature_cache_bytes, metrics,
                                                 OpenDisk(options, metrics));
   loader =
@@ -136,5 +139,10 @@ int main(int argc, char** argv) {
                                {"dtype", info.dtype},
                                {"workers", absl::StrCat(info.workers)}});
   }
-  return process.Run([&] { manager->Drain(); }, stop);
+  const int code = process.Run([&] { manager->Drain(); }, stop);
+  if (code == llava::kExitDeviceLost) {
+    std::fflush(nullptr);
+    std::_Exit(code);  // whoever tidies up would ask the device
+  }
+  return code;
 }

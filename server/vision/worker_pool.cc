@@ -116,6 +116,11 @@ std::string WorkerPool::failure() const {
   return failure_;
 }
 
+std::string WorkerPool::given_up() const {
+  MutexLock lock(mutex_);
+  return given_up_;
+}
+
 double WorkerPool::self_test_drift() const {
   MutexLock lock(mutex_);
   return drift_;
@@ -193,6 +198,7 @@ void WorkerPool::GiveUp(int worker, const std::string& reason) {
   LogError("worker died and is given up", {{"reason", reason}});
   {
     MutexLock lock(mutex_);
+    given_up_ = reason;
     Enter(worker, State::kFailed);
   }
   DeclareFailureIfNoneIsLeft(reason);

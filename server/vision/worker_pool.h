@@ -54,6 +54,8 @@ class WorkerPool {
   int workers() const { return wanted_; }
   // Why there is no worker any more; empty: there is.
   std::string failure() const;
+  // Why one was given up, of however many; empty: none.
+  std::string given_up() const;
   // As Servable::self_test_drift.
   double self_test_drift() const;
 
@@ -102,6 +104,7 @@ class WorkerPool {
   std::vector<Slot> slots_;  // their states under mutex_, their threads under resize_mutex_
   absl::Status load_status_ LLAVA_GUARDED_BY(mutex_);
   std::string failure_ LLAVA_GUARDED_BY(mutex_);
+  std::string given_up_ LLAVA_GUARDED_BY(mutex_);
   double drift_ LLAVA_GUARDED_BY(mutex_) = -1;
 };
 

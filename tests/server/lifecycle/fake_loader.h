@@ -23,14 +23,19 @@ namespace llava {
 
 class FakeServable : public Servable {
  public:
-  FakeServable(const VersionRef& version, int workers, std::atomic<int>& alive)
-      : workers_(workers), alive_(alive) {
+  // It takes to be freed as long as `stays`.
+  FakeServable(const VersionRef& version, int workers, std::atomic<int>& alive,
+               const std::atomic<bool>& stays)
+      : workers_(workers), alive_(alive), stays_(stays) {
     info_.mutable_model()->set_name(version.name);
     info_.mutable_model()->set_version(version.version);
     info_.mutable_model()->set_digest("digest");
     ++alive_;
   }
-  ~FakeServable() override { --alive_; }
+  ~FakeServable() override {
+    while (stays_) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    --alive_;
+  }
 
   const v1::ModelInfo& info() const override { return info_; }
   ServableLoad load() const override {
@@ -57,6 +62,7 @@ class FakeServable : public Servable {
   v1::ModelInfo info_;
   std::atomic<int> workers_;
   std::atomic<int>& alive_;
+  const std::atomic<bool>& stays_;
   mutable Mutex mutex_;
   ServableLoad load_ LLAVA_GUARDED_BY(mutex_) = {.weight_bytes = 1000};
 };
@@ -97,7 +103,7 @@ class FakeLoader : public ServableLoader {
     MutexLock lock(mutex_);
     loading_.erase(version.version);
     if (!status.ok()) return status;
-    return std::make_shared<FakeServable>(version, options.workers, alive_);
+    return std::make_shared<FakeServable>(version, options.workers, alive_, stay_);
   }
 
   void Route(std::shared_ptr<Servable> servable) override {
@@ -135,6 +141,16 @@ class FakeLoader : public ServableLoader {
     return last_predecessor_;
   }
   int alive() const { return alive_; }
+  // Servables that nobody holds any more are not freed yet.
+  void LetStay(bool stay) { stay_ = stay; }
+  void LoseDevice(const std::string& why) {
+    MutexLock lock(mutex_);
+    device_lost_ = why;
+  }
+  std::string device_lost() override {
+    MutexLock lock(mutex_);
+    return device_lost_;
+  }
   // Loads wait as long as the gate is closed.
   void CloseGate() { closed_ = true; }
   void OpenGate() { closed_ = false; }
@@ -148,7 +164,9 @@ class FakeLoader : public ServableLoader {
   const int workers_;
   std::atomic<bool> closed_ = false;
   std::atomic<int> alive_ = 0;
+  std::atomic<bool> stay_ = false;
   Mutex mutex_;
+  std::string device_lost_ LLAVA_GUARDED_BY(mutex_);
   std::map<uint64_t, std::shared_ptr<FakeServable>> routed_ LLAVA_GUARDED_BY(mutex_);
   std::set<uint64_t> loading_ LLAVA_GUARDED_BY(mutex_);
   std::map<uint64_t, int> loads_ LLAVA_GUARDED_BY(mutex_);

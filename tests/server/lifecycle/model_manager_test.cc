@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <chrono>
 #include <functional>
 #include <future>
@@ -69,10 +70,6 @@ class ModelManagerTest : public ::testing::Test {
              status.message().find(part) != std::string::npos;
     });
   }
-  // A version counts as gone a moment before the last of it is.
-  bool ComesToBeAlive(int servables) {
-    return Eventually([&] { return loader_.alive() == servables; });
-  }
   absl::StatusOr<v1::ModelVersionStatus> Wait(bool load, uint64_t version,
                                               const std::string& name = "emoji") {
     auto promise = std::make_shared<std::promise<absl::StatusOr<v1::ModelVersionStatus>>>();
@@ -100,6 +97,38 @@ class ModelManagerTest : public ::testing::Test {
   Mutex mutex_;
   std::map<std::string, int> serving_ LLAVA_GUARDED_BY(mutex_);
 };
+
+TEST_F(ModelManagerTest, AVersionIsGoneWhenItsMemoryIs) {
+  repository_.Publish("emoji", 1);
+  Start();
+  ASSERT_TRUE(Reaches(1, v1::MODEL_STATE_READY));
+  loader_.LetStay(true);
+  repository_.Publish("emoji", 2);
+  ASSERT_TRUE(Reaches(2, v1::MODEL_STATE_READY));
+  ASSERT_TRUE(Reaches(1, v1::MODEL_STATE_DRAINING));
+  std::this_thread::sleep_for(milliseconds(200));
+  EXPECT_EQ(Status(1).state(), v1::MODEL_STATE_DRAINING) << "nobody holds it, but it is there";
+  loader_.LetStay(false);
+  ASSERT_TRUE(Reaches(1, v1::MODEL_STATE_UNLOADED));
+  EXPECT_EQ(loader_.alive(), 1);
+}
+
+TEST_F(ModelManagerTest, TellsOnceThatADeviceIsLost) {
+  std::atomic<int> told = 0;
+  options_.on_device_lost = [&](const std::string& reason) {
+    EXPECT_EQ(reason, "an illegal address");
+    ++told;
+  };
+  repository_.Publish("emoji", 1);
+  Start();
+  ASSERT_TRUE(Reaches(1, v1::MODEL_STATE_READY));
+  EXPECT_EQ(told, 0);
+  loader_.LoseDevice("an illegal address");
+  EXPECT_TRUE(Eventually([&] { return told > 0; }));
+  repository_.Publish("emoji", 2);
+  ASSERT_TRUE(Reaches(1, v1::MODEL_STATE_UNLOADED));
+  EXPECT_EQ(told, 1);
+}
 
 TEST_F(ModelManagerTest, ServesWhatIsPublished) {
   options_.load_bytes_per_second = 1'000'000;
@@ -133,7 +162,7 @@ TEST_F(ModelManagerTest, ServesWhatIsPublished) {
   EXPECT_EQ(Status(1).state(), v1::MODEL_STATE_DRAINING) << "somebody still holds it";
   held.reset();
   ASSERT_TRUE(Reaches(1, v1::MODEL_STATE_UNLOADED));
-  EXPECT_TRUE(ComesToBeAlive(1));
+  EXPECT_EQ(loader_.alive(), 1);
   const auto models = manager_->List("");
   ASSERT_TRUE(models.ok());
   ASSERT_EQ(models->size(), 1U);
@@ -177,9 +206,9 @@ TEST_F(ModelManagerTest, LoadAnswersWhenItIsReadyOrHasFailed) {
   const auto unloaded = Wait(false, 1);
   ASSERT_TRUE(unloaded.ok()) << unloaded.status();
   EXPECT_EQ(unloaded->state(), v1::MODEL_STATE_UNLOADED);
-  EXPECT_TRUE(ComesToBeAlive(1));
+  EXPECT_EQ(loader_.alive(), 1);
   EXPECT_TRUE(Wait(false, 0).ok());
-  EXPECT_TRUE(ComesToBeAlive(0));
+  EXPECT_EQ(loader_.alive(), 0);
   EXPECT_EQ(Wait(false, 0).status().code(), absl::StatusCode::kNotFound);
   EXPECT_TRUE(Wait(true, 0).ok()) << "the newest";
   EXPECT_THAT(loader_.routed(), ElementsAre(3));
@@ -279,7 +308,7 @@ TEST_F(ModelManagerTest, InPlaceWhenMemoryIsShort) {
 
   repository_.Publish("emoji", 4);
   ASSERT_TRUE(Reaches(4, v1::MODEL_STATE_READY));
-  EXPECT_TRUE(ComesToBeAlive(1));
+  EXPECT_TRUE(Eventually([&] { return loader_.alive() == 1; }));
   EXPECT_THAT(metrics_.Render(), HasSubstr("llava_model_swap_seconds_count{mode=\"in_place\"} 1"));
 }
 

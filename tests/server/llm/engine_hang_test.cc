@@ -101,6 +101,18 @@ TEST_F(EngineHangTest, AnswersOfAWorkerThatHangsEndAndAnotherTakesItsPlace) {
   EXPECT_THAT(metrics_.Render(), HasSubstr("llava_llm_kv_bytes 0"));
 }
 
+TEST_F(EngineHangTest, AnswersWhoseStepFailedEndWhenTheDeviceHangsInItsTest) {
+  ASSERT_TRUE(Start().ok());
+  {
+    MutexLock lock(switches_->mutex);
+    switches_->hang_warm_up = true;
+  }
+  const absl::Status status = Ask(RuleRunner::kThrow)->Wait();
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("hangs"));
+  EXPECT_EQ(engine_->running(), 0);
+}
+
 TEST_F(EngineHangTest, TheOtherWorkersGoOn) {
   ASSERT_TRUE(Start(2).ok());
   const auto stuck = Ask(RuleRunner::kHang);

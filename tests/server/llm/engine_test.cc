@@ -172,11 +172,13 @@ TEST_F(EngineTest, ADeadDeviceFailsEverybodyAndSaysSo) {
   ASSERT_TRUE(engine_->Submit(Job(10, 5, waiting)).ok());
   SetDead(true);
   Hold(false);
-  EXPECT_FALSE(running->Wait().ok());
+  EXPECT_EQ(running->Wait().code(), absl::StatusCode::kUnavailable)
+      << "so that the gateway goes elsewhere";
   EXPECT_EQ(waiting->Wait().code(), absl::StatusCode::kUnavailable);
   EXPECT_EQ(engine_->Submit(Job(10, 5, waiting)).message(), "llm: all workers failed");
   engine_->Stop();
   EXPECT_THAT(engine_->failure(), HasSubstr("device lost"));
+  EXPECT_EQ(engine_->given_up(), "device lost");
   EXPECT_THAT(metrics_.Render(), HasSubstr("llava_llm_workers{state=\"failed\"} 1"));
   EXPECT_THAT(metrics_.Render(), HasSubstr("llava_llm_worker_respawns_total 3"));
 }
@@ -186,12 +188,30 @@ TEST_F(EngineTest, AWorkerThatDiedBeginsAnew) {
   auto running = std::make_shared<Collector>(), next = std::make_shared<Collector>();
   SetDead(true);
   ASSERT_TRUE(engine_->Submit(Job(10, 5, running)).ok());
-  EXPECT_EQ(running->Wait().code(), absl::StatusCode::kInternal);
+  EXPECT_EQ(running->Wait().code(), absl::StatusCode::kUnavailable);
   ASSERT_TRUE(engine_->Submit(Job(11, 5, next)).ok()) << "it waits for the worker";
   SetDead(false);
   EXPECT_TRUE(next->Wait().ok());
   EXPECT_EQ(next->ids.size(), 5u);
   EXPECT_EQ(engine_->failure(), "");
+}
+
+TEST_F(EngineTest, WithoutAWorkerJobsWaitNoLongerThanTheirClients) {
+  Start({.queue = 2, .respawn_delay = std::chrono::hours(1)});
+  SetDead(true);
+  auto running = std::make_shared<Collector>(), late = std::make_shared<Collector>(),
+       gone = std::make_shared<Collector>();
+  ASSERT_TRUE(engine_->Submit(Job(10, 5, running)).ok());
+  EXPECT_EQ(running->Wait().code(), absl::StatusCode::kUnavailable);
+  GenerateJob with_deadline = Job(11, 5, late);
+  with_deadline.deadline = GenerateJob::Clock::now() + std::chrono::milliseconds(50);
+  ASSERT_TRUE(engine_->Submit(std::move(with_deadline)).ok());
+  ASSERT_TRUE(engine_->Submit(Job(12, 5, gone)).ok());
+  gone->Go();
+  EXPECT_EQ(late->Wait().code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(gone->Wait().code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(engine_->waiting(), 0) << "they fill no queue";
+  EXPECT_THAT(metrics_.Render(), HasSubstr("llava_llm_requests_waiting 0"));
 }
 
 TEST_F(EngineTest, CancelledAndLateJobsLeaveAtTheNextStep) {
@@ -250,6 +270,12 @@ TEST_F(EngineTest, RefusesAtTheDoor) {
   EXPECT_EQ(huge.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(huge.message()), HasSubstr("33"));
   EXPECT_THAT(std::string(huge.message()), HasSubstr("32"));
+  GenerateJob resumed = Job(10, 1, std::make_shared<Collector>());
+  resumed.resumed_ids.assign(28, RuleRunner::kFirst);
+  const absl::Status long_before = engine_->Submit(std::move(resumed));
+  EXPECT_EQ(long_before.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(long_before.message()), HasSubstr("33"));
+  EXPECT_THAT(std::string(long_before.message()), HasSubstr("32"));
   Hold(true);
   auto running = std::make_shared<Collector>(), waiting = std::make_shared<Collector>();
   ASSERT_TRUE(engine_->Submit(Job(10, 5, running)).ok());

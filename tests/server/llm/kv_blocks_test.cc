@@ -153,11 +153,47 @@ TEST(KvBlocksTest, WhatIsNotKeptIsNotFound) {
   world.Run(Rows(20));
   world.Run(Rows(20, 400));
   world.Run(Rows(16) + Rows(40, 700), /*keep=*/false);
-  EXPECT_EQ(world.cache.FindPrefix("", Rows(16) + Rows(40, 700)), 16);
-  EXPECT_EQ(world.cache.FindPrefix("", Rows(60)), 20);
+  EXPECT_EQ(world.cache.FindPrefix("", Rows(16) + Rows(40, 700)), 0) << "nor what was found";
+  EXPECT_EQ(world.cache.FindPrefix("", Rows(60)), 0);
   EXPECT_EQ(world.Run(Rows(60, 400), /*keep=*/false), 20);
   EXPECT_EQ(world.cache.available(), 30);
   world.cache.Check({});
+}
+
+// The second one found what the first one computed, and both gave no numbers.
+TEST(KvBlocksTest, WhatTwoSharedAndNeitherKeepsIsGone) {
+  World world(30);
+  KvTable first{.rows = Rows(80)}, second{.rows = Rows(64) + Rows(30, 700)};
+  const auto check = [&](std::vector<const KvTable*> tables) { world.cache.Check(tables); };
+  world.Begin(first);
+  ASSERT_TRUE(world.Compute(first, 48));
+  world.Begin(second);
+  EXPECT_EQ(second.cached, 48);
+  ASSERT_TRUE(world.Compute(first, 32));
+  ASSERT_TRUE(world.Compute(second, 46));
+  world.cache.End(first, /*keep=*/false);
+  check({&second});
+  EXPECT_EQ(world.cache.FindPrefix("", Rows(80)), 0) << "while the second still uses it";
+
+  // A third one computes the same anew, and its blocks are its own.
+  KvTable third{.rows = Rows(80)};
+  world.Begin(third);
+  ASSERT_TRUE(world.Compute(third, 80));
+  EXPECT_NE(third.blocks[0], second.blocks[0]);
+  check({&second, &third});
+  world.cache.End(second, /*keep=*/true);
+  check({&third});
+  EXPECT_EQ(world.cache.idle(), 0) << "nothing that began with doubtful rows stays";
+  world.cache.End(third, /*keep=*/true);
+  EXPECT_EQ(world.cache.FindPrefix("", Rows(81)), 80);
+
+  // What was good once and is not any more goes too, with what others left behind it.
+  EXPECT_EQ(world.Run(Rows(48) + Rows(20, 900), /*keep=*/false), 48);
+  check({});
+  EXPECT_EQ(world.cache.FindPrefix("", Rows(81)), 0);
+  EXPECT_EQ(world.Run(Rows(80)), 0);
+  EXPECT_EQ(world.Run(Rows(80)), 79);
+  check({});
 }
 
 TEST(KvBlocksTest, TheLeastRecentlyUsedLeavesFirst) {

@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <set>
 #include <string>
@@ -24,10 +25,15 @@ using ::testing::Not;
 
 class LlmServableTest : public ::testing::Test {
  protected:
+  ~LlmServableTest() override {
+    LetGo();  // else whoever takes the versions away would wait for ever
+  }
+
   void Start(int devices = 1, int prewarm = 0) {
     LlmServableLoader::Options options;
-    options.language.device = "cpu";
-    for (int i = 1; i < devices; ++i) options.language.device += ",cpu";
+    options.engine = engine_;
+    options.language.device = device_;
+    for (int i = 1; i < devices; ++i) options.language.device += "," + device_;
     options.prewarm = prewarm;
     options.engine.max_running = 8;
     options.open = [this, devices](const LanguageOptions&, const LoadPace& pace) {
@@ -76,6 +82,20 @@ class LlmServableTest : public ::testing::Test {
     MutexLock lock(switches_->mutex);
     switches_->step_time = time;
   }
+  void LetGo() {
+    MutexLock lock(switches_->mutex);
+    switches_->hang = false;
+    switches_->changed.NotifyAll();
+  }
+  void SetDead(bool dead) {
+    MutexLock lock(switches_->mutex);
+    switches_->dead = dead;
+  }
+  static bool Eventually(const std::function<bool()>& condition) {
+    const auto end = std::chrono::steady_clock::now() + kSlowdown * std::chrono::seconds(60);
+    while (!condition() && std::chrono::steady_clock::now() < end) std::this_thread::yield();
+    return condition();
+  }
   int Alive() {
     MutexLock lock(switches_->mutex);
     return switches_->alive;
@@ -105,7 +125,9 @@ class LlmServableTest : public ::testing::Test {
   std::vector<int> loaded_on_;
   absl::Status open_status_;
   std::atomic<bool> loading_takes_long_ = false;
-  DisposalThread disposal_;
+  LlmEngine::Options engine_;
+  std::string device_ = "cpu";
+  DisposalThreads disposal_;
   LlmService service_{{}, admission_, metrics_};
   std::unique_ptr<LlmServableLoader> loader_;
 };
@@ -148,6 +170,75 @@ TEST_F(LlmServableTest, ALastRequestFreesItsVersionOnNoThreadOfIts) {
   EXPECT_THAT(metrics_.Render(), HasSubstr("llava_llm_workers{state=\"ready\"} 1"));
   EXPECT_THAT(metrics_.Render(), HasSubstr("llava_llm_requests_waiting 0"));
   EXPECT_TRUE(Run(*second, 11)->status.ok());
+}
+
+TEST_F(LlmServableTest, AVersionThatHangsHoldsUpNoOther) {
+  engine_.step_limit = kSlowdown * std::chrono::milliseconds(4000);
+  engine_.respawn_delay = std::chrono::milliseconds(1);
+  Start();
+  std::shared_ptr<LlmServable> first = Load(1);
+  EXPECT_EQ(Run(*first, RuleRunner::kHang)->status.code(), absl::StatusCode::kUnavailable);
+  const std::weak_ptr<const void> hung = first->memory();
+  first.reset();
+  for (const uint64_t version : {2, 3}) {
+    std::shared_ptr<LlmServable> next = Load(version);
+    EXPECT_TRUE(Run(*next, 10)->status.ok());
+    const std::weak_ptr<const void> memory = next->memory();
+    next.reset();
+    EXPECT_TRUE(Eventually([&] { return memory.expired(); })) << "version " << version;
+  }
+  WaitForAlive(1);
+  EXPECT_FALSE(hung.expired()) << "a thread of the first one still has its weights";
+  EXPECT_FALSE(disposal_.WaitUntilIdle(CondVar::Clock::now()));
+  LetGo();
+  EXPECT_TRUE(Eventually([&] { return hung.expired(); }));
+  EXPECT_EQ(Alive(), 0);
+}
+
+TEST_F(LlmServableTest, ALoadWhoseWarmUpHangsGivesItsThreadBack) {
+  engine_.step_limit = kSlowdown * std::chrono::milliseconds(1000);
+  Start();
+  {
+    MutexLock lock(switches_->mutex);
+    switches_->hang_warm_up = true;
+  }
+  const auto hung = loader_->Load({"rules", 1, "/nowhere"}, {});
+  EXPECT_THAT(std::string(hung.status().message()), HasSubstr("--step-limit"));
+  EXPECT_EQ(Alive(), 1);
+  LetGo();
+  WaitForAlive(0);
+}
+
+TEST_F(LlmServableTest, AGpuWhoseWorkerIsGivenUpIsLostToTheProcess) {
+  engine_.respawn_delay = std::chrono::milliseconds(1);
+  engine_.respawns = 1;
+  for (const char* const device : {"cpu", "cuda:0"}) {
+    device_ = device;
+    Start();
+    const auto servable = Load(1);
+    EXPECT_EQ(loader_->device_lost(), "");
+    SetDead(true);
+    EXPECT_EQ(Run(*servable, 10)->status.code(), absl::StatusCode::kUnavailable);
+    EXPECT_TRUE(Eventually([&] { return !servable->load().failure.empty(); }));
+    EXPECT_EQ(loader_->device_lost(), device_ == "cpu" ? "" : "device lost");
+    SetDead(false);
+  }
+}
+
+TEST_F(LlmServableTest, AGpuThatWorkedAndDoesNotAnyMoreIsLost) {
+  device_ = "cuda:0";
+  Start();
+  const auto fails = [&] {
+    open_status_ = absl::FailedPreconditionError("cannot use cuda:0: an illegal address");
+    EXPECT_EQ(loader_->Load({"rules", 9, "/nowhere"}, {}).status(), open_status_);
+    open_status_ = absl::OkStatus();
+  };
+  fails();
+  EXPECT_EQ(loader_->device_lost(), "") << "it never worked: a new process would help nobody";
+  Load(1);
+  EXPECT_EQ(loader_->device_lost(), "");
+  fails();
+  EXPECT_THAT(loader_->device_lost(), HasSubstr("illegal address"));
 }
 
 TEST_F(LlmServableTest, OnlyTheFirstLoadTakesTheProcessorsForItself) {

@@ -100,6 +100,41 @@ TEST(ServiceProcessDeathTest, SecondSignalEndsAtOnce) {
               ::testing::ExitedWithCode(128 + SIGINT), "");
 }
 
+// A device is lost while work is under way on another one. A signal during that, as of who looks at
+// /livez, does not cut it short.
+int LifeWithALostDevice() {
+  ProcessOptions options;
+  options.drain_timeout = std::chrono::hours(1);
+  options.log_level = "error";
+  Metrics metrics("probe");
+  ServiceProcess process("llava-probe", options, metrics);
+  grpc::CallbackGenericService service;
+  grpc::Service none;
+  if (const int code = process.Start({&none}, {"probe"}); code != 0) return code;
+  process.SetReady(true);
+  process.admission().Enter();
+  const auto live = [&] { return process.pages().at("/livez")(HttpRequest()); };
+  bool told = live().status == 200;
+  std::thread worker([&] {
+    process.Fail("cuda:1: an illegal address");
+    const HttpResponse response = live();
+    told = told && response.status == 503 &&
+           response.body.find("an illegal address") != std::string::npos;
+    while (!process.admission().draining()) std::this_thread::sleep_for(milliseconds(1));
+    kill(getpid(), SIGTERM);
+    std::this_thread::sleep_for(milliseconds(50));
+    process.admission().Leave();
+  });
+  const int code = process.Run();
+  worker.join();
+  return told ? code : 99;
+}
+
+TEST(ServiceProcessDeathTest, ALostDeviceEndsTheProcessWhenItsWorkHasEnded) {
+  ::testing::FLAGS_gtest_death_test_style = "threadsafe";
+  EXPECT_EXIT(std::exit(LifeWithALostDevice()), ::testing::ExitedWithCode(kExitDeviceLost), "");
+}
+
 TEST(ServiceProcessDeathTest, TakenPortHasItsOwnExitCode) {
   ::testing::FLAGS_gtest_death_test_style = "threadsafe";
   Metrics metrics("probe");

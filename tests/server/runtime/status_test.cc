@@ -50,8 +50,10 @@ TEST(StatusTest, MemoryThatLibTorchMissesIsAResource) {
   for (const char* const said :
        {"CUDA out of memory. Tried to allocate 500.00 GiB. GPU 0 has a total capacity of 79 GiB",
         "[enforce fail at alloc_cpu.cpp:124] data. DefaultCPUAllocator: not enough memory: you "
-        "tried to allocate 8 bytes."}) {
-    EXPECT_EQ(Thrown(std::runtime_error(std::string(said) + "\nException raised from malloc")),
+        "tried to allocate 8 bytes.",
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: "
+        "you tried to allocate 8 bytes. Error code 12 (Cannot allocate memory)"}) {
+    EXPECT_EQ(Thrown(std::runtime_error(std::string(said) + "\nSearch for x\nException raised")),
               absl::ResourceExhaustedError(said));
   }
 }

@@ -58,6 +58,7 @@ TEST_F(VisionEngineTest, ADeadDeviceFailsEverybodyAndSaysSo) {
   EXPECT_EQ(refused.code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(refused.message()), HasSubstr("device lost"));
   EXPECT_THAT(engine_->failure(), HasSubstr("device lost"));
+  EXPECT_THAT(engine_->given_up(), HasSubstr("device lost"));
   EXPECT_THAT(metrics_.Render(), HasSubstr("llava_vision_workers{state=\"failed\"} 1"));
   EXPECT_THAT(metrics_.Render(), HasSubstr("llava_vision_worker_respawns_total 2"));
   engine_.reset();

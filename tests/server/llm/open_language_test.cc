@@ -1,0 +1,74 @@
+// What is said when a language model cannot be opened.
+
+#include <c10/util/Exception.h>
+#include <gmock/gmock.h>
+
+#include <cerrno>
+#include <cstdint>
+#include <cstring>
+#include <exception>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+#include "server/llm/model_runner.h"
+#include "tests/support/fixtures.h"
+
+namespace llava {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+const c10::SourceLocation kHere = {"malloc", "allocator.cpp", 7};
+
+template <typename Error>
+absl::Status Thrown(const Error& error, const std::string& path = FixturesDir()) {
+  return WhyNotOpened(path, std::make_exception_ptr(error));
+}
+
+TEST(OpenLanguageTest, MemoryAndDevicesSayNothingAgainstTheFiles) {
+  const std::string memory = "CUDA out of memory. Tried to allocate 1953.12 GiB. GPU 0 has 79 GiB";
+  EXPECT_THAT(c10::OutOfMemoryError(kHere, memory).what(), HasSubstr("\n")) << "LibTorch's stack";
+  EXPECT_EQ(Thrown(c10::OutOfMemoryError(kHere, memory)), absl::ResourceExhaustedError(memory));
+  EXPECT_EQ(Thrown(std::bad_alloc()).code(), absl::StatusCode::kResourceExhausted);
+  const std::string host =
+      "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes";
+  EXPECT_EQ(Thrown(c10::Error(kHere, host)), absl::ResourceExhaustedError(host));
+  const std::string fault = "CUDA error: an illegal memory access was encountered";
+  EXPECT_EQ(Thrown(c10::AcceleratorError(kHere, 700, fault + "\nCUDA kernel errors might be")),
+            absl::InternalError(fault));
+  const std::string launch = "CUDA: a launch failed: invalid device function";
+  EXPECT_EQ(Thrown(std::runtime_error(launch)), absl::InternalError(launch));
+}
+
+TEST(OpenLanguageTest, AllElseIsTheFiles) {
+  EXPECT_EQ(Thrown(std::runtime_error("a shard is too short")),
+            absl::DataLossError("a shard is too short"));
+  EXPECT_EQ(Thrown(c10::Error(kHere, "shapes differ")), absl::DataLossError("shapes differ"));
+  EXPECT_EQ(Thrown(std::runtime_error("no config.json"), "/nowhere/at/all"),
+            absl::NotFoundError("no config.json"));
+  const std::string denied = std::string("config.json: ") + std::strerror(EACCES);
+  EXPECT_EQ(Thrown(std::runtime_error(denied)), absl::PermissionDeniedError(denied));
+  EXPECT_EQ(Thrown(std::invalid_argument("--dtype")), absl::InvalidArgumentError("--dtype"));
+}
+
+TEST(OpenLanguageTest, KeysAndValuesThatNoMemoryHolds) {
+  LanguageOptions options;
+  options.model = FixturesDir() / "tiny-llava";
+  options.threads = 1;
+  options.kv_bytes = uint64_t{1} << 55;  // more than there are addresses
+  const auto model = OpenLanguageWorkers(options);
+  ASSERT_TRUE(model.ok()) << model.status();
+  LoadWatch watch;
+  try {
+    model->factory(0, watch);
+    FAIL() << "it was loaded";
+  } catch (const LoadFailure& failure) {
+    EXPECT_EQ(failure.status.code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_THAT(std::string(failure.status.message()), Not(HasSubstr("\n")));
+  }
+}
+
+}  // namespace
+}  // namespace llava
