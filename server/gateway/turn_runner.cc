@@ -14,6 +14,7 @@
 #include "server/runtime/logging.h"
 #include "server/runtime/service_process.h"
 #include "server/runtime/status.h"
+#include "server/wire/prompt_size.h"
 #include "server/wire/sampling.h"
 
 namespace llava {
@@ -171,8 +172,8 @@ void TurnRunner::OnConversation(absl::StatusOr<Conversation> found) {
   }
   turn_.id = turn_id_;
   turn_.session_id = request_.session_id;
-  turn_.user_text = request_.text;
-  turn_.images = request_.images;
+  turn_.user_text = std::move(request_.text);
+  turn_.images = std::move(request_.images);
   turn_.request = request_.key;
   turn_.terms = {.key_name = request_.caller.name(),
                  .weight = request_.caller.weight(),
@@ -218,9 +219,15 @@ void TurnRunner::OnVersion(absl::StatusOr<Route> route) {
   turn_.sampling = WithDefaults(turn_.sampling, route_.model.default_sampling());
   if (!turn_.sampling.has_seed()) turn_.sampling.set_seed(DrawSeed());
   turn_.seed = turn_.sampling.seed();
+  const bool fits = has_session() && conversation_.session.context_overflow() ==
+                                         v1::CONTEXT_OVERFLOW_DROP_OLDEST_TURNS;
+  // What the service would refuse is not worth a record: it would keep the text.
+  if (auto status = CheckTextBytes(fits ? turn_.user_text.size() : prompt_.TextBytes(),
+                                   route_.model.context_tokens());
+      !status.ok()) {
   if (!has_session()) return OnRecorded(0U);
-  if (conversation_.session.context_overflow() != v1::CONTEXT_OVERFLOW_DROP_OLDEST_TURNS) {
-    return Record();
+  if (!fits) return Record();
+    return Refuse(status);
   }
   auto fit =
       ContextFit::Create(parts_, conversation_, turn_, route_, request_.request_id, deadlines_.turn,

@@ -125,7 +125,7 @@ class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnR
   TurnSample SampleOf(const TurnEnding& ending);
 
   const TurnParts& parts_;
-  const TurnRequest request_;
+  TurnRequest request_;  // its pictures and what they take: until the services have them
   const std::string turn_id_;
   const TurnDeadlines deadlines_;
   std::shared_ptr<TurnPermit> permit_;
