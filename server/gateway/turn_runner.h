@@ -79,6 +79,8 @@ class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnR
   // turn_attempts.cc: features, text, and what to do when they stop coming.
   void Attempt();
   void OnFeatures(absl::StatusOr<FeatureDelivery::Outcome> outcome);
+  // The store can read the pictures again, so that a session's turn need not hold them.
+  void DropPictures();
   void Generate(const FeatureDelivery::Outcome& outcome);
   bool OnEvent(v1::GenerateResponse& event);
   bool OnStarted(const v1::GenerateStarted& started);
