@@ -55,27 +55,6 @@ RequestKey TakeKey(v1::ChatRequest& request) {
   return key;
 }
 
-// Follows a turn that is running, or replays one that has ended.
-void Follow(const TurnParts& parts, const std::string& session_id, const std::string& turn_id,
-            const ResumePoint& from, const TurnReader& reader, bool again = false) {
-  parts.store.GetTurn(
-      session_id, turn_id,
-      [&parts, session_id, turn_id, from, reader, again](const absl::StatusOr<StoredTurn>& stored) {
-        if (!stored.ok()) return reader.End(stored.status());
-        if (stored->turn.state() != v1::TURN_STATE_RUNNING) {
-          return ReplayTurn(*stored, reader, from);
-        }
-        if (const auto running = parts.running.Find(session_id, turn_id)) {
-          if (auto status = running->Attach(reader, from); !status.ok()) reader.End(status);
-          return;
-        }
-        // It ended between the two looks.
-        if (!again) return Follow(parts, session_id, turn_id, from, reader, /*again=*/true);
-        reader.End(OverloadedError("this turn is not ready to be read; try again",
-                                   std::chrono::milliseconds(500)));
-      });
-}
-
 }  // namespace
 
 template <typename Response>
@@ -226,7 +205,7 @@ grpc::ServerWriteReactor<v1::ResumeTurnResponse>* ChatServiceImpl::ResumeTurn(
                       [this, reader, from, session_id = request->session_id(),
                        turn_id = request->turn_id()](const absl::Status& owned) {
                         if (!owned.ok()) return reader.End(owned);
-                        Follow(parts_, session_id, turn_id, from, reader);
+                        FollowTurn(parts_, session_id, turn_id, from, reader);
                       });
   return writer.get();
 }

@@ -65,6 +65,8 @@ class ConversationStore {
   // INVALID_ARGUMENT when its key was used for something else.
   virtual void GetConversation(std::string session_id, RequestKey request,
                                Done<Conversation> done) = 0;
+  // Only that turn's id, empty if there is none, in the same way.
+  virtual void FindRequest(std::string session_id, RequestKey request, Done<std::string> done) = 0;
   virtual void GetTurn(std::string session_id, std::string turn_id, Done<StoredTurn> done) = 0;
   // `done` gets the turn's number. RESOURCE_EXHAUSTED: the session has its fill of turns.
   virtual void BeginTurn(NewTurn turn, Done<uint32_t> done) = 0;

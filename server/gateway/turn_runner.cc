@@ -76,8 +76,8 @@ void TurnRunner::Start() {
                {});
   }
   if (auto status = parts_.running.Add(Key(), turn_id_, shared_from_this()); !status.ok()) {
-    if (!request_.key.key.empty() && JoinRunning()) return;
-    return End(status, {});
+    if (!JoinRunning()) End(status, {});
+    return;
   }
   if (recovered_) return TakeUp();
   choice_ = request_.model;
@@ -97,18 +97,16 @@ void TurnRunner::LoadConversation() {
                                });
 }
 
-// The turn at work may have been asked by the same request.
+// The same request may have come twice at a time, so that TurnStart did not see the other one.
 bool TurnRunner::JoinRunning() {
-  const auto other = parts_.running.Find(Key(), "");
-  if (!other || other->request_key().key != request_.key.key) return false;
-  if (other->request_key().hash != request_.key.hash) {
-    End(RequestKeyTaken("that is still running"), {});
-    return true;
+  const auto other = parts_.running.FindRepeated(Key(), request_.key);
+  if (other.ok() && !*other) return false;
+  if (other.ok()) {
+    for (TurnReader& reader : live_->TakeReaders()) {
+      if (auto status = (*other)->Attach(reader, {}); !status.ok()) reader.End(status);
+    }
   }
-  for (TurnReader& reader : live_->TakeReaders()) {
-    if (auto status = other->Attach(reader, {}); !status.ok()) reader.End(status);
-  }
-  End(absl::OkStatus(), {});
+  End(other.status(), {});
   return true;
 }
 
@@ -225,10 +223,10 @@ void TurnRunner::OnVersion(absl::StatusOr<Route> route) {
   if (auto status = CheckTextBytes(fits ? turn_.user_text.size() : prompt_.TextBytes(),
                                    route_.model.context_tokens());
       !status.ok()) {
-  if (!has_session()) return OnRecorded(0U);
-  if (!fits) return Record();
     return Refuse(status);
   }
+  if (!has_session()) return OnRecorded(0U);
+  if (!fits) return Record();
   auto fit =
       ContextFit::Create(parts_, conversation_, turn_, route_, request_.request_id, deadlines_.turn,
                          [self = shared_from_this()](absl::Status status) {

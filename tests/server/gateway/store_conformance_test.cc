@@ -66,6 +66,10 @@ class StoreConformance : public testing::TestWithParam<Implementation> {
     return Await<absl::StatusOr<TurnPage>>(
         [&](auto done) { store_->ListTurns(session, size, token, done); });
   }
+  absl::StatusOr<std::string> FindRequest(const std::string& session, const RequestKey& request) {
+    return Await<absl::StatusOr<std::string>>(
+        [&](auto done) { store_->FindRequest(session, request, done); });
+  }
   absl::StatusOr<uint32_t> Begin(const std::string& session, const std::string& turn,
                                  const RequestKey& request = {},
                                  const std::vector<StoredImage>& images = {},
@@ -491,6 +495,15 @@ TEST_P(StoreConformance, AConversationHasTheTextsOfItsPrompt) {
   conversation = Read("s");
   EXPECT_EQ(conversation->turns[0].turn.user_text(), "");
   EXPECT_EQ(conversation->turns[0].turn.answer_text(), "text");
+}
+
+TEST_P(StoreConformance, FindsTheTurnOfARequest) {
+  ASSERT_TRUE(Create("s").ok());
+  ASSERT_TRUE(Begin("s", "one", {"key", "hash"}).ok());
+  EXPECT_EQ(*FindRequest("s", {"key", "hash"}), "one");
+  EXPECT_EQ(*FindRequest("s", {"other", "hash"}), "");
+  EXPECT_EQ(*FindRequest("elsewhere", {"key", "hash"}), "");
+  EXPECT_EQ(FindRequest("s", {"key", "else"}).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
 INSTANTIATE_TEST_SUITE_P(
