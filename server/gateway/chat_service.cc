@@ -223,16 +223,23 @@ grpc::ServerUnaryReactor* ChatServiceImpl::CountTokens(
   const UnaryCall call("CountTokens", *context, parts_);
   auto status = call.scope().Admit(admission_);
   if (status.ok()) status = CheckSessionId(request->session_id());
+  const auto memory = parts_.memory.NewShare();
+  if (status.ok()) status = memory->Hold(request->ByteSizeLong());
   absl::StatusOr<std::vector<StoredImage>> images;
   if (status.ok()) {
-    images = ReadMessage(request->text(), request->images(), parts_.options);
+    // As in Chat.
+    auto& taken = const_cast<v1::ChatServiceCountTokensRequest&>(*request);
+    images = ReadMessage(taken.text(), taken.mutable_images(), parts_.options);
     status = images.status();
   }
-  ForOwner(
-      call, status, request->session_id(),
-      [this, call, request, response, images = std::move(images), deadline = context->deadline()] {
-        TokenCount::Start(parts_, call, *request, *images, deadline, response);
-      });
+  ForOwner(call, status, request->session_id(),
+           [this, call, request, response, memory, images = std::move(images),
+            deadline = context->deadline()] {
+             if (auto charged = parts_.gate.ChargeRequest(call.scope().caller()); !charged.ok()) {
+               return call.Finish(charged);
+             }
+             TokenCount::Start(parts_, call, memory, *request, *images, deadline, response);
+           });
   return call.reactor();
 }
 

@@ -23,10 +23,9 @@ class ChatServiceImpl final : public v1::ChatService::CallbackService {
       : parts_(parts), admission_(admission) {}
 
   // What a question of any origin asks for, once it has passed the checks and its pictures are
-  // there; counts them. `done` runs once, before or after this returns, and must not block;
-  // `request` is not used after this returns.
-  void ReadChat(const v1::ChatRequest& request,
-                std::function<void(absl::StatusOr<TurnRequest>)> done);
+  // there; counts them. `done` runs once, before or after this returns, and must not block.
+  // UNAVAILABLE: there is no memory left for it.
+  void ReadChat(v1::ChatRequest request, std::function<void(absl::StatusOr<TurnRequest>)> done);
 
   grpc::ServerUnaryReactor* CreateSession(grpc::CallbackServerContext* context,
                                           const v1::CreateSessionRequest* request,
@@ -69,7 +68,7 @@ class ChatServiceImpl final : public v1::ChatService::CallbackService {
   // the call is finished. On this thread or the store's; the request lives until Finish.
   void ForOwner(const UnaryCall& call, absl::Status checked, const std::string& session_id,
                 std::function<void()> work);
-  absl::StatusOr<TurnRequest> ReadChecked(const v1::ChatRequest& request);
+  absl::StatusOr<TurnRequest> ReadChecked(v1::ChatRequest request);
   // Runs a turn whose request was read (or refused) into a stream of `Response`.
   template <typename Response>
   void Begin(const std::shared_ptr<StreamWriter<Response>>& writer, std::shared_ptr<RpcScope> scope,

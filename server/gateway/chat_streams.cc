@@ -40,34 +40,19 @@ class StreamSink : public TurnSink {
 };
 
 // What a client's key stands for: all of the request that has an effect on the answer.
-RequestKey KeyOf(const v1::ChatRequest& request) {
+// Takes the key out and leaves the rest as it was: a copy would have all the pictures.
+RequestKey TakeKey(v1::ChatRequest& request) {
   if (request.idempotency_key().empty()) return {};
-  v1::ChatRequest content = request;
-  content.clear_idempotency_key();
-  content.clear_on_disconnect();
-  content.clear_priority();
-  return {request.idempotency_key(), ToBytes(HashBytes(content.SerializeAsString()))};
-}
-
-// Follows a turn that is running, or replays one that has ended.
-void Follow(const TurnParts& parts, const std::string& session_id, const std::string& turn_id,
-            const ResumePoint& from, const TurnReader& reader, bool again = false) {
-  parts.store.GetTurn(
-      session_id, turn_id,
-      [&parts, session_id, turn_id, from, reader, again](const absl::StatusOr<StoredTurn>& stored) {
-        if (!stored.ok()) return reader.End(stored.status());
-        if (stored->turn.state() != v1::TURN_STATE_RUNNING) {
-          return ReplayTurn(*stored, reader, from);
-        }
-        if (const auto running = parts.running.Find(session_id, turn_id)) {
-          if (auto status = running->Attach(reader, from); !status.ok()) reader.End(status);
-          return;
-        }
-        // It ended between the two looks.
-        if (!again) return Follow(parts, session_id, turn_id, from, reader, /*again=*/true);
-        reader.End(OverloadedError("this turn is not ready to be read; try again",
-                                   std::chrono::milliseconds(500)));
-      });
+  RequestKey key{std::move(*request.mutable_idempotency_key()), {}};
+  const v1::OnDisconnect on_disconnect = request.on_disconnect();
+  const int32_t priority = request.priority();
+  request.clear_idempotency_key();
+  request.clear_on_disconnect();
+  request.clear_priority();
+  key.hash = ToBytes(HashBytes(request.SerializeAsString()));
+  request.set_on_disconnect(on_disconnect);
+  request.set_priority(priority);
+  return key;
 }
 
 }  // namespace
@@ -107,31 +92,38 @@ grpc::ServerWriteReactor<v1::ChatResponse>* ChatServiceImpl::Chat(
     return Run<v1::ChatResponse>(context, std::move(scope), status);
   }
   auto writer = StreamWriter<v1::ChatResponse>::Create();
-  ReadChat(*request,
+  // gRPC keeps the request until the stream ends. It is an object of its own that nobody else looks
+  // at, so what it holds can be taken.
+  ReadChat(std::move(const_cast<v1::ChatRequest&>(*request)),
            [this, writer, scope, deadline = context->deadline()](absl::StatusOr<TurnRequest> turn) {
              Begin(writer, scope, deadline, std::move(turn));
            });
   return writer.get();
 }
 
-void ChatServiceImpl::ReadChat(const v1::ChatRequest& request,
+void ChatServiceImpl::ReadChat(v1::ChatRequest request,
                                std::function<void(absl::StatusOr<TurnRequest>)> done) {
   if (auto status = CheckChat(request); !status.ok()) return done(status);
-  if (!parts_.fetcher.enabled() || !PictureFetcher::HasUrls(request)) {
-    return done(ReadChecked(request));
-  }
-  auto whole = std::make_shared<v1::ChatRequest>(request);
+  const auto whole = std::make_shared<v1::ChatRequest>(std::move(request));
+  const auto memory = parts_.memory.NewShare();
+  if (auto status = memory->Hold(whole->ByteSizeLong()); !status.ok()) return done(status);
   // What the client sent is what its key stands for, whatever is behind a URL today.
-  parts_.fetcher.Fetch(whole, [this, whole, key = KeyOf(request),
-                               done = std::move(done)](const absl::Status& status) {
+  const auto read = [this, whole, memory, key = TakeKey(*whole),
+                     done = std::move(done)](absl::Status status) {
+    if (status.ok()) status = memory->Hold(whole->ByteSizeLong());
     if (!status.ok()) return done(status);
-    auto turn = ReadChecked(*whole);
-    if (turn.ok()) turn->key = key;
+    auto turn = ReadChecked(std::move(*whole));
+    if (turn.ok()) {
+      turn->key = key;
+      turn->memory = memory;
+    }
     done(std::move(turn));
-  });
+  };
+  if (!parts_.fetcher.enabled() || !PictureFetcher::HasUrls(*whole)) return read(absl::OkStatus());
+  parts_.fetcher.Fetch(whole, read);
 }
 
-absl::StatusOr<TurnRequest> ChatServiceImpl::ReadChecked(const v1::ChatRequest& request) {
+absl::StatusOr<TurnRequest> ChatServiceImpl::ReadChecked(v1::ChatRequest request) {
   auto model = ReadModelChoice(request.model(), request.model_label());
   if (!model.ok()) return model.status();
   TurnRequest turn;
@@ -140,19 +132,18 @@ absl::StatusOr<TurnRequest> ChatServiceImpl::ReadChecked(const v1::ChatRequest& 
   turn.priority = request.priority();
   turn.on_disconnect = request.on_disconnect();
   if (request.messages().empty()) {
-    auto images = ReadMessage(request.text(), request.images(), parts_.options);
+    auto images = ReadMessage(request.text(), request.mutable_images(), parts_.options);
     if (!images.ok()) {
       if (!request.images().empty()) parts_.metrics.CountImage("refused");
       return images.status();
     }
     CountInlineImages(*images);
     turn.session_id = request.session_id();
-    turn.key = KeyOf(request);
-    turn.text = request.text();
+    turn.text = std::move(*request.mutable_text());
     turn.images = *std::move(images);
     return turn;
   }
-  auto prompt = ReadConversation(request.messages(), parts_.options);
+  auto prompt = ReadConversation(request.mutable_messages(), parts_.options);
   if (!prompt.ok()) return prompt.status();
   for (const auto& [id, bytes] : prompt->files) {
     parts_.metrics.CountImage("accepted");
@@ -214,7 +205,7 @@ grpc::ServerWriteReactor<v1::ResumeTurnResponse>* ChatServiceImpl::ResumeTurn(
                       [this, reader, from, session_id = request->session_id(),
                        turn_id = request->turn_id()](const absl::Status& owned) {
                         if (!owned.ok()) return reader.End(owned);
-                        Follow(parts_, session_id, turn_id, from, reader);
+                        FollowTurn(parts_, session_id, turn_id, from, reader);
                       });
   return writer.get();
 }

@@ -38,7 +38,8 @@ class ConversationStore {
   // Keeps `session.owner` too, for good.
   virtual void CreateSession(v1::Session session, Done<v1::Session> done) = 0;
   virtual void GetSession(std::string id, Done<v1::Session> done) = 0;
-  // Of one owner, or all; last used first. INVALID_ARGUMENT: a token that is none of ours.
+  // Of one owner, or all; last used first. A page ends at `page_size` sessions, sooner when they
+  // are large; it has one at least. INVALID_ARGUMENT: a token that is none of ours.
   virtual void ListSessions(std::optional<std::string> owner, uint32_t page_size,
                             std::string page_token, Done<SessionPage> done) = 0;
   // Takes the fields that `mask` names.
@@ -56,12 +57,16 @@ class ConversationStore {
                         std::function<void(absl::Status)> done) = 0;
   virtual void ReadImage(std::string id, Done<std::string> done) = 0;
 
+  // Oldest first, in pages as above.
   virtual void ListTurns(std::string session_id, uint32_t page_size, std::string page_token,
                          Done<TurnPage> done) = 0;
-  // With `request`: also the turn that it began in the last 24 hours; INVALID_ARGUMENT when its key
-  // was used for something else.
+  // Questions that no prompt has, without an answer or dropped, may come without their text; the
+  // last one has it. With `request`: also the turn that it began in the last 24 hours;
+  // INVALID_ARGUMENT when its key was used for something else.
   virtual void GetConversation(std::string session_id, RequestKey request,
                                Done<Conversation> done) = 0;
+  // Only that turn's id, empty if there is none, in the same way.
+  virtual void FindRequest(std::string session_id, RequestKey request, Done<std::string> done) = 0;
   virtual void GetTurn(std::string session_id, std::string turn_id, Done<StoredTurn> done) = 0;
   // `done` gets the turn's number. RESOURCE_EXHAUSTED: the session has its fill of turns.
   virtual void BeginTurn(NewTurn turn, Done<uint32_t> done) = 0;

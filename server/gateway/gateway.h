@@ -71,6 +71,7 @@ class Gateway {
   SessionOwners owners_;
   TurnGate gate_;
   RecoveryLane recovery_;
+  RequestMemory memory_;
   ResumableCalls resumable_;
   PictureFetcher fetcher_;
   Admission& admission_;

@@ -43,6 +43,7 @@ int main(int argc, char** argv) {
   ProcessOptions process_options;
   process_options.port = 8001;
   process_options.metrics_port = 8002;
+  process_options.max_streams = 1024;  // the rest waits at the client
   GatewayOptions options;
   Settings settings(kProgram,
                     "Conversations about pictures: sessions, uploads and streamed answers over "

@@ -1,5 +1,6 @@
 #include "server/gateway/gateway_options.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <limits>
 
@@ -72,6 +73,8 @@ void GatewayOptions::Declare(Settings& settings) {
                std::numeric_limits<int>::max());
   settings.Add("max-images-per-turn", &max_images_per_turn, "Pictures in one message", 0, 1000);
   settings.AddBytes("max-turn-bytes", &max_turn_bytes, "Text and pictures of one request");
+  settings.AddBytes("request-bytes", &request_bytes,
+                    "Uploads and questions that are held in memory, all together");
   picture_urls.Declare(settings);
   settings.Add("request-timeout", &request_timeout, "Longest time for one answer");
   settings.Group("Instead of serving");
@@ -90,6 +93,11 @@ absl::Status GatewayOptions::Check() const {
   if (data_dir.empty()) return absl::InvalidArgumentError("--data-dir is empty; name a folder");
   if (max_image_bytes == 0 || max_turn_bytes == 0) {
     return absl::InvalidArgumentError("--max-image-bytes and --max-turn-bytes must be above 0");
+  }
+  if (request_bytes < std::max(max_image_bytes, max_turn_bytes)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--request-bytes ", request_bytes, " has no room for one picture or question of ",
+        std::max(max_image_bytes, max_turn_bytes), " bytes (--max-image-bytes, --max-turn-bytes)"));
   }
   if (http_port >= 0 && http_limits.bodies_bytes < max_http_body_bytes()) {
     return absl::InvalidArgumentError(absl::StrCat(

@@ -55,6 +55,10 @@ struct GatewayOptions {
   int max_images_per_turn = 8;
   // Text and pictures of one request together.
   uint64_t max_turn_bytes = 30u << 20;
+  // Uploads and questions that are held, all together.
+  uint64_t request_bytes = 1u << 30;
+  // An upload of which nothing came for so long is ended.
+  std::chrono::milliseconds upload_patience{60'000};
   PictureUrlOptions picture_urls;
   // Upper limit of a turn, whatever the client's deadline.
   std::chrono::milliseconds request_timeout{10 * 60 * 1000};

@@ -206,8 +206,8 @@ void HttpFront::Complete(const HttpRequest& request, std::shared_ptr<HttpAnswer>
     scope->End(status);
     return (*sink)->Close(status);
   }
-  chat_.ReadChat(completion.chat, [this, scope, sink, resumable = completion.resumable](
-                                      absl::StatusOr<TurnRequest> turn) {
+  chat_.ReadChat(std::move(completion.chat), [this, scope, sink, resumable = completion.resumable](
+                                                 absl::StatusOr<TurnRequest> turn) {
     if (!turn.ok()) {
       scope->End(turn.status());
       return (*sink)->Close(turn.status());

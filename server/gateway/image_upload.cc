@@ -1,5 +1,7 @@
 #include "server/gateway/image_upload.h"
 
+#include <algorithm>
+#include <chrono>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -10,6 +12,13 @@
 
 namespace llava {
 namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
+
+constexpr milliseconds kWatchPeriod{1000};
+// A process that drains waits so long for a chunk.
+constexpr milliseconds kDrainPatience{5000};
 
 absl::Status TooLarge(absl::string_view what, uint64_t bytes, uint64_t limit) {
   return absl::InvalidArgumentError(absl::StrCat("the picture ", what, " ", bytes,
@@ -27,19 +36,67 @@ ImageUpload* ImageUpload::Start(const TurnParts& parts, Admission& admission,
   if (auto status = upload->scope_.Admit(admission); !status.ok()) {
     upload->End(status);
   } else {
-    upload->StartRead(&upload->read_);
+    {
+      MutexLock lock(upload->mutex_);
+      upload->last_ = steady_clock::now();
+      upload->Watch();
+    }
+    upload->Read();
   }
   return upload.get();
 }
 
+void ImageUpload::Read() {
+  const auto self = self_;  // the read may be the last thing that happens here
+  StartRead(&read_);
+  MutexLock lock(mutex_);
+  ++reading_;
+}
+
+void ImageUpload::Watch() {
+  const milliseconds period = std::min(kWatchPeriod, parts_.options.upload_patience);
+  // The alarm keeps its callback after it has rung, so that the upload must leave it by then.
+  alarm_.Set(std::chrono::system_clock::now() + period, [self = self_](bool) mutable {
+    const auto upload = std::move(self);
+    upload->OnWatch();
+  });
+}
+
+void ImageUpload::OnWatch() {
+  const bool drains = parts_.admission.draining();
+  const milliseconds patience = drains ? std::min(kDrainPatience, parts_.options.upload_patience)
+                                       : parts_.options.upload_patience;
+  {
+    MutexLock lock(mutex_);
+    if (ended_) return;
+    // Without a read under way it is at work itself.
+    if (reading_ < 1 || steady_clock::now() - last_ < patience) return Watch();
+    ended_ = true;
+  }
+  parts_.metrics.CountImage("refused");
+  if (drains) {
+    return Tell(
+        OverloadedError("this gateway is shutting down; send the picture again, here or elsewhere",
+                        milliseconds(1000)));
+  }
+  Tell(absl::DeadlineExceededError(absl::StrCat("nothing more of the picture came for ",
+                                                patience.count() / 1000.0, " s; send it again")));
+}
+
 void ImageUpload::OnReadDone(bool ok) {
+  {
+    MutexLock lock(mutex_);
+    --reading_;
+    if (ended_) return;
+    last_ = steady_clock::now();
+  }
   if (!ok) {
     if (context_->IsCancelled()) return End(absl::CancelledError("the client went away"));
     return OnEnd();
   }
   if (session_id_.empty()) return OnHeader();
   if (auto status = OnChunk(); !status.ok()) return Refuse(status);
-  StartRead(&read_);
+  Read();
 }
 
 void ImageUpload::OnHeader() {
@@ -53,11 +110,12 @@ void ImageUpload::OnHeader() {
     return Refuse(TooLarge("is announced (size_bytes) with", header.size_bytes(),
                            parts_.options.max_image_bytes));
   }
+  if (auto status = parts_.gate.ChargeRequest(scope_.caller()); !status.ok()) return Refuse(status);
   session_id_ = header.session_id();
   announced_bytes_ = header.size_bytes();
   const auto known = [self = self_](const absl::StatusOr<v1::Session>& session) {
     if (!session.ok()) return self->End(session.status());
-    self->StartRead(&self->read_);
+    self->Read();
   };
   parts_.owners.Check(scope_.caller(), session_id_,
                       [self = self_, known](const absl::Status& owned) {
@@ -70,7 +128,8 @@ absl::Status ImageUpload::OnChunk() {
   if (read_.part_case() != v1::UploadImageRequest::kChunk) {
     return absl::InvalidArgumentError("after the header come chunks only");
   }
-  const uint64_t total = bytes_.size() + read_.chunk().size();
+  const std::string chunk = std::move(*read_.mutable_chunk());  // a message would keep its memory
+  const uint64_t total = bytes_.size() + chunk.size();
   if (total > parts_.options.max_image_bytes) {
     return TooLarge("has more than", parts_.options.max_image_bytes,
                     parts_.options.max_image_bytes);
@@ -79,7 +138,8 @@ absl::Status ImageUpload::OnChunk() {
     return absl::InvalidArgumentError(
         absl::StrCat("more bytes came than header.size_bytes = ", announced_bytes_, " announced"));
   }
-  bytes_ += read_.chunk();
+  if (auto status = memory_.Hold(total); !status.ok()) return status;
+  bytes_ += chunk;
   return absl::OkStatus();
 }
 
@@ -113,6 +173,15 @@ void ImageUpload::Refuse(const absl::Status& status) {
 }
 
 void ImageUpload::End(const absl::Status& status) {
+  {
+    MutexLock lock(mutex_);
+    ended_ = true;  // OnWatch ends it only while a read is under way, which here none is
+    alarm_.Cancel();
+  }
+  Tell(status);
+}
+
+void ImageUpload::Tell(const absl::Status& status) {
   scope_.End(status);
   Finish(ToGrpc(status));
 }

@@ -13,6 +13,12 @@ void Prompt::AddUser(const std::string& text, const std::vector<StoredImage>& im
   messages.push_back(std::move(message));
 }
 
+uint64_t Prompt::TextBytes() const {
+  uint64_t bytes = 0;
+  for (const Message& message : messages) bytes += message.text.size();
+  return bytes;
+}
+
 std::vector<std::string> Prompt::DistinctImages() const {
   std::vector<std::string> images;
   std::set<std::string> seen;

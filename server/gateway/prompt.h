@@ -2,6 +2,7 @@
 
 // What the language model gets to see of a conversation.
 
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <string>
@@ -25,6 +26,7 @@ struct Prompt {
   std::map<std::string, std::shared_ptr<const std::string>> files;
 
   void AddUser(const std::string& text, const std::vector<StoredImage>& images);
+  uint64_t TextBytes() const;
   // Each picture once, in order of appearance.
   std::vector<std::string> DistinctImages() const;
 };

@@ -87,11 +87,10 @@ absl::Status CheckBlank(absl::string_view field, const std::string& text, int im
       absl::StrCat(field, " is empty and there is no picture; ask something"));
 }
 
-absl::StatusOr<StoredImage> ReadImageInput(const v1::ImageInput& input,
-                                           const GatewayOptions& options) {
+absl::StatusOr<StoredImage> ReadImageInput(v1::ImageInput& input, const GatewayOptions& options) {
   switch (input.source_case()) {
     case v1::ImageInput::kData:
-      return ReadImageFile(input.data(), options);
+      return ReadImageFile(std::move(*input.mutable_data()), options);
     case v1::ImageInput::kId: {
       const std::string& id = input.id();
       const bool hex = std::all_of(id.begin(), id.end(), [](char c) {
@@ -115,7 +114,7 @@ absl::StatusOr<StoredImage> ReadImageInput(const v1::ImageInput& input,
 }
 
 absl::StatusOr<std::vector<StoredImage>> ReadImages(
-    const google::protobuf::RepeatedPtrField<v1::ImageInput>& inputs, const std::string& field,
+    google::protobuf::RepeatedPtrField<v1::ImageInput>& inputs, const std::string& field,
     const GatewayOptions& options) {
   if (inputs.size() > options.max_images_per_turn) {
     return absl::InvalidArgumentError(absl::StrCat(field, " has ", inputs.size(),
@@ -234,27 +233,26 @@ absl::Status CheckChat(const v1::ChatRequest& request) {
 }
 
 absl::StatusOr<std::vector<StoredImage>> ReadMessage(
-    const std::string& text, const google::protobuf::RepeatedPtrField<v1::ImageInput>& images,
+    const std::string& text, google::protobuf::RepeatedPtrField<v1::ImageInput>* images,
     const GatewayOptions& options) {
-  if (auto status = CheckBlank("text", text, images.size()); !status.ok()) return status;
-  if (auto status = CheckTurnBytes(text.size() + ImageBytes(images), options); !status.ok()) {
+  if (auto status = CheckBlank("text", text, images->size()); !status.ok()) return status;
+  if (auto status = CheckTurnBytes(text.size() + ImageBytes(*images), options); !status.ok()) {
     return status;
   }
-  return ReadImages(images, "images", options);
+  return ReadImages(*images, "images", options);
 }
 
 absl::StatusOr<Prompt> ReadConversation(
-    const google::protobuf::RepeatedPtrField<v1::ChatMessage>& messages,
-    const GatewayOptions& options) {
+    google::protobuf::RepeatedPtrField<v1::ChatMessage>* messages, const GatewayOptions& options) {
   uint64_t bytes = 0;
-  for (const v1::ChatMessage& message : messages) {
+  for (const v1::ChatMessage& message : *messages) {
     bytes += message.text().size() + ImageBytes(message.images());
   }
   if (auto status = CheckTurnBytes(bytes, options); !status.ok()) return status;
   Prompt prompt;
   v1::Role before = v1::ROLE_UNSPECIFIED;
-  for (int i = 0; i < messages.size(); ++i) {
-    const v1::ChatMessage& message = messages[i];
+  for (int i = 0; i < messages->size(); ++i) {
+    v1::ChatMessage& message = *messages->Mutable(i);
     const std::string field = absl::StrCat("messages[", i, "]");
     const v1::Role role = message.role();
     const bool in_order = role == v1::ROLE_SYSTEM      ? i == 0
@@ -278,7 +276,7 @@ absl::StatusOr<Prompt> ReadConversation(
     }
     auto status = CheckBlank(absl::StrCat(field, ".text"), message.text(), message.images_size());
     if (!status.ok()) return status;
-    auto images = ReadImages(message.images(), absl::StrCat(field, ".images"), options);
+    auto images = ReadImages(*message.mutable_images(), absl::StrCat(field, ".images"), options);
     if (!images.ok()) return images.status();
     for (const StoredImage& image : *images) {
       if (!image.bytes) {

@@ -27,14 +27,14 @@ absl::StatusOr<uint32_t> PageSize(uint32_t requested);
 
 // All of a ChatRequest but its pictures and messages (the next two).
 absl::Status CheckChat(const v1::ChatRequest& request);
-// The new message of a session: not empty, pictures within the limits, read by ReadImage.
+// The new message of a session: not empty, pictures within the limits. Their files are taken out of
+// `images`, as they are large.
 absl::StatusOr<std::vector<StoredImage>> ReadMessage(
-    const std::string& text, const google::protobuf::RepeatedPtrField<v1::ImageInput>& images,
+    const std::string& text, google::protobuf::RepeatedPtrField<v1::ImageInput>* images,
     const GatewayOptions& options);
-// The conversation of a call without session.
+// The conversation of a call without session, likewise.
 absl::StatusOr<Prompt> ReadConversation(
-    const google::protobuf::RepeatedPtrField<v1::ChatMessage>& messages,
-    const GatewayOptions& options);
+    google::protobuf::RepeatedPtrField<v1::ChatMessage>* messages, const GatewayOptions& options);
 
 // A picture file: format and limits from its header, id from its content. Decodes nothing.
 absl::StatusOr<StoredImage> ReadImageFile(std::string bytes, const GatewayOptions& options);

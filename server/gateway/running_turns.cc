@@ -38,6 +38,14 @@ std::shared_ptr<RunningTurn> RunningTurns::Find(const std::string& key,
   return found->second.turn;
 }
 
+absl::StatusOr<std::shared_ptr<RunningTurn>> RunningTurns::FindRepeated(const std::string& key,
+                                                                        const RequestKey& request) {
+  auto turn = Find(key, "");
+  if (!turn || request.key.empty() || turn->request_key().key != request.key) return nullptr;
+  if (turn->request_key().hash != request.hash) return RequestKeyTaken("that is still running");
+  return turn;
+}
+
 bool RunningTurns::Taken(const std::string& key) {
   MutexLock lock(mutex_);
   return entries_.contains(key);

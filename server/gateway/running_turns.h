@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "server/gateway/turn_reader.h"
 #include "server/runtime/mutex.h"
 
@@ -53,6 +54,10 @@ class RunningTurns {
 
   // Null: no such turn is running. An empty `turn_id` means whichever it is.
   std::shared_ptr<RunningTurn> Find(const std::string& key, const std::string& turn_id);
+  // The turn of `key` if it was asked by the same request; null: it was not, or none is running.
+  // INVALID_ARGUMENT: the request's name is that of another one.
+  absl::StatusOr<std::shared_ptr<RunningTurn>> FindRepeated(const std::string& key,
+                                                            const RequestKey& request);
   bool Taken(const std::string& key);
 
   // Breaks off the turn of `key`, if `turn_id` is empty or its own. `ended` runs after its Remove.

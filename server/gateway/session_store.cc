@@ -347,6 +347,14 @@ void SessionStore::GetConversation(std::string session_id, RequestKey request,
       std::move(done));
 }
 
+void SessionStore::FindRequest(std::string session_id, RequestKey request, Done<std::string> done) {
+  Post<std::string>(
+      [id = std::move(session_id), request = std::move(request)](StoreTables& tables) {
+        return tables.FindRepeated(id, request, NowMicros());
+      },
+      std::move(done));
+}
+
 void SessionStore::GetTurn(std::string session_id, std::string turn_id, Done<StoredTurn> done) {
   Post<StoredTurn>([session = std::move(session_id), turn = std::move(turn_id)](
                        StoreTables& tables) { return tables.FindTurn(session, turn); },

@@ -58,6 +58,7 @@ class SessionStore : public ConversationStore {
                  Done<TurnPage> done) override;
   void GetConversation(std::string session_id, RequestKey request,
                        Done<Conversation> done) override;
+  void FindRequest(std::string session_id, RequestKey request, Done<std::string> done) override;
   void GetTurn(std::string session_id, std::string turn_id, Done<StoredTurn> done) override;
   void BeginTurn(NewTurn turn, Done<uint32_t> done) override;
   void RestartTurn(NewTurn turn, Done<uint32_t> done) override;

@@ -163,11 +163,17 @@ absl::StatusOr<SessionPage> StoreTables::PageOfSessions(const std::optional<std:
                     : database_.Query(absl::StrCat(kSessionColumns, "WHERE ", before),
                                       {used_us, id, limit}, take);
   if (!status.ok()) return status;
-  const bool more = ids.size() > page_size;
+  bool more = ids.size() > page_size;
   if (more) ids.pop_back();
+  uint64_t bytes = 0;
   for (const std::string& each : ids) {
     auto session = FindSession(each);
     if (!session.ok()) return session.status();
+    bytes += session->ByteSizeLong();
+    if (bytes > kPageBytes && !page.sessions.empty()) {
+      more = true;
+      break;
+    }
     page.sessions.push_back(*std::move(session));
   }
   if (more) {

@@ -24,6 +24,9 @@ namespace llava {
 // session, turn or picture, with a hint. Times are microseconds since 1970.
 class StoreTables {
  public:
+  // Of a page: below what clients take in one message, unless one item is larger.
+  static constexpr uint64_t kPageBytes = 2u << 20;
+
   // 0: no limit.
   struct Limits {
     int turns_per_session = 0, images_per_session = 0;
@@ -36,7 +39,8 @@ class StoreTables {
 
   absl::Status InsertSession(const v1::Session& session, int64_t now_us);
   absl::StatusOr<v1::Session> FindSession(const std::string& id);
-  // Last used first; of one owner, or all. INVALID_ARGUMENT: a token that this did not make.
+  // Last used first; of one owner, or all; pages as those of turns. INVALID_ARGUMENT: a token that
+  // this did not make.
   absl::StatusOr<SessionPage> PageOfSessions(const std::optional<std::string>& owner,
                                              uint32_t page_size, const std::string& page_token);
   // Takes the fields that `mask` names.
@@ -55,8 +59,11 @@ class StoreTables {
   absl::Status InsertImage(const std::string& session_id, const StoredImage& image);
   absl::StatusOr<bool> HasImage(const std::string& id);
 
+  // A page ends at `page_size` turns or about 2 MiB, whichever comes first; it has one at least.
   absl::StatusOr<TurnPage> PageOfTurns(const std::string& session_id, uint32_t page_size,
                                        const std::string& page_token);
+  // Without the texts of questions that no prompt has: those that got no answer or were dropped,
+  // but for the last one.
   absl::StatusOr<Conversation> FindConversation(const std::string& session_id);
   absl::StatusOr<StoredTurn> FindTurn(const std::string& session_id, const std::string& turn_id);
   // The turn that was begun by this request of the last 24 hours, empty if none. INVALID_ARGUMENT:
@@ -94,9 +101,10 @@ class StoreTables {
   absl::Status WriteMetadata(const v1::Session& session);
   // The pictures of a turn with bytes are stored, those without must be the session's.
   absl::Status AttachImages(const NewTurn& turn);
+  enum class Texts { kAll, kOfPrompt };
   // Turns `first`.. of a session, at most `limit`, oldest first, with their pictures.
   absl::StatusOr<std::vector<StoredTurn>> ReadTurns(const std::string& session_id, int64_t first,
-                                                    int64_t limit);
+                                                    int64_t limit, Texts texts = Texts::kAll);
 
   SqlDatabase& database_;
   ImageFiles& files_;

@@ -104,13 +104,21 @@ absl::Status RequestKeyTaken(const std::string& turn_id) {
 }
 
 absl::StatusOr<std::vector<StoredTurn>> StoreTables::ReadTurns(const std::string& session_id,
-                                                               int64_t first, int64_t limit) {
+                                                               int64_t first, int64_t limit,
+                                                               Texts texts) {
+  // Of a long text that is not wanted nothing is read.
+  constexpr char kOfPrompt[] =
+      "CASE WHEN answer_text <> '' AND NOT dropped"
+      " OR number = (SELECT max(number) FROM turns WHERE session_id = ?1)"
+      " THEN user_text ELSE '' END";
   std::vector<StoredTurn> turns;
   auto status = database_.Query(
-      "SELECT id, session_id, number, state, user_text, model_name, model_version, model_digest,"
-      " seed, answer_text, tokenizer_digest, token_ids, finish_reason, error_message, usage,"
-      " timings, created_us, finished_us, error_code, taken_up, dropped FROM turns"
-      " WHERE session_id = ? AND number >= ? ORDER BY number LIMIT ?",
+      absl::StrCat(
+          "SELECT id, session_id, number, state, ", texts == Texts::kAll ? "user_text" : kOfPrompt,
+          ", model_name, model_version, model_digest,"
+          " seed, answer_text, tokenizer_digest, token_ids, finish_reason, error_message, usage,"
+          " timings, created_us, finished_us, error_code, taken_up, dropped FROM turns"
+          " WHERE session_id = ?1 AND number >= ?2 ORDER BY number LIMIT ?3"),
       {session_id, first, limit}, [&](const SqlRow& row) { turns.push_back(ReadTurn(row)); });
   for (StoredTurn& stored : turns) {
     if (!status.ok()) break;
@@ -135,23 +143,28 @@ absl::StatusOr<TurnPage> StoreTables::PageOfTurns(const std::string& session_id,
     }
   }
   if (auto session = FindSession(session_id); !session.ok()) return session.status();
-  auto turns = ReadTurns(session_id, first, int64_t{page_size} + 1);
-  if (!turns.ok()) return turns.status();
   TurnPage page;
-  for (StoredTurn& stored : *turns) {
-    if (page.turns.size() == page_size) {
-      page.next_page_token = absl::StrCat(stored.turn.number());
-      break;
+  uint64_t bytes = 0;
+  // One by one: what is beyond the page may be large.
+  while (true) {
+    auto turns = ReadTurns(session_id, first, 1);
+    if (!turns.ok()) return turns.status();
+    if (turns->empty()) return page;
+    v1::Turn& turn = turns->front().turn;
+    bytes += turn.ByteSizeLong();
+    if (page.turns.size() == page_size || (bytes > kPageBytes && !page.turns.empty())) {
+      page.next_page_token = absl::StrCat(turn.number());
+      return page;
     }
-    page.turns.push_back(std::move(stored.turn));
+    first = int64_t{turn.number()} + 1;
+    page.turns.push_back(std::move(turn));
   }
-  return page;
 }
 
 absl::StatusOr<Conversation> StoreTables::FindConversation(const std::string& session_id) {
   auto session = FindSession(session_id);
   if (!session.ok()) return session.status();
-  auto turns = ReadTurns(session_id, 0, INT64_MAX);
+  auto turns = ReadTurns(session_id, 0, INT64_MAX, Texts::kOfPrompt);
   if (!turns.ok()) return turns.status();
   Conversation conversation{*std::move(session), *std::move(turns), {}, {}};
   auto status =

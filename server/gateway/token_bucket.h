@@ -16,6 +16,15 @@ class TokenBucket {
   TokenBucket(int64_t per_minute, TimePoint now)
       : capacity_(static_cast<double>(per_minute)), level_(capacity_), filled_(now) {}
 
+  // Another rate from now on. What is there stays, as far as the bucket holds it: a change of
+  // limits gives nothing to who has used up what he had. A bucket that had no limit is full.
+  void SetRate(int64_t per_minute, TimePoint now) {
+    const auto capacity = static_cast<double>(per_minute);
+    if (capacity == capacity_) return;
+    Fill(now);
+    level_ = capacity_ > 0 ? std::min(level_, capacity) : capacity;
+    capacity_ = capacity;
+  }
   // How long until `amount` can be taken; 0 = now. More than the bucket holds can be taken when it
   // is full.
   std::chrono::milliseconds Wait(double amount, TimePoint now) {

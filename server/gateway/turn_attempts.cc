@@ -93,7 +93,14 @@ void TurnRunner::OnFeatures(absl::StatusOr<FeatureDelivery::Outcome> outcome) {
     return Conclude(EndingOf(outcome.status()));
   }
   vision_seconds_ += outcome->vision_seconds;
+  if (has_session()) DropPictures();
   Generate(*outcome);
+}
+
+void TurnRunner::DropPictures() {
+  prompt_.files.clear();
+  for (StoredImage& image : turn_.images) image.bytes.reset();
+  request_.memory.reset();
 }
 
 void TurnRunner::Generate(const FeatureDelivery::Outcome& outcome) {

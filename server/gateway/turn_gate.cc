@@ -58,14 +58,9 @@ TurnGate::Key& TurnGate::KeyOf(const Caller& caller, TimePoint now) {
   const auto found = keys_.find(caller.name());
   if (found != keys_.end()) {
     Key& key = found->second;
-    const KeyLimits& limits = caller.limits();
-    if (key.limits.requests_per_minute != limits.requests_per_minute) {
-      key.requests = TokenBucket(limits.requests_per_minute, now);
-    }
-    if (key.limits.tokens_per_minute != limits.tokens_per_minute) {
-      key.tokens = TokenBucket(limits.tokens_per_minute, now);
-    }
-    key.limits = limits;
+    key.limits = caller.limits();
+    key.requests.SetRate(key.limits.requests_per_minute, now);
+    key.tokens.SetRate(key.limits.tokens_per_minute, now);
     return key;
   }
   const MetricLabels label = {{"key", keys_.size() < kMaxLabels ? caller.name() : "(other)"}};
@@ -81,27 +76,46 @@ TurnGate::Key& TurnGate::KeyOf(const Caller& caller, TimePoint now) {
       .first->second;
 }
 
+absl::Status TurnGate::Refuse(const Caller& caller, Key& key, const std::string& what,
+                              milliseconds retry) {
+  key.refusals_total.Increment();
+  return LimitError(absl::StrCat("the API key \"", caller.name(), "\" ", what), retry);
+}
+
+absl::Status TurnGate::CheckRequests(const Caller& caller, Key& key, TimePoint now) {
+  const auto wait = key.requests.Wait(1, now);
+  if (wait.count() <= 0) return absl::OkStatus();
+  return Refuse(caller, key,
+                absl::StrCat("may ask ", key.limits.requests_per_minute,
+                             " questions a minute; uploads and counts of tokens count as such"),
+                wait);
+}
+
 absl::Status TurnGate::CheckLimits(const Caller& caller, Key& key, double tokens, TimePoint now) {
-  const auto refuse = [&](const std::string& what, milliseconds retry) {
-    key.refusals_total.Increment();
-    return LimitError(absl::StrCat("the API key \"", caller.name(), "\" ", what), retry);
-  };
   const KeyLimits& limits = key.limits;
   if (limits.concurrent_turns > 0 && key.turns >= limits.concurrent_turns) {
-    return refuse(absl::StrCat("has ", key.turns, " answers under way, allowed at a time are ",
+    return Refuse(caller, key,
+                  absl::StrCat("has ", key.turns, " answers under way, allowed at a time are ",
                                limits.concurrent_turns),
                   kPlaceRetry);
   }
-  if (const auto wait = key.requests.Wait(1, now); wait.count() > 0) {
-    return refuse(absl::StrCat("may ask ", limits.requests_per_minute, " questions a minute"),
-                  wait);
-  }
+  if (auto status = CheckRequests(caller, key, now); !status.ok()) return status;
   if (const auto wait = key.tokens.Wait(tokens, now); wait.count() > 0) {
-    return refuse(
+    return Refuse(
+        caller, key,
         absl::StrCat("may use ", limits.tokens_per_minute,
                      " tokens a minute; this question reserves ", static_cast<int64_t>(tokens)),
         wait);
   }
+  return absl::OkStatus();
+}
+
+absl::Status TurnGate::ChargeRequest(const Caller& caller) {
+  MutexLock lock(mutex_);
+  const auto now = steady_clock::now();
+  Key& key = KeyOf(caller, now);
+  if (auto status = CheckRequests(caller, key, now); !status.ok()) return status;
+  key.requests.Take(1);
   return absl::OkStatus();
 }
 
@@ -181,7 +195,7 @@ void TurnGate::Dispatch() {
     ++running_;
     waiting_gauge_.Set(static_cast<double>(queue_.size()));
     const auto now = steady_clock::now();
-    if (!next.question.again) KeyOf(next.question.caller, now).turns_total.Increment();
+    if (!next.question.again) Known(next.question.caller).turns_total.Increment();
     mutex_.unlock();
     wait_seconds_.Observe(std::chrono::duration<double>(now - next.since).count());
     next.done(std::shared_ptr<TurnPermit>(
@@ -196,7 +210,7 @@ void TurnGate::Release(const TurnPermit& permit, uint64_t used) {
   {
     MutexLock lock(mutex_);
     const auto now = steady_clock::now();
-    Key& key = KeyOf(permit.caller_, now);
+    Key& key = Known(permit.caller_);
     --running_;
     --key.turns;
     key.tokens.Take(static_cast<double>(used) - permit.reserved_);
@@ -209,7 +223,7 @@ void TurnGate::Release(const TurnPermit& permit, uint64_t used) {
 
 // Gives back what was taken when it came.
 void TurnGate::Forget(const Waiting& waiting) {
-  Key& key = KeyOf(waiting.question.caller, steady_clock::now());
+  Key& key = Known(waiting.question.caller);
   --key.turns;
   if (!waiting.question.again) key.requests.Take(-1);
   key.tokens.Take(-waiting.question.tokens);

@@ -86,6 +86,9 @@ class TurnGate {
                    std::chrono::system_clock::time_point deadline, Done done) {
     return Enter({caller, tokens, priority, deadline, /*again=*/true}, std::move(done));
   }
+  // Of what is no turn but makes work too: counts as a request of the caller's key.
+  // RESOURCE_EXHAUSTED as above.
+  absl::Status ChargeRequest(const Caller& caller);
   // Takes a waiting turn out; nothing happens if it no longer waits.
   void Cancel(uint64_t ticket);
   // Refuses all that wait and all that come.
@@ -130,7 +133,13 @@ class TurnGate {
 
   uint64_t Enter(Question question, Done done);
 
+  // Of a call that comes: its limits are the key's from now on.
   Key& KeyOf(const Caller& caller, TimePoint now) LLAVA_REQUIRES(mutex_);
+  // Of one that came before, perhaps under other limits.
+  Key& Known(const Caller& caller) LLAVA_REQUIRES(mutex_) { return keys_.at(caller.name()); }
+  absl::Status Refuse(const Caller& caller, Key& key, const std::string& what,
+                      std::chrono::milliseconds retry) LLAVA_REQUIRES(mutex_);
+  absl::Status CheckRequests(const Caller& caller, Key& key, TimePoint now) LLAVA_REQUIRES(mutex_);
   absl::Status CheckLimits(const Caller& caller, Key& key, double tokens, TimePoint now)
       LLAVA_REQUIRES(mutex_);
   absl::Status CheckRoom(const Question& question, Key& key, TimePoint now) LLAVA_REQUIRES(mutex_);

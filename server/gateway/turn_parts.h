@@ -8,6 +8,7 @@
 #include "server/gateway/gateway_options.h"
 #include "server/gateway/model_router.h"
 #include "server/gateway/recovery_lane.h"
+#include "server/gateway/request_memory.h"
 #include "server/gateway/rollout_evidence.h"
 #include "server/gateway/running_turns.h"
 #include "server/gateway/session_owners.h"
@@ -43,6 +44,7 @@ struct TurnParts {
   ResumableCalls& resumable;
   PictureFetcher& fetcher;
   RecoveryLane& recovery;
+  RequestMemory& memory;
 };
 
 }  // namespace llava

@@ -10,6 +10,7 @@
 #include "server/gateway/api_keys.h"
 #include "server/gateway/model_choice.h"
 #include "server/gateway/prompt.h"
+#include "server/gateway/request_memory.h"
 #include "server/gateway/store_records.h"
 #include "server/gateway/turn_gate.h"
 
@@ -18,7 +19,8 @@ namespace llava {
 // A question that passed the checks of request_checks.h.
 struct TurnRequest {
   Caller caller;
-  std::shared_ptr<TurnPermit> permit;  // its place; null: an earlier process let it in
+  std::shared_ptr<RequestMemory::Share> memory;  // what the question and its pictures take
+  std::shared_ptr<TurnPermit> permit;            // its place; null: an earlier process let it in
   std::string request_id;
   // Empty: a call without session; `prompt` is the whole conversation.
   std::string session_id;

@@ -14,6 +14,7 @@
 #include "server/runtime/logging.h"
 #include "server/runtime/service_process.h"
 #include "server/runtime/status.h"
+#include "server/wire/prompt_size.h"
 #include "server/wire/sampling.h"
 
 namespace llava {
@@ -75,8 +76,8 @@ void TurnRunner::Start() {
                {});
   }
   if (auto status = parts_.running.Add(Key(), turn_id_, shared_from_this()); !status.ok()) {
-    if (!request_.key.key.empty() && JoinRunning()) return;
-    return End(status, {});
+    if (!JoinRunning()) End(status, {});
+    return;
   }
   if (recovered_) return TakeUp();
   choice_ = request_.model;
@@ -96,18 +97,16 @@ void TurnRunner::LoadConversation() {
                                });
 }
 
-// The turn at work may have been asked by the same request.
+// The same request may have come twice at a time, so that TurnStart did not see the other one.
 bool TurnRunner::JoinRunning() {
-  const auto other = parts_.running.Find(Key(), "");
-  if (!other || other->request_key().key != request_.key.key) return false;
-  if (other->request_key().hash != request_.key.hash) {
-    End(RequestKeyTaken("that is still running"), {});
-    return true;
+  const auto other = parts_.running.FindRepeated(Key(), request_.key);
+  if (other.ok() && !*other) return false;
+  if (other.ok()) {
+    for (TurnReader& reader : live_->TakeReaders()) {
+      if (auto status = (*other)->Attach(reader, {}); !status.ok()) reader.End(status);
+    }
   }
-  for (TurnReader& reader : live_->TakeReaders()) {
-    if (auto status = other->Attach(reader, {}); !status.ok()) reader.End(status);
-  }
-  End(absl::OkStatus(), {});
+  End(other.status(), {});
   return true;
 }
 
@@ -171,8 +170,8 @@ void TurnRunner::OnConversation(absl::StatusOr<Conversation> found) {
   }
   turn_.id = turn_id_;
   turn_.session_id = request_.session_id;
-  turn_.user_text = request_.text;
-  turn_.images = request_.images;
+  turn_.user_text = std::move(request_.text);
+  turn_.images = std::move(request_.images);
   turn_.request = request_.key;
   turn_.terms = {.key_name = request_.caller.name(),
                  .weight = request_.caller.weight(),
@@ -218,10 +217,16 @@ void TurnRunner::OnVersion(absl::StatusOr<Route> route) {
   turn_.sampling = WithDefaults(turn_.sampling, route_.model.default_sampling());
   if (!turn_.sampling.has_seed()) turn_.sampling.set_seed(DrawSeed());
   turn_.seed = turn_.sampling.seed();
-  if (!has_session()) return OnRecorded(0U);
-  if (conversation_.session.context_overflow() != v1::CONTEXT_OVERFLOW_DROP_OLDEST_TURNS) {
-    return Record();
+  const bool fits = has_session() && conversation_.session.context_overflow() ==
+                                         v1::CONTEXT_OVERFLOW_DROP_OLDEST_TURNS;
+  // What the service would refuse is not worth a record: it would keep the text.
+  if (auto status = CheckTextBytes(fits ? turn_.user_text.size() : prompt_.TextBytes(),
+                                   route_.model.context_tokens());
+      !status.ok()) {
+    return Refuse(status);
   }
+  if (!has_session()) return OnRecorded(0U);
+  if (!fits) return Record();
   auto fit =
       ContextFit::Create(parts_, conversation_, turn_, route_, request_.request_id, deadlines_.turn,
                          [self = shared_from_this()](absl::Status status) {

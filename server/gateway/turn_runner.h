@@ -79,6 +79,8 @@ class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnR
   // turn_attempts.cc: features, text, and what to do when they stop coming.
   void Attempt();
   void OnFeatures(absl::StatusOr<FeatureDelivery::Outcome> outcome);
+  // The store can read the pictures again, so that a session's turn need not hold them.
+  void DropPictures();
   void Generate(const FeatureDelivery::Outcome& outcome);
   bool OnEvent(v1::GenerateResponse& event);
   bool OnStarted(const v1::GenerateStarted& started);
@@ -125,7 +127,7 @@ class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnR
   TurnSample SampleOf(const TurnEnding& ending);
 
   const TurnParts& parts_;
-  const TurnRequest request_;
+  TurnRequest request_;  // its pictures and what they take: until the services have them
   const std::string turn_id_;
   const TurnDeadlines deadlines_;
   std::shared_ptr<TurnPermit> permit_;

@@ -1,6 +1,10 @@
 #include "server/gateway/turn_start.h"
 
+#include <algorithm>
+#include <chrono>
 #include <utility>
+
+#include "server/runtime/status.h"
 
 namespace llava {
 namespace {
@@ -9,7 +13,32 @@ constexpr double kBytesPerToken = 3;
 // Where neither request nor model says: what services generate by default.
 constexpr uint32_t kUsualAnswerTokens = 512;
 
+void Follow(const TurnParts& parts, const std::string& session_id, const std::string& turn_id,
+            const ResumePoint& from, const TurnReader& reader, bool again) {
+  parts.store.GetTurn(
+      session_id, turn_id,
+      [&parts, session_id, turn_id, from, reader, again](const absl::StatusOr<StoredTurn>& stored) {
+        if (!stored.ok()) return reader.End(stored.status());
+        if (stored->turn.state() != v1::TURN_STATE_RUNNING) {
+          return ReplayTurn(*stored, reader, from);
+        }
+        if (const auto running = parts.running.Find(session_id, turn_id)) {
+          if (auto status = running->Attach(reader, from); !status.ok()) reader.End(status);
+          return;
+        }
+        // It ended between the two looks.
+        if (!again) return Follow(parts, session_id, turn_id, from, reader, /*again=*/true);
+        reader.End(OverloadedError("this turn is not ready to be read; try again",
+                                   std::chrono::milliseconds(500)));
+      });
+}
+
 }  // namespace
+
+void FollowTurn(const TurnParts& parts, const std::string& session_id, const std::string& turn_id,
+                const ResumePoint& from, const TurnReader& reader) {
+  Follow(parts, session_id, turn_id, from, reader, /*again=*/false);
+}
 
 double EstimateTokens(const TurnRequest& request, const ModelRouter& router) {
   size_t bytes = request.text.size(), pictures = request.images.size();
@@ -50,7 +79,7 @@ void TurnStart::Begin(const TurnParts& parts, std::shared_ptr<RpcScope> scope, T
   parts.owners.Check(start->request_.caller, start->request_.session_id,
                      [start](const absl::Status& owned) {
                        if (!owned.ok()) return start->Refuse(owned);
-                       start->AskForPlace();
+                       start->FindAskedBefore();
                      });
 }
 
@@ -60,6 +89,28 @@ TurnStart::TurnStart(const TurnParts& parts, std::shared_ptr<RpcScope> scope, Tu
       scope_(std::move(scope)),
       request_(std::move(request)),
       sink_(std::move(sink)) {}
+
+void TurnStart::FindAskedBefore() {
+  if (request_.key.key.empty()) return AskForPlace();
+  const auto running = parts_.running.FindRepeated(request_.session_id, request_.key);
+  if (!running.ok()) return Refuse(running.status());
+  if (*running) {
+    const TurnReader reader = TakeReader();
+    if (auto status = (*running)->Attach(reader, {}); !status.ok()) reader.End(status);
+    return;
+  }
+  parts_.store.FindRequest(request_.session_id, request_.key,
+                           [self = shared_from_this()](const absl::StatusOr<std::string>& turn_id) {
+                             if (!turn_id.ok()) return self->Refuse(turn_id.status());
+                             if (turn_id->empty()) return self->AskForPlace();
+                             FollowTurn(self->parts_, self->request_.session_id, *turn_id, {},
+                                        self->TakeReader());
+                           });
+}
+
+TurnReader TurnStart::TakeReader() {
+  return {std::move(sink_), [scope = scope_](const absl::Status& status) { scope->End(status); }};
+}
 
 void TurnStart::AskForPlace() {
   const uint64_t ticket = parts_.gate.Enter(

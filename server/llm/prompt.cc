@@ -8,13 +8,10 @@
 #include "absl/strings/str_cat.h"
 #include "server/runtime/status.h"
 #include "server/wire/feature_key.h"
+#include "server/wire/prompt_size.h"
 
 namespace llava {
 namespace {
-
-// More text per token of the context than any tokenizer packs into a token: refused before the
-// tokenizer spends time on it.
-constexpr int64_t kMaxBytesPerToken = 64;
 
 using Messages = google::protobuf::RepeatedPtrField<v1::PromptMessage>;
 
@@ -33,11 +30,11 @@ PromptBuilder::PromptBuilder(std::shared_ptr<const Tokenizer> tokenizer,
 
 absl::Status PromptBuilder::CheckMessages(const Messages& messages) const {
   if (messages.empty()) return absl::InvalidArgumentError("messages is empty");
-  int64_t bytes = 0;
+  uint64_t bytes = 0;
   v1::Role expected = v1::ROLE_USER;
   for (int i = 0; i < messages.size(); ++i) {
     const v1::PromptMessage& message = messages[i];
-    bytes += static_cast<int64_t>(message.text().size());
+    bytes += message.text().size();
     if (i == 0 && message.role() == v1::ROLE_SYSTEM) {
       if (!message.images().empty()) return Invalid(i, "a system message has no pictures");
       if (message.has_tokens()) return Invalid(i, "only an assistant message has tokens");
@@ -73,12 +70,8 @@ absl::Status PromptBuilder::CheckMessages(const Messages& messages) const {
   if (expected != v1::ROLE_ASSISTANT) {
     return absl::InvalidArgumentError("messages must end with a user message");
   }
-  if (bytes > kMaxBytesPerToken * options_.context_tokens) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the messages have ", bytes, " bytes of text, more than a context of ",
-                     options_.context_tokens, " tokens can hold; shorten the conversation"));
-  }
-  return absl::OkStatus();
+  // Before the tokenizer spends time on it.
+  return CheckTextBytes(bytes, static_cast<uint64_t>(options_.context_tokens));
 }
 
 absl::StatusOr<std::vector<int32_t>> PromptBuilder::OwnIds(const v1::TokenIds& tokens,

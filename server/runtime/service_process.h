@@ -43,6 +43,7 @@ struct ProcessOptions {
   TlsFiles tls;           // of both ports
   std::chrono::milliseconds drain_timeout{30'000};
   uint64_t max_message_bytes = 32u << 20;
+  int max_streams = 0;  // calls at a time on one gRPC connection; 0: any
   std::string log_level = "info";
   std::string log_format = "text";
 

@@ -2,6 +2,7 @@
 import hashlib
 import select
 import socket
+import threading
 import time
 import unittest
 import urllib.request
@@ -223,6 +224,27 @@ class GatewayFlags(PictureUrlChecks, RolloutFlags, FlagsCase):
 
     def check_max_turn_bytes(self):
         self.refuses(["--max-turn-bytes", "2K"], "2048", images=[LION])
+
+    def check_request_bytes(self):
+        client, session, service = self.chat("--max-image-bytes", "1M", "--max-turn-bytes", "1M", "--request-bytes", "1M")
+        requests = [client.new("UploadImageRequest", header={"session_id": session}),
+                    client.new("UploadImageRequest", chunk=b"x" * 700_000)]
+        done = threading.Event()
+
+        def upload():  # that stands still
+            yield from requests
+            done.wait()
+
+        self.addCleanup(done.set)
+        first = client.UploadImage.future(upload())
+        self.wait_until(lambda: service.metrics()["llava_gateway_request_bytes"] > 600_000)
+        with self.assertRaises(grpc.RpcError) as caught:
+            client.UploadImage(iter(requests))
+        self.assertEqual(caught.exception.code(), grpc.StatusCode.UNAVAILABLE)
+        self.assertIn("--request-bytes", caught.exception.details())
+        first.cancel()
+        self.wait_until(lambda: service.metrics()["llava_gateway_request_bytes"] == 0)
+        self.assertEqual(self.run_once("--request-bytes", "1M")[0], 2)
 
     def check_request_timeout(self):
         client, session, _ = self.chat("--request-timeout", "200ms")

@@ -66,6 +66,19 @@ class HostileTest(unittest.TestCase):
         self.assertLess(self.peak_mib() - before, 200 * SLOWDOWN, [(flood.sent // MIB, flood.refused) for flood in floods])
         self.serves()
 
+    def test_a_connection_has_so_many_calls_at_a_time(self):
+        with grpc.insecure_channel(self.gateway.grpc) as channel:
+            watch = channel.unary_stream("/grpc.health.v1.Health/Watch")
+            calls = [watch(b"") for _ in range(1024)]
+            for call in calls:
+                next(call)
+            with self.assertRaises(grpc.RpcError) as caught:
+                next(watch(b"", timeout=2))
+            self.assertEqual(caught.exception.code(), grpc.StatusCode.DEADLINE_EXCEEDED, "it waits at the client")
+            calls[0].cancel()
+            next(watch(b"", timeout=60 * SLOWDOWN))
+        self.serves()
+
 
 if __name__ == "__main__":
     unittest.main(verbosity=2)

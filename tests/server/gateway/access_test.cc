@@ -261,6 +261,40 @@ TEST_F(AccessTest, KeysKeepNoMoreThanTheyMay) {
   for (int i = 0; i < 4; ++i) EXPECT_FALSE(NewSession().empty());
 }
 
+// Both make work that no other limit bounds.
+TEST_F(AccessTest, UploadsAndCountsOfTokensAreRequestsOfTheirKey) {
+  std::ofstream(options_.keys_file)
+      << "- {name: few, sha256: " << ToHex(HashBytes("few")) << ", requests-per-minute: 2}\n";
+  StartGateway();
+  key_ = "few";
+  const std::string session = NewSession();
+  const auto upload = [&] {
+    const auto context = Context();
+    v1::UploadImageResponse response;
+    const auto writer = stub_->UploadImage(context.get(), &response);
+    v1::UploadImageRequest request;
+    request.mutable_header()->set_session_id(session);
+    writer->Write(request);
+    request.set_chunk(FakePicture(1));
+    writer->Write(request);
+    writer->WritesDone();
+    return writer->Finish();
+  };
+  const auto count = [&] {
+    v1::ChatServiceCountTokensRequest request;
+    request.set_session_id(session);
+    request.set_text("x");
+    v1::ChatServiceCountTokensResponse response;
+    return stub_->CountTokens(Context().get(), request, &response);
+  };
+  EXPECT_TRUE(upload().ok());
+  EXPECT_TRUE(count().ok());
+  for (const grpc::Status& status : {upload(), count(), Ask(Question(session, "x")).status}) {
+    EXPECT_EQ(status.error_code(), StatusCode::RESOURCE_EXHAUSTED) << status.error_message();
+    EXPECT_THAT(status.error_message(), HasSubstr("2 questions a minute"));
+  }
+}
+
 // Sessions from before keys were given are the admins'.
 TEST_F(AccessTest, SessionsWithoutOwnerAreForAdmins) {
   const std::string file = options_.keys_file;

@@ -137,6 +137,34 @@ TEST_F(BadInputTest, APromptLongerThanTheContext) {
   EXPECT_EQ(Ask(Question(session, "a b")).text, "a b! pictures: 0, turns: 1");
 }
 
+// It would be kept, and be read with every later question of its session.
+TEST_F(BadInputTest, ATextThatNoPromptCanHoldIsNotRecorded) {
+  v1::ModelInfo small = FakeLanguageModel("emoji", 1);
+  small.set_context_tokens(100);
+  llm_.models().Set({small});
+  StartGateway();
+  const std::string text(64 * 100 + 1, 'x');
+  v1::CreateSessionRequest dropping;
+  dropping.set_context_overflow(v1::CONTEXT_OVERFLOW_DROP_OLDEST_TURNS);
+  v1::ChatRequest alone;
+  alone.add_messages()->set_role(v1::ROLE_USER);
+  alone.mutable_messages(0)->set_text(text);
+  for (const v1::ChatRequest& request :
+       {Question(NewSession(), text), Question(NewSession(dropping), text), alone}) {
+    const Answer answer = Ask(request);
+    EXPECT_EQ(answer.status.error_code(), kInvalid);
+    EXPECT_THAT(answer.status.error_message(), HasSubstr("have 6401 bytes of text"));
+    EXPECT_THAT(answer.status.error_message(), HasSubstr("at most 6400"));
+    if (!request.session_id().empty()) EXPECT_TRUE(Turns(request.session_id()).empty());
+  }
+  EXPECT_EQ(llm_.generates(), 0);
+  const std::string session = NewSession();
+  EXPECT_TRUE(Ask(Question(session, text.substr(1))).status.ok());
+  EXPECT_THAT(Ask(Question(session, "more")).status.error_message(), HasSubstr("bytes of text"))
+      << "the whole conversation counts";
+  EXPECT_EQ(Turns(session).size(), 1U);
+}
+
 TEST_F(BadInputTest, ConversationsWithoutASession) {
   StartGateway();
   const auto chat = [](std::vector<std::pair<v1::Role, std::string>> messages) {

@@ -40,6 +40,7 @@ TEST(GatewayOptionsTest, EachFlagIsRead) {
                                "--max-image-pixels=2048",
                                "--max-images-per-turn=3",
                                "--max-turn-bytes=4K",
+                               "--request-bytes=5M",
                                "--session-ttl=24h",
                                "--resume-grace=3s",
                                "--continue-timeout=4s",
@@ -71,6 +72,7 @@ TEST(GatewayOptionsTest, EachFlagIsRead) {
   EXPECT_EQ(options.image_limits().max_pixels, 2048U);
   EXPECT_EQ(options.max_images_per_turn, 3);
   EXPECT_EQ(options.max_turn_bytes, 4096U);
+  EXPECT_EQ(options.request_bytes, 5u << 20);
   EXPECT_EQ(options.session_ttl, std::chrono::hours(24));
   EXPECT_EQ(options.resume_grace, std::chrono::seconds(3));
   EXPECT_EQ(options.continue_timeout, std::chrono::seconds(4));
@@ -94,6 +96,8 @@ TEST(GatewayOptionsTest, NamesTheBadSetting) {
   EXPECT_THAT(complaint([](auto& o) { o.rollout.window = {}; }), HasSubstr("--rollout-window"));
   EXPECT_THAT(complaint([](auto& o) { o.data_dir = ""; }), HasSubstr("--data-dir"));
   EXPECT_THAT(complaint([](auto& o) { o.max_image_bytes = 0; }), HasSubstr("--max-image-bytes"));
+  EXPECT_THAT(complaint([](auto& o) { o.request_bytes = o.max_turn_bytes - 1; }),
+              HasSubstr("--request-bytes"));
   EXPECT_THAT(complaint([](auto& o) { o.http_limits.bodies_bytes = 1u << 20; }),
               HasSubstr("--http-bodies-bytes"));
   EXPECT_THAT(complaint([](auto& o) { o.http_limits.body_timeout = {}; }),

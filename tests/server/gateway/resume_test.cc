@@ -138,6 +138,9 @@ TEST_F(ResumeTest, AReaderThatFallsBehindIsSentAwayAndTheTextGoesOn) {
   }
   question.pop_back();
   const std::string expected = question + "! pictures: 0, turns: 1";
+  v1::ModelInfo large = FakeLanguageModel("emoji", 1);
+  large.set_context_tokens(100'000);
+  llm_.models().Set({large});
   StartGateway();
   const std::string session = NewSession();
   grpc::ChannelArguments arguments;  // a connection that takes little which nobody reads

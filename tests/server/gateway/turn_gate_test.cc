@@ -45,6 +45,23 @@ TEST(TokenBucketTest, FillsWithTimeAndNeverAboveAMinutesWorth) {
   EXPECT_EQ(open.Wait(1e9, start).count(), 0);
 }
 
+TEST(TokenBucketTest, AChangedRateGivesNothingBack) {
+  const auto start = TokenBucket::TimePoint{} + std::chrono::hours(1);
+  TokenBucket bucket(600, start);
+  bucket.Take(600);
+  bucket.SetRate(60, start);
+  EXPECT_EQ(bucket.level(), 0);
+  EXPECT_NEAR(static_cast<double>(bucket.Wait(1, start).count()), 1000, 2) << "one a second now";
+  bucket.SetRate(600, start + milliseconds(10'000));
+  EXPECT_NEAR(bucket.level(), 10, 0.01) << "filled at the old rate until then";
+  bucket.SetRate(6, start + milliseconds(10'000));
+  EXPECT_EQ(bucket.level(), 6) << "no more than it holds";
+  bucket.SetRate(0, start + milliseconds(10'000));
+  EXPECT_EQ(bucket.Wait(1e9, start + milliseconds(10'000)).count(), 0);
+  bucket.SetRate(60, start + milliseconds(10'000));
+  EXPECT_EQ(bucket.level(), 60);
+}
+
 class TurnGateTest : public testing::Test {
  protected:
   static Caller Key(const std::string& name, const KeyLimits& limits = {}, uint32_t weight = 1) {
@@ -95,6 +112,37 @@ TEST_F(TurnGateTest, AKeysOwnLimitsAreItsOwnFault) {
   EXPECT_TRUE(Ask(one).ok());
   EXPECT_TRUE(
       absl::StrContains(metrics_.Render(), "llava_gateway_key_refusals_total{key=\"few\"} 1"));
+}
+
+TEST_F(TurnGateTest, UploadsAndCountsAreRequestsToo) {
+  Open(100, 100);
+  const Caller few = Key("few", {.requests_per_minute = 3});
+  EXPECT_TRUE(gate_->ChargeRequest(few).ok());
+  EXPECT_TRUE(Ask(few).ok());
+  EXPECT_TRUE(gate_->ChargeRequest(few).ok());
+  for (const auto& status : {gate_->ChargeRequest(few), Ask(few).status()}) {
+    EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_THAT(std::string(status.message()), HasSubstr("uploads and counts"));
+    EXPECT_TRUE(HasRetry(status));
+  }
+  EXPECT_TRUE(gate_->ChargeRequest(Key("open")).ok());
+}
+
+// Turns that began before the keys file changed must not bring their key's old limits back: each
+// would leave a full bucket behind.
+TEST_F(TurnGateTest, LoweredLimitsHoldWhileOldTurnsEnd) {
+  Open(100, 100);
+  const Caller before = Key("greedy", {.requests_per_minute = 20});
+  const Caller now = Key("greedy", {.requests_per_minute = 2});
+  std::vector<Permit> running;
+  for (int i = 0; i < 20; ++i) running.push_back(Ask(before).value());
+  int let_in = 0;
+  for (const Permit& permit : running) {
+    let_in += Ask(now).ok() ? 1 : 0;
+    permit->Release(1);
+    let_in += Ask(now).ok() ? 1 : 0;
+  }
+  EXPECT_LE(let_in, kSlowdown) << "what time itself gives: two a minute";
 }
 
 TEST_F(TurnGateTest, TokensAreReservedAndSettled) {

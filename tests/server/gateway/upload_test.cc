@@ -5,7 +5,10 @@
 #include <filesystem>
 #include <future>
 
+#include "google/rpc/error_details.pb.h"
 #include "model/digest/sha256.h"
+#include "server/gateway/request_checks.h"
+#include "server/runtime/status.h"
 #include "tests/server/gateway/gateway_harness.h"
 
 namespace llava {
@@ -148,6 +151,106 @@ TEST_F(UploadTest, RefusesWhatIsNoPictureOrTooMuch) {
   EXPECT_THAT(writer->Finish().error_message(), HasSubstr("must be the header"));
   EXPECT_TRUE(std::filesystem::is_empty(options_.data_dir + "/images"));
   EXPECT_TRUE(Send(session, FakePicture(1)).status.ok());
+}
+
+// An upload that a client has begun and lets stand.
+struct OpenUpload {
+  std::unique_ptr<grpc::ClientContext> context;
+  v1::UploadImageResponse response;
+  std::unique_ptr<grpc::ClientWriter<v1::UploadImageRequest>> writer;
+
+  OpenUpload(v1::ChatService::Stub& stub, std::unique_ptr<grpc::ClientContext> of,
+             const std::string& session, const std::string& bytes)
+      : context(std::move(of)), writer(stub.UploadImage(context.get(), &response)) {
+    v1::UploadImageRequest request;
+    request.mutable_header()->set_session_id(session);
+    writer->Write(request);
+    request.set_chunk(bytes);
+    if (!bytes.empty()) writer->Write(request);
+  }
+};
+
+TEST_F(UploadTest, AllUploadsAndQuestionsShareABound) {
+  options_.request_bytes = 300'000;
+  vision_.Set({.pause = true});
+  llm_.Set({.pause_after = 1});
+  StartGateway();
+  const std::string session = NewSession(), other = NewSession();
+  const std::string picture = FakePicture(1, 200, 300);  // 180 KB
+  const auto full = [](const grpc::Status& status) {
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE) << status.error_message();
+    EXPECT_THAT(status.error_message(), HasSubstr("--request-bytes"));
+    google::rpc::RetryInfo retry;
+    EXPECT_TRUE(GetDetail(FromGrpc(status), &retry));
+  };
+  const auto held = [&] { return Metric("llava_gateway_request_bytes"); };
+  {
+    OpenUpload open(*stub_, Context(), session, std::string(200'000, 'x'));
+    ASSERT_TRUE(Eventually([&] { return held() > 180'000; }));
+    full(Send(session, picture, 0, 50'000).status);
+    full(Ask(Question(session, "x", {picture})).status);
+    v1::ChatServiceCountTokensRequest count;
+    count.set_session_id(session);
+    count.add_images()->set_data(picture);
+    v1::ChatServiceCountTokensResponse counts;
+    full(stub_->CountTokens(Context().get(), count, &counts));
+    auto small = std::async(std::launch::async, [&] { return Ask(Question(session, "x")); });
+    ASSERT_TRUE(Eventually([&] { return llm_.generates() == 1; })) << "what is small passes";
+    llm_.Release();
+    EXPECT_TRUE(small.get().status.ok());
+    open.context->TryCancel();
+    open.writer->Finish();
+  }
+  ASSERT_TRUE(Eventually([&] { return held() == 0; }));
+  // A question holds its pictures until the services have them.
+  auto asking =
+      std::async(std::launch::async, [&] { return Ask(Question(session, "x y z", {picture})); });
+  ASSERT_TRUE(Eventually([&] { return held() > 160'000; }));
+  full(Send(other, picture, 0, 50'000).status);
+  vision_.Set({});
+  vision_.Release();
+  ASSERT_TRUE(Eventually([&] { return held() == 0; }));
+  EXPECT_EQ(Metric("llava_gateway_turns_running"), 1);
+  const Upload passes = Send(other, picture, 0, 50'000);
+  EXPECT_TRUE(passes.status.ok()) << passes.status.error_message();
+  llm_.Release();
+  const Answer answer = asking.get();
+  EXPECT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_TRUE(Eventually([&] { return held() == 0; }));
+}
+
+TEST_F(UploadTest, PicturesAreTakenOutOfARequestNotCopied) {
+  v1::ChatRequest request = Question("s", "x", {FakePicture(1, 100, 100)});
+  const char* bytes = request.images(0).data().data();
+  const auto images = ReadMessage(request.text(), request.mutable_images(), options_);
+  ASSERT_TRUE(images.ok()) << images.status();
+  EXPECT_EQ(images->at(0).bytes->data(), bytes);
+}
+
+TEST_F(UploadTest, AnUploadOfWhichNothingMoreComesIsEnded) {
+  options_.upload_patience = std::chrono::milliseconds(300);
+  StartGateway();
+  const std::string session = NewSession();
+  for (const size_t size : {0, 100'000}) {
+    OpenUpload open(*stub_, Context(), session, std::string(size, 'x'));
+    const grpc::Status status = open.writer->Finish();
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+    EXPECT_THAT(status.error_message(), HasSubstr("nothing more of the picture came for 0.3 s"));
+  }
+  EXPECT_TRUE(Eventually([&] { return admission_->in_flight() == 0; }));
+  EXPECT_TRUE(Eventually([&] { return Metric("llava_gateway_request_bytes") == 0; }));
+  EXPECT_TRUE(Send(session, FakePicture(1)).status.ok());
+}
+
+TEST_F(UploadTest, ADrainWaitsForNoUploadThatStandsStill) {
+  StartGateway();
+  OpenUpload open(*stub_, Context(), NewSession(), "BM");
+  ASSERT_TRUE(Eventually([&] { return admission_->in_flight() == 1; }));
+  admission_->StartDraining();
+  const grpc::Status status = open.writer->Finish();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE) << status.error_message();
+  EXPECT_THAT(status.error_message(), HasSubstr("shutting down"));
+  EXPECT_TRUE(Eventually([&] { return admission_->in_flight() == 0; }));
 }
 
 TEST_F(UploadTest, AClientThatLeavesDoesNoHarm) {
