@@ -305,14 +305,15 @@ bool TurnRunner::TryAgain(const absl::Status& status) {
 }
 
 void TurnRunner::Later(milliseconds delay, void (TurnRunner::*step)()) {
+  Later(delay, [self = shared_from_this(), step] { (self.get()->*step)(); });
+}
+
+void TurnRunner::Later(milliseconds delay, std::function<void()> step) {
   SetStop(nullptr);  // the step sees a break; the wait is short
-  // The alarm keeps its callback after it has rung, so that the turn must leave it by then.
-  alarm_.Set(system_clock::now() + delay, [self = shared_from_this(), step](bool) mutable {
-    // The step may set the alarm again, which replaces this function.
-    const auto runner = std::move(self);
-    const auto next = step;
-    (runner.get()->*next)();
-  });
+  // The alarm keeps its callback after it has rung, so that the turn must leave it by then; and the
+  // step may set the alarm again, which replaces this function.
+  alarm_.Set(system_clock::now() + delay,
+             [step = std::move(step)](bool) mutable { std::exchange(step, nullptr)(); });
 }
 
 bool TurnRunner::Reroute() {
