@@ -159,7 +159,8 @@ bool TurnRunner::OnStarted(const v1::GenerateStarted& started) {
   worker_began_ = true;
   refilled_ = looked_again_ = false;
   patience_.reset();
-  const bool journalled = answer_.id != 0 && !answer_.tokens.tokenizer_digest().empty();
+  const bool journalled = answer_.id != 0 && IsSameVersion(answer_.model, turn_.model) &&
+                          !answer_.tokens.tokenizer_digest().empty();
   answer_.tokens.set_tokenizer_digest(started.tokenizer_digest());
   if (has_session() && !journalled) JournalAnswer();
   return true;
@@ -169,6 +170,7 @@ void TurnRunner::JournalAnswer() {
   const uint64_t before = answer_.id;  // of a turn whose worker died before it said a word
   answer_.session_id = request_.session_id;
   answer_.turn_id = turn_id_;
+  answer_.asked = request_.asked;
   answer_.seed = turn_.seed;
   answer_.model = turn_.model;
   answer_.id =

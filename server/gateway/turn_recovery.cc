@@ -49,7 +49,6 @@ std::shared_ptr<TurnRunner> TurnRunner::CreateRecovered(
   runner->turn_.terms = std::move(turn.terms);
   if (journalled) {
     runner->answer_ = *std::move(journalled);
-    runner->turn_.model = runner->answer_.model;
   } else {
     runner->answer_.taken_up.push_back(0);
   }
