@@ -47,7 +47,7 @@ class Recovery {
     contents << file.rdbuf();
     const std::string bytes = contents.str();
     std::string_view rest = bytes;
-    if (!rest.starts_with(kJournalMagic)) {
+    if (!rest.starts_with(kJournalMagic) && !rest.starts_with(kOldJournalMagic)) {
       if (rest.size() >= kJournalMagic.size() && rest.starts_with(kJournalMagic.substr(0, 6))) {
         return absl::FailedPreconditionError(
             absl::StrCat(path.string(), " was written by another version of llava-gateway; start ",
@@ -178,7 +178,10 @@ AnswerJournal::~AnswerJournal() {
     closing_ = true;
     changed_.NotifyAll();
   }
-  if (thread_.joinable()) thread_.join();
+  if (thread_.joinable()) {
+    thread_.join();
+    if (Batch last; !unwritten_ends_.empty()) WriteAndTell(last);
+  }
   CloseSegment();
 }
 
@@ -224,7 +227,10 @@ void AnswerJournal::End(uint64_t id) { Enqueue(EncodeEnd(id), {}, 0, /*ended=*/i
 
 void AnswerJournal::Flush(Done done) { Enqueue("", std::move(done)); }
 
-void AnswerJournal::Enqueue(std::string record, Done done, uint64_t begun, uint64_t ended) {
+void AnswerJournal::BeginFile() { Enqueue("", {}, 0, 0, /*new_file=*/true); }
+
+void AnswerJournal::Enqueue(std::string record, Done done, uint64_t begun, uint64_t ended,
+                            bool new_file) {
   Batch batch;
   {
     MutexLock lock(mutex_);
@@ -236,6 +242,7 @@ void AnswerJournal::Enqueue(std::string record, Done done, uint64_t begun, uint6
     if (done) waiting_.done.push_back(std::move(done));
     if (begun != 0) waiting_.begun.push_back(begun);
     if (ended != 0) waiting_.ended.push_back(ended);
+    waiting_.new_file |= new_file;
     if (writing_) return;
     writing_ = true;  // quicker than to wake a thread for it
     std::swap(batch, waiting_);
@@ -262,11 +269,25 @@ void AnswerJournal::Loop() {
   }
 }
 
-void AnswerJournal::WriteAndTell(const Batch& batch) {
+void AnswerJournal::WriteAndTell(Batch& batch) {
+  for (const uint64_t id : unwritten_ends_) {
+    batch.bytes += EncodeEnd(id);
+    batch.ended.push_back(id);
+  }
+  unwritten_ends_.clear();
   const absl::Status status = WriteBatch(batch.bytes);
   (void)LLAVA_FAILPOINT("journal.written");
-  if (status.ok()) Account(batch);
+  if (status.ok()) {
+    Account(batch);
+  } else {  // else their files would stay, and all behind them
+    unwritten_ends_ = std::move(batch.ended);
+  }
   for (const Done& done : batch.done) done(status);
+  if (batch.new_file && file_bytes_ > kJournalMagic.size()) {
+    if (auto opened = OpenSegment(segments_.back().number + 1); !opened.ok()) {
+      LogWarning("journal not begun anew", {{"error", std::string(opened.message())}});
+    }
+  }
   RemoveDeadSegments();
 }
 

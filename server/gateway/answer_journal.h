@@ -32,8 +32,8 @@ namespace llava {
 //
 // Thread-safe. Callbacks run in the order of the calls, within the call or on the journal's thread,
 // and must not block. RESOURCE_EXHAUSTED when the disk is full, INTERNAL for other faults of it;
-// nothing of such a batch is kept, and later ones are tried again. The destructor writes all that
-// waits.
+// nothing of such a batch is kept but the ends of answers, which go with the next one. The
+// destructor writes all that waits.
 class AnswerJournal {
  public:
   using Done = std::function<void(const absl::Status&)>;
@@ -60,6 +60,9 @@ class AnswerJournal {
   void End(uint64_t id);
   // Runs `done` behind all that came before.
   void Flush(Done done);
+  // What has ended shall leave the disk: goes on in a new file, so that the one up to here can go
+  // as soon as nothing in it lives.
+  void BeginFile();
 
  private:
   // What goes with one write.
@@ -67,8 +70,9 @@ class AnswerJournal {
     std::string bytes;
     std::vector<Done> done;
     std::vector<uint64_t> begun, ended;
+    bool new_file = false;
 
-    bool empty() const { return bytes.empty() && done.empty(); }
+    bool empty() const { return bytes.empty() && done.empty() && !new_file; }
   };
   struct Segment {
     uint64_t number = 0;
@@ -85,10 +89,11 @@ class AnswerJournal {
   absl::Status OpenSegment(uint64_t number);
   void CloseSegment();
 
-  void Enqueue(std::string record, Done done, uint64_t begun = 0, uint64_t ended = 0);
+  void Enqueue(std::string record, Done done, uint64_t begun = 0, uint64_t ended = 0,
+               bool new_file = false);
   void Loop();
   // Of whoever has set `writing_`.
-  void WriteAndTell(const Batch& batch);
+  void WriteAndTell(Batch& batch);
   absl::Status WriteBatch(const std::string& bytes);
   void Account(const Batch& batch);
   void RemoveDeadSegments();
@@ -103,6 +108,7 @@ class AnswerJournal {
   uint64_t file_bytes_ = 0;
   std::deque<Segment> segments_;                     // oldest first, the last one is written to
   std::unordered_map<uint64_t, uint64_t> begun_in_;  // id of a live answer -> its segment
+  std::vector<uint64_t> unwritten_ends_;             // go with the next write
 
   Mutex mutex_;
   CondVar changed_;

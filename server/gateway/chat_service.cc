@@ -2,6 +2,7 @@
 
 #include "server/gateway/chat_service.h"
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -110,15 +111,26 @@ grpc::ServerUnaryReactor* ChatServiceImpl::UpdateSession(grpc::CallbackServerCon
                                                          const v1::UpdateSessionRequest* request,
                                                          v1::UpdateSessionResponse* response) {
   const UnaryCall call("UpdateSession", *context, parts_);
-  ForOwner(call, CheckUpdateSession(*request), request->session().id(),
-           [this, call, request, response] {
-             parts_.store.UpdateSession(request->session(), request->update_mask(),
-                                        [call, response](auto session) {
-                                          if (session.ok())
-                                            *response->mutable_session() = *std::move(session);
-                                          call.Finish(session.status());
-                                        });
-           });
+  const std::string id = request->session().id();
+  // A turn reads the system text before it is recorded, and again when a later process takes it up:
+  // between the two it must stay.
+  const auto& paths = request->update_mask().paths();
+  const bool alone = std::find(paths.begin(), paths.end(), "system_prompt") != paths.end();
+  ForOwner(call, CheckUpdateSession(*request), id, [this, call, request, response, id, alone] {
+    if (alone) {
+      if (auto status = parts_.running.Add(id, "", nullptr); !status.ok()) {
+        return call.Finish(status);
+      }
+    }
+    parts_.store.UpdateSession(request->session(), request->update_mask(),
+                               [this, call, response, id, alone](auto session) {
+                                 if (alone) parts_.running.Remove(id);
+                                 if (session.ok()) {
+                                   *response->mutable_session() = *std::move(session);
+                                 }
+                                 call.Finish(session.status());
+                               });
+  });
   return call.reactor();
 }
 
@@ -134,7 +146,10 @@ grpc::ServerUnaryReactor* ChatServiceImpl::DeleteSession(grpc::CallbackServerCon
     }
     parts_.store.DeleteSession(id, [this, call, id](const absl::Status& status) {
       parts_.running.Remove(id);
-      if (status.ok()) parts_.owners.Forget(id);
+      if (status.ok()) {
+        parts_.owners.Forget(id);
+        parts_.journal.BeginFile();
+      }
       call.Finish(status);
     });
   };

@@ -22,6 +22,13 @@ constexpr std::chrono::seconds kStopTimeout{5};
 // How often unused sessions are looked for, at least.
 constexpr std::chrono::seconds kExpiryPeriod{10};
 
+// False: of an earlier run of a turn that was asked anew, which the journal, never synced, may
+// still have.
+bool IsOf(const JournalledAnswer& answer, const UnfinishedTurn& turn) {
+  const bool is_dated = answer.asked != JournalledAnswer().asked;
+  return answer.seed == turn.sampling.seed() && (!is_dated || answer.asked == turn.terms.asked);
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Open(const GatewayOptions& options,
@@ -92,9 +99,8 @@ void Gateway::TakeUpTurns() {
   }
   for (UnfinishedTurn& turn : store_->TakeUnfinished()) {
     std::optional<JournalledAnswer> answer;
-    // With another seed it is of an earlier run of a turn that was asked anew.
     if (auto found = journalled.find(turn.turn_id);
-        found != journalled.end() && found->second.seed == turn.sampling.seed()) {
+        found != journalled.end() && IsOf(found->second, turn)) {
       answer = std::move(found->second);
       journalled.erase(found);
     }
@@ -130,11 +136,12 @@ void Gateway::KeepHouse() {
     malloc_trim(0);
     store_->Expire(
         options_.session_ttl, [this](const std::string& id) { return running_.Taken(id); },
-        [](const absl::StatusOr<int64_t>& sessions) {
+        [this](const absl::StatusOr<int64_t>& sessions) {
           if (!sessions.ok()) {
             LogWarning("sessions not expired",
                        {{"error", std::string(sessions.status().message())}});
           } else if (*sessions > 0) {
+            journal_->BeginFile();
             LogInfo("sessions expired", {{"sessions", absl::StrCat(*sessions)}});
           }
         });

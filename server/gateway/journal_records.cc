@@ -97,6 +97,9 @@ JournalledAnswer ReadAnswer(Reader& reader) {
   answer.tokens.mutable_ids()->Assign(ids.begin(), ids.end());
   answer.deaths = reader.Number<uint32_t>();
   answer.taken_up = reader.Numbers<uint64_t>();
+  if (!reader.bytes.empty()) {  // else of an old file
+    answer.asked += std::chrono::microseconds(reader.Number<int64_t>());
+  }
   return answer;
 }
 
@@ -115,6 +118,9 @@ std::string EncodeAnswer(const JournalledAnswer& answer) {
   writer.Numbers(ids.data(), static_cast<size_t>(ids.size()));
   writer.Number(answer.deaths);
   writer.Numbers(answer.taken_up.data(), answer.taken_up.size());
+  writer.Number(
+      int64_t{std::chrono::duration_cast<std::chrono::microseconds>(answer.asked.time_since_epoch())
+                  .count()});
   return std::move(writer).Finish();
 }
 

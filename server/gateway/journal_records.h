@@ -2,6 +2,7 @@
 
 // Bytes of the journal of running answers (docs/durability.md).
 
+#include <chrono>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -18,7 +19,8 @@ struct JournalledAnswer {
   // Given by the journal; never used twice in a folder.
   uint64_t id = 0;
   std::string session_id, turn_id;
-  // Of the run that wrote the text: an answer made anew has another seed.
+  // Of the run that wrote the text: an answer made anew was asked later, in microseconds.
+  std::chrono::system_clock::time_point asked;
   uint64_t seed = 0;
   v1::ModelVersion model;
   std::string text;
@@ -56,7 +58,9 @@ struct JournalText {
 };
 
 // Eight bytes at the begin of a segment; the last two are the version of the format.
-inline constexpr std::string_view kJournalMagic = "LLAVAJ01";
+inline constexpr std::string_view kJournalMagic = "LLAVAJ02";
+// The same, but for when an answer was asked: that is 1970.
+inline constexpr std::string_view kOldJournalMagic = "LLAVAJ01";
 
 // A whole record: size and CRC-32C of the payload, payload.
 std::string EncodeAnswer(const JournalledAnswer& answer);

@@ -9,24 +9,47 @@ namespace llava {
 absl::Status RunningTurns::Add(const std::string& key, const std::string& turn_id,
                                std::shared_ptr<RunningTurn> turn) {
   MutexLock lock(mutex_);
-  const auto [entry, added] = entries_.try_emplace(key, Entry{turn_id, std::move(turn), {}});
+  const auto [entry, added] = entries_.try_emplace(key, Entry{turn_id, std::move(turn)});
   if (added) return absl::OkStatus();
-  if (!entry->second.turn) return absl::AbortedError("this session is being deleted");
+  if (!entry->second.turn)
+    return absl::AbortedError("this session is being changed or deleted; try again");
   return absl::AbortedError(absl::StrCat("turn ", entry->second.turn_id,
                                          " of this session is still ",
                                          "running; wait for its end or stop it with CancelTurn"));
 }
 
+void RunningTurns::AddInLine(const std::string& key, const std::string& turn_id,
+                             std::shared_ptr<RunningTurn> turn, std::function<void()> start) {
+  {
+    MutexLock lock(mutex_);
+    if (const auto found = entries_.find(key); found != entries_.end()) {
+      found->second.line.push_back({turn_id, std::move(turn), std::move(start)});
+      return;
+    }
+    entries_.emplace(key, Entry{turn_id, std::move(turn)});
+  }
+  start();
+}
+
 void RunningTurns::Remove(const std::string& key) {
   Entry entry;
+  std::function<void()> start;
   {
     MutexLock lock(mutex_);
     const auto found = entries_.find(key);
     if (found == entries_.end()) return;
     entry = std::move(found->second);
-    entries_.erase(found);
+    if (entry.line.empty()) {
+      entries_.erase(found);
+    } else {
+      Next next = std::move(entry.line.front());
+      entry.line.pop_front();
+      found->second = {std::move(next.turn_id), std::move(next.turn), {}, std::move(entry.line)};
+      start = std::move(next.start);
+    }
   }
   for (const auto& ended : entry.waiting) ended();
+  if (start) start();
 }
 
 std::shared_ptr<RunningTurn> RunningTurns::Find(const std::string& key,

@@ -3,6 +3,7 @@
 // Who is at work on which session: one turn at a time.
 
 #include <chrono>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -45,10 +46,14 @@ class RunningTurn {
 class RunningTurns {
  public:
   // Takes `key` (a session id, or any unique text for a call without session) until Remove. ABORTED
-  // when it is taken. Without a turn it keeps turns away while the session is being deleted, and
-  // cannot be broken off.
+  // when it is taken. Without a turn it keeps turns away while the session is being changed or
+  // deleted, and cannot be broken off.
   absl::Status Add(const std::string& key, const std::string& turn_id,
                    std::shared_ptr<RunningTurn> turn);
+  // For turns of an earlier process: takes `key` as soon as it is free, in the order of the calls,
+  // and nobody else gets it in between. `start` runs then, within this call or a Remove.
+  void AddInLine(const std::string& key, const std::string& turn_id,
+                 std::shared_ptr<RunningTurn> turn, std::function<void()> start);
   // Gives it back and runs what waited for that.
   void Remove(const std::string& key);
 
@@ -68,10 +73,16 @@ class RunningTurns {
   void CheckReaders();
 
  private:
+  struct Next {
+    std::string turn_id;
+    std::shared_ptr<RunningTurn> turn;
+    std::function<void()> start;
+  };
   struct Entry {
     std::string turn_id;
     std::shared_ptr<RunningTurn> turn;
-    std::vector<std::function<void()>> waiting;
+    std::vector<std::function<void()>> waiting = {};  // for its end
+    std::deque<Next> line = {};
   };
 
   std::vector<std::shared_ptr<RunningTurn>> All();

@@ -60,7 +60,7 @@ absl::StatusOr<std::unique_ptr<SqlDatabase>> SqlDatabase::Open(const std::string
   std::unique_ptr<SqlDatabase> database = *std::move(opened);
   auto status = database->Script(
       "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON;"
-      "PRAGMA busy_timeout=5000;");
+      "PRAGMA busy_timeout=5000; PRAGMA cache_spill=OFF; PRAGMA secure_delete=ON;");
   if (!status.ok()) {
     return absl::Status(status.code(), absl::StrCat(path, ": ", status.message()));
   }
@@ -115,6 +115,8 @@ absl::Status SqlDatabase::Script(const std::string& sql) {
 }
 
 absl::Status SqlDatabase::CopyTo(SqlDatabase& target) {
+  // The copy is its own alone, and may be larger than the memory.
+  if (auto status = target.Script("PRAGMA cache_spill=ON"); !status.ok()) return status;
   sqlite3_backup* backup = sqlite3_backup_init(target.handle_, "main", handle_, "main");
   if (backup == nullptr) return target.Error("begin of a copy");
   // All pages in one step: a write by another process would make smaller ones begin again.

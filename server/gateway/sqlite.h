@@ -45,7 +45,8 @@ class SqlRow {
 class SqlDatabase {
  public:
   // Opens or makes the file: write-ahead log, synchronous=FULL, foreign keys on. A commit costs one
-  // write and one sync of the log; nobody brings the log into the tables but CheckpointLog.
+  // write and one sync of the log; nobody brings the log into the tables but CheckpointLog. Nothing
+  // of a transaction is in the log before its commit, and what is deleted is overwritten.
   static absl::StatusOr<std::unique_ptr<SqlDatabase>> Open(const std::string& path);
   // Opens a file that is there and changes nothing.
   static absl::StatusOr<std::unique_ptr<SqlDatabase>> OpenToRead(const std::string& path);

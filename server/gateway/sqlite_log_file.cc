@@ -64,6 +64,13 @@ int Forward(sqlite3_file* file, Arguments... arguments) {
   return (usual->pMethods->*method)(usual, arguments...);
 }
 
+// What could not be written is of a transaction that goes on. SQLite takes all of it back after an
+// I/O error; after a full disk it may take back a statement and commit the rest, hole and all.
+int Read(sqlite3_file* file, void* bytes, int size, sqlite3_int64 place) {
+  if (Flush(file) != SQLITE_OK) return SQLITE_IOERR_WRITE;
+  return Forward<&sqlite3_io_methods::xRead>(file, bytes, size, place);
+}
+
 int Close(sqlite3_file* file) {
   const int flushed = Flush(file);
   const int closed = Forward<&sqlite3_io_methods::xClose>(file);
@@ -74,7 +81,7 @@ int Close(sqlite3_file* file) {
 constexpr sqlite3_io_methods kMethods = {
     .iVersion = 1,
     .xClose = Close,
-    .xRead = FlushThen<&sqlite3_io_methods::xRead, void*, int, sqlite3_int64>,
+    .xRead = Read,
     .xWrite = Write,
     .xTruncate = FlushThen<&sqlite3_io_methods::xTruncate, sqlite3_int64>,
     .xSync = FlushThen<&sqlite3_io_methods::xSync, int>,

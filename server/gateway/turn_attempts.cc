@@ -166,7 +166,8 @@ bool TurnRunner::OnStarted(const v1::GenerateStarted& started) {
   worker_began_ = true;
   refilled_ = looked_again_ = false;
   patience_.reset();
-  const bool journalled = answer_.id != 0 && !answer_.tokens.tokenizer_digest().empty();
+  const bool journalled = answer_.id != 0 && IsSameVersion(answer_.model, turn_.model) &&
+                          !answer_.tokens.tokenizer_digest().empty();
   answer_.tokens.set_tokenizer_digest(started.tokenizer_digest());
   if (has_session() && !journalled) JournalAnswer();
   return true;
@@ -176,6 +177,7 @@ void TurnRunner::JournalAnswer() {
   const uint64_t before = answer_.id;  // of a turn whose worker died before it said a word
   answer_.session_id = request_.session_id;
   answer_.turn_id = turn_id_;
+  answer_.asked = request_.asked;
   answer_.seed = turn_.seed;
   answer_.model = turn_.model;
   answer_.id =
@@ -312,14 +314,15 @@ bool TurnRunner::TryAgain(const absl::Status& status) {
 }
 
 void TurnRunner::Later(milliseconds delay, void (TurnRunner::*step)()) {
+  Later(delay, [self = shared_from_this(), step] { (self.get()->*step)(); });
+}
+
+void TurnRunner::Later(milliseconds delay, std::function<void()> step) {
   SetStop(nullptr);  // the step sees a break; the wait is short
-  // The alarm keeps its callback after it has rung, so that the turn must leave it by then.
-  alarm_.Set(system_clock::now() + delay, [self = shared_from_this(), step](bool) mutable {
-    // The step may set the alarm again, which replaces this function.
-    const auto runner = std::move(self);
-    const auto next = step;
-    (runner.get()->*next)();
-  });
+  // The alarm keeps its callback after it has rung, so that the turn must leave it by then; and the
+  // step may set the alarm again, which replaces this function.
+  alarm_.Set(system_clock::now() + delay,
+             [step = std::move(step)](bool) mutable { std::exchange(step, nullptr)(); });
 }
 
 bool TurnRunner::Reroute() {

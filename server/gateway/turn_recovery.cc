@@ -17,6 +17,13 @@ namespace llava {
 using std::chrono::steady_clock;
 using std::chrono::system_clock;
 
+namespace {
+
+// Until a store that could not take something is asked again.
+constexpr std::chrono::milliseconds kStoreDelay{250};
+
+}  // namespace
+
 std::shared_ptr<TurnRunner> TurnRunner::CreateRecovered(
     const TurnParts& parts, UnfinishedTurn turn, std::optional<JournalledAnswer> journalled) {
   TurnRequest request;
@@ -42,7 +49,6 @@ std::shared_ptr<TurnRunner> TurnRunner::CreateRecovered(
   runner->turn_.terms = std::move(turn.terms);
   if (journalled) {
     runner->answer_ = *std::move(journalled);
-    runner->turn_.model = runner->answer_.model;
   } else {
     runner->answer_.taken_up.push_back(0);
   }
@@ -96,7 +102,11 @@ void TurnRunner::Try(void (TurnRunner::*step)()) {
     if (const auto why = self->broken()) return self->Conclude(self->EndingOfBreak(*why));
     self->parts_.store.NoteTries(self->request_.session_id, self->turn_id_, self->tries_ + 1,
                                  [self, step](const absl::Status& noted) {
-                                   if (!noted.ok()) return self->Conclude(self->EndingOf(noted));
+                                   if (!noted.ok()) {  // what is acknowledged does not end with it
+                                     self->EndTry();
+                                     return self->Later(kStoreDelay,
+                                                        [self, step] { self->Try(step); });
+                                   }
                                    (void)LLAVA_FAILPOINT("turn.take_up");
                                    (self.get()->*step)();
                                  });

@@ -25,6 +25,8 @@ using std::chrono::system_clock;
 
 // A reader that is so far behind is sent away.
 constexpr size_t kMaxBacklogBytes = 64u << 10;
+// Between tries to store the end of a turn; the longest is well within the time of a shutdown.
+constexpr std::chrono::milliseconds kFirstSaveDelay{50}, kLongestSaveDelay{1000};
 
 double Seconds(steady_clock::time_point from, steady_clock::time_point to) {
   return std::chrono::duration<double>(to - from).count();
@@ -75,11 +77,14 @@ void TurnRunner::Start() {
                                std::chrono::seconds(1)),
                {});
   }
-  if (auto status = parts_.running.Add(Key(), turn_id_, shared_from_this()); !status.ok()) {
+  const auto self = shared_from_this();
+  if (recovered_) {
+    return parts_.running.AddInLine(Key(), turn_id_, self, [self] { self->TakeUp(); });
+  }
+  if (auto status = parts_.running.Add(Key(), turn_id_, self); !status.ok()) {
     if (!JoinRunning()) End(status, {});
     return;
   }
-  if (recovered_) return TakeUp();
   choice_ = request_.model;
   choice_.key = has_session() ? request_.session_id : request_.request_id;
   if (!has_session()) {
@@ -161,6 +166,13 @@ void TurnRunner::OnConversation(absl::StatusOr<Conversation> found) {
       for (const TurnReader& reader : live_->TakeReaders()) ReplayTurn(stored, reader, {});
       return End(absl::OkStatus(), {});
     }
+  }
+  if (recovered_) {  // what was asked after it is none of its prompt
+    auto& turns = found->turns;
+    const auto mine = std::find_if(turns.begin(), turns.end(), [this](const StoredTurn& stored) {
+      return stored.turn.id() == turn_id_;
+    });
+    if (mine != turns.end()) turns.erase(mine + 1, turns.end());
   }
   const bool anew = !request_.regenerate_turn_id.empty();
   if (anew && (found->turns.empty() || found->turns.back().turn.id() != turn_id_)) {
@@ -356,7 +368,7 @@ void TurnRunner::Conclude(TurnEnding ending) {
 
 void TurnRunner::Store(const TurnEnding& ending) {
   TurnResult result = ResultOf(ending);
-  if (counted_) parts_.metrics.turns_running.Decrement();
+  if (std::exchange(counted_, false)) parts_.metrics.turns_running.Decrement();
   parts_.metrics.CountTurn(result.reason, result.timings.total_seconds());
   parts_.metrics.CountTokens(result.usage);
   parts_.samples.Add(turn_.model, SampleOf(ending));
@@ -372,32 +384,45 @@ void TurnRunner::Store(const TurnEnding& ending) {
            {"tokens", absl::StrCat(result.usage.generated_tokens())},
            {"first_token_s", absl::StrCat(result.timings.time_to_first_token_seconds())},
            {"total_s", absl::StrCat(result.timings.total_seconds())}});
-  if (!has_session()) return OnStored(ending, result, absl::OkStatus());
-  parts_.store.FinishTurn(result,
-                          [self = shared_from_this(), ending, result](const absl::Status& status) {
-                            self->OnStored(ending, result, status);
-                          });
+  if (!has_session()) return OnStored(ending, result);
+  Save(ending, result);
 }
 
-void TurnRunner::OnStored(const TurnEnding& ending, const TurnResult& result,
-                          const absl::Status& stored) {
-  // An answer that the store could not take stays in the journal for the next process.
-  if (answer_.id != 0 && stored.ok()) parts_.journal.End(answer_.id);
+// A session that was given back before would be asked on without this answer in the prompt.
+void TurnRunner::Save(const TurnEnding& ending, const TurnResult& result) {
+  const auto done = [self = shared_from_this(), ending, result](const absl::Status& stored) {
+    if (stored.ok()) return self->OnStored(ending, result);
+    if (self->save_delay_.count() == 0) {
+      LogWarning("end of a turn not stored yet", {{"request_id", self->request_.request_id},
+                                                  {"session_id", self->request_.session_id},
+                                                  {"turn_id", self->turn_id_},
+                                                  {"error", std::string(stored.message())}});
+    }
+    // The next process tries as well as this one, which wants to end.
+    if (self->parts_.admission.draining()) {
+      return self->Suspend(self->EndingOfBreak(TurnBreak::kShutdown));
+    }
+    self->save_delay_ = std::clamp(2 * self->save_delay_, kFirstSaveDelay, kLongestSaveDelay);
+    self->Later(self->save_delay_, [self, ending, result] { self->Save(ending, result); });
+  };
+  parts_.store.FinishTurn(result, done);
+}
+
+void TurnRunner::OnStored(const TurnEnding& ending, const TurnResult& result) {
+  if (answer_.id != 0) parts_.journal.End(answer_.id);
   // Before the readers, so that the next question of a client that has seen the end is not refused.
   parts_.running.Remove(Key());
-  absl::Status status = ending.status;
-  if (status.ok() && !stored.ok()) status = stored;
   v1::TurnFinished finished;
   finished.set_reason(result.reason);
   *finished.mutable_usage() = result.usage;
   *finished.mutable_timings() = result.timings;
   *finished.mutable_model() = result.model;
   finished.set_text_bytes(result.answer_text.size());
-  End(status, finished);
+  End(ending.status, finished);
 }
 
 void TurnRunner::Suspend(const TurnEnding& ending) {
-  if (counted_) parts_.metrics.turns_running.Decrement();
+  if (std::exchange(counted_, false)) parts_.metrics.turns_running.Decrement();
   LogInfo("turn left in the journal", {{"request_id", request_.request_id},
                                        {"session_id", request_.session_id},
                                        {"turn_id", turn_id_},

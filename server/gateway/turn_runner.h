@@ -89,6 +89,7 @@ class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnR
   // True: another attempt is on its way.
   bool TryAgain(const absl::Status& status);
   void Later(std::chrono::milliseconds delay, void (TurnRunner::*step)());
+  void Later(std::chrono::milliseconds delay, std::function<void()> step);
   // The version went away between choice and call: chooses again. False: too often already.
   bool Reroute();
   void FindAnother();
@@ -106,7 +107,9 @@ class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnR
   TurnEnding EndingOfBreak(TurnBreak why);
   void Conclude(TurnEnding ending);
   void Store(const TurnEnding& ending);
-  void OnStored(const TurnEnding& ending, const TurnResult& result, const absl::Status& stored);
+  // Until the store has it, or the process stops. So long the session is taken.
+  void Save(const TurnEnding& ending, const TurnResult& result);
+  void OnStored(const TurnEnding& ending, const TurnResult& result);
   void Suspend(const TurnEnding& ending);
   // Nothing was recorded: only the client is told.
   void Refuse(const absl::Status& status);
@@ -159,7 +162,8 @@ class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnR
   std::optional<v1::GenerateFinished> finished_;
   absl::Status protocol_error_;
   std::optional<std::chrono::steady_clock::time_point> first_text_, last_text_;
-  uint32_t pieces_ = 0;  // of text
+  uint32_t pieces_ = 0;                      // of text
+  std::chrono::milliseconds save_delay_{0};  // before the next try
   double largest_gap_ = 0;
 
   // What there is of the answer; its text is in `live_` once it is journalled.

@@ -2,10 +2,12 @@
 notices: every answer is, byte for byte, that of a run without kills with the same seed, and the history of
 what the clients saw has no violation.
 
-    chaos_test.py [--kills N] [--seed N] [--history FILE] [--failpoints]
+    chaos_test.py [--kills N] [--parallel N] [--seed N] [--history FILE] [--failpoints]
 
 A kill is a SIGKILL when a random byte of an answer has arrived, of the gateway, of the language service, or of
-both. Sampled answers (temperature 1) in float32, so that a wrong seed, position or prefix shows. At the end the gateway
+both. Sampled answers (temperature 1) in float32, so that a wrong seed, position or prefix shows. Then --parallel
+clients of two API keys ask at once, each key with a second client in a session of its first one, and look for each
+other's sessions, while both services are killed. At the end the gateway
 is killed again and again while the language service is away, which no answer may be blamed for. With --failpoints
 the gateway also kills itself at each of its failpoints, and whenever it takes a certain answer up, which must end as
 given up, with its text (a build with LLAVA_FAILPOINTS=ON)."""
@@ -15,122 +17,21 @@ import pathlib
 import random
 import signal
 import sys
+import tempfile
 import threading
 import time
 
 import grpc
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
-import history  # noqa: E402
-from stack import SCENES, SLOWDOWN, Stack  # noqa: E402
-
-TOKENS = 250
-QUESTIONS = ["What is on the left?", "Describe the picture.", "Which things do you see, and where are they?"]
-PICTURES = ["train_and_helicopter.png", "lion.png"]
-PATIENCE = 240 * SLOWDOWN
-
-
-class Recorder:
-    """The history, shared by all clients."""
-
-    def __init__(self):
-        self.events, self.lock, self.streams = [], threading.Lock(), 0
-
-    def add(self, **event):
-        with self.lock:
-            self.events.append(event)
-
-    def stream(self):
-        with self.lock:
-            self.streams += 1
-            return self.streams
-
-
-REASONS = ["UNSPECIFIED", "STOP", "LENGTH", "CONTEXT", "CANCELLED", "DEADLINE", "ERROR", "INTERRUPTED"]
-
-
-def version_of(model):
-    return [model.name, model.version, model.digest.hex()]
-
-
-class Chatter:
-    """One client with one session: asks, and gets every answer whatever breaks."""
-
-    def __init__(self, chat, name, recorder, **sampling):
-        self.chat, self.name, self.recorder = chat, name, recorder
-        sampling = {"temperature": 1, "max_new_tokens": TOKENS, "ignore_eos": True, **sampling}
-        self.session = self.patiently(lambda: chat.CreateSession(chat.new(
-            "CreateSessionRequest", sampling=sampling), timeout=PATIENCE)).session.id
-
-    def patiently(self, call):
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                return call()
-            except grpc.RpcError as error:
-                if error.code() != grpc.StatusCode.UNAVAILABLE or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
-
-    def note(self, kind, **fields):
-        self.recorder.add(kind=kind, key=self.name, session=self.session, **fields)
-
-    def ask(self, text, seed, picture=None, on_byte=lambda count: None):
-        """The answer's text. `on_byte` is told how many bytes have come."""
-        request = f"{self.session}/{text}"
-        new = self.chat.new
-        question = new("ChatRequest", session_id=self.session, text=text, sampling={"seed": seed},
-                       idempotency_key=request,
-                       images=[{"data": (SCENES / picture).read_bytes()}] if picture else [])
-        turn, restarts, answer = None, 0, b""
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            stream = self.recorder.stream()
-            if turn is None:
-                self.note("asked", request=request, text=text, picture=picture)
-                call = self.chat.Chat(question, timeout=PATIENCE)
-            else:
-                call = self.chat.ResumeTurn(new("ResumeTurnRequest", session_id=self.session, turn_id=turn,
-                                                after_offset=len(answer), restarts=restarts), timeout=PATIENCE)
-            try:
-                for response in call:
-                    event = response.event
-                    kind = event.WhichOneof("event")
-                    if kind == "turn_started":
-                        started = event.turn_started
-                        turn, restarts = started.turn_id, started.restarts
-                        self.note("started", stream=stream, request=request, turn=turn, number=started.turn_number,
-                                  version=version_of(started.model), seed=started.seed, restarts=restarts)
-                    elif kind == "text":
-                        self.note("text", stream=stream, turn=turn, offset=event.text.offset, text=event.text.text)
-                        answer = answer[:event.text.offset] + event.text.text.encode()
-                        deadline = time.monotonic() + PATIENCE
-                        on_byte(len(answer))
-                    elif kind == "turn_finished":
-                        finished = event.turn_finished
-                        self.note("finished", stream=stream, turn=turn, version=version_of(finished.model),
-                                  text_bytes=finished.text_bytes, reason=REASONS[finished.reason])
-                        return answer.decode()
-            except grpc.RpcError as error:
-                if error.code() != grpc.StatusCode.UNAVAILABLE or time.monotonic() > deadline:
-                    if turn:
-                        self.note("failed", stream=stream, turn=turn, code=error.code().name)
-                    raise
-                self.note("broken", stream=stream)
-                time.sleep(0.05)
-
-    def note_stored(self):
-        turns = self.patiently(lambda: self.chat.ListTurns(
-            self.chat.new("ListTurnsRequest", session_id=self.session, page_size=1000), timeout=PATIENCE)).turns
-        self.note("stored", turns=[
-            {"turn": t.id, "number": t.number, "text": t.user_text, "answer": t.answer_text,
-             "version": version_of(t.model), "seed": t.seed, "ended": t.state != 1,
-             "reason": REASONS[t.finish_reason]} for t in turns])
+import crowd
+import history
+from clients import KEYS, PATIENCE, PICTURES, QUESTIONS, Chatter, Recorder, secret_of, write_keys
+from stack import SLOWDOWN, Stack  # a neighbour that clients.py finds
 
 
 def conversation(chat, name, recorder, seed, on_turn=None):
     """Three questions about a picture; the texts of the answers. `on_turn` makes the on_byte of each."""
-    chatter = Chatter(chat, name, recorder)
+    chatter = Chatter(chat, name, recorder, KEYS[0])
     answers = []
     for number, text in enumerate(QUESTIONS):
         picture = PICTURES[seed % len(PICTURES)] if number == 0 else None
@@ -182,20 +83,26 @@ class Killer:
             if count <= at or done:
                 return
             done.append(True)
-            self.kills.append((at, which))
             self.rest()  # of the turn before
-            for name in which:
-                self.stack.services[name].process.send_signal(signal.SIGKILL)
-            # While they start, the client is in its stream: it sees what a client sees.
-            self.reviver = threading.Thread(target=self.revive, args=(which,))
-            self.reviver.start()
+            self.kill(at, which)
 
         return on_byte
+
+    def kill(self, at, which):
+        self.kills.append((at, which))
+        for name in which:
+            self.stack.services[name].process.send_signal(signal.SIGKILL)
+        # While they start, the client is in its stream: it sees what a client sees.
+        self.reviver = threading.Thread(target=self.revive, args=(which,))
+        self.reviver.start()
 
     def revive(self, which):
         for name in which:
             self.stack.services[name].process.wait()
             self.stack.start(name)
+
+    def is_reviving(self):
+        return self.reviver is not None and self.reviver.is_alive()
 
     def rest(self):
         """Until all that was killed is there again."""
@@ -255,7 +162,7 @@ def run_given_up(stack, chat, recorder, problems):
             deaths.append(stack.gateway.process.wait())
 
     at_byte = AtByte(100, dies_of_it)
-    chatter = Chatter(chat, "given up", recorder)
+    chatter = Chatter(chat, "given up", recorder, KEYS[0])
     try:
         chatter.ask(QUESTIONS[1], 1, PICTURES[0], on_byte=at_byte)
         problems.append("an answer that kills the gateway ended well")
@@ -284,12 +191,15 @@ def run_failpoints(stack, chat, recorder, expected, draw, problems):
                 problems.append(f"an answer differs after {point} at visit {visit}")
 
 
-def run(kills, seed, path=None, failpoints=False):
+def run(kills, seed, path=None, failpoints=False, parallel=8):
     draw = random.Random(seed)
     recorder = Recorder()
     problems = []
-    with Stack(llm=["--dtype", "float32", "--kv-type", "float32"]) as stack:
-        chat = stack.chat()
+    with tempfile.TemporaryDirectory() as folder, \
+            Stack(gateway=["--keys-file", write_keys(pathlib.Path(folder) / "keys.yaml")],
+                  llm=["--dtype", "float32", "--kv-type", "float32"]) as stack:
+        chats = {key: stack.chat(secret_of(key)) for key in KEYS}
+        chat = chats[KEYS[0]]
         expected = {}
         for each in range(2):
             expected[each] = conversation(chat, f"calm{each}", recorder, each)
@@ -315,6 +225,8 @@ def run(kills, seed, path=None, failpoints=False):
               f"{time.monotonic() - begin:.0f} s: " + ", ".join(
                   f"{sum(w == which for _, w in killer.kills)} of {' and '.join(which)}"
                   for which in (("gateway",), ("llm",), ("llm", "gateway"))))
+        for _ in range(1 + kills // 40 if parallel else 0):
+            crowd.run(chats, recorder, expected, Killer(stack, draw, longest), parallel, problems)
         run_outage(stack, chat, recorder, expected[0], problems)
         if failpoints:
             run_given_up(stack, chat, recorder, problems)
@@ -328,11 +240,12 @@ def run(kills, seed, path=None, failpoints=False):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=9)
+    parser.add_argument("--parallel", type=int, default=8, metavar="N", help="clients at once; 0: leave that part out")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--history", help="write what the clients saw to this file")
     parser.add_argument("--failpoints", action="store_true")
     arguments = parser.parse_args()
-    problems = run(arguments.kills, arguments.seed, arguments.history, arguments.failpoints)
+    problems = run(arguments.kills, arguments.seed, arguments.history, arguments.failpoints, arguments.parallel)
     print("\n".join(problems) or "no violation, all texts equal")
     return 1 if problems else 0
 

@@ -1,7 +1,8 @@
 """What clients of a gateway saw, and whether it can be true.
 
 A history is a list of events in the order in which they were seen, each a dictionary (a line of JSON in a
-file). Fields of all: `kind`, `key` (who saw it), `session`. Kinds:
+file). Fields of all: `kind`, `key` (the API key of who saw it), `session`; perhaps `client`, where several share
+a key. Kinds:
 
     asked     request, text, picture        a question was sent; sent again, it has the same `request`
     started   stream, request, turn, number, version, seed, restarts
@@ -10,9 +11,12 @@ file). Fields of all: `kind`, `key` (who saw it), `session`. Kinds:
     failed    stream, turn, code            the turn ended without a whole answer, and the gateway said so
     broken    stream                        the stream broke; nothing is known of the turn
     stored    turns: [{turn, number, text, answer, version, seed, ended, reason}]   what ListTurns gave
+    probed    method, code                  a call for a session of another key was answered so
+    listed                                  ListSessions named the session
 
 `stream` is unique for each call that streams. `version` is a number, or a list of name, number and digest
-(hex). `picture`, `reason` and `restarts` may be missing. `violations` lists every rule that is broken, `swap_violations`
+(hex). `picture`, `reason` and `restarts` may be missing. Where several clients ask in one session, nobody knows in which
+order they were told: there only what is stored says that its turns are serial. `violations` lists every rule that is broken, `swap_violations`
 those that must hold in addition when versions come and go and nothing else happens."""
 import json
 
@@ -47,15 +51,25 @@ def violations(history):
     last_number = {}    # session -> of the last turn that began
     final = {}          # session -> its stored turns, last seen
     settled = {}        # turn -> answer once it has ended
+    askers = {}         # session -> clients
+    for event in history:
+        if event["kind"] == "asked":
+            askers.setdefault(event["session"], set()).add(event.get("client", event["key"]))
 
     for place, event in enumerate(history):
         kind, session = event["kind"], event["session"]
         wrong = lambda text: found.append(f"event {place}: {text}")
+        if kind == "probed":
+            if event["code"] != "NOT_FOUND":
+                wrong(f"{event['key']} got {event['code']} from {event['method']} for session {session} of another key")
+            continue
         owner = owners.setdefault(session, event["key"])
         if owner != event["key"]:
             wrong(f"{event['key']} sees session {session} of {owner}")
         if kind == "asked":
             requests.setdefault(event["request"], (session, event["text"]))
+            continue
+        if kind == "listed":
             continue
         if kind == "stored":
             final[session] = event["turns"]
@@ -79,10 +93,10 @@ def violations(history):
             turn.restarts = event.get("restarts", turn.restarts)
             identity = (session, event["number"], event["version"], event["seed"])
             if turn.identity is None:
-                other = running.get(session)
-                if other and other != event["turn"]:
+                other, alone = running.get(session), len(askers.get(session, ())) < 2
+                if alone and other and other != event["turn"]:
                     wrong(f"turn {event['turn']} begins while {other} of session {session} is running")
-                if event["number"] != last_number.get(session, 0) + 1:
+                if alone and event["number"] != last_number.get(session, 0) + 1:
                     wrong(f"turn {event['turn']} has number {event['number']} behind {last_number.get(session, 0)}")
                 last_number[session] = event["number"]
                 turn.identity, turn.request = identity, event.get("request")
@@ -180,6 +194,9 @@ def _check_stored(stored, session, settled, wrong):
     numbers = [turn["number"] for turn in stored]
     if numbers != list(range(1, len(stored) + 1)):
         wrong(f"the turns of session {session} are numbered {numbers}")
+    for turn in stored[:-1]:
+        if not turn["ended"]:
+            wrong(f"turn {turn['turn']} is running and has turn {stored[-1]['turn']} behind it")
     for turn in stored:
         answer = settled.setdefault(turn["turn"], turn["answer"]) if turn["ended"] else turn["answer"]
         if answer != turn["answer"]:
@@ -200,6 +217,8 @@ def _check_end(turns, requests, final, found):
         kept = stored[name][1]
         if (stored[name][0], kept["number"], kept["version"], kept["seed"]) != turn.identity:
             found.append(f"end: turn {name} was {turn.identity} and is stored as another")
+        if not kept["ended"]:
+            found.append(f"end: turn {name} began and is still running")
         answer = kept["answer"].encode()
         if not answer.startswith(bytes(turn.bytes)):
             found.append(f"end: turn {name} told other text than is stored")

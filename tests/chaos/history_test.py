@@ -37,6 +37,35 @@ def good():
         event("failed", "z", "bob", stream=9, turn="t9", code="INTERNAL"),
         event("stored", turns=[stored("t1", 1, "one?", "caf\u00e9 yes", 7), stored("t2", 2, "two?", "abcde", 8)]),
         event("stored", "z", "bob", turns=[stored("t9", 1, "other?", "", 9)]),
+        event("probed", "z", method="GetSession", code="NOT_FOUND"),
+        event("listed", "z", "bob"),
+    ]
+
+
+def shared():
+    """Two clients of a key ask in one session; the first is told late."""
+    def event(kind, client, **fields):
+        return {"kind": kind, "session": "s", "key": "alice", "client": client, **fields}
+
+    def turn(number, text, ended=True):
+        return {"turn": f"t{number}", "number": number, "text": text, "answer": "yes" if ended else "", "version": 1,
+                "seed": 7, "ended": ended, "reason": "STOP" if ended else "UNSPECIFIED"}
+
+    def told(client, number):
+        place = {"stream": number, "turn": f"t{number}"}
+        return [event("started", client, request=f"r{number}", number=number, version=1, seed=7, **place),
+                event("text", client, offset=0, text="yes", **place),
+                event("finished", client, version=1, text_bytes=3, reason="STOP", **place)]
+
+    return [
+        event("asked", "one", request="r1", text="one?"),
+        event("asked", "two", request="r2", text="two?"),
+        event("broken", "two", stream=5),
+        event("asked", "two", request="r2", text="two?"),
+        event("stored", "two", turns=[turn(1, "one?", ended=False)]),
+        *told("two", 2),
+        *told("one", 1),
+        event("stored", "one", turns=[turn(1, "one?"), turn(2, "two?")]),
     ]
 
 
@@ -141,6 +170,26 @@ class HistoryTest(unittest.TestCase):
                 change(events)
                 self.assertIn(words, " | ".join(check(events)))
 
+    def test_a_good_history_of_a_shared_session(self):
+        self.assertEqual(history.violations(shared()), [])
+
+    def test_planted_violations_of_a_shared_session(self):
+        stored = lambda events: self.find(events, "stored", client="one")["turns"]
+
+        def overlap(events):
+            self.find(events, "stored", client="two")["turns"].append({**stored(events)[1], "answer": "", "ended": False})
+
+        cases = {
+            "turn t1 is running and has turn t2 behind it": overlap,
+            "is stored as another": lambda e: self.find(e, "started", turn="t2").update(number=1),
+            "turn t2 began and is still running": lambda e: stored(e)[1].update(ended=False),
+        }
+        for words, change in cases.items():
+            with self.subTest(words):
+                events = shared()
+                change(events)
+                self.assertIn(words, " | ".join(history.violations(events)))
+
     def find(self, events, kind, **fields):
         return next(e for e in events if e["kind"] == kind and all(e.get(k) == v for k, v in fields.items()))
 
@@ -189,7 +238,10 @@ class HistoryTest(unittest.TestCase):
             "t1 finished with STOP and is stored with LENGTH": lambda e: stored(e)[0].update(reason="LENGTH"),
             "t9 failed with INTERNAL and is stored with STOP": lambda e: (
                 find(e, "stored", session="z")["turns"][0].update(reason="STOP")),
-            "were never looked at": lambda e: e.pop(),
+            "were never looked at": lambda e: e.remove(find(e, "stored", session="z")),
+            "turn t2 began and is still running": lambda e: stored(e)[1].update(ended=False),
+            "alice got OK from GetSession": lambda e: find(e, "probed").update(code="OK"),
+            "alice sees session z of bob": lambda e: find(e, "listed").update(key="alice"),
         }
         for words, change in cases.items():
             with self.subTest(words):

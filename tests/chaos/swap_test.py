@@ -29,7 +29,7 @@ import grpc
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
 import history  # noqa: E402
-from chaos_test import PATIENCE, PICTURES, QUESTIONS, Chatter, Recorder  # noqa: E402
+from clients import PATIENCE, PICTURES, QUESTIONS, Chatter, Recorder  # noqa: E402
 from stack import BIN, ROOT, SLOWDOWN, Stack  # noqa: E402
 
 SOURCES = [ROOT / "deploy/models" / name / "1" for name in ("emoji", "emoji-base")]
@@ -161,7 +161,7 @@ class Load:
             rounds += 1
 
     def converse(self, name, picture):
-        chatter = Chatter(self.chat, name, self.recorder, temperature=0, max_new_tokens=TOKENS)
+        chatter = Chatter(self.chat, name, self.recorder, name, temperature=0, max_new_tokens=TOKENS)
         try:
             for number, text in enumerate(QUESTIONS):
                 last = [None]

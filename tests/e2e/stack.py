@@ -25,12 +25,27 @@ LLM_MODEL = ROOT / "deploy/models/emoji"
 TOWER_MODEL = ROOT / "deploy/models/emoji-tower"
 
 
-class Client:
-    """Stub of one gRPC service, made from the server's reflection."""
+class WithKey(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor,
+              grpc.StreamUnaryClientInterceptor, grpc.StreamStreamClientInterceptor):
+    """Sends an API key with every call."""
 
-    def __init__(self, address, service):
+    def __init__(self, key):
+        self.metadata = [("authorization", f"Bearer {key}")]
+
+    def call(self, continuation, details, request):
+        return continuation(details._replace(metadata=[*(details.metadata or ()), *self.metadata]), request)
+
+    intercept_unary_unary = intercept_unary_stream = intercept_stream_unary = intercept_stream_stream = call
+
+
+class Client:
+    """Stub of one gRPC service, made from the server's reflection; `key`: an API key."""
+
+    def __init__(self, address, service, key=None):
         self.channel = grpc.insecure_channel(
             address, options=[("grpc.max_receive_message_length", 64 << 20), ("grpc.max_send_message_length", 64 << 20)])
+        if key:
+            self.channel = grpc.intercept_channel(self.channel, WithKey(key))
         self.pool = descriptor_pool.DescriptorPool(ProtoReflectionDescriptorDatabase(self.channel))
         self.service = self.pool.FindServiceByName(service)
         for method in self.service.methods:
@@ -85,13 +100,13 @@ class Stack:
     llm = property(lambda self: self.services["llm"])
     gateway = property(lambda self: self.services["gateway"])
 
-    def client(self, which, service):
-        client = Client(self.services[which].grpc, service)
+    def client(self, which, service, key=None):
+        client = Client(self.services[which].grpc, service, key)
         self.clients.append(client)
         return client
 
-    def chat(self):
-        return self.client("gateway", "llava.v1.ChatService")
+    def chat(self, key=None):
+        return self.client("gateway", "llava.v1.ChatService", key)
 
     def __enter__(self):
         try:

@@ -2,16 +2,16 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/resource.h>
 
-#include <csignal>
 #include <fstream>
 #include <future>
 #include <iterator>
 #include <map>
 #include <thread>
 
+#include "server/runtime/crc32c.h"
 #include "tests/server/gateway/gateway_harness.h"
+#include "tests/support/full_disk.h"
 
 namespace llava {
 namespace {
@@ -20,6 +20,7 @@ namespace fs = std::filesystem;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
+using testing::Not;
 
 class AnswerJournalTest : public testing::Test {
  protected:
@@ -46,6 +47,7 @@ class AnswerJournalTest : public testing::Test {
     JournalledAnswer answer;
     answer.session_id = "session";
     answer.turn_id = turn;
+    answer.asked += std::chrono::microseconds(1'790'000'000'123'456);
     answer.seed = 0xffff'ffff'ffff'fff0;
     answer.model.set_name("emoji");
     answer.model.set_version(3);
@@ -110,6 +112,7 @@ TEST_F(AnswerJournalTest, AnswersComeBackWithAllThatWasAppended) {
   const JournalledAnswer& answer = answers[0];
   EXPECT_EQ(answer.session_id, "session");
   EXPECT_EQ(answer.turn_id, "a");
+  EXPECT_EQ(answer.asked, NewAnswer("a").asked);
   EXPECT_EQ(answer.seed, 0xffff'ffff'ffff'fff0);
   EXPECT_EQ(answer.model.version(), 3U);
   EXPECT_EQ(answer.text, std::string("h\0i \xe2\x82\xac", 7));
@@ -224,6 +227,29 @@ TEST_F(AnswerJournalTest, FilesGoWhenNothingInThemLives) {
   EXPECT_EQ(Files().size(), 1U);
 }
 
+TEST_F(AnswerJournalTest, BegunAnewItKeepsNothingOfWhatHasEnded) {
+  Open();
+  const uint64_t a = Begin("a");
+  ASSERT_TRUE(Append(a, 0, "secret", {1}).ok());
+  const uint64_t b = Begin("b");
+  ASSERT_TRUE(Append(b, 0, "other", {1}).ok());
+  journal_->End(a);
+  journal_->BeginFile();
+  Flush();
+  ASSERT_EQ(Files().size(), 2U) << "b began in front of it";
+  journal_->End(b);
+  Flush();
+  ASSERT_EQ(Files().size(), 1U);
+  EXPECT_THAT(Bytes(Files().at(0)), Not(HasSubstr("secret")));
+  Open();
+  const auto fresh = Files();
+  journal_->BeginFile();
+  Flush();
+  EXPECT_EQ(Files(), fresh) << "an empty one need not go";
+  EXPECT_TRUE(Append(Begin("c"), 0, "x", {1}).ok());
+  EXPECT_EQ(Recovered().at(0).text, "x");
+}
+
 TEST_F(AnswerJournalTest, WhatComesDuringAWriteGoesWithTheNext) {
   Open();
   const uint64_t a = Begin("a");
@@ -277,21 +303,66 @@ TEST_F(AnswerJournalTest, ManyAnswersAtATime) {
   }
 }
 
-// A limit on the size of files stands for a full disk: the last write gets in half.
+TEST_F(AnswerJournalTest, ReadsFilesFromBeforeAnswersWereDated) {
+  Open();
+  ASSERT_TRUE(Append(Begin("a"), 0, "one", {1}).ok());
+  const fs::path file = Files().at(0);
+  std::string bytes = Bytes(file);
+  journal_.reset();
+  // Its first record, without the eight bytes at the end.
+  std::string_view rest = std::string_view(bytes).substr(kJournalMagic.size());
+  ASSERT_TRUE(TakeRecord(rest));
+  std::string payload = bytes.substr(kJournalMagic.size() + 8,
+                                     bytes.size() - rest.size() - kJournalMagic.size() - 16);
+  const uint32_t frame[] = {static_cast<uint32_t>(payload.size()), Crc32c(payload)};
+  std::string old(kOldJournalMagic);
+  old.append(reinterpret_cast<const char*>(frame), sizeof(frame));
+  Put(file, old + payload + std::string(rest));
+  const auto answers = Recovered();
+  ASSERT_EQ(answers.size(), 1U);
+  EXPECT_EQ(answers[0].text, "one");
+  EXPECT_EQ(answers[0].asked, JournalledAnswer().asked);
+}
+
+TEST_F(AnswerJournalTest, AnEndThatCouldNotBeWrittenGoesWithTheNextWrite) {
+  Open(/*segment_bytes=*/1);  // a file for each write
+  const uint64_t a = Begin("a"), b = Begin("b");
+  const fs::path begun_in = Files().at(0);
+  {
+    const FullDisk full(kJournalMagic.size() + 4);
+    journal_->End(a);
+    Flush();
+  }
+  ASSERT_TRUE(fs::exists(begun_in));
+  ASSERT_TRUE(Append(b, 0, "x", {1}).ok());
+  Flush();
+  EXPECT_FALSE(fs::exists(begun_in)) << "nothing in it lives";
+  const auto answers = Recovered();
+  ASSERT_EQ(answers.size(), 1U);
+  EXPECT_EQ(answers[0].turn_id, "b");
+}
+
+TEST_F(AnswerJournalTest, AnEndThatCouldNotBeWrittenIsWrittenAtTheLatestWhenItCloses) {
+  Open();
+  const uint64_t a = Begin("a");
+  {
+    const FullDisk full(fs::file_size(Files().at(0)) + 4);
+    journal_->End(a);
+    Flush();
+  }
+  EXPECT_THAT(Recovered(), IsEmpty());
+}
+
 TEST_F(AnswerJournalTest, AWriteThatFailsLeavesNothingBehind) {
   Open();
   const uint64_t a = Begin("a");
   ASSERT_TRUE(Append(a, 0, "kept", {1}).ok());
-  rlimit old{};
-  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &old), 0);
-  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
-  rlimit full = old;
-  full.rlim_cur = fs::file_size(Files().at(0)) + 20;
-  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &full), 0);
-  const absl::Status failed = Append(a, 4, " lost", {2});
+  absl::Status failed;
+  {
+    const FullDisk full(fs::file_size(Files().at(0)) + 20);
+    failed = Append(a, 4, " lost", {2});
+  }
   ids_[a] = 1;
-  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &old), 0);
-  std::signal(SIGXFSZ, handler);
   EXPECT_FALSE(failed.ok());
   EXPECT_THAT(std::string(failed.message()), HasSubstr("cannot write"));
   ASSERT_TRUE(Append(a, 4, " more", {3}).ok());

@@ -272,6 +272,63 @@ TEST_F(RecoveryTest, ANewWordClearsTheAnswerOfSuspicion) {
   EXPECT_EQ(rest.started.restarts(), 9U);
 }
 
+// The journal is never synced, the store is: after a power cut it may be the older one.
+TEST_F(RecoveryTest, AnAnswerAskedAnewIsNotGoneOnWithFromItsEarlierRun) {
+  llm_.Set({.pause_after = 1});
+  StartGateway();
+  const std::string session = NewSession();
+  v1::ChatRequest question = Question(session, kQuestion);
+  question.mutable_sampling()->set_seed(7);
+  const std::string older = folder_.path() + "/older";
+  const Answer first = Ask(question, [&](grpc::ClientContext&, const Answer&) {
+    fs::copy(options_.data_dir + "/journal", older);
+    llm_.Release();
+  });
+  ASSERT_TRUE(first.is_finished) << first.status.error_message();
+  v1::RegenerateTurnRequest again;
+  again.set_session_id(session);
+  again.set_turn_id(first.started.turn_id());
+  *again.mutable_sampling() = question.sampling();
+  const auto context = Context();
+  const auto reader = stub_->RegenerateTurn(context.get(), again);
+  ASSERT_TRUE(Eventually([&] { return llm_.generates() == 2; }));
+  Crash();
+  fs::remove_all(options_.data_dir + "/journal");
+  fs::copy(older, options_.data_dir + "/journal");
+  llm_.Set({});
+  StartGateway();
+  const Answer answer = Resume(session, first.started.turn_id());
+  EXPECT_EQ(answer.text, kAnswer);
+  EXPECT_FALSE(llm_.last_request().has_continue_from());
+}
+
+TEST_F(RecoveryTest, AnAnswerGoesOnWithTheVersionThatWroteItsText) {
+  llm_.Set({.pause_after = 0});
+  StartGateway();
+  const std::string session = NewSession();
+  std::promise<void> begun;
+  auto asking = std::async(std::launch::async, [&] {
+    return Ask(Question(session, kQuestion),
+               [&](grpc::ClientContext&, const Answer&) { begun.set_value(); });
+  });
+  // Version 1 begins the answer and dies before its first word; there is only version 2 then.
+  ASSERT_TRUE(Eventually([&] { return Metric("llava_gateway_journal_bytes_total") > 0; }));
+  llm_.server().Stop();
+  llm_.models().Set({FakeLanguageModel("emoji", 2)});
+  llm_.Set({.pause_after = 1});
+  llm_.server().Start();
+  begun.get_future().wait();
+  Crash();
+  const Answer killed = asking.get();
+  EXPECT_EQ(killed.started.model().version(), 2U);
+  llm_.Set({});
+  StartGateway();
+  const Answer rest = Resume(session, killed.started.turn_id(), killed.text.size(), 0);
+  ASSERT_TRUE(rest.status.ok()) << rest.status.error_message();
+  EXPECT_EQ(killed.text + rest.text, kAnswer);
+  EXPECT_EQ(rest.finished.model().version(), 2U);
+}
+
 TEST_F(RecoveryTest, AnAnswerThatWaitsForAServiceIsNotBlamed) {
   StartGateway();
   const std::string session = NewSession();

@@ -3,6 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <memory>
+#include <vector>
+
 namespace llava {
 namespace {
 
@@ -41,6 +44,34 @@ TEST(RunningTurnsTest, OneAtATimeAndWaitersRunAtTheEnd) {
   EXPECT_EQ(ended, 2);
   EXPECT_FALSE(running.Taken("s"));
   EXPECT_TRUE(running.Add("s", "u", turn).ok());
+}
+
+TEST(RunningTurnsTest, ThoseInLineFollowEachOtherAndNobodyComesBetween) {
+  RunningTurns running;
+  const auto first = std::make_shared<FakeTurn>(), second = std::make_shared<FakeTurn>(),
+             third = std::make_shared<FakeTurn>();
+  std::vector<int> started;
+  running.AddInLine("s", "t1", first, [&] { started.push_back(1); });
+  running.AddInLine("s", "t2", second, [&] { started.push_back(2); });
+  running.AddInLine("s", "t3", third, [&] { started.push_back(3); });
+  EXPECT_EQ(started, std::vector<int>{1});
+  EXPECT_EQ(running.Find("s", "t1"), first);
+  EXPECT_EQ(running.Find("s", "t2"), nullptr);
+  ASSERT_TRUE(running.Break("s", "t1", TurnBreak::kCancelTurn, [&] {
+    EXPECT_EQ(running.Add("s", "u", first).code(), absl::StatusCode::kAborted);
+    started.push_back(0);
+  }));
+  running.Remove("s");
+  EXPECT_EQ(started, (std::vector<int>{1, 0, 2}));
+  EXPECT_EQ(running.Find("s", ""), second);
+  running.BreakAll(TurnBreak::kShutdown);
+  EXPECT_EQ(second->broken, 1);
+  EXPECT_EQ(third->broken, 0);
+  running.Remove("s");
+  EXPECT_EQ(running.Find("s", "t3"), third);
+  running.Remove("s");
+  EXPECT_EQ(started, (std::vector<int>{1, 0, 2, 3}));
+  EXPECT_FALSE(running.Taken("s"));
 }
 
 TEST(RunningTurnsTest, ADeletionKeepsTurnsAwayAndCannotBeBroken) {

@@ -2,6 +2,9 @@
 
 #include <gmock/gmock.h>
 
+#include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <thread>
 
 #include "tests/server/gateway/gateway_harness.h"
@@ -10,6 +13,7 @@ namespace llava {
 namespace {
 
 using testing::ElementsAre;
+using testing::HasSubstr;
 
 class SessionsTest : public GatewayTest {};
 
@@ -53,6 +57,55 @@ TEST_F(SessionsTest, TheDefaultModelIsAChoice) {
   ASSERT_TRUE(stub_->GetSession(Context().get(), get, &response).ok());
   EXPECT_EQ(response.session().model(), "two");
   EXPECT_EQ(response.session().turn_count(), 1U);
+}
+
+TEST_F(SessionsTest, TheSystemTextStaysWhileAnAnswerIsMadeOfIt) {
+  llm_.Set({.pause_after = 1});
+  StartGateway();
+  v1::UpdateSessionRequest update;
+  update.mutable_session()->set_id(NewSession());
+  update.mutable_session()->set_title("cats");
+  update.mutable_session()->set_system_prompt("be brief");
+  update.mutable_update_mask()->add_paths("title");
+  v1::UpdateSessionResponse response;
+  const Answer answer = Ask(
+      Question(update.session().id(), "a b c"), [&](grpc::ClientContext&, const Answer& so_far) {
+        EXPECT_TRUE(stub_->UpdateSession(Context().get(), update, &response).ok());
+        update.mutable_update_mask()->add_paths("system_prompt");
+        const auto status = stub_->UpdateSession(Context().get(), update, &response);
+        EXPECT_EQ(status.error_code(), grpc::StatusCode::ABORTED);
+        EXPECT_THAT(status.error_message(), HasSubstr(so_far.started.turn_id()));
+        llm_.Set({});
+        llm_.Release();
+      });
+  ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_EQ(response.session().title(), "cats");
+  EXPECT_FALSE(response.session().has_system_prompt());
+  const auto status = stub_->UpdateSession(Context().get(), update, &response);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(response.session().system_prompt(), "be brief");
+  EXPECT_TRUE(Ask(Question(update.session().id(), "d")).status.ok());
+  EXPECT_EQ(llm_.last_request().messages(0).text(), "be brief");
+}
+
+TEST_F(SessionsTest, WhatADeletedSessionSaidLeavesTheJournal) {
+  StartGateway();
+  v1::DeleteSessionRequest request;
+  request.set_session_id(NewSession());
+  const std::string word = "a-word-of-its-own";
+  const auto journal_has_it = [&] {
+    for (const auto& entry : std::filesystem::directory_iterator(options_.data_dir + "/journal")) {
+      std::ifstream file(entry.path(), std::ios::binary);
+      const std::string bytes{std::istreambuf_iterator<char>(file), {}};
+      if (bytes.find(word) != std::string::npos) return true;
+    }
+    return false;
+  };
+  ASSERT_TRUE(Ask(Question(request.session_id(), word)).status.ok());
+  EXPECT_TRUE(journal_has_it());
+  v1::DeleteSessionResponse response;
+  ASSERT_TRUE(stub_->DeleteSession(Context().get(), request, &response).ok());
+  EXPECT_TRUE(Eventually([&] { return !journal_has_it(); }));
 }
 
 TEST_F(SessionsTest, AnUnknownDefaultModelIsNotReady) {

@@ -2,13 +2,14 @@
 
 #include <gtest/gtest.h>
 #include <sqlite3.h>
-#include <sys/resource.h>
+#include <sys/types.h>
 
 #include <algorithm>
-#include <csignal>
+#include <cerrno>
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <string>
@@ -16,6 +17,7 @@
 #include "absl/strings/str_cat.h"
 #include "server/gateway/sqlite.h"
 #include "tests/server/gateway/gateway_harness.h"
+#include "tests/support/full_disk.h"
 
 namespace llava {
 namespace {
@@ -104,7 +106,7 @@ TEST_F(SqliteLogFileTest, WhatIsCommittedIsInTheFile) {
 }
 
 TEST_F(SqliteLogFileTest, PagesThatDoNotFitIntoTheCacheAreReadBack) {
-  Run("PRAGMA cache_size = 10; BEGIN");
+  Run("PRAGMA cache_spill = ON; PRAGMA cache_size = 10; BEGIN");
   ASSERT_TRUE(Insert(0, 500).ok());
   Run("UPDATE rows SET bytes = zeroblob(3500) WHERE id % 3 = 0");
   EXPECT_EQ(CountAfterACrash(), 0);
@@ -128,20 +130,93 @@ TEST_F(SqliteLogFileTest, TheLogBeginsAnewAfterACheckpoint) {
 
 TEST_F(SqliteLogFileTest, ACommitThatCannotBeWrittenIsTakenBack) {
   ASSERT_TRUE(Insert(0, 10).ok());
-  const auto previous = std::signal(SIGXFSZ, SIG_IGN);
-  rlimit usual{}, tight{};
-  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &usual), 0);
-  tight = usual;
-  tight.rlim_cur = fs::file_size(path_ + "-wal") + 8192;
-  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &tight), 0);
-  const absl::Status full = Insert(10, 10);
-  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &usual), 0);
-  std::signal(SIGXFSZ, previous);
-  EXPECT_FALSE(full.ok());
+  absl::Status written;
+  {
+    const FullDisk full(fs::file_size(path_ + "-wal") + 8192);
+    written = Insert(10, 10);
+  }
+  EXPECT_FALSE(written.ok());
   EXPECT_EQ(Count(), 10);
   EXPECT_EQ(CountAfterACrash(), 10);
   ASSERT_TRUE(Insert(10, 10).ok());
   EXPECT_EQ(CountAfterACrash(), 20);
+}
+
+// Nothing that SQLite writes finds room on the disk while it lives.
+class NoSpace {
+ public:
+  NoSpace() {
+    Set("write", reinterpret_cast<sqlite3_syscall_ptr>(Write));
+    Set("pwrite", reinterpret_cast<sqlite3_syscall_ptr>(WriteAt));
+    Set("pwrite64", reinterpret_cast<sqlite3_syscall_ptr>(WriteAt));
+  }
+  ~NoSpace() {
+    for (const char* name : {"write", "pwrite", "pwrite64"}) Set(name, nullptr);
+  }
+
+ private:
+  static ssize_t Write(int, const void*, size_t) {
+    errno = ENOSPC;
+    return -1;
+  }
+  static ssize_t WriteAt(int, const void*, size_t, off_t) { return Write(0, nullptr, 0); }
+  static void Set(const char* name, sqlite3_syscall_ptr call) {
+    sqlite3_vfs* const usual = sqlite3_vfs_find(nullptr);
+    usual->xSetSystemCall(usual, name, call);
+  }
+};
+
+TEST_F(SqliteLogFileTest, AFullDiskIsCalledSo) {
+  ASSERT_TRUE(Insert(0, 10).ok());
+  {
+    const NoSpace full;
+    EXPECT_EQ(Insert(10, 10).code(), absl::StatusCode::kResourceExhausted);
+  }
+  EXPECT_EQ(Count(), 10);
+  EXPECT_EQ(CountAfterACrash(), 10);
+}
+
+// Of a transaction with a statement that fails halfway SQLite may keep the rest.
+TEST_F(SqliteLogFileTest, ATransactionOfWhichAPartCouldNotBeWrittenIsTakenBack) {
+  ASSERT_TRUE(Insert(0, 10).ok());
+  Run("PRAGMA cache_spill = ON; PRAGMA cache_size = 10; BEGIN");
+  ASSERT_TRUE(Insert(10, 20).ok());
+  {
+    const NoSpace full;
+    EXPECT_FALSE(database_->Script("INSERT INTO rows SELECT id + 100, bytes FROM rows").ok());
+  }
+  EXPECT_FALSE(database_->in_transaction());
+  EXPECT_FALSE(database_->Script("COMMIT").ok());
+  EXPECT_EQ(Count(), 10);
+  EXPECT_EQ(CountAfterACrash(), 10);
+}
+
+// What is taken back might come to the file later, over what others have committed there.
+TEST_F(SqliteLogFileTest, NothingIsInTheLogBeforeItsCommit) {
+  ASSERT_TRUE(Insert(0, 10).ok());
+  const auto before = fs::file_size(path_ + "-wal");
+  Run("BEGIN");
+  ASSERT_TRUE(Insert(10, 1000).ok());  // more than the cache is meant to hold
+  EXPECT_EQ(fs::file_size(path_ + "-wal"), before);
+  Run("ROLLBACK");
+  EXPECT_EQ(Count(), 10);
+  EXPECT_EQ(fs::file_size(path_ + "-wal"), before);
+}
+
+TEST_F(SqliteLogFileTest, WhatIsDeletedIsOverwritten) {
+  const std::string secret = "a secret that was told";
+  const auto in_tables = [&] {
+    EXPECT_TRUE(database_->CheckpointLog().ok());
+    std::ifstream file(path_, std::ios::binary);
+    const std::string bytes{std::istreambuf_iterator<char>(file), {}};
+    return bytes.find(secret) != std::string::npos;
+  };
+  Run("CREATE TABLE texts (id INTEGER PRIMARY KEY, text TEXT);"
+      "INSERT INTO texts VALUES (1, '" +
+      secret + "'), (2, '" + secret + std::string(9000, '.') + "')");
+  EXPECT_TRUE(in_tables());
+  Run("DELETE FROM texts");
+  EXPECT_FALSE(in_tables());
 }
 
 }  // namespace
