@@ -19,6 +19,7 @@
 namespace llava {
 namespace {
 
+using testing::ElementsAre;
 using testing::HasSubstr;
 
 class SessionStoreTest : public testing::Test {
@@ -338,6 +339,54 @@ TEST_F(SessionStoreTest, WritesThatWaitTogetherShareACommit) {
   const std::string text = metrics_.Render();
   const std::string name = "llava_gateway_store_commit_seconds_count ";
   EXPECT_LE(std::stod(text.substr(text.find(name) + name.size())), 3);
+}
+
+// Sizes of the pages that `list` gives, in which a page is (size, next token).
+template <typename List>
+std::vector<size_t> PageSizes(const List& list) {
+  std::vector<size_t> sizes;
+  std::string token;
+  do {
+    const auto [size, next] = list(token);
+    sizes.push_back(size);
+    token = next;
+  } while (!token.empty());
+  return sizes;
+}
+
+TEST_F(SessionStoreTest, APageOfLargeItemsIsShort) {
+  Open();
+  Create("s");
+  NewTurn turn;
+  turn.session_id = "s";
+  for (const size_t size : {1'000'000, 1'000'000, 10, 1'000'000, 5'000'000, 1'000'000}) {
+    turn.id += "t";
+    turn.user_text.assign(size, 'x');
+    ASSERT_TRUE(
+        Await<absl::StatusOr<uint32_t>>([&](auto done) { store_->BeginTurn(turn, done); }).ok());
+  }
+  EXPECT_THAT(PageSizes([&](const std::string& token) {
+                auto page = Await<absl::StatusOr<TurnPage>>(
+                    [&](auto done) { store_->ListTurns("s", 1000, token, done); });
+                return std::pair(page->turns.size(), page->next_page_token);
+              }),
+              ElementsAre(3, 1, 1, 1))
+      << "about two megabytes, but one turn at least";
+  v1::Session session;
+  session.set_system_prompt(std::string(600'000, 'x'));
+  for (const char* id : {"a", "b", "c", "d", "e"}) {
+    session.set_id(id);
+    ASSERT_TRUE(Await<absl::StatusOr<v1::Session>>([&](auto done) {
+                  store_->CreateSession(session, done);
+                }).ok());
+  }
+  EXPECT_THAT(PageSizes([&](const std::string& token) {
+                auto page = Await<absl::StatusOr<SessionPage>>(
+                    [&](auto done) { store_->ListSessions(std::nullopt, 1000, token, done); });
+                return std::pair(page->sessions.size(), page->next_page_token);
+              }),
+              ElementsAre(3, 3))
+      << "the small one is the oldest";
 }
 
 }  // namespace
