@@ -242,14 +242,6 @@ bool ModelManager::Impl::Round() {
   return !stop_;
 }
 
-void ModelManager::Impl::AskForLostDevice() {
-  if (device_lost_ || !options_.on_device_lost) return;
-  const std::string reason = loader_.device_lost();
-  if (reason.empty()) return;
-  device_lost_ = true;
-  options_.on_device_lost(reason);
-}
-
 // Whether versions that drain have ended, and those that are served live.
 void ModelManager::Impl::AskServables() {
   struct Question {
@@ -412,6 +404,7 @@ void ModelManager::Impl::DoRelease(const VersionId& id) {
     MutexLock lock(mutex_);
     while (readers_ > 0) round_.Wait(mutex_);
     last = std::move(held_[id].servable);
+    held_[id].released = Clock::now();
   }
   last.reset();  // perhaps much memory: without the lock
   MutexLock lock(mutex_);

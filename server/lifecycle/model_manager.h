@@ -50,8 +50,11 @@ class ModelManager {
     // Told (on a thread of the manager, in order) how many versions of a model take requests now:
     // for health and readiness.
     std::function<void(const std::string& model, int serving)> on_serving;
-    // Told once (on a thread of the manager), when ServableLoader::device_lost says why.
+    // Told once (on a thread of the manager), when only a new process helps:
+    // ServableLoader::device_lost says why, or nothing of a model can be served because a version
+    // that made way has not been taken apart for this time.
     std::function<void(const std::string& reason)> on_device_lost;
+    std::chrono::milliseconds hung_after{60'000};
     uint64_t seed = 0;  // of the jitter; 0: random
   };
 

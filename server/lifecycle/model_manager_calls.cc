@@ -1,4 +1,5 @@
-// The manager's answers: calls that wait for a version, lists and states.
+// The manager's answers: calls that wait for a version, lists and states, and when only a new
+// process helps.
 
 #include <algorithm>
 #include <set>
@@ -39,6 +40,33 @@ absl::Status ModelManager::Impl::WaitUntilServing() {
     if (first_failed_) return first_failure_;
     round_.Wait(mutex_);
   }
+}
+
+void ModelManager::Impl::AskForLostDevice() {
+  if (device_lost_ || !options_.on_device_lost) return;
+  std::string reason = loader_.device_lost();
+  if (reason.empty()) reason = HungVersion();
+  if (reason.empty()) return;
+  device_lost_ = true;
+  options_.on_device_lost(reason);
+}
+
+std::string ModelManager::Impl::HungVersion() {
+  MutexLock lock(mutex_);
+  const Time now = Clock::now();
+  for (const auto& [id, held] : held_) {
+    if (held.servable || held.memory.expired() || now - held.released < options_.hung_after) {
+      continue;
+    }
+    const auto serving = serving_.find(id.name);
+    if (draining_ || (serving != serving_.end() && serving->second > 0)) continue;
+    for (const auto& [other, version] : lifecycle_.versions()) {
+      if (other.name != id.name || !lifecycle_.Wants(other)) continue;
+      return absl::StrCat("version ", id.version, " of ", id.name,
+                          " hangs in a call to it, and its memory is needed");
+    }
+  }
+  return "";
 }
 
 absl::StatusOr<VersionId> ModelManager::Impl::Resolve(const PendingCall& call) {

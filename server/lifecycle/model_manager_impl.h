@@ -47,7 +47,7 @@ class ModelManager::Impl {
     bool routed = false;
     double progress = 0;
     std::shared_ptr<std::atomic<bool>> stop = std::make_shared<std::atomic<bool>>(false);
-    Lifecycle::Time draining_since{};
+    Lifecycle::Time draining_since{}, released{};
   };
   struct PendingCall {
     bool load = false;
@@ -65,6 +65,9 @@ class ModelManager::Impl {
   bool Round();
   void AskServables();
   void AskForLostDevice();
+  // Why nothing of a model is served although something is wanted: what was served before hangs
+  // and keeps its memory. Empty: there is no such model.
+  std::string HungVersion();
   void Worker(std::deque<Lifecycle::Step>& jobs);
   void Do(const Lifecycle::Step& step);
   absl::Status DoLoad(const Lifecycle::Step& step);

@@ -170,10 +170,14 @@ absl::StatusOr<std::shared_ptr<Servable>> LlmServableLoader::Load(const VersionR
     if (share >= 1 && !std::exchange(warming, true) && options.warming) options.warming();
     return !options.stop || !options.stop();
   };
+  // Whoever loads must not wait for a thread that hangs.
+  const auto discard = [&](auto owner, LlmEngine& its) {
+    its.Stop();
+    if (its.hangs()) disposal_.Post([last = owner.release()] { delete last; });
+  };
   if (auto status = engine->WaitUntilReady(watch); !status.ok()) {
-    engine->Stop();
-    // Whoever loads must not wait for its thread.
-    if (engine->hangs()) disposal_.Post([last = engine.release()] { delete last; });
+    LlmEngine& its = *engine;
+    discard(std::move(engine), its);
     return status;
   }
 #ifdef __GLIBC__
@@ -192,7 +196,11 @@ absl::StatusOr<std::shared_ptr<Servable>> LlmServableLoader::Load(const VersionR
     prewarmed = prompts.size();
     made->engine().Prewarm(std::move(prompts), loaded + kPrewarmTime + (loaded - begin) / 4,
                            [&](double) { return !options.stop || !options.stop(); });
-    if (options.stop && options.stop()) return absl::CancelledError("the loading was stopped");
+    if (options.stop && options.stop()) {
+      LlmEngine& its = made->engine();
+      discard(std::move(made), its);
+      return absl::CancelledError("the loading was stopped");
+    }
   }
   const auto seconds = [](Clock::duration time) {
     return absl::StrFormat("%.2f", std::chrono::duration<double>(time).count());

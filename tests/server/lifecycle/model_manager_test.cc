@@ -99,6 +99,10 @@ class ModelManagerTest : public ::testing::Test {
 };
 
 TEST_F(ModelManagerTest, AVersionIsGoneWhenItsMemoryIs) {
+  options_.hung_after = milliseconds(1);
+  options_.on_device_lost = [](const std::string& reason) {
+    ADD_FAILURE() << "the other version serves: " << reason;
+  };
   repository_.Publish("emoji", 1);
   Start();
   ASSERT_TRUE(Reaches(1, v1::MODEL_STATE_READY));
@@ -111,6 +115,24 @@ TEST_F(ModelManagerTest, AVersionIsGoneWhenItsMemoryIs) {
   loader_.LetStay(false);
   ASSERT_TRUE(Reaches(1, v1::MODEL_STATE_UNLOADED));
   EXPECT_EQ(loader_.alive(), 1);
+}
+
+TEST_F(ModelManagerTest, TellsThatTheOneThatMadeWayKeepsItsMemory) {
+  options_.swap_mode = SwapMode::kInPlace;
+  options_.hung_after = milliseconds(20);
+  std::promise<std::string> told;
+  options_.on_device_lost = [&](const std::string& reason) { told.set_value(reason); };
+  repository_.Publish("emoji", 1);
+  Start();
+  ASSERT_TRUE(Reaches(1, v1::MODEL_STATE_READY));
+  loader_.LetStay(true);
+  repository_.Publish("emoji", 2);
+  auto reason = told.get_future();
+  ASSERT_EQ(reason.wait_for(seconds(60 * kSlowdown)), std::future_status::ready);
+  EXPECT_THAT(reason.get(), HasSubstr("version 1 of emoji hangs"));
+  EXPECT_THAT(loader_.routed(), IsEmpty());
+  loader_.LetStay(false);
+  EXPECT_TRUE(Reaches(2, v1::MODEL_STATE_READY));
 }
 
 TEST_F(ModelManagerTest, TellsOnceThatADeviceIsLost) {
