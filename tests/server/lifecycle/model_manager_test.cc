@@ -5,15 +5,10 @@
 
 #include <atomic>
 #include <chrono>
-#include <functional>
-#include <future>
 #include <map>
 #include <thread>
 
-#include "server/runtime/mutex.h"
-#include "tests/server/lifecycle/fake_loader.h"
-#include "tests/server/lifecycle/test_repository.h"
-#include "tests/support/slowdown.h"
+#include "tests/server/lifecycle/model_manager_harness.h"
 
 namespace llava {
 namespace {
@@ -24,133 +19,6 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::Not;
-
-class ModelManagerTest : public ::testing::Test {
- protected:
-  ModelManagerTest() {
-    options_.root = repository_.root();
-    options_.names = {"emoji"};
-    options_.poll_interval = milliseconds(100);
-    options_.retry_delay = milliseconds(50);
-    options_.on_serving = [this](const std::string& model, int serving) {
-      MutexLock lock(mutex_);
-      serving_[model] = serving;
-    };
-  }
-  ~ModelManagerTest() override {
-    manager_.reset();
-    EXPECT_EQ(loader_.alive(), 0) << "every servable is freed";
-    EXPECT_THAT(loader_.routed(), IsEmpty());
-  }
-
-  void Start() {
-    manager_ = std::make_unique<ModelManager>(options_, loader_, metrics_);
-    manager_->Start();
-  }
-  static bool Eventually(const std::function<bool()>& condition) {
-    const auto deadline = std::chrono::steady_clock::now() + seconds(60 * kSlowdown);
-    while (!condition()) {
-      if (std::chrono::steady_clock::now() > deadline) return false;
-      std::this_thread::sleep_for(milliseconds(2));
-    }
-    return true;
-  }
-  v1::ModelVersionStatus Status(uint64_t version) {
-    const auto statuses = manager_->Statuses("emoji", version);
-    return statuses.ok() && !statuses->empty() ? statuses->front() : v1::ModelVersionStatus();
-  }
-  bool Reaches(uint64_t version, v1::ModelState state) {
-    return Eventually([&] { return Status(version).state() == state; });
-  }
-  // Such a message is there as long as no other try is under way.
-  bool FailsSaying(uint64_t version, const std::string& part) {
-    return Eventually([&] {
-      const v1::ModelVersionStatus status = Status(version);
-      return status.state() == v1::MODEL_STATE_FAILED &&
-             status.message().find(part) != std::string::npos;
-    });
-  }
-  absl::StatusOr<v1::ModelVersionStatus> Wait(bool load, uint64_t version,
-                                              const std::string& name = "emoji") {
-    auto promise = std::make_shared<std::promise<absl::StatusOr<v1::ModelVersionStatus>>>();
-    auto done = [promise](const absl::StatusOr<v1::ModelVersionStatus>& result) {
-      promise->set_value(result);
-    };
-    load ? manager_->Load(name, version, done) : manager_->Unload(name, version, done);
-    auto future = promise->get_future();
-    if (future.wait_for(seconds(60 * kSlowdown)) != std::future_status::ready) {
-      return absl::DeadlineExceededError("no answer");
-    }
-    return future.get();
-  }
-  int Serving(const std::string& model) {
-    MutexLock lock(mutex_);
-    const auto found = serving_.find(model);
-    return found == serving_.end() ? -1 : found->second;
-  }
-
-  TestRepository repository_;
-  Metrics metrics_{"test"};
-  FakeLoader loader_;
-  ModelManager::Options options_;
-  std::unique_ptr<ModelManager> manager_;
-  Mutex mutex_;
-  std::map<std::string, int> serving_ LLAVA_GUARDED_BY(mutex_);
-};
-
-TEST_F(ModelManagerTest, AVersionIsGoneWhenItsMemoryIs) {
-  options_.hung_after = milliseconds(1);
-  options_.on_device_lost = [](const std::string& reason) {
-    ADD_FAILURE() << "the other version serves: " << reason;
-  };
-  repository_.Publish("emoji", 1);
-  Start();
-  ASSERT_TRUE(Reaches(1, v1::MODEL_STATE_READY));
-  loader_.LetStay(true);
-  repository_.Publish("emoji", 2);
-  ASSERT_TRUE(Reaches(2, v1::MODEL_STATE_READY));
-  ASSERT_TRUE(Reaches(1, v1::MODEL_STATE_DRAINING));
-  std::this_thread::sleep_for(milliseconds(200));
-  EXPECT_EQ(Status(1).state(), v1::MODEL_STATE_DRAINING) << "nobody holds it, but it is there";
-  loader_.LetStay(false);
-  ASSERT_TRUE(Reaches(1, v1::MODEL_STATE_UNLOADED));
-  EXPECT_EQ(loader_.alive(), 1);
-}
-
-TEST_F(ModelManagerTest, TellsThatTheOneThatMadeWayKeepsItsMemory) {
-  options_.swap_mode = SwapMode::kInPlace;
-  options_.hung_after = milliseconds(20);
-  std::promise<std::string> told;
-  options_.on_device_lost = [&](const std::string& reason) { told.set_value(reason); };
-  repository_.Publish("emoji", 1);
-  Start();
-  ASSERT_TRUE(Reaches(1, v1::MODEL_STATE_READY));
-  loader_.LetStay(true);
-  repository_.Publish("emoji", 2);
-  auto reason = told.get_future();
-  ASSERT_EQ(reason.wait_for(seconds(60 * kSlowdown)), std::future_status::ready);
-  EXPECT_THAT(reason.get(), HasSubstr("version 1 of emoji hangs"));
-  EXPECT_THAT(loader_.routed(), IsEmpty());
-  loader_.LetStay(false);
-  EXPECT_TRUE(Reaches(2, v1::MODEL_STATE_READY));
-}
-
-TEST_F(ModelManagerTest, TellsOnceThatADeviceIsLost) {
-  std::atomic<int> told = 0;
-  options_.on_device_lost = [&](const std::string& reason) {
-    EXPECT_EQ(reason, "an illegal address");
-    ++told;
-  };
-  repository_.Publish("emoji", 1);
-  Start();
-  ASSERT_TRUE(Reaches(1, v1::MODEL_STATE_READY));
-  EXPECT_EQ(told, 0);
-  loader_.LoseDevice("an illegal address");
-  EXPECT_TRUE(Eventually([&] { return told > 0; }));
-  repository_.Publish("emoji", 2);
-  ASSERT_TRUE(Reaches(1, v1::MODEL_STATE_UNLOADED));
-  EXPECT_EQ(told, 1);
-}
 
 TEST_F(ModelManagerTest, ServesWhatIsPublished) {
   options_.load_bytes_per_second = 1'000'000;
