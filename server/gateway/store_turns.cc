@@ -108,7 +108,7 @@ absl::StatusOr<std::vector<StoredTurn>> StoreTables::ReadTurns(const std::string
                                                                Texts texts) {
   // Of a long text that is not wanted nothing is read.
   constexpr char kOfPrompt[] =
-      "CASE WHEN answer_text <> '' AND NOT dropped"
+      "CASE WHEN answer_text <> '' AND NOT dropped OR finished_us IS NULL"
       " OR number = (SELECT max(number) FROM turns WHERE session_id = ?1)"
       " THEN user_text ELSE '' END";
   std::vector<StoredTurn> turns;
