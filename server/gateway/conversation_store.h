@@ -60,8 +60,8 @@ class ConversationStore {
   // Oldest first, in pages as above.
   virtual void ListTurns(std::string session_id, uint32_t page_size, std::string page_token,
                          Done<TurnPage> done) = 0;
-  // Questions that no prompt has, without an answer or dropped, may come without their text; the
-  // last one has it. With `request`: also the turn that it began in the last 24 hours;
+  // Questions that no prompt has, ended without an answer or dropped, may come without their text;
+  // the last one has it. With `request`: also the turn that it began in the last 24 hours;
   // INVALID_ARGUMENT when its key was used for something else.
   virtual void GetConversation(std::string session_id, RequestKey request,
                                Done<Conversation> done) = 0;

@@ -62,8 +62,8 @@ class StoreTables {
   // A page ends at `page_size` turns or about 2 MiB, whichever comes first; it has one at least.
   absl::StatusOr<TurnPage> PageOfTurns(const std::string& session_id, uint32_t page_size,
                                        const std::string& page_token);
-  // Without the texts of questions that no prompt has: those that got no answer or were dropped,
-  // but for the last one.
+  // Without the texts of questions that no prompt has: those that ended without an answer or were
+  // dropped, but for the last one.
   absl::StatusOr<Conversation> FindConversation(const std::string& session_id);
   absl::StatusOr<StoredTurn> FindTurn(const std::string& session_id, const std::string& turn_id);
   // The turn that was begun by this request of the last 24 hours, empty if none. INVALID_ARGUMENT:

@@ -431,16 +431,19 @@ TEST_P(StoreConformance, ManyAtATime) {
 
 TEST_P(StoreConformance, AConversationHasTheTextsOfItsPrompt) {
   ASSERT_TRUE(Create("s").ok());
-  for (const char* turn : {"answered", "failed", "last"}) ASSERT_TRUE(Begin("s", turn).ok());
+  for (const char* turn : {"answered", "failed", "running", "last"}) {
+    ASSERT_TRUE(Begin("s", turn).ok());
+  }
   ASSERT_TRUE(Finish("s", "answered", "text").ok());
   ASSERT_TRUE(Finish("s", "failed", "", v1::FINISH_REASON_ERROR).ok());
   ASSERT_TRUE(Finish("s", "last", "", v1::FINISH_REASON_ERROR).ok());
   auto conversation = Read("s");
   ASSERT_TRUE(conversation.ok()) << conversation.status();
-  ASSERT_EQ(conversation->turns.size(), 3U);
+  ASSERT_EQ(conversation->turns.size(), 4U);
   EXPECT_EQ(conversation->turns[0].turn.user_text(), "about answered");
   EXPECT_EQ(conversation->turns[1].turn.user_text(), "") << "no prompt has it";
-  EXPECT_EQ(conversation->turns[2].turn.user_text(), "about last") << "it may be asked anew";
+  EXPECT_EQ(conversation->turns[2].turn.user_text(), "about running") << "it goes on";
+  EXPECT_EQ(conversation->turns[3].turn.user_text(), "about last") << "it may be asked anew";
   EXPECT_EQ(Turn("s", "failed")->turn.user_text(), "about failed");
   // A turn that was dropped stays out of prompts for good.
   NewTurn next;
