@@ -201,8 +201,8 @@ LanguageCheckpoint LanguageOf(CheckpointFolder folder, const OpenOptions& option
     const TowerCheckpoint tower = TowerOf(folder, options);
     checkpoint.name = FolderName(folder.path);
     checkpoint.config = folder.layout == Layout::kLlavaHf
-                            ? ReadHfLanguage(folder.config, folder.path, tower.config.hidden_size)
-                            : ReadOriginalLanguage(folder.config);
+                            ? ReadHfLanguage(folder.config, folder.path, tower.config)
+                            : ReadOriginalLanguage(folder.config, tower.config);
     checkpoint.tower_digest = tower.digest;
     checkpoint.tower_patches = tower.config.num_patches();
     CheckConfig(checkpoint.config, folder.path.string());
@@ -217,9 +217,8 @@ LanguageCheckpoint LanguageOf(CheckpointFolder folder, const OpenOptions& option
   // Tied tables are one; some writers store them twice.
   if (checkpoint.config.decoder.tie_word_embeddings) folder.language.Remove("lm_head.weight");
   NameSingleLayer(checkpoint.config.projector, folder.language);
-  TensorShapes required = DecoderTensors(checkpoint.config.decoder);
-  required.merge(ProjectorTensors(checkpoint.config.projector));
-  CheckTensors(folder.language.tensors(), required, {}, folder.path.string());
+  CheckTensors(folder.language.tensors(), LanguageTensors(checkpoint.config), {},
+               folder.path.string());
   checkpoint.tensors = std::move(folder.language);
 
   checkpoint.chat_template = ChooseTemplate(folder, options.chat_template);

@@ -180,6 +180,8 @@ int main(int argc, char** argv) {
   random_app->add_option("--tower", random.tower,
                          "Folder of the vision tower that it reads (default: the shape of CLIP "
                          "ViT-L/14 at 336)");
+  random_app->add_flag("--anyres", random.anyres,
+                       "Pictures as an overview and tiles, on the canvases of LLaVA-1.6");
   random_app->add_flag("--plain", random.plain, "Not packed: in bfloat16 as it would be trained");
   AddPackingFlags(*random_app, random.packing);
   random_app->callback([&] { code = llava::RunRandom(random); });

@@ -20,6 +20,7 @@
 #include "absl/strings/str_cat.h"
 #include "model/checkpoint/checkpoint.h"
 #include "model/checkpoint/tensor_file.h"
+#include "model/config/picture_shape.h"
 #include "model/llava/serving_model.h"
 #include "model/ops/cpu/thread_pool.h"
 #include "server/device/background_thread.h"
@@ -183,8 +184,7 @@ LanguageInfo InfoOf(const LanguageCheckpoint& checkpoint, const LanguageOptions&
   info.digest = checkpoint.digest;
   info.tower_digest = checkpoint.tower_digest;
   info.features = config.features;
-  info.feature_rows = checkpoint.tower_patches +
-                      (config.features.select_feature == SelectFeature::kClsPatch ? 1 : 0);
+  info.pictures = PictureShape(config.features, checkpoint.tower_patches);
   info.feature_width = config.projector.in_width;
   info.max_positions = config.decoder.max_position_embeddings;
   info.tokenizer = checkpoint.tokenizer;
@@ -223,6 +223,14 @@ uint64_t ActivationBytes(const DecoderConfig& config, int64_t rows, int64_t samp
   const int64_t attention = (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim;
   const int64_t row = 3 * config.hidden_size + attention + 3 * config.intermediate_size;
   return static_cast<uint64_t>(4 * (rows * row + sampled * config.vocab_size));
+}
+
+// And of the largest picture while it is projected.
+uint64_t PictureBytes(const LanguageCheckpoint& checkpoint) {
+  const LanguageConfig& config = checkpoint.config;
+  const int64_t rows = PictureShape(config.features, checkpoint.tower_patches).most_rows();
+  return static_cast<uint64_t>(4 * rows *
+                               (config.projector.in_width + 3 * config.projector.out_width));
 }
 
 }  // namespace
@@ -307,7 +315,8 @@ absl::StatusOr<uint64_t> EstimateWorkerBytes(const LanguageOptions& options, int
     const ServingOptions serving = ServingOptionsOf(options);
     const WeightType weights = Resolve(serving.weights, checkpoint, devices->front());
     return WeightBytes(checkpoint, weights) + options.kv_bytes +
-           ActivationBytes(checkpoint.config.decoder, step_rows, sampled);
+           ActivationBytes(checkpoint.config.decoder, step_rows, sampled) +
+           PictureBytes(checkpoint);
   } catch (...) {
     return WhyNotOpened(options.model, std::current_exception());
   }
