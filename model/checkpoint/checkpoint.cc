@@ -123,6 +123,14 @@ std::shared_ptr<const ChatTemplate> ReadTemplate(const fs::path& file) {
   }
 }
 
+// What checkpoints of this family were trained with.
+std::string PublishedTemplate(const CheckpointFolder& folder) {
+  const JsonObject decoder =
+      folder.config.Has("text_config") ? folder.config.Object("text_config") : folder.config;
+  const std::string type = decoder.Text("model_type", "");
+  return type == "mistral" || type == "llava_mistral" ? "mistral_instruct" : "v1";
+}
+
 // A built-in name or a file. A foreign folder's own chat_template.json is a Jinja program or
 // somebody's own format: it is not ours.
 std::shared_ptr<const ChatTemplate> ChooseTemplate(const CheckpointFolder& folder,
@@ -132,7 +140,7 @@ std::shared_ptr<const ChatTemplate> ChooseTemplate(const CheckpointFolder& folde
     return ReadTemplate(folder.path / kTemplateFile);
   }
   return std::make_shared<const ChatTemplate>(
-      ChatTemplate::Builtin(wanted.empty() ? "v1" : wanted));
+      ChatTemplate::Builtin(wanted.empty() ? PublishedTemplate(folder) : wanted));
 }
 
 std::shared_ptr<const Tokenizer> ReadTokenizer(const CheckpointFolder& folder,

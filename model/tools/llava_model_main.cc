@@ -53,9 +53,9 @@ int main(int argc, char** argv) {
                          "Name of the published tower (default: NAME-tower)");
   import_app->add_option("--tower", import.tower,
                          "Folder of the vision tower, if SRC does not hold it");
-  import_app->add_option(
-      "--chat-template", import.chat_template,
-      "Built-in chat template or JSON file (default: the checkpoint's, else v1)");
+  import_app->add_option("--chat-template", import.chat_template,
+                         "Built-in chat template or JSON file (default: the checkpoint's, else v1, "
+                         "of Mistral mistral_instruct)");
   import_app->add_option("--projector", import.projector,
                          "mm_projector.bin, or its folder, to put over the checkpoint's projector");
   bool self_test = false, no_self_test = false;
@@ -158,9 +158,9 @@ int main(int argc, char** argv) {
   quantize_app->add_option("OUT", quantize.out, "ROOT/NAME in a model repository")->required();
   quantize_app->add_option("--tower", quantize.tower,
                            "Folder of the vision tower, if MODEL does not hold it");
-  quantize_app->add_option(
-      "--chat-template", quantize.chat_template,
-      "Built-in chat template or JSON file (default: the checkpoint's, else v1)");
+  quantize_app->add_option("--chat-template", quantize.chat_template,
+                           "Built-in chat template or JSON file (default: the checkpoint's, else "
+                           "v1, of Mistral mistral_instruct)");
   AddPackingFlags(*quantize_app, quantize.packing);
   quantize_app->callback([&] { code = llava::RunQuantize(quantize); });
 

@@ -208,7 +208,9 @@ TEST(CheckpointConfigTest, ReadsMistralWithoutAWindow) {
   };
   for (const json& window : {json(nullptr), json(8192), json(9000)}) {
     set(window);
-    const DecoderConfig decoder = OpenLanguage(path).config.decoder;
+    const LanguageCheckpoint checkpoint = OpenLanguage(path);
+    EXPECT_EQ(checkpoint.chat_template->name(), "mistral_instruct");
+    const DecoderConfig& decoder = checkpoint.config.decoder;
     EXPECT_EQ(decoder.num_kv_heads, 2);
     EXPECT_EQ(decoder.rope_theta, 1e6);
   }

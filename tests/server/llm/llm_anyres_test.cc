@@ -176,7 +176,7 @@ TEST_F(LlmAnyresTest, RefusesSizesThatDoNotFit) {
 
 TEST_F(LlmAnyresTest, ALongPromptIsToldWithItsImageTokens) {
   LlmOptions options = Options();
-  options.context_tokens = 140;
+  options.context_tokens = 160;
   LlmTestServer small(options);
   ASSERT_TRUE(small.Put(*plain_).ok());
   ASSERT_TRUE(small.Put(*tall_).ok());
@@ -190,7 +190,7 @@ TEST_F(LlmAnyresTest, ALongPromptIsToldWithItsImageTokens) {
   const StreamedAnswer full = Generate(small.stub(), request);
   ASSERT_TRUE(full.status.ok()) << full.status.error_message();
   EXPECT_EQ(full.finished.reason(), v1::FINISH_REASON_CONTEXT);
-  EXPECT_EQ(full.finished.usage().context_used_tokens(), 140u);
+  EXPECT_EQ(full.finished.usage().context_used_tokens(), 160u);
 }
 
 }  // namespace
