@@ -7,8 +7,8 @@
 namespace llava {
 namespace {
 
-constexpr std::chrono::milliseconds kRetryAfter{1000};
-constexpr int32_t kPriority = 0;
+// For who did not keep what it was given.
+constexpr std::chrono::milliseconds kBringAgain{1000};
 
 }  // namespace
 
@@ -51,9 +51,9 @@ void PromptCount::OnAnswer(const absl::Status& status) {
   for (const v1::FeatureKey& key : missing.keys()) llm_->features().Remove(key);
   if (std::exchange(brought_, true)) {
     return done_(llm_->Explain(OverloadedError(
-        "it did not keep the features of the pictures that it was just given", kRetryAfter)));
+        "it did not keep the features of the pictures that it was just given", kBringAgain)));
   }
-  FeatureDelivery::Create(parts_, prompt_, route_, llm_, request_id_, kPriority, deadline_,
+  FeatureDelivery::Create(parts_, prompt_, route_, llm_, request_id_, /*priority=*/0, deadline_,
                           [self = shared_from_this()](auto outcome) {
                             if (!outcome.ok()) return self->done_(outcome.status());
                             self->Ask(outcome->keys);
