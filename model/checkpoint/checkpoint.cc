@@ -123,6 +123,14 @@ std::shared_ptr<const ChatTemplate> ReadTemplate(const fs::path& file) {
   }
 }
 
+// What checkpoints of this family were trained with.
+std::string PublishedTemplate(const CheckpointFolder& folder) {
+  const JsonObject decoder =
+      folder.config.Has("text_config") ? folder.config.Object("text_config") : folder.config;
+  const std::string type = decoder.Text("model_type", "");
+  return type == "mistral" || type == "llava_mistral" ? "mistral_instruct" : "v1";
+}
+
 // A built-in name or a file. A foreign folder's own chat_template.json is a Jinja program or
 // somebody's own format: it is not ours.
 std::shared_ptr<const ChatTemplate> ChooseTemplate(const CheckpointFolder& folder,
@@ -132,7 +140,7 @@ std::shared_ptr<const ChatTemplate> ChooseTemplate(const CheckpointFolder& folde
     return ReadTemplate(folder.path / kTemplateFile);
   }
   return std::make_shared<const ChatTemplate>(
-      ChatTemplate::Builtin(wanted.empty() ? "v1" : wanted));
+      ChatTemplate::Builtin(wanted.empty() ? PublishedTemplate(folder) : wanted));
 }
 
 std::shared_ptr<const Tokenizer> ReadTokenizer(const CheckpointFolder& folder,
@@ -201,8 +209,8 @@ LanguageCheckpoint LanguageOf(CheckpointFolder folder, const OpenOptions& option
     const TowerCheckpoint tower = TowerOf(folder, options);
     checkpoint.name = FolderName(folder.path);
     checkpoint.config = folder.layout == Layout::kLlavaHf
-                            ? ReadHfLanguage(folder.config, folder.path, tower.config.hidden_size)
-                            : ReadOriginalLanguage(folder.config);
+                            ? ReadHfLanguage(folder.config, folder.path, tower.config)
+                            : ReadOriginalLanguage(folder.config, tower.config);
     checkpoint.tower_digest = tower.digest;
     checkpoint.tower_patches = tower.config.num_patches();
     CheckConfig(checkpoint.config, folder.path.string());
@@ -217,9 +225,8 @@ LanguageCheckpoint LanguageOf(CheckpointFolder folder, const OpenOptions& option
   // Tied tables are one; some writers store them twice.
   if (checkpoint.config.decoder.tie_word_embeddings) folder.language.Remove("lm_head.weight");
   NameSingleLayer(checkpoint.config.projector, folder.language);
-  TensorShapes required = DecoderTensors(checkpoint.config.decoder);
-  required.merge(ProjectorTensors(checkpoint.config.projector));
-  CheckTensors(folder.language.tensors(), required, {}, folder.path.string());
+  CheckTensors(folder.language.tensors(), LanguageTensors(checkpoint.config), {},
+               folder.path.string());
   checkpoint.tensors = std::move(folder.language);
 
   checkpoint.chat_template = ChooseTemplate(folder, options.chat_template);

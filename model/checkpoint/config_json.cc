@@ -7,6 +7,8 @@
 #include <stdexcept>
 #include <utility>
 
+#include "model/config/picture_shape.h"
+
 namespace llava {
 namespace {
 
@@ -22,6 +24,50 @@ constexpr int64_t kMaxWidth = 1 << 20, kMaxLayers = 1024, kMaxVocabulary = 1 << 
 
 const char* ToString(Activation activation) {
   return activation == Activation::kGelu ? "gelu" : "quick_gelu";
+}
+
+const char* ToString(ImageMode mode) {
+  switch (mode) {
+    case ImageMode::kCrop:
+      return "crop";
+    case ImageMode::kPad:
+      return "pad";
+    case ImageMode::kAnyres:
+      break;
+  }
+  return "anyres";
+}
+
+json ToJson(const FeatureConfig& features) {
+  json object = {
+      {"image_mode", ToString(features.image_mode)},
+      {"select_layer", features.select_layer},
+      {"select_feature", features.select_feature == SelectFeature::kPatch ? "patch" : "cls_patch"}};
+  if (features.image_mode != ImageMode::kAnyres) return object;
+  json& grid = object["grid"] = json::array();
+  for (const Resolution& canvas : features.grid) grid.push_back({canvas.width, canvas.height});
+  object["tile_size"] = features.tile_size;
+  return object;
+}
+
+FeatureConfig ReadFeatures(const JsonObject& object) {
+  FeatureConfig features;
+  const std::string mode = object.Text("image_mode"), select = object.Text("select_feature");
+  if (mode == "anyres") {
+    features.image_mode = ImageMode::kAnyres;
+    features.grid = ReadGrid(object, "grid", /*height_first=*/false);
+    features.tile_size = object.Int("tile_size");
+  } else if (mode == "pad" || mode == "crop") {
+    features.image_mode = mode == "pad" ? ImageMode::kPad : ImageMode::kCrop;
+  } else {
+    object.Fail("image_mode", "is none of crop, pad and anyres");
+  }
+  if (select != "patch" && select != "cls_patch") {
+    object.Fail("select_feature", "is neither patch nor cls_patch");
+  }
+  features.select_feature = select == "patch" ? SelectFeature::kPatch : SelectFeature::kClsPatch;
+  features.select_layer = object.Int("select_layer");
+  return features;
 }
 
 void CheckFormat(const JsonObject& file, const std::string& format) {
@@ -96,33 +142,28 @@ json ToJson(const VisionConfig& config) {
 
 json ToJson(const LanguageConfig& config, int64_t tower_patches) {
   const DecoderConfig& decoder = config.decoder;
-  json file = {
-      {"format", kLanguageFormat},
-      {"format_version", kFormatVersion},
-      {"decoder",
-       {{"hidden_size", decoder.hidden_size},
-        {"intermediate_size", decoder.intermediate_size},
-        {"num_layers", decoder.num_layers},
-        {"num_heads", decoder.num_heads},
-        {"num_kv_heads", decoder.num_kv_heads},
-        {"head_dim", decoder.head_dim},
-        {"vocab_size", decoder.vocab_size},
-        {"max_position_embeddings", decoder.max_position_embeddings},
-        {"rms_norm_eps", decoder.rms_norm_eps},
-        {"rope_theta", decoder.rope_theta},
-        {"tie_word_embeddings", decoder.tie_word_embeddings},
-        {"bos_token_id", decoder.bos_token_id},
-        {"eos_token_id", decoder.eos_token_id}}},
-      {"projector",
-       {{"type", config.projector.type()},
-        {"in_width", config.projector.in_width},
-        {"out_width", config.projector.out_width}}},
-      {"features",
-       {{"image_mode", config.features.image_mode == ImageMode::kPad ? "pad" : "crop"},
-        {"select_layer", config.features.select_layer},
-        {"select_feature",
-         config.features.select_feature == SelectFeature::kPatch ? "patch" : "cls_patch"}}},
-      {"tower_patches", tower_patches}};
+  json file = {{"format", kLanguageFormat},
+               {"format_version", kFormatVersion},
+               {"decoder",
+                {{"hidden_size", decoder.hidden_size},
+                 {"intermediate_size", decoder.intermediate_size},
+                 {"num_layers", decoder.num_layers},
+                 {"num_heads", decoder.num_heads},
+                 {"num_kv_heads", decoder.num_kv_heads},
+                 {"head_dim", decoder.head_dim},
+                 {"vocab_size", decoder.vocab_size},
+                 {"max_position_embeddings", decoder.max_position_embeddings},
+                 {"rms_norm_eps", decoder.rms_norm_eps},
+                 {"rope_theta", decoder.rope_theta},
+                 {"tie_word_embeddings", decoder.tie_word_embeddings},
+                 {"bos_token_id", decoder.bos_token_id},
+                 {"eos_token_id", decoder.eos_token_id}}},
+               {"projector",
+                {{"type", config.projector.type()},
+                 {"in_width", config.projector.in_width},
+                 {"out_width", config.projector.out_width}}},
+               {"features", ToJson(config.features)},
+               {"tower_patches", tower_patches}};
   if (const auto& quantization = decoder.quantization) {
     file["quantization_config"] = {{"quant_method", kQuantMethod},
                                    {"format", quantization->format},
@@ -138,6 +179,30 @@ Activation ReadActivation(const JsonObject& object, const std::string& key,
   if (name == "quick_gelu") return Activation::kQuickGelu;
   if (name == "gelu") return Activation::kGelu;
   object.Fail(key, "is \"" + name + "\"; supported are quick_gelu and gelu");
+}
+
+std::vector<Resolution> ReadGrid(const JsonObject& object, const std::string& key,
+                                 bool height_first) {
+  const json& value = object.At(key);
+  const auto fail = [&] { object.Fail(key, "is " + value.dump() + ", no list of pairs of sides"); };
+  json list = value;
+  if (value.is_string()) {
+    auto text = value.get<std::string>();  // Python's: pairs may stand in round brackets
+    std::replace(text.begin(), text.end(), '(', '[');
+    std::replace(text.begin(), text.end(), ')', ']');
+    list = json::parse(text, nullptr, /*allow_exceptions=*/false);
+  }
+  if (!list.is_array() || list.empty()) fail();
+  std::vector<Resolution> grid;
+  for (const json& pair : list) {
+    if (!pair.is_array() || pair.size() != 2) fail();
+    for (const json& side : pair) {
+      if (!side.is_number_integer() || side < 1 || side > kMaxWidth) fail();
+    }
+    const int first = pair[0].get<int>(), second = pair[1].get<int>();
+    grid.push_back(height_first ? Resolution{second, first} : Resolution{first, second});
+  }
+  return grid;
 }
 
 VisionConfig ReadVisionConfig(const JsonObject& file) {
@@ -188,22 +253,14 @@ LanguageConfig ReadLanguageConfig(const JsonObject& file, int64_t& tower_patches
   config.projector.in_width = projector.Int("in_width");
   config.projector.out_width = projector.Int("out_width");
 
-  const JsonObject features = file.Object("features");
-  const std::string mode = features.Text("image_mode"), select = features.Text("select_feature");
-  if (mode != "pad" && mode != "crop") features.Fail("image_mode", "is neither crop nor pad");
-  if (select != "patch" && select != "cls_patch") {
-    features.Fail("select_feature", "is neither patch nor cls_patch");
-  }
-  config.features.image_mode = mode == "pad" ? ImageMode::kPad : ImageMode::kCrop;
-  config.features.select_feature =
-      select == "patch" ? SelectFeature::kPatch : SelectFeature::kClsPatch;
-  config.features.select_layer = features.Int("select_layer");
+  config.features = ReadFeatures(file.Object("features"));
   tower_patches = file.Int("tower_patches");
   CheckRange("config.json", "tower_patches", tower_patches, kMaxWidth);
   if (file.Has("quantization_config")) {
     config.decoder.quantization = ReadQuantization(file.Object("quantization_config"));
   }
   CheckConfig(config, "config.json");
+  CheckPictures(config, tower_patches, "config.json");
   return config;
 }
 
@@ -267,6 +324,14 @@ void CheckConfig(const LanguageConfig& config, const std::string& where) {
   }
 }
 
+void CheckPictures(const LanguageConfig& config, int64_t tower_patches, const std::string& where) {
+  try {
+    PictureShape(config.features, tower_patches);
+  } catch (const std::invalid_argument& error) {
+    Refuse(where, error.what());
+  }
+}
+
 void CheckPair(const LanguageConfig& config, const VisionConfig& tower, const std::string& where) {
   if (config.projector.in_width != tower.hidden_size) {
     Refuse(where, "the projector reads " + std::to_string(config.projector.in_width) +
@@ -277,6 +342,12 @@ void CheckPair(const LanguageConfig& config, const VisionConfig& tower, const st
     Refuse(where, "vision layer " + std::to_string(layer) + " is wanted, the tower has " +
                       std::to_string(states) + " hidden states");
   }
+  if (config.features.image_mode == ImageMode::kAnyres &&
+      config.features.tile_size != tower.image_size) {
+    Refuse(where, "pictures come in tiles of " + std::to_string(config.features.tile_size) +
+                      " pixels, the tower sees " + std::to_string(tower.image_size));
+  }
+  CheckPictures(config, tower.num_patches(), where);
 }
 
 }  // namespace llava

@@ -4,6 +4,7 @@
 
 #include "model/checkpoint/config_json.h"
 #include "model/checkpoint/mapped_tensor.h"
+#include "model/checkpoint/tensor_names.h"
 
 namespace llava {
 namespace {
@@ -25,7 +26,10 @@ Sha256Digest Digest(const std::string& title, const nlohmann::json& config,
   return hash.Finish();
 }
 
-bool InProjector(const std::string& name) { return name.starts_with("model.mm_projector."); }
+// What lays out a picture's rows belongs to it.
+bool InProjector(const std::string& name) {
+  return name.starts_with("model.mm_projector.") || name == kImageNewline;
+}
 
 }  // namespace
 

@@ -45,8 +45,21 @@ int32_t ReadTokenId(const JsonObject& config, const std::string& key, int32_t fa
   return static_cast<int32_t>(config.Int(key, fallback));
 }
 
-// LLaMA's keys; missing ones as in transformers' LlamaConfig.
-DecoderConfig ReadLlama(const JsonObject& config) {
+// Attention that sees so many tokens back; as many as there can be is no window. Missing means the
+// default of MistralConfig, null that there is none.
+void RefuseSlidingWindow(const JsonObject& config, int64_t context) {
+  constexpr const char* kKey = "sliding_window";
+  if (config.value().contains(kKey) && !config.Has(kKey)) return;
+  const int64_t window = config.Int(kKey, 4096);
+  if (window >= context) return;
+  config.Fail(kKey, "is " + std::to_string(window) + (config.Has(kKey) ? "" : " if it is missing") +
+                        ", less than the context of " + std::to_string(context) +
+                        "; attention within a window is not supported");
+}
+
+// The keys that LLaMA and Mistral have in common; missing ones as in `missing`, where 0 key/value
+// heads stand for as many as heads.
+DecoderConfig ReadDecoder(const JsonObject& config, const DecoderConfig& missing) {
   const std::string activation = config.Text("hidden_act", "silu");
   if (activation != "silu") {
     config.Fail("hidden_act", "is \"" + activation + "\"; silu is supported");
@@ -56,12 +69,14 @@ DecoderConfig ReadLlama(const JsonObject& config) {
   }
   DecoderConfig decoder;
   decoder.hidden_size = config.Int("hidden_size", 4096);
-  decoder.intermediate_size = config.Int("intermediate_size", 11008);
+  decoder.intermediate_size = config.Int("intermediate_size", missing.intermediate_size);
   decoder.num_layers = config.Int("num_hidden_layers", 32);
   decoder.num_heads = config.Int("num_attention_heads", 32);
-  decoder.num_kv_heads = config.Int("num_key_value_heads", decoder.num_heads);
+  decoder.num_kv_heads = config.Int(
+      "num_key_value_heads", missing.num_kv_heads > 0 ? missing.num_kv_heads : decoder.num_heads);
   decoder.vocab_size = config.Int("vocab_size", 32000);
-  decoder.max_position_embeddings = config.Int("max_position_embeddings", 2048);
+  decoder.max_position_embeddings =
+      config.Int("max_position_embeddings", missing.max_position_embeddings);
   decoder.rms_norm_eps = config.Number("rms_norm_eps", 1e-6);
   decoder.rope_theta = ReadRope(config);
   decoder.tie_word_embeddings = config.Bool("tie_word_embeddings", false);
@@ -76,6 +91,24 @@ DecoderConfig ReadLlama(const JsonObject& config) {
   } else {
     decoder.head_dim = decoder.hidden_size / decoder.num_heads;
   }
+  return decoder;
+}
+
+// As transformers' LlamaConfig.
+DecoderConfig ReadLlama(const JsonObject& config) {
+  DecoderConfig missing;
+  missing.num_kv_heads = 0;
+  return ReadDecoder(config, missing);
+}
+
+// As transformers' MistralConfig.
+DecoderConfig ReadMistral(const JsonObject& config) {
+  DecoderConfig missing;
+  missing.intermediate_size = 14336;
+  missing.num_kv_heads = 8;
+  missing.max_position_embeddings = 4096 * 32;
+  const DecoderConfig decoder = ReadDecoder(config, missing);
+  RefuseSlidingWindow(config, decoder.max_position_embeddings);
   return decoder;
 }
 
@@ -130,22 +163,67 @@ PreprocessConfig ReadPreprocess(const std::filesystem::path& folder, int64_t ima
   return preprocess;
 }
 
+// LLaVA-1.6 as transformers writes it: pairs with the height first.
+void ReadNext(const JsonObject& config, const std::filesystem::path& folder,
+              FeatureConfig& features) {
+  constexpr const char* kGrid = "image_grid_pinpoints";
+  features.image_mode = ImageMode::kAnyres;
+  if (!config.Bool("use_image_newline_parameter", true)) {
+    config.Fail("use_image_newline_parameter", "is false, which is not supported");
+  }
+  const JsonObject defaults(
+      {{kGrid, {{336, 672}, {672, 336}, {672, 672}, {1008, 336}, {336, 1008}}}}, "defaults");
+  features.grid = ReadGrid(config.Has(kGrid) ? config : defaults, kGrid, /*height_first=*/true);
+  if (!std::filesystem::exists(PreprocessorFile(folder))) return;
+  const JsonObject file = JsonObject::Read(PreprocessorFile(folder));
+  if (file.Has(kGrid) && ReadGrid(file, kGrid, /*height_first=*/true) != features.grid) {
+    file.Fail(kGrid, "is not that of config.json");
+  }
+}
+
+ImageMode ModeOfProcessor(const std::filesystem::path& folder) {
+  const bool pads = std::filesystem::exists(PreprocessorFile(folder)) &&
+                    JsonObject::Read(PreprocessorFile(folder)).Bool("do_pad", false);
+  return pads ? ImageMode::kPad : ImageMode::kCrop;
+}
+
+// image_aspect_ratio and what belongs to it.
+void ReadAspect(const JsonObject& config, FeatureConfig& features) {
+  const std::string aspect = config.Text("image_aspect_ratio", "square");
+  if (aspect != "square" && aspect != "pad" && aspect != "anyres") {
+    config.Fail("image_aspect_ratio",
+                "is \"" + aspect + "\"; square, pad and anyres are supported");
+  }
+  const bool tiles = aspect == "anyres";
+  const std::string merge = config.Text("mm_patch_merge_type", "flat");
+  const std::string supported = tiles ? "spatial_unpad" : "flat";
+  if (merge != supported) {
+    config.Fail("mm_patch_merge_type", "is \"" + merge + "\"; with the image_aspect_ratio " +
+                                           aspect + " " + supported + " is supported");
+  }
+  features.image_mode = tiles             ? ImageMode::kAnyres
+                        : aspect == "pad" ? ImageMode::kPad
+                                          : ImageMode::kCrop;
+  if (tiles) features.grid = ReadGrid(config, "image_grid_pinpoints", /*height_first=*/false);
+}
+
 }  // namespace
 
 LanguageConfig ReadHfLanguage(const JsonObject& config, const std::filesystem::path& folder,
-                              int64_t vision_width) {
+                              const VisionConfig& tower) {
   const std::string type = config.Text("model_type", "");
-  if (type != "llava") {
-    config.Fail("model_type", "is \"" + type + "\"; of the nested layouts llava is supported");
+  if (type != "llava" && type != "llava_next") {
+    config.Fail("model_type",
+                "is \"" + type + "\"; of the nested layouts llava and llava_next are supported");
   }
   RefuseIfSet(config, "quantization_config");
   const JsonObject text = config.Object("text_config");
   const std::string text_type = text.Text("model_type", "llama");
-  if (text_type != "llama") {
-    text.Fail("model_type", "is \"" + text_type + "\"; llama is supported");
+  if (text_type != "llama" && text_type != "mistral") {
+    text.Fail("model_type", "is \"" + text_type + "\"; llama and mistral are supported");
   }
   LanguageConfig language;
-  language.decoder = ReadLlama(text);
+  language.decoder = text_type == "mistral" ? ReadMistral(text) : ReadLlama(text);
   if (!text.Has("tie_word_embeddings")) {
     language.decoder.tie_word_embeddings = config.Bool("tie_word_embeddings", false);
   }
@@ -156,7 +234,7 @@ LanguageConfig ReadHfLanguage(const JsonObject& config, const std::filesystem::p
   if (!config.Bool("multimodal_projector_bias", true)) {
     config.Fail("multimodal_projector_bias", "is false, which is not supported");
   }
-  language.projector = {2, vision_width, language.decoder.hidden_size};
+  language.projector = {2, tower.hidden_size, language.decoder.hidden_size};
   if (config.Has("vision_feature_layer") && config.At("vision_feature_layer").is_array()) {
     config.Fail("vision_feature_layer", "is a list; one layer is supported");
   }
@@ -167,28 +245,26 @@ LanguageConfig ReadHfLanguage(const JsonObject& config, const std::filesystem::p
   }
   language.features.select_feature =
       select == "default" ? SelectFeature::kPatch : SelectFeature::kClsPatch;
-  language.features.image_mode = ImageMode::kCrop;
-  if (std::filesystem::exists(PreprocessorFile(folder)) &&
-      JsonObject::Read(PreprocessorFile(folder)).Bool("do_pad", false)) {
-    language.features.image_mode = ImageMode::kPad;
+  if (type == "llava_next") {
+    ReadNext(config, folder, language.features);
+    language.features.tile_size = tower.image_size;
+  } else {
+    language.features.image_mode = ModeOfProcessor(folder);
   }
   return language;
 }
 
-LanguageConfig ReadOriginalLanguage(const JsonObject& config) {
+LanguageConfig ReadOriginalLanguage(const JsonObject& config, const VisionConfig& tower) {
   const std::string type = config.Text("model_type", "");
-  if (type != "llava_llama" && type != "llava" && type != "llama") {
-    config.Fail("model_type", "is \"" + type + "\"; llava_llama, llava and llama are supported");
+  if (type != "llava_llama" && type != "llava" && type != "llama" && type != "llava_mistral") {
+    config.Fail("model_type",
+                "is \"" + type + "\"; llava_llama, llava, llama and llava_mistral are supported");
   }
   for (const char* key : {"s2", "mm_use_im_start_end", "mm_resampler_type"}) {
     RefuseIfSet(config, key);
   }
-  const std::string merge = config.Text("mm_patch_merge_type", "flat");
-  if (merge != "flat") {
-    config.Fail("mm_patch_merge_type", "is \"" + merge + "\"; flat is supported");
-  }
   LanguageConfig language;
-  language.decoder = ReadLlama(config);
+  language.decoder = type == "llava_mistral" ? ReadMistral(config) : ReadLlama(config);
   if (config.Has("max_sequence_length")) {
     language.decoder.max_position_embeddings =
         std::min(language.decoder.max_position_embeddings, config.Int("max_sequence_length"));
@@ -201,11 +277,10 @@ LanguageConfig ReadOriginalLanguage(const JsonObject& config) {
   language.projector.in_width = config.Int("mm_hidden_size");
   language.projector.out_width = language.decoder.hidden_size;
 
-  const std::string aspect = config.Text("image_aspect_ratio", "square");
-  if (aspect != "square" && aspect != "pad") {
-    config.Fail("image_aspect_ratio", "is \"" + aspect + "\"; square and pad are supported");
+  ReadAspect(config, language.features);
+  if (language.features.image_mode == ImageMode::kAnyres) {
+    language.features.tile_size = tower.image_size;
   }
-  language.features.image_mode = aspect == "pad" ? ImageMode::kPad : ImageMode::kCrop;
   language.features.select_layer = config.Int("mm_vision_select_layer");
   const std::string select = config.Text("mm_vision_select_feature", "patch");
   if (select != "patch" && select != "cls_patch") {

@@ -15,13 +15,14 @@ namespace llava {
 
 // All throw std::runtime_error naming file and key; results are checked by CheckConfig.
 
-// llava-hf: nested text_config and vision_config. The image mode comes from
-// preprocessor_config.json
-// (`do_pad` of newer processors, else crop), if `folder` has one.
+// `tower`: the checkpoint's.
+// llava-hf: nested text_config and vision_config. Of `llava` the image mode comes from
+// preprocessor_config.json (`do_pad` of newer processors, else crop), if `folder` has one;
+// `llava_next` is anyres.
 LanguageConfig ReadHfLanguage(const JsonObject& config, const std::filesystem::path& folder,
-                              int64_t vision_width);
-// Original LLaVA: LLaMA's keys and mm_* beside each other.
-LanguageConfig ReadOriginalLanguage(const JsonObject& config);
+                              const VisionConfig& tower);
+// Original LLaVA: the keys of LLaMA or Mistral and mm_* beside each other.
+LanguageConfig ReadOriginalLanguage(const JsonObject& config, const VisionConfig& tower);
 
 // A CLIP vision_config (or a config.json that is one), with preprocessor_config.json of `folder`.
 VisionConfig ReadClip(const JsonObject& vision, const std::filesystem::path& folder);

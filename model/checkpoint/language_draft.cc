@@ -53,9 +53,7 @@ fs::path LanguageDraft::Publish(const LanguageCheckpoint& about,
   const std::shared_ptr<const TensorFile> file = OpenTensorFolder(folder);
   TensorSource tensors;
   for (const auto& [name, info] : file->tensors()) tensors.Add(name, file, name);
-  TensorShapes required = DecoderTensors(about.config.decoder);
-  required.merge(ProjectorTensors(about.config.projector));
-  CheckTensors(tensors.tensors(), required, {}, name_);
+  CheckTensors(tensors.tensors(), LanguageTensors(about.config), {}, name_);
 
   Manifest manifest;
   manifest.kind = Manifest::Kind::kLanguage;

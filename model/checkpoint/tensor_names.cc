@@ -126,6 +126,15 @@ TensorShapes DecoderTensors(const DecoderConfig& config) {
   return shapes;
 }
 
+TensorShapes LanguageTensors(const LanguageConfig& config) {
+  TensorShapes shapes = DecoderTensors(config.decoder);
+  shapes.merge(ProjectorTensors(config.projector));
+  if (config.features.image_mode == ImageMode::kAnyres) {
+    shapes[kImageNewline] = {config.decoder.hidden_size};
+  }
+  return shapes;
+}
+
 void CheckTensors(const std::map<std::string, TensorInfo>& tensors, const TensorShapes& required,
                   const TensorShapes& optional, const std::string& where) {
   std::string missing, surplus, misshapen, mistyped;
@@ -184,6 +193,7 @@ TensorName FromLlavaName(const std::string& stored) {
     return {Part::kLanguage, whole ? std::string(name) : Join("model.", name)};
   }
   if (TakePrefix(name, "multi_modal_projector.")) return {Part::kLanguage, ProjectorName(name)};
+  if (name == "image_newline") return {Part::kLanguage, kImageNewline};
   bool tower = false;
   while (TakePrefix(name, "vision_tower.")) tower = true;
   TakePrefix(name, tower ? kTower : "");

@@ -20,6 +20,9 @@ using TensorShapes = std::map<std::string, std::vector<int64_t>>;
 TensorShapes TowerTensors(const VisionConfig& config);
 TensorShapes ProjectorTensors(const ProjectorConfig& config);
 TensorShapes DecoderTensors(const DecoderConfig& config);
+// Of both, and in the anyres mode the vector behind each row of a picture's map, [D].
+TensorShapes LanguageTensors(const LanguageConfig& config);
+inline constexpr const char* kImageNewline = "model.image_newline";
 // A packed matrix (model/nn/packed_weights.h): one dimension of U8, as many as it takes. The shape
 // that DecoderTensors gives for it, if the configuration has a quantization.
 inline const std::vector<int64_t> kPackedShape = {-1};

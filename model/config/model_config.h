@@ -11,10 +11,12 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 namespace llava {
 
-enum class ImageMode { kCrop, kPad };            // "square" and "pad" in published configurations
+// "square", "pad" and "anyres" in published configurations.
+enum class ImageMode { kCrop, kPad, kAnyres };
 enum class SelectFeature { kPatch, kClsPatch };  // drop or keep the class token
 enum class Activation { kQuickGelu, kGelu };     // x*sigmoid(1.702x), or the exact (erf) form
 
@@ -23,6 +25,13 @@ struct PreprocessConfig {
   int64_t image_size = 336;  // S
   std::array<float, 3> mean = {0.48145466f, 0.4578275f, 0.40821073f};
   std::array<float, 3> std = {0.26862954f, 0.26130258f, 0.27577711f};
+};
+
+// Sides of a picture or canvas in pixels.
+struct Resolution {
+  int width = 0;
+  int height = 0;
+  bool operator==(const Resolution&) const = default;
 };
 
 // CLIP ViT. Published towers: ViT-L/14 at 224 and 336.
@@ -84,6 +93,10 @@ struct FeatureConfig {
   // from the end. -2 is the output of the block before the last; no post-norm in any case.
   int64_t select_layer = -2;
   SelectFeature select_feature = SelectFeature::kPatch;
+  // Of kAnyres, else none: the canvases that a picture may be laid on (image_grid_pinpoints), and
+  // the side of their square tiles, the tower's S.
+  std::vector<Resolution> grid = {};
+  int64_t tile_size = 0;
 };
 
 // Projector and decoder with what they expect from the tower.

@@ -77,8 +77,8 @@ Quality MeasureQuality(const Llava& model, const PictureReader& reader,
         },
         mistaken);
   };
-  const auto project = [&model](const at::Tensor& features) {
-    return model.Project({&features, 1})[0];
+  const auto project = [&model](const PictureFeatures& picture) {
+    return model.Project({&picture.rows, 1}, {&picture.size, 1})[0];
   };
 
   const Marks picture = measure(
@@ -86,7 +86,9 @@ Quality MeasureQuality(const Llava& model, const PictureReader& reader,
   std::optional<Marks> blind, majority, oracle;
   if (options.blind && !exam.empty()) {
     const c10::InferenceMode guard;
-    const at::Tensor nothing = project(at::zeros_like(reader.Features(exam[0].scene)));
+    PictureFeatures dark = reader.Features(exam[0].scene);
+    dark.rows = at::zeros_like(dark.rows);
+    const at::Tensor nothing = project(dark);
     blind = measure(model, [&nothing](const Scene&) { return nothing; });
   }
   if (options.oracle) {

@@ -16,15 +16,22 @@
 
 namespace llava {
 
-// Z_v of a picture, [P or P + 1, Dv], preprocessed as in serving.
-at::Tensor TowerFeatures(const ClipTower& tower, const FeatureConfig& features, const Image& image);
+// Z_v of a picture, as many rows as PictureShape says, and what it says so of.
+struct PictureFeatures {
+  at::Tensor rows;
+  Resolution size;  // of the picture, in pixels
+};
+
+// Preprocessed as in serving.
+PictureFeatures TowerFeatures(const ClipTower& tower, const FeatureConfig& features,
+                              const Image& image);
 
 // Thread-safe.
 class PictureReader {
  public:
   virtual ~PictureReader() = default;
-  // Z_v of the picture of a scene, [P or P + 1, Dv].
-  virtual at::Tensor Features(const Scene& scene) const = 0;
+  // Z_v of the picture of a scene.
+  virtual PictureFeatures Features(const Scene& scene) const = 0;
 };
 
 // Draws the scene, then preprocessing and tower as in serving.
@@ -33,7 +40,7 @@ class TowerReader : public PictureReader {
   // `tower` must outlive the reader. `features`: of the language model that is served with it.
   TowerReader(const ClipTower& tower, const FeatureConfig& features);
   ~TowerReader() override;
-  at::Tensor Features(const Scene& scene) const override;
+  PictureFeatures Features(const Scene& scene) const override;
 
  private:
   Image Draw(const Scene& scene) const;

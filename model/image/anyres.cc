@@ -6,6 +6,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "model/config/picture_shape.h"
+
 namespace llava {
 namespace {
 
@@ -25,32 +27,6 @@ Image Tile(const Image& image, int x, int y, int size) {
 }
 
 }  // namespace
-
-Resolution ChooseResolution(Resolution picture, std::span<const Resolution> candidates) {
-  if (picture.width < 1 || picture.height < 1) {
-    throw std::invalid_argument("picture of " + Describe(picture) + " pixels");
-  }
-  if (candidates.empty()) throw std::invalid_argument("no resolutions to choose from");
-  const Resolution* best = nullptr;
-  int64_t most = 0, least_wasted = 0;
-  for (const Resolution& candidate : candidates) {
-    if (candidate.width < 1 || candidate.height < 1) {
-      throw std::invalid_argument("a resolution of " + Describe(candidate));
-    }
-    const double scale = std::min(static_cast<double>(candidate.width) / picture.width,
-                                  static_cast<double>(candidate.height) / picture.height);
-    const int64_t shown =
-        static_cast<int64_t>(picture.width * scale) * static_cast<int64_t>(picture.height * scale);
-    const int64_t kept = std::min(shown, int64_t{picture.width} * picture.height);
-    const int64_t wasted = int64_t{candidate.width} * candidate.height - kept;
-    if (best == nullptr || kept > most || (kept == most && wasted < least_wasted)) {
-      best = &candidate;
-      most = kept;
-      least_wasted = wasted;
-    }
-  }
-  return *best;
-}
 
 Image FitOnBlack(const Image& image, Resolution canvas) {
   const double wide = static_cast<double>(canvas.width) / image.width;

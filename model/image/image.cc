@@ -116,6 +116,9 @@ Image PadToSquare(const Image& image, const std::array<float, 3>& mean) {
 }
 
 Image FitToTower(const Image& image, ImageMode mode, const PreprocessConfig& config) {
+  if (mode == ImageMode::kAnyres) {
+    throw std::invalid_argument("a picture of the anyres mode is not one input of the tower");
+  }
   CheckImage(image);
   const int size = static_cast<int>(config.image_size);
   return CropCanvas(mode == ImageMode::kPad ? SquareCanvas(image, config.mean) : Whole(image),

@@ -27,7 +27,8 @@ Image ResizeAndCrop(const Image& image, int size);
 // Square canvas of the longer side filled with truncate(255 * mean), picture in the middle.
 Image PadToSquare(const Image& image, const std::array<float, 3>& mean);
 
-// The picture as the tower's input before normalisation: [S, S, 3].
+// The picture as the tower's input before normalisation: [S, S, 3]. Throws std::invalid_argument
+// for the anyres mode (model/image/anyres.h).
 Image FitToTower(const Image& image, ImageMode mode, const PreprocessConfig& config);
 
 // (x / 255 - mean) / std, [3, S, S] row-major, from a fitted picture.

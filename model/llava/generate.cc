@@ -20,12 +20,22 @@ Generator::Generator(const Llava& model, std::vector<at::Tensor> image_tokens)
       image_tokens_(std::move(image_tokens)),
       cache_(model.decoder().config(), model.decoder().device(), model.decoder().dtype()) {}
 
+int64_t Generator::Length(std::span<const int32_t> ids) const {
+  int64_t length = 0;
+  size_t picture = 0;
+  for (const int32_t id : ids) {
+    const bool known = id == kImageToken && picture < image_tokens_.size();  // else Splice tells
+    length += known ? image_tokens_[picture++].size(0) : 1;
+  }
+  return length;
+}
+
 GenerateResult Generator::Reply(std::span<const int32_t> ids, const SamplingOptions& sampling,
                                 const StopOptions& stop) {
   c10::InferenceMode guard;
   const LlamaDecoder& decoder = model_->decoder();
   GenerateResult result;
-  result.prompt_tokens = model_->ExpandedLength(ids);
+  result.prompt_tokens = Length(ids);
   const int64_t room = decoder.config().max_position_embeddings - result.prompt_tokens;
   if (room < 1 || ids.empty()) {
     throw std::invalid_argument("a prompt of " + std::to_string(result.prompt_tokens) +
@@ -41,7 +51,7 @@ GenerateResult Generator::Reply(std::span<const int32_t> ids, const SamplingOpti
       std::mismatch(ids.begin(), ids.end() - 1, cached_.begin(), cached_.end()).first;
   const std::span<const int32_t> known(ids.begin(), differ);
   cached_.assign(known.begin(), known.end());
-  cache_.Truncate(model_->ExpandedLength(known));
+  cache_.Truncate(Length(known));
   const size_t known_pictures =
       std::min<size_t>(std::count(known.begin(), known.end(), kImageToken), image_tokens_.size());
   std::span<const int32_t> next = ids.subspan(known.size());
@@ -67,22 +77,22 @@ GenerateResult Generator::Reply(std::span<const int32_t> ids, const SamplingOpti
 
 GenerateResult Generate(const Llava& model, std::span<const int32_t> ids,
                         std::span<const at::Tensor> features, const SamplingOptions& sampling,
-                        const StopOptions& stop) {
+                        const StopOptions& stop, std::span<const Resolution> sizes) {
   c10::InferenceMode guard;
-  std::vector<at::Tensor> image_tokens;
-  if (!features.empty()) image_tokens = model.Project(features).unbind();
-  return Generator(model, std::move(image_tokens)).Reply(ids, sampling, stop);
+  return Generator(model, model.Project(features, sizes)).Reply(ids, sampling, stop);
 }
 
 std::vector<std::optional<float>> ScoreTokens(const Llava& model, std::span<const int32_t> ids,
-                                              std::span<const at::Tensor> features) {
+                                              std::span<const at::Tensor> features,
+                                              std::span<const Resolution> sizes) {
   c10::InferenceMode guard;
   const std::vector<int64_t> values(ids.begin(), ids.end());
-  const std::vector<int64_t> targets = model.Expand(ids, values, kImageToken);
+  const std::vector<int64_t> targets = model.Expand(ids, values, kImageToken, sizes);
   const int64_t length = static_cast<int64_t>(targets.size());
   std::vector<std::optional<float>> result(length);
   const Segment segment{.tokens = length};
-  const at::Tensor hidden = model.decoder().Forward(model.Embed(ids, features), {&segment, 1});
+  const at::Tensor hidden =
+      model.decoder().Forward(model.Embed(ids, features, sizes), {&segment, 1});
   for (int64_t begin = 0; begin + 1 < length; begin += kScoredRows) {
     const int64_t rows = std::min(kScoredRows, length - 1 - begin);
     const at::Tensor logprobs =

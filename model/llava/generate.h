@@ -25,12 +25,12 @@ struct GenerateResult {
   int64_t prompt_tokens = 0;                      // pictures expanded
 };
 
-// `ids`: the prompt, kImageToken for each picture; `features`: [P, Dv] per mark. Ends at the limits
-// of `stop` or when the model's context is full. Runs without gradients. Throws
+// `ids`: the prompt, kImageToken for each picture; `features` and `sizes` as Llava::Embed. Ends at
+// the limits of `stop` or when the model's context is full. Runs without gradients. Throws
 // std::invalid_argument if the prompt leaves no room for a token, and what Embed and Sample throw.
 GenerateResult Generate(const Llava& model, std::span<const int32_t> ids,
                         std::span<const at::Tensor> features, const SamplingOptions& sampling,
-                        const StopOptions& stop);
+                        const StopOptions& stop, std::span<const Resolution> sizes = {});
 
 // Answers several prompts about the same pictures. What a prompt has in common with the last one
 // and its answer, such as the pictures or earlier turns, is not computed anew. One thread.
@@ -45,6 +45,9 @@ class Generator {
                        const StopOptions& stop);
 
  private:
+  // Of the first ids of a prompt: rows of the cache.
+  int64_t Length(std::span<const int32_t> ids) const;
+
   const Llava* model_;
   std::vector<at::Tensor> image_tokens_;
   KvCache cache_;
@@ -54,6 +57,7 @@ class Generator {
 // Log-probability of every token of the prompt given what stands before it, one entry per position
 // after expansion: nothing for image tokens and for the first token. Same errors as Generate.
 std::vector<std::optional<float>> ScoreTokens(const Llava& model, std::span<const int32_t> ids,
-                                              std::span<const at::Tensor> features);
+                                              std::span<const at::Tensor> features,
+                                              std::span<const Resolution> sizes = {});
 
 }  // namespace llava

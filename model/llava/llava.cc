@@ -11,7 +11,6 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/cross_entropy_loss.h>
 #include <ATen/ops/eq.h>
-#include <ATen/ops/stack.h>
 #include <ATen/ops/sum.h>
 #include <ATen/ops/tensor.h>
 
@@ -38,43 +37,43 @@ void CheckMarks(std::span<const int32_t> ids, size_t pictures, const char* what)
 
 Llava::Llava(const LanguageCheckpoint& checkpoint, at::Device device, at::ScalarType dtype)
     : config_(checkpoint.config),
-      tower_rows_(checkpoint.tower_patches +
-                  (config_.features.select_feature == SelectFeature::kClsPatch ? 1 : 0)),
       tokenizer_(checkpoint.tokenizer),
       chat_template_(checkpoint.chat_template),
-      projector_(LoadProjector(config_.projector, checkpoint.tensors, device, dtype)),
+      pictures_(checkpoint, device, dtype),
       decoder_(std::make_unique<LlamaDecoder>(config_.decoder, checkpoint.tensors, device, dtype)) {
-  num_image_tokens_ = projector_->NumImageTokens(tower_rows_);
 }
 
 int64_t Llava::num_known_ids() const {
   return std::min<int64_t>(config_.decoder.vocab_size, tokenizer_->vocab_size());
 }
 
-int64_t Llava::ExpandedLength(std::span<const int32_t> ids) const {
-  return static_cast<int64_t>(ids.size()) + CountImages(ids) * (num_image_tokens_ - 1);
+std::vector<int64_t> Llava::TokensOf(std::span<const int32_t> ids,
+                                     std::span<const Resolution> sizes) const {
+  const PictureShape& shape = picture_shape();
+  std::vector<int64_t> tokens(static_cast<size_t>(CountImages(ids)), shape.most_tokens());
+  if (shape.is_fixed()) return tokens;
+  CheckMarks(ids, sizes.size(), "sizes of ");
+  std::transform(sizes.begin(), sizes.end(), tokens.begin(),
+                 [&](Resolution size) { return shape.NumTokens(size); });
+  return tokens;
 }
 
-at::Tensor Llava::Embed(std::span<const int32_t> ids, std::span<const at::Tensor> features) const {
+int64_t Llava::ExpandedLength(std::span<const int32_t> ids,
+                              std::span<const Resolution> sizes) const {
+  const std::vector<int64_t> tokens = TokensOf(ids, sizes);
+  return std::accumulate(tokens.begin(), tokens.end(),
+                         static_cast<int64_t>(ids.size() - tokens.size()));
+}
+
+at::Tensor Llava::Embed(std::span<const int32_t> ids, std::span<const at::Tensor> features,
+                        std::span<const Resolution> sizes) const {
   CheckMarks(ids, features.size(), kFeatures);
-  if (features.empty()) return Splice(ids, {});
-  return Splice(ids, Project(features).unbind());
+  return Splice(ids, Project(features, sizes));
 }
 
-at::Tensor Llava::Project(std::span<const at::Tensor> features) const {
-  std::vector<at::Tensor> pictures;
-  pictures.reserve(features.size());
-  for (const at::Tensor& picture : features) {
-    if (picture.dim() != 2 || picture.size(0) != tower_rows_ ||
-        picture.size(1) != config_.projector.in_width) {
-      std::ostringstream message;
-      message << "features of shape " << picture.sizes() << ", expected [" << tower_rows_ << ", "
-              << config_.projector.in_width << "]";
-      throw std::invalid_argument(message.str());
-    }
-    pictures.push_back(picture.to(at::TensorOptions(decoder_->device()).dtype(decoder_->dtype())));
-  }
-  return projector_->Forward(at::stack(pictures));
+std::vector<at::Tensor> Llava::Project(std::span<const at::Tensor> features,
+                                       std::span<const Resolution> sizes) const {
+  return pictures_.Forward(features, sizes);
 }
 
 at::Tensor Llava::Splice(std::span<const int32_t> ids,
@@ -91,12 +90,14 @@ at::Tensor Llava::Splice(std::span<const int32_t> ids,
     }
     text.push_back(id);
   }
+  const int64_t any = -1, rows = picture_shape().is_fixed() ? num_image_tokens() : any;
   for (const at::Tensor& picture : image_tokens) {
-    if (picture.dim() != 2 || picture.size(0) != num_image_tokens_ ||
+    if (picture.dim() != 2 || (rows != any && picture.size(0) != rows) ||
         picture.size(1) != config_.decoder.hidden_size) {
       std::ostringstream message;
-      message << "image tokens of shape " << picture.sizes() << ", expected [" << num_image_tokens_
-              << ", " << config_.decoder.hidden_size << "]";
+      message << "image tokens of shape " << picture.sizes() << ", expected ["
+              << (rows == any ? "any" : std::to_string(rows)) << ", " << config_.decoder.hidden_size
+              << "]";
       throw std::invalid_argument(message.str());
     }
   }
@@ -123,16 +124,17 @@ at::Tensor Llava::Splice(std::span<const int32_t> ids,
 }
 
 std::vector<int64_t> Llava::Expand(std::span<const int32_t> ids, std::span<const int64_t> values,
-                                   int64_t fill) const {
+                                   int64_t fill, std::span<const Resolution> sizes) const {
   if (ids.size() != values.size()) {
     throw std::invalid_argument(std::to_string(values.size()) + " labels for " +
                                 std::to_string(ids.size()) + " token ids");
   }
+  const std::vector<int64_t> tokens = TokensOf(ids, sizes);
   std::vector<int64_t> result;
-  result.reserve(ExpandedLength(ids));
+  size_t picture = 0;
   for (size_t i = 0; i < ids.size(); ++i) {
     if (ids[i] == kImageToken) {
-      result.insert(result.end(), num_image_tokens_, fill);
+      result.insert(result.end(), static_cast<size_t>(tokens[picture++]), fill);
     } else {
       result.push_back(values[i]);
     }
@@ -141,7 +143,7 @@ std::vector<int64_t> Llava::Expand(std::span<const int32_t> ids, std::span<const
 }
 
 void Llava::VisitParameters(const ParameterVisitor& visit) {
-  projector_->VisitParameters(visit);
+  pictures_.VisitParameters(visit);
   decoder_->VisitParameters(visit);
 }
 

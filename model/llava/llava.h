@@ -11,6 +11,8 @@
 #include <ATen/core/Tensor.h>
 
 #include "model/checkpoint/checkpoint.h"
+#include "model/config/picture_shape.h"
+#include "model/llava/picture_projector.h"
 #include "model/nn/llama.h"
 #include "model/nn/projector.h"
 
@@ -20,46 +22,56 @@ class Llava {
  public:
   Llava(const LanguageCheckpoint& checkpoint, at::Device device, at::ScalarType dtype);
 
-  // Image tokens of one picture in the prompt.
-  int64_t num_image_tokens() const { return num_image_tokens_; }
+  // Image tokens of one picture in the prompt, where all have the same number.
+  int64_t num_image_tokens() const { return pictures_.shape().most_tokens(); }
+  const PictureShape& picture_shape() const { return pictures_.shape(); }
   // Ids that may be sampled: [0, this). Rows beyond are padding of the embedding table and have no
   // text.
   int64_t num_known_ids() const;
+  // `sizes` below: of the pictures in pixels, in the order of their marks; needed in the anyres
+  // mode only, where std::invalid_argument is thrown unless there is one for each.
+
   // Length of a prompt once every kImageToken has become its image tokens.
-  int64_t ExpandedLength(std::span<const int32_t> ids) const;
+  int64_t ExpandedLength(std::span<const int32_t> ids,
+                         std::span<const Resolution> sizes = {}) const;
 
   // The multimodal splice: embeds the text, puts the projected features where the ids say
-  // kImageToken. ids [T'], features one [P, Dv] tensor per kImageToken -> [T, D].
-  // Throws std::invalid_argument if the numbers of marks and tensors differ or a shape does not fit
-  // (both are told), or an id has no embedding. Features of any dtype and device.
-  at::Tensor Embed(std::span<const int32_t> ids, std::span<const at::Tensor> features) const;
+  // kImageToken. ids [T'], features one tensor per kImageToken: [P, Dv], in the anyres mode
+  // [(1 + tiles) P, Dv] -> [T, D]. Throws std::invalid_argument if the numbers of marks and tensors
+  // differ or a shape does not fit (both are told), or an id has no embedding. Features of any
+  // dtype and device.
+  at::Tensor Embed(std::span<const int32_t> ids, std::span<const at::Tensor> features,
+                   std::span<const Resolution> sizes = {}) const;
   // The two halves of Embed, for pictures that several prompts share and for what stands in their
-  // place: features -> image tokens [pictures, N, D]; ids and one [N, D] tensor in the decoder's
-  // dtype and on its device per kImageToken -> [T, D]. Errors as Embed.
-  at::Tensor Project(std::span<const at::Tensor> features) const;
+  // place: features -> image tokens [N, D] of each picture; ids and one [N, D] tensor in the
+  // decoder's dtype and on its device per kImageToken -> [T, D]. Errors as Embed.
+  std::vector<at::Tensor> Project(std::span<const at::Tensor> features,
+                                  std::span<const Resolution> sizes = {}) const;
   at::Tensor Splice(std::span<const int32_t> ids, std::span<const at::Tensor> image_tokens) const;
   // Per-id values (labels) over the expanded sequence: `fill` for image tokens. Throws
   // std::invalid_argument unless there is one value per id.
   std::vector<int64_t> Expand(std::span<const int32_t> ids, std::span<const int64_t> values,
-                              int64_t fill) const;
+                              int64_t fill, std::span<const Resolution> sizes = {}) const;
 
   const LlamaDecoder& decoder() const { return *decoder_; }
   LlamaDecoder& decoder() { return *decoder_; }
-  const Connector& projector() const { return *projector_; }
-  Connector& projector() { return *projector_; }
+  const Connector& projector() const { return pictures_.projector(); }
+  Connector& projector() { return pictures_.projector(); }
   const LanguageConfig& config() const { return config_; }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
   const ChatTemplate& chat_template() const { return *chat_template_; }
-  // Projector first, then decoder.
+  // Projector and newline first, then decoder.
   void VisitParameters(const ParameterVisitor& visit);
 
  private:
+  // Image tokens of each mark of `ids`.
+  std::vector<int64_t> TokensOf(std::span<const int32_t> ids,
+                                std::span<const Resolution> sizes) const;
+
   LanguageConfig config_;
-  int64_t num_image_tokens_;
-  int64_t tower_rows_;  // rows of Z_v expected per picture
   std::shared_ptr<const Tokenizer> tokenizer_;
   std::shared_ptr<const ChatTemplate> chat_template_;
-  std::unique_ptr<Connector> projector_;
+  PictureProjector pictures_;
   std::unique_ptr<LlamaDecoder> decoder_;
 };
 

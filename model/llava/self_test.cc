@@ -105,6 +105,15 @@ struct LanguageTest {
         labels_tensor(Part(test, "labels").to(at::kLong).contiguous()),
         expected(Part(test, "log_probabilities")) {
     if (test.tensors.contains("features")) features = test.tensors.at("features").unbind();
+    if (!test.tensors.contains("sizes")) return;
+    const at::Tensor stored = test.tensors.at("sizes").to(at::kLong).contiguous();
+    if (stored.dim() != 2 || stored.size(1) != 2) {
+      throw std::runtime_error("the self-test's sizes are no pairs");
+    }
+    const auto* sides = stored.const_data_ptr<int64_t>();
+    for (int64_t i = 0; i < stored.size(0); ++i) {
+      sizes.push_back({static_cast<int>(sides[2 * i]), static_cast<int>(sides[2 * i + 1])});
+    }
   }
   std::span<const int32_t> ids() const {
     return {ids_tensor.const_data_ptr<int32_t>(), static_cast<size_t>(ids_tensor.numel())};
@@ -115,6 +124,7 @@ struct LanguageTest {
 
   at::Tensor ids_tensor, labels_tensor, expected;
   std::vector<at::Tensor> features;
+  std::vector<Resolution> sizes;
 };
 
 // Rows of a prompt that foresee a labelled one, and those labels.
@@ -138,10 +148,11 @@ struct Targets {
 
 // Of the labelled ids, float32 on the CPU.
 at::Tensor LogProbabilities(const Llava& model, std::span<const int32_t> ids,
-                            std::span<const int64_t> labels, std::span<const at::Tensor> features) {
+                            std::span<const int64_t> labels, std::span<const at::Tensor> features,
+                            std::span<const Resolution> sizes) {
   const c10::InferenceMode guard;
-  const Targets targets(model.Expand(ids, labels, kIgnoreLabel));
-  const at::Tensor prompt = model.Embed(ids, features);
+  const Targets targets(model.Expand(ids, labels, kIgnoreLabel, sizes));
+  const at::Tensor prompt = model.Embed(ids, features, sizes);
   const Segment segment{.tokens = prompt.size(0)};
   const at::Tensor hidden = model.decoder().Forward(prompt, {&segment, 1});
   const at::Device device = model.decoder().device();
@@ -157,6 +168,7 @@ void Alone(const std::function<void()>& compute) { compute(); }
 at::Tensor LogProbabilities(ServingModel& model, std::span<const int32_t> ids,
                             std::span<const int64_t> labels,
                             const std::vector<at::Tensor>& features,
+                            const std::vector<Resolution>& sizes,
                             int64_t at_once = std::numeric_limits<int64_t>::max(),
                             const Piece& piece = Alone) {
   const c10::InferenceMode guard;
@@ -164,14 +176,19 @@ at::Tensor LogProbabilities(ServingModel& model, std::span<const int32_t> ids,
     throw std::invalid_argument(std::to_string(labels.size()) + " labels for " +
                                 std::to_string(ids.size()) + " ids");
   }
+  PromptRows prompt(model, {ids.begin(), ids.end()}, features, sizes);  // as many sizes as marks
   std::vector<int64_t> expanded;
+  size_t pictures = 0;
   for (size_t i = 0; i < ids.size(); ++i) {
-    const bool picture = ids[i] == kImageToken;
-    expanded.insert(expanded.end(), picture ? model.num_image_tokens() : 1,
-                    picture ? kIgnoreLabel : labels[i]);
+    if (ids[i] != kImageToken) {
+      expanded.push_back(labels[i]);
+      continue;
+    }
+    const Resolution size = sizes.empty() ? Resolution() : sizes[pictures++];
+    expanded.insert(expanded.end(), static_cast<size_t>(model.picture_shape().NumTokens(size)),
+                    kIgnoreLabel);
   }
   const Targets targets(expanded);
-  PromptRows prompt(model, {ids.begin(), ids.end()}, features);
   std::vector<int32_t> blocks((prompt.size() + kKvBlockTokens - 1) / kKvBlockTokens);
   if (const int64_t there = model.decoder().num_blocks();
       static_cast<int64_t>(blocks.size()) > there) {
@@ -216,12 +233,18 @@ at::Tensor HiddenState(const ClipTower& tower, const at::Tensor& picture, int64_
 }
 
 SelfTest Stored(std::span<const int32_t> ids, std::span<const int64_t> labels,
-                const std::vector<at::Tensor>& features, const at::Tensor& log_probabilities) {
+                const std::vector<at::Tensor>& features, const std::vector<Resolution>& sizes,
+                const at::Tensor& log_probabilities) {
   SelfTest test;
   test.tensors["ids"] = at::tensor(std::vector<int64_t>(ids.begin(), ids.end()), at::kLong);
   test.tensors["labels"] =
       at::tensor(std::vector<int64_t>(labels.begin(), labels.end()), at::kLong);
   if (!features.empty()) test.tensors["features"] = at::stack(features).cpu().contiguous();
+  if (!sizes.empty()) {
+    std::vector<int64_t> sides;
+    for (const Resolution size : sizes) sides.insert(sides.end(), {size.width, size.height});
+    test.tensors["sizes"] = at::tensor(sides, at::kLong).view({-1, 2});
+  }
   test.tensors["log_probabilities"] = log_probabilities;
   return test;
 }
@@ -231,15 +254,16 @@ double Int8Or4Error(const LanguageCheckpoint& checkpoint, WeightType type, const
   const LanguageTest stored(test);
   ServingOptions options;
   options.weights = type;
+  const PictureShape shape(checkpoint.config.features, checkpoint.tower_patches);
   int64_t tokens = 0;
-  for (const int32_t id : stored.ids())
-    tokens += id == kImageToken ? checkpoint.tower_patches + 1 : 1;
+  for (const int32_t id : stored.ids()) tokens += id == kImageToken ? shape.most_tokens() : 1;
   options.kv_bytes = static_cast<uint64_t>(
       (tokens / kKvBlockTokens + 1) * ServingModel::KvBlockBytes(checkpoint, at::kCPU, options));
   options.threads = at::get_num_threads();
   ServingModel model(checkpoint, at::kCPU, options);
-  return LargestDifference(LogProbabilities(model, stored.ids(), stored.labels(), stored.features),
-                           stored.expected);
+  return LargestDifference(
+      LogProbabilities(model, stored.ids(), stored.labels(), stored.features, stored.sizes),
+      stored.expected);
 }
 
 void AddPackedTolerances(const LanguageCheckpoint& checkpoint, SelfTest& test) {
@@ -259,12 +283,12 @@ void AddPackedTolerances(const LanguageCheckpoint& checkpoint, SelfTest& test) {
 
 SelfTest MakeSelfTest(const LanguageCheckpoint& checkpoint, std::span<const int32_t> ids,
                       std::span<const int64_t> labels, const std::vector<at::Tensor>& features,
-                      at::Device device) {
+                      at::Device device, const std::vector<Resolution>& sizes) {
   const auto run = [&](at::ScalarType dtype) {
-    return LogProbabilities(Llava(checkpoint, device, dtype), ids, labels, features);
+    return LogProbabilities(Llava(checkpoint, device, dtype), ids, labels, features, sizes);
   };
   const at::Tensor exact = run(at::kFloat);
-  SelfTest test = Stored(ids, labels, features, exact);
+  SelfTest test = Stored(ids, labels, features, sizes, exact);
   test.tolerances = Tolerances(kFloat32LogProbability, kLeast16LogProbability,
                                LargestDifference(run(at::kBFloat16), exact));
   AddPackedTolerances(checkpoint, test);
@@ -273,7 +297,8 @@ SelfTest MakeSelfTest(const LanguageCheckpoint& checkpoint, std::span<const int3
 
 SelfTest MakeSelfTest(ServingModel& model, std::span<const int32_t> ids,
                       std::span<const int64_t> labels, const std::vector<at::Tensor>& features) {
-  SelfTest test = Stored(ids, labels, features, LogProbabilities(model, ids, labels, features));
+  SelfTest test =
+      Stored(ids, labels, features, {}, LogProbabilities(model, ids, labels, features, {}));
   const bool integers =
       model.weights() == WeightType::kInt8 || model.weights() == WeightType::kInt4;
   test.tolerances[ToString(model.weights())] =
@@ -283,16 +308,17 @@ SelfTest MakeSelfTest(ServingModel& model, std::span<const int32_t> ids,
 
 double CheckSelfTest(const Llava& model, const SelfTest& test) {
   const LanguageTest stored(test);
-  const at::Tensor found = LogProbabilities(model, stored.ids(), stored.labels(), stored.features);
+  const at::Tensor found =
+      LogProbabilities(model, stored.ids(), stored.labels(), stored.features, stored.sizes);
   return Judge(test, NameOf(model.decoder().dtype()), LargestDifference(found, stored.expected),
                "a log-probability");
 }
 
 double CheckSelfTest(ServingModel& model, const SelfTest& test, int64_t rows, const Piece& piece) {
   const LanguageTest stored(test);
-  const at::Tensor found = LogProbabilities(model, stored.ids(), stored.labels(), stored.features,
-                                            rows > 0 ? rows : std::numeric_limits<int64_t>::max(),
-                                            piece ? piece : Alone);
+  const at::Tensor found = LogProbabilities(
+      model, stored.ids(), stored.labels(), stored.features, stored.sizes,
+      rows > 0 ? rows : std::numeric_limits<int64_t>::max(), piece ? piece : Alone);
   return Judge(test, ToString(model.weights()), LargestDifference(found, stored.expected),
                "a log-probability");
 }

@@ -4,7 +4,6 @@
 #include <array>
 #include <cstddef>
 #include <optional>
-#include <sstream>
 #include <stdexcept>
 #include <utility>
 
@@ -176,17 +175,12 @@ WeightType Resolve(WeightType type, const LanguageCheckpoint& checkpoint, at::De
 
 ServingModel::ServingModel(const LanguageCheckpoint& checkpoint, at::Device device,
                            const ServingOptions& options)
-    : weights_(Resolve(options.weights, checkpoint, device)) {
+    : weights_(Resolve(options.weights, checkpoint, device)), device_(device) {
   CheckTypes(weights_, options.kv, device);
   const LanguageConfig& config = checkpoint.config;
-  tower_rows_ = checkpoint.tower_patches +
-                (config.features.select_feature == SelectFeature::kClsPatch ? 1 : 0);
-  feature_width_ = config.projector.in_width;
   num_known_ids_ = std::min<int64_t>(config.decoder.vocab_size, checkpoint.tokenizer->vocab_size());
   const at::ScalarType dtype = ScalarTypeOf(weights_);
-  projector_options_ = at::TensorOptions(device).dtype(dtype);
-  projector_ = LoadProjector(config.projector, checkpoint.tensors, device, dtype);
-  num_image_tokens_ = projector_->NumImageTokens(tower_rows_);
+  pictures_ = std::make_unique<const PictureProjector>(checkpoint, device, dtype);
   const bool stored = config.decoder.quantization.has_value();
   if (device.is_cpu() || IsPacked(weights_) || (stored && HasCudaKernels(device))) {
     const auto packing = std::make_shared<ops::cpu::ThreadPool>(std::max(1, options.threads));
@@ -216,44 +210,48 @@ int64_t ServingModel::KvBlockBytes(const LanguageCheckpoint& checkpoint, at::Dev
   return llava::KvBlockBytes(config, static_cast<int64_t>(c10::elementSize(ScalarTypeOf(type))));
 }
 
-at::Tensor ServingModel::Project(const at::Tensor& features) const {
-  if (features.dim() != 2 || features.size(0) != tower_rows_ ||
-      features.size(1) != feature_width_) {
-    std::ostringstream message;
-    message << "features of shape " << features.sizes() << ", expected [" << tower_rows_ << ", "
-            << feature_width_ << "]";
-    throw std::invalid_argument(message.str());
-  }
+at::Tensor ServingModel::Project(const at::Tensor& features, Resolution size) const {
   // Copied from pinned memory, so that nothing waits; numbers are converted where they arrive.
-  const bool upload = features.is_cpu() && projector_options_.device().is_cuda();
-  const at::Tensor there = (upload ? features.pin_memory() : features)
-                               .to(projector_options_.device(), /*non_blocking=*/true);
-  return projector_->Forward(there.to(projector_options_)).to(row_options_);
+  const bool upload = features.is_cpu() && device_.is_cuda();
+  const at::Tensor there =
+      (upload ? features.pin_memory() : features).to(device_, /*non_blocking=*/true);
+  return pictures_->Forward({&there, 1}, {&size, 1})[0].to(row_options_);
 }
 
 PromptRows::PromptRows(const ServingModel& model, std::vector<int32_t> ids,
-                       std::vector<at::Tensor> features)
-    : model_(&model), pictures_(std::move(features)), projected_(pictures_.size()) {
-  int64_t picture_rows = 0;
-  size_t marks = 0;
-  for (const int32_t id : ids) {
-    if (id != kImageToken) {
-      rows_.push_back(id);
-      continue;
-    }
-    ++marks;
-    for (int64_t i = 0; i < model.num_image_tokens(); ++i) rows_.push_back(-1 - picture_rows++);
-  }
+                       std::vector<at::Tensor> features, std::vector<Resolution> sizes)
+    : model_(&model),
+      pictures_(std::move(features)),
+      sizes_(std::move(sizes)),
+      projected_(pictures_.size()) {
+  const auto marks = static_cast<size_t>(std::count(ids.begin(), ids.end(), kImageToken));
   if (marks != pictures_.size()) {
     throw std::invalid_argument("the prompt has " + std::to_string(marks) +
                                 " image marks, but features of " +
                                 std::to_string(pictures_.size()) + " pictures were given");
   }
+  const PictureShape& shape = model.picture_shape();
+  if (shape.is_fixed()) sizes_.resize(marks);
+  if (sizes_.size() != marks) {
+    throw std::invalid_argument("the prompt has " + std::to_string(marks) +
+                                " image marks, but sizes of " + std::to_string(sizes_.size()) +
+                                " pictures were given");
+  }
+  int64_t picture_rows = 0;
+  for (const int32_t id : ids) {
+    if (id != kImageToken) {
+      rows_.push_back(id);
+      continue;
+    }
+    const int64_t tokens = shape.NumTokens(sizes_[ends_.size()]);
+    for (int64_t i = 0; i < tokens; ++i) rows_.push_back(-1 - picture_rows++);
+    ends_.push_back(picture_rows);
+  }
 }
 
 at::Tensor PromptRows::Slice(int64_t first, int64_t count) {
   std::vector<at::Tensor> parts;
-  const int64_t end = first + count, per_picture = model_->num_image_tokens();
+  const int64_t end = first + count;
   for (int64_t row = first; row < end;) {
     int64_t next = row;
     if (rows_[row] >= 0) {
@@ -262,15 +260,17 @@ at::Tensor PromptRows::Slice(int64_t first, int64_t count) {
         ids.push_back(static_cast<int32_t>(rows_[next]));
       parts.push_back(model_->decoder().Embed(ids));
     } else {
-      const int64_t number = -1 - rows_[row], picture = number / per_picture;
-      const int64_t begin = number % per_picture;
-      next = std::min(end, row + per_picture - begin);
+      const int64_t number = -1 - rows_[row];
+      const auto picture =
+          static_cast<size_t>(std::upper_bound(ends_.begin(), ends_.end(), number) - ends_.begin());
+      const int64_t begin = number - (picture == 0 ? 0 : ends_[picture - 1]);
+      next = std::min(end, row + ends_[picture] - number);
       if (!projected_[picture]) {
-        pictures_[picture] = model_->Project(pictures_[picture]);
+        pictures_[picture] = model_->Project(pictures_[picture], sizes_[picture]);
         projected_[picture] = true;
       }
       parts.push_back(pictures_[picture].narrow(0, begin, next - row));
-      if (begin + next - row == per_picture) pictures_[picture] = at::Tensor();
+      if (row + ends_[picture] - number == next) pictures_[picture] = at::Tensor();
     }
     row = next;
   }

@@ -11,7 +11,8 @@
 #include <ATen/core/Tensor.h>
 
 #include "model/checkpoint/checkpoint.h"
-#include "model/nn/projector.h"
+#include "model/config/picture_shape.h"
+#include "model/llava/picture_projector.h"
 #include "model/nn/serving_decoder.h"
 #include "model/ops/cpu/thread_pool.h"
 
@@ -58,20 +59,20 @@ class ServingModel {
 
   ServingDecoder& decoder() const { return *decoder_; }
   at::Device device() const { return projector_options_.device(); }
-  // Features [P, Dv] of one picture, of any dtype and device -> its rows [N, D], as Step takes
-  // them. Throws std::invalid_argument on another shape.
-  at::Tensor Project(const at::Tensor& features) const;
-  int64_t num_image_tokens() const { return num_image_tokens_; }
+  // Features of one picture of `size` pixels, [picture_shape().NumRows(size), Dv] of any dtype and
+  // device -> its rows [N, D], as Step takes them. Throws std::invalid_argument on another shape.
+  at::Tensor Project(const at::Tensor& features, Resolution size) const;
+  const PictureShape& picture_shape() const { return pictures_->shape(); }
   // Ids that may be sampled: [0, this).
   int64_t num_known_ids() const { return num_known_ids_; }
   WeightType weights() const { return weights_; }  // not kAuto
 
  private:
   WeightType weights_;
-  int64_t num_image_tokens_, num_known_ids_;
-  int64_t tower_rows_, feature_width_;  // of Z_v of one picture
-  at::TensorOptions projector_options_, row_options_;
-  std::unique_ptr<Connector> projector_;
+  int64_t num_known_ids_;
+  at::Device device_;
+  at::TensorOptions row_options_;
+  std::unique_ptr<const PictureProjector> pictures_;
   std::unique_ptr<ServingDecoder> decoder_;
 };
 
@@ -79,9 +80,10 @@ class ServingModel {
 // asked for, and forgotten behind them. One thread; the model must outlive it.
 class PromptRows {
  public:
-  // `ids` with kImageToken for each of `features` [P, Dv]. Throws std::invalid_argument if their
-  // numbers differ.
-  PromptRows(const ServingModel& model, std::vector<int32_t> ids, std::vector<at::Tensor> features);
+  // `ids` with kImageToken for each of `features`, of pictures of `sizes` (may be none where
+  // picture_shape().is_fixed()). Throws std::invalid_argument if their numbers differ.
+  PromptRows(const ServingModel& model, std::vector<int32_t> ids, std::vector<at::Tensor> features,
+             std::vector<Resolution> sizes = {});
 
   int64_t size() const { return static_cast<int64_t>(rows_.size()); }
   // Rows [first, first + count) as Step takes them. Pieces come in order.
@@ -90,7 +92,9 @@ class PromptRows {
  private:
   const ServingModel* model_;
   std::vector<int64_t> rows_;         // a token id, or -1 - (number of a row of all pictures)
-  std::vector<at::Tensor> pictures_;  // [P, Dv], then [N, D] from when it is needed
+  std::vector<at::Tensor> pictures_;  // features, then [N, D] from when it is needed
+  std::vector<Resolution> sizes_;
+  std::vector<int64_t> ends_;  // number of the row behind each picture
   std::vector<bool> projected_;
 };
 

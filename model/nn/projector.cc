@@ -26,8 +26,6 @@ class MlpProjector : public Connector {
     reader.Finish("projector " + config.type());
   }
 
-  int64_t NumImageTokens(int64_t patches) const override { return patches; }
-
   at::Tensor Forward(const at::Tensor& features) const override {
     at::Tensor x = ops::Linear(features, layers_[0].weight, layers_[0].bias);
     for (size_t i = 1; i < layers_.size(); ++i) {

@@ -1,6 +1,6 @@
 #pragma once
 
-// The connector between tower and decoder: features of one picture to image tokens.
+// The connector between tower and decoder.
 
 #include <memory>
 
@@ -12,18 +12,17 @@
 
 namespace llava {
 
-// The seam [P, Dv] -> [N, D]. Nobody assumes N = P: resamplers and merges fit in here.
+// Row by row. How many image tokens a picture takes says PictureShape; what comes between these
+// rows and the decoder, model/llava/picture_projector.h.
 class Connector {
  public:
   virtual ~Connector() = default;
-  // Image tokens of a picture with `patches` feature rows.
-  virtual int64_t NumImageTokens(int64_t patches) const = 0;
-  // features [P, Dv] (or [B, P, Dv]) -> [N, D] (or [B, N, D]).
+  // features [P, Dv] (or [B, P, Dv]) -> [P, D] (or [B, P, D]).
   virtual at::Tensor Forward(const at::Tensor& features) const = 0;
   virtual void VisitParameters(const ParameterVisitor& visit) = 0;
 };
 
-// Linear layer, or several with exact GELU between (mlpNx_gelu). N = P.
+// Linear layer, or several with exact GELU between (mlpNx_gelu).
 // Names: model.mm_projector.weight/bias (linear), model.mm_projector.{0,2,4..}.weight/bias.
 std::unique_ptr<Connector> LoadProjector(const ProjectorConfig& config, const TensorSource& tensors,
                                          at::Device device, at::ScalarType dtype);

@@ -1,8 +1,8 @@
 #pragma once
 
 // Conversations <-> prompts. A template is data (JSON): the same file serves training and serving,
-// so they cannot differ. Built-in: plain, v0, v1, llava_v0, llava_v1, emoji; sources of the
-// formats: LLaVA's conversation.py, described in docs/formats.md.
+// so they cannot differ. Built-in: plain, v0, v1, llava_v0, llava_v1, mistral_instruct, emoji;
+// sources of the formats: LLaVA's conversation.py, described in docs/formats.md.
 //
 // The JSON of a template (* = must be there, else empty):
 //   name*                     how it is called in settings

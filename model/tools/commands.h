@@ -110,6 +110,7 @@ struct RandomCommand {
   std::filesystem::path tokenizer = "deploy/models/emoji";
   std::string chat_template = "v1";  // built-in
   std::filesystem::path tower;       // empty: as CLIP ViT-L/14 at 336
+  bool anyres = false;               // pictures in tiles, as LLaVA-1.6 has them
   bool plain = false;                // in bfloat16 as it is trained, not packed; no self-test
   PackingFlags packing;
 };

@@ -11,6 +11,7 @@
 #include "model/checkpoint/checkpoint.h"
 #include "model/checkpoint/checkpoint_folder.h"
 #include "model/checkpoint/repository.h"
+#include "model/config/picture_shape.h"
 #include "model/llava/self_test.h"
 #include "model/text/labels.h"
 #include "model/tools/commands.h"
@@ -80,13 +81,20 @@ void AddSelfTest(LanguageCheckpoint& language, const TowerCheckpoint& tower) {
       MakeSelfTest(tower, TestPicture(tower.config.image_size), selected.select_layer)
           .tensors.at("features");
   if (selected.select_feature == SelectFeature::kPatch) features = features.slice(0, 1);
+  std::vector<Resolution> sizes;
+  const PictureShape shape(selected, language.tower_patches);
+  if (!shape.is_fixed()) {  // a picture of the tower's size, all of whose tiles look alike
+    const auto side = static_cast<int>(tower.config.image_size);
+    sizes = {{side, side}};
+    features = features.repeat({shape.NumRows(sizes[0]) / shape.tile_rows(), 1});
+  }
   const std::vector<ChatMessage> exchange = {
       {ChatMessage::Role::kUser, "What is in the picture?", 1, {}},
       {ChatMessage::Role::kAssistant, "Colours and squares.", 0, {}}};
   const LabelledTokens example =
       MakeLabels(*language.tokenizer, *language.chat_template, exchange, /*has_image=*/true);
-  language.self_test =
-      MakeSelfTest(language, example.input_ids, example.labels, {features.contiguous()});
+  language.self_test = MakeSelfTest(language, example.input_ids, example.labels,
+                                    {features.contiguous()}, at::kCPU, sizes);
 }
 
 void ImportTower(const TowerCheckpoint& tower, const fs::path& repository, const std::string& name,

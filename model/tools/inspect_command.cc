@@ -61,10 +61,9 @@ json Describe(const LanguageCheckpoint& language) {
   json description = {{"kind", "language"}, {"name", language.name}, {"version", language.version}};
   AddTensors(language.tensors, description);
   if (language.config.decoder.quantization) {
-    DecoderConfig plain = language.config.decoder;
-    plain.quantization.reset();
-    description["parameters"] = CountElements(DecoderTensors(plain)) +
-                                CountElements(ProjectorTensors(language.config.projector));
+    LanguageConfig plain = language.config;
+    plain.decoder.quantization.reset();
+    description["parameters"] = CountElements(LanguageTensors(plain));
   }
   description["digests"] = {
       {"version", ToHex(language.digest)},

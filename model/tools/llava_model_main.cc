@@ -53,9 +53,9 @@ int main(int argc, char** argv) {
                          "Name of the published tower (default: NAME-tower)");
   import_app->add_option("--tower", import.tower,
                          "Folder of the vision tower, if SRC does not hold it");
-  import_app->add_option(
-      "--chat-template", import.chat_template,
-      "Built-in chat template or JSON file (default: the checkpoint's, else v1)");
+  import_app->add_option("--chat-template", import.chat_template,
+                         "Built-in chat template or JSON file (default: the checkpoint's, else v1, "
+                         "of Mistral mistral_instruct)");
   import_app->add_option("--projector", import.projector,
                          "mm_projector.bin, or its folder, to put over the checkpoint's projector");
   bool self_test = false, no_self_test = false;
@@ -158,9 +158,9 @@ int main(int argc, char** argv) {
   quantize_app->add_option("OUT", quantize.out, "ROOT/NAME in a model repository")->required();
   quantize_app->add_option("--tower", quantize.tower,
                            "Folder of the vision tower, if MODEL does not hold it");
-  quantize_app->add_option(
-      "--chat-template", quantize.chat_template,
-      "Built-in chat template or JSON file (default: the checkpoint's, else v1)");
+  quantize_app->add_option("--chat-template", quantize.chat_template,
+                           "Built-in chat template or JSON file (default: the checkpoint's, else "
+                           "v1, of Mistral mistral_instruct)");
   AddPackingFlags(*quantize_app, quantize.packing);
   quantize_app->callback([&] { code = llava::RunQuantize(quantize); });
 
@@ -180,6 +180,8 @@ int main(int argc, char** argv) {
   random_app->add_option("--tower", random.tower,
                          "Folder of the vision tower that it reads (default: the shape of CLIP "
                          "ViT-L/14 at 336)");
+  random_app->add_flag("--anyres", random.anyres,
+                       "Pictures as an overview and tiles, on the canvases of LLaVA-1.6");
   random_app->add_flag("--plain", random.plain, "Not packed: in bfloat16 as it would be trained");
   AddPackingFlags(*random_app, random.packing);
   random_app->callback([&] { code = llava::RunRandom(random); });

@@ -104,6 +104,15 @@ int PublishPlain(const LanguageCheckpoint& checkpoint, const RandomCommand& comm
   return 0;
 }
 
+// The canvases of LLaVA-1.6, for the tiles of this tower.
+void SetAnyres(const VisionConfig& tower, FeatureConfig& features) {
+  const auto side = static_cast<int>(tower.image_size);
+  features.image_mode = ImageMode::kAnyres;
+  features.grid = {
+      {side, 2 * side}, {2 * side, side}, {2 * side, 2 * side}, {3 * side, side}, {side, 3 * side}};
+  features.tile_size = side;
+}
+
 }  // namespace
 
 int RunQuantize(const QuantizeCommand& command) {
@@ -130,6 +139,7 @@ int RunRandom(const RandomCommand& command) {
   if (command.tower.empty()) {
     const VisionConfig published;  // ViT-L/14 at 336
     checkpoint.tower_patches = published.num_patches();
+    if (command.anyres) SetAnyres(published, config.features);
     // Of no tower that there is: one with this configuration and unknown tensors.
     checkpoint.tower_digest = HashBytes("random\n" + ToJson(published).dump());
   } else {
@@ -137,6 +147,7 @@ int RunRandom(const RandomCommand& command) {
     config.projector.in_width = tower.config.hidden_size;
     checkpoint.tower_patches = tower.config.num_patches();
     checkpoint.tower_digest = tower.digest;
+    if (command.anyres) SetAnyres(tower.config, config.features);
     CheckPair(config, tower.config, command.tower.string());
   }
   checkpoint.chat_template =
@@ -153,11 +164,9 @@ int RunRandom(const RandomCommand& command) {
   config.decoder.bos_token_id = checkpoint.tokenizer->bos_id();
   config.decoder.eos_token_id = checkpoint.tokenizer->eos_id();
   CheckConfig(config, command.shape);
-  TensorShapes tensors = DecoderTensors(config.decoder);
-  tensors.merge(ProjectorTensors(config.projector));
   RandomTensorOptions random;
   random.seed = command.seed;
-  checkpoint.tensors = RandomTensors(tensors, random);
+  checkpoint.tensors = RandomTensors(LanguageTensors(config), random);
   if (command.plain) return PublishPlain(checkpoint, command);
   return Publish(checkpoint, command.packing, command.out,
                  {{"random", {{"shape", command.shape}, {"seed", command.seed}}}},

@@ -103,6 +103,11 @@ InstructionModel OpenInstructionModel(const InstructionSettings& settings, uint6
   if (names_tower) of_language.tower = of_tower.tower = settings.tower;
   InstructionModel model;
   model.language = OpenLanguage(settings.model, of_language);
+  if (model.language.config.features.image_mode == ImageMode::kAnyres) {
+    throw std::invalid_argument(settings.model.string() +
+                                ": reads pictures in tiles (anyres); training with these is not "
+                                "supported");
+  }
   model.tower = settings.tower.empty() || names_tower ? OpenTower(settings.model, of_tower)
                                                       : OpenTower(settings.tower);
   Pair(model, settings);

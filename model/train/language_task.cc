@@ -20,6 +20,7 @@
 #include <ATen/ops/tensor.h>
 
 #include "model/checkpoint/memory_tensors.h"
+#include "model/checkpoint/tensor_names.h"
 #include "model/data/scenes/scoring.h"
 #include "model/eval/text_map.h"
 #include "model/llava/self_test.h"
@@ -165,7 +166,7 @@ class LanguageTask : public TrainingTask {
     TensorSource decoder = language_.start->tensors;
     std::vector<std::string> others;
     for (const auto& [name, info] : decoder.tensors()) {
-      if (name.starts_with("model.mm_projector.")) others.push_back(name);
+      if (name.starts_with("model.mm_projector.") || name == kImageNewline) others.push_back(name);
     }
     for (const std::string& name : others) decoder.Remove(name);
     return decoder;

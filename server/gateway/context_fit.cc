@@ -4,9 +4,7 @@
 #include <cstdint>
 #include <utility>
 
-#include "server/gateway/feature_delivery.h"
-#include "server/gateway/prompt.h"
-#include "server/runtime/status.h"
+#include "server/gateway/prompt_count.h"
 
 namespace llava {
 namespace {
@@ -45,25 +43,18 @@ void ContextFit::Start() {
 }
 
 void ContextFit::Count() {
-  const Prompt prompt = PromptOf(conversation_, turn_);
-  request_.Clear();
-  *request_.mutable_model() = route_.model.model();
-  FillMessages(prompt, FeatureKeys(prompt.DistinctImages(), route_), request_.mutable_messages());
-  context_ = std::make_unique<CallContext>(*llm_);
-  (*context_)->set_deadline(deadline_);
-  (*context_)->AddMetadata("x-request-id", request_id_);
-  llm_->generator().async()->CountTokens(
-      context_->get(), &request_, &counts_,
-      [self = shared_from_this()](const grpc::Status& status) { self->OnCount(FromGrpc(status)); });
+  prompt_ = PromptOf(conversation_, turn_);
+  PromptCount::Start(parts_, prompt_, route_, llm_, request_id_, deadline_,
+                     [self = shared_from_this()](const auto& counts) { self->OnCount(counts); });
 }
 
-void ContextFit::OnCount(const absl::Status& status) {
-  if (!status.ok()) return done_(llm_->Explain(status));
+void ContextFit::OnCount(const absl::StatusOr<v1::CountTokensResponse>& counts) {
+  if (!counts.ok()) return done_(counts.status());
   const int64_t context = route_.model.context_tokens();
   const int64_t answer = turn_.sampling.has_max_new_tokens()
                              ? std::min<int64_t>(turn_.sampling.max_new_tokens(), context / 4)
                              : context / 4;
-  const int64_t prompt = int64_t{counts_.text_tokens()} + counts_.image_tokens();
+  const int64_t prompt = int64_t{counts->text_tokens()} + counts->image_tokens();
   const int64_t excess = prompt + answer - context;
   if (excess <= 0 || !Drop(excess)) return done_(absl::OkStatus());
   Count();

@@ -6,7 +6,10 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "llava/v1/llm.pb.h"
 #include "server/gateway/model_router.h"
+#include "server/gateway/prompt.h"
 #include "server/gateway/store_records.h"
 #include "server/gateway/turn_parts.h"
 
@@ -34,7 +37,7 @@ class ContextFit : public std::enable_shared_from_this<ContextFit> {
              std::string request_id, std::chrono::system_clock::time_point deadline, Done done);
 
   void Count();
-  void OnCount(const absl::Status& status);
+  void OnCount(const absl::StatusOr<v1::CountTokensResponse>& counts);
   // Drops turns of about `tokens` tokens, at least one. False: none is left.
   bool Drop(int64_t tokens);
 
@@ -46,9 +49,7 @@ class ContextFit : public std::enable_shared_from_this<ContextFit> {
   const std::string request_id_;
   const std::chrono::system_clock::time_point deadline_;
   const Done done_;
-  std::unique_ptr<CallContext> context_;
-  v1::CountTokensRequest request_;
-  v1::CountTokensResponse counts_;
+  Prompt prompt_;  // that is being counted
 };
 
 }  // namespace llava

@@ -85,6 +85,8 @@ void FeatureTransfer::OpenWriter() {
   result_.cached = read_.header().cached();
   *written_.mutable_header()->mutable_key() = read_.header().key();
   *written_.mutable_header()->mutable_tensor() = read_.header().tensor();
+  written_.mutable_header()->set_image_width(read_.header().image_width());
+  written_.mutable_header()->set_image_height(read_.header().image_height());
   llm_.receiver().async()->PutFeatures(writer_context_.get(), &response_, &writer_);
   writer_open_ = true;
   writer_.AddHold();  // goes after the last write

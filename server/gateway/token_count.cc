@@ -5,8 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "server/gateway/feature_delivery.h"
-#include "server/runtime/status.h"
+#include "server/gateway/prompt_count.h"
 
 namespace llava {
 
@@ -55,25 +54,19 @@ void TokenCount::OnVersion(const absl::StatusOr<Route>& route) {
   if (!route.ok()) return call_.Finish(route.status());
   auto llm = parts_.router.PickLlm(*route, call_.scope().request_id());
   if (!llm.ok()) return call_.Finish(llm.status());
-  llm_ = *std::move(llm);
-  grpc::ClientContext& context = *context_.emplace(*llm_).get();
-  context.set_deadline(deadline_);
-  context.AddMetadata("x-request-id", call_.scope().request_id());
-  *counted_.mutable_model() = route->model.model();
-  counted_.clear_messages();
-  FillMessages(prompt_, FeatureKeys(prompt_.DistinctImages(), *route), counted_.mutable_messages());
-  llm_->generator().async()->CountTokens(
-      &context, &counted_, &counts_, [self = shared_from_this()](const grpc::Status& status) {
-        if (status.ok()) {
-          self->response_->set_text_tokens(self->counts_.text_tokens());
-          self->response_->set_image_tokens(self->counts_.image_tokens());
-          self->response_->set_context_tokens(self->counts_.context_tokens());
+  PromptCount::Start(
+      parts_, prompt_, *route, *std::move(llm), call_.scope().request_id(), deadline_,
+      [self = shared_from_this()](const absl::StatusOr<v1::CountTokensResponse>& counts) {
+        if (counts.ok()) {
+          self->response_->set_text_tokens(counts->text_tokens());
+          self->response_->set_image_tokens(counts->image_tokens());
+          self->response_->set_context_tokens(counts->context_tokens());
         }
         // The version went away between choice and call.
-        if (IsVersionGone(FromGrpc(status)) && !std::exchange(self->again_, true)) {
+        if (IsVersionGone(counts.status()) && !std::exchange(self->again_, true)) {
           return self->parts_.router.Refresh([self] { self->FindVersion(); });
         }
-        self->call_.Finish(self->llm_->Explain(FromGrpc(status)));
+        self->call_.Finish(counts.status());
       });
 }
 

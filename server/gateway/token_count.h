@@ -2,7 +2,6 @@
 
 #include <chrono>
 #include <memory>
-#include <optional>
 #include <vector>
 
 #include "llava/v1/chat.pb.h"
@@ -42,10 +41,6 @@ class TokenCount : public std::enable_shared_from_this<TokenCount> {
   ModelChoice choice_;
   bool again_ = false;  // chosen anew, because the version had gone
   Prompt prompt_;
-  std::shared_ptr<Backend> llm_;
-  std::optional<CallContext> context_;
-  v1::CountTokensRequest counted_;
-  v1::CountTokensResponse counts_;
 };
 
 }  // namespace llava

@@ -223,11 +223,6 @@ bool LlmEngine::retires(int worker) const {
   return Retires(worker);
 }
 
-int64_t LlmEngine::image_tokens() const {
-  MutexLock lock(mutex_);
-  return image_tokens_;
-}
-
 int LlmEngine::waiting() const {
   MutexLock lock(mutex_);
   return static_cast<int>(waiting_.size());
@@ -250,7 +245,7 @@ absl::Status LlmEngine::Submit(GenerateJob job) {
   }
   std::vector<int32_t> ids = job.ids;
   ids.insert(ids.end(), resumed.begin(), resumed.end());
-  job.rows = RowsOf(ids, job.feature_keys, image_tokens());
+  job.rows = RowsOf(ids, job.feature_keys, job.picture_tokens);
   MutexLock lock(mutex_);
   if (stopping_) return OverloadedError("llm: the process is stopping", kRetryAfter);
   if (loading_ == 0 && ready_ == 0) return absl::UnavailableError("llm: all workers failed");

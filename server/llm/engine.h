@@ -32,6 +32,7 @@ struct WarmPrompt {
   std::vector<int32_t> ids;  // pictures as kImageToken
   std::vector<std::shared_ptr<const StoredFeatures>> features;
   std::vector<std::string> feature_keys;
+  std::vector<int64_t> picture_tokens;  // of each
   std::string cache_salt;
 };
 
@@ -92,8 +93,6 @@ class LlmEngine {
   bool hangs() const;
 
   const LanguageInfo& info() const { return info_; }
-  // Image tokens of one picture; known once ready.
-  int64_t image_tokens() const;
   int64_t kv_capacity_tokens() const { return kv_capacity_tokens_; }  // of a worker; once ready
   uint64_t weight_bytes() const;                                      // of all workers
   int waiting() const;
@@ -187,7 +186,6 @@ class LlmEngine {
   CondVar changed_;
   FairQueue<GenerateJob> waiting_ LLAVA_GUARDED_BY(mutex_);
   std::vector<EngineWorker*> workers_ LLAVA_GUARDED_BY(mutex_);  // that work
-  int64_t image_tokens_ LLAVA_GUARDED_BY(mutex_) = 0;
   uint64_t weight_bytes_ LLAVA_GUARDED_BY(mutex_) = 0;
   double drift_ LLAVA_GUARDED_BY(mutex_) = -1;
   std::string failure_ LLAVA_GUARDED_BY(mutex_);

@@ -75,7 +75,6 @@ LlmEngine::Life LlmEngine::Live(int worker) {
   EngineWorker works(*this, *runner, worker, turn, *steps);
   {
     MutexLock lock(mutex_);
-    image_tokens_ = runner->image_tokens();
     weight_bytes_ = runner->weight_bytes();
     drift_ = std::max(drift_, drift);
     const int64_t tokens = runner->num_blocks() * KvBlocks::kTokens;

@@ -23,21 +23,25 @@ constexpr uint64_t kWarmSequence = 0;  // no answer's
 }  // namespace
 
 void WarmUp(ModelRunner& runner, const LanguageInfo& info, const DevicePiece& piece) {
-  StoredFeatures grey{FeatureType::kBFloat16, info.feature_rows, info.feature_width, {}};
-  grey.bytes.assign(static_cast<size_t>(2 * grey.rows * grey.width), '\0');
-  const std::vector<std::shared_ptr<const StoredFeatures>> features = {
-      std::make_shared<const StoredFeatures>(std::move(grey))};
+  const PictureShape& pictures = info.pictures;
   const std::vector<int32_t> ids = {info.tokenizer->bos_id(), kImageToken,
                                     info.tokenizer->eos_id()};
-  const int64_t prompt = runner.image_tokens() + 2;
-  std::vector<int32_t> blocks(static_cast<size_t>(KvBlocks::BlocksFor(prompt + 1)));
+  const auto words = static_cast<int64_t>(ids.size()) - 1;
+  const int64_t longest = pictures.most_tokens() + words;
+  std::vector<int32_t> blocks(static_cast<size_t>(KvBlocks::BlocksFor(longest + 1)));
   std::iota(blocks.begin(), blocks.end(), 0);
   if (static_cast<int64_t>(blocks.size()) > runner.num_blocks()) {
     throw std::invalid_argument(
         absl::StrCat("--kv-bytes holds ", runner.num_blocks() * KvBlocks::kTokens,
-                     " tokens of keys and values, less than a picture and a word: ", prompt + 1));
+                     " tokens of keys and values, less than a picture and a word: ", longest + 1));
   }
-  runner.Begin(kWarmSequence, ids, features);
+  const auto begin = [&](Resolution size) {
+    StoredFeatures grey{
+        FeatureType::kBFloat16, pictures.NumRows(size), info.feature_width, {}, size};
+    grey.bytes.assign(static_cast<size_t>(2 * grey.rows * grey.width), '\0');
+    const auto features = std::make_shared<const StoredFeatures>(std::move(grey));
+    runner.Begin(kWarmSequence, ids, {&features, 1});
+  };
   const auto step = [&](int64_t first, int64_t rows, bool sampled) {
     const ModelRunner::Part part = {kWarmSequence, first, rows, info.tokenizer->eos_id(),
                                     sampled,       blocks};
@@ -49,6 +53,16 @@ void WarmUp(ModelRunner& runner, const LanguageInfo& info, const DevicePiece& pi
       }
     });
   };
+  if (!pictures.is_fixed()) {  // the memory that the projector takes at most
+    begin(pictures.largest());
+    step(0, std::min(kPieceRows, longest), false);
+    runner.End(kWarmSequence);
+  }
+  // A prompt as most are: long ones would only take longer.
+  const auto side = static_cast<int>(info.features.tile_size);
+  const Resolution size = {side, side};
+  const int64_t prompt = pictures.NumTokens(size) + words;
+  begin(size);
   for (int64_t first = 0; first < prompt; first += kPieceRows) {
     const int64_t rows = std::min(kPieceRows, prompt - first);
     step(first, rows, first + rows == prompt);
@@ -60,7 +74,7 @@ void WarmUp(ModelRunner& runner, const LanguageInfo& info, const DevicePiece& pi
 void EngineWorker::Prewarm(const WarmPrompt& prompt) {
   KvTable table;
   table.salt = prompt.cache_salt;
-  table.rows = RowsOf(prompt.ids, prompt.feature_keys, runner_.image_tokens());
+  table.rows = RowsOf(prompt.ids, prompt.feature_keys, prompt.picture_tokens);
   const auto size = static_cast<int64_t>(table.rows.size());
   const uint64_t id = engine_.next_sequence_++;
   std::optional<KvBlocks::Copy> copy;

@@ -10,6 +10,7 @@
 #include <unordered_map>
 
 #include "absl/status/status.h"
+#include "model/config/model_config.h"
 #include "server/runtime/metrics.h"
 #include "server/runtime/mutex.h"
 
@@ -20,9 +21,10 @@ enum class FeatureType { kFloat32, kFloat16, kBFloat16 };
 // Z_v of one picture as it came over the wire. Const once shared.
 struct StoredFeatures {
   FeatureType type = FeatureType::kBFloat16;
-  int64_t rows = 0;   // P
-  int64_t width = 0;  // Dv
-  std::string bytes;  // [P, Dv] row-major, little-endian
+  int64_t rows = 0;         // as PictureShape says for its size
+  int64_t width = 0;        // Dv
+  std::string bytes;        // [rows, Dv] row-major, little-endian
+  Resolution picture = {};  // in pixels; zeros: not told
 };
 
 // Thread-safe. Keys: FeatureKeyToBytes. An entry stays while somebody else holds its pointer and

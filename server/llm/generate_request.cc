@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <random>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "server/runtime/status.h"
@@ -32,15 +34,17 @@ SamplingOptions ToOptions(const v1::SamplingParams& params) {
   return options;
 }
 
-absl::Status FindFeatures(const Prompt& prompt, FeatureStore& store, GenerateJob& job) {
+using FoundFeatures = std::vector<std::shared_ptr<const StoredFeatures>>;
+
+// Of each picture.
+absl::StatusOr<FoundFeatures> FindFeatures(const Prompt& prompt, FeatureStore& store) {
+  FoundFeatures found;
   v1::MissingFeatures missing;
   for (const v1::FeatureKey& key : prompt.images) {
-    job.feature_keys.push_back(FeatureKeyToBytes(key));
-    auto features = store.Get(job.feature_keys.back());
-    if (!features) *missing.add_keys() = key;
-    job.features.push_back(std::move(features));
+    found.push_back(store.Get(FeatureKeyToBytes(key)));
+    if (!found.back()) *missing.add_keys() = key;
   }
-  if (missing.keys().empty()) return absl::OkStatus();
+  if (missing.keys().empty()) return found;
   absl::Status status = absl::FailedPreconditionError(
       absl::StrCat("features of ", missing.keys_size(), " of ", prompt.images.size(),
                    " pictures are not here, the first is ", FeatureKeyName(missing.keys(0)),
@@ -75,24 +79,29 @@ absl::Status CheckGenerate(const v1::GenerateRequest& request) {
   return CheckSampling(request.sampling());
 }
 
+absl::StatusOr<Prompt> CountPrompt(
+    const google::protobuf::RepeatedPtrField<v1::PromptMessage>& messages,
+    const LlmBackend& backend) {
+  absl::StatusOr<Prompt> prompt = backend.prompts.Build(messages);
+  if (!prompt.ok() || !backend.prompts.sizes_matter()) return prompt;
+  const auto features = FindFeatures(*prompt, backend.store);
+  if (!features.ok()) return features.status();
+  backend.prompts.CountPictures(*features, *prompt);
+  return prompt;
+}
+
 absl::StatusOr<GenerateJob> MakeJob(const v1::GenerateRequest& request, const LlmBackend& backend) {
   absl::StatusOr<Prompt> prompt = backend.prompts.Build(request.messages());
   if (!prompt.ok()) return prompt.status();
   if (auto status = backend.prompts.CheckFits(*prompt); !status.ok()) return status;
 
   GenerateJob job;
-  job.text_tokens = prompt->text_tokens;
-  job.image_tokens = prompt->image_tokens;
   job.context_tokens = backend.info.context_tokens();
   const LanguageInfo& language = backend.engine.info();
   const v1::SamplingParams params =
       WithDefaults(request.sampling(), backend.info.default_sampling());
   job.sampling = ToOptions(params);
   if (params.has_logprobs()) job.logprobs = params.logprobs();
-  const auto room = static_cast<uint64_t>(job.context_tokens - prompt->tokens());
-  job.stop.max_new_tokens =
-      static_cast<uint32_t>(std::min<uint64_t>(params.max_new_tokens(), room));
-  job.context_bound = params.max_new_tokens() > room;
   job.stop.ignore_eos = params.ignore_eos();
   job.stop.stop = language.chat_template->stop();
   job.stop.stop.insert(job.stop.stop.end(), params.stop().begin(), params.stop().end());
@@ -106,7 +115,23 @@ absl::StatusOr<GenerateJob> MakeJob(const v1::GenerateRequest& request, const Ll
   if (request.has_continue_from()) {
     if (auto status = Resume(request.continue_from(), backend, job); !status.ok()) return status;
   }
-  if (auto status = FindFeatures(*prompt, backend.store, job); !status.ok()) return status;
+  auto features = FindFeatures(*prompt, backend.store);
+  if (!features.ok()) return features.status();
+  job.features = *std::move(features);
+  for (const v1::FeatureKey& key : prompt->images) {
+    job.feature_keys.push_back(FeatureKeyToBytes(key));
+  }
+  if (backend.prompts.sizes_matter()) {
+    backend.prompts.CountPictures(job.features, *prompt);
+    if (auto status = backend.prompts.CheckFits(*prompt); !status.ok()) return status;
+  }
+  const auto room = static_cast<uint64_t>(job.context_tokens - prompt->tokens());
+  job.stop.max_new_tokens =
+      static_cast<uint32_t>(std::min<uint64_t>(params.max_new_tokens(), room));
+  job.context_bound = params.max_new_tokens() > room;
+  job.text_tokens = prompt->text_tokens;
+  job.image_tokens = prompt->image_tokens;
+  job.picture_tokens = std::move(prompt->picture_tokens);
   job.ids = std::move(prompt->ids);
   job.cache_salt = request.cache_salt();
   job.place = {

@@ -15,6 +15,12 @@ namespace llava {
 // Cheap checks, for a gRPC thread: sampling ranges, fields without a function here.
 absl::Status CheckGenerate(const v1::GenerateRequest& request);
 
+// Renders, tokenizes and counts. FAILED_PRECONDITION with MissingFeatures in the details if
+// features are not there that tell how many image tokens their pictures take.
+absl::StatusOr<Prompt> CountPrompt(
+    const google::protobuf::RepeatedPtrField<v1::PromptMessage>& messages,
+    const LlmBackend& backend);
+
 // Renders, tokenizes, looks up features. FAILED_PRECONDITION with MissingFeatures in the details if
 // features are not there. `sink`, times and ids of the job are left to the caller.
 absl::StatusOr<GenerateJob> MakeJob(const v1::GenerateRequest& request, const LlmBackend& backend);

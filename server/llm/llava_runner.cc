@@ -47,14 +47,16 @@ class LlavaRunner : public ModelRunner {
   void Begin(uint64_t sequence, std::span<const int32_t> ids,
              std::span<const std::shared_ptr<const StoredFeatures>> features) override {
     std::vector<at::Tensor> tensors;
+    std::vector<Resolution> sizes;
     for (const auto& stored : features) {
+      sizes.push_back(stored->picture);
       tensors.push_back(at::from_blob(
           const_cast<char*>(stored->bytes.data()),  // only read
           {stored->rows, stored->width}, [stored](void*) {},
           at::TensorOptions(ScalarTypeOf(stored->type))));
     }
-    prompts_.insert_or_assign(sequence,
-                              PromptRows(*model_, {ids.begin(), ids.end()}, std::move(tensors)));
+    prompts_.insert_or_assign(sequence, PromptRows(*model_, {ids.begin(), ids.end()},
+                                                   std::move(tensors), std::move(sizes)));
   }
 
   void End(uint64_t sequence) override { prompts_.erase(sequence); }
@@ -109,7 +111,6 @@ class LlavaRunner : public ModelRunner {
   void CopyBlock(int32_t from, int32_t to) override { model_->decoder().CopyBlock(from, to); }
   int64_t num_blocks() const override { return model_->decoder().num_blocks(); }
   uint64_t weight_bytes() const override { return model_->decoder().weight_bytes(); }
-  int64_t image_tokens() const override { return model_->num_image_tokens(); }
 
  private:
   c10::InferenceMode inference_;  // of the worker's thread, as long as the runner lives

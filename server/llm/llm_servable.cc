@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "server/device/device.h"
+#include "server/llm/generate_request.h"
 #include "server/runtime/logging.h"
 #include "server/wire/feature_key.h"
 
@@ -120,10 +121,11 @@ std::vector<WarmPrompt> LlmServableLoader::WarmPrompts(const LlmBackend& backend
                                                        const RecentSessions& recent) {
   std::vector<WarmPrompt> prompts;
   for (const RecentSessions::Session& session : recent.List()) {
-    const auto prompt = backend.prompts.Build(session.messages);
+    const auto prompt = CountPrompt(session.messages, backend);
     const auto answer = backend.prompts.OwnIds(session.answer, "answer");
     if (!prompt.ok() || !answer.ok()) continue;  // of another template, tower or tokenizer
     WarmPrompt warm;
+    warm.picture_tokens = prompt->picture_tokens;
     warm.ids = prompt->ids;
     warm.ids.insert(warm.ids.end(), answer->begin(), answer->end());
     const auto tokens = prompt->tokens() + static_cast<int64_t>(answer->size());
@@ -185,8 +187,7 @@ absl::StatusOr<std::shared_ptr<Servable>> LlmServableLoader::Load(const VersionR
 #endif
 
   const auto recent = RecentOf(version.name);
-  v1::ModelInfo served =
-      LanguageModelInfo(info, engine->image_tokens(), options_.context_tokens, options_.defaults);
+  v1::ModelInfo served = LanguageModelInfo(info, options_.context_tokens, options_.defaults);
   auto made =
       std::make_unique<LlmServable>(std::move(engine), std::move(served), store_, recent, metrics_);
   const auto loaded = Clock::now();

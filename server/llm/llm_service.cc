@@ -18,11 +18,27 @@ namespace {
 
 constexpr std::chrono::milliseconds kRetryAfter{500};
 
+v1::ImageMode ModeOf(ImageMode mode) {
+  switch (mode) {
+    case ImageMode::kCrop:
+      return v1::IMAGE_MODE_CROP;
+    case ImageMode::kPad:
+      return v1::IMAGE_MODE_PAD;
+    case ImageMode::kAnyres:
+      break;
+  }
+  return v1::IMAGE_MODE_ANYRES;
+}
+
 v1::VisionSpec SpecOf(const LanguageInfo& language) {
   v1::VisionSpec spec;
   spec.set_tower_digest(ToBytes(language.tower_digest));
-  spec.set_image_mode(language.features.image_mode == ImageMode::kPad ? v1::IMAGE_MODE_PAD
-                                                                      : v1::IMAGE_MODE_CROP);
+  spec.set_image_mode(ModeOf(language.features.image_mode));
+  for (const Resolution canvas : language.features.grid) {
+    v1::GridPoint& point = *spec.add_grid();
+    point.set_width(static_cast<uint32_t>(canvas.width));
+    point.set_height(static_cast<uint32_t>(canvas.height));
+  }
   spec.set_select_layer(static_cast<int32_t>(language.features.select_layer));
   spec.set_select_feature(language.features.select_feature == SelectFeature::kClsPatch
                               ? v1::SELECT_FEATURE_CLS_PATCH
@@ -38,20 +54,20 @@ absl::Status PromptQueueFull(int queue) {
 
 }  // namespace
 
-v1::ModelInfo LanguageModelInfo(const LanguageInfo& language, int64_t image_tokens,
-                                int64_t context_tokens, const v1::SamplingParams& defaults) {
+v1::ModelInfo LanguageModelInfo(const LanguageInfo& language, int64_t context_tokens,
+                                const v1::SamplingParams& defaults) {
   v1::ModelInfo info;
   info.mutable_model()->set_name(language.name);
   info.mutable_model()->set_version(language.version);
   info.mutable_model()->set_digest(ToBytes(language.digest));
   info.set_kind(v1::MODEL_KIND_LANGUAGE);
   *info.mutable_vision_spec() = SpecOf(language);
-  info.set_image_tokens(static_cast<uint32_t>(image_tokens));
+  info.set_image_tokens(static_cast<uint32_t>(language.pictures.most_tokens()));
   const bool shorter = context_tokens > 0 && context_tokens < language.max_positions;
   info.set_context_tokens(static_cast<uint32_t>(shorter ? context_tokens : language.max_positions));
   info.set_tokenizer_digest(ToBytes(language.tokenizer->digest()));
   info.set_numerics(language.numerics);
-  info.set_feature_rows(static_cast<uint32_t>(language.feature_rows));
+  info.set_feature_rows(static_cast<uint32_t>(language.pictures.tile_rows()));
   info.set_feature_width(static_cast<uint32_t>(language.feature_width));
   *info.mutable_default_sampling() = defaults;
   return info;
@@ -64,7 +80,7 @@ LlmBackend::LlmBackend(v1::ModelInfo model_info, LlmEngine& model_engine,
       store(feature_store),
       recent(std::move(sessions)),
       prompts(engine.info().tokenizer, engine.info().chat_template,
-              {.image_tokens = info.image_tokens(),
+              {.pictures = engine.info().pictures,
                .context_tokens = info.context_tokens(),
                .spec_digest = ToBytes(SpecDigest(info.vision_spec()))}) {}
 
@@ -164,7 +180,7 @@ grpc::ServerUnaryReactor* LlmService::CountTokens(grpc::CallbackServerContext* c
     return reactor;
   }
   const auto count = [end, request, response, backend = *backend] {
-    const absl::StatusOr<Prompt> prompt = backend->prompts.Build(request->messages());
+    const absl::StatusOr<Prompt> prompt = CountPrompt(request->messages(), *backend);
     if (!prompt.ok()) return end(prompt.status());
     response->set_text_tokens(static_cast<uint32_t>(prompt->text_tokens));
     response->set_image_tokens(static_cast<uint32_t>(prompt->image_tokens));

@@ -19,8 +19,8 @@ namespace llava {
 
 // What a language model tells about itself and what its requests are checked against.
 // `context_tokens`: 0 = the model's own.
-v1::ModelInfo LanguageModelInfo(const LanguageInfo& language, int64_t image_tokens,
-                                int64_t context_tokens, const v1::SamplingParams& defaults);
+v1::ModelInfo LanguageModelInfo(const LanguageInfo& language, int64_t context_tokens,
+                                const v1::SamplingParams& defaults);
 
 // All that requests need of a version. Const, but for the thread-safe parts it points to.
 struct LlmBackend {

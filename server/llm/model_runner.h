@@ -17,6 +17,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "model/config/model_config.h"
+#include "model/config/picture_shape.h"
 #include "model/digest/sha256.h"
 #include "model/nn/token_choice.h"
 #include "model/text/chat_template.h"
@@ -81,8 +82,6 @@ class ModelRunner {
   virtual double SelfTest(const DevicePiece& piece) { return -1; }
   virtual int64_t num_blocks() const = 0;
   virtual uint64_t weight_bytes() const = 0;
-  // Image tokens one picture takes in a prompt.
-  virtual int64_t image_tokens() const = 0;
 };
 
 // Why a checkpoint could not be read, as a RunnerFactory throws it.
@@ -112,7 +111,7 @@ struct LanguageInfo {
   Sha256Digest digest{};
   Sha256Digest tower_digest{};
   FeatureConfig features;      // what it wants from the tower
-  int64_t feature_rows = 0;    // rows of Z_v of one picture
+  PictureShape pictures;       // rows of Z_v and image tokens of each
   int64_t feature_width = 0;   // Dv
   int64_t max_positions = 0;   // of the decoder
   int64_t kv_block_bytes = 0;  // of KvBlocks::kTokens tokens

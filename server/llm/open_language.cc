@@ -19,6 +19,7 @@
 #include "absl/strings/str_cat.h"
 #include "model/checkpoint/checkpoint.h"
 #include "model/checkpoint/tensor_file.h"
+#include "model/config/picture_shape.h"
 #include "model/llava/serving_model.h"
 #include "model/ops/cpu/thread_pool.h"
 #include "server/device/background_thread.h"
@@ -163,8 +164,7 @@ LanguageInfo InfoOf(const LanguageCheckpoint& checkpoint, const LanguageOptions&
   info.digest = checkpoint.digest;
   info.tower_digest = checkpoint.tower_digest;
   info.features = config.features;
-  info.feature_rows = checkpoint.tower_patches +
-                      (config.features.select_feature == SelectFeature::kClsPatch ? 1 : 0);
+  info.pictures = PictureShape(config.features, checkpoint.tower_patches);
   info.feature_width = config.projector.in_width;
   info.max_positions = config.decoder.max_position_embeddings;
   info.tokenizer = checkpoint.tokenizer;
@@ -218,6 +218,14 @@ uint64_t RecordedBytes(const DecoderConfig& config, int64_t sampled, bool packed
   const int64_t largest = std::max(config.vocab_size, 2 * config.intermediate_size);
   const int64_t unpacked = packed ? largest * config.hidden_size : 0;
   return static_cast<uint64_t>(4 * (partial + logits) + 2 * unpacked) + kWorkSpace;
+}
+
+// What the largest picture needs while it is projected, in float32.
+uint64_t PictureBytes(const LanguageCheckpoint& checkpoint) {
+  const LanguageConfig& config = checkpoint.config;
+  const int64_t rows = PictureShape(config.features, checkpoint.tower_patches).most_rows();
+  return static_cast<uint64_t>(4 * rows *
+                               (config.projector.in_width + 3 * config.projector.out_width));
 }
 
 }  // namespace
@@ -323,7 +331,7 @@ absl::StatusOr<uint64_t> EstimateWorkerBytes(const LanguageOptions& options, int
     const DecoderConfig& decoder = checkpoint.config.decoder;
     const bool packed = weights == WeightType::kInt8 || weights == WeightType::kInt4;
     return WeightBytes(checkpoint, weights) + options.kv_bytes +
-           ActivationBytes(decoder, step_rows, sampled) +
+           ActivationBytes(decoder, step_rows, sampled) + PictureBytes(checkpoint) +
            (devices->front().is_cuda() ? RecordedBytes(decoder, sampled, packed) : 0);
   } catch (...) {
     return WhyNotOpened(options.model, std::current_exception());

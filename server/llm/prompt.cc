@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <numeric>
 #include <optional>
 #include <utility>
 
@@ -118,8 +119,21 @@ absl::StatusOr<Prompt> PromptBuilder::Build(const Messages& messages) const {
   }
   const auto marks = std::count(prompt.ids.begin(), prompt.ids.end(), kImageToken);
   prompt.text_tokens = static_cast<int64_t>(prompt.ids.size()) - marks;
-  prompt.image_tokens = marks * options_.image_tokens;
+  if (!sizes_matter()) {
+    prompt.picture_tokens.assign(static_cast<size_t>(marks), options_.pictures.most_tokens());
+    prompt.image_tokens = marks * options_.pictures.most_tokens();
+  }
   return prompt;
+}
+
+void PromptBuilder::CountPictures(std::span<const std::shared_ptr<const StoredFeatures>> features,
+                                  Prompt& prompt) const {
+  prompt.picture_tokens.clear();
+  for (const auto& stored : features) {
+    prompt.picture_tokens.push_back(options_.pictures.NumTokens(stored->picture));
+  }
+  prompt.image_tokens =
+      std::accumulate(prompt.picture_tokens.begin(), prompt.picture_tokens.end(), int64_t{0});
 }
 
 absl::Status PromptBuilder::CheckFits(const Prompt& prompt) const {

@@ -1,10 +1,12 @@
 #include "server/llm/put_features.h"
 
 #include <chrono>
+#include <cstdint>
 #include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "model/config/picture_shape.h"
 #include "server/llm/llm_service.h"
 #include "server/runtime/logging.h"
 #include "server/runtime/status.h"
@@ -27,17 +29,39 @@ FeatureType TypeOf(v1::DataType dtype) {
   }
 }
 
-absl::Status CheckFits(const v1::FeatureHeader& header, const v1::ModelInfo& model) {
+absl::StatusOr<Resolution> SizeOf(const v1::FeatureHeader& header, bool needed) {
+  const uint32_t width = header.image_width(), height = header.image_height();
+  if (needed && (width == 0 || height == 0)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("FeatureHeader has a picture of ", width, " x ", height,
+                     " pixels: how many image tokens it takes depends on its size (anyres); send "
+                     "image_width and image_height as EncodeHeader has them"));
+  }
+  if (width > INT32_MAX || height > INT32_MAX) {
+    return absl::InvalidArgumentError(absl::StrCat("FeatureHeader has a picture of ", width, " x ",
+                                                   height, " pixels, which cannot be"));
+  }
+  return Resolution{static_cast<int>(width), static_cast<int>(height)};
+}
+
+absl::Status CheckFits(const v1::FeatureHeader& header, const v1::ModelInfo& model,
+                       const PictureShape& pictures) {
   if (header.key().spec_digest() != ToBytes(SpecDigest(model.vision_spec()))) {
     return absl::InvalidArgumentError(
         absl::StrCat("the features ", FeatureKeyName(header.key()),
                      " are of another VisionSpec than this model's (ListModels)"));
   }
+  const absl::StatusOr<Resolution> size = SizeOf(header, /*needed=*/!pictures.is_fixed());
+  if (!size.ok()) return size.status();
   const auto& shape = header.tensor().shape();
-  if (shape.size() != 2 || shape[0] != model.feature_rows() || shape[1] != model.feature_width()) {
+  const int64_t rows = pictures.NumRows(*size);
+  if (shape.size() != 2 || shape[0] != rows || shape[1] != model.feature_width()) {
+    const std::string of =
+        pictures.is_fixed() ? ""
+                            : absl::StrCat(" of a picture of ", size->width, " x ", size->height);
     return absl::InvalidArgumentError(absl::StrCat("the features are ", ShapeName(header.tensor()),
-                                                   ", the model reads [", model.feature_rows(),
-                                                   ", ", model.feature_width(), "]"));
+                                                   ", the model reads [", rows, ", ",
+                                                   model.feature_width(), "]", of));
   }
   return absl::OkStatus();
 }
@@ -48,7 +72,7 @@ absl::StatusOr<FeatureStore*> FindStore(const v1::FeatureHeader& header,
   if (auto status = CheckFeatureKey(header.key()); !status.ok()) return status;
   absl::Status refused = OverloadedError("llm: the model is still loading", kRetryAfter);
   for (const auto& version : versions.All()) {
-    refused = CheckFits(header, version->info);
+    refused = CheckFits(header, version->info, version->engine.info().pictures);
     if (refused.ok()) return &version->store;
   }
   return refused;
@@ -95,6 +119,7 @@ class Reader : public grpc::ServerReadReactor<v1::PutFeaturesRequest> {
     if (!store.ok()) return store.status();
     store_ = *store;
     key_ = FeatureKeyToBytes(header.key());
+    picture_ = {static_cast<int>(header.image_width()), static_cast<int>(header.image_height())};
     if (store_->Renew(key_, FeatureStore::Clock::now())) {
       response_->set_already_present(true);
       return absl::OkStatus();
@@ -111,7 +136,8 @@ class Reader : public grpc::ServerReadReactor<v1::PutFeaturesRequest> {
     auto bytes = std::move(*tensor_).Finish();
     if (!bytes.ok()) return bytes.status();
     return store_->Put(
-        key_, {TypeOf(header.dtype()), header.shape(0), header.shape(1), *std::move(bytes)},
+        key_,
+        {TypeOf(header.dtype()), header.shape(0), header.shape(1), *std::move(bytes), picture_},
         FeatureStore::Clock::now());
   }
 
@@ -132,6 +158,7 @@ class Reader : public grpc::ServerReadReactor<v1::PutFeaturesRequest> {
   FeatureStore* store_ = nullptr;
   v1::PutFeaturesRequest part_;
   std::string key_;
+  Resolution picture_;
   std::optional<TensorAssembler> tensor_;
 };
 

@@ -11,7 +11,8 @@ namespace llava {
 
 // Receives one PutFeatures stream into the store that all versions share, or refuses it with
 // `admitted` if that is an error. UNAVAILABLE: no version is routed. INVALID_ARGUMENT: another
-// VisionSpec or shape than any of them reads (both are told), chunks that do not fit the header.
+// VisionSpec or shape than any of them reads (both are told), no size of the picture for a model of
+// the anyres mode, chunks that do not fit the header.
 // DATA_LOSS: damaged on the way. `on_end` is called once.
 grpc::ServerReadReactor<v1::PutFeaturesRequest>* ReceiveFeatures(
     const absl::Status& admitted, const RoutedVersions& versions, std::string request_id,

@@ -18,9 +18,10 @@ struct RowKey {
   static RowKey Token(int32_t id) { return {0, static_cast<uint32_t>(id)}; }
 };
 
-// The rows of a prompt: every kImageToken of `ids` becomes `image_tokens` rows named after its
-// feature key (the bytes of FeatureKeyToBytes; 111 bits of their SHA-256 and the row).
+// The rows of a prompt: every kImageToken of `ids` becomes as many rows as its entry of
+// `picture_tokens` says (at most kMaxPictureTokens), named after its feature key (the bytes of
+// FeatureKeyToBytes; 111 bits of their SHA-256 and the row).
 std::vector<RowKey> RowsOf(std::span<const int32_t> ids, std::span<const std::string> feature_keys,
-                           int64_t image_tokens);
+                           std::span<const int64_t> picture_tokens);
 
 }  // namespace llava

@@ -65,6 +65,7 @@ struct GenerateJob {
   int64_t text_tokens = 0, image_tokens = 0;
   std::vector<std::shared_ptr<const StoredFeatures>> features;  // held, so they stay in the store
   std::vector<std::string> feature_keys;                        // FeatureKeyToBytes of each
+  std::vector<int64_t> picture_tokens;                          // image tokens of each
   std::string cache_salt;    // shares computed prompts with its like only
   std::vector<RowKey> rows;  // of prompt and resumed ids; LlmEngine::Submit fills it
   SamplingOptions sampling;

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "model/image/anyres.h"
+#include "model/config/picture_shape.h"
 #include "model/image/decode.h"
 #include "model/image/header.h"
 #include "model/image/image.h"
@@ -27,10 +27,6 @@
 #include "server/vision/worker_pool.h"
 
 namespace llava {
-
-// Most tiles of an anyres canvas, and most canvases to choose from.
-constexpr int64_t kMaxTiles = 36;
-constexpr int kMaxGrid = 64;
 
 // A picture to encode: a file, or the tower's input itself. The engine checks the file; the caller
 // has checked all else.

@@ -3,7 +3,7 @@
 #include <cstdint>
 
 #include "absl/strings/str_cat.h"
-#include "server/vision/engine.h"
+#include "model/config/picture_shape.h"
 
 namespace llava {
 

@@ -7,7 +7,6 @@
 #include "absl/status/statusor.h"
 #include "llava/v1/types.pb.h"
 #include "model/config/model_config.h"
-#include "model/image/anyres.h"
 
 namespace llava {
 

@@ -7,7 +7,7 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
-#include "model/image/anyres.h"
+#include "model/config/picture_shape.h"
 #include "server/runtime/logging.h"
 #include "server/runtime/status.h"
 #include "server/runtime/stream_writer.h"

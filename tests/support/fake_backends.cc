@@ -151,6 +151,12 @@ grpc::Status FakeVision::Encode(grpc::ServerContext* context, const v1::EncodeRe
   const std::vector<int64_t> shape = {2, behaviour.width};
   *header.mutable_tensor() = DescribeTensor(v1::DATA_TYPE_BFLOAT16, shape, bytes);
   header.set_cached(cached);
+  // As a BMP says.
+  const auto side = [&](size_t at) {
+    return request->image().size() > at ? static_cast<uint8_t>(request->image()[at]) : 1u;
+  };
+  header.set_image_width(side(18));
+  header.set_image_height(side(22));
   writer->Write(response);
   for (const auto& chunk : SplitChunks(bytes)) {
     response.set_chunk(std::string(chunk));
@@ -183,6 +189,11 @@ v1::GenerateRequest FakeLlm::last_request() const {
 std::chrono::system_clock::time_point FakeLlm::last_deadline() const {
   std::lock_guard lock(mutex_);
   return last_deadline_;
+}
+
+v1::FeatureHeader FakeLlm::last_put() const {
+  std::lock_guard lock(mutex_);
+  return last_put_;
 }
 
 int FakeLlm::generates() const {
@@ -231,10 +242,16 @@ grpc::Status FakeLlm::Refusal(const Behaviour& behaviour,
         grpc::StatusCode::INVALID_ARGUMENT,
         absl::StrCat("the prompt has ", tokens, " tokens, the context ", behaviour.context_tokens)};
   }
+  return WhatIsMissing(behaviour, request.messages());
+}
+
+grpc::Status FakeLlm::WhatIsMissing(
+    const Behaviour& behaviour,
+    const google::protobuf::RepeatedPtrField<v1::PromptMessage>& messages) const {
   v1::MissingFeatures missing;
   {
     std::lock_guard lock(mutex_);
-    for (const auto& message : request.messages()) {
+    for (const auto& message : messages) {
       for (const auto& key : message.images()) {
         if (behaviour.forget_features || !features_.contains(FeatureKeyToBytes(key))) {
           *missing.add_keys() = key;
@@ -330,6 +347,7 @@ grpc::Status FakeLlm::PutFeatures(grpc::ServerContext*,
   {
     std::lock_guard lock(mutex_);
     ++puts_;
+    last_put_ = header;
     if (behaviour_.put_failures > 0) {
       --behaviour_.put_failures;
       return behaviour_.failure;
@@ -351,6 +369,15 @@ grpc::Status FakeLlm::PutFeatures(grpc::ServerContext*,
 
 grpc::Status FakeLlm::CountTokens(grpc::ServerContext*, const v1::CountTokensRequest* request,
                                   v1::CountTokensResponse* response) {
+  Behaviour behaviour;
+  {
+    std::lock_guard lock(mutex_);
+    behaviour = behaviour_;
+  }
+  if (behaviour.count_by_features) {
+    const grpc::Status missing = WhatIsMissing(behaviour, request->messages());
+    if (!missing.ok()) return missing;
+  }
   response->set_text_tokens(CountWords(request->messages()));
   response->set_image_tokens(4 * CountPictures(request->messages()));
   response->set_context_tokens(4096);

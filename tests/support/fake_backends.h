@@ -169,6 +169,7 @@ class FakeLlm : public v1::LlmService::Service {
     std::chrono::milliseconds delay{0};  // before each delta
     uint32_t context_tokens = 4096;      // words of all messages
     bool forget_features = false;        // answers MissingFeatures whatever was put
+    bool count_by_features = false;      // CountTokens as well, if they are missing
     bool wrong_offset = false;
     bool wrong_version = false;
   };
@@ -180,6 +181,7 @@ class FakeLlm : public v1::LlmService::Service {
   // As after a restart.
   void ForgetFeatures();
   v1::GenerateRequest last_request() const;
+  v1::FeatureHeader last_put() const;
   std::chrono::system_clock::time_point last_deadline() const;
   int generates() const;
   int puts() const;
@@ -200,11 +202,15 @@ class FakeLlm : public v1::LlmService::Service {
   Behaviour Record(grpc::ServerContext* context, const v1::GenerateRequest& request);
   // Nothing to say, or the status for a request that cannot be served.
   grpc::Status Refusal(const Behaviour& behaviour, const v1::GenerateRequest& request) const;
+  grpc::Status WhatIsMissing(
+      const Behaviour& behaviour,
+      const google::protobuf::RepeatedPtrField<v1::PromptMessage>& messages) const;
 
   mutable std::mutex mutex_;
   Behaviour behaviour_;
   std::set<std::string> features_;
   v1::GenerateRequest last_request_;
+  v1::FeatureHeader last_put_;
   std::chrono::system_clock::time_point last_deadline_;
   int generates_ = 0, puts_ = 0, cancelled_ = 0;
   Gate gate_;

@@ -79,9 +79,12 @@ LocalModel::Answered LocalModel::Answer(const VisualQuestion& question, uint32_t
   const c10::InferenceMode guard;
   const Llava& model = parts_->model;
   std::vector<at::Tensor> features;
+  std::vector<Resolution> sizes;
   if (!question.picture.empty()) {
-    features.push_back(
-        TowerFeatures(parts_->tower, parts_->features, ReadPicture(question.picture)));
+    PictureFeatures picture =
+        TowerFeatures(parts_->tower, parts_->features, ReadPicture(question.picture));
+    features.push_back(std::move(picture.rows));
+    sizes.push_back(picture.size);
   }
   std::vector<ChatMessage> messages;
   std::optional<std::string> system;
@@ -101,7 +104,7 @@ LocalModel::Answered LocalModel::Answer(const VisualQuestion& question, uint32_t
   stop.max_new_tokens = max_tokens;
   stop.stop = model.chat_template().stop();
   const auto generate = [&](const StopOptions& until) {
-    return Generate(model, model.tokenizer().EncodePrompt(spans), features, sampling, until);
+    return Generate(model, model.tokenizer().EncodePrompt(spans), features, sampling, until, sizes);
   };
   const std::string& cue = question.answer_cue;
   if (cue.empty()) {

@@ -143,7 +143,7 @@ TEST(CheckpointTest, NamesAllTensorsThatDoNotFitAtOnce) {
   EXPECT_THAT(
       ErrorOf([&] { OpenLanguage(path); }),
       AllOf(HasSubstr(path.string()), HasSubstr("missing: model.layers.1.mlp.up_proj.weight"),
-            HasSubstr("model.norm.weight ["), HasSubstr("surplus: image_newline"),
+            HasSubstr("model.norm.weight ["), HasSubstr("surplus: model.image_newline"),
             HasSubstr("model.layers.0.input_layernorm.weight is [7], expected ["),
             HasSubstr("model.layers.1.input_layernorm.weight is I32")));
   const TempFolder other;

@@ -1,6 +1,7 @@
 // What the settings of a checkpoint may say, and how what is not supported is refused.
 
 #include <cstdint>
+#include <filesystem>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -9,6 +10,7 @@
 #include "model/checkpoint/config_json.h"
 #include "model/checkpoint/foreign_config.h"
 #include "tests/model/checkpoint/folders.h"
+#include "tests/support/tiny_next.h"
 
 namespace llava {
 namespace {
@@ -24,10 +26,9 @@ struct Change {
   const char* error;
 };
 
-void ExpectRefusals(const char* fixture, const char* file, const std::vector<Change>& changes) {
-  const TempFolder folder;
-  const auto tower = folder.CopyOf("clip-tower");
-  const auto path = folder.CopyOf(fixture);
+// Of a checkpoint that may be changed.
+void ExpectRefusals(const std::filesystem::path& path, const char* file,
+                    const std::vector<Change>& changes) {
   const std::string original = ReadBytes(path / file);
   ASSERT_EQ(ErrorOf([&] { OpenLanguage(path); }), "");
   for (const auto& [pointer, value, error] : changes) {
@@ -40,13 +41,20 @@ void ExpectRefusals(const char* fixture, const char* file, const std::vector<Cha
   WriteBytes(path / file, original);
 }
 
+void ExpectRefusals(const char* fixture, const char* file, const std::vector<Change>& changes) {
+  const TempFolder folder;
+  folder.CopyOf("clip-tower");
+  ExpectRefusals(folder.CopyOf(fixture), file, changes);
+}
+
 TEST(CheckpointConfigTest, RefusesOriginalSettingsByName) {
   ExpectRefusals("orig-f32", "config.json",
                  {{"/model_type", "llava_mpt", "model_type"},
                   {"/mm_projector_type", "qformer", "unknown projector type \"qformer\""},
                   {"/mm_projector_type", "mlp99x_gelu", "mlp99x_gelu"},
                   {"/mm_projector_type", "mlp3x_gelu", "missing: model.mm_projector.4.bias"},
-                  {"/image_aspect_ratio", "anyres", "image_aspect_ratio"},
+                  {"/image_aspect_ratio", "anyres_max_9", "square, pad and anyres"},
+                  {"/image_aspect_ratio", "anyres", "spatial_unpad is supported"},
                   {"/mm_patch_merge_type", "spatial_unpad", "mm_patch_merge_type"},
                   {"/s2", true, "\"s2\""},
                   {"/mm_use_im_start_end", true, "mm_use_im_start_end"},
@@ -77,8 +85,9 @@ TEST(CheckpointConfigTest, RefusesOriginalSettingsByName) {
 
 TEST(CheckpointConfigTest, RefusesNestedSettingsByName) {
   ExpectRefusals("tiny-llava", "config.json",
-                 {{"/model_type", "llava_next", "model_type"},
-                  {"/text_config/model_type", "mistral", "text_config: \"model_type\""},
+                 {{"/model_type", "llava_onevision", "model_type"},
+                  {"/model_type", "llava_next", "is not made of 1 to 36 tiles of 56 pixels"},
+                  {"/text_config/model_type", "qwen2", "text_config: \"model_type\""},
                   {"/text_config/head_dim", 3, "head size"},
                   {"/text_config/rope_scaling", {{"factor", 2}}, "rope_scaling"},
                   {"/projector_hidden_act", "relu", "projector_hidden_act"},
@@ -126,6 +135,110 @@ TEST(CheckpointConfigTest, ReadsWhatOtherWritersMean) {
   EXPECT_EQ(after.features.image_mode, ImageMode::kPad);
 }
 
+const std::vector<Resolution> kCanvases = {{56, 112}, {112, 56}, {112, 112}, {168, 56}, {56, 168}};
+
+TEST(CheckpointConfigTest, ReadsTilesOfBothLayouts) {
+  const TempFolder folder;
+  const auto nested = WriteTinyNext(folder.path() / "nested");
+  const auto original = WriteOriginalNext(folder.path() / "original");
+  for (const auto& path : {nested, original}) {
+    const LanguageCheckpoint checkpoint = OpenLanguage(path);
+    EXPECT_EQ(checkpoint.config.features.image_mode, ImageMode::kAnyres);
+    EXPECT_EQ(checkpoint.config.features.grid, kCanvases) << path;
+    EXPECT_EQ(checkpoint.config.features.tile_size, 56);
+    EXPECT_TRUE(checkpoint.tensors.tensors().contains("model.image_newline"));
+  }
+  EditJson(original / "config.json", [](json& config) {
+    config["image_grid_pinpoints"] = "[(56, 112), (112, 56), (112, 112), (168, 56), [56, 168]]";
+  });
+  EXPECT_EQ(OpenLanguage(original).config.features.grid, kCanvases);
+  // Newer processors pad tiles; that is not the mode "pad".
+  EditJson(nested / "preprocessor_config.json", [](json& config) {
+    config["do_pad"] = true;
+    config["image_grid_pinpoints"] = {{112, 56}, {56, 112}, {112, 112}, {56, 168}, {168, 56}};
+  });
+  EXPECT_EQ(OpenLanguage(nested).config.features.grid, kCanvases);
+}
+
+TEST(CheckpointConfigTest, RefusesTilesByName) {
+  const TempFolder folder;
+  const auto pairs = [](int width, int height) { return json::array({{width, height}}); };
+  const auto nested = WriteTinyNext(folder.path() / "nested");
+  ExpectRefusals(nested, "config.json",
+                 {{"/use_image_newline_parameter", false, "use_image_newline_parameter"},
+                  {"/image_grid_pinpoints", json::array(), "no list of pairs"},
+                  {"/image_grid_pinpoints", json::array({56, 112}), "no list of pairs"},
+                  {"/image_grid_pinpoints", pairs(0, 56), "no list of pairs"},
+                  {"/image_grid_pinpoints", pairs(1 << 30, 56), "no list of pairs"},
+                  {"/image_grid_pinpoints", pairs(57, 112), "a canvas of 112 x 57"},
+                  {"/image_grid_pinpoints", pairs(56 * 37, 56), "a canvas of 56 x 2072"},
+                  {"/vision_feature_select_strategy", "full", "class token"}});
+  ExpectRefusals(nested, "preprocessor_config.json",
+                 {{"/image_grid_pinpoints", pairs(56, 56), "is not that of config.json"}});
+  const auto original = WriteOriginalNext(folder.path() / "original");
+  ExpectRefusals(original, "config.json",
+                 {{"/mm_patch_merge_type", "spatial", "mm_patch_merge_type"},
+                  {"/mm_patch_merge_type", nullptr, "mm_patch_merge_type"},
+                  {"/image_grid_pinpoints", nullptr, "image_grid_pinpoints"},
+                  {"/image_grid_pinpoints", "(1x1),...,(6x6)", "image_grid_pinpoints"},
+                  {"/image_grid_pinpoints", "[(56, 112)", "image_grid_pinpoints"},
+                  {"/image_aspect_ratio", "pad", "mm_patch_merge_type"}});
+  EditJson(original / "config.json", [](json& config) {
+    config["image_aspect_ratio"] = "pad";
+    config["mm_patch_merge_type"] = "flat";
+  });
+  EXPECT_THAT(ErrorOf([&] { OpenLanguage(original); }), HasSubstr("surplus: model.image_newline"));
+  WriteBytes(nested / "model.safetensors",
+             ReadBytes(Fixtures() / "tiny-llava" / "model.safetensors"));
+  EXPECT_THAT(ErrorOf([&] { OpenLanguage(nested); }),
+              HasSubstr("missing: model.image_newline [96]"));
+}
+
+TEST(CheckpointConfigTest, ReadsMistralWithoutAWindow) {
+  const TempFolder folder;
+  const auto path = folder.CopyOf("tiny-llava");
+  const auto set = [&](const json& window) {
+    EditJson(path / "config.json", [&](json& config) {
+      auto& text = config["text_config"];
+      text["model_type"] = "mistral";
+      text["max_position_embeddings"] = 8192;
+      text["rope_theta"] = 1e6;
+      text["sliding_window"] = window;
+    });
+  };
+  for (const json& window : {json(nullptr), json(8192), json(9000)}) {
+    set(window);
+    const LanguageCheckpoint checkpoint = OpenLanguage(path);
+    EXPECT_EQ(checkpoint.chat_template->name(), "mistral_instruct");
+    const DecoderConfig& decoder = checkpoint.config.decoder;
+    EXPECT_EQ(decoder.num_kv_heads, 2);
+    EXPECT_EQ(decoder.rope_theta, 1e6);
+  }
+  set(8191);
+  EXPECT_THAT(ErrorOf([&] { OpenLanguage(path); }),
+              AllOf(HasSubstr("\"sliding_window\" is 8191"), HasSubstr("8192")));
+  EditJson(path / "config.json",
+           [](json& config) { config["text_config"].erase("sliding_window"); });
+  EXPECT_THAT(ErrorOf([&] { OpenLanguage(path); }),
+              HasSubstr("\"sliding_window\" is 4096 if it is missing"));
+}
+
+// What llava-hf/llava-v1.6-mistral-7b-hf leaves out is the default of another family.
+TEST(CheckpointConfigTest, FillsInMistralsDefaults) {
+  const TempFolder folder;
+  const JsonObject config(json::parse(R"({"model_type": "llava_next", "text_config":
+    {"model_type": "mistral", "max_position_embeddings": 32768, "rms_norm_eps": 1e-05,
+     "rope_theta": 1000000.0, "sliding_window": null, "vocab_size": 32064}})"),
+                          "config.json");
+  const LanguageConfig language = ReadHfLanguage(config, folder.path(), VisionConfig());
+  EXPECT_EQ(language.decoder.intermediate_size, 14336);
+  EXPECT_EQ(language.decoder.num_kv_heads, 8);
+  EXPECT_EQ(language.features.tile_size, 336);
+  ASSERT_EQ(language.features.grid.size(), 5u);
+  EXPECT_EQ(language.features.grid[0], (Resolution{672, 336}));
+  EXPECT_NO_THROW(CheckPair(language, VisionConfig(), "x"));
+}
+
 // llava-hf/llava-1.5-7b-hf leaves out whatever is transformers' default.
 TEST(CheckpointConfigTest, FillsInTransformersDefaults) {
   const TempFolder folder;
@@ -133,7 +246,7 @@ TEST(CheckpointConfigTest, FillsInTransformersDefaults) {
     "text_config": {"model_type": "llama", "max_position_embeddings": 4096, "rms_norm_eps": 1e-05,
     "vocab_size": 32064}})"),
                           "config.json");
-  const LanguageConfig language = ReadHfLanguage(config, folder.path(), 1024);
+  const LanguageConfig language = ReadHfLanguage(config, folder.path(), VisionConfig());
   EXPECT_EQ(language.decoder.hidden_size, 4096);
   EXPECT_EQ(language.decoder.intermediate_size, 11008);
   EXPECT_EQ(language.decoder.num_kv_heads, 32);
@@ -168,6 +281,26 @@ TEST(CheckpointConfigTest, OwnSchemaIsExact) {
       ReadLanguageConfig(JsonObject(json::parse(text.dump()), "x"), patches);
   EXPECT_EQ(patches, 577);
   EXPECT_EQ(ToJson(again, patches), text);
+
+  language.features = {ImageMode::kAnyres, -2, SelectFeature::kPatch, kCanvases, 56};
+  const json tiles = ToJson(language, 16);
+  const LanguageConfig tiled =
+      ReadLanguageConfig(JsonObject(json::parse(tiles.dump()), "x"), patches);
+  EXPECT_EQ(ToJson(tiled, patches), tiles);
+  EXPECT_EQ(tiled.features.grid, kCanvases);
+  EXPECT_THAT(ErrorOf([&] {
+                json odd = tiles;
+                odd["tower_patches"] = 17;
+                ReadLanguageConfig(JsonObject(odd, "c.json"), patches);
+              }),
+              HasSubstr("17 patches"));
+  for (const char* key : {"grid", "tile_size"}) {
+    EXPECT_FALSE(text["features"].contains(key)) << "old digests would change";
+    json without = tiles;
+    without["features"].erase(key);
+    EXPECT_THAT(ErrorOf([&] { ReadLanguageConfig(JsonObject(without, "c.json"), patches); }),
+                HasSubstr(key));
+  }
 
   json missing = text;
   missing["decoder"].erase("rope_theta");

@@ -17,6 +17,7 @@
 #include "tests/model/checkpoint/folders.h"
 #include "tests/model/checkpoint/llava_model.h"
 #include "tests/support/slowdown.h"
+#include "tests/support/tiny_next.h"
 
 namespace llava {
 namespace {
@@ -30,6 +31,45 @@ const std::string kEmoji = LLAVA_SOURCE_DIR "/deploy/models/emoji";
 
 LanguageCheckpoint OpenPacked(const fs::path& path) {
   return OpenLanguage(path, {"", "", /*verify=*/true, /*packed=*/true});
+}
+
+// From a folder of transformers to what is served, without a step of its own for tiles.
+TEST(PackedCommandsTest, ReadsPicturesInTiles) {
+  const TempFolder folder;
+  const std::string source = WriteTinyNext(folder.path() / "tiny-next").string();
+  const std::string root = (folder.path() / "repository").string();
+  const Outcome published =
+      LlavaModel("publish " + source + " --repository " + root + " --name next --self-test");
+  ASSERT_EQ(published.code, 0) << published.error;
+  for (const char* arithmetic : {"float32", "bfloat16"}) {
+    const Outcome verified =
+        LlavaModel("verify " + root + "/next --self-test " + std::string(arithmetic));
+    EXPECT_THAT(verified.output, HasSubstr(": ok, ")) << arithmetic << verified.error;
+  }
+  const SelfTest test = *OpenLanguage(root + "/next").self_test;
+  EXPECT_EQ(test.tensors.at("sizes").numel(), 2);
+  EXPECT_EQ(test.tensors.at("features").size(1), 3 * 16) << "the overview and two tiles";
+
+  const Outcome packed =
+      LlavaModel("quantize " + root + "/next " + root + "/next-int8 --dtype int8 --group 32");
+  ASSERT_EQ(packed.code, 0) << packed.error;
+  const LanguageCheckpoint plain = OpenLanguage(root + "/next"),
+                           read = OpenPacked(root + "/next-int8");
+  EXPECT_EQ(read.config.features.grid, plain.config.features.grid);
+  EXPECT_TRUE(read.tensors.tensors().contains("model.image_newline"));
+  EXPECT_EQ(LlavaModel("verify " + root + "/next-int8 --self-test int8").code, 0);
+  const auto parameters = [](const std::string& model) {
+    return json::parse(LlavaModel("inspect --json " + model).output)["parameters"].get<int64_t>();
+  };
+  EXPECT_EQ(parameters(root + "/next-int8"), parameters(root + "/next"));
+
+  const Outcome random = LlavaModel("random " + root + "/drawn --shape tiny --anyres --tokenizer " +
+                                    kEmoji + " --tower " + root + "/next-tower");
+  ASSERT_EQ(random.code, 0) << random.error;
+  const LanguageCheckpoint drawn = OpenPacked(root + "/drawn");
+  EXPECT_EQ(drawn.config.features.grid, plain.config.features.grid);
+  EXPECT_EQ(drawn.config.features.tile_size, 56);
+  EXPECT_TRUE(drawn.tensors.tensors().contains("model.image_newline"));
 }
 
 TEST(PackedCommandsTest, QuantizesIntoARepository) {

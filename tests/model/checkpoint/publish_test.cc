@@ -12,6 +12,7 @@
 #include "model/checkpoint/verified_files.h"
 #include "model/checkpoint/version_folder.h"
 #include "tests/model/checkpoint/folders.h"
+#include "tests/support/tiny_next.h"
 
 namespace llava {
 namespace {
@@ -56,6 +57,23 @@ TEST(PublishTest, ReadingBackIsExact) {
     EXPECT_THAT(ErrorOf([&] { OpenTower(language_path); }), HasSubstr(ToHex(tower.digest)));
     EXPECT_THAT(ErrorOf([&] { OpenLanguage(tower_path); }), HasSubstr("vision tower"));
   }
+}
+
+// What lays out a picture's tiles belongs to the projector, not to the decoder.
+TEST(PublishTest, TilesComeBack) {
+  const TempFolder folder;
+  const LanguageCheckpoint tiles = OpenLanguage(WriteTinyNext(folder.path() / "next"));
+  const LanguageCheckpoint plain = OpenLanguage(Fixtures() / "tiny-llava");
+  const auto root = folder.path() / "repository";
+  const LanguageCheckpoint read = OpenLanguage(PublishLanguage(tiles, root, "next"));
+  ExpectSameTensors(tiles.tensors, read.tensors);
+  EXPECT_EQ(ToJson(read.config, read.tower_patches), ToJson(tiles.config, tiles.tower_patches));
+  EXPECT_EQ(read.config.features.grid, tiles.config.features.grid);
+  const Manifest manifest = Manifest::Read(root / "next/1");
+  const Manifest before = Manifest::Read(PublishLanguage(plain, root, "plain"));
+  EXPECT_EQ(manifest.decoder_digest, before.decoder_digest);
+  EXPECT_NE(manifest.projector_digest, before.projector_digest);
+  EXPECT_EQ(manifest.tower_digest, before.tower_digest);
 }
 
 // In the order in which they are loaded, so that loading begins before all is read.

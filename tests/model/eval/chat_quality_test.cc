@@ -41,9 +41,9 @@ QualityOptions FewQuestions() {
 
 class SeesNothing : public PictureReader {
  public:
-  at::Tensor Features(const Scene&) const override {
+  PictureFeatures Features(const Scene&) const override {
     const Shipped& shipped = Model();
-    return at::zeros({shipped.eye.config.num_patches(), shipped.eye.config.hidden_size});
+    return {at::zeros({shipped.eye.config.num_patches(), shipped.eye.config.hidden_size}), {}};
   }
 };
 
@@ -79,7 +79,7 @@ TEST(MeasureQualityTest, TheOracleReadsTheTokensItIsGiven) {
   options.blind = options.majority = false;
   const Shipped& shipped = Model();
   options.oracle = [&shipped](const Scene& scene) {
-    const at::Tensor features = shipped.reader.Features(scene);
+    const at::Tensor features = shipped.reader.Features(scene).rows;
     return shipped.model.Project({&features, 1})[0];
   };
   const Quality quality = MeasureQuality(shipped.model, SeesNothing(), options);
@@ -92,7 +92,7 @@ TEST(MeasureQualityTest, TheOracleReadsTheTokensItIsGiven) {
 
 TEST(MeasureQualityTest, RefusesAReaderOfAnotherShape) {
   class Odd : public PictureReader {
-    at::Tensor Features(const Scene&) const override { return at::zeros({3, 5}); }
+    PictureFeatures Features(const Scene&) const override { return {at::zeros({3, 5}), {}}; }
   };
   EXPECT_THROW(MeasureQuality(Model().model, Odd(), FewQuestions()), std::invalid_argument);
 }

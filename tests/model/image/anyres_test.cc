@@ -9,6 +9,7 @@
 #include <string>
 #include <string_view>
 
+#include "model/config/picture_shape.h"
 #include "model/digest/sha256.h"
 
 namespace llava {

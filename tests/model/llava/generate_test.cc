@@ -94,7 +94,7 @@ TEST(GenerateTest, StopsWhenTheContextIsFull) {
 TEST(GeneratorTest, AnswersAsGenerateWhateverWasAskedBefore) {
   const Llava model = TinyLlava();
   const std::vector<at::Tensor> features = {TinyFeatures(1)};
-  Generator generator(model, model.Project(features).unbind());
+  Generator generator(model, model.Project(features));
   std::vector<int32_t> follow_up = kPrompt;
   const auto first = Generate(model, kPrompt, features, {}, Twenty());
   follow_up.insert(follow_up.end(), first.ids.begin(), first.ids.end());
@@ -116,7 +116,7 @@ TEST(GeneratorTest, AnswersAsGenerateWhateverWasAskedBefore) {
 TEST(GeneratorTest, GoesOnAfterAPromptThatWasRefused) {
   const Llava model = TinyLlava();
   const std::vector<at::Tensor> features = {TinyFeatures(1)};
-  Generator generator(model, model.Project(features).unbind());
+  Generator generator(model, model.Project(features));
   generator.Reply(kPrompt, {}, Twenty());
   const std::vector<int32_t> unknown = {1, kImageToken, 30, 99999}, no_picture = {1, 30};
   EXPECT_THROW(generator.Reply(unknown, {}, Twenty()), std::invalid_argument);

@@ -73,10 +73,13 @@ TEST(LlavaTest, EmbedIsProjectAndSplice) {
   const Llava model = TinyLlava();
   const std::vector<int32_t> ids = {1, kImage, 4, kImage};
   const std::vector<at::Tensor> features = {TinyFeatures(1), TinyFeatures(2)};
-  const at::Tensor projected = model.Project(features);
-  EXPECT_EQ(projected.sizes(), (std::vector<int64_t>{2, 9, 36}));
-  EXPECT_TRUE(at::equal(model.Splice(ids, projected.unbind()), model.Embed(ids, features)));
-  EXPECT_THAT(ErrorOf([&] { model.Splice(ids, projected.unbind().front().unsqueeze(0).unbind()); }),
+  const std::vector<at::Tensor> projected = model.Project(features);
+  ASSERT_EQ(projected.size(), 2u);
+  EXPECT_EQ(projected[1].sizes(), (std::vector<int64_t>{9, 36}));
+  EXPECT_TRUE(at::equal(model.Splice(ids, projected), model.Embed(ids, features)));
+  EXPECT_THAT(ErrorOf([&] {
+                model.Splice(ids, {&projected[0], 1});
+              }),
               testing::AllOf(testing::HasSubstr("2 image marks"), testing::HasSubstr("1 picture")));
   EXPECT_THAT(ErrorOf([&] { model.Splice(ids, features); }),
               testing::AllOf(testing::HasSubstr("[9, 24]"), testing::HasSubstr("[9, 36]")));

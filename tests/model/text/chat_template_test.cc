@@ -37,7 +37,8 @@ const std::vector<ChatMessage> kChat = {User("Q1", 1), Assistant("A1"), User("Q2
 
 TEST(ChatTemplateTest, BuiltInOnesAreTheFilesOfTheFolder) {
   EXPECT_THAT(ChatTemplate::BuiltinNames(),
-              testing::UnorderedElementsAre("plain", "v0", "v1", "llava_v0", "llava_v1", "emoji"));
+              testing::UnorderedElementsAre("plain", "v0", "v1", "llava_v0", "llava_v1",
+                                            "mistral_instruct", "emoji"));
   for (const std::string& name : ChatTemplate::BuiltinNames()) {
     const ChatTemplate t = ChatTemplate::Builtin(name);
     EXPECT_EQ(t.name(), name);
@@ -76,6 +77,7 @@ TEST(ChatTemplateTest, RendersPrompts) {
   EXPECT_EQ(render("v0"), "SYS###Human: <image>\nQ1###Assistant: A1###Human: Q2###Assistant:");
   EXPECT_EQ(render("llava_v0"), render("v0"));
   EXPECT_EQ(render("plain"), "<image>Q1A1\nQ2");
+  EXPECT_EQ(render("mistral_instruct"), "[INST] <image>\nQ1 [/INST] A1 </s>[INST] Q2 [/INST]");
   EXPECT_EQ(render("emoji"), "USER:<image>Q1ASSISTANT:A1</s>USER:Q2ASSISTANT:");
   EXPECT_THAT(ChatTemplate::Builtin("v0").stop(), ElementsAre("###"));
   EXPECT_TRUE(ChatTemplate::Builtin("v1").stop().empty());

@@ -216,6 +216,52 @@ TEST_F(ChatTest, CountsTokensOfTheNextPrompt) {
             grpc::StatusCode::NOT_FOUND);
 }
 
+// A model of the anyres mode has to know the sizes of the pictures: they come with the features.
+TEST_F(ChatTest, CountsTokensWhereFeaturesTellThem) {
+  FakeLlm::Behaviour behaviour;
+  behaviour.count_by_features = true;
+  llm_.Set(behaviour);
+  StartGateway();
+  const std::string session = NewSession();
+  v1::ChatServiceCountTokensRequest request;
+  request.set_session_id(session);
+  request.set_text("three four");
+  request.add_images()->set_data(FakePicture(2, 7, 5));
+  v1::ChatServiceCountTokensResponse counts;
+  auto status = stub_->CountTokens(Context().get(), request, &counts);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(counts.image_tokens(), 4U);
+  EXPECT_EQ(vision_.encodes(), 1);
+  EXPECT_EQ(llm_.last_put().image_width(), 7U);
+  EXPECT_EQ(llm_.last_put().image_height(), 5U);
+  // The question about the same picture finds its features there.
+  Ask(Question(session, "three four", {FakePicture(2, 7, 5)}));
+  EXPECT_EQ(vision_.encodes(), 1);
+  EXPECT_EQ(llm_.puts(), 1);
+
+  // Who forgets what was just brought is asked no third time.
+  behaviour.forget_features = true;
+  llm_.Set(behaviour);
+  status = stub_->CountTokens(Context().get(), request, &counts);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE) << status.error_message();
+  EXPECT_THAT(status.error_message(), HasSubstr("did not keep the features"));
+}
+
+TEST_F(ChatTest, DropsOldTurnsWhereFeaturesTellTheirTokens) {
+  FakeLlm::Behaviour behaviour;
+  behaviour.count_by_features = true;
+  llm_.Set(behaviour);
+  StartGateway();
+  v1::CreateSessionRequest create;
+  create.set_context_overflow(v1::CONTEXT_OVERFLOW_DROP_OLDEST_TURNS);
+  v1::CreateSessionResponse created;
+  ASSERT_TRUE(stub_->CreateSession(Context().get(), create, &created).ok());
+  const auto answer = Ask(Question(created.session().id(), "what is it", {FakePicture(3)}));
+  EXPECT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_EQ(llm_.puts(), 1) << "brought for the counting";
+  EXPECT_THAT(answer.text, HasSubstr("pictures: 1"));
+}
+
 TEST_F(ChatTest, ListsModels) {
   StartGateway();
   v1::ChatServiceListModelsResponse models;

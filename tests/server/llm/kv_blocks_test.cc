@@ -241,17 +241,25 @@ TEST(KvBlocksTest, WithoutRoomForACopyAPartIsNotShared) {
 
 TEST(KvBlocksTest, RowsOfPicturesAreNamedAfterTheirFeatures) {
   const std::vector<int32_t> ids = {1, kImageToken, 7, kImageToken};
-  const auto rows = RowsOf(ids, std::vector<std::string>{"a", "b"}, 3);
+  const std::vector<int64_t> three = {3, 3};
+  const auto rows = RowsOf(ids, std::vector<std::string>{"a", "b"}, three);
   ASSERT_EQ(rows.size(), 8u);
   EXPECT_EQ(rows[0], RowKey::Token(1));
   EXPECT_EQ(rows[4], RowKey::Token(7));
   for (size_t i = 0; i < rows.size(); ++i) {
     for (size_t j = 0; j < i; ++j) EXPECT_NE(rows[i], rows[j]);
   }
-  const auto same = RowsOf(ids, std::vector<std::string>{"a", "a"}, 3);
+  const auto same = RowsOf(ids, std::vector<std::string>{"a", "a"}, three);
   EXPECT_EQ(same[1], rows[1]);
   EXPECT_EQ(same[5], same[1]) << "the same picture again";
   EXPECT_NE(same[5], rows[5]);
+  const std::vector<int64_t> two_and_four = {2, 4};
+  const auto other = RowsOf(ids, std::vector<std::string>{"a", "b"}, two_and_four);
+  ASSERT_EQ(other.size(), 8u);
+  EXPECT_EQ(other[1], rows[1]);
+  EXPECT_EQ(other[3], RowKey::Token(7)) << "the first picture has two rows";
+  EXPECT_EQ(other[4], rows[5]);
+  EXPECT_NE(other[7], rows[7]) << "the second one a row more";
 }
 
 // Sequences that come, grow, are set back and leave in every way.

@@ -8,6 +8,7 @@
 #include <stdexcept>
 
 #include "model/checkpoint/checkpoint.h"
+#include "model/image/anyres.h"
 #include "model/image/decode.h"
 #include "model/image/image.h"
 #include "model/nn/clip.h"
@@ -27,19 +28,32 @@ TestFeatures ComputeFeatures(const std::filesystem::path& tower_path,
   const ClipTower tower(checkpoint.config, checkpoint.tensors, at::kCPU, at::kFloat);
   const PreprocessConfig& preprocess = checkpoint.config.preprocess;
   const Image image = DecodeImage({reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()});
-  std::vector<float> pixels = NormalizePixels(
-      FitToTower(image,
-                 spec.image_mode() == v1::IMAGE_MODE_PAD ? ImageMode::kPad : ImageMode::kCrop,
-                 preprocess),
-      preprocess);
+  std::vector<Image> inputs;
+  if (spec.image_mode() == v1::IMAGE_MODE_ANYRES) {
+    std::vector<Resolution> grid;
+    for (const v1::GridPoint& point : spec.grid()) {
+      grid.push_back({static_cast<int>(point.width()), static_cast<int>(point.height())});
+    }
+    inputs = AnyresTiles(image, grid, preprocess);
+  } else {
+    const bool pad = spec.image_mode() == v1::IMAGE_MODE_PAD;
+    inputs = {FitToTower(image, pad ? ImageMode::kPad : ImageMode::kCrop, preprocess)};
+  }
+  std::vector<float> pixels;
+  for (const Image& input : inputs) {
+    const std::vector<float> values = NormalizePixels(input, preprocess);
+    pixels.insert(pixels.end(), values.begin(), values.end());
+  }
   FeatureConfig features;
   features.select_layer = spec.select_layer();
-  const int64_t side = preprocess.image_size;
+  const int64_t side = preprocess.image_size, count = static_cast<int64_t>(inputs.size());
   const at::Tensor result =
-      tower.Features(at::from_blob(pixels.data(), {1, 3, side, side}, at::kFloat), features)
-          .squeeze(0)
+      tower.Features(at::from_blob(pixels.data(), {count, 3, side, side}, at::kFloat), features)
+          .flatten(0, 1)
           .contiguous();
   TestFeatures out;
+  out.header.set_image_width(static_cast<uint32_t>(image.width));
+  out.header.set_image_height(static_cast<uint32_t>(image.height));
   out.bytes.assign(static_cast<const char*>(result.const_data_ptr()), result.nbytes());
   *out.header.mutable_key() = MakeFeatureKey(HashBytes(bytes), spec, "test-f32");
   *out.header.mutable_tensor() =
@@ -59,8 +73,7 @@ LlmTestServer::LlmTestServer(LlmOptions options) {
     throw std::runtime_error(status.ToString());
   }
   backend_ = std::make_shared<LlmBackend>(
-      LanguageModelInfo(engine_->info(), engine_->image_tokens(), options.context_tokens,
-                        options.DefaultSampling()),
+      LanguageModelInfo(engine_->info(), options.context_tokens, options.DefaultSampling()),
       *engine_, *store_);
   service_ = std::make_unique<LlmService>(options.service, admission_, metrics_);
   service_->Route(backend_);

@@ -30,10 +30,11 @@ class PromptTest : public ::testing::Test {
 
   const std::shared_ptr<const Tokenizer> tokenizer_ =
       std::make_shared<Tokenizer>(Tokenizer::Load(FixturesDir() / "tiny-llava"));
-  const PromptBuilder builder_{
-      tokenizer_,
-      std::make_shared<ChatTemplate>(ChatTemplate::Builtin("v1")),
-      {.image_tokens = 10, .context_tokens = 100, .spec_digest = std::string(32, 's')}};
+  const PromptBuilder builder_{tokenizer_,
+                               std::make_shared<ChatTemplate>(ChatTemplate::Builtin("v1")),
+                               {.pictures = PictureShape(FeatureConfig(), 10),
+                                .context_tokens = 100,
+                                .spec_digest = std::string(32, 's')}};
   v1::FeatureKey key_;
   v1::GenerateRequest request_;
 };
@@ -48,6 +49,7 @@ TEST_F(PromptTest, CountsTextAndPicturesApart) {
   const auto with = Build();
   ASSERT_TRUE(with.ok()) << with.status();
   EXPECT_EQ(with->image_tokens, 20);
+  EXPECT_EQ(with->picture_tokens, (std::vector<int64_t>{10, 10}));
   EXPECT_EQ(with->images.size(), 2u);
   EXPECT_EQ(std::count(with->ids.begin(), with->ids.end(), kImageToken), 2);
   EXPECT_EQ(with->tokens(), with->text_tokens + 20);

@@ -138,7 +138,6 @@ class RuleRunner : public ModelRunner {
   void CopyBlock(int32_t from, int32_t to) override { memory_.at(to) = memory_.at(from); }
   int64_t num_blocks() const override { return static_cast<int64_t>(memory_.size()); }
   uint64_t weight_bytes() const override { return 100; }
-  int64_t image_tokens() const override { return 4; }
 
  private:
   static constexpr int64_t kWidth = 1000, kTokens = KvBlocks::kTokens;
@@ -218,7 +217,8 @@ inline LoadedLanguage RuleModel(int workers, RunnerFactory factory) {
   LoadedLanguage model;
   model.info.name = "rules";
   model.info.tokenizer = std::make_shared<Tokenizer>(Tokenizer::Load(FixturesDir() / "tiny-llava"));
-  model.info.feature_rows = model.info.feature_width = 1;
+  model.info.pictures = PictureShape(FeatureConfig(), 4);
+  model.info.feature_width = 1;
   model.info.kv_block_bytes = 160;
   model.info.workers = workers;
   model.factory = std::move(factory);

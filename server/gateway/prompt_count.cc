@@ -1,0 +1,64 @@
+#include "server/gateway/prompt_count.h"
+
+#include <utility>
+
+#include "server/runtime/status.h"
+
+namespace llava {
+namespace {
+
+// For who did not keep what it was given.
+constexpr std::chrono::milliseconds kBringAgain{1000};
+
+}  // namespace
+
+void PromptCount::Start(const TurnParts& parts, const Prompt& prompt, const Route& route,
+                        std::shared_ptr<Backend> llm, const std::string& request_id,
+                        std::chrono::system_clock::time_point deadline, Done done) {
+  const std::shared_ptr<PromptCount> count(
+      new PromptCount(parts, prompt, route, std::move(llm), request_id, deadline, std::move(done)));
+  count->Ask(FeatureKeys(prompt.DistinctImages(), route));
+}
+
+PromptCount::PromptCount(const TurnParts& parts, const Prompt& prompt, const Route& route,
+                         std::shared_ptr<Backend> llm, const std::string& request_id,
+                         std::chrono::system_clock::time_point deadline, Done done)
+    : parts_(parts),
+      prompt_(prompt),
+      route_(route),
+      llm_(std::move(llm)),
+      request_id_(request_id),
+      deadline_(deadline),
+      done_(std::move(done)) {}
+
+void PromptCount::Ask(const std::map<std::string, v1::FeatureKey>& keys) {
+  *request_.mutable_model() = route_.model.model();
+  request_.clear_messages();
+  FillMessages(prompt_, keys, request_.mutable_messages());
+  grpc::ClientContext& context = *context_.emplace(*llm_).get();
+  context.set_deadline(deadline_);
+  context.AddMetadata("x-request-id", request_id_);
+  llm_->generator().async()->CountTokens(&context, &request_, &response_,
+                                         [self = shared_from_this()](const grpc::Status& status) {
+                                           self->OnAnswer(FromGrpc(status));
+                                         });
+}
+
+void PromptCount::OnAnswer(const absl::Status& status) {
+  if (status.ok()) return done_(response_);
+  v1::MissingFeatures missing;
+  if (!GetDetail(status, &missing)) return done_(llm_->Explain(status));
+  for (const v1::FeatureKey& key : missing.keys()) llm_->features().Remove(key);
+  if (std::exchange(brought_, true)) {
+    return done_(llm_->Explain(OverloadedError(
+        "it did not keep the features of the pictures that it was just given", kBringAgain)));
+  }
+  FeatureDelivery::Create(parts_, prompt_, route_, llm_, request_id_, /*priority=*/0, deadline_,
+                          [self = shared_from_this()](auto outcome) {
+                            if (!outcome.ok()) return self->done_(outcome.status());
+                            self->Ask(outcome->keys);
+                          })
+      ->Start();
+}
+
+}  // namespace llava

@@ -1,0 +1,52 @@
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "llava/v1/llm.pb.h"
+#include "server/gateway/feature_delivery.h"
+#include "server/gateway/prompt.h"
+#include "server/gateway/turn_parts.h"
+
+namespace llava {
+
+// Asks an LLM service how long a prompt is. A model of the anyres mode has to know its pictures for
+// that: features that it lacks are brought to it, once. Lives in its callbacks.
+class PromptCount : public std::enable_shared_from_this<PromptCount> {
+ public:
+  // An error tells the service that failed (Backend::Explain).
+  using Done = std::function<void(absl::StatusOr<v1::CountTokensResponse>)>;
+
+  // `prompt` must live until `done`, which runs once, on a thread of gRPC or of the store.
+  static void Start(const TurnParts& parts, const Prompt& prompt, const Route& route,
+                    std::shared_ptr<Backend> llm, const std::string& request_id,
+                    std::chrono::system_clock::time_point deadline, Done done);
+
+ private:
+  PromptCount(const TurnParts& parts, const Prompt& prompt, const Route& route,
+              std::shared_ptr<Backend> llm, const std::string& request_id,
+              std::chrono::system_clock::time_point deadline, Done done);
+
+  void Ask(const std::map<std::string, v1::FeatureKey>& keys);
+  void OnAnswer(const absl::Status& status);
+
+  const TurnParts& parts_;
+  const Prompt& prompt_;
+  const Route route_;
+  const std::shared_ptr<Backend> llm_;
+  const std::string request_id_;
+  const std::chrono::system_clock::time_point deadline_;
+  const Done done_;
+  bool brought_ = false;  // features, once
+  std::optional<CallContext> context_;
+  v1::CountTokensRequest request_;
+  v1::CountTokensResponse response_;
+};
+
+}  // namespace llava
