@@ -58,7 +58,7 @@ class ServingModel {
                               const ServingOptions& options);
 
   ServingDecoder& decoder() const { return *decoder_; }
-  at::Device device() const { return projector_options_.device(); }
+  at::Device device() const { return device_; }
   // Features of one picture of `size` pixels, [picture_shape().NumRows(size), Dv] of any dtype and
   // device -> its rows [N, D], as Step takes them. Throws std::invalid_argument on another shape.
   at::Tensor Project(const at::Tensor& features, Resolution size) const;

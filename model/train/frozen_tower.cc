@@ -36,9 +36,9 @@ std::string OriginOf(const TowerCheckpoint& checkpoint, const FrozenTowerOptions
   return "tower " + ToHex(checkpoint.digest) + " layer " + std::to_string(features.select_layer) +
          (features.select_feature == SelectFeature::kPatch ? " patch" : " cls_patch") +
          (features.image_mode == ImageMode::kPad ? " pad" : " crop") +
-         (options.device.is_cpu()
-              ? ""
-              : " " + c10::DeviceTypeName(options.device.type(), /*lower_case=*/true));
+         (options.device.is_cpu() ? ""
+                                  : std::string(1, ' ') + c10::DeviceTypeName(options.device.type(),
+                                                                              /*lower_case=*/true));
 }
 
 // Kernels of this thread run on it alone.

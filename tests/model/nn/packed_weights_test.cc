@@ -308,7 +308,9 @@ TEST_F(PackedWeightsTest, NumbersThatAreNoneAreFound) {
     if (!integers) continue;
     EXPECT_EQ(with({64 + panel + block + 6}), 1u);
     EXPECT_EQ(with({64 + 64}), 0u);  // values
-    if (matrix.num_outliers() > 0) EXPECT_EQ(with({good.size(0) - 2}), 1u);
+    if (matrix.num_outliers() > 0) {
+      EXPECT_EQ(with({good.size(0) - 2}), 1u);
+    }
   }
 }
 

@@ -59,7 +59,9 @@ class TokenChoiceTest : public cuda::KernelTest {
       const at::Tensor host = ids.cpu();
       const std::vector<int32_t> drawn(host.const_data_ptr<int32_t>(),
                                        host.const_data_ptr<int32_t>() + host.numel());
-      if (backwards) EXPECT_EQ(drawn, found);
+      if (backwards) {
+        EXPECT_EQ(drawn, found);
+      }
       found = drawn;
     }
     return found;
