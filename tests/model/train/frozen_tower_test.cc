@@ -54,7 +54,8 @@ TEST_F(FrozenTowerTest, CachesGiveTheSameBits) {
   EXPECT_EQ(memory.counts().computed, 1) << "named by content";
   EXPECT_EQ(memory.counts().from_memory, 2);
 
-  const FrozenTowerOptions with_file{.cache_file = scratch_.path() / "features"};
+  FrozenTowerOptions with_file;
+  with_file.cache_file = scratch_.path() / "features";
   {
     const FrozenTower first(checkpoint_, with_file);
     first.Features(picture_);

@@ -64,7 +64,11 @@ class FakeServable : public Servable {
   std::atomic<int>& alive_;
   const std::atomic<bool>& stays_;
   mutable Mutex mutex_;
-  ServableLoad load_ LLAVA_GUARDED_BY(mutex_) = {.weight_bytes = 1000};
+  ServableLoad load_ LLAVA_GUARDED_BY(mutex_) = [] {
+    ServableLoad load;
+    load.weight_bytes = 1000;
+    return load;
+  }();
 };
 
 // "good" loads, anything else is INVALID_ARGUMENT; "huge" takes 100 times the memory; "late-broken"
