@@ -9,9 +9,9 @@
 namespace llava {
 namespace {
 
-// More bytes than a token of common text has: a turn is thought to be short, so that rather one
+// Fewer bytes than a token of common text has: a turn is thought to be long, so that rather one
 // more round is needed than a turn dropped that could stay.
-constexpr int64_t kBytesPerToken = 6;
+constexpr int64_t kBytesPerToken = 2;
 
 }  // namespace
 

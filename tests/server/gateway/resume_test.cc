@@ -398,6 +398,23 @@ TEST_F(ResumeTest, DeathsAreCountedAcrossProcesses) {
   EXPECT_THAT(rest.status.error_message(), HasSubstr("given up"));
 }
 
+TEST_F(ResumeTest, NoTurnMakesRoomThatNeedNot) {
+  v1::ModelInfo small = FakeLanguageModel("emoji", 1);
+  small.set_context_tokens(60);  // words; a turn has 20
+  llm_.models().Set({small});
+  StartGateway();
+  v1::CreateSessionRequest create;
+  create.set_context_overflow(v1::CONTEXT_OVERFLOW_DROP_OLDEST_TURNS);
+  create.mutable_sampling()->set_max_new_tokens(4);
+  const std::string session = NewSession(create);
+  for (int i = 0; i < 4; ++i) {
+    ASSERT_TRUE(Ask(Question(session, "a b c d e f g h")).status.ok()) << i;
+  }
+  const auto turns = Turns(session);
+  EXPECT_TRUE(turns.at(0).dropped_from_context());
+  EXPECT_FALSE(turns.at(1).dropped_from_context()) << "12 words too many, and the first has 20";
+}
+
 TEST_F(ResumeTest, OldTurnsMakeRoomIfTheSessionSaysSo) {
   v1::ModelInfo small = FakeLanguageModel("emoji", 1);
   small.set_context_tokens(32);  // the fake counts words
