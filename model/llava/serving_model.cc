@@ -195,7 +195,8 @@ ServingModel::ServingModel(const LanguageCheckpoint& checkpoint, at::Device devi
       decoder_ = MakeGpuDecoder(config.decoder, packed, device, options.kv_bytes);
     }
   } else {
-    auto read = ReadDecoderWeights(config.decoder, checkpoint.tensors, device, dtype);
+    auto read =
+        ReadDecoderWeights(config.decoder, checkpoint.tensors, device, dtype, /*join=*/true);
     decoder_ = MakeGpuDecoder(config.decoder, std::move(read), options.kv_bytes);
   }
   checkpoint.tensors.Finish();  // nothing that is being checked still is used

@@ -1,17 +1,9 @@
 #include "model/nn/cuda_weights.h"
 
-#include <ATen/ops/cat.h>
 #include <ATen/ops/tensor.h>
 #include <c10/core/InferenceMode.h>
 
 namespace llava {
-namespace {
-
-at::Tensor Whole(const at::Tensor& whole, at::TensorList parts) {
-  return whole.defined() ? whole : at::cat(parts);
-}
-
-}  // namespace
 
 uint64_t CudaDecoderWeights::step_bytes() const {
   uint64_t sum = norm.nbytes() + lm_head.bytes();
@@ -39,9 +31,9 @@ CudaDecoderWeights ToCuda(const DecoderWeights& weights) {
   for (const DecoderLayer& layer : weights.layers) {
     result.layers.push_back({.input_norm = layer.input_norm,
                              .post_attention_norm = layer.post_attention_norm,
-                             .qkv = CudaMatrix(Whole(layer.qkv, {layer.q, layer.k, layer.v})),
+                             .qkv = CudaMatrix(layer.qkv),
                              .o = CudaMatrix(layer.o),
-                             .gate_up = CudaMatrix(Whole(layer.gate_up, {layer.gate, layer.up})),
+                             .gate_up = CudaMatrix(layer.gate_up),
                              .down = CudaMatrix(layer.down)});
   }
   return result;

@@ -31,8 +31,8 @@ struct CudaDecoderWeights {
   uint64_t step_bytes() const;  // what a step reads: all but the embedding
 };
 
-// Takes the weights, all of one device, over. Throws std::invalid_argument for other types than
-// float32 and bfloat16.
+// Joined weights (ReadDecoderWeights), whose memory is shared. Throws std::invalid_argument
+// for other types than float32 and bfloat16.
 CudaDecoderWeights ToCuda(const DecoderWeights& weights);
 // Copies packed weights onto the device; norms in the type of the embedding.
 CudaDecoderWeights ToCuda(const PackedDecoderWeights& weights, at::Device device);

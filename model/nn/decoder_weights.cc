@@ -41,7 +41,7 @@ uint64_t DecoderWeights::bytes() const {
 }
 
 DecoderWeights ReadDecoderWeights(const DecoderConfig& config, const TensorSource& tensors,
-                                  at::Device device, at::ScalarType dtype) {
+                                  at::Device device, at::ScalarType dtype, bool join) {
   if (config.quantization) {
     throw std::runtime_error("the decoder is packed for serving on the CPU (" +
                              config.quantization->Describe() +
@@ -64,8 +64,7 @@ DecoderWeights ReadDecoderWeights(const DecoderConfig& config, const TensorSourc
     layer.gate = reader.Read(name + "mlp.gate_proj.weight", {inner, width});
     layer.up = reader.Read(name + "mlp.up_proj.weight", {inner, width});
     layer.down = reader.Read(name + "mlp.down_proj.weight", {width, inner});
-    // At once: what the parts lay in takes those of the next layer.
-    if (!device.is_cpu() && reader.complete()) {
+    if (join && reader.complete()) {
       layer.qkv = Join({&layer.q, &layer.k, &layer.v});
       layer.gate_up = Join({&layer.gate, &layer.up});
     }

@@ -16,7 +16,7 @@ struct DecoderLayer {
   at::Tensor input_norm, post_attention_norm;  // [D]
   at::Tensor q, k, v, o;                       // [H Dh, D], [Hkv Dh, D] x 2, [D, H Dh]
   at::Tensor gate, up, down;                   // [F, D] x 2, [D, F]
-  // On a GPU the whole tensors of which q, k and v, and gate and up, are parts; else undefined.
+  // Joined: what q, k and v, and gate and up, are parts of; else undefined.
   at::Tensor qkv{}, gate_up{};
 };
 
@@ -29,8 +29,10 @@ struct DecoderWeights {
   uint64_t bytes() const;  // a tied head counts once
 };
 
-// Throws std::runtime_error naming every tensor that is missing or misshapen.
+// `join`: with qkv and gate_up, as ToCuda takes them. Each is joined as soon as it is read, so that
+// the memory of its parts serves the next layer. Not for training, whose parameters are tensors of
+// their own. Throws std::runtime_error naming every tensor that is missing or misshapen.
 DecoderWeights ReadDecoderWeights(const DecoderConfig& config, const TensorSource& tensors,
-                                  at::Device device, at::ScalarType dtype);
+                                  at::Device device, at::ScalarType dtype, bool join = false);
 
 }  // namespace llava

@@ -35,22 +35,20 @@ class Weights {
   Weights(at::Device device, const DecoderConfig& config) : device_(device), c_(config) {}
 
   CudaDecoderWeights Plain() const {
-    DecoderWeights weights;
-    weights.embed_tokens = Matrix(c_.vocab_size, c_.hidden_size);
-    weights.norm = Norm();
-    weights.lm_head = Matrix(c_.vocab_size, c_.hidden_size);
+    CudaDecoderWeights weights{.embed_tokens = Matrix(c_.vocab_size, c_.hidden_size),
+                               .norm = Norm(),
+                               .lm_head = CudaMatrix(Matrix(c_.vocab_size, c_.hidden_size)),
+                               .layers = {}};
     for (int64_t i = 0; i < c_.num_layers; ++i) {
-      weights.layers.push_back({.input_norm = Norm(),
-                                .post_attention_norm = Norm(),
-                                .q = Matrix(QWidth(), c_.hidden_size),
-                                .k = Matrix(KvWidth(), c_.hidden_size),
-                                .v = Matrix(KvWidth(), c_.hidden_size),
-                                .o = Matrix(c_.hidden_size, QWidth()),
-                                .gate = Matrix(c_.intermediate_size, c_.hidden_size),
-                                .up = Matrix(c_.intermediate_size, c_.hidden_size),
-                                .down = Matrix(c_.hidden_size, c_.intermediate_size)});
+      weights.layers.push_back(
+          {.input_norm = Norm(),
+           .post_attention_norm = Norm(),
+           .qkv = CudaMatrix(Matrix(QWidth() + 2 * KvWidth(), c_.hidden_size)),
+           .o = CudaMatrix(Matrix(c_.hidden_size, QWidth())),
+           .gate_up = CudaMatrix(Matrix(2 * c_.intermediate_size, c_.hidden_size)),
+           .down = CudaMatrix(Matrix(c_.hidden_size, c_.intermediate_size))});
     }
-    return ToCuda(std::move(weights));
+    return weights;
   }
 
   // All layers have the same weights, each in memory of its own.

@@ -42,10 +42,11 @@ class CudaLlamaAnswersTest : public cuda::KernelTest {
 
   CudaLlama Serving(at::ScalarType dtype) const {
     const DecoderConfig& config = checkpoint_.config.decoder;
-    return {config,
-            ToCuda(ReadDecoderWeights(config, checkpoint_.tensors, cuda::KernelDevice(), dtype)),
-            {.kv_bytes = static_cast<uint64_t>(
-                 kBlocks * KvBlockBytes(config, static_cast<int64_t>(c10::elementSize(dtype))))}};
+    return {
+        config,
+        ToCuda(ReadDecoderWeights(config, checkpoint_.tensors, cuda::KernelDevice(), dtype, true)),
+        {.kv_bytes = static_cast<uint64_t>(
+             kBlocks * KvBlockBytes(config, static_cast<int64_t>(c10::elementSize(dtype))))}};
   }
   // Of each prompt, its embeddings [T, D].
   std::vector<at::Tensor> Embedded(at::ScalarType dtype) const {

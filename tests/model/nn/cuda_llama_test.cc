@@ -44,7 +44,8 @@ class CudaLlamaTest : public cuda::KernelTest {
 
   static DecoderWeights Weights(const DecoderConfig& config, at::ScalarType dtype,
                                 at::Device device) {
-    return ReadDecoderWeights(config, MemoryTensors(RandomDecoder(config)), device, dtype);
+    return ReadDecoderWeights(config, MemoryTensors(RandomDecoder(config)), device, dtype,
+                              /*join=*/true);
   }
   static CudaLlama Make(const DecoderConfig& config, at::ScalarType dtype,
                         CudaLlamaOptions options = {}) {

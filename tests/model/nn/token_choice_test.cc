@@ -167,7 +167,7 @@ TEST_F(TokenChoiceTest, AStepDrawsForWhomItMayAndHandsOverTheOtherLogits) {
     return CudaLlama(
         config,
         ToCuda(ReadDecoderWeights(config, MemoryTensors(RandomDecoder(config)),
-                                  cuda::KernelDevice(), at::kFloat)),
+                                  cuda::KernelDevice(), at::kFloat, /*join=*/true)),
         {.kv_bytes = static_cast<uint64_t>(20 * KvBlockBytes(config, 4)), .graphs = graphs});
   };
   const int64_t known = config.vocab_size - 3;
