@@ -144,13 +144,15 @@ grpc::ServerUnaryReactor* ChatServiceImpl::DeleteSession(grpc::CallbackServerCon
     if (auto status = parts_.running.Add(id, "", nullptr); !status.ok()) {
       return call.Finish(status);
     }
-    parts_.store.DeleteSession(id, [this, call, id](const absl::Status& status) {
+    parts_.store.DeleteSession(id, [this, call, id](const absl::StatusOr<Removed>& removed) {
       parts_.running.Remove(id);
-      if (status.ok()) {
+      if (removed.ok()) {
         parts_.owners.Forget(id);
         parts_.journal.BeginFile();
+        parts_.vision.DropFeatures(removed->pictures);
+        parts_.llm.DropFeatures(removed->pictures);
       }
-      call.Finish(status);
+      call.Finish(removed.status());
     });
   };
   ForOwner(call, CheckSessionId(id), id, [this, id, remove] {

@@ -46,11 +46,11 @@ class ConversationStore {
   virtual void UpdateSession(v1::Session changes, google::protobuf::FieldMask mask,
                              Done<v1::Session> done) = 0;
   // Its pictures go too, unless another session has them.
-  virtual void DeleteSession(std::string id, std::function<void(absl::Status)> done) = 0;
+  virtual void DeleteSession(std::string id, Done<Removed> done) = 0;
   // Deletes sessions that nobody used for long, unless `busy` says so of their id or a turn of
-  // theirs is running. `done` gets the number of sessions.
+  // theirs is running.
   virtual void Expire(std::chrono::microseconds default_expiry,
-                      std::function<bool(const std::string&)> busy, Done<int64_t> done) = 0;
+                      std::function<bool(const std::string&)> busy, Done<Removed> done) = 0;
 
   // RESOURCE_EXHAUSTED: the session has its fill of pictures.
   virtual void AddImage(std::string session_id, StoredImage image,

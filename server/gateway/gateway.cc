@@ -69,7 +69,7 @@ Gateway::Gateway(const GatewayOptions& options, Metrics& metrics, std::unique_pt
       resumable_(options_.resume_grace),
       fetcher_(options_.picture_urls, options_.max_image_bytes, *metrics_),
       admission_(admission),
-      vision_({"vision", "llava-vision", "--vision"}, options_.vision, *metrics_,
+      vision_({"vision", "llava-vision", "--vision", /*encodes=*/true}, options_.vision, *metrics_,
               options_.backend_tls),
       llm_({"llm", "llava-llm", "--llm"}, options_.llm, *metrics_, options_.backend_tls),
       router_(vision_, llm_, options_.default_model, options_.canary_share),
@@ -90,6 +90,8 @@ Gateway::~Gateway() {
     house_changed_.NotifyAll();
   }
   if (housekeeper_.joinable()) housekeeper_.join();
+  MutexLock lock(house_mutex_);
+  while (expiring_) house_changed_.Wait(house_mutex_);  // it uses what goes before the store
 }
 
 void Gateway::TakeUpTurns() {
@@ -134,18 +136,30 @@ void Gateway::KeepHouse() {
     // Each rush leaves holes in another of malloc's arenas: without this, memory grows for hours
     // towards the sum of their peaks.
     malloc_trim(0);
-    store_->Expire(
-        options_.session_ttl, [this](const std::string& id) { return running_.Taken(id); },
-        [this](const absl::StatusOr<int64_t>& sessions) {
-          if (!sessions.ok()) {
-            LogWarning("sessions not expired",
-                       {{"error", std::string(sessions.status().message())}});
-          } else if (*sessions > 0) {
-            journal_->BeginFile();
-            LogInfo("sessions expired", {{"sessions", absl::StrCat(*sessions)}});
-          }
-        });
+    ExpireSessions();
   }
+}
+
+void Gateway::ExpireSessions() {
+  {
+    MutexLock lock(house_mutex_);
+    if (std::exchange(expiring_, true)) return;  // the store is slow
+  }
+  store_->Expire(
+      options_.session_ttl, [this](const std::string& id) { return running_.Taken(id); },
+      [this](const absl::StatusOr<Removed>& removed) {
+        if (!removed.ok()) {
+          LogWarning("sessions not expired", {{"error", std::string(removed.status().message())}});
+        } else if (removed->sessions > 0) {
+          journal_->BeginFile();
+          vision_.DropFeatures(removed->pictures);
+          llm_.DropFeatures(removed->pictures);
+          LogInfo("sessions expired", {{"sessions", absl::StrCat(removed->sessions)}});
+        }
+        MutexLock lock(house_mutex_);
+        expiring_ = false;
+        house_changed_.NotifyAll();
+      });
 }
 
 void Gateway::Start(OnReadiness on_readiness) {

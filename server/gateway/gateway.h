@@ -62,6 +62,7 @@ class Gateway {
   void Publish();
   // A thread of its own: answers that nobody reads, sessions that nobody uses.
   void KeepHouse();
+  void ExpireSessions();
 
   const GatewayOptions options_;
   const std::unique_ptr<ApiKeys> keys_;
@@ -96,6 +97,7 @@ class Gateway {
   Mutex house_mutex_;
   CondVar house_changed_;
   bool closing_ LLAVA_GUARDED_BY(house_mutex_) = false;
+  bool expiring_ LLAVA_GUARDED_BY(house_mutex_) = false;
   std::thread housekeeper_;
 };
 

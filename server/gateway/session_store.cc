@@ -259,25 +259,22 @@ void SessionStore::UpdateSession(v1::Session changes, google::protobuf::FieldMas
                     std::move(done));
 }
 
-void SessionStore::DeleteSession(std::string id, std::function<void(absl::Status)> done) {
-  using Ids = std::vector<std::string>;
-  Post<Ids>([id = std::move(id)](StoreTables& tables) { return tables.RemoveSession(id); },
-            [this, done = std::move(done)](absl::StatusOr<Ids> images) {
-              if (images.ok()) {
-                metrics_.sessions.Decrement();
-                RemoveFiles(*images);
-              }
-              done(images.status());
-            });
+void SessionStore::DeleteSession(std::string id, Done<Removed> done) {
+  Post<Removed>(
+      [id = std::move(id)](StoreTables& tables) -> absl::StatusOr<Removed> {
+        auto pictures = tables.RemoveSession(id);
+        if (!pictures.ok()) return pictures.status();
+        return Removed{1, *std::move(pictures)};
+      },
+      [this, done = std::move(done)](absl::StatusOr<Removed> removed) {
+        if (removed.ok()) RemoveFiles(*removed);
+        done(std::move(removed));
+      });
 }
 
 void SessionStore::Expire(std::chrono::microseconds default_expiry,
-                          std::function<bool(const std::string&)> busy, Done<int64_t> done) {
+                          std::function<bool(const std::string&)> busy, Done<Removed> done) {
   constexpr int64_t kAtOnce = 100;  // other requests wait meanwhile; the rest goes next time
-  struct Removed {
-    int64_t sessions = 0;
-    std::vector<std::string> images;
-  };
   Post<Removed>(
       [default_expiry, busy = std::move(busy)](StoreTables& tables) -> absl::StatusOr<Removed> {
         const int64_t now = NowMicros();
@@ -286,26 +283,27 @@ void SessionStore::Expire(std::chrono::microseconds default_expiry,
         Removed removed;
         for (const std::string& id : *expired) {
           if (busy(id)) continue;
-          auto images = tables.RemoveSession(id);
-          if (!images.ok()) return images.status();
-          removed.images.insert(removed.images.end(), images->begin(), images->end());
+          auto pictures = tables.RemoveSession(id);
+          if (!pictures.ok()) return pictures.status();
+          removed.pictures.insert(removed.pictures.end(), pictures->begin(), pictures->end());
           ++removed.sessions;
         }
         return removed;
       },
       [this, done = std::move(done)](absl::StatusOr<Removed> removed) {
-        if (!removed.ok()) return done(removed.status());
-        metrics_.sessions.Decrement(static_cast<double>(removed->sessions));
-        RemoveFiles(removed->images);
-        done(removed->sessions);
+        if (removed.ok()) RemoveFiles(*removed);
+        done(std::move(removed));
       },
       /*needs_uses=*/true);
 }
 
-void SessionStore::RemoveFiles(const std::vector<std::string>& ids) {
-  for (const std::string& id : ids) {
+void SessionStore::RemoveFiles(Removed& removed) {
+  metrics_.sessions.Decrement(static_cast<double>(removed.sessions));
+  std::erase_if(removed.pictures, [this](const std::string& id) {
     const auto known = tables_.HasImage(id);
-    if (!known.ok() || *known) continue;  // a stray file is swept at the next start
+    return !known.ok() || *known;  // a stray file is swept at the next start
+  });
+  for (const std::string& id : removed.pictures) {
     if (auto status = files_.Remove(id); !status.ok()) {
       LogWarning("picture file stays", {{"error", std::string(status.message())}});
     }

@@ -48,9 +48,9 @@ class SessionStore : public ConversationStore {
                     Done<SessionPage> done) override;
   void UpdateSession(v1::Session changes, google::protobuf::FieldMask mask,
                      Done<v1::Session> done) override;
-  void DeleteSession(std::string id, std::function<void(absl::Status)> done) override;
+  void DeleteSession(std::string id, Done<Removed> done) override;
   void Expire(std::chrono::microseconds default_expiry,
-              std::function<bool(const std::string&)> busy, Done<int64_t> done) override;
+              std::function<bool(const std::string&)> busy, Done<Removed> done) override;
   void AddImage(std::string session_id, StoredImage image,
                 std::function<void(absl::Status)> done) override;
   void ReadImage(std::string id, Done<std::string> done) override;
@@ -87,8 +87,9 @@ class SessionStore : public ConversationStore {
   // job fails that has written: nobody could take back that one alone.
   absl::Status RunTransaction(const std::deque<Job>& batch, bool guarded,
                               std::vector<absl::Status>& results);
-  // Files of pictures whose rows went with a committed deletion, unless they came back since.
-  void RemoveFiles(const std::vector<std::string>& ids);
+  // After a committed deletion: takes the files of its pictures away, but for those that came back
+  // since, and those out of `removed`.
+  void RemoveFiles(Removed& removed);
 
   const int lock_file_;
   const Options options_;

@@ -112,6 +112,12 @@ struct TurnResult {
   }
 };
 
+// What went with sessions that were deleted or expired.
+struct Removed {
+  int64_t sessions = 0;
+  std::vector<std::string> pictures;  // ids of those that no session holds any more
+};
+
 struct SessionPage {
   std::vector<v1::Session> sessions;
   std::string next_page_token;

@@ -1,5 +1,6 @@
 #include "server/llm/feature_store.h"
 
+#include <iterator>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -51,9 +52,29 @@ absl::Status FeatureStore::Put(const std::string& key, StoredFeatures features,
   bytes_ += size;
   recent_.push_front({key, std::move(shared), now + pin_time_});
   index_[key] = recent_.begin();
+  Show();
+  return absl::OkStatus();
+}
+
+FeatureStore::Place FeatureStore::Remove(Place place) {
+  bytes_ -= place->features->bytes.size();
+  index_.erase(place->key);
+  return recent_.erase(place);
+}
+
+void FeatureStore::Show() {
   bytes_gauge_.Set(static_cast<double>(bytes_));
   entries_gauge_.Set(static_cast<double>(recent_.size()));
-  return absl::OkStatus();
+}
+
+size_t FeatureStore::Drop(const PictureSet& pictures) {
+  MutexLock lock(mutex_);
+  const size_t before = recent_.size();
+  for (auto it = recent_.begin(); it != recent_.end();) {
+    it = pictures.contains(PictureOfKey(it->key)) ? Remove(it) : std::next(it);
+  }
+  Show();
+  return before - recent_.size();
 }
 
 bool FeatureStore::MakeRoom(uint64_t size, Clock::time_point now) {
@@ -71,9 +92,7 @@ bool FeatureStore::MakeRoom(uint64_t size, Clock::time_point now) {
   while (bytes_ + size > budget_bytes_ && it != recent_.begin()) {
     --it;
     if (needed(*it)) continue;
-    bytes_ -= it->features->bytes.size();
-    index_.erase(it->key);
-    it = recent_.erase(it);
+    it = Remove(it);
     evictions_.Increment();
   }
   return true;

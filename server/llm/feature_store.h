@@ -13,6 +13,7 @@
 #include "model/config/model_config.h"
 #include "server/runtime/metrics.h"
 #include "server/runtime/mutex.h"
+#include "server/wire/feature_key.h"
 
 namespace llava {
 
@@ -44,6 +45,10 @@ class FeatureStore {
   // Null if it is not there. Counts a hit or a miss.
   std::shared_ptr<const StoredFeatures> Get(const std::string& key);
 
+  // Forgets the features of these pictures, pinned or not; who holds a pointer keeps it. Returns
+  // how many were there.
+  size_t Drop(const PictureSet& pictures);
+
   uint64_t size_bytes() const;
   size_t entries() const;
 
@@ -56,6 +61,9 @@ class FeatureStore {
   // Drops the least recently used that nobody needs until `size` more bytes fit. False: they cannot
   // fit, and nothing was dropped.
   bool MakeRoom(uint64_t size, Clock::time_point now) LLAVA_REQUIRES(mutex_);
+  using Place = std::list<Entry>::iterator;
+  Place Remove(Place place) LLAVA_REQUIRES(mutex_);
+  void Show() LLAVA_REQUIRES(mutex_);
 
   const uint64_t budget_bytes_;
   const Clock::duration pin_time_;
@@ -67,7 +75,7 @@ class FeatureStore {
 
   mutable Mutex mutex_;
   std::list<Entry> recent_ LLAVA_GUARDED_BY(mutex_);  // most recently used first
-  std::unordered_map<std::string, std::list<Entry>::iterator> index_ LLAVA_GUARDED_BY(mutex_);
+  std::unordered_map<std::string, Place> index_ LLAVA_GUARDED_BY(mutex_);
   uint64_t bytes_ LLAVA_GUARDED_BY(mutex_) = 0;
 };
 

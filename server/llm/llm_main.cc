@@ -51,7 +51,7 @@ int main(int argc, char** argv) {
   std::unique_ptr<llava::LifecycleService> models;
   // Behind them: its server is still there when loading fails, and needs its services.
   llava::ServiceProcess process(kProgram, options.process, metrics);
-  llm = std::make_unique<llava::LlmService>(options.service, process.admission(), metrics);
+  llm = std::make_unique<llava::LlmService>(options.service, store, process.admission(), metrics);
   loader = std::make_unique<llava::LlmServableLoader>(options.ForLoader(), *llm, store, disposal,
                                                       metrics);
   std::set<std::string> served;  // the manager calls from one thread

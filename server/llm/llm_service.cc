@@ -84,8 +84,9 @@ LlmBackend::LlmBackend(v1::ModelInfo model_info, LlmEngine& model_engine,
                .context_tokens = info.context_tokens(),
                .spec_digest = ToBytes(SpecDigest(info.vision_spec()))}) {}
 
-LlmService::LlmService(Options options, Admission& admission, Metrics& metrics)
+LlmService::LlmService(Options options, FeatureStore& store, Admission& admission, Metrics& metrics)
     : options_(options),
+      store_(store),
       admission_(admission),
       metrics_(metrics),
       prompt_threads_(options.prompt_threads, static_cast<size_t>(options.queue)) {}
@@ -158,6 +159,19 @@ grpc::ServerReadReactor<v1::PutFeaturesRequest>* LlmService::PutFeatures(
     if (admitted) admission_.Leave();
   };
   return ReceiveFeatures(entered, versions_, RequestId(*context), response, on_end);
+}
+
+grpc::ServerUnaryReactor* LlmService::DropFeatures(grpc::CallbackServerContext* context,
+                                                   const v1::LlmServiceDropFeaturesRequest* request,
+                                                   v1::LlmServiceDropFeaturesResponse* response) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  const absl::Status entered = Enter();
+  const auto pictures = entered.ok() ? ReadDropped(request->image_sha256()) : entered;
+  if (pictures.ok()) response->set_dropped(static_cast<uint32_t>(store_.Drop(*pictures)));
+  Count("DropFeatures", pictures.status());
+  if (entered.ok()) admission_.Leave();
+  reactor->Finish(ToGrpc(pictures.status()));
+  return reactor;
 }
 
 grpc::ServerUnaryReactor* LlmService::CountTokens(grpc::CallbackServerContext* context,

@@ -45,8 +45,8 @@ class LlmService : public v1::LlmService::CallbackService {
     int queue = 256;         // prompts waiting for them
   };
 
-  // `admission` and `metrics` must outlive the service.
-  LlmService(Options options, Admission& admission, Metrics& metrics);
+  // `store`, `admission` and `metrics` must outlive the service. `store`: the one of all backends.
+  LlmService(Options options, FeatureStore& store, Admission& admission, Metrics& metrics);
 
   // From now on requests for this version are taken; until the first one they get UNAVAILABLE. What
   // the backend points to must live as long as it does.
@@ -58,6 +58,9 @@ class LlmService : public v1::LlmService::CallbackService {
       grpc::CallbackServerContext* context, const v1::GenerateRequest* request) override;
   grpc::ServerReadReactor<v1::PutFeaturesRequest>* PutFeatures(
       grpc::CallbackServerContext* context, v1::PutFeaturesResponse* response) override;
+  grpc::ServerUnaryReactor* DropFeatures(grpc::CallbackServerContext* context,
+                                         const v1::LlmServiceDropFeaturesRequest* request,
+                                         v1::LlmServiceDropFeaturesResponse* response) override;
   grpc::ServerUnaryReactor* CountTokens(grpc::CallbackServerContext* context,
                                         const v1::CountTokensRequest* request,
                                         v1::CountTokensResponse* response) override;
@@ -68,6 +71,7 @@ class LlmService : public v1::LlmService::CallbackService {
   void Count(const char* method, const absl::Status& status);
 
   const Options options_;
+  FeatureStore& store_;
   Admission& admission_;
   Metrics& metrics_;
   RoutedVersions versions_;

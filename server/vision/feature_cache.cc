@@ -1,6 +1,7 @@
 #include "server/vision/feature_cache.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 namespace llava {
@@ -30,7 +31,7 @@ FeatureCache::Begun FeatureCache::Begin(const std::string& key, std::shared_ptr<
     return {found->second->features, false};
   }
   misses_.Increment();
-  Calls& calls = under_way_[key];
+  Calls& calls = under_way_[key].calls;
   calls.push_back(std::move(call));
   if (calls.size() == 1) return {nullptr, true};
   ++followers_;
@@ -44,8 +45,9 @@ FeatureCache::Pruned FeatureCache::Prune(const std::string& key,
   const auto found = under_way_.find(key);
   if (found == under_way_.end()) return pruned;
   Calls waiting;
-  const size_t before = found->second.size();
-  for (auto& call : found->second) {
+  Calls& calls = found->second.calls;
+  const size_t before = calls.size();
+  for (auto& call : calls) {
     if (call->gone()) {
       pruned.gone.push_back(std::move(call));
     } else if (call->deadline() <= now) {
@@ -55,8 +57,8 @@ FeatureCache::Pruned FeatureCache::Prune(const std::string& key,
     }
   }
   followers_ -= before - std::max<size_t>(waiting.size(), 1);
-  found->second = std::move(waiting);
-  if (found->second.empty()) {
+  calls = std::move(waiting);
+  if (calls.empty()) {
     under_way_.erase(found);
     pruned.ended = true;
   }
@@ -66,28 +68,61 @@ FeatureCache::Pruned FeatureCache::Prune(const std::string& key,
 FeatureCache::Found FeatureCache::FinishFromDisk(const std::string& key) {
   Found found;
   if (disk_) found.features = disk_->Read(key);
-  if (found.features) found.calls = End(key, found.features);
+  if (found.features) found.calls = End(key, found.features).calls;
   return found;
 }
 
 FeatureCache::Calls FeatureCache::Finish(const std::string& key,
                                          std::shared_ptr<const Features> features) {
-  Calls calls = End(key, features);
-  if (disk_ && features) disk_->Write(std::move(features));
-  return calls;
+  UnderWay ended = End(key, features);
+  if (disk_ && features && ended.keep) disk_->Write(std::move(features));
+  return std::move(ended.calls);
 }
 
-FeatureCache::Calls FeatureCache::End(const std::string& key,
-                                      const std::shared_ptr<const Features>& features) {
+FeatureCache::UnderWay FeatureCache::End(const std::string& key,
+                                         const std::shared_ptr<const Features>& features) {
   MutexLock lock(mutex_);
-  Calls calls;
+  UnderWay ended;
   if (const auto found = under_way_.find(key); found != under_way_.end()) {
-    calls = std::move(found->second);
-    followers_ -= calls.size() - 1;
+    ended = std::move(found->second);
+    followers_ -= ended.calls.size() - 1;
     under_way_.erase(found);
   }
-  if (features) Keep(key, features);
-  return calls;
+  if (features && ended.keep) Keep(key, features);
+  return ended;
+}
+
+void FeatureCache::Drop(const PictureSet& pictures, std::function<void(size_t)> done) {
+  size_t dropped = 0;
+  {
+    MutexLock lock(mutex_);
+    const size_t before = recent_.size();
+    for (auto it = recent_.begin(); it != recent_.end();) {
+      it = pictures.contains(PictureOfKey(it->key)) ? Remove(it) : std::next(it);
+    }
+    dropped = before - recent_.size();
+    Show();
+    for (auto& [key, work] : under_way_) {
+      if (pictures.contains(PictureOfKey(key))) work.keep = false;
+    }
+    // Under the lock: nobody may begin in between and find the old file.
+    if (disk_) {
+      disk_->Drop(pictures, [dropped, done](size_t files) { done(dropped + files); });
+      return;
+    }
+  }
+  done(dropped);
+}
+
+FeatureCache::Place FeatureCache::Remove(Place place) {
+  bytes_ -= BytesOf(*place);
+  index_.erase(place->key);
+  return recent_.erase(place);
+}
+
+void FeatureCache::Show() {
+  bytes_gauge_.Set(static_cast<double>(bytes_));
+  entries_gauge_.Set(static_cast<double>(recent_.size()));
 }
 
 void FeatureCache::Keep(const std::string& key, std::shared_ptr<const Features> features) {
@@ -95,16 +130,13 @@ void FeatureCache::Keep(const std::string& key, std::shared_ptr<const Features> 
   const uint64_t size = BytesOf(entry);
   if (size > budget_bytes_ || index_.contains(key)) return;
   while (bytes_ + size > budget_bytes_) {
-    bytes_ -= BytesOf(recent_.back());
-    index_.erase(recent_.back().key);
-    recent_.pop_back();
+    Remove(std::prev(recent_.end()));
     evictions_.Increment();
   }
   bytes_ += size;
   recent_.push_front(std::move(entry));
   index_[key] = recent_.begin();
-  bytes_gauge_.Set(static_cast<double>(bytes_));
-  entries_gauge_.Set(static_cast<double>(recent_.size()));
+  Show();
 }
 
 uint64_t FeatureCache::BytesOf(const Entry& entry) {

@@ -5,6 +5,7 @@
 // holds the tower's digest.
 
 #include <cstdint>
+#include <functional>
 #include <list>
 #include <map>
 #include <memory>
@@ -17,6 +18,7 @@
 #include "server/runtime/mutex.h"
 #include "server/vision/feature_disk.h"
 #include "server/vision/features.h"
+#include "server/wire/feature_key.h"
 
 namespace llava {
 
@@ -54,6 +56,10 @@ class FeatureCache {
   // Ends the computation of `key`: keeps `features` (null: it failed) and returns who waited.
   Calls Finish(const std::string& key, std::shared_ptr<const Features> features);
 
+  // Forgets the features of these pictures; computations of theirs end as they would, but nothing
+  // is kept. `done` gets how many tensors were there, on the disk's thread if there is a disk.
+  void Drop(const PictureSet& pictures, std::function<void(size_t)> done);
+
   uint64_t size_bytes() const;
   size_t entries() const;
   v1::FeatureCacheStatus status() const;
@@ -66,7 +72,14 @@ class FeatureCache {
     std::shared_ptr<const Features> features;
   };
   static uint64_t BytesOf(const Entry& entry);
-  Calls End(const std::string& key, const std::shared_ptr<const Features>& features);
+  struct UnderWay {
+    Calls calls;
+    bool keep = true;  // false: dropped meanwhile
+  };
+  UnderWay End(const std::string& key, const std::shared_ptr<const Features>& features);
+  using Place = std::list<Entry>::iterator;
+  Place Remove(Place place) LLAVA_REQUIRES(mutex_);
+  void Show() LLAVA_REQUIRES(mutex_);
   void Keep(const std::string& key, std::shared_ptr<const Features> features)
       LLAVA_REQUIRES(mutex_);
 
@@ -80,8 +93,8 @@ class FeatureCache {
 
   mutable Mutex mutex_;
   std::list<Entry> recent_ LLAVA_GUARDED_BY(mutex_);  // most recently used first
-  std::unordered_map<std::string, std::list<Entry>::iterator> index_ LLAVA_GUARDED_BY(mutex_);
-  std::map<std::string, Calls> under_way_ LLAVA_GUARDED_BY(mutex_);
+  std::unordered_map<std::string, Place> index_ LLAVA_GUARDED_BY(mutex_);
+  std::map<std::string, UnderWay> under_way_ LLAVA_GUARDED_BY(mutex_);
   size_t followers_ LLAVA_GUARDED_BY(mutex_) = 0;  // all calls of under_way_ but one of each key
   uint64_t bytes_ LLAVA_GUARDED_BY(mutex_) = 0;
 };

@@ -41,7 +41,22 @@ struct Fixed {
 };
 static_assert(sizeof(Fixed) == 48);
 
-std::string NameOf(const std::string& key) { return ToHex(HashBytes(key)) + kSuffix; }
+constexpr size_t kNameDigits = 32;  // of each digest
+
+// What the files of a picture begin with: not its own digest, which would tell who has it.
+std::string PrefixOf(std::string_view picture) {
+  return ToHex(HashBytes(std::string(picture))).substr(0, kNameDigits) + "-";
+}
+
+std::string NameOf(const std::string& key) {
+  return absl::StrCat(PrefixOf(PictureOfKey(key)), ToHex(HashBytes(key)).substr(0, kNameDigits),
+                      kSuffix);
+}
+
+bool IsName(const std::string& name) {
+  return name.ends_with(kSuffix) && name.find('-') == kNameDigits &&
+         name.size() == 2 * kNameDigits + std::strlen(kSuffix) + 1;
+}
 
 class Descriptor {
  public:
@@ -190,8 +205,10 @@ void FeatureDisk::Scan() {
     if (gone) continue;
     if (name.starts_with(kTemporary)) {
       if (fs::file_time_type::clock::now() - used > kAbandoned) fs::remove(it->path(), gone);
-    } else if (name.ends_with(kSuffix)) {
+    } else if (IsName(name)) {
       found.push_back({used, {name, bytes}});
+    } else if (name.ends_with(kSuffix)) {
+      fs::remove(it->path(), gone);  // of a version whose names did not tell the picture
     }
   }
   if (error) CountError(series_.read_errors, error.message());
@@ -216,6 +233,10 @@ std::shared_ptr<const Features> FeatureDisk::Read(const std::string& key) {
 }
 
 std::shared_ptr<const Features> FeatureDisk::ReadFile(const std::string& key) {
+  if (IsDropped(key)) {
+    series_.misses.Increment();
+    return nullptr;
+  }
   const std::string name = NameOf(key);
   const fs::path path = options_.folder / name;
   const Descriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC));
@@ -259,8 +280,20 @@ void FeatureDisk::Write(std::shared_ptr<const Features> features) {
     series_.skipped.Increment();
     return;
   }
-  waiting_.push_back(std::move(features));
+  waiting_.push_back({.features = std::move(features)});
   changed_.NotifyAll();
+}
+
+void FeatureDisk::Drop(const PictureSet& pictures, std::function<void(size_t)> done) {
+  MutexLock lock(mutex_);
+  dropped_.insert(pictures.begin(), pictures.end());
+  waiting_.push_back({.features = nullptr, .pictures = pictures, .done = std::move(done)});
+  changed_.NotifyAll();
+}
+
+bool FeatureDisk::IsDropped(const std::string& key) const {
+  MutexLock lock(mutex_);
+  return dropped_.contains(PictureOfKey(key));
 }
 
 void FeatureDisk::Flush() {
@@ -270,7 +303,7 @@ void FeatureDisk::Flush() {
 
 void FeatureDisk::WriteLoop() {
   while (true) {
-    std::shared_ptr<const Features> next;
+    Task next;
     {
       MutexLock lock(mutex_);
       writing_ = false;
@@ -281,13 +314,55 @@ void FeatureDisk::WriteLoop() {
       waiting_.pop_front();
       writing_ = true;
     }
-    try {
-      WriteFile(*next);
+    Run(next);
+  }
+}
+
+void FeatureDisk::Run(const Task& task) {
+  size_t removed = 0;
+  try {
+    if (task.features) {
+      WriteFile(*task.features);
       Evict();
-    } catch (const std::exception& error) {  // no memory
-      CountError(series_.write_errors, error.what());
+    } else {
+      removed = RemoveFiles(task.pictures);
+    }
+  } catch (const std::exception& error) {  // no memory
+    CountError(series_.write_errors, error.what());
+  }
+  if (task.features) return;
+  {
+    MutexLock lock(mutex_);
+    for (const std::string& picture : task.pictures) dropped_.erase(dropped_.find(picture));
+  }
+  task.done(removed);
+}
+
+// Looks into the folder: other processes write there too.
+size_t FeatureDisk::RemoveFiles(const PictureSet& pictures) {
+  std::set<std::string, std::less<>> prefixes;
+  for (const std::string& picture : pictures) prefixes.insert(PrefixOf(picture));
+  std::vector<std::string> names;
+  std::error_code error;
+  fs::directory_iterator it(options_.folder, error);
+  for (; !error && it != fs::directory_iterator(); it.increment(error)) {
+    std::string name = it->path().filename().string();
+    if (IsName(name) && prefixes.contains(name.substr(0, kNameDigits + 1))) {
+      names.push_back(std::move(name));
     }
   }
+  if (error) CountError(series_.write_errors, error.message());
+  size_t removed = 0;
+  for (const std::string& name : names) {
+    if (unlink((options_.folder / name).c_str()) == 0) {
+      ++removed;
+    } else if (errno != ENOENT) {
+      CountError(series_.write_errors, Reason());
+      continue;
+    }
+    Forget(name);
+  }
+  return removed;
 }
 
 // No fsync: the kernel keeps the file if the process is killed, and after a power loss the

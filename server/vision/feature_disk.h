@@ -7,8 +7,10 @@
 #include <cstdint>
 #include <deque>
 #include <filesystem>
+#include <functional>
 #include <list>
 #include <memory>
+#include <set>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -18,12 +20,14 @@
 #include "server/runtime/metrics.h"
 #include "server/runtime/mutex.h"
 #include "server/vision/features.h"
+#include "server/wire/feature_key.h"
 
 namespace llava {
 
-// A file is named by the digest of its key, becomes visible whole (rename) and carries checksums of
-// everything in it, so what Read gives is what was written under that very key, whoever else uses
-// the folder. Faults of the disk are counted and cost speed only. Thread-safe.
+// A file is named by digests of its picture and of its key, becomes visible whole (rename) and
+// carries checksums of everything in it, so what Read gives is what was written under that very
+// key, whoever else uses the folder. Faults of the disk are counted and cost speed only.
+// Thread-safe.
 class FeatureDisk {
  public:
   struct Options {
@@ -41,7 +45,10 @@ class FeatureDisk {
   std::shared_ptr<const Features> Read(const std::string& key);
   // Never blocks: a thread writes it later, if it is not there yet.
   void Write(std::shared_ptr<const Features> features);
-  // Waits until all that was given to Write is written.
+  // From now on nothing that was written before is read for these pictures; the thread removes the
+  // files, of other processes too, and tells `done` how many.
+  void Drop(const PictureSet& pictures, std::function<void(size_t)> done);
+  // Waits until all that was asked for is done.
   void Flush();
 
   uint64_t size_bytes() const;
@@ -67,8 +74,18 @@ class FeatureDisk {
     prometheus::Counter& skipped;
   };
 
+  // What the thread does next: write features, or remove the files of pictures.
+  struct Task {
+    std::shared_ptr<const Features> features;
+    PictureSet pictures = {};
+    std::function<void(size_t)> done = {};
+  };
+
   void Scan();
   void WriteLoop();
+  void Run(const Task& task);
+  bool IsDropped(const std::string& key) const;
+  size_t RemoveFiles(const PictureSet& pictures);
   std::shared_ptr<const Features> ReadFile(const std::string& key);
   void WriteFile(const Features& features);
   void Evict();
@@ -87,7 +104,8 @@ class FeatureDisk {
   std::list<Entry> recent_ LLAVA_GUARDED_BY(mutex_);  // most recently used first
   std::unordered_map<std::string, std::list<Entry>::iterator> index_ LLAVA_GUARDED_BY(mutex_);
   uint64_t bytes_ LLAVA_GUARDED_BY(mutex_) = 0;
-  std::deque<std::shared_ptr<const Features>> waiting_ LLAVA_GUARDED_BY(mutex_);
+  std::deque<Task> waiting_ LLAVA_GUARDED_BY(mutex_);
+  std::multiset<std::string, std::less<>> dropped_ LLAVA_GUARDED_BY(mutex_);  // files still there
   bool writing_ LLAVA_GUARDED_BY(mutex_) = false;
   bool closed_ LLAVA_GUARDED_BY(mutex_) = false;
 

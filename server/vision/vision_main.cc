@@ -108,8 +108,8 @@ int main(int argc, char** argv) {
       std::make_unique<llava::VisionServableLoader>(options.tower, options.engine, *cache, metrics);
   manager = std::make_unique<llava::ModelManager>(*std::move(lifecycle), *loader, metrics);
   models = std::make_unique<llava::LifecycleService>(*manager, options.lifecycle.admin());
-  vision = std::make_unique<llava::VisionService>(loader->towers(), process.admission(), metrics,
-                                                  options.engine.limits.max_bytes);
+  vision = std::make_unique<llava::VisionService>(loader->towers(), *cache, process.admission(),
+                                                  metrics, options.engine.limits.max_bytes);
   inference = std::make_unique<llava::InferenceService>(
       loader->towers(), CallsOf(*manager, options.lifecycle.admin()), process.admission(), metrics);
   if (const int code = process.Start(

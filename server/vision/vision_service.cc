@@ -139,6 +139,34 @@ grpc::ServerWriteReactor<v1::EncodeResponse>* VisionService::Encode(
   return reactor;
 }
 
+grpc::ServerUnaryReactor* VisionService::DropFeatures(
+    grpc::CallbackServerContext* context, const v1::VisionServiceDropFeaturesRequest* request,
+    v1::VisionServiceDropFeaturesResponse* response) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  if (!admission_.Enter()) {
+    reactor->Finish(ToGrpc(OverloadedError("vision: draining, no new requests", kRetryAfter)));
+    return reactor;
+  }
+  const auto end = [this, reactor](const absl::Status& status) {
+    admission_.Leave();
+    reactor->Finish(ToGrpc(status));  // last: after it the process may end
+  };
+  const auto pictures = ReadDropped(request->image_sha256());
+  if (!pictures.ok()) {
+    end(pictures.status());
+    return reactor;
+  }
+  cache_.Drop(*pictures, [this, response, end](size_t tensors) {
+    metrics_
+        .Counter("llava_vision_features_dropped_total",
+                 "Tensors forgotten on request, those in memory and those on disk")
+        .Increment(static_cast<double>(tensors));
+    response->set_dropped(static_cast<uint32_t>(tensors));
+    end(absl::OkStatus());
+  });
+  return reactor;
+}
+
 absl::StatusOr<std::shared_ptr<VisionServable>> VisionService::FindTower(
     const v1::VisionSpec& spec) const {
   if (auto status = CheckVisionSpec(spec); !status.ok()) return status;

@@ -8,6 +8,7 @@
 #include "server/runtime/metrics.h"
 #include "server/runtime/service_process.h"
 #include "server/vision/engine.h"
+#include "server/vision/feature_cache.h"
 #include "server/vision/tower_set.h"
 
 namespace llava {
@@ -17,15 +18,20 @@ namespace llava {
 class VisionService : public v1::VisionService::CallbackService {
  public:
   // What it is given must outlive the service. While no tower is there requests get UNAVAILABLE.
-  VisionService(const TowerSet& towers, Admission& admission, Metrics& metrics,
+  // `cache`: the one of all towers.
+  VisionService(const TowerSet& towers, FeatureCache& cache, Admission& admission, Metrics& metrics,
                 uint64_t max_image_bytes)
       : towers_(towers),
+        cache_(cache),
         admission_(admission),
         metrics_(metrics),
         max_image_bytes_(max_image_bytes) {}
 
   grpc::ServerWriteReactor<v1::EncodeResponse>* Encode(grpc::CallbackServerContext* context,
                                                        const v1::EncodeRequest* request) override;
+  grpc::ServerUnaryReactor* DropFeatures(grpc::CallbackServerContext* context,
+                                         const v1::VisionServiceDropFeaturesRequest* request,
+                                         v1::VisionServiceDropFeaturesResponse* response) override;
 
  private:
   class Call;
@@ -33,6 +39,7 @@ class VisionService : public v1::VisionService::CallbackService {
   absl::StatusOr<EncodeJob> MakeJob(const v1::EncodeRequest& request, const TowerInfo& tower) const;
 
   const TowerSet& towers_;
+  FeatureCache& cache_;
   Admission& admission_;
   Metrics& metrics_;
   const uint64_t max_image_bytes_;

@@ -95,6 +95,25 @@ v1::FeatureKey FeatureKeyFromBytes(const std::string& bytes) {
   return key;
 }
 
+std::string_view PictureOfKey(std::string_view bytes) { return bytes.substr(0, kDigestBytes); }
+
+absl::StatusOr<PictureSet> ReadDropped(
+    const google::protobuf::RepeatedPtrField<std::string>& image_sha256) {
+  if (image_sha256.size() > kMostDropped) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("DropFeatures: image_sha256 names ", image_sha256.size(),
+                     " pictures, at most ", kMostDropped, " are taken; send several requests"));
+  }
+  PictureSet pictures;
+  for (const std::string& digest : image_sha256) {
+    if (auto status = CheckDigest("DropFeatures: image_sha256", digest); !status.ok()) {
+      return status;
+    }
+    pictures.insert(digest);
+  }
+  return pictures;
+}
+
 std::string FeatureKeyName(const v1::FeatureKey& key) {
   const auto short_hex = [](const std::string& bytes) {
     return absl::BytesToHexString(bytes.substr(0, 8));

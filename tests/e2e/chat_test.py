@@ -151,6 +151,19 @@ class ChatTest(ChatCase):
         after = sum(v for k, v in self.stack.vision.metrics().items() if k.startswith("llava_vision_requests_total"))
         self.assertEqual(before, after)
 
+    def test_what_was_made_of_a_deleted_sessions_picture_goes(self):
+        def kept():
+            return (self.stack.vision.metrics()["llava_vision_feature_cache_entries"],
+                    self.stack.llm.metrics()["llava_llm_feature_store_entries"])
+
+        before = kept()
+        session = self.session()
+        picture = (SCENES / "lion.png").read_bytes() + b"another file, the same picture"
+        self.ask(session, "What is in the picture?", [{"data": picture}])
+        self.assertEqual(kept(), (before[0] + 1, before[1] + 1))
+        self.chat.DeleteSession(self.chat.new("DeleteSessionRequest", session_id=session))
+        self.until(lambda: kept() == before, "the features are still there")
+
 
 if __name__ == "__main__":
     unittest.main(verbosity=2)

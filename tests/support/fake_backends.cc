@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "absl/status/status.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "model/digest/sha256.h"
 #include "server/runtime/status.h"
@@ -162,6 +163,37 @@ grpc::Status FakeVision::Encode(grpc::ServerContext* context, const v1::EncodeRe
     response.set_chunk(std::string(chunk));
     if (!writer->Write(response)) return grpc::Status::CANCELLED;
     if (behaviour.hang_up) return {grpc::StatusCode::UNAVAILABLE, "connection reset"};
+  }
+  return grpc::Status::OK;
+}
+
+std::multiset<std::string> FakeVision::dropped() const {
+  std::lock_guard lock(mutex_);
+  return dropped_;
+}
+
+grpc::Status FakeVision::DropFeatures(grpc::ServerContext*,
+                                      const v1::VisionServiceDropFeaturesRequest* request,
+                                      v1::VisionServiceDropFeaturesResponse*) {
+  std::lock_guard lock(mutex_);
+  for (const std::string& digest : request->image_sha256()) {
+    dropped_.insert(absl::BytesToHexString(digest));
+  }
+  return grpc::Status::OK;
+}
+
+std::multiset<std::string> FakeLlm::dropped() const {
+  std::lock_guard lock(mutex_);
+  return dropped_;
+}
+
+grpc::Status FakeLlm::DropFeatures(grpc::ServerContext*,
+                                   const v1::LlmServiceDropFeaturesRequest* request,
+                                   v1::LlmServiceDropFeaturesResponse*) {
+  std::lock_guard lock(mutex_);
+  for (const std::string& digest : request->image_sha256()) {
+    dropped_.insert(absl::BytesToHexString(digest));
+    std::erase_if(features_, [&](const auto& key) { return PictureOfKey(key) == digest; });
   }
   return grpc::Status::OK;
 }

@@ -136,17 +136,23 @@ class FakeVision : public v1::VisionService::Service {
   // Lets the calls go on that pause now.
   void Release() { gate_.Open(); }
   int encodes() const;
+  // Pictures that were dropped, as they are named in sessions.
+  std::multiset<std::string> dropped() const;
   FakeModels& models() { return models_; }
   FakeServer& server() { return server_; }
 
   grpc::Status Encode(grpc::ServerContext* context, const v1::EncodeRequest* request,
                       grpc::ServerWriter<v1::EncodeResponse>* writer) override;
+  grpc::Status DropFeatures(grpc::ServerContext* context,
+                            const v1::VisionServiceDropFeaturesRequest* request,
+                            v1::VisionServiceDropFeaturesResponse* response) override;
 
  private:
   mutable std::mutex mutex_;
   Behaviour behaviour_;
   int encodes_ = 0;
   std::set<std::string> seen_;  // "cached" from the second time on
+  std::multiset<std::string> dropped_;
   Gate gate_;
   FakeModels models_;
   FakeServer server_;
@@ -185,6 +191,7 @@ class FakeLlm : public v1::LlmService::Service {
   std::chrono::system_clock::time_point last_deadline() const;
   int generates() const;
   int puts() const;
+  std::multiset<std::string> dropped() const;
   // Calls that saw their caller go away.
   int cancelled() const;
   FakeModels& models() { return models_; }
@@ -195,6 +202,9 @@ class FakeLlm : public v1::LlmService::Service {
   grpc::Status PutFeatures(grpc::ServerContext* context,
                            grpc::ServerReader<v1::PutFeaturesRequest>* reader,
                            v1::PutFeaturesResponse* response) override;
+  grpc::Status DropFeatures(grpc::ServerContext* context,
+                            const v1::LlmServiceDropFeaturesRequest* request,
+                            v1::LlmServiceDropFeaturesResponse* response) override;
   grpc::Status CountTokens(grpc::ServerContext* context, const v1::CountTokensRequest* request,
                            v1::CountTokensResponse* response) override;
 
@@ -209,6 +219,7 @@ class FakeLlm : public v1::LlmService::Service {
   mutable std::mutex mutex_;
   Behaviour behaviour_;
   std::set<std::string> features_;
+  std::multiset<std::string> dropped_;
   v1::GenerateRequest last_request_;
   v1::FeatureHeader last_put_;
   std::chrono::system_clock::time_point last_deadline_;

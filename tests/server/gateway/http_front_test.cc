@@ -253,12 +253,14 @@ TEST_F(HttpFrontTest, AClientThatGoesEndsItsAnswer) {
   llm_.Set({.pause_after = 1});
   StartHttp();
   for (const bool stream : {true, false}) {
-    const int before = llm_.cancelled();
+    const int before = llm_.cancelled(), asked = llm_.generates();
     {
       Json body = Ask("a b c");
       body["stream"] = stream;
       auto socket = Send(Request(body));
-      EXPECT_TRUE(Eventually([&] { return Metric("llava_gateway_turns_running") == 1; }));
+      // Gone before its question has come there, nobody would hear of it.
+      EXPECT_TRUE(Eventually([&] { return llm_.generates() == asked + 1; }));
+      EXPECT_EQ(Metric("llava_gateway_turns_running"), 1);
     }
     EXPECT_TRUE(Eventually([&] { return llm_.cancelled() == before + 1; }));
     EXPECT_TRUE(Eventually([&] { return Metric("llava_gateway_turns_running") == 0; }));

@@ -106,10 +106,11 @@ TEST_F(SessionStoreTest, UnusedSessionsExpire) {
   database->reset();
   Open();
   const auto expire = [this](std::chrono::seconds default_expiry) {
-    return *Await<absl::StatusOr<int64_t>>([&](auto done) {
-      store_->Expire(
-          default_expiry, [](const std::string& id) { return id == "busy"; }, done);
-    });
+    return Await<absl::StatusOr<Removed>>([&](auto done) {
+             store_->Expire(
+                 default_expiry, [](const std::string& id) { return id == "busy"; }, done);
+           })
+        ->sessions;
   };
   EXPECT_EQ(expire(std::chrono::seconds(0)), 1);
   EXPECT_FALSE(Read("hour").ok());
@@ -139,11 +140,11 @@ TEST_F(SessionStoreTest, UseIsKnownAtOnceAndSurvivesACrashWhereItMatters) {
   ASSERT_TRUE((*database)->Script("UPDATE sessions SET used_us = used_us - 7200000000").ok());
   database->reset();
   Open();
-  const auto expired = Await<absl::StatusOr<int64_t>>([&](auto done) {
+  const auto expired = Await<absl::StatusOr<Removed>>([&](auto done) {
     store_->Expire(
         std::chrono::hours(1), [](const std::string&) { return false; }, done);
   });
-  EXPECT_EQ(*expired, 1);
+  EXPECT_EQ(expired->sessions, 1);
   EXPECT_TRUE(Read("a").ok()) << "its turn ended just now";
   EXPECT_FALSE(Read("b").ok());
 }
@@ -246,7 +247,8 @@ TEST_F(SessionStoreTest, APictureSentAgainWhileItsLastSessionGoesStays) {
     return [promise](const absl::Status& status) { promise->set_value(status); };
   };
   store_->AddImage("a", image, keep());
-  store_->DeleteSession("a", keep());  // in one batch with the next, if they are quick
+  // In one batch with the next, if they are quick.
+  store_->DeleteSession("a", [done = keep()](const auto& removed) { done(removed.status()); });
   store_->AddImage("b", image, keep());
   for (auto& result : results) EXPECT_TRUE(result.get().ok());
   const auto bytes = Await<absl::StatusOr<std::string>>(

@@ -5,8 +5,11 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <string>
 #include <thread>
+#include <vector>
 
+#include "model/digest/sha256.h"
 #include "tests/server/gateway/gateway_harness.h"
 
 namespace llava {
@@ -14,6 +17,8 @@ namespace {
 
 using testing::ElementsAre;
 using testing::HasSubstr;
+using testing::IsEmpty;
+using testing::SizeIs;
 
 class SessionsTest : public GatewayTest {};
 
@@ -236,14 +241,46 @@ TEST_F(SessionsTest, DeletionTakesPicturesThatNobodyElseHas) {
   request.set_session_id(first);
   ASSERT_TRUE(stub_->DeleteSession(Context().get(), request, &response).ok());
   EXPECT_EQ(pictures(), 1);
+  const std::string id = ToHex(HashBytes(FakePicture(1)));
+  EXPECT_TRUE(Eventually([&] { return vision_.dropped().contains(id); }));
+  EXPECT_TRUE(Eventually([&] { return llm_.dropped().contains(id); }));
   EXPECT_EQ(stub_->DeleteSession(Context().get(), request, &response).error_code(),
             grpc::StatusCode::NOT_FOUND);
+  EXPECT_THAT(vision_.dropped(), SizeIs(1)) << "the other picture is in a session";
   llm_.ForgetFeatures();
   EXPECT_TRUE(Ask(Question(second, "still")).status.ok());
   request.set_session_id(second);
   ASSERT_TRUE(stub_->DeleteSession(Context().get(), request, &response).ok());
   EXPECT_EQ(pictures(), 0);
   EXPECT_TRUE(Eventually([&] { return Metric("llava_gateway_sessions") == 0; }));
+  EXPECT_TRUE(Eventually([&] { return vision_.dropped().size() == 2; }));
+}
+
+TEST_F(SessionsTest, AServiceThatIsDownForgetsPicturesWhenItIsBack) {
+  StartGateway();
+  v1::DeleteSessionRequest request;
+  v1::DeleteSessionResponse response;
+  request.set_session_id(NewSession());
+  std::vector<std::string> pictures;
+  for (int seed = 0; seed < 300; ++seed) pictures.push_back(FakePicture(seed));
+  for (size_t begin = 0; begin < pictures.size(); begin += 10) {
+    const auto end = pictures.begin() + static_cast<std::ptrdiff_t>(begin + 10);
+    ASSERT_TRUE(Ask(Question(request.session_id(), "x", {end - 10, end})).status.ok());
+  }
+  llm_.server().Stop();
+  ASSERT_TRUE(stub_->DeleteSession(Context().get(), request, &response).ok());
+  EXPECT_TRUE(Eventually([&] { return vision_.dropped().size() == 300; })) << "in two requests";
+  EXPECT_THAT(llm_.dropped(), IsEmpty());
+  llm_.server().Start();
+  EXPECT_TRUE(Eventually([&] { return llm_.dropped().size() == 300; }));
+}
+
+TEST_F(SessionsTest, AnExpiredSessionsPicturesAreForgotten) {
+  options_.session_ttl = std::chrono::milliseconds(200);
+  StartGateway();
+  ASSERT_TRUE(Ask(Question(NewSession(), "x", {FakePicture(1)})).status.ok());
+  EXPECT_TRUE(Eventually([&] { return vision_.dropped().size() == 1; }));
+  EXPECT_TRUE(Eventually([&] { return llm_.dropped().size() == 1; }));
 }
 
 }  // namespace

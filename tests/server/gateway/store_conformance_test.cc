@@ -54,8 +54,10 @@ class StoreConformance : public testing::TestWithParam<Implementation> {
   absl::StatusOr<v1::Session> Get(const std::string& id) {
     return Await<absl::StatusOr<v1::Session>>([&](auto done) { store_->GetSession(id, done); });
   }
-  absl::Status Delete(const std::string& id) {
-    return Await<absl::Status>([&](auto done) { store_->DeleteSession(id, done); });
+  absl::Status Delete(const std::string& id) { return Removed(id).status(); }
+  absl::StatusOr<llava::Removed> Removed(const std::string& id) {
+    return Await<absl::StatusOr<llava::Removed>>(
+        [&](auto done) { store_->DeleteSession(id, done); });
   }
   absl::StatusOr<SessionPage> List(uint32_t size, const std::string& token) {
     return Await<absl::StatusOr<SessionPage>>(

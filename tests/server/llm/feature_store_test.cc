@@ -47,6 +47,21 @@ TEST_F(FeatureStoreTest, WhatAnAnswerHoldsStays) {
   EXPECT_TRUE(store_.Put("b", Features(60), At(100)).ok());
 }
 
+TEST_F(FeatureStoreTest, PicturesAreDroppedWhateverTheSpecAndWhoeverNeedsThem) {
+  const std::string picture(32, 'p'), other(32, 'o');
+  ASSERT_TRUE(store_.Put(picture + "one spec", Features(20), At(0)).ok());
+  ASSERT_TRUE(store_.Put(picture + "another", Features(20), At(0)).ok());
+  ASSERT_TRUE(store_.Put(other + "one spec", Features(20), At(0)).ok());
+  const auto held = store_.Get(picture + "one spec");
+  EXPECT_EQ(store_.Drop({picture, std::string(32, 'x')}), 2u);
+  EXPECT_EQ(store_.Drop({picture}), 0u);
+  EXPECT_EQ(store_.Get(picture + "one spec"), nullptr);
+  EXPECT_NE(store_.Get(other + "one spec"), nullptr);
+  EXPECT_EQ(held->bytes.size(), 20u);
+  EXPECT_EQ(store_.size_bytes(), 20u);
+  EXPECT_TRUE(store_.Put(picture + "one spec", Features(80), At(0)).ok());
+}
+
 TEST_F(FeatureStoreTest, TheLeastRecentlyUsedLeavesFirst) {
   ASSERT_TRUE(store_.Put("a", Features(40), At(0)).ok());
   ASSERT_TRUE(store_.Put("b", Features(40), At(0)).ok());

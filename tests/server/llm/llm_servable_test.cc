@@ -128,7 +128,7 @@ class LlmServableTest : public ::testing::Test {
   LlmEngine::Options engine_;
   std::string device_ = "cpu";
   DisposalThreads disposal_;
-  LlmService service_{{}, admission_, metrics_};
+  LlmService service_{{}, store_, admission_, metrics_};
   std::unique_ptr<LlmServableLoader> loader_;
 };
 

@@ -313,6 +313,35 @@ TEST_F(LlmServiceTest, MissingFeaturesAreListedBeforeAnyWork) {
   EXPECT_EQ(detail.keys(0).SerializeAsString(), missing.SerializeAsString());
 }
 
+TEST_F(LlmServiceTest, DroppedFeaturesAreMissing) {
+  const auto drop = [&](const v1::LlmServiceDropFeaturesRequest& request,
+                        uint32_t* dropped = nullptr) {
+    grpc::ClientContext context;
+    v1::LlmServiceDropFeaturesResponse response;
+    const grpc::Status status = server_->stub().DropFeatures(&context, request, &response);
+    if (dropped) *dropped = response.dropped();
+    return status;
+  };
+  v1::LlmServiceDropFeaturesRequest request;
+  request.add_image_sha256("short");
+  const grpc::Status status = drop(request);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(), HasSubstr("image_sha256 has 5 bytes"));
+  request.set_image_sha256(0, features_->header.key().image_sha256());
+  request.add_image_sha256(std::string(32, 'x'));
+  uint32_t dropped = 0;
+  EXPECT_TRUE(drop(request, &dropped).ok());
+  EXPECT_EQ(dropped, 1u);
+  EXPECT_TRUE(drop(request, &dropped).ok());
+  EXPECT_EQ(dropped, 0u);
+  const v1::GenerateRequest question = server_->Ask("And now?", {features_->header.key()});
+  EXPECT_EQ(Run(question).status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  v1::PutFeaturesResponse put;
+  EXPECT_TRUE(server_->Put(*features_, &put).ok());
+  EXPECT_FALSE(put.already_present());
+  EXPECT_TRUE(Run(question).status.ok());
+}
+
 TEST_F(LlmServiceTest, PutFeaturesTakesOnlyWhatTheModelReads) {
   v1::PutFeaturesResponse response;
   EXPECT_TRUE(server_->Put(*features_, &response).ok());

@@ -75,7 +75,7 @@ LlmTestServer::LlmTestServer(LlmOptions options) {
   backend_ = std::make_shared<LlmBackend>(
       LanguageModelInfo(engine_->info(), options.context_tokens, options.DefaultSampling()),
       *engine_, *store_);
-  service_ = std::make_unique<LlmService>(options.service, admission_, metrics_);
+  service_ = std::make_unique<LlmService>(options.service, *store_, admission_, metrics_);
   service_->Route(backend_);
   int port = 0;
   grpc::ServerBuilder builder;

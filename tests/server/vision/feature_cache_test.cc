@@ -74,6 +74,24 @@ TEST_F(FeatureCacheTest, TheLeastRecentlyUsedLeavesFirst) {
   EXPECT_NE(text.find("llava_vision_feature_cache_bytes 82"), std::string::npos);
 }
 
+TEST_F(FeatureCacheTest, PicturesAreDroppedWhateverTheSpec) {
+  const std::string picture(8, 'p'), other(8, 'o');
+  const std::string rest(24, '.');
+  Keep(picture + rest + "a", 1);
+  Keep(picture + rest + "b", 1);
+  Keep(other + rest + "a", 1);
+  ASSERT_TRUE(cache_.Begin(picture + rest + "c", std::make_shared<FakeCall>()).leader);
+  size_t dropped = 0;
+  cache_.Drop({picture + rest}, [&dropped](size_t tensors) { dropped = tensors; });
+  EXPECT_EQ(dropped, 2u);
+  EXPECT_EQ(cache_.Finish(picture + rest + "c", FeaturesOf(1)).size(), 1u) << "who waits is served";
+  for (const char* key : {"a", "b", "c"}) EXPECT_FALSE(Has(picture + rest + key)) << key;
+  EXPECT_TRUE(Has(other + rest + "a"));
+  EXPECT_EQ(cache_.size_bytes(), 34u);
+  Keep(picture + rest + "c", 1);
+  EXPECT_TRUE(Has(picture + rest + "c")) << "a new computation is kept";
+}
+
 TEST_F(FeatureCacheTest, WhatIsLargerThanTheBudgetDisturbsNobody) {
   Keep("a", 40);
   Keep("huge", 200);

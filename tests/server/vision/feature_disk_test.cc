@@ -166,6 +166,37 @@ TEST_F(FeatureDiskTest, SeveralProcessesMayShareAFolder) {
   EXPECT_EQ(one->entries(), 0u);
 }
 
+TEST_F(FeatureDiskTest, PicturesAreDroppedWithTheFilesOfOthers) {
+  const std::string picture(32, 'p'), other(32, 'o');
+  auto one = Open(), two = Open();
+  for (const std::string& key : {picture + "spec", picture + "another", other + "spec"}) {
+    one->Write(FeaturesOf(key));
+  }
+  one->Flush();
+  size_t removed = 0;
+  two->Write(FeaturesOf(picture + "third"));  // waits, perhaps, and goes too
+  two->Drop({picture, std::string(32, 'x')}, [&removed](size_t files) { removed = files; });
+  EXPECT_EQ(two->Read(picture + "spec"), nullptr) << "from the moment that it is asked for";
+  two->Write(FeaturesOf(picture + "new"));
+  two->Flush();
+  EXPECT_EQ(removed, 3u);
+  EXPECT_EQ(Files().size(), 2u);
+  EXPECT_EQ(one->Read(picture + "another"), nullptr);
+  EXPECT_TRUE(one->Read(other + "spec"));
+  EXPECT_TRUE(two->Read(picture + "new")) << "written after it";
+  EXPECT_EQ(two->entries(), 1u);
+  EXPECT_EQ(one->entries(), 2u) << "the one that it has not looked for is not known to be gone";
+}
+
+TEST_F(FeatureDiskTest, NamesOfAnEarlierVersionAreNotKept) {
+  fs::create_directories(folder_);
+  std::ofstream(folder_ / (std::string(64, 'a') + ".feature")) << "features of who knows whom";
+  std::ofstream(folder_ / "notes.txt") << "not ours";
+  EXPECT_EQ(Open()->entries(), 0u);
+  ASSERT_EQ(Files().size(), 1u);
+  EXPECT_EQ(Files()[0].filename(), "notes.txt");
+}
+
 TEST_F(FeatureDiskTest, ManyThreads) {
   auto disk = Open(FeatureFile(*FeaturesOf("0")).size() * 4);
   std::vector<std::thread> threads;
@@ -178,6 +209,7 @@ TEST_F(FeatureDiskTest, ManyThreads) {
           EXPECT_EQ(found->key, key);
         }
         disk->Write(FeaturesOf(key));
+        if (i % 20 == 0) disk->Drop({key}, [](size_t) {});
       }
     });
   }
@@ -210,15 +242,28 @@ TEST_F(FeatureDiskTest, TheCacheLooksThereBeforeAnythingIsComputed) {
   EXPECT_EQ(found.calls.size(), 2u) << "who came meanwhile is served too";
   EXPECT_EQ(cache.Begin("key", call).features, found.features) << "in memory again";
 
+  // Dropped while it is computed: served, but kept nowhere.
+  ASSERT_TRUE(cache.Begin("other", call).leader);
+  size_t dropped = 0;
+  cache.Drop({"key", "other"}, [&dropped](size_t tensors) { dropped = tensors; });
+  EXPECT_EQ(cache.FinishFromDisk("other").features, nullptr);
+  EXPECT_EQ(cache.Finish("other", FeaturesOf("other")).size(), 1u);
+  ASSERT_TRUE(cache.Begin("key", call).leader);
+  EXPECT_EQ(cache.FinishFromDisk("key").features, nullptr);
+  cache.Finish("key", FeaturesOf("key"));
+  while (cache.status().disk().entries() != 1) std::this_thread::yield();
+  EXPECT_EQ(dropped, 2u) << "in memory and on disk";
+  EXPECT_EQ(Files().size(), 1u) << "asked for anew, kept anew";
+
   const v1::FeatureCacheStatus status = cache.status();
   EXPECT_EQ(status.entries(), 1u);
   EXPECT_EQ(status.bytes(), cache.size_bytes());
   EXPECT_EQ(status.budget_bytes(), uint64_t{1} << 20);
   EXPECT_EQ(status.hits(), 1u);
-  EXPECT_EQ(status.misses(), 3u);
+  EXPECT_EQ(status.misses(), 5u);
   EXPECT_EQ(status.disk().entries(), 1u);
   EXPECT_EQ(status.disk().hits(), 1u);
-  EXPECT_EQ(status.disk().misses(), 1u);
+  EXPECT_EQ(status.disk().misses(), 3u);
   EXPECT_EQ(status.disk().errors(), 0u);
 }
 

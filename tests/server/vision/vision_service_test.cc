@@ -179,6 +179,38 @@ TEST_F(VisionServiceTest, GivesAnOverviewAndTilesOfAnyres) {
   EXPECT_EQ(result.header.tensor().shape(0), 4 * 16);
 }
 
+TEST_F(VisionServiceTest, DroppedPicturesAreEncodedAnew) {
+  const std::string image = Picture("gray.png");
+  v1::VisionServiceDropFeaturesRequest request;
+  const auto drop = [&](uint32_t* dropped = nullptr) {
+    grpc::ClientContext context;
+    v1::VisionServiceDropFeaturesResponse response;
+    const grpc::Status status = stub_->DropFeatures(&context, request, &response);
+    if (dropped) *dropped = response.dropped();
+    return status;
+  };
+  const std::string features = Encode(image, spec_).bytes;
+  EXPECT_TRUE(Encode(image, spec_).header.cached());
+  request.add_image_sha256(ToBytes(HashBytes(image)));
+  uint32_t dropped = 0;
+  EXPECT_TRUE(drop(&dropped).ok());
+  EXPECT_EQ(dropped, 1u);
+  const Encoded again = Encode(image, spec_);
+  EXPECT_FALSE(again.header.cached());
+  EXPECT_EQ(again.bytes, features);
+  for (int i = 0; i < kMostDropped; ++i) request.add_image_sha256(std::string(32, 'x'));
+  grpc::Status status = drop();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(), HasSubstr("names 257 pictures, at most 256"));
+  request.clear_image_sha256();
+  request.add_image_sha256(std::string(31, 'x'));
+  status = drop();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(), HasSubstr("image_sha256 has 31 bytes"));
+  here_.admission.StartDraining();
+  EXPECT_EQ(drop().error_code(), grpc::StatusCode::UNAVAILABLE);
+}
+
 TEST_F(VisionServiceTest, RefusesWhileLoadingAndWhileDraining) {
   here_.loader->Unroute("clip", 7);
   EXPECT_EQ(Encode(Picture("gray.png"), spec_).status.error_code(), grpc::StatusCode::UNAVAILABLE);

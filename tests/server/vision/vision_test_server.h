@@ -37,7 +37,7 @@ class VisionTestServer {
     auto loaded = loader->Load({"clip", 7, FixturesDir() / "clip-tower"}, {});
     if (!loaded.ok()) throw std::runtime_error(loaded.status().ToString());
     servable = *std::move(loaded);
-    vision = std::make_unique<VisionService>(loader->towers(), admission, metrics,
+    vision = std::make_unique<VisionService>(loader->towers(), cache, admission, metrics,
                                              options.limits.max_bytes);
     inference =
         std::make_unique<InferenceService>(loader->towers(), std::move(calls), admission, metrics);

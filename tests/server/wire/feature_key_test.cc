@@ -49,6 +49,7 @@ TEST(FeatureKeyTest, KeysSurviveTheWayThroughBytes) {
   const v1::FeatureKey back = FeatureKeyFromBytes(FeatureKeyToBytes(key));
   EXPECT_EQ(back.SerializeAsString(), key.SerializeAsString());
   EXPECT_EQ(FeatureKeyName(key).substr(16, 1), "/");
+  EXPECT_EQ(PictureOfKey(FeatureKeyToBytes(key)), key.image_sha256());
 }
 
 TEST(FeatureKeyTest, NamesTheFieldThatIsWrong) {
