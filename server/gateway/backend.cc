@@ -3,13 +3,11 @@
 #include <algorithm>
 #include <utility>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "google/rpc/error_details.pb.h"
 #include "server/runtime/logging.h"
 #include "server/runtime/status.h"
-#include "server/wire/feature_key.h"
 
 namespace llava {
 namespace {
@@ -18,8 +16,6 @@ constexpr std::chrono::seconds kAskTimeout{3};
 constexpr int kFailuresInARow = 5;
 constexpr std::chrono::seconds kFirstEjection{10}, kLongestEjection{300};
 constexpr std::chrono::milliseconds kLongestPatience{5000};
-// Pictures that wait until a service forgets them, 5 MB.
-constexpr size_t kMostDrops = 100'000;
 
 // Channels with different arguments never share a connection; `purpose` makes them different.
 std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address, const TlsFiles& tls,
@@ -179,7 +175,6 @@ void Backend::Loop() {
       on_change_();
     }
     for (const auto& done : waiting) done();
-    if (status.ok()) SendDrops();
 
     MutexLock lock(mutex_);
     const auto deadline = CondVar::Clock::now() + period_;
@@ -188,7 +183,7 @@ void Backend::Loop() {
   }
 }
 
-absl::Status Backend::Call(const std::function<grpc::Status(grpc::ClientContext&)>& call) {
+absl::Status Backend::Ask(std::vector<v1::ModelInfo>* models) {
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + kAskTimeout);
   {
@@ -196,71 +191,15 @@ absl::Status Backend::Call(const std::function<grpc::Status(grpc::ClientContext&
     if (stopping_) return absl::CancelledError("stopping");
     asking_ = &context;
   }
-  const grpc::Status status = call(context);
-  MutexLock lock(mutex_);
-  asking_ = nullptr;
-  return FromGrpc(status);
-}
-
-absl::Status Backend::Ask(std::vector<v1::ModelInfo>* models) {
   v1::ListModelsResponse response;
-  const absl::Status status = Call(
-      [&](grpc::ClientContext& context) { return models_->ListModels(&context, {}, &response); });
-  if (!status.ok()) return Unreachable(status);
-  models->assign(response.models().begin(), response.models().end());
-  return absl::OkStatus();
-}
-
-void Backend::DropFeatures(const std::vector<std::string>& pictures) {
-  if (pictures.empty()) return;
-  size_t given_up = 0;
+  const grpc::Status status = models_->ListModels(&context, {}, &response);
   {
     MutexLock lock(mutex_);
-    for (const std::string& id : pictures) drops_.push_back(absl::HexStringToBytes(id));
-    for (; drops_.size() > kMostDrops; ++given_up) drops_.pop_front();
-    wanted_ = true;
-    changed_.NotifyAll();
+    asking_ = nullptr;
   }
-  if (given_up == 0) return;
-  LogWarning("too many pictures of deleted sessions wait for a service: it keeps their features",
-             {{"backend", Describe()}, {"pictures", absl::StrCat(given_up)}});
-}
-
-void Backend::SendDrops() {
-  while (true) {
-    std::vector<std::string> pictures;
-    {
-      MutexLock lock(mutex_);
-      while (!drops_.empty() && pictures.size() < kMostDropped) {
-        pictures.push_back(std::move(drops_.front()));
-        drops_.pop_front();
-      }
-    }
-    if (pictures.empty()) return;
-    const absl::Status status = Call([&](grpc::ClientContext& context) {
-      if (names_.encodes) {
-        v1::VisionServiceDropFeaturesRequest request;
-        request.mutable_image_sha256()->Add(pictures.begin(), pictures.end());
-        v1::VisionServiceDropFeaturesResponse response;
-        return encoder_->DropFeatures(&context, request, &response);
-      }
-      v1::LlmServiceDropFeaturesRequest request;
-      request.mutable_image_sha256()->Add(pictures.begin(), pictures.end());
-      v1::LlmServiceDropFeaturesResponse response;
-      return generator_->DropFeatures(&context, request, &response);
-    });
-    const bool told = std::exchange(drops_fail_, !status.ok());
-    if (status.ok()) continue;
-    if (!told) {
-      LogWarning("the features of deleted sessions' pictures are still there",
-                 {{"backend", Describe()}, {"error", std::string(status.message())}});
-    }
-    metrics_.CountBackendError(names_.service, status.code());
-    if (absl::IsUnimplemented(status)) continue;  // an older service: it never will
-    MutexLock lock(mutex_);
-    drops_.insert(drops_.begin(), pictures.begin(), pictures.end());
-    return;
-  }
+  if (!status.ok()) return Unreachable(FromGrpc(status));
+  models->assign(response.models().begin(), response.models().end());
+  return absl::OkStatus();
 }
 
 absl::Status Backend::Unreachable(const absl::Status& status) const {

@@ -6,7 +6,6 @@
 
 #include <atomic>
 #include <chrono>
-#include <deque>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -40,10 +39,9 @@ struct ModelTable {
 class Backend {
  public:
   struct Names {
-    std::string service;   // "vision": in metrics and messages
-    std::string program;   // "llava-vision": what to start
-    std::string flag;      // "--vision": what to check
-    bool encodes = false;  // it is a VisionService, else an LlmService
+    std::string service;  // "vision": in metrics and messages
+    std::string program;  // "llava-vision": what to start
+    std::string flag;     // "--vision": what to check
   };
 
   // `tls` empty: an open connection. `authority`: the name under which it was found, if `address`
@@ -80,10 +78,6 @@ class Backend {
   // Asks soon; `done` runs on the thread after an answer that was asked for after this call.
   void Refresh(std::function<void()> done = {});
 
-  // Has the service forget the features of these pictures (ids, as SHA-256 in hex) soon; not before
-  // it is back if it is down. So many may wait that a service can be down for days.
-  void DropFeatures(const std::vector<std::string>& pictures);
-
   // What the client of the gateway is told about a failed call: an unreachable service is named
   // with address and remedy, a fault of the service with its address; complaints about the request
   // pass as they are. Counts the error.
@@ -104,10 +98,7 @@ class Backend {
   void Acquire();
   void Release();
   void Loop();
-  // Makes one call that ends when the backend does.
-  absl::Status Call(const std::function<grpc::Status(grpc::ClientContext&)>& call);
   absl::Status Ask(std::vector<v1::ModelInfo>* models);
-  void SendDrops();
   absl::Status Unreachable(const absl::Status& status) const;
 
   const Names names_;
@@ -130,12 +121,10 @@ class Backend {
   bool stopping_ LLAVA_GUARDED_BY(mutex_) = false;
   grpc::ClientContext* asking_ LLAVA_GUARDED_BY(mutex_) = nullptr;  // the call under way
   std::vector<std::function<void()>> waiting_ LLAVA_GUARDED_BY(mutex_);
-  std::deque<std::string> drops_ LLAVA_GUARDED_BY(mutex_);  // digests of pictures
-  int calls_ LLAVA_GUARDED_BY(mutex_) = 0;                  // contexts and leases alive
-  int failures_ LLAVA_GUARDED_BY(mutex_) = 0;               // in a row
-  int ejections_ LLAVA_GUARDED_BY(mutex_) = 0;              // in a row
+  int calls_ LLAVA_GUARDED_BY(mutex_) = 0;      // contexts and leases alive
+  int failures_ LLAVA_GUARDED_BY(mutex_) = 0;   // in a row
+  int ejections_ LLAVA_GUARDED_BY(mutex_) = 0;  // in a row
   CondVar::Clock::time_point unwilling_until_ LLAVA_GUARDED_BY(mutex_){};
-  bool drops_fail_ = false;  // used by the thread only
   std::thread thread_;
 };
 

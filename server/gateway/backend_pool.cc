@@ -242,10 +242,6 @@ void BackendPool::Refresh(std::function<void()> done) {
   }
 }
 
-void BackendPool::DropFeatures(const std::vector<std::string>& pictures) {
-  for (const auto& backend : all()) backend->DropFeatures(pictures);
-}
-
 absl::StatusOr<std::shared_ptr<Backend>> BackendPool::Pick(std::string_view key,
                                                            const Serves& serves,
                                                            const Backend* except) const {

@@ -60,9 +60,6 @@ class BackendPool {
   absl::StatusOr<std::shared_ptr<Backend>> Pick(std::string_view key, const Serves& serves,
                                                 const Backend* except = nullptr) const;
 
-  // See Backend; all that are here now.
-  void DropFeatures(const std::vector<std::string>& pictures);
-
   std::vector<std::shared_ptr<Backend>> all() const;
   const Backend::Names& names() const { return names_; }
 

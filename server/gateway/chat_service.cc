@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "server/gateway/feature_drops.h"
 #include "server/gateway/image_upload.h"
 #include "server/gateway/request_checks.h"
 #include "server/gateway/token_count.h"
@@ -149,8 +150,7 @@ grpc::ServerUnaryReactor* ChatServiceImpl::DeleteSession(grpc::CallbackServerCon
       if (removed.ok()) {
         parts_.owners.Forget(id);
         parts_.journal.BeginFile();
-        parts_.vision.DropFeatures(removed->pictures);
-        parts_.llm.DropFeatures(removed->pictures);
+        parts_.drops.Drop(removed->pictures);
       }
       call.Finish(removed.status());
     });
@@ -241,7 +241,7 @@ grpc::ServerUnaryReactor* ChatServiceImpl::CountTokens(
   auto status = call.scope().Admit(admission_);
   if (status.ok()) status = CheckSessionId(request->session_id());
   const auto memory = parts_.memory.NewShare();
-  if (status.ok()) status = memory->Hold(request->ByteSizeLong());
+  if (status.ok()) status = memory->Hold(request->ByteSizeLong(), call.scope().caller().name());
   absl::StatusOr<std::vector<StoredImage>> images;
   if (status.ok()) {
     // As in Chat.

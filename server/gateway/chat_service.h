@@ -24,8 +24,9 @@ class ChatServiceImpl final : public v1::ChatService::CallbackService {
 
   // What a question of any origin asks for, once it has passed the checks and its pictures are
   // there; counts them. `done` runs once, before or after this returns, and must not block.
-  // UNAVAILABLE: there is no memory left for it.
-  void ReadChat(v1::ChatRequest request, std::function<void(absl::StatusOr<TurnRequest>)> done);
+  // Also the errors of RequestMemory.
+  void ReadChat(const Caller& caller, v1::ChatRequest request,
+                std::function<void(absl::StatusOr<TurnRequest>)> done);
 
   grpc::ServerUnaryReactor* CreateSession(grpc::CallbackServerContext* context,
                                           const v1::CreateSessionRequest* request,

@@ -94,23 +94,25 @@ grpc::ServerWriteReactor<v1::ChatResponse>* ChatServiceImpl::Chat(
   auto writer = StreamWriter<v1::ChatResponse>::Create();
   // gRPC keeps the request until the stream ends. It is an object of its own that nobody else looks
   // at, so what it holds can be taken.
-  ReadChat(std::move(const_cast<v1::ChatRequest&>(*request)),
+  ReadChat(scope->caller(), std::move(const_cast<v1::ChatRequest&>(*request)),
            [this, writer, scope, deadline = context->deadline()](absl::StatusOr<TurnRequest> turn) {
              Begin(writer, scope, deadline, std::move(turn));
            });
   return writer.get();
 }
 
-void ChatServiceImpl::ReadChat(v1::ChatRequest request,
+void ChatServiceImpl::ReadChat(const Caller& caller, v1::ChatRequest request,
                                std::function<void(absl::StatusOr<TurnRequest>)> done) {
   if (auto status = CheckChat(request); !status.ok()) return done(status);
   const auto whole = std::make_shared<v1::ChatRequest>(std::move(request));
   const auto memory = parts_.memory.NewShare();
-  if (auto status = memory->Hold(whole->ByteSizeLong()); !status.ok()) return done(status);
+  if (auto status = memory->Hold(whole->ByteSizeLong(), caller.name()); !status.ok()) {
+    return done(status);
+  }
   // What the client sent is what its key stands for, whatever is behind a URL today.
-  const auto read = [this, whole, memory, key = TakeKey(*whole),
+  const auto read = [this, whole, memory, key = TakeKey(*whole), name = caller.name(),
                      done = std::move(done)](absl::Status status) {
-    if (status.ok()) status = memory->Hold(whole->ByteSizeLong());
+    if (status.ok()) status = memory->Hold(whole->ByteSizeLong(), name);
     if (!status.ok()) return done(status);
     auto turn = ReadChecked(std::move(*whole));
     if (turn.ok()) {

@@ -69,15 +69,16 @@ Gateway::Gateway(const GatewayOptions& options, Metrics& metrics, std::unique_pt
       resumable_(options_.resume_grace),
       fetcher_(options_.picture_urls, options_.max_image_bytes, *metrics_),
       admission_(admission),
-      vision_({"vision", "llava-vision", "--vision", /*encodes=*/true}, options_.vision, *metrics_,
+      vision_({"vision", "llava-vision", "--vision"}, options_.vision, *metrics_,
               options_.backend_tls),
       llm_({"llm", "llava-llm", "--llm"}, options_.llm, *metrics_, options_.backend_tls),
+      drops_(vision_, llm_),
       router_(vision_, llm_, options_.default_model, options_.canary_share),
       admin_(vision_, llm_, router_),
       rollouts_(options_.rollout, router_, admin_, samples_, *metrics_),
-      parts_{options_, *metrics_, admission,  *store_,  *journal_, vision_, llm_,
-             router_,  running_,  warmup_,    *keys_,   owners_,   gate_,   samples_,
-             admin_,   rollouts_, resumable_, fetcher_, recovery_, memory_},
+      parts_{options_, *metrics_, admission, *store_,    *journal_, vision_,   llm_,
+             drops_,   router_,   running_,  warmup_,    *keys_,    owners_,   gate_,
+             samples_, admin_,    rollouts_, resumable_, fetcher_,  recovery_, memory_},
       warmup_(parts_),
       chat_(parts_, admission),
       models_(parts_),
@@ -152,8 +153,7 @@ void Gateway::ExpireSessions() {
           LogWarning("sessions not expired", {{"error", std::string(removed.status().message())}});
         } else if (removed->sessions > 0) {
           journal_->BeginFile();
-          vision_.DropFeatures(removed->pictures);
-          llm_.DropFeatures(removed->pictures);
+          drops_.Drop(removed->pictures);
           LogInfo("sessions expired", {{"sessions", absl::StrCat(removed->sessions)}});
         }
         MutexLock lock(house_mutex_);

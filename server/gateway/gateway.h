@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "server/gateway/chat_service.h"
+#include "server/gateway/feature_drops.h"
 #include "server/gateway/http_front.h"
 #include "server/gateway/model_admin.h"
 #include "server/gateway/model_service.h"
@@ -84,6 +85,7 @@ class Gateway {
 
   BackendPool vision_;
   BackendPool llm_;
+  FeatureDrops drops_;
   ModelRouter router_;
   ModelAdmin admin_;
   TurnSamples samples_;

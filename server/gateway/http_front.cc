@@ -206,15 +206,16 @@ void HttpFront::Complete(const HttpRequest& request, std::shared_ptr<HttpAnswer>
     scope->End(status);
     return (*sink)->Close(status);
   }
-  chat_.ReadChat(std::move(completion.chat), [this, scope, sink, resumable = completion.resumable](
-                                                 absl::StatusOr<TurnRequest> turn) {
-    if (!turn.ok()) {
-      scope->End(turn.status());
-      return (*sink)->Close(turn.status());
-    }
-    if (resumable) turn->on_disconnect = v1::ON_DISCONNECT_DETACH;
-    TurnStart::Begin(parts_, scope, *std::move(turn), std::move(*sink));
-  });
+  chat_.ReadChat(
+      scope->caller(), std::move(completion.chat),
+      [this, scope, sink, resumable = completion.resumable](absl::StatusOr<TurnRequest> turn) {
+        if (!turn.ok()) {
+          scope->End(turn.status());
+          return (*sink)->Close(turn.status());
+        }
+        if (resumable) turn->on_disconnect = v1::ON_DISCONNECT_DETACH;
+        TurnStart::Begin(parts_, scope, *std::move(turn), std::move(*sink));
+      });
 }
 
 // The question is not asked again: of the body, which clients send once more as it was, only the

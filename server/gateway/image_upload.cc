@@ -138,7 +138,7 @@ absl::Status ImageUpload::OnChunk() {
     return absl::InvalidArgumentError(
         absl::StrCat("more bytes came than header.size_bytes = ", announced_bytes_, " announced"));
   }
-  if (auto status = memory_.Hold(total); !status.ok()) return status;
+  if (auto status = memory_.Hold(total, scope_.caller().name()); !status.ok()) return status;
   bytes_ += chunk;
   return absl::OkStatus();
 }

@@ -1,16 +1,20 @@
 #include "server/gateway/picture_warmup.h"
 
 #include <chrono>
+#include <string>
 #include <utility>
 #include <vector>
+
+#include "server/gateway/feature_drops.h"
 
 namespace llava {
 namespace {
 
 constexpr size_t kMostAtATime = 16;
 constexpr std::chrono::seconds kTimeout{30};
-// Behind the pictures of questions.
-constexpr int32_t kPriority = -1;
+// As the pictures of questions: a question waits for the warm-up of its picture, which must not
+// wait for the pictures of all other questions.
+constexpr int32_t kPriority = 0;
 
 }  // namespace
 
@@ -21,6 +25,8 @@ void PictureWarmup::Begin(const std::string& session_id, const StoredImage& imag
     if (stopped_ || jobs_.size() >= kMostAtATime) return;
     place = jobs_.emplace(jobs_.end());
   }
+  place->session_id = session_id;
+  place->image_id = image.info.id();
   place->prompt.AddUser("", {image});
   parts_.store.GetSession(session_id, [this, place](const absl::StatusOr<v1::Session>& session) {
     OnSession(place, session);
@@ -39,7 +45,7 @@ void PictureWarmup::OnSession(Place place, const absl::StatusOr<v1::Session>& se
       parts_, place->prompt, *route, *std::move(llm), "picture of " + session->id(), kPriority,
       std::chrono::system_clock::now() + kTimeout,
       [this, place](const absl::StatusOr<FeatureDelivery::Outcome>& outcome) {
-        End(place, outcome.status());
+        OnDelivered(place, outcome.status());
       });
   {
     MutexLock lock(mutex_);
@@ -48,6 +54,17 @@ void PictureWarmup::OnSession(Place place, const absl::StatusOr<v1::Session>& se
   delivery->Start();
   MutexLock lock(mutex_);
   if (stopped_) delivery->Cancel();
+}
+
+void PictureWarmup::OnDelivered(Place place, const absl::Status& status) {
+  parts_.store.GetSession(place->session_id,
+                          [this, place, status](const absl::StatusOr<v1::Session>& session) {
+                            // Its deletion had the features dropped before they came.
+                            if (absl::IsNotFound(session.status())) {
+                              parts_.drops.Drop({place->image_id});
+                            }
+                            End(place, status);
+                          });
 }
 
 void PictureWarmup::End(Place place, const absl::Status& status) {

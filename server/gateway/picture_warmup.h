@@ -12,7 +12,8 @@ namespace llava {
 
 // Has pictures encoded as soon as they are uploaded, for the model of their session and at the
 // service that will answer, so that the question need not wait for it. Only a head start: what
-// fails here is told when it is asked about. Thread-safe.
+// fails here is told when it is asked about. What comes when the session is deleted by then is
+// dropped again. Thread-safe.
 class PictureWarmup {
  public:
   explicit PictureWarmup(const TurnParts& parts) : parts_(parts) {}
@@ -24,12 +25,14 @@ class PictureWarmup {
 
  private:
   struct Job {
+    std::string session_id, image_id;
     Prompt prompt;
     std::shared_ptr<FeatureDelivery> delivery;
   };
   using Place = std::list<Job>::iterator;
 
   void OnSession(Place place, const absl::StatusOr<v1::Session>& session);
+  void OnDelivered(Place place, const absl::Status& status);
   void End(Place place, const absl::Status& status);
 
   const TurnParts& parts_;

@@ -3,16 +3,19 @@
 // What requests hold in memory, all together.
 
 #include <cstdint>
+#include <map>
 #include <memory>
+#include <string>
 
 #include "absl/status/status.h"
-#include "server/runtime/body_budget.h"
 #include "server/runtime/metrics.h"
+#include "server/runtime/mutex.h"
 
 namespace llava {
 
 // One budget for the pictures that are being uploaded and for questions with their pictures, while
-// these wait and are answered. Thread-safe; outlives its shares.
+// these wait and are answered. However many requests an API key has, it leaves as much room as it
+// takes: the next key finds half of what there was. Thread-safe; outlives its shares.
 class RequestMemory {
  public:
   RequestMemory(uint64_t limit, Metrics& metrics);
@@ -20,18 +23,20 @@ class RequestMemory {
   // What one request holds; gives it back at its end. One thread at a time.
   class Share {
    public:
-    explicit Share(RequestMemory& memory) : memory_(memory), share_(memory.budget_) {}
+    explicit Share(RequestMemory& memory) : memory_(memory) {}
     ~Share();
     Share(const Share&) = delete;
     Share& operator=(const Share&) = delete;
 
     // Holds `bytes` from now on, if that is more than before; the first 16 KiB do not count, so
-    // that short questions pass. UNAVAILABLE with RetryInfo: there is no room for them.
-    absl::Status Hold(uint64_t bytes);
+    // that short questions pass. `key`: name of the caller's API key, the same each time; empty:
+    // there are no keys. Errors with RetryInfo: UNAVAILABLE: there is no room for them.
+    // RESOURCE_EXHAUSTED: with its other requests the key would hold more than it leaves.
+    absl::Status Hold(uint64_t bytes, const std::string& key);
 
    private:
     RequestMemory& memory_;
-    BodyBudget::Share share_;
+    std::string key_;
     uint64_t counted_ = 0;
   };
 
@@ -39,8 +44,11 @@ class RequestMemory {
 
  private:
   const uint64_t limit_;
-  const std::shared_ptr<BodyBudget> budget_;
   prometheus::Gauge& gauge_;
+
+  Mutex mutex_;
+  uint64_t used_ LLAVA_GUARDED_BY(mutex_) = 0;
+  std::map<std::string, uint64_t> used_by_ LLAVA_GUARDED_BY(mutex_);  // by key, without the empty
 };
 
 }  // namespace llava

@@ -17,6 +17,7 @@
 
 namespace llava {
 
+class FeatureDrops;
 class ModelAdmin;
 class PictureFetcher;
 class PictureWarmup;
@@ -32,6 +33,7 @@ struct TurnParts {
   AnswerJournal& journal;
   BackendPool& vision;
   BackendPool& llm;
+  FeatureDrops& drops;
   ModelRouter& router;
   RunningTurns& running;
   PictureWarmup& warmup;

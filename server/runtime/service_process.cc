@@ -9,6 +9,7 @@
 #include <signal.h>
 
 #include <algorithm>
+#include <climits>
 #include <cstdio>
 #include <ctime>
 #include <nlohmann/json.hpp>
@@ -64,6 +65,12 @@ void ProcessOptions::Declare(Settings& settings, std::function<bool()> has_keys)
   settings.AddChoice("log-level", &log_level, "Least level of log lines",
                      {"trace", "debug", "info", "warning", "error"});
   settings.AddChoice("log-format", &log_format, "Form of log lines", {"text", "json"});
+  settings.Check([this] {
+    // gRPC counts in int, and takes what is less than 1 for something else.
+    if (max_message_bytes >= 1 && max_message_bytes <= INT_MAX) return absl::OkStatus();
+    return absl::InvalidArgumentError(absl::StrCat("--max-message-bytes: ", max_message_bytes,
+                                                   " is not from 1 to ", INT_MAX, " (2G - 1)"));
+  });
   settings.Check([this, has_keys = std::move(has_keys)] {
     if (insecure || on_loopback() || (has_keys && has_keys())) return absl::OkStatus();
     return absl::InvalidArgumentError(

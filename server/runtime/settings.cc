@@ -19,14 +19,17 @@
 namespace llava {
 namespace {
 
+// A hundred years: more does not fit into a time in nanoseconds. An exabyte.
+constexpr double kMostSeconds = 100.0 * 365 * 24 * 3600, kMostBytes = 1e18;
+
 // "512", "1.5" style numbers with a unit out of `units` behind them.
-absl::StatusOr<double> WithUnit(const std::string& text,
-                                const std::map<std::string, double>& units) {
+absl::StatusOr<double> WithUnit(const std::string& text, const std::map<std::string, double>& units,
+                                double most) {
   double number = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
   const std::string unit(end, text.data() + text.size());
   const auto found = units.find(unit);
-  if (error != std::errc() || found == units.end() || number < 0) {
+  if (error != std::errc() || found == units.end() || !(number >= 0)) {
     std::vector<std::string> known;
     for (const auto& [name, factor] : units) {
       if (!name.empty()) known.push_back(name);
@@ -34,6 +37,7 @@ absl::StatusOr<double> WithUnit(const std::string& text,
     return absl::InvalidArgumentError(
         absl::StrCat("is not a number with a unit of: ", absl::StrJoin(known, " ")));
   }
+  if (!(number * found->second <= most)) return absl::InvalidArgumentError("is too large");
   return number * found->second;
 }
 
@@ -129,7 +133,8 @@ void Settings::Add(const std::string& name, std::chrono::milliseconds* target,
   AddEntry(name, help, ShowMilliseconds(*target), "DURATION",
            [target](const std::string& text) -> absl::Status {
              const auto value =
-                 WithUnit(text, {{"ms", 1.0}, {"s", 1000.0}, {"m", 60'000.0}, {"h", 3'600'000.0}});
+                 WithUnit(text, {{"ms", 1.0}, {"s", 1000.0}, {"m", 60'000.0}, {"h", 3'600'000.0}},
+                          1000.0 * kMostSeconds);
              if (!value.ok()) return value.status();
              *target = std::chrono::milliseconds(static_cast<int64_t>(*value));
              return absl::OkStatus();
@@ -143,7 +148,8 @@ void Settings::Add(const std::string& name, std::chrono::microseconds* target,
           ? absl::StrCat(target->count(), "us")
           : ShowMilliseconds(std::chrono::milliseconds(target->count() / 1000));
   AddEntry(name, help, fallback, "DURATION", [target](const std::string& text) -> absl::Status {
-    const auto value = WithUnit(text, {{"us", 1.0}, {"ms", 1000.0}, {"s", 1'000'000.0}});
+    const auto value = WithUnit(text, {{"us", 1.0}, {"ms", 1000.0}, {"s", 1'000'000.0}},
+                                1'000'000.0 * kMostSeconds);
     if (!value.ok()) return value.status();
     *target = std::chrono::microseconds(static_cast<int64_t>(*value));
     return absl::OkStatus();
@@ -160,8 +166,8 @@ void Settings::AddBytes(const std::string& name, uint64_t* target, const std::st
     }
   }
   AddEntry(name, help, fallback, "BYTES", [target](const std::string& text) -> absl::Status {
-    const auto value =
-        WithUnit(text, {{"", 1.0}, {"K", 1024.0}, {"M", 1048576.0}, {"G", 1073741824.0}});
+    const auto value = WithUnit(
+        text, {{"", 1.0}, {"K", 1024.0}, {"M", 1048576.0}, {"G", 1073741824.0}}, kMostBytes);
     if (!value.ok()) return value.status();
     *target = static_cast<uint64_t>(*value);
     return absl::OkStatus();

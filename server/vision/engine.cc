@@ -16,6 +16,9 @@
 namespace llava {
 namespace {
 
+// At the end of the process, when all calls have been cancelled: for the batches under way.
+constexpr std::chrono::seconds kLastBatch{10};
+
 // What the tower reads of a picture: itself, or an overview and tiles.
 std::vector<std::vector<float>> Inputs(const Image& image, const EncodeJob& job,
                                        const PreprocessConfig& config) {
@@ -59,22 +62,33 @@ VisionEngine::VisionEngine(Options options, LoadedTower tower, FeatureCache& cac
   }
 }
 
-VisionEngine::~VisionEngine() { Join(); }
+VisionEngine::~VisionEngine() { Join(/*patient=*/true); }
 
-void VisionEngine::Stop() {
+bool VisionEngine::Stop() {
   stopping_ = true;
-  Join();
+  return Join(/*patient=*/false);
 }
 
 // Stage after stage, so that what one hands on is still taken by the next.
-void VisionEngine::Join() {
+bool VisionEngine::Join(bool patient) {
   to_decode_.Close();
   for (std::thread& thread : decoders_) {
     if (thread.joinable()) thread.join();
   }
   to_encode_.Close();
-  workers_->Drain();
-  RefuseAll("the tower is being taken away");
+  if (!patient) {
+    MutexLock lock(running_mutex_);
+    const auto until = CondVar::Clock::now() + kLastBatch;
+    const auto has_calls = [](const Running& batch) { return !batch.pictures.empty(); };
+    while (std::any_of(running_.begin(), running_.end(), has_calls) &&
+           ran_.WaitUntil(running_mutex_, until)) {
+    }
+  }
+  const std::string reason = "the tower is being taken away";
+  const bool hangs = !patient && FailRunning(Clock::time_point::max(), reason);
+  if (!hangs) workers_->Drain();
+  RefuseAll(reason);
+  return !hangs;
 }
 
 absl::Status VisionEngine::ClosedError() const {

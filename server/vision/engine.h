@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <list>
 #include <memory>
 #include <string>
 #include <thread>
@@ -18,6 +19,7 @@
 #include "model/image/header.h"
 #include "model/image/image.h"
 #include "server/runtime/metrics.h"
+#include "server/runtime/mutex.h"
 #include "server/vision/byte_budget.h"
 #include "server/vision/encode_statistics.h"
 #include "server/vision/feature_cache.h"
@@ -61,6 +63,8 @@ class VisionEngine {
     DecodeOptions decode = {};
     std::chrono::milliseconds respawn_delay{1000};  // as WorkerPool::Options
     int respawns = 5;
+    // A batch that takes longer hangs in its device (FailHung); 0: none does.
+    std::chrono::milliseconds step_limit{0};
   };
 
   // Starts the threads; each of the first `workers` (0: all) makes its encoder and warms it up. The
@@ -84,8 +88,12 @@ class VisionEngine {
   absl::Status Post(std::vector<EncodeJob> jobs);
   absl::Status Post(EncodeJob job);
 
-  // Fails everything that waits, ends the batches under way, joins the threads.
-  void Stop();
+  // Fails everything that waits, ends the batches under way, joins the threads. False: a batch does
+  // not end; its calls have, and the process must end without destroying the engine.
+  bool Stop();
+  // If a batch takes longer than `step_limit`: why its worker must be believed to hang; the calls
+  // of the batch have ended with UNAVAILABLE. Empty: none does.
+  std::string FailHung();
 
   const TowerInfo& info() const { return info_; }
   const Options& options() const { return options_; }
@@ -106,6 +114,11 @@ class VisionEngine {
   struct Picture;  // a computation under way
   struct Tile;     // one input of the tower: a picture, or a part of it
   struct Counters;
+  // A batch in its device.
+  struct Running {
+    Clock::time_point begin;
+    std::vector<std::shared_ptr<Picture>> pictures;  // whose calls have not been failed
+  };
 
   uint64_t InputBytes() const;  // of the tower's input
   uint64_t BytesOf(const EncodeJob& job) const;
@@ -136,9 +149,12 @@ class VisionEngine {
   void CountFailures(size_t calls);
   void WarmUp(PictureEncoder& encoder) const;
   void RefuseAll(const std::string& reason);
+  // Ends the calls of batches that began before. True: there are such batches.
+  bool FailRunning(Clock::time_point before, const std::string& reason);
   void Enter(int count);
   void Leave(int count);
-  void Join();
+  // `patient`: for a worker that hangs it waits for ever. False: one hangs.
+  bool Join(bool patient);
 
   const Options options_;
   TowerInfo info_;  // const after construction
@@ -151,6 +167,10 @@ class VisionEngine {
   std::atomic<int> waiting_ = 0;    // pictures before and in decoders, tiles behind them
   std::atomic<int> computing_ = 0;  // tiles in batches
   std::atomic<bool> stopping_ = false;
+
+  Mutex running_mutex_;
+  CondVar ran_;
+  std::list<Running> running_ LLAVA_GUARDED_BY(running_mutex_);
 
   std::vector<std::thread> decoders_;
   std::unique_ptr<WorkerPool> workers_;  // last

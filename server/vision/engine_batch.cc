@@ -1,8 +1,10 @@
 // The workers' side of the engine: batches through the tower.
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <exception>
+#include <iterator>
 #include <span>
 #include <stdexcept>
 #include <utility>
@@ -74,6 +76,12 @@ std::string VisionEngine::RunBatch(PictureEncoder& encoder, std::vector<Tile>& b
     counters_->queue_seconds.Observe(picture.times.queue_seconds);
   }
   counters_->batch_size.Observe(static_cast<double>(batch.size()));
+  std::list<Running>::iterator running;
+  {
+    MutexLock lock(running_mutex_);
+    running = running_.insert(running_.end(), {begin, {}});
+    for (const Tile& tile : batch) running->pictures.push_back(tile.picture);
+  }
   std::vector<std::string> results(batch.size());
   std::vector<absl::Status> statuses =
       EncodeEach(encoder, batch.front().picture->job, pixels, results);
@@ -86,6 +94,11 @@ std::string VisionEngine::RunBatch(PictureEncoder& encoder, std::vector<Tile>& b
       lost = FromException(std::current_exception()).ToString();
     }
     break;
+  }
+  {
+    MutexLock lock(running_mutex_);
+    running_.erase(running);
+    ran_.NotifyAll();
   }
   const double seconds = Seconds(Clock::now() - begin);
   counters_->compute_seconds.Observe(seconds);
@@ -105,6 +118,31 @@ std::string VisionEngine::RunBatch(PictureEncoder& encoder, std::vector<Tile>& b
     EndTile(batch[i], status, std::move(results[i]));
   }
   return lost;
+}
+
+bool VisionEngine::FailRunning(Clock::time_point before, const std::string& reason) {
+  std::vector<std::shared_ptr<Picture>> pictures;
+  bool any = false;
+  {
+    MutexLock lock(running_mutex_);
+    for (Running& batch : running_) {
+      if (batch.begin >= before) continue;
+      any = true;
+      std::move(batch.pictures.begin(), batch.pictures.end(), std::back_inserter(pictures));
+      batch.pictures.clear();
+    }
+  }
+  for (const auto& picture : pictures) {
+    EndTile({picture, 0, {}}, OverloadedError("vision: " + reason, kEngineRetryAfter));
+  }
+  return any;
+}
+
+std::string VisionEngine::FailHung() {
+  if (options_.step_limit.count() == 0) return "";
+  std::string reason = absl::StrCat("a batch of pictures took longer than ",
+                                    options_.step_limit.count(), " ms (--step-limit)");
+  return FailRunning(Clock::now() - options_.step_limit, reason) ? reason : "";
 }
 
 // One picture must not hurt another, nor must the size of the batch: what fails together is tried

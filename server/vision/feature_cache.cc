@@ -68,19 +68,18 @@ FeatureCache::Pruned FeatureCache::Prune(const std::string& key,
 FeatureCache::Found FeatureCache::FinishFromDisk(const std::string& key) {
   Found found;
   if (disk_) found.features = disk_->Read(key);
-  if (found.features) found.calls = End(key, found.features).calls;
+  if (found.features) found.calls = End(key, found.features, /*to_disk=*/false);
   return found;
 }
 
 FeatureCache::Calls FeatureCache::Finish(const std::string& key,
                                          std::shared_ptr<const Features> features) {
-  UnderWay ended = End(key, features);
-  if (disk_ && features && ended.keep) disk_->Write(std::move(features));
-  return std::move(ended.calls);
+  return End(key, features, /*to_disk=*/true);
 }
 
-FeatureCache::UnderWay FeatureCache::End(const std::string& key,
-                                         const std::shared_ptr<const Features>& features) {
+FeatureCache::Calls FeatureCache::End(const std::string& key,
+                                      const std::shared_ptr<const Features>& features,
+                                      bool to_disk) {
   MutexLock lock(mutex_);
   UnderWay ended;
   if (const auto found = under_way_.find(key); found != under_way_.end()) {
@@ -88,11 +87,15 @@ FeatureCache::UnderWay FeatureCache::End(const std::string& key,
     followers_ -= ended.calls.size() - 1;
     under_way_.erase(found);
   }
-  if (features && ended.keep) Keep(key, features);
-  return ended;
+  if (features && ended.keep) {
+    Keep(key, features);
+    // Under the lock: a Drop comes before all of this, or behind it.
+    if (disk_ && to_disk) disk_->Write(features);
+  }
+  return std::move(ended.calls);
 }
 
-void FeatureCache::Drop(const PictureSet& pictures, std::function<void(size_t)> done) {
+void FeatureCache::Drop(const PictureSet& pictures, FeatureDisk::Dropped done) {
   size_t dropped = 0;
   {
     MutexLock lock(mutex_);
@@ -107,7 +110,10 @@ void FeatureCache::Drop(const PictureSet& pictures, std::function<void(size_t)> 
     }
     // Under the lock: nobody may begin in between and find the old file.
     if (disk_) {
-      disk_->Drop(pictures, [dropped, done](size_t files) { done(dropped + files); });
+      disk_->Drop(pictures, [dropped, done = std::move(done)](absl::StatusOr<size_t> files) {
+        if (files.ok()) *files += dropped;
+        done(std::move(files));
+      });
       return;
     }
   }

@@ -5,7 +5,6 @@
 // holds the tower's digest.
 
 #include <cstdint>
-#include <functional>
 #include <list>
 #include <map>
 #include <memory>
@@ -57,8 +56,9 @@ class FeatureCache {
   Calls Finish(const std::string& key, std::shared_ptr<const Features> features);
 
   // Forgets the features of these pictures; computations of theirs end as they would, but nothing
-  // is kept. `done` gets how many tensors were there, on the disk's thread if there is a disk.
-  void Drop(const PictureSet& pictures, std::function<void(size_t)> done);
+  // is kept. `done` gets how many tensors were there, or what FeatureDisk::Drop says, on the disk's
+  // thread if there is a disk.
+  void Drop(const PictureSet& pictures, FeatureDisk::Dropped done);
 
   uint64_t size_bytes() const;
   size_t entries() const;
@@ -76,7 +76,8 @@ class FeatureCache {
     Calls calls;
     bool keep = true;  // false: dropped meanwhile
   };
-  UnderWay End(const std::string& key, const std::shared_ptr<const Features>& features);
+  // `to_disk`: they are not from there.
+  Calls End(const std::string& key, const std::shared_ptr<const Features>& features, bool to_disk);
   using Place = std::list<Entry>::iterator;
   Place Remove(Place place) LLAVA_REQUIRES(mutex_);
   void Show() LLAVA_REQUIRES(mutex_);

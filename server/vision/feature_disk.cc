@@ -58,6 +58,12 @@ bool IsName(const std::string& name) {
          name.size() == 2 * kNameDigits + std::strlen(kSuffix) + 1;
 }
 
+// Of a version whose names did not tell the picture.
+bool IsOldName(const std::string& name) {
+  const size_t digits = name.find_first_not_of("0123456789abcdef");
+  return digits == 2 * sizeof(Sha256Digest) && name.substr(digits) == kSuffix;
+}
+
 class Descriptor {
  public:
   explicit Descriptor(int fd) : fd_(fd) {}
@@ -207,8 +213,8 @@ void FeatureDisk::Scan() {
       if (fs::file_time_type::clock::now() - used > kAbandoned) fs::remove(it->path(), gone);
     } else if (IsName(name)) {
       found.push_back({used, {name, bytes}});
-    } else if (name.ends_with(kSuffix)) {
-      fs::remove(it->path(), gone);  // of a version whose names did not tell the picture
+    } else if (IsOldName(name)) {
+      fs::remove(it->path(), gone);
     }
   }
   if (error) CountError(series_.read_errors, error.message());
@@ -284,10 +290,14 @@ void FeatureDisk::Write(std::shared_ptr<const Features> features) {
   changed_.NotifyAll();
 }
 
-void FeatureDisk::Drop(const PictureSet& pictures, std::function<void(size_t)> done) {
+void FeatureDisk::Drop(const PictureSet& pictures, Dropped done) {
   MutexLock lock(mutex_);
-  dropped_.insert(pictures.begin(), pictures.end());
-  waiting_.push_back({.features = nullptr, .pictures = pictures, .done = std::move(done)});
+  if (waiting_.empty() || waiting_.back().features) waiting_.emplace_back();
+  Task& task = waiting_.back();
+  for (const std::string& picture : pictures) {
+    if (task.pictures.insert(picture).second) dropped_.insert(picture);
+  }
+  task.done.push_back(std::move(done));
   changed_.NotifyAll();
 }
 
@@ -319,27 +329,26 @@ void FeatureDisk::WriteLoop() {
 }
 
 void FeatureDisk::Run(const Task& task) {
-  size_t removed = 0;
+  absl::StatusOr<size_t> removed = 0;
   try {
     if (task.features) {
       WriteFile(*task.features);
-      Evict();
-    } else {
-      removed = RemoveFiles(task.pictures);
+      return Evict();
     }
+    removed = RemoveFiles(task.pictures);
   } catch (const std::exception& error) {  // no memory
     CountError(series_.write_errors, error.what());
+    removed = absl::UnavailableError(error.what());
   }
-  if (task.features) return;
   {
     MutexLock lock(mutex_);
     for (const std::string& picture : task.pictures) dropped_.erase(dropped_.find(picture));
   }
-  task.done(removed);
+  for (const Dropped& done : task.done) done(removed);
 }
 
-// Looks into the folder: other processes write there too.
-size_t FeatureDisk::RemoveFiles(const PictureSet& pictures) {
+// Looks into the folder: other processes write there too, or did until they were killed.
+absl::StatusOr<size_t> FeatureDisk::RemoveFiles(const PictureSet& pictures) {
   std::set<std::string, std::less<>> prefixes;
   for (const std::string& picture : pictures) prefixes.insert(PrefixOf(picture));
   std::vector<std::string> names;
@@ -347,22 +356,28 @@ size_t FeatureDisk::RemoveFiles(const PictureSet& pictures) {
   fs::directory_iterator it(options_.folder, error);
   for (; !error && it != fs::directory_iterator(); it.increment(error)) {
     std::string name = it->path().filename().string();
-    if (IsName(name) && prefixes.contains(name.substr(0, kNameDigits + 1))) {
+    const std::string finished = name.starts_with(kTemporary)
+                                     ? name.substr(name.find('-', std::strlen(kTemporary)) + 1)
+                                     : name;
+    if (IsName(finished) && prefixes.contains(finished.substr(0, kNameDigits + 1))) {
       names.push_back(std::move(name));
     }
   }
-  if (error) CountError(series_.write_errors, error.message());
+  std::string fault = error ? error.message() : "";
   size_t removed = 0;
   for (const std::string& name : names) {
     if (unlink((options_.folder / name).c_str()) == 0) {
       ++removed;
     } else if (errno != ENOENT) {
-      CountError(series_.write_errors, Reason());
+      fault = Reason();
       continue;
     }
     Forget(name);
   }
-  return removed;
+  if (fault.empty()) return removed;
+  CountError(series_.write_errors, fault);
+  return absl::UnavailableError(absl::StrCat("vision: files of features cannot be removed from ",
+                                             options_.folder.string(), ": ", fault));
 }
 
 // No fsync: the kernel keeps the file if the process is killed, and after a power loss the

@@ -15,7 +15,9 @@
 #include <string_view>
 #include <thread>
 #include <unordered_map>
+#include <vector>
 
+#include "absl/status/statusor.h"
 #include "llava/v1/models.pb.h"
 #include "server/runtime/metrics.h"
 #include "server/runtime/mutex.h"
@@ -45,9 +47,12 @@ class FeatureDisk {
   std::shared_ptr<const Features> Read(const std::string& key);
   // Never blocks: a thread writes it later, if it is not there yet.
   void Write(std::shared_ptr<const Features> features);
+  // The number of files that were there, or UNAVAILABLE: some may still be.
+  using Dropped = std::function<void(absl::StatusOr<size_t>)>;
   // From now on nothing that was written before is read for these pictures; the thread removes the
-  // files, of other processes too, and tells `done` how many.
-  void Drop(const PictureSet& pictures, std::function<void(size_t)> done);
+  // files, of other processes too, and calls `done`. Requests that wait behind each other are done
+  // together, all with the same result.
+  void Drop(const PictureSet& pictures, Dropped done);
   // Waits until all that was asked for is done.
   void Flush();
 
@@ -78,14 +83,14 @@ class FeatureDisk {
   struct Task {
     std::shared_ptr<const Features> features;
     PictureSet pictures = {};
-    std::function<void(size_t)> done = {};
+    std::vector<Dropped> done = {};
   };
 
   void Scan();
   void WriteLoop();
   void Run(const Task& task);
   bool IsDropped(const std::string& key) const;
-  size_t RemoveFiles(const PictureSet& pictures);
+  absl::StatusOr<size_t> RemoveFiles(const PictureSet& pictures);
   std::shared_ptr<const Features> ReadFile(const std::string& key);
   void WriteFile(const Features& features);
   void Evict();
@@ -105,7 +110,7 @@ class FeatureDisk {
   std::unordered_map<std::string, std::list<Entry>::iterator> index_ LLAVA_GUARDED_BY(mutex_);
   uint64_t bytes_ LLAVA_GUARDED_BY(mutex_) = 0;
   std::deque<Task> waiting_ LLAVA_GUARDED_BY(mutex_);
-  std::multiset<std::string, std::less<>> dropped_ LLAVA_GUARDED_BY(mutex_);  // files still there
+  std::multiset<std::string, std::less<>> dropped_ LLAVA_GUARDED_BY(mutex_);  // with tasks to do
   bool writing_ LLAVA_GUARDED_BY(mutex_) = false;
   bool closed_ LLAVA_GUARDED_BY(mutex_) = false;
 

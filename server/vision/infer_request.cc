@@ -100,7 +100,11 @@ absl::Status ReadParameter(const std::string& name, const inference::InferParame
   } else if (name == "timeout") {
     const auto timeout = WholeNumber(value);
     if (!timeout || *timeout < 0) return Wrong("parameter timeout: microseconds are expected");
-    if (*timeout > 0) settings.timeout = std::chrono::microseconds(*timeout);
+    // So far in the future that it is none; more would not fit into a time.
+    constexpr int64_t kNone = int64_t{365} * 24 * 3600 * 1'000'000;
+    if (*timeout > 0 && *timeout < kNone) {
+      settings.timeout = std::chrono::microseconds(*timeout);
+    }
   } else {
     return Wrong(
         "parameter \"", name,

@@ -126,7 +126,7 @@ absl::StatusOr<std::shared_ptr<Servable>> VisionServableLoader::Load(const Versi
   absl::StatusOr<LoadedTower> tower = OpenTowerWorkers(At(options_, version), reading);
   if (!tower.ok()) {
     MutexLock lock(mutex_);
-    if (worked_ && absl::IsFailedPrecondition(tower.status())) {
+    if (worked_ && !on_cpu() && absl::IsFailedPrecondition(tower.status())) {
       device_lost_ = std::string(tower.status().message());
     }
     return tower.status();
@@ -154,28 +154,33 @@ absl::StatusOr<std::shared_ptr<Servable>> VisionServableLoader::Load(const Versi
 }
 
 std::string VisionServableLoader::device_lost() {
-  if (options_.device.starts_with("cpu")) return "";
+  for (const auto& engine : Engines()) {
+    std::string reason = engine->FailHung();
+    if (reason.empty() && !on_cpu()) reason = engine->given_up();
+    MutexLock lock(mutex_);
+    if (device_lost_.empty()) device_lost_ = std::move(reason);
+  }
+  MutexLock lock(mutex_);
+  return device_lost_;
+}
+
+std::vector<std::shared_ptr<VisionEngine>> VisionServableLoader::Engines() {
+  std::vector<std::shared_ptr<VisionEngine>> engines;
   MutexLock lock(mutex_);
   for (const auto& weak : engines_) {
-    const auto engine = weak.lock();
-    if (device_lost_.empty() && engine) device_lost_ = engine->given_up();
+    if (auto engine = weak.lock()) engines.push_back(std::move(engine));
   }
-  return device_lost_;
+  return engines;
 }
 
 void VisionServableLoader::Route(std::shared_ptr<Servable> servable) {
   towers_.Route(std::static_pointer_cast<VisionServable>(std::move(servable)));
 }
 
-void VisionServableLoader::Stop() {
-  std::vector<std::shared_ptr<VisionEngine>> engines;
-  {
-    MutexLock lock(mutex_);
-    for (const auto& weak : engines_) {
-      if (auto engine = weak.lock()) engines.push_back(std::move(engine));
-    }
-  }
-  for (const auto& engine : engines) engine->Stop();
+bool VisionServableLoader::Stop() {
+  bool ended = true;
+  for (const auto& engine : Engines()) ended &= engine->Stop();
+  return ended;
 }
 
 }  // namespace llava

@@ -55,16 +55,20 @@ class VisionServableLoader : public ServableLoader {
   void Unroute(const std::string& name, uint64_t version) override {
     towers_.Unroute(name, version);
   }
-  // A worker of a GPU was given up, or a GPU that was loaded before cannot be used.
+  // A worker hangs (its calls end now), one of a GPU was given up, or a GPU that was loaded before
+  // cannot be used.
   std::string device_lost() override;
 
   const TowerSet& towers() const { return towers_; }
-  // Fails what waits in all engines, as VisionEngine::Stop.
-  void Stop();
+  // As VisionEngine::Stop, all engines.
+  bool Stop();
 
  private:
   // The engine of this tower if somebody still holds it and it is sound.
   std::shared_ptr<VisionEngine> FindEngine(const Sha256Digest& digest);
+
+  std::vector<std::shared_ptr<VisionEngine>> Engines();
+  bool on_cpu() const { return options_.device.starts_with("cpu"); }
 
   const TowerOptions options_;
   const VisionEngine::Options engine_options_;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <iterator>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "model/digest/sha256.h"
@@ -27,11 +28,19 @@ v1::ModelInfo TowerModelInfo(const TowerInfo& tower, const std::string& name, ui
   return info;
 }
 
+std::shared_ptr<VisionServable> VisionServable::ForCall(std::shared_ptr<VisionServable> servable) {
+  ++servable->calls_;
+  VisionServable* const plain = servable.get();
+  return {plain, [servable = std::move(servable)](VisionServable*) { --servable->calls_; }};
+}
+
 ServableLoad VisionServable::load() const {
   const TowerInfo& tower = engine_->info();
   ServableLoad load;
-  load.in_flight = static_cast<uint32_t>(engine_->computing());
-  load.queued = static_cast<uint32_t>(engine_->waiting());
+  // The engine's pictures and tiles may be another version's.
+  const uint32_t calls = calls_;
+  load.queued = std::min(calls, static_cast<uint32_t>(engine_->waiting()));
+  load.in_flight = calls - load.queued;
   // Workers take devices in turn.
   load.weight_bytes =
       tower.weight_bytes * static_cast<uint64_t>(std::min(tower.devices, engine_->workers()));
@@ -74,7 +83,9 @@ void TowerSet::Unroute(const std::string& name, uint64_t version) {
 std::shared_ptr<VisionServable> TowerSet::FindDigest(const std::string& digest) const {
   MutexLock lock(mutex_);
   for (const auto& [key, servable] : towers_) {
-    if (servable->info().vision_spec().tower_digest() == digest) return servable;
+    if (servable->info().vision_spec().tower_digest() == digest) {
+      return VisionServable::ForCall(servable);
+    }
   }
   return nullptr;
 }
@@ -83,12 +94,12 @@ std::shared_ptr<VisionServable> TowerSet::Find(const std::string& name, uint64_t
   MutexLock lock(mutex_);
   if (version != 0) {
     const auto found = towers_.find({name, version});
-    return found == towers_.end() ? nullptr : found->second;
+    return found == towers_.end() ? nullptr : VisionServable::ForCall(found->second);
   }
   const auto behind = towers_.upper_bound({name, UINT64_MAX});
   if (behind == towers_.begin()) return nullptr;
   const auto newest = std::prev(behind);
-  return newest->first.first == name ? newest->second : nullptr;
+  return newest->first.first == name ? VisionServable::ForCall(newest->second) : nullptr;
 }
 
 std::vector<std::shared_ptr<VisionServable>> TowerSet::List() const {

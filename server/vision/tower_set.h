@@ -2,6 +2,8 @@
 
 // The towers that requests may use, each a version of a model.
 
+#include <atomic>
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <string>
@@ -31,9 +33,13 @@ class VisionServable : public Servable {
 
   VisionEngine& engine() const { return *engine_; }
 
+  // For as long as a request holds it, it is counted: by this version, whoever shares its engine.
+  static std::shared_ptr<VisionServable> ForCall(std::shared_ptr<VisionServable> servable);
+
  private:
   const v1::ModelInfo info_;
   const std::shared_ptr<VisionEngine> engine_;
+  std::atomic<uint32_t> calls_ = 0;
 };
 
 // Who gets a servable here keeps it until its request ends. Thread-safe.

@@ -117,9 +117,10 @@ int main(int argc, char** argv) {
           {"llava.v1.VisionService", "llava.v1.ModelService", "inference.GRPCInferenceService"})) {
     return code;
   }
+  bool ended = true;
   const auto stop = [&] {
     manager->Stop();
-    loader->Stop();
+    ended = loader->Stop();
   };
   manager->Start();
   if (const auto status = manager->WaitUntilServing(); !status.ok()) {
@@ -140,7 +141,8 @@ int main(int argc, char** argv) {
                                {"workers", absl::StrCat(info.workers)}});
   }
   const int code = process.Run([&] { manager->Drain(); }, stop);
-  if (code == llava::kExitDeviceLost) {
+  if (!ended) llava::LogWarning("a worker hangs, the process ends without it");
+  if (!ended || code == llava::kExitDeviceLost) {
     std::fflush(nullptr);
     std::_Exit(code);  // whoever tidies up would ask the device
   }

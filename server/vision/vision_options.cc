@@ -13,6 +13,7 @@ namespace llava {
 VisionOptions::VisionOptions() {
   process.port = 8011;
   process.metrics_port = 8012;
+  engine.step_limit = std::chrono::minutes(5);
 }
 
 void VisionOptions::Declare(Settings& settings) {
@@ -34,6 +35,10 @@ void VisionOptions::Declare(Settings& settings) {
                "Sizes with commas between: the largest that can be filled leaves at once; empty = "
                "max-batch alone");
   settings.Add("batch-wait", &engine.batch_wait, "How long a picture waits for a batch to fill");
+  settings.Add(
+      "step-limit", &engine.step_limit,
+      "A batch that takes longer hangs: its pictures end with UNAVAILABLE, and the process "
+      "ends with exit code 7; 0s = never");
   settings.AddChoice("exif", &exif_, "Orientation in a picture's EXIF data", {"ignore", "apply"});
   settings.Group("Limits");
   settings.Add("queue", &engine.queue, "Most pictures and tiles waiting; beyond it UNAVAILABLE", 1,

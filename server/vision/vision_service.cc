@@ -156,13 +156,15 @@ grpc::ServerUnaryReactor* VisionService::DropFeatures(
     end(pictures.status());
     return reactor;
   }
-  cache_.Drop(*pictures, [this, response, end](size_t tensors) {
-    metrics_
-        .Counter("llava_vision_features_dropped_total",
-                 "Tensors forgotten on request, those in memory and those on disk")
-        .Increment(static_cast<double>(tensors));
-    response->set_dropped(static_cast<uint32_t>(tensors));
-    end(absl::OkStatus());
+  cache_.Drop(*pictures, [this, response, end](const absl::StatusOr<size_t>& tensors) {
+    if (tensors.ok()) {
+      metrics_
+          .Counter("llava_vision_features_dropped_total",
+                   "Tensors forgotten on request, those in memory and those on disk")
+          .Increment(static_cast<double>(*tensors));
+      response->set_dropped(static_cast<uint32_t>(*tensors));
+    }
+    end(tensors.status());
   });
   return reactor;
 }

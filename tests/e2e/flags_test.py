@@ -347,6 +347,8 @@ class VisionFlags(ModelFlagsCase):
         self.assertTrue(any("clip-tower" in name for name in service.metrics()))
 
     def check_max_message_bytes(self):
+        for size in ("0", "2G", "4G", "inf"):
+            self.assertEqual(self.run_once("--max-message-bytes", size)[0], 2, size)
         self.assertEqual(self.encode(self.start("--max-message-bytes", "1K")), [grpc.StatusCode.RESOURCE_EXHAUSTED])
 
     def check_workers(self):
@@ -402,6 +404,21 @@ class VisionFlags(ModelFlagsCase):
         self.assertEqual(self.encode(service, 3), [grpc.StatusCode.OK] * 3)
         metrics = service.metrics()
         self.assertEqual((metrics["llava_vision_batch_size_sum"], metrics["llava_vision_batch_size_count"]), (3, 1))
+
+    def check_step_limit(self):
+        """A batch that takes longer is as good as one that hangs: its pictures end, and so does the process."""
+        service = self.start("--step-limit", "1ms", "--feature-cache-bytes", "0", "--max-batch", "60", "--drain-timeout", "1s")
+        codes = []
+        while service.process.poll() is None:
+            try:
+                codes += self.encode(service, 60)
+            except grpc.RpcError:
+                break  # it has ended, or is about to
+        code, log = service.wait_end()
+        self.assertEqual(code, 7, log)
+        self.assertIn("--step-limit", log)
+        self.assertIn(grpc.StatusCode.UNAVAILABLE, codes)
+        self.assertIn(grpc.StatusCode.OK, self.encode(self.start("--step-limit", "0s"), 60))
 
     def check_exif(self):
         numerics = set()

@@ -172,9 +172,22 @@ std::multiset<std::string> FakeVision::dropped() const {
   return dropped_;
 }
 
-grpc::Status FakeVision::DropFeatures(grpc::ServerContext*,
+int FakeVision::drops() const {
+  std::lock_guard lock(mutex_);
+  return drops_;
+}
+
+grpc::Status FakeVision::DropFeatures(grpc::ServerContext* context,
                                       const v1::VisionServiceDropFeaturesRequest* request,
                                       v1::VisionServiceDropFeaturesResponse*) {
+  bool pause = false;
+  const int openings = gate_.openings();
+  {
+    std::lock_guard lock(mutex_);
+    ++drops_;
+    pause = behaviour_.pause_drops;
+  }
+  if (pause && !gate_.Await(context, openings)) return grpc::Status::CANCELLED;
   std::lock_guard lock(mutex_);
   for (const std::string& digest : request->image_sha256()) {
     dropped_.insert(absl::BytesToHexString(digest));

@@ -126,7 +126,8 @@ class FakeVision : public v1::VisionService::Service {
     // A key of another picture in the header.
     bool wrong_key = false;
     std::chrono::milliseconds delay{0};
-    bool pause = false;  // until Release or until the caller goes
+    bool pause = false;        // until Release or until the caller goes
+    bool pause_drops = false;  // the same for DropFeatures
     // Bytes of a feature tensor.
     int64_t width = 200'000;
   };
@@ -136,6 +137,7 @@ class FakeVision : public v1::VisionService::Service {
   // Lets the calls go on that pause now.
   void Release() { gate_.Open(); }
   int encodes() const;
+  int drops() const;  // calls
   // Pictures that were dropped, as they are named in sessions.
   std::multiset<std::string> dropped() const;
   FakeModels& models() { return models_; }
@@ -150,7 +152,7 @@ class FakeVision : public v1::VisionService::Service {
  private:
   mutable std::mutex mutex_;
   Behaviour behaviour_;
-  int encodes_ = 0;
+  int encodes_ = 0, drops_ = 0;
   std::set<std::string> seen_;  // "cached" from the second time on
   std::multiset<std::string> dropped_;
   Gate gate_;

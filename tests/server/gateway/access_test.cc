@@ -268,18 +268,7 @@ TEST_F(AccessTest, UploadsAndCountsOfTokensAreRequestsOfTheirKey) {
   StartGateway();
   key_ = "few";
   const std::string session = NewSession();
-  const auto upload = [&] {
-    const auto context = Context();
-    v1::UploadImageResponse response;
-    const auto writer = stub_->UploadImage(context.get(), &response);
-    v1::UploadImageRequest request;
-    request.mutable_header()->set_session_id(session);
-    writer->Write(request);
-    request.set_chunk(FakePicture(1));
-    writer->Write(request);
-    writer->WritesDone();
-    return writer->Finish();
-  };
+  const auto upload = [&] { return Send(session, FakePicture(1)).status; };
   const auto count = [&] {
     v1::ChatServiceCountTokensRequest request;
     request.set_session_id(session);

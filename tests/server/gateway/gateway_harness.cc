@@ -141,6 +141,27 @@ Answer GatewayTest::Ask(const v1::ChatRequest& request,
   return answer;
 }
 
+Upload GatewayTest::Send(const std::string& session, const std::string& picture, uint64_t announced,
+                         size_t chunk_bytes) {
+  Upload upload;
+  const auto context = Context();
+  v1::UploadImageResponse response;
+  const auto writer = stub_->UploadImage(context.get(), &response);
+  v1::UploadImageRequest request;
+  request.mutable_header()->set_session_id(session);
+  request.mutable_header()->set_size_bytes(announced);
+  bool open = writer->Write(request);
+  for (size_t at = 0; open && at < picture.size(); at += chunk_bytes) {
+    request.set_chunk(picture.substr(at, chunk_bytes));
+    open = writer->Write(request);
+    if (open) ++upload.sent;
+  }
+  writer->WritesDone();
+  upload.status = writer->Finish();
+  upload.image = response.image();
+  return upload;
+}
+
 Answer GatewayTest::AskAndLeave(const v1::ChatRequest& request) {
   return Ask(request, [](grpc::ClientContext& context, const Answer&) { context.TryCancel(); });
 }

@@ -7,6 +7,8 @@
 
 #include <chrono>
 #include <condition_variable>
+#include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <functional>
 #include <memory>
@@ -46,6 +48,13 @@ struct Answer {
   v1::TurnFinished finished;
 };
 
+// What came out of an UploadImage call.
+struct Upload {
+  grpc::Status status;
+  v1::ImageInfo image;
+  size_t sent = 0;  // chunks before the gateway said no
+};
+
 class GatewayTest : public testing::Test {
  protected:
   GatewayTest();
@@ -73,6 +82,9 @@ class GatewayTest : public testing::Test {
                 std::optional<uint32_t> restarts = std::nullopt);
   // Asks and goes away after the first text. The turn goes on.
   Answer AskAndLeave(const v1::ChatRequest& request);
+  // `announced` 0: no size is told.
+  Upload Send(const std::string& session, const std::string& picture, uint64_t announced = 0,
+              size_t chunk_bytes = 16);
   std::vector<v1::Turn> Turns(const std::string& session);
   // The value of a metric line such as `name{a="b"}`, 0 if there is none.
   double Metric(const std::string& line_start);

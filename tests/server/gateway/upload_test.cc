@@ -16,35 +16,7 @@ namespace {
 
 using testing::HasSubstr;
 
-class UploadTest : public GatewayTest {
- protected:
-  struct Upload {
-    grpc::Status status;
-    v1::ImageInfo image;
-    size_t sent = 0;  // chunks before the gateway said no
-  };
-
-  Upload Send(const std::string& session, const std::string& bytes, uint64_t announced = 0,
-              size_t chunk_bytes = 16) {
-    Upload upload;
-    const auto context = Context();
-    v1::UploadImageResponse response;
-    const auto writer = stub_->UploadImage(context.get(), &response);
-    v1::UploadImageRequest request;
-    request.mutable_header()->set_session_id(session);
-    request.mutable_header()->set_size_bytes(announced);
-    bool open = writer->Write(request);
-    for (size_t at = 0; open && at < bytes.size(); at += chunk_bytes) {
-      request.set_chunk(bytes.substr(at, chunk_bytes));
-      open = writer->Write(request);
-      if (open) ++upload.sent;
-    }
-    writer->WritesDone();
-    upload.status = writer->Finish();
-    upload.image = response.image();
-    return upload;
-  }
-};
+class UploadTest : public GatewayTest {};
 
 TEST_F(UploadTest, APictureIsSentOnceAndAskedAboutOften) {
   StartGateway();

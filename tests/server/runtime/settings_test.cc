@@ -64,6 +64,18 @@ TEST_F(SettingsTest, KeepsDefaults) {
   EXPECT_EQ(budget_, 1u << 20);
 }
 
+TEST_F(SettingsTest, RefusesWhatDoesNotFit) {
+  for (const char* wait : {"inf", "nan", "-1s", "1e300h", "101e4h", "1e9999s"}) {
+    EXPECT_EQ(Parse({"--wait", wait}), 2) << wait;
+    EXPECT_THAT(err_, HasSubstr("--wait")) << wait;
+  }
+  for (const char* budget : {"inf", "nan", "-1", "1e300G", "1e12M"}) {
+    EXPECT_EQ(Parse({"--budget", budget}), 2) << budget;
+  }
+  EXPECT_EQ(budget_, 1u << 20);
+  EXPECT_EQ(Parse({"--wait", "87600h", "--budget", "1e8G"}), std::nullopt) << err_;
+}
+
 TEST_F(SettingsTest, ReadsFlagsOfEveryKind) {
   EXPECT_EQ(Parse({"--name", "x y", "--port=80", "--rate", "1.25", "--wait", "2m", "--budget", "3G",
                    "--mode", "exact", "--loud"}),

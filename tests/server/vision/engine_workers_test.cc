@@ -65,6 +65,28 @@ TEST_F(VisionEngineTest, ADeadDeviceFailsEverybodyAndSaysSo) {
   EXPECT_THAT(metrics_.Render(), HasSubstr("llava_vision_workers{state=\"failed\"} 0"));
 }
 
+TEST_F(VisionEngineTest, AWorkerThatHangsIsToldAndItsPicturesEnd) {
+  Start({.step_limit = std::chrono::milliseconds(20)});
+  const auto fine = Post(Bitmap('a'));
+  EXPECT_TRUE(fine->Wait().ok());
+  EXPECT_EQ(engine_->FailHung(), "") << "it has ended";
+  Hold(true);
+  const auto hung = Post(Bitmap('b'));
+  AwaitHeldBatch();
+  const auto waits = Post(Bitmap('c'));
+  std::string reason;
+  while (reason.empty()) reason = engine_->FailHung();
+  EXPECT_THAT(reason, HasSubstr("20 ms (--step-limit)"));
+  const absl::Status status = hung->Wait();
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(status.message(), HasSubstr("--step-limit"));
+  EXPECT_NE(engine_->FailHung(), "") << "it still does";
+  std::thread stopping([this] { EXPECT_FALSE(engine_->Stop()); });
+  EXPECT_EQ(waits->Wait().code(), absl::StatusCode::kUnavailable);
+  stopping.join();
+  Hold(false);  // what comes of it now is nobody's any more
+}
+
 TEST_F(VisionEngineTest, AWorkerThatCannotLoadIsAnError) {
   on_load_ = [] { throw std::bad_alloc(); };
   LoadedTower tower;

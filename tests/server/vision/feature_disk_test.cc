@@ -7,11 +7,14 @@
 
 #include <filesystem>
 #include <fstream>
+#include <future>
 #include <memory>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "server/runtime/crc32c.h"
 #include "server/vision/feature_cache.h"
 
@@ -173,14 +176,17 @@ TEST_F(FeatureDiskTest, PicturesAreDroppedWithTheFilesOfOthers) {
     one->Write(FeaturesOf(key));
   }
   one->Flush();
-  size_t removed = 0;
+  for (const fs::path& file : Files()) {
+    std::ofstream(folder_ / (".tmp-1-" + file.filename().string())) << "of a killed writer";
+  }
+  absl::StatusOr<size_t> removed = 0;
   two->Write(FeaturesOf(picture + "third"));  // waits, perhaps, and goes too
-  two->Drop({picture, std::string(32, 'x')}, [&removed](size_t files) { removed = files; });
+  two->Drop({picture, std::string(32, 'x')}, [&removed](auto files) { removed = files; });
   EXPECT_EQ(two->Read(picture + "spec"), nullptr) << "from the moment that it is asked for";
   two->Write(FeaturesOf(picture + "new"));
   two->Flush();
-  EXPECT_EQ(removed, 3u);
-  EXPECT_EQ(Files().size(), 2u);
+  EXPECT_EQ(removed.value(), 5u);
+  EXPECT_EQ(Files().size(), 3u);
   EXPECT_EQ(one->Read(picture + "another"), nullptr);
   EXPECT_TRUE(one->Read(other + "spec"));
   EXPECT_TRUE(two->Read(picture + "new")) << "written after it";
@@ -188,13 +194,39 @@ TEST_F(FeatureDiskTest, PicturesAreDroppedWithTheFilesOfOthers) {
   EXPECT_EQ(one->entries(), 2u) << "the one that it has not looked for is not known to be gone";
 }
 
+TEST_F(FeatureDiskTest, DropsThatWaitAreDoneTogetherAndFaultsAreTold) {
+  const std::string picture(32, 'p'), other(32, 'o');
+  auto disk = Open();
+  for (const std::string& key : {picture + "a", other + "a"}) disk->Write(FeaturesOf(key));
+  disk->Flush();
+  std::vector<absl::Status> ends(100, absl::UnknownError("not called"));
+  for (size_t i = 0; i < ends.size(); ++i) {
+    disk->Drop({i % 2 == 0 ? picture : other},
+               [&end = ends[i]](const absl::StatusOr<size_t>& files) { end = files.status(); });
+  }
+  disk->Flush();
+  for (const absl::Status& end : ends) EXPECT_TRUE(end.ok()) << end;
+  EXPECT_TRUE(Files().empty());
+
+  disk->Write(FeaturesOf(picture + "a"));
+  disk->Flush();
+  fs::rename(folder_, folder_.string() + ".away");
+  std::ofstream(folder_) << "not a folder";
+  disk->Drop({picture}, [&](const absl::StatusOr<size_t>& files) { ends[0] = files.status(); });
+  disk->Flush();
+  fs::remove(folder_);
+  fs::rename(folder_.string() + ".away", folder_);
+  EXPECT_EQ(ends[0].code(), absl::StatusCode::kUnavailable) << ends[0];
+  EXPECT_THAT(ends[0].message(), HasSubstr(folder_.string()));
+}
+
 TEST_F(FeatureDiskTest, NamesOfAnEarlierVersionAreNotKept) {
   fs::create_directories(folder_);
   std::ofstream(folder_ / (std::string(64, 'a') + ".feature")) << "features of who knows whom";
-  std::ofstream(folder_ / "notes.txt") << "not ours";
+  std::ofstream(folder_ / "notes.feature") << "not ours";
   EXPECT_EQ(Open()->entries(), 0u);
   ASSERT_EQ(Files().size(), 1u);
-  EXPECT_EQ(Files()[0].filename(), "notes.txt");
+  EXPECT_EQ(Files()[0].filename(), "notes.feature");
 }
 
 TEST_F(FeatureDiskTest, ManyThreads) {
@@ -209,7 +241,7 @@ TEST_F(FeatureDiskTest, ManyThreads) {
           EXPECT_EQ(found->key, key);
         }
         disk->Write(FeaturesOf(key));
-        if (i % 20 == 0) disk->Drop({key}, [](size_t) {});
+        if (i % 20 == 0) disk->Drop({key}, [](const auto&) {});
       }
     });
   }
@@ -244,15 +276,15 @@ TEST_F(FeatureDiskTest, TheCacheLooksThereBeforeAnythingIsComputed) {
 
   // Dropped while it is computed: served, but kept nowhere.
   ASSERT_TRUE(cache.Begin("other", call).leader);
-  size_t dropped = 0;
-  cache.Drop({"key", "other"}, [&dropped](size_t tensors) { dropped = tensors; });
+  std::promise<absl::StatusOr<size_t>> dropped;
+  cache.Drop({"key", "other"}, [&](auto tensors) { dropped.set_value(tensors); });
   EXPECT_EQ(cache.FinishFromDisk("other").features, nullptr);
   EXPECT_EQ(cache.Finish("other", FeaturesOf("other")).size(), 1u);
   ASSERT_TRUE(cache.Begin("key", call).leader);
   EXPECT_EQ(cache.FinishFromDisk("key").features, nullptr);
   cache.Finish("key", FeaturesOf("key"));
+  EXPECT_EQ(dropped.get_future().get().value(), 2u) << "in memory and on disk";
   while (cache.status().disk().entries() != 1) std::this_thread::yield();
-  EXPECT_EQ(dropped, 2u) << "in memory and on disk";
   EXPECT_EQ(Files().size(), 1u) << "asked for anew, kept anew";
 
   const v1::FeatureCacheStatus status = cache.status();

@@ -187,6 +187,12 @@ TEST_F(TowerLoaderTest, AVersionOfTheSameTowerIsOnlyAnotherName) {
   loader_.Route(*first);
   loader_.Route(*second);
   EXPECT_EQ(loader_.towers().Find("tower", 0), *second) << "the newest";
+  auto call = loader_.towers().Find("tower", 2);
+  EXPECT_EQ((*second)->load().in_flight + (*second)->load().queued, 1u);
+  EXPECT_EQ((*first)->load().in_flight + (*first)->load().queued, 0u)
+      << "else it would not be idle before the other one is";
+  call.reset();
+  EXPECT_EQ((*second)->load().in_flight + (*second)->load().queued, 0u);
   loader_.Unroute("tower", 1);
   EXPECT_EQ(loader_.towers().FindDigest((*first)->info().model().digest()), *second);
   const VersionRef broken = Version(3);

@@ -1,0 +1,134 @@
+#include "server/gateway/feature_drops.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <utility>
+
+#include "absl/strings/escaping.h"
+#include "server/runtime/logging.h"
+#include "server/runtime/status.h"
+#include "server/wire/feature_key.h"
+
+namespace llava {
+namespace {
+
+constexpr std::chrono::seconds kTimeout{10};
+// How often is looked who is behind, or new.
+constexpr std::chrono::milliseconds kPeriod{500};
+// One whose disk hangs must not keep the others from hearing.
+constexpr std::chrono::milliseconds kLongPatience{30'000};
+// Pictures kept for processes that are down, and for those that come later: 10 and 1 MB.
+constexpr size_t kMost = 100'000, kMostForLater = 10'000;
+
+template <typename Request>
+Request Naming(const std::vector<std::string>& digests) {
+  Request request;
+  request.mutable_image_sha256()->Add(digests.begin(), digests.end());
+  return request;
+}
+
+}  // namespace
+
+FeatureDrops::FeatureDrops(const BackendPool& vision, const BackendPool& llm)
+    : vision_(vision), llm_(llm), thread_([this] { Loop(); }) {}
+
+FeatureDrops::~FeatureDrops() {
+  {
+    MutexLock lock(mutex_);
+    stopping_ = true;
+    if (calling_ != nullptr) calling_->TryCancel();
+    changed_.NotifyAll();
+  }
+  thread_.join();
+}
+
+void FeatureDrops::Drop(const std::vector<std::string>& pictures) {
+  if (pictures.empty()) return;
+  MutexLock lock(mutex_);
+  for (const std::string& id : pictures) digests_.push_back(absl::HexStringToBytes(id));
+  dropped_ += pictures.size();
+  while (digests_.size() > kMost) digests_.pop_front();
+  changed_.NotifyAll();
+}
+
+void FeatureDrops::Loop() {
+  while (true) {
+    {
+      MutexLock lock(mutex_);
+      while (!stopping_ && digests_.empty()) changed_.Wait(mutex_);
+      if (stopping_) return;
+    }
+    std::map<Name, Told> told;  // of those that are there now
+    uint64_t known_to_all = UINT64_MAX;
+    for (const bool encodes : {true, false}) {
+      for (const auto& backend : (encodes ? vision_ : llm_).all()) {
+        Told& state = told[{encodes, backend->address()}];
+        state = told_[{encodes, backend->address()}];
+        while (Tell(*backend, encodes, state)) {
+        }
+        known_to_all = std::min(known_to_all, state.pictures);
+      }
+    }
+    told_ = std::move(told);
+    MutexLock lock(mutex_);
+    while (digests_.size() > kMostForLater && dropped_ - digests_.size() < known_to_all) {
+      digests_.pop_front();
+    }
+    const uint64_t seen = dropped_;
+    const auto until = Clock::now() + kPeriod;
+    while (!stopping_ && dropped_ == seen && changed_.WaitUntil(mutex_, until)) {
+    }
+  }
+}
+
+bool FeatureDrops::Tell(Backend& backend, bool encodes, Told& told) {
+  if (!backend.table().status.ok() || Clock::now() < told.again) return false;
+  std::vector<std::string> digests;
+  {
+    MutexLock lock(mutex_);
+    if (stopping_) return false;
+    told.pictures = std::max(told.pictures, dropped_ - digests_.size());
+    const auto begin = digests_.end() - static_cast<std::ptrdiff_t>(dropped_ - told.pictures);
+    const auto count = std::min<uint64_t>(dropped_ - told.pictures, kMostDropped);
+    digests.assign(begin, begin + static_cast<std::ptrdiff_t>(count));
+  }
+  if (digests.empty()) return false;
+  const absl::Status status = Call(backend, encodes, digests);
+  const bool is_new = !std::exchange(told.failed, !status.ok());
+  if (!status.ok() && is_new) {
+    LogWarning("features of deleted sessions' pictures are still there",
+               {{"backend", backend.Describe()}, {"error", std::string(status.message())}});
+  }
+  if (status.ok() || absl::IsUnimplemented(status)) {  // an older service never will
+    told.pictures += digests.size();
+    return true;
+  }
+  told.again = Clock::now() + (absl::IsDeadlineExceeded(status) ? kLongPatience : kPeriod);
+  return false;
+}
+
+absl::Status FeatureDrops::Call(Backend& backend, bool encodes,
+                                const std::vector<std::string>& digests) {
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + kTimeout);
+  {
+    MutexLock lock(mutex_);
+    if (stopping_) return absl::CancelledError("stopping");
+    calling_ = &context;
+  }
+  grpc::Status status;
+  if (encodes) {
+    v1::VisionServiceDropFeaturesResponse response;
+    status = backend.encoder().DropFeatures(
+        &context, Naming<v1::VisionServiceDropFeaturesRequest>(digests), &response);
+  } else {
+    v1::LlmServiceDropFeaturesResponse response;
+    status = backend.generator().DropFeatures(
+        &context, Naming<v1::LlmServiceDropFeaturesRequest>(digests), &response);
+  }
+  MutexLock lock(mutex_);
+  calling_ = nullptr;
+  return FromGrpc(status);
+}
+
+}  // namespace llava

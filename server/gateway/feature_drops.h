@@ -1,0 +1,64 @@
+#pragma once
+
+#include <grpcpp/grpcpp.h>
+
+#include <chrono>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "server/gateway/backend_pool.h"
+#include "server/runtime/mutex.h"
+
+namespace llava {
+
+// Has the services forget what was made of pictures that nobody holds any more.
+//
+// A thread tells every process of both services, one after the other; one that is down or fails is
+// told when it is back, at the same address or, as far as the last pictures go, at another one. Who
+// is told too much computes it again, no more. Thread-safe.
+class FeatureDrops {
+ public:
+  // The pools must outlive it.
+  FeatureDrops(const BackendPool& vision, const BackendPool& llm);
+  ~FeatureDrops();  // breaks off the call under way
+  FeatureDrops(const FeatureDrops&) = delete;
+  FeatureDrops& operator=(const FeatureDrops&) = delete;
+
+  // Returns at once. `pictures`: ids, that is SHA-256 in hex.
+  void Drop(const std::vector<std::string>& pictures);
+
+ private:
+  using Clock = CondVar::Clock;
+  // How far one process has been told.
+  struct Told {
+    uint64_t pictures = 0;  // of all that were ever dropped
+    bool failed = false;
+    Clock::time_point again{};  // not to be asked before
+  };
+  using Name = std::pair<bool, std::string>;  // encodes, address
+
+  void Loop();
+  // True: it may be told more at once.
+  bool Tell(Backend& backend, bool encodes, Told& told);
+  absl::Status Call(Backend& backend, bool encodes, const std::vector<std::string>& digests);
+
+  const BackendPool& vision_;
+  const BackendPool& llm_;
+  std::map<Name, Told> told_;  // of the thread
+
+  Mutex mutex_;
+  CondVar changed_;
+  std::deque<std::string> digests_ LLAVA_GUARDED_BY(mutex_);  // the last ones of `dropped_`
+  uint64_t dropped_ LLAVA_GUARDED_BY(mutex_) = 0;
+  bool stopping_ LLAVA_GUARDED_BY(mutex_) = false;
+  grpc::ClientContext* calling_ LLAVA_GUARDED_BY(mutex_) = nullptr;
+  std::thread thread_;  // last: uses all of the above
+};
+
+}  // namespace llava
