@@ -32,8 +32,8 @@ class SetupTest(unittest.TestCase):
         (self.torch / ".ok").touch()
         self.venv = self.cache / "venv"
 
-    def run_script(self, *options):
-        return subprocess.run([str(SCRIPT), *options], env=self.environment, text=True, stdin=subprocess.DEVNULL,
+    def run_script(self, *options, script=SCRIPT):
+        return subprocess.run([str(script), *options], env=self.environment, text=True, stdin=subprocess.DEVNULL,
                               capture_output=True, timeout=600)
 
     def test_any_path_can_be_sourced(self):
@@ -61,9 +61,14 @@ class SetupTest(unittest.TestCase):
         self.assertFalse((self.venv / ".ok").exists())
 
     def test_wrong_use(self):
-        done = self.run_script("--with-everything")
-        self.assertEqual((done.returncode, done.stderr.count("\n")), (2, 1), done.stderr)
-        self.assertIn("--with-everything", done.stderr)
+        for script, options, part in (
+                (SCRIPT, ["--with-everything"], "--with-everything"),
+                (ROOT / "tests/run.sh", ["--label", "gpu"], "tests/gpu/run.sh"),
+                (ROOT / "tests/run.sh", ["--label", "units"], "unit or e2e"),
+                (ROOT / "tests/run.sh", ["--label"], "unit or e2e")):
+            done = self.run_script(*options, script=script)
+            self.assertEqual((done.returncode, done.stderr.count("\n")), (2, 1), done.stderr)
+            self.assertIn(part, done.stderr)
 
 
 if __name__ == "__main__":
