@@ -17,6 +17,11 @@ ARG JOBS=2
 RUN . $LLAVA_CACHE/env.sh \
  && cmake --preset release -DLLAVA_TESTS=OFF \
  && ninja -C build/release -j$JOBS llava-gateway llava-vision llava-llm llava-chat llava-probe
+# The commit that the programs name, in a layer of its own: another one compiles one file.
+ARG REVISION=unknown
+RUN . $LLAVA_CACHE/env.sh \
+ && cmake --preset release "-DLLAVA_COMMIT=$REVISION" \
+ && ninja -C build/release -j$JOBS llava-gateway llava-vision llava-llm llava-chat llava-probe
 RUN cd build/release/bin \
  && for name in gateway vision llm; do \
       /src/deploy/collect_runtime.sh /out/$name llava-$name llava-probe || exit 1; \

@@ -73,11 +73,13 @@ if [ -f "$authorities" ]; then # not at its own path, which a package of the ima
   printf '[global]\ncert = /etc/build-authorities.crt\n' >"$work/pip.conf"
   if [ -n "${PIP_INDEX_URL:-}" ]; then echo "index-url = $PIP_INDEX_URL" >>"$work/pip.conf"; fi
 fi
+# What the programs are to name; as CMake asks git, which the images' build cannot.
+revision=$(git describe --always --dirty=+ --abbrev=10 2>/dev/null || echo unknown)
 images=(gateway vision llm prometheus demo)
 for name in "${images[@]}"; do
   say "building llava-$name"
   buildah bud --network host --format docker --layers --pull-never "${mounts[@]}" \
-    --build-arg BASE=$base --target "$name" -t "llava-$name:local" . >"$work/build-$name.log" 2>&1 || {
+    --build-arg BASE=$base --build-arg "REVISION=$revision" --target "$name" -t "llava-$name:local" . >"$work/build-$name.log" 2>&1 || {
     tail -n 30 "$work/build-$name.log" >&2
     fail "the $name image could not be built ($work/build-$name.log)"
   }
@@ -98,7 +100,11 @@ for name in gateway vision llm demo; do
     fail "the $name image knows where this machine gets its packages"
   fi
 done
-for name in gateway vision llm; do inside $name llava-$name --version; done
+for name in gateway vision llm; do
+  version=$(inside $name llava-$name --version)
+  echo "$version"
+  [[ $version == *"(commit $revision,"* ]] || fail "the $name image does not name its commit, $revision"
+done
 
 pictures=(deploy/scenes/*.png)
 picture=/opt/llava/scenes/$(basename "${pictures[0]}")
@@ -114,8 +120,6 @@ podman run --rm "${sandbox[@]}" llava-demo:local "${questions[@]}" \
   >"$work/demo.txt" </dev/null || fail "the demo failed"
 check_answers "$work/demo.txt"
 
-say "demo image: services until SIGTERM"
-podman run -d --name llava-demo-check "${sandbox[@]}" llava-demo:local >/dev/null
 compose=(timeout 120 "$LLAVA_VENV/bin/podman-compose" -f deploy/compose.yaml)
 cleanup() {
   podman rm -f -t 40 llava-demo-check >/dev/null 2>&1 || true
@@ -123,6 +127,9 @@ cleanup() {
   if [ $keep = 0 ]; then for name in "${images[@]}"; do podman untag "llava-$name:local" || true; done; fi
 }
 trap cleanup EXIT
+say "demo image: services until SIGTERM"
+podman rm -f -t 40 llava-demo-check >/dev/null 2>&1 || true # of an interrupted run
+podman run -d --name llava-demo-check "${sandbox[@]}" llava-demo:local >/dev/null
 wait_ready() { # seconds, ports...
   local deadline=$((SECONDS + $1)) port
   for port in "${@:2}"; do

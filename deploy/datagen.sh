@@ -52,7 +52,7 @@ while [ $# -gt 0 ]; do
     --questions) number "$@"; questions=$2; shift ;;
     --seed) number "$@"; seed=$2; shift ;;
     --jobs) number "$@"; jobs=$2; shift ;;
-    --port-base) at_least 1024 "$@"; base=$2; shift ;;
+    --port-base) at_least 1024 "$@"; [ "$2" -le 65500 ] || wrong "--port-base takes at most 65500"; base=$2; shift ;;
     --no-build) build=0 ;;
     -h | --help) help ;;
     *) wrong "unknown option $1" ;;
@@ -61,7 +61,7 @@ while [ $# -gt 0 ]; do
 done
 [ -n "$url" ] && [ -n "$model" ] || wrong "name a teacher with --base-url and --model"
 records=${records:-$((2 * pictures))}
-build_programs llava-datagen llava-train llava-eval llava-vision llava-llm llava-gateway llava-chat
+build_programs llava-datagen llava-train llava-eval llava-vision llava-llm llava-gateway llava-chat llava-probe
 export OMP_NUM_THREADS=1
 
 claim "$out" "$(echo "teacher $model, $records records about $pictures pictures"

@@ -8,7 +8,7 @@
 # all that it started.
 #
 #   --image PATH    talk about this picture instead of a bundled one
-#   --port-base N   ports N+1 ... N+22 (default 8000: gateway 8001)
+#   --port-base N   ports N ... N+22 (default 8000: the gateway's HTTP there, its gRPC on 8001)
 #   --no-build      take the binaries as they are (LLAVA_BIN_DIR: from another folder)
 #   --keep          leave the services running
 #   --train         first make a model of one's own from the shipped base parts: pictures and dialogues,
@@ -29,8 +29,8 @@ while [ $# -gt 0 ]; do
   case $1 in
     --image) image=${2:?quickstart: --image needs a path}; shift ;;
     --port-base)
-      [[ ${2:-} =~ ^[0-9]+$ ]] && [ "$2" -ge 1023 ] && [ "$2" -le 65500 ] ||
-        wrong "--port-base takes a number from 1023 to 65500"
+      [[ ${2:-} =~ ^[0-9]+$ ]] && [ "$2" -ge 1024 ] && [ "$2" -le 65500 ] ||
+        wrong "--port-base takes a number from 1024 to 65500"
       base=$2; shift ;;
     --no-build) build=0 ;;
     --keep) keep=1 ;;
@@ -55,7 +55,7 @@ if [ $build = 1 ]; then
   say "building ${targets[*]} (the first time takes 4 to 8 minutes on 2 cores)"
   ninja -C build/release -j"${LLAVA_JOBS:-$(nproc)}" "${targets[@]}"
 fi
-programs=(gateway vision llm chat)
+programs=(gateway vision llm chat probe)
 if [ $train = 1 ]; then programs+=(train datagen model); fi
 for name in "${programs[@]}"; do
   [ -x "$bin/llava-$name" ] || {
@@ -91,7 +91,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
 begin_services() { # language model
-  say "starting llava-vision, llava-llm and llava-gateway on ports $((base + 1)) to $((base + 22))"
+  say "starting llava-vision, llava-llm and llava-gateway on ports $base to $((base + 22))"
   services_start "$bin" deploy/models/emoji-tower "$1" "$folder" "$base"
   services_wait 120
 }

@@ -1,10 +1,10 @@
-# Starts and stops the three services on one machine. To be sourced by quickstart.sh and demo.sh:
+# Starts and stops the three services on one machine. To be sourced by quickstart.sh, datagen.sh and demo.sh:
 #
 #   services_start BIN TOWER MODEL FOLDER PORT_BASE   binaries, checkpoints, folder for logs and data
 #   services_wait SECONDS                             until all are ready
 #   services_stop                                     SIGTERM, wait, SIGKILL what hangs
 #
-# Ports are PORT_BASE + 1, 2 (gateway: gRPC, metrics), + 11, 12 (vision), + 21, 22 (LLM).
+# Ports are PORT_BASE + 0, 1, 2 (gateway: HTTP, gRPC, metrics), + 11, 12 (vision), + 21, 22 (LLM).
 # Functions return nonzero after a message on standard error.
 
 SERVICES=() # names, in order of start
@@ -16,6 +16,10 @@ port_is_taken() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 services_start() {
   local bin=$1 tower=$2 model=$3 folder=$4 base=$5 offset name
   SERVICES_BIN=$bin SERVICES_FOLDER=$folder
+  if [ ! -x "$bin/llava-probe" ]; then # by which services_wait sees them ready
+    echo "$bin/llava-probe is missing: build it beside the services" >&2
+    return 1
+  fi
   for offset in 0 1 2 11 12 21 22; do
     if port_is_taken $((base + offset)); then
       echo "port $((base + offset)) is taken: stop what listens there, or choose other ports" \

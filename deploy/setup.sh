@@ -4,8 +4,12 @@
 #
 #   deploy/setup.sh [--with-cuda] [--with-containers] [--with-peers]
 #
-# --with-peers adds what tests/bench compares with (transformers and PyTorch, several GB) in an
-# environment of its own.
+#   --with-cuda         what LibTorch wants beside NVIDIA's driver, to build and run with
+#                       `cmake --preset cuda`; nvcc 13 must be there already
+#   --with-containers   what deploy/container_check.sh builds and runs images with: buildah, podman,
+#                       podman-compose
+#   --with-peers        what tests/bench compares with (transformers and PyTorch, several GB), in an
+#                       environment of its own
 #
 # Asks nothing, may be run again at any time (what is there is kept), needs root or sudo only for
 # missing packages. The cache folder is $LLAVA_CACHE (default ~/.cache/llava-serving).
@@ -19,7 +23,7 @@ VENV=$CACHE/venv
 
 PACKAGES=(
   # toolchain
-  g++ cmake ninja-build mold ccache clang-format pkg-config git unzip python3 python3-pip python3-venv
+  g++ cmake ninja-build mold ccache clang-format pkg-config git unzip curl python3 python3-pip python3-venv
   # wire, services
   libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc libabsl-dev
   libspdlog-dev libfmt-dev prometheus-cpp-dev libcli11-dev libyaml-cpp-dev libsqlite3-dev libssl-dev
@@ -50,6 +54,9 @@ for arg in "$@"; do
 done
 
 say() { printf '\033[1msetup:\033[0m %s\n' "$*"; }
+quoted() { printf "'%s'" "${1//\'/\'\\\'\'}"; } # for any shell
+# An environment of which an interrupted run left the interpreter alone has none.
+has_pip() { "$1/bin/pip" --version >/dev/null 2>&1; }
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
 
 missing=()
@@ -78,7 +85,7 @@ wanted=$(cat deploy/requirements.txt && printf '%s\n' "${without_needs[@]}")
 if [ "$(cat "$VENV/.ok" 2>/dev/null)" != "$wanted" ]; then
   say "Python environment in $VENV"
   # Debian's own interpreter: its version decides which wheels fit, whatever else is on the PATH.
-  [ -x "$VENV/bin/python" ] || /usr/bin/python3 -m venv "$VENV"
+  has_pip "$VENV" || /usr/bin/python3 -m venv --clear "$VENV"
   "$VENV/bin/pip" install -q --disable-pip-version-check -r deploy/requirements.txt
   "$VENV/bin/pip" install -q --disable-pip-version-check --no-deps "${without_needs[@]}"
   printf '%s\n' "$wanted" >"$VENV/.ok"
@@ -120,15 +127,16 @@ fi
 PEERS=$CACHE/peers
 if [ $WITH_PEERS = 1 ] && ! cmp -s tests/bench/requirements.txt "$PEERS/.ok"; then
   say "transformers and PyTorch in $PEERS (3 GB to fetch)"
-  [ -x "$PEERS/bin/python" ] || /usr/bin/python3 -m venv "$PEERS"
+  has_pip "$PEERS" || /usr/bin/python3 -m venv --clear "$PEERS"
   "$PEERS/bin/pip" install -q --disable-pip-version-check -r tests/bench/requirements.txt
   cp tests/bench/requirements.txt "$PEERS/.ok"
 fi
 
 # What the other scripts and CMake read.
 cat > "$CACHE/env.sh" <<EOF
-export LLAVA_TORCH_DIR=$TORCH_ROOT/torch
-export LLAVA_VENV=$VENV
-export CCACHE_DIR=\${CCACHE_DIR:-$CACHE/ccache}
+export LLAVA_TORCH_DIR=$(quoted "$TORCH_ROOT/torch")
+export LLAVA_VENV=$(quoted "$VENV")
+export CCACHE_DIR="\${CCACHE_DIR:-}"
+[ -n "\$CCACHE_DIR" ] || export CCACHE_DIR=$(quoted "$CACHE/ccache")
 EOF
 say "ready ($CACHE)"

@@ -5,7 +5,8 @@
 #                           [--no-build]
 #
 # Base tower and base language model (about an hour on 2 cores), then the paper's two stages on
-# scenes that llava-datagen draws. Every step can be interrupted: the same command goes on.
+# scenes that llava-datagen draws. Every step can be interrupted: the same command goes on, and one with
+# other settings is refused.
 #
 #   --out FOLDER      where everything goes (default build/default)
 #   --bases           train the base parts too; else the shipped ones are the start
@@ -36,9 +37,24 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-build_programs llava-train llava-datagen llava-eval
+programs=(llava-train llava-datagen)
+if [ $evaluation = 1 ]; then programs+=(llava-eval); fi
+build_programs "${programs[@]}"
 
-mkdir -p "$out"
+# Base parts that are trained here are no settings: --install puts them where the shipped ones lie.
+settings() {
+  echo "$pictures pictures of stage 2, base parts $([ $bases = 1 ] && echo trained here || echo as shipped)"
+  if [ $bases = 1 ]; then sha256sum deploy/training/*.json; else digests deploy/training/{align,finetune}.json; fi
+}
+# A folder of a time when settings were not written down shows the most important ones.
+if [ ! -e "$out/settings" ] && [ -e "$out/data/stage2/dataset.json" ]; then
+  begun=$(sed -n '0,/"count"/s/.*"count": \([0-9]*\).*/\1/p' "$out/data/stage2/dataset.json")
+  trained=0
+  if [ -e "$out/models/emoji-tower" ]; then trained=1; fi
+  [ "$begun $trained" = "$pictures $bases" ] ||
+    wrong "$out was begun with --pictures $begun$([ $trained = 0 ] || echo " --bases"); choose another --out, or remove it"
+fi
+claim "$out" "$(settings)"
 children=()
 stop() {
   stop_child

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Sets up, builds and runs the tests. Nonzero if any fails; skipped ones are listed with reasons.
 #
-#   tests/run.sh [--label unit|e2e|gpu] [--sanitize asan|tsan]
+#   tests/run.sh [--label unit|e2e] [--sanitize asan|tsan]
 #
-# Without --label every test runs. --sanitize builds into build/asan or build/tsan instead of
-# build/release. LLAVA_JOBS is the number of compilers and tests at a time (default 2).
+# Without --label every test runs; those on a GPU are tests/gpu/run.sh. --sanitize builds into build/asan
+# or build/tsan instead of build/release. LLAVA_JOBS is the number of compilers and tests at a time (default 2).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,7 +14,13 @@ usage() { sed -n '2,7s/^# \{0,1\}//p' tests/run.sh; }
 wrong() { echo "tests/run.sh: $*; see tests/run.sh --help" >&2; exit 2; }
 while [ $# -gt 0 ]; do
   case $1 in
-    --label) label=${2:?tests/run.sh: --label needs a value}; shift 2 ;;
+    --label)
+      case ${2:-} in
+        unit | e2e) label=$2 ;;
+        gpu) wrong "--label takes unit or e2e; the tests on a GPU are tests/gpu/run.sh" ;;
+        *) wrong "--label takes unit or e2e" ;;
+      esac
+      shift 2 ;;
     --sanitize)
       case ${2:-} in asan | tsan) preset=$2 ;; *) wrong "--sanitize takes asan or tsan" ;; esac
       shift 2 ;;

@@ -169,11 +169,17 @@ void GatewayMetrics::SetRolloutVerdict(const std::string& model, RolloutVerdict 
       .Set(static_cast<double>(verdict));
 }
 
+prometheus::Counter& GatewayMetrics::Rollouts(const std::string& model, bool promoted) {
+  return metrics_.Counter("llava_gateway_rollouts_total", "Rollouts that the gateway ended.",
+                          {{"model", model}, {"result", promoted ? "promoted" : "rolled_back"}});
+}
+
+void GatewayMetrics::ShowRollouts(const std::string& model) {
+  for (const bool promoted : {true, false}) Rollouts(model, promoted);
+}
+
 void GatewayMetrics::CountRollout(const std::string& model, bool promoted) {
-  metrics_
-      .Counter("llava_gateway_rollouts_total", "Rollouts that the gateway ended.",
-               {{"model", model}, {"result", promoted ? "promoted" : "rolled_back"}})
-      .Increment();
+  Rollouts(model, promoted).Increment();
 }
 
 }  // namespace llava

@@ -44,11 +44,14 @@ class GatewayMetrics {
                   const VersionEvidence& evidence);
   // rollout_verdict{model}: 0 undecided, 1 as good, 2 worse
   void SetRolloutVerdict(const std::string& model, RolloutVerdict verdict);
-  // rollouts_total{model,result}: promoted, rolled_back
+  // rollouts_total{model,result}: promoted, rolled_back. Shown at 0 from ShowRollouts on: the step
+  // to a series that was not there before is no increase to Prometheus.
+  void ShowRollouts(const std::string& model);
   void CountRollout(const std::string& model, bool promoted);
 
  private:
   prometheus::Counter& Ejections(const std::string& backend);
+  prometheus::Counter& Rollouts(const std::string& model, bool promoted);
 
   Metrics& metrics_;
 

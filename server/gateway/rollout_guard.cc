@@ -158,6 +158,7 @@ void RolloutGuard::Look() {
   for (const std::string& name : pending) CarryOut(name);
   for (const auto& [name, all] : versions) {
     if (all.empty()) continue;
+    metrics_.ShowRollouts(name);
     const auto canary = Eligible(all, {.name = name, .label = kCanaryLabel}, 0);
     const auto usual = Eligible(all, {.name = name}, 0);
     if (!canary.ok() || !usual.ok() || IsRejected(canary->front())) continue;

@@ -10,6 +10,7 @@ namespace llava {
 namespace {
 
 constexpr char kStateName[] = "llava_model_version_state";
+constexpr char kServingName[] = "llava_model_versions_serving";
 constexpr char kLoadsName[] = "llava_model_loads_total";
 
 // 10 ms ... 20 minutes: from the embedded default to large models on slow disks.
@@ -74,9 +75,16 @@ void LifecycleMetrics::Count(const Lifecycle::Transition& transition, const absl
       .Increment();
 }
 
-void LifecycleMetrics::ShowServing(const std::string& model, int versions) {
-  metrics_.Gauge("llava_model_versions_serving", "Versions that take requests", {{"model", model}})
-      .Set(versions);
+void LifecycleMetrics::ShowServing(const std::map<std::string, int>& models) {
+  for (const auto& [model, versions] : models) {
+    metrics_.Gauge(kServingName, "Versions that take requests", {{"model", model}}).Set(versions);
+    shown_.insert(model);
+  }
+  std::erase_if(shown_, [&](const std::string& model) {
+    if (models.contains(model)) return false;
+    metrics_.RemoveGauge(kServingName, {{"model", model}});
+    return true;
+  });
 }
 
 prometheus::Histogram& LifecycleMetrics::SwapSeconds(SwapMode mode) {

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
+#include <set>
 #include <string>
 
 #include "absl/status/status.h"
@@ -20,7 +22,9 @@ class LifecycleMetrics {
 
   // A version went from a state to another; UNSPECIFIED: it came or is gone. `error`: of FAILED.
   void Count(const Lifecycle::Transition& transition, const absl::Status& error);
-  void ShowServing(const std::string& model, int versions);
+  // How many versions of each model take requests; other models are shown no more. One thread at a
+  // time.
+  void ShowServing(const std::map<std::string, int>& models);
 
   prometheus::Histogram& load_seconds;
   prometheus::Histogram& drain_seconds;
@@ -29,6 +33,7 @@ class LifecycleMetrics {
 
  private:
   Metrics& metrics_;
+  std::set<std::string> shown_;  // by ShowServing
 };
 
 }  // namespace llava

@@ -196,8 +196,13 @@ bool ModelManager::Impl::Round() {
         changes.emplace_back(model, count);
         serving_[model] = count;
       }
-      metrics_.ShowServing(model, count);
     }
+    // A model that is wanted and not served is missed; of one that nobody wants, nothing is.
+    std::erase_if(serving, [](const auto& each) { return each.second == 0; });
+    for (const auto& [id, version] : lifecycle_.versions()) {
+      if (lifecycle_.Wants(id)) serving.try_emplace(id.name, 0);
+    }
+    metrics_.ShowServing(serving);
     CollectAnswers(answers);
     first_failure_ = FirstFailure();
     if (!first_failure_.ok()) first_failed_ = true;

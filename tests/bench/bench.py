@@ -9,6 +9,9 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT / "tests/support"))
+from setup_python import need  # noqa: E402
+
 BIN = pathlib.Path(os.environ.get("LLAVA_BIN_DIR", ROOT / "build/release/bin"))
 
 
@@ -41,8 +44,10 @@ def raise_priority():
         print(f"bench: the priority stays as it is: {error}", file=sys.stderr)
 
 
-def parse(options):
+def parse(options, peers=()):
+    """`peers`: modules that the program needs of the environment of deploy/setup.sh --with-peers."""
     found = options.parse_args()
+    need(*peers, peers=True)
     if found.raise_priority:
         raise_priority()
     return found

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """What llava-gateway costs beside the least that a hop of gRPC can cost, and a durable question beside the disk.
 
     gateway_floor.py [--rounds 5] [--seconds 3] [--keys 100] [--tls] [--raise-priority] [--json FILE]

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Does the gateway's memory grow? Many idle sessions, many that stream, for minutes, with nothing real behind it.
 
     gateway_soak.py [--seconds 600] [--base 120] [--idle 1000] [--streams 200] [--pace 50] [--json FILE]

@@ -1,7 +1,7 @@
 #!/bin/bash
 # How fast a language model is read cold, checked and made ready, beside `dd` of the same files.
 #
-#   tests/bench/load_speed.sh [BUILD] [ROUNDS] [SHAPE]      (default: build/release 3 llama-1.1b)
+#   tests/bench/load_speed.sh [BUILD] [ROUNDS] [SHAPE]      (default: build/release of the tree, 3, llama-1.1b)
 #
 # Makes a model of that shape in bfloat16 with random weights (2.2 GB in a temporary folder of $TMPDIR,
 # which has to be a disk), then by turns drops its files from the page cache and reads them with dd, one process a
@@ -9,10 +9,10 @@
 # Nothing else should run meanwhile.
 set -euo pipefail
 
-build=${1:-build/release}
+here=$(cd "$(dirname "$0")/../.." && pwd)
+build=${1:-$here/build/release}
 rounds=${2:-3}
 shape=${3:-llama-1.1b}
-here=$(cd "$(dirname "$0")/../.." && pwd)
 model=$build/bin/llava-model
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Speed and fairness of llava-llm over gRPC: one stream, several, and a long prompt that arrives meanwhile.
 
     serving_load.py --model PATH [--dtype int8] [--threads 2] [--prompt 2048] [--streams 8] [--tokens 200]
@@ -20,6 +21,7 @@ import time
 
 import bench
 
+bench.need("grpc")
 sys.path.insert(0, str(bench.ROOT / "tests/e2e"))
 
 from stack import Client, Service

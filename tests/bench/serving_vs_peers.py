@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Decoder of llava-llm beside other engines, turn by turn: same shape, threads, prompts and tokens.
 
     serving_vs_peers.py --against PEER=OURS [--against ...] [--llama-cpp BIN_DIR] [--model DTYPE=PATH ...]
@@ -110,6 +111,10 @@ def main():
     parser.add_argument("--gen", type=int, default=32)
     parser.add_argument("--parallel", type=bench.numbers, default=[1, 4, 8, 16])
     options = bench.parse(parser)
+    if not options.llama_cpp and any(pair.startswith("llama.cpp:") for pair in options.against):
+        parser.error("--against llama.cpp:... needs --llama-cpp, the folder of its programs")
+    if not pathlib.Path(PEERS_PYTHON).exists() and not all(pair.startswith("llama.cpp:") for pair in options.against):
+        parser.error(f"there is no {PEERS_PYTHON}: run deploy/setup.sh --with-peers")
     options.models = dict(pair.split("=", 1) for pair in options.model)
     result = []
     for pair in options.against:

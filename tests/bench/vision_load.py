@@ -1,6 +1,7 @@
+#!/usr/bin/env python3
 """Throughput and waiting of llava-vision with 1, 8 and 64 clients at once, beside the tower alone.
 
-    $LLAVA_VENV/bin/python tests/bench/vision_load.py [--tower FOLDER|vit-l-14-336] [--clients 1,8,64] [--seconds 20]
+    vision_load.py [--tower FOLDER|vit-l-14-336] [--clients 1,8,64] [--seconds 20]
         [--turns 3] [--cached] [--raise-priority] [--json FILE] [-- flags of llava-vision]
 
 In each turn, one after the other: llava-model bench with the same tower and arithmetic (not with --cached), then each number
@@ -23,6 +24,7 @@ import time
 
 import bench
 
+bench.need("grpc", "PIL")
 sys.path.insert(0, str(bench.ROOT / "tests/e2e"))
 from PIL import Image  # noqa: E402
 from stack import TOWER_MODEL, Client, Service  # noqa: E402

@@ -1,9 +1,10 @@
+#!/usr/bin/env python3
 """The vision tower beside OpenVINO, and resizing beside Pillow, turn by turn in one run.
 
     vision_vs_peers.py [--image-size 336] [--dtypes bf16,int8] [--batch 1,8] [--turns 5] [--threads 2] [--only tower|resize]
                        [--raise-priority] [--json FILE]
 
-Runs under a Python that has openvino, numpy and pillow (all from PyPI); our side is llava-model and
+Runs under a Python that has openvino, numpy and pillow, or that of `deploy/setup.sh --with-peers`; our side is llava-model and
 llava_picture_bench of $LLAVA_BIN_DIR (default: build/release/bin). Both towers are ViT-L/14 with random weights and
 run 23 of its blocks, as LLaVA reads the second last hidden state. Each turn runs one side, then the other; medians
 of the turns are printed, and how many times as fast we are.
@@ -134,7 +135,7 @@ def main():
     parser.add_argument("--dtypes", type=lambda text: text.split(","), default=["bf16", "int8"])
     parser.add_argument("--batch", type=bench.numbers, default=[1, 8])
     parser.add_argument("--only", choices=["tower", "resize"])
-    options = bench.parse(parser)
+    options = bench.parse(parser, peers=("openvino", "numpy", "PIL"))
     found = {}
     if options.only != "tower":
         found |= resizing(options)

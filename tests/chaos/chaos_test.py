@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Kills the gateway and the language service in the middle of answers, over and over, and shows that nobody
 notices: every answer is, byte for byte, that of a run without kills with the same seed, and the history of
 what the clients saw has no violation.
@@ -21,12 +22,16 @@ import tempfile
 import threading
 import time
 
-import grpc
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
+import setup_python  # noqa: E402
 
-import crowd
-import history
-from clients import KEYS, PATIENCE, PICTURES, QUESTIONS, Chatter, Recorder, secret_of, write_keys
-from stack import SLOWDOWN, Stack  # a neighbour that clients.py finds
+setup_python.need("grpc")
+import grpc  # noqa: E402
+
+import crowd  # noqa: E402
+import history  # noqa: E402
+from clients import KEYS, PATIENCE, PICTURES, QUESTIONS, Chatter, Recorder, secret_of, write_keys  # noqa: E402
+from stack import SLOWDOWN, Stack  # noqa: E402 (a neighbour that clients.py finds)
 
 
 def conversation(chat, name, recorder, seed, on_turn=None):

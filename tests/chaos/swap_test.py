@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Publishes versions of the model under a load of streams, and shows that nobody notices.
 
     swap_test.py [--seconds N] [--every S] [--sessions N] [--calm N] [--no-bad] [--no-kills] [--speed]
@@ -25,7 +26,11 @@ import threading
 import time
 import uuid
 
-import grpc
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
+import setup_python  # noqa: E402
+
+setup_python.need("grpc")
+import grpc  # noqa: E402
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
 import history  # noqa: E402

@@ -1,11 +1,16 @@
 """Each check finds what was planted for it, and is silent about a tidy tree."""
 
+import os
 import pathlib
 import shutil
+import subprocess
+import sys
 import tempfile
 import unittest
 
 import code_format
+import commands
+import documented_flags
 import file_sizes
 import layers
 import proto_wire
@@ -119,6 +124,54 @@ class OtherChecksTest(Planted):
             with self.subTest(part=part):
                 self.plant("deploy/bad.sh", text, mode)
                 self.assert_found(shell_syntax, "deploy/bad.sh", part)
+
+
+    def test_commands(self):
+        program = '#!/usr/bin/env python3\nif __name__ == "__main__":\n    main()\n'
+        self.plant("tests/bench/good.py", program, 0o755)
+        self.plant("tests/bench/part.py", "def part(): pass\n")
+        self.plant("tests/e2e/x_test.py", 'if __name__ == "__main__":\n    unittest.main()\n')
+        self.plant("docs/deep/a.md", "`tests/bench/good.py --x`, tests/bench/part.py, `tests/e2e/x_test.py`, peers/tests/no.py\n")
+        self.assertEqual(commands.problems(self.root), [])
+        for name, text, mode, part in (
+            ("tests/bench/bad.py", program, 0o644, "chmod"),
+            ("tests/bench/bad.py", program.replace("#!", "#"), 0o755, "#!"),
+            ("tests/bench/other.py", "", 0o644, "there is no tests/bench/bad.py"),
+        ):
+            with self.subTest(part=part):
+                self.plant(name, text, mode)
+                self.plant("tests/bench/README.md", "| `tests/bench/bad.py --y` |\n")
+                self.assertTrue(any(part in f for f in commands.problems(self.root)), commands.problems(self.root))
+                (self.root / name).unlink()
+
+    def test_documented_flags(self):
+        self.plant("server/llm/o.cc", 'settings.Add("queue", &q, "");\nsettings.AddChoice(\n    "kv-type", &t, "", {});\n'
+                                      'context.AddMetadata("x-request-id", id);\n')
+        self.plant("docs/engine.md", "| `--queue`, `--kv-type-of` |\n")
+        self.assert_found(documented_flags, "server/llm/o.cc", "--kv-type")
+        self.plant("README.md", "`--kv-type int8`\n")
+        self.assertEqual(documented_flags.problems(self.root), [])
+
+
+class SetupPythonTest(Planted):
+    """tests/support/setup_python.py"""
+
+    def run_program(self, venv):
+        text = f"import sys\nsys.path.insert(0, {str(ROOT / 'tests/support')!r})\nimport setup_python\n"
+        program = self.plant("program.py", text + "setup_python.need('sys')\nsetup_python.need('a_module_of_nobody')\n")
+        return subprocess.run([sys.executable, program, "--flag", "a b"], text=True, capture_output=True,
+                              env={**os.environ, "LLAVA_VENV": str(venv)})
+
+    def test_goes_on_by_the_python_of_setup(self):
+        self.plant("venv/bin/python", "#!/bin/sh\necho \"$(basename $1)|$2|$3\"\n", 0o755)
+        self.assertEqual(self.run_program(self.root / "venv").stdout, "program.py|--flag|a b\n")
+
+    def test_says_what_to_do(self):
+        same = pathlib.Path(sys.executable).absolute().parent.parent  # it lacks the module, too
+        for venv in (self.root / "none", same):
+            done = self.run_program(venv)
+            self.assertEqual(done.returncode, 1, done.stdout)
+            self.assertIn("no Python module a_module_of_nobody: run deploy/setup.sh\n", done.stderr)
 
 
 class ProtoWireTest(Planted):

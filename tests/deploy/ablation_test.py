@@ -4,7 +4,6 @@ Environment: LLAVA_BIN_DIR, the folder of the binaries (set by ctest)."""
 
 import fcntl
 import os
-import pathlib
 import signal
 import unittest
 
@@ -63,13 +62,8 @@ class AblationTest(ScriptCase):
         self.assertIn("choose another --out", errors)
 
     def test_a_failed_piece_is_named(self):
-        tool = pathlib.Path(self.temporary.name) / "bin"
-        tool.mkdir()
-        for name in ("llava-datagen", "llava-train", "llava-eval"):
-            (tool / name).write_text("#!/bin/sh\necho the disk is full >&2\nexit 1\n")
-            (tool / name).chmod(0o755)
         _, errors = self.run_script("--seeds", "1", code=1,
-                                    env={**os.environ, "LLAVA_BIN_DIR": str(tool)})
+                                    env=self.fake_programs("llava-datagen", "llava-train", "llava-eval"))
         self.assertIn("the disk is full", errors)
         self.assertRegex(errors, r"seed 1, \S+: exit status 1; its log is \S+\.log")
 

@@ -70,8 +70,18 @@ class DatagenTest(ScriptCase):
         _, errors = self.run_script(*options, "--steps", "4", code=2)
         self.assertIn("choose another --out", errors)
 
+    def test_a_missing_program_is_named_at_once(self):
+        programs = ["llava-datagen", "llava-train", "llava-eval", "llava-vision", "llava-llm", "llava-gateway",
+                    "llava-chat", "llava-probe"]  # by the last the services are seen ready, after hours
+        for missing in programs:
+            _, errors = self.run_script("--base-url", "http://localhost:1/v1", "--model", "scripted", code=1,
+                                        env=self.fake_programs(*(set(programs) - {missing})))
+            self.assertIn(f"{missing} is missing", errors)
+            self.assertFalse(self.out.exists())
+
     def test_wrong_use(self):
         self.check_wrong_use(
+            (["--port-base", "65501"], "--port-base"), (["--port-base", "1023"], "--port-base"),
             ([], "--base-url"), (["--base-url", "http://localhost:1/v1"], "--model"),
             (["--pictures", "3"], "at least 8"), (["--nonsense"], "--nonsense"))
 

@@ -71,10 +71,30 @@ class QuickstartTest(unittest.TestCase):
         self.assert_all_stopped()
 
     def test_wrong_use(self):
-        for options in (["--nonsense"], ["--port-base", "x"], ["--image", "/no/such.png"]):
+        for options in (["--nonsense"], ["--port-base", "x"], ["--port-base", "1023"],
+                        ["--image", "/no/such.png"]):
             done = self.run_script(*options)
             self.assertEqual(done.returncode, 2, done.stderr)
             self.assertEqual(done.stderr.count("\n"), 1, done.stderr)
+
+    def test_a_missing_program_is_named_at_once(self):
+        programs = [f"llava-{name}" for name in ("gateway", "vision", "llm", "chat", "probe", "train", "datagen", "model")]
+        for missing in programs:
+            tool = pathlib.Path(tempfile.mkdtemp(dir=self.folder.name))
+            for name in set(programs) - {missing}:
+                (tool / name).write_text("#!/bin/sh\n")
+                (tool / name).chmod(0o755)
+            done = subprocess.run(self.command("--train"), env={**self.environment, "LLAVA_BIN_DIR": str(tool)}, text=True,
+                                  stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE)
+            self.assertEqual(done.returncode, 1, done.stdout + done.stderr)
+            self.assertIn(f"{missing} is missing", done.stderr)
+            self.assertNotIn("starting", done.stdout)
+
+    def test_services_want_the_program_that_watches_them(self):
+        done = subprocess.run(["bash", "-c", '. deploy/services.sh; services_start "$0" tower model "$0" 30000',
+                               self.folder.name], cwd=ROOT, text=True, capture_output=True, timeout=PATIENCE)
+        self.assertEqual(done.returncode, 1, done.stdout + done.stderr)
+        self.assertIn("llava-probe is missing", done.stderr)
 
     def test_signal_stops_everything(self):
         with subprocess.Popen(self.command(), env=self.environment, text=True,

@@ -49,6 +49,14 @@ class ScriptCase(unittest.TestCase):
         self.assertEqual(process.returncode, code, output + errors)
         return output, errors
 
+    def fake_programs(self, *names):
+        """An environment in which there are these programs alone, each of which fails at once."""
+        tool = pathlib.Path(tempfile.mkdtemp(dir=self.temporary.name))
+        for name in names:
+            (tool / name).write_text("#!/bin/sh\necho the disk is full >&2\nexit 1\n")
+            (tool / name).chmod(0o755)
+        return {**os.environ, "LLAVA_BIN_DIR": str(tool)}
+
     def wait_until(self, condition, process):
         deadline = time.monotonic() + PATIENCE
         while not condition():

@@ -27,6 +27,8 @@ NOT_BY_CHAT = {
     "llava_llm_worker_respawns_total": "a device that dies: tests/server/llm",
     "llava_gateway_turns_taken_up_total": "a gateway that was killed: tests/chaos",
     "llava_gateway_turns_given_up_total": "a gateway that was killed again and again: tests/chaos",
+    'llava_gateway_rollouts_total{model="emoji",result="promoted"}': "a canary: tests/server/gateway",
+    'llava_gateway_rollouts_total{model="emoji",result="rolled_back"}': "a canary: tests/server/gateway",
     "llava_gateway_api_keys": "a gateway with keys: tests/server/gateway",
     'llava_gateway_keys_file_reads_total{result="ok"}': "a gateway with keys: tests/server/gateway",
     'llava_gateway_keys_file_reads_total{result="failed"}': "a gateway with keys: tests/server/gateway",

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """A teacher for llava-datagen where no language model is at hand: an OpenAI-compatible server that reads
 the captions and boxes of a prompt, and nothing else, and writes conversations, descriptions and reasoning
 about them by rules. What it knows of the world is deploy/scenes-data/categories.json: what things are

@@ -306,6 +306,13 @@ TEST_F(RolloutTest, AGoodCanaryIsPromoted) {
 TEST_F(RolloutTest, ACanaryThatFailsIsRolledBack) {
   options_.rollout.mode = "auto";
   Start({1, 2, 3});
+  // Before there is a canary: else its end, at once, would be no increase to Prometheus.
+  for (const std::string result : {"promoted", "rolled_back"}) {
+    const std::string line =
+        "llava_gateway_rollouts_total{model=\"emoji\",result=\"" + result + "\"} 0\n";
+    EXPECT_TRUE(Eventually([&] { return metrics_->Render().find(line) != std::string::npos; }))
+        << line;
+  }
   Label("canary", 3);
   Label("stable", 1);
   ASSERT_TRUE(Eventually([this] { return Rollout().canary().version() == 3; }));

@@ -341,6 +341,35 @@ TEST_F(ModelManagerTest, MetricsTellIt) {
   EXPECT_THAT(text, HasSubstr("llava_model_repository_looks_total"));
 }
 
+TEST_F(ModelManagerTest, AModelIsMissedAsLongAsItIsWanted) {
+  const auto shows = [&](const std::string& model, const std::string& count) {
+    return Eventually([&] {
+      return metrics_.Render().find("llava_model_versions_serving{model=\"" + model + "\"} " +
+                                    count + "\n") != std::string::npos;
+    });
+  };
+  const auto shows_nothing = [&](const std::string& model) {
+    return Eventually([&] {
+      return metrics_.Render().find("versions_serving{model=\"" + model) == std::string::npos;
+    });
+  };
+  options_.names = {"emoji", "broken"};
+  repository_.Publish("emoji", 1);
+  repository_.Publish("broken", 2, "nonsense");
+  Start();
+  EXPECT_TRUE(shows("emoji", "1"));
+  EXPECT_TRUE(shows("broken", "0"));
+  repository_.Delete("broken", 2);
+  EXPECT_TRUE(shows_nothing("broken"));
+
+  ASSERT_TRUE(Wait(false, 1).ok());
+  EXPECT_TRUE(shows_nothing("emoji"));
+  EXPECT_TRUE(Eventually([&] { return Serving("emoji") == 0; }));
+  ASSERT_TRUE(Wait(true, 1).ok());
+  EXPECT_TRUE(shows("emoji", "1"));
+  EXPECT_TRUE(Eventually([&] { return Serving("emoji") == 1; }));
+}
+
 TEST_F(ModelManagerTest, ManyReadersWhileVersionsComeAndGo) {
   repository_.Publish("emoji", 1);
   Start();
