@@ -82,6 +82,7 @@ class InstructionTask : public TrainingTask {
       auto options = SetOptions("held-out data", settings.held_out_data, settings.held_out_images);
       options.most_records = settings.held_out_records;
       options.plan.order = RowOrder::kAsData;
+      options.decode = true;  // else it would fail behind hundreds of steps
       held_out_ = std::make_unique<InstructionSet>(options, held_out_encoder_, progress);
     }
     const int64_t rows = set_.plan().rows(), step = settings.batch_size * settings.accumulation;

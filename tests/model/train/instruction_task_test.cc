@@ -238,7 +238,8 @@ TEST_F(InstructionTaskTest, ABrokenPictureIsFoundBeforeOrInTraining) {
     task->Forward(0, 0);
     FAIL();
   } catch (const BadRecord& bad) {
-    EXPECT_THAT(bad.what(), AllOf(HasSubstr("data.json record 3: "), HasSubstr("images/1.png")));
+    EXPECT_THAT(bad.what(), AllOf(HasSubstr("data.json record 3: "), HasSubstr("images/1.png"),
+                                  HasSubstr("--skip-bad")));
   }
   EXPECT_GT(task->Forward(1, 0).samples, 0) << "what comes later can still be read";
   EXPECT_THROW(task->Check(nullptr), std::runtime_error);
@@ -251,6 +252,18 @@ TEST_F(InstructionTaskTest, ABrokenPictureIsFoundBeforeOrInTraining) {
   EXPECT_THAT(replaced.origin, HasSubstr("records 4"));
   ASSERT_EQ(replaced.figures.size(), 1u);
   EXPECT_EQ(replaced.figures[0], (std::pair<std::string, double>{"left_out", 1}));
+}
+
+// The first evaluation may come hours later.
+TEST_F(InstructionTaskTest, ABrokenPictureOfTheHeldOutDataIsFoundAtOnce) {
+  world_.Write("images/1.png", "no picture at all");
+  world_.Write("data.json", ArrayJson({world_.records()[0]}));
+  const std::string held_out =
+      "held_out_data=" + world_.Write("held_out.json", ArrayJson(world_.records())).string();
+  EXPECT_THAT(world_.Refusal(Stage::kAlign, {held_out}),
+              AllOf(HasSubstr("held_out.json record 3 (\"d\"): "), HasSubstr("images/1.png"),
+                    HasSubstr("--skip-bad")));
+  EXPECT_EQ(world_.Make(Stage::kAlign, {held_out, "skip_bad=true"})->Evaluate().size(), 2u);
 }
 
 TEST_F(InstructionTaskTest, CheckCountsWhatThereIs) {
