@@ -169,6 +169,15 @@ MicroBatch InstructionTask::Forward(int64_t step, int64_t micro) {
   weights_.Bind();
   MicroBatch result;
   result.loss = PredictionsOf(batch).Loss();
+  // Text alone does not meet the projector, which may be all that is trained. The reference gives
+  // it a gradient of zero, by none of the rows of an empty picture; here by none of its weights.
+  const bool pictures = std::any_of(batch.rows.begin(), batch.rows.end(),
+                                    [](const TrainingRow& row) { return !row.features.empty(); });
+  for (const auto& [name, master] : weights_.masters()) {
+    if (pictures || !IsOfProjector(name)) continue;
+    const at::Tensor nothing = master.flatten().slice(/*dim=*/0, /*start=*/0, /*end=*/0);
+    result.loss = result.loss.add(nothing.sum());
+  }
   result.samples = batch.samples;
   result.tokens = batch.tokens;
   result.trained_tokens = batch.trained_tokens;

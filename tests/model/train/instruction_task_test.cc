@@ -266,6 +266,22 @@ TEST_F(InstructionTaskTest, ABrokenPictureOfTheHeldOutDataIsFoundAtOnce) {
   EXPECT_EQ(world_.Make(Stage::kAlign, {held_out, "skip_bad=true"})->Evaluate().size(), 2u);
 }
 
+TEST_F(InstructionTaskTest, AMicroBatchOfTextAloneMovesNoProjector) {
+  world_.Write("data.json", ArrayJson({world_.records()[4], world_.records()[0]}));
+  const auto task = world_.Make(Stage::kAlign, {"batch_size=1", "order=as_data"});
+  const MicroBatch text = task->Forward(0, 0);
+  EXPECT_GT(text.loss.item<double>(), 0);
+  ASSERT_NO_THROW(text.loss.backward());
+  for (const auto& [name, gradient] : Gradients(*task)) {
+    ASSERT_TRUE(gradient.defined()) << name << ": a step's moments decay all the same";
+    EXPECT_EQ(gradient.abs().sum().item<double>(), 0) << name;
+  }
+  task->Forward(1, 0).loss.backward();  // accumulated
+  for (const auto& [name, gradient] : Gradients(*task)) {
+    EXPECT_GT(gradient.abs().sum().item<double>(), 0) << name;
+  }
+}
+
 TEST_F(InstructionTaskTest, CheckCountsWhatThereIs) {
   const auto file = world_.Write("held_out.json", ArrayJson({world_.records()[0]}));
   const auto task = world_.Make(Stage::kFinetune, {"packing=picture", "batch_size=2", "epochs=2",
