@@ -12,6 +12,8 @@
 #include <stdexcept>
 #include <utility>
 
+#include "model/checkpoint/json_text.h"
+
 namespace llava {
 namespace {
 
@@ -51,10 +53,9 @@ std::vector<JsonObject> ReadJsonLines(const std::filesystem::path& path) {
     const std::string where = path.string() + ":" + std::to_string(number);
     Json value;
     try {
-      value = Json::parse(line);
-    } catch (const Json::parse_error& error) {
-      throw std::runtime_error(where + ": no JSON (at its byte " + std::to_string(error.byte) +
-                               ")");
+      value = ParseJson<Json>(line);
+    } catch (const std::invalid_argument& error) {
+      throw std::runtime_error(where + ": no JSON: " + error.what());
     }
     if (!value.is_object()) {
       throw std::runtime_error(where + ": is a JSON " + value.type_name() + ", no object");

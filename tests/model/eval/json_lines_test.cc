@@ -25,6 +25,8 @@ TEST(JsonLinesTest, TellsFileAndLine) {
   const TemporaryFolder folder;
   const std::string path = folder.Write("a.jsonl", "{\"id\": 1}\n\n{\"id\": 2\n");
   EXPECT_THAT(ErrorOf([&] { ReadJsonLines(path); }), HasSubstr("a.jsonl:3: no JSON"));
+  const std::string large = folder.Write("a.jsonl", "{\"id\": 1}\n{\"id\": 1e999}\n");
+  EXPECT_THAT(ErrorOf([&] { ReadJsonLines(large); }), HasSubstr("a.jsonl:2: no JSON: number over"));
   const std::string list = folder.Write("b.jsonl", "[1]\n");
   EXPECT_THAT(ErrorOf([&] { ReadJsonLines(list); }), HasSubstr("b.jsonl:1: is a JSON array"));
   EXPECT_THAT(ErrorOf([&] { ReadJsonLines(folder.At("none")); }), HasSubstr("none: cannot read"));
