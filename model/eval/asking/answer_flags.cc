@@ -155,7 +155,7 @@ int AnswerFlags::AnswerByServer(const std::vector<VisualQuestion>& questions,
     lines.push_back(AnswerLine(question, Shaped(shape, reply.text),
                                model_id_.empty() ? base.model : model_id_, reply.finish_reason));
   }
-  WriteDurably(out_, Lines(lines));
+  WriteOutcome(answers, out_, Lines(lines), stderr);
   if (cut_off > 0) std::fprintf(stderr, "%zu answers are cut off by --max-tokens\n", cut_off);
   return answers.Report("llava-eval", stderr);
 }

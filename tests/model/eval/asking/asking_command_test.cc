@@ -187,7 +187,7 @@ TEST_F(JudgeAskTest, WritesReviewsOfSeveralRuns) {
   EXPECT_THAT(
       folder_.Read("out.jsonl"),
       StartsWith(R"({"id":1,"question_id":1,"answer1_id":1,"answer2_id":1,"category":"conv",)"
-                 R"("content":"8 6\nFair.","tuple":[8.0,6.0]})"));
+                 R"("content":"8 6\nFair.","tuple":[8.0,6.0],"questions":6})"));
   const Json summary = Json::parse(
       Eval("judge summarize --json " + folder_.At("out.jsonl") + " " + folder_.At("out-2.jsonl"))
           .output);
@@ -236,6 +236,42 @@ TEST_F(JudgeAskTest, TellsWhatServersRefuse) {
   const Outcome budget = Eval(command_ + "2" + Server(server) + " --most-requests 2 2>&1");
   EXPECT_EQ(budget.code, 3) << budget.output;
   EXPECT_EQ(Written("out.jsonl2").size(), 2);
+}
+
+TEST_F(JudgeAskTest, ARunThatFailsLeavesAWholeFileAlone) {
+  const auto good = [](const Asked&) { return ChatServer::Say("8 6"); };
+  {
+    ChatServer server(good);
+    ASSERT_EQ(Eval(command_ + Server(server) + " 2>&1").code, 0);
+  }
+  const std::string whole = folder_.Read("out.jsonl");
+  // Another judge: the journal knows none of its answers.
+  ChatServer server([&](const Asked& asked) {
+    return asked.number < 2 ? good(asked) : ChatServer::Refuse(401, "no credit");
+  });
+  const std::string other =
+      command_ + " --base-url " + server.base_url() + " --model other --concurrency 1";
+  const Outcome failed = Eval(other + " 2>&1");
+  EXPECT_EQ(failed.code, 1);
+  EXPECT_THAT(failed.output, HasSubstr("out.jsonl has 6 lines from an earlier run and is left as "
+                                       "it is; the 2 of this one are in "));
+  EXPECT_EQ(folder_.Read("out.jsonl"), whole);
+  EXPECT_EQ(Written("out.jsonl.partial").size(), 2);
+  const std::string summarize = "judge summarize " + folder_.At("out.jsonl.partial");
+  EXPECT_THAT(Eval(summarize).output, HasSubstr("4 questions without a review"));
+  EXPECT_EQ(Json::parse(Eval(summarize + " --json").output)["files"][0]["missing"], 4);
+  // The same of answers.
+  const std::string answers = "answer --questions " + folder_.At("q.jsonl") + " --out " +
+                              folder_.At("answers.jsonl") + " --base-url " + server.base_url() +
+                              " --model m";
+  folder_.Write("answers.jsonl", whole);
+  EXPECT_EQ(Eval(answers + " 2>&1").code, 1);
+  EXPECT_EQ(folder_.Read("answers.jsonl"), whole);
+  // One that comes to its end replaces it.
+  ChatServer patient(good);
+  EXPECT_EQ(Eval(command_ + " --base-url " + patient.base_url() + " --model other 2>&1").code, 0);
+  EXPECT_EQ(Written().size(), 6);
+  EXPECT_EQ(folder_.Read("out.jsonl.partial"), "");
 }
 
 TEST_F(JudgeAskTest, ListsIdsThatDoNotMatch) {
