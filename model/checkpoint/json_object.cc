@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "model/checkpoint/durable_file.h"
+#include "model/checkpoint/json_text.h"
 
 namespace llava {
 
@@ -14,10 +15,11 @@ JsonObject JsonObject::Read(const std::filesystem::path& path) {
   json value;
   std::string where;  // the fault is: the library tells line and column
   try {
-    value = json::parse(ReadSmallFile(path));
-  } catch (const json::parse_error& error) {
+    value = ParseJson<json>(ReadSmallFile(path));
+  } catch (const std::invalid_argument& error) {
     const std::string what = error.what();
-    if (const size_t at = what.find("at line"); at != what.npos) where = ", " + what.substr(at);
+    const size_t at = what.find("at line");
+    where = at == what.npos ? ": " + what : ", " + what.substr(at);
   }
   if (!value.is_object()) {
     throw std::runtime_error(path.string() + ": is not a JSON object" + where);

@@ -22,6 +22,8 @@ constexpr std::string_view kKnownGlobals[] = {
     "torch.BoolStorage",
 };
 
+constexpr size_t kMostArguments = 16;  // of a tensor or a storage; torch writes up to 7
+
 // Opcodes of the pickle format that torch.save uses.
 enum Op : uint8_t {
   kMark = '(',
@@ -169,6 +171,16 @@ class Unpickler {
     Push(value);
   }
 
+  // The items of a tuple that tells of one tensor or storage. A file can name the same long tuple
+  // again and again in two bytes, and each copy of it would take memory.
+  const std::vector<const PickleValue*>& Few(const PickleValue* tuple, const char* what) const {
+    if (tuple->items.size() > kMostArguments) {
+      Fail(std::string("is damaged: ") + what + " of " + std::to_string(tuple->items.size()) +
+           " values, at most " + std::to_string(kMostArguments) + " are expected");
+    }
+    return tuple->items;
+  }
+
   void Reduce() {
     PickleValue* arguments = Expect(Pop(), Kind::kTuple, "a tuple of arguments");
     const std::string& function = Expect(Pop(), Kind::kGlobal, "a known function")->text;
@@ -177,7 +189,7 @@ class Unpickler {
       Push(New(Kind::kDict));
     } else if (function == kRebuildTensor) {
       PickleValue* tensor = New(Kind::kTensor);
-      tensor->items = arguments->items;
+      tensor->items = Few(arguments, "a tensor");
       Push(tensor);
     } else if (function == kRebuildParameter) {
       if (arguments->items.empty() || arguments->items[0]->kind != Kind::kTensor) {
@@ -345,7 +357,7 @@ class Unpickler {
       }
       case kBinPersId: {
         PickleValue* value = New(Kind::kPersistent);
-        value->items = Expect(Pop(), Kind::kTuple, "a tuple")->items;
+        value->items = Few(Expect(Pop(), Kind::kTuple, "a tuple"), "a storage");
         Push(value);
         break;
       }

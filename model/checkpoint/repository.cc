@@ -102,11 +102,12 @@ FileLock Lock(const fs::path& model_folder) {
   return FileLock(model_folder / kLockFile, kLockPatience);
 }
 
-// Nothing: gone, or not to be read.
-std::optional<Manifest> TryManifest(const fs::path& version_folder) {
+// Nothing if somebody has removed the version. Throws std::runtime_error if it cannot be read.
+std::optional<Manifest> ManifestUnlessGone(const fs::path& version_folder) {
   try {
     return Manifest::Read(version_folder);
-  } catch (const std::exception&) {
+  } catch (const std::runtime_error&) {
+    if (HasManifest(version_folder)) throw;
     return std::nullopt;
   }
 }
@@ -256,20 +257,33 @@ std::vector<uint64_t> ModelRepository::Gc(const std::string& name, int keep, boo
     }
     // Towers that language models which stay were trained with.
     std::set<Sha256Digest> needed;
+    std::map<uint64_t, Manifest> own;  // of the versions of `name`
+    std::string unread;                // why one of all versions does not tell what it is and needs
     for (const std::string& model : Models()) {
       for (const uint64_t version : CompleteVersions(root_ / model)) {
-        if (model == name && !kept.contains(version)) continue;
-        const auto manifest = TryManifest(Folder(model, version));
-        if (manifest && manifest->kind == Manifest::Kind::kLanguage) {
-          needed.insert(manifest->tower_digest);
+        try {
+          const auto manifest = ManifestUnlessGone(Folder(model, version));
+          const bool stays = model != name || kept.contains(version);
+          if (manifest && manifest->kind == Manifest::Kind::kLanguage && stays) {
+            needed.insert(manifest->tower_digest);
+          }
+          if (manifest && model == name) own.emplace(version, *manifest);
+        } catch (const std::runtime_error& error) {
+          unread = error.what();
         }
       }
     }
     for (const uint64_t version : versions) {
-      if (kept.contains(version)) continue;
-      const auto manifest = TryManifest(Folder(name, version));
-      const bool tower = manifest && manifest->kind == Manifest::Kind::kTower;
-      if (!tower || !needed.contains(manifest->tower_digest)) doomed.push_back(version);
+      const auto manifest = own.find(version);
+      if (kept.contains(version) || manifest == own.end()) continue;
+      const bool tower = manifest->second.kind == Manifest::Kind::kTower;
+      if (tower && !unread.empty()) {
+        throw std::runtime_error(
+            Folder(name, version).string() +
+            ": nothing is removed: a version that cannot be read may need this tower (" + unread +
+            "). Mend or remove that version, or pin this one");
+      }
+      if (!tower || !needed.contains(manifest->second.tower_digest)) doomed.push_back(version);
     }
     if (dry_run) return doomed;
     for (const uint64_t version : doomed) {

@@ -55,9 +55,10 @@ class ModelRepository {
 
   // Versions that may go: neither labelled (other than as rejected), pinned, nor among the `keep`
   // newest (at least 1: no number is given twice), nor needed as a tower by a language model of
-  // this repository that stays. Removes them unless `dry_run` (each becomes invisible at once, then
-  // its files go), and what killed writers left more than a day ago; never the draft of one that
-  // lives.
+  // this repository that stays; what cannot be read stays. Removes them unless `dry_run` (each
+  // becomes invisible at once, then its files go), and what killed writers left more than a day
+  // ago; never the draft of one that lives. Throws std::runtime_error, before anything is removed,
+  // if a tower would go while a version of the repository cannot be read: that may need it.
   std::vector<uint64_t> Gc(const std::string& name, int keep, bool dry_run);
 
  private:

@@ -51,14 +51,18 @@ std::vector<std::string> NamesIn(const fs::path& folder) {
   return names;
 }
 
+bool HasManifest(const fs::path& version_folder) {
+  std::error_code error;
+  const bool there = fs::exists(version_folder / "manifest.json", error);
+  return there || (error && !IsGone(error));
+}
+
 std::vector<uint64_t> CompleteVersions(const fs::path& model_folder) {
   std::vector<uint64_t> versions;
   for (const std::string& name : NamesIn(model_folder)) {
     const auto version = VersionNumber(name);
     if (!version) continue;
-    std::error_code error;
-    const bool there = fs::exists(model_folder / name / "manifest.json", error);
-    if (there || (error && !IsGone(error))) versions.push_back(*version);
+    if (HasManifest(model_folder / name)) versions.push_back(*version);
   }
   std::sort(versions.begin(), versions.end());
   return versions;

@@ -28,6 +28,9 @@ std::optional<uint64_t> VersionNumber(std::string_view folder_name);
 std::vector<uint64_t> CompleteVersions(const std::filesystem::path& model_folder);
 std::optional<uint64_t> NewestVersion(const std::filesystem::path& model_folder);
 
+// Whether a version's folder has a manifest, or may not be looked into.
+bool HasManifest(const std::filesystem::path& version_folder);
+
 // Names in a folder, in order; none if it is not there. Throws std::runtime_error naming it.
 std::vector<std::string> NamesIn(const std::filesystem::path& folder);
 

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cctype>
+#include <optional>
 #include <stdexcept>
+#include <utility>
 
 #include "model/datagen/dialogue_parser.h"
 #include "model/datagen/quality_gates.h"
@@ -62,28 +64,35 @@ std::vector<std::string> ParseQuestions(std::string_view reply,
   return questions;
 }
 
-std::vector<std::string> AskForQuestions(ChatBackend& teacher, const PromptSet& prompts,
-                                         const ChatRequest& defaults, bool detailed, int count) {
-  std::vector<std::string> questions;
+ChatRun::Outcome AskForQuestions(ChatBackend& teacher, ChatJournal& journal,
+                                 const PromptSet& prompts, const QuestionRequest& wanted,
+                                 std::vector<std::string>& questions) {
+  questions.clear();
   for (int sample = 0; sample < kMostRequests; ++sample) {
-    const int missing = count - static_cast<int>(questions.size());
-    ChatRequest request = defaults;
-    request.id =
-        std::string(detailed ? "questions-detail-" : "questions-brief-") + std::to_string(sample);
+    const int missing = wanted.count - static_cast<int>(questions.size());
+    ChatRequest request = wanted.defaults;
+    request.id = std::string(wanted.detailed ? "questions-detail-" : "questions-brief-") +
+                 std::to_string(sample);
     request.sample = sample;
-    request.messages = {{.role = "user", .text = prompts.AskForQuestions(detailed, missing)}};
-    teacher.Submit(request);
-    std::vector<ChatResult> results;
-    while (results.empty()) results = teacher.Wait(std::chrono::seconds(1));
-    if (!results[0].reply) throw std::runtime_error(results[0].error);
-    for (std::string& question : ParseQuestions(results[0].reply->text, questions)) {
+    request.messages = {
+        {.role = "user", .text = prompts.AskForQuestions(wanted.detailed, missing)}};
+    // A run each: what is asked next depends on the answer.
+    std::optional<ChatRequest> next = std::move(request);
+    std::optional<ChatResult> result;
+    const ChatRun::Outcome outcome =
+        ChatRun(teacher, journal, wanted.run)
+            .Run([&next] { return std::exchange(next, std::nullopt); },
+                 [&result](const ChatResult& ended) { result = ended; });
+    if (outcome != ChatRun::Outcome::kFinished) return outcome;
+    if (!result || !result->reply) throw std::runtime_error(result ? result->error : "no answer");
+    for (std::string& question : ParseQuestions(result->reply->text, questions)) {
       questions.push_back(std::move(question));
-      if (static_cast<int>(questions.size()) == count) return questions;
+      if (static_cast<int>(questions.size()) == wanted.count) return ChatRun::Outcome::kFinished;
     }
   }
   throw std::runtime_error("the teacher gave " + std::to_string(questions.size()) +
                            " different questions in " + std::to_string(kMostRequests) +
-                           " answers, " + std::to_string(count) + " were asked for");
+                           " answers, " + std::to_string(wanted.count) + " were asked for");
 }
 
 }  // namespace llava

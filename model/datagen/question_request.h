@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "model/datagen/prompt_set.h"
-#include "model/openai/chat.h"
+#include "model/openai/chat_run.h"
 
 namespace llava {
 
@@ -18,9 +18,18 @@ namespace llava {
 std::vector<std::string> ParseQuestions(std::string_view reply,
                                         const std::vector<std::string>& known);
 
-// Asks until there are `count` questions, each time for those that are missing, five times at most.
-// Throws std::runtime_error if the teacher does not answer or gives too few.
-std::vector<std::string> AskForQuestions(ChatBackend& teacher, const PromptSet& prompts,
-                                         const ChatRequest& defaults, bool detailed, int count);
+struct QuestionRequest {
+  bool detailed = false;  // questions for descriptions, not for captions
+  int count = 0;
+  ChatRequest defaults = {};  // model, sampling
+  ChatRun::Options run = {};  // the budget
+};
+
+// Asks until there are so many, each time for those that are missing, five times at most; what the
+// journal has is not asked again. `questions` is filled if the outcome is kFinished. Throws
+// std::runtime_error if the teacher does not answer or gives too few, and as ChatJournal.
+ChatRun::Outcome AskForQuestions(ChatBackend& teacher, ChatJournal& journal,
+                                 const PromptSet& prompts, const QuestionRequest& request,
+                                 std::vector<std::string>& questions);
 
 }  // namespace llava

@@ -1,7 +1,12 @@
 // The smaller commands about words: expand, questions, prompts.
+#include <unistd.h>
+
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
+#include <cerrno>
 #include <cstdio>
+#include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <memory>
 #include <stdexcept>
@@ -16,6 +21,7 @@
 #include "model/datagen/staged_file.h"
 #include "model/openai/chat_flags.h"
 #include "model/progress/guarded.h"
+#include "model/progress/stop_request.h"
 
 namespace llava {
 namespace {
@@ -39,21 +45,49 @@ int Expand(const ExpandFlags& flags) {
 
 struct QuestionsFlags {
   ChatFlags chat{TeacherDefaults()};
-  std::string type = "brief", out, prompts;
+  std::string type = "brief", out, prompts, journal;
   int count = 0;
 };
 
+// Where nothing is to be kept: the file has no name any more.
+std::unique_ptr<ChatJournal> NamelessJournal() {
+  std::string path = (fs::temp_directory_path() / "llava-questions-XXXXXX").string();
+  const int file = mkstemp(path.data());
+  if (file < 0) throw std::runtime_error(path + ": cannot be made: " + std::strerror(errno));
+  close(file);
+  auto journal = std::make_unique<ChatJournal>(path);
+  fs::remove(path);
+  return journal;
+}
+
 int AskQuestions(const QuestionsFlags& flags) {
   const bool detailed = flags.type == "detail";
-  const int count = flags.count > 0 ? flags.count : detailed ? 16 : 11;
+  const QuestionRequest request = {.detailed = detailed,
+                                   .count = flags.count > 0 ? flags.count
+                                            : detailed      ? 16
+                                                            : 11,
+                                   .defaults = flags.chat.Request(),
+                                   .run = flags.chat.RunOptions()};
   const PromptSet prompts =
       flags.prompts.empty() ? PromptSet::BuiltIn() : PromptSet::Read(flags.prompts);
   const auto teacher = flags.chat.OpenBackend();
-  std::string text;
-  for (const std::string& question :
-       AskForQuestions(*teacher, prompts, flags.chat.Request(), detailed, count)) {
-    text += question + "\n";
+  const std::string kept =
+      !flags.journal.empty() || flags.out.empty() ? flags.journal : flags.out + ".journal";
+  const auto journal = kept.empty() ? NamelessJournal() : std::make_unique<ChatJournal>(kept);
+  const StopRequest stop;
+  std::vector<std::string> questions;
+  switch (AskForQuestions(*teacher, *journal, prompts, request, questions)) {
+    case ChatRun::Outcome::kFinished:
+      break;
+    case ChatRun::Outcome::kBudget:
+      std::fprintf(stderr, "llava-datagen: the budget is used up before there are %d questions\n",
+                   request.count);
+      return 3;
+    case ChatRun::Outcome::kStopped:
+      return 128 + StopRequest::Signal();
   }
+  std::string text;
+  for (const std::string& question : questions) text += question + "\n";
   if (flags.out.empty()) {
     std::fputs(text.c_str(), stdout);
     return std::fflush(stdout) == 0 ? 0 : 1;
@@ -102,6 +136,8 @@ std::function<int()> AddQuestionsCommand(CLI::App& app) {
   command->add_option("-n,--count", flags->count, "How many (default, as the paper: 11 or 16)")
       ->check(CLI::Range(1, 1000));
   command->add_option("--out", flags->out, "File, one question a line (default: standard output)");
+  command->add_option("--journal", flags->journal,
+                      "File of paid answers (default: OUT.journal; without --out none is kept)");
   command->add_option("--prompts", flags->prompts,
                       "Folder of prompts instead of the built-in ones");
   flags->chat.Add(*command, "Teacher");

@@ -38,6 +38,8 @@ Result ReadResult(const std::filesystem::path& file) {
     json = Json::parse(stream);
   } catch (const Json::parse_error& error) {
     RefuseFile(file, "no JSON (byte " + std::to_string(error.byte) + ")");
+  } catch (const Json::out_of_range&) {
+    RefuseFile(file, "holds a number that is too large");
   }
   if (!json.is_object() || !json.contains("settings") || !json["settings"].is_object()) {
     RefuseFile(file, "has no \"settings\"");

@@ -12,6 +12,8 @@
 #include <stdexcept>
 #include <utility>
 
+#include "model/checkpoint/json_text.h"
+
 namespace llava {
 namespace {
 
@@ -38,6 +40,22 @@ off_t WholeLines(int fd, off_t size) {
   return 0;
 }
 
+// Whether the first line is a record with `key`. If it is not `whole`: whether it begins as one
+// that JsonLinesFile wrote, or is the zeros of a disk that was late.
+bool BeginsWithKey(const std::filesystem::path& path, bool whole, const std::string& key) {
+  std::ifstream file(path, std::ios::binary);
+  std::string line;
+  std::getline(file, line);
+  if (whole) {
+    const Json record = Json::parse(line, nullptr, /*allow_exceptions=*/false);
+    return record.is_object() && record.contains(key);
+  }
+  const std::string begin = "{\"" + key + "\":";
+  const size_t common = std::min(begin.size(), line.size());
+  return line.compare(0, common, begin, 0, common) == 0 ||
+         line.find_first_not_of('\0') == line.npos;
+}
+
 }  // namespace
 
 std::vector<JsonObject> ReadJsonLines(const std::filesystem::path& path) {
@@ -51,10 +69,9 @@ std::vector<JsonObject> ReadJsonLines(const std::filesystem::path& path) {
     const std::string where = path.string() + ":" + std::to_string(number);
     Json value;
     try {
-      value = Json::parse(line);
-    } catch (const Json::parse_error& error) {
-      throw std::runtime_error(where + ": no JSON (at its byte " + std::to_string(error.byte) +
-                               ")");
+      value = ParseJson<Json>(line);
+    } catch (const std::invalid_argument& error) {
+      throw std::runtime_error(where + ": no JSON: " + error.what());
     }
     if (!value.is_object()) {
       throw std::runtime_error(where + ": is a JSON " + value.type_name() + ", no object");
@@ -86,7 +103,7 @@ std::map<std::string, JsonObject> ById(std::vector<JsonObject> records, const st
   return by_id;
 }
 
-JsonLinesFile::JsonLinesFile(const std::filesystem::path& path)
+JsonLinesFile::JsonLinesFile(const std::filesystem::path& path, const std::string& first_key)
     : path_(path), fd_(open(path.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0644)) {
   if (fd_ < 0) FailSystem(path_, "open for writing", errno);
   const char* failed = nullptr;
@@ -99,6 +116,10 @@ JsonLinesFile::JsonLinesFile(const std::filesystem::path& path)
     const off_t whole = WholeLines(fd_, status.st_size);
     if (whole < 0) {
       failed = "read";
+    } else if (status.st_size > 0 && !BeginsWithKey(path_, whole > 0, first_key)) {
+      close(fd_);
+      throw std::runtime_error(path_.string() + ": has no records with \"" + first_key +
+                               "\"; it is left as it is, name another file");
     } else if (whole < status.st_size && ftruncate(fd_, whole) != 0) {
       failed = "cut off the torn last line of";
     }

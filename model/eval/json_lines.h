@@ -28,9 +28,10 @@ std::map<std::string, JsonObject> ById(std::vector<JsonObject> records, const st
 // and only the last one can be torn. One thread; one writer a file.
 class JsonLinesFile {
  public:
-  // Creates the file if there is none, and cuts off what follows its last line end. Throws
-  // std::runtime_error naming the path.
-  explicit JsonLinesFile(const std::filesystem::path& path);
+  // Creates the file if there is none, and cuts off what follows its last line end. `first_key`: of
+  // every record. Throws std::runtime_error naming the path, also for another kind of file, which
+  // keeps its content.
+  JsonLinesFile(const std::filesystem::path& path, const std::string& first_key);
   ~JsonLinesFile();
   JsonLinesFile(const JsonLinesFile&) = delete;
   JsonLinesFile& operator=(const JsonLinesFile&) = delete;

@@ -5,10 +5,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
 #include <stdexcept>
+#include <string_view>
 #include <utility>
 
 namespace llava {
@@ -33,6 +35,14 @@ std::string LineOf(const ChatResult& result, double cost) {
                                        {"completion_tokens", reply.usage.completion_tokens},
                                        {"cost", cost}};
   return line.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+// As a line of LineOf does, however short it was cut off.
+bool BeginsLikeOurs(std::string_view text) {
+  constexpr std::string_view kBegin = "{\"request\":\"";
+  const size_t common = std::min(kBegin.size(), text.size());
+  return text.substr(0, common) == kBegin.substr(0, common) ||
+         text.find_first_not_of('\0') == text.npos;
 }
 
 // So that a file that has just been made survives a power loss.
@@ -98,10 +108,12 @@ void ChatJournal::Load() {
   if (!S_ISREG(info.st_mode)) throw std::runtime_error(path_.string() + ": is not a regular file");
   std::ifstream file(path_, std::ios::binary);
   std::string text;
+  std::string rest;       // what is no whole entry
   std::string complaint;  // about the line before: an error only if another one follows
   uint64_t number = 0;
   for (uint64_t at = 0; std::getline(file, text); at += text.size() + 1) {
     if (!complaint.empty()) throw std::runtime_error(complaint);
+    rest = text;
     if (file.eof()) break;  // without its newline: torn
     ++number;
     // A line may be whole and torn, where the disk was late with its middle: then it is the last.
@@ -114,6 +126,12 @@ void ChatJournal::Load() {
     }
   }
   if (file.bad()) Fail("cannot be read", errno);
+  // Behind an answer a rest can only be ours. With none before it, it must begin as one does, or be
+  // the zeros of a disk that was late: any other file keeps its content.
+  if (end_ == 0 && !BeginsLikeOurs(rest)) {
+    throw std::runtime_error(path_.string() +
+                             ": is no journal; it is left as it is, name another file");
+  }
   dropped_bytes_ = static_cast<uint64_t>(info.st_size) - end_;
   if (dropped_bytes_ > 0 && ftruncate(file_, static_cast<off_t>(end_)) != 0) {
     Fail("cannot be cut", errno);

@@ -74,7 +74,8 @@ void InstructionLoader::AddRow(const RowPlan::Place& place, InstructionBatch& ba
       if (!skip_bad_) {
         const std::string name = data_.Name(number);
         const std::string what = bad.what();  // Read names the record itself
-        throw BadRecord(bad.kind(), what.starts_with(name) ? what : name + ": " + what);
+        throw BadRecord(bad.kind(), (what.starts_with(name) ? what : name + ": " + what) +
+                                        " (--skip-bad leaves such records out)");
       }
       ++batch.left_out;
     }

@@ -66,7 +66,7 @@ InstructionSet::InstructionSet(const Options& options, const SampleEncoder& enco
     : options_(options),
       encoder_(encoder),
       data_(options.files, options.images),
-      plan_(Survey(/*decode=*/false, progress), options.plan) {}
+      plan_(Survey(options.decode, progress), options.plan) {}
 
 RecordSurvey InstructionSet::Survey(bool decode, std::FILE* progress) const {
   std::unique_ptr<Progress> bar;

@@ -24,6 +24,7 @@ class InstructionSet {
     RowPlanOptions plan;
     int threads = 1;
     bool skip_bad = false;
+    bool decode = false;  // all pictures at once: none must fail when it is too late
   };
   // Reads every record. Throws std::runtime_error if nothing is left or something is bad that may
   // not be skipped.

@@ -82,6 +82,7 @@ class InstructionTask : public TrainingTask {
       auto options = SetOptions("held-out data", settings.held_out_data, settings.held_out_images);
       options.most_records = settings.held_out_records;
       options.plan.order = RowOrder::kAsData;
+      options.decode = true;  // else it would fail behind hundreds of steps
       held_out_ = std::make_unique<InstructionSet>(options, held_out_encoder_, progress);
     }
     const int64_t rows = set_.plan().rows(), step = settings.batch_size * settings.accumulation;
@@ -168,6 +169,15 @@ MicroBatch InstructionTask::Forward(int64_t step, int64_t micro) {
   weights_.Bind();
   MicroBatch result;
   result.loss = PredictionsOf(batch).Loss();
+  // Text alone does not meet the projector, which may be all that is trained. The reference gives
+  // it a gradient of zero, by none of the rows of an empty picture; here by none of its weights.
+  const bool pictures = std::any_of(batch.rows.begin(), batch.rows.end(),
+                                    [](const TrainingRow& row) { return !row.features.empty(); });
+  for (const auto& [name, master] : weights_.masters()) {
+    if (pictures || !IsOfProjector(name)) continue;
+    const at::Tensor nothing = master.flatten().slice(/*dim=*/0, /*start=*/0, /*end=*/0);
+    result.loss = result.loss.add(nothing.sum());
+  }
   result.samples = batch.samples;
   result.tokens = batch.tokens;
   result.trained_tokens = batch.trained_tokens;

@@ -7,11 +7,14 @@
 #include <utility>
 
 #include "model/checkpoint/durable_file.h"
+#include "model/checkpoint/json_text.h"
 
 namespace llava {
 namespace {
 
 using Json = nlohmann::ordered_json;
+
+constexpr size_t kMostParts = 16;  // of a setting's name
 
 std::vector<std::string> Parts(std::string_view key) {
   std::vector<std::string> parts;
@@ -58,6 +61,42 @@ void ListKeys(const Json& object, const std::string& prefix, std::vector<std::st
   }
 }
 
+// Puts the values of `from` into `into`. Names with dots ("adam.beta2", as messages and
+// `llava-train describe` have them) become objects in objects. `prefix`: the name of `from` with a
+// dot behind it. Throws std::invalid_argument for a setting that is given twice.
+void WriteOut(const Json& from, const std::string& prefix, Json& into) {
+  for (const auto& [name, value] : from.items()) {
+    const std::string key = prefix + name;
+    const auto refuse = [&](const std::string& what) {
+      throw std::invalid_argument("setting \"" + key.substr(0, 80) + "\" " + what);
+    };
+    const std::vector<std::string> parts = Parts(key);
+    if (key.empty() || key.back() == '.' ||
+        std::any_of(parts.begin(), parts.end(), [](const auto& part) { return part.empty(); })) {
+      refuse("is no name");
+    }
+    if (parts.size() > kMostParts) refuse("lies too deep");
+    if (value.is_object() && !value.empty()) {
+      WriteOut(value, key + ".", into);
+      continue;
+    }
+    Json* place = &into;
+    for (size_t i = 0; i + 1 < parts.size(); ++i) {
+      const bool is_new = !place->contains(parts[i]);
+      place = &(*place)[parts[i]];
+      if (is_new) *place = Json::object();
+      if (!place->is_object()) refuse("lies within \"" + parts[i] + "\", which is no object");
+    }
+    const bool is_new = !place->contains(parts.back());
+    Json& last = (*place)[parts.back()];
+    if (is_new) {
+      last = value;
+    } else if (!last.is_object() || !value.is_object()) {
+      refuse("is given twice");
+    }
+  }
+}
+
 }  // namespace
 
 Recipe Recipe::Read(const std::filesystem::path& path) {
@@ -67,11 +106,12 @@ Recipe Recipe::Read(const std::filesystem::path& path) {
 Recipe Recipe::Parse(std::string_view json, const std::string& where) {
   Recipe recipe;
   try {
-    recipe.value_ = Json::parse(json, nullptr, /*allow_exceptions=*/true, /*ignore_comments=*/true);
-  } catch (const Json::parse_error& error) {
+    const Json value = ParseJson<Json>(json, /*ignore_comments=*/true);
+    if (!value.is_object()) throw std::invalid_argument("not a JSON object");
+    WriteOut(value, "", recipe.value_);
+  } catch (const std::invalid_argument& error) {
     throw std::invalid_argument(where + ": " + error.what());
   }
-  if (!recipe.value_.is_object()) throw std::invalid_argument(where + ": not a JSON object");
   return recipe;
 }
 
@@ -86,6 +126,11 @@ void Recipe::Set(std::string_view assignment) {
   const std::string_view text = assignment.substr(equals + 1);
   Json value = Json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (value.is_discarded()) value = std::string(text);
+  if (value.is_object()) {
+    Json object = Json::object();
+    WriteOut(value, "", object);
+    value = std::move(object);
+  }
   Json* place = &value_;
   for (const std::string& part : parts) {
     if (!place->is_object()) {

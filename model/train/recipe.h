@@ -19,7 +19,8 @@ class Recipe {
  public:
   // An empty one: all defaults.
   Recipe() : value_(nlohmann::ordered_json::object()) {}
-  // Throws std::invalid_argument naming the file and the place of the first mistake.
+  // A setting may be written as objects in objects or by its dotted path, but once. Throws
+  // std::invalid_argument naming the file and the place of the first mistake.
   static Recipe Read(const std::filesystem::path& path);
   static Recipe Parse(std::string_view json, const std::string& where);
 

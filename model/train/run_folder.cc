@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "model/checkpoint/durable_file.h"
+#include "model/checkpoint/json_text.h"
 #include "model/checkpoint/tensor_file.h"
 
 namespace llava {
@@ -25,10 +26,31 @@ constexpr std::string_view kStatePrefix = "state-", kStateSuffix = ".safetensors
   throw std::runtime_error(path.string() + ": " + what + ": " + std::strerror(errno));
 }
 
+Json ReadRecipe(const std::filesystem::path& file) {
+  try {
+    return ParseJson<Json>(ReadSmallFile(file));
+  } catch (const std::invalid_argument& error) {
+    throw std::runtime_error(file.string() + ": " + error.what());
+  }
+}
+
+// The settings that must stay the same in a folder. Without "skip_bad" no record was left out so
+// far; with it, those that turn out bad later are.
+nlohmann::json Fixed(const Json& recipe) {
+  nlohmann::json fixed = recipe;
+  if (fixed.is_object()) fixed.erase("skip_bad");
+  return fixed;
+}
+
+// Of a line of metrics.jsonl; INT64_MAX if it is torn.
+int64_t StepOf(const std::string& line) {
+  const Json entry = Json::parse(line, nullptr, /*allow_exceptions=*/false);
+  return entry.is_object() ? entry.value("step", INT64_MAX) : INT64_MAX;
+}
+
 // How two recipes differ, setting by setting.
-std::string Differences(const Json& before, const Json& now) {
-  const nlohmann::json old_flat = nlohmann::json(before).flatten();
-  const nlohmann::json new_flat = nlohmann::json(now).flatten();
+std::string Differences(const nlohmann::json& before, const nlohmann::json& now) {
+  const nlohmann::json old_flat = before.flatten(), new_flat = now.flatten();
   std::string text;
   for (const auto& [key, value] : old_flat.items()) {
     if (!new_flat.contains(key)) {
@@ -57,12 +79,15 @@ RunFolder::RunFolder(std::filesystem::path path, const Json& recipe) : path_(std
   const std::filesystem::path file = path_ / "recipe.json";
   try {
     if (std::filesystem::exists(file)) {
-      const Json before = Json::parse(ReadSmallFile(file));
-      if (nlohmann::json(before) != nlohmann::json(recipe)) {
+      const Json before = ReadRecipe(file);
+      if (Fixed(before) != Fixed(recipe)) {
         throw std::invalid_argument(path_.string() +
                                     ": a run of another recipe is here; choose another folder, or "
                                     "give the same settings to go on. Differences:" +
-                                    Differences(before, recipe));
+                                    Differences(Fixed(before), Fixed(recipe)));
+      }
+      if (nlohmann::json(before) != nlohmann::json(recipe)) {
+        WriteDurably(file, recipe.dump(2) + "\n");
       }
     } else {
       WriteDurably(file, recipe.dump(2) + "\n");
@@ -138,22 +163,45 @@ void RunFolder::Log(const Json& line) {
   }
 }
 
+std::vector<std::string> RunFolder::Lines() const {
+  std::ifstream in(path_ / "metrics.jsonl");
+  std::vector<std::string> lines;
+  for (std::string line; std::getline(in, line);) lines.push_back(line);
+  return lines;
+}
+
 void RunFolder::Rewind(int64_t step) {
-  const std::filesystem::path file = path_ / "metrics.jsonl";
   if (log_) std::fclose(std::exchange(log_, nullptr));
-  std::ifstream in(file);
-  if (!in) return;
-  std::string kept, line;
+  std::string kept;
   bool dropped = false;
-  while (std::getline(in, line)) {
-    const Json entry = Json::parse(line, nullptr, /*allow_exceptions=*/false);
-    if (entry.is_object() && entry.value("step", INT64_MAX) <= step) {
+  for (const std::string& line : Lines()) {
+    if (StepOf(line) <= step) {
       kept += line + "\n";
     } else {
       dropped = true;
     }
   }
-  if (dropped) WriteDurably(file, kept);
+  if (dropped) WriteDurably(path_ / "metrics.jsonl", kept);
+}
+
+void RunFolder::LogEvaluation(int64_t step, const Json& figures) {
+  if (log_) std::fclose(std::exchange(log_, nullptr));
+  std::vector<std::string> lines = Lines();
+  Json line = {{"step", step}};
+  if (!lines.empty() && StepOf(lines.back()) == step) {
+    line = Json::parse(lines.back());
+    lines.pop_back();
+  }
+  line["evaluation"] = figures;
+  std::string content;
+  for (const std::string& earlier : lines) content += earlier + "\n";
+  WriteDurably(path_ / "metrics.jsonl", content + line.dump() + "\n");
+}
+
+bool RunFolder::HasEvaluation(int64_t step) const {
+  const std::vector<std::string> lines = Lines();
+  if (lines.empty() || StepOf(lines.back()) != step) return false;
+  return Json::parse(lines.back()).contains("evaluation");
 }
 
 }  // namespace llava

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include <ATen/core/Tensor.h>
 
@@ -18,9 +19,9 @@ namespace llava {
 // Throws std::runtime_error naming the file that cannot be written or read.
 class RunFolder {
  public:
-  // Makes the folder, or goes on in that of an earlier run of the same `recipe`. Throws
-  // std::invalid_argument if the recipe there differs (listing how) or another process trains
-  // there.
+  // Makes the folder, or goes on in that of an earlier run of the same `recipe`; "skip_bad" may
+  // differ, so that a run that met a bad record can go on without it. Throws std::invalid_argument
+  // if the recipe there differs (listing how) or another process trains there.
   RunFolder(std::filesystem::path path, const nlohmann::ordered_json& recipe);
   ~RunFolder();
   RunFolder(const RunFolder&) = delete;
@@ -37,12 +38,17 @@ class RunFolder {
   // one).
   void Log(const nlohmann::ordered_json& line);
   void Rewind(int64_t step);
+  // An evaluation is a key of its step's line, the last one; it is on disk when this returns.
+  void LogEvaluation(int64_t step, const nlohmann::ordered_json& figures);
+  bool HasEvaluation(int64_t step) const;
 
   const std::filesystem::path& path() const { return path_; }
 
  private:
   std::filesystem::path StatePath(int64_t step) const;
   std::map<int64_t, std::filesystem::path> States() const;
+  // The lines of metrics.jsonl, the last one perhaps torn.
+  std::vector<std::string> Lines() const;
 
   std::filesystem::path path_;
   int lock_ = -1;

@@ -14,10 +14,10 @@
 #include <ATen/Parallel.h>
 #include <c10/core/CachingDeviceAllocator.h>
 
-#include "model/checkpoint/durable_file.h"
 #include "model/train/group_optimizer.h"
 #include "model/train/language_task.h"
 #include "model/train/metrics_endpoint.h"
+#include "model/train/publish_once.h"
 #include "model/train/trainer.h"
 #if LLAVA_WITH_PICTURES
 #include "model/train/instruction_task.h"
@@ -156,7 +156,6 @@ std::vector<std::string> TrainingKinds() {
 int RunTraining(const TrainCommand& command, std::FILE* progress) {
   Opened opened(command);
   opened.Open(command.kind, progress);
-  const std::filesystem::path published_file = command.run_folder / "published.json";
   const auto endpoint = command.metrics_address.empty()
                             ? nullptr
                             : MetricsEndpoint::Start(command.metrics_address, command.kind);
@@ -171,15 +170,10 @@ int RunTraining(const TrainCommand& command, std::FILE* progress) {
     return kExitResume;
   }
   if (command.repository.empty()) return 0;
-  // A run is published once, however often its command is repeated.
-  if (std::filesystem::exists(published_file)) {
-    std::printf("%s\n",
-                Json::parse(ReadSmallFile(published_file)).at("folder").get<std::string>().c_str());
-    return 0;
-  }
+  const Json recipe = opened.recipe.Resolved();
   const std::filesystem::path folder =
-      opened.task->Publish(command.repository, command.name, opened.recipe.Resolved());
-  WriteDurably(published_file, Json{{"folder", folder.string()}}.dump() + "\n");
+      PublishOnce(command.run_folder, command.repository, command.name, recipe,
+                  [&] { return opened.task->Publish(command.repository, command.name, recipe); });
   std::printf("%s\n", folder.string().c_str());
   return 0;
 }

@@ -57,15 +57,20 @@ class Run {
     Restore();
     Progress progress(options_.progress, task_.kind(), total_, step_);
     const StopRequest stop;
+    // The run that saved this step may have ended before its evaluation did.
+    if (IsDue(settings_.evaluate_every) && !folder_.HasEvaluation(step_)) Evaluate();
     while (step_ < total_) {
-      if (!Step()) {
+      StepReport report;
+      if (!Step(report)) {
         Save();
         progress.Finish(step_);
         return TrainingOutcome::kStopped;
       }
       progress.set_note(note_);
       progress.Update(step_);
-      if (settings_.save_every > 0 && step_ % settings_.save_every == 0) Save();
+      if (IsDue(settings_.save_every)) Save();
+      if (IsDue(settings_.evaluate_every)) report.evaluation = Evaluate();
+      if (options_.on_step) options_.on_step(report);
     }
     Save();
     progress.Finish(step_);
@@ -79,10 +84,36 @@ class Run {
            (1 - settings_.final_rate) * CosineLearningRate(step_, total_, warmup_, 1);
   }
 
+  // Whether what is done every so many steps (0: at the end only) is to be done now.
+  bool IsDue(int64_t every) const {
+    return step_ > 0 && (step_ == total_ || (every > 0 && step_ % every == 0));
+  }
+
+  // What the task does may fail for the data's sake: then what has been trained is kept.
+  template <typename Work>
+  auto OrSave(const Work& work) {
+    try {
+      return work();
+    } catch (...) {
+      optimizer_.ZeroGradients();
+      if (step_ == 0) throw;  // nothing to keep
+      try {
+        Save();
+        std::fprintf(options_.progress,
+                     "\nllava-train: the state of step %lld is saved; the same command goes on "
+                     "from it\n",
+                     static_cast<long long>(step_));
+      } catch (const std::exception& error) {  // the first fault is the one to tell
+        std::fprintf(options_.progress, "\nllava-train: nor can the state be saved: %s\n",
+                     error.what());
+      }
+      throw;
+    }
+  }
+
   // One optimizer step. False: a stop was requested; nothing has changed since the last step.
-  bool Step() {
+  bool Step(StepReport& report) {
     const Clock::time_point begin = Clock::now();
-    StepReport report;
     std::map<std::string, double> figures;
     std::string origin;
     for (int64_t micro = 0; micro < settings_.accumulation; ++micro) {
@@ -90,7 +121,7 @@ class Run {
         optimizer_.ZeroGradients();
         return false;
       }
-      const MicroBatch batch = task_.Forward(step_, micro);
+      const MicroBatch batch = OrSave([&] { return task_.Forward(step_, micro); });
       (batch.loss / static_cast<double>(settings_.accumulation)).backward();
       report.loss += batch.loss.item<double>() / static_cast<double>(settings_.accumulation);
       report.samples += batch.samples;
@@ -114,14 +145,23 @@ class Run {
     report.total_steps = total_;
     report.figures.assign(figures.begin(), figures.end());
     report.seconds = SecondsSince(begin);
-    const bool evaluate =
-        step_ == total_ || (settings_.evaluate_every > 0 && step_ % settings_.evaluate_every == 0);
-    if (evaluate) {
-      at::NoGradGuard guard;
-      report.evaluation = task_.Evaluate();
-    }
     Tell(report);
     return true;
+  }
+
+  // Behind the step's line and state, so that a fault in it costs neither.
+  Figures Evaluate() {
+    const Figures figures = OrSave([&] {
+      at::NoGradGuard guard;
+      return task_.Evaluate();
+    });
+    if (figures.empty()) return figures;
+    folder_.LogEvaluation(step_, ToJson(figures));
+    std::string text;
+    for (const auto& [name, value] : figures) text += " " + name + "=" + Short(value);
+    std::fprintf(options_.progress, "\nllava-train: step %lld:%s\n", static_cast<long long>(step_),
+                 text.c_str());
+    return figures;
   }
 
   void NoteBad(bool skipped, const std::string& origin) {
@@ -151,7 +191,6 @@ class Run {
                  {"waited_seconds", report.waited_seconds},
                  {"skipped", report.skipped}};
     if (!report.figures.empty()) line["figures"] = ToJson(report.figures);
-    if (!report.evaluation.empty()) line["evaluation"] = ToJson(report.evaluation);
     folder_.Log(line);
     const double weight = smooth_loss_ ? 0.05 : 1;
     if (!report.skipped) {
@@ -160,13 +199,6 @@ class Run {
     note_ = "loss " + Short(smooth_loss_.value_or(report.loss)) + ", rate " +
             Short(report.learning_rate) + ", " +
             Short(static_cast<double>(report.tokens) / report.seconds) + " tokens/s";
-    if (!report.evaluation.empty()) {
-      std::string text;
-      for (const auto& [name, value] : report.evaluation) text += " " + name + "=" + Short(value);
-      std::fprintf(options_.progress, "\nllava-train: step %lld:%s\n",
-                   static_cast<long long>(report.step), text.c_str());
-    }
-    if (options_.on_step) options_.on_step(report);
   }
 
   // Everything that the next step depends on, by name.

@@ -56,7 +56,7 @@ enum class TrainingOutcome {
 // Goes on from the newest whole state if there is one: in float32 on the same number of threads
 // every later loss is the same bit for bit. Throws std::invalid_argument for a wrong folder or
 // recipe, std::runtime_error when nothing more can be written (older states stay whole) or the loss
-// stays not finite.
+// stays not finite, and what the task throws, after saving what was trained up to then.
 TrainingOutcome Train(TrainingTask& task, const Recipe& recipe, const TrainerSettings& settings,
                       const TrainerOptions& options);
 

@@ -2,6 +2,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "model/checkpoint/json_text.h"
 #include "model/text/utf8.h"
 
 namespace llava {
@@ -118,8 +119,8 @@ const char* ToString(BadRecordKind kind) {
 InstructionRecord ParseInstructionRecord(std::string_view json) {
   Json value;
   try {
-    value = Json::parse(json);
-  } catch (const Json::parse_error& error) {
+    value = ParseJson<Json>(json);
+  } catch (const std::invalid_argument& error) {
     throw BadRecord(BadRecordKind::kSyntax, error.what());
   }
   if (!value.is_object()) {

@@ -1,6 +1,7 @@
 #include "model/data/instructions/sample_encoder.h"
 
 #include <algorithm>
+#include <optional>
 #include <stdexcept>
 #include <utility>
 
@@ -20,6 +21,10 @@ uint64_t HashId(const std::string& id) {
   return hash;
 }
 
+bool DependsOnPlace(BadRecordKind kind) {
+  return kind == BadRecordKind::kTooLong || kind == BadRecordKind::kNothingToTrain;
+}
+
 }  // namespace
 
 SampleEncoder::SampleEncoder(std::shared_ptr<const Tokenizer> tokenizer,
@@ -36,17 +41,29 @@ EncodedSample SampleEncoder::Encode(const InstructionRecord& record, uint64_t ep
     case ImageOrder::kRandom:
       break;
   }
-  // Text behind a picture is tokenized otherwise than text before it: where that makes a sample
-  // too long by a token, the picture stays in front, so that no epoch loses a turn by chance.
-  if (Random(rules_.seed, HashId(record.id), kImagePlace + epoch).Chance(0.5)) {
-    try {
-      EncodedSample sample = Encode(record, Place::kEnd);
-      if (sample.dropped_turns == 0) return sample;
-    } catch (const BadRecord& bad) {
-      if (bad.kind() != BadRecordKind::kTooLong) throw;
-    }
+  if (record.images.empty()) return Encode(record, Place::kFront);
+  const bool end = Random(rules_.seed, HashId(record.id), kImagePlace + epoch).Chance(0.5);
+  return EncodeBetter(record, end ? Place::kEnd : Place::kFront, end ? Place::kFront : Place::kEnd);
+}
+
+// Text behind a picture is tokenized otherwise than text before it, by a token more or less: that
+// must not decide whether a record fits, or an epoch could meet one that no survey has seen.
+EncodedSample SampleEncoder::EncodeBetter(const InstructionRecord& record, Place drawn,
+                                          Place other) const {
+  std::optional<EncodedSample> first;
+  try {
+    first = Encode(record, drawn);
+    if (first->dropped_turns == 0) return *std::move(first);
+  } catch (const BadRecord& bad) {
+    if (!DependsOnPlace(bad.kind())) throw;
   }
-  return Encode(record, Place::kFront);
+  try {
+    EncodedSample second = Encode(record, other);
+    if (!first || second.dropped_turns < first->dropped_turns) return second;
+  } catch (const BadRecord& bad) {
+    if (!first || !DependsOnPlace(bad.kind())) throw;
+  }
+  return *std::move(first);
 }
 
 EncodedSample SampleEncoder::Encode(const InstructionRecord& record, Place place) const {

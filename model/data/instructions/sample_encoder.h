@@ -50,14 +50,17 @@ class SampleEncoder {
                 std::shared_ptr<const ChatTemplate> chat_template, const SampleRules& rules);
 
   // What does not fit into max_tokens is cut off in whole turns, so that no answer loses its end.
-  // Throws BadRecord if not even the first turn fits, nothing is left to train, or the template
-  // cannot tell the record.
+  // Of the two places that may be drawn, the other one is taken where it saves a turn or the
+  // record. Throws BadRecord if not even the first turn fits, nothing is left to train, or the
+  // template cannot tell the record: with any epoch or with none.
   EncodedSample Encode(const InstructionRecord& record, uint64_t epoch) const;
 
   const SampleRules& rules() const { return rules_; }
 
  private:
   EncodedSample Encode(const InstructionRecord& record, ChatTemplate::MarkPlace place) const;
+  EncodedSample EncodeBetter(const InstructionRecord& record, ChatTemplate::MarkPlace drawn,
+                             ChatTemplate::MarkPlace other) const;
   EncodedSample EncodeTurns(const InstructionRecord& record, ChatTemplate::MarkPlace place,
                             size_t turns) const;
 

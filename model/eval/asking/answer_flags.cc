@@ -9,11 +9,12 @@
 #include <filesystem>
 #include <map>
 #include <mutex>
+#include <stdexcept>
 #include <thread>
 
 #include <ATen/Parallel.h>
 
-#include "model/checkpoint/durable_file.h"
+#include "model/digest/sha256.h"
 #include "model/eval/asking/chat_asking.h"
 #include "model/eval/asking/local_model.h"
 #include "model/eval/json_lines.h"
@@ -38,6 +39,46 @@ std::string Lines(const std::vector<Json>& lines) {
   return content;
 }
 
+constexpr const char* kServerGroup = "Server";
+
+// How the question of a line was asked, in its "metadata".
+constexpr const char* kAsked = "asked";
+
+// Throws std::invalid_argument unless `known` holds answers to questions asked as `keys` has it.
+void RequireSame(const std::map<std::string, JsonObject>& known,
+                 const std::map<std::string, std::string>& keys, const std::string& path) {
+  std::string without, other;
+  size_t num_without = 0, num_other = 0;
+  const auto note = [](const std::string& name, std::string& names, size_t& count) {
+    constexpr size_t kShown = 5;
+    if (++count <= kShown) names += (count == 1 ? "" : ", ") + name;
+    if (count == kShown + 1) names += " ..";
+  };
+  for (const auto& [name, line] : known) {
+    const auto key = keys.find(name);
+    if (key == keys.end()) continue;
+    const auto metadata = line.value().find("metadata");
+    const bool has = metadata != line.value().end() && metadata->is_object() &&
+                     metadata->contains(kAsked) && metadata->at(kAsked).is_string();
+    if (!has) {
+      note(name, without, num_without);
+    } else if (metadata->at(kAsked) != key->second) {
+      note(name, other, num_other);
+    }
+  }
+  if (num_without + num_other == 0) return;
+  std::string what = path + ": ";
+  if (num_other > 0) {
+    what += std::to_string(num_other) +
+            " answers are of another model, prompt, picture or sampling (question " + other + ")";
+  }
+  if (num_without > 0) {
+    what += (num_other > 0 ? ", " : "") + std::to_string(num_without) +
+            " answers do not tell what they are of (question " + without + ")";
+  }
+  throw std::invalid_argument(what + "; name another --out, or remove the file to ask them anew");
+}
+
 }  // namespace
 
 AnswerFlags::AnswerFlags() : chat_({.id = "", .model = "", .messages = {}, .max_tokens = 1024}) {}
@@ -47,17 +88,27 @@ void AnswerFlags::Add(CLI::App& command) {
   command.add_option("--limit", limit_, "Ask the first questions only; 0: all")
       ->capture_default_str();
   command.add_option("--model-id", model_id_, "How the answers call the model");
-  command.add_option("--checkpoint", checkpoint_, "Folder of a language model to ask here")
-      ->group("Checkpoint");
+  CLI::Option* checkpoint =
+      command.add_option("--checkpoint", checkpoint_, "Folder of a language model to ask here")
+          ->group("Checkpoint");
   command.add_option("--tower", tower_, "Folder of its vision tower, if it has none itself")
+      ->needs(checkpoint)
       ->group("Checkpoint");
   command.add_option("--template", chat_template_, "Chat template instead of its own")
+      ->needs(checkpoint)
       ->group("Checkpoint");
   command.add_option("--threads", threads_, "Questions at a time; 0: one a core")
       ->check(CLI::Range(0, 256))
       ->capture_default_str()
+      ->needs(checkpoint)
       ->group("Checkpoint");
-  chat_.Add(command, "Server");
+  chat_.Add(command, kServerGroup);
+  // All of a server's but how an answer is drawn.
+  for (CLI::Option* option : command.get_options()) {
+    const std::string name = option->get_name();
+    const bool of_both = name == "--temperature" || name == "--top-p" || name == "--max-tokens";
+    if (option->get_group() == kServerGroup && !of_both) checkpoint->excludes(option);
+  }
 }
 
 int AnswerFlags::Answer(std::vector<VisualQuestion> questions, const Shape& shape) const {
@@ -75,12 +126,28 @@ int AnswerFlags::AnswerHere(const std::vector<VisualQuestion>& questions,
   const std::string id =
       model_id_.empty() ? std::filesystem::path(checkpoint_).filename().string() : model_id_;
 
-  JsonLinesFile out(out_);  // mends a torn line before it is read
-  std::map<std::string, JsonObject> known = ById(ReadJsonLines(out_), "question_id");
+  JsonLinesFile out(out_, "question_id");  // mends a torn line before it is read
+  const std::map<std::string, JsonObject> known = ById(ReadJsonLines(out_), "question_id");
+  const auto sampling_of = [&](const VisualQuestion& question) {
+    SamplingOptions own = sampling;
+    own.seed = static_cast<uint64_t>(&question - questions.data());
+    return own;
+  };
+  const auto key_of = [&](const VisualQuestion& question) {
+    const std::string key =
+        model.KeyOf(question, static_cast<uint32_t>(request.max_tokens), sampling_of(question));
+    return ToHex(HashBytes(id + '\0' + key));
+  };
   std::vector<const VisualQuestion*> open;
+  std::map<std::string, std::string> keys;  // of what is known
   for (const VisualQuestion& question : questions) {
-    if (!known.contains(question.name())) open.push_back(&question);
+    if (known.contains(question.name())) {
+      keys[question.name()] = key_of(question);
+    } else {
+      open.push_back(&question);
+    }
   }
+  RequireSame(known, keys, out_);
   const size_t threads =
       std::min<size_t>(std::max<size_t>(1, open.size()),
                        threads_ > 0 ? static_cast<size_t>(threads_)
@@ -99,12 +166,12 @@ int AnswerFlags::AnswerHere(const std::vector<VisualQuestion>& questions,
       const size_t number = next++;
       if (number >= open.size()) return;
       try {
-        SamplingOptions own = sampling;
-        own.seed = static_cast<uint64_t>(open[number] - questions.data());
-        const auto answer =
-            model.Answer(*open[number], static_cast<uint32_t>(request.max_tokens), own);
-        const Json line = AnswerLine(*open[number], Shaped(shape, answer.text), id,
-                                     answer.cut_off ? "length" : "stop");
+        const VisualQuestion& question = *open[number];
+        const auto answer = model.Answer(question, static_cast<uint32_t>(request.max_tokens),
+                                         sampling_of(question));
+        Json line = AnswerLine(question, Shaped(shape, answer.text), id,
+                               answer.cut_off ? "length" : "stop");
+        line["metadata"][kAsked] = key_of(question);
         const std::lock_guard lock(mutex);
         out.Append(line);
         cut_off += answer.cut_off;
@@ -155,7 +222,7 @@ int AnswerFlags::AnswerByServer(const std::vector<VisualQuestion>& questions,
     lines.push_back(AnswerLine(question, Shaped(shape, reply.text),
                                model_id_.empty() ? base.model : model_id_, reply.finish_reason));
   }
-  WriteDurably(out_, Lines(lines));
+  WriteOutcome(answers, out_, Lines(lines), stderr);
   if (cut_off > 0) std::fprintf(stderr, "%zu answers are cut off by --max-tokens\n", cut_off);
   return answers.Report("llava-eval", stderr);
 }

@@ -1,14 +1,26 @@
 #include "model/eval/asking/chat_asking.h"
 
 #include <algorithm>
+#include <fstream>
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <stdexcept>
 
+#include "model/checkpoint/durable_file.h"
 #include "model/progress/progress.h"
 #include "model/progress/stop_request.h"
 
 namespace llava {
+namespace {
+
+// 0 if there is no file.
+std::ptrdiff_t NumLines(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  return std::count(std::istreambuf_iterator<char>(file), {}, '\n');
+}
+
+}  // namespace
 
 int ChatAnswers::Report(const char* program, std::FILE* to) const {
   constexpr size_t kShown = 5;
@@ -35,6 +47,26 @@ int ChatAnswers::Report(const char* program, std::FILE* to) const {
     return 3;
   }
   return failures.empty() ? 0 : 1;
+}
+
+void WriteOutcome(const ChatAnswers& answers, const std::filesystem::path& out,
+                  const std::string& lines, std::FILE* to) {
+  const bool whole = answers.fatal.empty() && answers.failures.empty() &&
+                     answers.outcome == ChatRun::Outcome::kFinished;
+  const std::filesystem::path partial = out.string() + ".partial";
+  const auto now = std::count(lines.begin(), lines.end(), '\n');
+  const auto before = whole ? 0 : NumLines(out);
+  if (now >= before) {
+    WriteDurably(out, lines);
+    std::filesystem::remove(partial);
+    return;
+  }
+  WriteDurably(partial, lines);
+  std::fprintf(to,
+               "%s has %lld lines from an earlier run and is left as it is; the %lld of this "
+               "one are in %s\n",
+               out.c_str(), static_cast<long long>(before), static_cast<long long>(now),
+               partial.c_str());
 }
 
 ChatAnswers AskChat(const ChatFlags& flags, const std::filesystem::path& journal_path, size_t count,

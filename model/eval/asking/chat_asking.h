@@ -26,6 +26,11 @@ struct ChatAnswers {
   int Report(const char* program, std::FILE* to) const;
 };
 
+// Writes what came of it, a record a line, into `out`. If not everything was answered and the file
+// there has more lines, it stays, and "<out>.partial" is written; `to` is told.
+void WriteOutcome(const ChatAnswers& answers, const std::filesystem::path& out,
+                  const std::string& lines, std::FILE* to);
+
 // Asks requests 0 .. count - 1, each made when it is its turn, and shows a bar named `verb`. What
 // the journal has is not asked again. Throws as ChatFlags and ChatJournal, and what `make` throws.
 ChatAnswers AskChat(const ChatFlags& flags, const std::filesystem::path& journal, size_t count,

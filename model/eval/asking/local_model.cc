@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <stdexcept>
 #include <utility>
@@ -43,11 +44,13 @@ struct LocalModel::Parts {
   Parts(const LanguageCheckpoint& language, const TowerCheckpoint& vision)
       : features(language.config.features),
         tower(vision.config, vision.tensors, at::kCPU, at::kFloat),
-        model(language, at::kCPU, at::kFloat) {}
+        model(language, at::kCPU, at::kFloat),
+        digest(ToHex(language.digest) + ToHex(vision.digest)) {}
 
   FeatureConfig features;
   ClipTower tower;
   Llava model;
+  std::string digest;
 };
 
 LocalModel::LocalModel(const std::filesystem::path& model, const std::filesystem::path& tower,
@@ -74,6 +77,37 @@ LocalModel::LocalModel(const std::filesystem::path& model, const std::filesystem
 
 LocalModel::~LocalModel() = default;
 
+std::vector<PromptSpan> LocalModel::PromptOf(const VisualQuestion& question) const {
+  std::vector<ChatMessage> messages;
+  std::optional<std::string> system;
+  for (const ChatRequest::Message& message : question.messages) {
+    if (message.role == "system") {
+      system = message.text;
+    } else {
+      messages.push_back(
+          {message.role == "user" ? Role::kUser : Role::kAssistant, message.text, 0, {}});
+    }
+  }
+  if (question.messages.empty()) {
+    messages.push_back({Role::kUser, question.text, question.picture.empty() ? 0 : 1, {}});
+  }
+  return parts_->model.chat_template().Render(messages, system);
+}
+
+std::string LocalModel::KeyOf(const VisualQuestion& question, uint32_t max_tokens,
+                              const SamplingOptions& sampling) const {
+  nlohmann::json key = {parts_->digest, question.answer_cue, max_tokens};
+  for (const std::string& stop : parts_->model.chat_template().stop()) key.push_back(stop);
+  for (const PromptSpan& span : PromptOf(question)) {
+    key.push_back({static_cast<int>(span.kind), span.text, span.tokens});
+  }
+  if (!question.picture.empty()) key.push_back(ToHex(HashFile(question.picture.string())));
+  if (sampling.temperature > 0) {
+    key.push_back({sampling.temperature, sampling.top_p, sampling.seed});
+  }
+  return ToHex(HashBytes(key.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)));
+}
+
 LocalModel::Answered LocalModel::Answer(const VisualQuestion& question, uint32_t max_tokens,
                                         const SamplingOptions& sampling) const {
   const c10::InferenceMode guard;
@@ -86,20 +120,7 @@ LocalModel::Answered LocalModel::Answer(const VisualQuestion& question, uint32_t
     features.push_back(std::move(picture.rows));
     sizes.push_back(picture.size);
   }
-  std::vector<ChatMessage> messages;
-  std::optional<std::string> system;
-  for (const ChatRequest::Message& message : question.messages) {
-    if (message.role == "system") {
-      system = message.text;
-    } else {
-      messages.push_back(
-          {message.role == "user" ? Role::kUser : Role::kAssistant, message.text, 0, {}});
-    }
-  }
-  if (question.messages.empty()) {
-    messages.push_back({Role::kUser, question.text, static_cast<int>(features.size()), {}});
-  }
-  std::vector<PromptSpan> spans = model.chat_template().Render(messages, system);
+  std::vector<PromptSpan> spans = PromptOf(question);
   StopOptions stop;
   stop.max_new_tokens = max_tokens;
   stop.stop = model.chat_template().stop();

@@ -5,9 +5,11 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "model/eval/asking/visual_question.h"
 #include "model/llava/sampler.h"
+#include "model/text/tokenizer.h"
 
 namespace llava {
 
@@ -28,9 +30,15 @@ class LocalModel {
   // std::invalid_argument if the prompt does not fit into the model's context.
   Answered Answer(const VisualQuestion& question, uint32_t max_tokens,
                   const SamplingOptions& sampling) const;
+  // Differs between answers that may differ: a digest of model, tower, template, prompt, picture
+  // and of how the answer is drawn. Throws as Answer for a picture.
+  std::string KeyOf(const VisualQuestion& question, uint32_t max_tokens,
+                    const SamplingOptions& sampling) const;
 
  private:
   struct Parts;
+  std::vector<PromptSpan> PromptOf(const VisualQuestion& question) const;
+
   std::unique_ptr<const Parts> parts_;
 };
 

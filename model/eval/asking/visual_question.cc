@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "model/checkpoint/durable_file.h"
+#include "model/checkpoint/json_text.h"
 #include "model/data/instructions/instruction_record.h"
 #include "model/digest/sha256.h"
 #include "model/eval/json_lines.h"
@@ -75,8 +76,11 @@ VisualQuestion QuestionOfRecord(const Json& record, const std::filesystem::path&
 std::vector<VisualQuestion> ReadVisualQuestions(const std::filesystem::path& path,
                                                 const std::filesystem::path& pictures) {
   std::vector<VisualQuestion> questions;
-  const Json whole = Json::parse(ReadSmallFile(path, uint64_t{1} << 30), nullptr,
-                                 /*allow_exceptions=*/false);
+  Json whole;
+  try {
+    whole = ParseJson<Json>(ReadSmallFile(path, uint64_t{1} << 30));
+  } catch (const std::invalid_argument&) {  // JSON lines, or they tell what is wrong
+  }
   if (whole.is_array()) {
     for (const Json& record : whole) {
       try {

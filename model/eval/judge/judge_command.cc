@@ -141,18 +141,30 @@ int Ask(const AskFlags& flags) {
       Json line = tasks[t].head;
       line["content"] = review;
       line["tuple"] = ScoresJson(ParseScoresStrictly(review).value_or(kNoScores));
+      line["questions"] = tasks.size();
       lines += line.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
       if (ParseScoresRobustly(review)) continue;
       ++unread;
       std::fprintf(stderr, "no scores in the review of question %s: %s\n",
                    tasks[t].question_id.c_str(), Shown(review).c_str());
     }
-    WriteDurably(FileOfRun(flags.out, run), lines);
+    WriteOutcome(answers, FileOfRun(flags.out, run), lines, stderr);
   }
   if (unread > 0) {
     std::fprintf(stderr, "%lld reviews without scores\n", static_cast<long long>(unread));
   }
   return answers.Report("llava-eval", stderr);
+}
+
+// Questions that were to be judged, as the lines tell, and have no review; 0 if they do not tell.
+int64_t NumMissing(const std::vector<JudgeReview>& reviews) {
+  std::set<std::string> ids;
+  int64_t questions = 0;
+  for (const JudgeReview& review : reviews) {
+    ids.insert(review.question_id);
+    questions = std::max(questions, review.questions);
+  }
+  return std::max<int64_t>(0, questions - static_cast<int64_t>(ids.size()));
 }
 
 int Summarize(const SummarizeFlags& flags) {
@@ -163,6 +175,7 @@ int Summarize(const SummarizeFlags& flags) {
   std::string text;
   for (const std::string& file : flags.files) {
     std::vector<JudgeReview> reviews = ReadReviews(file);
+    const int64_t missing = NumMissing(reviews);
     std::erase_if(reviews, [&ignored](const JudgeReview& review) {
       return ignored.contains(review.question_id);
     });
@@ -170,8 +183,13 @@ int Summarize(const SummarizeFlags& flags) {
     runs.push_back(SummarizeReviews(reviews, flags.bootstrap));
     questions.emplace_back();
     for (const JudgeReview& review : reviews) questions.back().insert(review.question_id);
-    files.push_back({{"file", file}, {"categories", JudgeRowsJson(runs.back())}});
-    text += std::filesystem::path(file).filename().string() + "\n" + JudgeTable(runs.back()) + "\n";
+    files.push_back(
+        {{"file", file}, {"missing", missing}, {"categories", JudgeRowsJson(runs.back())}});
+    text += std::filesystem::path(file).filename().string() + "\n" + JudgeTable(runs.back());
+    if (missing > 0) {
+      text += std::to_string(missing) + " questions without a review: not all were judged\n";
+    }
+    text += "\n";
   }
   Json json = {{"kind", "judge"}, {"files", std::move(files)}};
   if (runs.size() > 1) {

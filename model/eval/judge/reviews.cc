@@ -135,6 +135,7 @@ JudgeReview ReadReview(const JsonObject& line) {
   JudgeReview review;
   review.question_id = IdOf(line);
   review.category = line.Text("category", "");
+  review.questions = line.Int("questions", 0);
   review.content = line.Text(line.Has("content") ? "content" : "text", "");
   const char* key = line.Has("tuple") ? "tuple" : "score";
   if (line.Has(key)) {

@@ -2,6 +2,7 @@
 
 // What a judge says about two assistants, and the two scores in it.
 
+#include <cstdint>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -38,10 +39,12 @@ struct JudgeReview {
   JudgeScores published;
   // The file's scores, or where it has none, those that ParseScoresRobustly finds.
   std::optional<JudgeScores> robust;
+  int64_t questions = 0;  // that were to be judged, as the line says; 0: it does not
 };
 
-// JSON lines with "question_id", "content" (or "text") or "tuple" (or "score"), "category" if they
-// have one. Throws std::runtime_error naming file and line, also for an empty file.
+// JSON lines with "question_id", "content" (or "text") or "tuple" (or "score"), "category" and
+// "questions" if they have them. Throws std::runtime_error naming file and line, also for an empty
+// file.
 std::vector<JudgeReview> ReadReviews(const std::filesystem::path& path);
 
 }  // namespace llava

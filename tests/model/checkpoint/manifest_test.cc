@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "model/checkpoint/json_object.h"
 #include "tests/model/checkpoint/folders.h"
 
 namespace llava {
@@ -45,6 +46,21 @@ TEST(ManifestTest, ReadsWhatItWrote) {
   WriteBytes(folder.path() / "manifest.json", tower.ToJson());
   EXPECT_EQ(Manifest::Read(folder.path()).kind, Manifest::Kind::kTower);
   EXPECT_FALSE(Manifest::Read(folder.path()).projector_digest.has_value());
+}
+
+// What others wrote must neither hide the file's name nor exhaust the stack.
+TEST(JsonObjectTest, NamesTheFileWhateverIsWrong) {
+  const TempFolder folder;
+  const auto path = folder.path() / "manifest.json";
+  const std::string deep =
+      R"({"files": )" + std::string(100'000, '[') + std::string(100'000, ']') + "}";
+  for (const std::string& text :
+       {std::string("{\"a\": 1e999}"), deep, std::string("{"), std::string("[]"), std::string()}) {
+    WriteBytes(path, text);
+    const std::string begin = path.string() + ": is not a JSON object";
+    EXPECT_THAT(ErrorOf([&] { JsonObject::Read(path); }), testing::StartsWith(begin));
+    EXPECT_THAT(ErrorOf([&] { Manifest::Read(folder.path()); }), testing::StartsWith(begin));
+  }
 }
 
 TEST(ManifestTest, NamesFileAndKeyOfWhatIsWrong) {

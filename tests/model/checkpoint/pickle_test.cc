@@ -129,6 +129,21 @@ TEST(PickleTest, RefusesNonsense) {
               HasSubstr("64 bits"));
 }
 
+// Two bytes must not copy a tuple of any length: 200 KB would take 80 GB.
+TEST(PickleTest, RefusesLongTuplesForTensorsAndStorages) {
+  const auto tuple = [](int size) {
+    std::string values;
+    for (int i = 0; i < size; ++i) values += "K\1";
+    return "(" + values + "tq\1";
+  };
+  EXPECT_EQ(PickleError(tuple(16) + "Q."), "");
+  EXPECT_THAT(PickleError(tuple(17) + "Q."), HasSubstr("a storage of 17 values, at most 16"));
+  const std::string rebuild = "ctorch._utils\n_rebuild_tensor_v2\n";
+  EXPECT_EQ(PickleError(rebuild + tuple(16) + "R."), "");
+  EXPECT_THAT(PickleError(rebuild + tuple(17) + "R."),
+              HasSubstr("a tensor of 17 values, at most 16"));
+}
+
 // A list that holds itself and a nest of a million tuples must neither leak nor overflow.
 TEST(PickleTest, SurvivesCyclesAndDeepNests) {
   const std::string cycle = "]q\1h\1a.";

@@ -188,6 +188,26 @@ TEST_F(RepositoryTest, KeepsTheTowersOfLanguageModelsThatStay) {
   EXPECT_THAT(repository_.Gc("t", 1, true), ElementsAre(2, 4, 5));
 }
 
+// It may be one of those that need the tower: an error of the disk must not cost it.
+TEST_F(RepositoryTest, RemovesNoTowerThatAnUnreadableModelMayNeed) {
+  for (const uint64_t version : {1, 2}) MakeVersion(root(), "t", version, "tower", 'a');
+  MakeVersion(root(), "u", 1, "language", 'a');
+  MakeVersion(root(), "t", 3, "tower", 'b');
+  const std::string whole = ReadBytes(root() / "u/1/manifest.json");
+  WriteBytes(root() / "u/1/manifest.json", whole.substr(0, whole.size() / 2));
+  for (const bool dry_run : {true, false}) {
+    EXPECT_THAT(ErrorOf([&] { repository_.Gc("t", 1, dry_run); }),
+                AllOf(HasSubstr("t/1: nothing is removed"), HasSubstr("u/1/manifest.json")));
+  }
+  EXPECT_THAT(repository_.Versions("t"), ElementsAre(1, 2, 3));
+  EXPECT_THAT(repository_.Gc("m", 2, true), ElementsAre(1, 2)) << "language models need no care";
+  WriteBytes(root() / "m/2/manifest.json", "{");
+  EXPECT_THAT(repository_.Gc("m", 2, true), ElementsAre(1)) << "what it is nobody knows";
+  WriteBytes(root() / "m/2/manifest.json", ReadBytes(root() / "m/1/manifest.json"));
+  fs::remove(root() / "u/1/manifest.json");  // gone is no fault
+  EXPECT_THAT(repository_.Gc("t", 1, true), ElementsAre(1, 2));
+}
+
 TEST_F(RepositoryTest, RemovesTheDraftsOfTheDeadOnly) {
   std::optional<VersionDraft> living(std::in_place, root(), "m", "{}");
   const fs::path dead = root() / "m/.tmp-dead", fresh = root() / "m/.tmp-fresh";

@@ -401,6 +401,26 @@ TEST_F(InstructCommandTest, AsksForQuestions) {
             0)
       << said_;
   EXPECT_EQ(printed_, "What is shown?\nSum up this image, please.\nA caption, please?\n");
+  // With a file the answers are kept: they are not paid for twice, and count for the budget.
+  const std::vector<std::string> kept = {"questions",
+                                         "-n",
+                                         "3",
+                                         "--base-url",
+                                         server.base_url(),
+                                         "--model",
+                                         "m",
+                                         "--most-requests",
+                                         "1",
+                                         "--out",
+                                         (root_ / "questions.txt").string()};
+  const size_t before = server.asked().size();
+  for (int i = 0; i < 2; ++i) ASSERT_EQ(Run(kept), 0) << said_;
+  EXPECT_EQ(server.asked().size(), before + 1);
+  std::vector<std::string> more = kept;
+  more[2] = "5";
+  EXPECT_EQ(Run(more), 3) << said_;
+  EXPECT_THAT(said_, HasSubstr("the budget is used up before there are 5 questions"));
+  EXPECT_EQ(server.asked().size(), before + 1);
 }
 
 TEST_F(InstructCommandTest, PromptsCanBeWrittenChangedAndUsed) {

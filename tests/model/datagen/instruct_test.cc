@@ -212,9 +212,21 @@ TEST_F(QuestionRequestFolderTest, AsksAgainForWhatIsMissing) {
         "{\"id\": \"questions-brief-0\", \"text\": \"What is shown here?\\nWhat is shown here!\"}\n"
         "{\"id\": \"questions-brief-1\", \"text\": \"Sum it up briefly.\\nAnd once more.\"}\n");
   ReplayBackend teacher(root_ / "replay.jsonl");
-  EXPECT_THAT(AskForQuestions(teacher, PromptSet::BuiltIn(), {}, false, 2),
-              ElementsAre("What is shown here?", "Sum it up briefly."));
-  EXPECT_THROW(AskForQuestions(teacher, PromptSet::BuiltIn(), {}, true, 2), std::runtime_error);
+  ChatJournal journal(root_ / "journal.jsonl");
+  const PromptSet prompts = PromptSet::BuiltIn();
+  QuestionRequest request = {.count = 2};
+  std::vector<std::string> questions;
+  EXPECT_EQ(AskForQuestions(teacher, journal, prompts, request, questions),
+            ChatRun::Outcome::kFinished);
+  EXPECT_THAT(questions, ElementsAre("What is shown here?", "Sum it up briefly."));
+  request.run.most_requests = 2;  // which the journal has
+  EXPECT_EQ(AskForQuestions(teacher, journal, prompts, request, questions),
+            ChatRun::Outcome::kFinished);
+  request.detailed = true;
+  EXPECT_EQ(AskForQuestions(teacher, journal, prompts, request, questions),
+            ChatRun::Outcome::kBudget);
+  request.run = {};
+  EXPECT_THROW(AskForQuestions(teacher, journal, prompts, request, questions), std::runtime_error);
 }
 
 }  // namespace

@@ -127,6 +127,8 @@ TEST_F(AblationTest, NamesTheFileThatIsNoResult) {
   EXPECT_EQ(fails(broken), broken.string() + ": no JSON (byte 27)" + no_result);
   const fs::path empty = Write("empty.json", "");
   EXPECT_EQ(fails(empty), empty.string() + ": no JSON (byte 1)" + no_result);
+  const fs::path large = Write("large.json", R"({"naming": 1e999})");
+  EXPECT_EQ(fails(large), large.string() + ": holds a number that is too large" + no_result);
   const fs::path list = Write("list.json", "[1, 2]");
   EXPECT_EQ(fails(list), list.string() + ": has no \"settings\"" + no_result);
   const fs::path other = Write("other.json", R"({"settings": {"seed": 1}})");

@@ -25,6 +25,8 @@ TEST(JsonLinesTest, TellsFileAndLine) {
   const TemporaryFolder folder;
   const std::string path = folder.Write("a.jsonl", "{\"id\": 1}\n\n{\"id\": 2\n");
   EXPECT_THAT(ErrorOf([&] { ReadJsonLines(path); }), HasSubstr("a.jsonl:3: no JSON"));
+  const std::string large = folder.Write("a.jsonl", "{\"id\": 1}\n{\"id\": 1e999}\n");
+  EXPECT_THAT(ErrorOf([&] { ReadJsonLines(large); }), HasSubstr("a.jsonl:2: no JSON: number over"));
   const std::string list = folder.Write("b.jsonl", "[1]\n");
   EXPECT_THAT(ErrorOf([&] { ReadJsonLines(list); }), HasSubstr("b.jsonl:1: is a JSON array"));
   EXPECT_THAT(ErrorOf([&] { ReadJsonLines(folder.At("none")); }), HasSubstr("none: cannot read"));
@@ -50,21 +52,37 @@ TEST(JsonLinesTest, AppendsBehindWhatIsWhole) {
   const std::string torn(10'000, 'x');  // longer than the pieces in which it looks for the end
   const std::string path = folder.Write("a.jsonl", "{\"id\":1}\n{\"text\":\"" + torn);
   {
-    JsonLinesFile file(path);
-    EXPECT_THAT(ErrorOf([&] { JsonLinesFile second(path); }), HasSubstr("another program"));
+    JsonLinesFile file(path, "id");
+    EXPECT_THAT(ErrorOf([&] { JsonLinesFile second(path, "id"); }), HasSubstr("another program"));
     file.Append({{"id", 2}});
     EXPECT_EQ(folder.Read("a.jsonl"), "{\"id\":1}\n{\"id\":2}\n");
     file.Append({{"text", "broken \xFF"}});
   }
-  JsonLinesFile(path).Append({{"id", 3}});
+  JsonLinesFile(path, "id").Append({{"id", 3}});
   EXPECT_EQ(folder.Read("a.jsonl"),
             "{\"id\":1}\n{\"id\":2}\n{\"text\":\"broken \xEF\xBF\xBD\"}\n{\"id\":3}\n");
-  JsonLinesFile(folder.At("new.jsonl")).Append({{"id", 1}});
+  JsonLinesFile(folder.At("new.jsonl"), "id").Append({{"id", 1}});
   EXPECT_EQ(folder.Read("new.jsonl"), "{\"id\":1}\n");
 }
 
+TEST(JsonLinesTest, AnotherKindOfFileKeepsItsContent) {
+  const TemporaryFolder folder;
+  const std::string line = "{\"id\":1,\"text\":\"a\"}\n";
+  for (size_t size = 0; size < line.size(); ++size) {
+    JsonLinesFile(folder.Write("a.jsonl", line.substr(0, size)), "id").Append({{"id", 2}});
+    EXPECT_EQ(folder.Read("a.jsonl"), "{\"id\":2}\n") << size;
+  }
+  for (const char* text : {"my notes", "my notes\n", "my notes\nmore", "[1]", "{\"name\": 1}",
+                           "{\"name\": 1}\n", "{\"name\": 1}\n{\"id\":"}) {
+    const std::string path = folder.Write("b.jsonl", text);
+    EXPECT_THAT(ErrorOf([&] { JsonLinesFile file(path, "id"); }),
+                HasSubstr("b.jsonl: has no records with \"id\""));
+    EXPECT_EQ(folder.Read("b.jsonl"), text);
+  }
+}
+
 TEST(JsonLinesTest, TellsAFullDisk) {
-  JsonLinesFile file("/dev/full");
+  JsonLinesFile file("/dev/full", "id");
   EXPECT_THAT(ErrorOf([&] {
                 file.Append({{"id", 1}});
               }),

@@ -134,6 +134,26 @@ TEST_F(ChatJournalTest, ABrokenLineBeforeTheLastIsNamed) {
   EXPECT_THAT(Error(), HasSubstr(path_.string() + ":1: "));
 }
 
+TEST_F(ChatJournalTest, AnotherKindOfFileKeepsItsContent) {
+  {
+    ChatJournal journal(path_);
+    Append(journal, 1, "one");
+  }
+  const std::string line = Text();
+  for (size_t size = 0; size < line.size(); ++size) {
+    Write(line.substr(0, size));
+    EXPECT_EQ(ChatJournal(path_).size(), 0u);
+    EXPECT_EQ(Text(), "");
+  }
+  for (const std::string& text :
+       {std::string("my notes"), std::string("my notes\n"), std::string("[1, 2]"),
+        std::string("{\"id\": \"a\"}"), std::string("{\"id\": \"a\", \"text\": \"b\"}\n")}) {
+    Write(text);
+    EXPECT_THAT(Error(), HasSubstr(path_.string() + ": is no journal")) << text;
+    EXPECT_EQ(Text(), text);
+  }
+}
+
 TEST_F(ChatJournalTest, IsLockedAgainstOthers) {
   const ChatJournal journal(path_);
   EXPECT_THAT(Error(), HasSubstr("another program"));

@@ -238,7 +238,8 @@ TEST_F(InstructionTaskTest, ABrokenPictureIsFoundBeforeOrInTraining) {
     task->Forward(0, 0);
     FAIL();
   } catch (const BadRecord& bad) {
-    EXPECT_THAT(bad.what(), AllOf(HasSubstr("data.json record 3: "), HasSubstr("images/1.png")));
+    EXPECT_THAT(bad.what(), AllOf(HasSubstr("data.json record 3: "), HasSubstr("images/1.png"),
+                                  HasSubstr("--skip-bad")));
   }
   EXPECT_GT(task->Forward(1, 0).samples, 0) << "what comes later can still be read";
   EXPECT_THROW(task->Check(nullptr), std::runtime_error);
@@ -251,6 +252,34 @@ TEST_F(InstructionTaskTest, ABrokenPictureIsFoundBeforeOrInTraining) {
   EXPECT_THAT(replaced.origin, HasSubstr("records 4"));
   ASSERT_EQ(replaced.figures.size(), 1u);
   EXPECT_EQ(replaced.figures[0], (std::pair<std::string, double>{"left_out", 1}));
+}
+
+// The first evaluation may come hours later.
+TEST_F(InstructionTaskTest, ABrokenPictureOfTheHeldOutDataIsFoundAtOnce) {
+  world_.Write("images/1.png", "no picture at all");
+  world_.Write("data.json", ArrayJson({world_.records()[0]}));
+  const std::string held_out =
+      "held_out_data=" + world_.Write("held_out.json", ArrayJson(world_.records())).string();
+  EXPECT_THAT(world_.Refusal(Stage::kAlign, {held_out}),
+              AllOf(HasSubstr("held_out.json record 3 (\"d\"): "), HasSubstr("images/1.png"),
+                    HasSubstr("--skip-bad")));
+  EXPECT_EQ(world_.Make(Stage::kAlign, {held_out, "skip_bad=true"})->Evaluate().size(), 2u);
+}
+
+TEST_F(InstructionTaskTest, AMicroBatchOfTextAloneMovesNoProjector) {
+  world_.Write("data.json", ArrayJson({world_.records()[4], world_.records()[0]}));
+  const auto task = world_.Make(Stage::kAlign, {"batch_size=1", "order=as_data"});
+  const MicroBatch text = task->Forward(0, 0);
+  EXPECT_GT(text.loss.item<double>(), 0);
+  ASSERT_NO_THROW(text.loss.backward());
+  for (const auto& [name, gradient] : Gradients(*task)) {
+    ASSERT_TRUE(gradient.defined()) << name << ": a step's moments decay all the same";
+    EXPECT_EQ(gradient.abs().sum().item<double>(), 0) << name;
+  }
+  task->Forward(1, 0).loss.backward();  // accumulated
+  for (const auto& [name, gradient] : Gradients(*task)) {
+    EXPECT_GT(gradient.abs().sum().item<double>(), 0) << name;
+  }
 }
 
 TEST_F(InstructionTaskTest, CheckCountsWhatThereIs) {
@@ -279,9 +308,12 @@ TEST_F(InstructionTaskTest, CheckCountsWhatThereIs) {
 }
 
 TEST_F(InstructionTaskTest, TruncationIsCounted) {
+  // Where a place is drawn, the other one may fit.
+  const std::string front = "image_order=front";
   const int64_t longest =
-      world_.Make(Stage::kFinetune)->Check(nullptr)["data"]["longest_sample_tokens"];
-  const auto task = world_.Make(Stage::kFinetune, {"max_tokens=" + std::to_string(longest - 1)});
+      world_.Make(Stage::kFinetune, {front})->Check(nullptr)["data"]["longest_sample_tokens"];
+  const auto task =
+      world_.Make(Stage::kFinetune, {front, "max_tokens=" + std::to_string(longest - 1)});
   const auto data = task->Check(nullptr)["data"];
   EXPECT_EQ(data["shortened_records"], 1);
   EXPECT_EQ(data["dropped_turns"], 1);

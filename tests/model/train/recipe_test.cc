@@ -32,6 +32,38 @@ TEST(RecipeTest, ReadsNestedSettingsAndFillsDefaults) {
   EXPECT_FALSE(recipe.settings()[2].is_default);
 }
 
+TEST(RecipeTest, NamesWithDotsAreObjectsInObjects) {
+  Recipe recipe = Recipe::Parse(
+      R"({"projector.learning_rate": 2e-5, "adam": {"beta1": 0.5}, "adam.beta2": 0.95,
+          "a": {"b.c": 1}, "a.b": {"d": 2}, "empty": {}})",
+      "test");
+  recipe.Set("projector.type=linear");
+  EXPECT_EQ(recipe.Number("projector.learning_rate", 1, ""), 2e-5);
+  EXPECT_EQ(recipe.Text("projector.type", "", ""), "linear");
+  EXPECT_EQ(recipe.Number("adam.beta1", 0.9, ""), 0.5);
+  EXPECT_EQ(recipe.Number("adam.beta2", 0.999, ""), 0.95);
+  EXPECT_EQ(recipe.Int("a.b.c", 0, ""), 1);
+  EXPECT_EQ(recipe.Int("a.b.d", 0, ""), 2);
+  EXPECT_THAT([&] { recipe.CheckAllRead(); },
+              ThrowsMessage<std::invalid_argument>(HasSubstr("\n  empty")));
+  const auto refusal = [](const std::string& json) {
+    try {
+      Recipe::Parse(json, "my.json");
+    } catch (const std::invalid_argument& error) {
+      return std::string(error.what());
+    }
+    return std::string();
+  };
+  EXPECT_EQ(refusal(R"({"adam.beta2": 1, "adam": {"beta2": 1}})"),
+            "my.json: setting \"adam.beta2\" is given twice");
+  EXPECT_EQ(refusal(R"({"adam": null, "adam.beta2": 1})"),
+            "my.json: setting \"adam.beta2\" lies within \"adam\", which is no object");
+  EXPECT_THAT(refusal(R"({"adam.beta2": 1, "adam": 2})"), HasSubstr("\"adam\" is given twice"));
+  for (const char* name : {"", ".", "a.", ".a", "a..b"}) {
+    EXPECT_THAT(refusal("{\"" + std::string(name) + "\": 1}"), HasSubstr("is no name")) << name;
+  }
+}
+
 TEST(RecipeTest, NamesSettingValueAndRange) {
   Recipe recipe = Recipe::Parse(R"({"epochs": 0, "rate": "fast", "mode": "x", "skip": 1})", "test");
   EXPECT_THAT([&] { recipe.Int("epochs", 1, "", 1, 9); },
@@ -72,6 +104,10 @@ TEST(RecipeTest, SaysWhereAFileOrAnAssignmentIsWrong) {
   EXPECT_THAT([] { Recipe::Parse("{\"a\": ", "my.json"); },
               ThrowsMessage<std::invalid_argument>(HasSubstr("my.json")));
   EXPECT_THROW(Recipe::Parse("[1]", "my.json"), std::invalid_argument);
+  EXPECT_THAT([] { Recipe::Parse("{\"a\": 1e999}", "my.json"); },
+              ThrowsMessage<std::invalid_argument>(HasSubstr("my.json: number overflow")));
+  EXPECT_THAT([] { Recipe::Parse("{\"a\": " + std::string(100'000, '['), "my.json"); },
+              ThrowsMessage<std::invalid_argument>(HasSubstr("my.json: has more than 200 levels")));
   Recipe recipe;
   EXPECT_THROW(recipe.Set("novalue"), std::invalid_argument);
   EXPECT_THROW(recipe.Set("=1"), std::invalid_argument);

@@ -16,6 +16,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "model/train/run_folder.h"
+
 namespace llava {
 namespace {
 
@@ -56,13 +58,17 @@ class Regression : public TrainingTask {
     return batch;
   }
   nlohmann::ordered_json Check(std::FILE*) override { return {}; }
-  Figures Evaluate() override { return {{"distance", (weight_ - truth_).norm().item<double>()}}; }
+  Figures Evaluate() override {
+    if (before_evaluation) before_evaluation();
+    return {{"distance", (weight_ - truth_).norm().item<double>()}};
+  }
   std::filesystem::path Publish(const std::filesystem::path& root, const std::string&,
                                 const nlohmann::ordered_json&) override {
     return root;
   }
 
   std::function<void(int64_t, int64_t)> before_forward;
+  std::function<void()> before_evaluation;
   int64_t spoil_from = 0, spoil_to = 0;
 
  private:
@@ -87,7 +93,7 @@ class TrainerTest : public testing::Test {
                       const std::string& recipe_json = "{}") {
     Recipe recipe = Recipe::Parse(recipe_json, "test");
     recipe.Set("accumulation=4");
-    recipe.Set("save_every=5");
+    if (recipe_json.find("save_every") == std::string::npos) recipe.Set("save_every=5");
     recipe.Set("evaluate_every=10");
     recipe.Set("max_bad_steps=3");
     const TrainerSettings settings = TrainerSettings::From(recipe);
@@ -171,6 +177,66 @@ TEST_F(TrainerTest, ASignalSavesAndTheNextRunGoesOn) {
   EXPECT_EQ(Log("stopped"), Log("whole"));
 }
 
+TEST_F(TrainerTest, AFaultOfTheDataCostsNoStep) {
+  Regression whole(20);
+  Run(whole, "whole");
+  Regression task(20);
+  task.before_forward = [](int64_t step, int64_t micro) {
+    if (step == 7 && micro == 1) throw std::runtime_error("a broken picture");
+  };
+  EXPECT_THAT([&] { Run(task, "run"); },
+              ThrowsMessage<std::runtime_error>(HasSubstr("a broken picture")));
+  Regression again(20);
+  int64_t first = -1;
+  again.before_forward = [&](int64_t step, int64_t) {
+    if (first < 0) first = step;
+  };
+  EXPECT_EQ(Run(again, "run"), TrainingOutcome::kFinished);
+  EXPECT_EQ(first, 7);
+  EXPECT_EQ(Log("run"), Log("whole"));
+}
+
+// Of a step that is saved before it, and of one that is not.
+TEST_F(TrainerTest, AnEvaluationThatFailsOrIsKilledCostsNoStepAndIsMadeOnce) {
+  for (const char* save_every : {"5", "7"}) {
+    const std::string recipe = std::string("{\"save_every\": ") + save_every + "}";
+    const std::string name = std::string("run-") + save_every, whole = "whole-" + name;
+    Regression undisturbed(20);
+    Run(undisturbed, whole, recipe);
+    Regression failing(20);
+    failing.before_evaluation = [] { throw std::runtime_error("a broken picture"); };
+    for (int i = 0; i < 2; ++i) {  // it goes on from where it failed, and fails there again
+      EXPECT_THAT([&] { Run(failing, name, recipe); },
+                  ThrowsMessage<std::runtime_error>(HasSubstr("a broken picture")));
+    }
+    EXPECT_EQ(Log(name).size(), 10u);
+    const pid_t child = fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+      Regression task(20);
+      task.before_evaluation = [] { raise(SIGKILL); };
+      Run(task, name, recipe);
+      _exit(1);
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    ASSERT_TRUE(WIFSIGNALED(status));
+    Regression task(20);
+    int64_t first = -1;
+    int evaluations = 0;
+    task.before_forward = [&](int64_t step, int64_t) {
+      if (first < 0) first = step;
+    };
+    task.before_evaluation = [&] { ++evaluations; };
+    EXPECT_EQ(Run(task, name, recipe), TrainingOutcome::kFinished);
+    EXPECT_EQ(first, 10);
+    EXPECT_EQ(evaluations, 2) << "the one that was due, and the last";
+    EXPECT_EQ(Log(name), Log(whole));
+    EXPECT_EQ(Run(task, name, recipe), TrainingOutcome::kFinished);
+    EXPECT_EQ(evaluations, 2) << "all is done";
+  }
+}
+
 TEST_F(TrainerTest, StepsThatAreNotFiniteAreSkipped) {
   Regression task(20);
   task.spoil_from = 6;
@@ -198,6 +264,20 @@ TEST_F(TrainerTest, RefusesAFolderOfAnotherRecipe) {
   Run(task, "run");
   EXPECT_THAT([&] { Run(other, "run", R"({"clip_norm": 2.0})"); },
               ThrowsMessage<std::invalid_argument>(HasSubstr("/clip_norm: was 1.0, now 2.0")));
+}
+
+TEST_F(TrainerTest, BadRecordsMayBeLeftOutOfARunThatHasBegun) {
+  using Json = nlohmann::ordered_json;
+  const std::filesystem::path path = folder_ / "run";
+  { const RunFolder begun(path, {{"batch", 4}, {"skip_bad", false}}); }
+  { const RunFolder again(path, {{"batch", 4}, {"skip_bad", true}}); }
+  std::ifstream file(path / "recipe.json");
+  EXPECT_EQ(Json::parse(file), (Json{{"batch", 4}, {"skip_bad", true}}));
+  EXPECT_THAT(([&] {
+                RunFolder(path, {{"batch", 5}, {"skip_bad", false}});
+              }),
+              ThrowsMessage<std::invalid_argument>(testing::AllOf(
+                  HasSubstr("/batch: was 4, now 5"), testing::Not(HasSubstr("skip_bad")))));
 }
 
 TEST_F(TrainerTest, KeepsTheNewestStatesOnly) {

@@ -169,6 +169,34 @@ TEST_F(SampleEncoderTest, ChanceCostsNoTurn) {
   }
 }
 
+// Nor the record: text before a picture may have fewer tokens than text behind it.
+TEST_F(SampleEncoderTest, ARecordFitsInEveryEpochOrInNone) {
+  template_ = std::make_shared<ChatTemplate>(
+      ChatTemplate::Parse(R"({"name": "t", "image": {"suffix": ""}, "user": {"prefix": "U: th"},
+                              "assistant": {"prefix": " A:", "suffix": "</s>"}})"));
+  const std::vector<std::string> one = {"e cat?<image>", "Yes."},
+                                 two = {"e cat?<image>", "Yes.", "Sure?", "No."};
+  for (const auto& texts : {one, two}) {
+    rules_ = {.image_order = ImageOrder::kAsData, .max_tokens = 1000, .image_tokens = 16};
+    const int64_t end = Encode(Record("a", texts)).tokens;
+    rules_.image_order = ImageOrder::kFront;
+    ASSERT_GT(Encode(Record("a", texts)).tokens, end) << "otherwise this test shows nothing";
+    rules_.image_order = ImageOrder::kRandom;
+    rules_.max_tokens = end;
+    for (uint64_t epoch = 0; epoch < 20; ++epoch) {
+      EXPECT_EQ(Encode(Record("a", texts), epoch).dropped_turns, 0) << epoch;
+    }
+    rules_.max_tokens = end - 1;
+    for (uint64_t epoch = 0; epoch < 20; ++epoch) {
+      if (texts.size() == 4) {
+        EXPECT_EQ(Encode(Record("a", texts), epoch).dropped_turns, 1) << epoch;
+      } else {
+        EXPECT_THROW(Encode(Record("a", texts), epoch), BadRecord) << epoch;
+      }
+    }
+  }
+}
+
 TEST_F(SampleEncoderTest, RefusesWhatHasNothingToTrain) {
   template_ = std::make_shared<ChatTemplate>(ChatTemplate::Builtin("v1"));
   rules_.labels = LabelRule::kPublished;

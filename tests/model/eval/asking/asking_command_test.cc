@@ -58,9 +58,10 @@ class AskingCommandTest : public testing::Test {
 };
 
 TEST_F(AskingCommandTest, AnswersByACheckpointAndGoesOn) {
-  const std::string command = "answer --questions " + questions_ + " --pictures " + kScenes +
-                              " --checkpoint " + kModels + "emoji --tower " + kModels +
-                              "emoji-tower --max-tokens 40" + Out();
+  const std::string asking = "answer --questions " + questions_ + " --pictures " + kScenes +
+                             " --checkpoint " + kModels + "emoji --tower " + kModels +
+                             "emoji-tower" + Out();
+  const std::string command = asking + " --max-tokens 40";
   const Outcome first = Eval(command + " --limit 1 2>&1");
   EXPECT_EQ(first.code, 0) << first.output;
   ASSERT_EQ(Written().size(), 1);
@@ -74,6 +75,28 @@ TEST_F(AskingCommandTest, AnswersByACheckpointAndGoesOn) {
   for (const Json& line : Written()) ids.insert(line["question_id"].get<int>());
   EXPECT_THAT(ids, ElementsAre(5, 6, 7));
   EXPECT_EQ(Written().size(), 3);
+  const std::string whole = folder_.Read("out.jsonl");
+  EXPECT_EQ(Eval(command + " 2>&1").code, 0);
+  EXPECT_EQ(folder_.Read("out.jsonl"), whole);
+  // Another prompt, another sampling: the answers that are there are not theirs.
+  for (const char* other :
+       {" --max-tokens 39", " --max-tokens 40 --template v1", " --max-tokens 40 --temperature 0.5",
+        " --max-tokens 40 --model-id another"}) {
+    const Outcome mixed = Eval(asking + other + " 2>&1");
+    EXPECT_EQ(mixed.code, 2) << mixed.output;
+    EXPECT_THAT(mixed.output, HasSubstr("3 answers are of another model, prompt, picture or "
+                                        "sampling (question 5, 6, 7); name another --out"));
+  }
+  std::string foreign;
+  for (Json line : Written()) {
+    line["metadata"].erase("asked");
+    foreign += line.dump() + "\n";
+  }
+  folder_.Write("out.jsonl", foreign);
+  const Outcome unknown = Eval(command + " 2>&1");
+  EXPECT_EQ(unknown.code, 2);
+  EXPECT_THAT(unknown.output, HasSubstr("3 answers do not tell what they are of (question 5, 6"));
+  EXPECT_EQ(folder_.Read("out.jsonl"), foreign);
   const Outcome lost =
       Eval("answer --questions " + questions_ + " --pictures /nowhere --checkpoint " + kModels +
            "emoji --tower " + kModels + "emoji-tower --out " + folder_.At("lost.jsonl") + " 2>&1");
@@ -108,6 +131,23 @@ TEST_F(AskingCommandTest, AnswersByAServer) {
                 .code,
             0);
   EXPECT_EQ(server.num_asked(), 3);
+}
+
+TEST_F(AskingCommandTest, RefusesFlagsThatWouldDoNothing) {
+  const std::string command = "answer --questions " + questions_ + Out();
+  for (const std::string& server :
+       {std::string("--base-url http://127.0.0.1:1"), std::string("--replay /dev/null"),
+        std::string("--body {}"), std::string("--model m"), std::string("--most-tokens 5")}) {
+    const Outcome both = Eval(command + " --checkpoint " + kModels + "emoji " + server + " 2>&1");
+    EXPECT_EQ(both.code, 2) << both.output;
+    EXPECT_THAT(both.output, HasSubstr(server.substr(0, server.find(' ')))) << both.output;
+  }
+  for (const std::string& local : {std::string("--tower /nowhere"), std::string("--template plain"),
+                                   std::string("--threads 2")}) {
+    const Outcome alone = Eval(command + " --replay /dev/null " + local + " 2>&1");
+    EXPECT_EQ(alone.code, 2) << alone.output;
+    EXPECT_THAT(alone.output, HasSubstr("--checkpoint")) << alone.output;
+  }
 }
 
 TEST_F(AskingCommandTest, RunsScienceQaAndScoresIt) {
@@ -187,7 +227,7 @@ TEST_F(JudgeAskTest, WritesReviewsOfSeveralRuns) {
   EXPECT_THAT(
       folder_.Read("out.jsonl"),
       StartsWith(R"({"id":1,"question_id":1,"answer1_id":1,"answer2_id":1,"category":"conv",)"
-                 R"("content":"8 6\nFair.","tuple":[8.0,6.0]})"));
+                 R"("content":"8 6\nFair.","tuple":[8.0,6.0],"questions":6})"));
   const Json summary = Json::parse(
       Eval("judge summarize --json " + folder_.At("out.jsonl") + " " + folder_.At("out-2.jsonl"))
           .output);
@@ -236,6 +276,42 @@ TEST_F(JudgeAskTest, TellsWhatServersRefuse) {
   const Outcome budget = Eval(command_ + "2" + Server(server) + " --most-requests 2 2>&1");
   EXPECT_EQ(budget.code, 3) << budget.output;
   EXPECT_EQ(Written("out.jsonl2").size(), 2);
+}
+
+TEST_F(JudgeAskTest, ARunThatFailsLeavesAWholeFileAlone) {
+  const auto good = [](const Asked&) { return ChatServer::Say("8 6"); };
+  {
+    ChatServer server(good);
+    ASSERT_EQ(Eval(command_ + Server(server) + " 2>&1").code, 0);
+  }
+  const std::string whole = folder_.Read("out.jsonl");
+  // Another judge: the journal knows none of its answers.
+  ChatServer server([&](const Asked& asked) {
+    return asked.number < 2 ? good(asked) : ChatServer::Refuse(401, "no credit");
+  });
+  const std::string other =
+      command_ + " --base-url " + server.base_url() + " --model other --concurrency 1";
+  const Outcome failed = Eval(other + " 2>&1");
+  EXPECT_EQ(failed.code, 1);
+  EXPECT_THAT(failed.output, HasSubstr("out.jsonl has 6 lines from an earlier run and is left as "
+                                       "it is; the 2 of this one are in "));
+  EXPECT_EQ(folder_.Read("out.jsonl"), whole);
+  EXPECT_EQ(Written("out.jsonl.partial").size(), 2);
+  const std::string summarize = "judge summarize " + folder_.At("out.jsonl.partial");
+  EXPECT_THAT(Eval(summarize).output, HasSubstr("4 questions without a review"));
+  EXPECT_EQ(Json::parse(Eval(summarize + " --json").output)["files"][0]["missing"], 4);
+  // The same of answers.
+  const std::string answers = "answer --questions " + folder_.At("q.jsonl") + " --out " +
+                              folder_.At("answers.jsonl") + " --base-url " + server.base_url() +
+                              " --model m";
+  folder_.Write("answers.jsonl", whole);
+  EXPECT_EQ(Eval(answers + " 2>&1").code, 1);
+  EXPECT_EQ(folder_.Read("answers.jsonl"), whole);
+  // One that comes to its end replaces it.
+  ChatServer patient(good);
+  EXPECT_EQ(Eval(command_ + " --base-url " + patient.base_url() + " --model other 2>&1").code, 0);
+  EXPECT_EQ(Written().size(), 6);
+  EXPECT_EQ(folder_.Read("out.jsonl.partial"), "");
 }
 
 TEST_F(JudgeAskTest, ListsIdsThatDoNotMatch) {

@@ -78,5 +78,13 @@ TEST(PictureUrlTest, CarriesThePicture) {
   EXPECT_THAT(ErrorOf([] { PictureUrl("/nowhere/x.png"); }), HasSubstr("/nowhere/x.png"));
 }
 
+TEST(VisualQuestionsTest, ANestThatIsTooDeepIsNamed) {
+  const TemporaryFolder folder;
+  const std::string path = folder.Write(
+      "q.json", "[{\"id\": " + std::string(100'000, '[') + std::string(100'000, ']') + "}]");
+  EXPECT_THAT(ErrorOf([&] { ReadVisualQuestions(path, ""); }),
+              HasSubstr("q.json:1: no JSON: has more than 200 levels"));
+}
+
 }  // namespace
 }  // namespace llava

@@ -55,6 +55,19 @@ TEST_F(JudgeCommandTest, Summarizes) {
   EXPECT_EQ(Eval("judge summarize --ignore 1,2,3 " + one_ + " 2>&1").code, 2);
 }
 
+TEST_F(JudgeCommandTest, TellsWhatIsMissing) {
+  const std::string whole = R"({"question_id": 1, "content": "8 6", "questions": 3})"
+                            "\n"
+                            R"({"question_id": 2, "content": "8 6", "questions": 3})"
+                            "\n";
+  const Outcome alone = Eval("judge summarize " + folder_.Write("part.jsonl", whole));
+  EXPECT_EQ(alone.code, 0);
+  EXPECT_THAT(alone.output, HasSubstr("1 questions without a review"));
+  const Json json = Json::parse(Eval("judge summarize --json " + folder_.At("part.jsonl")).output);
+  EXPECT_EQ(json["files"][0]["missing"], 1);
+  EXPECT_THAT(Eval("judge summarize " + one_).output, testing::Not(HasSubstr("without a review")));
+}
+
 TEST_F(JudgeCommandTest, ParsesStrictlyAndRobustly) {
   const Outcome told = Eval("judge parse " + one_ + " --out " + folder_.At("out.jsonl") + " 2>&1");
   EXPECT_EQ(told.code, 0);
