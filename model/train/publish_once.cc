@@ -49,7 +49,10 @@ std::optional<fs::path> MadeBefore(const fs::path& model, uint64_t newest, const
     if (version <= newest) continue;
     const fs::path folder = model / std::to_string(version);
     const Manifest manifest = Manifest::Read(folder);
-    if (nlohmann::json::parse(manifest.recipe) == nlohmann::json(recipe)) return folder;
+    // A version of another origin may have no recipe.
+    const auto made_by =
+        nlohmann::json::parse(manifest.recipe, nullptr, /*allow_exceptions=*/false);
+    if (made_by == nlohmann::json(recipe)) return folder;
   }
   return std::nullopt;
 }

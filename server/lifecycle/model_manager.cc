@@ -261,9 +261,11 @@ void ModelManager::Impl::AskServables() {
     for (const auto& [id, held] : held_) {
       const Lifecycle::Version* version = lifecycle_.Find(id);
       if (!held.servable || version == nullptr) continue;
-      if (version->state == v1::MODEL_STATE_DRAINING || version->state == v1::MODEL_STATE_READY) {
-        questions.push_back(
-            {id, held.servable.get(), version->state == v1::MODEL_STATE_DRAINING, {}});
+      // One that shall drain is idle only once it is not routed any more: requests still come, and
+      // the routes would be the last to hold it.
+      const bool drains = version->state == v1::MODEL_STATE_DRAINING && !held.routed;
+      if (drains || version->state == v1::MODEL_STATE_READY) {
+        questions.push_back({id, held.servable.get(), drains, {}});
       }
     }
     ++readers_;
