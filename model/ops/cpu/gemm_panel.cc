@@ -2,7 +2,8 @@
 //
 // Rows go kMostRows at a time: their sums of one group (of one block in bfloat16) stay in
 // registers. Between groups sums are floats in memory. Every row is summed in the same order
-// however many there are.
+// however many there are. The first rows wait for the memory; while the second ones find the same
+// weights in the cache, those of the next group are fetched.
 #include "model/ops/cpu/gemm_simd.h"
 #include "model/ops/cpu/gemm_tiles.h"
 #include "model/ops/cpu/isa_kernels.h"
@@ -50,28 +51,40 @@ struct GroupTask {
   bool first;
 };
 
-template <int R, bool kNibbles>
+template <int R, bool kNibbles, bool kFetchNext>
 [[gnu::always_inline]] inline void MultiplyGroup(const GroupTask& task, int64_t group) {
+  constexpr int64_t kBytes = Octet<kNibbles>::kBytes;
   // A second set of sums where one would be a chain too short to keep the units busy.
   constexpr int kSets = R * kVectors <= 4 ? 2 : 1;
-  Ints dots[kSets][R][kVectors] = {};
+  // Every loop over them is unrolled at once: else GCC 12 stores them in each turn.
+  Ints dots[kSets][R][kVectors];
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < kVectors; ++v) dots[0][r][v] += task.corrections[r];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      dots[0][r][v] = Ints{} + task.corrections[r];
+      if (kSets == 2) dots[kSets - 1][r][v] = Ints{};
+    }
   }
   const uint8_t* weights = task.block + kScaleBytes;
   FetchAhead(task.block + kAhead, kScaleBytes);
   const BlockValues& x = task.values;
   const uint8_t* values = x.data;
   for (int64_t unit = 0; unit < group; unit += x.unit, values += x.step) {
-    for (int64_t k = 0; k < x.unit; k += 8, weights += Octet<kNibbles>::kBytes) {
-      FetchAhead(weights + kAhead, Octet<kNibbles>::kBytes);
+    for (int64_t k = 0; k < x.unit; k += 8, weights += kBytes) {
+      FetchAhead(weights + kAhead, kBytes);
+      if constexpr (kFetchNext) Fetch(weights + group / 8 * kBytes + kScaleBytes, kBytes);
       const Octet<kNibbles> octet(weights);
+#pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         const Quad low = Spread(values + r * x.line + k);
+#pragma GCC unroll 8
         for (int v = 0; v < kVectors; ++v) dots[0][r][v] = AddDot(dots[0][r][v], octet.low[v], low);
       }
+#pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         const Quad high = Spread(values + r * x.line + k + 4);
+#pragma GCC unroll 8
         for (int v = 0; v < kVectors; ++v) {
           dots[kSets - 1][r][v] = AddDot(dots[kSets - 1][r][v], octet.high[v], high);
         }
@@ -93,7 +106,7 @@ template <int R, bool kNibbles>
 }
 
 // Adds the products of `depth` values along K to sums that stay in registers meanwhile.
-template <WeightFormat kFormat, int R>
+template <WeightFormat kFormat, int R, bool kFetchNext>
 [[gnu::always_inline]] inline void MultiplyBlock(const uint8_t* weights, const BlockValues& x,
                                                  int64_t depth, bool first, float* sums) {
   constexpr int64_t kBytes = ValueBytes(kFormat);
@@ -110,6 +123,7 @@ template <WeightFormat kFormat, int R>
     // Four bytes of a row with four bytes of each row of W.
     for (int64_t at = 0; at < unit; at += 4, weights += 4 * kPanel) {
       FetchAhead(weights + kAhead, 4 * kPanel);
+      if constexpr (kFetchNext) Fetch(weights + depth * kBytes * kPanel, 4 * kPanel);
       if constexpr (kFormat == WeightFormat::kFloat) {
         Floats w[kVectors];
         for (int v = 0; v < kVectors; ++v) w[v] = LoadAs<Floats>(weights + v * sizeof(Floats));
@@ -134,12 +148,22 @@ template <WeightFormat kFormat, int R>
   }
 }
 
-// Calls work<R>(first row) for all rows, in blocks of R <= kMostRows.
+// Calls work<R, false>(first row) for all rows, in blocks of R <= kMostRows; for the second block
+// work<R, true>.
 template <int R = kMostRows, typename Work>
-[[gnu::always_inline]] inline void ForRowBlocks(int64_t begin, int64_t end, const Work& work) {
-  for (; begin + R <= end; begin += R) work.template operator()<R>(begin);
+[[gnu::always_inline]] inline void ForRowBlocks(int64_t begin, int64_t end, const Work& work,
+                                                int64_t second = -1) {
+  constexpr bool kMayFetch = kAhead == 0 && kMostRows > 1;
+  if (second < 0) second = begin + kMostRows;
+  for (; begin + R <= end; begin += R) {
+    if (kMayFetch && begin == second) {
+      work.template operator()<R, kMayFetch>(begin);
+    } else {
+      work.template operator()<R, false>(begin);
+    }
+  }
   if constexpr (R > 1) {
-    if (begin < end) ForRowBlocks<R - 1>(begin, end, work);
+    if (begin < end) ForRowBlocks<R - 1>(begin, end, work, second);
   }
 }
 
@@ -151,14 +175,14 @@ void MultiplyIntegers(const PanelTask& task) {
     const int64_t end = row + kRowsAtOnce < task.rows ? row + kRowsAtOnce : task.rows;
     for (int64_t b = task.first_block; b < task.first_block + task.blocks; ++b) {
       const int64_t line = b * x.rows + task.first_row;
-      ForRowBlocks(row, end, [&]<int R>(int64_t first) {
+      ForRowBlocks(row, end, [&]<int R, bool kFetchNext>(int64_t first) {
         const GroupTask group{task.panel + b * layout.block_bytes,
                               ValuesOf(x, task.first_row + first, b, layout.block),
                               x.scales + line + first,
                               x.corrections + line + first,
                               task.sums + first * kPanel,
                               b == 0};
-        MultiplyGroup<R, kNibbles>(group, layout.block);
+        MultiplyGroup<R, kNibbles, kFetchNext>(group, layout.block);
       });
     }
   }
@@ -174,10 +198,10 @@ void MultiplyWhole(const PanelTask& task) {
     const int64_t left = layout.padded_depth - begin;
     const int64_t depth = left < layout.block ? left : layout.block;
     const uint8_t* weights = task.panel + begin * kPanel * kBytes;
-    ForRowBlocks(0, task.rows, [&]<int R>(int64_t first) {
-      MultiplyBlock<kFormat, R>(weights,
-                                ValuesOf(x, task.first_row + first, b, layout.block * kBytes),
-                                depth, b == 0, task.sums + first * kPanel);
+    ForRowBlocks(0, task.rows, [&]<int R, bool kFetchNext>(int64_t first) {
+      MultiplyBlock<kFormat, R, kFetchNext>(
+          weights, ValuesOf(x, task.first_row + first, b, layout.block * kBytes), depth, b == 0,
+          task.sums + first * kPanel);
     });
   }
 }

@@ -176,4 +176,9 @@ constexpr int64_t kAhead = 0;
   }
 }
 
+// Into the first cache, for soon.
+[[gnu::always_inline]] static inline void Fetch(const uint8_t* weights, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(weights + i, 0, 3);
+}
+
 }  // namespace llava::ops::cpu::LLAVA_ISA
