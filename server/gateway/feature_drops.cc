@@ -4,7 +4,6 @@
 #include <cstddef>
 #include <utility>
 
-#include "absl/strings/escaping.h"
 #include "server/runtime/logging.h"
 #include "server/runtime/status.h"
 #include "server/wire/feature_key.h"
@@ -17,13 +16,13 @@ constexpr std::chrono::seconds kTimeout{10};
 constexpr std::chrono::milliseconds kPeriod{500};
 // One whose disk hangs must not keep the others from hearing.
 constexpr std::chrono::milliseconds kLongPatience{30'000};
-// Pictures kept for processes that are down, and for those that come later: 10 and 1 MB.
-constexpr size_t kMost = 100'000, kMostForLater = 10'000;
+// Pictures kept for processes that are down, and for those that come later: 3.2 MB and 64 KB.
+constexpr size_t kMost = 100'000, kMostForLater = 2'000;
 
 template <typename Request>
-Request Naming(const std::vector<std::string>& digests) {
+Request Naming(const std::vector<Sha256Digest>& digests) {
   Request request;
-  request.mutable_image_sha256()->Add(digests.begin(), digests.end());
+  for (const Sha256Digest& digest : digests) request.add_image_sha256(ToBytes(digest));
   return request;
 }
 
@@ -45,7 +44,7 @@ FeatureDrops::~FeatureDrops() {
 void FeatureDrops::Drop(const std::vector<std::string>& pictures) {
   if (pictures.empty()) return;
   MutexLock lock(mutex_);
-  for (const std::string& id : pictures) digests_.push_back(absl::HexStringToBytes(id));
+  for (const std::string& id : pictures) digests_.push_back(FromHex(id));
   dropped_ += pictures.size();
   while (digests_.size() > kMost) digests_.pop_front();
   changed_.NotifyAll();
@@ -83,7 +82,7 @@ void FeatureDrops::Loop() {
 
 bool FeatureDrops::Tell(Backend& backend, bool encodes, Told& told) {
   if (!backend.table().status.ok() || Clock::now() < told.again) return false;
-  std::vector<std::string> digests;
+  std::vector<Sha256Digest> digests;
   {
     MutexLock lock(mutex_);
     if (stopping_) return false;
@@ -108,7 +107,7 @@ bool FeatureDrops::Tell(Backend& backend, bool encodes, Told& told) {
 }
 
 absl::Status FeatureDrops::Call(Backend& backend, bool encodes,
-                                const std::vector<std::string>& digests) {
+                                const std::vector<Sha256Digest>& digests) {
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + kTimeout);
   {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "model/digest/sha256.h"
 #include "server/gateway/backend_pool.h"
 #include "server/runtime/mutex.h"
 
@@ -46,7 +47,7 @@ class FeatureDrops {
   void Loop();
   // True: it may be told more at once.
   bool Tell(Backend& backend, bool encodes, Told& told);
-  absl::Status Call(Backend& backend, bool encodes, const std::vector<std::string>& digests);
+  absl::Status Call(Backend& backend, bool encodes, const std::vector<Sha256Digest>& digests);
 
   const BackendPool& vision_;
   const BackendPool& llm_;
@@ -54,7 +55,7 @@ class FeatureDrops {
 
   Mutex mutex_;
   CondVar changed_;
-  std::deque<std::string> digests_ LLAVA_GUARDED_BY(mutex_);  // the last ones of `dropped_`
+  std::deque<Sha256Digest> digests_ LLAVA_GUARDED_BY(mutex_);  // the last ones of `dropped_`
   uint64_t dropped_ LLAVA_GUARDED_BY(mutex_) = 0;
   bool stopping_ LLAVA_GUARDED_BY(mutex_) = false;
   grpc::ClientContext* calling_ LLAVA_GUARDED_BY(mutex_) = nullptr;
