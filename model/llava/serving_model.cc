@@ -211,6 +211,20 @@ int64_t ServingModel::KvBlockBytes(const LanguageCheckpoint& checkpoint, at::Dev
   return llava::KvBlockBytes(config, static_cast<int64_t>(c10::elementSize(ScalarTypeOf(type))));
 }
 
+uint64_t ServingModel::StepBytes(const LanguageCheckpoint& checkpoint, at::Device device,
+                                 const ServingOptions& options, int64_t sequences) {
+#ifdef LLAVA_CUDA
+  const WeightType type = Resolve(options.weights, checkpoint, device);
+  if (device.is_cuda() && type != WeightType::kFloat16) {
+    return CudaLlama::GraphBytes(checkpoint.config.decoder, sequences, IsPacked(type));
+  }
+#else
+  static_cast<void>(checkpoint), static_cast<void>(device);
+  static_cast<void>(options), static_cast<void>(sequences);
+#endif
+  return 0;
+}
+
 at::Tensor ServingModel::Project(const at::Tensor& features, Resolution size) const {
   // Copied from pinned memory, so that nothing waits; numbers are converted where they arrive.
   const bool upload = features.is_cpu() && device_.is_cuda();

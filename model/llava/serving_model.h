@@ -57,6 +57,11 @@ class ServingModel {
   static int64_t KvBlockBytes(const LanguageCheckpoint& checkpoint, at::Device device,
                               const ServingOptions& options);
 
+  // Bytes that a model opened so keeps for its steps of up to `sequences` sequences, beyond what
+  // any step needs while it runs.
+  static uint64_t StepBytes(const LanguageCheckpoint& checkpoint, at::Device device,
+                            const ServingOptions& options, int64_t sequences);
+
   ServingDecoder& decoder() const { return *decoder_; }
   at::Device device() const { return device_; }
   // Features of one picture of `size` pixels, [picture_shape().NumRows(size), Dv] of any dtype and

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <ranges>
 #include <stdexcept>
@@ -34,6 +35,15 @@ cuda::Element ElementOf(at::ScalarType dtype) {
   if (dtype == at::kFloat) return cuda::Element::kFloat;
   if (dtype == at::kBFloat16) return cuda::Element::kBFloat16;
   throw std::invalid_argument("decoder: CUDA kernels are for float32 and bfloat16");
+}
+
+// By how many sequences and stretches there is a graph for steps of `sequences`, of which the
+// longest has `splits`.
+int64_t GraphSequences(int64_t sequences) {
+  return *std::lower_bound(kGraphSequences.begin(), kGraphSequences.end(), sequences);
+}
+int64_t GraphSplits(int64_t splits) {
+  return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(splits)));
 }
 
 int64_t SplitsOf(int64_t length) { return (length + cuda::kSplitTokens - 1) / cuda::kSplitTokens; }
@@ -232,9 +242,7 @@ at::Tensor CudaLlama::Forward(const at::Tensor& rows, const Batch& batch) const 
 }
 
 CudaLlama::DecodeGraph* CudaLlama::GraphFor(int64_t sequences, int64_t splits) {
-  const int64_t size = *std::lower_bound(kGraphSequences.begin(), kGraphSequences.end(), sequences);
-  int64_t rounded = 1;
-  while (rounded < splits) rounded *= 2;
+  const int64_t size = GraphSequences(sequences), rounded = GraphSplits(splits);
   const auto [found, added] = graphs_.try_emplace({size, rounded});
   if (added) {
     try {
@@ -428,6 +436,38 @@ at::Tensor CudaLlama::Logits(const at::Tensor& rows, std::span<const StepSequenc
     chunk.blocks = inputs.narrow(0, chunk_blocks[i], BlocksOf(chunk.computed + chunk.tokens));
   }
   return Forward(rows.contiguous(), batch);
+}
+
+void CudaLlama::Prepare(int64_t sequences, int64_t tokens,
+                        const std::function<void(const std::function<void()>&)>& piece) {
+  if (!options_.graphs) return;
+  c10::InferenceMode guard;
+  sequences = std::clamp<int64_t>(sequences, 1, kGraphSequences.back());
+  tokens = std::clamp<int64_t>(
+      tokens, 1, std::min(config_.max_position_embeddings, num_blocks_ * kKvBlockTokens));
+  // The largest first: what they work in has room for all others.
+  for (int64_t splits = GraphSplits(SplitsOf(tokens)); splits > 0; splits /= 2) {
+    for (const int64_t size : std::views::reverse(kGraphSequences)) {
+      if (size <= GraphSequences(sequences)) piece([&] { GraphFor(size, splits); });
+    }
+  }
+}
+
+uint64_t CudaLlama::GraphBytes(const DecoderConfig& config, int64_t sequences, bool packed) {
+  constexpr uint64_t kWorkSpace = 2 * (uint64_t{32} << 20);  // of two streams
+  const int64_t most = GraphSequences(std::clamp<int64_t>(sequences, 1, kGraphSequences.back()));
+  const int64_t splits = GraphSplits(SplitsOf(config.max_position_embeddings));
+  // What a graph works in is shared, but each has logits of its own.
+  const int64_t partial = most * config.num_heads * splits * (config.head_dim + 2);
+  const int64_t logits =
+      2 * most * config.vocab_size * std::bit_width(static_cast<uint64_t>(splits));
+  const int64_t largest = std::max(config.vocab_size, 2 * config.intermediate_size);
+  const int64_t unpacked = packed ? largest * config.hidden_size : 0;
+  return static_cast<uint64_t>(4 * (partial + logits) + 2 * unpacked) + kWorkSpace;
+}
+
+int64_t CudaLlama::num_graphs() const {
+  return std::ranges::count_if(graphs_, [](const auto& entry) { return entry.second != nullptr; });
 }
 
 void CudaLlama::CopyBlock(int32_t from, int32_t to) {

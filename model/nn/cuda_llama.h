@@ -4,6 +4,7 @@
 // everything between them, and steps of single tokens recorded as CUDA graphs.
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <utility>
@@ -40,8 +41,16 @@ class CudaLlama : public ServingDecoder {
                         std::span<const int64_t> wanted,
                         std::span<const std::optional<TokenChoice>> choices,
                         int64_t known_ids) override;
+  // Records the graphs.
+  void Prepare(int64_t sequences, int64_t tokens,
+               const std::function<void(const std::function<void()>&)>& piece) override;
   void CopyBlock(int32_t from, int32_t to) override;
 
+  // Bytes that the graphs of steps of up to `sequences` sequences keep, about, with cuBLAS's work
+  // space and, of `packed` weights, the largest matrix unpacked.
+  static uint64_t GraphBytes(const DecoderConfig& config, int64_t sequences, bool packed);
+  // Graphs recorded so far.
+  int64_t num_graphs() const;
   int64_t num_blocks() const override { return num_blocks_; }
   uint64_t weight_bytes() const override { return weights_.bytes(); }
   const CudaDecoderWeights& weights() const { return weights_; }

@@ -4,6 +4,7 @@
 // steps. Who owns which block is the engine's business; the decoder only reads and writes them.
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -65,6 +66,13 @@ class ServingDecoder {
     static_cast<void>(rows), static_cast<void>(sequences), static_cast<void>(wanted);
     static_cast<void>(choices), static_cast<void>(known_ids);
     throw std::logic_error("decoder: draws no tokens");
+  }
+  // Does ahead what would else delay the first steps of up to `sequences` sequences with one token
+  // each, none longer than `tokens`: short calls on the device, each within `piece`. Leaves all
+  // blocks as they are.
+  virtual void Prepare(int64_t sequences, int64_t tokens,
+                       const std::function<void(const std::function<void()>&)>& piece) {
+    static_cast<void>(sequences), static_cast<void>(tokens), static_cast<void>(piece);
   }
   // Makes block `to` equal to block `from`.
   virtual void CopyBlock(int32_t from, int32_t to) = 0;

@@ -62,6 +62,7 @@ LlmEngine::Life LlmEngine::Live(int worker) {
     watch.share = 1;
     drift = runner->SelfTest(piece);
     WarmUp(*runner, info_, piece);
+    runner->Prepare(options_.max_running, info_.max_positions, piece);
   } catch (const WorkerGivenUp&) {
     life.given_up = true;
     return life;

@@ -205,21 +205,6 @@ uint64_t ActivationBytes(const DecoderConfig& config, int64_t rows, int64_t samp
   return static_cast<uint64_t>(4 * (rows * row + sampled * config.vocab_size));
 }
 
-// On a GPU: what recorded steps keep (CudaLlama), packed weights that are unpacked for a product,
-// cuBLAS's work space of two streams.
-uint64_t RecordedBytes(const DecoderConfig& config, int64_t sampled, bool packed) {
-  constexpr int64_t kMostRecorded = 64, kSplit = 128;
-  constexpr uint64_t kWorkSpace = 2 * (uint64_t{32} << 20);
-  int64_t sequences = 1, splits = 1, lengths = 1;
-  while (sequences < std::min(sampled, kMostRecorded)) sequences *= 2;
-  for (; splits * kSplit < config.max_position_embeddings; splits *= 2) ++lengths;
-  const int64_t partial = sequences * config.num_heads * splits * (config.head_dim + 2);
-  const int64_t logits = 2 * sequences * config.vocab_size * lengths;
-  const int64_t largest = std::max(config.vocab_size, 2 * config.intermediate_size);
-  const int64_t unpacked = packed ? largest * config.hidden_size : 0;
-  return static_cast<uint64_t>(4 * (partial + logits) + 2 * unpacked) + kWorkSpace;
-}
-
 // What the largest picture needs while it is projected, in float32.
 uint64_t PictureBytes(const LanguageCheckpoint& checkpoint) {
   const LanguageConfig& config = checkpoint.config;
@@ -329,10 +314,9 @@ absl::StatusOr<uint64_t> EstimateWorkerBytes(const LanguageOptions& options, int
     const ServingOptions serving = ServingOptionsOf(options);
     const WeightType weights = Resolve(serving.weights, checkpoint, devices->front());
     const DecoderConfig& decoder = checkpoint.config.decoder;
-    const bool packed = weights == WeightType::kInt8 || weights == WeightType::kInt4;
     return WeightBytes(checkpoint, weights) + options.kv_bytes +
            ActivationBytes(decoder, step_rows, sampled) + PictureBytes(checkpoint) +
-           (devices->front().is_cuda() ? RecordedBytes(decoder, sampled, packed) : 0);
+           ServingModel::StepBytes(checkpoint, devices->front(), serving, sampled);
   } catch (...) {
     return WhyNotOpened(options.model, std::current_exception());
   }

@@ -1,7 +1,9 @@
 // CudaLlama with random weights: decoding behind kContext tokens, and prompts.
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -112,6 +114,22 @@ class Serving {
   }
 
   uint64_t weight_bytes() const { return decoder_.weight_bytes(); }
+
+  // What a worker does before it serves.
+  json Prepare() {
+    const auto begin = std::chrono::steady_clock::now();
+    std::chrono::duration<double> longest{0};
+    decoder_.Prepare(most_, kContext, [&](const std::function<void()>& record) {
+      const auto before = std::chrono::steady_clock::now();
+      record();
+      longest = std::max<std::chrono::duration<double>>(longest,
+                                                        std::chrono::steady_clock::now() - before);
+    });
+    const std::chrono::duration<double> all = std::chrono::steady_clock::now() - begin;
+    return {{"graphs", decoder_.num_graphs()},
+            {"milliseconds", all.count() * 1e3},
+            {"longest_milliseconds", longest.count() * 1e3}};
+  }
 
   // The last of kContext tokens, again and again.
   json Decode(int64_t batch) {
@@ -226,6 +244,7 @@ json MeasureServing(at::Device device, const Shape& shape, const Limits& limits,
   json found = {{"weights", which.weights},
                 {"weight_bytes", serving.weight_bytes()},
                 {"graphs", which.graphs}};
+  if (which.graphs) found["prepared"] = serving.Prepare();
   for (const int64_t batch : which.batches) {
     found["decode"][std::to_string(batch)] = serving.Decode(batch);
   }

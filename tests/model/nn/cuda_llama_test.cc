@@ -109,6 +109,49 @@ TEST_F(CudaLlamaTest, StepsGoOnWithoutRecordingsThatHaveNoMemory) {
   EXPECT_LT(MaxDifference(without, expected), BoundOf(at::kFloat));
 }
 
+TEST_F(CudaLlamaTest, RecordsAheadWhatStepsWillAskFor) {
+  const DecoderConfig config = Even();
+  CudaLlama decoder = Make(config, at::kFloat);
+  ServingSteps steps(decoder);
+  // A sequence from before: its blocks stay as they are.
+  const std::vector<int32_t> ids = TestIds(150, 1, config.vocab_size);
+  const at::Tensor expected = Expected(config, at::kFloat, ids);
+  const int first = steps.Begin();
+  const ServingSteps::Piece begun{first, std::span(ids).first(100)};
+  steps.Step({&begun, 1});
+
+  int pieces = 0;
+  decoder.Prepare(5, 300, [&](const std::function<void()>& compute) {
+    ++pieces;
+    compute();
+  });
+  EXPECT_EQ(pieces, 4 * 3);  // 1, 2, 4 and 8 sequences; 1, 2 and 4 stretches
+  EXPECT_EQ(decoder.num_graphs(), 4 * 3);
+
+  for (int i = 1; i < 5; ++i) steps.Begin();
+  for (size_t step = 0; step < 50; ++step) {
+    std::vector<ServingSteps::Piece> now;
+    for (int i = 0; i <= static_cast<int>(step) / 10; ++i) {
+      now.push_back({i, std::span(ids).subspan(i == 0 ? 100 + step : step, 1)});
+    }
+    const at::Tensor logits = steps.Step(now);
+    EXPECT_LT(MaxDifference(logits[0], expected[static_cast<int64_t>(100 + step)]), 2e-4) << step;
+  }
+  EXPECT_EQ(decoder.num_graphs(), 4 * 3);  // of 1 to 5 sequences, behind up to 150 tokens
+
+  // No more than there are positions and blocks for, and none if none are wanted.
+  const auto alone = [](const std::function<void()>& compute) { compute(); };
+  decoder.Prepare(1, 1'000'000, alone);
+  EXPECT_EQ(decoder.num_graphs(), 4 * 3);
+  CudaLlama small(config, ToCuda(Weights(config, at::kFloat, cuda::KernelDevice())),
+                  {.kv_bytes = static_cast<uint64_t>(10 * KvBlockBytes(config, 4))});
+  small.Prepare(1, 300, alone);
+  EXPECT_EQ(small.num_graphs(), 2);  // 160 tokens
+  CudaLlama plain = Make(config, at::kFloat, {.graphs = false});
+  plain.Prepare(5, 300, alone);
+  EXPECT_EQ(plain.num_graphs(), 0);
+}
+
 TEST_F(CudaLlamaTest, AnyPiecesGiveWhatThePlainDecoderGives) {
   for (const DecoderConfig& config : {Even(), TinyDecoderConfig()}) {
     for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {

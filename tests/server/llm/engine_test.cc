@@ -93,6 +93,12 @@ TEST_F(EngineTest, RunsManyTogetherAndEachToItsEnd) {
   EXPECT_GT(switches_->most_together, 4u);
 }
 
+TEST_F(EngineTest, WorkersPrepareForAsManyAnswersAsTheyMayHave) {
+  Start({.max_running = 8});
+  MutexLock lock(switches_->mutex);
+  EXPECT_EQ(switches_->prepared, 8);
+}
+
 TEST_F(EngineTest, AFaultyStepEndsItsSequencesAndTheEngineGoesOn) {
   Start();
   auto bad = std::make_shared<Collector>(), next = std::make_shared<Collector>();

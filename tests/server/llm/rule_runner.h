@@ -54,6 +54,7 @@ class RuleRunner : public ModelRunner {
     int64_t foreign_rows LLAVA_GUARDED_BY(mutex) = 0;  // found where its own should be
     int alive LLAVA_GUARDED_BY(mutex) = 0;             // runners
     double drift LLAVA_GUARDED_BY(mutex) = -1;         // of their self-tests
+    int64_t prepared LLAVA_GUARDED_BY(mutex) = 0;      // answers that the last one is ready for
     std::chrono::microseconds step_time LLAVA_GUARDED_BY(mutex){0};
   };
 
@@ -74,6 +75,13 @@ class RuleRunner : public ModelRunner {
       drift = switches_->drift;
     });
     return drift;
+  }
+
+  void Prepare(int64_t sequences, int64_t, const DevicePiece& piece) override {
+    piece([&] {
+      MutexLock lock(switches_->mutex);
+      switches_->prepared = sequences;
+    });
   }
 
   void Begin(uint64_t sequence, std::span<const int32_t> ids,
