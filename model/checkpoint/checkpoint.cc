@@ -83,7 +83,8 @@ std::optional<SelfTest> ReadSelfTest(const CheckpointFolder& folder) {
 }
 
 TowerCheckpoint TowerOf(const CheckpointFolder& folder, const OpenOptions& options) {
-  if (!options.tower.empty() && folder.layout != Layout::kOriginal) {
+  const bool has_none = folder.layout == Layout::kOriginal || folder.layout == Layout::kDecoder;
+  if (!options.tower.empty() && !has_none) {
     Fail(folder.path,
          "has its own tower; no other one (" + options.tower.string() + ") can be named for it");
   }
@@ -111,6 +112,9 @@ TowerCheckpoint TowerOf(const CheckpointFolder& folder, const OpenOptions& optio
       return OriginalTower(folder, options);
     case Layout::kClip:
       return MakeTower(folder.path, ClipConfigOf(folder), folder.tower);
+    case Layout::kDecoder:
+      if (options.tower.empty()) Fail(folder.path, "is a language model alone: it has no tower");
+      return OpenTower(options.tower);
   }
   Fail(folder.path, "has an unknown layout");
 }
@@ -187,6 +191,17 @@ Sha256Digest DigestForeign(const LanguageCheckpoint& checkpoint, const fs::path&
   return hash.Finish();
 }
 
+LanguageConfig ForeignConfig(const CheckpointFolder& folder, const VisionConfig& tower) {
+  switch (folder.layout) {
+    case Layout::kLlavaHf:
+      return ReadHfLanguage(folder.config, folder.path, tower);
+    case Layout::kDecoder:
+      return ReadDecoderAlone(folder.config, tower);
+    default:
+      return ReadOriginalLanguage(folder.config, tower);
+  }
+}
+
 LanguageCheckpoint LanguageOf(CheckpointFolder folder, const OpenOptions& options) {
   LanguageCheckpoint checkpoint;
   if (folder.layout == Layout::kClip ||
@@ -206,11 +221,14 @@ LanguageCheckpoint LanguageOf(CheckpointFolder folder, const OpenOptions& option
     checkpoint.tower_digest = folder.manifest->tower_digest;
     checkpoint.self_test = ReadSelfTest(folder);
   } else {
+    if (folder.layout == Layout::kDecoder && !options.without_projector) {
+      Fail(folder.path,
+           "is a language model without a projector, which knows no pictures: train one first "
+           "(llava-train align)");
+    }
     const TowerCheckpoint tower = TowerOf(folder, options);
     checkpoint.name = FolderName(folder.path);
-    checkpoint.config = folder.layout == Layout::kLlavaHf
-                            ? ReadHfLanguage(folder.config, folder.path, tower.config)
-                            : ReadOriginalLanguage(folder.config, tower.config);
+    checkpoint.config = ForeignConfig(folder, tower.config);
     checkpoint.tower_digest = tower.digest;
     checkpoint.tower_patches = tower.config.num_patches();
     CheckConfig(checkpoint.config, folder.path.string());
@@ -225,8 +243,10 @@ LanguageCheckpoint LanguageOf(CheckpointFolder folder, const OpenOptions& option
   // Tied tables are one; some writers store them twice.
   if (checkpoint.config.decoder.tie_word_embeddings) folder.language.Remove("lm_head.weight");
   NameSingleLayer(checkpoint.config.projector, folder.language);
-  CheckTensors(folder.language.tensors(), LanguageTensors(checkpoint.config), {},
-               folder.path.string());
+  CheckTensors(folder.language.tensors(),
+               folder.layout == Layout::kDecoder ? DecoderTensors(checkpoint.config.decoder)
+                                                 : LanguageTensors(checkpoint.config),
+               {}, folder.path.string());
   checkpoint.tensors = std::move(folder.language);
 
   checkpoint.chat_template = ChooseTemplate(folder, options.chat_template);

@@ -6,6 +6,7 @@
 //   - llava-hf, three generations of key names
 //   - original LLaVA (liuhaotian), tower inside or named by mm_vision_tower
 //   - a CLIP folder (tower only)
+//   - LLaMA, Vicuna or Mistral as they are (decoder only), to be trained
 // LoRA folders are refused: merge the adapter into its base first.
 // Canonical names: `vision_model.*` for the tower, `model.mm_projector.*`, `model.layers.*`,
 // `model.embed_tokens.weight`, `model.norm.weight`, `lm_head.weight` for the language model.
@@ -103,6 +104,9 @@ struct OpenOptions {
   // Open a version whose decoder is packed for serving (DecoderConfig::quantization) too; else it
   // is refused, because nothing but packed_weights.h reads it.
   bool packed = false;
+  // Open a language model alone, too, with the features of LLaVA-1.5 from `tower`; the projector
+  // that its configuration names is not among its tensors. Else it is refused.
+  bool without_projector = false;
   // Threads that check, each a file at a time (half as many, each many files at a time, where the
   // processor hashes those faster); 0: one for each processor, at most 16.
   int threads = 0;

@@ -56,6 +56,7 @@ Layout LayoutOf(const fs::path& path, const JsonObject& config) {
   for (const char* key : {"mm_vision_tower", "mm_projector_type", "mm_hidden_size"}) {
     if (config.Has(key)) return Layout::kOriginal;
   }
+  if (type == "llama" || type == "mistral") return Layout::kDecoder;
   config.Fail("model_type",
               "is \"" + type + "\" and nothing in the file tells a LLaVA model or a CLIP tower");
 }
@@ -72,6 +73,8 @@ const char* ToString(Layout layout) {
       return "original LLaVA";
     case Layout::kClip:
       return "CLIP";
+    case Layout::kDecoder:
+      return "language model alone";
   }
   return "unknown";
 }

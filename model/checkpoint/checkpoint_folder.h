@@ -12,8 +12,15 @@
 namespace llava {
 
 // What a folder is, told by its content.
-enum class Layout { kRepository, kLlavaHf, kOriginal, kClip };
-const char* ToString(Layout layout);  // "repository", "llava-hf", "original LLaVA", "CLIP"
+enum class Layout {
+  kRepository,
+  kLlavaHf,
+  kOriginal,
+  kClip,
+  kDecoder,  // LLaMA (Vicuna) or Mistral, before it has a projector
+};
+// "repository", "llava-hf", "original LLaVA", "CLIP", "language model alone"
+const char* ToString(Layout layout);
 
 // An opened folder: settings read, tensors sorted into tower and language model under canonical
 // names, nothing checked against each other yet.

@@ -291,6 +291,17 @@ LanguageConfig ReadOriginalLanguage(const JsonObject& config, const VisionConfig
   return language;
 }
 
+LanguageConfig ReadDecoderAlone(const JsonObject& config, const VisionConfig& tower) {
+  LanguageConfig language;
+  language.decoder =
+      config.Text("model_type") == "mistral" ? ReadMistral(config) : ReadLlama(config);
+  language.projector = {2, tower.hidden_size, language.decoder.hidden_size};
+  language.features.select_layer = -2;
+  language.features.select_feature = SelectFeature::kPatch;
+  language.features.image_mode = ImageMode::kPad;
+  return language;
+}
+
 VisionConfig ReadClip(const JsonObject& vision, const std::filesystem::path& folder) {
   const std::string type = vision.Text("model_type", "clip_vision_model");
   if (type != "clip_vision_model") {

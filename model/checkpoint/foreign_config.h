@@ -24,6 +24,10 @@ LanguageConfig ReadHfLanguage(const JsonObject& config, const std::filesystem::p
 // Original LLaVA: the keys of LLaMA or Mistral and mm_* beside each other.
 LanguageConfig ReadOriginalLanguage(const JsonObject& config, const VisionConfig& tower);
 
+// A language model that has no projector yet: what LLaVA-1.5 gave its own (mlp2x_gelu on the layer
+// before the last, pictures padded).
+LanguageConfig ReadDecoderAlone(const JsonObject& config, const VisionConfig& tower);
+
 // A CLIP vision_config (or a config.json that is one), with preprocessor_config.json of `folder`.
 VisionConfig ReadClip(const JsonObject& vision, const std::filesystem::path& folder);
 // The towers that original checkpoints refer to by hub name; nothing for an unknown name.

@@ -98,9 +98,21 @@ InstructionModel OpenInstructionModel(const InstructionSettings& settings, uint6
     throw std::invalid_argument(settings.model.string() +
                                 ": its tower is an entry of its own: set \"tower\"");
   }
-  const bool names_tower = folder.layout == Layout::kOriginal && !settings.tower.empty();
+  const bool alone = folder.layout == Layout::kDecoder;
+  if (alone && settings.tower.empty()) {
+    throw std::invalid_argument(settings.model.string() +
+                                ": is a language model alone: set \"tower\", a folder with CLIP");
+  }
+  if (alone && kept && settings.projector_from.empty()) {
+    throw std::invalid_argument(settings.model.string() +
+                                ": is a language model without a projector: name one that was "
+                                "aligned with it (projector.from), or let it start anew "
+                                "(projector.init=fresh)");
+  }
+  const bool names_tower = (alone || folder.layout == Layout::kOriginal) && !settings.tower.empty();
   OpenOptions of_language, of_tower;
   if (names_tower) of_language.tower = of_tower.tower = settings.tower;
+  of_language.without_projector = alone;
   InstructionModel model;
   model.language = OpenLanguage(settings.model, of_language);
   if (model.language.config.features.image_mode == ImageMode::kAnyres) {

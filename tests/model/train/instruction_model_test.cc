@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include <ATen/ATen.h>
@@ -34,6 +35,37 @@ class InstructionModelTest : public testing::Test {
       return error.what();
     }
     return "";
+  }
+
+  // The decoder of the fixtures' model with the keys of LLaMA alone.
+  static void WriteDecoderAlone(const std::filesystem::path& folder) {
+    std::filesystem::create_directories(folder);
+    const auto original = kFixtures / "orig-f32";
+    for (const char* name : {"tokenizer.model", "tokenizer_config.json"}) {
+      std::filesystem::copy_file(original / name, folder / name);
+    }
+    std::ifstream file(original / "config.json");
+    nlohmann::json config = nlohmann::json::parse(file);
+    std::vector<std::string> keys;
+    for (const auto& [key, value] : config.items()) {
+      if (key.starts_with("mm_") || key.find("mm_") != std::string::npos) keys.push_back(key);
+    }
+    for (const std::string& key : keys) config.erase(key);
+    config.erase("image_aspect_ratio");
+    config["model_type"] = "llama";
+    std::ofstream(folder / "config.json") << config;
+    std::map<std::string, at::Tensor> tensors;
+    const LanguageCheckpoint whole = OpenLanguage(kFixtures / "tiny-llava");
+    const int64_t vocab = config["vocab_size"];
+    for (const auto& [name, info] : whole.tensors.tensors()) {
+      if (name.find("mm_projector") != std::string::npos) continue;
+      at::Tensor tensor = whole.tensors.Get(name);
+      if (name.ends_with("embed_tokens.weight") || name == "lm_head.weight") {
+        tensor = tensor.narrow(0, 0, vocab);  // without rows that are padding
+      }
+      tensors[name] = tensor.contiguous();
+    }
+    SaveSafetensors(folder / "model.safetensors", tensors);
   }
 
   const std::string tiny_ = "model=" + (kFixtures / "tiny-llava").string();
@@ -99,6 +131,45 @@ TEST_F(InstructionModelTest, StartsFromAStage1File) {
                 model.language.tensors.Get("model.mm_projector.0.weight"),
                 OpenLanguage(kFixtures / "tiny-llava").tensors.Get("model.mm_projector.0.weight")),
             1e-6);
+}
+
+// As Vicuna is published: LLaMA's keys, no word about pictures.
+TEST_F(InstructionModelTest, Stage1BeginsWithALanguageModelAlone) {
+  const std::filesystem::path folder = world_.folder() / "vicuna";
+  WriteDecoderAlone(folder);
+  const std::string alone = "model=" + folder.string();
+  const InstructionModel model = Open(Stage::kAlign, {alone, clip_});
+  const LanguageConfig& config = model.language.config;
+  EXPECT_EQ(config.projector.type(), "mlp2x_gelu");
+  EXPECT_EQ(config.projector.in_width, model.tower.config.hidden_size);
+  EXPECT_EQ(config.features.select_layer, -2);
+  EXPECT_EQ(config.features.image_mode, ImageMode::kPad);
+  EXPECT_EQ(model.language.chat_template->name(), "v1");
+  const LanguageCheckpoint whole = OpenLanguage(kFixtures / "tiny-llava");
+  for (const char* name : {"model.layers.1.mlp.up_proj.weight", "model.norm.weight"}) {
+    EXPECT_TRUE(at::equal(model.language.tensors.Get(name), whole.tensors.Get(name))) << name;
+  }
+  EXPECT_EQ(
+      Open(Stage::kAlign, {alone, clip_, "projector.type=linear"}).language.config.projector.depth,
+      1);
+
+  // Stage 1 on it, stage 2 from what that published or from the published file of another's.
+  const auto root = world_.folder() / "repository";
+  const auto align = world_.Make(Stage::kAlign, {alone, clip_, "batch_size=2"});
+  EXPECT_GT(align->Forward(0, 0).loss.item<double>(), 0);
+  const auto version = align->Publish(root, "aligned", {});
+  EXPECT_EQ(OpenLanguage(version).tower_digest, model.tower.digest);
+  Open(Stage::kFinetune, {"model=" + version.string(), clip_});
+  const InstructionModel from = Open(
+      Stage::kFinetune,
+      {alone, clip_, "projector.from=" + (kFixtures / "stage1-mlp/mm_projector.bin").string()});
+  EXPECT_LT(MaxDifference(from.language.tensors.Get("model.mm_projector.0.weight"),
+                          whole.tensors.Get("model.mm_projector.0.weight")),
+            1e-6);
+
+  EXPECT_THAT(Refusal(Stage::kAlign, {alone}), HasSubstr("set \"tower\""));
+  EXPECT_THAT(Refusal(Stage::kFinetune, {alone, clip_}), HasSubstr("without a projector"));
+  EXPECT_THROW(OpenLanguage(folder), std::runtime_error);  // nothing that answers about pictures
 }
 
 TEST_F(InstructionModelTest, ANewTowerNeedsANewProjector) {
