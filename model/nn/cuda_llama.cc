@@ -123,6 +123,14 @@ at::Tensor CudaLlama::Upload(at::ArrayRef<int32_t> values) const {
 
 at::Tensor CudaLlama::Embed(std::span<const int32_t> ids) const {
   c10::InferenceMode guard;
+  // A wrong id would stop a kernel, and with it the device for the whole process.
+  for (const int32_t id : ids) {
+    if (id < 0 || id >= config_.vocab_size) {
+      throw std::invalid_argument("decoder: token id " + std::to_string(id) +
+                                  " is not in the vocabulary of " +
+                                  std::to_string(config_.vocab_size));
+    }
+  }
   return at::embedding(weights_.embed_tokens, Upload({ids.data(), ids.size()}));
 }
 
@@ -218,27 +226,33 @@ void CudaLlama::Attend(const Cache& cache, const at::Tensor& qkv, const Batch& b
 }
 
 at::Tensor CudaLlama::Forward(const at::Tensor& rows, const Batch& batch) const {
-  const int64_t count = rows.size(0);
   // Copied by a kernel: in a graph, a kernel may overlap with another, but not with a plain copy.
-  const at::Tensor residual = rows * 1;
-  const at::Tensor normed = at::empty_like(residual);
-  const at::Tensor seen = at::empty({count, config_.num_heads * config_.head_dim}, rows.options());
-  const at::Tensor gated = at::empty({count, config_.intermediate_size}, rows.options());
+  at::Tensor residual = rows * 1;
+  at::Tensor normed = at::empty_like(residual);
+  at::Tensor seen = at::empty({rows.size(0), config_.num_heads * config_.head_dim}, rows.options());
+  at::Tensor gated = at::empty({rows.size(0), config_.intermediate_size}, rows.options());
   at::Tensor delta;
   for (size_t i = 0; i < weights_.layers.size(); ++i) {
     const CudaDecoderWeights::Layer& layer = weights_.layers[i];
     AddNorm(residual, delta, layer.input_norm, normed);
     const at::Tensor qkv = layer.qkv.Multiply(normed);
     Attend(caches_[i], qkv, batch, seen);
+    if (i + 1 == weights_.layers.size() && batch.wanted.defined()) {
+      // Behind the last attention only the rows that are wanted matter: of a prompt one or none.
+      const int64_t wanted = batch.wanted.size(0);
+      if (wanted == 0) return at::empty({0, config_.vocab_size}, rows.options());
+      residual = residual.index_select(0, batch.wanted);
+      seen = seen.index_select(0, batch.wanted);
+      normed = at::empty_like(residual);
+      gated = at::empty({wanted, config_.intermediate_size}, rows.options());
+    }
     delta = layer.o.Multiply(seen);
     AddNorm(residual, delta, layer.post_attention_norm, normed);
     layer.gate_up.MultiplyGated(normed, gated);
     delta = layer.down.Multiply(gated);
   }
   AddNorm(residual, delta, weights_.norm, normed);
-  return weights_.lm_head
-      .Multiply(batch.wanted.defined() ? normed.index_select(0, batch.wanted) : normed)
-      .to(at::kFloat);
+  return weights_.lm_head.Multiply(normed);
 }
 
 CudaLlama::DecodeGraph* CudaLlama::GraphFor(int64_t sequences, int64_t splits) {
@@ -435,7 +449,7 @@ at::Tensor CudaLlama::Logits(const at::Tensor& rows, std::span<const StepSequenc
     Batch::Chunk& chunk = batch.chunks[i];
     chunk.blocks = inputs.narrow(0, chunk_blocks[i], BlocksOf(chunk.computed + chunk.tokens));
   }
-  return Forward(rows.contiguous(), batch);
+  return Forward(rows.contiguous(), batch).to(at::kFloat);
 }
 
 void CudaLlama::Prepare(int64_t sequences, int64_t tokens,

@@ -66,6 +66,7 @@ class CudaLlama : public ServingDecoder {
   // Step whose logits stay on the device, until the next one.
   at::Tensor Logits(const at::Tensor& rows, std::span<const StepSequence> sequences,
                     std::span<const int64_t> wanted);
+  // Logits of the rows that are wanted, in the type of the head.
   at::Tensor Forward(const at::Tensor& rows, const Batch& batch) const;
   void Attend(const Cache& cache, const at::Tensor& qkv, const Batch& batch,
               const at::Tensor& out) const;

@@ -144,7 +144,7 @@ void PackedLlama::Multiply(const Operand& x, int64_t rows, const PackedMatrix& w
       {.element = y.element, .data = y.data, .rows = rows, .columns = out, .stride = out}, y.store);
 }
 
-void PackedLlama::Layer(int64_t index, float* x, int64_t rows) {
+const float* PackedLlama::Attend(int64_t index, const float* x, int64_t rows) {
   const PackedLayer& layer = weights_.layers[index];
   const int64_t q_width = config_.num_heads * config_.head_dim;
   const int64_t kv_width = config_.num_kv_heads * config_.head_dim;
@@ -168,8 +168,13 @@ void PackedLlama::Layer(int64_t index, float* x, int64_t rows) {
                   .element = Element::kFloat,
                   .out = seen,
                   .out_stride = q_width});
-  Multiply({Element::kFloat, seen}, rows, layer.o, {Element::kFloat, x, Multiplier::Store::kAdd});
+  return seen;
+}
 
+void PackedLlama::FeedForward(int64_t index, const float* seen, float* x, int64_t rows) {
+  const PackedLayer& layer = weights_.layers[index];
+  Multiply({Element::kFloat, seen}, rows, layer.o, {Element::kFloat, x, Multiplier::Store::kAdd});
+  float* normed = normed_.Get(rows, config_.hidden_size);
   float* gate_up = gate_up_.Get(rows, 2 * config_.intermediate_size);
   float* gated = gated_.Get(rows, config_.intermediate_size);
   Norm(x, layer.post_attention_norm, rows, normed);
@@ -189,13 +194,22 @@ at::Tensor PackedLlama::Step(const at::Tensor& rows, std::span<const StepSequenc
   const at::Tensor in = rows.to(at::kFloat).contiguous();
   float* x = x_.Get(count, width);
   std::memcpy(x, in.const_data_ptr<float>(), static_cast<size_t>(count * width) * sizeof(float));
-  for (int64_t i = 0; i < config_.num_layers; ++i) Layer(i, x, count);
+  const int64_t last = config_.num_layers - 1;
+  for (int64_t i = 0; i < last; ++i) FeedForward(i, Attend(i, x, count), x, count);
+  const float* const seen = Attend(last, x, count);
 
+  // Behind the last attention only the rows that are wanted matter: of a prompt one or none.
   const auto asked = static_cast<int64_t>(wanted.size());
   at::Tensor logits = at::empty({asked, config_.vocab_size}, at::kFloat);
   if (asked == 0) return logits;
-  float* chosen = seen_.Get(asked, width);
-  for (int64_t i = 0; i < asked; ++i) std::copy_n(x + wanted[i] * width, width, chosen + i * width);
+  const int64_t seen_width = config_.num_heads * config_.head_dim;
+  float* chosen = chosen_.Get(asked, width);
+  float* chosen_seen = chosen_seen_.Get(asked, seen_width);
+  for (int64_t i = 0; i < asked; ++i) {
+    std::copy_n(x + wanted[i] * width, width, chosen + i * width);
+    std::copy_n(seen + wanted[i] * seen_width, seen_width, chosen_seen + i * seen_width);
+  }
+  FeedForward(last, chosen_seen, chosen, asked);
   float* normed = normed_.Get(asked, width);
   Norm(chosen, weights_.norm, asked, normed);
   Multiply({Element::kFloat, normed}, asked, weights_.lm_head,

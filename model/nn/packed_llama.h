@@ -70,7 +70,9 @@ class PackedLlama : public ServingDecoder {
   };
   void Multiply(const Operand& x, int64_t rows, const ops::cpu::PackedMatrix& weights,
                 const Result& y);
-  void Layer(int64_t index, float* x, int64_t rows);
+  // The two halves of a layer: what its heads see [rows, H Dh], and what x becomes by it.
+  const float* Attend(int64_t index, const float* x, int64_t rows);
+  void FeedForward(int64_t index, const float* seen, float* x, int64_t rows);
 
   const DecoderConfig config_;
   const PackedDecoderWeights weights_;
@@ -88,7 +90,7 @@ class PackedLlama : public ServingDecoder {
   ops::cpu::Multiplier multiplier_;
   ops::cpu::PagedAttention attention_;
   std::vector<ops::cpu::PagedSequence> sequences_;  // of the step at hand
-  Rows x_, normed_, qkv_, seen_, gate_up_, gated_;
+  Rows x_, normed_, qkv_, seen_, gate_up_, gated_, chosen_, chosen_seen_;
   int64_t num_products_ = 0;
 };
 

@@ -314,6 +314,9 @@ TEST_F(CudaLlamaTest, CountsItsWeightsAndRefusesWhatItCannotDo) {
       CudaLlama(config, ToCuda(Weights(config, at::kFloat, cuda::KernelDevice())), {.kv_bytes = 9}),
       std::invalid_argument);
   EXPECT_THROW(decoder.CopyBlock(0, kBlocks), std::invalid_argument);
+  for (const auto wrong : {static_cast<int32_t>(config.vocab_size), -1}) {
+    EXPECT_THROW(decoder.Embed(std::vector<int32_t>{1, wrong}), std::invalid_argument);
+  }
   const std::vector<int32_t> ids = {1}, spare = {kBlocks};
   const StepSequence sequence{.tokens = 1, .blocks = spare};
   EXPECT_THROW(decoder.Step(decoder.Embed(ids), {&sequence, 1}, {}), std::invalid_argument);

@@ -172,6 +172,17 @@ TEST(PackedLlamaTest, ProductsOfAStepDoNotGrowWithItsSequences) {
   }
 }
 
+TEST(PackedLlamaTest, BehindTheLastAttentionOnlyWantedRowsAreComputed) {
+  PackedLlama decoder = Make(Settings()[0]);
+  ServingSteps steps(decoder);
+  const std::vector<int32_t> ids = TestIds(20, 1, kVocabulary), blocks = {3, 1};
+  const StepSequence sequence{.tokens = 20, .blocks = blocks};
+  const int64_t before = decoder.num_products();
+  decoder.Step(decoder.Embed(ids), {&sequence, 1}, {});
+  // Of the last layer q, k and v alone, and no head.
+  EXPECT_EQ(decoder.num_products() - before, 4 * decoder.config().num_layers - 3);
+}
+
 TEST(PackedLlamaTest, WantedRowsComeInTheirOrder) {
   PackedLlama decoder = Make(Settings()[0]);
   const std::vector<int32_t> ids = TestIds(20, 1, kVocabulary), blocks = {3, 1};
