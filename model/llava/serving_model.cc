@@ -254,6 +254,10 @@ PromptRows::PromptRows(const ServingModel& model, std::vector<int32_t> ids,
   }
   int64_t picture_rows = 0;
   for (const int32_t id : ids) {
+    if (id < 0 && id != kImageToken) {
+      throw std::invalid_argument("the prompt has the token id " + std::to_string(id) +
+                                  ", which is none");
+    }
     if (id != kImageToken) {
       rows_.push_back(id);
       continue;

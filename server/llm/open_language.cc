@@ -282,6 +282,7 @@ absl::StatusOr<LoadedLanguage> OpenLanguageWorkers(const LanguageOptions& option
       try {
         model = std::make_unique<ServingModel>(source, device, own);
       } catch (...) {
+        GiveBackMemory(device);  // of what was read so far
         throw LoadFailure(WhyNotOpened(path, std::current_exception()));
       }
     };

@@ -207,17 +207,22 @@ class EncoderMaker {
       });
       return std::make_unique<PackedEncoder>(std::move(weights), std::move(pool), *checkpoint_);
     }
-    auto tower = towers_[index].Get([&] {
-      const c10::InferenceMode inference;
-      auto made = std::make_shared<const ClipTower>(checkpoint_->config, checkpoint_->tensors,
-                                                    device, arithmetic_.dtype);
-      // Another worker will read it on a stream of its own.
-      if (device.is_cuda()) {
-        c10::impl::VirtualGuardImpl(device.type()).synchronizeDevice(device.index());
-      }
-      return made;
-    });
-    return std::make_unique<ClipEncoder>(std::move(tower), *checkpoint_);
+    try {
+      auto tower = towers_[index].Get([&] {
+        const c10::InferenceMode inference;
+        auto made = std::make_shared<const ClipTower>(checkpoint_->config, checkpoint_->tensors,
+                                                      device, arithmetic_.dtype);
+        // Another worker will read it on a stream of its own.
+        if (device.is_cuda()) {
+          c10::impl::VirtualGuardImpl(device.type()).synchronizeDevice(device.index());
+        }
+        return made;
+      });
+      return std::make_unique<ClipEncoder>(std::move(tower), *checkpoint_);
+    } catch (...) {
+      GiveBackMemory(device);  // of what was read so far
+      throw;
+    }
   }
 
  private:

@@ -147,6 +147,7 @@ TEST(PictureProjectorTest, PicturesOfAllShapesStandInOnePrompt) {
   }
   const ServingModel serving(checkpoint, at::kCPU, {.kv_bytes = 1 << 20});
   EXPECT_THAT(ErrorOf([&] { PromptRows(serving, ids, features); }), HasSubstr("sizes of 0"));
+  EXPECT_THAT(ErrorOf([&] { PromptRows(serving, {1, -5}, {}); }), HasSubstr("the token id -5"));
 }
 
 TEST(PictureProjectorTest, AnswersFollowUpsAboutTiles) {
