@@ -4,6 +4,7 @@ Usage: report.py BUILD DEVICE. In BUILD/results: NAME.status ("passed", "failed"
 NAME.tests.json (GoogleTest's), NAME.lines (JSON objects, a line each), NAME.json (one), seconds."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -36,7 +37,7 @@ def tests_of(path):
 
 def gpu_name():
     try:
-        return subprocess.run(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"],
+        return subprocess.run(["nvidia-smi", "-i", os.environ.get("LLAVA_GPU_NUMBER", "0"), "--query-gpu=name,driver_version", "--format=csv,noheader"],
                               capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -30,6 +30,17 @@ cd "$(dirname "$0")/../.."
 root=$PWD
 
 device=${LLAVA_GPU_DEVICE:-cuda:0}
+gpu=0 # its number for nvidia-smi
+if [[ $device =~ ^cuda:([1-9][0-9]*)$ ]]; then # programs see no other
+  if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
+    echo "run.sh: LLAVA_GPU_DEVICE=$device beside CUDA_VISIBLE_DEVICES: set one of them" >&2
+    exit 2
+  fi
+  gpu=${BASH_REMATCH[1]}
+  export CUDA_VISIBLE_DEVICES=$gpu
+  device=cuda:0
+fi
+export LLAVA_GPU_NUMBER=$gpu
 build=${LLAVA_GPU_BUILD:-$root/build/gpu-build}
 out=${OUT:-$root/build/gpu}
 jobs=${LLAVA_JOBS:-$(nproc)}
@@ -111,7 +122,7 @@ launcher=
 # Code for the GPU at hand alone: a third of the compiling.
 architecture=
 if [ $cuda = ON ]; then
-  capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d '. ') || true
+  capability=$(nvidia-smi -i "$gpu" --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d '. ') || true
   [ -z "$capability" ] || architecture=-DCMAKE_CUDA_ARCHITECTURES=$capability-real
 fi
 
