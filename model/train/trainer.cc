@@ -89,7 +89,8 @@ class Run {
     return step_ > 0 && (step_ == total_ || (every > 0 && step_ % every == 0));
   }
 
-  // What the task does may fail for the data's sake: then what has been trained is kept.
+  // What the task does may fail for the data's sake, or for want of memory: then what has been
+  // trained is kept.
   template <typename Work>
   auto OrSave(const Work& work) {
     try {
@@ -121,9 +122,12 @@ class Run {
         optimizer_.ZeroGradients();
         return false;
       }
-      const MicroBatch batch = OrSave([&] { return task_.Forward(step_, micro); });
-      (batch.loss / static_cast<double>(settings_.accumulation)).backward();
-      report.loss += batch.loss.item<double>() / static_cast<double>(settings_.accumulation);
+      const MicroBatch batch = OrSave([&] {
+        MicroBatch forward = task_.Forward(step_, micro);
+        (forward.loss / static_cast<double>(settings_.accumulation)).backward();
+        report.loss += forward.loss.item<double>() / static_cast<double>(settings_.accumulation);
+        return forward;
+      });
       report.samples += batch.samples;
       report.tokens += batch.tokens;
       report.trained_tokens += batch.trained_tokens;

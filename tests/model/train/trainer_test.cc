@@ -51,6 +51,9 @@ class Regression : public TrainingTask {
     MicroBatch batch;
     batch.loss = (at::matmul(x, weight_) + bias_ - at::matmul(x, truth_) - noise).square().mean();
     if (step >= spoil_from && step < spoil_to) batch.loss = batch.loss * NAN;
+    if (in_backward) {
+      batch.loss.register_hook([this, step](const at::Tensor&) { in_backward(step); });
+    }
     batch.samples = 8;
     batch.tokens = 48;
     batch.origin = "rows of step " + std::to_string(step);
@@ -68,6 +71,7 @@ class Regression : public TrainingTask {
   }
 
   std::function<void(int64_t, int64_t)> before_forward;
+  std::function<void(int64_t)> in_backward;
   std::function<void()> before_evaluation;
   int64_t spoil_from = 0, spoil_to = 0;
 
@@ -177,23 +181,34 @@ TEST_F(TrainerTest, ASignalSavesAndTheNextRunGoesOn) {
   EXPECT_EQ(Log("stopped"), Log("whole"));
 }
 
-TEST_F(TrainerTest, AFaultOfTheDataCostsNoStep) {
+// Of the data, or of memory that the backward pass has not got.
+TEST_F(TrainerTest, AFaultOfAPassCostsNoStep) {
   Regression whole(20);
   Run(whole, "whole");
-  Regression task(20);
-  task.before_forward = [](int64_t step, int64_t micro) {
-    if (step == 7 && micro == 1) throw std::runtime_error("a broken picture");
-  };
-  EXPECT_THAT([&] { Run(task, "run"); },
-              ThrowsMessage<std::runtime_error>(HasSubstr("a broken picture")));
-  Regression again(20);
-  int64_t first = -1;
-  again.before_forward = [&](int64_t step, int64_t) {
-    if (first < 0) first = step;
-  };
-  EXPECT_EQ(Run(again, "run"), TrainingOutcome::kFinished);
-  EXPECT_EQ(first, 7);
-  EXPECT_EQ(Log("run"), Log("whole"));
+  for (const bool backward : {false, true}) {
+    const std::string run = backward ? "backward" : "forward";
+    Regression task(20);
+    const auto fault = [](int64_t step) {
+      if (step == 7) throw std::runtime_error("a broken picture");
+    };
+    if (backward) {
+      task.in_backward = fault;
+    } else {
+      task.before_forward = [&](int64_t step, int64_t micro) {
+        if (micro == 1) fault(step);
+      };
+    }
+    EXPECT_THAT([&] { Run(task, run); },
+                ThrowsMessage<std::runtime_error>(HasSubstr("a broken picture")));
+    Regression again(20);
+    int64_t first = -1;
+    again.before_forward = [&](int64_t step, int64_t) {
+      if (first < 0) first = step;
+    };
+    EXPECT_EQ(Run(again, run), TrainingOutcome::kFinished);
+    EXPECT_EQ(first, 7) << run;
+    EXPECT_EQ(Log(run), Log("whole")) << run;
+  }
 }
 
 // Of a step that is saved before it, and of one that is not.
