@@ -1,6 +1,8 @@
 #include "model/checkpoint/checkpoint.h"
 
 #include <algorithm>
+#include <functional>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 
@@ -28,7 +30,7 @@ VisionConfig ClipConfigOf(const CheckpointFolder& folder) {
   if (folder.layout == Layout::kRepository) return ReadVisionConfig(folder.config);
   return ReadClip(
       folder.config.Has("vision_config") ? folder.config.Object("vision_config") : folder.config,
-      folder.path);
+      folder.base);
 }
 
 // What an original checkpoint calls its tower: a hub name or a folder.
@@ -151,7 +153,7 @@ std::shared_ptr<const Tokenizer> ReadTokenizer(const CheckpointFolder& folder,
                                                const ChatTemplate& chat_template,
                                                int64_t vocab_size) {
   auto tokenizer = std::make_shared<const Tokenizer>(
-      Tokenizer::Load(folder.path).WithSpecialPieces(chat_template.special_pieces()));
+      Tokenizer::Load(folder.base).WithSpecialPieces(chat_template.special_pieces()));
   if (tokenizer->vocab_size() > vocab_size) {
     Fail(folder.path, "its tokenizer has ids up to " + std::to_string(tokenizer->vocab_size() - 1) +
                           ", its embedding table " + std::to_string(vocab_size) + " rows");
@@ -166,35 +168,57 @@ std::shared_ptr<const Tokenizer> ReadTokenizer(const CheckpointFolder& folder,
   return tokenizer;
 }
 
-// Names a checkpoint that has no manifest; see LanguageCheckpoint::digest.
-Sha256Digest DigestForeign(const LanguageCheckpoint& checkpoint, const fs::path& path) {
+// First bytes of each tensor.
+void HashSamples(const std::map<std::string, TensorInfo>& tensors,
+                 const std::function<at::Tensor(const std::string&)>& get, Sha256& hash) {
   constexpr size_t kSampleBytes = 4096;
-  constexpr uint64_t kSmallFile = 1 << 20;
-  Sha256 hash;
-  hash.Update("llava checkpoint 1\n" + ToJson(checkpoint.config, checkpoint.tower_patches).dump());
-  hash.Update(ToBytes(checkpoint.tower_digest) + ToBytes(checkpoint.tokenizer->digest()));
-  hash.Update(checkpoint.chat_template->ToJson());
-  for (const auto& [name, info] : checkpoint.tensors.tensors()) {
+  for (const auto& [name, info] : tensors) {
     hash.Update(name + "\n" + DtypeName(info.dtype) + "\n" + ShapeText(info.shape) + "\n");
-    const at::Tensor tensor = checkpoint.tensors.Get(name);
+    const at::Tensor tensor = get(name);
     hash.Update(std::span(static_cast<const uint8_t*>(tensor.const_data_ptr()),
                           std::min(tensor.nbytes(), kSampleBytes)));
   }
+}
+
+// Names and sizes of a folder's files, and what is in those of at most `whole` bytes.
+void HashFiles(const fs::path& path, uint64_t whole, Sha256& hash) {
   std::map<std::string, uint64_t> files;
   for (const auto& entry : fs::directory_iterator(path)) {
     if (entry.is_regular_file()) files[entry.path().filename().string()] = entry.file_size();
   }
   for (const auto& [name, size] : files) {
     hash.Update(name + "\n" + std::to_string(size) + "\n");
-    if (size <= kSmallFile) hash.Update(ToBytes(HashFile((path / name).string())));
+    if (size <= whole) hash.Update(ToBytes(HashFile((path / name).string())));
   }
+}
+
+// Names a checkpoint that has no manifest; see LanguageCheckpoint::digest.
+Sha256Digest DigestForeign(const LanguageCheckpoint& checkpoint, const CheckpointFolder& folder) {
+  constexpr uint64_t kSmallFile = 1 << 20;
+  Sha256 hash;
+  hash.Update("llava checkpoint 1\n" + ToJson(checkpoint.config, checkpoint.tower_patches).dump());
+  hash.Update(ToBytes(checkpoint.tower_digest) + ToBytes(checkpoint.tokenizer->digest()));
+  hash.Update(checkpoint.chat_template->ToJson());
+  if (folder.base != folder.path) {
+    // Of the base's own tensors: those of the sum would have to be computed.
+    hash.Update("adapter\n");
+    HashSamples(
+        folder.file->tensors(), [&](const auto& name) { return folder.file->Get(name); }, hash);
+    HashFiles(folder.base, kSmallFile, hash);
+    HashFiles(folder.path, std::numeric_limits<uint64_t>::max(), hash);
+    return hash.Finish();
+  }
+  HashSamples(
+      checkpoint.tensors.tensors(), [&](const auto& name) { return checkpoint.tensors.Get(name); },
+      hash);
+  HashFiles(folder.path, kSmallFile, hash);
   return hash.Finish();
 }
 
 LanguageConfig ForeignConfig(const CheckpointFolder& folder, const VisionConfig& tower) {
   switch (folder.layout) {
     case Layout::kLlavaHf:
-      return ReadHfLanguage(folder.config, folder.path, tower);
+      return ReadHfLanguage(folder.config, folder.base, tower);
     case Layout::kDecoder:
       return ReadDecoderAlone(folder.config, tower);
     default:
@@ -259,7 +283,7 @@ LanguageCheckpoint LanguageOf(CheckpointFolder folder, const OpenOptions& option
       Fail(folder.path, "its tokenizer is not the one that its manifest names");
     }
   } else {
-    checkpoint.digest = DigestForeign(checkpoint, folder.path);
+    checkpoint.digest = DigestForeign(checkpoint, folder);
   }
   return checkpoint;
 }
@@ -275,6 +299,11 @@ void TensorSource::Add(const std::string& canonical, std::shared_ptr<const Tenso
                              places_.at(canonical).stored + "\"");
   }
   places_[canonical] = {std::move(file), std::move(stored)};
+}
+
+void TensorSource::Adopt(const std::string& canonical, const TensorSource& from) {
+  const Place& place = from.places_.at(canonical);
+  Add(canonical, place.file, place.stored);
 }
 
 void TensorSource::Remove(const std::string& canonical) {

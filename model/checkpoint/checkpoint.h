@@ -7,7 +7,7 @@
 //   - original LLaVA (liuhaotian), tower inside or named by mm_vision_tower
 //   - a CLIP folder (tower only)
 //   - LLaMA, Vicuna or Mistral as they are (decoder only), to be trained
-// LoRA folders are refused: merge the adapter into its base first.
+//   - a LoRA adapter of any of these but the first and CLIP, merged into its base
 // Canonical names: `vision_model.*` for the tower, `model.mm_projector.*`, `model.layers.*`,
 // `model.embed_tokens.weight`, `model.norm.weight`, `lm_head.weight` for the language model.
 
@@ -35,6 +35,8 @@ class TensorSource {
   // Throws std::runtime_error if there is a tensor of this name already.
   void Add(const std::string& canonical, std::shared_ptr<const TensorFile> file,
            std::string stored);
+  // The same tensor as another source has.
+  void Adopt(const std::string& canonical, const TensorSource& from);
   void Remove(const std::string& canonical);
   // Nothing happens if there is no tensor `from`; `to` must not be there.
   void Rename(const std::string& from, const std::string& to);
@@ -88,7 +90,8 @@ struct LanguageCheckpoint {
   std::optional<SelfTest> self_test;
   // In the repository: SHA-256 of the manifest. Elsewhere: over configuration, tokenizer, template,
   // tower digest, the tensors' names, types, shapes and first 4 KiB, and of the folder's files the
-  // sizes and (up to 1 MiB) the content: a name for this checkpoint, not a proof of its bytes.
+  // sizes and (up to 1 MiB) the content: a name for this checkpoint, not a proof of its bytes. Of a
+  // LoRA adapter: the same of its base, and all of its own files.
   Sha256Digest digest{};
 };
 
@@ -107,6 +110,8 @@ struct OpenOptions {
   // Open a language model alone, too, with the features of LLaVA-1.5 from `tower`; the projector
   // that its configuration names is not among its tensors. Else it is refused.
   bool without_projector = false;
+  // Of a LoRA adapter: the folder of its base, where that is not the one that it names.
+  std::filesystem::path base = {};
   // Threads that check, each a file at a time (half as many, each many files at a time, where the
   // processor hashes those faster); 0: one for each processor, at most 16.
   int threads = 0;

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "model/checkpoint/lora_folder.h"
 #include "model/checkpoint/tensor_names.h"
 #include "model/checkpoint/verified_files.h"
 #include "model/checkpoint/version_folder.h"
@@ -23,7 +24,7 @@ fs::path Resolve(const fs::path& path) {
   std::error_code error;
   if (!fs::is_directory(path, error)) Fail(path, "is not a folder");
   if (fs::exists(path / "manifest.json") || fs::exists(path / "config.json") ||
-      fs::exists(path / "adapter_config.json")) {
+      IsLoraFolder(path)) {
     return path;
   }
   if (const auto version = NewestVersion(path)) return path / std::to_string(*version);
@@ -43,6 +44,8 @@ void CheckListed(const fs::path& path, const Manifest& manifest) {
   }
 }
 
+}  // namespace
+
 Layout LayoutOf(const fs::path& path, const JsonObject& config) {
   if (fs::exists(path / "manifest.json")) return Layout::kRepository;
   if (config.Has("format") && config.At("format").is_string() &&
@@ -60,8 +63,6 @@ Layout LayoutOf(const fs::path& path, const JsonObject& config) {
   config.Fail("model_type",
               "is \"" + type + "\" and nothing in the file tells a LLaVA model or a CLIP tower");
 }
-
-}  // namespace
 
 const char* ToString(Layout layout) {
   switch (layout) {
@@ -92,10 +93,8 @@ CheckpointFolder OpenCheckpointFolder(const fs::path& path, bool verify) {
 
 CheckpointFolder OpenCheckpointFolder(const fs::path& given, const OpenOptions& options) {
   const fs::path path = Resolve(given);
-  if (fs::exists(path / "adapter_config.json")) {
-    Fail(path,
-         "is a LoRA adapter; these are not supported yet: merge it into its base model first");
-  }
+  if (IsLoraFolder(path)) return OpenLoraFolder(path, options);
+  if (!options.base.empty()) Fail(path, "is no LoRA adapter: no base can be named for it");
   std::optional<Manifest> manifest;
   TensorFiles opened;
   if (fs::exists(path / "manifest.json")) {
@@ -118,7 +117,7 @@ CheckpointFolder OpenCheckpointFolder(const fs::path& given, const OpenOptions& 
     for (const auto& [name, checked] : opened) checked->Finish();  // as OpenBeingChecked
     throw;
   }
-  CheckpointFolder folder{path, layout, std::move(config), std::move(manifest), file, {}, {}};
+  CheckpointFolder folder{path, path, layout, std::move(config), std::move(manifest), file, {}, {}};
   for (const auto& [stored, info] : file->tensors()) {
     TensorName name{TensorName::Part::kLanguage, stored};
     if (layout == Layout::kRepository) {

@@ -26,6 +26,8 @@ const char* ToString(Layout layout);
 // names, nothing checked against each other yet.
 struct CheckpointFolder {
   std::filesystem::path path;
+  // Of a LoRA adapter the folder that it is merged into, else `path`.
+  std::filesystem::path base;
   Layout layout;
   JsonObject config;                       // config.json
   std::optional<Manifest> manifest;        // kRepository
@@ -34,12 +36,15 @@ struct CheckpointFolder {
 };
 
 // `path` itself if it is a checkpoint, else its newest version folder. Throws std::runtime_error if
-// there is neither, for LoRA folders and for layouts that are not known.
+// there is neither, and for layouts that are not known. A LoRA adapter comes merged into its base.
 // `verify`: compare the files of a repository version with its manifest (VerifyFiles).
 CheckpointFolder OpenCheckpointFolder(const std::filesystem::path& path, bool verify);
 // Of `options`: verify, and how to read for it.
 CheckpointFolder OpenCheckpointFolder(const std::filesystem::path& path,
                                       const OpenOptions& options);
+
+// Of a folder with these settings. Throws std::runtime_error if it is none of ours.
+Layout LayoutOf(const std::filesystem::path& path, const JsonObject& config);
 
 // Calls `open`, which looks at what is in `folder`. What it finds wrong may come from damaged bytes
 // that are still being checked (OpenOptions::in_memory): then that is thrown instead.

@@ -68,6 +68,32 @@ ops::RopeTable LlamaDecoder::RopeOf(const RaggedAttention& attention, int64_t ro
   return {rope_.cos.index_select(0, index), rope_.sin.index_select(0, index)};
 }
 
+void LlamaDecoder::Adapt(const LowRankOptions& options, const TensorSource& tensors) {
+  adapters_.emplace(config_, options, tensors, device_, dtype_);
+}
+
+at::Tensor LlamaDecoder::Product(int64_t index, LowRankAdapters::Matrix matrix, const at::Tensor& x,
+                                 const at::Tensor& weight) const {
+  const at::Tensor y = ops::Linear(x, weight);
+  return adapters_ ? y + adapters_->Difference(index, matrix, x) : y;
+}
+
+std::vector<at::Tensor> LlamaDecoder::NormedProducts(
+    int64_t index, const at::Tensor& x, const at::Tensor& norm,
+    std::initializer_list<std::pair<LowRankAdapters::Matrix, const at::Tensor*>> matrices) const {
+  if (!adapters_) {
+    std::vector<at::Tensor> weights;
+    for (const auto& [matrix, weight] : matrices) weights.push_back(*weight);
+    return ops::NormedLinears(x, norm, config_.rms_norm_eps, weights);
+  }
+  const at::Tensor normed = ops::RmsNorm(x, norm, config_.rms_norm_eps);
+  std::vector<at::Tensor> products;
+  for (const auto& [matrix, weight] : matrices) {
+    products.push_back(Product(index, matrix, normed, *weight));
+  }
+  return products;
+}
+
 at::Tensor LlamaDecoder::Attend(int64_t index, const at::Tensor& x,
                                 const RaggedAttention& attention,
                                 const ops::RopeTable& rope) const {
@@ -75,21 +101,25 @@ at::Tensor LlamaDecoder::Attend(int64_t index, const at::Tensor& x,
   const auto heads = [&](const at::Tensor& y, int64_t number) {
     return y.view({x.size(0), number, config_.head_dim});
   };
-  const std::vector<at::Tensor> qkv =
-      ops::NormedLinears(x, layer.input_norm, config_.rms_norm_eps, {layer.q, layer.k, layer.v});
+  using Adapters = LowRankAdapters;
+  const std::vector<at::Tensor> qkv = NormedProducts(
+      index, x, layer.input_norm,
+      {{Adapters::kQ, &layer.q}, {Adapters::kK, &layer.k}, {Adapters::kV, &layer.v}});
   const at::Tensor seen =
       attention.Attend(index, heads(qkv[0], config_.num_heads), heads(qkv[1], config_.num_kv_heads),
                        heads(qkv[2], config_.num_kv_heads), rope);
-  return ops::Linear(seen.flatten(1), layer.o);
+  return Product(index, Adapters::kO, seen.flatten(1), layer.o);
 }
 
 at::Tensor LlamaDecoder::Step(int64_t index, const at::Tensor& x, const RaggedAttention& attention,
                               const ops::RopeTable& rope) const {
   const DecoderLayer& layer = weights_.layers[index];
   const at::Tensor seen = x + Attend(index, x, attention, rope);
-  const std::vector<at::Tensor> inner = ops::NormedLinears(
-      seen, layer.post_attention_norm, config_.rms_norm_eps, {layer.gate, layer.up});
-  return seen + ops::Linear(ops::SwiGlu(inner[0], inner[1]), layer.down);
+  using Adapters = LowRankAdapters;
+  const std::vector<at::Tensor> inner =
+      NormedProducts(index, seen, layer.post_attention_norm,
+                     {{Adapters::kGate, &layer.gate}, {Adapters::kUp, &layer.up}});
+  return seen + Product(index, Adapters::kDown, ops::SwiGlu(inner[0], inner[1]), layer.down);
 }
 
 at::Tensor LlamaDecoder::Forward(const at::Tensor& embeddings, std::span<const Segment> segments,
@@ -121,6 +151,8 @@ at::Tensor LlamaDecoder::Forward(const at::Tensor& embeddings, std::span<const S
   const ops::RopeTable rope = RopeOf(*attention, rows);
   const bool recompute = gradient_checkpointing_ && at::GradMode::is_enabled();
   at::Tensor x = embeddings;
+  // Text alone beside a frozen table: layers are computed anew for what they are to learn only.
+  if (recompute && adapters_ && !x.requires_grad()) x = x.detach().requires_grad_();
   for (int64_t i = 0; i < config_.num_layers; ++i) {
     if (hidden_states) hidden_states->push_back(x);
     const auto step = [this, i, attention, rope](const at::Tensor& input) {
@@ -158,6 +190,7 @@ void LlamaDecoder::VisitParameters(const ParameterVisitor& visit) {
     visit(name + "mlp.gate_proj.weight", layer.gate);
     visit(name + "mlp.up_proj.weight", layer.up);
     visit(name + "mlp.down_proj.weight", layer.down);
+    if (adapters_) adapters_->VisitParameters(static_cast<int64_t>(i), visit);
   }
   visit("model.norm.weight", weights_.norm);
   if (config_.tie_word_embeddings) {

@@ -3,7 +3,10 @@
 // LLaMA decoder over a ragged batch: tokens of all sequences stand behind each other, so one
 // forward call serves prefill, decode and training, and no padding is computed.
 
+#include <initializer_list>
+#include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -12,6 +15,7 @@
 #include "model/config/model_config.h"
 #include "model/nn/decoder_weights.h"
 #include "model/nn/kv_cache.h"
+#include "model/nn/low_rank.h"
 #include "model/nn/parameters.h"
 #include "model/nn/ragged_attention.h"
 #include "model/nn/segment.h"
@@ -42,6 +46,13 @@ class LlamaDecoder {
   // memory for a third more time. For training without caches.
   void set_gradient_checkpointing(bool on) { gradient_checkpointing_ = on; }
 
+  // From now on adapters of low rank stand beside its matrices, read from `tensors`: for training
+  // them instead of the matrices. Throws as LowRankAdapters.
+  void Adapt(const LowRankOptions& options, const TensorSource& tensors);
+  // Throws std::bad_optional_access without Adapt.
+  LowRankAdapters& adapters() { return adapters_.value(); }
+
+  // With the adapters, if there are any.
   void VisitParameters(const ParameterVisitor& visit);
   const DecoderConfig& config() const { return config_; }
   at::Device device() const { return device_; }
@@ -57,11 +68,20 @@ class LlamaDecoder {
   at::Tensor Attend(int64_t index, const at::Tensor& x, const RaggedAttention& attention,
                     const ops::RopeTable& rope) const;
 
+  // x [T, in] times a matrix of layer `index` and what its adapter adds.
+  at::Tensor Product(int64_t index, LowRankAdapters::Matrix matrix, const at::Tensor& x,
+                     const at::Tensor& weight) const;
+  // The normed x [T, D] times several.
+  std::vector<at::Tensor> NormedProducts(
+      int64_t index, const at::Tensor& x, const at::Tensor& norm,
+      std::initializer_list<std::pair<LowRankAdapters::Matrix, const at::Tensor*>> matrices) const;
+
   DecoderConfig config_;
   at::Device device_;
   at::ScalarType dtype_;
   bool gradient_checkpointing_ = false;
   DecoderWeights weights_;
+  std::optional<LowRankAdapters> adapters_;
   ops::RopeTable rope_;  // of all positions: [max_position_embeddings, Dh/2] each
 };
 

@@ -16,6 +16,7 @@ struct ImportCommand {
   std::string tower_name;            // empty: NAME-tower
   std::filesystem::path tower;       // as OpenOptions::tower
   std::string chat_template;         // as OpenOptions::chat_template
+  std::filesystem::path base;        // as OpenOptions::base
   std::filesystem::path projector;   // empty, or a stage-1 projector to put over the source's
   // Self-tests of what is published, made in float32 on the CPU. kIfPossible: the source's if it
   // has one, else made if the memory is there.

@@ -111,7 +111,9 @@ void ImportTower(const TowerCheckpoint& tower, const fs::path& repository, const
 void RunImport(const ImportCommand& command) {
   using MakeOne = ImportCommand::MakeSelfTest;
   // Every file is checked here, once.
-  const CheckpointFolder folder = OpenCheckpointFolder(command.source, /*verify=*/true);
+  OpenOptions options;
+  options.base = command.base;
+  const CheckpointFolder folder = OpenCheckpointFolder(command.source, options);
   const bool tower_only = folder.layout == Layout::kClip ||
                           (folder.manifest && folder.manifest->kind == Manifest::Kind::kTower);
   // What a version brings along is kept, unless another one is asked for.
@@ -135,8 +137,9 @@ void RunImport(const ImportCommand& command) {
     return;
   }
 
-  const OpenOptions options{folder.manifest ? fs::path() : command.tower, command.chat_template,
-                            /*verify=*/false};
+  if (!folder.manifest) options.tower = command.tower;
+  options.chat_template = command.chat_template;
+  options.verify = false;
   LanguageCheckpoint language = OpenLanguage(folder.path, options);
   if (!command.projector.empty()) {
     OverlayProjector(language, command.projector);
@@ -172,6 +175,7 @@ void RunImport(const ImportCommand& command) {
   }
   nlohmann::json recipe = {{"imported_from", ToString(folder.layout)},
                            {"source", FolderName(folder.path)}};
+  if (folder.base != folder.path) recipe["merged_into"] = FolderName(folder.base);
   if (!command.projector.empty()) recipe["projector"] = FolderName(command.projector);
   std::cout << "language "
             << PublishLanguage(language, command.repository, command.name, recipe.dump()).string()

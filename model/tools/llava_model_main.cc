@@ -40,10 +40,10 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
 
   llava::ImportCommand import;
-  auto* import_app = app.add_subcommand(
-      "publish",
-      "Publish a checkpoint (llava-hf, original LLaVA, CLIP tower, repository version) as "
-      "new versions of a model repository");
+  auto* import_app = app.add_subcommand("publish",
+                                        "Publish a checkpoint (llava-hf, original LLaVA, LoRA "
+                                        "adapter, CLIP tower, repository version) as "
+                                        "new versions of a model repository");
   import_app->alias("import");
   import_app->add_option("SRC", import.source, "Folder of the checkpoint")->required();
   import_app->add_option("--repository", import.repository, "Root of the model repository")
@@ -53,6 +53,8 @@ int main(int argc, char** argv) {
                          "Name of the published tower (default: NAME-tower)");
   import_app->add_option("--tower", import.tower,
                          "Folder of the vision tower, if SRC does not hold it");
+  import_app->add_option("--base", import.base,
+                         "Base of SRC, a LoRA adapter, if it is not the folder that SRC names");
   import_app->add_option("--chat-template", import.chat_template,
                          "Built-in chat template or JSON file (default: the checkpoint's, else v1, "
                          "of Mistral mistral_instruct)");

@@ -2,8 +2,12 @@
 
 #include <map>
 #include <stdexcept>
+#include <string_view>
+
+#include <ATen/ops/zeros.h>
 
 #include "model/checkpoint/checkpoint_folder.h"
+#include "model/checkpoint/low_rank.h"
 #include "model/checkpoint/memory_tensors.h"
 #include "model/train/fresh_weights.h"
 
@@ -144,13 +148,35 @@ InstructionModel OpenInstructionModel(const InstructionSettings& settings, uint6
   return model;
 }
 
+TensorSource FreshAdapters(const LanguageCheckpoint& language, int64_t rank, uint64_t seed) {
+  constexpr uint64_t kOfAdapters = 0x4c6f5241;  // other numbers than the projector's
+  constexpr std::string_view kWeight = ".weight";
+  FreshWeights weights(seed + kOfAdapters);
+  NamedTensors tensors;
+  for (const auto& [matrix, factors] : LowRankAdapters::Factors(language.config.decoder)) {
+    const std::vector<int64_t>& shape = language.tensors.tensors().at(matrix).shape;
+    const std::string a = factors[0].substr(0, factors[0].size() - kWeight.size());
+    weights.Linear(a, rank, shape[1], /*bias=*/false, tensors);
+    tensors[factors[1]] = at::zeros({shape[0], rank}, at::kFloat);
+  }
+  return MemoryTensors(std::move(tensors));
+}
+
 LanguageCheckpoint WithTrained(LanguageCheckpoint checkpoint,
                                const std::vector<std::pair<std::string, at::Tensor>>& trained,
-                               at::ScalarType dtype) {
+                               const std::optional<LowRankOptions>& lora, at::ScalarType dtype) {
   std::map<std::string, at::Tensor> tensors;
-  for (const auto& [tensor, value] : trained) {
-    tensors[tensor] = value.detach().cpu().to(dtype).contiguous();
+  for (const auto& [tensor, value] : trained) tensors[tensor] = value.detach().cpu();
+  if (lora) {
+    std::map<std::string, at::Tensor> adapters;
+    std::map<std::string, LowRankFactors> factors;
+    for (const auto& [matrix, names] : LowRankAdapters::Factors(checkpoint.config.decoder)) {
+      for (const std::string& name : names) adapters.insert(tensors.extract(name));
+      factors[matrix] = {.a = names[0], .b = names[1], .scale = lora->scale()};
+    }
+    AddLowRank(checkpoint.tensors, MemoryTensors(std::move(adapters)), std::move(factors), dtype);
   }
+  for (auto& [name, tensor] : tensors) tensor = tensor.to(dtype).contiguous();
   ReplaceTensors(checkpoint.tensors, std::move(tensors));
   checkpoint.self_test.reset();  // of the old weights
   return checkpoint;

@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -10,6 +11,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "model/checkpoint/checkpoint.h"
+#include "model/nn/low_rank.h"
 #include "model/train/instruction_settings.h"
 
 namespace llava {
@@ -30,9 +32,14 @@ struct InstructionModel {
 // and OpenTower.
 InstructionModel OpenInstructionModel(const InstructionSettings& settings, uint64_t seed);
 
-// `checkpoint` with `trained` (name, value) in place of its own tensors, those in `dtype`.
+// Adapters for its decoder that add nothing yet: A as PEFT draws it, B zero. By the names of
+// LowRankAdapters.
+TensorSource FreshAdapters(const LanguageCheckpoint& language, int64_t rank, uint64_t seed);
+
+// `checkpoint` with `trained` (name, value) in place of its own tensors, those in `dtype`; adapters
+// among them are added to their matrices.
 LanguageCheckpoint WithTrained(LanguageCheckpoint checkpoint,
                                const std::vector<std::pair<std::string, at::Tensor>>& trained,
-                               at::ScalarType dtype);
+                               const std::optional<LowRankOptions>& lora, at::ScalarType dtype);
 
 }  // namespace llava

@@ -1,10 +1,12 @@
 #include "model/train/instruction_settings.h"
 
 #include <sstream>
+#include <stdexcept>
 
 namespace llava {
 namespace {
 
+constexpr double kLoraDropout = 0.05;
 constexpr const char* kOfModel = "model";  // a setting that stays as the model has it
 
 std::vector<std::filesystem::path> Paths(const std::string& list) {
@@ -68,6 +70,25 @@ void ReadData(Recipe& recipe, InstructionSettings& s) {
                             0, INT32_MAX);
 }
 
+void ReadLora(Recipe& recipe, InstructionSettings& s) {
+  const int64_t rank = recipe.Int("lora.rank", 0,
+                                  "train adapters of this rank (LoRA) instead of the decoder's "
+                                  "weights, as LLaVA-1.5's 128; 0: the weights themselves",
+                                  0, 1 << 16);
+  LowRankOptions lora;
+  lora.rank = rank;
+  lora.alpha = recipe.Number("lora.alpha", 2 * static_cast<double>(rank),
+                             "what adapters add counts alpha / rank times", 0, 1e6);
+  lora.dropout =
+      recipe.Number("lora.dropout", kLoraDropout, "share of an adapter's inputs left out", 0, 0.99);
+  if (rank > 0) {
+    s.lora = lora;
+  } else if (lora.alpha != 0 || lora.dropout != kLoraDropout) {
+    throw std::invalid_argument(
+        "settings \"lora.alpha\" and \"lora.dropout\" are for adapters: set lora.rank too");
+  }
+}
+
 void ReadCourse(Recipe& recipe, InstructionSettings& s) {
   const bool align = s.stage == InstructionStage::kAlign;
   s.epochs = recipe.Number("epochs", align ? 1 : 3, "passes over the data", 1e-9, 1e6);
@@ -84,9 +105,16 @@ void ReadCourse(Recipe& recipe, InstructionSettings& s) {
                          "what shares a row: nothing, or records of one picture that stand "
                          "together in the data") == "picture";
   s.row_tokens = recipe.Int("packing_tokens", 0, "most tokens of such a row; 0: max_tokens");
-  s.learning_rate = recipe.Number("learning_rate", align ? 2e-3 : 2e-5, "peak", 0, 1e3);
+  if (!align) ReadLora(recipe, s);
+  // With adapters as LLaVA-1.5 was trained with them.
+  s.learning_rate = recipe.Number("learning_rate",
+                                  align    ? 2e-3
+                                  : s.lora ? 2e-4
+                                           : 2e-5,
+                                  "peak", 0, 1e3);
   s.projector_learning_rate =
-      recipe.Number("projector.learning_rate", s.learning_rate, "peak, of the projector", 0, 1e3);
+      recipe.Number("projector.learning_rate", s.lora ? s.learning_rate / 10 : s.learning_rate,
+                    "peak, of the projector", 0, 1e3);
   s.weight_decay = recipe.Number("weight_decay", 0, "of matrices; biases and norms have none");
 }
 

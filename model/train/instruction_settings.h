@@ -12,6 +12,7 @@
 
 #include "model/config/model_config.h"
 #include "model/data/instructions/sample_encoder.h"
+#include "model/nn/low_rank.h"
 #include "model/train/recipe.h"
 #include "model/train/row_plan.h"
 
@@ -55,6 +56,7 @@ struct InstructionSettings {
   bool pack;
   int64_t row_tokens;  // 0: max_tokens
 
+  std::optional<LowRankOptions> lora;  // none: the decoder's own weights learn
   double learning_rate, projector_learning_rate, weight_decay;
 
   int64_t cache_bytes;

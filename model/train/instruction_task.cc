@@ -11,6 +11,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include "model/llava/llava.h"
+#include "model/llava/philox.h"
 #include "model/llava/self_test.h"
 #include "model/train/frozen_tower.h"
 #include "model/train/instruction_loader.h"
@@ -31,6 +32,25 @@ constexpr uint64_t kHeldOutSeed = 0;  // evaluations of different runs see the s
 constexpr std::string_view kProjector = "model.mm_projector.";
 
 bool IsOfProjector(const std::string& name) { return name.starts_with(kProjector); }
+
+bool IsOfAdapter(const std::string& name) { return name.find(".lora_") != name.npos; }
+
+// The language model's tensors, and the adapters that are to be trained.
+TensorSource WithAdapters(const LanguageCheckpoint& language, const InstructionSettings& settings,
+                          uint64_t seed) {
+  TensorSource tensors = language.tensors;
+  if (!settings.lora) return tensors;
+  const TensorSource adapters = FreshAdapters(language, settings.lora->rank, seed);
+  for (const auto& [name, info] : adapters.tensors()) tensors.Adopt(name, adapters);
+  return tensors;
+}
+
+Llava ModelOf(const LanguageCheckpoint& language, const TensorSource& tensors,
+              const InstructionSettings& settings, const TaskSettings& task) {
+  Llava model(language, task.device, task.compute_dtype);
+  if (settings.lora) model.decoder().Adapt(*settings.lora, tensors);
+  return model;
+}
 
 SampleRules RulesOf(const InstructionSettings& settings, const Llava& model, uint64_t seed) {
   const int64_t positions = model.config().decoder.max_position_embeddings;
@@ -62,10 +82,11 @@ class InstructionTask : public TrainingTask {
       : settings_(settings),
         task_(task),
         start_(OpenInstructionModel(settings, task.seed)),
-        model_(start_.language, task.device, task.compute_dtype),
-        weights_([this](const ParameterVisitor& visit) { model_.VisitParameters(visit); },
-                 start_.language.tensors,
+        tensors_(WithAdapters(start_.language, settings, task.seed)),
+        model_(ModelOf(start_.language, tensors_, settings, task)),
+        weights_([this](const ParameterVisitor& visit) { model_.VisitParameters(visit); }, tensors_,
                  [&](const std::string& name) {
+                   if (settings.lora) return IsOfProjector(name) || IsOfAdapter(name);
                    return settings.stage == InstructionStage::kFinetune || IsOfProjector(name);
                  },
                  task.compute_dtype),
@@ -125,6 +146,13 @@ class InstructionTask : public TrainingTask {
             .threads = static_cast<int>(task_.loader_threads),
             .skip_bad = task_.skip_bad};
   }
+  uint64_t DropoutDraw(int64_t step, int64_t micro) const {
+    const auto low = [](uint64_t x) { return static_cast<uint32_t>(x); };
+    const auto at = static_cast<uint64_t>(step);
+    const auto words = Philox4x32({low(at), low(at >> 32), static_cast<uint32_t>(micro), 0},
+                                  {low(task_.seed), low(task_.seed >> 32)});
+    return static_cast<uint64_t>(words[0]) << 32 | words[1];
+  }
   Predictions PredictionsOf(const InstructionBatch& batch) const {
     std::vector<LabelledSample> samples;
     for (const TrainingRow& row : batch.rows) samples.push_back(row.View());
@@ -134,6 +162,7 @@ class InstructionTask : public TrainingTask {
   const InstructionSettings settings_;
   const TaskSettings task_;
   InstructionModel start_;
+  TensorSource tensors_;  // of the model in training
   Llava model_;
   MasterWeights weights_;
   FrozenTower tower_;
@@ -149,7 +178,8 @@ std::vector<ParameterGroup> InstructionTask::groups() {
   const double decay = settings_.weight_decay;
   ParameterGroup projector{"projector", {}, settings_.projector_learning_rate, decay};
   ParameterGroup biases{"projector biases", {}, settings_.projector_learning_rate, 0};
-  ParameterGroup decoder{"decoder", {}, settings_.learning_rate, decay};
+  ParameterGroup decoder{
+      settings_.lora ? "adapters" : "decoder", {}, settings_.learning_rate, decay};
   ParameterGroup norms{"decoder norms", {}, settings_.learning_rate, 0};
   for (const auto& parameter : weights_.masters()) {
     const bool matrix = parameter.second.dim() > 1;
@@ -167,6 +197,7 @@ MicroBatch InstructionTask::Forward(int64_t step, int64_t micro) {
   const InstructionBatch batch = batches_->Take(step * settings_.accumulation + micro);
   const std::chrono::duration<double> waited = Clock::now() - begin;
   weights_.Bind();
+  if (settings_.lora) model_.decoder().adapters().set_dropout_draw(DropoutDraw(step, micro));
   MicroBatch result;
   result.loss = PredictionsOf(batch).Loss();
   // Text alone does not meet the projector, which may be all that is trained. The reference gives
@@ -226,6 +257,7 @@ Figures InstructionTask::Evaluate() {
                                  settings_.batch_size, held_out_->plan().rows(), task_.skip_bad);
   const at::NoGradGuard no_graph;
   weights_.Bind();
+  if (settings_.lora) model_.decoder().adapters().set_dropout_draw(std::nullopt);
   Batches batches([&](int64_t number) { return loader.Make(number); },
                   static_cast<int>(task_.loader_threads), kPrepared);
   double loss = 0, right = 0, tokens = 0;
@@ -243,7 +275,7 @@ Figures InstructionTask::Evaluate() {
 std::filesystem::path InstructionTask::Publish(const std::filesystem::path& root,
                                                const std::string& name, const Json& recipe) {
   LanguageCheckpoint checkpoint =
-      WithTrained(start_.language, weights_.masters(), settings_.published_dtype);
+      WithTrained(start_.language, weights_.masters(), settings_.lora, settings_.published_dtype);
   // The first sample of the data, up to the end of a first branch.
   const InstructionBatch batch = loader_->MakeFull(0);
   const TrainingRow& row = batch.rows.at(0);

@@ -3,14 +3,18 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <map>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 #include <gtest/gtest.h>
 
+#include "model/checkpoint/memory_tensors.h"
 #include "model/text/labels.h"
 #include "model/train/optimizer.h"
 #include "tests/parity/fixture_folder.h"
@@ -41,12 +45,25 @@ Sample SampleOf(const json& entry) {
 // A stage in the making: model, its trained parameters, the samples.
 class Stage {
  public:
-  explicit Stage(const std::string& name) : name_(name), model_(Folder().LoadLanguage("orig-f32")) {
+  explicit Stage(const std::string& name, Llava model = Folder().LoadLanguage("orig-f32"))
+      : name_(name), model_(std::move(model)) {
     for (const json& entry : Training().at("samples").at(name)) samples_.push_back(SampleOf(entry));
-    model_.VisitParameters([&](const std::string& parameter_name, at::Tensor& parameter) {
-      if (name_ == "stage1" && parameter_name.find("mm_projector") == std::string::npos) return;
-      parameter.requires_grad_();
-      trained_.emplace(parameter_name, parameter);
+    Train([&](const std::string& parameter) {
+      return name_ == "stage2" || parameter.find("mm_projector") != std::string::npos;
+    });
+  }
+  // Of the fixture's adapters and the projector.
+  Stage(const std::string& name, int64_t rank, double alpha) : Stage(name) {
+    std::map<std::string, at::Tensor> adapters;
+    const std::string peft = "base_model.model.";
+    const auto file = TensorFile::Open(Folder().root() / "lora/adapter_model.safetensors");
+    for (const auto& [stored, info] : file->tensors()) {
+      adapters[stored.substr(peft.size())] = file->Get(stored).clone();
+    }
+    model_.decoder().Adapt({.rank = rank, .alpha = alpha}, MemoryTensors(std::move(adapters)));
+    Train([](const std::string& parameter) {
+      return parameter.find("mm_projector") != std::string::npos ||
+             parameter.find(".lora_") != std::string::npos;
     });
   }
 
@@ -69,12 +86,32 @@ class Stage {
     }
     return Predict(model_, views).Loss();
   }
+  // The last rows up to the last labelled token of a sample: [count, V].
+  at::Tensor LogitsBeforeTheEnd(size_t i, int64_t count) const {
+    at::NoGradGuard guard;
+    const Sample& sample = samples_.at(i);
+    const auto labels = model_.Expand(sample.ids, sample.labels, kIgnoreLabel);
+    int64_t end = static_cast<int64_t>(labels.size());
+    while (labels[static_cast<size_t>(end - 1)] == kIgnoreLabel) --end;
+    const Segment segment{.tokens = static_cast<int64_t>(labels.size())};
+    const at::Tensor hidden =
+        model_.decoder().Forward(model_.Embed(sample.ids, sample.features), {&segment, 1});
+    return model_.decoder().Logits(hidden.narrow(0, end - count, count));
+  }
   double LossWithoutGradient(const std::vector<size_t>& batch) const {
     at::NoGradGuard guard;
     return LossOf(batch).item<double>();
   }
 
  private:
+  void Train(const std::function<bool(const std::string&)>& trains) {
+    trained_.clear();
+    model_.VisitParameters([&](const std::string& name, at::Tensor& parameter) {
+      parameter.requires_grad_(trains(name));
+      if (trains(name)) trained_.emplace(name, parameter);
+    });
+  }
+
   std::string name_;
   Llava model_;
   std::vector<Sample> samples_;
@@ -211,8 +248,54 @@ TEST_P(TrainingParityTest, TenSteps) {
   EXPECT_GE(compared, 4);
 }
 
+// PEFT's name of a factor; `name`: ours.
+std::string PeftName(const std::string& name) {
+  constexpr std::string_view kWeight = ".weight";
+  if (name.find(".lora_") == name.npos) return "base_model.model." + name;
+  return "base_model.model." + name.substr(0, name.size() - kWeight.size()) + ".default.weight";
+}
+
 TEST(TrainingParityTest, LowRankAdapters) {
-  GTEST_SKIP() << "lora/ and the lora entries of training.* wait for the issue that brings LoRA";
+  const json& expected = Training().at("lora");
+  Stage stage("stage2", expected.at("r"), expected.at("alpha"));
+  const std::vector<size_t> batch = BatchOf(expected);
+  const auto& trained = stage.trained();
+
+  const at::Tensor loss = stage.LossOf(batch);
+  EXPECT_TRUE(IsNear("lora/loss", loss.item<double>(), expected.at("loss").get<double>()));
+  loss.backward();
+  const json& norms = expected.at("grad_norms");
+  EXPECT_EQ(norms.size(), trained.size());
+  int compared = 0;
+  for (const auto& [name, parameter] : trained) {
+    const std::string theirs = PeftName(name);
+    const at::Tensor gradient = parameter.grad();
+    ASSERT_TRUE(gradient.defined()) << name;
+    EXPECT_TRUE(IsNear("lora/grad_norms/" + theirs, gradient.norm().item<double>(),
+                       norms.at(theirs).get<double>()));
+    const std::string path = "lora/grad/" + theirs;
+    if (!Folder().Tensors("training").tensors().contains(path)) continue;
+    EXPECT_TRUE(IsNear(path, gradient, Folder().Expected("training", path)));
+    ++compared;
+  }
+  EXPECT_EQ(compared, 2 * 7);
+  EXPECT_TRUE(IsNear("lora/logits_last8", stage.LogitsBeforeTheEnd(batch.at(0), 8),
+                     Folder().Expected("training", "lora/logits_last8")));
+
+  AdamW optimizer(stage.parameters(), {});
+  EXPECT_TRUE(IsNear("lora/grad_norm", ClipGradients(stage.parameters(), 1.0),
+                     expected.at("grad_norm").get<double>()));
+  optimizer.Step(expected.at("learning_rate").get<double>());
+  EXPECT_TRUE(IsNear("lora/loss_after_one_step", stage.LossWithoutGradient(batch),
+                     expected.at("loss_after_one_step").get<double>()));
+}
+
+// The adapter as a checkpoint of its own: merged into its base.
+TEST(TrainingParityTest, AdaptersMergedIntoTheirBase) {
+  const json& expected = Training().at("lora");
+  const Stage stage("stage2", Folder().LoadLanguage("lora"));
+  EXPECT_TRUE(IsNear("lora/loss", stage.LossWithoutGradient(BatchOf(expected)),
+                     expected.at("loss").get<double>()));
 }
 
 }  // namespace

@@ -235,7 +235,6 @@ TEST(CheckpointTest, SaysWhatAFolderIs) {
   const auto language = [](const std::filesystem::path& path) {
     return ErrorOf([&] { OpenLanguage(path); });
   };
-  EXPECT_THAT(language(Fixtures() / "lora"), HasSubstr("LoRA"));
   EXPECT_THAT(language(Fixtures() / "stage1-mlp"), HasSubstr("projector only"));
   EXPECT_THAT(language(Fixtures() / "clip-tower"), HasSubstr("is a vision tower"));
   EXPECT_THAT(language(Fixtures() / "images"), HasSubstr("is no checkpoint"));

@@ -34,7 +34,6 @@ TEST(LlavaModelTest, WrongCommandLinesAreTwo) {
 
 TEST(LlavaModelTest, FailuresAreOne) {
   ExpectOneLine(LlavaModel("verify /nowhere"), 1, "/nowhere");
-  ExpectOneLine(LlavaModel("inspect " + (Fixtures() / "lora").string()), 1, "LoRA");
   ExpectOneLine(LlavaModel("inspect " + (Fixtures() / "images").string()), 1, "no checkpoint");
 }
 

@@ -11,6 +11,7 @@
 #include <stdexcept>
 
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 
 #include "tests/model/nn/tiny_model.h"
 #include "tests/model/train/instruction_world.h"
@@ -45,6 +46,56 @@ TEST_F(InstructionTaskTest, Stage1TrainsTheProjectorAlone) {
   }
   const auto losses = TrainSteps(*task, 30, 1e-2);
   EXPECT_LT(Mean(losses, 25, 5), 0.9 * Mean(losses, 0, 5));
+}
+
+TEST_F(InstructionTaskTest, Stage2TrainsAdaptersAlone) {
+  const auto task = world_.Make(Stage::kFinetune,
+                                {"batch_size=4", "steps=30", "lora.rank=4", "publish.dtype=fp32"});
+  const auto plain = world_.Make(Stage::kFinetune, {"batch_size=4", "steps=30"});
+  std::map<std::string, double> rates;
+  for (const ParameterGroup& group : task->groups()) {
+    rates[group.name] = group.learning_rate;
+    for (const auto& [name, parameter] : group.parameters) {
+      EXPECT_TRUE(name.starts_with("model.mm_projector.") || name.find(".lora_") != name.npos)
+          << name;
+    }
+  }
+  EXPECT_THAT(
+      rates, testing::ElementsAre(testing::Pair("adapters", 2e-4), testing::Pair("projector", 2e-5),
+                                  testing::Pair("projector biases", 2e-5)));
+  // Fresh ones add nothing; what is left out of their inputs is a function of step and sample.
+  const double loss = task->Forward(0, 0).loss.item<double>();
+  EXPECT_NEAR(loss, plain->Forward(0, 0).loss.item<double>(), 1e-5);
+  const auto losses = TrainSteps(*task, 30, 1e-2);
+  EXPECT_LT(Mean(losses, 25, 5), 0.9 * Mean(losses, 0, 5));
+
+  const auto version = task->Publish(world_.folder() / "repository", "adapted", {});
+  const LanguageCheckpoint before = OpenLanguage(world_.model()), after = OpenLanguage(version);
+  ASSERT_EQ(after.tensors.tensors().size(), before.tensors.tensors().size());
+  for (const auto& [name, info] : after.tensors.tensors()) {
+    const bool kept = name.find("norm") != name.npos || name.find("embed") != name.npos ||
+                      name == "lm_head.weight";
+    EXPECT_EQ(at::equal(before.tensors.Get(name), after.tensors.Get(name)), kept) << name;
+  }
+  // What was published is what was trained.
+  const auto again = world_.Make(Stage::kFinetune, {"batch_size=4", "model=" + version.string(),
+                                                    "tower=" + world_.model().string()});
+  const at::NoGradGuard guard;
+  EXPECT_NEAR(again->Forward(3, 0).loss.item<double>(),
+              world_
+                  .Make(Stage::kFinetune,
+                        {"batch_size=4", "model=" + version.string(),
+                         "tower=" + world_.model().string(), "lora.rank=2", "lora.dropout=0.5"})
+                  ->Forward(3, 0)
+                  .loss.item<double>(),
+              1e-5);
+}
+
+TEST_F(InstructionTaskTest, AdaptersAreAskedForByTheirRank) {
+  EXPECT_THAT(world_.Refusal(Stage::kFinetune, {"lora.alpha=16"}), HasSubstr("set lora.rank too"));
+  EXPECT_THAT(world_.Refusal(Stage::kFinetune, {"lora.dropout=0.3"}),
+              HasSubstr("set lora.rank too"));
+  EXPECT_THAT(world_.Refusal(Stage::kAlign, {"lora.rank=4"}), HasSubstr("lora.rank"));
 }
 
 TEST_F(InstructionTaskTest, Stage2StartsFromStage1AndTrainsTheDecoderToo) {
