@@ -3,7 +3,8 @@
 // Training on DEVICE: a run of the small language model (tokenizer and tower of MODELS, the folder
 // deploy/models) beside the same run on the CPU, and one that goes on from a state; then steps of a
 // decoder of SHAPE, 1b or tiny, in bfloat16 with float32 masters: time and memory, with and without
-// recomputed layers. Prints a JSON object a line, each when its part is finished.
+// recomputed layers, of all weights and of adapters of low rank. Prints a JSON object a line, each
+// when its part is finished.
 
 #include <algorithm>
 #include <cmath>
@@ -13,6 +14,7 @@
 #include <filesystem>
 #include <iostream>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -29,6 +31,7 @@
 
 #include "model/checkpoint/memory_tensors.h"
 #include "model/nn/llama.h"
+#include "model/nn/low_rank.h"
 #include "model/ops/feature.h"
 #include "model/train/fresh_weights.h"
 #include "model/train/group_optimizer.h"
@@ -155,7 +158,8 @@ TrainShape TrainShapeOf(const std::string& name) {
 }
 
 // Where nothing is drawn yet: every tensor is one number.
-NamedTensors Blank(const DecoderConfig& c, at::Device device) {
+NamedTensors Blank(const DecoderConfig& c, const std::optional<LowRankOptions>& lora,
+                   at::Device device) {
   NamedTensors tensors;
   const at::Tensor zero = at::zeros({1}, at::TensorOptions(device).dtype(at::kFloat));
   const auto add = [&](const std::string& name, at::IntArrayRef shape) {
@@ -177,26 +181,43 @@ NamedTensors Blank(const DecoderConfig& c, at::Device device) {
     add(name + "mlp.up_proj.weight", {c.intermediate_size, c.hidden_size});
     add(name + "mlp.down_proj.weight", {c.hidden_size, c.intermediate_size});
   }
+  if (!lora) return tensors;
+  for (const auto& [matrix, factors] : LowRankAdapters::Factors(c)) {
+    const int64_t out = tensors.at(matrix).size(0), in = tensors.at(matrix).size(1);
+    add(factors[0], {lora->rank, in});
+    add(factors[1], {out, lora->rank});
+  }
   return tensors;
 }
 
 class DecoderInTraining {
  public:
-  DecoderInTraining(at::Device device, const TrainShape& shape)
+  // `lora`: adapters alone.
+  DecoderInTraining(at::Device device, const TrainShape& shape,
+                    const std::optional<LowRankOptions>& lora = std::nullopt)
       : device_(device),
         shape_(shape),
-        source_(MemoryTensors(Blank(shape.decoder, device))),
-        decoder_(shape.decoder, source_, device, at::kBFloat16),
+        source_(MemoryTensors(Blank(shape.decoder, lora, device))),
+        decoder_(Made(shape.decoder, source_, lora, device)),
         weights_([this](const ParameterVisitor& visit) { decoder_.VisitParameters(visit); },
-                 source_, [](const std::string&) { return true; }, at::kBFloat16),
+                 source_,
+                 [&](const std::string& name) { return !lora || name.find(".lora_") != name.npos; },
+                 at::kBFloat16),
         optimizer_({Group()}, {}) {
     const at::NoGradGuard guard;
-    for (const auto& [name, master] : weights_.masters()) {
-      if (master.dim() > 1) {
-        at::Tensor(master).normal_(0, 0.02);
+    const auto draw = [](at::Tensor parameter) {
+      if (parameter.dim() > 1) {
+        parameter.normal_(0, 0.02);
       } else {
-        at::Tensor(master).fill_(1);
+        parameter.fill_(1);
       }
+    };
+    for (const auto& [name, master] : weights_.masters()) draw(master);
+    if (lora) {  // products with zeros take less power, and so less time
+      decoder_.VisitParameters([&](const std::string& name, at::Tensor& parameter) {
+        if (name.find(".lora_") == name.npos) draw(parameter);
+      });
+      decoder_.adapters().set_dropout_draw(1);
     }
     for (const int64_t length : shape.lengths) {
       segments_.push_back({.tokens = length});
@@ -218,8 +239,8 @@ class DecoderInTraining {
     const double seconds = Seconds(device_, shape_.steps, 1, [&](int) { loss = Step(); });
     json found = {{"steps_per_second", 1 / seconds},
                   {"tokens_per_second", static_cast<double>(tokens_) / seconds},
-                  {"tflop_per_second", Work() / seconds / 1e12},
                   {"loss", loss}};
+    if (all_learn()) found["tflop_per_second"] = Work() / seconds / 1e12;
     if (!device_.is_cpu()) {
       const auto stats = c10::getDeviceAllocator(device_.type())->getDeviceStats(device_.index());
       constexpr auto kAll = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
@@ -236,6 +257,15 @@ class DecoderInTraining {
   int64_t tokens() const { return tokens_; }
 
  private:
+  static LlamaDecoder Made(const DecoderConfig& config, const TensorSource& source,
+                           const std::optional<LowRankOptions>& lora, at::Device device) {
+    LlamaDecoder decoder(config, source, device, at::kBFloat16);
+    if (lora) decoder.Adapt(*lora, source);
+    return decoder;
+  }
+  bool all_learn() const {
+    return weights_.masters().front().first.find(".lora_") == std::string::npos;
+  }
   ParameterGroup Group() const { return {"decoder", weights_.masters(), 1e-5, 0}; }
 
   // Forwards and backwards through the matrices, and through attention; nothing twice.
@@ -270,6 +300,14 @@ class DecoderInTraining {
   int64_t tokens_ = 0;
 };
 
+json MeasureAdapters(at::Device device, const TrainShape& shape) {
+  const LowRankOptions options{.rank = 128, .alpha = 256, .dropout = 0.05};
+  DecoderInTraining training(device, shape, options);
+  return {{"parameters", training.parameters()},
+          {"recomputed", training.Measure(/*checkpointing=*/true)},
+          {"plain", training.Measure(/*checkpointing=*/false)}};
+}
+
 json MeasureSteps(at::Device device, const TrainShape& shape) {
   DecoderInTraining training(device, shape);
   json found = {{"parameters", training.parameters()}, {"tokens_a_step", training.tokens()}};
@@ -293,6 +331,7 @@ int Main(const std::vector<std::string>& arguments) {
   PartPrinter part;
   part("curve", [&] { return MeasureCurve(arguments[0], arguments[2]); });
   part("steps", [&] { return MeasureSteps(at::Device(arguments[0]), shape); });
+  part("adapters", [&] { return MeasureAdapters(at::Device(arguments[0]), shape); });
   return part.failed() ? 1 : 0;
 }
 
