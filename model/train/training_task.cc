@@ -39,7 +39,8 @@ TaskSettings TaskSettings::From(Recipe& recipe) {
   s.seed = static_cast<uint64_t>(
       recipe.Int("seed", static_cast<int64_t>(s.seed), "of all that is drawn by chance"));
   s.device = EnterDevice(recipe.Text(
-      "device", "cpu", "cpu, which repeats a run bit for bit in float32 on as many threads, or a GPU (cuda:0)"));
+      "device", "cpu",
+      "cpu, which repeats a run bit for bit in float32 on as many threads, or a GPU (cuda:0)"));
   s.compute_dtype = recipe.Choice("precision", "fp32", {"fp32", "bf16"},
                                   "dtype of the computation; masters stay in float32") == "bf16"
                         ? at::kBFloat16

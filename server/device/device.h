@@ -24,8 +24,8 @@ absl::StatusOr<std::vector<at::Device>> ParseDevices(const std::string& text);
 uint64_t DeviceMemoryBudget(const std::string& text);
 
 // Gives the device back what LibTorch keeps of tensors that are gone: other processes may want it,
-// and other versions have streams of their own, which cannot use it. Nothing on the CPU; while another
-// thread records a graph, LibTorch keeps it until the next call.
+// and other versions have streams of their own, which cannot use it. Nothing on the CPU; while
+// another thread records a graph, LibTorch keeps it until the next call.
 void GiveBackMemory(at::Device device);
 // As the first member of what holds tensors on a device: gives their memory back behind them.
 class GivesBackMemory {
