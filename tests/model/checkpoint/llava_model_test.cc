@@ -87,6 +87,25 @@ TEST(LlavaModelTest, ImportsVerifiesAndInspects) {
   ExpectOneLine(LlavaModel("verify " + repository + "/m/1"), 1, "the decoder has the digest");
 }
 
+TEST(LlavaModelTest, PublishesAdaptersMergedIntoTheirBase) {
+  const TempFolder folder;
+  folder.CopyOf("clip-tower");
+  const std::string adapter = folder.CopyOf("lora").string();  // away from its base
+  const std::string root = (folder.path() / "models").string();
+  const std::string publish = "publish " + adapter + " --repository " + root + " --name tuned";
+  ExpectOneLine(LlavaModel(publish), 1, "--base");
+  const Outcome published =
+      LlavaModel(publish + " --self-test --base " + (Fixtures() / "orig-f32").string());
+  ASSERT_EQ(published.code, 0) << published.error;
+  const Outcome verified = LlavaModel("verify " + root + "/tuned --self-test float32");
+  EXPECT_EQ(verified.code, 0) << verified.error;
+  EXPECT_THAT(verified.output, HasSubstr("self-test off by"));
+  EXPECT_THAT(LlavaModel("inspect " + root + "/tuned").output, HasSubstr("orig-f32"));
+  // The same model as the folder itself beside its base.
+  const Outcome diff = LlavaModel("diff " + root + "/tuned " + (Fixtures() / "lora").string());
+  EXPECT_THAT(diff.output, Not(HasSubstr("changed   model."))) << diff.output;
+}
+
 // From one repository to another: the tower has to come along or be there.
 TEST(LlavaModelTest, MovesVersionsBetweenRepositories) {
   const TempFolder from, to;
