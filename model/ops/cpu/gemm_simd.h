@@ -18,12 +18,15 @@ constexpr int kColumns = 16;  // of a vector
 constexpr int kMostRows = 8;  // of x at a time, so that their sums stay in registers
 #elif defined(__AVX2__)
 constexpr int kColumns = 8;
-constexpr int kMostRows = 2;
+constexpr int kMostRows = 4;
 #else
 constexpr int kColumns = 4;
 constexpr int kMostRows = 1;
 #endif
 constexpr int kVectors = kPanel / kColumns;
+// Vectors of a panel that `rows` of x go through at a time: all while their sums fit into
+// registers, so that weights are read in order.
+constexpr int Together(int rows) { return rows * kVectors <= 2 * kMostRows ? kVectors : 2; }
 
 using Floats = float __attribute__((vector_size(4 * kColumns)));
 using Ints = int32_t __attribute__((vector_size(4 * kColumns)));
@@ -56,30 +59,64 @@ template <typename V>
 #endif
 }
 
-// --- four bytes: unsigned weights, signed activations; exact -----------------------------------
+// --- four bytes: weights with their offset, signed activations; exact ---------------------------
 
 #if defined(__AVX512VNNI__)
 
+constexpr bool kOffsetTaken = false;  // from whole bytes, so that no correction is due
 struct WeightQuads {
   Words all;
 };
+using NibbleQuads = WeightQuads;
 struct Quad {
   Ints all;
 };
 [[gnu::always_inline]] static inline WeightQuads Split(Words w) { return {w}; }
+[[gnu::always_inline]] static inline NibbleQuads SplitNibbles(Words w) { return {w}; }
 [[gnu::always_inline]] static inline Quad Spread(const void* x) { return {Ints{} + LoadWord(x)}; }
 [[gnu::always_inline]] static inline Ints AddDot(Ints sum, WeightQuads w, Quad x) {
   return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w.all, (__m512i)x.all);
 }
 
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+
+// The instruction for products of bytes takes unsigned ones times signed ones and adds two products
+// in 16 bits: at most 2 * 128 * 127, or 2 * 15 * 127, which fit.
+constexpr bool kOffsetTaken = true;
+struct WeightQuads {
+  __m256i size, sign;
+};
+struct NibbleQuads {
+  __m256i all;
+};
+struct Quad {
+  __m256i all;
+};
+[[gnu::always_inline]] static inline WeightQuads Split(Words w) {
+  const __m256i whole = (__m256i)(w ^ 0x80808080);
+  return {_mm256_abs_epi8(whole), whole};
+}
+[[gnu::always_inline]] static inline NibbleQuads SplitNibbles(Words w) { return {(__m256i)w}; }
+[[gnu::always_inline]] static inline Quad Spread(const void* x) {
+  return {_mm256_set1_epi32(LoadWord(x))};
+}
+[[gnu::always_inline]] static inline Ints AddHalves(Ints sum, __m256i halves) {
+  return sum + (Ints)_mm256_madd_epi16(halves, _mm256_set1_epi16(1));
+}
+[[gnu::always_inline]] static inline Ints AddDot(Ints sum, WeightQuads w, Quad x) {
+  return AddHalves(sum, _mm256_maddubs_epi16(w.size, _mm256_sign_epi8(x.all, w.sign)));
+}
+[[gnu::always_inline]] static inline Ints AddDot(Ints sum, NibbleQuads w, Quad x) {
+  return AddHalves(sum, _mm256_maddubs_epi16(w.all, x.all));
+}
+
 #else
 
+constexpr bool kOffsetTaken = false;
 // Of 16-bit halves, the products' sum.
 [[gnu::always_inline]] static inline Ints DotHalves(Ints a, Ints b) {
 #if defined(__AVX512BW__)
   return (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
-#elif defined(__AVX2__)
-  return (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
 #elif defined(__SSE2__)
   return (Ints)_mm_madd_epi16((__m128i)a, (__m128i)b);
 #else
@@ -91,18 +128,18 @@ struct Quad {
 struct WeightQuads {
   Ints even, odd;
 };
+using NibbleQuads = WeightQuads;
 struct Quad {
   Ints even, odd;
 };
 [[gnu::always_inline]] static inline WeightQuads Split(Words w) {
   return {(Ints)(w & 0x00FF00FF), (Ints)(w >> 8 & 0x00FF00FF)};
 }
+[[gnu::always_inline]] static inline NibbleQuads SplitNibbles(Words w) { return Split(w); }
 [[gnu::always_inline]] static inline Quad Spread(const void* x) {
-  int8_t b[4];
-  __builtin_memcpy(b, x, sizeof(b));
-  const uint32_t even = static_cast<uint16_t>(b[0]) | static_cast<uint32_t>(b[2]) << 16;
-  const uint32_t odd = static_cast<uint16_t>(b[1]) | static_cast<uint32_t>(b[3]) << 16;
-  return {Ints{} + static_cast<int32_t>(even), Ints{} + static_cast<int32_t>(odd)};
+  using Halves = int16_t __attribute__((vector_size(4 * kColumns)));
+  const Halves all = (Halves)(Ints{} + LoadWord(x));
+  return {(Ints)((Halves)(all << 8) >> 8), (Ints)(all >> 8)};
 }
 [[gnu::always_inline]] static inline Ints AddDot(Ints sum, WeightQuads w, Quad x) {
   return sum + DotHalves(w.even, x.even) + DotHalves(w.odd, x.odd);
@@ -140,9 +177,8 @@ struct Pair {
   return {(Floats)(w << 16), (Floats)(w & 0xFFFF0000)};
 }
 [[gnu::always_inline]] static inline Pair SpreadPair(const void* x) {
-  const uint32_t pair = static_cast<uint32_t>(LoadWord(x));
-  const uint32_t even = pair << 16, odd = pair & 0xFFFF0000;
-  return {(Floats)(Words{} + even), (Floats)(Words{} + odd)};
+  const Words pair = Words{} + static_cast<uint32_t>(LoadWord(x));
+  return {(Floats)(pair << 16), (Floats)(pair & 0xFFFF0000)};
 }
 [[gnu::always_inline]] static inline Floats AddDot(Floats sum, WeightPairs w, Pair x) {
   return MultiplyAdd(w.odd, x.odd, MultiplyAdd(w.even, x.even, sum));
