@@ -12,6 +12,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "model/checkpoint/durable_file.h"
 #include "model/checkpoint/json_text.h"
 
 namespace llava {
@@ -104,7 +105,9 @@ std::map<std::string, JsonObject> ById(std::vector<JsonObject> records, const st
 }
 
 JsonLinesFile::JsonLinesFile(const std::filesystem::path& path, const std::string& first_key)
-    : path_(path), fd_(open(path.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0644)) {
+    : path_(path),
+      key_(first_key),
+      fd_(open(path.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0644)) {
   if (fd_ < 0) FailSystem(path_, "open for writing", errno);
   const char* failed = nullptr;
   struct stat status {};
@@ -154,3 +157,23 @@ void JsonLinesFile::Append(const nlohmann::ordered_json& record) {
 }
 
 }  // namespace llava
+void JsonLinesFile::Order(const std::vector<std::string>& ids) {
+  std::map<std::string, size_t> rank;
+  for (const std::string& id : ids) rank.emplace(id, rank.size());
+  std::vector<std::pair<size_t, std::string>> lines;
+  std::ifstream file(path_, std::ios::binary);
+  for (std::string line; std::getline(file, line);) {
+    if (IsBlank(line)) continue;
+    const JsonObject record(ParseJson<Json>(line), path_.string());
+    const auto found = rank.find(IdOf(record, key_));
+    lines.emplace_back(found == rank.end() ? ids.size() : found->second, std::move(line));
+  }
+  if (!file.eof()) FailSystem(path_, "read", errno);
+  const auto before = [](const auto& a, const auto& b) { return a.first < b.first; };
+  if (std::is_sorted(lines.begin(), lines.end(), before)) return;
+  std::stable_sort(lines.begin(), lines.end(), before);
+  std::string content;
+  for (const auto& [place, line] : lines) (content += line) += '\n';
+  WriteDurably(path_, content);
+}
+

@@ -42,6 +42,11 @@ class JsonLinesFile {
  private:
   std::filesystem::path path_;
   int fd_;
+  // Puts the lines of `ids` first, in that order, and leaves the others behind them as they are.
+  // Nothing can be appended afterwards. Throws std::runtime_error naming the path.
+  void Order(const std::vector<std::string>& ids);
+
 };
 
+  std::string key_;
 }  // namespace llava

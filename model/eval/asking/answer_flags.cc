@@ -190,6 +190,9 @@ int AnswerFlags::AnswerHere(const std::vector<VisualQuestion>& questions,
   if (failed) std::rethrow_exception(failed);
   if (cut_off > 0) std::fprintf(stderr, "%zu answers are cut off by --max-tokens\n", cut_off);
   if (done < questions.size()) return 128 + StopRequest::Signal();
+  std::vector<std::string> ids;  // answers came as workers were done with them
+  for (const VisualQuestion& question : questions) ids.push_back(question.name());
+  out.Order(ids);
   return 0;
 }
 
