@@ -83,6 +83,15 @@ std::vector<JsonObject> ReadJsonLines(const std::filesystem::path& path) {
   return records;
 }
 
+Json ReadWholeJson(const std::filesystem::path& path) {
+  constexpr uint64_t kLargestFile = uint64_t{1} << 30;
+  try {
+    return ParseJson<Json>(ReadSmallFile(path, kLargestFile));
+  } catch (const std::invalid_argument&) {
+    return nullptr;
+  }
+}
+
 std::string IdOf(const JsonObject& record, const std::string& key) {
   const Json& value = record.At(key);
   if (value.is_number_integer()) return value.dump();
@@ -156,7 +165,6 @@ void JsonLinesFile::Append(const nlohmann::ordered_json& record) {
   FailSystem(path_, "write", error);
 }
 
-}  // namespace llava
 void JsonLinesFile::Order(const std::vector<std::string>& ids) {
   std::map<std::string, size_t> rank;
   for (const std::string& id : ids) rank.emplace(id, rank.size());
@@ -177,3 +185,4 @@ void JsonLinesFile::Order(const std::vector<std::string>& ids) {
   WriteDurably(path_, content);
 }
 
+}  // namespace llava

@@ -7,7 +7,6 @@
 #include <string_view>
 #include <utility>
 
-#include "model/checkpoint/durable_file.h"
 #include "model/eval/json_lines.h"
 
 namespace llava {
@@ -15,10 +14,8 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr uint64_t kLargestFile = uint64_t{1} << 30;
-
 std::vector<JsonObject> ReadRecords(const std::filesystem::path& path) {
-  Json whole = Json::parse(ReadSmallFile(path, kLargestFile), nullptr, /*allow_exceptions=*/false);
+  Json whole = ReadWholeJson(path);
   std::string at;
   for (const char* key : {"annotations", "data"}) {
     if (!whole.is_object() || !whole.contains(key)) continue;

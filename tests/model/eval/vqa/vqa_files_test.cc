@@ -51,6 +51,10 @@ TEST(VqaFilesTest, NameWhatIsWrong) {
   EXPECT_THAT(error("{\"question_id\": 1, \"answer\": \"a\"}\n{\"question_id\":"),
               HasSubstr("q:2: no JSON"));
   EXPECT_THAT(error("[]"), HasSubstr("has no questions"));
+  const std::string deep = std::string(100'000, '[') + std::string(100'000, ']');
+  EXPECT_THAT(error(deep), HasSubstr("q:1: no JSON: has more than 200 levels"));
+  EXPECT_THAT(error(R"({"annotations": [{"question_id": 3, "answers": )" + deep + "}]}"),
+              HasSubstr("q:1: no JSON: has more than 200 levels"));
 }
 
 TEST(TextVqaFilesTest, AreJoinedByPictureAndQuestion) {
