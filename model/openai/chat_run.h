@@ -54,8 +54,8 @@ class ChatRun {
 
   // Takes requests from `next` until it has no more. `done` gets the result of each that was
   // answered or failed, in the order of their ends. `tick`, if any, is called ten times a second or
-  // more. Throws std::runtime_error after a fatal error, when what was on the wire has come back,
-  // and what the journal throws. Call it once.
+  // more. Throws std::runtime_error after a fatal error, and what `next` throws, when what was on
+  // the wire has come back and is recorded; also what the journal throws. Call it once.
   Outcome Run(const Next& next, const Done& done, const std::function<void()>& tick = {});
 
   const Totals& totals() const { return totals_; }

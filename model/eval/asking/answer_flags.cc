@@ -207,7 +207,11 @@ int AnswerFlags::AnswerByServer(const std::vector<VisualQuestion>& questions,
     if (request.messages.empty()) {
       request.messages.push_back({"user", question.text, {}});
       if (!question.picture.empty()) {
-        request.messages.back().images.push_back(PictureUrl(question.picture));
+        try {
+          request.messages.back().images.push_back(PictureUrl(question.picture));
+        } catch (const std::runtime_error& error) {
+          throw std::runtime_error("question " + question.name() + ": " + error.what());
+        }
       }
     }
     return request;

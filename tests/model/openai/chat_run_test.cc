@@ -197,6 +197,28 @@ TEST_F(ChatRunTest, AFatalErrorEndsTheRunButKeepsWhatWasPaidFor) {
   EXPECT_FALSE(results_.contains("r4"));
 }
 
+TEST_F(ChatRunTest, ARequestThatCannotBeMadeEndsTheRunButKeepsWhatWasPaidFor) {
+  ScriptedBackend backend(
+      [](const ChatRequest& request) { return ScriptedBackend::Say(request, "x"); });
+  ChatJournal journal(path_);
+  ChatRun run(backend, journal, {});
+  int next = 0;
+  const auto third_fails = [&]() -> std::optional<ChatRequest> {
+    if (next == 2) throw std::runtime_error("no such picture");
+    return Request(next++);
+  };
+  std::string message;
+  try {
+    run.Run(third_fails, Note());
+  } catch (const std::runtime_error& error) {
+    message = error.what();
+  }
+  EXPECT_EQ(message, "no such picture");
+  EXPECT_EQ(backend.asked().size(), 2u);
+  EXPECT_EQ(journal.size(), 2u);
+  EXPECT_EQ(results_.size(), 2u);
+}
+
 TEST_F(ChatRunTest, ManyFailuresInARowEndTheRun) {
   ScriptedBackend backend([](const ChatRequest& request) {
     return ChatResult{.id = request.id,

@@ -140,6 +140,31 @@ TEST_F(AskingCommandTest, AnswersByAServer) {
   EXPECT_EQ(server.num_asked(), 3);
 }
 
+TEST_F(AskingCommandTest, AQuestionWithoutItsPictureLosesNoOther) {
+  std::string questions;
+  for (int i = 1; i <= 5; ++i) {
+    questions += "{\"question_id\": " + std::to_string(i) + ", \"text\": \"q" + std::to_string(i) +
+                 "?\"" + (i == 3 ? ", \"image\": \"gone.png\"" : "") + "}\n";
+  }
+  ChatServer server([](const Asked&) {
+    auto answer = ChatServer::Say("Hm");
+    answer.delay = std::chrono::milliseconds(200);  // others are on the wire at the third
+    return answer;
+  });
+  const std::string command = "answer --questions " + folder_.Write("five.jsonl", questions) +
+                              " --pictures " + kScenes + Server(server) + Out() +
+                              " --concurrency 2 2>&1";
+  for (int round = 0; round < 2; ++round) {
+    const Outcome outcome = Eval(command);
+    EXPECT_EQ(outcome.code, 1) << outcome.output;
+    EXPECT_THAT(outcome.output, HasSubstr("question 3: " + kScenes + "gone.png: "));
+    EXPECT_THAT(outcome.output, HasSubstr(round == 0 ? "4 answered now, 0 known before, 1 failed"
+                                                     : "0 answered now, 4 known before, 1 failed"));
+    EXPECT_EQ(Written().size(), 4);
+    EXPECT_EQ(server.num_asked(), 4);
+  }
+}
+
 TEST_F(AskingCommandTest, RefusesFlagsThatWouldDoNothing) {
   const std::string command = "answer --questions " + questions_ + Out();
   for (const std::string& server :
