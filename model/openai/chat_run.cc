@@ -114,7 +114,7 @@ bool ChatRun::Take(const ChatRequest& request, const Done& done) {
     return true;
   }
   const ChatUsage most = {.prompt_tokens = EstimatePromptTokens(request),
-                          .completion_tokens = static_cast<uint64_t>(request.max_tokens)};
+                          .completion_tokens = MostAnswerTokens(request)};
   Reserved reserved{.tokens = most.tokens(), .cost = options_.prices.Of(most), .twins = {}};
   if (!Fits(reserved)) return false;
   on_the_wire_.emplace(hash, std::move(reserved));

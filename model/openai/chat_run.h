@@ -27,7 +27,7 @@ class ChatRun {
     ChatPrices prices = {};
     // Limits of all that the journal holds, earlier runs included; 0: none. They are kept, as far
     // as requests are not longer than estimated: one is sent only if it and those on the wire
-    // would fit with answers of max_tokens.
+    // would fit with answers of MostAnswerTokens.
     uint64_t most_requests = 0, most_tokens = 0;
     double most_cost = 0;
     // So many failed requests behind each other end the run: the server is down. 0: never.

@@ -259,6 +259,25 @@ TEST_F(ChatRunTest, StopsBeforeTheBudgetIsExceeded) {
   EXPECT_EQ(answered({.prices = {.prompt = 1000, .completion = 2000}, .most_cost = 5.5}), 5u);
 }
 
+TEST_F(ChatRunTest, TheBudgetIsOfWhatIsSent) {
+  ScriptedBackend backend([](const ChatRequest& request) {
+    ChatResult result = ScriptedBackend::Say(request, "x");
+    result.reply->usage = {10, 1800};
+    return result;
+  });
+  ChatJournal journal(path_);
+  ChatRun run(backend, journal, {.most_tokens = 5700});
+  int next = 0;
+  const auto longer = [&]() -> std::optional<ChatRequest> {
+    ChatRequest request = Request(next++);
+    request.extra = {{"max_tokens", nullptr}, {"max_completion_tokens", 900}, {"n", 2}};
+    return request;
+  };
+  EXPECT_EQ(run.Run(longer, Note()), ChatRun::Outcome::kBudget);
+  EXPECT_EQ(journal.size(), 3u);
+  EXPECT_LE(journal.usage().tokens(), 5700u);
+}
+
 TEST_F(ChatRunTest, TheBudgetCountsEarlierRuns) {
   for (int round = 0; round < 2; ++round) {
     results_.clear();

@@ -58,6 +58,21 @@ TEST(ChatTest, HashIsOfWhatIsSentAndOfTheSample) {
   EXPECT_NE(HashOf(request), hash);
 }
 
+TEST(ChatTest, KnowsTheMostTokensOfItsAnswers) {
+  ChatRequest request = Hello();
+  EXPECT_EQ(MostAnswerTokens(request), 7u);
+  const auto with = [&](const char* extra) {
+    request.extra = Json::parse(extra);
+    return MostAnswerTokens(request);
+  };
+  EXPECT_EQ(with(R"({"max_tokens": 50})"), 50u);
+  EXPECT_EQ(with(R"({"max_tokens": null, "max_completion_tokens": 900})"), 900u);
+  EXPECT_EQ(with(R"({"max_completion_tokens": 900, "n": 3})"), 2700u);
+  EXPECT_EQ(with(R"({"n": 3, "top_k": 1})"), 21u);
+  EXPECT_EQ(with(R"({"max_tokens": null})"), 7u) << "the server's own limit is not known";
+  EXPECT_EQ(with(R"({"max_tokens": -5, "n": 1e300})"), 7'000'000'000u);
+}
+
 TEST(ChatTest, BrokenTextDoesNotStopARequest) {
   ChatRequest request = Hello();
   request.messages[1].text = "caf\xC3";
