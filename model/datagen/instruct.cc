@@ -10,8 +10,8 @@
 
 #include "model/data/scenes/random.h"
 #include "model/datagen/instruct_report.h"
-#include "model/datagen/staged_file.h"
 #include "model/progress/progress.h"
+#include "model/checkpoint/durable_file.h"
 
 namespace llava {
 namespace {
