@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "model/digest/sha256.h"
+#include "model/text/utf8.h"
 
 namespace llava {
 namespace {
@@ -56,8 +57,7 @@ std::string OneLine(std::string_view text) {
     }
   }
   if (line.size() > kMost) {
-    line.resize(kMost);
-    while (!line.empty() && (line.back() & 0x80)) line.pop_back();  // no half characters
+    line.resize(CutUtf8(line, kMost).size());
     line += "...";
   }
   while (line.ends_with(' ')) line.pop_back();

@@ -147,6 +147,14 @@ TEST_F(QualityGatesTest, ItsOwnExamplesPass) {
   }
 }
 
+TEST_F(QualityGatesTest, TellsTheBeginningOfATextInAnyScript) {
+  std::string russian;
+  for (int i = 0; i < 30; ++i) russian += "да ";  // 5 bytes each
+  const Screened screened = Conversation("Question: What is it?\nAnswer: " + russian);
+  EXPECT_EQ(screened.rejected, Rule::kLanguage);
+  EXPECT_EQ(screened.detail, russian.substr(0, 80) + "...");
+}
+
 TEST_F(QualityGatesTest, RejectsByRule) {
   const std::string qa = "Question: What is it?\nAnswer: ";
   const struct {

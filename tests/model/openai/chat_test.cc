@@ -125,6 +125,11 @@ TEST(ChatTest, ErrorsAreOneCleanLine) {
   EXPECT_EQ(ErrorText("<html>\r\n<b>502</b>"), "<html> <b>502</b>");
   EXPECT_EQ(ErrorText(""), "(empty)");
   EXPECT_LE(ErrorText(std::string(5000, 'x')).size(), 303u);
+  // Of a text in another script all but the character that would be cut is told.
+  std::string chinese;
+  for (int i = 0; i < 200; ++i) chinese += "错";
+  const std::string told = ErrorText(Json{{"error", "x" + chinese}}.dump());
+  EXPECT_EQ(told, "x" + chinese.substr(0, 99 * 3) + "...");
 }
 
 }  // namespace
