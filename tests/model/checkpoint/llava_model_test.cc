@@ -123,6 +123,25 @@ TEST(LlavaModelTest, MakesAndRunsSelfTests) {
   ExpectOneLine(LlavaModel(import + "x --self-test --no-self-test"), 2, "self-test");
   const std::string again =
       "publish " + root + "/untested --repository " + root + " --name again --self-test";
+// A version elsewhere in the repository is nothing that the published one needs.
+TEST(LlavaModelTest, PublishesBesideBrokenVersions) {
+  const TempFolder from, to;
+  const auto language = OpenLanguage(Fixtures() / "tiny-llava");
+  const std::string source = PublishLanguage(language, from.path(), "m").string();
+  const std::string import = "import " + source + " --name m --repository " + to.path().string();
+  for (const char* broken : {"a/1", "z/7"}) {
+    std::filesystem::create_directories(to.path() / broken);
+    WriteBytes(to.path() / broken / "manifest.json", "{");
+  }
+  ExpectOneLine(LlavaModel(import), 1, "--tower; not read: " + (to.path() / "a/1").string());
+  const Outcome anew = LlavaModel(import + " --tower " + (Fixtures() / "clip-tower").string());
+  EXPECT_EQ(anew.code, 0) << anew.error;
+  EXPECT_THAT(anew.error, HasSubstr("the tower is stored anew; not read: "));
+  EXPECT_THAT(anew.error, HasSubstr((to.path() / "z/7/manifest.json").string()));
+  const Outcome again = LlavaModel(import);
+  EXPECT_EQ(again.code, 0) << again.error;
+}
+
   EXPECT_EQ(LlavaModel(again).code, 0);
   EXPECT_EQ(LlavaModel("verify " + root + "/again --self-test bfloat16").code, 0);
 }
