@@ -174,6 +174,14 @@ TEST_F(AskingCommandTest, RefusesFlagsThatWouldDoNothing) {
     EXPECT_EQ(both.code, 2) << both.output;
     EXPECT_THAT(both.output, HasSubstr(server.substr(0, server.find(' ')))) << both.output;
   }
+  for (const std::string& server :
+       {std::string("--key-env HOME"), std::string("--concurrency 2"), std::string("--rpm 5"),
+        std::string("--tpm 5"), std::string("--timeout 5"), std::string("--attempts 2")}) {
+    const Outcome both = Eval(command + " --replay /dev/null " + server + " 2>&1");
+    EXPECT_EQ(both.code, 2) << both.output;
+    EXPECT_THAT(both.output, HasSubstr(server.substr(0, server.find(' '))));
+    EXPECT_THAT(both.output, HasSubstr("--replay"));
+  }
   for (const std::string& local : {std::string("--tower /nowhere"), std::string("--template plain"),
                                    std::string("--threads 2")}) {
     const Outcome alone = Eval(command + " --replay /dev/null " + local + " 2>&1");
