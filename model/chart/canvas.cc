@@ -2,10 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
 #include <opencv2/imgcodecs.hpp>
 #include <opencv2/imgproc.hpp>
 #include <stdexcept>
+
+#include "model/checkpoint/durable_file.h"
 
 namespace llava {
 namespace {
@@ -121,10 +122,7 @@ void Canvas::SavePng(const std::filesystem::path& path) const {
   if (!cv::imencode(".png", small, png)) {
     throw std::runtime_error(path.string() + ": the picture could not be encoded as PNG");
   }
-  std::ofstream file(path, std::ios::binary);
-  file.write(reinterpret_cast<const char*>(png.data()), static_cast<std::streamsize>(png.size()));
-  file.close();
-  if (!file) throw std::runtime_error(path.string() + ": the picture could not be written");
+  WriteDurably(path, {reinterpret_cast<const char*>(png.data()), png.size()});
 }
 
 }  // namespace llava

@@ -36,6 +36,16 @@ void CheckListed(const fs::path& path, const Manifest& manifest) {
   std::vector<std::string> names = {"config.json"};
   const bool sharded = fs::exists(path / "model.safetensors.index.json");
   names.push_back(sharded ? "model.safetensors.index.json" : "model.safetensors");
+  for (const char* name :
+       {"tokenizer.model", "tokenizer_config.json", "added_tokens.json", "chat_template.json",
+        "pytorch_model.bin.index.json", "pytorch_model.bin"}) {
+    if (fs::exists(path / name)) names.emplace_back(name);
+  }
+  if (sharded) {
+    const JsonObject index = JsonObject::Read(path / "model.safetensors.index.json");
+    const JsonObject shards = index.Object("weight_map");
+    for (const auto& [tensor, file] : shards.value().items()) names.push_back(shards.Text(tensor));
+  }
   for (const auto& entry : fs::directory_iterator(path)) {
     if (entry.path().extension() == ".safetensors") names.push_back(entry.path().filename());
   }

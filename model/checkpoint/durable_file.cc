@@ -9,6 +9,7 @@
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace llava {
 namespace {
@@ -17,51 +18,70 @@ namespace {
   throw std::runtime_error(path.string() + ": cannot " + what + ": " + std::strerror(error));
 }
 
-// Closes and, unless kept, removes the file.
-class TemporaryFile {
- public:
-  explicit TemporaryFile(std::filesystem::path path)
-      : path_(std::move(path)),
-        fd_(open(path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644)) {
-    if (fd_ < 0) Fail(path_, "create", errno);
-  }
-  ~TemporaryFile() {
-    if (fd_ >= 0) close(fd_);
-    if (!kept_) unlink(path_.c_str());
-  }
-  TemporaryFile(const TemporaryFile&) = delete;
-  TemporaryFile& operator=(const TemporaryFile&) = delete;
+// Small pieces are gathered to so many bytes.
+constexpr size_t kBuffer = 64 << 10;
 
-  void Write(std::string_view piece) {
-    while (!piece.empty()) {
-      const ssize_t written = write(fd_, piece.data(), piece.size());
-      if (written < 0 && errno == EINTR) continue;
-      if (written < 0) Fail(path_, "write", errno);
-      piece.remove_prefix(static_cast<size_t>(written));
-    }
-  }
-  void RenameTo(const std::filesystem::path& target) {
-    if (fsync(fd_) != 0) Fail(path_, "fsync", errno);
-    const int closed = close(fd_);
-    fd_ = -1;
-    if (closed != 0) Fail(path_, "close", errno);
-    if (rename(path_.c_str(), target.c_str()) != 0) Fail(target, "rename a file to this", errno);
-    kept_ = true;
-  }
-
- private:
-  std::filesystem::path path_;
-  int fd_;
-  bool kept_ = false;
-};
+std::filesystem::path FolderOf(const std::filesystem::path& path) {
+  return path.has_parent_path() ? path.parent_path() : ".";
+}
 
 }  // namespace
 
+StagedFile::StagedFile(const std::filesystem::path& path)
+    : StagedFile(path, path.string() + ".part", O_TRUNC) {}
+
+StagedFile::StagedFile(std::filesystem::path path, std::filesystem::path part)
+    : StagedFile(std::move(path), std::move(part), O_EXCL) {}
+
+StagedFile::StagedFile(std::filesystem::path path, std::filesystem::path part, int flags)
+    : path_(std::move(path)),
+      part_(std::move(part)),
+      fd_(open(part_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | flags, 0644)) {
+  if (fd_ < 0) Fail(part_, "create", errno);
+}
+
+StagedFile::~StagedFile() {
+  if (fd_ >= 0) close(fd_);
+  if (!committed_) unlink(part_.c_str());
+}
+
+void StagedFile::Write(std::string_view piece) {
+  if (buffered_.size() + piece.size() > kBuffer) {
+    Flush(buffered_);
+    buffered_.clear();
+  }
+  if (piece.size() > kBuffer) {
+    Flush(piece);
+  } else {
+    buffered_ += piece;
+  }
+}
+
+void StagedFile::Flush(std::string_view bytes) {
+  while (!bytes.empty()) {
+    const ssize_t written = write(fd_, bytes.data(), bytes.size());
+    if (written < 0 && errno == EINTR) continue;
+    if (written < 0) Fail(part_, "write", errno);
+    bytes.remove_prefix(static_cast<size_t>(written));
+  }
+}
+
+void StagedFile::Commit(Sync sync) {
+  Flush(buffered_);
+  buffered_.clear();
+  if (sync == Sync::kNow && fsync(fd_) != 0) Fail(part_, "fsync", errno);
+  const int closed = close(fd_);
+  fd_ = -1;
+  if (closed != 0) Fail(part_, "close", errno);
+  if (rename(part_.c_str(), path_.c_str()) != 0) Fail(path_, "rename a file to this", errno);
+  committed_ = true;
+  if (sync == Sync::kNow) SyncFolder(FolderOf(path_));
+}
+
 void WriteDurably(const std::filesystem::path& path, std::span<const std::string_view> pieces) {
-  TemporaryFile file(path.string() + ".tmp-" + RandomName());
+  StagedFile file(path, path.string() + ".tmp-" + RandomName());
   for (const std::string_view piece : pieces) file.Write(piece);
-  file.RenameTo(path);
-  SyncFolder(path.has_parent_path() ? path.parent_path() : ".");
+  file.Commit();
 }
 
 void WriteDurably(const std::filesystem::path& path, std::string_view content) {

@@ -24,6 +24,9 @@ constexpr std::string_view kKnownGlobals[] = {
 
 constexpr size_t kMostArguments = 16;  // of a tensor or a storage; torch writes up to 7
 
+// A byte can make a value, which takes a hundred. A tensor has about twenty.
+constexpr size_t kMostValues = 1u << 20;
+
 // Opcodes of the pickle format that torch.save uses.
 enum Op : uint8_t {
   kMark = '(',
@@ -107,6 +110,9 @@ class Unpickler {
   }
 
   PickleValue* New(Kind kind) {
+    if (values_.size() == kMostValues) {
+      Fail("has more than " + std::to_string(kMostValues) + " values");
+    }
     values_.emplace_back().kind = kind;
     return &values_.back();
   }

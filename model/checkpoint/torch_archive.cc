@@ -14,6 +14,9 @@ using Kind = PickleValue::Kind;
 using Entries = std::map<std::string, std::span<const uint8_t>>;
 
 constexpr std::string_view kPickleName = "data.pkl";
+// Of a hundred thousand tensors; those of the largest published models take a tenth of a MiB.
+constexpr size_t kLargestPickle = 16u << 20;
+constexpr size_t kMostDimensions = 16;
 
 constexpr std::pair<std::string_view, at::ScalarType> kStorages[] = {
     {"torch.FloatStorage", at::kFloat},       {"torch.HalfStorage", at::kHalf},
@@ -29,6 +32,8 @@ void Check(bool fits, const char* what) {
 
 std::vector<int64_t> Sizes(const PickleValue& tuple) {
   Check(tuple.kind == Kind::kTuple, "its size or stride is not a tuple");
+  // Tensors may share one long tuple, and each copy of it would take memory.
+  Check(tuple.items.size() <= kMostDimensions, "it has more than 16 dimensions");
   std::vector<int64_t> sizes;
   for (const PickleValue* item : tuple.items) {
     Check(item->kind == Kind::kInt && item->number >= 0, "its size or stride is not a number");
@@ -108,6 +113,11 @@ TorchArchive::TorchArchive(std::shared_ptr<const MappedFile> file) : file_(std::
     if (order != entries.end() &&
         std::string(order->second.begin(), order->second.end()) != "little") {
       throw std::runtime_error("its tensors are not little-endian");
+    }
+    if (pickle_entry->second.size() > kLargestPickle) {
+      throw std::runtime_error("its data.pkl has " + std::to_string(pickle_entry->second.size()) +
+                               " bytes, at most " + std::to_string(kLargestPickle) +
+                               " are expected of a file of tensors");
     }
     const Pickle pickle(pickle_entry->second);
     if (pickle.root().kind != Kind::kDict) {

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "model/checkpoint/durable_file.h"
+#include "model/checkpoint/json_text.h"
 #include "model/checkpoint/tensor_file.h"
 #include "model/checkpoint/version_folder.h"
 
@@ -47,14 +48,23 @@ std::map<std::string, Manifest::File> FilesOf(const fs::path& folder) {
   return listed;
 }
 
+// Throws std::invalid_argument unless it can be read back from a manifest.
+void CheckRecipe(const std::string& recipe) {
+  try {
+    ParseJson<nlohmann::json>(recipe);
+    ParseJson<nlohmann::json>("{\"recipe\": " + recipe + "}");  // a level deeper
+  } catch (const std::invalid_argument& error) {
+    throw std::invalid_argument(std::string("the recipe is not JSON that a manifest can hold: ") +
+                                error.what());
+  }
+}
+
 }  // namespace
 
 VersionDraft::VersionDraft(const fs::path& root, const std::string& name, const std::string& recipe)
     : name_(name), recipe_(recipe) {
   CheckModelName(name);
-  if (!nlohmann::json::accept(recipe)) {
-    throw std::invalid_argument("the recipe is not JSON: " + recipe);
-  }
+  CheckRecipe(recipe);
   model_folder_ = root / name;
   made_model_folder_ = !fs::exists(model_folder_);
   path_ = model_folder_ / (kDraftPrefix + RandomName());
@@ -70,14 +80,21 @@ VersionDraft::VersionDraft(const fs::path& root, const std::string& name, const 
     }
     fs::create_directory(path_);
   } catch (const fs::filesystem_error& error) {
+    Remove();
     throw std::runtime_error(error.path1().string() + ": cannot create: " + error.code().message());
+  } catch (...) {
+    Remove();
+    throw;
   }
 }
 
 fs::path VersionDraft::LockPath() const { return path_.string() + kDraftLockSuffix; }
 
 VersionDraft::~VersionDraft() {
-  if (path_.empty()) return;
+  if (!path_.empty()) Remove();
+}
+
+void VersionDraft::Remove() const {
   std::error_code ignored;
   fs::remove_all(path_, ignored);
   fs::remove(LockPath(), ignored);

@@ -16,8 +16,8 @@ namespace llava {
 // of one model.
 class VersionDraft {
  public:
-  // Throws std::invalid_argument for a bad name or a recipe that is no JSON, before anything is
-  // written; std::runtime_error if nothing can be written there.
+  // Throws std::invalid_argument for a bad name or a recipe that is no JSON, or too deep for a
+  // manifest, before anything is written; std::runtime_error if nothing can be written there.
   VersionDraft(const std::filesystem::path& root, const std::string& name,
                const std::string& recipe);
   ~VersionDraft();
@@ -32,6 +32,8 @@ class VersionDraft {
 
  private:
   std::filesystem::path LockPath() const;
+  // The folder with what is in it and its lock, as far as they can be removed.
+  void Remove() const;
   // False if `target` exists already.
   bool RenameNew(const std::filesystem::path& target) const;
 

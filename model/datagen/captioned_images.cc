@@ -13,6 +13,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "model/checkpoint/json_text.h"
 #include "model/datagen/delimited_file.h"
 #include "model/text/utf8.h"
 
@@ -56,6 +57,10 @@ void ReadCocoObjects(
   std::string section;
   std::unordered_map<std::string, uint64_t> counts;
   const auto step = [&](int depth, Json::parse_event_t event, Json& parsed) {
+    if (depth > kDeepestJson) {
+      throw std::invalid_argument(path.string() + ": has more than " +
+                                  std::to_string(kDeepestJson) + " levels of arrays and objects");
+    }
     if (event == Json::parse_event_t::key) {
       if (depth == 1) section = parsed.get<std::string>();
       return parsed != "segmentation";
@@ -73,7 +78,8 @@ void ReadCocoObjects(
   try {
     const Json rest = Json::parse(file, step);
     if (!rest.is_object()) throw std::invalid_argument(path.string() + ": is no JSON object");
-  } catch (const Json::parse_error& error) {  // tells line and column
+  } catch (
+      const Json::exception& error) {  // tells line and column, or the number that is too large
     throw std::invalid_argument(path.string() + ": " + error.what());
   }
 }

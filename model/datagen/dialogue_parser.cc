@@ -4,8 +4,10 @@
 #include <cctype>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <stdexcept>
 #include <utility>
 
+#include "model/checkpoint/json_text.h"
 #include "model/text/utf8.h"
 
 namespace llava {
@@ -79,26 +81,35 @@ std::string JsonText(const Json& object, const char* key) {
   return std::string(StripUtf8(found->get_ref<const std::string&>()));
 }
 
+// Nothing if the text is no JSON, or deeper than anything that is read or copied.
+std::optional<Json> Parsed(std::string_view text) {
+  try {
+    return ParseJson<Json>(text);
+  } catch (const std::invalid_argument&) {
+    return std::nullopt;
+  }
+}
+
 // Nothing if the text is not JSON of this kind.
 std::optional<ParsedDialogue> ParseJsonDialogue(const std::vector<std::string_view>& lines) {
   std::string body;
   for (const std::string_view line : lines) {
     if (!IsFence(line)) body.append(line).append("\n");
   }
-  Json values = Json::parse(body, nullptr, /*allow_exceptions=*/false);
-  if (values.is_discarded()) {
+  std::optional<Json> values = Parsed(body);
+  if (!values) {
     values = Json::array();
     for (const std::string_view line : LinesOf(body)) {
       if (StripUtf8(line).empty()) continue;
-      Json value = Json::parse(line, nullptr, /*allow_exceptions=*/false);
-      if (value.is_discarded()) return std::nullopt;
-      values.push_back(std::move(value));
+      std::optional<Json> value = Parsed(line);
+      if (!value) return std::nullopt;
+      values->push_back(*std::move(value));
     }
   }
-  if (values.is_object()) values = Json::array({values});
-  if (!values.is_array() || values.empty()) return std::nullopt;
+  if (values->is_object()) values = Json::array({*values});
+  if (!values->is_array() || values->empty()) return std::nullopt;
   ParsedDialogue dialogue;
-  for (const Json& value : values) {
+  for (const Json& value : *values) {
     if (!value.is_object()) return std::nullopt;
     dialogue.turns.push_back({JsonText(value, "question"), JsonText(value, "answer")});
   }

@@ -11,11 +11,11 @@
 #include <string>
 #include <vector>
 
+#include "model/checkpoint/durable_file.h"
 #include "model/datagen/captioned_images.h"
 #include "model/datagen/delimited_file.h"
 #include "model/datagen/noun_phrases.h"
 #include "model/datagen/phrase_filter.h"
-#include "model/datagen/staged_file.h"
 #include "model/progress/guarded.h"
 #include "model/progress/progress.h"
 

@@ -1,6 +1,10 @@
 #include "model/datagen/instruct.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <fstream>
+#include <iterator>
 #include <numeric>
 #include <optional>
 #include <stdexcept>
@@ -8,9 +12,9 @@
 #include <unordered_set>
 #include <utility>
 
+#include "model/checkpoint/durable_file.h"
 #include "model/data/scenes/random.h"
 #include "model/datagen/instruct_report.h"
-#include "model/datagen/staged_file.h"
 #include "model/progress/progress.h"
 
 namespace llava {
@@ -21,6 +25,8 @@ using Json = nlohmann::ordered_json;
 
 // Purposes of random streams.
 enum Purpose : uint64_t { kImageOrder = 201, kTaskOrder, kRecordWords, kExpansionWords };
+
+constexpr char kRecords[] = "instruct.json";
 
 constexpr size_t Index(ResponseType type) { return static_cast<size_t>(type); }
 
@@ -55,11 +61,18 @@ void CheckFolder(const fs::path& folder) {
   }
   if (!fs::is_directory(folder)) throw std::invalid_argument(folder.string() + " is not a folder");
   if (fs::is_empty(folder)) return;
-  for (const char* name : {"journal.jsonl", "instruct.json"}) {
+  for (const char* name : {"journal.jsonl", kRecords}) {
     if (fs::exists(folder / name)) return;
   }
   throw std::invalid_argument(folder.string() +
                               " holds something else than instruction data; name another folder");
+}
+
+// Of a file that a run wrote: one a line, between the brackets. 0 if there is none.
+uint64_t NumRecords(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  const auto lines = std::count(std::istreambuf_iterator<char>(file), {}, '\n');
+  return static_cast<uint64_t>(std::max<std::ptrdiff_t>(0, lines - 2));
 }
 
 struct Planned {
@@ -119,9 +132,11 @@ class Run {
                  static_cast<unsigned long long>(totals_.failed), last_error_.c_str());
   }
 
-  void Write(ChatRun::Outcome outcome) const {
+  // What there is, as files beside those of an earlier run, which they replace unless that had more
+  // records and this run is not whole.
+  void Write(ChatRun::Outcome outcome, std::FILE* stream) const {
     InstructReport report(Facts(outcome));
-    StagedFile records(options_.out / "instruct.json"), rejected(options_.out / "rejected.jsonl");
+    StagedFile records(Partial(kRecords)), rejected(Partial("rejected.jsonl"));
     const QualityGates gates(prompts_, options_.language);
     Deduplicator dialogues;
     const char* separator = "[\n";
@@ -169,6 +184,20 @@ class Run {
     WriteText("report.json",
               report.ToJson().dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
     WriteText("report.md", report.ToMarkdown());
+    const bool whole = outcome == ChatRun::Outcome::kFinished && totals_.failed == 0;
+    const uint64_t before = whole ? 0 : NumRecords(options_.out / kRecords);
+    if (report.kept() < before) {
+      std::fprintf(stream,
+                   "%s has %llu records of an earlier run and is left as it is; the %llu of this "
+                   "one, which is not whole, are in %s\n",
+                   (options_.out / kRecords).c_str(), static_cast<unsigned long long>(before),
+                   static_cast<unsigned long long>(report.kept()), Partial(kRecords).c_str());
+      return;
+    }
+    for (const char* name : {kRecords, "rejected.jsonl", "report.json", "report.md"}) {
+      fs::rename(Partial(name), options_.out / name);
+    }
+    SyncFolder(options_.out);
   }
 
  private:
@@ -201,8 +230,10 @@ class Run {
             {"cost", journal_.cost()}};
   }
 
+  fs::path Partial(const std::string& name) const { return options_.out / (name + ".partial"); }
+
   void WriteText(const char* name, const std::string& text) const {
-    StagedFile file(options_.out / name);
+    StagedFile file(Partial(name));
     file.Write(text);
     file.Commit();
   }
@@ -224,8 +255,10 @@ std::vector<InstructTask> PlanTasks(size_t num_images, const Mix& mix, uint64_t 
                                     uint64_t seed) {
   if (num_images == 0) throw std::invalid_argument("no pictures with captions");
   const double total = std::accumulate(mix.begin(), mix.end(), 0.0);
-  if (total <= 0 || *std::min_element(mix.begin(), mix.end()) < 0) {
-    throw std::invalid_argument("a mix needs shares of 0 and above, not all of them 0");
+  if (!(total > 0) || !std::isfinite(total) || *std::min_element(mix.begin(), mix.end()) < 0) {
+    throw std::invalid_argument(
+        "a mix needs shares of 0 and above, not all of them 0, whose sum "
+        "is a number");
   }
   const auto shares = Shares(mix, count == 0 ? num_images : count);
   std::vector<uint32_t> order(num_images);
@@ -262,7 +295,7 @@ ChatRun::Outcome WriteInstructions(const std::vector<CaptionedImage>& images,
   Run run(images, prompts, options, journal);
   const ChatRun::Outcome outcome = run.Ask(teacher, progress);
   if (outcome != ChatRun::Outcome::kStopped) {
-    run.Write(outcome);
+    run.Write(outcome, progress);
     run.TellFailures(progress);
   }
   return outcome;

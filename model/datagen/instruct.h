@@ -50,10 +50,10 @@ struct InstructOptions {
 // Asks, and writes into the folder: instruct.json (LLaVA's format and "type"; <image> in front of
 // or behind the first question by chance), rejected.jsonl, report.json and report.md. Equal options
 // and answers give equal bytes of the first two. A run that ended early goes on from the journal;
-// stopped by a signal it writes nothing else, at the budget's end it writes what there is. Throws
-// std::invalid_argument for wrong options or a folder that holds something else, std::runtime_error
-// as ChatRun, for files that cannot be written, and when it has written that no request was
-// answered.
+// stopped by a signal it writes nothing else, at the budget's end it writes what there is, with
+// ".partial" behind the names if an earlier run left more records. Throws std::invalid_argument for
+// wrong options or a folder that holds something else, std::runtime_error as ChatRun, for files
+// that cannot be written, and when it has written that no request was answered.
 ChatRun::Outcome WriteInstructions(const std::vector<CaptionedImage>& images,
                                    const PromptSet& prompts, ChatBackend& teacher,
                                    const InstructOptions& options, std::FILE* progress);

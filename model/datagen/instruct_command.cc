@@ -1,6 +1,7 @@
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
 #include <charconv>
+#include <cmath>
 #include <cstdio>
 #include <memory>
 #include <stdexcept>
@@ -34,7 +35,7 @@ void ReadShare(const std::string& text, Mix& mix) {
   double share = -1;
   const char* end = text.data() + text.size();
   if (equals == text.npos || std::from_chars(text.data() + equals + 1, end, share).ptr != end ||
-      !(share >= 0)) {
+      !(share >= 0) || !std::isfinite(share)) {
     throw std::invalid_argument("--mix: expected TYPE=SHARE, as detail=23; found " + text);
   }
   mix[static_cast<size_t>(ResponseTypeNamed(text.substr(0, equals)))] = share;

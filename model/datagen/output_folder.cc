@@ -8,7 +8,7 @@
 #include <fstream>
 #include <utility>
 
-#include "model/datagen/staged_file.h"
+#include "model/checkpoint/durable_file.h"
 
 namespace llava {
 namespace {
@@ -24,7 +24,7 @@ void WriteJson(const fs::path& path, const nlohmann::ordered_json& json) {
   file.Commit();
 }
 
-// One call for all files, not a wait for the disk after each of thousands of pictures.
+// One call for all pictures, not a wait for the disk after each of thousands of pictures.
 void SyncFileSystem(const fs::path& folder) {
   const int fd = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   const bool done = fd >= 0 && syncfs(fd) == 0;

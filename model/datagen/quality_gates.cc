@@ -109,11 +109,8 @@ bool EndsLikeASentence(std::string_view text) {
 
 std::string Shortened(std::string_view text) {
   constexpr size_t kMost = 80;
-  std::string shortened(text.substr(0, kMost));
-  if (text.size() > kMost) {
-    while (!shortened.empty() && (shortened.back() & 0x80)) shortened.pop_back();
-    shortened += "...";
-  }
+  std::string shortened(CutUtf8(text, kMost));
+  if (text.size() > kMost) shortened += "...";
   std::replace(shortened.begin(), shortened.end(), '\n', ' ');
   return shortened;
 }

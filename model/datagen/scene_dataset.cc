@@ -9,10 +9,10 @@
 #include <stdexcept>
 #include <thread>
 
+#include "model/checkpoint/durable_file.h"
 #include "model/data/scenes/render.h"
 #include "model/datagen/png.h"
 #include "model/datagen/scene_records.h"
-#include "model/datagen/staged_file.h"
 #include "model/progress/progress.h"
 #include "model/progress/stop_request.h"
 
@@ -102,10 +102,12 @@ class Writer {
 };
 
 bool Writer::DrawPictures() {
-  std::vector<uint64_t> missing;  // of an interrupted run; a file under its name is whole
+  std::vector<uint64_t> missing;  // of an interrupted run
   for (uint64_t i = 0; i < options_.count; ++i) {
     const uint64_t number = options_.first + i;
-    if (!folder_.resumed() || !std::filesystem::exists(folder_.images() / SceneFileName(number))) {
+    const auto path = folder_.images() / SceneFileName(number);
+    // Pictures are synced at the end: a power cut may have left their names without their bytes.
+    if (!folder_.resumed() || !std::filesystem::exists(path) || !IsWholePng(ReadSmallFile(path))) {
       missing.push_back(number);
     }
   }
@@ -123,7 +125,7 @@ bool Writer::DrawPictures() {
         if (i >= missing.size()) break;
         StagedFile file(folder_.images() / SceneFileName(missing[i]));
         file.Write(EncodePng(renderer.Render(At(missing[i]))));
-        file.Commit();
+        file.Commit(StagedFile::Sync::kLater);
         ++done;
       }
     } catch (...) {

@@ -6,10 +6,10 @@
 #include <string>
 #include <utility>
 
+#include "model/checkpoint/durable_file.h"
 #include "model/data/scenes/render.h"
 #include "model/datagen/png.h"
 #include "model/datagen/scene_problems.h"
-#include "model/datagen/staged_file.h"
 #include "model/progress/progress.h"
 #include "model/progress/stop_request.h"
 
@@ -18,10 +18,11 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-void WriteWhole(const std::filesystem::path& path, const std::string& content) {
+void WriteWhole(const std::filesystem::path& path, const std::string& content,
+                StagedFile::Sync sync = StagedFile::Sync::kNow) {
   StagedFile file(path);
   file.Write(content);
-  file.Commit();
+  file.Commit(sync);
 }
 
 }  // namespace
@@ -56,7 +57,8 @@ bool WriteScienceDataset(const ScienceDatasetOptions& options, std::FILE* progre
       if (problem.scene) {
         const auto place = folder.images() / split / id;
         std::filesystem::create_directories(place);
-        WriteWhole(place / "image.png", EncodePng(renderer.Render(*problem.scene)));
+        WriteWhole(place / "image.png", EncodePng(renderer.Render(*problem.scene)),
+                   StagedFile::Sync::kLater);
         ++pictures;
       }
       problem.record["split"] = split;

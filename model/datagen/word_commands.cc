@@ -13,12 +13,12 @@
 #include <string>
 #include <vector>
 
+#include "model/checkpoint/durable_file.h"
 #include "model/data/questions/question_lists.h"
 #include "model/datagen/instruct.h"
 #include "model/datagen/instruct_commands.h"
 #include "model/datagen/question_request.h"
 #include "model/datagen/source_flags.h"
-#include "model/datagen/staged_file.h"
 #include "model/openai/chat_flags.h"
 #include "model/progress/guarded.h"
 #include "model/progress/stop_request.h"

@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
 #include <stdexcept>
 #include <utility>
+
+#include "model/checkpoint/durable_file.h"
+#include "model/checkpoint/json_text.h"
 
 namespace llava {
 namespace {
@@ -31,15 +33,12 @@ struct Result {
 }
 
 Result ReadResult(const std::filesystem::path& file) {
-  std::ifstream stream(file);
-  if (!stream) throw std::runtime_error(file.string() + ": cannot be read");
+  const std::string text = ReadSmallFile(file);
   Json json;
   try {
-    json = Json::parse(stream);
-  } catch (const Json::parse_error& error) {
-    RefuseFile(file, "no JSON (byte " + std::to_string(error.byte) + ")");
-  } catch (const Json::out_of_range&) {
-    RefuseFile(file, "holds a number that is too large");
+    json = ParseJson<Json>(text);
+  } catch (const std::invalid_argument& error) {
+    RefuseFile(file, std::string("no JSON: ") + error.what());
   }
   if (!json.is_object() || !json.contains("settings") || !json["settings"].is_object()) {
     RefuseFile(file, "has no \"settings\"");

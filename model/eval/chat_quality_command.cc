@@ -130,6 +130,10 @@ void Measure(Flags& flags) {
   quality.progress = stderr;
   const auto begin = std::chrono::steady_clock::now();
   const Quality result = MeasureQuality(model, reader, quality);
+  if (mistakes.is_open()) {
+    mistakes.close();
+    if (!mistakes) throw std::runtime_error(flags.mistakes + ": not all mistakes could be written");
+  }
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   if (flags.json) {

@@ -12,6 +12,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "model/checkpoint/durable_file.h"
 #include "model/checkpoint/json_text.h"
 
 namespace llava {
@@ -82,6 +83,15 @@ std::vector<JsonObject> ReadJsonLines(const std::filesystem::path& path) {
   return records;
 }
 
+Json ReadWholeJson(const std::filesystem::path& path) {
+  constexpr uint64_t kLargestFile = uint64_t{1} << 30;
+  try {
+    return ParseJson<Json>(ReadSmallFile(path, kLargestFile));
+  } catch (const std::invalid_argument&) {
+    return nullptr;
+  }
+}
+
 std::string IdOf(const JsonObject& record, const std::string& key) {
   const Json& value = record.At(key);
   if (value.is_number_integer()) return value.dump();
@@ -104,7 +114,9 @@ std::map<std::string, JsonObject> ById(std::vector<JsonObject> records, const st
 }
 
 JsonLinesFile::JsonLinesFile(const std::filesystem::path& path, const std::string& first_key)
-    : path_(path), fd_(open(path.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0644)) {
+    : path_(path),
+      key_(first_key),
+      fd_(open(path.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0644)) {
   if (fd_ < 0) FailSystem(path_, "open for writing", errno);
   const char* failed = nullptr;
   struct stat status {};
@@ -151,6 +163,26 @@ void JsonLinesFile::Append(const nlohmann::ordered_json& record) {
   // Best effort: opening the file again cuts a torn line off, too.
   [[maybe_unused]] const int cut = ftruncate(fd_, before.st_size);
   FailSystem(path_, "write", error);
+}
+
+void JsonLinesFile::Order(const std::vector<std::string>& ids) {
+  std::map<std::string, size_t> rank;
+  for (const std::string& id : ids) rank.emplace(id, rank.size());
+  std::vector<std::pair<size_t, std::string>> lines;
+  std::ifstream file(path_, std::ios::binary);
+  for (std::string line; std::getline(file, line);) {
+    if (IsBlank(line)) continue;
+    const JsonObject record(ParseJson<Json>(line), path_.string());
+    const auto found = rank.find(IdOf(record, key_));
+    lines.emplace_back(found == rank.end() ? ids.size() : found->second, std::move(line));
+  }
+  if (!file.eof()) FailSystem(path_, "read", errno);
+  const auto before = [](const auto& a, const auto& b) { return a.first < b.first; };
+  if (std::is_sorted(lines.begin(), lines.end(), before)) return;
+  std::stable_sort(lines.begin(), lines.end(), before);
+  std::string content;
+  for (const auto& [place, line] : lines) (content += line) += '\n';
+  WriteDurably(path_, content);
 }
 
 }  // namespace llava

@@ -16,6 +16,9 @@ namespace llava {
 // and the line if one is no object; what the objects throw names both, too.
 std::vector<JsonObject> ReadJsonLines(const std::filesystem::path& path);
 
+// What the file holds if it is one JSON text; else null, and ReadJsonLines tells what is wrong.
+nlohmann::json ReadWholeJson(const std::filesystem::path& path);
+
 // An id, which files have as text or as a whole number. Throws std::runtime_error as JsonObject.
 std::string IdOf(const JsonObject& record, const std::string& key = "question_id");
 
@@ -39,8 +42,13 @@ class JsonLinesFile {
   // Throws std::runtime_error naming the path; a line that could not be written whole is cut off.
   void Append(const nlohmann::ordered_json& record);
 
+  // Puts the lines of `ids` first, in that order, and leaves the others behind them as they are.
+  // Nothing can be appended afterwards. Throws std::runtime_error naming the path.
+  void Order(const std::vector<std::string>& ids);
+
  private:
   std::filesystem::path path_;
+  std::string key_;
   int fd_;
 };
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "model/digest/sha256.h"
+#include "model/text/utf8.h"
 
 namespace llava {
 namespace {
@@ -56,8 +57,7 @@ std::string OneLine(std::string_view text) {
     }
   }
   if (line.size() > kMost) {
-    line.resize(kMost);
-    while (!line.empty() && (line.back() & 0x80)) line.pop_back();  // no half characters
+    line.resize(CutUtf8(line, kMost).size());
     line += "...";
   }
   while (line.ends_with(' ')) line.pop_back();
@@ -84,7 +84,8 @@ std::string BodyOf(const ChatRequest& request) {
 std::string HashOf(const ChatRequest& request) {
   Sha256 hash;
   hash.Update(BodyOf(request));
-  hash.Update("\n" + std::to_string(request.sample));
+  hash.Update("\n");
+  hash.Update(std::to_string(request.sample));
   return ToHex(hash.Finish());
 }
 
@@ -95,6 +96,19 @@ uint64_t EstimatePromptTokens(const ChatRequest& request) {
               message.images.size() * kTokensPerImage;
   }
   return tokens;
+}
+
+uint64_t MostAnswerTokens(const ChatRequest& request) {
+  constexpr double kMost = 1e9;
+  const auto at = [&](const char* key) -> uint64_t {
+    const auto found = request.extra.is_object() ? request.extra.find(key) : request.extra.end();
+    if (found == request.extra.end() || !found->is_number()) return 0;
+    return static_cast<uint64_t>(std::clamp(found->get<double>(), 0.0, kMost));
+  };
+  const auto usual = static_cast<uint64_t>(std::max(0, request.max_tokens));
+  const bool replaced = request.extra.is_object() && request.extra.contains("max_tokens");
+  const uint64_t most = std::max(replaced ? at("max_tokens") : usual, at("max_completion_tokens"));
+  return (most > 0 ? most : usual) * std::max<uint64_t>(1, at("n"));
 }
 
 ChatReply ParseCompletion(std::string_view body, uint64_t estimated_prompt_tokens) {

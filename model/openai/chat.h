@@ -70,6 +70,10 @@ std::string HashOf(const ChatRequest& request);
 // Tokens of the prompt, by its size, rather too many than too few; pictures as 1000 each.
 uint64_t EstimatePromptTokens(const ChatRequest& request);
 
+// Tokens that all answers to the request may have, by what its body says: max_tokens or
+// max_completion_tokens, n times. The request's max_tokens where the body has neither.
+uint64_t MostAnswerTokens(const ChatRequest& request);
+
 // What a server answered with a status of 200. Throws std::runtime_error if that is no chat
 // completion with text (an empty one is).
 ChatReply ParseCompletion(std::string_view body, uint64_t estimated_prompt_tokens);

@@ -165,8 +165,7 @@ class OpenAiChatClient::Impl {
     call->hash = HashOf(request);
     call->body = BodyOf(request);
     call->prompt_tokens = EstimatePromptTokens(request);
-    call->reserved_tokens =
-        call->prompt_tokens + static_cast<uint64_t>(std::max(0, request.max_tokens));
+    call->reserved_tokens = call->prompt_tokens + MostAnswerTokens(request);
     call->largest_answer_bytes = options_.largest_answer_bytes;
     waiting_.emplace(Clock::now(), std::move(call));
   }

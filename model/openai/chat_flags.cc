@@ -21,24 +21,27 @@ void ChatFlags::Add(CLI::App& command, const std::string& group) {
   const auto not_negative = CLI::Range(0.0, 1e15);
   CLI::Option* replay =
       add("--replay", replay_, "File of answers (JSON lines, as a journal) instead of a server");
-  add("--base-url", client_.base_url,
-      "OpenAI-compatible server, as https://api.openai.com/v1 or http://localhost:8002/v1")
-      ->excludes(replay);
+  // A file is not waited for.
+  const auto of_server = [&](const std::string& name, auto& value, const std::string& text) {
+    return add(name, value, text)->excludes(replay);
+  };
+  of_server("--base-url", client_.base_url,
+            "OpenAI-compatible server, as https://api.openai.com/v1 or http://localhost:8002/v1");
   add("--model", request_.model, "Its name at the server")->capture_default_str();
-  add("--key-env", key_variable_,
-      std::string("Environment variable with the key (default: ") + kUsualKeyVariable +
-          ", if it is set)");
-  add("--concurrency", client_.concurrency, "Requests at a time")
+  of_server("--key-env", key_variable_,
+            std::string("Environment variable with the key (default: ") + kUsualKeyVariable +
+                ", if it is set)");
+  of_server("--concurrency", client_.concurrency, "Requests at a time")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
-  add("--rpm", client_.requests_per_minute, "Requests per minute at most; 0: no limit")
+  of_server("--rpm", client_.requests_per_minute, "Requests per minute at most; 0: no limit")
       ->check(not_negative);
-  add("--tpm", client_.tokens_per_minute, "Tokens per minute at most; 0: no limit")
+  of_server("--tpm", client_.tokens_per_minute, "Tokens per minute at most; 0: no limit")
       ->check(not_negative);
-  add("--timeout", timeout_seconds_, "Seconds that an attempt may take")
+  of_server("--timeout", timeout_seconds_, "Seconds that an attempt may take")
       ->check(CLI::Range(0.001, 86400.0))
       ->capture_default_str();
-  add("--attempts", client_.attempts, "Attempts of a request that may do better later")
+  of_server("--attempts", client_.attempts, "Attempts of a request that may do better later")
       ->check(CLI::Range(1, 100))
       ->capture_default_str();
   add("--temperature", request_.temperature, "Of sampling (default: the server's)")

@@ -13,6 +13,8 @@
 #include <string_view>
 #include <utility>
 
+#include "model/checkpoint/durable_file.h"
+
 namespace llava {
 namespace {
 
@@ -43,19 +45,6 @@ bool BeginsLikeOurs(std::string_view text) {
   const size_t common = std::min(kBegin.size(), text.size());
   return text.substr(0, common) == kBegin.substr(0, common) ||
          text.find_first_not_of('\0') == text.npos;
-}
-
-// So that a file that has just been made survives a power loss.
-void SyncFolderOf(const std::filesystem::path& path) {
-  const std::filesystem::path folder = path.has_parent_path() ? path.parent_path() : ".";
-  const int fd = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  const bool done = fd >= 0 && fsync(fd) == 0;
-  const int error = errno;
-  if (fd >= 0) close(fd);
-  if (!done) {
-    throw std::runtime_error(folder.string() +
-                             ": cannot be synchronised with the disk: " + std::strerror(error));
-  }
 }
 
 }  // namespace
@@ -136,7 +125,8 @@ void ChatJournal::Load() {
   if (dropped_bytes_ > 0 && ftruncate(file_, static_cast<off_t>(end_)) != 0) {
     Fail("cannot be cut", errno);
   }
-  SyncFolderOf(path_);
+  // So that a file that has just been made survives a power loss.
+  SyncFolder(path_.has_parent_path() ? path_.parent_path() : ".");
 }
 
 void ChatJournal::Add(const Json& entry, Place place) {

@@ -1,6 +1,7 @@
 #include "model/openai/chat_run.h"
 
 #include <cstdio>
+#include <exception>
 #include <stdexcept>
 #include <utility>
 
@@ -42,6 +43,7 @@ ChatRun::Outcome ChatRun::Run(const Next& next, const Done& done,
                               const std::function<void()>& tick) {
   Outcome outcome = Outcome::kFinished;
   std::optional<ChatRequest> held;  // does not fit before others have come back
+  std::exception_ptr no_more;       // what `next` threw
   bool more = true, winding_down = false;
   const auto wind_down = [&] {
     backend_.WindDown();
@@ -56,7 +58,13 @@ ChatRun::Outcome ChatRun::Run(const Next& next, const Done& done,
       wind_down();
     }
     while (more && fatal_.empty() && !StopRequest::Requested() && backend_.HasRoom()) {
-      if (!held) held = next();
+      try {
+        if (!held) held = next();
+      } catch (...) {  // what is on the wire will be paid for
+        no_more = std::current_exception();
+        wind_down();
+        break;
+      }
       if (!held) {
         more = false;
       } else if (Take(*held, done)) {
@@ -76,6 +84,7 @@ ChatRun::Outcome ChatRun::Run(const Next& next, const Done& done,
     Record(backend_.Wait(kTick), done);
     if (tick) tick();
   }
+  if (no_more) std::rethrow_exception(no_more);
   if (!fatal_.empty()) throw std::runtime_error(fatal_);
   return outcome;
 }
@@ -105,7 +114,7 @@ bool ChatRun::Take(const ChatRequest& request, const Done& done) {
     return true;
   }
   const ChatUsage most = {.prompt_tokens = EstimatePromptTokens(request),
-                          .completion_tokens = static_cast<uint64_t>(request.max_tokens)};
+                          .completion_tokens = MostAnswerTokens(request)};
   Reserved reserved{.tokens = most.tokens(), .cost = options_.prices.Of(most), .twins = {}};
   if (!Fits(reserved)) return false;
   on_the_wire_.emplace(hash, std::move(reserved));

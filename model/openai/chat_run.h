@@ -27,7 +27,7 @@ class ChatRun {
     ChatPrices prices = {};
     // Limits of all that the journal holds, earlier runs included; 0: none. They are kept, as far
     // as requests are not longer than estimated: one is sent only if it and those on the wire
-    // would fit with answers of max_tokens.
+    // would fit with answers of MostAnswerTokens.
     uint64_t most_requests = 0, most_tokens = 0;
     double most_cost = 0;
     // So many failed requests behind each other end the run: the server is down. 0: never.
@@ -54,8 +54,8 @@ class ChatRun {
 
   // Takes requests from `next` until it has no more. `done` gets the result of each that was
   // answered or failed, in the order of their ends. `tick`, if any, is called ten times a second or
-  // more. Throws std::runtime_error after a fatal error, when what was on the wire has come back,
-  // and what the journal throws. Call it once.
+  // more. Throws std::runtime_error after a fatal error, and what `next` throws, when what was on
+  // the wire has come back and is recorded; also what the journal throws. Call it once.
   Outcome Run(const Next& next, const Done& done, const std::function<void()>& tick = {});
 
   const Totals& totals() const { return totals_; }

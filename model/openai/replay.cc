@@ -43,14 +43,16 @@ ReplayBackend::ReplayBackend(std::filesystem::path path) : path_(std::move(path)
 
 void ReplayBackend::Submit(const ChatRequest& request) {
   ChatResult result{.id = request.id, .hash = HashOf(request), .attempts = 1};
-  auto found = by_hash_.find(result.hash);
-  if (found == by_hash_.end()) found = by_id_.find(request.id);
-  if (found == by_id_.end()) {
+  const auto by_hash = by_hash_.find(result.hash);
+  const auto by_id = by_id_.find(request.id);
+  if (by_hash != by_hash_.end()) {
+    result.reply = replies_[by_hash->second];
+  } else if (by_id != by_id_.end()) {
+    result.reply = replies_[by_id->second];
+  } else {
     result.end = ChatEnd::kFailed;
     result.error = path_.string() + " holds no answer for " + request.id + " (request " +
                    result.hash.substr(0, 12) + "...)";
-  } else {
-    result.reply = replies_[found->second];
   }
   results_.push_back(std::move(result));
 }

@@ -44,6 +44,15 @@ std::string TakeWholeUtf8(std::string& pending) {
   return whole;
 }
 
+std::string_view CutUtf8(std::string_view text, size_t max_bytes) {
+  if (text.size() <= max_bytes) return text;
+  constexpr size_t kLongest = 4;
+  size_t begin = max_bytes;  // of the character that this byte belongs to
+  while (begin > 0 && max_bytes - begin < kLongest && (text[begin] & 0xC0) == 0x80) --begin;
+  const bool within = (text[begin] & 0xC0) == 0xC0;  // else broken: any cut is as good
+  return text.substr(0, within ? begin : max_bytes);
+}
+
 std::string_view StripUtf8Right(std::string_view text) {
   while (!text.empty()) {
     size_t begin = text.size() - 1;

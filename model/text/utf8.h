@@ -33,6 +33,9 @@ inline size_t Utf8SizeByLead(char lead) {
 // ones. What could become a character with more bytes stays in `pending`.
 std::string TakeWholeUtf8(std::string& pending);
 
+// The first bytes, at most so many, without the beginning of a character that would be cut.
+std::string_view CutUtf8(std::string_view text, size_t max_bytes);
+
 // Without the white space (as Unicode defines it) at both ends.
 std::string_view StripUtf8(std::string_view text);
 std::string_view StripUtf8Right(std::string_view text);

@@ -180,7 +180,10 @@ double ProductError(const PackedLlama& decoder, const TensorSource& tensors,
 }
 
 PackOptions OptionsOf(const BenchCommand& command) {
-  if (command.dtype == "float32") return {ops::cpu::WeightFormat::kFloat, 0, true};
+  if (command.dtype == "float32") {
+    if (command.group > 0) throw std::invalid_argument("--group: float32 has no scales");
+    return {ops::cpu::WeightFormat::kFloat, 0, true};
+  }
   return ToPackOptions({command.dtype, command.group, ""});
 }
 

@@ -22,17 +22,45 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// The version folder of a tower with this digest, if the repository has one.
-std::optional<fs::path> FindTower(const fs::path& root, const Sha256Digest& digest) {
+struct TowerSearch {
+  std::optional<fs::path> found;     // a version's folder
+  std::vector<std::string> unknown;  // what could not be read, and why
+
+  // "; not read: ..", if something was not.
+  std::string NotRead() const {
+    std::string text;
+    for (const std::string& error : unknown) text += (text.empty() ? "; not read: " : ", ") + error;
+    return text;
+  }
+};
+
+// Looks for a tower with this digest in the repository. Other versions may be broken, or be removed
+// meanwhile.
+TowerSearch FindTower(const fs::path& root, const Sha256Digest& digest) {
+  TowerSearch search;
   const ModelRepository repository(root);
+  const auto look = [&search](const auto& read) {
+    try {
+      read();
+    } catch (const std::runtime_error& error) {
+      search.unknown.emplace_back(error.what());
+    }
+  };
   for (const std::string& name : repository.Models()) {
-    for (const uint64_t version : repository.Versions(name)) {
+    std::vector<uint64_t> versions;
+    look([&] { versions = repository.Versions(name); });
+    for (const uint64_t version : versions) {
       const fs::path folder = repository.Folder(name, version);
-      const Manifest manifest = Manifest::Read(folder);
-      if (manifest.kind == Manifest::Kind::kTower && manifest.tower_digest == digest) return folder;
+      look([&] {
+        const Manifest manifest = Manifest::Read(folder);
+        const bool same =
+            manifest.kind == Manifest::Kind::kTower && manifest.tower_digest == digest;
+        if (same) search.found = folder;
+      });
+      if (search.found) return search;
     }
   }
-  return std::nullopt;
+  return search;
 }
 
 // In float32, while it is tried in other arithmetic: bytes.
@@ -99,9 +127,13 @@ void AddSelfTest(LanguageCheckpoint& language, const TowerCheckpoint& tower) {
 
 void ImportTower(const TowerCheckpoint& tower, const fs::path& repository, const std::string& name,
                  const std::string& recipe = "{}") {
-  if (const auto present = FindTower(repository, tower.digest)) {
-    std::cout << "tower    " << present->string() << " (already there)\n";
+  const TowerSearch there = FindTower(repository, tower.digest);
+  if (there.found) {
+    std::cout << "tower    " << there.found->string() << " (already there)\n";
     return;
+  }
+  if (!there.unknown.empty()) {
+    std::cerr << repository.string() << ": the tower is stored anew" << there.NotRead() << "\n";
   }
   std::cout << "tower    " << PublishTower(tower, repository, name, recipe).string() << "\n";
 }
@@ -155,12 +187,15 @@ void RunImport(const ImportCommand& command) {
                                ": is not the tower of this model: digest " + ToHex(tower->digest) +
                                ", expected " + ToHex(language.tower_digest));
     }
-  } else if (const auto there = FindTower(command.repository, language.tower_digest)) {
-    tower = OpenTower(*there);
   } else {
-    throw std::runtime_error(command.repository.string() + ": has no tower with the digest " +
-                             ToHex(language.tower_digest) +
-                             ", which this model needs; name its folder with --tower");
+    const TowerSearch there = FindTower(command.repository, language.tower_digest);
+    if (!there.found) {
+      throw std::runtime_error(command.repository.string() + ": has no tower with the digest " +
+                               ToHex(language.tower_digest) +
+                               ", which this model needs; name its folder with --tower" +
+                               there.NotRead());
+    }
+    tower = OpenTower(*there.found);
   }
   if (!keep(tower->self_test) && WantsSelfTest(command.self_test, tower->tensors, "tower")) {
     AddSelfTest(*tower, language.config.features.select_layer);

@@ -184,8 +184,12 @@ int main(int argc, char** argv) {
                          "ViT-L/14 at 336)");
   random_app->add_flag("--anyres", random.anyres,
                        "Pictures as an overview and tiles, on the canvases of LLaVA-1.6");
-  random_app->add_flag("--plain", random.plain, "Not packed: in bfloat16 as it would be trained");
+  auto* plain_option = random_app->add_flag("--plain", random.plain,
+                                            "Not packed: in bfloat16 as it would be trained");
   AddPackingFlags(*random_app, random.packing);
+  for (const char* name : {"--dtype", "--group", "--no-outliers", "--threads"}) {
+    plain_option->excludes(random_app->get_option(name));
+  }
   random_app->callback([&] { code = llava::RunRandom(random); });
 
   llava::BenchCommand bench;
@@ -209,11 +213,12 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(1, 1024))
       ->capture_default_str()
       ->needs(vision_option);
-  bench_app
-      ->add_option("--outliers", vision_bench.outliers,
-                   "Share of a tower's random weights that are 20 times as large")
-      ->check(CLI::Range(0.0, 1.0))
-      ->needs(vision_option);
+  auto* outliers_option =
+      bench_app
+          ->add_option("--outliers", vision_bench.outliers,
+                       "Share of a tower's random weights that are 20 times as large")
+          ->check(CLI::Range(0.0, 1.0))
+          ->needs(vision_option);
   auto* dtype_option = bench_app
                            ->add_option("--dtype", bench.dtype,
                                         "Format of the weights (default: int4, of a tower bf16)")
@@ -246,12 +251,27 @@ int main(int argc, char** argv) {
   bench_app->add_option("--repeats", bench.repeats, "Measurements, of which the median counts")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
-  bench_app->add_flag("--load", bench.load,
-                      "Measure how fast the version at --shape is read, checked and made ready");
+  auto* load_option =
+      bench_app
+          ->add_flag("--load", bench.load,
+                     "Measure how fast the version at --shape is read, checked and made ready")
+          ->needs(shape_option)
+          ->excludes(vision_option);
+  for (const char* name :
+       {"--group", "--kv-type", "--prompt", "--chunk", "--context", "--gen", "--parallel"}) {
+    load_option->excludes(bench_app->get_option(name));
+    vision_option->excludes(bench_app->get_option(name));
+  }
+  load_option->excludes(dtype_option)->excludes(bench_app->get_option("--repeats"));
   bench_app->add_flag("--json", bench.json, "Print JSON");
   bench_app->callback([&] {
     if (bench.load) return llava::RunLoadBench(bench);
     if (vision_option->count() == 0) return llava::RunBench(bench);
+    const auto shapes = llava::VisionShapeNames();
+    const bool drawn = std::find(shapes.begin(), shapes.end(), vision_bench.model) != shapes.end();
+    if (outliers_option->count() > 0 && !drawn) {
+      throw CLI::ValidationError("--outliers", "is of random weights, not of a tower's own");
+    }
     if (dtype_option->count() > 0) vision_bench.dtype = bench.dtype;
     vision_bench.threads = bench.threads;
     vision_bench.repeats = bench.repeats;

@@ -190,6 +190,9 @@ int AnswerFlags::AnswerHere(const std::vector<VisualQuestion>& questions,
   if (failed) std::rethrow_exception(failed);
   if (cut_off > 0) std::fprintf(stderr, "%zu answers are cut off by --max-tokens\n", cut_off);
   if (done < questions.size()) return 128 + StopRequest::Signal();
+  std::vector<std::string> ids;  // answers came as workers were done with them
+  for (const VisualQuestion& question : questions) ids.push_back(question.name());
+  out.Order(ids);
   return 0;
 }
 
@@ -204,7 +207,11 @@ int AnswerFlags::AnswerByServer(const std::vector<VisualQuestion>& questions,
     if (request.messages.empty()) {
       request.messages.push_back({"user", question.text, {}});
       if (!question.picture.empty()) {
-        request.messages.back().images.push_back(PictureUrl(question.picture));
+        try {
+          request.messages.back().images.push_back(PictureUrl(question.picture));
+        } catch (const std::runtime_error& error) {
+          throw std::runtime_error("question " + question.name() + ": " + error.what());
+        }
       }
     }
     return request;

@@ -20,10 +20,11 @@ class AnswerFlags {
   // Must outlive the parsing of `command`.
   void Add(CLI::App& command);
 
-  // Answers all questions into --out, LLaVA's answers.jsonl in the order of the questions; `shape`
-  // (may be empty) makes of what the model said what is written. Goes on where an earlier run
-  // stopped: what --out has (from a checkpoint), or a journal beside it (from a server). Returns
-  // the exit code as ChatAnswers::Report. Throws what reading pictures, models and files throws.
+  // Answers all questions into --out, LLaVA's answers.jsonl, in the order of the questions once all
+  // are answered; `shape` (may be empty) makes of what the model said what is written. Goes on
+  // where an earlier run stopped: what --out has (from a checkpoint), or a journal beside it (from
+  // a server). Returns the exit code as ChatAnswers::Report. Throws what reading pictures, models
+  // and files throws.
   int Answer(std::vector<VisualQuestion> questions,
              const std::function<std::string(const std::string&)>& shape = {}) const;
 

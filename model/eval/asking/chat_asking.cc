@@ -1,6 +1,7 @@
 #include "model/eval/asking/chat_asking.h"
 
 #include <algorithm>
+#include <exception>
 #include <fstream>
 #include <iterator>
 #include <memory>
@@ -78,10 +79,18 @@ ChatAnswers AskChat(const ChatFlags& flags, const std::filesystem::path& journal
   std::optional<Progress> bar;
   if (progress) bar.emplace(progress, verb, count);
   ChatAnswers answers;
-  size_t next = 0, ended = 0;
+  size_t next = 0, ended = 0, not_made = 0;
   const auto take = [&]() -> std::optional<ChatRequest> {
-    if (next == count) return std::nullopt;
-    return make(next++);
+    while (next < count) {
+      try {
+        return make(next++);
+      } catch (const std::exception& error) {  // of this question; the others can be asked
+        answers.failures.emplace_back(error.what());
+        ++not_made;
+        ++ended;
+      }
+    }
+    return std::nullopt;
   };
   const auto done = [&](const ChatResult& result) {
     ++ended;
@@ -104,6 +113,7 @@ ChatAnswers AskChat(const ChatFlags& flags, const std::filesystem::path& journal
   }
   if (bar) bar->Finish(ended);
   answers.totals = run.totals();
+  answers.totals.failed += not_made;
   return answers;
 }
 

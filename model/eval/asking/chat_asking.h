@@ -32,7 +32,8 @@ void WriteOutcome(const ChatAnswers& answers, const std::filesystem::path& out,
                   const std::string& lines, std::FILE* to);
 
 // Asks requests 0 .. count - 1, each made when it is its turn, and shows a bar named `verb`. What
-// the journal has is not asked again. Throws as ChatFlags and ChatJournal, and what `make` throws.
+// the journal has is not asked again. What `make` throws, which should name the question, is a
+// failure of that question. Throws as ChatFlags and ChatJournal.
 ChatAnswers AskChat(const ChatFlags& flags, const std::filesystem::path& journal, size_t count,
                     const std::function<ChatRequest(size_t)>& make, const std::string& verb,
                     std::FILE* progress);

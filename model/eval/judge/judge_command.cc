@@ -19,6 +19,7 @@
 #include "model/eval/judge/tasks.h"
 #include "model/progress/guarded.h"
 #include "model/progress/stop_request.h"
+#include "model/text/utf8.h"
 
 namespace llava {
 namespace {
@@ -54,7 +55,7 @@ Json ScoresJson(const std::optional<JudgeScores>& scores) {
 // The beginning of a review, in one line.
 std::string Shown(const std::string& content) {
   constexpr size_t kMost = 100;
-  std::string text = content.substr(0, kMost);
+  std::string text(CutUtf8(content, kMost));
   std::replace(text.begin(), text.end(), '\n', ' ');
   return text + (content.size() > kMost ? ".." : "");
 }

@@ -96,6 +96,10 @@ ScoreLine TakeApart(std::string_view line) {
       const auto read =
           std::from_chars(begin, line.data() + line.size(), value, std::chars_format::fixed);
       const size_t end = at + static_cast<size_t>(read.ptr - begin);
+      // "-5", but neither "8-9" nor "Assistant 1 - 8".
+      const bool minus = at > 0 && line[at - 1] == '-' &&
+                         (at == 1 || (!IsDigit(line[at - 2]) && !IsLetter(line[at - 2])));
+      if (minus) value = -value;
       const size_t before = line.find_last_not_of(" #*_", at == 0 ? 0 : at - 1);
       const bool named =
           last_word == "assistant" && at > 0 && before != line.npos && IsLetter(line[before]);
@@ -149,8 +153,8 @@ JudgeReview ReadReview(const JsonObject& line) {
   } else {
     line.Fail("tuple", "is missing, and so is \"content\"");
   }
-  review.robust = review.published == kNoScores ? ParseScoresRobustly(review.content)
-                                                : std::optional(review.published);
+  review.robust = InRange(review.published.reference, review.published.candidate);
+  if (!review.robust) review.robust = ParseScoresRobustly(review.content);
   return review;
 }
 

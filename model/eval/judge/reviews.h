@@ -37,7 +37,7 @@ struct JudgeReview {
   // What the published summary takes: the file's scores, kNoScores included; without, those that
   // ParseScoresStrictly finds.
   JudgeScores published;
-  // The file's scores, or where it has none, those that ParseScoresRobustly finds.
+  // The file's scores, or where it has none from 0 to 10, those that ParseScoresRobustly finds.
   std::optional<JudgeScores> robust;
   int64_t questions = 0;  // that were to be judged, as the line says; 0: it does not
 };

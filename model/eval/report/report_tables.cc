@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <array>
+#include <cstdint>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
@@ -91,15 +92,34 @@ bool IsWild(const Json& categories) {
                      [](const auto& one) { return one.key().starts_with(kWild); });
 }
 
-// The categories of one file of reviews, or the mean of several.
+// What keeps the files of a result from being one whole judgement; empty if nothing does.
+std::string JudgeComplaint(const std::string& name, const Json& json) {
+  std::string text;
+  if (json["files"].size() > 1 && At(json, kAverage).empty()) {
+    text += " " + name + ": no mean, the files review different questions.";
+  }
+  int64_t missing = 0;
+  for (const Json& file : json["files"]) {
+    const auto count = NumberAt(file, "missing");
+    if (count && *count > 0) missing += static_cast<int64_t>(*count);
+  }
+  if (missing > 0) {
+    text +=
+        " " + name + ": not all was judged, " + std::to_string(missing) + " reviews are missing.";
+  }
+  return text;
+}
+
+// The categories of one file of reviews, or the mean of several; nothing of several without one.
 ReportRow JudgeReportRow(const std::string& name, const Json& json,
                          const std::vector<std::string>& columns, bool wild) {
   ReportRow row{name, {}};
-  const Json& average = At(json, "average");
+  const Json& average = At(json, kAverage);
+  const bool several = json["files"].size() > 1;
   for (const std::string& column : columns) {
     const std::string category = wild && column != "all" ? std::string(kWild) + column : column;
     ReportCell cell;
-    if (!average.empty()) {
+    if (several || !average.empty()) {
       const Json& relative = At(At(average, category), "relative");
       cell.value = NumberAt(relative, "mean");
       if (const auto deviation = NumberAt(relative, "deviation"); deviation && cell.value) {
@@ -125,6 +145,7 @@ std::optional<ReportTable> JudgeReportTable(const std::vector<Read>& inputs, boo
   for (const auto& [name, json] : inputs) {
     if (IsWild(At(json["files"][0], "categories")) != wild) continue;
     table.rows.push_back(JudgeReportRow(name, json, table.columns, wild));
+    table.note += JudgeComplaint(name, json);
   }
   if (table.rows.empty()) return std::nullopt;
   AddPublished(wild ? "judge_wild" : "judge", table);

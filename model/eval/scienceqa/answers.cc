@@ -7,7 +7,6 @@
 #include <stdexcept>
 #include <utility>
 
-#include "model/checkpoint/durable_file.h"
 #include "model/eval/json_lines.h"
 #include "model/text/utf8.h"
 
@@ -178,8 +177,7 @@ int ReadAnswer(std::string_view text, const std::vector<std::string>& choices,
 
 SciencePredictions ReadSciencePredictions(const std::filesystem::path& path) {
   // One object is a result file, unless it is the only line of answers.
-  Json value = Json::parse(ReadSmallFile(path, uint64_t{1} << 30), nullptr,
-                           /*allow_exceptions=*/false);
+  Json value = ReadWholeJson(path);
   if (value.is_object() && (value.contains("results") || value.contains("outputs"))) {
     return FromResultFile(JsonObject(std::move(value), path.string()));
   }

@@ -8,6 +8,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "model/checkpoint/durable_file.h"
@@ -145,8 +146,13 @@ struct PromptFlags {
   std::vector<std::string> shot_ids;
   std::string shot_split = "train";
   uint64_t seed = 3;
+  std::vector<std::pair<const CLI::Option*, std::vector<std::string>>> some;  // of Only
 
   void Add(CLI::App& command, const std::vector<std::string>& layouts);
+  // The option says something to those layouts only.
+  void Only(std::vector<std::string> those, const CLI::Option* option);
+  // Throws std::invalid_argument for an option that says nothing to the layout.
+  void Check() const;
   std::vector<ScienceProblem> Read() const {
     std::vector<ScienceProblem> read = problems.Read();
     if (!captions.empty()) AddCaptions(captions, read);
@@ -195,6 +201,7 @@ Json Record(const ScienceProblem& problem, const PromptFlags& flags, const Scien
 
 int Convert(const ConvertFlags& flags) {
   const PromptFlags& prompts = flags.prompts;
+  prompts.Check();
   const ScienceFormat format(prompts.format);
   const std::vector<ScienceProblem> problems = prompts.Read();
   std::string content;
@@ -222,6 +229,7 @@ int Convert(const ConvertFlags& flags) {
 
 int Run(const RunFlags& flags) {
   const PromptFlags& prompts = flags.prompts;
+  prompts.Check();
   const ScienceFormat format(prompts.format);
   const std::vector<ScienceProblem> shots =
       prompts.layout == "chat" ? Shots(prompts) : std::vector<ScienceProblem>();
@@ -260,29 +268,56 @@ void AddScore(CLI::App& app, ScoreFlags& flags) {
 
 void PromptFlags::Add(CLI::App& app, const std::vector<std::string>& layouts) {
   problems.Add(app);
-  app.add_option("--format", format,
-                 "What is told and answered: QCM-A, QCM-ALE, QCM-LEA, QCM-LEPA, CQM-A ..")
-      ->capture_default_str();
   app.add_option("--layout", layout,
                  "llava: as LLaVA was trained; lines: the same as \"instruction\" and \"output\"; "
                  "letter: as LLaVA 1.5 is asked; chat: messages for a model without eyes")
       ->check(CLI::IsMember(layouts))
       ->capture_default_str();
-  app.add_option("--captions", captions, "File captions.json: captions in the context");
-  app.add_option(
-      "--last-line", last_line,
-      "Line behind the choices of \"letter\": the request that the model was trained on");
-  app.add_option("--shots", shots, "Examples of \"chat\"")
-      ->check(CLI::Range(0, 100))
-      ->capture_default_str()
-      ->group("Examples");
-  app.add_option("--shot-split", shot_split, "Where they are drawn")
-      ->capture_default_str()
-      ->group("Examples");
-  app.add_option("--shot-ids", shot_ids, "These, separated by commas, instead of drawn ones")
-      ->delimiter(',')
-      ->group("Examples");
-  app.add_option("--seed", seed, "Of the draw")->capture_default_str()->group("Examples");
+  Only({"llava", "lines", "chat"},
+       app.add_option("--format", format,
+                      "What is told and answered, but in \"letter\": QCM-A, QCM-ALE, QCM-LEA, "
+                      "QCM-LEPA, CQM-A ..")
+           ->capture_default_str());
+  Only({"llava", "lines", "chat"},
+       app.add_option("--captions", captions,
+                      "File captions.json: captions in the context, but in \"letter\""));
+  Only({"letter"},
+       app.add_option("--last-line", last_line,
+                      "Line behind the choices of \"letter\": the request that the model was "
+                      "trained on"));
+  CLI::Option* ids =
+      app.add_option("--shot-ids", shot_ids, "These, separated by commas, instead of drawn ones")
+          ->delimiter(',')
+          ->group("Examples");
+  Only({"chat"}, ids);
+  Only({"chat"}, app.add_option("--shots", shots, "Examples of \"chat\"")
+                     ->check(CLI::Range(0, 100))
+                     ->capture_default_str()
+                     ->excludes(ids)
+                     ->group("Examples"));
+  Only({"chat"}, app.add_option("--shot-split", shot_split, "Where they are drawn")
+                     ->capture_default_str()
+                     ->group("Examples"));
+  Only({"chat"}, app.add_option("--seed", seed, "Of the draw")
+                     ->capture_default_str()
+                     ->excludes(ids)
+                     ->group("Examples"));
+}
+
+void PromptFlags::Only(std::vector<std::string> those, const CLI::Option* option) {
+  some.emplace_back(option, std::move(those));
+}
+
+void PromptFlags::Check() const {
+  for (const auto& [option, those] : some) {
+    if (option->count() == 0 || std::find(those.begin(), those.end(), layout) != those.end()) {
+      continue;
+    }
+    std::string names;
+    for (const std::string& name : those) names += (names.empty() ? "" : ", ") + name;
+    throw std::invalid_argument(option->get_name() + " goes with --layout " + names +
+                                ", not with " + layout);
+  }
 }
 
 }  // namespace
@@ -302,7 +337,8 @@ std::function<int()> AddScienceQaCommand(CLI::App& app) {
   const auto run_flags = std::make_shared<RunFlags>();
   CLI::App* run = command->add_subcommand("run", "Answers of a checkpoint or a server");
   run_flags->prompts.Add(*run, {"llava", "letter", "chat"});
-  run->add_option("--pictures", run_flags->pictures, "Folder of the split's pictures");
+  run_flags->prompts.Only({"llava", "letter"}, run->add_option("--pictures", run_flags->pictures,
+                                                               "Folder of the split's pictures"));
   run_flags->answer.Add(*run);
   return [=] {
     return RunGuarded("llava-eval", [&] {

@@ -164,7 +164,7 @@ std::function<int()> AddVqaCommand(CLI::App& app) {
   pope->add_option("--answers", flags->answers, "JSON lines (\"question_id\", \"text\")")
       ->required();
   pope->add_option("--questions", flags->questions,
-                   "JSON lines with \"category\": answers meet labels by their order within it");
+                   "JSON lines with \"category\": questions meet labels by their order within it");
   pope->add_flag("--json", flags->json, "Print JSON instead of a table");
   return [=] {
     return RunGuarded("llava-eval", [&] {

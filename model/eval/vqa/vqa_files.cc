@@ -2,12 +2,11 @@
 
 #include <algorithm>
 #include <cctype>
-#include <optional>
+#include <set>
 #include <stdexcept>
 #include <string_view>
 #include <utility>
 
-#include "model/checkpoint/durable_file.h"
 #include "model/eval/json_lines.h"
 
 namespace llava {
@@ -15,10 +14,8 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr uint64_t kLargestFile = uint64_t{1} << 30;
-
 std::vector<JsonObject> ReadRecords(const std::filesystem::path& path) {
-  Json whole = Json::parse(ReadSmallFile(path, kLargestFile), nullptr, /*allow_exceptions=*/false);
+  Json whole = ReadWholeJson(path);
   std::string at;
   for (const char* key : {"annotations", "data"}) {
     if (!whole.is_object() || !whole.contains(key)) continue;
@@ -141,49 +138,48 @@ std::string QuestionOfTextVqaPrompt(const std::string& prompt) {
 std::vector<std::pair<std::string, PopeCounts>> CountPope(
     const std::vector<std::filesystem::path>& labels, const std::filesystem::path& answers,
     const std::filesystem::path& questions) {
-  const std::vector<JsonObject> given = ReadRecords(answers);
-  std::map<std::string, std::string> categories;  // by id of the question
+  const std::map<std::string, JsonObject> given = ById(ReadRecords(answers), "question_id");
+  std::map<std::string, std::vector<std::string>> asked;  // ids by category, as the file has them
   if (!questions.empty()) {
-    for (const auto& [id, record] : ById(ReadRecords(questions), "question_id")) {
-      categories[id] = record.Text("category");
+    std::set<std::string> ids;
+    for (const JsonObject& record : ReadRecords(questions)) {
+      const std::string id = IdOf(record);
+      if (!ids.insert(id).second) record.Fail("question_id", "is " + id + " for the second time");
+      asked[record.Text("category")].push_back(id);
+    }
+    for (const auto& [id, answer] : given) {
+      if (ids.contains(id)) continue;
+      throw std::invalid_argument(questions.string() + " has no question " + id + " of " +
+                                  answers.string());
     }
   }
-  std::optional<std::map<std::string, JsonObject>> by_id;
-  if (questions.empty()) by_id = ById(given, "question_id");
 
   std::vector<std::pair<std::string, PopeCounts>> counted;
   for (const std::filesystem::path& file : labels) {
     const std::string category = CategoryOf(file);
     const std::vector<JsonObject> lines = ReadRecords(file);
-    std::vector<const JsonObject*> matching;
-    if (by_id) {
-      for (const JsonObject& line : lines) {
-        const auto found = by_id->find(IdOf(line));
-        if (found == by_id->end()) {
-          throw std::invalid_argument(answers.string() + " has no answer to question " +
-                                      IdOf(line) + " of " + file.string());
-        }
-        matching.push_back(&found->second);
-      }
+    std::vector<std::string> ids;
+    if (questions.empty()) {
+      for (const JsonObject& line : lines) ids.push_back(IdOf(line));
     } else {
-      for (const JsonObject& one : given) {
-        const auto found = categories.find(IdOf(one));
-        if (found == categories.end()) {
-          throw std::invalid_argument(questions.string() + " has no question " + IdOf(one) +
-                                      " of " + answers.string());
-        }
-        if (found->second == category) matching.push_back(&one);
-      }
-      if (matching.size() != lines.size()) {
+      ids = asked[category];
+      if (ids.size() != lines.size()) {
         throw std::invalid_argument(file.string() + " has " + std::to_string(lines.size()) +
-                                    " labels, " + answers.string() + " " +
-                                    std::to_string(matching.size()) + " answers of \"" + category +
+                                    " labels, " + questions.string() + " " +
+                                    std::to_string(ids.size()) + " questions of \"" + category +
                                     "\"");
       }
     }
     PopeCounts counts;
-    for (size_t i = 0; i < lines.size(); ++i)
-      counts.Add(LabelOf(lines[i]), AnswerText(*matching[i]));
+    for (size_t i = 0; i < lines.size(); ++i) {
+      const auto answer = given.find(ids[i]);
+      if (answer == given.end()) {
+        throw std::invalid_argument(
+            answers.string() + " has no answer to question " + ids[i] +
+            (questions.empty() ? " of " + file.string() : " of \"" + category + "\""));
+      }
+      counts.Add(LabelOf(lines[i]), AnswerText(answer->second));
+    }
     counted.emplace_back(category, counts);
   }
   return counted;

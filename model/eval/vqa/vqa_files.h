@@ -39,9 +39,10 @@ std::string QuestionOfTextVqaPrompt(const std::string& prompt);
 
 // POPE's counts by category, in the order of the labels' files. A category is the name of its file,
 // without "coco_pope_" in front. Labels and answers are joined by "question_id"; with a file of
-// questions (lines with "question_id" and "category") as LLaVA's evaluation does: the n-th answer
-// to a question of the category belongs to the n-th label. Throws std::runtime_error naming file
-// and line, std::invalid_argument if numbers or ids do not fit.
+// questions (lines with "question_id" and "category") as LLaVA's evaluation does: the n-th question
+// of the category belongs to the n-th label, in whatever order the answers are. Throws
+// std::runtime_error naming file and line, also for an id that comes twice, std::invalid_argument
+// if numbers or ids do not fit.
 std::vector<std::pair<std::string, PopeCounts>> CountPope(
     const std::vector<std::filesystem::path>& labels, const std::filesystem::path& answers,
     const std::filesystem::path& questions);

@@ -123,6 +123,36 @@ TEST_F(BadVersionTest, MissingManifest) {
             path_.string() + ": is a version of a model repository without its manifest.json");
 }
 
+// Whatever is read is something that the manifest knows.
+TEST_F(BadVersionTest, FilesThatTheManifestDoesNotList) {
+  const std::string manifest = ReadBytes(path_ / "manifest.json");
+  OpenOptions unchecked;
+  unchecked.verify = false;
+  const auto error = [&](const char* name) {
+    EditJson(path_ / "manifest.json", [&](auto& all) { all["files"].erase(name); });
+    const std::string found = Error(unchecked);
+    WriteBytes(path_ / "manifest.json", manifest);
+    return found;
+  };
+  const std::string not_listed = path_.string() + ": its manifest does not list ";
+  for (const char* name : {"config.json", "model.safetensors", "tokenizer.model",
+                           "tokenizer_config.json", "chat_template.json"}) {
+    EXPECT_EQ(error(name), not_listed + name);
+  }
+  WriteBytes(path_ / "added_tokens.json", "{}");
+  EXPECT_EQ(Error(unchecked), not_listed + "added_tokens.json");
+  fs::remove(path_ / "added_tokens.json");
+  // Tensors under another name, by an index that is listed.
+  fs::rename(path_ / "model.safetensors", path_ / "weights.bin");
+  nlohmann::json map;
+  for (const auto& [name, info] : good_.tensors.tensors()) map[name] = "weights.bin";
+  WriteBytes(path_ / "model.safetensors.index.json", nlohmann::json{{"weight_map", map}}.dump());
+  Reseal();
+  EXPECT_EQ(Error(unchecked), "");
+  EditJson(path_ / "manifest.json", [](auto& all) { all["files"].erase("weights.bin"); });
+  EXPECT_EQ(Error(unchecked), not_listed + "weights.bin");
+}
+
 TEST_F(BadVersionTest, UnreadableFile) {
   const Unprivileged user(folder_.path());
   fs::permissions(path_ / "model.safetensors", fs::perms::none);

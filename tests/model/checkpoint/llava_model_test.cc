@@ -32,6 +32,28 @@ TEST(LlavaModelTest, WrongCommandLinesAreTwo) {
   ExpectOneLine(LlavaModel("inspect"), 2, "PATH");
 }
 
+TEST(LlavaModelTest, RefusesFlagsThatWouldDoNothing) {
+  for (const char* flag : {"--group 64", "--kv-type int8", "--prompt 1", "--chunk 1", "--context 1",
+                           "--gen 1", "--parallel 1"}) {
+    const std::string name = std::string(flag).substr(0, std::string(flag).find(' '));
+    ExpectOneLine(LlavaModel(std::string("bench --vision vit-l-14 ") + flag), 2, name);
+    ExpectOneLine(LlavaModel(std::string("bench --shape x --load ") + flag), 2, name);
+  }
+  for (const char* flag : {"--dtype int8", "--repeats 2", "--vision vit-l-14"}) {
+    const std::string name = std::string(flag).substr(0, std::string(flag).find(' '));
+    ExpectOneLine(LlavaModel(std::string("bench --shape x --load ") + flag), 2, name);
+  }
+  ExpectOneLine(LlavaModel("bench --load"), 2, "--shape");
+  ExpectOneLine(LlavaModel("bench --shape tiny --dtype float32 --group 64"), 1, "--group");
+  ExpectOneLine(
+      LlavaModel("bench --vision " + (Fixtures() / "clip-tower").string() + " --outliers 0.1"), 2,
+      "--outliers");
+  for (const char* flag : {"--dtype bf16", "--group 64", "--no-outliers", "--threads 1"}) {
+    const std::string name = std::string(flag).substr(0, std::string(flag).find(' '));
+    ExpectOneLine(LlavaModel(std::string("random x/y --plain ") + flag), 2, name);
+  }
+}
+
 TEST(LlavaModelTest, FailuresAreOne) {
   ExpectOneLine(LlavaModel("verify /nowhere"), 1, "/nowhere");
   ExpectOneLine(LlavaModel("inspect " + (Fixtures() / "images").string()), 1, "no checkpoint");
@@ -117,6 +139,25 @@ TEST(LlavaModelTest, MovesVersionsBetweenRepositories) {
                 "is not the tower of this model");
   EXPECT_EQ(LlavaModel(import + " --tower " + (Fixtures() / "clip-tower").string()).code, 0);
   EXPECT_EQ(LlavaModel(import).code, 0);
+}
+
+// A version elsewhere in the repository is nothing that the published one needs.
+TEST(LlavaModelTest, PublishesBesideBrokenVersions) {
+  const TempFolder from, to;
+  const auto language = OpenLanguage(Fixtures() / "tiny-llava");
+  const std::string source = PublishLanguage(language, from.path(), "m").string();
+  const std::string import = "import " + source + " --name m --repository " + to.path().string();
+  for (const char* broken : {"a/1", "z/7"}) {
+    std::filesystem::create_directories(to.path() / broken);
+    WriteBytes(to.path() / broken / "manifest.json", "{");
+  }
+  ExpectOneLine(LlavaModel(import), 1, "--tower; not read: " + (to.path() / "a/1").string());
+  const Outcome anew = LlavaModel(import + " --tower " + (Fixtures() / "clip-tower").string());
+  EXPECT_EQ(anew.code, 0) << anew.error;
+  EXPECT_THAT(anew.error, HasSubstr("the tower is stored anew; not read: "));
+  EXPECT_THAT(anew.error, HasSubstr((to.path() / "z/7/manifest.json").string()));
+  const Outcome again = LlavaModel(import);
+  EXPECT_EQ(again.code, 0) << again.error;
 }
 
 TEST(LlavaModelTest, MakesAndRunsSelfTests) {

@@ -144,6 +144,11 @@ TEST(PickleTest, RefusesLongTuplesForTensorsAndStorages) {
               HasSubstr("a tensor of 17 values, at most 16"));
 }
 
+TEST(PickleTest, RefusesMoreValuesThanTensorsNeed) {
+  EXPECT_THAT(PickleError(std::string(2'000'000, 'N') + "."),
+              HasSubstr("has more than 1048576 values"));
+}
+
 // A list that holds itself and a nest of a million tuples must neither leak nor overflow.
 TEST(PickleTest, SurvivesCyclesAndDeepNests) {
   const std::string cycle = "]q\1h\1a.";
@@ -179,6 +184,30 @@ TEST(TorchArchiveTest, RefusesTensorsOutsideTheirStorage) {
   EXPECT_THAT(error(TensorPickle("DoubleStorage", 4, 0, two, one)), HasSubstr("shorter"));
   EXPECT_THAT(error(TensorPickle("FloatStorage", 4, 0, two, ")")), HasSubstr("do not match"));
   EXPECT_THAT(error(TensorPickle("FloatStorage", 4, 0xffffffff, two, one)), HasSubstr("not fit"));
+}
+
+// Two bytes more must not copy the sizes of a tensor once more, whose tuple can have any length.
+TEST(TorchArchiveTest, RefusesTensorsOfManyDimensions) {
+  const auto error = [](size_t dimensions) {
+    std::string ones;
+    for (size_t i = 0; i < dimensions; ++i) ones += "K\1";
+    const std::string tuple = "(" + ones + "tq\7";
+    return ErrorOf(
+        [&] { Load(DictPickle(TensorPickle("FloatStorage", 1, 0, tuple, "h\7")), Floats(1)); });
+  };
+  EXPECT_EQ(error(16), "");
+  EXPECT_THAT(error(17), HasSubstr("tensor \"w\": it has more than 16 dimensions"));
+}
+
+TEST(TorchArchiveTest, RefusesPicklesThatAreTooLarge) {
+  const std::string tensor = DictPickle(TensorPickle("FloatStorage", 1, 0, ")", ")"));
+  const auto error = [&](size_t size) {
+    const std::string padded = tensor + std::string(size - tensor.size(), '.');
+    return ErrorOf([&] { Load(padded, Floats(1)); });
+  };
+  EXPECT_EQ(error(16u << 20), "");
+  EXPECT_THAT(error((16u << 20) + 1),
+              HasSubstr("its data.pkl has 16777217 bytes, at most 16777216"));
 }
 
 TEST(TorchArchiveTest, SaysWhatIsWrongWithTheArchive) {

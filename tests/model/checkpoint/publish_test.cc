@@ -97,6 +97,28 @@ TEST(PublishTest, LargeModelsComeInShards) {
   ExpectSameTensors(language.tensors, OpenLanguage(path).tensors);
 }
 
+TEST(PublishTest, TakesRecipesThatAManifestCanHold) {
+  const TempFolder folder;
+  const LanguageCheckpoint language = OpenLanguage(Fixtures() / "tiny-llava");
+  int published = 0, refused = 0;
+  for (size_t depth = 197; depth < 204; ++depth) {
+    const std::string recipe = std::string(depth, '[') + std::string(depth, ']');
+    try {
+      const fs::path path = PublishLanguage(language, folder.path(), "m", recipe);
+      EXPECT_EQ(Manifest::Read(path).recipe, recipe);
+      ++published;
+    } catch (const std::invalid_argument& error) {
+      EXPECT_THAT(error.what(), HasSubstr("more than 200 levels"));
+      ++refused;
+    }
+  }
+  EXPECT_GT(published, 0);
+  EXPECT_GT(refused, 0);
+  EXPECT_THAT(ErrorOf([&] { PublishLanguage(language, folder.path(), "n", "1}, {"); }),
+              HasSubstr("the recipe is not JSON"));
+  EXPECT_FALSE(fs::exists(folder.path() / "n"));
+}
+
 TEST(PublishTest, CountsVersionsAndRemembersParents) {
   const TempFolder folder;
   const LanguageCheckpoint foreign = OpenLanguage(Fixtures() / "tiny-llava");

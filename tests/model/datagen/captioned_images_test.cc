@@ -97,6 +97,9 @@ TEST_F(CaptionedImagesTest, CocoErrorsNameFileAndPlace) {
     return error;
   };
   EXPECT_THAT(captions_error("{\"images\": [\n{\"id\": 1,,}]}"), HasSubstr("line 2"));
+  EXPECT_THAT(captions_error(R"({"images": [{"id": 1, "width": 1e999}]})"), HasSubstr("1e999"));
+  EXPECT_THAT(captions_error("{\"images\": [{\"id\": " + std::string(100'000, '[')),
+              HasSubstr("more than 200 levels"));
   EXPECT_NE(captions_error("[1, 2]"), "");
   EXPECT_NE(captions_error(""), "");
   EXPECT_THAT(captions_error(R"({"images": [{"id": 1, "file_name": "a"}, {"id": 2}]})"),

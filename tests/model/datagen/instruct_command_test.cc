@@ -1,16 +1,13 @@
 // llava-datagen against a teacher that is a script.
 #include <gmock/gmock.h>
 
-#include <atomic>
 #include <chrono>
 #include <functional>
 #include <map>
 #include <set>
-#include <thread>
 
 #include "model/data/instructions/instruction_data.h"
-#include "tests/model/datagen/datagen_program.h"
-#include "tests/support/chat_server.h"
+#include "tests/model/datagen/instruct_program.h"
 
 namespace llava {
 namespace {
@@ -22,85 +19,6 @@ using testing::Not;
 using Answer = ChatServer::Answer;
 using Asked = ChatServer::Asked;
 using Json = nlohmann::json;
-
-// The picture that a request is about: its captions say "thing N".
-int PictureOf(const Asked& asked) {
-  const std::string text = asked.last_text();
-  return std::stoi(text.substr(text.find("thing ") + 6));
-}
-
-// Which type of response a request wants, by its system message.
-std::string TypeOf(const Asked& asked) {
-  const std::string system = asked.body.at("messages").at(0).at("content");
-  if (system.find("Write a conversation") != system.npos) return "conversation";
-  return system.find("Describe the scene") != system.npos ? "detail" : "complex";
-}
-
-std::string GoodText(const Asked& asked) {
-  const std::string thing = "thing " + std::to_string(PictureOf(asked));
-  const std::string type = TypeOf(asked);
-  const std::string story = "In the middle there is " + thing +
-                            ", and it stands on a wide meadow in the light of the afternoon, with "
-                            "trees at the left and a path that leads to the water.";
-  if (type == "conversation") {
-    return "Question:\nWhat is in the middle?\n===\nAnswer:\nThere is " + thing +
-           ".\n===\nQuestion:\nWhere does it stand?\n===\nAnswer:\nIt stands on a meadow.";
-  }
-  if (type == "detail") return story;
-  return "Question:\nWhy might it stand there?\n===\nAnswer:\n" + story;
-}
-
-class InstructCommandTest : public DatagenProgram {
- protected:
-  InstructCommandTest() { unsetenv("OPENAI_API_KEY"); }
-
-  void WritePictures(int count) const {
-    Json images = Json::array(), captions = Json::array(), boxes = Json::array();
-    for (int i = 0; i < count; ++i) {
-      images.push_back({{"id", i},
-                        {"file_name", "p" + std::to_string(i) + ".jpg"},
-                        {"width", 100},
-                        {"height", 50}});
-      captions.push_back(
-          {{"id", i}, {"image_id", i}, {"caption", "Here is thing " + std::to_string(i)}});
-      boxes.push_back({{"id", i}, {"image_id", i}, {"category_id", 1}, {"bbox", {10, 10, 50, 20}}});
-    }
-    Write("captions.json", Json({{"images", images}, {"annotations", captions}}).dump());
-    Write("instances.json", Json({{"images", images},
-                                  {"annotations", boxes},
-                                  {"categories", {{{"id", 1}, {"name", "thing"}}}}})
-                                .dump());
-  }
-
-  std::vector<std::string> Args(const ChatServer& server,
-                                std::vector<std::string> more = {}) const {
-    std::vector<std::string> args = {"instruct",
-                                     "--coco-captions",
-                                     (root_ / "captions.json").string(),
-                                     "--coco-instances",
-                                     (root_ / "instances.json").string(),
-                                     "--out",
-                                     out_,
-                                     "--base-url",
-                                     server.base_url(),
-                                     "--model",
-                                     "teacher"};
-    args.insert(args.end(), more.begin(), more.end());
-    return args;
-  }
-
-  Json Report() const { return ReadJson(fs::path(out_) / "report.json"); }
-  Json Records() const { return ReadJson(fs::path(out_) / "instruct.json"); }
-  std::map<std::string, std::string> RulesById() const {
-    std::map<std::string, std::string> rules;
-    std::istringstream lines(ReadFile(fs::path(out_) / "rejected.jsonl"));
-    for (std::string line; std::getline(lines, line);) {
-      const Json rejected = Json::parse(line);
-      rules[rejected.at("id")] = rejected.at("rule");
-    }
-    return rules;
-  }
-};
 
 TEST_F(InstructCommandTest, MakesADataSetThatTheTrainerReads) {
   WritePictures(79);
@@ -267,93 +185,6 @@ TEST_F(InstructCommandTest, AWrongKeyEndsItAtOnce) {
   EXPECT_FALSE(fs::exists(out_ + "/instruct.json"));
 }
 
-// Answers so many requests; those beyond wait until they may.
-class Answers {
- public:
-  explicit Answers(int most) : most_(most) {}
-  Answer operator()(const Asked& asked) {
-    while (asked.number >= most_) std::this_thread::sleep_for(1ms);
-    return ChatServer::Say(GoodText(asked));
-  }
-  void SetMost(int most) { most_ = most; }
-
- private:
-  std::atomic<int> most_;
-};
-constexpr int kAll = 1'000'000;
-
-TEST_F(InstructCommandTest, Kill9LosesAtMostWhatWasOnTheWire) {
-  WritePictures(200);
-  Answers answers(0);
-  ChatServer server(std::ref(answers));
-  const auto args = Args(server, {"--concurrency", "3"});
-  size_t killed = 0;
-  for (const size_t until : {30u, 80u, 130u}) {
-    answers.SetMost(static_cast<int>(until));
-    const pid_t pid = Start(args);
-    while (server.num_asked() < until) std::this_thread::sleep_for(1ms);
-    kill(pid, SIGKILL);
-    EXPECT_EQ(Wait(pid), -SIGKILL);
-    ++killed;
-  }
-  answers.SetMost(kAll);
-  std::ofstream(out_ + "/journal.jsonl", std::ios::app) << "{\"request\": \"torn";
-  ASSERT_EQ(Run(args), 0) << said_;
-  EXPECT_THAT(said_, HasSubstr("dropped a torn last line of 17 bytes"));
-  EXPECT_EQ(Records().size(), 200u);
-  EXPECT_GE(server.num_asked(), 200u);
-  EXPECT_LE(server.num_asked(), 200u + 3 * killed);  // at most what was on the wire, three times
-  const size_t paid = server.num_asked();
-  const std::string records = ReadFile(out_ + "/instruct.json");
-  ASSERT_EQ(Run(args), 0) << said_;  // all is known
-  EXPECT_EQ(server.num_asked(), paid);
-  EXPECT_EQ(ReadFile(out_ + "/instruct.json"), records);
-}
-
-TEST_F(InstructCommandTest, CtrlCWaitsForPaidAnswersAndTheSameCommandGoesOn) {
-  WritePictures(200);
-  Answers answers(20);
-  ChatServer server(std::ref(answers));
-  const auto args = Args(server, {"--concurrency", "4"});
-  const pid_t pid = Start(args);
-  while (server.num_asked() < 21) std::this_thread::sleep_for(1ms);
-  kill(pid, SIGINT);
-  answers.SetMost(kAll);
-  EXPECT_EQ(Wait(pid), 130) << said_;
-  EXPECT_THAT(said_, HasSubstr("stopped; the same command goes on"));
-  EXPECT_FALSE(fs::exists(out_ + "/instruct.json"));
-  ASSERT_EQ(Run(args), 0) << said_;
-  EXPECT_EQ(server.num_asked(), 200u);  // nothing twice
-  EXPECT_EQ(Records().size(), 200u);
-}
-
-TEST_F(InstructCommandTest, StopsAtTheBudgetAndGoesOnWithALargerOne) {
-  WritePictures(20);
-  ChatServer server([](const Asked& asked) { return ChatServer::Say(GoodText(asked)); });
-  EXPECT_EQ(Run(Args(server, {"--most-requests", "7"})), 3) << said_;
-  EXPECT_THAT(said_, HasSubstr("the budget is used up"));
-  EXPECT_EQ(server.num_asked(), 7u);
-  EXPECT_EQ(Records().size(), 7u);
-  EXPECT_EQ(Report().at("run").at("finished"), false);
-  ASSERT_EQ(Run(Args(server, {"--most-requests", "20"})), 0) << said_;
-  EXPECT_EQ(server.num_asked(), 20u);
-  EXPECT_EQ(Records().size(), 20u);
-}
-
-TEST_F(InstructCommandTest, AFullDiskIsSaidAndNothingPaidIsLost) {
-  WritePictures(40);
-  ChatServer server([](const Asked& asked) { return ChatServer::Say(GoodText(asked)); });
-  const auto args = Args(server, {"--concurrency", "1"});
-  // Files may not grow beyond 8 blocks: what a full disk does, without one.
-  EXPECT_EQ(Run(args, "trap '' XFSZ; ulimit -f 8; exec"), 1);
-  EXPECT_THAT(said_, HasSubstr("journal.jsonl: cannot be written: File too large"));
-  const size_t asked = server.num_asked();
-  EXPECT_LT(asked, 40u);
-  ASSERT_EQ(Run(args), 0) << said_;
-  EXPECT_EQ(server.num_asked(), 41u);  // the one whose answer could not be recorded, again
-  EXPECT_EQ(Records().size(), 40u);
-}
-
 TEST_F(InstructCommandTest, AJournalIsAReplayFile) {
   WritePictures(20);
   {
@@ -457,6 +288,9 @@ TEST_F(InstructCommandTest, WrongUseIsTwoAndOneLine) {
       {with({"--coco-captions", (root_ / "bad.json").string()}), "line 2"},
       {with({"--coco-captions", captions, "--mix", "poem=1"}), "no response type \"poem\""},
       {with({"--coco-captions", captions, "--mix", "detail"}), "TYPE=SHARE"},
+      {with({"--coco-captions", captions, "--mix", "detail=inf"}), "TYPE=SHARE"},
+      {with({"--coco-captions", captions, "--mix", "detail=1e308,complex=1e308"}),
+       "whose sum is a number"},
       {with({"--coco-captions", captions, "--count", "300"}), "from 3 pictures"},
       {with({"--coco-captions", captions, "--key-env", "LLAVA_NO_SUCH_KEY"}), "LLAVA_NO_SUCH_KEY"},
       {with({"--coco-captions", captions, "--most-cost", "5"}), "--prompt-price"},

@@ -69,6 +69,20 @@ TEST(DialogueParserTest, LabelsAreOnlyAtTheBeginningOfLines) {
             "Is it a Q: or an A? / A dog and\na cat: both.");
 }
 
+// Whatever copies or prints such a value calls itself for each of its levels.
+TEST(DialogueParserTest, SurvivesAnyDepth) {
+  const size_t depth = 100'000;
+  const std::string deep = std::string(depth, '[') + std::string(depth, ']');
+  std::string objects;
+  for (size_t i = 0; i < depth; ++i) objects += "{\"question\": ";
+  objects += "1" + std::string(depth, '}');
+  const std::string within =
+      "{\"question\": \"What?\", \"answer\": \"A dog.\", \"more\": " + deep + "}";
+  for (const std::string& text : {deep, objects, within, within + "\n" + within}) {
+    EXPECT_EQ(FaultOf(text), Kind::kNoDialogue);
+  }
+}
+
 TEST(DialogueParserTest, TellsWhatIsWrong) {
   EXPECT_EQ(FaultOf("Question:\nWhat?\nQuestion:\nWhere?\nAnswer:\nHere."), Kind::kAlternation);
   EXPECT_EQ(FaultOf("Answer:\nHere.\nQuestion:\nWhere?"), Kind::kAlternation);
@@ -131,6 +145,14 @@ TEST_F(QualityGatesTest, ItsOwnExamplesPass) {
       EXPECT_FALSE(screened.cut) << ToString(type) << ": " << screened.detail;
     }
   }
+}
+
+TEST_F(QualityGatesTest, TellsTheBeginningOfATextInAnyScript) {
+  std::string russian;
+  for (int i = 0; i < 30; ++i) russian += "да ";  // 5 bytes each
+  const Screened screened = Conversation("Question: What is it?\nAnswer: " + russian);
+  EXPECT_EQ(screened.rejected, Rule::kLanguage);
+  EXPECT_EQ(screened.detail, russian.substr(0, 80) + "...");
 }
 
 TEST_F(QualityGatesTest, RejectsByRule) {

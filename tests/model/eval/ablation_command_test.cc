@@ -78,7 +78,8 @@ TEST_F(AblationCommandTest, TellsWhatDoesNotFit) {
   EXPECT_THAT(reference.output, HasSubstr("\"whole\""));
   const Outcome missing = Eval("ablation full=/nowhere/x.json 2>&1");
   EXPECT_EQ(missing.code, 1);
-  EXPECT_EQ(missing.output, "llava-eval: /nowhere/x.json: cannot be read\n");
+  EXPECT_EQ(missing.output,
+            "llava-eval: /nowhere/x.json: cannot read: No such file or directory\n");
   const Outcome full = Eval(Results() + "--plot /nowhere/x.png 2>&1");
   EXPECT_EQ(full.code, 1);
   EXPECT_THAT(full.output, HasSubstr("/nowhere/x.png"));

@@ -16,7 +16,9 @@ namespace {
 namespace fs = std::filesystem;
 using testing::AllOf;
 using testing::ElementsAre;
+using testing::EndsWith;
 using testing::HasSubstr;
+using testing::StartsWith;
 
 TEST(SpreadTest, IsMeanAndDeviationOfTheSample) {
   const Spread spread = SpreadOf(std::vector{0.9, 0.8, 0.7, 0.8});
@@ -121,14 +123,18 @@ TEST_F(AblationTest, NamesTheFileThatIsNoResult) {
   const auto fails = [this](const fs::path& file) {
     return ReadingFails({{"full", {Result("good", Groups(0.9, 1.0)), file}}});
   };
-  EXPECT_EQ(fails(folder_ / "none.json"), (folder_ / "none.json").string() + ": cannot be read");
+  EXPECT_EQ(fails(folder_ / "none.json"),
+            (folder_ / "none.json").string() + ": cannot read: No such file or directory");
   const std::string no_result = ": not what `llava-eval chat-quality --json` prints";
   const fs::path broken = Write("broken.json", R"({"naming": {"accuracy": 0.)");
-  EXPECT_EQ(fails(broken), broken.string() + ": no JSON (byte 27)" + no_result);
+  EXPECT_THAT(fails(broken), AllOf(StartsWith(broken.string() + ": no JSON: parse error at line 1"),
+                                   EndsWith(no_result)));
   const fs::path empty = Write("empty.json", "");
-  EXPECT_EQ(fails(empty), empty.string() + ": no JSON (byte 1)" + no_result);
+  EXPECT_THAT(fails(empty), StartsWith(empty.string() + ": no JSON: "));
   const fs::path large = Write("large.json", R"({"naming": 1e999})");
-  EXPECT_EQ(fails(large), large.string() + ": holds a number that is too large" + no_result);
+  EXPECT_THAT(fails(large), StartsWith(large.string() + ": no JSON: number overflow"));
+  const fs::path deep = Write("deep.json", std::string(100'000, '['));
+  EXPECT_THAT(fails(deep), StartsWith(deep.string() + ": no JSON: has more than 200 levels"));
   const fs::path list = Write("list.json", "[1, 2]");
   EXPECT_EQ(fails(list), list.string() + ": has no \"settings\"" + no_result);
   const fs::path other = Write("other.json", R"({"settings": {"seed": 1}})");

@@ -53,6 +53,11 @@ TEST(ChatQualityCommandTest, WritesTheMistakesDown) {
   }
   EXPECT_NE(json["right"], json["given"]);
   EXPECT_NE(Eval("chat-quality " + kShipped + " --per-type 1 --mistakes /nowhere/m 2>&1").code, 0);
+  const Outcome full = Eval("chat-quality " + kModels + "emoji-base --tower " + kModels +
+                            "emoji-tower --per-type 1 --conditions picture --mistakes /dev/full "
+                            "2>&1");
+  EXPECT_EQ(full.code, 1) << full.output;
+  EXPECT_THAT(full.output, HasSubstr("/dev/full: not all mistakes could be written"));
 }
 
 TEST(ChatQualityCommandTest, MeasuresAnOracleWithAMap) {

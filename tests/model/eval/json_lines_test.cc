@@ -81,6 +81,14 @@ TEST(JsonLinesTest, AnotherKindOfFileKeepsItsContent) {
   }
 }
 
+TEST(JsonLinesTest, PutsLinesInOrder) {
+  const TemporaryFolder folder;
+  const std::string path =
+      folder.Write("a.jsonl", "{\"id\":9}\n{\"id\":\"b\",\"a\":0}\n{\"id\":8}\n{\"id\":1}\n");
+  JsonLinesFile(path, "id").Order({"1", "2", "b"});
+  EXPECT_EQ(folder.Read("a.jsonl"), "{\"id\":1}\n{\"id\":\"b\",\"a\":0}\n{\"id\":9}\n{\"id\":8}\n");
+}
+
 TEST(JsonLinesTest, TellsAFullDisk) {
   JsonLinesFile file("/dev/full", "id");
   EXPECT_THAT(ErrorOf([&] {

@@ -249,10 +249,12 @@ TEST_F(ChatJournalTest, ReplayFilesNameRequestsByHashOrId) {
   ReplayBackend replay(path_);
   replay.Submit(Request(1));
   replay.Submit(Request(2));
+  replay.Submit(Request(3));
   const auto results = replay.Wait(std::chrono::milliseconds(0));
   EXPECT_EQ(results.at(0).reply->text, "by id");
   EXPECT_EQ(results.at(1).reply->text, "by hash");
   EXPECT_EQ(results.at(1).reply->finish_reason, "length");
+  EXPECT_EQ(results.at(2).end, ChatEnd::kFailed);
 }
 
 TEST_F(ChatJournalTest, BrokenReplayFilesAreNamedWithTheLine) {

@@ -197,6 +197,28 @@ TEST_F(ChatRunTest, AFatalErrorEndsTheRunButKeepsWhatWasPaidFor) {
   EXPECT_FALSE(results_.contains("r4"));
 }
 
+TEST_F(ChatRunTest, ARequestThatCannotBeMadeEndsTheRunButKeepsWhatWasPaidFor) {
+  ScriptedBackend backend(
+      [](const ChatRequest& request) { return ScriptedBackend::Say(request, "x"); });
+  ChatJournal journal(path_);
+  ChatRun run(backend, journal, {});
+  int next = 0;
+  const auto third_fails = [&]() -> std::optional<ChatRequest> {
+    if (next == 2) throw std::runtime_error("no such picture");
+    return Request(next++);
+  };
+  std::string message;
+  try {
+    run.Run(third_fails, Note());
+  } catch (const std::runtime_error& error) {
+    message = error.what();
+  }
+  EXPECT_EQ(message, "no such picture");
+  EXPECT_EQ(backend.asked().size(), 2u);
+  EXPECT_EQ(journal.size(), 2u);
+  EXPECT_EQ(results_.size(), 2u);
+}
+
 TEST_F(ChatRunTest, ManyFailuresInARowEndTheRun) {
   ScriptedBackend backend([](const ChatRequest& request) {
     return ChatResult{.id = request.id,
@@ -235,6 +257,25 @@ TEST_F(ChatRunTest, StopsBeforeTheBudgetIsExceeded) {
   // 500 tokens each, 519 by the estimate before.
   EXPECT_EQ(answered({.most_tokens = 5200}), 10u);
   EXPECT_EQ(answered({.prices = {.prompt = 1000, .completion = 2000}, .most_cost = 5.5}), 5u);
+}
+
+TEST_F(ChatRunTest, TheBudgetIsOfWhatIsSent) {
+  ScriptedBackend backend([](const ChatRequest& request) {
+    ChatResult result = ScriptedBackend::Say(request, "x");
+    result.reply->usage = {10, 1800};
+    return result;
+  });
+  ChatJournal journal(path_);
+  ChatRun run(backend, journal, {.most_tokens = 5700});
+  int next = 0;
+  const auto longer = [&]() -> std::optional<ChatRequest> {
+    ChatRequest request = Request(next++);
+    request.extra = {{"max_tokens", nullptr}, {"max_completion_tokens", 900}, {"n", 2}};
+    return request;
+  };
+  EXPECT_EQ(run.Run(longer, Note()), ChatRun::Outcome::kBudget);
+  EXPECT_EQ(journal.size(), 3u);
+  EXPECT_LE(journal.usage().tokens(), 5700u);
 }
 
 TEST_F(ChatRunTest, TheBudgetCountsEarlierRuns) {

@@ -58,6 +58,21 @@ TEST(ChatTest, HashIsOfWhatIsSentAndOfTheSample) {
   EXPECT_NE(HashOf(request), hash);
 }
 
+TEST(ChatTest, KnowsTheMostTokensOfItsAnswers) {
+  ChatRequest request = Hello();
+  EXPECT_EQ(MostAnswerTokens(request), 7u);
+  const auto with = [&](const char* extra) {
+    request.extra = Json::parse(extra);
+    return MostAnswerTokens(request);
+  };
+  EXPECT_EQ(with(R"({"max_tokens": 50})"), 50u);
+  EXPECT_EQ(with(R"({"max_tokens": null, "max_completion_tokens": 900})"), 900u);
+  EXPECT_EQ(with(R"({"max_completion_tokens": 900, "n": 3})"), 2700u);
+  EXPECT_EQ(with(R"({"n": 3, "top_k": 1})"), 21u);
+  EXPECT_EQ(with(R"({"max_tokens": null})"), 7u) << "the server's own limit is not known";
+  EXPECT_EQ(with(R"({"max_tokens": -5, "n": 1e300})"), 7'000'000'000u);
+}
+
 TEST(ChatTest, BrokenTextDoesNotStopARequest) {
   ChatRequest request = Hello();
   request.messages[1].text = "caf\xC3";
@@ -110,6 +125,11 @@ TEST(ChatTest, ErrorsAreOneCleanLine) {
   EXPECT_EQ(ErrorText("<html>\r\n<b>502</b>"), "<html> <b>502</b>");
   EXPECT_EQ(ErrorText(""), "(empty)");
   EXPECT_LE(ErrorText(std::string(5000, 'x')).size(), 303u);
+  // Of a text in another script all but the character that would be cut is told.
+  std::string chinese;
+  for (int i = 0; i < 200; ++i) chinese += "错";
+  const std::string told = ErrorText(Json{{"error", "x" + chinese}}.dump());
+  EXPECT_EQ(told, "x" + chinese.substr(0, 99 * 3) + "...");
 }
 
 }  // namespace

@@ -41,6 +41,16 @@ TEST(Utf8Test, KeepsWhatMayStillBecomeACharacter) {
   }
 }
 
+TEST(Utf8Test, CutsBetweenCharacters) {
+  const std::string text = "a\xC3\xA4\xE2\x82\xAC\xF0\x9F\x98\x80z";  // 1, 2, 3, 4 and 1 bytes
+  const size_t ends[] = {0, 1, 1, 3, 3, 3, 6, 6, 6, 6, 10, 11, 11};
+  for (size_t most = 0; most < std::size(ends); ++most) {
+    EXPECT_EQ(CutUtf8(text, most), text.substr(0, ends[most])) << most;
+  }
+  EXPECT_EQ(CutUtf8(std::string(9, '\x80'), 5), std::string(5, '\x80'));  // broken
+  EXPECT_EQ(CutUtf8("", 0), "");
+}
+
 TEST(Utf8Test, StripsUnicodeWhiteSpace) {
   EXPECT_EQ(StripUtf8(" \t\n\xC2\xA0\xE3\x80\x80 a b\xE2\x80\xA8 \r"), "a b");
   EXPECT_EQ(StripUtf8Right(" a \n"), " a");

@@ -9,7 +9,6 @@
 #include <fstream>
 #include <mutex>
 #include <nlohmann/json.hpp>
-#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -71,11 +70,19 @@ TEST_F(AskingCommandTest, AnswersByACheckpointAndGoesOn) {
   std::ofstream(folder_.At("out.jsonl"), std::ios::app) << "{\"question_id\": 6, \"te";
   const Outcome second = Eval(command + " 2>&1");
   EXPECT_EQ(second.code, 0) << second.output;
-  std::set<int> ids;
-  for (const Json& line : Written()) ids.insert(line["question_id"].get<int>());
-  EXPECT_THAT(ids, ElementsAre(5, 6, 7));
-  EXPECT_EQ(Written().size(), 3);
+  const auto ids = [this] {
+    std::vector<int> ids;
+    for (const Json& line : Written()) ids.push_back(line["question_id"].get<int>());
+    return ids;
+  };
+  EXPECT_THAT(ids(), ElementsAre(5, 6, 7));
   const std::string whole = folder_.Read("out.jsonl");
+  EXPECT_EQ(Eval(command + " 2>&1").code, 0);
+  EXPECT_EQ(folder_.Read("out.jsonl"), whole);
+  // In the order of the questions, whatever the order in which they were answered.
+  const auto second_line = whole.find('\n') + 1;
+  folder_.Write("out.jsonl", whole.substr(second_line) + whole.substr(0, second_line));
+  EXPECT_THAT(ids(), ElementsAre(6, 7, 5));
   EXPECT_EQ(Eval(command + " 2>&1").code, 0);
   EXPECT_EQ(folder_.Read("out.jsonl"), whole);
   // Another prompt, another sampling: the answers that are there are not theirs.
@@ -133,6 +140,31 @@ TEST_F(AskingCommandTest, AnswersByAServer) {
   EXPECT_EQ(server.num_asked(), 3);
 }
 
+TEST_F(AskingCommandTest, AQuestionWithoutItsPictureLosesNoOther) {
+  std::string questions;
+  for (int i = 1; i <= 5; ++i) {
+    questions += "{\"question_id\": " + std::to_string(i) + ", \"text\": \"q" + std::to_string(i) +
+                 "?\"" + (i == 3 ? ", \"image\": \"gone.png\"" : "") + "}\n";
+  }
+  ChatServer server([](const Asked&) {
+    auto answer = ChatServer::Say("Hm");
+    answer.delay = std::chrono::milliseconds(200);  // others are on the wire at the third
+    return answer;
+  });
+  const std::string command = "answer --questions " + folder_.Write("five.jsonl", questions) +
+                              " --pictures " + kScenes + Server(server) + Out() +
+                              " --concurrency 2 2>&1";
+  for (int round = 0; round < 2; ++round) {
+    const Outcome outcome = Eval(command);
+    EXPECT_EQ(outcome.code, 1) << outcome.output;
+    EXPECT_THAT(outcome.output, HasSubstr("question 3: " + kScenes + "gone.png: "));
+    EXPECT_THAT(outcome.output, HasSubstr(round == 0 ? "4 answered now, 0 known before, 1 failed"
+                                                     : "0 answered now, 4 known before, 1 failed"));
+    EXPECT_EQ(Written().size(), 4);
+    EXPECT_EQ(server.num_asked(), 4);
+  }
+}
+
 TEST_F(AskingCommandTest, RefusesFlagsThatWouldDoNothing) {
   const std::string command = "answer --questions " + questions_ + Out();
   for (const std::string& server :
@@ -141,6 +173,14 @@ TEST_F(AskingCommandTest, RefusesFlagsThatWouldDoNothing) {
     const Outcome both = Eval(command + " --checkpoint " + kModels + "emoji " + server + " 2>&1");
     EXPECT_EQ(both.code, 2) << both.output;
     EXPECT_THAT(both.output, HasSubstr(server.substr(0, server.find(' ')))) << both.output;
+  }
+  for (const std::string& server :
+       {std::string("--key-env HOME"), std::string("--concurrency 2"), std::string("--rpm 5"),
+        std::string("--tpm 5"), std::string("--timeout 5"), std::string("--attempts 2")}) {
+    const Outcome both = Eval(command + " --replay /dev/null " + server + " 2>&1");
+    EXPECT_EQ(both.code, 2) << both.output;
+    EXPECT_THAT(both.output, HasSubstr(server.substr(0, server.find(' '))));
+    EXPECT_THAT(both.output, HasSubstr("--replay"));
   }
   for (const std::string& local : {std::string("--tower /nowhere"), std::string("--template plain"),
                                    std::string("--threads 2")}) {

@@ -76,6 +76,12 @@ TEST_F(JudgeCommandTest, ParsesStrictlyAndRobustly) {
   EXPECT_THAT(folder_.Read("out.jsonl"), HasSubstr(R"("tuple":[-1.0,-1.0],"robust":[8.0,7.0])"));
   const Json json = Json::parse(Eval("judge parse --json " + one_).output);
   EXPECT_EQ(json[0]["unread"][0]["content"], "Good.");
+  std::string chinese;
+  for (int i = 0; i < 50; ++i) chinese += "好";
+  const std::string other =
+      folder_.Write("other.jsonl", Json{{"question_id", 1}, {"content", chinese}}.dump());
+  EXPECT_THAT(Eval("judge parse " + other).output,
+              HasSubstr("question 1: " + chinese.substr(0, 33 * 3) + "..\n"));
 }
 
 TEST_F(JudgeCommandTest, TellsWhatIsWrong) {

@@ -65,6 +65,14 @@ TEST(ParseScoresTest, ReadsWhatPeopleWouldRead) {
       {"8 9. Both assistants name the 3 cats.", {{8, 9}}},
       {"Step 1 is right, step 2 is wrong.\nThe scores are (10, 3).", {{10, 3}}},
       {"First (1, 2)? No.\nscores = (5, 4)", {{5, 4}}},
+      {"8-9", {{8, 9}}},
+      {"Assistant 1 - 8\nAssistant 2 - 9", {{8, 9}}},
+      {"- Assistant 1: 8\n- Assistant 2: 9", {{8, 9}}},
+      {"-5, 8", {}},
+      {"Scores: -5 and 8", {}},
+      {"**-1** **-1**", {}},
+      {"Assistant 1: -3\nAssistant 2: 4", {}},
+      {"85 90", {}},
       {"8 95\nBoth", {}},
       {"Both are good.", {}},
       {"Assistant 1 is better than Assistant 2.", {}},
@@ -88,9 +96,13 @@ TEST(ReadReviewsTest, TakesBothPublishedForms) {
       R"({"question_id": 3, "content": "6 5\nwell"})"
       "\n"
       R"({"question_id": 4, "content": "well"})"
+      "\n"
+      R"({"question_id": 5, "content": "85 90\nof 100"})"
+      "\n"
+      R"({"question_id": 6, "content": "85 90\nOf 10: 8 9", "tuple": [85, 90]})"
       "\n");
   const std::vector<JudgeReview> reviews = ReadReviews(path);
-  ASSERT_EQ(reviews.size(), 4);
+  ASSERT_EQ(reviews.size(), 6);
   EXPECT_EQ(reviews[0].question_id, "7");
   EXPECT_EQ(reviews[0].category, "conv");
   EXPECT_EQ(reviews[0].published, kNoScores);
@@ -101,6 +113,9 @@ TEST(ReadReviewsTest, TakesBothPublishedForms) {
   EXPECT_EQ(reviews[2].published, (JudgeScores{6, 5}));
   EXPECT_EQ(reviews[3].published, kNoScores);
   EXPECT_EQ(reviews[3].robust, std::nullopt);
+  EXPECT_EQ(reviews[4].published, (JudgeScores{85, 90}));
+  EXPECT_EQ(reviews[4].robust, std::nullopt);
+  EXPECT_EQ(reviews[5].published, (JudgeScores{85, 90}));
 }
 
 TEST(ReadReviewsTest, NamesTheLineThatIsNone) {

@@ -52,6 +52,29 @@ TEST(ReportTest, PutsResultsBesideThePaper) {
   EXPECT_EQ(Find(tables[2], "wild")->cells.front().low, std::nullopt);
 }
 
+TEST(ReportTest, TellsOfJudgementsThatAreNotWhole) {
+  const TemporaryFolder folder;
+  const std::string file = R"({"file": "a", "missing": 4, "categories": {
+      "all": {"relative": 60.0}, "conv": {"relative": 61.0}}})";
+  const auto judged = [&](const std::string& files, const std::string& average) {
+    return R"({"kind": "judge", "files": [)" + files + "]" + average + "}";
+  };
+  const auto tables = MakeReport(
+      {{"apart", folder.Write("a.json", judged(file + ", " + file, R"(, "average": null)"))},
+       {"part", folder.Write("b.json", judged(file, ""))}});
+  ASSERT_EQ(tables.size(), 1);
+  for (const ReportCell& cell : Find(tables[0], "apart")->cells) {
+    EXPECT_EQ(cell.value, std::nullopt);
+  }
+  EXPECT_EQ(Find(tables[0], "part")->cells.back().value, 60.0);
+  EXPECT_THAT(tables[0].note,
+              AllOf(HasSubstr(" apart: no mean, the files review different questions."),
+                    HasSubstr(" apart: not all was judged, 8 reviews are missing."),
+                    HasSubstr(" part: not all was judged, 4 reviews are missing.")));
+  const auto whole = MakeReport({{"whole", folder.Write("c.json", kRuns)}});
+  EXPECT_THAT(whole[0].note, Not(HasSubstr("whole")));
+}
+
 TEST(ReportTest, KnowsShortAnswersAndScenes) {
   const TemporaryFolder folder;
   const auto tables = MakeReport(

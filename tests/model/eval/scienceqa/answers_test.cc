@@ -114,6 +114,9 @@ TEST_F(PredictionsTest, AreNamedWhereTheyAreWrong) {
   EXPECT_THAT(ErrorOf([&] { Read(R"({"results": {"1": "B"}})"); }),
               HasSubstr("results: \"1\" is \"B\", the number of a choice is expected"));
   EXPECT_THAT(ErrorOf([&] { Read(R"({"acc": 3})"); }), HasSubstr("neither \"results\""));
+  const std::string deep = std::string(100'000, '[') + std::string(100'000, ']');
+  EXPECT_THAT(ErrorOf([&] { Read("{\"results\": " + deep + "}"); }),
+              HasSubstr("predictions:1: no JSON: has more than 200 levels"));
   EXPECT_THAT(ErrorOf([] { ReadSciencePredictions("/nowhere/x"); }), HasSubstr("/nowhere/x"));
 }
 

@@ -106,6 +106,31 @@ TEST_F(ScienceQaCommandTest, ConvertsToInstructionData) {
   EXPECT_EQ(Run("convert", "--layout chat --shot-ids 1 --out " + folder_.At("x")).code, 2);
 }
 
+TEST_F(ScienceQaCommandTest, RefusesFlagsThatWouldDoNothing) {
+  const std::string captions = folder_.Write("captions.json", R"({"captions": {}})");
+  const std::pair<std::string, std::string> cases[] = {
+      {"--shots 1", "--shots goes with --layout chat, not with llava"},
+      {"--layout lines --shot-ids 7", "--shot-ids goes with --layout chat, not with lines"},
+      {"--layout letter --seed 4", "--seed goes with --layout chat, not with letter"},
+      {"--shot-split val", "--shot-split goes with --layout chat, not with llava"},
+      {"--last-line x", "--last-line goes with --layout letter, not with llava"},
+      {"--layout letter --format QCM-A",
+       "--format goes with --layout llava, lines, chat, not with letter"},
+      {"--layout letter --captions " + captions, "--captions goes with --layout llava, lines"},
+      {"--layout chat --shot-ids 7 --shots 1", "--shot"},
+      {"--layout chat --shot-ids 7 --seed 1", "--s"}};
+  for (const auto& [flags, message] : cases) {
+    const Outcome refused = Run("convert", flags + " --out " + folder_.At("none.json"));
+    EXPECT_EQ(refused.code, 2) << flags << refused.output;
+    EXPECT_THAT(refused.output, HasSubstr(message));
+  }
+  EXPECT_EQ(folder_.Read("none.json"), "");
+  const Outcome run = Run("run", "--layout chat --pictures /nowhere --replay /dev/null --out " +
+                                     folder_.At("none.json"));
+  EXPECT_EQ(run.code, 2) << run.output;
+  EXPECT_THAT(run.output, HasSubstr("--pictures goes with --layout llava, letter, not with chat"));
+}
+
 TEST_F(ScienceQaCommandTest, TellsWhatIsWrong) {
   EXPECT_EQ(Eval("scienceqa 2>&1").code, 2);
   EXPECT_EQ(Eval("scienceqa score 2>&1").code, 2);

@@ -51,6 +51,10 @@ TEST(VqaFilesTest, NameWhatIsWrong) {
   EXPECT_THAT(error("{\"question_id\": 1, \"answer\": \"a\"}\n{\"question_id\":"),
               HasSubstr("q:2: no JSON"));
   EXPECT_THAT(error("[]"), HasSubstr("has no questions"));
+  const std::string deep = std::string(100'000, '[') + std::string(100'000, ']');
+  EXPECT_THAT(error(deep), HasSubstr("q:1: no JSON: has more than 200 levels"));
+  EXPECT_THAT(error(R"({"annotations": [{"question_id": 3, "answers": )" + deep + "}]}"),
+              HasSubstr("q:1: no JSON: has more than 200 levels"));
 }
 
 TEST(TextVqaFilesTest, AreJoinedByPictureAndQuestion) {
@@ -117,13 +121,31 @@ TEST_F(PopeFilesTest, AreJoinedByOrderWithinACategory) {
                                             "{\"question_id\": 71, \"text\": \"Yes\"}\n"
                                             "{\"question_id\": 70, \"text\": \"Yes\"}\n"
                                             "{\"question_id\": 72, \"text\": \"No\"}\n");
-  const auto counts = CountPope(labels_, answers, questions);
-  EXPECT_EQ(counts[0].second.true_yes, 1);
-  EXPECT_EQ(counts[0].second.true_no, 1);
-  EXPECT_EQ(counts[1].second.false_yes, 1);
+  // Several workers write answers as they come.
+  const std::string turned = folder_.Write("turned.jsonl",
+                                           "{\"question_id\": 72, \"text\": \"No\"}\n"
+                                           "{\"question_id\": 71, \"text\": \"Yes\"}\n"
+                                           "{\"question_id\": 70, \"text\": \"Yes\"}\n");
+  for (const std::string& file : {answers, turned}) {
+    const auto counts = CountPope(labels_, file, questions);
+    EXPECT_EQ(counts[0].second.true_yes, 1) << file;
+    EXPECT_EQ(counts[0].second.true_no, 1) << file;
+    EXPECT_EQ(counts[1].second.false_yes, 1) << file;
+  }
   const std::string fewer =
       folder_.Write("fewer.jsonl", "{\"question_id\": 71, \"text\": \"Yes\"}\n");
-  EXPECT_THAT(ErrorOf([&] { CountPope(labels_, fewer, questions); }), HasSubstr("has 2 labels, "));
+  EXPECT_THAT(ErrorOf([&] { CountPope(labels_, fewer, questions); }),
+              HasSubstr("has no answer to question 72 of \"random\""));
+  const std::string double_answer = folder_.Write("double.jsonl",
+                                                  "{\"question_id\": 71, \"text\": \"Yes\"}\n"
+                                                  "{\"question_id\": 71, \"text\": \"No\"}\n");
+  EXPECT_THAT(ErrorOf([&] { CountPope(labels_, double_answer, questions); }),
+              HasSubstr("double.jsonl:2: \"question_id\" is 71 for the second time"));
+  const std::string one = folder_.Write("one.jsonl",
+                                        "{\"question_id\": 70, \"category\": \"popular\"}\n"
+                                        "{\"question_id\": 71, \"category\": \"random\"}\n");
+  EXPECT_THAT(ErrorOf([&] { CountPope(labels_, fewer, one); }),
+              HasSubstr("has 2 labels, " + one + " 1 questions of \"random\""));
   const std::string other =
       folder_.Write("other.jsonl", "{\"question_id\": 5, \"text\": \"Yes\"}\n");
   EXPECT_THAT(ErrorOf([&] { CountPope(labels_, other, questions); }), HasSubstr("no question 5"));
