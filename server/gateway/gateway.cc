@@ -170,6 +170,7 @@ void Gateway::Start(OnReadiness on_readiness) {
   vision_.Start([this] { Publish(); });
   llm_.Start([this] { Publish(); });
   rollouts_.Start();
+  recovery_.Open();
 }
 
 void Gateway::Publish() {

@@ -114,6 +114,27 @@ TEST_F(RecoveryTest, AnAnswerGoesOnOnTheTermsOfItsKey) {
   }
 }
 
+// As one that finds its port taken.
+TEST_F(RecoveryTest, AProcessThatNeverServesIsNoDeath) {
+  StartGateway();
+  const std::string session = NewSession();
+  const Answer killed = AskAndCrash(Question(session, kQuestion));
+  llm_.Set({});
+  for (int i = 0; i < 3; ++i) {
+    Metrics metrics("gateway");
+    Admission admission;
+    auto gateway = Gateway::Open(options_, metrics, admission);
+    ASSERT_TRUE(gateway.ok()) << gateway.status();
+    (*gateway)->Stop();
+    gateway->reset();
+    EXPECT_EQ(Tries(), 0) << i;
+  }
+  StartGateway();
+  const Answer rest = Resume(session, killed.started.turn_id(), killed.text.size());
+  ASSERT_TRUE(rest.status.ok()) << rest.status.error_message();
+  EXPECT_EQ(killed.text + rest.text, kAnswer);
+}
+
 TEST_F(RecoveryTest, AnAnswerOutlivesTheKeyThatAskedForIt) {
   WriteKeys(KeyLine("ann", ", weight: 7") + KeyLine("ops", ", role: admin"));
   StartGateway();
