@@ -188,6 +188,7 @@ void Gateway::Publish() {
 }
 
 void Gateway::Stop() {
+  admin_.Stop();
   gate_.Close();
   fetcher_.Stop();
   rollouts_.Stop();

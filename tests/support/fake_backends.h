@@ -44,6 +44,8 @@ class FakeModels : public v1::ModelService::Service {
   void ShareLabels(const FakeModels& other);
   // What changes are answered with; OK: they are made.
   void Refuse(grpc::Status status);
+  // LoadModel does not answer until its caller goes away.
+  void PauseLoads();
   // Of a version's status.
   void SetHealth(uint64_t version, double drift, uint64_t nan_outputs);
   int changes() const;  // calls that changed something or were refused
@@ -52,7 +54,7 @@ class FakeModels : public v1::ModelService::Service {
                           v1::ListModelsResponse* response) override;
   grpc::Status GetModelStatus(grpc::ServerContext*, const v1::GetModelStatusRequest* request,
                               v1::GetModelStatusResponse* response) override;
-  grpc::Status LoadModel(grpc::ServerContext*, const v1::LoadModelRequest* request,
+  grpc::Status LoadModel(grpc::ServerContext* context, const v1::LoadModelRequest* request,
                          v1::LoadModelResponse* response) override;
   grpc::Status UnloadModel(grpc::ServerContext*, const v1::UnloadModelRequest* request,
                            v1::UnloadModelResponse* response) override;
@@ -74,6 +76,7 @@ class FakeModels : public v1::ModelService::Service {
   std::shared_ptr<FakeLabels> labels_ = std::make_shared<FakeLabels>();
   std::map<uint64_t, Health> health_;
   grpc::Status refusal_;
+  bool pause_loads_ = false;
   int changes_ = 0;
 };
 
