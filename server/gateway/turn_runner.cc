@@ -190,7 +190,8 @@ void TurnRunner::OnConversation(absl::StatusOr<Conversation> found) {
                  .priority = request_.priority,
                  .tokens = permit_ ? static_cast<uint64_t>(permit_->reserved()) : 0,
                  .asked = request_.asked,
-                 .deadline = request_.deadline};
+                 .deadline = request_.deadline,
+                 .on_disconnect = request_.on_disconnect};
   if (choice_.name.empty()) {
     auto usual = ModelChoiceOf(found->session);
     if (!usual.ok()) return Refuse(usual.status());

@@ -135,6 +135,28 @@ TEST_F(RecoveryTest, AProcessThatNeverServesIsNoDeath) {
   EXPECT_EQ(killed.text + rest.text, kAnswer);
 }
 
+TEST_F(RecoveryTest, AnAnswerThatEndsWithItsReaderStillDoes) {
+  StartGateway();
+  const std::string session = NewSession();
+  v1::ChatRequest request = Question(session, kQuestion);
+  request.set_on_disconnect(v1::ON_DISCONNECT_CANCEL);
+  const Answer killed = AskAndCrash(request);
+  options_.resume_grace = std::chrono::hours(1);  // the reader that comes back is not waited for
+  llm_.Set({.pause_after = 1});
+  StartGateway();
+  v1::ResumeTurnRequest resume;
+  resume.set_session_id(session);
+  resume.set_turn_id(killed.started.turn_id());
+  const auto context = Context();
+  const auto reader = stub_->ResumeTurn(context.get(), resume);
+  v1::ResumeTurnResponse response;
+  ASSERT_TRUE(reader->Read(&response));
+  context->TryCancel();
+  reader->Finish();
+  EXPECT_TRUE(Eventually([&] { return Turns(session).at(0).state() != v1::TURN_STATE_RUNNING; }));
+  EXPECT_EQ(Turns(session).at(0).finish_reason(), v1::FINISH_REASON_CANCELLED);
+}
+
 TEST_F(RecoveryTest, AnAnswerOutlivesTheKeyThatAskedForIt) {
   WriteKeys(KeyLine("ann", ", weight: 7") + KeyLine("ops", ", role: admin"));
   StartGateway();

@@ -128,7 +128,7 @@ TEST_F(StoreFaultsTest, TwoUnfinishedTurnsOfASessionAreTakenUpInTheirOrder) {
   asking.get();
   options_.data_dir = left;
   Sql("UPDATE turns SET state = 1, finish_reason = 0, answer_text = '' WHERE number = 1;"
-      "INSERT INTO running_turns SELECT session_id, id, '', 1, 0, 0, created_us, NULL, 0"
+      "INSERT INTO running_turns SELECT session_id, id, '', 1, 0, 0, created_us, NULL, 0, 0"
       " FROM turns WHERE number = 1;");
   StartGateway();
   ASSERT_TRUE(Eventually([&] { return llm_.generates() == 3; }));
