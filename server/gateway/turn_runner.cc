@@ -247,6 +247,9 @@ void TurnRunner::OnVersion(absl::StatusOr<Route> route) {
                              return self->parts_.router.Refresh([self] { self->FindVersion(); });
                            }
                            if (!status.ok()) return self->Refuse(status);
+                           if (const auto why = self->broken()) {
+                             return self->Refuse(self->EndingOfBreak(*why).status);
+                           }
                            self->prompt_ = PromptOf(self->conversation_, self->turn_);
                            self->Record();
                          });
@@ -441,9 +444,10 @@ void TurnRunner::Refuse(const absl::Status& status) {
 
 void TurnRunner::End(const absl::Status& status, const v1::TurnFinished& finished) {
   if (permit_) permit_->Release(0);  // of a turn that was not stored
-  if (admitted_) parts_.admission.Leave();
   parts_.resumable.Ended(turn_id_);
-  live_->End(status, finished);  // last: with its last call over, the process may end
+  request_.memory.reset();
+  if (admitted_) parts_.admission.Leave();  // from here on the parts may go
+  live_->End(status, finished);             // last: with its last call over, the process may end
 }
 
 }  // namespace llava

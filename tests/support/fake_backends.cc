@@ -246,6 +246,11 @@ int FakeLlm::generates() const {
   return generates_;
 }
 
+int FakeLlm::counts() const {
+  std::lock_guard lock(mutex_);
+  return counts_;
+}
+
 int FakeLlm::puts() const {
   std::lock_guard lock(mutex_);
   return puts_;
@@ -412,13 +417,17 @@ grpc::Status FakeLlm::PutFeatures(grpc::ServerContext*,
   return grpc::Status::OK;
 }
 
-grpc::Status FakeLlm::CountTokens(grpc::ServerContext*, const v1::CountTokensRequest* request,
+grpc::Status FakeLlm::CountTokens(grpc::ServerContext* context,
+                                  const v1::CountTokensRequest* request,
                                   v1::CountTokensResponse* response) {
   Behaviour behaviour;
+  const int openings = gate_.openings();
   {
     std::lock_guard lock(mutex_);
+    ++counts_;
     behaviour = behaviour_;
   }
+  if (behaviour.pause_counts && !gate_.Await(context, openings)) return grpc::Status::CANCELLED;
   if (behaviour.count_by_features) {
     const grpc::Status missing = WhatIsMissing(behaviour, request->messages());
     if (!missing.ok()) return missing;

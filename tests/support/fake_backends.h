@@ -181,6 +181,7 @@ class FakeLlm : public v1::LlmService::Service {
     uint32_t context_tokens = 4096;      // words of all messages
     bool forget_features = false;        // answers MissingFeatures whatever was put
     bool count_by_features = false;      // CountTokens as well, if they are missing
+    bool pause_counts = false;           // CountTokens, until Release or until the caller goes
     bool wrong_offset = false;
     bool wrong_version = false;
   };
@@ -195,6 +196,7 @@ class FakeLlm : public v1::LlmService::Service {
   v1::FeatureHeader last_put() const;
   std::chrono::system_clock::time_point last_deadline() const;
   int generates() const;
+  int counts() const;
   int puts() const;
   std::multiset<std::string> dropped() const;
   // Calls that saw their caller go away.
@@ -228,7 +230,7 @@ class FakeLlm : public v1::LlmService::Service {
   v1::GenerateRequest last_request_;
   v1::FeatureHeader last_put_;
   std::chrono::system_clock::time_point last_deadline_;
-  int generates_ = 0, puts_ = 0, cancelled_ = 0;
+  int generates_ = 0, counts_ = 0, puts_ = 0, cancelled_ = 0;
   Gate gate_;
   FakeModels models_;
   FakeServer server_;

@@ -66,6 +66,22 @@ TEST_F(ShutdownTest, StopLeavesAnswersToTheNextProcess) {
   EXPECT_EQ(Turns(session).at(0).state(), v1::TURN_STATE_FINISHED);
 }
 
+// Whoever is told that his question was not taken does not find it in his session.
+TEST_F(ShutdownTest, AQuestionThatIsBrokenOffBeforeItIsRecordedIsNot) {
+  llm_.Set({.pause_counts = true});
+  StartGateway();
+  v1::CreateSessionRequest create;
+  create.set_context_overflow(v1::CONTEXT_OVERFLOW_DROP_OLDEST_TURNS);
+  const std::string session = NewSession(create);
+  auto asking = std::async(std::launch::async, [&] { return Ask(Question(session, "a b c")); });
+  ASSERT_TRUE(Eventually([&] { return llm_.counts() == 1; }));
+  admission_->StartDraining();
+  gateway_->Stop();  // waits in vain
+  llm_.Release();
+  EXPECT_EQ(asking.get().status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_EQ(Turns(session).size(), 0U);
+}
+
 TEST_F(ShutdownTest, ALoadUnderWayIsNotWaitedFor) {
   llm_.models().PauseLoads();
   StartGateway();
