@@ -75,6 +75,7 @@ class Gateway {
   TurnGate gate_;
   RecoveryLane recovery_;
   RequestMemory memory_;
+  TransferMemory transfers_;
   ResumableCalls resumable_;
   PictureFetcher fetcher_;
   Admission& admission_;

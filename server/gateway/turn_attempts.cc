@@ -78,7 +78,8 @@ void TurnRunner::Attempt() {
   }
   llm_ = *std::move(llm);
   auto delivery = FeatureDelivery::Create(
-      parts_, prompt_, route_, llm_, request_.request_id, request_.priority, deadlines_.turn,
+      parts_, prompt_, route_, llm_,
+      {request_.caller, request_.request_id, request_.priority, deadlines_.turn},
       [self = shared_from_this()](absl::StatusOr<FeatureDelivery::Outcome> outcome) {
         self->OnFeatures(std::move(outcome));
       });

@@ -241,7 +241,8 @@ void TurnRunner::OnVersion(absl::StatusOr<Route> route) {
   if (!has_session()) return OnRecorded(0U);
   if (!fits) return Record();
   auto fit =
-      ContextFit::Create(parts_, conversation_, turn_, route_, request_.request_id, deadlines_.turn,
+      ContextFit::Create(parts_, conversation_, turn_, route_,
+                         {request_.caller, request_.request_id, request_.priority, deadlines_.turn},
                          [self = shared_from_this()](absl::Status status) {
                            if (IsVersionGone(status) && !std::exchange(self->fitted_again_, true)) {
                              return self->parts_.router.Refresh([self] { self->FindVersion(); });

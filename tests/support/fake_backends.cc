@@ -120,6 +120,11 @@ void FakeVision::Set(const Behaviour& behaviour) {
   behaviour_ = behaviour;
 }
 
+v1::EncodeRequest FakeVision::last_request() const {
+  std::lock_guard lock(mutex_);
+  return last_request_;
+}
+
 int FakeVision::encodes() const {
   std::lock_guard lock(mutex_);
   return encodes_;
@@ -133,6 +138,7 @@ grpc::Status FakeVision::Encode(grpc::ServerContext* context, const v1::EncodeRe
   {
     std::lock_guard lock(mutex_);
     ++encodes_;
+    last_request_ = *request;
     behaviour = behaviour_;
     if (behaviour_.failures > 0) --behaviour_.failures;
     if (behaviour.failures == 0) cached = !seen_.insert(request->image()).second;

@@ -140,6 +140,7 @@ class FakeVision : public v1::VisionService::Service {
   // Lets the calls go on that pause now.
   void Release() { gate_.Open(); }
   int encodes() const;
+  v1::EncodeRequest last_request() const;
   int drops() const;  // calls
   // Pictures that were dropped, as they are named in sessions.
   std::multiset<std::string> dropped() const;
@@ -156,6 +157,7 @@ class FakeVision : public v1::VisionService::Service {
   mutable std::mutex mutex_;
   Behaviour behaviour_;
   int encodes_ = 0, drops_ = 0;
+  v1::EncodeRequest last_request_;
   std::set<std::string> seen_;  // "cached" from the second time on
   std::multiset<std::string> dropped_;
   Gate gate_;
