@@ -352,10 +352,14 @@ class PictureFetcher::Loop {
     int running = 0;
     curl_multi_perform(multi_, &running);
     int left = 0;
+    bool ended = false;
     while (CURLMsg* message = curl_multi_info_read(multi_, &left)) {
-      if (message->msg == CURLMSG_DONE) End(message->easy_handle, message->data.result);
+      if (message->msg != CURLMSG_DONE) continue;
+      End(message->easy_handle, message->data.result);
+      ended = true;
     }
-    curl_multi_poll(multi_, nullptr, 0, 1000, nullptr);
+    // Where one has ended another may begin.
+    if (!ended) curl_multi_poll(multi_, nullptr, 0, 1000, nullptr);
   }
 
  private:
