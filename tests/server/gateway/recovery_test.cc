@@ -125,6 +125,8 @@ TEST_F(RecoveryTest, AProcessThatNeverServesIsNoDeath) {
     Admission admission;
     auto gateway = Gateway::Open(options_, metrics, admission);
     ASSERT_TRUE(gateway.ok()) << gateway.status();
+    std::this_thread::sleep_for(milliseconds(200));  // in which it would try
+    EXPECT_EQ(Tries(), 0) << i;
     (*gateway)->Stop();
     gateway->reset();
     EXPECT_EQ(Tries(), 0) << i;
