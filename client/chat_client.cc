@@ -30,6 +30,9 @@ std::string RandomKey() {
   return key;
 }
 
+// Whoever stops an answer does not wait long for a gateway that hangs.
+constexpr std::chrono::milliseconds kCancelTimeout{2000};
+
 }  // namespace
 
 std::shared_ptr<grpc::ChannelCredentials> MakeCredentials(const std::optional<ChatClientTls>& tls) {
@@ -60,7 +63,7 @@ absl::Status AnswerCanceller::Send(ChatClient& client, const v1::TurnStarted& tu
     Abandon();
     return absl::OkStatus();
   }
-  return client.CancelTurn(turn.session_id(), turn.turn_id()).status();
+  return client.CancelTurn(turn.session_id(), turn.turn_id(), kCancelTimeout).status();
 }
 
 void AnswerCanceller::Abandon() {
@@ -144,9 +147,9 @@ absl::Status ChatClient::Explain(const grpc::Status& status) {
 template <typename Request, typename Response>
 absl::StatusOr<Response> ChatClient::Call(
     grpc::Status (v1::ChatService::Stub::*method)(grpc::ClientContext*, const Request&, Response*),
-    const Request& request) {
+    const Request& request, std::optional<std::chrono::milliseconds> timeout) {
   grpc::ClientContext context;
-  Prepare(context, After(options_.call_timeout));
+  Prepare(context, After(timeout.value_or(options_.call_timeout)));
   Response response;
   const grpc::Status status = ((*stub_).*method)(&context, request, &response);
   if (!status.ok()) return Explain(status);
@@ -192,11 +195,12 @@ absl::StatusOr<v1::ChatServiceListModelsResponse> ChatClient::ListModels() {
 }
 
 absl::StatusOr<bool> ChatClient::CancelTurn(const std::string& session_id,
-                                            const std::string& turn_id) {
+                                            const std::string& turn_id,
+                                            std::optional<std::chrono::milliseconds> timeout) {
   v1::CancelTurnRequest request;
   request.set_session_id(session_id);
   request.set_turn_id(turn_id);
-  auto response = Call(&v1::ChatService::Stub::CancelTurn, request);
+  auto response = Call(&v1::ChatService::Stub::CancelTurn, request, timeout);
   if (!response.ok()) return response.status();
   return response->was_running();
 }

@@ -130,7 +130,9 @@ class ChatClient {
                              AnswerCanceller* canceller = nullptr);
 
   // Stops a running answer; an empty turn id means the one that runs. False: it had ended.
-  absl::StatusOr<bool> CancelTurn(const std::string& session_id, const std::string& turn_id);
+  // `timeout`: other than call_timeout.
+  absl::StatusOr<bool> CancelTurn(const std::string& session_id, const std::string& turn_id,
+                                  std::optional<std::chrono::milliseconds> timeout = std::nullopt);
 
   const ChatClientOptions& options() const { return options_; }
 
@@ -144,7 +146,8 @@ class ChatClient {
   absl::StatusOr<Response> Call(grpc::Status (v1::ChatService::Stub::*method)(grpc::ClientContext*,
                                                                               const Request&,
                                                                               Response*),
-                                const Request& request);
+                                const Request& request,
+                                std::optional<std::chrono::milliseconds> timeout = std::nullopt);
 
   using Deadline = std::chrono::system_clock::time_point;
   // One stream of an answer, to its end.

@@ -284,7 +284,8 @@ std::string ApiKeys::Signature() const {
   struct stat info;
   if (stat(path_.c_str(), &info) != 0) return absl::StrCat("error ", errno);
   return absl::StrCat(info.st_dev, " ", info.st_ino, " ", info.st_size, " ", info.st_mtim.tv_sec,
-                      ".", info.st_mtim.tv_nsec);
+                      ".", info.st_mtim.tv_nsec, " ", info.st_ctim.tv_sec, ".",
+                      info.st_ctim.tv_nsec);
 }
 
 Sha256Digest ApiKeys::Salted(const Sha256Digest& hash) const {
@@ -321,13 +322,14 @@ void ApiKeys::Watch() {
       if (stopping_) return;
     }
     std::string signature = Signature();
-    if (signature == signature_) continue;
+    // What could not be read at all may be readable without a change that is seen here.
+    if (signature == signature_ && (read_.ok() || absl::IsInvalidArgument(read_))) continue;
     signature_ = std::move(signature);
-    if (const auto status = Read(); status.ok()) {
+    const absl::Status before = std::exchange(read_, Read());
+    if (read_.ok()) {
       LogInfo("keys file read again", {{"keys", absl::StrCat(size())}});
-    } else {
-      LogError("keys file is broken; the old keys stay",
-               {{"error", std::string(status.message())}});
+    } else if (read_ != before) {
+      LogError("keys file is broken; the old keys stay", {{"error", std::string(read_.message())}});
     }
   }
 }

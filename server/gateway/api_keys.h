@@ -97,7 +97,8 @@ class ApiKeys {
   ApiKeys(std::string path, Metrics& metrics);
   absl::Status Read();
   void Watch();
-  // Changes with every change of the file's content that a writer can make by rename or in place.
+  // Changes with every change of the file's content that a writer can make by rename or in place,
+  // and of who may read it.
   std::string Signature() const;
   Sha256Digest Salted(const Sha256Digest& hash) const;
 
@@ -113,6 +114,7 @@ class ApiKeys {
   std::shared_ptr<const Index> index_ LLAVA_GUARDED_BY(mutex_);
   bool stopping_ LLAVA_GUARDED_BY(mutex_) = false;
   std::string signature_;  // of the last file read; Open, then the thread
+  absl::Status read_;      // how that went
   std::thread thread_;     // last: uses all of the above
 };
 

@@ -23,9 +23,11 @@ class ChatServiceImpl final : public v1::ChatService::CallbackService {
       : parts_(parts), admission_(admission) {}
 
   // What a question of any origin asks for, once it has passed the checks and its pictures are
-  // there; counts them. `done` runs once, before or after this returns, and must not block.
-  // Also the errors of RequestMemory.
+  // there; counts them. `done` runs once, before or after this returns, and must not block; if
+  // something must be waited for, `listen` is given before what is to run when the caller goes.
+  // Also the errors of RequestMemory, and where pictures must be fetched the limits of the key.
   void ReadChat(const Caller& caller, v1::ChatRequest request,
+                std::function<void(std::function<void()> on_gone)> listen,
                 std::function<void(absl::StatusOr<TurnRequest>)> done);
 
   grpc::ServerUnaryReactor* CreateSession(grpc::CallbackServerContext* context,

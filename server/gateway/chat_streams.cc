@@ -94,35 +94,48 @@ grpc::ServerWriteReactor<v1::ChatResponse>* ChatServiceImpl::Chat(
   auto writer = StreamWriter<v1::ChatResponse>::Create();
   // gRPC keeps the request until the stream ends. It is an object of its own that nobody else looks
   // at, so what it holds can be taken.
-  ReadChat(scope->caller(), std::move(const_cast<v1::ChatRequest&>(*request)),
-           [this, writer, scope, deadline = context->deadline()](absl::StatusOr<TurnRequest> turn) {
-             Begin(writer, scope, deadline, std::move(turn));
-           });
+  ReadChat(
+      scope->caller(), std::move(const_cast<v1::ChatRequest&>(*request)),
+      [writer](std::function<void()> on_gone) { writer->SetOnGone(std::move(on_gone)); },
+      [this, writer, scope, deadline = context->deadline()](absl::StatusOr<TurnRequest> turn) {
+        Begin(writer, scope, deadline, std::move(turn));
+      });
   return writer.get();
 }
 
 void ChatServiceImpl::ReadChat(const Caller& caller, v1::ChatRequest request,
+                               std::function<void(std::function<void()> on_gone)> listen,
                                std::function<void(absl::StatusOr<TurnRequest>)> done) {
   if (auto status = CheckChat(request); !status.ok()) return done(status);
   const auto whole = std::make_shared<v1::ChatRequest>(std::move(request));
   const auto memory = parts_.memory.NewShare();
-  if (auto status = memory->Hold(whole->ByteSizeLong(), caller.name()); !status.ok()) {
-    return done(status);
-  }
+  const std::string& name = caller.name();
+  const uint64_t bytes = whole->ByteSizeLong();
+  if (auto status = memory->Hold(bytes, name); !status.ok()) return done(status);
+  const bool fetches = parts_.fetcher.enabled() && PictureFetcher::HasUrls(*whole);
   // What the client sent is what its key stands for, whatever is behind a URL today.
-  const auto read = [this, whole, memory, key = TakeKey(*whole), name = caller.name(),
-                     done = std::move(done)](absl::Status status) {
+  auto read = [this, whole, memory, fetches, key = TakeKey(*whole), name,
+               done = std::move(done)](absl::Status status) {
     if (status.ok()) status = memory->Hold(whole->ByteSizeLong(), name);
     if (!status.ok()) return done(status);
     auto turn = ReadChecked(std::move(*whole));
     if (turn.ok()) {
       turn->key = key;
       turn->memory = memory;
+      turn->charged = fetches;
     }
     done(std::move(turn));
   };
-  if (!parts_.fetcher.enabled() || !PictureFetcher::HasUrls(*whole)) return read(absl::OkStatus());
-  parts_.fetcher.Fetch(whole, read);
+  if (!fetches) return read(absl::OkStatus());
+  // A fetch makes work, here and elsewhere, whether a turn follows or not.
+  absl::Status status = CheckPictureCounts(*whole, parts_.options);
+  if (status.ok()) status = parts_.gate.ChargeRequest(caller);
+  if (!status.ok()) return read(status);
+  const auto hold = [&options = parts_.options, memory, name, bytes](uint64_t fetched) {
+    const absl::Status fits = CheckTurnBytes(bytes + fetched, options);
+    return fits.ok() ? memory->Hold(bytes + fetched, name) : fits;
+  };
+  parts_.fetcher.Fetch({whole, name, caller.weight(), hold, std::move(listen)}, std::move(read));
 }
 
 absl::StatusOr<TurnRequest> ChatServiceImpl::ReadChecked(v1::ChatRequest request) {

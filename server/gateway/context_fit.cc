@@ -17,22 +17,18 @@ constexpr int64_t kBytesPerToken = 2;
 
 std::shared_ptr<ContextFit> ContextFit::Create(const TurnParts& parts, Conversation& conversation,
                                                NewTurn& turn, const Route& route,
-                                               std::string request_id,
-                                               std::chrono::system_clock::time_point deadline,
-                                               Done done) {
-  return std::shared_ptr<ContextFit>(new ContextFit(
-      parts, conversation, turn, route, std::move(request_id), deadline, std::move(done)));
+                                               FeatureDelivery::Terms terms, Done done) {
+  return std::shared_ptr<ContextFit>(
+      new ContextFit(parts, conversation, turn, route, std::move(terms), std::move(done)));
 }
 
 ContextFit::ContextFit(const TurnParts& parts, Conversation& conversation, NewTurn& turn,
-                       const Route& route, std::string request_id,
-                       std::chrono::system_clock::time_point deadline, Done done)
+                       const Route& route, FeatureDelivery::Terms terms, Done done)
     : parts_(parts),
       conversation_(conversation),
       turn_(turn),
       route_(route),
-      request_id_(std::move(request_id)),
-      deadline_(deadline),
+      terms_(std::move(terms)),
       done_(std::move(done)) {}
 
 void ContextFit::Start() {
@@ -44,7 +40,7 @@ void ContextFit::Start() {
 
 void ContextFit::Count() {
   prompt_ = PromptOf(conversation_, turn_);
-  PromptCount::Start(parts_, prompt_, route_, llm_, request_id_, deadline_,
+  PromptCount::Start(parts_, prompt_, route_, llm_, terms_,
                      [self = shared_from_this()](const auto& counts) { self->OnCount(counts); });
 }
 

@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "llava/v1/llm.pb.h"
+#include "server/gateway/feature_delivery.h"
 #include "server/gateway/model_router.h"
 #include "server/gateway/prompt.h"
 #include "server/gateway/store_records.h"
@@ -27,14 +28,12 @@ class ContextFit : public std::enable_shared_from_this<ContextFit> {
   // or within Start.
   static std::shared_ptr<ContextFit> Create(const TurnParts& parts, Conversation& conversation,
                                             NewTurn& turn, const Route& route,
-                                            std::string request_id,
-                                            std::chrono::system_clock::time_point deadline,
-                                            Done done);
+                                            FeatureDelivery::Terms terms, Done done);
   void Start();
 
  private:
   ContextFit(const TurnParts& parts, Conversation& conversation, NewTurn& turn, const Route& route,
-             std::string request_id, std::chrono::system_clock::time_point deadline, Done done);
+             FeatureDelivery::Terms terms, Done done);
 
   void Count();
   void OnCount(const absl::StatusOr<v1::CountTokensResponse>& counts);
@@ -46,8 +45,7 @@ class ContextFit : public std::enable_shared_from_this<ContextFit> {
   NewTurn& turn_;
   const Route route_;
   std::shared_ptr<Backend> llm_;
-  const std::string request_id_;
-  const std::chrono::system_clock::time_point deadline_;
+  const FeatureDelivery::Terms terms_;
   const Done done_;
   Prompt prompt_;  // that is being counted
 };

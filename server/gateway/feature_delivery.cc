@@ -1,5 +1,6 @@
 #include "server/gateway/feature_delivery.h"
 
+#include <atomic>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -23,26 +24,21 @@ std::map<std::string, v1::FeatureKey> FeatureKeys(const std::vector<std::string>
   return keys;
 }
 
-std::shared_ptr<FeatureDelivery> FeatureDelivery::Create(
-    const TurnParts& parts, const Prompt& prompt, Route route, std::shared_ptr<Backend> llm,
-    std::string request_id, int32_t priority, std::chrono::system_clock::time_point deadline,
-    Done done) {
-  return std::shared_ptr<FeatureDelivery>(new FeatureDelivery(parts, prompt, std::move(route),
-                                                              std::move(llm), std::move(request_id),
-                                                              priority, deadline, std::move(done)));
+std::shared_ptr<FeatureDelivery> FeatureDelivery::Create(const TurnParts& parts,
+                                                         const Prompt& prompt, Route route,
+                                                         std::shared_ptr<Backend> llm, Terms terms,
+                                                         Done done) {
+  return std::shared_ptr<FeatureDelivery>(new FeatureDelivery(
+      parts, prompt, std::move(route), std::move(llm), std::move(terms), std::move(done)));
 }
 
 FeatureDelivery::FeatureDelivery(const TurnParts& parts, const Prompt& prompt, Route route,
-                                 std::shared_ptr<Backend> llm, std::string request_id,
-                                 int32_t priority, std::chrono::system_clock::time_point deadline,
-                                 Done done)
+                                 std::shared_ptr<Backend> llm, Terms terms, Done done)
     : parts_(parts),
       prompt_(prompt),
       route_(std::move(route)),
       llm_(std::move(llm)),
-      request_id_(std::move(request_id)),
-      priority_(priority),
-      deadline_(deadline),
+      terms_(std::move(terms)),
       done_(std::move(done)) {}
 
 void FeatureDelivery::Start() {
@@ -66,12 +62,13 @@ void FeatureDelivery::Cancel() { BreakOff(absl::CancelledError("cancelled")); }
 
 void FeatureDelivery::BreakOff(const absl::Status& status) {
   std::vector<std::shared_ptr<FeatureTransfer>> transfers;
-  std::map<std::string, uint64_t> tickets;
+  std::map<std::string, uint64_t> tickets, room_tickets;
   {
     MutexLock lock(mutex_);
     if (!failure_.ok()) return;
     failure_ = status;
     tickets.swap(tickets_);
+    room_tickets.swap(room_tickets_);
     for (const auto& [image, transfer] : transfers_) {
       if (transfer) transfers.push_back(transfer);  // one that just starts looks at failure_
     }
@@ -79,6 +76,9 @@ void FeatureDelivery::BreakOff(const absl::Status& status) {
   for (const auto& transfer : transfers) transfer->Cancel();
   for (const auto& [image, ticket] : tickets) {
     if (llm_->features().Abandon(ticket)) Settle(absl::OkStatus());
+  }
+  for (const auto& [image, ticket] : room_tickets) {
+    if (parts_.transfers.Cancel(ticket)) Release(image, absl::OkStatus());
   }
 }
 
@@ -128,7 +128,7 @@ void FeatureDelivery::Bring(const std::string& image) {
     case FeatureIndex::State::kThere:
       return Settle(absl::OkStatus());
     case FeatureIndex::State::kMissing:
-      return FetchFile(image);
+      return AskForRoom(image);
     case FeatureIndex::State::kComing:
       break;
   }
@@ -142,38 +142,88 @@ void FeatureDelivery::Bring(const std::string& image) {
   if (failed && llm_->features().Abandon(ticket)) Settle(absl::OkStatus());
 }
 
-void FeatureDelivery::FetchFile(const std::string& image) {
-  const auto found = prompt_.files.find(image);
-  if (found != prompt_.files.end()) return Transfer(image, *found->second);
-  parts_.store.ReadImage(image, [self = shared_from_this(), image](absl::StatusOr<std::string> r) {
-    self->OnFile(image, std::move(r));
+// The size of a stored picture is known when it is read: until then it is thought to be large.
+void FeatureDelivery::AskForRoom(const std::string& image) {
+  const auto own = prompt_.files.find(image);
+  const uint64_t bytes =
+      own == prompt_.files.end() ? parts_.options.max_image_bytes : own->second->size();
+  const auto entered = std::make_shared<std::atomic<bool>>(false);
+  const uint64_t ticket =
+      parts_.transfers.Enter({.tenant = terms_.caller.name(),
+                              .weight = terms_.caller.weight(),
+                              .priority = terms_.priority},
+                             bytes, [self = shared_from_this(), image, entered](Room room) {
+                               *entered = true;
+                               self->OnRoom(image, std::move(room));
+                             });
+  if (*entered) return;  // it may be over by now
+  bool failed = false;
+  {
+    MutexLock lock(mutex_);
+    failed = !failure_.ok();
+    // If there is room by now this ticket is stale, which does no harm.
+    if (!failed) room_tickets_[image] = ticket;
+  }
+  if (failed && parts_.transfers.Cancel(ticket)) Release(image, absl::OkStatus());
+}
+
+// With the end of a delivery the parts may go: its room goes first, and where no lock is held, as
+// others begin then.
+void FeatureDelivery::OnRoom(const std::string& image, Room room) {
+  bool failed = false;
+  {
+    MutexLock lock(mutex_);
+    failed = !failure_.ok();
+    room_tickets_.erase(image);
+  }
+  if (failed) {
+    room.reset();
+    return Release(image, absl::OkStatus());
+  }
+  const auto own = prompt_.files.find(image);
+  if (own != prompt_.files.end()) return Transfer(image, std::move(room), *own->second);
+  parts_.store.ReadImage(image, [self = shared_from_this(), image, room = std::move(room)](
+                                    absl::StatusOr<std::string> bytes) mutable {
+    self->OnFile(image, std::move(room), std::move(bytes));
   });
 }
 
-void FeatureDelivery::OnFile(const std::string& image, absl::StatusOr<std::string> bytes) {
-  if (!bytes.ok()) return Release(image, bytes.status());
-  Transfer(image, *std::move(bytes));
+void FeatureDelivery::OnFile(const std::string& image, Room room,
+                             absl::StatusOr<std::string> bytes) {
+  if (!bytes.ok()) {
+    room.reset();
+    return Release(image, bytes.status());
+  }
+  room->Shrink(bytes->size());
+  Transfer(image, std::move(room), *std::move(bytes));
 }
 
-void FeatureDelivery::Transfer(const std::string& image, std::string bytes) {
+void FeatureDelivery::Transfer(const std::string& image, Room room, std::string bytes) {
   const auto vision = parts_.router.PickVision(route_, image);
-  if (!vision.ok()) return Release(image, vision.status());
+  if (!vision.ok()) {
+    room.reset();
+    return Release(image, vision.status());
+  }
   v1::EncodeRequest request;
   request.set_image(std::move(bytes));
   *request.mutable_spec() = route_.model.vision_spec();
-  request.set_request_id(request_id_);
-  request.set_priority(priority_);
+  request.set_request_id(terms_.request_id);
+  request.set_tenant(terms_.caller.name());
+  request.set_weight(terms_.caller.weight());
+  request.set_priority(terms_.priority);
   v1::FeatureKey key;
   {
     MutexLock lock(mutex_);
     key = outcome_.keys.at(image);
     transfers_[image] = nullptr;
   }
-  auto transfer = FeatureTransfer::Start(
-      **vision, *llm_, std::move(request), std::move(key), deadline_,
-      [self = shared_from_this(), image](absl::StatusOr<FeatureTransfer::Result> result) {
-        self->OnTransfer(image, std::move(result));
-      });
+  auto transfer =
+      FeatureTransfer::Start(**vision, *llm_, std::move(request), std::move(key), terms_.deadline,
+                             [self = shared_from_this(), image, room = std::move(room)](
+                                 absl::StatusOr<FeatureTransfer::Result> result) mutable {
+                               room.reset();
+                               self->OnTransfer(image, std::move(result));
+                             });
   bool cancel = false;
   {
     MutexLock lock(mutex_);

@@ -11,6 +11,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "server/gateway/api_keys.h"
 #include "server/gateway/feature_transfer.h"
 #include "server/gateway/prompt.h"
 #include "server/gateway/turn_parts.h"
@@ -36,29 +37,36 @@ class FeatureDelivery : public std::enable_shared_from_this<FeatureDelivery> {
   };
   using Done = std::function<void(absl::StatusOr<Outcome>)>;
 
+  // What the services are told of a delivery.
+  struct Terms {
+    Caller caller;  // in whose share it is
+    std::string request_id;
+    int32_t priority = 0;
+    std::chrono::system_clock::time_point deadline;
+  };
+
   // `prompt` must live until `done`, which runs once: at once when all features are there, else on
   // a thread of gRPC or of the store. The first error ends the delivery.
   static std::shared_ptr<FeatureDelivery> Create(const TurnParts& parts, const Prompt& prompt,
                                                  Route route, std::shared_ptr<Backend> llm,
-                                                 std::string request_id, int32_t priority,
-                                                 std::chrono::system_clock::time_point deadline,
-                                                 Done done);
+                                                 Terms terms, Done done);
   void Start();
   // `done` follows with CANCELLED unless it has just run.
   void Cancel();
 
  private:
   FeatureDelivery(const TurnParts& parts, const Prompt& prompt, Route route,
-                  std::shared_ptr<Backend> llm, std::string request_id, int32_t priority,
-                  std::chrono::system_clock::time_point deadline, Done done);
+                  std::shared_ptr<Backend> llm, Terms terms, Done done);
 
   // Starts transfers until enough are under way; ends the delivery when none is left.
   void Advance();
   // Fetches and transfers a picture, unless that is done or under way already.
   void Bring(const std::string& image);
-  void FetchFile(const std::string& image);
-  void OnFile(const std::string& image, absl::StatusOr<std::string> bytes);
-  void Transfer(const std::string& image, std::string bytes);
+  void AskForRoom(const std::string& image);
+  using Room = std::shared_ptr<TransferMemory::Share>;
+  void OnRoom(const std::string& image, Room room);
+  void OnFile(const std::string& image, Room room, absl::StatusOr<std::string> bytes);
+  void Transfer(const std::string& image, Room room, std::string bytes);
   void OnTransfer(const std::string& image, absl::StatusOr<FeatureTransfer::Result> result);
   // One picture is through, or the delivery has failed.
   void Settle(const absl::Status& status);
@@ -71,9 +79,7 @@ class FeatureDelivery : public std::enable_shared_from_this<FeatureDelivery> {
   const Prompt& prompt_;
   const Route route_;
   const std::shared_ptr<Backend> llm_;
-  const std::string request_id_;
-  const int32_t priority_;
-  const std::chrono::system_clock::time_point deadline_;
+  const Terms terms_;
   const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 
   Mutex mutex_;
@@ -81,7 +87,8 @@ class FeatureDelivery : public std::enable_shared_from_this<FeatureDelivery> {
   Outcome outcome_ LLAVA_GUARDED_BY(mutex_);
   std::deque<std::string> waiting_ LLAVA_GUARDED_BY(mutex_);
   int under_way_ LLAVA_GUARDED_BY(mutex_) = 0;
-  std::map<std::string, uint64_t> tickets_ LLAVA_GUARDED_BY(mutex_);  // brought by another
+  std::map<std::string, uint64_t> tickets_ LLAVA_GUARDED_BY(mutex_);       // brought by another
+  std::map<std::string, uint64_t> room_tickets_ LLAVA_GUARDED_BY(mutex_);  // wait for room
   // Under way, by image id; null until its start has returned. A transfer holds its picture.
   std::map<std::string, std::shared_ptr<FeatureTransfer>> transfers_ LLAVA_GUARDED_BY(mutex_);
   absl::Status failure_ LLAVA_GUARDED_BY(mutex_);

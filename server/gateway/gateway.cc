@@ -66,6 +66,7 @@ Gateway::Gateway(const GatewayOptions& options, Metrics& metrics, std::unique_pt
       owners_(*store_),
       gate_(options_.gate, metrics),
       memory_(options_.request_bytes, metrics),
+      transfers_(options_.transfer_bytes, metrics),
       resumable_(options_.resume_grace),
       fetcher_(options_.picture_urls, options_.max_image_bytes, *metrics_),
       admission_(admission),
@@ -76,9 +77,9 @@ Gateway::Gateway(const GatewayOptions& options, Metrics& metrics, std::unique_pt
       router_(vision_, llm_, options_.default_model, options_.canary_share),
       admin_(vision_, llm_, router_),
       rollouts_(options_.rollout, router_, admin_, samples_, *metrics_),
-      parts_{options_, *metrics_, admission, *store_,    *journal_, vision_,   llm_,
-             drops_,   router_,   running_,  warmup_,    *keys_,    owners_,   gate_,
-             samples_, admin_,    rollouts_, resumable_, fetcher_,  recovery_, memory_},
+      parts_{options_,  *metrics_,  admission, *store_,   *journal_, vision_,   llm_,     drops_,
+             router_,   running_,   warmup_,   *keys_,    owners_,   gate_,     samples_, admin_,
+             rollouts_, resumable_, fetcher_,  recovery_, memory_,   transfers_},
       warmup_(parts_),
       chat_(parts_, admission),
       models_(parts_),
@@ -170,6 +171,7 @@ void Gateway::Start(OnReadiness on_readiness) {
   vision_.Start([this] { Publish(); });
   llm_.Start([this] { Publish(); });
   rollouts_.Start();
+  recovery_.Open();
 }
 
 void Gateway::Publish() {
@@ -187,6 +189,7 @@ void Gateway::Publish() {
 }
 
 void Gateway::Stop() {
+  admin_.Stop();
   gate_.Close();
   fetcher_.Stop();
   rollouts_.Stop();

@@ -23,7 +23,8 @@ namespace llava {
 
 // All of a gateway but ports and signals.
 //
-// Order of calls: Open, serve `services()`, Start, ..., Stop, end of the server, destructor.
+// Order of calls: Open, serve `services()`, Start, ..., Stop, end of the server, destructor. Stop
+// also where it comes to no Start: turns of an earlier process wait inside.
 class Gateway {
  public:
   // May this gateway take questions, and with which models?
@@ -34,14 +35,14 @@ class Gateway {
   };
   using OnReadiness = std::function<void(const Readiness&)>;
 
-  // Opens store and journal, and takes up the turns that an earlier process left running. `metrics`
+  // Opens store and journal, and finds the turns that an earlier process left running. `metrics`
   // and `admission` must outlive the gateway's last call.
   static absl::StatusOr<std::unique_ptr<Gateway>> Open(const GatewayOptions& options,
                                                        Metrics& metrics, Admission& admission);
   ~Gateway();
 
-  // Begins to watch the services behind; `on_readiness` runs on their threads, one at a time, at
-  // every change until Stop.
+  // Begins to watch the services behind and to go on with those turns; `on_readiness` runs on their
+  // threads, one at a time, at every change until Stop.
   void Start(OnReadiness on_readiness);
   std::vector<grpc::Service*> services() { return {&chat_, &models_, &rollout_service_}; }
   const ApiKeys& keys() const { return *keys_; }
@@ -74,6 +75,7 @@ class Gateway {
   TurnGate gate_;
   RecoveryLane recovery_;
   RequestMemory memory_;
+  TransferMemory transfers_;
   ResumableCalls resumable_;
   PictureFetcher fetcher_;
   Admission& admission_;

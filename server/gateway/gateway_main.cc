@@ -77,6 +77,7 @@ int main(int argc, char** argv) {
     }
   }
   if (const int code = process.Start(gateway->services(), {"llava.v1.ChatService"}, guards)) {
+    gateway->Stop();
     return code;
   }
   const bool hosts_checked = process_options.on_loopback() && !gateway->keys().required();
@@ -92,6 +93,7 @@ int main(int argc, char** argv) {
     auto started = HttpServer::Start(http_options, *front);
     if (!started.ok()) {
       PrintError(kProgram, absl::StrCat(started.status().message(), " (--http-port)"));
+      gateway->Stop();
       return kExitPortInUse;
     }
     http = *std::move(started);

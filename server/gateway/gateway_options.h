@@ -57,6 +57,8 @@ struct GatewayOptions {
   uint64_t max_turn_bytes = 30u << 20;
   // Uploads and questions that are held, all together.
   uint64_t request_bytes = 1u << 30;
+  // Pictures on their way to the vision services, all together; more wait.
+  uint64_t transfer_bytes = 256u << 20;
   // An upload of which nothing came for so long is ended.
   std::chrono::milliseconds upload_patience{60'000};
   PictureUrlOptions picture_urls;

@@ -208,6 +208,7 @@ void HttpFront::Complete(const HttpRequest& request, std::shared_ptr<HttpAnswer>
   }
   chat_.ReadChat(
       scope->caller(), std::move(completion.chat),
+      [sink](std::function<void()> on_gone) { (*sink)->SetOnGone(std::move(on_gone)); },
       [this, scope, sink, resumable = completion.resumable](absl::StatusOr<TurnRequest> turn) {
         if (!turn.ok()) {
           scope->End(turn.status());

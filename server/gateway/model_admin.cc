@@ -1,13 +1,13 @@
 #include "server/gateway/model_admin.h"
 
 #include <algorithm>
+#include <atomic>
 #include <deque>
 #include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "server/runtime/mutex.h"
 #include "server/runtime/status.h"
 
 namespace llava {
@@ -27,9 +27,15 @@ bool Serves(const Backend& backend, const std::string& name) {
 
 }  // namespace
 
+class ModelAdmin::Running {
+ public:
+  virtual ~Running() = default;
+  virtual void Cancel() = 0;
+};
+
 // One request to each of several processes. Lives in its callbacks.
 template <typename Request, typename Response>
-class ModelAdmin::FanOut : public std::enable_shared_from_this<FanOut<Request, Response>> {
+class ModelAdmin::FanOut : public Running {
  public:
   using Method = void (Stub::*)(grpc::ClientContext*, const Request*, Response*,
                                 std::function<void(grpc::Status)>);
@@ -43,40 +49,74 @@ class ModelAdmin::FanOut : public std::enable_shared_from_this<FanOut<Request, R
   using Done = std::function<void(const std::deque<Part>&)>;
 
   // `targets` is not empty.
-  static void Start(const std::vector<Target>& targets, const Request& request, const Call& call,
-                    Method method, Done done) {
-    std::shared_ptr<FanOut> self(new FanOut(request, std::move(done)));
+  static void Start(ModelAdmin& admin, const std::vector<Target>& targets, const Request& request,
+                    const Call& call, Method method, Done done) {
+    std::shared_ptr<FanOut> self(new FanOut(admin, request, std::move(done)));
     for (const Target& target : targets) self->parts_.emplace_back(target);
     self->left_ = self->parts_.size();
+    {
+      MutexLock lock(admin.mutex_);
+      if (!admin.stopped_) admin.running_[self.get()] = self;
+      self->cancelled_ = admin.stopped_;
+    }
+    if (self->cancelled_) {
+      for (Part& part : self->parts_) part.status = Stopped();
+      return self->done_(self->parts_);
+    }
     for (Part& part : self->parts_) {
       part.context->set_deadline(call.deadline);
       part.context->AddMetadata("x-request-id", call.request_id);
-      (part.target.backend->models().async()->*method)(part.context.get(), &self->request_,
-                                                       &part.response,
-                                                       [self, &part](const grpc::Status& status) {
-                                                         part.status = FromGrpc(status);
-                                                         self->OnAnswer();
-                                                       });
+      (part.target.backend->models().async()->*method)(
+          part.context.get(), &self->request_, &part.response,
+          [self, &part](const grpc::Status& status) { self->OnAnswer(part, FromGrpc(status)); });
     }
   }
 
- private:
-  FanOut(const Request& request, Done done) : request_(request), done_(std::move(done)) {}
+  void Cancel() override {
+    cancelled_ = true;
+    for (Part& part : parts_) part.context->TryCancel();
+  }
 
-  void OnAnswer() {
+ private:
+  FanOut(ModelAdmin& admin, const Request& request, Done done)
+      : admin_(admin), request_(request), done_(std::move(done)) {}
+
+  static absl::Status Stopped() {
+    return OverloadedError("this gateway is shutting down; try again, here or elsewhere",
+                           std::chrono::seconds(1));
+  }
+
+  void OnAnswer(Part& part, const absl::Status& status) {
+    part.status = absl::IsCancelled(status) && cancelled_ ? Stopped() : status;
     {
       MutexLock lock(mutex_);
       if (--left_ > 0) return;
     }
+    {
+      MutexLock lock(admin_.mutex_);
+      admin_.running_.erase(this);  // the callback holds it
+    }
     done_(parts_);
   }
 
+  ModelAdmin& admin_;
   const Request request_;
   const Done done_;
   std::deque<Part> parts_;  // they cannot move
+  std::atomic<bool> cancelled_ = false;
   Mutex mutex_;
   size_t left_ LLAVA_GUARDED_BY(mutex_) = 0;
 };
+
+void ModelAdmin::Stop() {
+  std::map<Running*, std::shared_ptr<Running>> running;
+  {
+    MutexLock lock(mutex_);
+    stopped_ = true;
+    running = running_;
+  }
+  for (const auto& [call, held] : running) held->Cancel();
+}
 
 std::vector<ModelAdmin::Target> ModelAdmin::Targets(const std::string& name) const {
   std::vector<Target> targets;
@@ -100,7 +140,7 @@ void ModelAdmin::GetStatus(const v1::GetModelStatusRequest& request, const Call&
   }
   if (targets.empty()) return done(llm_.table().status);
   FanOut<v1::GetModelStatusRequest, v1::GetModelStatusResponse>::Start(
-      targets, request, call, &Stub::GetModelStatus,
+      *this, targets, request, call, &Stub::GetModelStatus,
       [name = request.model().name(), done = std::move(done)](const auto& parts) {
         v1::GetModelStatusResponse joined;
         bool known = false;
@@ -159,14 +199,17 @@ void ModelAdmin::Change(const std::string& name, const Request& request, const C
     if (first.ok()) {
       result = merge(answers);
     } else {
-      result =
-          absl::Status(first.code(), absl::StrCat("done by ", answers.size(), " of ", asked,
-                                                  " processes; ", absl::StrJoin(faults, "; ")));
+      absl::Status failed(first.code(), absl::StrCat("done by ", answers.size(), " of ", asked,
+                                                     " processes; ", absl::StrJoin(faults, "; ")));
+      first.ForEachPayload([&](absl::string_view url, const absl::Cord& payload) {
+        failed.SetPayload(url, payload);
+      });
+      result = failed;
     }
     // What the caller asks next sees the change.
     router_.Refresh([done, result = std::move(result)] { done(result); });
   };
-  FanOut<Request, Response>::Start(targets, request, call, method, finish);
+  FanOut<Request, Response>::Start(*this, targets, request, call, method, finish);
 }
 
 void ModelAdmin::Load(const v1::LoadModelRequest& request, const Call& call,
@@ -214,7 +257,7 @@ void ModelAdmin::StepBack(std::shared_ptr<std::vector<Target>> targets, size_t n
                           Done<v1::RollbackResponse> done) {
   if (next == targets->size()) return done(why);
   FanOut<v1::RollbackRequest, v1::RollbackResponse>::Start(
-      {(*targets)[next]}, request, call, &Stub::Rollback, [=, this](const auto& parts) {
+      *this, {(*targets)[next]}, request, call, &Stub::Rollback, [=, this](const auto& parts) {
         const auto& part = parts.front();
         if (!part.status.ok()) {
           // The next one may hold the model at all. One that may have stepped back is not followed.

@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -13,6 +14,7 @@
 #include "llava/v1/models.pb.h"
 #include "server/gateway/backend_pool.h"
 #include "server/gateway/model_router.h"
+#include "server/runtime/mutex.h"
 
 namespace llava {
 
@@ -21,7 +23,7 @@ namespace llava {
 // where it was made before, it changes nothing, and so several processes may share a repository.
 // When it fails at one process, the others keep it; the error has that one's code, names it and
 // says how many did it. Callbacks run on threads of gRPC or of a BackendPool, after the gateway has
-// asked the services for their models again. Thread-safe.
+// asked the services for their models again. Thread-safe; to be stopped before its end.
 class ModelAdmin {
  public:
   template <typename T>
@@ -33,6 +35,10 @@ class ModelAdmin {
 
   ModelAdmin(BackendPool& vision, BackendPool& llm, ModelRouter& router)
       : vision_(vision), llm_(llm), router_(router) {}
+
+  // Ends what is under way and refuses what comes, with UNAVAILABLE and RetryInfo: a load may take
+  // longer than a process that wants to end has.
+  void Stop();
 
   // States of all processes one after the other, each with its process; those that do not answer
   // are listed. NOT_FOUND: nobody knows the model. UNAVAILABLE: nobody answers.
@@ -56,6 +62,7 @@ class ModelAdmin {
     bool known;  // to its service
   };
   std::vector<Target> Targets(const std::string& name) const;
+  class Running;  // a FanOut
   template <typename Request, typename Response>
   class FanOut;
   // `merge` sees the answers of the processes that count, in order.
@@ -71,6 +78,10 @@ class ModelAdmin {
   BackendPool& vision_;
   BackendPool& llm_;
   ModelRouter& router_;
+
+  Mutex mutex_;
+  bool stopped_ LLAVA_GUARDED_BY(mutex_) = false;
+  std::map<Running*, std::shared_ptr<Running>> running_ LLAVA_GUARDED_BY(mutex_);
 };
 
 }  // namespace llava

@@ -5,8 +5,10 @@
 #include <unistd.h>
 
 #include <limits>
+#include <map>
 #include <mutex>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
@@ -21,6 +23,9 @@ namespace {
 
 constexpr size_t kMaxUrlBytes = 2048;
 constexpr int kWaitingPerTransfer = 16;
+
+// Of a job that has ended otherwise before, nobody hears it.
+absl::Status Gone() { return absl::CancelledError("the client went away"); }
 
 struct UrlParts {
   std::string scheme, host, port;
@@ -115,11 +120,16 @@ absl::Status CheckPictureUrl(const std::string& url, const PictureUrlOptions& op
   return parsed.ok() ? CheckParts(parsed->get(), options) : parsed.status();
 }
 
-// All on the fetcher's thread, but for the first two fields.
+// Once it waits, all but `gone` is the fetcher's thread's.
 struct PictureFetcher::Job {
-  std::shared_ptr<v1::ChatRequest> request;
+  bool ended() const { return !done || gone; }
+
+  Order order;
   std::function<void(absl::Status)> done;  // null: done
   size_t open = 0;                         // pictures still to come
+  uint64_t bytes = 0;                      // of those that came and come
+  absl::Status refusal;                    // of more bytes
+  std::atomic<bool> gone = false;          // the caller
 };
 
 struct PictureFetcher::Transfer {
@@ -136,10 +146,15 @@ struct PictureFetcher::Transfer {
 
   static size_t Take(char* bytes, size_t size, size_t count, void* self) {
     auto& transfer = *static_cast<Transfer*>(self);
+    Job& job = *transfer.job;
+    if (job.ended() || !job.refusal.ok()) return 0;  // ends the transfer
     if (transfer.body.size() + size * count > transfer.max_bytes) {
       transfer.too_long = true;
-      return 0;  // ends the transfer
+      return 0;
     }
+    if (job.order.hold) job.refusal = job.order.hold(job.bytes + size * count);
+    if (!job.refusal.ok()) return 0;
+    job.bytes += size * count;
     transfer.body.append(bytes, size * count);
     return size * count;
   }
@@ -192,10 +207,9 @@ bool PictureFetcher::HasUrls(const v1::ChatRequest& request) {
   return false;
 }
 
-void PictureFetcher::Fetch(std::shared_ptr<v1::ChatRequest> request,
-                           std::function<void(absl::Status)> done) {
+void PictureFetcher::Fetch(Order order, std::function<void(absl::Status)> done) {
   const auto job = std::make_shared<Job>();
-  job->request = std::move(request);
+  job->order = std::move(order);
   std::vector<std::unique_ptr<Transfer>> transfers;
   absl::Status status;
   const auto add = [&](google::protobuf::RepeatedPtrField<v1::ImageInput>& images,
@@ -217,26 +231,58 @@ void PictureFetcher::Fetch(std::shared_ptr<v1::ChatRequest> request,
       transfers.push_back(std::move(transfer));
     }
   };
-  add(*job->request->mutable_images(), "");
-  for (int i = 0; i < job->request->messages_size(); ++i) {
-    add(*job->request->mutable_messages(i)->mutable_images(), absl::StrCat("messages[", i, "]."));
+  v1::ChatRequest& request = *job->order.request;
+  add(*request.mutable_images(), "");
+  for (int i = 0; i < request.messages_size(); ++i) {
+    add(*request.mutable_messages(i)->mutable_images(), absl::StrCat("messages[", i, "]."));
   }
   if (!status.ok()) metrics_.CountPictureFetch("refused");
   if (!status.ok() || transfers.empty()) return done(status);
   job->open = transfers.size();
   job->done = std::move(done);
+  if (job->order.listen) {
+    job->order.listen([this, weak = std::weak_ptr<Job>(job)] {
+      const auto gone = weak.lock();  // a transfer has it, and so the fetcher is there
+      if (!gone) return;
+      gone->gone = true;
+      Sweep();
+    });
+  }
   {
     MutexLock lock(mutex_);
-    const size_t room = static_cast<size_t>(options_.transfers) * kWaitingPerTransfer;
-    if (stopping_ || waiting_.size() + transfers.size() > room) {
-      status = OverloadedError(stopping_ ? "this gateway is shutting down; try again"
-                                         : "too many pictures are being fetched; try again",
-                               std::chrono::seconds(1));
-    } else {
-      for (auto& transfer : transfers) waiting_.push_back(std::move(transfer));
+    status = CheckRoom(job->order, transfers.size());
+    if (status.ok()) {
+      const QueuePlace place{.tenant = job->order.key, .weight = job->order.weight};
+      for (auto& transfer : transfers) waiting_.Push(place, std::move(transfer));
     }
   }
   if (!status.ok()) return Finish(job, status);
+  curl_multi_wakeup(static_cast<CURLM*>(multi_));
+}
+
+absl::Status PictureFetcher::CheckRoom(const Order& order, size_t pictures) {
+  constexpr std::chrono::seconds kRetry{1};
+  if (stopping_) return OverloadedError("this gateway is shutting down; try again", kRetry);
+  const size_t most = static_cast<size_t>(options_.transfers) * kWaitingPerTransfer;
+  const size_t room = most - waiting_.size();
+  if (pictures > room) {
+    return OverloadedError("too many pictures are being fetched; try again", kRetry);
+  }
+  if (order.key.empty()) return absl::OkStatus();
+  size_t mine = 0;
+  waiting_.ForEach([&](const auto& transfer) { mine += transfer->job->order.key == order.key; });
+  if (mine == 0 || mine + pictures <= room - pictures) return absl::OkStatus();
+  return LimitError(absl::StrCat("the API key \"", order.key, "\" has ", mine,
+                                 " pictures that wait to be fetched, and there is room for ", room,
+                                 " more of all keys; wait for some of them"),
+                    kRetry);
+}
+
+void PictureFetcher::Sweep() {
+  {
+    MutexLock lock(mutex_);
+    sweep_ = true;
+  }
   curl_multi_wakeup(static_cast<CURLM*>(multi_));
 }
 
@@ -254,16 +300,29 @@ class PictureFetcher::Loop {
     const auto stopped =
         OverloadedError("this gateway is shutting down; try again", std::chrono::seconds(1));
     for (auto& [easy, transfer] : running_) {
-      curl_multi_remove_handle(multi_, easy);
-      curl_easy_cleanup(easy);
+      Release(easy);
       fetcher_.Finish(transfer->job, stopped);
+    }
+  }
+
+  // Ends what runs for ended jobs.
+  void Sweep() {
+    for (auto it = running_.begin(); it != running_.end();) {
+      const auto job = it->second->job;
+      if (!job->ended()) {
+        ++it;
+        continue;
+      }
+      Release(it->first);
+      it = running_.erase(it);
+      fetcher_.Finish(job, Gone());
     }
   }
 
   size_t running() const { return running_.size(); }
 
   void Begin(std::unique_ptr<Transfer> transfer) {
-    if (!transfer->job->done) return;  // another picture of it failed
+    if (transfer->job->ended()) return fetcher_.Finish(transfer->job, Gone());
     const PictureUrlOptions& options = fetcher_.options_;
     CURL* easy = curl_easy_init();
     transfer->easy = easy;
@@ -293,34 +352,51 @@ class PictureFetcher::Loop {
     int running = 0;
     curl_multi_perform(multi_, &running);
     int left = 0;
+    bool ended = false;
     while (CURLMsg* message = curl_multi_info_read(multi_, &left)) {
-      if (message->msg == CURLMSG_DONE) End(message->easy_handle, message->data.result);
+      if (message->msg != CURLMSG_DONE) continue;
+      End(message->easy_handle, message->data.result);
+      ended = true;
     }
-    curl_multi_poll(multi_, nullptr, 0, 1000, nullptr);
+    // Where one has ended another may begin.
+    if (!ended) curl_multi_poll(multi_, nullptr, 0, 1000, nullptr);
   }
 
  private:
+  void Release(CURL* easy) {
+    curl_multi_remove_handle(multi_, easy);
+    curl_easy_cleanup(easy);
+  }
+
   void End(CURL* easy, CURLcode result) {
     long code = 0;
     curl_easy_getinfo(easy, CURLINFO_RESPONSE_CODE, &code);
     const auto found = running_.find(easy);
     const std::unique_ptr<Transfer> transfer = std::move(found->second);
     running_.erase(found);
-    curl_multi_remove_handle(multi_, easy);
-    curl_easy_cleanup(easy);
+    Release(easy);
     Job& job = *transfer->job;
-    if (!job.done) return;
-    const std::string why = WhyNot(*transfer, result, code);
-    fetcher_.metrics_.CountPictureFetch(why.empty() ? "ok" : "failed");
-    if (!why.empty()) {
-      // Without the URL, which may hold a secret.
-      LogInfo("picture not fetched", {{"field", transfer->field}, {"reason", why}});
-      return fetcher_.Finish(transfer->job, absl::InvalidArgumentError(absl::StrCat(
-                                                transfer->field, ": url ", why,
-                                                "; send the picture itself, or try again")));
+    if (job.ended()) return fetcher_.Finish(transfer->job, Gone());
+    const absl::Status status = StatusOf(*transfer, result, code);
+    fetcher_.metrics_.CountPictureFetch(status.ok()        ? "ok"
+                                        : job.refusal.ok() ? "failed"
+                                                           : "refused");
+    if (!status.ok()) {
+      fetcher_.Finish(transfer->job, status);
+      return fetcher_.Sweep();  // its other pictures
     }
     transfer->image->set_data(std::move(transfer->body));
     if (--job.open == 0) fetcher_.Finish(transfer->job, absl::OkStatus());
+  }
+
+  absl::Status StatusOf(const Transfer& transfer, CURLcode result, long code) const {
+    if (!transfer.job->refusal.ok()) return transfer.job->refusal;
+    const std::string why = WhyNot(transfer, result, code);
+    if (why.empty()) return absl::OkStatus();
+    // Without the URL, which may hold a secret.
+    LogInfo("picture not fetched", {{"field", transfer.field}, {"reason", why}});
+    return absl::InvalidArgumentError(
+        absl::StrCat(transfer.field, ": url ", why, "; send the picture itself, or try again"));
   }
 
   std::string WhyNot(const Transfer& transfer, CURLcode result, long code) const {
@@ -347,15 +423,25 @@ class PictureFetcher::Loop {
 void PictureFetcher::Run() {
   Loop loop(*this);
   while (true) {
-    std::vector<std::unique_ptr<Transfer>> begin;
-    bool stopping = false;
+    std::vector<std::unique_ptr<Transfer>> begin, swept;
+    bool stopping = false, sweep = false;
     {
       MutexLock lock(mutex_);
       stopping = stopping_;
+      sweep = std::exchange(sweep_, false);
+      if (sweep) {
+        swept = waiting_.RemoveIf([](const auto& transfer) { return transfer->job->ended(); });
+      }
+    }
+    for (const auto& transfer : swept) {
+      Finish(transfer->job, Gone());
+    }
+    if (sweep) loop.Sweep();
+    {
+      MutexLock lock(mutex_);
       while (!waiting_.empty() && (stopping || loop.running() + begin.size() <
                                                    static_cast<size_t>(options_.transfers))) {
-        begin.push_back(std::move(waiting_.front()));
-        waiting_.pop_front();
+        begin.push_back(*waiting_.PopFront());
       }
     }
     if (stopping) {

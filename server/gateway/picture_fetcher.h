@@ -2,21 +2,19 @@
 
 // Pictures that a request names by URL.
 
+#include <atomic>
 #include <chrono>
-#include <condition_variable>
 #include <cstdint>
-#include <deque>
 #include <functional>
-#include <map>
 #include <memory>
 #include <string>
 #include <thread>
-#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "llava/v1/chat.pb.h"
 #include "server/gateway/gateway_metrics.h"
+#include "server/runtime/fair_queue.h"
 #include "server/runtime/mutex.h"
 #include "server/runtime/settings.h"
 
@@ -30,7 +28,7 @@ struct PictureUrlOptions {
   // They may have addresses of private networks and of this machine.
   bool private_addresses = false;
   std::chrono::milliseconds timeout{10'000};  // of one picture
-  int transfers = 16;                         // at a time; as many again per transfer may wait
+  int transfers = 16;                         // at a time; 16 for each of them may wait
 
   void Declare(Settings& settings);
   // INVALID_ARGUMENT naming the setting.
@@ -41,9 +39,10 @@ struct PictureUrlOptions {
 // in it, a host or port that is not among `options.hosts`.
 absl::Status CheckPictureUrl(const std::string& url, const PictureUrlOptions& options);
 
-// Fetches what the URLs of a request name, on a thread of its own. A name is looked up once, and
-// the connection goes to an address that was checked as it is used; redirects, proxies, user names
-// and compressed bodies are not followed or sent. Thread-safe.
+// Fetches what the URLs of a request name, on a thread of its own. Keys take turns, and one that
+// has pictures waiting leaves as much room as it takes. A name is looked up once, and the
+// connection goes to an address that was checked as it is used; redirects, proxies, user names and
+// compressed bodies are not followed or sent. Thread-safe.
 class PictureFetcher {
  public:
   // `metrics` must outlive it.
@@ -55,11 +54,21 @@ class PictureFetcher {
   bool enabled() const { return !options_.hosts.empty(); }
   static bool HasUrls(const v1::ChatRequest& request);
 
-  // Only if enabled. Puts the bytes in place of every URL of `request`, then runs `done` once: on
-  // this thread, or on its own, where it must not block; `request` lives until then.
-  // INVALID_ARGUMENT naming the field and the reason; UNAVAILABLE with RetryInfo: too much to do,
-  // or stopped.
-  void Fetch(std::shared_ptr<v1::ChatRequest> request, std::function<void(absl::Status)> done);
+  struct Order {
+    std::shared_ptr<v1::ChatRequest> request;  // nobody else's until the end
+    std::string key;                           // name of the caller's API key, or empty
+    uint32_t weight = 1;                       // of the key
+    // Asked before more is kept, with the bytes of all pictures then; on the fetcher's thread. An
+    // error ends the fetch, which ends with it.
+    std::function<absl::Status(uint64_t bytes)> hold;
+    // Is given, before anything else happens, what is to run when the caller goes away.
+    std::function<void(std::function<void()> on_gone)> listen;
+  };
+  // Only if enabled. Puts the bytes in place of every URL of the request, then runs `done` once: on
+  // this thread, or on its own, where it must not block. INVALID_ARGUMENT naming the field and the
+  // reason; CANCELLED: the caller has gone; with RetryInfo UNAVAILABLE: too much to do, or stopped;
+  // RESOURCE_EXHAUSTED: too much of this key.
+  void Fetch(Order order, std::function<void(absl::Status)> done);
 
   // Fails what waits or runs; later calls fail at once.
   void Stop();
@@ -70,14 +79,19 @@ class PictureFetcher {
   class Loop;
 
   void Run();
+  // OK: there is room for so many more.
+  absl::Status CheckRoom(const Order& order, size_t pictures) LLAVA_REQUIRES(mutex_);
   void Finish(const std::shared_ptr<Job>& job, const absl::Status& status);
+  // What is left of ended jobs is looked for.
+  void Sweep();
 
   const PictureUrlOptions options_;
   const uint64_t max_bytes_;
   GatewayMetrics& metrics_;
 
   Mutex mutex_;
-  std::deque<std::unique_ptr<Transfer>> waiting_ LLAVA_GUARDED_BY(mutex_);
+  FairQueue<std::unique_ptr<Transfer>> waiting_ LLAVA_GUARDED_BY(mutex_);
+  bool sweep_ LLAVA_GUARDED_BY(mutex_) = false;
   bool stopping_ LLAVA_GUARDED_BY(mutex_) = false;
   void* multi_ = nullptr;  // libcurl's; only wakeup is called from other threads
   std::thread thread_;     // last

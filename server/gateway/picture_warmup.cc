@@ -42,8 +42,9 @@ void PictureWarmup::OnSession(Place place, const absl::StatusOr<v1::Session>& se
   auto llm = parts_.router.PickLlm(*route, session->id());
   if (!llm.ok()) return End(place, llm.status());
   auto delivery = FeatureDelivery::Create(
-      parts_, place->prompt, *route, *std::move(llm), "picture of " + session->id(), kPriority,
-      std::chrono::system_clock::now() + kTimeout,
+      parts_, place->prompt, *route, *std::move(llm),
+      {parts_.keys.Named(session->owner(), /*weight=*/1), "picture of " + session->id(), kPriority,
+       std::chrono::system_clock::now() + kTimeout},
       [this, place](const absl::StatusOr<FeatureDelivery::Outcome>& outcome) {
         OnDelivered(place, outcome.status());
       });
@@ -52,17 +53,20 @@ void PictureWarmup::OnSession(Place place, const absl::StatusOr<v1::Session>& se
     place->delivery = delivery;
   }
   delivery->Start();
-  MutexLock lock(mutex_);
-  if (stopped_) delivery->Cancel();
+  bool stopped = false;
+  {
+    MutexLock lock(mutex_);
+    stopped = stopped_;
+  }
+  if (stopped) delivery->Cancel();  // its end takes the lock
 }
 
 void PictureWarmup::OnDelivered(Place place, const absl::Status& status) {
   parts_.store.GetSession(place->session_id,
                           [this, place, status](const absl::StatusOr<v1::Session>& session) {
-                            // Its deletion had the features dropped before they came.
-                            if (absl::IsNotFound(session.status())) {
-                              parts_.drops.Drop({place->image_id});
-                            }
+                            // Its deletion had the features dropped before they came. Where that
+                            // cannot be told, they are computed once more.
+                            if (!session.ok()) parts_.drops.Drop({place->image_id});
                             End(place, status);
                           });
 }

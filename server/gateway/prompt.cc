@@ -54,14 +54,17 @@ Prompt PromptOf(const Conversation& conversation, const NewTurn& turn) {
   Prompt prompt = PromptOfConversation(conversation, is_last ? 1 : 0);
   prompt.AddUser(turn.user_text, turn.images);
   if (!prompt.DistinctImages().empty()) return prompt;
+  std::string image = conversation.kept_image;
   for (auto dropped = turns.rbegin(); dropped != turns.rend(); ++dropped) {
     const auto& images = dropped->turn.images();
     if (!dropped->turn.dropped_from_context() || images.empty()) continue;
-    for (Prompt::Message& message : prompt.messages) {
-      if (message.role != v1::ROLE_USER) continue;
-      message.images.push_back(images[images.size() - 1].id());
-      break;
-    }
+    image = images[images.size() - 1].id();
+    break;
+  }
+  if (image.empty()) return prompt;
+  for (Prompt::Message& message : prompt.messages) {
+    if (message.role != v1::ROLE_USER) continue;
+    message.images.push_back(image);
     break;
   }
   return prompt;

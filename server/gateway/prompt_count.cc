@@ -13,22 +13,19 @@ constexpr std::chrono::milliseconds kBringAgain{1000};
 }  // namespace
 
 void PromptCount::Start(const TurnParts& parts, const Prompt& prompt, const Route& route,
-                        std::shared_ptr<Backend> llm, const std::string& request_id,
-                        std::chrono::system_clock::time_point deadline, Done done) {
+                        std::shared_ptr<Backend> llm, FeatureDelivery::Terms terms, Done done) {
   const std::shared_ptr<PromptCount> count(
-      new PromptCount(parts, prompt, route, std::move(llm), request_id, deadline, std::move(done)));
+      new PromptCount(parts, prompt, route, std::move(llm), std::move(terms), std::move(done)));
   count->Ask(FeatureKeys(prompt.DistinctImages(), route));
 }
 
 PromptCount::PromptCount(const TurnParts& parts, const Prompt& prompt, const Route& route,
-                         std::shared_ptr<Backend> llm, const std::string& request_id,
-                         std::chrono::system_clock::time_point deadline, Done done)
+                         std::shared_ptr<Backend> llm, FeatureDelivery::Terms terms, Done done)
     : parts_(parts),
       prompt_(prompt),
       route_(route),
       llm_(std::move(llm)),
-      request_id_(request_id),
-      deadline_(deadline),
+      terms_(std::move(terms)),
       done_(std::move(done)) {}
 
 void PromptCount::Ask(const std::map<std::string, v1::FeatureKey>& keys) {
@@ -36,8 +33,8 @@ void PromptCount::Ask(const std::map<std::string, v1::FeatureKey>& keys) {
   request_.clear_messages();
   FillMessages(prompt_, keys, request_.mutable_messages());
   grpc::ClientContext& context = *context_.emplace(*llm_).get();
-  context.set_deadline(deadline_);
-  context.AddMetadata("x-request-id", request_id_);
+  context.set_deadline(terms_.deadline);
+  context.AddMetadata("x-request-id", terms_.request_id);
   llm_->generator().async()->CountTokens(&context, &request_, &response_,
                                          [self = shared_from_this()](const grpc::Status& status) {
                                            self->OnAnswer(FromGrpc(status));
@@ -53,7 +50,7 @@ void PromptCount::OnAnswer(const absl::Status& status) {
     return done_(llm_->Explain(OverloadedError(
         "it did not keep the features of the pictures that it was just given", kBringAgain)));
   }
-  FeatureDelivery::Create(parts_, prompt_, route_, llm_, request_id_, /*priority=*/0, deadline_,
+  FeatureDelivery::Create(parts_, prompt_, route_, llm_, terms_,
                           [self = shared_from_this()](auto outcome) {
                             if (!outcome.ok()) return self->done_(outcome.status());
                             self->Ask(outcome->keys);

@@ -25,13 +25,11 @@ class PromptCount : public std::enable_shared_from_this<PromptCount> {
 
   // `prompt` must live until `done`, which runs once, on a thread of gRPC or of the store.
   static void Start(const TurnParts& parts, const Prompt& prompt, const Route& route,
-                    std::shared_ptr<Backend> llm, const std::string& request_id,
-                    std::chrono::system_clock::time_point deadline, Done done);
+                    std::shared_ptr<Backend> llm, FeatureDelivery::Terms terms, Done done);
 
  private:
   PromptCount(const TurnParts& parts, const Prompt& prompt, const Route& route,
-              std::shared_ptr<Backend> llm, const std::string& request_id,
-              std::chrono::system_clock::time_point deadline, Done done);
+              std::shared_ptr<Backend> llm, FeatureDelivery::Terms terms, Done done);
 
   void Ask(const std::map<std::string, v1::FeatureKey>& keys);
   void OnAnswer(const absl::Status& status);
@@ -40,8 +38,7 @@ class PromptCount : public std::enable_shared_from_this<PromptCount> {
   const Prompt& prompt_;
   const Route route_;
   const std::shared_ptr<Backend> llm_;
-  const std::string request_id_;
-  const std::chrono::system_clock::time_point deadline_;
+  const FeatureDelivery::Terms terms_;
   const Done done_;
   bool brought_ = false;  // features, once
   std::optional<CallContext> context_;

@@ -5,6 +5,14 @@
 
 namespace llava {
 
+void RecoveryLane::Open() {
+  {
+    MutexLock lock(mutex_);
+    open_ = true;
+  }
+  Dispatch();
+}
+
 void RecoveryLane::Enter(const void* turn, bool suspect, std::function<void()> step) {
   {
     MutexLock lock(mutex_);
@@ -40,7 +48,7 @@ void RecoveryLane::Dispatch() {
   std::vector<std::function<void()>> steps;
   {
     MutexLock lock(mutex_);
-    while (!suspect_inside_) {
+    while (open_ && !suspect_inside_) {
       const bool suspect = waiting_.empty();
       if (suspect ? suspects_.empty() || inside_ > 0 : inside_ >= at_once_) break;
       auto& queue = suspect ? suspects_ : waiting_;

@@ -113,14 +113,18 @@ absl::StatusOr<StoredImage> ReadImageInput(v1::ImageInput& input, const GatewayO
   return absl::InvalidArgumentError("has neither id nor data");
 }
 
+absl::Status CheckCount(const google::protobuf::RepeatedPtrField<v1::ImageInput>& inputs,
+                        const std::string& field, const GatewayOptions& options) {
+  if (inputs.size() <= options.max_images_per_turn) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(field, " has ", inputs.size(),
+                                                 " pictures, allowed in one message are ",
+                                                 options.max_images_per_turn));
+}
+
 absl::StatusOr<std::vector<StoredImage>> ReadImages(
     google::protobuf::RepeatedPtrField<v1::ImageInput>& inputs, const std::string& field,
     const GatewayOptions& options) {
-  if (inputs.size() > options.max_images_per_turn) {
-    return absl::InvalidArgumentError(absl::StrCat(field, " has ", inputs.size(),
-                                                   " pictures, allowed in one message are ",
-                                                   options.max_images_per_turn));
-  }
+  if (auto status = CheckCount(inputs, field, options); !status.ok()) return status;
   std::vector<StoredImage> images;
   for (int i = 0; i < inputs.size(); ++i) {
     auto image = ReadImageInput(inputs[i], options);
@@ -136,14 +140,14 @@ uint64_t ImageBytes(const google::protobuf::RepeatedPtrField<v1::ImageInput>& im
   return bytes;
 }
 
+}  // namespace
+
 absl::Status CheckTurnBytes(uint64_t bytes, const GatewayOptions& options) {
   if (bytes <= options.max_turn_bytes) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat("text and images of the request have ", bytes,
                                                  " bytes, allowed are ", options.max_turn_bytes,
                                                  "; send pictures with UploadImage"));
 }
-
-}  // namespace
 
 absl::Status CheckSessionId(const std::string& id) {
   if (id.empty()) {
@@ -228,6 +232,16 @@ absl::Status CheckChat(const v1::ChatRequest& request) {
     return absl::InvalidArgumentError(
         "messages are for calls without a session; leave session_id, text and images unset, or "
         "messages");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckPictureCounts(const v1::ChatRequest& request, const GatewayOptions& options) {
+  if (auto status = CheckCount(request.images(), "images", options); !status.ok()) return status;
+  for (int i = 0; i < request.messages_size(); ++i) {
+    auto status =
+        CheckCount(request.messages(i).images(), absl::StrCat("messages[", i, "].images"), options);
+    if (!status.ok()) return status;
   }
   return absl::OkStatus();
 }

@@ -66,6 +66,11 @@ Result Await(Start start) {
   return future.get();
 }
 
+// What a verdict sets before it takes the label "canary" away.
+std::string FirstLabel(const v1::ModelVersion& canary, RolloutVerdict verdict) {
+  return verdict == RolloutVerdict::kAsGood ? kStableLabel : RejectedLabel(canary.version());
+}
+
 ModelAdmin::Call CallWithin(std::chrono::seconds timeout) {
   return {std::chrono::system_clock::now() + timeout, RandomId()};
 }
@@ -144,6 +149,15 @@ void RolloutGuard::Look() {
   {
     MutexLock lock(mutex_);
     for (auto& [name, watch] : watches_) {
+      if (watch.pending && IsOverruled(watch, versions[name])) {
+        LogWarning("rollout: labels were changed, the verdict is dropped",
+                   {{"model", name}, {"canary", absl::StrCat(watch.report.canary().version())}});
+        watch.pending.reset();
+        watch.report.set_apply_error(absl::StrCat("dropped, as labels were changed meanwhile; ",
+                                                  watch.report.apply_error()));
+        watch.active = false;  // a canary that is still one is judged anew
+        metrics_.SetRolloutActive(name, false);
+      }
       if (watch.pending) pending.push_back(name);
       const bool labelled =
           std::any_of(versions[name].begin(), versions[name].end(), [&](const v1::ModelInfo& each) {
@@ -167,6 +181,18 @@ void RolloutGuard::Look() {
     LookAt(canary->front(), usual->front());
     if (stopping()) return;
   }
+}
+
+bool RolloutGuard::IsOverruled(Watch& watch, const std::vector<v1::ModelInfo>& versions) {
+  const v1::ModelVersion& canary = watch.report.canary();
+  bool is_canary = false, labelled = false;
+  for (const v1::ModelInfo& each : versions) {
+    if (!IsSame(each.model(), canary)) continue;
+    is_canary |= HasLabel(each, kCanaryLabel);
+    labelled |= HasLabel(each, FirstLabel(canary, *watch.pending));
+  }
+  const bool taken_back = std::exchange(watch.labelled, labelled || watch.labelled) && !labelled;
+  return taken_back || (!is_canary && !labelled);
 }
 
 void RolloutGuard::LookAt(const v1::ModelInfo& canary_model, const v1::ModelInfo& stable_model) {
@@ -206,7 +232,10 @@ void RolloutGuard::LookAt(const v1::ModelInfo& canary_model, const v1::ModelInfo
   *report.mutable_stable_evidence() = ToWire(stable);
   if (is_new) *report.mutable_decided() = TimeUtil::GetCurrentTime();
   const bool act = options_.mode == "auto" && decision.verdict != RolloutVerdict::kUndecided;
-  if (act) watch.pending = decision.verdict;
+  if (act) {
+    watch.pending = decision.verdict;
+    watch.labelled = false;
+  }
   if (is_new) {
     LogInfo("rollout: " + std::string(decision.verdict == RolloutVerdict::kWorse    ? "worse"
                                       : decision.verdict == RolloutVerdict::kAsGood ? "as good"
@@ -264,10 +293,7 @@ absl::Status RolloutGuard::SetLabel(const std::string& name, const std::string& 
 
 absl::Status RolloutGuard::Apply(const v1::ModelVersion& canary, RolloutVerdict verdict) {
   // What protects users comes first: sessions of a canary that is promoted never leave it.
-  absl::Status status =
-      verdict == RolloutVerdict::kAsGood
-          ? SetLabel(canary.name(), kStableLabel, canary.version())
-          : SetLabel(canary.name(), RejectedLabel(canary.version()), canary.version());
+  absl::Status status = SetLabel(canary.name(), FirstLabel(canary, verdict), canary.version());
   if (status.ok()) status = SetLabel(canary.name(), kCanaryLabel, 0);
   return status;
 }

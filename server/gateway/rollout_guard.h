@@ -37,7 +37,8 @@ struct RolloutOptions {
 // answers otherwise, by the turns of this gateway since the rollout began and by what the services
 // say of NaN and self-test. With `auto` a canary that is as good becomes "stable"; one that is
 // worse gets the label "rejected-<version>", so that nobody gets it who does not ask for it. Both
-// lose the label "canary". A verdict that could not be carried out everywhere is carried out again.
+// lose the label "canary". A verdict that could not be carried out everywhere is carried out again,
+// until somebody else sets these labels otherwise.
 // Thread-safe.
 class RolloutGuard {
  public:
@@ -63,10 +64,14 @@ class RolloutGuard {
     bool active = true;
     // Decided, and not carried out yet.
     std::optional<RolloutVerdict> pending;
+    bool labelled = false;  // the first label of that verdict was seen on the canary
   };
 
   void Loop();
   void Look();
+  // Has somebody set other labels than a verdict that is pending? `versions`: of its model, as the
+  // services list them.
+  static bool IsOverruled(Watch& watch, const std::vector<v1::ModelInfo>& versions);
   void LookAt(const v1::ModelInfo& canary, const v1::ModelInfo& stable);
   // Drift and NaN of both versions, from all processes.
   void AskServices(const std::string& name, const v1::Rollout& report, VersionEvidence& canary,

@@ -313,7 +313,7 @@ void SessionStore::RemoveFiles(Removed& removed) {
 void SessionStore::AddImage(std::string session_id, StoredImage image,
                             std::function<void(absl::Status)> done) {
   Post(Job{[session_id = std::move(session_id), image = std::move(image)](StoreTables& tables) {
-             return tables.InsertImage(session_id, image);
+             return tables.InsertImage(session_id, image, NowMicros());
            },
            std::move(done)});
 }
@@ -335,11 +335,18 @@ void SessionStore::GetConversation(std::string session_id, RequestKey request,
   Post<Conversation>(
       [id = std::move(session_id),
        request = std::move(request)](StoreTables& tables) -> absl::StatusOr<Conversation> {
-        auto conversation = tables.FindConversation(id);
-        if (!conversation.ok() || request.key.empty()) return conversation;
+        if (request.key.empty()) return tables.FindConversation(id);
         auto repeated = tables.FindRepeated(id, request, NowMicros());
         if (!repeated.ok()) return repeated.status();
-        conversation->repeated_turn_id = *std::move(repeated);
+        if (repeated->empty()) return tables.FindConversation(id);
+        auto session = tables.FindSession(id);
+        if (!session.ok()) return session.status();
+        auto turn = tables.FindTurn(id, *repeated);
+        if (!turn.ok()) return turn.status();
+        Conversation conversation;
+        conversation.session = *std::move(session);
+        conversation.turns.push_back(*std::move(turn));
+        conversation.repeated_turn_id = *std::move(repeated);
         return conversation;
       },
       std::move(done));

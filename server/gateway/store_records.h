@@ -51,6 +51,7 @@ struct TurnTerms {
   uint64_t tokens = 0;  // reserved
   Time asked;
   Time deadline = Time::max();  // the caller's
+  v1::OnDisconnect on_disconnect = v1::ON_DISCONNECT_UNSPECIFIED;
 };
 
 // A turn that an earlier process left running.
@@ -64,13 +65,15 @@ struct UnfinishedTurn {
   uint32_t tries = 0;  // see ConversationStore::NoteTries
 };
 
-// A session with all of its turns, oldest first.
+// A session with its turns, oldest first, from the first one that was not dropped on.
 struct Conversation {
   v1::Session session;
   std::vector<StoredTurn> turns;
+  // The last picture of the turns before, empty if they have none.
+  std::string kept_image;
   // Ids of all pictures of the session, asked about or not.
   std::set<std::string> images;
-  // The turn that was asked by the same request before, if any.
+  // The turn that was asked by the same request before, if any: then there is no other.
   std::string repeated_turn_id;
 };
 

@@ -133,6 +133,22 @@ CREATE INDEX turns_by_request ON turns (session_id, request_key) WHERE request_k
 )sql",
     // Whoever looks for a request's turn reads all turns of its session anyway: one tree less.
     "DROP INDEX turns_by_request;",
+    // Turns before `context_from` are in no prompt any more, and none of them is read for one;
+    // `kept_image` is the last picture of those. The turns of a request are found without them.
+    // `on_disconnect`: of llava.v1.
+    R"sql(
+ALTER TABLE sessions ADD COLUMN context_from INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE sessions ADD COLUMN kept_image TEXT;
+UPDATE sessions SET context_from =
+  (SELECT max(number) + 1 FROM turns WHERE session_id = sessions.id AND dropped)
+  WHERE id IN (SELECT session_id FROM turns WHERE dropped);
+UPDATE sessions SET kept_image =
+  (SELECT image_id FROM turns JOIN turn_images ON turn_id = turns.id
+   WHERE session_id = sessions.id AND dropped ORDER BY number DESC, position DESC LIMIT 1)
+  WHERE context_from > 0;
+CREATE INDEX turns_by_request ON turns (session_id, request_key) WHERE request_key IS NOT NULL;
+ALTER TABLE running_turns ADD COLUMN on_disconnect INTEGER NOT NULL DEFAULT 0;
+)sql",
 };
 
 }  // namespace

@@ -269,7 +269,8 @@ void StoreTables::EndTransaction(bool committed) {
   written_us_.clear();
 }
 
-absl::Status StoreTables::InsertImage(const std::string& session_id, const StoredImage& image) {
+absl::Status StoreTables::InsertImage(const std::string& session_id, const StoredImage& image,
+                                      int64_t now_us) {
   const auto session = FindSession(session_id);
   if (!session.ok()) return session.status();
   const v1::ImageInfo& info = image.info;
@@ -291,8 +292,10 @@ absl::Status StoreTables::InsertImage(const std::string& session_id, const Store
                            {info.id(), info.format(), static_cast<int64_t>(info.size_bytes()),
                             int64_t{info.width()}, int64_t{info.height()}});
   if (!status.ok()) return status;
-  return database_.Query("INSERT OR IGNORE INTO session_images VALUES (?, ?)",
-                         {session_id, info.id()});
+  status = database_.Query("INSERT OR IGNORE INTO session_images VALUES (?, ?)",
+                           {session_id, info.id()});
+  if (status.ok()) used_us_[session_id] = now_us;
+  return status;
 }
 
 absl::StatusOr<bool> StoreTables::HasImage(const std::string& id) {

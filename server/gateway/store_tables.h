@@ -56,14 +56,14 @@ class StoreTables {
 
   // Writes the file and its row unless known, and makes the session hold it. RESOURCE_EXHAUSTED:
   // the session has its fill of pictures.
-  absl::Status InsertImage(const std::string& session_id, const StoredImage& image);
+  absl::Status InsertImage(const std::string& session_id, const StoredImage& image, int64_t now_us);
   absl::StatusOr<bool> HasImage(const std::string& id);
 
   // A page ends at `page_size` turns or about 2 MiB, whichever comes first; it has one at least.
   absl::StatusOr<TurnPage> PageOfTurns(const std::string& session_id, uint32_t page_size,
                                        const std::string& page_token);
-  // Without the texts of questions that no prompt has: those that ended without an answer or were
-  // dropped, but for the last one.
+  // Without turns before the last dropped one, and without the texts of questions that no prompt
+  // has, as they ended without an answer, but for the last one.
   absl::StatusOr<Conversation> FindConversation(const std::string& session_id);
   absl::StatusOr<StoredTurn> FindTurn(const std::string& session_id, const std::string& turn_id);
   // The turn that was begun by this request of the last 24 hours, empty if none. INVALID_ARGUMENT:
@@ -100,7 +100,7 @@ class StoreTables {
   absl::Status CheckPictures(const std::string& owner, const v1::ImageInfo& image);
   absl::Status WriteMetadata(const v1::Session& session);
   // The pictures of a turn with bytes are stored, those without must be the session's.
-  absl::Status AttachImages(const NewTurn& turn);
+  absl::Status AttachImages(const NewTurn& turn, int64_t now_us);
   enum class Texts { kAll, kOfPrompt };
   // Turns `first`.. of a session, at most `limit`, oldest first, with their pictures.
   absl::StatusOr<std::vector<StoredTurn>> ReadTurns(const std::string& session_id, int64_t first,

@@ -120,13 +120,18 @@ absl::StatusOr<std::vector<StoredTurn>> StoreTables::ReadTurns(const std::string
           " timings, created_us, finished_us, error_code, taken_up, dropped FROM turns"
           " WHERE session_id = ?1 AND number >= ?2 ORDER BY number LIMIT ?3"),
       {session_id, first, limit}, [&](const SqlRow& row) { turns.push_back(ReadTurn(row)); });
-  for (StoredTurn& stored : turns) {
-    if (!status.ok()) break;
-    status = database_.Query(
-        "SELECT images.id, format, size_bytes, width, height FROM turn_images"
-        " JOIN images ON images.id = image_id WHERE turn_id = ? ORDER BY position",
-        {stored.turn.id()}, [&](const SqlRow& row) { *stored.turn.add_images() = ReadImage(row); });
-  }
+  if (!status.ok()) return status;
+  if (turns.empty()) return turns;
+  auto stored = turns.begin();
+  status = database_.Query(
+      "SELECT images.id, format, size_bytes, width, height, number FROM turns"
+      " CROSS JOIN turn_images ON turn_id = turns.id CROSS JOIN images ON images.id = image_id"
+      " WHERE session_id = ? AND number BETWEEN ? AND ? ORDER BY number, position",
+      {session_id, int64_t{turns.front().turn.number()}, int64_t{turns.back().turn.number()}},
+      [&](const SqlRow& row) {
+        while (stored->turn.number() != row.Int(5)) ++stored;
+        *stored->turn.add_images() = ReadImage(row);
+      });
   if (!status.ok()) return status;
   return turns;
 }
@@ -164,12 +169,20 @@ absl::StatusOr<TurnPage> StoreTables::PageOfTurns(const std::string& session_id,
 absl::StatusOr<Conversation> StoreTables::FindConversation(const std::string& session_id) {
   auto session = FindSession(session_id);
   if (!session.ok()) return session.status();
-  auto turns = ReadTurns(session_id, 0, INT64_MAX, Texts::kOfPrompt);
+  Conversation conversation;
+  conversation.session = *std::move(session);
+  int64_t first = 0;
+  auto status = database_.Query("SELECT context_from, kept_image FROM sessions WHERE id = ?",
+                                {session_id}, [&](const SqlRow& row) {
+                                  first = row.Int(0);
+                                  conversation.kept_image = row.Text(1);
+                                });
+  if (!status.ok()) return status;
+  auto turns = ReadTurns(session_id, first, INT64_MAX, Texts::kOfPrompt);
   if (!turns.ok()) return turns.status();
-  Conversation conversation{*std::move(session), *std::move(turns), {}, {}};
-  auto status =
-      database_.Query("SELECT image_id FROM session_images WHERE session_id = ?", {session_id},
-                      [&](const SqlRow& row) { conversation.images.insert(row.Text(0)); });
+  conversation.turns = *std::move(turns);
+  status = database_.Query("SELECT image_id FROM session_images WHERE session_id = ?", {session_id},
+                           [&](const SqlRow& row) { conversation.images.insert(row.Text(0)); });
   if (!status.ok()) return status;
   return conversation;
 }
@@ -195,7 +208,7 @@ absl::StatusOr<std::string> StoreTables::FindRepeated(const std::string& session
                                                       const RequestKey& request, int64_t now_us) {
   std::string turn_id, hash;
   auto status = database_.Query(
-      "SELECT id, request_hash FROM turns"
+      "SELECT id, request_hash FROM turns INDEXED BY turns_by_request"
       " WHERE session_id = ? AND request_key = ? AND created_us > ? ORDER BY number DESC LIMIT 1",
       {session_id, request.key, now_us - kRepeatableUs}, [&](const SqlRow& row) {
         turn_id = row.Text(0);
@@ -206,11 +219,12 @@ absl::StatusOr<std::string> StoreTables::FindRepeated(const std::string& session
   return turn_id;
 }
 
-absl::Status StoreTables::AttachImages(const NewTurn& turn) {
+absl::Status StoreTables::AttachImages(const NewTurn& turn, int64_t now_us) {
   for (size_t i = 0; i < turn.images.size(); ++i) {
     const std::string& id = turn.images[i].info.id();
     if (turn.images[i].bytes) {
-      if (auto status = InsertImage(turn.session_id, turn.images[i]); !status.ok()) return status;
+      auto status = InsertImage(turn.session_id, turn.images[i], now_us);
+      if (!status.ok()) return status;
     }
     bool held = false;
     auto status =
@@ -260,7 +274,7 @@ absl::StatusOr<uint32_t> StoreTables::InsertTurn(const NewTurn& turn, int64_t no
        static_cast<int64_t>(turn.seed), SqlBlob{sampling}, now_us,
        keyed ? SqlValue(std::string_view(turn.request.key)) : SqlValue(nullptr),
        keyed ? SqlValue(SqlBlob{turn.request.hash}) : SqlValue(nullptr)});
-  if (status.ok()) status = AttachImages(turn);
+  if (status.ok()) status = AttachImages(turn, now_us);
   if (status.ok()) status = FinishBegin(turn, now_us);
   if (!status.ok()) return status;
   return static_cast<uint32_t>(count + 1);
@@ -270,12 +284,21 @@ absl::Status StoreTables::FinishBegin(const NewTurn& turn, int64_t now_us) {
   const TurnTerms& terms = turn.terms;
   auto status = database_.Query(
       "INSERT OR REPLACE INTO running_turns (session_id, turn_id, key_name, weight, priority,"
-      " tokens, asked_us, deadline_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+      " tokens, asked_us, deadline_us, on_disconnect) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
       {turn.session_id, turn.id, terms.key_name, int64_t{terms.weight}, int64_t{terms.priority},
        static_cast<int64_t>(terms.tokens), MicrosOf(terms.asked),
-       terms.deadline == TurnTerms::Time::max() ? SqlValue(nullptr) : MicrosOf(terms.deadline)});
+       terms.deadline == TurnTerms::Time::max() ? SqlValue(nullptr) : MicrosOf(terms.deadline),
+       int64_t{terms.on_disconnect}});
+  // The oldest are dropped first, so that all before one are out of prompts as well.
   for (const std::string& id : turn.dropped_turns) {
     if (status.ok()) status = database_.Query("UPDATE turns SET dropped = 1 WHERE id = ?", {id});
+    if (!status.ok()) break;
+    status = database_.Query(
+        "UPDATE sessions SET context_from = coalesce((SELECT number + 1 FROM turns WHERE id = ?2"
+        " AND session_id = ?1), context_from), kept_image = coalesce((SELECT image_id"
+        " FROM turn_images WHERE turn_id = ?2 ORDER BY position DESC LIMIT 1), kept_image)"
+        " WHERE id = ?1",
+        {turn.session_id, id});
   }
   used_us_[turn.session_id] = now_us;
   return status;
@@ -337,7 +360,7 @@ absl::StatusOr<std::vector<UnfinishedTurn>> StoreTables::UnfinishedTurns() {
   auto status = database_.Query(
       "SELECT turns.session_id, id, number, model_name, model_version, model_digest, sampling,"
       " request_key, request_hash, key_name, weight, priority, tokens, asked_us, deadline_us,"
-      " tries, seed FROM running_turns JOIN turns ON id = turn_id"
+      " tries, seed, on_disconnect FROM running_turns JOIN turns ON id = turn_id"
       " ORDER BY asked_us, turns.created_us",
       {}, [&](const SqlRow& row) {
         UnfinishedTurn& turn = turns.emplace_back();
@@ -357,6 +380,7 @@ absl::StatusOr<std::vector<UnfinishedTurn>> StoreTables::UnfinishedTurns() {
         turn.terms.asked = TimeOf(row.Int(13));
         if (!row.IsNull(14)) turn.terms.deadline = TimeOf(row.Int(14));
         turn.tries = static_cast<uint32_t>(row.Int(15));
+        turn.terms.on_disconnect = static_cast<v1::OnDisconnect>(row.Int(17));
       });
   if (!status.ok()) return status;
   return turns;

@@ -55,7 +55,8 @@ void TokenCount::OnVersion(const absl::StatusOr<Route>& route) {
   auto llm = parts_.router.PickLlm(*route, call_.scope().request_id());
   if (!llm.ok()) return call_.Finish(llm.status());
   PromptCount::Start(
-      parts_, prompt_, *route, *std::move(llm), call_.scope().request_id(), deadline_,
+      parts_, prompt_, *route, *std::move(llm),
+      {call_.scope().caller(), call_.scope().request_id(), /*priority=*/0, deadline_},
       [self = shared_from_this()](const absl::StatusOr<v1::CountTokensResponse>& counts) {
         if (counts.ok()) {
           self->response_->set_text_tokens(counts->text_tokens());

@@ -78,7 +78,8 @@ void TurnRunner::Attempt() {
   }
   llm_ = *std::move(llm);
   auto delivery = FeatureDelivery::Create(
-      parts_, prompt_, route_, llm_, request_.request_id, request_.priority, deadlines_.turn,
+      parts_, prompt_, route_, llm_,
+      {request_.caller, request_.request_id, request_.priority, deadlines_.turn},
       [self = shared_from_this()](absl::StatusOr<FeatureDelivery::Outcome> outcome) {
         self->OnFeatures(std::move(outcome));
       });
@@ -357,8 +358,20 @@ void TurnRunner::OnAnother(absl::StatusOr<Route> route) {
     TellStarted();
     return Attempt();
   }
+  RecordAnother();
+}
+
+void TurnRunner::RecordAnother() {
+  if (const auto why = broken()) return Conclude(EndingOfBreak(*why));
+  if (system_clock::now() >= deadlines_.turn) {
+    return Conclude(EndingOf(absl::DeadlineExceededError("")));
+  }
   parts_.store.RestartTurn(turn_, [self = shared_from_this()](const auto& number) {
-    if (!number.ok()) return self->Conclude(self->EndingOf(number.status()));
+    if (absl::IsNotFound(number.status())) {  // with its session
+      return self->Conclude(self->EndingOf(number.status()));
+    }
+    // What is acknowledged does not end with a store that cannot take it.
+    if (!number.ok()) return self->Later(kUsualDelay, &TurnRunner::RecordAnother);
     self->TellStarted();
     self->Attempt();
   });

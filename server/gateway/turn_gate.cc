@@ -91,7 +91,9 @@ absl::Status TurnGate::CheckRequests(const Caller& caller, Key& key, TimePoint n
                 wait);
 }
 
-absl::Status TurnGate::CheckLimits(const Caller& caller, Key& key, double tokens, TimePoint now) {
+absl::Status TurnGate::CheckLimits(const Question& question, Key& key, TimePoint now) {
+  const Caller& caller = question.caller;
+  const double tokens = question.tokens;
   const KeyLimits& limits = key.limits;
   if (limits.concurrent_turns > 0 && key.turns >= limits.concurrent_turns) {
     return Refuse(caller, key,
@@ -99,7 +101,9 @@ absl::Status TurnGate::CheckLimits(const Caller& caller, Key& key, double tokens
                                limits.concurrent_turns),
                   kPlaceRetry);
   }
-  if (auto status = CheckRequests(caller, key, now); !status.ok()) return status;
+  if (!question.charged) {
+    if (auto status = CheckRequests(caller, key, now); !status.ok()) return status;
+  }
   if (const auto wait = key.tokens.Wait(tokens, now); wait.count() > 0) {
     return Refuse(
         caller, key,
@@ -133,9 +137,7 @@ absl::Status TurnGate::CheckRoom(const Question& question, Key& key, TimePoint n
                            std::chrono::seconds(1));
   }
   if (question.again) return absl::OkStatus();
-  if (auto status = CheckLimits(question.caller, key, question.tokens, now); !status.ok()) {
-    return status;
-  }
+  if (auto status = CheckLimits(question, key, now); !status.ok()) return status;
   if (MustWait() && queue_.size() >= static_cast<size_t>(options_.max_waiting)) {
     overloads_.Increment();
     return OverloadedError(
@@ -157,7 +159,7 @@ uint64_t TurnGate::Enter(Question question, Done done) {
     if (refusal.ok()) {
       const bool must_wait = MustWait();
       ++key.turns;
-      if (!question.again) key.requests.Take(1);
+      if (!question.charged) key.requests.Take(1);
       key.tokens.Take(question.tokens);
       ticket = next_ticket_++;
       const auto left = std::clamp(question.deadline - system_clock::now(),
@@ -225,7 +227,7 @@ void TurnGate::Release(const TurnPermit& permit, uint64_t used) {
 void TurnGate::Forget(const Waiting& waiting) {
   Key& key = Known(waiting.question.caller);
   --key.turns;
-  if (!waiting.question.again) key.requests.Take(-1);
+  if (!waiting.question.charged) key.requests.Take(-1);
   key.tokens.Take(-waiting.question.tokens);
   waiting_gauge_.Set(static_cast<double>(queue_.size()));
 }

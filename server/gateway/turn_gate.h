@@ -75,18 +75,20 @@ class TurnGate {
   //  - UNAVAILABLE: too many wait, it waited too long, or Close,
   //  - DEADLINE_EXCEEDED, CANCELLED (by Cancel).
   // The first two carry RetryInfo. `tokens` is an estimate of what the turn will use.
+  // `charged`: ChargeRequest has counted it.
   uint64_t Enter(const Caller& caller, double tokens, int32_t priority,
-                 std::chrono::system_clock::time_point deadline, Done done) {
-    return Enter({caller, tokens, priority, deadline, /*again=*/false}, std::move(done));
+                 std::chrono::system_clock::time_point deadline, Done done, bool charged = false) {
+    return Enter({caller, tokens, priority, deadline, /*again=*/false, charged}, std::move(done));
   }
   // The same for a turn that an earlier process let in: it waits for a place like all, and counts
   // in the limits of its key, but is refused neither by these nor as one too many. Only its
   // deadline, Cancel and Close end its wait.
   uint64_t ReEnter(const Caller& caller, double tokens, int32_t priority,
                    std::chrono::system_clock::time_point deadline, Done done) {
-    return Enter({caller, tokens, priority, deadline, /*again=*/true}, std::move(done));
+    return Enter({caller, tokens, priority, deadline, /*again=*/true, /*charged=*/true},
+                 std::move(done));
   }
-  // Of what is no turn but makes work too: counts as a request of the caller's key.
+  // Of what makes work without a turn, or before it: counts as a request of the caller's key.
   // RESOURCE_EXHAUSTED as above.
   absl::Status ChargeRequest(const Caller& caller);
   // Takes a waiting turn out; nothing happens if it no longer waits.
@@ -121,7 +123,8 @@ class TurnGate {
     double tokens;
     int32_t priority;
     std::chrono::system_clock::time_point deadline;
-    bool again;  // was let in by an earlier process
+    bool again;    // was let in by an earlier process
+    bool charged;  // counted as a request before
   };
   struct Waiting {
     uint64_t ticket;
@@ -140,7 +143,7 @@ class TurnGate {
   absl::Status Refuse(const Caller& caller, Key& key, const std::string& what,
                       std::chrono::milliseconds retry) LLAVA_REQUIRES(mutex_);
   absl::Status CheckRequests(const Caller& caller, Key& key, TimePoint now) LLAVA_REQUIRES(mutex_);
-  absl::Status CheckLimits(const Caller& caller, Key& key, double tokens, TimePoint now)
+  absl::Status CheckLimits(const Question& question, Key& key, TimePoint now)
       LLAVA_REQUIRES(mutex_);
   absl::Status CheckRoom(const Question& question, Key& key, TimePoint now) LLAVA_REQUIRES(mutex_);
   bool MustWait() const LLAVA_REQUIRES(mutex_) {

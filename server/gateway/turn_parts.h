@@ -12,6 +12,7 @@
 #include "server/gateway/rollout_evidence.h"
 #include "server/gateway/running_turns.h"
 #include "server/gateway/session_owners.h"
+#include "server/gateway/transfer_memory.h"
 #include "server/gateway/turn_gate.h"
 #include "server/runtime/service_process.h"
 
@@ -47,6 +48,7 @@ struct TurnParts {
   PictureFetcher& fetcher;
   RecoveryLane& recovery;
   RequestMemory& memory;
+  TransferMemory& transfers;
 };
 
 }  // namespace llava

@@ -35,6 +35,7 @@ std::shared_ptr<TurnRunner> TurnRunner::CreateRecovered(
   request.key = std::move(turn.request);
   request.priority = turn.terms.priority;
   request.deadline = turn.terms.deadline;
+  request.on_disconnect = turn.terms.on_disconnect;
   request.asked = turn.terms.asked;
   request.received = steady_clock::now() - std::chrono::duration_cast<steady_clock::duration>(
                                                system_clock::now() - turn.terms.asked);

@@ -20,6 +20,7 @@ namespace llava {
 struct TurnRequest {
   Caller caller;
   std::shared_ptr<RequestMemory::Share> memory;  // what the question and its pictures take
+  bool charged = false;                          // counted as a request of the key
   std::shared_ptr<TurnPermit> permit;            // its place; null: an earlier process let it in
   std::string request_id;
   // Empty: a call without session; `prompt` is the whole conversation.

@@ -190,7 +190,8 @@ void TurnRunner::OnConversation(absl::StatusOr<Conversation> found) {
                  .priority = request_.priority,
                  .tokens = permit_ ? static_cast<uint64_t>(permit_->reserved()) : 0,
                  .asked = request_.asked,
-                 .deadline = request_.deadline};
+                 .deadline = request_.deadline,
+                 .on_disconnect = request_.on_disconnect};
   if (choice_.name.empty()) {
     auto usual = ModelChoiceOf(found->session);
     if (!usual.ok()) return Refuse(usual.status());
@@ -240,12 +241,16 @@ void TurnRunner::OnVersion(absl::StatusOr<Route> route) {
   if (!has_session()) return OnRecorded(0U);
   if (!fits) return Record();
   auto fit =
-      ContextFit::Create(parts_, conversation_, turn_, route_, request_.request_id, deadlines_.turn,
+      ContextFit::Create(parts_, conversation_, turn_, route_,
+                         {request_.caller, request_.request_id, request_.priority, deadlines_.turn},
                          [self = shared_from_this()](absl::Status status) {
                            if (IsVersionGone(status) && !std::exchange(self->fitted_again_, true)) {
                              return self->parts_.router.Refresh([self] { self->FindVersion(); });
                            }
                            if (!status.ok()) return self->Refuse(status);
+                           if (const auto why = self->broken()) {
+                             return self->Refuse(self->EndingOfBreak(*why).status);
+                           }
                            self->prompt_ = PromptOf(self->conversation_, self->turn_);
                            self->Record();
                          });
@@ -440,9 +445,10 @@ void TurnRunner::Refuse(const absl::Status& status) {
 
 void TurnRunner::End(const absl::Status& status, const v1::TurnFinished& finished) {
   if (permit_) permit_->Release(0);  // of a turn that was not stored
-  if (admitted_) parts_.admission.Leave();
   parts_.resumable.Ended(turn_id_);
-  live_->End(status, finished);  // last: with its last call over, the process may end
+  request_.memory.reset();
+  if (admitted_) parts_.admission.Leave();  // from here on the parts may go
+  live_->End(status, finished);             // last: with its last call over, the process may end
 }
 
 }  // namespace llava

@@ -94,6 +94,7 @@ class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnR
   bool Reroute();
   void FindAnother();
   void OnAnother(absl::StatusOr<Route> route);
+  void RecordAnother();
   // A service died over it, or is out of reach: waits for one that can go on with it. False: not
   // any more.
   bool GoOn(const absl::Status& status);

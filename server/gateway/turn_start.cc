@@ -118,7 +118,8 @@ void TurnStart::AskForPlace() {
       request_.deadline,
       [self = shared_from_this()](absl::StatusOr<std::shared_ptr<TurnPermit>> permit) {
         self->OnPlace(std::move(permit));
-      });
+      },
+      request_.charged);
   {
     MutexLock lock(mutex_);
     ticket_ = ticket;

@@ -236,6 +236,29 @@ TEST_F(ChatClientTest, CancelStopsARunningAnswer) {
   EXPECT_EQ(gateway_.cancelled()[0].turn_id(), "t");
 }
 
+// Calls have an hour: what ends the wait is that of a cancel.
+TEST_F(ChatClientTest, AGatewayThatHangsHoldsNobodyWhoCancels) {
+  gateway_.set_script({.events = {Started("s", "t"), Text(0, "so far")},
+                       .status = grpc::Status::OK,
+                       .wait_for_cancel = true,
+                       .ignore_cancel = true,
+                       .hang_cancel = true});
+  ChatClient client({.gateway = gateway_.address(), .call_timeout = std::chrono::hours(1)});
+  AnswerCanceller canceller;
+  std::thread other;
+  const auto answer = client.Ask(
+      Question("?"),
+      [&](std::string_view) {
+        other = std::thread([&] {
+          EXPECT_TRUE(absl::IsDeadlineExceeded(canceller.Cancel()));
+          canceller.Abandon();
+        });
+      },
+      &canceller);
+  other.join();
+  EXPECT_TRUE(absl::IsCancelled(answer.status())) << answer.status();
+}
+
 TEST_F(ChatClientTest, CancelBeforeTheTurnBeginsWaitsForIt) {
   gateway_.set_script(
       {.events = {Started("s", "t")}, .status = grpc::Status::OK, .wait_for_cancel = true});

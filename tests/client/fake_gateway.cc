@@ -196,10 +196,13 @@ grpc::Status FakeGateway::ListModels(Context*, const v1::ChatServiceListModelsRe
   return grpc::Status::OK;
 }
 
-grpc::Status FakeGateway::CancelTurn(Context*, const v1::CancelTurnRequest* request,
+grpc::Status FakeGateway::CancelTurn(Context* context, const v1::CancelTurnRequest* request,
                                      v1::CancelTurnResponse* response) {
-  std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
   cancelled_.push_back(*request);
+  while (script_ != nullptr && script_->hang_cancel && !context->IsCancelled()) {
+    changed_.wait_for(lock, std::chrono::milliseconds(10));
+  }
   response->set_was_running(script_ != nullptr && script_->wait_for_cancel);
   changed_.notify_all();
   return grpc::Status::OK;

@@ -23,6 +23,7 @@ class FakeGateway final : public v1::ChatService::Service {
     grpc::Status status;           // behind the events
     bool wait_for_cancel = false;  // CancelTurn lets it finish, as the real one does
     bool ignore_cancel = false;    // with wait_for_cancel: only the end of the call ends it
+    bool hang_cancel = false;      // CancelTurn never answers
   };
 
   FakeGateway();

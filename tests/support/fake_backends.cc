@@ -120,6 +120,11 @@ void FakeVision::Set(const Behaviour& behaviour) {
   behaviour_ = behaviour;
 }
 
+v1::EncodeRequest FakeVision::last_request() const {
+  std::lock_guard lock(mutex_);
+  return last_request_;
+}
+
 int FakeVision::encodes() const {
   std::lock_guard lock(mutex_);
   return encodes_;
@@ -133,6 +138,7 @@ grpc::Status FakeVision::Encode(grpc::ServerContext* context, const v1::EncodeRe
   {
     std::lock_guard lock(mutex_);
     ++encodes_;
+    last_request_ = *request;
     behaviour = behaviour_;
     if (behaviour_.failures > 0) --behaviour_.failures;
     if (behaviour.failures == 0) cached = !seen_.insert(request->image()).second;
@@ -244,6 +250,11 @@ v1::FeatureHeader FakeLlm::last_put() const {
 int FakeLlm::generates() const {
   std::lock_guard lock(mutex_);
   return generates_;
+}
+
+int FakeLlm::counts() const {
+  std::lock_guard lock(mutex_);
+  return counts_;
 }
 
 int FakeLlm::puts() const {
@@ -412,13 +423,17 @@ grpc::Status FakeLlm::PutFeatures(grpc::ServerContext*,
   return grpc::Status::OK;
 }
 
-grpc::Status FakeLlm::CountTokens(grpc::ServerContext*, const v1::CountTokensRequest* request,
+grpc::Status FakeLlm::CountTokens(grpc::ServerContext* context,
+                                  const v1::CountTokensRequest* request,
                                   v1::CountTokensResponse* response) {
   Behaviour behaviour;
+  const int openings = gate_.openings();
   {
     std::lock_guard lock(mutex_);
+    ++counts_;
     behaviour = behaviour_;
   }
+  if (behaviour.pause_counts && !gate_.Await(context, openings)) return grpc::Status::CANCELLED;
   if (behaviour.count_by_features) {
     const grpc::Status missing = WhatIsMissing(behaviour, request->messages());
     if (!missing.ok()) return missing;

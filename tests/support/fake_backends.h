@@ -44,6 +44,8 @@ class FakeModels : public v1::ModelService::Service {
   void ShareLabels(const FakeModels& other);
   // What changes are answered with; OK: they are made.
   void Refuse(grpc::Status status);
+  // LoadModel does not answer until its caller goes away.
+  void PauseLoads();
   // Of a version's status.
   void SetHealth(uint64_t version, double drift, uint64_t nan_outputs);
   int changes() const;  // calls that changed something or were refused
@@ -52,7 +54,7 @@ class FakeModels : public v1::ModelService::Service {
                           v1::ListModelsResponse* response) override;
   grpc::Status GetModelStatus(grpc::ServerContext*, const v1::GetModelStatusRequest* request,
                               v1::GetModelStatusResponse* response) override;
-  grpc::Status LoadModel(grpc::ServerContext*, const v1::LoadModelRequest* request,
+  grpc::Status LoadModel(grpc::ServerContext* context, const v1::LoadModelRequest* request,
                          v1::LoadModelResponse* response) override;
   grpc::Status UnloadModel(grpc::ServerContext*, const v1::UnloadModelRequest* request,
                            v1::UnloadModelResponse* response) override;
@@ -74,6 +76,7 @@ class FakeModels : public v1::ModelService::Service {
   std::shared_ptr<FakeLabels> labels_ = std::make_shared<FakeLabels>();
   std::map<uint64_t, Health> health_;
   grpc::Status refusal_;
+  bool pause_loads_ = false;
   int changes_ = 0;
 };
 
@@ -137,6 +140,7 @@ class FakeVision : public v1::VisionService::Service {
   // Lets the calls go on that pause now.
   void Release() { gate_.Open(); }
   int encodes() const;
+  v1::EncodeRequest last_request() const;
   int drops() const;  // calls
   // Pictures that were dropped, as they are named in sessions.
   std::multiset<std::string> dropped() const;
@@ -153,6 +157,7 @@ class FakeVision : public v1::VisionService::Service {
   mutable std::mutex mutex_;
   Behaviour behaviour_;
   int encodes_ = 0, drops_ = 0;
+  v1::EncodeRequest last_request_;
   std::set<std::string> seen_;  // "cached" from the second time on
   std::multiset<std::string> dropped_;
   Gate gate_;
@@ -178,6 +183,7 @@ class FakeLlm : public v1::LlmService::Service {
     uint32_t context_tokens = 4096;      // words of all messages
     bool forget_features = false;        // answers MissingFeatures whatever was put
     bool count_by_features = false;      // CountTokens as well, if they are missing
+    bool pause_counts = false;           // CountTokens, until Release or until the caller goes
     bool wrong_offset = false;
     bool wrong_version = false;
   };
@@ -192,6 +198,7 @@ class FakeLlm : public v1::LlmService::Service {
   v1::FeatureHeader last_put() const;
   std::chrono::system_clock::time_point last_deadline() const;
   int generates() const;
+  int counts() const;
   int puts() const;
   std::multiset<std::string> dropped() const;
   // Calls that saw their caller go away.
@@ -225,7 +232,7 @@ class FakeLlm : public v1::LlmService::Service {
   v1::GenerateRequest last_request_;
   v1::FeatureHeader last_put_;
   std::chrono::system_clock::time_point last_deadline_;
-  int generates_ = 0, puts_ = 0, cancelled_ = 0;
+  int generates_ = 0, counts_ = 0, puts_ = 0, cancelled_ = 0;
   Gate gate_;
   FakeModels models_;
   FakeServer server_;

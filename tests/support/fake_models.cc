@@ -1,5 +1,6 @@
 // The models of the fakes: labels, states, changes.
 
+#include <thread>
 #include <utility>
 
 #include "tests/support/fake_backends.h"
@@ -68,10 +69,25 @@ grpc::Status FakeModels::Change(const std::string& name) {
   return {grpc::StatusCode::NOT_FOUND, "no such model"};
 }
 
-grpc::Status FakeModels::LoadModel(grpc::ServerContext*, const v1::LoadModelRequest* request,
+void FakeModels::PauseLoads() {
+  std::lock_guard lock(mutex_);
+  pause_loads_ = true;
+}
+
+grpc::Status FakeModels::LoadModel(grpc::ServerContext* context,
+                                   const v1::LoadModelRequest* request,
                                    v1::LoadModelResponse* response) {
   const v1::ModelVersion& model = request->model();
   if (auto status = Change(model.name()); !status.ok()) return status;
+  bool pause = false;
+  {
+    std::lock_guard lock(mutex_);
+    pause = pause_loads_;
+  }
+  while (pause) {
+    if (context->IsCancelled()) return grpc::Status::CANCELLED;
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
   std::lock_guard lock(mutex_);
   models_.push_back(models_.front());
   *models_.back().mutable_model() = model;

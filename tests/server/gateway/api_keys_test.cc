@@ -163,6 +163,39 @@ TEST_F(KeysFileTest, ReadsAgainWhatChangesAndKeepsTheOldKeysOfABrokenFile) {
   EXPECT_EQ(NameOf("Bearer b"), "bob");
 }
 
+// A folder in its place cannot be read, whoever asks.
+TEST_F(KeysFileTest, WhatCouldNotBeReadIsReadWhenItCan) {
+  Write(Line("ann", "a"));
+  keys_ = *ApiKeys::Open(path_, metrics_);
+  std::filesystem::remove(path_);
+  std::filesystem::create_directory(path_);
+  const auto failed = [&](int least) {
+    for (int i = least; i < least + 1000; ++i) {
+      if (absl::StrContains(
+              metrics_.Render(),
+              absl::StrCat("llava_gateway_keys_file_reads_total{result=\"failed\"} ", i, "\n"))) {
+        return true;
+      }
+    }
+    return false;
+  };
+  EXPECT_TRUE(Eventually([&] { return failed(2); })) << "it is tried again";
+  EXPECT_EQ(NameOf("Bearer a"), "ann");
+  std::filesystem::remove(path_);
+  Write(Line("bob", "b"));
+  EXPECT_TRUE(Eventually([&] { return NameOf("Bearer b") == "bob"; }));
+}
+
+TEST_F(KeysFileTest, AChangeOfTheModeIsAChange) {
+  Write(Line("ann", "a"));
+  keys_ = *ApiKeys::Open(path_, metrics_);
+  std::filesystem::permissions(path_, std::filesystem::perms::owner_read);
+  EXPECT_TRUE(Eventually([&] {
+    return absl::StrContains(metrics_.Render(),
+                             "llava_gateway_keys_file_reads_total{result=\"ok\"} 2");
+  }));
+}
+
 TEST_F(KeysFileTest, RefusesToStartOnABrokenFile) {
   const auto missing = ApiKeys::Open(path_, metrics_);
   EXPECT_EQ(missing.status().code(), absl::StatusCode::kNotFound);

@@ -5,6 +5,7 @@
 #include <gmock/gmock.h>
 
 #include <atomic>
+#include <fstream>
 #include <future>
 #include <thread>
 
@@ -141,6 +142,7 @@ class PictureServer : public HttpHandler {
       for (int i = 0; i < 300; ++i) answer->Write(std::string(1000, 'x'));
     }
     if (request.path == "/slow" || request.path == "/endless") {
+      answer->SetOnGone([this] { ++gone; });
       MutexLock lock(mutex_);
       held_.push_back(std::move(answer));
       return;
@@ -152,7 +154,7 @@ class PictureServer : public HttpHandler {
   }
   std::string host() const { return absl::StrCat("127.0.0.1:", server_->port()); }
 
-  std::atomic<int> requests = 0;
+  std::atomic<int> requests = 0, gone = 0;
 
  private:
   Mutex mutex_;
@@ -167,11 +169,19 @@ class PictureFetcherTest : public testing::Test {
     options_.private_addresses = true;
   }
   void Start() { fetcher_ = std::make_unique<PictureFetcher>(options_, 100'000, gateway_metrics_); }
+  static PictureFetcher::Order OrderOf(std::shared_ptr<v1::ChatRequest> request,
+                                       const std::string& key = "") {
+    PictureFetcher::Order order;
+    order.request = std::move(request);
+    order.key = key;
+    return order;
+  }
   absl::Status Fetch(const std::vector<std::string>& paths) {
     request_ = std::make_shared<v1::ChatRequest>();
     for (const std::string& path : paths) request_->add_images()->set_url(server_.Url(path));
     std::promise<absl::Status> done;
-    fetcher_->Fetch(request_, [&](absl::Status status) { done.set_value(std::move(status)); });
+    fetcher_->Fetch(OrderOf(request_),
+                    [&](absl::Status status) { done.set_value(std::move(status)); });
     return done.get_future().get();
   }
 
@@ -194,7 +204,8 @@ TEST_F(PictureFetcherTest, PutsTheBytesInPlaceOfTheUrls) {
   conversation->add_messages()->add_images()->set_url(server_.Url("/other"));
   EXPECT_TRUE(PictureFetcher::HasUrls(*conversation));
   std::promise<absl::Status> done;
-  fetcher_->Fetch(conversation, [&](absl::Status status) { done.set_value(std::move(status)); });
+  fetcher_->Fetch(OrderOf(conversation),
+                  [&](absl::Status status) { done.set_value(std::move(status)); });
   ASSERT_TRUE(done.get_future().get().ok());
   EXPECT_EQ(conversation->messages(1).images(0).data(), FakePicture(2));
 }
@@ -227,7 +238,8 @@ TEST_F(PictureFetcherTest, ReachesNoPrivateAddressUnlessTold) {
   auto by_name = std::make_shared<v1::ChatRequest>();
   by_name->add_images()->set_url("http://localhost" + server_.host().substr(9) + "/picture");
   std::promise<absl::Status> done;
-  fetcher_->Fetch(by_name, [&](absl::Status status) { done.set_value(std::move(status)); });
+  fetcher_->Fetch(OrderOf(by_name),
+                  [&](absl::Status status) { done.set_value(std::move(status)); });
   EXPECT_THAT(std::string(done.get_future().get().message()), HasSubstr("no public address"));
   EXPECT_EQ(server_.requests, 0);
 }
@@ -240,7 +252,7 @@ TEST_F(PictureFetcherTest, ManyAtOnceAndAnEnd) {
   const auto begin = [&](const std::string& path) {
     auto request = std::make_shared<v1::ChatRequest>();
     request->add_images()->set_url(server_.Url(path));
-    fetcher_->Fetch(request, [&](const absl::Status& status) {
+    fetcher_->Fetch(OrderOf(request), [&](const absl::Status& status) {
       if (status.ok()) ++fine;
       if (absl::IsUnavailable(status)) {
         ++(std::string(status.message()).find("shutting down") != std::string::npos ? stopped
@@ -255,6 +267,30 @@ TEST_F(PictureFetcherTest, ManyAtOnceAndAnEnd) {
   EXPECT_GE(full, 100 - 4 * 16 - 4);
   fetcher_.reset();
   EXPECT_EQ(full + stopped, 100);
+}
+
+TEST_F(PictureFetcherTest, AKeyLeavesRoomForOthers) {
+  options_.transfers = 1;
+  options_.timeout = std::chrono::minutes(1);
+  Start();
+  std::atomic<int> refused = 0, others = 0;
+  std::promise<absl::Status> last;
+  const auto begin = [&](const std::string& key, const std::function<void(absl::Status)>& done) {
+    auto request = std::make_shared<v1::ChatRequest>();
+    request->add_images()->set_url(server_.Url("/slow"));
+    fetcher_->Fetch(OrderOf(request, key), done);
+  };
+  for (int i = 0; i < 30; ++i) {
+    begin("ann", [&](const absl::Status& status) {
+      if (absl::IsResourceExhausted(status)) ++refused;
+      if (absl::IsUnavailable(status)) ++others;
+    });
+  }
+  EXPECT_GE(refused, 30 - 9);
+  EXPECT_EQ(others, 0);
+  begin("bob", [&](absl::Status status) { last.set_value(std::move(status)); });
+  fetcher_.reset();
+  EXPECT_THAT(std::string(last.get_future().get().message()), HasSubstr("shutting down"));
 }
 
 class PictureUrlChatTest : public GatewayTest {
@@ -292,6 +328,78 @@ TEST_F(PictureUrlChatTest, AQuestionWithAUrlIsOneWithItsPicture) {
   EXPECT_THAT(stranger.status.error_message(), HasSubstr("images[0]: url leads to"));
   EXPECT_EQ(Metric("llava_gateway_picture_fetches_total{result=\"refused\"}"), 1);
   EXPECT_EQ(Turns(session).size(), 1u);
+}
+
+TEST_F(PictureUrlChatTest, TooManyPicturesAreNotFetched) {
+  options_.max_images_per_turn = 2;
+  StartGateway();
+  v1::ChatRequest request = Question(NewSession(), "what are these");
+  for (int i = 0; i < 3; ++i) request.add_images()->set_url(server_.Url("/picture"));
+  Answer answer = Ask(request);
+  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(answer.status.error_message(), HasSubstr("images has 3 pictures"));
+  v1::ChatRequest conversation;
+  conversation.add_messages()->set_role(v1::ROLE_USER);
+  *conversation.mutable_messages(0)->mutable_images() = request.images();
+  answer = Ask(conversation);
+  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(answer.status.error_message(), HasSubstr("messages[0].images has 3 pictures"));
+  EXPECT_EQ(server_.requests, 0);
+}
+
+// Each has 200'000 bytes; the last one never comes, and is not waited for.
+TEST_F(PictureUrlChatTest, WhatArrivesCountsAsItArrives) {
+  options_.picture_urls.timeout = std::chrono::minutes(10);
+  options_.request_bytes = 450'000;
+  StartGateway();
+  v1::ChatRequest request = Question(NewSession(), "what are these");
+  for (const char* path : {"/long", "/long", "/long", "/slow"}) {
+    request.add_images()->set_url(server_.Url(path));
+  }
+  Answer answer = Ask(request);
+  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_THAT(answer.status.error_message(), HasSubstr("--request-bytes"));
+  EXPECT_TRUE(Eventually([&] { return Metric("llava_gateway_request_bytes") == 0; }));
+  StopGateway();
+
+  options_.request_bytes = 1u << 30;
+  options_.max_turn_bytes = 450'000;
+  StartGateway();
+  answer = Ask(request);
+  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(answer.status.error_message(), HasSubstr("allowed are 450000"));
+}
+
+TEST_F(PictureUrlChatTest, ACallerThatGoesEndsItsFetch) {
+  options_.picture_urls.timeout = std::chrono::minutes(10);
+  StartGateway();
+  v1::ChatRequest request = Question(NewSession(), "what is this");
+  request.add_images()->set_url(server_.Url("/slow"));
+  const auto context = Context();
+  const auto reader = stub_->Chat(context.get(), request);
+  ASSERT_TRUE(Eventually([&] { return server_.requests == 1; }));
+  context->TryCancel();
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  EXPECT_TRUE(Eventually([&] { return server_.gone == 1; }));
+}
+
+TEST_F(PictureUrlChatTest, TheLimitOfTheKeyComesBeforeTheFetch) {
+  options_.keys_file = folder_.path() + "/keys.yaml";
+  std::ofstream(options_.keys_file)
+      << "- {name: ann, role: user, requests-per-minute: 2, sha256: " << ToHex(HashBytes("ann"))
+      << "}\n";
+  key_ = "ann";
+  StartGateway();
+  const std::string session = NewSession();
+  v1::ChatRequest request = Question(session, "what is this");
+  request.add_images()->set_url(server_.Url("/picture"));
+  EXPECT_TRUE(Ask(request).status.ok());
+  request.mutable_images(0)->set_url(server_.Url("/none"));
+  EXPECT_EQ(Ask(request).status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(server_.requests, 2);
+  const Answer answer = Ask(request);  // a fetch that failed has counted as well
+  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(server_.requests, 2);
 }
 
 }  // namespace

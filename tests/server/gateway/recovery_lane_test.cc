@@ -9,9 +9,11 @@ namespace llava {
 namespace {
 
 using testing::ElementsAre;
+using testing::IsEmpty;
 
 class RecoveryLaneTest : public testing::Test {
  protected:
+  void SetUp() override { lane_.Open(); }
   void Enter(int turn, bool suspect = false) {
     lane_.Enter(&turns_[turn], suspect, [this, turn] { begun_.push_back(turn); });
   }
@@ -36,6 +38,19 @@ TEST_F(RecoveryLaneTest, FirstComeFirstServedAFewAtATime) {
   lane_.Leave();
   Enter(0);
   EXPECT_THAT(begun_, ElementsAre(0, 1, 2, 4, 0));
+}
+
+TEST(ClosedRecoveryLaneTest, NobodyTriesBeforeItOpens) {
+  RecoveryLane lane;
+  const char turns[2] = {};
+  std::vector<int> begun;
+  for (const int turn : {0, 1}) {
+    lane.Enter(&turns[turn], false, [&begun, turn] { begun.push_back(turn); });
+  }
+  EXPECT_THAT(begun, IsEmpty());
+  EXPECT_TRUE(lane.Remove(&turns[0]));
+  lane.Open();
+  EXPECT_THAT(begun, ElementsAre(1));
 }
 
 TEST_F(RecoveryLaneTest, SuspectsComeLastAndAlone) {

@@ -114,6 +114,51 @@ TEST_F(RecoveryTest, AnAnswerGoesOnOnTheTermsOfItsKey) {
   }
 }
 
+// As one that finds its port taken.
+TEST_F(RecoveryTest, AProcessThatNeverServesIsNoDeath) {
+  StartGateway();
+  const std::string session = NewSession();
+  const Answer killed = AskAndCrash(Question(session, kQuestion));
+  llm_.Set({});
+  for (int i = 0; i < 3; ++i) {
+    Metrics metrics("gateway");
+    Admission admission;
+    auto gateway = Gateway::Open(options_, metrics, admission);
+    ASSERT_TRUE(gateway.ok()) << gateway.status();
+    std::this_thread::sleep_for(milliseconds(200));  // in which it would try
+    EXPECT_EQ(Tries(), 0) << i;
+    (*gateway)->Stop();
+    gateway->reset();
+    EXPECT_EQ(Tries(), 0) << i;
+  }
+  StartGateway();
+  const Answer rest = Resume(session, killed.started.turn_id(), killed.text.size());
+  ASSERT_TRUE(rest.status.ok()) << rest.status.error_message();
+  EXPECT_EQ(killed.text + rest.text, kAnswer);
+}
+
+TEST_F(RecoveryTest, AnAnswerThatEndsWithItsReaderStillDoes) {
+  StartGateway();
+  const std::string session = NewSession();
+  v1::ChatRequest request = Question(session, kQuestion);
+  request.set_on_disconnect(v1::ON_DISCONNECT_CANCEL);
+  const Answer killed = AskAndCrash(request);
+  options_.resume_grace = std::chrono::hours(1);  // the reader that comes back is not waited for
+  llm_.Set({.pause_after = 1});
+  StartGateway();
+  v1::ResumeTurnRequest resume;
+  resume.set_session_id(session);
+  resume.set_turn_id(killed.started.turn_id());
+  const auto context = Context();
+  const auto reader = stub_->ResumeTurn(context.get(), resume);
+  v1::ResumeTurnResponse response;
+  ASSERT_TRUE(reader->Read(&response));
+  context->TryCancel();
+  reader->Finish();
+  EXPECT_TRUE(Eventually([&] { return Turns(session).at(0).state() != v1::TURN_STATE_RUNNING; }));
+  EXPECT_EQ(Turns(session).at(0).finish_reason(), v1::FINISH_REASON_CANCELLED);
+}
+
 TEST_F(RecoveryTest, AnAnswerOutlivesTheKeyThatAskedForIt) {
   WriteKeys(KeyLine("ann", ", weight: 7") + KeyLine("ops", ", role: admin"));
   StartGateway();

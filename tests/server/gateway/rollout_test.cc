@@ -394,6 +394,45 @@ TEST_F(RolloutTest, AVerdictThatCannotBeCarriedOutIsTriedAgain) {
   EXPECT_EQ(Labels(2), std::set<std::string>({"rejected-2"}));
 }
 
+// Of two processes that share a repository one may never change it: the verdict is tried for ever,
+// unless somebody says otherwise.
+TEST_F(RolloutTest, AnOperatorOverrulesAPendingVerdict) {
+  options_.rollout.mode = "auto";
+  FakeLlm other;
+  options_.llm += "," + other.server().address();
+  std::vector<v1::ModelInfo> models;
+  for (const uint64_t version : {1, 2, 3}) models.push_back(FakeLanguageModel("emoji", version));
+  other.models().Set(models);
+  other.models().ShareLabels(llm_.models());
+  Start({1, 2, 3});
+  Label("stable", 1);
+  Label("canary", 2);
+  other.models().Refuse({StatusCode::PERMISSION_DENIED, "labels.json cannot be written"});
+  Traffic(25);
+  ASSERT_TRUE(Eventually([this] { return !Rollout().apply_error().empty(); }));
+  EXPECT_TRUE(Eventually([this] { return Labels(2).contains("stable"); }));
+  // One process refuses each of these changes, too. The guard may be at it at the same moment.
+  const auto label = [this](const std::string& name, uint64_t version) {
+    v1::SetLabelRequest request;
+    request.set_name("emoji");
+    request.set_label(name);
+    request.set_version(version);
+    v1::SetLabelResponse response;
+    EXPECT_EQ(models_->SetLabel(Context().get(), request, &response).error_code(),
+              StatusCode::PERMISSION_DENIED);
+  };
+  EXPECT_TRUE(Eventually([&] {
+    label("canary", 0);
+    label("stable", 3);
+    const int changes = other.models().changes();
+    std::this_thread::sleep_for(10 * options_.rollout.period);
+    return other.models().changes() == changes && Labels(3).contains("stable");
+  })) << "for ten periods nobody set it otherwise";
+  EXPECT_THAT(Rollout().apply_error(), HasSubstr("labels were changed"));
+  EXPECT_FALSE(Rollout().applied());
+  EXPECT_EQ(VersionOf(Question(NewSession(), "a")), 3u);
+}
+
 TEST_F(RolloutTest, OnlyAdminsChangeShares) {
   options_.keys_file = folder_.path() + "/keys.yaml";
   std::ofstream(options_.keys_file)

@@ -158,6 +158,10 @@ INSERT INTO sessions (id, model, title, context_overflow, created_us, used_us, o
 INSERT INTO turns (id, session_id, number, state, user_text, model_name, model_version,
                    model_digest, seed, sampling, created_us)
   VALUES ('t', 's', 1, 2, 'x', 'emoji', 1, 'd', 5, '', 1), ('u', 's', 2, 1, 'y', 'emoji', 1, 'd', 6, '', 2);
+INSERT INTO images VALUES ('p', 'bmp', 1, 1, 1), ('q', 'bmp', 1, 1, 1);
+INSERT INTO session_images VALUES ('s', 'p'), ('s', 'q');
+INSERT INTO turn_images VALUES ('t', 0, 'q'), ('t', 1, 'p');
+UPDATE turns SET dropped = 1 WHERE id = 't';
 INSERT INTO idempotency_keys VALUES ('s', 'key', 'hash', 'u', strftime('%s', 'now') * 1000000);
 UPDATE turns SET created_us = strftime('%s', 'now') * 1000000;
 )sql");
@@ -171,6 +175,9 @@ UPDATE turns SET created_us = strftime('%s', 'now') * 1000000;
   EXPECT_GT(unfinished[0].terms.asked, std::chrono::system_clock::now() - std::chrono::minutes(5));
   EXPECT_EQ(unfinished[0].request.key, "key");
   EXPECT_EQ(Read("s", {"key", "hash"})->repeated_turn_id, "u");
+  ASSERT_EQ(Read("s")->turns.size(), 1U);
+  EXPECT_EQ(Read("s")->turns[0].turn.id(), "u");
+  EXPECT_EQ(Read("s")->kept_image, "p");
   EXPECT_EQ(*Begin("s", "v"), 3U);
 }
 

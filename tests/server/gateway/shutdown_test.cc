@@ -66,6 +66,50 @@ TEST_F(ShutdownTest, StopLeavesAnswersToTheNextProcess) {
   EXPECT_EQ(Turns(session).at(0).state(), v1::TURN_STATE_FINISHED);
 }
 
+// Whoever is told that his question was not taken does not find it in his session.
+TEST_F(ShutdownTest, AQuestionThatIsBrokenOffBeforeItIsRecordedIsNot) {
+  llm_.Set({.pause_counts = true});
+  StartGateway();
+  v1::CreateSessionRequest create;
+  create.set_context_overflow(v1::CONTEXT_OVERFLOW_DROP_OLDEST_TURNS);
+  const std::string session = NewSession(create);
+  auto asking = std::async(std::launch::async, [&] { return Ask(Question(session, "a b c")); });
+  ASSERT_TRUE(Eventually([&] { return llm_.counts() == 1; }));
+  admission_->StartDraining();
+  gateway_->Stop();  // waits in vain
+  llm_.Release();
+  EXPECT_EQ(asking.get().status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_EQ(Turns(session).size(), 0U);
+}
+
+TEST_F(ShutdownTest, ALoadUnderWayIsNotWaitedFor) {
+  llm_.models().PauseLoads();
+  StartGateway();
+  auto loading = std::async(std::launch::async, [&] {
+    v1::LoadModelRequest request;
+    request.mutable_model()->set_name("emoji");
+    request.mutable_model()->set_version(2);
+    v1::LoadModelResponse response;
+    return models_->LoadModel(Context(std::chrono::hours(1)).get(), request, &response);
+  });
+  ASSERT_TRUE(Eventually([&] { return llm_.models().changes() == 1; }));
+  admission_->StartDraining();
+  gateway_->Stop();
+  // Before the server ends all calls.
+  const grpc::Status status = loading.get();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_THAT(status.error_message(), HasSubstr("shutting down"));
+  google::rpc::RetryInfo retry;
+  EXPECT_TRUE(GetDetail(FromGrpc(status), &retry));
+  v1::SetLabelRequest label;
+  label.set_name("emoji");
+  label.set_label("stable");
+  label.set_version(1);
+  v1::SetLabelResponse labelled;
+  EXPECT_EQ(models_->SetLabel(Context().get(), label, &labelled).error_code(),
+            grpc::StatusCode::UNAVAILABLE);
+}
+
 TEST_F(ShutdownTest, AnAnswerWithoutASessionEnds) {
   llm_.Set({.pause_after = 1});
   StartGateway();

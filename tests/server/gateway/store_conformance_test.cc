@@ -70,7 +70,8 @@ class StoreConformance : public testing::TestWithParam<Implementation> {
   absl::StatusOr<uint32_t> Begin(const std::string& session, const std::string& turn,
                                  const RequestKey& request = {},
                                  const std::vector<StoredImage>& images = {},
-                                 const TurnTerms& terms = {}) {
+                                 const TurnTerms& terms = {},
+                                 const std::vector<std::string>& dropped = {}) {
     NewTurn record;
     record.id = turn;
     record.session_id = session;
@@ -80,6 +81,7 @@ class StoreConformance : public testing::TestWithParam<Implementation> {
     record.sampling.set_max_new_tokens(77);
     record.request = request;
     record.terms = terms;
+    record.dropped_turns = dropped;
     return Await<absl::StatusOr<uint32_t>>([&](auto done) { store_->BeginTurn(record, done); });
   }
   absl::Status Finish(const std::string& session, const std::string& turn, const std::string& text,
@@ -179,6 +181,8 @@ TEST_P(StoreConformance, SessionsComeInPagesLastUsedFirst) {
   ASSERT_EQ(second->sessions.size(), 1U);
   EXPECT_THAT(second->next_page_token, IsEmpty());
   EXPECT_EQ(List(2, "nonsense").status().code(), absl::StatusCode::kInvalidArgument);
+  ASSERT_TRUE(AddImage("b", 'p').ok());
+  EXPECT_EQ(List(2, "")->sessions[0].id(), "b") << "a picture is a use as well";
 }
 
 TEST_P(StoreConformance, TurnsAreNumberedAndKept) {
@@ -238,12 +242,7 @@ TEST_P(StoreConformance, DroppedTurnsAreMarked) {
   ASSERT_TRUE(Create("s").ok());
   ASSERT_TRUE(Begin("s", "t").ok());
   ASSERT_TRUE(Finish("s", "t", "x").ok());
-  NewTurn next;
-  next.id = "u";
-  next.session_id = "s";
-  next.dropped_turns = {"t"};
-  ASSERT_TRUE(
-      Await<absl::StatusOr<uint32_t>>([&](auto done) { store_->BeginTurn(next, done); }).ok());
+  ASSERT_TRUE(Begin("s", "u", {}, {}, {}, {"t"}).ok());
   EXPECT_TRUE(Turn("s", "t")->turn.dropped_from_context());
   EXPECT_FALSE(Turn("s", "u")->turn.dropped_from_context());
 }
@@ -448,16 +447,42 @@ TEST_P(StoreConformance, AConversationHasTheTextsOfItsPrompt) {
   EXPECT_EQ(conversation->turns[3].turn.user_text(), "about last") << "it may be asked anew";
   EXPECT_EQ(Turn("s", "failed")->turn.user_text(), "about failed");
   // A turn that was dropped stays out of prompts for good.
-  NewTurn next;
-  next.id = "next";
-  next.session_id = "s";
-  next.user_text = "about next";
-  next.dropped_turns = {"answered"};
-  ASSERT_TRUE(
-      Await<absl::StatusOr<uint32_t>>([&](auto done) { store_->BeginTurn(next, done); }).ok());
+  ASSERT_TRUE(Begin("s", "next", {}, {}, {}, {"answered"}).ok());
   conversation = Read("s");
-  EXPECT_EQ(conversation->turns[0].turn.user_text(), "");
-  EXPECT_EQ(conversation->turns[0].turn.answer_text(), "text");
+  ASSERT_EQ(conversation->turns.size(), 4U);
+  EXPECT_EQ(conversation->turns[0].turn.id(), "failed");
+  EXPECT_EQ(conversation->turns[3].turn.id(), "next");
+  EXPECT_EQ(conversation->kept_image, "");
+}
+
+TEST_P(StoreConformance, TheLastPictureOfDroppedTurnsIsKept) {
+  ASSERT_TRUE(Create("s").ok());
+  const auto ask = [&](const std::string& id, const std::vector<StoredImage>& images,
+                       const std::vector<std::string>& dropped) {
+    ASSERT_TRUE(Begin("s", id, {"key of " + id, "hash"}, images, {}, dropped).ok());
+    ASSERT_TRUE(Finish("s", id, "text").ok());
+  };
+  ask("one", {Image('p'), Image('q')}, {});
+  ask("two", {Image('r'), Image('p')}, {});
+  ask("three", {}, {});
+  const auto conversation = Read("s");
+  ASSERT_EQ(conversation->turns.size(), 3U);
+  EXPECT_EQ(conversation->turns[0].turn.images(1).id(), Image('q').info.id());
+  EXPECT_EQ(conversation->turns[1].turn.images(0).id(), Image('r').info.id());
+  EXPECT_EQ(conversation->turns[1].turn.images_size(), 2);
+  EXPECT_EQ(conversation->turns[2].turn.images_size(), 0);
+  ask("four", {}, {"one"});
+  EXPECT_EQ(Read("s")->kept_image, Image('q').info.id());
+  ask("five", {}, {"two", "three"});
+  Open();
+  EXPECT_EQ(Read("s")->kept_image, Image('p').info.id());
+  ASSERT_EQ(Read("s")->turns.size(), 2U);
+  EXPECT_EQ(Read("s")->turns[0].turn.id(), "four");
+  // A request of a dropped turn is still answered with it.
+  const auto repeated = Read("s", {"key of one", "hash"});
+  EXPECT_EQ(repeated->repeated_turn_id, "one");
+  ASSERT_EQ(repeated->turns.size(), 1U);
+  EXPECT_EQ(repeated->turns[0].turn.answer_text(), "text");
 }
 
 INSTANTIATE_TEST_SUITE_P(

@@ -110,6 +110,23 @@ TEST_F(StoreFaultsTest, AnAnswerIsTakenUpAsSoonAsTheStoreCanNoteIt) {
   EXPECT_EQ(stopped.text + rest.text, kAnswer);
 }
 
+// The version that was chosen is gone, and the store cannot take that another one answers.
+TEST_F(StoreFaultsTest, AnAcknowledgedTurnWaitsForTheStoreToTakeAnotherVersion) {
+  StartGateway();
+  const std::string session = NewSession();
+  Sql("CREATE TRIGGER full BEFORE UPDATE OF model_version ON turns WHEN NEW.model_version = 2"
+      " BEGIN SELECT RAISE(ABORT, 'no room'); END");
+  llm_.models().Set({FakeLanguageModel("emoji", 2)});  // the gateway has not heard of it yet
+  auto asking = std::async(std::launch::async, [&] { return Ask(Question(session, kQuestion)); });
+  EXPECT_EQ(asking.wait_for(std::chrono::milliseconds(700)), std::future_status::timeout);
+  Mend();
+  const Answer answer = asking.get();
+  ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_EQ(answer.text, kAnswer);
+  EXPECT_EQ(answer.finished.model().version(), 2U);
+  EXPECT_EQ(Turns(session).at(0).model().version(), 2U);
+}
+
 // As earlier versions left them, which gave the session back although the end was not stored.
 TEST_F(StoreFaultsTest, TwoUnfinishedTurnsOfASessionAreTakenUpInTheirOrder) {
   StartGateway();
@@ -128,7 +145,7 @@ TEST_F(StoreFaultsTest, TwoUnfinishedTurnsOfASessionAreTakenUpInTheirOrder) {
   asking.get();
   options_.data_dir = left;
   Sql("UPDATE turns SET state = 1, finish_reason = 0, answer_text = '' WHERE number = 1;"
-      "INSERT INTO running_turns SELECT session_id, id, '', 1, 0, 0, created_us, NULL, 0"
+      "INSERT INTO running_turns SELECT session_id, id, '', 1, 0, 0, created_us, NULL, 0, 0"
       " FROM turns WHERE number = 1;");
   StartGateway();
   ASSERT_TRUE(Eventually([&] { return llm_.generates() == 3; }));

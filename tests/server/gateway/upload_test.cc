@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 
 #include <filesystem>
+#include <fstream>
 #include <future>
 
 #include "google/rpc/error_details.pb.h"
@@ -93,6 +94,73 @@ TEST_F(UploadTest, ACancelledQuestionDoesNotWaitForIt) {
   EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
   ASSERT_TRUE(Eventually([&] { return Metric("llava_gateway_turns_running") == 0; }));
   EXPECT_EQ(vision_.encodes(), 1) << "which is not over";
+}
+
+// The bound is that of two pictures; those that wait are not even read.
+TEST_F(UploadTest, PicturesOnTheirWayToTheTowerShareABound) {
+  constexpr int kSessions = 10;
+  vision_.Set({.failure = {grpc::StatusCode::INTERNAL, "not yet"}, .failures = kSessions});
+  const uint64_t bytes = FakePicture(1).size();
+  options_.max_image_bytes = bytes;
+  options_.transfer_bytes = 2 * bytes;
+  StartGateway();
+  std::vector<v1::ChatRequest> questions;
+  for (int i = 0; i < kSessions; ++i) {
+    const std::string session = NewSession();
+    const Upload upload = Send(session, FakePicture(i));
+    ASSERT_TRUE(upload.status.ok()) << upload.status.error_message();
+    questions.push_back(Question(session, "x"));
+    questions.back().add_images()->set_id(upload.image.id());
+  }
+  ASSERT_TRUE(Eventually([&] {
+    return Metric("llava_gateway_pictures_encoded_ahead_total{result=\"failed\"}") == kSessions;
+  }));
+  vision_.Set({.pause = true});
+  const int before = vision_.encodes();
+  std::vector<std::future<Answer>> asking;
+  const auto ask = [&](int from, int to) {
+    for (int i = from; i < to; ++i) {
+      asking.push_back(std::async(std::launch::async, [&, i] { return Ask(questions[i]); }));
+    }
+  };
+  ask(0, 2);
+  ASSERT_TRUE(Eventually([&] { return vision_.encodes() == before + 2; }));
+  ask(2, kSessions);
+  const std::string held = "llava_gateway_transfer_bytes";
+  ASSERT_TRUE(Eventually([&] { return Metric("llava_gateway_turns_running") == kSessions; }));
+  EXPECT_EQ(Metric(held), 2 * bytes);
+  EXPECT_EQ(vision_.encodes(), before + 2);
+  // One of those that wait is given up, and waits for nobody.
+  v1::CancelTurnRequest cancel;
+  cancel.set_session_id(questions.back().session_id());
+  v1::CancelTurnResponse cancelled;
+  EXPECT_TRUE(stub_->CancelTurn(Context().get(), cancel, &cancelled).ok());
+  EXPECT_EQ(asking.back().get().finished.reason(), v1::FINISH_REASON_CANCELLED);
+  vision_.Set({});
+  vision_.Release();
+  for (int i = 0; i + 1 < kSessions; ++i) {
+    const Answer answer = asking[i].get();
+    EXPECT_TRUE(answer.status.ok()) << answer.status.error_message();
+    EXPECT_EQ(answer.text, "x! pictures: 1, turns: 1");
+  }
+  EXPECT_TRUE(Eventually([&] { return Metric(held) == 0; }));
+}
+
+TEST_F(UploadTest, TheTowerIsToldWhosePictureItIs) {
+  options_.keys_file = folder_.path() + "/keys.yaml";
+  std::ofstream(options_.keys_file)
+      << "- {name: ann, weight: 7, sha256: " << ToHex(HashBytes("ann")) << "}\n";
+  key_ = "ann";
+  StartGateway();
+  const std::string session = NewSession();
+  ASSERT_TRUE(Send(session, FakePicture(1)).status.ok());
+  ASSERT_TRUE(Eventually([&] { return vision_.encodes() == 1; }));
+  EXPECT_EQ(vision_.last_request().tenant(), "ann") << "ahead of the question";
+  EXPECT_EQ(vision_.last_request().weight(), 7U);
+  ASSERT_TRUE(Ask(Question(session, "x", {FakePicture(2)})).status.ok());
+  EXPECT_EQ(vision_.encodes(), 2);
+  EXPECT_EQ(vision_.last_request().tenant(), "ann");
+  EXPECT_EQ(vision_.last_request().weight(), 7U);
 }
 
 TEST_F(UploadTest, RefusesWhatIsNoPictureOrTooMuch) {
