@@ -242,7 +242,6 @@ StepPlan EngineWorker::Plan(const std::vector<Sequence*>& active) const {
                                    engine_.options_.prefill_slowdown);
   MutexLock lock(mutex_);
   limits.available_blocks = blocks_.available();
-  limits.block_rows = KvBlocks::kTokens;
   return PlanStep(views, limits, [&](size_t i) { return blocks_.Regained(active[i]->table); });
 }
 
