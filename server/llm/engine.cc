@@ -172,9 +172,11 @@ absl::Status LlmEngine::SetWorkers(int n, const Watch& watch) {
   if (n <= before) {
     if (WaitFor([&] { return ended(n); }, [] { return 0.0; }, watch)) return absl::OkStatus();
     MutexLock lock(mutex_);
-    while (wanted_workers_ < before && slots_[static_cast<size_t>(wanted_workers_)].alive) {
-      ++wanted_workers_;  // those that had not ended go on
-    }
+    const auto stays = [this](int i) {
+      const Slot& slot = slots_[static_cast<size_t>(i)];
+      return slot.alive && !slot.ending;
+    };
+    while (wanted_workers_ < before && stays(wanted_workers_)) ++wanted_workers_;
     changed_.NotifyAll();
     return stopped;
   }
