@@ -19,6 +19,8 @@ namespace {
 constexpr std::chrono::milliseconds kRetryAfter{500};
 // Between two looks of a Watch.
 constexpr std::chrono::milliseconds kLookAgain{20};
+// Of a worker that leaves jobs to others.
+constexpr std::chrono::milliseconds kAskAgain{250};
 
 LlmEngine::Places Complete(LlmEngine::Places places, int devices) {
   if (places.devices.empty()) {
@@ -289,7 +291,11 @@ std::optional<GenerateJob> LlmEngine::TakeJob(const EngineWorker& worker, bool w
       over = RemoveOver();
       job = PopFor(worker);
       if (job || !wait || !over.empty() || !warm_.empty()) break;
-      changed_.Wait(mutex_);
+      if (waiting_.empty()) {
+        changed_.Wait(mutex_);
+      } else {  // left to another, which may hang by then
+        changed_.WaitUntil(mutex_, Clock::now() + kAskAgain);
+      }
     }
     if (job) {
       ++running_;
