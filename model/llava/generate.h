@@ -18,8 +18,10 @@
 namespace llava {
 
 struct GenerateResult {
-  std::vector<int32_t> ids;                       // every token generated, a stop token included
-  std::vector<float> logprobs;                    // of each of them, before temperature and filters
+  std::vector<int32_t> ids;  // every token generated, a stop token included
+  // Of each of them, before temperature and filters, and as in transformers among all rows of the
+  // table: those that pad it have a share, which they have not in the service.
+  std::vector<float> logprobs;
   std::string text;                               // without stop text
   Answer::State state = Answer::State::kRunning;  // kStopped, or kLength
   int64_t prompt_tokens = 0;                      // pictures expanded

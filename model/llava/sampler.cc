@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -87,6 +88,11 @@ std::vector<float> Penalized(std::span<const float> logits, const SamplingOption
       if (!seen[id]) result[id] -= options.presence_penalty;
       seen[id] = true;
     }
+  }
+  // What overflows is as large as it can be; what was not finite before stays so and is told.
+  constexpr float kMost = std::numeric_limits<float>::max();
+  for (size_t i = 0; i < result.size(); ++i) {
+    if (std::isfinite(logits[i])) result[i] = std::clamp(result[i], -kMost, kMost);
   }
   return result;
 }

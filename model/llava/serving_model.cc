@@ -93,8 +93,9 @@ void CheckTypes(WeightType type, KvType kv, at::Device device) {
   const bool fits = kv == KvType::kAuto || (kv == KvType::kFloat && type == WeightType::kFloat32) ||
                     (kv == KvType::kBFloat16 && (type == WeightType::kBFloat16 || IsPacked(type)));
   if (!fits) {
+    const std::string kept = ToString(IsPacked(type) ? WeightType::kBFloat16 : type);
     throw std::invalid_argument("keys and values of " + ToString(type) + " weights on " +
-                                device.str() + " are kept in that type");
+                                device.str() + " are kept in " + kept + "; leave --kv-type out");
   }
 }
 

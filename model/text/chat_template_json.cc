@@ -8,6 +8,7 @@
 
 #include "model/text/builtin_templates.h"
 #include "model/text/chat_template.h"
+#include "model/text/json_text.h"
 
 namespace llava {
 
@@ -21,11 +22,16 @@ constexpr const char* kPublishedNames[] = {"", "two_separators", "single_separat
   throw std::invalid_argument("chat template, key \"" + key + "\": " + what);
 }
 
+// For a message: a list may be as long and as deep as the file.
+std::string Shown(const json& value) {
+  return value.is_structured() ? value.type_name() : value.dump();
+}
+
 // An object of the file; every key in it must be taken.
 class Section {
  public:
   Section(const json& object, std::string path) : object_(object), path_(std::move(path)) {
-    if (!object_.is_object()) Fail(path_, "expected an object, found " + object_.dump());
+    if (!object_.is_object()) Fail(path_, "expected an object, found " + Shown(object_));
   }
 
   std::string Path(const std::string& key) const { return path_.empty() ? key : path_ + "." + key; }
@@ -38,23 +44,23 @@ class Section {
   void Read(const std::string& key, std::string& value) {
     const json* found = Find(key);
     if (!found) return;
-    if (!found->is_string()) Fail(Path(key), "expected a text, found " + found->dump());
+    if (!found->is_string()) Fail(Path(key), "expected a text, found " + Shown(*found));
     value = found->get<std::string>();
   }
   void Read(const std::string& key, bool& value) {
     const json* found = Find(key);
     if (!found) return;
-    if (!found->is_boolean()) Fail(Path(key), "expected true or false, found " + found->dump());
+    if (!found->is_boolean()) Fail(Path(key), "expected true or false, found " + Shown(*found));
     value = found->get<bool>();
   }
   void Read(const std::string& key, std::vector<std::string>& value) {
     const json* found = Find(key);
     if (!found) return;
     value.clear();
-    if (!found->is_array()) Fail(Path(key), "expected a list of texts, found " + found->dump());
+    if (!found->is_array()) Fail(Path(key), "expected a list of texts, found " + Shown(*found));
     for (const json& item : *found) {
       if (!item.is_string() || item.get_ref<const std::string&>().empty()) {
-        Fail(Path(key), "expected texts that are not empty, found " + item.dump());
+        Fail(Path(key), "expected texts that are not empty, found " + Shown(item));
       }
       value.push_back(item.get<std::string>());
     }
@@ -179,9 +185,10 @@ class TemplateReader {
 ChatTemplate ChatTemplate::Parse(std::string_view text) {
   json file;
   try {
-    file = json::parse(text);
-  } catch (const json::exception& e) {
-    throw std::invalid_argument(std::string("chat template is no JSON: ") + e.what());
+    file = ParseJson<json>(text);
+  } catch (const std::invalid_argument& e) {
+    throw std::invalid_argument(std::string("chat template is no JSON that can be read: ") +
+                                e.what());
   }
   return TemplateReader::Read(file);
 }

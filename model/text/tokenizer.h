@@ -91,7 +91,7 @@ class Tokenizer {
   // Text of `ids`; the dummy prefix space at the start is dropped.
   std::string Decode(std::span<const int32_t> ids, bool skip_special = true) const;
   // The bytes a token adds to a text: "▁" as a space, byte pieces as their byte, the literal text
-  // of special tokens. Throws std::out_of_range for an unknown id.
+  // of special tokens, none for a gap (vocab_size). Throws std::out_of_range for an unknown id.
   std::string TokenBytes(int32_t id) const;
   bool IsSpecial(int32_t id) const;
 
@@ -100,7 +100,7 @@ class Tokenizer {
   int32_t bos_id() const;
   int32_t eos_id() const;
   int32_t unk_id() const;
-  // One more than the largest id (pieces and added tokens).
+  // One more than the largest id (pieces, added tokens). Gaps between ids count as special tokens.
   int32_t vocab_size() const;
   const TokenizerOptions& options() const;
   // Names the mapping: SHA-256 over model file and options.

@@ -12,6 +12,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "model/text/json_text.h"
 #include "model/text/tokenizer_impl.h"
 
 namespace llava {
@@ -31,10 +32,32 @@ std::optional<std::string> ReadFile(const fs::path& path) {
   return bytes;
 }
 
+[[noreturn]] void Refuse(const std::string& where, const char* expected, const json& found) {
+  throw std::runtime_error(where + ": expected " + expected + ", found " + found.type_name());
+}
+
+const json& Object(const json& value, const std::string& where) {
+  if (!value.is_object()) Refuse(where, "an object", value);
+  return value;
+}
+
+const std::string& Text(const json& value, const std::string& where) {
+  if (!value.is_string()) Refuse(where, "a text", value);
+  return value.get_ref<const std::string&>();
+}
+
+// The text in {"content": "</s>"}.
+const std::string& Content(const json& token, const std::string& where) {
+  const auto content = Object(token, where).find("content");
+  if (content == token.end()) throw std::runtime_error(where + ": \"content\" is missing");
+  return Text(*content, where + ".content");
+}
+
 // A boolean setting; null counts as missing.
 bool Flag(const json& config, const char* key, bool otherwise) {
   auto it = config.find(key);
   if (it == config.end() || it->is_null()) return otherwise;
+  if (!it->is_boolean()) Refuse(key, "true or false", *it);
   return it->get<bool>();
 }
 
@@ -43,7 +66,7 @@ void AddToken(TokenizerOptions& options, const Tokenizer& plain, const std::stri
   // The model file has these already.
   const bool own = id == plain.unk_id() || id == plain.bos_id() || id == plain.eos_id();
   if (own && plain.IdOf(text) == id) return;
-  if (id < 0 || id > INT32_MAX) {
+  if (id < 0 || id >= INT32_MAX) {  // one more is the size of the vocabulary
     throw std::runtime_error("added token \"" + text + "\" has the impossible id " +
                              std::to_string(id));
   }
@@ -54,7 +77,7 @@ void AddToken(TokenizerOptions& options, const Tokenizer& plain, const std::stri
 std::string TokenText(const json& config, const char* key) {
   auto it = config.find(key);
   if (it == config.end() || it->is_null()) return "";
-  return it->is_object() ? it->at("content").get<std::string>() : it->get<std::string>();
+  return it->is_object() ? Content(*it, key) : Text(*it, key);
 }
 
 void RefuseUnsupported(const json& config, const Tokenizer& plain) {
@@ -80,8 +103,10 @@ void ReadConfig(const json& config, const Tokenizer& plain, TokenizerOptions& op
   RefuseUnsupported(config, plain);
   options.legacy = Flag(config, "legacy", true);
   options.add_bos = Flag(config, "add_bos_token", true);
-  if (auto added = config.find("added_tokens_decoder"); added != config.end()) {
-    for (const auto& [id, token] : added->items()) {
+  if (auto added = config.find("added_tokens_decoder");
+      added != config.end() && !added->is_null()) {
+    for (const auto& [id, token] : Object(*added, "added_tokens_decoder").items()) {
+      const std::string& content = Content(token, "added_tokens_decoder." + id);
       for (const char* key : {"lstrip", "rstrip", "single_word"}) {
         if (Flag(token, key, false)) {
           throw std::runtime_error(std::string(key) + " of added token " + id +
@@ -93,7 +118,7 @@ void ReadConfig(const json& config, const Tokenizer& plain, TokenizerOptions& op
       if (parsed.ec != std::errc() || parsed.ptr != id.data() + id.size()) {
         throw std::runtime_error("key \"" + id + "\" of added_tokens_decoder is no token id");
       }
-      AddToken(options, plain, token.at("content").get<std::string>(), number);
+      AddToken(options, plain, content, number);
     }
   }
 }
@@ -114,14 +139,18 @@ Tokenizer Tokenizer::Load(const fs::path& folder) {
     std::optional<bool> image_inline;
     path = folder / "tokenizer_config.json";
     if (std::optional<std::string> text = ReadFile(path)) {
-      const json config = json::parse(*text);
-      ReadConfig(config, plain, options);
-      if (config.contains(kImageInlineKey)) image_inline = config[kImageInlineKey].get<bool>();
+      const json config = ParseJson<json>(*text);
+      ReadConfig(Object(config, "the file"), plain, options);
+      if (const auto inline_images = config.find(kImageInlineKey);
+          inline_images != config.end() && !inline_images->is_null()) {
+        image_inline = Flag(config, kImageInlineKey, false);
+      }
     }
     path = folder / "added_tokens.json";
     if (std::optional<std::string> text = ReadFile(path)) {
-      const json added = json::parse(*text);
-      for (const auto& [token, id] : added.items()) {
+      const json added = ParseJson<json>(*text);
+      for (const auto& [token, id] : Object(added, "the file").items()) {
+        if (!id.is_number_integer()) Refuse("the id of \"" + token + "\"", "an integer", id);
         AddToken(options, plain, token, id.get<int64_t>());
       }
     }

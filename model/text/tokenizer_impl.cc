@@ -69,17 +69,20 @@ Tokenizer::Impl::Impl(std::shared_ptr<const std::string> bytes,
 }
 
 void Tokenizer::Impl::CheckId(int32_t id) const {
-  const bool known = id >= 0 && (id < static_cast<int32_t>(model->size()) || added_texts.count(id));
-  if (!known) {
+  if (id < 0 || id >= vocab_size) {
     throw std::out_of_range("token id " + std::to_string(id) +
                             " is not in the vocabulary (ids 0 to " +
                             std::to_string(vocab_size - 1) + ")");
   }
 }
 
+bool Tokenizer::Impl::IsGap(int32_t id) const {
+  return id >= static_cast<int32_t>(model->size()) && !added_texts.count(id);
+}
+
 bool Tokenizer::Impl::IsSpecial(int32_t id) const {
   CheckId(id);
-  if (added_texts.count(id)) return true;
+  if (added_texts.count(id) || IsGap(id)) return true;
   const ModelProto::PieceType type = model->TypeOf(id);
   return type == ModelProto::PieceType::kControl || type == ModelProto::PieceType::kUnknown;
 }
@@ -90,6 +93,7 @@ std::string Tokenizer::Impl::TextBytes(int32_t id, bool& first) const {
     first = false;
     return added->second;
   }
+  if (IsGap(id)) return "";
   if (auto byte = model->ByteOf(id)) {
     first = false;
     return std::string(1, static_cast<char>(*byte));

@@ -21,6 +21,7 @@ struct Tokenizer::Impl {
   std::string TextBytes(int32_t id, bool& first) const;
   bool IsSpecial(int32_t id) const;
   void CheckId(int32_t id) const;  // throws std::out_of_range
+  bool IsGap(int32_t id) const;    // of those that CheckId knows
   std::string ConfigJson() const;
 
   std::shared_ptr<const std::string> model_bytes;

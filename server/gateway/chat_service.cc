@@ -150,7 +150,7 @@ grpc::ServerUnaryReactor* ChatServiceImpl::DeleteSession(grpc::CallbackServerCon
       if (removed.ok()) {
         parts_.owners.Forget(id);
         parts_.journal.BeginFile();
-        parts_.drops.Drop(removed->pictures);
+        parts_.drops.Drop(removed->pictures, removed->sessions);
       }
       call.Finish(removed.status());
     });

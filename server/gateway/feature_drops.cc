@@ -16,15 +16,9 @@ constexpr std::chrono::seconds kTimeout{10};
 constexpr std::chrono::milliseconds kPeriod{500};
 // One whose disk hangs must not keep the others from hearing.
 constexpr std::chrono::milliseconds kLongPatience{30'000};
-// Pictures kept for processes that are down, and for those that come later: 3.2 MB and 64 KB.
+// Kept for processes that are down, and for those that come later: 4 MB and 80 KB, and the ids of
+// sessions that are longer than 15 bytes.
 constexpr size_t kMost = 100'000, kMostForLater = 2'000;
-
-template <typename Request>
-Request Naming(const std::vector<Sha256Digest>& digests) {
-  Request request;
-  for (const Sha256Digest& digest : digests) request.add_image_sha256(ToBytes(digest));
-  return request;
-}
 
 }  // namespace
 
@@ -41,12 +35,14 @@ FeatureDrops::~FeatureDrops() {
   thread_.join();
 }
 
-void FeatureDrops::Drop(const std::vector<std::string>& pictures) {
-  if (pictures.empty()) return;
+void FeatureDrops::Drop(const std::vector<std::string>& pictures,
+                        const std::vector<std::string>& sessions) {
+  if (pictures.empty() && sessions.empty()) return;
   MutexLock lock(mutex_);
-  for (const std::string& id : pictures) digests_.push_back(FromHex(id));
-  dropped_ += pictures.size();
-  while (digests_.size() > kMost) digests_.pop_front();
+  for (const std::string& id : pictures) last_.emplace_back(FromHex(id));
+  for (const std::string& id : sessions) last_.emplace_back(id);
+  dropped_ += pictures.size() + sessions.size();
+  while (last_.size() > kMost) last_.pop_front();
   changed_.NotifyAll();
 }
 
@@ -54,7 +50,7 @@ void FeatureDrops::Loop() {
   while (true) {
     {
       MutexLock lock(mutex_);
-      while (!stopping_ && digests_.empty()) changed_.Wait(mutex_);
+      while (!stopping_ && last_.empty()) changed_.Wait(mutex_);
       if (stopping_) return;
     }
     std::map<Name, Told> told;  // of those that are there now
@@ -65,13 +61,13 @@ void FeatureDrops::Loop() {
         state = told_[{encodes, backend->address()}];
         while (Tell(*backend, encodes, state)) {
         }
-        known_to_all = std::min(known_to_all, state.pictures);
+        known_to_all = std::min(known_to_all, state.dropped);
       }
     }
     told_ = std::move(told);
     MutexLock lock(mutex_);
-    while (digests_.size() > kMostForLater && dropped_ - digests_.size() < known_to_all) {
-      digests_.pop_front();
+    while (last_.size() > kMostForLater && dropped_ - last_.size() < known_to_all) {
+      last_.pop_front();
     }
     const uint64_t seen = dropped_;
     const auto until = Clock::now() + kPeriod;
@@ -82,32 +78,43 @@ void FeatureDrops::Loop() {
 
 bool FeatureDrops::Tell(Backend& backend, bool encodes, Told& told) {
   if (!backend.table().status.ok() || Clock::now() < told.again) return false;
-  std::vector<Sha256Digest> digests;
+  std::vector<Dropped> all;
   {
     MutexLock lock(mutex_);
     if (stopping_) return false;
-    told.pictures = std::max(told.pictures, dropped_ - digests_.size());
-    const auto begin = digests_.end() - static_cast<std::ptrdiff_t>(dropped_ - told.pictures);
-    const auto count = std::min<uint64_t>(dropped_ - told.pictures, kMostDropped);
-    digests.assign(begin, begin + static_cast<std::ptrdiff_t>(count));
+    told.dropped = std::max(told.dropped, dropped_ - last_.size());
+    const auto begin = last_.end() - static_cast<std::ptrdiff_t>(dropped_ - told.dropped);
+    const auto count = std::min<uint64_t>(dropped_ - told.dropped, kMostDropped);
+    all.assign(begin, begin + static_cast<std::ptrdiff_t>(count));
   }
-  if (digests.empty()) return false;
-  const absl::Status status = Call(backend, encodes, digests);
+  if (all.empty()) return false;
+  const absl::Status status = Call(backend, encodes, all);
   const bool is_new = !std::exchange(told.failed, !status.ok());
   if (!status.ok() && is_new) {
-    LogWarning("features of deleted sessions' pictures are still there",
+    LogWarning("what was made of deleted sessions is still there",
                {{"backend", backend.Describe()}, {"error", std::string(status.message())}});
   }
   if (status.ok() || absl::IsUnimplemented(status)) {  // an older service never will
-    told.pictures += digests.size();
+    told.dropped += all.size();
     return true;
   }
   told.again = Clock::now() + (absl::IsDeadlineExceeded(status) ? kLongPatience : kPeriod);
   return false;
 }
 
-absl::Status FeatureDrops::Call(Backend& backend, bool encodes,
-                                const std::vector<Sha256Digest>& digests) {
+absl::Status FeatureDrops::Call(Backend& backend, bool encodes, const std::vector<Dropped>& all) {
+  v1::VisionServiceDropFeaturesRequest to_vision;
+  v1::LlmServiceDropFeaturesRequest to_llm;
+  for (const Dropped& dropped : all) {
+    if (const auto* session = std::get_if<std::string>(&dropped)) {
+      to_llm.add_session_ids(*session);
+    } else {
+      const std::string digest = ToBytes(std::get<Sha256Digest>(dropped));
+      to_llm.add_image_sha256(digest);
+      to_vision.add_image_sha256(digest);
+    }
+  }
+  if (encodes && to_vision.image_sha256().empty()) return absl::OkStatus();
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + kTimeout);
   {
@@ -118,12 +125,10 @@ absl::Status FeatureDrops::Call(Backend& backend, bool encodes,
   grpc::Status status;
   if (encodes) {
     v1::VisionServiceDropFeaturesResponse response;
-    status = backend.encoder().DropFeatures(
-        &context, Naming<v1::VisionServiceDropFeaturesRequest>(digests), &response);
+    status = backend.encoder().DropFeatures(&context, to_vision, &response);
   } else {
     v1::LlmServiceDropFeaturesResponse response;
-    status = backend.generator().DropFeatures(
-        &context, Naming<v1::LlmServiceDropFeaturesRequest>(digests), &response);
+    status = backend.generator().DropFeatures(&context, to_llm, &response);
   }
   MutexLock lock(mutex_);
   calling_ = nullptr;

@@ -9,6 +9,7 @@
 #include <string>
 #include <thread>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -18,10 +19,11 @@
 
 namespace llava {
 
-// Has the services forget what was made of pictures that nobody holds any more.
+// Has the services forget what was made of pictures that nobody holds any more, and language
+// services what they keep of deleted sessions.
 //
 // A thread tells every process of both services, one after the other; one that is down or fails is
-// told when it is back, at the same address or, as far as the last pictures go, at another one. Who
+// told when it is back, at the same address or, as far as the last ones go, at another one. Who
 // is told too much computes it again, no more. Thread-safe.
 class FeatureDrops {
  public:
@@ -32,13 +34,15 @@ class FeatureDrops {
   FeatureDrops& operator=(const FeatureDrops&) = delete;
 
   // Returns at once. `pictures`: ids, that is SHA-256 in hex.
-  void Drop(const std::vector<std::string>& pictures);
+  void Drop(const std::vector<std::string>& pictures,
+            const std::vector<std::string>& sessions = {});
 
  private:
   using Clock = CondVar::Clock;
+  using Dropped = std::variant<Sha256Digest, std::string>;  // a picture, or the id of a session
   // How far one process has been told.
   struct Told {
-    uint64_t pictures = 0;  // of all that were ever dropped
+    uint64_t dropped = 0;  // of all that ever were
     bool failed = false;
     Clock::time_point again{};  // not to be asked before
   };
@@ -47,7 +51,7 @@ class FeatureDrops {
   void Loop();
   // True: it may be told more at once.
   bool Tell(Backend& backend, bool encodes, Told& told);
-  absl::Status Call(Backend& backend, bool encodes, const std::vector<Sha256Digest>& digests);
+  absl::Status Call(Backend& backend, bool encodes, const std::vector<Dropped>& all);
 
   const BackendPool& vision_;
   const BackendPool& llm_;
@@ -55,7 +59,7 @@ class FeatureDrops {
 
   Mutex mutex_;
   CondVar changed_;
-  std::deque<Sha256Digest> digests_ LLAVA_GUARDED_BY(mutex_);  // the last ones of `dropped_`
+  std::deque<Dropped> last_ LLAVA_GUARDED_BY(mutex_);  // of `dropped_`
   uint64_t dropped_ LLAVA_GUARDED_BY(mutex_) = 0;
   bool stopping_ LLAVA_GUARDED_BY(mutex_) = false;
   grpc::ClientContext* calling_ LLAVA_GUARDED_BY(mutex_) = nullptr;

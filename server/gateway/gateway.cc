@@ -152,10 +152,10 @@ void Gateway::ExpireSessions() {
       [this](const absl::StatusOr<Removed>& removed) {
         if (!removed.ok()) {
           LogWarning("sessions not expired", {{"error", std::string(removed.status().message())}});
-        } else if (removed->sessions > 0) {
+        } else if (!removed->sessions.empty()) {
           journal_->BeginFile();
-          drops_.Drop(removed->pictures);
-          LogInfo("sessions expired", {{"sessions", absl::StrCat(removed->sessions)}});
+          drops_.Drop(removed->pictures, removed->sessions);
+          LogInfo("sessions expired", {{"sessions", absl::StrCat(removed->sessions.size())}});
         }
         MutexLock lock(house_mutex_);
         expiring_ = false;

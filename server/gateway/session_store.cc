@@ -264,7 +264,7 @@ void SessionStore::DeleteSession(std::string id, Done<Removed> done) {
       [id = std::move(id)](StoreTables& tables) -> absl::StatusOr<Removed> {
         auto pictures = tables.RemoveSession(id);
         if (!pictures.ok()) return pictures.status();
-        return Removed{1, *std::move(pictures)};
+        return Removed{{id}, *std::move(pictures)};
       },
       [this, done = std::move(done)](absl::StatusOr<Removed> removed) {
         if (removed.ok()) RemoveFiles(*removed);
@@ -286,7 +286,7 @@ void SessionStore::Expire(std::chrono::microseconds default_expiry,
           auto pictures = tables.RemoveSession(id);
           if (!pictures.ok()) return pictures.status();
           removed.pictures.insert(removed.pictures.end(), pictures->begin(), pictures->end());
-          ++removed.sessions;
+          removed.sessions.push_back(id);
         }
         return removed;
       },
@@ -298,7 +298,7 @@ void SessionStore::Expire(std::chrono::microseconds default_expiry,
 }
 
 void SessionStore::RemoveFiles(Removed& removed) {
-  metrics_.sessions.Decrement(static_cast<double>(removed.sessions));
+  metrics_.sessions.Decrement(static_cast<double>(removed.sessions.size()));
   std::erase_if(removed.pictures, [this](const std::string& id) {
     const auto known = tables_.HasImage(id);
     return !known.ok() || *known;  // a stray file is swept at the next start

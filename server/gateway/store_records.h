@@ -117,7 +117,7 @@ struct TurnResult {
 
 // What went with sessions that were deleted or expired.
 struct Removed {
-  int64_t sessions = 0;
+  std::vector<std::string> sessions;  // ids
   std::vector<std::string> pictures;  // ids of those that no session holds any more
 };
 

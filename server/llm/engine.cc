@@ -19,6 +19,8 @@ namespace {
 constexpr std::chrono::milliseconds kRetryAfter{500};
 // Between two looks of a Watch.
 constexpr std::chrono::milliseconds kLookAgain{20};
+// Of a worker that leaves jobs to others.
+constexpr std::chrono::milliseconds kAskAgain{250};
 
 LlmEngine::Places Complete(LlmEngine::Places places, int devices) {
   if (places.devices.empty()) {
@@ -172,9 +174,11 @@ absl::Status LlmEngine::SetWorkers(int n, const Watch& watch) {
   if (n <= before) {
     if (WaitFor([&] { return ended(n); }, [] { return 0.0; }, watch)) return absl::OkStatus();
     MutexLock lock(mutex_);
-    while (wanted_workers_ < before && slots_[static_cast<size_t>(wanted_workers_)].alive) {
-      ++wanted_workers_;  // those that had not ended go on
-    }
+    const auto stays = [this](int i) {
+      const Slot& slot = slots_[static_cast<size_t>(i)];
+      return slot.alive && !slot.ending;
+    };
+    while (wanted_workers_ < before && stays(wanted_workers_)) ++wanted_workers_;
     changed_.NotifyAll();
     return stopped;
   }
@@ -287,7 +291,11 @@ std::optional<GenerateJob> LlmEngine::TakeJob(const EngineWorker& worker, bool w
       over = RemoveOver();
       job = PopFor(worker);
       if (job || !wait || !over.empty() || !warm_.empty()) break;
-      changed_.Wait(mutex_);
+      if (waiting_.empty()) {
+        changed_.Wait(mutex_);
+      } else {  // left to another, which may hang by then
+        changed_.WaitUntil(mutex_, Clock::now() + kAskAgain);
+      }
     }
     if (job) {
       ++running_;

@@ -120,8 +120,10 @@ class LlmEngine {
   void StartWorker(int worker) LLAVA_REQUIRES(mutex_);
   // `before`: how the thread ended whose place this one takes.
   void StartThread(int worker, std::optional<Life> before) LLAVA_REQUIRES(mutex_);
-  // Life after life. False: given up.
-  bool WorkerLoop(int worker, std::optional<Life> before);
+  // Life after life.
+  void WorkerLoop(int worker, std::optional<Life> before);
+  // Its thread comes to its end; in the block that decides so, lest it is wanted in between.
+  void End(int worker) LLAVA_REQUIRES(mutex_);
   Life Live(int worker);
   // Gives up workers that hang and drops jobs that nobody waits for any more, until Stop.
   void WatchAll();
@@ -137,7 +139,7 @@ class LlmEngine {
   template <typename Done, typename Share>
   bool WaitFor(const Done& done, const Share& share, const Watch& watch);
   double LoadedShare() const LLAVA_REQUIRES(mutex_);
-  void GiveUp(const std::string& reason);
+  void GiveUp(int worker, const std::string& reason);
   // Waiting jobs whose clients are gone or late, out of the queue, and what they are told.
   std::vector<GenerateJob> RemoveOver() LLAVA_REQUIRES(mutex_);
   void FailOver(const std::vector<GenerateJob>& over);
@@ -156,7 +158,8 @@ class LlmEngine {
   // A worker's place.
   struct Slot {
     std::thread thread;
-    bool alive = false;  // its thread has not come to its end
+    bool alive = false;   // its thread has not come to its end
+    bool ending = false;  // but will, whoever is wanted: it gives up its model
     std::unique_ptr<LoadWatch> watch = std::make_unique<LoadWatch>();
     std::shared_ptr<StepWatch> steps = std::make_shared<StepWatch>();  // of the thread
     int tries = 0;                       // lives in a row without a step

@@ -19,6 +19,7 @@ void LlmEngine::ShowWorkers() { metrics_.ShowWorkers(loading_, ready_, failed_);
 void LlmEngine::StartWorker(int worker) {
   Slot& slot = slots_[static_cast<size_t>(worker)];
   slot.alive = true;
+  slot.ending = false;
   slot.watch->share = 0;
   slot.watch->stop = false;
   slot.tries = 0;
@@ -32,12 +33,8 @@ void LlmEngine::StartWorker(int worker) {
 void LlmEngine::StartThread(int worker, std::optional<Life> before) {
   Slot& slot = slots_[static_cast<size_t>(worker)];
   slot.steps = std::make_shared<StepWatch>();
-  slot.thread = std::thread([this, worker, &slot, before = std::move(before)] {
-    if (!WorkerLoop(worker, before)) return;
-    MutexLock lock(mutex_);
-    slot.alive = false;
-    changed_.NotifyAll();
-  });
+  slot.thread =
+      std::thread([this, worker, before = std::move(before)] { WorkerLoop(worker, before); });
 }
 
 LlmEngine::Life LlmEngine::Live(int worker) {
@@ -87,42 +84,50 @@ LlmEngine::Life LlmEngine::Live(int worker) {
     changed_.NotifyAll();
   }
   life.loaded = true;
-  std::string reason;
-  try {
-    reason = works.Run();
-  } catch (const WorkerGivenUp&) {
-    life.given_up = true;
+  while (true) {
+    std::string reason;
+    try {
+      reason = works.Run();
+    } catch (const WorkerGivenUp&) {
+      life.given_up = true;
+      return life;
+    }
+    life.served = works.served();
+    if (!reason.empty()) life.status = absl::UnavailableError(reason);
+    MutexLock lock(mutex_);
+    if (reason.empty() && !Retires(worker)) continue;  // it is wanted after all
+    slots_[static_cast<size_t>(worker)].ending = reason.empty();
+    std::erase(workers_, &works);
+    --ready_;
+    ++loading_;  // unless it is given up
+    ShowWorkers();
+    changed_.NotifyAll();  // what was left to this one is for all
     return life;
   }
-  life.served = works.served();
-  if (!reason.empty()) life.status = absl::UnavailableError(reason);
-  MutexLock lock(mutex_);
-  std::erase(workers_, &works);
-  --ready_;
-  ++loading_;  // unless it is given up
-  ShowWorkers();
-  changed_.NotifyAll();  // what was left to this one is for all
-  return life;
 }
 
-bool LlmEngine::WorkerLoop(int worker, std::optional<Life> before) {
+void LlmEngine::End(int worker) {
+  slots_[static_cast<size_t>(worker)].alive = false;
+  --loading_;
+  ShowWorkers();
+  changed_.NotifyAll();
+}
+
+void LlmEngine::WorkerLoop(int worker, std::optional<Life> before) {
   Slot& slot = slots_[static_cast<size_t>(worker)];
   while (true) {
     const Life life = before ? *std::exchange(before, std::nullopt) : Live(worker);
-    if (life.given_up) return false;
+    if (life.given_up) return;
     const std::string reason(life.status.message());
     bool again = true;
     std::chrono::milliseconds delay;
     {
       MutexLock lock(mutex_);
       const bool failed = slot.first && !life.loaded && !Retires(worker);
-      if (failed || Retires(worker)) {
+      if (failed || Retires(worker) || slot.ending) {
         if (failed) load_status_ = life.status;
-        --loading_;
         failed_ += failed ? 1 : 0;
-        ShowWorkers();
-        changed_.NotifyAll();
-        return true;
+        return End(worker);
       }
       slot.first = false;
       if (life.served) {
@@ -134,8 +139,7 @@ bool LlmEngine::WorkerLoop(int worker, std::optional<Life> before) {
       slot.delay *= 2;
     }
     if (!again) {
-      GiveUp(reason);
-      return true;
+      return GiveUp(worker, reason);
     }
     LogError("worker died, it begins anew",
              {{"reason", reason}, {"in_ms", absl::StrCat(delay.count())}});
@@ -143,11 +147,7 @@ bool LlmEngine::WorkerLoop(int worker, std::optional<Life> before) {
     MutexLock lock(mutex_);
     const auto until = Clock::now() + delay;
     while (!Retires(worker) && Clock::now() < until) changed_.WaitUntil(mutex_, until);
-    if (Retires(worker)) {
-      --loading_;
-      ShowWorkers();
-      return true;
-    }
+    if (Retires(worker)) return End(worker);
   }
 }
 
@@ -213,15 +213,14 @@ bool LlmEngine::hangs() const {
                      [](const Hung& hung) { return hung.steps->calling(); });
 }
 
-void LlmEngine::GiveUp(const std::string& reason) {
+void LlmEngine::GiveUp(int worker, const std::string& reason) {
   LogError("worker died and is given up", {{"reason", reason}});
   bool last = false;
   {
     MutexLock lock(mutex_);
-    --loading_;
     ++failed_;
     given_up_ = reason;
-    ShowWorkers();
+    End(worker);
     last = ready_ == 0 && loading_ == 0;
     if (last) failure_ = "all workers failed: " + reason;
   }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <numeric>
 #include <stdexcept>
@@ -89,15 +90,15 @@ void EngineWorker::Prewarm(const WarmPrompt& prompt) {
   bool computed = true;
   warming_ = true;
   try {
-    if (copy) runner_.CopyBlock(copy->from, copy->to);
+    const auto compute = [this](const std::function<void()>& piece) {
+      OnDevice(&DeviceTurn::InBackground, 0, piece);
+    };
+    if (copy) compute([&] { runner_.CopyBlock(copy->from, copy->to); });
     runner_.Begin(id, prompt.ids, prompt.features);
     while (table.computed < size && !engine_.warm_stopped_ && engine_.waiting() == 0) {
       const int64_t rows = std::min(kPieceRows, size - table.computed);
       const ModelRunner::Part part = {id, table.computed, rows, 0, false, table.blocks};
-      {
-        const DeviceTurn::Held held = turn_.InBackground();
-        steps_.Run([&] { runner_.Step({&part, 1}); });
-      }
+      compute([&] { runner_.Step({&part, 1}); });
       MutexLock lock(mutex_);
       blocks_.Advance(table, rows);
     }

@@ -18,6 +18,10 @@ namespace {
 constexpr std::chrono::milliseconds kRetryAfter{500};
 // A caller whose deadline is so near hung up because of it: its clock and ours race.
 constexpr std::chrono::milliseconds kDeadlineSlack{25};
+// A call to the device that lasts longer, and longer than so many times what was expected, may
+// hang.
+constexpr std::chrono::seconds kLate{1};
+constexpr double kLateTimes = 4;
 
 double Seconds(GenerateJob::Clock::duration time) {
   return std::chrono::duration<double>(time).count();
@@ -55,13 +59,7 @@ double EngineWorker::Bytes(int64_t blocks) const {
 
 std::string EngineWorker::Run() {
   while (true) {
-    ResumePaused();
-    while (paused_ == 0) {
-      if (running_.empty()) SetBusy(false);
-      std::optional<GenerateJob> job = engine_.TakeJob(*this, /*wait=*/running_.empty());
-      if (!job) break;
-      Join(*std::move(job));
-    }
+    LetIn();
     if (engine_.stopping_) {
       FailAll(OverloadedError("llm: the process is stopping", kRetryAfter));
       return "";
@@ -88,14 +86,28 @@ std::string EngineWorker::Run() {
   }
 }
 
+void EngineWorker::OnDevice(DeviceTurn::Held (DeviceTurn::*turn)(), double seconds,
+                            const std::function<void()>& call) {
+  // From before the turn: it does not come while another version hangs on the device.
+  late_at_ = Clock::now() + std::max<Clock::duration>(
+                                kLate, std::chrono::duration_cast<Clock::duration>(
+                                           std::chrono::duration<double>(kLateTimes * seconds)));
+  struct Over {
+    std::atomic<Clock::time_point>& late_at;
+    ~Over() { late_at = kNever; }
+  };
+  const Over over{late_at_};
+  const DeviceTurn::Held held = (turn_.*turn)();
+  steps_.Run(call);
+}
+
 void EngineWorker::CheckDevice() {
   // The test writes to the first blocks: nobody's may be there.
   for (const auto& sequence : running_) {
     if (!sequence->paused) Pause(*sequence);
   }
   WarmUp(runner_, engine_.info_, [this](const std::function<void()>& compute) {
-    const DeviceTurn::Held held = turn_.InBackground();
-    steps_.Run(compute);
+    OnDevice(&DeviceTurn::InBackground, 0, compute);
   });
   MutexLock lock(mutex_);
   blocks_ = KvBlocks(runner_.num_blocks());
@@ -111,37 +123,63 @@ double EngineWorker::Score(const GenerateJob& job) const {
 }
 
 bool EngineWorker::CanTake(const GenerateJob& job) const {
+  if (Clock::now() >= late_at_.load()) return false;
   MutexLock lock(mutex_);
+  if (!paused_.empty() && job.place.priority <= *paused_.rbegin()) return false;
   return CanJoin(blocks_.Missing(job.cache_salt, job.rows), active_,
                  {engine_.options_.max_running, blocks_.available()});
+}
+
+void EngineWorker::LetIn() {
+  if (AnyPaused()) {
+    TakeJobs();  // those that are more important than all that are paused
+    ResumePaused();
+  }
+  if (!AnyPaused()) TakeJobs();
+}
+
+void EngineWorker::TakeJobs() {
+  while (true) {
+    if (running_.empty()) SetBusy(false);
+    std::optional<GenerateJob> job = engine_.TakeJob(*this, /*wait=*/running_.empty());
+    if (!job) return;
+    Join(*std::move(job));
+  }
 }
 
 void EngineWorker::Join(GenerateJob job) {
   const std::shared_ptr<AnswerSink> sink = job.sink;
   const auto received = job.received;
   const uint64_t id = engine_.next_sequence_++;
-  std::unique_ptr<Sequence> sequence;
   try {
-    sequence =
-        std::make_unique<Sequence>(id, std::move(job), *engine_.info_.tokenizer, Clock::now());
-    sequence->table.salt = sequence->job().cache_salt;
-    sequence->table.rows = sequence->job().rows;
-    Begin(*sequence);
+    running_.push_back(
+        std::make_unique<Sequence>(id, std::move(job), *engine_.info_.tokenizer, Clock::now()));
   } catch (...) {
     const absl::Status status = FromException(std::current_exception());
-    if (sequence) return Fail(*sequence, status, "error", /*keep_blocks=*/false);
     engine_.Left(received, "error");
     return sink->Failed(status);
   }
-  const GenerateJob& joined = sequence->job();
-  const int64_t cached = std::min(sequence->table.cached, joined.prompt_tokens());
-  sequence->SetCached(cached);
-  metrics_.queue_seconds.Observe(sequence->queue_seconds());
+  Sequence& sequence = *running_.back();  // where Abandon finds it, should the device hang
+  try {
+    sequence.table.salt = sequence.job().cache_salt;
+    sequence.table.rows = sequence.job().rows;
+    Begin(sequence);
+  } catch (const WorkerGivenUp&) {
+    throw;
+  } catch (...) {
+    Fail(sequence, FromException(std::current_exception()), "error", /*keep_blocks=*/false);
+    return running_.pop_back();
+  }
+  const GenerateJob& joined = sequence.job();
+  const int64_t cached = std::min(sequence.table.cached, joined.prompt_tokens());
+  sequence.SetCached(cached);
+  metrics_.queue_seconds.Observe(sequence.queue_seconds());
   metrics_.text_tokens.Increment(static_cast<double>(joined.text_tokens));
   metrics_.image_tokens.Increment(static_cast<double>(joined.image_tokens));
   metrics_.cached_tokens.Increment(static_cast<double>(cached));
-  if (sequence->complete()) return Finish(*sequence, false);  // resumed behind its last token
-  running_.push_back(std::move(sequence));
+  if (!sequence.complete()) return;
+  Finish(sequence, false);  // resumed behind its last token
+  running_.pop_back();
 }
 
 void EngineWorker::Begin(Sequence& sequence) {
@@ -158,7 +196,7 @@ void EngineWorker::Begin(Sequence& sequence) {
   }
   sequence.holds_blocks = true;
   if (copy) {
-    runner_.CopyBlock(copy->from, copy->to);
+    OnDevice(&DeviceTurn::ForAnswers, 0, [&] { runner_.CopyBlock(copy->from, copy->to); });
     metrics_.kv_copied_bytes.Increment(Bytes(1));
   }
   // Who calls has asked CanJoin.
@@ -176,31 +214,49 @@ void EngineWorker::GiveBack(Sequence& sequence, bool keep) {
 
 void EngineWorker::Pause(Sequence& sequence) {
   GiveBack(sequence, /*keep=*/true);
-  sequence.paused = true;
-  ++paused_;
-  metrics_.preemptions.Increment();
+  SetPaused(sequence, true);
+}
+
+void EngineWorker::SetPaused(Sequence& sequence, bool paused) {
+  if (sequence.paused == paused) return;
+  sequence.paused = paused;
+  const int32_t priority = sequence.job().place.priority;
+  MutexLock lock(mutex_);
+  if (paused) {
+    paused_.insert(priority);
+  } else {
+    paused_.erase(paused_.find(priority));
+  }
+}
+
+bool EngineWorker::AnyPaused() const {
+  MutexLock lock(mutex_);
+  return !paused_.empty();
 }
 
 void EngineWorker::ResumePaused() {
-  for (auto it = running_.begin(); paused_ > 0 && it != running_.end();) {
-    Sequence& sequence = **it;
-    if (sequence.paused) {
-      {
-        MutexLock lock(mutex_);
-        const int64_t missing = blocks_.Missing(sequence.table.salt, sequence.table.rows);
-        if (!CanJoin(missing, active_, {engine_.options_.max_running, blocks_.available()})) return;
-      }
-      sequence.paused = false;
-      --paused_;
-      try {
-        Begin(sequence);
-      } catch (...) {
-        Fail(sequence, FromException(std::current_exception()), "error", /*keep_blocks=*/false);
-        it = running_.erase(it);
-        continue;
-      }
+  std::vector<Sequence*> paused;
+  for (const auto& sequence : running_) {
+    if (sequence->paused) paused.push_back(sequence.get());
+  }
+  std::stable_sort(paused.begin(), paused.end(), [](const Sequence* a, const Sequence* b) {
+    return a->job().place.priority > b->job().place.priority;
+  });
+  for (Sequence* sequence : paused) {
+    {
+      MutexLock lock(mutex_);
+      const int64_t missing = blocks_.Missing(sequence->table.salt, sequence->table.rows);
+      if (!CanJoin(missing, active_, {engine_.options_.max_running, blocks_.available()})) return;
     }
-    ++it;
+    SetPaused(*sequence, false);
+    try {
+      Begin(*sequence);
+    } catch (const WorkerGivenUp&) {
+      throw;
+    } catch (...) {
+      Fail(*sequence, FromException(std::current_exception()), "error", /*keep_blocks=*/false);
+      std::erase_if(running_, [&](const auto& running) { return running.get() == sequence; });
+    }
   }
 }
 
@@ -242,7 +298,6 @@ StepPlan EngineWorker::Plan(const std::vector<Sequence*>& active) const {
                                    engine_.options_.prefill_slowdown);
   MutexLock lock(mutex_);
   limits.available_blocks = blocks_.available();
-  limits.block_rows = KvBlocks::kTokens;
   return PlanStep(views, limits, [&](size_t i) { return blocks_.Regained(active[i]->table); });
 }
 
@@ -253,7 +308,9 @@ absl::Status EngineWorker::Step() {
   }
   const StepPlan plan = Plan(active);
   for (size_t i = 0; i < active.size(); ++i) {
-    if (plan.preempted[i]) Pause(*active[i]);
+    if (!plan.preempted[i]) continue;
+    Pause(*active[i]);
+    metrics_.preemptions.Increment();
   }
   std::vector<ModelRunner::Part> parts;
   std::vector<Sequence*> stepped;
@@ -284,9 +341,10 @@ absl::Status EngineWorker::Step() {
   absl::Status status;
   Clock::time_point begin;
   try {
-    const DeviceTurn::Held held = turn_.ForAnswers();
-    begin = Clock::now();  // what others computed meanwhile is no cost of ours
-    steps_.Run([&] { logits = runner_.Step(parts); });
+    OnDevice(&DeviceTurn::ForAnswers, cost_.Seconds(work), [&] {
+      begin = Clock::now();  // what others computed meanwhile is no cost of ours
+      logits = runner_.Step(parts);
+    });
   } catch (const WorkerGivenUp&) {
     throw;
   } catch (...) {
@@ -383,7 +441,7 @@ void EngineWorker::Fail(Sequence& sequence, const absl::Status& status, const ch
 }
 
 void EngineWorker::Leave(Sequence& sequence, const std::string& reason, bool keep_blocks) {
-  if (sequence.paused) --paused_;
+  SetPaused(sequence, false);
   GiveBack(sequence, keep_blocks);
   engine_.Left(sequence.job().received, reason);
   ShowBlocks();

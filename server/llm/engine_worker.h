@@ -1,8 +1,11 @@
 #pragma once
 
+#include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -46,10 +49,20 @@ class EngineWorker {
   using Clock = GenerateJob::Clock;
 
   friend class LlmEngine;
+  // Thread-safe: it has room for the job, nobody paused goes first, and no call to its device takes
+  // suspiciously long.
   bool CanTake(const GenerateJob& job) const;
 
   int number() const { return number_; }
 
+  // Makes a call to the device when its turn has come; it is expected to take `seconds`. Throws
+  // what it throws, or WorkerGivenUp.
+  void OnDevice(DeviceTurn::Held (DeviceTurn::*turn)(), double seconds,
+                const std::function<void()>& call);
+
+  // Takes jobs and resumes what is paused, by priority.
+  void LetIn();
+  void TakeJobs();
   void Join(GenerateJob job);
   // Computes a prompt ahead, for whoever comes with it later.
   void Prewarm(const WarmPrompt& prompt);
@@ -59,7 +72,10 @@ class EngineWorker {
   void Begin(Sequence& sequence);
   void GiveBack(Sequence& sequence, bool keep);
   void Pause(Sequence& sequence);
+  // By priority and arrival, as far as there is room.
   void ResumePaused();
+  void SetPaused(Sequence& sequence, bool paused);
+  bool AnyPaused() const;
   void DropGoneAndLate();
   // One forward call and what follows. An error: it threw; its sequences are in failed_.
   absl::Status Step();
@@ -93,8 +109,11 @@ class EngineWorker {
 
   mutable Mutex mutex_;  // taken behind the engine's
   KvBlocks blocks_ LLAVA_GUARDED_BY(mutex_);
-  int64_t active_ LLAVA_GUARDED_BY(mutex_) = 0;  // sequences that hold blocks
-  int64_t paused_ = 0;
+  int64_t active_ LLAVA_GUARDED_BY(mutex_) = 0;             // sequences that hold blocks
+  std::multiset<int32_t> paused_ LLAVA_GUARDED_BY(mutex_);  // their priorities
+  // When the call at hand has lasted suspiciously long; kNever: none is.
+  static constexpr Clock::time_point kNever = Clock::time_point::max();
+  std::atomic<Clock::time_point> late_at_ = kNever;
   bool served_ = false;
   bool busy_ = false;
   bool warming_ = false;  // computes a prompt ahead

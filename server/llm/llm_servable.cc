@@ -110,13 +110,6 @@ bool LlmServableLoader::ServesAny() {
   return !loaded_.empty();
 }
 
-std::shared_ptr<RecentSessions> LlmServableLoader::RecentOf(const std::string& name) {
-  MutexLock lock(mutex_);
-  auto& recent = recent_[name];
-  if (!recent) recent = std::make_shared<RecentSessions>(static_cast<size_t>(options_.prewarm));
-  return recent;
-}
-
 std::vector<WarmPrompt> LlmServableLoader::WarmPrompts(const LlmBackend& backend,
                                                        const RecentSessions& recent) {
   std::vector<WarmPrompt> prompts;
@@ -186,7 +179,7 @@ absl::StatusOr<std::shared_ptr<Servable>> LlmServableLoader::Load(const VersionR
   malloc_trim(0);  // what the reading needed
 #endif
 
-  const auto recent = RecentOf(version.name);
+  const auto recent = service_.RecentOf(version.name, static_cast<size_t>(options_.prewarm));
   v1::ModelInfo served = LanguageModelInfo(info, options_.context_tokens, options_.defaults);
   auto made =
       std::make_unique<LlmServable>(std::move(engine), std::move(served), store_, recent, metrics_);

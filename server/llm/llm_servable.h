@@ -84,7 +84,6 @@ class LlmServableLoader : public ServableLoader {
   // first, else as the version before gives them up.
   std::vector<int> DevicesByUse();
   bool ServesAny();
-  std::shared_ptr<RecentSessions> RecentOf(const std::string& name);
   // What the version makes of recent sessions.
   std::vector<WarmPrompt> WarmPrompts(const LlmBackend& backend, const RecentSessions& recent);
 
@@ -99,7 +98,6 @@ class LlmServableLoader : public ServableLoader {
   std::vector<std::weak_ptr<LlmServable>> loaded_ LLAVA_GUARDED_BY(mutex_);
   bool worked_ LLAVA_GUARDED_BY(mutex_) = false;  // a version was loaded once
   std::string device_lost_ LLAVA_GUARDED_BY(mutex_);
-  std::map<std::string, std::shared_ptr<RecentSessions>> recent_ LLAVA_GUARDED_BY(mutex_);
 };
 
 }  // namespace llava

@@ -166,12 +166,34 @@ grpc::ServerUnaryReactor* LlmService::DropFeatures(grpc::CallbackServerContext* 
                                                    v1::LlmServiceDropFeaturesResponse* response) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   const absl::Status entered = Enter();
-  const auto pictures = entered.ok() ? ReadDropped(request->image_sha256()) : entered;
-  if (pictures.ok()) response->set_dropped(static_cast<uint32_t>(store_.Drop(*pictures)));
-  Count("DropFeatures", pictures.status());
+  const absl::Status status = entered.ok() ? Drop(*request, *response) : entered;
+  Count("DropFeatures", status);
   if (entered.ok()) admission_.Leave();
-  reactor->Finish(ToGrpc(pictures.status()));
+  reactor->Finish(ToGrpc(status));
   return reactor;
+}
+
+absl::Status LlmService::Drop(const v1::LlmServiceDropFeaturesRequest& request,
+                              v1::LlmServiceDropFeaturesResponse& response) {
+  const auto pictures = ReadDropped(request.image_sha256());
+  if (!pictures.ok()) return pictures.status();
+  if (request.session_ids_size() > kMostDropped) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("DropFeatures: session_ids names ", request.session_ids_size(),
+                     " sessions, at most ", kMostDropped, " are taken; send several requests"));
+  }
+  response.set_dropped(static_cast<uint32_t>(store_.Drop(*pictures)));
+  const std::set<std::string> sessions(request.session_ids().begin(), request.session_ids().end());
+  MutexLock lock(mutex_);
+  for (const auto& [model, recent] : recent_) recent->Forget(sessions, *pictures);
+  return absl::OkStatus();
+}
+
+std::shared_ptr<RecentSessions> LlmService::RecentOf(const std::string& model, size_t capacity) {
+  MutexLock lock(mutex_);
+  auto& recent = recent_[model];
+  if (!recent) recent = std::make_shared<RecentSessions>(capacity);
+  return recent;
 }
 
 grpc::ServerUnaryReactor* LlmService::CountTokens(grpc::CallbackServerContext* context,

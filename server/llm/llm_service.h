@@ -1,6 +1,8 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 
@@ -13,6 +15,7 @@
 #include "server/llm/routed_versions.h"
 #include "server/llm/task_threads.h"
 #include "server/runtime/metrics.h"
+#include "server/runtime/mutex.h"
 #include "server/runtime/service_process.h"
 
 namespace llava {
@@ -53,6 +56,8 @@ class LlmService : public v1::LlmService::CallbackService {
   void Route(std::shared_ptr<const LlmBackend> backend) { versions_.Add(std::move(backend)); }
   // No new requests for it.
   void Unroute(const std::string& name, uint64_t version) { versions_.Remove(name, version); }
+  // What the versions of a model share for LlmBackend::recent, from the first one that asks.
+  std::shared_ptr<RecentSessions> RecentOf(const std::string& model, size_t capacity);
 
   grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(
       grpc::CallbackServerContext* context, const v1::GenerateRequest* request) override;
@@ -69,12 +74,16 @@ class LlmService : public v1::LlmService::CallbackService {
   // UNAVAILABLE when draining. An OK result is counted by admission_.
   absl::Status Enter();
   void Count(const char* method, const absl::Status& status);
+  absl::Status Drop(const v1::LlmServiceDropFeaturesRequest& request,
+                    v1::LlmServiceDropFeaturesResponse& response);
 
   const Options options_;
   FeatureStore& store_;
   Admission& admission_;
   Metrics& metrics_;
   RoutedVersions versions_;
+  Mutex mutex_;
+  std::map<std::string, std::shared_ptr<RecentSessions>> recent_ LLAVA_GUARDED_BY(mutex_);
   TaskThreads prompt_threads_;  // last: its tasks use the fields above
 };
 

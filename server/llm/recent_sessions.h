@@ -2,11 +2,13 @@
 
 #include <cstddef>
 #include <list>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "llava/v1/llm.pb.h"
 #include "server/runtime/mutex.h"
+#include "server/wire/feature_key.h"
 
 namespace llava {
 
@@ -25,6 +27,8 @@ class RecentSessions {
 
   // A turn has ended in an orderly way. Those without a session are not noted.
   void Note(const v1::GenerateRequest& request, const v1::TokenIds& answer);
+  // Forgets these, and all with one of the pictures.
+  void Forget(const std::set<std::string>& sessions, const PictureSet& pictures);
   // The latest first.
   std::vector<Session> List() const;
 

@@ -47,28 +47,14 @@ class Planner {
       if (running_[i].decodes && !plan_.preempted[i]) PlanDecode(i);
     }
     PlanPrompts();
-    // Prompts that hold each other up: the last one begins again later.
-    while (std::all_of(plan_.rows.begin(), plan_.rows.end(), [](int64_t n) { return n == 0; })) {
-      const size_t last = LastRunning();
-      if (last == kNobody || last == FirstRunning()) break;
-      Preempt(last);
-      PlanPrompts();
-    }
     return std::move(plan_);
   }
 
  private:
-  static constexpr size_t kNobody = static_cast<size_t>(-1);
-
-  size_t FirstRunning() const {
-    const auto it =
-        std::find_if(order_.begin(), order_.end(), [&](size_t i) { return !plan_.preempted[i]; });
-    return it == order_.end() ? kNobody : *it;
-  }
+  // There is one: who asks for blocks runs.
   size_t LastRunning() const {
-    const auto it =
-        std::find_if(order_.rbegin(), order_.rend(), [&](size_t i) { return !plan_.preempted[i]; });
-    return it == order_.rend() ? kNobody : *it;
+    return *std::find_if(order_.rbegin(), order_.rend(),
+                         [&](size_t i) { return !plan_.preempted[i]; });
   }
 
   void Preempt(size_t i) {
@@ -76,23 +62,15 @@ class Planner {
     available_ += regained_(i);
   }
 
-  int64_t BlocksFor(size_t i, int64_t rows) const {
-    const int64_t beyond = std::max<int64_t>(0, rows - running_[i].room);
-    return (beyond + limits_.block_rows - 1) / limits_.block_rows;
-  }
-
   void PlanDecode(size_t i) {
-    while (BlocksFor(i, 1) > available_) {
+    const int64_t blocks = running_[i].room > 0 ? 0 : 1;
+    while (blocks > available_) {
       const size_t last = LastRunning();
       Preempt(last);
       if (last == i) return;
     }
-    Give(i, 1);
-  }
-
-  void Give(size_t i, int64_t rows) {
-    available_ -= BlocksFor(i, plan_.rows[i] + rows) - BlocksFor(i, plan_.rows[i]);
-    plan_.rows[i] += rows;
+    available_ -= blocks;
+    plan_.rows[i] = 1;
   }
 
   double Cost(int64_t computed, int64_t rows) const {
@@ -119,24 +97,11 @@ class Planner {
   // More rows of prompt i, out of `part` of `share`, from which they are taken.
   void GivePrompt(size_t i, const Share& part, Share& share) {
     const int64_t before = plan_.rows[i], computed = running_[i].computed + before;
-    const int64_t given = RowsFor(i, Fitting(part, computed));
-    if (given > 0) Give(i, given);
+    const int64_t given = std::min(Fitting(part, computed), running_[i].left - before);
+    plan_.rows[i] += given;
     share.rows -= given;
     share.seconds -= Cost(computed, given);
     share.least = std::max<int64_t>(0, share.least - given);
-  }
-
-  // Of `rows` more rows of prompt i, those for which there is room.
-  int64_t RowsFor(size_t i, int64_t rows) {
-    const SequenceView& view = running_[i];
-    rows = std::max<int64_t>(0, std::min(rows, view.left - plan_.rows[i]));
-    while (rows > 0 && BlocksFor(i, plan_.rows[i] + 1) - BlocksFor(i, plan_.rows[i]) > available_) {
-      const size_t last = LastRunning();
-      if (running_[last].priority >= view.priority || plan_.rows[last] > 0) return 0;
-      Preempt(last);
-    }
-    const int64_t held = BlocksFor(i, plan_.rows[i]) + available_;
-    return std::clamp<int64_t>(view.room + held * limits_.block_rows - plan_.rows[i], 0, rows);
   }
 
   void PlanPrompts() {
@@ -153,9 +118,7 @@ class Planner {
       }
       return running_[a].left < running_[b].left;
     });
-    for (const size_t i : prompts) {
-      if (!plan_.preempted[i]) GivePrompt(i, share, share);
-    }
+    for (const size_t i : prompts) GivePrompt(i, share, share);
   }
 
   std::span<const SequenceView> running_;

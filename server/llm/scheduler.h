@@ -33,7 +33,7 @@ double RouteScore(int64_t cached, double load);
 struct SequenceView {
   int64_t left = 1;      // rows known and not computed yet
   bool decodes = false;  // the prompt is computed: `left` is the token sampled last
-  int64_t room = 0;      // rows that fit into its blocks
+  int64_t room = 0;      // rows that fit into its blocks; of a prompt all that are left
   int32_t priority = 0;
   int64_t computed = 0;  // rows that are computed
 };
@@ -46,8 +46,7 @@ struct StepLimits {
   int64_t least_rows = 0;
   double row_seconds = 0, key_seconds = 0;
 
-  int64_t available_blocks = 0;
-  int64_t block_rows = 16;
+  int64_t available_blocks = 0;  // for those that decode: prompts have theirs
 };
 
 struct StepPlan {
@@ -58,9 +57,9 @@ struct StepPlan {
 // The next step of the sequences `running`, in order of their arrival. All that decode take a row.
 // Prompts share what the limits give, rows and time: half of it goes to the first one by priority
 // and arrival, so that it comes to its end; the rest to those with the least left, so that short
-// ones are not held up by long ones. Where blocks are short, the last one by priority and arrival
-// gives way to those that decode, and to prompts of higher priority. `regained(i)`: blocks that
-// come back if i gives way; asked only then.
+// ones are not held up by long ones. Where one that decodes is short of a block, the last one by
+// priority and arrival gives way, be it itself; prompts have had all of their blocks since they
+// joined. `regained(i)`: blocks that come back if i gives way; asked only then.
 StepPlan PlanStep(std::span<const SequenceView> running, const StepLimits& limits,
                   const std::function<int64_t(size_t)>& regained);
 

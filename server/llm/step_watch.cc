@@ -31,9 +31,4 @@ bool StepWatch::GiveUpIfLonger(Clock::duration limit, const std::function<void()
   return true;
 }
 
-bool StepWatch::calling() const {
-  MutexLock lock(mutex_);
-  return calling_;
-}
-
 }  // namespace llava

@@ -2,6 +2,7 @@
 
 // Whether the thread of a worker hangs in a call to its device.
 
+#include <atomic>
 #include <chrono>
 #include <functional>
 #include <stdexcept>
@@ -28,15 +29,15 @@ class StepWatch {
   // thread can go on, and true is returned, once.
   bool GiveUpIfLonger(Clock::duration limit, const std::function<void()>& on_give_up);
 
-  // A call is being made.
-  bool calling() const;
+  // A call is being made. Takes no lock: who is told by on_give_up may hold its own.
+  bool calling() const { return calling_; }
 
  private:
   // Throws WorkerGivenUp.
   void Leave();
 
   mutable Mutex mutex_;
-  bool calling_ LLAVA_GUARDED_BY(mutex_) = false;
+  std::atomic<bool> calling_ = false;  // changes under the lock
   bool given_up_ LLAVA_GUARDED_BY(mutex_) = false;
   Clock::time_point since_ LLAVA_GUARDED_BY(mutex_);
 };

@@ -2,6 +2,8 @@
 
 #include <cstddef>
 #include <functional>
+#include <string>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -14,27 +16,37 @@ namespace llava {
 // throw.
 class TaskThreads {
  public:
+  // Throws std::system_error if a thread cannot be started.
   TaskThreads(int threads, size_t capacity) : queue_(capacity) {
     for (int i = 0; i < threads; ++i) {
-      threads_.emplace_back([this] {
-        while (!queue_.drained()) {
-          for (auto& task : queue_.PopBatch(1, std::chrono::seconds(1), std::chrono::seconds(0))) {
-            task();
-          }
-        }
-      });
+      try {
+        threads_.emplace_back([this] { Work(); });
+      } catch (const std::system_error& error) {
+        Join();
+        throw std::system_error(error.code(), "thread " + std::to_string(i + 1) + " of " +
+                                                  std::to_string(threads) + " cannot be started");
+      }
     }
   }
   // Runs what was posted, then joins.
-  ~TaskThreads() {
-    queue_.Close();
-    for (std::thread& thread : threads_) thread.join();
-  }
+  ~TaskThreads() { Join(); }
 
   // False: the queue is full, the task will not run.
   bool Post(std::function<void()> task) { return queue_.TryPush(task); }
 
  private:
+  void Work() {
+    while (!queue_.drained()) {
+      for (auto& task : queue_.PopBatch(1, std::chrono::seconds(1), std::chrono::seconds(0))) {
+        task();
+      }
+    }
+  }
+  void Join() {
+    queue_.Close();
+    for (std::thread& thread : threads_) thread.join();
+  }
+
   BoundedQueue<std::function<void()>> queue_;
   std::vector<std::thread> threads_;
 };

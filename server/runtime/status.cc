@@ -4,6 +4,7 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
@@ -70,6 +71,11 @@ absl::Status FromException(std::exception_ptr exception) {
     return absl::InvalidArgumentError(error.what());
   } catch (const std::bad_alloc&) {
     return absl::ResourceExhaustedError("out of memory; try a smaller request");
+  } catch (const std::system_error& error) {
+    const std::string message = FirstLine(error.what());
+    const bool scarce = error.code() == std::errc::resource_unavailable_try_again ||  // threads
+                        error.code() == std::errc::not_enough_memory;
+    return scarce ? absl::ResourceExhaustedError(message) : absl::InternalError(message);
   } catch (const std::exception& error) {
     const std::string message = FirstLine(error.what());
     // LibTorch's exceptions for it are none that this room knows.

@@ -18,8 +18,8 @@ namespace llava {
 grpc::Status ToGrpc(const absl::Status& status);
 absl::Status FromGrpc(const grpc::Status& status);
 
-// std::invalid_argument, std::out_of_range -> INVALID_ARGUMENT; std::bad_alloc ->
-// RESOURCE_EXHAUSTED, as LibTorch's own errors of memory; all else -> INTERNAL. The message is the
+// std::invalid_argument, std::out_of_range -> INVALID_ARGUMENT; std::bad_alloc, memory and threads
+// that the system or LibTorch lacks -> RESOURCE_EXHAUSTED; all else -> INTERNAL. The message is the
 // first line of what(): LibTorch's stack trace follows it.
 absl::Status FromException(std::exception_ptr exception);
 

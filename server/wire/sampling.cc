@@ -31,8 +31,10 @@ absl::Status CheckSampling(const v1::SamplingParams& p) {
   if (p.has_min_p() && !(p.min_p() >= 0 && p.min_p() <= 1)) {
     return OutOfRange("min_p", p.min_p(), "0 to 1");
   }
-  if (p.has_repetition_penalty() && !(p.repetition_penalty() > 0 && p.repetition_penalty() <= 2)) {
-    return OutOfRange("repetition_penalty", p.repetition_penalty(), "above 0 up to 2");
+  // Logits are divided by it: next to 0 all of them would be as large as a float can be.
+  if (p.has_repetition_penalty() &&
+      !(p.repetition_penalty() >= 0.01f && p.repetition_penalty() <= 2)) {
+    return OutOfRange("repetition_penalty", p.repetition_penalty(), "0.01 to 2");
   }
   if (p.has_presence_penalty() && !(p.presence_penalty() >= -2 && p.presence_penalty() <= 2)) {
     return OutOfRange("presence_penalty", p.presence_penalty(), "-2 to 2");

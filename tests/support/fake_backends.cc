@@ -206,10 +206,16 @@ std::multiset<std::string> FakeLlm::dropped() const {
   return dropped_;
 }
 
+std::multiset<std::string> FakeLlm::dropped_sessions() const {
+  std::lock_guard lock(mutex_);
+  return dropped_sessions_;
+}
+
 grpc::Status FakeLlm::DropFeatures(grpc::ServerContext*,
                                    const v1::LlmServiceDropFeaturesRequest* request,
                                    v1::LlmServiceDropFeaturesResponse*) {
   std::lock_guard lock(mutex_);
+  dropped_sessions_.insert(request->session_ids().begin(), request->session_ids().end());
   for (const std::string& digest : request->image_sha256()) {
     dropped_.insert(absl::BytesToHexString(digest));
     std::erase_if(features_, [&](const auto& key) { return PictureOfKey(key) == digest; });

@@ -201,6 +201,7 @@ class FakeLlm : public v1::LlmService::Service {
   int counts() const;
   int puts() const;
   std::multiset<std::string> dropped() const;
+  std::multiset<std::string> dropped_sessions() const;
   // Calls that saw their caller go away.
   int cancelled() const;
   FakeModels& models() { return models_; }
@@ -228,7 +229,7 @@ class FakeLlm : public v1::LlmService::Service {
   mutable std::mutex mutex_;
   Behaviour behaviour_;
   std::set<std::string> features_;
-  std::multiset<std::string> dropped_;
+  std::multiset<std::string> dropped_, dropped_sessions_;
   v1::GenerateRequest last_request_;
   v1::FeatureHeader last_put_;
   std::chrono::system_clock::time_point last_deadline_;

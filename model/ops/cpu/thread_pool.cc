@@ -5,6 +5,7 @@
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <utility>
 
 namespace llava::ops::cpu {
@@ -52,6 +53,14 @@ thread_local Waiter waiter;
 
 constexpr uint64_t kLower = 0xFFFFFFFF;
 
+void StopAll(std::atomic<bool>& stopping, std::atomic<uint32_t>& job,
+             std::vector<std::thread>& workers) {
+  stopping.store(true, std::memory_order_relaxed);
+  job.fetch_add(1, std::memory_order_release);
+  job.notify_all();
+  for (std::thread& worker : workers) worker.join();
+}
+
 }  // namespace
 
 ThreadPool::ThreadPool(int threads) {
@@ -60,16 +69,17 @@ ThreadPool::ThreadPool(int threads) {
   }
   workers_.reserve(threads - 1);
   for (int worker = 1; worker < threads; ++worker) {
-    workers_.emplace_back([this, worker] { Live(worker); });
+    try {
+      workers_.emplace_back([this, worker] { Live(worker); });
+    } catch (const std::system_error& error) {
+      StopAll(stopping_, job_, workers_);
+      throw std::system_error(error.code(), "thread " + std::to_string(worker) + " of " +
+                                                std::to_string(threads) + " cannot be started");
+    }
   }
 }
 
-ThreadPool::~ThreadPool() {
-  stopping_.store(true, std::memory_order_relaxed);
-  job_.fetch_add(1, std::memory_order_release);
-  job_.notify_all();
-  for (std::thread& worker : workers_) worker.join();
-}
+ThreadPool::~ThreadPool() { StopAll(stopping_, job_, workers_); }
 
 void ThreadPool::RunErased(int64_t tasks, const void* task, Call call) {
   if (in_task) throw std::logic_error("ThreadPool::Run from within a task");

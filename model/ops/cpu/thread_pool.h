@@ -19,7 +19,7 @@ namespace llava::ops::cpu {
 // Thread-safe: callers of Run take turns.
 class ThreadPool {
  public:
-  // `threads` counts the caller of Run; at least 1.
+  // `threads` counts the caller of Run; at least 1. Throws std::system_error if one cannot start.
   explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;

@@ -199,6 +199,21 @@ TEST(SampleTest, RefusesBrokenLogits) {
   EXPECT_THROW(Sample(std::vector<float>{}, {}, kNone, kNone), std::invalid_argument);
 }
 
+TEST(SampleTest, PenaltiesThatOverflowAreNoBrokenLogits) {
+  const std::vector<float> logits = {20, -20, 3, -kInfinity};
+  const std::vector<int32_t> said = {0, 1, 3};
+  for (const SamplingOptions& options :
+       {SamplingOptions{.repetition_penalty = 1e-39f}, SamplingOptions{.presence_penalty = -3e38f},
+        SamplingOptions{.presence_penalty = -3e38f, .frequency_penalty = -3e38f}}) {
+    EXPECT_EQ(Sample(logits, options, kNone, said), 0);
+    EXPECT_THAT(FilteredProbabilities(logits, options, kNone, said), ElementsAre(1, 0, 0, 0));
+  }
+  const SamplingOptions large{.repetition_penalty = 3e38f};
+  EXPECT_EQ(Sample(logits, large, kNone, said), 2);
+  const std::vector<float> broken = {20, kInfinity, 3};
+  EXPECT_THROW(Sample(broken, large, kNone, said), std::runtime_error);
+}
+
 TEST(SampleTest, RefusesOptionsOutOfRange) {
   const std::vector<float> logits = {0, 1};
   for (const SamplingOptions& bad :

@@ -9,6 +9,8 @@
 
 #include <gtest/gtest.h>
 
+#include "tests/support/few_threads.h"
+
 namespace llava::ops::cpu {
 namespace {
 
@@ -100,6 +102,13 @@ TEST(ThreadPoolTest, CallersTakeTurns) {
   for (std::thread& caller : callers) caller.join();
   for (const int64_t sum : sums) EXPECT_EQ(sum, 500 * 45);
 }
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // which need memory of theirs
+TEST(ThreadPoolDeathTest, ThreadsThatCannotBeStartedAreAnError) {
+  EXPECT_EXIT(ExitWithFewThreads([] { ThreadPool(1000); }, "of 1000 cannot be started"),
+              testing::ExitedWithCode(0), "");
+}
+#endif
 
 TEST(ThreadPoolTest, NoThreadsAreRefused) { EXPECT_THROW(ThreadPool(0), std::invalid_argument); }
 

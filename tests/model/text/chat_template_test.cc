@@ -239,13 +239,16 @@ TEST(ChatTemplateTest, NamesTheOffendingKey) {
     }
   };
   const std::string rest = R"("user": {"prefix": "U:"}, "assistant": {"prefix": "A:"})";
-  refused("[", "no JSON");
+  refused("[", "no JSON that can be read: parse error");
   refused("[]", "expected an object");
   refused("{" + rest + "}", "\"name\": missing");
   refused(R"({"name": "x", "assistant": {}})", "\"user\": missing");
   refused(R"({"name": "", )" + rest + "}", "\"name\"");
   refused(R"({"name": "x", "colour": 1, )" + rest + "}", "\"colour\": no such key");
   refused(R"({"name": "x", "system": 1, )" + rest + "}", "\"system\": expected a text, found 1");
+  refused(R"({"name": "x", "system": [[1]], )" + rest + "}", "expected a text, found array");
+  const std::string deep = std::string(200'000, '[') + std::string(200'000, ']');
+  refused(R"({"name": "x", "system": )" + deep + ", " + rest + "}", "more than 200 levels");
   refused(R"({"name": "x", "stop": [""], )" + rest + "}", "\"stop\"");
   refused(R"({"name": "x", "image": {"sufix": ""}, )" + rest + "}", "\"image.sufix\"");
   refused(R"({"name": "x", "training": {"drop_questions": 1}, )" + rest + "}",

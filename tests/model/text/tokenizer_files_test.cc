@@ -99,6 +99,22 @@ TEST_F(TokenizerFilesTest, ReadsAddedTokensOfBothFiles) {
   EXPECT_EQ(tokenizer.Decode(std::vector<int32_t>{size}, false), "<a>");
 }
 
+// transformers fills such gaps without a word; a model may say their ids.
+TEST_F(TokenizerFilesTest, GapsBetweenIdsAreSpecialTokensWithoutText) {
+  WriteModel();
+  const int32_t size = FixtureTokenizer(true).vocab_size();
+  Write("added_tokens.json", R"({"<a>": )" + std::to_string(size + 5) + "}");
+  const Tokenizer tokenizer = Tokenizer::Load(folder_);
+  EXPECT_EQ(tokenizer.vocab_size(), size + 6);
+  for (int32_t id = size; id < size + 5; ++id) {
+    EXPECT_TRUE(tokenizer.IsSpecial(id));
+    EXPECT_EQ(tokenizer.TokenBytes(id), "");
+    EXPECT_EQ(StreamDecoder(tokenizer).Push(id), "");
+  }
+  EXPECT_EQ(tokenizer.Decode(std::vector<int32_t>{size + 4, size + 5}, false), "<a>");
+  EXPECT_THROW(tokenizer.TokenBytes(size + 6), std::out_of_range);
+}
+
 TEST_F(TokenizerFilesTest, SaysWhichFileIsWrongAndWhy) {
   ExpectRefused("there is no such file");
   Write("tokenizer.model", "nonsense");
@@ -106,8 +122,38 @@ TEST_F(TokenizerFilesTest, SaysWhichFileIsWrongAndWhy) {
   WriteModel();
   Write("tokenizer_config.json", "{");
   ExpectRefused("tokenizer_config.json");
-  Write("tokenizer_config.json", R"({"legacy": "yes"})");
-  ExpectRefused("tokenizer_config.json");
+  const std::string deep = std::string(200'000, '[') + std::string(200'000, ']');
+  for (const auto& [text, why] : std::vector<std::pair<std::string, std::string>>{
+           {R"({"legacy": "yes"})", "legacy: expected true or false, found string"},
+           {"[]", "the file: expected an object, found array"},
+           {R"({"added_tokens_decoder": []})",
+            "added_tokens_decoder: expected an object, found array"},
+           {R"({"added_tokens_decoder": {"5000": "<a>"}})",
+            "added_tokens_decoder.5000: expected an object, found string"},
+           {R"({"added_tokens_decoder": {"5000": {}}})", "\"content\" is missing"},
+           {R"({"added_tokens_decoder": {"5000": {"content": 5}}})",
+            "added_tokens_decoder.5000.content: expected a text, found number"},
+           {R"({"bos_token": 1})", "bos_token: expected a text, found number"},
+           {R"({"legacy": )" + deep + "}", "more than 200 levels"}}) {
+    Write("tokenizer_config.json", text);
+    ExpectRefused("tokenizer_config.json: ");
+    ExpectRefused(why);
+  }
+  Write("tokenizer_config.json", "{}");
+  for (const auto& [text, why] : std::vector<std::pair<std::string, std::string>>{
+           {"[5000]", "the file: expected an object, found array"},
+           {R"({"<a>": 5000.5})", "the id of \"<a>\": expected an integer, found number"},
+           {R"({"<a>": true})", "expected an integer, found boolean"},
+           {R"({"<a>": 2147483647})", "impossible id 2147483647"},
+           {R"({"<a>": -1})", "impossible id -1"},
+           {R"({"<a>": )" + deep + "}", "more than 200 levels"}}) {
+    Write("added_tokens.json", text);
+    ExpectRefused("added_tokens.json: ");
+    ExpectRefused(why);
+  }
+  fs::remove(folder_ / "added_tokens.json");
+  Write("tokenizer_config.json", R"({"added_tokens_decoder": null, "llava_image_inline": null})");
+  EXPECT_FALSE(Tokenizer::Load(folder_).options().image_inline) << "null counts as missing";
   Write("tokenizer_config.json", R"({"add_eos_token": true})");
   ExpectRefused("add_eos_token");
   Write("tokenizer_config.json", R"({"add_prefix_space": false})");

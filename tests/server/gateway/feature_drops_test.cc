@@ -71,6 +71,23 @@ TEST_F(FeatureDropsTest, EveryProcessIsToldOnce) {
   EXPECT_TRUE(Eventually([&] { return fake_vision_.dropped().size() == 1001; }));
 }
 
+TEST_F(FeatureDropsTest, LanguageServicesAreToldOfSessions) {
+  Start();
+  std::vector<std::string> sessions;
+  for (int i = 0; i < 600; ++i) sessions.push_back(absl::StrCat("session ", i));
+  const auto pictures = Pictures(300);
+  drops_->Drop(pictures, sessions);
+  for (const FakeLlm* llm : {&fake_llm_, &other_llm_}) {
+    EXPECT_TRUE(Eventually([&] { return llm->dropped_sessions() == Set(sessions); }));
+    EXPECT_TRUE(Eventually([&] { return llm->dropped() == Set(pictures); }));
+  }
+  EXPECT_TRUE(Eventually([&] { return fake_vision_.dropped() == Set(pictures); }));
+  const int told = fake_vision_.drops();
+  drops_->Drop({}, {"without pictures"});
+  EXPECT_TRUE(Eventually([&] { return other_llm_.dropped_sessions().size() == 601; }));
+  EXPECT_EQ(fake_vision_.drops(), told) << "it knows no sessions";
+}
+
 TEST_F(FeatureDropsTest, WhoIsDownIsToldWhenItIsBack) {
   other_llm_.server().Stop();
   Start();

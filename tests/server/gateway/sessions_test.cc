@@ -243,6 +243,7 @@ TEST_F(SessionsTest, DeletionTakesPicturesThatNobodyElseHas) {
   const std::string id = ToHex(HashBytes(FakePicture(1)));
   EXPECT_TRUE(Eventually([&] { return vision_.dropped().contains(id); }));
   EXPECT_TRUE(Eventually([&] { return llm_.dropped().contains(id); }));
+  EXPECT_TRUE(Eventually([&] { return llm_.dropped_sessions().contains(first); }));
   EXPECT_EQ(stub_->DeleteSession(Context().get(), request, &response).error_code(),
             grpc::StatusCode::NOT_FOUND);
   EXPECT_THAT(vision_.dropped(), SizeIs(1)) << "the other picture is in a session";
@@ -258,11 +259,12 @@ TEST_F(SessionsTest, DeletionTakesPicturesThatNobodyElseHas) {
 TEST_F(SessionsTest, AnExpiredSessionsPicturesAreForgotten) {
   options_.session_ttl = std::chrono::milliseconds(200);
   StartGateway();
+  std::string session = NewSession();
   // It may expire between the two calls.
-  while (!Ask(Question(NewSession(), "x", {FakePicture(1)})).status.ok()) {
-  }
+  while (!Ask(Question(session, "x", {FakePicture(1)})).status.ok()) session = NewSession();
   EXPECT_TRUE(Eventually([&] { return !vision_.dropped().empty(); }));
   EXPECT_TRUE(Eventually([&] { return !llm_.dropped().empty(); }));
+  EXPECT_TRUE(Eventually([&] { return llm_.dropped_sessions().contains(session); }));
 }
 
 TEST_F(SessionsTest, APictureThatIsEncodedAfterItsDeletionIsForgottenToo) {

@@ -25,22 +25,28 @@ class EngineHangTest : public ::testing::Test {
     EXPECT_EQ(switches_->alive, 0) << "also those that were given up are gone";
   }
 
-  absl::Status Start(int workers = 1, int respawns = 5) {
+  // Longer than a step that does not hang is held up on a busy machine.
+  static constexpr std::chrono::milliseconds kStepLimit = kSlowdown * std::chrono::seconds(4);
+
+  absl::Status Start(int workers = 1, int respawns = 5,
+                     std::chrono::milliseconds step_limit = kStepLimit) {
     const auto factory = [this](int, LoadWatch&) {
       return std::make_unique<RuleRunner>(switches_, 1000);
     };
     LlmEngine::Options options;
-    options.max_running = 4;
-    // Longer than a step that does not hang is held up on a busy machine.
-    options.step_limit = kSlowdown * std::chrono::milliseconds(4000);
+    options.max_running = 8;
+    options.step_limit = step_limit;
     options.respawn_delay = std::chrono::milliseconds(1);
     options.respawns = respawns;
     engine_ = std::make_unique<LlmEngine>(options, RuleModel(workers, factory), metrics_);
     return engine_->WaitUntilReady();
   }
-  std::shared_ptr<Collector> Ask(int32_t first) {
+  std::shared_ptr<Collector> Ask(int32_t first) { return Ask(RuleIds(5, first)); }
+  std::shared_ptr<Collector> Ask(std::vector<int32_t> ids, uint32_t tokens = 5) {
     auto sink = std::make_shared<Collector>();
-    EXPECT_TRUE(engine_->Submit(RuleJob(first, 5, sink)).ok());
+    GenerateJob job = RuleJob(ids[0], tokens, sink, static_cast<int64_t>(ids.size()));
+    job.ids = std::move(ids);
+    EXPECT_TRUE(engine_->Submit(std::move(job)).ok());
     return sink;
   }
   void LetGo() {
@@ -119,6 +125,58 @@ TEST_F(EngineHangTest, TheOtherWorkersGoOn) {
   for (int i = 0; i < 20; ++i) EXPECT_TRUE(Ask(10 + i)->Wait().ok());
   EXPECT_EQ(stuck->Wait().code(), absl::StatusCode::kUnavailable);
   for (int i = 0; i < 20; ++i) EXPECT_TRUE(Ask(10 + i)->Wait().ok());
+}
+
+// It hangs until the test lets it go: what ends before that ended on the other worker.
+TEST_F(EngineHangTest, AWorkerThatHangsHoldsUpNobodyElse) {
+  ASSERT_TRUE(Start(2, 5, std::chrono::hours(1)).ok());
+  const auto stuck = Ask(RuleRunner::kHang);
+  while (Hanging() == 0) std::this_thread::yield();
+  {
+    MutexLock lock(switches_->mutex);
+    switches_->step_time = std::chrono::milliseconds(5);
+  }
+  std::vector<std::shared_ptr<Collector>> sinks;
+  for (int i = 0; i < 8; ++i) sinks.push_back(Ask(RuleIds(5, 10 + i), 500));  // 2.5 s
+  for (const auto& sink : sinks) EXPECT_TRUE(sink->Wait().ok());
+  {
+    MutexLock lock(switches_->mutex);
+    EXPECT_EQ(switches_->most_together, 8u) << "none was left to the one that hangs";
+  }
+  LetGo();
+  EXPECT_TRUE(stuck->Wait().ok());
+}
+
+TEST_F(EngineHangTest, NoJobWaitsForAWorkerThatHangsAndKnowsItsBeginning) {
+  ASSERT_TRUE(Start(2, 5, std::chrono::hours(1)).ok());
+  std::vector<int32_t> ids = RuleIds(100, 10);
+  EXPECT_TRUE(Ask(ids)->Wait().ok());
+  ids.push_back(RuleRunner::kHang);
+  const auto stuck = Ask(ids);  // to where its beginning is known
+  while (Hanging() == 0) std::this_thread::yield();
+  ids.back() = 11;
+  const auto next = Ask(ids);
+  EXPECT_TRUE(next->Wait().ok());
+  EXPECT_EQ(next->cached, 0);
+  LetGo();
+  EXPECT_TRUE(stuck->Wait().ok());
+  EXPECT_EQ(stuck->cached, 100);
+}
+
+TEST_F(EngineHangTest, AWorkerThatHangsWhenItCopiesABlockIsGivenUp) {
+  ASSERT_TRUE(Start().ok());
+  EXPECT_TRUE(Ask(RuleIds(40, 10))->Wait().ok());
+  {
+    MutexLock lock(switches_->mutex);
+    switches_->hang_copy = true;
+  }
+  std::vector<int32_t> ids = RuleIds(39, 10);  // parts from it within a block
+  ids.push_back(11);
+  const absl::Status status = Ask(ids)->Wait();
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("hangs"));
+  EXPECT_EQ(engine_->running(), 0);
+  EXPECT_TRUE(Ask(12)->Wait().ok()) << "another one has taken its place";
 }
 
 TEST_F(EngineHangTest, AWorkerThatHangsAgainAndAgainIsGivenUp) {

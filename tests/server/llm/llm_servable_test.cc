@@ -388,6 +388,23 @@ TEST_F(LlmServableTest, PromptsComputedAheadAreFoundByTheirRequests) {
   EXPECT_LT(found, 8999);
 }
 
+TEST(RecentSessionsTest, ForgetsSessionsWithAPictureThatIsDropped) {
+  RecentSessions recent(9);
+  v1::GenerateRequest request;
+  for (const char* id : {"a", "b"}) {
+    request.set_session_id(id);
+    request.add_messages()->add_images()->set_image_sha256(std::string(32, id[0]));
+    recent.Note(request, {});
+  }
+  recent.Forget({}, {std::string(32, 'x')});
+  EXPECT_EQ(recent.List().size(), 2u);
+  recent.Forget({}, {std::string(32, 'b')});
+  ASSERT_EQ(recent.List().size(), 1u);
+  EXPECT_EQ(recent.List()[0].id, "a");
+  recent.Forget({}, {std::string(32, 'a')});
+  EXPECT_TRUE(recent.List().empty());
+}
+
 TEST(RecentSessionsTest, KeepsTheLatestTurnOfTheLatestSessions) {
   RecentSessions recent(2);
   v1::GenerateRequest request;
@@ -409,6 +426,9 @@ TEST(RecentSessionsTest, KeepsTheLatestTurnOfTheLatestSessions) {
   EXPECT_EQ(list[0].id, "c");
   EXPECT_EQ(list[1].id, "a");
   EXPECT_EQ(list[1].answer.ids(0), 4);
+  recent.Forget({"b", "c"}, {});
+  ASSERT_EQ(recent.List().size(), 1u);
+  EXPECT_EQ(recent.List()[0].id, "a");
   RecentSessions none(0);
   none.Note(request, answer);
   EXPECT_TRUE(none.List().empty());

@@ -342,6 +342,40 @@ TEST_F(LlmServiceTest, DroppedFeaturesAreMissing) {
   EXPECT_TRUE(Run(question).status.ok());
 }
 
+TEST_F(LlmServiceTest, DroppedSessionsAreForgotten) {
+  const auto drop = [&](const v1::LlmServiceDropFeaturesRequest& request) {
+    grpc::ClientContext context;
+    v1::LlmServiceDropFeaturesResponse response;
+    return server_->stub().DropFeatures(&context, request, &response);
+  };
+  const auto known = [&] {
+    std::multiset<std::string> ids;
+    for (const auto& session : server_->recent().List()) ids.insert(session.id);
+    return ids;
+  };
+  for (const char* id : {"text", "other text", "picture"}) {
+    const bool picture = std::string(id) == "picture";
+    v1::GenerateRequest request =
+        picture ? server_->Ask("What?", {features_->header.key()}) : server_->Ask("Who?");
+    request.set_session_id(id);
+    ASSERT_TRUE(Run(request).status.ok());
+  }
+  using Ids = std::multiset<std::string>;
+  EXPECT_EQ(known(), (Ids{"other text", "picture", "text"}));
+  v1::LlmServiceDropFeaturesRequest request;
+  request.add_session_ids("text");
+  request.add_session_ids("unknown");
+  EXPECT_TRUE(drop(request).ok());
+  EXPECT_EQ(known(), (Ids{"other text", "picture"}));
+  request.clear_session_ids();
+  request.add_image_sha256(features_->header.key().image_sha256());
+  EXPECT_TRUE(drop(request).ok());
+  EXPECT_EQ(known(), Ids{"other text"});
+  for (int i = 0; i < 257; ++i) request.add_session_ids("a");
+  EXPECT_THAT(drop(request).error_message(), HasSubstr("session_ids names 257 sessions"));
+  EXPECT_TRUE(server_->Put(*features_).ok());
+}
+
 TEST_F(LlmServiceTest, PutFeaturesTakesOnlyWhatTheModelReads) {
   v1::PutFeaturesResponse response;
   EXPECT_TRUE(server_->Put(*features_, &response).ok());

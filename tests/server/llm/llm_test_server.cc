@@ -72,10 +72,10 @@ LlmTestServer::LlmTestServer(LlmOptions options) {
   if (const auto status = engine_->WaitUntilReady(); !status.ok()) {
     throw std::runtime_error(status.ToString());
   }
+  service_ = std::make_unique<LlmService>(options.service, *store_, admission_, metrics_);
   backend_ = std::make_shared<LlmBackend>(
       LanguageModelInfo(engine_->info(), options.context_tokens, options.DefaultSampling()),
-      *engine_, *store_);
-  service_ = std::make_unique<LlmService>(options.service, *store_, admission_, metrics_);
+      *engine_, *store_, service_->RecentOf(engine_->info().name, 8));
   service_->Route(backend_);
   int port = 0;
   grpc::ServerBuilder builder;

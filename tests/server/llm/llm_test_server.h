@@ -37,6 +37,7 @@ class LlmTestServer {
   ~LlmTestServer();
 
   const v1::ModelInfo& info() const { return backend_->info; }
+  const RecentSessions& recent() const { return *backend_->recent; }
   v1::LlmService::Stub& stub() { return *stub_; }
   LlmEngine& engine() { return *engine_; }
   DeviceTurn& turn() { return *turn_; }

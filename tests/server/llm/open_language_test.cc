@@ -10,6 +10,7 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 
 #include "server/llm/model_runner.h"
 #include "tests/support/fixtures.h"
@@ -35,6 +36,8 @@ TEST(OpenLanguageTest, MemoryAndDevicesSayNothingAgainstTheFiles) {
   const std::string host =
       "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes";
   EXPECT_EQ(Thrown(c10::Error(kHere, host)), absl::ResourceExhaustedError(host));
+  EXPECT_EQ(Thrown(std::system_error(EAGAIN, std::generic_category(), "a thread")).code(),
+            absl::StatusCode::kResourceExhausted);
   const std::string fault = "CUDA error: an illegal memory access was encountered";
   EXPECT_EQ(Thrown(c10::AcceleratorError(kHere, 700, fault + "\nCUDA kernel errors might be")),
             absl::InternalError(fault));

@@ -29,7 +29,8 @@
 
 namespace llava {
 
-// Says token kFirst + n as its n-th token. Prompts may ask for faults by their first id.
+// Says token kFirst + n as its n-th token. Prompts may ask for faults by their first id, for
+// kHang by any.
 class RuleRunner : public ModelRunner {
  public:
   static constexpr int32_t kFirst = 300;
@@ -45,6 +46,7 @@ class RuleRunner : public ModelRunner {
     bool dead LLAVA_GUARDED_BY(mutex) = false;           // every step throws
     bool hang LLAVA_GUARDED_BY(mutex) = true;            // steps of kHang do
     int hanging LLAVA_GUARDED_BY(mutex) = 0;             // so many do
+    bool hang_copy LLAVA_GUARDED_BY(mutex) = false;      // copies of blocks do
     bool hang_warm_up LLAVA_GUARDED_BY(mutex) = false;   // so do those of no answer
     std::vector<int32_t> begun LLAVA_GUARDED_BY(mutex);  // first ids, in order of joining
     bool draws LLAVA_GUARDED_BY(mutex) = false;          // tokens, where it may
@@ -118,7 +120,7 @@ class RuleRunner : public ModelRunner {
       draws = switches_->draws;
       const auto hangs = [&](const Part& part) {
         return part.sequence == 0 ? switches_->hang_warm_up
-                                  : sequences_.at(part.sequence).ids[0] == kHang;
+                                  : Asks(sequences_.at(part.sequence).ids, kHang);
       };
       ++switches_->hanging;
       while (switches_->hang && std::any_of(parts.begin(), parts.end(), hangs)) {
@@ -143,12 +145,24 @@ class RuleRunner : public ModelRunner {
     }
     return {logits, logits->data(), kWidth, kWidth, std::move(ids)};
   }
-  void CopyBlock(int32_t from, int32_t to) override { memory_.at(to) = memory_.at(from); }
+  void CopyBlock(int32_t from, int32_t to) override {
+    {
+      MutexLock lock(switches_->mutex);
+      ++switches_->hanging;
+      while (switches_->hang && switches_->hang_copy) switches_->changed.Wait(switches_->mutex);
+      --switches_->hanging;
+    }
+    memory_.at(to) = memory_.at(from);
+  }
   int64_t num_blocks() const override { return static_cast<int64_t>(memory_.size()); }
   uint64_t weight_bytes() const override { return 100; }
 
  private:
   static constexpr int64_t kWidth = 1000, kTokens = KvBlocks::kTokens;
+
+  static bool Asks(const std::vector<int32_t>& ids, int32_t fault) {
+    return std::find(ids.begin(), ids.end(), fault) != ids.end();
+  }
 
   int32_t Draw(const std::vector<float>& row, const TokenChoice& choice) {
     MutexLock lock(switches_->mutex);
@@ -231,6 +245,10 @@ inline LoadedLanguage RuleModel(int workers, RunnerFactory factory) {
   model.info.workers = workers;
   model.factory = std::move(factory);
   return model;
+}
+
+inline std::vector<int32_t> RuleIds(size_t count, int32_t id) {
+  return std::vector<int32_t>(count, id);
 }
 
 // Asks for `tokens` tokens behind a prompt of `prompt` times `first`.

@@ -20,8 +20,8 @@ using Preempted = std::vector<bool>;
 SequenceView Decodes(int64_t room = 16, int32_t priority = 0) {
   return {.left = 1, .decodes = true, .room = room, .priority = priority};
 }
-SequenceView Prompt(int64_t left, int32_t priority = 0, int64_t room = 0) {
-  return {.left = left, .decodes = false, .room = room, .priority = priority};
+SequenceView Prompt(int64_t left, int32_t priority = 0) {
+  return {.left = left, .decodes = false, .room = left, .priority = priority};
 }
 
 StepPlan Plan(const std::vector<SequenceView>& running, int64_t rows, int64_t blocks = 1000,
@@ -89,16 +89,12 @@ TEST(SchedulerTest, TheLastGivesWayWhereBlocksAreShort) {
            {{Decodes(0), Decodes(5), Decodes(5)}, 0, {3, 1, 0}, {1, 0, 0}, {false, true, true}},
            // Priority decides before arrival.
            {{Decodes(0), Decodes(0, 1)}, 1, {3, 3}, {0, 1}, {true, false}},
-           // A prompt takes what there is, and waits if there is nothing.
-           {{Decodes(3), Prompt(50)}, 2, {3, 3}, {1, 32}, {false, false}},
-           {{Decodes(3), Prompt(50, 0, 5)}, 2, {3, 3}, {1, 37}, {false, false}},
-           {{Decodes(3), Prompt(50)}, 0, {3, 0}, {1, 0}, {false, false}},
-           // Unless it is more important.
-           {{Prompt(50, 1), Prompt(40, 0, 3)}, 0, {0, 2}, {32, 0}, {false, true}},
-           // Two prompts that hold each other up: the later one begins again.
-           {{Prompt(50), Prompt(40)}, 0, {2, 2}, {32, 0}, {false, true}},
+           // A prompt has its blocks, and gives way with them.
+           {{Decodes(3), Prompt(50)}, 0, {3, 3}, {1, 50}, {false, false}},
+           {{Decodes(0), Prompt(50)}, 0, {3, 3}, {1, 0}, {false, true}},
+           {{Decodes(0), Prompt(50, 1)}, 0, {3, 3}, {0, 50}, {true, false}},
            // Alone and short of room: nobody to take from.
-           {{Prompt(50)}, 0, {2}, {0}, {false}},
+           {{Decodes(0)}, 0, {2}, {0}, {true}},
        }) {
     const StepPlan plan = Plan(c.running, 64, c.available, c.regained);
     EXPECT_EQ(plan.rows, c.rows);
@@ -114,7 +110,7 @@ TEST(SchedulerTest, EverySequenceEndsSomeTime) {
     std::mt19937 random(seed);
     struct State {
       int64_t prompt, answer, computed = 0, blocks = 0;
-      bool paused = false;
+      bool paused = true;  // joins as it begins again
     };
     std::vector<State> states;
     for (int i = 0; i < 6; ++i) {
@@ -134,9 +130,11 @@ TEST(SchedulerTest, EverySequenceEndsSomeTime) {
       for (size_t i = 0; i < states.size(); ++i) {
         State& s = states[i];
         const int64_t rows = std::max(s.prompt, s.computed);
-        if (s.paused && CanJoin((rows + kBlock) / kBlock, active,
-                                {.max_running = 10, .available_blocks = kTotal - used()})) {
+        const int64_t blocks = (rows + kBlock - 1) / kBlock;
+        if (s.paused &&
+            CanJoin(blocks, active, {.max_running = 10, .available_blocks = kTotal - used()})) {
           s.paused = false;
+          s.blocks = blocks;
           ++active;
         }
         if (s.paused) continue;

@@ -3,8 +3,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cerrno>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 
 #include "google/rpc/error_details.pb.h"
 
@@ -43,6 +45,10 @@ TEST(StatusTest, ExceptionsBecomeTheRightCode) {
   EXPECT_EQ(
       Thrown(std::runtime_error("shape\nException raised from x (most recent call first):\n#0")),
       absl::InternalError("shape"));
+  EXPECT_EQ(Thrown(std::system_error(EAGAIN, std::generic_category(), "a thread")).code(),
+            absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(Thrown(std::system_error(EIO, std::generic_category(), "a file")).code(),
+            absl::StatusCode::kInternal);
   EXPECT_EQ(FromException(std::make_exception_ptr(7)).code(), absl::StatusCode::kInternal);
 }
 

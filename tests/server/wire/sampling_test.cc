@@ -21,6 +21,9 @@ TEST(SamplingTest, EveryRangeIsCheckedAndTheFieldIsNamed) {
       {"top_p", [](auto& p) { p.set_top_p(1.01f); }},
       {"min_p", [](auto& p) { p.set_min_p(1.5f); }},
       {"repetition_penalty", [](auto& p) { p.set_repetition_penalty(0); }},
+      {"repetition_penalty", [](auto& p) { p.set_repetition_penalty(1e-39f); }},
+      {"repetition_penalty", [](auto& p) { p.set_repetition_penalty(0.0099f); }},
+      {"repetition_penalty", [](auto& p) { p.set_repetition_penalty(2.01f); }},
       {"presence_penalty", [](auto& p) { p.set_presence_penalty(-2.5f); }},
       {"frequency_penalty", [](auto& p) { p.set_frequency_penalty(NAN); }},
       {"max_new_tokens", [](auto& p) { p.set_max_new_tokens(0); }},
@@ -52,6 +55,8 @@ TEST(SamplingTest, TheEdgesAreAllowed) {
   params.set_temperature(0);
   params.set_top_p(1);
   params.set_min_p(1);
+  params.set_repetition_penalty(0.01f);
+  EXPECT_TRUE(CheckSampling(params).ok());
   params.set_repetition_penalty(2);
   params.set_presence_penalty(-2);
   params.set_frequency_penalty(2);
