@@ -13,6 +13,7 @@ import commands
 import documented_flags
 import file_sizes
 import layers
+import openai_urls
 import proto_wire
 import shell_syntax
 import skipped_tests
@@ -151,6 +152,14 @@ class OtherChecksTest(Planted):
         self.assert_found(documented_flags, "server/llm/o.cc", "--kv-type")
         self.plant("README.md", "`--kv-type int8`\n")
         self.assertEqual(documented_flags.problems(self.root), [])
+
+    def test_openai_urls(self):
+        self.plant("server/gateway/o.h", "int http_port = 8000;\n")
+        self.plant("server/gateway/m.cc", "options.port = 8001;\noptions.metrics_port = 8002;\n")
+        self.plant("docs/a.md", "http://localhost:8000/v1 and the teacher's http://127.0.0.1:8700/v1\n")
+        self.assertEqual(openai_urls.problems(self.root), [])
+        self.plant("model/openai/flags.cc", '"as\nhttp://localhost:8002/v1"\n')
+        self.assert_found(openai_urls, "model/openai/flags.cc:2", "8002", "8000")
 
 
 class SetupPythonTest(Planted):
