@@ -22,7 +22,7 @@ void ChatFlags::Add(CLI::App& command, const std::string& group) {
   CLI::Option* replay =
       add("--replay", replay_, "File of answers (JSON lines, as a journal) instead of a server");
   add("--base-url", client_.base_url,
-      "OpenAI-compatible server, as https://api.openai.com/v1 or http://localhost:8000/v1")
+      "OpenAI-compatible server, for example https://api.openai.com/v1 or http://localhost:8000/v1")
       ->excludes(replay);
   add("--model", request_.model, "Its name at the server")->capture_default_str();
   add("--key-env", key_variable_,
