@@ -16,8 +16,6 @@ constexpr std::chrono::seconds kTimeout{10};
 constexpr std::chrono::milliseconds kPeriod{500};
 // One whose disk hangs must not keep the others from hearing.
 constexpr std::chrono::milliseconds kLongPatience{30'000};
-// Pictures kept for processes that are down, and for those that come later: 3.2 MB and 64 KB.
-constexpr size_t kMost = 100'000, kMostForLater = 2'000;
 
 template <typename Request>
 Request Naming(const std::vector<Sha256Digest>& digests) {
@@ -28,8 +26,9 @@ Request Naming(const std::vector<Sha256Digest>& digests) {
 
 }  // namespace
 
-FeatureDrops::FeatureDrops(const BackendPool& vision, const BackendPool& llm)
-    : vision_(vision), llm_(llm), thread_([this] { Loop(); }) {}
+FeatureDrops::FeatureDrops(const BackendPool& vision, const BackendPool& llm,
+                           FeatureDropBounds bounds)
+    : vision_(vision), llm_(llm), bounds_(bounds), thread_([this] { Loop(); }) {}
 
 FeatureDrops::~FeatureDrops() {
   {
@@ -46,8 +45,13 @@ void FeatureDrops::Drop(const std::vector<std::string>& pictures) {
   MutexLock lock(mutex_);
   for (const std::string& id : pictures) digests_.push_back(FromHex(id));
   dropped_ += pictures.size();
-  while (digests_.size() > kMost) digests_.pop_front();
+  while (digests_.size() > bounds_.waiting) digests_.pop_front();
   changed_.NotifyAll();
+}
+
+size_t FeatureDrops::kept() const {
+  MutexLock lock(mutex_);
+  return digests_.size();
 }
 
 void FeatureDrops::Loop() {
@@ -70,7 +74,7 @@ void FeatureDrops::Loop() {
     }
     told_ = std::move(told);
     MutexLock lock(mutex_);
-    while (digests_.size() > kMostForLater && dropped_ - digests_.size() < known_to_all) {
+    while (digests_.size() > bounds_.for_later && dropped_ - digests_.size() < known_to_all) {
       digests_.pop_front();
     }
     const uint64_t seen = dropped_;

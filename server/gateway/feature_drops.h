@@ -3,6 +3,7 @@
 #include <grpcpp/grpcpp.h>
 
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <deque>
 #include <map>
@@ -18,6 +19,12 @@
 
 namespace llava {
 
+// Dropped pictures that are kept, the last ones: 32 bytes each.
+struct FeatureDropBounds {
+  size_t waiting = 100'000;  // for processes that are down or behind
+  size_t for_later = 2'000;  // when all have heard of them: for those that come later
+};
+
 // Has the services forget what was made of pictures that nobody holds any more.
 //
 // A thread tells every process of both services, one after the other; one that is down or fails is
@@ -26,13 +33,15 @@ namespace llava {
 class FeatureDrops {
  public:
   // The pools must outlive it.
-  FeatureDrops(const BackendPool& vision, const BackendPool& llm);
+  FeatureDrops(const BackendPool& vision, const BackendPool& llm, FeatureDropBounds bounds = {});
   ~FeatureDrops();  // breaks off the call under way
   FeatureDrops(const FeatureDrops&) = delete;
   FeatureDrops& operator=(const FeatureDrops&) = delete;
 
   // Returns at once. `pictures`: ids, that is SHA-256 in hex.
   void Drop(const std::vector<std::string>& pictures);
+  // Pictures that are kept now.
+  size_t kept() const;
 
  private:
   using Clock = CondVar::Clock;
@@ -51,9 +60,10 @@ class FeatureDrops {
 
   const BackendPool& vision_;
   const BackendPool& llm_;
+  const FeatureDropBounds bounds_;
   std::map<Name, Told> told_;  // of the thread
 
-  Mutex mutex_;
+  mutable Mutex mutex_;
   CondVar changed_;
   std::deque<Sha256Digest> digests_ LLAVA_GUARDED_BY(mutex_);  // the last ones of `dropped_`
   uint64_t dropped_ LLAVA_GUARDED_BY(mutex_) = 0;

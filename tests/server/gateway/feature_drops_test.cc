@@ -23,7 +23,7 @@ using testing::IsEmpty;
 
 class FeatureDropsTest : public testing::Test {
  protected:
-  void Start() {
+  void Start(FeatureDropBounds bounds = {}) {
     vision_.Start([] {});
     llm_.Start([] {});
     drops_.emplace(vision_, llm_);
@@ -87,6 +87,21 @@ TEST_F(FeatureDropsTest, WhoIsDownIsToldWhenItIsBack) {
   EXPECT_TRUE(Eventually([&] { return fake_vision_.dropped().size() == 310; }));
   other_llm_.server().Start();
   EXPECT_TRUE(Eventually([&] { return other_llm_.dropped().size() == 310; }));
+}
+
+TEST_F(FeatureDropsTest, WhoIsBehindIsToldTheLastOnesThatAreKept) {
+  other_llm_.server().Stop();
+  Start({.waiting = 10, .for_later = 3});
+  const auto pictures = Pictures(25);
+  drops_->Drop(pictures);
+  const std::vector<std::string> last(pictures.end() - 10, pictures.end());
+  EXPECT_EQ(drops_->kept(), 10u);
+  EXPECT_TRUE(Eventually([&] { return fake_vision_.dropped() == Set(last); }));
+  EXPECT_TRUE(Eventually([&] { return fake_llm_.dropped() == Set(last); }));
+  EXPECT_EQ(drops_->kept(), 10u) << "one has not heard";
+  other_llm_.server().Start();
+  EXPECT_TRUE(Eventually([&] { return other_llm_.dropped() == Set(last); }));
+  EXPECT_TRUE(Eventually([&] { return drops_->kept() == 3; })) << "for those that come later";
 }
 
 TEST_F(FeatureDropsTest, AnEndDoesNotWaitForWhoDoesNotAnswer) {
