@@ -13,6 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "model/digest/sha256.h"
+#include "tests/support/eventually.h"
 #include "tests/support/fake_backends.h"
 #include "tests/support/slowdown.h"
 
@@ -26,21 +27,13 @@ class FeatureDropsTest : public testing::Test {
   void Start(FeatureDropBounds bounds = {}) {
     vision_.Start([] {});
     llm_.Start([] {});
-    drops_.emplace(vision_, llm_);
+    drops_.emplace(vision_, llm_, bounds);
   }
   // Ids of so many pictures.
   static std::vector<std::string> Pictures(int count, const std::string& name = "") {
     std::vector<std::string> ids;
     for (int i = 0; i < count; ++i) ids.push_back(ToHex(HashBytes(absl::StrCat(name, i))));
     return ids;
-  }
-  static bool Eventually(const std::function<bool()>& holds) {
-    const auto end = std::chrono::steady_clock::now() + kSlowdown * std::chrono::seconds(60);
-    while (!holds()) {
-      if (std::chrono::steady_clock::now() > end) return false;
-      std::this_thread::sleep_for(std::chrono::milliseconds(2));
-    }
-    return true;
   }
   static std::multiset<std::string> Set(const std::vector<std::string>& ids) {
     return {ids.begin(), ids.end()};
