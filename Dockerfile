@@ -106,8 +106,10 @@ COPY --from=build /out/demo/bin /opt/llava/bin
 COPY deploy/services.sh deploy/demo.sh /opt/llava/deploy/
 COPY deploy/models /opt/llava/models
 COPY deploy/scenes /opt/llava/scenes
+# The notices of what the pictures are drawn with.
+COPY deploy/scenes-data/LICENSE.Apache-2.0 deploy/scenes-data/LICENSE.noto-emoji /opt/llava/scenes/
 USER 10001:10001
-EXPOSE 8000 8001 8002
+# Nothing is exposed: the services listen on the container's own loopback (--network host: the machine's).
 HEALTHCHECK --interval=10s --timeout=3s --start-period=120s \
   CMD ["llava-probe", "8002"]
 STOPSIGNAL SIGTERM

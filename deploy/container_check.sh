@@ -100,6 +100,9 @@ for name in gateway vision llm demo; do
     fail "the $name image knows where this machine gets its packages"
   fi
 done
+for notice in deploy/scenes-data/LICENSE.*; do
+  inside demo cat "/opt/llava/scenes/$(basename "$notice")" | cmp - "$notice" || fail "the demo image lacks $notice"
+done
 for name in gateway vision llm; do
   version=$(inside $name llava-$name --version)
   echo "$version"

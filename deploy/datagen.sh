@@ -12,7 +12,7 @@
 # hand, tests/support/scripted_teacher.py is one. Everything can be interrupted: the same command goes on, and
 # no answer is asked, or paid, twice.
 #
-#   --base-url URL    of the teacher, as https://api.openai.com/v1
+#   --base-url URL    of the teacher, for example https://api.openai.com/v1
 #   --model NAME      the teacher's name there
 #   --out FOLDER      where everything goes (default build/datagen)
 #   --pictures N      (default 1000)

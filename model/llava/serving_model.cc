@@ -111,7 +111,7 @@ std::optional<PackOptions> PackOptionsOf(WeightType asked, WeightType type, int6
 std::unique_ptr<ServingDecoder> MakeGpuDecoder(const DecoderConfig& config, DecoderWeights weights,
                                                uint64_t kv_bytes) {
 #ifdef LLAVA_CUDA
-  if (weights.norm.is_cuda() && weights.norm.scalar_type() != at::kHalf) {
+  if (weights.norm.is_cuda() && weights.norm.scalar_type() != at::kHalf) {  // as WhyPlainDecoder
     CudaLlamaOptions options;
     options.kv_bytes = kv_bytes;
     return std::make_unique<CudaLlama>(config, ToCuda(weights), options);
@@ -172,6 +172,12 @@ WeightType Resolve(WeightType type, const LanguageCheckpoint& checkpoint, at::De
     values += size;
   }
   return values * sizeof(float) > kMostFloat32 ? WeightType::kBFloat16 : WeightType::kFloat32;
+}
+
+std::string WhyPlainDecoder(WeightType type, at::Device device) {
+  if (device.is_cpu()) return "";
+  if (!HasCudaKernels(device)) return "this build has no kernels for " + device.str();
+  return type == WeightType::kFloat16 ? "there are no kernels for float16" : "";
 }
 
 ServingModel::ServingModel(const LanguageCheckpoint& checkpoint, at::Device device,

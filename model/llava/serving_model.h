@@ -44,6 +44,10 @@ struct ServingOptions {
 // or bfloat16 for models of more than a GB in that.
 WeightType Resolve(WeightType type, const LanguageCheckpoint& checkpoint, at::Device device);
 
+// Why weights of this type (not kAuto) are stepped by the plain decoder of LibTorch operations on
+// this device, several times as slow as kernels of our own; empty: there are such kernels.
+std::string WhyPlainDecoder(WeightType type, at::Device device);
+
 // One thread.
 class ServingModel {
  public:

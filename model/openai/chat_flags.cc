@@ -26,7 +26,8 @@ void ChatFlags::Add(CLI::App& command, const std::string& group) {
     return add(name, value, text)->excludes(replay);
   };
   of_server("--base-url", client_.base_url,
-            "OpenAI-compatible server, as https://api.openai.com/v1 or http://localhost:8002/v1");
+            "OpenAI-compatible server, for example https://api.openai.com/v1 or "
+            "http://localhost:8000/v1");
   add("--model", request_.model, "Its name at the server")->capture_default_str();
   of_server("--key-env", key_variable_,
             std::string("Environment variable with the key (default: ") + kUsualKeyVariable +

@@ -108,7 +108,7 @@ struct RandomCommand {
   std::filesystem::path out;  // ROOT/NAME
   std::string shape = "llava-1.5-7b";
   uint64_t seed = 0;
-  std::filesystem::path tokenizer = "deploy/models/emoji";
+  std::filesystem::path tokenizer;   // empty: that of the default model in the tree
   std::string chat_template = "v1";  // built-in
   std::filesystem::path tower;       // empty: as CLIP ViT-L/14 at 336
   bool anyres = false;               // pictures in tiles, as LLaVA-1.6 has them

@@ -6,6 +6,8 @@
 #include <exception>
 #include <iostream>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "model/tools/commands.h"
 #include "model/tools/load_bench.h"
@@ -19,15 +21,30 @@ int Complain(std::string what, int code) {
   return code;
 }
 
+// Words for types of numbers, of which bf16 is another for bfloat16; what is set is `bfloat16`.
+CLI::Validator OneOfTypes(std::vector<std::string> types,
+                          const std::string& bfloat16 = "bfloat16") {
+  const std::string all = "{" + CLI::detail::join(types) + "}";
+  const auto take = [types = std::move(types), bfloat16, all](std::string& word) -> std::string {
+    if (word == "bf16") word = "bfloat16";
+    if (std::find(types.begin(), types.end(), word) == types.end()) return word + " not in " + all;
+    if (word == "bfloat16") word = bfloat16;
+    return "";
+  };
+  return CLI::Validator(take, all);
+}
+constexpr char kPackedBFloat16[] = "bf16";  // as packed versions name it
+
 void AddPackingFlags(CLI::App& app, llava::PackingFlags& flags) {
   app.add_option("--dtype", flags.dtype, "Format of the packed weights")
-      ->check(CLI::IsMember({"bf16", "int8", "int4"}))
+      ->transform(OneOfTypes({"bfloat16", "int8", "int4"}, kPackedBFloat16))
       ->capture_default_str();
   app.add_option("--group", flags.group,
                  "Weights with one scale (default: 128 for int8, 64 for int4)")
       ->check(CLI::IsMember({32, 64, 128}));
-  app.add_flag("!--no-outliers", flags.outliers,
-               "Keep no weights apart that are far from the rest of their group");
+  app.add_flag_callback(
+      "--no-outliers", [&flags] { flags.outliers = false; },
+      "Keep no weights apart that are far from the rest of their group");
   app.add_option("--threads", flags.threads, "Threads (default: all cores)")
       ->check(CLI::Range(1, 1024));
 }
@@ -83,7 +100,7 @@ int main(int argc, char** argv) {
   verify_app
       ->add_option("--self-test", verify.self_test,
                    "Load the model and run its self-test in this arithmetic")
-      ->check(CLI::IsMember({"auto", "float32", "bfloat16", "int8", "int4"}));
+      ->transform(OneOfTypes({"auto", "float32", "bfloat16", "int8", "int4"}));
   verify_app->add_flag("--json", verify.json, "Print JSON");
   verify_app->callback([&] { llava::RunVerify(verify); });
 
@@ -144,7 +161,7 @@ int main(int argc, char** argv) {
   auto* gc_app = app.add_subcommand(
       "gc", "Remove versions that are neither labelled, pinned, needed nor among the newest");
   gc_app->add_option("MODEL", gc.model, "ROOT/NAME in a model repository")->required();
-  gc_app->add_option("--keep", gc.keep, "So many of the newest stay")
+  gc_app->add_option("--keep", gc.keep, "How many of the newest versions to keep")
       ->required()
       ->check(CLI::Range(1, 1 << 30));
   gc_app->add_flag("--dry-run", gc.dry_run, "Only tell which would go");
@@ -175,8 +192,9 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   random_app->add_option("--seed", random.seed, "Equal seeds give equal weights")
       ->capture_default_str();
-  random_app->add_option("--tokenizer", random.tokenizer, "Folder with the tokenizer to take")
-      ->capture_default_str();
+  random_app->add_option("--tokenizer", random.tokenizer,
+                         "Folder with the tokenizer to take (default: deploy/models/emoji of the "
+                         "tree in which this program was built)");
   random_app->add_option("--chat-template", random.chat_template, "Built-in chat template")
       ->capture_default_str();
   random_app->add_option("--tower", random.tower,
@@ -219,16 +237,17 @@ int main(int argc, char** argv) {
                        "Share of a tower's random weights that are 20 times as large")
           ->check(CLI::Range(0.0, 1.0))
           ->needs(vision_option);
-  auto* dtype_option = bench_app
-                           ->add_option("--dtype", bench.dtype,
-                                        "Format of the weights (default: int4, of a tower bf16)")
-                           ->check(CLI::IsMember({"float32", "bf16", "int8", "int4"}));
+  auto* dtype_option =
+      bench_app
+          ->add_option("--dtype", bench.dtype,
+                       "Format of the weights (default: int4, of a tower bfloat16)")
+          ->transform(OneOfTypes({"float32", "bfloat16", "int8", "int4"}, kPackedBFloat16));
   bench_app
       ->add_option("--group", bench.group,
                    "Weights with one scale (default: 128 for int8, 64 for int4)")
       ->check(CLI::IsMember({32, 64, 128}));
   bench_app->add_option("--kv-type", bench.kv_type, "Keys and values")
-      ->check(CLI::IsMember({"auto", "float32", "bfloat16", "int8"}))
+      ->transform(OneOfTypes({"auto", "float32", "bfloat16", "int8"}))
       ->capture_default_str();
   bench_app->add_option("--threads", bench.threads, "Threads (default: all cores)")
       ->check(CLI::Range(1, 1024));

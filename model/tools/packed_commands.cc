@@ -113,6 +113,15 @@ void SetAnyres(const VisionConfig& tower, FeatureConfig& features) {
   features.tile_size = side;
 }
 
+// Programs are in build/PRESET/bin of the tree.
+fs::path DefaultTokenizer() {
+  const fs::path program = fs::read_symlink("/proc/self/exe").parent_path();
+  fs::path folder = (program / "../../../deploy/models/emoji").lexically_normal();
+  if (fs::is_directory(folder)) return folder;
+  throw std::runtime_error("there is no " + folder.string() +
+                           ": name a folder with a tokenizer with --tokenizer");
+}
+
 }  // namespace
 
 int RunQuantize(const QuantizeCommand& command) {
@@ -152,11 +161,12 @@ int RunRandom(const RandomCommand& command) {
   }
   checkpoint.chat_template =
       std::make_shared<const ChatTemplate>(ChatTemplate::Builtin(command.chat_template));
+  const fs::path tokenizer = command.tokenizer.empty() ? DefaultTokenizer() : command.tokenizer;
   checkpoint.tokenizer = std::make_shared<const Tokenizer>(
-      Tokenizer::Load(OpenCheckpointFolder(command.tokenizer, /*verify=*/false).path)
+      Tokenizer::Load(OpenCheckpointFolder(tokenizer, /*verify=*/false).path)
           .WithSpecialPieces(checkpoint.chat_template->special_pieces()));
   if (checkpoint.tokenizer->vocab_size() > config.decoder.vocab_size) {
-    throw std::runtime_error(command.tokenizer.string() + ": its tokenizer has " +
+    throw std::runtime_error(tokenizer.string() + ": its tokenizer has " +
                              std::to_string(checkpoint.tokenizer->vocab_size()) + " ids, " +
                              command.shape + " has rows for " +
                              std::to_string(config.decoder.vocab_size));

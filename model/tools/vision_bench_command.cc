@@ -98,7 +98,8 @@ void RunVisionBench(const VisionBenchCommand& command) {
                           : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   at::set_num_threads(threads);
   if (command.dtype != "float32" && command.dtype != "bf16" && command.dtype != "int8") {
-    throw std::invalid_argument("a tower runs in float32, bf16 or int8, not in " + command.dtype);
+    throw std::invalid_argument("a tower runs in float32, bfloat16 or int8, not in " +
+                                command.dtype);
   }
   TowerCheckpoint tower;
   const std::vector<std::string> names = VisionShapeNames();

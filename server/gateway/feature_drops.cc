@@ -16,14 +16,12 @@ constexpr std::chrono::seconds kTimeout{10};
 constexpr std::chrono::milliseconds kPeriod{500};
 // One whose disk hangs must not keep the others from hearing.
 constexpr std::chrono::milliseconds kLongPatience{30'000};
-// Kept for processes that are down, and for those that come later: 4 MB and 80 KB, and the ids of
-// sessions that are longer than 15 bytes.
-constexpr size_t kMost = 100'000, kMostForLater = 2'000;
 
 }  // namespace
 
-FeatureDrops::FeatureDrops(const BackendPool& vision, const BackendPool& llm)
-    : vision_(vision), llm_(llm), thread_([this] { Loop(); }) {}
+FeatureDrops::FeatureDrops(const BackendPool& vision, const BackendPool& llm,
+                           FeatureDropBounds bounds)
+    : vision_(vision), llm_(llm), bounds_(bounds), thread_([this] { Loop(); }) {}
 
 FeatureDrops::~FeatureDrops() {
   {
@@ -42,8 +40,13 @@ void FeatureDrops::Drop(const std::vector<std::string>& pictures,
   for (const std::string& id : pictures) last_.emplace_back(FromHex(id));
   for (const std::string& id : sessions) last_.emplace_back(id);
   dropped_ += pictures.size() + sessions.size();
-  while (last_.size() > kMost) last_.pop_front();
+  while (last_.size() > bounds_.waiting) last_.pop_front();
   changed_.NotifyAll();
+}
+
+size_t FeatureDrops::kept() const {
+  MutexLock lock(mutex_);
+  return last_.size();
 }
 
 void FeatureDrops::Loop() {
@@ -66,7 +69,7 @@ void FeatureDrops::Loop() {
     }
     told_ = std::move(told);
     MutexLock lock(mutex_);
-    while (last_.size() > kMostForLater && dropped_ - last_.size() < known_to_all) {
+    while (last_.size() > bounds_.for_later && dropped_ - last_.size() < known_to_all) {
       last_.pop_front();
     }
     const uint64_t seen = dropped_;

@@ -3,6 +3,7 @@
 #include <grpcpp/grpcpp.h>
 
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <deque>
 #include <map>
@@ -19,6 +20,12 @@
 
 namespace llava {
 
+// What is dropped and kept, the last ones: of a picture 32 bytes, of a session its id.
+struct FeatureDropBounds {
+  size_t waiting = 100'000;  // for processes that are down or behind
+  size_t for_later = 2'000;  // when all have heard of them: for those that come later
+};
+
 // Has the services forget what was made of pictures that nobody holds any more, and language
 // services what they keep of deleted sessions.
 //
@@ -28,7 +35,7 @@ namespace llava {
 class FeatureDrops {
  public:
   // The pools must outlive it.
-  FeatureDrops(const BackendPool& vision, const BackendPool& llm);
+  FeatureDrops(const BackendPool& vision, const BackendPool& llm, FeatureDropBounds bounds = {});
   ~FeatureDrops();  // breaks off the call under way
   FeatureDrops(const FeatureDrops&) = delete;
   FeatureDrops& operator=(const FeatureDrops&) = delete;
@@ -36,6 +43,8 @@ class FeatureDrops {
   // Returns at once. `pictures`: ids, that is SHA-256 in hex.
   void Drop(const std::vector<std::string>& pictures,
             const std::vector<std::string>& sessions = {});
+  // Pictures and sessions that are kept now.
+  size_t kept() const;
 
  private:
   using Clock = CondVar::Clock;
@@ -55,9 +64,10 @@ class FeatureDrops {
 
   const BackendPool& vision_;
   const BackendPool& llm_;
+  const FeatureDropBounds bounds_;
   std::map<Name, Told> told_;  // of the thread
 
-  Mutex mutex_;
+  mutable Mutex mutex_;
   CondVar changed_;
   std::deque<Dropped> last_ LLAVA_GUARDED_BY(mutex_);  // of `dropped_`
   uint64_t dropped_ LLAVA_GUARDED_BY(mutex_) = 0;

@@ -4,6 +4,7 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/strip.h"
+#include "server/gateway/call_fault.h"
 
 namespace llava {
 namespace {
@@ -23,6 +24,9 @@ GatewayMetrics::GatewayMetrics(Metrics& metrics)
     : metrics_(metrics),
       sessions(metrics.Gauge("llava_gateway_sessions", "Sessions in the store.")),
       turns_running(metrics.Gauge("llava_gateway_turns_running", "Answers under way.")),
+      request_faults_total(
+          metrics.Counter("llava_gateway_request_faults_total",
+                          "Calls that failed by a fault that their callers cannot mend.")),
       turns_taken_up_total(
           metrics.Counter("llava_gateway_turns_taken_up_total",
                           "Answers of an earlier process that were gone on with.")),
@@ -53,12 +57,13 @@ GatewayMetrics::GatewayMetrics(Metrics& metrics)
   for (const char* backend : {"vision", "llm"}) Ejections(backend);
 }
 
-void GatewayMetrics::CountRequest(const std::string& method, absl::StatusCode code,
+void GatewayMetrics::CountRequest(const std::string& method, const absl::Status& status,
                                   double seconds) {
   metrics_
       .Counter("llava_gateway_requests_total", "Calls that ended.",
-               {{"method", method}, {"code", absl::StatusCodeToString(code)}})
+               {{"method", method}, {"code", absl::StatusCodeToString(status.code())}})
       .Increment();
+  if (IsFault(status)) request_faults_total.Increment();
   metrics_
       .Histogram("llava_gateway_request_duration_seconds", "Length of calls, streams included.",
                  {{"method", method}})

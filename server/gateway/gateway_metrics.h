@@ -17,8 +17,8 @@ class GatewayMetrics {
  public:
   explicit GatewayMetrics(Metrics& metrics);
 
-  // requests_total{method,code}, request_duration_seconds{method}
-  void CountRequest(const std::string& method, absl::StatusCode code, double seconds);
+  // requests_total{method,code}, request_faults_total, request_duration_seconds{method}
+  void CountRequest(const std::string& method, const absl::Status& status, double seconds);
   // turns_total{finish_reason}, turn_duration_seconds
   void CountTurn(v1::FinishReason reason, double seconds);
   // tokens_total{kind}
@@ -58,6 +58,7 @@ class GatewayMetrics {
  public:
   prometheus::Gauge& sessions;
   prometheus::Gauge& turns_running;
+  prometheus::Counter& request_faults_total;
   prometheus::Counter& turns_taken_up_total;
   prometheus::Counter& worker_deaths_total;
   prometheus::Histogram& time_to_first_token_seconds;

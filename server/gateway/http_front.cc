@@ -114,7 +114,7 @@ HttpFront::HttpFront(const TurnParts& parts, Admission& admission, ChatServiceIm
 HttpResponse HttpFront::ErrorPage(int status, const std::string& message) const {
   // No room for its body: only questions have large ones, and this one reaches no RpcScope.
   if (status == 503) {
-    parts_.metrics.CountRequest("chat.completions", absl::StatusCode::kUnavailable, 0);
+    parts_.metrics.CountRequest("chat.completions", absl::UnavailableError(message), 0);
   }
   return OpenAiError(status, message);
 }

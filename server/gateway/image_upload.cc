@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "server/gateway/call_fault.h"
 #include "server/gateway/picture_warmup.h"
 #include "server/gateway/request_checks.h"
 #include "server/runtime/status.h"
@@ -79,8 +80,8 @@ void ImageUpload::OnWatch() {
         OverloadedError("this gateway is shutting down; send the picture again, here or elsewhere",
                         milliseconds(1000)));
   }
-  Tell(absl::DeadlineExceededError(absl::StrCat("nothing more of the picture came for ",
-                                                patience.count() / 1000.0, " s; send it again")));
+  Tell(CallersFault(absl::DeadlineExceededError(absl::StrCat(
+      "nothing more of the picture came for ", patience.count() / 1000.0, " s; send it again"))));
 }
 
 void ImageUpload::OnReadDone(bool ok) {

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/gateway/call_fault.h"
 #include "server/runtime/status.h"
 
 namespace llava {
@@ -76,11 +77,11 @@ void LiveAnswer::Add(v1::TextDelta delta) {
     }
   }
   for (const TurnReader& reader : slow) {
-    reader.End(OverloadedError(
+    reader.End(CallersFault(OverloadedError(
         absl::StrCat("this reader is more than ", max_backlog_bytes_,
                      " bytes behind; the answer goes on: read the rest, now at byte ", end,
                      ", with ResumeTurn"),
-        std::chrono::milliseconds(100)));
+        std::chrono::milliseconds(100))));
   }
 }
 

@@ -48,7 +48,7 @@ absl::Status RpcScope::Admit(Admission& admission) {
 
 void RpcScope::End(const absl::Status& status) {
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - received_;
-  metrics_.CountRequest(method_, status.code(), took.count());
+  metrics_.CountRequest(method_, status, took.count());
   if (!status.ok()) {
     // The caller is told the message too; it never quotes texts of the conversation.
     const LogFields fields = {{"request_id", request_id_},

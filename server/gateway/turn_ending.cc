@@ -1,6 +1,7 @@
 #include "server/gateway/turn_ending.h"
 
 #include "absl/strings/str_cat.h"
+#include "server/gateway/call_fault.h"
 #include "server/runtime/status.h"
 
 namespace llava {
@@ -31,11 +32,11 @@ TurnEnding FailedEnding(const absl::Status& status, const TurnDeadlines& deadlin
   ending.status = status;
   if (absl::IsDeadlineExceeded(status)) {
     ending.reason = v1::FINISH_REASON_DEADLINE;
-    ending.status = absl::DeadlineExceededError(
-        absl::StrCat("time ran out: ",
-                     deadlines.turn < deadlines.client ? "the gateway's --request-timeout"
-                                                       : "the deadline of the call",
-                     " ended the answer after ", text_bytes, " bytes, which are kept"));
+    const bool ours = deadlines.turn < deadlines.client;
+    ending.status = absl::DeadlineExceededError(absl::StrCat(
+        "time ran out: ", ours ? "the gateway's --request-timeout" : "the deadline of the call",
+        " ended the answer after ", text_bytes, " bytes, which are kept"));
+    if (!ours) ending.status = CallersFault(ending.status);
   }
   ending.message = std::string(ending.status.message());
   return ending;
@@ -52,7 +53,8 @@ TurnEnding BrokenEnding(TurnBreak why, const TurnDeadlines& deadlines, bool kept
       ending.status = absl::CancelledError("the client went away");
       if (system_clock::now() + kDeadlineSlack >= deadlines.client) {
         ending.reason = v1::FINISH_REASON_DEADLINE;
-        ending.status = absl::DeadlineExceededError("the deadline of the call has passed");
+        ending.status =
+            CallersFault(absl::DeadlineExceededError("the deadline of the call has passed"));
       }
       break;
     case TurnBreak::kAbandoned:

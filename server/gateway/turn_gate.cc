@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/gateway/call_fault.h"
 #include "server/runtime/status.h"
 
 namespace llava {
@@ -272,8 +273,8 @@ void TurnGate::WatchDeadlines() {
       mutex_.unlock();
       for (Waiting& each : late) {
         if (each.deadline_is_callers) {
-          each.done(absl::DeadlineExceededError(
-              "the deadline passed while the question waited for a place"));
+          each.done(CallersFault(absl::DeadlineExceededError(
+              "the deadline passed while the question waited for a place")));
         } else {
           overloads_.Increment();
           each.done(OverloadedError("the question waited too long for a place; try again", retry));

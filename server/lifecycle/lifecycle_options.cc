@@ -82,9 +82,11 @@ void LifecycleOptions::Declare(Settings& settings, Manifest::Kind kind) {
                "latest:N, labels, or numbers with commas");
   settings.Add("poll-interval", &poll_interval,
                "How often the repository is looked at beside what inotify tells; 0s = never");
-  settings.AddBytes("memory-budget", &memory_budget,
-                    "Memory that all versions may take together, keys and values included; 0 = by "
-                    "the machine or its GPUs, and only to choose how to swap");
+  settings.AddBytes(
+      "memory-budget", &memory_budget,
+      "Memory that all versions may take together, keys and values included; 0 = nine "
+      "tenths of the machine's memory (on GPUs: of what is free), used only to "
+      "choose the swap mode");
   settings.AddChoice("swap-mode", &swap_mode,
                      "How a version replaces another; auto = by sizes: beside it, worker by "
                      "worker, or in its place",

@@ -26,7 +26,7 @@ void LlmOptions::Declare(Settings& settings) {
   settings.AddChoice(
       "dtype", &language.dtype,
       "Weights of the decoder; auto = as packed, else bfloat16, but float32 for small models on "
-      "cpu. float16 is for cuda",
+      "cpu. float16: on cuda, and slow: it has no kernels of its own",
       {"auto", "float32", "bfloat16", "float16", "int8", "int4"});
   settings.Add("group", &language.group,
                "int8 and int4 weights with a common scale: 32, 64 or 128; 0 = as packed, else 128 "

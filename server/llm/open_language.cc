@@ -27,6 +27,7 @@
 #include "server/device/load_failure.h"
 #include "server/llm/llava_runner.h"
 #include "server/llm/model_runner.h"
+#include "server/runtime/logging.h"
 #include "server/runtime/status.h"
 
 namespace llava {
@@ -261,6 +262,10 @@ absl::StatusOr<LoadedLanguage> OpenLanguageWorkers(const LanguageOptions& option
     loaded.info = InfoOf(*checkpoint, options, *devices, weights);
     loaded.info.kv_block_bytes = ServingModel::KvBlockBytes(*checkpoint, device, serving);
     weight_bytes = WeightBytes(*checkpoint, weights);
+    if (const std::string why = WhyPlainDecoder(weights, device); !why.empty()) {
+      LogWarning("answers will be slow: the decoder runs by LibTorch's operations alone",
+                 {{"why", why}, {"dtype", ToString(weights)}, {"device", options.device}});
+    }
   } catch (...) {
     return WhyNotOpened(options.model, std::current_exception());
   }

@@ -15,6 +15,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "server/runtime/build_info.h"
+#include "server/runtime/service_process.h"
 
 namespace llava {
 namespace {
@@ -56,6 +57,18 @@ absl::Status ParseNumber(const std::string& text, T low, T high, T* target) {
 std::string ShowMilliseconds(std::chrono::milliseconds value) {
   if (value.count() % 1000 != 0) return absl::StrCat(value.count(), "ms");
   return absl::StrCat(value.count() / 1000, "s");
+}
+
+// Other words for choices, which --help does not name.
+std::string WithoutAlias(const std::string& word) { return word == "bf16" ? "bfloat16" : word; }
+
+// Of all services; deploy/README.md tells what to do.
+std::string ExitCodes() {
+  return absl::StrCat("Exit codes: 0 orderly end, 1 other fault, ", int{kExitUsage}, " usage, ",
+                      int{kExitPortInUse}, " port in use, ", int{kExitModelMissing},
+                      " model missing or broken, ", int{kExitDeviceMissing}, " device missing, ",
+                      int{kExitNoMemory}, " not enough memory, ", int{kExitDeviceLost},
+                      " device lost; 128 + its number after a second signal.");
 }
 
 }  // namespace
@@ -177,7 +190,8 @@ void Settings::AddBytes(const std::string& name, uint64_t* target, const std::st
 void Settings::AddChoice(const std::string& name, std::string* target, const std::string& help,
                          std::vector<std::string> choices) {
   const std::string all = absl::StrJoin(choices, "|");
-  AddEntry(name, help, *target, all, [=](const std::string& text) {
+  AddEntry(name, help, *target, all, [=](const std::string& word) {
+    const std::string text = WithoutAlias(word);
     if (std::find(choices.begin(), choices.end(), text) == choices.end()) {
       return absl::InvalidArgumentError("is not one of " + all);
     }
@@ -261,7 +275,8 @@ std::optional<int> Settings::Parse(int argc, const char* const* argv) {
   app.set_version_flag("--version", BuildLine(program_));
   app.footer("Every setting has an environment twin (" +
              absl::StrReplaceAll(absl::AsciiStrToUpper(program_), {{"-", "_"}}) +
-             "_NAME) and a key in the config file. Order: flag, environment, file, default.");
+             "_NAME) and a key in the config file. Order: flag, environment, file, default.\n" +
+             ExitCodes());
   bool print_config = false, check_config = false;
   app.add_option("--config", config_file_, "YAML or JSON file of settings")
       ->type_name("FILE")

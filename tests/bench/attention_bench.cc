@@ -1,18 +1,4 @@
 // Speed of attention over keys and values in blocks.
-//
-//   llava_attention_bench [--threads N] [--bytes N] [--elements float,bf16,int8]
-//                         [--shapes HxHkvxDh,..] [--decode SEQUENCESxCONTEXT,..]
-//                         [--prefill TOKENSxCOMPUTED,..] [--seconds S] [--json]
-//
-// --threads  of the pool (default: all cores)
-// --bytes    blocks that are gone through in turn, so that no cache holds them (default: the
-//            smaller of 1 GB and four times the last cache)
-// --decode   steps of one new token for each sequence
-// --prefill  steps of one sequence
-// --seconds  of each measurement (default 0.5), at least five calls
-//
-// Times are of one layer. GB/s count keys and values once, GFLOP/s the products that a causal mask
-// leaves. LLAVA_CPU forces an instruction set.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -28,6 +14,7 @@
 #include "model/ops/cpu/paged_attention.h"
 #include "model/ops/cpu/weight_memory.h"
 #include "tests/bench/measure.h"
+#include "tests/bench/usage.h"
 
 namespace llava::ops::cpu {
 namespace {
@@ -245,7 +232,29 @@ class Bench {
 }  // namespace
 }  // namespace llava::ops::cpu
 
+namespace {
+
+constexpr char kUsage[] = R"(Speed of attention over keys and values in blocks.
+
+  llava_attention_bench [--threads N] [--bytes N] [--elements float,bf16,int8]
+                        [--shapes HxHkvxDh,..] [--decode SEQUENCESxCONTEXT,..]
+                        [--prefill TOKENSxCOMPUTED,..] [--seconds S] [--json]
+
+--threads  of the pool (default: all cores)
+--bytes    blocks that are gone through in turn, so that no cache holds them (default: the
+           smaller of 1 GB and four times the last cache)
+--decode   steps of one new token for each sequence
+--prefill  steps of one sequence
+--seconds  of each measurement (default 0.5), at least five calls
+
+Times are of one layer. GB/s count keys and values once, GFLOP/s the products that a causal mask
+leaves. LLAVA_CPU forces an instruction set.
+)";
+
+}  // namespace
+
 int main(int argc, char** argv) {
+  if (llava::bench::PrintedUsage(argc, argv, kUsage)) return 0;
   try {
     llava::ops::cpu::Bench(llava::ops::cpu::Read(argc, argv)).Run();
   } catch (const std::exception& error) {

@@ -1,16 +1,4 @@
 // Speed of products with packed weights, beside how fast the same memory can be read.
-//
-//   llava_gemm_bench [--threads N] [--bytes N] [--rows M,M,..] [--shapes NxK,NxK,..]
-//                    [--formats bf16,int8,int4] [--seconds S] [--torch] [--json]
-//
-// --threads  of the pool (default: all cores)
-// --bytes    weights that are gone through in turn, so that no cache holds them (default: the
-//            smaller of 2 GB and four times the last cache)
-// --seconds  of each measurement (default 0.5), at least five calls
-// --torch    also LibTorch's linear in bfloat16
-//
-// GB/s count the weights, GOP/s two operations a weight and row. LLAVA_CPU forces an instruction
-// set.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -30,6 +18,7 @@
 
 #include "model/ops/cpu/multiplier.h"
 #include "tests/bench/measure.h"
+#include "tests/bench/usage.h"
 
 namespace llava::ops::cpu {
 namespace {
@@ -209,7 +198,28 @@ class Bench {
 }  // namespace
 }  // namespace llava::ops::cpu
 
+namespace {
+
+constexpr char kUsage[] =
+    R"(Speed of products with packed weights, beside how fast the same memory can be read.
+
+  llava_gemm_bench [--threads N] [--bytes N] [--rows M,M,..] [--shapes NxK,NxK,..]
+                   [--formats bf16,int8,int4] [--seconds S] [--torch] [--json]
+
+--threads  of the pool (default: all cores)
+--bytes    weights that are gone through in turn, so that no cache holds them (default: the
+           smaller of 2 GB and four times the last cache)
+--seconds  of each measurement (default 0.5), at least five calls
+--torch    also LibTorch's linear in bfloat16
+
+GB/s count the weights, GOP/s two operations a weight and row. LLAVA_CPU forces an instruction
+set.
+)";
+
+}  // namespace
+
 int main(int argc, char** argv) {
+  if (llava::bench::PrintedUsage(argc, argv, kUsage)) return 0;
   try {
     llava::ops::cpu::Bench(llava::ops::cpu::Read(argc, argv)).Run();
   } catch (const std::exception& error) {

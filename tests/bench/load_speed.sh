@@ -9,6 +9,9 @@
 # Nothing else should run meanwhile.
 set -euo pipefail
 
+for argument in "$@"; do
+  case $argument in -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
+done
 here=$(cd "$(dirname "$0")/../.." && pwd)
 build=${1:-$here/build/release}
 rounds=${2:-3}

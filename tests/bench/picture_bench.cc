@@ -1,8 +1,4 @@
 // Time from a decoded picture to the tower's input size, one thread.
-//
-//   llava_picture_bench [WIDTH HEIGHT SIZE [SECONDS]]      (default 1920 1080 336 1)
-//
-// Prints JSON: milliseconds by the wall and by the processor, medians.
 #include <time.h>
 
 #include <algorithm>
@@ -12,6 +8,7 @@
 #include <vector>
 
 #include "model/image/image.h"
+#include "tests/bench/usage.h"
 
 namespace {
 
@@ -28,7 +25,19 @@ double Median(std::vector<double> values) {
 
 }  // namespace
 
+namespace {
+
+constexpr char kUsage[] = R"(Time from a decoded picture to the tower's input size, one thread.
+
+  llava_picture_bench [WIDTH HEIGHT SIZE [SECONDS]]      (default 1920 1080 336 1)
+
+Prints JSON: milliseconds by the wall and by the processor, medians.
+)";
+
+}  // namespace
+
 int main(int argc, char** argv) {
+  if (llava::bench::PrintedUsage(argc, argv, kUsage)) return 0;
   using Clock = std::chrono::steady_clock;
   const auto number = [&](int index, double fallback) {
     return index < argc ? std::strtod(argv[index], nullptr) : fallback;

@@ -1,20 +1,6 @@
 // What a format of packed weights does to a decoder's logits: each matrix is packed and unpacked
 // again, and all is computed in float32. Beside it llama.cpp's q8_0 and q4_0, treated the same way.
 // Errors of activations in 8 bits are not in it.
-//
-//   llava_quantization_error [--model FOLDER [--unpacked ROOT] | --layers N] [--tokens N] [--seed
-//   N]
-//                            [--json]
-//
-// --model   a language model in plain tensors (default: random weights in the shape of a LLaMA of
-//           1.1 billion, normal, one in 1000 of them 20 times as large)
-// --unpacked  a model repository: gets each of these models in plain float32 tensors, for
-//             llava-eval
-// --layers  of the random model (default 22)
-// --tokens  random ids in one sequence, with logits behind each (default 64)
-//
-// error: |logits - exact| / |exact| over all tokens; same: share of tokens with the same likeliest
-// next one; KL: mean divergence of the next token's distribution, in nats.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -43,6 +29,7 @@
 #include "model/nn/llama.h"
 #include "model/nn/packed_weights.h"
 #include "tests/bench/measure.h"
+#include "tests/bench/usage.h"
 #include "tests/model/ops/block_formats.h"
 
 namespace llava {
@@ -255,7 +242,31 @@ int Run(const Settings& settings) {
 }  // namespace
 }  // namespace llava
 
+namespace {
+
+constexpr char kUsage[] =
+    R"(What a format of packed weights does to a decoder's logits: each matrix is packed and unpacked
+again, and all is computed in float32. Beside it llama.cpp's q8_0 and q4_0, treated the same way.
+Errors of activations in 8 bits are not in it.
+
+  llava_quantization_error [--model FOLDER [--unpacked ROOT] | --layers N] [--tokens N] [--seed N]
+                           [--json]
+
+--model   a language model in plain tensors (default: random weights in the shape of a LLaMA of
+          1.1 billion, normal, one in 1000 of them 20 times as large)
+--unpacked  a model repository: gets each of these models in plain float32 tensors, for
+            llava-eval
+--layers  of the random model (default 22)
+--tokens  random ids in one sequence, with logits behind each (default 64)
+
+error: |logits - exact| / |exact| over all tokens; same: share of tokens with the same likeliest
+next one; KL: mean divergence of the next token's distribution, in nats.
+)";
+
+}  // namespace
+
 int main(int argc, char** argv) {
+  if (llava::bench::PrintedUsage(argc, argv, kUsage)) return 0;
   try {
     return llava::Run(llava::Read(argc, argv));
   } catch (const std::exception& error) {

@@ -1,8 +1,5 @@
 // What a step of the language service costs beside the model: learning what steps take, planning,
 // blocks of keys and values.
-//
-//   llava_scheduling_bench [SEQUENCES [TOKENS]]     default 64 answers of 256 tokens behind prompts
-//   of 1000
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
@@ -11,8 +8,22 @@
 
 #include "server/llm/kv_blocks.h"
 #include "server/llm/scheduler.h"
+#include "tests/bench/usage.h"
+
+namespace {
+
+constexpr char kUsage[] =
+    R"(What a step of the language service costs beside the model: learning what steps take, planning,
+blocks of keys and values.
+
+  llava_scheduling_bench [SEQUENCES [TOKENS]]     default 64 answers of 256 tokens behind
+                                                  prompts of 1000
+)";
+
+}  // namespace
 
 int main(int argc, char** argv) {
+  if (llava::bench::PrintedUsage(argc, argv, kUsage)) return 0;
   using llava::KvBlocks;
   const int64_t count = argc > 1 ? std::atoll(argv[1]) : 64;
   const int64_t tokens = argc > 2 ? std::atoll(argv[2]) : 256;

@@ -1,15 +1,4 @@
 // Services that do no work, to measure what lies between them and a client.
-//
-//   llava_stand_ins llm [PACE]         LlmService: answers at once with max_new_tokens tokens, each
-//                                      the reading of the steady clock in ns; PACE us apart
-//   llava_stand_ins vision             VisionService: small features at once
-//   llava_stand_ins chat [PACE]        ChatService that gives the answers of `llm` itself
-//   llava_stand_ins relay HOST:PORT [CERTIFICATE KEY]
-//                                      ChatService that passes each message on as it comes, and
-//                                      does nothing else: the least that a gateway of gRPC can
-//                                      cost; with PEM files it speaks TLS
-//
-// Each listens on a free port of the loopback and prints it; SIGTERM ends it.
 #include <grpcpp/alarm.h>
 #include <grpcpp/grpcpp.h>
 #include <signal.h>
@@ -26,6 +15,7 @@
 #include "llava/v1/chat.grpc.pb.h"
 #include "llava/v1/llm.grpc.pb.h"
 #include "server/runtime/tls.h"
+#include "tests/bench/usage.h"
 #include "tests/support/fake_backends.h"
 
 namespace llava {
@@ -343,4 +333,26 @@ int Main(int argc, char** argv) {
 }  // namespace
 }  // namespace llava
 
-int main(int argc, char** argv) { return llava::Main(argc, argv); }
+namespace {
+
+constexpr char kUsage[] =
+    R"(Services that do no work, to measure what lies between them and a client.
+
+  llava_stand_ins llm [PACE]         LlmService: answers at once with max_new_tokens tokens, each
+                                     the reading of the steady clock in ns; PACE us apart
+  llava_stand_ins vision             VisionService: small features at once
+  llava_stand_ins chat [PACE]        ChatService that gives the answers of `llm` itself
+  llava_stand_ins relay HOST:PORT [CERTIFICATE KEY]
+                                     ChatService that passes each message on as it comes, and
+                                     does nothing else: the least that a gateway of gRPC can
+                                     cost; with PEM files it speaks TLS
+
+Each listens on a free port of the loopback and prints it; SIGTERM ends it.
+)";
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (llava::bench::PrintedUsage(argc, argv, kUsage)) return 0;
+  return llava::Main(argc, argv);
+}

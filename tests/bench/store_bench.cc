@@ -1,22 +1,4 @@
 // What it costs to make a turn durable, beside what the disk asks for a sync.
-//
-//   llava_store_bench [--folder DIR] [--rounds 9] [--turns 400] [--json FILE]
-//
-// Turn by turn, in a folder of its own under DIR (default: the current one):
-//   sync      4 KiB behind a file that grows, then fdatasync: what a commit of one page costs at
-//             least
-//   rewrite   the same over bytes that are there: no change of the file's size has to be kept
-//   paced     the same after pauses of a millisecond on average: neither disk nor processor is warm
-//   1         one session asks and answers without a pause
-//   64        64 sessions do so, each at its own times: about 500 questions a second
-//   64 busy   64 sessions without a pause, which take as much processor as there is
-// A question counts from the call of BeginTurn, on a thread of its session, to the store's
-// callback. Below each of these, for the same sessions and pauses:
-//   least     the simplest group commit there can be, without a database: who finds nobody writing
-//             writes a record for each that waits, in one piece, and syncs. No store is quicker
-//             here.
-//   queue     computed: if nothing but the syncs as measured took time ("paced" where they pause)
-// Medians of a round; of these, and of their ratios within the round, the medians over all rounds.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -44,6 +26,7 @@
 #include "nlohmann/json.hpp"
 #include "server/gateway/session_store.h"
 #include "server/gateway/turn_id.h"
+#include "tests/bench/usage.h"
 
 namespace llava {
 namespace {
@@ -334,7 +317,34 @@ int Run(const std::filesystem::path& parent, int rounds, int turns, const std::s
 }  // namespace
 }  // namespace llava
 
+namespace {
+
+constexpr char kUsage[] =
+    R"(What it costs to make a turn durable, beside what the disk asks for a sync.
+
+  llava_store_bench [--folder DIR] [--rounds 9] [--turns 400] [--json FILE]
+
+Turn by turn, in a folder of its own under DIR (default: the current one):
+  sync      4 KiB behind a file that grows, then fdatasync: what a commit of one page costs at
+            least
+  rewrite   the same over bytes that are there: no change of the file's size has to be kept
+  paced     the same after pauses of a millisecond on average: neither disk nor processor is warm
+  1         one session asks and answers without a pause
+  64        64 sessions do so, each at its own times: about 500 questions a second
+  64 busy   64 sessions without a pause, which take as much processor as there is
+A question counts from the call of BeginTurn, on a thread of its session, to the store's
+callback. Below each of these, for the same sessions and pauses:
+  least     the simplest group commit there can be, without a database: who finds nobody writing
+            writes a record for each that waits, in one piece, and syncs. No store is quicker
+            here.
+  queue     computed: if nothing but the syncs as measured took time ("paced" where they pause)
+Medians of a round; of these, and of their ratios within the round, the medians over all rounds.
+)";
+
+}  // namespace
+
 int main(int argc, char** argv) {
+  if (llava::bench::PrintedUsage(argc, argv, kUsage)) return 0;
   std::string folder = ".", json;
   int rounds = 9, turns = 400;
   for (int i = 1; i < argc; ++i) {

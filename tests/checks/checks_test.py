@@ -11,8 +11,11 @@ import unittest
 import code_format
 import commands
 import documented_flags
+import documented_metrics
+import exit_codes
 import file_sizes
 import layers
+import openai_urls
 import proto_wire
 import shell_syntax
 import skipped_tests
@@ -151,6 +154,30 @@ class OtherChecksTest(Planted):
         self.assert_found(documented_flags, "server/llm/o.cc", "--kv-type")
         self.plant("README.md", "`--kv-type int8`\n")
         self.assertEqual(documented_flags.problems(self.root), [])
+
+    def test_documented_metrics(self):
+        self.plant("server/llm/m.cc", 'metrics.Counter("llava_llm_steps_total", "Steps");\nGauge("llava_llm_kv_" + what);\n')
+        self.plant("docs/metrics.md", "| `llava_llm_steps_total{kind}` | counter | Steps |\n| `llava_llm_kv_bytes` | gauge | x |\n")
+        self.assertEqual(documented_metrics.problems(self.root), [])
+        self.plant("server/llm/n.cc", '"llava_llm_steps"')
+        self.assert_found(documented_metrics, "server/llm/n.cc", "llava_llm_steps")
+        self.plant("server/llm/n.cc", "")
+        self.plant("docs/metrics.md", "| `llava_llm_steps_total` | counter | Steps |\n| `llava_llm_kv_bytes` | gauge | x |\n"
+                                      "| `llava_llm_gone` | gauge | x |\n")
+        self.assert_found(documented_metrics, "docs/metrics.md", "llava_llm_gone")
+
+    def test_exit_codes(self):
+        self.plant("server/runtime/service_process.h", "enum ExitCode { kExitUsage = 2, kExitPortInUse = 3 };\n")
+        self.plant("deploy/README.md", "| 0 | fine |\n| 1 | a fault |\n| 2 | usage |\n")
+        self.assert_found(exit_codes, "deploy/README.md", "3")
+
+    def test_openai_urls(self):
+        self.plant("server/gateway/o.h", "int http_port = 8000;\n")
+        self.plant("server/gateway/m.cc", "options.port = 8001;\noptions.metrics_port = 8002;\n")
+        self.plant("docs/a.md", "http://localhost:8000/v1 and the teacher's http://127.0.0.1:8700/v1\n")
+        self.assertEqual(openai_urls.problems(self.root), [])
+        self.plant("model/openai/flags.cc", '"as\nhttp://localhost:8002/v1"\n')
+        self.assert_found(openai_urls, "model/openai/flags.cc:2", "8002", "8000")
 
 
 class SetupPythonTest(Planted):

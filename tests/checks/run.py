@@ -1,11 +1,13 @@
 """Runs one check of the tree. Usage: run.py layers|file_sizes|code_format|shell_syntax|proto_wire|
-commands|documented_flags [ROOT]. Prints what is wrong, a line each; exit status 1 if anything is."""
+commands|documented_flags|openai_urls|exit_codes|
+documented_metrics [ROOT]. Prints what is wrong, a line each; exit status 1 if anything is."""
 
 import importlib
 import pathlib
 import sys
 
-CHECKS = ("layers", "file_sizes", "code_format", "shell_syntax", "proto_wire", "commands", "documented_flags")
+CHECKS = ("layers", "file_sizes", "code_format", "shell_syntax", "proto_wire", "commands", "documented_flags",
+          "openai_urls", "exit_codes", "documented_metrics")
 
 
 def main(arguments):

@@ -112,9 +112,9 @@ class GatewayFlags(PictureUrlChecks, RolloutFlags, FlagsCase):
 
     def check_http_port(self):
         port = ports.hold()
-        self.start("--http-port", port, ready=False)
+        self.assertEqual(self.http("--http-port", port), ("127.0.0.1", port))
         self.assertIn("llava", urllib.request.urlopen(f"http://127.0.0.1:{port}/").read().decode())
-        none = self.start("--http-port", "-1", "--data-dir", self.folder / "none", ready=False)
+        none = self.start("--http-port", "-1", "--data-dir", self.folder / "none")  # it is ready after that line
         self.assertNotIn("serving HTTP", none.text())
 
     def check_http_threads(self):
@@ -125,12 +125,10 @@ class GatewayFlags(PictureUrlChecks, RolloutFlags, FlagsCase):
     def http(self, *arguments):
         """Address of HTTP of a service that listens."""
         service = self.start(*arguments, ready=False)
-        while True:
-            for line in service.log_lines():
-                if line["msg"] == "serving HTTP":
-                    host, port = line["http"].rsplit(":", 1)
-                    return host, int(port)
-            time.sleep(0.02)
+        serving = lambda: [line["http"] for line in service.log_lines() if line["msg"] == "serving HTTP"]
+        self.wait_until(serving)
+        host, port = serving()[0].rsplit(":", 1)
+        return host, int(port)
 
     def begin_post(self, address, size, sent):
         """A connection on which so many bytes of a body have been sent."""
@@ -177,9 +175,13 @@ class GatewayFlags(PictureUrlChecks, RolloutFlags, FlagsCase):
 
     def check_max_waiting_turns(self):
         client, session, service = self.chat("--max-running-turns", "1", "--max-waiting-turns", "1")
-        other = client.CreateSession(client.new("CreateSessionRequest")).session.id
-        self.long_answer(client, session)
-        waiting = client.Chat(client.new("ChatRequest", session_id=other, text="What is this?"))
+        second, third = (client.CreateSession(client.new("CreateSessionRequest")).session.id for _ in range(2))
+        stream = self.long_answer(client, session)
+        with self.stack.llm.standing_still():  # it does not end meanwhile
+            waiting = client.Chat(client.new("ChatRequest", session_id=second, text="What is this?"))
+            self.wait_until(lambda: service.metrics()["llava_gateway_turns_waiting"] == 1)
+            self.fails(grpc.StatusCode.UNAVAILABLE, "full", client, session_id=third, text="Hello?")
+        stream.cancel()
         self.assertTrue(Answer(waiting).finished)
 
     def check_turn_queue_timeout(self):
@@ -330,16 +332,29 @@ class VisionFlags(ModelFlagsCase):
     def base(self):
         return ["--model", TOWER_MODEL]
 
+    def requests(self, service, client, count):
+        """For so many different pictures."""
+        models = Client(service.grpc, "llava.v1.ModelService")
+        digest = models.ListModels(models.new("ListModelsRequest")).models[0].vision_spec.tower_digest
+        models.close()
+        spec = {"tower_digest": digest, "image_mode": 1, "select_layer": -2, "select_feature": 1}
+        return [client.new("EncodeRequest", image=LION["data"] + bytes([i]), spec=spec) for i in range(count)]
+
     def encode(self, service, count=1):
         """gRPC codes of `count` calls made at once."""
         client = Client(service.grpc, "llava.v1.VisionService")
-        models = Client(service.grpc, "llava.v1.ModelService")
-        digest = models.ListModels(models.new("ListModelsRequest")).models[0].vision_spec.tower_digest
-        spec = {"tower_digest": digest, "image_mode": 1, "select_layer": -2, "select_feature": 1}
-        images = [LION["data"] + bytes([i]) for i in range(count)]  # all different
-        results = self.at_once(service, client.Encode, [client.new("EncodeRequest", image=image, spec=spec) for image in images])
-        client.close(), models.close()
+        results = self.at_once(service, client.Encode, self.requests(service, client, count))
+        client.close()
         return [code for code, _ in results]
+
+    at_work = ["--max-batch", "2", "--batch-wait", "600s"]  # a picture waits for another one
+
+    def begin_work(self, service):
+        client = Client(service.grpc, "llava.v1.VisionService")
+        self.addCleanup(client.close)
+        call = client.Encode(self.requests(service, client, 1)[0])
+        self.wait_until(lambda: service.metrics()["llava_vision_queue_depth"] == 1)
+        return call
 
     def check_model(self):
         self.assertEqual(self.run_once("--model", self.folder, "--port", "0")[0], 4)

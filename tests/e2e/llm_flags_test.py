@@ -45,6 +45,16 @@ class LlmFlags(ModelFlagsCase):
         client.close()
         return [(code, result[-1].finished if code == grpc.StatusCode.OK else result) for code, result in results]
 
+    def begin_work(self, service):
+        client = Client(service.grpc, "llava.v1.LlmService")
+        self.addCleanup(client.close)
+        model = self.models(service).model
+        request = client.new("GenerateRequest", model={"name": model.name, "version": model.version},
+                             messages=[{"role": 2, "text": "Hello?"}], sampling={"max_new_tokens": 1500, "ignore_eos": True})
+        calls = [client.Generate(request) for _ in range(100)]
+        self.wait_until(lambda: service.metrics()["llava_llm_requests_running"] > 0)
+        return calls
+
     def check_model(self):
         self.assertEqual(self.run_once("--model", self.folder, "--port", "0")[0], 4)
         service = self.start("--model", ROOT / "tests/fixtures/tiny-llava")

@@ -58,7 +58,7 @@ class SwapTest(ChatCase):
         cls.models = pathlib.Path(cls.temporary.name) / "models"
         size = sum(file.stat().st_size for file in cls.publish("emoji-base").iterdir())
         # Loading takes long enough to tell whether streams wait for it.
-        cls.stack = Stack(llm_model=cls.models / "emoji", llm=["--load-rate", size // 8])
+        cls.stack = Stack(llm_model=cls.models / "emoji", llm=["--load-rate", size // 3])
         cls.stack.__enter__()
         cls.chat = cls.stack.chat()
         cls.service = cls.stack.client("llm", "llava.v1.ModelService")

@@ -5,6 +5,7 @@
 #include <CLI/Formatter.hpp>
 #include <algorithm>
 #include <cstdio>
+#include <map>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -266,13 +267,19 @@ void AddScore(CLI::App& app, ScoreFlags& flags) {
   app.add_flag("--json", flags.json, "Print JSON instead of a table");
 }
 
+const std::map<std::string, std::string> kLayouts = {
+    {"llava", "as LLaVA was trained"},
+    {"lines", "the same as \"instruction\" and \"output\""},
+    {"letter", "as LLaVA 1.5 is asked"},
+    {"chat", "messages for a model without eyes"}};
+
 void PromptFlags::Add(CLI::App& app, const std::vector<std::string>& layouts) {
   problems.Add(app);
-  app.add_option("--layout", layout,
-                 "llava: as LLaVA was trained; lines: the same as \"instruction\" and \"output\"; "
-                 "letter: as LLaVA 1.5 is asked; chat: messages for a model without eyes")
-      ->check(CLI::IsMember(layouts))
-      ->capture_default_str();
+  std::string help;
+  for (const std::string& known : layouts) {
+    help += (help.empty() ? "" : "; ") + known + ": " + kLayouts.at(known);
+  }
+  app.add_option("--layout", layout, help)->check(CLI::IsMember(layouts))->capture_default_str();
   Only({"llava", "lines", "chat"},
        app.add_option("--format", format,
                       "What is told and answered, but in \"letter\": QCM-A, QCM-ALE, QCM-LEA, "

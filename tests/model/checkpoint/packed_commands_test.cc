@@ -26,6 +26,7 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 using testing::AllOf;
 using testing::HasSubstr;
+using testing::Not;
 
 const std::string kEmoji = LLAVA_SOURCE_DIR "/deploy/models/emoji";
 
@@ -118,6 +119,40 @@ TEST(PackedCommandsTest, WrongRequestsAreRefused) {
   ExpectOneLine(LlavaModel("random" + out + " --shape llama-9b"), 2, "--shape");
   ExpectOneLine(LlavaModel("random" + out + " --shape tiny --tokenizer /nowhere"), 1, "/nowhere");
   EXPECT_TRUE(fs::is_empty(folder.path()));
+}
+
+TEST(PackedCommandsTest, Bfloat16HasTwoWords) {
+  const TempFolder folder;
+  const std::string out = " " + (folder.path() / "m").string();
+  for (const std::string word : {"bfloat16", "bf16"}) {
+    ExpectOneLine(LlavaModel("quantize " + kEmoji + out + " --dtype " + word + " --group 64"), 1,
+                  "bf16/64");
+    const Outcome verified = LlavaModel("verify " + kEmoji + " --self-test " + word);
+    EXPECT_THAT(verified.output, HasSubstr("in bfloat16")) << verified.error;
+    const Outcome measured = LlavaModel(
+        "bench --shape tiny --repeats 1 --parallel 1 --prompt 8 --gen 1 --json --dtype " + word +
+        " --kv-type " + word);
+    ASSERT_EQ(measured.code, 0) << measured.error;
+    EXPECT_EQ(json::parse(measured.output)["dtype"].get<std::string>(), "bf16");
+  }
+}
+
+TEST(PackedCommandsTest, HelpNamesOneWordForOneThing) {
+  const std::string help = LlavaModel("quantize --help").output;
+  EXPECT_THAT(help, AllOf(HasSubstr("{bfloat16,int8,int4}"), HasSubstr("--no-outliers")));
+  EXPECT_THAT(help, Not(HasSubstr("{false}")));
+  for (const std::string command : {"quantize", "random", "bench", "verify"}) {
+    EXPECT_THAT(LlavaModel(command + " --help").output, Not(HasSubstr("bf16")));
+  }
+}
+
+TEST(PackedCommandsTest, RandomFindsItsTokenizerFromAnywhere) {
+  const TempFolder folder;
+  const fs::path before = fs::current_path();
+  fs::current_path(folder.path());
+  const Outcome run = LlavaModel("random " + (folder.path() / "m").string() + " --shape tiny");
+  fs::current_path(before);
+  EXPECT_EQ(run.code, 0) << run.error;
 }
 
 TEST(PackedCommandsTest, RandomModelsOpenAndRepeat) {

@@ -3,6 +3,7 @@
 #include <stdexcept>
 
 #include <gmock/gmock.h>
+#include <gtest/gtest.h>
 
 #include "tests/model/llava/tiny_llava.h"
 
@@ -10,6 +11,7 @@ namespace llava {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 
 // Asked before the device is: none is needed here.
 TEST(ServingModelTest, KeysAndValuesOfAnotherTypeAreRefusedWithWhatToDo) {
@@ -23,6 +25,23 @@ TEST(ServingModelTest, KeysAndValuesOfAnotherTypeAreRefusedWithWhatToDo) {
     EXPECT_THAT(e.what(), HasSubstr("keys and values of bfloat16 weights on cuda:0 are kept in "
                                     "bfloat16; leave --kv-type out"));
   }
+}
+
+TEST(WhyPlainDecoderTest, EveryTypeOfTheCpuHasKernels) {
+  for (const WeightType type : {WeightType::kFloat32, WeightType::kBFloat16, WeightType::kInt8}) {
+    EXPECT_THAT(WhyPlainDecoder(type, at::kCPU), IsEmpty());
+  }
+}
+
+TEST(WhyPlainDecoderTest, OfAGpuFloat16HasNone) {
+  const at::Device gpu(at::kCUDA, 0);
+#ifdef LLAVA_CUDA
+  EXPECT_THAT(WhyPlainDecoder(WeightType::kFloat16, gpu), HasSubstr("float16"));
+  EXPECT_THAT(WhyPlainDecoder(WeightType::kBFloat16, gpu), IsEmpty());
+#else
+  EXPECT_THAT(WhyPlainDecoder(WeightType::kFloat16, gpu), HasSubstr("this build"));
+  EXPECT_THAT(WhyPlainDecoder(WeightType::kBFloat16, gpu), HasSubstr("cuda:0"));
+#endif
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "tests/server/gateway/gateway_harness.h"
+#include "tests/support/eventually.h"
 
 namespace llava {
 namespace {
@@ -88,12 +89,6 @@ class KeysFileTest : public testing::Test {
   std::string NameOf(const std::string& authorization) {
     const auto caller = keys_->Identify(authorization);
     return caller.ok() ? caller->name() : absl::StrCat("! ", caller.status().message());
-  }
-  bool Eventually(const std::function<bool()>& condition) {
-    for (int i = 0; i < 3000 * kSlowdown && !condition(); ++i) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(20));
-    }
-    return condition();
   }
 
   TempFolder folder_;

@@ -13,6 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "model/digest/sha256.h"
+#include "tests/support/eventually.h"
 #include "tests/support/fake_backends.h"
 #include "tests/support/slowdown.h"
 
@@ -23,24 +24,16 @@ using testing::IsEmpty;
 
 class FeatureDropsTest : public testing::Test {
  protected:
-  void Start() {
+  void Start(FeatureDropBounds bounds = {}) {
     vision_.Start([] {});
     llm_.Start([] {});
-    drops_.emplace(vision_, llm_);
+    drops_.emplace(vision_, llm_, bounds);
   }
   // Ids of so many pictures.
   static std::vector<std::string> Pictures(int count, const std::string& name = "") {
     std::vector<std::string> ids;
     for (int i = 0; i < count; ++i) ids.push_back(ToHex(HashBytes(absl::StrCat(name, i))));
     return ids;
-  }
-  static bool Eventually(const std::function<bool()>& holds) {
-    const auto end = std::chrono::steady_clock::now() + kSlowdown * std::chrono::seconds(60);
-    while (!holds()) {
-      if (std::chrono::steady_clock::now() > end) return false;
-      std::this_thread::sleep_for(std::chrono::milliseconds(2));
-    }
-    return true;
   }
   static std::multiset<std::string> Set(const std::vector<std::string>& ids) {
     return {ids.begin(), ids.end()};
@@ -104,6 +97,21 @@ TEST_F(FeatureDropsTest, WhoIsDownIsToldWhenItIsBack) {
   EXPECT_TRUE(Eventually([&] { return fake_vision_.dropped().size() == 310; }));
   other_llm_.server().Start();
   EXPECT_TRUE(Eventually([&] { return other_llm_.dropped().size() == 310; }));
+}
+
+TEST_F(FeatureDropsTest, WhoIsBehindIsToldTheLastOnesThatAreKept) {
+  other_llm_.server().Stop();
+  Start({.waiting = 10, .for_later = 3});
+  const auto pictures = Pictures(25);
+  drops_->Drop(pictures);
+  const std::vector<std::string> last(pictures.end() - 10, pictures.end());
+  EXPECT_EQ(drops_->kept(), 10u);
+  EXPECT_TRUE(Eventually([&] { return fake_vision_.dropped() == Set(last); }));
+  EXPECT_TRUE(Eventually([&] { return fake_llm_.dropped() == Set(last); }));
+  EXPECT_EQ(drops_->kept(), 10u) << "one has not heard";
+  other_llm_.server().Start();
+  EXPECT_TRUE(Eventually([&] { return other_llm_.dropped() == Set(last); }));
+  EXPECT_TRUE(Eventually([&] { return drops_->kept() == 3; })) << "for those that come later";
 }
 
 TEST_F(FeatureDropsTest, AnEndDoesNotWaitForWhoDoesNotAnswer) {

@@ -199,13 +199,4 @@ double GatewayTest::Metric(const std::string& line_start) {
   return 0;
 }
 
-bool GatewayTest::Eventually(const std::function<bool()>& condition) {
-  const auto end = std::chrono::steady_clock::now() + kSlowdown * std::chrono::seconds(60);
-  while (!condition()) {
-    if (std::chrono::steady_clock::now() > end) return false;
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));
-  }
-  return true;
-}
-
 }  // namespace llava

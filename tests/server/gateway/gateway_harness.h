@@ -19,6 +19,7 @@
 
 #include "llava/v1/chat.grpc.pb.h"
 #include "server/gateway/gateway.h"
+#include "tests/support/eventually.h"
 #include "tests/support/fake_backends.h"
 #include "tests/support/slowdown.h"
 
@@ -88,8 +89,6 @@ class GatewayTest : public testing::Test {
   std::vector<v1::Turn> Turns(const std::string& session);
   // The value of a metric line such as `name{a="b"}`, 0 if there is none.
   double Metric(const std::string& line_start);
-  // Waits up to a minute, times kSlowdown.
-  static bool Eventually(const std::function<bool()>& condition);
 
   TempFolder folder_;
   std::string key_;  // API key; empty: none is sent

@@ -5,6 +5,7 @@
 
 #include <fstream>
 #include <future>
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <string>
@@ -202,6 +203,43 @@ TEST_F(SessionStoreTest, TheLogStaysBoundedUnderCommitsWithoutAGap) {
   EXPECT_LT(std::filesystem::file_size(folder_.path() + "/sessions.db-wal"), 80U << 20)
       << "of more than 100 MB that went through it";
   EXPECT_GT(std::filesystem::file_size(folder_.path() + "/sessions.db"), 32U << 20);
+}
+
+TEST_F(SessionStoreTest, WhatIsDeletedIsOverwritten) {
+  const std::string question = "a question that nobody shall find", answer = "nor the answer to it";
+  const auto found = [&](const std::string& text) {
+    store_.reset();  // its log goes into the tables
+    EXPECT_FALSE(std::filesystem::exists(folder_.path() + "/sessions.db-wal"));
+    std::ifstream file(folder_.path() + "/sessions.db", std::ios::binary);
+    const std::string bytes((std::istreambuf_iterator<char>(file)), {});
+    Open();
+    return bytes.find(text) != std::string::npos;
+  };
+  Open();
+  Create("secret");
+  Create("kept");
+  for (const std::string session : {"secret", "kept"}) {
+    NewTurn record;
+    record.id = session + ".1";
+    record.session_id = session;
+    record.user_text = session == "secret" ? question : "hello";
+    ASSERT_TRUE(
+        Await<absl::StatusOr<uint32_t>>([&](auto done) { store_->BeginTurn(record, done); }).ok());
+    TurnResult result;
+    result.session_id = session;
+    result.turn_id = record.id;
+    // Longer than a page.
+    result.answer_text = std::string(10'000, 'a') + (session == "secret" ? answer : "Hello.");
+    ASSERT_TRUE(Await<absl::Status>([&](auto done) { store_->FinishTurn(result, done); }).ok());
+  }
+  EXPECT_TRUE(found(question));
+  EXPECT_TRUE(found(answer));
+  ASSERT_TRUE(Await<absl::StatusOr<Removed>>([&](auto done) {
+                store_->DeleteSession("secret", done);
+              }).ok());
+  EXPECT_FALSE(found(question));
+  EXPECT_FALSE(found(answer));
+  EXPECT_TRUE(found("Hello."));
 }
 
 TEST_F(SessionStoreTest, AFolderBelongsToOneGateway) {

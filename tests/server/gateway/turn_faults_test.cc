@@ -17,6 +17,9 @@ using testing::HasSubstr;
 using testing::IsEmpty;
 using testing::Not;
 
+constexpr char kLate[] = "llava_gateway_requests_total{code=\"DEADLINE_EXCEEDED\",method=\"Chat\"}";
+constexpr char kFaults[] = "llava_gateway_request_faults_total";
+
 class TurnFaultsTest : public GatewayTest {
  protected:
   v1::CancelTurnResponse Cancel(const std::string& session, const std::string& turn = "") {
@@ -399,6 +402,10 @@ TEST_F(TurnFaultsTest, TheClientsDeadlineCrossesTheHops) {
   ASSERT_TRUE(Eventually([&] { return Turns(session)[0].state() == v1::TURN_STATE_FAILED; }));
   EXPECT_EQ(Turns(session)[0].finish_reason(), v1::FINISH_REASON_DEADLINE);
   EXPECT_THAT(Turns(session)[0].answer_text(), Not(IsEmpty()));
+  EXPECT_TRUE(Eventually([&] {
+    return Metric("llava_gateway_request_duration_seconds_count{method=\"Chat\"}") == 1;
+  }));
+  EXPECT_EQ(Metric(kFaults), 0) << "which was the caller's to choose";
   llm_.Set({});
   ExpectUsable(session);
 }
@@ -413,6 +420,8 @@ TEST_F(TurnFaultsTest, TheRequestTimeoutEndsATurn) {
   EXPECT_THAT(answer.status.error_message(), HasSubstr("--request-timeout"));
   EXPECT_EQ(Turns(session)[0].finish_reason(), v1::FINISH_REASON_DEADLINE);
   EXPECT_EQ(Turns(session)[0].answer_text(), answer.text);
+  EXPECT_EQ(Metric(kLate), 1);
+  EXPECT_EQ(Metric(kFaults), 1);
 }
 
 TEST_F(TurnFaultsTest, DeletingASessionStopsItsAnswer) {

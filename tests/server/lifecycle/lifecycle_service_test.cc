@@ -12,7 +12,7 @@
 
 #include "tests/server/lifecycle/fake_loader.h"
 #include "tests/server/lifecycle/test_repository.h"
-#include "tests/support/slowdown.h"
+#include "tests/support/eventually.h"
 
 namespace llava {
 namespace {
@@ -85,14 +85,6 @@ class LifecycleServiceTest : public ::testing::Test {
     EXPECT_TRUE(status.ok()) << status.error_message();
     return response.versions_size() == 1 ? response.versions(0).state()
                                          : v1::MODEL_STATE_UNSPECIFIED;
-  }
-  static bool Eventually(const std::function<bool()>& condition) {
-    const auto deadline = std::chrono::steady_clock::now() + seconds(60 * kSlowdown);
-    while (!condition()) {
-      if (std::chrono::steady_clock::now() > deadline) return false;
-      std::this_thread::sleep_for(milliseconds(5));
-    }
-    return true;
   }
 
   TestRepository repository_;

@@ -17,6 +17,7 @@
 #include "server/runtime/mutex.h"
 #include "tests/server/lifecycle/fake_loader.h"
 #include "tests/server/lifecycle/test_repository.h"
+#include "tests/support/eventually.h"
 #include "tests/support/slowdown.h"
 
 namespace llava {
@@ -42,14 +43,6 @@ class ModelManagerTest : public ::testing::Test {
   void Start() {
     manager_ = std::make_unique<ModelManager>(options_, loader_, metrics_);
     manager_->Start();
-  }
-  static bool Eventually(const std::function<bool()>& condition) {
-    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60 * kSlowdown);
-    while (!condition()) {
-      if (std::chrono::steady_clock::now() > deadline) return false;
-      std::this_thread::sleep_for(std::chrono::milliseconds(2));
-    }
-    return true;
   }
   v1::ModelVersionStatus Status(uint64_t version) {
     const auto statuses = manager_->Statuses("emoji", version);

@@ -27,6 +27,7 @@ TEST_F(FeatureStoreTest, FreshFeaturesStayHalfAMinute) {
   EXPECT_EQ(store_.Get("a"), nullptr);
   EXPECT_EQ(store_.size_bytes(), 60u);
   EXPECT_EQ(store_.entries(), 1u);
+  EXPECT_NE(metrics_.Render().find("llava_llm_feature_store_evictions_total 1"), std::string::npos);
 }
 
 TEST_F(FeatureStoreTest, PuttingAgainPinsAgain) {

@@ -15,6 +15,7 @@
 
 #include "server/runtime/service_process.h"
 #include "tests/server/llm/rule_runner.h"
+#include "tests/support/eventually.h"
 
 namespace llava {
 namespace {
@@ -90,11 +91,6 @@ class LlmServableTest : public ::testing::Test {
   void SetDead(bool dead) {
     MutexLock lock(switches_->mutex);
     switches_->dead = dead;
-  }
-  static bool Eventually(const std::function<bool()>& condition) {
-    const auto end = std::chrono::steady_clock::now() + kSlowdown * std::chrono::seconds(60);
-    while (!condition() && std::chrono::steady_clock::now() < end) std::this_thread::yield();
-    return condition();
   }
   int Alive() {
     MutexLock lock(switches_->mutex);

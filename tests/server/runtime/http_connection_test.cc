@@ -15,7 +15,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/runtime/http_server.h"
-#include "tests/support/slowdown.h"
+#include "tests/support/eventually.h"
 
 namespace llava {
 namespace {
@@ -103,12 +103,6 @@ class HttpConnectionTest : public testing::Test {
     boost::system::error_code error;
     boost::asio::read_until(socket, boost::asio::dynamic_buffer(text), mark, error);
     return text;
-  }
-  static bool Eventually(const std::function<bool()>& condition) {
-    for (int i = 0; i < 12'000 * kSlowdown && !condition(); ++i) {
-      std::this_thread::sleep_for(milliseconds(5));
-    }
-    return condition();
   }
   // All that comes back to a client whose bytes are there before the server looks at it, so that no
   // limit runs out before they are.

@@ -81,5 +81,16 @@ TEST_F(ProbeTest, WaitsForNobodyForEver) {
               HasSubstr("no answer in HTTP"));
 }
 
+TEST(ProbeProgramTest, HelpIsNoError) {
+  const std::string program = LLAVA_BUILD_DIR "/bin/llava-probe";
+  EXPECT_EQ(std::system((program + " --help 2>&1 >/dev/null | grep -q . && exit 9; " + program +
+                         " --help | grep -q '^usage: llava-probe'")
+                            .c_str()),
+            0);
+  EXPECT_EQ(WEXITSTATUS(std::system((program + " --help >/dev/null").c_str())), 0);
+  EXPECT_EQ(WEXITSTATUS(std::system((program + " --port 1 2>/dev/null").c_str())), 2);
+  EXPECT_EQ(WEXITSTATUS(std::system((program + " 2>/dev/null").c_str())), 2);
+}
+
 }  // namespace
 }  // namespace llava

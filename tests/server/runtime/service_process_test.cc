@@ -152,6 +152,22 @@ TEST(ServiceProcessDeathTest, TakenPortHasItsOwnExitCode) {
       ::testing::ExitedWithCode(kExitPortInUse), "cannot listen on 127.0.0.1");
 }
 
+TEST(ProcessOptionsTest, HelpTellsEveryExitCode) {
+  ProcessOptions options;
+  Settings settings("llava-probe", "Tests help.");
+  options.Declare(settings);
+  const char* const arguments[] = {"llava-probe", "--help"};
+  ::testing::internal::CaptureStdout();
+  EXPECT_EQ(settings.Parse(2, arguments), 0);
+  const std::string help = ::testing::internal::GetCapturedStdout();
+  const size_t at = help.find("Exit codes: ");
+  ASSERT_NE(at, std::string::npos) << help;
+  for (const int code : {0, 1, int{kExitUsage}, int{kExitPortInUse}, int{kExitModelMissing},
+                         int{kExitDeviceMissing}, int{kExitNoMemory}, int{kExitDeviceLost}, 128}) {
+    EXPECT_NE(help.find(" " + std::to_string(code) + " ", at), std::string::npos) << code;
+  }
+}
+
 TEST(ProcessOptionsTest, RefusesABindToStrangers) {
   for (const bool insecure : {false, true}) {
     ProcessOptions options;

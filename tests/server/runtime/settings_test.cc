@@ -15,6 +15,7 @@ namespace {
 using ::testing::AllOf;
 using ::testing::EndsWith;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 class SettingsTest : public ::testing::Test {
  protected:
@@ -25,6 +26,7 @@ class SettingsTest : public ::testing::Test {
     settings_.Add("wait", &wait_, "A time");
     settings_.AddBytes("budget", &budget_, "Bytes");
     settings_.AddChoice("mode", &mode_, "A mode", {"fast", "exact"});
+    settings_.AddChoice("type", &type_, "A type", {"float32", "bfloat16"});
     settings_.Add("loud", &loud_, "Noise");
   }
   ~SettingsTest() override {
@@ -48,7 +50,7 @@ class SettingsTest : public ::testing::Test {
   }
 
   Settings settings_;
-  std::string name_ = "none", mode_ = "fast", out_, err_;
+  std::string name_ = "none", mode_ = "fast", type_ = "float32", out_, err_;
   int port_ = 1;
   double rate_ = 0.5;
   std::chrono::milliseconds wait_{1500};
@@ -129,6 +131,14 @@ TEST_F(SettingsTest, HelpAndVersionEndWell) {
   EXPECT_THAT(out_, AllOf(HasSubstr("--budget"), HasSubstr("LLAVA_PROBE_NAME")));
   EXPECT_EQ(Parse({"--version"}), 0);
   EXPECT_THAT(out_, HasSubstr("llava-probe 0."));
+}
+
+TEST_F(SettingsTest, Bf16IsAnotherWordForBfloat16) {
+  EXPECT_EQ(Parse({"--help"}), 0);
+  EXPECT_THAT(out_, AllOf(HasSubstr("float32|bfloat16"), Not(HasSubstr("bf16"))));
+  EXPECT_EQ(Parse({"--type", "bf16"}), std::nullopt) << err_;
+  EXPECT_EQ(type_, "bfloat16");
+  EXPECT_EQ(Parse({"--mode", "bf16"}), 2);
 }
 
 TEST_F(SettingsTest, CheckRunsOnValues) {

@@ -151,6 +151,34 @@ TEST_F(TlsTest, CertificatesAreReadAgainAndBadOnesAreNot) {
   server->Shutdown();
 }
 
+// The version that a client gets which speaks no newer one than `newest`; empty: it is refused.
+std::string VersionOf(int port, int newest) {
+  boost::asio::io_context context;
+  ssl::context tls(ssl::context::tls_client);
+  SSL_CTX_set_security_level(tls.native_handle(), 0);  // which forbids the old ones
+  SSL_CTX_set_min_proto_version(tls.native_handle(), TLS1_VERSION);
+  SSL_CTX_set_max_proto_version(tls.native_handle(), newest);
+  ssl::stream<tcp::socket> stream(context, tls);
+  const std::string gRPC = "\x02h2";
+  SSL_set_alpn_protos(stream.native_handle(), reinterpret_cast<const unsigned char*>(gRPC.data()),
+                      static_cast<unsigned>(gRPC.size()));
+  stream.next_layer().connect(
+      {boost::asio::ip::make_address("127.0.0.1"), static_cast<uint16_t>(port)});
+  boost::system::error_code error;
+  stream.handshake(ssl::stream_base::client, error);
+  return error ? "" : SSL_get_version(stream.native_handle());
+}
+
+TEST_F(TlsTest, OldVersionsAreRefused) {
+  int port = 0;
+  const auto server = Serve(Files("server", ""), &port);
+  ASSERT_TRUE(server);
+  EXPECT_EQ(VersionOf(port, TLS1_1_VERSION), "");
+  EXPECT_EQ(VersionOf(port, TLS1_2_VERSION), "TLSv1.2");
+  EXPECT_EQ(VersionOf(port, TLS1_3_VERSION), "TLSv1.3");
+  server->Shutdown();
+}
+
 class HttpsTest : public TlsTest {
  protected:
   void StartServer(const TlsFiles& files) {
@@ -196,6 +224,13 @@ TEST_F(HttpsTest, ServesWhoTrustsIt) {
   tcp::iostream plain("127.0.0.1", std::to_string(server_->port()));
   plain << "GET /metrics HTTP/1.1\r\n\r\n" << std::flush;
   EXPECT_THAT(Get("/livez", Files("", "ca")), StartsWith("HTTP/1.1 200"));
+}
+
+TEST_F(HttpsTest, OldVersionsAreRefused) {
+  StartServer(Files("server", ""));
+  EXPECT_EQ(VersionOf(server_->port(), TLS1_1_VERSION), "");
+  EXPECT_EQ(VersionOf(server_->port(), TLS1_2_VERSION), "TLSv1.2");
+  EXPECT_EQ(VersionOf(server_->port(), TLS1_3_VERSION), "TLSv1.3");
 }
 
 TEST_F(HttpsTest, ProbesNeedNoCertificateTheRestDoes) {

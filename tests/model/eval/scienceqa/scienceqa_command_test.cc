@@ -151,5 +151,13 @@ TEST_F(ScienceQaCommandTest, TellsWhatIsWrong) {
   EXPECT_THAT(full.output, HasSubstr("/nowhere/x.json"));
 }
 
+TEST_F(ScienceQaCommandTest, HelpExplainsTheLayoutsThatAreTaken) {
+  for (const std::string command : {"convert", "run"}) {
+    const std::string help = Eval("scienceqa " + command + " --help").output;
+    EXPECT_NE(help.find("letter: "), std::string::npos) << help;
+    EXPECT_EQ(help.find("lines: ") != std::string::npos, command == "convert") << help;
+  }
+}
+
 }  // namespace
 }  // namespace llava

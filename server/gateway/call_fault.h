@@ -1,0 +1,16 @@
+#pragma once
+
+// Whose fault it was that a call failed.
+
+#include "absl/status/status.h"
+
+namespace llava {
+
+// A failure that only the caller can mend though its code does not tell: its own deadline, what it
+// did not send or read in time. The caller gets it with an ErrorInfo (reason CALLER).
+absl::Status CallersFault(absl::Status status);
+
+// Codes that a caller cannot mend, unless marked by CallersFault.
+bool IsFault(const absl::Status& status);
+
+}  // namespace llava
