@@ -170,4 +170,26 @@ grpc::Status FakeModels::GetModelStatus(grpc::ServerContext*,
   return grpc::Status::OK;
 }
 
+std::string FakePicture(int seed, int width, int height) {
+  const int row = (width * 3 + 3) / 4 * 4;
+  const int pixels = row * height;
+  std::string file = "BM";
+  const auto number = [&file](uint32_t value, int bytes) {
+    for (int i = 0; i < bytes; ++i) file.push_back(static_cast<char>(value >> (8 * i)));
+  };
+  number(static_cast<uint32_t>(54 + pixels), 4);
+  number(0, 4);
+  number(54, 4);
+  number(40, 4);
+  number(static_cast<uint32_t>(width), 4);
+  number(static_cast<uint32_t>(height), 4);
+  number(1, 2);
+  number(24, 2);
+  number(0, 4);
+  number(static_cast<uint32_t>(pixels), 4);
+  for (int i = 0; i < 4; ++i) number(0, 4);
+  file.append(static_cast<size_t>(pixels), static_cast<char>(seed));
+  return file;
+}
+
 }  // namespace llava
