@@ -125,6 +125,7 @@ template <int R, bool kNibbles, bool kFetchNext, int kFirst = 0>
 
 // Adds the products of `depth` values along K to sums that stay in registers meanwhile. Vectors
 // from kFirst on.
+// Its loops are those of MultiplyVectors again: handed to a function, GCC 12 stores the sums.
 template <WeightFormat kFormat, int R, bool kFetchNext, int kFirst = 0>
 [[gnu::always_inline]] inline void MultiplyBlock(const uint8_t* weights, const BlockValues& x,
                                                  int64_t depth, bool first, float* sums) {
