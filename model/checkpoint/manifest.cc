@@ -5,7 +5,7 @@
 
 #include "model/checkpoint/durable_file.h"
 #include "model/checkpoint/json_object.h"
-#include "model/checkpoint/json_text.h"
+#include "model/text/json_text.h"
 
 namespace llava {
 namespace {

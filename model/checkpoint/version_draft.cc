@@ -18,9 +18,9 @@
 #include <vector>
 
 #include "model/checkpoint/durable_file.h"
-#include "model/checkpoint/json_text.h"
 #include "model/checkpoint/tensor_file.h"
 #include "model/checkpoint/version_folder.h"
+#include "model/text/json_text.h"
 
 namespace llava {
 namespace {

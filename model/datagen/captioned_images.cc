@@ -13,8 +13,8 @@
 #include <unordered_map>
 #include <utility>
 
-#include "model/checkpoint/json_text.h"
 #include "model/datagen/delimited_file.h"
+#include "model/text/json_text.h"
 #include "model/text/utf8.h"
 
 namespace llava {

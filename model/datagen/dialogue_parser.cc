@@ -7,7 +7,7 @@
 #include <stdexcept>
 #include <utility>
 
-#include "model/checkpoint/json_text.h"
+#include "model/text/json_text.h"
 #include "model/text/utf8.h"
 
 namespace llava {

@@ -13,7 +13,7 @@
 #include <utility>
 
 #include "model/checkpoint/durable_file.h"
-#include "model/checkpoint/json_text.h"
+#include "model/text/json_text.h"
 
 namespace llava {
 namespace {

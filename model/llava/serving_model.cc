@@ -222,7 +222,7 @@ uint64_t ServingModel::StepBytes(const LanguageCheckpoint& checkpoint, at::Devic
                                  const ServingOptions& options, int64_t sequences) {
 #ifdef LLAVA_CUDA
   const WeightType type = Resolve(options.weights, checkpoint, device);
-  if (device.is_cuda() && type != WeightType::kFloat16) {
+  if (device.is_cuda() && WhyPlainDecoder(type, device).empty()) {
     return CudaLlama::GraphBytes(checkpoint.config.decoder, sequences, IsPacked(type));
   }
 #else

@@ -124,13 +124,7 @@ at::Tensor CudaLlama::Upload(at::ArrayRef<int32_t> values) const {
 at::Tensor CudaLlama::Embed(std::span<const int32_t> ids) const {
   c10::InferenceMode guard;
   // A wrong id would stop a kernel, and with it the device for the whole process.
-  for (const int32_t id : ids) {
-    if (id < 0 || id >= config_.vocab_size) {
-      throw std::invalid_argument("decoder: token id " + std::to_string(id) +
-                                  " is not in the vocabulary of " +
-                                  std::to_string(config_.vocab_size));
-    }
-  }
+  CheckIds(config_, ids);
   return at::embedding(weights_.embed_tokens, Upload({ids.data(), ids.size()}));
 }
 

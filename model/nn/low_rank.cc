@@ -1,13 +1,12 @@
 #include "model/nn/low_rank.h"
 
-#include <utility>
-
 #include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Generator.h>
 #include <ATen/ops/bernoulli.h>
 #include <ATen/ops/empty_like.h>
 
+#include "model/checkpoint/tensor_names.h"
 #include "model/nn/parameter_reader.h"
 #include "model/ops/ops.h"
 
@@ -24,25 +23,6 @@ std::string NameOf(int64_t layer, size_t matrix, const char* what) {
 
 constexpr const char* kFactorA = ".lora_A";
 constexpr const char* kFactorB = ".lora_B";
-
-// Inputs and outputs of each matrix.
-std::pair<int64_t, int64_t> SidesOf(const DecoderConfig& config, size_t matrix) {
-  const int64_t width = config.hidden_size, inner = config.intermediate_size;
-  const int64_t q = config.num_heads * config.head_dim, kv = config.num_kv_heads * config.head_dim;
-  switch (matrix) {
-    case LowRankAdapters::kQ:
-      return {width, q};
-    case LowRankAdapters::kK:
-    case LowRankAdapters::kV:
-      return {width, kv};
-    case LowRankAdapters::kO:
-      return {q, width};
-    case LowRankAdapters::kDown:
-      return {inner, width};
-    default:
-      return {width, inner};
-  }
-}
 
 // The same numbers on every call, also when a layer is computed again for its gradients.
 at::Tensor Dropped(const at::Tensor& x, double share, uint64_t seed) {
@@ -70,13 +50,14 @@ LowRankAdapters::LowRankAdapters(const DecoderConfig& config, const LowRankOptio
                                  const TensorSource& tensors, at::Device device,
                                  at::ScalarType dtype)
     : options_(options) {
+  const TensorShapes shapes = DecoderTensors(config);
   ParameterReader reader(tensors, device, dtype);
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
     auto& pairs = layers_.emplace_back();
     for (size_t matrix = 0; matrix < kMatrices; ++matrix) {
-      const auto [in, out] = SidesOf(config, matrix);
-      pairs[matrix].a = reader.Read(NameOf(layer, matrix, kFactorA), {options.rank, in});
-      pairs[matrix].b = reader.Read(NameOf(layer, matrix, kFactorB), {out, options.rank});
+      const std::vector<int64_t>& shape = shapes.at(NameOf(layer, matrix, ""));
+      pairs[matrix].a = reader.Read(NameOf(layer, matrix, kFactorA), {options.rank, shape[1]});
+      pairs[matrix].b = reader.Read(NameOf(layer, matrix, kFactorB), {shape[0], options.rank});
     }
   }
   reader.Finish("adapters");

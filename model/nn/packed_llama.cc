@@ -89,17 +89,13 @@ int64_t PackedLlama::BlockBytes(const DecoderConfig& config, WeightFormat weight
 }
 
 at::Tensor PackedLlama::Embed(std::span<const int32_t> ids) const {
+  CheckIds(config_, ids);
   const int64_t width = config_.hidden_size;
   at::Tensor rows = at::empty({static_cast<int64_t>(ids.size()), width}, at::kFloat);
   const bool floats = weights_.embedding.scalar_type() == at::kFloat;
   const void* table = weights_.embedding.const_data_ptr();
   float* out = rows.data_ptr<float>();
   for (const int32_t id : ids) {
-    if (id < 0 || id >= config_.vocab_size) {
-      throw std::invalid_argument("decoder: token id " + std::to_string(id) +
-                                  " is not in the vocabulary of " +
-                                  std::to_string(config_.vocab_size));
-    }
     if (floats) {
       std::copy_n(static_cast<const float*>(table) + id * width, width, out);
     } else {

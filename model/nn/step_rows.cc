@@ -50,6 +50,14 @@ StepRows PlanStepRows(const DecoderConfig& config, int64_t num_blocks, at::IntAr
   return plan;
 }
 
+void CheckIds(const DecoderConfig& config, std::span<const int32_t> ids) {
+  for (const int32_t id : ids) {
+    if (id < 0 || id >= config.vocab_size) {
+      Refuse("token id ", id, " is not in the vocabulary of ", config.vocab_size);
+    }
+  }
+}
+
 void CheckCopy(int32_t from, int32_t to, int64_t num_blocks) {
   if (from < 0 || from >= num_blocks || to < 0 || to >= num_blocks) {
     Refuse("copying block ", from, " to ", to, " of ", num_blocks);

@@ -22,6 +22,9 @@ struct StepRows {
 StepRows PlanStepRows(const DecoderConfig& config, int64_t num_blocks, at::IntArrayRef rows,
                       std::span<const StepSequence> sequences, std::span<const int64_t> wanted);
 
+// Throws std::invalid_argument unless all have a row in the table of embeddings.
+void CheckIds(const DecoderConfig& config, std::span<const int32_t> ids);
+
 // Throws std::invalid_argument unless both are blocks.
 void CheckCopy(int32_t from, int32_t to, int64_t num_blocks);
 

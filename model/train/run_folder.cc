@@ -13,8 +13,8 @@
 #include <utility>
 
 #include "model/checkpoint/durable_file.h"
-#include "model/checkpoint/json_text.h"
 #include "model/checkpoint/tensor_file.h"
+#include "model/text/json_text.h"
 
 namespace llava {
 namespace {

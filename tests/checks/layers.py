@@ -22,7 +22,7 @@ ALLOWED = {
     "model/data": ["model/config", "model/text", "model/image", "model/checkpoint"],
     "model/progress": [],
     "model/openai": ["model/digest", "model/text", "model/progress",
-                     "model/checkpoint/durable_file.h", "model/checkpoint/json_text.h"],
+                     "model/checkpoint/durable_file.h"],
     "model/chart": ["model/checkpoint/durable_file.h"],
     "model/eval": MODEL + ["model/data", "model/progress", "model/chart", "model/openai"],
     "model/train": MODEL + ["model/data", "model/eval", "model/progress", "model/chart"],

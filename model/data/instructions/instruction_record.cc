@@ -2,7 +2,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include "model/checkpoint/json_text.h"
+#include "model/text/json_text.h"
 #include "model/text/utf8.h"
 
 namespace llava {

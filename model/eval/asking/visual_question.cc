@@ -5,10 +5,10 @@
 #include <string_view>
 
 #include "model/checkpoint/durable_file.h"
-#include "model/checkpoint/json_text.h"
 #include "model/data/instructions/instruction_record.h"
 #include "model/digest/sha256.h"
 #include "model/eval/json_lines.h"
+#include "model/text/json_text.h"
 #include "model/text/utf8.h"
 
 namespace llava {

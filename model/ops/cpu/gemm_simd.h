@@ -26,7 +26,9 @@ constexpr int kMostRows = 1;
 constexpr int kVectors = kPanel / kColumns;
 // Vectors of a panel that `rows` of x go through at a time: all while their sums fit into
 // registers, so that weights are read in order.
-constexpr int Together(int rows) { return rows * kVectors <= 2 * kMostRows ? kVectors : 2; }
+constexpr int Together(int rows) {
+  return rows == 1 || rows * kVectors <= 2 * kMostRows ? kVectors : 2;
+}
 
 using Floats = float __attribute__((vector_size(4 * kColumns)));
 using Ints = int32_t __attribute__((vector_size(4 * kColumns)));

@@ -1,3 +1,0 @@
-#pragma once
-
-#include "model/text/json_text.h"  // where it lives, for who may not see model/checkpoint
