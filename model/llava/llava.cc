@@ -162,10 +162,12 @@ class SampleRows {
     const int64_t branched =
         std::accumulate(sample.branches.begin(), sample.branches.end(), int64_t{0});
     const auto ids = static_cast<int64_t>(sample.input_ids.size());
-    if (sample.shared < 1 || sample.shared + branched != ids) {
+    const bool empty = std::ranges::any_of(sample.branches, [](int64_t n) { return n < 1; });
+    if (sample.shared < 1 || empty || sample.shared + branched != ids) {
       throw std::invalid_argument("a sample of " + std::to_string(ids) + " ids cannot have " +
-                                  std::to_string(sample.shared) + " shared ones and branches of " +
-                                  std::to_string(branched));
+                                  std::to_string(sample.shared) + " shared ones and " +
+                                  std::to_string(sample.branches.size()) + " branches of " +
+                                  std::to_string(branched) + ", none of them empty");
     }
     const auto tail = sample.input_ids.subspan(sample.shared);
     if (CountImages(tail) > 0) {

@@ -77,13 +77,25 @@ bool HasCudaKernels(at::Device device) {
 #endif
 }
 
-void CheckTypes(WeightType type, KvType kv, at::Device device) {
+void CheckTypes(WeightType type, const ServingOptions& options,
+                const std::optional<Quantization>& stored, at::Device device) {
+  const KvType kv = options.kv;
+  if (options.group != 0 && !IsPacked(type)) {
+    throw std::invalid_argument(ToString(type) + " weights have no groups, but groups of " +
+                                std::to_string(options.group) +
+                                " are asked for: serve in int8 or int4, or leave --group out");
+  }
   if (device.is_cpu()) {
     if (type == WeightType::kFloat16) {
       throw std::invalid_argument(
           "float16 is for GPUs; on the CPU serve in float32, bfloat16, int8 or int4");
     }
     return;
+  }
+  if (stored && type == WeightType::kFloat16) {
+    throw std::invalid_argument("the checkpoint is packed as " + stored->Describe() +
+                                ", of which there is no float16: ask for --dtype " +
+                                DtypeWord(*stored) + " or auto");
   }
   if (IsPacked(type) && !HasCudaKernels(device)) {
     throw std::invalid_argument(ToString(type) +
@@ -183,7 +195,7 @@ std::string WhyPlainDecoder(WeightType type, at::Device device) {
 ServingModel::ServingModel(const LanguageCheckpoint& checkpoint, at::Device device,
                            const ServingOptions& options)
     : weights_(Resolve(options.weights, checkpoint, device)), device_(device) {
-  CheckTypes(weights_, options.kv, device);
+  CheckTypes(weights_, options, checkpoint.config.decoder.quantization, device);
   const LanguageConfig& config = checkpoint.config;
   num_known_ids_ = std::min<int64_t>(config.decoder.vocab_size, checkpoint.tokenizer->vocab_size());
   const at::ScalarType dtype = ScalarTypeOf(weights_);

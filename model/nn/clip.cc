@@ -46,23 +46,28 @@ ClipTower::ClipTower(const VisionConfig& config, const TensorSource& tensors, at
   reader.Finish("vision tower");
 }
 
-at::Tensor ClipTower::Forward(const at::Tensor& pixels, int64_t layer,
-                              std::vector<at::Tensor>* hidden_states) const {
-  const int64_t num_blocks = layer < 0 ? config_.num_layers + 1 + layer : layer;
-  if (num_blocks < 0 || num_blocks > config_.num_layers) {
+int64_t BlocksBefore(const VisionConfig& config, at::IntArrayRef pixels, int64_t layer) {
+  const int64_t num_blocks = layer < 0 ? config.num_layers + 1 + layer : layer;
+  if (num_blocks < 0 || num_blocks > config.num_layers) {
     throw std::invalid_argument("vision tower: hidden state " + std::to_string(layer) +
-                                " of a tower with " + std::to_string(config_.num_layers) +
-                                " blocks; known are 0 to " + std::to_string(config_.num_layers) +
-                                " and " + std::to_string(-config_.num_layers - 1) + " to -1");
+                                " of a tower with " + std::to_string(config.num_layers) +
+                                " blocks; known are 0 to " + std::to_string(config.num_layers) +
+                                " and " + std::to_string(-config.num_layers - 1) + " to -1");
   }
-  const int64_t channels = config_.num_channels, side = config_.image_size;
-  if (pixels.dim() != 4 || pixels.size(1) != channels || pixels.size(2) != side ||
-      pixels.size(3) != side) {
+  const int64_t channels = config.num_channels, side = config.image_size;
+  if (pixels.size() != 4 || pixels.slice(1) != at::IntArrayRef{channels, side, side}) {
     std::ostringstream message;
-    message << "vision tower: pixels of shape " << pixels.sizes() << ", expected [B, " << channels
-            << ", " << side << ", " << side << "]";
+    message << "vision tower: pixels of shape " << pixels << ", expected [B, " << channels << ", "
+            << side << ", " << side << "]";
     throw std::invalid_argument(message.str());
   }
+  return num_blocks;
+}
+
+at::Tensor ClipTower::Forward(const at::Tensor& pixels, int64_t layer,
+                              std::vector<at::Tensor>* hidden_states) const {
+  const int64_t num_blocks = BlocksBefore(config_, pixels.sizes(), layer);
+  const int64_t channels = config_.num_channels, side = config_.image_size;
   const int64_t batch = pixels.size(0), width = config_.hidden_size;
   const int64_t patch = config_.patch_size, grid = side / patch;
 

@@ -14,6 +14,11 @@
 
 namespace llava {
 
+// How many blocks come before the hidden state `layer` (negative: from the end) of a tower that is
+// given `pixels`. Throws std::invalid_argument if there is no such layer or the tower takes other
+// pixels.
+int64_t BlocksBefore(const VisionConfig& config, at::IntArrayRef pixels, int64_t layer);
+
 // Forward is const and thread-safe (one thread per device is the rule of the pool); the parameters
 // change only through VisitParameters.
 class ClipTower {

@@ -24,20 +24,13 @@ KvCache::KvCache(const DecoderConfig& config, at::Device device, at::ScalarType 
       device_(device),
       dtype_(StoredType(device, dtype)) {}
 
-int64_t KvCache::BytesPerToken(const DecoderConfig& config, at::Device device,
-                               at::ScalarType dtype) {
-  return 2 * config.num_layers * config.num_kv_heads * config.head_dim *
-         static_cast<int64_t>(c10::elementSize(StoredType(device, dtype)));
-}
-
 std::pair<at::Tensor, at::Tensor> KvCache::Append(int64_t layer, const at::Tensor& k,
                                                   const at::Tensor& v) {
   Layer& store = layers_.at(layer);
   const int64_t tokens = k.size(0), needed = length_ + tokens;
   const int64_t capacity = store.k.defined() ? store.k.size(0) : 0;
   if (needed > capacity) {
-    const int64_t first = reserved_ > 0 ? reserved_ : kFirstCapacity;
-    const int64_t grown = std::max({needed, 2 * capacity, first});
+    const int64_t grown = std::max({needed, 2 * capacity, kFirstCapacity});
     const auto grow = [&](at::Tensor& old) {
       at::Tensor wider =
           at::empty({grown, kv_heads_, head_dim_}, at::TensorOptions(device_).dtype(dtype_));

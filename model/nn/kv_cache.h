@@ -21,13 +21,6 @@ class KvCache {
   // saves.
   KvCache(const DecoderConfig& config, at::Device device, at::ScalarType dtype);
 
-  // Bytes that one token takes in a cache of this kind, all layers.
-  static int64_t BytesPerToken(const DecoderConfig& config, at::Device device,
-                               at::ScalarType dtype);
-  // The first allocation takes at least this many tokens: exact use of memory where the final
-  // length is known.
-  void Reserve(int64_t tokens) { reserved_ = tokens; }
-
   // Tokens whose keys and values all layers hold.
   int64_t length() const { return length_; }
   // Stores k and v [T, Hkv, Dh] of `layer` behind the `length()` tokens that are there and returns
@@ -48,7 +41,6 @@ class KvCache {
   at::Device device_;
   at::ScalarType dtype_;
   int64_t length_ = 0;
-  int64_t reserved_ = 0;
 };
 
 }  // namespace llava

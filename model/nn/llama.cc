@@ -61,7 +61,10 @@ ops::RopeTable LlamaDecoder::RopeOf(const RaggedAttention& attention, int64_t ro
                                 " tokens is longer than the model's context of " +
                                 std::to_string(config_.max_position_embeddings));
   }
-  if (positions.back() - positions.front() == rows - 1 && length - positions.front() == rows) {
+  const bool follow =
+      std::adjacent_find(positions.begin(), positions.end(),
+                         [](int64_t a, int64_t b) { return b != a + 1; }) == positions.end();
+  if (follow) {
     return {rope_.cos.narrow(0, positions[0], rows), rope_.sin.narrow(0, positions[0], rows)};
   }
   const at::Tensor index = at::tensor(positions, at::kLong).to(device_);
@@ -139,9 +142,11 @@ at::Tensor LlamaDecoder::Forward(const at::Tensor& embeddings, std::span<const S
                                 std::to_string(attention->positions().size()) + " tokens");
   }
   if (const int64_t missing = MissingRows(rows, weights_.layers[0].q); missing > 0) {
-    // As a sequence of its own, which nobody sees.
+    // As sequences of their own, which nobody sees, none longer than the context.
     std::vector<Segment> rounded(segments.begin(), segments.end());
-    rounded.push_back({.tokens = missing});
+    for (int64_t left = missing; left > 0; left -= rounded.back().tokens) {
+      rounded.push_back({.tokens = std::min(left, config_.max_position_embeddings)});
+    }
     std::vector<at::Tensor> states;
     const at::Tensor out =
         Forward(WithRows(embeddings, missing), rounded, hidden_states ? &states : nullptr);

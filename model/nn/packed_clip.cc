@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <sstream>
 #include <stdexcept>
 #include <utility>
 
@@ -12,6 +11,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 
+#include "model/nn/clip.h"
 #include "model/nn/parameter_reader.h"
 
 namespace llava {
@@ -182,20 +182,7 @@ void* PackedClipTower::Rows::Get(int64_t rows, int64_t width, Element element) {
 }
 
 at::Tensor PackedClipTower::Forward(const at::Tensor& pixels, int64_t layer) {
-  const int64_t num_blocks = layer < 0 ? config_.num_layers + 1 + layer : layer;
-  if (num_blocks < 0 || num_blocks > config_.num_layers) {
-    throw std::invalid_argument("vision tower: hidden state " + std::to_string(layer) +
-                                " of a tower with " + std::to_string(config_.num_layers) +
-                                " blocks");
-  }
-  const int64_t side = config_.image_size;
-  if (pixels.dim() != 4 || pixels.size(1) != config_.num_channels || pixels.size(2) != side ||
-      pixels.size(3) != side) {
-    std::ostringstream message;
-    message << "vision tower: pixels of shape " << pixels.sizes() << ", expected [B, "
-            << config_.num_channels << ", " << side << ", " << side << "]";
-    throw std::invalid_argument(message.str());
-  }
+  const int64_t num_blocks = BlocksBefore(config_, pixels.sizes(), layer);
   const int64_t batch = pixels.size(0), tokens = config_.num_patches() + 1;
   const int64_t width = config_.hidden_size;
   at::Tensor x = at::empty({batch, tokens, width}, at::kFloat);

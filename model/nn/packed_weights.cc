@@ -131,10 +131,14 @@ PackOptions StoredOptions(const Quantization& stored, const std::optional<PackOp
                              ": quantise the checkpoint that it was made from again");
   }
   const PackOptions options = ToPackOptions(stored);
-  if (wanted && (wanted->format != options.format ||
-                 (wanted->group != 0 && wanted->group != options.group))) {
-    throw std::invalid_argument("the checkpoint is packed as " + stored.Describe() +
-                                ": ask for --dtype " + stored.format + " or auto");
+  const auto refuse = [&](const std::string& what) {
+    throw std::invalid_argument("the checkpoint is packed as " + stored.Describe() + ": " + what);
+  };
+  if (wanted && wanted->format != options.format) {
+    refuse("ask for --dtype " + DtypeWord(stored) + " or auto");
+  }
+  if (wanted && wanted->group != 0 && wanted->group != options.group) {
+    refuse("leave --group out");
   }
   return options;
 }
@@ -228,6 +232,10 @@ Quantization ToQuantization(const PackOptions& options) {
     quantization.group = options.group != 0 ? options.group : int8 ? 128 : 64;
   }
   return quantization;
+}
+
+std::string DtypeWord(const Quantization& quantization) {
+  return quantization.format == "bf16" ? "bfloat16" : quantization.format;
 }
 
 PackOptions ToPackOptions(const Quantization& quantization) {

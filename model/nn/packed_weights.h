@@ -71,6 +71,8 @@ at::Tensor StoredTensor(const ops::cpu::PackedMatrix& matrix);
 // "bf16", "int8/128": between options and what config.json says. Throw std::invalid_argument for
 // what there is not.
 Quantization ToQuantization(const PackOptions& options);
+// The word of --dtype that asks for such weights.
+std::string DtypeWord(const Quantization& quantization);
 PackOptions ToPackOptions(const Quantization& quantization);
 
 }  // namespace llava

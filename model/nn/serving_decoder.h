@@ -51,7 +51,8 @@ class ServingDecoder {
   // One forward call over all sequences. Writes keys and values of their new tokens into their
   // blocks and returns the logits of the rows `wanted` (indices into the batch) as float32
   // [wanted, V] on the CPU. `rows` [T, D]: of Embed, or projected pictures of the same dtype and
-  // device. The result of a row depends on its own sequence alone. Throws std::invalid_argument if
+  // device. The result of a row depends on its own sequence alone, within rounding
+  // (CudaLlama) or to the bit (PackedLlama). Throws std::invalid_argument if
   // shapes do not fit.
   virtual at::Tensor Step(const at::Tensor& rows, std::span<const StepSequence> sequences,
                           std::span<const int64_t> wanted) = 0;

@@ -27,6 +27,9 @@ at::Tensor Indices(at::ArrayRef<int32_t> values, at::Device device) {
 TorchServingDecoder::TorchServingDecoder(const DecoderConfig& config, DecoderWeights weights,
                                          int64_t num_blocks)
     : config_(config), weights_(std::move(weights)), num_blocks_(num_blocks) {
+  if (num_blocks < 1) {
+    throw std::invalid_argument("decoder: there has to be a block of keys and values");
+  }
   const at::Tensor& like = weights_.embed_tokens;
   kv_ = at::zeros(
       {config.num_layers, 2, num_blocks, kKvBlockTokens, config.num_kv_heads, config.head_dim},
@@ -36,6 +39,7 @@ TorchServingDecoder::TorchServingDecoder(const DecoderConfig& config, DecoderWei
 }
 
 at::Tensor TorchServingDecoder::Embed(std::span<const int32_t> ids) const {
+  CheckIds(config_, ids);
   return at::embedding(weights_.embed_tokens,
                        Indices({ids.data(), ids.size()}, weights_.embed_tokens.device()));
 }

@@ -7,9 +7,8 @@
 // The JSON of a template (* = must be there, else empty):
 //   name*                     how it is called in settings
 //   system, system_suffix     text in front of everything and what follows it, if it is not empty
-//   image: prefix, suffix     around the mark of a picture (suffix "\n" unless told). Marks stand
-//   in
-//                             front of the message that they belong to
+//   image: prefix, suffix     around the mark of a picture (suffix "\n" unless told). Marks
+//                             stand in front of the message that they belong to
 //   user*: prefix, suffix     around the text of the user
 //   assistant*: prefix        asks for an answer; a prompt ends with it
 //     before_answer           between prefix and answer; its first token is part of what a model

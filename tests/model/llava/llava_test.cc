@@ -188,5 +188,17 @@ TEST(LossTest, RefusesABatchWithoutLabels) {
               testing::HasSubstr("54"));
 }
 
+TEST(LossTest, RefusesBranchesThatDoNotAddUpOrAreEmpty) {
+  const Llava model = TinyLlava();
+  const Sample sample{{1, 20, 21, 22}, {1, 20, 21, 22}, {}};
+  const std::vector<std::vector<int64_t>> wrong = {{2}, {3, 0}, {4, -1}};
+  for (const std::vector<int64_t>& branches : wrong) {
+    LabelledSample view = View(sample);
+    view.shared = 1;
+    view.branches = branches;
+    EXPECT_THAT(ErrorOf([&] { Predict(model, {&view, 1}); }), testing::HasSubstr("branches"));
+  }
+}
+
 }  // namespace
 }  // namespace llava

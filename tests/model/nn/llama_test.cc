@@ -120,6 +120,27 @@ TEST(LlamaDecoderTest, SequencesOfABatchDoNotSeeEachOther) {
             2e-5);
 }
 
+TEST(LlamaDecoderTest, EveryRowOfABatchHasItsOwnPosition) {
+  // Positions 4, 4, 6: the first, the last and the largest are as if they followed each other.
+  const LlamaDecoder decoder = MakeDecoder();
+  const std::vector<int64_t> lengths = {4, 4, 6};
+  std::vector<KvCache> caches(3, KvCache(decoder.config(), at::kCPU, at::kFloat));
+  std::vector<Segment> step;
+  std::vector<at::Tensor> next;
+  for (size_t i = 0; i < 3; ++i) {
+    const at::Tensor ids = Ids(lengths[i] + 1, static_cast<int64_t>(i));
+    const Segment head{.tokens = lengths[i], .cache = &caches[i]};
+    decoder.Forward(decoder.Embed(ids.narrow(0, 0, lengths[i])), {&head, 1});
+    step.push_back({.tokens = 1, .cache = &caches[i]});
+    next.push_back(ids.narrow(0, lengths[i], 1));
+  }
+  const at::Tensor out = decoder.Forward(decoder.Embed(at::cat(next)), step);
+  for (int64_t i = 0; i < 3; ++i) {
+    const at::Tensor alone = WholeForward(decoder, Ids(lengths[i] + 1, i));
+    EXPECT_LT(MaxDifference(out[i], alone[lengths[i]]), 2e-5) << "sequence " << i;
+  }
+}
+
 TEST(LlamaDecoderTest, TruncatedCacheIsAsIfTheRestHadNeverBeen) {
   const LlamaDecoder decoder = MakeDecoder();
   KvCache cache(decoder.config(), at::kCPU, at::kFloat);
@@ -174,6 +195,16 @@ TEST(LlamaDecoderTest, RoundsUpTheRowsOfLargeBatchesUnseen) {
   EXPECT_EQ(decoder.Logits(out).sizes(), (at::IntArrayRef{70, 53}));
   EXPECT_TRUE(
       at::equal(decoder.Logits(out).narrow(0, 0, 64), decoder.Logits(out.narrow(0, 0, 64))));
+
+  // 65 rows lack 63, which is more than this model's context has.
+  DecoderConfig small = TinyDecoderConfig();
+  small.max_position_embeddings = 40;
+  const LlamaDecoder short_context = MakeDecoder(small, at::kBFloat16);
+  const std::vector<Segment> fitting = {{.tokens = 33}, {.tokens = 32}};
+  const at::Tensor few = Ids(65, 2);
+  EXPECT_LT(MaxDifference(short_context.Forward(short_context.Embed(few), fitting),
+                          exact.Forward(exact.Embed(few), fitting)),
+            0.15);
 
   // With a cache, in two pieces.
   KvCache cache(decoder.config(), at::kCPU, at::kBFloat16);

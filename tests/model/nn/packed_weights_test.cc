@@ -188,8 +188,14 @@ TEST_F(PackedWeightsTest, AskingForAnotherFormatNamesTheStoredOne) {
   };
   EXPECT_THAT(ask({WeightFormat::kInt8}),
               AllOf(HasSubstr("packed as int4/64"), HasSubstr("--dtype int4 or auto")));
-  EXPECT_THAT(ask({WeightFormat::kInt4, 32}), HasSubstr("packed as int4/64"));
+  EXPECT_THAT(ask({WeightFormat::kInt4, 32}),
+              AllOf(HasSubstr("packed as int4/64"), HasSubstr("leave --group out")));
   EXPECT_EQ(ask({WeightFormat::kInt4, 64}), "");
+  const LanguageCheckpoint half =
+      OpenPacked(Publish(plain_, {WeightFormat::kBFloat16, 0, true}, "half"));
+  EXPECT_THAT(
+      ErrorOf([&] { PackDecoder(half.config.decoder, half.tensors, PackOptions{}, pool_); }),
+      HasSubstr("--dtype bfloat16 or auto"));
   EXPECT_EQ(ask({WeightFormat::kInt4}), "");
 }
 

@@ -133,6 +133,15 @@ TEST(TorchServingDecoderTest, RefusesWhatDoesNotFit) {
   EXPECT_THROW(decoder.Step(rows, {}, {}), std::invalid_argument);
   EXPECT_THROW(decoder.CopyBlock(0, 40), std::invalid_argument);
   EXPECT_THROW(decoder.CopyBlock(-1, 0), std::invalid_argument);
+  for (const int32_t wrong : {53, -1}) {
+    EXPECT_THROW(decoder.Embed(std::vector<int32_t>{1, wrong}), std::invalid_argument);
+  }
+  const DecoderConfig config = TinyDecoderConfig();
+  EXPECT_THROW(TorchServingDecoder(config,
+                                   ReadDecoderWeights(config, MemoryTensors(RandomDecoder(config)),
+                                                      at::kCPU, at::kFloat),
+                                   0),
+               std::invalid_argument);
 }
 
 }  // namespace
