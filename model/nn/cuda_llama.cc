@@ -1,8 +1,6 @@
 #include "model/nn/cuda_llama.h"
 
 #include <algorithm>
-#include <array>
-#include <bit>
 #include <cmath>
 #include <ranges>
 #include <stdexcept>
@@ -20,6 +18,7 @@
 #include <c10/core/InferenceMode.h>
 #include <c10/util/Exception.h>
 
+#include "model/nn/cuda_llama_parts.h"
 #include "model/nn/step_rows.h"
 #include "model/ops/feature.h"
 
@@ -28,25 +27,11 @@ namespace {
 
 static_assert(kKvBlockTokens == cuda::kBlockTokens);
 
-// Batches that graphs are recorded for; smaller ones are padded.
-constexpr std::array<int64_t, 7> kGraphSequences = {1, 2, 4, 8, 16, 32, 64};
-
 cuda::Element ElementOf(at::ScalarType dtype) {
   if (dtype == at::kFloat) return cuda::Element::kFloat;
   if (dtype == at::kBFloat16) return cuda::Element::kBFloat16;
   throw std::invalid_argument("decoder: CUDA kernels are for float32 and bfloat16");
 }
-
-// By how many sequences and stretches there is a graph for steps of `sequences`, of which the
-// longest has `splits`.
-int64_t GraphSequences(int64_t sequences) {
-  return *std::lower_bound(kGraphSequences.begin(), kGraphSequences.end(), sequences);
-}
-int64_t GraphSplits(int64_t splits) {
-  return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(splits)));
-}
-
-int64_t SplitsOf(int64_t length) { return (length + cuda::kSplitTokens - 1) / cuda::kSplitTokens; }
 
 int64_t LongestOf(std::span<const StepSequence> sequences) {
   int64_t longest = 0;
@@ -57,30 +42,6 @@ int64_t LongestOf(std::span<const StepSequence> sequences) {
 }
 
 }  // namespace
-
-// What a forward call needs besides its rows; index tensors are int32 on the device.
-struct CudaLlama::Batch {
-  at::Tensor positions, slots;  // [T]
-  // Sequences with one token: their rows, keys seen, and blocks.
-  at::Tensor decode_rows, lengths, tables;  // [N], [N], [N, W]
-  int64_t splits = 0;                       // stretches of the longest of them
-  // The others.
-  struct Chunk {
-    int64_t begin, tokens, computed;
-    at::Tensor blocks;
-  };
-  std::vector<Chunk> chunks;
-  at::Tensor wanted;  // rows; undefined: all
-};
-
-// A recorded forward call with the memory that it reads and writes.
-struct CudaLlama::DecodeGraph {
-  at::Tensor rows;    // [B, D]
-  at::Tensor inputs;  // positions, slots, lengths, tables, one behind the other
-  at::Tensor logits;  // [B, V]
-  int64_t blocks;     // of a table's row
-  std::unique_ptr<cuda::Graph> graph;
-};
 
 CudaLlama::CudaLlama(const DecoderConfig& config, CudaDecoderWeights weights,
                      const CudaLlamaOptions& options)
@@ -110,6 +71,12 @@ CudaLlama::CudaLlama(const DecoderConfig& config, CudaDecoderWeights weights,
       at::arange(config.max_position_embeddings, at::TensorOptions(device_).dtype(at::kLong)),
       config.head_dim, config.rope_theta);
   rope_ = {rope_.cos.contiguous(), rope_.sin.contiguous()};
+  if (element_ == cuda::Element::kBFloat16 && ops::Enabled(ops::Feature::kStream)) {
+    const int64_t most = weights_.lm_head.streamed_rows();
+    for (const int64_t size : kGraphSequences) {
+      if (size <= most) streamed_.insert(size);
+    }
+  }
 }
 
 CudaLlama::~CudaLlama() = default;
@@ -219,6 +186,10 @@ void CudaLlama::Attend(const Cache& cache, const at::Tensor& qkv, const Batch& b
                        sequences, stream);
 }
 
+bool CudaLlama::Streams(int64_t rows) const {
+  return rows > 0 && rows <= kGraphSequences.back() && streamed_.contains(GraphSequences(rows));
+}
+
 at::Tensor CudaLlama::Forward(const at::Tensor& rows, const Batch& batch) const {
   // Copied by a kernel: in a graph, a kernel may overlap with another, but not with a plain copy.
   at::Tensor residual = rows * 1;
@@ -229,7 +200,7 @@ at::Tensor CudaLlama::Forward(const at::Tensor& rows, const Batch& batch) const 
   for (size_t i = 0; i < weights_.layers.size(); ++i) {
     const CudaDecoderWeights::Layer& layer = weights_.layers[i];
     AddNorm(residual, delta, layer.input_norm, normed);
-    const at::Tensor qkv = layer.qkv.Multiply(normed);
+    const at::Tensor qkv = layer.qkv.Multiply(normed, Streams(normed.size(0)));
     Attend(caches_[i], qkv, batch, seen);
     if (i + 1 == weights_.layers.size() && batch.wanted.defined()) {
       // Behind the last attention only the rows that are wanted matter: of a prompt one or none.
@@ -240,81 +211,14 @@ at::Tensor CudaLlama::Forward(const at::Tensor& rows, const Batch& batch) const 
       normed = at::empty_like(residual);
       gated = at::empty({wanted, config_.intermediate_size}, rows.options());
     }
-    delta = layer.o.Multiply(seen);
+    const bool stream = Streams(seen.size(0));
+    delta = layer.o.Multiply(seen, stream);
     AddNorm(residual, delta, layer.post_attention_norm, normed);
-    layer.gate_up.MultiplyGated(normed, gated);
-    delta = layer.down.Multiply(gated);
+    layer.gate_up.MultiplyGated(normed, gated, stream);
+    delta = layer.down.Multiply(gated, stream);
   }
   AddNorm(residual, delta, weights_.norm, normed);
-  return weights_.lm_head.Multiply(normed);
-}
-
-CudaLlama::DecodeGraph* CudaLlama::GraphFor(int64_t sequences, int64_t splits) {
-  const int64_t size = GraphSequences(sequences), rounded = GraphSplits(splits);
-  const auto [found, added] = graphs_.try_emplace({size, rounded});
-  if (added) {
-    try {
-      found->second = Record(size, rounded);
-    } catch (const c10::OutOfMemoryError&) {
-      // Such steps go without, rather than try and fail again each time.
-    } catch (...) {
-      graphs_.erase(found);
-      throw;
-    }
-  }
-  return found->second.get();
-}
-
-std::unique_ptr<CudaLlama::DecodeGraph> CudaLlama::Record(int64_t size, int64_t splits) {
-  auto made = std::make_unique<DecodeGraph>();
-  made->blocks = splits * cuda::kSplitTokens / kKvBlockTokens;
-  made->rows = at::zeros({size, config_.hidden_size}, weights_.embed_tokens.options());
-  made->inputs =
-      at::zeros({size * (3 + made->blocks)}, weights_.embed_tokens.options().dtype(at::kInt));
-  // Until its first use, all rows are padding: one token in the spare block.
-  made->inputs.narrow(0, size, size).fill_(num_blocks_ * kKvBlockTokens);
-  made->inputs.narrow(0, 2 * size, size).fill_(1);
-  made->inputs.narrow(0, 3 * size, size * made->blocks).fill_(num_blocks_);
-  made->logits = at::zeros({size, config_.vocab_size}, made->rows.options().dtype(at::kFloat));
-  Batch batch;
-  batch.positions = made->inputs.narrow(0, 0, size);
-  batch.slots = made->inputs.narrow(0, size, size);
-  batch.lengths = made->inputs.narrow(0, 2 * size, size);
-  batch.tables = made->inputs.narrow(0, 3 * size, size * made->blocks).view({size, made->blocks});
-  batch.decode_rows = at::arange(size, made->inputs.options());
-  batch.splits = splits;
-  made->graph = std::make_unique<cuda::Graph>(
-      [this, batch, rows = made->rows, logits = made->logits] {
-        c10::InferenceMode guard;
-        logits.copy_(Forward(rows, batch));
-      },
-      device_, first_graph_);
-  if (first_graph_ == nullptr) first_graph_ = made->graph.get();
-  return made;
-}
-
-at::Tensor CudaLlama::Decode(DecodeGraph& graph, const at::Tensor& rows,
-                             std::span<const StepSequence> sequences,
-                             at::ArrayRef<int32_t> positions, at::ArrayRef<int32_t> slots) {
-  const auto count = static_cast<int64_t>(sequences.size());
-  const int64_t size = graph.rows.size(0);
-  const at::Tensor host = cuda::HostBuffer({graph.inputs.size(0)}, at::kInt, device_);
-  int32_t* const to = host.data_ptr<int32_t>();
-  const auto spare = static_cast<int32_t>(num_blocks_);
-  for (int64_t i = 0; i < size; ++i) {
-    int32_t* const table = to + 3 * size + i * graph.blocks;
-    std::fill_n(table, graph.blocks, spare);
-    if (i < count) {
-      std::copy_n(sequences[i].blocks.data(), BlocksOf(positions[i] + 1), table);
-    }
-    to[i] = i < count ? positions[i] : 0;
-    to[size + i] = i < count ? slots[i] : spare * cuda::kBlockTokens;
-    to[2 * size + i] = to[i] + 1;
-  }
-  graph.inputs.copy_(host, /*non_blocking=*/true);
-  graph.rows.narrow(0, 0, count).copy_(rows);
-  graph.graph->Run();
-  return graph.logits.narrow(0, 0, count);
+  return weights_.lm_head.Multiply(normed, Streams(normed.size(0)));
 }
 
 at::Tensor CudaLlama::Step(const at::Tensor& rows, std::span<const StepSequence> sequences,
@@ -444,38 +348,6 @@ at::Tensor CudaLlama::Logits(const at::Tensor& rows, std::span<const StepSequenc
     chunk.blocks = inputs.narrow(0, chunk_blocks[i], BlocksOf(chunk.computed + chunk.tokens));
   }
   return Forward(rows.contiguous(), batch).to(at::kFloat);
-}
-
-void CudaLlama::Prepare(int64_t sequences, int64_t tokens,
-                        const std::function<void(const std::function<void()>&)>& piece) {
-  if (!options_.graphs) return;
-  c10::InferenceMode guard;
-  sequences = std::clamp<int64_t>(sequences, 1, kGraphSequences.back());
-  tokens = std::clamp<int64_t>(
-      tokens, 1, std::min(config_.max_position_embeddings, num_blocks_ * kKvBlockTokens));
-  // The largest first: what they work in has room for all others.
-  for (int64_t splits = GraphSplits(SplitsOf(tokens)); splits > 0; splits /= 2) {
-    for (const int64_t size : std::views::reverse(kGraphSequences)) {
-      if (size <= GraphSequences(sequences)) piece([&] { GraphFor(size, splits); });
-    }
-  }
-}
-
-uint64_t CudaLlama::GraphBytes(const DecoderConfig& config, int64_t sequences, bool packed) {
-  constexpr uint64_t kWorkSpace = 2 * (uint64_t{32} << 20);  // of two streams
-  const int64_t most = GraphSequences(std::clamp<int64_t>(sequences, 1, kGraphSequences.back()));
-  const int64_t splits = GraphSplits(SplitsOf(config.max_position_embeddings));
-  // What a graph works in is shared, but each has logits of its own.
-  const int64_t partial = most * config.num_heads * splits * (config.head_dim + 2);
-  const int64_t logits =
-      2 * most * config.vocab_size * std::bit_width(static_cast<uint64_t>(splits));
-  const int64_t largest = std::max(config.vocab_size, 2 * config.intermediate_size);
-  const int64_t unpacked = packed ? largest * config.hidden_size : 0;
-  return static_cast<uint64_t>(4 * (partial + logits) + 2 * unpacked) + kWorkSpace;
-}
-
-int64_t CudaLlama::num_graphs() const {
-  return std::ranges::count_if(graphs_, [](const auto& entry) { return entry.second != nullptr; });
 }
 
 void CudaLlama::CopyBlock(int32_t from, int32_t to) {

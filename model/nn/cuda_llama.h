@@ -1,12 +1,14 @@
 #pragma once
 
-// The ServingDecoder for CUDA: LibTorch's matrix products and prefill attention, own kernels for
-// everything between them, and steps of single tokens recorded as CUDA graphs.
+// The ServingDecoder for CUDA: LibTorch's products of many rows and prefill attention, own kernels
+// for everything else, and steps of single tokens recorded as CUDA graphs.
 
 #include <cstdint>
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -24,7 +26,8 @@ struct CudaLlamaOptions {
 };
 
 // One thread. Attention and everything else of this file gives a row the same bits in any batch;
-// products sum in another order for other numbers of rows (cuBLAS, and packed weights beyond 16).
+// products sum in another order for other numbers of rows (cuBLAS; packed weights beyond 16;
+// streams).
 class CudaLlama : public ServingDecoder {
  public:
   // Rows, keys and values have the type of the embedding. Throws std::invalid_argument if the
@@ -41,9 +44,8 @@ class CudaLlama : public ServingDecoder {
                         std::span<const int64_t> wanted,
                         std::span<const std::optional<TokenChoice>> choices,
                         int64_t known_ids) override;
-  // Records the graphs.
-  void Prepare(int64_t sequences, int64_t tokens,
-               const std::function<void(const std::function<void()>&)>& piece) override;
+  // Chooses the quicker products for few rows, by measuring, and records the graphs.
+  std::string Prepare(int64_t sequences, int64_t tokens, const DevicePieces& piece) override;
   void CopyBlock(int32_t from, int32_t to) override;
 
   // Bytes that the graphs of steps of up to `sequences` sequences keep, about, with cuBLAS's work
@@ -51,6 +53,9 @@ class CudaLlama : public ServingDecoder {
   static uint64_t GraphBytes(const DecoderConfig& config, int64_t sequences, bool packed);
   // Graphs recorded so far.
   int64_t num_graphs() const;
+  // Sizes of graphs whose products are streamed (CudaMatrix); others leave them to cuBLAS, or of
+  // packed weights to the kernels for any number of rows. Until Prepare: all that can be.
+  const std::set<int64_t>& streamed() const { return streamed_; }
   int64_t num_blocks() const override { return num_blocks_; }
   uint64_t weight_bytes() const override { return weights_.bytes(); }
   const CudaDecoderWeights& weights() const { return weights_; }
@@ -78,9 +83,13 @@ class CudaLlama : public ServingDecoder {
   at::Tensor Decode(DecodeGraph& graph, const at::Tensor& rows,
                     std::span<const StepSequence> sequences, at::ArrayRef<int32_t> positions,
                     at::ArrayRef<int32_t> slots);
+  bool Streams(int64_t rows) const;
+  // Whether steps of `size` sequences are to stream: unless they are slower. Returns what it found;
+  // nothing if there was no memory to measure.
+  std::string ChooseProducts(int64_t size, const DevicePieces& piece);
   // Null if there was no memory for it.
   DecodeGraph* GraphFor(int64_t sequences, int64_t splits);
-  std::unique_ptr<DecodeGraph> Record(int64_t size, int64_t splits);
+  std::unique_ptr<DecodeGraph> Record(int64_t size, int64_t splits, const cuda::Graph* beside);
   // On the device, without waiting.
   at::Tensor Upload(at::ArrayRef<int32_t> values) const;
 
@@ -96,6 +105,7 @@ class CudaLlama : public ServingDecoder {
   // By sequences and stretches.
   std::map<std::pair<int64_t, int64_t>, std::unique_ptr<DecodeGraph>> graphs_;
   const cuda::Graph* first_graph_ = nullptr;  // whose memory all others use
+  std::set<int64_t> streamed_;
 };
 
 }  // namespace llava

@@ -29,6 +29,8 @@ static_assert(sizeof(cuda::PackedWeights::Apart) == 8);
 // unpacked once for the library's product.
 constexpr int64_t kMostPackedRows = 2 * cuda::kPackedRows;
 
+static_assert(CudaMatrix::kStreamedPackedRows <= kMostPackedRows);
+
 // Up to so many, weights pass through registers alone; more of them share what a block has read.
 constexpr int64_t kFewRows = 16;
 
@@ -118,8 +120,23 @@ bool CudaMatrix::ReadsPacked(const at::Tensor& x) const {
          x.scalar_type() == at::kBFloat16;
 }
 
-void CudaMatrix::MultiplyPacked(const at::Tensor& x, bool gated, const at::Tensor& out) const {
-  const cuda::Stream stream = cuda::CurrentStream(x.device());
+bool CudaMatrix::StreamsPlain(const at::Tensor& x) const {
+  return !is_packed() && x.size(0) == 1 && depth_ % 8 == 0 && x.scalar_type() == at::kBFloat16;
+}
+
+void CudaMatrix::StreamPlain(const at::Tensor& x, bool gated, const at::Tensor& out) const {
+  cuda::MultiplyRow({.x = x.const_data_ptr(),
+                     .weight = dense_.const_data_ptr(),
+                     .out = out.data_ptr(),
+                     .rows = static_cast<int>(rows_),
+                     .depth = static_cast<int>(depth_),
+                     .gated = gated},
+                    cuda::CurrentStream(x.device()));
+}
+
+void CudaMatrix::MultiplyPacked(const at::Tensor& x, bool gated, bool stream,
+                                const at::Tensor& out) const {
+  const cuda::Stream queue = cuda::CurrentStream(x.device());
   for (int64_t first = 0; first < x.size(0); first += cuda::kPackedRows) {
     const int64_t count = std::min<int64_t>(cuda::kPackedRows, x.size(0) - first);
     const cuda::PackedProductArgs args = {.x = x.narrow(0, first, count).const_data_ptr(),
@@ -127,31 +144,40 @@ void CudaMatrix::MultiplyPacked(const at::Tensor& x, bool gated, const at::Tenso
                                           .out = out.narrow(0, first, count).data_ptr(),
                                           .gated = gated,
                                           .rows = static_cast<int>(count)};
+    if (stream && cuda::StreamsPacked(args)) {
+      cuda::MultiplyPackedStream(args, queue);
+      continue;
+    }
     if (count <= kFewRows || !ops::Enabled(ops::Feature::kTiles)) {
-      cuda::MultiplyPacked(args, stream);
+      cuda::MultiplyPacked(args, queue);
       continue;
     }
     const at::Tensor partial =
         at::empty({cuda::SlicesOf(args.weight), count, panels_.size(0) * cuda::kPanelRows},
                   x.options().dtype(at::kFloat));
-    cuda::MultiplyPackedTiles(args, partial.data_ptr<float>(), stream);
+    cuda::MultiplyPackedTiles(args, partial.data_ptr<float>(), queue);
   }
 }
 
-at::Tensor CudaMatrix::Multiply(const at::Tensor& x) const {
-  if (!ReadsPacked(x)) return ops::Linear(x, Dense(x.scalar_type()));
+at::Tensor CudaMatrix::Multiply(const at::Tensor& x, bool stream) const {
+  const bool plain = stream && StreamsPlain(x);
+  if (!plain && !ReadsPacked(x)) return ops::Linear(x, Dense(x.scalar_type()));
   at::Tensor out = at::empty({x.size(0), rows_}, x.options());
-  MultiplyPacked(x, /*gated=*/false, out);
+  if (plain) {
+    StreamPlain(x, /*gated=*/false, out);
+  } else {
+    MultiplyPacked(x, /*gated=*/false, stream, out);
+  }
   return out;
 }
 
-void CudaMatrix::MultiplyGated(const at::Tensor& x, const at::Tensor& out) const {
+void CudaMatrix::MultiplyGated(const at::Tensor& x, const at::Tensor& out, bool stream) const {
+  if (stream && StreamsPlain(x)) return StreamPlain(x, /*gated=*/true, out);
   // The kernel makes gate and up of whole panels.
   if (ReadsPacked(x) && rows_ % (2 * cuda::kPanelRows) == 0) {
-    MultiplyPacked(x, /*gated=*/true, out);
-    return;
+    return MultiplyPacked(x, /*gated=*/true, stream, out);
   }
-  const at::Tensor product = Multiply(x);
+  const at::Tensor product = Multiply(x, stream);
   cuda::SwiGlu(ElementOf(x.scalar_type()),
                {.gate_up = product.const_data_ptr(),
                 .out = out.data_ptr(),

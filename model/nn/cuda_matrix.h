@@ -28,16 +28,24 @@ class CudaMatrix {
   // The matrix in `dtype`, rounded from what products see; itself if it is that.
   at::Tensor Dense(at::ScalarType dtype) const;
   // x contiguous, of the dtype of a dense matrix; beside a packed one float32 or bfloat16, of which
-  // only the latter has kernels that read packed weights.
-  at::Tensor Multiply(const at::Tensor& x) const;
+  // only the latter has kernels that read packed weights. `stream`: a row of bfloat16, or up to
+  // eight with packed weights, are left to the kernels that read ahead over the ends of others.
+  at::Tensor Multiply(const at::Tensor& x, bool stream = false) const;
   // SwiGlu of the product with gate and up, the halves of the rows, into `out` [T, N / 2].
-  void MultiplyGated(const at::Tensor& x, const at::Tensor& out) const;
+  void MultiplyGated(const at::Tensor& x, const at::Tensor& out, bool stream = false) const;
+  // Most rows that can be streamed.
+  int64_t streamed_rows() const { return is_packed() ? kStreamedPackedRows : 1; }
+
+  static constexpr int64_t kStreamedPackedRows = 8;
 
  private:
   // Whether the kernels that read packed weights are to multiply them by x.
   bool ReadsPacked(const at::Tensor& x) const;
   // By these: `out` [T, N], gated [T, N / 2].
-  void MultiplyPacked(const at::Tensor& x, bool gated, const at::Tensor& out) const;
+  void MultiplyPacked(const at::Tensor& x, bool gated, bool stream, const at::Tensor& out) const;
+  // Whether there is a streaming product of this matrix, if it is plain, with x; and that.
+  bool StreamsPlain(const at::Tensor& x) const;
+  void StreamPlain(const at::Tensor& x, bool gated, const at::Tensor& out) const;
   cuda::PackedWeights View() const;
 
   int64_t rows_, depth_;

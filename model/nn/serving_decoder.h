@@ -70,10 +70,11 @@ class ServingDecoder {
   }
   // Does ahead what would else delay the first steps of up to `sequences` sequences with one token
   // each, none longer than `tokens`: short calls on the device, each within `piece`. Leaves all
-  // blocks as they are.
-  virtual void Prepare(int64_t sequences, int64_t tokens,
-                       const std::function<void(const std::function<void()>&)>& piece) {
+  // blocks as they are. Returns what it measured to choose by, for the log; nothing if nothing.
+  using DevicePieces = std::function<void(const std::function<void()>&)>;
+  virtual std::string Prepare(int64_t sequences, int64_t tokens, const DevicePieces& piece) {
     static_cast<void>(sequences), static_cast<void>(tokens), static_cast<void>(piece);
+    return "";
   }
   // Makes block `to` equal to block `from`.
   virtual void CopyBlock(int32_t from, int32_t to) = 0;

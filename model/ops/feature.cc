@@ -10,7 +10,7 @@
 namespace llava::ops {
 namespace {
 
-constexpr std::array<const char*, 4> kNames = {"flash", "norm", "sampling", "tiles"};
+constexpr std::array<const char*, 5> kNames = {"flash", "norm", "sampling", "tiles", "stream"};
 
 struct Switches {
   std::array<std::atomic<bool>, kNames.size()> on;
@@ -24,7 +24,7 @@ struct Switches {
       while (i < kNames.size() && word != kNames[i]) ++i;
       if (i == kNames.size()) {
         throw std::invalid_argument("LLAVA_CUDA_WITHOUT: \"" + word +
-                                    "\" is none of flash, norm, sampling, tiles");
+                                    "\" is none of flash, norm, sampling, tiles, stream");
       }
       on[i] = false;
     }

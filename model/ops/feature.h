@@ -12,10 +12,12 @@ enum class Feature : uint8_t {
   kNorm,      // training: LibTorch's RMS norm as one operation
   kSampling,  // serving: the next token is drawn on the device
   kTiles,     // serving: products of 17 to 64 rows with packed weights by tiles in shared memory
+  kStream,    // serving: products of one row, or up to eight with packed weights, that read ahead
 };
 
 // At first all are on but those whose names stand in the environment's LLAVA_CUDA_WITHOUT, with
-// commas between: flash, norm, sampling, tiles. Throws std::invalid_argument for another name.
+// commas between: flash, norm, sampling, tiles, stream. Throws std::invalid_argument for another
+// name.
 bool Enabled(Feature feature);
 // For the whole process.
 void Enable(Feature feature, bool on);

@@ -4,6 +4,7 @@
 #include <exception>
 #include <memory>
 #include <stdexcept>
+#include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -59,7 +60,8 @@ LlmEngine::Life LlmEngine::Live(int worker) {
     watch.share = 1;
     drift = runner->SelfTest(piece);
     WarmUp(*runner, info_, piece);
-    runner->Prepare(options_.max_running, info_.max_positions, piece);
+    const std::string measured = runner->Prepare(options_.max_running, info_.max_positions, piece);
+    if (!measured.empty()) LogInfo("chose products", {{"measured", measured}});
   } catch (const WorkerGivenUp&) {
     life.given_up = true;
     return life;

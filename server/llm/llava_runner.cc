@@ -108,8 +108,8 @@ class LlavaRunner : public ModelRunner {
             model_->num_known_ids(), std::move(step.ids)};
   }
 
-  void Prepare(int64_t sequences, int64_t tokens, const DevicePiece& piece) override {
-    model_->decoder().Prepare(sequences, tokens, piece);
+  std::string Prepare(int64_t sequences, int64_t tokens, const DevicePiece& piece) override {
+    return model_->decoder().Prepare(sequences, tokens, piece);
   }
   void CopyBlock(int32_t from, int32_t to) override { model_->decoder().CopyBlock(from, to); }
   int64_t num_blocks() const override { return model_->decoder().num_blocks(); }

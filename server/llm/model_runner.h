@@ -81,8 +81,10 @@ class ModelRunner {
   // Overwrites the first blocks: for a runner without sequences.
   virtual double SelfTest(const DevicePiece& piece) { return -1; }
   // Does ahead what would else delay the first steps of up to `sequences` answers with up to
-  // `tokens` rows each. Leaves the blocks as they are.
-  virtual void Prepare(int64_t sequences, int64_t tokens, const DevicePiece& piece) {}
+  // `tokens` rows each. Leaves the blocks as they are. Returns what it measured, for the log.
+  virtual std::string Prepare(int64_t sequences, int64_t tokens, const DevicePiece& piece) {
+    return "";
+  }
   virtual int64_t num_blocks() const = 0;
   virtual uint64_t weight_bytes() const = 0;
 };

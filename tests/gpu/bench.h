@@ -66,6 +66,7 @@ nlohmann::json MeasureTower(at::Device device, const Shape& shape, const Limits&
 struct ServingCase {
   std::string weights = "bf16";  // int8 (in groups of 128), int4 (of 64)
   bool graphs = true;
+  bool prepare = true;  // as a worker does before it serves: measures which products to take
   std::vector<int64_t> batches;
   bool prefill = false;
 };

@@ -54,6 +54,15 @@ int Copies(const Shape& shape, uint64_t bytes) {
   return static_cast<int>(std::min<uint64_t>(shape.calls, shape.cold_bytes / bytes + 1));
 }
 
+json MeasureStreamed(at::Device device, const Shape& shape, const std::vector<CudaMatrix>& copies,
+                     const at::Tensor& x) {
+  const double seconds = RecordedSeconds(device, shape.rounds, shape.calls, [&](int i) {
+    copies[i % copies.size()].Multiply(x, /*stream=*/true);
+  });
+  return {{"microseconds", seconds * 1e6},
+          {"gb_per_second", static_cast<double>(copies[0].bytes()) / seconds / 1e9}};
+}
+
 json MeasurePlain(at::Device device, const Shape& shape, const Matrix& matrix) {
   const auto options = at::TensorOptions(device).dtype(at::kBFloat16);
   std::vector<CudaMatrix> copies;
@@ -68,6 +77,8 @@ json MeasurePlain(at::Device device, const Shape& shape, const Matrix& matrix) {
                                            [&](int i) { copies[i % copies.size()].Multiply(x); });
     found[std::to_string(rows)] = {{"microseconds", seconds * 1e6},
                                    {"gb_per_second", bytes / seconds / 1e9}};
+    if (rows > copies[0].streamed_rows()) continue;
+    found[std::to_string(rows) + "_streamed"] = MeasureStreamed(device, shape, copies, x);
   }
   return found;
 }
@@ -94,6 +105,9 @@ json MeasurePacked(at::Device device, const Shape& shape, const Matrix& matrix,
                                            [&](int i) { copies[i % copies.size()].Multiply(x); });
     found[std::to_string(rows)] = {{"microseconds", seconds * 1e6},
                                    {"gb_per_second", bytes / seconds / 1e9}};
+    if (rows <= copies[0].streamed_rows()) {
+      found[std::to_string(rows) + "_streamed"] = MeasureStreamed(device, shape, copies, x);
+    }
     if (rows <= 16) continue;
     ops::Enable(ops::Feature::kTiles, false);
     found[std::to_string(rows) + "_without_tiles_microseconds"] =

@@ -127,6 +127,7 @@ class Serving {
     });
     const std::chrono::duration<double> all = std::chrono::steady_clock::now() - begin;
     return {{"graphs", decoder_.num_graphs()},
+            {"streamed", decoder_.streamed()},  // the sizes for which streams were quicker
             {"milliseconds", all.count() * 1e3},
             {"longest_milliseconds", longest.count() * 1e3}};
   }
@@ -244,7 +245,7 @@ json MeasureServing(at::Device device, const Shape& shape, const Limits& limits,
   json found = {{"weights", which.weights},
                 {"weight_bytes", serving.weight_bytes()},
                 {"graphs", which.graphs}};
-  if (which.graphs) found["prepared"] = serving.Prepare();
+  if (which.graphs && which.prepare) found["prepared"] = serving.Prepare();
   for (const int64_t batch : which.batches) {
     found["decode"][std::to_string(batch)] = serving.Decode(batch);
   }

@@ -33,6 +33,11 @@ int Main(const std::vector<std::string>& arguments) {
     part(name, [&] { return MeasureServing(device, shape, limits, which); });
   };
   part("device", [&] { return MeasureDevice(device, shape, limits); });
+  // First: once products stream, kernels beside them divide the device's memory otherwise.
+  ops::Enable(ops::Feature::kStream, false);
+  serving("serving_without_streams", {.batches = {1, shape.batches.back()}});
+  serving("serving_int4_without_streams", {.weights = "int4", .batches = shape.packed_batches});
+  ops::Enable(ops::Feature::kStream, true);
   serving("serving", {.batches = shape.batches, .prefill = true});
   serving("serving_int4", {.weights = "int4", .batches = shape.packed_batches, .prefill = true});
   ops::Enable(ops::Feature::kTiles, false);
@@ -40,6 +45,9 @@ int Main(const std::vector<std::string>& arguments) {
           {.weights = "int4", .batches = {shape.packed_batches.back()}});
   ops::Enable(ops::Feature::kTiles, true);
   serving("serving_int8", {.weights = "int8", .batches = shape.packed_batches, .prefill = true});
+  // In all steps of few sequences; above, where they were measured to be quicker.
+  serving("serving_streamed", {.prepare = false, .batches = {1}});
+  serving("serving_int4_streamed", {.weights = "int4", .prepare = false, .batches = {1, 8}});
   part("tower", [&] { return MeasureTower(device, shape, limits); });
   part("kernels", [&] { return MeasureKernels(device, shape); });
   part("products", [&] { return MeasureProducts(device, shape); });

@@ -7,6 +7,6 @@ namespace llava::cuda {
 at::Device KernelDevice() { return at::Device(at::kCUDA, 0); }
 bool HasKernelDevice() { return at::globalContext().hasCUDA(); }
 void RunThreadsBackwards(bool) {}
-void RefuseGraphs(bool) {}
+bool RefuseGraphs(bool) { return false; }
 
 }  // namespace llava::cuda

@@ -18,6 +18,21 @@ namespace llava::cuda {
 
 inline constexpr int kWarpLanes = 32;
 
+// Of a kernel whose blocks stay while they work on one thing after the other, with copies far
+// ahead: a step among those of all turns, each of `steps`, and where its copies lie in a ring of
+// stages.
+template <int kStages>
+struct RingPlace {
+  int turn = 0, step = 0, stage = 0;
+  LLAVA_DEVICE void Next(int steps) {
+    if (++step == steps) {
+      step = 0;
+      ++turn;
+    }
+    if (++stage == kStages) stage = 0;
+  }
+};
+
 #if defined(__CUDACC__)
 template <int kNumThreads>
 class DeviceBlock {
@@ -33,6 +48,7 @@ class DeviceBlock {
   __device__ __forceinline__ int x() const { return static_cast<int>(blockIdx.x); }
   __device__ __forceinline__ int y() const { return static_cast<int>(blockIdx.y); }
   __device__ __forceinline__ int z() const { return static_cast<int>(blockIdx.z); }
+  __device__ __forceinline__ int num_x() const { return static_cast<int>(gridDim.x); }
   __device__ __forceinline__ int num_y() const { return static_cast<int>(gridDim.y); }
 
   template <class Phase>
@@ -47,8 +63,8 @@ class DeviceBlock {
   }
   // In a phase: copies 16 bytes from global into shared memory while the thread goes on; zeros if
   // they are not `there`. Between phases: CloseCopies makes those since the last one a group,
-  // AwaitCopies waits until at most the kOpen youngest groups are under way. A Sync then shows what
-  // has arrived to all threads.
+  // AwaitCopies waits until at most the kOpen youngest groups are under way. What has arrived the
+  // thread that copied it sees at once, all others behind a Sync.
   __device__ __forceinline__ void CopyLater(void* to, const void* from, bool there) {
     const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from),
@@ -77,8 +93,9 @@ class DeviceBlock {
   // lane / 4 and t = lane % 4, a lane has
   //   in a[8 step + 4 half + r] the pair A[16 half + g + 8 (r % 2)][2 t + 8 (r / 2) ...],
   //   in b[2 step + r] the pair B[2 t + 8 r ...][g],
-  //   and gets in sums[4 half + c] the sum [16 half + g + 8 (c / 2)][2 t + c % 2].
-  template <int kSteps>
+  //   and gets in sums[4 half + c] the sum [16 half + g + 8 (c / 2)][2 t + c % 2]; kAdds: it is
+  //   added to what is there.
+  template <int kSteps, bool kAdds = false>
   __device__ __forceinline__ void Multiply(PerThread<Array<float, 8>>& sums,
                                            PerThread<Array<uint32_t, 8 * kSteps>>& a,
                                            PerThread<Array<uint32_t, 2 * kSteps>>& b) {
@@ -89,7 +106,7 @@ class DeviceBlock {
       for (int step = 0; step < kSteps; ++step) {
         const uint32_t* const x = a.value.values + 8 * step + 4 * half;
         const uint32_t* const y = b.value.values + 2 * step;
-        const bool begins = step == 0;
+        const bool begins = step == 0 && !kAdds;
         asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
             "{%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
             : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])

@@ -1,16 +1,20 @@
 #pragma once
 
 // From the arguments of a kernel to its instantiation and grid: the same for CUDA (kernels.cu) and
-// for the tests' emulation. A Launcher takes a kernel and a Grid.
+// for the tests' emulation. A Launcher takes a kernel and a Grid, and knows how many
+// Multiprocessors there are.
 
+#include <algorithm>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
 
 #include "model/ops/cuda/kernels.h"
 #include "model/ops/cuda/packed.h"
+#include "model/ops/cuda/packed_stream.h"
 #include "model/ops/cuda/packed_tiles.h"
 #include "model/ops/cuda/paged_attention.h"
+#include "model/ops/cuda/row_product.h"
 #include "model/ops/cuda/rows.h"
 #include "model/ops/cuda/sampling.h"
 
@@ -29,9 +33,21 @@ constexpr int BlocksOf() {
   return 1;
 }
 
+// Whether a kernel is for the steps of few rows, whose products may read ahead while it runs, and
+// whether it is such a product.
+template <class Kernel>
+constexpr bool kBesideStreams = requires {
+  Kernel::kInStep;
+};
+template <class Kernel>
+constexpr bool kStreams = requires {
+  Kernel::kReadsAhead;
+};
+
 template <class T, int V>
 struct AddRmsNormKernel {
   static constexpr int kThreads = 512;
+  static constexpr bool kInStep = true;
   using Shared = RmsNormShared<kThreads>;
   AddRmsNormArgs args;
   template <class Block>
@@ -43,6 +59,7 @@ struct AddRmsNormKernel {
 template <class T, int V>
 struct RopeToCacheKernel {
   static constexpr int kThreads = 256;
+  static constexpr bool kInStep = true;
   using Shared = NoShared;
   RopeToCacheArgs args;
   template <class Block>
@@ -76,6 +93,7 @@ struct QuickGeluKernel {
 template <class T, int V, int kLanes, int kGroup, int kNumThreads>
 struct AttendSplitKernel {
   static constexpr int kThreads = kNumThreads;
+  static constexpr bool kInStep = true;
   // Beside a full one there is room for the kernel behind it.
   static constexpr int kBlocks = kGroup == 1 && sizeof(T) == 2 ? 512 / kThreads : 1;
   using Shared = SplitShared<V, kLanes, kGroup>;
@@ -89,11 +107,37 @@ struct AttendSplitKernel {
 template <class T>
 struct MergeSplitsKernel {
   static constexpr int kThreads = 128;
+  static constexpr bool kInStep = true;
   using Shared = NoShared;
   PagedAttentionArgs args;
   template <class Block>
   LLAVA_DEVICE void operator()(Block& block, Shared&) const {
     MergeSplitsBody<T>(block, args);
+  }
+};
+
+struct RowProductKernel {
+  static constexpr int kThreads = kRowThreads;
+  static constexpr bool kInStep = true, kReadsAhead = true;
+  static constexpr int kBlocks = 2;  // this one and the next
+  using Shared = RowProductShared;
+  RowProductArgs args;
+  template <class Block>
+  LLAVA_DEVICE void operator()(Block& block, Shared& shared) const {
+    RowProductBody(block, shared, args);
+  }
+};
+
+template <bool kInt4, bool kGated>
+struct PackedStreamKernel {
+  static constexpr int kThreads = kPackedStreamThreads;
+  static constexpr bool kInStep = true, kReadsAhead = true;
+  static constexpr int kBlocks = 4;  // for 64 registers
+  using Shared = PackedStreamShared;
+  PackedProductArgs args;
+  template <class Block>
+  LLAVA_DEVICE void operator()(Block& block, Shared& shared) const {
+    PackedStreamBody<kInt4, kGated>(block, shared, args);
   }
 };
 
@@ -269,6 +313,17 @@ void DispatchPagedAttention(const Launcher& launch, Element element, const Paged
   });
 }
 
+template <class Launcher>
+void DispatchRowProduct(const Launcher& launch, const RowProductArgs& args) {
+  if (args.rows < 1 || args.depth < 1 || args.depth % 8 != 0 ||
+      (args.gated && args.rows % 2 != 0)) {
+    throw std::invalid_argument("no product of a row with " + std::to_string(args.rows) + " of " +
+                                std::to_string(args.depth));
+  }
+  const int64_t blocks = RoundedUp(args.rows, kRowPair * (kRowThreads / kWarpLanes));
+  launch(RowProductKernel{args}, Grid{std::min<int64_t>(blocks, launch.Multiprocessors())});
+}
+
 inline void CheckPacked(const PackedWeights& weight) {
   if (weight.rows < 1 || weight.depth < 1 ||
       (weight.group != 32 && weight.group != 64 && weight.group != 128)) {
@@ -367,6 +422,41 @@ void DispatchPackedProduct(const Launcher& launch, const PackedProductArgs& args
   } else {
     if (!few) return of_many.template operator()<false>();
     of_few.template operator()<false, 2>();
+  }
+}
+
+inline bool CanStream(const PackedProductArgs& args) {
+  return args.rows <= kPackedStreamRows && (!args.weight.int4 || args.weight.group > 32);
+}
+
+// Whether the panels of a product that has some for all multiprocessors, but not the same number,
+// leave few of them idle in the end.
+inline bool StreamsEvenly(const PackedProductArgs& args, int64_t multiprocessors) {
+  const int64_t panels = RoundedUp(args.weight.rows, kPanelRows) / (args.gated ? 2 : 1);
+  const int64_t turns = RoundedUp(panels, multiprocessors);
+  return turns == 1 || 4 * panels >= 3 * turns * multiprocessors;
+}
+
+template <class Launcher>
+void DispatchPackedStream(const Launcher& launch, const PackedProductArgs& args) {
+  CheckProduct(args);
+  if (!CanStream(args)) {
+    throw std::invalid_argument("no streamed product of " + std::to_string(args.rows) +
+                                " rows with groups of " + std::to_string(args.weight.group));
+  }
+  const int64_t panels = RoundedUp(args.weight.rows, kPanelRows);
+  const Grid grid{std::min<int64_t>(args.gated ? panels / 2 : panels, launch.Multiprocessors())};
+  const auto multiply = [&]<bool kInt4>() {
+    if (args.gated) {
+      launch(PackedStreamKernel<kInt4, true>{args}, grid);
+    } else {
+      launch(PackedStreamKernel<kInt4, false>{args}, grid);
+    }
+  };
+  if (args.weight.int4) {
+    multiply.template operator()<true>();
+  } else {
+    multiply.template operator()<false>();
   }
 }
 

@@ -18,6 +18,10 @@ void QuickGelu(Element element, const QuickGeluArgs& args, Stream stream) {
   DispatchQuickGelu(DeviceLauncher{stream}, element, args);
 }
 
+void MultiplyRow(const RowProductArgs& args, Stream stream) {
+  DispatchRowProduct(DeviceLauncher{stream}, args);
+}
+
 void SetOverlap(bool on) { overlap = on; }
 
 }  // namespace llava::cuda

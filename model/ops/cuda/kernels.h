@@ -82,6 +82,17 @@ void PagedAttention(Element element, const PagedAttentionArgs& args, int64_t seq
                     Stream stream);
 bool HasPagedAttention(int64_t head_dim);
 
+// out = x weight^T for one row of bfloat16; depth a multiple of 8. Gated: out [rows / 2] = SwiGlu
+// of the product.
+struct RowProductArgs {
+  const void* x;       // [depth]
+  const void* weight;  // [rows, depth]
+  void* out;           // [rows]
+  int rows, depth;
+  bool gated;
+};
+void MultiplyRow(const RowProductArgs& args, Stream stream);
+
 // Matrices of int8 or int4 with a scale for each group along their depth, in panels of 32 rows as
 // model/ops/cpu/gemm.h describes them.
 inline constexpr int kPanelRows = 32;
@@ -112,6 +123,11 @@ struct PackedProductArgs {
   int rows;
 };
 void MultiplyPacked(const PackedProductArgs& args, Stream stream);
+
+// The same for few rows, in another order of sums; for those that it can and, on this device,
+// should be quicker with.
+bool StreamsPacked(const PackedProductArgs& args);
+void MultiplyPackedStream(const PackedProductArgs& args, Stream stream);
 
 // The same, faster for more than 16 rows. `partial`: scratch, float32 [SlicesOf(weight), rows, rows
 // of the weight rounded up to panels].

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cstddef>
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 
@@ -50,9 +51,49 @@ inline bool CanOverlap() {
   return can && overlap.load(std::memory_order_relaxed);
 }
 
+inline std::atomic<bool> streaming{false};  // since the first product that reads ahead
+
+// What a kernel is told once for the current device: how much a block may share; once products
+// stream, those of their steps also that a multiprocessor's memory is for sharing as far as it can
+// be. One that wants it divided otherwise would wait until all others have left, and they for it.
+template <class Kernel>
+cudaError_t Configure() {
+  static std::atomic<uint64_t> configured{0}, divided{0};  // a bit for each device
+  int device = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  const uint64_t bit = uint64_t{1} << device % 64;
+  if constexpr (kSharesMuch<Kernel>) {
+    if (error == cudaSuccess && (configured.load(std::memory_order_relaxed) & bit) == 0) {
+      error = cudaFuncSetAttribute(RunKernel<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   static_cast<int>(sizeof(typename Kernel::Shared)));
+      if (error == cudaSuccess) configured.fetch_or(bit, std::memory_order_relaxed);
+    }
+  }
+  if constexpr (kBesideStreams<Kernel>) {
+    if (kStreams<Kernel>) streaming.store(true, std::memory_order_relaxed);
+    if (streaming.load(std::memory_order_relaxed) &&
+        (divided.fetch_or(bit, std::memory_order_relaxed) & bit) == 0 &&
+        cudaFuncSetAttribute(RunKernel<Kernel>, cudaFuncAttributePreferredSharedMemoryCarveout,
+                             cudaSharedmemCarveoutMaxShared) != cudaSuccess) {
+      cudaGetLastError();  // a hint that is refused is forgotten
+    }
+  }
+  return error;
+}
+
+inline int DeviceMultiprocessors() {
+  int device = 0, count = 0;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) {
+    throw std::runtime_error("CUDA: the device does not tell its multiprocessors");
+  }
+  return count;
+}
+
 struct DeviceLauncher {
   Stream stream;
   bool early = true;  // may come while the kernel ahead ends
+  int Multiprocessors() const { return DeviceMultiprocessors(); }
   template <class Kernel>
   void operator()(const Kernel& kernel, const Grid& grid) const {
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
@@ -66,12 +107,8 @@ struct DeviceLauncher {
     config.stream = stream;
     config.attrs = &attribute;
     config.numAttrs = early && CanOverlap() ? 1 : 0;
-    cudaError_t error = cudaSuccess;
-    if constexpr (kSharesMuch<Kernel>) {
-      config.dynamicSmemBytes = sizeof(typename Kernel::Shared);
-      error = cudaFuncSetAttribute(RunKernel<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   static_cast<int>(config.dynamicSmemBytes));
-    }
+    if constexpr (kSharesMuch<Kernel>) config.dynamicSmemBytes = sizeof(typename Kernel::Shared);
+    cudaError_t error = Configure<Kernel>();
     if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, RunKernel<Kernel>, kernel);
     if (error != cudaSuccess && config.numAttrs > 0) {
       cudaGetLastError();  // forgets it

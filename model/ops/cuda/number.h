@@ -89,6 +89,18 @@ LLAVA_DEVICE uint32_t Bytes(uint32_t low, uint32_t high, uint32_t which) {
 #endif
 }
 
+// x & mask | bits, in one instruction (which the compiler makes two of for want of a register).
+template <uint32_t mask, uint32_t bits>
+LLAVA_DEVICE uint32_t MaskAndSet(uint32_t x) {
+#if defined(__CUDACC__)
+  uint32_t result;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(result) : "r"(x), "n"(mask), "n"(bits));
+  return result;
+#else
+  return (x & mask) | bits;
+#endif
+}
+
 // The sum of two pairs of bfloat16 in a word each.
 LLAVA_DEVICE uint32_t AddPairs(uint32_t a, uint32_t b) {
 #if defined(__CUDACC__)

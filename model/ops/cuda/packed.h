@@ -65,7 +65,7 @@ LLAVA_DEVICE Array<uint32_t, 4> WidenNibbles(uint32_t nibbles) {
   for (int i = 0; i < 4; ++i) {
     const int shift = i % 2 * 8 + i / 2 * 4;
     // 128 + nibble in bfloat16, less 136.
-    pairs[i] = AddPairs((nibbles >> shift & 0x000f000fu) | 0x43004300u, 0xc308c308u);
+    pairs[i] = AddPairs(MaskAndSet<0x000f000fu, 0x43004300u>(nibbles >> shift), 0xc308c308u);
   }
   return pairs;
 }

@@ -2,6 +2,7 @@
 
 #include "model/nn/cuda_llama.h"
 
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -15,6 +16,7 @@
 #include "model/nn/step_rows.h"
 #include "model/nn/torch_serving_decoder.h"
 #include "model/ops/cpu/thread_pool.h"
+#include "model/ops/feature.h"
 #include "tests/model/nn/serving_steps.h"
 #include "tests/model/nn/tiny_model.h"
 #include "tests/model/ops/kernel_device.h"
@@ -152,6 +154,39 @@ TEST_F(CudaLlamaTest, RecordsAheadWhatStepsWillAskFor) {
   EXPECT_EQ(plain.num_graphs(), 0);
 }
 
+TEST_F(CudaLlamaTest, ChoosesAmongProductsThatAgree) {
+  const DecoderConfig config = Even();
+  const std::vector<int32_t> ids = TestIds(40, 1, config.vocab_size);
+  const at::Tensor expected = Expected(config, at::kBFloat16, ids);
+  for (const bool stream : {true, false}) {
+    ops::Enable(ops::Feature::kStream, stream);
+    CudaLlama decoder = Make(config, at::kBFloat16);
+    ops::Enable(ops::Feature::kStream, true);
+    EXPECT_EQ(decoder.streamed(), stream ? std::set<int64_t>{1} : std::set<int64_t>{});
+    ServingSteps steps(decoder);
+    EXPECT_LT(MaxDifference(steps.Whole(ids, 1), expected), BoundOf(at::kBFloat16));
+    int pieces = 0;
+    const std::string measured = decoder.Prepare(2, 128, [&](const std::function<void()>& compute) {
+      ++pieces;
+      compute();
+    });
+    // The products of one sequence are measured, in short pieces; either may be quicker here.
+    EXPECT_EQ(measured.find("steps of 1: "), stream ? 0 : std::string::npos) << measured;
+    EXPECT_EQ(pieces, (stream ? 2 + 2 * 5 + 1 : 0) + 2);
+    EXPECT_EQ(decoder.num_graphs(), 2);
+    EXPECT_LT(MaxDifference(steps.Whole(ids, 1), expected), BoundOf(at::kBFloat16));
+  }
+  // Without memory for recordings nothing is measured.
+  if (cuda::RefuseGraphs(true)) {
+    CudaLlama decoder = Make(config, at::kBFloat16);
+    EXPECT_EQ(decoder.Prepare(1, 128, [](const auto& compute) { compute(); }), "");
+    EXPECT_EQ(decoder.streamed(), std::set<int64_t>{1});
+    cuda::RefuseGraphs(false);
+  }
+  // Only bfloat16 has such products.
+  EXPECT_TRUE(Make(config, at::kFloat).streamed().empty());
+}
+
 TEST_F(CudaLlamaTest, AnyPiecesGiveWhatThePlainDecoderGives) {
   for (const DecoderConfig& config : {Even(), TinyDecoderConfig()}) {
     for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
@@ -283,13 +318,15 @@ TEST_F(CudaLlamaTest, GivesTheWantedRowsInTheirOrder) {
 TEST_F(CudaLlamaTest, ServesPackedIntegers) {
   for (const DecoderConfig& config : {Even(), TinyDecoderConfig()}) {
     for (const PackOptions& options : {PackOptions{ops::cpu::WeightFormat::kInt8, 128, true},
-                                       PackOptions{ops::cpu::WeightFormat::kInt4, 32, true}}) {
+                                       PackOptions{ops::cpu::WeightFormat::kInt4, 32, true},
+                                       PackOptions{ops::cpu::WeightFormat::kInt4, 64, true}}) {
       ops::cpu::ThreadPool pool(1);
       const TensorSource tensors = MemoryTensors(RandomDecoder(config));
       const PackedDecoderWeights packed = PackDecoder(config, tensors, options, pool);
       CudaLlama decoder(config, ToCuda(packed, cuda::KernelDevice()),
                         {.kv_bytes = static_cast<uint64_t>(kBlocks * KvBlockBytes(config, 2))});
       EXPECT_TRUE(decoder.weights().layers[0].down.is_packed());
+      EXPECT_EQ(decoder.streamed(), (std::set<int64_t>{1, 2, 4, 8}));
       ServingSteps steps(decoder);
       const std::vector<int32_t> ids = TestIds(140, 1, config.vocab_size);
       TorchServingDecoder plain(config, PlainWeights(config, packed), kBlocks);

@@ -134,10 +134,59 @@ TEST_F(CudaMatrixTest, MultipliesByWhatTheCpuServes) {
   }
 }
 
+TEST_F(CudaMatrixTest, StreamsFewRows) {
+  for (const auto& [format, group] : kFormats) {
+    // Panels for several turns of the blocks (also on a large GPU), depths that fill no stage.
+    for (const Shape shape :
+         {Shape{1, 8}, Shape{33, 200}, Shape{200, 1384}, Shape{64, 4096}, Shape{4500, 136}}) {
+      const PackedMatrix packed = Pack(RandomWeights(shape, 2), format, group);
+      const CudaMatrix matrix(packed, cuda::KernelDevice());
+      const at::Tensor x = ToDevice(Random({9, shape.depth}, 3));
+      const at::Tensor expected =
+          at::linear(x.cpu().to(at::kDouble), Unpacked(packed).to(at::kDouble));
+      at::Tensor all;
+      for (const int64_t rows : {9, 8, 3, 1}) {  // nine are not streamed
+        SCOPED_TRACE(packed.Describe() + " by " + std::to_string(rows));
+        at::Tensor found;
+        for (const bool backwards : {false, true}) {
+          cuda::RunThreadsBackwards(backwards);
+          const at::Tensor once = matrix.Multiply(x.narrow(0, 0, rows), /*stream=*/true).cpu();
+          cuda::RunThreadsBackwards(false);
+          EXPECT_TRUE(!found.defined() || at::equal(once, found)) << "depends on the order";
+          found = once;
+        }
+        ExpectRounded(found, expected.narrow(0, 0, rows));
+        if (rows == 8) all = found;
+        if (rows < 8) {
+          EXPECT_TRUE(at::equal(found, all.narrow(0, 0, rows)))
+              << "a row depends on its neighbours";
+        }
+      }
+    }
+  }
+  const CudaMatrix plain(ToDevice(Random({37, 392}, 4)));
+  const at::Tensor x = ToDevice(Random({2, 392}, 5));
+  const at::Tensor expected =
+      at::linear(x.cpu().to(at::kDouble), plain.Dense(at::kBFloat16).cpu().to(at::kDouble));
+  for (const int64_t rows : {1, 2}) {
+    ExpectRounded(plain.Multiply(x.narrow(0, 0, rows), /*stream=*/true),
+                  expected.narrow(0, 0, rows));
+  }
+}
+
 TEST_F(CudaMatrixTest, ARowIsTheSameBesideAnyOthers) {
   const PackedMatrix packed = Pack(RandomWeights({64, 392}, 4), WeightFormat::kInt4, 64);
   const CudaMatrix matrix(packed, cuda::KernelDevice());
   const at::Tensor x = ToDevice(Random({16, 392}, 5));
+  // Streams: eight rows at most.
+  at::Tensor eight = x.narrow(0, 0, 8).clone();
+  const at::Tensor streamed = matrix.Multiply(eight, /*stream=*/true).cpu();
+  eight[3].fill_(NAN);
+  const at::Tensor beside = matrix.Multiply(eight, /*stream=*/true).cpu();
+  EXPECT_TRUE(at::isnan(beside[3]).all().item<bool>());
+  EXPECT_TRUE(at::equal(beside[2], streamed[2]));
+  EXPECT_TRUE(at::equal(beside[7], streamed[7]));
+
   const at::Tensor all = matrix.Multiply(x).cpu();
   for (const int64_t row : {0, 7, 8, 15}) {
     EXPECT_TRUE(at::equal(matrix.Multiply(x.narrow(0, row, 1)).cpu()[0], all[row])) << row;
@@ -166,8 +215,9 @@ TEST_F(CudaMatrixTest, ARowOfManyDoesNotDependOnHowMany) {
 
 TEST_F(CudaMatrixTest, GatesTheProduct) {
   for (const auto& [format, group] : kFormats) {
-    // The last one has halves that share a panel.
-    for (const Shape shape : {Shape{64, 136}, Shape{192, 392}, Shape{88, 392}}) {
+    // The third one has halves that share a panel; the last one keeps a large GPU busy for more
+    // than one turn.
+    for (const Shape shape : {Shape{64, 136}, Shape{192, 392}, Shape{88, 392}, Shape{8960, 72}}) {
       const PackedMatrix packed = Pack(RandomWeights(shape, 6) / 20, format, group);
       const CudaMatrix matrix(packed, cuda::KernelDevice());
       const at::Tensor x = ToDevice(Random({33, shape.depth}, 7));
@@ -178,13 +228,13 @@ TEST_F(CudaMatrixTest, GatesTheProduct) {
       const int64_t width = shape.rows / 2;
       const at::Tensor expected =
           ops::reference::SwiGlu(product.narrow(1, 0, width), product.narrow(1, width, width));
-      for (const int64_t rows : {1, 9, 33, -33}) {
-        // The older kernel, too.
+      for (const int64_t rows : {1, 9, 33, -1, -8, -33}) {
+        // The other kernels, too: older tiles, streams.
         ops::Enable(ops::Feature::kTiles, rows > 0);
         const int64_t count = std::abs(rows);
         SCOPED_TRACE(packed.Describe() + " by " + std::to_string(rows));
         const at::Tensor out = at::full({count, width}, NAN, x.options());
-        matrix.MultiplyGated(x.narrow(0, 0, count), out);
+        matrix.MultiplyGated(x.narrow(0, 0, count), out, /*stream=*/rows < 0);
         const at::Tensor found = out.cpu().to(at::kDouble), right = expected.narrow(0, 0, count);
         ASSERT_TRUE(at::isfinite(found).all().item<bool>());
         EXPECT_LE((found - right).abs().max().item<double>(),
@@ -229,6 +279,9 @@ TEST_F(CudaMatrixTest, KernelsRefuseOtherShapes) {
   args.weight.depth = 64;
   args.weight.group = 48;
   EXPECT_THROW(cuda::MultiplyPacked(args, stream), std::invalid_argument);
+  args.weight.group = 32;
+  EXPECT_FALSE(cuda::StreamsPacked(args));
+  EXPECT_THROW(cuda::MultiplyPackedStream(args, stream), std::invalid_argument);
   args.weight.group = 64;
   args.gated = true;
   args.weight.rows = 96;

@@ -338,5 +338,53 @@ TEST_F(PagedAttentionTest, RefusesHeadsItHasNoKernelFor) {
   EXPECT_THROW(PagedAttention(Element::kFloat, args, 1, TheStream()), std::invalid_argument);
 }
 
+using MultiplyRowTest = KernelTest;
+
+TEST_F(MultiplyRowTest, IsTheProduct) {
+  struct Shape {
+    int64_t depth, rows;
+  };
+  // Depths that fill steps and that do not, rows for one turn of the blocks and for several (also
+  // on a large GPU), an odd last one.
+  for (const auto& [depth, rows] :
+       {Shape{8, 1}, Shape{200, 17}, Shape{256, 48}, Shape{1024, 131}, Shape{1384, 64},
+        Shape{4096, 35}, Shape{9736, 9}, Shape{264, 4501}, Shape{264, 4700}}) {
+    for (const bool gated : {false, true}) {
+      if (gated && rows % 2 != 0) continue;
+      SCOPED_TRACE(std::to_string(rows) + " x " + std::to_string(depth) + (gated ? " gated" : ""));
+      const at::Tensor x = Random({1, depth}, at::kBFloat16, 1);
+      const at::Tensor weight = Random({rows, depth}, at::kBFloat16, 2) / (gated ? 20 : 1);
+      at::Tensor expected = at::linear(x.cpu().to(at::kDouble), weight.cpu().to(at::kDouble));
+      if (gated) {
+        expected = ops::reference::SwiGlu(expected.narrow(1, 0, rows / 2),
+                                          expected.narrow(1, rows / 2, rows / 2));
+      }
+      // What lies behind the result stays.
+      const at::Tensor empty = at::full({expected.size(1) + 1}, -7, x.options());
+      const at::Tensor found = InAnyOrder({empty}, [&](std::vector<at::Tensor>& outs) {
+        MultiplyRow({.x = x.data_ptr(),
+                     .weight = weight.data_ptr(),
+                     .out = outs[0].data_ptr(),
+                     .rows = static_cast<int>(rows),
+                     .depth = static_cast<int>(depth),
+                     .gated = gated},
+                    TheStream());
+      })[0];
+      ExpectNear(found.narrow(0, 0, expected.size(1)), expected[0], 1e-2);
+      EXPECT_EQ(found[expected.size(1)].item<float>(), -7);
+    }
+  }
+}
+
+TEST_F(MultiplyRowTest, RefusesOtherShapes) {
+  RowProductArgs args{};
+  args.rows = 3;
+  args.depth = 12;
+  EXPECT_THROW(MultiplyRow(args, TheStream()), std::invalid_argument);
+  args.depth = 16;
+  args.gated = true;
+  EXPECT_THROW(MultiplyRow(args, TheStream()), std::invalid_argument);
+}
+
 }  // namespace
 }  // namespace llava::cuda

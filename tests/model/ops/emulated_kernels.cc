@@ -19,7 +19,10 @@ bool no_graphs = false;
 at::Device KernelDevice() { return at::kCPU; }
 bool HasKernelDevice() { return true; }
 void RunThreadsBackwards(bool on) { backwards = on; }
-void RefuseGraphs(bool on) { no_graphs = on; }
+bool RefuseGraphs(bool on) {
+  no_graphs = on;
+  return true;
+}
 
 void AddRmsNorm(Element element, const AddRmsNormArgs& args, int64_t rows, Stream) {
   DispatchAddRmsNorm(HostLauncher(), element, args, rows);
@@ -43,6 +46,11 @@ void MultiplyPacked(const PackedProductArgs& args, Stream) {
 void MultiplyPackedTiles(const PackedProductArgs& args, float* partial, Stream) {
   DispatchPackedTiles(HostLauncher(), args, partial);
 }
+bool StreamsPacked(const PackedProductArgs& args) { return CanStream(args); }
+void MultiplyPackedStream(const PackedProductArgs& args, Stream) {
+  DispatchPackedStream(HostLauncher(), args);
+}
+void MultiplyRow(const RowProductArgs& args, Stream) { DispatchRowProduct(HostLauncher(), args); }
 int SlicesOf(const PackedWeights& weight) { return TileSlices(weight); }
 void Unpack(Element element, const PackedWeights& weight, void* out, Stream) {
   DispatchUnpack(HostLauncher(), element, weight, out);

@@ -52,11 +52,18 @@ class HostBlock {
   };
 
   // For the threads that `lanes` names.
-  HostBlock(int x, int y, int z, int num_y)
-      : x_(x), y_(y), z_(z), num_y_(num_y), first_(lanes.first), count_(lanes.count) {}
+  HostBlock(int x, int y, int z, int num_x, int num_y)
+      : x_(x),
+        y_(y),
+        z_(z),
+        num_x_(num_x),
+        num_y_(num_y),
+        first_(lanes.first),
+        count_(lanes.count) {}
   int x() const { return x_; }
   int y() const { return y_; }
   int z() const { return z_; }
+  int num_x() const { return num_x_; }
   int num_y() const { return num_y_; }
 
   template <class Phase>
@@ -71,6 +78,9 @@ class HostBlock {
 
   // Copies arrive as late as they may or, with threads that run backwards, at once.
   void CopyLater(void* to, const void* from, bool there) {
+    if (reinterpret_cast<uintptr_t>(to) % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0) {
+      throw std::logic_error("a copy of 16 bytes from or to where it cannot be");
+    }
     const Copy copy{to, there ? from : nullptr};
     if (backwards) {
       copy.Do();
@@ -98,7 +108,7 @@ class HostBlock {
     }
   }
 
-  template <int kSteps>
+  template <int kSteps, bool kAdds = false>
   void Multiply(PerThread<Array<float, 8>>& sums, PerThread<Array<uint32_t, 8 * kSteps>>& a,
                 PerThread<Array<uint32_t, 2 * kSteps>>& b) {
     for (int first = first_; first < first_ + count_; first += kWarpLanes) {
@@ -123,7 +133,7 @@ class HostBlock {
       for (int lane = 0; lane < kWarpLanes; ++lane) {
         const int g = lane / 4, t = lane % 4;
         for (int i = 0; i < 8; ++i) {
-          float sum = 0;
+          float sum = kAdds ? sums[first + lane][i] : 0;
           for (int k = 0; k < 16 * kSteps; ++k) {
             sum += left[16 * (i / 4) + g + 8 * (i % 4 / 2)][k] * right[k][2 * t + i % 2];
           }
@@ -147,23 +157,30 @@ class HostBlock {
   };
   std::vector<Copy> open_;
   std::deque<std::vector<Copy>> groups_;
-  int x_, y_, z_, num_y_;
+  int x_, y_, z_, num_x_, num_y_;
   int first_, count_;
   int waits_ = 0;
 };
 
 struct HostLauncher {
+  // Few, so that blocks have several rounds.
+  int Multiprocessors() const { return 3; }
   template <class Kernel>
   void operator()(const Kernel& kernel, const Grid& grid) const {
     for (int64_t index = 0; index < grid.x * grid.y * grid.z; ++index) {
       const int64_t i = backwards ? grid.x * grid.y * grid.z - 1 - index : index;
-      const auto shared = std::make_unique<typename Kernel::Shared>();
+      struct alignas(128) Aligned {  // as CUDA's
+        typename Kernel::Shared shared;
+      };
+      const auto memory = std::make_unique<Aligned>();
+      auto* const shared = &memory->shared;
       Poison(*shared);
       const auto run = [&](int first, int count) {
         lanes = {first, count};
-        HostBlock<Kernel::kThreads> block(
-            static_cast<int>(i % grid.x), static_cast<int>(i / grid.x % grid.y),
-            static_cast<int>(i / grid.x / grid.y), static_cast<int>(grid.y));
+        HostBlock<Kernel::kThreads> block(static_cast<int>(i % grid.x),
+                                          static_cast<int>(i / grid.x % grid.y),
+                                          static_cast<int>(i / grid.x / grid.y),
+                                          static_cast<int>(grid.x), static_cast<int>(grid.y));
         kernel(block, *shared);
         if (block.waits() != 1) throw std::logic_error("a kernel waits once for those ahead of it");
       };

@@ -13,8 +13,8 @@ at::Device KernelDevice();
 bool HasKernelDevice();
 // The emulated threads and blocks run from the last to the first; nothing on a GPU.
 void RunThreadsBackwards(bool on);
-// While on, there is no memory for recordings; nothing on a GPU.
-void RefuseGraphs(bool on);
+// While on, there is no memory for recordings; false on a GPU, where it does nothing.
+bool RefuseGraphs(bool on);
 
 class KernelTest : public testing::Test {
  protected:

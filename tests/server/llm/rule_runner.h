@@ -79,11 +79,12 @@ class RuleRunner : public ModelRunner {
     return drift;
   }
 
-  void Prepare(int64_t sequences, int64_t, const DevicePiece& piece) override {
+  std::string Prepare(int64_t sequences, int64_t, const DevicePiece& piece) override {
     piece([&] {
       MutexLock lock(switches_->mutex);
       switches_->prepared = sequences;
     });
+    return "";
   }
 
   void Begin(uint64_t sequence, std::span<const int32_t> ids,
