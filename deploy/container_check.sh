@@ -189,7 +189,7 @@ else
   rm -rf "$work/volumes" && mkdir "$work/volumes"
   kubectl kustomize deploy/kubernetes/overlays/demo |
     "$LLAVA_VENV/bin/python" tests/deploy/kube_play.py "$work/volumes" >"$work/kubernetes.yaml"
-  podman kube play "$work/kubernetes.yaml" >"$work/kubernetes.log" 2>&1 || {
+  podman kube play --replace "$work/kubernetes.yaml" >"$work/kubernetes.log" 2>&1 || {
     tail "$work/kubernetes.log" >&2
     fail "kube play failed"
   }
