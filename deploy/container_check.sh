@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds the images and proves that they work: the scripted chat through the demo image and through
-# deploy/compose.yaml, with read-only root file systems and without capabilities; then takes all
-# down.
+# Builds the images and proves that they work: the scripted chat through the demo image, through
+# deploy/compose.yaml and, where kubectl is, through deploy/kubernetes as far as podman can play it, with
+# read-only root file systems and without capabilities; then takes all down.
 #
 #   deploy/container_check.sh [--keep-images]
 #
@@ -127,6 +127,7 @@ compose=(timeout 120 "$LLAVA_VENV/bin/podman-compose" -f deploy/compose.yaml)
 cleanup() {
   podman rm -f -t 40 llava-demo-check >/dev/null 2>&1 || true
   "${compose[@]}" down -v >/dev/null 2>&1 || true
+  if [ -f "$work/kubernetes.yaml" ]; then podman kube down "$work/kubernetes.yaml" >/dev/null 2>&1 || true; fi
   if [ $keep = 0 ]; then for name in "${images[@]}"; do podman untag "llava-$name:local" || true; done; fi
 }
 trap cleanup EXIT
@@ -179,4 +180,51 @@ for name in gateway vision llm; do
   code=$(podman inspect "$id" --format '{{.State.ExitCode}}')
   [ "$code" = 0 ] || fail "$name ended with $code"
 done
+"${compose[@]}" down -v >/dev/null 2>&1 || true
+
+if ! command -v kubectl >/dev/null; then
+  say "kubernetes: skipped, kubectl is missing"
+else
+  say "kubernetes: the demo overlay, reduced to what podman can play"
+  rm -rf "$work/volumes" && mkdir "$work/volumes"
+  kubectl kustomize deploy/kubernetes/overlays/demo |
+    "$LLAVA_VENV/bin/python" tests/deploy/kube_play.py "$work/volumes" >"$work/kubernetes.yaml"
+  podman kube play --replace "$work/kubernetes.yaml" >"$work/kubernetes.log" 2>&1 || {
+    tail "$work/kubernetes.log" >&2
+    fail "kube play failed"
+  }
+  wait_ready 60 8012 8022 8002 || fail "the pods are not ready"
+  chat() {
+    podman run --rm "${sandbox[@]}" --entrypoint llava-chat llava-demo:local "${questions[@]}" </dev/null
+  }
+  chat >"$work/kubernetes.txt" || fail "the chat failed"
+  cmp "$work/demo.txt" "$work/kubernetes.txt" || fail "the answers differ from the demo's"
+
+  say "kubernetes: a published version is served without a restart"
+  repository=$work/volumes/llava-llm-models/emoji # as a trainer: under another name until all is there
+  cp -r "$repository/1" "$repository/.tmp-check" && mv "$repository/.tmp-check" "$repository/2"
+  served() {
+    "$LLAVA_VENV/bin/python" -c '
+import urllib.request
+page = urllib.request.urlopen("http://127.0.0.1:8022/metrics").read().decode()
+print([line for line in page.splitlines() if "_version_state" in line and "ready" in line and line.endswith(" 1")])'
+  }
+  for _ in $(seq 150); do
+    if [[ $(served) == *'version="2"'* ]]; then break; fi
+    sleep 0.2
+  done
+  [[ $(served) == *'version="2"'* ]] || fail "version 2 is not served: $(served)"
+  chat | cmp "$work/demo.txt" - || fail "version 2 answers otherwise"
+
+  say "kubernetes: a backup, and every pod ends on SIGTERM"
+  for command in "--backup /var/lib/llava/backup" "--restore /var/lib/llava/backup --data-dir /var/lib/llava/new"; do
+    # shellcheck disable=SC2086  # words of a command
+    podman exec llava-gateway-pod-0-gateway llava-gateway $command || fail "llava-gateway $command"
+  done
+  for name in gateway vision llm; do
+    podman pod stop -t 60 "llava-$name-pod-0" >/dev/null
+    code=$(podman inspect "llava-$name-pod-0-$name" --format '{{.State.ExitCode}}')
+    [ "$code" = 0 ] || fail "$name ended with $code"
+  done
+fi
 say "all fine"

@@ -72,10 +72,12 @@ void ProcessOptions::Declare(Settings& settings, std::function<bool()> has_keys)
                                                    " is not from 1 to ", INT_MAX, " (2G - 1)"));
   });
   settings.Check([this, has_keys = std::move(has_keys)] {
-    if (insecure || on_loopback() || (has_keys && has_keys())) return absl::OkStatus();
+    const bool certified = !tls.authorities.empty();
+    if (insecure || on_loopback() || certified || (has_keys && has_keys())) return absl::OkStatus();
     return absl::InvalidArgumentError(
         absl::StrCat("--host ", host, " lets strangers in: bind a loopback address, ",
                      has_keys ? "give API keys with --keys-file, " : "",
+                     "let in client certificates alone with --tls-client-ca, ",
                      "or say --insecure if the network is yours alone"));
   });
 }

@@ -155,6 +155,16 @@ class OtherChecksTest(Planted):
         self.plant("README.md", "`--kv-type int8`\n")
         self.assertEqual(documented_flags.problems(self.root), [])
 
+    def test_flags_that_deploy_sets(self):
+        self.plant("server/runtime/o.cc", 'settings.Add("host", &h, "");\n')
+        self.plant("server/llm/o.cc", 'settings.Add("kv-bytes", &k, "");\n')
+        self.plant("README.md", "`--host`, `--kv-bytes`\n")
+        self.plant("Dockerfile", "ENV LLAVA_GATEWAY_HOST=0.0.0.0\n")
+        self.plant("deploy/a/llm.yaml", "{name: LLAVA_LLM_KV_BYTES}\n{name: LLAVA_LLM_CONFIG}  # not LLAVA_LLM_NAME\n")
+        self.assertEqual(documented_flags.problems(self.root), [])
+        self.plant("deploy/a/vision.yaml", "\n{name: LLAVA_VISION_KV_BYTES}\n")
+        self.assert_found(documented_flags, "deploy/a/vision.yaml:2", "llava-vision", "LLAVA_VISION_KV_BYTES")
+
     def test_documented_metrics(self):
         self.plant("server/llm/m.cc", 'metrics.Counter("llava_llm_steps_total", "Steps");\nGauge("llava_llm_kv_" + what);\n')
         self.plant("docs/metrics.md", "| `llava_llm_steps_total{kind}` | counter | Steps |\n| `llava_llm_kv_bytes` | gauge | x |\n")

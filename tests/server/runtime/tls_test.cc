@@ -12,11 +12,15 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <optional>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "server/runtime/http_server.h"
+#include "server/runtime/service_process.h"
+#include "server/runtime/settings.h"
 #include "tests/support/certificates.h"
 #include "tests/support/slowdown.h"
 
@@ -123,6 +127,31 @@ TEST_F(TlsTest, MutualTlsLetsInWhoIsSigned) {
   EXPECT_FALSE(Connects(port, Files("", "ca")));
   EXPECT_FALSE(Connects(port, Files("stranger", "ca")));
   server->Shutdown();
+}
+
+// As in a container: without keys, where strangers could call.
+TEST_F(TlsTest, ClientCertificatesAloneAllowAnyHost) {
+  const TlsFiles files = Files("server", "ca");
+  for (const bool mutual : {true, false}) {
+    ProcessOptions options;
+    Settings settings("llava-probe", "");
+    options.Declare(settings);
+    std::vector<const char*> arguments = {"llava-probe",
+                                          "--host",
+                                          "0.0.0.0",
+                                          "--tls-cert",
+                                          files.certificate.c_str(),
+                                          "--tls-key",
+                                          files.key.c_str(),
+                                          "--tls-client-ca",
+                                          files.authorities.c_str()};
+    if (!mutual) arguments.resize(arguments.size() - 2);
+    testing::internal::CaptureStderr();
+    const auto code = settings.Parse(static_cast<int>(arguments.size()), arguments.data());
+    const std::string complaint = testing::internal::GetCapturedStderr();
+    EXPECT_EQ(code, mutual ? std::nullopt : std::optional<int>(2)) << complaint;
+    EXPECT_THAT(complaint, HasSubstr(mutual ? "" : "--tls-client-ca"));
+  }
 }
 
 TEST_F(TlsTest, CertificatesAreReadAgainAndBadOnesAreNot) {
