@@ -390,20 +390,36 @@ void HttpConnection::Flush() {
     return;
   }
   sending_.swap(output_);
+  sent_ = 0;
+  WriteOn();
+}
+
+void HttpConnection::WriteOn() {
+  AwaitWriting();
+  transport_->Write(boost::asio::buffer(sending_) + sent_,
+                    [self = shared_from_this()](error_code error, size_t bytes) {
+                      self->OnWritten(error, bytes);
+                    });
+}
+
+void HttpConnection::AwaitWriting() {
+  underway_ = transport_->Underway();
   write_timer_.expires_after(parts_.limits.write_timeout);
   write_timer_.async_wait([self = shared_from_this()](error_code error) {
     if (error || self->write_timer_.expiry() > std::chrono::steady_clock::now()) return;
+    // The system has room for more only when much of what it has is gone: who reads slowly is not
+    // yet one who does not.
+    if (self->transport_->Underway() < self->underway_) return self->AwaitWriting();
     self->Close();
   });
-  transport_->Write(
-      boost::asio::buffer(sending_),
-      [self = shared_from_this()](error_code error, size_t) { self->OnWritten(error); });
 }
 
-void HttpConnection::OnWritten(error_code error) {
+void HttpConnection::OnWritten(error_code error, size_t bytes) {
   write_timer_.cancel();
-  sending_.clear();
   if (error) return Close();
+  sent_ += bytes;
+  if (sent_ < sending_.size() && phase_ != Phase::kClosed) return WriteOn();
+  sending_.clear();
   if (answer_) {
     MutexLock lock(answer_->mutex);
     answer_->waiting = output_.size();

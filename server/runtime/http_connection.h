@@ -80,7 +80,11 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
 
   void Output(std::string bytes);
   void Flush();
-  void OnWritten(boost::system::error_code error);
+  // The rest of what is being written.
+  void WriteOn();
+  // The connection ends when no byte more goes out for HttpLimits::write_timeout.
+  void AwaitWriting();
+  void OnWritten(boost::system::error_code error, size_t bytes);
   void Linger();
   void Close();
   void Await(std::chrono::milliseconds timeout);
@@ -103,6 +107,8 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   std::chrono::steady_clock::time_point last_piece_;
 
   std::string output_, sending_;  // to be written next, being written
+  size_t sent_ = 0;               // of what is being written
+  size_t underway_ = 0;           // when the wait for it began
   bool close_when_sent_ = false, next_when_sent_ = false;
 };
 

@@ -16,6 +16,7 @@
 #include "absl/strings/str_cat.h"
 #include "server/runtime/http_server.h"
 #include "tests/support/eventually.h"
+#include "tests/support/slowdown.h"
 
 namespace llava {
 namespace {
@@ -292,6 +293,35 @@ TEST_F(HttpConnectionTest, AReaderThatStopsIsCut) {
   auto answer = handler_.stream();
   answer->Begin({200, "text/x", std::string(100 << 20, 'x')});
   EXPECT_TRUE(Eventually([&] { return handler_.gone == 1; }));
+}
+
+TEST_F(HttpConnectionTest, AReaderThatIsSlowIsNot) {
+  options_.limits.write_timeout = kSlowdown * milliseconds(1000);
+  StartServer();
+  constexpr size_t kBody = 64u << 20;
+  tcp::socket socket(context_);
+  socket.open(tcp::v4());
+  socket.set_option(boost::asio::socket_base::receive_buffer_size(16 << 10));
+  socket.connect(
+      {boost::asio::ip::make_address("127.0.0.1"), static_cast<uint16_t>(server_->port())});
+  Send(socket, Post("/stream", ""));
+  const auto answer = handler_.stream();
+  answer->Begin({200, "text/x", ""});
+  answer->Write(std::string(kBody, 'x'));
+  answer->End();
+  std::string piece(32 << 10, '\0');
+  size_t read = 0;
+  const auto end = std::chrono::steady_clock::now() + 3 * options_.limits.write_timeout;
+  while (std::chrono::steady_clock::now() < end) {
+    boost::system::error_code error;
+    read += socket.read_some(boost::asio::buffer(piece), error);
+    ASSERT_FALSE(error) << error.message() << " after " << read << " bytes";
+    std::this_thread::sleep_for(milliseconds(10));
+  }
+  EXPECT_LT(read, kBody / 2) << "so slowly that it was not all out before";
+  read += Rest(socket).size();
+  EXPECT_GT(read, kBody);
+  EXPECT_EQ(handler_.gone, 0);
 }
 
 // Many who send large bodies slowly must not fill the memory, nor keep out who asks little.
