@@ -46,6 +46,7 @@ class CompletionSink final : public TurnSink {
   CompletionSink(const CompletionRequest& request, std::string request_id,
                  std::shared_ptr<HttpAnswer> answer, uint64_t offset = 0)
       : stream_(request.stream),
+        resumable_(request.resumable),
         request_id_(std::move(request_id)),
         answer_(std::move(answer)),
         writer_(request, offset) {}
@@ -54,7 +55,7 @@ class CompletionSink final : public TurnSink {
     MutexLock lock(mutex_);
     if (event.has_turn_started()) {
       writer_.Start(event.turn_started());
-      if (stream_ && !begun_) Begin();
+      if (stream_) Begin();
     } else if (event.has_turn_finished()) {
       finished_ = std::move(*event.mutable_turn_finished());
     } else if (!stream_) {
@@ -68,36 +69,38 @@ class CompletionSink final : public TurnSink {
 
   void Close(const absl::Status& status) override {
     MutexLock lock(mutex_);
-    if (begun_) {
-      answer_->Write(status.ok() && finished_
-                         ? writer_.LastEvents(*finished_)
-                         : absl::StrCat("data: ", OpenAiErrorBody(status), "\n\n"));
+    if (!status.ok() || !finished_) {
+      HttpResponse response = OpenAiError(status);
+      response.headers.emplace_back("X-Request-Id", request_id_);
+      answer_->Fail(std::move(response), absl::StrCat("data: ", OpenAiErrorBody(status), "\n\n"));
+    } else if (stream_) {
+      answer_->Write(writer_.LastEvents(*finished_));
       answer_->End();
-      return;
+    } else {
+      answer_->Send(
+          {200, "application/json", writer_.Whole(*finished_), {{"X-Request-Id", request_id_}}});
     }
-    HttpResponse response = status.ok() && finished_
-                                ? HttpResponse{200, "application/json", writer_.Whole(*finished_)}
-                                : OpenAiError(status);
-    response.headers.emplace_back("X-Request-Id", request_id_);
-    answer_->Send(std::move(response));
   }
 
  private:
+  // Late, so that what fails before the first text still has its own HTTP status, which clients
+  // act on. Who may come back for the rest needs its name at once.
   void Begin() LLAVA_REQUIRES(mutex_) {
-    begun_ = true;
-    answer_->Begin({200,
-                    "text/event-stream",
-                    writer_.FirstEvent(),
-                    {{"X-Request-Id", request_id_}, {"X-Accel-Buffering", "no"}},
-                    ": still here\n\n"});
+    HttpResponse head{200,
+                      "text/event-stream",
+                      writer_.FirstEvent(),
+                      {{"X-Request-Id", request_id_}, {"X-Accel-Buffering", "no"}},
+                      ": still here\n\n"};
+    if (!resumable_) return answer_->BeginLate(std::move(head));
+    if (!std::exchange(begun_, true)) answer_->Begin(std::move(head));
   }
 
-  const bool stream_;
+  const bool stream_, resumable_;
   const std::string request_id_;
   const std::shared_ptr<HttpAnswer> answer_;
   Mutex mutex_;
   CompletionWriter writer_ LLAVA_GUARDED_BY(mutex_);
-  bool begun_ LLAVA_GUARDED_BY(mutex_) = false;
+  bool begun_ LLAVA_GUARDED_BY(mutex_) = false;  // where it is resumable
   std::optional<v1::TurnFinished> finished_ LLAVA_GUARDED_BY(mutex_);
 };
 
@@ -238,7 +241,7 @@ void HttpFront::Resume(const HttpRequest& request, std::shared_ptr<HttpAnswer> a
     status = read.status();
     if (read.ok()) completion = *std::move(read);
   }
-  completion.stream = true;
+  completion.stream = completion.resumable = true;
   if (status.ok()) {
     live = parts_.resumable.Find(position.turn_id, scope->caller());
     if (!live) {

@@ -197,6 +197,45 @@ TEST_F(HttpConnectionTest, PiecesGoOutAsTheyCome) {
   EXPECT_EQ(handler_.gone, 0);
 }
 
+TEST_F(HttpConnectionTest, ALateBeginningMayStillBecomeAnother) {
+  options_.limits.heartbeat = std::chrono::minutes(10);
+  StartServer();
+  auto socket = Connect();
+  const auto ask = [&] {
+    Send(socket, Post("/stream", "", ""));
+    return handler_.stream();
+  };
+  auto answer = ask();
+  answer->BeginLate({200, "text/event-stream", "not this"});
+  answer->BeginLate({200, "text/event-stream", "first "});
+  answer->Write("text");
+  answer->BeginLate({200, "text/event-stream", "too late"});
+  answer->Fail({500, "text/x", "nor this"}, " and error");
+  EXPECT_THAT(Until(socket, "0\r\n\r\n"),
+              AllOf(StartsWith("HTTP/1.1 200"),
+                    EndsWith("\r\n\r\n6\r\nfirst \r\n4\r\ntext\r\na\r\n and error\r\n0\r\n\r\n")));
+  answer = ask();
+  answer->BeginLate({200, "text/event-stream", "first"});
+  answer->Fail({503, "text/x", "error"}, "no piece");
+  EXPECT_THAT(Until(socket, "error"), AllOf(StartsWith("HTTP/1.1 503"), Not(HasSubstr("first"))));
+  answer = ask();
+  answer->BeginLate({200, "text/event-stream", "empty"});
+  answer->End();
+  EXPECT_THAT(Until(socket, "0\r\n\r\n"), HasSubstr("\r\n5\r\nempty\r\n"));
+}
+
+TEST_F(HttpConnectionTest, ALateBeginningWaitsForOneHeartbeat) {
+  options_.limits.heartbeat = milliseconds(50);
+  StartServer();
+  auto socket = Connect();
+  Send(socket, Post("/stream", ""));
+  const auto answer = handler_.stream();
+  answer->BeginLate({200, "text/event-stream", "first", {}, ": beat\n\n"});
+  EXPECT_THAT(Until(socket, ": beat\n\n"), HasSubstr("first"));
+  answer->Fail({500, "text/x", "no"}, "late error");
+  EXPECT_THAT(Rest(socket), HasSubstr("late error"));
+}
+
 TEST_F(HttpConnectionTest, OldClientsGetPiecesWithoutChunks) {
   StartServer();
   auto socket = Connect();
