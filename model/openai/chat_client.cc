@@ -57,7 +57,7 @@ struct Call {
   CURL* easy = nullptr;
   uint64_t largest_answer_bytes = 0;
   std::string answer;
-  std::string retry_after, retry_after_ms, location;
+  std::string retry_after, retry_after_ms, should_retry, location;
   char complaint[CURL_ERROR_SIZE] = "";
 
   ChatResult Result(ChatEnd end, std::string error = "") const {
@@ -79,6 +79,7 @@ size_t TakeHeader(char* data, size_t size, size_t count, void* user) {
   const std::pair<std::string_view, std::string*> wanted[] = {
       {"retry-after:", &call.retry_after},
       {"retry-after-ms:", &call.retry_after_ms},
+      {"x-should-retry:", &call.should_retry},
       {"location:", &call.location}};
   for (const auto& [name, value] : wanted) {
     if (line.size() < name.size() || strncasecmp(line.data(), name.data(), name.size()) != 0) {
@@ -227,6 +228,7 @@ class OpenAiChatClient::Impl {
     call->answer.clear();
     call->retry_after.clear();
     call->retry_after_ms.clear();
+    call->should_retry.clear();
     call->location.clear();
     call->complaint[0] = '\0';
     curl_easy_setopt(easy, CURLOPT_URL, url_.c_str());
@@ -287,7 +289,7 @@ class OpenAiChatClient::Impl {
     }
     limit_.Correct(call->reserved_tokens, 0);  // servers do not count what they refuse
     std::string error = "HTTP " + std::to_string(status) + ": " + ErrorText(call->answer);
-    if (verdict == Verdict::kRetry) {
+    if (verdict == Verdict::kRetry && call->should_retry != "false") {
       TryAgain(std::move(call), error);
       return;
     }

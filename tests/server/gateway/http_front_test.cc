@@ -9,6 +9,8 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "server/runtime/status.h"
+#include "server/wire/prompt_size.h"
 #include "tests/server/gateway/http_front_harness.h"
 
 namespace llava {
@@ -102,6 +104,57 @@ TEST_F(HttpFrontTest, FailuresAreErrorObjects) {
   EXPECT_EQ(events.back()["error"]["type"], "server_error");
   llm_.Set({});
   EXPECT_EQ(StatusOf(Post(Ask("x"))), 200);
+}
+
+// Clients try every 5xx again by themselves, unless they are told.
+TEST_F(HttpFrontTest, AQuestionThatKillsWorkersIsNotToBeAskedAgain) {
+  StartHttp();
+  for (const bool stream : {false, true}) {
+    llm_.Set({.failures = 1000, .arrives = true});
+    const int asked = llm_.generates();
+    Json body = Ask("poison");
+    body["stream"] = stream;
+    const std::string given_up = Post(body);
+    EXPECT_EQ(StatusOf(given_up), 500) << given_up;
+    EXPECT_THAT(given_up, HasSubstr("X-Should-Retry: false\r\n"));
+    EXPECT_THAT(given_up, HasSubstr("ask differently"));
+    EXPECT_EQ(llm_.generates() - asked, 2);
+  }
+  llm_.Set({.failure = {grpc::StatusCode::INTERNAL, "fault"}, .failures = 1});
+  EXPECT_THAT(Post(Ask("x")), Not(HasSubstr("X-Should-Retry")));
+}
+
+TEST_F(HttpFrontTest, TheTimeThatWasTooShortIsTooShortAgain) {
+  options_.request_timeout = kSlowdown * milliseconds(300);
+  llm_.Set({.pause_after = 0});
+  StartHttp();
+  const std::string late = Post(Ask("x"));
+  EXPECT_EQ(StatusOf(late), 504) << late;
+  EXPECT_THAT(late, AllOf(HasSubstr("X-Should-Retry: false\r\n"), HasSubstr("--request-timeout")));
+}
+
+TEST_F(HttpFrontTest, ErrorsHaveTheCodesThatClientsLookFor) {
+  StartHttp();
+  Json other = Ask("x");
+  for (const char* name : {"gpt", "emoji@77", "emoji@nobody"}) {
+    other["model"] = name;
+    const std::string answer = Post(other);
+    EXPECT_EQ(StatusOf(answer), 404) << name;
+    EXPECT_EQ(BodyOf(answer)["error"]["code"], "model_not_found") << name;
+  }
+  EXPECT_EQ(BodyOf(Get("/v1/models/gpt"))["error"]["code"], "model_not_found");
+  EXPECT_EQ(BodyOf(Get("/v1/nothing"))["error"]["code"], "not_found");
+  const std::string large = Post(Ask(std::string(4096 * 64 + 1, 'x')));
+  EXPECT_EQ(StatusOf(large), 400) << large;
+  EXPECT_EQ(BodyOf(large)["error"]["code"], "context_length_exceeded");
+  EXPECT_THAT(large, HasSubstr("maximum context length"));
+  // As the language service says, for whole answers and streams.
+  llm_.Set({.failure = ToGrpc(CheckTextBytes(65, 1)), .failures = 2});
+  Json stream = Ask("x");
+  for (const bool streamed : {false, true}) {
+    stream["stream"] = streamed;
+    EXPECT_EQ(BodyOf(Post(stream))["error"]["code"], "context_length_exceeded");
+  }
 }
 
 TEST_F(HttpFrontTest, KeysAndLimits) {
