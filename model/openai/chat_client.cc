@@ -110,11 +110,16 @@ std::string CompletionsUrl(std::string_view base_url) {
   char* user = nullptr;
   const bool parsed = parts && curl_url_set(parts, CURLUPART_URL, url.c_str(), 0) == CURLUE_OK;
   const bool has_user = parsed && curl_url_get(parts, CURLUPART_USER, &user, 0) == CURLUE_OK;
+  const bool has_more = base_url.find_first_of("?#") != base_url.npos;
   curl_free(user);
   curl_url_cleanup(parts);
   if (!parsed) throw std::invalid_argument("the base URL " + shown + " is none");
   if (has_user) {
     throw std::invalid_argument("the base URL names a user; keys come from the environment");
+  }
+  if (has_more) {
+    throw std::invalid_argument("the base URL " + shown +
+                                " must end with its path, without \"?\" and \"#\"");
   }
   return url + std::string(kPath);
 }

@@ -64,7 +64,8 @@ class OpenAiChatClient : public ChatBackend {
 };
 
 // "https://host/v1" and "https://host/v1/chat/completions/" are both the latter without its last
-// slash. Throws std::invalid_argument for what is no http or https URL or holds a user's name.
+// slash. Throws std::invalid_argument for what is no http or https URL or holds a user's name, a
+// query or a fragment.
 std::string CompletionsUrl(std::string_view base_url);
 
 }  // namespace llava

@@ -351,6 +351,9 @@ TEST(OpenAiChatClientTest, TakesBaseUrlsAsPeopleWriteThem) {
                           "http://h:8/v1/chat/completions/"}) {
     EXPECT_EQ(CompletionsUrl(url), "http://h:8/v1/chat/completions") << url;
   }
+  for (const char* url : {"http://h/v1?api-version=1", "http://h/v1#x", "http://h/v1/?"}) {
+    EXPECT_THROW(CompletionsUrl(url), std::invalid_argument) << url;
+  }
 }
 
 }  // namespace
