@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "server/gateway/chat_page.h"
@@ -33,6 +35,22 @@ bool IsLoopbackName(std::string_view host) {
     host = host.substr(1, host.size() - 2);
   }
   return IsLoopbackHost(std::string(host));
+}
+
+// As clients write what has a meaning of its own in URLs: "%40" is "@". What is none stays.
+std::string Decoded(std::string_view path) {
+  std::string text;
+  for (size_t i = 0; i < path.size(); ++i) {
+    const std::string hex(path.substr(std::min(i + 1, path.size()), 2));
+    if (path[i] == '%' && hex.size() == 2 && absl::ascii_isxdigit(hex[0]) &&
+        absl::ascii_isxdigit(hex[1])) {
+      text += absl::HexStringToBytes(hex);
+      i += 2;
+    } else {
+      text += path[i];
+    }
+  }
+  return text;
 }
 
 std::string RequestIdOf(const HttpRequest& request) {
@@ -183,7 +201,7 @@ void HttpFront::ListModels(const HttpRequest& request, std::shared_ptr<HttpAnswe
   } else if (request.path == kModels) {
     body = ModelList(*models);
   } else {
-    body = ModelEntry(*models, request.path.substr(kModel.size()));
+    body = ModelEntry(*models, Decoded(std::string_view(request.path).substr(kModel.size())));
   }
   scope.End(body.status());
   HttpResponse response =

@@ -157,6 +157,16 @@ TEST_F(HttpFrontTest, ErrorsHaveTheCodesThatClientsLookFor) {
   }
 }
 
+TEST_F(HttpFrontTest, ModelsAreFoundByNamesAsUrlsWriteThem) {
+  StartHttp();
+  for (const char* name : {"emoji", "emoji@1", "emoji%401", "%65moji"}) {
+    EXPECT_EQ(StatusOf(Get(absl::StrCat("/v1/models/", name))), 200) << name;
+  }
+  for (const char* name : {"emoji%", "emoji%4", "emoji%4x", "emoji%00"}) {
+    EXPECT_EQ(StatusOf(Get(absl::StrCat("/v1/models/", name))), 404) << name;
+  }
+}
+
 TEST_F(HttpFrontTest, KeysAndLimits) {
   options_.keys_file = folder_.path() + "/keys.yaml";
   std::ofstream(options_.keys_file)
