@@ -51,6 +51,9 @@ absl::Status AnswerCanceller::Cancel() {
     std::lock_guard lock(mutex_);
     if (cancel_requested_) return absl::OkStatus();
     cancel_requested_ = true;
+    if (client_ == nullptr && (pausing_ || !turn_.turn_id().empty())) {
+      return absl::UnavailableError("the gateway is away, and is being waited for");
+    }
     if (client_ == nullptr || turn_.turn_id().empty()) return absl::OkStatus();
     client = client_;
     turn = turn_;
@@ -100,7 +103,10 @@ void AnswerCanceller::Detach() {
 
 bool AnswerCanceller::Pause(std::chrono::milliseconds delay) {
   std::unique_lock lock(mutex_);
-  return !changed_.wait_for(lock, delay, [this] { return abandoned_; });
+  pausing_ = true;
+  const bool abandoned = changed_.wait_for(lock, delay, [this] { return abandoned_; });
+  pausing_ = false;
+  return !abandoned;
 }
 
 ChatClient::ChatClient(ChatClientOptions options)
@@ -136,12 +142,14 @@ absl::Status ChatClient::Connect() {
 }
 
 absl::Status ChatClient::Explain(const grpc::Status& status) {
-  if (status.error_code() == grpc::StatusCode::UNAVAILABLE &&
+  absl::Status result = FromGrpc(status);
+  // A gateway that says when to come back has spoken for itself, though it may be gone by now.
+  if (absl::IsUnavailable(result) && !RetryDelay(result) &&
       channel_->GetState(/*try_to_connect=*/false) != GRPC_CHANNEL_READY) {
     return absl::UnavailableError(absl::StrCat("no connection to the gateway at ", options_.gateway,
                                                ": ", status.error_message()));
   }
-  return FromGrpc(status);
+  return result;
 }
 
 template <typename Request, typename Response>

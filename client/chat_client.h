@@ -38,6 +38,7 @@ class AnswerCanceller {
 
   // Asks the gateway to stop; text so far is kept there, and Ask returns it with
   // FINISH_REASON_CANCELLED. Called before the turn has begun, it takes effect when it begins.
+  // UNAVAILABLE: Ask waits for a gateway that is away; it takes effect if that comes back in time.
   absl::Status Cancel();
 
   // Ends the call without waiting for the gateway: Ask returns CANCELLED.
@@ -61,6 +62,7 @@ class AnswerCanceller {
   ChatClient* client_ = nullptr;
   grpc::ClientContext* context_ = nullptr;
   v1::TurnStarted turn_;
+  bool pausing_ = false;
   bool cancel_requested_ = false;
   bool abandoned_ = false;
 };

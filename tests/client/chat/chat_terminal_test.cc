@@ -3,6 +3,9 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
+#include <chrono>
+#include <thread>
+
 #include "tests/client/chat/program.h"
 #include "tests/client/fake_gateway.h"
 
@@ -105,6 +108,21 @@ TEST_F(ChatTerminalTest, SigtermStopsTheAnswerAndEnds) {
   EXPECT_EQ(chat_.Wait(), 128 + SIGTERM);
   EXPECT_EQ(gateway_.cancelled().size(), 1u);
   EXPECT_THAT(gateway_.deleted(), ElementsAre("session-1"));
+}
+
+TEST_F(ChatTerminalTest, OneCtrlCEndsTheWaitForAGatewayThatIsAway) {
+  ASSERT_TRUE(chat_.WaitFor("> ")) << chat_.screen();
+  const grpc::Status away(grpc::StatusCode::UNAVAILABLE, "socket closed");
+  gateway_.set_script({.events = {Started("session-1", "t"), Text(0, "once upon")},
+                       .status = away,
+                       .hang_cancel = true});
+  gateway_.set_resume_scripts({{.events = {}, .status = away}});
+  chat_.Type("tell me\n");
+  ASSERT_TRUE(chat_.WaitFor("once upon")) << chat_.screen();
+  while (gateway_.resumed().empty()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  chat_.Type("\x03");
+  ASSERT_TRUE(chat_.WaitFor("stopped")) << chat_.screen();
+  EXPECT_TRUE(chat_.WaitFor("> ")) << chat_.screen();
 }
 
 TEST_F(ChatTerminalTest, AnAnswerCannotSteerTheTerminal) {
