@@ -109,6 +109,31 @@ bool AnswerCanceller::Pause(std::chrono::milliseconds delay) {
   return !abandoned;
 }
 
+// A call that CancelCalls ends, while this lives.
+class ChatClient::Cancellable {
+ public:
+  Cancellable(ChatClient& client, grpc::ClientContext& context)
+      : client_(client), context_(context) {
+    std::lock_guard lock(client_.mutex_);
+    client_.calls_.insert(&context_);
+  }
+  ~Cancellable() {
+    std::lock_guard lock(client_.mutex_);
+    client_.calls_.erase(&context_);
+  }
+  Cancellable(const Cancellable&) = delete;
+  Cancellable& operator=(const Cancellable&) = delete;
+
+ private:
+  ChatClient& client_;
+  grpc::ClientContext& context_;
+};
+
+void ChatClient::CancelCalls() {
+  std::lock_guard lock(mutex_);
+  for (grpc::ClientContext* context : calls_) context->TryCancel();
+}
+
 ChatClient::ChatClient(ChatClientOptions options)
     : options_(std::move(options)),
       channel_(grpc::CreateChannel(options_.gateway, MakeCredentials(options_.tls))),
@@ -158,6 +183,7 @@ absl::StatusOr<Response> ChatClient::Call(
     const Request& request, std::optional<std::chrono::milliseconds> timeout) {
   grpc::ClientContext context;
   Prepare(context, After(timeout.value_or(options_.call_timeout)));
+  const Cancellable cancellable(*this, context);
   Response response;
   const grpc::Status status = ((*stub_).*method)(&context, request, &response);
   if (!status.ok()) return Explain(status);
@@ -178,10 +204,11 @@ absl::StatusOr<v1::Session> ChatClient::GetSession(const std::string& session_id
   return std::move(*response->mutable_session());
 }
 
-absl::Status ChatClient::DeleteSession(const std::string& session_id) {
+absl::Status ChatClient::DeleteSession(const std::string& session_id,
+                                       std::optional<std::chrono::milliseconds> timeout) {
   v1::DeleteSessionRequest request;
   request.set_session_id(session_id);
-  return Call(&v1::ChatService::Stub::DeleteSession, request).status();
+  return Call(&v1::ChatService::Stub::DeleteSession, request, timeout).status();
 }
 
 absl::StatusOr<std::vector<v1::Turn>> ChatClient::ListTurns(const std::string& session_id) {
@@ -250,6 +277,7 @@ absl::StatusOr<v1::ImageInfo> ChatClient::Upload(const std::string& session_id, 
                                                  const ChunkSource& next_chunk) {
   grpc::ClientContext context;
   Prepare(context, After(options_.call_timeout));
+  const Cancellable cancellable(*this, context);
   v1::UploadImageResponse response;
   const auto writer = stub_->UploadImage(&context, &response);
   v1::UploadImageRequest message;

@@ -13,6 +13,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -107,7 +108,9 @@ class ChatClient {
 
   absl::StatusOr<v1::Session> CreateSession(const v1::CreateSessionRequest& request);
   absl::StatusOr<v1::Session> GetSession(const std::string& session_id);
-  absl::Status DeleteSession(const std::string& session_id);
+  // `timeout`: other than call_timeout.
+  absl::Status DeleteSession(const std::string& session_id,
+                             std::optional<std::chrono::milliseconds> timeout = std::nullopt);
 
   // All turns, oldest first.
   absl::StatusOr<std::vector<v1::Turn>> ListTurns(const std::string& session_id);
@@ -136,9 +139,14 @@ class ChatClient {
   absl::StatusOr<bool> CancelTurn(const std::string& session_id, const std::string& turn_id,
                                   std::optional<std::chrono::milliseconds> timeout = std::nullopt);
 
+  // From any thread: ends the calls that are under way, but Ask; they return CANCELLED.
+  void CancelCalls();
+
   const ChatClientOptions& options() const { return options_; }
 
  private:
+  class Cancellable;
+
   // Gives the next bytes of a picture; empty at its end.
   using ChunkSource = std::function<absl::StatusOr<std::string>()>;
   absl::StatusOr<v1::ImageInfo> Upload(const std::string& session_id, uint64_t size_bytes,
@@ -170,6 +178,8 @@ class ChatClient {
   const ChatClientOptions options_;
   const std::shared_ptr<grpc::Channel> channel_;
   const std::unique_ptr<v1::ChatService::Stub> stub_;
+  std::mutex mutex_;
+  std::set<grpc::ClientContext*> calls_;  // under way, guarded by mutex_
 };
 
 }  // namespace llava

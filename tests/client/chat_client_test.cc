@@ -152,6 +152,17 @@ TEST_F(ChatClientTest, AGatewayThatEndsMaySayWhenToComeBack) {
   EXPECT_EQ(RetryDelay(status), absl::Seconds(3));
 }
 
+TEST_F(ChatClientTest, CallsCanBeCancelled) {
+  gateway_.Hang("ListModels");
+  std::thread other([&] {
+    gateway_.WaitForHanging(1);
+    client_.CancelCalls();
+  });
+  EXPECT_TRUE(absl::IsCancelled(client_.ListModels().status()));
+  other.join();
+  EXPECT_TRUE(client_.CreateSession({}).ok());
+}
+
 TEST_F(ChatClientTest, ABrokenStreamIsGoneOnWith) {
   const grpc::Status broken(grpc::StatusCode::UNAVAILABLE, "socket closed");
   gateway_.set_script({.events = {Started("s", "t"), Text(0, "ab")}, .status = broken});

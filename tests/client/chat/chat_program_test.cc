@@ -22,7 +22,8 @@ using ::testing::StartsWith;
 TEST(ChatFlags, HelpAndVersion) {
   const Ended help = RunChat({"--help"});
   EXPECT_EQ(help.status, 0);
-  EXPECT_THAT(help.out, AllOf(HasSubstr("--max-new-tokens"), HasSubstr("LLAVA_CHAT_TOP_P")));
+  EXPECT_THAT(help.out, AllOf(HasSubstr("--max-new-tokens"), HasSubstr("LLAVA_CHAT_TOP_P"),
+                              HasSubstr("128 and its number")));
   const Ended version = RunChat({"--version"});
   EXPECT_EQ(version.status, 0);
   EXPECT_THAT(version.out, StartsWith("llava-chat "));

@@ -8,6 +8,7 @@
 
 #include "tests/client/chat/program.h"
 #include "tests/client/fake_gateway.h"
+#include "tests/support/slowdown.h"
 
 namespace llava {
 namespace {
@@ -15,6 +16,10 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Not;
+
+using Clock = std::chrono::steady_clock;
+// Well below the 30 s that a call may take, well above what is needed.
+constexpr auto kLong = kSlowdown * std::chrono::seconds(15);
 
 class ChatTerminalTest : public ::testing::Test {
  protected:
@@ -123,6 +128,47 @@ TEST_F(ChatTerminalTest, OneCtrlCEndsTheWaitForAGatewayThatIsAway) {
   chat_.Type("\x03");
   ASSERT_TRUE(chat_.WaitFor("stopped")) << chat_.screen();
   EXPECT_TRUE(chat_.WaitFor("> ")) << chat_.screen();
+}
+
+TEST_F(ChatTerminalTest, CtrlCEndsOtherCallsThatHang) {
+  ASSERT_TRUE(chat_.WaitFor("> ")) << chat_.screen();
+  gateway_.Hang("ListModels");
+  chat_.Type("/models\n");
+  gateway_.WaitForHanging(1);
+  const auto begin = Clock::now();
+  chat_.Type("\x03");
+  ASSERT_TRUE(chat_.WaitFor("stopped")) << chat_.screen();
+  ASSERT_TRUE(chat_.WaitFor("> ")) << chat_.screen();
+  EXPECT_LT(Clock::now() - begin, kLong);
+  chat_.Type("/models\n");
+  gateway_.WaitForHanging(2);
+  chat_.Signal(SIGTERM);
+  EXPECT_EQ(chat_.Wait(), 128 + SIGTERM);
+  EXPECT_LT(Clock::now() - begin, kLong);
+  EXPECT_THAT(gateway_.deleted(), ElementsAre("session-1"));
+}
+
+TEST_F(ChatTerminalTest, AGatewayThatHangsDoesNotHoldWhoEndsTheChat) {
+  ASSERT_TRUE(chat_.WaitFor("> ")) << chat_.screen();
+  gateway_.Hang("DeleteSession");
+  chat_.Type("\x03");
+  ASSERT_TRUE(chat_.WaitFor("Ctrl-C again")) << chat_.screen();
+  const auto begin = Clock::now();
+  chat_.Type("\x03");
+  EXPECT_EQ(chat_.Wait(), 0);
+  EXPECT_LT(Clock::now() - begin, kLong);
+  EXPECT_THAT(chat_.screen(), HasSubstr("was not deleted"));
+}
+
+TEST(ChatBeginTest, CtrlCEndsAChatThatHasNotBegun) {
+  FakeGateway gateway;
+  gateway.Hang("CreateSession");
+  ChatOnTerminal chat({"--gateway", gateway.address()});
+  gateway.WaitForHanging(1);
+  const auto begin = Clock::now();
+  chat.Type("\x03");
+  EXPECT_EQ(chat.Wait(), 128 + SIGINT);
+  EXPECT_LT(Clock::now() - begin, kLong);
 }
 
 TEST_F(ChatTerminalTest, AnAnswerCannotSteerTheTerminal) {
