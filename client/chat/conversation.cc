@@ -169,7 +169,7 @@ bool Conversation::Handle(std::string_view line) {
     failed_ = true;
     screen_.Error(absl::StrCat("error: ", ErrorLine(status)));
   }
-  return end_signal_ == 0;
+  return end_signal_ == 0 && screen_.fault().empty();
 }
 
 absl::Status Conversation::Obey(std::string_view name, std::string_view argument) {
@@ -237,11 +237,20 @@ absl::Status Conversation::Ask(std::string_view text) {
   };
   SignalWatch watch(interrupts_, [&](int, bool first) { cancel(first); });
   absl::StatusOr<Answer> answer = client_.Ask(
-      request, [&](std::string_view piece) { screen_.Answer(piece); }, &canceller);
+      request,
+      [&](std::string_view piece) {
+        screen_.Answer(piece);
+        if (!screen_.fault().empty()) cancel(/*first=*/true);  // nobody reads the rest
+      },
+      &canceller);
   const int signal = watch.Stop();
   screen_.EndAnswer();
   if (signal != 0 && (signal != SIGINT || interrupt_ends_)) end_signal_ = signal;
 
+  if (!screen_.fault().empty()) {
+    return absl::DataLossError(
+        absl::StrCat("standard output does not take the answer: ", screen_.fault()));
+  }
   if (!answer.ok()) {
     if (signal != 0 && absl::IsCancelled(answer.status())) {
       screen_.Remark("stopped");

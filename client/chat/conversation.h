@@ -25,7 +25,8 @@ class Conversation {
   // signal ends the program at once while there is no session yet.
   absl::Status Begin();
 
-  // Obeys a command or asks a question; blank lines do nothing. False: it is over (/quit, a signal).
+  // Obeys a command or asks a question; blank lines do nothing. False: it is over (/quit, a signal,
+  // nobody who takes the answers).
   bool Handle(std::string_view line);
 
   // Deletes the session unless it is to be kept.

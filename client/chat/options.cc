@@ -30,7 +30,8 @@ std::variant<ChatOptions, int> ParseChatOptions(int argc, const char* const* arg
   app.footer(
       "Each flag has an environment twin, e.g. LLAVA_CHAT_GATEWAY; the flag wins.\n"
       "Answers go to standard output, all else to standard error. Exit status: 0; 1 after\n"
-      "an error (at a keyboard errors within the conversation do not count); 2 after a wrong flag; 128 and its number after a signal.");
+      "an error, also where standard output takes no more (at a keyboard errors within the\n"
+      "conversation do not count); 2 after a wrong flag; 128 and its number after a signal.");
   const auto twin = [](CLI::Option* option) {
     return option->envname(EnvironmentName(option->get_name().substr(2)));
   };
