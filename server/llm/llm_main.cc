@@ -79,8 +79,8 @@ int main(int argc, char** argv) {
   }
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
   llava::LogInfo(absl::StrFormat("ready in %.1f s", took.count()),
-                 {{"grpc", HostPort(options.process.host, process.port())},
-                  {"metrics", HostPort(options.process.host, process.metrics_port())},
+                 {{"grpc", llava::HostPort(options.process.host, process.port())},
+                  {"metrics", llava::HostPort(options.process.host, process.metrics_port())},
                   {"max_running", absl::StrCat(options.engine.max_running)}});
   bool ended = true;
   const int code = process.Run(

@@ -130,8 +130,8 @@ int main(int argc, char** argv) {
   }
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
   llava::LogInfo(absl::StrFormat("ready in %.1f s", took.count()),
-                 {{"grpc", HostPort(options.process.host, process.port())},
-                  {"metrics", HostPort(options.process.host, process.metrics_port())}});
+                 {{"grpc", llava::HostPort(options.process.host, process.port())},
+                  {"metrics", llava::HostPort(options.process.host, process.metrics_port())}});
   for (const auto& tower : loader->towers().List()) {
     const llava::TowerInfo& info = tower->engine().info();
     llava::LogInfo("serving", {{"model", tower->info().model().name()},
