@@ -51,6 +51,9 @@ absl::Status AnswerCanceller::Cancel() {
     std::lock_guard lock(mutex_);
     if (cancel_requested_) return absl::OkStatus();
     cancel_requested_ = true;
+    if (client_ == nullptr && (pausing_ || !turn_.turn_id().empty())) {
+      return absl::UnavailableError("the gateway is away, and is being waited for");
+    }
     if (client_ == nullptr || turn_.turn_id().empty()) return absl::OkStatus();
     client = client_;
     turn = turn_;
@@ -100,7 +103,35 @@ void AnswerCanceller::Detach() {
 
 bool AnswerCanceller::Pause(std::chrono::milliseconds delay) {
   std::unique_lock lock(mutex_);
-  return !changed_.wait_for(lock, delay, [this] { return abandoned_; });
+  pausing_ = true;
+  const bool abandoned = changed_.wait_for(lock, delay, [this] { return abandoned_; });
+  pausing_ = false;
+  return !abandoned;
+}
+
+// A call that CancelCalls ends, while this lives.
+class ChatClient::Cancellable {
+ public:
+  Cancellable(ChatClient& client, grpc::ClientContext& context)
+      : client_(client), context_(context) {
+    std::lock_guard lock(client_.mutex_);
+    client_.calls_.insert(&context_);
+  }
+  ~Cancellable() {
+    std::lock_guard lock(client_.mutex_);
+    client_.calls_.erase(&context_);
+  }
+  Cancellable(const Cancellable&) = delete;
+  Cancellable& operator=(const Cancellable&) = delete;
+
+ private:
+  ChatClient& client_;
+  grpc::ClientContext& context_;
+};
+
+void ChatClient::CancelCalls() {
+  std::lock_guard lock(mutex_);
+  for (grpc::ClientContext* context : calls_) context->TryCancel();
 }
 
 ChatClient::ChatClient(ChatClientOptions options)
@@ -136,12 +167,14 @@ absl::Status ChatClient::Connect() {
 }
 
 absl::Status ChatClient::Explain(const grpc::Status& status) {
-  if (status.error_code() == grpc::StatusCode::UNAVAILABLE &&
+  absl::Status result = FromGrpc(status);
+  // A gateway that says when to come back has spoken for itself, though it may be gone by now.
+  if (absl::IsUnavailable(result) && !RetryDelay(result) &&
       channel_->GetState(/*try_to_connect=*/false) != GRPC_CHANNEL_READY) {
     return absl::UnavailableError(absl::StrCat("no connection to the gateway at ", options_.gateway,
                                                ": ", status.error_message()));
   }
-  return FromGrpc(status);
+  return result;
 }
 
 template <typename Request, typename Response>
@@ -150,6 +183,7 @@ absl::StatusOr<Response> ChatClient::Call(
     const Request& request, std::optional<std::chrono::milliseconds> timeout) {
   grpc::ClientContext context;
   Prepare(context, After(timeout.value_or(options_.call_timeout)));
+  const Cancellable cancellable(*this, context);
   Response response;
   const grpc::Status status = ((*stub_).*method)(&context, request, &response);
   if (!status.ok()) return Explain(status);
@@ -170,10 +204,11 @@ absl::StatusOr<v1::Session> ChatClient::GetSession(const std::string& session_id
   return std::move(*response->mutable_session());
 }
 
-absl::Status ChatClient::DeleteSession(const std::string& session_id) {
+absl::Status ChatClient::DeleteSession(const std::string& session_id,
+                                       std::optional<std::chrono::milliseconds> timeout) {
   v1::DeleteSessionRequest request;
   request.set_session_id(session_id);
-  return Call(&v1::ChatService::Stub::DeleteSession, request).status();
+  return Call(&v1::ChatService::Stub::DeleteSession, request, timeout).status();
 }
 
 absl::StatusOr<std::vector<v1::Turn>> ChatClient::ListTurns(const std::string& session_id) {
@@ -242,6 +277,7 @@ absl::StatusOr<v1::ImageInfo> ChatClient::Upload(const std::string& session_id, 
                                                  const ChunkSource& next_chunk) {
   grpc::ClientContext context;
   Prepare(context, After(options_.call_timeout));
+  const Cancellable cancellable(*this, context);
   v1::UploadImageResponse response;
   const auto writer = stub_->UploadImage(&context, &response);
   v1::UploadImageRequest message;

@@ -13,6 +13,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -38,6 +39,7 @@ class AnswerCanceller {
 
   // Asks the gateway to stop; text so far is kept there, and Ask returns it with
   // FINISH_REASON_CANCELLED. Called before the turn has begun, it takes effect when it begins.
+  // UNAVAILABLE: Ask waits for a gateway that is away; it takes effect if that comes back in time.
   absl::Status Cancel();
 
   // Ends the call without waiting for the gateway: Ask returns CANCELLED.
@@ -61,6 +63,7 @@ class AnswerCanceller {
   ChatClient* client_ = nullptr;
   grpc::ClientContext* context_ = nullptr;
   v1::TurnStarted turn_;
+  bool pausing_ = false;
   bool cancel_requested_ = false;
   bool abandoned_ = false;
 };
@@ -105,7 +108,9 @@ class ChatClient {
 
   absl::StatusOr<v1::Session> CreateSession(const v1::CreateSessionRequest& request);
   absl::StatusOr<v1::Session> GetSession(const std::string& session_id);
-  absl::Status DeleteSession(const std::string& session_id);
+  // `timeout`: other than call_timeout.
+  absl::Status DeleteSession(const std::string& session_id,
+                             std::optional<std::chrono::milliseconds> timeout = std::nullopt);
 
   // All turns, oldest first.
   absl::StatusOr<std::vector<v1::Turn>> ListTurns(const std::string& session_id);
@@ -134,9 +139,14 @@ class ChatClient {
   absl::StatusOr<bool> CancelTurn(const std::string& session_id, const std::string& turn_id,
                                   std::optional<std::chrono::milliseconds> timeout = std::nullopt);
 
+  // From any thread: ends the calls that are under way, but Ask; they return CANCELLED.
+  void CancelCalls();
+
   const ChatClientOptions& options() const { return options_; }
 
  private:
+  class Cancellable;
+
   // Gives the next bytes of a picture; empty at its end.
   using ChunkSource = std::function<absl::StatusOr<std::string>()>;
   absl::StatusOr<v1::ImageInfo> Upload(const std::string& session_id, uint64_t size_bytes,
@@ -168,6 +178,8 @@ class ChatClient {
   const ChatClientOptions options_;
   const std::shared_ptr<grpc::Channel> channel_;
   const std::unique_ptr<v1::ChatService::Stub> stub_;
+  std::mutex mutex_;
+  std::set<grpc::ClientContext*> calls_;  // under way, guarded by mutex_
 };
 
 }  // namespace llava

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "client/bench/answer_calls.h"
 #include "client/grpc_status.h"
 #include "llava/v1/chat.grpc.pb.h"
 
@@ -21,6 +22,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr std::chrono::milliseconds kPauseAfterFailure{100};
 constexpr std::chrono::milliseconds kUnaryTimeout{30'000};
+constexpr std::chrono::milliseconds kLookAgain{50};
 
 double Seconds(Clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
 
@@ -83,7 +85,8 @@ class TurnCall : public grpc::ClientReadReactor<v1::ChatResponse> {
   TurnCall(std::shared_ptr<Session> session, v1::ChatRequest request)
       : session_(std::move(session)), request_(std::move(request)) {}
 
-  void Start();
+  // False: it was not, the run is stopped.
+  bool Start();
 
  private:
   void OnReadDone(bool ok) override;
@@ -92,7 +95,8 @@ class TurnCall : public grpc::ClientReadReactor<v1::ChatResponse> {
 
   std::shared_ptr<Session> session_;
   const v1::ChatRequest request_;
-  grpc::ClientContext context_;
+  // Shared with a run that cancels it.
+  const AnswerCalls::Call context_ = std::make_shared<grpc::ClientContext>();
   v1::ChatResponse response_;
   Clock::time_point sent_;
   TurnSample sample_;
@@ -121,6 +125,7 @@ class Run {
   bool ending() const { return ending_.load(std::memory_order_relaxed); }
 
   const LoadOptions& options;
+  AnswerCalls answers;
 
  private:
   // The caller has counted the session as running.
@@ -189,7 +194,10 @@ void Session::Ask() {
     if (options.unique_pictures) absl::StrAppend(&picture, random_());
     request.add_images()->set_data(std::move(picture));
   }
-  (new TurnCall(shared_from_this(), std::move(request)))->Start();
+  auto* call = new TurnCall(shared_from_this(), std::move(request));
+  if (call->Start()) return;
+  delete call;
+  End();
 }
 
 void Session::OnTurn(const absl::Status& status, TurnSample sample) {
@@ -215,21 +223,23 @@ void Session::End() {
                                });
 }
 
-void TurnCall::Start() {
-  context_.set_deadline(std::chrono::system_clock::now() + session_->run_.options.timeout);
-  Identify(context_, session_->run_.options);
+bool TurnCall::Start() {
+  context_->set_deadline(std::chrono::system_clock::now() + session_->run_.options.timeout);
+  Identify(*context_, session_->run_.options);
+  if (!session_->run_.answers.Enter(context_)) return false;
   sample_.turn = session_->turn_;
   sent_ = Clock::now();
-  session_->stub_.async()->Chat(&context_, &request_, this);
+  session_->stub_.async()->Chat(context_.get(), &request_, this);
   StartRead(&response_);
   StartCall();
+  return true;
 }
 
 void TurnCall::OnText(const v1::TextDelta& text, double now) {
   if (text.offset() != text_bytes_) {
     fault_ = absl::DataLossError(
         absl::StrCat("text at byte ", text.offset(), " instead of ", text_bytes_));
-    context_.TryCancel();
+    context_->TryCancel();
     return;
   }
   text_bytes_ += text.text().size();
@@ -287,7 +297,9 @@ void TurnCall::OnDone(const grpc::Status& status) {
     result = absl::DataLossError("the stream ended without its last event");
   const auto session = std::move(session_);
   TurnSample sample = std::move(sample_);
+  const bool stopped = session->run_.answers.Leave(context_, result);
   delete this;  // before the run may end: the context holds the channel
+  if (stopped) return session->End();
   session->OnTurn(result, std::move(sample));
 }
 
@@ -451,7 +463,12 @@ Samples Run::Execute(const std::atomic<bool>& stop,
   }
   for (auto& session : idle) std::exchange(session, nullptr)->End();
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [&] { return running_ == 0; });
+  while (!changed_.wait_for(lock, kLookAgain, [&] { return running_ == 0; })) {
+    if (!stop.load()) continue;
+    lock.unlock();
+    answers.CancelAll();
+    lock.lock();
+  }
   return std::move(samples_);
 }
 

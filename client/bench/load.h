@@ -52,7 +52,8 @@ struct Progress {
 };
 
 // Holds the conversations over `channels` (sessions take them in turn) and measures. Blocks until
-// all answers have ended; returns early, with what there is, once `stop` is true. Sessions are
+// all answers have ended. Once `stop` is true it cancels those under way, of which nothing is told,
+// and returns with what there is. Sessions are
 // deleted at their end. A session whose turn failed is given up and, closed loop, another begins
 // after a tenth of a second.
 Samples RunLoad(const std::vector<std::shared_ptr<grpc::Channel>>& channels,

@@ -22,7 +22,9 @@ namespace llava::bench {
 namespace {
 
 std::atomic<bool> interrupted{false};
-static_assert(std::atomic<bool>::is_always_lock_free);  // written by a signal handler
+std::atomic<int> interrupted_by{0};  // the signal
+// Written by a signal handler.
+static_assert(std::atomic<bool>::is_always_lock_free && std::atomic<int>::is_always_lock_free);
 
 bool ReadFile(const std::string& path, std::string* bytes) {
   std::ifstream file(path, std::ios::binary);
@@ -68,10 +70,14 @@ int Main(int argc, char** argv) {
   if (!ReadFiles(options)) return 2;
 
   struct sigaction action = {};
-  action.sa_handler = [](int) { interrupted.store(true); };
+  action.sa_handler = [](int signal) {
+    interrupted_by.store(signal);
+    interrupted.store(true);
+  };
   action.sa_flags = static_cast<int>(SA_RESETHAND);  // the second one ends at once
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
+  signal(SIGPIPE, SIG_IGN);  // a failure to write tells it
 
   std::vector<std::shared_ptr<grpc::Channel>> channels;
   for (int i = 0; i < options.connections; ++i) {
@@ -88,6 +94,10 @@ int Main(int argc, char** argv) {
   } else {
     std::cout << Table(samples, options.load);
   }
+  if (!std::cout.flush()) {
+    std::cerr << "llava-bench: standard output does not take the results\n";
+    return 1;
+  }
   if (!options.json.empty() && options.json != "-") {
     std::ofstream file(options.json);
     file << Json(samples, options.load) << '\n';
@@ -96,7 +106,7 @@ int Main(int argc, char** argv) {
       return 1;
     }
   }
-  if (interrupted.load()) return 130;
+  if (interrupted.load()) return 128 + interrupted_by.load();
   return samples.turns.empty() ? 1 : 0;
 }
 

@@ -22,9 +22,10 @@ std::variant<BenchOptions, int> ParseBenchOptions(int argc, const char* const* a
   app.set_version_flag("--version", std::string("llava-bench " LLAVA_VERSION));
   app.footer(
       "Prints throughput, time to the first text by turn, times of tokens, gaps and answers, and\n"
-      "errors. Questions are random words unless --prompts names a file. Exit status: 0, 1 if no\n"
-      "question was answered or the gateway cannot be reached, 2 after a wrong flag, 130 after\n"
-      "Ctrl-C (what was measured is printed).");
+      "errors. Questions are random words unless --prompts names a file. Exit status: 0; 1 if no\n"
+      "question was answered, the gateway cannot be reached or the results cannot be written; 2\n"
+      "after a wrong flag; 130 after Ctrl-C and 143 after SIGTERM, which cancel the answers under\n"
+      "way (what was measured is printed).");
   const auto positive = CLI::Range(1, 1'000'000);
   app.add_option("--gateway", options.gateway, "Address of the gateway")
       ->type_name("HOST:PORT")

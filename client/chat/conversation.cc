@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <thread>
 #include <utility>
@@ -43,12 +44,15 @@ std::string ExpandPath(std::string_view path) {
   return std::string(path);
 }
 
-// Runs while an answer comes: the first SIGINT cancels the turn, the next one drops the call; the
-// other signals cancel it and are remembered.
+// Whoever ends the program does not wait long for a gateway that hangs.
+constexpr std::chrono::milliseconds kDeleteTimeout{2000};
+
+// Runs while something is waited for that a signal ends.
 class SignalWatch {
  public:
-  SignalWatch(Interrupts& interrupts, AnswerCanceller& canceller)
-      : interrupts_(interrupts), canceller_(canceller), done_(eventfd(0, EFD_CLOEXEC)) {
+  // `stop` gets each signal, and whether it is the first.
+  SignalWatch(Interrupts& interrupts, std::function<void(int signal, bool first)> stop)
+      : interrupts_(interrupts), stop_(std::move(stop)), done_(eventfd(0, EFD_CLOEXEC)) {
     thread_ = std::thread([this] { Run(); });
   }
   ~SignalWatch() { Stop(); }
@@ -66,14 +70,13 @@ class SignalWatch {
  private:
   void Run() {
     while (const int signal = interrupts_.WaitFor(done_)) {
-      // A gateway that cannot be told to stop must not hold the user.
-      if (last_ != 0 || !canceller_.Cancel().ok()) canceller_.Abandon();
+      stop_(signal, last_ == 0);
       if (last_ == 0 || signal != SIGINT) last_ = signal;
     }
   }
 
   Interrupts& interrupts_;
-  AnswerCanceller& canceller_;
+  const std::function<void(int, bool)> stop_;
   const int done_;
   int last_ = 0;  // of the thread; read after its end
   std::thread thread_;
@@ -86,14 +89,28 @@ Conversation::Conversation(ChatClient& client, const ChatOptions& options, Scree
     : client_(client), options_(options), screen_(screen), interrupts_(interrupts) {}
 
 absl::Status Conversation::Begin() {
-  if (absl::Status status = client_.Connect(); !status.ok()) return status;
-  if (absl::Status status = OpenSession(); !status.ok()) return status;
+  {
+    const SignalWatch watch(interrupts_, [](int signal, bool) { _exit(128 + signal); });
+    if (absl::Status status = client_.Connect(); !status.ok()) return status;
+    if (absl::Status status = OpenSession(); !status.ok()) return status;
+  }
   screen_.Remark(absl::StrFormat("%s at %s; /help lists commands", session_.model(),
                                  client_.options().gateway));
   if (options_.image.empty()) return absl::OkStatus();
-  absl::Status status = AttachImage(options_.image);
+  absl::Status status = Watched([this] { return AttachImage(options_.image); });
+  if (end_signal_ != 0) status = absl::CancelledError("stopped");
   if (!status.ok()) End();
   return status;
+}
+
+absl::Status Conversation::Watched(const std::function<absl::Status()>& call) {
+  SignalWatch watch(interrupts_, [this](int, bool) { client_.CancelCalls(); });
+  absl::Status status = call();
+  const int signal = watch.Stop();
+  if (signal != 0 && (signal != SIGINT || interrupt_ends_)) end_signal_ = signal;
+  if (signal == 0 || !absl::IsCancelled(status)) return status;
+  screen_.Remark("stopped");
+  return absl::OkStatus();
 }
 
 absl::Status Conversation::OpenSession() {
@@ -125,7 +142,7 @@ void Conversation::End() {
     screen_.Remark(absl::StrCat("session ", session_.id()));
     return;
   }
-  const absl::Status status = client_.DeleteSession(session_.id());
+  const absl::Status status = client_.DeleteSession(session_.id(), kDeleteTimeout);
   if (!status.ok() && !failed_) {
     screen_.Error(absl::StrCat("session ", session_.id(), " was not deleted: ", ErrorLine(status)));
   }
@@ -143,7 +160,8 @@ bool Conversation::Handle(std::string_view line) {
     const size_t space = std::min(line.find_first_of(" \t"), line.size());
     const std::string_view name = line.substr(0, space);
     if (name == "/quit" || name == "/exit") return false;
-    status = Obey(name, Trim(line.substr(space)));
+    const std::string_view argument = Trim(line.substr(space));
+    status = Watched([&] { return Obey(name, argument); });
   } else {
     status = Ask(line);
   }
@@ -151,7 +169,7 @@ bool Conversation::Handle(std::string_view line) {
     failed_ = true;
     screen_.Error(absl::StrCat("error: ", ErrorLine(status)));
   }
-  return end_signal_ == 0;
+  return end_signal_ == 0 && screen_.fault().empty();
 }
 
 absl::Status Conversation::Obey(std::string_view name, std::string_view argument) {
@@ -213,13 +231,26 @@ absl::Status Conversation::Ask(std::string_view text) {
   *request.mutable_sampling() = options_.sampling;
 
   AnswerCanceller canceller;
-  SignalWatch watch(interrupts_, canceller);
+  // A gateway that cannot be told to stop must not hold the user.
+  const auto cancel = [&](bool first) {
+    if (!first || !canceller.Cancel().ok()) canceller.Abandon();
+  };
+  SignalWatch watch(interrupts_, [&](int, bool first) { cancel(first); });
   absl::StatusOr<Answer> answer = client_.Ask(
-      request, [&](std::string_view piece) { screen_.Answer(piece); }, &canceller);
+      request,
+      [&](std::string_view piece) {
+        screen_.Answer(piece);
+        if (!screen_.fault().empty()) cancel(/*first=*/true);  // nobody reads the rest
+      },
+      &canceller);
   const int signal = watch.Stop();
   screen_.EndAnswer();
   if (signal != 0 && (signal != SIGINT || interrupt_ends_)) end_signal_ = signal;
 
+  if (!screen_.fault().empty()) {
+    return absl::DataLossError(
+        absl::StrCat("standard output does not take the answer: ", screen_.fault()));
+  }
   if (!answer.ok()) {
     if (signal != 0 && absl::IsCancelled(answer.status())) {
       screen_.Remark("stopped");

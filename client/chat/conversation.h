@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -20,10 +21,12 @@ class Conversation {
   Conversation(ChatClient& client, const ChatOptions& options, Screen& screen,
                Interrupts& interrupts);
 
-  // Opens the session and sends the first picture. On an error there is nothing to talk to.
+  // Opens the session and sends the first picture. On an error there is nothing to talk to. A
+  // signal ends the program at once while there is no session yet.
   absl::Status Begin();
 
-  // Obeys a command or asks a question; blank lines do nothing. False: it is over (/quit).
+  // Obeys a command or asks a question; blank lines do nothing. False: it is over (/quit, a signal,
+  // nobody who takes the answers).
   bool Handle(std::string_view line);
 
   // Deletes the session unless it is to be kept.
@@ -31,14 +34,16 @@ class Conversation {
 
   // True once anything went wrong.
   bool failed() const { return failed_; }
-  // The signal that asked the program to end while an answer was running; 0: none. SIGINT only
-  // stops the answer, unless set_interrupt_ends(true).
+  // The signal that asked the program to end while an answer or a call was under way; 0: none.
+  // Behind Begin, SIGINT only stops these, unless set_interrupt_ends(true).
   int end_signal() const { return end_signal_; }
   // When set, SIGINT ends the program as SIGTERM does (nobody is there to type on).
   void set_interrupt_ends(bool ends) { interrupt_ends_ = ends; }
 
  private:
   absl::Status OpenSession();
+  // A call that a signal ends.
+  absl::Status Watched(const std::function<absl::Status()>& call);
   absl::Status AttachImage(const std::string& path);
   absl::Status ShowModels();
   absl::Status Reset();
@@ -54,7 +59,7 @@ class Conversation {
   bool delete_session_ = false;              // it is ours, and not to be kept
   std::vector<std::string> pending_images_;  // ids, for the next question
   bool failed_ = false;
-  bool interrupt_ends_ = false;
+  bool interrupt_ends_ = true;
   int end_signal_ = 0;
 };
 

@@ -57,18 +57,21 @@ int Main(int argc, char** argv) {
   if (const int* status = std::get_if<int>(&parsed)) return *status;
   const ChatOptions& options = std::get<ChatOptions>(parsed);
 
-  Interrupts interrupts;  // before gRPC begins threads
+  signal(SIGPIPE, SIG_IGN);  // a pipe that nobody reads is told by Screen::fault
+  Interrupts interrupts;     // before gRPC begins threads
   Screen screen(stdout, stderr);
   ChatClient client({.gateway = options.gateway, .api_key = options.api_key, .tls = options.tls});
   Conversation conversation(client, options, screen, interrupts);
   if (const absl::Status status = conversation.Begin(); !status.ok()) {
+    if (conversation.end_signal() != 0) return 128 + conversation.end_signal();
     screen.Error(absl::StrCat("llava-chat: ", ErrorLine(status)));
     return 1;
   }
-  const int signal = options.messages.empty() ? Talk(conversation, screen, interrupts)
-                                              : AskAll(conversation, options, screen);
+  const int ended_by = options.messages.empty() ? Talk(conversation, screen, interrupts)
+                                                : AskAll(conversation, options, screen);
   conversation.End();
-  if (signal != 0) return 128 + signal;
+  if (ended_by != 0) return 128 + ended_by;
+  if (!screen.fault().empty()) return 1;
   // At the keyboard errors were seen and dealt with; a script needs the exit status.
   const bool scripted = !options.messages.empty() || isatty(STDIN_FILENO) == 0;
   return scripted && conversation.failed() ? 1 : 0;

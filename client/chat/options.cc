@@ -29,8 +29,9 @@ std::variant<ChatOptions, int> ParseChatOptions(int argc, const char* const* arg
   app.set_version_flag("--version", std::string("llava-chat " LLAVA_VERSION));
   app.footer(
       "Each flag has an environment twin, e.g. LLAVA_CHAT_GATEWAY; the flag wins.\n"
-      "Answers go to standard output, all else to standard error. Exit status: 0, or 1 after\n"
-      "an error of the gateway, 2 after a wrong flag.");
+      "Answers go to standard output, all else to standard error. Exit status: 0; 1 after\n"
+      "an error, also where standard output takes no more (at a keyboard errors within the\n"
+      "conversation do not count); 2 after a wrong flag; 128 and its number after a signal.");
   const auto twin = [](CLI::Option* option) {
     return option->envname(EnvironmentName(option->get_name().substr(2)));
   };

@@ -2,6 +2,8 @@
 
 #include <unistd.h>
 
+#include <cerrno>
+#include <cstring>
 #include <string>
 
 #include "client/chat/utf8.h"
@@ -9,9 +11,8 @@
 namespace llava {
 namespace {
 
-void Write(std::FILE* file, std::string_view text) {
-  std::fwrite(text.data(), 1, text.size(), file);
-  std::fflush(file);
+bool Write(std::FILE* file, std::string_view text) {
+  return std::fwrite(text.data(), 1, text.size(), file) == text.size() && std::fflush(file) == 0;
 }
 
 }  // namespace
@@ -25,11 +26,16 @@ Screen::Screen(std::FILE* out, std::FILE* err)
 void Screen::Answer(std::string_view text) {
   if (text.empty()) return;
   line_open_ = text.back() != '\n';
-  Write(out_, out_is_terminal_ ? WithoutControls(text) : std::string(text));
+  WriteAnswer(out_is_terminal_ ? WithoutControls(text) : std::string(text));
+}
+
+void Screen::WriteAnswer(std::string_view text) {
+  if (!fault_.empty()) return;  // a gap would not show
+  if (!Write(out_, text)) fault_ = std::strerror(errno);
 }
 
 void Screen::EndAnswer() {
-  if (line_open_) Write(out_, "\n");
+  if (line_open_) WriteAnswer("\n");
   line_open_ = false;
 }
 

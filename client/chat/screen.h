@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdio>
+#include <string>
 #include <string_view>
 
 namespace llava {
@@ -21,14 +22,19 @@ class Screen {
   // Waits for input behind this; shown only on a terminal.
   void Prompt(std::string_view text);
 
+  // Why answers were lost, in the system's words; empty: none was.
+  const std::string& fault() const { return fault_; }
+
  private:
   void Line(std::string_view text, const char* before, const char* after);
+  void WriteAnswer(std::string_view text);
 
   std::FILE* const out_;
   std::FILE* const err_;
   const bool out_is_terminal_;
   const bool err_is_terminal_;
   bool line_open_ = false;
+  std::string fault_;
 };
 
 }  // namespace llava

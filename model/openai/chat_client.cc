@@ -57,7 +57,7 @@ struct Call {
   CURL* easy = nullptr;
   uint64_t largest_answer_bytes = 0;
   std::string answer;
-  std::string retry_after, retry_after_ms, location;
+  std::string retry_after, retry_after_ms, should_retry, location;
   char complaint[CURL_ERROR_SIZE] = "";
 
   ChatResult Result(ChatEnd end, std::string error = "") const {
@@ -79,6 +79,7 @@ size_t TakeHeader(char* data, size_t size, size_t count, void* user) {
   const std::pair<std::string_view, std::string*> wanted[] = {
       {"retry-after:", &call.retry_after},
       {"retry-after-ms:", &call.retry_after_ms},
+      {"x-should-retry:", &call.should_retry},
       {"location:", &call.location}};
   for (const auto& [name, value] : wanted) {
     if (line.size() < name.size() || strncasecmp(line.data(), name.data(), name.size()) != 0) {
@@ -109,11 +110,16 @@ std::string CompletionsUrl(std::string_view base_url) {
   char* user = nullptr;
   const bool parsed = parts && curl_url_set(parts, CURLUPART_URL, url.c_str(), 0) == CURLUE_OK;
   const bool has_user = parsed && curl_url_get(parts, CURLUPART_USER, &user, 0) == CURLUE_OK;
+  const bool has_more = base_url.find_first_of("?#") != base_url.npos;
   curl_free(user);
   curl_url_cleanup(parts);
   if (!parsed) throw std::invalid_argument("the base URL " + shown + " is none");
   if (has_user) {
     throw std::invalid_argument("the base URL names a user; keys come from the environment");
+  }
+  if (has_more) {
+    throw std::invalid_argument("the base URL " + shown +
+                                " must end with its path, without \"?\" and \"#\"");
   }
   return url + std::string(kPath);
 }
@@ -227,6 +233,7 @@ class OpenAiChatClient::Impl {
     call->answer.clear();
     call->retry_after.clear();
     call->retry_after_ms.clear();
+    call->should_retry.clear();
     call->location.clear();
     call->complaint[0] = '\0';
     curl_easy_setopt(easy, CURLOPT_URL, url_.c_str());
@@ -287,7 +294,7 @@ class OpenAiChatClient::Impl {
     }
     limit_.Correct(call->reserved_tokens, 0);  // servers do not count what they refuse
     std::string error = "HTTP " + std::to_string(status) + ": " + ErrorText(call->answer);
-    if (verdict == Verdict::kRetry) {
+    if (verdict == Verdict::kRetry && call->should_retry != "false") {
       TryAgain(std::move(call), error);
       return;
     }

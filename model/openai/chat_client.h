@@ -24,8 +24,9 @@ namespace llava {
 
 // Every request becomes a POST to <base_url>/chat/completions without streaming. An attempt that
 // fails is repeated after a pause (retry_policy.h tells which do; also: no connection, a timeout,
-// an answer that breaks off or is no completion), at most `attempts` times. "Retry-After" is obeyed
-// and holds back all requests, because limits belong to the account. Results tell errors; nothing
+// an answer that breaks off or is no completion), at most `attempts` times, and not where
+// "X-Should-Retry: false" says that it would fail again. "Retry-After" is obeyed and holds back all
+// requests, because limits belong to the account. Results tell errors; nothing
 // is thrown after construction but std::bad_alloc and std::runtime_error where libcurl itself
 // fails.
 //
@@ -63,7 +64,8 @@ class OpenAiChatClient : public ChatBackend {
 };
 
 // "https://host/v1" and "https://host/v1/chat/completions/" are both the latter without its last
-// slash. Throws std::invalid_argument for what is no http or https URL or holds a user's name.
+// slash. Throws std::invalid_argument for what is no http or https URL or holds a user's name, a
+// query or a fragment.
 std::string CompletionsUrl(std::string_view base_url);
 
 }  // namespace llava

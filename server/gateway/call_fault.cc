@@ -1,21 +1,13 @@
 #include "server/gateway/call_fault.h"
 
-#include "google/rpc/error_details.pb.h"
-#include "server/runtime/status.h"
+#include <utility>
+
+#include "server/runtime/error_reason.h"
 
 namespace llava {
-namespace {
-
-constexpr char kDomain[] = "llava", kCaller[] = "CALLER";
-
-}  // namespace
 
 absl::Status CallersFault(absl::Status status) {
-  google::rpc::ErrorInfo info;
-  info.set_domain(kDomain);
-  info.set_reason(kCaller);
-  AddDetail(status, info);
-  return status;
+  return WithReason(std::move(status), kReasonCaller);
 }
 
 bool IsFault(const absl::Status& status) {
@@ -29,8 +21,7 @@ bool IsFault(const absl::Status& status) {
     default:
       return false;
   }
-  google::rpc::ErrorInfo info;
-  return !GetDetail(status, &info) || info.domain() != kDomain || info.reason() != kCaller;
+  return !HasReason(status, kReasonCaller);
 }
 
 }  // namespace llava

@@ -9,6 +9,7 @@
 #include "server/gateway/gateway.h"
 #include "server/gateway/keys_command.h"
 #include "server/gateway/store_backup.h"
+#include "server/runtime/host_port.h"
 #include "server/runtime/logging.h"
 #include "server/runtime/service_process.h"
 #include "server/runtime/settings.h"
@@ -94,10 +95,10 @@ int main(int argc, char** argv) {
     if (!started.ok()) {
       PrintError(kProgram, absl::StrCat(started.status().message(), " (--http-port)"));
       gateway->Stop();
-      return kExitPortInUse;
+      return ExitCodeOf(started.status());
     }
     http = *std::move(started);
-    LogInfo("serving HTTP", {{"http", absl::StrCat(process_options.host, ":", http->port())}});
+    LogInfo("serving HTTP", {{"http", HostPort(process_options.host, http->port())}});
   }
   gateway->Start([&](const Gateway::Readiness& readiness) {
     process.SetReady(readiness.ready, readiness.reason);

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "server/gateway/chat_page.h"
@@ -35,6 +37,22 @@ bool IsLoopbackName(std::string_view host) {
   return IsLoopbackHost(std::string(host));
 }
 
+// As clients write what has a meaning of its own in URLs: "%40" is "@". What is none stays.
+std::string Decoded(std::string_view path) {
+  std::string text;
+  for (size_t i = 0; i < path.size(); ++i) {
+    const std::string hex(path.substr(std::min(i + 1, path.size()), 2));
+    if (path[i] == '%' && hex.size() == 2 && absl::ascii_isxdigit(hex[0]) &&
+        absl::ascii_isxdigit(hex[1])) {
+      text += absl::HexStringToBytes(hex);
+      i += 2;
+    } else {
+      text += path[i];
+    }
+  }
+  return text;
+}
+
 std::string RequestIdOf(const HttpRequest& request) {
   return AcceptRequestId(request.Header("x-request-id"));
 }
@@ -46,6 +64,7 @@ class CompletionSink final : public TurnSink {
   CompletionSink(const CompletionRequest& request, std::string request_id,
                  std::shared_ptr<HttpAnswer> answer, uint64_t offset = 0)
       : stream_(request.stream),
+        resumable_(request.resumable),
         request_id_(std::move(request_id)),
         answer_(std::move(answer)),
         writer_(request, offset) {}
@@ -54,7 +73,7 @@ class CompletionSink final : public TurnSink {
     MutexLock lock(mutex_);
     if (event.has_turn_started()) {
       writer_.Start(event.turn_started());
-      if (stream_ && !begun_) Begin();
+      if (stream_) Begin();
     } else if (event.has_turn_finished()) {
       finished_ = std::move(*event.mutable_turn_finished());
     } else if (!stream_) {
@@ -68,36 +87,38 @@ class CompletionSink final : public TurnSink {
 
   void Close(const absl::Status& status) override {
     MutexLock lock(mutex_);
-    if (begun_) {
-      answer_->Write(status.ok() && finished_
-                         ? writer_.LastEvents(*finished_)
-                         : absl::StrCat("data: ", OpenAiErrorBody(status), "\n\n"));
+    if (!status.ok() || !finished_) {
+      HttpResponse response = OpenAiError(status);
+      response.headers.emplace_back("X-Request-Id", request_id_);
+      answer_->Fail(std::move(response), absl::StrCat("data: ", OpenAiErrorBody(status), "\n\n"));
+    } else if (stream_) {
+      answer_->Write(writer_.LastEvents(*finished_));
       answer_->End();
-      return;
+    } else {
+      answer_->Send(
+          {200, "application/json", writer_.Whole(*finished_), {{"X-Request-Id", request_id_}}});
     }
-    HttpResponse response = status.ok() && finished_
-                                ? HttpResponse{200, "application/json", writer_.Whole(*finished_)}
-                                : OpenAiError(status);
-    response.headers.emplace_back("X-Request-Id", request_id_);
-    answer_->Send(std::move(response));
   }
 
  private:
+  // Late, so that what fails before the first text still has its own HTTP status, which clients
+  // act on. Who may come back for the rest needs its name at once.
   void Begin() LLAVA_REQUIRES(mutex_) {
-    begun_ = true;
-    answer_->Begin({200,
-                    "text/event-stream",
-                    writer_.FirstEvent(),
-                    {{"X-Request-Id", request_id_}, {"X-Accel-Buffering", "no"}},
-                    ": still here\n\n"});
+    HttpResponse head{200,
+                      "text/event-stream",
+                      writer_.FirstEvent(),
+                      {{"X-Request-Id", request_id_}, {"X-Accel-Buffering", "no"}},
+                      ": still here\n\n"};
+    if (!resumable_) return answer_->BeginLate(std::move(head));
+    if (!std::exchange(begun_, true)) answer_->Begin(std::move(head));
   }
 
-  const bool stream_;
+  const bool stream_, resumable_;
   const std::string request_id_;
   const std::shared_ptr<HttpAnswer> answer_;
   Mutex mutex_;
   CompletionWriter writer_ LLAVA_GUARDED_BY(mutex_);
-  bool begun_ LLAVA_GUARDED_BY(mutex_) = false;
+  bool begun_ LLAVA_GUARDED_BY(mutex_) = false;  // where it is resumable
   std::optional<v1::TurnFinished> finished_ LLAVA_GUARDED_BY(mutex_);
 };
 
@@ -180,7 +201,7 @@ void HttpFront::ListModels(const HttpRequest& request, std::shared_ptr<HttpAnswe
   } else if (request.path == kModels) {
     body = ModelList(*models);
   } else {
-    body = ModelEntry(*models, request.path.substr(kModel.size()));
+    body = ModelEntry(*models, Decoded(std::string_view(request.path).substr(kModel.size())));
   }
   scope.End(body.status());
   HttpResponse response =
@@ -238,7 +259,7 @@ void HttpFront::Resume(const HttpRequest& request, std::shared_ptr<HttpAnswer> a
     status = read.status();
     if (read.ok()) completion = *std::move(read);
   }
-  completion.stream = true;
+  completion.stream = completion.resumable = true;
   if (status.ok()) {
     live = parts_.resumable.Find(position.turn_id, scope->caller());
     if (!live) {

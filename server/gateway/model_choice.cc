@@ -8,6 +8,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "server/runtime/error_reason.h"
 #include "server/runtime/status.h"
 
 namespace llava {
@@ -36,11 +37,12 @@ absl::Status NotServed(const std::vector<v1::ModelInfo>& versions, const ModelCh
                                  absl::StrJoin(each.labels(), ", "),
                                  each.labels().empty() ? "" : ")"));
   }
-  return absl::NotFoundError(
-      absl::StrCat("model \"", versions.front().model().name(), "\" has no version ",
-                   choice.version != 0 ? absl::StrCat(choice.version)
-                                       : absl::StrCat("labelled \"", choice.label, "\""),
-                   "; it has: ", absl::StrJoin(known, ", ")));
+  return WithReason(absl::NotFoundError(absl::StrCat(
+                        "model \"", versions.front().model().name(), "\" has no version ",
+                        choice.version != 0 ? absl::StrCat(choice.version)
+                                            : absl::StrCat("labelled \"", choice.label, "\""),
+                        "; it has: ", absl::StrJoin(known, ", "))),
+                    kReasonModelNotFound);
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "server/runtime/error_reason.h"
 #include "server/runtime/status.h"
 
 namespace llava {
@@ -35,8 +36,9 @@ absl::Status NoModel(const std::string& name, const std::vector<v1::ModelInfo>& 
     return OverloadedError("the llm service serves no model yet; load one there",
                            std::chrono::seconds(1));
   }
-  return absl::NotFoundError(
-      absl::StrCat("no model \"", name, "\"; known are: ", absl::StrJoin(known, ", ")));
+  return WithReason(absl::NotFoundError(absl::StrCat(
+                        "no model \"", name, "\"; known are: ", absl::StrJoin(known, ", "))),
+                    kReasonModelNotFound);
 }
 
 }  // namespace

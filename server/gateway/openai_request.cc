@@ -1,5 +1,6 @@
 // Requests of the OpenAI API.
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <map>
@@ -13,6 +14,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "server/gateway/openai_json.h"
+#include "server/wire/sampling.h"
 
 namespace llava {
 namespace {
@@ -58,6 +60,14 @@ Reader Count(uint64_t low, uint64_t high, Take take) {
   };
 }
 
+// A whole number of which -1 says that it is not set.
+template <typename Take>
+Reader CountOrNone(uint64_t low, uint64_t high, Take take) {
+  return [count = Count(low, high, take)](const std::string& name, const Json& value) {
+    return value == -1 ? absl::OkStatus() : count(name, value);
+  };
+}
+
 Reader Flag(bool& target) {
   return [&target](const std::string& name, const Json& value) {
     if (!value.is_boolean()) return Bad(name, "is not true or false");
@@ -83,12 +93,12 @@ Reader Only(std::vector<Json> harmless) {
 absl::Status ReadFields(const Json& object, const std::map<std::string, Reader>& readers,
                         const std::string& where) {
   for (const auto& [key, value] : object.items()) {
+    if (value.is_null()) continue;  // clients send it for what they did not set
     const std::string name = where.empty() ? key : absl::StrCat(where, ".", key);
     const auto reader = readers.find(key);
     if (reader == readers.end()) {
       return Bad(name.substr(0, 200), "is not a parameter that is known here; leave it out");
     }
-    if (value.is_null()) continue;
     if (auto status = reader->second(name, value); !status.ok()) return status;
   }
   return absl::OkStatus();
@@ -102,9 +112,9 @@ absl::Status ReadPicture(const std::string& url, bool urls, const std::string& n
     return absl::OkStatus();
   }
   if (!absl::StartsWithIgnoreCase(url.substr(0, 5), "data:")) {
-    return Bad(name,
-               "is not a data URI; this gateway fetches no pictures, send them as "
-               "data:image/png;base64,...");
+    return Bad(name, urls ? "is neither a data URI (data:image/png;base64,...) nor an http(s) URL"
+                          : "is not a data URI; this gateway fetches no pictures, send them as "
+                            "data:image/png;base64,...");
   }
   const size_t mark = url.substr(0, 256).find(std::string(kMark));
   std::string bytes;
@@ -118,6 +128,9 @@ absl::Status ReadPicture(const std::string& url, bool urls, const std::string& n
 
 absl::Status ReadImagePart(const Json& part, bool urls, const std::string& name,
                            v1::ChatMessage& message) {
+  auto known = ReadFields(
+      part, {{"type", Ignore()}, {"image_url", Ignore()}, {"cache_control", Ignore()}}, name);
+  if (!known.ok()) return known;
   std::string url;
   if (!part.contains("image_url")) return Bad(name, "has no image_url");
   const Json& image = part["image_url"];
@@ -153,6 +166,9 @@ absl::Status ReadContent(const Json& content, bool urls, const std::string& name
     }
     const std::string type = part["type"].get<std::string>();
     if (type == "text") {
+      auto known = ReadFields(
+          part, {{"type", Ignore()}, {"text", Ignore()}, {"cache_control", Ignore()}}, where);
+      if (!known.ok()) return known;
       if (!part.contains("text") || !part["text"].is_string()) return Bad(where, "has no text");
       absl::StrAppend(message.mutable_text(), message.text().empty() ? "" : "\n",
                       part["text"].get<std::string>());
@@ -189,6 +205,10 @@ absl::Status ReadMessage(const Json& json, bool urls, const std::string& name,
        {"name", Ignore()},
        {"refusal", Ignore()},
        {"annotations", Ignore()},
+       // Of answers that come back as other servers gave them; no model here reads it.
+       {"reasoning_content", Ignore()},
+       {"provider_specific_fields", Ignore()},
+       {"cache_control", Ignore()},
        {"audio", Only({})},
        {"tool_calls", Only({Json::array()})},
        {"function_call", Only({})}},
@@ -198,12 +218,38 @@ absl::Status ReadMessage(const Json& json, bool urls, const std::string& name,
   return status;
 }
 
+// Models are taught to read user and assistant in turn, behind one system message: neighbours of
+// one role are joined, any other order is refused.
+absl::Status TakeMessage(v1::ChatMessage message, const std::string& name,
+                         v1::ChatRequest& request) {
+  auto& messages = *request.mutable_messages();
+  const v1::Role role = message.role();
+  const v1::Role before = messages.empty() ? v1::ROLE_UNSPECIFIED : messages.rbegin()->role();
+  if (role == before) {
+    v1::ChatMessage& last = *messages.rbegin();
+    const bool both = !last.text().empty() && !message.text().empty();
+    absl::StrAppend(last.mutable_text(), both ? "\n\n" : "", message.text());
+    for (v1::ImageInput& image : *message.mutable_images()) *last.add_images() = std::move(image);
+    return absl::OkStatus();
+  }
+  if (role == v1::ROLE_SYSTEM && before != v1::ROLE_UNSPECIFIED) {
+    return Bad(name + ".role", "is out of order: system and developer messages come first");
+  }
+  if (role == v1::ROLE_ASSISTANT && before != v1::ROLE_USER) {
+    return Bad(name + ".role", "is out of order: an answer has a user message before it");
+  }
+  *messages.Add() = std::move(message);
+  return absl::OkStatus();
+}
+
+// Empty ones, which some clients send for none, end nothing.
 Reader Texts(google::protobuf::RepeatedPtrField<std::string>* target) {
   return [target](const std::string& name, const Json& value) {
     const Json list = value.is_array() ? value : Json::array({value});
     for (const Json& each : list) {
       if (!each.is_string()) return Bad(name, "is neither a text nor a list of texts");
-      *target->Add() = each.get<std::string>();
+      std::string text = each.get<std::string>();
+      if (!text.empty()) *target->Add() = std::move(text);
     }
     return absl::OkStatus();
   };
@@ -213,8 +259,9 @@ std::map<std::string, Reader> Readers(CompletionRequest& request, bool urls,
                                       uint32_t& top_logprobs) {
   v1::ChatRequest& chat = request.chat;
   v1::SamplingParams& sampling = *chat.mutable_sampling();
-  const auto max_tokens = Count(1, UINT32_MAX, [&sampling](uint64_t value) {
-    sampling.set_max_new_tokens(static_cast<uint32_t>(value));
+  // The newer name wins: names come in alphabetical order.
+  const auto max_tokens = CountOrNone(1, UINT32_MAX, [&sampling](uint64_t value) {
+    if (!sampling.has_max_new_tokens()) sampling.set_max_new_tokens(static_cast<uint32_t>(value));
   });
   return {
       {"model",
@@ -227,9 +274,14 @@ std::map<std::string, Reader> Readers(CompletionRequest& request, bool urls,
        [&chat, urls](const std::string& name, const Json& value) {
          if (!value.is_array()) return Bad(name, "is not a list");
          for (size_t i = 0; i < value.size(); ++i) {
-           auto status =
-               ReadMessage(value[i], urls, absl::StrCat(name, "[", i, "]"), *chat.add_messages());
+           const std::string each = absl::StrCat(name, "[", i, "]");
+           v1::ChatMessage message;
+           auto status = ReadMessage(value[i], urls, each, message);
+           if (status.ok()) status = TakeMessage(std::move(message), each, chat);
            if (!status.ok()) return status;
+         }
+         if (!value.empty() && chat.messages().rbegin()->role() != v1::ROLE_USER) {
+           return Bad(name, "must end with a user message");
          }
          return absl::OkStatus();
        }},
@@ -246,8 +298,13 @@ std::map<std::string, Reader> Readers(CompletionRequest& request, bool urls,
       {"temperature", Number([&](float value) { sampling.set_temperature(value); })},
       {"top_p", Number([&](float value) { sampling.set_top_p(value); })},
       {"min_p", Number([&](float value) { sampling.set_min_p(value); })},
-      {"top_k", Count(0, UINT32_MAX,
-                      [&](uint64_t value) { sampling.set_top_k(static_cast<uint32_t>(value)); })},
+      {"top_k",
+       [&sampling](const std::string& name, const Json& value) {
+         if (value == -1) sampling.set_top_k(0);  // off, as other servers take it
+         return CountOrNone(0, UINT32_MAX, [&sampling](uint64_t count) {
+           sampling.set_top_k(static_cast<uint32_t>(count));
+         })(name, value);
+       }},
       {"presence_penalty", Number([&](float value) { sampling.set_presence_penalty(value); })},
       {"frequency_penalty", Number([&](float value) { sampling.set_frequency_penalty(value); })},
       {"repetition_penalty", Number([&](float value) { sampling.set_repetition_penalty(value); })},
@@ -260,6 +317,24 @@ std::map<std::string, Reader> Readers(CompletionRequest& request, bool urls,
          return absl::OkStatus();
        }},
       {"stop", Texts(sampling.mutable_stop())},
+      {"stop_token_ids",
+       [&sampling](const std::string& name, const Json& value) {
+         if (!value.is_array()) return Bad(name, "is not a list");
+         for (const Json& each : value) {
+           if (!each.is_number_unsigned() || each.get<uint64_t>() > INT32_MAX) {
+             return Bad(name, "is not a list of token ids");
+           }
+           sampling.add_stop_token_ids(each.get<int32_t>());
+         }
+         return absl::OkStatus();
+       }},
+      {"ignore_eos",
+       [&sampling](const std::string& name, const Json& value) {
+         bool ignore = false;
+         auto status = Flag(ignore)(name, value);
+         sampling.set_ignore_eos(ignore);
+         return status;
+       }},
       {"logprobs", Flag(request.logprobs)},
       {"top_logprobs",
        Count(0, 20, [&](uint64_t value) { top_logprobs = static_cast<uint32_t>(value); })},
@@ -286,6 +361,16 @@ std::map<std::string, Reader> Readers(CompletionRequest& request, bool urls,
       {"prompt_cache_retention", Ignore()},
       {"parallel_tool_calls", Ignore()},
   };
+}
+
+// As CheckSampling, with the name of the parameter.
+absl::Status CheckRanges(const v1::SamplingParams& sampling) {
+  const absl::Status status = CheckSampling(sampling);
+  if (status.ok()) return status;
+  std::string message(status.message());
+  message = message.substr(message.find('.') + 1);
+  const size_t space = std::min(message.find(' '), message.size());
+  return Bad(message.substr(0, space), message.substr(std::min(space + 1, message.size())));
 }
 
 absl::StatusOr<Json> Parse(const std::string& body) {
@@ -331,6 +416,7 @@ absl::StatusOr<CompletionRequest> ReadCompletionRequest(const std::string& body,
   if (auto status = ReadFields(*json, Readers(request, urls, top_logprobs), ""); !status.ok()) {
     return status;
   }
+  if (auto status = CheckRanges(request.chat.sampling()); !status.ok()) return status;
   if (request.chat.messages().empty()) return Bad("messages", "is missing or empty");
   if (request.resumable && !request.stream) {
     return Bad("stream_options.resumable", "needs stream: true");

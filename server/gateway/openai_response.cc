@@ -13,6 +13,7 @@
 #include "google/rpc/error_details.pb.h"
 #include "server/gateway/model_choice.h"
 #include "server/gateway/openai_json.h"
+#include "server/runtime/error_reason.h"
 #include "server/runtime/status.h"
 
 namespace llava {
@@ -37,6 +38,13 @@ const char* TypeOf(int status) {
   }
 }
 
+// Clients cut the conversation, or choose another model, by these names.
+const char* CodeOf(const absl::Status& status) {
+  if (HasReason(status, kReasonContextLength)) return "context_length_exceeded";
+  if (HasReason(status, kReasonModelNotFound)) return "model_not_found";
+  return nullptr;
+}
+
 const char* CodeOf(int status) {
   switch (status) {
     case 401:
@@ -54,13 +62,20 @@ const char* CodeOf(int status) {
   }
 }
 
-OrderedJson ErrorObject(int status, const std::string& message, const std::string& param) {
-  const char* code = CodeOf(status);
+// `code` null: that of the status.
+OrderedJson ErrorObject(int status, const std::string& message, const std::string& param,
+                        const char* code = nullptr) {
+  if (code == nullptr) code = CodeOf(status);
   return {{"error",
            {{"message", message},
             {"type", TypeOf(status)},
             {"param", param.empty() ? OrderedJson(nullptr) : OrderedJson(param)},
             {"code", code == nullptr ? OrderedJson(nullptr) : OrderedJson(code)}}}};
+}
+
+OrderedJson ErrorObject(const absl::Status& status) {
+  return ErrorObject(HttpStatusOf(status.code()), std::string(status.message()), ParamOf(status),
+                     CodeOf(status));
 }
 
 const char* FinishReasonOf(v1::FinishReason reason) {
@@ -160,8 +175,8 @@ HttpResponse OpenAiError(int http_status, const std::string& message, const std:
 }
 
 HttpResponse OpenAiError(const absl::Status& status) {
-  HttpResponse response =
-      OpenAiError(HttpStatusOf(status.code()), std::string(status.message()), ParamOf(status));
+  HttpResponse response = OpenAiError(HttpStatusOf(status.code()), "");
+  response.body = Dump(ErrorObject(status));
   google::rpc::RetryInfo retry;
   if (GetDetail(status, &retry)) {
     const int64_t ms =
@@ -169,13 +184,15 @@ HttpResponse OpenAiError(const absl::Status& status) {
     response.headers.emplace_back("Retry-After", absl::StrCat((ms + 999) / 1000));
     response.headers.emplace_back("Retry-After-Ms", absl::StrCat(ms));
   }
+  // Clients try every 5xx again by themselves. Nobody else shall die of this answer, and the time
+  // that was too short once is too short again.
+  if (HasReason(status, kReasonGivenUp) || absl::IsDeadlineExceeded(status)) {
+    response.headers.emplace_back("X-Should-Retry", "false");
+  }
   return response;
 }
 
-std::string OpenAiErrorBody(const absl::Status& status) {
-  return Dump(
-      ErrorObject(HttpStatusOf(status.code()), std::string(status.message()), ParamOf(status)));
-}
+std::string OpenAiErrorBody(const absl::Status& status) { return Dump(ErrorObject(status)); }
 
 CompletionWriter::CompletionWriter(const CompletionRequest& request, uint64_t offset)
     : include_usage_(request.include_usage),
@@ -275,7 +292,8 @@ absl::StatusOr<std::string> ModelEntry(const std::vector<v1::ModelInfo>& models,
   const auto names = ByName(models);
   const auto found = names.find(choice->name);
   if (found == names.end()) {
-    return absl::NotFoundError(absl::StrCat("no model \"", choice->name, "\""));
+    return WithReason(absl::NotFoundError(absl::StrCat("no model \"", choice->name, "\"")),
+                      kReasonModelNotFound);
   }
   const auto eligible = Eligible(found->second, *choice, 0);
   if (!eligible.ok()) return eligible.status();

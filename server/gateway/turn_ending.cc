@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/gateway/call_fault.h"
+#include "server/runtime/error_reason.h"
 #include "server/runtime/status.h"
 
 namespace llava {
@@ -15,7 +16,7 @@ constexpr std::chrono::milliseconds kDeadlineSlack{25};
 // Nobody shall die of this answer again.
 TurnEnding GivenUp(const std::string& why) {
   TurnEnding ending;
-  ending.status = absl::InternalError("given up: " + why);
+  ending.status = WithReason(absl::InternalError("given up: " + why), kReasonGivenUp);
   ending.message = std::string(ending.status.message());
   return ending;
 }

@@ -15,6 +15,7 @@
 #include "server/llm/disposal_threads.h"
 #include "server/llm/llm_options.h"
 #include "server/llm/llm_servable.h"
+#include "server/runtime/host_port.h"
 #include "server/runtime/logging.h"
 
 namespace {
@@ -78,8 +79,8 @@ int main(int argc, char** argv) {
   }
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
   llava::LogInfo(absl::StrFormat("ready in %.1f s", took.count()),
-                 {{"grpc", absl::StrCat(options.process.host, ":", process.port())},
-                  {"metrics", absl::StrCat(options.process.host, ":", process.metrics_port())},
+                 {{"grpc", llava::HostPort(options.process.host, process.port())},
+                  {"metrics", llava::HostPort(options.process.host, process.metrics_port())},
                   {"max_running", absl::StrCat(options.engine.max_running)}});
   bool ended = true;
   const int code = process.Run(

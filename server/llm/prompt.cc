@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/runtime/error_reason.h"
 #include "server/runtime/status.h"
 #include "server/wire/feature_key.h"
 #include "server/wire/prompt_size.h"
@@ -138,10 +139,13 @@ void PromptBuilder::CountPictures(std::span<const std::shared_ptr<const StoredFe
 
 absl::Status PromptBuilder::CheckFits(const Prompt& prompt) const {
   if (prompt.tokens() < options_.context_tokens) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(
-      "the prompt has ", prompt.tokens(), " tokens (", prompt.text_tokens, " text, ",
-      prompt.image_tokens, " image); the context has ", options_.context_tokens,
-      " and the answer needs at least one. Drop older turns or pictures, or shorten the message"));
+  return WithReason(
+      absl::InvalidArgumentError(absl::StrCat(
+          "the prompt has ", prompt.tokens(), " tokens (", prompt.text_tokens, " text, ",
+          prompt.image_tokens, " image); the context has ", options_.context_tokens,
+          " (the model's maximum context length) and the answer needs at least one. Drop older ",
+          "turns or pictures, or shorten the message")),
+      kReasonContextLength);
 }
 
 }  // namespace llava

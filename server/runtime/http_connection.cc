@@ -56,6 +56,17 @@ class HttpConnection::Answer final : public HttpAnswer {
       connection.Begin(state, std::move(head));
     });
   }
+  void BeginLate(HttpResponse head) override {
+    Post([head = std::move(head)](HttpConnection& connection, const auto& state) mutable {
+      connection.BeginLate(state, std::move(head));
+    });
+  }
+  void Fail(HttpResponse response, std::string piece) override {
+    Post([response = std::move(response), piece = std::move(piece)](HttpConnection& connection,
+                                                                    const auto& state) mutable {
+      connection.Fail(state, std::move(response), std::move(piece));
+    });
+  }
   size_t Write(std::string piece) override {
     size_t waiting;
     {
@@ -320,12 +331,38 @@ void HttpConnection::Send(const std::shared_ptr<AnswerState>& of, HttpResponse r
 
 void HttpConnection::Begin(const std::shared_ptr<AnswerState>& of, HttpResponse head) {
   if (of != answer_ || phase_ != Phase::kAnswer) return;
+  begun_ = true;
+  late_head_.reset();
+  beat_timer_.cancel();
   chunked_ = !http10_;
   Output(Head(head, std::nullopt));
   if (!head.body.empty()) Piece(of, std::move(head.body));
   heartbeat_ = std::move(head.heartbeat);
   last_piece_ = std::chrono::steady_clock::now();
   if (!heartbeat_.empty()) Beat(of);
+}
+
+void HttpConnection::BeginLate(const std::shared_ptr<AnswerState>& of, HttpResponse head) {
+  if (of != answer_ || phase_ != Phase::kAnswer || begun_) return;
+  const bool waits = late_head_.has_value();
+  late_head_ = std::move(head);
+  if (waits) return;
+  beat_timer_.expires_after(parts_.limits.heartbeat);
+  beat_timer_.async_wait([self = shared_from_this(), of](error_code error) {
+    if (!error) self->BeginNow(of);
+  });
+}
+
+void HttpConnection::BeginNow(const std::shared_ptr<AnswerState>& of) {
+  if (of == answer_ && late_head_) Begin(of, *std::exchange(late_head_, std::nullopt));
+}
+
+void HttpConnection::Fail(const std::shared_ptr<AnswerState>& of, HttpResponse response,
+                          std::string piece) {
+  if (of != answer_ || phase_ != Phase::kAnswer) return;
+  if (!begun_) return Send(of, std::move(response));
+  Piece(of, std::move(piece));
+  End(of);
 }
 
 // Sends a heartbeat if one is due, and looks again when the next one is.
@@ -344,7 +381,9 @@ void HttpConnection::Beat(const std::shared_ptr<AnswerState>& of) {
 }
 
 void HttpConnection::Piece(const std::shared_ptr<AnswerState>& of, std::string piece) {
-  if (of != answer_ || phase_ != Phase::kAnswer || piece.empty() || head_only_) return;
+  if (of != answer_ || phase_ != Phase::kAnswer) return;
+  BeginNow(of);
+  if (piece.empty() || head_only_) return;
   last_piece_ = std::chrono::steady_clock::now();
   if (!chunked_) return Output(std::move(piece));
   Output(absl::StrCat(absl::Hex(piece.size()), "\r\n", piece, "\r\n"));
@@ -352,6 +391,7 @@ void HttpConnection::Piece(const std::shared_ptr<AnswerState>& of, std::string p
 
 void HttpConnection::End(const std::shared_ptr<AnswerState>& of) {
   if (of != answer_ || phase_ != Phase::kAnswer) return;
+  BeginNow(of);
   if (chunked_) Output("0\r\n\r\n");
   AnswerDone();
 }
@@ -362,7 +402,8 @@ void HttpConnection::Abandon(const std::shared_ptr<AnswerState>& of) {
 
 void HttpConnection::AnswerDone() {
   answer_ = nullptr;
-  chunked_ = false;
+  chunked_ = begun_ = false;
+  late_head_.reset();
   beat_timer_.cancel();
   if (keep_alive_) {
     // Not before this one is on its way: who sends requests and reads nothing must not have us
@@ -390,20 +431,36 @@ void HttpConnection::Flush() {
     return;
   }
   sending_.swap(output_);
+  sent_ = 0;
+  WriteOn();
+}
+
+void HttpConnection::WriteOn() {
+  AwaitWriting();
+  transport_->Write(boost::asio::buffer(sending_) + sent_,
+                    [self = shared_from_this()](error_code error, size_t bytes) {
+                      self->OnWritten(error, bytes);
+                    });
+}
+
+void HttpConnection::AwaitWriting() {
+  underway_ = transport_->Underway();
   write_timer_.expires_after(parts_.limits.write_timeout);
   write_timer_.async_wait([self = shared_from_this()](error_code error) {
     if (error || self->write_timer_.expiry() > std::chrono::steady_clock::now()) return;
+    // The system has room for more only when much of what it has is gone: who reads slowly is not
+    // yet one who does not.
+    if (self->transport_->Underway() < self->underway_) return self->AwaitWriting();
     self->Close();
   });
-  transport_->Write(
-      boost::asio::buffer(sending_),
-      [self = shared_from_this()](error_code error, size_t) { self->OnWritten(error); });
 }
 
-void HttpConnection::OnWritten(error_code error) {
+void HttpConnection::OnWritten(error_code error, size_t bytes) {
   write_timer_.cancel();
-  sending_.clear();
   if (error) return Close();
+  sent_ += bytes;
+  if (sent_ < sending_.size() && phase_ != Phase::kClosed) return WriteOn();
+  sending_.clear();
   if (answer_) {
     MutexLock lock(answer_->mutex);
     answer_->waiting = output_.size();

@@ -71,6 +71,10 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   // Parts of an answer; nothing happens unless it is that of the request at hand.
   void Send(const std::shared_ptr<AnswerState>& of, HttpResponse response);
   void Begin(const std::shared_ptr<AnswerState>& of, HttpResponse head);
+  void BeginLate(const std::shared_ptr<AnswerState>& of, HttpResponse head);
+  // Of BeginLate, if there is one and nothing has begun.
+  void BeginNow(const std::shared_ptr<AnswerState>& of);
+  void Fail(const std::shared_ptr<AnswerState>& of, HttpResponse response, std::string piece);
   void Piece(const std::shared_ptr<AnswerState>& of, std::string piece);
   void End(const std::shared_ptr<AnswerState>& of);
   void Abandon(const std::shared_ptr<AnswerState>& of);
@@ -80,7 +84,11 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
 
   void Output(std::string bytes);
   void Flush();
-  void OnWritten(boost::system::error_code error);
+  // The rest of what is being written.
+  void WriteOn();
+  // The connection ends when no byte more goes out for HttpLimits::write_timeout.
+  void AwaitWriting();
+  void OnWritten(boost::system::error_code error, size_t bytes);
   void Linger();
   void Close();
   void Await(std::chrono::milliseconds timeout);
@@ -99,10 +107,15 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
 
   std::shared_ptr<AnswerState> answer_;  // of the request at hand
   bool http10_ = false, head_only_ = false, keep_alive_ = true, chunked_ = false;
-  std::string heartbeat_;  // of the answer at hand
+  // Of the answer at hand:
+  bool begun_ = false;
+  std::optional<HttpResponse> late_head_;
+  std::string heartbeat_;
   std::chrono::steady_clock::time_point last_piece_;
 
   std::string output_, sending_;  // to be written next, being written
+  size_t sent_ = 0;               // of what is being written
+  size_t underway_ = 0;           // when the wait for it began
   bool close_when_sent_ = false, next_when_sent_ = false;
 };
 

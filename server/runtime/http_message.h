@@ -55,12 +55,19 @@ struct HttpLimits {
 
 // How one request is answered: Send once, or Begin, any number of Write, End. Thread-safe; never
 // blocks. If it goes without an end the connection is cut.
+//
+// With BeginLate instead of Begin it is left open which of both it will be.
 class HttpAnswer {
  public:
   virtual ~HttpAnswer() = default;
   virtual void Send(HttpResponse response) = 0;
   // A body that comes in pieces; that of `head` is the first one.
   virtual void Begin(HttpResponse head) = 0;
+  // As Begin, at the first Write or End, or when there was neither for HttpLimits::heartbeat. Until
+  // then another head may take its place.
+  virtual void BeginLate(HttpResponse head) = 0;
+  // Ends the answer: with `response` if it has not begun, else with `piece` as its last one.
+  virtual void Fail(HttpResponse response, std::string piece) = 0;
   // Returns how many bytes wait for a slow reader, these included.
   virtual size_t Write(std::string piece) = 0;
   virtual void End() = 0;

@@ -18,6 +18,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/runtime/body_budget.h"
+#include "server/runtime/host_port.h"
 #include "server/runtime/http_connection.h"
 #include "server/runtime/http_transport.h"
 #include "server/runtime/mutex.h"
@@ -93,8 +94,8 @@ class BeastServer final : public HttpServer {
       tls_ = *std::move(contexts);
     }
     error_code error;
-    const auto address =
-        asio::ip::make_address(options_.host == "localhost" ? "127.0.0.1" : options_.host, error);
+    const auto address = asio::ip::make_address(
+        options_.host == "localhost" ? "127.0.0.1" : BareHost(options_.host), error);
     if (error) {
       return absl::InvalidArgumentError(
           absl::StrCat("\"", options_.host, "\" is not an IP address"));
@@ -105,8 +106,8 @@ class BeastServer final : public HttpServer {
     if (!error) acceptor_.bind(endpoint, error);
     if (!error) acceptor_.listen(asio::socket_base::max_listen_connections, error);
     if (error) {
-      return absl::UnavailableError(absl::StrCat("cannot listen on ", options_.host, ":",
-                                                 options_.port, ": ", error.message()));
+      return absl::UnavailableError(absl::StrCat(
+          "cannot listen on ", HostPort(options_.host, options_.port), ": ", error.message()));
     }
     port_ = acceptor_.local_endpoint().port();
     asio::post(acceptor_.get_executor(), [this] { Accept(); });

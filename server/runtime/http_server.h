@@ -16,7 +16,7 @@
 namespace llava {
 
 struct HttpServerOptions {
-  std::string host = "127.0.0.1";  // an IP address, or localhost
+  std::string host = "127.0.0.1";  // an IP address (IPv6: in brackets or without), or localhost
   int port = 0;                    // 0 = any free one
   int threads = 1;
   HttpLimits limits;

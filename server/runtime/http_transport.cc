@@ -1,7 +1,9 @@
 #include "server/runtime/http_transport.h"
 
+#include <linux/sockios.h>
+#include <sys/ioctl.h>
+
 #include <boost/asio/ssl.hpp>
-#include <boost/asio/write.hpp>
 #include <utility>
 
 namespace llava {
@@ -10,6 +12,11 @@ namespace {
 namespace asio = boost::asio;
 using asio::ip::tcp;
 using boost::system::error_code;
+
+size_t QueueOf(tcp::socket& socket) {
+  int bytes = 0;
+  return ioctl(socket.native_handle(), SIOCOUTQ, &bytes) == 0 ? static_cast<size_t>(bytes) : 0;
+}
 
 class PlainTransport final : public HttpTransport {
  public:
@@ -20,7 +27,7 @@ class PlainTransport final : public HttpTransport {
     socket_.async_read_some(buffer, std::move(done));
   }
   void Write(asio::const_buffer buffer, Done done) override {
-    asio::async_write(socket_, buffer, std::move(done));
+    socket_.async_write_some(buffer, std::move(done));
   }
   void ShutdownSend() override {
     error_code ignored;
@@ -30,6 +37,7 @@ class PlainTransport final : public HttpTransport {
     error_code ignored;
     socket_.close(ignored);
   }
+  size_t Underway() override { return QueueOf(socket_); }
   bool certified() override { return false; }
   tcp::socket& socket() override { return socket_; }
 
@@ -50,7 +58,7 @@ class TlsTransport final : public HttpTransport {
     stream_.async_read_some(buffer, std::move(done));
   }
   void Write(asio::const_buffer buffer, Done done) override {
-    asio::async_write(stream_, buffer, std::move(done));
+    stream_.async_write_some(buffer, std::move(done));
   }
   void ShutdownSend() override {
     // The answer says its length; who asked for it does not wait for a close_notify.
@@ -61,6 +69,7 @@ class TlsTransport final : public HttpTransport {
     error_code ignored;
     stream_.next_layer().close(ignored);
   }
+  size_t Underway() override { return QueueOf(stream_.next_layer()); }
   bool certified() override {
     X509* certificate = SSL_get1_peer_certificate(stream_.native_handle());
     if (certificate == nullptr) return false;

@@ -20,11 +20,13 @@ class HttpTransport {
   virtual void Handshake(Done done) = 0;
   // Some bytes, at least one.
   virtual void Read(boost::asio::mutable_buffer buffer, Done done) = 0;
-  // All of them.
+  // Some of them, at least one.
   virtual void Write(boost::asio::const_buffer buffer, Done done) = 0;
   // No more will be written; the other side may still send.
   virtual void ShutdownSend() = 0;
   virtual void Close() = 0;
+  // Bytes that the system took and the other side has not yet.
+  virtual size_t Underway() = 0;
   // The client showed a certificate that was verified.
   virtual bool certified() = 0;
   virtual boost::asio::ip::tcp::socket& socket() = 0;

@@ -19,6 +19,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/runtime/build_info.h"
+#include "server/runtime/host_port.h"
 #include "server/runtime/logging.h"
 
 namespace llava {
@@ -41,6 +42,10 @@ sigset_t EndSignals() {
 
 }  // namespace
 
+int ExitCodeOf(const absl::Status& no_listener) {
+  return absl::IsInvalidArgument(no_listener) ? kExitUsage : kExitPortInUse;
+}
+
 bool IsLoopbackHost(const std::string& host) {
   in_addr v4;
   if (inet_pton(AF_INET, host.c_str(), &v4) == 1) return ntohl(v4.s_addr) >> 24 == 127;
@@ -49,7 +54,7 @@ bool IsLoopbackHost(const std::string& host) {
   return host == "localhost";
 }
 
-bool ProcessOptions::on_loopback() const { return IsLoopbackHost(host); }
+bool ProcessOptions::on_loopback() const { return IsLoopbackHost(BareHost(host)); }
 
 void ProcessOptions::Declare(Settings& settings, std::function<bool()> has_keys) {
   settings.Group("Network");
@@ -70,6 +75,11 @@ void ProcessOptions::Declare(Settings& settings, std::function<bool()> has_keys)
     if (max_message_bytes >= 1 && max_message_bytes <= INT_MAX) return absl::OkStatus();
     return absl::InvalidArgumentError(absl::StrCat("--max-message-bytes: ", max_message_bytes,
                                                    " is not from 1 to ", INT_MAX, " (2G - 1)"));
+  });
+  settings.Check([this] {
+    if (IsListenHost(host)) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        absl::StrCat("--host \"", host, "\" is neither an IP address to listen on nor localhost"));
   });
   settings.Check([this, has_keys = std::move(has_keys)] {
     const bool certified = !tls.authorities.empty();
@@ -130,7 +140,7 @@ int ServiceProcess::Start(const std::vector<grpc::Service*>& services,
   auto http = HttpServer::Start(http_options, pages());
   if (!http.ok()) {
     PrintError(program_, absl::StrCat(http.status().message(), " (--metrics-port)"));
-    return kExitPortInUse;
+    return ExitCodeOf(http.status());
   }
   http_ = *std::move(http);
 
@@ -153,7 +163,7 @@ int ServiceProcess::Start(const std::vector<grpc::Service*>& services,
   for (const auto algorithm : {GRPC_COMPRESS_DEFLATE, GRPC_COMPRESS_GZIP}) {
     builder.SetCompressionAlgorithmSupportStatus(algorithm, false);
   }
-  builder.AddListeningPort(absl::StrCat(options_.host, ":", options_.port),
+  builder.AddListeningPort(HostPort(options_.host, options_.port),
                            MakeServerCredentials(options_.tls), &port_);
   if (guards_.reflection) {
     std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> creators;
@@ -163,7 +173,7 @@ int ServiceProcess::Start(const std::vector<grpc::Service*>& services,
   for (grpc::Service* service : services) builder.RegisterService(service);
   server_ = builder.BuildAndStart();
   if (!server_ || port_ == 0) {
-    PrintError(program_, absl::StrCat("cannot listen on ", options_.host, ":", options_.port,
+    PrintError(program_, absl::StrCat("cannot listen on ", HostPort(options_.host, options_.port),
                                       " (--port); is another process there?"));
     return kExitPortInUse;
   }
@@ -172,8 +182,8 @@ int ServiceProcess::Start(const std::vector<grpc::Service*>& services,
   LogInfo("listening", {{"version", BuildVersion()},
                         {"commit", BuildCommit()},
                         {"tls", options_.tls.any() ? "on" : "off"},
-                        {"grpc", absl::StrCat(options_.host, ":", port_)},
-                        {"metrics", absl::StrCat(options_.host, ":", metrics_port())}});
+                        {"grpc", HostPort(options_.host, port_)},
+                        {"metrics", HostPort(options_.host, metrics_port())}});
   return 0;
 }
 

@@ -137,6 +137,8 @@ class ServiceProcess {
   std::unique_ptr<HttpServer> http_;  // last: its handlers use the fields above
 };
 
+// Of a process whose HttpServer::Start failed so.
+int ExitCodeOf(const absl::Status& no_listener);
 // "localhost", or an address that only this machine reaches. "127.0.0.1.example.com" is neither.
 bool IsLoopbackHost(const std::string& host);
 // `given` if it is a word of at most 128 printable characters, else a new id.

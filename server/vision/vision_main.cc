@@ -14,6 +14,7 @@
 #include "server/device/load_failure.h"
 #include "server/lifecycle/lifecycle_service.h"
 #include "server/lifecycle/model_manager.h"
+#include "server/runtime/host_port.h"
 #include "server/runtime/logging.h"
 #include "server/vision/inference_service.h"
 #include "server/vision/tower_loader.h"
@@ -129,8 +130,8 @@ int main(int argc, char** argv) {
   }
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
   llava::LogInfo(absl::StrFormat("ready in %.1f s", took.count()),
-                 {{"grpc", absl::StrCat(options.process.host, ":", process.port())},
-                  {"metrics", absl::StrCat(options.process.host, ":", process.metrics_port())}});
+                 {{"grpc", llava::HostPort(options.process.host, process.port())},
+                  {"metrics", llava::HostPort(options.process.host, process.metrics_port())}});
   for (const auto& tower : loader->towers().List()) {
     const llava::TowerInfo& info = tower->engine().info();
     llava::LogInfo("serving", {{"model", tower->info().model().name()},

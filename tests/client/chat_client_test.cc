@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <chrono>
 #include <filesystem>
 #include <fstream>
@@ -141,6 +142,27 @@ TEST_F(ChatClientTest, ErrorBehindTextCarriesRetryInfo) {
   EXPECT_EQ(RetryDelay(status), absl::Seconds(3));
 }
 
+// Its connection is no longer ready then.
+TEST_F(ChatClientTest, AGatewayThatEndsMaySayWhenToComeBack) {
+  gateway_.set_script(
+      {.events = {}, .status = Overloaded("this gateway is shutting down", 3), .stop = true});
+  const absl::Status status = client_.Ask(Question("?"), nullptr).status();
+  EXPECT_TRUE(absl::IsUnavailable(status));
+  EXPECT_EQ(Message(status), "this gateway is shutting down");
+  EXPECT_EQ(RetryDelay(status), absl::Seconds(3));
+}
+
+TEST_F(ChatClientTest, CallsCanBeCancelled) {
+  gateway_.Hang("ListModels");
+  std::thread other([&] {
+    gateway_.WaitForHanging(1);
+    client_.CancelCalls();
+  });
+  EXPECT_TRUE(absl::IsCancelled(client_.ListModels().status()));
+  other.join();
+  EXPECT_TRUE(client_.CreateSession({}).ok());
+}
+
 TEST_F(ChatClientTest, ABrokenStreamIsGoneOnWith) {
   const grpc::Status broken(grpc::StatusCode::UNAVAILABLE, "socket closed");
   gateway_.set_script({.events = {Started("s", "t"), Text(0, "ab")}, .status = broken});
@@ -213,6 +235,25 @@ TEST_F(ChatClientTest, AbandonEndsTheTriesToResume) {
   const auto answer = client_.Ask(
       Question("?"), [&](std::string_view) { other = std::thread([&] { canceller.Abandon(); }); },
       &canceller);
+  other.join();
+  EXPECT_TRUE(absl::IsCancelled(answer.status())) << answer.status();
+}
+
+TEST_F(ChatClientTest, CancelTellsThatTheGatewayIsAway) {
+  gateway_.set_script(
+      {.events = {Started("s", "t"), Text(0, "ab")}, .status = Overloaded("later", 20)});
+  AnswerCanceller canceller;
+  std::atomic<bool> asked = false;
+  std::thread other([&] {
+    while (!asked) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    // The stream has ended by then, or it is asked to stop as usual.
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));
+    const absl::Status status = canceller.Cancel();
+    EXPECT_TRUE(absl::IsUnavailable(status) || !gateway_.cancelled().empty()) << status;
+    canceller.Abandon();
+  });
+  const auto answer = client_.Ask(
+      Question("?"), [&](std::string_view) { asked = true; }, &canceller);
   other.join();
   EXPECT_TRUE(absl::IsCancelled(answer.status())) << answer.status();
 }

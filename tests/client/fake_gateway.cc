@@ -54,7 +54,28 @@ FakeGateway::FakeGateway() {
   address_ = "127.0.0.1:" + std::to_string(port);
 }
 
-FakeGateway::~FakeGateway() { server_->Shutdown(std::chrono::system_clock::now()); }
+FakeGateway::~FakeGateway() {
+  server_->Shutdown(std::chrono::system_clock::now());
+  if (stopper_.joinable()) stopper_.join();
+}
+
+void FakeGateway::Hang(const std::string& method) {
+  std::lock_guard lock(mutex_);
+  hanging_method_ = method;
+}
+
+void FakeGateway::HangIf(const std::string& method, Context* context) {
+  std::unique_lock lock(mutex_);
+  if (hanging_method_ != method) return;
+  ++hanging_;
+  changed_.notify_all();
+  while (!context->IsCancelled()) changed_.wait_for(lock, std::chrono::milliseconds(10));
+}
+
+void FakeGateway::WaitForHanging(int count) const {
+  std::unique_lock lock(mutex_);
+  changed_.wait_for(lock, kSlowdown * std::chrono::seconds(60), [&] { return hanging_ >= count; });
+}
 
 void FakeGateway::set_script(Script script) {
   std::lock_guard lock(mutex_);
@@ -141,6 +162,7 @@ void FakeGateway::WaitForQuestions(size_t count) const {
 
 grpc::Status FakeGateway::CreateSession(Context* context, const v1::CreateSessionRequest* request,
                                         v1::CreateSessionResponse* response) {
+  HangIf("CreateSession", context);
   std::lock_guard lock(mutex_);
   const auto key = context->client_metadata().find("authorization");
   authorization_ = key == context->client_metadata().end()
@@ -168,8 +190,9 @@ grpc::Status FakeGateway::GetSession(Context*, const v1::GetSessionRequest* requ
   return grpc::Status::OK;
 }
 
-grpc::Status FakeGateway::DeleteSession(Context*, const v1::DeleteSessionRequest* request,
+grpc::Status FakeGateway::DeleteSession(Context* context, const v1::DeleteSessionRequest* request,
                                         v1::DeleteSessionResponse*) {
+  HangIf("DeleteSession", context);
   std::lock_guard lock(mutex_);
   deleted_.push_back(request->session_id());
   return grpc::Status::OK;
@@ -185,8 +208,9 @@ grpc::Status FakeGateway::ListTurns(Context*, const v1::ListTurnsRequest* reques
   return grpc::Status::OK;
 }
 
-grpc::Status FakeGateway::ListModels(Context*, const v1::ChatServiceListModelsRequest*,
+grpc::Status FakeGateway::ListModels(Context* context, const v1::ChatServiceListModelsRequest*,
                                      v1::ChatServiceListModelsResponse* response) {
+  HangIf("ListModels", context);
   v1::ModelInfo* info = response->add_models();
   info->mutable_model()->set_name("fake");
   info->mutable_model()->set_version(7);
@@ -262,6 +286,12 @@ grpc::Status FakeGateway::Chat(Context* context, const v1::ChatRequest* request,
     lock.unlock();
     *response.mutable_event() = Finished(bytes, v1::FINISH_REASON_CANCELLED);
     writer->Write(response);
+  }
+  if (script.stop) {
+    std::lock_guard lock(mutex_);
+    stopper_ = std::thread([this] { server_->Shutdown(); });
+    // So that the client has heard of the end when it hears the status; it may as well not have.
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));
   }
   return script.status;
 }

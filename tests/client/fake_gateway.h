@@ -7,6 +7,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "llava/v1/chat.grpc.pb.h"
@@ -24,6 +25,7 @@ class FakeGateway final : public v1::ChatService::Service {
     bool wait_for_cancel = false;  // CancelTurn lets it finish, as the real one does
     bool ignore_cancel = false;    // with wait_for_cancel: only the end of the call ends it
     bool hang_cancel = false;      // CancelTurn never answers
+    bool stop = false;             // the gateway ends in good order before it says the status
   };
 
   FakeGateway();
@@ -49,6 +51,10 @@ class FakeGateway final : public v1::ChatService::Service {
   std::vector<v1::CancelTurnRequest> cancelled() const;
   std::vector<v1::CreateSessionRequest> created() const;
   std::vector<std::string> deleted() const;
+  // From now on calls of this method ("DeleteSession") get no answer.
+  void Hang(const std::string& method);
+  // Waits until so many do.
+  void WaitForHanging(int count) const;
   // Waits until `count` questions have come.
   void WaitForQuestions(size_t count) const;
 
@@ -70,6 +76,8 @@ class FakeGateway final : public v1::ChatService::Service {
   grpc::Status ResumeTurn(Context*, const v1::ResumeTurnRequest*,
                           grpc::ServerWriter<v1::ResumeTurnResponse>*) override;
 
+  void HangIf(const std::string& method, Context* context);
+
   mutable std::mutex mutex_;
   std::string authorization_;
   mutable std::condition_variable changed_;
@@ -84,9 +92,12 @@ class FakeGateway final : public v1::ChatService::Service {
   std::vector<v1::CancelTurnRequest> cancelled_;
   std::vector<v1::CreateSessionRequest> created_;
   std::vector<std::string> deleted_;
+  std::string hanging_method_;
+  int hanging_ = 0;
 
   std::string address_;
   std::unique_ptr<grpc::Server> server_;
+  std::thread stopper_;
 };
 
 // Events as a gateway sends them.

@@ -136,6 +136,19 @@ class OpenAiTest(FrontCase):
         with self.assertRaises(openai.NotFoundError):
             self.client().chat.completions.create(model="gpt", messages=[question("x")])
 
+    def test_what_fails_raises_the_same_whole_and_streamed(self):
+        half = SCENES.joinpath("lion.png").read_bytes()
+        half = "data:image/png;base64," + base64.b64encode(half[:len(half) // 2]).decode()
+        for stream in (False, True):
+            with self.assertRaises(openai.BadRequestError) as caught:
+                self.ask(question("word " * 5000), stream=stream)
+            self.assertEqual(caught.exception.code, "context_length_exceeded")
+            with self.assertRaises(openai.BadRequestError):
+                self.ask(question("What is this?", half), stream=stream)
+            with self.assertRaises(openai.NotFoundError) as caught:
+                self.client().chat.completions.create(model="gpt", messages=[question("x")], stream=stream)
+            self.assertEqual(caught.exception.code, "model_not_found")
+
     def test_bad_bytes_are_refused(self):
         for body in ("", "{", "[]", "nul", '"x"', "[" * 100000, "{\"model\": \"\xff\"}", "[" + "1," * 300000 + "1]"):
             status, _, text = self.post(body)

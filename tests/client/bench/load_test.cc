@@ -125,5 +125,21 @@ TEST_F(LoadTest, StopsWhenAsked) {
   EXPECT_GE(samples.turns.size(), 2u);
 }
 
+TEST_F(LoadTest, WhoStopsItDoesNotWaitForAnswers) {
+  gateway_.set_script({.events = {Started("s", "t")}, .status = {}, .wait_for_cancel = true});
+  std::thread stopper([&] {
+    gateway_.WaitForQuestions(2);
+    stop_.store(true);
+  });
+  const auto begin = std::chrono::steady_clock::now();
+  const Samples samples =
+      Run({.sessions = 2, .turns = 3, .seconds = 600, .timeout = std::chrono::hours(1)});
+  stopper.join();
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::minutes(5));
+  EXPECT_TRUE(samples.turns.empty());
+  EXPECT_EQ(samples.failed(), 0u) << "it says nothing of the gateway";
+  EXPECT_EQ(gateway_.deleted().size(), gateway_.created().size());
+}
+
 }  // namespace
 }  // namespace llava::bench

@@ -1,4 +1,5 @@
 // llava-chat run from scripts: flags, pipes, exit status.
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -22,7 +23,8 @@ using ::testing::StartsWith;
 TEST(ChatFlags, HelpAndVersion) {
   const Ended help = RunChat({"--help"});
   EXPECT_EQ(help.status, 0);
-  EXPECT_THAT(help.out, AllOf(HasSubstr("--max-new-tokens"), HasSubstr("LLAVA_CHAT_TOP_P")));
+  EXPECT_THAT(help.out, AllOf(HasSubstr("--max-new-tokens"), HasSubstr("LLAVA_CHAT_TOP_P"),
+                              HasSubstr("128 and its number")));
   const Ended version = RunChat({"--version"});
   EXPECT_EQ(version.status, 0);
   EXPECT_THAT(version.out, StartsWith("llava-chat "));
@@ -50,6 +52,26 @@ TEST(ChatWithoutGateway, NamesTheAddress) {
   const Ended ended = RunChat({"--gateway", "127.0.0.1:1", "--message", "hello"});
   EXPECT_EQ(ended.status, 1);
   EXPECT_EQ(ended.err, "llava-chat: no gateway answers at 127.0.0.1:1: is it running?\n");
+}
+
+// Nobody gets the answer: that is no success.
+TEST(ChatOutput, ThatIsLostIsAnError) {
+  FakeGateway gateway;
+  const std::vector<std::string> flags = {"--gateway", gateway.address(), "--message",
+                                          "hello",     "--message",       "and?"};
+  const int full = open("/dev/full", O_WRONLY | O_CLOEXEC);
+  ASSERT_GE(full, 0);
+  const Ended ended = RunChatInto(full, flags);
+  EXPECT_EQ(ended.status, 1) << ended.err;
+  EXPECT_THAT(ended.err, HasSubstr("standard output does not take the answer: No space left"));
+  int pipe[2];
+  ASSERT_EQ(pipe2(pipe, O_CLOEXEC), 0);
+  close(pipe[0]);  // as head does once it has enough
+  const Ended broken = RunChatInto(pipe[1], flags);
+  EXPECT_EQ(broken.status, 1) << broken.err;
+  EXPECT_THAT(broken.err, HasSubstr("Broken pipe"));
+  EXPECT_EQ(gateway.asked().size(), 2u) << "what comes after is asked for nobody";
+  EXPECT_EQ(gateway.deleted().size(), 2u) << "the session is deleted as usual";
 }
 
 class ChatProgramTest : public ::testing::Test {

@@ -3,8 +3,12 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
+#include <chrono>
+#include <thread>
+
 #include "tests/client/chat/program.h"
 #include "tests/client/fake_gateway.h"
+#include "tests/support/slowdown.h"
 
 namespace llava {
 namespace {
@@ -12,6 +16,10 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Not;
+
+using Clock = std::chrono::steady_clock;
+// Well below the 30 s that a call may take, well above what is needed.
+constexpr auto kLong = kSlowdown * std::chrono::seconds(15);
 
 class ChatTerminalTest : public ::testing::Test {
  protected:
@@ -105,6 +113,62 @@ TEST_F(ChatTerminalTest, SigtermStopsTheAnswerAndEnds) {
   EXPECT_EQ(chat_.Wait(), 128 + SIGTERM);
   EXPECT_EQ(gateway_.cancelled().size(), 1u);
   EXPECT_THAT(gateway_.deleted(), ElementsAre("session-1"));
+}
+
+TEST_F(ChatTerminalTest, OneCtrlCEndsTheWaitForAGatewayThatIsAway) {
+  ASSERT_TRUE(chat_.WaitFor("> ")) << chat_.screen();
+  const grpc::Status away(grpc::StatusCode::UNAVAILABLE, "socket closed");
+  gateway_.set_script({.events = {Started("session-1", "t"), Text(0, "once upon")},
+                       .status = away,
+                       .hang_cancel = true});
+  gateway_.set_resume_scripts({{.events = {}, .status = away}});
+  chat_.Type("tell me\n");
+  ASSERT_TRUE(chat_.WaitFor("once upon")) << chat_.screen();
+  while (gateway_.resumed().empty()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  chat_.Type("\x03");
+  ASSERT_TRUE(chat_.WaitFor("stopped")) << chat_.screen();
+  EXPECT_TRUE(chat_.WaitFor("> ")) << chat_.screen();
+}
+
+TEST_F(ChatTerminalTest, CtrlCEndsOtherCallsThatHang) {
+  ASSERT_TRUE(chat_.WaitFor("> ")) << chat_.screen();
+  gateway_.Hang("ListModels");
+  chat_.Type("/models\n");
+  gateway_.WaitForHanging(1);
+  const auto begin = Clock::now();
+  chat_.Type("\x03");
+  ASSERT_TRUE(chat_.WaitFor("stopped")) << chat_.screen();
+  ASSERT_TRUE(chat_.WaitFor("> ")) << chat_.screen();
+  EXPECT_LT(Clock::now() - begin, kLong);
+  chat_.Type("/models\n");
+  gateway_.WaitForHanging(2);
+  chat_.Signal(SIGTERM);
+  EXPECT_EQ(chat_.Wait(), 128 + SIGTERM);
+  EXPECT_LT(Clock::now() - begin, kLong);
+  EXPECT_THAT(gateway_.deleted(), ElementsAre("session-1"));
+}
+
+TEST_F(ChatTerminalTest, AGatewayThatHangsDoesNotHoldWhoEndsTheChat) {
+  ASSERT_TRUE(chat_.WaitFor("> ")) << chat_.screen();
+  gateway_.Hang("DeleteSession");
+  chat_.Type("\x03");
+  ASSERT_TRUE(chat_.WaitFor("Ctrl-C again")) << chat_.screen();
+  const auto begin = Clock::now();
+  chat_.Type("\x03");
+  EXPECT_EQ(chat_.Wait(), 0);
+  EXPECT_LT(Clock::now() - begin, kLong);
+  EXPECT_THAT(chat_.screen(), HasSubstr("was not deleted"));
+}
+
+TEST(ChatBeginTest, CtrlCEndsAChatThatHasNotBegun) {
+  FakeGateway gateway;
+  gateway.Hang("CreateSession");
+  ChatOnTerminal chat({"--gateway", gateway.address()});
+  gateway.WaitForHanging(1);
+  const auto begin = Clock::now();
+  chat.Type("\x03");
+  EXPECT_EQ(chat.Wait(), 128 + SIGINT);
+  EXPECT_LT(Clock::now() - begin, kLong);
 }
 
 TEST_F(ChatTerminalTest, AnAnswerCannotSteerTheTerminal) {

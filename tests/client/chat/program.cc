@@ -33,12 +33,25 @@ pid_t Spawn(const std::vector<std::string>& flags, const std::vector<std::string
 
   posix_spawnattr_t attributes;
   posix_spawnattr_init(&attributes);
-  if (new_session) posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSID);
+  sigset_t usual;  // RunChat ignores it
+  sigemptyset(&usual);
+  sigaddset(&usual, SIGPIPE);
+  posix_spawnattr_setsigdefault(&attributes, &usual);
+  posix_spawnattr_setflags(&attributes, static_cast<short>(POSIX_SPAWN_SETSIGDEF |
+                                                           (new_session ? POSIX_SPAWN_SETSID : 0)));
   pid_t pid;
   const int error = posix_spawn(&pid, LLAVA_CHAT, actions, &attributes, argv.data(), env.data());
   posix_spawnattr_destroy(&attributes);
   if (error != 0) throw std::runtime_error("cannot run " LLAVA_CHAT);
   return pid;
+}
+
+void Drain(int fd, std::string& text) {
+  char bytes[4096];
+  for (ssize_t count; (count = read(fd, bytes, sizeof bytes)) > 0;) {
+    text.append(bytes, static_cast<size_t>(count));
+  }
+  close(fd);
 }
 
 int ShellStatus(int status) {
@@ -70,16 +83,29 @@ Ended RunChat(const std::vector<std::string>& flags, const std::string& input,
   }
   close(in[1]);
   Ended ended;
-  const auto drain = [](int fd, std::string& text) {
-    char bytes[4096];
-    for (ssize_t count; (count = read(fd, bytes, sizeof bytes)) > 0;) {
-      text.append(bytes, static_cast<size_t>(count));
-    }
-    close(fd);
-  };
-  std::thread other([&] { drain(err[0], ended.err); });
-  drain(out[0], ended.out);
+  std::thread other([&] { Drain(err[0], ended.err); });
+  Drain(out[0], ended.out);
   other.join();
+  int status = 0;
+  waitpid(pid, &status, 0);
+  ended.status = ShellStatus(status);
+  return ended;
+}
+
+Ended RunChatInto(int out, const std::vector<std::string>& flags) {
+  int err[2];
+  if (pipe2(err, O_CLOEXEC) != 0) throw std::runtime_error("cannot make pipes");
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
+  posix_spawn_file_actions_adddup2(&actions, out, 1);
+  posix_spawn_file_actions_adddup2(&actions, err[1], 2);
+  const pid_t pid = Spawn(flags, {}, &actions, /*new_session=*/false);
+  posix_spawn_file_actions_destroy(&actions);
+  close(out);
+  close(err[1]);
+  Ended ended;
+  Drain(err[0], ended.err);
   int status = 0;
   waitpid(pid, &status, 0);
   ended.status = ShellStatus(status);

@@ -18,6 +18,9 @@ struct Ended {
 Ended RunChat(const std::vector<std::string>& flags, const std::string& input = "",
               const std::vector<std::string>& environment = {});
 
+// The same with this as its standard output, which is closed here.
+Ended RunChatInto(int out, const std::vector<std::string>& flags);
+
 // llava-chat on a terminal of its own. The destructor kills it if it still runs.
 class ChatOnTerminal {
  public:

@@ -149,6 +149,30 @@ TEST(OpenAiChatClientTest, GivesUpAfterAllAttemptsAndSaysWhy) {
   EXPECT_EQ(server.num_asked(), 4u);
 }
 
+// As our gateway says of a question that killed its workers.
+TEST(OpenAiChatClientTest, AsksNotAgainWhatIsToldToFailAgain) {
+  for (const int status : {500, 504}) {
+    ChatServer server([&](const Asked&) {
+      return ChatServer::Refuse(status, "given up", {"X-Should-Retry: false"});
+    });
+    const ChatResult result = AskOne(server);
+    EXPECT_EQ(result.end, ChatEnd::kFailed);
+    EXPECT_THAT(result.error, HasSubstr("given up"));
+    EXPECT_EQ(server.num_asked(), 1u);
+  }
+  // Of that answer only.
+  ChatServer server([](const Asked& asked) {
+    if (asked.last_text() == "question 0") {
+      return ChatServer::Refuse(500, "given up", {"x-should-retry: false"});
+    }
+    return asked.number < 3 ? ChatServer::Refuse(500) : ChatServer::Say("fine");
+  });
+  OpenAiChatClient client(Options(server));
+  const auto results = AskAll(client, 2);
+  EXPECT_EQ(results.at("r0").attempts, 1);
+  EXPECT_TRUE(results.at("r1").reply) << results.at("r1").error;
+}
+
 TEST(OpenAiChatClientTest, ObeysRetryAfterWithAllRequests) {
   ChatServer server([](const Asked& asked) {
     return asked.number == 0 ? ChatServer::Refuse(429, "slow down", {"Retry-After: 1"})
@@ -326,6 +350,9 @@ TEST(OpenAiChatClientTest, TakesBaseUrlsAsPeopleWriteThem) {
   for (const char* url : {"http://h:8/v1", "http://h:8/v1/", "http://h:8/v1/chat/completions",
                           "http://h:8/v1/chat/completions/"}) {
     EXPECT_EQ(CompletionsUrl(url), "http://h:8/v1/chat/completions") << url;
+  }
+  for (const char* url : {"http://h/v1?api-version=1", "http://h/v1#x", "http://h/v1/?"}) {
+    EXPECT_THROW(CompletionsUrl(url), std::invalid_argument) << url;
   }
 }
 

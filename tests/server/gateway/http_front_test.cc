@@ -1,7 +1,5 @@
 // The OpenAI API over HTTP, before fake services.
 
-#include "server/gateway/http_front.h"
-
 #include <gmock/gmock.h>
 
 #include <boost/asio.hpp>
@@ -11,9 +9,9 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
-#include "absl/strings/strip.h"
-#include "tests/server/gateway/gateway_harness.h"
+#include "server/runtime/status.h"
+#include "server/wire/prompt_size.h"
+#include "tests/server/gateway/http_front_harness.h"
 
 namespace llava {
 namespace {
@@ -25,87 +23,6 @@ using testing::EndsWith;
 using testing::HasSubstr;
 using testing::Not;
 using testing::StartsWith;
-using tcp = boost::asio::ip::tcp;
-
-class HttpFrontTest : public GatewayTest {
- protected:
-  ~HttpFrontTest() override { StopHttp(); }
-
-  void StartHttp(bool hosts_checked = false) {
-    StartGateway();
-    front_ = gateway_->MakeHttpFront({{"/livez",
-                                       [](const HttpRequest&) {
-                                         return HttpResponse{200, "text/x", "alive"};
-                                       }}},
-                                     hosts_checked);
-    HttpServerOptions options;
-    options.limits = limits_;
-    auto server = HttpServer::Start(options, *front_);
-    ASSERT_TRUE(server.ok()) << server.status();
-    http_ = *std::move(server);
-  }
-  void StopHttp() {
-    if (gateway_) gateway_->Stop();
-    http_.reset();
-    front_.reset();
-  }
-  tcp::socket Send(const std::string& bytes) {
-    tcp::socket socket(context_);
-    socket.connect(
-        {boost::asio::ip::make_address("127.0.0.1"), static_cast<uint16_t>(http_->port())});
-    boost::asio::write(socket, boost::asio::buffer(bytes));
-    return socket;
-  }
-  static std::string Rest(tcp::socket& socket) {
-    std::string text;
-    boost::system::error_code error;
-    boost::asio::read(socket, boost::asio::dynamic_buffer(text), error);
-    return text;
-  }
-  std::string Request(const Json& body, const std::string& path = "/v1/chat/completions",
-                      const std::string& more_headers = "") const {
-    const std::string text = body.is_null() ? "" : body.dump();
-    return absl::StrCat("POST ", path, " HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n",
-                        key_.empty() ? "" : "Authorization: Bearer " + key_ + "\r\n", more_headers,
-                        "Content-Type: application/json\r\nContent-Length: ", text.size(),
-                        "\r\n\r\n", text);
-  }
-  std::string Post(const Json& body) {
-    auto socket = Send(Request(body));
-    return Rest(socket);
-  }
-  std::string Get(const std::string& path, const std::string& host = "localhost") {
-    auto socket =
-        Send(absl::StrCat("GET ", path, " HTTP/1.1\r\nHost: ", host, "\r\nConnection: close\r\n",
-                          key_.empty() ? "" : "Authorization: Bearer " + key_ + "\r\n", "\r\n"));
-    return Rest(socket);
-  }
-  static int StatusOf(const std::string& answer) { return std::stoi(answer.substr(9, 3)); }
-  static Json BodyOf(const std::string& answer) {
-    return Json::parse(answer.substr(answer.find("\r\n\r\n") + 4));
-  }
-  // Objects of a stream, in order, without chunk lengths; "[DONE]" is null.
-  static std::vector<Json> EventsOf(const std::string& answer) {
-    std::vector<Json> events;
-    for (const absl::string_view line : absl::StrSplit(answer, '\n')) {
-      if (!absl::StartsWith(line, "data: ")) continue;
-      const std::string data(line.substr(6));
-      events.push_back(data == "[DONE]" ? Json() : Json::parse(data));
-    }
-    return events;
-  }
-  static Json Ask(const std::string& text) {
-    return {{"model", "emoji"}, {"messages", {{{"role", "user"}, {"content", text}}}}};
-  }
-  static std::string DataUri(int seed) {
-    return "data:image/bmp;base64," + absl::Base64Escape(FakePicture(seed));
-  }
-
-  boost::asio::io_context context_;
-  HttpLimits limits_;
-  std::unique_ptr<HttpFront> front_;
-  std::unique_ptr<HttpServer> http_;
-};
 
 TEST_F(HttpFrontTest, AnswersWhole) {
   StartHttp();
@@ -189,6 +106,67 @@ TEST_F(HttpFrontTest, FailuresAreErrorObjects) {
   EXPECT_EQ(StatusOf(Post(Ask("x"))), 200);
 }
 
+// Clients try every 5xx again by themselves, unless they are told.
+TEST_F(HttpFrontTest, AQuestionThatKillsWorkersIsNotToBeAskedAgain) {
+  StartHttp();
+  for (const bool stream : {false, true}) {
+    llm_.Set({.failures = 1000, .arrives = true});
+    const int asked = llm_.generates();
+    Json body = Ask("poison");
+    body["stream"] = stream;
+    const std::string given_up = Post(body);
+    EXPECT_EQ(StatusOf(given_up), 500) << given_up;
+    EXPECT_THAT(given_up, HasSubstr("X-Should-Retry: false\r\n"));
+    EXPECT_THAT(given_up, HasSubstr("ask differently"));
+    EXPECT_EQ(llm_.generates() - asked, 2);
+  }
+  llm_.Set({.failure = {grpc::StatusCode::INTERNAL, "fault"}, .failures = 1});
+  EXPECT_THAT(Post(Ask("x")), Not(HasSubstr("X-Should-Retry")));
+}
+
+TEST_F(HttpFrontTest, TheTimeThatWasTooShortIsTooShortAgain) {
+  options_.request_timeout = kSlowdown * milliseconds(300);
+  llm_.Set({.pause_after = 0});
+  StartHttp();
+  const std::string late = Post(Ask("x"));
+  EXPECT_EQ(StatusOf(late), 504) << late;
+  EXPECT_THAT(late, AllOf(HasSubstr("X-Should-Retry: false\r\n"), HasSubstr("--request-timeout")));
+}
+
+TEST_F(HttpFrontTest, ErrorsHaveTheCodesThatClientsLookFor) {
+  StartHttp();
+  Json other = Ask("x");
+  for (const char* name : {"gpt", "emoji@77", "emoji@nobody"}) {
+    other["model"] = name;
+    const std::string answer = Post(other);
+    EXPECT_EQ(StatusOf(answer), 404) << name;
+    EXPECT_EQ(BodyOf(answer)["error"]["code"], "model_not_found") << name;
+  }
+  EXPECT_EQ(BodyOf(Get("/v1/models/gpt"))["error"]["code"], "model_not_found");
+  EXPECT_EQ(BodyOf(Get("/v1/nothing"))["error"]["code"], "not_found");
+  const std::string large = Post(Ask(std::string(4096 * 64 + 1, 'x')));
+  EXPECT_EQ(StatusOf(large), 400) << large;
+  EXPECT_EQ(BodyOf(large)["error"]["code"], "context_length_exceeded");
+  EXPECT_THAT(large, HasSubstr("maximum context length"));
+  // As the language service says, for whole answers and streams.
+  llm_.Set({.failure = ToGrpc(CheckTextBytes(65, 1)), .failures = 2});
+  Json stream = Ask("x");
+  for (const bool streamed : {false, true}) {
+    stream["stream"] = streamed;
+    EXPECT_EQ(BodyOf(Post(stream))["error"]["code"], "context_length_exceeded");
+  }
+}
+
+TEST_F(HttpFrontTest, ModelsAreFoundByNamesAsUrlsWriteThem) {
+  StartHttp();
+  for (const char* name : {"emoji", "emoji@1", "emoji%401", "%65moji"}) {
+    EXPECT_EQ(StatusOf(Get(absl::StrCat("/v1/models/", name))), 200) << name;
+  }
+  for (const char* name : {"emoji%", "emoji%4", "emoji%4x", "emoji%00"}) {
+    EXPECT_EQ(StatusOf(Get(absl::StrCat("/v1/models/", name))), 404) << name;
+  }
+}
+
 TEST_F(HttpFrontTest, KeysAndLimits) {
   options_.keys_file = folder_.path() + "/keys.yaml";
   std::ofstream(options_.keys_file)
@@ -266,110 +244,6 @@ TEST_F(HttpFrontTest, AClientThatGoesEndsItsAnswer) {
     EXPECT_TRUE(Eventually([&] { return Metric("llava_gateway_turns_running") == 0; }));
   }
   EXPECT_TRUE(Eventually([&] { return admission_->in_flight() == 0; }));
-}
-
-// The text that the pieces of a stream carry, and the id of the last event that is whole.
-struct StreamText {
-  std::string text, last_id;
-  bool done = false;
-};
-StreamText TextOf(const std::string& answer) {
-  StreamText read;
-  std::string id;
-  for (absl::string_view line : absl::StrSplit(answer, '\n')) {
-    line = absl::StripSuffix(line, "\r");
-    if (absl::StartsWith(line, "id: ")) id = std::string(line.substr(4));
-    if (!absl::StartsWith(line, "data: ")) continue;
-    read.done = line == "data: [DONE]";
-    if (read.done) break;
-    const Json event = Json::parse(line.substr(6), nullptr, /*allow_exceptions=*/false);
-    if (event.is_discarded()) break;  // cut off
-    read.last_id = id;
-    if (event["choices"].empty()) continue;
-    const Json& delta = event["choices"][0]["delta"];
-    if (delta.contains("content")) read.text += delta["content"].get<std::string>();
-  }
-  return read;
-}
-
-TEST_F(HttpFrontTest, AStreamGoesOnWhereItsReaderLeftIt) {
-  llm_.Set({.delay = milliseconds(20)});
-  StartHttp();
-  Json body = Ask("a b c d e f g h i j k l m n o p q r s t u v w x y z");
-  body["stream"] = true;
-  body["seed"] = 3;
-  const StreamText whole = TextOf(Post(body));
-  ASSERT_TRUE(whole.done);
-  body["stream_options"] = {{"resumable", true}};
-  std::string read;
-  {
-    auto socket = Send(Request(body));
-    boost::asio::read_until(socket, boost::asio::dynamic_buffer(read), "f\"}");
-  }
-  const int asked = llm_.generates();
-  StreamText first = TextOf(read);
-  ASSERT_FALSE(first.last_id.empty());
-  EXPECT_THAT(whole.text, StartsWith(first.text));
-  // While it runs, then again after its end, then from its begin.
-  for (int again = 0; again < 2; ++again) {
-    auto socket = Send(Request(again == 0 ? body : Json(), "/v1/chat/completions",
-                               "Last-Event-ID: " + first.last_id + "\r\n"));
-    const StreamText rest = TextOf(Rest(socket));
-    EXPECT_TRUE(rest.done);
-    EXPECT_EQ(first.text + rest.text, whole.text);
-  }
-  const std::string turn = first.last_id.substr(0, first.last_id.find(':'));
-  auto anew = Send(Request(body, "/v1/chat/completions", "Last-Event-ID: " + turn + ":0\r\n"));
-  EXPECT_EQ(TextOf(Rest(anew)).text, whole.text);
-  EXPECT_EQ(llm_.generates(), asked) << "asked again";
-
-  const auto status = [&](const std::string& id) {
-    auto socket = Send(Request(body, "/v1/chat/completions", "Last-Event-ID: " + id + "\r\n"));
-    return StatusOf(Rest(socket));
-  };
-  EXPECT_EQ(status(turn + ":100000"), 400);
-  EXPECT_EQ(status(turn + ":-1"), 400);
-  EXPECT_EQ(status("nonsense"), 400);
-  EXPECT_EQ(status(std::string(32, '0') + ":0"), 404);
-  body["stream"] = false;
-  const std::string refused = Post(body);
-  EXPECT_EQ(StatusOf(refused), 400);
-  EXPECT_EQ(BodyOf(refused)["error"]["param"], "stream_options.resumable");
-}
-
-TEST_F(HttpFrontTest, AStreamIsItsAskersAndEndsWhenNobodyComesBack) {
-  options_.keys_file = folder_.path() + "/keys.yaml";
-  options_.resume_grace = milliseconds(400);
-  std::ofstream(options_.keys_file)
-      << "- {name: ann, sha256: " << ToHex(HashBytes("secret"))
-      << "}\n- {name: bob, sha256: " << ToHex(HashBytes("other")) << "}\n";
-  llm_.Set({.pause_after = 3});
-  StartHttp();
-  key_ = "secret";
-  Json body = Ask("a b c d e f g h i j k l m n o p q r s t u v w x y z " + std::string(200, ' '));
-  body["stream"] = true;
-  body["stream_options"] = {{"resumable", true}};
-  std::string read, header;
-  {
-    auto socket = Send(Request(body));
-    boost::asio::read_until(socket, boost::asio::dynamic_buffer(read), "c\"}");
-    const std::string last = TextOf(read).last_id;
-    header = "Last-Event-ID: " + last.substr(0, last.find(':')) + ":0\r\n";
-    key_ = "other";
-    auto stranger = Send(Request(body, "/v1/chat/completions", header));
-    EXPECT_EQ(StatusOf(Rest(stranger)), 404);
-    key_ = "secret";
-    // Beside the first one: how long the stream waits for a reader is no matter yet.
-    auto again = Send(Request(body, "/v1/chat/completions", header));
-    std::string more;
-    boost::asio::read_until(again, boost::asio::dynamic_buffer(more), "data: ");
-    EXPECT_EQ(StatusOf(more), 200);
-  }
-  EXPECT_TRUE(Eventually([&] { return Metric("llava_gateway_turns_running") == 0; }));
-  EXPECT_TRUE(Eventually([&] {
-    auto late = Send(Request(body, "/v1/chat/completions", header));
-    return StatusOf(Rest(late)) == 404;
-  }));
 }
 
 TEST_F(HttpFrontTest, ThePageRunsItsOwnScriptOnly) {

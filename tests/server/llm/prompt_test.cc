@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <functional>
 
+#include "server/runtime/error_reason.h"
 #include "tests/support/fixtures.h"
 
 namespace llava {
@@ -122,7 +123,9 @@ TEST_F(PromptTest, TellsBothNumbersWhenItDoesNotFit) {
   prompt.image_tokens = 10;
   EXPECT_TRUE(builder_.CheckFits(prompt).ok());
   prompt.text_tokens = 90;
-  const std::string message(builder_.CheckFits(prompt).message());
+  const absl::Status refused = builder_.CheckFits(prompt);
+  EXPECT_TRUE(HasReason(refused, kReasonContextLength));
+  const std::string message(refused.message());
   EXPECT_THAT(message, HasSubstr("the prompt has 100 tokens (90 text, 10 image)"));
   EXPECT_THAT(message, HasSubstr("the context has 100"));
 }

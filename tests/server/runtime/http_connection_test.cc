@@ -16,6 +16,7 @@
 #include "absl/strings/str_cat.h"
 #include "server/runtime/http_server.h"
 #include "tests/support/eventually.h"
+#include "tests/support/slowdown.h"
 
 namespace llava {
 namespace {
@@ -196,6 +197,45 @@ TEST_F(HttpConnectionTest, PiecesGoOutAsTheyCome) {
   EXPECT_EQ(handler_.gone, 0);
 }
 
+TEST_F(HttpConnectionTest, ALateBeginningMayStillBecomeAnother) {
+  options_.limits.heartbeat = std::chrono::minutes(10);
+  StartServer();
+  auto socket = Connect();
+  const auto ask = [&] {
+    Send(socket, Post("/stream", "", ""));
+    return handler_.stream();
+  };
+  auto answer = ask();
+  answer->BeginLate({200, "text/event-stream", "not this"});
+  answer->BeginLate({200, "text/event-stream", "first "});
+  answer->Write("text");
+  answer->BeginLate({200, "text/event-stream", "too late"});
+  answer->Fail({500, "text/x", "nor this"}, " and error");
+  EXPECT_THAT(Until(socket, "0\r\n\r\n"),
+              AllOf(StartsWith("HTTP/1.1 200"),
+                    EndsWith("\r\n\r\n6\r\nfirst \r\n4\r\ntext\r\na\r\n and error\r\n0\r\n\r\n")));
+  answer = ask();
+  answer->BeginLate({200, "text/event-stream", "first"});
+  answer->Fail({503, "text/x", "error"}, "no piece");
+  EXPECT_THAT(Until(socket, "error"), AllOf(StartsWith("HTTP/1.1 503"), Not(HasSubstr("first"))));
+  answer = ask();
+  answer->BeginLate({200, "text/event-stream", "empty"});
+  answer->End();
+  EXPECT_THAT(Until(socket, "0\r\n\r\n"), HasSubstr("\r\n5\r\nempty\r\n"));
+}
+
+TEST_F(HttpConnectionTest, ALateBeginningWaitsForOneHeartbeat) {
+  options_.limits.heartbeat = milliseconds(50);
+  StartServer();
+  auto socket = Connect();
+  Send(socket, Post("/stream", ""));
+  const auto answer = handler_.stream();
+  answer->BeginLate({200, "text/event-stream", "first", {}, ": beat\n\n"});
+  EXPECT_THAT(Until(socket, ": beat\n\n"), HasSubstr("first"));
+  answer->Fail({500, "text/x", "no"}, "late error");
+  EXPECT_THAT(Rest(socket), HasSubstr("late error"));
+}
+
 TEST_F(HttpConnectionTest, OldClientsGetPiecesWithoutChunks) {
   StartServer();
   auto socket = Connect();
@@ -292,6 +332,35 @@ TEST_F(HttpConnectionTest, AReaderThatStopsIsCut) {
   auto answer = handler_.stream();
   answer->Begin({200, "text/x", std::string(100 << 20, 'x')});
   EXPECT_TRUE(Eventually([&] { return handler_.gone == 1; }));
+}
+
+TEST_F(HttpConnectionTest, AReaderThatIsSlowIsNot) {
+  options_.limits.write_timeout = kSlowdown * milliseconds(1000);
+  StartServer();
+  constexpr size_t kBody = 64u << 20;
+  tcp::socket socket(context_);
+  socket.open(tcp::v4());
+  socket.set_option(boost::asio::socket_base::receive_buffer_size(16 << 10));
+  socket.connect(
+      {boost::asio::ip::make_address("127.0.0.1"), static_cast<uint16_t>(server_->port())});
+  Send(socket, Post("/stream", ""));
+  const auto answer = handler_.stream();
+  answer->Begin({200, "text/x", ""});
+  answer->Write(std::string(kBody, 'x'));
+  answer->End();
+  std::string piece(32 << 10, '\0');
+  size_t read = 0;
+  const auto end = std::chrono::steady_clock::now() + 3 * options_.limits.write_timeout;
+  while (std::chrono::steady_clock::now() < end) {
+    boost::system::error_code error;
+    read += socket.read_some(boost::asio::buffer(piece), error);
+    ASSERT_FALSE(error) << error.message() << " after " << read << " bytes";
+    std::this_thread::sleep_for(milliseconds(10));
+  }
+  EXPECT_LT(read, kBody / 2) << "so slowly that it was not all out before";
+  read += Rest(socket).size();
+  EXPECT_GT(read, kBody);
+  EXPECT_EQ(handler_.gone, 0);
 }
 
 // Many who send large bodies slowly must not fill the memory, nor keep out who asks little.

@@ -9,11 +9,15 @@
 #include <thread>
 
 #include "server/runtime/bounded_queue.h"
+#include "server/runtime/host_port.h"
+#include "tests/support/slowdown.h"
 
 namespace llava {
 namespace {
 
 using std::chrono::milliseconds;
+
+constexpr auto kPatience = kSlowdown * std::chrono::seconds(60);
 
 TEST(AdmissionTest, RefusesWhileDrainingAndWaitsForTheRest) {
   Admission admission;
@@ -150,6 +154,57 @@ TEST(ServiceProcessDeathTest, TakenPortHasItsOwnExitCode) {
         std::exit(process.Start({&none}, {}));
       },
       ::testing::ExitedWithCode(kExitPortInUse), "cannot listen on 127.0.0.1");
+}
+
+TEST(ServiceProcessDeathTest, ListensOnIPv6HoweverItIsWritten) {
+  ::testing::FLAGS_gtest_death_test_style = "threadsafe";
+  HttpServerOptions probe;
+  probe.host = "::1";
+  if (!HttpServer::Start(probe, std::map<std::string, HttpServer::Page>{}).ok()) {
+    GTEST_SKIP() << "this machine has no IPv6";
+  }
+  for (const char* host : {"::1", "[::1]"}) {
+    EXPECT_EXIT(
+        {
+          ProcessOptions options;
+          options.host = host;
+          Metrics metrics("probe");
+          ServiceProcess process("llava-probe", options, metrics);
+          grpc::Service none;
+          const int code = process.Start({&none}, {});
+          const auto channel = grpc::CreateChannel(HostPort("::1", process.port()),
+                                                   grpc::InsecureChannelCredentials());
+          const bool there =
+              code == 0 && channel->WaitForConnected(std::chrono::system_clock::now() + kPatience);
+          std::exit(there && options.on_loopback() ? 0 : 99);
+        },
+        ::testing::ExitedWithCode(0), "")
+        << host;
+  }
+}
+
+TEST(HostPortTest, PutsIPv6InBrackets) {
+  EXPECT_EQ(HostPort("127.0.0.1", 80), "127.0.0.1:80");
+  EXPECT_EQ(HostPort("localhost", 80), "localhost:80");
+  EXPECT_EQ(HostPort("::1", 80), "[::1]:80");
+  EXPECT_EQ(HostPort("[::1]", 80), "[::1]:80");
+  for (const char* host : {"::", "[::]", "0.0.0.0", "localhost"}) EXPECT_TRUE(IsListenHost(host));
+  for (const char* host : {"", "[]", "[127.0.0.1]", "gateway.example", "::1]", "127.0.0.1:80"}) {
+    EXPECT_FALSE(IsListenHost(host)) << host;
+  }
+}
+
+TEST(ProcessOptionsTest, AHostThatIsNoneIsAWrongFlag) {
+  ProcessOptions options;
+  Settings settings("llava-probe", "");
+  options.Declare(settings);
+  const char* arguments[] = {"llava-probe", "--host", "gateway.example", "--insecure",
+                             "--check-config"};
+  ::testing::internal::CaptureStderr();
+  EXPECT_EQ(settings.Parse(5, arguments), std::optional<int>(kExitUsage));
+  EXPECT_THAT(::testing::internal::GetCapturedStderr(), ::testing::HasSubstr("--host"));
+  EXPECT_EQ(ExitCodeOf(absl::InvalidArgumentError("no address")), kExitUsage);
+  EXPECT_EQ(ExitCodeOf(absl::UnavailableError("taken")), kExitPortInUse);
 }
 
 TEST(ProcessOptionsTest, HelpTellsEveryExitCode) {

@@ -1,0 +1,149 @@
+// What requests of OpenAI's clients become, and what of them is refused by name.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <map>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "server/gateway/openai_json.h"
+
+namespace llava {
+namespace {
+
+using Json = nlohmann::json;
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+constexpr char kPicture[] = "data:image/png;base64,cGljdHVyZQ==";
+
+Json Ask() { return {{"messages", {{{"role", "user"}, {"content", "x"}}}}}; }
+
+// A question with these parameters, in JSON.
+absl::StatusOr<CompletionRequest> With(const std::string& parameters) {
+  Json body = Ask();
+  body.update(Json::parse(parameters));
+  return ReadCompletionRequest(body.dump(), /*urls=*/false);
+}
+
+v1::SamplingParams Sampling(const std::string& parameters) {
+  const auto request = With(parameters);
+  EXPECT_TRUE(request.ok()) << request.status();
+  return request.ok() ? request->chat.sampling() : v1::SamplingParams();
+}
+
+// The parameter that is complained of.
+std::string Refused(const absl::StatusOr<CompletionRequest>& request) {
+  EXPECT_TRUE(absl::IsInvalidArgument(request.status())) << request.status();
+  return ParamOf(request.status());
+}
+
+TEST(OpenAiRequestTest, NeighboursOfOneRoleAreJoined) {
+  const auto request = With(R"({"messages": [
+      {"role": "system", "content": "be brief"},
+      {"role": "developer", "content": "and kind"},
+      {"role": "user", "content": [{"type": "image_url", "image_url": ")" +
+                            std::string(kPicture) + R"("}]},
+      {"role": "user", "content": [{"type": "image_url", "image_url": {"url": ")" +
+                            kPicture + R"("}}, {"type": "text", "text": "one"}]},
+      {"role": "user", "content": "two"},
+      {"role": "assistant", "content": "a"},
+      {"role": "assistant", "content": "b"},
+      {"role": "user", "content": "three"}]})");
+  ASSERT_TRUE(request.ok()) << request.status();
+  const auto& messages = request->chat.messages();
+  ASSERT_EQ(messages.size(), 4);
+  EXPECT_EQ(messages[0].role(), v1::ROLE_SYSTEM);
+  EXPECT_EQ(messages[0].text(), "be brief\n\nand kind");
+  EXPECT_EQ(messages[1].role(), v1::ROLE_USER);
+  EXPECT_EQ(messages[1].text(), "one\n\ntwo");
+  ASSERT_EQ(messages[1].images_size(), 2);
+  EXPECT_EQ(messages[1].images(1).data(), "picture");
+  EXPECT_EQ(messages[2].text(), "a\n\nb");
+  EXPECT_EQ(messages[3].text(), "three");
+}
+
+TEST(OpenAiRequestTest, OtherOrdersAreRefusedWhereTheyBegin) {
+  const auto refused = [](const std::vector<const char*>& roles) {
+    Json body = Ask();
+    body["messages"] = Json::array();
+    for (const char* role : roles) body["messages"].push_back({{"role", role}, {"content", "x"}});
+    return Refused(ReadCompletionRequest(body.dump(), false));
+  };
+  EXPECT_EQ(refused({"user", "system", "user"}), "messages[1].role");
+  EXPECT_EQ(refused({"system", "assistant", "user"}), "messages[1].role");
+  EXPECT_EQ(refused({"assistant", "user"}), "messages[0].role");
+  EXPECT_EQ(refused({"user", "assistant"}), "messages");
+  EXPECT_EQ(refused({"system"}), "messages");
+}
+
+TEST(OpenAiRequestTest, WhatOthersSendAlongIsTaken) {
+  const auto request = With(R"({"unknown": null, "messages": [
+      {"role": "user",
+       "content": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}]},
+      {"role": "assistant", "content": "y", "reasoning_content": "so",
+       "provider_specific_fields": {"a": 1}, "thinking": null},
+      {"role": "user", "content": "z", "cache_control": null}]})");
+  EXPECT_TRUE(request.ok()) << request.status();
+}
+
+TEST(OpenAiRequestTest, NothingOfAPartIsDroppedSilently) {
+  const auto refused = [](const char* type) {
+    Json part = {{"text", "x"}, {"image_url", {{"url", kPicture}}}};
+    part["type"] = type;
+    Json body = Ask();
+    body["messages"][0]["content"] = Json::array({part});
+    return Refused(ReadCompletionRequest(body.dump(), false));
+  };
+  EXPECT_EQ(refused("text"), "messages[0].content[0].image_url");
+  EXPECT_EQ(refused("image_url"), "messages[0].content[0].text");
+}
+
+TEST(OpenAiRequestTest, PicturesAreNamedByWhatIsTaken) {
+  for (const char* url : {"ftp://h/x.png", "file:///etc/passwd", ""}) {
+    Json body = Ask();
+    body["messages"][0]["content"] =
+        Json::array({Json{{"type", "image_url"}, {"image_url", {{"url", url}}}}});
+    const auto fetching = ReadCompletionRequest(body.dump(), /*urls=*/true);
+    EXPECT_EQ(Refused(fetching), "messages[0].content[0].image_url.url");
+    EXPECT_THAT(std::string(fetching.status().message()), HasSubstr("http(s)"));
+    const auto without = ReadCompletionRequest(body.dump(), /*urls=*/false);
+    EXPECT_THAT(std::string(without.status().message()), HasSubstr("fetches no pictures"));
+  }
+}
+
+TEST(OpenAiRequestTest, ParametersAsOtherServersTakeThem) {
+  EXPECT_EQ(Sampling(R"({"max_tokens": 5, "max_completion_tokens": 7})").max_new_tokens(), 7u);
+  EXPECT_EQ(Sampling(R"({"max_tokens": 5, "max_completion_tokens": -1})").max_new_tokens(), 5u);
+  EXPECT_FALSE(Sampling(R"({"max_tokens": -1})").has_max_new_tokens());
+  EXPECT_TRUE(Sampling(R"({"top_k": -1})").has_top_k());
+  EXPECT_EQ(Sampling(R"({"top_k": -1})").top_k(), 0u);
+  EXPECT_THAT(Sampling(R"({"stop": ["", "END"]})").stop(), ElementsAre("END"));
+  EXPECT_THAT(Sampling(R"({"stop": ""})").stop(), ElementsAre());
+  EXPECT_THAT(Sampling(R"({"stop_token_ids": [3, 4]})").stop_token_ids(), ElementsAre(3, 4));
+  EXPECT_TRUE(Sampling(R"({"ignore_eos": true})").ignore_eos());
+}
+
+TEST(OpenAiRequestTest, ValuesOutOfRangeAreRefusedByName) {
+  for (const auto& [name, value] : std::map<std::string, std::string>{
+           {"temperature", "9"},
+           {"top_p", "0"},
+           {"min_p", "2"},
+           {"top_k", "-2"},
+           {"repetition_penalty", "0"},
+           {"presence_penalty", "3"},
+           {"frequency_penalty", "-3"},
+           {"max_tokens", "-2"},
+           {"max_completion_tokens", "0"},
+           {"stop", R"(["1", "2", "3", "4", "5", "6", "7", "8", "9"])"},
+           {"stop_token_ids", "[-1]"},
+           {"ignore_eos", "1"}}) {
+    EXPECT_EQ(Refused(With("{\"" + name + "\": " + value + "}")), name);
+  }
+  const auto hot = With(R"({"temperature": 9})");
+  EXPECT_EQ(hot.status().message(), "temperature is 9, allowed is 0 to 2 (0 = greedy)");
+}
+
+}  // namespace
+}  // namespace llava
