@@ -13,6 +13,7 @@
 
 #include <ATen/ATen.h>
 
+#include "model/checkpoint/memory_tensors.h"
 #include "model/llava/self_test.h"
 #include "model/train/instruction_model.h"
 #include "model/train/instruction_task.h"
@@ -233,6 +234,21 @@ TEST_F(TilesTaskTest, AModelOfFixedPicturesBecomesOneOfTiles) {
   const LanguageCheckpoint back = open(Stage::kFinetune, {tuned, tower, "image_mode=pad"});
   EXPECT_TRUE(back.config.features.grid.empty());
   EXPECT_FALSE(back.tensors.tensors().contains(kNewline));
+}
+
+TEST_F(TilesTaskTest, AnotherTowerHasOtherTiles) {
+  TowerCheckpoint other;
+  other.config = TinyTowerConfig();
+  other.config.preprocess.image_size = other.config.image_size;
+  other.tensors = MemoryTensors(RandomTower(other.config));
+  other.digest = HashBytes("another tower");
+  const std::string tower =
+      "tower=" + PublishTower(other, world_.folder() / "repository", "eye").string();
+  EXPECT_THAT(world_.Refusal(Stage::kAlign, {"model=" + next_.string(), tower}),
+              AllOf(HasSubstr("come in tiles of 56 pixels, the tower sees 12"),
+                    HasSubstr("setting \"grid\" names canvases of this tower's tiles")));
+  const auto task = Make(Stage::kAlign, {tower, "grid=12x24,24x24", "batch_size=4"});
+  EXPECT_GT(task->Forward(0, 0).loss.item<double>(), 0);
 }
 
 TEST_F(TilesTaskTest, RefusesCanvasesThatDoNotFit) {
