@@ -45,6 +45,11 @@ Resolution ChooseResolution(Resolution picture, std::span<const Resolution> cand
   return *best;
 }
 
+std::vector<Resolution> PublishedGrid(int side) {
+  return {
+      {side, 2 * side}, {2 * side, side}, {2 * side, 2 * side}, {3 * side, side}, {side, 3 * side}};
+}
+
 PictureShape::PictureShape(const FeatureConfig& features, int64_t tower_patches)
     : grid_(features.grid),
       tile_size_(features.tile_size),

@@ -22,6 +22,9 @@ inline constexpr int64_t kMaxPictureTokens = 65535;
 // a side below 1.
 Resolution ChooseResolution(Resolution picture, std::span<const Resolution> candidates);
 
+// The canvases of LLaVA-1.6 for tiles of `side` pixels.
+std::vector<Resolution> PublishedGrid(int side);
+
 // The patches of a canvas's tiles as one map, and what of it is picture: all columns and the rows
 // in the middle, or all rows and the columns in the middle. May be none of one of them, where a
 // picture is a sliver. Everything but the tiles is counted in patches.

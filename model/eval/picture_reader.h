@@ -6,25 +6,14 @@
 #include <mutex>
 #include <vector>
 
-#include <ATen/core/Tensor.h>
-
 #include "model/config/model_config.h"
 #include "model/data/scenes/render.h"
 #include "model/data/scenes/scene.h"
 #include "model/image/image.h"
+#include "model/llava/tower_features.h"
 #include "model/nn/clip.h"
 
 namespace llava {
-
-// Z_v of a picture, as many rows as PictureShape says, and what it says so of.
-struct PictureFeatures {
-  at::Tensor rows;
-  Resolution size;  // of the picture, in pixels
-};
-
-// Preprocessed as in serving.
-PictureFeatures TowerFeatures(const ClipTower& tower, const FeatureConfig& features,
-                              const Image& image);
 
 // Thread-safe.
 class PictureReader {

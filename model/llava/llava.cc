@@ -155,7 +155,7 @@ class SampleRows {
   SampleRows(const Llava& model, const LabelledSample& sample)
       : model_(model),
         sample_(sample),
-        labels_(model.Expand(sample.input_ids, sample.labels, kIgnoreLabel)) {
+        labels_(model.Expand(sample.input_ids, sample.labels, kIgnoreLabel, sample.sizes)) {
     segment_.tokens = static_cast<int64_t>(labels_.size());
     if (sample.branches.empty() && sample.shared == 0) return;
     segment_.branches = sample.branches;
@@ -219,6 +219,7 @@ Predictions Predict(const Llava& model, std::span<const LabelledSample> batch) {
   // are as large as the weights, so that each further call costs more than the work itself.
   std::vector<int32_t> ids;
   std::vector<at::Tensor> features;
+  std::vector<Resolution> sizes;
   std::vector<Segment> segments;
   std::vector<int64_t> rows, targets;
   int64_t begin = 0;
@@ -228,6 +229,7 @@ Predictions Predict(const Llava& model, std::span<const LabelledSample> batch) {
     CheckMarks(sample.input_ids, sample.features.size(), kFeatures);
     ids.insert(ids.end(), sample.input_ids.begin(), sample.input_ids.end());
     features.insert(features.end(), sample.features.begin(), sample.features.end());
+    sizes.insert(sizes.end(), sample.sizes.begin(), sample.sizes.end());
     segments.push_back(sample_rows.segment());
     begin += segments.back().tokens;
   }
@@ -237,7 +239,7 @@ Predictions Predict(const Llava& model, std::span<const LabelledSample> batch) {
                                 " samples in the batch has a label: there is nothing to learn");
   }
   const at::Device device = model.decoder().device();
-  const at::Tensor hidden = model.decoder().Forward(model.Embed(ids, features), segments);
+  const at::Tensor hidden = model.decoder().Forward(model.Embed(ids, features, sizes), segments);
   // Only labelled rows go through the head: most of a prompt has none.
   return {model.decoder().Logits(hidden.index_select(0, at::tensor(rows, at::kLong).to(device))),
           at::tensor(targets, at::kLong).to(device)};

@@ -84,6 +84,7 @@ struct LabelledSample {
   // all marks, then branches of so many ids each. Empty: one sample.
   int64_t shared = 0;
   std::vector<int64_t> branches = {};
+  std::vector<Resolution> sizes = {};  // of the pictures; needed in the anyres mode
 };
 
 // What the model says where the batch has labels, shifted by one within each sample.

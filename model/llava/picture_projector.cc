@@ -46,7 +46,7 @@ std::vector<at::Tensor> PictureProjector::Forward(std::span<const at::Tensor> fe
   std::vector<at::Tensor> pictures;
   std::vector<int64_t> rows;
   for (size_t i = 0; i < features.size(); ++i) {
-    rows.push_back(shape_.NumRows(sizes.empty() ? Resolution() : sizes[i]));
+    rows.push_back(shape_.NumRows(shape_.is_fixed() ? Resolution() : sizes[i]));
     if (features[i].dim() != 2 || features[i].size(0) != rows[i] ||
         features[i].size(1) != feature_width_) {
       std::ostringstream message;

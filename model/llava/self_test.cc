@@ -104,7 +104,7 @@ struct LanguageTest {
       : ids_tensor(Part(test, "ids").to(at::kInt).contiguous()),
         labels_tensor(Part(test, "labels").to(at::kLong).contiguous()),
         expected(Part(test, "log_probabilities")) {
-    if (test.tensors.contains("features")) features = test.tensors.at("features").unbind();
+    if (test.tensors.contains("features")) features = Pictures(test);
     if (!test.tensors.contains("sizes")) return;
     const at::Tensor stored = test.tensors.at("sizes").to(at::kLong).contiguous();
     if (stored.dim() != 2 || stored.size(1) != 2) {
@@ -114,6 +114,17 @@ struct LanguageTest {
     for (int64_t i = 0; i < stored.size(0); ++i) {
       sizes.push_back({static_cast<int>(sides[2 * i]), static_cast<int>(sides[2 * i + 1])});
     }
+  }
+  static std::vector<at::Tensor> Pictures(const SelfTest& test) {
+    const at::Tensor& stored = test.tensors.at("features");
+    if (!test.tensors.contains("rows")) return stored.unbind();
+    const at::Tensor rows = test.tensors.at("rows").to(at::kLong).contiguous();
+    const at::IntArrayRef numbers(rows.const_data_ptr<int64_t>(), rows.numel());
+    if (stored.dim() != 2 || rows.dim() != 1 || rows.lt(0).any().item<bool>() ||
+        rows.sum().item<int64_t>() != stored.size(0)) {
+      throw std::runtime_error("the self-test's rows are not those of its features");
+    }
+    return stored.split_with_sizes(numbers);
   }
   std::span<const int32_t> ids() const {
     return {ids_tensor.const_data_ptr<int32_t>(), static_cast<size_t>(ids_tensor.numel())};
@@ -239,7 +250,14 @@ SelfTest Stored(std::span<const int32_t> ids, std::span<const int64_t> labels,
   test.tensors["ids"] = at::tensor(std::vector<int64_t>(ids.begin(), ids.end()), at::kLong);
   test.tensors["labels"] =
       at::tensor(std::vector<int64_t>(labels.begin(), labels.end()), at::kLong);
-  if (!features.empty()) test.tensors["features"] = at::stack(features).cpu().contiguous();
+  std::vector<int64_t> rows;
+  for (const at::Tensor& picture : features) rows.push_back(picture.size(0));
+  if (std::adjacent_find(rows.begin(), rows.end(), std::not_equal_to<>()) != rows.end()) {
+    test.tensors["features"] = at::cat(features).cpu().contiguous();
+    test.tensors["rows"] = at::tensor(rows, at::kLong);
+  } else if (!features.empty()) {
+    test.tensors["features"] = at::stack(features).cpu().contiguous();
+  }
   if (!sizes.empty()) {
     std::vector<int64_t> sides;
     for (const Resolution size : sizes) sides.insert(sides.end(), {size.width, size.height});

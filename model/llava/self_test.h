@@ -20,8 +20,9 @@ namespace llava {
 // A language model reads `ids` and tells the log-probabilities of those that have a label (what a
 // user says is not the model's to foresee), each after the true ids before it. Stored: "ids",
 // "labels", "features" [pictures, P, Dv] if there are any (in the anyres mode [pictures, (1 +
-// tiles) P, Dv] with the `sizes` of the pictures, [pictures, 2], width first: equal numbers of
-// tiles), and "log_probabilities", computed in float32. Tolerances are of the largest difference;
+// tiles) P, Dv] with the `sizes` of the pictures, [pictures, 2], width first; where they differ in
+// their tiles [all rows, Dv] with the numbers of "rows", [pictures]), and "log_probabilities",
+// computed in float32. Tolerances are of the largest difference;
 // those of 16 bits come from measuring bfloat16 here, those of int8 and int4 from packing for the
 // CPU, where the shape can be packed and the weights lie in the CPU's memory. Throws as
 // Llava::Embed and Expand, std::invalid_argument if no id but the first is labelled.

@@ -19,6 +19,7 @@
 #include "model/checkpoint/language_draft.h"
 #include "model/checkpoint/random_tensors.h"
 #include "model/checkpoint/tensor_names.h"
+#include "model/config/picture_shape.h"
 #include "model/llava/self_test.h"
 #include "model/llava/serving_model.h"
 #include "model/nn/packed_weights.h"
@@ -106,11 +107,9 @@ int PublishPlain(const LanguageCheckpoint& checkpoint, const RandomCommand& comm
 
 // The canvases of LLaVA-1.6, for the tiles of this tower.
 void SetAnyres(const VisionConfig& tower, FeatureConfig& features) {
-  const auto side = static_cast<int>(tower.image_size);
   features.image_mode = ImageMode::kAnyres;
-  features.grid = {
-      {side, 2 * side}, {2 * side, side}, {2 * side, 2 * side}, {3 * side, side}, {side, 3 * side}};
-  features.tile_size = side;
+  features.grid = PublishedGrid(static_cast<int>(tower.image_size));
+  features.tile_size = tower.image_size;
 }
 
 // Programs are in build/PRESET/bin of the tree.

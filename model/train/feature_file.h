@@ -16,10 +16,10 @@
 
 namespace llava {
 
-// A file of tensors of one shape, named by the digest of their picture. Format: "LLVAFEAT", the
-// header's length (u32, little-endian), the header (says what made the tensors, and their shape);
-// then per tensor the digest of the picture (32 bytes), the first 8 bytes of the SHA-256 of the
-// values, the values. Thread-safe; one process at a time.
+// A file of tensors of one shape, named by digests of their pictures or tiles. Format: "LLVAFEAT",
+// the header's length (u32, little-endian), the header (says what made the tensors, and their
+// shape); then per tensor its name (32 bytes), the first 8 bytes of the SHA-256 of the values, the
+// values. Thread-safe; one process at a time.
 class FeatureFile {
  public:
   // Makes the file if there is none. `origin`: whatever the values depend on beside the picture.

@@ -4,16 +4,18 @@
 #include <cstring>
 #include <fstream>
 #include <iterator>
+#include <span>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/tensor.h>
+#include <ATen/ops/cat.h>
 #include <c10/core/DeviceGuard.h>
 
 #include "model/image/decode.h"
-#include "model/image/image.h"
+#include "model/image/header.h"
 
 namespace llava {
 namespace {
@@ -27,15 +29,38 @@ std::string ReadFile(const std::filesystem::path& path) {
   return bytes;
 }
 
-Image Decode(const std::string& file) {
-  return DecodeImage({reinterpret_cast<const uint8_t*>(file.data()), file.size()});
+std::span<const uint8_t> BytesOf(const std::string& file) {
+  return {reinterpret_cast<const uint8_t*>(file.data()), file.size()};
+}
+
+// In pixels; the decoder takes nothing else.
+Resolution SizeOf(const std::string& file) {
+  const ImageHeader header = ReadImageHeader(BytesOf(file), {});
+  return {static_cast<int>(header.width), static_cast<int>(header.height)};
+}
+
+// The overview, or all there is, by the name of its picture.
+Sha256Digest NameOfTile(const Sha256Digest& picture, int64_t tile) {
+  return tile == 0 ? picture : HashBytes(ToBytes(picture) + " tile " + std::to_string(tile));
+}
+
+std::string ModeOf(const FeatureConfig& features) {
+  if (features.image_mode != ImageMode::kAnyres) {
+    return features.image_mode == ImageMode::kPad ? " pad" : " crop";
+  }
+  std::string mode = " anyres";
+  for (const Resolution& canvas : features.grid) {
+    mode.append(" ").append(std::to_string(canvas.width)).append("x");
+    mode += std::to_string(canvas.height);
+  }
+  return mode;
 }
 
 std::string OriginOf(const TowerCheckpoint& checkpoint, const FrozenTowerOptions& options) {
   const FeatureConfig& features = options.features;
   return "tower " + ToHex(checkpoint.digest) + " layer " + std::to_string(features.select_layer) +
          (features.select_feature == SelectFeature::kPatch ? " patch" : " cls_patch") +
-         (features.image_mode == ImageMode::kPad ? " pad" : " crop") +
+         ModeOf(features) +
          (options.device.is_cpu() ? ""
                                   : std::string(1, ' ') + c10::DeviceTypeName(options.device.type(),
                                                                               /*lower_case=*/true));
@@ -59,53 +84,71 @@ class OneThread {
 
 FrozenTower::FrozenTower(const TowerCheckpoint& checkpoint, const FrozenTowerOptions& options)
     : options_(options),
-      tower_(checkpoint.config, checkpoint.tensors, options.device, options.dtype) {
+      tower_(checkpoint.config, checkpoint.tensors, options.device, options.dtype),
+      shape_(options.features, checkpoint.config.num_patches()) {
   if (options.cache_file.empty()) return;
-  const int64_t rows = checkpoint.config.num_patches() +
-                       (options.features.select_feature == SelectFeature::kClsPatch ? 1 : 0);
-  file_ = std::make_unique<FeatureFile>(options.cache_file, OriginOf(checkpoint, options),
-                                        at::IntArrayRef{rows, checkpoint.config.hidden_size},
-                                        options.dtype);
+  file_ = std::make_unique<FeatureFile>(
+      options.cache_file, OriginOf(checkpoint, options),
+      at::IntArrayRef{shape_.tile_rows(), checkpoint.config.hidden_size}, options.dtype);
 }
 
-void FrozenTower::CheckPicture(const std::filesystem::path& picture) { Decode(ReadFile(picture)); }
+Resolution FrozenTower::CheckPicture(const std::filesystem::path& picture) {
+  const Image image = DecodeImage(BytesOf(ReadFile(picture)));
+  return {image.width, image.height};
+}
 
-at::Tensor FrozenTower::Features(const std::filesystem::path& picture) const {
+PictureFeatures FrozenTower::Features(const std::filesystem::path& picture) const {
   const std::string bytes = ReadFile(picture);
-  if (options_.memory_bytes == 0 && !file_) return Compute(bytes);
+  const Resolution size = SizeOf(bytes);
+  if (options_.memory_bytes == 0 && !file_) return {Compute(bytes), size};
   const Sha256Digest digest = HashBytes(bytes);
   const std::string name = ToBytes(digest);
   {
     const std::lock_guard lock(mutex_);
     if (const auto found = kept_.find(name); found != kept_.end()) {
       ++from_memory_;
-      return found->second;
+      return {found->second, size};
     }
   }
   if (file_) {
-    if (const auto found = file_->Find(digest)) {
+    if (const auto found = FindInFile(digest, size)) {
       ++from_file_;
       Keep(name, *found);
-      return *found;
+      return {*found, size};
     }
   }
   const at::Tensor features = Compute(bytes);
-  if (file_) file_->Add(digest, features);
+  if (file_) AddToFile(digest, features);
   Keep(name, features);
-  return features;
+  return {features, size};
+}
+
+std::optional<at::Tensor> FrozenTower::FindInFile(const Sha256Digest& picture,
+                                                  Resolution size) const {
+  std::vector<at::Tensor> tiles;
+  const int64_t count = shape_.NumRows(size) / shape_.tile_rows();
+  for (int64_t tile = 0; tile < count; ++tile) {
+    const auto found = file_->Find(NameOfTile(picture, tile));
+    if (!found) return std::nullopt;
+    tiles.push_back(*found);
+  }
+  return count == 1 ? tiles[0] : at::cat(tiles);
+}
+
+void FrozenTower::AddToFile(const Sha256Digest& picture, const at::Tensor& features) const {
+  const std::vector<at::Tensor> tiles = features.split(shape_.tile_rows());
+  for (size_t i = 0; i < tiles.size(); ++i) {
+    file_->Add(NameOfTile(picture, static_cast<int64_t>(i)), tiles[i]);
+  }
 }
 
 at::Tensor FrozenTower::Compute(const std::string& file) const {
-  const PreprocessConfig& preprocess = tower_.config().preprocess;
-  const Image fitted = FitToTower(Decode(file), options_.features.image_mode, preprocess);
+  const Image image = DecodeImage(BytesOf(file));
   const at::NoGradGuard no_graph;
   const OneThread one;
   const c10::DeviceGuard device(options_.device);
-  const at::Tensor pixels = at::tensor(NormalizePixels(fitted, preprocess), at::kFloat)
-                                .view({1, 3, preprocess.image_size, preprocess.image_size})
-                                .to(options_.dtype);
   ++computed_;
-  return tower_.Features(pixels, options_.features).squeeze(0).cpu().contiguous();
+  return TowerFeatures(tower_, options_.features, image).rows.cpu().contiguous();
 }
 
 void FrozenTower::Keep(const std::string& name, const at::Tensor& features) const {

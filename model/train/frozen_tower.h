@@ -7,12 +7,16 @@
 #include <filesystem>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <string>
 #include <unordered_map>
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>
 
 #include "model/checkpoint/checkpoint.h"
+#include "model/config/picture_shape.h"
+#include "model/llava/tower_features.h"
 #include "model/nn/clip.h"
 #include "model/train/feature_file.h"
 
@@ -32,11 +36,11 @@ class FrozenTower {
  public:
   FrozenTower(const TowerCheckpoint& checkpoint, const FrozenTowerOptions& options);
 
-  // Z_v on the CPU: [P or P + 1, Dv], without a graph. Throws std::invalid_argument saying what is
-  // wrong with the picture, std::runtime_error if the file cannot be read.
-  at::Tensor Features(const std::filesystem::path& picture) const;
-  // Decodes it, computes nothing. Throws like Features.
-  static void CheckPicture(const std::filesystem::path& picture);
+  // Z_v on the CPU, [PictureShape::NumRows, Dv], without a graph. Throws std::invalid_argument
+  // saying what is wrong with the picture, std::runtime_error if the file cannot be read.
+  PictureFeatures Features(const std::filesystem::path& picture) const;
+  // Decodes it, computes nothing; its size. Throws like Features.
+  static Resolution CheckPicture(const std::filesystem::path& picture);
 
   struct Counts {
     int64_t computed = 0, from_memory = 0, from_file = 0;
@@ -45,10 +49,14 @@ class FrozenTower {
 
  private:
   at::Tensor Compute(const std::string& file) const;
+  // Nothing unless all of its tiles are there.
+  std::optional<at::Tensor> FindInFile(const Sha256Digest& picture, Resolution size) const;
+  void AddToFile(const Sha256Digest& picture, const at::Tensor& features) const;
   void Keep(const std::string& name, const at::Tensor& features) const;
 
   FrozenTowerOptions options_;
   ClipTower tower_;
+  PictureShape shape_;
   std::unique_ptr<FeatureFile> file_;
   mutable std::atomic<int64_t> computed_ = 0, from_memory_ = 0, from_file_ = 0;
   mutable std::mutex mutex_;  // guards what follows

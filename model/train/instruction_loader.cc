@@ -7,9 +7,9 @@
 namespace llava {
 namespace {
 
-std::vector<at::Tensor> FeaturesOf(const InstructionRecord& record, const InstructionData& data,
-                                   const FrozenTower& tower) {
-  std::vector<at::Tensor> features;
+std::vector<PictureFeatures> FeaturesOf(const InstructionRecord& record,
+                                        const InstructionData& data, const FrozenTower& tower) {
+  std::vector<PictureFeatures> features;
   for (const std::string& image : record.images) {
     const auto path = data.PicturePath(image);
     try {
@@ -61,12 +61,14 @@ InstructionBatch InstructionLoader::MakeFull(int64_t number) const {
 void InstructionLoader::AddRow(const RowPlan::Place& place, InstructionBatch& batch,
                                std::vector<int64_t>& records) const {
   std::vector<EncodedSample> samples;
-  std::vector<at::Tensor> features;  // the records of a row have the same pictures
+  std::vector<PictureFeatures> pictures;  // the records of a row have the same ones
   for (const int64_t number : plan_.Records(place.row)) {
     try {
       const InstructionRecord record = data_.Read(number);
-      EncodedSample sample = encoder_.Encode(record, place.epoch);
-      if (features.empty()) features = FeaturesOf(record, data_, tower_);
+      if (pictures.empty()) pictures = FeaturesOf(record, data_, tower_);
+      std::vector<Resolution> sizes;
+      for (const PictureFeatures& picture : pictures) sizes.push_back(picture.size);
+      EncodedSample sample = encoder_.Encode(record, place.epoch, sizes);
       batch.trained_tokens += sample.trained_tokens;
       samples.push_back(std::move(sample));
       records.push_back(number);
@@ -81,9 +83,11 @@ void InstructionLoader::AddRow(const RowPlan::Place& place, InstructionBatch& ba
     }
   }
   batch.samples += static_cast<int64_t>(samples.size());
-  for (TrainingRow& row : MakeRows(std::move(samples), features)) {
-    batch.tokens += static_cast<int64_t>(row.input_ids.size()) +
-                    static_cast<int64_t>(row.features.size()) * (encoder_.rules().image_tokens - 1);
+  for (TrainingRow& row : MakeRows(std::move(samples), pictures)) {
+    batch.tokens += static_cast<int64_t>(row.input_ids.size());
+    for (const Resolution size : row.sizes) {
+      batch.tokens += encoder_.rules().pictures.NumTokens(size) - 1;
+    }
     batch.rows.push_back(std::move(row));
   }
 }

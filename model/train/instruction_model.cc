@@ -1,5 +1,6 @@
 #include "model/train/instruction_model.h"
 
+#include <cmath>
 #include <map>
 #include <stdexcept>
 #include <string_view>
@@ -7,8 +8,11 @@
 #include <ATen/ops/zeros.h>
 
 #include "model/checkpoint/checkpoint_folder.h"
+#include "model/checkpoint/config_json.h"
 #include "model/checkpoint/low_rank.h"
 #include "model/checkpoint/memory_tensors.h"
+#include "model/checkpoint/tensor_names.h"
+#include "model/config/picture_shape.h"
 #include "model/train/fresh_weights.h"
 
 namespace llava {
@@ -64,7 +68,6 @@ void Pair(InstructionModel& model, const InstructionSettings& settings) {
 
 void ChooseFeatures(InstructionModel& model, const InstructionSettings& settings) {
   FeatureConfig& features = model.language.config.features;
-  if (settings.image_mode) features.image_mode = *settings.image_mode;
   if (!settings.select_layer) return;
   const int64_t layers = model.tower.config.num_layers;
   if (*settings.select_layer > layers || *settings.select_layer < -layers - 1) {
@@ -79,6 +82,42 @@ void ChooseFeatures(InstructionModel& model, const InstructionSettings& settings
         std::to_string(features.select_layer) + "): let it start anew (projector.init=fresh)");
   }
   features.select_layer = *settings.select_layer;
+}
+
+// A model that did not read tiles gets a newline: as the reference draws it.
+void ChooseTiles(InstructionModel& model, const InstructionSettings& settings, uint64_t seed) {
+  constexpr uint64_t kOfNewline = 0x6e6577;  // other numbers than the projector's
+  LanguageCheckpoint& language = model.language;
+  FeatureConfig& features = language.config.features;
+  if (settings.image_mode) features.image_mode = *settings.image_mode;
+  const bool has_newline = language.tensors.tensors().contains(kImageNewline);
+  if (features.image_mode != ImageMode::kAnyres) {
+    if (!settings.grid.empty()) {
+      throw std::invalid_argument(
+          "setting \"grid\" is for pictures in tiles: set image_mode=anyres too");
+    }
+    features.grid.clear();
+    features.tile_size = 0;
+    if (has_newline) language.tensors.Remove(kImageNewline);
+    return;
+  }
+  if (!settings.grid.empty() || features.grid.empty()) {
+    features.tile_size = model.tower.config.image_size;
+    features.grid =
+        settings.grid.empty() ? PublishedGrid(static_cast<int>(features.tile_size)) : settings.grid;
+  }
+  try {
+    CheckPair(language.config, model.tower.config, settings.model.string());
+  } catch (const std::runtime_error& wrong) {
+    throw std::invalid_argument(std::string(wrong.what()) +
+                                "; setting \"grid\" names canvases of this tower's tiles");
+  }
+  if (has_newline) return;
+  const int64_t width = language.config.decoder.hidden_size;
+  FreshWeights weights(seed + kOfNewline);
+  ReplaceTensors(
+      language.tensors,
+      {{kImageNewline, weights.Normal({width}, 1 / std::sqrt(static_cast<double>(width)))}});
 }
 
 }  // namespace
@@ -119,15 +158,11 @@ InstructionModel OpenInstructionModel(const InstructionSettings& settings, uint6
   of_language.without_projector = alone;
   InstructionModel model;
   model.language = OpenLanguage(settings.model, of_language);
-  if (model.language.config.features.image_mode == ImageMode::kAnyres) {
-    throw std::invalid_argument(settings.model.string() +
-                                ": reads pictures in tiles (anyres); training with these is not "
-                                "supported");
-  }
   model.tower = settings.tower.empty() || names_tower ? OpenTower(settings.model, of_tower)
                                                       : OpenTower(settings.tower);
   Pair(model, settings);
   ChooseFeatures(model, settings);
+  ChooseTiles(model, settings, seed);
   if (!kept) DrawProjector(model, settings, seed);
   if (!settings.projector_from.empty()) OverlayProjector(model.language, settings.projector_from);
 

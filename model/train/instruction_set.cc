@@ -3,14 +3,12 @@
 #include <algorithm>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <stdexcept>
 #include <string>
-#include <unordered_map>
 #include <unordered_set>
 
 #include "model/progress/progress.h"
-#include "model/train/frozen_tower.h"
+#include "model/train/picture_sizes.h"
 
 namespace llava {
 namespace {
@@ -22,42 +20,6 @@ Json FilesAsJson(const std::vector<std::filesystem::path>& files) {
   for (const auto& file : files) names.push_back(file.string());
   return names;
 }
-
-// Decodes a picture once, however many records it has. Thread-safe.
-class PictureCheck {
- public:
-  // Throws std::invalid_argument saying what is wrong with it.
-  void operator()(const std::filesystem::path& picture) {
-    std::string fault;
-    if (Known(picture.string(), fault)) {
-      if (!fault.empty()) throw std::invalid_argument(fault);
-      return;
-    }
-    try {
-      FrozenTower::CheckPicture(picture);
-      Note(picture.string(), "");
-    } catch (const std::exception& wrong) {
-      Note(picture.string(), wrong.what());
-      throw std::invalid_argument(wrong.what());
-    }
-  }
-
- private:
-  bool Known(const std::string& picture, std::string& fault) {
-    const std::lock_guard lock(mutex_);
-    const auto found = faults_.find(picture);
-    if (found == faults_.end()) return false;
-    fault = found->second;
-    return true;
-  }
-  void Note(const std::string& picture, const std::string& fault) {
-    const std::lock_guard lock(mutex_);
-    faults_.emplace(picture, fault);
-  }
-
-  std::mutex mutex_;
-  std::unordered_map<std::string, std::string> faults_;  // empty: good
-};
 
 }  // namespace
 
@@ -73,8 +35,8 @@ RecordSurvey InstructionSet::Survey(bool decode, std::FILE* progress) const {
   SurveyOptions options;
   options.threads = options_.threads;
   options.most_records = options_.most_records;
-  PictureCheck check;
-  if (decode) options.check_picture = std::ref(check);
+  PictureSizes sizes(decode);
+  if (decode || !encoder_.rules().pictures.is_fixed()) options.picture_size = std::ref(sizes);
   const int64_t records =
       options_.most_records > 0 ? std::min(options_.most_records, data_.size()) : data_.size();
   if (progress != nullptr) {
@@ -104,7 +66,7 @@ Json InstructionSet::Check(std::FILE* progress) const {
     shortened += facts.dropped_turns > 0;
     dropped += facts.dropped_turns;
     tokens += facts.tokens;
-    image_tokens += facts.num_images * encoder_.rules().image_tokens;
+    image_tokens += facts.image_tokens;
     trained += facts.trained_tokens;
     longest = std::max<int64_t>(longest, facts.tokens);
   }

@@ -1,5 +1,6 @@
 #include "model/train/instruction_settings.h"
 
+#include <charconv>
 #include <sstream>
 #include <stdexcept>
 
@@ -16,6 +17,25 @@ std::vector<std::filesystem::path> Paths(const std::string& list) {
     if (!path.empty()) paths.emplace_back(path);
   }
   return paths;
+}
+
+// "336x672,672x336", width first.
+std::vector<Resolution> Canvases(const std::string& list) {
+  std::vector<Resolution> canvases;
+  std::istringstream stream(list);
+  for (std::string item; std::getline(stream, item, ',');) {
+    Resolution canvas;
+    const char *begin = item.data(), *end = begin + item.size();
+    const auto width = std::from_chars(begin, end, canvas.width);
+    const bool cross = width.ec == std::errc() && width.ptr != end && *width.ptr == 'x';
+    const auto height = cross ? std::from_chars(width.ptr + 1, end, canvas.height) : width;
+    if (!cross || height.ec != std::errc() || height.ptr != end) {
+      throw std::invalid_argument("setting \"grid\" has the canvas \"" + item +
+                                  "\"; expected width x height, as 336x672");
+    }
+    canvases.push_back(canvas);
+  }
+  return canvases;
 }
 
 void ReadModel(Recipe& recipe, InstructionSettings& s) {
@@ -38,9 +58,19 @@ void ReadModel(Recipe& recipe, InstructionSettings& s) {
   s.select_layer = recipe.OptionalInt(
       "select_layer", "hidden state of the tower that a fresh projector reads; null: the model's",
       -10'000, 10'000);
-  const std::string mode = recipe.Choice("image_mode", kOfModel, {kOfModel, "crop", "pad"},
-                                         "how pictures are made square");
-  if (mode != kOfModel) s.image_mode = mode == "pad" ? ImageMode::kPad : ImageMode::kCrop;
+  const std::string mode =
+      recipe.Choice("image_mode", kOfModel, {kOfModel, "crop", "pad", "anyres"},
+                    "how pictures are made square; anyres: in tiles, as LLaVA-1.6 has them");
+  if (mode != kOfModel) {
+    s.image_mode = mode == "pad"      ? ImageMode::kPad
+                   : mode == "anyres" ? ImageMode::kAnyres
+                                      : ImageMode::kCrop;
+  }
+  s.grid = Canvases(
+      recipe.Text("grid", "",
+                  "canvases of anyres in pixels, width x height, separated by commas, as "
+                  "336x672,672x336; empty: the model's, or those of LLaVA-1.6 for tiles of the "
+                  "tower's size"));
 }
 
 void ReadData(Recipe& recipe, InstructionSettings& s) {

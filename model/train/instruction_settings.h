@@ -41,6 +41,7 @@ struct InstructionSettings {
   std::filesystem::path projector_from;  // mm_projector file; empty: none
   std::optional<int64_t> select_layer;   // none: the model's
   std::optional<ImageMode> image_mode;   // none: the model's
+  std::vector<Resolution> grid;          // canvases of the anyres mode; none: the model's
 
   std::vector<std::filesystem::path> data, held_out_data;
   std::filesystem::path images, held_out_images;

@@ -10,6 +10,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 
+#include "model/checkpoint/tensor_names.h"
 #include "model/llava/llava.h"
 #include "model/llava/philox.h"
 #include "model/llava/self_test.h"
@@ -32,6 +33,9 @@ constexpr uint64_t kHeldOutSeed = 0;  // evaluations of different runs see the s
 constexpr std::string_view kProjector = "model.mm_projector.";
 
 bool IsOfProjector(const std::string& name) { return name.starts_with(kProjector); }
+
+// Lies between tower and decoder: trained in either stage.
+bool IsOfPictures(const std::string& name) { return IsOfProjector(name) || name == kImageNewline; }
 
 bool IsOfAdapter(const std::string& name) { return name.find(".lora_") != name.npos; }
 
@@ -61,15 +65,15 @@ SampleRules RulesOf(const InstructionSettings& settings, const Llava& model, uin
   return {.image_order = settings.image_order,
           .labels = settings.labels,
           .max_tokens = settings.max_tokens > 0 ? settings.max_tokens : positions,
-          .image_tokens = model.num_image_tokens(),
+          .pictures = model.picture_shape(),
           .seed = seed};
 }
 
 RowPlanOptions PlanOf(const InstructionSettings& settings, const SampleRules& rules) {
   return {.pack = settings.pack,
           .row_tokens = settings.row_tokens > 0 ? settings.row_tokens : rules.max_tokens,
-          .image_tokens = rules.image_tokens,
           .order = settings.order,
+          .by_tokens = !rules.pictures.is_fixed(),
           .batch = settings.batch_size,
           .accumulation = settings.accumulation,
           .seed = rules.seed};
@@ -86,8 +90,8 @@ class InstructionTask : public TrainingTask {
         model_(ModelOf(start_.language, tensors_, settings, task)),
         weights_([this](const ParameterVisitor& visit) { model_.VisitParameters(visit); }, tensors_,
                  [&](const std::string& name) {
-                   if (settings.lora) return IsOfProjector(name) || IsOfAdapter(name);
-                   return settings.stage == InstructionStage::kFinetune || IsOfProjector(name);
+                   if (settings.lora) return IsOfPictures(name) || IsOfAdapter(name);
+                   return settings.stage == InstructionStage::kFinetune || IsOfPictures(name);
                  },
                  task.compute_dtype),
         tower_(start_.tower, {.features = start_.language.config.features,
@@ -178,16 +182,18 @@ std::vector<ParameterGroup> InstructionTask::groups() {
   const double decay = settings_.weight_decay;
   ParameterGroup projector{"projector", {}, settings_.projector_learning_rate, decay};
   ParameterGroup biases{"projector biases", {}, settings_.projector_learning_rate, 0};
+  ParameterGroup newline{"image newline", {}, settings_.projector_learning_rate, 0};
   ParameterGroup decoder{
       settings_.lora ? "adapters" : "decoder", {}, settings_.learning_rate, decay};
   ParameterGroup norms{"decoder norms", {}, settings_.learning_rate, 0};
   for (const auto& parameter : weights_.masters()) {
     const bool matrix = parameter.second.dim() > 1;
-    ParameterGroup& group =
-        IsOfProjector(parameter.first) ? (matrix ? projector : biases) : (matrix ? decoder : norms);
+    ParameterGroup& group = parameter.first == kImageNewline ? newline
+                            : IsOfProjector(parameter.first) ? (matrix ? projector : biases)
+                                                             : (matrix ? decoder : norms);
     group.parameters.push_back(parameter);
   }
-  std::vector<ParameterGroup> groups = {projector, biases, decoder, norms};
+  std::vector<ParameterGroup> groups = {projector, biases, newline, decoder, norms};
   std::erase_if(groups, [](const ParameterGroup& group) { return group.parameters.empty(); });
   return groups;
 }
@@ -205,7 +211,7 @@ MicroBatch InstructionTask::Forward(int64_t step, int64_t micro) {
   const bool pictures = std::any_of(batch.rows.begin(), batch.rows.end(),
                                     [](const TrainingRow& row) { return !row.features.empty(); });
   for (const auto& [name, master] : weights_.masters()) {
-    if (pictures || !IsOfProjector(name)) continue;
+    if (pictures || !IsOfPictures(name)) continue;
     const at::Tensor nothing = master.flatten().slice(/*dim=*/0, /*start=*/0, /*end=*/0);
     result.loss = result.loss.add(nothing.sum());
   }
@@ -282,7 +288,10 @@ std::filesystem::path InstructionTask::Publish(const std::filesystem::path& root
   const auto end = row.branches.empty() ? static_cast<int64_t>(row.input_ids.size())
                                         : row.shared + row.branches[0];
   checkpoint.self_test = MakeSelfTest(checkpoint, std::span(row.input_ids).first(end),
-                                      std::span(row.labels).first(end), row.features);
+                                      std::span(row.labels).first(end), row.features, at::kCPU,
+                                      checkpoint.config.features.image_mode == ImageMode::kAnyres
+                                          ? row.sizes
+                                          : std::vector<Resolution>());
   return PublishLanguage(checkpoint, root, name, recipe.dump());
 }
 

@@ -18,7 +18,7 @@ RowPlan::RowPlan(const RecordSurvey& survey, const RowPlanOptions& options) : op
   uint64_t picture = 0;  // of the row
   for (const int64_t number : survey.usable) {
     const RecordFacts& facts = survey.facts[number];
-    const int64_t own = facts.tokens - facts.num_images * options.image_tokens;
+    const int64_t own = facts.tokens - facts.image_tokens;
     const bool joins = options.pack && picture != 0 && facts.picture == picture &&
                        tokens_.back() + own <= options.row_tokens;
     if (!joins) {
@@ -32,6 +32,10 @@ RowPlan::RowPlan(const RecordSurvey& survey, const RowPlanOptions& options) : op
     lengths_.back() += facts.picture != 0 ? facts.words : -facts.words;
   }
   begins_.push_back(static_cast<int64_t>(records_.size()));
+  if (!options.by_tokens) return;
+  for (int64_t row = 0; row < rows(); ++row) {
+    lengths_[row] = lengths_[row] > 0 ? tokens_[row] : -tokens_[row];
+  }
 }
 
 std::span<const int64_t> RowPlan::Records(int64_t row) const {

@@ -23,8 +23,9 @@ struct RowPlanOptions {
   // within `row_tokens` (roughly: as if they shared no text).
   bool pack = false;
   int64_t row_tokens = 2048;
-  int64_t image_tokens = 576;  // of one picture
   RowOrder order = RowOrder::kShuffled;
+  // kByLength: a row's tokens instead of its words, where pictures differ in theirs.
+  bool by_tokens = false;
   int64_t batch = 1, accumulation = 1;  // rows of a micro-batch, micro-batches of a step: kByLength
   uint64_t seed = 42;
 };
@@ -52,7 +53,7 @@ class RowPlan {
   RowPlanOptions options_;
   std::vector<int64_t> records_, begins_;
   std::vector<int64_t> tokens_;   // of rows
-  std::vector<int64_t> lengths_;  // of rows, in words; negative without pictures
+  std::vector<int64_t> lengths_;  // of rows, in words or tokens; negative without pictures
   mutable std::mutex mutex_;      // guards what follows
   // The orders of the epochs asked for last: threads stand on both sides of an epoch's end.
   mutable std::vector<std::pair<uint64_t, std::shared_ptr<const std::vector<int64_t>>>> orders_;

@@ -25,7 +25,7 @@ struct OpenRow {
 }  // namespace
 
 std::vector<TrainingRow> MakeRows(std::vector<EncodedSample> samples,
-                                  const std::vector<at::Tensor>& features) {
+                                  const std::vector<PictureFeatures>& pictures) {
   std::vector<OpenRow> open;
   for (EncodedSample& sample : samples) {
     const size_t shared = SharedIds(sample);
@@ -38,7 +38,10 @@ std::vector<TrainingRow> MakeRows(std::vector<EncodedSample> samples,
     if (found == open.end()) {
       OpenRow& fresh = open.emplace_back();
       fresh.shared = shared;
-      fresh.row.features.assign(features.begin(), features.begin() + sample.num_images);
+      for (int i = 0; i < sample.num_images; ++i) {
+        fresh.row.features.push_back(pictures[i].rows);
+        fresh.row.sizes.push_back(pictures[i].size);
+      }
       fresh.row.branches = {static_cast<int64_t>(sample.input_ids.size() - shared)};
       fresh.row.input_ids = std::move(sample.input_ids);
       fresh.row.labels = std::move(sample.labels);

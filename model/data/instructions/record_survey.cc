@@ -29,33 +29,36 @@ uint64_t PictureOf(const InstructionRecord& record) {
   return names.empty() ? 0 : std::max<uint64_t>(1, std::hash<std::string>()(names));
 }
 
-void CheckPictures(const InstructionData& data, const InstructionRecord& record,
-                   const SurveyOptions& options) {
+// Sizes of its pictures, if they are looked into.
+std::vector<Resolution> CheckPictures(const InstructionData& data, const InstructionRecord& record,
+                                      const SurveyOptions& options) {
+  std::vector<Resolution> sizes;
   for (const std::string& image : record.images) {
     const auto path = data.PicturePath(image);
     std::error_code error;
     if (!std::filesystem::is_regular_file(path, error)) {
       throw BadRecord(BadRecordKind::kMissingPicture, "no picture " + path.string());
     }
-    if (!options.check_picture) continue;
+    if (!options.picture_size) continue;
     try {
-      options.check_picture(path);
+      sizes.push_back(options.picture_size(path));
     } catch (const std::exception& wrong) {
       throw BadRecord(BadRecordKind::kBrokenPicture, path.string() + ": " + wrong.what());
     }
   }
+  return sizes;
 }
 
 RecordFacts FactsOf(const InstructionData& data, const SampleEncoder& encoder, int64_t number,
                     const SurveyOptions& options) {
   const InstructionRecord record = data.Read(number);
   try {
-    const EncodedSample sample = encoder.Encode(record, /*epoch=*/0);
-    CheckPictures(data, record, options);
+    const EncodedSample sample =
+        encoder.Encode(record, /*epoch=*/0, CheckPictures(data, record, options));
     return {.tokens = static_cast<int32_t>(sample.tokens),
             .trained_tokens = static_cast<int32_t>(sample.trained_tokens),
             .words = CountWords(record),
-            .num_images = sample.num_images,
+            .image_tokens = static_cast<int32_t>(sample.image_tokens),
             .turns = sample.turns,
             .dropped_turns = sample.dropped_turns,
             .picture = PictureOf(record)};

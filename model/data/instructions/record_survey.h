@@ -17,7 +17,7 @@ namespace llava {
 struct RecordFacts {
   int32_t tokens = 0, trained_tokens = 0;  // 0: cannot be used
   int32_t words = 0;                       // of all messages, by white space
-  int32_t num_images = 0;
+  int32_t image_tokens = 0;                // those among `tokens` that stand for pictures
   int32_t turns = 0, dropped_turns = 0;
   uint64_t picture = 0;  // equal for records of the same pictures; 0 for none
 };
@@ -31,9 +31,9 @@ struct RecordSurvey {
 };
 
 struct SurveyOptions {
-  // Decode every picture instead of looking whether the file is there; throws std::exception for a
-  // bad one. Thread-safe. May be empty.
-  std::function<void(const std::filesystem::path&)> check_picture;
+  // Looks into a picture instead of whether the file is there alone; throws std::exception for a
+  // bad one. Thread-safe. May be empty if the encoder needs no sizes.
+  std::function<Resolution(const std::filesystem::path&)> picture_size;
   int threads = 1;
   int64_t most_records = 0;  // the first ones; 0: all
   int most_complaints = 20;

@@ -1,6 +1,7 @@
 #include "model/data/instructions/sample_encoder.h"
 
 #include <algorithm>
+#include <numeric>
 #include <optional>
 #include <stdexcept>
 #include <utility>
@@ -21,6 +22,11 @@ uint64_t HashId(const std::string& id) {
   return hash;
 }
 
+std::string OfPictures(const EncodedSample& sample) {
+  if (sample.num_images == 0) return "";
+  return "; " + std::to_string(sample.image_tokens) + " of them stand for pictures";
+}
+
 bool DependsOnPlace(BadRecordKind kind) {
   return kind == BadRecordKind::kTooLong || kind == BadRecordKind::kNothingToTrain;
 }
@@ -32,33 +38,44 @@ SampleEncoder::SampleEncoder(std::shared_ptr<const Tokenizer> tokenizer,
                              const SampleRules& rules)
     : tokenizer_(std::move(tokenizer)), chat_template_(std::move(chat_template)), rules_(rules) {}
 
-EncodedSample SampleEncoder::Encode(const InstructionRecord& record, uint64_t epoch) const {
+EncodedSample SampleEncoder::Encode(const InstructionRecord& record, uint64_t epoch,
+                                    std::span<const Resolution> sizes) const {
+  const size_t pictures = record.images.size();
+  if (!rules_.pictures.is_fixed() && sizes.size() != pictures) {
+    throw std::invalid_argument("a record of " + std::to_string(pictures) +
+                                " pictures, but sizes of " + std::to_string(sizes.size()) +
+                                ": how many tokens they take depends on these");
+  }
+  Told told{record, {}};
+  for (size_t i = 0; i < pictures; ++i) {
+    told.picture_tokens.push_back(
+        rules_.pictures.NumTokens(rules_.pictures.is_fixed() ? Resolution() : sizes[i]));
+  }
   switch (rules_.image_order) {
     case ImageOrder::kAsData:
-      return Encode(record, Place::kAsWritten);
+      return Encode(told, Place::kAsWritten);
     case ImageOrder::kFront:
-      return Encode(record, Place::kFront);
+      return Encode(told, Place::kFront);
     case ImageOrder::kRandom:
       break;
   }
-  if (record.images.empty()) return Encode(record, Place::kFront);
+  if (record.images.empty()) return Encode(told, Place::kFront);
   const bool end = Random(rules_.seed, HashId(record.id), kImagePlace + epoch).Chance(0.5);
-  return EncodeBetter(record, end ? Place::kEnd : Place::kFront, end ? Place::kFront : Place::kEnd);
+  return EncodeBetter(told, end ? Place::kEnd : Place::kFront, end ? Place::kFront : Place::kEnd);
 }
 
 // Text behind a picture is tokenized otherwise than text before it, by a token more or less: that
 // must not decide whether a record fits, or an epoch could meet one that no survey has seen.
-EncodedSample SampleEncoder::EncodeBetter(const InstructionRecord& record, Place drawn,
-                                          Place other) const {
+EncodedSample SampleEncoder::EncodeBetter(const Told& told, Place drawn, Place other) const {
   std::optional<EncodedSample> first;
   try {
-    first = Encode(record, drawn);
+    first = Encode(told, drawn);
     if (first->dropped_turns == 0) return *std::move(first);
   } catch (const BadRecord& bad) {
     if (!DependsOnPlace(bad.kind())) throw;
   }
   try {
-    EncodedSample second = Encode(record, other);
+    EncodedSample second = Encode(told, other);
     if (!first || second.dropped_turns < first->dropped_turns) return second;
   } catch (const BadRecord& bad) {
     if (!first || !DependsOnPlace(bad.kind())) throw;
@@ -66,15 +83,15 @@ EncodedSample SampleEncoder::EncodeBetter(const InstructionRecord& record, Place
   return *std::move(first);
 }
 
-EncodedSample SampleEncoder::Encode(const InstructionRecord& record, Place place) const {
-  const size_t turns = record.messages.size() / 2;
-  EncodedSample sample = EncodeTurns(record, place, turns);
+EncodedSample SampleEncoder::Encode(const Told& told, Place place) const {
+  const size_t turns = told.record.messages.size() / 2;
+  EncodedSample sample = EncodeTurns(told, place, turns);
   if (sample.tokens > rules_.max_tokens) {
     size_t fits = 0, too_many = turns;  // turns
     EncodedSample shorter;
     while (too_many - fits > 1) {
       const size_t middle = (fits + too_many) / 2;
-      EncodedSample tried = EncodeTurns(record, place, middle);
+      EncodedSample tried = EncodeTurns(told, place, middle);
       if (tried.tokens <= rules_.max_tokens) {
         fits = middle;
         shorter = std::move(tried);
@@ -83,11 +100,11 @@ EncodedSample SampleEncoder::Encode(const InstructionRecord& record, Place place
       }
     }
     if (fits == 0) {
-      const EncodedSample first = turns == 1 ? std::move(sample) : EncodeTurns(record, place, 1);
+      const EncodedSample first = turns == 1 ? std::move(sample) : EncodeTurns(told, place, 1);
       throw BadRecord(BadRecordKind::kTooLong,
                       "with its first answer it has " + std::to_string(first.tokens) +
                           " tokens, at most " + std::to_string(rules_.max_tokens) +
-                          " fit (max_tokens)");
+                          " fit (max_tokens)" + OfPictures(first));
     }
     sample = std::move(shorter);
   }
@@ -101,8 +118,8 @@ EncodedSample SampleEncoder::Encode(const InstructionRecord& record, Place place
   return sample;
 }
 
-EncodedSample SampleEncoder::EncodeTurns(const InstructionRecord& record, Place place,
-                                         size_t turns) const {
+EncodedSample SampleEncoder::EncodeTurns(const Told& told, Place place, size_t turns) const {
+  const InstructionRecord& record = told.record;
   const std::span<const ChatMessage> messages(record.messages.data(), 2 * turns);
   const bool has_image = !record.images.empty();
   LabelledTokens labelled;
@@ -118,8 +135,15 @@ EncodedSample SampleEncoder::EncodeTurns(const InstructionRecord& record, Place 
   sample.input_ids = std::move(labelled.input_ids);
   sample.labels = std::move(labelled.labels);
   sample.num_images = std::count(sample.input_ids.begin(), sample.input_ids.end(), kImageToken);
+  if (static_cast<size_t>(sample.num_images) > told.picture_tokens.size()) {
+    throw BadRecord(BadRecordKind::kTemplate,
+                    std::to_string(sample.num_images) + " image marks, but " +
+                        std::to_string(told.picture_tokens.size()) + " pictures");
+  }
+  const auto first = told.picture_tokens.begin();  // those of the turns come first
+  sample.image_tokens = std::accumulate(first, first + sample.num_images, int64_t{0});
   sample.tokens =
-      static_cast<int64_t>(sample.input_ids.size()) + sample.num_images * (rules_.image_tokens - 1);
+      static_cast<int64_t>(sample.input_ids.size()) - sample.num_images + sample.image_tokens;
   // Nothing predicts the first token.
   sample.trained_tokens = std::count_if(sample.labels.begin() + 1, sample.labels.end(),
                                         [](int64_t label) { return label != kIgnoreLabel; });

@@ -14,10 +14,10 @@
 #include "model/checkpoint/checkpoint_folder.h"
 #include "model/checkpoint/durable_file.h"
 #include "model/digest/sha256.h"
-#include "model/eval/picture_reader.h"
 #include "model/image/decode.h"
 #include "model/llava/generate.h"
 #include "model/llava/llava.h"
+#include "model/llava/tower_features.h"
 #include "model/nn/clip.h"
 #include "model/text/utf8.h"
 

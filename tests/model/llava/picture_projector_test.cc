@@ -182,6 +182,23 @@ TEST(PictureProjectorTest, SelfTestsHoldSizes) {
   EXPECT_ANY_THROW(CheckSelfTest(serving, without));
 }
 
+TEST(PictureProjectorTest, SelfTestsHoldPicturesOfSeveralNumbersOfTiles) {
+  LanguageCheckpoint checkpoint = TinyTiles();
+  checkpoint.config.features.grid = {{6, 6}, {6, 12}};
+  const std::vector<int32_t> ids = {1, kImageToken, 5, kImageToken, 6, 7};
+  const std::vector<int64_t> labels = {-100, -100, -100, -100, 6, 7};
+  const at::Tensor square = at::cat({TinyFeatures(1), TinyFeatures(2)});
+  const SelfTest test =
+      MakeSelfTest(checkpoint, ids, labels, {square, ThreeTiles(3)}, at::kCPU, {{30, 30}, kHigh});
+  EXPECT_EQ(test.tensors.at("features").sizes(), (at::IntArrayRef{9 * 5, 24}));
+  EXPECT_LT(CheckSelfTest(Llava(checkpoint, at::kCPU, at::kFloat), test), 1e-5);
+  ServingModel serving(checkpoint, at::kCPU, {.kv_bytes = 1 << 20});
+  EXPECT_LT(CheckSelfTest(serving, test, 4), 1e-3);
+  SelfTest wrong = test;
+  wrong.tensors["rows"] = at::tensor({18, 28}, at::kLong);
+  EXPECT_THROW(CheckSelfTest(serving, wrong), std::runtime_error);
+}
+
 TEST(PictureProjectorTest, NamesTheNewlineAmongItsParameters) {
   Llava model(TinyTiles(), at::kCPU, at::kFloat);
   std::vector<std::string> names;

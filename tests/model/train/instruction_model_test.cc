@@ -9,6 +9,7 @@
 
 #include <ATen/ATen.h>
 
+#include "model/config/picture_shape.h"
 #include "tests/model/nn/tiny_model.h"
 #include "tests/model/train/instruction_world.h"
 
@@ -166,6 +167,12 @@ TEST_F(InstructionModelTest, Stage1BeginsWithALanguageModelAlone) {
   EXPECT_LT(MaxDifference(from.language.tensors.Get("model.mm_projector.0.weight"),
                           whole.tensors.Get("model.mm_projector.0.weight")),
             1e-6);
+
+  const auto tiles =
+      world_.Make(Stage::kAlign, {alone, clip_, "batch_size=2", "image_mode=anyres"});
+  EXPECT_GT(tiles->Forward(0, 0).loss.item<double>(), 0);
+  EXPECT_EQ(OpenLanguage(tiles->Publish(root, "tiles", {})).config.features.grid,
+            PublishedGrid(static_cast<int>(model.tower.config.image_size)));
 
   EXPECT_THAT(Refusal(Stage::kAlign, {alone}), HasSubstr("set \"tower\""));
   EXPECT_THAT(Refusal(Stage::kFinetune, {alone, clip_}), HasSubstr("without a projector"));

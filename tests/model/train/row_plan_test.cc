@@ -17,7 +17,7 @@ RecordSurvey Survey(const std::vector<int>& pictures, int32_t tokens = 30) {
     if (pictures[i] >= 0) {
       facts.tokens = tokens;
       facts.words = 10 + static_cast<int32_t>(i);
-      facts.num_images = pictures[i] > 0;
+      facts.image_tokens = pictures[i] > 0 ? 16 : 0;
       facts.picture = pictures[i];
       survey.usable.push_back(i);
     }
@@ -40,21 +40,37 @@ using List = std::vector<std::vector<int64_t>>;
 TEST(RowPlanTest, RecordsOfOnePictureThatStandTogetherShareARow) {
   const RecordSurvey survey = Survey({1, 1, -1, 1, 2, 1, 0, 0, 3, 3});
   EXPECT_EQ(Rows(RowPlan(survey, {})), (List{{0}, {1}, {3}, {4}, {5}, {6}, {7}, {8}, {9}}));
-  EXPECT_EQ(Rows(RowPlan(survey, {.pack = true, .image_tokens = 16})),
-            (List{{0, 1, 3}, {4}, {5}, {6}, {7}, {8, 9}}));
+  EXPECT_EQ(Rows(RowPlan(survey, {.pack = true})), (List{{0, 1, 3}, {4}, {5}, {6}, {7}, {8, 9}}));
 }
 
 TEST(RowPlanTest, ARowStaysWithinItsTokens) {
   const RecordSurvey survey = Survey({1, 1, 1, 1, 1});  // 16 of the picture, 14 of their own
   const auto rows = [&](int64_t tokens) {
-    return Rows(RowPlan(survey, {.pack = true, .row_tokens = tokens, .image_tokens = 16}));
+    return Rows(RowPlan(survey, {.pack = true, .row_tokens = tokens}));
   };
   EXPECT_EQ(rows(16 + 3 * 14), (List{{0, 1, 2}, {3, 4}}));
   EXPECT_EQ(rows(16 + 3 * 14 - 1), (List{{0, 1}, {2, 3}, {4}}));
   EXPECT_EQ(rows(1), (List{{0}, {1}, {2}, {3}, {4}}));
-  const RowPlan plan(survey, {.pack = true, .row_tokens = 16 + 3 * 14, .image_tokens = 16});
+  const RowPlan plan(survey, {.pack = true, .row_tokens = 16 + 3 * 14});
   EXPECT_EQ(plan.Tokens(0), 16 + 3 * 14);
   EXPECT_EQ(plan.Tokens(1), 16 + 2 * 14);
+}
+
+TEST(RowPlanTest, LengthsAreThoseOfThePicturesToo) {
+  RecordSurvey survey = Survey({1, 2, 3, 4});  // words 10 to 13
+  for (const auto& [record, tokens] : {std::pair{0, 90}, {1, 20}, {2, 70}, {3, 30}}) {
+    survey.facts[record].tokens = tokens;
+  }
+  const auto sorted = [&](bool by_tokens) {
+    const RowPlan plan(
+        survey,
+        {.order = RowOrder::kByLength, .by_tokens = by_tokens, .batch = 4, .accumulation = 1});
+    std::vector<int64_t> rows;
+    for (int64_t i = 0; i < 4; ++i) rows.push_back(plan.At(i).row);
+    return rows;
+  };
+  EXPECT_EQ(sorted(false), (std::vector<int64_t>{3, 2, 1, 0}));
+  EXPECT_EQ(sorted(true), (std::vector<int64_t>{0, 2, 3, 1}));
 }
 
 TEST(RowPlanTest, EveryEpochHasEveryRowInAnOrderOfItsOwn) {

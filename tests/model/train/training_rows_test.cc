@@ -31,7 +31,7 @@ EncodedSample Sample(std::vector<int32_t> ids, size_t trained) {
 TEST(TrainingRowsTest, SharesWhatIsEqualUpToThePicture) {
   const auto rows = MakeRows({Sample({1, 5, kImage, 7, 8}, 1), Sample({1, 5, kImage, 9}, 1),
                               Sample({1, 5, kImage, 7, 8, 10}, 2)},
-                             {TinyFeatures(1)});
+                             {{TinyFeatures(1)}});
   ASSERT_EQ(rows.size(), 1u);
   EXPECT_THAT(rows[0].input_ids, testing::ElementsAre(1, 5, kImage, 7, 8, 9, 7, 8, 10));
   EXPECT_THAT(rows[0].labels, testing::ElementsAre(kNone, kNone, kNone, kNone, 8, 9, kNone, 8, 10));
@@ -44,7 +44,7 @@ TEST(TrainingRowsTest, KeepsApartWhatCannotBeShared) {
   // Another text in front of the picture, a picture behind the question, text alone.
   const auto rows = MakeRows({Sample({1, 5, kImage, 7}, 1), Sample({1, 6, kImage, 7}, 1),
                               Sample({1, 5, 7, kImage, 8}, 1), Sample({1, 5, kImage, 9}, 1)},
-                             {TinyFeatures(1)});
+                             {{TinyFeatures(1)}});
   ASSERT_EQ(rows.size(), 3u);
   EXPECT_THAT(rows[0].branches, testing::ElementsAre(1, 1));
   for (const size_t alone : {1, 2}) {
@@ -55,7 +55,7 @@ TEST(TrainingRowsTest, KeepsApartWhatCannotBeShared) {
   EXPECT_EQ(texts.size(), 2u);
   // An answer in front of a later picture is trained: shared, it would count once only.
   EXPECT_EQ(MakeRows({Sample({1, kImage, 7, kImage, 8}, 3), Sample({1, kImage, 7, kImage, 9}, 3)},
-                     {TinyFeatures(1), TinyFeatures(2)})
+                     {{TinyFeatures(1)}, {TinyFeatures(2)}})
                 .size(),
             2u);
 }
@@ -83,7 +83,7 @@ TEST(TrainingRowsTest, PackedRowsLearnTheSameAsSeparateSamples) {
       Sample({1, 5, kImage, 14, 15, 16, 2}, 4)};
   const std::vector<EncodedSample> of_second = {Sample({1, 5, kImage, 7, 30}, 1),
                                                 Sample({1, 5, kImage, 31, 2}, 1)};
-  const std::vector<at::Tensor> first = {TinyFeatures(1)}, second = {TinyFeatures(2)};
+  const std::vector<PictureFeatures> first = {{TinyFeatures(1)}}, second = {{TinyFeatures(2)}};
   std::vector<TrainingRow> packed = MakeRows(of_first, first), separate;
   for (TrainingRow& row : MakeRows(of_second, second)) packed.push_back(std::move(row));
   EXPECT_EQ(packed.size(), 3u);

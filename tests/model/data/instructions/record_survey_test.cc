@@ -44,14 +44,15 @@ class RecordSurveyTest : public testing::Test {
           Tokenizer::Load(std::filesystem::path(LLAVA_SOURCE_DIR) / "tests/fixtures/tiny-llava")),
       std::make_shared<ChatTemplate>(ChatTemplate::Parse(
           R"({"name": "t", "user": {"prefix": "U:"}, "assistant": {"prefix": "A:", "suffix": "</s>"}})")),
-      {.max_tokens = 60, .image_tokens = 16}};
+      {.max_tokens = 60, .pictures = PictureShape({}, 16)}};
 };
 
 TEST_F(RecordSurveyTest, SortsOutAndCountsEveryKind) {
   scratch_.Write("images/good.png", "good");
   scratch_.Write("images/broken.png", "broken");
-  options_.check_picture = [](const std::filesystem::path& path) {
+  options_.picture_size = [](const std::filesystem::path& path) {
     if (path.filename() == "broken.png") throw std::invalid_argument("no PNG");
+    return Resolution{96, 96};
   };
   const std::vector<std::string> records = {
       Record("0", "<image> What is it?", "A cat.", "good.png").dump(),
@@ -82,7 +83,7 @@ TEST_F(RecordSurveyTest, SortsOutAndCountsEveryKind) {
   EXPECT_THAT(survey.complaints[7], HasSubstr("images/broken.png: no PNG"));
 
   EXPECT_EQ(survey.facts[0].words, 6);
-  EXPECT_EQ(survey.facts[0].num_images, 1);
+  EXPECT_EQ(survey.facts[0].image_tokens, 16);
   EXPECT_NE(survey.facts[0].picture, 0u);
   EXPECT_EQ(survey.facts[9].picture, 0u);
   EXPECT_GT(survey.facts[9].trained_tokens, 0);

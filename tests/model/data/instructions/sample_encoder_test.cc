@@ -65,7 +65,8 @@ class SampleEncoderTest : public testing::Test {
       std::make_shared<ChatTemplate>(ChatTemplate::Parse(
           R"({"name": "t", "user": {"prefix": "U:", "suffix": " "},
           "assistant": {"prefix": "A:", "before_answer": " ", "suffix": "</s>"}})"));
-  SampleRules rules_{.image_order = ImageOrder::kFront, .max_tokens = 1000, .image_tokens = 16};
+  SampleRules rules_{
+      .image_order = ImageOrder::kFront, .max_tokens = 1000, .pictures = PictureShape({}, 16)};
   std::string message_;
 };
 
@@ -151,6 +152,34 @@ TEST_F(SampleEncoderTest, APictureOfALeftOutTurnGoesToo) {
 }
 
 // Text behind a picture may have fewer tokens than text before it.
+// Canvases of one or two tiles of 4 x 4 patches.
+TEST_F(SampleEncoderTest, APictureTakesAsManyTokensAsItsShapeAsksFor) {
+  const std::vector<Resolution> grid = {{56, 56}, {56, 112}};
+  rules_.pictures =
+      PictureShape({.image_mode = ImageMode::kAnyres, .grid = grid, .tile_size = 56}, 16);
+  const InstructionRecord record =
+      Record("a", {"<image>\nWhat?", "A cat.", "<image>\nAnd?", "No."}, 2);
+  const std::vector<Resolution> sizes = {{50, 100}, {50, 50}};
+  const auto encode = [&] {
+    return SampleEncoder(tokenizer_, template_, rules_).Encode(record, /*epoch=*/0, sizes);
+  };
+  const int64_t high = 16 + 8 * 5, square = 16 + 4 * 5;
+  const EncodedSample sample = encode();
+  EXPECT_EQ(sample.image_tokens, high + square);
+  EXPECT_EQ(sample.tokens, static_cast<int64_t>(sample.input_ids.size()) - 2 + high + square);
+  // What is left out is a whole turn with its picture.
+  rules_.max_tokens = sample.tokens - 1;
+  const EncodedSample shorter = encode();
+  EXPECT_EQ(shorter.dropped_turns, 1);
+  EXPECT_EQ(shorter.image_tokens, high);
+  rules_.max_tokens = high;
+  EXPECT_THAT(encode, testing::ThrowsMessage<BadRecord>(
+                          testing::HasSubstr("at most 56 fit (max_tokens); 56 of them stand for")));
+  EXPECT_THROW(SampleEncoder(tokenizer_, template_, rules_).Encode(record, 0),
+               std::invalid_argument)
+      << "without sizes";
+}
+
 TEST_F(SampleEncoderTest, ChanceCostsNoTurn) {
   template_ = std::make_shared<ChatTemplate>(
       ChatTemplate::Parse(R"({"name": "t", "image": {"suffix": ""}, "user": {"prefix": "U:"},
@@ -177,7 +206,8 @@ TEST_F(SampleEncoderTest, ARecordFitsInEveryEpochOrInNone) {
   const std::vector<std::string> one = {"e cat?<image>", "Yes."},
                                  two = {"e cat?<image>", "Yes.", "Sure?", "No."};
   for (const auto& texts : {one, two}) {
-    rules_ = {.image_order = ImageOrder::kAsData, .max_tokens = 1000, .image_tokens = 16};
+    rules_ = {
+        .image_order = ImageOrder::kAsData, .max_tokens = 1000, .pictures = PictureShape({}, 16)};
     const int64_t end = Encode(Record("a", texts)).tokens;
     rules_.image_order = ImageOrder::kFront;
     ASSERT_GT(Encode(Record("a", texts)).tokens, end) << "otherwise this test shows nothing";

@@ -1,0 +1,62 @@
+#include "model/train/picture_sizes.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <stdexcept>
+#include <string>
+
+#include "tests/model/data/instructions/scratch_folder.h"
+
+namespace llava {
+namespace {
+
+const std::filesystem::path kPictures =
+    std::filesystem::path(LLAVA_SOURCE_DIR) / "tests/fixtures/images";
+
+std::string Bytes(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+TEST(PictureSizesTest, AreThoseOfTheFile) {
+  for (const bool decode : {false, true}) {
+    PictureSizes sizes(decode);
+    EXPECT_EQ(sizes(kPictures / "tall_37x200.png"), (Resolution{37, 200}));
+    EXPECT_EQ(sizes(kPictures / "wide_300x41.jpg"), (Resolution{300, 41}));
+    EXPECT_EQ(sizes(kPictures / "tall_37x200.png"), (Resolution{37, 200}));
+  }
+}
+
+// A camera's preview stands before it.
+TEST(PictureSizesTest, TheHeaderMayStandFarBack) {
+  const ScratchFolder scratch;
+  std::string file = Bytes(kPictures / "wide_300x41.jpg");
+  const std::string segment = std::string("\xFF\xE1\xFF\xFF", 4) + std::string(0xFFFD, 'x');
+  file.insert(2, segment + segment);
+  PictureSizes sizes(/*decode=*/false);
+  EXPECT_EQ(sizes(scratch.Write("camera.jpg", file)), (Resolution{300, 41}));
+}
+
+TEST(PictureSizesTest, SaysWhatIsWrong) {
+  const ScratchFolder scratch;
+  const std::string whole = Bytes(kPictures / "plain.png");
+  const auto text = scratch.Write("text.png", "no picture");
+  const auto cut = scratch.Write("cut.png", whole.substr(0, whole.size() / 2));
+  for (const bool decode : {false, true}) {
+    PictureSizes sizes(decode);
+    for (int i = 0; i < 2; ++i) {
+      EXPECT_THROW(sizes(text), std::invalid_argument);
+      EXPECT_THROW(sizes(scratch.path() / "none.png"), std::invalid_argument);
+    }
+  }
+  PictureSizes decoded(/*decode=*/true);
+  EXPECT_THROW(decoded(cut), std::invalid_argument);
+  EXPECT_EQ(PictureSizes(/*decode=*/false)(cut), (Resolution{120, 90}));
+}
+
+}  // namespace
+}  // namespace llava
