@@ -1,7 +1,9 @@
 #include "client/chat/options.h"
 
 #include <CLI/CLI.hpp>
+#include <fstream>
 #include <iostream>
+#include <iterator>
 #include <utility>
 
 #include "client/access_flags.h"
@@ -13,6 +15,15 @@ namespace {
 std::string EnvironmentName(std::string flag) {
   for (char& c : flag) c = c == '-' ? '_' : static_cast<char>(std::toupper(c));
   return "LLAVA_CHAT_" + flag;
+}
+
+std::string ReadSchemaFile(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::string text{std::istreambuf_iterator<char>(file), {}};
+  if (!file || text.empty()) {
+    throw CLI::ValidationError("--json-schema", path + " cannot be read or is empty");
+  }
+  return text;
 }
 
 }  // namespace
@@ -60,6 +71,13 @@ std::variant<ChatOptions, int> ParseChatOptions(int argc, const char* const* arg
   CLI::Option* max_new_tokens_flag =
       twin(app.add_option("--max-new-tokens", max_new_tokens, "Longest answer, in tokens")
                ->check(CLI::Range(uint32_t{1}, UINT32_MAX)));
+  bool json = false;
+  std::string schema_file;
+  CLI::Option* json_flag = twin(app.add_flag("--json", json, "Answers are JSON objects"));
+  twin(app.add_option("--json-schema", schema_file,
+                      "Answers are JSON texts that fit the schema in this file")
+           ->type_name("PATH"))
+      ->excludes(json_flag);
   CLI::Option* session =
       twin(app.add_option("--session", options.session, "Go on with this session; it is kept")
                ->type_name("ID"));
@@ -72,6 +90,10 @@ std::variant<ChatOptions, int> ParseChatOptions(int argc, const char* const* arg
 
   try {
     app.parse(argc, argv);
+    if (!schema_file.empty()) {
+      options.sampling.mutable_constraint()->set_json_schema(ReadSchemaFile(schema_file));
+    }
+    if (json) options.sampling.mutable_constraint()->mutable_json_object();
     auto read = access.Read();
     options.api_key = std::move(read.api_key);
     options.tls = std::move(read.tls);

@@ -78,6 +78,7 @@ void Answer::Take(const std::string& text) {
     ready_.append(held_, 0, stop);
     held_.clear();
     state_ = State::kStopped;
+    cut_ = true;
     decoder_ = StreamDecoder(*tokenizer_);  // nothing behind a stop text counts
     return;
   }
@@ -120,6 +121,10 @@ std::string Answer::GiveOut() {
   ready_begin_ = end;
   ready_.clear();
   return text;
+}
+
+void Answer::Complete() {
+  if (!cut_) state_ = State::kStopped;
 }
 
 std::string Answer::Finish() {

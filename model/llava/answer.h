@@ -39,6 +39,11 @@ class Answer {
   // Takes a sampled token and returns the text that may be shown now: whole characters, nothing
   // that could still turn out to begin a stop text.
   std::string Push(int32_t id);
+  // The text is complete although nothing stopped it: the state is kStopped, unless a stop text has
+  // cut it.
+  void Complete();
+  // A stop text has ended it, and is not part of it.
+  bool cut() const { return cut_; }
   // What was held back, once no more tokens come (stop, length, cancel): call at the end, once.
   std::string Finish();
 
@@ -71,6 +76,7 @@ class Answer {
   StopOptions options_;
   StreamDecoder decoder_;
   State state_ = State::kRunning;
+  bool cut_ = false;
   std::vector<int32_t> ids_;
   // Per id: bytes of decoded text after it; kUnknown while a character is unfinished.
   std::vector<uint64_t> text_end_;

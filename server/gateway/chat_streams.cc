@@ -14,7 +14,6 @@
 #include "server/runtime/failpoint.h"
 #include "server/runtime/status.h"
 #include "server/runtime/stream_writer.h"
-#include "server/wire/sampling.h"
 
 namespace llava {
 namespace {
@@ -191,7 +190,7 @@ absl::StatusOr<TurnRequest> ChatServiceImpl::ReadRegenerate(
   if (auto status = CheckOnDisconnect(request.on_disconnect(), /*session=*/true); !status.ok()) {
     return status;
   }
-  if (auto status = CheckSampling(request.sampling()); !status.ok()) return status;
+  if (auto status = CheckSamplingRequest(request.sampling()); !status.ok()) return status;
   if (auto status = CheckTurnId(request.turn_id()); !status.ok()) return status;
   TurnRequest turn;
   turn.session_id = request.session_id();

@@ -14,6 +14,8 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "server/gateway/openai_json.h"
+#include "server/gateway/raw_json.h"
+#include "server/wire/constraint.h"
 #include "server/wire/sampling.h"
 
 namespace llava {
@@ -23,7 +25,7 @@ using Json = nlohmann::json;
 
 constexpr char kParamPayload[] = "llava.v1/openai-param";
 // What a conversation needs is far below; what a hostile body can make of 40 MB is not.
-constexpr int kMaxDepth = 32;
+constexpr int kMaxDepth = 64;
 constexpr int kMaxValues = 200'000;
 
 absl::Status Bad(const std::string& param, const std::string& message) {
@@ -255,8 +257,62 @@ Reader Texts(google::protobuf::RepeatedPtrField<std::string>* target) {
   };
 }
 
-std::map<std::string, Reader> Readers(CompletionRequest& request, bool urls,
-                                      uint32_t& top_logprobs) {
+// Takes the schema as the client has written it: the order of its members is that of the document.
+absl::Status ReadSchema(const std::string& body, const std::string& name, const Json& value,
+                        v1::OutputConstraint& constraint) {
+  if (!value.is_object()) return Bad(name, "is not an object");
+  bool strict = false;  // a schema is obeyed, strict or not
+  const auto text = [](const std::string& field, const Json& given) {
+    return given.is_string() ? absl::OkStatus() : Bad(field, "is not a text");
+  };
+  auto status = ReadFields(value,
+                           {{"name", text},
+                            {"description", text},
+                            {"strict", Flag(strict)},
+                            {"schema",
+                             [](const std::string& field, const Json& given) {
+                               return given.is_object() || given.is_boolean()
+                                          ? absl::OkStatus()
+                                          : Bad(field, "is not a JSON schema: an object");
+                             }}},
+                           name);
+  if (!status.ok()) return status;
+  constexpr std::string_view kPath[] = {"response_format", "json_schema", "schema"};
+  const auto schema = RawMember(body, kPath);
+  if (!schema || *schema == "null") return Bad(name + ".schema", "is missing");
+  constraint.set_json_schema(std::string(*schema));
+  return absl::OkStatus();
+}
+
+Reader ResponseFormat(const std::string& body, v1::SamplingParams& sampling) {
+  return [&body, &sampling](const std::string& name, const Json& value) {
+    if (!value.is_object() || !value.contains("type") || !value["type"].is_string()) {
+      return Bad(name, "is not an object with a type");
+    }
+    const auto type = value["type"].get<std::string>();
+    v1::OutputConstraint& constraint = *sampling.mutable_constraint();
+    std::map<std::string, Reader> readers = {{"type", Ignore()}};
+    if (type == "text") {
+      sampling.clear_constraint();
+    } else if (type == "json_object") {
+      constraint.mutable_json_object();
+    } else if (type == "json_schema") {
+      if (!value.contains("json_schema")) return Bad(name + ".json_schema", "is missing");
+      readers.emplace("json_schema", [&](const std::string& field, const Json& schema) {
+        return ReadSchema(body, field, schema, constraint);
+      });
+    } else {
+      return Bad(name + ".type", absl::StrCat("is \"", type.substr(0, 64),
+                                              "\"; known are text, json_object and json_schema"));
+    }
+    if (auto status = ReadFields(value, readers, name); !status.ok()) return status;
+    const absl::Status status = CheckConstraint(sampling);
+    return status.ok() ? status : Bad(name, absl::StrCat("is not supported: ", status.message()));
+  };
+}
+
+std::map<std::string, Reader> Readers(CompletionRequest& request, const std::string& body,
+                                      bool urls, uint32_t& top_logprobs) {
   v1::ChatRequest& chat = request.chat;
   v1::SamplingParams& sampling = *chat.mutable_sampling();
   // The newer name wins: names come in alphabetical order.
@@ -343,7 +399,7 @@ std::map<std::string, Reader> Readers(CompletionRequest& request, bool urls,
       {"tool_choice", Only({"none", "auto"})},
       {"functions", Only({Json::array()})},
       {"function_call", Only({"none", "auto"})},
-      {"response_format", Only({Json::object({{"type", "text"}})})},
+      {"response_format", ResponseFormat(body, sampling)},
       {"logit_bias", Only({Json::object()})},
       {"modalities", Only({Json::array({"text"})})},
       {"store", Only({false})},
@@ -413,7 +469,8 @@ absl::StatusOr<CompletionRequest> ReadCompletionRequest(const std::string& body,
   if (!json->is_object()) return absl::InvalidArgumentError("the body is not a JSON object");
   CompletionRequest request;
   uint32_t top_logprobs = 0;
-  if (auto status = ReadFields(*json, Readers(request, urls, top_logprobs), ""); !status.ok()) {
+  if (auto status = ReadFields(*json, Readers(request, body, urls, top_logprobs), "");
+      !status.ok()) {
     return status;
   }
   if (auto status = CheckRanges(request.chat.sampling()); !status.ok()) return status;

@@ -12,6 +12,7 @@
 #include "model/digest/sha256.h"
 #include "server/gateway/model_choice.h"
 #include "server/runtime/status.h"
+#include "server/wire/constraint.h"
 #include "server/wire/sampling.h"
 
 namespace llava {
@@ -78,7 +79,7 @@ absl::Status CheckSessionFields(const Fields& fields) {
   }
   if (auto status = CheckIdleExpiry(fields.idle_expiry()); !status.ok()) return status;
   if (auto status = CheckOverflow(fields.context_overflow()); !status.ok()) return status;
-  return CheckSampling(fields.sampling());
+  return CheckSamplingRequest(fields.sampling());
 }
 
 absl::Status CheckBlank(absl::string_view field, const std::string& text, int images) {
@@ -141,6 +142,11 @@ uint64_t ImageBytes(const google::protobuf::RepeatedPtrField<v1::ImageInput>& im
 }
 
 }  // namespace
+
+absl::Status CheckSamplingRequest(const v1::SamplingParams& params) {
+  if (auto status = CheckSampling(params); !status.ok()) return status;
+  return CheckConstraint(params);
+}
 
 absl::Status CheckTurnBytes(uint64_t bytes, const GatewayOptions& options) {
   if (bytes <= options.max_turn_bytes) return absl::OkStatus();
@@ -223,7 +229,7 @@ absl::Status CheckChat(const v1::ChatRequest& request) {
   if (auto status = CheckOnDisconnect(request.on_disconnect(), session); !status.ok()) {
     return status;
   }
-  if (auto status = CheckSampling(request.sampling()); !status.ok()) return status;
+  if (auto status = CheckSamplingRequest(request.sampling()); !status.ok()) return status;
   if (request.model().name().size() > kMaxModelBytes) {
     return TooLong("model.name", request.model().name().size(), kMaxModelBytes);
   }

@@ -230,6 +230,12 @@ void TurnRunner::OnVersion(absl::StatusOr<Route> route) {
   turn_.sampling = WithDefaults(turn_.sampling, route_.model.default_sampling());
   if (!turn_.sampling.has_seed()) turn_.sampling.set_seed(DrawSeed());
   turn_.seed = turn_.sampling.seed();
+  if (HasConstraint(turn_.sampling) && !route_.model.constrains_output()) {
+    return Refuse(absl::UnimplementedError(absl::StrCat(
+        "SamplingParams.constraint: model ", turn_.model.name(), " version ", turn_.model.version(),
+        " is served by a llava-llm, or has a tokenizer, that "
+        "cannot obey it")));
+  }
   const bool fits = has_session() && conversation_.session.context_overflow() ==
                                          v1::CONTEXT_OVERFLOW_DROP_OLDEST_TURNS;
   // What the service would refuse is not worth a record: it would keep the text.

@@ -42,6 +42,7 @@ LlmEngine::LlmEngine(Options options, LoadedLanguage model, Metrics& metrics, Pl
       factory_(std::move(model.factory)),
       places_(Complete(std::move(places), info_.workers)),
       metrics_(metrics),
+      constraints_(*info_.tokenizer, metrics),
       slots_(places_.devices.size()) {
   MutexLock lock(mutex_);
   wanted_workers_ = places_.workers;

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "server/llm/constraint_cache.h"
 #include "server/llm/device_turn.h"
 #include "server/llm/engine_metrics.h"
 #include "server/llm/model_runner.h"
@@ -93,6 +94,8 @@ class LlmEngine {
   bool hangs() const;
 
   const LanguageInfo& info() const { return info_; }
+  // For GenerateJob::matcher.
+  ConstraintCache& constraints() { return constraints_; }
   int64_t kv_capacity_tokens() const { return kv_capacity_tokens_; }  // of a worker; once ready
   uint64_t weight_bytes() const;                                      // of all workers
   int waiting() const;
@@ -177,6 +180,7 @@ class LlmEngine {
   const RunnerFactory factory_;
   const Places places_;
   EngineMetrics metrics_;
+  ConstraintCache constraints_;
   std::atomic<uint64_t> nan_outputs_ = 0;
   std::atomic<bool> warm_stopped_ = false;
   std::atomic<int> running_ = 0;

@@ -9,6 +9,12 @@ const std::vector<double>& TokenBuckets() {
   return buckets;
 }
 
+const std::vector<double>& MaskBuckets() {
+  static const std::vector<double> buckets = {5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4,
+                                              5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2};
+  return buckets;
+}
+
 prometheus::Counter& PromptTokens(Metrics& metrics, const std::string& kind) {
   return metrics.Counter("llava_llm_prompt_tokens_total", "Prompt tokens of requests that ran",
                          {{"kind", kind}});
@@ -68,7 +74,10 @@ EngineMetrics::EngineMetrics(Metrics& m)
       kv_copied_bytes(m.Counter("llava_llm_kv_copied_bytes_total",
                                 "Keys and values copied because a prompt parts within a block")),
       nan_logits(m.Counter("llava_llm_nan_logits_total",
-                           "Answers ended because their logits were not finite")) {
+                           "Answers ended because their logits were not finite")),
+      mask_seconds(m.Histogram("llava_llm_mask_seconds",
+                               "Finding the tokens that a constraint allows next", {},
+                               MaskBuckets())) {
   for (const char* reason : {"stop", "length", "context", "deadline", "cancelled", "error"}) {
     FinishedBy(reason);  // a series of zero can be alerted on
   }

@@ -45,6 +45,7 @@ struct EngineMetrics {
   prometheus::Counter& kv_evicted_blocks;
   prometheus::Counter& kv_copied_bytes;
   prometheus::Counter& nan_logits;
+  prometheus::Histogram& mask_seconds;
 
  private:
   struct Workers {

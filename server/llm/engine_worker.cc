@@ -404,6 +404,7 @@ bool EngineWorker::Deliver(Sequence& sequence, int32_t drawn, std::span<const fl
     return true;
   }
   metrics_.generated_tokens.Increment();
+  if (const auto seconds = sequence.mask_seconds()) metrics_.mask_seconds.Observe(*seconds);
   if (!sequence.complete()) sequence.table.rows.push_back(RowKey::Token(sequence.last_token()));
   if (sequence.first_token()) {
     metrics_.time_to_first_token_seconds.Observe(sequence.last_gap_seconds());

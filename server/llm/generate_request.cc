@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/runtime/status.h"
+#include "server/wire/constraint.h"
 #include "server/wire/feature_key.h"
 #include "server/wire/sampling.h"
 
@@ -72,6 +73,22 @@ absl::Status Resume(const v1::ContinueFrom& from, const LlmBackend& backend, Gen
   return absl::OkStatus();
 }
 
+// Where the answer is under the constraint, behind what was resumed.
+absl::Status Constrain(const v1::OutputConstraint& constraint, const LlmBackend& backend,
+                       GenerateJob& job) {
+  const auto compiled = backend.engine.constraints().Get(
+      constraint.SerializeAsString(), [&] { return CompileConstraint(constraint); });
+  if (!compiled.ok()) return compiled.status();
+  job.matcher = std::make_unique<grammar::Matcher>(*compiled);
+  for (const int32_t id : job.resumed_ids) {
+    if (job.matcher->Advance(id)) continue;
+    return absl::InvalidArgumentError(
+        "continue_from.tokens are not the beginning of an answer under "
+        "SamplingParams.constraint");
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status CheckGenerate(const v1::GenerateRequest& request) {
@@ -103,7 +120,9 @@ absl::StatusOr<GenerateJob> MakeJob(const v1::GenerateRequest& request, const Ll
   job.sampling = ToOptions(params);
   if (params.has_logprobs()) job.logprobs = params.logprobs();
   job.stop.ignore_eos = params.ignore_eos();
-  job.stop.stop = language.chat_template->stop();
+  // An answer under a constraint has an end of its own, and the template's may be part of it.
+  const bool constrained = HasConstraint(params);
+  if (!constrained) job.stop.stop = language.chat_template->stop();
   job.stop.stop.insert(job.stop.stop.end(), params.stop().begin(), params.stop().end());
   job.stop.stop_token_ids.assign(params.stop_token_ids().begin(), params.stop_token_ids().end());
   for (const int32_t id : job.stop.stop_token_ids) {
@@ -114,6 +133,11 @@ absl::StatusOr<GenerateJob> MakeJob(const v1::GenerateRequest& request, const Ll
   }
   if (request.has_continue_from()) {
     if (auto status = Resume(request.continue_from(), backend, job); !status.ok()) return status;
+  }
+  if (constrained) {
+    // With what the defaults add.
+    if (auto status = CheckSampling(params); !status.ok()) return status;
+    if (auto status = Constrain(params.constraint(), backend, job); !status.ok()) return status;
   }
   auto features = FindFeatures(*prompt, backend.store);
   if (!features.ok()) return features.status();

@@ -46,6 +46,11 @@ v1::VisionSpec SpecOf(const LanguageInfo& language) {
   return spec;
 }
 
+v1::ModelInfo WithAbilities(v1::ModelInfo info, LlmEngine& engine) {
+  info.set_constrains_output(engine.constraints().status().ok());
+  return info;
+}
+
 absl::Status PromptQueueFull(int queue) {
   return OverloadedError(
       absl::StrCat("llm: ", queue, " prompts are waiting already (--queue); try again"),
@@ -75,7 +80,7 @@ v1::ModelInfo LanguageModelInfo(const LanguageInfo& language, int64_t context_to
 
 LlmBackend::LlmBackend(v1::ModelInfo model_info, LlmEngine& model_engine,
                        FeatureStore& feature_store, std::shared_ptr<RecentSessions> sessions)
-    : info(std::move(model_info)),
+    : info(WithAbilities(std::move(model_info), model_engine)),
       engine(model_engine),
       store(feature_store),
       recent(std::move(sessions)),

@@ -16,10 +16,17 @@ double Seconds(Sequence::Clock::duration time) {
 }  // namespace
 
 Sequence::Sequence(uint64_t id, GenerateJob job, const Tokenizer& tokenizer, Clock::time_point now)
-    : id_(id), job_(std::move(job)), answer_(tokenizer, job_.stop), joined_(now), last_(now) {
+    : id_(id),
+      matcher_(std::move(job.matcher)),
+      job_(std::move(job)),
+      tokenizer_(tokenizer),
+      answer_(tokenizer, job_.stop),
+      joined_(now),
+      last_(now) {
   if (!job_.resumed_ids.empty() || job_.resumed_text_bytes > 0) {
     answer_.Resume(job_.resumed_ids, job_.resumed_text_bytes);
   }
+  if (matcher_ && matcher_->finished()) answer_.Complete();
   told_ids_ = answer_.ids().size();
   queue_seconds_ = Seconds(joined_ - job_.received);
 }
@@ -34,7 +41,29 @@ absl::Status Sequence::Take(std::span<const float> logits, Clock::time_point now
   if (!std::all_of(logits.begin(), logits.end(), [](float x) { return std::isfinite(x); })) {
     return RefuseLogits();
   }
-  return Accept(Sample(logits, job_.sampling, job_.ids, answer_.ids()), logits, now);
+  const std::span<const float> choice = matcher_ ? Masked(logits) : logits;
+  return Accept(Sample(choice, job_.sampling, job_.ids, answer_.ids()), logits, now);
+}
+
+std::span<const float> Sequence::Masked(std::span<const float> logits) {
+  const auto begin = Clock::now();
+  allowed_.resize((logits.size() + 63) / 64);
+  matcher_->FillMask(allowed_);
+  // Tokens that end an answer, also those that would otherwise be text.
+  const auto end = [&](int32_t id) {
+    if (id < 0 || static_cast<size_t>(id) >= logits.size()) return;
+    const uint64_t bit = uint64_t{1} << (id % 64);
+    uint64_t& word = allowed_[static_cast<size_t>(id) / 64];
+    word = matcher_->complete() ? word | bit : word & ~bit;
+  };
+  end(tokenizer_.eos_id());
+  for (const int32_t id : job_.stop.stop_token_ids) end(id);
+  masked_.assign(logits.begin(), logits.end());
+  for (size_t i = 0; i < masked_.size(); ++i) {
+    if (((allowed_[i / 64] >> (i % 64)) & 1) == 0) masked_[i] = -INFINITY;
+  }
+  mask_seconds_ = Seconds(Clock::now() - begin);
+  return masked_;
 }
 
 absl::Status Sequence::TakeDrawn(int32_t id, Clock::time_point now) {
@@ -43,7 +72,7 @@ absl::Status Sequence::TakeDrawn(int32_t id, Clock::time_point now) {
 }
 
 std::optional<TokenChoice> Sequence::Choice() const {
-  if (job_.logprobs) return std::nullopt;
+  if (job_.logprobs || matcher_) return std::nullopt;
   return ChoiceOf(job_.sampling, answer_.ids().size());
 }
 
@@ -67,6 +96,11 @@ absl::Status Sequence::Accept(int32_t id, std::span<const float> logits, Clock::
   AnswerDelta delta;
   delta.text = answer_.Push(id);
   const std::vector<int32_t>& ids = answer_.ids();
+  if (matcher_ && told_ids_ < ids.size()) {
+    // What was drawn is what the mask allows.
+    if (!matcher_->Advance(id)) return absl::InternalError("a token that the constraint forbids");
+    if (matcher_->finished()) answer_.Complete();
+  }
   if (told_ids_ < ids.size() && job_.logprobs) {
     delta.logprobs.push_back(LogprobsOf(logits, id, *job_.logprobs));
   }
@@ -91,7 +125,8 @@ AnswerSummary Sequence::Finish(bool late, Clock::time_point now) {
   Tell(std::move(rest));
   AnswerSummary summary;
   if (answer_.state() == Answer::State::kStopped) {
-    summary.end = AnswerEnd::kStop;
+    // A stop text cuts an answer that has an end of its own.
+    summary.end = matcher_ && answer_.cut() ? AnswerEnd::kLength : AnswerEnd::kStop;
   } else if (answer_.state() == Answer::State::kLength) {
     summary.end = job_.context_bound ? AnswerEnd::kContext : AnswerEnd::kLength;
   } else if (late) {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "model/grammar/matcher.h"
 #include "model/llava/answer.h"
 #include "model/llava/sampler.h"
 #include "model/nn/token_choice.h"
@@ -73,7 +74,8 @@ struct GenerateJob {
   bool context_bound = false;  // it was cut
   int64_t context_tokens = 0;
   std::optional<uint32_t> logprobs;
-  std::vector<int32_t> resumed_ids;  // continue_from
+  std::unique_ptr<grammar::Matcher> matcher;  // of a constraint, behind resumed_ids; null: none
+  std::vector<int32_t> resumed_ids;           // continue_from
   uint64_t resumed_text_bytes = 0;
   QueuePlace place;
   Clock::time_point received, deadline;
@@ -129,6 +131,8 @@ class Sequence {
   double last_gap_seconds() const { return last_gap_seconds_; }
   bool started() const { return num_sampled_ > 0; }
   bool first_token() const { return num_sampled_ == 1; }
+  // What Take needed to find the tokens that the constraint allows; none without one.
+  std::optional<double> mask_seconds() const { return mask_seconds_; }
   // Take refused the logits: they were not finite.
   bool refused_logits() const { return refused_logits_; }
   double queue_seconds() const { return queue_seconds_; }
@@ -137,15 +141,22 @@ class Sequence {
  private:
   // The next token, with its logits if there are any.
   absl::Status Accept(int32_t id, std::span<const float> logits, Clock::time_point now);
+  // The logits with -infinity for tokens that the constraint forbids.
+  std::span<const float> Masked(std::span<const float> logits);
   absl::Status RefuseLogits();
   bool Tell(AnswerDelta delta);
 
   const uint64_t id_;
+  const std::unique_ptr<grammar::Matcher> matcher_;  // null: no constraint
   const GenerateJob job_;
+  const Tokenizer& tokenizer_;
   Answer answer_;
   size_t told_ids_ = 0;  // ids the sink knows
   uint32_t num_sampled_ = 0;
   bool refused_logits_ = false;
+  std::vector<uint64_t> allowed_;  // by the constraint; kept for the next token, as what follows
+  std::vector<float> masked_;
+  std::optional<double> mask_seconds_;
   Clock::time_point joined_, first_, last_;
   double queue_seconds_ = 0, prefill_seconds_ = 0, last_gap_seconds_ = 0;
   int64_t cached_tokens_ = 0;

@@ -12,13 +12,41 @@ constexpr int kMaxStops = 8;
 constexpr size_t kMaxStopBytes = 256;
 constexpr int kMaxStopTokens = 16;
 constexpr uint32_t kMaxLogprobs = 20;
+constexpr int kMaxChoices = 1000;
+constexpr size_t kMaxConstraintBytes = 64u << 10;
 
 absl::Status OutOfRange(const char* field, double value, const std::string& range) {
   return absl::InvalidArgumentError(
       absl::StrCat("SamplingParams.", field, " is ", value, ", allowed is ", range));
 }
 
+// What it takes to keep and to send it; CompileConstraint looks at the rest.
+absl::Status CheckConstraintSize(const v1::SamplingParams& p) {
+  if (!HasConstraint(p)) return absl::OkStatus();
+  if (p.ignore_eos()) {
+    return absl::InvalidArgumentError(
+        "SamplingParams.ignore_eos does not go with constraint, which says where an answer ends");
+  }
+  const int choices = p.constraint().choices().texts_size();
+  if (choices > kMaxChoices) {
+    return OutOfRange("constraint.choices (number)", choices,
+                      absl::StrCat("at most ", kMaxChoices));
+  }
+  const size_t bytes = p.constraint().ByteSizeLong();
+  // With a few bytes around the text itself.
+  if (bytes > kMaxConstraintBytes + 16) {
+    return OutOfRange("constraint (bytes)", static_cast<double>(bytes),
+                      absl::StrCat("at most ", kMaxConstraintBytes));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
+
+bool HasConstraint(const v1::SamplingParams& params) {
+  const auto kind = params.constraint().kind_case();
+  return kind != v1::OutputConstraint::KIND_NOT_SET && kind != v1::OutputConstraint::kText;
+}
 
 absl::Status CheckSampling(const v1::SamplingParams& p) {
   // Written so that NaN fails each comparison.
@@ -61,7 +89,7 @@ absl::Status CheckSampling(const v1::SamplingParams& p) {
     return OutOfRange("stop_token_ids (number)", p.stop_token_ids_size(),
                       absl::StrCat("at most ", kMaxStopTokens));
   }
-  return absl::OkStatus();
+  return CheckConstraintSize(p);
 }
 
 v1::SamplingParams WithDefaults(v1::SamplingParams p, const v1::SamplingParams& defaults) {
@@ -86,6 +114,9 @@ v1::SamplingParams WithDefaults(v1::SamplingParams p, const v1::SamplingParams& 
   if (p.stop_token_ids().empty()) *p.mutable_stop_token_ids() = defaults.stop_token_ids();
   if (defaults.ignore_eos()) p.set_ignore_eos(true);
   if (!p.has_logprobs() && defaults.has_logprobs()) p.set_logprobs(defaults.logprobs());
+  if (!p.has_constraint() && defaults.has_constraint()) {
+    *p.mutable_constraint() = defaults.constraint();
+  }
   return p;
 }
 

@@ -11,6 +11,9 @@ namespace llava {
 // range.
 absl::Status CheckSampling(const v1::SamplingParams& params);
 
+// A constraint that asks for something.
+bool HasConstraint(const v1::SamplingParams& params);
+
 // `params` with every unset field (empty list) taken from `defaults`.
 v1::SamplingParams WithDefaults(v1::SamplingParams params, const v1::SamplingParams& defaults);
 

@@ -121,6 +121,9 @@ class MetricsTest(ChatCase):
         self.ask(session, "What color is the background?")
         self.ask(self.session(), "What is this?", [picture("lion")])
         self.ask(self.session(), "Describe the picture.", sampling={"max_new_tokens": 2})
+        # Twice under one constraint: compiled, and known.
+        for _ in range(2):
+            self.ask(self.session(), "What is this?", sampling={"constraint": {"choices": {"texts": ["a lion", "a frog"]}}})
         # More pictures than the caches hold, and all at once.
         threads = [threading.Thread(target=lambda name=name: self.ask(self.session(), "What is this?", [picture(name)]))
                    for name in ("two_apples", "three_frogs", "rose_and_parrot", "guitar_and_apple", "pizza_bee_pig")]

@@ -114,7 +114,7 @@ class OpenAiTest(FrontCase):
 
     def test_unsupported_parameters_are_refused_by_name(self):
         for name, value in (("n", 2), ("tools", [{"type": "function", "function": {"name": "f", "parameters": {}}}]),
-                            ("response_format", {"type": "json_object"}), ("logit_bias", {"5": 1}), ("temperature", "warm"),
+                            ("response_format", {"type": "xml"}), ("logit_bias", {"5": 1}), ("temperature", "warm"),
                             ("temperature", 9), ("top_p", 0), ("max_tokens", 0), ("stop", 5), ("seed", 1.5),
                             ("top_logprobs", 3), ("stream", 1), ("nonsense", 1), ("messages", []), ("messages", [{}])):
             body = {"model": "emoji", "messages": [{"role": "user", "content": "Hello?"}], name: value}

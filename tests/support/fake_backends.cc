@@ -473,6 +473,7 @@ v1::ModelInfo FakeLanguageModel(const std::string& name, uint64_t version, char 
   spec.set_select_feature(v1::SELECT_FEATURE_PATCH);
   model.set_image_tokens(4);
   model.set_context_tokens(4096);
+  model.set_constrains_output(true);
   return model;
 }
 

@@ -37,6 +37,8 @@ TEST(ChatFlags, WrongOnesAreNamedInOneLine) {
                                                        {"--seed"},
                                                        {"--top-p", "-1"},
                                                        {"--max-new-tokens", "0"},
+                                                       {"--json-schema", "/no/such/file"},
+                                                       {"--json-schema", "x", "--json"},
                                                        {"stray"},
                                                        {"--system", "x", "--session", "y"}};
   for (const auto& flags : wrong) {
@@ -106,6 +108,15 @@ TEST_F(ChatProgramTest, FlagsReachTheGateway) {
   EXPECT_EQ(sampling.top_k(), 40u);
   EXPECT_EQ(sampling.seed(), 18446744073709551615u);
   EXPECT_EQ(sampling.max_new_tokens(), 17u);
+}
+
+TEST_F(ChatProgramTest, ConstraintsReachTheGateway) {
+  const std::string path = ::testing::TempDir() + "/schema.json";
+  std::ofstream(path) << R"({"type":"integer"})";
+  EXPECT_EQ(Run({"--json-schema", path, "--message", "x"}).status, 0);
+  EXPECT_EQ(gateway_.asked().at(0).sampling().constraint().json_schema(), R"({"type":"integer"})");
+  EXPECT_EQ(Run({"--json", "--message", "x"}).status, 0);
+  EXPECT_TRUE(gateway_.asked().at(1).sampling().constraint().has_json_object());
 }
 
 TEST_F(ChatProgramTest, WhatWasNotGivenStaysUnset) {

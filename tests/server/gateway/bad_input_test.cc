@@ -123,6 +123,22 @@ TEST_F(BadInputTest, SamplingOutOfRange) {
       },
       "stop");
   refused([](auto& p) { p.add_stop(std::string(300, 'x')); }, "stop");
+  refused([](auto& p) { p.mutable_constraint()->set_json_schema(R"({"not":{}})"); }, "#/not");
+  refused([](auto& p) { p.mutable_constraint()->set_regex("(a"); }, "constraint.regex");
+}
+
+TEST_F(BadInputTest, AConstraintThatTheServiceWouldNotObey) {
+  v1::ModelInfo older = FakeLanguageModel("emoji", 1);
+  older.clear_constrains_output();
+  llm_.models().Set({older});
+  StartGateway();
+  const std::string session = NewSession();
+  v1::ChatRequest request = Question(session, "x");
+  request.mutable_sampling()->mutable_constraint()->mutable_json_object();
+  ExpectRefused(request, kUnimplemented, "constraint");
+  EXPECT_TRUE(Turns(session).empty());
+  request.mutable_sampling()->mutable_constraint()->mutable_text();
+  EXPECT_TRUE(Ask(request).status.ok());
 }
 
 TEST_F(BadInputTest, APromptLongerThanTheContext) {

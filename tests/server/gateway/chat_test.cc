@@ -109,6 +109,22 @@ TEST_F(ChatTest, SettingsOfSessionAndRequestMeet) {
   EXPECT_EQ(sent.priority(), 3);
 }
 
+TEST_F(ChatTest, AConstraintOfTheSessionHoldsUnlessTheQuestionHasItsOwn) {
+  StartGateway();
+  v1::CreateSessionRequest create;
+  create.mutable_sampling()->mutable_constraint()->mutable_json_object();
+  const std::string session = NewSession(create);
+  ASSERT_TRUE(Ask(Question(session, "a")).status.ok());
+  EXPECT_TRUE(llm_.last_request().sampling().constraint().has_json_object());
+  v1::ChatRequest question = Question(session, "b");
+  question.mutable_sampling()->mutable_constraint()->set_json_schema(R"({"type":"null"})");
+  ASSERT_TRUE(Ask(question).status.ok());
+  EXPECT_EQ(llm_.last_request().sampling().constraint().json_schema(), R"({"type":"null"})");
+  question.mutable_sampling()->mutable_constraint()->mutable_text();
+  ASSERT_TRUE(Ask(question).status.ok());
+  EXPECT_TRUE(llm_.last_request().sampling().constraint().has_text());
+}
+
 TEST_F(ChatTest, DrawsASeedOfItsOwn) {
   StartGateway();
   const std::string session = NewSession();

@@ -54,6 +54,22 @@ TEST_F(HttpFrontTest, AnswersWhole) {
   EXPECT_FLOAT_EQ(asked.sampling().temperature(), 0.5f);
 }
 
+TEST_F(HttpFrontTest, ASchemaArrivesAsItWasWritten) {
+  StartHttp();
+  // Members in an order that is not that of the alphabet, and a number of its own spelling.
+  const std::string schema =
+      R"({ "type":"object", "properties":{"b":{"maximum":1.50,"type":"number"},"a":{}} })";
+  const std::string body =
+      R"({"messages":[{"role":"user","content":"schema: {\"x\":1}"}],"model":"emoji","response_format":{"json_schema":{"name":"n","schema":)" +
+      schema + R"(,"strict":true},"type":"json_schema"}})";
+  auto socket = Send(absl::StrCat(
+      "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n",
+      "Content-Type: application/json\r\nContent-Length: ", body.size(), "\r\n\r\n", body));
+  const std::string answer = Rest(socket);
+  ASSERT_EQ(StatusOf(answer), 200) << answer;
+  EXPECT_EQ(llm_.last_request().sampling().constraint().json_schema(), schema);
+}
+
 TEST_F(HttpFrontTest, AnswersInPiecesWithIds) {
   StartHttp();
   Json body = Ask("a b c");

@@ -231,7 +231,9 @@ TEST_F(ResumeTest, AnotherProcessGoesOnWithTheAnswer) {
   StartGateway();
   const std::string session = NewSession();
   ASSERT_TRUE(Ask(Question(session, "x", {FakePicture(1)})).status.ok());
-  const Answer killed = AskAndDie(Question(session, kQuestion));
+  v1::ChatRequest question = Question(session, kQuestion);
+  question.mutable_sampling()->mutable_constraint()->mutable_json_object();
+  const Answer killed = AskAndDie(question);
   ASSERT_THAT(killed.text, Not(IsEmpty()));
   llm_.ForgetFeatures();
   llm_.Set({.pause_after = 0});
@@ -250,6 +252,7 @@ TEST_F(ResumeTest, AnotherProcessGoesOnWithTheAnswer) {
   EXPECT_EQ(sent.continue_from().tokens().tokenizer_digest(), std::string(32, 'k'));
   EXPECT_GE(sent.continue_from().text_bytes_emitted(), killed.text.size());
   EXPECT_EQ(sent.sampling().seed(), killed.started.seed());
+  EXPECT_TRUE(sent.sampling().constraint().has_json_object());
   EXPECT_EQ(sent.messages_size(), 3);
   const v1::Turn turn = Turns(session).at(1);
   EXPECT_EQ(turn.state(), v1::TURN_STATE_FINISHED);

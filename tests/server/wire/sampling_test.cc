@@ -38,6 +38,17 @@ TEST(SamplingTest, EveryRangeIsCheckedAndTheFieldIsNamed) {
        [](auto& p) {
          for (int i = 0; i < 17; ++i) p.add_stop_token_ids(5);
        }},
+      {"ignore_eos",
+       [](auto& p) {
+         p.set_ignore_eos(true);
+         p.mutable_constraint()->mutable_json_object();
+       }},
+      {"constraint (bytes)",
+       [](auto& p) { p.mutable_constraint()->set_json_schema(std::string(66'000, ' ')); }},
+      {"constraint.choices",
+       [](auto& p) {
+         for (int i = 0; i < 1001; ++i) p.mutable_constraint()->mutable_choices()->add_texts("a");
+       }},
   };
   for (const auto& [field, change] : bad) {
     v1::SamplingParams params;
@@ -80,18 +91,21 @@ TEST(SamplingTest, OnlyUnsetFieldsTakeDefaults) {
   defaults.add_stop("###");
   defaults.add_stop_token_ids(13);
   defaults.set_logprobs(2);
+  defaults.mutable_constraint()->mutable_json_object();
   EXPECT_EQ(WithDefaults({}, defaults).SerializeAsString(), defaults.SerializeAsString());
 
   v1::SamplingParams own;
   own.set_temperature(0);
   own.set_max_new_tokens(3);
   own.add_stop("!");
+  own.mutable_constraint()->mutable_text();
   const v1::SamplingParams merged = WithDefaults(own, defaults);
   EXPECT_EQ(merged.temperature(), 0);
   EXPECT_EQ(merged.max_new_tokens(), 3u);
   EXPECT_EQ(merged.stop_size(), 1);
   EXPECT_EQ(merged.stop(0), "!");
   EXPECT_EQ(merged.top_k(), 5u);
+  EXPECT_FALSE(HasConstraint(merged));
 }
 
 }  // namespace
