@@ -54,12 +54,14 @@ class ModelAdmin::FanOut : public Running {
     std::shared_ptr<FanOut> self(new FanOut(admin, request, std::move(done)));
     for (const Target& target : targets) self->parts_.emplace_back(target);
     self->left_ = self->parts_.size();
+    // Not cancelled_: a Stop that comes behind this cancels calls that are in running_.
+    bool stopped = false;
     {
       MutexLock lock(admin.mutex_);
-      if (!admin.stopped_) admin.running_[self.get()] = self;
-      self->cancelled_ = admin.stopped_;
+      stopped = admin.stopped_;
+      if (!stopped) admin.running_[self.get()] = self;
     }
-    if (self->cancelled_) {
+    if (stopped) {
       for (Part& part : self->parts_) part.status = Stopped();
       return self->done_(self->parts_);
     }

@@ -55,6 +55,14 @@ class PageHandler final : public HttpHandler {
   const std::map<std::string, HttpServer::Page> pages_;
 };
 
+// Work that was not done by the end holds connections, and these hold the context: it is dropped,
+// as is what answers that outlive the server still post.
+class Context : public asio::io_context {
+ public:
+  // Once no thread runs it.
+  void DropWork() { shutdown(); }
+};
+
 class BeastServer final : public HttpServer {
  public:
   BeastServer(const HttpServerOptions& options, HttpHandler& handler)
@@ -85,6 +93,7 @@ class BeastServer final : public HttpServer {
     }
     context_->stop();
     for (std::thread& thread : threads_) thread.join();
+    context_->DropWork();
   }
 
   absl::Status Bind() {
@@ -193,7 +202,7 @@ class BeastServer final : public HttpServer {
   std::unique_ptr<HttpHandler> own_handler_;
   HttpHandler& handler_;
   std::unique_ptr<TlsContexts> tls_;
-  const std::shared_ptr<asio::io_context> context_ = std::make_shared<asio::io_context>();
+  const std::shared_ptr<Context> context_ = std::make_shared<Context>();
   const asio::executor_work_guard<asio::io_context::executor_type> work_{context_->get_executor()};
   const std::shared_ptr<Open> open_ = std::make_shared<Open>();
   const std::shared_ptr<BodyBudget> bodies_ =

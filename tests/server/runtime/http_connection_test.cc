@@ -105,6 +105,14 @@ class HttpConnectionTest : public testing::Test {
     boost::asio::read_until(socket, boost::asio::dynamic_buffer(text), mark, error);
     return text;
   }
+  // Has the server closed? Drops what comes before.
+  static bool Ended(tcp::socket& socket) {
+    std::string dropped(4096, '\0');
+    boost::system::error_code error;
+    socket.non_blocking(true);
+    socket.receive(boost::asio::buffer(dropped), 0, error);
+    return error && error != boost::asio::error::would_block;
+  }
   // All that comes back to a client whose bytes are there before the server looks at it, so that no
   // limit runs out before they are.
   std::string AnswerTo(const std::string& bytes) {
@@ -474,7 +482,20 @@ TEST_F(HttpConnectionTest, TheServerEndsWithAnswersUnderWay) {
   auto answer = handler_.stream();
   server_.reset();
   EXPECT_EQ(handler_.gone, 1);
-  answer->Send({});  // to nobody
+  answer->Send({});  // to nobody; the leak sanitizer sees whether it stays
+}
+
+// What is left to do for a connection must not keep it open.
+TEST_F(HttpConnectionTest, AServerThatHasNoTimeToCloseConnectionsDropsThem) {
+  StartServer();
+  auto socket = Connect();
+  Send(socket, Post("/block", ""));
+  handler_.blocked.acquire();
+  std::thread end([this] { server_.reset(); });
+  std::this_thread::sleep_for(milliseconds(2500));  // longer than it waits for connections
+  handler_.unblock.release();
+  end.join();
+  EXPECT_TRUE(Eventually([&] { return Ended(socket); }));
 }
 
 }  // namespace
