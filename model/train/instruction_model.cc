@@ -109,8 +109,10 @@ void ChooseTiles(InstructionModel& model, const InstructionSettings& settings, u
   try {
     CheckPair(language.config, model.tower.config, settings.model.string());
   } catch (const std::runtime_error& wrong) {
-    throw std::invalid_argument(std::string(wrong.what()) +
-                                "; setting \"grid\" names canvases of this tower's tiles");
+    const std::string what = wrong.what();
+    const bool of_canvas = what.find("canvas") != std::string::npos;
+    throw std::invalid_argument(
+        what + (of_canvas ? "; setting \"grid\" names canvases of this tower's tiles" : ""));
   }
   if (has_newline) return;
   const int64_t width = language.config.decoder.hidden_size;

@@ -23,6 +23,12 @@ std::vector<std::string> Parts(std::string_view key) {
   return parts;
 }
 
+void Put(const Recipe::Setting& setting, Json& to) {
+  Json* place = &to;
+  for (const std::string& part : Parts(setting.key)) place = &(*place)[part];
+  *place = setting.value;
+}
+
 [[noreturn]] void Fail(const std::string& key, const Json& value, const std::string& expected) {
   throw std::invalid_argument("setting \"" + key + "\" is " + value.dump() + ", expected " +
                               expected);
@@ -242,12 +248,16 @@ void Recipe::CheckAllRead() const {
 
 Json Recipe::Resolved() const {
   Json resolved = Json::object();
-  for (const Setting& setting : settings_) {
-    Json* place = &resolved;
-    for (const std::string& part : Parts(setting.key)) place = &(*place)[part];
-    *place = setting.value;
-  }
+  for (const Setting& setting : settings_) Put(setting, resolved);
   return resolved;
+}
+
+Json Recipe::Defaults() const {
+  Json defaults = Json::object();
+  for (const Setting& setting : settings_) {
+    if (setting.is_default) Put(setting, defaults);
+  }
+  return defaults;
 }
 
 }  // namespace llava

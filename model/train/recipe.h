@@ -54,6 +54,8 @@ class Recipe {
   const std::vector<Setting>& settings() const { return settings_; }
   // The settings as one JSON object, defaults filled in: repeats the run.
   nlohmann::ordered_json Resolved() const;
+  // Only those that nobody gave: their defaults.
+  nlohmann::ordered_json Defaults() const;
 
  private:
   // The value given for `key`, if any; notes that it was read.

@@ -42,6 +42,18 @@ nlohmann::json Fixed(const Json& recipe) {
   return fixed;
 }
 
+// Adds what `recipe` lacks of the defaults.
+void Fill(Json& recipe, const Json& defaults) {
+  if (!recipe.is_object()) return;
+  for (const auto& [key, value] : defaults.items()) {
+    if (!recipe.contains(key)) {
+      recipe[key] = value;
+    } else if (value.is_object()) {
+      Fill(recipe[key], value);
+    }
+  }
+}
+
 // Of a line of metrics.jsonl; INT64_MAX if it is torn.
 int64_t StepOf(const std::string& line) {
   const Json entry = Json::parse(line, nullptr, /*allow_exceptions=*/false);
@@ -67,7 +79,8 @@ std::string Differences(const nlohmann::json& before, const nlohmann::json& now)
 
 }  // namespace
 
-RunFolder::RunFolder(std::filesystem::path path, const Json& recipe) : path_(std::move(path)) {
+RunFolder::RunFolder(std::filesystem::path path, const Json& recipe, const Json& defaults)
+    : path_(std::move(path)) {
   std::filesystem::create_directories(path_);
   const std::filesystem::path lock = path_ / ".lock";
   lock_ = open(lock.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
@@ -79,14 +92,16 @@ RunFolder::RunFolder(std::filesystem::path path, const Json& recipe) : path_(std
   const std::filesystem::path file = path_ / "recipe.json";
   try {
     if (std::filesystem::exists(file)) {
-      const Json before = ReadRecipe(file);
+      const Json stored = ReadRecipe(file);
+      Json before = stored;
+      Fill(before, defaults);
       if (Fixed(before) != Fixed(recipe)) {
         throw std::invalid_argument(path_.string() +
                                     ": a run of another recipe is here; choose another folder, or "
                                     "give the same settings to go on. Differences:" +
                                     Differences(Fixed(before), Fixed(recipe)));
       }
-      if (nlohmann::json(before) != nlohmann::json(recipe)) {
+      if (nlohmann::json(stored) != nlohmann::json(recipe)) {
         WriteDurably(file, recipe.dump(2) + "\n");
       }
     } else {

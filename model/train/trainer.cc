@@ -48,7 +48,7 @@ class Run {
       : task_(task),
         settings_(settings),
         options_(options),
-        folder_(options.run_folder, recipe.Resolved()),
+        folder_(options.run_folder, recipe.Resolved(), recipe.Defaults()),
         optimizer_(task.groups(), settings),
         total_(task.total_steps()),
         warmup_(WarmupSteps(total_, settings.warmup_ratio)) {}

@@ -99,6 +99,9 @@ class HttpConnection::Answer final : public HttpAnswer {
  private:
   template <typename Work>
   void Post(Work work) {
+    // Not to a server that may be about to end: it closes its connections first, and waits here.
+    MutexLock lock(state_->mutex);
+    if (state_->gone || state_->over) return;
     boost::asio::post(connection_->transport_->socket().get_executor(),
                       [connection = connection_, state = state_, work = std::move(work)]() mutable {
                         work(*connection, state);
@@ -401,6 +404,10 @@ void HttpConnection::Abandon(const std::shared_ptr<AnswerState>& of) {
 }
 
 void HttpConnection::AnswerDone() {
+  if (answer_) {
+    MutexLock lock(answer_->mutex);
+    answer_->over = true;
+  }
   answer_ = nullptr;
   chunked_ = begun_ = false;
   late_head_.reset();

@@ -51,6 +51,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
 
     Mutex mutex;
     bool gone LLAVA_GUARDED_BY(mutex) = false;
+    bool over LLAVA_GUARDED_BY(mutex) = false;   // the answer is whole: nothing more can be said
     size_t waiting LLAVA_GUARDED_BY(mutex) = 0;  // bytes written but not yet sent
     std::function<void()> on_gone LLAVA_GUARDED_BY(mutex);
   };

@@ -59,7 +59,7 @@ class PageHandler final : public HttpHandler {
 // as is what answers that outlive the server still post.
 class Context : public asio::io_context {
  public:
-  // Once no thread runs it.
+  // Once no thread runs it, and no answer posts to it.
   void DropWork() { shutdown(); }
 };
 
@@ -93,6 +93,9 @@ class BeastServer final : public HttpServer {
     }
     context_->stop();
     for (std::thread& thread : threads_) thread.join();
+    // What a thread that was held up left to do: connections close, and tell their answers so.
+    context_->restart();
+    context_->poll();
     context_->DropWork();
   }
 

@@ -295,6 +295,22 @@ TEST_F(TrainerTest, BadRecordsMayBeLeftOutOfARunThatHasBegun) {
                   HasSubstr("/batch: was 4, now 5"), testing::Not(HasSubstr("skip_bad")))));
 }
 
+TEST_F(TrainerTest, ALaterProgramWithMoreSettingsGoesOnByTheirDefaults) {
+  using Json = nlohmann::ordered_json;
+  const std::filesystem::path path = folder_ / "run";
+  { const RunFolder begun(path, {{"batch", 4}, {"limit", nullptr}}); }
+  const Json later = {{"batch", 4}, {"limit", nullptr}, {"lora", {{"rank", 0}, {"alpha", 1}}}};
+  EXPECT_THAT(([&] {
+                RunFolder(path, later, {{"lora", {{"alpha", 1}}}});
+              }),
+              ThrowsMessage<std::invalid_argument>(testing::AllOf(
+                  HasSubstr("/lora/rank: was missing, now 0"), testing::Not(HasSubstr("alpha")))));
+  {
+    const RunFolder again(path, later, {{"limit", nullptr}, {"lora", {{"rank", 0}, {"alpha", 1}}}});
+  }
+  { const RunFolder known(path, later); }  // it is in the file now
+}
+
 TEST_F(TrainerTest, KeepsTheNewestStatesOnly) {
   Regression task(23);
   Run(task, "run");

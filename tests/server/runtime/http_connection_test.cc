@@ -48,10 +48,10 @@ class Handler : public HttpHandler {
       return answer->Send({200, "text/x", std::string(1u << 20, 'p')});
     }
     if (request.path == "/forgotten") return;
-    if (request.path == "/block") {  // the server's only thread
+    if (request.path == "/block" || request.path == "/block_and_keep") {  // a thread of the server
       blocked.release();
       unblock.acquire();
-      return answer->Send({200, "text/x", ""});
+      if (request.path == "/block") return answer->Send({200, "text/x", ""});
     }
     answer->SetOnGone([this] { ++gone; });
     std::lock_guard lock(mutex_);
@@ -497,6 +497,22 @@ TEST_F(HttpConnectionTest, AServerThatHasNoTimeToCloseConnectionsDropsThem) {
   handler_.unblock.release();
   end.join();
   EXPECT_TRUE(Eventually([&] { return Ended(socket); }));
+}
+
+TEST_F(HttpConnectionTest, ItClosesThemAlsoIfTheirAnswersLiveOn) {
+  options_.threads = 2;
+  StartServer();
+  auto socket = Connect();
+  Send(socket, Post("/block_and_keep", ""));
+  handler_.blocked.acquire();
+  std::thread end([this] { server_.reset(); });
+  std::this_thread::sleep_for(milliseconds(2500));
+  handler_.unblock.release();
+  end.join();
+  const auto answer = handler_.stream();
+  EXPECT_EQ(handler_.gone, 1);
+  EXPECT_TRUE(Eventually([&] { return Ended(socket); }));
+  answer->Send({});  // to nobody
 }
 
 }  // namespace

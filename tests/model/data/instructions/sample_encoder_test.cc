@@ -151,7 +151,6 @@ TEST_F(SampleEncoderTest, APictureOfALeftOutTurnGoesToo) {
   EXPECT_EQ(Encode(record).num_images, 1);
 }
 
-// Text behind a picture may have fewer tokens than text before it.
 // Canvases of one or two tiles of 4 x 4 patches.
 TEST_F(SampleEncoderTest, APictureTakesAsManyTokensAsItsShapeAsksFor) {
   const std::vector<Resolution> grid = {{56, 56}, {56, 112}};
@@ -180,6 +179,7 @@ TEST_F(SampleEncoderTest, APictureTakesAsManyTokensAsItsShapeAsksFor) {
       << "without sizes";
 }
 
+// Text behind a picture may have fewer tokens than text before it.
 TEST_F(SampleEncoderTest, ChanceCostsNoTurn) {
   template_ = std::make_shared<ChatTemplate>(
       ChatTemplate::Parse(R"({"name": "t", "image": {"suffix": ""}, "user": {"prefix": "U:"},
