@@ -100,5 +100,20 @@ TEST(HostileSchemaTest, ManyReferencesToALargeSchema) {
   EXPECT_EQ(Outcome([&] { JsonSchema(text); }, 0.1), "taken");
 }
 
+TEST(HostileRegexTest, LargeClassesAreRepeatedCheaply) {
+  std::string ranges;
+  for (uint32_t c = 0x400; ranges.size() < 58000; c += 2) {
+    if (c < 0x800) {
+      ranges += {static_cast<char>(0xC0 | (c >> 6)), static_cast<char>(0x80 | (c & 63))};
+    } else if (c < 0xD800) {
+      ranges += {static_cast<char>(0xE0 | (c >> 12)), static_cast<char>(0x80 | ((c >> 6) & 63)),
+                 static_cast<char>(0x80 | (c & 63))};
+    } else {
+      ranges += "\xF0\x90\x80\x80";
+    }
+  }
+  Outcome([&] { Regex("(?:[" + ranges + "]{10000}){8}"); }, 1);
+}
+
 }  // namespace
 }  // namespace llava::grammar
