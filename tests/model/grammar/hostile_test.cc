@@ -4,8 +4,11 @@
 #include <gmock/gmock.h>
 
 #include <ctime>
+#include <memory>
 #include <string>
+#include <string_view>
 
+#include "model/grammar/configurations.h"
 #include "model/grammar/grammar.h"
 #include "tests/support/slowdown.h"
 
@@ -13,6 +16,13 @@ namespace llava::grammar {
 namespace {
 
 using ::testing::HasSubstr;
+
+bool Accepts(const std::shared_ptr<const Automaton>& automaton, std::string_view text) {
+  Configurations sets(automaton);
+  int32_t set = sets.initial();
+  for (const char byte : text) set = sets.Step(set, static_cast<uint8_t>(byte));
+  return sets.complete(set);
+}
 
 // Of this thread on a processor: others may be busy, too.
 double Seconds() {
@@ -90,14 +100,16 @@ TEST(HostileSchemaTest, ProofsTakeEqualValuesAsEqual) {
 }
 
 TEST(HostileSchemaTest, ManyReferencesToALargeSchema) {
-  std::string members;
+  std::string members, names;
   for (int i = 0; i < 900; ++i) {
+    names += (i > 0 ? ",\"" : "\"") + std::to_string(i) + "\"";
     members += (i > 0 ? ",\"" : "\"") + std::to_string(i) + R"(":{"title":")" + std::to_string(i) +
                R"(","$ref":"#"})";
   }
   const std::string text = R"({"type":"object","description":")" + std::string(20000, 'x') +
-                           R"(","properties":{)" + members + "}}";
-  EXPECT_EQ(Outcome([&] { JsonSchema(text); }, 0.1), "taken");
+                           R"(","properties":{)" + members + R"(},"required":[)" + names + "]}";
+  // Each would hold all of it again.
+  EXPECT_THAT(Outcome([&] { JsonSchema(text); }, 0.1), HasSubstr("nothing can fit"));
 }
 
 TEST(HostileRegexTest, LargeClassesAreRepeatedCheaply) {
@@ -113,6 +125,23 @@ TEST(HostileRegexTest, LargeClassesAreRepeatedCheaply) {
     }
   }
   Outcome([&] { Regex("(?:[" + ranges + "]{10000}){8}"); }, 1);
+}
+
+TEST(HostileRegexTest, LongChainsWithoutACharacterLeadToNoDeadEnd) {
+  EXPECT_TRUE(Accepts(Regex("x(?:){3000}a"), "xa"));
+  const auto refusal = [](const std::string& pattern) {
+    return Outcome([&] { Regex(pattern); }, 0.5);
+  };
+  EXPECT_THAT(refusal("x(?:){5000}a"), HasSubstr("without a character"));
+  EXPECT_THAT(refusal("(?:x(?:){4050}){20}(?:(?:|){10}){300}a"), HasSubstr("without a character"));
+  EXPECT_THAT(OfSchema(R"({"type":"string","pattern":"x(?:){5000}a"})"),
+              HasSubstr("without a character"));
+}
+
+TEST(HostileSchemaTest, EqualAlternativesWithinEachOtherAreOne) {
+  std::string schema = R"({"type":"integer"})";
+  for (int i = 0; i < 10; ++i) schema = R"({"anyOf":[)" + schema + "," + schema + "]}";
+  EXPECT_TRUE(Accepts(JsonSchema(schema), "12"));
 }
 
 }  // namespace
