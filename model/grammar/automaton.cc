@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <array>
+#include <map>
+#include <set>
+#include <utility>
 
 namespace llava::grammar {
 
@@ -134,17 +137,45 @@ std::vector<int> AutomatonBuilder::Heights() const {
   return heights;
 }
 
+AutomatonBuilder::Beginning AutomatonBuilder::BeginningOf(int32_t first, size_t& work) const {
+  Beginning beginning;
+  std::map<std::pair<int32_t, size_t>, size_t> calls;  // by where they go on and the call around
+  std::set<std::pair<int32_t, size_t>> seen;
+  std::vector<std::pair<int32_t, size_t>> open = {{first, 0}};
+  while (!open.empty() && work > 0 && beginning.is_allowed()) {
+    const auto [number, call] = open.back();
+    open.pop_back();
+    --work;
+    if (!seen.emplace(number, call).second) continue;
+    const State& state = states_[static_cast<size_t>(number)];
+    ++beginning.states;
+    if (!state.bytes.empty()) ++beginning.places;
+    for (const int32_t next : state.empties) open.emplace_back(next, call);
+    for (const auto& edge : state.calls) {
+      const size_t inner = calls.try_emplace({edge.back, call}, calls.size() + 1).first->second;
+      open.emplace_back(start(edge.rule), inner);
+    }
+  }
+  if (!open.empty() && beginning.is_allowed()) beginning.states = kMostSeen + 1;
+  return beginning;
+}
+
 void AutomatonBuilder::CheckBeginnings() const {
   // Depth first over what can be reached without reading a byte.
   struct Visit {
     int32_t state;
-    size_t next = 0;    // of its edges
-    size_t calls = 0;   // on the way here
-    size_t places = 0;  // that were found from here
+    size_t next = 0;       // of its edges
+    size_t calls = 0;      // on the way here
+    Beginning found = {};  // from here, on whatever way
   };
   constexpr size_t kNew = SIZE_MAX, kDone = SIZE_MAX - 1;
   std::vector<size_t> at(states_.size(), kNew);  // on the path
-  std::vector<size_t> places(states_.size());
+  std::vector<Beginning> beginnings(states_.size());
+  size_t work = 64 * kMostSeen;
+  const auto add = [](Beginning& to, const Beginning& found) {
+    to.places += found.places;
+    to.states += found.states;
+  };
   for (size_t root = 0; root < states_.size(); ++root) {
     if (at[root] != kNew) continue;
     std::vector<Visit> path = {{.state = static_cast<int32_t>(root)}};
@@ -154,14 +185,19 @@ void AutomatonBuilder::CheckBeginnings() const {
       const auto number = static_cast<size_t>(visit.state);
       const State& state = states_[number];
       if (visit.next == state.empties.size() + state.calls.size()) {
-        places[number] = visit.places + (state.bytes.empty() ? 0 : 1);
-        if (places[number] > kMostPlaces) {
+        add(visit.found, {.places = state.bytes.empty() ? size_t{0} : 1, .states = 1});
+        // Many ways may lead to few states.
+        if (!visit.found.is_allowed()) visit.found = BeginningOf(visit.state, work);
+        if (!visit.found.is_allowed()) {
           throw GrammarError("leaves more than " + std::to_string(kMostPlaces) +
-                             " ways to go on in one place (alternatives, optional members)");
+                             " ways to go on in one place (alternatives, optional members), or "
+                             "takes more than " +
+                             std::to_string(kMostSeen) + " steps without a character to find them");
         }
+        beginnings[number] = visit.found;
         at[number] = kDone;
         path.pop_back();
-        if (!path.empty()) path.back().places += places[number];
+        if (!path.empty()) add(path.back().found, beginnings[number]);
         continue;
       }
       const bool is_call = visit.next >= state.empties.size();
@@ -171,7 +207,7 @@ void AutomatonBuilder::CheckBeginnings() const {
       const size_t there = at[static_cast<size_t>(to)];
       const size_t calls = visit.calls + (is_call ? 1 : 0);
       if (there == kDone) {
-        visit.places += places[static_cast<size_t>(to)];
+        add(visit.found, beginnings[static_cast<size_t>(to)]);
       } else if (there == kNew) {
         at[static_cast<size_t>(to)] = path.size();
         path.push_back({.state = to, .calls = calls});

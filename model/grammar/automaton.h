@@ -25,6 +25,8 @@ inline constexpr int kMostNesting = 64;
 inline constexpr size_t kMostParts = 200'000;
 // Places where an automaton may be at a time.
 inline constexpr size_t kMostPlaces = 512;
+// States that are looked at to find them: no more can be reached from one without a byte.
+inline constexpr size_t kMostSeen = 8 * kMostPlaces;
 
 // Const, thread-safe. Every state can reach the end of its rule, and no rule calls itself before it
 // has read a byte.
@@ -113,7 +115,8 @@ class AutomatonBuilder {
   void AddBeginningWithout(char byte, int32_t from, int32_t to);
 
   // Throws GrammarError: no text fits, none without more than kMostNesting levels, a rule calls
-  // itself at its beginning, or there are more than kMostPlaces ways to go on from a state.
+  // itself at its beginning, or from a state there are more than kMostPlaces ways to go on or
+  // kMostSeen states to be looked at for them.
   std::shared_ptr<const Automaton> Build(int32_t root) const;
 
  private:
@@ -128,6 +131,14 @@ class AutomatonBuilder {
   std::vector<int> Heights() const;
   // That no rule calls itself at its beginning and no state has too many ways to go on.
   void CheckBeginnings() const;
+  // What can be reached from a state without a byte.
+  struct Beginning {
+    size_t places = 0;  // that have bytes to read
+    size_t states = 0;
+    bool is_allowed() const { return places <= kMostPlaces && states <= kMostSeen; }
+  };
+  // Each state once for each way of calls to it, as far as `work`, which counts down, allows.
+  Beginning BeginningOf(int32_t state, size_t& work) const;
 
   static constexpr int kNever = kMostNesting + 1;
 

@@ -86,8 +86,8 @@ int32_t Configurations::PushFrame(int32_t back, int32_t parent, bool nests) {
       std::pair(back, parent), static_cast<int32_t>(frames_.size()));
   if (is_new) {
     const Frame around = frames_[static_cast<size_t>(parent)];
-    frames_.push_back({back, parent, static_cast<int16_t>(around.size + 1),
-                       static_cast<int16_t>(around.depth + (nests ? 1 : 0))});
+    frames_.push_back(
+        {back, parent, around.size + 1, static_cast<int16_t>(around.depth + (nests ? 1 : 0))});
     bytes_ += sizeof(Frame) + 64;
   }
   return entry->second;

@@ -24,8 +24,6 @@ class Configurations {
  public:
   // The set from which nothing leads anywhere.
   static constexpr int32_t kDead = 0;
-  // States that one step looks at: bounds its time.
-  static constexpr size_t kMostSeen = 8 * kMostPlaces;
   explicit Configurations(std::shared_ptr<const Automaton> automaton);
 
   int32_t initial() const { return initial_; }
@@ -65,7 +63,7 @@ class Configurations {
   // One call: where to go on, and the calls around that.
   struct Frame {
     int32_t back, parent;
-    int16_t size;   // calls
+    int32_t size;   // calls
     int16_t depth;  // arrays and objects
   };
   struct Set {

@@ -4,12 +4,14 @@
 #include <deque>
 #include <map>
 #include <set>
+#include <unordered_map>
 #include <utility>
 
 #include "model/grammar/grammar.h"
 #include "model/grammar/json_rules.h"
 #include "model/grammar/number_range.h"
 #include "model/grammar/regex.h"
+#include "model/grammar/schema_proofs.h"
 #include "model/grammar/schema_text.h"
 #include "model/text/utf8.h"
 
@@ -62,12 +64,14 @@ class SchemaCompiler {
       FailAt(place.pointer, "false allows nothing, which is not supported; leave the member out");
     }
     if (!schema.is_object()) FailAt(place.pointer, "is neither an object nor true");
+    // Written out once, however many references there are to it.
+    if (const auto there = places_.find(&schema); there != places_.end()) return there->second;
     const auto [entry, is_new] = known_.try_emplace(schema.dump(), 0);
     if (is_new) {
       entry->second = builder_.AddRule();
       open_.emplace_back(place, entry->second);
     }
-    return entry->second;
+    return places_[&schema] = entry->second;
   }
 
   void Make(const SchemaPlace& place, int32_t rule) {
@@ -142,13 +146,11 @@ class SchemaCompiler {
       FailAt(list.pointer, "of more than one schema is not supported");
     }
     if (keyword != "oneOf") return alternatives;
-    constexpr size_t kMostProofs = 2000;
-    if (proofs_ += alternatives.size() * (alternatives.size() - 1) / 2; proofs_ > kMostProofs) {
-      FailAt(list.pointer, "has too many alternatives; use anyOf");
-    }
     for (size_t i = 0; i < alternatives.size(); ++i) {
       for (size_t j = 0; j < i; ++j) {
-        if (AreDisjoint(root_, alternatives[j], alternatives[i])) continue;
+        const auto disjoint = proofs_.AreDisjoint(*alternatives[j].schema, *alternatives[i].schema);
+        if (!disjoint) FailAt(list.pointer, "has too many alternatives; use anyOf");
+        if (*disjoint) continue;
         FailAt(list.pointer, "alternatives " + std::to_string(j) + " and " + std::to_string(i) +
                                  " may both fit a document, as far as is seen from their types, "
                                  "values and required members; use anyOf");
@@ -309,8 +311,9 @@ class SchemaCompiler {
   JsonRules rules_;
   Regexes regexes_{builder_, Regexes::Spelling::kJson};
   std::map<std::string, int32_t> known_;  // rules by the text of their schemas
+  std::unordered_map<const SchemaJson*, int32_t> places_;
   std::deque<std::pair<SchemaPlace, int32_t>> open_;
-  size_t proofs_ = 0;
+  DisjointProofs proofs_{root_};
 };
 
 }  // namespace

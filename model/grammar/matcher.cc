@@ -126,8 +126,7 @@ void Constraint::FillMask(Work& work, int32_t set, bool begun, std::span<uint64_
   if (shallow) {
     const LocalMask& local = MaskOf(work, sets.Local(set));
     const size_t places = sets.num_places(set);
-    if (places * local.most_places <= kMostPlaces &&
-        places * local.most_seen <= Configurations::kMostSeen) {
+    if (places * local.most_places <= kMostPlaces && places * local.most_seen <= kMostSeen) {
       std::copy_n(local.tokens.begin(), std::min(mask.size(), local.tokens.size()), mask.begin());
       Walk walk(*vocabulary_, work, mask, nullptr);
       for (const uint32_t node : local.escapes) {

@@ -1,7 +1,9 @@
 #include "model/grammar/regex.h"
 
 #include <algorithm>
+#include <optional>
 #include <string>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -19,7 +21,7 @@ class RegexWriter {
   void Add(const RegexNode& node, int32_t from, int32_t to) {
     switch (node.kind) {
       case RegexNode::Kind::kCharacters:
-        return AddCharacters(node.characters, from, to);
+        return AddCharacters(PartsOf(node), from, to);
       case RegexNode::Kind::kAlternatives:
         for (const RegexNode& part : node.parts) Add(part, from, to);
         return;
@@ -48,7 +50,7 @@ class RegexWriter {
   void AddAnything(int32_t from, int32_t to) {
     const int32_t loop = builder_.AddState();
     builder_.AddEmpty(from, loop);
-    AddCharacters({{0, 0x10FFFF}}, loop, loop);
+    AddCharacters(Split({{0, 0x10FFFF}}), loop, loop);
     builder_.AddEmpty(loop, to);
   }
 
@@ -59,8 +61,22 @@ class RegexWriter {
     return behind;
   }
 
-  void AddCharacters(const CodePoints& set, int32_t from, int32_t to) {
-    CodePoints plain, escaped, beyond;
+  // Characters by the way they are written.
+  struct Parts {
+    CodePoints plain, escaped;
+    std::optional<int32_t> beyond;  // ASCII: a rule
+  };
+
+  // Nodes are written as often as they are repeated, but split once.
+  const Parts& PartsOf(const RegexNode& node) {
+    const auto [entry, is_new] = parts_.try_emplace(&node);
+    if (is_new) entry->second = Split(node.characters);
+    return entry->second;
+  }
+
+  Parts Split(const CodePoints& set) {
+    Parts parts;
+    CodePoints beyond;
     const auto cut = [](const CodePoints& ranges, char32_t low, char32_t high, CodePoints& result) {
       for (const auto& [first, last] : ranges) {
         if (std::max(first, low) <= std::min(last, high)) {
@@ -71,19 +87,24 @@ class RegexWriter {
     const CodePoints all = Normalized(set);
     cut(all, 0x80, 0x10FFFF, beyond);
     if (spelling_ == Regexes::Spelling::kPlain) {
-      cut(all, 0, 0x7F, plain);
+      cut(all, 0, 0x7F, parts.plain);
     } else {
       for (const auto& [low, high] :
            {std::pair<char32_t, char32_t>(0x20, '"' - 1), {'"' + 1, '\\' - 1}, {'\\' + 1, 0x7F}}) {
-        cut(all, low, high, plain);
+        cut(all, low, high, parts.plain);
       }
-      cut(all, 0, 0x1F, escaped);
-      cut(all, '"', '"', escaped);
-      cut(all, '\\', '\\', escaped);
+      cut(all, 0, 0x1F, parts.escaped);
+      cut(all, '"', '"', parts.escaped);
+      cut(all, '\\', '\\', parts.escaped);
     }
-    AddCodePoints(builder_, from, plain, to);
-    AddEscaped(escaped, plain.empty() && beyond.empty(), from, to);
-    if (!beyond.empty()) builder_.AddCall(from, RuleOf(beyond), to);
+    if (!beyond.empty()) parts.beyond = RuleOf(beyond);
+    return parts;
+  }
+
+  void AddCharacters(const Parts& parts, int32_t from, int32_t to) {
+    AddCodePoints(builder_, from, parts.plain, to);
+    AddEscaped(parts.escaped, parts.plain.empty() && !parts.beyond, from, to);
+    if (parts.beyond) builder_.AddCall(from, *parts.beyond, to);
   }
 
   void AddEscaped(const CodePoints& set, bool alone, int32_t from, int32_t to) {
@@ -117,6 +138,7 @@ class RegexWriter {
   Regexes& regexes_;
   AutomatonBuilder& builder_;
   const Regexes::Spelling spelling_;
+  std::unordered_map<const RegexNode*, Parts> parts_;
 };
 
 void Regexes::Add(std::string_view pattern, bool search, int32_t from, int32_t to) {

@@ -2,10 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <iterator>
 #include <map>
 #include <set>
-#include <utility>
 
 #include "model/grammar/automaton.h"
 #include "model/grammar/grammar.h"
@@ -83,88 +81,6 @@ void CheckTypeWords(const SchemaPlace& place) {
         place.pointer + "/type",
         "is not one of string, number, integer, boolean, null, array, object, nor a list of them");
   }
-}
-
-// The last of a path that follows "$ref" and single alternatives; guards against circles.
-SchemaPlace Follow(const SchemaJson& root, SchemaPlace place) {
-  for (int i = 0; i < 16 && place.schema->is_object() && place.schema->contains("$ref"); ++i) {
-    place = Resolve(root, place);
-  }
-  return place;
-}
-
-constexpr int kDeepestProof = 8;
-
-// Types of documents that may be valid; all where it is not seen at once.
-std::set<std::string> PossibleTypes(const SchemaJson& root, SchemaPlace place, int depth) {
-  place = Follow(root, std::move(place));
-  std::set<std::string> types;
-  const auto all = [&] { return std::set<std::string>(AllTypes().begin(), AllTypes().end()); };
-  if (!place.schema->is_object() || depth > kDeepestProof) return all();
-  if (const auto values = ValuesOf(place)) {
-    for (const SchemaJson& value : *values) {
-      for (const std::string& type : AllTypes()) {
-        if (HasType(value, type)) types.insert(type);
-      }
-    }
-    return types;
-  }
-  for (const char* keyword : {"anyOf", "oneOf", "allOf"}) {
-    if (!place.schema->contains(keyword)) continue;
-    const SchemaPlace list = place.Member(keyword);
-    for (size_t i = 0; i < list.schema->size(); ++i) {
-      types.merge(PossibleTypes(root, list.Element(i), depth + 1));
-    }
-    return types;
-  }
-  if (place.schema->contains("$ref")) return all();
-  for (const std::string& type : TypesOf(place)) {
-    types.insert(type);
-    if (type == "number") types.insert("integer");
-    // 1.0 is both.
-    if (type == "integer") types.insert("number");
-  }
-  return types;
-}
-
-bool Disjoint(const SchemaJson& root, SchemaPlace a, SchemaPlace b, int depth) {
-  if (depth > kDeepestProof) return false;
-  a = Follow(root, std::move(a));
-  b = Follow(root, std::move(b));
-  const auto types_a = PossibleTypes(root, a, depth), types_b = PossibleTypes(root, b, depth);
-  std::vector<std::string> both;
-  std::set_intersection(types_a.begin(), types_a.end(), types_b.begin(), types_b.end(),
-                        std::back_inserter(both));
-  if (both.empty()) return true;
-  if (!a.schema->is_object() || !b.schema->is_object()) return false;
-  const auto values_a = ValuesOf(a), values_b = ValuesOf(b);
-  if (values_a && values_b) {
-    return std::none_of(values_a->begin(), values_a->end(), [&](const SchemaJson& value) {
-      return std::find(values_b->begin(), values_b->end(), value) != values_b->end();
-    });
-  }
-  // Objects that differ in a member which both must have.
-  if (both != std::vector<std::string>{"object"}) return false;
-  const auto required = [](const SchemaPlace& place) {
-    std::set<std::string> names;
-    if (!place.schema->contains("required")) return names;
-    for (const SchemaJson& name : (*place.schema)["required"]) {
-      if (name.is_string()) names.insert(name.get<std::string>());
-    }
-    return names;
-  };
-  const auto has = [](const SchemaPlace& place, const std::string& name) {
-    return place.schema->contains("properties") && (*place.schema)["properties"].contains(name);
-  };
-  const auto required_b = required(b);
-  for (const std::string& name : required(a)) {
-    if (!required_b.contains(name) || !has(a, name) || !has(b, name)) continue;
-    if (Disjoint(root, a.Member("properties").Member(name), b.Member("properties").Member(name),
-                 depth + 1)) {
-      return true;
-    }
-  }
-  return false;
 }
 
 }  // namespace
@@ -329,10 +245,6 @@ std::optional<std::vector<SchemaJson>> ValuesOf(const SchemaPlace& place) {
     if (fits(value)) values.push_back(value);
   }
   return values;
-}
-
-bool AreDisjoint(const SchemaJson& root, const SchemaPlace& a, const SchemaPlace& b) {
-  return Disjoint(root, a, b, 0);
 }
 
 }  // namespace llava::grammar

@@ -45,7 +45,4 @@ bool HasType(const SchemaJson& value, const std::string& type);
 // Values of "enum" and "const" that the type allows; none: it has neither.
 std::optional<std::vector<SchemaJson>> ValuesOf(const SchemaPlace& place);
 
-// Whether no document can be valid for both, as far as that is easily seen.
-bool AreDisjoint(const SchemaJson& root, const SchemaPlace& a, const SchemaPlace& b);
-
 }  // namespace llava::grammar
