@@ -297,7 +297,8 @@ Reader ResponseFormat(const std::string& body, v1::SamplingParams& sampling) {
     } else if (type == "json_object") {
       constraint.mutable_json_object();
     } else if (type == "json_schema") {
-      if (!value.contains("json_schema")) return Bad(name + ".json_schema", "is missing");
+      if (!value.contains("json_schema") || value["json_schema"].is_null())
+        return Bad(name + ".json_schema", "is missing");
       readers.emplace("json_schema", [&](const std::string& field, const Json& schema) {
         return ReadSchema(body, field, schema, constraint);
       });

@@ -41,11 +41,14 @@ absl::Status Sequence::Take(std::span<const float> logits, Clock::time_point now
   if (!std::all_of(logits.begin(), logits.end(), [](float x) { return std::isfinite(x); })) {
     return RefuseLogits();
   }
-  const std::span<const float> choice = matcher_ ? Masked(logits) : logits;
-  return Accept(Sample(choice, job_.sampling, job_.ids, answer_.ids()), logits, now);
+  if (matcher_) {
+    if (auto status = Mask(logits); !status.ok()) return status;
+  }
+  return Accept(Sample(matcher_ ? masked_ : logits, job_.sampling, job_.ids, answer_.ids()), logits,
+                now);
 }
 
-std::span<const float> Sequence::Masked(std::span<const float> logits) {
+absl::Status Sequence::Mask(std::span<const float> logits) {
   const auto begin = Clock::now();
   allowed_.resize((logits.size() + 63) / 64);
   matcher_->FillMask(allowed_);
@@ -59,11 +62,20 @@ std::span<const float> Sequence::Masked(std::span<const float> logits) {
   end(tokenizer_.eos_id());
   for (const int32_t id : job_.stop.stop_token_ids) end(id);
   masked_.assign(logits.begin(), logits.end());
+  bool any = false;
   for (size_t i = 0; i < masked_.size(); ++i) {
-    if (((allowed_[i / 64] >> (i % 64)) & 1) == 0) masked_[i] = -INFINITY;
+    const bool allowed = ((allowed_[i / 64] >> (i % 64)) & 1) != 0;
+    any |= allowed;
+    if (!allowed) masked_[i] = -INFINITY;
   }
   mask_seconds_ = Seconds(Clock::now() - begin);
-  return masked_;
+  // Not what is wrong with the model: it counts as no fault of its version.
+  if (!any && !job_.stop.stop_token_ids.empty()) {
+    return absl::InvalidArgumentError(
+        "SamplingParams.constraint and stop_token_ids leave no token: all that could come next are "
+        "among stop_token_ids");
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Sequence::TakeDrawn(int32_t id, Clock::time_point now) {

@@ -101,7 +101,8 @@ class Sequence {
   // Prompt tokens found in the cache, before the first Take.
   void SetCached(int64_t tokens) { cached_tokens_ = tokens; }
   // Samples from `logits` (over the ids that may be sampled) and tells the sink what is new.
-  // INTERNAL: a logit is not finite, nothing was sampled. CANCELLED: the client is gone.
+  // INTERNAL: a logit is not finite, nothing was sampled. INVALID_ARGUMENT: no token is left to
+  // choose. CANCELLED: the client is gone.
   absl::Status Take(std::span<const float> logits, Clock::time_point now);
   // The same with the token that a runner drew after Choice; negative: a logit is not finite.
   absl::Status TakeDrawn(int32_t id, Clock::time_point now);
@@ -141,8 +142,9 @@ class Sequence {
  private:
   // The next token, with its logits if there are any.
   absl::Status Accept(int32_t id, std::span<const float> logits, Clock::time_point now);
-  // The logits with -infinity for tokens that the constraint forbids.
-  std::span<const float> Masked(std::span<const float> logits);
+  // masked_: the logits with -infinity for tokens that the constraint forbids. INVALID_ARGUMENT:
+  // the tokens that it allows are those that end an answer.
+  absl::Status Mask(std::span<const float> logits);
   absl::Status RefuseLogits();
   bool Tell(AnswerDelta delta);
 

@@ -22,6 +22,12 @@ absl::Status OutOfRange(const char* field, double value, const std::string& rang
 
 // What it takes to keep and to send it; CompileConstraint looks at the rest.
 absl::Status CheckConstraintSize(const v1::SamplingParams& p) {
+  if (p.has_constraint() && p.constraint().kind_case() == v1::OutputConstraint::KIND_NOT_SET) {
+    // Whoever asks for something is not answered as if it were nothing.
+    return absl::InvalidArgumentError(
+        "SamplingParams.constraint names no kind, or one that is not known here; for none there is "
+        "text");
+  }
   if (!HasConstraint(p)) return absl::OkStatus();
   if (p.ignore_eos()) {
     return absl::InvalidArgumentError(

@@ -97,6 +97,7 @@ class OpenAiConstraintTest(FrontCase):
             self.assertEqual(json.loads(body)["error"]["param"], "response_format")
             self.assertIn(hint, json.loads(body)["error"]["message"])
         for value, hint in (({"type": "xml"}, "json_schema"), ("json", "type"), ({"type": "json_schema"}, "json_schema is missing"),
+                            ({"type": "json_schema", "json_schema": None}, "json_schema is missing"),
                             ({"type": "json_schema", "json_schema": {"name": "x"}}, "schema is missing"),
                             ({"type": "json_schema", "json_schema": {"schema": [1]}}, "an object"),
                             ({"type": "json_object", "json_schema": {}}, "not a parameter")):

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "server/gateway/openai_json.h"
 
 namespace llava {
@@ -143,6 +144,16 @@ TEST(OpenAiRequestTest, ValuesOutOfRangeAreRefusedByName) {
   }
   const auto hot = With(R"({"temperature": 9})");
   EXPECT_EQ(hot.status().message(), "temperature is 9, allowed is 0 to 2 (0 = greedy)");
+}
+
+// No schema is not one that allows everything.
+TEST(OpenAiRequestTest, ASchemaThatIsMissingIsNamed) {
+  for (const char* format :
+       {R"({"type": "json_schema"})", R"({"type": "json_schema", "json_schema": null})"}) {
+    const auto request = With(absl::StrCat(R"({"response_format": )", format, "}"));
+    EXPECT_EQ(Refused(request), "response_format.json_schema") << format;
+    EXPECT_THAT(std::string(request.status().message()), HasSubstr("is missing"));
+  }
 }
 
 }  // namespace

@@ -110,5 +110,25 @@ TEST_F(EngineConstraintTest, TokensThatEndComeAtTheEndOnly) {
   EXPECT_EQ(sink->end, AnswerEnd::kStop);
 }
 
+// The caller's fault, not one of the model's.
+TEST_F(EngineConstraintTest, TokensThatEndMayBeAllThatAreAllowed) {
+  auto sink = std::make_shared<Collector>(), next = std::make_shared<Collector>();
+  GenerateJob job = Job({"Q"}, sink);
+  std::vector<uint64_t> allowed((engine_.info().tokenizer->vocab_size() + 63) / 64);
+  job.matcher->FillMask(allowed);
+  for (int32_t id = 0; id < engine_.info().tokenizer->vocab_size(); ++id) {
+    if (((allowed[static_cast<size_t>(id) / 64] >> (id % 64)) & 1) != 0) {
+      job.stop.stop_token_ids.push_back(id);
+    }
+  }
+  ASSERT_FALSE(job.stop.stop_token_ids.empty());
+  ASSERT_TRUE(engine_.Submit(std::move(job)).ok());
+  const absl::Status status = sink->Wait();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+  EXPECT_THAT(std::string(status.message()), ::testing::HasSubstr("stop_token_ids leave no token"));
+  ASSERT_TRUE(engine_.Submit(Job({"a lion"}, next)).ok());
+  EXPECT_TRUE(next->Wait().ok());
+}
+
 }  // namespace
 }  // namespace llava

@@ -43,6 +43,9 @@ TEST(SamplingTest, EveryRangeIsCheckedAndTheFieldIsNamed) {
          p.set_ignore_eos(true);
          p.mutable_constraint()->mutable_json_object();
        }},
+      {"constraint names no kind", [](auto& p) { p.mutable_constraint(); }},
+      {"constraint names no kind",  // what only newer clients know
+       [](auto& p) { p.mutable_constraint()->ParseFromString("\x9a\x06\x01x"); }},
       {"constraint (bytes)",
        [](auto& p) { p.mutable_constraint()->set_json_schema(std::string(66'000, ' ')); }},
       {"constraint.choices",
