@@ -230,6 +230,8 @@ void TurnRunner::OnVersion(absl::StatusOr<Route> route) {
   turn_.sampling = WithDefaults(turn_.sampling, route_.model.default_sampling());
   if (!turn_.sampling.has_seed()) turn_.sampling.set_seed(DrawSeed());
   turn_.seed = turn_.sampling.seed();
+  // What question and session ask for may be right each, but not together.
+  if (auto status = CheckSampling(turn_.sampling); !status.ok()) return Refuse(status);
   if (auto status = CheckObeys(route_.model); !status.ok()) return Refuse(status);
   const bool fits = has_session() && conversation_.session.context_overflow() ==
                                          v1::CONTEXT_OVERFLOW_DROP_OLDEST_TURNS;
