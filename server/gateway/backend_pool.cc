@@ -222,7 +222,10 @@ ModelTable BackendPool::table() const {
         joined.models.push_back(std::move(model));
         continue;
       }
-      auto& labels = *joined.models[place->second].mutable_labels();
+      v1::ModelInfo& known = joined.models[place->second];
+      // While services are updated some can do it and some cannot yet: PickLlm knows which.
+      if (model.constrains_output()) known.set_constrains_output(true);
+      auto& labels = *known.mutable_labels();
       for (const std::string& label : model.labels()) {
         if (std::find(labels.begin(), labels.end(), label) == labels.end()) *labels.Add() = label;
       }

@@ -26,6 +26,12 @@ struct Route {
   std::string numerics;
 };
 
+// What an answer needs of its process beside the version.
+struct LlmNeeds {
+  bool constraint = false;          // obeys SamplingParams.constraint
+  const Backend* except = nullptr;  // rather another one
+};
+
 // Thread-safe.
 class ModelRouter {
  public:
@@ -49,9 +55,9 @@ class ModelRouter {
   // Share of the sessions of a model that its canary gets. Set returns what it was.
   double canary_share(const std::string& name) const;
   double SetCanaryShare(const std::string& name, double share);
-  // The process that answers for a session (or another key), other than `except` if there is one.
+  // The process that answers for a session (or another key).
   absl::StatusOr<std::shared_ptr<Backend>> PickLlm(const Route& route, std::string_view key,
-                                                   const Backend* except = nullptr) const;
+                                                   const LlmNeeds& needs = {}) const;
   // The process that encodes a picture, likewise.
   absl::StatusOr<std::shared_ptr<Backend>> PickVision(const Route& route,
                                                       std::string_view image) const;

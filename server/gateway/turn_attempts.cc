@@ -9,6 +9,7 @@
 #include "server/runtime/failpoint.h"
 #include "server/runtime/logging.h"
 #include "server/runtime/status.h"
+#include "server/wire/sampling.h"
 
 namespace llava {
 namespace {
@@ -71,7 +72,9 @@ void TurnRunner::Attempt() {
   worker_began_ = false;
   arrived_ = false;
   asked_ = false;
-  auto llm = parts_.router.PickLlm(route_, Key(), avoid_ ? llm_.get() : nullptr);
+  auto llm = parts_.router.PickLlm(
+      route_, Key(),
+      {.constraint = HasConstraint(turn_.sampling), .except = avoid_ ? llm_.get() : nullptr});
   if (!llm.ok()) {  // no process lists the version any more
     if (begun() ? TryAgain(llm.status()) : Reroute()) return;
     return Conclude(EndingOf(llm.status()));
@@ -349,6 +352,7 @@ void TurnRunner::OnAnother(absl::StatusOr<Route> route) {
     if (may_come && WaitForWorker(&TurnRunner::FindAnother)) return;
     return Conclude(EndingOf(route.status()));
   }
+  if (auto status = CheckObeys(route->model); !status.ok()) return Conclude(EndingOf(status));
   route_ = *std::move(route);
   if (IsSameVersion(route_.model.model(), turn_.model)) {  // of another process, or yet again
     return Later(kShortestDelay, &TurnRunner::Attempt);

@@ -230,12 +230,9 @@ void TurnRunner::OnVersion(absl::StatusOr<Route> route) {
   turn_.sampling = WithDefaults(turn_.sampling, route_.model.default_sampling());
   if (!turn_.sampling.has_seed()) turn_.sampling.set_seed(DrawSeed());
   turn_.seed = turn_.sampling.seed();
-  if (HasConstraint(turn_.sampling) && !route_.model.constrains_output()) {
-    return Refuse(absl::UnimplementedError(absl::StrCat(
-        "SamplingParams.constraint: model ", turn_.model.name(), " version ", turn_.model.version(),
-        " is served by a llava-llm, or has a tokenizer, that "
-        "cannot obey it")));
-  }
+  // What question and session ask for may be right each, but not together.
+  if (auto status = CheckSampling(turn_.sampling); !status.ok()) return Refuse(status);
+  if (auto status = CheckObeys(route_.model); !status.ok()) return Refuse(status);
   const bool fits = has_session() && conversation_.session.context_overflow() ==
                                          v1::CONTEXT_OVERFLOW_DROP_OLDEST_TURNS;
   // What the service would refuse is not worth a record: it would keep the text.
@@ -261,6 +258,14 @@ void TurnRunner::OnVersion(absl::StatusOr<Route> route) {
                            self->Record();
                          });
   fit->Start();
+}
+
+absl::Status TurnRunner::CheckObeys(const v1::ModelInfo& model) const {
+  if (!HasConstraint(turn_.sampling) || model.constrains_output()) return absl::OkStatus();
+  return absl::UnimplementedError(
+      absl::StrCat("SamplingParams.constraint: model ", model.model().name(), " version ",
+                   model.model().version(),
+                   " is served by a llava-llm, or has a tokenizer, that cannot obey it"));
 }
 
 void TurnRunner::Record() {

@@ -62,6 +62,8 @@ class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnR
   void OnConversation(absl::StatusOr<Conversation> conversation);
   void FindVersion();
   void OnVersion(absl::StatusOr<Route> route);
+  // UNIMPLEMENTED if the question has a constraint and no process of the version can obey it.
+  absl::Status CheckObeys(const v1::ModelInfo& model) const;
   void Record();
   void OnRecorded(absl::StatusOr<uint32_t> number);
   void TellStarted();

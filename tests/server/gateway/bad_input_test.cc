@@ -141,6 +141,22 @@ TEST_F(BadInputTest, AConstraintThatTheServiceWouldNotObey) {
   EXPECT_TRUE(Ask(request).status.ok());
 }
 
+TEST_F(BadInputTest, ASessionAndItsQuestionMayNotFitEachOther) {
+  StartGateway();
+  v1::CreateSessionRequest bound, endless;
+  bound.mutable_sampling()->mutable_constraint()->mutable_json_object();
+  endless.mutable_sampling()->set_ignore_eos(true);
+  const std::string first = NewSession(bound), second = NewSession(endless);
+  v1::ChatRequest request = Question(first, "x");
+  request.mutable_sampling()->set_ignore_eos(true);
+  ExpectRefused(request, kInvalid, "ignore_eos");
+  request = Question(second, "x");
+  request.mutable_sampling()->mutable_constraint()->mutable_json_object();
+  ExpectRefused(request, kInvalid, "ignore_eos");
+  EXPECT_TRUE(Turns(first).empty());
+  EXPECT_TRUE(Turns(second).empty());
+}
+
 TEST_F(BadInputTest, APromptLongerThanTheContext) {
   llm_.Set({.context_tokens = 5});
   StartGateway();

@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 
+#include "absl/strings/str_cat.h"
 #include "model/digest/sha256.h"
 #include "tests/server/gateway/gateway_harness.h"
 
@@ -123,6 +124,30 @@ TEST_F(ChatTest, AConstraintOfTheSessionHoldsUnlessTheQuestionHasItsOwn) {
   question.mutable_sampling()->mutable_constraint()->mutable_text();
   ASSERT_TRUE(Ask(question).status.ok());
   EXPECT_TRUE(llm_.last_request().sampling().constraint().has_text());
+}
+
+// While services are updated, some of them do not know constraints yet.
+TEST_F(ChatTest, AConstraintIsForServicesThatObeyIt) {
+  FakeLlm newer;
+  v1::ModelInfo older = FakeLanguageModel("emoji", 1);
+  older.clear_constrains_output();
+  llm_.models().Set({older});
+  options_.llm = absl::StrCat(llm_.server().address(), ",", newer.server().address());
+  StartGateway();
+  ASSERT_TRUE(
+      Eventually([&] { return Metric("llava_gateway_backends_down{backend=\"llm\"}") == 0; }));
+  for (int i = 0; i < 30; ++i) {
+    const std::string session = NewSession();
+    v1::ChatRequest question = Question(session, "a");
+    question.mutable_sampling()->mutable_constraint()->mutable_json_object();
+    const int before = llm_.generates();
+    const Answer answer = Ask(question);
+    ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+    EXPECT_EQ(llm_.generates(), before);
+    EXPECT_TRUE(Ask(Question(session, "b")).status.ok());
+  }
+  EXPECT_GT(llm_.generates(), 0) << "it answers what it can";
+  StopGateway();
 }
 
 TEST_F(ChatTest, DrawsASeedOfItsOwn) {

@@ -156,5 +156,20 @@ TEST(OpenAiRequestTest, ASchemaThatIsMissingIsNamed) {
   }
 }
 
+// As many as docs/constraints.md promises.
+TEST(OpenAiRequestTest, ASchemaHasTheLevelsThatTheBodyLeavesIt) {
+  const auto with = [](int levels) {
+    std::string schema = R"({"type": "null"})";
+    for (int i = 1; i < levels; ++i) {
+      schema = absl::StrCat(R"({"type": "array", "items": )", schema, "}");
+    }
+    return With(
+        absl::StrCat(R"({"response_format": {"type": "json_schema", "json_schema": {"schema": )",
+                     schema, "}}}"));
+  };
+  EXPECT_TRUE(with(61).ok()) << with(61).status();
+  EXPECT_THAT(std::string(with(62).status().message()), HasSubstr("nested too deeply"));
+}
+
 }  // namespace
 }  // namespace llava
