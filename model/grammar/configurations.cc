@@ -43,6 +43,7 @@ int32_t Configurations::Make(int32_t set, int byte_class) {
     }
   }
   draft.set.seen = draft.seen.size();
+  looked_at_ += sets_[static_cast<size_t>(set)].cost + draft.set.seen;
   const int32_t next = Intern(std::move(draft.set));
   tables_[TableIndex(set, byte_class)] = next;
   return next;
@@ -155,9 +156,12 @@ int32_t Configurations::ImportFrame(const Configurations& other, int32_t frame) 
 
 int32_t Configurations::Import(const Configurations& other, int32_t number) {
   Set set = other.sets_[static_cast<size_t>(number)];
+  const size_t before = bytes_;
   for (Place& place : set.places) place.frame = ImportFrame(other, place.frame);
   set.local = -1;
-  return Intern(std::move(set));
+  const int32_t here = Intern(std::move(set));
+  imported_bytes_ += bytes_ - before;
+  return here;
 }
 
 int32_t Configurations::Intern(Set set) {
@@ -174,6 +178,8 @@ int32_t Configurations::Intern(Set set) {
       return it->second;
     }
   }
+  set.cost = 1;
+  for (const Place& place : set.places) set.cost += 1 + automaton_->bytes(place.state).size();
   const auto number = static_cast<int32_t>(sets_.size());
   const auto classes = static_cast<size_t>(automaton_->num_classes());
   bytes_ += sizeof(Set) + set.places.size() * sizeof(Place) + 64 + classes * sizeof(int32_t);

@@ -38,6 +38,9 @@ class Configurations {
   // Some place has a next byte.
   bool alive(int32_t set) const { return !sets_[static_cast<size_t>(set)].places.empty(); }
   size_t num_places(int32_t set) const { return sets_[static_cast<size_t>(set)].places.size(); }
+  // What a step from it looks at: its places and the bytes that they read. The same in every
+  // process.
+  size_t cost(int32_t set) const { return sets_[static_cast<size_t>(set)].cost; }
   // States that were looked at to make it, at most kMostSeen; there were more if it is that.
   size_t num_seen(int32_t set) const { return sets_[static_cast<size_t>(set)].seen; }
   // Levels of arrays and objects around it, at most.
@@ -53,6 +56,10 @@ class Configurations {
   size_t num_sets() const { return sets_.size(); }
   // All sets and their tables, roughly.
   size_t bytes() const { return bytes_; }
+  // Those that came from other objects: they are needed, whatever is forgotten.
+  size_t imported_bytes() const { return imported_bytes_; }
+  // States and edges that all steps have looked at so far.
+  uint64_t looked_at() const { return looked_at_; }
 
  private:
   // A state, and the calls around it.
@@ -70,7 +77,7 @@ class Configurations {
     std::vector<Place> places;  // in the order of the automaton's edges: the same in every process
     bool complete = false, escaped = false;
     int32_t local = -1;
-    size_t seen = 0;
+    size_t seen = 0, cost = 1;
   };
   // While a set is made.
   struct Draft {
@@ -102,7 +109,8 @@ class Configurations {
   std::unordered_multimap<size_t, int32_t> set_ids_;  // by hash
   std::vector<int32_t> tables_;
   int32_t initial_ = kDead;
-  size_t bytes_ = 0;
+  size_t bytes_ = 0, imported_bytes_ = 0;
+  uint64_t looked_at_ = 0;
 };
 
 }  // namespace llava::grammar

@@ -8,9 +8,9 @@ namespace {
 
 // What a constraint remembers; beyond it begins anew.
 constexpr size_t kMostSetBytes = 12u << 20, kMostMaskBytes = 12u << 20;
-// Places in all sets that a walk meets: bounds its time where every token leads somewhere else.
-// Beyond it tokens of more than one byte are not allowed.
-constexpr size_t kMostWork = 32 * 1024;
+// Costs of all sets that a walk meets, and a part of it for each step from one: bounds its time
+// where every token leads somewhere else. Beyond it tokens of more than one byte are not allowed.
+constexpr size_t kMostWork = 32 * 1024, kStepsPaidAtOnce = 32;
 
 }  // namespace
 
@@ -34,7 +34,9 @@ class Constraint::Walk {
         i = node.end;
         continue;
       }
-      const int32_t next = work_.sets.Step(path[node.depth - 1], node.byte);
+      const int32_t from = path[node.depth - 1];
+      left_ -= static_cast<int64_t>(work_.sets.cost(from) / kStepsPaidAtOnce);
+      const int32_t next = work_.sets.Step(from, node.byte);
       if (next == Configurations::kDead) {
         i = node.end;
         continue;
@@ -66,7 +68,7 @@ class Constraint::Walk {
     const auto number = static_cast<size_t>(set);
     if (number >= work_.visits.size()) work_.visits.resize(2 * number + 64);
     if (std::exchange(work_.visits[number], work_.walk) == work_.walk) return;
-    left_ -= static_cast<int64_t>(1 + work_.sets.num_places(set));
+    left_ -= static_cast<int64_t>(work_.sets.cost(set));
     if (local_ == nullptr) return;
     local_->most_places = std::max(local_->most_places, work_.sets.num_places(set));
     local_->most_seen = std::max(local_->most_seen, work_.sets.num_seen(set));
@@ -86,10 +88,21 @@ Constraint::Constraint(std::shared_ptr<const Automaton> automaton,
       work_(std::make_shared<Work>(automaton_)) {}
 
 std::shared_ptr<Constraint::Work> Constraint::Current() {
-  if (work_->sets.bytes() > kMostSetBytes || work_->mask_bytes > kMostMaskBytes) {
+  const Configurations& sets = work_->sets;
+  if (sets.bytes() - sets.imported_bytes() > kMostSetBytes || work_->mask_bytes > kMostMaskBytes) {
+    looked_at_before_ += sets.looked_at();
+    ++times_begun_anew_;
     work_ = std::make_shared<Work>(automaton_);
   }
   return work_;
+}
+
+Constraint::Usage Constraint::usage() {
+  const std::lock_guard lock(mutex_);
+  const Configurations& sets = work_->sets;
+  return {.bytes = sets.bytes() + work_->mask_bytes,
+          .times_begun_anew = times_begun_anew_,
+          .looked_at = looked_at_before_ + sets.looked_at()};
 }
 
 const Constraint::LocalMask& Constraint::MaskOf(Work& work, int32_t local) const {

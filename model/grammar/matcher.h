@@ -26,6 +26,13 @@ class Constraint {
   Constraint(std::shared_ptr<const Automaton> automaton,
              std::shared_ptr<const Vocabulary> vocabulary);
 
+  struct Usage {
+    size_t bytes = 0;             // remembered, roughly
+    size_t times_begun_anew = 0;  // because that were too many
+    uint64_t looked_at = 0;       // states and edges, so far
+  };
+  Usage usage();
+
  private:
   friend class Matcher;
   // What sets with one local set have in common.
@@ -53,6 +60,8 @@ class Constraint {
   const std::shared_ptr<const Vocabulary> vocabulary_;
   std::mutex mutex_;
   std::shared_ptr<Work> work_;
+  size_t times_begun_anew_ = 0;
+  uint64_t looked_at_before_ = 0;  // in what is forgotten
 };
 
 // One text under a constraint. One thread.

@@ -64,10 +64,11 @@ double At(std::vector<double> values, double share) {
   return values[static_cast<size_t>(share * static_cast<double>(values.size() - 1))];
 }
 
-void Measure(const char* name, const std::string& schema,
+template <typename Make>
+void Measure(const char* name, const Make& make,
              const std::shared_ptr<const grammar::Vocabulary>& vocabulary) {
   const auto begin = Clock::now();
-  const auto automaton = schema.empty() ? grammar::JsonObject() : grammar::JsonSchema(schema);
+  const std::shared_ptr<const grammar::Automaton> automaton = make();
   const double compile = Micros(begin);
   const auto constraint = std::make_shared<grammar::Constraint>(automaton, vocabulary);
   std::mt19937 random(1);
@@ -95,6 +96,12 @@ void Measure(const char* name, const std::string& schema,
               At(later, 1), At(advances, 0.5), At(advances, 1));
 }
 
+void MeasureSchema(const char* name, const std::string& schema,
+                   const std::shared_ptr<const grammar::Vocabulary>& vocabulary) {
+  Measure(
+      name, [&] { return grammar::JsonSchema(schema); }, vocabulary);
+}
+
 }  // namespace
 }  // namespace llava
 
@@ -114,16 +121,17 @@ int main(int argc, char** argv) {
               vocabulary->size(), vocabulary->nodes().size(), Micros(begin) / 1000);
   std::printf("%-28s %9s | %7s %7s %8s | %7s %7s %8s | %6s %7s\n", "microseconds", "compile",
               "first", "99 %", "most", "later", "99 %", "most", "token", "most");
-  Measure("any object", "", vocabulary);
   Measure(
+      "any object", [] { return grammar::JsonObject(); }, vocabulary);
+  MeasureSchema(
       "record of five members",
       R"({"type":"object","properties":{"name":{"type":"string"},"age":{"type":"integer","minimum":0,"maximum":150},
               "kind":{"enum":["cat","dog","bird"]},"tags":{"type":"array","items":{"type":"string"}},
               "score":{"type":"number"}},"required":["name","age","kind","tags","score"]})",
       vocabulary);
-  Measure("strings of at most 100", R"({"type":"array","items":{"type":"string","maxLength":100}})",
-          vocabulary);
-  Measure(
+  MeasureSchema("strings of at most 100",
+                R"({"type":"array","items":{"type":"string","maxLength":100}})", vocabulary);
+  MeasureSchema(
       "tree, alternatives",
       R"({"$ref":"#/$defs/n","$defs":{"n":{"anyOf":[{"type":"string"},{"type":"object","properties":
               {"a":{"$ref":"#/$defs/n"},"b":{"$ref":"#/$defs/n"}},"required":["a"]},{"type":"array","items":{"$ref":"#/$defs/n"}}]}}})",
@@ -132,7 +140,7 @@ int main(int argc, char** argv) {
   for (int i = 0; i < 400; ++i) {
     wide += (i > 0 ? "," : "") + std::string("\"member ") + std::to_string(i) + "\":{}";
   }
-  Measure("400 optional members", wide + "}}", vocabulary);
+  MeasureSchema("400 optional members", wide + "}}", vocabulary);
   // Each of its alternatives goes on its own way at once.
   std::string worst = R"({"anyOf":[)";
   for (int i = 0; i < 60; ++i) {
@@ -141,6 +149,11 @@ int main(int argc, char** argv) {
              std::to_string(40 + i) + R"(},{"type":"array","items":{"type":"string","minLength":)" +
              std::to_string(i) + "}}]}}";
   }
-  Measure("60 overlapping arrays", worst + "]}", vocabulary);
+  MeasureSchema("60 overlapping arrays", worst + "]}", vocabulary);
+  std::string any = "[ -~]";
+  for (int i = 1; i < 180; ++i) any += "|[ -~]";
+  const std::string pattern = "[ -~]*[a-m](?:" + any + "){20}";
+  Measure(
+      "180 equal alternatives", [&] { return grammar::Regex(pattern); }, vocabulary);
   return 0;
 }

@@ -6,6 +6,7 @@
 #include <gmock/gmock.h>
 
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "model/grammar/grammar.h"
 #include "tests/model/grammar/random_schema.h"
@@ -131,7 +132,6 @@ TEST(MatcherTest, NestingEndsWhereTheLimitIs) {
         break;
       }
     }
-    for (int32_t id : allowed) text.reserve(static_cast<size_t>(id));
     text += vocabulary.bytes(best);
     ASSERT_TRUE(matcher.Advance(best));
     ASSERT_LT(text.size(), 5000u);
@@ -163,23 +163,74 @@ TEST(MatcherTest, TheFirstTokenMayBringASpaceThatIsDropped) {
 }
 
 TEST(MatcherTest, WhatIsRememberedIsBoundedAndForgottenWithoutATrace) {
-  // Sets without end: a position in each of two hundred strings, and free values within.
+  // Sets without end: a position in each of many strings.
   const auto constraint = ConstraintOf(grammar::JsonSchema(
-      R"({"type":"array","items":{"type":"string","maxLength":5000},"maxItems":500})"));
-  RandomSource random(5);
+      R"({"type":"array","items":{"type":"string","minLength":5000,"maxLength":5000},"maxItems":500})"));
+  const auto& vocabulary = *JsonVocabulary();
   Matcher matcher(constraint);
   std::string text;
-  const auto& vocabulary = *JsonVocabulary();
-  for (int i = 0; i < 30000 && !matcher.finished(); ++i) {
-    const std::vector<int32_t> allowed = AllowedTokens(matcher, vocabulary);
-    ASSERT_FALSE(allowed.empty());
-    const int32_t token = allowed[random() % allowed.size()];
-    ASSERT_TRUE(matcher.Advance(token));
-    text += vocabulary.bytes(token);
+  const auto add = [&](const std::string& bytes) {
+    for (const char byte : bytes) ASSERT_TRUE(matcher.Advance(3 + static_cast<uint8_t>(byte)));
+    text += bytes;
+  };
+  add("[");
+  for (int i = 0; i < 500 && constraint->usage().times_begun_anew < 2; ++i) {
+    add("\"" + std::string(5000, 'x') + "\",");
+    ASSERT_LT(constraint->usage().bytes, 26u << 20);
   }
-  Matcher again(constraint);
+  ASSERT_EQ(constraint->usage().times_begun_anew, 2u);
+  add("\"xyz");
+  const auto fresh = ConstraintOf(grammar::JsonSchema(
+      R"({"type":"array","items":{"type":"string","minLength":5000,"maxLength":5000},"maxItems":500})"));
+  Matcher again(fresh);
   for (const char byte : text) ASSERT_TRUE(again.Advance(3 + static_cast<uint8_t>(byte)));
   EXPECT_EQ(AllowedTokens(matcher, vocabulary), AllowedTokens(again, vocabulary));
+}
+
+// A place may have more calls around it than are remembered otherwise.
+TEST(MatcherTest, WhatIsNeededIsNotForgottenAtEachStep) {
+  std::string schema = R"({"$ref":"#/$defs/x/0","$defs":{"x":[)";
+  constexpr int kReferences = 2500, kLevels = 62;
+  for (int i = 1; i <= kReferences; ++i) {
+    schema += R"({"$ref":"#/$defs/x/)" + std::to_string(i) + "\"},";
+  }
+  schema += R"({"type":"array","items":{"$ref":"#/$defs/x/0"}}]}})";
+  const auto constraint = ConstraintOf(grammar::JsonSchema(schema));
+  Matcher matcher(constraint);
+  for (int i = 0; i < kLevels; ++i) ASSERT_TRUE(matcher.Advance(3 + '['));
+  EXPECT_GT(constraint->usage().bytes, 12u << 20);
+  for (int i = 0; i < 20; ++i) ASSERT_TRUE(matcher.Advance(3 + ' '));
+  for (int i = 0; i < kLevels; ++i) ASSERT_TRUE(matcher.Advance(3 + ']'));
+  EXPECT_TRUE(matcher.complete());
+  EXPECT_LE(constraint->usage().times_begun_anew, 2u);
+}
+
+// An expression whose sets have many bytes to read, and that are new for each text.
+TEST(MatcherTest, AStepLooksAtAFewStatesAndEdgesHoweverManyThereAre) {
+  std::string any = "[ -~]";
+  for (int i = 1; i < 180; ++i) any += "|[ -~]";
+  // Tokens that part at each of their bytes.
+  std::vector<std::string> tokens(3);
+  for (int byte = 0; byte < 256; ++byte) tokens.emplace_back(1, static_cast<char>(byte));
+  for (int i = 0; i < 1 << 13; ++i) {
+    std::string token;
+    for (int bit = 0; bit < 13; ++bit) token += ((i >> bit) & 1) != 0 ? 'a' : 'z';
+    tokens.push_back(std::move(token));
+  }
+  const grammar::Vocabulary vocabulary(std::move(tokens));
+  const auto constraint =
+      std::make_shared<Constraint>(grammar::Regex("[ -~]*[a-m](?:" + any + "){20}"),
+                                   std::make_shared<const grammar::Vocabulary>(vocabulary));
+  RandomSource random(6);
+  Matcher matcher(constraint);
+  uint64_t before = constraint->usage().looked_at, most = 0;
+  for (int i = 0; i < 30; ++i) {
+    ASSERT_FALSE(AllowedTokens(matcher, vocabulary).empty());
+    const uint64_t now = constraint->usage().looked_at;
+    most = std::max(most, now - std::exchange(before, now));
+    ASSERT_TRUE(matcher.Advance(static_cast<int32_t>(3 + 'a' + random() % 26)));
+  }
+  EXPECT_LT(most, 500'000u);
 }
 
 TEST(MatcherTest, TokensThatAreNoneAreRefused) {
