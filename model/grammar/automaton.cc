@@ -10,9 +10,9 @@ namespace llava::grammar {
 
 void AutomatonBuilder::Count() {
   if (++parts_ <= kMostParts) return;
-  throw GrammarError("takes an automaton of more than " + std::to_string(kMostParts) +
-                     " states and edges; ask for less: shorter maxLength, fewer maxItems, fewer "
-                     "names and values");
+  throw TooLarge("takes an automaton of more than " + std::to_string(kMostParts) +
+                 " states and edges; ask for less: shorter maxLength, fewer maxItems, fewer "
+                 "names and values");
 }
 
 int32_t AutomatonBuilder::AddState() {
@@ -226,8 +226,8 @@ std::shared_ptr<const Automaton> AutomatonBuilder::Build(int32_t root) const {
   automaton->root_ = root;
   automaton->rules_ = rules_;
   if (dead(start(root))) {
-    throw GrammarError("nothing can fit it: there is no such text of at most " +
-                       std::to_string(kMostNesting) + " levels of arrays and objects");
+    throw NoText("nothing can fit it: there is no such text of at most " +
+                 std::to_string(kMostNesting) + " levels of arrays and objects");
   }
   std::array<bool, 257> cuts{};
   cuts[0] = cuts[' '] = cuts[' ' + 1] = true;

@@ -19,6 +19,15 @@ struct GrammarError : std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
+// It takes more than kMostParts.
+struct TooLarge : GrammarError {
+  using GrammarError::GrammarError;
+};
+// No text fits.
+struct NoText : GrammarError {
+  using GrammarError::GrammarError;
+};
+
 // No text has more arrays and objects within each other.
 inline constexpr int kMostNesting = 64;
 // States and edges of an automaton together.

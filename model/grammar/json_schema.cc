@@ -50,6 +50,8 @@ class SchemaCompiler {
         Make(place, number);
       } catch (const SchemaJson::exception&) {
         FailAt(place.pointer, "has a keyword whose value is of the wrong kind");
+      } catch (const TooLarge& error) {
+        FailAt(place.pointer, error.what());
       }
     }
     return builder_.Build(rule);
@@ -182,7 +184,7 @@ class SchemaCompiler {
   int32_t StringOf(const SchemaPlace& place) {
     if (place.schema->contains("pattern")) return MatchingOf(place);
     const auto [least, most] = CountsOf(place, "minLength", "maxLength");
-    return At(place, [&, least = least, most = most] { return rules_.String(least, most); });
+    return rules_.String(least, most);
   }
 
   int32_t MatchingOf(const SchemaPlace& place) {
@@ -252,8 +254,7 @@ class SchemaCompiler {
     if (!rest && least > first.size()) {
       FailAt(place.pointer + "/minItems", "is more than there are prefixItems, and items is false");
     }
-    return At(place,
-              [&, least = least, most = most] { return rules_.Array(first, rest, least, most); });
+    return rules_.Array(first, rest, least, most);
   }
 
   int32_t ObjectOf(const SchemaPlace& place) {
@@ -296,16 +297,6 @@ class SchemaCompiler {
     return names;
   }
 
-  // Tells the place of what is too large.
-  template <typename Make>
-  static int32_t At(const SchemaPlace& place, const Make& make) {
-    try {
-      return make();
-    } catch (const GrammarError& error) {
-      FailAt(place.pointer, error.what());
-    }
-  }
-
   const SchemaJson& root_;
   AutomatonBuilder builder_;
   JsonRules rules_;
@@ -335,7 +326,12 @@ std::shared_ptr<const Automaton> Regex(std::string_view pattern) {
   builder.SetFinal(end);
   const int32_t rule = builder.AddRule();
   builder.AddBeginningWithout(' ', body, builder.start(rule));
-  return builder.Build(rule);
+  try {
+    return builder.Build(rule);
+  } catch (const NoText&) {
+    throw GrammarError(
+        "nothing can fit it: no text matches it that does not begin with a space, as none may");
+  }
 }
 
 std::shared_ptr<const Automaton> Choices(std::span<const std::string> texts) {

@@ -108,6 +108,7 @@ TEST(RegexTest, RefusalsNameThePlace) {
                         Case{R"(\)", "escape is not supported"},
                         Case{"\xFF", "not UTF-8"},
                         Case{"[^\\s\\S]", "nothing can fit"},
+                        Case{" a", "begin with a space"},
                         Case{"((a{100}){100}){100}", "states and edges"}}) {
     try {
       Regex(c.pattern);
