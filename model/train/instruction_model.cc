@@ -110,9 +110,10 @@ void ChooseTiles(InstructionModel& model, const InstructionSettings& settings, u
     CheckPair(language.config, model.tower.config, settings.model.string());
   } catch (const std::runtime_error& wrong) {
     const std::string what = wrong.what();
-    const bool of_canvas = what.find("canvas") != std::string::npos;
+    const bool of_tiles =
+        what.find("canvas") != std::string::npos || what.find("come in tiles") != std::string::npos;
     throw std::invalid_argument(
-        what + (of_canvas ? "; setting \"grid\" names canvases of this tower's tiles" : ""));
+        what + (of_tiles ? "; setting \"grid\" names canvases of this tower's tiles" : ""));
   }
   if (has_newline) return;
   const int64_t width = language.config.decoder.hidden_size;
