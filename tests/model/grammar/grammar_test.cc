@@ -9,18 +9,12 @@
 #include "model/grammar/json_rules.h"
 #include "model/grammar/number_range.h"
 #include "model/text/utf8.h"
+#include "tests/model/grammar/accepts.h"
 
 namespace llava::grammar {
 namespace {
 
 using ::testing::HasSubstr;
-
-bool Accepts(const std::shared_ptr<const Automaton>& automaton, std::string_view text) {
-  Configurations sets(automaton);
-  int32_t set = sets.initial();
-  for (const char byte : text) set = sets.Step(set, static_cast<uint8_t>(byte));
-  return sets.complete(set);
-}
 
 TEST(CodePointsTest, AllOfUnicodeAndNothingElse) {
   AutomatonBuilder builder;

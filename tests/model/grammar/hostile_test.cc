@@ -10,19 +10,13 @@
 
 #include "model/grammar/configurations.h"
 #include "model/grammar/grammar.h"
+#include "tests/model/grammar/accepts.h"
 #include "tests/support/slowdown.h"
 
 namespace llava::grammar {
 namespace {
 
 using ::testing::HasSubstr;
-
-bool Accepts(const std::shared_ptr<const Automaton>& automaton, std::string_view text) {
-  Configurations sets(automaton);
-  int32_t set = sets.initial();
-  for (const char byte : text) set = sets.Step(set, static_cast<uint8_t>(byte));
-  return sets.complete(set);
-}
 
 // Of this thread on a processor: others may be busy, too.
 double Seconds() {

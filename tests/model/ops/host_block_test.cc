@@ -83,5 +83,20 @@ INSTANTIATE_TEST_SUITE_P(BothWays, HostBlockTest, testing::Bool(), [](const auto
   return std::string(way.param ? "Backwards" : "Forwards");
 });
 
+// Of 7B and 13B on 132 multiprocessors: blocks that stay are for shapes that keep them all busy.
+TEST(StreamsEvenlyTest, NotWhereMostBlocksWouldWaitForAFew) {
+  const auto evenly = [](int rows, bool gated) {
+    PackedProductArgs args{};
+    args.weight.rows = rows;
+    args.gated = gated;
+    return StreamsEvenly(args, 132);
+  };
+  EXPECT_TRUE(evenly(4096, false));      // 128 panels, one turn
+  EXPECT_TRUE(evenly(3 * 4096, false));  // 384, three of 132
+  EXPECT_TRUE(evenly(2 * 11008, true));  // 344 pairs, three
+  EXPECT_FALSE(evenly(5120, false));     // 160, two: 61 %
+  EXPECT_TRUE(evenly(32, false));
+}
+
 }  // namespace
 }  // namespace llava::cuda
