@@ -58,12 +58,11 @@ std::string ModeOf(const FeatureConfig& features) {
 
 std::string OriginOf(const TowerCheckpoint& checkpoint, const FrozenTowerOptions& options) {
   const FeatureConfig& features = options.features;
+  const at::Device device = options.devices.front();
   return "tower " + ToHex(checkpoint.digest) + " layer " + std::to_string(features.select_layer) +
          (features.select_feature == SelectFeature::kPatch ? " patch" : " cls_patch") +
          ModeOf(features) +
-         (options.device.is_cpu() ? ""
-                                  : std::string(1, ' ') + c10::DeviceTypeName(options.device.type(),
-                                                                              /*lower_case=*/true));
+         (device.is_cpu() ? "" : ' ' + c10::DeviceTypeName(device.type(), /*lower_case=*/true));
 }
 
 // Kernels of this thread run on it alone.
@@ -83,9 +82,11 @@ class OneThread {
 }  // namespace
 
 FrozenTower::FrozenTower(const TowerCheckpoint& checkpoint, const FrozenTowerOptions& options)
-    : options_(options),
-      tower_(checkpoint.config, checkpoint.tensors, options.device, options.dtype),
-      shape_(options.features, checkpoint.config.num_patches()) {
+    : options_(options), shape_(options.features, checkpoint.config.num_patches()) {
+  for (const at::Device device : options.devices) {
+    towers_.push_back(
+        std::make_unique<ClipTower>(checkpoint.config, checkpoint.tensors, device, options.dtype));
+  }
   if (options.cache_file.empty()) return;
   file_ = std::make_unique<FeatureFile>(
       options.cache_file, OriginOf(checkpoint, options),
@@ -146,9 +147,10 @@ at::Tensor FrozenTower::Compute(const std::string& file) const {
   const Image image = DecodeImage(BytesOf(file));
   const at::NoGradGuard no_graph;
   const OneThread one;
-  const c10::DeviceGuard device(options_.device);
+  const ClipTower& tower = *towers_[turn_++ % towers_.size()];
+  const c10::DeviceGuard device(tower.device());
   ++computed_;
-  return TowerFeatures(tower_, options_.features, image).rows.cpu().contiguous();
+  return TowerFeatures(tower, options_.features, image).rows.cpu().contiguous();
 }
 
 void FrozenTower::Keep(const std::string& name, const at::Tensor& features) const {

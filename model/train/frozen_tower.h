@@ -10,6 +10,7 @@
 #include <optional>
 #include <string>
 #include <unordered_map>
+#include <vector>
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>
@@ -24,7 +25,8 @@ namespace llava {
 
 struct FrozenTowerOptions {
   FeatureConfig features = {};
-  at::Device device = at::kCPU;  // that computes; features are kept on the CPU
+  // That compute, in turns; features are kept on the CPU. At least one.
+  std::vector<at::Device> devices = {at::kCPU};
   at::ScalarType dtype = at::kFloat;
   int64_t memory_bytes = 0;  // of features kept in memory; what comes later is not kept
   std::filesystem::path cache_file = {};  // empty: none
@@ -55,7 +57,8 @@ class FrozenTower {
   void Keep(const std::string& name, const at::Tensor& features) const;
 
   FrozenTowerOptions options_;
-  ClipTower tower_;
+  std::vector<std::unique_ptr<ClipTower>> towers_;  // by device
+  mutable std::atomic<size_t> turn_ = 0;
   PictureShape shape_;
   std::unique_ptr<FeatureFile> file_;
   mutable std::atomic<int64_t> computed_ = 0, from_memory_ = 0, from_file_ = 0;

@@ -9,6 +9,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
+#include <c10/core/DeviceGuard.h>
 
 #include "model/checkpoint/tensor_names.h"
 #include "model/llava/llava.h"
@@ -49,11 +50,48 @@ TensorSource WithAdapters(const LanguageCheckpoint& language, const InstructionS
   return tensors;
 }
 
-Llava ModelOf(const LanguageCheckpoint& language, const TensorSource& tensors,
-              const InstructionSettings& settings, const TaskSettings& task) {
-  Llava model(language, task.device, task.compute_dtype);
-  if (settings.lora) model.decoder().Adapt(*settings.lora, tensors);
-  return model;
+// Each device computes whole micro-batches.
+void CheckDevices(const InstructionSettings& settings, const TaskSettings& task,
+                  std::FILE* progress) {
+  const auto devices = static_cast<int64_t>(task.devices.size());
+  if (settings.accumulation < devices) {
+    throw std::invalid_argument(
+        "setting \"accumulation\" is " + std::to_string(settings.accumulation) +
+        ", but \"device\" names " + std::to_string(devices) +
+        ": each computes whole micro-batches, so a step needs at least as many. Raise it, and "
+        "lower batch_size by as much: their product is what a step learns from");
+  }
+  if (progress != nullptr && settings.accumulation % devices != 0) {
+    std::fprintf(progress,
+                 "llava-train: %lld micro-batches a step on %lld devices: some idle in the last "
+                 "turn\n",
+                 static_cast<long long>(settings.accumulation), static_cast<long long>(devices));
+  }
+}
+
+// One on each device.
+std::vector<std::unique_ptr<Llava>> ModelsOf(const LanguageCheckpoint& language,
+                                             const TensorSource& tensors,
+                                             const InstructionSettings& settings,
+                                             const TaskSettings& task) {
+  std::vector<std::unique_ptr<Llava>> models;
+  for (const at::Device device : task.devices) {
+    const c10::DeviceGuard guard(device);
+    Llava& model =
+        *models.emplace_back(std::make_unique<Llava>(language, device, task.compute_dtype));
+    if (settings.lora) model.decoder().Adapt(*settings.lora, tensors);
+    model.decoder().set_gradient_checkpointing(task.gradient_checkpointing);
+  }
+  return models;
+}
+
+std::vector<MasterWeights::Visit> VisitsOf(const std::vector<std::unique_ptr<Llava>>& models) {
+  std::vector<MasterWeights::Visit> visits;
+  for (const auto& model : models) {
+    visits.push_back(
+        [&model = *model](const ParameterVisitor& visit) { model.VisitParameters(visit); });
+  }
+  return visits;
 }
 
 SampleRules RulesOf(const InstructionSettings& settings, const Llava& model, uint64_t seed) {
@@ -87,21 +125,22 @@ class InstructionTask : public TrainingTask {
         task_(task),
         start_(OpenInstructionModel(settings, task.seed)),
         tensors_(WithAdapters(start_.language, settings, task.seed)),
-        model_(ModelOf(start_.language, tensors_, settings, task)),
-        weights_([this](const ParameterVisitor& visit) { model_.VisitParameters(visit); }, tensors_,
-                 [&](const std::string& name) {
-                   if (settings.lora) return IsOfPictures(name) || IsOfAdapter(name);
-                   return settings.stage == InstructionStage::kFinetune || IsOfPictures(name);
-                 },
-                 task.compute_dtype),
+        models_(ModelsOf(start_.language, tensors_, settings, task)),
+        weights_(
+            VisitsOf(models_), tensors_,
+            [&](const std::string& name) {
+              if (settings.lora) return IsOfPictures(name) || IsOfAdapter(name);
+              return settings.stage == InstructionStage::kFinetune || IsOfPictures(name);
+            },
+            task.compute_dtype, task.homes()),
         tower_(start_.tower, {.features = start_.language.config.features,
-                              .device = task.device,
+                              .devices = task.devices,
                               .dtype = task.compute_dtype,
                               .memory_bytes = settings.cache_bytes,
                               .cache_file = settings.cache_file}),
-        encoder_(start_.tokenizer, start_.chat_template, RulesOf(settings, model_, task.seed)),
+        encoder_(start_.tokenizer, start_.chat_template, RulesOf(settings, *models_[0], task.seed)),
         held_out_encoder_(start_.tokenizer, start_.chat_template,
-                          RulesOf(settings, model_, kHeldOutSeed)),
+                          RulesOf(settings, *models_[0], kHeldOutSeed)),
         set_(SetOptions("data", settings.data, settings.images), encoder_, progress) {
     if (!settings.held_out_data.empty()) {
       auto options = SetOptions("held-out data", settings.held_out_data, settings.held_out_images);
@@ -117,17 +156,19 @@ class InstructionTask : public TrainingTask {
     loader_ = std::make_unique<InstructionLoader>(set_.data(), encoder_, set_.plan(), tower_,
                                                   settings.batch_size, total_steps_ * step,
                                                   task.skip_bad);
-    model_.decoder().set_gradient_checkpointing(task.gradient_checkpointing);
     at::get_num_threads();  // settled here, before loader threads ask for one each
-    batches_ =
-        std::make_unique<Batches>([this](int64_t number) { return loader_->MakeFull(number); },
-                                  static_cast<int>(task.loader_threads), kPrepared);
+    const auto threads = static_cast<int>((task.loader_threads - 1) / num_replicas() + 1);
+    for (int64_t replica = 0; replica < num_replicas(); ++replica) {
+      batches_.push_back(std::make_unique<Batches>(
+          [this, replica](int64_t turn) { return BatchOf(replica, turn); }, threads, kPrepared));
+    }
   }
 
   std::string kind() const override {
     return settings_.stage == InstructionStage::kAlign ? "align" : "finetune";
   }
   int64_t total_steps() const override { return total_steps_; }
+  int64_t num_replicas() const override { return static_cast<int64_t>(models_.size()); }
   std::vector<ParameterGroup> groups() override;
   MicroBatch Forward(int64_t step, int64_t micro) override;
   int64_t HeaviestStep() override;
@@ -157,17 +198,25 @@ class InstructionTask : public TrainingTask {
                                   {low(task_.seed), low(task_.seed >> 32)});
     return static_cast<uint64_t>(words[0]) << 32 | words[1];
   }
-  Predictions PredictionsOf(const InstructionBatch& batch) const {
+  // Of a step: every replica computes one micro-batch, but for the last turn if they do not divide.
+  int64_t turns() const { return (settings_.accumulation - 1) / num_replicas() + 1; }
+  // Turns count over the whole run.
+  InstructionBatch BatchOf(int64_t replica, int64_t turn) const {
+    const int64_t micro = turn % turns() * num_replicas() + replica;
+    if (micro >= settings_.accumulation) return {};  // nobody asks for it
+    return loader_->MakeFull(turn / turns() * settings_.accumulation + micro);
+  }
+  static Predictions PredictionsOf(const Llava& model, const InstructionBatch& batch) {
     std::vector<LabelledSample> samples;
     for (const TrainingRow& row : batch.rows) samples.push_back(row.View());
-    return Predict(model_, samples);
+    return Predict(model, samples);
   }
 
   const InstructionSettings settings_;
   const TaskSettings task_;
   InstructionModel start_;
-  TensorSource tensors_;  // of the model in training
-  Llava model_;
+  TensorSource tensors_;                        // of the model in training
+  std::vector<std::unique_ptr<Llava>> models_;  // replicas
   MasterWeights weights_;
   FrozenTower tower_;
   SampleEncoder encoder_, held_out_encoder_;
@@ -175,7 +224,7 @@ class InstructionTask : public TrainingTask {
   std::unique_ptr<InstructionSet> held_out_;
   int64_t total_steps_ = 0;
   std::unique_ptr<InstructionLoader> loader_;
-  std::unique_ptr<Batches> batches_;  // last: its threads use the others
+  std::vector<std::unique_ptr<Batches>> batches_;  // by replica. Last: threads use the others
 };
 
 std::vector<ParameterGroup> InstructionTask::groups() {
@@ -199,13 +248,16 @@ std::vector<ParameterGroup> InstructionTask::groups() {
 }
 
 MicroBatch InstructionTask::Forward(int64_t step, int64_t micro) {
+  const int64_t replica = micro % num_replicas();
+  Llava& model = *models_[replica];
+  const c10::DeviceGuard guard(task_.devices[replica]);
   const Clock::time_point begin = Clock::now();
-  const InstructionBatch batch = batches_->Take(step * settings_.accumulation + micro);
+  const InstructionBatch batch = batches_[replica]->Take(step * turns() + micro / num_replicas());
   const std::chrono::duration<double> waited = Clock::now() - begin;
-  weights_.Bind();
-  if (settings_.lora) model_.decoder().adapters().set_dropout_draw(DropoutDraw(step, micro));
+  weights_.Bind(replica);
+  if (settings_.lora) model.decoder().adapters().set_dropout_draw(DropoutDraw(step, micro));
   MicroBatch result;
-  result.loss = PredictionsOf(batch).Loss();
+  result.loss = PredictionsOf(model, batch).Loss();
   // Text alone does not meet the projector, which may be all that is trained. The reference gives
   // it a gradient of zero, by none of the rows of an empty picture; here by none of its weights.
   const bool pictures = std::any_of(batch.rows.begin(), batch.rows.end(),
@@ -213,7 +265,7 @@ MicroBatch InstructionTask::Forward(int64_t step, int64_t micro) {
   for (const auto& [name, master] : weights_.masters()) {
     if (pictures || !IsOfPictures(name)) continue;
     const at::Tensor nothing = master.flatten().slice(/*dim=*/0, /*start=*/0, /*end=*/0);
-    result.loss = result.loss.add(nothing.sum());
+    result.loss = result.loss.add(nothing.sum().to(result.loss.device()));
   }
   result.samples = batch.samples;
   result.tokens = batch.tokens;
@@ -243,7 +295,7 @@ int64_t InstructionTask::HeaviestStep() {
 
 Json InstructionTask::Check(std::FILE* progress) {
   int64_t parameters = 0;
-  model_.VisitParameters(
+  models_[0]->VisitParameters(
       [&](const std::string&, at::Tensor& parameter) { parameters += parameter.numel(); });
   Json report = {
       {"kind", kind()},
@@ -263,14 +315,15 @@ Figures InstructionTask::Evaluate() {
                                  settings_.batch_size, held_out_->plan().rows(), task_.skip_bad);
   const at::NoGradGuard no_graph;
   weights_.Bind();
-  if (settings_.lora) model_.decoder().adapters().set_dropout_draw(std::nullopt);
+  Llava& model = *models_[0];
+  if (settings_.lora) model.decoder().adapters().set_dropout_draw(std::nullopt);
   Batches batches([&](int64_t number) { return loader.Make(number); },
                   static_cast<int>(task_.loader_threads), kPrepared);
   double loss = 0, right = 0, tokens = 0;
   for (int64_t number = 0; number < loader.num_batches(); ++number) {
     const InstructionBatch batch = batches.Take(number);
     if (batch.samples == 0) continue;
-    const Predictions predictions = PredictionsOf(batch);
+    const Predictions predictions = PredictionsOf(model, batch);
     loss += predictions.Loss().item<double>() * static_cast<double>(batch.trained_tokens);
     right += predictions.NumRight();
     tokens += static_cast<double>(batch.trained_tokens);
@@ -300,8 +353,9 @@ std::filesystem::path InstructionTask::Publish(const std::filesystem::path& root
 std::unique_ptr<TrainingTask> MakeInstructionTask(InstructionStage stage, Recipe& recipe,
                                                   const TaskSettings& settings,
                                                   std::FILE* progress) {
-  return std::make_unique<InstructionTask>(InstructionSettings::From(recipe, stage), settings,
-                                           progress);
+  const InstructionSettings own = InstructionSettings::From(recipe, stage);
+  CheckDevices(own, settings, progress);
+  return std::make_unique<InstructionTask>(own, settings, progress);
 }
 
 }  // namespace llava

@@ -90,9 +90,10 @@ class LanguageTask : public TrainingTask {
         lessons_(language_.lessons, tokenizer_, chat_template_, task.seed),
         map_(FirstMap()),
         start_(FirstWeights()),
-        decoder_(config_, start_, task.device, task.compute_dtype),
-        weights_([this](const ParameterVisitor& visit) { decoder_.VisitParameters(visit); }, start_,
-                 [](const std::string&) { return true; }, task.compute_dtype),
+        decoder_(config_, start_, task.device(), task.compute_dtype),
+        weights_(
+            {[this](const ParameterVisitor& visit) { decoder_.VisitParameters(visit); }}, start_,
+            [](const std::string&) { return true; }, task.compute_dtype),
         batches_([this](int64_t index) { return Prepare(index); },
                  static_cast<int>(task.loader_threads), kPrepared) {
     decoder_.set_gradient_checkpointing(task.gradient_checkpointing);
@@ -143,11 +144,11 @@ class LanguageTask : public TrainingTask {
     if (!language_.start) {
       TextMap map(*tokenizer_, config_.hidden_size, SeedOf(task_.seed, kPlaces), kPlaceDeviation,
                   language_.lessons.num_categories);
-      map.MoveTo(task_.device);
+      map.MoveTo(task_.device());
       return map;
     }
     TextMap map(*tokenizer_, language_.start_text_map);
-    map.MoveTo(task_.device);
+    map.MoveTo(task_.device());
     for (auto [name, vectors] : map.parameters()) {
       if (vectors.size(1) != config_.hidden_size) {
         throw std::invalid_argument(language_.start_text_map + ": vectors of width " +
@@ -173,7 +174,7 @@ class LanguageTask : public TrainingTask {
   }
   std::unique_ptr<const PreparedBatch> Prepare(int64_t index) const {
     return std::make_unique<const PreparedBatch>(
-        lessons_.Make(index / language_.accumulation, index), task_.device);
+        lessons_.Make(index / language_.accumulation, index), task_.device());
   }
 
   // [trained tokens, V]. Maps are disturbed by noise of seed `noise`; 0: not at all.
@@ -275,7 +276,7 @@ Figures LanguageTask::Evaluate() {
   std::map<QuestionType, std::pair<int64_t, int64_t>> right_of;  // right, asked
   for (int64_t first = 0; first < language_.evaluated_scenes; first += kEvaluatedAtOnce) {
     const int64_t count = std::min(kEvaluatedAtOnce, language_.evaluated_scenes - first);
-    const PreparedBatch batch(lessons_.HeldOut(first, count), task_.device);
+    const PreparedBatch batch(lessons_.HeldOut(first, count), task_.device());
     const at::Tensor logits = Logits(batch, /*noise=*/0);
     loss += (Loss(batch, logits) * batch.weights).sum().item<double>();
     weight += batch.weights.sum().item<double>();
@@ -361,6 +362,7 @@ std::filesystem::path LanguageTask::Publish(const std::filesystem::path& root,
 }  // namespace
 
 std::unique_ptr<TrainingTask> MakeLanguageTask(Recipe& recipe, const TaskSettings& settings) {
+  settings.RequireOneDevice("pretrain-lm");
   return std::make_unique<LanguageTask>(LanguageSettings::From(recipe), settings);
 }
 

@@ -1,6 +1,6 @@
 #include "model/train/master_weights.h"
 
-#include <unordered_map>
+#include <algorithm>
 #include <utility>
 
 #include <ATen/core/grad_mode.h>
@@ -8,40 +8,86 @@
 namespace llava {
 namespace {
 
+constexpr uint32_t kNever = UINT32_MAX;
+
 at::ScalarType DtypeOf(const std::string& name, const at::Tensor& parameter,
                        at::ScalarType compute_dtype) {
   const bool matrix = parameter.dim() > 1 && name.find("embed") == std::string::npos;
   return matrix ? compute_dtype : at::kFloat;
 }
 
+// Gives one parameter after the other to the device that has least. Neighbours in a layer come to
+// different ones, so that no link carries the gradients of a whole layer.
+class Homes {
+ public:
+  explicit Homes(std::vector<at::Device> devices)
+      : devices_(std::move(devices)), parameters_(devices_.size()) {}
+  at::Device Next(int64_t parameters) {
+    const auto least = std::min_element(parameters_.begin(), parameters_.end());
+    *least += parameters;
+    return devices_[least - parameters_.begin()];
+  }
+
+ private:
+  std::vector<at::Device> devices_;
+  std::vector<int64_t> parameters_;
+};
+
 }  // namespace
 
-MasterWeights::MasterWeights(Visit visit, const TensorSource& tensors,
+MasterWeights::MasterWeights(std::vector<Visit> replicas, const TensorSource& tensors,
                              const std::function<bool(const std::string& name)>& trained,
-                             at::ScalarType compute_dtype)
-    : visit_(std::move(visit)), compute_dtype_(compute_dtype) {
-  visit_([&](const std::string& name, at::Tensor& parameter) {
-    const at::NoGradGuard guard;
-    if (!trained(name)) {
-      parameter = parameter.detach().to(DtypeOf(name, parameter, compute_dtype_));
-      return;
-    }
-    at::Tensor master =
-        tensors.Get(name).to(at::TensorOptions(parameter.device()).dtype(at::kFloat)).clone();
-    masters_.emplace_back(name, master.view(parameter.sizes()).requires_grad_());
-  });
-  Bind();
+                             at::ScalarType compute_dtype, const std::vector<at::Device>& homes)
+    : compute_dtype_(compute_dtype) {
+  const at::NoGradGuard guard;
+  Homes spread(homes);
+  for (Visit& visit : replicas) {
+    Replica& replica = replicas_.emplace_back();
+    const bool first = replicas_.size() == 1;
+    visit([&](const std::string& name, at::Tensor& parameter) {
+      if (!trained(name)) {
+        parameter = parameter.detach().to(DtypeOf(name, parameter, compute_dtype_));
+        return;
+      }
+      replica.devices.push_back(parameter.device());
+      if (!first) return;
+      const at::Device home = homes.empty() ? parameter.device() : spread.Next(parameter.numel());
+      const at::Tensor master =
+          tensors.Get(name).to(at::TensorOptions(home).dtype(at::kFloat)).clone();
+      index_.emplace(name, masters_.size());
+      masters_.emplace_back(name, master.view(parameter.sizes()).requires_grad_());
+    });
+    replica.visit = std::move(visit);
+    replica.bound.assign(masters_.size(), kNever);
+  }
+  for (size_t i = 0; i < replicas_.size(); ++i) Bind(static_cast<int64_t>(i));
 }
 
-void MasterWeights::Bind() {
-  std::unordered_map<std::string, const at::Tensor*> by_name;
-  for (const auto& [name, master] : masters_) by_name.emplace(name, &master);
-  visit_([&](const std::string& name, at::Tensor& parameter) {
-    const auto found = by_name.find(name);
-    if (found == by_name.end()) return;
-    const at::Tensor& master = *found->second;
-    parameter = master.to(DtypeOf(name, master, compute_dtype_));
+at::Tensor MasterWeights::CopyFor(const Replica& replica, size_t index) const {
+  const auto& [name, master] = masters_[index];
+  // Rounded first: half as much to send, there and, as a gradient, back.
+  return master.to(DtypeOf(name, master, compute_dtype_)).to(replica.devices[index]);
+}
+
+void MasterWeights::Bind(int64_t number) {
+  Replica& replica = replicas_[number];
+  const at::AutoGradMode gradients_flow(true);  // also for those who evaluate first
+  std::vector<std::pair<size_t, at::Tensor*>> stale;
+  replica.visit([&](const std::string& name, at::Tensor& parameter) {
+    const auto found = index_.find(name);
+    if (found == index_.end()) return;
+    const size_t index = found->second;
+    if (replica.bound[index] != masters_[index].second._version()) {
+      stale.emplace_back(index, &parameter);
+    }
   });
+  // Each begins somewhere else, so that not all ask the same device at the same time.
+  const size_t begin = stale.size() * static_cast<size_t>(number) / replicas_.size();
+  std::rotate(stale.begin(), stale.begin() + static_cast<std::ptrdiff_t>(begin), stale.end());
+  for (const auto& [index, parameter] : stale) {
+    *parameter = CopyFor(replica, index);
+    replica.bound[index] = masters_[index].second._version();
+  }
 }
 
 }  // namespace llava

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <numbers>
 #include <stdexcept>
 #include <utility>
@@ -15,8 +16,28 @@
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
+#include <c10/core/DeviceGuard.h>
 
 namespace llava {
+
+namespace {
+
+// Those of one device together: an operation on a list wants them so.
+template <typename Item>
+std::vector<std::vector<Item>> ByDevice(const std::vector<Item>& items,
+                                        const std::function<at::Device(const Item&)>& device) {
+  std::vector<std::vector<Item>> groups;
+  for (const Item& item : items) {
+    auto group = std::find_if(groups.begin(), groups.end(), [&](const std::vector<Item>& others) {
+      return device(others.front()) == device(item);
+    });
+    if (group == groups.end()) group = groups.emplace(group);
+    group->push_back(item);
+  }
+  return groups;
+}
+
+}  // namespace
 
 double CosineLearningRate(int64_t step, int64_t total_steps, int64_t warmup_steps, double peak) {
   if (step < warmup_steps) return peak * static_cast<double>(step) / warmup_steps;
@@ -31,16 +52,21 @@ int64_t WarmupSteps(int64_t total_steps, double ratio) {
 
 double ClipGradients(const std::vector<at::Tensor>& parameters, double max_norm) {
   at::NoGradGuard guard;
-  std::vector<at::Tensor> gradients;
+  std::vector<at::Tensor> all;
   for (const at::Tensor& parameter : parameters) {
-    if (parameter.grad().defined()) gradients.push_back(parameter.grad());
+    if (parameter.grad().defined()) all.push_back(parameter.grad());
   }
-  if (gradients.empty()) return 0;
-  const std::vector<at::Tensor> norms =
-      at::_foreach_norm(gradients, /*ord=*/2, /*dtype=*/at::kFloat);
-  const double norm = at::linalg_vector_norm(at::stack(norms)).item<double>();
+  const auto gradients = ByDevice<at::Tensor>(all, [](const auto& one) { return one.device(); });
+  std::vector<at::Tensor> norms;  // all are under way before the first is waited for
+  for (const auto& together : gradients) {
+    const auto each = at::_foreach_norm(together, /*ord=*/2, /*dtype=*/at::kFloat);
+    norms.push_back(at::linalg_vector_norm(at::stack(each)));
+  }
+  double norm = 0;
+  for (const at::Tensor& of_device : norms) norm = std::hypot(norm, of_device.item<double>());
   const double scale = max_norm / (norm + 1e-6);  // as torch.nn.utils.clip_grad_norm_
-  if (std::isfinite(norm) && scale < 1) at::_foreach_mul_(gradients, scale);
+  if (!std::isfinite(norm) || scale >= 1) return norm;
+  for (const auto& together : gradients) at::_foreach_mul_(together, scale);
   return norm;
 }
 
@@ -59,20 +85,28 @@ AdamW::AdamW(std::vector<at::Tensor> parameters, Options options)
 
 void AdamW::Step(double learning_rate) {
   at::NoGradGuard guard;
-  std::vector<at::Tensor> parameters, gradients, first_moments, second_moments, steps;
+  std::vector<size_t> learning;
   for (size_t i = 0; i < parameters_.size(); ++i) {
-    if (!parameters_[i].grad().defined()) continue;
-    parameters.push_back(parameters_[i]);
-    gradients.push_back(parameters_[i].grad());
-    first_moments.push_back(first_moments_[i]);
-    second_moments.push_back(second_moments_[i]);
-    steps.push_back(steps_[i]);
+    if (parameters_[i].grad().defined()) learning.push_back(i);
   }
-  if (parameters.empty()) return;
-  at::_foreach_add_(steps, 1);
-  at::_fused_adamw_(parameters, gradients, first_moments, second_moments, /*max_exp_avg_sqs=*/{},
-                    steps, learning_rate, options_.beta1, options_.beta2, options_.weight_decay,
-                    options_.eps, /*amsgrad=*/false, /*maximize=*/false);
+  for (const auto& together :
+       ByDevice<size_t>(learning, [&](size_t i) { return parameters_[i].device(); })) {
+    std::vector<at::Tensor> parameters, gradients, first_moments, second_moments, steps;
+    for (const size_t i : together) {
+      parameters.push_back(parameters_[i]);
+      gradients.push_back(parameters_[i].grad());
+      first_moments.push_back(first_moments_[i]);
+      second_moments.push_back(second_moments_[i]);
+      steps.push_back(steps_[i]);
+    }
+    const c10::DeviceGuard device(parameters.front().device());
+    at::_foreach_add_(steps, 1);
+    at::_fused_adamw_(parameters, gradients, first_moments, second_moments, /*max_exp_avg_sqs=*/{},
+                      steps, learning_rate, options_.beta1, options_.beta2, options_.weight_decay,
+                      options_.eps, /*amsgrad=*/false, /*maximize=*/false);
+    // The fused one writes without counting, and copies are renewed by that count.
+    for (const at::Tensor& parameter : parameters) parameter.unsafeGetTensorImpl()->bump_version();
+  }
 }
 
 void AdamW::ZeroGradients() {

@@ -19,6 +19,7 @@ int64_t WarmupSteps(int64_t total_steps, double ratio);
 
 // Scales gradients so that their common 2-norm is at most `max_norm`; returns the norm before. A
 // norm that is not finite is returned too, the gradients are then left as they are: skip the step.
+// They may be on several devices.
 double ClipGradients(const std::vector<at::Tensor>& parameters, double max_norm);
 
 // One thread.
@@ -27,7 +28,8 @@ class AdamW {
   struct Options {
     double beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0;
   };
-  // float32 leaves. Throws std::invalid_argument for another dtype.
+  // float32 leaves, perhaps on several devices, each with its state beside it. Throws
+  // std::invalid_argument for another dtype.
   AdamW(std::vector<at::Tensor> parameters, Options options);
   // Parameters without a gradient are left alone. Gradients stay; ZeroGradients drops them.
   void Step(double learning_rate);

@@ -35,10 +35,11 @@ Json ReadRecipe(const std::filesystem::path& file) {
 }
 
 // The settings that must stay the same in a folder. Without "skip_bad" no record was left out so
-// far; with it, those that turn out bad later are.
+// far; with it, those that turn out bad later are. The others say what computes, not what.
 nlohmann::json Fixed(const Json& recipe) {
   nlohmann::json fixed = recipe;
-  if (fixed.is_object()) fixed.erase("skip_bad");
+  if (!fixed.is_object()) return fixed;
+  for (const char* free : {"skip_bad", "device", "offload", "loader_threads"}) fixed.erase(free);
   return fixed;
 }
 

@@ -20,8 +20,9 @@ namespace llava {
 class RunFolder {
  public:
   // Makes the folder, or goes on in that of an earlier run of the same `recipe`; "skip_bad" may
-  // differ, so that a run that met a bad record can go on without it, and settings that were not
-  // there when the run began have their `defaults`. Throws std::invalid_argument if the recipe
+  // differ, so that a run that met a bad record can go on without it, and so may what computes
+  // ("device", "offload", "loader_threads"). Settings that were not there when the run began have
+  // their `defaults`. Throws std::invalid_argument if the recipe
   // there differs (listing how) or another process trains there.
   RunFolder(std::filesystem::path path, const nlohmann::ordered_json& recipe,
             const nlohmann::ordered_json& defaults = nlohmann::ordered_json::object());

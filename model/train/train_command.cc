@@ -14,6 +14,7 @@
 #include <ATen/Parallel.h>
 #include <c10/core/CachingDeviceAllocator.h>
 
+#include "model/train/gradient_step.h"
 #include "model/train/group_optimizer.h"
 #include "model/train/language_task.h"
 #include "model/train/metrics_endpoint.h"
@@ -79,7 +80,7 @@ struct Opened {
     recipe.CheckAllRead();
   }
 
-  at::Device device() const { return settings_.device; }
+  const std::vector<at::Device>& devices() const { return settings_.devices; }
 
  private:
   TaskSettings settings_;
@@ -97,10 +98,15 @@ int64_t PeakMemory() {
   return int64_t{usage.ru_maxrss} * 1024;
 }
 
-// The most that LibTorch has taken of a GPU.
-int64_t PeakDeviceMemory(at::Device device) {
-  const auto stats = c10::getDeviceAllocator(device.type())->getDeviceStats(device.index());
-  return stats.reserved_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)].peak;
+// The most that LibTorch has taken of one of these GPUs.
+int64_t PeakDeviceMemory(const std::vector<at::Device>& devices) {
+  int64_t peak = 0;
+  for (const at::Device device : devices) {
+    const auto stats = c10::getDeviceAllocator(device.type())->getDeviceStats(device.index());
+    constexpr auto kAll = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+    peak = std::max(peak, stats.reserved_bytes[kAll].peak);
+  }
+  return peak;
 }
 
 struct DryFigures {
@@ -115,14 +121,13 @@ DryFigures TrySteps(TrainingTask& task, const TrainerSettings& settings) {
   constexpr int64_t kTries = 4, kMore = 24;
   constexpr double kMostSeconds = 20;  // for those
   GroupOptimizer optimizer(task.groups(), settings);
+  GradientStep passes(task, settings.accumulation);
   int64_t tokens = 0;
   const auto try_step = [&](int64_t step) {
     const auto begin = std::chrono::steady_clock::now();
-    for (int64_t micro = 0; micro < settings.accumulation; ++micro) {
-      const MicroBatch batch = task.Forward(step, micro);
-      batch.loss.backward();
-      tokens += batch.tokens;
-    }
+    StepSums sums;
+    for (int64_t turn = 0; turn < passes.num_turns(); ++turn) passes.Turn(step, turn, sums);
+    tokens += sums.tokens;
     optimizer.Clip();
     optimizer.Step(/*factor=*/0);
     optimizer.ZeroGradients();
@@ -192,8 +197,8 @@ void RunDry(const TrainCommand& command, std::FILE* progress) {
   report["seconds_per_step"] = figures.seconds_per_step;
   report["estimated_seconds"] = figures.seconds_per_step * static_cast<double>(task.total_steps());
   report["estimated_memory_bytes"] = PeakMemory();
-  if (!opened.device().is_cpu()) {
-    report["estimated_device_memory_bytes"] = PeakDeviceMemory(opened.device());
+  if (!opened.devices().front().is_cpu()) {
+    report["estimated_device_memory_bytes"] = PeakDeviceMemory(opened.devices());
   }
   std::printf("%s\n", report.dump(2).c_str());
 }

@@ -9,11 +9,11 @@
 #include <utility>
 #include <vector>
 
-#include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 
 #include "model/progress/progress.h"
 #include "model/progress/stop_request.h"
+#include "model/train/gradient_step.h"
 #include "model/train/group_optimizer.h"
 #include "model/train/optimizer.h"
 #include "model/train/run_folder.h"
@@ -50,6 +50,7 @@ class Run {
         options_(options),
         folder_(options.run_folder, recipe.Resolved(), recipe.Defaults()),
         optimizer_(task.groups(), settings),
+        passes_(task, settings.accumulation),
         total_(task.total_steps()),
         warmup_(WarmupSteps(total_, settings.warmup_ratio)) {}
 
@@ -115,28 +116,19 @@ class Run {
   // One optimizer step. False: a stop was requested; nothing has changed since the last step.
   bool Step(StepReport& report) {
     const Clock::time_point begin = Clock::now();
-    std::map<std::string, double> figures;
-    std::string origin;
-    for (int64_t micro = 0; micro < settings_.accumulation; ++micro) {
+    StepSums sums;
+    for (int64_t turn = 0; turn < passes_.num_turns(); ++turn) {
       if (StopRequest::Requested()) {
         optimizer_.ZeroGradients();
         return false;
       }
-      const MicroBatch batch = OrSave([&] {
-        MicroBatch forward = task_.Forward(step_, micro);
-        (forward.loss / static_cast<double>(settings_.accumulation)).backward();
-        report.loss += forward.loss.item<double>() / static_cast<double>(settings_.accumulation);
-        return forward;
-      });
-      report.samples += batch.samples;
-      report.tokens += batch.tokens;
-      report.trained_tokens += batch.trained_tokens;
-      report.waited_seconds += batch.waited_seconds;
-      for (const auto& [name, value] : batch.figures) {
-        figures[name] += value / static_cast<double>(settings_.accumulation);
-      }
-      if (!batch.origin.empty()) origin += (origin.empty() ? "" : "; ") + batch.origin;
+      OrSave([&] { passes_.Turn(step_, turn, sums); });
     }
+    report.loss = sums.loss;
+    report.samples = sums.samples;
+    report.tokens = sums.tokens;
+    report.trained_tokens = sums.trained_tokens;
+    report.waited_seconds = sums.waited_seconds;
     report.gradient_norm = optimizer_.Clip();
     report.skipped = !std::isfinite(report.loss) || !std::isfinite(report.gradient_norm);
     const double factor = RateFactor();
@@ -144,10 +136,10 @@ class Run {
     report.learning_rate = groups.empty() ? 0 : groups.front().learning_rate * factor;
     if (!report.skipped) optimizer_.Step(factor);
     optimizer_.ZeroGradients();
-    NoteBad(report.skipped, origin);
+    NoteBad(report.skipped, sums.origin);
     report.step = ++step_;
     report.total_steps = total_;
-    report.figures.assign(figures.begin(), figures.end());
+    report.figures.assign(sums.figures.begin(), sums.figures.end());
     report.seconds = SecondsSince(begin);
     Tell(report);
     return true;
@@ -247,6 +239,7 @@ class Run {
   const TrainerOptions& options_;
   RunFolder folder_;
   GroupOptimizer optimizer_;
+  GradientStep passes_;
   const int64_t total_, warmup_;
   int64_t step_ = 0;  // steps done
   std::optional<int64_t> saved_;

@@ -43,17 +43,27 @@ using Figures = std::vector<std::pair<std::string, double>>;
 // What all kinds of training read from the recipe.
 struct TaskSettings {
   uint64_t seed = 42;
-  at::Device device = at::kCPU;               // of network, masters and optimizer
+  std::vector<at::Device> devices = {at::kCPU};  // each computes micro-batches; at least one
+  bool offload = false;  // masters and optimizer are kept and stepped in the host's memory
   at::ScalarType compute_dtype = at::kFloat;  // bfloat16 with float32 masters, or float32
   bool gradient_checkpointing = false;        // recompute each decoder layer in the backward pass
   int64_t loader_threads = 1;
   bool skip_bad = false;  // leave bad records out, counted, instead of refusing the data
+
+  at::Device device() const { return devices.front(); }
+  // Where the masters live: on `devices`, unless the host has them.
+  std::vector<at::Device> homes() const {
+    return offload ? std::vector<at::Device>{at::kCPU} : devices;
+  }
+  // Throws std::invalid_argument if there are several devices, or masters away from the only one:
+  // for a `kind` of training that knows neither.
+  void RequireOneDevice(const std::string& kind) const;
   // Throws std::invalid_argument for settings that cannot be, a device that is not there among
   // them.
   static TaskSettings From(Recipe& recipe);
 };
 
-// One thread.
+// One thread, but for Forward.
 class TrainingTask {
  public:
   virtual ~TrainingTask() = default;
@@ -64,8 +74,11 @@ class TrainingTask {
   virtual std::vector<ParameterGroup> groups() = 0;
 
   // Forward pass of micro-batch `micro` of step `step`: a pure function of these numbers, the
-  // recipe and the parameters, so that a resumed run repeats it. Both count from 0.
+  // recipe and the parameters, so that a resumed run repeats it. Both count from 0. So many
+  // successive micro-batches as there are replicas may be computed, backward pass included, at the
+  // same time, each on a thread of its own.
   virtual MicroBatch Forward(int64_t step, int64_t micro) = 0;
+  virtual int64_t num_replicas() const { return 1; }
 
   // The step whose largest micro-batch is the largest of the run: it decides over memory. 0 where
   // all are alike.

@@ -105,15 +105,17 @@ class VisionTask : public TrainingTask {
                .vocabulary = tokenizer_->vocab_size(),
                .grid = kSceneGrid},
         fresh_tower_(MemoryTensors(Weights(kTowerWeights).Tower(vision.tower))),
-        tower_(vision.tower, fresh_tower_, task.device, task.compute_dtype),
-        tower_weights_([this](const ParameterVisitor& visit) { tower_.VisitParameters(visit); },
-                       fresh_tower_, [](const std::string&) { return true; }, task.compute_dtype),
+        tower_(vision.tower, fresh_tower_, task.device(), task.compute_dtype),
+        tower_weights_(
+            {[this](const ParameterVisitor& visit) { tower_.VisitParameters(visit); }},
+            fresh_tower_, [](const std::string&) { return true; }, task.compute_dtype),
         fresh_heads_(FreshHeads()),
-        heads_(shape_, fresh_heads_, task.device, task.compute_dtype),
-        head_weights_([this](const ParameterVisitor& visit) { heads_.VisitParameters(visit); },
-                      fresh_heads_, [](const std::string&) { return true; }, task.compute_dtype),
+        heads_(shape_, fresh_heads_, task.device(), task.compute_dtype),
+        head_weights_(
+            {[this](const ParameterVisitor& visit) { heads_.VisitParameters(visit); }},
+            fresh_heads_, [](const std::string&) { return true; }, task.compute_dtype),
         log_scales_(
-            at::full({2}, std::log(kFirstScale), at::TensorOptions(task.device).dtype(at::kFloat))
+            at::full({2}, std::log(kFirstScale), at::TensorOptions(task.device()).dtype(at::kFloat))
                 .set_requires_grad(true)),
         batches_([this](int64_t index) { return Prepare(index); },
                  static_cast<int>(task.loader_threads), kPrepared) {
@@ -210,12 +212,12 @@ class VisionTask : public TrainingTask {
 
   at::Tensor RegionLoss(const Seen& seen, const PictureBatch& batch,
                         const at::Tensor& scale) const {
-    const at::Tensor phrases = batch.phrases.flatten().to(task_.device);
+    const at::Tensor phrases = batch.phrases.flatten().to(task_.device());
     const at::Tensor losses = at::cross_entropy_loss((CompareRegions(seen) * scale).flatten(0, 1),
                                                      phrases, std::nullopt, at::Reduction::None);
     const at::Tensor kinds = phrases.floor_divide(vision_.num_categories);
     const at::Tensor weights =
-        at::tensor(at::ArrayRef<float>(kKindWeights)).to(task_.device).index_select(0, kinds);
+        at::tensor(at::ArrayRef<float>(kKindWeights)).to(task_.device()).index_select(0, kinds);
     return (losses * weights).sum() / weights.sum();
   }
 
@@ -377,6 +379,7 @@ std::filesystem::path VisionTask::Publish(const std::filesystem::path& root,
 }  // namespace
 
 std::unique_ptr<TrainingTask> MakeVisionTask(Recipe& recipe, const TaskSettings& settings) {
+  settings.RequireOneDevice("pretrain-vision");
   return std::make_unique<VisionTask>(VisionSettings::From(recipe), settings);
 }
 

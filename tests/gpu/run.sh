@@ -169,7 +169,7 @@ elif wanted ops; then
 fi
 
 if wanted train; then
-  try train 120 "$results/train.lines" "$build/bin/llava_gpu_train" "$device" $trained deploy/models
+  try train 180 "$results/train.lines" "$build/bin/llava_gpu_train" "$device" $trained deploy/models
 fi
 
 if wanted bench; then

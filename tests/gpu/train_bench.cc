@@ -3,8 +3,9 @@
 // Training on DEVICE: a run of the small language model (tokenizer and tower of MODELS, the folder
 // deploy/models) beside the same run on the CPU, and one that goes on from a state; then steps of a
 // decoder of SHAPE, 1b or tiny, in bfloat16 with float32 masters: time and memory, with and without
-// recomputed layers, of all weights and of adapters of low rank. Prints a JSON object a line, each
-// when its part is finished.
+// recomputed layers, of all weights and of adapters of low rank, on several devices (two replicas
+// where there is one) and with masters on the host. Prints a JSON object a line, each when its part
+// is finished.
 
 #include <algorithm>
 #include <cmath>
@@ -12,6 +13,7 @@
 #include <cstdlib>
 #include <exception>
 #include <filesystem>
+#include <functional>
 #include <iostream>
 #include <memory>
 #include <optional>
@@ -27,6 +29,8 @@
 #include <ATen/ops/remainder.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <nlohmann/json.hpp>
 
 #include "model/checkpoint/memory_tensors.h"
@@ -34,6 +38,7 @@
 #include "model/nn/low_rank.h"
 #include "model/ops/feature.h"
 #include "model/train/fresh_weights.h"
+#include "model/train/gradient_step.h"
 #include "model/train/group_optimizer.h"
 #include "model/train/language_task.h"
 #include "model/train/master_weights.h"
@@ -190,62 +195,94 @@ NamedTensors Blank(const DecoderConfig& c, const std::optional<LowRankOptions>& 
   return tensors;
 }
 
-class DecoderInTraining {
+// A decoder on one or several devices, which all learn from the same rows.
+class DecoderInTraining : public TrainingTask {
  public:
-  // `lora`: adapters alone.
-  DecoderInTraining(at::Device device, const TrainShape& shape,
-                    const std::optional<LowRankOptions>& lora = std::nullopt)
-      : device_(device),
+  // `lora`: adapters alone. `homes`: of the masters.
+  DecoderInTraining(const std::vector<at::Device>& devices, const TrainShape& shape,
+                    const std::optional<LowRankOptions>& lora = std::nullopt,
+                    const std::vector<at::Device>& homes = {})
+      : devices_(devices),
         shape_(shape),
-        source_(MemoryTensors(Blank(shape.decoder, lora, device))),
-        decoder_(Made(shape.decoder, source_, lora, device)),
-        weights_([this](const ParameterVisitor& visit) { decoder_.VisitParameters(visit); },
-                 source_,
-                 [&](const std::string& name) { return !lora || name.find(".lora_") != name.npos; },
-                 at::kBFloat16),
-        optimizer_({Group()}, {}) {
+        source_(MemoryTensors(Blank(shape.decoder, lora, devices[0]))),
+        decoders_(Made(shape.decoder, source_, lora, devices)),
+        weights_(
+            Visits(), source_,
+            [&](const std::string& name) { return !lora || name.find(".lora_") != name.npos; },
+            at::kBFloat16, homes),
+        optimizer_(groups(), {}),
+        passes_(*this, num_replicas()) {
     const at::NoGradGuard guard;
-    const auto draw = [](at::Tensor parameter) {
-      if (parameter.dim() > 1) {
-        parameter.normal_(0, 0.02);
-      } else {
-        parameter.fill_(1);
-      }
-    };
-    for (const auto& [name, master] : weights_.masters()) draw(master);
-    if (lora) {  // products with zeros take less power, and so less time
-      decoder_.VisitParameters([&](const std::string& name, at::Tensor& parameter) {
-        if (name.find(".lora_") == name.npos) draw(parameter);
+    int64_t drawn = 0;
+    for (const auto& [name, master] : weights_.masters()) Draw(master, ++drawn);
+    for (const auto& decoder : decoders_) {
+      if (!lora) break;
+      decoder->VisitParameters([&](const std::string& name, at::Tensor& parameter) {
+        // Products with zeros would take less power, and so less time.
+        if (name.find(".lora_") == name.npos) Draw(parameter, 1);
       });
-      decoder_.adapters().set_dropout_draw(1);
+      decoder->adapters().set_dropout_draw(1);
     }
     for (const int64_t length : shape.lengths) {
       segments_.push_back({.tokens = length});
       tokens_ += length;
     }
-    ids_ =
-        at::remainder(at::arange(tokens_, at::TensorOptions(device).dtype(at::kLong)) * 7919 + 13,
-                      shape.decoder.vocab_size);
+    for (const at::Device device : devices) {
+      ids_.push_back(
+          at::remainder(at::arange(tokens_, at::TensorOptions(device).dtype(at::kLong)) * 7919 + 13,
+                        shape.decoder.vocab_size));
+    }
+  }
+
+  std::string kind() const override { return "bench"; }
+  int64_t total_steps() const override { return shape_.steps; }
+  int64_t num_replicas() const override { return static_cast<int64_t>(devices_.size()); }
+  std::vector<ParameterGroup> groups() override {
+    return {{"decoder", weights_.masters(), 1e-5, 0}};
+  }
+  MicroBatch Forward(int64_t, int64_t micro) override {
+    const c10::DeviceGuard guard(devices_[micro]);
+    weights_.Bind(micro);
+    const LlamaDecoder& decoder = *decoders_[micro];
+    const at::Tensor hidden = decoder.Forward(decoder.Embed(ids_[micro]), segments_);
+    MicroBatch batch;
+    batch.loss = at::cross_entropy_loss(decoder.Logits(hidden), ids_[micro]);
+    return batch;
+  }
+  nlohmann::ordered_json Check(std::FILE*) override { return {}; }
+  Figures Evaluate() override { return {}; }
+  fs::path Publish(const fs::path& root, const std::string&,
+                   const nlohmann::ordered_json&) override {
+    return root;
   }
 
   json Measure(bool checkpointing) {
-    decoder_.set_gradient_checkpointing(checkpointing);
-    Step();
-    Wait(device_);
-    if (!device_.is_cpu()) {
-      c10::getDeviceAllocator(device_.type())->resetPeakStats(device_.index());
-    }
+    for (const auto& decoder : decoders_) decoder->set_gradient_checkpointing(checkpointing);
+    const double first = Step();
+    Wait();
+    ForGpus([](c10::DeviceAllocator& memory, at::Device device) {
+      memory.resetPeakStats(device.index());
+    });
     double loss = 0;
-    const double seconds = Seconds(device_, shape_.steps, 1, [&](int) { loss = Step(); });
+    const double seconds = Seconds(devices_[0], shape_.steps, 1, [&](int) {
+      loss = Step();
+      Wait();
+    });
+    const auto rows = static_cast<double>(tokens_ * num_replicas());
     json found = {{"steps_per_second", 1 / seconds},
-                  {"tokens_per_second", static_cast<double>(tokens_) / seconds},
+                  {"tokens_per_second", rows / seconds},
+                  {"first_loss", first},
                   {"loss", loss}};
-    if (all_learn()) found["tflop_per_second"] = Work() / seconds / 1e12;
-    if (!device_.is_cpu()) {
-      const auto stats = c10::getDeviceAllocator(device_.type())->getDeviceStats(device_.index());
-      constexpr auto kAll = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
-      found["peak_gb"] = static_cast<double>(stats.allocated_bytes[kAll].peak) / 1e9;
+    if (all_learn()) {
+      found["tflop_per_second"] = Work() * static_cast<double>(num_replicas()) / seconds / 1e12;
     }
+    double peak = 0;
+    ForGpus([&](c10::DeviceAllocator& memory, at::Device device) {
+      constexpr auto kAll = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+      const auto stats = memory.getDeviceStats(device.index());
+      peak = std::max(peak, static_cast<double>(stats.allocated_bytes[kAll].peak) / 1e9);
+    });
+    if (peak > 0) found["peak_gb"] = peak;  // of the fullest
     return found;
   }
 
@@ -257,16 +294,43 @@ class DecoderInTraining {
   int64_t tokens() const { return tokens_; }
 
  private:
-  static LlamaDecoder Made(const DecoderConfig& config, const TensorSource& source,
-                           const std::optional<LowRankOptions>& lora, at::Device device) {
-    LlamaDecoder decoder(config, source, device, at::kBFloat16);
-    if (lora) decoder.Adapt(*lora, source);
-    return decoder;
+  using Decoders = std::vector<std::unique_ptr<LlamaDecoder>>;
+
+  static Decoders Made(const DecoderConfig& config, const TensorSource& source,
+                       const std::optional<LowRankOptions>& lora,
+                       const std::vector<at::Device>& devices) {
+    Decoders decoders;
+    for (const at::Device device : devices) {
+      const c10::DeviceGuard guard(device);
+      decoders.push_back(std::make_unique<LlamaDecoder>(config, source, device, at::kBFloat16));
+      if (lora) decoders.back()->Adapt(*lora, source);
+    }
+    return decoders;
+  }
+  std::vector<MasterWeights::Visit> Visits() const {
+    std::vector<MasterWeights::Visit> visits;
+    for (const auto& decoder : decoders_) {
+      visits.push_back(
+          [&decoder = *decoder](const ParameterVisitor& visit) { decoder.VisitParameters(visit); });
+    }
+    return visits;
+  }
+  // The same numbers on every kind of device: spread evenly within 0.035 of 0.
+  static void Draw(at::Tensor parameter, int64_t seed) {
+    if (parameter.dim() == 1) {
+      parameter.fill_(1);
+      return;
+    }
+    constexpr int64_t kPrime = 1000003;
+    const at::Tensor mixed = at::remainder(
+        at::arange(parameter.numel(), parameter.options().dtype(at::kLong)) * 7919 + seed * 104729,
+        kPrime);
+    parameter.copy_(((at::remainder(mixed * mixed, kPrime).to(at::kFloat) / kPrime - 0.5) * 0.07)
+                        .view(parameter.sizes()));
   }
   bool all_learn() const {
     return weights_.masters().front().first.find(".lora_") == std::string::npos;
   }
-  ParameterGroup Group() const { return {"decoder", weights_.masters(), 1e-5, 0}; }
 
   // Forwards and backwards through the matrices, and through attention; nothing twice.
   double Work() const {
@@ -279,37 +343,45 @@ class DecoderInTraining {
   }
 
   double Step() {
-    weights_.Bind();
-    const at::Tensor hidden = decoder_.Forward(decoder_.Embed(ids_), segments_);
-    const at::Tensor loss = at::cross_entropy_loss(decoder_.Logits(hidden), ids_);
-    loss.backward();
+    StepSums sums;
+    passes_.Turn(0, 0, sums);
     optimizer_.Clip();
     optimizer_.Step(1);
     optimizer_.ZeroGradients();
-    return loss.item<double>();
+    return sums.loss;
   }
 
-  const at::Device device_;
+  void Wait() const {
+    for (const at::Device device : devices_) bench::Wait(device);
+  }
+  void ForGpus(const std::function<void(c10::DeviceAllocator&, at::Device)>& visit) const {
+    for (const at::Device device : devices_) {
+      if (!device.is_cpu()) visit(*c10::getDeviceAllocator(device.type()), device);
+    }
+  }
+
+  const std::vector<at::Device> devices_;
   const TrainShape& shape_;
   const TensorSource source_;
-  LlamaDecoder decoder_;
+  Decoders decoders_;
   MasterWeights weights_;
   GroupOptimizer optimizer_;
+  GradientStep passes_;
   std::vector<Segment> segments_;
-  at::Tensor ids_;
+  std::vector<at::Tensor> ids_;  // by device
   int64_t tokens_ = 0;
 };
 
 json MeasureAdapters(at::Device device, const TrainShape& shape) {
   const LowRankOptions options{.rank = 128, .alpha = 256, .dropout = 0.05};
-  DecoderInTraining training(device, shape, options);
+  DecoderInTraining training({device}, shape, options);
   return {{"parameters", training.parameters()},
           {"recomputed", training.Measure(/*checkpointing=*/true)},
           {"plain", training.Measure(/*checkpointing=*/false)}};
 }
 
 json MeasureSteps(at::Device device, const TrainShape& shape) {
-  DecoderInTraining training(device, shape);
+  DecoderInTraining training({device}, shape);
   json found = {{"parameters", training.parameters()}, {"tokens_a_step", training.tokens()}};
   found["recomputed"] = training.Measure(/*checkpointing=*/true);
   found["plain"] = training.Measure(/*checkpointing=*/false);
@@ -322,6 +394,35 @@ json MeasureSteps(at::Device device, const TrainShape& shape) {
   return found;
 }
 
+// All GPUs there are, or, where there is one, two replicas on it; and masters on the host. Throws
+// if they do not learn what one device does.
+json MeasureSharing(at::Device device, const TrainShape& shape) {
+  std::vector<at::Device> devices = {device, device};
+  if (!device.is_cpu()) {
+    const c10::impl::VirtualGuardImpl gpus(device.type());
+    if (gpus.deviceCount() > 1) devices.clear();
+    for (c10::DeviceIndex i = 0; gpus.deviceCount() > 1 && i < gpus.deviceCount(); ++i) {
+      devices.emplace_back(device.type(), i);
+    }
+  }
+  json found = {{"devices", devices.size()}};
+  found["one"] = DecoderInTraining({device}, shape).Measure(/*checkpointing=*/true);
+  found["shared"] = DecoderInTraining(devices, shape, std::nullopt, devices).Measure(true);
+  found["offloaded"] = DecoderInTraining({device}, shape, std::nullopt, {at::kCPU}).Measure(true);
+  if (!(found["one"]["loss"] < found["one"]["first_loss"])) {
+    throw std::runtime_error("nothing is learnt: " + found.dump());
+  }
+  for (const char* kind : {"shared", "offloaded"}) {
+    for (const char* loss : {"first_loss", "loss"}) {
+      const double expected = found["one"][loss], is = found[kind][loss];
+      if (!(std::abs(is - expected) < 0.01 * expected)) {
+        throw std::runtime_error(std::string(kind) + " learns something else: " + found.dump());
+      }
+    }
+  }
+  return found;
+}
+
 int Main(const std::vector<std::string>& arguments) {
   if (arguments.size() != 3) {
     std::cerr << "usage: llava_gpu_train DEVICE SHAPE MODELS\n";
@@ -331,6 +432,7 @@ int Main(const std::vector<std::string>& arguments) {
   PartPrinter part;
   part("curve", [&] { return MeasureCurve(arguments[0], arguments[2]); });
   part("steps", [&] { return MeasureSteps(at::Device(arguments[0]), shape); });
+  part("sharing", [&] { return MeasureSharing(at::Device(arguments[0]), shape); });
   part("adapters", [&] { return MeasureAdapters(at::Device(arguments[0]), shape); });
   return part.failed() ? 1 : 0;
 }

@@ -33,9 +33,9 @@ class MasterWeightsTest : public testing::Test {
   }
 
   MasterWeights Masters(const std::string& frozen, at::ScalarType dtype) {
-    return MasterWeights([this](const ParameterVisitor& visit) { module_.Visit(visit); },
-                         MemoryTensors(values_),
-                         [=](const std::string& name) { return name != frozen; }, dtype);
+    return MasterWeights(
+        {[this](const ParameterVisitor& visit) { module_.Visit(visit); }}, MemoryTensors(values_),
+        [=](const std::string& name) { return name != frozen; }, dtype);
   }
 
   std::map<std::string, at::Tensor> values_;

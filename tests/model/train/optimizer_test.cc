@@ -93,6 +93,16 @@ TEST(AdamWTest, FollowsTheFormulas) {
   }
 }
 
+TEST(AdamWTest, AStepIsSeenByTheVersionOfWhatItChanges) {
+  const at::Tensor stepped = at::ones({4}).requires_grad_(), idle = at::ones({4}).requires_grad_();
+  stepped.mutable_grad() = at::ones({4});
+  AdamW optimizer({stepped, idle}, {});
+  const auto before = stepped._version(), idle_before = idle._version();
+  optimizer.Step(0.1);
+  EXPECT_GT(stepped._version(), before);
+  EXPECT_EQ(idle._version(), idle_before);
+}
+
 TEST(AdamWTest, RefusesSixteenBitParameters) {
   EXPECT_THROW(AdamW({at::ones({4}, at::kBFloat16)}, {}), std::invalid_argument);
 }

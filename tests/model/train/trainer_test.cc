@@ -281,6 +281,17 @@ TEST_F(TrainerTest, RefusesAFolderOfAnotherRecipe) {
               ThrowsMessage<std::invalid_argument>(HasSubstr("/clip_norm: was 1.0, now 2.0")));
 }
 
+TEST_F(TrainerTest, WhatComputesMayChangeInARunThatHasBegun) {
+  using Json = nlohmann::ordered_json;
+  const std::filesystem::path path = folder_ / "run";
+  const Json eight = {{"device", "cuda:all"}, {"offload", false}, {"loader_threads", 8}};
+  const Json one = {{"device", "cuda:0"}, {"offload", true}, {"loader_threads", 1}};
+  { const RunFolder begun(path, eight); }
+  { const RunFolder again(path, one); }
+  std::ifstream file(path / "recipe.json");
+  EXPECT_EQ(Json::parse(file), one);
+}
+
 TEST_F(TrainerTest, BadRecordsMayBeLeftOutOfARunThatHasBegun) {
   using Json = nlohmann::ordered_json;
   const std::filesystem::path path = folder_ / "run";
