@@ -84,8 +84,8 @@ class CudaLlama : public ServingDecoder {
                     std::span<const StepSequence> sequences, at::ArrayRef<int32_t> positions,
                     at::ArrayRef<int32_t> slots);
   bool Streams(int64_t rows) const;
-  // Whether steps of `size` sequences are to stream: unless they are slower. Returns what it found;
-  // nothing if there was no memory to measure.
+  // Whether steps of `size` sequences are to stream: unless they are slower, or compute something
+  // else. Returns what it found; nothing if there was no memory to measure.
   std::string ChooseProducts(int64_t size, const DevicePieces& piece);
   // Null if there was no memory for it.
   DecodeGraph* GraphFor(int64_t sequences, int64_t splits);

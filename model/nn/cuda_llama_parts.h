@@ -33,6 +33,10 @@ inline int64_t SplitsOf(int64_t length) {
   return (length + cuda::kSplitTokens - 1) / cuda::kSplitTokens;
 }
 
+// |found - expected| / |expected|; 0 where the expected numbers are not finite themselves, infinity
+// where only those found are not.
+double RelativeDistance(const at::Tensor& expected, const at::Tensor& found);
+
 // What a forward call needs besides its rows; index tensors are int32 on the device.
 struct CudaLlama::Batch {
   at::Tensor positions, slots;  // [T]

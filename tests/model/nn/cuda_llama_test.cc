@@ -2,6 +2,7 @@
 
 #include "model/nn/cuda_llama.h"
 
+#include <cmath>
 #include <set>
 #include <stdexcept>
 #include <string>
@@ -11,6 +12,7 @@
 #include <ATen/Context.h>
 #include <gtest/gtest.h>
 
+#include "model/nn/cuda_llama_parts.h"
 #include "model/nn/cuda_weights.h"
 #include "model/nn/packed_weights.h"
 #include "model/nn/step_rows.h"
@@ -172,6 +174,7 @@ TEST_F(CudaLlamaTest, ChoosesAmongProductsThatAgree) {
     });
     // The products of one sequence are measured, in short pieces; either may be quicker here.
     EXPECT_EQ(measured.find("steps of 1: "), stream ? 0 : std::string::npos) << measured;
+    EXPECT_EQ(measured.find("wrong"), std::string::npos) << measured;
     EXPECT_EQ(pieces, (stream ? 2 + 2 * 5 + 1 : 0) + 2);
     EXPECT_EQ(decoder.num_graphs(), 2);
     EXPECT_LT(MaxDifference(steps.Whole(ids, 1), expected), BoundOf(at::kBFloat16));
@@ -185,6 +188,18 @@ TEST_F(CudaLlamaTest, ChoosesAmongProductsThatAgree) {
   }
   // Only bfloat16 has such products.
   EXPECT_TRUE(Make(config, at::kFloat).streamed().empty());
+}
+
+TEST_F(CudaLlamaTest, TellsRoundingFromOtherNumbers) {
+  const at::Tensor numbers = at::arange(1000, at::kFloat) - 500;
+  EXPECT_EQ(RelativeDistance(numbers, numbers.clone()), 0);
+  EXPECT_LT(RelativeDistance(numbers, numbers.to(at::kBFloat16).to(at::kFloat)), 0.01);
+  EXPECT_GT(RelativeDistance(numbers, numbers.roll(1)), 0.001);
+  EXPECT_NEAR(RelativeDistance(numbers, numbers.flip(0)), 2, 0.01);
+  at::Tensor spoilt = numbers.clone();
+  spoilt[7] = NAN;
+  EXPECT_EQ(RelativeDistance(numbers, spoilt), HUGE_VAL);
+  EXPECT_EQ(RelativeDistance(spoilt, numbers), 0);
 }
 
 TEST_F(CudaLlamaTest, AnyPiecesGiveWhatThePlainDecoderGives) {
