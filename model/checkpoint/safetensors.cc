@@ -140,35 +140,36 @@ void SaveSafetensors(const std::filesystem::path& path,
                      const std::map<std::string, at::Tensor>& tensors,
                      const std::map<std::string, std::string>& metadata) {
   // Wide elements first: every tensor is aligned, as the format's own writer does it.
-  std::vector<std::pair<std::string, at::Tensor>> ordered;
-  for (const auto& [name, tensor] : tensors) {
-    ordered.emplace_back(name, tensor.detach().to(at::kCPU).contiguous());
-  }
+  std::vector<std::pair<std::string, at::Tensor>> ordered(tensors.begin(), tensors.end());
   std::stable_sort(ordered.begin(), ordered.end(), [](const auto& a, const auto& b) {
     return a.second.element_size() > b.second.element_size();
   });
 
   json header = json::object();
   if (!metadata.empty()) header["__metadata__"] = metadata;
-  std::vector<std::string_view> pieces(2);
   uint64_t offset = 0;
   for (const auto& [name, tensor] : ordered) {
     if (!DtypeOf(DtypeName(tensor.scalar_type()))) {
       throw std::runtime_error(path.string() + ": tensor \"" + name + "\" has the type " +
                                DtypeName(tensor.scalar_type()) + ", which cannot be stored");
     }
+    const auto bytes = static_cast<uint64_t>(tensor.numel()) * tensor.element_size();
     header[name] = {{"dtype", DtypeName(tensor.scalar_type())},
                     {"shape", tensor.sizes().vec()},
-                    {"data_offsets", {offset, offset + tensor.nbytes()}}};
-    offset += tensor.nbytes();
-    pieces.emplace_back(static_cast<const char*>(tensor.const_data_ptr()), tensor.nbytes());
+                    {"data_offsets", {offset, offset + bytes}}};
+    offset += bytes;
   }
   std::string text = header.dump();
   text.resize((text.size() + 7) / 8 * 8, ' ');
   const uint64_t length = text.size();
-  pieces[0] = {reinterpret_cast<const char*>(&length), kLengthBytes};
-  pieces[1] = text;
-  WriteDurably(path, pieces);
+  StagedFile file(path, path.string() + ".tmp-" + RandomName());
+  file.Write({reinterpret_cast<const char*>(&length), kLengthBytes});
+  file.Write(text);
+  for (const auto& [name, tensor] : ordered) {  // one at a time: a GPU's may be more than the host
+    const at::Tensor here = tensor.detach().to(at::kCPU).contiguous();
+    file.Write({static_cast<const char*>(here.const_data_ptr()), here.nbytes()});
+  }
+  file.Commit();
 }
 
 }  // namespace llava

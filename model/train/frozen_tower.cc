@@ -58,11 +58,12 @@ std::string ModeOf(const FeatureConfig& features) {
 
 std::string OriginOf(const TowerCheckpoint& checkpoint, const FrozenTowerOptions& options) {
   const FeatureConfig& features = options.features;
-  const at::Device device = options.devices.front();
+  const bool cpu = options.devices.empty() || options.devices.front().is_cpu();
   return "tower " + ToHex(checkpoint.digest) + " layer " + std::to_string(features.select_layer) +
          (features.select_feature == SelectFeature::kPatch ? " patch" : " cls_patch") +
          ModeOf(features) +
-         (device.is_cpu() ? "" : ' ' + c10::DeviceTypeName(device.type(), /*lower_case=*/true));
+         (cpu ? ""
+              : ' ' + c10::DeviceTypeName(options.devices.front().type(), /*lower_case=*/true));
 }
 
 // Kernels of this thread run on it alone.
@@ -83,7 +84,8 @@ class OneThread {
 
 FrozenTower::FrozenTower(const TowerCheckpoint& checkpoint, const FrozenTowerOptions& options)
     : options_(options), shape_(options.features, checkpoint.config.num_patches()) {
-  for (const at::Device device : options.devices) {
+  if (options_.devices.empty()) options_.devices = {at::kCPU};
+  for (const at::Device device : options_.devices) {
     towers_.push_back(
         std::make_unique<ClipTower>(checkpoint.config, checkpoint.tensors, device, options.dtype));
   }
@@ -147,7 +149,10 @@ at::Tensor FrozenTower::Compute(const std::string& file) const {
   const Image image = DecodeImage(BytesOf(file));
   const at::NoGradGuard no_graph;
   const OneThread one;
-  const ClipTower& tower = *towers_[turn_++ % towers_.size()];
+  // A thread stays with one: LibTorch keeps work space for each device that it meets.
+  static std::atomic<size_t> threads = 0;
+  thread_local const size_t thread = threads++;
+  const ClipTower& tower = *towers_[thread % towers_.size()];
   const c10::DeviceGuard device(tower.device());
   ++computed_;
   return TowerFeatures(tower, options_.features, image).rows.cpu().contiguous();

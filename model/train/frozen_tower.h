@@ -25,8 +25,8 @@ namespace llava {
 
 struct FrozenTowerOptions {
   FeatureConfig features = {};
-  // That compute, in turns; features are kept on the CPU. At least one.
-  std::vector<at::Device> devices = {at::kCPU};
+  // That compute, each for some of the threads that ask; none: the CPU. Features are kept there.
+  std::vector<at::Device> devices = {};
   at::ScalarType dtype = at::kFloat;
   int64_t memory_bytes = 0;  // of features kept in memory; what comes later is not kept
   std::filesystem::path cache_file = {};  // empty: none
@@ -58,7 +58,6 @@ class FrozenTower {
 
   FrozenTowerOptions options_;
   std::vector<std::unique_ptr<ClipTower>> towers_;  // by device
-  mutable std::atomic<size_t> turn_ = 0;
   PictureShape shape_;
   std::unique_ptr<FeatureFile> file_;
   mutable std::atomic<int64_t> computed_ = 0, from_memory_ = 0, from_file_ = 0;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
 
 namespace llava {
@@ -12,12 +13,26 @@ GradientStep::GradientStep(TrainingTask& task, int64_t accumulation)
       accumulation_(accumulation),
       num_replicas_(task.num_replicas()),
       outcomes_(num_replicas_) {
-  for (int64_t replica = 1; replica < num_replicas_; ++replica) {
-    threads_.emplace_back([this, replica] { Work(replica); });
+  // A thread's first use of the number takes what was set last by any other, and loaders set one of
+  // their own.
+  const int kernel_threads = at::get_num_threads();
+  try {
+    for (int64_t replica = 1; replica < num_replicas_; ++replica) {
+      threads_.emplace_back([this, replica, kernel_threads] {
+        at::get_num_threads();
+        at::set_num_threads(kernel_threads);
+        Work(replica);
+      });
+    }
+  } catch (...) {
+    Stop();
+    throw;
   }
 }
 
-GradientStep::~GradientStep() {
+GradientStep::~GradientStep() { Stop(); }
+
+void GradientStep::Stop() {
   {
     const std::lock_guard lock(mutex_);
     stopping_ = true;

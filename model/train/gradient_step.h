@@ -15,6 +15,23 @@
 
 namespace llava {
 
+// Which replica has which micro-batches: of each step every num_replicas-th.
+struct ReplicaShares {
+  int64_t accumulation = 1, num_replicas = 1;
+
+  // Of a step, for this replica.
+  int64_t Count(int64_t replica) const { return (accumulation - 1 - replica) / num_replicas + 1; }
+  // The how many-th of its replica a micro-batch is, counted over the whole run; and the other way
+  // round, with micro-batches counted over the whole run.
+  int64_t NumberOf(int64_t step, int64_t micro) const {
+    return step * Count(micro % num_replicas) + micro / num_replicas;
+  }
+  int64_t MicroBatch(int64_t replica, int64_t number) const {
+    const int64_t count = Count(replica);
+    return number / count * accumulation + number % count * num_replicas + replica;
+  }
+};
+
 // Of all micro-batches of a step.
 struct StepSums {
   double loss = 0;  // mean
@@ -41,6 +58,7 @@ class GradientStep {
   void Turn(int64_t step, int64_t turn, StepSums& sums);
 
  private:
+  void Stop();
   void Work(int64_t replica);
   void Compute(int64_t replica);
 

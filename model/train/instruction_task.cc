@@ -9,6 +9,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/ones.h>
 #include <c10/core/DeviceGuard.h>
 
 #include "model/checkpoint/tensor_names.h"
@@ -16,6 +17,7 @@
 #include "model/llava/philox.h"
 #include "model/llava/self_test.h"
 #include "model/train/frozen_tower.h"
+#include "model/train/gradient_step.h"
 #include "model/train/instruction_loader.h"
 #include "model/train/instruction_model.h"
 #include "model/train/instruction_set.h"
@@ -156,11 +158,18 @@ class InstructionTask : public TrainingTask {
     loader_ = std::make_unique<InstructionLoader>(set_.data(), encoder_, set_.plan(), tower_,
                                                   settings.batch_size, total_steps_ * step,
                                                   task.skip_bad);
-    at::get_num_threads();  // settled here, before loader threads ask for one each
+    // Settled here, before loader threads ask for one each: this thread's, and those of autograd,
+    // which the first pass starts.
+    at::get_num_threads();
+    const at::AutoGradMode a_pass(true);
+    at::ones({}, at::TensorOptions(task.device())).requires_grad_().mul(1).backward();
     const auto threads = static_cast<int>((task.loader_threads - 1) / num_replicas() + 1);
     for (int64_t replica = 0; replica < num_replicas(); ++replica) {
       batches_.push_back(std::make_unique<Batches>(
-          [this, replica](int64_t turn) { return BatchOf(replica, turn); }, threads, kPrepared));
+          [this, replica](int64_t number) {
+            return loader_->MakeFull(shares().MicroBatch(replica, number));
+          },
+          threads, kPrepared));
     }
   }
 
@@ -198,14 +207,7 @@ class InstructionTask : public TrainingTask {
                                   {low(task_.seed), low(task_.seed >> 32)});
     return static_cast<uint64_t>(words[0]) << 32 | words[1];
   }
-  // Of a step: every replica computes one micro-batch, but for the last turn if they do not divide.
-  int64_t turns() const { return (settings_.accumulation - 1) / num_replicas() + 1; }
-  // Turns count over the whole run.
-  InstructionBatch BatchOf(int64_t replica, int64_t turn) const {
-    const int64_t micro = turn % turns() * num_replicas() + replica;
-    if (micro >= settings_.accumulation) return {};  // nobody asks for it
-    return loader_->MakeFull(turn / turns() * settings_.accumulation + micro);
-  }
+  ReplicaShares shares() const { return {settings_.accumulation, num_replicas()}; }
   static Predictions PredictionsOf(const Llava& model, const InstructionBatch& batch) {
     std::vector<LabelledSample> samples;
     for (const TrainingRow& row : batch.rows) samples.push_back(row.View());
@@ -252,7 +254,7 @@ MicroBatch InstructionTask::Forward(int64_t step, int64_t micro) {
   Llava& model = *models_[replica];
   const c10::DeviceGuard guard(task_.devices[replica]);
   const Clock::time_point begin = Clock::now();
-  const InstructionBatch batch = batches_[replica]->Take(step * turns() + micro / num_replicas());
+  const InstructionBatch batch = batches_[replica]->Take(shares().NumberOf(step, micro));
   const std::chrono::duration<double> waited = Clock::now() - begin;
   weights_.Bind(replica);
   if (settings_.lora) model.decoder().adapters().set_dropout_draw(DropoutDraw(step, micro));

@@ -1,9 +1,11 @@
 #include "model/train/master_weights.h"
 
 #include <algorithm>
+#include <stdexcept>
 #include <utility>
 
 #include <ATen/core/grad_mode.h>
+#include <torch/csrc/autograd/function.h>
 
 namespace llava {
 namespace {
@@ -52,11 +54,14 @@ MasterWeights::MasterWeights(std::vector<Visit> replicas, const TensorSource& te
       replica.devices.push_back(parameter.device());
       if (!first) return;
       const at::Device home = homes.empty() ? parameter.device() : spread.Next(parameter.numel());
-      const at::Tensor master =
-          tensors.Get(name).to(at::TensorOptions(home).dtype(at::kFloat)).clone();
+      const at::Tensor master = tensors.Get(name).to(at::TensorOptions(home).dtype(at::kFloat),
+                                                     /*non_blocking=*/false, /*copy=*/true);
       index_.emplace(name, masters_.size());
       masters_.emplace_back(name, master.view(parameter.sizes()).requires_grad_());
     });
+    if (replica.devices.size() != masters_.size()) {
+      throw std::invalid_argument("replicas of one module have the same parameters");
+    }
     replica.visit = std::move(visit);
     replica.bound.assign(masters_.size(), kNever);
   }
@@ -66,28 +71,40 @@ MasterWeights::MasterWeights(std::vector<Visit> replicas, const TensorSource& te
 at::Tensor MasterWeights::CopyFor(const Replica& replica, size_t index) const {
   const auto& [name, master] = masters_[index];
   // Rounded first: half as much to send, there and, as a gradient, back.
-  return master.to(DtypeOf(name, master, compute_dtype_)).to(replica.devices[index]);
+  at::Tensor copy = master.to(DtypeOf(name, master, compute_dtype_)).to(replica.devices[index]);
+  // Autograd takes what was made last first. Said to be the last of all, the way home is taken as
+  // soon as there is a gradient, not behind the whole pass with all gradients waiting.
+  for (auto node = copy.grad_fn(); node && node->num_outputs() > 0;) {
+    node->set_sequence_nr(UINT64_MAX);
+    node = node->next_edge(0).function;
+  }
+  return copy;
 }
 
 void MasterWeights::Bind(int64_t number) {
   Replica& replica = replicas_[number];
   const at::AutoGradMode gradients_flow(true);  // also for those who evaluate first
-  std::vector<std::pair<size_t, at::Tensor*>> stale;
-  replica.visit([&](const std::string& name, at::Tensor& parameter) {
-    const auto found = index_.find(name);
-    if (found == index_.end()) return;
-    const size_t index = found->second;
-    if (replica.bound[index] != masters_[index].second._version()) {
-      stale.emplace_back(index, &parameter);
-    }
-  });
+  std::vector<size_t> stale;
+  for (size_t i = 0; i < masters_.size(); ++i) {
+    if (replica.bound[i] != masters_[i].second._version()) stale.push_back(i);
+  }
+  if (stale.empty()) return;
   // Each begins somewhere else, so that not all ask the same device at the same time.
   const size_t begin = stale.size() * static_cast<size_t>(number) / replicas_.size();
   std::rotate(stale.begin(), stale.begin() + static_cast<std::ptrdiff_t>(begin), stale.end());
-  for (const auto& [index, parameter] : stale) {
-    *parameter = CopyFor(replica, index);
+  std::unordered_map<size_t, at::Tensor> copies;
+  for (const size_t index : stale) {
+    copies.emplace(index, CopyFor(replica, index));
     replica.bound[index] = masters_[index].second._version();
   }
+  // Modules tie what is tied at the end of a visit.
+  replica.visit([&](const std::string& name, at::Tensor& parameter) {
+    const auto master = index_.find(name);
+    if (master == index_.end()) return;
+    if (const auto copy = copies.find(master->second); copy != copies.end()) {
+      parameter = std::move(copy->second);
+    }
+  });
 }
 
 }  // namespace llava

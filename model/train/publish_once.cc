@@ -8,6 +8,7 @@
 #include "model/checkpoint/json_object.h"
 #include "model/checkpoint/manifest.h"
 #include "model/checkpoint/version_folder.h"
+#include "model/train/run_folder.h"
 
 namespace llava {
 namespace {
@@ -50,9 +51,8 @@ std::optional<fs::path> MadeBefore(const fs::path& model, uint64_t newest, const
     const fs::path folder = model / std::to_string(version);
     const Manifest manifest = Manifest::Read(folder);
     // A version of another origin may have no recipe.
-    const auto made_by =
-        nlohmann::json::parse(manifest.recipe, nullptr, /*allow_exceptions=*/false);
-    if (made_by == nlohmann::json(recipe)) return folder;
+    const Json made_by = Json::parse(manifest.recipe, nullptr, /*allow_exceptions=*/false);
+    if (FixedSettings(made_by) == FixedSettings(recipe)) return folder;
   }
   return std::nullopt;
 }

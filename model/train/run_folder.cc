@@ -34,15 +34,6 @@ Json ReadRecipe(const std::filesystem::path& file) {
   }
 }
 
-// The settings that must stay the same in a folder. Without "skip_bad" no record was left out so
-// far; with it, those that turn out bad later are. The others say what computes, not what.
-nlohmann::json Fixed(const Json& recipe) {
-  nlohmann::json fixed = recipe;
-  if (!fixed.is_object()) return fixed;
-  for (const char* free : {"skip_bad", "device", "offload", "loader_threads"}) fixed.erase(free);
-  return fixed;
-}
-
 // Adds what `recipe` lacks of the defaults.
 void Fill(Json& recipe, const Json& defaults) {
   if (!recipe.is_object()) return;
@@ -80,6 +71,15 @@ std::string Differences(const nlohmann::json& before, const nlohmann::json& now)
 
 }  // namespace
 
+nlohmann::json FixedSettings(const Json& recipe) {
+  nlohmann::json fixed = recipe;
+  if (!fixed.is_object()) return fixed;
+  for (const char* free : {"skip_bad", "device", "offload", "threads", "loader_threads"}) {
+    fixed.erase(free);
+  }
+  return fixed;
+}
+
 RunFolder::RunFolder(std::filesystem::path path, const Json& recipe, const Json& defaults)
     : path_(std::move(path)) {
   std::filesystem::create_directories(path_);
@@ -96,11 +96,11 @@ RunFolder::RunFolder(std::filesystem::path path, const Json& recipe, const Json&
       const Json stored = ReadRecipe(file);
       Json before = stored;
       Fill(before, defaults);
-      if (Fixed(before) != Fixed(recipe)) {
+      if (FixedSettings(before) != FixedSettings(recipe)) {
         throw std::invalid_argument(path_.string() +
                                     ": a run of another recipe is here; choose another folder, or "
                                     "give the same settings to go on. Differences:" +
-                                    Differences(Fixed(before), Fixed(recipe)));
+                                    Differences(FixedSettings(before), FixedSettings(recipe)));
       }
       if (nlohmann::json(stored) != nlohmann::json(recipe)) {
         WriteDurably(file, recipe.dump(2) + "\n");
@@ -165,7 +165,7 @@ std::optional<int64_t> RunFolder::NewestState() const {
 std::map<std::string, at::Tensor> RunFolder::LoadState(int64_t step) const {
   const auto file = TensorFile::Open(StatePath(step));
   std::map<std::string, at::Tensor> tensors;
-  for (const auto& [name, info] : file->tensors()) tensors.emplace(name, file->Get(name).clone());
+  for (const auto& [name, info] : file->tensors()) tensors.emplace(name, file->Get(name));
   return tensors;
 }
 

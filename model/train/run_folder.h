@@ -15,15 +15,18 @@
 
 namespace llava {
 
+// The settings of a recipe that must stay the same in a folder. Not among them is "skip_bad":
+// without it no record was left out so far; with it, those that turn out bad later are. Nor what
+// says by which devices and threads the same is computed.
+nlohmann::json FixedSettings(const nlohmann::ordered_json& recipe);
+
 // Holds a lock on the folder while it lives, so that two processes cannot train in one. One thread.
 // Throws std::runtime_error naming the file that cannot be written or read.
 class RunFolder {
  public:
-  // Makes the folder, or goes on in that of an earlier run of the same `recipe`; "skip_bad" may
-  // differ, so that a run that met a bad record can go on without it, and so may what computes
-  // ("device", "offload", "loader_threads"). Settings that were not there when the run began have
-  // their `defaults`. Throws std::invalid_argument if the recipe
-  // there differs (listing how) or another process trains there.
+  // Makes the folder, or goes on in that of an earlier run with the same FixedSettings. Settings
+  // that were not there when the run began have their `defaults`. Throws std::invalid_argument if
+  // the recipe there differs (listing how) or another process trains there.
   RunFolder(std::filesystem::path path, const nlohmann::ordered_json& recipe,
             const nlohmann::ordered_json& defaults = nlohmann::ordered_json::object());
   ~RunFolder();
@@ -35,6 +38,7 @@ class RunFolder {
   void SaveState(int64_t step, const std::map<std::string, at::Tensor>& tensors, int64_t keep);
   // Step of the newest state, nothing if there is none.
   std::optional<int64_t> NewestState() const;
+  // On the CPU, read from the file as they are used: to be copied from, not written to.
   std::map<std::string, at::Tensor> LoadState(int64_t step) const;
 
   // metrics.jsonl: appends one line; Rewind drops lines of later steps than `step` (and a torn

@@ -172,7 +172,7 @@ NamedTensors Blank(const DecoderConfig& c, const std::optional<LowRankOptions>& 
   };
   const int64_t q = c.num_heads * c.head_dim, kv = c.num_kv_heads * c.head_dim;
   add("model.embed_tokens.weight", {c.vocab_size, c.hidden_size});
-  add("lm_head.weight", {c.vocab_size, c.hidden_size});
+  if (!c.tie_word_embeddings) add("lm_head.weight", {c.vocab_size, c.hidden_size});
   add("model.norm.weight", {c.hidden_size});
   for (int64_t i = 0; i < c.num_layers; ++i) {
     const std::string name = "model.layers." + std::to_string(i) + ".";
@@ -258,21 +258,23 @@ class DecoderInTraining : public TrainingTask {
 
   json Measure(bool checkpointing) {
     for (const auto& decoder : decoders_) decoder->set_gradient_checkpointing(checkpointing);
-    const double first = Step();
+    const Outcome first = Step();
     Wait();
     ForGpus([](c10::DeviceAllocator& memory, at::Device device) {
       memory.resetPeakStats(device.index());
     });
-    double loss = 0;
+    Outcome last;
     const double seconds = Seconds(devices_[0], shape_.steps, 1, [&](int) {
-      loss = Step();
+      last = Step();
       Wait();
     });
     const auto rows = static_cast<double>(tokens_ * num_replicas());
     json found = {{"steps_per_second", 1 / seconds},
                   {"tokens_per_second", rows / seconds},
-                  {"first_loss", first},
-                  {"loss", loss}};
+                  {"first_loss", first.loss},
+                  {"first_norm", first.gradient_norm},
+                  {"loss", last.loss},
+                  {"norm", last.gradient_norm}};
     if (all_learn()) {
       found["tflop_per_second"] = Work() * static_cast<double>(num_replicas()) / seconds / 1e12;
     }
@@ -342,13 +344,17 @@ class DecoderInTraining : public TrainingTask {
            12 * pairs * static_cast<double>(c.num_layers * c.num_heads * c.head_dim);
   }
 
-  double Step() {
+  struct Outcome {
+    double loss = 0;
+    double gradient_norm = 0;  // what is lost or counted twice on the way home shows here
+  };
+  Outcome Step() {
     StepSums sums;
     passes_.Turn(0, 0, sums);
-    optimizer_.Clip();
+    const double norm = optimizer_.Clip();
     optimizer_.Step(1);
     optimizer_.ZeroGradients();
-    return sums.loss;
+    return {sums.loss, norm};
   }
 
   void Wait() const {
@@ -406,17 +412,22 @@ json MeasureSharing(at::Device device, const TrainShape& shape) {
     }
   }
   json found = {{"devices", devices.size()}};
-  found["one"] = DecoderInTraining({device}, shape).Measure(/*checkpointing=*/true);
-  found["shared"] = DecoderInTraining(devices, shape, std::nullopt, devices).Measure(true);
-  found["offloaded"] = DecoderInTraining({device}, shape, std::nullopt, {at::kCPU}).Measure(true);
-  if (!(found["one"]["loss"] < found["one"]["first_loss"])) {
-    throw std::runtime_error("nothing is learnt: " + found.dump());
-  }
-  for (const char* kind : {"shared", "offloaded"}) {
-    for (const char* loss : {"first_loss", "loss"}) {
-      const double expected = found["one"][loss], is = found[kind][loss];
-      if (!(std::abs(is - expected) < 0.01 * expected)) {
-        throw std::runtime_error(std::string(kind) + " learns something else: " + found.dump());
+  for (const char* head : {"own head", "tied"}) {
+    TrainShape of_head = shape;
+    of_head.decoder.tie_word_embeddings = head == std::string("tied");
+    json& kinds = found[head];
+    kinds["one"] = DecoderInTraining({device}, of_head).Measure(/*checkpointing=*/true);
+    kinds["shared"] = DecoderInTraining(devices, of_head, {}, devices).Measure(true);
+    kinds["offloaded"] = DecoderInTraining({device}, of_head, {}, {at::kCPU}).Measure(true);
+    if (!(kinds["one"]["loss"] < kinds["one"]["first_loss"])) {
+      throw std::runtime_error("nothing is learnt: " + found.dump());
+    }
+    for (const char* kind : {"shared", "offloaded"}) {
+      for (const char* figure : {"first_loss", "first_norm", "loss", "norm"}) {
+        const double expected = kinds["one"][figure], is = kinds[kind][figure];
+        if (!(std::abs(is - expected) < 0.01 * expected)) {
+          throw std::runtime_error(std::string(kind) + " learns something else: " + found.dump());
+        }
       }
     }
   }

@@ -8,8 +8,10 @@
 #include <stdexcept>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
 namespace llava {
@@ -29,6 +31,7 @@ class Counting : public TrainingTask {
     {
       std::unique_lock lock(mutex);
       threads.insert(std::this_thread::get_id());
+      kernel_threads.insert(at::get_num_threads());
       most = std::max(most, ++inside);
       met.notify_all();
       // Turns that are computed one after the other would not meet.
@@ -69,12 +72,30 @@ class Counting : public TrainingTask {
   std::condition_variable met;
   int64_t inside = 0, most = 0;
   std::set<std::thread::id> threads;
+  std::multiset<int> kernel_threads;
 };
 
 StepSums StepOf(GradientStep& passes, int64_t step) {
   StepSums sums;
   for (int64_t turn = 0; turn < passes.num_turns(); ++turn) passes.Turn(step, turn, sums);
   return sums;
+}
+
+// Each prepares what it will compute, one after the other, and nothing else.
+TEST(ReplicaSharesTest, EveryReplicaHasItsOwnInARow) {
+  for (const int64_t accumulation : {3, 5, 7, 8}) {
+    for (const int64_t replicas : {1, 2, 3}) {
+      const ReplicaShares shares{accumulation, replicas};
+      std::vector<int64_t> next(replicas);
+      for (int64_t step = 0; step < 3; ++step) {
+        for (int64_t micro = 0; micro < accumulation; ++micro) {
+          const int64_t replica = micro % replicas, number = shares.NumberOf(step, micro);
+          EXPECT_EQ(number, next[replica]++);
+          EXPECT_EQ(shares.MicroBatch(replica, number), step * accumulation + micro);
+        }
+      }
+    }
+  }
 }
 
 TEST(GradientStepTest, TheSumsAreThoseOfOneReplica) {
@@ -105,6 +126,17 @@ TEST(GradientStepTest, ReplicasWorkSideBySide) {
   const StepSums sums = StepOf(passes, 0);
   EXPECT_TRUE(task.all_met);
   EXPECT_EQ(sums.waited_seconds, 2) << "the longest wait, as they waited together";
+}
+
+TEST(GradientStepTest, TheirKernelsHaveAsManyThreadsAsTheCallers) {
+  const int before = at::get_num_threads();
+  at::set_num_threads(3);
+  Counting task(2);
+  GradientStep passes(task, 2);
+  std::thread([] { at::set_num_threads(1); }).join();  // as those that prepare data do
+  StepOf(passes, 0);
+  at::set_num_threads(before);
+  EXPECT_EQ(task.kernel_threads, (std::multiset<int>{3, 3}));
 }
 
 TEST(GradientStepTest, AFaultOfAReplicaEndsTheTurnAndTheNextOneIsWhole) {

@@ -1,10 +1,13 @@
 #include "model/train/master_weights.h"
 
 #include <map>
+#include <stdexcept>
 #include <string>
+#include <vector>
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "tests/model/nn/tiny_model.h"
@@ -71,6 +74,63 @@ TEST_F(MasterWeightsTest, GradientsReachTheMastersAndBindBringsTheirNewValues) {
 TEST_F(MasterWeightsTest, InFloat32TheModuleHoldsTheMastersThemselves) {
   MasterWeights weights = Masters("", at::kFloat);
   EXPECT_TRUE(module_.weight.is_same(weights.masters()[0].second));
+}
+
+// As a decoder whose head is its table of embeddings.
+TEST_F(MasterWeightsTest, WhatIsTiedGetsTheNewCopyToo) {
+  at::Tensor tied;
+  MasterWeights weights(
+      {[&](const ParameterVisitor& visit) {
+        module_.Visit(visit);
+        tied = module_.weight;
+      }},
+      MemoryTensors(values_), [](const std::string&) { return true; }, at::kBFloat16);
+  {
+    const at::NoGradGuard guard;
+    weights.masters()[0].second.fill_(2);
+  }
+  weights.Bind();
+  EXPECT_EQ(module_.weight[0][0].item<float>(), 2);
+  EXPECT_TRUE(tied.is_same(module_.weight));
+}
+
+TEST_F(MasterWeightsTest, AGradientGoesHomeAsSoonAsThereIsOne) {
+  MasterWeights weights = Masters("", at::kBFloat16);
+  std::vector<std::string> order;
+  const auto note = [&](const std::string& what) {
+    return [&order, what](const at::Tensor&) { order.push_back(what); };
+  };
+  weights.masters()[0].second.register_hook(note("weight"));
+  weights.masters()[2].second.register_hook(note("embedding"));
+  at::Tensor x = at::matmul(module_.embed.to(at::kBFloat16), module_.weight);
+  x.register_hook(note("behind the first product"));
+  for (int i = 0; i < 3; ++i) {
+    x = x.sin();
+    x.register_hook(note("later"));
+  }
+  // Read last, its gradient is there first.
+  (x.sum() + at::mul(module_.embed, 2).sum()).backward();
+  EXPECT_THAT(order, testing::ElementsAre("later", "later", "later", "behind the first product",
+                                          "weight", "embedding"));
+}
+
+TEST_F(MasterWeightsTest, ReplicasHaveTheSameParameters) {
+  Module other = module_;
+  const auto both = [&](bool whole) {
+    return std::vector<MasterWeights::Visit>{
+        [this](const ParameterVisitor& visit) { module_.Visit(visit); },
+        [&other, whole](const ParameterVisitor& visit) {
+          visit("weight", other.weight);
+          if (whole) visit("norm", other.norm);
+          if (whole) visit("embed_tokens.weight", other.embed);
+        }};
+  };
+  const auto all = [](const std::string&) { return true; };
+  MasterWeights weights(both(true), MemoryTensors(values_), all, at::kBFloat16);
+  EXPECT_FALSE(other.weight.is_same(module_.weight)) << "each has a copy of its own";
+  EXPECT_TRUE(at::equal(other.weight, module_.weight));
+  EXPECT_THROW(MasterWeights(both(false), MemoryTensors(values_), all, at::kBFloat16),
+               std::invalid_argument);
 }
 
 }  // namespace

@@ -46,6 +46,20 @@ class PublishOnceTest : public testing::Test {
   bool die_ = false;
 };
 
+TEST_F(PublishOnceTest, ARunThatGoesOnOnOtherDevicesIsTheSame) {
+  Json begun = recipe_, goes_on = recipe_;
+  begun["device"] = "cuda:all";
+  goes_on["device"] = "cuda:0";
+  EXPECT_THROW(PublishOnce(run_, root_, "a", begun,
+                           [&]() -> fs::path {
+                             Make("a", begun);
+                             throw std::runtime_error("killed");
+                           }),
+               std::runtime_error);
+  EXPECT_EQ(PublishOnce(run_, root_, "a", goes_on, [&] { return Make("a", goes_on); }),
+            root_ / "a/1");
+}
+
 TEST_F(PublishOnceTest, RepeatsTheFolderOfTheSameModelAlone) {
   EXPECT_EQ(Publish("a"), root_ / "a/1");
   EXPECT_EQ(Publish("a"), root_ / "a/1");

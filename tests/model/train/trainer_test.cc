@@ -284,8 +284,9 @@ TEST_F(TrainerTest, RefusesAFolderOfAnotherRecipe) {
 TEST_F(TrainerTest, WhatComputesMayChangeInARunThatHasBegun) {
   using Json = nlohmann::ordered_json;
   const std::filesystem::path path = folder_ / "run";
-  const Json eight = {{"device", "cuda:all"}, {"offload", false}, {"loader_threads", 8}};
-  const Json one = {{"device", "cuda:0"}, {"offload", true}, {"loader_threads", 1}};
+  const Json eight = {
+      {"device", "cuda:all"}, {"offload", false}, {"threads", 128}, {"loader_threads", 8}};
+  const Json one = {{"device", "cuda:0"}, {"offload", true}, {"threads", 2}, {"loader_threads", 1}};
   { const RunFolder begun(path, eight); }
   { const RunFolder again(path, one); }
   std::ifstream file(path / "recipe.json");
