@@ -297,6 +297,30 @@ TEST_F(InstructCommandTest, AsksForQuestions) {
   EXPECT_EQ(server.asked().size(), before + 1);
 }
 
+TEST_F(InstructCommandTest, GoesOnAskingForQuestionsWhereItGaveUp) {
+  ChatServer server([](const Asked& asked) {
+    if (asked.number < 7) return ChatServer::Say("What is shown?");
+    return ChatServer::Say("Sum up this image, please.");
+  });
+  const std::vector<std::string> args = {"questions",
+                                         "-n",
+                                         "2",
+                                         "--base-url",
+                                         server.base_url(),
+                                         "--model",
+                                         "teacher",
+                                         "--out",
+                                         (root_ / "questions.txt").string()};
+  EXPECT_EQ(Run(args), 1) << said_;
+  EXPECT_THAT(said_,
+              HasSubstr("gave 1 different questions in 5 answers, 2 were asked for; the same "
+                        "command goes on"));
+  EXPECT_EQ(server.num_asked(), 5u);
+  EXPECT_EQ(Run(args), 0) << said_;
+  EXPECT_EQ(server.num_asked(), 8u);
+  EXPECT_EQ(ReadFile(root_ / "questions.txt"), "What is shown?\nSum up this image, please.\n");
+}
+
 TEST_F(InstructCommandTest, PromptsCanBeWrittenChangedAndUsed) {
   WritePictures(2);
   const std::string prompts = (root_ / "prompts").string();
