@@ -213,7 +213,7 @@ std::vector<CaptionedImage> ReadCoco(const fs::path& captions, const fs::path& i
   return images;
 }
 
-std::vector<CaptionedImage> ReadCaptionTable(const fs::path& path) {
+std::vector<ImageCaption> ReadCaptionLines(const fs::path& path) {
   DelimitedFile file(path, DelimitedFile::Format::kCsv);
   std::vector<std::string> fields;
   if (!file.Next(fields)) throw std::invalid_argument(path.string() + ":1: has no line of names");
@@ -224,22 +224,31 @@ std::vector<CaptionedImage> ReadCaptionTable(const fs::path& path) {
     return static_cast<size_t>(found - fields.begin());
   };
   const size_t image_column = column("image"), caption_column = column("caption");
-  std::vector<CaptionedImage> images;
-  std::unordered_map<std::string, size_t> places;
+  std::vector<ImageCaption> lines;
   while (file.Next(fields)) {
     if (fields.size() != columns) {
       file.Fail("has " + std::to_string(fields.size()) + " fields, expected " +
                 std::to_string(columns));
     }
-    const std::string& name = fields[image_column];
-    if (name.empty()) file.Fail("the image has no name");
-    const auto [place, fresh] = places.emplace(name, images.size());
-    if (fresh) images.push_back({.id = StemOf(name), .file = name, .captions = {}, .boxes = {}});
+    if (fields[image_column].empty()) file.Fail("the image has no name");
     try {
-      images[place->second].captions.push_back(TidyCaption(fields[caption_column]));
+      lines.push_back({fields[image_column], TidyCaption(fields[caption_column])});
     } catch (const std::invalid_argument& error) {
       file.Fail(error.what());
     }
+  }
+  return lines;
+}
+
+std::vector<CaptionedImage> ReadCaptionTable(const fs::path& path) {
+  std::vector<CaptionedImage> images;
+  std::unordered_map<std::string, size_t> places;
+  for (ImageCaption& line : ReadCaptionLines(path)) {
+    const auto [place, fresh] = places.emplace(line.image, images.size());
+    if (fresh) {
+      images.push_back({.id = StemOf(line.image), .file = line.image, .captions = {}, .boxes = {}});
+    }
+    images[place->second].captions.push_back(std::move(line.caption));
   }
   return images;
 }

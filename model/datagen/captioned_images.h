@@ -28,8 +28,13 @@ struct CaptionedImage {
 std::vector<CaptionedImage> ReadCoco(const std::filesystem::path& captions,
                                      const std::filesystem::path& instances);
 
-// A table (RFC 4180) whose first line names columns, "image" and "caption" among them; others are
-// ignored. Lines of the same image are its captions, in the order of their first lines.
+struct ImageCaption {
+  std::string image, caption;  // file, one line
+};
+// The lines of a table (RFC 4180) whose first line names columns, "image" and "caption" among them;
+// others are ignored.
+std::vector<ImageCaption> ReadCaptionLines(const std::filesystem::path& path);
+// The same by image: lines of one image are its captions, in the order of their first lines.
 std::vector<CaptionedImage> ReadCaptionTable(const std::filesystem::path& path);
 
 // CC3M's list: lines of caption, tab, URL. Line n, from 0, is the picture GCC_train_<n>.jpg (nine

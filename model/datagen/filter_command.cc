@@ -27,18 +27,14 @@ struct Flags {
   PhraseIndex::Rules rules;
 };
 
-// A pair as the table of the result tells it.
-struct Pair {
-  std::string image, caption;
-};
-
-std::vector<Pair> ReadPairs(const Flags& flags) {
+// In the order of the file's lines, as phrases are.
+std::vector<ImageCaption> ReadPairs(const Flags& flags) {
   if (flags.cc3m.empty() == flags.csv.empty()) {
     throw std::invalid_argument("name one list: --cc3m or --csv");
   }
-  std::vector<Pair> pairs;
-  for (CaptionedImage& image :
-       flags.cc3m.empty() ? ReadCaptionTable(flags.csv) : ReadCc3mList(flags.cc3m)) {
+  if (flags.cc3m.empty()) return ReadCaptionLines(flags.csv);
+  std::vector<ImageCaption> pairs;
+  for (CaptionedImage& image : ReadCc3mList(flags.cc3m)) {
     for (std::string& caption : image.captions) pairs.push_back({image.file, std::move(caption)});
   }
   return pairs;
@@ -67,7 +63,7 @@ void ReadPhrases(const std::string& path, size_t captions, PhraseIndex& index) {
 }
 
 int Run(const Flags& flags) {
-  const std::vector<Pair> pairs = ReadPairs(flags);
+  const std::vector<ImageCaption> pairs = ReadPairs(flags);
   if (pairs.empty()) throw std::invalid_argument("the list holds no captions");
   PhraseIndex index;
   if (!flags.phrases.empty()) {

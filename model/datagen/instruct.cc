@@ -26,7 +26,10 @@ using Json = nlohmann::ordered_json;
 // Purposes of random streams.
 enum Purpose : uint64_t { kImageOrder = 201, kTaskOrder, kRecordWords, kExpansionWords };
 
-constexpr char kRecords[] = "instruct.json";
+constexpr char kRecords[] = "instruct.json", kRejected[] = "rejected.jsonl";
+
+// What a file is called until it takes the place of an earlier run's.
+std::string Partial(const std::string& name) { return name + ".partial"; }
 
 constexpr size_t Index(ResponseType type) { return static_cast<size_t>(type); }
 
@@ -61,7 +64,9 @@ void CheckFolder(const fs::path& folder) {
   }
   if (!fs::is_directory(folder)) throw std::invalid_argument(folder.string() + " is not a folder");
   if (fs::is_empty(folder)) return;
-  for (const char* name : {"journal.jsonl", kRecords}) {
+  // The last two: of a run, with its journal elsewhere, that was killed while it wrote.
+  for (const std::string& name : {std::string("journal.jsonl"), std::string(kRecords),
+                                  Partial(kRecords), Partial(kRecords) + ".part"}) {
     if (fs::exists(folder / name)) return;
   }
   throw std::invalid_argument(folder.string() +
@@ -75,9 +80,22 @@ uint64_t NumRecords(const fs::path& path) {
   return static_cast<uint64_t>(std::max<std::ptrdiff_t>(0, lines - 2));
 }
 
+// Ids of the records for which an earlier run had no answer.
+std::unordered_set<std::string> UnansweredBefore(const fs::path& rejected) {
+  std::unordered_set<std::string> ids;
+  std::ifstream file(rejected, std::ios::binary);
+  for (std::string text; std::getline(file, text);) {
+    const Json line = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+    if (!line.is_object() || line.value("rule", Json()) != ToString(Rule::kUnanswered)) continue;
+    if (const Json id = line.value("id", Json()); id.is_string()) ids.insert(id.get<std::string>());
+  }
+  return ids;
+}
+
 struct Planned {
   InstructTask task;
-  std::string hash;  // of its request
+  std::string hash;    // of its request
+  bool known = false;  // by the journal, from the beginning
 };
 
 // One run over the plan.
@@ -88,42 +106,55 @@ class Run {
       : images_(images), prompts_(prompts), options_(options), journal_(journal) {
     for (const InstructTask& task :
          PlanTasks(images.size(), options.mix, options.count, options.seed)) {
-      plan_.push_back({task, HashOf(RequestFor(task))});
-      known_ += journal.Holds(plan_.back().hash);
+      const std::string hash = HashOf(RequestFor(task));
+      plan_.push_back({task, hash, journal.Holds(hash)});
+      known_ += plan_.back().known;
     }
   }
 
+  // Throws as ChatRun::Run.
   ChatRun::Outcome Ask(ChatBackend& teacher, std::FILE* stream) {
     ChatRun run(teacher, journal_, options_.run);
     Progress progress(stream, "asking", plan_.size(), known_);
-    uint64_t done = 0;
+    uint64_t done = 0, known = 0;  // all that has ended; of it what the journal knew
     size_t next = 0;
-    const auto outcome = run.Run(
-        [&]() -> std::optional<ChatRequest> {
-          if (next == plan_.size()) return std::nullopt;
-          return RequestFor(plan_[next++].task);
-        },
-        [&](const ChatResult& result) {
-          ++done;
-          if (!result.reply) errors_[result.hash] = last_error_ = result.error;
-        },
-        [&] {
-          progress.set_note(run.Spent() +
-                            (run.totals().failed > 0
-                                 ? ", " + std::to_string(run.totals().failed) + " failed"
-                                 : ""));
-          progress.Update(done);
-        });
-    progress.set_note(run.Spent());
-    progress.Finish(done);
-    totals_ = run.totals();
-    return outcome;
+    const auto shown = [&] { return known_ + done - known; };
+    try {
+      const auto outcome = run.Run(
+          [&]() -> std::optional<ChatRequest> {
+            if (next == plan_.size()) return std::nullopt;
+            known += plan_[next].known;
+            return RequestFor(plan_[next++].task);
+          },
+          [&](const ChatResult& result) {
+            ++done;
+            if (!result.reply) errors_[result.hash] = last_error_ = result.error;
+          },
+          [&] {
+            progress.set_note(run.Spent() +
+                              (run.totals().failed > 0
+                                   ? ", " + std::to_string(run.totals().failed) + " failed"
+                                   : ""));
+            progress.Update(shown());
+          });
+      progress.set_note(run.Spent());
+      progress.Finish(shown());
+      totals_ = run.totals();
+      return outcome;
+    } catch (...) {
+      totals_ = run.totals();
+      throw;
+    }
   }
+
+  bool HasAnswers() const { return known_ + totals_.answered > 0; }
+  uint64_t planned() const { return plan_.size(); }
+  uint64_t failed() const { return totals_.failed; }
 
   // Tells of requests without an answer; throws if there is no answer at all.
   void TellFailures(std::FILE* stream) const {
     if (totals_.failed == 0) return;
-    if (totals_.answered + totals_.known == 0) {
+    if (!HasAnswers()) {
       throw std::runtime_error("no request was answered; the last failed with: " + last_error_);
     }
     std::fprintf(stream,
@@ -132,17 +163,21 @@ class Run {
                  static_cast<unsigned long long>(totals_.failed), last_error_.c_str());
   }
 
-  // What there is, as files beside those of an earlier run, which they replace unless that had more
-  // records and this run is not whole.
-  void Write(ChatRun::Outcome outcome, std::FILE* stream) const {
-    InstructReport report(Facts(outcome));
-    StagedFile records(Partial(kRecords)), rejected(Partial("rejected.jsonl"));
+  // What there is, as files beside those of an earlier run, which they replace (true) unless that
+  // had more records and this run is not whole: it did not come to its end, or has no answer where
+  // the earlier one had.
+  bool Write(bool finished, std::FILE* stream) const {
+    InstructReport report(Facts(finished));
+    StagedFile records(Place(Partial(kRecords))), rejected(Place(Partial(kRejected)));
+    const std::unordered_set<std::string> unanswered_before = UnansweredBefore(Place(kRejected));
+    bool whole = finished;
     const QualityGates gates(prompts_, options_.language);
     Deduplicator dialogues;
     const char* separator = "[\n";
     for (const Planned& planned : plan_) {
       const CaptionedImage& image = images_[planned.task.image];
       const ResponseType type = planned.task.type;
+      const std::string id = IdOf(planned.task);
       const auto entry = journal_.Find(planned.hash);
       Screened screened;
       if (entry) {
@@ -151,12 +186,12 @@ class Run {
         const auto error = errors_.find(planned.hash);
         screened.rejected = Rule::kUnanswered;
         screened.detail = error == errors_.end() ? "not asked yet" : error->second;
+        whole = whole && unanswered_before.contains(id);
       }
       if (!screened.rejected && !dialogues.Add(image.id, screened.turns)) {
         screened.rejected = Rule::kDuplicate;
         screened.detail = "the same as an earlier record";
       }
-      const std::string id = IdOf(planned.task);
       if (screened.rejected) {
         report.AddRejected(type, *screened.rejected, id, screened.detail);
         const Json line = {{"id", id},
@@ -184,20 +219,21 @@ class Run {
     WriteText("report.json",
               report.ToJson().dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
     WriteText("report.md", report.ToMarkdown());
-    const bool whole = outcome == ChatRun::Outcome::kFinished && totals_.failed == 0;
-    const uint64_t before = whole ? 0 : NumRecords(options_.out / kRecords);
+    const uint64_t before = whole ? 0 : NumRecords(Place(kRecords));
     if (report.kept() < before) {
       std::fprintf(stream,
                    "%s has %llu records of an earlier run and is left as it is; the %llu of this "
                    "one, which is not whole, are in %s\n",
-                   (options_.out / kRecords).c_str(), static_cast<unsigned long long>(before),
-                   static_cast<unsigned long long>(report.kept()), Partial(kRecords).c_str());
-      return;
+                   Place(kRecords).c_str(), static_cast<unsigned long long>(before),
+                   static_cast<unsigned long long>(report.kept()),
+                   Place(Partial(kRecords)).c_str());
+      return false;
     }
-    for (const char* name : {kRecords, "rejected.jsonl", "report.json", "report.md"}) {
-      fs::rename(Partial(name), options_.out / name);
+    for (const char* name : {kRecords, kRejected, "report.json", "report.md"}) {
+      fs::rename(Place(Partial(name)), Place(name));
     }
     SyncFolder(options_.out);
+    return true;
   }
 
  private:
@@ -213,11 +249,11 @@ class Run {
     return request;
   }
 
-  Json Facts(ChatRun::Outcome outcome) const {
+  Json Facts(bool finished) const {
     std::unordered_set<uint32_t> used;
     for (const Planned& planned : plan_) used.insert(planned.task.image);
     return {{"teacher", options_.request.model},
-            {"finished", outcome == ChatRun::Outcome::kFinished},
+            {"finished", finished},
             {"pictures", images_.size()},
             {"pictures_used", used.size()},
             {"records_planned", plan_.size()},
@@ -230,10 +266,10 @@ class Run {
             {"cost", journal_.cost()}};
   }
 
-  fs::path Partial(const std::string& name) const { return options_.out / (name + ".partial"); }
+  fs::path Place(const std::string& name) const { return options_.out / name; }
 
   void WriteText(const char* name, const std::string& text) const {
-    StagedFile file(Partial(name));
+    StagedFile file(Place(Partial(name)));
     file.Write(text);
     file.Commit();
   }
@@ -282,9 +318,9 @@ std::vector<InstructTask> PlanTasks(size_t num_images, const Mix& mix, uint64_t 
   return tasks;
 }
 
-ChatRun::Outcome WriteInstructions(const std::vector<CaptionedImage>& images,
-                                   const PromptSet& prompts, ChatBackend& teacher,
-                                   const InstructOptions& options, std::FILE* progress) {
+InstructEnd WriteInstructions(const std::vector<CaptionedImage>& images, const PromptSet& prompts,
+                              ChatBackend& teacher, const InstructOptions& options,
+                              std::FILE* progress) {
   if (options.detailed_questions.empty()) throw std::invalid_argument("no detailed questions");
   CheckFolder(options.out);
   ChatJournal journal(options.journal.empty() ? options.out / "journal.jsonl" : options.journal);
@@ -293,12 +329,23 @@ ChatRun::Outcome WriteInstructions(const std::vector<CaptionedImage>& images,
                  static_cast<unsigned long long>(journal.dropped_bytes()));
   }
   Run run(images, prompts, options, journal);
-  const ChatRun::Outcome outcome = run.Ask(teacher, progress);
-  if (outcome != ChatRun::Outcome::kStopped) {
-    run.Write(outcome, progress);
-    run.TellFailures(progress);
+  InstructEnd end;
+  try {
+    end.outcome = run.Ask(teacher, progress);
+  } catch (const std::runtime_error&) {  // what was answered before still counts
+    try {
+      if (run.HasAnswers()) run.Write(/*finished=*/false, progress);
+    } catch (const std::exception& error) {
+      std::fprintf(progress, "what was answered could not be written: %s\n", error.what());
+    }
+    throw;
   }
-  return outcome;
+  if (end.outcome == ChatRun::Outcome::kStopped) return end;
+  end.replaced = run.Write(end.outcome == ChatRun::Outcome::kFinished, progress);
+  run.TellFailures(progress);
+  end.planned = run.planned();
+  end.failed = run.failed();
+  return end;
 }
 
 Json InstructionRecordJson(const std::string& id, const std::string& image,

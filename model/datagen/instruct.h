@@ -47,16 +47,24 @@ struct InstructOptions {
   ChatRun::Options run;
 };
 
+struct InstructEnd {
+  ChatRun::Outcome outcome = ChatRun::Outcome::kFinished;
+  bool replaced = false;             // the files bear their names, not ".partial"
+  uint64_t planned = 0, failed = 0;  // requests
+};
+
 // Asks, and writes into the folder: instruct.json (LLaVA's format and "type"; <image> in front of
 // or behind the first question by chance), rejected.jsonl, report.json and report.md. Equal options
 // and answers give equal bytes of the first two. A run that ended early goes on from the journal;
-// stopped by a signal it writes nothing else, at the budget's end it writes what there is, with
-// ".partial" behind the names if an earlier run left more records. Throws std::invalid_argument for
-// wrong options or a folder that holds something else, std::runtime_error as ChatRun, for files
-// that cannot be written, and when it has written that no request was answered.
-ChatRun::Outcome WriteInstructions(const std::vector<CaptionedImage>& images,
-                                   const PromptSet& prompts, ChatBackend& teacher,
-                                   const InstructOptions& options, std::FILE* progress);
+// stopped by a signal it writes nothing else, at the budget's end or after an error it writes what
+// there is. If an earlier run left more records, a run that did not come to its end, or in which
+// requests failed that had not failed in that one, leaves them alone and writes ".partial" behind
+// its own names. Throws std::invalid_argument for wrong options or a folder that holds something
+// else, std::runtime_error as ChatRun, for files that cannot be written, and when it has written
+// that no request was answered.
+InstructEnd WriteInstructions(const std::vector<CaptionedImage>& images, const PromptSet& prompts,
+                              ChatBackend& teacher, const InstructOptions& options,
+                              std::FILE* progress);
 
 // A record of LLaVA's format. `turns` must not be empty.
 nlohmann::ordered_json InstructionRecordJson(const std::string& id, const std::string& image,

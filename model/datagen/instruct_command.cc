@@ -27,6 +27,7 @@ struct Flags {
   InstructOptions options;
   std::vector<std::string> mix, boxes = {"detail", "complex"};
   std::string prompts, detailed_questions, language = "en";
+  double most_failed = 10;  // percent
 };
 
 // "detail=23".
@@ -39,6 +40,19 @@ void ReadShare(const std::string& text, Mix& mix) {
     throw std::invalid_argument("--mix: expected TYPE=SHARE, as detail=23; found " + text);
   }
   mix[static_cast<size_t>(ResponseTypeNamed(text.substr(0, equals)))] = share;
+}
+
+// Whether the data set is what was asked for, but for a few records; tells what it lacks.
+bool ToldWhole(const InstructEnd& end, double most_failed) {
+  const double hundred_failed = 100 * static_cast<double>(end.failed);
+  const auto planned = static_cast<double>(end.planned);
+  const bool few = hundred_failed <= most_failed * planned;
+  if (!few) {
+    std::fprintf(stderr,
+                 "llava-datagen: %.3g %% of the requests failed, more than --most-failed %g\n",
+                 hundred_failed / planned, most_failed);
+  }
+  return end.replaced && few;
 }
 
 int Run(Flags& flags) {
@@ -61,9 +75,10 @@ int Run(Flags& flags) {
   const auto teacher = flags.chat.OpenBackend();
   const std::vector<CaptionedImage> images = flags.source.Read();
   const StopRequest stop;
-  switch (WriteInstructions(images, prompts, *teacher, options, stderr)) {
+  const InstructEnd end = WriteInstructions(images, prompts, *teacher, options, stderr);
+  switch (end.outcome) {
     case ChatRun::Outcome::kFinished:
-      return 0;
+      return ToldWhole(end, flags.most_failed) ? 0 : 1;
     case ChatRun::Outcome::kBudget:
       std::fprintf(stderr,
                    "llava-datagen: the budget is used up; what there is has been written, and the "
@@ -94,6 +109,13 @@ std::function<int()> AddInstructCommand(CLI::App& app) {
           "--journal", options.journal,
           "File of paid answers, may be shared by data sets (default: journal.jsonl in the "
           "folder)")
+      ->group("Output");
+
+  command
+      ->add_option("--most-failed", flags->most_failed,
+                   "Percentage of requests that may fail; beyond it the exit code is 1")
+      ->check(CLI::Range(0.0, 100.0))
+      ->capture_default_str()
       ->group("Output");
 
   command->add_option("--count", options.count, "Records to ask for (default: one a picture)")

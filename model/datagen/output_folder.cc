@@ -24,6 +24,17 @@ void WriteJson(const fs::path& path, const nlohmann::ordered_json& json) {
   file.Commit();
 }
 
+// Holds at most what is made first: all that is there when a run is killed at once.
+bool IsAsGoodAsEmpty(const fs::path& folder) {
+  for (const auto& entry : fs::directory_iterator(folder)) {
+    const std::string name = entry.path().filename();
+    const bool ours = name == std::string(kUnfinished) + ".part" ||
+                      (name == "images" && entry.is_directory() && fs::is_empty(entry.path()));
+    if (!ours) return false;
+  }
+  return true;
+}
+
 // One call for all pictures, not a wait for the disk after each of thousands of pictures.
 void SyncFileSystem(const fs::path& folder) {
   const int fd = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -43,7 +54,7 @@ OutputFolder::OutputFolder(fs::path folder, nlohmann::ordered_json settings, Exi
   if (fs::exists(folder_) && !fs::is_directory(folder_)) {
     throw FolderRefused(folder_.string() + " is not a folder");
   }
-  if (fs::exists(folder_) && !fs::is_empty(folder_)) {
+  if (fs::exists(folder_) && !IsAsGoodAsEmpty(folder_)) {
     if (existing == Existing::kOverwrite) {
       Clear();
     } else if (HoldsUnfinished()) {
@@ -54,8 +65,9 @@ OutputFolder::OutputFolder(fs::path folder, nlohmann::ordered_json settings, Exi
                           "data set in it");
     }
   }
-  fs::create_directories(images());
+  fs::create_directories(folder_);
   WriteJson(folder_ / kUnfinished, settings_);
+  fs::create_directories(images());
 }
 
 void OutputFolder::Finish(const nlohmann::ordered_json& contents) {

@@ -209,9 +209,13 @@ Screened QualityGates::Screen(ResponseType type, const ChatReply& reply) const {
   if (described) {
     dialogue.turns = {{"", reply.text}};
     try {  // some label it all the same
-      ParsedDialogue labelled = ParseDialogue("Question: x\n" + reply.text);
-      if (labelled.turns.size() == 1 && labelled.turns[0].question == "x") {
-        dialogue.turns[0].answer = labelled.turns[0].answer;
+      const ParsedDialogue labelled = ParseDialogue("Question: x\n" + reply.text);
+      if (labelled.turns.size() == 1) {
+        const auto& [before, answer] = labelled.turns[0];  // "x", perhaps "Sure, here it is:"
+        if (before != "x" && before.size() > answer.size()) {
+          return reject(Rule::kAlternation, "an answer behind a description");
+        }
+        dialogue.turns[0].answer = answer;
       }
     } catch (const ParseFault&) {
       return reject(Rule::kAlternation, "questions in a description");

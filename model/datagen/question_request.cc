@@ -13,7 +13,7 @@
 namespace llava {
 namespace {
 
-constexpr int kMostRequests = 5;
+constexpr int kMostRequests = 5;  // beyond those that the journal knows
 
 std::string Letters(std::string_view text) {
   std::string letters;
@@ -68,7 +68,8 @@ ChatRun::Outcome AskForQuestions(ChatBackend& teacher, ChatJournal& journal,
                                  const PromptSet& prompts, const QuestionRequest& wanted,
                                  std::vector<std::string>& questions) {
   questions.clear();
-  for (int sample = 0; sample < kMostRequests; ++sample) {
+  int sample = 0;
+  for (int asked = 0; asked < kMostRequests; ++sample) {
     const int missing = wanted.count - static_cast<int>(questions.size());
     ChatRequest request = wanted.defaults;
     request.id = std::string(wanted.detailed ? "questions-detail-" : "questions-brief-") +
@@ -76,6 +77,7 @@ ChatRun::Outcome AskForQuestions(ChatBackend& teacher, ChatJournal& journal,
     request.sample = sample;
     request.messages = {
         {.role = "user", .text = prompts.AskForQuestions(wanted.detailed, missing)}};
+    asked += !journal.Holds(HashOf(request));
     // A run each: what is asked next depends on the answer.
     std::optional<ChatRequest> next = std::move(request);
     std::optional<ChatResult> result;
@@ -91,8 +93,10 @@ ChatRun::Outcome AskForQuestions(ChatBackend& teacher, ChatJournal& journal,
     }
   }
   throw std::runtime_error("the teacher gave " + std::to_string(questions.size()) +
-                           " different questions in " + std::to_string(kMostRequests) +
-                           " answers, " + std::to_string(wanted.count) + " were asked for");
+                           " different questions in " + std::to_string(sample) + " answers, " +
+                           std::to_string(wanted.count) +
+                           " were asked for; the same command goes on where answers are kept "
+                           "(--out or --journal)");
 }
 
 }  // namespace llava

@@ -25,9 +25,10 @@ struct QuestionRequest {
   ChatRun::Options run = {};  // the budget
 };
 
-// Asks until there are so many, each time for those that are missing, five times at most; what the
-// journal has is not asked again. `questions` is filled if the outcome is kFinished. Throws
-// std::runtime_error if the teacher does not answer or gives too few, and as ChatJournal.
+// Asks until there are so many, each time for those that are missing; what the journal has is not
+// asked again, and five times at most what it has not. `questions` is filled if the outcome is
+// kFinished. Throws std::runtime_error if the teacher does not answer or gives too few, and as
+// ChatJournal.
 ChatRun::Outcome AskForQuestions(ChatBackend& teacher, ChatJournal& journal,
                                  const PromptSet& prompts, const QuestionRequest& request,
                                  std::vector<std::string>& questions);

@@ -21,7 +21,8 @@ struct ScienceDatasetOptions {
 
 // Writes problems.json, pid_splits.json, images/<split>/<id>/image.png and at last dataset.json.
 // Equal options give equal bytes. Problems of different splits are never the same number of the
-// stream. Returns false if a StopRequest came: the same call goes on. Throws as WriteSceneDataset.
+// stream. Returns false if a StopRequest came: the same call begins anew. Throws as
+// WriteSceneDataset.
 bool WriteScienceDataset(const ScienceDatasetOptions& options, std::FILE* progress);
 
 }  // namespace llava

@@ -58,6 +58,7 @@ struct ChatResult {
   std::optional<ChatReply> reply = std::nullopt;  // if answered
   std::string error = "";                         // why it is not
   int attempts = 0;                               // calls made for it; 0: the answer was known
+  bool refused = false;                           // failed for good, by a server that is up
 };
 
 // The body of the HTTP request. Broken UTF-8 becomes U+FFFD.

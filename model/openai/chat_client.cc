@@ -302,6 +302,7 @@ class OpenAiChatClient::Impl {
     const bool fatal = verdict == Verdict::kFatal;
     if (fatal) error = url_ + ": " + error;
     results_.push_back(call->Result(fatal ? ChatEnd::kFatal : ChatEnd::kFailed, std::move(error)));
+    results_.back().refused = !fatal;
   }
 
   void TakeAnswer(std::unique_ptr<Call> call) {

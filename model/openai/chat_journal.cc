@@ -39,6 +39,9 @@ std::string LineOf(const ChatResult& result, double cost) {
   return line.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
+// Bytes that no answer has.
+bool HoldsZeros(std::string_view text) { return text.find('\0') != text.npos; }
+
 // As a line of LineOf does, however short it was cut off.
 bool BeginsLikeOurs(std::string_view text) {
   constexpr std::string_view kBegin = "{\"request\":\"";
@@ -97,12 +100,12 @@ void ChatJournal::Load() {
   if (!S_ISREG(info.st_mode)) throw std::runtime_error(path_.string() + ": is not a regular file");
   std::ifstream file(path_, std::ios::binary);
   std::string text;
-  std::string rest;       // what is no whole entry
+  std::string rest;       // first line behind the last entry
   std::string complaint;  // about the line before: an error only if another one follows
   uint64_t number = 0;
   for (uint64_t at = 0; std::getline(file, text); at += text.size() + 1) {
     if (!complaint.empty()) throw std::runtime_error(complaint);
-    rest = text;
+    if (rest.empty()) rest = text;
     if (file.eof()) break;  // without its newline: torn
     ++number;
     // A line may be whole and torn, where the disk was late with its middle: then it is the last.
@@ -110,7 +113,10 @@ void ChatJournal::Load() {
       const Json line = Json::parse(text);
       Add(line, {at, text.size()});
       end_ = at + text.size() + 1;
+      rest.clear();
     } catch (const std::exception& error) {
+      // Zeros are what a late disk has; answers that were written together with it may follow.
+      if (HoldsZeros(text)) continue;
       complaint = path_.string() + ":" + std::to_string(number) + ": " + error.what();
     }
   }

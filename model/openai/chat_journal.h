@@ -21,7 +21,8 @@ namespace llava {
 class ChatJournal {
  public:
   // Opens or makes the file. A torn last line (the program or the machine died while it was being
-  // written) is dropped. Throws std::runtime_error naming the file, and the line if another one is
+  // written) is dropped, lines with zeros in them (of a disk that was late when the power failed)
+  // are passed over. Throws std::runtime_error naming the file, and the line if another one is
   // broken; also if it is another kind of file, or another process has it open.
   explicit ChatJournal(std::filesystem::path path);
   ~ChatJournal();

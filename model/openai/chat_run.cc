@@ -146,10 +146,14 @@ void ChatRun::Record(std::vector<ChatResult> results, const Done& done) {
   }
   for (ChatResult& result : others) {
     if (result.end == ChatEnd::kFatal && fatal_.empty()) fatal_ = result.error;
-    if (result.end == ChatEnd::kFailed && ++failures_in_a_row_ == options_.most_failures_in_a_row &&
-        fatal_.empty()) {
-      fatal_ = std::to_string(failures_in_a_row_) +
-               " requests failed one after the other, the last with: " + result.error;
+    if (result.end == ChatEnd::kFailed) {
+      // Requests like it were answered: a refusal is about itself alone, and the server is up.
+      const bool alone = result.refused && totals_.answered + totals_.known > 0;
+      failures_in_a_row_ = alone ? 0 : failures_in_a_row_ + 1;
+      if (!alone && failures_in_a_row_ == options_.most_failures_in_a_row && fatal_.empty()) {
+        fatal_ = std::to_string(failures_in_a_row_) +
+                 " requests failed one after the other, the last with: " + result.error;
+      }
     }
     Deliver(std::move(result), done);
   }

@@ -30,7 +30,8 @@ class ChatRun {
     // would fit with answers of MostAnswerTokens.
     uint64_t most_requests = 0, most_tokens = 0;
     double most_cost = 0;
-    // So many failed requests behind each other end the run: the server is down. 0: never.
+    // So many failed requests behind each other end the run: the server is down. Where requests of
+    // the run were answered, now or before, those that the server refuses do not count. 0: never.
     int most_failures_in_a_row = 25;
   };
   enum class Outcome {

@@ -19,6 +19,7 @@ ReplayBackend::ReplayBackend(std::filesystem::path path) : path_(std::move(path)
   std::string text;
   for (int number = 1; std::getline(file, text); ++number) {
     if (text.find_first_not_of(" \t\r") == text.npos) continue;
+    if (text.find('\0') != text.npos) continue;  // of a late disk, as ChatJournal
     try {
       const auto line = nlohmann::json::parse(text);
       const ChatReply reply = ReplyFromJson(line);

@@ -40,6 +40,8 @@ Progress::Progress(std::FILE* stream, std::string what, uint64_t total, uint64_t
       begin_(Clock::now()),
       drawn_(begin_) {}
 
+Progress::~Progress() { EndLine(); }
+
 void Progress::Update(uint64_t done) {
   const auto pause = terminal_ ? std::chrono::milliseconds(100) : std::chrono::seconds(10);
   if (Clock::now() - drawn_ < pause) return;
@@ -48,7 +50,12 @@ void Progress::Update(uint64_t done) {
 
 void Progress::Finish(uint64_t done) {
   Draw(done);
-  if (terminal_) std::fputc('\n', stream_);
+  EndLine();
+}
+
+void Progress::EndLine() {
+  if (open_) std::fputc('\n', stream_);
+  open_ = false;
 }
 
 void Progress::Draw(uint64_t done) {
@@ -59,6 +66,7 @@ void Progress::Draw(uint64_t done) {
   if (!note_.empty()) text += ", " + note_;
   std::fprintf(stream_, terminal_ ? "\r%s\x1b[K" : "%s\n", text.c_str());
   std::fflush(stream_);
+  open_ = terminal_;
 }
 
 }  // namespace llava

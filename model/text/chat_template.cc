@@ -113,6 +113,12 @@ std::vector<PromptSpan> ChatTemplate::Render(std::span<const ChatMessage> messag
   return prompt.Take();
 }
 
+void ChatTemplate::BeginAnswer(std::vector<PromptSpan>& prompt, const std::string& text) const {
+  if (!prompt_.before_answer.empty())
+    prompt.push_back({Kind::kTemplate, prompt_.before_answer, {}});
+  prompt.push_back({Kind::kUser, text, {}});
+}
+
 std::string ChatTemplate::QuestionText(const ChatMessage& message, bool has_image,
                                        MarkPlace place) const {
   const bool has_mark = HasMark(message.text);

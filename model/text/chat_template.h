@@ -71,6 +71,8 @@ class ChatTemplate {
   // as text, `system`) comes as kUser.
   std::vector<PromptSpan> Render(std::span<const ChatMessage> messages,
                                  const std::optional<std::string>& system = std::nullopt) const;
+  // Lets the answer that `prompt` asks for begin with `text`, as in training.
+  void BeginAnswer(std::vector<PromptSpan>& prompt, const std::string& text) const;
 
   // Where a question's marks stand in a training sample. White space between a mark and the text
   // beside it is the template's, so that a mark in front reads as in a prompt.

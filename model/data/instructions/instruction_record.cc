@@ -47,7 +47,8 @@ int CountMarks(std::string_view text) {
   return marks;
 }
 
-ChatMessage ReadMessage(const Json& value, size_t number) {
+// `marks_count`: the record has pictures, else "<image>" is text like any other.
+ChatMessage ReadMessage(const Json& value, size_t number, bool marks_count) {
   const std::string name = "message " + std::to_string(number + 1);
   if (!value.is_object()) {
     throw BadRecord(BadRecordKind::kKeys, name + " is " + Shown(value) + ", expected an object");
@@ -61,7 +62,7 @@ ChatMessage ReadMessage(const Json& value, size_t number) {
     throw BadRecord(BadRecordKind::kRoles, name + " is from \"" + from + "\", expected \"" +
                                                expected + "\": human and gpt speak by turns");
   }
-  const int marks = CountMarks(message.text);
+  const int marks = marks_count ? CountMarks(message.text) : 0;
   if (message.role == Role::kUser) {
     message.num_images = marks;
   } else if (marks > 0) {
@@ -129,7 +130,8 @@ InstructionRecord ParseInstructionRecord(std::string_view json) {
   InstructionRecord record;
   const Json& id = At(value, "id", "");
   record.id = id.is_number_integer() ? id.dump() : Text(id, "\"id\"");
-  if (const auto image = value.find("image"); image != value.end() && !image->is_null()) {
+  const auto image = value.find("image");
+  if (image != value.end() && !image->is_null()) {
     if (image->is_array()) {
       for (const Json& name : *image) record.images.push_back(Text(name, "a name in \"image\""));
     } else {
@@ -142,7 +144,7 @@ InstructionRecord ParseInstructionRecord(std::string_view json) {
                     "\"conversations\" is " + Shown(conversations) + ", expected an array");
   }
   for (const Json& message : conversations) {
-    record.messages.push_back(ReadMessage(message, record.messages.size()));
+    record.messages.push_back(ReadMessage(message, record.messages.size(), image != value.end()));
   }
   if (record.messages.empty() || record.messages.size() % 2 != 0) {
     throw BadRecord(BadRecordKind::kRoles, "has " + std::to_string(record.messages.size()) +

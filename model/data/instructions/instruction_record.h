@@ -41,12 +41,12 @@ class BadRecord : public std::runtime_error {
 struct InstructionRecord {
   std::string id;                   // a number is taken as text
   std::vector<std::string> images;  // as in the file: relative to the folder of pictures
-  // Questions with num_images set to the marks that their text has.
+  // Questions with num_images set to the marks of pictures that their text has.
   std::vector<ChatMessage> messages;
 };
 
-// `json`: one record. "image" may be one name or an array of them; surplus keys are ignored. Throws
-// BadRecord.
+// `json`: one record. "image" may be one name or an array of them; without the key a literal
+// "<image>" is text, as published. Surplus keys are ignored. Throws BadRecord.
 InstructionRecord ParseInstructionRecord(std::string_view json);
 
 }  // namespace llava

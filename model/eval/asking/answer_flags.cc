@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <stdexcept>
 #include <thread>
 
@@ -20,6 +21,7 @@
 #include "model/eval/json_lines.h"
 #include "model/progress/progress.h"
 #include "model/progress/stop_request.h"
+#include "model/text/utf8.h"
 
 namespace llava {
 namespace {
@@ -27,8 +29,16 @@ namespace {
 using Json = nlohmann::ordered_json;
 using Shape = std::function<std::string(const std::string&)>;
 
-std::string Shaped(const Shape& shape, const std::string& text) {
+// What is written of an answer. White space at its ends says nothing (as published), but the rules
+// that read answers would stumble over it.
+std::string Shaped(const Shape& shape, const std::string& answer) {
+  const std::string text(StripUtf8(answer));
   return shape ? shape(text) : text;
+}
+
+// "question 7: .."
+std::string Failure(const VisualQuestion& question, const std::exception& error) {
+  return "question " + question.name() + ": " + error.what();
 }
 
 std::string Lines(const std::vector<Json>& lines) {
@@ -139,12 +149,17 @@ int AnswerFlags::AnswerHere(const std::vector<VisualQuestion>& questions,
     return ToHex(HashBytes(id + '\0' + key));
   };
   std::vector<const VisualQuestion*> open;
-  std::map<std::string, std::string> keys;  // of what is known
+  std::map<std::string, std::string> keys;                // of what is known
+  std::map<const VisualQuestion*, std::string> failures;  // in the order of the questions
   for (const VisualQuestion& question : questions) {
-    if (known.contains(question.name())) {
-      keys[question.name()] = key_of(question);
-    } else {
+    if (!known.contains(question.name())) {
       open.push_back(&question);
+      continue;
+    }
+    try {
+      keys[question.name()] = key_of(question);
+    } catch (const std::runtime_error& error) {  // its answer may be of another picture
+      failures[&question] = Failure(question, error);
     }
   }
   RequireSame(known, keys, out_);
@@ -155,30 +170,45 @@ int AnswerFlags::AnswerHere(const std::vector<VisualQuestion>& questions,
 
   const StopRequest stop;
   Progress progress(stderr, "asking", questions.size(), questions.size() - open.size());
-  std::mutex mutex;  // guards what follows
-  size_t done = questions.size() - open.size(), cut_off = 0;
-  std::exception_ptr failed;
+  std::mutex mutex;  // guards the file, the bar and what follows
+  size_t ended = questions.size() - open.size(), cut_off = 0;
+  std::exception_ptr not_written;
   std::atomic<size_t> next = 0;
   std::atomic<bool> give_up = false;
+  // Of one question: others can be answered all the same.
+  const auto answer_one = [&](const VisualQuestion& question) {
+    std::optional<Json> line;
+    bool cut = false;
+    std::string failure;
+    try {
+      const auto answer =
+          model.Answer(question, static_cast<uint32_t>(request.max_tokens), sampling_of(question));
+      cut = answer.cut_off;
+      line = AnswerLine(question, Shaped(shape, answer.text), id, cut ? "length" : "stop");
+      (*line)["metadata"][kAsked] = key_of(question);
+    } catch (const std::exception& error) {
+      line.reset();
+      failure = Failure(question, error);
+    }
+    const std::lock_guard lock(mutex);
+    if (line) {
+      out.Append(*line);
+    } else {
+      failures[&question] = failure;
+    }
+    cut_off += line && cut;
+    progress.Update(++ended);
+  };
   const auto work = [&] {
     at::set_num_threads(1);
     while (!give_up && !StopRequest::Requested()) {
       const size_t number = next++;
       if (number >= open.size()) return;
       try {
-        const VisualQuestion& question = *open[number];
-        const auto answer = model.Answer(question, static_cast<uint32_t>(request.max_tokens),
-                                         sampling_of(question));
-        Json line = AnswerLine(question, Shaped(shape, answer.text), id,
-                               answer.cut_off ? "length" : "stop");
-        line["metadata"][kAsked] = key_of(question);
-        const std::lock_guard lock(mutex);
-        out.Append(line);
-        cut_off += answer.cut_off;
-        progress.Update(++done);
+        answer_one(*open[number]);
       } catch (...) {
         const std::lock_guard lock(mutex);
-        if (!failed) failed = std::current_exception();
+        if (!not_written) not_written = std::current_exception();
         give_up = true;
       }
     }
@@ -186,10 +216,14 @@ int AnswerFlags::AnswerHere(const std::vector<VisualQuestion>& questions,
   std::vector<std::thread> workers;
   for (size_t i = 0; i < threads; ++i) workers.emplace_back(work);
   for (std::thread& worker : workers) worker.join();
-  progress.Finish(done);
-  if (failed) std::rethrow_exception(failed);
+  progress.Finish(ended);
+  if (not_written) std::rethrow_exception(not_written);
   if (cut_off > 0) std::fprintf(stderr, "%zu answers are cut off by --max-tokens\n", cut_off);
-  if (done < questions.size()) return 128 + StopRequest::Signal();
+  std::vector<std::string> told;
+  for (const auto& [question, failure] : failures) told.push_back(failure);
+  TellFailures("llava-eval", told, stderr);
+  if (ended < questions.size()) return 128 + StopRequest::Signal();
+  if (!failures.empty()) return 1;
   std::vector<std::string> ids;  // answers came as workers were done with them
   for (const VisualQuestion& question : questions) ids.push_back(question.name());
   out.Order(ids);
@@ -210,7 +244,7 @@ int AnswerFlags::AnswerByServer(const std::vector<VisualQuestion>& questions,
         try {
           request.messages.back().images.push_back(PictureUrl(question.picture));
         } catch (const std::runtime_error& error) {
-          throw std::runtime_error("question " + question.name() + ": " + error.what());
+          throw std::runtime_error(Failure(question, error));
         }
       }
     }

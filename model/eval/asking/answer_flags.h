@@ -21,10 +21,11 @@ class AnswerFlags {
   void Add(CLI::App& command);
 
   // Answers all questions into --out, LLaVA's answers.jsonl, in the order of the questions once all
-  // are answered; `shape` (may be empty) makes of what the model said what is written. Goes on
+  // are answered; `shape` (may be empty) makes of what the model said, without white space at its
+  // ends, what is written. Goes on
   // where an earlier run stopped: what --out has (from a checkpoint), or a journal beside it (from
-  // a server). Returns the exit code as ChatAnswers::Report. Throws what reading pictures, models
-  // and files throws.
+  // a server). A question that cannot be answered is told, and the others are all the same. Returns
+  // the exit code as ChatAnswers::Report. Throws what reading models and files throws.
   int Answer(std::vector<VisualQuestion> questions,
              const std::function<std::string(const std::string&)>& shape = {}) const;
 

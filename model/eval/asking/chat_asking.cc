@@ -6,7 +6,9 @@
 #include <iterator>
 #include <memory>
 #include <optional>
+#include <set>
 #include <stdexcept>
+#include <utility>
 
 #include "model/checkpoint/durable_file.h"
 #include "model/progress/progress.h"
@@ -23,7 +25,7 @@ std::ptrdiff_t NumLines(const std::filesystem::path& path) {
 
 }  // namespace
 
-int ChatAnswers::Report(const char* program, std::FILE* to) const {
+void TellFailures(const char* program, const std::vector<std::string>& failures, std::FILE* to) {
   constexpr size_t kShown = 5;
   for (size_t i = 0; i < std::min(kShown, failures.size()); ++i) {
     std::fprintf(to, "%s: %s\n", program, failures[i].c_str());
@@ -31,6 +33,10 @@ int ChatAnswers::Report(const char* program, std::FILE* to) const {
   if (failures.size() > kShown) {
     std::fprintf(to, "%s: .. and %zu more failed\n", program, failures.size() - kShown);
   }
+}
+
+int ChatAnswers::Report(const char* program, std::FILE* to) const {
+  TellFailures(program, failures, to);
   std::fprintf(to, "%llu answered now, %llu known before, %llu failed, %llu attempts repeated",
                static_cast<unsigned long long>(totals.answered),
                static_cast<unsigned long long>(totals.known),
@@ -57,6 +63,7 @@ void WriteOutcome(const ChatAnswers& answers, const std::filesystem::path& out,
   const std::filesystem::path partial = out.string() + ".partial";
   const auto now = std::count(lines.begin(), lines.end(), '\n');
   const auto before = whole ? 0 : NumLines(out);
+  if (now == 0 && !whole && !std::filesystem::exists(out)) return;  // nothing to tell
   if (now >= before) {
     WriteDurably(out, lines);
     std::filesystem::remove(partial);
@@ -92,10 +99,12 @@ ChatAnswers AskChat(const ChatFlags& flags, const std::filesystem::path& journal
     }
     return std::nullopt;
   };
+  std::set<std::string> found;  // in the journal, by hash
   const auto done = [&](const ChatResult& result) {
     ++ended;
     if (result.reply) {
       answers.replies[result.id] = *result.reply;
+      found.insert(result.hash);
     } else {
       answers.failures.push_back("question " + result.id + ": " + result.error);
     }
@@ -103,6 +112,7 @@ ChatAnswers AskChat(const ChatFlags& flags, const std::filesystem::path& journal
   const auto tick = [&] {
     if (!bar) return;
     bar->set_note(run.Spent());
+    bar->set_skipped(run.totals().known);
     bar->Update(ended);
   };
   try {
@@ -111,9 +121,27 @@ ChatAnswers AskChat(const ChatFlags& flags, const std::filesystem::path& journal
     // What was answered before still counts.
     answers.fatal = error.what();
   }
-  if (bar) bar->Finish(ended);
+  if (bar) {
+    bar->set_skipped(run.totals().known);
+    bar->Finish(ended);
+  }
   answers.totals = run.totals();
   answers.totals.failed += not_made;
+  // After an early end: what the journal has of the others, until all of it has been met.
+  while (next < count && found.size() < journal.size()) {
+    ChatRequest request;
+    try {
+      request = make(next++);
+    } catch (const std::exception&) {  // not asked: a next run tells
+      continue;
+    }
+    const std::string hash = HashOf(request);
+    auto entry = journal.Find(hash);
+    if (!entry) continue;
+    answers.replies[request.id] = std::move(entry->reply);
+    found.insert(hash);
+    ++answers.totals.known;
+  }
   return answers;
 }
 

@@ -14,6 +14,9 @@
 
 namespace llava {
 
+// The first few of them, and how many there are beyond.
+void TellFailures(const char* program, const std::vector<std::string>& failures, std::FILE* to);
+
 struct ChatAnswers {
   std::map<std::string, ChatReply> replies;  // by id of the request, of earlier runs too
   std::vector<std::string> failures;         // "question 7: .."
@@ -27,13 +30,15 @@ struct ChatAnswers {
 };
 
 // Writes what came of it, a record a line, into `out`. If not everything was answered and the file
-// there has more lines, it stays, and "<out>.partial" is written; `to` is told.
+// there has more lines, it stays, and "<out>.partial" is written; `to` is told. Nothing at all
+// makes no file.
 void WriteOutcome(const ChatAnswers& answers, const std::filesystem::path& out,
                   const std::string& lines, std::FILE* to);
 
 // Asks requests 0 .. count - 1, each made when it is its turn, and shows a bar named `verb`. What
-// the journal has is not asked again. What `make` throws, which should name the question, is a
-// failure of that question. Throws as ChatFlags and ChatJournal.
+// the journal has is not asked again, and is among the answers whatever ended the run. What `make`
+// throws, which should name the question, is a failure of that question. Throws as ChatFlags and
+// ChatJournal.
 ChatAnswers AskChat(const ChatFlags& flags, const std::filesystem::path& journal, size_t count,
                     const std::function<ChatRequest(size_t)>& make, const std::string& verb,
                     std::FILE* progress);

@@ -98,7 +98,11 @@ std::string LocalModel::KeyOf(const VisualQuestion& question, uint32_t max_token
                               const SamplingOptions& sampling) const {
   nlohmann::json key = {parts_->digest, question.answer_cue, max_tokens};
   for (const std::string& stop : parts_->model.chat_template().stop()) key.push_back(stop);
-  for (const PromptSpan& span : PromptOf(question)) {
+  std::vector<PromptSpan> spans = PromptOf(question);
+  if (!question.answer_cue.empty()) {
+    parts_->model.chat_template().BeginAnswer(spans, question.answer_cue);
+  }
+  for (const PromptSpan& span : spans) {
     key.push_back({static_cast<int>(span.kind), span.text, span.tokens});
   }
   if (!question.picture.empty()) key.push_back(ToHex(HashFile(question.picture.string())));
@@ -135,8 +139,8 @@ LocalModel::Answered LocalModel::Answer(const VisualQuestion& question, uint32_t
   StopOptions at_cue = stop;
   at_cue.stop.push_back(cue.substr(0, cue.find('\n')));
   const GenerateResult reasons = generate(at_cue);
-  const std::string before = std::string(StripUtf8Right(reasons.text)) + "\n" + cue;
-  spans.push_back({PromptSpan::Kind::kUser, before, {}});
+  const std::string before = std::string(StripUtf8(reasons.text)) + "\n" + cue;
+  model.chat_template().BeginAnswer(spans, before);
   stop.max_new_tokens = std::min(max_tokens, kLongestChoice);
   return {before + generate(stop).text, reasons.state == llava::Answer::State::kLength};
 }

@@ -65,7 +65,8 @@ VisualQuestion QuestionOfRecord(const Json& record, const std::filesystem::path&
   const InstructionRecord parsed = ParseInstructionRecord(record.dump());
   VisualQuestion question;
   question.id = parsed.id;
-  question.text = WithoutMarks(parsed.messages.front().text);
+  const std::string& text = parsed.messages.front().text;
+  question.text = parsed.images.empty() ? std::string(StripUtf8(text)) : WithoutMarks(text);
   if (parsed.images.size() > 1) {
     throw std::runtime_error("record " + parsed.id + " has several pictures");
   }

@@ -14,6 +14,12 @@ namespace {
 
 using Json = nlohmann::json;
 
+// {id: {"question", "answer", ..}}, as GQA. One line of JSON lines is no such object.
+bool IsById(const Json& whole) {
+  return whole.is_object() && !whole.empty() && !whole.contains("question_id") &&
+         std::all_of(whole.begin(), whole.end(), [](const Json& one) { return one.is_object(); });
+}
+
 std::vector<JsonObject> ReadRecords(const std::filesystem::path& path) {
   Json whole = ReadWholeJson(path);
   std::string at;
@@ -23,6 +29,14 @@ std::vector<JsonObject> ReadRecords(const std::filesystem::path& path) {
     whole = std::move(list);
     at = std::string(" ") + key;
     break;
+  }
+  if (IsById(whole)) {
+    std::vector<JsonObject> records;
+    for (auto& [id, one] : whole.items()) {
+      one["question_id"] = id;
+      records.emplace_back(std::move(one), path.string() + " question " + id);
+    }
+    return records;
   }
   if (!whole.is_array()) return ReadJsonLines(path);
   std::vector<JsonObject> records;

@@ -18,7 +18,8 @@ struct VqaQuestion {
   std::string group;                 // what the key of ReadVqaQuestions says; may be empty
 };
 
-// JSON lines, a JSON array, or VQA's object with "annotations" (TextVQA's: "data"). Of each:
+// JSON lines, a JSON array, VQA's object with "annotations" (TextVQA's: "data"), or GQA's of
+// questions by their ids. Of each:
 // "question_id" and "answers" (texts, or objects with "answer"), "answer" or "label". `group_key`:
 // such as "answer_type"; empty: none. Throws std::runtime_error naming file and place.
 // `textvqa`: the id of records with "image_id" and "question" is TextVqaId of both.

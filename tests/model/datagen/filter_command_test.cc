@@ -54,6 +54,16 @@ TEST_F(FilterCommandTest, TakesAnotherExtractorsPhrases) {
   EXPECT_EQ(ReadFile(root_ / "kept.csv"), "image,caption\na.jpg,one\nb.jpg,two\nd.jpg,four\n");
 }
 
+TEST_F(FilterCommandTest, PhrasesBelongToTheLinesOfTheTable) {
+  Write("t.csv", "image,caption\na.jpg,c1\nb.jpg,c2\na.jpg,c3\n");
+  Write("p.tsv", "x\ny\nx\n");
+  ASSERT_EQ(Run({"filter-cc3m", "--csv", Path("t.csv"), "--phrases", Path("p.tsv"), "--out",
+                 Path("kept.csv"), "--min-frequency", "2"}),
+            0)
+      << said_;
+  EXPECT_EQ(ReadFile(root_ / "kept.csv"), "image,caption\na.jpg,c1\na.jpg,c3\n");
+}
+
 TEST_F(FilterCommandTest, WrongUseIsTwoAndOneLine) {
   Write("t.csv", "image,caption\na.jpg,one\n");
   Write("none.csv", "image,caption\n");

@@ -176,6 +176,49 @@ TEST_F(InstructCommandTest, NoAnswerAtAllIsAFailure) {
   EXPECT_EQ(Report().at("run").at("requests_failed"), 3);
 }
 
+TEST_F(InstructCommandTest, RefusalsForGoodEndNoRunThatHasAnswers) {
+  WritePictures(60);
+  ChatServer server([](const Asked& asked) {
+    const int picture = PictureOf(asked);
+    if (picture % 2 == 1) return ChatServer::Refuse(400, "this prompt is not allowed");
+    if (picture < 10) {
+      return ChatServer::Say(
+          "Question: Was ist das?\nAnswer: Das ist ein Haus, das auf einer "
+          "Wiese steht, und daneben liegt ein See, der im Licht glitzert.");
+    }
+    return ChatServer::Say(GoodText(asked));
+  });
+  const auto args = Args(server, {"--mix", "conversation=1", "--most-failed", "50"});
+  std::string records;
+  for (int round = 0; round < 2; ++round) {  // the second asks for those alone
+    ASSERT_EQ(Run(args), 0) << said_;
+    EXPECT_THAT(said_, HasSubstr("30 requests failed, the last with: HTTP 400: this prompt"));
+    if (round > 0) EXPECT_EQ(ReadFile(out_ + "/instruct.json"), records);
+    records = ReadFile(out_ + "/instruct.json");
+    EXPECT_EQ(Records().size(), 25u);
+  }
+  // Screening goes on, too; failures that the records before had already do not keep these.
+  std::vector<std::string> any = args;
+  any.insert(any.end(), {"--language", "any"});
+  ASSERT_EQ(Run(any), 0) << said_;
+  EXPECT_GT(Records().size(), 25u);
+  ASSERT_EQ(Run(args), 0) << said_;
+  EXPECT_EQ(Records().size(), 25u);
+}
+
+TEST_F(InstructCommandTest, ManyFailuresAreOne) {
+  WritePictures(20);
+  ChatServer server([](const Asked& asked) {
+    if (PictureOf(asked) < 3) return ChatServer::Refuse(400, "not for you");
+    return ChatServer::Say(GoodText(asked));
+  });
+  EXPECT_EQ(Run(Args(server)), 1);
+  EXPECT_THAT(said_, HasSubstr("15 % of the requests failed, more than --most-failed 10"));
+  EXPECT_EQ(Records().size(), 17u);
+  EXPECT_EQ(Run(Args(server, {"--most-failed", "15"})), 0) << said_;
+  EXPECT_EQ(Run(Args(server, {"--most-failed", "101"})), 2) << said_;
+}
+
 TEST_F(InstructCommandTest, AWrongKeyEndsItAtOnce) {
   WritePictures(50);
   ChatServer server([](const Asked&) { return ChatServer::Refuse(401, "Incorrect API key"); });
@@ -252,6 +295,30 @@ TEST_F(InstructCommandTest, AsksForQuestions) {
   EXPECT_EQ(Run(more), 3) << said_;
   EXPECT_THAT(said_, HasSubstr("the budget is used up before there are 5 questions"));
   EXPECT_EQ(server.asked().size(), before + 1);
+}
+
+TEST_F(InstructCommandTest, GoesOnAskingForQuestionsWhereItGaveUp) {
+  ChatServer server([](const Asked& asked) {
+    if (asked.number < 7) return ChatServer::Say("What is shown?");
+    return ChatServer::Say("Sum up this image, please.");
+  });
+  const std::vector<std::string> args = {"questions",
+                                         "-n",
+                                         "2",
+                                         "--base-url",
+                                         server.base_url(),
+                                         "--model",
+                                         "teacher",
+                                         "--out",
+                                         (root_ / "questions.txt").string()};
+  EXPECT_EQ(Run(args), 1) << said_;
+  EXPECT_THAT(said_,
+              HasSubstr("gave 1 different questions in 5 answers, 2 were asked for; the same "
+                        "command goes on"));
+  EXPECT_EQ(server.num_asked(), 5u);
+  EXPECT_EQ(Run(args), 0) << said_;
+  EXPECT_EQ(server.num_asked(), 8u);
+  EXPECT_EQ(ReadFile(root_ / "questions.txt"), "What is shown?\nSum up this image, please.\n");
 }
 
 TEST_F(InstructCommandTest, PromptsCanBeWrittenChangedAndUsed) {

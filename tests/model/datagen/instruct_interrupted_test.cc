@@ -1,9 +1,12 @@
 // llava-datagen instruct that is stopped, killed, or has spent its budget or its disk.
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
+#include <cstdlib>
 #include <fstream>
 #include <functional>
 #include <thread>
@@ -114,6 +117,66 @@ TEST_F(InstructInterruptedTest, ARunThatIsNotWholeLeavesMoreRecordsAlone) {
   ASSERT_EQ(Run(Args(server, {"--temperature", "0.3"})), 0) << said_;
   EXPECT_NE(ReadFile(out_ + "/report.json"), report);
   EXPECT_FALSE(fs::exists(out_ + "/instruct.json.partial"));
+}
+
+TEST_F(InstructInterruptedTest, WhatWasAnsweredBeforeAnErrorIsWritten) {
+  WritePictures(30);
+  ChatServer server([](const Asked& asked) {
+    if (asked.number >= 12) return ChatServer::Refuse(402, "no credit");
+    return ChatServer::Say(GoodText(asked));
+  });
+  EXPECT_EQ(Run(Args(server, {"--concurrency", "1"})), 1);
+  EXPECT_THAT(said_, HasSubstr("HTTP 402: no credit"));
+  EXPECT_EQ(Records().size(), 12u);
+  EXPECT_EQ(Report().at("run").at("finished"), false);
+}
+
+TEST_F(InstructInterruptedTest, ARunThatLeavesMoreRecordsAloneIsNoSuccess) {
+  WritePictures(20);
+  std::atomic<bool> worse = false;
+  ChatServer server([&worse](const Asked& asked) {
+    if (worse && PictureOf(asked) == 3) return ChatServer::Refuse(400, "not this one");
+    return ChatServer::Say(GoodText(asked));
+  });
+  ASSERT_EQ(Run(Args(server)), 0) << said_;
+  worse = true;
+  EXPECT_EQ(Run(Args(server, {"--temperature", "0.3"})), 1) << said_;
+  EXPECT_THAT(said_, HasSubstr("instruct.json has 20 records of an earlier run and is left as it "
+                               "is; the 19 of this one, which is not whole, are in "));
+  EXPECT_EQ(Records().size(), 20u);
+}
+
+TEST_F(InstructInterruptedTest, OneThatWasKilledWhileItWroteGoesOn) {
+  WritePictures(5);
+  ChatServer server([](const Asked& asked) { return ChatServer::Say(GoodText(asked)); });
+  for (const char* left : {"instruct.json.partial", "instruct.json.partial.part"}) {
+    fs::remove_all(out_);
+    fs::create_directories(out_);
+    Write(std::string("out/") + left, "[\n");
+    EXPECT_EQ(Run(Args(server, {"--journal", (root_ / "elsewhere.jsonl").string()})), 0) << said_;
+    EXPECT_EQ(Records().size(), 5u);
+  }
+}
+
+// Answers that are known come between new ones: the bar tells how far those are.
+TEST_F(InstructInterruptedTest, TheBarTellsOfNewAnswers) {
+  WritePictures(200);
+  Answers answers(kAll);
+  ChatServer server(std::ref(answers));
+  ASSERT_EQ(Run(Args(server, {"--most-requests", "100"})), 3) << said_;
+  answers.SetMost(150);
+  const int terminal = posix_openpt(O_RDWR | O_NOCTTY);
+  ASSERT_TRUE(terminal >= 0 && grantpt(terminal) == 0 && unlockpt(terminal) == 0);
+  const pid_t pid =
+      Start(Args(server, {"--seed", "1"}), std::string("exec 2>") + ptsname(terminal) + "; exec");
+  std::string shown;
+  char byte;
+  while (shown.find(" 50/100 (") == shown.npos && read(terminal, &byte, 1) == 1) shown += byte;
+  EXPECT_THAT(shown, HasSubstr(" 50/100 ("));
+  kill(pid, SIGKILL);
+  Wait(pid);
+  answers.SetMost(kAll);
+  close(terminal);
 }
 
 TEST_F(InstructInterruptedTest, AFullDiskIsSaidAndNothingPaidIsLost) {

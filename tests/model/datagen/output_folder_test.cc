@@ -39,6 +39,16 @@ TEST_F(OutputFolderTest, ResumesOnlyTheSame) {
   EXPECT_FALSE(OutputFolder(folder_, {{"seed", 2}}, Existing::kOverwrite).resumed());
 }
 
+TEST_F(OutputFolderTest, OneThatWasKilledAtOnceIsBegunAnew) {
+  fs::create_directories(folder_);
+  std::ofstream(folder_ / ".unfinished.json.part") << "{\"se";
+  EXPECT_FALSE(OutputFolder(folder_, settings_, Existing::kKeep).resumed());
+  fs::remove_all(folder_);
+  fs::create_directories(folder_ / "images");
+  EXPECT_FALSE(OutputFolder(folder_, settings_, Existing::kOverwrite).resumed());
+  EXPECT_TRUE(OutputFolder(folder_, settings_, Existing::kKeep).resumed());
+}
+
 TEST_F(OutputFolderTest, KeepsWhatIsFinished) {
   OutputFolder(folder_, settings_, Existing::kKeep).Finish({});
   EXPECT_THROW(OutputFolder(folder_, settings_, Existing::kKeep), FolderRefused);

@@ -137,6 +137,18 @@ TEST_F(QualityGatesTest, KeepsGoodAnswers) {
   EXPECT_EQ(complex.turns.at(0).question, "Why might they like it here?");
 }
 
+TEST_F(QualityGatesTest, ALabelledDescriptionLosesItsLabel) {
+  const std::string text = Long("The picture shows a house.");
+  for (const std::string& before :
+       {"Answer: ", "Sure, here it is:\nAnswer: ", "Here is a description.\n\n**Answer:**\n"}) {
+    const Screened screened = Screen(ResponseType::kDetail, before + text);
+    EXPECT_FALSE(screened.rejected) << before << screened.detail;
+    EXPECT_EQ(screened.turns.at(0).answer, text) << before;
+  }
+  const Screened two = Screen(ResponseType::kDetail, text + "\nAnswer: A house.");
+  EXPECT_EQ(two.rejected, Rule::kAlternation);
+}
+
 TEST_F(QualityGatesTest, ItsOwnExamplesPass) {
   for (const ResponseType type : kResponseTypes) {
     for (const auto& [context, answer] : prompts_[type].examples) {

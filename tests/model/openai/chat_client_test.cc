@@ -146,6 +146,7 @@ TEST(OpenAiChatClientTest, GivesUpAfterAllAttemptsAndSaysWhy) {
   const ChatResult result = AskOne(server);
   EXPECT_EQ(result.end, ChatEnd::kFailed);
   EXPECT_EQ(result.error, "HTTP 500: the model crashed (after 4 attempts)");
+  EXPECT_FALSE(result.refused);
   EXPECT_EQ(server.num_asked(), 4u);
 }
 
@@ -158,6 +159,7 @@ TEST(OpenAiChatClientTest, AsksNotAgainWhatIsToldToFailAgain) {
     const ChatResult result = AskOne(server);
     EXPECT_EQ(result.end, ChatEnd::kFailed);
     EXPECT_THAT(result.error, HasSubstr("given up"));
+    EXPECT_TRUE(result.refused);
     EXPECT_EQ(server.num_asked(), 1u);
   }
   // Of that answer only.

@@ -118,6 +118,40 @@ TEST_F(ChatJournalTest, ALastLineOfZerosIsTorn) {
   }
 }
 
+// Several answers come with one write, and a disk may be late with any part of it.
+TEST_F(ChatJournalTest, AHoleBetweenAnswersLosesOnlyThose) {
+  {
+    ChatJournal journal(path_);
+    for (int i = 0; i < 4; ++i) Append(journal, i, "text " + std::to_string(i));
+  }
+  const std::string whole = Text();
+  const size_t second = whole.find('\n') + 1, third = whole.find('\n', second) + 1;
+  for (const size_t size : {third - second - 30, third - second + 20}) {  // of the second; beyond
+    std::string holed = whole;
+    holed.replace(second + 10, size, std::string(size, '\0'));
+    Write(holed);
+    ChatJournal journal(path_);
+    EXPECT_TRUE(journal.Holds(HashOf(Request(0))));
+    EXPECT_FALSE(journal.Holds(HashOf(Request(1))));
+    EXPECT_EQ(journal.Holds(HashOf(Request(2))), size < third - second);
+    EXPECT_EQ(journal.Find(HashOf(Request(3)))->reply.text, "text 3");
+    EXPECT_EQ(Text(), holed);
+    Append(journal, 1, "text 1");
+    EXPECT_EQ(ReplayBackend(path_).pending(), 0u);  // can be read
+  }
+  // Zeros at the end are dropped with what is behind them.
+  Write(whole + "{\"request\":\"" + std::string(300, '\0') + "\n" + whole.substr(0, 20));
+  ChatJournal journal(path_);
+  EXPECT_EQ(journal.size(), 4u);
+  EXPECT_EQ(Text(), whole);
+  // What is no journal is left alone, whatever its end looks like.
+  const std::string foreign = std::string("my notes\0\n", 10) + whole.substr(0, 20);
+  fs::remove(path_);
+  Write(foreign);
+  EXPECT_THAT(Error(), HasSubstr("is no journal"));
+  EXPECT_EQ(Text(), foreign);
+}
+
 TEST_F(ChatJournalTest, ABrokenLineBeforeTheLastIsNamed) {
   {
     ChatJournal journal(path_);

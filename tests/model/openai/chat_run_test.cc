@@ -239,6 +239,35 @@ TEST_F(ChatRunTest, ManyFailuresInARowEndTheRun) {
   EXPECT_LE(results_.size(), 11u);
 }
 
+TEST_F(ChatRunTest, RefusalsEndTheRunOnlyWhereNothingWasAnswered) {
+  const auto refusing = [](int from) {
+    return [from](const ChatRequest& request) {
+      if (std::stoi(request.id.substr(1)) < from) return ScriptedBackend::Say(request, "x");
+      return ChatResult{.id = request.id,
+                        .hash = HashOf(request),
+                        .end = ChatEnd::kFailed,
+                        .error = "HTTP 400: not this one",
+                        .attempts = 1,
+                        .refused = true};
+    };
+  };
+  // The second run answers nothing: what it has is what the first one was answered.
+  for (int round = 0; round < 2; ++round) {
+    results_.clear();
+    ScriptedBackend backend(refusing(5));
+    ChatJournal journal(path_);
+    ChatRun run(backend, journal, {.most_failures_in_a_row = 8});
+    EXPECT_EQ(run.Run(Requests(50), Note()), ChatRun::Outcome::kFinished);
+    EXPECT_EQ(run.totals().failed, 45u);
+    EXPECT_EQ(run.totals().answered, round == 0 ? 5u : 0u);
+  }
+  ScriptedBackend backend(refusing(0));  // as for a wrong name of the model
+  ChatJournal journal(root_ / "other.jsonl");
+  ChatRun run(backend, journal, {.most_failures_in_a_row = 8});
+  results_.clear();
+  EXPECT_THROW(run.Run(Requests(50), Note()), std::runtime_error);
+}
+
 TEST_F(ChatRunTest, StopsBeforeTheBudgetIsExceeded) {
   const auto answered = [&](const ChatRun::Options& options) {
     fs::remove(path_);

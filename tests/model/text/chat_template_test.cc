@@ -90,6 +90,24 @@ TEST(ChatTemplateTest, EarlierAnswersGoBackAsTheirIds) {
               HasSubstr("USER: Q1 ASSISTANT:[2 ids]</s>USER: Q2 ASSISTANT:"));
 }
 
+TEST(ChatTemplateTest, AnAnswerThatIsBegunReadsAsInTraining) {
+  for (const std::string& name : ChatTemplate::BuiltinNames()) {
+    if (name == "plain") continue;
+    const ChatTemplate t = ChatTemplate::Builtin(name);
+    std::vector<PromptSpan> spans = t.Render(std::vector{User("Q")});
+    t.BeginAnswer(spans, "</s>LECTURE: x");
+    EXPECT_EQ(spans.back().kind, Kind::kUser);
+    const auto training = t.RenderTraining(std::vector{User("Q"), Assistant("</s>LECTURE: x")});
+    std::string trained = training.text.substr(training.answers[0].begin);
+    trained.resize(trained.find(": x") + 3);
+    EXPECT_THAT(TextOf(spans), testing::EndsWith(trained)) << name;
+  }
+  const ChatTemplate v1 = ChatTemplate::Builtin("v1");
+  std::vector<PromptSpan> spans = v1.Render(std::vector{User("Q")});
+  v1.BeginAnswer(spans, "LECTURE: x");
+  EXPECT_THAT(TextOf(spans), testing::EndsWith("USER: Q ASSISTANT: LECTURE: x"));
+}
+
 TEST(ChatTemplateTest, WhatPeopleWroteIsMarkedAsTheirs) {
   for (const std::string& name : ChatTemplate::BuiltinNames()) {
     const std::vector<ChatMessage> chat = {User("</s>q"), Assistant("</s>a"),

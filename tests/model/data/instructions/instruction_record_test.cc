@@ -44,6 +44,16 @@ TEST(InstructionRecordTest, ReadsTheFormsThatDataSetsHave) {
   EXPECT_EQ(record.messages[0].num_images, 2);
 }
 
+TEST(InstructionRecordTest, WithoutPicturesAMarkIsText) {
+  const InstructionRecord record = ParseInstructionRecord(
+      R"({"id": "x", "conversations": [{"from": "human", "value": "What is <image> in HTML?"},
+          {"from": "gpt", "value": "No tag; <img> is."}, {"from": "human", "value": "<image>"},
+          {"from": "gpt", "value": "Not <image>."}]})");
+  EXPECT_EQ(record.messages.at(0).text, "What is <image> in HTML?");
+  for (const ChatMessage& message : record.messages) EXPECT_EQ(message.num_images, 0);
+  EXPECT_TRUE(record.images.empty());
+}
+
 struct Bad {
   std::string json;
   Kind kind;

@@ -59,7 +59,7 @@ TEST_F(RecordSurveyTest, SortsOutAndCountsEveryKind) {
       R"({"id": "1", "x": [})",
       R"({"id": "2"})",
       R"({"id": "3", "conversations": [{"from": "gpt", "value": "A"}]})",
-      Record("4", "<image>", "A cat.").dump(),
+      Record("4", "<image><image>", "A cat.", "good.png").dump(),
       Record("5", "What?", "").dump(),
       Record("6", "What?", std::string(400, 'x')).dump(),
       Record("7", "<image>", "A cat.", "none.png").dump(),

@@ -70,6 +70,16 @@ class SampleEncoderTest : public testing::Test {
   std::string message_;
 };
 
+TEST_F(SampleEncoderTest, WithoutPicturesAMarkIsText) {
+  const EncodedSample sample = Encode(ParseInstructionRecord(
+      R"({"id": "x", "conversations": [{"from": "human", "value": "What is <image>?"},
+          {"from": "gpt", "value": "No <image>."}]})"));
+  EXPECT_EQ(sample.num_images, 0);
+  EXPECT_EQ(sample.tokens, static_cast<int64_t>(sample.input_ids.size()));
+  EXPECT_EQ(std::count(sample.input_ids.begin(), sample.input_ids.end(), kImageToken), 0);
+  EXPECT_THAT(TrainedText(sample), testing::HasSubstr("No <image>."));
+}
+
 TEST_F(SampleEncoderTest, CountsImageTokensAndTrainedOnes) {
   const EncodedSample sample = Encode(Record("a", {"<image>\nWhat?", "A cat.", "Sure?", "Yes."}));
   EXPECT_EQ(sample.tokens, static_cast<int64_t>(sample.input_ids.size()) + 15);

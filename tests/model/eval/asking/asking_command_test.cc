@@ -9,6 +9,7 @@
 #include <fstream>
 #include <mutex>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -104,11 +105,44 @@ TEST_F(AskingCommandTest, AnswersByACheckpointAndGoesOn) {
   EXPECT_EQ(unknown.code, 2);
   EXPECT_THAT(unknown.output, HasSubstr("3 answers do not tell what they are of (question 5, 6"));
   EXPECT_EQ(folder_.Read("out.jsonl"), foreign);
-  const Outcome lost =
-      Eval("answer --questions " + questions_ + " --pictures /nowhere --checkpoint " + kModels +
-           "emoji --tower " + kModels + "emoji-tower --out " + folder_.At("lost.jsonl") + " 2>&1");
-  EXPECT_EQ(lost.code, 1);
-  EXPECT_THAT(lost.output, HasSubstr("/nowhere/lion.png"));
+}
+
+TEST_F(AskingCommandTest, AQuestionThatACheckpointCannotAnswerLosesNoOther) {
+  std::string words;
+  for (int i = 0; i < 3000; ++i) words += "apples and pears ";  // beyond the model's context
+  std::ofstream(folder_.At("questions.jsonl"), std::ios::app)
+      << "{\"question_id\": 8, \"text\": \"" << words << "\"}\n";
+  std::filesystem::copy(kScenes + "lion.png", folder_.At("lion.png"));
+  folder_.Write("two_apples.png", "no picture");
+  const std::string command = "answer --questions " + questions_ + " --pictures " + folder_.At("") +
+                              " --checkpoint " + kModels + "emoji --tower " + kModels +
+                              "emoji-tower --max-tokens 20" + Out() + " 2>&1";
+  const auto ids = [this] {
+    std::multiset<int> ids;
+    for (const Json& line : Written()) ids.insert(line["question_id"].get<int>());
+    return ids;
+  };
+  for (int round = 0; round < 2; ++round) {
+    const Outcome failed = Eval(command);
+    EXPECT_EQ(failed.code, 1) << failed.output;
+    EXPECT_THAT(failed.output,
+                HasSubstr("llava-eval: question 6: " + folder_.At("two_apples.png")));
+    EXPECT_THAT(failed.output, HasSubstr("llava-eval: question 8: a prompt of "));
+    EXPECT_LT(failed.output.find("question 6"), failed.output.find("question 8"));
+    EXPECT_THAT(ids(), ElementsAre(5, 7));
+  }
+  // Also one whose answer is there, but not what it is of.
+  std::filesystem::remove(folder_.At("lion.png"));
+  std::filesystem::remove(folder_.At("two_apples.png"));
+  std::filesystem::copy(kScenes + "two_apples.png", folder_.At("two_apples.png"));
+  const Outcome gone = Eval(command);
+  EXPECT_EQ(gone.code, 1) << gone.output;
+  EXPECT_THAT(gone.output,
+              HasSubstr("llava-eval: question 5: cannot read " + folder_.At("lion.png")));
+  EXPECT_THAT(ids(), ElementsAre(5, 6, 7));
+  std::filesystem::copy(kScenes + "lion.png", folder_.At("lion.png"));
+  const Outcome whole = Eval(command + " --limit 3");
+  EXPECT_EQ(whole.code, 0) << whole.output;
 }
 
 TEST_F(AskingCommandTest, AnswersByAServer) {
@@ -165,6 +199,32 @@ TEST_F(AskingCommandTest, AQuestionWithoutItsPictureLosesNoOther) {
   }
 }
 
+TEST_F(AskingCommandTest, AnEarlyEndKeepsWhatTheJournalHas) {
+  const auto file = [this](const std::string& name, int first) {
+    std::string questions;
+    for (int i = first; i <= 6; ++i) {
+      const std::string id = std::to_string(i);
+      questions += "{\"question_id\": " + id + ", \"text\": \"q" + id + "?\"}\n";
+    }
+    return folder_.Write(name, questions);
+  };
+  ChatServer server([](const Asked&) { return ChatServer::Say("Hm"); });
+  const std::string rest = Server(server) + Out() + " --concurrency 1 2>&1";
+  ASSERT_EQ(Eval("answer --questions " + file("last.jsonl", 5) + rest).code, 0);
+  const std::string all = "answer --questions " + file("all.jsonl", 1);
+  const Outcome budget = Eval(all + " --most-requests 3" + rest);
+  EXPECT_EQ(budget.code, 3) << budget.output;
+  EXPECT_THAT(budget.output, HasSubstr("1 answered now, 2 known before, 0 failed"));
+  ASSERT_EQ(Written().size(), 3);
+  EXPECT_EQ(Written()[0]["question_id"], 1);
+  EXPECT_EQ(Written()[1]["question_id"], 5);
+  // What was known before is no work of this run.
+  const Outcome whole = Eval(all + rest);
+  EXPECT_EQ(whole.code, 0) << whole.output;
+  EXPECT_THAT(whole.output, HasSubstr("asking 3/3 (100 %)"));
+  EXPECT_EQ(Written().size(), 6);
+}
+
 TEST_F(AskingCommandTest, RefusesFlagsThatWouldDoNothing) {
   const std::string command = "answer --questions " + questions_ + Out();
   for (const std::string& server :
@@ -213,6 +273,41 @@ TEST_F(AskingCommandTest, RunsScienceQaAndScoresIt) {
           .output);
   EXPECT_EQ(score["classes"]["AVG"]["right"], 2);
   EXPECT_EQ(score["failures"]["missing"], 1);
+}
+
+// "B\n" is no letter to the published rules, and "No\n" a yes.
+TEST_F(AskingCommandTest, WritesAnswersWithoutWhiteSpaceAtTheirEnds) {
+  ChatServer server([](const Asked& asked) {
+    const std::string all = asked.body["messages"].dump();
+    if (all.find("lion") != std::string::npos) return ChatServer::Say("No\n");
+    return ChatServer::Say(all.find("bird") != std::string::npos ? " B\n" : "A\n\n");
+  });
+  for (const char* id : {"1", "3"}) {
+    std::filesystem::create_directories(folder_.At(id));
+    std::filesystem::copy(kScenes + "lion.png", folder_.At(id) + "/image.png");
+  }
+  const std::string problems = " --problems " + folder_.Write("problems.json", SampleProblems()) +
+                               " --splits " + folder_.Write("splits.json", SampleSplits());
+  const Outcome run = Eval("scienceqa run --layout letter" + problems + " --pictures " +
+                           folder_.At("") + Server(server) + Out() + " 2>&1");
+  EXPECT_EQ(run.code, 0) << run.output;
+  ASSERT_EQ(Written().size(), 4);
+  EXPECT_EQ(Written()[1]["text"], "B");
+  const Json score = Json::parse(
+      Eval("scienceqa score --json" + problems + " --predictions " + folder_.At("out.jsonl"))
+          .output);
+  EXPECT_EQ(score["classes"]["AVG"]["right"], 3);  // 1, 2 and 3
+  const std::string questions =
+      folder_.Write("pope.jsonl", "{\"question_id\": 1, \"text\": \"Is there a lion?\"}\n");
+  const Outcome pope = Eval("answer --questions " + questions + Server(server) + " --out " +
+                            folder_.At("pope_answers.jsonl") + " 2>&1");
+  EXPECT_EQ(pope.code, 0) << pope.output;
+  const std::string labels =
+      folder_.Write("labels.jsonl", "{\"question_id\": 1, \"label\": \"no\"}\n");
+  const Json counts = Json::parse(
+      Eval("vqa pope --json --labels " + labels + " --answers " + folder_.At("pope_answers.jsonl"))
+          .output);
+  EXPECT_EQ(counts["all"]["true_no"], 1);
 }
 
 // A model that was never trained so is made to say reasons, then a choice.
@@ -316,6 +411,16 @@ TEST_F(JudgeAskTest, TellsWhatServersRefuse) {
   const Outcome budget = Eval(command_ + "2" + Server(server) + " --most-requests 2 2>&1");
   EXPECT_EQ(budget.code, 3) << budget.output;
   EXPECT_EQ(Written("out.jsonl2").size(), 2);
+}
+
+TEST_F(JudgeAskTest, ARunThatWasNotBegunLeavesNoFile) {
+  ChatServer server([](const Asked&) { return ChatServer::Say("8 6"); });
+  const Outcome budget =
+      Eval(command_ + Server(server) + " --runs 3 --most-requests 4 --concurrency 1 2>&1");
+  EXPECT_EQ(budget.code, 3) << budget.output;
+  EXPECT_EQ(Written().size(), 4);
+  EXPECT_FALSE(std::filesystem::exists(folder_.At("out-2.jsonl")));
+  EXPECT_FALSE(std::filesystem::exists(folder_.At("out-3.jsonl")));
 }
 
 TEST_F(JudgeAskTest, ARunThatFailsLeavesAWholeFileAlone) {

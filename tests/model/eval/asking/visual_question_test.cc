@@ -33,9 +33,12 @@ TEST(VisualQuestionsTest, ComeFromInstructionData) {
       ReadVisualQuestions(folder.Write("q.json",
                                        R"([{"id": "3", "image": "3/image.png", "conversations": [
                          {"from": "human", "value": "What is it?\n<image>"},
-                         {"from": "gpt", "value": "A cat."}]}])"),
+                         {"from": "gpt", "value": "A cat."}]},
+                         {"id": 4, "conversations": [{"from": "human", "value": "Why <image>?"},
+                         {"from": "gpt", "value": "So."}]}])"),
                           "test");
-  ASSERT_EQ(questions.size(), 1);
+  ASSERT_EQ(questions.size(), 2);
+  EXPECT_EQ(questions[1].text, "Why <image>?");
   EXPECT_EQ(questions[0].name(), "3");
   EXPECT_EQ(questions[0].text, "What is it?");
   EXPECT_EQ(questions[0].picture, "test/3/image.png");

@@ -34,6 +34,23 @@ TEST(VqaFilesTest, ReadEveryLayout) {
               ElementsAre(Pair("1", "z")));
 }
 
+TEST(VqaFilesTest, ReadGqasQuestionsById) {
+  const TemporaryFolder folder;
+  const auto gqa = ReadVqaQuestions(
+      folder.Write("gqa.json", R"({"05515938": {"question": "What is this bird called?",
+          "imageId": "2405722", "answer": "parrot", "fullAnswer": "This is a parrot.",
+          "types": {"structural": "query"}}, "05515939": {"question": "?", "answer": "no"}})"),
+      "");
+  ASSERT_EQ(gqa.size(), 2);
+  EXPECT_EQ(gqa[0].id, "05515938");
+  EXPECT_THAT(gqa[0].answers, ElementsAre("parrot"));
+  const std::string bad = folder.Write("bad.json", R"({"7": {"question": "?"}})");
+  EXPECT_THAT(ErrorOf([&] { ReadVqaQuestions(bad, ""); }), HasSubstr("bad.json question 7: "));
+  // One line of JSON lines, as before.
+  EXPECT_THAT(ErrorOf([&] { ReadVqaQuestions(folder.Write("l.jsonl", R"({"answer": "x"})"), ""); }),
+              HasSubstr("l.jsonl:1: "));
+}
+
 TEST(VqaFilesTest, NameWhatIsWrong) {
   const TemporaryFolder folder;
   const auto error = [&folder](const std::string& content) {
