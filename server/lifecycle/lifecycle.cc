@@ -214,7 +214,7 @@ void Lifecycle::WantUnloaded(const VersionId& id, Time now) {
   }
 }
 
-void Lifecycle::Estimated(const VersionId& id, const absl::StatusOr<WorkerBytes>& bytes, Time now) {
+void Lifecycle::Estimated(const VersionId& id, const absl::StatusOr<Size>& size, Time now) {
   Version& version = versions_.at(id);
   version.job = Version::Job::kNone;
   ++changes_;
@@ -222,12 +222,14 @@ void Lifecycle::Estimated(const VersionId& id, const absl::StatusOr<WorkerBytes>
     if (version.state == v1::MODEL_STATE_AVAILABLE) Erase(id);
     return;
   }
-  if (bytes.ok()) {
-    if (version.loaded_mark == version.mark) version.bytes = *bytes;
+  if (size.ok()) {
+    if (version.loaded_mark != version.mark) return;
+    version.bytes = size->bytes;
+    version.memory_group = size->memory_group;
     return;
   }
   version.failed_in_load = false;
-  Fail(id, bytes.status(), now);
+  Fail(id, size.status(), now);
 }
 
 void Lifecycle::Verified(const VersionId& id, const absl::Status& status, Time now) {

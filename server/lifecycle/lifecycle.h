@@ -52,6 +52,12 @@ class Lifecycle {
     uint64_t seed = 1;  // of the jitter
   };
 
+  // What a version takes.
+  struct Size {
+    WorkerBytes bytes;         // on 1, 2, ... workers
+    std::string memory_group;  // as ServableLoader::MemoryGroup
+  };
+
   struct Step {
     enum class Kind {
       kEstimate,    // -> Estimated
@@ -82,6 +88,7 @@ class Lifecycle {
     bool held = false;              // a servable is there and not given up
     int workers = 0;                // that hold it, or will
     WorkerBytes bytes;              // empty: not known yet
+    std::string memory_group;       // as in Size
 
    private:
     friend class Lifecycle;
@@ -125,8 +132,7 @@ class Lifecycle {
   // Wishes of operators. The version is known.
   void WantLoaded(const VersionId& id, Time now);
   void WantUnloaded(const VersionId& id, Time now);
-  // `bytes`: on 1, 2, ... workers.
-  void Estimated(const VersionId& id, const absl::StatusOr<WorkerBytes>& bytes, Time now);
+  void Estimated(const VersionId& id, const absl::StatusOr<Size>& size, Time now);
   void Verified(const VersionId& id, const absl::Status& status, Time now);
   void Warming(const VersionId& id, Time now);
   void Loaded(const VersionId& id, const absl::Status& status, Time now);
@@ -217,6 +223,7 @@ class Lifecycle {
   size_t Missing(const std::string& name, const Model& model) const;
   uint64_t NewestReady(const std::string& name, uint64_t except = 0) const;
   uint64_t BytesOf(const Version& version) const;
+  class ByteSum;
   int SlotsInUse() const;
   bool InMotion() const;
   bool Due(const Version& version, Time now) const;

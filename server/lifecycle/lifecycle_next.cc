@@ -299,28 +299,60 @@ void Lifecycle::StartLoads(Time now) {
   }
 }
 
+// Of versions that may share their memory: each group counts as its largest member.
+class Lifecycle::ByteSum {
+ public:
+  void Add(const Version& version, uint64_t bytes) {
+    if (version.memory_group.empty()) {
+      sum_ += bytes;
+      return;
+    }
+    uint64_t& most = groups_[version.memory_group];
+    sum_ += std::max(most, bytes) - most;
+    most = std::max(most, bytes);
+  }
+  uint64_t sum() const { return sum_; }
+  // Of which a version of the group takes part.
+  uint64_t shared(const std::string& memory_group) const {
+    const auto found = groups_.find(memory_group);
+    return found == groups_.end() ? 0 : found->second;
+  }
+
+ private:
+  uint64_t sum_ = 0;
+  std::map<std::string, uint64_t> groups_;
+};
+
 SwapRequest Lifecycle::RequestFor(const VersionId& id, const Model& model) const {
+  const Version& candidate = versions_.at(id);
   SwapRequest request;
-  request.candidate = versions_.at(id).bytes;
+  request.candidate = candidate.bytes;
   request.budget = options_.memory_budget;
   request.soft_budget = options_.soft_budget;
   request.forced = options_.swap_mode;
   request.in_motion = InMotion();
+  ByteSum staying;
   std::vector<std::pair<bool, uint64_t>> old;  // stand-ins last, older ones first
   for (const auto& [other, version] : versions_) {
     if (other == id) continue;
     const bool ready = version.state == v1::MODEL_STATE_READY;
-    if (other.name == id.name && ready && MayGo(model, other.version, id.version)) {
+    // One that shares its memory with the candidate would make no room.
+    const bool shares =
+        !candidate.memory_group.empty() && version.memory_group == candidate.memory_group;
+    if (other.name == id.name && ready && !shares && MayGo(model, other.version, id.version)) {
       old.emplace_back(Wants(other), other.version);
     } else {
       // What an exchange is about takes, or takes back, all workers in the end.
       const bool promised = !version.bytes.empty() &&
                             InExchange(models_.at(other.name), other.version) &&
                             (version.held || version.state == v1::MODEL_STATE_LOADING);
-      request.staying_bytes +=
-          promised ? std::max(BytesOf(version), version.bytes.back()) : BytesOf(version);
+      staying.Add(version,
+                  promised ? std::max(BytesOf(version), version.bytes.back()) : BytesOf(version));
     }
   }
+  request.staying_bytes = staying.sum();
+  const uint64_t shared = staying.shared(candidate.memory_group);
+  for (uint64_t& bytes : request.candidate) bytes -= std::min(bytes, shared);
   std::sort(old.begin(), old.end());
   for (const auto& [wanted, number] : old) {
     const Version& version = versions_.at({id.name, number});
@@ -399,9 +431,9 @@ uint64_t Lifecycle::BytesOf(const Version& version) const {
 }
 
 uint64_t Lifecycle::EstimatedBytes() const {
-  uint64_t sum = 0;
-  for (const auto& [id, version] : versions_) sum += BytesOf(version);
-  return sum;
+  ByteSum sum;
+  for (const auto& [id, version] : versions_) sum.Add(version, BytesOf(version));
+  return sum.sum();
 }
 
 int Lifecycle::SlotsInUse() const {

@@ -322,9 +322,9 @@ void ModelManager::Impl::Do(const Lifecycle::Step& step) {
   }()] { return stop_ || *stop; };
   switch (step.kind) {
     case Lifecycle::Step::Kind::kEstimate: {
-      const auto bytes = Guarded([&] { return DoEstimate(step.id); });
+      const auto size = Guarded([&] { return DoEstimate(step.id); });
       MutexLock lock(mutex_);
-      lifecycle_.Estimated(step.id, bytes, Clock::now());
+      lifecycle_.Estimated(step.id, size, Clock::now());
       return Wake();
     }
     case Lifecycle::Step::Kind::kVerify: {
@@ -359,14 +359,15 @@ void ModelManager::Impl::Do(const Lifecycle::Step& step) {
   }
 }
 
-absl::StatusOr<WorkerBytes> ModelManager::Impl::DoEstimate(const VersionId& id) {
-  WorkerBytes bytes;
+absl::StatusOr<Lifecycle::Size> ModelManager::Impl::DoEstimate(const VersionId& id) {
+  Lifecycle::Size size;
   for (int workers = 1; workers <= workers_; ++workers) {
     const auto estimate = loader_.EstimateBytes(RefOf(id), workers);
     if (!estimate.ok()) return estimate.status();
-    bytes.push_back(*estimate);
+    size.bytes.push_back(*estimate);
   }
-  return bytes;
+  size.memory_group = loader_.MemoryGroup(RefOf(id));
+  return size;
 }
 
 absl::Status ModelManager::Impl::DoLoad(const Lifecycle::Step& step) {

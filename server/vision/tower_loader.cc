@@ -100,12 +100,14 @@ std::shared_ptr<VisionEngine> VisionServableLoader::FindEngine(const Sha256Diges
 
 absl::StatusOr<uint64_t> VisionServableLoader::EstimateBytes(const VersionRef& version,
                                                              int workers) {
-  if (const auto manifest = ManifestOf(version);
-      manifest && manifest->kind == Manifest::Kind::kTower && FindEngine(manifest->tower_digest)) {
-    return 0;
-  }
   return EstimateTowerBytes(At(options_, version), workers > 0 ? workers : workers_,
                             engine_options_.max_batch);
+}
+
+std::string VisionServableLoader::MemoryGroup(const VersionRef& version) {
+  const auto manifest = ManifestOf(version);
+  if (!manifest || manifest->kind != Manifest::Kind::kTower) return "";
+  return "tower " + ToHex(manifest->tower_digest);
 }
 
 absl::StatusOr<std::shared_ptr<Servable>> VisionServableLoader::Load(const VersionRef& version,

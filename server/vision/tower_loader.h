@@ -48,6 +48,7 @@ class VisionServableLoader : public ServableLoader {
                        Metrics& metrics);
 
   absl::StatusOr<uint64_t> EstimateBytes(const VersionRef& version, int workers) override;
+  std::string MemoryGroup(const VersionRef& version) override;  // versions of one tower
   int workers() const override { return workers_; }
   absl::StatusOr<std::shared_ptr<Servable>> Load(const VersionRef& version,
                                                  const LoadOptions& options) override;

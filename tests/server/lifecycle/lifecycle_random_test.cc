@@ -16,7 +16,10 @@ class RandomLife {
  public:
   explicit RandomLife(uint64_t seed) : random_(seed), options_(MakeOptions()), world_(options_) {
     world_.auto_estimate = world_.auto_verify = world_.auto_free = false;
-    for (uint64_t version = 1; version < 60; ++version) world_.sizes[version] = 50 + Pick(100);
+    for (uint64_t version = 1; version < 60; ++version) {
+      world_.sizes[version] = 50 + Pick(100);
+      if (Chance(30)) world_.memory_groups[version] = Chance(50) ? "a" : "b";
+    }
     for (const std::string name : {"m", "n"}) world_.repository[name];
   }
 

@@ -114,9 +114,6 @@ TEST_F(TowerLoaderTest, LoadsAVersionAndTellsAboutIt) {
   ASSERT_TRUE(servable.load().feature_cache);
   EXPECT_EQ(servable.load().feature_cache->budget_bytes(), uint64_t{1} << 20);
   EXPECT_FALSE(servable.load().feature_cache->has_disk());
-  const auto estimate = loader_.EstimateBytes(Version(4), 2);
-  ASSERT_TRUE(estimate.ok());
-  EXPECT_EQ(*estimate, 0u) << "the same tower is there";
 }
 
 TEST_F(TowerLoaderTest, ComputesAsTold) {
@@ -149,6 +146,20 @@ TEST_F(TowerLoaderTest, EstimatesWeightsAndWorkingMemory) {
   const uint64_t weights = (*loaded)->load().weight_bytes;
   EXPECT_GT(*one, weights);
   EXPECT_EQ(*all - weights, 2 * (*one - weights)) << "what is computed is each worker's own";
+}
+
+TEST_F(TowerLoaderTest, EstimatesATowerThatIsThereLikeAnyOther) {
+  const VersionRef one = Version(1), same = Version(2);
+  const auto loaded = loader_.Load(one, {});
+  ASSERT_TRUE(loaded.ok());
+  const auto alone = loader_.EstimateBytes(one, 2), beside = loader_.EstimateBytes(same, 2);
+  ASSERT_TRUE(alone.ok() && beside.ok());
+  EXPECT_EQ(*beside, *alone) << "it holds the memory when the first one has gone";
+  EXPECT_EQ(loader_.MemoryGroup(same), loader_.MemoryGroup(one));
+  const VersionRef other{"clip", 1, FixturesDir() / "clip-tower"};
+  EXPECT_NE(loader_.MemoryGroup(other), loader_.MemoryGroup(one));
+  std::ofstream(same.folder / "manifest.json") << "{";
+  EXPECT_EQ(loader_.MemoryGroup(same), "");
 }
 
 TEST_F(TowerLoaderTest, RoutesByDigestAndByName) {
