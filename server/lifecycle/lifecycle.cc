@@ -37,6 +37,8 @@ bool Lifecycle::Wants(const VersionId& id) const {
 
 void Lifecycle::Enter(const VersionId& id, v1::ModelState state, std::string message, Time now) {
   Version& version = versions_.at(id);
+  // Its files have changed since, when a size was still needed for what was loaded.
+  if (Resting(state) && version.sized_mark != version.mark) version.bytes.clear();
   if (version.state != state) {
     transitions_.push_back({id, version.state, state, message});
     version.state = state;
@@ -224,6 +226,7 @@ void Lifecycle::Estimated(const VersionId& id, const absl::StatusOr<Size>& size,
   }
   if (size.ok()) {
     if (version.loaded_mark != version.mark) return;
+    version.sized_mark = version.mark;
     version.bytes = size->bytes;
     version.memory_group = size->memory_group;
     return;
@@ -299,8 +302,8 @@ void Lifecycle::Loaded(const VersionId& id, const absl::Status& status, Time now
     }
     return;
   }
-  version.failed_in_load = true;
   if (version.why_stopped.empty()) {
+    version.failed_in_load = true;
     Fail(id, status, now);
   } else {
     Stopped(id, now);
@@ -365,6 +368,7 @@ void Lifecycle::Idle(const VersionId& id, Time now) {
   }
   version.held = false;
   version.job = Version::Job::kRelease;
+  version.released = now;
   steps_.push_back({Step::Kind::kRelease, id});
 }
 

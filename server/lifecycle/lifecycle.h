@@ -49,7 +49,8 @@ class Lifecycle {
     int load_slots = 1;                              // versions on their way at the same time
     Duration retry_delay = std::chrono::seconds(1);  // 0: no retry
     Duration retry_max_delay = std::chrono::minutes(5);
-    uint64_t seed = 1;  // of the jitter
+    Duration hung_after = std::chrono::minutes(1);  // of a version that is not freed for so long
+    uint64_t seed = 1;                              // of the jitter
   };
 
   // What a version takes.
@@ -95,9 +96,11 @@ class Lifecycle {
     enum class Job { kNone, kEstimate, kVerify, kLoad, kSetWorkers, kRelease };
     Job job = Job::kNone;
     std::string mark, loaded_mark;  // of its files: now, when the loading began
+    std::string sized_mark;         // ... and when `bytes` was estimated
     std::string why_stopped;        // not empty: the job was asked to end
     bool fresh = false;             // loaded, not routed yet
     bool failed_in_load = false;    // the last failure came after reading had begun
+    Time released{};                // of kRelease
     bool refused = false;           // ... or was one of memory
     bool costly = false;            // an old version has made way, or given up workers
     int workers_wanted = 0;         // of kSetWorkers
@@ -206,13 +209,16 @@ class Lifecycle {
   void RouteFresh(const std::string& name, Model& model, Time now);
   void Settle(const std::string& name, Model& model, Time now);
   void Advance(const std::string& name, Model& model, Time now);
+  // Ends an exchange because a version of it hangs, and with it the memory that `id` was to have.
+  void GiveUpInPlace(const VersionId& id, uint64_t hangs, Model& model, Time now);
+  void GiveUpRolling(const VersionId& id, uint64_t hangs, Model& model);
   void AdvanceRolling(const std::string& name, Model& model, Time now);
   void RestoreWorkers(const std::string& name, Model& model);
   // Of all models, in order of importance.
   void StartLoads(Time now);
   // False: those that are less important must wait.
   bool TryStart(const VersionId& id, Model& model, Time now);
-  SwapRequest RequestFor(const VersionId& id, const Model& model) const;
+  SwapRequest RequestFor(const VersionId& id, const Model& model, Time now) const;
 
   bool IsTarget(const Model& model, uint64_t version) const;
   // Whether `version` may make way for `candidate`: targets for nobody, and stand-ins only for
@@ -225,7 +231,9 @@ class Lifecycle {
   uint64_t BytesOf(const Version& version) const;
   class ByteSum;
   int SlotsInUse() const;
-  bool InMotion() const;
+  bool InMotion(Time now) const;
+  // It was given up so long ago that nobody knows when its memory will be free.
+  bool Hangs(const Version& version, Time now) const;
   bool Due(const Version& version, Time now) const;
 
   const Options options_;

@@ -32,6 +32,7 @@ Lifecycle::Options CoreOptions(const ModelManager::Options& options, int workers
   core.load_slots = std::max(1, options.load_threads);
   core.retry_delay = options.retry_delay;
   core.retry_max_delay = options.retry_max_delay;
+  core.hung_after = options.hung_after;
   core.seed = options.seed != 0 ? options.seed : std::random_device()();
   return core;
 }

@@ -54,8 +54,8 @@ class ModelManager {
     // ServableLoader::device_lost says why, or nothing of a model can be served because a version
     // that made way has not been taken apart for this time.
     std::function<void(const std::string& reason)> on_device_lost;
-    std::chrono::milliseconds hung_after{60'000};
-    uint64_t seed = 0;  // of the jitter; 0: random
+    std::chrono::milliseconds hung_after{60'000};  // nor do loads wait longer for its memory
+    uint64_t seed = 0;                             // of the jitter; 0: random
   };
 
   ModelManager(Options options, ServableLoader& loader, Metrics& metrics);

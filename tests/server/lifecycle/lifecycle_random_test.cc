@@ -46,6 +46,7 @@ class RandomLife {
       options.swap_mode = modes[Pick(3)];
     }
     options.load_slots = static_cast<int>(1 + Pick(2));
+    options.hung_after = std::chrono::seconds(1 + Pick(20));
     options.seed = random_();
     return options;
   }
@@ -165,6 +166,7 @@ class RandomLife {
             << ": " << version.message;
       }
       EXPECT_EQ(version.held, version.state == v1::MODEL_STATE_READY);
+      EXPECT_LT(version.message.size(), 1000U);
       if (version.present && version.state != v1::MODEL_STATE_FAILED) {
         EXPECT_EQ(version.failures, 0) << "its files have changed since; state " << version.state;
       }
