@@ -468,7 +468,9 @@ ModelManager::ModelManager(Options options, ServableLoader& loader, Metrics& met
     : impl_(std::make_unique<Impl>(std::move(options), loader, metrics)) {}
 ModelManager::~ModelManager() = default;
 void ModelManager::Start() { impl_->Start(); }
-absl::Status ModelManager::WaitUntilServing() { return impl_->WaitUntilServing(); }
+absl::Status ModelManager::WaitUntilServing(const std::function<bool()>& stop) {
+  return impl_->WaitUntilServing(stop);
+}
 void ModelManager::Drain() { impl_->Drain(); }
 void ModelManager::Stop() { impl_->Stop(); }
 absl::StatusOr<std::vector<v1::ModelInfo>> ModelManager::List(const std::string& name) const {

@@ -27,7 +27,7 @@ class ModelManager::Impl {
   ~Impl() { Stop(); }
 
   void Start();
-  absl::Status WaitUntilServing();
+  absl::Status WaitUntilServing(const std::function<bool()>& stop);
   void Drain();
   void Stop();
   absl::StatusOr<std::vector<v1::ModelInfo>> List(const std::string& name);
