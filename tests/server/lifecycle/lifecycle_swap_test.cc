@@ -110,6 +110,7 @@ TEST(LifecycleSwap, AStoppedLoadIsNoFailure) {
   world.Look();
   world.Delete(3);
   world.Look();
+  world.End(Kind::kVerify, {"m", 3}, absl::CancelledError("stopped"));
   for (int i = 0; i < 10; ++i) world.Pass(seconds(1));
   EXPECT_LT(world.Message(2).size(), 200U) << world.Message(2);
   EXPECT_TRUE(world.Doing(Kind::kVerify, 2)) << world.Describe();

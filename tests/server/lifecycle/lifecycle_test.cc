@@ -97,12 +97,12 @@ TEST(Lifecycle, VersionsThatShareTheirMemoryCountOnce) {
 
 TEST(Lifecycle, AVersionThatChangedWhileItWasLoadedIsSizedAnew) {
   Served world(LifecycleWith("latest", 250));
-  world.sizes[1] = 200;
   world.Publish(1);  // other files, while it serves
   world.Look();
   EXPECT_EQ(world.life().EstimatedBytes(), 100U) << "what is loaded is what it was";
   world.Unload(1);
   world.EndAnswers(1);
+  world.sizes[1] = 200;
   world.Load(1);
   world.EndLoad(1);
   EXPECT_EQ(world.life().EstimatedBytes(), 200U);
