@@ -277,6 +277,28 @@ TEST_F(TowerLoaderTest, WeightsThatAreNoNumbersAreFound) {
   EXPECT_EQ(Fails(version).code(), absl::StatusCode::kInvalidArgument);
 }
 
+TEST_F(TowerLoaderTest, AWorkerBeginsAnewWithTheWeightsThatWereVerified) {
+  for (const char* dtype : {"float32", "int8"}) {
+    const VersionRef version = Version(dtype == std::string("int8") ? 2 : 1);
+    TowerOptions options{.model = version.folder.string(), .dtype = dtype, .threads = 1};
+    auto tower = OpenTowerWorkers(options);
+    ASSERT_TRUE(tower.ok()) << tower.status();
+    EXPECT_TRUE(tower->factory(0));
+    // Replaced: the mapping keeps what was verified.
+    const fs::path file = version.folder / "model.safetensors";
+    const std::string bytes = ReadSmallFile(file);
+    WriteDurably(file, std::string(bytes.size(), '\0'));
+    EXPECT_TRUE(tower->factory(0));
+    WriteDurably(file, bytes);
+
+    tower = OpenTowerWorkers(options);
+    ASSERT_TRUE(tower.ok()) << tower.status();
+    std::fstream(file, std::ios::in | std::ios::out) << "x";
+    fs::last_write_time(file, fs::file_time_type::clock::now() + std::chrono::hours(1));
+    EXPECT_THROW(tower->factory(0), std::runtime_error);
+  }
+}
+
 TEST_F(TowerLoaderTest, LoadingStopsWhenTold) {
   ServableLoader::LoadOptions options;
   options.stop = [] { return true; };
