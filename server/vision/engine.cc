@@ -62,7 +62,9 @@ VisionEngine::VisionEngine(Options options, LoadedTower tower, FeatureCache& cac
   }
 }
 
-VisionEngine::~VisionEngine() { Join(/*patient=*/true); }
+VisionEngine::~VisionEngine() { Finish(); }
+
+void VisionEngine::Finish() { Join(/*patient=*/true); }
 
 bool VisionEngine::Stop() {
   stopping_ = true;
@@ -72,20 +74,27 @@ bool VisionEngine::Stop() {
 // Stage after stage, so that what one hands on is still taken by the next.
 bool VisionEngine::Join(bool patient) {
   to_decode_.Close();
-  for (std::thread& thread : decoders_) {
-    if (thread.joinable()) thread.join();
-  }
-  to_encode_.Close();
-  if (!patient) {
-    MutexLock lock(running_mutex_);
-    const auto until = CondVar::Clock::now() + kLastBatch;
-    const auto has_calls = [](const Running& batch) { return !batch.pictures.empty(); };
-    while (std::any_of(running_.begin(), running_.end(), has_calls) &&
-           ran_.WaitUntil(running_mutex_, until)) {
+  {
+    MutexLock lock(join_mutex_);
+    for (std::thread& thread : decoders_) {
+      if (thread.joinable()) thread.join();
     }
   }
+  to_encode_.Close();
   const std::string reason = "the tower is being taken away";
-  const bool hangs = !patient && FailRunning(Clock::time_point::max(), reason);
+  bool hangs = false;
+  if (!patient) {
+    const auto until = CondVar::Clock::now() + kLastBatch;
+    const auto has_calls = [](const Running& batch) { return !batch.pictures.empty(); };
+    {
+      MutexLock lock(running_mutex_);
+      while (std::any_of(running_.begin(), running_.end(), has_calls) &&
+             ran_.WaitUntil(running_mutex_, until)) {
+      }
+    }
+    hangs = FailRunning(Clock::time_point::max(), reason);
+    hangs |= !workers_->EndLoads(load_hangs_ ? CondVar::Clock::now() : until);
+  }
   if (!hangs) workers_->Drain();
   RefuseAll(reason);
   return !hangs;

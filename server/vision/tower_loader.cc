@@ -15,6 +15,8 @@
 namespace llava {
 namespace {
 
+constexpr std::chrono::milliseconds kStopPoll{50};
+
 int WorkersOf(const TowerOptions& options) {
   const auto devices = ParseDevices(options.device);
   return options.workers * (devices.ok() ? static_cast<int>(devices->size()) : 1);
@@ -57,25 +59,48 @@ std::shared_ptr<VisionEngine> EngineReaper::Own(std::unique_ptr<VisionEngine> en
   });
 }
 
-void EngineReaper::Wait() {
+bool EngineReaper::Wait(const std::function<bool()>& stop) {
   MutexLock lock(mutex_);
-  while (!gone_.empty() || freeing_) changed_.Wait(mutex_);
+  while (!gone_.empty() || freeing_) {
+    if (stop && stop()) return false;
+    changed_.WaitUntil(mutex_, CondVar::Clock::now() + kStopPoll);
+  }
+  return true;
+}
+
+void EngineReaper::ForEach(const std::function<void(VisionEngine&)>& look) {
+  std::vector<VisionEngine*> engines;
+  {
+    MutexLock lock(mutex_);
+    ++looks_;
+    for (const auto& engine : gone_) engines.push_back(engine.get());
+  }
+  for (VisionEngine* engine : engines) look(*engine);
+  MutexLock lock(mutex_);
+  --looks_;
+  changed_.NotifyAll();
 }
 
 void EngineReaper::Loop() {
   while (true) {
-    std::unique_ptr<VisionEngine> next;
+    VisionEngine* next = nullptr;
     {
       MutexLock lock(mutex_);
       freeing_ = false;
       changed_.NotifyAll();
       while (gone_.empty() && !closed_) changed_.Wait(mutex_);
       if (gone_.empty()) return;
-      next = std::move(gone_.front());
+      next = gone_.front().get();
+    }
+    next->Finish();
+    std::unique_ptr<VisionEngine> ended;
+    {
+      MutexLock lock(mutex_);
+      while (looks_ > 0) changed_.Wait(mutex_);
+      ended = std::move(gone_.front());
       gone_.pop_front();
       freeing_ = true;
     }
-    next.reset();
   }
 }
 
@@ -90,9 +115,9 @@ VisionServableLoader::VisionServableLoader(TowerOptions options, VisionEngine::O
 
 std::shared_ptr<VisionEngine> VisionServableLoader::FindEngine(const Sha256Digest& digest) {
   MutexLock lock(mutex_);
-  std::erase_if(engines_, [](const auto& engine) { return engine.expired(); });
-  for (const auto& weak : engines_) {
-    auto engine = weak.lock();
+  std::erase_if(engines_, [](const Known& known) { return known.engine.expired(); });
+  for (const Known& known : engines_) {
+    auto engine = known.loaded ? known.engine.lock() : nullptr;
     if (engine && engine->info().digest == digest && engine->failure().empty()) return engine;
   }
   return nullptr;
@@ -120,7 +145,9 @@ absl::StatusOr<std::shared_ptr<Servable>> VisionServableLoader::Load(const Versi
     v1::ModelInfo info = TowerModelInfo(engine->info(), version.name, version.version);
     return std::make_shared<VisionServable>(std::move(info), std::move(engine));
   };
-  reaper_.Wait();  // what is going shall have gone before more comes
+  if (!reaper_.Wait(options.stop)) {  // what is going shall have gone before more comes
+    return absl::CancelledError("told to stop while an engine was being freed");
+  }
   // Verified first, then read by each worker.
   constexpr double kVerifying = 0.5;
   const TowerReading reading{[&](double share) { progress(kVerifying * share); }, options.stop,
@@ -144,35 +171,43 @@ absl::StatusOr<std::shared_ptr<Servable>> VisionServableLoader::Load(const Versi
   progress(kVerifying);
   const auto engine = reaper_.Own(std::make_unique<VisionEngine>(
       engine_options_, *std::move(tower), cache_, metrics_, options.workers));
+  {
+    MutexLock lock(mutex_);  // before it has loaded: its workers may hang meanwhile
+    engines_.push_back({engine});
+  }
   if (options.warming) options.warming();
   if (auto status = engine->WaitUntilReady(options.stop); !status.ok()) return status;
   progress(1);
   {
     MutexLock lock(mutex_);
     worked_ = true;
-    engines_.push_back(engine);
+    for (Known& known : engines_) known.loaded |= known.engine.lock() == engine;
   }
   return made(engine);
 }
 
 std::string VisionServableLoader::device_lost() {
-  for (const auto& engine : Engines()) {
-    std::string reason = engine->FailHung();
-    if (reason.empty() && !on_cpu()) reason = engine->given_up();
+  ForEach([this](VisionEngine& engine) {
+    std::string reason = engine.FailHung();
+    if (reason.empty() && !on_cpu()) reason = engine.given_up();
     MutexLock lock(mutex_);
     if (device_lost_.empty()) device_lost_ = std::move(reason);
-  }
+  });
   MutexLock lock(mutex_);
   return device_lost_;
 }
 
-std::vector<std::shared_ptr<VisionEngine>> VisionServableLoader::Engines() {
+void VisionServableLoader::ForEach(const std::function<void(VisionEngine&)>& look) {
   std::vector<std::shared_ptr<VisionEngine>> engines;
-  MutexLock lock(mutex_);
-  for (const auto& weak : engines_) {
-    if (auto engine = weak.lock()) engines.push_back(std::move(engine));
+  {
+    MutexLock lock(mutex_);
+    for (const Known& known : engines_) {
+      if (auto engine = known.engine.lock()) engines.push_back(std::move(engine));
+    }
   }
-  return engines;
+  for (const auto& engine : engines) look(*engine);
+  engines.clear();  // perhaps the last to hold one
+  reaper_.ForEach(look);
 }
 
 void VisionServableLoader::Route(std::shared_ptr<Servable> servable) {
@@ -181,7 +216,7 @@ void VisionServableLoader::Route(std::shared_ptr<Servable> servable) {
 
 bool VisionServableLoader::Stop() {
   bool ended = true;
-  for (const auto& engine : Engines()) ended &= engine->Stop();
+  ForEach([&](VisionEngine& engine) { ended &= engine.Stop(); });
   return ended;
 }
 
