@@ -303,10 +303,11 @@ FeatureCache::Calls VisionEngine::End(const Picture& picture,
 void VisionEngine::Answer(const FeatureCache::Calls& calls,
                           const std::shared_ptr<const Features>& features, bool cached,
                           const EncodeTimes& times) {
-  const double seconds = times.queue_seconds + times.compute_seconds;
+  const double seconds =
+      (times.queue_seconds + times.compute_seconds) * static_cast<double>(calls.size());
   (cached ? counters_->cached : counters_->encoded).Increment(static_cast<double>(calls.size()));
   statistics_.Update([&](EncodeStatistics& all) {
-    all.success.Add(seconds * static_cast<double>(calls.size()), calls.size());
+    all.success.Add(seconds, calls.size());
     (cached ? all.cache_hit : all.cache_miss).Add(seconds, calls.size());
     all.last_request = std::chrono::system_clock::now();
   });

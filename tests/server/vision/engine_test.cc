@@ -342,6 +342,19 @@ TEST_F(VisionEngineTest, TellsWhatItDid) {
   EXPECT_GT(all.last_request.time_since_epoch().count(), 0);
 }
 
+TEST_F(VisionEngineTest, EachCallOfASharedComputationCounts) {
+  Start({.max_batch = 1, .batch_wait = std::chrono::seconds(0)});
+  Hold(true);
+  std::vector<std::shared_ptr<Collector>> calls;
+  for (int i = 0; i < 3; ++i) calls.push_back(Post(Picture("plain.png")));
+  AwaitHeldBatch();
+  Hold(false);
+  for (const auto& call : calls) EXPECT_TRUE(call->Wait().ok());
+  const EncodeStatistics all = engine_->statistics();
+  EXPECT_EQ(all.cache_miss.count, 3u);
+  EXPECT_EQ(all.cache_miss.seconds, all.success.seconds);
+}
+
 TEST_F(VisionEngineTest, StopAnswersEverybody) {
   Start({.max_batch = 1, .batch_wait = std::chrono::seconds(0)});
   Hold(true);
