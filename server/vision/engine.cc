@@ -12,11 +12,12 @@
 #include "server/runtime/status.h"
 #include "server/vision/engine_counters.h"
 #include "server/vision/engine_picture.h"
+#include "server/wire/tensor_stream.h"
 
 namespace llava {
 namespace {
 
-// At the end of the process, when all calls have been cancelled: for the batches under way.
+// At the end of the process, when all calls have been cancelled: for what is under way in a device.
 constexpr std::chrono::seconds kLastBatch{10};
 
 // What the tower reads of a picture: itself, or an overview and tiles.
@@ -214,8 +215,9 @@ void VisionEngine::Decode(const std::shared_ptr<Picture>& picture) {
   const FeatureCache::Begun begun = cache_.Begin(picture->cache_key, job.call);
   EncodeTimes times;
   times.queue_seconds = Seconds(begin - picture->posted);
-  if (!begun.features && !begun.leader) {  // the leader's end serves this call too
-    call.held.ShrinkTo(request_bytes);
+  if (!begun.features && !begun.leader) {
+    // The leader's end serves this call too: of the features it will hold a chunk at a time.
+    call.held.ShrinkTo(request_bytes + std::min<uint64_t>(InputBytes(), kMaxChunkBytes));
     return Leave(1);
   }
   FeatureCache::Found found{begun.features, {job.call}};
