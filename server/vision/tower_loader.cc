@@ -114,10 +114,9 @@ VisionServableLoader::VisionServableLoader(TowerOptions options, VisionEngine::O
       towers_(metrics) {}
 
 std::shared_ptr<VisionEngine> VisionServableLoader::FindEngine(const Sha256Digest& digest) {
-  MutexLock lock(mutex_);
-  std::erase_if(engines_, [](const Known& known) { return known.engine.expired(); });
-  for (const Known& known : engines_) {
-    auto engine = known.loaded ? known.engine.lock() : nullptr;
+  std::erase_if(engines_, [](const auto& engine) { return engine.expired(); });
+  for (const auto& weak : engines_) {
+    auto engine = weak.lock();
     if (engine && engine->info().digest == digest && engine->failure().empty()) return engine;
   }
   return nullptr;
@@ -161,27 +160,31 @@ absl::StatusOr<std::shared_ptr<Servable>> VisionServableLoader::Load(const Versi
     return tower.status();
   }
   if (stopped()) return absl::CancelledError("told to stop while loading");
-  if (auto engine = FindEngine(tower->info.digest)) {
-    LogInfo("the tower is loaded already", {{"model", version.name},
-                                            {"version", absl::StrCat(version.version)},
-                                            {"digest", ToHex(tower->info.digest)}});
-    progress(1);
-    return made(std::move(engine));
-  }
   progress(kVerifying);
-  const auto engine = reaper_.Own(std::make_unique<VisionEngine>(
-      engine_options_, *std::move(tower), cache_, metrics_, options.workers));
+  std::shared_ptr<VisionEngine> engine;
+  bool found = true;
   {
-    MutexLock lock(mutex_);  // before it has loaded: its workers may hang meanwhile
-    engines_.push_back({engine});
+    MutexLock lock(mutex_);
+    engine = FindEngine(tower->info.digest);
+    if (!engine) {
+      found = false;
+      engine = reaper_.Own(std::make_unique<VisionEngine>(engine_options_, *std::move(tower),
+                                                          cache_, metrics_, options.workers));
+      engines_.push_back(engine);  // before it has loaded: its workers may hang meanwhile
+    }
   }
-  if (options.warming) options.warming();
+  if (found) {
+    LogInfo("the tower is there already", {{"model", version.name},
+                                           {"version", absl::StrCat(version.version)},
+                                           {"digest", ToHex(engine->info().digest)}});
+  } else if (options.warming) {
+    options.warming();
+  }
   if (auto status = engine->WaitUntilReady(options.stop); !status.ok()) return status;
   progress(1);
   {
     MutexLock lock(mutex_);
     worked_ = true;
-    for (Known& known : engines_) known.loaded |= known.engine.lock() == engine;
   }
   return made(engine);
 }
@@ -201,8 +204,8 @@ void VisionServableLoader::ForEach(const std::function<void(VisionEngine&)>& loo
   std::vector<std::shared_ptr<VisionEngine>> engines;
   {
     MutexLock lock(mutex_);
-    for (const Known& known : engines_) {
-      if (auto engine = known.engine.lock()) engines.push_back(std::move(engine));
+    for (const auto& weak : engines_) {
+      if (auto engine = weak.lock()) engines.push_back(std::move(engine));
     }
   }
   for (const auto& engine : engines) look(*engine);

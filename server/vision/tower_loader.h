@@ -70,12 +70,8 @@ class VisionServableLoader : public ServableLoader {
   bool Stop();
 
  private:
-  struct Known {
-    std::weak_ptr<VisionEngine> engine;
-    bool loaded = false;
-  };
-  // The engine of this tower if it is loaded, somebody still holds it and it is sound.
-  std::shared_ptr<VisionEngine> FindEngine(const Sha256Digest& digest);
+  // The engine of this tower, perhaps loading, if somebody still holds it and it is sound.
+  std::shared_ptr<VisionEngine> FindEngine(const Sha256Digest& digest) LLAVA_REQUIRES(mutex_);
 
   // All there are: loading, held, and not freed yet.
   void ForEach(const std::function<void(VisionEngine&)>& look);
@@ -90,7 +86,7 @@ class VisionServableLoader : public ServableLoader {
   TowerSet towers_;  // before the reaper goes
 
   Mutex mutex_;
-  std::vector<Known> engines_ LLAVA_GUARDED_BY(mutex_);
+  std::vector<std::weak_ptr<VisionEngine>> engines_ LLAVA_GUARDED_BY(mutex_);
   bool worked_ LLAVA_GUARDED_BY(mutex_) = false;  // a tower was loaded once
   std::string device_lost_ LLAVA_GUARDED_BY(mutex_);
 };

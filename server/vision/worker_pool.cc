@@ -128,7 +128,11 @@ absl::Status WorkerPool::SetWorkers(int n, const std::function<bool()>& stop) {
   JoinAndClear(before, after);
   Begin(before, after);
   absl::Status status = WaitUntilReady(stop);
-  if (!status.ok()) End(before, after, stop);
+  if (!status.ok()) {
+    End(before, after, stop);
+    MutexLock lock(mutex_);
+    load_status_ = absl::OkStatus();  // those that were there are as ready as before
+  }
   return status;
 }
 

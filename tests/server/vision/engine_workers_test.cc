@@ -219,6 +219,7 @@ TEST_F(VisionEngineTest, WorkersCanBeGivenUpAndAdded) {
   on_load_ = [] { throw std::runtime_error("no second device"); };
   EXPECT_EQ(engine_->SetWorkers(2, {}).code(), absl::StatusCode::kInternal);
   EXPECT_EQ(engine_->workers(), 1);
+  EXPECT_TRUE(engine_->WaitUntilReady().ok()) << "the one that is left";
   EXPECT_TRUE(Post(Picture("palette.png"))->Wait().ok());
 }
 

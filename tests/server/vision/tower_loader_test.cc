@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
+#include <future>
 #include <string>
 #include <thread>
 #include <utility>
@@ -209,6 +210,22 @@ TEST_F(TowerLoaderTest, AVersionOfTheSameTowerIsOnlyAnotherName) {
   const VersionRef broken = Version(3);
   fs::resize_file(broken.folder / "model.safetensors", 1000);
   EXPECT_EQ(Fails(broken).code(), absl::StatusCode::kInvalidArgument) << "it is read all the same";
+}
+
+TEST_F(TowerLoaderTest, VersionsOfATowerThatLoadTogetherShareItToo) {
+  std::vector<VersionRef> versions;
+  for (const uint64_t number : {1, 2, 3}) versions.push_back(Version(number));
+  std::vector<std::future<absl::StatusOr<std::shared_ptr<Servable>>>> loads;
+  for (const VersionRef& version : versions) {
+    loads.push_back(std::async(std::launch::async, [&] { return loader_.Load(version, {}); }));
+  }
+  std::vector<std::shared_ptr<Servable>> loaded;
+  for (auto& load : loads) {
+    auto servable = load.get();
+    ASSERT_TRUE(servable.ok()) << servable.status();
+    loaded.push_back(*std::move(servable));
+  }
+  for (const auto& servable : loaded) EXPECT_EQ(&EngineOf(servable), &EngineOf(loaded[0]));
 }
 
 TEST_F(TowerLoaderTest, WhoHoldsATowerKeepsIt) {
