@@ -42,14 +42,15 @@ SwapRequest Lifecycle::RequestFor(const VersionId& id, const Model& model, Time 
   request.soft_budget = options_.soft_budget;
   request.forced = options_.swap_mode;
   request.in_motion = InMotion(now);
+  const bool beside_allowed = !request.forced || *request.forced == SwapMode::kSideBySide;
   ByteSum staying;
   std::vector<std::pair<bool, uint64_t>> old;  // stand-ins last, older ones first
   for (const auto& [other, version] : versions_) {
     if (other == id) continue;
     const bool ready = version.state == v1::MODEL_STATE_READY;
-    // One that shares its memory with the candidate would make no room.
-    const bool shares =
-        !candidate.memory_group.empty() && version.memory_group == candidate.memory_group;
+    // One that shares its memory with the candidate need not make room.
+    const bool shares = !candidate.memory_group.empty() && beside_allowed &&
+                        version.memory_group == candidate.memory_group;
     if (other.name == id.name && ready && !shares && MayGo(model, other.version, id.version)) {
       old.emplace_back(Wants(other), other.version);
     } else {

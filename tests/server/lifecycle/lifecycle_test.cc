@@ -95,6 +95,24 @@ TEST(Lifecycle, VersionsThatShareTheirMemoryCountOnce) {
   EXPECT_TRUE(world.Loading(3)) << world.Message(3);
 }
 
+TEST(Lifecycle, AForcedModeIsTakenByVersionsThatShareTheirMemoryToo) {
+  for (const SwapMode mode : {SwapMode::kInPlace, SwapMode::kSideBySide}) {
+    Lifecycle::Options options = LifecycleWith("latest", 150);
+    options.swap_mode = mode;
+    LifecycleWorld world(options);
+    for (const uint64_t version : {1, 2}) world.memory_groups[version] = "tower a";
+    world.Publish(1);
+    world.Look();
+    world.EndLoad(1);
+    world.Publish(2);
+    world.Look();
+    EXPECT_EQ(world.Loading(2), mode == SwapMode::kSideBySide);
+    if (mode == SwapMode::kInPlace) world.EndAnswers(1);
+    world.EndLoad(2);
+    EXPECT_THAT(world.Routed(), ElementsAre(2));
+  }
+}
+
 TEST(Lifecycle, AVersionThatChangedWhileItWasLoadedIsSizedAnew) {
   Served world(LifecycleWith("latest", 250));
   world.Publish(1);  // other files, while it serves

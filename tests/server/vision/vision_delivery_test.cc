@@ -96,10 +96,11 @@ TEST_F(VisionDeliveryTest, WhatIsNotReadCountsAndADrainWaitsForIt) {
   grpc::ClientContext context;
   auto reader = stub_->Encode(&context, request_);
   ASSERT_TRUE(Answered(1));
-  EXPECT_EQ(engine_->waiting() + engine_->computing(), 0);
+  EXPECT_TRUE(Eventually([&] { return engine_->waiting() + engine_->computing() == 0; }));
   EXPECT_EQ(admission_.in_flight(), 1);
   EXPECT_GE(engine_->waiting_bytes(), request_.image().size());
-  EXPECT_EQ(towers_.List().at(0)->load().in_flight, 0u) << "its version may go";
+  EXPECT_TRUE(Eventually([&] { return towers_.List().at(0)->load().in_flight == 0; }))
+      << "its version may go";
   admission_.StartDraining();
   EXPECT_FALSE(admission_.WaitUntilIdle(CondVar::Clock::now() + std::chrono::milliseconds(100)));
 
