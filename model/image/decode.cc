@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <future>
+#include <new>
 #include <opencv2/core.hpp>
 #include <opencv2/imgcodecs.hpp>
 #include <stdexcept>
@@ -48,6 +49,7 @@ cv::Mat Decode(std::span<const uint8_t> file, const ImageHeader& header) {
   try {
     pixels = result.get();
   } catch (const cv::Exception& error) {
+    if (error.code == cv::Error::StsNoMem) throw std::bad_alloc();  // no fault of the file
     Fail(header, "cannot be decoded: " + error.err);
   }
   if (pixels.empty()) Fail(header, "cannot be decoded: its data are damaged");

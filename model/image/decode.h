@@ -21,7 +21,7 @@ struct DecodeOptions {
 // first, so cut-off files fail instead of coming out grey; damage inside a JPEG scan shows in the
 // picture, as in Pillow. The codecs run on a thread of their own without access to our files, so
 // what they print does not reach stderr. Throws std::invalid_argument saying what is wrong with the
-// file, std::system_error if no thread can be started. Thread-safe.
+// file, std::bad_alloc without memory, std::system_error if no thread can be started. Thread-safe.
 Image DecodeImage(std::span<const uint8_t> file, const ImageLimits& limits = {},
                   const DecodeOptions& options = {});
 

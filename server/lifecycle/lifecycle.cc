@@ -37,6 +37,8 @@ bool Lifecycle::Wants(const VersionId& id) const {
 
 void Lifecycle::Enter(const VersionId& id, v1::ModelState state, std::string message, Time now) {
   Version& version = versions_.at(id);
+  // Its files have changed since, when a size was still needed for what was loaded.
+  if (Resting(state) && version.sized_mark != version.mark) version.bytes.clear();
   if (version.state != state) {
     transitions_.push_back({id, version.state, state, message});
     version.state = state;
@@ -214,7 +216,7 @@ void Lifecycle::WantUnloaded(const VersionId& id, Time now) {
   }
 }
 
-void Lifecycle::Estimated(const VersionId& id, const absl::StatusOr<WorkerBytes>& bytes, Time now) {
+void Lifecycle::Estimated(const VersionId& id, const absl::StatusOr<Size>& size, Time now) {
   Version& version = versions_.at(id);
   version.job = Version::Job::kNone;
   ++changes_;
@@ -222,12 +224,15 @@ void Lifecycle::Estimated(const VersionId& id, const absl::StatusOr<WorkerBytes>
     if (version.state == v1::MODEL_STATE_AVAILABLE) Erase(id);
     return;
   }
-  if (bytes.ok()) {
-    if (version.loaded_mark == version.mark) version.bytes = *bytes;
+  if (size.ok()) {
+    if (version.loaded_mark != version.mark) return;
+    version.sized_mark = version.mark;
+    version.bytes = size->bytes;
+    version.memory_group = size->memory_group;
     return;
   }
   version.failed_in_load = false;
-  Fail(id, bytes.status(), now);
+  Fail(id, size.status(), now);
 }
 
 void Lifecycle::Verified(const VersionId& id, const absl::Status& status, Time now) {
@@ -297,8 +302,8 @@ void Lifecycle::Loaded(const VersionId& id, const absl::Status& status, Time now
     }
     return;
   }
-  version.failed_in_load = true;
   if (version.why_stopped.empty()) {
+    version.failed_in_load = true;
     Fail(id, status, now);
   } else {
     Stopped(id, now);
@@ -363,6 +368,7 @@ void Lifecycle::Idle(const VersionId& id, Time now) {
   }
   version.held = false;
   version.job = Version::Job::kRelease;
+  version.released = now;
   steps_.push_back({Step::Kind::kRelease, id});
 }
 

@@ -49,7 +49,14 @@ class Lifecycle {
     int load_slots = 1;                              // versions on their way at the same time
     Duration retry_delay = std::chrono::seconds(1);  // 0: no retry
     Duration retry_max_delay = std::chrono::minutes(5);
-    uint64_t seed = 1;  // of the jitter
+    Duration hung_after = std::chrono::minutes(1);  // of a version that is not freed for so long
+    uint64_t seed = 1;                              // of the jitter
+  };
+
+  // What a version takes.
+  struct Size {
+    WorkerBytes bytes;         // on 1, 2, ... workers
+    std::string memory_group;  // as ServableLoader::MemoryGroup
   };
 
   struct Step {
@@ -82,15 +89,18 @@ class Lifecycle {
     bool held = false;              // a servable is there and not given up
     int workers = 0;                // that hold it, or will
     WorkerBytes bytes;              // empty: not known yet
+    std::string memory_group;       // as in Size
 
    private:
     friend class Lifecycle;
     enum class Job { kNone, kEstimate, kVerify, kLoad, kSetWorkers, kRelease };
     Job job = Job::kNone;
     std::string mark, loaded_mark;  // of its files: now, when the loading began
+    std::string sized_mark;         // ... and when `bytes` was estimated
     std::string why_stopped;        // not empty: the job was asked to end
     bool fresh = false;             // loaded, not routed yet
     bool failed_in_load = false;    // the last failure came after reading had begun
+    Time released{};                // of kRelease
     bool refused = false;           // ... or was one of memory
     bool costly = false;            // an old version has made way, or given up workers
     int workers_wanted = 0;         // of kSetWorkers
@@ -125,8 +135,7 @@ class Lifecycle {
   // Wishes of operators. The version is known.
   void WantLoaded(const VersionId& id, Time now);
   void WantUnloaded(const VersionId& id, Time now);
-  // `bytes`: on 1, 2, ... workers.
-  void Estimated(const VersionId& id, const absl::StatusOr<WorkerBytes>& bytes, Time now);
+  void Estimated(const VersionId& id, const absl::StatusOr<Size>& size, Time now);
   void Verified(const VersionId& id, const absl::Status& status, Time now);
   void Warming(const VersionId& id, Time now);
   void Loaded(const VersionId& id, const absl::Status& status, Time now);
@@ -200,13 +209,16 @@ class Lifecycle {
   void RouteFresh(const std::string& name, Model& model, Time now);
   void Settle(const std::string& name, Model& model, Time now);
   void Advance(const std::string& name, Model& model, Time now);
+  // Ends an exchange because a version of it hangs, and with it the memory that `id` was to have.
+  void GiveUpInPlace(const VersionId& id, uint64_t hangs, Model& model, Time now);
+  void GiveUpRolling(const VersionId& id, uint64_t hangs, Model& model);
   void AdvanceRolling(const std::string& name, Model& model, Time now);
   void RestoreWorkers(const std::string& name, Model& model);
   // Of all models, in order of importance.
   void StartLoads(Time now);
   // False: those that are less important must wait.
   bool TryStart(const VersionId& id, Model& model, Time now);
-  SwapRequest RequestFor(const VersionId& id, const Model& model) const;
+  SwapRequest RequestFor(const VersionId& id, const Model& model, Time now) const;
 
   bool IsTarget(const Model& model, uint64_t version) const;
   // Whether `version` may make way for `candidate`: targets for nobody, and stand-ins only for
@@ -217,8 +229,11 @@ class Lifecycle {
   size_t Missing(const std::string& name, const Model& model) const;
   uint64_t NewestReady(const std::string& name, uint64_t except = 0) const;
   uint64_t BytesOf(const Version& version) const;
+  class ByteSum;
   int SlotsInUse() const;
-  bool InMotion() const;
+  bool InMotion(Time now) const;
+  // It was given up so long ago that nobody knows when its memory will be free.
+  bool Hangs(const Version& version, Time now) const;
   bool Due(const Version& version, Time now) const;
 
   const Options options_;

@@ -41,6 +41,9 @@ Lifecycle::Time Lifecycle::NextTime(Time now) const {
         version.retry_at > now && Wants(id)) {
       next = std::min(next, version.retry_at);
     }
+    if (version.job == Version::Job::kRelease && !Hangs(version, now)) {
+      next = std::min(next, version.released + options_.hung_after);
+    }
   }
   return next;
 }
@@ -210,11 +213,37 @@ void Lifecycle::Advance(const std::string& name, Model& model, Time now) {
   }
   for (const uint64_t victim : model.exchange->victims) {
     const Version* old = Find({name, victim});
-    if (old != nullptr && old->state == v1::MODEL_STATE_DRAINING) return;
+    if (old == nullptr || old->state != v1::MODEL_STATE_DRAINING) continue;
+    if (Hangs(*old, now)) GiveUpInPlace(id, victim, model, now);
+    return;
   }
   model.exchange->phase = Exchange::Phase::kLoadNew;
   version.message = "reads its files, after the old version has made way";
   BeginLoad(id, options_.workers, 0);
+}
+
+void Lifecycle::GiveUpInPlace(const VersionId& id, uint64_t hangs, Model& model, Time now) {
+  const auto& victims = model.exchange->victims;
+  model.restore.insert(victims.begin(), victims.end());
+  model.exchange.reset();
+  Version& version = versions_.at(id);
+  version.costly = version.failed_in_load = false;
+  Fail(id,
+       absl::ResourceExhaustedError(absl::StrCat("version ", hangs, " has made way and hangs in a ",
+                                                 "call: its memory is not free")),
+       now);
+  version.refused = true;
+}
+
+void Lifecycle::GiveUpRolling(const VersionId& id, uint64_t hangs, Model& model) {
+  model.exchange.reset();
+  ++changes_;
+  const auto found = versions_.find(id);
+  if (found == versions_.end()) return;
+  Version& version = found->second;
+  version.costly = false;
+  version.message = absl::StrCat("serves on ", version.workers, " workers: version ", hangs,
+                                 " hangs in a call on another");
 }
 
 void Lifecycle::AdvanceRolling(const std::string& name, Model& model, Time now) {
@@ -249,11 +278,15 @@ void Lifecycle::AdvanceRolling(const std::string& name, Model& model, Time now) 
       }
       return;
     case Phase::kDrainOld:
-      if (old != nullptr && old->state == v1::MODEL_STATE_DRAINING) return;
+      if (old != nullptr && old->state == v1::MODEL_STATE_DRAINING) {
+        if (Hangs(*old, now)) GiveUpRolling(id, old_id.version, model);
+        return;
+      }
       exchange.phase = Phase::kGrowNew;
       return BeginWorkers(id, options_.workers);
     case Phase::kDropNew:
-      if (version.state != v1::MODEL_STATE_DRAINING) RestoreWorkers(name, model);
+      if (version.state != v1::MODEL_STATE_DRAINING) return RestoreWorkers(name, model);
+      if (Hangs(version, now)) GiveUpRolling(old_id, id.version, model);
       return;
     default:
       return;
@@ -299,36 +332,6 @@ void Lifecycle::StartLoads(Time now) {
   }
 }
 
-SwapRequest Lifecycle::RequestFor(const VersionId& id, const Model& model) const {
-  SwapRequest request;
-  request.candidate = versions_.at(id).bytes;
-  request.budget = options_.memory_budget;
-  request.soft_budget = options_.soft_budget;
-  request.forced = options_.swap_mode;
-  request.in_motion = InMotion();
-  std::vector<std::pair<bool, uint64_t>> old;  // stand-ins last, older ones first
-  for (const auto& [other, version] : versions_) {
-    if (other == id) continue;
-    const bool ready = version.state == v1::MODEL_STATE_READY;
-    if (other.name == id.name && ready && MayGo(model, other.version, id.version)) {
-      old.emplace_back(Wants(other), other.version);
-    } else {
-      // What an exchange is about takes, or takes back, all workers in the end.
-      const bool promised = !version.bytes.empty() &&
-                            InExchange(models_.at(other.name), other.version) &&
-                            (version.held || version.state == v1::MODEL_STATE_LOADING);
-      request.staying_bytes +=
-          promised ? std::max(BytesOf(version), version.bytes.back()) : BytesOf(version);
-    }
-  }
-  std::sort(old.begin(), old.end());
-  for (const auto& [wanted, number] : old) {
-    const Version& version = versions_.at({id.name, number});
-    request.old.push_back({number, version.bytes, version.workers, version.present});
-  }
-  return request;
-}
-
 bool Lifecycle::TryStart(const VersionId& id, Model& model, Time now) {
   Version& version = versions_.at(id);
   if (version.job != Version::Job::kNone) return false;
@@ -339,7 +342,7 @@ bool Lifecycle::TryStart(const VersionId& id, Model& model, Time now) {
     return false;
   }
   if (SlotsInUse() >= options_.load_slots) return false;
-  const SwapPlan plan = PlanSwap(RequestFor(id, model));
+  const SwapPlan plan = PlanSwap(RequestFor(id, model, now));
   const uint64_t ready = NewestReady(id.name);
   switch (plan.verdict) {
     case SwapPlan::Verdict::kWait:
@@ -355,7 +358,8 @@ bool Lifecycle::TryStart(const VersionId& id, Model& model, Time now) {
       break;
   }
   const bool beside = plan.mode == SwapMode::kSideBySide;
-  if (!beside && version.failures > 0 && version.failed_in_load) {
+  const bool failed = version.state == v1::MODEL_STATE_FAILED && version.failures > 0;
+  if (!beside && failed && version.failed_in_load) {
     version.waits_for_change = true;
     absl::StrAppend(&version.message, " (not tried again until its files change or LoadModel ",
                     "asks: version ", plan.victims.front(), " would make way for it)");
@@ -387,23 +391,6 @@ bool Lifecycle::TryStart(const VersionId& id, Model& model, Time now) {
   return true;
 }
 
-uint64_t Lifecycle::BytesOf(const Version& version) const {
-  const bool resident = version.state == v1::MODEL_STATE_READY ||
-                        version.state == v1::MODEL_STATE_DRAINING || version.held ||
-                        version.job == Version::Job::kLoad;
-  if (!resident || version.bytes.empty()) return 0;
-  int workers = version.workers;
-  if (version.job == Version::Job::kSetWorkers) workers = std::max(workers, version.workers_wanted);
-  if (workers <= 0) return 0;
-  return version.bytes[std::min(static_cast<size_t>(workers), version.bytes.size()) - 1];
-}
-
-uint64_t Lifecycle::EstimatedBytes() const {
-  uint64_t sum = 0;
-  for (const auto& [id, version] : versions_) sum += BytesOf(version);
-  return sum;
-}
-
 int Lifecycle::SlotsInUse() const {
   int slots = 0;
   for (const auto& [name, model] : models_) slots += model.exchange ? 1 : 0;
@@ -417,17 +404,25 @@ int Lifecycle::SlotsInUse() const {
   return slots;
 }
 
-bool Lifecycle::InMotion() const {
+bool Lifecycle::Hangs(const Version& version, Time now) const {
+  return version.job == Version::Job::kRelease && now - version.released >= options_.hung_after;
+}
+
+bool Lifecycle::InMotion(Time now) const {
   if (SlotsInUse() > 0) return true;
-  return std::any_of(versions_.begin(), versions_.end(), [](const auto& each) {
-    return each.second.state == v1::MODEL_STATE_DRAINING || each.second.fresh;
+  return std::any_of(versions_.begin(), versions_.end(), [&](const auto& each) {
+    const Version& version = each.second;
+    return version.fresh || (version.state == v1::MODEL_STATE_DRAINING && !Hangs(version, now));
   });
 }
 
 bool Lifecycle::Settled() const {
-  if (InMotion()) return false;
+  if (SlotsInUse() > 0) return false;
   for (const auto& [id, version] : versions_) {
-    if (version.job != Version::Job::kNone) return false;
+    if (version.job != Version::Job::kNone || version.fresh ||
+        version.state == v1::MODEL_STATE_DRAINING) {
+      return false;
+    }
     if (Wants(id) &&
         (version.state == v1::MODEL_STATE_AVAILABLE || version.state == v1::MODEL_STATE_UNLOADED)) {
       return false;

@@ -32,6 +32,7 @@ Lifecycle::Options CoreOptions(const ModelManager::Options& options, int workers
   core.load_slots = std::max(1, options.load_threads);
   core.retry_delay = options.retry_delay;
   core.retry_max_delay = options.retry_max_delay;
+  core.hung_after = options.hung_after;
   core.seed = options.seed != 0 ? options.seed : std::random_device()();
   return core;
 }
@@ -322,9 +323,9 @@ void ModelManager::Impl::Do(const Lifecycle::Step& step) {
   }()] { return stop_ || *stop; };
   switch (step.kind) {
     case Lifecycle::Step::Kind::kEstimate: {
-      const auto bytes = Guarded([&] { return DoEstimate(step.id); });
+      const auto size = Guarded([&] { return DoEstimate(step.id); });
       MutexLock lock(mutex_);
-      lifecycle_.Estimated(step.id, bytes, Clock::now());
+      lifecycle_.Estimated(step.id, size, Clock::now());
       return Wake();
     }
     case Lifecycle::Step::Kind::kVerify: {
@@ -359,14 +360,15 @@ void ModelManager::Impl::Do(const Lifecycle::Step& step) {
   }
 }
 
-absl::StatusOr<WorkerBytes> ModelManager::Impl::DoEstimate(const VersionId& id) {
-  WorkerBytes bytes;
+absl::StatusOr<Lifecycle::Size> ModelManager::Impl::DoEstimate(const VersionId& id) {
+  Lifecycle::Size size;
   for (int workers = 1; workers <= workers_; ++workers) {
     const auto estimate = loader_.EstimateBytes(RefOf(id), workers);
     if (!estimate.ok()) return estimate.status();
-    bytes.push_back(*estimate);
+    size.bytes.push_back(*estimate);
   }
-  return bytes;
+  size.memory_group = loader_.MemoryGroup(RefOf(id));
+  return size;
 }
 
 absl::Status ModelManager::Impl::DoLoad(const Lifecycle::Step& step) {
@@ -466,7 +468,9 @@ ModelManager::ModelManager(Options options, ServableLoader& loader, Metrics& met
     : impl_(std::make_unique<Impl>(std::move(options), loader, metrics)) {}
 ModelManager::~ModelManager() = default;
 void ModelManager::Start() { impl_->Start(); }
-absl::Status ModelManager::WaitUntilServing() { return impl_->WaitUntilServing(); }
+absl::Status ModelManager::WaitUntilServing(const std::function<bool()>& stop) {
+  return impl_->WaitUntilServing(stop);
+}
 void ModelManager::Drain() { impl_->Drain(); }
 void ModelManager::Stop() { impl_->Stop(); }
 absl::StatusOr<std::vector<v1::ModelInfo>> ModelManager::List(const std::string& name) const {

@@ -54,8 +54,8 @@ class ModelManager {
     // ServableLoader::device_lost says why, or nothing of a model can be served because a version
     // that made way has not been taken apart for this time.
     std::function<void(const std::string& reason)> on_device_lost;
-    std::chrono::milliseconds hung_after{60'000};
-    uint64_t seed = 0;  // of the jitter; 0: random
+    std::chrono::milliseconds hung_after{60'000};  // nor do loads wait longer for its memory
+    uint64_t seed = 0;                             // of the jitter; 0: random
   };
 
   ModelManager(Options options, ServableLoader& loader, Metrics& metrics);
@@ -64,8 +64,8 @@ class ModelManager {
   void Start();
   // Returns OK when a version is served, or at once if must_start is not set. Else the error of
   // the version that was wanted most: NOT_FOUND if there is none at all; see ServableLoader::Load.
-  // CANCELLED after Stop.
-  absl::Status WaitUntilServing();
+  // CANCELLED after Stop, or because `stop`, which is polled, said so.
+  absl::Status WaitUntilServing(const std::function<bool()>& stop = {});
   // The process drains: nothing is loaded any more, all states are DRAINING.
   void Drain();
   // Cancels loads, answers all waiting calls with UNAVAILABLE, gives up all versions, joins.

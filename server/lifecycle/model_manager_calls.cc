@@ -16,6 +16,8 @@ namespace {
 using Time = Lifecycle::Time;
 using Clock = std::chrono::steady_clock;
 
+constexpr std::chrono::milliseconds kStopPoll{100};
+
 google::protobuf::Timestamp WallTime(Time time, Time now) {
   const auto wall = std::chrono::system_clock::now() +
                     std::chrono::duration_cast<std::chrono::system_clock::duration>(time - now);
@@ -29,7 +31,7 @@ absl::Status ModelManager::Impl::EndingError() {
   return absl::UnavailableError("the process is shutting down; nothing is loaded or unloaded");
 }
 
-absl::Status ModelManager::Impl::WaitUntilServing() {
+absl::Status ModelManager::Impl::WaitUntilServing(const std::function<bool()>& stop) {
   if (!options_.must_start) return absl::OkStatus();
   MutexLock lock(mutex_);
   for (;;) {
@@ -38,7 +40,8 @@ absl::Status ModelManager::Impl::WaitUntilServing() {
       if (count > 0) return absl::OkStatus();
     }
     if (first_failed_) return first_failure_;
-    round_.Wait(mutex_);
+    if (stop && stop()) return absl::CancelledError("told to stop while the model was loading");
+    round_.WaitUntil(mutex_, Clock::now() + kStopPoll);
   }
 }
 

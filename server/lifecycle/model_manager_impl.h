@@ -27,7 +27,7 @@ class ModelManager::Impl {
   ~Impl() { Stop(); }
 
   void Start();
-  absl::Status WaitUntilServing();
+  absl::Status WaitUntilServing(const std::function<bool()>& stop);
   void Drain();
   void Stop();
   absl::StatusOr<std::vector<v1::ModelInfo>> List(const std::string& name);
@@ -71,7 +71,7 @@ class ModelManager::Impl {
   void Worker(std::deque<Lifecycle::Step>& jobs);
   void Do(const Lifecycle::Step& step);
   absl::Status DoLoad(const Lifecycle::Step& step);
-  absl::StatusOr<WorkerBytes> DoEstimate(const VersionId& id);
+  absl::StatusOr<Lifecycle::Size> DoEstimate(const VersionId& id);
   void DoRelease(const VersionId& id);
 
   void Wake() LLAVA_REQUIRES(mutex_) {

@@ -57,6 +57,25 @@ std::optional<Manifest::Kind> KindOf(const ModelRepository& repository, const st
   return std::nullopt;
 }
 
+// Nothing: it is of another kind.
+std::optional<RepositoryModel> LookAtModel(const ModelRepository& repository,
+                                           const std::string& name,
+                                           std::optional<Manifest::Kind> kind) {
+  const std::vector<uint64_t> versions = repository.Versions(name);
+  if (kind && KindOf(repository, name, versions) != kind) return std::nullopt;
+  RepositoryModel model;
+  for (const uint64_t version : versions) {
+    try {
+      model.versions[version] = MarkOf(repository.Folder(name, version));
+    } catch (const fs::filesystem_error& error) {
+      if (error.code() == std::errc::no_such_file_or_directory) continue;  // just deleted
+      model.versions[version] = error.code().message();                    // its loading tells more
+    }
+  }
+  model.marks = repository.Marks(name);
+  return model;
+}
+
 }  // namespace
 
 // Watches of the root, its models and their versions. Of each only one thread.
@@ -83,9 +102,15 @@ class RepositoryWatcher::Inotify {
     // is no event: look again.
     std::error_code error;
     const fs::path root = fs::absolute(options.root, error);
+    int above = -1;
     for (fs::path watched, nearest; (nearest = Nearest(root)) != watched; watched = nearest) {
-      Add(nearest, nearest == root ? kFolders : IN_CREATE | IN_MOVED_TO | IN_ONLYDIR);
+      const bool found = nearest == root;
+      const int watch = Add(nearest, found ? kFolders : IN_CREATE | IN_MOVED_TO | IN_ONLYDIR);
+      above = found ? -1 : watch;
     }
+    // Others write there too, which means nothing here once the root is there.
+    if (above_ >= 0 && above_ != above) inotify_rm_watch(events_, above_);
+    above_ = above;
     if (!fs::is_directory(root, error)) return;
     for (const fs::path& model : Folders(options.root)) {
       if (!options.names.empty() && !options.names.contains(model.filename().string())) continue;
@@ -137,13 +162,16 @@ class RepositoryWatcher::Inotify {
     return folders;
   }
 
-  void Add(const fs::path& folder, uint32_t mask) {
-    if (inotify_add_watch(events_, folder.c_str(), mask) < 0 && errno == ENOSPC && !told_) {
+  // The number of the watch; negative: none.
+  int Add(const fs::path& folder, uint32_t mask) {
+    const int watch = inotify_add_watch(events_, folder.c_str(), mask);
+    if (watch < 0 && errno == ENOSPC && !told_) {
       told_ = true;
       LogWarning(
           "no more inotify watches (fs.inotify.max_user_watches): changes of the repository "
           "are only seen by polling");
     }
+    return watch;
   }
 
   bool Drain() {
@@ -155,6 +183,7 @@ class RepositoryWatcher::Inotify {
 
   const int wake_;
   int events_ = -1;
+  int above_ = -1;  // the watch of an ancestor, while there is no root
   bool told_ = false;
 };
 
@@ -165,7 +194,7 @@ RepositoryWatcher::RepositoryWatcher(Options options, Metrics& metrics, OnLook o
       looks_poll_(Looks(metrics, "poll")),
       looks_request_(Looks(metrics, "request")),
       failed_looks_(metrics.Counter("llava_model_repository_failed_looks_total",
-                                    "Looks at the model repository that saw nothing for an error")),
+                                    "Looks at the model repository that could not read all of it")),
       inotify_(std::make_unique<Inotify>()) {}
 
 RepositoryWatcher::~RepositoryWatcher() { Stop(); }
@@ -217,9 +246,8 @@ void RepositoryWatcher::Run() {
     reason->Increment();
     reason = &looks_request_;
     inotify_->Watch(options_);
-    absl::StatusOr<RepositorySnapshot> snapshot =
-        LookAtRepository(options_.root, options_.names, options_.kind);
-    if (!snapshot.ok()) failed_looks_.Increment();
+    const absl::StatusOr<RepositorySnapshot> snapshot = Look();
+    if (!snapshot.ok() || !unreadable_.empty()) failed_looks_.Increment();
     if (failing != !snapshot.ok()) {
       failing = !snapshot.ok();
       if (failing) {
@@ -252,29 +280,51 @@ void RepositoryWatcher::Run() {
   }
 }
 
-absl::StatusOr<RepositorySnapshot> LookAtRepository(const fs::path& root,
-                                                    const std::set<std::string>& names,
-                                                    std::optional<Manifest::Kind> kind) {
+absl::StatusOr<RepositorySnapshot> RepositoryWatcher::Look() {
+  auto look = LookAtRepository(options_.root, options_.names, options_.kind);
+  if (!look.ok()) return look.status();
+  TellUnreadable(look->unreadable);
+  for (const auto& [name, error] : look->unreadable) {
+    const auto before = seen_.find(name);
+    if (before != seen_.end()) look->models.insert(*before);
+  }
+  seen_ = look->models;
+  return std::move(look->models);
+}
+
+void RepositoryWatcher::TellUnreadable(const std::map<std::string, std::string>& now) {
+  for (const auto& [name, error] : now) {
+    if (unreadable_.contains(name)) continue;
+    LogWarning("cannot look at a model; what is loaded of it stays",
+               {{"model", name}, {"error", error}});
+  }
+  for (const auto& [name, error] : unreadable_) {
+    if (!now.contains(name)) LogInfo("the model can be read again", {{"model", name}});
+  }
+  unreadable_ = now;
+}
+
+absl::StatusOr<RepositoryLook> LookAtRepository(const fs::path& root,
+                                                const std::set<std::string>& names,
+                                                std::optional<Manifest::Kind> kind) {
   try {
     const ModelRepository repository(root);
     std::vector<std::string> models(names.begin(), names.end());
     if (names.empty()) models = repository.Models();
-    RepositorySnapshot snapshot;
+    RepositoryLook look;
     for (const std::string& name : models) {
-      const std::vector<uint64_t> versions = repository.Versions(name);
-      if (names.empty() && kind && KindOf(repository, name, versions) != kind) continue;
-      RepositoryModel& model = snapshot[name];
-      for (const uint64_t version : versions) {
-        try {
-          model.versions[version] = MarkOf(repository.Folder(name, version));
-        } catch (const fs::filesystem_error& error) {
-          if (error.code() == std::errc::no_such_file_or_directory) continue;  // just deleted
-          model.versions[version] = error.code().message();  // its loading tells more
+      try {
+        if (auto model = LookAtModel(repository, name, names.empty() ? kind : std::nullopt)) {
+          look.models[name] = *std::move(model);
         }
+      } catch (const std::exception& error) {
+        look.unreadable[name] = error.what();
       }
-      model.marks = repository.Marks(name);
     }
-    return snapshot;
+    if (look.models.empty() && !look.unreadable.empty()) {
+      return absl::UnavailableError(look.unreadable.begin()->second);
+    }
+    return look;
   } catch (const std::exception& error) {
     return absl::UnavailableError(error.what());
   }

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <set>
@@ -36,8 +37,8 @@ class RepositoryWatcher {
                                           // that at the latest
     bool inotify = true;                  // false: as on a folder of another host (tests)
   };
-  // `look`: the number of this look, from 1. An error (folder not readable) means: not known; it
-  // is no reason to unload anything.
+  // `look`: the number of this look, from 1. An error (nothing is readable) means: not known; it
+  // is no reason to unload anything. A model that alone cannot be read stays as it was seen last.
   using OnLook =
       std::function<void(uint64_t look, const absl::StatusOr<RepositorySnapshot>& snapshot)>;
 
@@ -55,11 +56,17 @@ class RepositoryWatcher {
  private:
   class Inotify;
   void Run();
+  // One look, with what was seen before of models that cannot be read.
+  absl::StatusOr<RepositorySnapshot> Look();
+  void TellUnreadable(const std::map<std::string, std::string>& now);
 
   const Options options_;
   const OnLook on_look_;
   prometheus::Counter &looks_event_, &looks_poll_, &looks_request_, &failed_looks_;
   std::unique_ptr<Inotify> inotify_;
+  // Of the watcher's thread.
+  RepositorySnapshot seen_;
+  std::map<std::string, std::string> unreadable_;
   std::thread thread_;
 
   Mutex mutex_;
@@ -68,9 +75,13 @@ class RepositoryWatcher {
   uint64_t begun_ LLAVA_GUARDED_BY(mutex_) = 0;  // looks
 };
 
-// One look. UNAVAILABLE: a folder cannot be read.
-absl::StatusOr<RepositorySnapshot> LookAtRepository(const std::filesystem::path& root,
-                                                    const std::set<std::string>& names,
-                                                    std::optional<Manifest::Kind> kind);
+struct RepositoryLook {
+  RepositorySnapshot models;
+  std::map<std::string, std::string> unreadable;  // models that are not in `models`, and why
+};
+// One look. UNAVAILABLE: the root, or everything in it, cannot be read.
+absl::StatusOr<RepositoryLook> LookAtRepository(const std::filesystem::path& root,
+                                                const std::set<std::string>& names,
+                                                std::optional<Manifest::Kind> kind);
 
 }  // namespace llava

@@ -74,6 +74,9 @@ class ServableLoader {
   // Resident bytes the version takes on `workers` workers (0: all), working memory (keys and
   // values, activations) included, from its manifest and configuration alone.
   virtual absl::StatusOr<uint64_t> EstimateBytes(const VersionRef& version, int workers) = 0;
+  // Versions of one group that are loaded at the same time share their memory, which is free when
+  // the last of them is. Empty: it shares nothing.
+  virtual std::string MemoryGroup(const VersionRef&) { return ""; }
   virtual int workers() const = 0;
   // Reads, verifies, warms up and tests a version, while others are served. The error says exactly
   // why not: NOT_FOUND, DATA_LOSS or INVALID_ARGUMENT (broken or foreign files, wrong digest, NaN

@@ -72,24 +72,29 @@ int main(int argc, char** argv) {
                                      {"llava.v1.LlmService", "llava.v1.ModelService"})) {
     return code;
   }
-  manager->Start();
-  if (const auto status = manager->WaitUntilServing(); !status.ok()) {
-    manager->Stop();
-    return llava::ReportLoadFailure(kProgram, status);
-  }
-  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
-  llava::LogInfo(absl::StrFormat("ready in %.1f s", took.count()),
-                 {{"grpc", llava::HostPort(options.process.host, process.port())},
-                  {"metrics", llava::HostPort(options.process.host, process.metrics_port())},
-                  {"max_running", absl::StrCat(options.engine.max_running)}});
   bool ended = true;
-  const int code = process.Run(
-      [&] { manager->Drain(); },
-      [&] {
-        manager->Stop();
-        ended = loader->StopAll() &&
-                disposal.WaitUntilIdle(std::chrono::steady_clock::now() + kDisposalTime);
-      });
+  const auto stop = [&] {
+    manager->Stop();
+    ended = loader->StopAll() &&
+            disposal.WaitUntilIdle(std::chrono::steady_clock::now() + kDisposalTime);
+  };
+  const auto end_asked = [&] { return process.EndAsked(); };
+  manager->Start();
+  const auto status = manager->WaitUntilServing(end_asked);
+  int code = 0;
+  if (status.ok() || end_asked()) {
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
+    if (status.ok()) {
+      llava::LogInfo(absl::StrFormat("ready in %.1f s", took.count()),
+                     {{"grpc", llava::HostPort(options.process.host, process.port())},
+                      {"metrics", llava::HostPort(options.process.host, process.metrics_port())},
+                      {"max_running", absl::StrCat(options.engine.max_running)}});
+    }
+    code = process.Run([&] { manager->Drain(); }, stop);
+  } else {
+    stop();
+    code = llava::ReportLoadFailure(kProgram, status);
+  }
   if (!ended) llava::LogWarning("a worker hangs, the process ends without it");
   if (!ended || code == llava::kExitDeviceLost) {
     std::fflush(nullptr);

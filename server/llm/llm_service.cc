@@ -114,7 +114,7 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* LlmService::Generate(
   auto writer = StreamWriter<v1::GenerateResponse>::Create();
   auto* reactor = writer.get();
   std::string id = RequestId(*context);
-  if (!request->request_id().empty()) id = request->request_id();
+  if (!request->request_id().empty()) id = AcceptRequestId(request->request_id());
   const absl::Status entered = Enter();
   // Whoever waits can tell a request that a worker died of from one that never came here.
   if (entered.ok()) writer->Greet();

@@ -229,6 +229,13 @@ std::string ServiceProcess::fault() const {
   return fault_;
 }
 
+bool ServiceProcess::EndAsked() const {
+  sigset_t pending;
+  sigpending(&pending);
+  return sigismember(&pending, SIGTERM) == 1 || sigismember(&pending, SIGINT) == 1 ||
+         !fault().empty();
+}
+
 HttpResponse ServiceProcess::Liveness() const {
   const std::string why = fault();
   return {why.empty() ? 200 : 503, "text/plain; charset=utf-8",

@@ -100,6 +100,9 @@ class ServiceProcess {
   // after a signal, with kExitDeviceLost. Thread-safe.
   void Fail(const std::string& reason);
 
+  // SIGTERM, SIGINT or Fail has come: Run would end at once. For whatever waits before Run.
+  bool EndAsked() const;
+
   // Waits for SIGTERM, SIGINT or Fail, then: not ready, `on_drain` (refuse new work), wait for work
   // under way up to drain_timeout, `on_stop` (cancel the rest), close. A second signal ends the
   // process at once with 128 + its number (after Fail, too, the first one does not). Returns the

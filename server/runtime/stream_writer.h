@@ -18,7 +18,8 @@ namespace llava {
 //
 // Thread-safe. The RPC holds one reference until gRPC is done with it, the producer another, so
 // neither can outlive its object. The producer must call Close exactly once. The queue has no limit
-// of its own: an answer is short (max_new_tokens) and its length is the limit.
+// of its own: an answer is short (max_new_tokens) and its length is the limit. What is long is made
+// piece by piece (Stream).
 template <typename Response>
 class StreamWriter : public grpc::ServerWriteReactor<Response> {
  public:
@@ -40,6 +41,13 @@ class StreamWriter : public grpc::ServerWriteReactor<Response> {
       }
     }
     on_gone();
+  }
+
+  // Called when gRPC is done with the call, whether the client has got all or has gone. Before the
+  // RPC's method returns.
+  void SetOnDone(std::function<void()> on_done) {
+    MutexLock lock(mutex_);
+    on_done_ = std::move(on_done);
   }
 
   // Lets the caller know that the call has arrived, before there is anything to say. At most once,
@@ -66,7 +74,19 @@ class StreamWriter : public grpc::ServerWriteReactor<Response> {
     return true;
   }
 
-  // Ends the stream with `status` once all queued messages are out.
+  // Messages that are made when the transport takes them, behind what is queued: `next` is asked
+  // until it gives nothing, one at a time, with a lock held. No Write after this.
+  void Stream(std::function<std::optional<Response>()> next) {
+    {
+      MutexLock lock(mutex_);
+      if (gone_ || closing_) return;
+      next_ = std::move(next);
+      if (in_flight_ || !Next()) return;
+    }
+    this->StartWrite(&current_);
+  }
+
+  // Ends the stream with `status` once all messages are out.
   void Close(grpc::Status status) {
     {
       MutexLock lock(mutex_);
@@ -90,15 +110,14 @@ class StreamWriter : public grpc::ServerWriteReactor<Response> {
     std::optional<grpc::Status> finish;
     {
       MutexLock lock(mutex_);
-      if (!ok) queue_.clear();  // OnCancel follows and tells the producer
+      if (!ok) {  // OnCancel follows and tells the producer
+        queue_.clear();
+        next_ = nullptr;
+      }
       in_flight_ = false;
       queued_bytes_ -= current_bytes_;
-      if (!queue_.empty()) {
-        Next();
-        more = true;
-      } else {
-        finish = closing_;
-      }
+      more = Next();
+      if (!more) finish = closing_;
     }
     if (more) this->StartWrite(&current_);
     if (finish) this->Finish(*finish);
@@ -116,13 +135,35 @@ class StreamWriter : public grpc::ServerWriteReactor<Response> {
     if (on_gone) on_gone();
   }
 
-  void OnDone() override { self_.reset(); }
+  void OnDone() override {
+    std::function<void()> on_done;
+    {
+      MutexLock lock(mutex_);
+      on_done = std::move(on_done_);
+      next_ = nullptr;
+    }
+    if (on_done) on_done();
+    self_.reset();
+  }
 
-  void Next() LLAVA_REQUIRES(mutex_) {
-    current_ = std::move(queue_.front());
-    queue_.pop_front();
-    current_bytes_ = current_.ByteSizeLong();
+  // False: there is nothing to write.
+  bool Next() LLAVA_REQUIRES(mutex_) {
+    if (!queue_.empty()) {
+      current_ = std::move(queue_.front());
+      queue_.pop_front();
+      current_bytes_ = current_.ByteSizeLong();
+    } else {
+      std::optional<Response> made = next_ ? next_() : std::nullopt;
+      if (!made) {
+        next_ = nullptr;
+        return false;
+      }
+      current_ = *std::move(made);
+      current_bytes_ = current_.ByteSizeLong();
+      queued_bytes_ += current_bytes_;
+    }
     in_flight_ = true;
+    return true;
   }
 
   std::shared_ptr<StreamWriter> self_;  // released by OnDone
@@ -130,6 +171,8 @@ class StreamWriter : public grpc::ServerWriteReactor<Response> {
 
   mutable Mutex mutex_;
   std::function<void()> on_gone_ LLAVA_GUARDED_BY(mutex_);
+  std::function<void()> on_done_ LLAVA_GUARDED_BY(mutex_);
+  std::function<std::optional<Response>()> next_ LLAVA_GUARDED_BY(mutex_);
   std::deque<Response> queue_ LLAVA_GUARDED_BY(mutex_);
   bool in_flight_ LLAVA_GUARDED_BY(mutex_) = false;
   size_t queued_bytes_ LLAVA_GUARDED_BY(mutex_) = 0;  // `current_` included

@@ -89,11 +89,12 @@ std::shared_ptr<grpc::ChannelCredentials> MakeChannelCredentials(const TlsFiles&
 
 absl::StatusOr<std::unique_ptr<TlsContexts>> TlsContexts::Open(const TlsFiles& files) {
   std::unique_ptr<TlsContexts> contexts(new TlsContexts(files));
+  std::string signature = TlsSignature(files);  // before they are read: what comes later is new
   auto context = MakeTlsContext(files);
   if (!context.ok()) return context.status();
   MutexLock lock(contexts->mutex_);
   contexts->context_ = *std::move(context);
-  contexts->signature_ = TlsSignature(files);
+  contexts->signature_ = std::move(signature);
   contexts->looked_ = CondVar::Clock::now();
   return contexts;
 }

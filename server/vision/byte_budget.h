@@ -23,15 +23,16 @@ class ByteBudget {
   };
 
  public:
-  // A part of the budget, given back when this goes. One thread at a time.
+  // A part of the budget, given back when this goes. ShrinkTo from any thread, all else by one at a
+  // time.
   class Hold {
    public:
     Hold() = default;
     Hold(Hold&& other) noexcept
-        : state_(std::move(other.state_)), bytes_(std::exchange(other.bytes_, 0)) {}
+        : state_(std::move(other.state_)), bytes_(other.bytes_.exchange(0)) {}
     Hold& operator=(Hold&& other) noexcept {
       std::swap(state_, other.state_);
-      std::swap(bytes_, other.bytes_);
+      other.bytes_ = bytes_.exchange(other.bytes_);
       return *this;
     }
     ~Hold() { ShrinkTo(0); }
@@ -39,14 +40,16 @@ class ByteBudget {
     uint64_t bytes() const { return bytes_; }
     // Gives back all but `bytes`, if it holds more.
     void ShrinkTo(uint64_t bytes) {
-      if (bytes >= bytes_) return;
-      state_->held -= bytes_ - bytes;
-      state_->gauge.Decrement(static_cast<double>(bytes_ - bytes));
-      bytes_ = bytes;
+      uint64_t now = bytes_;
+      do {
+        if (bytes >= now) return;
+      } while (!bytes_.compare_exchange_weak(now, bytes));
+      state_->held -= now - bytes;
+      state_->gauge.Decrement(static_cast<double>(now - bytes));
     }
     // Takes `bytes` out into a hold of its own; at most what it holds.
     Hold Split(uint64_t bytes) {
-      Hold part(state_, std::min(bytes, bytes_));
+      Hold part(state_, std::min<uint64_t>(bytes, bytes_));
       bytes_ -= part.bytes_;
       return part;
     }
@@ -56,7 +59,7 @@ class ByteBudget {
     Hold(std::shared_ptr<State> state, uint64_t bytes) : state_(std::move(state)), bytes_(bytes) {}
 
     std::shared_ptr<State> state_;
-    uint64_t bytes_ = 0;
+    std::atomic<uint64_t> bytes_ = 0;
   };
 
   // `gauge` shows what is held, in all budgets that have it.

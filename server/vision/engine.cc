@@ -12,11 +12,12 @@
 #include "server/runtime/status.h"
 #include "server/vision/engine_counters.h"
 #include "server/vision/engine_picture.h"
+#include "server/wire/tensor_stream.h"
 
 namespace llava {
 namespace {
 
-// At the end of the process, when all calls have been cancelled: for the batches under way.
+// At the end of the process, when all calls have been cancelled: for what is under way in a device.
 constexpr std::chrono::seconds kLastBatch{10};
 
 // What the tower reads of a picture: itself, or an overview and tiles.
@@ -62,7 +63,9 @@ VisionEngine::VisionEngine(Options options, LoadedTower tower, FeatureCache& cac
   }
 }
 
-VisionEngine::~VisionEngine() { Join(/*patient=*/true); }
+VisionEngine::~VisionEngine() { Finish(); }
+
+void VisionEngine::Finish() { Join(/*patient=*/true); }
 
 bool VisionEngine::Stop() {
   stopping_ = true;
@@ -72,20 +75,27 @@ bool VisionEngine::Stop() {
 // Stage after stage, so that what one hands on is still taken by the next.
 bool VisionEngine::Join(bool patient) {
   to_decode_.Close();
-  for (std::thread& thread : decoders_) {
-    if (thread.joinable()) thread.join();
-  }
-  to_encode_.Close();
-  if (!patient) {
-    MutexLock lock(running_mutex_);
-    const auto until = CondVar::Clock::now() + kLastBatch;
-    const auto has_calls = [](const Running& batch) { return !batch.pictures.empty(); };
-    while (std::any_of(running_.begin(), running_.end(), has_calls) &&
-           ran_.WaitUntil(running_mutex_, until)) {
+  {
+    MutexLock lock(join_mutex_);
+    for (std::thread& thread : decoders_) {
+      if (thread.joinable()) thread.join();
     }
   }
+  to_encode_.Close();
   const std::string reason = "the tower is being taken away";
-  const bool hangs = !patient && FailRunning(Clock::time_point::max(), reason);
+  bool hangs = false;
+  if (!patient) {
+    const auto until = CondVar::Clock::now() + kLastBatch;
+    const auto has_calls = [](const Running& batch) { return !batch.pictures.empty(); };
+    {
+      MutexLock lock(running_mutex_);
+      while (std::any_of(running_.begin(), running_.end(), has_calls) &&
+             ran_.WaitUntil(running_mutex_, until)) {
+      }
+    }
+    hangs = FailRunning(Clock::time_point::max(), reason);
+    hangs |= !workers_->EndLoads(load_hangs_ ? CondVar::Clock::now() : until);
+  }
   if (!hangs) workers_->Drain();
   RefuseAll(reason);
   return !hangs;
@@ -205,8 +215,9 @@ void VisionEngine::Decode(const std::shared_ptr<Picture>& picture) {
   const FeatureCache::Begun begun = cache_.Begin(picture->cache_key, job.call);
   EncodeTimes times;
   times.queue_seconds = Seconds(begin - picture->posted);
-  if (!begun.features && !begun.leader) {  // the leader's end serves this call too
-    call.held.ShrinkTo(request_bytes);
+  if (!begun.features && !begun.leader) {
+    // The leader's end serves this call too: of the features it will hold a chunk at a time.
+    call.held.ShrinkTo(request_bytes + std::min<uint64_t>(InputBytes(), kMaxChunkBytes));
     return Leave(1);
   }
   FeatureCache::Found found{begun.features, {job.call}};
@@ -294,10 +305,11 @@ FeatureCache::Calls VisionEngine::End(const Picture& picture,
 void VisionEngine::Answer(const FeatureCache::Calls& calls,
                           const std::shared_ptr<const Features>& features, bool cached,
                           const EncodeTimes& times) {
-  const double seconds = times.queue_seconds + times.compute_seconds;
+  const double seconds =
+      (times.queue_seconds + times.compute_seconds) * static_cast<double>(calls.size());
   (cached ? counters_->cached : counters_->encoded).Increment(static_cast<double>(calls.size()));
   statistics_.Update([&](EncodeStatistics& all) {
-    all.success.Add(seconds * static_cast<double>(calls.size()), calls.size());
+    all.success.Add(seconds, calls.size());
     (cached ? all.cache_hit : all.cache_miss).Add(seconds, calls.size());
     all.last_request = std::chrono::system_clock::now();
   });

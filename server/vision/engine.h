@@ -65,14 +65,15 @@ class VisionEngine {
     int respawns = 5;
     // A batch that takes longer hangs in its device (FailHung); 0: none does.
     std::chrono::milliseconds step_limit{0};
+    // So does a worker that takes longer to read its weights and try them; 0: none does.
+    std::chrono::milliseconds load_limit{0};
   };
 
   // Starts the threads; each of the first `workers` (0: all) makes its encoder and warms it up. The
   // cache must outlive the engine; other engines may share it.
   VisionEngine(Options options, LoadedTower tower, FeatureCache& cache, Metrics& metrics,
                int workers = 0);
-  // Ends the work that is there, then the threads: for an engine that nobody can reach any more.
-  // May take as long as that work, and must not run on a thread of the engine.
+  // Finish.
   ~VisionEngine();
 
   // As in WorkerPool.
@@ -88,11 +89,16 @@ class VisionEngine {
   absl::Status Post(std::vector<EncodeJob> jobs);
   absl::Status Post(EncodeJob job);
 
-  // Fails everything that waits, ends the batches under way, joins the threads. False: a batch does
-  // not end; its calls have, and the process must end without destroying the engine.
+  // Ends the work that is there, then the threads: for an engine that nobody can reach any more.
+  // May take as long as that work, for ever if a worker hangs; not on a thread of the engine.
+  void Finish();
+  // Fails everything that waits, ends the batches under way, joins the threads. False: a batch, or
+  // the loading of a worker, does not end; the calls have, and the process must end without
+  // destroying the engine.
   bool Stop();
-  // If a batch takes longer than `step_limit`: why its worker must be believed to hang; the calls
-  // of the batch have ended with UNAVAILABLE. Empty: none does.
+  // If a batch takes longer than `step_limit`, or the loading of a worker longer than `load_limit`:
+  // why it must be believed to hang, and the process must end. The calls of the batch, and those
+  // that wait while no worker serves, have ended with UNAVAILABLE. Empty: none hangs.
   std::string FailHung();
 
   const TowerInfo& info() const { return info_; }
@@ -167,11 +173,13 @@ class VisionEngine {
   std::atomic<int> waiting_ = 0;    // pictures before and in decoders, tiles behind them
   std::atomic<int> computing_ = 0;  // tiles in batches
   std::atomic<bool> stopping_ = false;
+  std::atomic<bool> load_hangs_ = false;  // FailHung has said so
 
   Mutex running_mutex_;
   CondVar ran_;
   std::list<Running> running_ LLAVA_GUARDED_BY(running_mutex_);
 
+  Mutex join_mutex_;  // Stop and Finish may come together
   std::vector<std::thread> decoders_;
   std::unique_ptr<WorkerPool> workers_;  // last
 };

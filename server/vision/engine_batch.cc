@@ -139,10 +139,21 @@ bool VisionEngine::FailRunning(Clock::time_point before, const std::string& reas
 }
 
 std::string VisionEngine::FailHung() {
-  if (options_.step_limit.count() == 0) return "";
-  std::string reason = absl::StrCat("a batch of pictures took longer than ",
-                                    options_.step_limit.count(), " ms (--step-limit)");
-  return FailRunning(Clock::now() - options_.step_limit, reason) ? reason : "";
+  const auto now = Clock::now();
+  if (options_.step_limit.count() > 0) {
+    std::string reason = absl::StrCat("a batch of pictures took longer than ",
+                                      options_.step_limit.count(), " ms (--step-limit)");
+    if (FailRunning(now - options_.step_limit, reason)) return reason;
+  }
+  if (options_.load_limit.count() > 0 && workers_->LoadsSince(now - options_.load_limit)) {
+    std::string reason =
+        absl::StrCat("a worker took longer than ", options_.load_limit.count(),
+                     " ms to read its weights and try them (a multiple of --step-limit)");
+    load_hangs_ = true;
+    if (!workers_->any_ready()) RefuseAll(reason);
+    return reason;
+  }
+  return "";
 }
 
 // One picture must not hurt another, nor must the size of the batch: what fails together is tried

@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cstring>
 #include <exception>
+#include <random>
 #include <system_error>
 #include <utility>
 #include <vector>
@@ -17,52 +18,20 @@
 #include "model/digest/sha256.h"
 #include "server/runtime/crc32c.h"
 #include "server/runtime/logging.h"
+#include "server/vision/feature_file.h"
 
 namespace llava {
 namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::string_view kMagic = "LLVFEAT1";
-constexpr char kSuffix[] = ".feature";
 constexpr char kTemporary[] = ".tmp-";
 constexpr uint64_t kLargestFile = 256ull << 20;
 // Temporary files this old belong to nobody any more.
 constexpr auto kAbandoned = std::chrono::hours(1);
 
-// Little-endian, as the machines this runs on.
-struct Fixed {
-  char magic[8];
-  uint32_t key_bytes;
-  uint32_t image_width, image_height;
-  uint32_t data_crc32c;
-  int64_t rows, width;
-  uint64_t data_bytes;
-};
-static_assert(sizeof(Fixed) == 48);
-
-constexpr size_t kNameDigits = 32;  // of each digest
-
-// What the files of a picture begin with: not its own digest, which would tell who has it.
-std::string PrefixOf(std::string_view picture) {
-  return ToHex(HashBytes(std::string(picture))).substr(0, kNameDigits) + "-";
-}
-
-std::string NameOf(const std::string& key) {
-  return absl::StrCat(PrefixOf(PictureOfKey(key)), ToHex(HashBytes(key)).substr(0, kNameDigits),
-                      kSuffix);
-}
-
-bool IsName(const std::string& name) {
-  return name.ends_with(kSuffix) && name.find('-') == kNameDigits &&
-         name.size() == 2 * kNameDigits + std::strlen(kSuffix) + 1;
-}
-
-// Of a version whose names did not tell the picture.
-bool IsOldName(const std::string& name) {
-  const size_t digits = name.find_first_not_of("0123456789abcdef");
-  return digits == 2 * sizeof(Sha256Digest) && name.substr(digits) == kSuffix;
-}
+// How much of the budget, at most, each process writes before it looks what others have written.
+constexpr uint64_t kScansPerBudget = 8;
 
 class Descriptor {
  public:
@@ -105,52 +74,6 @@ bool ReadAll(int fd, std::string& bytes) {
 
 }  // namespace
 
-std::string FeatureFile(const Features& features) {
-  Fixed fixed{};
-  std::memcpy(fixed.magic, kMagic.data(), sizeof(fixed.magic));
-  fixed.key_bytes = static_cast<uint32_t>(features.key.size());
-  fixed.image_width = features.image_width;
-  fixed.image_height = features.image_height;
-  fixed.data_crc32c = features.crc32c;
-  fixed.rows = features.rows;
-  fixed.width = features.width;
-  fixed.data_bytes = features.bytes.size();
-  std::string file(reinterpret_cast<const char*>(&fixed), sizeof(fixed));
-  file += features.key;
-  const uint32_t crc = Crc32c(file);
-  file.append(reinterpret_cast<const char*>(&crc), sizeof(crc));
-  file += features.bytes;
-  return file;
-}
-
-std::shared_ptr<const Features> ParseFeatureFile(std::string_view file, const std::string& key) {
-  Fixed fixed{};
-  const size_t head = sizeof(fixed) + key.size();
-  if (file.size() < head + sizeof(uint32_t)) return nullptr;
-  std::memcpy(&fixed, file.data(), sizeof(fixed));
-  uint32_t crc = 0;
-  std::memcpy(&crc, file.data() + head, sizeof(crc));
-  const std::string_view data = file.substr(head + sizeof(crc));
-  if (std::string_view(fixed.magic, sizeof(fixed.magic)) != kMagic ||
-      fixed.key_bytes != key.size() || file.substr(sizeof(fixed), key.size()) != key ||
-      crc != Crc32c(file.substr(0, head)) || fixed.data_bytes != data.size() || fixed.rows < 1 ||
-      fixed.width < 1 ||
-      static_cast<uint64_t>(fixed.rows) > data.size() / static_cast<uint64_t>(fixed.width) ||
-      static_cast<uint64_t>(fixed.rows * fixed.width) * 2 != data.size() ||
-      fixed.data_crc32c != Crc32c(data)) {
-    return nullptr;
-  }
-  auto features = std::make_shared<Features>();
-  features->key = key;
-  features->bytes = data;
-  features->rows = fixed.rows;
-  features->width = fixed.width;
-  features->crc32c = fixed.data_crc32c;
-  features->image_width = fixed.image_width;
-  features->image_height = fixed.image_height;
-  return features;
-}
-
 FeatureDisk::Series::Series(Metrics& m)
     : bytes(m.Gauge("llava_vision_feature_disk_bytes", "Bytes of features kept on disk")),
       entries(
@@ -178,6 +101,7 @@ FeatureDisk::FeatureDisk(Options options, Metrics& metrics)
   metrics
       .Gauge("llava_vision_feature_disk_budget_bytes", "Bytes of features that may be kept on disk")
       .Set(static_cast<double>(options_.budget_bytes));
+  MakeFolder();
   Scan();
   Evict();
   writer_ = std::thread([this] { WriteLoop(); });
@@ -192,11 +116,24 @@ FeatureDisk::~FeatureDisk() {
   writer_.join();
 }
 
+void FeatureDisk::MakeFolder() {
+  std::error_code error;
+  const bool made = fs::create_directories(options_.folder, error);
+  // What can be told about pictures is nobody else's business.
+  if (made) fs::permissions(options_.folder, fs::perms::owner_all, error);
+  if (error) return;  // Scan will tell
+  constexpr fs::perms kOthers = fs::perms::group_read | fs::perms::others_read |
+                                fs::perms::group_exec | fs::perms::others_exec;
+  const fs::perms now = fs::status(options_.folder, error).permissions();
+  if (!made && !error && (now & kOthers) != fs::perms::none) {
+    LogWarning("others may look into the folder of features, which tell about pictures: chmod 700",
+               {{"folder", options_.folder.string()}});
+  }
+}
+
+// By what is there: other processes may write into the folder too.
 void FeatureDisk::Scan() {
   std::error_code error;
-  fs::create_directories(options_.folder, error);
-  // What can be told about pictures is nobody else's business.
-  if (!error) fs::permissions(options_.folder, fs::perms::owner_all, error);
   struct Found {
     fs::file_time_type used;
     Entry entry;
@@ -211,9 +148,9 @@ void FeatureDisk::Scan() {
     if (gone) continue;
     if (name.starts_with(kTemporary)) {
       if (fs::file_time_type::clock::now() - used > kAbandoned) fs::remove(it->path(), gone);
-    } else if (IsName(name)) {
+    } else if (IsFeatureFile(name)) {
       found.push_back({used, {name, bytes}});
-    } else if (IsOldName(name)) {
+    } else if (IsOldFeatureFile(name)) {
       fs::remove(it->path(), gone);
     }
   }
@@ -221,6 +158,9 @@ void FeatureDisk::Scan() {
   std::sort(found.begin(), found.end(),
             [](const Found& a, const Found& b) { return a.used > b.used; });
   MutexLock lock(mutex_);
+  recent_.clear();
+  index_.clear();
+  bytes_ = 0;
   for (Found& file : found) {
     bytes_ += file.entry.bytes;
     recent_.push_back(std::move(file.entry));
@@ -243,7 +183,7 @@ std::shared_ptr<const Features> FeatureDisk::ReadFile(const std::string& key) {
     series_.misses.Increment();
     return nullptr;
   }
-  const std::string name = NameOf(key);
+  const std::string name = FeatureFileName(key);
   const fs::path path = options_.folder / name;
   const Descriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (file.get() < 0) {
@@ -333,6 +273,10 @@ void FeatureDisk::Run(const Task& task) {
   try {
     if (task.features) {
       WriteFile(*task.features);
+      if (written_since_scan_ >= options_.budget_bytes / kScansPerBudget) {
+        written_since_scan_ = 0;
+        Scan();
+      }
       return Evict();
     }
     removed = RemoveFiles(task.pictures);
@@ -350,7 +294,7 @@ void FeatureDisk::Run(const Task& task) {
 // Looks into the folder: other processes write there too, or did until they were killed.
 absl::StatusOr<size_t> FeatureDisk::RemoveFiles(const PictureSet& pictures) {
   std::set<std::string, std::less<>> prefixes;
-  for (const std::string& picture : pictures) prefixes.insert(PrefixOf(picture));
+  for (const std::string& picture : pictures) prefixes.insert(FeatureFilePrefix(picture));
   std::vector<std::string> names;
   std::error_code error;
   fs::directory_iterator it(options_.folder, error);
@@ -359,7 +303,7 @@ absl::StatusOr<size_t> FeatureDisk::RemoveFiles(const PictureSet& pictures) {
     const std::string finished = name.starts_with(kTemporary)
                                      ? name.substr(name.find('-', std::strlen(kTemporary)) + 1)
                                      : name;
-    if (IsName(finished) && prefixes.contains(finished.substr(0, kNameDigits + 1))) {
+    if (IsFeatureFile(finished) && prefixes.contains(FeatureFilePrefixOf(finished))) {
       names.push_back(std::move(name));
     }
   }
@@ -383,35 +327,50 @@ absl::StatusOr<size_t> FeatureDisk::RemoveFiles(const PictureSet& pictures) {
 // No fsync: the kernel keeps the file if the process is killed, and after a power loss the
 // checksums tell what was lost.
 void FeatureDisk::WriteFile(const Features& features) {
-  const std::string name = NameOf(features.key);
+  const std::string name = FeatureFileName(features.key);
   const fs::path path = options_.folder / name;
   struct stat about {};
   if (stat(path.c_str(), &about) == 0) return Touch(name, static_cast<uint64_t>(about.st_size));
   const std::string bytes = FeatureFile(features);
   if (bytes.size() > options_.budget_bytes) return;
-  const fs::path temporary = options_.folder / absl::StrCat(kTemporary, getpid(), "-", name);
-  bool written = false;
-  {
-    const Descriptor file(
-        open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, S_IRUSR | S_IWUSR));
-    written = file.get() >= 0 && WriteAll(file.get(), bytes);
+  int fault = WriteNew(path, bytes);
+  if (fault == ENOSPC || fault == EDQUOT) {  // less than the budget fits here
+    Scan();
+    EvictTo(size_bytes() - std::min(size_bytes(), 2 * bytes.size()));
+    fault = WriteNew(path, bytes);
   }
-  if (!written || rename(temporary.c_str(), path.c_str()) != 0) {
-    CountError(series_.write_errors, Reason());
-    unlink(temporary.c_str());
-    return;
+  if (fault != 0) {
+    return CountError(series_.write_errors, std::generic_category().message(fault));
   }
+  written_since_scan_ += bytes.size();
   complained_ = false;
   series_.writes.Increment();
   Touch(name, bytes.size());
 }
 
-void FeatureDisk::Evict() {
+int FeatureDisk::WriteNew(const fs::path& path, std::string_view bytes) {
+  std::random_device random;  // process numbers repeat from container to container
+  const fs::path draft =
+      options_.folder / absl::StrCat(kTemporary, absl::Hex(random()), absl::Hex(random()), "-",
+                                     path.filename().string());
+  int fault = 0;
+  {
+    const Descriptor file(
+        open(draft.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, S_IRUSR | S_IWUSR));
+    if (file.get() < 0) return errno;
+    if (!WriteAll(file.get(), bytes)) fault = errno != 0 ? errno : EIO;
+  }
+  if (fault == 0 && rename(draft.c_str(), path.c_str()) != 0) fault = errno;
+  if (fault != 0) unlink(draft.c_str());
+  return fault;
+}
+
+void FeatureDisk::EvictTo(uint64_t bytes) {
   while (true) {
     std::string name;
     {
       MutexLock lock(mutex_);
-      if (bytes_ <= options_.budget_bytes || recent_.empty()) return;
+      if (bytes_ <= bytes || recent_.empty()) return;
       name = recent_.back().name;
     }
     if (unlink((options_.folder / name).c_str()) != 0 && errno != ENOENT) {

@@ -34,7 +34,7 @@ class FeatureDisk {
  public:
   struct Options {
     std::filesystem::path folder;
-    uint64_t budget_bytes = 4ull << 30;  // files; least recently used leave first
+    uint64_t budget_bytes = 4ull << 30;  // files, whoever wrote them; least recently used go first
     size_t queue = 64;                   // pictures that wait to be written; more are not kept
   };
 
@@ -86,6 +86,7 @@ class FeatureDisk {
     std::vector<Dropped> done = {};
   };
 
+  void MakeFolder();
   void Scan();
   void WriteLoop();
   void Run(const Task& task);
@@ -93,7 +94,10 @@ class FeatureDisk {
   absl::StatusOr<size_t> RemoveFiles(const PictureSet& pictures);
   std::shared_ptr<const Features> ReadFile(const std::string& key);
   void WriteFile(const Features& features);
-  void Evict();
+  // 0 or errno.
+  int WriteNew(const std::filesystem::path& path, std::string_view bytes);
+  void Evict() { EvictTo(options_.budget_bytes); }
+  void EvictTo(uint64_t bytes);
   // Accounts for a file that was read or written just now.
   void Touch(const std::string& name, uint64_t bytes);
   void Forget(const std::string& name);
@@ -103,6 +107,8 @@ class FeatureDisk {
   const Options options_;
   Series series_;
   std::atomic<bool> complained_ = false;  // one line of log per series of faults
+
+  uint64_t written_since_scan_ = 0;  // the thread's
 
   mutable Mutex mutex_;
   CondVar changed_;
@@ -116,9 +122,5 @@ class FeatureDisk {
 
   std::thread writer_;  // last
 };
-
-// The bytes of a file, and back. Nothing: not such a file, damaged, or of another key.
-std::string FeatureFile(const Features& features);
-std::shared_ptr<const Features> ParseFeatureFile(std::string_view file, const std::string& key);
 
 }  // namespace llava

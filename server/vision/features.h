@@ -36,8 +36,8 @@ class EncodeCall {
   using Clock = std::chrono::steady_clock;
   virtual ~EncodeCall() = default;
 
-  // The engine's: bytes of the request and of what is made of it, as long as anybody needs the
-  // call.
+  // The engine's: bytes of the request and of what is made of it. Who keeps the call until its
+  // answer is sent may shrink it to that.
   ByteBudget::Hold held;
 
   // Called exactly once, on a thread of the engine, with no lock held.

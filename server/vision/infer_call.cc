@@ -53,6 +53,7 @@ InferenceService::InferCall* InferenceService::InferCall::Start(
 
 absl::Status InferenceService::InferCall::Begin(grpc::CallbackServerContext& context,
                                                 const inference::ModelInferRequest& request) {
+  request_bytes_ = request.ByteSizeLong();
   request_id_ = RequestId(context);
   if (!request.id().empty()) request_id_ = AcceptRequestId(request.id());
   response_->set_id(request.id());
@@ -62,8 +63,8 @@ absl::Status InferenceService::InferCall::Begin(grpc::CallbackServerContext& con
   admitted_ = true;
   auto tower = service_.Find(request.model_name(), request.model_version());
   if (!tower.ok()) return tower.status();
-  tower_ = *std::move(tower);
-  VisionEngine& engine = tower_->engine();
+  tower_ = *tower;  // until the last picture has ended, perhaps before Post returns
+  VisionEngine& engine = (*tower)->engine();
   auto plan = PlanInference(request, engine.info(), engine.options());
   if (!plan.ok()) return plan.status();
   plan_ = *std::move(plan);
@@ -76,8 +77,11 @@ absl::Status InferenceService::InferCall::Begin(grpc::CallbackServerContext& con
     left_ = jobs.size();
   }
   for (size_t i = 0; i < jobs.size(); ++i) {
+    auto picture = std::make_shared<Picture>(shared_from_this(), i);
     jobs[i].request_id = request_id_;
-    jobs[i].call = std::make_shared<Picture>(shared_from_this(), i);
+    jobs[i].call = picture;
+    MutexLock lock(mutex_);
+    pictures_.push_back(std::move(picture));
   }
   return engine.Post(std::move(jobs));
 }
@@ -97,7 +101,15 @@ void InferenceService::InferCall::PictureEnded(size_t index,
     end = status_;
   }
   if (end.ok()) end = Respond();
+  ShrinkToAnswer();
   End(end);
+}
+
+void InferenceService::InferCall::ShrinkToAnswer() {
+  MutexLock lock(mutex_);
+  const uint64_t bytes = request_bytes_ + response_->ByteSizeLong();
+  for (const auto& picture : pictures_) picture->held.ShrinkTo(bytes / pictures_.size());
+  features_.clear();  // the answer has a copy
 }
 
 absl::Status InferenceService::InferCall::Respond() {
@@ -129,8 +141,19 @@ void InferenceService::InferCall::End(const absl::Status& status) {
       .Counter("llava_vision_infer_requests_total", "ModelInfer calls by status code",
                {{"code", absl::StatusCodeToString(status.code())}})
       .Increment();
+  tower_.reset();  // who reads slowly keeps no version from going
+  Finish(ToGrpc(status));
+}
+
+void InferenceService::InferCall::OnDone() {
+  std::vector<std::shared_ptr<Picture>> pictures;
+  {
+    MutexLock lock(mutex_);
+    pictures.swap(pictures_);
+  }
+  pictures.clear();  // each holds this call
   if (admitted_) service_.admission_.Leave();
-  Finish(ToGrpc(status));  // last: after it the process may end
+  self_.reset();
 }
 
 grpc::ServerUnaryReactor* InferenceService::ModelInfer(Context* context,

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
@@ -37,21 +38,27 @@ class InferenceService::InferCall : public grpc::ServerUnaryReactor,
                     const absl::Status& status);
   absl::Status Respond();
   void End(const absl::Status& status);
+  // From now on the pictures hold no more than the request and its answer.
+  void ShrinkToAnswer();
 
   void OnCancel() override { over_ = true; }
-  void OnDone() override { self_.reset(); }
+  // The client has got all, or has gone; the process may end then.
+  void OnDone() override;
 
   InferenceService& service_;
   inference::ModelInferResponse* const response_;  // gRPC's, until OnDone
   std::shared_ptr<InferCall> self_;                // released by OnDone
   bool admitted_ = false;
   std::string request_id_;
+  uint64_t request_bytes_ = 0;
   std::shared_ptr<VisionServable> tower_;
   InferPlan plan_;
   Clock::time_point deadline_ = Clock::time_point::max();
   std::atomic<bool> over_ = false;  // nobody waits for the pictures that are left
 
   Mutex mutex_;
+  // Which hold the memory of the request; until OnDone.
+  std::vector<std::shared_ptr<Picture>> pictures_ LLAVA_GUARDED_BY(mutex_);
   std::vector<std::shared_ptr<const Features>> features_ LLAVA_GUARDED_BY(mutex_);
   size_t left_ LLAVA_GUARDED_BY(mutex_) = 0;
   absl::Status status_ LLAVA_GUARDED_BY(mutex_);

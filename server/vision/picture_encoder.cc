@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -15,6 +16,7 @@
 #include <stdexcept>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "model/checkpoint/checkpoint.h"
@@ -164,6 +166,45 @@ class PackedEncoder : public PictureEncoder {
   double drift_ = -1;
 };
 
+// The files of a checkpoint as they were before it was verified. It stays mapped, so that a worker
+// which begins anew reads it again: as it was, even if the files have been replaced or deleted
+// since, but not if they were written to.
+class MappedFiles {
+ public:
+  explicit MappedFiles(const std::filesystem::path& path) {
+    std::error_code error;
+    Add(path);  // if it is no folder
+    for (std::filesystem::directory_iterator each(path, error), end; !error && each != end;
+         each.increment(error)) {
+      Add(each->path());
+    }
+  }
+  // Throws std::runtime_error if one was written to.
+  void Check() const {
+    for (const auto& [path, before] : files_) {
+      struct stat now {};
+      if (stat(path.c_str(), &now) != 0 || !SameFile(now, before)) continue;
+      if (now.st_size == before.st_size && now.st_mtim.tv_sec == before.st_mtim.tv_sec &&
+          now.st_mtim.tv_nsec == before.st_mtim.tv_nsec) {
+        continue;
+      }
+      throw std::runtime_error(absl::StrCat(
+          path.string(), " was written to after it had been verified; replace files by renaming"));
+    }
+  }
+
+ private:
+  static bool SameFile(const struct stat& a, const struct stat& b) {
+    return a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+  }
+  void Add(const std::filesystem::path& path) {
+    struct stat about {};
+    if (stat(path.c_str(), &about) == 0 && S_ISREG(about.st_mode)) files_.emplace_back(path, about);
+  }
+
+  std::vector<std::pair<std::filesystem::path, struct stat>> files_;
+};
+
 // What workers hold together: made by the first of them, freed with the last. Thread-safe.
 template <typename T>
 class SharedByWorkers {
@@ -185,9 +226,11 @@ class SharedByWorkers {
 // Makes the encoders of all workers. Those of a device share its weights. Thread-safe.
 class EncoderMaker {
  public:
-  EncoderMaker(std::shared_ptr<const TowerCheckpoint> checkpoint, std::vector<at::Device> devices,
-               Arithmetic arithmetic, int workers, int threads, uint64_t weight_bytes)
+  EncoderMaker(std::shared_ptr<const TowerCheckpoint> checkpoint, MappedFiles files,
+               std::vector<at::Device> devices, Arithmetic arithmetic, int workers, int threads,
+               uint64_t weight_bytes)
       : checkpoint_(std::move(checkpoint)),
+        files_(std::move(files)),
         devices_(std::move(devices)),
         arithmetic_(std::move(arithmetic)),
         workers_(workers),
@@ -202,6 +245,7 @@ class EncoderMaker {
     if (arithmetic_.packed) {
       auto pool = std::make_shared<ops::cpu::ThreadPool>(threads);
       auto weights = packed_.Get([&] {
+        files_.Check();
         return std::make_shared<const PackedClipWeights>(checkpoint_->config, checkpoint_->tensors,
                                                          *arithmetic_.packed, *pool);
       });
@@ -209,6 +253,7 @@ class EncoderMaker {
     }
     try {
       auto tower = towers_[index].Get([&] {
+        files_.Check();
         const c10::InferenceMode inference;
         auto made = std::make_shared<const ClipTower>(checkpoint_->config, checkpoint_->tensors,
                                                       device, arithmetic_.dtype);
@@ -227,6 +272,7 @@ class EncoderMaker {
 
  private:
   const std::shared_ptr<const TowerCheckpoint> checkpoint_;
+  const MappedFiles files_;
   const std::vector<at::Device> devices_;
   const Arithmetic arithmetic_;
   const int workers_, threads_;
@@ -307,6 +353,7 @@ absl::StatusOr<LoadedTower> OpenTowerWorkers(const TowerOptions& options,
   open.progress = reading.progress;
   open.stop = reading.stop;
   open.bytes_per_second = static_cast<double>(reading.bytes_per_second);
+  MappedFiles files(options.model);
   auto opened = OpenChecked(options.model, open);
   if (!opened.ok()) return opened.status();
   const auto checkpoint = std::make_shared<const TowerCheckpoint>(*std::move(opened));
@@ -327,8 +374,9 @@ absl::StatusOr<LoadedTower> OpenTowerWorkers(const TowerOptions& options,
   info.workers = workers;
   info.weight_bytes = WeightBytes(*checkpoint, *arithmetic);
   info.devices = static_cast<int>(devices->size());
-  const auto maker = std::make_shared<EncoderMaker>(checkpoint, *std::move(devices), *arithmetic,
-                                                    workers, options.threads, info.weight_bytes);
+  const auto maker =
+      std::make_shared<EncoderMaker>(checkpoint, std::move(files), *std::move(devices), *arithmetic,
+                                     workers, options.threads, info.weight_bytes);
   loaded.factory = [maker](int worker) { return maker->Make(worker); };
   return loaded;
 }

@@ -15,6 +15,8 @@
 namespace llava {
 namespace {
 
+constexpr std::chrono::milliseconds kStopPoll{50};
+
 int WorkersOf(const TowerOptions& options) {
   const auto devices = ParseDevices(options.device);
   return options.workers * (devices.ok() ? static_cast<int>(devices->size()) : 1);
@@ -57,25 +59,48 @@ std::shared_ptr<VisionEngine> EngineReaper::Own(std::unique_ptr<VisionEngine> en
   });
 }
 
-void EngineReaper::Wait() {
+bool EngineReaper::Wait(const std::function<bool()>& stop) {
   MutexLock lock(mutex_);
-  while (!gone_.empty() || freeing_) changed_.Wait(mutex_);
+  while (!gone_.empty() || freeing_) {
+    if (stop && stop()) return false;
+    changed_.WaitUntil(mutex_, CondVar::Clock::now() + kStopPoll);
+  }
+  return true;
+}
+
+void EngineReaper::ForEach(const std::function<void(VisionEngine&)>& look) {
+  std::vector<VisionEngine*> engines;
+  {
+    MutexLock lock(mutex_);
+    ++looks_;
+    for (const auto& engine : gone_) engines.push_back(engine.get());
+  }
+  for (VisionEngine* engine : engines) look(*engine);
+  MutexLock lock(mutex_);
+  --looks_;
+  changed_.NotifyAll();
 }
 
 void EngineReaper::Loop() {
   while (true) {
-    std::unique_ptr<VisionEngine> next;
+    VisionEngine* next = nullptr;
     {
       MutexLock lock(mutex_);
       freeing_ = false;
       changed_.NotifyAll();
       while (gone_.empty() && !closed_) changed_.Wait(mutex_);
       if (gone_.empty()) return;
-      next = std::move(gone_.front());
+      next = gone_.front().get();
+    }
+    next->Finish();
+    std::unique_ptr<VisionEngine> ended;
+    {
+      MutexLock lock(mutex_);
+      while (looks_ > 0) changed_.Wait(mutex_);
+      ended = std::move(gone_.front());
       gone_.pop_front();
       freeing_ = true;
     }
-    next.reset();
   }
 }
 
@@ -89,7 +114,6 @@ VisionServableLoader::VisionServableLoader(TowerOptions options, VisionEngine::O
       towers_(metrics) {}
 
 std::shared_ptr<VisionEngine> VisionServableLoader::FindEngine(const Sha256Digest& digest) {
-  MutexLock lock(mutex_);
   std::erase_if(engines_, [](const auto& engine) { return engine.expired(); });
   for (const auto& weak : engines_) {
     auto engine = weak.lock();
@@ -100,12 +124,14 @@ std::shared_ptr<VisionEngine> VisionServableLoader::FindEngine(const Sha256Diges
 
 absl::StatusOr<uint64_t> VisionServableLoader::EstimateBytes(const VersionRef& version,
                                                              int workers) {
-  if (const auto manifest = ManifestOf(version);
-      manifest && manifest->kind == Manifest::Kind::kTower && FindEngine(manifest->tower_digest)) {
-    return 0;
-  }
   return EstimateTowerBytes(At(options_, version), workers > 0 ? workers : workers_,
                             engine_options_.max_batch);
+}
+
+std::string VisionServableLoader::MemoryGroup(const VersionRef& version) {
+  const auto manifest = ManifestOf(version);
+  if (!manifest || manifest->kind != Manifest::Kind::kTower) return "";
+  return "tower " + ToHex(manifest->tower_digest);
 }
 
 absl::StatusOr<std::shared_ptr<Servable>> VisionServableLoader::Load(const VersionRef& version,
@@ -118,7 +144,9 @@ absl::StatusOr<std::shared_ptr<Servable>> VisionServableLoader::Load(const Versi
     v1::ModelInfo info = TowerModelInfo(engine->info(), version.name, version.version);
     return std::make_shared<VisionServable>(std::move(info), std::move(engine));
   };
-  reaper_.Wait();  // what is going shall have gone before more comes
+  if (!reaper_.Wait(options.stop)) {  // what is going shall have gone before more comes
+    return absl::CancelledError("told to stop while an engine was being freed");
+  }
   // Verified first, then read by each worker.
   constexpr double kVerifying = 0.5;
   const TowerReading reading{[&](double share) { progress(kVerifying * share); }, options.stop,
@@ -132,45 +160,57 @@ absl::StatusOr<std::shared_ptr<Servable>> VisionServableLoader::Load(const Versi
     return tower.status();
   }
   if (stopped()) return absl::CancelledError("told to stop while loading");
-  if (auto engine = FindEngine(tower->info.digest)) {
-    LogInfo("the tower is loaded already", {{"model", version.name},
-                                            {"version", absl::StrCat(version.version)},
-                                            {"digest", ToHex(tower->info.digest)}});
-    progress(1);
-    return made(std::move(engine));
-  }
   progress(kVerifying);
-  const auto engine = reaper_.Own(std::make_unique<VisionEngine>(
-      engine_options_, *std::move(tower), cache_, metrics_, options.workers));
-  if (options.warming) options.warming();
+  std::shared_ptr<VisionEngine> engine;
+  bool found = true;
+  {
+    MutexLock lock(mutex_);
+    engine = FindEngine(tower->info.digest);
+    if (!engine) {
+      found = false;
+      engine = reaper_.Own(std::make_unique<VisionEngine>(engine_options_, *std::move(tower),
+                                                          cache_, metrics_, options.workers));
+      engines_.push_back(engine);  // before it has loaded: its workers may hang meanwhile
+    }
+  }
+  if (found) {
+    LogInfo("the tower is there already", {{"model", version.name},
+                                           {"version", absl::StrCat(version.version)},
+                                           {"digest", ToHex(engine->info().digest)}});
+  } else if (options.warming) {
+    options.warming();
+  }
   if (auto status = engine->WaitUntilReady(options.stop); !status.ok()) return status;
   progress(1);
   {
     MutexLock lock(mutex_);
     worked_ = true;
-    engines_.push_back(engine);
   }
   return made(engine);
 }
 
 std::string VisionServableLoader::device_lost() {
-  for (const auto& engine : Engines()) {
-    std::string reason = engine->FailHung();
-    if (reason.empty() && !on_cpu()) reason = engine->given_up();
+  ForEach([this](VisionEngine& engine) {
+    std::string reason = engine.FailHung();
+    if (reason.empty() && !on_cpu()) reason = engine.given_up();
     MutexLock lock(mutex_);
     if (device_lost_.empty()) device_lost_ = std::move(reason);
-  }
+  });
   MutexLock lock(mutex_);
   return device_lost_;
 }
 
-std::vector<std::shared_ptr<VisionEngine>> VisionServableLoader::Engines() {
+void VisionServableLoader::ForEach(const std::function<void(VisionEngine&)>& look) {
   std::vector<std::shared_ptr<VisionEngine>> engines;
-  MutexLock lock(mutex_);
-  for (const auto& weak : engines_) {
-    if (auto engine = weak.lock()) engines.push_back(std::move(engine));
+  {
+    MutexLock lock(mutex_);
+    for (const auto& weak : engines_) {
+      if (auto engine = weak.lock()) engines.push_back(std::move(engine));
+    }
   }
-  return engines;
+  for (const auto& engine : engines) look(*engine);
+  engines.clear();  // perhaps the last to hold one
+  reaper_.ForEach(look);
 }
 
 void VisionServableLoader::Route(std::shared_ptr<Servable> servable) {
@@ -179,7 +219,7 @@ void VisionServableLoader::Route(std::shared_ptr<Servable> servable) {
 
 bool VisionServableLoader::Stop() {
   bool ended = true;
-  for (const auto& engine : Engines()) ended &= engine->Stop();
+  ForEach([&](VisionEngine& engine) { ended &= engine.Stop(); });
   return ended;
 }
 

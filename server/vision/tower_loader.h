@@ -3,6 +3,7 @@
 // Towers of the model repository as the model manager loads them.
 
 #include <deque>
+#include <functional>
 #include <memory>
 #include <string>
 #include <thread>
@@ -25,8 +26,11 @@ class EngineReaper {
   EngineReaper();
   ~EngineReaper();  // when all that was given back is freed
   std::shared_ptr<VisionEngine> Own(std::unique_ptr<VisionEngine> engine);
-  // Waits until the engines given back so far are freed.
-  void Wait();
+  // Waits until the engines given back so far are freed. False: `stop`, which is polled, said so
+  // before; one that hangs never is.
+  bool Wait(const std::function<bool()>& stop);
+  // For those that are not freed yet.
+  void ForEach(const std::function<void(VisionEngine&)>& look);
 
  private:
   void Loop();
@@ -35,6 +39,7 @@ class EngineReaper {
   CondVar changed_;
   std::deque<std::unique_ptr<VisionEngine>> gone_ LLAVA_GUARDED_BY(mutex_);
   bool freeing_ LLAVA_GUARDED_BY(mutex_) = false;
+  int looks_ LLAVA_GUARDED_BY(mutex_) = 0;  // ForEach under way
   bool closed_ LLAVA_GUARDED_BY(mutex_) = false;
   std::thread thread_;  // last
 };
@@ -48,6 +53,7 @@ class VisionServableLoader : public ServableLoader {
                        Metrics& metrics);
 
   absl::StatusOr<uint64_t> EstimateBytes(const VersionRef& version, int workers) override;
+  std::string MemoryGroup(const VersionRef& version) override;  // versions of one tower
   int workers() const override { return workers_; }
   absl::StatusOr<std::shared_ptr<Servable>> Load(const VersionRef& version,
                                                  const LoadOptions& options) override;
@@ -64,10 +70,11 @@ class VisionServableLoader : public ServableLoader {
   bool Stop();
 
  private:
-  // The engine of this tower if somebody still holds it and it is sound.
-  std::shared_ptr<VisionEngine> FindEngine(const Sha256Digest& digest);
+  // The engine of this tower, perhaps loading, if somebody still holds it and it is sound.
+  std::shared_ptr<VisionEngine> FindEngine(const Sha256Digest& digest) LLAVA_REQUIRES(mutex_);
 
-  std::vector<std::shared_ptr<VisionEngine>> Engines();
+  // All there are: loading, held, and not freed yet.
+  void ForEach(const std::function<void(VisionEngine&)>& look);
   bool on_cpu() const { return options_.device.starts_with("cpu"); }
 
   const TowerOptions options_;

@@ -71,6 +71,18 @@ class Readiness {
   std::map<std::string, int> serving_ LLAVA_GUARDED_BY(mutex_);
 };
 
+void TellTowers(const llava::TowerSet& towers) {
+  for (const auto& tower : towers.List()) {
+    const llava::TowerInfo& info = tower->engine().info();
+    llava::LogInfo("serving", {{"model", tower->info().model().name()},
+                               {"version", absl::StrCat(tower->info().model().version())},
+                               {"digest", llava::ToHex(info.digest)},
+                               {"device", info.device},
+                               {"dtype", info.dtype},
+                               {"workers", absl::StrCat(info.workers)}});
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -123,25 +135,23 @@ int main(int argc, char** argv) {
     manager->Stop();
     ended = loader->Stop();
   };
+  const auto end_asked = [&] { return process.EndAsked(); };
   manager->Start();
-  if (const auto status = manager->WaitUntilServing(); !status.ok()) {
+  const auto status = manager->WaitUntilServing(end_asked);
+  int code = 0;
+  if (status.ok() || end_asked()) {
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
+    if (status.ok()) {
+      llava::LogInfo(absl::StrFormat("ready in %.1f s", took.count()),
+                     {{"grpc", llava::HostPort(options.process.host, process.port())},
+                      {"metrics", llava::HostPort(options.process.host, process.metrics_port())}});
+      TellTowers(loader->towers());
+    }
+    code = process.Run([&] { manager->Drain(); }, stop);
+  } else {
     stop();
-    return llava::ReportLoadFailure(kProgram, status);
+    code = llava::ReportLoadFailure(kProgram, status);
   }
-  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
-  llava::LogInfo(absl::StrFormat("ready in %.1f s", took.count()),
-                 {{"grpc", llava::HostPort(options.process.host, process.port())},
-                  {"metrics", llava::HostPort(options.process.host, process.metrics_port())}});
-  for (const auto& tower : loader->towers().List()) {
-    const llava::TowerInfo& info = tower->engine().info();
-    llava::LogInfo("serving", {{"model", tower->info().model().name()},
-                               {"version", absl::StrCat(tower->info().model().version())},
-                               {"digest", llava::ToHex(info.digest)},
-                               {"device", info.device},
-                               {"dtype", info.dtype},
-                               {"workers", absl::StrCat(info.workers)}});
-  }
-  const int code = process.Run([&] { manager->Drain(); }, stop);
   if (!ended) llava::LogWarning("a worker hangs, the process ends without it");
   if (!ended || code == llava::kExitDeviceLost) {
     std::fflush(nullptr);

@@ -63,6 +63,15 @@ absl::Status VisionOptions::Check() {
     return absl::InvalidArgumentError(absl::StrCat("--device: ", devices.status().message()));
   }
   engine.decode.apply_exif = exif_ == "apply";
+  // Reading weights may take much longer than a batch, and says nothing about the device.
+  constexpr std::chrono::milliseconds kLeastLoadLimit = std::chrono::minutes(5);
+  const auto limit = engine.step_limit;
+  engine.load_limit = limit.count() == 0 ? limit : std::max(4 * limit, kLeastLoadLimit);
+  if (engine.queue < engine.max_batch) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--queue ", engine.queue, " is less than --max-batch ", engine.max_batch,
+                     ": requests of so many pictures, and full batches, would never be taken"));
+  }
   engine.preferred_batches.clear();
   for (const absl::string_view word : absl::StrSplit(preferred_batch_, ',', absl::SkipEmpty())) {
     int size = 0;

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -31,11 +32,12 @@ std::string ShortHex(const std::string& digest) {
 class VisionService::Call : public EncodeCall {
  public:
   Call(VisionService& service, std::shared_ptr<StreamWriter<v1::EncodeResponse>> writer,
-       Clock::time_point deadline, std::string request_id)
+       Clock::time_point deadline, std::string request_id, uint64_t request_bytes)
       : service_(service),
         writer_(std::move(writer)),
         deadline_(deadline),
-        request_id_(std::move(request_id)) {}
+        request_id_(std::move(request_id)),
+        request_bytes_(request_bytes) {}
 
   void Done(std::shared_ptr<const Features> features, bool cached,
             const EncodeTimes& times) override {
@@ -60,12 +62,18 @@ class VisionService::Call : public EncodeCall {
     header.set_cached(cached);
     header.set_queue_seconds(times.queue_seconds);
     header.set_compute_seconds(times.compute_seconds);
+    held.ShrinkTo(request_bytes_ + features->bytes.size());
     writer_->Write(std::move(first));
-    for (const std::string_view bytes : SplitChunks(features->bytes)) {
+    // Chunk by chunk: a client that reads slowly holds features that others have too, and one copy
+    // of a chunk.
+    writer_->Stream([features, left = SplitChunks(features->bytes),
+                     i = size_t{0}]() mutable -> std::optional<v1::EncodeResponse> {
+      if (i == left.size()) return std::nullopt;
       v1::EncodeResponse chunk;
-      chunk.set_chunk(bytes.data(), bytes.size());
-      if (!writer_->Write(std::move(chunk))) break;
-    }
+      chunk.set_chunk(left[i].data(), left[i].size());
+      ++i;
+      return chunk;
+    });
     LogDebug("encoded", {{"request_id", request_id_},
                          {"key", FeatureKeyName(FeatureKeyFromBytes(features->key))},
                          {"cached", cached ? "true" : "false"}});
@@ -82,11 +90,9 @@ class VisionService::Call : public EncodeCall {
   bool gone() const override { return writer_->gone(); }
   Clock::time_point deadline() const override { return deadline_; }
 
-  // An admitted call leaves when it ends.
-  void SetAdmitted() { admitted_ = true; }
   // Canvases of the request, if any.
   void SetGrid(std::vector<Resolution> grid) { grid_ = std::move(grid); }
-  // Kept until the call is over.
+  // Kept until the features are there.
   void SetTower(std::shared_ptr<VisionServable> tower) { tower_ = std::move(tower); }
 
  private:
@@ -95,15 +101,15 @@ class VisionService::Call : public EncodeCall {
         .Counter("llava_vision_requests_total", "Encode calls by status code",
                  {{"code", absl::StatusCodeToString(status.code())}})
         .Increment();
-    if (admitted_) service_.admission_.Leave();
-    writer_->Close(ToGrpc(status));  // last: after it the process may end
+    tower_.reset();  // who reads slowly keeps no version from going
+    writer_->Close(ToGrpc(status));
   }
 
   VisionService& service_;
   const std::shared_ptr<StreamWriter<v1::EncodeResponse>> writer_;
   const Clock::time_point deadline_;
   const std::string request_id_;
-  bool admitted_ = false;
+  const uint64_t request_bytes_;
   std::vector<Resolution> grid_;
   std::shared_ptr<VisionServable> tower_;
 };
@@ -113,13 +119,15 @@ grpc::ServerWriteReactor<v1::EncodeResponse>* VisionService::Encode(
   auto writer = StreamWriter<v1::EncodeResponse>::Create();
   auto* reactor = writer.get();
   std::string id = RequestId(*context);
-  if (!request->request_id().empty()) id = request->request_id();
-  auto call = std::make_shared<Call>(*this, std::move(writer), SteadyDeadline(*context), id);
+  if (!request->request_id().empty()) id = AcceptRequestId(request->request_id());
+  auto call =
+      std::make_shared<Call>(*this, writer, SteadyDeadline(*context), id, request->image().size());
   if (!admission_.Enter()) {
     call->Failed(OverloadedError("vision: draining, no new pictures", kRetryAfter));
     return reactor;
   }
-  call->SetAdmitted();
+  // It is under way, and holds its memory, until the client has got all: the process may end then.
+  writer->SetOnDone([this, call] { admission_.Leave(); });
   auto tower = FindTower(request->spec());
   if (!tower.ok()) {
     call->Failed(tower.status());

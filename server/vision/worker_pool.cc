@@ -56,21 +56,38 @@ void WorkerPool::Begin(int from, int to) {
   {
     MutexLock lock(mutex_);
     wanted_ = to;
-    for (int i = from; i < to; ++i) Enter(i, State::kLoading);
+    for (int i = from; i < to; ++i) {
+      Enter(i, State::kLoading);
+      slots_[static_cast<size_t>(i)].running = true;
+      slots_[static_cast<size_t>(i)].loading_since = CondVar::Clock::now();
+    }
   }
   for (int i = from; i < to; ++i) {
-    slots_[static_cast<size_t>(i)].thread = std::thread([this, i] { Live(i); });
+    slots_[static_cast<size_t>(i)].thread = std::thread([this, i] {
+      Live(i);
+      MutexLock lock(mutex_);
+      slots_[static_cast<size_t>(i)].running = false;
+      changed_.NotifyAll();
+    });
   }
 }
 
-void WorkerPool::End(int from, int to) {
+bool WorkerPool::End(int from, int to, const std::function<bool()>& stop) {
   {
     MutexLock lock(mutex_);
     wanted_ = std::min<int>(wanted_, from);
     changed_.NotifyAll();
   }
   parts_.wake();
+  {
+    MutexLock lock(mutex_);
+    while (AnyRuns(from, to)) {
+      if (stop && stop()) return false;
+      changed_.WaitUntil(mutex_, CondVar::Clock::now() + kStopPoll);
+    }
+  }
   JoinAndClear(from, to);
+  return true;
 }
 
 void WorkerPool::JoinAndClear(int from, int to) {
@@ -97,18 +114,57 @@ absl::Status WorkerPool::SetWorkers(int n, const std::function<bool()>& stop) {
   const int before = wanted_;
   const int after = std::clamp(n, 1, static_cast<int>(slots_.size()));
   if (after < before) {
-    End(after, before);
+    if (!End(after, before, stop)) return absl::CancelledError("told to stop before workers ended");
     DeclareFailureIfNoneIsLeft("those that are left failed before");
   }
   if (after <= before) return absl::OkStatus();
   {
     MutexLock lock(mutex_);
+    if (AnyRuns(before, after)) {
+      return absl::UnavailableError("a worker that was given up before has not ended");
+    }
     load_status_ = absl::OkStatus();
   }
+  JoinAndClear(before, after);
   Begin(before, after);
   absl::Status status = WaitUntilReady(stop);
-  if (!status.ok()) End(before, after);
+  if (!status.ok()) {
+    End(before, after, stop);
+    MutexLock lock(mutex_);
+    load_status_ = absl::OkStatus();  // those that were there are as ready as before
+  }
   return status;
+}
+
+bool WorkerPool::any_ready() const {
+  MutexLock lock(mutex_);
+  return Count(State::kReady) > 0;
+}
+
+bool WorkerPool::LoadsSince(CondVar::Clock::time_point time) const {
+  MutexLock lock(mutex_);
+  return AnyLoads(time);
+}
+
+bool WorkerPool::EndLoads(CondVar::Clock::time_point until) {
+  MutexLock lock(mutex_);
+  draining_ = true;
+  changed_.NotifyAll();
+  while (AnyLoads(CondVar::Clock::time_point::max())) {
+    if (!changed_.WaitUntil(mutex_, until)) return !AnyLoads(CondVar::Clock::time_point::max());
+  }
+  return true;
+}
+
+bool WorkerPool::AnyRuns(int from, int to) const {
+  return std::any_of(slots_.begin() + from, slots_.begin() + to,
+                     [](const Slot& slot) { return slot.running; });
+}
+
+bool WorkerPool::AnyLoads(CondVar::Clock::time_point since_before) const {
+  return std::any_of(slots_.begin(), slots_.end(), [&](const Slot& slot) {
+    return slot.loading_since && *slot.loading_since < since_before;
+  });
 }
 
 std::string WorkerPool::failure() const {
@@ -147,8 +203,13 @@ WorkerPool::Ended WorkerPool::LiveOnce(int worker, bool& loaded, absl::Status& s
     parts_.check(*encoder);
   } catch (...) {
     status = FromException(std::current_exception());
-    return {status.ToString()};
   }
+  {
+    MutexLock lock(mutex_);
+    slots_[static_cast<size_t>(worker)].loading_since.reset();
+    changed_.NotifyAll();
+  }
+  if (!status.ok()) return {status.ToString()};
   loaded = true;
   {
     MutexLock lock(mutex_);
@@ -183,7 +244,11 @@ void WorkerPool::Live(int worker) {
       Enter(worker, State::kLoading);
     }
     SleepBefore(worker, delay);
-    if (!MayBeginAnew(worker)) return;
+    {
+      MutexLock lock(mutex_);
+      if (!MayBeginAnew(worker)) return;
+      slots_[static_cast<size_t>(worker)].loading_since = CondVar::Clock::now();
+    }
     delay *= 2;
   }
 }

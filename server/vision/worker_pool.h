@@ -7,6 +7,7 @@
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -49,7 +50,7 @@ class WorkerPool {
   // Waits until no worker is loading: OK, what the first failure says (RESOURCE_EXHAUSTED: memory),
   // or CANCELLED because `stop` said so.
   absl::Status WaitUntilReady(const std::function<bool()>& stop = {});
-  // As Servable::SetWorkers.
+  // As Servable::SetWorkers. If told to stop it does not wait for a worker that does not end.
   absl::Status SetWorkers(int n, const std::function<bool()>& stop);
   int workers() const { return wanted_; }
   // Why there is no worker any more; empty: there is.
@@ -59,6 +60,11 @@ class WorkerPool {
   // As Servable::self_test_drift.
   double self_test_drift() const;
 
+  bool any_ready() const;
+  // A worker has been loading, or trying what it loaded, since before `time`.
+  bool LoadsSince(CondVar::Clock::time_point time) const;
+  // Lets no worker begin anew and waits until none is loading. False: one still is at `until`.
+  bool EndLoads(CondVar::Clock::time_point until);
   // Lets no worker begin anew and waits until all have ended. The caller has made sure that there
   // will be no more work.
   void Drain();
@@ -67,6 +73,8 @@ class WorkerPool {
   enum class State { kNone, kLoading, kReady, kFailed };
   struct Slot {
     State state = State::kNone;
+    bool running = false;                                          // its thread
+    std::optional<CondVar::Clock::time_point> loading_since = {};  // in factory or check
     std::thread thread;
   };
   // Gauges shared with the pools of other towers.
@@ -78,7 +86,8 @@ class WorkerPool {
   };
 
   void Begin(int from, int to);
-  void End(int from, int to);
+  // False: told to stop, one is still running.
+  bool End(int from, int to, const std::function<bool()>& stop);
   void JoinAndClear(int from, int to);
   bool Wanted(int worker) const { return worker < wanted_; }
   bool MayBeginAnew(int worker) const { return Wanted(worker) && !draining_; }
@@ -87,6 +96,8 @@ class WorkerPool {
   Ended LiveOnce(int worker, bool& loaded, absl::Status& status);
   void Enter(int worker, State state) LLAVA_REQUIRES(mutex_);
   int Count(State state) const LLAVA_REQUIRES(mutex_);
+  bool AnyRuns(int from, int to) const LLAVA_REQUIRES(mutex_);
+  bool AnyLoads(CondVar::Clock::time_point since_before) const LLAVA_REQUIRES(mutex_);
   void GiveUp(int worker, const std::string& reason);
   void DeclareFailureIfNoneIsLeft(const std::string& reason);
   void SleepBefore(int worker, std::chrono::milliseconds time);

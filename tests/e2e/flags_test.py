@@ -415,6 +415,7 @@ class VisionFlags(ModelFlagsCase):
 
     def check_preferred_batch(self):
         self.assertEqual(self.run_once("--preferred-batch", "9", "--max-batch", "8")[0], 2)
+        self.assertEqual(self.run_once("--queue", "7", "--max-batch", "8")[0], 2)
         service = self.start("--preferred-batch", "3", "--max-batch", "8", "--batch-wait", "60s")
         self.assertEqual(self.encode(service, 3), [grpc.StatusCode.OK] * 3)
         metrics = service.metrics()

@@ -10,6 +10,8 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <new>
+#include <opencv2/core.hpp>
 #include <random>
 #include <stdexcept>
 #include <thread>
@@ -162,6 +164,28 @@ TEST(DecodeTest, LeavesTheProcessItsStderr) {
     std::fputs("still here", stderr);
   });
   EXPECT_EQ(printed, "still here");
+}
+
+// Refuses all memory while it is there.
+class NoMemory : public cv::MatAllocator {
+ public:
+  NoMemory() { cv::Mat::setDefaultAllocator(this); }
+  ~NoMemory() override { cv::Mat::setDefaultAllocator(cv::Mat::getStdAllocator()); }
+  cv::UMatData* allocate(int, const int*, int, void*, size_t*, cv::AccessFlag,
+                         cv::UMatUsageFlags) const override {
+    throw cv::Exception(cv::Error::StsNoMem, "Failed to allocate", "allocate", "test", 0);
+  }
+  bool allocate(cv::UMatData*, cv::AccessFlag, cv::UMatUsageFlags) const override { return false; }
+  void deallocate(cv::UMatData*) const override {}
+};
+
+TEST(DecodeTest, NoMemoryIsNoFaultOfTheFile) {
+  const Bytes file = ReadAll(Fixtures() / "images/plain.png");
+  {
+    const NoMemory none;
+    EXPECT_THROW(DecodeImage(file), std::bad_alloc);
+  }
+  EXPECT_GT(DecodeImage(file).width, 0);
 }
 
 TEST(DecodeTest, ChecksTheHeaderBeforeDecoding) {

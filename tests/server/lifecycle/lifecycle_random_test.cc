@@ -16,7 +16,10 @@ class RandomLife {
  public:
   explicit RandomLife(uint64_t seed) : random_(seed), options_(MakeOptions()), world_(options_) {
     world_.auto_estimate = world_.auto_verify = world_.auto_free = false;
-    for (uint64_t version = 1; version < 60; ++version) world_.sizes[version] = 50 + Pick(100);
+    for (uint64_t version = 1; version < 60; ++version) {
+      world_.sizes[version] = 50 + Pick(100);
+      if (Chance(30)) world_.memory_groups[version] = Chance(50) ? "a" : "b";
+    }
     for (const std::string name : {"m", "n"}) world_.repository[name];
   }
 
@@ -43,6 +46,7 @@ class RandomLife {
       options.swap_mode = modes[Pick(3)];
     }
     options.load_slots = static_cast<int>(1 + Pick(2));
+    options.hung_after = std::chrono::seconds(1 + Pick(20));
     options.seed = random_();
     return options;
   }
@@ -162,6 +166,7 @@ class RandomLife {
             << ": " << version.message;
       }
       EXPECT_EQ(version.held, version.state == v1::MODEL_STATE_READY);
+      EXPECT_LT(version.message.size(), 1000U);
       if (version.present && version.state != v1::MODEL_STATE_FAILED) {
         EXPECT_EQ(version.failures, 0) << "its files have changed since; state " << version.state;
       }

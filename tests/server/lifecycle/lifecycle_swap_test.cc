@@ -88,6 +88,98 @@ TEST(LifecycleSwap, InPlaceTakesTheOldOneBackIfTheNewOneIsDeletedMeanwhile) {
   EXPECT_THAT(world.jobs(), IsEmpty());
 }
 
+TEST(LifecycleSwap, AStoppedLoadIsNoFailure) {
+  Lifecycle::Options options = LifecycleWith("latest");
+  options.swap_mode = SwapMode::kInPlace;
+  Served world(options);
+  world.auto_verify = false;
+  world.Publish(2);
+  world.Look();
+  world.End(Kind::kVerify, {"m", 2}, absl::UnavailableError("the disk does not answer"));
+  world.Pass(seconds(2));
+  world.End(Kind::kVerify, {"m", 2}, absl::OkStatus());
+  world.EndAnswers(1);
+  ASSERT_TRUE(world.Loading(2));
+  world.Unload(2);
+  world.EndLoad(2, absl::CancelledError("stopped"));
+  EXPECT_EQ(world.State(2), v1::MODEL_STATE_UNLOADED);
+  ASSERT_TRUE(world.Loading(1));
+  world.EndLoad(1);
+  // The policy moves away from it and back: no wish is left.
+  world.Publish(3);
+  world.Look();
+  world.Delete(3);
+  world.Look();
+  world.End(Kind::kVerify, {"m", 3}, absl::CancelledError("stopped"));
+  for (int i = 0; i < 10; ++i) world.Pass(seconds(1));
+  EXPECT_LT(world.Message(2).size(), 200U) << world.Message(2);
+  EXPECT_TRUE(world.Doing(Kind::kVerify, 2)) << world.Describe();
+}
+
+TEST(LifecycleSwap, WhatHangsHoldsUpNobodyForEver) {
+  const auto minute = std::chrono::minutes(1);
+  {  // Others that do not fit are refused, others that do are loaded.
+    Served world(LifecycleWith("latest", 350));
+    world.auto_free = false;
+    world.Publish(2);
+    world.Look();
+    world.EndLoad(2);
+    world.EndAnswers(1);  // it is never freed
+    world.sizes[8] = 200;
+    world.Publish(8, "large");
+    world.Look();
+    EXPECT_EQ(world.State(8, "large"), v1::MODEL_STATE_AVAILABLE) << "waits for version 1";
+    world.Publish(9, "small");
+    world.Look();
+    EXPECT_FALSE(world.Loading(9, "small")) << "what is more important waits";
+    EXPECT_LE(world.life().NextTime(world.now()), world.now() + minute);
+    world.Pass(minute);
+    EXPECT_EQ(world.State(8, "large"), v1::MODEL_STATE_FAILED);
+    ASSERT_TRUE(world.Loading(9, "small"));
+    world.EndLoad(9, absl::OkStatus(), "small");
+    EXPECT_EQ(world.life().EstimatedBytes(), 300U) << "what hangs still counts";
+    world.Unload(9, "small");
+    world.EndAnswers(9, "small");
+    world.End(Kind::kRelease, {"small", 9}, absl::OkStatus());
+    world.End(Kind::kRelease, {"m", 1}, absl::OkStatus());
+    EXPECT_TRUE(world.Loading(8, "large")) << "there is room now: " << world.Describe();
+  }
+  {  // The version that made way.
+    Served world(LifecycleWith("latest", 150));
+    world.auto_free = false;
+    world.Publish(2);
+    world.Look();
+    world.EndAnswers(1);
+    world.sizes[9] = 10;
+    world.Publish(9, "small");
+    world.Look();
+    EXPECT_FALSE(world.Loading(9, "small")) << "the swap has the only slot";
+    world.Pass(minute);
+    EXPECT_EQ(world.State(2), v1::MODEL_STATE_FAILED);
+    EXPECT_THAT(world.Message(2), HasSubstr("version 1 has made way and hangs"));
+    EXPECT_TRUE(world.Loading(9, "small"));
+    world.EndLoad(9, absl::OkStatus(), "small");
+    world.End(Kind::kRelease, {"m", 1}, absl::OkStatus());
+    EXPECT_TRUE(world.Loading(2)) << world.Describe();
+  }
+  {  // The last worker of a swap worker by worker.
+    Served world(LifecycleWith("latest", 250, 2));
+    world.auto_free = false;
+    world.Publish(2);
+    world.Look();
+    world.End(Kind::kSetWorkers, {"m", 1}, absl::OkStatus());
+    world.EndLoad(2);
+    world.EndAnswers(1);
+    world.Pass(minute);
+    EXPECT_THAT(world.Routed(), ElementsAre(2));
+    EXPECT_THAT(world.Message(2), HasSubstr("version 1 hangs"));
+    world.sizes[9] = 10;
+    world.Publish(9, "small");
+    world.Look();
+    EXPECT_TRUE(world.Loading(9, "small"));
+  }
+}
+
 TEST(LifecycleSwap, WhatIsWantedMakesNoWay) {
   LifecycleWorld world(LifecycleWith("labels", 150));
   for (const uint64_t version : {1, 2}) world.Publish(version);

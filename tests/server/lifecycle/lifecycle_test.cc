@@ -69,6 +69,63 @@ TEST(Lifecycle, RoutesTheNewBeforeTheOldGoes) {
   EXPECT_EQ(swaps[0].took, seconds(3));
 }
 
+TEST(Lifecycle, VersionsThatShareTheirMemoryCountOnce) {
+  LifecycleWorld world(LifecycleWith("latest", 250));
+  for (const uint64_t version : {1, 2}) {
+    world.sizes[version] = 200;
+    world.memory_groups[version] = "tower a";
+  }
+  world.Publish(1);
+  world.Look();
+  world.EndLoad(1);
+  world.Publish(2);
+  world.Look();
+  ASSERT_TRUE(world.Loading(2)) << "it takes nothing: " << world.Message(2);
+  EXPECT_THAT(world.Routed(), ElementsAre(1)) << "nobody had to make way";
+  world.EndLoad(2);
+  EXPECT_EQ(world.life().EstimatedBytes(), 200U);
+  world.EndAnswers(1);
+  EXPECT_EQ(world.State(1), v1::MODEL_STATE_UNLOADED);
+  EXPECT_EQ(world.life().EstimatedBytes(), 200U) << "version 2 holds what they shared";
+  // Another one does not fit beside it.
+  world.Publish(3);
+  world.Look();
+  EXPECT_FALSE(world.Loading(3));
+  world.EndAnswers(2);
+  EXPECT_TRUE(world.Loading(3)) << world.Message(3);
+}
+
+TEST(Lifecycle, AForcedModeIsTakenByVersionsThatShareTheirMemoryToo) {
+  for (const SwapMode mode : {SwapMode::kInPlace, SwapMode::kSideBySide}) {
+    Lifecycle::Options options = LifecycleWith("latest", 150);
+    options.swap_mode = mode;
+    LifecycleWorld world(options);
+    for (const uint64_t version : {1, 2}) world.memory_groups[version] = "tower a";
+    world.Publish(1);
+    world.Look();
+    world.EndLoad(1);
+    world.Publish(2);
+    world.Look();
+    EXPECT_EQ(world.Loading(2), mode == SwapMode::kSideBySide);
+    if (mode == SwapMode::kInPlace) world.EndAnswers(1);
+    world.EndLoad(2);
+    EXPECT_THAT(world.Routed(), ElementsAre(2));
+  }
+}
+
+TEST(Lifecycle, AVersionThatChangedWhileItWasLoadedIsSizedAnew) {
+  Served world(LifecycleWith("latest", 250));
+  world.Publish(1);  // other files, while it serves
+  world.Look();
+  EXPECT_EQ(world.life().EstimatedBytes(), 100U) << "what is loaded is what it was";
+  world.Unload(1);
+  world.EndAnswers(1);
+  world.sizes[1] = 200;
+  world.Load(1);
+  world.EndLoad(1);
+  EXPECT_EQ(world.life().EstimatedBytes(), 200U);
+}
+
 TEST(Lifecycle, AFailureLeavesTheOldVersionAndIsTriedAgain) {
   Served world(LifecycleWith());
   world.Publish(2);

@@ -29,6 +29,8 @@ class LifecycleWorld {
   // Bytes of a version on one worker.
   std::map<uint64_t, uint64_t> sizes;
   uint64_t default_size = 100;
+  // Of versions that share their memory.
+  std::map<uint64_t, std::string> memory_groups;
   bool auto_estimate = true, auto_verify = true, auto_free = true;
 
   void Publish(uint64_t version, const std::string& name = "m") {
@@ -74,9 +76,10 @@ class LifecycleWorld {
     jobs_.erase(found);
     switch (kind) {
       case Kind::kEstimate: {
-        absl::StatusOr<WorkerBytes> bytes = BytesOf(id.version);
-        if (!status.ok()) bytes = status;
-        life_.Estimated(id, bytes, now_);
+        absl::StatusOr<Lifecycle::Size> size =
+            Lifecycle::Size{BytesOf(id.version), GroupOf(id.version)};
+        if (!status.ok()) size = status;
+        life_.Estimated(id, size, now_);
         break;
       }
       case Kind::kVerify:
@@ -195,6 +198,11 @@ class LifecycleWorld {
     return bytes;
   }
 
+  std::string GroupOf(uint64_t version) const {
+    const auto found = memory_groups.find(version);
+    return found == memory_groups.end() ? "" : found->second;
+  }
+
   void Do(const Lifecycle::Step& step, bool comes_back) {
     const VersionId& id = step.id;
     switch (step.kind) {
@@ -246,9 +254,14 @@ class LifecycleWorld {
       }
       loads += job.kind == Kind::kLoad ? 1 : 0;
     }
+    std::map<std::string, uint64_t> groups;
     for (const auto& [id, workers] : resident) {
-      sum += BytesOf(id.version)[static_cast<size_t>(workers) - 1];
+      const uint64_t bytes = BytesOf(id.version)[static_cast<size_t>(workers) - 1];
+      const std::string group = GroupOf(id.version);
+      if (group.empty()) sum += bytes;
+      if (!group.empty()) groups[group] = std::max(groups[group], bytes);
     }
+    for (const auto& [group, bytes] : groups) sum += bytes;
     if (options_.memory_budget != 0 && !options_.soft_budget) {
       EXPECT_LE(sum, options_.memory_budget);
     }

@@ -191,6 +191,30 @@ TEST_P(RepositoryWatcherTest, AnErrorIsNoEmptyRepository) {
   EXPECT_TRUE(seen_.Wait([](const auto& now) { return HasVersion(now, "emoji", 1); }));
 }
 
+TEST_P(RepositoryWatcherTest, AModelThatCannotBeReadStaysAndHoldsUpNoOther) {
+  for (const char* name : {"broken", "fine", "hidden"}) repository_.Publish(name, 1);
+  Start();
+  const auto labels = repository_.root() / "broken" / "labels.json";
+  TestRepository::Write(labels, "{ broken");
+  const auto hidden = repository_.root() / "hidden";
+  std::filesystem::permissions(hidden, std::filesystem::perms::none);
+  repository_.Publish("broken", 2);
+  repository_.Publish("fine", 2);
+  EXPECT_TRUE(seen_.Wait([](const auto& now) { return HasVersion(now, "fine", 2); }));
+  EXPECT_TRUE(HasVersion(seen_.snapshot(), "broken", 1)) << "as it was seen last";
+  EXPECT_TRUE(HasVersion(seen_.snapshot(), "hidden", 1));
+  EXPECT_FALSE(HasVersion(seen_.snapshot(), "broken", 2)) << "its marks are not known";
+  EXPECT_THAT(metrics_.Render(), Not(HasSubstr("llava_model_repository_failed_looks_total 0\n")));
+  std::filesystem::permissions(hidden, std::filesystem::perms::owner_all);
+  std::filesystem::remove(labels);
+  EXPECT_TRUE(seen_.Wait([](const auto& now) { return HasVersion(now, "broken", 2); }));
+  // What is gone is gone, though another model cannot be read.
+  TestRepository::Write(labels, "{ broken");
+  std::filesystem::remove_all(repository_.root() / "fine");
+  EXPECT_TRUE(seen_.Wait([](const auto& now) { return !now.contains("fine"); }));
+  EXPECT_TRUE(HasVersion(seen_.snapshot(), "broken", 2));
+}
+
 TEST_P(RepositoryWatcherTest, LooksWhenAsked) {
   auto options = Options();
   options.inotify = false;
@@ -208,6 +232,31 @@ TEST_P(RepositoryWatcherTest, StopsAtOnce) {
   const auto begin = std::chrono::steady_clock::now();
   watcher_->Stop();
   EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::minutes(2 * kSlowdown));
+}
+
+TEST(RepositoryWatcherAncestor, IsWatchedOnlyUntilTheRootIsThere) {
+  TestRepository repository;
+  Metrics metrics("test");
+  Seen seen;
+  RepositoryWatcher::Options options;
+  options.root = repository.root();
+  options.poll_interval = {};
+  options.quiet = milliseconds(1);
+  RepositoryWatcher watcher(options, metrics,
+                            [&](uint64_t look, const auto& found) { seen.Look(look, found); });
+  watcher.Start();
+  ASSERT_TRUE(seen.WaitForLook(1));
+  repository.Publish("emoji", 1);
+  ASSERT_TRUE(seen.Wait([](const auto& now) { return HasVersion(now, "emoji", 1); }));
+  ASSERT_TRUE(seen.WaitForLook(watcher.LookNow()));  // events of the publication are over
+  ASSERT_TRUE(seen.WaitForLook(watcher.LookNow()));
+  const uint64_t before = seen.looks();
+  for (int i = 0; i < 20; ++i) {
+    TestRepository::Write(repository.root().parent_path() / ("other" + std::to_string(i)), "x");
+    std::this_thread::sleep_for(milliseconds(5));
+  }
+  ASSERT_TRUE(seen.WaitForLook(watcher.LookNow()));
+  EXPECT_EQ(seen.looks(), before + 1) << "what others write there is no event";
 }
 
 TEST(RepositoryWatcherBurst, IsOneLook) {

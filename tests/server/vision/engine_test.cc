@@ -181,7 +181,7 @@ TEST_F(VisionEngineTest, SeveralWorkersShareThePicturesOfACanvas) {
 
 TEST_F(VisionEngineTest, BytesAreBoundedAtTheDoor) {
   // A picture's input has 768 bytes, a file of a square 246.
-  Start({.max_batch = 1, .batch_wait = std::chrono::seconds(0), .queue_bytes = 3000});
+  Start({.max_batch = 1, .batch_wait = std::chrono::seconds(0), .queue_bytes = 4000});
   Hold(true);
   auto first = Post(Bitmap('1'));
   while (engine_->computing() == 0) std::this_thread::yield();
@@ -189,7 +189,7 @@ TEST_F(VisionEngineTest, BytesAreBoundedAtTheDoor) {
   // Of the same file, it waits for the first.
   auto follower = Post(Bitmap('1'));
   while (engine_->waiting() > 0) std::this_thread::yield();
-  EXPECT_EQ(engine_->waiting_bytes(), 2 * 246u + 768u);
+  EXPECT_EQ(engine_->waiting_bytes(), 2 * (246u + 768u)) << "its answer will take some, too";
   auto second = Post(Bitmap('2'));
   absl::Status refused;
   Post(Bitmap("345"), -2, &refused, {}, kGrid);
@@ -340,6 +340,19 @@ TEST_F(VisionEngineTest, TellsWhatItDid) {
   EXPECT_EQ(all.batches.at(2).count, 1u);
   EXPECT_GT(all.decode.seconds, 0);
   EXPECT_GT(all.last_request.time_since_epoch().count(), 0);
+}
+
+TEST_F(VisionEngineTest, EachCallOfASharedComputationCounts) {
+  Start({.max_batch = 1, .batch_wait = std::chrono::seconds(0)});
+  Hold(true);
+  std::vector<std::shared_ptr<Collector>> calls;
+  for (int i = 0; i < 3; ++i) calls.push_back(Post(Picture("plain.png")));
+  AwaitHeldBatch();
+  Hold(false);
+  for (const auto& call : calls) EXPECT_TRUE(call->Wait().ok());
+  const EncodeStatistics all = engine_->statistics();
+  EXPECT_EQ(all.cache_miss.count, 3u);
+  EXPECT_EQ(all.cache_miss.seconds, all.success.seconds);
 }
 
 TEST_F(VisionEngineTest, StopAnswersEverybody) {

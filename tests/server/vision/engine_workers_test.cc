@@ -13,7 +13,9 @@
 #include <utility>
 #include <vector>
 
+#include "server/vision/tower_loader.h"
 #include "tests/server/vision/engine_harness.h"
+#include "tests/support/eventually.h"
 
 namespace llava {
 namespace {
@@ -87,6 +89,84 @@ TEST_F(VisionEngineTest, AWorkerThatHangsIsToldAndItsPicturesEnd) {
   Hold(false);  // what comes of it now is nobody's any more
 }
 
+// The load of this number, from 1, takes until the gate is opened.
+class LoadGate {
+ public:
+  explicit LoadGate(int hangs) : hangs_(hangs) {}
+  void Load() {
+    if (++loads_ == hangs_) opened_.wait();
+  }
+  void Open() { open_.set_value(); }
+
+ private:
+  const int hangs_;
+  std::atomic<int> loads_ = 0;
+  std::promise<void> open_;
+  const std::shared_future<void> opened_ = open_.get_future().share();
+};
+
+TEST_F(VisionEngineTest, AWorkerThatHangsWhileItBeginsAnewIsToldAndNobodyWaitsForIt) {
+  LoadGate gate(2);
+  on_load_ = [&] { gate.Load(); };
+  Start({.batch_wait = std::chrono::seconds(0),
+         .respawn_delay = std::chrono::milliseconds(1),
+         .load_limit = std::chrono::milliseconds(100)});
+  EXPECT_EQ(engine_->FailHung(), "");
+  Kill(true);
+  EXPECT_EQ(Post(Bitmap('a'))->Wait().code(), absl::StatusCode::kUnavailable);
+  Kill(false);
+  const auto waits = Post(Bitmap('b'));
+  std::string reason;
+  while (reason.empty()) reason = engine_->FailHung();
+  EXPECT_THAT(reason, HasSubstr("100 ms to read its weights"));
+  EXPECT_EQ(waits->Wait().code(), absl::StatusCode::kUnavailable);
+  EXPECT_FALSE(engine_->Stop());
+  gate.Open();
+  engine_.reset();
+}
+
+TEST_F(VisionEngineTest, StopWaitsForAWorkerThatBeginsAnew) {
+  LoadGate gate(2);
+  on_load_ = [&] { gate.Load(); };
+  Start({.batch_wait = std::chrono::seconds(0), .respawn_delay = std::chrono::milliseconds(1)});
+  Kill(true);
+  EXPECT_EQ(Post(Bitmap('a'))->Wait().code(), absl::StatusCode::kUnavailable);
+  std::thread opens([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    gate.Open();
+  });
+  EXPECT_TRUE(engine_->Stop());
+  opens.join();
+  engine_.reset();
+}
+
+TEST_F(VisionEngineTest, AnEngineThatHangsWhenItGoesIsStillSeen) {
+  LoadGate gate(1);
+  LoadedTower tower;
+  tower.info.preprocess.image_size = 8;
+  tower.info.num_layers = tower.info.num_patches = tower.info.width = 1;
+  tower.factory = [&](int) {
+    gate.Load();
+    return std::make_unique<RuleEncoder>(switches_);
+  };
+  EngineReaper reaper;
+  auto engine = reaper.Own(std::make_unique<VisionEngine>(
+      VisionEngine::Options{.load_limit = std::chrono::milliseconds(1)}, std::move(tower), cache_,
+      metrics_));
+  EXPECT_EQ(engine->WaitUntilReady([] { return true; }).code(), absl::StatusCode::kCancelled);
+  engine.reset();
+  EXPECT_FALSE(reaper.Wait([] { return true; })) << "whoever waits for its memory can be stopped";
+  std::string reason;
+  const auto look = [&](VisionEngine& gone) { reason = gone.FailHung(); };
+  while (reason.empty()) reaper.ForEach(look);
+  bool ended = true;
+  reaper.ForEach([&](VisionEngine& gone) { ended = gone.Stop(); });
+  EXPECT_FALSE(ended);
+  gate.Open();
+  EXPECT_TRUE(reaper.Wait({}));
+  reaper.ForEach([](VisionEngine&) { ADD_FAILURE() << "it is freed"; });
+}
+
 TEST_F(VisionEngineTest, AWorkerThatCannotLoadIsAnError) {
   on_load_ = [] { throw std::bad_alloc(); };
   LoadedTower tower;
@@ -139,7 +219,22 @@ TEST_F(VisionEngineTest, WorkersCanBeGivenUpAndAdded) {
   on_load_ = [] { throw std::runtime_error("no second device"); };
   EXPECT_EQ(engine_->SetWorkers(2, {}).code(), absl::StatusCode::kInternal);
   EXPECT_EQ(engine_->workers(), 1);
+  EXPECT_TRUE(engine_->WaitUntilReady().ok()) << "the one that is left";
   EXPECT_TRUE(Post(Picture("palette.png"))->Wait().ok());
+}
+
+TEST_F(VisionEngineTest, AddingAWorkerCanBeStoppedThoughItHangs) {
+  LoadGate gate(2);
+  on_load_ = [&] { gate.Load(); };
+  Start({}, /*workers=*/2, /*first_workers=*/1);
+  EXPECT_EQ(engine_->SetWorkers(2, [] { return true; }).code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(engine_->workers(), 1);
+  EXPECT_EQ(engine_->SetWorkers(2, {}).code(), absl::StatusCode::kUnavailable) << "it still hangs";
+  EXPECT_TRUE(Post(Bitmap('a'))->Wait().ok()) << "the other one serves";
+  gate.Open();
+  EXPECT_TRUE(Eventually([&] { return engine_->SetWorkers(2, {}).ok(); }));
+  EXPECT_EQ(engine_->workers(), 2);
+  engine_.reset();
 }
 
 }  // namespace

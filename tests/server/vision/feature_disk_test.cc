@@ -16,7 +16,9 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "server/runtime/crc32c.h"
+#include "server/runtime/logging.h"
 #include "server/vision/feature_cache.h"
+#include "server/vision/feature_file.h"
 
 namespace llava {
 namespace {
@@ -167,6 +169,33 @@ TEST_F(FeatureDiskTest, SeveralProcessesMayShareAFolder) {
   fs::remove(Files().at(0));
   EXPECT_EQ(one->Read("key"), nullptr);
   EXPECT_EQ(one->entries(), 0u);
+}
+
+TEST_F(FeatureDiskTest, TheBudgetIsOfTheFolder) {
+  const uint64_t size = FeatureFile(*FeaturesOf("a1")).size();
+  auto one = Open(4 * size), two = Open(4 * size);
+  for (const char* number : {"1", "2", "3", "4"}) {
+    one->Write(FeaturesOf(std::string("a") + number));
+    one->Flush();
+    two->Write(FeaturesOf(std::string("b") + number));
+    two->Flush();
+    EXPECT_LE(Files().size(), 4u);
+  }
+  for (const char* key : {"c1", "c2", "c3", "c4"}) one->Write(FeaturesOf(key));
+  one->Flush();
+  EXPECT_EQ(Files().size(), 4u);
+  EXPECT_EQ(one->size_bytes(), 4 * size);
+}
+
+TEST_F(FeatureDiskTest, AFolderThatWasThereKeepsItsPermissions) {
+  const auto shared = fs::perms::owner_all | fs::perms::group_read | fs::perms::group_exec;
+  fs::create_directories(folder_);
+  fs::permissions(folder_, shared);
+  InitLogging({"test", "info", "text"});
+  ::testing::internal::CaptureStderr();
+  Open();
+  EXPECT_THAT(::testing::internal::GetCapturedStderr(), HasSubstr("chmod 700"));
+  EXPECT_EQ(fs::status(folder_).permissions(), shared);
 }
 
 TEST_F(FeatureDiskTest, PicturesAreDroppedWithTheFilesOfOthers) {

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
+#include <future>
 #include <string>
 #include <thread>
 #include <utility>
@@ -114,9 +115,6 @@ TEST_F(TowerLoaderTest, LoadsAVersionAndTellsAboutIt) {
   ASSERT_TRUE(servable.load().feature_cache);
   EXPECT_EQ(servable.load().feature_cache->budget_bytes(), uint64_t{1} << 20);
   EXPECT_FALSE(servable.load().feature_cache->has_disk());
-  const auto estimate = loader_.EstimateBytes(Version(4), 2);
-  ASSERT_TRUE(estimate.ok());
-  EXPECT_EQ(*estimate, 0u) << "the same tower is there";
 }
 
 TEST_F(TowerLoaderTest, ComputesAsTold) {
@@ -149,6 +147,20 @@ TEST_F(TowerLoaderTest, EstimatesWeightsAndWorkingMemory) {
   const uint64_t weights = (*loaded)->load().weight_bytes;
   EXPECT_GT(*one, weights);
   EXPECT_EQ(*all - weights, 2 * (*one - weights)) << "what is computed is each worker's own";
+}
+
+TEST_F(TowerLoaderTest, EstimatesATowerThatIsThereLikeAnyOther) {
+  const VersionRef one = Version(1), same = Version(2);
+  const auto loaded = loader_.Load(one, {});
+  ASSERT_TRUE(loaded.ok());
+  const auto alone = loader_.EstimateBytes(one, 2), beside = loader_.EstimateBytes(same, 2);
+  ASSERT_TRUE(alone.ok() && beside.ok());
+  EXPECT_EQ(*beside, *alone) << "it holds the memory when the first one has gone";
+  EXPECT_EQ(loader_.MemoryGroup(same), loader_.MemoryGroup(one));
+  const VersionRef other{"clip", 1, FixturesDir() / "clip-tower"};
+  EXPECT_NE(loader_.MemoryGroup(other), loader_.MemoryGroup(one));
+  std::ofstream(same.folder / "manifest.json") << "{";
+  EXPECT_EQ(loader_.MemoryGroup(same), "");
 }
 
 TEST_F(TowerLoaderTest, RoutesByDigestAndByName) {
@@ -198,6 +210,22 @@ TEST_F(TowerLoaderTest, AVersionOfTheSameTowerIsOnlyAnotherName) {
   const VersionRef broken = Version(3);
   fs::resize_file(broken.folder / "model.safetensors", 1000);
   EXPECT_EQ(Fails(broken).code(), absl::StatusCode::kInvalidArgument) << "it is read all the same";
+}
+
+TEST_F(TowerLoaderTest, VersionsOfATowerThatLoadTogetherShareItToo) {
+  std::vector<VersionRef> versions;
+  for (const uint64_t number : {1, 2, 3}) versions.push_back(Version(number));
+  std::vector<std::future<absl::StatusOr<std::shared_ptr<Servable>>>> loads;
+  for (const VersionRef& version : versions) {
+    loads.push_back(std::async(std::launch::async, [&] { return loader_.Load(version, {}); }));
+  }
+  std::vector<std::shared_ptr<Servable>> loaded;
+  for (auto& load : loads) {
+    auto servable = load.get();
+    ASSERT_TRUE(servable.ok()) << servable.status();
+    loaded.push_back(*std::move(servable));
+  }
+  for (const auto& servable : loaded) EXPECT_EQ(&EngineOf(servable), &EngineOf(loaded[0]));
 }
 
 TEST_F(TowerLoaderTest, WhoHoldsATowerKeepsIt) {
@@ -264,6 +292,28 @@ TEST_F(TowerLoaderTest, WeightsThatAreNoNumbersAreFound) {
   });
   fs::remove(version.folder / kSelfTestFile);
   EXPECT_EQ(Fails(version).code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(TowerLoaderTest, AWorkerBeginsAnewWithTheWeightsThatWereVerified) {
+  for (const char* dtype : {"float32", "int8"}) {
+    const VersionRef version = Version(dtype == std::string("int8") ? 2 : 1);
+    TowerOptions options{.model = version.folder.string(), .dtype = dtype, .threads = 1};
+    auto tower = OpenTowerWorkers(options);
+    ASSERT_TRUE(tower.ok()) << tower.status();
+    EXPECT_TRUE(tower->factory(0));
+    // Replaced: the mapping keeps what was verified.
+    const fs::path file = version.folder / "model.safetensors";
+    const std::string bytes = ReadSmallFile(file);
+    WriteDurably(file, std::string(bytes.size(), '\0'));
+    EXPECT_TRUE(tower->factory(0));
+    WriteDurably(file, bytes);
+
+    tower = OpenTowerWorkers(options);
+    ASSERT_TRUE(tower.ok()) << tower.status();
+    std::fstream(file, std::ios::in | std::ios::out) << "x";
+    fs::last_write_time(file, fs::file_time_type::clock::now() + std::chrono::hours(1));
+    EXPECT_THROW(tower->factory(0), std::runtime_error);
+  }
 }
 
 TEST_F(TowerLoaderTest, LoadingStopsWhenTold) {
