@@ -141,6 +141,22 @@ void Lifecycle::Settle(const std::string& name, Model& model, Time now) {
            version.job == Version::Job::kNone && version.broken.ok();
   };
 
+  // What failed and is not wanted any more is nobody's trouble: it can be had, or is gone.
+  bool gone = false;
+  for (auto each = begin; each != end; ++each) {
+    const auto& [id, version] = *each;
+    if (version.state != v1::MODEL_STATE_FAILED || version.job != Version::Job::kNone ||
+        Wants(id) || InExchange(model, id.version)) {
+      continue;
+    }
+    gone = gone || !version.present;
+    Enter(id, version.present ? v1::MODEL_STATE_AVAILABLE : v1::MODEL_STATE_UNLOADED,
+          absl::StrCat(version.present ? "not wanted any more" : "its folder was deleted",
+                       "; it failed: ", version.message),
+          now);
+  }
+  if (gone) return Prune(name);  // what is left is settled in the next turn
+
   // A version that is wanted again while its last answers end needs no loading.
   for (auto each = begin; each != end; ++each) {
     const VersionId& id = each->first;

@@ -167,7 +167,8 @@ class RandomLife {
       }
       EXPECT_EQ(version.held, version.state == v1::MODEL_STATE_READY);
       EXPECT_LT(version.message.size(), 1000U);
-      if (version.present && version.state != v1::MODEL_STATE_FAILED) {
+      if (version.present && version.state != v1::MODEL_STATE_FAILED &&
+          version.message.find("it failed") == std::string::npos) {
         EXPECT_EQ(version.failures, 0) << "its files have changed since; state " << version.state;
       }
     }

@@ -155,6 +155,31 @@ TEST(Lifecycle, AFailureLeavesTheOldVersionAndIsTriedAgain) {
   EXPECT_THAT(world.Routed(), ElementsAre(1));
 }
 
+TEST(Lifecycle, AFailureIsOverWhenItsVersionIsNotWantedAnyMore) {
+  Served world(LifecycleWith());
+  world.Publish(2);
+  world.Look();
+  world.EndLoad(2, kBroken);
+  world.Publish(3);
+  world.Look();
+  EXPECT_EQ(world.State(2), v1::MODEL_STATE_AVAILABLE);
+  EXPECT_THAT(world.Message(2), AllOf(HasSubstr("not wanted"), HasSubstr(kBroken.message())));
+  world.EndLoad(3);
+  world.Pass(std::chrono::hours(1));
+  EXPECT_THAT(world.Routed(), ElementsAre(3));
+  EXPECT_FALSE(world.Loading(2));
+  // Its folder may also be deleted.
+  world.Publish(4);
+  world.Look();
+  world.EndLoad(4, kBroken);
+  EXPECT_EQ(world.State(4), v1::MODEL_STATE_FAILED);
+  world.Delete(4);
+  world.Look();
+  EXPECT_EQ(world.State(4), v1::MODEL_STATE_UNLOADED);
+  EXPECT_THAT(world.Message(4), AllOf(HasSubstr("deleted"), HasSubstr(kBroken.message())));
+  EXPECT_THAT(world.Routed(), ElementsAre(3));
+}
+
 TEST(Lifecycle, ARepairedVersionIsLoadedAtOnce) {
   Served world(LifecycleWith());
   world.Publish(2);
@@ -363,7 +388,7 @@ TEST(Lifecycle, DeletedWhileLoading) {
   alone.Delete(1);
   alone.Look();
   alone.EndLoad(1, absl::NotFoundError("1: no such folder"));
-  EXPECT_EQ(alone.State(1), v1::MODEL_STATE_FAILED);
+  EXPECT_EQ(alone.State(1), v1::MODEL_STATE_UNLOADED) << "a failure that nobody can mend";
   EXPECT_THAT(alone.Message(1), HasSubstr("no such folder"));
   EXPECT_TRUE(alone.life().Settled());
 }
