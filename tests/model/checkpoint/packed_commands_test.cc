@@ -16,6 +16,7 @@
 #include "model/checkpoint/manifest.h"
 #include "tests/model/checkpoint/folders.h"
 #include "tests/model/checkpoint/llava_model.h"
+#include "tests/support/paths.h"
 #include "tests/support/slowdown.h"
 #include "tests/support/tiny_next.h"
 
@@ -28,7 +29,7 @@ using testing::AllOf;
 using testing::HasSubstr;
 using testing::Not;
 
-const std::string kEmoji = LLAVA_SOURCE_DIR "/deploy/models/emoji";
+const std::string kEmoji = SourceDir() + "/deploy/models/emoji";
 
 LanguageCheckpoint OpenPacked(const fs::path& path) {
   return OpenLanguage(path, {"", "", /*verify=*/true, /*packed=*/true});

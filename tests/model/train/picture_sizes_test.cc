@@ -10,12 +10,13 @@
 #include <string>
 
 #include "tests/model/data/instructions/scratch_folder.h"
+#include "tests/support/paths.h"
 
 namespace llava {
 namespace {
 
 const std::filesystem::path kPictures =
-    std::filesystem::path(LLAVA_SOURCE_DIR) / "tests/fixtures/images";
+    std::filesystem::path(SourceDir()) / "tests/fixtures/images";
 
 std::string Bytes(const std::filesystem::path& path) {
   std::ifstream file(path, std::ios::binary);

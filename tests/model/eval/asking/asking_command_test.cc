@@ -17,6 +17,7 @@
 #include "tests/model/eval/scienceqa/sample_problems.h"
 #include "tests/model/eval/temporary_folder.h"
 #include "tests/support/chat_server.h"
+#include "tests/support/paths.h"
 
 namespace llava {
 namespace {
@@ -27,8 +28,8 @@ using testing::StartsWith;
 using Json = nlohmann::json;
 using Asked = ChatServer::Asked;
 
-const std::string kModels = LLAVA_SOURCE_DIR "/deploy/models/";
-const std::string kScenes = LLAVA_SOURCE_DIR "/deploy/scenes/";
+const std::string kModels = SourceDir() + "/deploy/models/";
+const std::string kScenes = SourceDir() + "/deploy/scenes/";
 
 std::vector<Json> Lines(const std::string& text) {
   std::vector<Json> lines;
