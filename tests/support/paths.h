@@ -8,6 +8,6 @@
 namespace llava {
 
 std::string SourceDir();
-std::string BuildDir();
+std::string ProgramPath(const std::string& name);  // of the build, as "llava-eval"
 
 }  // namespace llava

@@ -187,8 +187,8 @@ TEST(PackedCommandsTest, AnInterruptedOneLeavesNothing) {
   ASSERT_GE(child, 0);
   if (child == 0) {
     if (freopen("/dev/null", "w", stderr) == nullptr) _exit(99);
-    execl(LLAVA_MODEL, "llava-model", "random", out.c_str(), "--shape", "llava-1.5-7b",
-          "--tokenizer", kEmoji.c_str(), nullptr);
+    execl(ProgramPath("llava-model").c_str(), "llava-model", "random", out.c_str(), "--shape",
+          "llava-1.5-7b", "--tokenizer", kEmoji.c_str(), nullptr);
     _exit(98);
   }
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60 * LLAVA_SLOWDOWN);

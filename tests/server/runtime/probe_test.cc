@@ -83,7 +83,7 @@ TEST_F(ProbeTest, WaitsForNobodyForEver) {
 }
 
 TEST(ProbeProgramTest, HelpIsNoError) {
-  const std::string program = BuildDir() + "/bin/llava-probe";
+  const std::string program = ProgramPath("llava-probe");
   EXPECT_EQ(std::system((program + " --help 2>&1 >/dev/null | grep -q . && exit 9; " + program +
                          " --help | grep -q '^usage: llava-probe'")
                             .c_str()),

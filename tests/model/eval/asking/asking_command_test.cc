@@ -291,7 +291,7 @@ TEST_F(JudgeAskTest, LosesAtMostTheRequestInFlightWhenKilled) {
   });
   const std::string command = command_ + Server(server) + " --concurrency 1";
   // The shell tells the process, so that the server can kill it in the middle of a request.
-  const std::string line = "sh -c '" + std::string(LLAVA_EVAL) + " " + command +
+  const std::string line = "sh -c '" + ProgramPath("llava-eval") + " " + command +
                            " >/dev/null 2>&1 & echo $! > " + pid + "; wait $!'";
   EXPECT_NE(std::system(line.c_str()), 0);
   EXPECT_EQ(server.num_asked(), 4);
