@@ -36,7 +36,8 @@ TEST(PictureSizesTest, AreThoseOfTheFile) {
 TEST(PictureSizesTest, TheHeaderMayStandFarBack) {
   const ScratchFolder scratch;
   std::string file = Bytes(kPictures / "wide_300x41.jpg");
-  const std::string segment = std::string("\xFF\xE1\xFF\xFF", 4) + std::string(0xFFFD, 'x');
+  std::string segment("\xFF\xE1\xFF\xFF", 4);
+  segment.append(0xFFFD, 'x');
   file.insert(2, segment + segment);
   PictureSizes sizes(/*decode=*/false);
   EXPECT_EQ(sizes(scratch.Write("camera.jpg", file)), (Resolution{300, 41}));
