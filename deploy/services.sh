@@ -71,12 +71,13 @@ services_stop() {
   local name tries status=0
   for name in gateway llm vision; do # the gateway first: it ends its answers while the others live
     [ -n "${SERVICE_PID[$name]:-}" ] || continue
+    # Its --drain-timeout (30 s) and what it takes to write all down.
     kill -TERM "${SERVICE_PID[$name]}" 2>/dev/null || continue
-    for ((tries = 0; tries < 350; ++tries)); do
+    for ((tries = 0; tries < 450; ++tries)); do
       kill -0 "${SERVICE_PID[$name]}" 2>/dev/null || continue 2
       sleep 0.1
     done
-    echo "llava-$name did not end within 35 s of SIGTERM and is killed" >&2
+    echo "llava-$name did not end within 45 s of SIGTERM and is killed" >&2
     kill -KILL "${SERVICE_PID[$name]}" 2>/dev/null || true
     status=1
   done

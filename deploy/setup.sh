@@ -59,6 +59,11 @@ quoted() { printf "'%s'" "${1//\'/\'\\\'\'}"; } # for any shell
 has_pip() { "$1/bin/pip" --version >/dev/null 2>&1; }
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
 
+# Two first runs at once would write the same folders.
+mkdir -p "$CACHE"
+exec 9>"$CACHE/.lock"
+flock -n 9 || { say "waiting for another setup.sh in $CACHE"; flock 9; }
+
 missing=()
 for package in "${PACKAGES[@]}"; do
   state=$(dpkg-query -W -f '${db:Status-Abbrev}' "$package" 2>/dev/null || true)
@@ -66,7 +71,7 @@ for package in "${PACKAGES[@]}"; do
 done
 if [ ${#missing[@]} -gt 0 ]; then
   say "installing Debian packages: ${missing[*]}"
-  export DEBIAN_FRONTEND=noninteractive
+  apt_get() { as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300 "$@"; } # sudo drops variables
   # Packages that bring a daemon must not start it: the tests run their own.
   policy=/usr/sbin/policy-rc.d
   if [ ! -e $policy ]; then
@@ -74,11 +79,14 @@ if [ ${#missing[@]} -gt 0 ]; then
     as_root chmod +x $policy
     trap 'as_root rm -f /usr/sbin/policy-rc.d' EXIT
   fi
-  as_root apt-get update -q
-  as_root apt-get install -q -y --no-install-recommends "${missing[@]}"
+  apt_get update
+  apt_get install -y --no-install-recommends "${missing[@]}"
+  if [ -n "$(trap -p EXIT)" ]; then
+    as_root rm -f $policy
+    trap - EXIT
+  fi
 fi
 
-mkdir -p "$CACHE"
 # Triton's client excludes the protobuf that grpcio-tools needs, but works with it.
 without_needs=(tritonclient==2.73.0)
 wanted=$(cat deploy/requirements.txt && printf '%s\n' "${without_needs[@]}")

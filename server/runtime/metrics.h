@@ -22,7 +22,7 @@ const std::vector<double>& LatencyBuckets();
 // labels gives the same metric, so callers keep references rather than names.
 class Metrics {
  public:
-  // Registers llava_build_info{service,version,commit,torch} = 1.
+  // Registers llava_build_info{service,version,commit} = 1.
   explicit Metrics(const std::string& service);
 
   prometheus::Counter& Counter(const std::string& name, const std::string& help,

@@ -166,12 +166,15 @@ class OtherChecksTest(Planted):
         self.assert_found(documented_flags, "deploy/a/vision.yaml:2", "llava-vision", "LLAVA_VISION_KV_BYTES")
 
     def test_documented_metrics(self):
-        self.plant("server/llm/m.cc", 'metrics.Counter("llava_llm_steps_total", "Steps");\nGauge("llava_llm_kv_" + what);\n')
+        self.plant("server/llm/m.cc", 'metrics.Counter("llava_llm_steps_total", "Steps", {{"kind", kind}});\n'
+                                      'Gauge("llava_llm_kv_" + what);\n')
         self.plant("docs/metrics.md", "| `llava_llm_steps_total{kind}` | counter | Steps |\n| `llava_llm_kv_bytes` | gauge | x |\n")
         self.assertEqual(documented_metrics.problems(self.root), [])
         self.plant("server/llm/n.cc", '"llava_llm_steps"')
         self.assert_found(documented_metrics, "server/llm/n.cc", "llava_llm_steps")
         self.plant("server/llm/n.cc", "")
+        self.plant("docs/metrics.md", "| `llava_llm_steps_total{kind,torch}` | counter | Steps |\n| `llava_llm_kv_bytes` | gauge | x |\n")
+        self.assert_found(documented_metrics, "docs/metrics.md", "llava_llm_steps_total", "torch")
         self.plant("docs/metrics.md", "| `llava_llm_steps_total` | counter | Steps |\n| `llava_llm_kv_bytes` | gauge | x |\n"
                                       "| `llava_llm_gone` | gauge | x |\n")
         self.assert_found(documented_metrics, "docs/metrics.md", "llava_llm_gone")

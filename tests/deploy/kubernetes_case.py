@@ -100,6 +100,10 @@ class Programs:
                 shutil.copy(folder / "tls.crt", folder / "ca.crt")
         return folder
 
+    def written(self, name):
+        """The settings file that settings() gave last to the program, as text."""
+        return (self.folder / "settings" / f"{name}.yaml").read_text(encoding="utf-8")
+
     def settings(self, name, manifests, pod):
         """(what --print-config prints, or None; the error)."""
         (container,) = pod["containers"]

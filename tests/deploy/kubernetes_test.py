@@ -1,7 +1,10 @@
 """deploy/kubernetes: rendered, validated against Kubernetes' schemas, and started as far as settings go. No cluster."""
 
 import importlib.util
+import math
+import re
 import shutil
+import subprocess
 import tempfile
 import unittest
 
@@ -10,9 +13,18 @@ from kubernetes_case import (COMPONENTS, KUBERNETES, OVERLAYS, PROGRAMS, ROOT, P
                              image, kustomize, of_kind, overlaid, workloads)
 
 OLDEST = "1.27"  # as deploy/kubernetes/README.md says
-HAVE_KUBECTL = shutil.which("kubectl") is not None
 HAVE_SCHEMAS = importlib.util.find_spec("kubernetes_validate") is not None
 SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
+
+
+def size(text):
+    """Bytes, as the settings (512M) or Kubernetes (2Gi) write them."""
+    number, unit = re.fullmatch(r"(\d+)([KMGT]?)i?", str(text)).groups()
+    return int(number) << 10 * " KMGT".index(unit or " ")
+
+
+def cores(text):
+    return int(text[:-1]) / 1000 if text.endswith("m") else float(text)
 
 
 def seconds(text):
@@ -130,7 +142,22 @@ class WrittenTest(Manifests):
         self.assertIn(f"| `{metric}` | gauge |", (ROOT / "docs/metrics.md").read_text(encoding="utf-8"))
 
 
-@unittest.skipUnless(HAVE_KUBECTL, "kubectl is missing: nothing is rendered")
+def no_kubectl():
+    """Why nothing can be rendered, or None."""
+    if shutil.which("kubectl") is None:
+        return "kubectl is missing: nothing is rendered"
+    done = subprocess.run(["kubectl", "version", "--client", "-o", "json"], capture_output=True, text=True, check=False)
+    found = re.search(r'"gitVersion": *"v(\d+)\.(\d+)', done.stdout)
+    if found is None or tuple(map(int, found.groups())) < tuple(map(int, OLDEST.split("."))):
+        version = ".".join(found.groups()) if found else "of unknown version"
+        return f"kubectl {version} is too old, {OLDEST} or later is wanted: nothing is rendered"
+    return None
+
+
+NO_KUBECTL = no_kubectl()
+
+
+@unittest.skipIf(NO_KUBECTL, NO_KUBECTL)
 class RenderedTest(Manifests):
     @classmethod
     def setUpClass(cls):
@@ -186,8 +213,22 @@ class RenderedTest(Manifests):
                                              **({"http": settings["http-port"]} if name == "gateway" else {})})
                     self.assertNotIn("lifecycle", container, "preStop would count below")
                     self.assertGreaterEqual(pod["terminationGracePeriodSeconds"], seconds(settings["drain-timeout"]) + 15)
+                    self.check_bounds(name, settings, container["resources"])
                     if name == "gateway":
                         self.assertTrue(settings["data-dir"].endswith("/store"))
+
+    def check_bounds(self, name, settings, resources):
+        """A settings file replaces that of the base, and with it the bounds that fit the pod."""
+        if name == "gateway":
+            # Requests, bodies by HTTP, some messages that gRPC reads, the process itself; and an eighth for what nobody counts.
+            held = (size(settings["request-bytes"]) + size(settings["http-bodies-bytes"]) +
+                    16 * size(settings["max-message-bytes"]) + (256 << 20))
+            self.assertLessEqual(held * 9 / 8, size(resources["limits"]["memory"]))
+            return
+        processors = math.ceil(cores(resources["requests"]["cpu"]))
+        for threads in ("threads", *(["decode-threads"] if name == "vision" else [])):
+            self.assertIn(threads.replace("-", "_"), self.programs.written(name), "the program sees the node's processors")
+            self.assertTrue(1 <= settings[threads] <= processors, f"{threads}: {settings[threads]} of {processors}")
 
     def test_strangers_are_let_in_by_decision_only(self):
         """The base has none for the gateway; with components/tls nobody else may either."""

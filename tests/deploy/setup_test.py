@@ -1,6 +1,7 @@
 """deploy/setup.sh where all packages are there: what it writes for others, and an environment of Python that an interrupted
 run left. Nothing is fetched."""
 
+import fcntl
 import os
 import pathlib
 import re
@@ -59,6 +60,44 @@ class SetupTest(unittest.TestCase):
         self.assertIn("No matching distribution found", done.stderr, done.stdout)
         subprocess.run([self.venv / "bin/pip", "--version"], check=True, stdout=subprocess.DEVNULL)
         self.assertFalse((self.venv / ".ok").exists())
+
+    def test_packages_as_an_ordinary_user(self):
+        """apt-get asks nothing and waits for its lock; its daemons may start again before anything else is fetched."""
+        log = self.root / "log"
+        policy = self.root / "policy-rc.d"
+        script = self.root / "deploy/setup.sh"
+        script.parent.mkdir()
+        script.write_text(SCRIPT.read_text().replace("/usr/sbin/policy-rc.d", str(policy)))
+        script.chmod(0o755)
+        shutil.copy(ROOT / "deploy/requirements.txt", script.parent)
+        (self.venv / "bin").mkdir(parents=True)
+        for path, text in (
+                (self.root / "tools/dpkg-query", "exit 1"),
+                (self.root / "tools/id", "echo 1000"),
+                (self.root / "tools/sudo", f'exec env -i PATH="$PATH" "$@"'),
+                (self.root / "tools/apt-get", f'echo "apt-get $DEBIAN_FRONTEND $(ls "{policy}") $*" >>"{log}"'),
+                (self.venv / "bin/pip", f'[ "$1" = --version ] || {{ echo "pip $(ls "{policy}" 2>&1)" >>"{log}"; exit 1; }}')):
+            path.write_text(f"#!/bin/sh\n{text}\n")
+            path.chmod(0o755)
+        done = self.run_script(script=script)
+        self.assertNotEqual(done.returncode, 0)
+        calls = log.read_text().splitlines()
+        self.assertEqual(len(calls), 3, done.stdout + done.stderr)
+        for call in calls[:2]:
+            self.assertTrue(call.startswith(f"apt-get noninteractive {policy} -q -o DPkg::Lock::Timeout=300 "), call)
+        self.assertRegex(calls[2], "^pip .*No such file")
+
+    def test_two_first_runs_at_once(self):
+        """The second waits for the first."""
+        with open(self.cache / ".lock", "w", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            second = subprocess.Popen([str(SCRIPT)], env=self.environment, text=True, stdin=subprocess.DEVNULL,
+                                      stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            self.addCleanup(second.communicate)
+            self.addCleanup(second.kill)
+            self.assertIn("waiting for another setup.sh", second.stdout.readline())
+            self.assertIsNone(second.poll())
+        self.assertNotIn("waiting", second.communicate(timeout=600)[0])
 
     def test_wrong_use(self):
         for script, options, part in (

@@ -41,8 +41,9 @@ def rule_queries():
             if "record" in rule:
                 queries += [(rule["record"], rule["expr"]), (rule["record"], rule["record"])]
             else:
-                watched, threshold = re.fullmatch(r"(.+?) [<>] ([0-9.]+)", rule["expr"]).groups()
-                queries.append((rule["alert"], watched))
+                for part in re.split(r" (?:and|or) ", rule["expr"]):
+                    if not part.startswith("absent("):
+                        queries.append((rule["alert"], re.fullmatch(r"(.+?) [<>] [0-9.]+", part)[1]))
     return queries
 
 

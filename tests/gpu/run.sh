@@ -117,7 +117,7 @@ link=-Wl,--unresolved-symbols=ignore-in-shared-libs
 standard=$(ldconfig -p | sed -n 's/^[[:space:]]*libstdc++\.so\.6 .*x86-64.* => //p' | head -n 1)
 
 launcher=
-! command -v ccache >/dev/null || launcher=-DCMAKE_CXX_COMPILER_LAUNCHER=ccache
+! command -v ccache >/dev/null || launcher="-DCMAKE_CXX_COMPILER_LAUNCHER=$PWD/deploy/ccache.sh"
 
 # Code for the GPU at hand alone: a third of the compiling.
 architecture=
@@ -141,7 +141,7 @@ build_all() {
   cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DLLAVA_SERVICES=OFF \
     -DLLAVA_CUDA=$cuda -DLLAVA_TORCH_DIR="$torch" -DLLAVA_GTEST_SOURCE="$googletest" \
     -DCMAKE_PREFIX_PATH="$json" -DCMAKE_EXE_LINKER_FLAGS="$link" \
-    -DCMAKE_CXX_STANDARD_LIBRARIES="$standard" $launcher $architecture
+    -DCMAKE_CXX_STANDARD_LIBRARIES="$standard" ${launcher:+"$launcher"} $architecture
   # shellcheck disable=SC2086
   ninja -k 0 -C "$build" -j"$jobs" $targets
 }

@@ -15,6 +15,7 @@
 #include "model/image/anyres.h"
 #include "model/image/decode.h"
 #include "model/nn/clip.h"
+#include "tests/support/paths.h"
 
 namespace llava {
 namespace {
@@ -22,8 +23,8 @@ namespace {
 TEST(AnyresParityTest, TilesGiveTheFeaturesOfTransformers) {
   const at::NoGradGuard guard;
   // The folder of this tree, whatever folder the other tests look at.
-  const std::filesystem::path fixtures = LLAVA_SOURCE_DIR "/tests/fixtures";
-  const auto golden = TensorFile::Open(LLAVA_SOURCE_DIR "/tests/parity/anyres.safetensors");
+  const std::filesystem::path fixtures = SourceDir() + "/tests/fixtures";
+  const auto golden = TensorFile::Open(SourceDir() + "/tests/parity/anyres.safetensors");
   const TowerCheckpoint checkpoint = OpenTower(fixtures / "clip-tower");
   const ClipTower tower(checkpoint.config, checkpoint.tensors, at::kCPU, at::kFloat);
   const PreprocessConfig& preprocess = checkpoint.config.preprocess;

@@ -1,4 +1,5 @@
 #include "tests/parity/fixture_folder.h"
+#include "tests/support/paths.h"
 
 #include <cmath>
 #include <cstdint>
@@ -37,7 +38,7 @@ const FixtureFolder& FixtureFolder::Get() {
     // Expected values are true float32: no TF32 in matrix products on a GPU.
     at::globalContext().setAllowTF32CuBLAS(false);
     at::globalContext().setAllowTF32CuDNN(false);
-    return new FixtureFolder(EnvironmentOr("LLAVA_FIXTURES", LLAVA_SOURCE_DIR "/tests/fixtures"),
+    return new FixtureFolder(EnvironmentOr("LLAVA_FIXTURES", SourceDir() + "/tests/fixtures"),
                              at::Device(EnvironmentOr("LLAVA_PARITY_DEVICE", "cpu")));
   }();
   return *folder;

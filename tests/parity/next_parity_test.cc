@@ -23,6 +23,7 @@
 #include "model/llava/serving_model.h"
 #include "model/nn/clip.h"
 #include "tests/model/checkpoint/folders.h"
+#include "tests/support/paths.h"
 #include "tests/support/tiny_next.h"
 
 namespace llava {
@@ -40,7 +41,7 @@ FeatureConfig AnyresOf(int side) {
 }
 
 nlohmann::json Layout() {
-  return nlohmann::json::parse(std::ifstream(LLAVA_SOURCE_DIR "/tests/parity/next_layout.json"));
+  return nlohmann::json::parse(std::ifstream(SourceDir() + "/tests/parity/next_layout.json"));
 }
 
 TEST(NextParityTest, LaysRowsOutAsTransformers) {
@@ -87,7 +88,7 @@ class NextModelTest : public ::testing::Test {
     sizes_.clear();
     for (const std::string& name : names) {
       const std::string bytes =
-          ReadBytes(std::filesystem::path(LLAVA_SOURCE_DIR) / "tests/fixtures/images" / name);
+          ReadBytes(std::filesystem::path(SourceDir()) / "tests/fixtures/images" / name);
       const Image image =
           DecodeImage({reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()});
       std::vector<at::Tensor> tiles;

@@ -21,6 +21,7 @@
 #include "model/train/optimizer.h"
 #include "tests/model/checkpoint/folders.h"
 #include "tests/parity/fixture_folder.h"
+#include "tests/support/paths.h"
 #include "tests/support/tiny_next.h"
 
 namespace llava {
@@ -86,7 +87,7 @@ class NextTrainingTest : public ::testing::Test {
   double Golden(const std::string& name) const { return golden_->Get(name).item<double>(); }
 
   const std::shared_ptr<const TensorFile> golden_ =
-      TensorFile::Open(LLAVA_SOURCE_DIR "/tests/parity/next_training.safetensors");
+      TensorFile::Open(SourceDir() + "/tests/parity/next_training.safetensors");
   const TempFolder folder_;
   const std::filesystem::path path_;
   Llava model_;
@@ -105,7 +106,7 @@ class NextTrainingTest : public ::testing::Test {
                          labels.const_data_ptr<int64_t>() + labels.numel());
     for (const std::string& picture : pictures) {
       const std::string bytes =
-          ReadBytes(std::filesystem::path(LLAVA_SOURCE_DIR) / "tests/fixtures/images" / picture);
+          ReadBytes(std::filesystem::path(SourceDir()) / "tests/fixtures/images" / picture);
       const PictureFeatures made = TowerFeatures(
           tower, model_.config().features,
           DecodeImage({reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()}));

@@ -10,6 +10,7 @@
 
 #include "model/image/container.h"
 #include "model/image/header.h"
+#include "tests/support/paths.h"
 
 namespace llava {
 namespace {
@@ -18,7 +19,7 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 using testing::HasSubstr;
 
-const fs::path kScenes = LLAVA_SOURCE_DIR "/deploy/scenes";
+const fs::path kScenes = SourceDir() + "/deploy/scenes";
 
 std::string ReadBytes(const fs::path& path) {
   std::ifstream file(path, std::ios::binary);
@@ -37,7 +38,7 @@ std::string Place(int column, int row) {
 TEST(ScenesTest, EveryPictureIsDescribedAndOfTheModelsSize) {
   const json scenes = json::parse(ReadBytes(kScenes / "scenes.json"));
   const json config =
-      json::parse(ReadBytes(LLAVA_SOURCE_DIR "/deploy/models/emoji-tower/1/config.json"));
+      json::parse(ReadBytes(SourceDir() + "/deploy/models/emoji-tower/1/config.json"));
   const uint32_t side = config["vision"]["image_size"];
   const std::string readme = ReadBytes(kScenes / "README.md");
   std::set<std::string> described;

@@ -5,12 +5,14 @@
 #include <cstdlib>
 #include <filesystem>
 
+#include "tests/support/paths.h"
+
 namespace llava {
 
 inline std::filesystem::path FixturesDir() {
   const char* folder = std::getenv("LLAVA_FIXTURES");
   return folder && *folder ? std::filesystem::path(folder)
-                           : std::filesystem::path(LLAVA_SOURCE_DIR) / "tests" / "fixtures";
+                           : std::filesystem::path(SourceDir()) / "tests" / "fixtures";
 }
 
 }  // namespace llava

@@ -14,12 +14,13 @@
 #include <string>
 
 #include "model/checkpoint/tensor_file.h"
+#include "tests/support/paths.h"
 
 namespace llava {
 
 // Of the folder's tensors, those of transformers or of the original.
 inline at::Tensor NextGolden(const std::string& name) {
-  return TensorFile::Open(LLAVA_SOURCE_DIR "/tests/parity/next.safetensors")->Get(name).clone();
+  return TensorFile::Open(SourceDir() + "/tests/parity/next.safetensors")->Get(name).clone();
 }
 
 // A copy of the fixture, with another configuration and the newline under this name.
@@ -27,7 +28,7 @@ inline std::filesystem::path WriteNext(const std::string& fixture, const std::st
                                        const std::filesystem::path& folder,
                                        const std::function<void(nlohmann::json&)>& edit) {
   namespace fs = std::filesystem;
-  const fs::path from = fs::path(LLAVA_SOURCE_DIR) / "tests/fixtures" / fixture;
+  const fs::path from = fs::path(SourceDir()) / "tests/fixtures" / fixture;
   fs::create_directories(folder);
   for (const auto& entry : fs::directory_iterator(from)) {
     const std::string name = entry.path().filename();
@@ -55,7 +56,7 @@ inline std::filesystem::path WriteTinyNext(const std::filesystem::path& folder) 
 // As the original code writes it, with its tower inside: the width comes first.
 inline std::filesystem::path WriteOriginalNext(const std::filesystem::path& folder) {
   return WriteNext("orig-bf16", "model.image_newline", folder, [](nlohmann::json& config) {
-    config["mm_vision_tower"] = std::string(LLAVA_SOURCE_DIR) + "/tests/fixtures/" + "clip-tower";
+    config["mm_vision_tower"] = SourceDir() + "/tests/fixtures/" + "clip-tower";
     config["image_aspect_ratio"] = "anyres";
     config["mm_patch_merge_type"] = "spatial_unpad";
     config["image_grid_pinpoints"] = {{56, 112}, {112, 56}, {112, 112}, {168, 56}, {56, 168}};

@@ -12,6 +12,7 @@
 #include <stdexcept>
 #include <thread>
 
+#include "tests/support/paths.h"
 #include "tests/support/slowdown.h"
 
 namespace llava {
@@ -22,7 +23,7 @@ constexpr auto kPatience = kSlowdown * std::chrono::seconds(60);
 
 pid_t Spawn(const std::vector<std::string>& flags, const std::vector<std::string>& environment,
             posix_spawn_file_actions_t* actions, bool new_session) {
-  std::vector<std::string> words = {LLAVA_CHAT};
+  std::vector<std::string> words = {ProgramPath("llava-chat")};
   words.insert(words.end(), flags.begin(), flags.end());
   std::vector<char*> argv, env;
   for (std::string& word : words) argv.push_back(word.data());
@@ -40,9 +41,9 @@ pid_t Spawn(const std::vector<std::string>& flags, const std::vector<std::string
   posix_spawnattr_setflags(&attributes, static_cast<short>(POSIX_SPAWN_SETSIGDEF |
                                                            (new_session ? POSIX_SPAWN_SETSID : 0)));
   pid_t pid;
-  const int error = posix_spawn(&pid, LLAVA_CHAT, actions, &attributes, argv.data(), env.data());
+  const int error = posix_spawn(&pid, argv[0], actions, &attributes, argv.data(), env.data());
   posix_spawnattr_destroy(&attributes);
-  if (error != 0) throw std::runtime_error("cannot run " LLAVA_CHAT);
+  if (error != 0) throw std::runtime_error("cannot run " + words[0]);
   return pid;
 }
 

@@ -13,11 +13,13 @@
 #include <stdexcept>
 #include <string>
 
+#include "tests/support/paths.h"
+
 namespace llava {
 
 inline std::filesystem::path Fixtures() {
   const char* folder = std::getenv("LLAVA_FIXTURES");
-  return folder != nullptr ? folder : LLAVA_SOURCE_DIR "/tests/fixtures";
+  return folder != nullptr ? folder : SourceDir() + "/tests/fixtures";
 }
 
 // A folder that goes away with the object.

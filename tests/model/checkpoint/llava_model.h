@@ -12,6 +12,7 @@
 #include <gtest/gtest.h>
 
 #include "tests/model/checkpoint/folders.h"
+#include "tests/support/paths.h"
 
 namespace llava {
 
@@ -23,7 +24,7 @@ struct Outcome {
 inline Outcome LlavaModel(const std::string& arguments) {
   const TempFolder folder;
   const std::string error = (folder.path() / "stderr").string();
-  FILE* pipe = popen((LLAVA_MODEL " " + arguments + " 2>" + error).c_str(), "r");
+  FILE* pipe = popen((ProgramPath("llava-model") + " " + arguments + " 2>" + error).c_str(), "r");
   Outcome run;
   char buffer[4096];
   while (const size_t size = std::fread(buffer, 1, sizeof buffer, pipe)) {

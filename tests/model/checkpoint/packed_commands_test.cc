@@ -16,6 +16,7 @@
 #include "model/checkpoint/manifest.h"
 #include "tests/model/checkpoint/folders.h"
 #include "tests/model/checkpoint/llava_model.h"
+#include "tests/support/paths.h"
 #include "tests/support/slowdown.h"
 #include "tests/support/tiny_next.h"
 
@@ -28,7 +29,7 @@ using testing::AllOf;
 using testing::HasSubstr;
 using testing::Not;
 
-const std::string kEmoji = LLAVA_SOURCE_DIR "/deploy/models/emoji";
+const std::string kEmoji = SourceDir() + "/deploy/models/emoji";
 
 LanguageCheckpoint OpenPacked(const fs::path& path) {
   return OpenLanguage(path, {"", "", /*verify=*/true, /*packed=*/true});
@@ -186,8 +187,8 @@ TEST(PackedCommandsTest, AnInterruptedOneLeavesNothing) {
   ASSERT_GE(child, 0);
   if (child == 0) {
     if (freopen("/dev/null", "w", stderr) == nullptr) _exit(99);
-    execl(LLAVA_MODEL, "llava-model", "random", out.c_str(), "--shape", "llava-1.5-7b",
-          "--tokenizer", kEmoji.c_str(), nullptr);
+    execl(ProgramPath("llava-model").c_str(), "llava-model", "random", out.c_str(), "--shape",
+          "llava-1.5-7b", "--tokenizer", kEmoji.c_str(), nullptr);
     _exit(98);
   }
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60 * LLAVA_SLOWDOWN);

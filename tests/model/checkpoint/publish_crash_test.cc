@@ -24,6 +24,7 @@
 #include "model/checkpoint/repository.h"
 #include "tests/model/checkpoint/folders.h"
 #include "tests/model/checkpoint/llava_model.h"
+#include "tests/support/paths.h"
 
 namespace llava {
 namespace {
@@ -56,8 +57,8 @@ class Publisher {
         setrlimit(RLIMIT_CORE, &none);
       }
       const std::string source = (Fixtures() / "tiny-llava").string();
-      execl(LLAVA_MODEL, "llava-model", "publish", source.c_str(), "--repository", root.c_str(),
-            "--name", "m", "--no-self-test", nullptr);
+      execl(ProgramPath("llava-model").c_str(), "llava-model", "publish", source.c_str(),
+            "--repository", root.c_str(), "--name", "m", "--no-self-test", nullptr);
       _exit(98);
     }
     close(ends[1]);

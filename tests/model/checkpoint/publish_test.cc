@@ -12,6 +12,7 @@
 #include "model/checkpoint/verified_files.h"
 #include "model/checkpoint/version_folder.h"
 #include "tests/model/checkpoint/folders.h"
+#include "tests/support/paths.h"
 #include "tests/support/tiny_next.h"
 
 namespace llava {
@@ -217,7 +218,7 @@ TEST(PublishTest, TokenizerHasToBeTheOneNamed) {
 }
 
 TEST(DefaultModelTest, IsWholeAndFits) {
-  const fs::path models = LLAVA_SOURCE_DIR "/deploy/models";
+  const fs::path models = SourceDir() + "/deploy/models";
   const LanguageCheckpoint language = OpenLanguage(models / "emoji");
   const TowerCheckpoint tower = OpenTower(models / "emoji-tower");
   EXPECT_EQ(language.tower_digest, tower.digest);

@@ -13,6 +13,7 @@
 #include "model/checkpoint/repository.h"
 #include "tests/model/checkpoint/folders.h"
 #include "tests/model/checkpoint/llava_model.h"
+#include "tests/support/paths.h"
 
 namespace llava {
 namespace {
@@ -109,7 +110,7 @@ TEST_F(RepositoryCommandsTest, TellsWhatChanged) {
   EXPECT_EQ(told["settings"][0]["to"].get<std::string>(), "-1");
   // Another layout of another model: shapes and names.
   const std::string other_model =
-      Told("diff " + root_ + "/m/1 " LLAVA_SOURCE_DIR "/deploy/models/emoji");
+      Told("diff " + root_ + "/m/1 " + SourceDir() + "/deploy/models/emoji");
   EXPECT_THAT(other_model, AllOf(HasSubstr("reshaped"), HasSubstr("removed"), HasSubstr(" -> "),
                                  HasSubstr("config.decoder.hidden_size")));
   ExpectOneLine(LlavaModel("diff " + root_ + "/m " + root_ + "/t"), 1, "is a vision tower");

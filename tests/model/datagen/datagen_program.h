@@ -16,6 +16,8 @@
 #include <string>
 #include <vector>
 
+#include "tests/support/paths.h"
+
 extern char** environ;
 
 namespace llava {
@@ -30,7 +32,8 @@ class DatagenProgram : public testing::Test {
 
   // `before`: a shell command that replaces itself with the program, as "ulimit -f 1; exec".
   pid_t Start(std::vector<std::string> args, const std::string& before = "exec") {
-    std::vector<std::string> all = {"/bin/sh", "-c", before + " \"$0\" \"$@\"", LLAVA_DATAGEN};
+    std::vector<std::string> all = {"/bin/sh", "-c", before + " \"$0\" \"$@\"",
+                                    ProgramPath("llava-datagen")};
     all.insert(all.end(), args.begin(), args.end());
     std::vector<char*> argv;
     for (std::string& arg : all) argv.push_back(arg.data());

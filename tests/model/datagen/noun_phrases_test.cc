@@ -1,4 +1,5 @@
 #include "model/datagen/noun_phrases.h"
+#include "tests/support/paths.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -20,7 +21,7 @@ struct Labelled {
 };
 
 std::vector<Labelled> ReadLabels() {
-  std::ifstream file(LLAVA_SOURCE_DIR "/tests/model/datagen/noun_phrases.txt");
+  std::ifstream file(SourceDir() + "/tests/model/datagen/noun_phrases.txt");
   std::vector<Labelled> labels;
   for (std::string line; std::getline(file, line);) {
     if (line.starts_with('#')) continue;

@@ -14,6 +14,8 @@
 #include <thread>
 #include <vector>
 
+#include "tests/support/paths.h"
+
 extern char** environ;
 
 namespace llava {
@@ -30,7 +32,7 @@ class ScenesCommandTest : public testing::Test {
   ~ScenesCommandTest() override { fs::remove_all(root_); }
 
   pid_t Start(std::vector<std::string> args) {
-    args.insert(args.begin(), LLAVA_DATAGEN);
+    args.insert(args.begin(), ProgramPath("llava-datagen"));
     std::vector<char*> argv;
     for (std::string& arg : args) argv.push_back(arg.data());
     argv.push_back(nullptr);
@@ -42,7 +44,7 @@ class ScenesCommandTest : public testing::Test {
     }
     fs::remove(log_);
     pid_t pid = 0;
-    EXPECT_EQ(posix_spawn(&pid, LLAVA_DATAGEN, &files, nullptr, argv.data(), environ), 0);
+    EXPECT_EQ(posix_spawn(&pid, argv[0], &files, nullptr, argv.data(), environ), 0);
     posix_spawn_file_actions_destroy(&files);
     return pid;
   }

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "tests/model/eval/eval_program.h"
+#include "tests/support/paths.h"
 
 namespace llava {
 namespace {
@@ -29,7 +30,7 @@ class AblationCommandTest : public testing::Test {
     fs::remove_all(folder_);
     fs::create_directories(folder_);
     // Real results, so that writer and reader agree.
-    const std::string models = LLAVA_SOURCE_DIR "/deploy/models/";
+    const std::string models = SourceDir() + "/deploy/models/";
     const Outcome measured =
         Eval("chat-quality " + models + "emoji --tower " + models +
              "emoji-tower --per-type 1 --conditions picture --json 2>/dev/null");

@@ -10,13 +10,14 @@
 #include "model/checkpoint/checkpoint.h"
 #include "model/eval/text_map.h"
 #include "tests/model/eval/eval_program.h"
+#include "tests/support/paths.h"
 
 namespace llava {
 namespace {
 
 using testing::HasSubstr;
 
-const std::string kModels = LLAVA_SOURCE_DIR "/deploy/models/";
+const std::string kModels = SourceDir() + "/deploy/models/";
 const std::string kShipped = kModels + "emoji --tower " + kModels + "emoji-tower";
 
 TEST(ChatQualityCommandTest, PrintsJson) {
@@ -96,8 +97,8 @@ TEST(ChatQualityCommandTest, TellsWhatDoesNotFit) {
   const Outcome missing = Eval("chat-quality /nowhere --tower " + kModels + "emoji-tower 2>&1");
   EXPECT_EQ(missing.code, 1);
   EXPECT_THAT(missing.output, HasSubstr("/nowhere"));
-  const Outcome tower = Eval("chat-quality " + kModels +
-                             "emoji --tower " LLAVA_SOURCE_DIR "/tests/fixtures/tiny-llava 2>&1");
+  const Outcome tower = Eval("chat-quality " + kModels + "emoji --tower " + SourceDir() +
+                             "/tests/fixtures/tiny-llava 2>&1");
   EXPECT_EQ(tower.code, 2);
   EXPECT_THAT(tower.output, HasSubstr("tower"));
 }

@@ -10,13 +10,14 @@
 
 #include "model/checkpoint/checkpoint.h"
 #include "model/nn/clip.h"
+#include "tests/support/paths.h"
 
 namespace llava {
 namespace {
 
 using testing::HasSubstr;
 
-const std::filesystem::path kModels = LLAVA_SOURCE_DIR "/deploy/models";
+const std::filesystem::path kModels = SourceDir() + "/deploy/models";
 
 // The shipped model with its tower.
 struct Shipped {

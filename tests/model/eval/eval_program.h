@@ -1,12 +1,14 @@
 #pragma once
 
-// Runs llava-eval, whose path is LLAVA_EVAL.
+// Runs llava-eval.
 
 #include <sys/wait.h>
 
 #include <array>
 #include <cstdio>
 #include <string>
+
+#include "tests/support/paths.h"
 
 namespace llava {
 
@@ -17,7 +19,7 @@ struct Outcome {
 
 inline Outcome Eval(const std::string& arguments) {
   Outcome outcome;
-  std::FILE* pipe = popen((std::string(LLAVA_EVAL) + " " + arguments).c_str(), "r");
+  std::FILE* pipe = popen((ProgramPath("llava-eval") + " " + arguments).c_str(), "r");
   std::array<char, 4096> buffer;
   for (size_t n; (n = std::fread(buffer.data(), 1, buffer.size(), pipe)) > 0;) {
     outcome.output.append(buffer.data(), n);

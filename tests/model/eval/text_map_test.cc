@@ -9,6 +9,7 @@
 #include <gtest/gtest.h>
 
 #include "tests/model/nn/tiny_model.h"
+#include "tests/support/paths.h"
 
 namespace llava {
 namespace {
@@ -26,7 +27,7 @@ class TextMapTest : public testing::Test {
     return decoder_.Embed(at::tensor({int64_t{tokenizer_.IdOf(piece)}}, at::kLong))[0];
   }
 
-  const Tokenizer tokenizer_ = Tokenizer::Load(LLAVA_SOURCE_DIR "/deploy/models/emoji/1");
+  const Tokenizer tokenizer_ = Tokenizer::Load(SourceDir() + "/deploy/models/emoji/1");
   const LlamaDecoder decoder_{Config(), MemoryTensors(RandomDecoder(Config())), at::kCPU,
                               at::kFloat};
 };

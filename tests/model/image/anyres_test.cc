@@ -11,6 +11,7 @@
 
 #include "model/config/picture_shape.h"
 #include "model/digest/sha256.h"
+#include "tests/support/paths.h"
 
 namespace llava {
 namespace {
@@ -31,7 +32,7 @@ Image Pixels(int width, int height, uint32_t seed) {
 }
 
 TEST(AnyresTest, TilesAreThoseOfPillow) {
-  std::ifstream file(LLAVA_SOURCE_DIR "/tests/model/image/anyres_golden.json");
+  std::ifstream file(SourceDir() + "/tests/model/image/anyres_golden.json");
   const auto golden = nlohmann::json::parse(file);
   std::vector<Resolution> candidates;
   for (const auto& one : golden["candidates"]) candidates.push_back({one[0], one[1]});

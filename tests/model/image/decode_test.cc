@@ -17,6 +17,7 @@
 #include <thread>
 
 #include "model/checkpoint/tensor_file.h"
+#include "tests/support/paths.h"
 
 namespace llava {
 namespace {
@@ -26,7 +27,7 @@ using testing::HasSubstr;
 
 std::filesystem::path Fixtures() {
   const char* folder = std::getenv("LLAVA_FIXTURES");
-  return folder != nullptr ? folder : LLAVA_SOURCE_DIR "/tests/fixtures";
+  return folder != nullptr ? folder : SourceDir() + "/tests/fixtures";
 }
 
 Bytes ReadAll(const std::filesystem::path& path) {

@@ -11,6 +11,7 @@
 #include <stdexcept>
 
 #include "model/image/container.h"
+#include "tests/support/paths.h"
 
 namespace llava {
 namespace {
@@ -22,7 +23,7 @@ using testing::HasSubstr;
 
 std::filesystem::path Pictures() {
   const char* folder = std::getenv("LLAVA_FIXTURES");
-  return std::filesystem::path(folder != nullptr ? folder : LLAVA_SOURCE_DIR "/tests/fixtures") /
+  return std::filesystem::path(folder != nullptr ? folder : SourceDir() + "/tests/fixtures") /
          "images";
 }
 

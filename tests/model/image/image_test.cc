@@ -12,13 +12,14 @@
 
 #include "model/checkpoint/tensor_file.h"
 #include "model/digest/sha256.h"
+#include "tests/support/paths.h"
 
 namespace llava {
 namespace {
 
 std::filesystem::path Fixtures() {
   const char* folder = std::getenv("LLAVA_FIXTURES");
-  return folder != nullptr ? folder : LLAVA_SOURCE_DIR "/tests/fixtures";
+  return folder != nullptr ? folder : SourceDir() + "/tests/fixtures";
 }
 
 // The generator of pillow_golden.py.
@@ -40,7 +41,7 @@ Image ToImage(const at::Tensor& rgb) {  // [H, W, 3] uint8
 }
 
 TEST(ImageTest, ResizesBitForBitAsPillow) {
-  std::ifstream file(LLAVA_SOURCE_DIR "/tests/model/image/pillow_golden.json");
+  std::ifstream file(SourceDir() + "/tests/model/image/pillow_golden.json");
   const auto golden = nlohmann::json::parse(file);
   ASSERT_GE(golden["cases"].size(), 48u);
   for (const auto& one : golden["cases"]) {

@@ -13,11 +13,12 @@
 
 #include "model/digest/sha256.h"
 #include "model/image/decode.h"
+#include "tests/support/paths.h"
 
 namespace llava {
 namespace {
 
-const std::filesystem::path kFolder = LLAVA_SOURCE_DIR "/tests/model/image/png_suite";
+const std::filesystem::path kFolder = SourceDir() + "/tests/model/image/png_suite";
 
 std::vector<uint8_t> Read(const std::filesystem::path& path) {
   std::ifstream file(path, std::ios::binary);

@@ -1,4 +1,5 @@
 #include "model/llava/answer.h"
+#include "tests/support/paths.h"
 
 #include <algorithm>
 #include <filesystem>
@@ -21,7 +22,7 @@ using State = Answer::State;
 const Tokenizer& TestTokenizer() {
   static const Tokenizer tokenizer = [] {
     std::ifstream file(
-        std::filesystem::path(LLAVA_SOURCE_DIR) / "tests/fixtures/tiny-llava/tokenizer.model",
+        std::filesystem::path(SourceDir()) / "tests/fixtures/tiny-llava/tokenizer.model",
         std::ios::binary);
     const std::string proto{std::istreambuf_iterator<char>(file), {}};
     return Tokenizer(proto, TokenizerOptions{});

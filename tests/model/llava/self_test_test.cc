@@ -15,6 +15,7 @@
 #include "model/text/labels.h"
 #include "tests/model/llava/tiny_llava.h"
 #include "tests/model/nn/tiny_model.h"
+#include "tests/support/paths.h"
 
 namespace llava {
 namespace {
@@ -67,7 +68,7 @@ TEST(SelfTestTest, PassesInEveryArithmetic) {
 
 // Where rows come in groups, the error of packed weights is measured when the test is made.
 TEST(SelfTestTest, MeasuresPackedWeights) {
-  LanguageCheckpoint shipped = OpenLanguage(fs::path(LLAVA_SOURCE_DIR) / "deploy/models/emoji");
+  LanguageCheckpoint shipped = OpenLanguage(fs::path(SourceDir()) / "deploy/models/emoji");
   const SelfTest test =
       MakeSelfTest(shipped, std::vector<int32_t>{1, kImageToken, 300, 301, 302},
                    std::vector<int64_t>{-100, -100, -100, 301, 302}, {at::ones({36, 160})});
@@ -85,8 +86,7 @@ TEST(SelfTestTest, MeasuresPackedWeights) {
 
 // One that exists in no other form is its own reference.
 TEST(SelfTestTest, OfAPackedModel) {
-  const LanguageCheckpoint shipped =
-      OpenLanguage(fs::path(LLAVA_SOURCE_DIR) / "deploy/models/emoji");
+  const LanguageCheckpoint shipped = OpenLanguage(fs::path(SourceDir()) / "deploy/models/emoji");
   ServingOptions options;
   options.weights = WeightType::kInt8;
   options.kv_bytes = 16 << 20;
@@ -133,7 +133,7 @@ TEST(SelfTestTest, RefusesAnExampleWithoutAnAnswer) {
 TEST(SelfTestTest, TravelsWithThePublishedVersion) {
   const fs::path root = fs::path(testing::TempDir()) / "self_test_test";
   fs::remove_all(root);
-  LanguageCheckpoint shipped = OpenLanguage(fs::path(LLAVA_SOURCE_DIR) / "deploy/models/emoji");
+  LanguageCheckpoint shipped = OpenLanguage(fs::path(SourceDir()) / "deploy/models/emoji");
   shipped.self_test =
       MakeSelfTest(shipped, std::vector<int32_t>{1, kImageToken, 300, 301, 302},
                    std::vector<int64_t>{-100, -100, -100, 301, 302}, {at::ones({36, 160})});

@@ -6,6 +6,7 @@
 #include <ATen/ATen.h>
 
 #include "tests/model/nn/tiny_model.h"
+#include "tests/support/paths.h"
 
 namespace llava {
 
@@ -18,7 +19,7 @@ LanguageCheckpoint TinyLanguageCheckpoint() {
   tensors.merge(RandomProjector(checkpoint.config.projector));
   checkpoint.tensors = MemoryTensors(std::move(tensors));
   checkpoint.tokenizer = std::make_shared<Tokenizer>(
-      Tokenizer::Load(std::filesystem::path(LLAVA_SOURCE_DIR) / "tests/fixtures/tiny-llava"));
+      Tokenizer::Load(std::filesystem::path(SourceDir()) / "tests/fixtures/tiny-llava"));
   checkpoint.chat_template = std::make_shared<ChatTemplate>(ChatTemplate::Builtin("v1"));
   return checkpoint;
 }

@@ -16,6 +16,7 @@
 #include "model/nn/cuda_llama.h"
 #include "model/nn/step_rows.h"
 #include "tests/model/ops/kernel_device.h"
+#include "tests/support/paths.h"
 
 namespace llava {
 namespace {
@@ -29,7 +30,7 @@ class CudaLlamaAnswersTest : public cuda::KernelTest {
     cuda::KernelTest::SetUp();
     if (IsSkipped()) return;
     at::globalContext().setAllowTF32CuBLAS(false);
-    checkpoint_ = OpenLanguage(std::filesystem::path(LLAVA_SOURCE_DIR) / "deploy/models/emoji");
+    checkpoint_ = OpenLanguage(std::filesystem::path(SourceDir()) / "deploy/models/emoji");
     model_.emplace(checkpoint_, at::kCPU, at::kFloat);
     features_ = checkpoint_.self_test->tensors.at("features")[0];
     for (const char* question :

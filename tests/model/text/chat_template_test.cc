@@ -7,6 +7,7 @@
 
 #include "model/digest/sha256.h"
 #include "tests/model/text/text_fixtures.h"
+#include "tests/support/paths.h"
 
 namespace llava {
 namespace {
@@ -298,7 +299,7 @@ TEST(ChatTemplateTest, PromptsEncodeAsTheFixturesSay) {
 // The demo model joins ids piece by piece.
 TEST(ChatTemplateTest, EmojiPromptsAreJoinedPieceByPiece) {
   const std::filesystem::path demo =
-      std::filesystem::path(LLAVA_SOURCE_DIR) / "deploy/models/emoji/1/tokenizer.model";
+      std::filesystem::path(SourceDir()) / "deploy/models/emoji/1/tokenizer.model";
   if (!std::filesystem::exists(demo)) GTEST_SKIP() << "no shipped model at " << demo;
   const Tokenizer plain(ReadBytes(demo), {});
   const ChatTemplate t = ChatTemplate::Builtin("emoji");

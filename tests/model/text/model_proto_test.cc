@@ -8,6 +8,7 @@
 
 #include "tests/model/text/text_fixtures.h"
 #include "tests/support/fixtures.h"
+#include "tests/support/paths.h"
 
 namespace llava {
 namespace {
@@ -81,7 +82,7 @@ TEST(ModelProtoTest, SaysWhatIsWrong) {
 // never crash (run under the address sanitizer too).
 TEST(ModelProtoTest, SurvivesDamagedFiles) {
   std::vector<std::string> files = {ReadBytes(FixturesDir() / "orig-f32" / "tokenizer.model")};
-  const std::string demo = std::string(LLAVA_SOURCE_DIR) + "/deploy/models/emoji/1/tokenizer.model";
+  const std::string demo = SourceDir() + "/deploy/models/emoji/1/tokenizer.model";
   if (std::filesystem::exists(demo)) files.push_back(ReadBytes(demo));
   std::mt19937 random(7);
   int refused = 0, accepted = 0;

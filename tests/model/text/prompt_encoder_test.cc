@@ -7,6 +7,7 @@
 
 #include "tests/model/text/text_fixtures.h"
 #include "tests/support/fixtures.h"
+#include "tests/support/paths.h"
 
 namespace llava {
 namespace {
@@ -189,7 +190,7 @@ TEST(PromptEncoderTest, TellsWhereEveryTokenComesFrom) {
 
 TEST(PromptEncoderTest, RangesSurviveNormalisation) {
   const std::filesystem::path demo =
-      std::filesystem::path(LLAVA_SOURCE_DIR) / "deploy/models/emoji/1/tokenizer.model";
+      std::filesystem::path(SourceDir()) / "deploy/models/emoji/1/tokenizer.model";
   if (!std::filesystem::exists(demo)) GTEST_SKIP() << "no shipped model at " << demo;
   const Tokenizer tokenizer(ReadBytes(demo), {});
   const std::string text = "  ｌｉｏｎ   red </s> lion  ";

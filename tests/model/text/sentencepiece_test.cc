@@ -12,6 +12,7 @@
 #include <gtest/gtest.h>
 
 #include "tests/model/text/text_fixtures.h"
+#include "tests/support/paths.h"
 
 namespace llava {
 namespace {
@@ -68,7 +69,7 @@ class SentencePieceTest : public testing::TestWithParam<Recipe> {
  protected:
   void SetUp() override {
     if (!HaveTools()) GTEST_SKIP() << "spm_train, spm_encode and spm_decode are not installed";
-    const fs::path shipped = fs::path(LLAVA_SOURCE_DIR) / "deploy/models/emoji/1/tokenizer.model";
+    const fs::path shipped = fs::path(SourceDir()) / "deploy/models/emoji/1/tokenizer.model";
     if (GetParam().options.empty() && !fs::exists(shipped)) {
       GTEST_SKIP() << "no shipped model at " << shipped;
     }

@@ -10,6 +10,7 @@
 
 #include "tests/model/text/text_fixtures.h"
 #include "tests/support/fixtures.h"
+#include "tests/support/paths.h"
 
 namespace llava {
 namespace {
@@ -180,8 +181,7 @@ TEST(TokenizerTest, LongTextsTakeNearlyLinearTime) {
 
 // The tokenizer of the shipped model: nmt_nfkc rules and user-defined role marks.
 TEST(TokenizerTest, ReadsTheShippedEmojiTokenizer) {
-  const std::filesystem::path folder =
-      std::filesystem::path(LLAVA_SOURCE_DIR) / "deploy/models/emoji/1";
+  const std::filesystem::path folder = std::filesystem::path(SourceDir()) / "deploy/models/emoji/1";
   if (!std::filesystem::exists(folder / "tokenizer.model")) {
     GTEST_SKIP() << "no shipped model at " << folder;
   }

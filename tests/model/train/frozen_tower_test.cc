@@ -12,11 +12,12 @@
 #include "model/image/decode.h"
 #include "model/image/image.h"
 #include "tests/model/data/instructions/scratch_folder.h"
+#include "tests/support/paths.h"
 
 namespace llava {
 namespace {
 
-const std::filesystem::path kFixtures = std::filesystem::path(LLAVA_SOURCE_DIR) / "tests/fixtures";
+const std::filesystem::path kFixtures = std::filesystem::path(SourceDir()) / "tests/fixtures";
 
 class FrozenTowerTest : public testing::Test {
  protected:

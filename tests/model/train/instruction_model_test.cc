@@ -12,6 +12,7 @@
 #include "model/config/picture_shape.h"
 #include "tests/model/nn/tiny_model.h"
 #include "tests/model/train/instruction_world.h"
+#include "tests/support/paths.h"
 
 namespace llava {
 namespace {
@@ -19,7 +20,7 @@ namespace {
 using Stage = InstructionStage;
 using testing::HasSubstr;
 
-const std::filesystem::path kFixtures = std::filesystem::path(LLAVA_SOURCE_DIR) / "tests/fixtures";
+const std::filesystem::path kFixtures = std::filesystem::path(SourceDir()) / "tests/fixtures";
 
 class InstructionModelTest : public testing::Test {
  protected:

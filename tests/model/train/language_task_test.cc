@@ -16,13 +16,14 @@
 #include "model/eval/text_map.h"
 #include "model/llava/generate.h"
 #include "model/train/optimizer.h"
+#include "tests/support/paths.h"
 
 namespace llava {
 namespace {
 
 namespace fs = std::filesystem;
 
-const fs::path kModels = fs::path(LLAVA_SOURCE_DIR) / "deploy/models";
+const fs::path kModels = fs::path(SourceDir()) / "deploy/models";
 
 // A recipe of a model that trains in no time.
 Recipe TinyRecipe(const std::vector<std::string>& more = {}) {

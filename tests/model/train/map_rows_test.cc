@@ -8,6 +8,7 @@
 
 #include "model/text/labels.h"
 #include "model/train/map_lessons.h"
+#include "tests/support/paths.h"
 
 namespace llava {
 namespace {
@@ -34,7 +35,7 @@ class MapRowsTest : public testing::Test {
   std::shared_ptr<const ChatTemplate> template_ =
       std::make_shared<ChatTemplate>(ChatTemplate::Builtin("emoji"));
   std::shared_ptr<const Tokenizer> tokenizer_ =
-      std::make_shared<Tokenizer>(Tokenizer::Load(LLAVA_SOURCE_DIR "/deploy/models/emoji/1")
+      std::make_shared<Tokenizer>(Tokenizer::Load(SourceDir() + "/deploy/models/emoji/1")
                                       .WithSpecialPieces(template_->special_pieces()));
   const Dialogue two_turns_ = {{QuestionType::kSide, "What is on the left?", "A lion."},
                                {QuestionType::kFollowSide, "And on the right?", "Two apples."}};

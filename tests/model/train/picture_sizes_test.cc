@@ -10,12 +10,13 @@
 #include <string>
 
 #include "tests/model/data/instructions/scratch_folder.h"
+#include "tests/support/paths.h"
 
 namespace llava {
 namespace {
 
 const std::filesystem::path kPictures =
-    std::filesystem::path(LLAVA_SOURCE_DIR) / "tests/fixtures/images";
+    std::filesystem::path(SourceDir()) / "tests/fixtures/images";
 
 std::string Bytes(const std::filesystem::path& path) {
   std::ifstream file(path, std::ios::binary);
@@ -35,7 +36,8 @@ TEST(PictureSizesTest, AreThoseOfTheFile) {
 TEST(PictureSizesTest, TheHeaderMayStandFarBack) {
   const ScratchFolder scratch;
   std::string file = Bytes(kPictures / "wide_300x41.jpg");
-  const std::string segment = std::string("\xFF\xE1\xFF\xFF", 4) + std::string(0xFFFD, 'x');
+  std::string segment("\xFF\xE1\xFF\xFF", 4);
+  segment.append(0xFFFD, 'x');
   file.insert(2, segment + segment);
   PictureSizes sizes(/*decode=*/false);
   EXPECT_EQ(sizes(scratch.Write("camera.jpg", file)), (Resolution{300, 41}));

@@ -19,6 +19,7 @@
 #include "model/train/instruction_task.h"
 #include "tests/model/nn/tiny_model.h"
 #include "tests/model/train/instruction_world.h"
+#include "tests/support/paths.h"
 #include "tests/support/tiny_next.h"
 
 namespace llava {
@@ -39,7 +40,7 @@ class TilesTaskTest : public testing::Test {
     Picture("images/1.png", "small_upscale.png");
   }
   void Picture(const char* name, const char* fixture) {
-    const auto path = std::filesystem::path(LLAVA_SOURCE_DIR) / "tests/fixtures/images" / fixture;
+    const auto path = std::filesystem::path(SourceDir()) / "tests/fixtures/images" / fixture;
     std::ifstream file(path, std::ios::binary);
     world_.Write(name, std::string{std::istreambuf_iterator<char>(file), {}});
   }

@@ -14,6 +14,7 @@
 #include "model/nn/clip.h"
 #include "model/train/optimizer.h"
 #include "model/train/picture_lessons.h"
+#include "tests/support/paths.h"
 
 namespace llava {
 namespace {
@@ -23,7 +24,7 @@ namespace fs = std::filesystem;
 std::unique_ptr<TrainingTask> TinyTask(const std::vector<std::string>& more = {}) {
   Recipe recipe;
   for (const std::string& assignment : std::vector<std::string>{
-           "tokenizer=" LLAVA_SOURCE_DIR "/deploy/models/emoji/1", "tower.width=32",
+           "tokenizer=" + SourceDir() + "/deploy/models/emoji/1", "tower.width=32",
            "tower.layers=2", "tower.heads=2", "pictures=8", "evaluation.scenes=202"}) {
     recipe.Set(assignment);
   }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "tests/server/llm/llm_test_server.h"
+#include "tests/support/paths.h"
 
 namespace llava {
 namespace {
@@ -28,7 +29,7 @@ class LlmServiceConstraintTest : public ::testing::Test {
   static void SetUpTestSuite() {
     LlmOptions options;
     options.language.model =
-        (std::filesystem::path(LLAVA_SOURCE_DIR) / "deploy" / "models" / "emoji").string();
+        (std::filesystem::path(SourceDir()) / "deploy" / "models" / "emoji").string();
     server_ = std::make_unique<LlmTestServer>(options);
   }
   static void TearDownTestSuite() { server_.reset(); }

@@ -10,6 +10,7 @@
 
 #include "server/llm/kv_blocks.h"
 #include "tests/server/llm/llm_test_server.h"
+#include "tests/support/paths.h"
 
 namespace llava {
 namespace {
@@ -19,7 +20,7 @@ using ::testing::HasSubstr;
 LlmOptions EmojiOptions() {
   LlmOptions options;
   options.language.model =
-      (std::filesystem::path(LLAVA_SOURCE_DIR) / "deploy" / "models" / "emoji").string();
+      (std::filesystem::path(SourceDir()) / "deploy" / "models" / "emoji").string();
   return options;
 }
 
@@ -111,7 +112,7 @@ TEST(LlmServiceEmojiTest, TwoHundredStreamsAtOnceAreAllAnswered) {
 }
 
 TEST(LlmServiceEmojiTest, TheDefaultModelSeesWhatIsThere) {
-  const std::filesystem::path root = std::filesystem::path(LLAVA_SOURCE_DIR) / "deploy";
+  const std::filesystem::path root = std::filesystem::path(SourceDir()) / "deploy";
   LlmTestServer server(EmojiOptions());
   const auto ask = [&](const std::string& picture, const std::string& question) {
     const TestFeatures features = ComputeFeatures(

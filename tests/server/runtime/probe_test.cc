@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "server/runtime/http_server.h"
 #include "tests/support/certificates.h"
+#include "tests/support/paths.h"
 
 namespace llava {
 namespace {
@@ -82,7 +83,7 @@ TEST_F(ProbeTest, WaitsForNobodyForEver) {
 }
 
 TEST(ProbeProgramTest, HelpIsNoError) {
-  const std::string program = LLAVA_BUILD_DIR "/bin/llava-probe";
+  const std::string program = ProgramPath("llava-probe");
   EXPECT_EQ(std::system((program + " --help 2>&1 >/dev/null | grep -q . && exit 9; " + program +
                          " --help | grep -q '^usage: llava-probe'")
                             .c_str()),

@@ -18,6 +18,7 @@
 #include "model/checkpoint/durable_file.h"
 #include "model/checkpoint/manifest.h"
 #include "tests/support/fixtures.h"
+#include "tests/support/paths.h"
 #include "tests/support/slowdown.h"
 
 namespace llava {
@@ -51,7 +52,7 @@ class TowerLoaderTest : public ::testing::Test {
   VersionRef Version(uint64_t version, const std::string& name = "tower") {
     const fs::path folder = root_ / name / std::to_string(version);
     fs::create_directories(folder.parent_path());
-    fs::copy(fs::path(LLAVA_SOURCE_DIR) / "deploy/models/emoji-tower/1", folder,
+    fs::copy(fs::path(SourceDir()) / "deploy/models/emoji-tower/1", folder,
              fs::copy_options::recursive);
     return {name, version, folder};
   }
@@ -264,7 +265,7 @@ TEST_F(TowerLoaderTest, SaysWhyAVersionCannotBeServed) {
   status = Fails(untrue);
   EXPECT_THAT(std::string(status.message()), HasSubstr("self-test fails"));
 
-  const VersionRef language = {"emoji", 1, fs::path(LLAVA_SOURCE_DIR) / "deploy/models/emoji/1"};
+  const VersionRef language = {"emoji", 1, fs::path(SourceDir()) / "deploy/models/emoji/1"};
   EXPECT_EQ(Fails(language).code(), absl::StatusCode::kInvalidArgument);
 
   const VersionRef garbled = Version(3);

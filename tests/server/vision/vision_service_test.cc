@@ -17,6 +17,7 @@
 #include "server/wire/tensor_stream.h"
 #include "tests/server/vision/vision_test_server.h"
 #include "tests/support/fixtures.h"
+#include "tests/support/paths.h"
 #include "tests/support/slowdown.h"
 
 namespace llava {
@@ -224,7 +225,7 @@ TEST_F(VisionServiceTest, RefusesWhileLoadingAndWhileDraining) {
 }
 
 TEST_F(VisionServiceTest, ServesTheTowerThatIsAskedFor) {
-  const std::string emoji = std::string(LLAVA_SOURCE_DIR) + "/deploy/models/emoji-tower/1";
+  const std::string emoji = SourceDir() + "/deploy/models/emoji-tower/1";
   const auto other = here_.loader->Load({"emoji-tower", 1, emoji}, {});
   ASSERT_TRUE(other.ok()) << other.status();
   v1::VisionSpec of_other = spec_;

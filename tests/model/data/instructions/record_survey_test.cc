@@ -8,6 +8,7 @@
 #include <stdexcept>
 
 #include "tests/model/data/instructions/scratch_folder.h"
+#include "tests/support/paths.h"
 
 namespace llava {
 namespace {
@@ -41,7 +42,7 @@ class RecordSurveyTest : public testing::Test {
   SurveyOptions options_;
   SampleEncoder encoder_{
       std::make_shared<Tokenizer>(
-          Tokenizer::Load(std::filesystem::path(LLAVA_SOURCE_DIR) / "tests/fixtures/tiny-llava")),
+          Tokenizer::Load(std::filesystem::path(SourceDir()) / "tests/fixtures/tiny-llava")),
       std::make_shared<ChatTemplate>(ChatTemplate::Parse(
           R"({"name": "t", "user": {"prefix": "U:"}, "assistant": {"prefix": "A:", "suffix": "</s>"}})")),
       {.max_tokens = 60, .pictures = PictureShape({}, 16)}};

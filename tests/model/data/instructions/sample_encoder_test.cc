@@ -1,4 +1,5 @@
 #include "model/data/instructions/sample_encoder.h"
+#include "tests/support/paths.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -60,7 +61,7 @@ class SampleEncoderTest : public testing::Test {
   }
 
   std::shared_ptr<const Tokenizer> tokenizer_ = std::make_shared<Tokenizer>(
-      Tokenizer::Load(std::filesystem::path(LLAVA_SOURCE_DIR) / "tests/fixtures/tiny-llava"));
+      Tokenizer::Load(std::filesystem::path(SourceDir()) / "tests/fixtures/tiny-llava"));
   std::shared_ptr<const ChatTemplate> template_ =
       std::make_shared<ChatTemplate>(ChatTemplate::Parse(
           R"({"name": "t", "user": {"prefix": "U:", "suffix": " "},

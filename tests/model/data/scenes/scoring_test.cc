@@ -1,4 +1,5 @@
 #include "model/data/scenes/scoring.h"
+#include "tests/support/paths.h"
 
 #include <gtest/gtest.h>
 
@@ -10,7 +11,7 @@ namespace {
 
 // Table of the prototype's rule over answers as given, in other words, broken and strange.
 TEST(ScoringTest, AgreesWithThePrototype) {
-  std::ifstream file(LLAVA_SOURCE_DIR "/tests/model/data/scenes/scoring_golden.json");
+  std::ifstream file(SourceDir() + "/tests/model/data/scenes/scoring_golden.json");
   const auto golden = nlohmann::json::parse(file);
   ASSERT_GE(golden.size(), 1000u);
   for (const auto& one : golden) {

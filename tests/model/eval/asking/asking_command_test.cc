@@ -18,6 +18,7 @@
 #include "tests/model/eval/scienceqa/sample_problems.h"
 #include "tests/model/eval/temporary_folder.h"
 #include "tests/support/chat_server.h"
+#include "tests/support/paths.h"
 
 namespace llava {
 namespace {
@@ -28,8 +29,8 @@ using testing::StartsWith;
 using Json = nlohmann::json;
 using Asked = ChatServer::Asked;
 
-const std::string kModels = LLAVA_SOURCE_DIR "/deploy/models/";
-const std::string kScenes = LLAVA_SOURCE_DIR "/deploy/scenes/";
+const std::string kModels = SourceDir() + "/deploy/models/";
+const std::string kScenes = SourceDir() + "/deploy/scenes/";
 
 std::vector<Json> Lines(const std::string& text) {
   std::vector<Json> lines;
@@ -385,7 +386,7 @@ TEST_F(JudgeAskTest, LosesAtMostTheRequestInFlightWhenKilled) {
   });
   const std::string command = command_ + Server(server) + " --concurrency 1";
   // The shell tells the process, so that the server can kill it in the middle of a request.
-  const std::string line = "sh -c '" + std::string(LLAVA_EVAL) + " " + command +
+  const std::string line = "sh -c '" + ProgramPath("llava-eval") + " " + command +
                            " >/dev/null 2>&1 & echo $! > " + pid + "; wait $!'";
   EXPECT_NE(std::system(line.c_str()), 0);
   EXPECT_EQ(server.num_asked(), 4);
