@@ -269,6 +269,28 @@ TEST_F(EngineTest, JoinsByPriorityAndTenantAndWithinItsMemory) {
   EXPECT_EQ(switches_->most_together, 1u);
 }
 
+TEST_F(EngineTest, JobsThatWereGivenUpInTheQueueDoNotCountAgainstTheirTenant) {
+  Start({.max_running = 1});
+  Hold(true);
+  std::vector<std::shared_ptr<Collector>> stay, gone;
+  const auto submit = [&](int32_t id, const std::string& tenant, auto& sinks) {
+    sinks.push_back(std::make_shared<Collector>());
+    GenerateJob job = Job(id, 3, sinks.back());
+    job.place.tenant = tenant;
+    ASSERT_TRUE(engine_->Submit(std::move(job)).ok());
+  };
+  submit(10, "", stay);
+  WaitForBegun(1);
+  for (const int32_t id : {20, 21, 22}) submit(id, "a", gone);
+  for (const int32_t id : {30, 31}) submit(id, "b", stay);
+  for (const auto& sink : gone) sink->Go();
+  for (const auto& sink : gone) EXPECT_EQ(sink->Wait().code(), absl::StatusCode::kCancelled);
+  submit(23, "a", stay);
+  Hold(false);
+  for (const auto& sink : stay) EXPECT_TRUE(sink->Wait().ok());
+  EXPECT_EQ(Begun(), (std::vector<int32_t>{10, 30, 23, 31}));
+}
+
 TEST_F(EngineTest, RefusesAtTheDoor) {
   blocks_ = 2;
   Start({.queue = 1, .max_running = 1});
