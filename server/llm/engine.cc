@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/llm/busy.h"
 #include "server/llm/engine_worker.h"
 #include "server/llm/scheduler.h"
 #include "server/runtime/logging.h"
@@ -16,7 +17,6 @@
 namespace llava {
 namespace {
 
-constexpr std::chrono::milliseconds kRetryAfter{500};
 // Between two looks of a Watch.
 constexpr std::chrono::milliseconds kLookAgain{20};
 // Of a worker that leaves jobs to others.
@@ -76,7 +76,7 @@ void LlmEngine::Stop() {
     if (slot.thread.joinable()) slot.thread.join();
   }
   if (watcher_.joinable()) watcher_.join();
-  FailWaiting(OverloadedError("llm: the process is stopping", kRetryAfter));
+  FailWaiting(LlmBusyError("the process is stopping"));
 }
 
 template <typename Done, typename Share>
@@ -252,12 +252,11 @@ absl::Status LlmEngine::Submit(GenerateJob job) {
   ids.insert(ids.end(), resumed.begin(), resumed.end());
   job.rows = RowsOf(ids, job.feature_keys, job.picture_tokens);
   MutexLock lock(mutex_);
-  if (stopping_) return OverloadedError("llm: the process is stopping", kRetryAfter);
+  if (stopping_) return LlmBusyError("the process is stopping");
   if (loading_ == 0 && ready_ == 0) return absl::UnavailableError("llm: all workers failed");
   if (waiting_.size() >= static_cast<size_t>(options_.queue)) {
-    return OverloadedError(
-        absl::StrCat("llm: ", options_.queue, " requests are waiting already (--queue); try again"),
-        kRetryAfter);
+    return LlmBusyError(
+        absl::StrCat(options_.queue, " requests are waiting already (--queue); try again"));
   }
   QueuePlace place = job.place;
   place.cost = static_cast<double>(job.longest_tokens());

@@ -68,7 +68,8 @@ struct GenerateJob {
   std::vector<std::string> feature_keys;                        // FeatureKeyToBytes of each
   std::vector<int64_t> picture_tokens;                          // image tokens of each
   std::string cache_salt;    // shares computed prompts with its like only
-  std::vector<RowKey> rows;  // of prompt and resumed ids; LlmEngine::Submit fills it
+  std::vector<RowKey> rows;  // of prompt and resumed ids; LlmEngine::Submit fills it,
+                             // who runs it takes it
   SamplingOptions sampling;
   StopOptions stop;            // max_new_tokens already cut to what the context leaves
   bool context_bound = false;  // it was cut
