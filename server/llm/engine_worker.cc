@@ -104,10 +104,16 @@ void EngineWorker::CheckDevice() {
   for (const auto& sequence : running_) {
     if (!sequence->paused) Pause(*sequence);
   }
+  {
+    MutexLock lock(mutex_);
+    checking_ = true;  // for good if the device fails
+  }
+  SetBusy(false);  // they wait for the test: nothing need be left to them meanwhile
   WarmUp(runner_, engine_.info_, [this](const std::function<void()>& compute) {
     OnDevice(&DeviceTurn::InBackground, 0, compute);
   });
   MutexLock lock(mutex_);
+  checking_ = false;
   blocks_ = KvBlocks(runner_.num_blocks());
   shown_.evicted = 0;
 }
@@ -123,6 +129,7 @@ double EngineWorker::Score(const GenerateJob& job) const {
 bool EngineWorker::CanTake(const GenerateJob& job) const {
   if (Clock::now() >= late_at_.load()) return false;
   MutexLock lock(mutex_);
+  if (checking_) return false;
   if (!paused_.empty() && job.place.priority <= *paused_.rbegin()) return false;
   return CanJoin(blocks_.Missing(job.cache_salt, job.rows), active_,
                  {engine_.options_.max_running, blocks_.available()});
