@@ -4,7 +4,7 @@
 #include <exception>
 #include <iterator>
 #include <numeric>
-#include <stdexcept>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -44,10 +44,15 @@ LlmEngine::LlmEngine(Options options, LoadedLanguage model, Metrics& metrics, Pl
       metrics_(metrics),
       constraints_(*info_.tokenizer, metrics),
       slots_(places_.devices.size()) {
-  MutexLock lock(mutex_);
-  wanted_workers_ = places_.workers;
-  for (int i = 0; i < wanted_workers_; ++i) StartWorker(i);
-  watcher_ = std::thread([this] { WatchAll(); });
+  try {
+    MutexLock lock(mutex_);
+    wanted_workers_ = places_.workers;
+    for (int i = 0; i < wanted_workers_; ++i) StartWorker(i);
+    watcher_ = options_.start_thread([this] { WatchAll(); });
+  } catch (...) {
+    Stop();
+    throw;
+  }
 }
 
 LlmEngine::~LlmEngine() {
@@ -156,13 +161,13 @@ absl::Status LlmEngine::SetWorkers(int n, const Watch& watch) {
     return absl::InvalidArgumentError(
         absl::StrCat(n, " workers are asked for, there are places for 1 to ", most));
   }
-  int before = 0, failed_before = 0;
+  int before = 0;
   {
     MutexLock lock(mutex_);
     before = wanted_workers_;
-    failed_before = failed_;
     wanted_workers_ = n;
     load_status_ = absl::OkStatus();
+    ShowWorkers();
     changed_.NotifyAll();
   }
   const auto ended = [this, most](int from) {
@@ -180,21 +185,26 @@ absl::Status LlmEngine::SetWorkers(int n, const Watch& watch) {
       return slot.alive && !slot.ending;
     };
     while (wanted_workers_ < before && stays(wanted_workers_)) ++wanted_workers_;
+    ShowWorkers();
     changed_.NotifyAll();
     return stopped;
   }
-  for (int i = before; i < n; ++i) {
-    std::thread& thread = slots_[static_cast<size_t>(i)].thread;
-    if (thread.joinable()) thread.join();  // it has ended
-    MutexLock lock(mutex_);
-    StartWorker(i);
+  absl::Status status;
+  try {
+    for (int i = before; i < n; ++i) {
+      std::thread& thread = slots_[static_cast<size_t>(i)].thread;
+      if (thread.joinable()) thread.join();  // it has ended
+      MutexLock lock(mutex_);
+      StartWorker(i);
+    }
+    status = WaitUntilReady(watch);
+  } catch (const std::system_error&) {
+    status = FromException(std::current_exception());
   }
-  absl::Status status = WaitUntilReady(watch);
   if (status.ok()) return status;
   {
     MutexLock lock(mutex_);
     wanted_workers_ = before;
-    failed_ = failed_before;
     for (int i = before; i < n; ++i) slots_[static_cast<size_t>(i)].watch->stop = true;
     ShowWorkers();
     changed_.NotifyAll();

@@ -461,26 +461,6 @@ TEST_F(EngineTest, KeepsItsBooksUnderRandomTraffic) {
   EXPECT_TRUE(last->Wait().ok());
 }
 
-// Whenever a change of workers is stopped, those that are meant to be are there.
-TEST_F(EngineTest, AChangeThatIsStoppedLosesNoWorker) {
-  Start({}, 2);
-  const auto complete = [this] {
-    const auto until = GenerateJob::Clock::now() + kSlowdown * std::chrono::seconds(10);
-    while (engine_->weight_bytes() != 100u * static_cast<unsigned>(engine_->workers())) {
-      if (GenerateJob::Clock::now() > until) return false;
-      std::this_thread::yield();
-    }
-    return true;
-  };
-  for (int i = 0; i < 300; ++i) {
-    engine_->SetWorkers(1, [](double) { return false; }).IgnoreError();
-    ASSERT_TRUE(complete()) << i;
-    ASSERT_TRUE(engine_->SetWorkers(2).ok());
-    ASSERT_TRUE(complete()) << i;
-  }
-  EXPECT_THAT(metrics_.Render(), HasSubstr("llava_llm_worker_respawns_total 0"));
-}
-
 TEST_F(EngineTest, ARequestGoesToTheWorkerThatKnowsItsBeginning) {
   Start({.max_running = 4}, 3);
   for (int round = 0; round < 20; ++round) {
