@@ -197,6 +197,8 @@ void EngineWorker::Begin(Sequence& sequence) {
     MutexLock lock(mutex_);
     copy = blocks_.Begin(table);
     sequence.prompt_rows = static_cast<int64_t>(table.rows.size());
+    sequence.picture_starts =
+        PictureStarts(sequence.job().ids, sequence.job().picture_tokens, table.computed);
     grown = blocks_.Grow(table, sequence.prompt_rows - table.computed);
     ++active_;
   }
@@ -298,7 +300,8 @@ StepPlan EngineWorker::Plan(const std::vector<Sequence*>& active) const {
          .decodes = sequence->decodes(),
          .room = static_cast<int64_t>(table.blocks.size()) * KvBlocks::kTokens - table.computed,
          .priority = sequence->job().place.priority,
-         .computed = table.computed});
+         .computed = table.computed,
+         .picture_starts = sequence->picture_starts});
   }
   StepLimits limits = LimitPrompts(cost_, decoding, engine_.options_.prefill_chunk,
                                    engine_.options_.prefill_slowdown);
@@ -338,6 +341,8 @@ absl::Status EngineWorker::Step() {
       stepped.push_back(active[i]);
       (decodes ? work.decode_rows : work.prompt_rows) += plan.rows[i];
       work.keys += KeysOf(table.computed, plan.rows[i]);
+      work.pictures += static_cast<int64_t>(
+          StartsWithin(active[i]->picture_starts, table.computed, plan.rows[i]).size());
     }
   }
   if (parts.empty()) return absl::OkStatus();  // all wait for blocks; what was preempted gives them
