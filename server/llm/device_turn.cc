@@ -38,6 +38,11 @@ void DeviceTurn::Busy(bool more) {
   changed_.NotifyAll();
 }
 
+int DeviceTurn::busy() const {
+  MutexLock lock(mutex_);
+  return busy_;
+}
+
 size_t DeviceTurn::waiting() const {
   MutexLock lock(mutex_);
   return answers_.size() + background_.size();

@@ -46,6 +46,7 @@ class DeviceTurn {
 
   // One worker more, or less, has answers in the making.
   void Busy(bool more);
+  int busy() const;  // workers
   // So many ask for the turn and have not got it.
   size_t waiting() const;
 

@@ -4,10 +4,11 @@
 #include <exception>
 #include <iterator>
 #include <numeric>
-#include <stdexcept>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/llm/busy.h"
 #include "server/llm/engine_worker.h"
 #include "server/llm/scheduler.h"
 #include "server/runtime/logging.h"
@@ -16,7 +17,6 @@
 namespace llava {
 namespace {
 
-constexpr std::chrono::milliseconds kRetryAfter{500};
 // Between two looks of a Watch.
 constexpr std::chrono::milliseconds kLookAgain{20};
 // Of a worker that leaves jobs to others.
@@ -44,10 +44,15 @@ LlmEngine::LlmEngine(Options options, LoadedLanguage model, Metrics& metrics, Pl
       metrics_(metrics),
       constraints_(*info_.tokenizer, metrics),
       slots_(places_.devices.size()) {
-  MutexLock lock(mutex_);
-  wanted_workers_ = places_.workers;
-  for (int i = 0; i < wanted_workers_; ++i) StartWorker(i);
-  watcher_ = std::thread([this] { WatchAll(); });
+  try {
+    MutexLock lock(mutex_);
+    wanted_workers_ = places_.workers;
+    for (int i = 0; i < wanted_workers_; ++i) StartWorker(i);
+    watcher_ = options_.start_thread([this] { WatchAll(); });
+  } catch (...) {
+    Stop();
+    throw;
+  }
 }
 
 LlmEngine::~LlmEngine() {
@@ -76,7 +81,7 @@ void LlmEngine::Stop() {
     if (slot.thread.joinable()) slot.thread.join();
   }
   if (watcher_.joinable()) watcher_.join();
-  FailWaiting(OverloadedError("llm: the process is stopping", kRetryAfter));
+  FailWaiting(LlmBusyError("the process is stopping"));
 }
 
 template <typename Done, typename Share>
@@ -156,13 +161,13 @@ absl::Status LlmEngine::SetWorkers(int n, const Watch& watch) {
     return absl::InvalidArgumentError(
         absl::StrCat(n, " workers are asked for, there are places for 1 to ", most));
   }
-  int before = 0, failed_before = 0;
+  int before = 0;
   {
     MutexLock lock(mutex_);
     before = wanted_workers_;
-    failed_before = failed_;
     wanted_workers_ = n;
     load_status_ = absl::OkStatus();
+    ShowWorkers();
     changed_.NotifyAll();
   }
   const auto ended = [this, most](int from) {
@@ -180,21 +185,26 @@ absl::Status LlmEngine::SetWorkers(int n, const Watch& watch) {
       return slot.alive && !slot.ending;
     };
     while (wanted_workers_ < before && stays(wanted_workers_)) ++wanted_workers_;
+    ShowWorkers();
     changed_.NotifyAll();
     return stopped;
   }
-  for (int i = before; i < n; ++i) {
-    std::thread& thread = slots_[static_cast<size_t>(i)].thread;
-    if (thread.joinable()) thread.join();  // it has ended
-    MutexLock lock(mutex_);
-    StartWorker(i);
+  absl::Status status;
+  try {
+    for (int i = before; i < n; ++i) {
+      std::thread& thread = slots_[static_cast<size_t>(i)].thread;
+      if (thread.joinable()) thread.join();  // it has ended
+      MutexLock lock(mutex_);
+      StartWorker(i);
+    }
+    status = WaitUntilReady(watch);
+  } catch (const std::system_error&) {
+    status = FromException(std::current_exception());
   }
-  absl::Status status = WaitUntilReady(watch);
   if (status.ok()) return status;
   {
     MutexLock lock(mutex_);
     wanted_workers_ = before;
-    failed_ = failed_before;
     for (int i = before; i < n; ++i) slots_[static_cast<size_t>(i)].watch->stop = true;
     ShowWorkers();
     changed_.NotifyAll();
@@ -252,12 +262,11 @@ absl::Status LlmEngine::Submit(GenerateJob job) {
   ids.insert(ids.end(), resumed.begin(), resumed.end());
   job.rows = RowsOf(ids, job.feature_keys, job.picture_tokens);
   MutexLock lock(mutex_);
-  if (stopping_) return OverloadedError("llm: the process is stopping", kRetryAfter);
+  if (stopping_) return LlmBusyError("the process is stopping");
   if (loading_ == 0 && ready_ == 0) return absl::UnavailableError("llm: all workers failed");
   if (waiting_.size() >= static_cast<size_t>(options_.queue)) {
-    return OverloadedError(
-        absl::StrCat("llm: ", options_.queue, " requests are waiting already (--queue); try again"),
-        kRetryAfter);
+    return LlmBusyError(
+        absl::StrCat(options_.queue, " requests are waiting already (--queue); try again"));
   }
   QueuePlace place = job.place;
   place.cost = static_cast<double>(job.longest_tokens());

@@ -21,6 +21,7 @@
 #include "server/llm/model_runner.h"
 #include "server/llm/sequence.h"
 #include "server/llm/step_watch.h"
+#include "server/llm/thread_start.h"
 #include "server/runtime/fair_queue.h"
 #include "server/runtime/mutex.h"
 
@@ -52,7 +53,8 @@ class LlmEngine {
     std::chrono::milliseconds step_limit{0};
     // A worker that died begins anew after this time, then after twice that, ...
     std::chrono::milliseconds respawn_delay{1000};
-    int respawns = 5;  // ... so often in a row before it is given up
+    int respawns = 5;                           // ... so often in a row before it is given up
+    ThreadStart start_thread = StartStdThread;  // replaced by tests
   };
 
   // Where workers live.
@@ -64,7 +66,8 @@ class LlmEngine {
   // Told how much of the reading is done; false: give up.
   using Watch = std::function<bool(double share)>;
 
-  // Starts the threads; each worker loads its model, warms it up and tries its self-test.
+  // Starts the threads; each worker loads its model, warms it up and tries its self-test. Throws
+  // std::system_error if a thread cannot be started.
   LlmEngine(Options options, LoadedLanguage model, Metrics& metrics, Places places);
   LlmEngine(Options options, LoadedLanguage model, Metrics& metrics)
       : LlmEngine(options, std::move(model), metrics, Places{}) {}
@@ -80,7 +83,8 @@ class LlmEngine {
   void Prewarm(std::vector<WarmPrompt> prompts, Clock::time_point until, const Watch& watch = {});
 
   // Gives up the last workers, each when its answers have ended, or adds some; waits for that.
-  // 1 <= n <= places. CANCELLED: `watch` gave up; what was not done yet is not done.
+  // 1 <= n <= places. CANCELLED: `watch` gave up; what was not done yet is not done. Other errors
+  // as WaitUntilReady, or RESOURCE_EXHAUSTED: no thread was to be had; nothing has changed then.
   absl::Status SetWorkers(int n, const Watch& watch = {});
 
   // Never blocks. UNAVAILABLE (with a time to retry after): the queue is full or the engine stops.
@@ -117,9 +121,10 @@ class LlmEngine {
   struct Life {
     absl::Status status;
     bool loaded = false;
-    bool served = false;    // got through a step
+    bool served = false;    // got through a step; see Replace
     bool given_up = false;  // another thread has taken the place
   };
+  // Both throw std::system_error if a thread cannot be started; nothing has begun then.
   void StartWorker(int worker) LLAVA_REQUIRES(mutex_);
   // `before`: how the thread ended whose place this one takes.
   void StartThread(int worker, std::optional<Life> before) LLAVA_REQUIRES(mutex_);
@@ -128,6 +133,9 @@ class LlmEngine {
   // Its thread comes to its end; in the block that decides so, lest it is wanted in between.
   void End(int worker) LLAVA_REQUIRES(mutex_);
   Life Live(int worker);
+  // Whether no life may follow this one, because nothing is wanted of the worker any more or its
+  // first brought no model; it has ended then.
+  bool EndsAfter(int worker, const Life& life);
   // Gives up workers that hang and drops jobs that nobody waits for any more, until Stop.
   void WatchAll();
   // Its thread hangs: answers its jobs, lets another one take its place.
@@ -168,11 +176,13 @@ class LlmEngine {
     int tries = 0;                       // lives in a row without a step
     std::chrono::milliseconds delay{0};  // before the next
     bool first = true;                   // none has loaded yet
+    bool failed = false;                 // could not load, or was given up
   };
   // A thread that was given up.
   struct Hung {
     std::thread thread;
     std::shared_ptr<StepWatch> steps;
+    int worker;
   };
 
   const Options options_;
@@ -202,7 +212,6 @@ class LlmEngine {
   int wanted_workers_ LLAVA_GUARDED_BY(mutex_) = 0;
   int loading_ LLAVA_GUARDED_BY(mutex_) = 0;
   int ready_ LLAVA_GUARDED_BY(mutex_) = 0;
-  int failed_ LLAVA_GUARDED_BY(mutex_) = 0;
   absl::Status load_status_ LLAVA_GUARDED_BY(mutex_);
   std::vector<Hung> hung_ LLAVA_GUARDED_BY(mutex_);
   bool watching_ LLAVA_GUARDED_BY(mutex_) = true;

@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <exception>
+#include <iterator>
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -15,27 +17,41 @@
 
 namespace llava {
 
-void LlmEngine::ShowWorkers() { metrics_.ShowWorkers(loading_, ready_, failed_); }
+void LlmEngine::ShowWorkers() {
+  const auto wanted = std::next(slots_.begin(), wanted_workers_);
+  const auto failed =
+      std::count_if(slots_.begin(), wanted, [](const Slot& slot) { return slot.failed; });
+  metrics_.ShowWorkers(loading_, ready_, static_cast<int>(failed));
+}
 
 void LlmEngine::StartWorker(int worker) {
   Slot& slot = slots_[static_cast<size_t>(worker)];
-  slot.alive = true;
   slot.ending = false;
   slot.watch->share = 0;
   slot.watch->stop = false;
   slot.tries = 0;
   slot.delay = options_.respawn_delay;
   slot.first = true;
+  slot.failed = false;
+  StartThread(worker, std::nullopt);
+  slot.alive = true;
   ++loading_;
   ShowWorkers();
-  StartThread(worker, std::nullopt);
 }
 
 void LlmEngine::StartThread(int worker, std::optional<Life> before) {
   Slot& slot = slots_[static_cast<size_t>(worker)];
   slot.steps = std::make_shared<StepWatch>();
-  slot.thread =
-      std::thread([this, worker, before = std::move(before)] { WorkerLoop(worker, before); });
+  try {
+    slot.thread =
+        options_.start_thread([this, worker, before = std::move(before), steps = slot.steps] {
+          WorkerLoop(worker, before);
+          steps->SetOver();
+        });
+  } catch (const std::system_error& error) {
+    throw std::system_error(
+        error.code(), absl::StrCat("the thread of worker ", worker + 1, " cannot be started"));
+  }
 }
 
 LlmEngine::Life LlmEngine::Live(int worker) {
@@ -119,18 +135,12 @@ void LlmEngine::WorkerLoop(int worker, std::optional<Life> before) {
   Slot& slot = slots_[static_cast<size_t>(worker)];
   while (true) {
     const Life life = before ? *std::exchange(before, std::nullopt) : Live(worker);
-    if (life.given_up) return;
+    if (life.given_up || EndsAfter(worker, life)) return;
     const std::string reason(life.status.message());
     bool again = true;
     std::chrono::milliseconds delay;
     {
       MutexLock lock(mutex_);
-      const bool failed = slot.first && !life.loaded && !Retires(worker);
-      if (failed || Retires(worker) || slot.ending) {
-        if (failed) load_status_ = life.status;
-        failed_ += failed ? 1 : 0;
-        return End(worker);
-      }
       slot.first = false;
       if (life.served) {
         slot.tries = 0;
@@ -151,6 +161,19 @@ void LlmEngine::WorkerLoop(int worker, std::optional<Life> before) {
     while (!Retires(worker) && Clock::now() < until) changed_.WaitUntil(mutex_, until);
     if (Retires(worker)) return End(worker);
   }
+}
+
+bool LlmEngine::EndsAfter(int worker, const Life& life) {
+  MutexLock lock(mutex_);
+  Slot& slot = slots_[static_cast<size_t>(worker)];
+  const bool failed = slot.first && !life.loaded && !Retires(worker);
+  if (!failed && !Retires(worker) && !slot.ending) return false;
+  if (failed) {
+    load_status_ = life.status;
+    slot.failed = true;
+  }
+  End(worker);
+  return true;
 }
 
 void LlmEngine::WatchAll() {
@@ -188,6 +211,8 @@ void LlmEngine::Replace(int worker) {
   LogError("worker hangs and is given up", {{"reason", reason}});
   // The thread is within a call: what it works with stays as long as we do.
   EngineWorker* hung = nullptr;
+  Life life;
+  std::string no_thread;
   {
     MutexLock lock(mutex_);
     const auto found = std::find_if(workers_.begin(), workers_.end(),
@@ -199,14 +224,31 @@ void LlmEngine::Replace(int worker) {
       ++loading_;  // unless it is given up
       ShowWorkers();
     }
+    const bool stuck = std::any_of(hung_.begin(), hung_.end(), [&](const Hung& other) {
+      return other.worker == worker && other.steps->calling();
+    });
+    life.loaded = hung != nullptr;
+    // However often it hangs, if it works in between; but not one model after the other for ever.
+    life.served = hung != nullptr && hung->served() && !stuck;
+    std::erase_if(hung_, [](Hung& other) {
+      if (other.steps->over()) other.thread.join();  // it has nothing left to do
+      return other.steps->over();
+    });
     Slot& slot = slots_[static_cast<size_t>(worker)];
-    hung_.push_back({std::move(slot.thread), slot.steps});
+    hung_.push_back({std::move(slot.thread), slot.steps, worker});
     const int device = places_.devices[static_cast<size_t>(worker)];
     places_.turns[static_cast<size_t>(device)]->TakeBack();
-    StartThread(worker, Life{.status = absl::UnavailableError(reason), .loaded = hung != nullptr});
+    life.status = absl::UnavailableError(reason);
+    try {
+      StartThread(worker, life);
+    } catch (const std::exception& error) {
+      no_thread = error.what();
+    }
     changed_.NotifyAll();
   }
   if (hung != nullptr) hung->Abandon();
+  if (no_thread.empty() || EndsAfter(worker, life)) return;
+  GiveUp(worker, absl::StrCat(reason, "; ", no_thread));
 }
 
 bool LlmEngine::hangs() const {
@@ -220,7 +262,7 @@ void LlmEngine::GiveUp(int worker, const std::string& reason) {
   bool last = false;
   {
     MutexLock lock(mutex_);
-    ++failed_;
+    slots_[static_cast<size_t>(worker)].failed = true;
     given_up_ = reason;
     End(worker);
     last = ready_ == 0 && loading_ == 0;

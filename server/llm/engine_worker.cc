@@ -9,15 +9,13 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/llm/busy.h"
 #include "server/runtime/logging.h"
 #include "server/runtime/status.h"
 
 namespace llava {
 namespace {
 
-constexpr std::chrono::milliseconds kRetryAfter{500};
-// A caller whose deadline is so near hung up because of it: its clock and ours race.
-constexpr std::chrono::milliseconds kDeadlineSlack{25};
 // A call to the device that lasts longer, and longer than so many times what was expected, may
 // hang.
 constexpr std::chrono::seconds kLate{1};
@@ -61,7 +59,7 @@ std::string EngineWorker::Run() {
   while (true) {
     LetIn();
     if (engine_.stopping_) {
-      FailAll(OverloadedError("llm: the process is stopping", kRetryAfter));
+      FailAll(LlmBusyError("the process is stopping"));
       return "";
     }
     DropGoneAndLate();
@@ -106,10 +104,16 @@ void EngineWorker::CheckDevice() {
   for (const auto& sequence : running_) {
     if (!sequence->paused) Pause(*sequence);
   }
+  {
+    MutexLock lock(mutex_);
+    checking_ = true;  // for good if the device fails
+  }
+  SetBusy(false);  // they wait for the test: nothing need be left to them meanwhile
   WarmUp(runner_, engine_.info_, [this](const std::function<void()>& compute) {
     OnDevice(&DeviceTurn::InBackground, 0, compute);
   });
   MutexLock lock(mutex_);
+  checking_ = false;
   blocks_ = KvBlocks(runner_.num_blocks());
   shown_.evicted = 0;
 }
@@ -125,6 +129,7 @@ double EngineWorker::Score(const GenerateJob& job) const {
 bool EngineWorker::CanTake(const GenerateJob& job) const {
   if (Clock::now() >= late_at_.load()) return false;
   MutexLock lock(mutex_);
+  if (checking_) return false;
   if (!paused_.empty() && job.place.priority <= *paused_.rbegin()) return false;
   return CanJoin(blocks_.Missing(job.cache_salt, job.rows), active_,
                  {engine_.options_.max_running, blocks_.available()});
@@ -149,6 +154,7 @@ void EngineWorker::TakeJobs() {
 
 void EngineWorker::Join(GenerateJob job) {
   const std::shared_ptr<AnswerSink> sink = job.sink;
+  std::vector<RowKey> rows = std::move(job.rows);  // of no use but in the table
   const auto received = job.received;
   const uint64_t id = engine_.next_sequence_++;
   try {
@@ -162,7 +168,7 @@ void EngineWorker::Join(GenerateJob job) {
   Sequence& sequence = *running_.back();  // where Abandon finds it, should the device hang
   try {
     sequence.table.salt = sequence.job().cache_salt;
-    sequence.table.rows = sequence.job().rows;
+    sequence.table.rows = std::move(rows);
     Begin(sequence);
   } catch (const WorkerGivenUp&) {
     throw;
@@ -191,6 +197,8 @@ void EngineWorker::Begin(Sequence& sequence) {
     MutexLock lock(mutex_);
     copy = blocks_.Begin(table);
     sequence.prompt_rows = static_cast<int64_t>(table.rows.size());
+    sequence.picture_starts =
+        PictureStarts(sequence.job().ids, sequence.job().picture_tokens, table.computed);
     grown = blocks_.Grow(table, sequence.prompt_rows - table.computed);
     ++active_;
   }
@@ -292,7 +300,8 @@ StepPlan EngineWorker::Plan(const std::vector<Sequence*>& active) const {
          .decodes = sequence->decodes(),
          .room = static_cast<int64_t>(table.blocks.size()) * KvBlocks::kTokens - table.computed,
          .priority = sequence->job().place.priority,
-         .computed = table.computed});
+         .computed = table.computed,
+         .picture_starts = sequence->picture_starts});
   }
   StepLimits limits = LimitPrompts(cost_, decoding, engine_.options_.prefill_chunk,
                                    engine_.options_.prefill_slowdown);
@@ -332,6 +341,8 @@ absl::Status EngineWorker::Step() {
       stepped.push_back(active[i]);
       (decodes ? work.decode_rows : work.prompt_rows) += plan.rows[i];
       work.keys += KeysOf(table.computed, plan.rows[i]);
+      work.pictures += static_cast<int64_t>(
+          StartsWithin(active[i]->picture_starts, table.computed, plan.rows[i]).size());
     }
   }
   if (parts.empty()) return absl::OkStatus();  // all wait for blocks; what was preempted gives them
@@ -381,93 +392,6 @@ absl::Status EngineWorker::Step() {
   ShowBlocks();
   metrics_.step_seconds.Observe(Seconds(Clock::now() - begin));
   return status;
-}
-
-bool EngineWorker::Deliver(Sequence& sequence, int32_t drawn, std::span<const float> logits) {
-  absl::Status status;
-  try {
-    status = drawn == StepLogits::kNotDrawn ? sequence.Take(logits, Clock::now())
-                                            : sequence.TakeDrawn(drawn, Clock::now());
-  } catch (...) {
-    status = absl::InternalError(FromException(std::current_exception()).message());
-  }
-  if (absl::IsCancelled(status)) {
-    FailGone(sequence);
-    return true;
-  }
-  if (!status.ok()) {
-    if (sequence.refused_logits()) {
-      ++engine_.nan_outputs_;
-      metrics_.nan_logits.Increment();
-    }
-    Fail(sequence, status, "error", /*keep_blocks=*/!sequence.refused_logits());
-    return true;
-  }
-  metrics_.generated_tokens.Increment();
-  if (const auto seconds = sequence.mask_seconds()) metrics_.mask_seconds.Observe(*seconds);
-  if (!sequence.complete()) sequence.table.rows.push_back(RowKey::Token(sequence.last_token()));
-  if (sequence.first_token()) {
-    metrics_.time_to_first_token_seconds.Observe(sequence.last_gap_seconds());
-    metrics_.prefill_seconds.Observe(sequence.prefill_seconds());
-  } else {
-    metrics_.time_between_tokens_seconds.Observe(sequence.last_gap_seconds());
-  }
-  if (sequence.complete()) Finish(sequence, false);
-  return sequence.complete();
-}
-
-void EngineWorker::Finish(Sequence& sequence, bool late) {
-  const AnswerSummary summary = sequence.Finish(late, Clock::now());
-  Leave(sequence, ToString(summary.end), /*keep_blocks=*/true);
-  sequence.job().sink->Finished(summary);  // last: who hears of the end finds it accounted for
-}
-
-void EngineWorker::FailGone(Sequence& sequence) {
-  if (sequence.job().deadline <= Clock::now() + kDeadlineSlack) {
-    Fail(sequence, absl::DeadlineExceededError("the deadline passed"), "deadline");
-  } else {
-    Fail(sequence, absl::CancelledError("the client is gone"), "cancelled");
-  }
-}
-
-void EngineWorker::Fail(Sequence& sequence, const absl::Status& status, const char* reason,
-                        bool keep_blocks) {
-  if (absl::IsInternal(status)) {
-    LogError("answer failed", {{"request_id", sequence.job().request_id},
-                               {"session_id", sequence.job().session_id},
-                               {"error", std::string(status.message())}});
-  }
-  Leave(sequence, reason, keep_blocks);
-  sequence.job().sink->Failed(status);
-}
-
-void EngineWorker::Leave(Sequence& sequence, const std::string& reason, bool keep_blocks) {
-  SetPaused(sequence, false);
-  GiveBack(sequence, keep_blocks);
-  engine_.Left(sequence.job().received, reason);
-  ShowBlocks();
-}
-
-void EngineWorker::FailStepped(const absl::Status& status) {
-  for (const auto& sequence : failed_) Fail(*sequence, status, "error", /*keep_blocks=*/false);
-  failed_.clear();
-}
-
-void EngineWorker::FailAll(const absl::Status& status) {
-  FailStepped(status);
-  for (const auto& sequence : running_) Fail(*sequence, status, "error");
-  running_.clear();
-}
-
-void EngineWorker::Abandon() {
-  for (const auto* sequences : {&running_, &failed_}) {
-    for (const auto& sequence : *sequences) {
-      engine_.Left(sequence->job().received, "error");
-      sequence->job().sink->Failed(absl::UnavailableError("llm: the worker of this answer hangs"));
-    }
-  }
-  if (warming_) engine_.WarmDone();
-  SetBusy(false);
 }
 
 void EngineWorker::ShowBlocks() {

@@ -49,8 +49,8 @@ class EngineWorker {
   using Clock = GenerateJob::Clock;
 
   friend class LlmEngine;
-  // Thread-safe: it has room for the job, nobody paused goes first, and no call to its device takes
-  // suspiciously long.
+  // Thread-safe: it has room for the job, nobody paused goes first, its device is not being tested,
+  // and no call to it takes suspiciously long.
   bool CanTake(const GenerateJob& job) const;
 
   int number() const { return number_; }
@@ -111,6 +111,7 @@ class EngineWorker {
   KvBlocks blocks_ LLAVA_GUARDED_BY(mutex_);
   int64_t active_ LLAVA_GUARDED_BY(mutex_) = 0;             // sequences that hold blocks
   std::multiset<int32_t> paused_ LLAVA_GUARDED_BY(mutex_);  // their priorities
+  bool checking_ LLAVA_GUARDED_BY(mutex_) = false;          // in CheckDevice
   // When the call at hand has lasted suspiciously long; kNever: none is.
   static constexpr Clock::time_point kNever = Clock::time_point::max();
   std::atomic<Clock::time_point> late_at_ = kNever;

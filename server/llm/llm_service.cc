@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/llm/busy.h"
 #include "server/llm/generate_request.h"
 #include "server/llm/generate_stream.h"
 #include "server/llm/put_features.h"
@@ -15,8 +16,6 @@
 
 namespace llava {
 namespace {
-
-constexpr std::chrono::milliseconds kRetryAfter{500};
 
 v1::ImageMode ModeOf(ImageMode mode) {
   switch (mode) {
@@ -52,9 +51,7 @@ v1::ModelInfo WithAbilities(v1::ModelInfo info, LlmEngine& engine) {
 }
 
 absl::Status PromptQueueFull(int queue) {
-  return OverloadedError(
-      absl::StrCat("llm: ", queue, " prompts are waiting already (--queue); try again"),
-      kRetryAfter);
+  return LlmBusyError(absl::StrCat(queue, " prompts are waiting already (--queue); try again"));
 }
 
 }  // namespace
@@ -98,7 +95,7 @@ LlmService::LlmService(Options options, FeatureStore& store, Admission& admissio
 
 absl::Status LlmService::Enter() {
   if (admission_.Enter()) return absl::OkStatus();
-  return OverloadedError("llm: draining, no new requests", kRetryAfter);
+  return LlmBusyError("draining, no new requests");
 }
 
 void LlmService::Count(const char* method, const absl::Status& status) {

@@ -65,7 +65,8 @@ class ModelRunner {
   };
 
   virtual ~ModelRunner() = default;
-  // Begins a sequence: `ids` with kImageToken for each of `features`. Computes nothing yet.
+  // Begins a sequence: `ids` with kImageToken for each of `features`. Computes nothing yet: a
+  // picture is projected by the step that computes the first of its rows since then.
   virtual void Begin(uint64_t sequence, std::span<const int32_t> ids,
                      std::span<const std::shared_ptr<const StoredFeatures>> features) = 0;
   // Forgets a sequence, also one that was never begun.

@@ -1,12 +1,12 @@
 #include "server/llm/put_features.h"
 
-#include <chrono>
 #include <cstdint>
 #include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "model/config/picture_shape.h"
+#include "server/llm/busy.h"
 #include "server/llm/llm_service.h"
 #include "server/runtime/logging.h"
 #include "server/runtime/status.h"
@@ -15,8 +15,6 @@
 
 namespace llava {
 namespace {
-
-constexpr std::chrono::milliseconds kRetryAfter{500};
 
 FeatureType TypeOf(v1::DataType dtype) {
   switch (dtype) {
@@ -70,7 +68,7 @@ absl::Status CheckFits(const v1::FeatureHeader& header, const v1::ModelInfo& mod
 absl::StatusOr<FeatureStore*> FindStore(const v1::FeatureHeader& header,
                                         const RoutedVersions& versions) {
   if (auto status = CheckFeatureKey(header.key()); !status.ok()) return status;
-  absl::Status refused = OverloadedError("llm: the model is still loading", kRetryAfter);
+  absl::Status refused = LlmBusyError("the model is still loading");
   for (const auto& version : versions.All()) {
     refused = CheckFits(header, version->info, version->engine.info().pictures);
     if (refused.ok()) return &version->store;

@@ -1,18 +1,15 @@
 #include "server/llm/routed_versions.h"
 
-#include <chrono>
 #include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "server/llm/busy.h"
 #include "server/llm/llm_service.h"
-#include "server/runtime/status.h"
 
 namespace llava {
 namespace {
-
-constexpr std::chrono::milliseconds kRetryAfter{500};
 
 template <typename Map>
 std::string Keys(const Map& map, const char* quote) {
@@ -43,7 +40,7 @@ void RoutedVersions::Remove(const std::string& name, uint64_t version) {
 absl::StatusOr<std::shared_ptr<const LlmBackend>> RoutedVersions::Find(
     const v1::ModelVersion& model) const {
   MutexLock lock(mutex_);
-  if (models_.empty()) return OverloadedError("llm: the model is still loading", kRetryAfter);
+  if (models_.empty()) return LlmBusyError("the model is still loading");
   const auto found = models_.find(model.name());
   if (found == models_.end()) {
     return absl::NotFoundError(absl::StrCat("model \"", model.name(),
@@ -55,8 +52,7 @@ absl::StatusOr<std::shared_ptr<const LlmBackend>> RoutedVersions::Find(
   }
   const Versions& versions = found->second;
   if (versions.empty()) {
-    return OverloadedError(absl::StrCat("llm: no version of ", model.name(), " is here just now"),
-                           kRetryAfter);
+    return LlmBusyError(absl::StrCat("no version of ", model.name(), " is here just now"));
   }
   const auto version = versions.find(model.version());
   if (version != versions.end()) return version->second;

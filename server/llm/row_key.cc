@@ -1,5 +1,6 @@
 #include "server/llm/row_key.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <cstring>
 #include <numeric>
@@ -33,6 +34,19 @@ std::vector<RowKey> RowsOf(std::span<const int32_t> ids, std::span<const std::st
     ++image;
   }
   return rows;
+}
+
+std::vector<int64_t> PictureStarts(std::span<const int32_t> ids,
+                                   std::span<const int64_t> picture_tokens, int64_t computed) {
+  std::vector<int64_t> starts;
+  size_t image = 0;
+  int64_t row = 0;
+  for (const int32_t id : ids) {
+    const int64_t end = row + (id == kImageToken ? picture_tokens[image++] : 1);
+    if (id == kImageToken && end > computed) starts.push_back(std::max(row, computed));
+    row = end;
+  }
+  return starts;
 }
 
 }  // namespace llava

@@ -24,4 +24,9 @@ struct RowKey {
 std::vector<RowKey> RowsOf(std::span<const int32_t> ids, std::span<const std::string> feature_keys,
                            std::span<const int64_t> picture_tokens);
 
+// The rows at which a runner projects the pictures of a prompt, ascending, if `computed` rows need
+// not be computed: the first of each that is left.
+std::vector<int64_t> PictureStarts(std::span<const int32_t> ids,
+                                   std::span<const int64_t> picture_tokens, int64_t computed);
+
 }  // namespace llava

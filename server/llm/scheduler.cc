@@ -34,6 +34,7 @@ class Planner {
         regained_(regained),
         limits_(limits),
         available_(limits.available_blocks),
+        pictures_(limits.pictures),
         order_(running.size()) {
     plan_.rows.assign(running.size(), 0);
     plan_.preempted.assign(running.size(), false);
@@ -94,10 +95,20 @@ class Planner {
     return std::min(share.rows, std::max(share.least, static_cast<int64_t>(rows)));
   }
 
+  // Rows of prompt i behind `computed` ones, at most `rows`, up to a picture that may not begin.
+  int64_t BeginPictures(size_t i, int64_t computed, int64_t rows) {
+    const auto starts = StartsWithin(running_[i].picture_starts, computed, rows);
+    const auto count = static_cast<int64_t>(starts.size());
+    const int64_t begun = std::min(count, pictures_);
+    pictures_ -= begun;
+    return begun < count ? starts[static_cast<size_t>(begun)] - computed : rows;
+  }
+
   // More rows of prompt i, out of `part` of `share`, from which they are taken.
   void GivePrompt(size_t i, const Share& part, Share& share) {
     const int64_t before = plan_.rows[i], computed = running_[i].computed + before;
-    const int64_t given = std::min(Fitting(part, computed), running_[i].left - before);
+    const int64_t given =
+        BeginPictures(i, computed, std::min(Fitting(part, computed), running_[i].left - before));
     plan_.rows[i] += given;
     share.rows -= given;
     share.seconds -= Cost(computed, given);
@@ -125,6 +136,7 @@ class Planner {
   const std::function<int64_t(size_t)>& regained_;
   const StepLimits& limits_;
   int64_t available_;
+  int64_t pictures_;           // that may still begin
   std::vector<size_t> order_;  // by priority and arrival
   StepPlan plan_;
 };
@@ -140,6 +152,13 @@ double RouteScore(int64_t cached, double load) {
   return (kFreeWorker + static_cast<double>(cached)) * std::max(0.0, 1 - load);
 }
 
+std::span<const int64_t> StartsWithin(std::span<const int64_t> picture_starts, int64_t computed,
+                                      int64_t rows) {
+  const auto first = std::lower_bound(picture_starts.begin(), picture_starts.end(), computed);
+  const auto last = std::lower_bound(first, picture_starts.end(), computed + rows);
+  return {first, last};
+}
+
 StepPlan PlanStep(std::span<const SequenceView> running, const StepLimits& limits,
                   const std::function<int64_t(size_t)>& regained) {
   return Planner(running, limits, regained).Plan();
@@ -150,6 +169,7 @@ StepLimits LimitPrompts(const StepCost& cost, const StepWork& decoding, int64_t 
   StepLimits limits = {.prompt_rows = most_rows};
   if (decoding.decode_rows == 0) return limits;
   limits.least_rows = std::min(kLeastRows, most_rows);
+  limits.pictures = 1;
   const int64_t trusted = std::max(cost.most_rows(), kLeastRows) * kTrustedGrowth;
   limits.prompt_rows =
       std::clamp(trusted - decoding.decode_rows, limits.least_rows, limits.prompt_rows);

@@ -68,7 +68,8 @@ struct GenerateJob {
   std::vector<std::string> feature_keys;                        // FeatureKeyToBytes of each
   std::vector<int64_t> picture_tokens;                          // image tokens of each
   std::string cache_salt;    // shares computed prompts with its like only
-  std::vector<RowKey> rows;  // of prompt and resumed ids; LlmEngine::Submit fills it
+  std::vector<RowKey> rows;  // of prompt and resumed ids; LlmEngine::Submit fills it,
+                             // who runs it takes it
   SamplingOptions sampling;
   StopOptions stop;            // max_new_tokens already cut to what the context leaves
   bool context_bound = false;  // it was cut
@@ -125,8 +126,9 @@ class Sequence {
   // Kept by the worker.
   KvTable table;
   bool holds_blocks = false;
-  bool paused = false;      // gave its blocks back; begins again when there is room
-  int64_t prompt_rows = 0;  // computed before the next token can be sampled
+  bool paused = false;                  // gave its blocks back; begins again when there is room
+  int64_t prompt_rows = 0;              // computed before the next token can be sampled
+  std::vector<int64_t> picture_starts;  // PictureStarts, since it last began
   bool decodes() const { return table.computed >= prompt_rows; }
   // Time since the token before, for the first one since the request came; set by Take.
   double last_gap_seconds() const { return last_gap_seconds_; }

@@ -50,7 +50,7 @@ Vector Solve(Matrix a, Vector b, const std::array<bool, 3>& out) {
 }  // namespace
 
 void StepCost::Observe(const StepWork& work, double seconds) {
-  if (work.rows() == 0 || !(seconds > 0)) return;
+  if (work.rows() == 0 || work.pictures > 0 || !(seconds > 0)) return;
   if (observed_ >= kFirstSteps) {
     const double expected = Seconds(work);
     if (expected > 0) seconds = std::clamp(seconds, expected / kMostOff, expected * kMostOff);

@@ -12,7 +12,8 @@ namespace llava {
 struct StepWork {
   int64_t decode_rows = 0;  // one of each answer that runs
   int64_t prompt_rows = 0;
-  int64_t keys = 0;  // that its rows attend to, summed over the rows
+  int64_t keys = 0;      // that its rows attend to, summed over the rows
+  int64_t pictures = 0;  // begun: projected as a whole, which is no matter of rows
 
   int64_t rows() const { return decode_rows + prompt_rows; }
 };
@@ -27,7 +28,7 @@ constexpr int64_t KeysOf(int64_t computed, int64_t rows) {
 // answers alone, of prompts alone and of both are kept apart, so that many of one kind do not make
 // it forget the others; the last twenty of a kind count most. A step that took three times as long
 // as expected or longer (somebody else had the processors) counts as one that took three times as
-// long.
+// long. Nothing is learnt from steps that begin pictures.
 class StepCost {
  public:
   void Observe(const StepWork& work, double seconds);

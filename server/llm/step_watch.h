@@ -32,12 +32,17 @@ class StepWatch {
   // A call is being made. Takes no lock: who is told by on_give_up may hold its own.
   bool calling() const { return calling_; }
 
+  // The thread comes to its end, with what it had freed.
+  void SetOver() { over_ = true; }
+  bool over() const { return over_; }
+
  private:
   // Throws WorkerGivenUp.
   void Leave();
 
   mutable Mutex mutex_;
   std::atomic<bool> calling_ = false;  // changes under the lock
+  std::atomic<bool> over_ = false;
   bool given_up_ LLAVA_GUARDED_BY(mutex_) = false;
   Clock::time_point since_ LLAVA_GUARDED_BY(mutex_);
 };

@@ -54,6 +54,10 @@ class EngineHangTest : public ::testing::Test {
     switches_->hang = false;
     switches_->changed.NotifyAll();
   }
+  void Hang() {
+    MutexLock lock(switches_->mutex);
+    switches_->hang = true;
+  }
   void Hold(bool hold) {
     MutexLock lock(switches_->mutex);
     switches_->hold = hold;
@@ -189,6 +193,29 @@ TEST_F(EngineHangTest, AWorkerThatHangsAgainAndAgainIsGivenUp) {
   EXPECT_THAT(metrics_.Render(), HasSubstr("llava_llm_workers{state=\"failed\"} 1"));
   EXPECT_EQ(engine_->Submit(RuleJob(10, 5, std::make_shared<Collector>())).code(),
             absl::StatusCode::kUnavailable);
+}
+
+TEST_F(EngineHangTest, AWorkerThatWorksBetweenItsHangsIsNotGivenUp) {
+  ASSERT_TRUE(Start(1, /*respawns=*/1).ok());
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_TRUE(Ask(10)->Wait().ok()) << i;
+    EXPECT_EQ(Ask(RuleRunner::kHang)->Wait().code(), absl::StatusCode::kUnavailable);
+    LetGo();
+    while (engine_->hangs()) std::this_thread::yield();
+    Hang();
+  }
+  EXPECT_TRUE(Ask(10)->Wait().ok());
+  EXPECT_EQ(engine_->given_up(), "");
+}
+
+TEST_F(EngineHangTest, CallsThatNeverComeBackDoNotTakeOneModelAfterTheOther) {
+  ASSERT_TRUE(Start(1, /*respawns=*/1).ok());
+  for (int i = 0; i < 2; ++i) {
+    EXPECT_TRUE(Ask(10)->Wait().ok()) << i;
+    EXPECT_EQ(Ask(RuleRunner::kHang)->Wait().code(), absl::StatusCode::kUnavailable);
+  }
+  while (engine_->failure().empty()) std::this_thread::yield();
+  EXPECT_EQ(Runners(), 2);
 }
 
 TEST_F(EngineHangTest, AModelWhoseWarmUpHangsIsNotReady) {

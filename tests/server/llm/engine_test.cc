@@ -269,6 +269,28 @@ TEST_F(EngineTest, JoinsByPriorityAndTenantAndWithinItsMemory) {
   EXPECT_EQ(switches_->most_together, 1u);
 }
 
+TEST_F(EngineTest, JobsThatWereGivenUpInTheQueueDoNotCountAgainstTheirTenant) {
+  Start({.max_running = 1});
+  Hold(true);
+  std::vector<std::shared_ptr<Collector>> stay, gone;
+  const auto submit = [&](int32_t id, const std::string& tenant, auto& sinks) {
+    sinks.push_back(std::make_shared<Collector>());
+    GenerateJob job = Job(id, 3, sinks.back());
+    job.place.tenant = tenant;
+    ASSERT_TRUE(engine_->Submit(std::move(job)).ok());
+  };
+  submit(10, "", stay);
+  WaitForBegun(1);
+  for (const int32_t id : {20, 21, 22}) submit(id, "a", gone);
+  for (const int32_t id : {30, 31}) submit(id, "b", stay);
+  for (const auto& sink : gone) sink->Go();
+  for (const auto& sink : gone) EXPECT_EQ(sink->Wait().code(), absl::StatusCode::kCancelled);
+  submit(23, "a", stay);
+  Hold(false);
+  for (const auto& sink : stay) EXPECT_TRUE(sink->Wait().ok());
+  EXPECT_EQ(Begun(), (std::vector<int32_t>{10, 30, 23, 31}));
+}
+
 TEST_F(EngineTest, RefusesAtTheDoor) {
   blocks_ = 2;
   Start({.queue = 1, .max_running = 1});
@@ -437,26 +459,6 @@ TEST_F(EngineTest, KeepsItsBooksUnderRandomTraffic) {
   auto last = std::make_shared<Collector>();
   ASSERT_TRUE(engine_->Submit(Job(10, 12 * 16 - 20, last, 20)).ok()) << "which needs all of them";
   EXPECT_TRUE(last->Wait().ok());
-}
-
-// Whenever a change of workers is stopped, those that are meant to be are there.
-TEST_F(EngineTest, AChangeThatIsStoppedLosesNoWorker) {
-  Start({}, 2);
-  const auto complete = [this] {
-    const auto until = GenerateJob::Clock::now() + kSlowdown * std::chrono::seconds(10);
-    while (engine_->weight_bytes() != 100u * static_cast<unsigned>(engine_->workers())) {
-      if (GenerateJob::Clock::now() > until) return false;
-      std::this_thread::yield();
-    }
-    return true;
-  };
-  for (int i = 0; i < 300; ++i) {
-    engine_->SetWorkers(1, [](double) { return false; }).IgnoreError();
-    ASSERT_TRUE(complete()) << i;
-    ASSERT_TRUE(engine_->SetWorkers(2).ok());
-    ASSERT_TRUE(complete()) << i;
-  }
-  EXPECT_THAT(metrics_.Render(), HasSubstr("llava_llm_worker_respawns_total 0"));
 }
 
 TEST_F(EngineTest, ARequestGoesToTheWorkerThatKnowsItsBeginning) {

@@ -262,6 +262,20 @@ TEST(KvBlocksTest, RowsOfPicturesAreNamedAfterTheirFeatures) {
   EXPECT_NE(other[7], rows[7]) << "the second one a row more";
 }
 
+TEST(PictureStartsTest, AreTheFirstRowsOfPicturesThatAreLeft) {
+  const std::vector<int32_t> ids = {1, kImageToken, 7, kImageToken, kImageToken, 8};
+  const std::vector<int64_t> tokens = {3, 2, 4};  // rows 1 to 3, 5 to 6, 7 to 10
+  const auto starts = [&](int64_t computed) { return PictureStarts(ids, tokens, computed); };
+  using Rows = std::vector<int64_t>;
+  EXPECT_EQ(starts(0), (Rows{1, 5, 7}));
+  EXPECT_EQ(starts(1), (Rows{1, 5, 7}));
+  EXPECT_EQ(starts(3), (Rows{3, 5, 7}));
+  EXPECT_EQ(starts(4), (Rows{5, 7}));
+  EXPECT_EQ(starts(10), (Rows{10}));
+  EXPECT_EQ(starts(11), Rows{});
+  EXPECT_EQ(PictureStarts(std::vector<int32_t>{1, 2}, {}, 0), Rows{});
+}
+
 // Sequences that come, grow, are set back and leave in every way.
 TEST(KvBlocksTest, LosesNoBlockUnderRandomTraffic) {
   for (uint32_t seed = 0; seed < 30; ++seed) {

@@ -94,8 +94,12 @@ class RuleRunner : public ModelRunner {
       MutexLock lock(switches_->mutex);
       switches_->begun.push_back(ids[0]);
     }
-    State& state = sequences_[sequence];
-    state.ids.assign(ids.begin(), ids.end());
+    State& state = sequences_[sequence] = State();
+    size_t picture = 0;
+    for (const int32_t id : ids) {
+      const int64_t rows = id == kImageToken ? features[picture++]->rows : 1;
+      state.ids.insert(state.ids.end(), static_cast<size_t>(rows), id);
+    }
     state.said = static_cast<int>(
         std::count_if(ids.begin(), ids.end(), [](int32_t id) { return id >= kFirst; }));
   }

@@ -212,6 +212,37 @@ TEST(SchedulerTest, PromptsShareTimeAndLaterRowsTakeMoreOfIt) {
   }
 }
 
+TEST(SchedulerTest, APromptStopsBeforeAPictureThatMayNotBegin) {
+  const Rows early = {2, 30}, late = {10, 30}, at_once = {0};
+  const auto with = [](const Rows& starts, int64_t computed, int64_t left = 100) {
+    return SequenceView{.left = left, .computed = computed, .picture_starts = starts};
+  };
+  struct Case {
+    std::vector<SequenceView> running;
+    int64_t pictures;
+    Rows expected;
+  };
+  for (const Case& c : std::vector<Case>{
+           {{with(early, 0)}, 9, {64}},
+           {{with(early, 0)}, 2, {64}},
+           {{with(early, 0)}, 1, {30}},
+           {{with(early, 0)}, 0, {2}},
+           {{with(early, 2)}, 1, {28}},
+           {{with(early, 3)}, 1, {64}},
+           {{with(early, 30)}, 1, {64}},
+           {{with(early, 31)}, 0, {64}},
+           {{with(early, 0, 20)}, 1, {20}},
+           // The first one takes its half, with the picture, then the shortest what is left.
+           {{with(early, 0), with(late, 0, 90)}, 1, {30, 10}},
+           {{with(late, 0, 40), with(at_once, 0, 10)}, 1, {30, 0}},
+           {{with(at_once, 1, 40), with(at_once, 0, 10)}, 1, {40, 10}},
+           {{Decodes(), with(at_once, 0), Decodes()}, 0, {1, 0, 1}},
+       }) {
+    const StepLimits limits = {.prompt_rows = 64, .pictures = c.pictures, .available_blocks = 1000};
+    EXPECT_EQ(PlanStep(c.running, limits, [](size_t) { return 0; }).rows, c.expected);
+  }
+}
+
 // A device on which a step costs 50 ms, 1.5 ms a row and a microsecond a key.
 double Device(const StepWork& work) {
   return 0.050 + 0.0015 * static_cast<double>(work.rows()) + 1e-6 * static_cast<double>(work.keys);
@@ -221,6 +252,8 @@ TEST(LimitPromptsTest, AnswersWaitSoManyTimesAsLongAndNoLonger) {
   StepCost cost;
   StepWork decoding = {.decode_rows = 8, .keys = 800};
   EXPECT_EQ(LimitPrompts(cost, {}, 512, 2.9).prompt_rows, 512) << "nobody to hold up";
+  EXPECT_GT(LimitPrompts(cost, {}, 512, 2.9).pictures, 100);
+  EXPECT_EQ(LimitPrompts(cost, decoding, 512, 2.9).pictures, 1);
   EXPECT_EQ(LimitPrompts(cost, decoding, 512, 2.9).prompt_rows, 24) << "nothing is known";
   EXPECT_EQ(LimitPrompts(cost, decoding, 10, 2.9).prompt_rows, 10);
   for (int64_t done = 0; done < 1024; done += 512) {

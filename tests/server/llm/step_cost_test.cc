@@ -83,6 +83,20 @@ TEST(StepCostTest, OneKindOfStepDoesNotMakeItForgetAnother) {
   EXPECT_NEAR(cost.Seconds(Mixed(8, 70, 500)) / device(Mixed(8, 70, 500)), 1, 0.02);
 }
 
+TEST(StepCostTest, PicturesTeachNothing) {
+  const Device device{0.050, 0.0015, 1e-6};
+  StepCost cost;
+  for (int i = 0; i < 100; ++i) {
+    cost.Observe(Decode(8, 300), device(Decode(8, 300)));
+    cost.Observe(Mixed(8, 50, i), device(Mixed(8, 50, i)));
+    StepWork begins = Mixed(8, 90, i);
+    begins.pictures = 1;
+    cost.Observe(begins, device(begins) + 0.5);
+  }
+  EXPECT_NEAR(cost.Seconds(Mixed(8, 50, 50)) / device(Mixed(8, 50, 50)), 1, 0.02);
+  EXPECT_EQ(cost.most_rows(), 58);
+}
+
 TEST(StepCostTest, FollowsADeviceThatGetsFasterOrSlower) {
   StepCost cost;
   for (const double speed : {1.0, 0.2, 2.0}) {

@@ -69,6 +69,46 @@ TEST(FairQueueTest, TakesTheFirstThatIsWantedAndLeavesTheRest) {
   EXPECT_TRUE(queue.empty());
 }
 
+TEST(FairQueueTest, WhatIsRemovedCountsForNothing) {
+  FairQueue<std::string> queue;
+  for (const char* item : {"a1", "a2", "a3"}) queue.Push({.tenant = "a", .cost = 10}, item);
+  for (const char* item : {"b1", "b2"}) queue.Push({.tenant = "b", .cost = 10}, item);
+  queue.RemoveIf([](const std::string& item) { return item[0] == 'a'; });
+  queue.Push({.tenant = "a", .cost = 10}, "a4");
+  EXPECT_THAT(Drain(queue), ElementsAre("b1", "a4", "b2"));
+}
+
+TEST(FairQueueTest, WhatWaitsBehindTheRemovedMovesUpInItsOrder) {
+  FairQueue<std::string> queue;
+  for (const char* item : {"a1", "a2", "a3", "a4"}) queue.Push({.tenant = "a", .cost = 10}, item);
+  for (const char* item : {"b1", "b2", "b3"}) queue.Push({.tenant = "b", .cost = 10}, item);
+  queue.RemoveIf([](const std::string& item) { return item == "a1" || item == "a2"; });
+  queue.Push({.tenant = "a", .cost = 10}, "a5");
+  EXPECT_THAT(Drain(queue), ElementsAre("a3", "b1", "a4", "b2", "b3", "a5"));
+}
+
+TEST(FairQueueTest, WhatWasTakenCountsAlsoWhenTheRestIsRemoved) {
+  FairQueue<std::string> queue;
+  for (const char* item : {"a1", "a2", "a3"}) queue.Push({.tenant = "a", .cost = 10}, item);
+  for (int i = 1; i < 5; ++i) queue.Push({.tenant = "b", .cost = 5}, "b" + std::to_string(i));
+  // Out of turn, too: the second one, of the tenant's first two.
+  EXPECT_EQ(*queue.PopFirst([](const std::string& item) { return item == "a2"; }), "a2");
+  queue.RemoveIf([](const std::string& item) { return item == "a1"; });
+  queue.Push({.tenant = "a", .cost = 10}, "a4");
+  EXPECT_THAT(Drain(queue), ElementsAre("b1", "b2", "a3", "b3", "b4", "a4"));
+}
+
+TEST(FairQueueTest, RemovingMovesNothingBack) {
+  FairQueue<std::string> queue;
+  queue.Push({.tenant = "a", .cost = 10}, "a1");
+  queue.Push({.tenant = "a", .priority = 1, .cost = 10}, "urgent");
+  queue.Push({.tenant = "a", .cost = 10}, "a2");
+  queue.Push({.tenant = "b", .cost = 10}, "b1");
+  EXPECT_EQ(*queue.PopFront(), "urgent");
+  queue.RemoveIf([](const std::string& item) { return item == "a2"; });
+  EXPECT_THAT(Drain(queue), ElementsAre("a1", "b1"));
+}
+
 TEST(FairQueueTest, DoesNotRememberAllTenantsThatEverWere) {
   using Queue = FairQueue<std::string>;
   Queue queue;
