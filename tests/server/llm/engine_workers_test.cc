@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <memory>
 #include <optional>
@@ -197,9 +198,9 @@ TEST(DisposalThreadsTest, WhatFindsNoThreadWaitsForOne) {
   FewThreads threads;
   std::atomic<int> done = 0;
   const auto own = std::this_thread::get_id();
-  bool here = false;
+  std::atomic<bool> here = false;
   const auto dispose = [&] {
-    here = here || std::this_thread::get_id() == own;
+    if (std::this_thread::get_id() == own) here = true;
     ++done;
   };
   std::optional<DisposalThreads> disposal(threads.start());
