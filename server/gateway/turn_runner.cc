@@ -89,7 +89,7 @@ void TurnRunner::Start() {
   choice_.key = has_session() ? request_.session_id : request_.request_id;
   if (!has_session()) {
     prompt_ = request_.prompt;
-    turn_.sampling = request_.sampling;
+    wanted_ = request_.sampling;
     return FindVersion();
   }
   LoadConversation();
@@ -201,7 +201,8 @@ void TurnRunner::OnConversation(absl::StatusOr<Conversation> found) {
       choice_.label = std::move(usual->label);
     }
   }
-  turn_.sampling = WithDefaults(request_.sampling, found->session.sampling());
+  wanted_ = WithDefaults(request_.sampling, found->session.sampling());
+  fits_ = found->session.context_overflow() == v1::CONTEXT_OVERFLOW_DROP_OLDEST_TURNS;
   conversation_ = *std::move(found);
   if (anew) {  // its own question is asked again, without the answer that there is
     const v1::Turn& last = conversation_.turns.back().turn;
@@ -225,24 +226,9 @@ void TurnRunner::FindVersion() {
 void TurnRunner::OnVersion(absl::StatusOr<Route> route) {
   if (!route.ok()) return Refuse(route.status());
   if (const auto why = broken()) return Refuse(EndingOfBreak(*why).status);
-  route_ = *std::move(route);
-  turn_.model = route_.model.model();
-  turn_.sampling = WithDefaults(turn_.sampling, route_.model.default_sampling());
-  if (!turn_.sampling.has_seed()) turn_.sampling.set_seed(DrawSeed());
-  turn_.seed = turn_.sampling.seed();
-  // What question and session ask for may be right each, but not together.
-  if (auto status = CheckSampling(turn_.sampling); !status.ok()) return Refuse(status);
-  if (auto status = CheckObeys(route_.model); !status.ok()) return Refuse(status);
-  const bool fits = has_session() && conversation_.session.context_overflow() ==
-                                         v1::CONTEXT_OVERFLOW_DROP_OLDEST_TURNS;
-  // What the service would refuse is not worth a record: it would keep the text.
-  if (auto status = CheckTextBytes(fits ? turn_.user_text.size() : prompt_.TextBytes(),
-                                   route_.model.context_tokens());
-      !status.ok()) {
-    return Refuse(status);
-  }
+  if (auto status = Take(*std::move(route)); !status.ok()) return Refuse(status);
   if (!has_session()) return OnRecorded(0U);
-  if (!fits) return Record();
+  if (!fits_) return Record();
   auto fit =
       ContextFit::Create(parts_, conversation_, turn_, route_,
                          {request_.caller, request_.request_id, request_.priority, deadlines_.turn},
@@ -260,8 +246,28 @@ void TurnRunner::OnVersion(absl::StatusOr<Route> route) {
   fit->Start();
 }
 
+absl::Status TurnRunner::Take(Route route) {
+  const v1::ModelInfo& model = route.model;
+  v1::SamplingParams sampling = WithDefaults(wanted_, model.default_sampling());
+  if (!sampling.has_seed()) sampling.set_seed(turn_.seed != 0 ? turn_.seed : DrawSeed());
+  // What question and session ask for may be right each, but not together.
+  if (auto status = CheckSampling(sampling); !status.ok()) return status;
+  if (auto status = CheckObeys(model); !status.ok()) return status;
+  // What the service would refuse is not worth a record: it would keep the text.
+  if (auto status = CheckTextBytes(fits_ ? turn_.user_text.size() : prompt_.TextBytes(),
+                                   model.context_tokens());
+      !status.ok()) {
+    return status;
+  }
+  turn_.model = model.model();
+  turn_.seed = sampling.seed();
+  turn_.sampling = std::move(sampling);
+  route_ = std::move(route);
+  return absl::OkStatus();
+}
+
 absl::Status TurnRunner::CheckObeys(const v1::ModelInfo& model) const {
-  if (!HasConstraint(turn_.sampling) || model.constrains_output()) return absl::OkStatus();
+  if (!HasConstraint(wanted_) || model.constrains_output()) return absl::OkStatus();
   return absl::UnimplementedError(
       absl::StrCat("SamplingParams.constraint: model ", model.model().name(), " version ",
                    model.model().version(),

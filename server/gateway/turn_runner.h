@@ -62,6 +62,8 @@ class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnR
   void OnConversation(absl::StatusOr<Conversation> conversation);
   void FindVersion();
   void OnVersion(absl::StatusOr<Route> route);
+  // The version is to answer, with its defaults. Else it cannot: nothing has changed.
+  absl::Status Take(Route route);
   // UNIMPLEMENTED if the question has a constraint and no process of the version can obey it.
   absl::Status CheckObeys(const v1::ModelInfo& model) const;
   void Record();
@@ -149,6 +151,8 @@ class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnR
   Conversation conversation_;  // until it is recorded
   Prompt prompt_;
   NewTurn turn_;
+  v1::SamplingParams wanted_;  // by question and session; `turn_` has the defaults of its version
+  bool fits_ = false;          // old turns are dropped where the context is too short
   Route route_;
   std::shared_ptr<Backend> llm_;  // of the attempt under way, or of the last one
   grpc::Alarm alarm_;

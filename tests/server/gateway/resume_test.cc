@@ -310,6 +310,7 @@ TEST_F(ResumeTest, NoOtherVersionGoesOnWithAnAnswer) {
   const Answer killed = AskAndDie(Question(session, kQuestion));
   llm_.models().Set({FakeLanguageModel("emoji", 2)});
   llm_.Set({});
+  options_.continue_timeout = kSlowdown * milliseconds(2000);
   StartGateway();
   const Answer rest = Resume(session, killed.started.turn_id(), killed.text.size());
   EXPECT_EQ(rest.status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
