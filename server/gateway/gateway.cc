@@ -77,9 +77,9 @@ Gateway::Gateway(const GatewayOptions& options, Metrics& metrics, std::unique_pt
       router_(vision_, llm_, options_.default_model, options_.canary_share),
       admin_(vision_, llm_, router_),
       rollouts_(options_.rollout, router_, admin_, samples_, *metrics_),
-      parts_{options_,  *metrics_,  admission, *store_,   *journal_, vision_,   llm_,     drops_,
-             router_,   running_,   warmup_,   *keys_,    owners_,   gate_,     samples_, admin_,
-             rollouts_, resumable_, fetcher_,  recovery_, memory_,   transfers_},
+      parts_{options_, *metrics_, admission,  *store_,  *journal_, vision_, llm_,      drops_,
+             router_,  running_,  warmup_,    *keys_,   owners_,   gate_,   samples_,  admin_,
+             counts_,  rollouts_, resumable_, fetcher_, recovery_, memory_, transfers_},
       warmup_(parts_),
       chat_(parts_, admission),
       models_(parts_),
@@ -190,6 +190,7 @@ void Gateway::Publish() {
 
 void Gateway::Stop() {
   admin_.Stop();
+  counts_.Stop();
   gate_.Close();
   fetcher_.Stop();
   rollouts_.Stop();

@@ -17,6 +17,7 @@
 #include "server/gateway/resumable_calls.h"
 #include "server/gateway/rollout_guard.h"
 #include "server/gateway/rollout_service.h"
+#include "server/gateway/stoppable_calls.h"
 #include "server/gateway/turn_parts.h"
 
 namespace llava {
@@ -90,6 +91,7 @@ class Gateway {
   FeatureDrops drops_;
   ModelRouter router_;
   ModelAdmin admin_;
+  StoppableCalls counts_;
   TurnSamples samples_;
   RolloutGuard rollouts_;
   const TurnParts parts_;

@@ -24,6 +24,7 @@ class PictureFetcher;
 class PictureWarmup;
 class ResumableCalls;
 class RolloutGuard;
+class StoppableCalls;
 
 // What all turns share. Everything is thread-safe and outlives every turn.
 struct TurnParts {
@@ -43,6 +44,7 @@ struct TurnParts {
   TurnGate& gate;
   TurnSamples& samples;
   ModelAdmin& admin;
+  StoppableCalls& counts;  // of tokens, without a turn
   RolloutGuard& rollouts;
   ResumableCalls& resumable;
   PictureFetcher& fetcher;

@@ -233,16 +233,18 @@ void TurnRunner::OnVersion(absl::StatusOr<Route> route) {
       ContextFit::Create(parts_, conversation_, turn_, route_,
                          {request_.caller, request_.request_id, request_.priority, deadlines_.turn},
                          [self = shared_from_this()](absl::Status status) {
+                           if (const auto why = self->broken()) {
+                             return self->Refuse(self->EndingOfBreak(*why).status);
+                           }
+                           self->SetStop(nullptr);
                            if (IsVersionGone(status) && !std::exchange(self->fitted_again_, true)) {
                              return self->parts_.router.Refresh([self] { self->FindVersion(); });
                            }
                            if (!status.ok()) return self->Refuse(status);
-                           if (const auto why = self->broken()) {
-                             return self->Refuse(self->EndingOfBreak(*why).status);
-                           }
                            self->prompt_ = PromptOf(self->conversation_, self->turn_);
                            self->Record();
                          });
+  SetStop([fit] { fit->Cancel(); });
   fit->Start();
 }
 

@@ -78,6 +78,23 @@ TEST_F(TurnFaultsTest, CancelTurnWhileThePictureIsEncoded) {
   ExpectUsable(session);
 }
 
+TEST_F(TurnFaultsTest, CancelTurnWhileTheQuestionIsFittedIntoItsContext) {
+  llm_.Set({.pause_counts = true});
+  StartGateway();
+  v1::CreateSessionRequest create;
+  create.set_context_overflow(v1::CONTEXT_OVERFLOW_DROP_OLDEST_TURNS);
+  const std::string session = NewSession(create);
+  auto asking = std::async(std::launch::async, [&] { return Ask(Question(session, "x")); });
+  ASSERT_TRUE(Eventually([&] { return llm_.counts() == 1; }));
+  EXPECT_TRUE(Cancel(session).was_running());
+  const Answer answer = asking.get();
+  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::CANCELLED);
+  EXPECT_THAT(answer.status.error_message(), HasSubstr("CancelTurn"));
+  EXPECT_THAT(Turns(session), IsEmpty());
+  llm_.Set({});
+  ExpectUsable(session);
+}
+
 TEST_F(TurnFaultsTest, AClientThatLeavesStopsTheAnswerIfItSaysSo) {
   llm_.Set({.pause_after = 1});
   StartGateway();
