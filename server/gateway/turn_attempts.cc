@@ -130,7 +130,11 @@ void TurnRunner::Generate(const FeatureDelivery::Outcome& outcome) {
   auto call = GenerateCall::Create(
       *llm_, std::move(request), deadlines_.turn,
       {.on_arrived = [self] { self->arrived_ = true; },
-       .on_event = [self](v1::GenerateResponse& event) { return self->OnEvent(event); },
+       .on_event = [self](v1::GenerateResponse& event) -> absl::Status {
+         if (self->OnEvent(event)) return absl::OkStatus();
+         if (self->protocol_error_.ok()) return absl::CancelledError("broken off");
+         return self->protocol_error_;
+       },
        .on_done = [self](absl::Status status) { self->OnGenerated(std::move(status)); }});
   SetStop([call] { call->Cancel(); });
   call->Start();

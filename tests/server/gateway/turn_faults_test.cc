@@ -353,6 +353,34 @@ TEST_F(TurnFaultsTest, AnswersThatMakeNoSenseAreRefused) {
   ExpectUsable(session);
 }
 
+TEST_F(TurnFaultsTest, AServiceWhoseAnswersMakeNoSenseIsEjected) {
+  FakeLlm other;
+  options_.llm += "," + other.server().address();
+  const std::string ejections = "llava_gateway_backend_ejections_total{backend=\"llm\"}";
+  llm_.Set({.wrong_offset = true});
+  StartGateway();
+  ASSERT_TRUE(
+      Eventually([&] { return Metric("llava_gateway_backends_down{backend=\"llm\"}") == 0; }));
+  std::string session;  // whose home it is
+  while (llm_.generates() == 0) Ask(Question(session = NewSession(), "x"));
+  while (llm_.generates() < 5) {
+    EXPECT_EQ(Metric(ejections), 0);
+    EXPECT_EQ(Ask(Question(session, "x")).status.error_code(), grpc::StatusCode::INTERNAL);
+  }
+  EXPECT_EQ(Metric(ejections), 1);
+  EXPECT_TRUE(Ask(Question(session, "x")).status.ok());
+  EXPECT_EQ(llm_.generates(), 5);
+  StopGateway();
+}
+
+TEST_F(TurnFaultsTest, ATowerWhoseFeaturesMakeNoSenseIsEjected) {
+  StartGateway();
+  const std::string session = NewSession();
+  vision_.Set({.wrong_key = true});
+  for (int i = 0; i < 5; ++i) Ask(Question(session, "x", {FakePicture(i)}));
+  EXPECT_EQ(Metric("llava_gateway_backend_ejections_total{backend=\"vision\"}"), 1);
+}
+
 TEST_F(TurnFaultsTest, AVersionThatWentAwayIsReplacedBeforeTheFirstToken) {
   StartGateway();
   const std::string session = NewSession();
