@@ -15,11 +15,12 @@ absl::StatusOr<ImageFiles> ImageFiles::Open(const std::filesystem::path& folder)
   return ImageFiles(folder);
 }
 
-absl::Status ImageFiles::Write(const std::string& id, std::string_view bytes) {
+absl::StatusOr<bool> ImageFiles::Write(const std::string& id, std::string_view bytes) {
   const auto path = folder_ / id;
   std::error_code error;
-  if (std::filesystem::exists(path, error)) return absl::OkStatus();
-  return WriteFileDurably(path, bytes);
+  if (std::filesystem::exists(path, error)) return false;
+  if (auto status = WriteFileDurably(path, bytes); !status.ok()) return status;
+  return true;
 }
 
 absl::StatusOr<std::string> ImageFiles::Read(const std::string& id) const {

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/runtime/error_reason.h"
 #include "server/runtime/logging.h"
 #include "server/runtime/status.h"
 
@@ -56,7 +57,7 @@ void RpcScope::End(const absl::Status& status) {
                               {"key", caller_.ok() ? caller_->name() : ""},
                               {"code", absl::StatusCodeToString(status.code())},
                               {"error", std::string(status.message())}};
-    if (status.code() == absl::StatusCode::kInternal) {
+    if (absl::IsInternal(status) || HasReason(status, kReasonDiskFull)) {
       LogError("call failed", fields);
     } else {
       LogInfo("call refused or ended early", fields);

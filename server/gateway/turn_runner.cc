@@ -155,10 +155,10 @@ std::optional<TurnBreak> TurnRunner::broken() {
 }
 
 void TurnRunner::OnConversation(absl::StatusOr<Conversation> found) {
-  if (recovered_ && absl::IsUnavailable(found.status())) {  // the store has too much to do
-    return Later(std::chrono::milliseconds(100), &TurnRunner::LoadConversation);
+  if (!found.ok()) {
+    if (recovered_ && !absl::IsNotFound(found.status())) return LoadAgain();
+    return Refuse(found.status());
   }
-  if (!found.ok()) return Refuse(found.status());
   if (!found->repeated_turn_id.empty()) {
     for (const StoredTurn& stored : found->turns) {
       if (stored.turn.id() != found->repeated_turn_id) continue;
@@ -180,6 +180,7 @@ void TurnRunner::OnConversation(absl::StatusOr<Conversation> found) {
         absl::StrCat("turn_id \"", turn_id_, "\" is not the last turn of this session; only that ",
                      "one can be answered anew")));
   }
+  if (auto status = CheckPictures(found->images); !status.ok()) return Refuse(status);
   turn_.id = turn_id_;
   turn_.session_id = request_.session_id;
   turn_.user_text = std::move(request_.text);
@@ -214,6 +215,16 @@ void TurnRunner::OnConversation(absl::StatusOr<Conversation> found) {
   turn_.sampling = request_.sampling;
   conversation_ = {};
   Continue();
+}
+
+absl::Status TurnRunner::CheckPictures(const std::set<std::string>& known) const {
+  std::set<std::string> sent;
+  for (size_t i = 0; i < request_.images.size(); ++i) {
+    const std::string& id = request_.images[i].info.id();
+    if (request_.images[i].bytes) sent.insert(id);
+    if (!known.contains(id) && !sent.contains(id)) return NoPicture(i, id);
+  }
+  return absl::OkStatus();
 }
 
 void TurnRunner::FindVersion() {
@@ -324,7 +335,10 @@ TurnEnding TurnRunner::EndingOfBreak(TurnBreak why) {
   TurnEnding ending = BrokenEnding(why, deadlines_, has_session());
   if (why == TurnBreak::kJournalFault) {
     MutexLock lock(mutex_);
-    ending.status = journal_fault_;
+    // A full disk as well: who is told to try again would only read this ending again.
+    ending.status = absl::IsUnavailable(journal_fault_)
+                        ? absl::InternalError(journal_fault_.message())
+                        : journal_fault_;
     ending.message = std::string(ending.status.message());
   }
   return ending;

@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 
 #include "absl/status/status.h"
@@ -62,6 +63,8 @@ class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnR
   void OnConversation(absl::StatusOr<Conversation> conversation);
   void FindVersion();
   void OnVersion(absl::StatusOr<Route> route);
+  // NOT_FOUND: a picture that the session does not have and that did not come with the question.
+  absl::Status CheckPictures(const std::set<std::string>& known) const;
   // The version is to answer, with its defaults. Else it cannot: nothing has changed.
   absl::Status Take(Route route);
   // UNIMPLEMENTED if the question has a constraint and no process of the version can obey it.
@@ -79,6 +82,8 @@ class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnR
   void EndTry();
   void LeaveLane(uint32_t tries);
   void LoadConversation();
+  // The store could not read it: what is acknowledged does not end with that.
+  void LoadAgain();
 
   // turn_attempts.cc: features, text, and what to do when they stop coming.
   void Attempt();

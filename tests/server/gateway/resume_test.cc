@@ -73,6 +73,25 @@ TEST_F(ResumeTest, SeveralReadersFollowOneTurn) {
   EXPECT_EQ(llm_.generates(), 1);
 }
 
+// Of a turn that ran out of time before it said a word nothing is worth a replay.
+TEST_F(ResumeTest, ATurnWithoutAWordInTimeFreesItsKey) {
+  options_.request_timeout = kSlowdown * milliseconds(1000);
+  llm_.Set({.pause_after = 0});
+  StartGateway();
+  const std::string session = NewSession();
+  const Answer late = Ask(Keyed(session, kQuestion));
+  EXPECT_EQ(late.status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  EXPECT_THAT(late.text, IsEmpty());
+  StopGateway();
+  options_.request_timeout = std::chrono::minutes(10);
+  llm_.Set({});
+  StartGateway();
+  const Answer answer = Ask(Keyed(session, kQuestion));
+  ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_EQ(answer.text, kAnswer);
+  EXPECT_NE(answer.started.turn_id(), late.started.turn_id());
+}
+
 TEST_F(ResumeTest, ATurnThatHasEndedIsReplayed) {
   StartGateway();
   const std::string session = NewSession();

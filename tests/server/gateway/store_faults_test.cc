@@ -6,8 +6,12 @@
 #include <future>
 #include <thread>
 
+#include "server/gateway/openai_json.h"
 #include "server/gateway/sqlite.h"
+#include "server/runtime/error_reason.h"
+#include "server/runtime/status.h"
 #include "tests/server/gateway/gateway_harness.h"
+#include "tests/server/gateway/no_space.h"
 
 namespace llava {
 namespace {
@@ -125,6 +129,70 @@ TEST_F(StoreFaultsTest, AnAcknowledgedTurnWaitsForTheStoreToTakeAnotherVersion) 
   EXPECT_EQ(answer.text, kAnswer);
   EXPECT_EQ(answer.finished.model().version(), 2U);
   EXPECT_EQ(Turns(session).at(0).model().version(), 2U);
+}
+
+TEST_F(StoreFaultsTest, AnAnswerIsTakenUpAsSoonAsTheStoreCanReadIt) {
+  llm_.Set({.pause_after = 1});
+  StartGateway();
+  const std::string session = NewSession();
+  auto asking = std::async(std::launch::async, [&] { return Ask(Question(session, kQuestion)); });
+  ASSERT_TRUE(Eventually([&] { return Metric("llava_gateway_journal_bytes_total") > 0; }));
+  StopGateway();
+  const Answer stopped = asking.get();
+  llm_.Set({});
+  Sql("ALTER TABLE session_images RENAME TO elsewhere");
+  StartGateway();
+  ASSERT_TRUE(Eventually([&] { return Metric("llava_gateway_store_failures_total") > 1; }));
+  EXPECT_EQ(Turns(session).at(0).state(), v1::TURN_STATE_RUNNING);
+  Sql("ALTER TABLE elsewhere RENAME TO session_images");
+  const Answer rest = Resume(session, stopped.started.turn_id(), stopped.text.size(), 0);
+  ASSERT_TRUE(rest.status.ok()) << rest.status.error_message();
+  EXPECT_EQ(stopped.text + rest.text, kAnswer);
+}
+
+TEST_F(StoreFaultsTest, ABegunAnswerWaitsForAPictureThatCannotBeReadNow) {
+  llm_.Set({.fail_after_deltas = 2, .deaths = 1, .pause_after = 1});
+  StartGateway();
+  const std::string session = NewSession();
+  const fs::path images = options_.data_dir + "/images", aside = folder_.path() + "/aside";
+  fs::path file;
+  auto asking = std::async(std::launch::async, [&] {
+    return Ask(Question(session, kQuestion, {FakePicture(1)}),
+               [&](grpc::ClientContext&, const Answer&) {
+                 file = fs::directory_iterator(images)->path();
+                 fs::rename(file, aside);
+                 fs::create_directory(file);  // can be opened, but not read
+                 llm_.Set({});
+                 llm_.ForgetFeatures();
+                 llm_.Release();
+               });
+  });
+  ASSERT_TRUE(Eventually([&] { return Metric("llava_gateway_store_failures_total") > 1; }));
+  fs::remove(file);
+  fs::rename(aside, file);
+  const Answer answer = asking.get();
+  ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_EQ(answer.text, "a b c d! pictures: 1, turns: 1");
+}
+
+TEST_F(StoreFaultsTest, AFullDiskIsAFaultAndNoLimitOfTheCaller) {
+  StartGateway();
+  const std::string session = NewSession();
+  const double faults = Metric("llava_gateway_request_faults_total");
+  EXPECT_EQ(Metric("llava_gateway_store_failures_total"), 0);
+  {
+    const NoSpace full;
+    const Answer refused = Ask(Question(session, kQuestion));
+    EXPECT_EQ(refused.status.error_code(), grpc::StatusCode::UNAVAILABLE);
+    EXPECT_THAT(refused.status.error_message(), HasSubstr("free disk space under --data-dir"));
+    const absl::Status status = FromGrpc(refused.status);
+    EXPECT_TRUE(HasReason(status, kReasonDiskFull));
+    EXPECT_EQ(OpenAiError(status).status, 503);
+    EXPECT_TRUE(Turns(session).empty()) << "but what is there can be read";
+  }
+  EXPECT_EQ(Metric("llava_gateway_request_faults_total"), faults + 1);
+  EXPECT_GE(Metric("llava_gateway_store_failures_total"), 1);
+  EXPECT_EQ(Ask(Question(session, kQuestion)).text, kAnswer);
 }
 
 // As earlier versions left them, which gave the session back although the end was not stored.
