@@ -16,6 +16,16 @@
 #include "server/runtime/status.h"
 
 namespace llava {
+namespace {
+
+absl::Status LeftRunning() {
+  return OverloadedError(
+      "the gateway is being stopped and leaves this turn to the next process, which goes on with "
+      "it; stop it there",
+      std::chrono::seconds(1));
+}
+
+}  // namespace
 
 void ChatServiceImpl::ForOwner(const UnaryCall& call, absl::Status checked,
                                const std::string& session_id, std::function<void()> work) {
@@ -156,7 +166,9 @@ grpc::ServerUnaryReactor* ChatServiceImpl::DeleteSession(grpc::CallbackServerCon
     });
   };
   ForOwner(call, CheckSessionId(id), id, [this, id, remove] {
-    if (!parts_.running.Break(id, "", TurnBreak::kCancelTurn, remove)) remove();
+    const bool running =
+        parts_.running.Break(id, "", TurnBreak::kCancelTurn, [remove](bool /*over*/) { remove(); });
+    if (!running) remove();
   });
   return call.reactor();
 }
@@ -194,11 +206,12 @@ grpc::ServerUnaryReactor* ChatServiceImpl::CancelTurn(grpc::CallbackServerContex
   // Empty: whichever is running.
   if (status.ok() && !request->turn_id().empty()) status = CheckTurnId(request->turn_id());
   ForOwner(call, status, request->session_id(), [this, call, request, response] {
-    const bool running = parts_.running.Break(request->session_id(), request->turn_id(),
-                                              TurnBreak::kCancelTurn, [call, response] {
-                                                response->set_was_running(true);
-                                                call.Finish(absl::OkStatus());
-                                              });
+    const bool running =
+        parts_.running.Break(request->session_id(), request->turn_id(), TurnBreak::kCancelTurn,
+                             [call, response](bool over) {
+                               response->set_was_running(over);
+                               call.Finish(over ? absl::OkStatus() : LeftRunning());
+                             });
     if (running) return;
     const auto ended = [call](const auto& known) { call.Finish(known.status()); };
     if (request->turn_id().empty()) {

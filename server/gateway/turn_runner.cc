@@ -465,7 +465,7 @@ void TurnRunner::Suspend(const TurnEnding& ending) {
                                        {"session_id", request_.session_id},
                                        {"turn_id", turn_id_},
                                        {"bytes", absl::StrCat(text_bytes_)}});
-  parts_.running.Remove(Key());
+  parts_.running.Remove(Key(), /*over=*/false);
   End(ending.status, {});
 }
 

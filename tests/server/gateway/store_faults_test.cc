@@ -195,6 +195,34 @@ TEST_F(StoreFaultsTest, AFullDiskIsAFaultAndNoLimitOfTheCaller) {
   EXPECT_EQ(Ask(Question(session, kQuestion)).text, kAnswer);
 }
 
+// Who stops a turn is not told that it is over when the next process goes on with it.
+TEST_F(StoreFaultsTest, ATurnWhoseStopCannotBeKeptIsNotSaidToBeStopped) {
+  llm_.Set({.pause_after = 1});
+  StartGateway();
+  const std::string session = NewSession();
+  RefuseEnds();
+  std::promise<void> begun;
+  auto asking = std::async(std::launch::async, [&] {
+    return Ask(Question(session, kQuestion),
+               [&](grpc::ClientContext&, const Answer&) { begun.set_value(); });
+  });
+  begun.get_future().wait();
+  admission_->StartDraining();
+  v1::CancelTurnRequest request;
+  request.set_session_id(session);
+  v1::CancelTurnResponse response;
+  const auto status = stub_->CancelTurn(Context().get(), request, &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_THAT(status.error_message(), HasSubstr("the next process"));
+  StopGateway();
+  const Answer answer = asking.get();
+  Mend();
+  llm_.Set({});
+  StartGateway();
+  const Answer rest = Resume(session, answer.started.turn_id(), answer.text.size(), 0);
+  EXPECT_EQ(answer.text + rest.text, kAnswer);
+}
+
 // As earlier versions left them, which gave the session back although the end was not stored.
 TEST_F(StoreFaultsTest, TwoUnfinishedTurnsOfASessionAreTakenUpInTheirOrder) {
   StartGateway();
