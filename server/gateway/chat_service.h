@@ -25,8 +25,10 @@ class ChatServiceImpl final : public v1::ChatService::CallbackService {
   // What a question of any origin asks for, once it has passed the checks and its pictures are
   // there; counts them. `done` runs once, before or after this returns, and must not block; if
   // something must be waited for, `listen` is given before what is to run when the caller goes.
-  // Also the errors of RequestMemory, and where pictures must be fetched the limits of the key.
+  // Also the errors of RequestMemory, and where pictures must be fetched or `check_constraint` has
+  // something to do the limits of the key.
   void ReadChat(const Caller& caller, v1::ChatRequest request,
+                absl::Status (*check_constraint)(const v1::SamplingParams&),
                 std::function<void(std::function<void()> on_gone)> listen,
                 std::function<void(absl::StatusOr<TurnRequest>)> done);
 
@@ -80,7 +82,8 @@ class ChatServiceImpl final : public v1::ChatService::CallbackService {
   grpc::ServerWriteReactor<Response>* Run(grpc::CallbackServerContext* context,
                                           std::shared_ptr<RpcScope> scope,
                                           absl::StatusOr<TurnRequest> request);
-  absl::StatusOr<TurnRequest> ReadRegenerate(const v1::RegenerateTurnRequest& request) const;
+  absl::StatusOr<TurnRequest> ReadRegenerate(const Caller& caller,
+                                             const v1::RegenerateTurnRequest& request) const;
   // Accepted or refused pictures that came inside a request.
   void CountInlineImages(const std::vector<StoredImage>& images);
 

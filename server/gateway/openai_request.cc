@@ -306,9 +306,7 @@ Reader ResponseFormat(const std::string& body, v1::SamplingParams& sampling) {
       return Bad(name + ".type", absl::StrCat("is \"", type.substr(0, 64),
                                               "\"; known are text, json_object and json_schema"));
     }
-    if (auto status = ReadFields(value, readers, name); !status.ok()) return status;
-    const absl::Status status = CheckConstraint(sampling);
-    return status.ok() ? status : Bad(name, absl::StrCat("is not supported: ", status.message()));
+    return ReadFields(value, readers, name);
   };
 }
 
@@ -457,6 +455,12 @@ absl::StatusOr<StreamPosition> ParseStreamPosition(std::string_view event_id) {
   }
   position.turn_id = std::string(event_id.substr(0, colon));
   return position;
+}
+
+absl::Status CheckResponseFormat(const v1::SamplingParams& sampling) {
+  const absl::Status status = CheckConstraint(sampling);
+  if (status.ok()) return status;
+  return Bad("response_format", absl::StrCat("is not supported: ", status.message()));
 }
 
 std::string ParamOf(const absl::Status& status) {

@@ -25,7 +25,10 @@ Json Ask() { return {{"messages", {{{"role", "user"}, {"content", "x"}}}}}; }
 absl::StatusOr<CompletionRequest> With(const std::string& parameters) {
   Json body = Ask();
   body.update(Json::parse(parameters));
-  return ReadCompletionRequest(body.dump(), /*urls=*/false);
+  auto request = ReadCompletionRequest(body.dump(), /*urls=*/false);
+  if (!request.ok()) return request;
+  if (auto status = CheckResponseFormat(request->chat.sampling()); !status.ok()) return status;
+  return request;
 }
 
 v1::SamplingParams Sampling(const std::string& parameters) {
