@@ -14,6 +14,8 @@
 
 namespace llava {
 
+class PageReactor;
+
 // The public API of chat.proto on gRPC's callback threads: checks each request, then hands it to
 // the store, a TurnRunner or an ImageUpload. Nothing here blocks.
 class ChatServiceImpl final : public v1::ChatService::CallbackService {
@@ -73,6 +75,12 @@ class ChatServiceImpl final : public v1::ChatService::CallbackService {
   // the call is finished. On this thread or the store's; the request lives until Finish.
   void ForOwner(const UnaryCall& call, absl::Status checked, const std::string& session_id,
                 std::function<void()> work);
+  // `work` runs when its key has room for one more page; the call's reactor holds it.
+  void ForPage(const UnaryCall& call, const std::shared_ptr<PageReactor>& page,
+               std::function<void()> work);
+  // A stream that is ended when its client takes nothing of it.
+  template <typename Response>
+  std::shared_ptr<StreamWriter<Response>> NewWriter(grpc::CallbackServerContext* context);
   absl::StatusOr<TurnRequest> ReadChecked(v1::ChatRequest request);
   // Runs a turn whose request was read (or refused) into a stream of `Response`.
   template <typename Response>

@@ -10,6 +10,7 @@
 #include "server/gateway/chat_service.h"
 #include "server/gateway/picture_fetcher.h"
 #include "server/gateway/request_checks.h"
+#include "server/gateway/send_watch.h"
 #include "server/gateway/turn_start.h"
 #include "server/runtime/failpoint.h"
 #include "server/runtime/status.h"
@@ -59,6 +60,18 @@ RequestKey TakeKey(v1::ChatRequest& request) {
 }  // namespace
 
 template <typename Response>
+std::shared_ptr<StreamWriter<Response>> ChatServiceImpl::NewWriter(
+    grpc::CallbackServerContext* context) {
+  auto writer = StreamWriter<Response>::Create();
+  writer->SetContext(context);
+  parts_.sends.Add([weak = std::weak_ptr(writer)](SendWatch::Clock::time_point since) {
+    const auto open = weak.lock();
+    return open && open->CancelIfStuck(since);
+  });
+  return writer;
+}
+
+template <typename Response>
 void ChatServiceImpl::Begin(const std::shared_ptr<StreamWriter<Response>>& writer,
                             std::shared_ptr<RpcScope> scope,
                             std::chrono::system_clock::time_point deadline,
@@ -77,7 +90,7 @@ template <typename Response>
 grpc::ServerWriteReactor<Response>* ChatServiceImpl::Run(grpc::CallbackServerContext* context,
                                                          std::shared_ptr<RpcScope> scope,
                                                          absl::StatusOr<TurnRequest> request) {
-  auto writer = StreamWriter<Response>::Create();
+  auto writer = NewWriter<Response>(context);
   Begin(writer, std::move(scope), context->deadline(), std::move(request));
   return writer.get();
 }
@@ -92,7 +105,7 @@ grpc::ServerWriteReactor<v1::ChatResponse>* ChatServiceImpl::Chat(
   if (!status.ok()) {
     return Run<v1::ChatResponse>(context, std::move(scope), status);
   }
-  auto writer = StreamWriter<v1::ChatResponse>::Create();
+  auto writer = NewWriter<v1::ChatResponse>(context);
   // gRPC keeps the request until the stream ends. It is an object of its own that nobody else looks
   // at, so what it holds can be taken.
   ReadChat(
@@ -213,7 +226,7 @@ absl::StatusOr<TurnRequest> ChatServiceImpl::ReadRegenerate(
 grpc::ServerWriteReactor<v1::ResumeTurnResponse>* ChatServiceImpl::ResumeTurn(
     grpc::CallbackServerContext* context, const v1::ResumeTurnRequest* request) {
   const auto scope = std::make_shared<RpcScope>("ResumeTurn", *context, parts_);
-  auto writer = StreamWriter<v1::ResumeTurnResponse>::Create();
+  auto writer = NewWriter<v1::ResumeTurnResponse>(context);
   const TurnReader reader{std::make_shared<StreamSink<v1::ResumeTurnResponse>>(writer),
                           [scope](const absl::Status& status) { scope->End(status); }};
   absl::Status status = scope->Enter();

@@ -63,6 +63,7 @@ void RpcScope::End(const absl::Status& status) {
       LogInfo("call refused or ended early", fields);
     }
   }
+  const auto place = std::move(place_);
   if (admission_ != nullptr) admission_->Leave();
 }
 

@@ -19,11 +19,13 @@
 namespace llava {
 
 class FeatureDrops;
+class KeyLanes;
 class ModelAdmin;
 class PictureFetcher;
 class PictureWarmup;
 class ResumableCalls;
 class RolloutGuard;
+class SendWatch;
 class StoppableCalls;
 
 // What all turns share. Everything is thread-safe and outlives every turn.
@@ -45,6 +47,9 @@ struct TurnParts {
   TurnSamples& samples;
   ModelAdmin& admin;
   StoppableCalls& counts;  // of tokens, without a turn
+  KeyLanes& calls;         // that look at sessions
+  KeyLanes& pages;         // of sessions and turns, until they are sent
+  SendWatch& sends;
   RolloutGuard& rollouts;
   ResumableCalls& resumable;
   PictureFetcher& fetcher;

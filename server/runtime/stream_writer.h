@@ -2,6 +2,7 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <chrono>
 #include <cstddef>
 #include <deque>
 #include <functional>
@@ -77,6 +78,21 @@ class StreamWriter : public grpc::ServerWriteReactor<Response> {
     this->Finish(status);
   }
 
+  // The call, for CancelIfStuck.
+  void SetContext(grpc::CallbackServerContext* context) {
+    MutexLock lock(mutex_);
+    context_ = context;
+  }
+
+  // Ends the call if its client has taken nothing since before `since` of what is queued. False:
+  // the call is over.
+  bool CancelIfStuck(std::chrono::steady_clock::time_point since) {
+    MutexLock lock(mutex_);
+    if (context_ == nullptr) return false;
+    if (in_flight_ && write_began_ < since) context_->TryCancel();
+    return true;
+  }
+
   bool gone() const {
     MutexLock lock(mutex_);
     return gone_;
@@ -116,13 +132,20 @@ class StreamWriter : public grpc::ServerWriteReactor<Response> {
     if (on_gone) on_gone();
   }
 
-  void OnDone() override { self_.reset(); }
+  void OnDone() override {
+    {
+      MutexLock lock(mutex_);
+      context_ = nullptr;
+    }
+    self_.reset();
+  }
 
   void Next() LLAVA_REQUIRES(mutex_) {
     current_ = std::move(queue_.front());
     queue_.pop_front();
     current_bytes_ = current_.ByteSizeLong();
     in_flight_ = true;
+    write_began_ = std::chrono::steady_clock::now();
   }
 
   std::shared_ptr<StreamWriter> self_;  // released by OnDone
@@ -132,7 +155,9 @@ class StreamWriter : public grpc::ServerWriteReactor<Response> {
   std::function<void()> on_gone_ LLAVA_GUARDED_BY(mutex_);
   std::deque<Response> queue_ LLAVA_GUARDED_BY(mutex_);
   bool in_flight_ LLAVA_GUARDED_BY(mutex_) = false;
-  size_t queued_bytes_ LLAVA_GUARDED_BY(mutex_) = 0;  // `current_` included
+  std::chrono::steady_clock::time_point write_began_ LLAVA_GUARDED_BY(mutex_);
+  grpc::CallbackServerContext* context_ LLAVA_GUARDED_BY(mutex_) = nullptr;  // until OnDone
+  size_t queued_bytes_ LLAVA_GUARDED_BY(mutex_) = 0;                         // `current_` included
   size_t current_bytes_ LLAVA_GUARDED_BY(mutex_) = 0;
   bool gone_ LLAVA_GUARDED_BY(mutex_) = false;
   std::optional<grpc::Status> closing_ LLAVA_GUARDED_BY(mutex_);

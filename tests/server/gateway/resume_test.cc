@@ -4,8 +4,10 @@
 
 #include <filesystem>
 #include <future>
+#include <thread>
 
 #include "google/rpc/error_details.pb.h"
+#include "server/gateway/sqlite.h"
 #include "server/runtime/status.h"
 #include "tests/server/gateway/gateway_harness.h"
 
@@ -461,6 +463,30 @@ TEST_F(ResumeTest, OldTurnsMakeRoomIfTheSessionSaysSo) {
   EXPECT_TRUE(turns.at(0).dropped_from_context());
   EXPECT_FALSE(turns.at(1).dropped_from_context());
   EXPECT_THAT(turns.at(0).answer_text(), Not(IsEmpty())) << "marked, not deleted";
+}
+
+// A client that reads nothing of what lies there for it holds it no longer than that.
+TEST_F(ResumeTest, AReaderThatTakesNothingLosesItsCall) {
+  options_.send_patience = milliseconds(50);
+  options_.resume_grace = milliseconds(50);  // so often is it looked at
+  StartGateway();
+  const std::string session = NewSession();
+  const std::string turn = Ask(Question(session, kQuestion)).started.turn_id();
+  auto database = SqlDatabase::Open(options_.data_dir + "/sessions.db");
+  ASSERT_TRUE((*database)->Script("UPDATE turns SET answer_text = hex(zeroblob(8000000))").ok());
+  database->reset();
+  v1::ResumeTurnRequest request;
+  request.set_session_id(session);
+  request.set_turn_id(turn);
+  ASSERT_TRUE(Eventually([&] {
+    const auto context = Context();
+    const auto reader = stub_->ResumeTurn(context.get(), request);
+    std::this_thread::sleep_for(milliseconds(200));
+    v1::ResumeTurnResponse response;
+    while (reader->Read(&response)) {
+    }
+    return reader->Finish().error_code() == grpc::StatusCode::CANCELLED;
+  }));
 }
 
 }  // namespace
