@@ -137,11 +137,16 @@ void BackendPool::Start(std::function<void()> on_change) {
 std::vector<std::shared_ptr<Backend>> BackendPool::all() const {
   MutexLock lock(mutex_);
   std::vector<std::shared_ptr<Backend>> leases;
+  if (stopping_) return leases;  // they end one after the other, while others still ask
   for (const auto& backend : backends_) leases.push_back(backend->Lease());
   return leases;
 }
 
 void BackendPool::OnChange() {
+  {
+    MutexLock lock(mutex_);
+    if (stopping_) return;
+  }
   int up = 0, down = 0;
   for (const auto& backend : all()) ++(backend->table().status.ok() ? up : down);
   metrics_.SetBackends(names_.service, up, down);

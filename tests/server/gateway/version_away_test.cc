@@ -84,12 +84,15 @@ TEST_F(VersionAwayTest, TheModelOfAProcessThatIsDownIsUnavailableNotUnknown) {
   StartGateway();
   ASSERT_TRUE(Eventually([&] { return Metric(kDown) == 0; }));
   const std::string session = NewSession();
+  std::promise<void> stopped;
   auto asking = std::async(std::launch::async, [&] {
     return Ask(Question(session, kQuestion), [&](grpc::ClientContext&, const Answer&) {
       llm_.server().Stop();
       llm_.Set({});
+      stopped.set_value();
     });
   });
+  stopped.get_future().wait();
   ASSERT_TRUE(Eventually([&] { return Metric(kDown) == 1; }));
   for (const char* model : {"emoji", "emoji@1"}) {
     v1::ChatRequest named = Question(NewSession(), "x");
