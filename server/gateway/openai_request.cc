@@ -425,7 +425,9 @@ absl::Status CheckRanges(const v1::SamplingParams& sampling) {
   std::string message(status.message());
   message = message.substr(message.find('.') + 1);
   const size_t space = std::min(message.find(' '), message.size());
-  return Bad(message.substr(0, space), message.substr(std::min(space + 1, message.size())));
+  const std::string name = message.substr(0, space);
+  return Bad(name == "constraint" ? "response_format" : name,
+             message.substr(std::min(space + 1, message.size())));
 }
 
 absl::StatusOr<Json> Parse(const std::string& body) {

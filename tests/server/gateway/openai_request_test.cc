@@ -159,6 +159,14 @@ TEST(OpenAiRequestTest, ASchemaThatIsMissingIsNamed) {
   }
 }
 
+TEST(OpenAiRequestTest, ASchemaThatIsTooLargeIsRefusedByItsName) {
+  Json format = {{"type", "json_schema"}, {"json_schema", {{"schema", {{"enum", {"x"}}}}}}};
+  format["json_schema"]["schema"]["enum"][0] = std::string(70'000, 'x');
+  const auto request = With(absl::StrCat(R"({"response_format": )", format.dump(), "}"));
+  EXPECT_EQ(Refused(request), "response_format");
+  EXPECT_THAT(std::string(request.status().message()), HasSubstr("65536"));
+}
+
 // As many as docs/constraints.md promises.
 TEST(OpenAiRequestTest, ASchemaHasTheLevelsThatTheBodyLeavesIt) {
   const auto with = [](int levels) {
