@@ -130,7 +130,7 @@ grpc::ServerUnaryReactor* ChatServiceImpl::ListSessions(grpc::CallbackServerCont
       for (v1::Session& session : page->sessions) *response->add_sessions() = std::move(session);
       response->set_next_page_token(page->next_page_token);
     }
-    reactor->BeginSend();
+    reactor->BeginSend(response->ByteSizeLong());
     call.Finish(page.status());
   };
   ForPage(call, reactor, [this, owner, request, page_size, answer] {
@@ -207,7 +207,7 @@ grpc::ServerUnaryReactor* ChatServiceImpl::ListTurns(grpc::CallbackServerContext
       for (v1::Turn& turn : page->turns) *response->add_turns() = std::move(turn);
       response->set_next_page_token(page->next_page_token);
     }
-    reactor->BeginSend();
+    reactor->BeginSend(response->ByteSizeLong());
     call.Finish(page.status());
   };
   ForOwner(call, status, request->session_id(), [this, call, reactor, request, page_size, answer] {

@@ -4,6 +4,8 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <chrono>
+#include <cstddef>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -33,10 +35,11 @@ class PageReactor : public grpc::ServerUnaryReactor {
     MutexLock lock(mutex_);
     place_ = std::move(place);
   }
-  // The page is on its way; right before Finish.
-  void BeginSend() {
+  // A page of so many bytes is on its way; right before Finish. How far it has come nobody tells: a
+  // slow client gets time for all of it.
+  void BeginSend(size_t bytes) {
     MutexLock lock(mutex_);
-    sent_ = SendWatch::Clock::now();
+    sent_ = SendWatch::Clock::now() + std::chrono::milliseconds(bytes / kBytesPerMs);
   }
   // The client has gone.
   bool gone() {
@@ -45,6 +48,8 @@ class PageReactor : public grpc::ServerUnaryReactor {
   }
 
  private:
+  static constexpr size_t kBytesPerMs = 32;
+
   explicit PageReactor(grpc::CallbackServerContext& context) : context_(&context) {}
 
   void OnCancel() override {
