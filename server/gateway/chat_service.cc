@@ -186,7 +186,8 @@ grpc::ServerUnaryReactor* ChatServiceImpl::DeleteSession(grpc::CallbackServerCon
       call.Finish(removed.status());
     });
   };
-  ForOwner(call, CheckSessionId(id), id, [this, id, remove] {
+  ForOwner(call, CheckSessionId(id), id, [this, call, id, remove] {
+    call.scope().Hold(nullptr);  // the turn's end may take a while
     const bool running =
         parts_.running.Break(id, "", TurnBreak::kCancelTurn, [remove](bool /*over*/) { remove(); });
     if (!running) remove();
@@ -231,6 +232,7 @@ grpc::ServerUnaryReactor* ChatServiceImpl::CancelTurn(grpc::CallbackServerContex
   // Empty: whichever is running.
   if (status.ok() && !request->turn_id().empty()) status = CheckTurnId(request->turn_id());
   ForOwner(call, status, request->session_id(), [this, call, request, response] {
+    call.scope().Hold(nullptr);  // likewise
     const bool running =
         parts_.running.Break(request->session_id(), request->turn_id(), TurnBreak::kCancelTurn,
                              [call, response](bool over) {
@@ -290,6 +292,7 @@ grpc::ServerUnaryReactor* ChatServiceImpl::CountTokens(
   ForOwner(call, status, request->session_id(),
            [this, call, request, response, memory, images = std::move(images),
             deadline = context->deadline()] {
+             call.scope().Hold(nullptr);  // the language service takes its time
              if (auto charged = parts_.gate.ChargeRequest(call.scope().caller()); !charged.ok()) {
                return call.Finish(charged);
              }

@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 
+#include <deque>
 #include <filesystem>
 #include <future>
 #include <thread>
@@ -74,6 +75,40 @@ TEST_F(StoreFaultsTest, AnAnswerWaitsForTheStoreAndItsSessionWithIt) {
   EXPECT_EQ(Turns(session).at(0).state(), v1::TURN_STATE_FINISHED);
   EXPECT_EQ(Ask(Question(session, "and now")).text, "and now! pictures: 0, turns: 2");
   EXPECT_EQ(Metric("llava_gateway_turns_running"), 0);
+}
+
+// However many of a key wait for a turn's end, they take no place from those that only look.
+TEST_F(StoreFaultsTest, CallsThatWaitForATurnKeepNobodyFromLooking) {
+  StartGateway();
+  const std::string session = NewSession();
+  RefuseEnds();
+  auto asking = std::async(std::launch::async, [&] { return Ask(Question(session, kQuestion)); });
+  ASSERT_TRUE(Eventually([&] { return Metric("llava_gateway_turns_total") == 1; }));
+  struct Call {
+    std::unique_ptr<grpc::ClientContext> context;
+    v1::CancelTurnRequest request;
+    v1::CancelTurnResponse response;
+    std::promise<grpc::Status> status;
+  };
+  std::deque<Call> calls(300);
+  for (Call& call : calls) {
+    call.context = Context();
+    call.request.set_session_id(session);
+    stub_->async()->CancelTurn(call.context.get(), &call.request, &call.response,
+                               [&call](grpc::Status status) { call.status.set_value(status); });
+  }
+  v1::GetSessionRequest look;
+  look.set_session_id(session);
+  for (int i = 0; i < 20; ++i) {
+    v1::GetSessionResponse found;
+    EXPECT_TRUE(stub_->GetSession(Context().get(), look, &found).ok());
+  }
+  Mend();
+  for (Call& call : calls) {
+    EXPECT_TRUE(call.status.get_future().get().ok());
+    EXPECT_TRUE(call.response.was_running());
+  }
+  EXPECT_EQ(asking.get().text, kAnswer);
 }
 
 TEST_F(StoreFaultsTest, AProcessThatStopsLeavesSuchAnAnswerToTheNext) {
