@@ -306,6 +306,7 @@ absl::Status AnswerJournal::WriteBatch(const std::string& bytes) {
     return status;
   }
   LogError("journal not written", {{"error", std::string(status.message())}});
+  metrics_.store_failures_total.Increment();
   // Half a batch would hide all that is written behind it: off with it, or on to another file.
   if (file_ >= 0 && ftruncate(file_, static_cast<off_t>(file_bytes_)) != 0) CloseSegment();
   return status;

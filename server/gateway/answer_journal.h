@@ -31,7 +31,7 @@ namespace llava {
 // by the store's commit.
 //
 // Thread-safe. Callbacks run in the order of the calls, within the call or on the journal's thread,
-// and must not block. RESOURCE_EXHAUSTED when the disk is full, INTERNAL for other faults of it;
+// and must not block. DiskFull (file_io.h) when the disk is, INTERNAL for other faults of it;
 // nothing of such a batch is kept but the ends of answers, which go with the next one. The
 // destructor writes all that waits.
 class AnswerJournal {

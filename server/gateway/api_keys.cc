@@ -241,8 +241,12 @@ ApiKeys::ApiKeys(std::string path, Metrics& metrics)
                              "Times that the keys file was read.", {{"result", "ok"}})),
       failed_reads_(metrics.Counter("llava_gateway_keys_file_reads_total",
                                     "Times that the keys file was read.", {{"result", "failed"}})),
-      keys_(std::make_shared<const List>()),
-      index_(std::make_shared<const Index>()) {}
+      file_ok_(metrics.Gauge("llava_gateway_keys_file_ok",
+                             "0 while the keys file does not read well and the old keys stay.")),
+      keys_(std::make_shared<const Names>()),
+      index_(std::make_shared<const Index>()) {
+  file_ok_.Set(1);
+}
 
 ApiKeys::~ApiKeys() {
   {
@@ -258,22 +262,24 @@ size_t ApiKeys::size() const {
   return keys_->size();
 }
 
-KeyLimits ApiKeys::LimitsOf(std::string_view name) const {
-  MutexLock lock(mutex_);
-  for (const auto& key : *keys_) {
-    if (key->name == name) return key->limits;
+std::shared_ptr<const ApiKey> ApiKeys::Find(std::string_view name) const {
+  std::shared_ptr<const Names> keys;
+  {
+    MutexLock lock(mutex_);
+    keys = keys_;
   }
-  return {};
+  const auto found = keys->find(name);
+  return found == keys->end() ? nullptr : found->second;
+}
+
+KeyLimits ApiKeys::LimitsOf(std::string_view name) const {
+  const auto key = Find(name);
+  return key ? key->limits : KeyLimits();
 }
 
 Caller ApiKeys::Named(const std::string& name, uint32_t weight) const {
   if (name.empty()) return Caller();
-  {
-    MutexLock lock(mutex_);
-    for (const auto& key : *keys_) {
-      if (key->name == name) return Caller(key);
-    }
-  }
+  if (auto known = Find(name)) return Caller(std::move(known));
   auto key = std::make_shared<ApiKey>();
   key->name = name;
   key->weight = weight;
@@ -296,18 +302,21 @@ absl::Status ApiKeys::Read() {
   auto keys = ReadFile(path_);
   if (!keys.ok()) {
     failed_reads_.Increment();
+    file_ok_.Set(0);
     return keys.status();
   }
-  auto list = std::make_shared<List>();
+  auto names = std::make_shared<Names>();
   auto index = std::make_shared<Index>();
-  for (ApiKey& key : *keys) {
-    list->push_back(std::make_shared<const ApiKey>(std::move(key)));
-    for (const Sha256Digest& hash : list->back()->hashes) (*index)[Salted(hash)] = list->back();
+  for (ApiKey& each : *keys) {
+    const auto key = std::make_shared<const ApiKey>(std::move(each));
+    for (const Sha256Digest& hash : key->hashes) (*index)[Salted(hash)] = key;
+    names->emplace(key->name, key);
   }
   reads_.Increment();
-  count_.Set(static_cast<double>(list->size()));
+  file_ok_.Set(1);
+  count_.Set(static_cast<double>(names->size()));
   MutexLock lock(mutex_);
-  keys_ = std::move(list);
+  keys_ = std::move(names);
   index_ = std::move(index);
   return absl::OkStatus();
 }

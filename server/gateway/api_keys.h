@@ -3,6 +3,7 @@
 // Who may come in: named API keys, of which only hashes are kept (docs/access.md has the format).
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -89,7 +90,7 @@ class ApiKeys {
   size_t size() const;
 
  private:
-  using List = std::vector<std::shared_ptr<const ApiKey>>;
+  using Names = std::map<std::string, std::shared_ptr<const ApiKey>, std::less<>>;
   // By hash of the key under a salt of this process: so the time of a search tells a stranger
   // nothing about the hashes that are kept.
   using Index = std::map<Sha256Digest, std::shared_ptr<const ApiKey>>;
@@ -101,16 +102,19 @@ class ApiKeys {
   // and of who may read it.
   std::string Signature() const;
   Sha256Digest Salted(const Sha256Digest& hash) const;
+  // Null: there is none of that name.
+  std::shared_ptr<const ApiKey> Find(std::string_view name) const;
 
   const std::string path_;
   const std::string salt_;
   prometheus::Gauge& count_;
   prometheus::Counter& reads_;
   prometheus::Counter& failed_reads_;
+  prometheus::Gauge& file_ok_;
 
   mutable Mutex mutex_;
   CondVar changed_;
-  std::shared_ptr<const List> keys_ LLAVA_GUARDED_BY(mutex_);
+  std::shared_ptr<const Names> keys_ LLAVA_GUARDED_BY(mutex_);
   std::shared_ptr<const Index> index_ LLAVA_GUARDED_BY(mutex_);
   bool stopping_ LLAVA_GUARDED_BY(mutex_) = false;
   std::string signature_;  // of the last file read; Open, then the thread

@@ -32,6 +32,10 @@ bool IsVersionGone(const absl::Status& status);
 struct ModelTable {
   absl::Status status = absl::UnavailableError("not asked yet");  // OK: it answered
   std::vector<v1::ModelInfo> models;  // of the last good answer, also while the service is down
+  // Of several processes: what only those had that are down now, and what is wrong with the first
+  // one of them.
+  std::vector<v1::ModelInfo> lost;
+  absl::Status lost_status;
 };
 
 // One process of a service. Asks it for its models on a thread of its own, every `period` and on

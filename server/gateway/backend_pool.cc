@@ -7,6 +7,7 @@
 #include <atomic>
 #include <charconv>
 #include <cstdint>
+#include <iterator>
 #include <map>
 #include <set>
 #include <tuple>
@@ -136,11 +137,16 @@ void BackendPool::Start(std::function<void()> on_change) {
 std::vector<std::shared_ptr<Backend>> BackendPool::all() const {
   MutexLock lock(mutex_);
   std::vector<std::shared_ptr<Backend>> leases;
+  if (stopping_) return leases;  // they end one after the other, while others still ask
   for (const auto& backend : backends_) leases.push_back(backend->Lease());
   return leases;
 }
 
 void BackendPool::OnChange() {
+  {
+    MutexLock lock(mutex_);
+    if (stopping_) return;
+  }
   int up = 0, down = 0;
   for (const auto& backend : all()) ++(backend->table().status.ok() ? up : down);
   metrics_.SetBackends(names_.service, up, down);
@@ -195,7 +201,11 @@ void BackendPool::LookUp() {
 
 ModelTable BackendPool::table() const {
   ModelTable joined;
-  std::map<std::tuple<int, std::string, uint64_t, std::string>, size_t> seen;
+  const auto key = [](const v1::ModelInfo& model) {
+    return std::make_tuple(static_cast<int>(model.kind()), model.model().name(),
+                           model.model().version(), model.model().digest());
+  };
+  std::map<decltype(key(v1::ModelInfo())), size_t> seen;
   const auto backends = all();
   if (backends.empty()) {
     joined.status =
@@ -211,13 +221,14 @@ ModelTable BackendPool::table() const {
     } else {
       // Not one of several that are down, but all of them, is worth telling.
       if (down++ == 0 && !joined.status.ok()) joined.status = table.status;
-      if (backends.size() > 1) continue;
+      if (backends.size() > 1) {
+        if (joined.lost_status.ok()) joined.lost_status = table.status;
+        std::move(table.models.begin(), table.models.end(), std::back_inserter(joined.lost));
+        continue;
+      }
     }
     for (v1::ModelInfo& model : table.models) {
-      const auto [place, added] =
-          seen.emplace(std::make_tuple(model.kind(), model.model().name(), model.model().version(),
-                                       model.model().digest()),
-                       joined.models.size());
+      const auto [place, added] = seen.emplace(key(model), joined.models.size());
       if (added) {
         joined.models.push_back(std::move(model));
         continue;
@@ -231,6 +242,13 @@ ModelTable BackendPool::table() const {
       }
     }
   }
+  std::erase_if(joined.lost, [&](const v1::ModelInfo& model) {
+    const auto served = seen.find(key(model));
+    if (served == seen.end()) return false;
+    // What only the one can do that is down is worth waiting for.
+    if (model.constrains_output()) joined.models[served->second].set_constrains_output(true);
+    return true;
+  });
   return joined;
 }
 

@@ -47,8 +47,8 @@ class BackendPool {
   // process have changed.
   void Start(std::function<void()> on_change);
 
-  // The models of all processes, each version once, with what any of them knows (labels) or can do
-  // (constraints); OK if one of them answers.
+  // The models of all processes that answer, each version once, with what any of them knows
+  // (labels) or any process can do (constraints); OK if one of them answers.
   ModelTable table() const;
   // Asks all of them; `done` runs on a thread of the pool after the last answer.
   void Refresh(std::function<void()> done);

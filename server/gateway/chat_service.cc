@@ -11,22 +11,49 @@
 #include "absl/strings/str_cat.h"
 #include "server/gateway/feature_drops.h"
 #include "server/gateway/image_upload.h"
+#include "server/gateway/key_lanes.h"
+#include "server/gateway/page_reactor.h"
 #include "server/gateway/request_checks.h"
 #include "server/gateway/token_count.h"
 #include "server/runtime/status.h"
 
 namespace llava {
+namespace {
+
+absl::Status LeftRunning() {
+  return OverloadedError(
+      "the gateway is being stopped and leaves this turn to the next process, which goes on with "
+      "it; stop it there",
+      std::chrono::seconds(1));
+}
+
+}  // namespace
 
 void ChatServiceImpl::ForOwner(const UnaryCall& call, absl::Status checked,
                                const std::string& session_id, std::function<void()> work) {
   absl::Status status = call.scope().Enter();
   if (status.ok()) status = std::move(checked);
   if (!status.ok()) return call.Finish(status);
-  parts_.owners.Check(call.scope().caller(), session_id,
-                      [call, work = std::move(work)](const absl::Status& owned) {
-                        if (!owned.ok()) return call.Finish(owned);
-                        work();
-                      });
+  parts_.calls.Enter(call.scope().caller().name(), [this, call, session_id,
+                                                    work = std::move(work)](KeyLanes::Place place) {
+    call.scope().Hold(std::move(place));
+    parts_.owners.Check(call.scope().caller(), session_id, [call, work](const absl::Status& owned) {
+      if (!owned.ok()) return call.Finish(owned);
+      work();
+    });
+  });
+}
+
+void ChatServiceImpl::ForPage(const UnaryCall& call, const std::shared_ptr<PageReactor>& page,
+                              std::function<void()> work) {
+  parts_.pages.Enter(call.scope().caller().name(),
+                     [call, page, work = std::move(work)](KeyLanes::Place place) {
+                       page->Hold(std::move(place));
+                       if (page->gone()) {
+                         return call.Finish(absl::CancelledError("the client went away"));
+                       }
+                       work();
+                     });
 }
 
 grpc::ServerUnaryReactor* ChatServiceImpl::CreateSession(grpc::CallbackServerContext* context,
@@ -87,7 +114,8 @@ grpc::ServerUnaryReactor* ChatServiceImpl::GetSession(grpc::CallbackServerContex
 grpc::ServerUnaryReactor* ChatServiceImpl::ListSessions(grpc::CallbackServerContext* context,
                                                         const v1::ListSessionsRequest* request,
                                                         v1::ListSessionsResponse* response) {
-  const UnaryCall call("ListSessions", *context, parts_);
+  const auto reactor = PageReactor::Create(*context, parts_.sends);
+  const UnaryCall call("ListSessions", *context, parts_, reactor.get());
   const auto page_size = PageSize(request->page_size());
   auto status = call.scope().Enter();
   if (status.ok()) status = page_size.status();
@@ -97,14 +125,17 @@ grpc::ServerUnaryReactor* ChatServiceImpl::ListSessions(grpc::CallbackServerCont
   }
   const Caller& caller = call.scope().caller();
   const auto owner = caller.is_admin() ? std::nullopt : std::make_optional(caller.name());
-  const auto answer = [call, response](auto page) {
+  const auto answer = [call, reactor, response](auto page) {
     if (page.ok()) {
       for (v1::Session& session : page->sessions) *response->add_sessions() = std::move(session);
       response->set_next_page_token(page->next_page_token);
     }
+    reactor->BeginSend(response->ByteSizeLong());
     call.Finish(page.status());
   };
-  parts_.store.ListSessions(owner, *page_size, request->page_token(), answer);
+  ForPage(call, reactor, [this, owner, request, page_size, answer] {
+    parts_.store.ListSessions(owner, *page_size, request->page_token(), answer);
+  });
   return call.reactor();
 }
 
@@ -155,8 +186,11 @@ grpc::ServerUnaryReactor* ChatServiceImpl::DeleteSession(grpc::CallbackServerCon
       call.Finish(removed.status());
     });
   };
-  ForOwner(call, CheckSessionId(id), id, [this, id, remove] {
-    if (!parts_.running.Break(id, "", TurnBreak::kCancelTurn, remove)) remove();
+  ForOwner(call, CheckSessionId(id), id, [this, call, id, remove] {
+    call.scope().Hold(nullptr);  // the turn's end may take a while
+    const bool running =
+        parts_.running.Break(id, "", TurnBreak::kCancelTurn, [remove](bool /*over*/) { remove(); });
+    if (!running) remove();
   });
   return call.reactor();
 }
@@ -164,19 +198,23 @@ grpc::ServerUnaryReactor* ChatServiceImpl::DeleteSession(grpc::CallbackServerCon
 grpc::ServerUnaryReactor* ChatServiceImpl::ListTurns(grpc::CallbackServerContext* context,
                                                      const v1::ListTurnsRequest* request,
                                                      v1::ListTurnsResponse* response) {
-  const UnaryCall call("ListTurns", *context, parts_);
+  const auto reactor = PageReactor::Create(*context, parts_.sends);
+  const UnaryCall call("ListTurns", *context, parts_, reactor.get());
   auto status = CheckSessionId(request->session_id());
   const auto page_size = PageSize(request->page_size());
   if (status.ok()) status = page_size.status();
-  const auto answer = [call, response](auto page) {
+  const auto answer = [call, reactor, response](auto page) {
     if (page.ok()) {
       for (v1::Turn& turn : page->turns) *response->add_turns() = std::move(turn);
       response->set_next_page_token(page->next_page_token);
     }
+    reactor->BeginSend(response->ByteSizeLong());
     call.Finish(page.status());
   };
-  ForOwner(call, status, request->session_id(), [this, request, page_size, answer] {
-    parts_.store.ListTurns(request->session_id(), *page_size, request->page_token(), answer);
+  ForOwner(call, status, request->session_id(), [this, call, reactor, request, page_size, answer] {
+    ForPage(call, reactor, [this, request, page_size, answer] {
+      parts_.store.ListTurns(request->session_id(), *page_size, request->page_token(), answer);
+    });
   });
   return call.reactor();
 }
@@ -194,11 +232,13 @@ grpc::ServerUnaryReactor* ChatServiceImpl::CancelTurn(grpc::CallbackServerContex
   // Empty: whichever is running.
   if (status.ok() && !request->turn_id().empty()) status = CheckTurnId(request->turn_id());
   ForOwner(call, status, request->session_id(), [this, call, request, response] {
-    const bool running = parts_.running.Break(request->session_id(), request->turn_id(),
-                                              TurnBreak::kCancelTurn, [call, response] {
-                                                response->set_was_running(true);
-                                                call.Finish(absl::OkStatus());
-                                              });
+    call.scope().Hold(nullptr);  // likewise
+    const bool running =
+        parts_.running.Break(request->session_id(), request->turn_id(), TurnBreak::kCancelTurn,
+                             [call, response](bool over) {
+                               response->set_was_running(over);
+                               call.Finish(over ? absl::OkStatus() : LeftRunning());
+                             });
     if (running) return;
     const auto ended = [call](const auto& known) { call.Finish(known.status()); };
     if (request->turn_id().empty()) {
@@ -252,6 +292,7 @@ grpc::ServerUnaryReactor* ChatServiceImpl::CountTokens(
   ForOwner(call, status, request->session_id(),
            [this, call, request, response, memory, images = std::move(images),
             deadline = context->deadline()] {
+             call.scope().Hold(nullptr);  // the language service takes its time
              if (auto charged = parts_.gate.ChargeRequest(call.scope().caller()); !charged.ok()) {
                return call.Finish(charged);
              }

@@ -14,6 +14,8 @@
 
 namespace llava {
 
+class PageReactor;
+
 // The public API of chat.proto on gRPC's callback threads: checks each request, then hands it to
 // the store, a TurnRunner or an ImageUpload. Nothing here blocks.
 class ChatServiceImpl final : public v1::ChatService::CallbackService {
@@ -25,8 +27,10 @@ class ChatServiceImpl final : public v1::ChatService::CallbackService {
   // What a question of any origin asks for, once it has passed the checks and its pictures are
   // there; counts them. `done` runs once, before or after this returns, and must not block; if
   // something must be waited for, `listen` is given before what is to run when the caller goes.
-  // Also the errors of RequestMemory, and where pictures must be fetched the limits of the key.
+  // Also the errors of RequestMemory, and where pictures must be fetched or `check_constraint` has
+  // something to do the limits of the key.
   void ReadChat(const Caller& caller, v1::ChatRequest request,
+                absl::Status (*check_constraint)(const v1::SamplingParams&),
                 std::function<void(std::function<void()> on_gone)> listen,
                 std::function<void(absl::StatusOr<TurnRequest>)> done);
 
@@ -71,6 +75,12 @@ class ChatServiceImpl final : public v1::ChatService::CallbackService {
   // the call is finished. On this thread or the store's; the request lives until Finish.
   void ForOwner(const UnaryCall& call, absl::Status checked, const std::string& session_id,
                 std::function<void()> work);
+  // `work` runs when its key has room for one more page; the call's reactor holds it.
+  void ForPage(const UnaryCall& call, const std::shared_ptr<PageReactor>& page,
+               std::function<void()> work);
+  // A stream that is ended when its client takes nothing of it.
+  template <typename Response>
+  std::shared_ptr<StreamWriter<Response>> NewWriter(grpc::CallbackServerContext* context);
   absl::StatusOr<TurnRequest> ReadChecked(v1::ChatRequest request);
   // Runs a turn whose request was read (or refused) into a stream of `Response`.
   template <typename Response>
@@ -80,7 +90,8 @@ class ChatServiceImpl final : public v1::ChatService::CallbackService {
   grpc::ServerWriteReactor<Response>* Run(grpc::CallbackServerContext* context,
                                           std::shared_ptr<RpcScope> scope,
                                           absl::StatusOr<TurnRequest> request);
-  absl::StatusOr<TurnRequest> ReadRegenerate(const v1::RegenerateTurnRequest& request) const;
+  absl::StatusOr<TurnRequest> ReadRegenerate(const Caller& caller,
+                                             const v1::RegenerateTurnRequest& request) const;
   // Accepted or refused pictures that came inside a request.
   void CountInlineImages(const std::vector<StoredImage>& images);
 

@@ -10,10 +10,13 @@
 #include "server/gateway/chat_service.h"
 #include "server/gateway/picture_fetcher.h"
 #include "server/gateway/request_checks.h"
+#include "server/gateway/send_watch.h"
 #include "server/gateway/turn_start.h"
 #include "server/runtime/failpoint.h"
 #include "server/runtime/status.h"
 #include "server/runtime/stream_writer.h"
+#include "server/wire/constraint.h"
+#include "server/wire/sampling.h"
 
 namespace llava {
 namespace {
@@ -57,6 +60,18 @@ RequestKey TakeKey(v1::ChatRequest& request) {
 }  // namespace
 
 template <typename Response>
+std::shared_ptr<StreamWriter<Response>> ChatServiceImpl::NewWriter(
+    grpc::CallbackServerContext* context) {
+  auto writer = StreamWriter<Response>::Create();
+  writer->SetContext(context);
+  parts_.sends.Add([weak = std::weak_ptr(writer)](SendWatch::Clock::time_point since) {
+    const auto open = weak.lock();
+    return open && open->CancelIfStuck(since);
+  });
+  return writer;
+}
+
+template <typename Response>
 void ChatServiceImpl::Begin(const std::shared_ptr<StreamWriter<Response>>& writer,
                             std::shared_ptr<RpcScope> scope,
                             std::chrono::system_clock::time_point deadline,
@@ -75,7 +90,7 @@ template <typename Response>
 grpc::ServerWriteReactor<Response>* ChatServiceImpl::Run(grpc::CallbackServerContext* context,
                                                          std::shared_ptr<RpcScope> scope,
                                                          absl::StatusOr<TurnRequest> request) {
-  auto writer = StreamWriter<Response>::Create();
+  auto writer = NewWriter<Response>(context);
   Begin(writer, std::move(scope), context->deadline(), std::move(request));
   return writer.get();
 }
@@ -90,11 +105,11 @@ grpc::ServerWriteReactor<v1::ChatResponse>* ChatServiceImpl::Chat(
   if (!status.ok()) {
     return Run<v1::ChatResponse>(context, std::move(scope), status);
   }
-  auto writer = StreamWriter<v1::ChatResponse>::Create();
+  auto writer = NewWriter<v1::ChatResponse>(context);
   // gRPC keeps the request until the stream ends. It is an object of its own that nobody else looks
   // at, so what it holds can be taken.
   ReadChat(
-      scope->caller(), std::move(const_cast<v1::ChatRequest&>(*request)),
+      scope->caller(), std::move(const_cast<v1::ChatRequest&>(*request)), CheckConstraint,
       [writer](std::function<void()> on_gone) { writer->SetOnGone(std::move(on_gone)); },
       [this, writer, scope, deadline = context->deadline()](absl::StatusOr<TurnRequest> turn) {
         Begin(writer, scope, deadline, std::move(turn));
@@ -103,6 +118,7 @@ grpc::ServerWriteReactor<v1::ChatResponse>* ChatServiceImpl::Chat(
 }
 
 void ChatServiceImpl::ReadChat(const Caller& caller, v1::ChatRequest request,
+                               absl::Status (*check_constraint)(const v1::SamplingParams&),
                                std::function<void(std::function<void()> on_gone)> listen,
                                std::function<void(absl::StatusOr<TurnRequest>)> done) {
   if (auto status = CheckChat(request); !status.ok()) return done(status);
@@ -112,8 +128,9 @@ void ChatServiceImpl::ReadChat(const Caller& caller, v1::ChatRequest request,
   const uint64_t bytes = whole->ByteSizeLong();
   if (auto status = memory->Hold(bytes, name); !status.ok()) return done(status);
   const bool fetches = parts_.fetcher.enabled() && PictureFetcher::HasUrls(*whole);
+  const bool compiles = HasConstraint(whole->sampling());
   // What the client sent is what its key stands for, whatever is behind a URL today.
-  auto read = [this, whole, memory, fetches, key = TakeKey(*whole), name,
+  auto read = [this, whole, memory, charged = fetches || compiles, key = TakeKey(*whole), name,
                done = std::move(done)](absl::Status status) {
     if (status.ok()) status = memory->Hold(whole->ByteSizeLong(), name);
     if (!status.ok()) return done(status);
@@ -121,15 +138,16 @@ void ChatServiceImpl::ReadChat(const Caller& caller, v1::ChatRequest request,
     if (turn.ok()) {
       turn->key = key;
       turn->memory = memory;
-      turn->charged = fetches;
+      turn->charged = charged;
     }
     done(std::move(turn));
   };
-  if (!fetches) return read(absl::OkStatus());
-  // A fetch makes work, here and elsewhere, whether a turn follows or not.
-  absl::Status status = CheckPictureCounts(*whole, parts_.options);
-  if (status.ok()) status = parts_.gate.ChargeRequest(caller);
-  if (!status.ok()) return read(status);
+  // What makes work, here and elsewhere, counts whether a turn follows or not.
+  absl::Status status;
+  if (fetches) status = CheckPictureCounts(*whole, parts_.options);
+  if (status.ok() && (fetches || compiles)) status = parts_.gate.ChargeRequest(caller);
+  if (status.ok() && compiles) status = check_constraint(whole->sampling());
+  if (!status.ok() || !fetches) return read(status);
   const auto hold = [&options = parts_.options, memory, name, bytes](uint64_t fetched) {
     const absl::Status fits = CheckTurnBytes(bytes + fetched, options);
     return fits.ok() ? memory->Hold(bytes + fetched, name) : fits;
@@ -181,18 +199,23 @@ grpc::ServerWriteReactor<v1::RegenerateTurnResponse>* ChatServiceImpl::Regenerat
   if (auto status = scope->Admit(admission_); !status.ok()) {
     return Run<v1::RegenerateTurnResponse>(context, std::move(scope), status);
   }
-  return Run<v1::RegenerateTurnResponse>(context, std::move(scope), ReadRegenerate(*request));
+  return Run<v1::RegenerateTurnResponse>(context, scope, ReadRegenerate(scope->caller(), *request));
 }
 
 absl::StatusOr<TurnRequest> ChatServiceImpl::ReadRegenerate(
-    const v1::RegenerateTurnRequest& request) const {
+    const Caller& caller, const v1::RegenerateTurnRequest& request) const {
   if (auto status = CheckSessionId(request.session_id()); !status.ok()) return status;
   if (auto status = CheckOnDisconnect(request.on_disconnect(), /*session=*/true); !status.ok()) {
     return status;
   }
-  if (auto status = CheckSamplingRequest(request.sampling()); !status.ok()) return status;
+  if (auto status = CheckSampling(request.sampling()); !status.ok()) return status;
   if (auto status = CheckTurnId(request.turn_id()); !status.ok()) return status;
   TurnRequest turn;
+  turn.charged = HasConstraint(request.sampling());
+  if (turn.charged) {
+    if (auto status = parts_.gate.ChargeRequest(caller); !status.ok()) return status;
+    if (auto status = CheckConstraint(request.sampling()); !status.ok()) return status;
+  }
   turn.session_id = request.session_id();
   turn.regenerate_turn_id = request.turn_id();
   turn.sampling = request.sampling();
@@ -203,7 +226,7 @@ absl::StatusOr<TurnRequest> ChatServiceImpl::ReadRegenerate(
 grpc::ServerWriteReactor<v1::ResumeTurnResponse>* ChatServiceImpl::ResumeTurn(
     grpc::CallbackServerContext* context, const v1::ResumeTurnRequest* request) {
   const auto scope = std::make_shared<RpcScope>("ResumeTurn", *context, parts_);
-  auto writer = StreamWriter<v1::ResumeTurnResponse>::Create();
+  auto writer = NewWriter<v1::ResumeTurnResponse>(context);
   const TurnReader reader{std::make_shared<StreamSink<v1::ResumeTurnResponse>>(writer),
                           [scope](const absl::Status& status) { scope->End(status); }};
   absl::Status status = scope->Enter();

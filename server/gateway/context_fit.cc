@@ -4,8 +4,6 @@
 #include <cstdint>
 #include <utility>
 
-#include "server/gateway/prompt_count.h"
-
 namespace llava {
 namespace {
 
@@ -40,20 +38,47 @@ void ContextFit::Start() {
 
 void ContextFit::Count() {
   prompt_ = PromptOf(conversation_, turn_);
-  PromptCount::Start(parts_, prompt_, route_, llm_, terms_,
-                     [self = shared_from_this()](const auto& counts) { self->OnCount(counts); });
+  const auto count = PromptCount::Create(
+      parts_, prompt_, route_, llm_, terms_,
+      [self = shared_from_this()](const auto& counts) { self->OnCount(counts); });
+  bool cancelled = false;
+  {
+    MutexLock lock(mutex_);
+    cancelled = cancelled_;
+    count_ = count;
+  }
+  if (cancelled) count->Cancel();
+  count->Start();
+}
+
+void ContextFit::Cancel() {
+  std::shared_ptr<PromptCount> count;
+  {
+    MutexLock lock(mutex_);
+    cancelled_ = true;
+    count = count_;
+  }
+  if (count) count->Cancel();
 }
 
 void ContextFit::OnCount(const absl::StatusOr<v1::CountTokensResponse>& counts) {
-  if (!counts.ok()) return done_(counts.status());
+  if (!counts.ok()) return Finish(counts.status());
   const int64_t context = route_.model.context_tokens();
   const int64_t answer = turn_.sampling.has_max_new_tokens()
                              ? std::min<int64_t>(turn_.sampling.max_new_tokens(), context / 4)
                              : context / 4;
   const int64_t prompt = int64_t{counts->text_tokens()} + counts->image_tokens();
   const int64_t excess = prompt + answer - context;
-  if (excess <= 0 || !Drop(excess)) return done_(absl::OkStatus());
+  if (excess <= 0 || !Drop(excess)) return Finish(absl::OkStatus());
   Count();
+}
+
+void ContextFit::Finish(const absl::Status& status) {
+  {
+    MutexLock lock(mutex_);
+    count_ = nullptr;  // it holds this
+  }
+  done_(status);
 }
 
 bool ContextFit::Drop(int64_t tokens) {

@@ -11,8 +11,10 @@
 #include "server/gateway/feature_delivery.h"
 #include "server/gateway/model_router.h"
 #include "server/gateway/prompt.h"
+#include "server/gateway/prompt_count.h"
 #include "server/gateway/store_records.h"
 #include "server/gateway/turn_parts.h"
+#include "server/runtime/mutex.h"
 
 namespace llava {
 
@@ -30,6 +32,8 @@ class ContextFit : public std::enable_shared_from_this<ContextFit> {
                                             NewTurn& turn, const Route& route,
                                             FeatureDelivery::Terms terms, Done done);
   void Start();
+  // Thread-safe, also before Start; `done` follows with CANCELLED unless it has just run.
+  void Cancel();
 
  private:
   ContextFit(const TurnParts& parts, Conversation& conversation, NewTurn& turn, const Route& route,
@@ -39,6 +43,7 @@ class ContextFit : public std::enable_shared_from_this<ContextFit> {
   void OnCount(const absl::StatusOr<v1::CountTokensResponse>& counts);
   // Drops turns of about `tokens` tokens, at least one. False: none is left.
   bool Drop(int64_t tokens);
+  void Finish(const absl::Status& status);
 
   const TurnParts& parts_;
   Conversation& conversation_;
@@ -48,6 +53,10 @@ class ContextFit : public std::enable_shared_from_this<ContextFit> {
   const FeatureDelivery::Terms terms_;
   const Done done_;
   Prompt prompt_;  // that is being counted
+
+  Mutex mutex_;
+  bool cancelled_ LLAVA_GUARDED_BY(mutex_) = false;
+  std::shared_ptr<PromptCount> count_ LLAVA_GUARDED_BY(mutex_);
 };
 
 }  // namespace llava

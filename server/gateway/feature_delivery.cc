@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "model/digest/sha256.h"
+#include "server/runtime/status.h"
 #include "server/wire/feature_key.h"
 
 namespace llava {
@@ -12,6 +13,8 @@ namespace {
 
 // Pictures held in memory at once by one turn.
 constexpr int kMaxUnderWay = 4;
+// For a picture that the store could not read.
+constexpr std::chrono::milliseconds kReadAgain{1000};
 
 }  // namespace
 
@@ -192,7 +195,11 @@ void FeatureDelivery::OnFile(const std::string& image, Room room,
                              absl::StatusOr<std::string> bytes) {
   if (!bytes.ok()) {
     room.reset();
-    return Release(image, bytes.status());
+    // What is there but cannot be read now may be read later.
+    const bool lost = absl::IsDataLoss(bytes.status()) || absl::IsNotFound(bytes.status());
+    return Release(image, lost || absl::IsUnavailable(bytes.status())
+                              ? bytes.status()
+                              : OverloadedError(std::string(bytes.status().message()), kReadAgain));
   }
   room->Shrink(bytes->size());
   Transfer(image, std::move(room), *std::move(bytes));

@@ -104,7 +104,7 @@ void FeatureTransfer::OnWritten(bool ok) {
 
 void FeatureTransfer::OnReaderDone(const grpc::Status& status) {
   reader_status_ = FromGrpc(status);
-  vision_.Report(reader_status_);
+  vision_.Report(protocol_error_.ok() ? reader_status_ : protocol_error_);
   if (!writer_open_) return End();
   if (!writer_broke_) {
     if (reader_status_.ok() && protocol_error_.ok()) {

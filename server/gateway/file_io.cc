@@ -4,13 +4,19 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <system_error>
 
 #include "absl/strings/str_cat.h"
+#include "server/runtime/error_reason.h"
+#include "server/runtime/status.h"
 
 namespace llava {
 namespace {
+
+// Somebody must make room.
+constexpr std::chrono::milliseconds kFreeing{5000};
 
 absl::Status WriteAndSync(const std::filesystem::path& path, std::string_view bytes) {
   const int file = open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
@@ -23,10 +29,15 @@ absl::Status WriteAndSync(const std::filesystem::path& path, std::string_view by
 
 }  // namespace
 
+absl::Status DiskFull(const std::string& message) {
+  return WithReason(OverloadedError(message, kFreeing), kReasonDiskFull);
+}
+
 absl::Status FileError(absl::string_view what, const std::filesystem::path& path, int error) {
   const std::string message =
       absl::StrCat("cannot ", what, " ", path.string(), ": ", std::strerror(error));
-  if (error == ENOSPC || error == EDQUOT) return absl::ResourceExhaustedError(message);
+  if (error == ENOSPC || error == EDQUOT)
+    return DiskFull(absl::StrCat(message, "; make room there"));
   return absl::InternalError(message);
 }
 

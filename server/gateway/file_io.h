@@ -3,6 +3,7 @@
 // Files that must survive: written whole or not at all.
 
 #include <filesystem>
+#include <string>
 #include <string_view>
 
 #include "absl/status/status.h"
@@ -10,8 +11,10 @@
 
 namespace llava {
 
-// "cannot <what> <path>: <why>". RESOURCE_EXHAUSTED when the disk or a quota is full, else
-// INTERNAL.
+// No room where the gateway keeps its data: nobody's limit but a fault. UNAVAILABLE with RetryInfo
+// and the reason DISK_FULL.
+absl::Status DiskFull(const std::string& message);
+// "cannot <what> <path>: <why>". DiskFull when the disk or a quota is, else INTERNAL.
 absl::Status FileError(absl::string_view what, const std::filesystem::path& path, int error);
 
 // write() until all is written; `path` is for the message.

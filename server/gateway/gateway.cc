@@ -19,6 +19,8 @@ namespace {
 
 // After the drain timeout: time for broken-off answers to be stored.
 constexpr std::chrono::seconds kStopTimeout{5};
+// At a time: a part of what may wait for the store, and pages that may each hold some megabytes.
+constexpr size_t kCallsOfKey = 256, kPagesOfKey = 16;
 // How often unused sessions are looked for, at least.
 constexpr std::chrono::seconds kExpiryPeriod{10};
 
@@ -76,10 +78,13 @@ Gateway::Gateway(const GatewayOptions& options, Metrics& metrics, std::unique_pt
       drops_(vision_, llm_),
       router_(vision_, llm_, options_.default_model, options_.canary_share),
       admin_(vision_, llm_, router_),
+      calls_(kCallsOfKey),
+      pages_(kPagesOfKey),
       rollouts_(options_.rollout, router_, admin_, samples_, *metrics_),
-      parts_{options_,  *metrics_,  admission, *store_,   *journal_, vision_,   llm_,     drops_,
-             router_,   running_,   warmup_,   *keys_,    owners_,   gate_,     samples_, admin_,
-             rollouts_, resumable_, fetcher_,  recovery_, memory_,   transfers_},
+      parts_{options_,   *metrics_, admission, *store_, *journal_, vision_, llm_,
+             drops_,     router_,   running_,  warmup_, *keys_,    owners_, gate_,
+             samples_,   admin_,    counts_,   calls_,  pages_,    sends_,  rollouts_,
+             resumable_, fetcher_,  recovery_, memory_, transfers_},
       warmup_(parts_),
       chat_(parts_, admission),
       models_(parts_),
@@ -133,6 +138,7 @@ void Gateway::KeepHouse() {
     }
     running_.CheckReaders();
     resumable_.Expire();
+    sends_.CheckAll(SendWatch::Clock::now() - options_.send_patience);
     if (CondVar::Clock::now() < next_expiry) continue;
     next_expiry = CondVar::Clock::now() + expiry_period;
     // Each rush leaves holes in another of malloc's arenas: without this, memory grows for hours
@@ -190,6 +196,7 @@ void Gateway::Publish() {
 
 void Gateway::Stop() {
   admin_.Stop();
+  counts_.Stop();
   gate_.Close();
   fetcher_.Stop();
   rollouts_.Stop();

@@ -11,12 +11,15 @@
 #include "server/gateway/chat_service.h"
 #include "server/gateway/feature_drops.h"
 #include "server/gateway/http_front.h"
+#include "server/gateway/key_lanes.h"
 #include "server/gateway/model_admin.h"
 #include "server/gateway/model_service.h"
 #include "server/gateway/picture_warmup.h"
 #include "server/gateway/resumable_calls.h"
 #include "server/gateway/rollout_guard.h"
 #include "server/gateway/rollout_service.h"
+#include "server/gateway/send_watch.h"
+#include "server/gateway/stoppable_calls.h"
 #include "server/gateway/turn_parts.h"
 
 namespace llava {
@@ -90,6 +93,9 @@ class Gateway {
   FeatureDrops drops_;
   ModelRouter router_;
   ModelAdmin admin_;
+  StoppableCalls counts_;
+  KeyLanes calls_, pages_;
+  SendWatch sends_;
   TurnSamples samples_;
   RolloutGuard rollouts_;
   const TurnParts parts_;

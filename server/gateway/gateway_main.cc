@@ -1,5 +1,6 @@
 // llava-gateway: the public front of llava-serving. Wiring only.
 
+#include <cstdint>
 #include <cstdio>
 #include <memory>
 #include <string>
@@ -9,6 +10,7 @@
 #include "server/gateway/gateway.h"
 #include "server/gateway/keys_command.h"
 #include "server/gateway/store_backup.h"
+#include "server/runtime/file_limit.h"
 #include "server/runtime/host_port.h"
 #include "server/runtime/logging.h"
 #include "server/runtime/service_process.h"
@@ -55,7 +57,14 @@ int main(int argc, char** argv) {
   if (!options.backup_to.empty() || !options.restore_from.empty()) {
     return CopyStore(kProgram, options);
   }
+  const uint64_t files = RaiseFileLimit();
   InitLogging({"gateway", process_options.log_level, process_options.log_format});
+
+  if (const int most = ConnectionsWithin(files); options.http_limits.connections > most) {
+    LogWarning("fewer HTTP connections than --http-connections: the process may open too few files",
+               {{"connections", absl::StrCat(most)}, {"files", absl::StrCat(files)}});
+    options.http_limits.connections = most;
+  }
 
   Metrics metrics("gateway");
   std::unique_ptr<Gateway> gateway;  // before the process: its services must outlive the server

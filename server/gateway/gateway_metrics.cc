@@ -46,6 +46,9 @@ GatewayMetrics::GatewayMetrics(Metrics& metrics)
       store_queue(metrics.Gauge("llava_gateway_store_queue", "Requests waiting for the store.")),
       store_commit_seconds(metrics.Histogram("llava_gateway_store_commit_seconds",
                                              "Transactions that wrote, sync included.")),
+      store_failures_total(
+          metrics.Counter("llava_gateway_store_failures_total",
+                          "What store and journal could not read or write, as on a full disk.")),
       journal_bytes_total(metrics.Counter("llava_gateway_journal_bytes_total",
                                           "Bytes written to the journal of running answers.")),
       journal_write_seconds(metrics.Histogram("llava_gateway_journal_write_seconds",

@@ -69,6 +69,7 @@ class GatewayMetrics {
   prometheus::Counter& image_bytes_total;
   prometheus::Gauge& store_queue;
   prometheus::Histogram& store_commit_seconds;
+  prometheus::Counter& store_failures_total;
   prometheus::Counter& journal_bytes_total;
   prometheus::Histogram& journal_write_seconds;
   prometheus::Counter& turns_given_up_total;

@@ -40,6 +40,8 @@ struct GatewayOptions {
   std::chrono::milliseconds resume_grace{30'000};
   // How long an answer waits for a language worker that can go on with it.
   std::chrono::milliseconds continue_timeout{60'000};
+  // For so long a client may take nothing of what is sent to it over gRPC, as over HTTP. No flag.
+  std::chrono::milliseconds send_patience{30'000};
   // Sessions that nobody used for so long are deleted, unless they say otherwise; 0 = never.
   std::chrono::milliseconds session_ttl{0};
   int max_turns_per_session = 10'000;

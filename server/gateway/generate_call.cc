@@ -29,7 +29,10 @@ void GenerateCall::Start() {
 
 void GenerateCall::OnReadDone(bool ok) {
   if (!ok) return;
-  if (!callbacks_.on_event(response_)) context_->TryCancel();
+  if (auto status = callbacks_.on_event(response_); !status.ok()) {
+    refusal_ = std::move(status);
+    context_->TryCancel();
+  }
   StartRead(&response_);
 }
 
@@ -38,7 +41,7 @@ void GenerateCall::OnDone(const grpc::Status& status) {
   const auto callbacks = std::move(callbacks_);
   --llm_.running;
   absl::Status result = FromGrpc(status);
-  llm_.Report(result);
+  llm_.Report(refusal_.ok() ? result : refusal_);
   callbacks.on_done(std::move(result));
 }
 

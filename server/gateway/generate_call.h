@@ -21,8 +21,8 @@ class GenerateCall : public grpc::ClientReadReactor<v1::GenerateResponse>,
   struct Callbacks {
     // The service has the request. May come while an event is told, from another thread.
     std::function<void()> on_arrived;
-    // False: the answer makes no sense, the call is cancelled.
-    std::function<bool(v1::GenerateResponse&)> on_event;
+    // Not OK: the answer makes no sense. The call is cancelled, and that is how it is reported.
+    std::function<absl::Status(v1::GenerateResponse&)> on_event;
     std::function<void(absl::Status)> on_done;
   };
 
@@ -50,6 +50,7 @@ class GenerateCall : public grpc::ClientReadReactor<v1::GenerateResponse>,
   Callbacks callbacks_;
   CallContext context_;
   v1::GenerateResponse response_;
+  absl::Status refusal_;                // of an event
   std::shared_ptr<GenerateCall> self_;  // until OnDone
 };
 

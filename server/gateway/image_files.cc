@@ -1,6 +1,9 @@
 #include "server/gateway/image_files.h"
 
-#include <fstream>
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
 #include <system_error>
 
 #include "absl/strings/str_cat.h"
@@ -15,24 +18,34 @@ absl::StatusOr<ImageFiles> ImageFiles::Open(const std::filesystem::path& folder)
   return ImageFiles(folder);
 }
 
-absl::Status ImageFiles::Write(const std::string& id, std::string_view bytes) {
+absl::StatusOr<bool> ImageFiles::Write(const std::string& id, std::string_view bytes) {
   const auto path = folder_ / id;
   std::error_code error;
-  if (std::filesystem::exists(path, error)) return absl::OkStatus();
-  return WriteFileDurably(path, bytes);
+  if (std::filesystem::exists(path, error)) return false;
+  if (auto status = WriteFileDurably(path, bytes); !status.ok()) return status;
+  return true;
 }
 
 absl::StatusOr<std::string> ImageFiles::Read(const std::string& id) const {
-  std::ifstream file(folder_ / id, std::ios::binary | std::ios::ate);
+  const auto path = folder_ / id;
+  const absl::Status gone = absl::DataLossError(absl::StrCat(
+      "the file of picture ", id, " is gone from ", folder_.string(), "; send the picture again"));
+  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (file < 0) return errno == ENOENT ? gone : FileError("open", path, errno);
   std::string bytes;
-  if (file) {
-    bytes.resize(static_cast<size_t>(file.tellg()));
-    file.seekg(0).read(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  char part[64 << 10];
+  ssize_t size = 0;
+  while ((size = read(file, part, sizeof part)) != 0) {
+    if (size > 0) {
+      bytes.append(part, static_cast<size_t>(size));
+    } else if (errno != EINTR) {
+      const absl::Status failed = FileError("read", path, errno);
+      close(file);
+      return failed;
+    }
   }
-  if (!file || bytes.empty()) {
-    return absl::DataLossError(absl::StrCat("the file of picture ", id, " is gone from ",
-                                            folder_.string(), "; send the picture again"));
-  }
+  close(file);
+  if (bytes.empty()) return gone;
   return bytes;
 }
 

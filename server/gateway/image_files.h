@@ -18,10 +18,10 @@ class ImageFiles {
   // Makes the folder.
   static absl::StatusOr<ImageFiles> Open(const std::filesystem::path& folder);
 
-  // Durable when it returns: temporary file, fsync, rename, fsync of the folder. Nothing to do if
-  // it is there already.
-  absl::Status Write(const std::string& id, std::string_view bytes);
-  // DATA_LOSS if the file is gone.
+  // Durable when it returns: temporary file, fsync, rename, fsync of the folder. False: it was
+  // there already.
+  absl::StatusOr<bool> Write(const std::string& id, std::string_view bytes);
+  // DATA_LOSS if the file is gone; other errors are those of the system, which may pass.
   absl::StatusOr<std::string> Read(const std::string& id) const;
   absl::Status Remove(const std::string& id);
   // Removes files that `known` does not name: left by a crash between file and database.

@@ -29,6 +29,14 @@ const v1::ModelInfo* FindTower(const ModelTable& vision, const v1::ModelInfo& mo
   return nullptr;
 }
 
+std::vector<v1::ModelInfo> Language(const std::vector<v1::ModelInfo>& all) {
+  std::vector<v1::ModelInfo> models;
+  for (const v1::ModelInfo& model : all) {
+    if (model.kind() == v1::MODEL_KIND_LANGUAGE) models.push_back(model);
+  }
+  return models;
+}
+
 absl::Status NoModel(const std::string& name, const std::vector<v1::ModelInfo>& models) {
   std::set<std::string> known;
   for (const v1::ModelInfo& model : models) known.insert(model.model().name());
@@ -46,11 +54,7 @@ absl::Status NoModel(const std::string& name, const std::vector<v1::ModelInfo>& 
 absl::StatusOr<std::vector<v1::ModelInfo>> ModelRouter::LanguageModels() const {
   const ModelTable llm = llm_.table();
   if (!llm.status.ok()) return llm.status;
-  std::vector<v1::ModelInfo> models;
-  for (const v1::ModelInfo& model : llm.models) {
-    if (model.kind() == v1::MODEL_KIND_LANGUAGE) models.push_back(model);
-  }
-  return models;
+  return Language(llm.models);
 }
 
 std::string ModelRouter::DefaultModel() const {
@@ -60,8 +64,8 @@ std::string ModelRouter::DefaultModel() const {
 }
 
 absl::StatusOr<Route> ModelRouter::Find(const ModelChoice& choice, bool pictures) const {
-  const auto models = LanguageModels();
-  if (!models.ok()) return models.status();
+  const ModelTable llm = llm_.table();
+  if (!llm.status.ok()) return llm.status;
   ModelChoice wanted = choice;
   if (wanted.name.empty()) {
     auto usual = ParseModelChoice(DefaultModel());
@@ -72,12 +76,18 @@ absl::StatusOr<Route> ModelRouter::Find(const ModelChoice& choice, bool pictures
       wanted.label = std::move(usual->label);
     }
   }
-  std::vector<v1::ModelInfo> versions;
-  for (const v1::ModelInfo& model : *models) {
-    if (model.model().name() == wanted.name) versions.push_back(model);
-  }
-  if (versions.empty()) return NoModel(wanted.name, *models);
-  const auto eligible = Eligible(std::move(versions), wanted, canary_share(wanted.name));
+  const auto models = Language(llm.models);
+  const auto find =
+      [&](const std::vector<v1::ModelInfo>& among) -> absl::StatusOr<std::vector<v1::ModelInfo>> {
+    std::vector<v1::ModelInfo> versions;
+    for (const v1::ModelInfo& model : among) {
+      if (model.model().name() == wanted.name) versions.push_back(model);
+    }
+    if (versions.empty()) return NoModel(wanted.name, models);
+    return Eligible(std::move(versions), wanted, canary_share(wanted.name));
+  };
+  const auto eligible = find(models);
+  if (absl::IsNotFound(eligible.status()) && find(Language(llm.lost)).ok()) return llm.lost_status;
   if (!eligible.ok()) return eligible.status();
   const ModelTable vision = vision_.table();
   for (const v1::ModelInfo& each : *eligible) {

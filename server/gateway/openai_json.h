@@ -35,6 +35,8 @@ absl::StatusOr<StreamPosition> ParseStreamPosition(std::string_view event_id);
 // Every field that is set has an effect, is known to have none, or is refused by name:
 // INVALID_ARGUMENT, with the field's name as ParamOf. Pictures are data URIs or, if `urls`, URLs.
 absl::StatusOr<CompletionRequest> ReadCompletionRequest(const std::string& body, bool urls);
+// What that leaves, as it is work: can the response_format be obeyed? INVALID_ARGUMENT likewise.
+absl::Status CheckResponseFormat(const v1::SamplingParams& sampling);
 // The field that a status complains about; empty if unknown.
 std::string ParamOf(const absl::Status& status);
 

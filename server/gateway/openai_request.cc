@@ -306,9 +306,7 @@ Reader ResponseFormat(const std::string& body, v1::SamplingParams& sampling) {
       return Bad(name + ".type", absl::StrCat("is \"", type.substr(0, 64),
                                               "\"; known are text, json_object and json_schema"));
     }
-    if (auto status = ReadFields(value, readers, name); !status.ok()) return status;
-    const absl::Status status = CheckConstraint(sampling);
-    return status.ok() ? status : Bad(name, absl::StrCat("is not supported: ", status.message()));
+    return ReadFields(value, readers, name);
   };
 }
 
@@ -427,7 +425,9 @@ absl::Status CheckRanges(const v1::SamplingParams& sampling) {
   std::string message(status.message());
   message = message.substr(message.find('.') + 1);
   const size_t space = std::min(message.find(' '), message.size());
-  return Bad(message.substr(0, space), message.substr(std::min(space + 1, message.size())));
+  const std::string name = message.substr(0, space);
+  return Bad(name == "constraint" ? "response_format" : name,
+             message.substr(std::min(space + 1, message.size())));
 }
 
 absl::StatusOr<Json> Parse(const std::string& body) {
@@ -457,6 +457,12 @@ absl::StatusOr<StreamPosition> ParseStreamPosition(std::string_view event_id) {
   }
   position.turn_id = std::string(event_id.substr(0, colon));
   return position;
+}
+
+absl::Status CheckResponseFormat(const v1::SamplingParams& sampling) {
+  const absl::Status status = CheckConstraint(sampling);
+  if (status.ok()) return status;
+  return Bad("response_format", absl::StrCat("is not supported: ", status.message()));
 }
 
 std::string ParamOf(const absl::Status& status) {

@@ -12,11 +12,31 @@ constexpr std::chrono::milliseconds kBringAgain{1000};
 
 }  // namespace
 
-void PromptCount::Start(const TurnParts& parts, const Prompt& prompt, const Route& route,
-                        std::shared_ptr<Backend> llm, FeatureDelivery::Terms terms, Done done) {
-  const std::shared_ptr<PromptCount> count(
+std::shared_ptr<PromptCount> PromptCount::Create(const TurnParts& parts, const Prompt& prompt,
+                                                 const Route& route, std::shared_ptr<Backend> llm,
+                                                 FeatureDelivery::Terms terms, Done done) {
+  return std::shared_ptr<PromptCount>(
       new PromptCount(parts, prompt, route, std::move(llm), std::move(terms), std::move(done)));
-  count->Ask(FeatureKeys(prompt.DistinctImages(), route));
+}
+
+void PromptCount::Start() { Ask(FeatureKeys(prompt_.DistinctImages(), route_)); }
+
+void PromptCount::Cancel() {
+  std::shared_ptr<CallContext> context;
+  std::shared_ptr<FeatureDelivery> delivery;
+  {
+    MutexLock lock(mutex_);
+    cancelled_ = true;
+    context = context_;
+    delivery = delivery_;
+  }
+  if (context) (*context)->TryCancel();
+  if (delivery) delivery->Cancel();
+}
+
+bool PromptCount::cancelled() {
+  MutexLock lock(mutex_);
+  return cancelled_;
 }
 
 PromptCount::PromptCount(const TurnParts& parts, const Prompt& prompt, const Route& route,
@@ -32,17 +52,27 @@ void PromptCount::Ask(const std::map<std::string, v1::FeatureKey>& keys) {
   *request_.mutable_model() = route_.model.model();
   request_.clear_messages();
   FillMessages(prompt_, keys, request_.mutable_messages());
-  grpc::ClientContext& context = *context_.emplace(*llm_).get();
-  context.set_deadline(terms_.deadline);
-  context.AddMetadata("x-request-id", terms_.request_id);
-  llm_->generator().async()->CountTokens(&context, &request_, &response_,
-                                         [self = shared_from_this()](const grpc::Status& status) {
-                                           self->OnAnswer(FromGrpc(status));
-                                         });
+  const auto context = std::make_shared<CallContext>(*llm_);
+  (*context)->set_deadline(terms_.deadline);
+  (*context)->AddMetadata("x-request-id", terms_.request_id);
+  bool cancelled = false;
+  {
+    MutexLock lock(mutex_);
+    cancelled = cancelled_;
+    context_ = context;
+    delivery_ = nullptr;
+  }
+  if (cancelled) return done_(absl::CancelledError("cancelled"));
+  llm_->generator().async()->CountTokens(
+      context->get(), &request_, &response_,
+      [self = shared_from_this(), context](const grpc::Status& status) {
+        self->OnAnswer(FromGrpc(status));
+      });
 }
 
 void PromptCount::OnAnswer(const absl::Status& status) {
   if (status.ok()) return done_(response_);
+  if (cancelled()) return done_(absl::CancelledError("cancelled"));
   v1::MissingFeatures missing;
   if (!GetDetail(status, &missing)) return done_(llm_->Explain(status));
   for (const v1::FeatureKey& key : missing.keys()) llm_->features().Remove(key);
@@ -50,12 +80,21 @@ void PromptCount::OnAnswer(const absl::Status& status) {
     return done_(llm_->Explain(OverloadedError(
         "it did not keep the features of the pictures that it was just given", kBringAgain)));
   }
-  FeatureDelivery::Create(parts_, prompt_, route_, llm_, terms_,
-                          [self = shared_from_this()](auto outcome) {
-                            if (!outcome.ok()) return self->done_(outcome.status());
-                            self->Ask(outcome->keys);
-                          })
-      ->Start();
+  const auto delivery = FeatureDelivery::Create(parts_, prompt_, route_, llm_, terms_,
+                                                [self = shared_from_this()](auto outcome) {
+                                                  if (!outcome.ok())
+                                                    return self->done_(outcome.status());
+                                                  self->Ask(outcome->keys);
+                                                });
+  bool cancelled = false;
+  {
+    MutexLock lock(mutex_);
+    cancelled = cancelled_;
+    context_ = nullptr;
+    delivery_ = delivery;
+  }
+  if (cancelled) delivery->Cancel();
+  delivery->Start();
 }
 
 }  // namespace llava

@@ -4,7 +4,6 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
@@ -13,6 +12,7 @@
 #include "server/gateway/feature_delivery.h"
 #include "server/gateway/prompt.h"
 #include "server/gateway/turn_parts.h"
+#include "server/runtime/mutex.h"
 
 namespace llava {
 
@@ -23,9 +23,14 @@ class PromptCount : public std::enable_shared_from_this<PromptCount> {
   // An error tells the service that failed (Backend::Explain).
   using Done = std::function<void(absl::StatusOr<v1::CountTokensResponse>)>;
 
-  // `prompt` must live until `done`, which runs once, on a thread of gRPC or of the store.
-  static void Start(const TurnParts& parts, const Prompt& prompt, const Route& route,
-                    std::shared_ptr<Backend> llm, FeatureDelivery::Terms terms, Done done);
+  // `prompt` must live until `done`, which runs once, on a thread of gRPC or of the store or within
+  // Start.
+  static std::shared_ptr<PromptCount> Create(const TurnParts& parts, const Prompt& prompt,
+                                             const Route& route, std::shared_ptr<Backend> llm,
+                                             FeatureDelivery::Terms terms, Done done);
+  void Start();
+  // Thread-safe, also before Start; `done` follows with CANCELLED unless it has just run.
+  void Cancel();
 
  private:
   PromptCount(const TurnParts& parts, const Prompt& prompt, const Route& route,
@@ -33,6 +38,7 @@ class PromptCount : public std::enable_shared_from_this<PromptCount> {
 
   void Ask(const std::map<std::string, v1::FeatureKey>& keys);
   void OnAnswer(const absl::Status& status);
+  bool cancelled();
 
   const TurnParts& parts_;
   const Prompt& prompt_;
@@ -41,7 +47,11 @@ class PromptCount : public std::enable_shared_from_this<PromptCount> {
   const FeatureDelivery::Terms terms_;
   const Done done_;
   bool brought_ = false;  // features, once
-  std::optional<CallContext> context_;
+  Mutex mutex_;
+  bool cancelled_ LLAVA_GUARDED_BY(mutex_) = false;
+  // What is under way, one of them.
+  std::shared_ptr<CallContext> context_ LLAVA_GUARDED_BY(mutex_);
+  std::shared_ptr<FeatureDelivery> delivery_ LLAVA_GUARDED_BY(mutex_);
   v1::CountTokensRequest request_;
   v1::CountTokensResponse response_;
 };

@@ -229,7 +229,7 @@ absl::Status CheckChat(const v1::ChatRequest& request) {
   if (auto status = CheckOnDisconnect(request.on_disconnect(), session); !status.ok()) {
     return status;
   }
-  if (auto status = CheckSamplingRequest(request.sampling()); !status.ok()) return status;
+  if (auto status = CheckSampling(request.sampling()); !status.ok()) return status;
   if (request.model().name().size() > kMaxModelBytes) {
     return TooLong("model.name", request.model().name().size(), kMaxModelBytes);
   }

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/runtime/error_reason.h"
 #include "server/runtime/logging.h"
 #include "server/runtime/status.h"
 
@@ -56,12 +57,13 @@ void RpcScope::End(const absl::Status& status) {
                               {"key", caller_.ok() ? caller_->name() : ""},
                               {"code", absl::StatusCodeToString(status.code())},
                               {"error", std::string(status.message())}};
-    if (status.code() == absl::StatusCode::kInternal) {
+    if (absl::IsInternal(status) || HasReason(status, kReasonDiskFull)) {
       LogError("call failed", fields);
     } else {
       LogInfo("call refused or ended early", fields);
     }
   }
+  const auto place = std::move(place_);
   if (admission_ != nullptr) admission_->Leave();
 }
 

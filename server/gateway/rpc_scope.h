@@ -31,6 +31,8 @@ class RpcScope {
   // Else the process waits for End before it stops.
   absl::Status Admit(Admission& admission);
   void End(const absl::Status& status);
+  // Until then.
+  void Hold(std::shared_ptr<void> place) { place_ = std::move(place); }
 
   // Only after a good Enter.
   const Caller& caller() const { return *caller_; }
@@ -44,14 +46,17 @@ class RpcScope {
   const absl::StatusOr<Caller> caller_;
   GatewayMetrics& metrics_;
   Admission* admission_ = nullptr;  // entered
+  std::shared_ptr<void> place_;
 };
 
 // A unary call that may be answered from another thread. Finish exactly once.
 class UnaryCall {
  public:
   UnaryCall(std::string method, grpc::CallbackServerContext& context, const TurnParts& parts)
-      : scope_(std::make_shared<RpcScope>(std::move(method), context, parts)),
-        reactor_(context.DefaultReactor()) {}
+      : UnaryCall(std::move(method), context, parts, context.DefaultReactor()) {}
+  UnaryCall(std::string method, grpc::CallbackServerContext& context, const TurnParts& parts,
+            grpc::ServerUnaryReactor* reactor)
+      : scope_(std::make_shared<RpcScope>(std::move(method), context, parts)), reactor_(reactor) {}
 
   void Finish(const absl::Status& status) const;
   RpcScope& scope() const { return *scope_; }

@@ -31,7 +31,7 @@ void RunningTurns::AddInLine(const std::string& key, const std::string& turn_id,
   start();
 }
 
-void RunningTurns::Remove(const std::string& key) {
+void RunningTurns::Remove(const std::string& key, bool over) {
   Entry entry;
   std::function<void()> start;
   {
@@ -48,7 +48,7 @@ void RunningTurns::Remove(const std::string& key) {
       start = std::move(next.start);
     }
   }
-  for (const auto& ended : entry.waiting) ended();
+  for (const auto& ended : entry.waiting) ended(over);
   if (start) start();
 }
 
@@ -75,7 +75,7 @@ bool RunningTurns::Taken(const std::string& key) {
 }
 
 bool RunningTurns::Break(const std::string& key, const std::string& turn_id, TurnBreak why,
-                         std::function<void()> ended) {
+                         std::function<void(bool over)> ended) {
   std::shared_ptr<RunningTurn> turn;
   {
     MutexLock lock(mutex_);

@@ -54,8 +54,8 @@ class RunningTurns {
   // and nobody else gets it in between. `start` runs then, within this call or a Remove.
   void AddInLine(const std::string& key, const std::string& turn_id,
                  std::shared_ptr<RunningTurn> turn, std::function<void()> start);
-  // Gives it back and runs what waited for that.
-  void Remove(const std::string& key);
+  // Gives it back and runs what waited for that. Not `over`: the turn is left to the next process.
+  void Remove(const std::string& key, bool over = true);
 
   // Null: no such turn is running. An empty `turn_id` means whichever it is.
   std::shared_ptr<RunningTurn> Find(const std::string& key, const std::string& turn_id);
@@ -65,10 +65,10 @@ class RunningTurns {
                                                             const RequestKey& request);
   bool Taken(const std::string& key);
 
-  // Breaks off the turn of `key`, if `turn_id` is empty or its own. `ended` runs after its Remove.
-  // False: no such turn is running, and `ended` will not run.
+  // Breaks off the turn of `key`, if `turn_id` is empty or its own. `ended` runs after its Remove,
+  // and is told whether it is over. False: no such turn is running, and `ended` will not run.
   bool Break(const std::string& key, const std::string& turn_id, TurnBreak why,
-             std::function<void()> ended);
+             std::function<void(bool over)> ended);
   void BreakAll(TurnBreak why);
   void CheckReaders();
 
@@ -81,7 +81,7 @@ class RunningTurns {
   struct Entry {
     std::string turn_id;
     std::shared_ptr<RunningTurn> turn;
-    std::vector<std::function<void()>> waiting = {};  // for its end
+    std::vector<std::function<void(bool over)>> waiting = {};  // for its end
     std::deque<Next> line = {};
   };
 

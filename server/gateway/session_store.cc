@@ -14,6 +14,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/gateway/store_schema.h"
+#include "server/runtime/error_reason.h"
 #include "server/runtime/failpoint.h"
 #include "server/runtime/logging.h"
 #include "server/runtime/status.h"
@@ -23,6 +24,8 @@ namespace {
 
 // When so many sessions were used since it was last written down.
 constexpr size_t kMostUses = 1000;
+// Pages in one transaction: others wait for it.
+constexpr int kPagesAtOnce = 4;
 
 int64_t NowMicros() {
   return std::chrono::duration_cast<std::chrono::microseconds>(
@@ -112,22 +115,23 @@ void SessionStore::Post(Job job, Place place) {
   bool taken = false, wake = false;
   {
     MutexLock lock(mutex_);
-    taken = !closing_ && (place == Place::kReserved || queue_.size() < options_.max_waiting);
+    auto& queue = job.kind == Kind::kPage ? pages_ : queue_;
+    taken = !closing_ && (place == Place::kReserved || queue.size() < options_.max_waiting);
     if (taken) {
-      queue_.push_back(std::move(job));
-      metrics_.store_queue.Set(static_cast<double>(queue_.size()));
+      queue.push_back(std::move(job));
+      metrics_.store_queue.Set(static_cast<double>(queue_.size() + pages_.size()));
       wake = std::exchange(idle_, false);
     }
   }
   if (wake) changed_.NotifyAll();
   if (taken) return;
-  job.done(OverloadedError("the session store has too much to write; try again later",
+  job.done(OverloadedError("the session store has too much to do; try again later",
                            std::chrono::milliseconds(500)));
 }
 
 template <typename T>
-void SessionStore::Post(std::function<absl::StatusOr<T>(StoreTables&)> work, Done<T> done,
-                        bool needs_uses) {
+void SessionStore::Post(Kind kind, std::function<absl::StatusOr<T>(StoreTables&)> work,
+                        Done<T> done, bool needs_uses) {
   auto result = std::make_shared<absl::StatusOr<T>>(absl::UnknownError("not run"));
   Post(Job{[work = std::move(work), result](StoreTables& tables) {
              *result = work(tables);
@@ -140,7 +144,7 @@ void SessionStore::Post(std::function<absl::StatusOr<T>(StoreTables&)> work, Don
                done(std::move(status));
              }
            },
-           needs_uses});
+           kind, needs_uses});
 }
 
 void SessionStore::Loop() {
@@ -148,37 +152,41 @@ void SessionStore::Loop() {
     std::deque<Job> batch;
     {
       MutexLock lock(mutex_);
-      while (queue_.empty() && !closing_) {
+      while (queue_.empty() && pages_.empty() && !closing_) {
         idle_ = true;
         changed_.Wait(mutex_);
       }
-      if (queue_.empty()) break;
+      if (queue_.empty() && pages_.empty()) break;
       batch.swap(queue_);
-      metrics_.store_queue.Set(0);
+      for (int i = 0; i < kPagesAtOnce && !pages_.empty(); ++i) {
+        batch.push_back(std::move(pages_.front()));
+        pages_.pop_front();
+      }
+      metrics_.store_queue.Set(static_cast<double>(pages_.size()));
     }
     RunBatch(std::move(batch));
   }
   if (tables_.unwritten_uses() == 0) return;
   RunBatch(std::deque<Job>(1, Job{[](StoreTables&) { return absl::OkStatus(); },
-                                  [](const absl::Status&) {}, /*needs_uses=*/true}));
+                                  [](const absl::Status&) {}, Kind::kWrite, /*needs_uses=*/true}));
 }
 
-absl::Status SessionStore::RunTransaction(const std::deque<Job>& batch, bool guarded,
+absl::Status SessionStore::RunTransaction(const Jobs& jobs, bool guarded,
                                           std::vector<absl::Status>& results) {
   results.clear();
   if (auto status = database_->Query("BEGIN"); !status.ok()) return status;
   const bool uses =
       tables_.unwritten_uses() >= kMostUses ||
-      std::any_of(batch.begin(), batch.end(), [](const Job& job) { return job.needs_uses; });
+      std::any_of(jobs.begin(), jobs.end(), [](const Job* job) { return job->needs_uses; });
   if (uses) {
     if (auto status = tables_.WriteUses(); !status.ok()) return status;
   }
-  for (const Job& job : batch) {
+  for (const Job* job : jobs) {
     const int64_t changes = database_->total_changes();
     if (guarded) {
       if (auto status = database_->Query("SAVEPOINT request"); !status.ok()) return status;
     }
-    results.push_back(job.work(tables_));
+    results.push_back(job->work(tables_));
     if (!results.back().ok() && !database_->in_transaction()) return results.back();
     if (guarded) {
       auto status =
@@ -193,32 +201,62 @@ absl::Status SessionStore::RunTransaction(const std::deque<Job>& batch, bool gua
   return database_->Query("COMMIT");
 }
 
-void SessionStore::RunBatch(std::deque<Job> batch) {
+bool SessionStore::Commit(const Jobs& jobs, std::vector<absl::Status>& results) {
   const auto start = std::chrono::steady_clock::now();
   const int64_t changes = database_->total_changes();
-  std::vector<absl::Status> results;
-  results.reserve(batch.size());
   // A request that fails takes back only its own changes. That seldom is to be done and costs all
   // of them a savepoint, so the batch runs again with these when it is.
-  absl::Status transaction = RunTransaction(batch, /*guarded=*/false, results);
+  absl::Status transaction = RunTransaction(jobs, /*guarded=*/false, results);
   if (absl::IsAborted(transaction)) {
     transaction = database_->Query("ROLLBACK");
     tables_.EndTransaction(/*committed=*/false);
-    if (transaction.ok()) transaction = RunTransaction(batch, /*guarded=*/true, results);
+    if (transaction.ok()) transaction = RunTransaction(jobs, /*guarded=*/true, results);
   }
   (void)LLAVA_FAILPOINT("store.committed");
   tables_.EndTransaction(transaction.ok());
-  const bool wrote = database_->total_changes() != changes;
   if (!transaction.ok()) {
     LogError("transaction failed", {{"error", std::string(transaction.message())}});
     if (database_->in_transaction()) (void)database_->Query("ROLLBACK");
-  } else if (wrote) {
+    metrics_.store_failures_total.Increment();
+    results.assign(jobs.size(), transaction);
+    return false;
+  }
+  const auto faults = std::count_if(results.begin(), results.end(), [](const absl::Status& each) {
+    return absl::IsInternal(each) || HasReason(each, kReasonDiskFull);
+  });
+  if (faults > 0) metrics_.store_failures_total.Increment(static_cast<double>(faults));
+  if (database_->total_changes() != changes) {
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
     metrics_.store_commit_seconds.Observe(took.count());
   }
-  for (size_t i = 0; i < batch.size(); ++i) {
-    batch[i].done(transaction.ok() ? results[i] : transaction);
+  return true;
+}
+
+void SessionStore::RunBatch(std::deque<Job> batch) {
+  const int64_t changes = database_->total_changes();
+  Jobs jobs;
+  for (Job& job : batch) jobs.push_back(&job);
+  std::vector<absl::Status> results;
+  results.reserve(batch.size());
+  const bool committed = Commit(jobs, results);
+  // What only reads has no part in what others could not write. It reads once more: it may have
+  // seen what was taken back.
+  for (const bool uses : {false, true}) {
+    std::vector<size_t> places;
+    Jobs readers;
+    for (size_t i = 0; i < batch.size() && !committed; ++i) {
+      if (batch[i].kind == Kind::kWrite || batch[i].needs_uses != uses) continue;
+      places.push_back(i);
+      readers.push_back(&batch[i]);
+    }
+    if (readers.empty() || readers.size() == batch.size()) continue;
+    std::vector<absl::Status> again;
+    Commit(readers, again);
+    for (size_t i = 0; i < places.size(); ++i) results[places[i]] = again[i];
   }
+  RemoveStrayFiles();
+  for (size_t i = 0; i < batch.size(); ++i) batch[i].done(results[i]);
+  const bool wrote = database_->total_changes() != changes;
   if (wrote && checkpointer_->OnCommit(database_->log_pages())) {
     if (auto status = database_->CheckpointLog(); !status.ok()) {
       LogWarning("log of the sessions not brought in", {{"error", std::string(status.message())}});
@@ -226,8 +264,19 @@ void SessionStore::RunBatch(std::deque<Job> batch) {
   }
 }
 
+void SessionStore::RemoveStrayFiles() {
+  for (const std::string& id : tables_.TakeNewFiles()) {
+    const auto known = tables_.HasImage(id);
+    if (!known.ok() || *known) continue;  // a stray file is swept at the next start
+    if (auto status = files_.Remove(id); !status.ok()) {
+      LogWarning("picture file stays", {{"error", std::string(status.message())}});
+    }
+  }
+}
+
 void SessionStore::CreateSession(v1::Session session, Done<v1::Session> done) {
   Post<v1::Session>(
+      Kind::kWrite,
       [session = std::move(session)](StoreTables& tables) -> absl::StatusOr<v1::Session> {
         if (auto status = tables.InsertSession(session, NowMicros()); !status.ok()) return status;
         return tables.FindSession(session.id());
@@ -239,13 +288,15 @@ void SessionStore::CreateSession(v1::Session session, Done<v1::Session> done) {
 }
 
 void SessionStore::GetSession(std::string id, Done<v1::Session> done) {
-  Post<v1::Session>([id = std::move(id)](StoreTables& tables) { return tables.FindSession(id); },
-                    std::move(done));
+  Post<v1::Session>(
+      Kind::kRead, [id = std::move(id)](StoreTables& tables) { return tables.FindSession(id); },
+      std::move(done));
 }
 
 void SessionStore::ListSessions(std::optional<std::string> owner, uint32_t page_size,
                                 std::string page_token, Done<SessionPage> done) {
   Post<SessionPage>(
+      Kind::kPage,
       [owner = std::move(owner), page_size, token = std::move(page_token)](StoreTables& tables) {
         return tables.PageOfSessions(owner, page_size, token);
       },
@@ -254,13 +305,17 @@ void SessionStore::ListSessions(std::optional<std::string> owner, uint32_t page_
 
 void SessionStore::UpdateSession(v1::Session changes, google::protobuf::FieldMask mask,
                                  Done<v1::Session> done) {
-  Post<v1::Session>([changes = std::move(changes), mask = std::move(mask)](
-                        StoreTables& tables) { return tables.ChangeSession(changes, mask); },
-                    std::move(done));
+  Post<v1::Session>(
+      Kind::kWrite,
+      [changes = std::move(changes), mask = std::move(mask)](StoreTables& tables) {
+        return tables.ChangeSession(changes, mask);
+      },
+      std::move(done));
 }
 
 void SessionStore::DeleteSession(std::string id, Done<Removed> done) {
   Post<Removed>(
+      Kind::kWrite,
       [id = std::move(id)](StoreTables& tables) -> absl::StatusOr<Removed> {
         auto pictures = tables.RemoveSession(id);
         if (!pictures.ok()) return pictures.status();
@@ -276,6 +331,7 @@ void SessionStore::Expire(std::chrono::microseconds default_expiry,
                           std::function<bool(const std::string&)> busy, Done<Removed> done) {
   constexpr int64_t kAtOnce = 100;  // other requests wait meanwhile; the rest goes next time
   Post<Removed>(
+      Kind::kWrite,
       [default_expiry, busy = std::move(busy)](StoreTables& tables) -> absl::StatusOr<Removed> {
         const int64_t now = NowMicros();
         auto expired = tables.ExpiredSessions(now, default_expiry.count(), kAtOnce);
@@ -319,20 +375,25 @@ void SessionStore::AddImage(std::string session_id, StoredImage image,
 }
 
 void SessionStore::ReadImage(std::string id, Done<std::string> done) {
-  Post<std::string>([this, id = std::move(id)](StoreTables&) { return files_.Read(id); },
-                    std::move(done));
+  Post<std::string>(
+      Kind::kRead, [this, id = std::move(id)](StoreTables&) { return files_.Read(id); },
+      std::move(done));
 }
 
 void SessionStore::ListTurns(std::string session_id, uint32_t page_size, std::string page_token,
                              Done<TurnPage> done) {
-  Post<TurnPage>([id = std::move(session_id), page_size, token = std::move(page_token)](
-                     StoreTables& tables) { return tables.PageOfTurns(id, page_size, token); },
-                 std::move(done));
+  Post<TurnPage>(
+      Kind::kPage,
+      [id = std::move(session_id), page_size, token = std::move(page_token)](StoreTables& tables) {
+        return tables.PageOfTurns(id, page_size, token);
+      },
+      std::move(done));
 }
 
 void SessionStore::GetConversation(std::string session_id, RequestKey request,
                                    Done<Conversation> done) {
   Post<Conversation>(
+      Kind::kRead,
       [id = std::move(session_id),
        request = std::move(request)](StoreTables& tables) -> absl::StatusOr<Conversation> {
         if (request.key.empty()) return tables.FindConversation(id);
@@ -354,6 +415,7 @@ void SessionStore::GetConversation(std::string session_id, RequestKey request,
 
 void SessionStore::FindRequest(std::string session_id, RequestKey request, Done<std::string> done) {
   Post<std::string>(
+      Kind::kRead,
       [id = std::move(session_id), request = std::move(request)](StoreTables& tables) {
         return tables.FindRepeated(id, request, NowMicros());
       },
@@ -361,21 +423,30 @@ void SessionStore::FindRequest(std::string session_id, RequestKey request, Done<
 }
 
 void SessionStore::GetTurn(std::string session_id, std::string turn_id, Done<StoredTurn> done) {
-  Post<StoredTurn>([session = std::move(session_id), turn = std::move(turn_id)](
-                       StoreTables& tables) { return tables.FindTurn(session, turn); },
-                   std::move(done));
+  Post<StoredTurn>(
+      Kind::kRead,
+      [session = std::move(session_id), turn = std::move(turn_id)](StoreTables& tables) {
+        return tables.FindTurn(session, turn);
+      },
+      std::move(done));
 }
 
 void SessionStore::BeginTurn(NewTurn turn, Done<uint32_t> done) {
-  Post<uint32_t>([turn = std::move(turn)](
-                     StoreTables& tables) { return tables.InsertTurn(turn, NowMicros()); },
-                 std::move(done));
+  Post<uint32_t>(
+      Kind::kWrite,
+      [turn = std::move(turn)](StoreTables& tables) {
+        return tables.InsertTurn(turn, NowMicros());
+      },
+      std::move(done));
 }
 
 void SessionStore::RestartTurn(NewTurn turn, Done<uint32_t> done) {
-  Post<uint32_t>([turn = std::move(turn)](
-                     StoreTables& tables) { return tables.RestartTurn(turn, NowMicros()); },
-                 std::move(done));
+  Post<uint32_t>(
+      Kind::kWrite,
+      [turn = std::move(turn)](StoreTables& tables) {
+        return tables.RestartTurn(turn, NowMicros());
+      },
+      std::move(done));
 }
 
 void SessionStore::NoteTries(std::string session_id, std::string turn_id, uint32_t tries,

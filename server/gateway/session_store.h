@@ -24,9 +24,10 @@
 namespace llava {
 
 // One thread of its own does all that touches the disk, and runs the callbacks. Requests that wait
-// together share one transaction and one sync (group commit). Another thread brings SQLite's log
-// into the tables, beside the commits. UNAVAILABLE when `max_waiting` requests wait. The destructor
-// runs all that waits.
+// together share one transaction and one sync (group commit); of the pages that wait only some at a
+// time, as each may take as long as all else. What only reads does not fail with what others
+// write. Another thread brings SQLite's log into the tables, beside the commits. UNAVAILABLE when
+// `max_waiting` requests (pages) wait. The destructor runs all that waits.
 class SessionStore : public ConversationStore {
  public:
   struct Options {
@@ -67,26 +68,33 @@ class SessionStore : public ConversationStore {
   void FinishTurn(TurnResult result, std::function<void(absl::Status)> done) override;
 
  private:
+  // kPage: a read that may be long.
+  enum class Kind { kRead, kPage, kWrite };
   struct Job {
     std::function<absl::Status(StoreTables&)> work;
     std::function<void(absl::Status)> done;
+    Kind kind = Kind::kWrite;
     bool needs_uses = false;  // looks at when sessions were used
   };
   enum class Place { kBounded, kReserved };
+  using Jobs = std::vector<Job*>;
 
   SessionStore(int lock_file, std::unique_ptr<SqlDatabase> database, ImageFiles files,
                GatewayMetrics& metrics, Options options);
 
   template <typename T>
-  void Post(std::function<absl::StatusOr<T>(StoreTables&)> work, Done<T> done,
+  void Post(Kind kind, std::function<absl::StatusOr<T>(StoreTables&)> work, Done<T> done,
             bool needs_uses = false);
   void Post(Job job, Place place = Place::kBounded);
   void Loop();
   void RunBatch(std::deque<Job> batch);
+  // In one transaction; what each came to. False: it was not committed, and each has its error.
+  bool Commit(const Jobs& jobs, std::vector<absl::Status>& results);
   // One transaction; `results` of the jobs count if it is OK. Not `guarded`, it is ABORTED when a
   // job fails that has written: nobody could take back that one alone.
-  absl::Status RunTransaction(const std::deque<Job>& batch, bool guarded,
-                              std::vector<absl::Status>& results);
+  absl::Status RunTransaction(const Jobs& jobs, bool guarded, std::vector<absl::Status>& results);
+  // Files of pictures whose rows were taken back.
+  void RemoveStrayFiles();
   // After a committed deletion: takes the files of its pictures away, but for those that came back
   // since, and those out of `removed`.
   void RemoveFiles(Removed& removed);
@@ -104,6 +112,7 @@ class SessionStore : public ConversationStore {
   Mutex mutex_;
   CondVar changed_;
   std::deque<Job> queue_ LLAVA_GUARDED_BY(mutex_);
+  std::deque<Job> pages_ LLAVA_GUARDED_BY(mutex_);
   bool idle_ LLAVA_GUARDED_BY(mutex_) = false;  // the thread waits
   bool closing_ LLAVA_GUARDED_BY(mutex_) = false;
   std::thread thread_;  // last: uses all of the above

@@ -3,6 +3,7 @@
 #include <sqlite3.h>
 
 #include "absl/strings/str_cat.h"
+#include "server/gateway/file_io.h"
 #include "server/gateway/sqlite_log_file.h"
 
 namespace llava {
@@ -141,8 +142,7 @@ absl::Status SqlDatabase::Error(std::string_view what) const {
       absl::StrCat("session store: ", handle_ ? sqlite3_errmsg(handle_) : "out of memory", " (",
                    std::string(what.substr(0, 80)), ")");
   if (handle_ != nullptr && (sqlite3_errcode(handle_) & 0xff) == SQLITE_FULL) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat(message, "; free disk space under --data-dir"));
+    return DiskFull(absl::StrCat(message, "; free disk space under --data-dir"));
   }
   return absl::InternalError(message);
 }

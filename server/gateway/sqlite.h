@@ -40,7 +40,7 @@ class SqlRow {
   sqlite3_stmt* statement_;
 };
 
-// One connection. One thread. All errors are INTERNAL (RESOURCE_EXHAUSTED when the disk is full)
+// One connection. One thread. All errors are INTERNAL (DiskFull when the disk is)
 // and carry SQLite's message.
 class SqlDatabase {
  public:

@@ -3,6 +3,7 @@
 // What the session store keeps, as its callers see it.
 
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <set>
@@ -16,6 +17,9 @@ namespace llava {
 
 // NOT_FOUND, in the words that everybody uses who finds no such session.
 absl::Status NoSession(const std::string& id);
+
+// NOT_FOUND: the session does not have the picture that `images[index]` of a question names.
+absl::Status NoPicture(size_t index, const std::string& id);
 
 // A picture with its file.
 struct StoredImage {
@@ -109,10 +113,7 @@ struct TurnResult {
   v1::Timings timings;
 
   // The request is answered, if only by its beginning: sent again, it gets this turn again.
-  bool is_answer() const {
-    return !answer_text.empty() ||
-           (reason != v1::FINISH_REASON_ERROR && reason != v1::FINISH_REASON_INTERRUPTED);
-  }
+  bool is_answer() const { return !answer_text.empty() || error_code == absl::StatusCode::kOk; }
 };
 
 // What went with sessions that were deleted or expired.

@@ -3,6 +3,8 @@
 #include <charconv>
 #include <optional>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "google/protobuf/util/time_util.h"
@@ -152,9 +154,11 @@ absl::StatusOr<SessionPage> StoreTables::PageOfSessions(const std::optional<std:
     }
     id = page_token.substr(colon + 1);
   }
-  std::vector<std::string> ids;
+  // When they were last used as the order has it: what was done since the last WriteUses is not in
+  // it yet.
+  std::vector<std::pair<std::string, int64_t>> found;
   SessionPage page;
-  const auto take = [&](const SqlRow& row) { ids.push_back(row.Text(0)); };
+  const auto take = [&](const SqlRow& row) { found.emplace_back(row.Text(0), row.Int(7)); };
   const std::string before = "(used_us, id) < (?, ?) ORDER BY used_us DESC, id DESC LIMIT ?";
   const int64_t limit = int64_t{page_size} + 1;
   auto status = owner
@@ -163,10 +167,10 @@ absl::StatusOr<SessionPage> StoreTables::PageOfSessions(const std::optional<std:
                     : database_.Query(absl::StrCat(kSessionColumns, "WHERE ", before),
                                       {used_us, id, limit}, take);
   if (!status.ok()) return status;
-  bool more = ids.size() > page_size;
-  if (more) ids.pop_back();
+  bool more = found.size() > page_size;
+  if (more) found.pop_back();
   uint64_t bytes = 0;
-  for (const std::string& each : ids) {
+  for (const auto& [each, used] : found) {
     auto session = FindSession(each);
     if (!session.ok()) return session.status();
     bytes += session->ByteSizeLong();
@@ -177,9 +181,8 @@ absl::StatusOr<SessionPage> StoreTables::PageOfSessions(const std::optional<std:
     page.sessions.push_back(*std::move(session));
   }
   if (more) {
-    const v1::Session& last = page.sessions.back();
-    page.next_page_token =
-        absl::StrCat(TimeUtil::TimestampToMicroseconds(last.last_used_time()), ":", last.id());
+    const auto& [last, used] = found[page.sessions.size() - 1];
+    page.next_page_token = absl::StrCat(used, ":", last);
   }
   return page;
 }
@@ -286,8 +289,9 @@ absl::Status StoreTables::InsertImage(const std::string& session_id, const Store
         absl::StrCat("this session has ", others, " pictures, allowed are ",
                      limits_.images_per_session, "; begin another with CreateSession"));
   }
-  status = files_.Write(info.id(), *image.bytes);
-  if (!status.ok()) return status;
+  const auto written = files_.Write(info.id(), *image.bytes);
+  if (!written.ok()) return written.status();
+  if (*written) new_files_.push_back(info.id());
   status = database_.Query("INSERT OR IGNORE INTO images VALUES (?, ?, ?, ?, ?)",
                            {info.id(), info.format(), static_cast<int64_t>(info.size_bytes()),
                             int64_t{info.width()}, int64_t{info.height()}});
@@ -297,6 +301,8 @@ absl::Status StoreTables::InsertImage(const std::string& session_id, const Store
   if (status.ok()) used_us_[session_id] = now_us;
   return status;
 }
+
+std::vector<std::string> StoreTables::TakeNewFiles() { return std::exchange(new_files_, {}); }
 
 absl::StatusOr<bool> StoreTables::HasImage(const std::string& id) {
   bool found = false;

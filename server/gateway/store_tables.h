@@ -58,6 +58,8 @@ class StoreTables {
   // the session has its fill of pictures.
   absl::Status InsertImage(const std::string& session_id, const StoredImage& image, int64_t now_us);
   absl::StatusOr<bool> HasImage(const std::string& id);
+  // Pictures whose files were made since the last call: to go again if their rows did not stay.
+  std::vector<std::string> TakeNewFiles();
 
   // A page ends at `page_size` turns or about 2 MiB, whichever comes first; it has one at least.
   absl::StatusOr<TurnPage> PageOfTurns(const std::string& session_id, uint32_t page_size,
@@ -112,6 +114,7 @@ class StoreTables {
   using Uses = std::unordered_map<std::string, int64_t>;
   Uses used_us_;     // by session
   Uses written_us_;  // in this transaction
+  std::vector<std::string> new_files_;
 };
 
 }  // namespace llava

@@ -103,6 +103,11 @@ absl::Status RequestKeyTaken(const std::string& turn_id) {
                    ", which asked something else; take a new key for a new question"));
 }
 
+absl::Status NoPicture(size_t index, const std::string& id) {
+  return absl::NotFoundError(absl::StrCat("images[", index, "]: this session has no picture \"", id,
+                                          "\"; send it again with UploadImage or as data"));
+}
+
 absl::StatusOr<std::vector<StoredTurn>> StoreTables::ReadTurns(const std::string& session_id,
                                                                int64_t first, int64_t limit,
                                                                Texts texts) {
@@ -231,10 +236,7 @@ absl::Status StoreTables::AttachImages(const NewTurn& turn, int64_t now_us) {
         database_.Query("SELECT 1 FROM session_images WHERE session_id = ? AND image_id = ?",
                         {turn.session_id, id}, [&](const SqlRow&) { held = true; });
     if (!status.ok()) return status;
-    if (!held) {
-      return absl::NotFoundError(absl::StrCat("images[", i, "]: this session has no picture \"", id,
-                                              "\"; send it again with UploadImage or as data"));
-    }
+    if (!held) return NoPicture(i, id);
     status = database_.Query("INSERT INTO turn_images VALUES (?, ?, ?)",
                              {turn.id, static_cast<int64_t>(i), id});
     if (!status.ok()) return status;

@@ -5,7 +5,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "server/gateway/prompt_count.h"
+#include "server/gateway/stoppable_calls.h"
+#include "server/runtime/status.h"
 
 namespace llava {
 
@@ -19,6 +20,10 @@ void TokenCount::Start(const TurnParts& parts, UnaryCall call,
       new TokenCount(parts, std::move(call), std::move(memory), response));
   count->deadline_ =
       std::min(deadline, std::chrono::system_clock::now() + parts.options.request_timeout);
+  if (!parts.counts.Add(count.get(), [count] { count->Cancel(); })) {
+    count->Cancel();
+    return count->Finish(absl::OkStatus());
+  }
   parts.store.GetConversation(
       request.session_id(), {},
       [count, text = request.text(), images = std::move(images)](const auto& conversation) {
@@ -28,10 +33,10 @@ void TokenCount::Start(const TurnParts& parts, UnaryCall call,
 
 void TokenCount::OnConversation(const absl::StatusOr<Conversation>& conversation,
                                 const std::string& text, const std::vector<StoredImage>& images) {
-  if (!conversation.ok()) return call_.Finish(conversation.status());
+  if (!conversation.ok()) return Finish(conversation.status());
   for (const StoredImage& image : images) {
     if (image.bytes || conversation->images.contains(image.info.id())) continue;
-    return call_.Finish(
+    return Finish(
         absl::NotFoundError(absl::StrCat("this session has no picture \"", image.info.id(),
                                          "\"; send it again with UploadImage or as data")));
   }
@@ -40,7 +45,7 @@ void TokenCount::OnConversation(const absl::StatusOr<Conversation>& conversation
   next.images = images;
   prompt_ = PromptOf(*conversation, next);
   auto choice = ModelChoiceOf(conversation->session);
-  if (!choice.ok()) return call_.Finish(choice.status());
+  if (!choice.ok()) return Finish(choice.status());
   choice_ = *std::move(choice);
   FindVersion();
 }
@@ -51,10 +56,10 @@ void TokenCount::FindVersion() {
 }
 
 void TokenCount::OnVersion(const absl::StatusOr<Route>& route) {
-  if (!route.ok()) return call_.Finish(route.status());
+  if (!route.ok()) return Finish(route.status());
   auto llm = parts_.router.PickLlm(*route, call_.scope().request_id());
-  if (!llm.ok()) return call_.Finish(llm.status());
-  PromptCount::Start(
+  if (!llm.ok()) return Finish(llm.status());
+  const auto count = PromptCount::Create(
       parts_, prompt_, *route, *std::move(llm),
       {call_.scope().caller(), call_.scope().request_id(), /*priority=*/0, deadline_},
       [self = shared_from_this()](const absl::StatusOr<v1::CountTokensResponse>& counts) {
@@ -67,8 +72,40 @@ void TokenCount::OnVersion(const absl::StatusOr<Route>& route) {
         if (IsVersionGone(counts.status()) && !std::exchange(self->again_, true)) {
           return self->parts_.router.Refresh([self] { self->FindVersion(); });
         }
-        self->call_.Finish(counts.status());
+        self->Finish(counts.status());
       });
+  bool cancelled = false;
+  {
+    MutexLock lock(mutex_);
+    cancelled = cancelled_;
+    count_ = count;
+  }
+  if (cancelled) count->Cancel();
+  count->Start();
+}
+
+void TokenCount::Cancel() {
+  std::shared_ptr<PromptCount> count;
+  {
+    MutexLock lock(mutex_);
+    cancelled_ = true;
+    count = count_;
+  }
+  if (count) count->Cancel();
+}
+
+void TokenCount::Finish(const absl::Status& status) {
+  parts_.counts.Remove(this);
+  bool cancelled = false;
+  {
+    MutexLock lock(mutex_);
+    cancelled = cancelled_;
+    count_ = nullptr;  // it holds this
+  }
+  call_.Finish(cancelled
+                   ? OverloadedError("this gateway is shutting down; try again, here or elsewhere",
+                                     std::chrono::seconds(1))
+                   : status);
 }
 
 }  // namespace llava

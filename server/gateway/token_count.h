@@ -6,8 +6,10 @@
 
 #include "llava/v1/chat.pb.h"
 #include "server/gateway/prompt.h"
+#include "server/gateway/prompt_count.h"
 #include "server/gateway/rpc_scope.h"
 #include "server/gateway/turn_parts.h"
+#include "server/runtime/mutex.h"
 
 namespace llava {
 
@@ -33,6 +35,9 @@ class TokenCount : public std::enable_shared_from_this<TokenCount> {
   void FindVersion();
   void OnVersion(const absl::StatusOr<Route>& route);
 
+  void Cancel();
+  void Finish(const absl::Status& status);
+
   const TurnParts& parts_;
   const UnaryCall call_;
   const std::shared_ptr<RequestMemory::Share> memory_;
@@ -41,6 +46,10 @@ class TokenCount : public std::enable_shared_from_this<TokenCount> {
   ModelChoice choice_;
   bool again_ = false;  // chosen anew, because the version had gone
   Prompt prompt_;
+
+  Mutex mutex_;
+  bool cancelled_ LLAVA_GUARDED_BY(mutex_) = false;
+  std::shared_ptr<PromptCount> count_ LLAVA_GUARDED_BY(mutex_);
 };
 
 }  // namespace llava

@@ -130,7 +130,11 @@ void TurnRunner::Generate(const FeatureDelivery::Outcome& outcome) {
   auto call = GenerateCall::Create(
       *llm_, std::move(request), deadlines_.turn,
       {.on_arrived = [self] { self->arrived_ = true; },
-       .on_event = [self](v1::GenerateResponse& event) { return self->OnEvent(event); },
+       .on_event = [self](v1::GenerateResponse& event) -> absl::Status {
+         if (self->OnEvent(event)) return absl::OkStatus();
+         if (self->protocol_error_.ok()) return absl::CancelledError("broken off");
+         return self->protocol_error_;
+       },
        .on_done = [self](absl::Status status) { self->OnGenerated(std::move(status)); }});
   SetStop([call] { call->Cancel(); });
   call->Start();
@@ -300,7 +304,8 @@ bool TurnRunner::TryAgain(const absl::Status& status) {
   }
   if (begun() ? IsBroken(status) : IsUnreachable(status)) return GoOn(status);
   if (begun()) {
-    if (!IsVersionGone(status) || std::exchange(looked_again_, true)) return false;
+    if (!IsVersionGone(status)) return false;
+    if (std::exchange(looked_again_, true)) return WaitForWorker(&TurnRunner::Continue);
     SetStop(nullptr);
     parts_.router.Refresh([self = shared_from_this()] { self->Continue(); });
     return true;
@@ -352,12 +357,9 @@ void TurnRunner::OnAnother(absl::StatusOr<Route> route) {
     if (may_come && WaitForWorker(&TurnRunner::FindAnother)) return;
     return Conclude(EndingOf(route.status()));
   }
-  if (auto status = CheckObeys(route->model); !status.ok()) return Conclude(EndingOf(status));
-  route_ = *std::move(route);
-  if (IsSameVersion(route_.model.model(), turn_.model)) {  // of another process, or yet again
-    return Later(kShortestDelay, &TurnRunner::Attempt);
-  }
-  turn_.model = route_.model.model();
+  const bool same = IsSameVersion(route->model.model(), turn_.model);
+  if (auto status = Take(*std::move(route)); !status.ok()) return Conclude(EndingOf(status));
+  if (same) return Later(kShortestDelay, &TurnRunner::Attempt);  // of another process, or yet again
   if (!has_session()) {
     TellStarted();
     return Attempt();
@@ -426,16 +428,20 @@ void TurnRunner::Continue() {
 }
 
 void TurnRunner::OnVersionBack(absl::StatusOr<Route> route) {
-  if (absl::IsUnavailable(route.status())) {
+  const bool replaceable = !begun() && request_.model.version == 0;
+  // A service that serves others by now may be about to load it: one that was started anew loads
+  // one after the other, and one whose workers died forgets the version until it has new ones.
+  const bool missing = absl::IsNotFound(route.status());
+  if (absl::IsUnavailable(route.status()) || (missing && !replaceable)) {
     if (WaitForWorker(&TurnRunner::Continue)) return;
-    return Conclude(EndingOf(route.status()));
   }
   // The same number with other contents is another version.
-  if (!route.ok() || route->model.model().digest() != turn_.model.digest()) {
-    if (begun()) return Conclude(InterruptedEnding(turn_.model));
-    if (request_.model.version == 0 && Reroute()) return;
-    return Conclude(route.ok() ? InterruptedEnding(turn_.model) : EndingOf(route.status()));
+  if (missing || (route.ok() && route->model.model().digest() != turn_.model.digest())) {
+    if (replaceable && Reroute()) return;
+    return Conclude(begun() || route.ok() ? InterruptedEnding(turn_.model)
+                                          : EndingOf(route.status()));
   }
+  if (!route.ok()) return Conclude(EndingOf(route.status()));
   route_ = *std::move(route);
   Attempt();
 }

@@ -19,11 +19,14 @@
 namespace llava {
 
 class FeatureDrops;
+class KeyLanes;
 class ModelAdmin;
 class PictureFetcher;
 class PictureWarmup;
 class ResumableCalls;
 class RolloutGuard;
+class SendWatch;
+class StoppableCalls;
 
 // What all turns share. Everything is thread-safe and outlives every turn.
 struct TurnParts {
@@ -43,6 +46,10 @@ struct TurnParts {
   TurnGate& gate;
   TurnSamples& samples;
   ModelAdmin& admin;
+  StoppableCalls& counts;  // of tokens, without a turn
+  KeyLanes& calls;         // that look at sessions
+  KeyLanes& pages;         // of sessions and turns, until they are sent
+  SendWatch& sends;
   RolloutGuard& rollouts;
   ResumableCalls& resumable;
   PictureFetcher& fetcher;

@@ -114,6 +114,15 @@ void TurnRunner::Try(void (TurnRunner::*step)()) {
   });
 }
 
+void TurnRunner::LoadAgain() {
+  EndTry();  // who waits cannot be blamed
+  if (const auto why = broken()) return Conclude(EndingOfBreak(*why));
+  if (system_clock::now() >= deadlines_.turn) {
+    return Conclude(EndingOf(absl::DeadlineExceededError("")));
+  }
+  Later(kStoreDelay, [self = shared_from_this()] { self->Try(&TurnRunner::LoadConversation); });
+}
+
 void TurnRunner::EndTry() {
   if (std::exchange(trying_, false)) LeaveLane(tries_);
 }

@@ -89,7 +89,7 @@ void TurnRunner::Start() {
   choice_.key = has_session() ? request_.session_id : request_.request_id;
   if (!has_session()) {
     prompt_ = request_.prompt;
-    turn_.sampling = request_.sampling;
+    wanted_ = request_.sampling;
     return FindVersion();
   }
   LoadConversation();
@@ -155,10 +155,10 @@ std::optional<TurnBreak> TurnRunner::broken() {
 }
 
 void TurnRunner::OnConversation(absl::StatusOr<Conversation> found) {
-  if (recovered_ && absl::IsUnavailable(found.status())) {  // the store has too much to do
-    return Later(std::chrono::milliseconds(100), &TurnRunner::LoadConversation);
+  if (!found.ok()) {
+    if (recovered_ && !absl::IsNotFound(found.status())) return LoadAgain();
+    return Refuse(found.status());
   }
-  if (!found.ok()) return Refuse(found.status());
   if (!found->repeated_turn_id.empty()) {
     for (const StoredTurn& stored : found->turns) {
       if (stored.turn.id() != found->repeated_turn_id) continue;
@@ -180,6 +180,7 @@ void TurnRunner::OnConversation(absl::StatusOr<Conversation> found) {
         absl::StrCat("turn_id \"", turn_id_, "\" is not the last turn of this session; only that ",
                      "one can be answered anew")));
   }
+  if (auto status = CheckPictures(found->images); !status.ok()) return Refuse(status);
   turn_.id = turn_id_;
   turn_.session_id = request_.session_id;
   turn_.user_text = std::move(request_.text);
@@ -201,7 +202,8 @@ void TurnRunner::OnConversation(absl::StatusOr<Conversation> found) {
       choice_.label = std::move(usual->label);
     }
   }
-  turn_.sampling = WithDefaults(request_.sampling, found->session.sampling());
+  wanted_ = WithDefaults(request_.sampling, found->session.sampling());
+  fits_ = found->session.context_overflow() == v1::CONTEXT_OVERFLOW_DROP_OLDEST_TURNS;
   conversation_ = *std::move(found);
   if (anew) {  // its own question is asked again, without the answer that there is
     const v1::Turn& last = conversation_.turns.back().turn;
@@ -215,6 +217,16 @@ void TurnRunner::OnConversation(absl::StatusOr<Conversation> found) {
   Continue();
 }
 
+absl::Status TurnRunner::CheckPictures(const std::set<std::string>& known) const {
+  std::set<std::string> sent;
+  for (size_t i = 0; i < request_.images.size(); ++i) {
+    const std::string& id = request_.images[i].info.id();
+    if (request_.images[i].bytes) sent.insert(id);
+    if (!known.contains(id) && !sent.contains(id)) return NoPicture(i, id);
+  }
+  return absl::OkStatus();
+}
+
 void TurnRunner::FindVersion() {
   parts_.router.Resolve(choice_, !prompt_.DistinctImages().empty(),
                         [self = shared_from_this()](absl::StatusOr<Route> route) {
@@ -225,43 +237,50 @@ void TurnRunner::FindVersion() {
 void TurnRunner::OnVersion(absl::StatusOr<Route> route) {
   if (!route.ok()) return Refuse(route.status());
   if (const auto why = broken()) return Refuse(EndingOfBreak(*why).status);
-  route_ = *std::move(route);
-  turn_.model = route_.model.model();
-  turn_.sampling = WithDefaults(turn_.sampling, route_.model.default_sampling());
-  if (!turn_.sampling.has_seed()) turn_.sampling.set_seed(DrawSeed());
-  turn_.seed = turn_.sampling.seed();
-  // What question and session ask for may be right each, but not together.
-  if (auto status = CheckSampling(turn_.sampling); !status.ok()) return Refuse(status);
-  if (auto status = CheckObeys(route_.model); !status.ok()) return Refuse(status);
-  const bool fits = has_session() && conversation_.session.context_overflow() ==
-                                         v1::CONTEXT_OVERFLOW_DROP_OLDEST_TURNS;
-  // What the service would refuse is not worth a record: it would keep the text.
-  if (auto status = CheckTextBytes(fits ? turn_.user_text.size() : prompt_.TextBytes(),
-                                   route_.model.context_tokens());
-      !status.ok()) {
-    return Refuse(status);
-  }
+  if (auto status = Take(*std::move(route)); !status.ok()) return Refuse(status);
   if (!has_session()) return OnRecorded(0U);
-  if (!fits) return Record();
+  if (!fits_) return Record();
   auto fit =
       ContextFit::Create(parts_, conversation_, turn_, route_,
                          {request_.caller, request_.request_id, request_.priority, deadlines_.turn},
                          [self = shared_from_this()](absl::Status status) {
+                           if (const auto why = self->broken()) {
+                             return self->Refuse(self->EndingOfBreak(*why).status);
+                           }
+                           self->SetStop(nullptr);
                            if (IsVersionGone(status) && !std::exchange(self->fitted_again_, true)) {
                              return self->parts_.router.Refresh([self] { self->FindVersion(); });
                            }
                            if (!status.ok()) return self->Refuse(status);
-                           if (const auto why = self->broken()) {
-                             return self->Refuse(self->EndingOfBreak(*why).status);
-                           }
                            self->prompt_ = PromptOf(self->conversation_, self->turn_);
                            self->Record();
                          });
+  SetStop([fit] { fit->Cancel(); });
   fit->Start();
 }
 
+absl::Status TurnRunner::Take(Route route) {
+  const v1::ModelInfo& model = route.model;
+  v1::SamplingParams sampling = WithDefaults(wanted_, model.default_sampling());
+  if (!sampling.has_seed()) sampling.set_seed(turn_.seed != 0 ? turn_.seed : DrawSeed());
+  // What question and session ask for may be right each, but not together.
+  if (auto status = CheckSampling(sampling); !status.ok()) return status;
+  if (auto status = CheckObeys(model); !status.ok()) return status;
+  // What the service would refuse is not worth a record: it would keep the text.
+  if (auto status = CheckTextBytes(fits_ ? turn_.user_text.size() : prompt_.TextBytes(),
+                                   model.context_tokens());
+      !status.ok()) {
+    return status;
+  }
+  turn_.model = model.model();
+  turn_.seed = sampling.seed();
+  turn_.sampling = std::move(sampling);
+  route_ = std::move(route);
+  return absl::OkStatus();
+}
+
 absl::Status TurnRunner::CheckObeys(const v1::ModelInfo& model) const {
-  if (!HasConstraint(turn_.sampling) || model.constrains_output()) return absl::OkStatus();
+  if (!HasConstraint(wanted_) || model.constrains_output()) return absl::OkStatus();
   return absl::UnimplementedError(
       absl::StrCat("SamplingParams.constraint: model ", model.model().name(), " version ",
                    model.model().version(),
@@ -316,7 +335,10 @@ TurnEnding TurnRunner::EndingOfBreak(TurnBreak why) {
   TurnEnding ending = BrokenEnding(why, deadlines_, has_session());
   if (why == TurnBreak::kJournalFault) {
     MutexLock lock(mutex_);
-    ending.status = journal_fault_;
+    // A full disk as well: who is told to try again would only read this ending again.
+    ending.status = absl::IsUnavailable(journal_fault_)
+                        ? absl::InternalError(journal_fault_.message())
+                        : journal_fault_;
     ending.message = std::string(ending.status.message());
   }
   return ending;
@@ -443,7 +465,7 @@ void TurnRunner::Suspend(const TurnEnding& ending) {
                                        {"session_id", request_.session_id},
                                        {"turn_id", turn_id_},
                                        {"bytes", absl::StrCat(text_bytes_)}});
-  parts_.running.Remove(Key());
+  parts_.running.Remove(Key(), /*over=*/false);
   End(ending.status, {});
 }
 

@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 
 #include "absl/status/status.h"
@@ -62,6 +63,10 @@ class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnR
   void OnConversation(absl::StatusOr<Conversation> conversation);
   void FindVersion();
   void OnVersion(absl::StatusOr<Route> route);
+  // NOT_FOUND: a picture that the session does not have and that did not come with the question.
+  absl::Status CheckPictures(const std::set<std::string>& known) const;
+  // The version is to answer, with its defaults. Else it cannot: nothing has changed.
+  absl::Status Take(Route route);
   // UNIMPLEMENTED if the question has a constraint and no process of the version can obey it.
   absl::Status CheckObeys(const v1::ModelInfo& model) const;
   void Record();
@@ -77,6 +82,8 @@ class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnR
   void EndTry();
   void LeaveLane(uint32_t tries);
   void LoadConversation();
+  // The store could not read it: what is acknowledged does not end with that.
+  void LoadAgain();
 
   // turn_attempts.cc: features, text, and what to do when they stop coming.
   void Attempt();
@@ -149,6 +156,8 @@ class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnR
   Conversation conversation_;  // until it is recorded
   Prompt prompt_;
   NewTurn turn_;
+  v1::SamplingParams wanted_;  // by question and session; `turn_` has the defaults of its version
+  bool fits_ = false;          // old turns are dropped where the context is too short
   Route route_;
   std::shared_ptr<Backend> llm_;  // of the attempt under way, or of the last one
   grpc::Alarm alarm_;

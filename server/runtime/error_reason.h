@@ -11,6 +11,7 @@ inline constexpr char kReasonCaller[] = "CALLER";
 inline constexpr char kReasonGivenUp[] = "GIVEN_UP";
 inline constexpr char kReasonContextLength[] = "CONTEXT_LENGTH";
 inline constexpr char kReasonModelNotFound[] = "MODEL_NOT_FOUND";
+inline constexpr char kReasonDiskFull[] = "DISK_FULL";
 
 // Takes the place of another reason.
 absl::Status WithReason(absl::Status status, const char* reason);

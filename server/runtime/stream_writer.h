@@ -2,6 +2,7 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <chrono>
 #include <cstddef>
 #include <deque>
 #include <functional>
@@ -97,6 +98,21 @@ class StreamWriter : public grpc::ServerWriteReactor<Response> {
     this->Finish(status);
   }
 
+  // The call, for CancelIfStuck.
+  void SetContext(grpc::CallbackServerContext* context) {
+    MutexLock lock(mutex_);
+    context_ = context;
+  }
+
+  // Ends the call if its client has taken nothing since before `since` of what is queued. False:
+  // the call is over.
+  bool CancelIfStuck(std::chrono::steady_clock::time_point since) {
+    MutexLock lock(mutex_);
+    if (context_ == nullptr) return false;
+    if (in_flight_ && write_began_ < since) context_->TryCancel();
+    return true;
+  }
+
   bool gone() const {
     MutexLock lock(mutex_);
     return gone_;
@@ -141,6 +157,7 @@ class StreamWriter : public grpc::ServerWriteReactor<Response> {
       MutexLock lock(mutex_);
       on_done = std::move(on_done_);
       next_ = nullptr;
+      context_ = nullptr;
     }
     if (on_done) on_done();
     self_.reset();
@@ -163,6 +180,7 @@ class StreamWriter : public grpc::ServerWriteReactor<Response> {
       queued_bytes_ += current_bytes_;
     }
     in_flight_ = true;
+    write_began_ = std::chrono::steady_clock::now();
     return true;
   }
 
@@ -175,7 +193,9 @@ class StreamWriter : public grpc::ServerWriteReactor<Response> {
   std::function<std::optional<Response>()> next_ LLAVA_GUARDED_BY(mutex_);
   std::deque<Response> queue_ LLAVA_GUARDED_BY(mutex_);
   bool in_flight_ LLAVA_GUARDED_BY(mutex_) = false;
-  size_t queued_bytes_ LLAVA_GUARDED_BY(mutex_) = 0;  // `current_` included
+  std::chrono::steady_clock::time_point write_began_ LLAVA_GUARDED_BY(mutex_);
+  grpc::CallbackServerContext* context_ LLAVA_GUARDED_BY(mutex_) = nullptr;  // until OnDone
+  size_t queued_bytes_ LLAVA_GUARDED_BY(mutex_) = 0;                         // `current_` included
   size_t current_bytes_ LLAVA_GUARDED_BY(mutex_) = 0;
   bool gone_ LLAVA_GUARDED_BY(mutex_) = false;
   std::optional<grpc::Status> closing_ LLAVA_GUARDED_BY(mutex_);

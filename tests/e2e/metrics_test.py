@@ -30,6 +30,7 @@ NOT_BY_CHAT = {
     "llava_gateway_turns_given_up_total": "a gateway that was killed again and again: tests/chaos",
     'llava_gateway_rollouts_total{model="emoji",result="promoted"}': "a canary: tests/server/gateway",
     'llava_gateway_rollouts_total{model="emoji",result="rolled_back"}': "a canary: tests/server/gateway",
+    "llava_gateway_store_failures_total": "a disk that is full: tests/server/gateway",
     "llava_gateway_api_keys": "a gateway with keys: tests/server/gateway",
     'llava_gateway_keys_file_reads_total{result="ok"}': "a gateway with keys: tests/server/gateway",
     'llava_gateway_keys_file_reads_total{result="failed"}': "a gateway with keys: tests/server/gateway",

@@ -146,8 +146,10 @@ TEST_F(KeysFileTest, ReadsAgainWhatChangesAndKeepsTheOldKeysOfABrokenFile) {
                              "llava_gateway_keys_file_reads_total{result=\"failed\"} 1");
   }));
   EXPECT_EQ(NameOf("Bearer a"), "ann");
+  EXPECT_TRUE(absl::StrContains(metrics_.Render(), "llava_gateway_keys_file_ok 0"));
   Write(Line("bob", "b"));
   ASSERT_TRUE(Eventually([&] { return NameOf("Bearer b") == "bob"; }));
+  EXPECT_TRUE(absl::StrContains(metrics_.Render(), "llava_gateway_keys_file_ok 1"));
   EXPECT_THAT(NameOf("Bearer a"), HasSubstr("not known"));
   EXPECT_EQ(ann.name(), "ann") << "what a running call was told stays";
   std::filesystem::remove(path_);

@@ -3,12 +3,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <future>
 #include <map>
 #include <memory>
 #include <set>
 
 #include "server/runtime/status.h"
+#include "tests/support/eventually.h"
 #include "tests/support/fake_backends.h"
 
 namespace llava {
@@ -180,6 +182,27 @@ TEST_F(BackendPoolTest, WhatIsDownIsTriedWhenAllAre) {
   const auto table = pool_->table();
   EXPECT_EQ(table.status.code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(table.status.message()), HasSubstr("start llava-llm or check --llm"));
+}
+
+// One that is being told of finds no other that is gone by then.
+TEST_F(BackendPoolTest, AChangeWhileThePoolEnds) {
+  for (int i = 0; i < 2; ++i) services_.push_back(std::make_unique<FakeLlm>());
+  pool_ = std::make_unique<BackendPool>(Backend::Names{"llm", "llava-llm", "--llm"},
+                                        Address(0) + "," + Address(1), gateway_metrics_);
+  std::atomic<bool> lost = false;
+  std::promise<void> told;
+  bool empty = false;
+  pool_->Start([&, pool = pool_.get()] {
+    if (!lost.exchange(false)) return;
+    told.set_value();
+    empty = Eventually([pool] { return pool->all().empty(); }) && pool->table().models.empty();
+  });
+  Refresh();
+  lost = true;
+  services_[1]->server().Stop();
+  told.get_future().wait();
+  pool_.reset();
+  EXPECT_TRUE(empty);
 }
 
 TEST_F(BackendPoolTest, ANameIsLookedUp) {

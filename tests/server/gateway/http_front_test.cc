@@ -9,6 +9,7 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "model/digest/sha256.h"
 #include "server/runtime/status.h"
 #include "server/wire/prompt_size.h"
 #include "tests/server/gateway/http_front_harness.h"
@@ -295,6 +296,23 @@ TEST_F(HttpFrontTest, OtherPeoplesPagesGetNothing) {
   auto preflight =
       Send("OPTIONS /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
   EXPECT_THAT(Rest(preflight), AllOf(StartsWith("HTTP/1.1 405"), Not(HasSubstr("Access-Control"))));
+}
+
+// To compile one is work, whether a turn follows or not.
+TEST_F(HttpFrontTest, ASchemaCountsAsARequestBeforeItIsCompiled) {
+  key_ = "secret";
+  options_.keys_file = folder_.path() + "/keys.yaml";
+  std::ofstream(options_.keys_file)
+      << "- {name: ann, requests-per-minute: 1, sha256: " << ToHex(HashBytes(key_)) << "}\n";
+  StartHttp();
+  Json body = Ask("x");
+  body["response_format"] = {
+      {"type", "json_schema"},
+      {"json_schema", {{"name", "n"}, {"schema", {{"not", Json::object()}}}}}};
+  const std::string first = Post(body);
+  EXPECT_EQ(StatusOf(first), 400);
+  EXPECT_EQ(BodyOf(first)["error"]["param"], "response_format");
+  EXPECT_EQ(StatusOf(Post(body)), 429);
 }
 
 }  // namespace

@@ -25,7 +25,10 @@ Json Ask() { return {{"messages", {{{"role", "user"}, {"content", "x"}}}}}; }
 absl::StatusOr<CompletionRequest> With(const std::string& parameters) {
   Json body = Ask();
   body.update(Json::parse(parameters));
-  return ReadCompletionRequest(body.dump(), /*urls=*/false);
+  auto request = ReadCompletionRequest(body.dump(), /*urls=*/false);
+  if (!request.ok()) return request;
+  if (auto status = CheckResponseFormat(request->chat.sampling()); !status.ok()) return status;
+  return request;
 }
 
 v1::SamplingParams Sampling(const std::string& parameters) {
@@ -154,6 +157,14 @@ TEST(OpenAiRequestTest, ASchemaThatIsMissingIsNamed) {
     EXPECT_EQ(Refused(request), "response_format.json_schema") << format;
     EXPECT_THAT(std::string(request.status().message()), HasSubstr("is missing"));
   }
+}
+
+TEST(OpenAiRequestTest, ASchemaThatIsTooLargeIsRefusedByItsName) {
+  Json format = {{"type", "json_schema"}, {"json_schema", {{"schema", {{"enum", {"x"}}}}}}};
+  format["json_schema"]["schema"]["enum"][0] = std::string(70'000, 'x');
+  const auto request = With(absl::StrCat(R"({"response_format": )", format.dump(), "}"));
+  EXPECT_EQ(Refused(request), "response_format");
+  EXPECT_THAT(std::string(request.status().message()), HasSubstr("65536"));
 }
 
 // As many as docs/constraints.md promises.

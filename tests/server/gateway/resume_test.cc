@@ -4,8 +4,10 @@
 
 #include <filesystem>
 #include <future>
+#include <thread>
 
 #include "google/rpc/error_details.pb.h"
+#include "server/gateway/sqlite.h"
 #include "server/runtime/status.h"
 #include "tests/server/gateway/gateway_harness.h"
 
@@ -71,6 +73,25 @@ TEST_F(ResumeTest, SeveralReadersFollowOneTurn) {
     EXPECT_EQ(other.events_after_end, 0);
   }
   EXPECT_EQ(llm_.generates(), 1);
+}
+
+// Of a turn that ran out of time before it said a word nothing is worth a replay.
+TEST_F(ResumeTest, ATurnWithoutAWordInTimeFreesItsKey) {
+  options_.request_timeout = kSlowdown * milliseconds(1000);
+  llm_.Set({.pause_after = 0});
+  StartGateway();
+  const std::string session = NewSession();
+  const Answer late = Ask(Keyed(session, kQuestion));
+  EXPECT_EQ(late.status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  EXPECT_THAT(late.text, IsEmpty());
+  StopGateway();
+  options_.request_timeout = std::chrono::minutes(10);
+  llm_.Set({});
+  StartGateway();
+  const Answer answer = Ask(Keyed(session, kQuestion));
+  ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_EQ(answer.text, kAnswer);
+  EXPECT_NE(answer.started.turn_id(), late.started.turn_id());
 }
 
 TEST_F(ResumeTest, ATurnThatHasEndedIsReplayed) {
@@ -310,6 +331,7 @@ TEST_F(ResumeTest, NoOtherVersionGoesOnWithAnAnswer) {
   const Answer killed = AskAndDie(Question(session, kQuestion));
   llm_.models().Set({FakeLanguageModel("emoji", 2)});
   llm_.Set({});
+  options_.continue_timeout = kSlowdown * milliseconds(2000);
   StartGateway();
   const Answer rest = Resume(session, killed.started.turn_id(), killed.text.size());
   EXPECT_EQ(rest.status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
@@ -441,6 +463,30 @@ TEST_F(ResumeTest, OldTurnsMakeRoomIfTheSessionSaysSo) {
   EXPECT_TRUE(turns.at(0).dropped_from_context());
   EXPECT_FALSE(turns.at(1).dropped_from_context());
   EXPECT_THAT(turns.at(0).answer_text(), Not(IsEmpty())) << "marked, not deleted";
+}
+
+// A client that reads nothing of what lies there for it holds it no longer than that.
+TEST_F(ResumeTest, AReaderThatTakesNothingLosesItsCall) {
+  options_.send_patience = milliseconds(50);
+  options_.resume_grace = milliseconds(50);  // so often is it looked at
+  StartGateway();
+  const std::string session = NewSession();
+  const std::string turn = Ask(Question(session, kQuestion)).started.turn_id();
+  auto database = SqlDatabase::Open(options_.data_dir + "/sessions.db");
+  ASSERT_TRUE((*database)->Script("UPDATE turns SET answer_text = hex(zeroblob(8000000))").ok());
+  database->reset();
+  v1::ResumeTurnRequest request;
+  request.set_session_id(session);
+  request.set_turn_id(turn);
+  ASSERT_TRUE(Eventually([&] {
+    const auto context = Context();
+    const auto reader = stub_->ResumeTurn(context.get(), request);
+    std::this_thread::sleep_for(milliseconds(200));
+    v1::ResumeTurnResponse response;
+    while (reader->Read(&response)) {
+    }
+    return reader->Finish().error_code() == grpc::StatusCode::CANCELLED;
+  }));
 }
 
 }  // namespace

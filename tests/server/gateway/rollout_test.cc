@@ -231,6 +231,7 @@ TEST_F(RolloutTest, NobodyNoticesThatVersionsComeAndGo) {
 }
 
 TEST_F(RolloutTest, AVersionThatGoesInAnAnswerEndsItAsInterrupted) {
+  options_.continue_timeout = std::chrono::milliseconds(500);
   Start({1});
   const std::string session = NewSession();
   llm_.Set({.fail_after_deltas = 2, .deaths = 1, .pause_after = 1});

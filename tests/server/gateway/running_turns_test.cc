@@ -33,10 +33,10 @@ TEST(RunningTurnsTest, OneAtATimeAndWaitersRunAtTheEnd) {
   EXPECT_TRUE(running.Taken("s"));
   running.CheckReaders();
   EXPECT_EQ(turn->checked, 1);
-  EXPECT_FALSE(running.Break("s", "other", TurnBreak::kCancelTurn, [&] { ++ended; }));
-  EXPECT_FALSE(running.Break("r", "", TurnBreak::kCancelTurn, [&] { ++ended; }));
-  EXPECT_TRUE(running.Break("s", "", TurnBreak::kCancelTurn, [&] { ++ended; }));
-  EXPECT_TRUE(running.Break("s", "t", TurnBreak::kCancelTurn, [&] { ++ended; }));
+  EXPECT_FALSE(running.Break("s", "other", TurnBreak::kCancelTurn, [&](bool) { ++ended; }));
+  EXPECT_FALSE(running.Break("r", "", TurnBreak::kCancelTurn, [&](bool) { ++ended; }));
+  EXPECT_TRUE(running.Break("s", "", TurnBreak::kCancelTurn, [&](bool) { ++ended; }));
+  EXPECT_TRUE(running.Break("s", "t", TurnBreak::kCancelTurn, [&](bool) { ++ended; }));
   EXPECT_EQ(turn->broken, 2);
   EXPECT_EQ(ended, 0);
   running.Remove("s");
@@ -57,7 +57,7 @@ TEST(RunningTurnsTest, ThoseInLineFollowEachOtherAndNobodyComesBetween) {
   EXPECT_EQ(started, std::vector<int>{1});
   EXPECT_EQ(running.Find("s", "t1"), first);
   EXPECT_EQ(running.Find("s", "t2"), nullptr);
-  ASSERT_TRUE(running.Break("s", "t1", TurnBreak::kCancelTurn, [&] {
+  ASSERT_TRUE(running.Break("s", "t1", TurnBreak::kCancelTurn, [&](bool) {
     EXPECT_EQ(running.Add("s", "u", first).code(), absl::StatusCode::kAborted);
     started.push_back(0);
   }));
@@ -80,7 +80,7 @@ TEST(RunningTurnsTest, ADeletionKeepsTurnsAwayAndCannotBeBroken) {
   EXPECT_EQ(running.Add("s", "t", std::make_shared<FakeTurn>()).code(), absl::StatusCode::kAborted);
   EXPECT_EQ(running.Find("s", ""), nullptr);
   EXPECT_TRUE(running.Taken("s"));
-  EXPECT_FALSE(running.Break("s", "", TurnBreak::kCancelTurn, [] {}));
+  EXPECT_FALSE(running.Break("s", "", TurnBreak::kCancelTurn, [](bool) {}));
   running.BreakAll(TurnBreak::kShutdown);
   running.CheckReaders();
 }

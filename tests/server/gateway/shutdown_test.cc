@@ -76,10 +76,30 @@ TEST_F(ShutdownTest, AQuestionThatIsBrokenOffBeforeItIsRecordedIsNot) {
   auto asking = std::async(std::launch::async, [&] { return Ask(Question(session, "a b c")); });
   ASSERT_TRUE(Eventually([&] { return llm_.counts() == 1; }));
   admission_->StartDraining();
-  gateway_->Stop();  // waits in vain
-  llm_.Release();
+  gateway_->Stop();
+  EXPECT_TRUE(admission_->WaitUntilIdle(CondVar::Clock::now())) << "it waited in vain";
   EXPECT_EQ(asking.get().status.error_code(), grpc::StatusCode::UNAVAILABLE);
   EXPECT_EQ(Turns(session).size(), 0U);
+  StopGateway();  // returns
+}
+
+TEST_F(ShutdownTest, ACountOfTokensIsNotWaitedFor) {
+  llm_.Set({.pause_counts = true});
+  StartGateway();
+  const std::string session = NewSession();
+  v1::ChatServiceCountTokensRequest request;
+  request.set_session_id(session);
+  request.set_text("a b c");
+  auto counting = std::async(std::launch::async, [&] {
+    v1::ChatServiceCountTokensResponse response;
+    return stub_->CountTokens(Context(std::chrono::hours(1)).get(), request, &response);
+  });
+  ASSERT_TRUE(Eventually([&] { return llm_.counts() == 1; }));
+  admission_->StartDraining();
+  gateway_->Stop();
+  const grpc::Status status = counting.get();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_THAT(status.error_message(), HasSubstr("shutting down"));
 }
 
 TEST_F(ShutdownTest, ALoadUnderWayIsNotWaitedFor) {

@@ -16,7 +16,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/gateway/sqlite.h"
+#include "server/runtime/error_reason.h"
 #include "tests/server/gateway/gateway_harness.h"
+#include "tests/server/gateway/no_space.h"
 #include "tests/support/full_disk.h"
 
 namespace llava {
@@ -142,35 +144,11 @@ TEST_F(SqliteLogFileTest, ACommitThatCannotBeWrittenIsTakenBack) {
   EXPECT_EQ(CountAfterACrash(), 20);
 }
 
-// Nothing that SQLite writes finds room on the disk while it lives.
-class NoSpace {
- public:
-  NoSpace() {
-    Set("write", reinterpret_cast<sqlite3_syscall_ptr>(Write));
-    Set("pwrite", reinterpret_cast<sqlite3_syscall_ptr>(WriteAt));
-    Set("pwrite64", reinterpret_cast<sqlite3_syscall_ptr>(WriteAt));
-  }
-  ~NoSpace() {
-    for (const char* name : {"write", "pwrite", "pwrite64"}) Set(name, nullptr);
-  }
-
- private:
-  static ssize_t Write(int, const void*, size_t) {
-    errno = ENOSPC;
-    return -1;
-  }
-  static ssize_t WriteAt(int, const void*, size_t, off_t) { return Write(0, nullptr, 0); }
-  static void Set(const char* name, sqlite3_syscall_ptr call) {
-    sqlite3_vfs* const usual = sqlite3_vfs_find(nullptr);
-    usual->xSetSystemCall(usual, name, call);
-  }
-};
-
 TEST_F(SqliteLogFileTest, AFullDiskIsCalledSo) {
   ASSERT_TRUE(Insert(0, 10).ok());
   {
     const NoSpace full;
-    EXPECT_EQ(Insert(10, 10).code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_TRUE(HasReason(Insert(10, 10), kReasonDiskFull));
   }
   EXPECT_EQ(Count(), 10);
   EXPECT_EQ(CountAfterACrash(), 10);

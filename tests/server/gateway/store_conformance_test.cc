@@ -92,7 +92,7 @@ class StoreConformance : public testing::TestWithParam<Implementation> {
     result.state =
         reason == v1::FINISH_REASON_STOP ? v1::TURN_STATE_FINISHED : v1::TURN_STATE_FAILED;
     result.reason = reason;
-    result.error_code = absl::StatusCode::kInternal;
+    if (reason == v1::FINISH_REASON_ERROR) result.error_code = absl::StatusCode::kInternal;
     result.error_message = "why";
     result.answer_text = text;
     result.taken_up = {3, 1};

@@ -2,12 +2,17 @@
 
 #include <gmock/gmock.h>
 
+#include <deque>
 #include <filesystem>
 #include <future>
 #include <thread>
 
+#include "server/gateway/openai_json.h"
 #include "server/gateway/sqlite.h"
+#include "server/runtime/error_reason.h"
+#include "server/runtime/status.h"
 #include "tests/server/gateway/gateway_harness.h"
+#include "tests/server/gateway/no_space.h"
 
 namespace llava {
 namespace {
@@ -72,6 +77,40 @@ TEST_F(StoreFaultsTest, AnAnswerWaitsForTheStoreAndItsSessionWithIt) {
   EXPECT_EQ(Metric("llava_gateway_turns_running"), 0);
 }
 
+// However many of a key wait for a turn's end, they take no place from those that only look.
+TEST_F(StoreFaultsTest, CallsThatWaitForATurnKeepNobodyFromLooking) {
+  StartGateway();
+  const std::string session = NewSession();
+  RefuseEnds();
+  auto asking = std::async(std::launch::async, [&] { return Ask(Question(session, kQuestion)); });
+  ASSERT_TRUE(Eventually([&] { return Metric("llava_gateway_turns_total") == 1; }));
+  struct Call {
+    std::unique_ptr<grpc::ClientContext> context;
+    v1::CancelTurnRequest request;
+    v1::CancelTurnResponse response;
+    std::promise<grpc::Status> status;
+  };
+  std::deque<Call> calls(300);
+  for (Call& call : calls) {
+    call.context = Context();
+    call.request.set_session_id(session);
+    stub_->async()->CancelTurn(call.context.get(), &call.request, &call.response,
+                               [&call](grpc::Status status) { call.status.set_value(status); });
+  }
+  v1::GetSessionRequest look;
+  look.set_session_id(session);
+  for (int i = 0; i < 20; ++i) {
+    v1::GetSessionResponse found;
+    EXPECT_TRUE(stub_->GetSession(Context().get(), look, &found).ok());
+  }
+  Mend();
+  for (Call& call : calls) {
+    EXPECT_TRUE(call.status.get_future().get().ok());
+    EXPECT_TRUE(call.response.was_running());
+  }
+  EXPECT_EQ(asking.get().text, kAnswer);
+}
+
 TEST_F(StoreFaultsTest, AProcessThatStopsLeavesSuchAnAnswerToTheNext) {
   StartGateway();
   const std::string session = NewSession();
@@ -125,6 +164,98 @@ TEST_F(StoreFaultsTest, AnAcknowledgedTurnWaitsForTheStoreToTakeAnotherVersion) 
   EXPECT_EQ(answer.text, kAnswer);
   EXPECT_EQ(answer.finished.model().version(), 2U);
   EXPECT_EQ(Turns(session).at(0).model().version(), 2U);
+}
+
+TEST_F(StoreFaultsTest, AnAnswerIsTakenUpAsSoonAsTheStoreCanReadIt) {
+  llm_.Set({.pause_after = 1});
+  StartGateway();
+  const std::string session = NewSession();
+  auto asking = std::async(std::launch::async, [&] { return Ask(Question(session, kQuestion)); });
+  ASSERT_TRUE(Eventually([&] { return Metric("llava_gateway_journal_bytes_total") > 0; }));
+  StopGateway();
+  const Answer stopped = asking.get();
+  llm_.Set({});
+  Sql("ALTER TABLE session_images RENAME TO elsewhere");
+  StartGateway();
+  ASSERT_TRUE(Eventually([&] { return Metric("llava_gateway_store_failures_total") > 1; }));
+  EXPECT_EQ(Turns(session).at(0).state(), v1::TURN_STATE_RUNNING);
+  Sql("ALTER TABLE elsewhere RENAME TO session_images");
+  const Answer rest = Resume(session, stopped.started.turn_id(), stopped.text.size(), 0);
+  ASSERT_TRUE(rest.status.ok()) << rest.status.error_message();
+  EXPECT_EQ(stopped.text + rest.text, kAnswer);
+}
+
+TEST_F(StoreFaultsTest, ABegunAnswerWaitsForAPictureThatCannotBeReadNow) {
+  llm_.Set({.fail_after_deltas = 2, .deaths = 1, .pause_after = 1});
+  StartGateway();
+  const std::string session = NewSession();
+  const fs::path images = options_.data_dir + "/images", aside = folder_.path() + "/aside";
+  fs::path file;
+  auto asking = std::async(std::launch::async, [&] {
+    return Ask(Question(session, kQuestion, {FakePicture(1)}),
+               [&](grpc::ClientContext&, const Answer&) {
+                 file = fs::directory_iterator(images)->path();
+                 fs::rename(file, aside);
+                 fs::create_directory(file);  // can be opened, but not read
+                 llm_.Set({});
+                 llm_.ForgetFeatures();
+                 llm_.Release();
+               });
+  });
+  ASSERT_TRUE(Eventually([&] { return Metric("llava_gateway_store_failures_total") > 1; }));
+  fs::remove(file);
+  fs::rename(aside, file);
+  const Answer answer = asking.get();
+  ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_EQ(answer.text, "a b c d! pictures: 1, turns: 1");
+}
+
+TEST_F(StoreFaultsTest, AFullDiskIsAFaultAndNoLimitOfTheCaller) {
+  StartGateway();
+  const std::string session = NewSession();
+  const double faults = Metric("llava_gateway_request_faults_total");
+  EXPECT_EQ(Metric("llava_gateway_store_failures_total"), 0);
+  {
+    const NoSpace full;
+    const Answer refused = Ask(Question(session, kQuestion));
+    EXPECT_EQ(refused.status.error_code(), grpc::StatusCode::UNAVAILABLE);
+    EXPECT_THAT(refused.status.error_message(), HasSubstr("free disk space under --data-dir"));
+    const absl::Status status = FromGrpc(refused.status);
+    EXPECT_TRUE(HasReason(status, kReasonDiskFull));
+    EXPECT_EQ(OpenAiError(status).status, 503);
+    EXPECT_TRUE(Turns(session).empty()) << "but what is there can be read";
+  }
+  EXPECT_EQ(Metric("llava_gateway_request_faults_total"), faults + 1);
+  EXPECT_GE(Metric("llava_gateway_store_failures_total"), 1);
+  EXPECT_EQ(Ask(Question(session, kQuestion)).text, kAnswer);
+}
+
+// Who stops a turn is not told that it is over when the next process goes on with it.
+TEST_F(StoreFaultsTest, ATurnWhoseStopCannotBeKeptIsNotSaidToBeStopped) {
+  llm_.Set({.pause_after = 1});
+  StartGateway();
+  const std::string session = NewSession();
+  RefuseEnds();
+  std::promise<void> begun;
+  auto asking = std::async(std::launch::async, [&] {
+    return Ask(Question(session, kQuestion),
+               [&](grpc::ClientContext&, const Answer&) { begun.set_value(); });
+  });
+  begun.get_future().wait();
+  admission_->StartDraining();
+  v1::CancelTurnRequest request;
+  request.set_session_id(session);
+  v1::CancelTurnResponse response;
+  const auto status = stub_->CancelTurn(Context().get(), request, &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_THAT(status.error_message(), HasSubstr("the next process"));
+  StopGateway();
+  const Answer answer = asking.get();
+  Mend();
+  llm_.Set({});
+  StartGateway();
+  const Answer rest = Resume(session, answer.started.turn_id(), answer.text.size(), 0);
+  EXPECT_EQ(answer.text + rest.text, kAnswer);
 }
 
 // As earlier versions left them, which gave the session back although the end was not stored.

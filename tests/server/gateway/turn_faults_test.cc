@@ -78,6 +78,23 @@ TEST_F(TurnFaultsTest, CancelTurnWhileThePictureIsEncoded) {
   ExpectUsable(session);
 }
 
+TEST_F(TurnFaultsTest, CancelTurnWhileTheQuestionIsFittedIntoItsContext) {
+  llm_.Set({.pause_counts = true});
+  StartGateway();
+  v1::CreateSessionRequest create;
+  create.set_context_overflow(v1::CONTEXT_OVERFLOW_DROP_OLDEST_TURNS);
+  const std::string session = NewSession(create);
+  auto asking = std::async(std::launch::async, [&] { return Ask(Question(session, "x")); });
+  ASSERT_TRUE(Eventually([&] { return llm_.counts() == 1; }));
+  EXPECT_TRUE(Cancel(session).was_running());
+  const Answer answer = asking.get();
+  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::CANCELLED);
+  EXPECT_THAT(answer.status.error_message(), HasSubstr("CancelTurn"));
+  EXPECT_THAT(Turns(session), IsEmpty());
+  llm_.Set({});
+  ExpectUsable(session);
+}
+
 TEST_F(TurnFaultsTest, AClientThatLeavesStopsTheAnswerIfItSaysSo) {
   llm_.Set({.pause_after = 1});
   StartGateway();
@@ -334,6 +351,34 @@ TEST_F(TurnFaultsTest, AnswersThatMakeNoSenseAreRefused) {
   EXPECT_THAT(version.text, IsEmpty());
   llm_.Set({});
   ExpectUsable(session);
+}
+
+TEST_F(TurnFaultsTest, AServiceWhoseAnswersMakeNoSenseIsEjected) {
+  FakeLlm other;
+  options_.llm += "," + other.server().address();
+  const std::string ejections = "llava_gateway_backend_ejections_total{backend=\"llm\"}";
+  llm_.Set({.wrong_offset = true});
+  StartGateway();
+  ASSERT_TRUE(
+      Eventually([&] { return Metric("llava_gateway_backends_down{backend=\"llm\"}") == 0; }));
+  std::string session;  // whose home it is
+  while (llm_.generates() == 0) Ask(Question(session = NewSession(), "x"));
+  while (llm_.generates() < 5) {
+    EXPECT_EQ(Metric(ejections), 0);
+    EXPECT_EQ(Ask(Question(session, "x")).status.error_code(), grpc::StatusCode::INTERNAL);
+  }
+  EXPECT_EQ(Metric(ejections), 1);
+  EXPECT_TRUE(Ask(Question(session, "x")).status.ok());
+  EXPECT_EQ(llm_.generates(), 5);
+  StopGateway();
+}
+
+TEST_F(TurnFaultsTest, ATowerWhoseFeaturesMakeNoSenseIsEjected) {
+  StartGateway();
+  const std::string session = NewSession();
+  vision_.Set({.wrong_key = true});
+  for (int i = 0; i < 5; ++i) Ask(Question(session, "x", {FakePicture(i)}));
+  EXPECT_EQ(Metric("llava_gateway_backend_ejections_total{backend=\"vision\"}"), 1);
 }
 
 TEST_F(TurnFaultsTest, AVersionThatWentAwayIsReplacedBeforeTheFirstToken) {

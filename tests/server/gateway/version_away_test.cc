@@ -1,0 +1,173 @@
+// Versions that are away for a while: loaded anew beside others, or at a process that is down.
+
+#include <gmock/gmock.h>
+
+#include <future>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "tests/server/gateway/gateway_harness.h"
+
+namespace llava {
+namespace {
+
+using std::chrono::milliseconds;
+using testing::HasSubstr;
+
+constexpr char kQuestion[] = "a b c d";
+constexpr char kAnswer[] = "a b c d! pictures: 0, turns: 1";
+constexpr char kDown[] = "llava_gateway_backends_down{backend=\"llm\"}";
+
+class VersionAwayTest : public GatewayTest {
+ protected:
+  // The service breaks the answer off after two words, right after `lost`.
+  Answer AskAndLose(const v1::ChatRequest& question, const std::function<void()>& lost) {
+    llm_.Set({.fail_after_deltas = 2, .deaths = 1, .pause_after = 1});
+    return Ask(question, [&](auto&, const Answer&) {
+      llm_.Set({});
+      lost();
+      llm_.Release();
+    });
+  }
+};
+
+TEST_F(VersionAwayTest, ABegunAnswerWaitsWhileItsVersionIsLoadedBesideAnother) {
+  const v1::ModelInfo old = FakeLanguageModel("emoji", 1), latest = FakeLanguageModel("emoji", 2);
+  llm_.models().Set({old, latest});
+  StartGateway();
+  const std::string session = NewSession();
+  auto asking = std::async(std::launch::async, [&] {
+    return AskAndLose(Question(session, kQuestion), [&] { llm_.models().Set({old}); });
+  });
+  ASSERT_TRUE(Eventually([&] { return Metric("llava_gateway_worker_deaths_total") == 1; }));
+  EXPECT_EQ(asking.wait_for(milliseconds(700)), std::future_status::timeout);
+  llm_.models().Set({old, latest});
+  const Answer answer = asking.get();
+  ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_EQ(answer.text, kAnswer);
+  EXPECT_EQ(answer.finished.model().version(), 2U);
+}
+
+// The gateway believes the version there whenever it asks for the rest.
+TEST_F(VersionAwayTest, ABegunAnswerWaitsAlsoWhenTheServiceSaysSoItself) {
+  StartGateway();
+  const std::string session = NewSession();
+  const Answer answer = AskAndLose(Question(session, kQuestion), [this] {
+    llm_.Set({.failure = {grpc::StatusCode::FAILED_PRECONDITION, "version is not served here"},
+              .failures = 4});
+  });
+  ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_EQ(answer.text, kAnswer);
+  EXPECT_EQ(llm_.generates(), 6);
+}
+
+TEST_F(VersionAwayTest, AVersionThatStaysAwayEndsTheAnswerWhenPatienceEnds) {
+  options_.continue_timeout = milliseconds(700);
+  llm_.models().Set({FakeLanguageModel("emoji", 1), FakeLanguageModel("emoji", 2)});
+  StartGateway();
+  const std::string session = NewSession();
+  const auto begin = std::chrono::steady_clock::now();
+  const Answer answer = AskAndLose(Question(session, kQuestion),
+                                   [this] { llm_.models().Set({FakeLanguageModel("emoji", 1)}); });
+  EXPECT_GE(std::chrono::steady_clock::now() - begin, milliseconds(700));
+  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_EQ(Turns(session).at(0).finish_reason(), v1::FINISH_REASON_INTERRUPTED);
+  EXPECT_EQ(Turns(session).at(0).answer_text(), answer.text);
+}
+
+TEST_F(VersionAwayTest, TheModelOfAProcessThatIsDownIsUnavailableNotUnknown) {
+  FakeLlm other;
+  other.models().Set({FakeLanguageModel("other", 7)});
+  options_.llm = absl::StrCat(llm_.server().address(), ",", other.server().address());
+  options_.default_model = "emoji";
+  llm_.Set({.pause_after = 1});
+  StartGateway();
+  ASSERT_TRUE(Eventually([&] { return Metric(kDown) == 0; }));
+  const std::string session = NewSession();
+  std::promise<void> stopped;
+  auto asking = std::async(std::launch::async, [&] {
+    return Ask(Question(session, kQuestion), [&](grpc::ClientContext&, const Answer&) {
+      llm_.server().Stop();
+      llm_.Set({});
+      stopped.set_value();
+    });
+  });
+  stopped.get_future().wait();
+  ASSERT_TRUE(Eventually([&] { return Metric(kDown) == 1; }));
+  for (const char* model : {"emoji", "emoji@1"}) {
+    v1::ChatRequest named = Question(NewSession(), "x");
+    named.mutable_model()->set_name(model);
+    const Answer refused = Ask(named);
+    EXPECT_EQ(refused.status.error_code(), grpc::StatusCode::UNAVAILABLE) << model;
+    EXPECT_THAT(refused.status.error_message(), HasSubstr("llm service at ")) << model;
+  }
+  v1::ChatRequest unknown = Question(NewSession(), "x");
+  unknown.mutable_model()->set_name("emoji@2");
+  EXPECT_EQ(Ask(unknown).status.error_code(), grpc::StatusCode::NOT_FOUND);
+  llm_.server().Start();
+  const Answer answer = asking.get();
+  ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_EQ(answer.text, kAnswer);
+  StopGateway();
+}
+
+// Nobody is sent to the version that is down while another one serves.
+TEST_F(VersionAwayTest, AQuestionThatNamesNoVersionGoesToOneThatIsServed) {
+  FakeLlm newer;
+  newer.models().Set({FakeLanguageModel("emoji", 2)});
+  options_.llm = absl::StrCat(llm_.server().address(), ",", newer.server().address());
+  StartGateway();
+  ASSERT_TRUE(Eventually([&] { return Metric(kDown) == 0; }));
+  const std::string session = NewSession();
+  EXPECT_EQ(Ask(Question(session, "x")).started.model().version(), 2U);
+  newer.server().Stop();
+  ASSERT_TRUE(Eventually([&] { return Metric(kDown) == 1; }));
+  EXPECT_EQ(Ask(Question(session, "x")).started.model().version(), 1U);
+  StopGateway();
+}
+
+// The first version is gone before the first token; the one that answers has defaults of its own.
+TEST_F(VersionAwayTest, TheVersionThatAnswersBringsItsDefaults) {
+  v1::ModelInfo first = FakeLanguageModel("emoji", 1), second = FakeLanguageModel("emoji", 2);
+  first.mutable_default_sampling()->set_max_new_tokens(11);
+  first.mutable_default_sampling()->set_top_k(3);
+  second.mutable_default_sampling()->set_max_new_tokens(22);
+  llm_.models().Set({first});
+  StartGateway();
+  v1::ChatRequest question = Question(NewSession(), kQuestion);
+  question.mutable_sampling()->set_temperature(0.5F);
+  llm_.models().Set({second});  // the gateway has not heard of it yet
+  const Answer answer = Ask(question);
+  ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_EQ(answer.finished.model().version(), 2U);
+  const v1::SamplingParams used = llm_.last_request().sampling();
+  EXPECT_EQ(used.max_new_tokens(), 22U);
+  EXPECT_FALSE(used.has_top_k());
+  EXPECT_EQ(used.temperature(), 0.5F);
+  EXPECT_EQ(used.seed(), answer.started.seed());
+}
+
+TEST_F(VersionAwayTest, AConstraintWaitsForTheProcessThatObeysIt) {
+  FakeLlm newer;
+  v1::ModelInfo older = FakeLanguageModel("emoji", 1);
+  older.clear_constrains_output();
+  llm_.models().Set({older});
+  options_.llm = absl::StrCat(llm_.server().address(), ",", newer.server().address());
+  StartGateway();
+  ASSERT_TRUE(Eventually([&] { return Metric(kDown) == 0; }));
+  newer.server().Stop();
+  ASSERT_TRUE(Eventually([&] { return Metric(kDown) == 1; }));
+  v1::ChatRequest question = Question(NewSession(), kQuestion);
+  question.mutable_sampling()->mutable_constraint()->mutable_json_object();
+  auto asking = std::async(std::launch::async, [&] { return Ask(question); });
+  EXPECT_EQ(asking.wait_for(milliseconds(500)), std::future_status::timeout);
+  newer.server().Start();
+  const Answer answer = asking.get();
+  ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_EQ(answer.text, kAnswer);
+  EXPECT_EQ(newer.generates(), 1);
+  StopGateway();
+}
+
+}  // namespace
+}  // namespace llava
