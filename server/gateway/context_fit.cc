@@ -38,28 +38,12 @@ void ContextFit::Start() {
 
 void ContextFit::Count() {
   prompt_ = PromptOf(conversation_, turn_);
-  const auto count = PromptCount::Create(
+  count_.Start(PromptCount::Create(
       parts_, prompt_, route_, llm_, terms_,
-      [self = shared_from_this()](const auto& counts) { self->OnCount(counts); });
-  bool cancelled = false;
-  {
-    MutexLock lock(mutex_);
-    cancelled = cancelled_;
-    count_ = count;
-  }
-  if (cancelled) count->Cancel();
-  count->Start();
+      [self = shared_from_this()](const auto& counts) { self->OnCount(counts); }));
 }
 
-void ContextFit::Cancel() {
-  std::shared_ptr<PromptCount> count;
-  {
-    MutexLock lock(mutex_);
-    cancelled_ = true;
-    count = count_;
-  }
-  if (count) count->Cancel();
-}
+void ContextFit::Cancel() { count_.Cancel(); }
 
 void ContextFit::OnCount(const absl::StatusOr<v1::CountTokensResponse>& counts) {
   if (!counts.ok()) return Finish(counts.status());
@@ -74,10 +58,7 @@ void ContextFit::OnCount(const absl::StatusOr<v1::CountTokensResponse>& counts) 
 }
 
 void ContextFit::Finish(const absl::Status& status) {
-  {
-    MutexLock lock(mutex_);
-    count_ = nullptr;  // it holds this
-  }
+  count_.Clear();
   done_(status);
 }
 

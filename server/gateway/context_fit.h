@@ -14,7 +14,6 @@
 #include "server/gateway/prompt_count.h"
 #include "server/gateway/store_records.h"
 #include "server/gateway/turn_parts.h"
-#include "server/runtime/mutex.h"
 
 namespace llava {
 
@@ -54,9 +53,7 @@ class ContextFit : public std::enable_shared_from_this<ContextFit> {
   const Done done_;
   Prompt prompt_;  // that is being counted
 
-  Mutex mutex_;
-  bool cancelled_ LLAVA_GUARDED_BY(mutex_) = false;
-  std::shared_ptr<PromptCount> count_ LLAVA_GUARDED_BY(mutex_);
+  CountUnderWay count_;
 };
 
 }  // namespace llava

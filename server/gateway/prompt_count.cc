@@ -97,4 +97,36 @@ void PromptCount::OnAnswer(const absl::Status& status) {
   delivery->Start();
 }
 
+void CountUnderWay::Start(std::shared_ptr<PromptCount> count) {
+  bool cancelled = false;
+  {
+    MutexLock lock(mutex_);
+    cancelled = cancelled_;
+    count_ = count;
+  }
+  if (cancelled) count->Cancel();
+  count->Start();
+}
+
+void CountUnderWay::Cancel() {
+  std::shared_ptr<PromptCount> count;
+  {
+    MutexLock lock(mutex_);
+    cancelled_ = true;
+    count = count_;
+  }
+  if (count) count->Cancel();
+}
+
+bool CountUnderWay::cancelled() const {
+  MutexLock lock(mutex_);
+  return cancelled_;
+}
+
+void CountUnderWay::Clear() {
+  std::shared_ptr<PromptCount> count;  // dies without the lock
+  MutexLock lock(mutex_);
+  count.swap(count_);
+}
+
 }  // namespace llava

@@ -56,4 +56,20 @@ class PromptCount : public std::enable_shared_from_this<PromptCount> {
   v1::CountTokensResponse response_;
 };
 
+// One count after the other, of which that under way can be stopped. Thread-safe.
+class CountUnderWay {
+ public:
+  void Start(std::shared_ptr<PromptCount> count);
+  // Also what is started later.
+  void Cancel();
+  bool cancelled() const;
+  // Lets go of the last one, which holds whom it tells.
+  void Clear();
+
+ private:
+  mutable Mutex mutex_;
+  bool cancelled_ LLAVA_GUARDED_BY(mutex_) = false;
+  std::shared_ptr<PromptCount> count_ LLAVA_GUARDED_BY(mutex_);
+};
+
 }  // namespace llava

@@ -59,7 +59,7 @@ void TokenCount::OnVersion(const absl::StatusOr<Route>& route) {
   if (!route.ok()) return Finish(route.status());
   auto llm = parts_.router.PickLlm(*route, call_.scope().request_id());
   if (!llm.ok()) return Finish(llm.status());
-  const auto count = PromptCount::Create(
+  count_.Start(PromptCount::Create(
       parts_, prompt_, *route, *std::move(llm),
       {call_.scope().caller(), call_.scope().request_id(), /*priority=*/0, deadline_},
       [self = shared_from_this()](const absl::StatusOr<v1::CountTokensResponse>& counts) {
@@ -73,36 +73,15 @@ void TokenCount::OnVersion(const absl::StatusOr<Route>& route) {
           return self->parts_.router.Refresh([self] { self->FindVersion(); });
         }
         self->Finish(counts.status());
-      });
-  bool cancelled = false;
-  {
-    MutexLock lock(mutex_);
-    cancelled = cancelled_;
-    count_ = count;
-  }
-  if (cancelled) count->Cancel();
-  count->Start();
+      }));
 }
 
-void TokenCount::Cancel() {
-  std::shared_ptr<PromptCount> count;
-  {
-    MutexLock lock(mutex_);
-    cancelled_ = true;
-    count = count_;
-  }
-  if (count) count->Cancel();
-}
+void TokenCount::Cancel() { count_.Cancel(); }
 
 void TokenCount::Finish(const absl::Status& status) {
   parts_.counts.Remove(this);
-  bool cancelled = false;
-  {
-    MutexLock lock(mutex_);
-    cancelled = cancelled_;
-    count_ = nullptr;  // it holds this
-  }
-  call_.Finish(cancelled
+  count_.Clear();
+  call_.Finish(count_.cancelled()
                    ? OverloadedError("this gateway is shutting down; try again, here or elsewhere",
                                      std::chrono::seconds(1))
                    : status);

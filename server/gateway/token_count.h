@@ -9,7 +9,6 @@
 #include "server/gateway/prompt_count.h"
 #include "server/gateway/rpc_scope.h"
 #include "server/gateway/turn_parts.h"
-#include "server/runtime/mutex.h"
 
 namespace llava {
 
@@ -47,9 +46,7 @@ class TokenCount : public std::enable_shared_from_this<TokenCount> {
   bool again_ = false;  // chosen anew, because the version had gone
   Prompt prompt_;
 
-  Mutex mutex_;
-  bool cancelled_ LLAVA_GUARDED_BY(mutex_) = false;
-  std::shared_ptr<PromptCount> count_ LLAVA_GUARDED_BY(mutex_);
+  CountUnderWay count_;
 };
 
 }  // namespace llava
