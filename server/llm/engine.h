@@ -59,9 +59,9 @@ class LlmEngine {
 
   // Where workers live.
   struct Places {
-    std::vector<int> devices;  // in the order in which workers take them; empty: as they are
-    int workers = 0;           // to begin with; 0: one for each device
-    std::vector<std::shared_ptr<DeviceTurn>> turns;  // of each device; empty: all to itself
+    std::vector<int> devices = {};  // in the order in which workers take them; empty: as they are
+    int workers = 0;                // to begin with; 0: one for each device
+    std::vector<std::shared_ptr<DeviceTurn>> turns = {};  // of each device; empty: all to itself
   };
   // Told how much of the reading is done; false: give up.
   using Watch = std::function<bool(double share)>;

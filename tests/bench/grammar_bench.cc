@@ -152,7 +152,7 @@ int main(int argc, char** argv) {
   MeasureSchema("60 overlapping arrays", worst + "]}", vocabulary);
   std::string any = "[ -~]";
   for (int i = 1; i < 180; ++i) any += "|[ -~]";
-  const std::string pattern = "[ -~]*[a-m](?:" + any + "){20}";
+  const std::string pattern = std::string("[ -~]*[a-m](?:").append(any).append("){20}");
   Measure(
       "180 equal alternatives", [&] { return grammar::Regex(pattern); }, vocabulary);
   return 0;

@@ -193,7 +193,9 @@ TEST_F(InstructCommandTest, RefusalsForGoodEndNoRunThatHasAnswers) {
   for (int round = 0; round < 2; ++round) {  // the second asks for those alone
     ASSERT_EQ(Run(args), 0) << said_;
     EXPECT_THAT(said_, HasSubstr("30 requests failed, the last with: HTTP 400: this prompt"));
-    if (round > 0) EXPECT_EQ(ReadFile(out_ + "/instruct.json"), records);
+    if (round > 0) {
+      EXPECT_EQ(ReadFile(out_ + "/instruct.json"), records);
+    }
     records = ReadFile(out_ + "/instruct.json");
     EXPECT_EQ(Records().size(), 25u);
   }

@@ -139,7 +139,7 @@ TEST_F(QualityGatesTest, KeepsGoodAnswers) {
 
 TEST_F(QualityGatesTest, ALabelledDescriptionLosesItsLabel) {
   const std::string text = Long("The picture shows a house.");
-  for (const std::string& before :
+  for (const char* before :
        {"Answer: ", "Sure, here it is:\nAnswer: ", "Here is a description.\n\n**Answer:**\n"}) {
     const Screened screened = Screen(ResponseType::kDetail, before + text);
     EXPECT_FALSE(screened.rejected) << before << screened.detail;

@@ -155,7 +155,9 @@ TEST_F(EnginePictureTest, BesideAnswersAStepBeginsOneAtMost) {
   EXPECT_TRUE(answer->Wait().ok());
   int pictures = 0;
   for (const Step& step : Steps()) {
-    if (step.answers) EXPECT_LE(step.pictures, 1);
+    if (step.answers) {
+      EXPECT_LE(step.pictures, 1);
+    }
     pictures += step.pictures;
   }
   EXPECT_EQ(pictures, 7);

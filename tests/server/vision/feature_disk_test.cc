@@ -251,7 +251,7 @@ TEST_F(FeatureDiskTest, DropsThatWaitAreDoneTogetherAndFaultsAreTold) {
 
 TEST_F(FeatureDiskTest, NamesOfAnEarlierVersionAreNotKept) {
   fs::create_directories(folder_);
-  std::ofstream(folder_ / (std::string(64, 'a') + ".feature")) << "features of who knows whom";
+  std::ofstream(folder_ / std::string(64, 'a').append(".feature")) << "features of who knows whom";
   std::ofstream(folder_ / "notes.feature") << "not ours";
   EXPECT_EQ(Open()->entries(), 0u);
   ASSERT_EQ(Files().size(), 1u);
