@@ -138,14 +138,14 @@ int main(int argc, char** argv) {
       vocabulary);
   std::string wide = R"({"type":"object","additionalProperties":true,"properties":{)";
   for (int i = 0; i < 400; ++i) {
-    wide += (i > 0 ? "," : "") + std::string("\"member ") + std::to_string(i) + "\":{}";
+    wide.append(i > 0 ? "," : "").append("\"member ").append(std::to_string(i)).append("\":{}");
   }
   MeasureSchema("400 optional members", wide + "}}", vocabulary);
   // Each of its alternatives goes on its own way at once.
   std::string worst = R"({"anyOf":[)";
   for (int i = 0; i < 60; ++i) {
-    worst += (i > 0 ? "," : "") +
-             std::string(R"({"type":"array","items":{"anyOf":[{"type":"string","maxLength":)") +
+    worst.append(i > 0 ? "," : "");
+    worst += std::string(R"({"type":"array","items":{"anyOf":[{"type":"string","maxLength":)") +
              std::to_string(40 + i) + R"(},{"type":"array","items":{"type":"string","minLength":)" +
              std::to_string(i) + "}}]}}";
   }
