@@ -18,6 +18,8 @@ using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 using std::chrono::system_clock;
 
+// How long a version may be missing beside others that are served, before it counts as gone.
+constexpr std::chrono::seconds kReloadTime{30};
 constexpr milliseconds kShortestDelay{100}, kUsualDelay{250}, kLongestDelay{1000};
 // A version that is refused so often although it is said to be served is not worth more.
 constexpr int kMaxReroutes = 5;
@@ -174,6 +176,7 @@ bool TurnRunner::OnStarted(const v1::GenerateStarted& started) {
   worker_began_ = true;
   refilled_ = looked_again_ = false;
   patience_.reset();
+  missing_since_.reset();
   const bool journalled = answer_.id != 0 && IsSameVersion(answer_.model, turn_.model) &&
                           !answer_.tokens.tokenizer_digest().empty();
   answer_.tokens.set_tokenizer_digest(started.tokenizer_digest());
@@ -431,8 +434,13 @@ void TurnRunner::OnVersionBack(absl::StatusOr<Route> route) {
   const bool replaceable = !begun() && request_.model.version == 0;
   // A service that serves others by now may be about to load it: one that was started anew loads
   // one after the other, and one whose workers died forgets the version until it has new ones.
+  // Or it has gone for good: the wait is shorter than that for a service.
   const bool missing = absl::IsNotFound(route.status());
-  if (absl::IsUnavailable(route.status()) || (missing && !replaceable)) {
+  const auto now = steady_clock::now();
+  if (!missing) missing_since_.reset();
+  if (missing && !missing_since_) missing_since_ = now;
+  const bool may_come = missing && !replaceable && now < *missing_since_ + kReloadTime;
+  if (absl::IsUnavailable(route.status()) || may_come) {
     if (WaitForWorker(&TurnRunner::Continue)) return;
   }
   // The same number with other contents is another version.
