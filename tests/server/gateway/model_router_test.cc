@@ -5,6 +5,8 @@
 
 #include <future>
 
+#include "absl/strings/match.h"
+#include "tests/support/eventually.h"
 #include "tests/support/fake_backends.h"
 
 namespace llava {
@@ -17,7 +19,11 @@ class ModelRouterTest : public testing::Test {
   void Start() {
     vision_.Start([] {});
     llm_.Start([] {});
-    Refresh();
+    // A first connection may fail on a busy machine.
+    ASSERT_TRUE(Eventually([this] {
+      Refresh();
+      return !absl::StrContains(router_.Ready().message(), "is not reachable");
+    }));
   }
   void Refresh() {
     std::promise<void> done;

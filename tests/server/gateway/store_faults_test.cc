@@ -42,6 +42,23 @@ class StoreFaultsTest : public GatewayTest {
     request.set_idempotency_key("k");
     return request;
   }
+  // A gateway that ended in the middle of an answer in `session`, which it made.
+  Answer LeaveAnAnswer(std::string& session) {
+    llm_.Set({.pause_after = 1});
+    StartGateway();
+    session = NewSession();
+    auto asking = std::async(std::launch::async, [&] { return Ask(Question(session, kQuestion)); });
+    EXPECT_TRUE(Eventually([&] { return Metric("llava_gateway_journal_bytes_total") > 0; }));
+    StopGateway();
+    const Answer stopped = asking.get();
+    llm_.Set({});
+    return stopped;
+  }
+  void ExpectTheRest(const std::string& session, const Answer& stopped) {
+    const Answer rest = Resume(session, stopped.started.turn_id(), stopped.text.size(), 0);
+    ASSERT_TRUE(rest.status.ok()) << rest.status.error_message();
+    EXPECT_EQ(stopped.text + rest.text, kAnswer);
+  }
 };
 
 TEST_F(StoreFaultsTest, AnAnswerWaitsForTheStoreAndItsSessionWithIt) {
@@ -130,23 +147,15 @@ TEST_F(StoreFaultsTest, AProcessThatStopsLeavesSuchAnAnswerToTheNext) {
 }
 
 TEST_F(StoreFaultsTest, AnAnswerIsTakenUpAsSoonAsTheStoreCanNoteIt) {
-  llm_.Set({.pause_after = 1});
-  StartGateway();
-  const std::string session = NewSession();
-  auto asking = std::async(std::launch::async, [&] { return Ask(Question(session, kQuestion)); });
-  ASSERT_TRUE(Eventually([&] { return Metric("llava_gateway_journal_bytes_total") > 0; }));
-  StopGateway();
-  const Answer stopped = asking.get();
-  llm_.Set({});
+  std::string session;
+  const Answer stopped = LeaveAnAnswer(session);
   Sql("CREATE TRIGGER full BEFORE UPDATE OF tries ON running_turns WHEN NEW.tries > 0"
       " BEGIN SELECT RAISE(ABORT, 'no room'); END");
   StartGateway();
   std::this_thread::sleep_for(std::chrono::milliseconds(500));  // at least one try
   EXPECT_EQ(Turns(session).at(0).state(), v1::TURN_STATE_RUNNING);
   Mend();
-  const Answer rest = Resume(session, stopped.started.turn_id(), stopped.text.size(), 0);
-  ASSERT_TRUE(rest.status.ok()) << rest.status.error_message();
-  EXPECT_EQ(stopped.text + rest.text, kAnswer);
+  ExpectTheRest(session, stopped);
 }
 
 // The version that was chosen is gone, and the store cannot take that another one answers.
@@ -167,22 +176,14 @@ TEST_F(StoreFaultsTest, AnAcknowledgedTurnWaitsForTheStoreToTakeAnotherVersion) 
 }
 
 TEST_F(StoreFaultsTest, AnAnswerIsTakenUpAsSoonAsTheStoreCanReadIt) {
-  llm_.Set({.pause_after = 1});
-  StartGateway();
-  const std::string session = NewSession();
-  auto asking = std::async(std::launch::async, [&] { return Ask(Question(session, kQuestion)); });
-  ASSERT_TRUE(Eventually([&] { return Metric("llava_gateway_journal_bytes_total") > 0; }));
-  StopGateway();
-  const Answer stopped = asking.get();
-  llm_.Set({});
+  std::string session;
+  const Answer stopped = LeaveAnAnswer(session);
   Sql("ALTER TABLE session_images RENAME TO elsewhere");
   StartGateway();
   ASSERT_TRUE(Eventually([&] { return Metric("llava_gateway_store_failures_total") > 1; }));
   EXPECT_EQ(Turns(session).at(0).state(), v1::TURN_STATE_RUNNING);
   Sql("ALTER TABLE elsewhere RENAME TO session_images");
-  const Answer rest = Resume(session, stopped.started.turn_id(), stopped.text.size(), 0);
-  ASSERT_TRUE(rest.status.ok()) << rest.status.error_message();
-  EXPECT_EQ(stopped.text + rest.text, kAnswer);
+  ExpectTheRest(session, stopped);
 }
 
 TEST_F(StoreFaultsTest, ABegunAnswerWaitsForAPictureThatCannotBeReadNow) {
