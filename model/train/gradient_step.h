@@ -52,7 +52,7 @@ class GradientStep {
   GradientStep& operator=(const GradientStep&) = delete;
 
   // In how many turns the micro-batches of a step are computed.
-  int64_t num_turns() const { return (accumulation_ - 1) / num_replicas_ + 1; }
+  int64_t num_turns() const { return ReplicaShares{accumulation_, num_replicas_}.Count(0); }
   // Adds the gradients of the mean loss of turn `turn` of a step to those of the task's parameters,
   // and what else there is to `sums`. Throws what the task does, when all replicas have ended.
   void Turn(int64_t step, int64_t turn, StepSums& sums);
