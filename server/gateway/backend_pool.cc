@@ -147,9 +147,12 @@ void BackendPool::OnChange() {
     MutexLock lock(mutex_);
     if (stopping_) return;
   }
-  int up = 0, down = 0;
-  for (const auto& backend : all()) ++(backend->table().status.ok() ? up : down);
-  metrics_.SetBackends(names_.service, up, down);
+  {
+    MutexLock lock(report_mutex_);
+    int up = 0, down = 0;
+    for (const auto& backend : all()) ++(backend->table().status.ok() ? up : down);
+    metrics_.SetBackends(names_.service, up, down);
+  }
   on_change_();
 }
 

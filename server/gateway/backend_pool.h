@@ -76,6 +76,7 @@ class BackendPool {
   const TlsFiles tls_;
   const std::chrono::milliseconds period_;
   std::function<void()> on_change_;
+  Mutex report_mutex_;  // of two counts the later one is told last
 
   mutable Mutex mutex_;
   CondVar changed_;
