@@ -148,8 +148,13 @@ void Backend::Loop() {
       wanted_ = false;
       waiting.swap(waiting_);
     }
-    std::vector<v1::ModelInfo> models;
-    const absl::Status status = Ask(&models);
+    const absl::StatusOr<v1::ListModelsResponse> list = Ask();
+    const absl::Status& status = list.status();
+    std::vector<v1::ModelInfo> models, coming;
+    if (list.ok()) {
+      models.assign(list->models().begin(), list->models().end());
+      coming.assign(list->coming().begin(), list->coming().end());
+    }
     bool changed = false, found = false;
     {
       MutexLock lock(mutex_);
@@ -158,7 +163,11 @@ void Backend::Loop() {
                 (status.ok() && !SameModels(models, table_.models));
       asked_ = true;
       table_.status = status;
-      if (status.ok()) table_.models = models;
+      if (status.ok()) {
+        table_.models = models;
+        table_.away_status = WhenLoaded(coming);
+      }
+      table_.away = std::move(coming);
       if (stopping_) changed = false;
     }
     if (changed) {
@@ -183,7 +192,7 @@ void Backend::Loop() {
   }
 }
 
-absl::Status Backend::Ask(std::vector<v1::ModelInfo>* models) {
+absl::StatusOr<v1::ListModelsResponse> Backend::Ask() {
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + kAskTimeout);
   {
@@ -198,8 +207,14 @@ absl::Status Backend::Ask(std::vector<v1::ModelInfo>* models) {
     asking_ = nullptr;
   }
   if (!status.ok()) return Unreachable(FromGrpc(status));
-  models->assign(response.models().begin(), response.models().end());
-  return absl::OkStatus();
+  return response;
+}
+
+absl::Status Backend::WhenLoaded(const std::vector<v1::ModelInfo>& coming) const {
+  if (coming.empty()) return absl::OkStatus();
+  return OverloadedError(absl::StrCat(names_.service, " service at ", address_, " is loading ",
+                                      DescribeModels(coming), "; try again"),
+                         std::chrono::seconds(1));
 }
 
 absl::Status Backend::Unreachable(const absl::Status& status) const {

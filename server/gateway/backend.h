@@ -32,10 +32,10 @@ bool IsVersionGone(const absl::Status& status);
 struct ModelTable {
   absl::Status status = absl::UnavailableError("not asked yet");  // OK: it answered
   std::vector<v1::ModelInfo> models;  // of the last good answer, also while the service is down
-  // Of several processes: what only those had that are down now, and what is wrong with the first
-  // one of them.
-  std::vector<v1::ModelInfo> lost;
-  absl::Status lost_status;
+  // What no process has now and one may have again: processes that are down had it (and others are
+  // not), or are about to load it. And the first reason.
+  std::vector<v1::ModelInfo> away;
+  absl::Status away_status;
 };
 
 // One process of a service. Asks it for its models on a thread of its own, every `period` and on
@@ -102,7 +102,9 @@ class Backend {
   void Acquire();
   void Release();
   void Loop();
-  absl::Status Ask(std::vector<v1::ModelInfo>* models);
+  absl::StatusOr<v1::ListModelsResponse> Ask();
+  // What to tell who wants one of them.
+  absl::Status WhenLoaded(const std::vector<v1::ModelInfo>& coming) const;
   absl::Status Unreachable(const absl::Status& status) const;
 
   const Names names_;

@@ -225,11 +225,13 @@ ModelTable BackendPool::table() const {
       // Not one of several that are down, but all of them, is worth telling.
       if (down++ == 0 && !joined.status.ok()) joined.status = table.status;
       if (backends.size() > 1) {
-        if (joined.lost_status.ok()) joined.lost_status = table.status;
-        std::move(table.models.begin(), table.models.end(), std::back_inserter(joined.lost));
+        if (joined.away_status.ok()) joined.away_status = table.status;
+        std::move(table.models.begin(), table.models.end(), std::back_inserter(joined.away));
         continue;
       }
     }
+    if (joined.away_status.ok()) joined.away_status = table.away_status;
+    std::move(table.away.begin(), table.away.end(), std::back_inserter(joined.away));
     for (v1::ModelInfo& model : table.models) {
       const auto [place, added] = seen.emplace(key(model), joined.models.size());
       if (added) {
@@ -245,7 +247,7 @@ ModelTable BackendPool::table() const {
       }
     }
   }
-  std::erase_if(joined.lost, [&](const v1::ModelInfo& model) {
+  std::erase_if(joined.away, [&](const v1::ModelInfo& model) {
     const auto served = seen.find(key(model));
     if (served == seen.end()) return false;
     // What only the one can do that is down is worth waiting for.

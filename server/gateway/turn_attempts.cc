@@ -18,8 +18,6 @@ using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 using std::chrono::system_clock;
 
-// How long a version may be missing beside others that are served, before it counts as gone.
-constexpr std::chrono::seconds kReloadTime{30};
 constexpr milliseconds kShortestDelay{100}, kUsualDelay{250}, kLongestDelay{1000};
 // A version that is refused so often although it is said to be served is not worth more.
 constexpr int kMaxReroutes = 5;
@@ -176,7 +174,6 @@ bool TurnRunner::OnStarted(const v1::GenerateStarted& started) {
   worker_began_ = true;
   refilled_ = looked_again_ = false;
   patience_.reset();
-  missing_since_.reset();
   const bool journalled = answer_.id != 0 && IsSameVersion(answer_.model, turn_.model) &&
                           !answer_.tokens.tokenizer_digest().empty();
   answer_.tokens.set_tokenizer_digest(started.tokenizer_digest());
@@ -432,16 +429,13 @@ void TurnRunner::Continue() {
 
 void TurnRunner::OnVersionBack(absl::StatusOr<Route> route) {
   const bool replaceable = !begun() && request_.model.version == 0;
-  // A service that serves others by now may be about to load it: one that was started anew loads
-  // one after the other, and one whose workers died forgets the version until it has new ones.
-  // Or it has gone for good: the wait is shorter than that for a service.
-  const bool missing = absl::IsNotFound(route.status());
-  const auto now = steady_clock::now();
-  if (!missing) missing_since_.reset();
-  if (missing && !missing_since_) missing_since_ = now;
-  const bool may_come = missing && !replaceable && now < *missing_since_ + kReloadTime;
-  if (absl::IsUnavailable(route.status()) || may_come) {
-    if (WaitForWorker(&TurnRunner::Continue)) return;
+  bool missing = absl::IsNotFound(route.status());
+  if (absl::IsUnavailable(
+          route.status())) {  // or its service serves others and is about to load it
+    const bool others =
+        replaceable && parts_.router.Find(request_.model, !prompt_.DistinctImages().empty()).ok();
+    if (!others && WaitForWorker(&TurnRunner::Continue)) return;
+    missing = others || !IsUnreachable(route.status());
   }
   // The same number with other contents is another version.
   if (missing || (route.ok() && route->model.model().digest() != turn_.model.digest())) {

@@ -188,8 +188,6 @@ class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnR
   bool worker_began_ = false;          // this attempt's worker has taken it up
   std::atomic<bool> arrived_ = false;  // its request came to the service
   std::optional<std::chrono::steady_clock::time_point> patience_;  // until then wait for a worker
-  // Others are served, its version is not.
-  std::optional<std::chrono::steady_clock::time_point> missing_since_;
 };
 
 }  // namespace llava

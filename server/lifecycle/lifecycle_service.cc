@@ -101,9 +101,9 @@ LifecycleService::~LifecycleService() {
 grpc::ServerUnaryReactor* LifecycleService::ListModels(grpc::CallbackServerContext* context,
                                                        const v1::ListModelsRequest* request,
                                                        v1::ListModelsResponse* response) {
-  auto models = manager_.List(request->name());
-  if (!models.ok()) return Answer(context, models.status());
-  for (v1::ModelInfo& model : *models) *response->add_models() = std::move(model);
+  auto list = manager_.List(request->name());
+  if (!list.ok()) return Answer(context, list.status());
+  *response = *std::move(list);
   return Answer(context, absl::OkStatus());
 }
 

@@ -473,7 +473,7 @@ absl::Status ModelManager::WaitUntilServing(const std::function<bool()>& stop) {
 }
 void ModelManager::Drain() { impl_->Drain(); }
 void ModelManager::Stop() { impl_->Stop(); }
-absl::StatusOr<std::vector<v1::ModelInfo>> ModelManager::List(const std::string& name) const {
+absl::StatusOr<v1::ListModelsResponse> ModelManager::List(const std::string& name) const {
   return impl_->List(name);
 }
 absl::StatusOr<std::vector<v1::ModelVersionStatus>> ModelManager::Statuses(const std::string& name,

@@ -71,9 +71,9 @@ class ModelManager {
   // Cancels loads, answers all waiting calls with UNAVAILABLE, gives up all versions, joins.
   void Stop();
 
-  // Versions that take requests, with their labels; NOT_FOUND for a `name` (empty: all) of which
-  // nothing is known.
-  absl::StatusOr<std::vector<v1::ModelInfo>> List(const std::string& name) const;
+  // Versions that take requests and those that are to, with their labels; NOT_FOUND for a `name`
+  // (empty: all) of which nothing is known, UNAVAILABLE before the first look at the repository.
+  absl::StatusOr<v1::ListModelsResponse> List(const std::string& name) const;
   // All versions that are known, the newest of a model first; `version` 0: all of the model.
   absl::StatusOr<std::vector<v1::ModelVersionStatus>> Statuses(const std::string& name,
                                                                uint64_t version) const;

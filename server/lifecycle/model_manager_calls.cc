@@ -9,6 +9,7 @@
 #include "absl/strings/str_join.h"
 #include "google/protobuf/util/time_util.h"
 #include "server/lifecycle/model_manager_impl.h"
+#include "server/runtime/status.h"
 
 namespace llava {
 namespace {
@@ -16,7 +17,9 @@ namespace {
 using Time = Lifecycle::Time;
 using Clock = std::chrono::steady_clock;
 
-constexpr std::chrono::milliseconds kStopPoll{100};
+constexpr std::chrono::milliseconds kStopPoll{100}, kFirstLookRetryAfter{200};
+// A version that has failed more often in a row is tried again, but nobody should wait for it.
+constexpr int kFailuresOfWhatComes = 1;
 
 google::protobuf::Timestamp WallTime(Time time, Time now) {
   const auto wall = std::chrono::system_clock::now() +
@@ -224,23 +227,36 @@ bool ModelManager::Impl::Knows(const std::string& name) {
   return CheckName(name).ok();
 }
 
-absl::StatusOr<std::vector<v1::ModelInfo>> ModelManager::Impl::List(const std::string& name) {
+absl::StatusOr<v1::ListModelsResponse> ModelManager::Impl::List(const std::string& name) {
   MutexLock lock(mutex_);
+  if (decided_look_ == 0) {
+    return OverloadedError("the models have not been looked at yet", kFirstLookRetryAfter);
+  }
   if (!name.empty()) {
     if (auto status = CheckName(name); !status.ok()) return status;
   }
-  std::vector<v1::ModelInfo> infos;
-  for (const auto& [id, held] : held_) {
-    if (!held.routed || !held.servable || (!name.empty() && id.name != name)) continue;
-    v1::ModelInfo& info = infos.emplace_back(held.servable->info());
-    info.clear_labels();
+  v1::ListModelsResponse list;
+  for (const auto& [id, version] : lifecycle_.versions()) {
+    if (!name.empty() && id.name != name) continue;
+    const auto held = held_.find(id);
+    v1::ModelInfo* info = nullptr;
+    if (held != held_.end() && held->second.routed && held->second.servable) {
+      info = list.add_models();
+      *info = held->second.servable->info();
+      info->clear_labels();
+    } else if (lifecycle_.Wants(id) && version.failures <= kFailuresOfWhatComes &&
+               !version.waits_for_change && !draining_) {
+      info = list.add_coming();
+      info->mutable_model()->set_name(id.name);
+      info->mutable_model()->set_version(id.version);
+    }
     const auto model = snapshot_.find(id.name);
-    if (model == snapshot_.end()) continue;
-    for (const auto& [label, version] : model->second.marks.labels) {
-      if (version == id.version) info.add_labels(label);
+    if (info == nullptr || model == snapshot_.end()) continue;
+    for (const auto& [label, labelled] : model->second.marks.labels) {
+      if (labelled == id.version) info->add_labels(label);
     }
   }
-  return infos;
+  return list;
 }
 
 v1::ModelVersionStatus ModelManager::Impl::StatusOf(const VersionId& id,

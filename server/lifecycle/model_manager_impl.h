@@ -30,7 +30,7 @@ class ModelManager::Impl {
   absl::Status WaitUntilServing(const std::function<bool()>& stop);
   void Drain();
   void Stop();
-  absl::StatusOr<std::vector<v1::ModelInfo>> List(const std::string& name);
+  absl::StatusOr<v1::ListModelsResponse> List(const std::string& name);
   absl::StatusOr<std::vector<v1::ModelVersionStatus>> Statuses(const std::string& name,
                                                                uint64_t version);
   uint64_t Call(bool load, const std::string& name, uint64_t version, OnDone done);

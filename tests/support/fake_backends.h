@@ -38,7 +38,8 @@ class FakeLabels {
 // Lists the models that it was given, loads whatever is asked for. Thread-safe.
 class FakeModels : public v1::ModelService::Service {
  public:
-  void Set(std::vector<v1::ModelInfo> models);
+  // `coming` are to be served and are not yet.
+  void Set(std::vector<v1::ModelInfo> models, std::vector<v1::ModelInfo> coming = {});
   std::vector<v1::ModelInfo> Get() const;
   // From now on the labels of another process's repository.
   void ShareLabels(const FakeModels& other);
@@ -72,7 +73,7 @@ class FakeModels : public v1::ModelService::Service {
   grpc::Status Change(const std::string& name);
 
   mutable std::mutex mutex_;
-  std::vector<v1::ModelInfo> models_;
+  std::vector<v1::ModelInfo> models_, coming_;
   std::shared_ptr<FakeLabels> labels_ = std::make_shared<FakeLabels>();
   std::map<uint64_t, Health> health_;
   grpc::Status refusal_;

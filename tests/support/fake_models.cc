@@ -129,9 +129,10 @@ grpc::Status FakeModels::Rollback(grpc::ServerContext*, const v1::RollbackReques
   return grpc::Status::OK;
 }
 
-void FakeModels::Set(std::vector<v1::ModelInfo> models) {
+void FakeModels::Set(std::vector<v1::ModelInfo> models, std::vector<v1::ModelInfo> coming) {
   std::lock_guard lock(mutex_);
   models_ = std::move(models);
+  coming_ = std::move(coming);
 }
 
 std::vector<v1::ModelInfo> FakeModels::Get() const {
@@ -149,6 +150,7 @@ grpc::Status FakeModels::ListModels(grpc::ServerContext*, const v1::ListModelsRe
       listed.add_labels(label);
     }
   }
+  response->mutable_coming()->Assign(coming_.begin(), coming_.end());
   return grpc::Status::OK;
 }
 

@@ -37,7 +37,7 @@ TEST_F(VersionAwayTest, ABegunAnswerWaitsWhileItsVersionIsLoadedBesideAnother) {
   StartGateway();
   const std::string session = NewSession();
   auto asking = std::async(std::launch::async, [&] {
-    return AskAndLose(Question(session, kQuestion), [&] { llm_.models().Set({old}); });
+    return AskAndLose(Question(session, kQuestion), [&] { llm_.models().Set({old}, {latest}); });
   });
   ASSERT_TRUE(Eventually([&] { return Metric("llava_gateway_worker_deaths_total") == 1; }));
   EXPECT_EQ(asking.wait_for(milliseconds(700)), std::future_status::timeout);
@@ -61,14 +61,26 @@ TEST_F(VersionAwayTest, ABegunAnswerWaitsAlsoWhenTheServiceSaysSoItself) {
   EXPECT_EQ(llm_.generates(), 6);
 }
 
-TEST_F(VersionAwayTest, AVersionThatStaysAwayEndsTheAnswerWhenPatienceEnds) {
-  options_.continue_timeout = milliseconds(700);
+TEST_F(VersionAwayTest, AVersionThatIsGoneEndsTheAnswerAtOnce) {
+  options_.continue_timeout = std::chrono::hours(1);
   llm_.models().Set({FakeLanguageModel("emoji", 1), FakeLanguageModel("emoji", 2)});
   StartGateway();
   const std::string session = NewSession();
-  const auto begin = std::chrono::steady_clock::now();
   const Answer answer = AskAndLose(Question(session, kQuestion),
                                    [this] { llm_.models().Set({FakeLanguageModel("emoji", 1)}); });
+  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_EQ(Turns(session).at(0).finish_reason(), v1::FINISH_REASON_INTERRUPTED);
+}
+
+TEST_F(VersionAwayTest, AVersionThatStaysAwayEndsTheAnswerWhenPatienceEnds) {
+  options_.continue_timeout = milliseconds(700);
+  const v1::ModelInfo old = FakeLanguageModel("emoji", 1), latest = FakeLanguageModel("emoji", 2);
+  llm_.models().Set({old, latest});
+  StartGateway();
+  const std::string session = NewSession();
+  const auto begin = std::chrono::steady_clock::now();
+  const Answer answer =
+      AskAndLose(Question(session, kQuestion), [&] { llm_.models().Set({old}, {latest}); });
   EXPECT_GE(std::chrono::steady_clock::now() - begin, milliseconds(700));
   EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
   EXPECT_EQ(Turns(session).at(0).finish_reason(), v1::FINISH_REASON_INTERRUPTED);
@@ -109,6 +121,31 @@ TEST_F(VersionAwayTest, TheModelOfAProcessThatIsDownIsUnavailableNotUnknown) {
   ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
   EXPECT_EQ(answer.text, kAnswer);
   StopGateway();
+}
+
+TEST_F(VersionAwayTest, AVersionThatIsBeingLoadedIsUnavailableNotUnknown) {
+  const v1::ModelInfo old = FakeLanguageModel("emoji", 1), latest = FakeLanguageModel("emoji", 2);
+  llm_.models().Set({old}, {latest});
+  StartGateway();
+  v1::ChatRequest question = Question(NewSession(), "x");
+  EXPECT_EQ(Ask(question).started.model().version(), 1U) << "who names none gets what is served";
+  question.mutable_model()->set_version(2);
+  const Answer refused = Ask(question);
+  EXPECT_EQ(refused.status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_THAT(refused.status.error_message(), HasSubstr("is loading emoji 2; try again"));
+  question.mutable_model()->set_version(3);
+  EXPECT_EQ(Ask(question).status.error_code(), grpc::StatusCode::NOT_FOUND);
+}
+
+// The version that was chosen goes before the first text, and is to come back.
+TEST_F(VersionAwayTest, AQuestionThatNamesNoVersionDoesNotWaitForTheOneThatWasChosen) {
+  const v1::ModelInfo old = FakeLanguageModel("emoji", 1), latest = FakeLanguageModel("emoji", 2);
+  llm_.models().Set({old, latest});
+  StartGateway();
+  llm_.models().Set({old}, {latest});  // the gateway has not heard of it yet
+  const Answer answer = Ask(Question(NewSession(), kQuestion));
+  ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_EQ(answer.finished.model().version(), 1U);
 }
 
 // Nobody is sent to the version that is down while another one serves.

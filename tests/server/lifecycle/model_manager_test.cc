@@ -55,8 +55,8 @@ TEST_F(ModelManagerTest, ServesWhatIsPublished) {
   EXPECT_EQ(loader_.alive(), 1);
   const auto models = manager_->List("");
   ASSERT_TRUE(models.ok());
-  ASSERT_EQ(models->size(), 1U);
-  EXPECT_EQ((*models)[0].model().version(), 2U);
+  ASSERT_EQ(models->models_size(), 1);
+  EXPECT_EQ(models->models(0).model().version(), 2U);
 }
 
 TEST_F(ModelManagerTest, ABrokenVersionSaysWhyAndIsRepaired) {
@@ -261,7 +261,7 @@ TEST_F(ModelManagerTest, LabelsAreShownAndFollowed) {
   std::map<uint64_t, std::vector<std::string>> labels;
   const auto models = manager_->List("emoji");
   ASSERT_TRUE(models.ok());
-  for (const v1::ModelInfo& info : *models) {
+  for (const v1::ModelInfo& info : models->models()) {
     labels[info.model().version()] = {info.labels().begin(), info.labels().end()};
   }
   EXPECT_THAT(labels[1], ElementsAre("stable"));
@@ -370,6 +370,37 @@ TEST_F(ModelManagerTest, AModelIsMissedAsLongAsItIsWanted) {
   EXPECT_TRUE(Eventually([&] { return Serving("emoji") == 1; }));
 }
 
+TEST_F(ModelManagerTest, ListsWhatIsToBeServedAndIsNotYet) {
+  const auto listed = [this](const auto& models) {
+    std::vector<uint64_t> versions;
+    for (const v1::ModelInfo& info : models) versions.push_back(info.model().version());
+    return versions;
+  };
+  using Versions = std::vector<uint64_t>;
+  const auto lists = [&](const Versions& models, const Versions& coming) {
+    return Eventually([&] {
+      const auto list = manager_->List("emoji");
+      return list.ok() && listed(list->models()) == models && listed(list->coming()) == coming;
+    });
+  };
+  options_.policy = *VersionPolicy::Parse("latest:1");
+  repository_.Publish("emoji", 1);
+  repository_.repository().SetLabel("emoji", "stable", 1);
+  loader_.CloseGate();
+  Start();
+  ASSERT_TRUE(lists({}, {1}));
+  EXPECT_EQ(manager_->List("")->coming(0).labels(0), "stable");
+  loader_.OpenGate();
+  ASSERT_TRUE(lists({1}, {}));
+  loader_.CloseGate();
+  repository_.Publish("emoji", 2, "nonsense");
+  ASSERT_TRUE(lists({1}, {2}));
+  loader_.OpenGate();
+  EXPECT_TRUE(lists({1}, {})) << "it fails again and again";
+  repository_.Publish("emoji", 3);
+  EXPECT_TRUE(lists({3}, {}));
+}
+
 TEST_F(ModelManagerTest, ManyReadersWhileVersionsComeAndGo) {
   repository_.Publish("emoji", 1);
   Start();
@@ -382,12 +413,12 @@ TEST_F(ModelManagerTest, ManyReadersWhileVersionsComeAndGo) {
       while (!end) {
         EXPECT_TRUE(manager_->Statuses("", 0).ok());
         const auto models = manager_->List("emoji");
-        if (!models.ok() || models->empty()) {
+        if (!models.ok() || models->models().empty()) {
           ++without;
           continue;
         }
         // What is listed is routed, or has been replaced since.
-        const uint64_t version = models->back().model().version();
+        const uint64_t version = models->models().rbegin()->model().version();
         if (auto request = loader_.Get(version)) {
           request->SetInFlight(1);
           std::this_thread::yield();
