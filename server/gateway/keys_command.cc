@@ -12,9 +12,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
-#include <fstream>
 #include <iostream>
-#include <iterator>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -24,6 +22,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
+#include "server/gateway/file_io.h"
 #include "server/runtime/settings.h"
 
 namespace llava {
@@ -60,12 +59,9 @@ std::string LimitsText(const KeyLimits& limits) {
 
 // Empty text if there is no file yet.
 absl::StatusOr<std::string> ReadText(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) {
-    if (errno == ENOENT) return std::string();
-    return absl::NotFoundError(absl::StrCat("cannot read ", path, ": ", std::strerror(errno)));
-  }
-  return std::string(std::istreambuf_iterator<char>(file), {});
+  auto text = ReadFile(path);
+  if (absl::IsNotFound(text.status())) return std::string();
+  return text;
 }
 
 // All or nothing, so that a gateway never reads half a file. Keeps the file's mode; a new one is

@@ -1,12 +1,9 @@
 #include "server/gateway/store_backup.h"
 
 #include <cerrno>
-#include <fstream>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <set>
-#include <sstream>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -27,14 +24,6 @@ constexpr char kDatabase[] = "sessions.db";
 constexpr char kImages[] = "images";
 // Pictures may be deleted while they are copied; then all begins again.
 constexpr int kTries = 5;
-
-std::optional<std::string> ReadFile(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return std::nullopt;
-  std::ostringstream contents;
-  contents << file.rdbuf();
-  return contents.str();
-}
 
 absl::Status MakeFolder(const fs::path& folder) {
   std::error_code error;
@@ -105,11 +94,14 @@ absl::StatusOr<Copied> ReadContents(const fs::path& database) {
 
 // Copies a picture and checks it, unless it is there already. NOT_FOUND: it is not there.
 absl::Status CopyImage(const std::string& id, const fs::path& from, const fs::path& to) {
-  if (const auto there = ReadFile(to / id); there && ToHex(HashBytes(*there)) == id) {
+  if (const auto there = ReadFile(to / id); there.ok() && ToHex(HashBytes(*there)) == id) {
     return absl::OkStatus();
   }
   const auto bytes = ReadFile(from / id);
-  if (!bytes) return absl::NotFoundError(absl::StrCat("picture ", id, " is missing"));
+  if (absl::IsNotFound(bytes.status())) {
+    return absl::NotFoundError(absl::StrCat("picture ", id, " is missing"));
+  }
+  if (!bytes.ok()) return bytes.status();
   if (ToHex(HashBytes(*bytes)) != id) {
     return absl::DataLossError(absl::StrCat("picture ", (from / id).string(), " is damaged"));
   }
