@@ -16,6 +16,8 @@
 #include "server/gateway/request_checks.h"
 #include "server/gateway/token_count.h"
 #include "server/runtime/status.h"
+#include "server/wire/constraint.h"
+#include "server/wire/sampling.h"
 
 namespace llava {
 namespace {
@@ -44,6 +46,13 @@ void ChatServiceImpl::ForOwner(const UnaryCall& call, absl::Status checked,
   });
 }
 
+absl::Status ChatServiceImpl::ChargeConstraint(const Caller& caller,
+                                               const v1::SamplingParams& params) const {
+  if (!HasConstraint(params)) return absl::OkStatus();
+  if (auto status = parts_.gate.ChargeRequest(caller); !status.ok()) return status;
+  return CheckConstraint(params);
+}
+
 void ChatServiceImpl::ForPage(const UnaryCall& call, const std::shared_ptr<PageReactor>& page,
                               std::function<void()> work) {
   parts_.pages.Enter(call.scope().caller().name(),
@@ -62,6 +71,7 @@ grpc::ServerUnaryReactor* ChatServiceImpl::CreateSession(grpc::CallbackServerCon
   const UnaryCall call("CreateSession", *context, parts_);
   auto status = call.scope().Admit(admission_);
   if (status.ok()) status = CheckCreateSession(*request);
+  if (status.ok()) status = ChargeConstraint(call.scope().caller(), request->sampling());
   if (!status.ok()) {
     call.Finish(status);
     return call.reactor();
@@ -143,12 +153,15 @@ grpc::ServerUnaryReactor* ChatServiceImpl::UpdateSession(grpc::CallbackServerCon
                                                          const v1::UpdateSessionRequest* request,
                                                          v1::UpdateSessionResponse* response) {
   const UnaryCall call("UpdateSession", *context, parts_);
+  auto status = call.scope().Enter();
+  if (status.ok()) status = CheckUpdateSession(*request);
   const std::string id = request->session().id();
+  if (status.ok()) status = ChargeConstraint(call.scope().caller(), request->session().sampling());
   // A turn reads the system text before it is recorded, and again when a later process takes it up:
   // between the two it must stay.
   const auto& paths = request->update_mask().paths();
   const bool alone = std::find(paths.begin(), paths.end(), "system_prompt") != paths.end();
-  ForOwner(call, CheckUpdateSession(*request), id, [this, call, request, response, id, alone] {
+  ForOwner(call, status, id, [this, call, request, response, id, alone] {
     if (alone) {
       if (auto status = parts_.running.Add(id, "", nullptr); !status.ok()) {
         return call.Finish(status);

@@ -75,6 +75,8 @@ class ChatServiceImpl final : public v1::ChatService::CallbackService {
   // the call is finished. On this thread or the store's; the request lives until Finish.
   void ForOwner(const UnaryCall& call, absl::Status checked, const std::string& session_id,
                 std::function<void()> work);
+  // Whether a session's constraint can be obeyed; a request of the caller's key, if it has one.
+  absl::Status ChargeConstraint(const Caller& caller, const v1::SamplingParams& params) const;
   // `work` runs when its key has room for one more page; the call's reactor holds it.
   void ForPage(const UnaryCall& call, const std::shared_ptr<PageReactor>& page,
                std::function<void()> work);

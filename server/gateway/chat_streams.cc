@@ -211,11 +211,8 @@ absl::StatusOr<TurnRequest> ChatServiceImpl::ReadRegenerate(
   if (auto status = CheckSampling(request.sampling()); !status.ok()) return status;
   if (auto status = CheckTurnId(request.turn_id()); !status.ok()) return status;
   TurnRequest turn;
+  if (auto status = ChargeConstraint(caller, request.sampling()); !status.ok()) return status;
   turn.charged = HasConstraint(request.sampling());
-  if (turn.charged) {
-    if (auto status = parts_.gate.ChargeRequest(caller); !status.ok()) return status;
-    if (auto status = CheckConstraint(request.sampling()); !status.ok()) return status;
-  }
   turn.session_id = request.session_id();
   turn.regenerate_turn_id = request.turn_id();
   turn.sampling = request.sampling();

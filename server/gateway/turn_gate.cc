@@ -86,10 +86,12 @@ absl::Status TurnGate::Refuse(const Caller& caller, Key& key, const std::string&
 absl::Status TurnGate::CheckRequests(const Caller& caller, Key& key, TimePoint now) {
   const auto wait = key.requests.Wait(1, now);
   if (wait.count() <= 0) return absl::OkStatus();
-  return Refuse(caller, key,
-                absl::StrCat("may ask ", key.limits.requests_per_minute,
-                             " questions a minute; uploads and counts of tokens count as such"),
-                wait);
+  return Refuse(
+      caller, key,
+      absl::StrCat("may ask ", key.limits.requests_per_minute,
+                   " questions a minute; uploads, counts of tokens and constraints of sessions "
+                   "count as such"),
+      wait);
 }
 
 absl::Status TurnGate::CheckLimits(const Question& question, Key& key, TimePoint now) {

@@ -28,7 +28,7 @@ class RolloutGuard;
 class SendWatch;
 class StoppableCalls;
 
-// What all turns share. Everything is thread-safe and outlives every turn.
+// What all services and their calls share. Everything is thread-safe and outlives them.
 struct TurnParts {
   const GatewayOptions& options;
   GatewayMetrics& metrics;

@@ -180,7 +180,9 @@ void TurnRunner::OnConversation(absl::StatusOr<Conversation> found) {
         absl::StrCat("turn_id \"", turn_id_, "\" is not the last turn of this session; only that ",
                      "one can be answered anew")));
   }
-  if (auto status = CheckPictures(found->images); !status.ok()) return Refuse(status);
+  if (auto status = CheckPictures(request_.images, found->images); !status.ok()) {
+    return Refuse(status);
+  }
   turn_.id = turn_id_;
   turn_.session_id = request_.session_id;
   turn_.user_text = std::move(request_.text);
@@ -215,16 +217,6 @@ void TurnRunner::OnConversation(absl::StatusOr<Conversation> found) {
   turn_.sampling = request_.sampling;
   conversation_ = {};
   Continue();
-}
-
-absl::Status TurnRunner::CheckPictures(const std::set<std::string>& known) const {
-  std::set<std::string> sent;
-  for (size_t i = 0; i < request_.images.size(); ++i) {
-    const std::string& id = request_.images[i].info.id();
-    if (request_.images[i].bytes) sent.insert(id);
-    if (!known.contains(id) && !sent.contains(id)) return NoPicture(i, id);
-  }
-  return absl::OkStatus();
 }
 
 void TurnRunner::FindVersion() {
