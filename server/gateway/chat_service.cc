@@ -69,7 +69,7 @@ grpc::ServerUnaryReactor* ChatServiceImpl::CreateSession(grpc::CallbackServerCon
                                                          const v1::CreateSessionRequest* request,
                                                          v1::CreateSessionResponse* response) {
   const UnaryCall call("CreateSession", *context, parts_);
-  auto status = call.scope().Admit(admission_);
+  auto status = call.scope().Admit();
   if (status.ok()) status = CheckCreateSession(*request);
   if (status.ok()) status = ChargeConstraint(call.scope().caller(), request->sampling());
   if (!status.ok()) {
@@ -192,7 +192,6 @@ grpc::ServerUnaryReactor* ChatServiceImpl::DeleteSession(grpc::CallbackServerCon
     parts_.store.DeleteSession(id, [this, call, id](const absl::StatusOr<Removed>& removed) {
       parts_.running.Remove(id);
       if (removed.ok()) {
-        parts_.owners.Forget(id);
         parts_.journal.BeginFile();
         parts_.drops.Drop(removed->pictures, removed->sessions);
       }
@@ -234,7 +233,7 @@ grpc::ServerUnaryReactor* ChatServiceImpl::ListTurns(grpc::CallbackServerContext
 
 grpc::ServerReadReactor<v1::UploadImageRequest>* ChatServiceImpl::UploadImage(
     grpc::CallbackServerContext* context, v1::UploadImageResponse* response) {
-  return ImageUpload::Start(parts_, admission_, context, response);
+  return ImageUpload::Start(parts_, context, response);
 }
 
 grpc::ServerUnaryReactor* ChatServiceImpl::CancelTurn(grpc::CallbackServerContext* context,
@@ -291,7 +290,7 @@ grpc::ServerUnaryReactor* ChatServiceImpl::CountTokens(
     grpc::CallbackServerContext* context, const v1::ChatServiceCountTokensRequest* request,
     v1::ChatServiceCountTokensResponse* response) {
   const UnaryCall call("CountTokens", *context, parts_);
-  auto status = call.scope().Admit(admission_);
+  auto status = call.scope().Admit();
   if (status.ok()) status = CheckSessionId(request->session_id());
   const auto memory = parts_.memory.NewShare();
   if (status.ok()) status = memory->Hold(request->ByteSizeLong(), call.scope().caller().name());

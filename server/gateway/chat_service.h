@@ -20,9 +20,8 @@ class PageReactor;
 // the store, a TurnRunner or an ImageUpload. Nothing here blocks.
 class ChatServiceImpl final : public v1::ChatService::CallbackService {
  public:
-  // Both must outlive the service.
-  ChatServiceImpl(const TurnParts& parts, Admission& admission)
-      : parts_(parts), admission_(admission) {}
+  // They must outlive the service.
+  explicit ChatServiceImpl(const TurnParts& parts) : parts_(parts) {}
 
   // What a question of any origin asks for, once it has passed the checks and its pictures are
   // there; counts them. `done` runs once, before or after this returns, and must not block; if
@@ -98,7 +97,6 @@ class ChatServiceImpl final : public v1::ChatService::CallbackService {
   void CountInlineImages(const std::vector<StoredImage>& images);
 
   const TurnParts& parts_;
-  Admission& admission_;
 };
 
 }  // namespace llava

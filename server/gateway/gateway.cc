@@ -71,7 +71,6 @@ Gateway::Gateway(const GatewayOptions& options, Metrics& metrics, std::unique_pt
       transfers_(options_.transfer_bytes, metrics),
       resumable_(options_.resume_grace),
       fetcher_(options_.picture_urls, options_.max_image_bytes, *metrics_),
-      admission_(admission),
       vision_({"vision", "llava-vision", "--vision"}, options_.vision, *metrics_,
               options_.backend_tls),
       llm_({"llm", "llava-llm", "--llm"}, options_.llm, *metrics_, options_.backend_tls),
@@ -86,7 +85,7 @@ Gateway::Gateway(const GatewayOptions& options, Metrics& metrics, std::unique_pt
              samples_,   admin_,    counts_,   calls_,  pages_,    sends_,  rollouts_,
              resumable_, fetcher_,  recovery_, memory_, transfers_},
       warmup_(parts_),
-      chat_(parts_, admission),
+      chat_(parts_),
       models_(parts_),
       rollout_service_(parts_) {}
 
@@ -202,7 +201,7 @@ void Gateway::Stop() {
   rollouts_.Stop();
   warmup_.Stop();
   running_.BreakAll(TurnBreak::kShutdown);
-  admission_.WaitUntilIdle(CondVar::Clock::now() + kStopTimeout);
+  parts_.admission.WaitUntilIdle(CondVar::Clock::now() + kStopTimeout);
   MutexLock lock(publish_mutex_);
   on_readiness_ = nullptr;
 }

@@ -96,9 +96,8 @@ void RolloutOptions::Declare(Settings& settings) {
 }
 
 absl::Status RolloutOptions::Check() const {
-  if (window.count() > 0 && limits.min_time.count() >= 0) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      "--rollout-window must be above 0, --rollout-min-time not negative");
+  if (window.count() > 0) return absl::OkStatus();
+  return absl::InvalidArgumentError("--rollout-window must be above 0");
 }
 
 void RolloutGuard::Start() {

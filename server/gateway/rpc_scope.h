@@ -29,7 +29,7 @@ class RpcScope {
   absl::Status Enter(KeyRole least = KeyRole::kUser) const;
   // The same for calls that make work, and UNAVAILABLE with RetryInfo while the process drains.
   // Else the process waits for End before it stops.
-  absl::Status Admit(Admission& admission);
+  absl::Status Admit();
   void End(const absl::Status& status);
   // Until then.
   void Hold(std::shared_ptr<void> place) { place_ = std::move(place); }
@@ -45,7 +45,8 @@ class RpcScope {
   const std::chrono::steady_clock::time_point received_ = std::chrono::steady_clock::now();
   const absl::StatusOr<Caller> caller_;
   GatewayMetrics& metrics_;
-  Admission* admission_ = nullptr;  // entered
+  Admission& admission_;
+  bool entered_ = false;
   std::shared_ptr<void> place_;
 };
 

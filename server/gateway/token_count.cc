@@ -4,8 +4,8 @@
 #include <string>
 #include <utility>
 
+#include "server/gateway/call_fault.h"
 #include "server/gateway/stoppable_calls.h"
-#include "server/runtime/status.h"
 
 namespace llava {
 
@@ -77,10 +77,7 @@ void TokenCount::Cancel() { count_.Cancel(); }
 void TokenCount::Finish(const absl::Status& status) {
   parts_.counts.Remove(this);
   count_.Clear();
-  call_.Finish(count_.cancelled()
-                   ? OverloadedError("this gateway is shutting down; try again, here or elsewhere",
-                                     std::chrono::seconds(1))
-                   : status);
+  call_.Finish(count_.cancelled() ? ShuttingDown() : status);
 }
 
 }  // namespace llava

@@ -29,11 +29,7 @@ double Seconds(steady_clock::time_point from, steady_clock::time_point to) {
 }
 
 milliseconds DelayOf(const absl::Status& status) {
-  google::rpc::RetryInfo retry;
-  if (!GetDetail(status, &retry)) return kUsualDelay;
-  const milliseconds asked(retry.retry_delay().seconds() * 1000 +
-                           retry.retry_delay().nanos() / 1'000'000);
-  return std::clamp(asked, kShortestDelay, kLongestDelay);
+  return std::clamp(RetryAfter(status).value_or(kUsualDelay), kShortestDelay, kLongestDelay);
 }
 
 // The language service, or the way to it, is gone.
@@ -45,8 +41,7 @@ bool IsUnreachable(const absl::Status& status) {
     return info.reason() == "UNREACHABLE" && service != info.metadata().end() &&
            service->second == "llm";
   }
-  google::rpc::RetryInfo retry;
-  return !GetDetail(status, &retry);  // the transport speaks
+  return !RetryAfter(status);  // the transport speaks
 }
 
 // An answer that broke off so can be gone on with. A server that stops cancels its calls.
@@ -387,8 +382,8 @@ void TurnRunner::RecordAnother() {
 }
 
 bool TurnRunner::GoOn(const absl::Status& status) {
-  google::rpc::RetryInfo retry;  // of a worker that leaves in order, or of a service out of reach
-  if (arrived_.exchange(false) && !GetDetail(status, &retry)) {
+  // A worker that leaves in order, or a service out of reach, says when to come back.
+  if (arrived_.exchange(false) && !RetryAfter(status)) {
     ++answer_.deaths;
     parts_.metrics.worker_deaths_total.Increment();
     if (has_session() && answer_.id == 0) {

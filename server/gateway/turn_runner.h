@@ -139,7 +139,6 @@ class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnR
   TurnRequest request_;  // its pictures and what they take: until the services have them
   const std::string turn_id_;
   const TurnDeadlines deadlines_;
-  std::shared_ptr<TurnPermit> permit_;
   std::shared_ptr<LiveAnswer> live_;
 
   Mutex mutex_;

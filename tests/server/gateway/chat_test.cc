@@ -57,6 +57,14 @@ TEST_F(ChatTest, TwoTurnsAboutAPicture) {
   EXPECT_EQ(sent.model().version(), 1U);
 }
 
+// A large tensor must not hold up answers.
+TEST_F(ChatTest, FeaturesComeOverAConnectionOfTheirOwn) {
+  StartGateway();
+  ASSERT_TRUE(Ask(Question(NewSession(), "look", {FakePicture(1)})).status.ok());
+  EXPECT_EQ(llm_.puts(), 1);
+  EXPECT_TRUE(llm_.puts_apart());
+}
+
 TEST_F(ChatTest, SurvivesARestart) {
   StartGateway();
   const std::string session = NewSession();
