@@ -44,16 +44,10 @@ std::string MakeKey() {
 
 std::string LimitsText(const KeyLimits& limits) {
   std::vector<std::string> parts;
-  const auto add = [&](const char* name, int64_t value) {
-    if (value != 0) parts.push_back(absl::StrCat(name, ": ", value));
-  };
-  add("requests-per-minute", limits.requests_per_minute);
-  add("tokens-per-minute", limits.tokens_per_minute);
-  add("concurrent-turns", limits.concurrent_turns);
-  add("sessions", limits.sessions);
-  add("turns-per-session", limits.turns_per_session);
-  add("pictures", limits.pictures);
-  add("picture-bytes", limits.picture_bytes);
+  for (const KeyLimitField& field : kKeyLimitFields) {
+    const int64_t value = limits.*field.member;
+    if (value != 0) parts.push_back(absl::StrCat(field.name, ": ", value));
+  }
   return absl::StrJoin(parts, ", ");
 }
 
@@ -182,14 +176,9 @@ int RunKeysCommand(int argc, const char* const* argv) {
   add->add_option("--role", role, "user, admin (sees all sessions) or monitor (metrics only)")
       ->capture_default_str();
   add->add_option("--weight", key.weight, "Share when the gateway is full")->capture_default_str();
-  KeyLimits& limits = key.limits;
-  add->add_option("--requests-per-minute", limits.requests_per_minute, "Questions; 0: any number");
-  add->add_option("--tokens-per-minute", limits.tokens_per_minute, "Of prompts and answers");
-  add->add_option("--concurrent-turns", limits.concurrent_turns, "Answers at a time");
-  add->add_option("--sessions", limits.sessions, "Sessions kept");
-  add->add_option("--turns-per-session", limits.turns_per_session, "Turns of one session");
-  add->add_option("--pictures", limits.pictures, "Pictures kept");
-  add->add_option("--picture-bytes", limits.picture_bytes, "Bytes of pictures kept");
+  for (const KeyLimitField& field : kKeyLimitFields) {
+    add->add_option(absl::StrCat("--", field.name), key.limits.*field.member, field.help);
+  }
   file(add);
   CLI::App* list = app.add_subcommand("list", "Names, roles and limits");
   file(list);
