@@ -130,6 +130,11 @@ ModelTable Backend::table() const {
   return table_;
 }
 
+bool Backend::up() const {
+  MutexLock lock(mutex_);
+  return table_.status.ok();
+}
+
 void Backend::Refresh(std::function<void()> done) {
   MutexLock lock(mutex_);
   wanted_ = true;

@@ -24,10 +24,6 @@ constexpr milliseconds kShortestDelay{100}, kUsualDelay{250}, kLongestDelay{1000
 // A version that is refused so often although it is said to be served is not worth more.
 constexpr int kMaxReroutes = 5;
 
-double Seconds(steady_clock::time_point from, steady_clock::time_point to) {
-  return std::chrono::duration<double>(to - from).count();
-}
-
 milliseconds DelayOf(const absl::Status& status) {
   return std::clamp(RetryAfter(status).value_or(kUsualDelay), kShortestDelay, kLongestDelay);
 }
@@ -47,10 +43,6 @@ bool IsUnreachable(const absl::Status& status) {
 // An answer that broke off so can be gone on with. A server that stops cancels its calls.
 bool IsBroken(const absl::Status& status) {
   return absl::IsUnavailable(status) || absl::IsCancelled(status);
-}
-
-bool IsSameVersion(const v1::ModelVersion& a, const v1::ModelVersion& b) {
-  return a.name() == b.name() && a.version() == b.version() && a.digest() == b.digest();
 }
 
 bool IsWhole(const v1::GenerateFinished& finished) {
@@ -163,7 +155,7 @@ bool TurnRunner::OnStarted(const v1::GenerateStarted& started) {
     return false;
   }
   // The service was started anew with other contents under that number.
-  if (!IsSameVersion(started.model(), turn_.model)) {
+  if (IdOf(started.model()) != IdOf(turn_.model)) {
     protocol_error_ = absl::FailedPreconditionError(
         absl::StrCat("version ", turn_.model.version(), " has other contents there"));
     return false;
@@ -172,7 +164,7 @@ bool TurnRunner::OnStarted(const v1::GenerateStarted& started) {
   refilled_ = looked_again_ = false;
   patience_.reset();
   missing_since_.reset();
-  const bool journalled = answer_.id != 0 && IsSameVersion(answer_.model, turn_.model) &&
+  const bool journalled = answer_.id != 0 && IdOf(answer_.model) == IdOf(turn_.model) &&
                           !answer_.tokens.tokenizer_digest().empty();
   answer_.tokens.set_tokenizer_digest(started.tokenizer_digest());
   if (has_session() && !journalled) JournalAnswer();
@@ -355,7 +347,7 @@ void TurnRunner::OnAnother(absl::StatusOr<Route> route) {
     if (may_come && WaitForWorker(&TurnRunner::FindAnother)) return;
     return Conclude(EndingOf(route.status()));
   }
-  const bool same = IsSameVersion(route->model.model(), turn_.model);
+  const bool same = IdOf(route->model.model()) == IdOf(turn_.model);
   if (auto status = Take(*std::move(route)); !status.ok()) return Conclude(EndingOf(status));
   if (same) return Later(kShortestDelay, &TurnRunner::Attempt);  // of another process, or yet again
   if (!has_session()) {

@@ -29,10 +29,6 @@ constexpr size_t kMaxBacklogBytes = 64u << 10;
 // Between tries to store the end of a turn; the longest is well within the time of a shutdown.
 constexpr std::chrono::milliseconds kFirstSaveDelay{50}, kLongestSaveDelay{1000};
 
-double Seconds(steady_clock::time_point from, steady_clock::time_point to) {
-  return std::chrono::duration<double>(to - from).count();
-}
-
 uint64_t DrawSeed() {
   thread_local std::random_device device;
   return (uint64_t{device()} << 32) | device();
@@ -56,6 +52,10 @@ TurnRunner::TurnRunner(const TurnParts& parts, TurnRequest request)
       turn_id_(request_.regenerate_turn_id.empty() ? NewTurnId() : request_.regenerate_turn_id),
       deadlines_{request_.deadline,
                  std::min(request_.deadline, request_.asked + parts_.options.request_timeout)} {}
+
+double TurnRunner::Seconds(steady_clock::time_point from, steady_clock::time_point to) {
+  return std::chrono::duration<double>(to - from).count();
+}
 
 void TurnRunner::MakeLive() {
   const bool detaches = request_.detaches();

@@ -54,6 +54,8 @@ class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnR
 
  private:
   TurnRunner(const TurnParts& parts, TurnRequest request);
+  static double Seconds(std::chrono::steady_clock::time_point from,
+                        std::chrono::steady_clock::time_point to);
   void MakeLive();
 
   // turn_runner.cc: up to the first attempt.
