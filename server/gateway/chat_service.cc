@@ -72,10 +72,7 @@ grpc::ServerUnaryReactor* ChatServiceImpl::CreateSession(grpc::CallbackServerCon
   auto status = call.scope().Admit();
   if (status.ok()) status = CheckCreateSession(*request);
   if (status.ok()) status = ChargeConstraint(call.scope().caller(), request->sampling());
-  if (!status.ok()) {
-    call.Finish(status);
-    return call.reactor();
-  }
+  if (!status.ok()) return call.Finished(status);
   v1::Session session;
   session.set_id(RandomId());
   session.set_owner(call.scope().caller().name());
@@ -129,10 +126,7 @@ grpc::ServerUnaryReactor* ChatServiceImpl::ListSessions(grpc::CallbackServerCont
   const auto page_size = PageSize(request->page_size());
   auto status = call.scope().Enter();
   if (status.ok()) status = page_size.status();
-  if (!status.ok()) {
-    call.Finish(status);
-    return call.reactor();
-  }
+  if (!status.ok()) return call.Finished(status);
   const Caller& caller = call.scope().caller();
   const auto owner = caller.is_admin() ? std::nullopt : std::make_optional(caller.name());
   const auto answer = [call, reactor, response](auto page) {
@@ -266,10 +260,7 @@ grpc::ServerUnaryReactor* ChatServiceImpl::ListModels(grpc::CallbackServerContex
                                                       const v1::ChatServiceListModelsRequest*,
                                                       v1::ChatServiceListModelsResponse* response) {
   const UnaryCall call("ListModels", *context, parts_);
-  if (auto status = call.scope().Enter(); !status.ok()) {
-    call.Finish(status);
-    return call.reactor();
-  }
+  if (auto status = call.scope().Enter(); !status.ok()) return call.Finished(status);
   const auto answer = [this, call, response] {
     auto models = parts_.router.LanguageModels();
     if (models.ok()) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <deque>
+#include <map>
 #include <set>
 #include <utility>
 
@@ -104,6 +105,27 @@ std::vector<ModelAdmin::Target> ModelAdmin::Targets(const std::string& name) con
     std::erase_if(targets, [](const Target& each) { return !each.known; });
   }
   return targets;
+}
+
+absl::Status ModelAdmin::List(const std::string& name, v1::ListModelsResponse* response) const {
+  for (const BackendPool* pool : {&vision_, &llm_}) {
+    ModelTable table = pool->table();
+    if (!table.status.ok()) return table.status;
+    std::map<VersionId, std::vector<std::string>> processes;
+    for (const auto& backend : pool->all()) {
+      const ModelTable own = backend->table();
+      if (!own.status.ok()) continue;
+      for (const v1::ModelInfo& model : own.models) {
+        processes[IdOf(model.model())].push_back(backend->Describe());
+      }
+    }
+    for (v1::ModelInfo& model : table.models) {
+      if (!name.empty() && name != model.model().name()) continue;
+      for (const std::string& each : processes[IdOf(model.model())]) model.add_processes(each);
+      *response->add_models() = std::move(model);
+    }
+  }
+  return absl::OkStatus();
 }
 
 void ModelAdmin::GetStatus(const v1::GetModelStatusRequest& request, const Call& call,

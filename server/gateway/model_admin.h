@@ -39,6 +39,9 @@ class ModelAdmin {
   // longer than a process that wants to end has.
   void Stop() { calls_.Stop(); }
 
+  // Adds the models that are served to `response`, those called `name` or all if it is empty, each
+  // with the processes that have it. UNAVAILABLE: one of the services is down.
+  absl::Status List(const std::string& name, v1::ListModelsResponse* response) const;
   // States of all processes one after the other, each with its process; those that do not answer
   // are listed. NOT_FOUND: nobody knows the model. UNAVAILABLE: nobody answers.
   void GetStatus(const v1::GetModelStatusRequest& request, const Call& call,

@@ -60,6 +60,11 @@ class UnaryCall {
       : scope_(std::make_shared<RpcScope>(std::move(method), context, parts)), reactor_(reactor) {}
 
   void Finish(const absl::Status& status) const;
+  // Within the method that gRPC calls: `return call.Finished(status);`
+  grpc::ServerUnaryReactor* Finished(const absl::Status& status) const {
+    Finish(status);
+    return reactor_;
+  }
   RpcScope& scope() const { return *scope_; }
   grpc::ServerUnaryReactor* reactor() const { return reactor_; }
 

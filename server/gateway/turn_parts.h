@@ -2,7 +2,6 @@
 
 #include "server/gateway/answer_journal.h"
 #include "server/gateway/api_keys.h"
-#include "server/gateway/backend_pool.h"
 #include "server/gateway/conversation_store.h"
 #include "server/gateway/gateway_metrics.h"
 #include "server/gateway/gateway_options.h"
@@ -35,8 +34,6 @@ struct TurnParts {
   Admission& admission;
   ConversationStore& store;
   AnswerJournal& journal;
-  BackendPool& vision;
-  BackendPool& llm;
   FeatureDrops& drops;
   ModelRouter& router;
   RunningTurns& running;
