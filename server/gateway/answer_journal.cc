@@ -8,10 +8,8 @@
 #include <charconv>
 #include <chrono>
 #include <cstring>
-#include <fstream>
 #include <optional>
 #include <set>
-#include <sstream>
 #include <system_error>
 #include <utility>
 
@@ -40,13 +38,11 @@ std::optional<uint64_t> NumberOf(const fs::path& path) {
 // The answers that live in the files of an earlier process.
 class Recovery {
  public:
-  // FAILED_PRECONDITION: another version of the format.
+  // FAILED_PRECONDITION: another version of the format. Else: it cannot be read, and must stay.
   absl::Status Read(const fs::path& path) {
-    std::ifstream file(path, std::ios::binary);
-    std::ostringstream contents;
-    contents << file.rdbuf();
-    const std::string bytes = contents.str();
-    std::string_view rest = bytes;
+    const auto bytes = ReadFile(path);
+    if (!bytes.ok()) return bytes.status();
+    std::string_view rest = *bytes;
     if (!rest.starts_with(kJournalMagic) && !rest.starts_with(kOldJournalMagic)) {
       if (rest.size() >= kJournalMagic.size() && rest.starts_with(kJournalMagic.substr(0, 6))) {
         return absl::FailedPreconditionError(

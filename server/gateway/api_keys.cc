@@ -64,19 +64,6 @@ absl::Status ReadHashes(const YAML::Node& node, ApiKey& key) {
   return absl::OkStatus();
 }
 
-// Limits by their names in the file.
-const std::map<std::string, int64_t KeyLimits::*>& LimitFields() {
-  static const std::map<std::string, int64_t KeyLimits::*> fields = {
-      {"requests-per-minute", &KeyLimits::requests_per_minute},
-      {"tokens-per-minute", &KeyLimits::tokens_per_minute},
-      {"concurrent-turns", &KeyLimits::concurrent_turns},
-      {"sessions", &KeyLimits::sessions},
-      {"turns-per-session", &KeyLimits::turns_per_session},
-      {"pictures", &KeyLimits::pictures},
-      {"picture-bytes", &KeyLimits::picture_bytes}};
-  return fields;
-}
-
 absl::Status ReadField(const std::string& field, const YAML::Node& value, ApiKey& key) {
   if (field == "sha256") return ReadHashes(value, key);
   if (field == "weight") {
@@ -84,9 +71,10 @@ absl::Status ReadField(const std::string& field, const YAML::Node& value, ApiKey
     if (weight.ok()) key.weight = static_cast<uint32_t>(*weight);
     return weight.status();
   }
-  if (const auto limit = LimitFields().find(field); limit != LimitFields().end()) {
+  for (const KeyLimitField& limit : kKeyLimitFields) {
+    if (field != limit.name) continue;
     const auto number = Number(value, field, 0, std::numeric_limits<int64_t>::max());
-    if (number.ok()) key.limits.*limit->second = *number;
+    if (number.ok()) key.limits.*limit.member = *number;
     return number.status();
   }
   if (!value.IsScalar()) return At(value.Mark(), absl::StrCat(field, " is not a single value"));

@@ -33,6 +33,21 @@ struct KeyLimits {
   int64_t picture_bytes = 0;  // the same in bytes
 };
 
+// By their names in the keys file and on the command line.
+struct KeyLimitField {
+  const char* name;
+  int64_t KeyLimits::*member;
+  const char* help;
+};
+inline constexpr KeyLimitField kKeyLimitFields[] = {
+    {"requests-per-minute", &KeyLimits::requests_per_minute, "Questions; 0: any number"},
+    {"tokens-per-minute", &KeyLimits::tokens_per_minute, "Of prompts and answers"},
+    {"concurrent-turns", &KeyLimits::concurrent_turns, "Answers at a time"},
+    {"sessions", &KeyLimits::sessions, "Sessions kept"},
+    {"turns-per-session", &KeyLimits::turns_per_session, "Turns of one session"},
+    {"pictures", &KeyLimits::pictures, "Pictures kept"},
+    {"picture-bytes", &KeyLimits::picture_bytes, "Bytes of pictures kept"}};
+
 // An entry of the keys file. Immutable.
 struct ApiKey {
   std::string name;                  // owner of what it makes; unique

@@ -17,13 +17,11 @@ constexpr int kFailuresInARow = 5;
 constexpr std::chrono::seconds kFirstEjection{10}, kLongestEjection{300};
 constexpr std::chrono::milliseconds kLongestPatience{5000};
 
-// Channels with different arguments never share a connection; `purpose` makes them different.
+// Each channel has a connection of its own.
 std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address, const TlsFiles& tls,
-                                           const std::string& authority,
-                                           const std::string& purpose) {
+                                           const std::string& authority) {
   grpc::ChannelArguments arguments;
   if (!authority.empty()) arguments.SetString(GRPC_ARG_DEFAULT_AUTHORITY, authority);
-  arguments.SetString("llava.purpose", purpose);
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   // A service that comes back is found again within about a second.
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 200);
@@ -74,11 +72,11 @@ Backend::Backend(Names names, std::string address, GatewayMetrics& metrics, cons
       authority_(std::move(authority)),
       metrics_(metrics),
       period_(period),
-      channel_(MakeChannel(address_, tls, authority_, "calls")),
+      channel_(MakeChannel(address_, tls, authority_)),
       models_(v1::ModelService::NewStub(channel_)),
       encoder_(v1::VisionService::NewStub(channel_)),
       generator_(v1::LlmService::NewStub(channel_)),
-      receiver_(v1::LlmService::NewStub(MakeChannel(address_, tls, authority_, "bulk"))) {}
+      receiver_(v1::LlmService::NewStub(MakeChannel(address_, tls, authority_))) {}
 
 Backend::~Backend() {
   {
@@ -130,6 +128,11 @@ void Backend::Start(std::function<void()> on_change) {
 ModelTable Backend::table() const {
   MutexLock lock(mutex_);
   return table_;
+}
+
+bool Backend::up() const {
+  MutexLock lock(mutex_);
+  return table_.status.ok();
 }
 
 void Backend::Refresh(std::function<void()> done) {
@@ -232,10 +235,9 @@ absl::Status Backend::Unreachable(const absl::Status& status) const {
 }
 
 void Backend::Report(const absl::Status& status) {
-  google::rpc::RetryInfo retry;
-  const bool asks = absl::IsUnavailable(status) && GetDetail(status, &retry);
-  const bool failed = !asks && (absl::IsUnavailable(status) || absl::IsInternal(status) ||
-                                absl::IsUnknown(status) || absl::IsDataLoss(status));
+  const auto patience = absl::IsUnavailable(status) ? RetryAfter(status) : std::nullopt;
+  const bool failed = !patience && (absl::IsUnavailable(status) || absl::IsInternal(status) ||
+                                    absl::IsUnknown(status) || absl::IsDataLoss(status));
   std::chrono::seconds ejected{0};
   {
     MutexLock lock(mutex_);
@@ -243,10 +245,8 @@ void Backend::Report(const absl::Status& status) {
     if (status.ok()) {
       failures_ = ejections_ = 0;
       unwilling_until_ = {};
-    } else if (asks) {
-      const std::chrono::milliseconds patience(1000 * retry.retry_delay().seconds() +
-                                               retry.retry_delay().nanos() / 1'000'000);
-      unwilling_until_ = std::max(unwilling_until_, now + std::min(patience, kLongestPatience));
+    } else if (patience) {
+      unwilling_until_ = std::max(unwilling_until_, now + std::min(*patience, kLongestPatience));
     } else if (failed && ++failures_ >= kFailuresInARow) {
       failures_ = 0;
       ejected = std::min(kFirstEjection * ++ejections_, kLongestEjection);
@@ -276,13 +276,11 @@ absl::Status Backend::Explain(const absl::Status& status) {
     case absl::StatusCode::kDeadlineExceeded:
       return status;
     case absl::StatusCode::kUnavailable:
-    case absl::StatusCode::kCancelled: {
+    case absl::StatusCode::kCancelled:
       // The service itself says when to come back; without that it is the transport that speaks.
-      google::rpc::RetryInfo retry;
-      if (code == absl::StatusCode::kUnavailable && GetDetail(status, &retry)) break;
+      if (code == absl::StatusCode::kUnavailable && RetryAfter(status)) break;
       Refresh();
       return Unreachable(status);
-    }
     case absl::StatusCode::kUnknown:
       code = absl::StatusCode::kInternal;
       break;

@@ -79,6 +79,8 @@ class Backend {
   FeatureIndex& features() { return features_; }
 
   ModelTable table() const;
+  // It answered when it was asked last.
+  bool up() const;
   // Asks soon; `done` runs on the thread after an answer that was asked for after this call.
   void Refresh(std::function<void()> done = {});
 

@@ -10,13 +10,13 @@
 #include <iterator>
 #include <map>
 #include <set>
-#include <tuple>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
+#include "server/gateway/model_choice.h"
 #include "server/runtime/logging.h"
 #include "server/runtime/status.h"
 
@@ -150,7 +150,7 @@ void BackendPool::OnChange() {
   {
     MutexLock lock(report_mutex_);
     int up = 0, down = 0;
-    for (const auto& backend : all()) ++(backend->table().status.ok() ? up : down);
+    for (const auto& backend : all()) ++(backend->up() ? up : down);
     metrics_.SetBackends(names_.service, up, down);
   }
   on_change_();
@@ -205,8 +205,7 @@ void BackendPool::LookUp() {
 ModelTable BackendPool::table() const {
   ModelTable joined;
   const auto key = [](const v1::ModelInfo& model) {
-    return std::make_tuple(static_cast<int>(model.kind()), model.model().name(),
-                           model.model().version(), model.model().digest());
+    return std::pair(static_cast<int>(model.kind()), IdOf(model.model()));
   };
   std::map<decltype(key(v1::ModelInfo())), size_t> seen;
   const auto backends = all();
@@ -276,6 +275,7 @@ absl::StatusOr<std::shared_ptr<Backend>> BackendPool::Pick(std::string_view key,
     uint64_t score;
     int running;
     bool up;
+    int rank = 0;  // the lowest is chosen
   };
   std::vector<Candidate> candidates;
   absl::Status why =
@@ -292,33 +292,26 @@ absl::StatusOr<std::shared_ptr<Backend>> BackendPool::Pick(std::string_view key,
     candidates.push_back({std::move(backend), score, running, table.status.ok()});
   }
   if (candidates.empty()) return why;
-  std::sort(candidates.begin(), candidates.end(),
-            [](const Candidate& a, const Candidate& b) { return a.score > b.score; });
   const double full = std::max<double>(
       kFewAnswers, kAboveAverage * (total + 1) / static_cast<double>(candidates.size()));
-  const auto first = [&](auto&& good) -> std::shared_ptr<Backend> {
-    for (const Candidate& each : candidates) {
-      if (good(each)) return each.backend;
-    }
-    return nullptr;
-  };
   // The less willing are better than none.
-  for (const auto& choice : {
-           first([&](const Candidate& each) {
-             return each.up && each.backend.get() != except && each.running < full &&
-                    each.backend->willing();
-           }),
-           first([&](const Candidate& each) {
-             return each.up && each.backend.get() != except && each.backend->willing();
-           }),
-           first([&](const Candidate& each) { return each.up && each.backend.get() != except; }),
-           first([&](const Candidate& each) { return each.up; }),
-           // It may be back before it is asked again, and the call itself tells best if not.
-           first([&](const Candidate& each) { return each.backend.get() != except; }),
-       }) {
-    if (choice) return choice;
+  for (Candidate& each : candidates) {
+    const bool other = each.backend.get() != except;
+    if (!each.up) {  // it may be back before it is asked again, and the call itself tells best
+      each.rank = other ? 4 : 5;
+    } else if (!other) {
+      each.rank = 3;
+    } else if (!each.backend->willing()) {
+      each.rank = 2;
+    } else {
+      each.rank = each.running < full ? 0 : 1;
+    }
   }
-  return candidates.front().backend;
+  return std::min_element(candidates.begin(), candidates.end(),
+                          [](const Candidate& a, const Candidate& b) {
+                            return a.rank != b.rank ? a.rank < b.rank : a.score > b.score;
+                          })
+      ->backend;
 }
 
 }  // namespace llava

@@ -61,7 +61,6 @@ class BackendPool {
                                                 const Backend* except = nullptr) const;
 
   std::vector<std::shared_ptr<Backend>> all() const;
-  const Backend::Names& names() const { return names_; }
 
  private:
   void Add(const std::string& address, const std::string& authority) LLAVA_REQUIRES(mutex_);

@@ -1,13 +1,20 @@
 #include "server/gateway/call_fault.h"
 
+#include <chrono>
 #include <utility>
 
 #include "server/runtime/error_reason.h"
+#include "server/runtime/status.h"
 
 namespace llava {
 
 absl::Status CallersFault(absl::Status status) {
   return WithReason(std::move(status), kReasonCaller);
+}
+
+absl::Status ShuttingDown() {
+  return OverloadedError("this gateway is shutting down; try again, here or elsewhere",
+                         std::chrono::seconds(1));
 }
 
 bool IsFault(const absl::Status& status) {

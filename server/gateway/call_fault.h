@@ -1,6 +1,6 @@
 #pragma once
 
-// Whose fault it was that a call failed.
+// Whose fault it was that a call failed, and the failure that is nobody's.
 
 #include "absl/status/status.h"
 
@@ -9,6 +9,9 @@ namespace llava {
 // A failure that only the caller can mend though its code does not tell: its own deadline, what it
 // did not send or read in time. The caller gets it with an ErrorInfo (reason CALLER).
 absl::Status CallersFault(absl::Status status);
+
+// UNAVAILABLE with RetryInfo: the process ends.
+absl::Status ShuttingDown();
 
 // Codes that a caller cannot mend, unless marked by CallersFault.
 bool IsFault(const absl::Status& status);

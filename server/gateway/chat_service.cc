@@ -16,6 +16,8 @@
 #include "server/gateway/request_checks.h"
 #include "server/gateway/token_count.h"
 #include "server/runtime/status.h"
+#include "server/wire/constraint.h"
+#include "server/wire/sampling.h"
 
 namespace llava {
 namespace {
@@ -44,6 +46,13 @@ void ChatServiceImpl::ForOwner(const UnaryCall& call, absl::Status checked,
   });
 }
 
+absl::Status ChatServiceImpl::ChargeConstraint(const Caller& caller,
+                                               const v1::SamplingParams& params) const {
+  if (!HasConstraint(params)) return absl::OkStatus();
+  if (auto status = parts_.gate.ChargeRequest(caller); !status.ok()) return status;
+  return CheckConstraint(params);
+}
+
 void ChatServiceImpl::ForPage(const UnaryCall& call, const std::shared_ptr<PageReactor>& page,
                               std::function<void()> work) {
   parts_.pages.Enter(call.scope().caller().name(),
@@ -60,12 +69,10 @@ grpc::ServerUnaryReactor* ChatServiceImpl::CreateSession(grpc::CallbackServerCon
                                                          const v1::CreateSessionRequest* request,
                                                          v1::CreateSessionResponse* response) {
   const UnaryCall call("CreateSession", *context, parts_);
-  auto status = call.scope().Admit(admission_);
+  auto status = call.scope().Admit();
   if (status.ok()) status = CheckCreateSession(*request);
-  if (!status.ok()) {
-    call.Finish(status);
-    return call.reactor();
-  }
+  if (status.ok()) status = ChargeConstraint(call.scope().caller(), request->sampling());
+  if (!status.ok()) return call.Finished(status);
   v1::Session session;
   session.set_id(RandomId());
   session.set_owner(call.scope().caller().name());
@@ -119,10 +126,7 @@ grpc::ServerUnaryReactor* ChatServiceImpl::ListSessions(grpc::CallbackServerCont
   const auto page_size = PageSize(request->page_size());
   auto status = call.scope().Enter();
   if (status.ok()) status = page_size.status();
-  if (!status.ok()) {
-    call.Finish(status);
-    return call.reactor();
-  }
+  if (!status.ok()) return call.Finished(status);
   const Caller& caller = call.scope().caller();
   const auto owner = caller.is_admin() ? std::nullopt : std::make_optional(caller.name());
   const auto answer = [call, reactor, response](auto page) {
@@ -143,12 +147,15 @@ grpc::ServerUnaryReactor* ChatServiceImpl::UpdateSession(grpc::CallbackServerCon
                                                          const v1::UpdateSessionRequest* request,
                                                          v1::UpdateSessionResponse* response) {
   const UnaryCall call("UpdateSession", *context, parts_);
+  auto status = call.scope().Enter();
+  if (status.ok()) status = CheckUpdateSession(*request);
   const std::string id = request->session().id();
+  if (status.ok()) status = ChargeConstraint(call.scope().caller(), request->session().sampling());
   // A turn reads the system text before it is recorded, and again when a later process takes it up:
   // between the two it must stay.
   const auto& paths = request->update_mask().paths();
   const bool alone = std::find(paths.begin(), paths.end(), "system_prompt") != paths.end();
-  ForOwner(call, CheckUpdateSession(*request), id, [this, call, request, response, id, alone] {
+  ForOwner(call, status, id, [this, call, request, response, id, alone] {
     if (alone) {
       if (auto status = parts_.running.Add(id, "", nullptr); !status.ok()) {
         return call.Finish(status);
@@ -179,7 +186,6 @@ grpc::ServerUnaryReactor* ChatServiceImpl::DeleteSession(grpc::CallbackServerCon
     parts_.store.DeleteSession(id, [this, call, id](const absl::StatusOr<Removed>& removed) {
       parts_.running.Remove(id);
       if (removed.ok()) {
-        parts_.owners.Forget(id);
         parts_.journal.BeginFile();
         parts_.drops.Drop(removed->pictures, removed->sessions);
       }
@@ -221,7 +227,7 @@ grpc::ServerUnaryReactor* ChatServiceImpl::ListTurns(grpc::CallbackServerContext
 
 grpc::ServerReadReactor<v1::UploadImageRequest>* ChatServiceImpl::UploadImage(
     grpc::CallbackServerContext* context, v1::UploadImageResponse* response) {
-  return ImageUpload::Start(parts_, admission_, context, response);
+  return ImageUpload::Start(parts_, context, response);
 }
 
 grpc::ServerUnaryReactor* ChatServiceImpl::CancelTurn(grpc::CallbackServerContext* context,
@@ -254,10 +260,7 @@ grpc::ServerUnaryReactor* ChatServiceImpl::ListModels(grpc::CallbackServerContex
                                                       const v1::ChatServiceListModelsRequest*,
                                                       v1::ChatServiceListModelsResponse* response) {
   const UnaryCall call("ListModels", *context, parts_);
-  if (auto status = call.scope().Enter(); !status.ok()) {
-    call.Finish(status);
-    return call.reactor();
-  }
+  if (auto status = call.scope().Enter(); !status.ok()) return call.Finished(status);
   const auto answer = [this, call, response] {
     auto models = parts_.router.LanguageModels();
     if (models.ok()) {
@@ -278,7 +281,7 @@ grpc::ServerUnaryReactor* ChatServiceImpl::CountTokens(
     grpc::CallbackServerContext* context, const v1::ChatServiceCountTokensRequest* request,
     v1::ChatServiceCountTokensResponse* response) {
   const UnaryCall call("CountTokens", *context, parts_);
-  auto status = call.scope().Admit(admission_);
+  auto status = call.scope().Admit();
   if (status.ok()) status = CheckSessionId(request->session_id());
   const auto memory = parts_.memory.NewShare();
   if (status.ok()) status = memory->Hold(request->ByteSizeLong(), call.scope().caller().name());

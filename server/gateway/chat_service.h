@@ -20,9 +20,8 @@ class PageReactor;
 // the store, a TurnRunner or an ImageUpload. Nothing here blocks.
 class ChatServiceImpl final : public v1::ChatService::CallbackService {
  public:
-  // Both must outlive the service.
-  ChatServiceImpl(const TurnParts& parts, Admission& admission)
-      : parts_(parts), admission_(admission) {}
+  // They must outlive the service.
+  explicit ChatServiceImpl(const TurnParts& parts) : parts_(parts) {}
 
   // What a question of any origin asks for, once it has passed the checks and its pictures are
   // there; counts them. `done` runs once, before or after this returns, and must not block; if
@@ -75,6 +74,8 @@ class ChatServiceImpl final : public v1::ChatService::CallbackService {
   // the call is finished. On this thread or the store's; the request lives until Finish.
   void ForOwner(const UnaryCall& call, absl::Status checked, const std::string& session_id,
                 std::function<void()> work);
+  // Whether a session's constraint can be obeyed; a request of the caller's key, if it has one.
+  absl::Status ChargeConstraint(const Caller& caller, const v1::SamplingParams& params) const;
   // `work` runs when its key has room for one more page; the call's reactor holds it.
   void ForPage(const UnaryCall& call, const std::shared_ptr<PageReactor>& page,
                std::function<void()> work);
@@ -96,7 +97,6 @@ class ChatServiceImpl final : public v1::ChatService::CallbackService {
   void CountInlineImages(const std::vector<StoredImage>& images);
 
   const TurnParts& parts_;
-  Admission& admission_;
 };
 
 }  // namespace llava

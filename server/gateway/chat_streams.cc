@@ -98,7 +98,7 @@ grpc::ServerWriteReactor<Response>* ChatServiceImpl::Run(grpc::CallbackServerCon
 grpc::ServerWriteReactor<v1::ChatResponse>* ChatServiceImpl::Chat(
     grpc::CallbackServerContext* context, const v1::ChatRequest* request) {
   auto scope = std::make_shared<RpcScope>("Chat", *context, parts_);
-  auto status = scope->Admit(admission_);
+  auto status = scope->Admit();
   if (status.ok() && request->priority() > 0 && !scope->caller().is_admin()) {
     status = absl::PermissionDeniedError("a priority above 0 needs the role admin");
   }
@@ -196,7 +196,7 @@ void ChatServiceImpl::CountInlineImages(const std::vector<StoredImage>& images) 
 grpc::ServerWriteReactor<v1::RegenerateTurnResponse>* ChatServiceImpl::RegenerateTurn(
     grpc::CallbackServerContext* context, const v1::RegenerateTurnRequest* request) {
   auto scope = std::make_shared<RpcScope>("RegenerateTurn", *context, parts_);
-  if (auto status = scope->Admit(admission_); !status.ok()) {
+  if (auto status = scope->Admit(); !status.ok()) {
     return Run<v1::RegenerateTurnResponse>(context, std::move(scope), status);
   }
   return Run<v1::RegenerateTurnResponse>(context, scope, ReadRegenerate(scope->caller(), *request));
@@ -211,11 +211,8 @@ absl::StatusOr<TurnRequest> ChatServiceImpl::ReadRegenerate(
   if (auto status = CheckSampling(request.sampling()); !status.ok()) return status;
   if (auto status = CheckTurnId(request.turn_id()); !status.ok()) return status;
   TurnRequest turn;
+  if (auto status = ChargeConstraint(caller, request.sampling()); !status.ok()) return status;
   turn.charged = HasConstraint(request.sampling());
-  if (turn.charged) {
-    if (auto status = parts_.gate.ChargeRequest(caller); !status.ok()) return status;
-    if (auto status = CheckConstraint(request.sampling()); !status.ok()) return status;
-  }
   turn.session_id = request.session_id();
   turn.regenerate_turn_id = request.turn_id();
   turn.sampling = request.sampling();

@@ -80,7 +80,7 @@ void FeatureDrops::Loop() {
 }
 
 bool FeatureDrops::Tell(Backend& backend, bool encodes, Told& told) {
-  if (!backend.table().status.ok() || Clock::now() < told.again) return false;
+  if (!backend.up() || Clock::now() < told.again) return false;
   std::vector<Dropped> all;
   {
     MutexLock lock(mutex_);

@@ -41,6 +41,28 @@ absl::Status FileError(absl::string_view what, const std::filesystem::path& path
   return absl::InternalError(message);
 }
 
+absl::StatusOr<std::string> ReadFile(const std::filesystem::path& path) {
+  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (file < 0 && errno == ENOENT) {
+    return absl::NotFoundError(absl::StrCat("there is no file ", path.string()));
+  }
+  if (file < 0) return FileError("open", path, errno);
+  std::string bytes;
+  char part[64 << 10];
+  ssize_t size = 0;
+  while ((size = read(file, part, sizeof part)) != 0) {
+    if (size > 0) {
+      bytes.append(part, static_cast<size_t>(size));
+    } else if (errno != EINTR) {
+      const absl::Status failed = FileError("read", path, errno);
+      close(file);
+      return failed;
+    }
+  }
+  close(file);
+  return bytes;
+}
+
 absl::Status WriteAll(int file, std::string_view bytes, const std::filesystem::path& path) {
   while (!bytes.empty()) {
     const ssize_t written = write(file, bytes.data(), bytes.size());

@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 
 namespace llava {
@@ -17,6 +18,8 @@ absl::Status DiskFull(const std::string& message);
 // "cannot <what> <path>: <why>". DiskFull when the disk or a quota is, else INTERNAL.
 absl::Status FileError(absl::string_view what, const std::filesystem::path& path, int error);
 
+// All of a file. NOT_FOUND: it is not there; else what FileError says.
+absl::StatusOr<std::string> ReadFile(const std::filesystem::path& path);
 // write() until all is written; `path` is for the message.
 absl::Status WriteAll(int file, std::string_view bytes, const std::filesystem::path& path);
 // Makes names in the folder durable.

@@ -71,7 +71,6 @@ Gateway::Gateway(const GatewayOptions& options, Metrics& metrics, std::unique_pt
       transfers_(options_.transfer_bytes, metrics),
       resumable_(options_.resume_grace),
       fetcher_(options_.picture_urls, options_.max_image_bytes, *metrics_),
-      admission_(admission),
       vision_({"vision", "llava-vision", "--vision"}, options_.vision, *metrics_,
               options_.backend_tls),
       llm_({"llm", "llava-llm", "--llm"}, options_.llm, *metrics_, options_.backend_tls),
@@ -81,12 +80,32 @@ Gateway::Gateway(const GatewayOptions& options, Metrics& metrics, std::unique_pt
       calls_(kCallsOfKey),
       pages_(kPagesOfKey),
       rollouts_(options_.rollout, router_, admin_, samples_, *metrics_),
-      parts_{options_,   *metrics_, admission, *store_, *journal_, vision_, llm_,
-             drops_,     router_,   running_,  warmup_, *keys_,    owners_, gate_,
-             samples_,   admin_,    counts_,   calls_,  pages_,    sends_,  rollouts_,
-             resumable_, fetcher_,  recovery_, memory_, transfers_},
+      parts_{.options = options_,
+             .metrics = *metrics_,
+             .admission = admission,
+             .store = *store_,
+             .journal = *journal_,
+             .drops = drops_,
+             .router = router_,
+             .running = running_,
+             .warmup = warmup_,
+             .keys = *keys_,
+             .owners = owners_,
+             .gate = gate_,
+             .samples = samples_,
+             .admin = admin_,
+             .counts = counts_,
+             .calls = calls_,
+             .pages = pages_,
+             .sends = sends_,
+             .rollouts = rollouts_,
+             .resumable = resumable_,
+             .fetcher = fetcher_,
+             .recovery = recovery_,
+             .memory = memory_,
+             .transfers = transfers_},
       warmup_(parts_),
-      chat_(parts_, admission),
+      chat_(parts_),
       models_(parts_),
       rollout_service_(parts_) {}
 
@@ -202,7 +221,7 @@ void Gateway::Stop() {
   rollouts_.Stop();
   warmup_.Stop();
   running_.BreakAll(TurnBreak::kShutdown);
-  admission_.WaitUntilIdle(CondVar::Clock::now() + kStopTimeout);
+  parts_.admission.WaitUntilIdle(CondVar::Clock::now() + kStopTimeout);
   MutexLock lock(publish_mutex_);
   on_readiness_ = nullptr;
 }

@@ -52,7 +52,7 @@ class Gateway {
   // The same services over HTTP; `pages` are served beside them. To be served until Stop.
   std::unique_ptr<HttpFront> MakeHttpFront(std::map<std::string, HttpServer::Page> pages,
                                            bool hosts_checked) {
-    return std::make_unique<HttpFront>(parts_, admission_, chat_, std::move(pages), hosts_checked);
+    return std::make_unique<HttpFront>(parts_, chat_, std::move(pages), hosts_checked);
   }
 
   // Breaks off the answers under way and waits a few seconds until they are stored, or left in the
@@ -81,7 +81,6 @@ class Gateway {
   TransferMemory transfers_;
   ResumableCalls resumable_;
   PictureFetcher fetcher_;
-  Admission& admission_;
   RunningTurns running_;
 
   Mutex publish_mutex_;  // keeps reports in order, held while one is made

@@ -23,7 +23,7 @@ class GatewayMetrics {
   void CountTurn(v1::FinishReason reason, double seconds);
   // tokens_total{kind}
   void CountTokens(const v1::Usage& usage);
-  // images_total{result}: stored, refused, failed (by the store)
+  // images_total{result}: accepted, refused
   void CountImage(const std::string& result);
   // picture_fetches_total{result}: ok, refused (before a connection), failed
   void CountPictureFetch(const std::string& result);

@@ -111,10 +111,6 @@ absl::Status GatewayOptions::Check() const {
   if (!backup_to.empty() && !restore_from.empty()) {
     return absl::InvalidArgumentError("--backup and --restore: one at a time");
   }
-  if (session_ttl.count() < 0 || resume_grace.count() < 0 || continue_timeout.count() < 0) {
-    return absl::InvalidArgumentError(
-        "--session-ttl, --resume-grace and --continue-timeout must not be negative");
-  }
   if (request_timeout.count() <= 0) {
     return absl::InvalidArgumentError("--request-timeout must be above 0");
   }

@@ -124,13 +124,9 @@ class CompletionSink final : public TurnSink {
 
 }  // namespace
 
-HttpFront::HttpFront(const TurnParts& parts, Admission& admission, ChatServiceImpl& chat,
+HttpFront::HttpFront(const TurnParts& parts, ChatServiceImpl& chat,
                      std::map<std::string, HttpServer::Page> pages, bool hosts_checked)
-    : parts_(parts),
-      admission_(admission),
-      chat_(chat),
-      pages_(std::move(pages)),
-      hosts_checked_(hosts_checked) {}
+    : parts_(parts), chat_(chat), pages_(std::move(pages)), hosts_checked_(hosts_checked) {}
 
 HttpResponse HttpFront::ErrorPage(int status, const std::string& message) const {
   // No room for its body: only questions have large ones, and this one reaches no RpcScope.
@@ -214,7 +210,7 @@ void HttpFront::Complete(const HttpRequest& request, std::shared_ptr<HttpAnswer>
   auto scope = std::make_shared<RpcScope>("chat.completions", RequestIdOf(request),
                                           request.Header("authorization"), parts_);
   CompletionRequest completion;
-  auto status = scope->Admit(admission_);
+  auto status = scope->Admit();
   if (status.ok()) {
     auto read = ReadCompletionRequest(request.body, parts_.fetcher.enabled());
     status = read.status();

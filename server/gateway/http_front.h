@@ -16,7 +16,7 @@ class HttpFront final : public HttpHandler {
  public:
   // All must outlive the server. `hosts_checked`: only requests for this machine by one of its
   // loopback names are taken, so that no web page of somebody else's can ask from a browser here.
-  HttpFront(const TurnParts& parts, Admission& admission, ChatServiceImpl& chat,
+  HttpFront(const TurnParts& parts, ChatServiceImpl& chat,
             std::map<std::string, HttpServer::Page> pages, bool hosts_checked);
 
   std::optional<HttpResponse> OnHead(const HttpRequest& head, uint64_t& body_limit) override;
@@ -32,7 +32,6 @@ class HttpFront final : public HttpHandler {
   void ListModels(const HttpRequest& request, std::shared_ptr<HttpAnswer> answer);
 
   const TurnParts& parts_;
-  Admission& admission_;
   ChatServiceImpl& chat_;
   const std::map<std::string, HttpServer::Page> pages_;
   const bool hosts_checked_;

@@ -1,9 +1,5 @@
 #include "server/gateway/image_files.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
-#include <cerrno>
 #include <system_error>
 
 #include "absl/strings/str_cat.h"
@@ -27,26 +23,10 @@ absl::StatusOr<bool> ImageFiles::Write(const std::string& id, std::string_view b
 }
 
 absl::StatusOr<std::string> ImageFiles::Read(const std::string& id) const {
-  const auto path = folder_ / id;
-  const absl::Status gone = absl::DataLossError(absl::StrCat(
-      "the file of picture ", id, " is gone from ", folder_.string(), "; send the picture again"));
-  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (file < 0) return errno == ENOENT ? gone : FileError("open", path, errno);
-  std::string bytes;
-  char part[64 << 10];
-  ssize_t size = 0;
-  while ((size = read(file, part, sizeof part)) != 0) {
-    if (size > 0) {
-      bytes.append(part, static_cast<size_t>(size));
-    } else if (errno != EINTR) {
-      const absl::Status failed = FileError("read", path, errno);
-      close(file);
-      return failed;
-    }
-  }
-  close(file);
-  if (bytes.empty()) return gone;
-  return bytes;
+  auto bytes = ReadFile(folder_ / id);
+  if (bytes.ok() ? !bytes->empty() : !absl::IsNotFound(bytes.status())) return bytes;
+  return absl::DataLossError(absl::StrCat("the file of picture ", id, " is gone from ",
+                                          folder_.string(), "; send the picture again"));
 }
 
 absl::Status ImageFiles::Remove(const std::string& id) {

@@ -29,12 +29,11 @@ absl::Status TooLarge(absl::string_view what, uint64_t bytes, uint64_t limit) {
 
 }  // namespace
 
-ImageUpload* ImageUpload::Start(const TurnParts& parts, Admission& admission,
-                                grpc::CallbackServerContext* context,
+ImageUpload* ImageUpload::Start(const TurnParts& parts, grpc::CallbackServerContext* context,
                                 v1::UploadImageResponse* response) {
   std::shared_ptr<ImageUpload> upload(new ImageUpload(parts, context, response));
   upload->self_ = upload;
-  if (auto status = upload->scope_.Admit(admission); !status.ok()) {
+  if (auto status = upload->scope_.Admit(); !status.ok()) {
     upload->End(status);
   } else {
     {

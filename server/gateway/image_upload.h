@@ -21,8 +21,7 @@ namespace llava {
 // long the call is ended, sooner when the process drains. Owns itself until gRPC is done with it.
 class ImageUpload : public grpc::ServerReadReactor<v1::UploadImageRequest> {
  public:
-  static ImageUpload* Start(const TurnParts& parts, Admission& admission,
-                            grpc::CallbackServerContext* context,
+  static ImageUpload* Start(const TurnParts& parts, grpc::CallbackServerContext* context,
                             v1::UploadImageResponse* response);
 
  private:

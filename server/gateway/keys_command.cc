@@ -12,9 +12,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
-#include <fstream>
 #include <iostream>
-#include <iterator>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -24,6 +22,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
+#include "server/gateway/file_io.h"
 #include "server/runtime/settings.h"
 
 namespace llava {
@@ -45,27 +44,18 @@ std::string MakeKey() {
 
 std::string LimitsText(const KeyLimits& limits) {
   std::vector<std::string> parts;
-  const auto add = [&](const char* name, int64_t value) {
-    if (value != 0) parts.push_back(absl::StrCat(name, ": ", value));
-  };
-  add("requests-per-minute", limits.requests_per_minute);
-  add("tokens-per-minute", limits.tokens_per_minute);
-  add("concurrent-turns", limits.concurrent_turns);
-  add("sessions", limits.sessions);
-  add("turns-per-session", limits.turns_per_session);
-  add("pictures", limits.pictures);
-  add("picture-bytes", limits.picture_bytes);
+  for (const KeyLimitField& field : kKeyLimitFields) {
+    const int64_t value = limits.*field.member;
+    if (value != 0) parts.push_back(absl::StrCat(field.name, ": ", value));
+  }
   return absl::StrJoin(parts, ", ");
 }
 
 // Empty text if there is no file yet.
 absl::StatusOr<std::string> ReadText(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) {
-    if (errno == ENOENT) return std::string();
-    return absl::NotFoundError(absl::StrCat("cannot read ", path, ": ", std::strerror(errno)));
-  }
-  return std::string(std::istreambuf_iterator<char>(file), {});
+  auto text = ReadFile(path);
+  if (absl::IsNotFound(text.status())) return std::string();
+  return text;
 }
 
 // All or nothing, so that a gateway never reads half a file. Keeps the file's mode; a new one is
@@ -186,14 +176,9 @@ int RunKeysCommand(int argc, const char* const* argv) {
   add->add_option("--role", role, "user, admin (sees all sessions) or monitor (metrics only)")
       ->capture_default_str();
   add->add_option("--weight", key.weight, "Share when the gateway is full")->capture_default_str();
-  KeyLimits& limits = key.limits;
-  add->add_option("--requests-per-minute", limits.requests_per_minute, "Questions; 0: any number");
-  add->add_option("--tokens-per-minute", limits.tokens_per_minute, "Of prompts and answers");
-  add->add_option("--concurrent-turns", limits.concurrent_turns, "Answers at a time");
-  add->add_option("--sessions", limits.sessions, "Sessions kept");
-  add->add_option("--turns-per-session", limits.turns_per_session, "Turns of one session");
-  add->add_option("--pictures", limits.pictures, "Pictures kept");
-  add->add_option("--picture-bytes", limits.picture_bytes, "Bytes of pictures kept");
+  for (const KeyLimitField& field : kKeyLimitFields) {
+    add->add_option(absl::StrCat("--", field.name), key.limits.*field.member, field.help);
+  }
   file(add);
   CLI::App* list = app.add_subcommand("list", "Names, roles and limits");
   file(list);

@@ -3,11 +3,14 @@
 #include <algorithm>
 #include <atomic>
 #include <deque>
+#include <map>
 #include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "server/gateway/call_fault.h"
+#include "server/runtime/mutex.h"
 #include "server/runtime/status.h"
 
 namespace llava {
@@ -27,15 +30,9 @@ bool Serves(const Backend& backend, const std::string& name) {
 
 }  // namespace
 
-class ModelAdmin::Running {
- public:
-  virtual ~Running() = default;
-  virtual void Cancel() = 0;
-};
-
 // One request to each of several processes. Lives in its callbacks.
 template <typename Request, typename Response>
-class ModelAdmin::FanOut : public Running {
+class ModelAdmin::FanOut {
  public:
   using Method = void (Stub::*)(grpc::ClientContext*, const Request*, Response*,
                                 std::function<void(grpc::Status)>);
@@ -54,15 +51,9 @@ class ModelAdmin::FanOut : public Running {
     std::shared_ptr<FanOut> self(new FanOut(admin, request, std::move(done)));
     for (const Target& target : targets) self->parts_.emplace_back(target);
     self->left_ = self->parts_.size();
-    // Not cancelled_: a Stop that comes behind this cancels calls that are in running_.
-    bool stopped = false;
-    {
-      MutexLock lock(admin.mutex_);
-      stopped = admin.stopped_;
-      if (!stopped) admin.running_[self.get()] = self;
-    }
-    if (stopped) {
-      for (Part& part : self->parts_) part.status = Stopped();
+    // A Stop that comes behind this cancels what is in calls_.
+    if (!admin.calls_.Add(self.get(), [self] { self->Cancel(); })) {
+      for (Part& part : self->parts_) part.status = ShuttingDown();
       return self->done_(self->parts_);
     }
     for (Part& part : self->parts_) {
@@ -74,30 +65,22 @@ class ModelAdmin::FanOut : public Running {
     }
   }
 
-  void Cancel() override {
-    cancelled_ = true;
-    for (Part& part : parts_) part.context->TryCancel();
-  }
-
  private:
   FanOut(ModelAdmin& admin, const Request& request, Done done)
       : admin_(admin), request_(request), done_(std::move(done)) {}
 
-  static absl::Status Stopped() {
-    return OverloadedError("this gateway is shutting down; try again, here or elsewhere",
-                           std::chrono::seconds(1));
+  void Cancel() {
+    cancelled_ = true;
+    for (Part& part : parts_) part.context->TryCancel();
   }
 
   void OnAnswer(Part& part, const absl::Status& status) {
-    part.status = absl::IsCancelled(status) && cancelled_ ? Stopped() : status;
+    part.status = absl::IsCancelled(status) && cancelled_ ? ShuttingDown() : status;
     {
       MutexLock lock(mutex_);
       if (--left_ > 0) return;
     }
-    {
-      MutexLock lock(admin_.mutex_);
-      admin_.running_.erase(this);  // the callback holds it
-    }
+    admin_.calls_.Remove(this);  // the callback holds it
     done_(parts_);
   }
 
@@ -109,16 +92,6 @@ class ModelAdmin::FanOut : public Running {
   Mutex mutex_;
   size_t left_ LLAVA_GUARDED_BY(mutex_) = 0;
 };
-
-void ModelAdmin::Stop() {
-  std::map<Running*, std::shared_ptr<Running>> running;
-  {
-    MutexLock lock(mutex_);
-    stopped_ = true;
-    running = running_;
-  }
-  for (const auto& [call, held] : running) held->Cancel();
-}
 
 std::vector<ModelAdmin::Target> ModelAdmin::Targets(const std::string& name) const {
   std::vector<Target> targets;
@@ -132,6 +105,27 @@ std::vector<ModelAdmin::Target> ModelAdmin::Targets(const std::string& name) con
     std::erase_if(targets, [](const Target& each) { return !each.known; });
   }
   return targets;
+}
+
+absl::Status ModelAdmin::List(const std::string& name, v1::ListModelsResponse* response) const {
+  for (const BackendPool* pool : {&vision_, &llm_}) {
+    ModelTable table = pool->table();
+    if (!table.status.ok()) return table.status;
+    std::map<VersionId, std::vector<std::string>> processes;
+    for (const auto& backend : pool->all()) {
+      const ModelTable own = backend->table();
+      if (!own.status.ok()) continue;
+      for (const v1::ModelInfo& model : own.models) {
+        processes[IdOf(model.model())].push_back(backend->Describe());
+      }
+    }
+    for (v1::ModelInfo& model : table.models) {
+      if (!name.empty() && name != model.model().name()) continue;
+      for (const std::string& each : processes[IdOf(model.model())]) model.add_processes(each);
+      *response->add_models() = std::move(model);
+    }
+  }
+  return absl::OkStatus();
 }
 
 void ModelAdmin::GetStatus(const v1::GetModelStatusRequest& request, const Call& call,

@@ -4,7 +4,6 @@
 
 #include <chrono>
 #include <functional>
-#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -14,7 +13,7 @@
 #include "llava/v1/models.pb.h"
 #include "server/gateway/backend_pool.h"
 #include "server/gateway/model_router.h"
-#include "server/runtime/mutex.h"
+#include "server/gateway/stoppable_calls.h"
 
 namespace llava {
 
@@ -38,8 +37,11 @@ class ModelAdmin {
 
   // Ends what is under way and refuses what comes, with UNAVAILABLE and RetryInfo: a load may take
   // longer than a process that wants to end has.
-  void Stop();
+  void Stop() { calls_.Stop(); }
 
+  // Adds the models that are served to `response`, those called `name` or all if it is empty, each
+  // with the processes that have it. UNAVAILABLE: one of the services is down.
+  absl::Status List(const std::string& name, v1::ListModelsResponse* response) const;
   // States of all processes one after the other, each with its process; those that do not answer
   // are listed. NOT_FOUND: nobody knows the model. UNAVAILABLE: nobody answers.
   void GetStatus(const v1::GetModelStatusRequest& request, const Call& call,
@@ -62,7 +64,6 @@ class ModelAdmin {
     bool known;  // to its service
   };
   std::vector<Target> Targets(const std::string& name) const;
-  class Running;  // a FanOut
   template <typename Request, typename Response>
   class FanOut;
   // `merge` sees the answers of the processes that count, in order.
@@ -79,9 +80,7 @@ class ModelAdmin {
   BackendPool& llm_;
   ModelRouter& router_;
 
-  Mutex mutex_;
-  bool stopped_ LLAVA_GUARDED_BY(mutex_) = false;
-  std::map<Running*, std::shared_ptr<Running>> running_ LLAVA_GUARDED_BY(mutex_);
+  StoppableCalls calls_;
 };
 
 }  // namespace llava

@@ -47,6 +47,10 @@ absl::Status NotServed(const std::vector<v1::ModelInfo>& versions, const ModelCh
 
 }  // namespace
 
+VersionId IdOf(const v1::ModelVersion& version) {
+  return {version.name(), version.version(), version.digest()};
+}
+
 std::string RejectedLabel(uint64_t version) { return absl::StrCat(kRejectedPrefix, version); }
 
 absl::StatusOr<ModelChoice> ParseModelChoice(std::string_view text) {

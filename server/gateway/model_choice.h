@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -18,6 +19,10 @@ namespace llava {
 inline constexpr char kStableLabel[] = "stable";
 // The version that gets a share of the sessions.
 inline constexpr char kCanaryLabel[] = "canary";
+
+// The same number with other contents is another version.
+using VersionId = std::tuple<std::string, uint64_t, std::string>;
+VersionId IdOf(const v1::ModelVersion& version);
 
 // Labels are unique, versions that failed are many: "rejected-7" points at version 7, which answers
 // only who asks for it by number or label.

@@ -112,13 +112,11 @@ absl::StatusOr<Route> ModelRouter::Find(const ModelChoice& choice, bool pictures
 absl::StatusOr<std::shared_ptr<Backend>> ModelRouter::PickLlm(const Route& route,
                                                               std::string_view key,
                                                               const LlmNeeds& needs) const {
-  const v1::ModelVersion& wanted = route.model.model();
+  const VersionId wanted = IdOf(route.model.model());
   return llm_.Pick(
       key,
       [&](const v1::ModelInfo& model) {
-        return model.kind() == v1::MODEL_KIND_LANGUAGE && model.model().name() == wanted.name() &&
-               model.model().version() == wanted.version() &&
-               model.model().digest() == wanted.digest() &&
+        return model.kind() == v1::MODEL_KIND_LANGUAGE && IdOf(model.model()) == wanted &&
                (!needs.constraint || model.constrains_output());
       },
       needs.except);

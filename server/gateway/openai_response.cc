@@ -10,7 +10,6 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
-#include "google/rpc/error_details.pb.h"
 #include "server/gateway/model_choice.h"
 #include "server/gateway/openai_json.h"
 #include "server/runtime/error_reason.h"
@@ -177,12 +176,9 @@ HttpResponse OpenAiError(int http_status, const std::string& message, const std:
 HttpResponse OpenAiError(const absl::Status& status) {
   HttpResponse response = OpenAiError(HttpStatusOf(status.code()), "");
   response.body = Dump(ErrorObject(status));
-  google::rpc::RetryInfo retry;
-  if (GetDetail(status, &retry)) {
-    const int64_t ms =
-        retry.retry_delay().seconds() * 1000 + retry.retry_delay().nanos() / 1'000'000;
-    response.headers.emplace_back("Retry-After", absl::StrCat((ms + 999) / 1000));
-    response.headers.emplace_back("Retry-After-Ms", absl::StrCat(ms));
+  if (const auto retry = RetryAfter(status)) {
+    response.headers.emplace_back("Retry-After", absl::StrCat((retry->count() + 999) / 1000));
+    response.headers.emplace_back("Retry-After-Ms", absl::StrCat(retry->count()));
   }
   // Clients try every 5xx again by themselves. Nobody else shall die of this answer, and the time
   // that was too short once is too short again.

@@ -14,6 +14,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "server/gateway/call_fault.h"
 #include "server/gateway/public_address.h"
 #include "server/runtime/logging.h"
 #include "server/runtime/status.h"
@@ -262,7 +263,7 @@ void PictureFetcher::Fetch(Order order, std::function<void(absl::Status)> done) 
 
 absl::Status PictureFetcher::CheckRoom(const Order& order, size_t pictures) {
   constexpr std::chrono::seconds kRetry{1};
-  if (stopping_) return OverloadedError("this gateway is shutting down; try again", kRetry);
+  if (stopping_) return ShuttingDown();
   const size_t most = static_cast<size_t>(options_.transfers) * kWaitingPerTransfer;
   const size_t room = most - waiting_.size();
   if (pictures > room) {
@@ -297,11 +298,9 @@ class PictureFetcher::Loop {
       : fetcher_(fetcher), multi_(static_cast<CURLM*>(fetcher.multi_)) {}
 
   ~Loop() {
-    const auto stopped =
-        OverloadedError("this gateway is shutting down; try again", std::chrono::seconds(1));
     for (auto& [easy, transfer] : running_) {
       Release(easy);
-      fetcher_.Finish(transfer->job, stopped);
+      fetcher_.Finish(transfer->job, ShuttingDown());
     }
   }
 
@@ -445,10 +444,7 @@ void PictureFetcher::Run() {
       }
     }
     if (stopping) {
-      for (const auto& transfer : begin) {
-        Finish(transfer->job, OverloadedError("this gateway is shutting down; try again",
-                                              std::chrono::seconds(1)));
-      }
+      for (const auto& transfer : begin) Finish(transfer->job, ShuttingDown());
       return;
     }
     for (auto& transfer : begin) loop.Begin(std::move(transfer));

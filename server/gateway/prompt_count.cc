@@ -50,7 +50,6 @@ PromptCount::PromptCount(const TurnParts& parts, const Prompt& prompt, const Rou
 
 void PromptCount::Ask(const std::map<std::string, v1::FeatureKey>& keys) {
   *request_.mutable_model() = route_.model.model();
-  request_.clear_messages();
   FillMessages(prompt_, keys, request_.mutable_messages());
   const auto context = std::make_shared<CallContext>(*llm_);
   (*context)->set_deadline(terms_.deadline);

@@ -12,7 +12,6 @@
 #include "model/digest/sha256.h"
 #include "server/gateway/model_choice.h"
 #include "server/runtime/status.h"
-#include "server/wire/constraint.h"
 #include "server/wire/sampling.h"
 
 namespace llava {
@@ -79,7 +78,7 @@ absl::Status CheckSessionFields(const Fields& fields) {
   }
   if (auto status = CheckIdleExpiry(fields.idle_expiry()); !status.ok()) return status;
   if (auto status = CheckOverflow(fields.context_overflow()); !status.ok()) return status;
-  return CheckSamplingRequest(fields.sampling());
+  return CheckSampling(fields.sampling());
 }
 
 absl::Status CheckBlank(absl::string_view field, const std::string& text, int images) {
@@ -111,7 +110,7 @@ absl::StatusOr<StoredImage> ReadImageInput(v1::ImageInput& input, const GatewayO
     case v1::ImageInput::SOURCE_NOT_SET:
       break;
   }
-  return absl::InvalidArgumentError("has neither id nor data");
+  return absl::InvalidArgumentError("has neither id nor data nor url");
 }
 
 absl::Status CheckCount(const google::protobuf::RepeatedPtrField<v1::ImageInput>& inputs,
@@ -142,11 +141,6 @@ uint64_t ImageBytes(const google::protobuf::RepeatedPtrField<v1::ImageInput>& im
 }
 
 }  // namespace
-
-absl::Status CheckSamplingRequest(const v1::SamplingParams& params) {
-  if (auto status = CheckSampling(params); !status.ok()) return status;
-  return CheckConstraint(params);
-}
 
 absl::Status CheckTurnBytes(uint64_t bytes, const GatewayOptions& options) {
   if (bytes <= options.max_turn_bytes) return absl::OkStatus();

@@ -17,6 +17,7 @@
 namespace llava {
 
 absl::Status CheckSessionId(const std::string& id);
+// All of them but whether their constraint can be obeyed: to know that makes work.
 absl::Status CheckCreateSession(const v1::CreateSessionRequest& request);
 absl::Status CheckUpdateSession(const v1::UpdateSessionRequest& request);
 absl::Status CheckTurnId(const std::string& id);
@@ -29,8 +30,6 @@ absl::StatusOr<uint32_t> PageSize(uint32_t requested);
 absl::Status CheckChat(const v1::ChatRequest& request);
 // What can be said of pictures that are not there yet: how many, of each message.
 absl::Status CheckPictureCounts(const v1::ChatRequest& request, const GatewayOptions& options);
-// Ranges, and that a constraint can be obeyed.
-absl::Status CheckSamplingRequest(const v1::SamplingParams& params);
 // Of text and pictures together.
 absl::Status CheckTurnBytes(uint64_t bytes, const GatewayOptions& options);
 // The new message of a session: not empty, pictures within the limits. Their files are taken out of

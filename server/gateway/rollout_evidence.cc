@@ -3,18 +3,12 @@
 #include <algorithm>
 #include <cmath>
 
-#include "absl/strings/str_cat.h"
-
 namespace llava {
 namespace {
 
 // A version's turns beyond these say nothing more, and old versions nothing any more.
 constexpr size_t kMaxTurns = 4096;
 constexpr size_t kMaxVersions = 32;
-
-std::string IdOf(const v1::ModelVersion& version) {
-  return absl::StrCat(version.name(), "\n", version.version(), "\n", version.digest());
-}
 
 }  // namespace
 
@@ -27,7 +21,7 @@ double Quantile(const std::vector<double>& values, double share) {
 
 void TurnSamples::Add(const v1::ModelVersion& version, const TurnSample& sample,
                       Clock::time_point now) {
-  const std::string id = IdOf(version);
+  const VersionId id = IdOf(version);
   MutexLock lock(mutex_);
   const auto found = std::find_if(versions_.begin(), versions_.end(),
                                   [&id](const Version& each) { return each.id == id; });
@@ -46,7 +40,7 @@ VersionEvidence TurnSamples::Collect(const v1::ModelVersion& version,
                                      Clock::time_point since) const {
   VersionEvidence evidence;
   {
-    const std::string id = IdOf(version);
+    const VersionId id = IdOf(version);
     MutexLock lock(mutex_);
     for (const Version& each : versions_) {
       if (each.id != id) continue;

@@ -7,10 +7,10 @@
 #include <deque>
 #include <list>
 #include <optional>
-#include <string>
 #include <vector>
 
 #include "llava/v1/types.pb.h"
+#include "server/gateway/model_choice.h"
 #include "server/runtime/mutex.h"
 
 namespace llava {
@@ -57,7 +57,7 @@ class TurnSamples {
     TurnSample sample;
   };
   struct Version {
-    std::string id;
+    VersionId id;
     std::deque<Entry> entries;
   };
 

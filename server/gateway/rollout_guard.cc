@@ -53,10 +53,6 @@ v1::RolloutEvidence ToWire(const VersionEvidence& evidence) {
   return wire;
 }
 
-bool IsSame(const v1::ModelVersion& a, const v1::ModelVersion& b) {
-  return a.name() == b.name() && a.version() == b.version() && a.digest() == b.digest();
-}
-
 // Waits for the one result of a call with a callback.
 template <typename Result, typename Start>
 Result Await(Start start) {
@@ -96,9 +92,8 @@ void RolloutOptions::Declare(Settings& settings) {
 }
 
 absl::Status RolloutOptions::Check() const {
-  if (window.count() > 0 && limits.min_time.count() >= 0) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      "--rollout-window must be above 0, --rollout-min-time not negative");
+  if (window.count() > 0) return absl::OkStatus();
+  return absl::InvalidArgumentError("--rollout-window must be above 0");
 }
 
 void RolloutGuard::Start() {
@@ -162,7 +157,7 @@ void RolloutGuard::Look() {
       const bool labelled =
           std::any_of(versions[name].begin(), versions[name].end(), [&](const v1::ModelInfo& each) {
             return HasLabel(each, kCanaryLabel) && !IsRejected(each) &&
-                   IsSame(each.model(), watch.report.canary());
+                   IdOf(each.model()) == IdOf(watch.report.canary());
           });
       if (labelled || watch.pending || !watch.active) continue;
       watch.active = false;
@@ -176,7 +171,7 @@ void RolloutGuard::Look() {
     const auto canary = Eligible(all, {.name = name, .label = kCanaryLabel}, 0);
     const auto usual = Eligible(all, {.name = name}, 0);
     if (!canary.ok() || !usual.ok() || IsRejected(canary->front())) continue;
-    if (IsSame(canary->front().model(), usual->front().model())) continue;
+    if (IdOf(canary->front().model()) == IdOf(usual->front().model())) continue;
     if (std::find(pending.begin(), pending.end(), name) != pending.end()) continue;
     LookAt(canary->front(), usual->front());
     if (stopping()) return;
@@ -187,7 +182,7 @@ bool RolloutGuard::IsOverruled(Watch& watch, const std::vector<v1::ModelInfo>& v
   const v1::ModelVersion& canary = watch.report.canary();
   bool is_canary = false, labelled = false;
   for (const v1::ModelInfo& each : versions) {
-    if (!IsSame(each.model(), canary)) continue;
+    if (IdOf(each.model()) != IdOf(canary)) continue;
     is_canary |= HasLabel(each, kCanaryLabel);
     labelled |= HasLabel(each, FirstLabel(canary, *watch.pending));
   }
@@ -203,8 +198,8 @@ void RolloutGuard::LookAt(const v1::ModelInfo& canary_model, const v1::ModelInfo
     MutexLock lock(mutex_);
     const auto found = watches_.find(name);
     if (found == watches_.end() || !found->second.active ||
-        !IsSame(found->second.report.canary(), canary_model.model()) ||
-        !IsSame(found->second.report.stable(), stable_model.model())) {
+        IdOf(found->second.report.canary()) != IdOf(canary_model.model()) ||
+        IdOf(found->second.report.stable()) != IdOf(stable_model.model())) {
       watch.since = now;
       watch.report.set_name(name);
       *watch.report.mutable_canary() = canary_model.model();
@@ -269,7 +264,7 @@ void RolloutGuard::AskServices(const std::string& name, const v1::Rollout& repor
   for (const v1::ModelVersionStatus& each : status->versions()) {
     for (auto [version, evidence] :
          {std::pair(&report.canary(), &canary), std::pair(&report.stable(), &stable)}) {
-      if (!IsSame(each.model(), *version)) continue;
+      if (IdOf(each.model()) != IdOf(*version)) continue;
       // Not a number is the worst of all, and stays.
       if (!std::isnan(evidence->drift) && !(each.self_test_drift() <= evidence->drift)) {
         evidence->drift = each.self_test_drift();

@@ -29,8 +29,7 @@ grpc::ServerUnaryReactor* RolloutServiceImpl::GetRollout(grpc::CallbackServerCon
     if (reports.empty() && !request->name().empty()) status = CheckModel(request->name());
     for (v1::Rollout& report : reports) *response->add_rollouts() = std::move(report);
   }
-  call.Finish(status);
-  return call.reactor();
+  return call.Finished(status);
 }
 
 grpc::ServerUnaryReactor* RolloutServiceImpl::SetCanaryShare(
@@ -48,8 +47,7 @@ grpc::ServerUnaryReactor* RolloutServiceImpl::SetCanaryShare(
                                  {"share", absl::StrCat(request->share())},
                                  {"key", call.scope().caller().name()}});
   }
-  call.Finish(status);
-  return call.reactor();
+  return call.Finished(status);
 }
 
 }  // namespace llava

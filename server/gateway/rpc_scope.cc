@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/gateway/call_fault.h"
 #include "server/runtime/error_reason.h"
 #include "server/runtime/logging.h"
 #include "server/runtime/status.h"
@@ -27,7 +28,8 @@ RpcScope::RpcScope(std::string method, std::string request_id, std::string_view 
     : method_(std::move(method)),
       request_id_(std::move(request_id)),
       caller_(parts.keys.Identify(authorization)),
-      metrics_(parts.metrics) {}
+      metrics_(parts.metrics),
+      admission_(parts.admission) {}
 
 absl::Status RpcScope::Enter(KeyRole least) const {
   if (!caller_.ok()) return caller_.status();
@@ -37,14 +39,10 @@ absl::Status RpcScope::Enter(KeyRole least) const {
                                                   "; this call needs the role ", ToString(least)));
 }
 
-absl::Status RpcScope::Admit(Admission& admission) {
+absl::Status RpcScope::Admit() {
   if (auto status = Enter(); !status.ok()) return status;
-  if (!admission.Enter()) {
-    return OverloadedError("this gateway is shutting down; try again, here or elsewhere",
-                           std::chrono::seconds(1));
-  }
-  admission_ = &admission;
-  return absl::OkStatus();
+  entered_ = admission_.Enter();
+  return entered_ ? absl::OkStatus() : ShuttingDown();
 }
 
 void RpcScope::End(const absl::Status& status) {
@@ -64,7 +62,7 @@ void RpcScope::End(const absl::Status& status) {
     }
   }
   const auto place = std::move(place_);
-  if (admission_ != nullptr) admission_->Leave();
+  if (entered_) admission_.Leave();
 }
 
 void UnaryCall::Finish(const absl::Status& status) const {

@@ -29,7 +29,7 @@ class RpcScope {
   absl::Status Enter(KeyRole least = KeyRole::kUser) const;
   // The same for calls that make work, and UNAVAILABLE with RetryInfo while the process drains.
   // Else the process waits for End before it stops.
-  absl::Status Admit(Admission& admission);
+  absl::Status Admit();
   void End(const absl::Status& status);
   // Until then.
   void Hold(std::shared_ptr<void> place) { place_ = std::move(place); }
@@ -45,7 +45,8 @@ class RpcScope {
   const std::chrono::steady_clock::time_point received_ = std::chrono::steady_clock::now();
   const absl::StatusOr<Caller> caller_;
   GatewayMetrics& metrics_;
-  Admission* admission_ = nullptr;  // entered
+  Admission& admission_;
+  bool entered_ = false;
   std::shared_ptr<void> place_;
 };
 
@@ -59,6 +60,11 @@ class UnaryCall {
       : scope_(std::make_shared<RpcScope>(std::move(method), context, parts)), reactor_(reactor) {}
 
   void Finish(const absl::Status& status) const;
+  // Within the method that gRPC calls: `return call.Finished(status);`
+  grpc::ServerUnaryReactor* Finished(const absl::Status& status) const {
+    Finish(status);
+    return reactor_;
+  }
   RpcScope& scope() const { return *scope_; }
   grpc::ServerUnaryReactor* reactor() const { return reactor_; }
 

@@ -18,12 +18,6 @@ void SessionOwners::Check(const Caller& caller, const std::string& session_id,
   });
 }
 
-void SessionOwners::Forget(const std::string& session_id) {
-  MutexLock lock(mutex_);
-  recent_.erase(session_id);
-  older_.erase(session_id);
-}
-
 bool SessionOwners::Remembers(const std::string& owner, const std::string& session_id) {
   {
     MutexLock lock(mutex_);

@@ -24,8 +24,6 @@ class SessionOwners {
   // or the store's. A session that was deleted since may pass: the store knows it no more either.
   void Check(const Caller& caller, const std::string& session_id,
              std::function<void(absl::Status)> done);
-  // A session is gone.
-  void Forget(const std::string& session_id);
 
  private:
   using Owners = std::unordered_map<std::string, std::string>;

@@ -254,7 +254,8 @@ void SessionStore::RunBatch(std::deque<Job> batch) {
     Commit(readers, again);
     for (size_t i = 0; i < places.size(); ++i) results[places[i]] = again[i];
   }
-  RemoveStrayFiles();
+  auto new_files = tables_.TakeNewFiles();
+  RemoveFiles(new_files);  // those whose rows were taken back
   for (size_t i = 0; i < batch.size(); ++i) batch[i].done(results[i]);
   const bool wrote = database_->total_changes() != changes;
   if (wrote && checkpointer_->OnCommit(database_->log_pages())) {
@@ -264,14 +265,26 @@ void SessionStore::RunBatch(std::deque<Job> batch) {
   }
 }
 
-void SessionStore::RemoveStrayFiles() {
-  for (const std::string& id : tables_.TakeNewFiles()) {
+void SessionStore::RemoveFiles(std::vector<std::string>& ids) {
+  std::erase_if(ids, [this](const std::string& id) {
     const auto known = tables_.HasImage(id);
-    if (!known.ok() || *known) continue;  // a stray file is swept at the next start
+    return !known.ok() || *known;  // a stray file is swept at the next start
+  });
+  for (const std::string& id : ids) {
     if (auto status = files_.Remove(id); !status.ok()) {
       LogWarning("picture file stays", {{"error", std::string(status.message())}});
     }
   }
+}
+
+SessionStore::Done<Removed> SessionStore::AfterRemoval(Done<Removed> done) {
+  return [this, done = std::move(done)](absl::StatusOr<Removed> removed) {
+    if (removed.ok()) {
+      metrics_.sessions.Decrement(static_cast<double>(removed->sessions.size()));
+      RemoveFiles(removed->pictures);
+    }
+    done(std::move(removed));
+  };
 }
 
 void SessionStore::CreateSession(v1::Session session, Done<v1::Session> done) {
@@ -321,10 +334,7 @@ void SessionStore::DeleteSession(std::string id, Done<Removed> done) {
         if (!pictures.ok()) return pictures.status();
         return Removed{{id}, *std::move(pictures)};
       },
-      [this, done = std::move(done)](absl::StatusOr<Removed> removed) {
-        if (removed.ok()) RemoveFiles(*removed);
-        done(std::move(removed));
-      });
+      AfterRemoval(std::move(done)));
 }
 
 void SessionStore::Expire(std::chrono::microseconds default_expiry,
@@ -346,24 +356,8 @@ void SessionStore::Expire(std::chrono::microseconds default_expiry,
         }
         return removed;
       },
-      [this, done = std::move(done)](absl::StatusOr<Removed> removed) {
-        if (removed.ok()) RemoveFiles(*removed);
-        done(std::move(removed));
-      },
+      AfterRemoval(std::move(done)),
       /*needs_uses=*/true);
-}
-
-void SessionStore::RemoveFiles(Removed& removed) {
-  metrics_.sessions.Decrement(static_cast<double>(removed.sessions.size()));
-  std::erase_if(removed.pictures, [this](const std::string& id) {
-    const auto known = tables_.HasImage(id);
-    return !known.ok() || *known;  // a stray file is swept at the next start
-  });
-  for (const std::string& id : removed.pictures) {
-    if (auto status = files_.Remove(id); !status.ok()) {
-      LogWarning("picture file stays", {{"error", std::string(status.message())}});
-    }
-  }
 }
 
 void SessionStore::AddImage(std::string session_id, StoredImage image,

@@ -93,11 +93,11 @@ class SessionStore : public ConversationStore {
   // One transaction; `results` of the jobs count if it is OK. Not `guarded`, it is ABORTED when a
   // job fails that has written: nobody could take back that one alone.
   absl::Status RunTransaction(const Jobs& jobs, bool guarded, std::vector<absl::Status>& results);
-  // Files of pictures whose rows were taken back.
-  void RemoveStrayFiles();
-  // After a committed deletion: takes the files of its pictures away, but for those that came back
-  // since, and those out of `removed`.
-  void RemoveFiles(Removed& removed);
+  // Takes the files of those pictures away that have no row, or not any more, and leaves only them
+  // in `ids`.
+  void RemoveFiles(std::vector<std::string>& ids);
+  // The end of a deletion, behind its commit.
+  Done<Removed> AfterRemoval(Done<Removed> done);
 
   const int lock_file_;
   const Options options_;

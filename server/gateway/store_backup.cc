@@ -1,12 +1,9 @@
 #include "server/gateway/store_backup.h"
 
 #include <cerrno>
-#include <fstream>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <set>
-#include <sstream>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -28,14 +25,6 @@ constexpr char kImages[] = "images";
 // Pictures may be deleted while they are copied; then all begins again.
 constexpr int kTries = 5;
 
-std::optional<std::string> ReadFile(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return std::nullopt;
-  std::ostringstream contents;
-  contents << file.rdbuf();
-  return contents.str();
-}
-
 absl::Status MakeFolder(const fs::path& folder) {
   std::error_code error;
   fs::create_directories(folder, error);
@@ -48,8 +37,13 @@ absl::Status CheckStore(const fs::path& folder, absl::string_view flag) {
       absl::StrCat("there are no sessions in ", folder.string(), " (", flag, ")"));
 }
 
+struct Copied {
+  BackupContents contents;
+  std::set<std::string> images;
+};
+
 // A copy of the tables in one file, with nothing running in it.
-absl::Status CopyTables(const fs::path& from, const fs::path& to, bool interrupt) {
+absl::StatusOr<Copied> CopyTables(const fs::path& from, const fs::path& to, bool interrupt) {
   // What is restored may lie where nothing can be written, and is not changed by it.
   auto source = interrupt ? SqlDatabase::Open(from.string()) : SqlDatabase::OpenToRead(from);
   if (!source.ok()) return source.status();
@@ -75,29 +69,19 @@ absl::Status CopyTables(const fs::path& from, const fs::path& to, bool interrupt
     return absl::DataLossError(
         absl::StrCat("the tables in ", from.string(), " are damaged: ", verdict));
   }
-  return status;
-}
-
-struct Copied {
-  BackupContents contents;
-  std::set<std::string> images;
-};
-
-absl::StatusOr<Copied> ReadContents(const fs::path& database) {
-  auto tables = SqlDatabase::Open(database.string());
-  if (!tables.ok()) return tables.status();
   Copied copied;
-  auto status =
-      (*tables)->Query("SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM turns)", {},
-                       [&](const SqlRow& row) {
-                         copied.contents.sessions = row.Int(0);
-                         copied.contents.turns = row.Int(1);
-                       });
   if (status.ok()) {
-    status = (*tables)->Query("SELECT id FROM images", {},
+    status =
+        (*target)->Query("SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM turns)", {},
+                         [&](const SqlRow& row) {
+                           copied.contents.sessions = row.Int(0);
+                           copied.contents.turns = row.Int(1);
+                         });
+  }
+  if (status.ok()) {
+    status = (*target)->Query("SELECT id FROM images", {},
                               [&](const SqlRow& row) { copied.images.insert(row.Text(0)); });
   }
-  if (status.ok()) status = (*tables)->Script("PRAGMA journal_mode=DELETE");
   if (!status.ok()) return status;
   copied.contents.images = static_cast<int64_t>(copied.images.size());
   return copied;
@@ -105,11 +89,14 @@ absl::StatusOr<Copied> ReadContents(const fs::path& database) {
 
 // Copies a picture and checks it, unless it is there already. NOT_FOUND: it is not there.
 absl::Status CopyImage(const std::string& id, const fs::path& from, const fs::path& to) {
-  if (const auto there = ReadFile(to / id); there && ToHex(HashBytes(*there)) == id) {
+  if (const auto there = ReadFile(to / id); there.ok() && ToHex(HashBytes(*there)) == id) {
     return absl::OkStatus();
   }
   const auto bytes = ReadFile(from / id);
-  if (!bytes) return absl::NotFoundError(absl::StrCat("picture ", id, " is missing"));
+  if (absl::IsNotFound(bytes.status())) {
+    return absl::NotFoundError(absl::StrCat("picture ", id, " is missing"));
+  }
+  if (!bytes.ok()) return bytes.status();
   if (ToHex(HashBytes(*bytes)) != id) {
     return absl::DataLossError(absl::StrCat("picture ", (from / id).string(), " is damaged"));
   }
@@ -126,13 +113,11 @@ absl::StatusOr<BackupContents> CopyOnce(const fs::path& data_dir, const fs::path
     if (!status.ok() && !absl::IsNotFound(status)) return status;
   }
   if (error) return FileError("list", data_dir / kImages, error.value());
-  auto status = CopyTables(data_dir / kDatabase, target / kDatabase, /*interrupt=*/true);
-  if (!status.ok()) return status;
-  const auto copied = ReadContents(target / kDatabase);
+  const auto copied = CopyTables(data_dir / kDatabase, target / kDatabase, /*interrupt=*/true);
   if (!copied.ok()) return copied.status();
   for (const std::string& id : copied->images) {
     if (fs::exists(target / kImages / id)) continue;
-    status = CopyImage(id, data_dir / kImages, target / kImages);
+    auto status = CopyImage(id, data_dir / kImages, target / kImages);
     if (!status.ok()) return status;
   }
   for (const auto& entry : fs::directory_iterator(target / kImages, error)) {
@@ -183,10 +168,7 @@ absl::StatusOr<BackupContents> RestoreStore(const fs::path& source, const fs::pa
   if (auto status = MakeFolder(data_dir / kImages); !status.ok()) return status;
   // Under another name until all is there: half a store must not be taken for one.
   const fs::path partial = data_dir / (std::string(kDatabase) + ".partial");
-  if (auto status = CopyTables(source / kDatabase, partial, /*interrupt=*/false); !status.ok()) {
-    return status;
-  }
-  const auto copied = ReadContents(partial);
+  const auto copied = CopyTables(source / kDatabase, partial, /*interrupt=*/false);
   if (!copied.ok()) return copied.status();
   for (const std::string& id : copied->images) {
     const auto status = CopyImage(id, source / kImages, data_dir / kImages);

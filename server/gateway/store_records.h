@@ -27,6 +27,11 @@ struct StoredImage {
   std::shared_ptr<const std::string> bytes;
 };
 
+// NoPicture for the first of a question's `images` that did not come with it and is not `known` in
+// its session.
+absl::Status CheckPictures(const std::vector<StoredImage>& images,
+                           const std::set<std::string>& known);
+
 // A turn and what only the gateway keeps of it.
 struct StoredTurn {
   v1::Turn turn;

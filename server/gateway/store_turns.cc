@@ -108,6 +108,17 @@ absl::Status NoPicture(size_t index, const std::string& id) {
                                           "\"; send it again with UploadImage or as data"));
 }
 
+absl::Status CheckPictures(const std::vector<StoredImage>& images,
+                           const std::set<std::string>& known) {
+  std::set<std::string> sent;
+  for (size_t i = 0; i < images.size(); ++i) {
+    const std::string& id = images[i].info.id();
+    if (images[i].bytes) sent.insert(id);
+    if (!known.contains(id) && !sent.contains(id)) return NoPicture(i, id);
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::vector<StoredTurn>> StoreTables::ReadTurns(const std::string& session_id,
                                                                int64_t first, int64_t limit,
                                                                Texts texts) {

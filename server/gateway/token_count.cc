@@ -4,9 +4,8 @@
 #include <string>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
+#include "server/gateway/call_fault.h"
 #include "server/gateway/stoppable_calls.h"
-#include "server/runtime/status.h"
 
 namespace llava {
 
@@ -34,11 +33,8 @@ void TokenCount::Start(const TurnParts& parts, UnaryCall call,
 void TokenCount::OnConversation(const absl::StatusOr<Conversation>& conversation,
                                 const std::string& text, const std::vector<StoredImage>& images) {
   if (!conversation.ok()) return Finish(conversation.status());
-  for (const StoredImage& image : images) {
-    if (image.bytes || conversation->images.contains(image.info.id())) continue;
-    return Finish(
-        absl::NotFoundError(absl::StrCat("this session has no picture \"", image.info.id(),
-                                         "\"; send it again with UploadImage or as data")));
+  if (auto status = CheckPictures(images, conversation->images); !status.ok()) {
+    return Finish(status);
   }
   NewTurn next;
   next.user_text = text;
@@ -81,10 +77,7 @@ void TokenCount::Cancel() { count_.Cancel(); }
 void TokenCount::Finish(const absl::Status& status) {
   parts_.counts.Remove(this);
   count_.Clear();
-  call_.Finish(count_.cancelled()
-                   ? OverloadedError("this gateway is shutting down; try again, here or elsewhere",
-                                     std::chrono::seconds(1))
-                   : status);
+  call_.Finish(count_.cancelled() ? ShuttingDown() : status);
 }
 
 }  // namespace llava

@@ -22,16 +22,8 @@ constexpr milliseconds kShortestDelay{100}, kUsualDelay{250}, kLongestDelay{1000
 // A version that is refused so often although it is said to be served is not worth more.
 constexpr int kMaxReroutes = 5;
 
-double Seconds(steady_clock::time_point from, steady_clock::time_point to) {
-  return std::chrono::duration<double>(to - from).count();
-}
-
 milliseconds DelayOf(const absl::Status& status) {
-  google::rpc::RetryInfo retry;
-  if (!GetDetail(status, &retry)) return kUsualDelay;
-  const milliseconds asked(retry.retry_delay().seconds() * 1000 +
-                           retry.retry_delay().nanos() / 1'000'000);
-  return std::clamp(asked, kShortestDelay, kLongestDelay);
+  return std::clamp(RetryAfter(status).value_or(kUsualDelay), kShortestDelay, kLongestDelay);
 }
 
 // The language service, or the way to it, is gone.
@@ -43,17 +35,12 @@ bool IsUnreachable(const absl::Status& status) {
     return info.reason() == "UNREACHABLE" && service != info.metadata().end() &&
            service->second == "llm";
   }
-  google::rpc::RetryInfo retry;
-  return !GetDetail(status, &retry);  // the transport speaks
+  return !RetryAfter(status);  // the transport speaks
 }
 
 // An answer that broke off so can be gone on with. A server that stops cancels its calls.
 bool IsBroken(const absl::Status& status) {
   return absl::IsUnavailable(status) || absl::IsCancelled(status);
-}
-
-bool IsSameVersion(const v1::ModelVersion& a, const v1::ModelVersion& b) {
-  return a.name() == b.name() && a.version() == b.version() && a.digest() == b.digest();
 }
 
 bool IsWhole(const v1::GenerateFinished& finished) {
@@ -166,7 +153,7 @@ bool TurnRunner::OnStarted(const v1::GenerateStarted& started) {
     return false;
   }
   // The service was started anew with other contents under that number.
-  if (!IsSameVersion(started.model(), turn_.model)) {
+  if (IdOf(started.model()) != IdOf(turn_.model)) {
     protocol_error_ = absl::FailedPreconditionError(
         absl::StrCat("version ", turn_.model.version(), " has other contents there"));
     return false;
@@ -174,7 +161,7 @@ bool TurnRunner::OnStarted(const v1::GenerateStarted& started) {
   worker_began_ = true;
   refilled_ = looked_again_ = false;
   patience_.reset();
-  const bool journalled = answer_.id != 0 && IsSameVersion(answer_.model, turn_.model) &&
+  const bool journalled = answer_.id != 0 && IdOf(answer_.model) == IdOf(turn_.model) &&
                           !answer_.tokens.tokenizer_digest().empty();
   answer_.tokens.set_tokenizer_digest(started.tokenizer_digest());
   if (has_session() && !journalled) JournalAnswer();
@@ -357,7 +344,7 @@ void TurnRunner::OnAnother(absl::StatusOr<Route> route) {
     if (may_come && WaitForWorker(&TurnRunner::FindAnother)) return;
     return Conclude(EndingOf(route.status()));
   }
-  const bool same = IsSameVersion(route->model.model(), turn_.model);
+  const bool same = IdOf(route->model.model()) == IdOf(turn_.model);
   if (auto status = Take(*std::move(route)); !status.ok()) return Conclude(EndingOf(status));
   if (same) return Later(kShortestDelay, &TurnRunner::Attempt);  // of another process, or yet again
   if (!has_session()) {
@@ -384,8 +371,8 @@ void TurnRunner::RecordAnother() {
 }
 
 bool TurnRunner::GoOn(const absl::Status& status) {
-  google::rpc::RetryInfo retry;  // of a worker that leaves in order, or of a service out of reach
-  if (arrived_.exchange(false) && !GetDetail(status, &retry)) {
+  // A worker that leaves in order, or a service out of reach, says when to come back.
+  if (arrived_.exchange(false) && !RetryAfter(status)) {
     ++answer_.deaths;
     parts_.metrics.worker_deaths_total.Increment();
     if (has_session() && answer_.id == 0) {

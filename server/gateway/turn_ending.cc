@@ -17,7 +17,6 @@ constexpr std::chrono::milliseconds kDeadlineSlack{25};
 TurnEnding GivenUp(const std::string& why) {
   TurnEnding ending;
   ending.status = WithReason(absl::InternalError("given up: " + why), kReasonGivenUp);
-  ending.message = std::string(ending.status.message());
   return ending;
 }
 
@@ -39,7 +38,6 @@ TurnEnding FailedEnding(const absl::Status& status, const TurnDeadlines& deadlin
         " ended the answer after ", text_bytes, " bytes, which are kept"));
     if (!ours) ending.status = CallersFault(ending.status);
   }
-  ending.message = std::string(ending.status.message());
   return ending;
 }
 
@@ -49,7 +47,7 @@ TurnEnding BrokenEnding(TurnBreak why, const TurnDeadlines& deadlines, bool kept
   switch (why) {
     case TurnBreak::kCancelTurn:
       ending.message = "stopped by CancelTurn";
-      return ending;
+      break;
     case TurnBreak::kClientGone:
       ending.status = absl::CancelledError("the client went away");
       if (system_clock::now() + kDeadlineSlack >= deadlines.client) {
@@ -76,7 +74,6 @@ TurnEnding BrokenEnding(TurnBreak why, const TurnDeadlines& deadlines, bool kept
       ending.status = absl::InternalError("the journal of answers cannot be written");
       break;
   }
-  ending.message = std::string(ending.status.message());
   return ending;
 }
 
@@ -87,7 +84,6 @@ TurnEnding InterruptedEnding(const v1::ModelVersion& model) {
       "version ", model.version(), " of \"", model.name(),
       "\", which began this answer, is no longer served, and no other may go on with it; ",
       "RegenerateTurn asks again"));
-  ending.message = std::string(ending.status.message());
   return ending;
 }
 

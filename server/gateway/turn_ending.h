@@ -26,7 +26,7 @@ struct TurnEnding {
   v1::TurnState state = v1::TURN_STATE_FAILED;
   v1::FinishReason reason = v1::FINISH_REASON_ERROR;
   absl::Status status;  // OK: readers get turn_finished
-  std::string message;  // stored as the turn's error
+  std::string message;  // stored as the turn's error, where the status has none
   // Nothing is stored: the turn stays running there, and the next process goes on with it.
   bool suspended = false;
 };

@@ -86,10 +86,12 @@ absl::Status TurnGate::Refuse(const Caller& caller, Key& key, const std::string&
 absl::Status TurnGate::CheckRequests(const Caller& caller, Key& key, TimePoint now) {
   const auto wait = key.requests.Wait(1, now);
   if (wait.count() <= 0) return absl::OkStatus();
-  return Refuse(caller, key,
-                absl::StrCat("may ask ", key.limits.requests_per_minute,
-                             " questions a minute; uploads and counts of tokens count as such"),
-                wait);
+  return Refuse(
+      caller, key,
+      absl::StrCat("may ask ", key.limits.requests_per_minute,
+                   " questions a minute; uploads, counts of tokens and constraints of sessions "
+                   "count as such"),
+      wait);
 }
 
 absl::Status TurnGate::CheckLimits(const Question& question, Key& key, TimePoint now) {
@@ -133,10 +135,7 @@ milliseconds TurnGate::RetryDelay() const {
 }
 
 absl::Status TurnGate::CheckRoom(const Question& question, Key& key, TimePoint now) {
-  if (closed_) {
-    return OverloadedError("this gateway is shutting down; try again, here or elsewhere",
-                           std::chrono::seconds(1));
-  }
+  if (closed_) return ShuttingDown();
   if (question.again) return absl::OkStatus();
   if (auto status = CheckLimits(question, key, now); !status.ok()) return status;
   if (MustWait() && queue_.size() >= static_cast<size_t>(options_.max_waiting)) {
@@ -251,10 +250,7 @@ void TurnGate::Close() {
     gone = queue_.RemoveIf([](const Waiting&) { return true; });
     for (const Waiting& each : gone) Forget(each);
   }
-  for (Waiting& each : gone) {
-    each.done(OverloadedError("this gateway is shutting down; try again, here or elsewhere",
-                              std::chrono::seconds(1)));
-  }
+  for (Waiting& each : gone) each.done(ShuttingDown());
 }
 
 void TurnGate::WatchDeadlines() {

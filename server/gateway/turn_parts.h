@@ -2,7 +2,6 @@
 
 #include "server/gateway/answer_journal.h"
 #include "server/gateway/api_keys.h"
-#include "server/gateway/backend_pool.h"
 #include "server/gateway/conversation_store.h"
 #include "server/gateway/gateway_metrics.h"
 #include "server/gateway/gateway_options.h"
@@ -28,15 +27,13 @@ class RolloutGuard;
 class SendWatch;
 class StoppableCalls;
 
-// What all turns share. Everything is thread-safe and outlives every turn.
+// What all services and their calls share. Everything is thread-safe and outlives them.
 struct TurnParts {
   const GatewayOptions& options;
   GatewayMetrics& metrics;
   Admission& admission;
   ConversationStore& store;
   AnswerJournal& journal;
-  BackendPool& vision;
-  BackendPool& llm;
   FeatureDrops& drops;
   ModelRouter& router;
   RunningTurns& running;

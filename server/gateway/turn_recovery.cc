@@ -81,7 +81,7 @@ void TurnRunner::TakeUp() {
 
 void TurnRunner::OnPlace(absl::StatusOr<std::shared_ptr<TurnPermit>> permit) {
   if (permit.ok()) {
-    permit_ = *std::move(permit);
+    request_.permit = *std::move(permit);
     return Try(&TurnRunner::LoadConversation);
   }
   // The gate closes before turns are broken off.

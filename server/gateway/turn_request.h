@@ -21,7 +21,7 @@ struct TurnRequest {
   Caller caller;
   std::shared_ptr<RequestMemory::Share> memory;  // what the question and its pictures take
   bool charged = false;                          // counted as a request of the key
-  std::shared_ptr<TurnPermit> permit;            // its place; null: an earlier process let it in
+  std::shared_ptr<TurnPermit> permit;            // its place; null: not yet
   std::string request_id;
   // Empty: a call without session; `prompt` is the whole conversation.
   std::string session_id;

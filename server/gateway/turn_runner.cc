@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/gateway/call_fault.h"
 #include "server/gateway/context_fit.h"
 #include "server/gateway/resumable_calls.h"
 #include "server/gateway/turn_id.h"
@@ -27,10 +28,6 @@ using std::chrono::system_clock;
 constexpr size_t kMaxBacklogBytes = 64u << 10;
 // Between tries to store the end of a turn; the longest is well within the time of a shutdown.
 constexpr std::chrono::milliseconds kFirstSaveDelay{50}, kLongestSaveDelay{1000};
-
-double Seconds(steady_clock::time_point from, steady_clock::time_point to) {
-  return std::chrono::duration<double>(to - from).count();
-}
 
 uint64_t DrawSeed() {
   thread_local std::random_device device;
@@ -54,8 +51,11 @@ TurnRunner::TurnRunner(const TurnParts& parts, TurnRequest request)
       request_(std::move(request)),
       turn_id_(request_.regenerate_turn_id.empty() ? NewTurnId() : request_.regenerate_turn_id),
       deadlines_{request_.deadline,
-                 std::min(request_.deadline, request_.asked + parts_.options.request_timeout)},
-      permit_(request_.permit) {}
+                 std::min(request_.deadline, request_.asked + parts_.options.request_timeout)} {}
+
+double TurnRunner::Seconds(steady_clock::time_point from, steady_clock::time_point to) {
+  return std::chrono::duration<double>(to - from).count();
+}
 
 void TurnRunner::MakeLive() {
   const bool detaches = request_.detaches();
@@ -72,11 +72,7 @@ std::string TurnRunner::Key() const {
 void TurnRunner::Start() {
   // Beside the call's own: the turn may outlive it.
   admitted_ = parts_.admission.Enter();
-  if (!admitted_) {
-    return End(OverloadedError("this gateway is shutting down; try again, here or elsewhere",
-                               std::chrono::seconds(1)),
-               {});
-  }
+  if (!admitted_) return End(ShuttingDown(), {});
   const auto self = shared_from_this();
   if (recovered_) {
     return parts_.running.AddInLine(Key(), turn_id_, self, [self] { self->TakeUp(); });
@@ -160,12 +156,11 @@ void TurnRunner::OnConversation(absl::StatusOr<Conversation> found) {
     return Refuse(found.status());
   }
   if (!found->repeated_turn_id.empty()) {
-    for (const StoredTurn& stored : found->turns) {
-      if (stored.turn.id() != found->repeated_turn_id) continue;
-      parts_.running.Remove(Key());
-      for (const TurnReader& reader : live_->TakeReaders()) ReplayTurn(stored, reader, {});
-      return End(absl::OkStatus(), {});
+    parts_.running.Remove(Key());
+    for (const TurnReader& reader : live_->TakeReaders()) {
+      ReplayTurn(found->turns.front(), reader, {});
     }
+    return End(absl::OkStatus(), {});
   }
   if (recovered_) {  // what was asked after it is none of its prompt
     auto& turns = found->turns;
@@ -180,7 +175,9 @@ void TurnRunner::OnConversation(absl::StatusOr<Conversation> found) {
         absl::StrCat("turn_id \"", turn_id_, "\" is not the last turn of this session; only that ",
                      "one can be answered anew")));
   }
-  if (auto status = CheckPictures(found->images); !status.ok()) return Refuse(status);
+  if (auto status = CheckPictures(request_.images, found->images); !status.ok()) {
+    return Refuse(status);
+  }
   turn_.id = turn_id_;
   turn_.session_id = request_.session_id;
   turn_.user_text = std::move(request_.text);
@@ -189,7 +186,7 @@ void TurnRunner::OnConversation(absl::StatusOr<Conversation> found) {
   turn_.terms = {.key_name = request_.caller.name(),
                  .weight = request_.caller.weight(),
                  .priority = request_.priority,
-                 .tokens = permit_ ? static_cast<uint64_t>(permit_->reserved()) : 0,
+                 .tokens = request_.permit ? static_cast<uint64_t>(request_.permit->reserved()) : 0,
                  .asked = request_.asked,
                  .deadline = request_.deadline,
                  .on_disconnect = request_.on_disconnect};
@@ -215,16 +212,6 @@ void TurnRunner::OnConversation(absl::StatusOr<Conversation> found) {
   turn_.sampling = request_.sampling;
   conversation_ = {};
   Continue();
-}
-
-absl::Status TurnRunner::CheckPictures(const std::set<std::string>& known) const {
-  std::set<std::string> sent;
-  for (size_t i = 0; i < request_.images.size(); ++i) {
-    const std::string& id = request_.images[i].info.id();
-    if (request_.images[i].bytes) sent.insert(id);
-    if (!known.contains(id) && !sent.contains(id)) return NoPicture(i, id);
-  }
-  return absl::OkStatus();
 }
 
 void TurnRunner::FindVersion() {
@@ -339,7 +326,6 @@ TurnEnding TurnRunner::EndingOfBreak(TurnBreak why) {
     ending.status = absl::IsUnavailable(journal_fault_)
                         ? absl::InternalError(journal_fault_.message())
                         : journal_fault_;
-    ending.message = std::string(ending.status.message());
   }
   return ending;
 }
@@ -352,7 +338,7 @@ TurnResult TurnRunner::ResultOf(const TurnEnding& ending) const {
   result.state = ending.state;
   result.reason = ending.reason;
   result.error_code = ending.status.code();
-  result.error_message = ending.message;
+  result.error_message = ending.status.ok() ? ending.message : std::string(ending.status.message());
   result.answer_text = live_->text();
   result.taken_up = answer_.taken_up;
   result.model = turn_.model;
@@ -410,9 +396,9 @@ void TurnRunner::Store(const TurnEnding& ending) {
   parts_.metrics.CountTurn(result.reason, result.timings.total_seconds());
   parts_.metrics.CountTokens(result.usage);
   parts_.samples.Add(turn_.model, SampleOf(ending));
-  if (permit_) {
-    permit_->Release(uint64_t{result.usage.text_tokens()} + result.usage.image_tokens() +
-                     result.usage.generated_tokens());
+  if (request_.permit) {
+    request_.permit->Release(uint64_t{result.usage.text_tokens()} + result.usage.image_tokens() +
+                             result.usage.generated_tokens());
   }
   LogInfo("turn ended",
           {{"request_id", request_.request_id},
@@ -477,7 +463,7 @@ void TurnRunner::Refuse(const absl::Status& status) {
 }
 
 void TurnRunner::End(const absl::Status& status, const v1::TurnFinished& finished) {
-  if (permit_) permit_->Release(0);  // of a turn that was not stored
+  if (request_.permit) request_.permit->Release(0);  // of a turn that was not stored
   parts_.resumable.Ended(turn_id_);
   request_.memory.reset();
   if (admitted_) parts_.admission.Leave();  // from here on the parts may go

@@ -7,7 +7,6 @@
 #include <functional>
 #include <memory>
 #include <optional>
-#include <set>
 #include <string>
 
 #include "absl/status/status.h"
@@ -30,12 +29,11 @@ namespace llava {
 //
 // Before the first token the bracket is repeated: once when a service has too much to do, once
 // after missing features, and with another version, recorded and told anew, when the one that was
-// chosen is gone. When a service died or is out of reach,
-// it is waited for; what there is of the answer is gone on with from its tokens, by the same
-// version, also by the next process, where it takes a place among the running turns first, on the
-// terms of its first one. Every piece of text of a session's turn is in the journal
-// before a reader sees it. Whatever happens, the turn is stored with its text so far, the session
-// is given back, and the readers are told, in that order.
+// chosen is gone. When a service died or is out of reach, it is waited for; what there is of the
+// answer is gone on with from its tokens, by the same version, also by the next process, where it
+// takes a place among the running turns first, on the terms of its first one. Every piece of text
+// of a session's turn is in the journal before a reader sees it. Whatever happens, the turn is
+// stored with its text so far, the session is given back, and the readers are told, in that order.
 class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnRunner> {
  public:
   // `on_end` runs once, right before the sink is closed with the same status: at the end of the
@@ -56,6 +54,8 @@ class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnR
 
  private:
   TurnRunner(const TurnParts& parts, TurnRequest request);
+  static double Seconds(std::chrono::steady_clock::time_point from,
+                        std::chrono::steady_clock::time_point to);
   void MakeLive();
 
   // turn_runner.cc: up to the first attempt.
@@ -63,8 +63,6 @@ class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnR
   void OnConversation(absl::StatusOr<Conversation> conversation);
   void FindVersion();
   void OnVersion(absl::StatusOr<Route> route);
-  // NOT_FOUND: a picture that the session does not have and that did not come with the question.
-  absl::Status CheckPictures(const std::set<std::string>& known) const;
   // The version is to answer, with its defaults. Else it cannot: nothing has changed.
   absl::Status Take(Route route);
   // UNIMPLEMENTED if the question has a constraint and no process of the version can obey it.
@@ -143,7 +141,6 @@ class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnR
   TurnRequest request_;  // its pictures and what they take: until the services have them
   const std::string turn_id_;
   const TurnDeadlines deadlines_;
-  std::shared_ptr<TurnPermit> permit_;
   std::shared_ptr<LiveAnswer> live_;
 
   Mutex mutex_;

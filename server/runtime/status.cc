@@ -98,6 +98,13 @@ bool GetDetail(const absl::Status& status, google::protobuf::Message* detail) {
   return payload && detail->ParseFromString(std::string(*payload));
 }
 
+std::optional<std::chrono::milliseconds> RetryAfter(const absl::Status& status) {
+  google::rpc::RetryInfo retry;
+  if (!GetDetail(status, &retry)) return std::nullopt;
+  return std::chrono::milliseconds(retry.retry_delay().seconds() * 1000 +
+                                   retry.retry_delay().nanos() / 1'000'000);
+}
+
 absl::Status OverloadedError(const std::string& message, std::chrono::milliseconds retry_after) {
   return WithRetry(absl::UnavailableError(message), retry_after);
 }

@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <exception>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
@@ -27,6 +28,9 @@ absl::Status FromException(std::exception_ptr exception);
 void AddDetail(absl::Status& status, const google::protobuf::Message& detail);
 // The first detail of the message's type; false if there is none.
 bool GetDetail(const absl::Status& status, google::protobuf::Message* detail);
+
+// When to come back by google.rpc.RetryInfo, if the status says so.
+std::optional<std::chrono::milliseconds> RetryAfter(const absl::Status& status);
 
 // UNAVAILABLE with google.rpc.RetryInfo: "try again, here or elsewhere".
 absl::Status OverloadedError(const std::string& message, std::chrono::milliseconds retry_after);

@@ -268,6 +268,11 @@ int FakeLlm::puts() const {
   return puts_;
 }
 
+bool FakeLlm::puts_apart() const {
+  std::lock_guard lock(mutex_);
+  return put_peer_ != generate_peer_;
+}
+
 int FakeLlm::cancelled() const {
   std::lock_guard lock(mutex_);
   return cancelled_;
@@ -279,6 +284,7 @@ FakeLlm::Behaviour FakeLlm::Record(grpc::ServerContext* context,
   ++generates_;
   last_request_ = request;
   last_deadline_ = context->deadline();
+  generate_peer_ = context->peer();
   Behaviour behaviour = behaviour_;
   if (behaviour_.failures > 0) --behaviour_.failures;
   if (behaviour_.deaths > 0) {
@@ -397,7 +403,7 @@ grpc::Status FakeLlm::Generate(grpc::ServerContext* context, const v1::GenerateR
   return grpc::Status::OK;
 }
 
-grpc::Status FakeLlm::PutFeatures(grpc::ServerContext*,
+grpc::Status FakeLlm::PutFeatures(grpc::ServerContext* context,
                                   grpc::ServerReader<v1::PutFeaturesRequest>* reader,
                                   v1::PutFeaturesResponse* response) {
   v1::PutFeaturesRequest request;
@@ -409,6 +415,7 @@ grpc::Status FakeLlm::PutFeatures(grpc::ServerContext*,
   {
     std::lock_guard lock(mutex_);
     ++puts_;
+    put_peer_ = context->peer();
     last_put_ = header;
     if (behaviour_.put_failures > 0) {
       --behaviour_.put_failures;

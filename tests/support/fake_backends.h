@@ -201,6 +201,8 @@ class FakeLlm : public v1::LlmService::Service {
   int generates() const;
   int counts() const;
   int puts() const;
+  // The last PutFeatures came over another connection than the last Generate.
+  bool puts_apart() const;
   std::multiset<std::string> dropped() const;
   std::multiset<std::string> dropped_sessions() const;
   // Calls that saw their caller go away.
@@ -233,6 +235,7 @@ class FakeLlm : public v1::LlmService::Service {
   std::multiset<std::string> dropped_, dropped_sessions_;
   v1::GenerateRequest last_request_;
   v1::FeatureHeader last_put_;
+  std::string generate_peer_, put_peer_;
   std::chrono::system_clock::time_point last_deadline_;
   int generates_ = 0, counts_ = 0, puts_ = 0, cancelled_ = 0;
   Gate gate_;

@@ -284,6 +284,37 @@ TEST_F(AccessTest, UploadsAndCountsOfTokensAreRequestsOfTheirKey) {
   }
 }
 
+TEST_F(AccessTest, AConstraintOfASessionIsARequestOfItsKey) {
+  std::ofstream(options_.keys_file)
+      << "- {name: few, sha256: " << ToHex(HashBytes("few")) << ", requests-per-minute: 2}\n";
+  StartGateway();
+  key_ = "few";
+  const std::string session = NewSession();
+  const auto create = [&](const std::string& regex) {
+    v1::CreateSessionRequest request;
+    request.mutable_sampling()->mutable_constraint()->set_regex(regex);
+    v1::CreateSessionResponse response;
+    return stub_->CreateSession(Context().get(), request, &response);
+  };
+  const auto update = [&](const std::string& regex) {
+    v1::UpdateSessionRequest request;
+    request.mutable_session()->set_id(session);
+    request.mutable_session()->mutable_sampling()->mutable_constraint()->set_regex(regex);
+    request.mutable_update_mask()->add_paths("sampling");
+    v1::UpdateSessionResponse response;
+    return stub_->UpdateSession(Context().get(), request, &response);
+  };
+  EXPECT_TRUE(create("a").ok());
+  const grpc::Status bad = update("(a");
+  EXPECT_EQ(bad.error_code(), StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(bad.error_message(), HasSubstr("constraint.regex"));
+  for (const grpc::Status& status : {create("a"), update("a")}) {
+    EXPECT_EQ(status.error_code(), StatusCode::RESOURCE_EXHAUSTED) << status.error_message();
+    EXPECT_THAT(status.error_message(), HasSubstr("2 questions a minute"));
+  }
+  EXPECT_FALSE(NewSession().empty()) << "without one it costs nothing";
+}
+
 // Sessions from before keys were given are the admins'.
 TEST_F(AccessTest, SessionsWithoutOwnerAreForAdmins) {
   const std::string file = options_.keys_file;

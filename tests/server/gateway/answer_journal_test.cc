@@ -369,6 +369,22 @@ TEST_F(AnswerJournalTest, AWriteThatFailsLeavesNothingBehind) {
   EXPECT_EQ(Recovered().at(0).text, "kept more");
 }
 
+TEST_F(AnswerJournalTest, AFileThatCannotBeReadStays) {
+  Open();
+  ASSERT_TRUE(Append(Begin("a"), 0, "one", {1}).ok());
+  journal_.reset();
+  const fs::path unreadable = folder() + "/0000000000000007.log";
+  fs::create_directory(unreadable);
+  const auto files = Files();
+  const auto journal = AnswerJournal::Open(folder(), metrics_);
+  EXPECT_EQ(journal.status().code(), absl::StatusCode::kInternal);
+  EXPECT_THAT(std::string(journal.status().message()),
+              HasSubstr("cannot read " + unreadable.string()));
+  EXPECT_EQ(Files(), files);
+  fs::remove(unreadable);
+  EXPECT_EQ(Recovered().at(0).text, "one");
+}
+
 TEST_F(AnswerJournalTest, RefusesFilesOfAnotherVersion) {
   Open();
   journal_.reset();

@@ -57,7 +57,7 @@ TEST_F(BadInputTest, QuestionsThatCannotBeAnswered) {
                 "allowed in one message are 2");
   v1::ChatRequest request = question("x");
   request.add_images();
-  ExpectRefused(request, kInvalid, "neither id nor data");
+  ExpectRefused(request, kInvalid, "neither id nor data nor url");
   request.mutable_images(0)->set_id("../../etc/passwd");
   ExpectRefused(request, kInvalid, "not one of UploadImage");
   request.mutable_images(0)->set_id(std::string(64, 'a'));

@@ -57,6 +57,14 @@ TEST_F(ChatTest, TwoTurnsAboutAPicture) {
   EXPECT_EQ(sent.model().version(), 1U);
 }
 
+// A large tensor must not hold up answers.
+TEST_F(ChatTest, FeaturesComeOverAConnectionOfTheirOwn) {
+  StartGateway();
+  ASSERT_TRUE(Ask(Question(NewSession(), "look", {FakePicture(1)})).status.ok());
+  EXPECT_EQ(llm_.puts(), 1);
+  EXPECT_TRUE(llm_.puts_apart());
+}
+
 TEST_F(ChatTest, SurvivesARestart) {
   StartGateway();
   const std::string session = NewSession();
@@ -252,9 +260,14 @@ TEST_F(ChatTest, CountsTokensOfTheNextPrompt) {
   EXPECT_EQ(counts.image_tokens(), 8U);
   EXPECT_EQ(counts.context_tokens(), 4096U);
   EXPECT_EQ(vision_.encodes(), 1) << "counting needs no features";
-  request.mutable_images(0)->set_id(std::string(64, 'a'));
-  EXPECT_EQ(stub_->CountTokens(Context().get(), request, &counts).error_code(),
-            grpc::StatusCode::NOT_FOUND);
+  // As in Chat a picture that comes with the message may be named in it.
+  request.add_images()->set_id(ToHex(HashBytes(FakePicture(2))));
+  EXPECT_TRUE(stub_->CountTokens(Context().get(), request, &counts).ok());
+  EXPECT_EQ(counts.image_tokens(), 12U);
+  request.mutable_images(1)->set_id(std::string(64, 'a'));
+  const auto unknown = stub_->CountTokens(Context().get(), request, &counts);
+  EXPECT_EQ(unknown.error_code(), grpc::StatusCode::NOT_FOUND);
+  EXPECT_THAT(unknown.error_message(), HasSubstr("images[1]"));
 }
 
 // A model of the anyres mode has to know the sizes of the pictures: they come with the features.

@@ -102,8 +102,6 @@ TEST(GatewayOptionsTest, NamesTheBadSetting) {
               HasSubstr("--http-bodies-bytes"));
   EXPECT_THAT(complaint([](auto& o) { o.http_limits.body_timeout = {}; }),
               HasSubstr("--http-body-timeout"));
-  EXPECT_THAT(complaint([](auto& o) { o.resume_grace = std::chrono::milliseconds(-1); }),
-              HasSubstr("--resume-grace"));
   EXPECT_THAT(complaint([](auto& o) { o.request_timeout = {}; }), HasSubstr("--request-timeout"));
 }
 

@@ -353,7 +353,7 @@ TEST_F(RolloutTest, NanAndDriftAreEnough) {
   // A rejected version is no canary until somebody takes the verdict back.
   Label("canary", 2);
   llm_.models().SetHealth(2, 0.9, 0);
-  std::this_thread::sleep_for(milliseconds(200));
+  std::this_thread::sleep_for(10 * options_.rollout.period);
   EXPECT_EQ(VersionOf(Question(NewSession(), "a")), 1u);
   EXPECT_THAT(Rollout().reason(), HasSubstr("no numbers"));
   Label("rejected-2", 0);
@@ -369,7 +369,7 @@ TEST_F(RolloutTest, ObservingChangesNothing) {
   llm_.models().SetHealth(2, 0.01, 1);
   Label("canary", 2);
   ASSERT_TRUE(Eventually([this] { return Rollout().verdict() == v1::ROLLOUT_VERDICT_WORSE; }));
-  std::this_thread::sleep_for(milliseconds(100));
+  std::this_thread::sleep_for(10 * options_.rollout.period);
   EXPECT_FALSE(Rollout().applied());
   EXPECT_EQ(Labels(2), std::set<std::string>({"canary"}));
   EXPECT_EQ(Metric("llava_gateway_rollout_active{model=\"emoji\"}"), 1);

@@ -133,6 +133,9 @@ TEST_F(StoreBackupTest, WhatCannotBeDone) {
   fs::remove(picture);
   EXPECT_THAT(complaint(RestoreStore(At("copy"), At("new")), absl::StatusCode::kDataLoss),
               HasSubstr("is missing"));
+  fs::create_directory(picture);
+  EXPECT_THAT(complaint(RestoreStore(At("copy"), At("new")), absl::StatusCode::kInternal),
+              HasSubstr("cannot read " + picture.string()));
   EXPECT_FALSE(fs::exists(At("new") / "sessions.db")) << "half a store is none";
 }
 

@@ -152,7 +152,7 @@ TEST_F(StoreFaultsTest, AnAnswerIsTakenUpAsSoonAsTheStoreCanNoteIt) {
   Sql("CREATE TRIGGER full BEFORE UPDATE OF tries ON running_turns WHEN NEW.tries > 0"
       " BEGIN SELECT RAISE(ABORT, 'no room'); END");
   StartGateway();
-  std::this_thread::sleep_for(std::chrono::milliseconds(500));  // at least one try
+  ASSERT_TRUE(Eventually([&] { return Metric("llava_gateway_store_failures_total") > 0; }));
   EXPECT_EQ(Turns(session).at(0).state(), v1::TURN_STATE_RUNNING);
   Mend();
   ExpectTheRest(session, stopped);

@@ -34,6 +34,8 @@ TEST(StatusTest, RetryInfoSurvivesTheWire) {
   ASSERT_TRUE(GetDetail(status, &retry));
   EXPECT_EQ(retry.retry_delay().seconds(), 1);
   EXPECT_EQ(retry.retry_delay().nanos(), 250'000'000);
+  EXPECT_EQ(RetryAfter(status), std::chrono::milliseconds(1250));
+  EXPECT_EQ(RetryAfter(absl::UnavailableError("queue full")), std::nullopt);
   google::rpc::DebugInfo other;
   EXPECT_FALSE(GetDetail(status, &other));
 }
