@@ -1,6 +1,7 @@
 # Images of llava-serving; deploy/README.md tells how to use them.
 #
 #   docker build --target gateway -t llava-gateway .      also: vision, llm, prometheus, demo
+#   docker build --target llm --build-arg PRESET=cuda -t llava-llm-cuda .      for NVIDIA GPUs; also: vision
 #
 # One build stage makes all programs; each image holds one program and only the libraries it loads.
 # All run as user 10001, need no writable root file system and end on SIGTERM.
@@ -11,18 +12,20 @@ FROM ${BASE} AS build
 ENV LLAVA_CACHE=/opt/llava-cache
 WORKDIR /src
 COPY deploy/setup.sh deploy/requirements.txt deploy/
-RUN deploy/setup.sh
+# The preset of CMakePresets.json: release or cuda.
+ARG PRESET=release
+RUN if [ $PRESET = cuda ]; then deploy/setup.sh --with-cuda; else deploy/setup.sh; fi
 COPY . .
 ARG JOBS=2
 RUN . $LLAVA_CACHE/env.sh \
- && cmake --preset release -DLLAVA_TESTS=OFF \
- && ninja -C build/release -j$JOBS llava-gateway llava-vision llava-llm llava-chat llava-probe
+ && cmake --preset $PRESET -DLLAVA_TESTS=OFF \
+ && ninja -C build/$PRESET -j$JOBS llava-gateway llava-vision llava-llm llava-chat llava-probe
 # The commit that the programs name, in a layer of its own: another one compiles one file.
 ARG REVISION=unknown
 RUN . $LLAVA_CACHE/env.sh \
- && cmake --preset release "-DLLAVA_COMMIT=$REVISION" \
- && ninja -C build/release -j$JOBS llava-gateway llava-vision llava-llm llava-chat llava-probe
-RUN cd build/release/bin \
+ && cmake --preset $PRESET "-DLLAVA_COMMIT=$REVISION" \
+ && ninja -C build/$PRESET -j$JOBS llava-gateway llava-vision llava-llm llava-chat llava-probe
+RUN cd build/$PRESET/bin \
  && for name in gateway vision llm; do \
       /src/deploy/collect_runtime.sh /out/$name llava-$name llava-probe || exit 1; \
     done \
@@ -38,7 +41,8 @@ LABEL org.opencontainers.image.title="llava-serving" \
       org.opencontainers.image.revision="${REVISION}"
 COPY deploy/install_runtime.sh /opt/llava/deploy/
 RUN mkdir -p /var/lib/llava && chown 10001:10001 /var/lib/llava
-ENV PATH=/opt/llava/bin:$PATH HOME=/tmp
+# Without the last, NVIDIA's container toolkit leaves libcuda out.
+ENV PATH=/opt/llava/bin:$PATH HOME=/tmp NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
 # ---- gateway: sessions and streams; no LibTorch
 FROM runtime AS gateway

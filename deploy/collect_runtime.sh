@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Collects what programs need to run on a bare Debian: the programs without symbols, the LibTorch
-# libraries that they load, and the names of the Debian packages of all others.
+# Collects what programs need to run on a bare Debian: the programs without symbols, the libraries of
+# LibTorch and CUDA that they load, and the names of the Debian packages of all others.
 #
 #   deploy/collect_runtime.sh OUT PROGRAM...
 #
@@ -18,11 +18,22 @@ if ldd "$@" | grep 'not found'; then
 fi
 for program in "$@"; do strip -o "$out/bin/$(basename "$program")" "$program"; done
 
+# What cuDNN and LibTorch open by name when they need it, beside its like.
+late() { # library
+  case $(basename "$1") in
+    libcudnn.so.*) ls "$(dirname "$1")"/libcudnn_*.so.* ;;
+    libtorch_cuda.so) ls "$(dirname "$1")/libcaffe2_nvrtc.so" "$torch"/nvidia/cu13/lib/libnvrtc{,-builtins}.so.* ;;
+  esac
+}
+
 debian=()
 for library in $(ldd "$@" | awk '$2 == "=>" { print $3 }' | sort -u); do
   real=$(readlink -f "$library")
   case $real in
-    "$torch"/*) cp "$real" "$out/lib/$(basename "$library")" ;;
+    "$torch"/*)
+      cp "$real" "$out/lib/$(basename "$library")"
+      late "$real" | xargs -r cp -t "$out/lib"
+      ;;
     *) debian+=("$real") ;;
   esac
 done

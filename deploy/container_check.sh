@@ -3,20 +3,24 @@
 # deploy/compose.yaml and, where kubectl is, through deploy/kubernetes as far as podman can play it, with
 # read-only root file systems and without capabilities; then takes all down.
 #
-#   deploy/container_check.sh [--keep-images]
+#   deploy/container_check.sh [--cuda] [--keep-images]
+#
+# --cuda: the images for GPUs, too (some 15 GB more). Where no GPU is, they serve on the CPU, and say what is
+# missing when asked for a GPU.
 #
 # Needs no container daemon and no image registry: the base image is made by debootstrap, buildah
 # builds, podman runs (deploy/setup.sh --with-containers installs them; root is needed). Works in
 # sandboxes without cgroup v2 and without the right to raise limits. Images and layers are kept in
-# $LLAVA_CACHE/containers (up to 20 GB; may be deleted), so that the next run is quick; --keep-images
+# $LLAVA_CACHE/containers (20 GB and more; may be deleted), so that the next run is quick; --keep-images
 # keeps the tags too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-keep=0
+keep=0 cuda=0
 for arg in "$@"; do
   case $arg in
     --keep-images) keep=1 ;;
+    --cuda) cuda=1 ;;
     -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' deploy/container_check.sh; exit 0 ;;
     *) echo "container_check: unknown option $arg; see --help" >&2; exit 2 ;;
   esac
@@ -75,15 +79,22 @@ if [ -f "$authorities" ]; then # not at its own path, which a package of the ima
 fi
 # What the programs are to name; as CMake asks git, which the images' build cannot.
 revision=$(git describe --always --dirty=+ --abbrev=10 2>/dev/null || echo unknown)
-images=(gateway vision llm prometheus demo)
-for name in "${images[@]}"; do
-  say "building llava-$name"
-  buildah bud --network host --format docker --layers --pull-never "${mounts[@]}" \
-    --build-arg BASE=$base --build-arg "REVISION=$revision" --target "$name" -t "llava-$name:local" . >"$work/build-$name.log" 2>&1 || {
-    tail -n 30 "$work/build-$name.log" >&2
-    fail "the $name image could not be built ($work/build-$name.log)"
+build() { # image, target, preset
+  say "building llava-$1"
+  buildah bud --network host --format docker --layers --pull-never "${mounts[@]}" --build-arg BASE=$base \
+    --build-arg "REVISION=$revision" --build-arg "PRESET=$3" --target "$2" -t "llava-$1:local" . >"$work/build-$1.log" 2>&1 || {
+    tail -n 30 "$work/build-$1.log" >&2
+    fail "the $1 image could not be built ($work/build-$1.log)"
   }
-done
+}
+images=(gateway vision llm prometheus demo)
+for name in "${images[@]}"; do build "$name" "$name" release; done
+services=(gateway vision llm)
+if [ $cuda = 1 ]; then
+  for name in vision llm; do build "$name-cuda" "$name" cuda; done
+  images+=(vision-cuda llm-cuda)
+  services+=(vision-cuda llm-cuda)
+fi
 podman images --format '{{.Repository}}:{{.Tag}} {{.Size}}' | grep llava-
 
 say "looking into the images"
@@ -96,7 +107,7 @@ podman() { command podman "$@" 2> >(grep -v 'systemd connection' >&2); }
 inside() { podman run --rm --user 0 --entrypoint "$2" "llava-$1:local" "${@:3}"; }
 torch=$(inside gateway find / -xdev -name 'libtorch*') || fail "the gateway image cannot be looked through"
 [ -z "$torch" ] || fail "the gateway image has LibTorch: $torch"
-for name in gateway vision llm demo; do
+for name in "${services[@]}" demo; do
   # `true`: grep's status is that of the last file; a container that does not run is a failure of its own.
   sources=$(inside $name sh -c 'grep -rhsE "^(deb|URIs)" /etc/apt /etc/pip.conf; true') || fail "the $name image runs no shell"
   if [ -n "$sources" ]; then
@@ -107,8 +118,8 @@ done
 for notice in deploy/scenes-data/LICENSE.*; do
   inside demo cat "/opt/llava/scenes/$(basename "$notice")" | cmp - "$notice" || fail "the demo image lacks $notice"
 done
-for name in gateway vision llm; do
-  version=$(inside $name llava-$name --version)
+for name in "${services[@]}"; do
+  version=$(inside "$name" "llava-${name%-cuda}" --version)
   echo "$version"
   [[ $version == *"(commit $revision,"* ]] || fail "the $name image does not name its commit, $revision"
 done
@@ -120,10 +131,13 @@ check_answers() { # file
   if ! grep -qi guitar "$1" || ! grep -qi two "$1"; then fail "the answers are not about a guitar and an apple"; fi
 }
 sandbox=(--read-only --cap-drop all --security-opt no-new-privileges --tmpfs /tmp)
+chat() {
+  podman run --rm "${sandbox[@]}" --entrypoint llava-chat llava-demo:local "${questions[@]}" </dev/null
+}
 
 compose=(timeout 120 "$LLAVA_VENV/bin/podman-compose" -f deploy/compose.yaml)
 cleanup() {
-  podman rm -f -t 45 llava-demo-check >/dev/null 2>&1 || true
+  podman rm -f -t 45 llava-demo-check llava-{vision,llm,gateway}-check >/dev/null 2>&1 || true
   "${compose[@]}" down -v >/dev/null 2>&1 || true
   if [ -f "$work/kubernetes.yaml" ]; then podman kube down "$work/kubernetes.yaml" >/dev/null 2>&1 || true; fi
   if [ $keep = 0 ]; then for name in "${images[@]}"; do podman untag "llava-$name:local" || true; done; fi
@@ -161,8 +175,7 @@ say "compose: all services"
   fail "compose up failed"
 }
 wait_ready 60 8012 8022 8002 || { "${compose[@]}" logs >&2; fail "the services are not ready"; }
-podman run --rm "${sandbox[@]}" --entrypoint llava-chat llava-demo:local "${questions[@]}" \
-  >"$work/compose.txt" </dev/null || fail "the chat failed"
+chat >"$work/compose.txt" || fail "the chat failed"
 check_answers "$work/compose.txt"
 cmp "$work/demo.txt" "$work/compose.txt" || fail "the answers differ from the demo's"
 
@@ -186,6 +199,38 @@ for name in gateway vision llm; do
 done
 "${compose[@]}" down -v >/dev/null 2>&1 || true
 
+if [ $cuda = 1 ]; then
+  device=cpu
+  if [ -e /dev/nvidia0 ]; then device=cuda:0; fi
+  say "CUDA images: two questions, on $device"
+  start() { # name, arguments of podman..., image, arguments of its program...
+    podman run -d --name "llava-$1-check" "${sandbox[@]}" -v "$PWD/deploy/models:/models:ro" "${@:2}" >/dev/null
+  }
+  gpu=()
+  if [ $device != cpu ]; then gpu=(--device nvidia.com/gpu=all); fi
+  start vision "${gpu[@]}" llava-vision-cuda:local --host 127.0.0.1 --model /models/emoji-tower --device $device
+  start llm "${gpu[@]}" llava-llm-cuda:local --host 127.0.0.1 --model /models/emoji --device $device --default-temperature 0
+  start gateway llava-gateway:local --host 127.0.0.1 --data-dir /tmp --vision 127.0.0.1:8011 --llm 127.0.0.1:8021
+  wait_ready 120 8012 8022 8002 || {
+    for name in vision llm gateway; do podman logs "llava-$name-check" >&2; done
+    fail "the services are not ready"
+  }
+  chat >"$work/cuda.txt" || fail "the chat failed"
+  check_answers "$work/cuda.txt"
+  podman stop -t 45 llava-{gateway,llm,vision}-check >/dev/null
+  for name in gateway llm vision; do
+    code=$(podman inspect "llava-$name-check" --format '{{.State.ExitCode}}')
+    [ "$code" = 0 ] || fail "$name ended with $code"
+    podman rm "llava-$name-check" >/dev/null
+  done
+  if [ $device = cpu ]; then
+    code=0
+    podman run --rm "${sandbox[@]}" -v "$PWD/deploy/models:/models:ro" llava-llm-cuda:local --host 127.0.0.1 \
+      --model /models/emoji --device cuda:0 || code=$?
+    [ $code = 5 ] || fail "without a GPU llava-llm ended with $code, not with 5"
+  fi
+fi
+
 if ! command -v kubectl >/dev/null; then
   say "kubernetes: skipped, kubectl is missing"
 else
@@ -198,9 +243,6 @@ else
     fail "kube play failed"
   }
   wait_ready 60 8012 8022 8002 || fail "the pods are not ready"
-  chat() {
-    podman run --rm "${sandbox[@]}" --entrypoint llava-chat llava-demo:local "${questions[@]}" </dev/null
-  }
   chat >"$work/kubernetes.txt" || fail "the chat failed"
   cmp "$work/demo.txt" "$work/kubernetes.txt" || fail "the answers differ from the demo's"
 

@@ -4,8 +4,8 @@
 #
 #   deploy/setup.sh [--with-cuda] [--with-containers] [--with-peers]
 #
-#   --with-cuda         what LibTorch wants beside NVIDIA's driver, to build and run with
-#                       `cmake --preset cuda`; nvcc 13 must be there already
+#   --with-cuda         CUDA's compiler and the libraries that LibTorch wants, for
+#                       `cmake --preset cuda`; only NVIDIA's driver is left to the machine
 #   --with-containers   what deploy/container_check.sh builds and runs images with: buildah, podman,
 #                       podman-compose
 #   --with-peers        what tests/bench compares with (transformers and PyTorch, several GB), in an
@@ -17,6 +17,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 TORCH_VERSION=2.11.0
+CUDA_VERSION=13.0.2 # the one that this LibTorch requires
 CACHE=${LLAVA_CACHE:-$HOME/.cache/llava-serving}
 TORCH_ROOT=$CACHE/libtorch-$TORCH_VERSION
 VENV=$CACHE/venv
@@ -123,13 +124,22 @@ if [ ! -e "$TORCH_ROOT/.ok" ]; then
   rm -rf "$work"
   touch "$TORCH_ROOT/.ok"
 fi
-if [ $WITH_CUDA = 1 ] && [ ! -e "$TORCH_ROOT/.cuda-ok" ]; then
-  say "CUDA companion libraries of LibTorch (230 MB to fetch)"
+CUDA_ROOT=$TORCH_ROOT/nvidia/cu13
+if [ $WITH_CUDA = 1 ] && [ ! -e "$TORCH_ROOT/.cuda-$CUDA_VERSION" ]; then
+  say "CUDA $CUDA_VERSION in $CUDA_ROOT (1.9 GB to fetch)"
+  rm -rf "$CACHE"/cuda.??????
   work=$(mktemp -d "$CACHE/cuda.XXXXXX")
-  fetch_wheels "$work" nvidia-cusparselt-cu13==0.8.0 nvidia-nvshmem-cu13==3.4.5 nvidia-cufile==1.15.1.6
+  # The toolkit's extras name the wheels of its version; the others are as LibTorch's wheel requires them.
+  "$VENV/bin/pip" download -q --disable-pip-version-check --only-binary=:all: -d "$work" \
+    "cuda-toolkit[nvcc,crt,nvvm,cccl,cudart,cupti,nvrtc,nvjitlink,cublas,cufft,cufile,curand,cusolver,cusparse]==$CUDA_VERSION"
+  fetch_wheels "$work" nvidia-cudnn-cu13==9.19.0.56 nvidia-nccl-cu13==2.28.9 nvidia-cusparselt-cu13==0.8.0 \
+    nvidia-nvshmem-cu13==3.4.5
   for wheel in "$work"/*.whl; do unzip -q -o "$wheel" -d "$TORCH_ROOT"; done
+  # Where nvcc and CMake look, and the name that is linked with.
+  ln -sfn lib "$CUDA_ROOT/lib64"
+  ln -sf libcudart.so.13 "$CUDA_ROOT/lib/libcudart.so"
   rm -rf "$work"
-  touch "$TORCH_ROOT/.cuda-ok"
+  touch "$TORCH_ROOT/.cuda-$CUDA_VERSION"
 fi
 
 PEERS=$CACHE/peers
@@ -147,4 +157,7 @@ export LLAVA_VENV=$(quoted "$VENV")
 export CCACHE_DIR="\${CCACHE_DIR:-}"
 [ -n "\$CCACHE_DIR" ] || export CCACHE_DIR=$(quoted "$CACHE/ccache")
 EOF
+if [ -x "$CUDA_ROOT/bin/nvcc" ]; then
+  echo "export CUDACXX=$(quoted "$CUDA_ROOT/bin/nvcc")" >>"$CACHE/env.sh"
+fi
 say "ready ($CACHE)"

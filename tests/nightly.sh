@@ -24,14 +24,17 @@ result=docs/results/nightly.json
 logs=$PWD/build/nightly
 jobs=${LLAVA_JOBS:-2}
 say() { printf '\033[1mnightly:\033[0m %s\n' "$*"; }
-nvcc=$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)
+with_cuda() {
+  deploy/setup.sh --with-cuda
+  . "${LLAVA_CACHE:-$HOME/.cache/llava-serving}/env.sh"
+}
 
 # lacks_PART prints what is missing, if anything is; run_PART does the work and may write the file
 # $figures (JSON).
-lacks_cuda() { [ -x "$nvcc" ] || echo "no nvcc"; }
+lacks_cuda() { :; }
 run_cuda() {
-  deploy/setup.sh --with-cuda
-  PATH=$PATH:$(dirname "$nvcc") cmake --preset cuda -B build/nightly-cuda -DCMAKE_COMPILE_WARNING_AS_ERROR=ON
+  with_cuda
+  cmake --preset cuda -B build/nightly-cuda -DCMAKE_COMPILE_WARNING_AS_ERROR=ON
   ninja -C build/nightly-cuda -j"$jobs" llava-vision llava-llm llava-train llava_cuda_test llava_gpu_bench llava_gpu_train
 }
 
@@ -62,7 +65,7 @@ run_chaos() {
 }
 
 lacks_containers() { [ "$(id -u)" = 0 ] || echo "not root"; }
-run_containers() { deploy/container_check.sh; }
+run_containers() { deploy/container_check.sh --cuda; }
 
 lacks_speed() { :; }
 run_speed() {
@@ -74,11 +77,9 @@ run_speed() {
   printf '{"serving": %s, "gateway": %s}\n' "$(cat "$logs/serving.json")" "$(cat "$logs/gateway.json")" >"$figures"
 }
 
-lacks_gpu() {
-  nvidia-smi >/dev/null 2>&1 || { echo "no NVIDIA GPU"; return; }
-  [ -x "$nvcc" ] || echo "no nvcc"
-}
+lacks_gpu() { nvidia-smi >/dev/null 2>&1 || echo "no NVIDIA GPU"; }
 run_gpu() {
+  with_cuda
   OUT=$logs/gpu LLAVA_JOBS=$jobs tests/gpu/run.sh
   cp "$logs/gpu/gpu.json" "$figures"
 }

@@ -97,7 +97,7 @@ torch=${LLAVA_TORCH_DIR:-$(python3 -c 'import os, torch; print(os.path.dirname(t
 [ -e "$torch/lib/libtorch_cpu.so" ] || fail "no LibTorch in $torch"
 cuda=ON shape=7b trained=1b
 [ "$device" != cpu ] || cuda=OFF shape=tiny trained=tiny
-if [ $cuda = ON ] && ! command -v nvcc >/dev/null; then
+if [ $cuda = ON ] && [ -z "${CUDACXX:-}" ] && ! command -v nvcc >/dev/null; then
   export PATH=$PATH:/usr/local/cuda/bin
 fi
 say "device $device, LibTorch $torch, phases $phases"
