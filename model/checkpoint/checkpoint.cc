@@ -250,13 +250,14 @@ LanguageCheckpoint LanguageOf(CheckpointFolder folder, const OpenOptions& option
            "is a language model without a projector, which knows no pictures: train one first "
            "(llava-train align)");
     }
-    const TowerCheckpoint tower = TowerOf(folder, options);
+    checkpoint.tower = std::make_shared<const TowerCheckpoint>(TowerOf(folder, options));
+    const VisionConfig& tower = checkpoint.tower->config;
     checkpoint.name = FolderName(folder.path);
-    checkpoint.config = ForeignConfig(folder, tower.config);
-    checkpoint.tower_digest = tower.digest;
-    checkpoint.tower_patches = tower.config.num_patches();
+    checkpoint.config = ForeignConfig(folder, tower);
+    checkpoint.tower_digest = checkpoint.tower->digest;
+    checkpoint.tower_patches = tower.num_patches();
     CheckConfig(checkpoint.config, folder.path.string());
-    CheckPair(checkpoint.config, tower.config, folder.path.string());
+    CheckPair(checkpoint.config, tower, folder.path.string());
   }
   if (const auto& quantization = checkpoint.config.decoder.quantization;
       quantization && !options.packed) {

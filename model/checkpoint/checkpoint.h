@@ -54,8 +54,9 @@ struct LanguageCheckpoint {
   bool in_repository = false;
   LanguageConfig config;
   TensorSource tensors;
-  Sha256Digest tower_digest{};  // the tower it was trained with
-  int64_t tower_patches = 0;    // rows of Z_v without the class token
+  Sha256Digest tower_digest{};                   // the tower it was trained with
+  int64_t tower_patches = 0;                     // rows of Z_v without the class token
+  std::shared_ptr<const TowerCheckpoint> tower;  // null in the repository, where it is on its own
   std::shared_ptr<const Tokenizer> tokenizer;
   std::shared_ptr<const ChatTemplate> chat_template;
   std::optional<SelfTest> self_test;

@@ -181,6 +181,12 @@ Activation ReadActivation(const JsonObject& object, const std::string& key,
   object.Fail(key, "is \"" + name + "\"; supported are quick_gelu and gelu");
 }
 
+int32_t TokenId(const JsonObject& object, const std::string& key, int64_t id) {
+  const auto narrow = static_cast<int32_t>(id);
+  if (narrow != id) object.Fail(key, "is " + std::to_string(id) + ", token ids have 32 bits");
+  return narrow;
+}
+
 std::vector<Resolution> ReadGrid(const JsonObject& object, const std::string& key,
                                  bool height_first) {
   const json& value = object.At(key);
@@ -241,8 +247,8 @@ LanguageConfig ReadLanguageConfig(const JsonObject& file, int64_t& tower_patches
   config.decoder.rms_norm_eps = decoder.Number("rms_norm_eps");
   config.decoder.rope_theta = decoder.Number("rope_theta");
   config.decoder.tie_word_embeddings = decoder.Bool("tie_word_embeddings");
-  config.decoder.bos_token_id = static_cast<int32_t>(decoder.Int("bos_token_id"));
-  config.decoder.eos_token_id = static_cast<int32_t>(decoder.Int("eos_token_id"));
+  config.decoder.bos_token_id = TokenId(decoder, "bos_token_id", decoder.Int("bos_token_id"));
+  config.decoder.eos_token_id = TokenId(decoder, "eos_token_id", decoder.Int("eos_token_id"));
 
   const JsonObject projector = file.Object("projector");
   try {

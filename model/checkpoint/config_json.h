@@ -50,6 +50,9 @@ void CheckPair(const LanguageConfig& config, const VisionConfig& tower, const st
 // "quick_gelu" or "gelu" of key `key`. Throws std::runtime_error for any other.
 Activation ReadActivation(const JsonObject& object, const std::string& key,
                           std::optional<std::string> fallback = std::nullopt);
+// `id`, which key `key` says. Throws std::runtime_error if no decoder has so many; CheckConfig
+// knows the vocabulary.
+int32_t TokenId(const JsonObject& object, const std::string& key, int64_t id);
 // Canvases: a list of pairs of sides in pixels, or a text that holds one as some published files
 // have it. Throws std::runtime_error for anything else.
 std::vector<Resolution> ReadGrid(const JsonObject& object, const std::string& key,

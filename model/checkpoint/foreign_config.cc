@@ -40,9 +40,9 @@ int32_t ReadTokenId(const JsonObject& config, const std::string& key, int32_t fa
     if (list.size() != 1 || !list[0].is_number_integer()) {
       config.Fail(key, "is " + list.dump() + "; one id is supported");
     }
-    return list[0].get<int32_t>();
+    return TokenId(config, key, list[0].get<int64_t>());
   }
-  return static_cast<int32_t>(config.Int(key, fallback));
+  return TokenId(config, key, config.Int(key, fallback));
 }
 
 // Attention that sees so many tokens back; as many as there can be is no window. Missing means the

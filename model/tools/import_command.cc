@@ -180,8 +180,10 @@ void RunImport(const ImportCommand& command) {
 
   // A language version of a repository comes without its tower.
   std::optional<TowerCheckpoint> tower;
-  if (!folder.manifest || !command.tower.empty()) {
-    tower = folder.manifest ? OpenTower(command.tower) : OpenTower(folder.path, options);
+  if (language.tower) {
+    tower = *language.tower;
+  } else if (!command.tower.empty()) {
+    tower = OpenTower(command.tower);
     if (tower->digest != language.tower_digest) {
       throw std::runtime_error(command.tower.string() +
                                ": is not the tower of this model: digest " + ToHex(tower->digest) +
