@@ -72,6 +72,12 @@ class ShardedFile : public TensorFile {
 
 }  // namespace
 
+uint64_t TensorInfo::numel() const {
+  uint64_t elements = 1;
+  for (const int64_t size : shape) elements *= static_cast<uint64_t>(size);
+  return elements;
+}
+
 std::unique_ptr<TensorFile> TensorFile::Open(const std::filesystem::path& path) {
   return Open(std::make_shared<const MappedFile>(path));
 }

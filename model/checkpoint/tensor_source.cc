@@ -35,6 +35,18 @@ void TensorSource::Rename(const std::string& from, const std::string& to) {
   Add(to, moved.file, moved.stored);
 }
 
+uint64_t TensorSource::numel() const {
+  uint64_t sum = 0;
+  for (const auto& [name, info] : infos_) sum += info.numel();
+  return sum;
+}
+
+uint64_t TensorSource::bytes() const {
+  uint64_t sum = 0;
+  for (const auto& [name, info] : infos_) sum += info.bytes();
+  return sum;
+}
+
 at::Tensor TensorSource::Get(const std::string& canonical) const {
   const auto place = places_.find(canonical);
   if (place == places_.end()) throw std::out_of_range("no tensor \"" + canonical + "\"");

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <string>
@@ -22,6 +23,9 @@ class TensorSource {
   // Nothing happens if there is no tensor `from`; `to` must not be there.
   void Rename(const std::string& from, const std::string& to);
   const std::map<std::string, TensorInfo>& tensors() const { return infos_; }
+  // Of all tensors.
+  uint64_t numel() const;
+  uint64_t bytes() const;
   // Throws std::out_of_range naming the tensor. The tensor may lie in a mapped file: clone it
   // before writing to it.
   at::Tensor Get(const std::string& canonical) const;

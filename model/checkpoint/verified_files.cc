@@ -75,9 +75,7 @@ class AwaitedFile : public TensorFile {
     const auto place = places_.find(name);
     if (place == places_.end()) return;
     ReleaseMapped(*mapped_, place->second);  // where they come from later
-    const size_t element = at::elementSize(place->second.dtype);
-    checker_->Released(
-        number_, static_cast<uint64_t>(*CountElements(place->second.shape, element)) * element);
+    checker_->Released(number_, infos_.at(name).bytes());
   }
   void Finish() const override { checker_->Finish(); }
 

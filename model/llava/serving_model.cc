@@ -177,13 +177,8 @@ WeightType Resolve(WeightType type, const LanguageCheckpoint& checkpoint, at::De
     }
   }
   if (!device.is_cpu()) return WeightType::kBFloat16;
-  uint64_t values = 0;
-  for (const auto& [name, tensor] : checkpoint.tensors.tensors()) {
-    uint64_t size = 1;
-    for (const int64_t side : tensor.shape) size *= static_cast<uint64_t>(side);
-    values += size;
-  }
-  return values * sizeof(float) > kMostFloat32 ? WeightType::kBFloat16 : WeightType::kFloat32;
+  const uint64_t bytes = checkpoint.tensors.numel() * sizeof(float);
+  return bytes > kMostFloat32 ? WeightType::kBFloat16 : WeightType::kFloat32;
 }
 
 std::string WhyPlainDecoder(WeightType type, at::Device device) {

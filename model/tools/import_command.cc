@@ -63,24 +63,14 @@ TowerSearch FindTower(const fs::path& root, const Sha256Digest& digest) {
   return search;
 }
 
-// In float32, while it is tried in other arithmetic: bytes.
-uint64_t SelfTestBytes(const TensorSource& tensors) {
-  uint64_t values = 0;
-  for (const auto& [name, info] : tensors.tensors()) {
-    uint64_t count = 1;
-    for (const int64_t side : info.shape) count *= static_cast<uint64_t>(side);
-    values += count;
-  }
-  return values * sizeof(float) * 5 / 4;
-}
-
 // Whether to make one for these tensors: asked for, or by default where the memory is there.
 bool WantsSelfTest(ImportCommand::MakeSelfTest wanted, const TensorSource& tensors,
                    const std::string& what) {
   if (wanted != ImportCommand::MakeSelfTest::kIfPossible) {
     return wanted == ImportCommand::MakeSelfTest::kYes;
   }
-  return MemoryForSelfTest(SelfTestBytes(tensors), what);
+  // In float32, while it is tried in other arithmetic.
+  return MemoryForSelfTest(tensors.numel() * sizeof(float) * 5 / 4, what);
 }
 
 // A picture of smooth colours with a checkered part: [side, side, 3] uint8.

@@ -27,26 +27,9 @@ bool IsTower(const CheckpointFolder& folder) {
 }
 
 void AddTensors(const TensorSource& tensors, json& description) {
-  uint64_t bytes = 0, parameters = 0;
-  for (const auto& [name, info] : tensors.tensors()) {
-    uint64_t elements = 1;
-    for (const int64_t size : info.shape) elements *= static_cast<uint64_t>(size);
-    parameters += elements;
-    bytes += elements * at::elementSize(info.dtype);
-  }
   description["tensors"] = tensors.tensors().size();
-  description["parameters"] = parameters;
-  description["tensor_bytes"] = bytes;
-}
-
-uint64_t CountElements(const TensorShapes& shapes) {
-  uint64_t sum = 0;
-  for (const auto& [name, shape] : shapes) {
-    uint64_t elements = 1;
-    for (const int64_t size : shape) elements *= static_cast<uint64_t>(size);
-    sum += elements;
-  }
-  return sum;
+  description["parameters"] = tensors.numel();
+  description["tensor_bytes"] = tensors.bytes();
 }
 
 json Describe(const TowerCheckpoint& tower) {
@@ -63,7 +46,11 @@ json Describe(const LanguageCheckpoint& language) {
   if (language.config.decoder.quantization) {
     LanguageConfig plain = language.config;
     plain.decoder.quantization.reset();
-    description["parameters"] = CountElements(LanguageTensors(plain));
+    uint64_t parameters = 0;
+    for (const auto& [name, shape] : LanguageTensors(plain)) {
+      parameters += TensorInfo{at::kByte, shape}.numel();
+    }
+    description["parameters"] = parameters;
   }
   description["digests"] = {
       {"version", ToHex(language.digest)},

@@ -42,13 +42,7 @@ int ThreadsOr(int threads) {
 
 // Of a model that may fit into this machine in no other form, if it fits in this one.
 std::optional<SelfTest> PackedSelfTest(const LanguageCheckpoint& written, int threads) {
-  uint64_t bytes = 0;
-  for (const auto& [name, info] : written.tensors.tensors()) {
-    uint64_t size = at::elementSize(info.dtype);
-    for (const int64_t side : info.shape) size *= static_cast<uint64_t>(side);
-    bytes += size;
-  }
-  if (!MemoryForSelfTest(bytes * 5 / 4, "packed model")) return std::nullopt;
+  if (!MemoryForSelfTest(written.tensors.bytes() * 5 / 4, "packed model")) return std::nullopt;
   const std::vector<ChatMessage> exchange = {
       {ChatMessage::Role::kUser, "Can I eat an apple?", 0, {}},
       {ChatMessage::Role::kAssistant, "Yes.", 0, {}}};
