@@ -16,6 +16,7 @@ namespace llava {
 namespace {
 
 constexpr int64_t kQuantiles = 1 << 16;
+constexpr float kDeviation = 0.02f;
 constexpr float kOutlierFactor = 20;
 
 // The finaliser of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number
@@ -51,7 +52,7 @@ class RandomFile : public TensorFile {
  public:
   RandomFile(const TensorShapes& shapes, const RandomTensorOptions& options)
       : options_(options), scaled_(NormalQuantiles()) {
-    for (float& value : scaled_) value *= static_cast<float>(options.deviation);
+    for (float& value : scaled_) value *= kDeviation;
     for (const auto& [name, shape] : shapes) infos_[name] = {options.dtype, shape};
   }
 

@@ -83,6 +83,14 @@ void CheckTypeWords(const SchemaPlace& place) {
   }
 }
 
+// Says nothing about which documents are valid.
+bool IsAnnotation(std::string_view keyword) {
+  static const std::set<std::string_view> annotations = {
+      "title",    "description", "default",  "examples",  "example",      "$schema",
+      "$comment", "deprecated",  "readOnly", "writeOnly", "discriminator"};
+  return annotations.contains(keyword);
+}
+
 }  // namespace
 
 void FailAt(const std::string& pointer, const std::string& what) {
@@ -133,13 +141,6 @@ SchemaJson ParseSchema(std::string_view text) {
     throw GrammarError("is not JSON: " +
                        Brief(name_end == what.npos ? what : what.substr(name_end + 2), 200));
   }
-}
-
-bool IsAnnotation(std::string_view keyword) {
-  static const std::set<std::string_view> annotations = {
-      "title",    "description", "default",  "examples",  "example",      "$schema",
-      "$comment", "deprecated",  "readOnly", "writeOnly", "discriminator"};
-  return annotations.contains(keyword);
 }
 
 void CheckKeywords(const SchemaPlace& place) {

@@ -28,9 +28,6 @@ struct SchemaPlace {
 // Throws GrammarError that names the place.
 [[noreturn]] void FailAt(const std::string& pointer, const std::string& what);
 
-// Says nothing about which documents are valid.
-bool IsAnnotation(std::string_view keyword);
-
 // Throws GrammarError for keywords that are not supported, in combinations that are not, and of
 // the wrong kind.
 void CheckKeywords(const SchemaPlace& place);

@@ -58,16 +58,16 @@ struct Outlier {
   float value;
 };
 
-// Rows of W into a panel.
+// A row of W into a panel.
 struct PackTask {
   const PackedLayout* layout;
   uint8_t* panel;
-  int64_t first_column, columns;  // which of the panel's 32
-  const float* rows;              // [columns, padded_depth], zeros behind K
-  float* scratch;                 // [blocks]
-  Outlier* outliers;              // room for `most_outliers` of each row; null: keep none apart
+  int64_t column;     // which of the panel's 32
+  const float* row;   // [padded_depth], zeros behind K
+  float* scratch;     // [blocks]
+  Outlier* outliers;  // room for `most_outliers`; null: keep none apart
   int64_t most_outliers;
-  int64_t num_outliers;  // found, in order of column, then of k
+  int64_t num_outliers;  // found, in order of k
 };
 
 // x as the kernels take it: bytes beside integers, else of the format of the weights.
