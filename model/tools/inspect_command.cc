@@ -15,6 +15,7 @@
 #include "model/llava/self_test.h"
 #include "model/llava/serving_model.h"
 #include "model/tools/commands.h"
+#include "model/tools/common.h"
 
 namespace llava {
 namespace {
@@ -62,18 +63,6 @@ json Describe(const LanguageCheckpoint& language) {
   description["tokens"] = language.tokenizer->vocab_size();
   description["config"] = ToJson(language.config, language.tower_patches);
   return description;
-}
-
-// "a.b  value" lines of nested objects.
-void PrintLines(const json& value, const std::string& name) {
-  if (value.is_object()) {
-    for (const auto& [key, item] : value.items()) {
-      PrintLines(item, name.empty() ? key : name + "." + key);
-    }
-    return;
-  }
-  std::cout << name << "  " << (value.is_string() ? value.get<std::string>() : value.dump())
-            << "\n";
 }
 
 void Compare(const CheckpointFolder& folder, const char* what,
@@ -136,7 +125,9 @@ void RunInspect(const InspectCommand& command) {
   if (command.json) {
     std::cout << description.dump(2) << "\n";
   } else {
-    PrintLines(description, "");
+    VisitSettings(description, "", [](const std::string& name, const std::string& text) {
+      std::cout << name << "  " << text << "\n";
+    });
   }
 }
 
