@@ -228,10 +228,7 @@ LanguageConfig ForeignConfig(const CheckpointFolder& folder, const VisionConfig&
 
 LanguageCheckpoint LanguageOf(CheckpointFolder folder, const OpenOptions& options) {
   LanguageCheckpoint checkpoint;
-  if (folder.layout == Layout::kClip ||
-      (folder.manifest && folder.manifest->kind == Manifest::Kind::kTower)) {
-    Fail(folder.path, "is a vision tower, not a language model");
-  }
+  if (folder.is_tower()) Fail(folder.path, "is a vision tower, not a language model");
   if (folder.layout == Layout::kRepository) {
     if (!options.tower.empty()) {
       Fail(folder.path,

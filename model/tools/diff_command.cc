@@ -34,8 +34,7 @@ Side Open(const std::filesystem::path& path, const std::filesystem::path& named_
   const CheckpointFolder folder = OpenCheckpointFolder(path, /*verify=*/false);
   Side side;
   side.path = folder.path.string();
-  side.tower = folder.manifest ? folder.manifest->kind == Manifest::Kind::kTower
-                               : folder.layout == Layout::kClip;
+  side.tower = folder.is_tower();
   const SettingVisitor add = [&side](const std::string& name, const std::string& text) {
     side.facts[name] = text;
   };

@@ -136,13 +136,11 @@ void RunImport(const ImportCommand& command) {
   OpenOptions options;
   options.base = command.base;
   const CheckpointFolder folder = OpenCheckpointFolder(command.source, options);
-  const bool tower_only = folder.layout == Layout::kClip ||
-                          (folder.manifest && folder.manifest->kind == Manifest::Kind::kTower);
   // What a version brings along is kept, unless another one is asked for.
   const auto keep = [&](const std::optional<SelfTest>& brought) {
     return brought.has_value() && command.self_test == MakeOne::kIfPossible;
   };
-  if (tower_only) {
+  if (folder.is_tower()) {
     if (!command.projector.empty() || !command.chat_template.empty() || !command.tower.empty() ||
         !command.tower_name.empty()) {
       throw std::runtime_error(folder.path.string() +
@@ -163,10 +161,7 @@ void RunImport(const ImportCommand& command) {
   options.chat_template = command.chat_template;
   options.verify = false;
   LanguageCheckpoint language = OpenLanguage(folder.path, options);
-  if (!command.projector.empty()) {
-    OverlayProjector(language, command.projector);
-    language.self_test.reset();  // of another projector
-  }
+  if (!command.projector.empty()) OverlayProjector(language, command.projector);
 
   // A language version of a repository comes without its tower.
   std::optional<TowerCheckpoint> tower;

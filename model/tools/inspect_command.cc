@@ -22,11 +22,6 @@ namespace {
 
 using nlohmann::json;
 
-bool IsTower(const CheckpointFolder& folder) {
-  return folder.manifest ? folder.manifest->kind == Manifest::Kind::kTower
-                         : folder.layout == Layout::kClip;
-}
-
 void AddTensors(const TensorSource& tensors, json& description) {
   description["tensors"] = tensors.tensors().size();
   description["parameters"] = tensors.numel();
@@ -112,8 +107,8 @@ const SelfTest& SelfTestOf(const Checkpoint& checkpoint, const CheckpointFolder&
 void RunInspect(const InspectCommand& command) {
   const CheckpointFolder folder = OpenCheckpointFolder(command.path, /*verify=*/false);
   const OpenOptions options{command.tower, "", /*verify=*/false, /*packed=*/true};
-  json description = IsTower(folder) ? Describe(OpenTower(folder.path, options))
-                                     : Describe(OpenLanguage(folder.path, options));
+  json description = folder.is_tower() ? Describe(OpenTower(folder.path, options))
+                                       : Describe(OpenLanguage(folder.path, options));
   description["path"] = folder.path.string();
   description["layout"] = ToString(folder.layout);
   if (folder.manifest) {
@@ -138,7 +133,7 @@ void RunVerify(const VerifyCommand& command) {
   const auto tell = [&](double off, const std::string& arithmetic) {
     result["self_test"] = {{"off_by", off}, {"arithmetic", arithmetic}};
   };
-  if (IsTower(folder)) {
+  if (folder.is_tower()) {
     const TowerCheckpoint tower = OpenTower(folder.path, options);
     result["tensors"] = tower.tensors.tensors().size();
     CheckFinite(folder, tower.tensors);
