@@ -55,8 +55,8 @@ class Llava {
 
   const LlamaDecoder& decoder() const { return *decoder_; }
   LlamaDecoder& decoder() { return *decoder_; }
-  const Connector& projector() const { return pictures_.projector(); }
-  Connector& projector() { return pictures_.projector(); }
+  const Projector& projector() const { return pictures_.projector(); }
+  Projector& projector() { return pictures_.projector(); }
   const LanguageConfig& config() const { return config_; }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
   const ChatTemplate& chat_template() const { return *chat_template_; }
