@@ -9,6 +9,7 @@
 
 #include <ATen/ops/cat.h>
 
+#include "model/llava/expand.h"
 #ifdef LLAVA_CUDA
 #include "model/nn/cuda_llama.h"
 #endif
@@ -253,19 +254,10 @@ PromptRows::PromptRows(const ServingModel& model, std::vector<int32_t> ids,
       pictures_(std::move(features)),
       sizes_(std::move(sizes)),
       projected_(pictures_.size()) {
-  const auto marks = static_cast<size_t>(std::count(ids.begin(), ids.end(), kImageToken));
-  if (marks != pictures_.size()) {
-    throw std::invalid_argument("the prompt has " + std::to_string(marks) +
-                                " image marks, but features of " +
-                                std::to_string(pictures_.size()) + " pictures were given");
-  }
+  CheckMarks(ids, pictures_.size(), "features of ");
   const PictureShape& shape = model.picture_shape();
-  if (shape.is_fixed()) sizes_.resize(marks);
-  if (sizes_.size() != marks) {
-    throw std::invalid_argument("the prompt has " + std::to_string(marks) +
-                                " image marks, but sizes of " + std::to_string(sizes_.size()) +
-                                " pictures were given");
-  }
+  if (shape.is_fixed()) sizes_.resize(pictures_.size());
+  CheckMarks(ids, sizes_.size(), "sizes of ");
   int64_t picture_rows = 0;
   for (const int32_t id : ids) {
     if (id < 0 && id != kImageToken) {

@@ -10,6 +10,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "tests/model/llava/prompts.h"
 #include "tests/model/llava/tiny_llava.h"
 #include "tests/model/nn/tiny_model.h"
 
@@ -46,7 +47,7 @@ TEST(GenerateTest, ScoresItsOwnAnswerAlike) {
   std::vector<int32_t> ids = kPrompt;
   ids.insert(ids.end(), result.ids.begin(), result.ids.end());
   const auto scores = ScoreTokens(model, ids, features);
-  ASSERT_EQ(static_cast<int64_t>(scores.size()), model.ExpandedLength(ids));
+  ASSERT_EQ(static_cast<int64_t>(scores.size()), ExpandedLength(model, ids));
   EXPECT_FALSE(scores[0].has_value());
   for (int64_t i = 1; i <= 9; ++i) EXPECT_FALSE(scores[i].has_value()) << "image token " << i;
   EXPECT_TRUE(scores[10].has_value()) << "the token behind a picture has a score";
