@@ -107,9 +107,8 @@ TensorSource RandomTensors(const TensorShapes& shapes, const RandomTensorOptions
   if (options.dtype != at::kFloat && options.dtype != at::kBFloat16) {
     throw std::invalid_argument("random tensors are float32 or bfloat16");
   }
-  const auto file = std::make_shared<const RandomFile>(shapes, options);
   TensorSource source;
-  for (const auto& [name, info] : file->tensors()) source.Add(name, file, name);
+  source.Put(std::make_shared<const RandomFile>(shapes, options));
   return source;
 }
 

@@ -22,6 +22,20 @@ void TensorSource::Adopt(const std::string& canonical, const TensorSource& from)
   Add(canonical, place.file, place.stored);
 }
 
+void TensorSource::Put(const std::shared_ptr<const TensorFile>& file) {
+  for (const auto& [name, info] : file->tensors()) {
+    Remove(name);
+    Add(name, file, name);
+  }
+}
+
+void TensorSource::Put(const TensorSource& from) {
+  for (const auto& [name, info] : from.infos_) {
+    Remove(name);
+    Adopt(name, from);
+  }
+}
+
 void TensorSource::Remove(const std::string& canonical) {
   infos_.erase(canonical);
   places_.erase(canonical);

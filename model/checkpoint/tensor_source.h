@@ -19,6 +19,9 @@ class TensorSource {
            std::string stored);
   // The same tensor as another source has.
   void Adopt(const std::string& canonical, const TensorSource& from);
+  // All tensors of the other under its names, in place of those that are there.
+  void Put(const std::shared_ptr<const TensorFile>& file);
+  void Put(const TensorSource& from);
   void Remove(const std::string& canonical);
   // Nothing happens if there is no tensor `from`; `to` must not be there.
   void Rename(const std::string& from, const std::string& to);
