@@ -1,8 +1,6 @@
 #include "model/checkpoint/config_json.h"
 
 #include <algorithm>
-#include <array>
-#include <cstdint>
 #include <optional>
 #include <stdexcept>
 #include <utility>
@@ -76,15 +74,6 @@ void CheckFormat(const JsonObject& file, const std::string& format) {
     file.Fail("format_version", "is " + std::to_string(file.Int("format_version")) +
                                     "; this program reads " + std::to_string(kFormatVersion));
   }
-}
-
-std::array<float, 3> ReadColour(const JsonObject& object, const std::string& key) {
-  const std::vector<double> numbers = object.Numbers(key);
-  if (numbers.size() != 3) object.Fail(key, "is not a list of three numbers");
-  std::array<float, 3> colour;
-  std::transform(numbers.begin(), numbers.end(), colour.begin(),
-                 [](double number) { return static_cast<float>(number); });
-  return colour;
 }
 
 Quantization ReadQuantization(const JsonObject& object) {
@@ -179,6 +168,15 @@ Activation ReadActivation(const JsonObject& object, const std::string& key,
   if (name == "quick_gelu") return Activation::kQuickGelu;
   if (name == "gelu") return Activation::kGelu;
   object.Fail(key, "is \"" + name + "\"; supported are quick_gelu and gelu");
+}
+
+std::array<float, 3> ReadColour(const JsonObject& object, const std::string& key) {
+  const std::vector<double> numbers = object.Numbers(key);
+  if (numbers.size() != 3) object.Fail(key, "is not a list of three numbers");
+  std::array<float, 3> colour;
+  std::transform(numbers.begin(), numbers.end(), colour.begin(),
+                 [](double number) { return static_cast<float>(number); });
+  return colour;
 }
 
 int32_t TokenId(const JsonObject& object, const std::string& key, int64_t id) {

@@ -155,10 +155,7 @@ PreprocessConfig ReadPreprocess(const std::filesystem::path& folder, int64_t ima
   }
   for (const auto& [key, colour] :
        {std::pair("image_mean", &preprocess.mean), std::pair("image_std", &preprocess.std)}) {
-    if (!file.Has(key)) continue;
-    const std::vector<double> numbers = file.Numbers(key);
-    if (numbers.size() != 3) file.Fail(key, "is not a list of three numbers");
-    for (size_t c = 0; c < 3; ++c) (*colour)[c] = static_cast<float>(numbers[c]);
+    if (file.Has(key)) *colour = ReadColour(file, key);
   }
   return preprocess;
 }

@@ -42,12 +42,6 @@ const std::map<std::string_view, std::string_view>& Keywords() {
   return keywords;
 }
 
-const std::vector<std::string>& AllTypes() {
-  static const std::vector<std::string> types = {"string", "number", "boolean", "null",
-                                                 "array",  "object", "integer"};
-  return types;
-}
-
 bool IsTypeWord(const SchemaJson& value) {
   return value.is_string() && std::find(AllTypes().begin(), AllTypes().end(),
                                         value.get<std::string>()) != AllTypes().end();
@@ -97,6 +91,12 @@ void FailAt(const std::string& pointer, const std::string& what) {
   throw GrammarError("at " + Brief(pointer, 400) + ": " + what);
 }
 
+const std::vector<std::string>& AllTypes() {
+  static const std::vector<std::string> types = {"string", "number", "boolean", "null",
+                                                 "array",  "object", "integer"};
+  return types;
+}
+
 SchemaPlace SchemaPlace::Member(const std::string& name) const {
   std::string escaped;
   for (const char c : name) {
@@ -136,10 +136,7 @@ SchemaJson ParseSchema(std::string_view text) {
   try {
     return SchemaJson::parse(text, look);
   } catch (const SchemaJson::exception& error) {
-    const std::string_view what = error.what();  // "[json.exception.parse_error.101] parse .."
-    const size_t name_end = what.find("] ");
-    throw GrammarError("is not JSON: " +
-                       Brief(name_end == what.npos ? what : what.substr(name_end + 2), 200));
+    throw GrammarError("is not JSON: " + Brief(JsonReason(error), 200));
   }
 }
 

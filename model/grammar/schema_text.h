@@ -35,6 +35,8 @@ void CheckKeywords(const SchemaPlace& place);
 // What "$ref" of the place means. Throws GrammarError if it is not of this text.
 SchemaPlace Resolve(const SchemaJson& root, const SchemaPlace& place);
 
+// Words of "type", in an order that others rely on.
+const std::vector<std::string>& AllTypes();
 // The types that the schema itself names, or those that its keywords are about; all, if neither.
 std::vector<std::string> TypesOf(const SchemaPlace& place);
 bool HasType(const SchemaJson& value, const std::string& type);
