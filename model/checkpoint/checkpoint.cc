@@ -19,7 +19,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kImageMark = "<image>";
 constexpr const char* kTemplateFile = "chat_template.json";
 
 [[noreturn]] void Fail(const fs::path& path, const std::string& what) {
