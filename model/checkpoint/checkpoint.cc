@@ -19,7 +19,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kImageMark = "<image>";
 constexpr const char* kTemplateFile = "chat_template.json";
 
 [[noreturn]] void Fail(const fs::path& path, const std::string& what) {
@@ -228,10 +227,7 @@ LanguageConfig ForeignConfig(const CheckpointFolder& folder, const VisionConfig&
 
 LanguageCheckpoint LanguageOf(CheckpointFolder folder, const OpenOptions& options) {
   LanguageCheckpoint checkpoint;
-  if (folder.layout == Layout::kClip ||
-      (folder.manifest && folder.manifest->kind == Manifest::Kind::kTower)) {
-    Fail(folder.path, "is a vision tower, not a language model");
-  }
+  if (folder.is_tower()) Fail(folder.path, "is a vision tower, not a language model");
   if (folder.layout == Layout::kRepository) {
     if (!options.tower.empty()) {
       Fail(folder.path,
@@ -250,13 +246,14 @@ LanguageCheckpoint LanguageOf(CheckpointFolder folder, const OpenOptions& option
            "is a language model without a projector, which knows no pictures: train one first "
            "(llava-train align)");
     }
-    const TowerCheckpoint tower = TowerOf(folder, options);
+    checkpoint.tower = std::make_shared<const TowerCheckpoint>(TowerOf(folder, options));
+    const VisionConfig& tower = checkpoint.tower->config;
     checkpoint.name = FolderName(folder.path);
-    checkpoint.config = ForeignConfig(folder, tower.config);
-    checkpoint.tower_digest = tower.digest;
-    checkpoint.tower_patches = tower.config.num_patches();
+    checkpoint.config = ForeignConfig(folder, tower);
+    checkpoint.tower_digest = checkpoint.tower->digest;
+    checkpoint.tower_patches = tower.num_patches();
     CheckConfig(checkpoint.config, folder.path.string());
-    CheckPair(checkpoint.config, tower.config, folder.path.string());
+    CheckPair(checkpoint.config, tower, folder.path.string());
   }
   if (const auto& quantization = checkpoint.config.decoder.quantization;
       quantization && !options.packed) {
@@ -289,50 +286,6 @@ LanguageCheckpoint LanguageOf(CheckpointFolder folder, const OpenOptions& option
 }
 
 }  // namespace
-
-void TensorSource::Add(const std::string& canonical, std::shared_ptr<const TensorFile> file,
-                       std::string stored) {
-  const auto info = file->tensors().find(stored);
-  if (info == file->tensors().end()) throw std::out_of_range("no tensor \"" + stored + "\"");
-  if (!infos_.emplace(canonical, info->second).second) {
-    throw std::runtime_error("tensor \"" + stored + "\" is \"" + canonical + "\", as is \"" +
-                             places_.at(canonical).stored + "\"");
-  }
-  places_[canonical] = {std::move(file), std::move(stored)};
-}
-
-void TensorSource::Adopt(const std::string& canonical, const TensorSource& from) {
-  const Place& place = from.places_.at(canonical);
-  Add(canonical, place.file, place.stored);
-}
-
-void TensorSource::Remove(const std::string& canonical) {
-  infos_.erase(canonical);
-  places_.erase(canonical);
-}
-
-void TensorSource::Rename(const std::string& from, const std::string& to) {
-  const auto place = places_.find(from);
-  if (place == places_.end()) return;
-  const Place moved = place->second;
-  Remove(from);
-  Add(to, moved.file, moved.stored);
-}
-
-at::Tensor TensorSource::Get(const std::string& canonical) const {
-  const auto place = places_.find(canonical);
-  if (place == places_.end()) throw std::out_of_range("no tensor \"" + canonical + "\"");
-  return place->second.file->Get(place->second.stored);
-}
-
-void TensorSource::Release(const std::string& canonical) const {
-  const auto place = places_.find(canonical);
-  if (place != places_.end()) place->second.file->Release(place->second.stored);
-}
-
-void TensorSource::Finish() const {
-  for (const auto& [name, place] : places_) place.file->Finish();
-}
 
 TowerCheckpoint OpenTower(const fs::path& path, const OpenOptions& options) {
   const CheckpointFolder folder = OpenCheckpointFolder(path, options);

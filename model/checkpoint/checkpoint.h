@@ -22,41 +22,12 @@
 #include <ATen/core/Tensor.h>
 
 #include "model/checkpoint/manifest.h"
-#include "model/checkpoint/tensor_file.h"
+#include "model/checkpoint/tensor_source.h"
 #include "model/config/model_config.h"
 #include "model/text/chat_template.h"
 #include "model/text/tokenizer.h"
 
 namespace llava {
-
-// Tensors under canonical names, read on demand. Thread-safe.
-class TensorSource {
- public:
-  // Throws std::runtime_error if there is a tensor of this name already.
-  void Add(const std::string& canonical, std::shared_ptr<const TensorFile> file,
-           std::string stored);
-  // The same tensor as another source has.
-  void Adopt(const std::string& canonical, const TensorSource& from);
-  void Remove(const std::string& canonical);
-  // Nothing happens if there is no tensor `from`; `to` must not be there.
-  void Rename(const std::string& from, const std::string& to);
-  const std::map<std::string, TensorInfo>& tensors() const { return infos_; }
-  // Throws std::out_of_range naming the tensor. The tensor may lie in a mapped file: clone it
-  // before writing to it.
-  at::Tensor Get(const std::string& canonical) const;
-  // As TensorFile::Release.
-  void Release(const std::string& canonical) const;
-  // As TensorFile::Finish, of all.
-  void Finish() const;
-
- private:
-  struct Place {
-    std::shared_ptr<const TensorFile> file;
-    std::string stored;
-  };
-  std::map<std::string, TensorInfo> infos_;
-  std::map<std::string, Place> places_;
-};
 
 // One example with what the model makes of it, so that a version can be tried before it is served.
 // What the tensors are and how far results may be off, by arithmetic ("float32", "bfloat16",
@@ -83,8 +54,9 @@ struct LanguageCheckpoint {
   bool in_repository = false;
   LanguageConfig config;
   TensorSource tensors;
-  Sha256Digest tower_digest{};  // the tower it was trained with
-  int64_t tower_patches = 0;    // rows of Z_v without the class token
+  Sha256Digest tower_digest{};                   // the tower it was trained with
+  int64_t tower_patches = 0;                     // rows of Z_v without the class token
+  std::shared_ptr<const TowerCheckpoint> tower;  // null in the repository, where it is on its own
   std::shared_ptr<const Tokenizer> tokenizer;
   std::shared_ptr<const ChatTemplate> chat_template;
   std::optional<SelfTest> self_test;

@@ -90,10 +90,7 @@ const char* ToString(Layout layout) {
   return "unknown";
 }
 
-std::string FolderName(const fs::path& path) {
-  const fs::path whole = fs::absolute(path).lexically_normal();
-  return (whole.has_filename() ? whole : whole.parent_path()).filename().string();
-}
+std::string FolderName(const fs::path& path) { return ModelPath(path).name; }
 
 CheckpointFolder OpenCheckpointFolder(const fs::path& path, bool verify) {
   OpenOptions options;

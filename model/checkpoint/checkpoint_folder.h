@@ -33,6 +33,11 @@ struct CheckpointFolder {
   std::optional<Manifest> manifest;        // kRepository
   std::shared_ptr<const TensorFile> file;  // of all tensors
   TensorSource tower, language;
+
+  // And nothing else.
+  bool is_tower() const {
+    return manifest ? manifest->kind == Manifest::Kind::kTower : layout == Layout::kClip;
+  }
 };
 
 // `path` itself if it is a checkpoint, else its newest version folder. Throws std::runtime_error if

@@ -1,8 +1,6 @@
 #include "model/checkpoint/config_json.h"
 
 #include <algorithm>
-#include <array>
-#include <cstdint>
 #include <optional>
 #include <stdexcept>
 #include <utility>
@@ -76,15 +74,6 @@ void CheckFormat(const JsonObject& file, const std::string& format) {
     file.Fail("format_version", "is " + std::to_string(file.Int("format_version")) +
                                     "; this program reads " + std::to_string(kFormatVersion));
   }
-}
-
-std::array<float, 3> ReadColour(const JsonObject& object, const std::string& key) {
-  const std::vector<double> numbers = object.Numbers(key);
-  if (numbers.size() != 3) object.Fail(key, "is not a list of three numbers");
-  std::array<float, 3> colour;
-  std::transform(numbers.begin(), numbers.end(), colour.begin(),
-                 [](double number) { return static_cast<float>(number); });
-  return colour;
 }
 
 Quantization ReadQuantization(const JsonObject& object) {
@@ -181,6 +170,21 @@ Activation ReadActivation(const JsonObject& object, const std::string& key,
   object.Fail(key, "is \"" + name + "\"; supported are quick_gelu and gelu");
 }
 
+std::array<float, 3> ReadColour(const JsonObject& object, const std::string& key) {
+  const std::vector<double> numbers = object.Numbers(key);
+  if (numbers.size() != 3) object.Fail(key, "is not a list of three numbers");
+  std::array<float, 3> colour;
+  std::transform(numbers.begin(), numbers.end(), colour.begin(),
+                 [](double number) { return static_cast<float>(number); });
+  return colour;
+}
+
+int32_t TokenId(const JsonObject& object, const std::string& key, int64_t id) {
+  const auto narrow = static_cast<int32_t>(id);
+  if (narrow != id) object.Fail(key, "is " + std::to_string(id) + ", token ids have 32 bits");
+  return narrow;
+}
+
 std::vector<Resolution> ReadGrid(const JsonObject& object, const std::string& key,
                                  bool height_first) {
   const json& value = object.At(key);
@@ -241,8 +245,8 @@ LanguageConfig ReadLanguageConfig(const JsonObject& file, int64_t& tower_patches
   config.decoder.rms_norm_eps = decoder.Number("rms_norm_eps");
   config.decoder.rope_theta = decoder.Number("rope_theta");
   config.decoder.tie_word_embeddings = decoder.Bool("tie_word_embeddings");
-  config.decoder.bos_token_id = static_cast<int32_t>(decoder.Int("bos_token_id"));
-  config.decoder.eos_token_id = static_cast<int32_t>(decoder.Int("eos_token_id"));
+  config.decoder.bos_token_id = TokenId(decoder, "bos_token_id", decoder.Int("bos_token_id"));
+  config.decoder.eos_token_id = TokenId(decoder, "eos_token_id", decoder.Int("eos_token_id"));
 
   const JsonObject projector = file.Object("projector");
   try {

@@ -21,6 +21,8 @@
 //              only where the decoder is packed for serving}
 // All keys are required. Meanings and units: model/config/model_config.h.
 
+#include <array>
+#include <cstdint>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
@@ -50,6 +52,11 @@ void CheckPair(const LanguageConfig& config, const VisionConfig& tower, const st
 // "quick_gelu" or "gelu" of key `key`. Throws std::runtime_error for any other.
 Activation ReadActivation(const JsonObject& object, const std::string& key,
                           std::optional<std::string> fallback = std::nullopt);
+// Three numbers of key `key`, one for each colour.
+std::array<float, 3> ReadColour(const JsonObject& object, const std::string& key);
+// `id`, which key `key` says. Throws std::runtime_error if no decoder has so many; CheckConfig
+// knows the vocabulary.
+int32_t TokenId(const JsonObject& object, const std::string& key, int64_t id);
 // Canvases: a list of pairs of sides in pixels, or a text that holds one as some published files
 // have it. Throws std::runtime_error for anything else.
 std::vector<Resolution> ReadGrid(const JsonObject& object, const std::string& key,

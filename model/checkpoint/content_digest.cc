@@ -26,11 +26,6 @@ Sha256Digest Digest(const std::string& title, const nlohmann::json& config,
   return hash.Finish();
 }
 
-// What lays out a picture's rows belongs to it.
-bool InProjector(const std::string& name) {
-  return name.starts_with("model.mm_projector.") || name == kImageNewline;
-}
-
 }  // namespace
 
 Sha256Digest DigestTower(const VisionConfig& config, const TensorSource& tensors) {

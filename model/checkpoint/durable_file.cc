@@ -100,7 +100,7 @@ void SyncFolder(const std::filesystem::path& folder) {
 // By one descriptor: the file may be replaced meanwhile.
 std::string ReadSmallFile(const std::filesystem::path& path, uint64_t max_bytes) {
   const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) throw std::runtime_error(path.string() + ": cannot read: " + std::strerror(errno));
+  if (fd < 0) Fail(path, "read", errno);
   std::string content;
   std::string piece(64 << 10, '\0');
   for (;;) {

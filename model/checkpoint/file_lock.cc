@@ -9,7 +9,6 @@
 #include <stdexcept>
 #include <string>
 #include <thread>
-#include <utility>
 
 namespace llava {
 namespace {
@@ -46,11 +45,7 @@ FileLock::FileLock(const std::filesystem::path& path, std::chrono::milliseconds 
   }
 }
 
-FileLock::~FileLock() {
-  if (fd_ >= 0) close(fd_);
-}
-
-FileLock::FileLock(FileLock&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+FileLock::~FileLock() { close(fd_); }
 
 bool FileLock::IsHeld(const std::filesystem::path& path) {
   const int fd = open(path.c_str(), O_RDWR | O_CLOEXEC);

@@ -14,14 +14,14 @@ class FileLock {
   // path: it cannot be opened, or somebody else holds it all the time.
   FileLock(const std::filesystem::path& path, std::chrono::milliseconds patience);
   ~FileLock();
-  FileLock(FileLock&& other) noexcept;
-  FileLock& operator=(FileLock&&) = delete;
+  FileLock(const FileLock&) = delete;
+  FileLock& operator=(const FileLock&) = delete;
 
   // Whether somebody holds a lock on this file. False if there is no such file.
   static bool IsHeld(const std::filesystem::path& path);
 
  private:
-  int fd_;
+  const int fd_;
 };
 
 }  // namespace llava

@@ -74,10 +74,7 @@ bool FiniteCheck::ReadHeader(std::span<const uint8_t> bytes) {
     for (const auto& [name, place] : ParseSafetensorsHeader(head_, file_bytes_, "")) {
       const bool packed = place.dtype == at::kByte && name.ends_with(".packed");
       if (!packed && !at::isFloatingType(place.dtype)) continue;
-      const auto size =
-          static_cast<uint64_t>(*CountElements(place.shape, at::elementSize(place.dtype)));
-      const uint64_t begin = place.offset;
-      ranges_.push_back({begin, begin + size * at::elementSize(place.dtype), place.dtype, name});
+      ranges_.push_back({place.offset, place.offset + place.bytes(), place.dtype, name});
     }
   } catch (const std::runtime_error&) {
     ranges_.clear();

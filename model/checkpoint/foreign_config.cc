@@ -40,9 +40,9 @@ int32_t ReadTokenId(const JsonObject& config, const std::string& key, int32_t fa
     if (list.size() != 1 || !list[0].is_number_integer()) {
       config.Fail(key, "is " + list.dump() + "; one id is supported");
     }
-    return list[0].get<int32_t>();
+    return TokenId(config, key, list[0].get<int64_t>());
   }
-  return static_cast<int32_t>(config.Int(key, fallback));
+  return TokenId(config, key, config.Int(key, fallback));
 }
 
 // Attention that sees so many tokens back; as many as there can be is no window. Missing means the
@@ -155,10 +155,7 @@ PreprocessConfig ReadPreprocess(const std::filesystem::path& folder, int64_t ima
   }
   for (const auto& [key, colour] :
        {std::pair("image_mean", &preprocess.mean), std::pair("image_std", &preprocess.std)}) {
-    if (!file.Has(key)) continue;
-    const std::vector<double> numbers = file.Numbers(key);
-    if (numbers.size() != 3) file.Fail(key, "is not a list of three numbers");
-    for (size_t c = 0; c < 3; ++c) (*colour)[c] = static_cast<float>(numbers[c]);
+    if (file.Has(key)) *colour = ReadColour(file, key);
   }
   return preprocess;
 }

@@ -12,19 +12,21 @@ namespace llava {
 using nlohmann::json;
 
 JsonObject JsonObject::Read(const std::filesystem::path& path) {
+  return Parse(ReadSmallFile(path), path.string());
+}
+
+JsonObject JsonObject::Parse(std::string_view text, const std::string& where) {
   json value;
-  std::string where;  // the fault is: the library tells line and column
+  std::string fault;  // the library tells line and column
   try {
-    value = ParseJson<json>(ReadSmallFile(path));
+    value = ParseJson<json>(text);
   } catch (const std::invalid_argument& error) {
     const std::string what = error.what();
     const size_t at = what.find("at line");
-    where = at == what.npos ? ": " + what : ", " + what.substr(at);
+    fault = at == what.npos ? ": " + what : ", " + what.substr(at);
   }
-  if (!value.is_object()) {
-    throw std::runtime_error(path.string() + ": is not a JSON object" + where);
-  }
-  return JsonObject(std::move(value), path.string());
+  if (!value.is_object()) throw std::runtime_error(where + ": is not a JSON object" + fault);
+  return JsonObject(std::move(value), where);
 }
 
 JsonObject::JsonObject(nlohmann::json value, std::string where)

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace llava {
@@ -16,6 +17,8 @@ class JsonObject {
  public:
   // Throws std::runtime_error unless the file is a JSON object of at most 64 MiB.
   static JsonObject Read(const std::filesystem::path& path);
+  // Of a text that is there already; `where` it comes from. Throws likewise.
+  static JsonObject Parse(std::string_view text, const std::string& where);
   JsonObject(nlohmann::json value, std::string where);
 
   bool Has(const std::string& key) const;

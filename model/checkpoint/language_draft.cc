@@ -50,9 +50,8 @@ fs::path LanguageDraft::Publish(const LanguageCheckpoint& about,
     const nlohmann::json index = {{"metadata", {{"total_size", bytes_}}}, {"weight_map", file_of_}};
     WriteDurably(folder / "model.safetensors.index.json", index.dump(2) + "\n");
   }
-  const std::shared_ptr<const TensorFile> file = OpenTensorFolder(folder);
   TensorSource tensors;
-  for (const auto& [name, info] : file->tensors()) tensors.Add(name, file, name);
+  tensors.Put(OpenTensorFolder(folder));
   CheckTensors(tensors.tensors(), LanguageTensors(about.config), {}, name_);
 
   Manifest manifest;

@@ -144,10 +144,7 @@ class AdapterTensors {
   };
 
   void MergeOf(Of& of, TensorSource& tensors, double alpha, bool rank_stabilized) {
-    for (const auto& [name, info] : of.whole.tensors()) {
-      tensors.Remove(name);
-      tensors.Adopt(name, of.whole);
-    }
+    tensors.Put(of.whole);
     for (auto& [matrix, factors] : of.by_matrix) {
       if (factors.a.empty() || factors.b.empty()) {
         Fail(path_, matrix + " has one factor of two: " +

@@ -68,11 +68,7 @@ void AddLowRank(TensorSource& tensors, const TensorSource& source,
   if (!wrong.empty()) {
     throw std::runtime_error("the factors of low rank do not fit the matrices: " + wrong);
   }
-  const auto file = std::make_shared<const SumFile>(tensors, source, std::move(factors), dtype);
-  for (const auto& [name, info] : file->tensors()) {
-    tensors.Remove(name);
-    tensors.Add(name, file, name);
-  }
+  tensors.Put(std::make_shared<const SumFile>(tensors, source, std::move(factors), dtype));
 }
 
 }  // namespace llava

@@ -5,7 +5,6 @@
 
 #include "model/checkpoint/durable_file.h"
 #include "model/checkpoint/json_object.h"
-#include "model/text/json_text.h"
 
 namespace llava {
 namespace {
@@ -38,15 +37,7 @@ uint64_t ReadSize(const JsonObject& object, const std::string& key, int64_t leas
 Manifest Manifest::Read(const std::filesystem::path& folder) {
   const auto path = folder / kFileName;
   const std::string text = ReadSmallFile(path);
-  json parsed;
-  std::string why;
-  try {
-    parsed = ParseJson<json>(text);
-  } catch (const std::invalid_argument& error) {
-    why = std::string(": ") + error.what();
-  }
-  if (!parsed.is_object()) throw std::runtime_error(path.string() + ": is not a JSON object" + why);
-  const JsonObject object(std::move(parsed), path.string());
+  const JsonObject object = JsonObject::Parse(text, path.string());
   if (object.Int("format_version") != kManifestFormatVersion) {
     object.Fail("format_version", "is " + std::to_string(object.Int("format_version")) +
                                       "; this program reads " +

@@ -18,21 +18,17 @@ namespace {
   throw std::runtime_error(path.string() + ": " + what);
 }
 
-int OpenRegular(const std::filesystem::path& path) {
-  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) Fail(path, std::string("cannot open: ") + std::strerror(errno));
-  struct stat status;
-  if (fstat(fd, &status) == 0 && S_ISREG(status.st_mode)) return fd;
-  close(fd);
-  Fail(path, "is not a regular file");
-}
-
 }  // namespace
 
 MappedFile::MappedFile(const std::filesystem::path& path) : path_(path) {
-  const int fd = OpenRegular(path);
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) Fail(path, std::string("cannot open: ") + std::strerror(errno));
   struct stat status;
-  size_ = fstat(fd, &status) == 0 ? static_cast<size_t>(status.st_size) : 0;
+  if (fstat(fd, &status) != 0 || !S_ISREG(status.st_mode)) {
+    close(fd);
+    Fail(path, "is not a regular file");
+  }
+  size_ = static_cast<size_t>(status.st_size);
   void* data = size_ > 0 ? mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, fd, 0) : nullptr;
   const int error = errno;
   close(fd);

@@ -4,6 +4,7 @@
 #include <ATen/ops/from_blob.h>
 
 #include <cstring>
+#include <stdexcept>
 #include <utility>
 
 namespace llava {
@@ -16,6 +17,25 @@ constexpr std::pair<const char*, at::ScalarType> kDtypes[] = {
 };
 
 }  // namespace
+
+MappedTensorFile::MappedTensorFile(std::shared_ptr<const MappedFile> file, MappedTensors places)
+    : file_(std::move(file)), places_(std::move(places)), infos_(places_.begin(), places_.end()) {}
+
+const MappedTensor& MappedTensorFile::Place(const std::string& name) const {
+  const auto place = places_.find(name);
+  if (place != places_.end()) return place->second;
+  throw std::out_of_range(file_->path().string() + ": has no tensor \"" + name + "\"");
+}
+
+at::Tensor MappedTensorFile::Get(const std::string& name) const {
+  return ViewMapped(file_, Place(name));
+}
+
+void MappedTensorFile::Release(const std::string& name) const {
+  const auto place = places_.find(name);
+  if (place == places_.end() || !place->second.strides.empty()) return;  // one with gaps stays
+  file_->Release(place->second.offset, place->second.bytes());
+}
 
 std::optional<int64_t> CountElements(std::span<const int64_t> shape, size_t element_bytes) {
   int64_t count = 1, limit = static_cast<int64_t>(element_bytes);
@@ -36,7 +56,7 @@ at::Tensor ViewMapped(std::shared_ptr<const MappedFile> file, const MappedTensor
     // Copy the bytes that the strides reach, then look at the copy.
     int64_t last = 0;
     if (tensor.strides.empty()) {
-      last = *CountElements(tensor.shape, element) - 1;
+      last = static_cast<int64_t>(tensor.numel()) - 1;
     } else {
       for (size_t i = 0; i < tensor.shape.size(); ++i) {
         last += (tensor.shape[i] - 1) * tensor.strides[i];
@@ -51,12 +71,6 @@ at::Tensor ViewMapped(std::shared_ptr<const MappedFile> file, const MappedTensor
   const auto keep = [file = std::move(file)](void*) {};
   if (tensor.strides.empty()) return at::from_blob(data, tensor.shape, keep, options);
   return at::from_blob(data, tensor.shape, tensor.strides, keep, options).contiguous();
-}
-
-void ReleaseMapped(const MappedFile& file, const MappedTensor& tensor) {
-  if (!tensor.strides.empty()) return;
-  const size_t element = at::elementSize(tensor.dtype);
-  file.Release(tensor.offset, static_cast<size_t>(*CountElements(tensor.shape, element)) * element);
 }
 
 std::string DtypeName(at::ScalarType dtype) {

@@ -24,18 +24,13 @@ class MemoryFile : public TensorFile {
 }  // namespace
 
 TensorSource MemoryTensors(std::map<std::string, at::Tensor> tensors) {
-  const auto file = std::make_shared<const MemoryFile>(std::move(tensors));
   TensorSource source;
-  for (const auto& [name, info] : file->tensors()) source.Add(name, file, name);
+  ReplaceTensors(source, std::move(tensors));
   return source;
 }
 
 void ReplaceTensors(TensorSource& source, std::map<std::string, at::Tensor> tensors) {
-  const auto file = std::make_shared<const MemoryFile>(std::move(tensors));
-  for (const auto& [name, info] : file->tensors()) {
-    source.Remove(name);
-    source.Add(name, file, name);
-  }
+  source.Put(std::make_shared<const MemoryFile>(std::move(tensors)));
 }
 
 }  // namespace llava

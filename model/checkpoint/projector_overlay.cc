@@ -47,10 +47,7 @@ void OverlayProjector(LanguageCheckpoint& checkpoint, const std::filesystem::pat
   for (const auto& [name, shape] : ProjectorTensors(checkpoint.config.projector)) {
     checkpoint.tensors.Remove(name);
   }
-  for (const auto& [stored, info] : file->tensors()) {
-    checkpoint.tensors.Add("model." + stored.substr(stored.find(kMark)), file, stored);
-  }
-  NameSingleLayer(config.projector, checkpoint.tensors);
+  checkpoint.tensors.Put(projector);
   checkpoint.config = config;
   checkpoint.self_test.reset();  // of the old projector
   checkpoint.digest = HashBytes("llava overlay 1\n" + ToBytes(checkpoint.digest) +

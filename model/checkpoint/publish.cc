@@ -39,26 +39,16 @@ std::pair<int, int> Turn(const std::string& name) {
   return {name == "model.norm.weight" || name == "lm_head.weight" ? 2 : 0, 0};
 }
 
-uint64_t BytesOf(const TensorInfo& info) {
-  uint64_t bytes = at::elementSize(info.dtype);
-  for (const int64_t side : info.shape) bytes *= static_cast<uint64_t>(side);
-  return bytes;
-}
-
 // The names of the tensors of each file.
 std::vector<std::vector<std::string>> ShardsOf(const TensorSource& tensors) {
   std::vector<std::pair<std::pair<int, int>, std::string>> order;
-  uint64_t total = 0;
-  for (const auto& [name, info] : tensors.tensors()) {
-    order.emplace_back(Turn(name), name);
-    total += BytesOf(info);
-  }
+  for (const auto& [name, info] : tensors.tensors()) order.emplace_back(Turn(name), name);
   std::sort(order.begin(), order.end());
-  const uint64_t most = std::max(kLeastShard, total / kMostShards);
+  const uint64_t most = std::max(kLeastShard, tensors.bytes() / kMostShards);
   std::vector<std::vector<std::string>> shards(1);
   uint64_t size = 0;
   for (auto& [turn, name] : order) {
-    const uint64_t bytes = BytesOf(tensors.tensors().at(name));
+    const uint64_t bytes = tensors.tensors().at(name).bytes();
     if (size > 0 && size + bytes > most) {
       shards.emplace_back();
       size = 0;

@@ -16,6 +16,7 @@ namespace llava {
 namespace {
 
 constexpr int64_t kQuantiles = 1 << 16;
+constexpr float kDeviation = 0.02f;
 constexpr float kOutlierFactor = 20;
 
 // The finaliser of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number
@@ -51,7 +52,7 @@ class RandomFile : public TensorFile {
  public:
   RandomFile(const TensorShapes& shapes, const RandomTensorOptions& options)
       : options_(options), scaled_(NormalQuantiles()) {
-    for (float& value : scaled_) value *= static_cast<float>(options.deviation);
+    for (float& value : scaled_) value *= kDeviation;
     for (const auto& [name, shape] : shapes) infos_[name] = {options.dtype, shape};
   }
 
@@ -106,9 +107,8 @@ TensorSource RandomTensors(const TensorShapes& shapes, const RandomTensorOptions
   if (options.dtype != at::kFloat && options.dtype != at::kBFloat16) {
     throw std::invalid_argument("random tensors are float32 or bfloat16");
   }
-  const auto file = std::make_shared<const RandomFile>(shapes, options);
   TensorSource source;
-  for (const auto& [name, info] : file->tensors()) source.Add(name, file, name);
+  source.Put(std::make_shared<const RandomFile>(shapes, options));
   return source;
 }
 

@@ -39,7 +39,7 @@ MappedTensor ParseEntry(const json& entry, uint64_t data, uint64_t data_bytes) {
       !offsets.is_array() || offsets.size() != 2 || !is_size(offsets[0]) || !is_size(offsets[1])) {
     throw std::runtime_error("its shape or its data_offsets are not lists of sizes");
   }
-  MappedTensor tensor{*dtype, shape_json.get<std::vector<int64_t>>(), {}, 0};
+  MappedTensor tensor{{*dtype, shape_json.get<std::vector<int64_t>>()}, {}, 0};
   const auto begin = offsets[0].get<uint64_t>(), end = offsets[1].get<uint64_t>();
   const size_t element = at::elementSize(*dtype);
   const auto count = CountElements(tensor.shape, element);
@@ -58,8 +58,7 @@ MappedTensor ParseEntry(const json& entry, uint64_t data, uint64_t data_bytes) {
 
 }  // namespace
 
-bool SafetensorsFile::Looks(const MappedFile& file) {
-  const auto bytes = file.bytes();
+bool IsSafetensors(std::span<const uint8_t> bytes) {
   return bytes.size() > kLengthBytes && bytes[kLengthBytes] == '{' &&
          HeaderLength(bytes) <= kMaxHeaderBytes;
 }
@@ -69,9 +68,8 @@ uint64_t SafetensorsHeaderBytes(std::span<const uint8_t> head) {
   return kLengthBytes + (length <= kMaxHeaderBytes ? length : 0);
 }
 
-std::map<std::string, MappedTensor> ParseSafetensorsHeader(std::span<const uint8_t> head,
-                                                           uint64_t file_bytes,
-                                                           const std::string& path) {
+MappedTensors ParseSafetensorsHeader(std::span<const uint8_t> head, uint64_t file_bytes,
+                                     const std::string& path) {
   const auto fail = [&](const std::string& what) { throw std::runtime_error(path + ": " + what); };
   const uint64_t length = HeaderLength(head);
   if (head.size() < kLengthBytes || length > head.size() - kLengthBytes) {
@@ -85,7 +83,7 @@ std::map<std::string, MappedTensor> ParseSafetensorsHeader(std::span<const uint8
   const json header = json::parse(text, text + length, nullptr, /*allow_exceptions=*/false);
   if (!header.is_object()) fail("its header is not a JSON object");
 
-  std::map<std::string, MappedTensor> places;
+  MappedTensors places;
   std::vector<std::tuple<uint64_t, uint64_t, std::string>> ranges;
   for (const auto& [name, entry] : header.items()) {
     if (name == "__metadata__") continue;
@@ -113,27 +111,6 @@ std::map<std::string, MappedTensor> ParseSafetensorsHeader(std::span<const uint8
     fail("has " + std::to_string(data_bytes - end) + " bytes that belong to no tensor");
   }
   return places;
-}
-
-SafetensorsFile::SafetensorsFile(std::shared_ptr<const MappedFile> file)
-    : file_(std::move(file)),
-      places_(
-          ParseSafetensorsHeader(file_->bytes(), file_->bytes().size(), file_->path().string())) {
-  for (const auto& [name, tensor] : places_) infos_[name] = {tensor.dtype, tensor.shape};
-}
-
-at::Tensor SafetensorsFile::Get(const std::string& name) const {
-  const auto place = places_.find(name);
-  if (place == places_.end()) {
-    throw std::out_of_range(file_->path().string() + ": has no tensor \"" + name + "\"");
-  }
-  return ViewMapped(file_, place->second);
-}
-
-void SafetensorsFile::Release(const std::string& name) const {
-  if (const auto place = places_.find(name); place != places_.end()) {
-    ReleaseMapped(*file_, place->second);
-  }
 }
 
 void SaveSafetensors(const std::filesystem::path& path,

@@ -6,6 +6,7 @@
 #include "model/checkpoint/durable_file.h"
 #include "model/checkpoint/mapped_file.h"
 #include "model/checkpoint/safetensors.h"
+#include "model/checkpoint/tensor_source.h"
 #include "model/checkpoint/torch_archive.h"
 
 namespace llava {
@@ -28,7 +29,7 @@ class ShardedFile : public TensorFile {
         !listing["weight_map"].is_object()) {
       throw std::runtime_error(index.string() + ": has no object \"weight_map\"");
     }
-    std::map<std::string, std::shared_ptr<const TensorFile>> shards;
+    TensorFiles shards;
     std::string missing;
     for (const auto& [name, value] : listing["weight_map"].items()) {
       const std::string file = value.is_string() ? value.get<std::string>() : "";
@@ -38,13 +39,11 @@ class ShardedFile : public TensorFile {
       }
       auto& shard = shards[file];
       if (!shard) shard = OpenIn(index.parent_path(), file, opened);
-      const auto info = shard->tensors().find(name);
-      if (info == shard->tensors().end()) {
+      if (shard->tensors().contains(name)) {
+        all_.Add(name, shard, name);
+      } else {
         missing += (missing.empty() ? " " : ", ") + name + " in " + file;
-        continue;
       }
-      infos_[name] = info->second;
-      places_[name] = shard;
     }
     if (!missing.empty()) {
       throw std::runtime_error(index.string() +
@@ -52,25 +51,22 @@ class ShardedFile : public TensorFile {
     }
   }
 
-  const std::map<std::string, TensorInfo>& tensors() const override { return infos_; }
-  at::Tensor Get(const std::string& name) const override {
-    const auto place = places_.find(name);
-    if (place == places_.end()) throw std::out_of_range("no shard has a tensor \"" + name + "\"");
-    return place->second->Get(name);
-  }
-  void Release(const std::string& name) const override {
-    if (const auto place = places_.find(name); place != places_.end()) place->second->Release(name);
-  }
-  void Finish() const override {
-    for (const auto& [name, shard] : places_) shard->Finish();
-  }
+  const std::map<std::string, TensorInfo>& tensors() const override { return all_.tensors(); }
+  at::Tensor Get(const std::string& name) const override { return all_.Get(name); }
+  void Release(const std::string& name) const override { all_.Release(name); }
+  void Finish() const override { all_.Finish(); }
 
  private:
-  std::map<std::string, TensorInfo> infos_;
-  std::map<std::string, std::shared_ptr<const TensorFile>> places_;
+  TensorSource all_;
 };
 
 }  // namespace
+
+uint64_t TensorInfo::numel() const {
+  uint64_t elements = 1;
+  for (const int64_t size : shape) elements *= static_cast<uint64_t>(size);
+  return elements;
+}
 
 std::unique_ptr<TensorFile> TensorFile::Open(const std::filesystem::path& path) {
   return Open(std::make_shared<const MappedFile>(path));
@@ -78,9 +74,14 @@ std::unique_ptr<TensorFile> TensorFile::Open(const std::filesystem::path& path) 
 
 std::unique_ptr<TensorFile> TensorFile::Open(std::shared_ptr<const MappedFile> file) {
   const std::string path = file->path().string();
-  if (TorchArchive::Looks(*file)) return std::make_unique<TorchArchive>(std::move(file));
-  if (SafetensorsFile::Looks(*file)) return std::make_unique<SafetensorsFile>(std::move(file));
   const auto bytes = file->bytes();
+  if (IsTorchArchive(bytes)) {
+    return std::make_unique<MappedTensorFile>(std::move(file), ReadTorchArchive(bytes, path));
+  }
+  if (IsSafetensors(bytes)) {
+    return std::make_unique<MappedTensorFile>(std::move(file),
+                                              ParseSafetensorsHeader(bytes, bytes.size(), path));
+  }
   std::string what = "is neither a safetensors file nor a torch.save archive";
   if (bytes.empty()) {
     what = "is empty";

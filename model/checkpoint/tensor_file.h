@@ -18,6 +18,9 @@ class MappedFile;
 struct TensorInfo {
   at::ScalarType dtype;
   std::vector<int64_t> shape;
+
+  uint64_t numel() const;
+  uint64_t bytes() const { return numel() * at::elementSize(dtype); }
 };
 
 // A file of named tensors. Const after opening, thread-safe.

@@ -135,6 +135,10 @@ TensorShapes LanguageTensors(const LanguageConfig& config) {
   return shapes;
 }
 
+bool InProjector(const std::string& name) {
+  return name.starts_with("model.mm_projector.") || name == kImageNewline;
+}
+
 void CheckTensors(const std::map<std::string, TensorInfo>& tensors, const TensorShapes& required,
                   const TensorShapes& optional, const std::string& where) {
   std::string missing, surplus, misshapen, mistyped;

@@ -23,6 +23,9 @@ TensorShapes DecoderTensors(const DecoderConfig& config);
 // Of both, and in the anyres mode the vector behind each row of a picture's map, [D].
 TensorShapes LanguageTensors(const LanguageConfig& config);
 inline constexpr const char* kImageNewline = "model.image_newline";
+// Whether a tensor of a language model belongs to its projector, as what lays out a picture's rows
+// does; else it is the decoder's.
+bool InProjector(const std::string& name);
 // A packed matrix (model/nn/packed_weights.h): one dimension of U8, as many as it takes. The shape
 // that DecoderTensors gives for it, if the configuration has a quantization.
 inline const std::vector<int64_t> kPackedShape = {-1};

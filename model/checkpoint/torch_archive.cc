@@ -68,7 +68,7 @@ MappedTensor Resolve(const PickleValue& value, const Entries& entries, const std
   const auto entry = entries.find(prefix + "data/" + storage[2]->text);
   Check(entry != entries.end(), "its storage is missing from the archive");
 
-  MappedTensor tensor{known->second, Sizes(*value.items[2]), Sizes(*value.items[3]), 0};
+  MappedTensor tensor{{known->second, Sizes(*value.items[2])}, Sizes(*value.items[3]), 0};
   Check(tensor.shape.size() == tensor.strides.size(), "its size and stride do not match");
   const size_t element = at::elementSize(tensor.dtype);
   const int64_t elements = storage[4]->number, offset = value.items[1]->number;
@@ -94,15 +94,14 @@ MappedTensor Resolve(const PickleValue& value, const Entries& entries, const std
 
 }  // namespace
 
-bool TorchArchive::Looks(const MappedFile& file) {
-  const auto bytes = file.bytes();
+bool IsTorchArchive(std::span<const uint8_t> bytes) {
   return bytes.size() >= 4 && bytes[0] == 'P' && bytes[1] == 'K' && bytes[2] == 3 && bytes[3] == 4;
 }
 
-TorchArchive::TorchArchive(std::shared_ptr<const MappedFile> file) : file_(std::move(file)) {
-  const std::string path = file_->path().string();
+MappedTensors ReadTorchArchive(std::span<const uint8_t> bytes, const std::string& path) {
+  MappedTensors places;
   try {
-    const Entries entries = ListStoredZip(file_->bytes());
+    const Entries entries = ListStoredZip(bytes);
     const auto pickle_entry = std::find_if(entries.begin(), entries.end(), [](const auto& entry) {
       return entry.first == kPickleName || entry.first.ends_with("/data.pkl");
     });
@@ -126,31 +125,16 @@ TorchArchive::TorchArchive(std::shared_ptr<const MappedFile> file) : file_(std::
     for (const auto& [key, value] : pickle.root().entries) {
       if (value->kind != Kind::kTensor || key->kind != Kind::kString) continue;
       try {
-        const MappedTensor tensor = Resolve(*value, entries, prefix, file_->bytes());
-        infos_[key->text] = {tensor.dtype, tensor.shape};
-        places_[key->text] = tensor;
+        places[key->text] = Resolve(*value, entries, prefix, bytes);
       } catch (const std::runtime_error& error) {
         throw std::runtime_error("tensor \"" + key->text + "\": " + error.what());
       }
     }
-    if (infos_.empty()) throw std::runtime_error("it holds no tensors");
+    if (places.empty()) throw std::runtime_error("it holds no tensors");
   } catch (const std::runtime_error& error) {
     throw std::runtime_error(path + ": " + error.what());
   }
-}
-
-at::Tensor TorchArchive::Get(const std::string& name) const {
-  const auto place = places_.find(name);
-  if (place == places_.end()) {
-    throw std::out_of_range(file_->path().string() + ": has no tensor \"" + name + "\"");
-  }
-  return ViewMapped(file_, place->second);
-}
-
-void TorchArchive::Release(const std::string& name) const {
-  if (const auto place = places_.find(name); place != places_.end()) {
-    ReleaseMapped(*file_, place->second);
-  }
+  return places;
 }
 
 }  // namespace llava

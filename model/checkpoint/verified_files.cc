@@ -53,40 +53,29 @@ std::vector<uint8_t> ReadHeader(const fs::path& path) {
 }
 
 // Tensors of a file that is being checked.
-class AwaitedFile : public TensorFile {
+class AwaitedFile : public MappedTensorFile {
  public:
   AwaitedFile(std::shared_ptr<FileChecker> checker, size_t number, const FileChecker::File& file)
-      : checker_(std::move(checker)),
-        number_(number),
-        mapped_(file.mapped),
-        places_(ParseSafetensorsHeader(file.head, file.size_bytes, mapped_->path().string())) {
-    for (const auto& [name, place] : places_) infos_[name] = {place.dtype, place.shape};
-  }
+      : MappedTensorFile(file.mapped, ParseSafetensorsHeader(file.head, file.size_bytes,
+                                                             file.mapped->path().string())),
+        checker_(std::move(checker)),
+        number_(number) {}
 
-  const std::map<std::string, TensorInfo>& tensors() const override { return infos_; }
   at::Tensor Get(const std::string& name) const override {
-    const auto place = places_.find(name);
-    if (place == places_.end()) {
-      throw std::out_of_range(mapped_->path().string() + ": has no tensor \"" + name + "\"");
-    }
-    return ViewMapped(checker_->Await(number_), place->second);
+    const MappedTensor& place = Place(name);
+    return ViewMapped(checker_->Await(number_), place);
   }
   void Release(const std::string& name) const override {
-    const auto place = places_.find(name);
-    if (place == places_.end()) return;
-    ReleaseMapped(*mapped_, place->second);  // where they come from later
-    const size_t element = at::elementSize(place->second.dtype);
-    checker_->Released(
-        number_, static_cast<uint64_t>(*CountElements(place->second.shape, element)) * element);
+    const auto info = tensors().find(name);
+    if (info == tensors().end()) return;
+    MappedTensorFile::Release(name);  // where they come from later
+    checker_->Released(number_, info->second.bytes());
   }
   void Finish() const override { checker_->Finish(); }
 
  private:
   const std::shared_ptr<FileChecker> checker_;
   const size_t number_;
-  const std::shared_ptr<const MappedFile> mapped_;
-  const std::map<std::string, MappedTensor> places_;
-  std::map<std::string, TensorInfo> infos_;
 };
 
 }  // namespace

@@ -18,6 +18,13 @@ bool IsGone(const std::error_code& error) {
 
 }  // namespace
 
+ModelPath::ModelPath(const fs::path& path) {
+  const fs::path whole = fs::absolute(path).lexically_normal();
+  const fs::path model = whole.has_filename() ? whole : whole.parent_path();
+  root = model.parent_path();
+  name = model.filename().string();
+}
+
 void CheckModelName(const std::string& name) {
   constexpr std::string_view kAllowed =
       "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-";

@@ -19,6 +19,14 @@ inline constexpr const char* kDraftLockSuffix = ".lock";
 // begins with a letter, a digit or '_'.
 void CheckModelName(const std::string& name);
 
+// <root>/<name> told as one path, with or without a slash behind it.
+struct ModelPath {
+  explicit ModelPath(const std::filesystem::path& path);
+
+  std::filesystem::path root;
+  std::string name;
+};
+
 // "12" -> 12; nothing for what is no version: "0", "007", "-3", ".tmp-1", "x".
 std::optional<uint64_t> VersionNumber(std::string_view folder_name);
 

@@ -66,7 +66,6 @@ class Automaton {
   // Levels of nesting that the way from here to the end of the rule takes at least.
   int height(int32_t state) const { return states_[state].height; }
   int largest_height() const { return largest_height_; }
-  size_t num_states() const { return states_.size(); }
 
   // Bytes that no state tells apart have a class; the space has one of its own.
   int num_classes() const { return static_cast<int>(class_bytes_.size()); }

@@ -53,7 +53,6 @@ class Configurations {
   // A set of another object for the same automaton.
   int32_t Import(const Configurations& other, int32_t set);
 
-  size_t num_sets() const { return sets_.size(); }
   // All sets and their tables, roughly.
   size_t bytes() const { return bytes_; }
   // Those that came from other objects: they are needed, whatever is forgotten.

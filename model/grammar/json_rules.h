@@ -33,9 +33,6 @@ class JsonRules {
   int32_t Integer();
   int32_t Number();
 
-  // One character of a string, escaped in one of all possible ways or not.
-  int32_t Character();
-
   // A string of so many code points.
   int32_t String(uint64_t least, std::optional<uint64_t> most);
   // A string that is none of these.

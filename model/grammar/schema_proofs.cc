@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <iterator>
 
 #include "model/grammar/automaton.h"
 
@@ -15,14 +14,13 @@ constexpr size_t kMostWork = 100'000;
 
 struct OutOfWork {};
 
-constexpr const char* kTypes[] = {"string", "number", "boolean", "null",
-                                  "array",  "object", "integer"};
+// Bits of AllTypes().
 constexpr uint32_t kAllTypes = 0x7F, kObject = 1u << 5;
 
 uint32_t TypesOfWord(const std::string& word) {
   uint32_t types = 0;
-  for (size_t i = 0; i < std::size(kTypes); ++i) {
-    if (word == kTypes[i]) types |= 1u << i;
+  for (size_t i = 0; i < AllTypes().size(); ++i) {
+    if (word == AllTypes()[i]) types |= 1u << i;
   }
   // 1.0 is both.
   constexpr uint32_t kNumbers = (1u << 1) | (1u << 6);
@@ -86,8 +84,8 @@ const DisjointProofs::Facts& DisjointProofs::FactsOf(const SchemaJson& schema) {
     Charge(values->size());
     facts.values.emplace();
     for (const SchemaJson& value : *values) {
-      for (size_t i = 0; i < std::size(kTypes); ++i) {
-        if (HasType(value, kTypes[i])) facts.value_types |= 1u << i;
+      for (size_t i = 0; i < AllTypes().size(); ++i) {
+        if (HasType(value, AllTypes()[i])) facts.value_types |= 1u << i;
       }
       facts.values->push_back(Canonical(value));
       facts.value_bytes += facts.values->back().size();

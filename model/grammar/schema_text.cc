@@ -42,12 +42,6 @@ const std::map<std::string_view, std::string_view>& Keywords() {
   return keywords;
 }
 
-const std::vector<std::string>& AllTypes() {
-  static const std::vector<std::string> types = {"string", "number", "boolean", "null",
-                                                 "array",  "object", "integer"};
-  return types;
-}
-
 bool IsTypeWord(const SchemaJson& value) {
   return value.is_string() && std::find(AllTypes().begin(), AllTypes().end(),
                                         value.get<std::string>()) != AllTypes().end();
@@ -83,10 +77,24 @@ void CheckTypeWords(const SchemaPlace& place) {
   }
 }
 
+// Says nothing about which documents are valid.
+bool IsAnnotation(std::string_view keyword) {
+  static const std::set<std::string_view> annotations = {
+      "title",    "description", "default",  "examples",  "example",      "$schema",
+      "$comment", "deprecated",  "readOnly", "writeOnly", "discriminator"};
+  return annotations.contains(keyword);
+}
+
 }  // namespace
 
 void FailAt(const std::string& pointer, const std::string& what) {
   throw GrammarError("at " + Brief(pointer, 400) + ": " + what);
+}
+
+const std::vector<std::string>& AllTypes() {
+  static const std::vector<std::string> types = {"string", "number", "boolean", "null",
+                                                 "array",  "object", "integer"};
+  return types;
 }
 
 SchemaPlace SchemaPlace::Member(const std::string& name) const {
@@ -128,18 +136,8 @@ SchemaJson ParseSchema(std::string_view text) {
   try {
     return SchemaJson::parse(text, look);
   } catch (const SchemaJson::exception& error) {
-    const std::string_view what = error.what();  // "[json.exception.parse_error.101] parse .."
-    const size_t name_end = what.find("] ");
-    throw GrammarError("is not JSON: " +
-                       Brief(name_end == what.npos ? what : what.substr(name_end + 2), 200));
+    throw GrammarError("is not JSON: " + Brief(JsonReason(error), 200));
   }
-}
-
-bool IsAnnotation(std::string_view keyword) {
-  static const std::set<std::string_view> annotations = {
-      "title",    "description", "default",  "examples",  "example",      "$schema",
-      "$comment", "deprecated",  "readOnly", "writeOnly", "discriminator"};
-  return annotations.contains(keyword);
 }
 
 void CheckKeywords(const SchemaPlace& place) {

@@ -28,9 +28,6 @@ struct SchemaPlace {
 // Throws GrammarError that names the place.
 [[noreturn]] void FailAt(const std::string& pointer, const std::string& what);
 
-// Says nothing about which documents are valid.
-bool IsAnnotation(std::string_view keyword);
-
 // Throws GrammarError for keywords that are not supported, in combinations that are not, and of
 // the wrong kind.
 void CheckKeywords(const SchemaPlace& place);
@@ -38,6 +35,8 @@ void CheckKeywords(const SchemaPlace& place);
 // What "$ref" of the place means. Throws GrammarError if it is not of this text.
 SchemaPlace Resolve(const SchemaJson& root, const SchemaPlace& place);
 
+// Words of "type", in an order that others rely on.
+const std::vector<std::string>& AllTypes();
 // The types that the schema itself names, or those that its keywords are about; all, if neither.
 std::vector<std::string> TypesOf(const SchemaPlace& place);
 bool HasType(const SchemaJson& value, const std::string& type);

@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "model/image/byte_reader.h"
+#include "model/image/jpeg_marker.h"
 
 namespace llava {
 namespace {
@@ -13,17 +14,6 @@ using namespace std::string_view_literals;
 constexpr int kEndOfImage = 0xd9, kStartOfScan = 0xda, kApp1 = 0xe1;
 // Progressive files have about ten; each costs a pass over all of the picture.
 constexpr int kMostScans = 100;
-
-// Marker at or after `at`; moves `at` behind it.
-int NextMarker(const ByteReader& file, size_t& at) {
-  if (file.U8(at) != 0xff) {
-    throw std::invalid_argument("the jpeg file has no marker at byte " + std::to_string(at));
-  }
-  while (file.U8(at) == 0xff) ++at;
-  return file.U8(at++);
-}
-
-bool StandsAlone(int marker) { return marker == 0x01 || (marker >= 0xd0 && marker <= 0xd7); }
 
 // Position of the marker that ends the entropy-coded data at `at`.
 size_t EndOfScan(const ByteReader& file, size_t at) {
@@ -42,7 +32,7 @@ void CheckJpeg(const ByteReader& file) {
   size_t at = 2;
   int scans = 0;
   while (true) {
-    const int marker = NextMarker(file, at);
+    const int marker = NextJpegMarker(file, at);
     if (marker == kEndOfImage) break;
     if (StandsAlone(marker)) continue;
     const uint32_t length = file.Big(at, 2);
@@ -110,7 +100,7 @@ std::optional<int> TiffOrientation(const ByteReader& tiff) {
 std::optional<int> JpegOrientation(const ByteReader& file) {
   size_t at = 2;
   while (true) {
-    const int marker = NextMarker(file, at);
+    const int marker = NextJpegMarker(file, at);
     if (marker == kEndOfImage || marker == kStartOfScan) return std::nullopt;
     if (StandsAlone(marker)) continue;
     const uint32_t length = file.Big(at, 2);

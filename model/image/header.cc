@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "model/image/byte_reader.h"
+#include "model/image/jpeg_marker.h"
 
 namespace llava {
 namespace {
@@ -80,12 +81,8 @@ void ReadPng(const ByteReader& file, ImageHeader& header) {
 void ReadJpeg(const ByteReader& file, ImageHeader& header) {
   size_t at = 2;
   while (true) {
-    if (file.U8(at) != 0xff) {
-      Fail("the jpeg file has no marker at byte " + std::to_string(at));
-    }
-    while (file.U8(at) == 0xff) ++at;  // fill bytes may precede a marker
-    const int marker = file.U8(at++);
-    if (marker == 0x01 || (marker >= 0xd0 && marker <= 0xd7)) continue;  // stand alone
+    const int marker = NextJpegMarker(file, at);
+    if (StandsAlone(marker)) continue;
     if (marker == 0xd8 || marker == 0xd9 || marker == 0xda || marker == 0x00) {
       Fail("the jpeg file has no frame header before its data");
     }

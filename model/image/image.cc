@@ -94,27 +94,6 @@ Image ResizeBicubic(const Image& image, int width, int height) {
   return ResizeWindow(Whole(image), width, height, {0, 0, width, height});
 }
 
-Image ResizeAndCrop(const Image& image, int size) {
-  CheckImage(image);
-  return CropCanvas(Whole(image), size);
-}
-
-Image PadToSquare(const Image& image, const std::array<float, 3>& mean) {
-  CheckImage(image);
-  const Canvas canvas = SquareCanvas(image, mean);
-  const size_t line = static_cast<size_t>(canvas.x.length) * 3;
-  Image square{canvas.x.length, canvas.y.length, std::vector<uint8_t>(line * canvas.y.length)};
-  for (size_t i = 0; i < square.rgb.size(); i += 3) {
-    std::copy(canvas.fill.begin(), canvas.fill.end(), &square.rgb[i]);
-  }
-  for (int y = 0; y < image.height; ++y) {
-    const uint8_t* row = &image.rgb[static_cast<size_t>(y) * image.width * 3];
-    std::copy(row, row + static_cast<size_t>(image.width) * 3,
-              &square.rgb[(canvas.y.offset + y) * line + size_t{3} * canvas.x.offset]);
-  }
-  return square;
-}
-
 Image FitToTower(const Image& image, ImageMode mode, const PreprocessConfig& config) {
   if (mode == ImageMode::kAnyres) {
     throw std::invalid_argument("a picture of the anyres mode is not one input of the tower");

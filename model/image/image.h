@@ -21,13 +21,9 @@ struct Image {
 // result after each pass): bit-equal to Image.resize. Sides must be at least 1.
 Image ResizeBicubic(const Image& image, int width, int height);
 
-// Shorter side to `size`, longer side truncate(size * long / short), then centre crop.
-Image ResizeAndCrop(const Image& image, int size);
-
-// Square canvas of the longer side filled with truncate(255 * mean), picture in the middle.
-Image PadToSquare(const Image& image, const std::array<float, 3>& mean);
-
-// The picture as the tower's input before normalisation: [S, S, 3]. Throws std::invalid_argument
+// The picture as the tower's input before normalisation: [S, S, 3]. Shorter side to S, longer side
+// truncate(S * long / short), then centre crop; in the pad mode of a square canvas of the longer
+// side filled with truncate(255 * mean), the picture in the middle. Throws std::invalid_argument
 // for the anyres mode (model/image/anyres.h).
 Image FitToTower(const Image& image, ImageMode mode, const PreprocessConfig& config);
 

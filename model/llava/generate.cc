@@ -3,17 +3,10 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include <ATen/ops/log_softmax.h>
 #include <ATen/ops/tensor.h>
 #include <c10/core/InferenceMode.h>
 
 namespace llava {
-namespace {
-
-// Rows whose logits are in memory at a time while a prompt is scored.
-constexpr int64_t kScoredRows = 256;
-
-}  // namespace
 
 Generator::Generator(const Llava& model, std::vector<at::Tensor> image_tokens)
     : model_(&model),
@@ -65,7 +58,6 @@ GenerateResult Generator::Reply(std::span<const int32_t> ids, const SamplingOpti
     const std::span<const float> logits(row.const_data_ptr<float>(), row.numel());
     const int32_t id = Sample(logits.first(model_->num_known_ids()), sampling, ids, result.ids);
     result.ids.push_back(id);
-    result.logprobs.push_back(LogprobsOf(logits, id, 0).chosen.logprob);
     result.text += answer.Push(id);
     next = std::span(result.ids).last(1);
     embeddings = decoder.Embed(at::tensor({static_cast<int64_t>(id)}, at::kLong));
@@ -80,30 +72,6 @@ GenerateResult Generate(const Llava& model, std::span<const int32_t> ids,
                         const StopOptions& stop, std::span<const Resolution> sizes) {
   c10::InferenceMode guard;
   return Generator(model, model.Project(features, sizes)).Reply(ids, sampling, stop);
-}
-
-std::vector<std::optional<float>> ScoreTokens(const Llava& model, std::span<const int32_t> ids,
-                                              std::span<const at::Tensor> features,
-                                              std::span<const Resolution> sizes) {
-  c10::InferenceMode guard;
-  const std::vector<int64_t> values(ids.begin(), ids.end());
-  const std::vector<int64_t> targets = model.Expand(ids, values, kImageToken, sizes);
-  const int64_t length = static_cast<int64_t>(targets.size());
-  std::vector<std::optional<float>> result(length);
-  const Segment segment{.tokens = length};
-  const at::Tensor hidden =
-      model.decoder().Forward(model.Embed(ids, features, sizes), {&segment, 1});
-  for (int64_t begin = 0; begin + 1 < length; begin += kScoredRows) {
-    const int64_t rows = std::min(kScoredRows, length - 1 - begin);
-    const at::Tensor logprobs =
-        at::log_softmax(model.decoder().Logits(hidden.narrow(0, begin, rows)), -1).cpu();
-    const float* values_of_row = logprobs.const_data_ptr<float>();
-    for (int64_t i = 0; i < rows; ++i, values_of_row += logprobs.size(1)) {
-      const int64_t target = targets[begin + i + 1];
-      if (target != kImageToken) result[begin + i + 1] = values_of_row[target];
-    }
-  }
-  return result;
 }
 
 }  // namespace llava

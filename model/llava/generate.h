@@ -4,7 +4,6 @@
 // the serving engine.
 
 #include <cstdint>
-#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -18,10 +17,7 @@
 namespace llava {
 
 struct GenerateResult {
-  std::vector<int32_t> ids;  // every token generated, a stop token included
-  // Of each of them, before temperature and filters, and as in transformers among all rows of the
-  // table: those that pad it have a share, which they have not in the service.
-  std::vector<float> logprobs;
+  std::vector<int32_t> ids;                       // every token generated, a stop token included
   std::string text;                               // without stop text
   Answer::State state = Answer::State::kRunning;  // kStopped, or kLength
   int64_t prompt_tokens = 0;                      // pictures expanded
@@ -55,11 +51,5 @@ class Generator {
   KvCache cache_;
   std::vector<int32_t> cached_;  // the ids, pictures as marks, whose keys and values are in cache_
 };
-
-// Log-probability of every token of the prompt given what stands before it, one entry per position
-// after expansion: nothing for image tokens and for the first token. Same errors as Generate.
-std::vector<std::optional<float>> ScoreTokens(const Llava& model, std::span<const int32_t> ids,
-                                              std::span<const at::Tensor> features,
-                                              std::span<const Resolution> sizes = {});
 
 }  // namespace llava

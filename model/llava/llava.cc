@@ -21,18 +21,6 @@ namespace {
 
 constexpr const char* kFeatures = "features of ";
 
-int64_t CountImages(std::span<const int32_t> ids) {
-  return std::count(ids.begin(), ids.end(), kImageToken);
-}
-
-void CheckMarks(std::span<const int32_t> ids, size_t pictures, const char* what) {
-  const int64_t num_images = CountImages(ids);
-  if (num_images == static_cast<int64_t>(pictures)) return;
-  throw std::invalid_argument("the prompt has " + std::to_string(num_images) +
-                              " image marks, but " + what + std::to_string(pictures) +
-                              " pictures were given");
-}
-
 }  // namespace
 
 Llava::Llava(const LanguageCheckpoint& checkpoint, at::Device device, at::ScalarType dtype)
@@ -45,24 +33,6 @@ Llava::Llava(const LanguageCheckpoint& checkpoint, at::Device device, at::Scalar
 
 int64_t Llava::num_known_ids() const {
   return std::min<int64_t>(config_.decoder.vocab_size, tokenizer_->vocab_size());
-}
-
-std::vector<int64_t> Llava::TokensOf(std::span<const int32_t> ids,
-                                     std::span<const Resolution> sizes) const {
-  const PictureShape& shape = picture_shape();
-  std::vector<int64_t> tokens(static_cast<size_t>(CountImages(ids)), shape.most_tokens());
-  if (shape.is_fixed()) return tokens;
-  CheckMarks(ids, sizes.size(), "sizes of ");
-  std::transform(sizes.begin(), sizes.end(), tokens.begin(),
-                 [&](Resolution size) { return shape.NumTokens(size); });
-  return tokens;
-}
-
-int64_t Llava::ExpandedLength(std::span<const int32_t> ids,
-                              std::span<const Resolution> sizes) const {
-  const std::vector<int64_t> tokens = TokensOf(ids, sizes);
-  return std::accumulate(tokens.begin(), tokens.end(),
-                         static_cast<int64_t>(ids.size() - tokens.size()));
 }
 
 at::Tensor Llava::Embed(std::span<const int32_t> ids, std::span<const at::Tensor> features,
@@ -123,25 +93,6 @@ at::Tensor Llava::Splice(std::span<const int32_t> ids,
   return at::cat(parts);
 }
 
-std::vector<int64_t> Llava::Expand(std::span<const int32_t> ids, std::span<const int64_t> values,
-                                   int64_t fill, std::span<const Resolution> sizes) const {
-  if (ids.size() != values.size()) {
-    throw std::invalid_argument(std::to_string(values.size()) + " labels for " +
-                                std::to_string(ids.size()) + " token ids");
-  }
-  const std::vector<int64_t> tokens = TokensOf(ids, sizes);
-  std::vector<int64_t> result;
-  size_t picture = 0;
-  for (size_t i = 0; i < ids.size(); ++i) {
-    if (ids[i] == kImageToken) {
-      result.insert(result.end(), static_cast<size_t>(tokens[picture++]), fill);
-    } else {
-      result.push_back(values[i]);
-    }
-  }
-  return result;
-}
-
 void Llava::VisitParameters(const ParameterVisitor& visit) {
   pictures_.VisitParameters(visit);
   decoder_->VisitParameters(visit);
@@ -170,7 +121,7 @@ class SampleRows {
                                   std::to_string(branched) + ", none of them empty");
     }
     const auto tail = sample.input_ids.subspan(sample.shared);
-    if (CountImages(tail) > 0) {
+    if (std::ranges::find(tail, kImageToken) != tail.end()) {
       throw std::invalid_argument("a branch of a sample has an image mark; marks are shared");
     }
     segment_.shared = segment_.tokens - branched;

@@ -12,6 +12,7 @@
 
 #include "model/checkpoint/checkpoint.h"
 #include "model/config/picture_shape.h"
+#include "model/llava/expand.h"
 #include "model/llava/picture_projector.h"
 #include "model/nn/llama.h"
 #include "model/nn/projector.h"
@@ -31,10 +32,6 @@ class Llava {
   // `sizes` below: of the pictures in pixels, in the order of their marks; needed in the anyres
   // mode only, where std::invalid_argument is thrown unless there is one for each.
 
-  // Length of a prompt once every kImageToken has become its image tokens.
-  int64_t ExpandedLength(std::span<const int32_t> ids,
-                         std::span<const Resolution> sizes = {}) const;
-
   // The multimodal splice: embeds the text, puts the projected features where the ids say
   // kImageToken. ids [T'], features one tensor per kImageToken: [P, Dv], in the anyres mode
   // [(1 + tiles) P, Dv] -> [T, D]. Throws std::invalid_argument if the numbers of marks and tensors
@@ -48,15 +45,16 @@ class Llava {
   std::vector<at::Tensor> Project(std::span<const at::Tensor> features,
                                   std::span<const Resolution> sizes = {}) const;
   at::Tensor Splice(std::span<const int32_t> ids, std::span<const at::Tensor> image_tokens) const;
-  // Per-id values (labels) over the expanded sequence: `fill` for image tokens. Throws
-  // std::invalid_argument unless there is one value per id.
+  // As the function of expand.h.
   std::vector<int64_t> Expand(std::span<const int32_t> ids, std::span<const int64_t> values,
-                              int64_t fill, std::span<const Resolution> sizes = {}) const;
+                              int64_t fill, std::span<const Resolution> sizes = {}) const {
+    return llava::Expand(picture_shape(), ids, values, fill, sizes);
+  }
 
   const LlamaDecoder& decoder() const { return *decoder_; }
   LlamaDecoder& decoder() { return *decoder_; }
-  const Connector& projector() const { return pictures_.projector(); }
-  Connector& projector() { return pictures_.projector(); }
+  const Projector& projector() const { return pictures_.projector(); }
+  Projector& projector() { return pictures_.projector(); }
   const LanguageConfig& config() const { return config_; }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
   const ChatTemplate& chat_template() const { return *chat_template_; }
@@ -64,10 +62,6 @@ class Llava {
   void VisitParameters(const ParameterVisitor& visit);
 
  private:
-  // Image tokens of each mark of `ids`.
-  std::vector<int64_t> TokensOf(std::span<const int32_t> ids,
-                                std::span<const Resolution> sizes) const;
-
   LanguageConfig config_;
   std::shared_ptr<const Tokenizer> tokenizer_;
   std::shared_ptr<const ChatTemplate> chat_template_;

@@ -28,7 +28,7 @@ PictureProjector::PictureProjector(const LanguageCheckpoint& checkpoint, at::Dev
     : shape_(checkpoint.config.features, checkpoint.tower_patches),
       feature_width_(checkpoint.config.projector.in_width),
       options_(at::TensorOptions(device).dtype(dtype)),
-      projector_(LoadProjector(checkpoint.config.projector, checkpoint.tensors, device, dtype)) {
+      projector_(checkpoint.config.projector, checkpoint.tensors, device, dtype) {
   if (shape_.is_fixed()) return;
   ParameterReader reader(checkpoint.tensors, device, dtype);
   newline_ = reader.Read(kImageNewline, {checkpoint.config.projector.out_width});
@@ -57,7 +57,7 @@ std::vector<at::Tensor> PictureProjector::Forward(std::span<const at::Tensor> fe
     pictures.push_back(features[i].to(options_));
   }
   std::vector<at::Tensor> tokens =
-      projector_->Forward(pictures.size() == 1 ? pictures[0] : at::cat(pictures))
+      projector_.Forward(pictures.size() == 1 ? pictures[0] : at::cat(pictures))
           .split_with_sizes(rows);
   if (shape_.is_fixed()) return tokens;
   for (size_t i = 0; i < tokens.size(); ++i) {
@@ -67,7 +67,7 @@ std::vector<at::Tensor> PictureProjector::Forward(std::span<const at::Tensor> fe
 }
 
 void PictureProjector::VisitParameters(const ParameterVisitor& visit) {
-  projector_->VisitParameters(visit);
+  projector_.VisitParameters(visit);
   if (newline_.defined()) visit(kImageNewline, newline_);
 }
 

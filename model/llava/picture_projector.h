@@ -4,7 +4,6 @@
 // mode the map that the tiles make together.
 
 #include <cstdint>
-#include <memory>
 #include <span>
 #include <vector>
 
@@ -33,8 +32,8 @@ class PictureProjector {
   std::vector<at::Tensor> Forward(std::span<const at::Tensor> features,
                                   std::span<const Resolution> sizes) const;
 
-  const Connector& projector() const { return *projector_; }
-  Connector& projector() { return *projector_; }
+  const Projector& projector() const { return projector_; }
+  Projector& projector() { return projector_; }
   // The projector's, then the newline.
   void VisitParameters(const ParameterVisitor& visit);
 
@@ -42,7 +41,7 @@ class PictureProjector {
   PictureShape shape_;
   int64_t feature_width_;
   at::TensorOptions options_;
-  std::unique_ptr<Connector> projector_;
+  Projector projector_;
   at::Tensor newline_;  // [D]; undefined unless pictures come in tiles
 };
 

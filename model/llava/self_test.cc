@@ -22,6 +22,7 @@
 #include <ATen/ops/tensor.h>
 #include <c10/core/InferenceMode.h>
 
+#include "model/llava/expand.h"
 #include "model/text/labels.h"
 
 namespace llava {
@@ -183,23 +184,8 @@ at::Tensor LogProbabilities(ServingModel& model, std::span<const int32_t> ids,
                             int64_t at_once = std::numeric_limits<int64_t>::max(),
                             const Piece& piece = Alone) {
   const c10::InferenceMode guard;
-  if (labels.size() != ids.size()) {
-    throw std::invalid_argument(std::to_string(labels.size()) + " labels for " +
-                                std::to_string(ids.size()) + " ids");
-  }
-  PromptRows prompt(model, {ids.begin(), ids.end()}, features, sizes);  // as many sizes as marks
-  std::vector<int64_t> expanded;
-  size_t pictures = 0;
-  for (size_t i = 0; i < ids.size(); ++i) {
-    if (ids[i] != kImageToken) {
-      expanded.push_back(labels[i]);
-      continue;
-    }
-    const Resolution size = sizes.empty() ? Resolution() : sizes[pictures++];
-    expanded.insert(expanded.end(), static_cast<size_t>(model.picture_shape().NumTokens(size)),
-                    kIgnoreLabel);
-  }
-  const Targets targets(expanded);
+  PromptRows prompt(model, {ids.begin(), ids.end()}, features, sizes);
+  const Targets targets(Expand(model.picture_shape(), ids, labels, kIgnoreLabel, sizes));
   std::vector<int32_t> blocks((prompt.size() + kKvBlockTokens - 1) / kKvBlockTokens);
   if (const int64_t there = model.decoder().num_blocks();
       static_cast<int64_t>(blocks.size()) > there) {
@@ -273,8 +259,8 @@ double Int8Or4Error(const LanguageCheckpoint& checkpoint, WeightType type, const
   ServingOptions options;
   options.weights = type;
   const PictureShape shape(checkpoint.config.features, checkpoint.tower_patches);
-  int64_t tokens = 0;
-  for (const int32_t id : stored.ids()) tokens += id == kImageToken ? shape.most_tokens() : 1;
+  const auto tokens = static_cast<int64_t>(
+      Expand(shape, stored.ids(), stored.labels(), kIgnoreLabel, stored.sizes).size());
   options.kv_bytes = static_cast<uint64_t>(
       (tokens / kKvBlockTokens + 1) * ServingModel::KvBlockBytes(checkpoint, at::kCPU, options));
   options.threads = at::get_num_threads();

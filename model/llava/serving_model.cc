@@ -9,6 +9,7 @@
 
 #include <ATen/ops/cat.h>
 
+#include "model/llava/expand.h"
 #ifdef LLAVA_CUDA
 #include "model/nn/cuda_llama.h"
 #endif
@@ -177,13 +178,8 @@ WeightType Resolve(WeightType type, const LanguageCheckpoint& checkpoint, at::De
     }
   }
   if (!device.is_cpu()) return WeightType::kBFloat16;
-  uint64_t values = 0;
-  for (const auto& [name, tensor] : checkpoint.tensors.tensors()) {
-    uint64_t size = 1;
-    for (const int64_t side : tensor.shape) size *= static_cast<uint64_t>(side);
-    values += size;
-  }
-  return values * sizeof(float) > kMostFloat32 ? WeightType::kBFloat16 : WeightType::kFloat32;
+  const uint64_t bytes = checkpoint.tensors.numel() * sizeof(float);
+  return bytes > kMostFloat32 ? WeightType::kBFloat16 : WeightType::kFloat32;
 }
 
 std::string WhyPlainDecoder(WeightType type, at::Device device) {
@@ -258,19 +254,10 @@ PromptRows::PromptRows(const ServingModel& model, std::vector<int32_t> ids,
       pictures_(std::move(features)),
       sizes_(std::move(sizes)),
       projected_(pictures_.size()) {
-  const auto marks = static_cast<size_t>(std::count(ids.begin(), ids.end(), kImageToken));
-  if (marks != pictures_.size()) {
-    throw std::invalid_argument("the prompt has " + std::to_string(marks) +
-                                " image marks, but features of " +
-                                std::to_string(pictures_.size()) + " pictures were given");
-  }
+  CheckMarks(ids, pictures_.size(), "features of ");
   const PictureShape& shape = model.picture_shape();
-  if (shape.is_fixed()) sizes_.resize(marks);
-  if (sizes_.size() != marks) {
-    throw std::invalid_argument("the prompt has " + std::to_string(marks) +
-                                " image marks, but sizes of " + std::to_string(sizes_.size()) +
-                                " pictures were given");
-  }
+  if (shape.is_fixed()) sizes_.resize(pictures_.size());
+  CheckMarks(ids, sizes_.size(), "sizes of ");
   int64_t picture_rows = 0;
   for (const int32_t id : ids) {
     if (id < 0 && id != kImageToken) {

@@ -20,6 +20,24 @@ struct DecoderLayer {
   at::Tensor qkv{}, gate_up{};
 };
 
+// All but the joined ones, in the order in which they are read; the names are those behind
+// "model.layers.N.".
+struct LayerTensor {
+  const char* name;
+  at::Tensor DecoderLayer::*tensor;
+};
+inline constexpr LayerTensor kLayerTensors[] = {
+    {"input_layernorm.weight", &DecoderLayer::input_norm},
+    {"post_attention_layernorm.weight", &DecoderLayer::post_attention_norm},
+    {"self_attn.q_proj.weight", &DecoderLayer::q},
+    {"self_attn.k_proj.weight", &DecoderLayer::k},
+    {"self_attn.v_proj.weight", &DecoderLayer::v},
+    {"self_attn.o_proj.weight", &DecoderLayer::o},
+    {"mlp.gate_proj.weight", &DecoderLayer::gate},
+    {"mlp.up_proj.weight", &DecoderLayer::up},
+    {"mlp.down_proj.weight", &DecoderLayer::down},
+};
+
 struct DecoderWeights {
   at::Tensor embed_tokens;  // [V, D]
   at::Tensor norm;          // [D]

@@ -53,12 +53,4 @@ void KvCache::Truncate(int64_t length) {
   length_ = length;
 }
 
-int64_t KvCache::bytes() const {
-  int64_t total = 0;
-  for (const Layer& layer : layers_) {
-    if (layer.k.defined()) total += layer.k.nbytes() + layer.v.nbytes();
-  }
-  return total;
-}
-
 }  // namespace llava

@@ -30,7 +30,6 @@ class KvCache {
   void Advance(int64_t tokens) { length_ += tokens; }
   // Forgets all but the first `length` tokens. Throws std::invalid_argument if there are fewer.
   void Truncate(int64_t length);
-  int64_t bytes() const;
 
  private:
   struct Layer {

@@ -184,17 +184,9 @@ at::Tensor LlamaDecoder::Logits(const at::Tensor& hidden) const {
 void LlamaDecoder::VisitParameters(const ParameterVisitor& visit) {
   visit("model.embed_tokens.weight", weights_.embed_tokens);
   for (size_t i = 0; i < weights_.layers.size(); ++i) {
-    const std::string name = "model.layers." + std::to_string(i) + ".";
-    DecoderLayer& layer = weights_.layers[i];
-    visit(name + "input_layernorm.weight", layer.input_norm);
-    visit(name + "post_attention_layernorm.weight", layer.post_attention_norm);
-    visit(name + "self_attn.q_proj.weight", layer.q);
-    visit(name + "self_attn.k_proj.weight", layer.k);
-    visit(name + "self_attn.v_proj.weight", layer.v);
-    visit(name + "self_attn.o_proj.weight", layer.o);
-    visit(name + "mlp.gate_proj.weight", layer.gate);
-    visit(name + "mlp.up_proj.weight", layer.up);
-    visit(name + "mlp.down_proj.weight", layer.down);
+    const std::string layer = "model.layers." + std::to_string(i) + ".";
+    for (const auto& [name, tensor] : kLayerTensors)
+      visit(layer + name, weights_.layers[i].*tensor);
     if (adapters_) adapters_->VisitParameters(static_cast<int64_t>(i), visit);
   }
   visit("model.norm.weight", weights_.norm);

@@ -161,7 +161,6 @@ const float* PackedLlama::Attend(int64_t index, const float* x, int64_t rows) {
                   .stride = q_width + 2 * kv_width,
                   .cosine = rope_.cos.const_data_ptr<float>(),
                   .sine = rope_.sin.const_data_ptr<float>(),
-                  .element = Element::kFloat,
                   .out = seen,
                   .out_stride = q_width});
   return seen;

@@ -135,7 +135,7 @@ PackOptions StoredOptions(const Quantization& stored, const std::optional<PackOp
     throw std::invalid_argument("the checkpoint is packed as " + stored.Describe() + ": " + what);
   };
   if (wanted && wanted->format != options.format) {
-    refuse("ask for --dtype " + DtypeWord(stored) + " or auto");
+    refuse("ask for " + DtypeWord(stored));
   }
   if (wanted && wanted->group != 0 && wanted->group != options.group) {
     refuse("leave --group out");

@@ -19,8 +19,7 @@ constexpr std::string_view kEmbedding = "model.embed_tokens.weight";
 Tensors PlainTensors(const TensorSource& tensors) {
   Tensors plain;
   for (const auto& [name, info] : tensors.tensors()) {
-    const bool projector = name.starts_with("model.mm_projector.") || name == kImageNewline;
-    if (!projector && name != kEmbedding && name != "model.norm.weight") continue;
+    if (!InProjector(name) && name != kEmbedding && name != "model.norm.weight") continue;
     plain[name] = tensors.Get(name);
     if (name == kEmbedding) plain[name] = plain[name].to(at::kBFloat16);
   }

@@ -30,21 +30,21 @@ void BpeEncoder::Propose(int32_t left, int32_t right) {
   if (a.frozen || b.frozen || size > model_.longest_piece_) return;
   const std::string_view joined = text_.substr(a.begin, size);
   const int32_t id = model_.pieces_.Find(joined);
-  if (id == PieceTable::kNone || filter_.blocked[id]) return;
+  if (id == kNoPiece || filter_.blocked[id]) return;
   agenda_.push({model_.proto_.pieces[id].score, left, right, static_cast<uint32_t>(size)});
   if (model_.IsUnused(id)) unused_[joined] = {TextOf(a), TextOf(b)};
 }
 
 void BpeEncoder::Emit(std::string_view piece) {
   int32_t id = model_.IdOf(piece);
-  if (id != PieceTable::kNone && model_.IsUnused(id)) {
+  if (id != kNoPiece && model_.IsUnused(id)) {
     if (auto parts = unused_.find(piece); parts != unused_.end()) {
       Emit(parts->second.first);
       Emit(parts->second.second);
       return;
     }
   }
-  if (id == PieceTable::kNone || filter_.blocked[id]) id = model_.unk_id_;
+  if (id == kNoPiece || filter_.blocked[id]) id = model_.unk_id_;
   const size_t begin = piece.data() - text_.data();
   out_.push_back({id, begin, begin + piece.size()});
 }

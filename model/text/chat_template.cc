@@ -11,8 +11,6 @@ namespace {
 using Role = ChatMessage::Role;
 using Kind = PromptSpan::Kind;
 
-constexpr std::string_view kImageMark = "<image>";
-
 [[noreturn]] void Fail(size_t message, const std::string& what) {
   throw std::invalid_argument("message " + std::to_string(message + 1) + ": " + what);
 }

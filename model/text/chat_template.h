@@ -54,7 +54,6 @@ class ChatTemplate {
   static ChatTemplate Parse(std::string_view json);
   // Throws std::invalid_argument listing the known names.
   static ChatTemplate Builtin(std::string_view name);
-  static std::vector<std::string> BuiltinNames();
 
   const std::string& name() const { return name_; }
   const std::string& system() const { return system_; }

@@ -203,12 +203,6 @@ ChatTemplate ChatTemplate::Builtin(std::string_view name) {
                               "\"; known are:" + known);
 }
 
-std::vector<std::string> ChatTemplate::BuiltinNames() {
-  std::vector<std::string> names;
-  for (const auto& [name, text] : BuiltinTemplates()) names.emplace_back(name);
-  return names;
-}
-
 std::string ChatTemplate::ToJson() const { return TemplateReader::Write(*this).dump(2) + "\n"; }
 
 }  // namespace llava

@@ -45,7 +45,7 @@ PieceModel::PieceModel(ModelProto proto) : proto_(std::move(proto)), normalizer_
   // As in the tool: the least positive float is where its search for the maximum begins.
   min_score_ = std::numeric_limits<float>::max();
   max_score_ = std::numeric_limits<float>::min();
-  if (proto_.byte_fallback) byte_ids_.assign(256, Trie::kNone);
+  if (proto_.byte_fallback) byte_ids_.assign(256, kNoPiece);
   for (size_t i = 0; i < proto_.pieces.size(); ++i) {
     const ModelProto::Piece& piece = proto_.pieces[i];
     const int32_t id = static_cast<int32_t>(i);
@@ -62,7 +62,7 @@ PieceModel::PieceModel(ModelProto proto) : proto_(std::move(proto)), normalizer_
       min_score_ = std::min(min_score_, piece.score);
       max_score_ = std::max(max_score_, piece.score);
     } else if (piece.type == Type::kUnknown) {
-      if (unk_id_ != Trie::kNone) Fail("two pieces of type unknown");
+      if (unk_id_ != kNoPiece) Fail("two pieces of type unknown");
       unk_id_ = id;
     } else if (piece.type == Type::kByte) {
       if (!proto_.byte_fallback) Fail("byte piece \"" + piece.text + "\" without byte_fallback");
@@ -71,8 +71,8 @@ PieceModel::PieceModel(ModelProto proto) : proto_(std::move(proto)), normalizer_
       byte_ids_[*byte] = id;
     }
   }
-  if (unk_id_ == Trie::kNone) Fail("no piece of type unknown");
-  if (std::count(byte_ids_.begin(), byte_ids_.end(), Trie::kNone) > 0) {
+  if (unk_id_ == kNoPiece) Fail("no piece of type unknown");
+  if (std::count(byte_ids_.begin(), byte_ids_.end(), kNoPiece) > 0) {
     Fail("byte_fallback without all 256 byte pieces");
   }
   if (proto_.model_type == ModelProto::ModelType::kUnigram) {
@@ -87,7 +87,7 @@ PieceModel::PieceModel(ModelProto proto) : proto_(std::move(proto)), normalizer_
 
 int32_t PieceModel::IdOf(std::string_view text) const {
   const int32_t reserved = reserved_.Find(text);
-  return reserved != PieceTable::kNone ? reserved : pieces_.Find(text);
+  return reserved != kNoPiece ? reserved : pieces_.Find(text);
 }
 
 std::optional<uint8_t> PieceModel::ByteOf(int32_t id) const {

@@ -39,7 +39,7 @@ class PieceModel {
   size_t size() const { return proto_.pieces.size(); }
   int32_t unk_id() const { return unk_id_; }
   ModelProto::PieceType TypeOf(int32_t id) const { return proto_.pieces[id].type; }
-  // Any piece by its text, Trie::kNone if there is none.
+  // Any piece by its text, kNoPiece if there is none.
   int32_t IdOf(std::string_view text) const;
   // The byte of a byte piece.
   std::optional<uint8_t> ByteOf(int32_t id) const;
@@ -70,7 +70,7 @@ class PieceModel {
   bool words_apart_ = true;
   Trie trie_;  // of pieces_, for unigram
   float min_score_ = 0, max_score_ = 0;
-  int32_t unk_id_ = Trie::kNone;
+  int32_t unk_id_ = kNoPiece;
   std::vector<int32_t> byte_ids_;  // 256 with byte fallback, else none
 };
 

@@ -28,7 +28,7 @@ uint32_t TagOf(uint64_t hash) { return static_cast<uint32_t>(hash >> 32); }
 size_t PieceTable::Place(std::string_view text, uint64_t hash) const {
   const size_t mask = slots_.size() - 1;
   size_t at = (hash >> 20) & mask;
-  while (slots_[at].id != kNone && (slots_[at].tag != TagOf(hash) || slots_[at].text != text)) {
+  while (slots_[at].id != kNoPiece && (slots_[at].tag != TagOf(hash) || slots_[at].text != text)) {
     at = (at + 1) & mask;
   }
   return at;
@@ -39,19 +39,19 @@ bool PieceTable::Insert(std::string_view text, int32_t id) {
     std::vector<Slot> old(std::max<size_t>(16, 2 * slots_.size()));
     old.swap(slots_);
     for (const Slot& slot : old) {
-      if (slot.id != kNone) slots_[Place(slot.text, Hash(slot.text))] = slot;
+      if (slot.id != kNoPiece) slots_[Place(slot.text, Hash(slot.text))] = slot;
     }
   }
   const uint64_t hash = Hash(text);
   Slot& slot = slots_[Place(text, hash)];
-  if (slot.id != kNone) return false;
+  if (slot.id != kNoPiece) return false;
   slot = {text, id, TagOf(hash)};
   ++used_;
   return true;
 }
 
 int32_t PieceTable::Find(std::string_view text) const {
-  return slots_.empty() ? kNone : slots_[Place(text, Hash(text))].id;
+  return slots_.empty() ? kNoPiece : slots_[Place(text, Hash(text))].id;
 }
 
 }  // namespace llava

@@ -9,21 +9,22 @@
 
 namespace llava {
 
+// No piece has this id.
+inline constexpr int32_t kNoPiece = -1;
+
 // One writer, then const and thread-safe.
 class PieceTable {
  public:
-  static constexpr int32_t kNone = -1;
-
   // `text` must outlive the table and `id` must not be negative. False if the text is there
   // already.
   bool Insert(std::string_view text, int32_t id);
-  // kNone if the text is not there.
+  // kNoPiece if the text is not there.
   int32_t Find(std::string_view text) const;
 
  private:
   struct Slot {
     std::string_view text;
-    int32_t id = kNone;
+    int32_t id = kNoPiece;
     uint32_t tag = 0;  // upper half of the hash
   };
 

@@ -9,8 +9,6 @@
 namespace llava {
 namespace {
 
-constexpr std::string_view kImageMark = "<image>";
-
 std::vector<int32_t> IdsOf(const std::vector<TokenRange>& ranges) {
   std::vector<int32_t> ids;
   ids.reserve(ranges.size());

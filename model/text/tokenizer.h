@@ -18,6 +18,8 @@ namespace llava {
 
 // Stands for one picture in a list of token ids (the published code's IMAGE_TOKEN_INDEX).
 inline constexpr int32_t kImageToken = -200;
+// And in a text.
+inline constexpr std::string_view kImageMark = "<image>";
 
 // A stretch of a prompt.
 struct PromptSpan {

@@ -157,7 +157,7 @@ Tokenizer Tokenizer::Load(const fs::path& folder) {
     path = folder;
     const auto& added = options.added_tokens;
     options.image_inline = image_inline.value_or(std::any_of(
-        added.begin(), added.end(), [](const auto& token) { return token.first == "<image>"; }));
+        added.begin(), added.end(), [](const auto& token) { return token.first == kImageMark; }));
     return Tokenizer(
         std::make_unique<Impl>(plain.impl_->model_bytes, plain.impl_->model, std::move(options)));
   } catch (const std::exception& e) {

@@ -14,7 +14,7 @@ constexpr float kUnknownPenalty = 10;
 
 std::vector<PieceRange> UnigramEncoder::Run() const {
   struct Best {  // of the ways that end at a position
-    int32_t id = Trie::kNone;
+    int32_t id = kNoPiece;
     float score = 0;
     int32_t begin = -1;  // of the last piece; -1: no way ends here
   };

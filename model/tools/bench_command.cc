@@ -14,7 +14,6 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -31,7 +30,9 @@
 #include "model/checkpoint/tensor_names.h"
 #include "model/llava/serving_model.h"
 #include "model/nn/packed_llama.h"
+#include "model/nn/step_rows.h"
 #include "model/tools/commands.h"
+#include "model/tools/common.h"
 #include "model/tools/shapes.h"
 
 namespace llava {
@@ -44,11 +45,6 @@ double SecondsOf(const std::function<void()>& work) {
   const auto begin = Clock::now();
   work();
   return std::chrono::duration<double>(Clock::now() - begin).count();
-}
-
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
 }
 
 // GB/s at which all threads read memory like that of the weights, larger than any cache.
@@ -95,13 +91,9 @@ class Bench {
  public:
   Bench(PackedLlama& decoder, const BenchCommand& command) : decoder_(decoder), command_(command) {}
 
-  static int64_t BlocksFor(int64_t tokens) {
-    return (tokens + kKvBlockTokens - 1) / kKvBlockTokens;
-  }
-
   // Seconds to compute a prompt of `tokens` in chunks.
   double Prompt(int64_t tokens) {
-    const std::vector<int32_t> blocks = Blocks(0, BlocksFor(tokens));
+    const std::vector<int32_t> blocks = Blocks(0, BlocksOf(tokens));
     return SecondsOf([&] {
       for (int64_t done = 0; done < tokens;) {
         const int64_t rows = std::min(command_.chunk, tokens - done);
@@ -116,12 +108,12 @@ class Bench {
 
   // Seconds in which each of `count` sequences, with a context of its own, gets all its tokens.
   double Generate(int64_t count) {
-    const int64_t each = BlocksFor(command_.context + command_.generate);
+    const int64_t each = BlocksOf(command_.context + command_.generate);
     Prompt(command_.context);
     std::vector<std::vector<int32_t>> blocks;
     for (int64_t i = 0; i < count; ++i) {
       blocks.push_back(Blocks(i * each, each));
-      for (int64_t b = 0; i > 0 && b < BlocksFor(command_.context); ++b) {
+      for (int64_t b = 0; i > 0 && b < BlocksOf(command_.context); ++b) {
         decoder_.CopyBlock(static_cast<int32_t>(b), blocks[i][b]);
       }
     }
@@ -191,9 +183,7 @@ PackOptions OptionsOf(const BenchCommand& command) {
 
 void RunBench(const BenchCommand& command) {
   const c10::InferenceMode guard;
-  const int threads = command.threads > 0
-                          ? command.threads
-                          : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  const int threads = ThreadsOr(command.threads);
   at::set_num_threads(threads);
   DecoderConfig config;
   TensorSource tensors;
@@ -213,8 +203,8 @@ void RunBench(const BenchCommand& command) {
   const KvType kv = ParseKvType(command.kv_type);
   const int64_t block_bytes = PackedLlama::BlockBytes(config, options.format, kv);
   const int64_t most = *std::max_element(command.parallel.begin(), command.parallel.end());
-  const int64_t blocks = std::max(Bench::BlocksFor(command.prompt),
-                                  most * Bench::BlocksFor(command.context + command.generate));
+  const int64_t blocks =
+      std::max(BlocksOf(command.prompt), most * BlocksOf(command.context + command.generate));
   const auto pool = std::make_shared<ops::cpu::ThreadPool>(threads);
   const double read_speed = ReadSpeed(*pool);
   PackedLlama decoder(config, PackDecoder(config, tensors, options, *pool), pool, kv,

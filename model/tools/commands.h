@@ -135,6 +135,10 @@ struct BenchCommand {
 };
 // Measures the decoder as llava-llm steps it, on the CPU: prompt, generation, memory.
 void RunBench(const BenchCommand& command);
+// Opens a language model as llava-llm does, every file checked, and builds what it serves on the
+// CPU. Prints time, speed and peak memory. What the page cache holds of the files is the caller's
+// business.
+void RunLoadBench(const BenchCommand& command);
 
 struct VisionBenchCommand {
   std::string model;                 // a shape, or the path of a tower

@@ -16,6 +16,7 @@
 #include "model/checkpoint/config_json.h"
 #include "model/checkpoint/mapped_tensor.h"
 #include "model/tools/commands.h"
+#include "model/tools/common.h"
 
 namespace llava {
 namespace {
@@ -29,35 +30,26 @@ struct Side {
   std::map<std::string, std::string> facts;  // everything but tensors
 };
 
-// "a.b" -> text of every value that is no object.
-void Flatten(const json& value, const std::string& name, std::map<std::string, std::string>& to) {
-  if (!value.is_object()) {
-    to[name] = value.is_string() ? value.get<std::string>() : value.dump();
-    return;
-  }
-  for (const auto& [key, item] : value.items()) {
-    Flatten(item, name.empty() ? key : name + "." + key, to);
-  }
-}
-
 Side Open(const std::filesystem::path& path, const std::filesystem::path& named_tower) {
   const CheckpointFolder folder = OpenCheckpointFolder(path, /*verify=*/false);
   Side side;
   side.path = folder.path.string();
-  side.tower = folder.manifest ? folder.manifest->kind == Manifest::Kind::kTower
-                               : folder.layout == Layout::kClip;
+  side.tower = folder.is_tower();
+  const SettingVisitor add = [&side](const std::string& name, const std::string& text) {
+    side.facts[name] = text;
+  };
   const OpenOptions options{side.tower || folder.manifest ? std::filesystem::path() : named_tower,
                             "",
                             /*verify=*/false, /*packed=*/true};
   if (side.tower) {
     const TowerCheckpoint tower = OpenTower(folder.path, options);
     side.tensors = tower.tensors;
-    Flatten(ToJson(tower.config), "config", side.facts);
+    VisitSettings(ToJson(tower.config), "config", add);
     return side;
   }
   const LanguageCheckpoint language = OpenLanguage(folder.path, options);
   side.tensors = language.tensors;
-  Flatten(ToJson(language.config, language.tower_patches), "config", side.facts);
+  VisitSettings(ToJson(language.config, language.tower_patches), "config", add);
   side.facts["tower"] = ToHex(language.tower_digest);
   side.facts["tokenizer"] = ToHex(language.tokenizer->digest());
   side.facts["chat_template"] = language.chat_template->name() + " " +

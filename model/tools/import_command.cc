@@ -63,24 +63,14 @@ TowerSearch FindTower(const fs::path& root, const Sha256Digest& digest) {
   return search;
 }
 
-// In float32, while it is tried in other arithmetic: bytes.
-uint64_t SelfTestBytes(const TensorSource& tensors) {
-  uint64_t values = 0;
-  for (const auto& [name, info] : tensors.tensors()) {
-    uint64_t count = 1;
-    for (const int64_t side : info.shape) count *= static_cast<uint64_t>(side);
-    values += count;
-  }
-  return values * sizeof(float) * 5 / 4;
-}
-
 // Whether to make one for these tensors: asked for, or by default where the memory is there.
 bool WantsSelfTest(ImportCommand::MakeSelfTest wanted, const TensorSource& tensors,
                    const std::string& what) {
   if (wanted != ImportCommand::MakeSelfTest::kIfPossible) {
     return wanted == ImportCommand::MakeSelfTest::kYes;
   }
-  return MemoryForSelfTest(SelfTestBytes(tensors), what);
+  // In float32, while it is tried in other arithmetic.
+  return MemoryForSelfTest(tensors.numel() * sizeof(float) * 5 / 4, what);
 }
 
 // A picture of smooth colours with a checkered part: [side, side, 3] uint8.
@@ -146,13 +136,11 @@ void RunImport(const ImportCommand& command) {
   OpenOptions options;
   options.base = command.base;
   const CheckpointFolder folder = OpenCheckpointFolder(command.source, options);
-  const bool tower_only = folder.layout == Layout::kClip ||
-                          (folder.manifest && folder.manifest->kind == Manifest::Kind::kTower);
   // What a version brings along is kept, unless another one is asked for.
   const auto keep = [&](const std::optional<SelfTest>& brought) {
     return brought.has_value() && command.self_test == MakeOne::kIfPossible;
   };
-  if (tower_only) {
+  if (folder.is_tower()) {
     if (!command.projector.empty() || !command.chat_template.empty() || !command.tower.empty() ||
         !command.tower_name.empty()) {
       throw std::runtime_error(folder.path.string() +
@@ -173,15 +161,14 @@ void RunImport(const ImportCommand& command) {
   options.chat_template = command.chat_template;
   options.verify = false;
   LanguageCheckpoint language = OpenLanguage(folder.path, options);
-  if (!command.projector.empty()) {
-    OverlayProjector(language, command.projector);
-    language.self_test.reset();  // of another projector
-  }
+  if (!command.projector.empty()) OverlayProjector(language, command.projector);
 
   // A language version of a repository comes without its tower.
   std::optional<TowerCheckpoint> tower;
-  if (!folder.manifest || !command.tower.empty()) {
-    tower = folder.manifest ? OpenTower(command.tower) : OpenTower(folder.path, options);
+  if (language.tower) {
+    tower = *language.tower;
+  } else if (!command.tower.empty()) {
+    tower = OpenTower(command.tower);
     if (tower->digest != language.tower_digest) {
       throw std::runtime_error(command.tower.string() +
                                ": is not the tower of this model: digest " + ToHex(tower->digest) +

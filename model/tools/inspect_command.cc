@@ -15,38 +15,17 @@
 #include "model/llava/self_test.h"
 #include "model/llava/serving_model.h"
 #include "model/tools/commands.h"
+#include "model/tools/common.h"
 
 namespace llava {
 namespace {
 
 using nlohmann::json;
 
-bool IsTower(const CheckpointFolder& folder) {
-  return folder.manifest ? folder.manifest->kind == Manifest::Kind::kTower
-                         : folder.layout == Layout::kClip;
-}
-
 void AddTensors(const TensorSource& tensors, json& description) {
-  uint64_t bytes = 0, parameters = 0;
-  for (const auto& [name, info] : tensors.tensors()) {
-    uint64_t elements = 1;
-    for (const int64_t size : info.shape) elements *= static_cast<uint64_t>(size);
-    parameters += elements;
-    bytes += elements * at::elementSize(info.dtype);
-  }
   description["tensors"] = tensors.tensors().size();
-  description["parameters"] = parameters;
-  description["tensor_bytes"] = bytes;
-}
-
-uint64_t CountElements(const TensorShapes& shapes) {
-  uint64_t sum = 0;
-  for (const auto& [name, shape] : shapes) {
-    uint64_t elements = 1;
-    for (const int64_t size : shape) elements *= static_cast<uint64_t>(size);
-    sum += elements;
-  }
-  return sum;
+  description["parameters"] = tensors.numel();
+  description["tensor_bytes"] = tensors.bytes();
 }
 
 json Describe(const TowerCheckpoint& tower) {
@@ -63,7 +42,11 @@ json Describe(const LanguageCheckpoint& language) {
   if (language.config.decoder.quantization) {
     LanguageConfig plain = language.config;
     plain.decoder.quantization.reset();
-    description["parameters"] = CountElements(LanguageTensors(plain));
+    uint64_t parameters = 0;
+    for (const auto& [name, shape] : LanguageTensors(plain)) {
+      parameters += TensorInfo{at::kByte, shape}.numel();
+    }
+    description["parameters"] = parameters;
   }
   description["digests"] = {
       {"version", ToHex(language.digest)},
@@ -75,18 +58,6 @@ json Describe(const LanguageCheckpoint& language) {
   description["tokens"] = language.tokenizer->vocab_size();
   description["config"] = ToJson(language.config, language.tower_patches);
   return description;
-}
-
-// "a.b  value" lines of nested objects.
-void PrintLines(const json& value, const std::string& name) {
-  if (value.is_object()) {
-    for (const auto& [key, item] : value.items()) {
-      PrintLines(item, name.empty() ? key : name + "." + key);
-    }
-    return;
-  }
-  std::cout << name << "  " << (value.is_string() ? value.get<std::string>() : value.dump())
-            << "\n";
 }
 
 void Compare(const CheckpointFolder& folder, const char* what,
@@ -136,8 +107,8 @@ const SelfTest& SelfTestOf(const Checkpoint& checkpoint, const CheckpointFolder&
 void RunInspect(const InspectCommand& command) {
   const CheckpointFolder folder = OpenCheckpointFolder(command.path, /*verify=*/false);
   const OpenOptions options{command.tower, "", /*verify=*/false, /*packed=*/true};
-  json description = IsTower(folder) ? Describe(OpenTower(folder.path, options))
-                                     : Describe(OpenLanguage(folder.path, options));
+  json description = folder.is_tower() ? Describe(OpenTower(folder.path, options))
+                                       : Describe(OpenLanguage(folder.path, options));
   description["path"] = folder.path.string();
   description["layout"] = ToString(folder.layout);
   if (folder.manifest) {
@@ -149,7 +120,9 @@ void RunInspect(const InspectCommand& command) {
   if (command.json) {
     std::cout << description.dump(2) << "\n";
   } else {
-    PrintLines(description, "");
+    VisitSettings(description, "", [](const std::string& name, const std::string& text) {
+      std::cout << name << "  " << text << "\n";
+    });
   }
 }
 
@@ -160,7 +133,7 @@ void RunVerify(const VerifyCommand& command) {
   const auto tell = [&](double off, const std::string& arithmetic) {
     result["self_test"] = {{"off_by", off}, {"arithmetic", arithmetic}};
   };
-  if (IsTower(folder)) {
+  if (folder.is_tower()) {
     const TowerCheckpoint tower = OpenTower(folder.path, options);
     result["tensors"] = tower.tensors.tensors().size();
     CheckFinite(folder, tower.tensors);

@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "model/tools/commands.h"
-#include "model/tools/load_bench.h"
 #include "model/tools/shapes.h"
 
 namespace {

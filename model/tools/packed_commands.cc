@@ -1,6 +1,5 @@
 // llava-model quantize and random: versions whose decoder is packed for serving on the CPU.
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <filesystem>
 #include <iostream>
@@ -9,7 +8,6 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -19,6 +17,7 @@
 #include "model/checkpoint/language_draft.h"
 #include "model/checkpoint/random_tensors.h"
 #include "model/checkpoint/tensor_names.h"
+#include "model/checkpoint/version_folder.h"
 #include "model/config/picture_shape.h"
 #include "model/llava/self_test.h"
 #include "model/llava/serving_model.h"
@@ -28,6 +27,7 @@
 #include "model/progress/stop_request.h"
 #include "model/text/labels.h"
 #include "model/tools/commands.h"
+#include "model/tools/common.h"
 #include "model/tools/memory_for.h"
 #include "model/tools/shapes.h"
 
@@ -36,19 +36,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
-int ThreadsOr(int threads) {
-  return threads > 0 ? threads : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-}
-
 // Of a model that may fit into this machine in no other form, if it fits in this one.
 std::optional<SelfTest> PackedSelfTest(const LanguageCheckpoint& written, int threads) {
-  uint64_t bytes = 0;
-  for (const auto& [name, info] : written.tensors.tensors()) {
-    uint64_t size = at::elementSize(info.dtype);
-    for (const int64_t side : info.shape) size *= static_cast<uint64_t>(side);
-    bytes += size;
-  }
-  if (!MemoryForSelfTest(bytes * 5 / 4, "packed model")) return std::nullopt;
+  if (!MemoryForSelfTest(written.tensors.bytes() * 5 / 4, "packed model")) return std::nullopt;
   const std::vector<ChatMessage> exchange = {
       {ChatMessage::Role::kUser, "Can I eat an apple?", 0, {}},
       {ChatMessage::Role::kAssistant, "Yes.", 0, {}}};
@@ -63,6 +53,11 @@ std::optional<SelfTest> PackedSelfTest(const LanguageCheckpoint& written, int th
   return MakeSelfTest(model, example.input_ids, example.labels, {});
 }
 
+void TellPublished(const fs::path& version, const std::string& how, const Sha256Digest& tower) {
+  std::cout << "language " << version.string() << how << "\n"
+            << "tower    " << ToHex(tower) << "\n";
+}
+
 // Packs and publishes as a new version of `out`, a ROOT/NAME. Returns the exit code.
 int Publish(const LanguageCheckpoint& checkpoint, const PackingFlags& flags, const fs::path& out,
             const nlohmann::json& recipe, const LanguageDraft::SelfTestMaker& make_self_test) {
@@ -71,8 +66,7 @@ int Publish(const LanguageCheckpoint& checkpoint, const PackingFlags& flags, con
     from_names.keep_outliers = flags.outliers;
     return from_names;
   }();
-  const fs::path whole = fs::absolute(out).lexically_normal();
-  const fs::path model = whole.has_filename() ? whole : whole.parent_path();
+  const ModelPath model(out);
   const StopRequest stop;
   ops::cpu::ThreadPool pool(ThreadsOr(flags.threads));
   Progress progress(stderr, "packing",
@@ -82,26 +76,13 @@ int Publish(const LanguageCheckpoint& checkpoint, const PackingFlags& flags, con
                  : progress.Finish(static_cast<uint64_t>(done));
     return !StopRequest::Requested();
   };
-  const auto path =
-      PublishPacked(checkpoint, options, model.parent_path(), model.filename().string(),
-                    recipe.dump(), pool, step, make_self_test);
+  const auto path = PublishPacked(checkpoint, options, model.root, model.name, recipe.dump(), pool,
+                                  step, make_self_test);
   if (!path) {
     std::fprintf(stderr, "\nllava-model: stopped; nothing was written\n");
     return 128 + StopRequest::Signal();
   }
-  std::cout << "language " << path->string() << " (" << ToQuantization(options).Describe() << ")\n"
-            << "tower    " << ToHex(checkpoint.tower_digest) << "\n";
-  return 0;
-}
-
-int PublishPlain(const LanguageCheckpoint& checkpoint, const RandomCommand& command) {
-  const fs::path whole = fs::absolute(command.out).lexically_normal();
-  const fs::path model = whole.has_filename() ? whole : whole.parent_path();
-  const nlohmann::json recipe = {{"random", {{"shape", command.shape}, {"seed", command.seed}}}};
-  const fs::path path =
-      PublishLanguage(checkpoint, model.parent_path(), model.filename().string(), recipe.dump());
-  std::cout << "language " << path.string() << "\n"
-            << "tower    " << ToHex(checkpoint.tower_digest) << "\n";
+  TellPublished(*path, " (" + ToQuantization(options).Describe() + ")", checkpoint.tower_digest);
   return 0;
 }
 
@@ -176,10 +157,14 @@ int RunRandom(const RandomCommand& command) {
   RandomTensorOptions random;
   random.seed = command.seed;
   checkpoint.tensors = RandomTensors(LanguageTensors(config), random);
-  if (command.plain) return PublishPlain(checkpoint, command);
-  return Publish(checkpoint, command.packing, command.out,
-                 {{"random", {{"shape", command.shape}, {"seed", command.seed}}}},
-                 /*make_self_test=*/{});
+  const nlohmann::json recipe = {{"random", {{"shape", command.shape}, {"seed", command.seed}}}};
+  if (!command.plain) {
+    return Publish(checkpoint, command.packing, command.out, recipe, /*make_self_test=*/{});
+  }
+  const ModelPath model(command.out);
+  TellPublished(PublishLanguage(checkpoint, model.root, model.name, recipe.dump()), "",
+                checkpoint.tower_digest);
+  return 0;
 }
 
 }  // namespace llava

@@ -14,6 +14,7 @@
 
 #include "model/checkpoint/manifest.h"
 #include "model/checkpoint/repository.h"
+#include "model/checkpoint/version_folder.h"
 #include "model/tools/commands.h"
 
 namespace llava {
@@ -29,9 +30,8 @@ struct Model {
 
 // ROOT/NAME.
 Model Split(const fs::path& path) {
-  const fs::path whole = fs::absolute(path).lexically_normal();
-  const fs::path model = whole.has_filename() ? whole : whole.parent_path();
-  return {ModelRepository(model.parent_path()), model.filename().string()};
+  const ModelPath model(path);
+  return {ModelRepository(model.root), model.name};
 }
 
 json Describe(const ModelRepository& repository, const std::string& name, uint64_t version,

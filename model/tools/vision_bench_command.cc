@@ -11,7 +11,6 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -27,6 +26,7 @@
 #include "model/nn/clip.h"
 #include "model/nn/packed_clip.h"
 #include "model/tools/commands.h"
+#include "model/tools/common.h"
 #include "model/tools/shapes.h"
 
 namespace llava {
@@ -44,11 +44,6 @@ double ProcessorSeconds() {
     return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_usec) / 1e6;
   };
   return seconds(usage.ru_utime) + seconds(usage.ru_stime);
-}
-
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
 }
 
 // Operations of products and attention for one picture.
@@ -93,9 +88,7 @@ json Measure(const Encoder& encode, const VisionConfig& config, int64_t batch, i
 
 void RunVisionBench(const VisionBenchCommand& command) {
   const c10::InferenceMode guard;
-  const int threads = command.threads > 0
-                          ? command.threads
-                          : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  const int threads = ThreadsOr(command.threads);
   at::set_num_threads(threads);
   if (command.dtype != "float32" && command.dtype != "bf16" && command.dtype != "int8") {
     throw std::invalid_argument("a tower runs in float32, bfloat16 or int8, not in " +

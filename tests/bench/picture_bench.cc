@@ -49,14 +49,15 @@ int main(int argc, char** argv) {
     state = state * 1664525u + 1013904223u;
     value = static_cast<uint8_t>(state >> 24);
   }
-  const int size = static_cast<int>(number(3, 336));
+  llava::PreprocessConfig config;
+  config.image_size = static_cast<int>(number(3, 336));
   std::vector<double> wall, processor;
   const auto end = Clock::now() + std::chrono::duration<double>(number(4, 1));
   unsigned sum = 0;
   while (wall.size() < 5 || Clock::now() < end) {
     const auto begin = Clock::now();
     const double used = ProcessorSeconds();
-    sum += llava::ResizeAndCrop(image, size).rgb[0];
+    sum += llava::FitToTower(image, llava::ImageMode::kCrop, config).rgb[0];
     wall.push_back(std::chrono::duration<double>(Clock::now() - begin).count() * 1e3);
     processor.push_back((ProcessorSeconds() - used) * 1e3);
   }

@@ -24,6 +24,7 @@
 #include "model/llava/generate.h"
 #include "model/llava/llava.h"
 #include "model/nn/clip.h"
+#include "tests/model/llava/prompts.h"
 
 namespace llava {
 namespace {
@@ -102,7 +103,7 @@ json Chat(const TowerCheckpoint& tower, const LanguageCheckpoint& language, cons
   return {{"device", device_name},
           {"text", result.text},
           {"ids", result.ids},
-          {"logprobs", result.logprobs},
+          {"logprobs", ScoreAnswer(model, prompt, result.ids, {&features, 1})},
           {"decode_tokens_per_second_by_sequences", speeds}};
 }
 

@@ -12,6 +12,7 @@
 #include <ATen/core/grad_mode.h>
 #include <gtest/gtest.h>
 
+#include "tests/model/llava/prompts.h"
 #include "tests/parity/fixture_folder.h"
 
 namespace llava {
@@ -77,7 +78,7 @@ TEST_F(ForwardParityTest, LlavaHfLayoutWithItsPaddedVocabulary) {
     const bool run_goes_on = !ids.empty() && ids.back() == kImageToken && id == image_token;
     if (!run_goes_on) ids.push_back(id == image_token ? kImageToken : id);
   }
-  EXPECT_EQ(model.ExpandedLength(ids), static_cast<int64_t>(IdsOfTensor("hf/input_ids").size()));
+  EXPECT_EQ(ExpandedLength(model, ids), static_cast<int64_t>(IdsOfTensor("hf/input_ids").size()));
   EXPECT_TRUE(
       IsNear("hf/logits", LogitsOf(model, model.Embed(ids, features_)), Expected("hf/logits")));
 }

@@ -23,6 +23,7 @@
 #include "model/llava/serving_model.h"
 #include "model/nn/clip.h"
 #include "tests/model/checkpoint/folders.h"
+#include "tests/model/llava/prompts.h"
 #include "tests/support/paths.h"
 #include "tests/support/tiny_next.h"
 
@@ -137,7 +138,7 @@ TEST_F(NextModelTest, SaysWhatTransformersSays) {
       EXPECT_EQ(model.picture_shape().NumTokens(sizes_[i]), tokens[i]);
     }
     const at::Tensor prompt = model.Embed(ids, features_, sizes_);
-    EXPECT_EQ(prompt.size(0), model.ExpandedLength(ids, sizes_));
+    EXPECT_EQ(prompt.size(0), ExpandedLength(model, ids, sizes_));
     const Segment segment{.tokens = prompt.size(0)};
     const at::Tensor hidden = model.decoder().Forward(prompt, {&segment, 1});
     const at::Tensor expected = NextGolden(name + "/logits");

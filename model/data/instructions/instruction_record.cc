@@ -11,8 +11,6 @@ namespace {
 using Json = nlohmann::json;
 using Role = ChatMessage::Role;
 
-constexpr std::string_view kImageMark = "<image>";
-
 // The value in short, for messages.
 std::string Shown(const Json& value) {
   constexpr size_t kMost = 60;

@@ -23,11 +23,13 @@ namespace llava::ops::cpu {
 
 enum class WeightFormat : uint8_t { kBFloat16, kInt8, kInt4, kFloat };
 
-constexpr bool IsInteger(WeightFormat format) {
+// Functions of this header are inlined whatever the optimisation: of the copies that each
+// instruction set's kernels would have, the linker keeps any one for all.
+[[gnu::always_inline]] constexpr bool IsInteger(WeightFormat format) {
   return format == WeightFormat::kInt8 || format == WeightFormat::kInt4;
 }
 // Bytes of an activation beside such weights.
-constexpr int64_t ValueBytes(WeightFormat format) {
+[[gnu::always_inline]] constexpr int64_t ValueBytes(WeightFormat format) {
   return IsInteger(format) ? 1 : format == WeightFormat::kBFloat16 ? 2 : 4;
 }
 
@@ -56,16 +58,16 @@ struct Outlier {
   float value;
 };
 
-// Rows of W into a panel.
+// A row of W into a panel.
 struct PackTask {
   const PackedLayout* layout;
   uint8_t* panel;
-  int64_t first_column, columns;  // which of the panel's 32
-  const float* rows;              // [columns, padded_depth], zeros behind K
-  float* scratch;                 // [blocks]
-  Outlier* outliers;              // room for `most_outliers` of each row; null: keep none apart
+  int64_t column;     // which of the panel's 32
+  const float* row;   // [padded_depth], zeros behind K
+  float* scratch;     // [blocks]
+  Outlier* outliers;  // room for `most_outliers`; null: keep none apart
   int64_t most_outliers;
-  int64_t num_outliers;  // found, in order of column, then of k
+  int64_t num_outliers;  // found, in order of k
 };
 
 // x as the kernels take it: bytes beside integers, else of the format of the weights.
@@ -93,7 +95,8 @@ struct BlockValues {
   int64_t step;  // bytes from unit to unit
 };
 // `bytes`: of a row in a block.
-inline BlockValues ValuesOf(const Activations& x, int64_t row, int64_t block, int64_t bytes) {
+[[gnu::always_inline]] inline BlockValues ValuesOf(const Activations& x, int64_t row, int64_t block,
+                                                   int64_t bytes) {
   if (x.unit == 0) return {x.values + row * x.line + block * bytes, x.line, bytes, bytes};
   const int64_t row_blocks = (x.rows + kRowBlock - 1) / kRowBlock;
   uint8_t* const piece = x.values + (block * row_blocks + row / kRowBlock) * kRowBlock * bytes;

@@ -149,33 +149,35 @@ void PackGroup(WeightFormat format, const Quantizer& quantizer, const float* val
   }
 }
 
-void PackIntegers(PackTask& task, const float* row, int64_t column) {
+void PackIntegers(PackTask& task) {
   const PackedLayout& layout = *task.layout;
   float factor = __builtin_inff();
-  Means(layout, row, task.scratch);
+  Means(layout, task.row, task.scratch);
   if (task.outliers != nullptr) {
     factor = kOutlierMeans;
-    while (CountAbove(layout, row, task.scratch, factor) > task.most_outliers) factor *= 1.2f;
+    while (CountAbove(layout, task.row, task.scratch, factor) > task.most_outliers) factor *= 1.2f;
   }
   for (int64_t b = 0; b < layout.blocks; ++b) {
-    const float* values = row + b * layout.block;
+    const float* values = task.row + b * layout.block;
     // Nothing is above infinity, and nothing above NaN.
     const float limit = task.outliers != nullptr ? task.scratch[b] * factor : factor;
     const Scaled scaled = ScaleOf(layout.format, values, layout.block, limit);
     uint8_t* block = task.panel + b * layout.block_bytes;
-    __builtin_memcpy(block + column * 2, &scaled.scale, 2);
+    __builtin_memcpy(block + task.column * 2, &scaled.scale, 2);
     PackGroup(layout.format, scaled.quantizer, values, layout.block,
-              block + kScaleBytes + column * 4);
+              block + kScaleBytes + task.column * 4);
     if (task.outliers == nullptr) continue;
     for (int64_t k = 0; k < layout.block; ++k) {
       if (!(__builtin_fabsf(values[k]) > limit)) continue;
-      const int64_t where = (b * layout.block + k) * kPanel + column;
+      const int64_t where = (b * layout.block + k) * kPanel + task.column;
       task.outliers[task.num_outliers++] = {static_cast<uint32_t>(where), values[k]};
     }
   }
 }
 
-void PackBFloat16(const PackTask& task, const float* row, int64_t column) {
+void PackBFloat16(const PackTask& task) {
+  const float* const row = task.row;
+  const int64_t column = task.column;
   for (int64_t k = 0; k < task.layout->padded_depth; k += kLanes) {
     BFloat16 rounded[kLanes];
     Store(rounded, Load(row + k));
@@ -185,7 +187,9 @@ void PackBFloat16(const PackTask& task, const float* row, int64_t column) {
   }
 }
 
-void PackFloat(const PackTask& task, const float* row, int64_t column) {
+void PackFloat(const PackTask& task) {
+  const float* const row = task.row;
+  const int64_t column = task.column;
   for (int64_t k = 0; k < task.layout->padded_depth; ++k) {
     __builtin_memcpy(task.panel + (k * kPanel + column) * 4, row + k, 4);
   }
@@ -195,15 +199,12 @@ void PackFloat(const PackTask& task, const float* row, int64_t column) {
 
 void Pack(PackTask& task) {
   task.num_outliers = 0;
-  for (int64_t i = 0; i < task.columns; ++i) {
-    const float* row = task.rows + i * task.layout->padded_depth;
-    if (task.layout->format == WeightFormat::kBFloat16) {
-      PackBFloat16(task, row, task.first_column + i);
-    } else if (task.layout->format == WeightFormat::kFloat) {
-      PackFloat(task, row, task.first_column + i);
-    } else {
-      PackIntegers(task, row, task.first_column + i);
-    }
+  if (task.layout->format == WeightFormat::kBFloat16) {
+    PackBFloat16(task);
+  } else if (task.layout->format == WeightFormat::kFloat) {
+    PackFloat(task);
+  } else {
+    PackIntegers(task);
   }
 }
 

@@ -170,7 +170,6 @@ void PackedMatrix::Append(ThreadPool& pool, SourceElement element, const void* s
       PackTask task{&layout_,
                     panels_ + panel * layout_.panel_bytes,
                     row - panel * kPanel,
-                    1,
                     scratch.rows.data(),
                     scratch.means.data(),
                     keep_outliers_ ? scratch.outliers.data() : nullptr,

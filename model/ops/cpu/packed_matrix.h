@@ -32,9 +32,6 @@ class PackedMatrix {
     bool keep_outliers = true;
   };
 
-  // Rows that Append puts into place at once; fewer at a time cost nothing but the call.
-  static constexpr int64_t kRowsAtOnce = kPanel;
-
   // Takes memory for N x K weights from `memory`, or some of its own. Throws std::invalid_argument.
   PackedMatrix(int64_t rows, int64_t depth, const Options& options,
                std::shared_ptr<WeightMemory> memory = nullptr);

@@ -81,8 +81,7 @@ struct FinishAttendTask {
   int64_t parts = 0;  // 1: sums hold all ranges; else one for each range that the last token sees
   float* sums = nullptr;
   int64_t part_stride = 0;  // floats between the sums of two ranges
-  Element element = Element::kFloat;
-  void* out = nullptr;  // of the first token and head; rows `stride` elements apart
+  float* out = nullptr;     // of the first token and head; rows `stride` floats apart
   int64_t stride = 0;
 };
 

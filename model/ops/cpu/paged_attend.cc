@@ -362,8 +362,7 @@ void AttendAs(const AttendTask& task) {
   }
 }
 
-template <typename T>
-void Write(const float* sums, int64_t dim, int64_t width, T* out) {
+void Write(const float* sums, int64_t dim, int64_t width, float* out) {
   const float inverse = 1.0f / sums[width + 1];
   for (int64_t i = 0; i < dim; i += kLanes) {
     const Vector v = Load(sums + i) * inverse + 0.0f;  // -0 becomes 0
@@ -403,12 +402,8 @@ void FinishAttend(const FinishAttendTask& task) {
       const int64_t ranges = (task.position + t) / kRangeTokens + 1;
       for (int64_t i = 1; i < ranges; ++i) Merge(sums, sums + i * task.part_stride, width);
     }
-    const int64_t at = t * task.stride + row % task.group * task.head_dim;
-    if (task.element == Element::kFloat) {
-      Write(sums, task.head_dim, width, static_cast<float*>(task.out) + at);
-    } else {
-      Write(sums, task.head_dim, width, static_cast<BFloat16*>(task.out) + at);
-    }
+    Write(sums, task.head_dim, width,
+          task.out + t * task.stride + row % task.group * task.head_dim);
   }
 }
 

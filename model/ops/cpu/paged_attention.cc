@@ -21,8 +21,6 @@ int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int64_t SumsLine(int64_t head_dim) { return CeilDivide(head_dim, 16) * 16 + 16; }
 
-int64_t Bytes(Element element) { return element == Element::kFloat ? 4 : 2; }
-
 void Check(const PagedAttention::Call& call) {
   const auto refuse = [](const std::string& why) {
     throw std::invalid_argument("paged attention: " + why);
@@ -208,9 +206,7 @@ void PagedAttention::Attend(const Call& call, const Task& task, int64_t kv_head,
   finish.parts = piece.shared ? piece.ranges : 1;
   finish.sums = sums;
   finish.part_stride = part;
-  finish.element = call.element;
-  finish.out =
-      static_cast<char*>(call.out) + (piece.row * call.out_stride + column) * Bytes(call.element);
+  finish.out = call.out + piece.row * call.out_stride + column;
   finish.stride = call.out_stride;
   kernels_.finish_attend(finish);
 }

@@ -49,8 +49,7 @@ class PagedAttention {
     int64_t stride = 0;
     const float* cosine = nullptr;  // [positions, Dh / 2], by position in the sequence
     const float* sine = nullptr;
-    Element element = Element::kFloat;  // of `out`
-    void* out = nullptr;                // [T, H Dh], rows `out_stride` elements apart
+    float* out = nullptr;  // [T, H Dh], rows `out_stride` floats apart
     int64_t out_stride = 0;
   };
   // Turns the pairs (i, i + Dh/2) of q and k by their positions, writes k and v of the new tokens

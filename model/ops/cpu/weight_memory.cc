@@ -42,13 +42,7 @@ uint8_t* WeightMemory::Allocate(size_t bytes) {
     end_ = static_cast<uint8_t*>(mapped) + size;
   }
   next_ = at + bytes;
-  used_bytes_ += bytes;
   return at;
-}
-
-size_t WeightMemory::used_bytes() const {
-  const std::lock_guard lock(mutex_);
-  return used_bytes_;
 }
 
 // The thread sanitizer also marks the function that chooses, which runs before the sanitizer is

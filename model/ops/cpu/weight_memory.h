@@ -22,20 +22,16 @@ class WeightMemory {
   // Zeros, aligned to 64 bytes. Throws std::bad_alloc.
   uint8_t* Allocate(size_t bytes);
 
-  // Handed out so far.
-  size_t used_bytes() const;
-
  private:
   struct Mapping {
     uint8_t* begin;
     size_t bytes;
   };
 
-  mutable std::mutex mutex_;
+  std::mutex mutex_;
   std::vector<Mapping> mappings_;  // all below: guarded by mutex_
   uint8_t* next_ = nullptr;        // within the last mapping
   uint8_t* end_ = nullptr;
-  size_t used_bytes_ = 0;
 };
 
 // Reads memory as fast as the processor can and returns a sum of it: the limit of everything that

@@ -103,6 +103,8 @@ TEST(CheckpointTest, ReadsLanguageModelsOfBothLayouts) {
 TEST(CheckpointTest, ReadsEveryGenerationOfNestedNames) {
   const LanguageCheckpoint language = OpenLanguage(Fixtures() / "tiny-llava");
   const TowerCheckpoint tower = OpenTower(Fixtures() / "tiny-llava");
+  ASSERT_NE(language.tower, nullptr);
+  EXPECT_EQ(language.tower->digest, tower.digest);
   const Prefixes generations[] = {// in memory since 4.52, in files since 5
                                   {{"language_model.model.", "model.language_model."},
                                    {"language_model.lm_head", "lm_head"},

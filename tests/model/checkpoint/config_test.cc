@@ -80,6 +80,8 @@ TEST(CheckpointConfigTest, RefusesOriginalSettingsByName) {
                   {"/vocab_size", 1, "vocabulary"},
                   {"/rms_norm_eps", 0, "rms_norm_eps"},
                   {"/eos_token_id", json::array({2, 3}), "eos_token_id"},
+                  {"/eos_token_id", (int64_t{1} << 32) + 2, "\"eos_token_id\" is 4294967298"},
+                  {"/bos_token_id", json::array({(int64_t{1} << 32) + 1}), "\"bos_token_id\""},
                   {"/eos_token_id", 1 << 20, "outside the vocabulary"}});
 }
 
@@ -294,6 +296,10 @@ TEST(CheckpointConfigTest, OwnSchemaIsExact) {
                 ReadLanguageConfig(JsonObject(odd, "c.json"), patches);
               }),
               HasSubstr("17 patches"));
+  json wide = text;
+  wide["decoder"]["eos_token_id"] = (int64_t{1} << 32) + 2;
+  EXPECT_THAT(ErrorOf([&] { ReadLanguageConfig(JsonObject(wide, "c.json"), patches); }),
+              HasSubstr("\"eos_token_id\" is 4294967298"));
   for (const char* key : {"grid", "tile_size"}) {
     EXPECT_FALSE(text["features"].contains(key)) << "old digests would change";
     json without = tiles;

@@ -22,8 +22,7 @@ at::Tensor Draw(const RandomTensorOptions& options, const std::string& name = "a
 TEST(RandomTensorsTest, AreNormal) {
   RandomTensorOptions options;
   options.dtype = at::kFloat;
-  options.deviation = 0.5;
-  const at::Tensor x = Draw(options).flatten() / 0.5;
+  const at::Tensor x = Draw(options).flatten() / 0.02;
   const double n = static_cast<double>(x.numel());
   EXPECT_NEAR(x.mean().item<double>(), 0, 5 / std::sqrt(n));
   EXPECT_NEAR((x * x).mean().item<double>(), 1, 5 * std::sqrt(2 / n));

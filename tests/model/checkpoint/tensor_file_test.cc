@@ -7,6 +7,7 @@
 #include <cstring>
 #include <random>
 
+#include "model/checkpoint/tensor_source.h"
 #include "tests/model/checkpoint/folders.h"
 
 namespace llava {
@@ -141,6 +142,33 @@ TEST(TensorFileTest, NamesMissingShardsAndTensors) {
   EXPECT_THAT(ErrorOf([&] { OpenTensorFolder(path); }), HasSubstr("gone.safetensors"));
   std::filesystem::remove(path / "model.safetensors.index.json");
   EXPECT_THAT(ErrorOf([&] { OpenTensorFolder(path); }), HasSubstr("has no tensors"));
+}
+
+// Two tensors, and how often it was finished.
+class CountingFile : public TensorFile {
+ public:
+  const std::map<std::string, TensorInfo>& tensors() const override { return infos_; }
+  at::Tensor Get(const std::string&) const override { return at::zeros({1}); }
+  void Finish() const override { ++finished; }
+
+  mutable int finished = 0;
+
+ private:
+  const std::map<std::string, TensorInfo> infos_ = {{"a", {at::kFloat, {1}}},
+                                                    {"b", {at::kFloat, {1}}}};
+};
+
+TEST(TensorSourceTest, FinishesEachFileOnce) {
+  TensorSource source;
+  const auto one = std::make_shared<const CountingFile>(),
+             other = std::make_shared<const CountingFile>();
+  for (const char* name : {"a", "b"}) {
+    source.Add(std::string("one.") + name, one, name);
+    source.Add(std::string("other.") + name, other, name);
+  }
+  source.Finish();
+  EXPECT_EQ(one->finished, 1);
+  EXPECT_EQ(other->finished, 1);
 }
 
 // Every byte read, so that a bad range shows under a sanitizer.

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -79,14 +80,32 @@ TEST(ImageTest, FitsAndNormalizesAsTheReference) {
   EXPECT_GE(pictures, 10);
 }
 
+PreprocessConfig SideOf(int64_t size) {
+  PreprocessConfig config;
+  config.image_size = size;
+  return config;
+}
+
+// A square of the longer side in the truncated mean colour, the picture in its middle.
+Image PadToSquare(const Image& image) {
+  const int side = std::max(image.width, image.height);
+  Image square{side, side, {}};
+  for (int i = 0; i < side * side; ++i) square.rgb.insert(square.rgb.end(), {122, 116, 104});
+  const int left = (side - image.width) / 2, top = (side - image.height) / 2;
+  for (int y = 0; y < image.height; ++y) {
+    std::copy_n(&image.rgb[static_cast<size_t>(y) * image.width * 3], image.width * 3,
+                &square.rgb[(static_cast<size_t>(top + y) * side + left) * 3]);
+  }
+  return square;
+}
+
 // FitToTower never builds the square canvas; it must not show.
 TEST(ImageTest, PadsWithoutStoringTheCanvasAsIfItHad) {
-  PreprocessConfig config;
-  config.image_size = 40;
+  const PreprocessConfig config = SideOf(40);
   for (const auto& [width, height] : {std::pair(1, 90), std::pair(90, 1), std::pair(33, 34),
                                       std::pair(7, 7), std::pair(301, 12)}) {
     const Image image = Pixels(width, height, 5);
-    const Image stored = ResizeAndCrop(PadToSquare(image, config.mean), 40);
+    const Image stored = FitToTower(PadToSquare(image), ImageMode::kCrop, config);
     EXPECT_EQ(FitToTower(image, ImageMode::kPad, config).rgb, stored.rgb) << width << "x" << height;
   }
 }
@@ -94,7 +113,7 @@ TEST(ImageTest, PadsWithoutStoringTheCanvasAsIfItHad) {
 TEST(ImageTest, CropsTheMiddleOfTheWholeResize) {
   const Image image = Pixels(91, 37, 8);
   const Image whole = ResizeBicubic(image, 20 * 91 / 37, 20);
-  const Image crop = ResizeAndCrop(image, 20);
+  const Image crop = FitToTower(image, ImageMode::kCrop, SideOf(20));
   const int left = (whole.width - 20) / 2;
   for (int y = 0; y < 20; ++y) {
     EXPECT_EQ(std::memcmp(&crop.rgb[y * 60], &whole.rgb[(y * whole.width + left) * 3], 60), 0) << y;
@@ -103,7 +122,7 @@ TEST(ImageTest, CropsTheMiddleOfTheWholeResize) {
 
 TEST(ImageTest, PadsWithTheTruncatedMeanColour) {
   const Image padded =
-      PadToSquare(Image{1, 3, std::vector<uint8_t>(9, 200)}, PreprocessConfig().mean);
+      FitToTower(Image{1, 3, std::vector<uint8_t>(9, 200)}, ImageMode::kPad, SideOf(3));
   ASSERT_EQ(padded.width, 3);
   EXPECT_EQ(padded.rgb[0], 122);
   EXPECT_EQ(padded.rgb[1], 116);

@@ -10,6 +10,7 @@
 #include <gtest/gtest.h>
 
 #include "model/text/labels.h"
+#include "tests/model/llava/prompts.h"
 #include "tests/model/llava/tiny_llava.h"
 #include "tests/model/nn/tiny_model.h"
 
@@ -22,7 +23,7 @@ TEST(LlavaTest, SplicesPicturesWhereTheMarksStand) {
   const Llava model = TinyLlava();
   const at::Tensor first = TinyFeatures(1), second = TinyFeatures(2);
   const std::vector<int32_t> ids = {kImage, 5, 6, kImage, 7};
-  EXPECT_EQ(model.ExpandedLength(ids), 3 + 2 * 9);
+  EXPECT_EQ(ExpandedLength(model, ids), 3 + 2 * 9);
   const std::vector<at::Tensor> features = {first, second};
   const at::Tensor out = model.Embed(ids, features);
   const auto words = [&](std::vector<int64_t> w) { return model.decoder().Embed(at::tensor(w)); };

@@ -12,6 +12,7 @@
 #include "model/llava/generate.h"
 #include "model/llava/self_test.h"
 #include "model/llava/serving_model.h"
+#include "tests/model/llava/prompts.h"
 #include "tests/model/llava/tiny_llava.h"
 #include "tests/model/nn/tiny_model.h"
 
@@ -122,7 +123,7 @@ TEST(PictureProjectorTest, PicturesOfAllShapesStandInOnePrompt) {
   const std::vector<at::Tensor> features = {ThreeTiles(1), ThreeTiles(5), ThreeTiles(9)};
   const std::vector<Resolution> sizes = {kWide, kLow, kHigh};
   const int64_t length = 4 + (9 + 21) + (9 + 7) + (9 + 24);
-  EXPECT_EQ(model.ExpandedLength(ids, sizes), length);
+  EXPECT_EQ(ExpandedLength(model, ids, sizes), length);
   const at::Tensor prompt = model.Embed(ids, features, sizes);
   EXPECT_EQ(prompt.size(0), length);
   const std::vector<int64_t> values = {10, 20, 30, 40, 50, 60, 70};
@@ -130,7 +131,7 @@ TEST(PictureProjectorTest, PicturesOfAllShapesStandInOnePrompt) {
   ASSERT_EQ(static_cast<int64_t>(expanded.size()), length);
   EXPECT_EQ(expanded[1 + 30], 30);
   EXPECT_EQ(expanded[length - 1], 70);
-  EXPECT_THAT(ErrorOf([&] { model.ExpandedLength(ids); }),
+  EXPECT_THAT(ErrorOf([&] { ExpandedLength(model, ids); }),
               AllOf(HasSubstr("3 image marks"), HasSubstr("sizes of 0")));
   EXPECT_THAT(ErrorOf([&] { model.Embed(ids, features); }), HasSubstr("sizes of 0"));
 
@@ -164,7 +165,7 @@ TEST(PictureProjectorTest, AnswersFollowUpsAboutTiles) {
     const GenerateResult expected = Generate(model, ids, features, {}, stop, sizes);
     const GenerateResult result = generator.Reply(ids, {}, stop);
     EXPECT_EQ(result.ids, expected.ids);
-    EXPECT_EQ(result.prompt_tokens, model.ExpandedLength(ids, sizes));
+    EXPECT_EQ(result.prompt_tokens, ExpandedLength(model, ids, sizes));
   }
 }
 

@@ -187,7 +187,7 @@ TEST_F(PackedWeightsTest, AskingForAnotherFormatNamesTheStoredOne) {
     return ErrorOf([&] { PackDecoder(read.config.decoder, read.tensors, options, pool_); });
   };
   EXPECT_THAT(ask({WeightFormat::kInt8}),
-              AllOf(HasSubstr("packed as int4/64"), HasSubstr("--dtype int4 or auto")));
+              AllOf(HasSubstr("packed as int4/64"), HasSubstr("ask for int4")));
   EXPECT_THAT(ask({WeightFormat::kInt4, 32}),
               AllOf(HasSubstr("packed as int4/64"), HasSubstr("leave --group out")));
   EXPECT_EQ(ask({WeightFormat::kInt4, 64}), "");
@@ -195,7 +195,7 @@ TEST_F(PackedWeightsTest, AskingForAnotherFormatNamesTheStoredOne) {
       OpenPacked(Publish(plain_, {WeightFormat::kBFloat16, 0, true}, "half"));
   EXPECT_THAT(
       ErrorOf([&] { PackDecoder(half.config.decoder, half.tensors, PackOptions{}, pool_); }),
-      HasSubstr("--dtype bfloat16 or auto"));
+      HasSubstr("ask for bfloat16"));
   EXPECT_EQ(ask({WeightFormat::kInt4}), "");
 }
 

@@ -16,8 +16,7 @@ ProjectorConfig Config(int64_t depth) { return {.depth = depth, .in_width = 24, 
 TEST(ProjectorTest, IsLinearLayersWithExactGeluBetween) {
   for (const int64_t depth : {1, 2, 3}) {
     const auto weights = RandomProjector(Config(depth));
-    const auto projector =
-        LoadProjector(Config(depth), MemoryTensors(weights), at::kCPU, at::kFloat);
+    Projector projector(Config(depth), MemoryTensors(weights), at::kCPU, at::kFloat);
     const at::Tensor x =
         at::randn({2, 9, 24}, at::make_generator<at::CPUGeneratorImpl>(3), at::kFloat);
     at::Tensor expected = x;
@@ -27,10 +26,10 @@ TEST(ProjectorTest, IsLinearLayersWithExactGeluBetween) {
       if (i > 0) expected = expected * 0.5 * (1 + at::erf(expected / std::sqrt(2.0)));
       expected = at::matmul(expected, weights.at(name + "weight").t()) + weights.at(name + "bias");
     }
-    EXPECT_LT(MaxDifference(projector->Forward(x), expected), 1e-5) << "depth " << depth;
-    EXPECT_LT(MaxDifference(projector->Forward(x[1]), expected[1]), 1e-5) << "without a batch";
+    EXPECT_LT(MaxDifference(projector.Forward(x), expected), 1e-5) << "depth " << depth;
+    EXPECT_LT(MaxDifference(projector.Forward(x[1]), expected[1]), 1e-5) << "without a batch";
     size_t visited = 0;
-    projector->VisitParameters([&](const std::string& name, at::Tensor& parameter) {
+    projector.VisitParameters([&](const std::string& name, at::Tensor& parameter) {
       EXPECT_TRUE(at::equal(parameter, weights.at(name))) << name;
       ++visited;
     });
@@ -42,7 +41,7 @@ TEST(ProjectorTest, NamesMisshapenTensors) {
   auto weights = RandomProjector(Config(2));
   weights["model.mm_projector.2.weight"] = at::zeros({36, 24});
   try {
-    LoadProjector(Config(2), MemoryTensors(weights), at::kCPU, at::kFloat);
+    Projector(Config(2), MemoryTensors(weights), at::kCPU, at::kFloat);
     FAIL() << "a misshapen projector was taken";
   } catch (const std::runtime_error& error) {
     EXPECT_THAT(error.what(), testing::HasSubstr("mlp2x_gelu"));

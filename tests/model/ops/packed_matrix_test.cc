@@ -162,7 +162,6 @@ TEST(PackedMatrixTest, MatricesShareMemory) {
   PackedMatrix a(32, 128, {WeightFormat::kBFloat16}, memory);
   PackedMatrix b(32, 128, {WeightFormat::kBFloat16}, memory);
   EXPECT_EQ(b.panel(0), a.panel(1)) << "one behind the other";
-  EXPECT_EQ(memory->used_bytes(), 2u * 32 * 128 * 2);
   EXPECT_EQ(reinterpret_cast<uintptr_t>(a.panel(0)) % (2 << 20), 0u);
   uint8_t* large = memory->Allocate(size_t{100} << 20);
   EXPECT_EQ(reinterpret_cast<uintptr_t>(large) % (2 << 20), 0u);

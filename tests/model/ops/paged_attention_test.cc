@@ -270,26 +270,21 @@ struct Plain {
   }
 };
 
-TEST(PagedAttentionTest, BFloat16Out) {
+TEST(PagedAttentionTest, RowsOfTheResultMayLieApart) {
   ThreadPool pool(2);
   for (const Kernels& kernels : Available()) {
     PagedAttention attention(pool, kernels);
     Plain plain;
     attention.Run(plain.call);
     constexpr int64_t kStride = Plain::kWidth + 2;
-    std::vector<uint16_t> half(Plain::kTokens * kStride, 0x4242);
-    plain.call.element = Element::kBFloat16;
-    plain.call.out = half.data();
+    std::vector<float> apart(Plain::kTokens * kStride, -7);
+    plain.call.out = apart.data();
     plain.call.out_stride = kStride;
     attention.Run(plain.call);
     for (int64_t i = 0; i < Plain::kTokens; ++i) {
       for (int64_t j = 0; j < kStride; ++j) {
-        uint16_t expected = 0x4242;
-        if (j < Plain::kWidth) {
-          const float rounded = RoundedToBFloat16(plain.out.row(i)[j]);
-          std::memcpy(&expected, reinterpret_cast<const char*>(&rounded) + 2, 2);
-        }
-        ASSERT_EQ(half[i * kStride + j], expected) << i << " " << j;
+        const float expected = j < Plain::kWidth ? plain.out.row(i)[j] : -7;
+        ASSERT_EQ(apart[i * kStride + j], expected) << i << " " << j;
       }
     }
   }

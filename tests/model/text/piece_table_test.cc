@@ -11,7 +11,7 @@ namespace {
 
 TEST(PieceTableTest, AgreesWithAMap) {
   PieceTable table;
-  EXPECT_EQ(table.Find("a"), PieceTable::kNone);
+  EXPECT_EQ(table.Find("a"), kNoPiece);
   std::mt19937 random(1);
   auto word = [&random] {  // of few letters, NUL among them, around the eight bytes of a hash step
     std::string text;
@@ -26,7 +26,7 @@ TEST(PieceTableTest, AgreesWithAMap) {
   for (int i = 0; i < 20000; ++i) {
     const std::string text = word();
     const auto it = map.find(text);
-    ASSERT_EQ(table.Find(text), it == map.end() ? PieceTable::kNone : it->second);
+    ASSERT_EQ(table.Find(text), it == map.end() ? kNoPiece : it->second);
   }
 }
 

@@ -1,15 +1,12 @@
-#include "model/tools/load_bench.h"
-
+// llava-model bench --load: the loading of a language model.
 #include <sys/resource.h>
 
-#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
-#include <thread>
 
 #include <ATen/Parallel.h>
 #include <c10/core/InferenceMode.h>
@@ -17,6 +14,8 @@
 #include "model/checkpoint/checkpoint.h"
 #include "model/checkpoint/checkpoint_folder.h"
 #include "model/llava/serving_model.h"
+#include "model/tools/commands.h"
+#include "model/tools/common.h"
 
 namespace llava {
 namespace {
@@ -37,18 +36,21 @@ uint64_t PeakBytes() {
 
 void RunLoadBench(const BenchCommand& command) {
   const c10::InferenceMode guard;
-  const int threads = command.threads > 0
-                          ? command.threads
-                          : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  const int threads = ThreadsOr(command.threads);
   at::set_num_threads(threads);
   uint64_t file_bytes = 0;
+  const CheckpointFolder folder = OpenCheckpointFolder(command.model, /*verify=*/false);
+  if (!folder.manifest) {
+    throw std::invalid_argument(folder.path.string() + ": is no version of a model repository");
+  }
+  for (const auto& [name, file] : folder.manifest->files) file_bytes += file.size_bytes;
   const uint64_t before = PeakBytes();
   const auto begin = Clock::now();
   OpenOptions open;
   open.packed = true;
   open.in_memory = true;
   open.threads = threads;
-  const LanguageCheckpoint checkpoint = OpenLanguage(command.model, open);
+  const LanguageCheckpoint checkpoint = OpenLanguage(folder.path, open);
   ServingOptions options;
   options.threads = threads;
   options.kv_bytes =
@@ -56,11 +58,6 @@ void RunLoadBench(const BenchCommand& command) {
   const ServingModel model(checkpoint, at::kCPU, options);
   const double loaded = SecondsSince(begin);
   const uint64_t peak = PeakBytes() - before;
-  const CheckpointFolder folder = OpenCheckpointFolder(command.model, /*verify=*/false);
-  if (!folder.manifest) {
-    throw std::invalid_argument(folder.path.string() + ": is no version of a model repository");
-  }
-  for (const auto& [name, file] : folder.manifest->files) file_bytes += file.size_bytes;
   const auto weights = static_cast<uint64_t>(model.decoder().weight_bytes());
   const double speed = static_cast<double>(file_bytes) / loaded;
   if (command.json) {
