@@ -48,7 +48,6 @@ class FrontCase(unittest.TestCase):
         host, port = self.address.split(":")
         with socket.create_connection((host, int(port)), timeout=240 * SLOWDOWN) as connection:
             connection.sendall(request if isinstance(request, bytes) else request.encode())
-            connection.shutdown
             answer = b""
             while True:
                 piece = connection.recv(65536)
