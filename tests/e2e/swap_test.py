@@ -1,7 +1,6 @@
 """Versions of the language model are replaced under running streams: whoever asks next is answered by the
 new one, answers under way end by theirs, the old one is freed, and nobody sees an error."""
 import pathlib
-import shutil
 import subprocess
 import tempfile
 import threading
@@ -141,25 +140,6 @@ class SwapTest(ChatCase):
         self.assertEqual(after.finished.model.version, second)
         self.assertIn("lion", after.text)
         self.assertEqual(self.stack.vision.metrics()["llava_vision_feature_cache_misses_total"], encoded)
-
-    def test_broken_versions_are_not_served_and_the_next_one_is(self):
-        good = self.publish("emoji")
-        number = int(good.name)
-        self.wait_for("good", lambda: self.states().get(number, (0,))[0] == 4)
-        broken = good.parent / str(number + 1)
-        draft = good.parent / ".tmp-broken"
-        shutil.copytree(good, draft)
-        model = draft / "model.safetensors"
-        model.write_bytes(model.read_bytes()[:-1000])
-        manifest = (draft / "manifest.json").read_text()
-        (draft / "manifest.json").write_text(manifest.replace(f'"version": {number}', f'"version": {number + 1}'))
-        draft.rename(broken)
-        self.wait_for("refused", lambda: self.states().get(number + 1, (0,))[0] == 7)
-        self.assertIn("model.safetensors", self.states()[number + 1][1])
-        self.assertEqual(self.ask(self.session(), "Hello?").finished.model.version, number)
-        repaired = int(self.publish("emoji-base").name)
-        self.wait_for("repaired", lambda: self.states().get(repaired, (0,))[0] == 4)
-        self.wait_for("asked", lambda: self.ask(self.session(), "Hello?").finished.model.version == repaired)
 
 
 if __name__ == "__main__":
