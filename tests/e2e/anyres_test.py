@@ -11,7 +11,7 @@ import unittest
 
 import grpc
 from chat_case import ChatCase
-from stack import BIN, ROOT, SLOWDOWN, Stack
+from stack import BIN, ROOT, SLOWDOWN, Stack, eventually
 
 FIXTURES = ROOT / "tests/fixtures"
 PICTURES = FIXTURES / "images"
@@ -103,7 +103,7 @@ class AnyresTest(ChatCase):
         self.stack.restart("vision")
         self.stack.restart("llm")
         name = "tall_37x200.png"
-        again = self.eventually(lambda: self.says(name))
+        again = eventually(lambda: self.says(name))
         self.assertEqual(again.text, answers[name].text)
         self.assertEqual(again.finished.usage.image_tokens, TOKENS[name])
 

@@ -17,13 +17,13 @@ import urllib.request
 import grpc
 import yaml
 
-from stack import LLM_MODEL, ROOT, SCENES, SLOWDOWN, Answer, Stack
+from stack import LLM_MODEL, ROOT, SCENES, SLOWDOWN, Answer, Stack, eventually
 
 import ports  # a neighbour that service.py finds
 
 MONITORING = ROOT / "deploy/monitoring"
 WINDOW = "30s"  # what Grafana would put for $__rate_interval
-PATIENCE = 400 * SLOWDOWN
+PATIENCE = 400
 
 
 def dashboard_queries():
@@ -166,14 +166,7 @@ class Visitor:
         except grpc.RpcError as error:
             assert error.code() == grpc.StatusCode.UNAVAILABLE, error
         stack.restart("vision")
-        deadline = time.monotonic() + PATIENCE
-        while True:  # until the gateway has noticed
-            try:
-                return Answer(self.ask(session, "What is in the picture?", image))
-            except grpc.RpcError as error:
-                if error.code() != grpc.StatusCode.UNAVAILABLE or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
+        eventually(lambda: Answer(self.ask(session, "What is in the picture?", image)), PATIENCE)
 
 
 class DashboardTest(unittest.TestCase):
@@ -199,7 +192,7 @@ class DashboardTest(unittest.TestCase):
                 visitor.talk(0)
                 visitor.stumble()
                 visitor.lose_vision()
-                deadline = time.monotonic() + PATIENCE
+                deadline = time.monotonic() + PATIENCE * SLOWDOWN
                 turn = 0
                 while queries and time.monotonic() < deadline:
                     turn += 1

@@ -8,7 +8,7 @@ import unittest
 
 import grpc
 from chat_case import ChatCase
-from stack import SCENES, SLOWDOWN, Service, words
+from stack import SCENES, SLOWDOWN, Service, eventually, until, words
 
 
 class FaultTest(ChatCase):
@@ -20,12 +20,12 @@ class FaultTest(ChatCase):
 
     def until_not_ready(self):
         """The gateway has noticed: from now on it refuses at once what it would have waited for."""
-        self.until(lambda: self.stack.gateway.get("/readyz")[0] != 200, "the gateway does not notice")
+        until(lambda: self.stack.gateway.get("/readyz")[0] != 200, "the gateway does not notice")
 
     def test_gateway_killed(self):
         session = self.picture_session()
         self.assertEqual(self.stack.restart("gateway", signal.SIGKILL), -signal.SIGKILL)
-        answer = self.eventually(lambda: self.ask(session, "And on the right?"))
+        answer = eventually(lambda: self.ask(session, "And on the right?"))
         self.assertIn("helicopter", words(answer.text))
         turns = self.chat.ListTurns(self.chat.new("ListTurnsRequest", session_id=session)).turns
         self.assertEqual(len(turns), 2)
@@ -36,7 +36,7 @@ class FaultTest(ChatCase):
         self.until_not_ready()
         self.assert_fails(grpc.StatusCode.UNAVAILABLE, "llava-llm", lambda: self.ask(session, "And on the right?"))
         self.stack.restart("llm", signal.SIGKILL)
-        answer = self.eventually(lambda: self.ask(session, "And on the right?"))
+        answer = eventually(lambda: self.ask(session, "And on the right?"))
         self.assertIn("helicopter", words(answer.text))
 
     def test_llm_killed_in_an_answer(self):
@@ -51,7 +51,7 @@ class FaultTest(ChatCase):
         self.assertEqual(turn.state, 2)
         self.assertEqual(turn.answer_text, text)
         self.assertEqual(turn.usage.generated_tokens, 600)
-        self.eventually(lambda: self.ask(session, "What color is the background?"))
+        eventually(lambda: self.ask(session, "What color is the background?"))
 
     def test_vision_killed(self):
         session = self.picture_session()
@@ -61,7 +61,7 @@ class FaultTest(ChatCase):
         self.until_not_ready()
         self.assert_fails(grpc.StatusCode.UNAVAILABLE, "llava-vision", lambda: self.ask(session, "What is this?", [other]))
         self.stack.restart("vision", signal.SIGKILL)
-        self.eventually(lambda: self.ask(session, "What is this?", [other]))
+        eventually(lambda: self.ask(session, "What is this?", [other]))
 
     def test_sigterm_lets_the_answer_end(self):
         session = self.session()

@@ -11,7 +11,7 @@ import unittest
 
 import grpc
 from chat_case import ChatCase
-from stack import LLM_MODEL, SCENES, Answer, Stack
+from stack import LLM_MODEL, SCENES, Answer, Stack, eventually
 
 # What no chat can bring about, and where it is proven instead.
 NOT_BY_CHAT = {
@@ -170,7 +170,7 @@ class MetricsTest(ChatCase):
         self.stack.restart("llm")
         poisoned = Watch(self.stack.llm)
         with self.assertRaises(grpc.RpcError) as caught:
-            self.eventually(lambda: self.ask(self.session(), "What is this?", [picture("lion")]))
+            eventually(lambda: self.ask(self.session(), "What is this?", [picture("lion")]))
         self.assertEqual(caught.exception.code(), grpc.StatusCode.INTERNAL)
         self.ask(self.session(), "Hello?")
         poisoned.stop()

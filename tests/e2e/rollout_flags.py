@@ -5,7 +5,7 @@ import shutil
 import tempfile
 import time
 
-from stack import LLM_MODEL, SLOWDOWN, Answer, Client, Stack
+from stack import LLM_MODEL, Answer, Client, Stack, until
 
 AS_GOOD, WORSE = 2, 3  # RolloutVerdict
 
@@ -65,13 +65,8 @@ class RolloutFlags:
 
     def rollout(self, client, wanted):
         """The rollout, as soon as it is as wanted."""
-        deadline = time.monotonic() + 120 * SLOWDOWN
-        while True:
-            found = client.GetRollout(client.new("GetRolloutRequest", name="emoji")).rollouts
-            if found and wanted(found[0]):
-                return found[0]
-            self.assertLess(time.monotonic(), deadline, found)
-            time.sleep(0.1)
+        rollouts = lambda: client.GetRollout(client.new("GetRolloutRequest", name="emoji")).rollouts
+        return until(lambda: next((each for each in rollouts()[:1] if wanted(each)), None), lambda: str(rollouts()))
 
     def judged(self, *arguments, wanted=lambda rollout: rollout.canary_evidence.turns == 10):
         """A rollout with enough turns of both versions, as soon as it is as wanted."""

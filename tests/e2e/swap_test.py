@@ -9,7 +9,7 @@ import unittest
 
 import grpc
 from chat_case import ChatCase
-from stack import BIN, ROOT, SLOWDOWN, TOWER_MODEL, Stack
+from stack import BIN, ROOT, SLOWDOWN, TOWER_MODEL, Stack, until
 
 STREAMS = 4
 
@@ -82,11 +82,8 @@ class SwapTest(ChatCase):
         status = self.service.GetModelStatus(self.service.new("GetModelStatusRequest", model={"name": "emoji"}))
         return {v.model.version: (v.state, v.message) for v in status.versions}
 
-    def wait_for(self, what, goal, seconds=240):
-        deadline = time.monotonic() + seconds * SLOWDOWN
-        while not goal():
-            self.assertLess(time.monotonic(), deadline, f"{what}: {self.states()}\n{self.stack.llm.text()[-3000:]}")
-            time.sleep(0.05)
+    def wait_for(self, what, goal):
+        until(goal, lambda: f"{what}: {self.states()}\n{self.stack.llm.text()[-3000:]}", seconds=240)
 
     def test_a_new_version_takes_over_under_running_streams(self):
         session = self.session()

@@ -4,12 +4,11 @@ import json
 import pathlib
 import subprocess
 import tempfile
-import time
 import unittest
 
 from anyres_test import FIXTURES, PICTURES, TOKENS, write_next
 from chat_case import ChatCase
-from stack import SLOWDOWN, Stack
+from stack import Stack, until
 from train_test import TRAIN, log, run, settings
 
 QUESTION = "What is it?"
@@ -53,9 +52,7 @@ class TilesTrainTest(ChatCase):
         path, deaths = cls.killed / "metrics.jsonl", 0
         for steps in (8, 30):
             process = subprocess.Popen([str(TRAIN), "finetune", *map(str, flags), "--out", str(cls.killed)], stderr=subprocess.DEVNULL)
-            deadline = time.monotonic() + 240 * SLOWDOWN
-            while process.poll() is None and time.monotonic() < deadline and not (path.exists() and path.read_text().count("\n") >= steps):
-                time.sleep(0.002)
+            until(lambda: process.poll() is not None or path.exists() and path.read_text().count("\n") >= steps, seconds=240)
             process.kill()
             deaths += process.wait() != 0
         return deaths

@@ -2,7 +2,6 @@
 input."""
 
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -13,7 +12,7 @@ import time
 import unittest
 import urllib.request
 
-from stack import BIN, ROOT, SLOWDOWN
+from stack import BIN, SLOWDOWN, until
 
 TRAIN = BIN / "llava-train"
 TINY = ["--set", "threads=1", "--set", "model.layers=2", "--set", "model.width=32", "--set", "model.heads=2",
@@ -143,10 +142,9 @@ class TrainTest(unittest.TestCase):
             flags = self.flags(steps=100_000, batch_size=2)
             process = subprocess.Popen([str(TRAIN), "finetune", *flags, "--out", str(folder)],
                                        stderr=subprocess.PIPE, text=True)
+            self.addCleanup(process.kill)
             path = folder / "metrics.jsonl"
-            deadline = time.monotonic() + 240 * SLOWDOWN
-            while time.monotonic() < deadline and not (path.exists() and path.read_text().count("\n") > 3):
-                time.sleep(0.01)
+            until(lambda: path.exists() and path.read_text().count("\n") > 3, seconds=240, process=process)
             process.send_signal(sent)
             _, errors = process.communicate(timeout=240 * SLOWDOWN)
             self.assertEqual(process.returncode, 75, errors)
@@ -224,11 +222,9 @@ class TrainTest(unittest.TestCase):
                 self.assertTrue(line, "the run ended before it served metrics")
                 found = re.search(r"metrics at (http://\S+)", line)
                 address = found and found[1]
-            deadline = time.monotonic() + 240 * SLOWDOWN
-            text = ""
-            while "llava_train_loss" not in text and time.monotonic() < deadline:
-                text = urllib.request.urlopen(address, timeout=60).read().decode()
-                time.sleep(0.05)
+            page = lambda: urllib.request.urlopen(address, timeout=60).read().decode()
+            until(lambda: "llava_train_loss" in page(), page, seconds=240)
+            text = page()
             self.assertRegex(text, r'(?m)^llava_train_loss\{kind="finetune"\} [0-9.]+$')
             self.assertRegex(text, r'(?m)^llava_train_tokens_per_second\{kind="finetune"\} [0-9.e+]+$')
         finally:

@@ -8,11 +8,10 @@ import pathlib
 import re
 import shutil
 import tempfile
-import time
 import unittest
 
 from chat_case import ChatCase
-from stack import ROOT, SLOWDOWN, Client, Service, Stack
+from stack import ROOT, Client, Service, Stack, until
 
 SOURCES = [ROOT / "deploy/models" / name / "1" for name in ("emoji", "emoji-base")]
 READY, FAILED, UNLOADED = 4, 7, 6  # llava.v1.ModelState
@@ -119,13 +118,11 @@ class VersionTest(ChatCase):
         return found[0] if found else None
 
     def wait_for(self, version, state, service=None):
-        deadline = time.monotonic() + 240 * SLOWDOWN
-        while True:
+        def reached():
             status = self.status(version, service)
-            if status is not None and status.state == state:
-                return status
-            self.assertLess(time.monotonic(), deadline, f"version {version}: {status}\n{self.stack.llm.text()[-3000:]}")
-            time.sleep(0.02)
+            return status if status is not None and status.state == state else None
+
+        return until(reached, lambda: f"version {version}: {self.status(version, service)}\n{self.stack.llm.text()[-3000:]}", seconds=240)
 
     def failures(self):
         """Failed loads by reason, from the metrics."""
@@ -136,17 +133,10 @@ class VersionTest(ChatCase):
                 counts[found[1]] = value
         return counts
 
-    def wait_until(self, condition):
-        deadline = time.monotonic() + 240 * SLOWDOWN
-        while not condition():
-            self.assertLess(time.monotonic(), deadline, "waited too long")
-            time.sleep(0.02)
-
     def answered_by(self, version):
         """The next turns are, as soon as the gateway has heard of it."""
-        deadline = time.monotonic() + 240 * SLOWDOWN
-        while (seen := self.ask(self.session(), "Hello?").finished.model.version) != version:
-            self.assertLess(time.monotonic(), deadline, f"still answered by version {seen}")
+        until(lambda: self.ask(self.session(), "Hello?").finished.model.version == version,
+              f"version {version} does not answer", seconds=240)
 
     def newest(self):
         """A version that serves, for what comes next to take over from. Odd ones know what they see."""
@@ -165,7 +155,7 @@ class VersionTest(ChatCase):
                 message = self.wait_for(bad, FAILED).message
                 self.assertIn(why, message)
                 self.assertIn(str(folder), message)
-                self.wait_until(lambda: self.failures() != before)
+                until(lambda: self.failures() != before)
                 self.assertEqual(self.failures(), {**before, result: before.get(result, 0) + 1})
                 self.assertEqual(self.wait_for(good, READY).message, "")
                 self.assertEqual(self.ask(self.session(), "Hello?").finished.model.version, good)
@@ -204,10 +194,8 @@ class VersionTest(ChatCase):
         folder, _ = self.publish(SOURCES[self.last % 2])
         self.wait_for(self.last, 2, service)  # LOADING
         shutil.rmtree(folder)
-        deadline = time.monotonic() + 240 * SLOWDOWN
-        while (status := self.status(self.last, service)) is not None and status.state not in (FAILED, UNLOADED):
-            self.assertLess(time.monotonic(), deadline, status)
-            time.sleep(0.02)
+        status = lambda: self.status(self.last, service)
+        until(lambda: (found := status()) is None or found.state in (FAILED, UNLOADED), lambda: str(status()), seconds=240)
         self.assertEqual(self.status(good, service).state, READY)
         self.newest()
         self.wait_for(self.last, READY, service)

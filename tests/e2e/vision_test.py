@@ -5,14 +5,13 @@ import signal
 import subprocess
 import tempfile
 import threading
-import time
 import unittest
 
 import grpc
 import numpy as np
 import tritonclient.grpc as triton
 from PIL import Image
-from stack import BIN, ROOT, SCENES, SLOWDOWN, TOWER_MODEL, Client, Service
+from stack import BIN, ROOT, SCENES, TOWER_MODEL, Client, Service, until
 from tritonclient.utils import InferenceServerException
 
 CLIP = ROOT / "tests/fixtures/clip-tower"
@@ -32,12 +31,6 @@ class VisionCase(unittest.TestCase):
         service = Service("llava-vision", [*model, "--port", 0, "--metrics-port", 0, "--log-format", "json", *arguments], self.folder)
         self.addCleanup(service.stop)
         return service.wait_listening().wait_ready()
-
-    def eventually(self, condition, seconds=120):
-        deadline = time.monotonic() + seconds * SLOWDOWN
-        while not condition():
-            self.assertLess(time.monotonic(), deadline)
-            time.sleep(0.02)
 
     def encoder(self, service, name=None):
         """A function from a picture to (bytes of its features, cached)."""
@@ -242,7 +235,7 @@ class TowersTest(VisionCase):
         client = triton.InferenceServerClient(service.grpc)
         self.addCleanup(client.close)
         ready = lambda name, version="": client.is_model_ready(name, version)
-        self.eventually(lambda: ready("emoji-tower"))
+        until(lambda: ready("emoji-tower"))
         encode = self.encoder(service, "emoji-tower")
         features, cached = encode(picture())
         self.assertFalse(cached)
@@ -250,7 +243,7 @@ class TowersTest(VisionCase):
         # Another tower beside it, by another name.
         subprocess.run([BIN / "llava-model", "import", CLIP, "--repository", root, "--name", "clip"], check=True, capture_output=True)
         name = next(path.name for path in root.iterdir() if path.name != "emoji-tower")
-        self.eventually(lambda: ready(name))
+        until(lambda: ready(name))
         other, _ = self.encoder(service, name)(picture())
         self.assertNotEqual(other, features)
         self.assertEqual(encode(picture()), (features, True))
@@ -260,8 +253,8 @@ class TowersTest(VisionCase):
         # The same tower as a new version: nothing is computed anew.
         shutil.copytree(root / "emoji-tower" / "1", root / "emoji-tower" / ".tmp-2")
         (root / "emoji-tower" / ".tmp-2").rename(root / "emoji-tower" / "2")
-        self.eventually(lambda: ready("emoji-tower", "2"))
-        self.eventually(lambda: not ready("emoji-tower", "1"))
+        until(lambda: ready("emoji-tower", "2"))
+        until(lambda: not ready("emoji-tower", "1"))
         self.assertEqual(encode(picture()), (features, True))
         self.assertGreater(service.metrics()['llava_model_repository_looks_total{trigger="event"}'], 0)
 
@@ -272,7 +265,7 @@ class TowersTest(VisionCase):
         (root / "emoji-tower" / ".tmp-3").rename(root / "emoji-tower" / "3")
         state = lambda version: next((model for model in client.get_model_repository_index().models
                                       if (model.name, model.version) == ("emoji-tower", version)), None)
-        self.eventually(lambda: state("3") and state("3").state == "UNAVAILABLE" and state("3").reason)
+        until(lambda: state("3") and state("3").state == "UNAVAILABLE" and state("3").reason)
         self.assertIn("model.safetensors", state("3").reason)
         self.assertEqual(encode(picture()), (features, True))
 
@@ -288,7 +281,7 @@ class TowersTest(VisionCase):
         root = self.folder / "models"
         shutil.copytree(TOWER_MODEL, root / "emoji-tower")
         service = self.start("--poll-interval", "50ms", model=("--repository", root))
-        self.eventually(lambda: service.get("/readyz")[0] == 200)
+        until(lambda: service.get("/readyz")[0] == 200)
         encode = self.encoder(service, "emoji-tower")
         truth, _ = encode(picture())
         end, failures, count = threading.Event(), [], [0]
@@ -311,8 +304,8 @@ class TowersTest(VisionCase):
         for version in range(2, 6):
             shutil.copytree(root / "emoji-tower" / "1", root / "emoji-tower" / f".tmp-{version}")
             (root / "emoji-tower" / f".tmp-{version}").rename(root / "emoji-tower" / str(version))
-            self.eventually(lambda: client.is_model_ready("emoji-tower", str(version)))
-        self.eventually(lambda: count[0] > 10)
+            until(lambda: client.is_model_ready("emoji-tower", str(version)))
+        until(lambda: count[0] > 10)
         end.set()
         for thread in threads:
             thread.join()
