@@ -63,6 +63,7 @@ class LayersTest(Planted):
             ("model/ops/ops.cc", "model/nn/clip.h"),
             ("model/config/c.h", "model/text/tokenizer.h"),
             ("model/llava/llava.cc", "model/train/optimizer.h"),
+            ("model/tools/a.cc", "model/train/optimizer.h"),
             ("server/runtime/a.cc", "model/digest/sha256.h"),
             ("server/runtime/a.cc", "llava/v1/chat.pb.h"),
             ("server/vision/a.cc", "server/llm/engine.h"),
