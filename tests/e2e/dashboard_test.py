@@ -4,7 +4,6 @@ things go wrong."""
 import json
 import pathlib
 import re
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -18,6 +17,7 @@ import grpc
 import yaml
 
 from stack import LLM_MODEL, ROOT, SCENES, SLOWDOWN, Answer, Stack, eventually
+from versions import cut_short, publish_copy
 
 import ports  # a neighbour that service.py finds
 
@@ -87,10 +87,8 @@ class Prometheus:
 def language_models(folder):
     """A repository with two good versions of the language model and a broken one."""
     model = folder / "models/emoji"
-    for version in "123":
-        shutil.copytree(LLM_MODEL / "1", model / version)
-    weights = model / "3/model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1000])
+    for version, damage in (1, None), (2, None), (3, cut_short):
+        publish_copy(LLM_MODEL / "1", model, version, damage)
     return model
 
 

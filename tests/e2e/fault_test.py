@@ -1,5 +1,4 @@
 """Services die and come back; the conversation stays."""
-import json
 import pathlib
 import shutil
 import signal
@@ -9,6 +8,7 @@ import unittest
 import grpc
 from chat_case import ChatCase
 from stack import SCENES, SLOWDOWN, Service, eventually, until, words
+from versions import edit_json
 
 
 class FaultTest(ChatCase):
@@ -99,9 +99,7 @@ class FaultTest(ChatCase):
         for which, program in (("llm", "llava-llm"), ("vision", "llava-vision")):
             folder = pathlib.Path(self.stack.folder) / f"untrue-{which}"
             shutil.copytree(pathlib.Path(self.stack.models[which]) / "1", folder)
-            manifest = json.loads((folder / "manifest.json").read_text())
-            manifest["self_test"] = {arithmetic: -1 for arithmetic in manifest["self_test"]}
-            (folder / "manifest.json").write_text(json.dumps(manifest))
+            edit_json(folder / "manifest.json", lambda manifest: manifest.update(self_test=dict.fromkeys(manifest["self_test"], -1)))
             service = Service(program, ["--model", folder, "--port", "0", "--metrics-port", "0"], self.stack.folder)
             ended, text = service.wait_end()
             self.assertEqual(ended, 1, text)

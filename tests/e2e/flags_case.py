@@ -2,7 +2,6 @@
 import pathlib
 import re
 import ssl
-import subprocess
 import tempfile
 import unittest
 import urllib.error
@@ -11,13 +10,13 @@ import urllib.request
 import grpc
 from certificates import Certificates
 from lifecycle_flags import LifecycleFlags
-from stack import BIN, SLOWDOWN, Client, Service, until
+from stack import SLOWDOWN, Client, Service, run, until
 
 import ports  # a neighbour that service.py finds
 
 def flags(program):
     """Flags in --help, the universal ones aside."""
-    text = subprocess.run([BIN / program, "--help"], capture_output=True, text=True, check=True).stdout
+    text = run(program, "--help").stdout
     return [flag for flag in re.findall(r"^ *(?:-h,)?--([a-z0-9-]+)", text, re.M) if flag not in ("help", "version")]
 
 

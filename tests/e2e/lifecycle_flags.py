@@ -5,6 +5,7 @@ import time
 
 import grpc
 from stack import Client, Service, until
+from versions import cut_short, publish_copy
 
 
 class LifecycleFlags:
@@ -13,15 +14,10 @@ class LifecycleFlags:
     def source(self):
         return pathlib.Path(self.base()[1]) / "1"
 
-    def publish(self, name, version, truncate=None):
+    def publish(self, name, version, damage=None):
         """A copy of the model as a version of a repository; returns its root."""
         root = self.folder / "models"
-        hidden = root / name / f".tmp-{version}"
-        shutil.copytree(self.source(), hidden)
-        if truncate is not None:
-            with open(hidden / "model.safetensors", "r+b") as file:
-                file.truncate(truncate)
-        hidden.rename(root / name / str(version))
+        publish_copy(self.source(), root / name, version, damage)
         return root
 
     def serve(self, root, *arguments, ready=True):
@@ -109,7 +105,7 @@ class LifecycleFlags:
         """The seconds until a broken version was tried so often, and how often it was tried half a second later."""
         begin = time.monotonic()
         self.publish("one", 1)
-        service = self.serve(self.publish("one", 2, truncate=1000), *arguments)
+        service = self.serve(self.publish("one", 2, cut_short), *arguments)
         until(lambda: self.statuses(service)[2].failed_loads >= count)
         seconds = time.monotonic() - begin
         self.assertEqual(self.served(service), {("one", 1)}, "stands in")

@@ -1,7 +1,5 @@
 """Every flag of the language service changes what it does."""
 import hashlib
-import re
-import shutil
 import struct
 import threading
 import time
@@ -10,6 +8,7 @@ import unittest
 import grpc
 from flags_case import ModelFlagsCase
 from stack import LLM_MODEL, ROOT, SLOWDOWN, Client, until
+from versions import publish_copy
 
 
 def crc32c(data):
@@ -91,14 +90,11 @@ class LlmFlags(ModelFlagsCase):
         """The new version reads what the last sessions have said, so many of them."""
         for sessions in (0, 2):
             model = self.folder / f"prewarm-{sessions}" / "emoji"
-            shutil.copytree(LLM_MODEL / "1", model / "1")
+            publish_copy(LLM_MODEL / "1", model, 1)
             service = self.start("--model", model, "--swap-prewarm", sessions)
             for session in ("a", "b", "c"):
                 self.generate(service, f"{session}: " + "What is a lion? " * 10, session=session)
-            shutil.copytree(LLM_MODEL / "1", model / ".tmp-2")
-            manifest = model / ".tmp-2" / "manifest.json"
-            manifest.write_text(re.sub(r'"version": 1\n', '"version": 2\n', manifest.read_text()))
-            (model / ".tmp-2").rename(model / "2")
+            publish_copy(LLM_MODEL / "1", model, 2)
             until(lambda: self.models(service).model.version == 2)
             loaded = lambda: [line["sessions_ahead"] for line in service.log_lines() if line.get("msg") == "loaded"]
             until(lambda: len(loaded()) == 2)

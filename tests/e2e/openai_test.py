@@ -3,13 +3,12 @@ import base64
 import concurrent.futures
 import json
 import socket
-import subprocess
 import unittest
 import urllib.error
 import urllib.request
 
 import openai
-from stack import BIN, SCENES, SLOWDOWN, Stack, until
+from stack import SCENES, SLOWDOWN, Stack, run, until
 
 LION = "data:image/png;base64," + base64.b64encode((SCENES / "lion.png").read_bytes()).decode()
 LONG = {"max_tokens": 1500, "extra_body": {"repetition_penalty": 1.0}}
@@ -197,8 +196,7 @@ class KeysOverHttpTest(FrontCase):
         import tempfile
         cls.folder = tempfile.TemporaryDirectory(prefix="llava-keys-")
         cls.keys_file = cls.folder.name + "/keys.yaml"
-        add = lambda *arguments: subprocess.run([BIN / "llava-gateway", "keys", "add", *arguments, "--keys-file", cls.keys_file],
-                                                capture_output=True, text=True, check=True).stdout.strip()
+        add = lambda *arguments: run("llava-gateway", "keys", "add", *arguments, "--keys-file", cls.keys_file).stdout.strip()
         cls.ann, cls.few = add("ann"), add("few", "--requests-per-minute", "2")
         cls.arguments = ("--keys-file", cls.keys_file)
         super().setUpClass()

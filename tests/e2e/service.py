@@ -21,6 +21,14 @@ from waiting import SLOWDOWN, until  # noqa: E402
 BIN = pathlib.Path(os.environ.get("LLAVA_BIN_DIR", ROOT / "build/release/bin"))
 
 
+def run(program, *arguments, code=0):
+    """A program to its end, which is to be this exit code; its `stdout` and `stderr`."""
+    done = subprocess.run([str(BIN / program), *map(str, arguments)], text=True, capture_output=True, timeout=300 * SLOWDOWN)
+    assert done.returncode == code, (f"{program} {' '.join(map(str, arguments))}: exit {done.returncode}, expected {code}\n"
+                                     f"{done.stdout}{done.stderr}")
+    return done
+
+
 class Service:
     """One process with its log; ports are read from its "listening" line."""
 

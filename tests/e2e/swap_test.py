@@ -1,7 +1,6 @@
 """Versions of the language model are replaced under running streams: whoever asks next is answered by the
 new one, answers under way end by theirs, the old one is freed, and nobody sees an error."""
 import pathlib
-import subprocess
 import tempfile
 import threading
 import time
@@ -9,7 +8,7 @@ import unittest
 
 import grpc
 from chat_case import ChatCase
-from stack import BIN, ROOT, SLOWDOWN, TOWER_MODEL, Stack, until
+from stack import ROOT, SLOWDOWN, TOWER_MODEL, Stack, run, until
 
 STREAMS = 4
 
@@ -70,11 +69,8 @@ class SwapTest(ChatCase):
     @classmethod
     def publish(cls, name):
         """A shipped checkpoint as the next version of "emoji"; its folder."""
-        done = subprocess.run(
-            [str(BIN / "llava-model"), "import", str(ROOT / "deploy/models" / name / "1"), "--repository",
-             str(cls.models), "--name", "emoji", "--tower", str(TOWER_MODEL / "1")],
-            text=True, capture_output=True, timeout=300 * SLOWDOWN)
-        assert done.returncode == 0, done.stderr
+        done = run("llava-model", "import", ROOT / "deploy/models" / name / "1", "--repository", cls.models, "--name", "emoji",
+                   "--tower", TOWER_MODEL / "1")
         return pathlib.Path(done.stdout.split()[-1])
 
     def states(self):

@@ -1,8 +1,6 @@
 """Versions that must not be served: the old one serves on, status and metric say exactly why, and what is repaired
 loads without a restart. And a conversation that goes on while version after version takes over."""
 import ctypes
-import hashlib
-import json
 import os
 import pathlib
 import re
@@ -12,6 +10,7 @@ import unittest
 
 from chat_case import ChatCase
 from stack import ROOT, Client, Service, Stack, until
+from versions import cut_short, edit_json, no_numbers, publish_copy, reseal, wrong_digest
 
 SOURCES = [ROOT / "deploy/models" / name / "1" for name in ("emoji", "emoji-base")]
 READY, FAILED, UNLOADED = 4, 7, 6  # llava.v1.ModelState
@@ -25,61 +24,32 @@ def meet_permissions():
                 raise OSError(ctypes.get_errno(), "prctl")
 
 
-def edit_json(path, edit):
-    value = json.loads(path.read_text())
-    edit(value)
-    path.write_text(json.dumps(value))
-
-
-def reseal(folder, name):
-    """The manifest says what the file is now."""
-    def edit(manifest):
-        data = (folder / name).read_bytes()
-        manifest["files"][name] = {"size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    edit_json(folder / "manifest.json", edit)
-
-
-def cut_short(folder):
-    os.truncate(folder / "model.safetensors", 5000)
-    return " bytes of the file (cut off?)", "data_loss"
-
-
-def wrong_digest(folder):
-    with open(folder / "model.safetensors", "r+b") as file:
-        file.seek(-1000, 2)
-        byte = file.read(1)[0]
-        file.seek(-1000, 2)
-        file.write(bytes([byte ^ 1]))
-    return "is not what its manifest says: model.safetensors has another SHA-256", "data_loss"
-
-
-def no_numbers(folder):
-    with open(folder / "model.safetensors", "r+b") as file:
-        file.seek(-1024, 2)
-        file.write(b"\xff" * 1024)
-    reseal(folder, "model.safetensors")
-    return '" are NaN or infinite', "data_loss"
-
-
 def other_shapes(folder):
     edit_json(folder / "config.json", lambda config: config["decoder"].update(intermediate_size=96))
     reseal(folder, "config.json")
-    return "the tensors do not fit the configuration; misshapen: ", "data_loss"
 
 
 def unknown_format(folder):
     edit_json(folder / "manifest.json", lambda manifest: manifest.update(format_version=9))
-    return 'manifest.json: "format_version" is 9; this program reads 1', "data_loss"
 
 
 def no_tokenizer(folder):
     (folder / "tokenizer.model").unlink()
-    return "tokenizer.model: there is no such file", "data_loss"
 
 
 def not_allowed(folder):
     os.chmod(folder / "model.safetensors", 0)
-    return "model.safetensors: cannot open: Permission denied", "permission_denied"
+
+
+# What is said of each, and by which reason loads are counted.
+DAMAGES = [
+    (cut_short, " bytes of the file (cut off?)", "data_loss"),
+    (wrong_digest, "is not what its manifest says: model.safetensors has another SHA-256", "data_loss"),
+    (no_numbers, '" are NaN or infinite', "data_loss"),
+    (other_shapes, "the tensors do not fit the configuration; misshapen: ", "data_loss"),
+    (unknown_format, 'manifest.json: "format_version" is 9; this program reads 1', "data_loss"),
+    (no_tokenizer, "tokenizer.model: there is no such file", "data_loss"),
+    (not_allowed, "model.safetensors: cannot open: Permission denied", "permission_denied")]
 
 
 class VersionTest(ChatCase):
@@ -102,14 +72,10 @@ class VersionTest(ChatCase):
         cls.temporary.cleanup()
 
     @classmethod
-    def publish(cls, source, damage=lambda folder: None):
-        """The next version, whole or damaged: its folder, and what `damage` returns."""
+    def publish(cls, source, damage=None):
+        """The next version, whole or damaged: its folder."""
         cls.last += 1
-        draft = cls.models / "emoji" / f".tmp-{cls.last}"
-        shutil.copytree(source, draft)
-        edit_json(draft / "manifest.json", lambda manifest: manifest.update(version=cls.last))
-        result = damage(draft)
-        return draft.rename(draft.parent / str(cls.last)), result
+        return publish_copy(source, cls.models / "emoji", cls.last, damage)
 
     def status(self, version, service=None):
         service = service or self.service
@@ -146,11 +112,11 @@ class VersionTest(ChatCase):
         return self.last
 
     def test_bad_versions_are_told_and_repaired(self):
-        for damage in (cut_short, wrong_digest, no_numbers, other_shapes, unknown_format, no_tokenizer, not_allowed):
+        for damage, why, result in DAMAGES:
             with self.subTest(damage.__name__):
                 source, good = SOURCES[self.last % 2], self.newest()
                 before = self.failures()
-                folder, (why, result) = self.publish(source, damage)
+                folder = self.publish(source, damage)
                 bad = self.last
                 message = self.wait_for(bad, FAILED).message
                 self.assertIn(why, message)
@@ -191,7 +157,7 @@ class VersionTest(ChatCase):
         service = Client(slow.grpc, "llava.v1.ModelService")
         self.addCleanup(service.close)
         self.wait_for(good, READY, service)
-        folder, _ = self.publish(SOURCES[self.last % 2])
+        folder = self.publish(SOURCES[self.last % 2])
         self.wait_for(self.last, 2, service)  # LOADING
         shutil.rmtree(folder)
         status = lambda: self.status(self.last, service)

@@ -1,8 +1,6 @@
 """The vision service by itself: Triton's client, features on disk, towers that come and go."""
 import pathlib
-import shutil
 import signal
-import subprocess
 import tempfile
 import threading
 import unittest
@@ -11,8 +9,9 @@ import grpc
 import numpy as np
 import tritonclient.grpc as triton
 from PIL import Image
-from stack import BIN, ROOT, SCENES, TOWER_MODEL, Client, Service, until
+from stack import ROOT, SCENES, TOWER_MODEL, Client, Service, run, until
 from tritonclient.utils import InferenceServerException
+from versions import cut_short, publish_copy
 
 CLIP = ROOT / "tests/fixtures/clip-tower"
 
@@ -229,8 +228,8 @@ class FeatureDiskTest(VisionCase):
 class TowersTest(VisionCase):
     def test_towers_come_and_go_and_features_stay(self):
         root = self.folder / "models"
-        root.mkdir()
-        shutil.copytree(TOWER_MODEL, root / "emoji-tower")
+        tower = root / "emoji-tower"
+        publish_copy(TOWER_MODEL / "1", tower, 1)
         service = self.start("--poll-interval", "100ms", model=("--repository", root))
         client = triton.InferenceServerClient(service.grpc)
         self.addCleanup(client.close)
@@ -241,7 +240,7 @@ class TowersTest(VisionCase):
         self.assertFalse(cached)
 
         # Another tower beside it, by another name.
-        subprocess.run([BIN / "llava-model", "import", CLIP, "--repository", root, "--name", "clip"], check=True, capture_output=True)
+        run("llava-model", "import", CLIP, "--repository", root, "--name", "clip")
         name = next(path.name for path in root.iterdir() if path.name != "emoji-tower")
         until(lambda: ready(name))
         other, _ = self.encoder(service, name)(picture())
@@ -251,18 +250,14 @@ class TowersTest(VisionCase):
         self.assertEqual(len(shown), 2, shown)
 
         # The same tower as a new version: nothing is computed anew.
-        shutil.copytree(root / "emoji-tower" / "1", root / "emoji-tower" / ".tmp-2")
-        (root / "emoji-tower" / ".tmp-2").rename(root / "emoji-tower" / "2")
+        publish_copy(TOWER_MODEL / "1", tower, 2)
         until(lambda: ready("emoji-tower", "2"))
         until(lambda: not ready("emoji-tower", "1"))
         self.assertEqual(encode(picture()), (features, True))
         self.assertGreater(service.metrics()['llava_model_repository_looks_total{trigger="event"}'], 0)
 
         # A broken version changes nothing, and says why.
-        shutil.copytree(root / "emoji-tower" / "2", root / "emoji-tower" / ".tmp-3")
-        with open(root / "emoji-tower" / ".tmp-3" / "model.safetensors", "r+b") as file:
-            file.truncate(1000)
-        (root / "emoji-tower" / ".tmp-3").rename(root / "emoji-tower" / "3")
+        publish_copy(TOWER_MODEL / "1", tower, 3, cut_short)
         state = lambda version: next((model for model in client.get_model_repository_index().models
                                       if (model.name, model.version) == ("emoji-tower", version)), None)
         until(lambda: state("3") and state("3").state == "UNAVAILABLE" and state("3").reason)
@@ -279,7 +274,7 @@ class TowersTest(VisionCase):
 
     def test_every_request_is_answered_while_versions_change(self):
         root = self.folder / "models"
-        shutil.copytree(TOWER_MODEL, root / "emoji-tower")
+        publish_copy(TOWER_MODEL / "1", root / "emoji-tower", 1)
         service = self.start("--poll-interval", "50ms", model=("--repository", root))
         until(lambda: service.get("/readyz")[0] == 200)
         encode = self.encoder(service, "emoji-tower")
@@ -302,8 +297,7 @@ class TowersTest(VisionCase):
             thread.start()
         client = triton.InferenceServerClient(service.grpc)
         for version in range(2, 6):
-            shutil.copytree(root / "emoji-tower" / "1", root / "emoji-tower" / f".tmp-{version}")
-            (root / "emoji-tower" / f".tmp-{version}").rename(root / "emoji-tower" / str(version))
+            publish_copy(TOWER_MODEL / "1", root / "emoji-tower", version)
             until(lambda: client.is_model_ready("emoji-tower", str(version)))
         until(lambda: count[0] > 10)
         end.set()
