@@ -9,7 +9,7 @@ import urllib.request
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "e2e"))
 
 from certificates import Certificates
-from service import BIN, Service, run
+from service import BIN, FREE_PORTS, Service, run
 
 
 class StandIn:
@@ -31,8 +31,7 @@ class Gateway(Service):
 
     def __init__(self, folder, name, llm, vision, keys=0, certificates=None, more=()):
         folder = pathlib.Path(folder)
-        arguments = ["--port", "0", "--metrics-port", "0", "--http-port", "0", "--log-format", "json", "--data-dir", folder / f"data-{name}",
-                     "--vision", vision.address, "--llm", llm.address, *more]
+        arguments = [*FREE_PORTS, "--http-port", "0", "--data-dir", folder / f"data-{name}", "--vision", vision.address, "--llm", llm.address, *more]
         self.client_flags = []
         if keys:
             file = folder / f"keys-{name}.yaml"

@@ -10,7 +10,7 @@ import urllib.request
 import grpc
 from certificates import Certificates
 from lifecycle_flags import LifecycleFlags
-from stack import SLOWDOWN, Client, Service, run, until
+from stack import FREE_PORTS, SLOWDOWN, Client, Service, run, until
 
 import ports  # a neighbour that service.py finds
 
@@ -38,8 +38,7 @@ class FlagsCase(unittest.TestCase):
         return Service(self.program, [*self.base(), "--metrics-port", "0", *arguments], self.folder).wait_end()
 
     def start(self, *arguments, ready=True, environment=None):
-        service = Service(self.program, [*self.base(), "--port", "0", "--metrics-port", "0", "--log-format", "json", *arguments],
-                          self.folder, environment)
+        service = Service(self.program, [*self.base(), *FREE_PORTS, *arguments], self.folder, environment)
         self.addCleanup(service.stop)
         service.wait_listening()
         return service.wait_ready() if ready else service

@@ -12,7 +12,7 @@ from certificates import Certificates
 from flags_case import FlagsCase, ModelFlagsCase
 from picture_url_checks import PictureUrlChecks
 from rollout_flags import RolloutFlags
-from stack import ROOT, SCENES, SLOWDOWN, TOWER_MODEL, Answer, Client, Service, Stack, until
+from stack import FREE_PORTS, ROOT, SCENES, SLOWDOWN, TOWER_MODEL, Answer, Client, Service, Stack, until
 
 import ports  # a neighbour that service.py finds
 
@@ -194,8 +194,7 @@ class GatewayFlags(PictureUrlChecks, RolloutFlags, FlagsCase):
 
     def check_backend_tls_ca(self):
         certificates = Certificates(self.folder)
-        vision = Service("llava-vision", ["--model", TOWER_MODEL, "--port", "0", "--metrics-port", "0", "--log-format", "json",
-                                          *certificates.listener("server", "ca")], self.folder)
+        vision = Service("llava-vision", ["--model", TOWER_MODEL, *FREE_PORTS, *certificates.listener("server", "ca")], self.folder)
         self.addCleanup(vision.stop)
         vision.wait_listening()
         arguments = ["--vision", vision.grpc, "--backend-tls-ca", certificates.pem("ca")]

@@ -4,7 +4,7 @@ import shutil
 import time
 
 import grpc
-from stack import Client, Service, until
+from stack import FREE_PORTS, Client, Service, until
 from versions import cut_short, publish_copy
 
 
@@ -22,8 +22,7 @@ class LifecycleFlags:
 
     def serve(self, root, *arguments, ready=True):
         """Starts the service on a repository instead of --model."""
-        service = Service(self.program, ["--repository", root, "--port", "0", "--metrics-port", "0", "--log-format", "json",
-                                         *map(str, arguments)], self.folder)
+        service = Service(self.program, ["--repository", root, *FREE_PORTS, *arguments], self.folder)
         self.addCleanup(service.stop)
         service.wait_listening()
         service.models = Client(service.grpc, "llava.v1.ModelService")

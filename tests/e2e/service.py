@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT / "tests/support"))
 from waiting import SLOWDOWN, until  # noqa: E402
 
 BIN = pathlib.Path(os.environ.get("LLAVA_BIN_DIR", ROOT / "build/release/bin"))
+FREE_PORTS = ["--port", 0, "--metrics-port", 0, "--log-format", "json"]  # which the log then tells
 
 
 def run(program, *arguments, code=0):

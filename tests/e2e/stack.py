@@ -16,7 +16,7 @@ import time
 import grpc
 from google.protobuf import descriptor_pool, message_factory
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
-from service import BIN, ROOT, SLOWDOWN, Service, run, until  # noqa: F401 (for those who import this file)
+from service import BIN, FREE_PORTS, ROOT, SLOWDOWN, Service, run, until  # noqa: F401 (for those who import this file)
 
 import ports  # a neighbour that service.py finds
 

@@ -9,7 +9,7 @@ import tempfile
 import unittest
 
 from chat_case import ChatCase
-from stack import ROOT, Client, Service, Stack, until
+from stack import FREE_PORTS, ROOT, Client, Service, Stack, until
 from versions import cut_short, edit_json, no_numbers, publish_copy, reseal, wrong_digest
 
 SOURCES = [ROOT / "deploy/models" / name / "1" for name in ("emoji", "emoji-base")]
@@ -149,8 +149,7 @@ class VersionTest(ChatCase):
 
     def test_deleted_while_it_loads(self):
         size = sum(file.stat().st_size for file in SOURCES[0].iterdir())
-        slow = Service("llava-llm", ["--model", self.models / "emoji", "--port", 0, "--metrics-port", 0, "--log-format",
-                                     "json", "--load-rate", size // 10], self.temporary.name)
+        slow = Service("llava-llm", ["--model", self.models / "emoji", *FREE_PORTS, "--load-rate", size // 10], self.temporary.name)
         self.addCleanup(slow.stop)
         good = self.newest()
         slow.wait_listening().wait_ready()
@@ -168,8 +167,7 @@ class VersionTest(ChatCase):
 
     def test_a_conversation_spans_five_versions_on_two_hosts(self):
         """Both services read one folder; features of the picture stay."""
-        other = Service("llava-llm", ["--model", self.models / "emoji", "--port", 0, "--metrics-port", 0, "--log-format",
-                                      "json"], self.temporary.name)
+        other = Service("llava-llm", ["--model", self.models / "emoji", *FREE_PORTS], self.temporary.name)
         self.addCleanup(other.stop)
         self.newest()
         other.wait_listening().wait_ready()

@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 import tritonclient.grpc as triton
 from PIL import Image
-from stack import ROOT, SCENES, TOWER_MODEL, Client, Service, run, until
+from stack import FREE_PORTS, ROOT, SCENES, TOWER_MODEL, Client, Service, run, until
 from tritonclient.utils import InferenceServerException
 from versions import cut_short, publish_copy
 
@@ -27,7 +27,7 @@ class VisionCase(unittest.TestCase):
         self.folder = pathlib.Path(temporary.name)
 
     def start(self, *arguments, model=("--model", TOWER_MODEL)):
-        service = Service("llava-vision", [*model, "--port", 0, "--metrics-port", 0, "--log-format", "json", *arguments], self.folder)
+        service = Service("llava-vision", [*model, *FREE_PORTS, *arguments], self.folder)
         self.addCleanup(service.stop)
         return service.wait_listening().wait_ready()
 
