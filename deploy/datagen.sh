@@ -52,7 +52,7 @@ while [ $# -gt 0 ]; do
     --questions) number "$@"; questions=$2; shift ;;
     --seed) number "$@"; seed=$2; shift ;;
     --jobs) number "$@"; jobs=$2; shift ;;
-    --port-base) at_least 1024 "$@"; [ "$2" -le 65500 ] || wrong "--port-base takes at most 65500"; base=$2; shift ;;
+    --port-base) port_base "$@"; base=$2; shift ;;
     --no-build) build=0 ;;
     -h | --help) help ;;
     *) wrong "unknown option $1" ;;

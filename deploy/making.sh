@@ -1,9 +1,10 @@
-# What the scripts that make and measure models have in common. To be sourced from the root of the tree by a
+# What the scripts that build, make and measure models have in common. To be sourced from the root of the tree by a
 # script whose first lines, up to "set", are its help:
 #
 #   wrong MESSAGE              ends it for wrong use
 #   number OPTION VALUE        unless the value is a whole number of at least 1
 #   at_least N OPTION VALUE    likewise, of at least N
+#   port_base OPTION VALUE     likewise, a number on which the ports of the services begin
 #   help                       prints the help and ends
 #   say MESSAGE                fail MESSAGE ends it for what went wrong
 #   build_programs PROGRAM...  sets $bin; builds unless $build is 0, and looks for the programs
@@ -23,17 +24,20 @@ at_least() {
   [[ ${3:-} =~ ^[0-9]{1,9}$ ]] && [ "$3" -ge "$1" ] || wrong "$2 takes a number of at least $1"
 }
 number() { at_least 1 "$@"; }
+port_base() { at_least 1024 "$@"; [ "$2" -le 65500 ] || wrong "$1 takes at most 65500"; }
 help() { sed -n '2,/^set/s/^# \{0,1\}//p' "deploy/$script.sh"; exit 0; }
 fail() { echo "$script: $*" >&2; exit 1; }
 say() { printf '\033[1m%s:\033[0m %s\n' "$script" "$*"; }
 
 build_programs() {
-  local program
+  local program log
   bin=${LLAVA_BIN_DIR:-build/release/bin}
   if [ "$build" = 1 ]; then
     deploy/setup.sh
     . "${LLAVA_CACHE:-$HOME/.cache/llava-serving}/env.sh"
-    cmake --preset release >/dev/null
+    log=$(dirname "$LLAVA_VENV")/configure.log
+    say "configuring build/release"
+    cmake --preset release >"$log" 2>&1 || { cat "$log" >&2; exit 1; }
     say "building $*"
     ninja -C build/release -j"${LLAVA_JOBS:-$(nproc)}" "$@"
   fi

@@ -18,60 +18,37 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+. deploy/making.sh
+
 pictures=(deploy/scenes/*.png)
 image=${pictures[0]}
 base=8000
-build=1
 keep=0
 train=0
-wrong() { echo "quickstart: $*; see deploy/quickstart.sh --help" >&2; exit 2; }
 while [ $# -gt 0 ]; do
   case $1 in
     --image) image=${2:?quickstart: --image needs a path}; shift ;;
-    --port-base)
-      [[ ${2:-} =~ ^[0-9]+$ ]] && [ "$2" -ge 1024 ] && [ "$2" -le 65500 ] ||
-        wrong "--port-base takes a number from 1024 to 65500"
-      base=$2; shift ;;
+    --port-base) port_base "$@"; base=$2; shift ;;
     --no-build) build=0 ;;
     --keep) keep=1 ;;
     --train) train=1 ;;
-    -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' deploy/quickstart.sh; exit 0 ;;
+    -h | --help) help ;;
     *) wrong "unknown option $1" ;;
   esac
   shift
 done
 [ -f "$image" ] || wrong "there is no picture $image"
-say() { printf '\033[1mquickstart:\033[0m %s\n' "$*"; }
-
-bin=${LLAVA_BIN_DIR:-build/release/bin}
-if [ $build = 1 ]; then
-  deploy/setup.sh
-  . "${LLAVA_CACHE:-$HOME/.cache/llava-serving}/env.sh"
-  targets=(llava-gateway llava-vision llava-llm llava-chat llava-probe)
-  if [ $train = 1 ]; then targets+=(llava-train llava-datagen llava-model); fi
-  configure_log=$LLAVA_VENV/../configure.log
-  say "configuring build/release"
-  cmake --preset release >"$configure_log" 2>&1 || { cat "$configure_log" >&2; exit 1; }
-  say "building ${targets[*]} (the first time takes 4 to 8 minutes on 2 cores)"
-  ninja -C build/release -j"${LLAVA_JOBS:-$(nproc)}" "${targets[@]}"
-fi
-programs=(gateway vision llm chat probe)
-if [ $train = 1 ]; then programs+=(train datagen model); fi
-for name in "${programs[@]}"; do
-  [ -x "$bin/llava-$name" ] || {
-    echo "quickstart: $bin/llava-$name is missing: run without --no-build" >&2
-    exit 1
-  }
-done
+if [ $build = 1 ]; then say "the first build takes 4 to 8 minutes on 2 cores"; fi
+programs=(llava-gateway llava-vision llava-llm llava-chat llava-probe)
+if [ $train = 1 ]; then programs+=(llava-train llava-datagen llava-model); fi
+build_programs "${programs[@]}"
 
 . deploy/services.sh
 folder=$(mktemp -d "${TMPDIR:-/tmp}/llava-quickstart.XXXXXX")
-chat_pid=
-train_pid=
 finish() {
   local status=$?
   trap - EXIT INT TERM HUP
-  for pid in $chat_pid $train_pid; do kill -TERM "$pid" 2>/dev/null && wait "$pid" || true; done
+  stop_child
   if [ $keep = 1 ] && [ $status = 0 ]; then
     say "the services keep running; logs and data in $folder; stop them with"
     say "  kill ${SERVICE_PID[*]}"
@@ -87,46 +64,37 @@ finish() {
   exit $status
 }
 trap finish EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM HUP
 
 begin_services() { # language model
   say "starting llava-vision, llava-llm and llava-gateway on ports $base to $((base + 22))"
-  services_start "$bin" deploy/models/emoji-tower "$1" "$folder" "$base"
+  services_start "$bin" "$tower" "$1" "$folder" "$base"
   services_wait 120
 }
 chat=("$bin/llava-chat" --gateway "127.0.0.1:$((base + 1))" --image "$image")
-ask() { # questions...; in the background, so that a signal ends this script at once
+ask() { # questions...
   local question arguments=()
   for question in "$@"; do arguments+=(--message "$question"); done
-  "${chat[@]}" --temperature 0 --max-new-tokens 40 "${arguments[@]}" &
-  chat_pid=$!
-  wait "$chat_pid"
-  chat_pid=
+  run "${chat[@]}" --temperature 0 --max-new-tokens 40 "${arguments[@]}"
 }
 
 publish() { # checkpoint; as the next version of the model that is served
-  "$bin/llava-model" publish "$1" --tower deploy/models/emoji-tower --repository "$folder/models" --name emoji >/dev/null
+  "$bin/llava-model" publish "$1" --tower "$tower" --repository "$folder/models" --name emoji >/dev/null
 }
 if [ $train = 1 ]; then
-  publish deploy/models/emoji-base
+  publish "$language"
   begin_services "$folder/models/emoji"
   say "version 1, before training: a projector that was never trained"
   ask "What is in the picture?"
   if [ -e build/own/models/emoji ]; then say "build/own has a model already; remove it to train anew"; fi
-  LLAVA_BIN_DIR=$bin deploy/train_default.sh --out build/own --no-build \
-    --no-evaluation --pictures 12000 &
-  train_pid=$!
-  wait "$train_pid"
-  train_pid=
+  run env LLAVA_BIN_DIR="$bin" deploy/train_default.sh --out build/own --no-build \
+    --no-evaluation --pictures 12000
   publish build/own/models/emoji
   say "version 2 is published under the running services"
   # Until they have loaded it, there is no such version.
   deadline=$((SECONDS + 60))
   until "${chat[@]}" --model emoji@2 --message "Hello?" >/dev/null 2>&1; do
     if [ $SECONDS -ge $deadline ]; then
-      echo "quickstart: version 2 is not served after 60 s; $folder/logs/llm.log says why" >&2
-      exit 1
+      fail "version 2 is not served after 60 s; $folder/logs/llm.log says why"
     fi
     sleep 0.1
   done

@@ -46,14 +46,6 @@ settings() {
   echo "$pictures pictures of stage 2, base parts $([ $bases = 1 ] && echo trained here || echo as shipped)"
   if [ $bases = 1 ]; then sha256sum deploy/training/*.json; else digests deploy/training/{align,finetune}.json; fi
 }
-# A folder of a time when settings were not written down shows the most important ones.
-if [ ! -e "$out/settings" ] && [ -e "$out/data/stage2/dataset.json" ]; then
-  begun=$(sed -n '0,/"count"/s/.*"count": \([0-9]*\).*/\1/p' "$out/data/stage2/dataset.json")
-  trained=0
-  if [ -e "$out/models/emoji-tower" ]; then trained=1; fi
-  [ "$begun $trained" = "$pictures $bases" ] ||
-    wrong "$out was begun with --pictures $begun$([ $trained = 0 ] || echo " --bases"); choose another --out, or remove it"
-fi
 claim "$out" "$(settings)"
 children=()
 stop() {

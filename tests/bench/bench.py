@@ -19,12 +19,12 @@ def numbers(text):
     return [int(part) for part in text.split(",") if part]
 
 
-def parser(description, turns=3):
-    """With the options that all have; without --turns if they are 0."""
+def parser(description, turns=3, threads=True):
+    """With the options that all have; `threads`: --threads, too, where a number of them makes sense."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    if turns:
-        options.add_argument("--turns", type=int, default=turns, help=f"of each row (default {turns})")
-    options.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each side")
+    options.add_argument("--turns", type=int, default=turns, help=f"of each row (default {turns})")
+    if threads:
+        options.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each side")
     options.add_argument("--raise-priority", action="store_true", help="a session of its own with raised autogroup priority (Linux)")
     options.add_argument("--json", type=pathlib.Path, help="file for the figures, for instance in docs/results")
     return options
@@ -38,6 +38,7 @@ def raise_priority():
             signal.signal(number, lambda *_: os.kill(child, signal.SIGTERM))
         sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     os.setsid()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # not at once: what it has started ends with it
     try:
         pathlib.Path("/proc/self/autogroup").write_text("-15")
     except OSError as error:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What llava-gateway costs beside the least that a hop of gRPC can cost, and a durable question beside the disk.
 
-    gateway_floor.py [--rounds 5] [--seconds 3] [--keys 100] [--tls] [--raise-priority] [--json FILE]
+    gateway_floor.py [--turns 5] [--seconds 3] [--keys 100] [--tls] [--raise-priority] [--json FILE]
 
 One client (llava-bench), several ways to the same tokens, turn by turn:
   relay         llava_stand_ins relay -> llava_stand_ins chat: every message is passed on, nothing else
@@ -10,9 +10,8 @@ One client (llava-bench), several ways to the same tokens, turn by turn:
   relay+tls, gateway+tls    both with an encrypted connection to the client (--tls; with --keys, also keys)
 Rows: as fast as it goes, 1, 8 and 64 streams (tokens relayed a second); and at a fixed pace, as people read, 1, 8 and
 64 streams of 50 tokens a second (how old a token is when the client has it): medians, and how much more that is than the relay
-of the same round. Then the time until a question is acknowledged, 1 and 64 sessions of short answers, beside fdatasync of the
+of the same turn. Then the time until a question is acknowledged, 1 and 64 sessions of short answers, beside fdatasync of the
 same folder. LLAVA_BIN_DIR: folder of the programs (default build/release/bin)."""
-import argparse
 import json
 import os
 import pathlib
@@ -21,10 +20,11 @@ import subprocess
 import tempfile
 import time
 
+import bench
 from stand_ins import BIN, Certificates, Gateway, StandIn
 
 
-def bench(way, seconds, sessions, tokens):
+def load(way, seconds, sessions, tokens):
     done = subprocess.run(
         [BIN / "llava-bench", "--gateway", way.address, *way.flags, "--seconds", str(seconds), "--warmup", "0.5", "--sessions", str(sessions),
          "--turns", "4", "--prompt-words", "8", "--max-new-tokens", str(tokens), "--stamps", "--json", "-"],
@@ -85,12 +85,12 @@ class Ways:
             part.stop()
 
 
-def compare(ways, rounds, seconds, sessions, tokens, figure):
-    """{way: {"value": median, "ratio": median of value / the floor's, "ratios": of each round}}."""
+def compare(ways, turns, seconds, sessions, tokens, figure):
+    """{way: {"value": median, "ratio": median of value / the floor's, "ratios": of each turn}}."""
     values = {name: [] for name in ways}
-    for number in range(rounds):
+    for number in range(turns):
         for name in list(ways) if number % 2 == 0 else reversed(ways):
-            values[name].append(figure(bench(ways[name], seconds, sessions, tokens)))
+            values[name].append(figure(load(ways[name], seconds, sessions, tokens)))
     row = {}
     for name, way in ways.items():
         row[name] = {"value": statistics.median(values[name])}
@@ -107,31 +107,26 @@ def show(title, row, show_value, times_more):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = bench.parser(__doc__, turns=5, threads=False)
     parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--keys", type=int, default=0, metavar="N", help="also a gateway that knows so many API keys")
     parser.add_argument("--tls", action="store_true", help="also encrypted")
-    parser.add_argument("--raise-priority", action="store_true", help="of this session's scheduling group (Linux)")
-    parser.add_argument("--json")
-    options = parser.parse_args()
-    if options.raise_priority:
-        pathlib.Path("/proc/self/autogroup").write_text("-15")
+    options = bench.parse(parser)
     result = {"keys": options.keys, "relayed": {}, "paced": {}, "durable": {}}
     with tempfile.TemporaryDirectory() as folder:
         certificates = Certificates(folder) if options.tls else None
         ways = Ways(folder, 0, options.keys, certificates)
         try:
             for sessions in (1, 8, 64):
-                row = compare(ways.ways, options.rounds, options.seconds, sessions, 256, lambda r: r["pieces_per_second"])
+                row = compare(ways.ways, options.turns, options.seconds, sessions, 256, lambda r: r["pieces_per_second"])
                 result["relayed"][sessions] = row
                 show(f"{sessions:3} streams, tokens/s", row, lambda value: f"{value:.0f}", lambda ratio: 1 / ratio)
             asked = ways.ways["gateway+keys" if options.keys else "gateway"]
             for sessions in (1, 64):
                 pairs = []
-                for _ in range(options.rounds):
+                for _ in range(options.turns):
                     disk = sync_seconds(folder)
-                    pairs.append((disk, bench(asked, options.seconds, sessions, 1)["acknowledged_seconds"]["median"]))
+                    pairs.append((disk, load(asked, options.seconds, sessions, 1)["acknowledged_seconds"]["median"]))
                 row = {"fdatasync": statistics.median(p[0] for p in pairs), "acknowledged": statistics.median(p[1] for p in pairs),
                        "ratio": statistics.median(p[1] / p[0] for p in pairs)}
                 result["durable"][sessions] = row
@@ -142,13 +137,12 @@ def main():
         ways = Ways(folder, 20_000, options.keys, certificates)
         try:
             for sessions in (1, 8, 64):
-                row = compare(ways.ways, options.rounds, max(options.seconds, 3), sessions, 50, lambda r: r["age_seconds"]["median"])
+                row = compare(ways.ways, options.turns, max(options.seconds, 3), sessions, 50, lambda r: r["age_seconds"]["median"])
                 result["paced"][sessions] = row
                 show(f"{sessions:3} streams of 50/s, age of a token in us", row, lambda value: f"{1e6 * value:.0f}", lambda ratio: ratio)
         finally:
             ways.stop()
-    if options.json:
-        pathlib.Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
+    bench.write(options, result)
 
 
 if __name__ == "__main__":

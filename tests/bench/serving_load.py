@@ -24,7 +24,7 @@ import bench
 bench.need("grpc")
 sys.path.insert(0, str(bench.ROOT / "tests/e2e"))
 
-from stack import Client, Service
+from stack import FREE_PORTS, Client, Service
 
 CONTEXT = 32  # tokens of a stream's prompt, about
 KV_BYTES = 1 << 30
@@ -37,8 +37,8 @@ def percentile(values, share):
 
 class Load:
     def __init__(self, options, folder):
-        arguments = ["--model", options.model, "--dtype", options.dtype, "--port", "0", "--metrics-port", "0",
-                     "--log-format", "json", "--kv-bytes", KV_BYTES, "--threads", options.threads]
+        arguments = ["--model", options.model, "--dtype", options.dtype, *FREE_PORTS, "--kv-bytes", KV_BYTES, "--threads",
+                     options.threads]
         for flag in options.flag:
             name, value = flag.split("=", 1)
             arguments += [f"--{name}", value]

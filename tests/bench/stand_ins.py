@@ -9,7 +9,7 @@ import urllib.request
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "e2e"))
 
 from certificates import Certificates
-from service import BIN, Service
+from service import BIN, FREE_PORTS, Service, run
 
 
 class StandIn:
@@ -31,13 +31,11 @@ class Gateway(Service):
 
     def __init__(self, folder, name, llm, vision, keys=0, certificates=None, more=()):
         folder = pathlib.Path(folder)
-        arguments = ["--port", "0", "--metrics-port", "0", "--http-port", "0", "--log-format", "json", "--data-dir", folder / f"data-{name}",
-                     "--vision", vision.address, "--llm", llm.address, *more]
+        arguments = [*FREE_PORTS, "--http-port", "0", "--data-dir", folder / f"data-{name}", "--vision", vision.address, "--llm", llm.address, *more]
         self.client_flags = []
         if keys:
             file = folder / f"keys-{name}.yaml"
-            key = subprocess.run([BIN / "llava-gateway", "keys", "add", "client", "--keys-file", file], check=True,
-                                 capture_output=True, text=True).stdout.split()[-1]
+            key = run("llava-gateway", "keys", "add", "client", "--keys-file", file).stdout.split()[-1]
             # The client's stands last: whoever looks through all finds it last.
             others = "".join(f"- {{name: other{n}, sha256: {n:064x}}}\n" for n in range(1, keys))
             file.write_text(others + file.read_text())

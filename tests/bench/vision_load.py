@@ -27,7 +27,7 @@ import bench
 bench.need("grpc", "PIL")
 sys.path.insert(0, str(bench.ROOT / "tests/e2e"))
 from PIL import Image  # noqa: E402
-from stack import TOWER_MODEL, Client, Service  # noqa: E402
+from stack import FREE_PORTS, TOWER_MODEL, Client, Service  # noqa: E402
 
 
 def picture(side):
@@ -193,8 +193,8 @@ def main():
     image = picture(arguments.side)
     with tempfile.TemporaryDirectory(prefix="llava-vision-load-") as folder:
         tower = tower_folder(str(arguments.tower), folder)
-        service = Service("llava-vision", ["--model", tower, "--port", 0, "--metrics-port", 0, "--log-format", "json",
-                                           "--threads", arguments.threads, *arguments.flags], folder).wait_listening().wait_ready(600)
+        service = Service("llava-vision", ["--model", tower, *FREE_PORTS, "--threads", arguments.threads, *arguments.flags],
+                          folder).wait_listening().wait_ready(600)
         try:
             measure(service, 1, 1, image, arguments.cached)  # warms up
             measurement = Measurement(arguments, tower, service, image)

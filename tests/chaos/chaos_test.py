@@ -30,7 +30,7 @@ import grpc  # noqa: E402
 
 import crowd  # noqa: E402
 import history  # noqa: E402
-from clients import KEYS, PATIENCE, PICTURES, QUESTIONS, Chatter, Recorder, secret_of, write_keys  # noqa: E402
+from clients import KEYS, PICTURES, QUESTIONS, Chatter, Recorder, secret_of, write_keys  # noqa: E402
 from stack import SLOWDOWN, Stack  # noqa: E402 (a neighbour that clients.py finds)
 
 
@@ -159,7 +159,7 @@ def run_given_up(stack, chat, recorder, problems):
         while len(deaths) < 5:
             try:
                 stack.start("gateway", environment={"LLAVA_FAILPOINTS": "turn.take_up=kill"})
-            except RuntimeError:  # died before it listened
+            except AssertionError:  # died before it listened
                 pass
             while stack.gateway.process.poll() is None:
                 if ended.wait(0.05):

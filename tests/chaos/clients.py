@@ -8,7 +8,7 @@ import time
 import grpc
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
-from stack import SCENES, SLOWDOWN  # noqa: E402
+from stack import SCENES, SLOWDOWN, eventually  # noqa: E402
 
 TOKENS = 250
 QUESTIONS = ["What is on the left?", "Describe the picture.", "Which things do you see, and where are they?"]
@@ -60,15 +60,9 @@ class Chatter:
             "CreateSessionRequest", sampling=sampling), timeout=PATIENCE)).session.id
         self.turn = None  # the last that began
 
-    def patiently(self, call):
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                return call()
-            except grpc.RpcError as error:
-                if error.code() != grpc.StatusCode.UNAVAILABLE or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
+    @staticmethod
+    def patiently(call):
+        return eventually(call, seconds=240)
 
     def note(self, kind, **fields):
         self.recorder.add(kind=kind, key=self.key, client=self.name, session=self.session, **fields)

@@ -13,18 +13,14 @@ that loading itself took. Ends with 1 if the histories have a violation (history
 or a good one is not; with --speed also if a gap is above 500 ms, the percentile above twice the calm one, or the
 first text later than 2 s beyond loading."""
 import argparse
-import hashlib
 import json
-import os
 import pathlib
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-import uuid
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
 import setup_python  # noqa: E402
@@ -32,10 +28,10 @@ import setup_python  # noqa: E402
 setup_python.need("grpc")
 import grpc  # noqa: E402
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
 import history  # noqa: E402
 from clients import PATIENCE, PICTURES, QUESTIONS, Chatter, Recorder  # noqa: E402
-from stack import BIN, ROOT, SLOWDOWN, Stack  # noqa: E402
+from stack import ROOT, SLOWDOWN, Stack, run  # noqa: E402 (neighbours that clients.py finds)
+from versions import cut_short, no_numbers, publish_copy, wrong_digest  # noqa: E402
 
 SOURCES = [ROOT / "deploy/models" / name / "1" for name in ("emoji", "emoji-base")]
 TOWER = ROOT / "deploy/models/emoji-tower"
@@ -57,8 +53,7 @@ class Repository:
 
     def publish(self, source):
         """As a trainer does it. Returns the version."""
-        subprocess.run([BIN / "llava-model", "publish", source, "--repository", self.root, "--name", NAME],
-                       check=True, stdout=subprocess.DEVNULL)
+        run("llava-model", "publish", source, "--repository", self.root, "--name", NAME)
         return self.versions()[-1]
 
     def published(self, version):
@@ -67,35 +62,9 @@ class Repository:
 
     def publish_broken(self, source, damage):
         """A version that no publisher would let through: files as `damage` leaves them."""
-        draft = self.root / NAME / f".tmp-{uuid.uuid4()}"
-        shutil.copytree(source, draft)
-        damage(draft)
         version = self.versions()[-1] + 1
-        os.rename(draft, self.root / NAME / str(version))
+        publish_copy(source, self.root / NAME, version, damage)
         return version
-
-
-def cut_short(folder):
-    weights = folder / "model.safetensors"
-    os.truncate(weights, weights.stat().st_size // 2)
-
-
-def wrong_digest(folder):
-    weights = folder / "model.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
-
-
-def no_numbers(folder):
-    """NaN in the last tensor, and a manifest that says so."""
-    weights = folder / "model.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-1024:] = b"\xff" * 1024  # NaN in every floating-point format
-    weights.write_bytes(data)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"]["model.safetensors"]["sha256"] = hashlib.sha256(data).hexdigest()
-    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 DAMAGES = [cut_short, wrong_digest, no_numbers]
@@ -324,6 +293,9 @@ def run_swaps(stack, repository, watcher, arguments, problems):
 def run_kills(stack, repository, watcher, arguments, problems):
     """SIGKILL of the language service at several moments of a load. Answers of a version that is gone end as
     interrupted; all else goes on, and the new version is served."""
+    # No service has those versions again: a gateway would wait 30 s for them.
+    stack.extra["gateway"] += ["--continue-timeout", f"{5 * SLOWDOWN}s"]
+    stack.restart("gateway")
     recorder = TimedRecorder()
     load = Load(stack.chat(), max(2, arguments.sessions // 4), recorder, "kill", forgiving=True)
     for number, delay in enumerate((0.0, 0.05, 0.2)[:arguments.kills]):

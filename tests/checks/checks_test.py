@@ -17,6 +17,7 @@ import file_sizes
 import layers
 import openai_urls
 import proto_wire
+import run
 import shell_syntax
 import skipped_tests
 
@@ -63,6 +64,7 @@ class LayersTest(Planted):
             ("model/ops/ops.cc", "model/nn/clip.h"),
             ("model/config/c.h", "model/text/tokenizer.h"),
             ("model/llava/llava.cc", "model/train/optimizer.h"),
+            ("model/tools/a.cc", "model/train/optimizer.h"),
             ("server/runtime/a.cc", "model/digest/sha256.h"),
             ("server/runtime/a.cc", "llava/v1/chat.pb.h"),
             ("server/vision/a.cc", "server/llm/engine.h"),
@@ -240,6 +242,13 @@ class ProtoWireTest(Planted):
     def test_untidy_name(self):
         self.replace("uint64 version = 2;", "uint64 version = 2;\n  string BadName = 4000;")
         self.assertTrue(any("lint" in f for f in proto_wire.problems(self.root)))
+
+
+class RunTest(unittest.TestCase):
+    def test_every_check_is_a_test(self):
+        registered = (ROOT / "tests/checks/CMakeLists.txt").read_text(encoding="utf-8")
+        names = registered.split("foreach(check ", 1)[1].split(")", 1)[0].split()
+        self.assertEqual(sorted(names), run.checks())
 
 
 class SkippedTestsTest(unittest.TestCase):

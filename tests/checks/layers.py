@@ -4,10 +4,10 @@ import re
 
 from source_tree import CPP, files
 
-MODEL = ["model/digest", "model/config", "model/text", "model/image", "model/checkpoint",
-         "model/ops", "model/nn", "model/llava"]
+CORE = ["model/digest", "model/config", "model/text", "model/image", "model/checkpoint",
+        "model/ops", "model/nn", "model/llava"]
 WORKER = ["server/runtime", "server/wire", "server/device", "server/lifecycle",
-          "llava/v1"] + MODEL
+          "llava/v1"] + CORE
 
 # Room -> what it may include besides itself: rooms, or single headers of them.
 ALLOWED = {
@@ -26,10 +26,10 @@ ALLOWED = {
     "model/openai": ["model/digest", "model/text", "model/progress",
                      "model/checkpoint/durable_file.h"],
     "model/chart": ["model/checkpoint/durable_file.h"],
-    "model/eval": MODEL + ["model/data", "model/progress", "model/chart", "model/openai"],
-    "model/train": MODEL + ["model/data", "model/eval", "model/progress", "model/chart"],
-    "model/datagen": MODEL + ["model/data", "model/progress", "model/openai"],
-    "model/tools": MODEL + ["model/data", "model/train", "model/progress"],
+    "model/eval": CORE + ["model/data", "model/progress", "model/chart", "model/openai"],
+    "model/train": CORE + ["model/data", "model/eval", "model/progress", "model/chart"],
+    "model/datagen": CORE + ["model/data", "model/progress", "model/openai"],
+    "model/tools": CORE + ["model/progress"],
     "server/runtime": [],
     "server/wire": ["server/runtime", "llava/v1", "model/digest", "model/grammar"],
     "server/device": ["server/runtime"],

@@ -17,10 +17,11 @@ import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests/support"))
-import ports  # noqa: E402 (a neighbour, not a package)
+import ports  # noqa: E402 (neighbours, not a package)
+from waiting import SLOWDOWN, until  # noqa: E402
 
 OFFSETS = (0, 1, 2, 11, 12, 21, 22)
-PATIENCE = 120 * int(os.environ.get("LLAVA_SLOWDOWN", "1"))  # of a sanitizer: set by ctest
+PATIENCE = 120 * SLOWDOWN
 
 
 def is_taken(port):
@@ -103,8 +104,7 @@ class QuickstartTest(unittest.TestCase):
             for line in process.stdout:
                 if "starting" in line:
                     break
-            while not is_taken(self.base + 1):
-                time.sleep(0.05)
+            until(lambda: is_taken(self.base + 1), process=process)
             process.send_signal(signal.SIGTERM)
             rest = process.stdout.read()
             self.assertEqual(process.wait(PATIENCE), 143, rest)
@@ -120,10 +120,7 @@ class QuickstartTest(unittest.TestCase):
         finally:
             for pid in kill[1].split():
                 os.kill(int(pid), signal.SIGTERM)
-        deadline = time.monotonic() + PATIENCE
-        while any(is_taken(self.base + p) for p in OFFSETS) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        self.assert_all_stopped()
+        until(lambda: not any(is_taken(self.base + p) for p in OFFSETS))
 
     def test_keyboard(self):
         pid, terminal = pty.fork()

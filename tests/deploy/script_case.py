@@ -6,12 +6,15 @@ import os
 import pathlib
 import signal
 import subprocess
+import sys
 import tempfile
-import time
 import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-PATIENCE = 900 * int(os.environ.get("LLAVA_SLOWDOWN", "1"))
+sys.path.insert(0, str(ROOT / "tests/support"))
+from waiting import SLOWDOWN, until  # noqa: E402 (a neighbour, not a package)
+
+PATIENCE = 900 * SLOWDOWN
 
 
 class ScriptCase(unittest.TestCase):
@@ -58,11 +61,7 @@ class ScriptCase(unittest.TestCase):
         return {**os.environ, "LLAVA_BIN_DIR": str(tool)}
 
     def wait_until(self, condition, process):
-        deadline = time.monotonic() + PATIENCE
-        while not condition():
-            self.assertIsNone(process.poll(), "the script ended early")
-            self.assertLess(time.monotonic(), deadline)
-            time.sleep(0.02)
+        until(condition, lambda: f"the script ended early, with {process.poll()}, or takes too long", 900, process)
 
     def check_wrong_use(self, *cases):
         """Of (options, part of the one line that tells what is wrong)."""

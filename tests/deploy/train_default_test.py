@@ -26,16 +26,6 @@ class TrainDefaultTest(ScriptCase):
             self.assertIn("choose another --out", errors)
         self.begin("--pictures", "400")
 
-    def test_a_folder_from_before_settings_were_written_down(self):
-        data = self.out / "data/stage2"
-        data.mkdir(parents=True)
-        (data / "dataset.json").write_text('{\n  "settings": {\n    "count": 400,\n    "x": {"count": 3}\n  }\n}\n')
-        self.assertIn("--pictures 400;", self.begin("--pictures", "500", code=2))
-        self.assertIn("--pictures 400;", self.begin("--pictures", "400", "--bases", code=2))
-        self.assertFalse((self.out / "settings").exists())
-        self.begin("--pictures", "400")
-        self.assertIn("400 pictures", self.begin("--pictures", "500", code=2))
-
     def test_the_evaluation_alone_needs_its_program(self):
         _, errors = self.run_script(code=1, env=self.fake_programs("llava-datagen", "llava-train"))
         self.assertIn("llava-eval is missing", errors)

@@ -5,13 +5,12 @@ llava-eval, which runs tower and model without a server."""
 import json
 import pathlib
 import struct
-import subprocess
 import tempfile
 import unittest
 
 import grpc
 from chat_case import ChatCase
-from stack import BIN, ROOT, SLOWDOWN, Stack
+from stack import ROOT, Stack, eventually, run
 
 FIXTURES = ROOT / "tests/fixtures"
 PICTURES = FIXTURES / "images"
@@ -59,7 +58,7 @@ class AnyresTest(ChatCase):
         cls.temporary = tempfile.TemporaryDirectory(prefix="llava-anyres-")
         cls.folder = pathlib.Path(cls.temporary.name)
         cls.source = write_next(cls.folder / "tiny-next")
-        cls.run_program("llava-model", "publish", cls.source, "--repository", cls.folder / "models", "--name", "next")
+        run("llava-model", "publish", cls.source, "--repository", cls.folder / "models", "--name", "next")
         cls.stack = Stack(vision=["--dtype", "float32", "--exif", "apply", "--feature-cache-dir", cls.folder / "features"],
                           llm=["--dtype", "float32"], llm_model=cls.folder / "models/next", tower_model=cls.folder / "models/next-tower")
         cls.stack.__enter__()
@@ -70,18 +69,12 @@ class AnyresTest(ChatCase):
         super().tearDownClass()
         cls.temporary.cleanup()
 
-    @staticmethod
-    def run_program(program, *arguments):
-        done = subprocess.run([str(BIN / program), *map(str, arguments)], text=True, capture_output=True, timeout=300 * SLOWDOWN)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
     def reference(self, pictures, tokens):
         """What the checkpoint says without a server."""
         questions, out = self.folder / "questions.jsonl", self.folder / "answers.jsonl"
         questions.write_text("".join(json.dumps({"question_id": name, "text": QUESTION, "image": name}) + "\n" for name in pictures))
-        self.run_program("llava-eval", "answer", "--questions", questions, "--pictures", PICTURES, "--checkpoint", self.source,
-                         "--out", out, "--temperature", "0", "--max-tokens", tokens)
+        run("llava-eval", "answer", "--questions", questions, "--pictures", PICTURES, "--checkpoint", self.source,
+            "--out", out, "--temperature", "0", "--max-tokens", tokens)
         return {line["question_id"]: line["text"] for line in map(json.loads, out.read_text().splitlines())}
 
     @staticmethod
@@ -103,7 +96,7 @@ class AnyresTest(ChatCase):
         self.stack.restart("vision")
         self.stack.restart("llm")
         name = "tall_37x200.png"
-        again = self.eventually(lambda: self.says(name))
+        again = eventually(lambda: self.says(name))
         self.assertEqual(again.text, answers[name].text)
         self.assertEqual(again.finished.usage.image_tokens, TOKENS[name])
 

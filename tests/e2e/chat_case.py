@@ -1,5 +1,4 @@
 """What the end-to-end tests share: running services, and a client that chats."""
-import time
 import unittest
 from contextlib import contextmanager
 
@@ -62,21 +61,3 @@ class ChatCase(unittest.TestCase):
             call()
         self.assertEqual(caught.exception.code(), code, caught.exception.details())
         self.assertIn(hint, caught.exception.details())
-
-    def eventually(self, call, seconds=120):
-        """Repeats a call while a service that came back is not noticed yet."""
-        deadline = time.monotonic() + seconds * SLOWDOWN
-        while True:
-            try:
-                return call()
-            except grpc.RpcError as error:
-                if time.monotonic() > deadline or error.code() != grpc.StatusCode.UNAVAILABLE:
-                    raise
-                time.sleep(0.1)
-
-    def until(self, holds, otherwise, seconds=120):
-        """Waits until it holds."""
-        deadline = time.monotonic() + seconds * SLOWDOWN
-        while not holds():
-            self.assertLess(time.monotonic(), deadline, otherwise)
-            time.sleep(0.02)

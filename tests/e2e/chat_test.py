@@ -6,7 +6,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chat_case import ChatCase
-from stack import SCENES, scenes, words
+from stack import SCENES, eventually, scenes, until, words
 
 
 class ChatTest(ChatCase):
@@ -110,17 +110,17 @@ class ChatTest(ChatCase):
         turn = self.turns(session)[0]
         self.assertEqual(len(turn.answer_text.encode()), last.text_bytes)
         self.assertFalse(self.chat.CancelTurn(self.chat.new("CancelTurnRequest", session_id=session)).was_running)
-        self.eventually(lambda: self.ask(session, "What is this?"))
+        eventually(lambda: self.ask(session, "What is this?"))
 
     def test_hanging_up_stops_generation(self):
         with self.answer_held(on_disconnect=2, sampling={"max_new_tokens": 1900, "ignore_eos": True}) as (session, stream):
             stream.cancel()
-            self.until(lambda: self.turns(session)[0].finish_reason, "the gateway never records what there was")
+            until(lambda: self.turns(session)[0].finish_reason, "the gateway never records what there was")
         turn = self.turns(session)[0]
         self.assertEqual(turn.finish_reason, 4)  # cancelled, with what there was until then
         self.assertLess(turn.usage.generated_tokens, 1900)
-        self.until(lambda: self.stack.llm.metrics()["llava_llm_requests_running"] == 0, "generation goes on for a client that is gone")
-        self.eventually(lambda: self.ask(session, "What is this?"))
+        until(lambda: self.stack.llm.metrics()["llava_llm_requests_running"] == 0, "generation goes on for a client that is gone")
+        eventually(lambda: self.ask(session, "What is this?"))
 
     def test_deadline_passes_through(self):
         session = self.session()
@@ -162,7 +162,7 @@ class ChatTest(ChatCase):
         self.ask(session, "What is in the picture?", [{"data": picture}])
         self.assertEqual(kept(), (before[0] + 1, before[1] + 1))
         self.chat.DeleteSession(self.chat.new("DeleteSessionRequest", session_id=session))
-        self.until(lambda: kept() == before, "the features are still there")
+        until(lambda: kept() == before, "the features are still there")
 
 
 if __name__ == "__main__":

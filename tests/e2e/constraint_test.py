@@ -6,7 +6,7 @@ import unittest
 import grpc
 from chat_case import RUNNING, ChatCase
 from openai_test import LION, FrontCase, question
-from stack import Answer
+from stack import Answer, eventually, until
 
 THING = {
     "$ref": "#/$defs/thing",
@@ -138,7 +138,7 @@ class ChatConstraintTest(ChatCase):
             self.stack.services[which].process.kill()
             self.stack.services[which].process.wait()
         self.stack.restart(which)
-        self.until(lambda: self.eventually(lambda: self.turns(session))[0].state != RUNNING, "the answer does not end")
+        until(lambda: eventually(lambda: self.turns(session))[0].state != RUNNING, "the answer does not end")
         turn = self.turns(session)[0]
         whole = self.ask(self.session(), "Describe the picture.", sampling=sampling)
         self.assertEqual(turn.answer_text, whole.text)

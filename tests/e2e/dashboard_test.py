@@ -4,7 +4,6 @@ things go wrong."""
 import json
 import pathlib
 import re
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -17,13 +16,14 @@ import urllib.request
 import grpc
 import yaml
 
-from stack import LLM_MODEL, ROOT, SCENES, SLOWDOWN, Answer, Stack
+from stack import LLM_MODEL, ROOT, SCENES, SLOWDOWN, Answer, Stack, eventually
+from versions import cut_short, publish_copy
 
 import ports  # a neighbour that service.py finds
 
 MONITORING = ROOT / "deploy/monitoring"
 WINDOW = "30s"  # what Grafana would put for $__rate_interval
-PATIENCE = 400 * SLOWDOWN
+PATIENCE = 400
 
 
 def dashboard_queries():
@@ -87,10 +87,8 @@ class Prometheus:
 def language_models(folder):
     """A repository with two good versions of the language model and a broken one."""
     model = folder / "models/emoji"
-    for version in "123":
-        shutil.copytree(LLM_MODEL / "1", model / version)
-    weights = model / "3/model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1000])
+    for version, damage in (1, None), (2, None), (3, cut_short):
+        publish_copy(LLM_MODEL / "1", model, version, damage)
     return model
 
 
@@ -166,14 +164,7 @@ class Visitor:
         except grpc.RpcError as error:
             assert error.code() == grpc.StatusCode.UNAVAILABLE, error
         stack.restart("vision")
-        deadline = time.monotonic() + PATIENCE
-        while True:  # until the gateway has noticed
-            try:
-                return Answer(self.ask(session, "What is in the picture?", image))
-            except grpc.RpcError as error:
-                if error.code() != grpc.StatusCode.UNAVAILABLE or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
+        eventually(lambda: Answer(self.ask(session, "What is in the picture?", image)), PATIENCE)
 
 
 class DashboardTest(unittest.TestCase):
@@ -199,7 +190,7 @@ class DashboardTest(unittest.TestCase):
                 visitor.talk(0)
                 visitor.stumble()
                 visitor.lose_vision()
-                deadline = time.monotonic() + PATIENCE
+                deadline = time.monotonic() + PATIENCE * SLOWDOWN
                 turn = 0
                 while queries and time.monotonic() < deadline:
                     turn += 1

@@ -1,5 +1,4 @@
 """Services die and come back; the conversation stays."""
-import json
 import pathlib
 import shutil
 import signal
@@ -8,7 +7,8 @@ import unittest
 
 import grpc
 from chat_case import ChatCase
-from stack import SCENES, SLOWDOWN, Service, words
+from stack import SCENES, SLOWDOWN, Service, eventually, until, words
+from versions import edit_json
 
 
 class FaultTest(ChatCase):
@@ -20,12 +20,12 @@ class FaultTest(ChatCase):
 
     def until_not_ready(self):
         """The gateway has noticed: from now on it refuses at once what it would have waited for."""
-        self.until(lambda: self.stack.gateway.get("/readyz")[0] != 200, "the gateway does not notice")
+        until(lambda: self.stack.gateway.get("/readyz")[0] != 200, "the gateway does not notice")
 
     def test_gateway_killed(self):
         session = self.picture_session()
         self.assertEqual(self.stack.restart("gateway", signal.SIGKILL), -signal.SIGKILL)
-        answer = self.eventually(lambda: self.ask(session, "And on the right?"))
+        answer = eventually(lambda: self.ask(session, "And on the right?"))
         self.assertIn("helicopter", words(answer.text))
         turns = self.chat.ListTurns(self.chat.new("ListTurnsRequest", session_id=session)).turns
         self.assertEqual(len(turns), 2)
@@ -36,7 +36,7 @@ class FaultTest(ChatCase):
         self.until_not_ready()
         self.assert_fails(grpc.StatusCode.UNAVAILABLE, "llava-llm", lambda: self.ask(session, "And on the right?"))
         self.stack.restart("llm", signal.SIGKILL)
-        answer = self.eventually(lambda: self.ask(session, "And on the right?"))
+        answer = eventually(lambda: self.ask(session, "And on the right?"))
         self.assertIn("helicopter", words(answer.text))
 
     def test_llm_killed_in_an_answer(self):
@@ -51,7 +51,7 @@ class FaultTest(ChatCase):
         self.assertEqual(turn.state, 2)
         self.assertEqual(turn.answer_text, text)
         self.assertEqual(turn.usage.generated_tokens, 600)
-        self.eventually(lambda: self.ask(session, "What color is the background?"))
+        eventually(lambda: self.ask(session, "What color is the background?"))
 
     def test_vision_killed(self):
         session = self.picture_session()
@@ -61,7 +61,7 @@ class FaultTest(ChatCase):
         self.until_not_ready()
         self.assert_fails(grpc.StatusCode.UNAVAILABLE, "llava-vision", lambda: self.ask(session, "What is this?", [other]))
         self.stack.restart("vision", signal.SIGKILL)
-        self.eventually(lambda: self.ask(session, "What is this?", [other]))
+        eventually(lambda: self.ask(session, "What is this?", [other]))
 
     def test_sigterm_lets_the_answer_end(self):
         session = self.session()
@@ -99,9 +99,7 @@ class FaultTest(ChatCase):
         for which, program in (("llm", "llava-llm"), ("vision", "llava-vision")):
             folder = pathlib.Path(self.stack.folder) / f"untrue-{which}"
             shutil.copytree(pathlib.Path(self.stack.models[which]) / "1", folder)
-            manifest = json.loads((folder / "manifest.json").read_text())
-            manifest["self_test"] = {arithmetic: -1 for arithmetic in manifest["self_test"]}
-            (folder / "manifest.json").write_text(json.dumps(manifest))
+            edit_json(folder / "manifest.json", lambda manifest: manifest.update(self_test=dict.fromkeys(manifest["self_test"], -1)))
             service = Service(program, ["--model", folder, "--port", "0", "--metrics-port", "0"], self.stack.folder)
             ended, text = service.wait_end()
             self.assertEqual(ended, 1, text)

@@ -2,9 +2,7 @@
 import pathlib
 import re
 import ssl
-import subprocess
 import tempfile
-import time
 import unittest
 import urllib.error
 import urllib.request
@@ -12,13 +10,13 @@ import urllib.request
 import grpc
 from certificates import Certificates
 from lifecycle_flags import LifecycleFlags
-from stack import BIN, SLOWDOWN, Client, Service
+from stack import FREE_PORTS, SLOWDOWN, Client, Service, run, until
 
 import ports  # a neighbour that service.py finds
 
 def flags(program):
     """Flags in --help, the universal ones aside."""
-    text = subprocess.run([BIN / program, "--help"], capture_output=True, text=True, check=True).stdout
+    text = run(program, "--help").stdout
     return [flag for flag in re.findall(r"^ *(?:-h,)?--([a-z0-9-]+)", text, re.M) if flag not in ("help", "version")]
 
 
@@ -40,17 +38,10 @@ class FlagsCase(unittest.TestCase):
         return Service(self.program, [*self.base(), "--metrics-port", "0", *arguments], self.folder).wait_end()
 
     def start(self, *arguments, ready=True, environment=None):
-        service = Service(self.program, [*self.base(), "--port", "0", "--metrics-port", "0", "--log-format", "json", *arguments],
-                          self.folder, environment)
+        service = Service(self.program, [*self.base(), *FREE_PORTS, *arguments], self.folder, environment)
         self.addCleanup(service.stop)
         service.wait_listening()
         return service.wait_ready() if ready else service
-
-    def wait_until(self, condition, seconds=120):
-        deadline = time.monotonic() + seconds * SLOWDOWN
-        while not condition():
-            self.assertLess(time.monotonic(), deadline, "waited too long")
-            time.sleep(0.05)
 
     def at_once(self, service, method, requests):
         """The status and the messages of calls that are made while the service stands still: it meets all at a time."""
@@ -111,8 +102,7 @@ class FlagsCase(unittest.TestCase):
         service = Service(self.program, [*self.base(), "--port", "0", "--metrics-port", port, "--log-level", "error"], self.folder)
         self.addCleanup(service.stop)
         service.http = f"127.0.0.1:{port}"
-        while service.get("/livez")[0] != 200:
-            self.assertIsNone(service.process.poll(), service.text())
+        until(lambda: service.get("/livez")[0] == 200, service.text, process=service.process)
         self.assertNotIn("listening", service.text())
 
     def check_log_format(self):
@@ -122,9 +112,7 @@ class FlagsCase(unittest.TestCase):
         service.stop()
         plain = Service(self.program, [*self.base(), "--port", "0", "--metrics-port", port, "--log-format", "text"], self.folder)
         self.addCleanup(plain.stop)
-        deadline = time.monotonic() + 120 * SLOWDOWN
-        while "listening" not in plain.text() and time.monotonic() < deadline:
-            time.sleep(0.02)
+        until(lambda: "listening" in plain.text(), plain.text, process=plain.process)
         self.assertRegex(plain.text(), r" info .*listening.* grpc=127\.0\.0\.1:\d+")
 
     def check_config(self):
@@ -205,4 +193,4 @@ class ModelFlagsCase(LifecycleFlags, FlagsCase):
     def more_threads(self, flag, few, many):
         services = [self.start(flag, count) for count in (few, many)]
         # gRPC's own come and go.
-        self.wait_until(lambda: abs(services[1].threads() - services[0].threads() - (many - few)) <= 3)
+        until(lambda: abs(services[1].threads() - services[0].threads() - (many - few)) <= 3)

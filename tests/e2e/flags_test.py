@@ -12,7 +12,7 @@ from certificates import Certificates
 from flags_case import FlagsCase, ModelFlagsCase
 from picture_url_checks import PictureUrlChecks
 from rollout_flags import RolloutFlags
-from stack import ROOT, SCENES, SLOWDOWN, TOWER_MODEL, Answer, Client, Service, Stack
+from stack import FREE_PORTS, ROOT, SCENES, SLOWDOWN, TOWER_MODEL, Answer, Client, Service, Stack, until
 
 import ports  # a neighbour that service.py finds
 
@@ -70,19 +70,19 @@ class GatewayFlags(PictureUrlChecks, RolloutFlags, FlagsCase):
 
     def check_vision(self):
         service = self.start("--vision", f"127.0.0.1:{ports.hold()}", ready=False)
-        self.wait_until(lambda: "vision" in service.get("/readyz")[1])  # it was asked
+        until(lambda: "vision" in service.get("/readyz")[1])  # it was asked
         self.assertEqual(service.get("/readyz")[0], 503)
 
     def check_llm(self):
         service = self.start("--llm", f"127.0.0.1:{ports.hold()}", ready=False)
-        self.wait_until(lambda: "llm" in service.get("/readyz")[1])  # it was asked
+        until(lambda: "llm" in service.get("/readyz")[1])  # it was asked
         self.assertEqual(service.get("/readyz")[0], 503)
 
     def check_default_model(self):
         client, session, _ = self.chat("--default-model", "emoji")
         self.assertEqual(client.ListModels(client.new("ChatServiceListModelsRequest")).default_model, "emoji")
         service = self.start("--default-model", "other", "--data-dir", self.folder / "other", ready=False)
-        self.wait_until(lambda: "other" in service.get("/readyz")[1])
+        until(lambda: "other" in service.get("/readyz")[1])
 
     def keys(self, **fields):
         """A keys file with one key, "secret"; more fields in its line."""
@@ -120,13 +120,13 @@ class GatewayFlags(PictureUrlChecks, RolloutFlags, FlagsCase):
     def check_http_threads(self):
         few = self.start("--http-threads", "1", ready=False)
         many = self.start("--http-threads", "9", "--data-dir", self.folder / "many", ready=False)
-        self.wait_until(lambda: many.threads() > few.threads())
+        until(lambda: many.threads() > few.threads())
 
     def http(self, *arguments):
         """Address of HTTP of a service that listens."""
         service = self.start(*arguments, ready=False)
         serving = lambda: [line["http"] for line in service.log_lines() if line["msg"] == "serving HTTP"]
-        self.wait_until(serving)
+        until(serving)
         host, port = serving()[0].rsplit(":", 1)
         return host, int(port)
 
@@ -179,7 +179,7 @@ class GatewayFlags(PictureUrlChecks, RolloutFlags, FlagsCase):
         stream = self.long_answer(client, session)
         with self.stack.llm.standing_still():  # it does not end meanwhile
             waiting = client.Chat(client.new("ChatRequest", session_id=second, text="What is this?"))
-            self.wait_until(lambda: service.metrics()["llava_gateway_turns_waiting"] == 1)
+            until(lambda: service.metrics()["llava_gateway_turns_waiting"] == 1)
             self.fails(grpc.StatusCode.UNAVAILABLE, "full", client, session_id=third, text="Hello?")
         stream.cancel()
         self.assertTrue(Answer(waiting).finished)
@@ -194,16 +194,15 @@ class GatewayFlags(PictureUrlChecks, RolloutFlags, FlagsCase):
 
     def check_backend_tls_ca(self):
         certificates = Certificates(self.folder)
-        vision = Service("llava-vision", ["--model", TOWER_MODEL, "--port", "0", "--metrics-port", "0", "--log-format", "json",
-                                          *certificates.listener("server", "ca")], self.folder)
+        vision = Service("llava-vision", ["--model", TOWER_MODEL, *FREE_PORTS, *certificates.listener("server", "ca")], self.folder)
         self.addCleanup(vision.stop)
         vision.wait_listening()
         arguments = ["--vision", vision.grpc, "--backend-tls-ca", certificates.pem("ca")]
         service = self.start(*arguments, "--backend-tls-cert", certificates.pem("client"),
                              "--backend-tls-key", certificates.key("client"), ready=False)
-        self.wait_until(lambda: "vision" not in service.get("/readyz")[1])
+        until(lambda: "vision" not in service.get("/readyz")[1])
         bare = self.start(*arguments, "--data-dir", self.folder / "bare", ready=False)
-        self.wait_until(lambda: "vision" in bare.get("/readyz")[1])
+        until(lambda: "vision" in bare.get("/readyz")[1])
         time.sleep(1)
         self.assertIn("vision", bare.get("/readyz")[1])
         self.assertEqual(self.run_once("--backend-tls-ca", self.folder / "none")[0], 2)
@@ -239,13 +238,13 @@ class GatewayFlags(PictureUrlChecks, RolloutFlags, FlagsCase):
 
         self.addCleanup(done.set)
         first = client.UploadImage.future(upload())
-        self.wait_until(lambda: service.metrics()["llava_gateway_request_bytes"] > 600_000)
+        until(lambda: service.metrics()["llava_gateway_request_bytes"] > 600_000)
         with self.assertRaises(grpc.RpcError) as caught:
             client.UploadImage(iter(requests))
         self.assertEqual(caught.exception.code(), grpc.StatusCode.UNAVAILABLE)
         self.assertIn("--request-bytes", caught.exception.details())
         first.cancel()
-        self.wait_until(lambda: service.metrics()["llava_gateway_request_bytes"] == 0)
+        until(lambda: service.metrics()["llava_gateway_request_bytes"] == 0)
         self.assertEqual(self.run_once("--request-bytes", "1M")[0], 2)
 
     def check_request_timeout(self):
@@ -275,7 +274,7 @@ class GatewayFlags(PictureUrlChecks, RolloutFlags, FlagsCase):
             except grpc.RpcError as error:
                 return error.code() == grpc.StatusCode.NOT_FOUND
 
-        self.wait_until(gone)
+        until(gone)
 
     def endless(self, client, session):
         """The stream of an answer that has begun."""
@@ -292,7 +291,7 @@ class GatewayFlags(PictureUrlChecks, RolloutFlags, FlagsCase):
         stream = self.endless(client, session)
         with self.stack.llm.standing_still():
             stream.cancel()
-            self.wait_until(lambda: self.turn(client, session).state == 3)
+            until(lambda: self.turn(client, session).state == 3)
         self.assertIn("--resume-grace", self.turn(client, session).error_message)
 
     def check_continue_timeout(self):
@@ -353,7 +352,7 @@ class VisionFlags(ModelFlagsCase):
         client = Client(service.grpc, "llava.v1.VisionService")
         self.addCleanup(client.close)
         call = client.Encode(self.requests(service, client, 1)[0])
-        self.wait_until(lambda: service.metrics()["llava_vision_queue_depth"] == 1)
+        until(lambda: service.metrics()["llava_vision_queue_depth"] == 1)
         return call
 
     def check_model(self):
@@ -368,13 +367,13 @@ class VisionFlags(ModelFlagsCase):
 
     def check_workers(self):
         service = self.start("--workers", "2")
-        self.wait_until(lambda: service.metrics()['llava_vision_workers{state="ready"}'] == 2)
+        until(lambda: service.metrics()['llava_vision_workers{state="ready"}'] == 2)
 
     def check_threads(self):
         few, many = (self.start("--threads", count) for count in (1, 3))
         for service in (few, many):
             self.encode(service)
-        self.wait_until(lambda: many.threads() > few.threads())
+        until(lambda: many.threads() > few.threads())
 
     def check_dtype(self):
         super().check_dtype()

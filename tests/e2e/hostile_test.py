@@ -6,7 +6,7 @@ import unittest
 
 import grpc
 from half_messages import HalfMessages
-from stack import SLOWDOWN, Service
+from stack import FREE_PORTS, SLOWDOWN, Service
 
 MIB = 1 << 20
 
@@ -28,7 +28,7 @@ class HostileTest(unittest.TestCase):
         keys = pathlib.Path(folder.name) / "keys.yaml"
         keys.write_text("[]\n")  # nobody may come in
         self.gateway = Service("llava-gateway", [
-            "--port", "0", "--metrics-port", "0", "--http-port", "0", "--log-format", "json", "--data-dir", pathlib.Path(folder.name) / "data",
+            *FREE_PORTS, "--http-port", "0", "--data-dir", pathlib.Path(folder.name) / "data",
             "--keys-file", keys, "--max-message-bytes", "4M", "--max-turn-bytes", "2M"], folder.name).wait_listening()
         self.addCleanup(self.gateway.stop)
 

@@ -4,7 +4,8 @@ import shutil
 import time
 
 import grpc
-from stack import Client, Service
+from stack import FREE_PORTS, Client, Service, until
+from versions import cut_short, publish_copy
 
 
 class LifecycleFlags:
@@ -13,21 +14,15 @@ class LifecycleFlags:
     def source(self):
         return pathlib.Path(self.base()[1]) / "1"
 
-    def publish(self, name, version, truncate=None):
+    def publish(self, name, version, damage=None):
         """A copy of the model as a version of a repository; returns its root."""
         root = self.folder / "models"
-        hidden = root / name / f".tmp-{version}"
-        shutil.copytree(self.source(), hidden)
-        if truncate is not None:
-            with open(hidden / "model.safetensors", "r+b") as file:
-                file.truncate(truncate)
-        hidden.rename(root / name / str(version))
+        publish_copy(self.source(), root / name, version, damage)
         return root
 
     def serve(self, root, *arguments, ready=True):
         """Starts the service on a repository instead of --model."""
-        service = Service(self.program, ["--repository", root, "--port", "0", "--metrics-port", "0", "--log-format", "json",
-                                         *map(str, arguments)], self.folder)
+        service = Service(self.program, ["--repository", root, *FREE_PORTS, *arguments], self.folder)
         self.addCleanup(service.stop)
         service.wait_listening()
         service.models = Client(service.grpc, "llava.v1.ModelService")
@@ -47,13 +42,13 @@ class LifecycleFlags:
         service = self.serve(self.publish("one", 1))
         self.assertEqual(self.served(service), {("one", 1)})
         self.publish("two", 1)
-        self.wait_until(lambda: self.served(service) == {("one", 1), ("two", 1)})
+        until(lambda: self.served(service) == {("one", 1), ("two", 1)})
         self.assertEqual(self.run_once("--repository", self.folder)[0], 2, "beside --model")
 
     def check_models(self):
         self.publish("one", 1), self.publish("two", 1)
         service = self.serve(self.publish("three", 1), "--models", "one,three")
-        self.wait_until(lambda: self.served(service) == {("one", 1), ("three", 1)})
+        until(lambda: self.served(service) == {("one", 1), ("three", 1)})
         self.assertEqual(self.run_once("--models", "one")[0], 2, "without --repository")
 
     def check_version_policy(self):
@@ -61,7 +56,7 @@ class LifecycleFlags:
             root = self.publish("one", version)
         for policy, versions in (("latest", {3}), ("latest:2", {2, 3}), ("1,3", {1, 3})):
             service = self.serve(root, "--version-policy", policy)
-            self.wait_until(lambda: self.served(service) == {("one", version) for version in versions})
+            until(lambda: self.served(service) == {("one", version) for version in versions})
             service.stop()
         self.assertEqual(self.run_once("--version-policy", "some")[0], 2)
 
@@ -70,7 +65,7 @@ class LifecycleFlags:
         looks = lambda: sum(value for name, value in service.metrics().items()
                             if name.startswith("llava_model_repository_looks_total") and "poll" in name)
         first = looks()
-        self.wait_until(lambda: looks() > first + 3)
+        until(lambda: looks() > first + 3)
         service = self.serve(self.folder / "models", "--poll-interval", "0s")
         first = looks()
         time.sleep(0.5)
@@ -85,10 +80,10 @@ class LifecycleFlags:
             root = self.publish("one", 1)
             service = self.serve(root, "--swap-mode", mode)
             self.publish("one", 2)
-            self.wait_until(lambda: self.served(service) == {("one", 2)})
+            until(lambda: self.served(service) == {("one", 2)})
             moves = lambda: [(int(line["version"]), line["to"]) for line in service.log_lines() if line.get("msg") == "model version"]
             other = (1, "draining") if mode == "side_by_side" else (2, "ready")
-            self.wait_until(lambda: other in moves())
+            until(lambda: other in moves())
             self.assertLess(moves().index(first), moves().index(other), moves())
             service.stop()
             shutil.rmtree(root)
@@ -97,7 +92,7 @@ class LifecycleFlags:
         root = self.publish("one", 1)
         few, many = (self.serve(root, "--load-threads", count) for count in (1, 9))
         # gRPC's own come and go.
-        self.wait_until(lambda: abs(many.threads() - few.threads() - 8) <= 3)
+        until(lambda: abs(many.threads() - few.threads() - 8) <= 3)
 
     def check_load_rate(self):
         size = sum(file.stat().st_size for file in self.source().iterdir())
@@ -109,8 +104,8 @@ class LifecycleFlags:
         """The seconds until a broken version was tried so often, and how often it was tried half a second later."""
         begin = time.monotonic()
         self.publish("one", 1)
-        service = self.serve(self.publish("one", 2, truncate=1000), *arguments)
-        self.wait_until(lambda: self.statuses(service)[2].failed_loads >= count)
+        service = self.serve(self.publish("one", 2, cut_short), *arguments)
+        until(lambda: self.statuses(service)[2].failed_loads >= count)
         seconds = time.monotonic() - begin
         self.assertEqual(self.served(service), {("one", 1)}, "stands in")
         time.sleep(0.5)

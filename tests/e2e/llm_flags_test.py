@@ -1,7 +1,5 @@
 """Every flag of the language service changes what it does."""
 import hashlib
-import re
-import shutil
 import struct
 import threading
 import time
@@ -9,7 +7,8 @@ import unittest
 
 import grpc
 from flags_case import ModelFlagsCase
-from stack import LLM_MODEL, ROOT, SLOWDOWN, Client
+from stack import LLM_MODEL, ROOT, SLOWDOWN, Client, until
+from versions import publish_copy
 
 
 def crc32c(data):
@@ -52,7 +51,7 @@ class LlmFlags(ModelFlagsCase):
         request = client.new("GenerateRequest", model={"name": model.name, "version": model.version},
                              messages=[{"role": 2, "text": "Hello?"}], sampling={"max_new_tokens": 1500, "ignore_eos": True})
         calls = [client.Generate(request) for _ in range(100)]
-        self.wait_until(lambda: service.metrics()["llava_llm_requests_running"] > 0)
+        until(lambda: service.metrics()["llava_llm_requests_running"] > 0)
         return calls
 
     def check_model(self):
@@ -91,17 +90,14 @@ class LlmFlags(ModelFlagsCase):
         """The new version reads what the last sessions have said, so many of them."""
         for sessions in (0, 2):
             model = self.folder / f"prewarm-{sessions}" / "emoji"
-            shutil.copytree(LLM_MODEL / "1", model / "1")
+            publish_copy(LLM_MODEL / "1", model, 1)
             service = self.start("--model", model, "--swap-prewarm", sessions)
             for session in ("a", "b", "c"):
                 self.generate(service, f"{session}: " + "What is a lion? " * 10, session=session)
-            shutil.copytree(LLM_MODEL / "1", model / ".tmp-2")
-            manifest = model / ".tmp-2" / "manifest.json"
-            manifest.write_text(re.sub(r'"version": 1\n', '"version": 2\n', manifest.read_text()))
-            (model / ".tmp-2").rename(model / "2")
-            self.wait_until(lambda: self.models(service).model.version == 2)
+            publish_copy(LLM_MODEL / "1", model, 2)
+            until(lambda: self.models(service).model.version == 2)
             loaded = lambda: [line["sessions_ahead"] for line in service.log_lines() if line.get("msg") == "loaded"]
-            self.wait_until(lambda: len(loaded()) == 2)
+            until(lambda: len(loaded()) == 2)
             self.assertEqual(loaded(), ["0", str(sessions)])
             usage = self.generate(service, "c: " + "What is a lion? " * 10, session="c")[0][1].usage
             self.assertEqual(usage.cached_tokens > 30, sessions > 0, usage)
@@ -110,7 +106,7 @@ class LlmFlags(ModelFlagsCase):
         few, many = (self.start("--threads", count) for count in (1, 3))
         for service in (few, many):
             self.generate(service, "What is a lion? " * 60)
-        self.wait_until(lambda: many.threads() > few.threads())
+        until(lambda: many.threads() > few.threads())
 
     def check_prompt_threads(self):
         self.more_threads("--prompt-threads", 1, 17)
@@ -150,8 +146,7 @@ class LlmFlags(ModelFlagsCase):
                 generated = service.metrics()["llava_llm_generated_tokens_total"]
                 running = threading.Thread(target=self.generate, args=(service,), kwargs={"max_new_tokens": 1800, "ignore_eos": True})
                 running.start()
-                while service.metrics()["llava_llm_generated_tokens_total"] < generated + 60:
-                    time.sleep(0.01)
+                until(lambda: service.metrics()["llava_llm_generated_tokens_total"] >= generated + 60)
                 before = service.metrics()
                 self.generate(service, f"Where is rose {round}? " * 90, max_new_tokens=1)
                 after = service.metrics()
@@ -211,7 +206,7 @@ class LlmFlags(ModelFlagsCase):
         for kind in ("float32", "int8"):
             service = self.start("--kv-type", kind)
             self.generate(service, max_new_tokens=30, ignore_eos=True)
-            self.wait_until(lambda: service.metrics()["llava_llm_kv_cached_bytes"] > 0)
+            until(lambda: service.metrics()["llava_llm_kv_cached_bytes"] > 0)
             sizes[kind] = service.metrics()["llava_llm_kv_cached_bytes"]
         self.assertGreater(sizes["float32"], 3 * sizes["int8"])
 

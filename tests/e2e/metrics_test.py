@@ -1,8 +1,5 @@
 """Every metric of every service moves under a scripted chat with faults."""
-import hashlib
 import json
-import pathlib
-import shutil
 import signal
 import struct
 import threading
@@ -11,7 +8,8 @@ import unittest
 
 import grpc
 from chat_case import ChatCase
-from stack import LLM_MODEL, SCENES, Answer, Stack
+from stack import LLM_MODEL, SCENES, Answer, Stack, eventually
+from versions import edit_json, publish_copy, reseal
 
 # What no chat can bring about, and where it is proven instead.
 NOT_BY_CHAT = {
@@ -76,12 +74,9 @@ class Watch:
         self.thread.join()
 
 
-def poisoned_model(folder):
-    """A copy of the shipped model whose projector overflows, with a manifest that vouches for it and has
-    no self-test: it starts, and then gives NaN."""
-    target = pathlib.Path(folder) / "emoji" / "1"
-    shutil.copytree(LLM_MODEL / "1", target)
-    path = target / "model.safetensors"
+def poison(folder):
+    """The projector overflows, the manifest vouches for it and has no self-test: the model starts, and then gives NaN."""
+    path = folder / "model.safetensors"
     data = bytearray(path.read_bytes())
     size = struct.unpack("<Q", data[:8])[0]
     tensors = json.loads(data[8:8 + size])
@@ -96,11 +91,8 @@ def poisoned_model(folder):
     fill("model.mm_projector.0.weight", range(inputs))  # first row
     fill("model.mm_projector.2.weight", range(0, outputs * width, width))  # first column
     path.write_bytes(data)
-    manifest = json.loads((target / "manifest.json").read_text())
-    manifest["files"]["model.safetensors"]["sha256"] = hashlib.sha256(data).hexdigest()
-    del manifest["self_test"]
-    (target / "manifest.json").write_text(json.dumps(manifest))
-    return target.parent
+    reseal(folder)
+    edit_json(folder / "manifest.json", lambda manifest: manifest.pop("self_test"))
 
 
 class MetricsTest(ChatCase):
@@ -166,11 +158,11 @@ class MetricsTest(ChatCase):
         self.stack.restart("llm")
         list(interrupted)
         # One that gives NaN for pictures: such answers end with an error, the service goes on.
-        self.stack.models["llm"] = poisoned_model(self.stack.folder)
+        self.stack.models["llm"] = publish_copy(LLM_MODEL / "1", self.stack.folder / "emoji", 1, poison).parent
         self.stack.restart("llm")
         poisoned = Watch(self.stack.llm)
         with self.assertRaises(grpc.RpcError) as caught:
-            self.eventually(lambda: self.ask(self.session(), "What is this?", [picture("lion")]))
+            eventually(lambda: self.ask(self.session(), "What is this?", [picture("lion")]))
         self.assertEqual(caught.exception.code(), grpc.StatusCode.INTERNAL)
         self.ask(self.session(), "Hello?")
         poisoned.stop()

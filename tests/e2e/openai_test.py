@@ -3,15 +3,12 @@ import base64
 import concurrent.futures
 import json
 import socket
-import subprocess
-import threading
-import time
 import unittest
 import urllib.error
 import urllib.request
 
 import openai
-from stack import BIN, SCENES, SLOWDOWN, Stack
+from stack import SCENES, SLOWDOWN, Stack, run, until
 
 LION = "data:image/png;base64," + base64.b64encode((SCENES / "lion.png").read_bytes()).decode()
 LONG = {"max_tokens": 1500, "extra_body": {"repetition_penalty": 1.0}}
@@ -48,7 +45,6 @@ class FrontCase(unittest.TestCase):
         host, port = self.address.split(":")
         with socket.create_connection((host, int(port)), timeout=240 * SLOWDOWN) as connection:
             connection.sendall(request if isinstance(request, bytes) else request.encode())
-            connection.shutdown
             answer = b""
             while True:
                 piece = connection.recv(65536)
@@ -176,10 +172,7 @@ class OpenAiTest(FrontCase):
                           extra_body={"stop": ["never said"]})
         next(iter(stream))
         stream.close()
-        deadline = time.monotonic() + 120 * SLOWDOWN
-        while self.stack.gateway.metrics()["llava_gateway_turns_running"] > 0:
-            self.assertLess(time.monotonic(), deadline)
-            time.sleep(0.05)
+        until(lambda: self.stack.gateway.metrics()["llava_gateway_turns_running"] == 0)
 
     def test_many_at_once(self):
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
@@ -203,8 +196,7 @@ class KeysOverHttpTest(FrontCase):
         import tempfile
         cls.folder = tempfile.TemporaryDirectory(prefix="llava-keys-")
         cls.keys_file = cls.folder.name + "/keys.yaml"
-        add = lambda *arguments: subprocess.run([BIN / "llava-gateway", "keys", "add", *arguments, "--keys-file", cls.keys_file],
-                                                capture_output=True, text=True, check=True).stdout.strip()
+        add = lambda *arguments: run("llava-gateway", "keys", "add", *arguments, "--keys-file", cls.keys_file).stdout.strip()
         cls.ann, cls.few = add("ann"), add("few", "--requests-per-minute", "2")
         cls.arguments = ("--keys-file", cls.keys_file)
         super().setUpClass()

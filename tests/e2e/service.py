@@ -2,7 +2,7 @@
 it runs where there is no gRPC for Python.
 
 Environment, set by ctest: LLAVA_BIN_DIR, the folder of the binaries; LLAVA_SLOWDOWN, by how much a
-sanitizer slows them down: bounds of waiting are multiplied by it."""
+sanitizer slows them down."""
 import json
 import os
 import pathlib
@@ -16,8 +16,18 @@ from contextlib import contextmanager
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests/support"))
+from waiting import SLOWDOWN, until  # noqa: E402
+
 BIN = pathlib.Path(os.environ.get("LLAVA_BIN_DIR", ROOT / "build/release/bin"))
-SLOWDOWN = int(os.environ.get("LLAVA_SLOWDOWN", "1"))
+FREE_PORTS = ["--port", 0, "--metrics-port", 0, "--log-format", "json"]  # which the log then tells
+
+
+def run(program, *arguments, code=0):
+    """A program to its end, which is to be this exit code; its `stdout` and `stderr`."""
+    done = subprocess.run([str(BIN / program), *map(str, arguments)], text=True, capture_output=True, timeout=300 * SLOWDOWN)
+    assert done.returncode == code, (f"{program} {' '.join(map(str, arguments))}: exit {done.returncode}, expected {code}\n"
+                                     f"{done.stdout}{done.stderr}")
+    return done
 
 
 class Service:
@@ -34,28 +44,15 @@ class Service:
         self.grpc = self.http = None
 
     def wait_listening(self, seconds=120):
-        deadline = time.monotonic() + seconds * SLOWDOWN
-        while time.monotonic() < deadline:
-            for line in self.log_lines():
-                if line.get("msg") == "listening":
-                    self.grpc, self.http = line["grpc"], line["metrics"]
-                    return self
-            if self.process.poll() is not None:
-                break
-            time.sleep(0.02)
-        raise RuntimeError(f"{self.program} did not start (exit {self.process.poll()}):\n{self.text()}")
+        line = until(lambda: next((line for line in self.log_lines() if line.get("msg") == "listening"), None),
+                     lambda: f"{self.program} did not start (exit {self.process.poll()}):\n{self.text()}", seconds, self.process)
+        self.grpc, self.http = line["grpc"], line["metrics"]
+        return self
 
     def wait_ready(self, seconds=240):
-        deadline = time.monotonic() + seconds * SLOWDOWN
-        status, body = None, None
-        while time.monotonic() < deadline:
-            status, body = self.get("/readyz")
-            if status == 200:
-                return self
-            if self.process.poll() is not None:
-                break
-            time.sleep(0.05)
-        raise RuntimeError(f"{self.program} is not ready: {status} {body}\n{self.text()}")
+        until(lambda: self.get("/readyz")[0] == 200,
+              lambda: f"{self.program} is not ready: {self.get('/readyz')}\n{self.text()}", seconds, self.process)
+        return self
 
     def text(self):
         return self.log_path.read_text(errors="replace")

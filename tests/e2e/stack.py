@@ -16,7 +16,7 @@ import time
 import grpc
 from google.protobuf import descriptor_pool, message_factory
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
-from service import BIN, ROOT, SLOWDOWN, Service  # noqa: F401 (for those who import this file)
+from service import BIN, FREE_PORTS, ROOT, SLOWDOWN, Service, run, until  # noqa: F401 (for those who import this file)
 
 import ports  # a neighbour that service.py finds
 
@@ -127,6 +127,18 @@ class Stack:
                 self.services[which].stop()
         if self.temporary:
             self.temporary.cleanup()
+
+
+def eventually(call, seconds=120):
+    """Repeats a call while a service that came back is not noticed yet."""
+    deadline = time.monotonic() + seconds * SLOWDOWN
+    while True:
+        try:
+            return call()
+        except grpc.RpcError as error:
+            if time.monotonic() > deadline or error.code() != grpc.StatusCode.UNAVAILABLE:
+                raise
+            time.sleep(0.1)
 
 
 class Answer:

@@ -1,8 +1,6 @@
 """Versions of the language model are replaced under running streams: whoever asks next is answered by the
 new one, answers under way end by theirs, the old one is freed, and nobody sees an error."""
 import pathlib
-import shutil
-import subprocess
 import tempfile
 import threading
 import time
@@ -10,7 +8,7 @@ import unittest
 
 import grpc
 from chat_case import ChatCase
-from stack import BIN, ROOT, SLOWDOWN, TOWER_MODEL, Stack
+from stack import ROOT, SLOWDOWN, TOWER_MODEL, Stack, run, until
 
 STREAMS = 4
 
@@ -71,11 +69,8 @@ class SwapTest(ChatCase):
     @classmethod
     def publish(cls, name):
         """A shipped checkpoint as the next version of "emoji"; its folder."""
-        done = subprocess.run(
-            [str(BIN / "llava-model"), "import", str(ROOT / "deploy/models" / name / "1"), "--repository",
-             str(cls.models), "--name", "emoji", "--tower", str(TOWER_MODEL / "1")],
-            text=True, capture_output=True, timeout=300 * SLOWDOWN)
-        assert done.returncode == 0, done.stderr
+        done = run("llava-model", "import", ROOT / "deploy/models" / name / "1", "--repository", cls.models, "--name", "emoji",
+                   "--tower", TOWER_MODEL / "1")
         return pathlib.Path(done.stdout.split()[-1])
 
     def states(self):
@@ -83,11 +78,8 @@ class SwapTest(ChatCase):
         status = self.service.GetModelStatus(self.service.new("GetModelStatusRequest", model={"name": "emoji"}))
         return {v.model.version: (v.state, v.message) for v in status.versions}
 
-    def wait_for(self, what, goal, seconds=240):
-        deadline = time.monotonic() + seconds * SLOWDOWN
-        while not goal():
-            self.assertLess(time.monotonic(), deadline, f"{what}: {self.states()}\n{self.stack.llm.text()[-3000:]}")
-            time.sleep(0.05)
+    def wait_for(self, what, goal):
+        until(goal, lambda: f"{what}: {self.states()}\n{self.stack.llm.text()[-3000:]}", seconds=240)
 
     def test_a_new_version_takes_over_under_running_streams(self):
         session = self.session()
@@ -141,25 +133,6 @@ class SwapTest(ChatCase):
         self.assertEqual(after.finished.model.version, second)
         self.assertIn("lion", after.text)
         self.assertEqual(self.stack.vision.metrics()["llava_vision_feature_cache_misses_total"], encoded)
-
-    def test_broken_versions_are_not_served_and_the_next_one_is(self):
-        good = self.publish("emoji")
-        number = int(good.name)
-        self.wait_for("good", lambda: self.states().get(number, (0,))[0] == 4)
-        broken = good.parent / str(number + 1)
-        draft = good.parent / ".tmp-broken"
-        shutil.copytree(good, draft)
-        model = draft / "model.safetensors"
-        model.write_bytes(model.read_bytes()[:-1000])
-        manifest = (draft / "manifest.json").read_text()
-        (draft / "manifest.json").write_text(manifest.replace(f'"version": {number}', f'"version": {number + 1}'))
-        draft.rename(broken)
-        self.wait_for("refused", lambda: self.states().get(number + 1, (0,))[0] == 7)
-        self.assertIn("model.safetensors", self.states()[number + 1][1])
-        self.assertEqual(self.ask(self.session(), "Hello?").finished.model.version, number)
-        repaired = int(self.publish("emoji-base").name)
-        self.wait_for("repaired", lambda: self.states().get(repaired, (0,))[0] == 4)
-        self.wait_for("asked", lambda: self.ask(self.session(), "Hello?").finished.model.version == repaired)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,12 @@ import json
 import pathlib
 import subprocess
 import tempfile
-import time
 import unittest
 
 from anyres_test import FIXTURES, PICTURES, TOKENS, write_next
 from chat_case import ChatCase
-from stack import SLOWDOWN, Stack
-from train_test import TRAIN, log, run, settings
+from stack import Stack, run, until
+from train_test import TRAIN, log, settings, train
 
 QUESTION = "What is it?"
 ANSWERS = {"plain.png": "A red house.", "tall_37x200.png": "A tower.", "small_upscale.png": "A cat.", "gray.png": "A boat at sea."}
@@ -25,12 +24,12 @@ class TilesTrainTest(ChatCase):
         (folder / "data.json").write_text(json.dumps([
             {"id": name, "image": name, "conversations": [{"from": "human", "value": f"<image>\n{QUESTION}"}, {"from": "gpt", "value": answer}]}
             for name, answer in ANSWERS.items()]))
-        run("publish", write_next(folder / "next"), "--repository", folder / "models", "--name", "next", program=TRAIN.with_name("llava-model"))
+        run("llava-model", "publish", write_next(folder / "next"), "--repository", folder / "models", "--name", "next")
         flags = cls.flags(model=folder / "models/next", tower=folder / "models/next-tower", steps=STEPS)
         cls.whole, cls.killed = folder / "whole", folder / "killed"
-        cls.version = run("finetune", *flags, "--out", cls.whole, "--publish", folder / "models", "--name", "tuned").stdout.strip()
+        cls.version = train("finetune", *flags, "--out", cls.whole, "--publish", folder / "models", "--name", "tuned").stdout.strip()
         cls.deaths = cls.kill_again_and_again(flags)
-        run("finetune", *flags, "--out", cls.killed)
+        train("finetune", *flags, "--out", cls.killed)
         cls.stack = Stack(vision=["--dtype", "float32"], llm=["--dtype", "float32"], llm_model=cls.version,
                           tower_model=folder / "models/next-tower")
         cls.stack.__enter__()
@@ -53,9 +52,7 @@ class TilesTrainTest(ChatCase):
         path, deaths = cls.killed / "metrics.jsonl", 0
         for steps in (8, 30):
             process = subprocess.Popen([str(TRAIN), "finetune", *map(str, flags), "--out", str(cls.killed)], stderr=subprocess.DEVNULL)
-            deadline = time.monotonic() + 240 * SLOWDOWN
-            while process.poll() is None and time.monotonic() < deadline and not (path.exists() and path.read_text().count("\n") >= steps):
-                time.sleep(0.002)
+            until(lambda: process.poll() is not None or path.exists() and path.read_text().count("\n") >= steps, seconds=240)
             process.kill()
             deaths += process.wait() != 0
         return deaths
@@ -70,7 +67,7 @@ class TilesTrainTest(ChatCase):
         self.assertEqual(evaluations[-1]["held_out_accuracy"], 1)
 
     def test_the_services_say_what_it_has_learnt(self):
-        run("verify", self.version, program=TRAIN.with_name("llava-model"))
+        run("llava-model", "verify", self.version)
         for name, expected in ANSWERS.items():
             session = self.session(sampling={"temperature": 0, "max_new_tokens": 16})
             answer = self.ask(session, QUESTION, [{"data": (PICTURES / name).read_bytes()}])
@@ -79,7 +76,7 @@ class TilesTrainTest(ChatCase):
 
     def test_a_dry_run_counts_tokens_by_shape(self):
         flags = self.flags(model=self.folder / "models/next", tower=self.folder / "models/next-tower", steps=4)
-        report = json.loads(run("finetune", *flags, "--dry-run").stdout)
+        report = json.loads(train("finetune", *flags, "--dry-run").stdout)
         self.assertEqual(report["data"]["image_tokens"], sum(TOKENS[name] for name in ANSWERS))
         self.assertEqual(report["trained_parameters"]["image newline"], 96)
         self.assertGreater(report["estimated_memory_bytes"], 1 << 20)
@@ -87,8 +84,8 @@ class TilesTrainTest(ChatCase):
     def test_a_model_of_fixed_pictures_becomes_one_of_tiles(self):
         flags = self.flags(model=FIXTURES / "tiny-llava", image_mode="anyres", grid="56x112,112x56,112x112", steps=2, held_out_data="",
                            **{"lora.rank": 2})
-        version = run("finetune", *flags, "--out", self.folder / "lora", "--publish", self.folder / "models", "--name", "lora").stdout.strip()
-        run("verify", version, program=TRAIN.with_name("llava-model"))
+        version = train("finetune", *flags, "--out", self.folder / "lora", "--publish", self.folder / "models", "--name", "lora").stdout.strip()
+        run("llava-model", "verify", version)
         features = json.loads((pathlib.Path(version) / "config.json").read_text())["features"]
         self.assertEqual((features["image_mode"], features["grid"]), ("anyres", [[56, 112], [112, 56], [112, 112]]))
 

@@ -2,7 +2,6 @@
 input."""
 
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -13,20 +12,15 @@ import time
 import unittest
 import urllib.request
 
-from stack import BIN, ROOT, SLOWDOWN
+from stack import BIN, SLOWDOWN, run, until
 
 TRAIN = BIN / "llava-train"
 TINY = ["--set", "threads=1", "--set", "model.layers=2", "--set", "model.width=32", "--set", "model.heads=2",
         "--set", "model.ffn=64"]
 
 
-def run(*arguments, code=0, program=TRAIN, **kwargs):
-    done = subprocess.run([str(program), *map(str, arguments)], text=True, capture_output=True,
-                          timeout=300 * SLOWDOWN, **kwargs)
-    assert done.returncode == code, (
-        f"{program.name} {' '.join(map(str, arguments))}: exit {done.returncode}, expected {code}\n"
-        f"{done.stdout}{done.stderr}")
-    return done
+def train(*arguments, **more):
+    return run("llava-train", *arguments, **more)
 
 
 def settings(**values):
@@ -54,16 +48,15 @@ class TrainTest(unittest.TestCase):
         cls.temporary = tempfile.TemporaryDirectory(prefix="llava-train-")
         cls.world = pathlib.Path(cls.temporary.name)
         world = cls.world
-        run("tokenizer", "--out", world / "tokenizer", "--scenes", 1000)
-        run("pretrain-vision", "--out", world / "tower", "--publish", world / "models", "--name", "tower",
+        train("tokenizer", "--out", world / "tokenizer", "--scenes", 1000)
+        train("pretrain-vision", "--out", world / "tower", "--publish", world / "models", "--name", "tower",
             *settings(tokenizer=world / "tokenizer", steps=3, pictures=8, threads=1),
             *settings(**{"tower.width": 32, "tower.heads": 2, "tower.layers": 2, "evaluation.scenes": 200}))
-        run("pretrain-lm", "--out", world / "lm", "--publish", world / "models", "--name", "base", *TINY,
+        train("pretrain-lm", "--out", world / "lm", "--publish", world / "models", "--name", "base", *TINY,
             *settings(tokenizer=world / "tokenizer", tower=world / "models/tower", steps=4, rows=4,
                       dense_steps=2, text_map=world / "map.safetensors"),
             *settings(**{"evaluation.scenes": 8}))
-        run("scenes", "--out", world / "data", "--count", 40, "--seed", 5, "--stage1", "--stage2",
-            program=BIN / "llava-datagen")
+        run("llava-datagen", "scenes", "--out", world / "data", "--count", 40, "--seed", 5, "--stage1", "--stage2")
 
     @classmethod
     def tearDownClass(cls):
@@ -80,21 +73,21 @@ class TrainTest(unittest.TestCase):
     def test_both_stages_make_a_model_that_serves(self):
         world = self.world
         held_out = dict(held_out_data=world / "data/stage1.json", evaluate_every=3)
-        aligned = run("align", *self.flags("align", **held_out), "--out", world / "align", "--publish", world / "models",
+        aligned = train("align", *self.flags("align", **held_out), "--out", world / "align", "--publish", world / "models",
                       "--name", "aligned").stdout.strip()
         self.assertTrue((pathlib.Path(aligned) / "manifest.json").exists(), aligned)
-        tuned = run("finetune", *self.flags(model=world / "models/aligned", packing="picture", epochs=1),
+        tuned = train("finetune", *self.flags(model=world / "models/aligned", packing="picture", epochs=1),
                     "--out", world / "tuned", "--publish", world / "models", "--name", "tuned").stdout.strip()
-        run("verify", tuned, program=BIN / "llava-model")
+        run("llava-model", "verify", tuned)
         manifest = json.loads((pathlib.Path(tuned) / "manifest.json").read_text())
         self.assertEqual(manifest["recipe"]["kind"], "finetune")
         # Publishing again gives no second version.
-        again = run("finetune", *self.flags(model=world / "models/aligned", packing="picture", epochs=1),
+        again = train("finetune", *self.flags(model=world / "models/aligned", packing="picture", epochs=1),
                     "--out", world / "tuned", "--publish", world / "models", "--name", "tuned").stdout.strip()
         self.assertEqual(again, tuned)
         figures = json.loads(run(
-            "chat-quality", tuned, "--tower", world / "models/tower", "--per-type", 4, "--json", "--threads", 1,
-            "--oracle-map", world / "map.safetensors", program=BIN / "llava-eval").stdout)
+            "llava-eval", "chat-quality", tuned, "--tower", world / "models/tower", "--per-type", 4, "--json", "--threads", 1,
+            "--oracle-map", world / "map.safetensors").stdout)
         for group in ("naming", "counting", "left_right", "existence", "place", "reasoning", "follow_up"):
             for key in ("accuracy", "low", "high", "n", "blind", "majority", "oracle"):
                 self.assertIsNotNone(figures[group][key], f"{group}.{key}")
@@ -106,13 +99,13 @@ class TrainTest(unittest.TestCase):
             self.assertGreater(evaluation["held_out_loss"], 0)
             self.assertTrue(0 <= evaluation["held_out_accuracy"] <= 1, evaluation)
         self.assertLess(evaluations[-1][1]["held_out_loss"], evaluations[0][1]["held_out_loss"])
-        run("plot", world / "align", world / "tuned", "--out", world / "curves.png")
+        train("plot", world / "align", world / "tuned", "--out", world / "curves.png")
         self.assertEqual((world / "curves.png").read_bytes()[:4], b"\x89PNG")
 
     def test_killed_runs_repeat_the_log(self):
         flags = self.flags(accumulation=4, save_every=3, steps=14, batch_size=2, packing="picture")
         whole, killed = self.world / "whole", self.world / "killed"
-        run("finetune", *flags, "--out", whole)
+        train("finetune", *flags, "--out", whole)
         deaths, goals = 0, (2, 5, 7, 8, 12)
         for _ in range(100):
             if deaths == len(goals):
@@ -134,7 +127,7 @@ class TrainTest(unittest.TestCase):
                 shutil.rmtree(killed)
                 deaths = 0
         self.assertGreaterEqual(deaths, 3, "the runs were too quick to be killed")
-        run("finetune", *flags, "--out", killed)
+        train("finetune", *flags, "--out", killed)
         self.assertEqual(log(killed), log(whole))
 
     def test_a_signal_saves_and_exits_75(self):
@@ -143,10 +136,9 @@ class TrainTest(unittest.TestCase):
             flags = self.flags(steps=100_000, batch_size=2)
             process = subprocess.Popen([str(TRAIN), "finetune", *flags, "--out", str(folder)],
                                        stderr=subprocess.PIPE, text=True)
+            self.addCleanup(process.kill)
             path = folder / "metrics.jsonl"
-            deadline = time.monotonic() + 240 * SLOWDOWN
-            while time.monotonic() < deadline and not (path.exists() and path.read_text().count("\n") > 3):
-                time.sleep(0.01)
+            until(lambda: path.exists() and path.read_text().count("\n") > 3, seconds=240, process=process)
             process.send_signal(sent)
             _, errors = process.communicate(timeout=240 * SLOWDOWN)
             self.assertEqual(process.returncode, 75, errors)
@@ -161,12 +153,12 @@ class TrainTest(unittest.TestCase):
         records[3]["image"] = "nowhere.png"
         records[5]["conversations"][1]["from"] = "human"
         broken.write_text(json.dumps(records))
-        failed = run("finetune", *self.flags(data=broken, steps=2), "--out", self.world / "bad", code=1)
+        failed = train("finetune", *self.flags(data=broken, steps=2), "--out", self.world / "bad", code=1)
         self.assertIn("broken.json", failed.stderr)
         self.assertRegex(failed.stderr, r"record 3\b|record 4\b")
         self.assertIn("nowhere.png", failed.stderr)
-        run("finetune", *self.flags(data=broken, steps=2), "--skip-bad", "--out", self.world / "skipped")
-        dry = run("finetune", *self.flags(data=broken, steps=2), "--skip-bad", "--dry-run")
+        train("finetune", *self.flags(data=broken, steps=2), "--skip-bad", "--out", self.world / "skipped")
+        dry = train("finetune", *self.flags(data=broken, steps=2), "--skip-bad", "--dry-run")
         report = json.loads(dry.stdout)
         self.assertGreater(report["estimated_memory_bytes"], 1 << 20)
         self.assertGreater(report["tokens_per_step"], 0)
@@ -175,30 +167,30 @@ class TrainTest(unittest.TestCase):
 
     def test_wrong_settings_are_refused_by_name(self):
         folder = self.world / "refused"
-        failed = run("finetune", *self.flags(learning_rat="1"), "--out", folder, code=2)
+        failed = train("finetune", *self.flags(learning_rat="1"), "--out", folder, code=2)
         self.assertIn("learning_rat (did you mean learning_rate?)", failed.stderr)
-        failed = run("finetune", *self.flags(batch_size="many"), "--out", folder, code=2)
+        failed = train("finetune", *self.flags(batch_size="many"), "--out", folder, code=2)
         self.assertIn('"batch_size" is "many"', failed.stderr)
-        failed = run("finetune", *self.flags(steps=2), code=2)
+        failed = train("finetune", *self.flags(steps=2), code=2)
         self.assertIn("--out", failed.stderr)
-        run("finetune", *self.flags(steps=2), "--out", self.world / "first")
-        failed = run("finetune", *self.flags(steps=3), "--out", self.world / "first", code=2)
+        train("finetune", *self.flags(steps=2), "--out", self.world / "first")
+        failed = train("finetune", *self.flags(steps=3), "--out", self.world / "first", code=2)
         self.assertIn("/steps: was 2, now 3", failed.stderr)
-        failed = run("align", "--recipe", self.world / "first/recipe.json", "--out", folder, code=2)
+        failed = train("align", "--recipe", self.world / "first/recipe.json", "--out", folder, code=2)
         self.assertIn("llava-train finetune", failed.stderr)
 
     def test_describe_lists_every_setting(self):
-        out = run("describe", "finetune", *self.flags()).stdout
+        out = train("describe", "finetune", *self.flags()).stdout
         for text in ("learning_rate", "clip_norm", "image_order", "trains projector", "trains decoder"):
             self.assertIn(text, out)
-        out = run("describe", "align").stdout  # without a model
+        out = train("describe", "align").stdout  # without a model
         self.assertIn("projector.type", out)
         self.assertIn("not opened", out)
 
     def test_a_full_disk_keeps_the_older_state(self):
         folder = self.world / "full"
         flags = self.flags(steps=6, save_every=2, keep_states=10)
-        run("finetune", *flags, "--out", folder)
+        train("finetune", *flags, "--out", folder)
         size = (folder / "state-00000006.safetensors").stat().st_size
         shutil.rmtree(folder)
         # No file of the process may grow beyond this: the state does not fit, the log does.
@@ -209,7 +201,7 @@ class TrainTest(unittest.TestCase):
         self.assertEqual(done.returncode, 1, done.stderr)
         self.assertIn("state-00000002.safetensors", done.stderr)
         self.assertEqual([p.name for p in folder.glob("state-*")], [])
-        run("finetune", *flags, "--out", folder)
+        train("finetune", *flags, "--out", folder)
         self.assertEqual(len(log(folder)), 6)
 
     def test_prometheus_finds_the_run(self):
@@ -224,11 +216,9 @@ class TrainTest(unittest.TestCase):
                 self.assertTrue(line, "the run ended before it served metrics")
                 found = re.search(r"metrics at (http://\S+)", line)
                 address = found and found[1]
-            deadline = time.monotonic() + 240 * SLOWDOWN
-            text = ""
-            while "llava_train_loss" not in text and time.monotonic() < deadline:
-                text = urllib.request.urlopen(address, timeout=60).read().decode()
-                time.sleep(0.05)
+            page = lambda: urllib.request.urlopen(address, timeout=60).read().decode()
+            until(lambda: "llava_train_loss" in page(), page, seconds=240)
+            text = page()
             self.assertRegex(text, r'(?m)^llava_train_loss\{kind="finetune"\} [0-9.]+$')
             self.assertRegex(text, r'(?m)^llava_train_tokens_per_second\{kind="finetune"\} [0-9.e+]+$')
         finally:

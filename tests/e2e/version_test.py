@@ -1,18 +1,16 @@
 """Versions that must not be served: the old one serves on, status and metric say exactly why, and what is repaired
 loads without a restart. And a conversation that goes on while version after version takes over."""
 import ctypes
-import hashlib
-import json
 import os
 import pathlib
 import re
 import shutil
 import tempfile
-import time
 import unittest
 
 from chat_case import ChatCase
-from stack import ROOT, SLOWDOWN, Client, Service, Stack
+from stack import FREE_PORTS, ROOT, Client, Service, Stack, until
+from versions import cut_short, edit_json, no_numbers, publish_copy, reseal, wrong_digest
 
 SOURCES = [ROOT / "deploy/models" / name / "1" for name in ("emoji", "emoji-base")]
 READY, FAILED, UNLOADED = 4, 7, 6  # llava.v1.ModelState
@@ -26,61 +24,32 @@ def meet_permissions():
                 raise OSError(ctypes.get_errno(), "prctl")
 
 
-def edit_json(path, edit):
-    value = json.loads(path.read_text())
-    edit(value)
-    path.write_text(json.dumps(value))
-
-
-def reseal(folder, name):
-    """The manifest says what the file is now."""
-    def edit(manifest):
-        data = (folder / name).read_bytes()
-        manifest["files"][name] = {"size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    edit_json(folder / "manifest.json", edit)
-
-
-def cut_short(folder):
-    os.truncate(folder / "model.safetensors", 5000)
-    return " bytes of the file (cut off?)", "data_loss"
-
-
-def wrong_digest(folder):
-    with open(folder / "model.safetensors", "r+b") as file:
-        file.seek(-1000, 2)
-        byte = file.read(1)[0]
-        file.seek(-1000, 2)
-        file.write(bytes([byte ^ 1]))
-    return "is not what its manifest says: model.safetensors has another SHA-256", "data_loss"
-
-
-def no_numbers(folder):
-    with open(folder / "model.safetensors", "r+b") as file:
-        file.seek(-1024, 2)
-        file.write(b"\xff" * 1024)
-    reseal(folder, "model.safetensors")
-    return '" are NaN or infinite', "data_loss"
-
-
 def other_shapes(folder):
     edit_json(folder / "config.json", lambda config: config["decoder"].update(intermediate_size=96))
     reseal(folder, "config.json")
-    return "the tensors do not fit the configuration; misshapen: ", "data_loss"
 
 
 def unknown_format(folder):
     edit_json(folder / "manifest.json", lambda manifest: manifest.update(format_version=9))
-    return 'manifest.json: "format_version" is 9; this program reads 1', "data_loss"
 
 
 def no_tokenizer(folder):
     (folder / "tokenizer.model").unlink()
-    return "tokenizer.model: there is no such file", "data_loss"
 
 
 def not_allowed(folder):
     os.chmod(folder / "model.safetensors", 0)
-    return "model.safetensors: cannot open: Permission denied", "permission_denied"
+
+
+# What is said of each, and by which reason loads are counted.
+DAMAGES = [
+    (cut_short, " bytes of the file (cut off?)", "data_loss"),
+    (wrong_digest, "is not what its manifest says: model.safetensors has another SHA-256", "data_loss"),
+    (no_numbers, '" are NaN or infinite', "data_loss"),
+    (other_shapes, "the tensors do not fit the configuration; misshapen: ", "data_loss"),
+    (unknown_format, 'manifest.json: "format_version" is 9; this program reads 1', "data_loss"),
+    (no_tokenizer, "tokenizer.model: there is no such file", "data_loss"),
+    (not_allowed, "model.safetensors: cannot open: Permission denied", "permission_denied")]
 
 
 class VersionTest(ChatCase):
@@ -103,14 +72,10 @@ class VersionTest(ChatCase):
         cls.temporary.cleanup()
 
     @classmethod
-    def publish(cls, source, damage=lambda folder: None):
-        """The next version, whole or damaged: its folder, and what `damage` returns."""
+    def publish(cls, source, damage=None):
+        """The next version, whole or damaged: its folder."""
         cls.last += 1
-        draft = cls.models / "emoji" / f".tmp-{cls.last}"
-        shutil.copytree(source, draft)
-        edit_json(draft / "manifest.json", lambda manifest: manifest.update(version=cls.last))
-        result = damage(draft)
-        return draft.rename(draft.parent / str(cls.last)), result
+        return publish_copy(source, cls.models / "emoji", cls.last, damage)
 
     def status(self, version, service=None):
         service = service or self.service
@@ -119,13 +84,11 @@ class VersionTest(ChatCase):
         return found[0] if found else None
 
     def wait_for(self, version, state, service=None):
-        deadline = time.monotonic() + 240 * SLOWDOWN
-        while True:
+        def reached():
             status = self.status(version, service)
-            if status is not None and status.state == state:
-                return status
-            self.assertLess(time.monotonic(), deadline, f"version {version}: {status}\n{self.stack.llm.text()[-3000:]}")
-            time.sleep(0.02)
+            return status if status is not None and status.state == state else None
+
+        return until(reached, lambda: f"version {version}: {self.status(version, service)}\n{self.stack.llm.text()[-3000:]}", seconds=240)
 
     def failures(self):
         """Failed loads by reason, from the metrics."""
@@ -136,17 +99,10 @@ class VersionTest(ChatCase):
                 counts[found[1]] = value
         return counts
 
-    def wait_until(self, condition):
-        deadline = time.monotonic() + 240 * SLOWDOWN
-        while not condition():
-            self.assertLess(time.monotonic(), deadline, "waited too long")
-            time.sleep(0.02)
-
     def answered_by(self, version):
         """The next turns are, as soon as the gateway has heard of it."""
-        deadline = time.monotonic() + 240 * SLOWDOWN
-        while (seen := self.ask(self.session(), "Hello?").finished.model.version) != version:
-            self.assertLess(time.monotonic(), deadline, f"still answered by version {seen}")
+        until(lambda: self.ask(self.session(), "Hello?").finished.model.version == version,
+              f"version {version} does not answer", seconds=240)
 
     def newest(self):
         """A version that serves, for what comes next to take over from. Odd ones know what they see."""
@@ -156,16 +112,16 @@ class VersionTest(ChatCase):
         return self.last
 
     def test_bad_versions_are_told_and_repaired(self):
-        for damage in (cut_short, wrong_digest, no_numbers, other_shapes, unknown_format, no_tokenizer, not_allowed):
+        for damage, why, result in DAMAGES:
             with self.subTest(damage.__name__):
                 source, good = SOURCES[self.last % 2], self.newest()
                 before = self.failures()
-                folder, (why, result) = self.publish(source, damage)
+                folder = self.publish(source, damage)
                 bad = self.last
                 message = self.wait_for(bad, FAILED).message
                 self.assertIn(why, message)
                 self.assertIn(str(folder), message)
-                self.wait_until(lambda: self.failures() != before)
+                until(lambda: self.failures() != before)
                 self.assertEqual(self.failures(), {**before, result: before.get(result, 0) + 1})
                 self.assertEqual(self.wait_for(good, READY).message, "")
                 self.assertEqual(self.ask(self.session(), "Hello?").finished.model.version, good)
@@ -193,29 +149,25 @@ class VersionTest(ChatCase):
 
     def test_deleted_while_it_loads(self):
         size = sum(file.stat().st_size for file in SOURCES[0].iterdir())
-        slow = Service("llava-llm", ["--model", self.models / "emoji", "--port", 0, "--metrics-port", 0, "--log-format",
-                                     "json", "--load-rate", size // 10], self.temporary.name)
+        slow = Service("llava-llm", ["--model", self.models / "emoji", *FREE_PORTS, "--load-rate", size // 10], self.temporary.name)
         self.addCleanup(slow.stop)
         good = self.newest()
         slow.wait_listening().wait_ready()
         service = Client(slow.grpc, "llava.v1.ModelService")
         self.addCleanup(service.close)
         self.wait_for(good, READY, service)
-        folder, _ = self.publish(SOURCES[self.last % 2])
+        folder = self.publish(SOURCES[self.last % 2])
         self.wait_for(self.last, 2, service)  # LOADING
         shutil.rmtree(folder)
-        deadline = time.monotonic() + 240 * SLOWDOWN
-        while (status := self.status(self.last, service)) is not None and status.state not in (FAILED, UNLOADED):
-            self.assertLess(time.monotonic(), deadline, status)
-            time.sleep(0.02)
+        status = lambda: self.status(self.last, service)
+        until(lambda: (found := status()) is None or found.state in (FAILED, UNLOADED), lambda: str(status()), seconds=240)
         self.assertEqual(self.status(good, service).state, READY)
         self.newest()
         self.wait_for(self.last, READY, service)
 
     def test_a_conversation_spans_five_versions_on_two_hosts(self):
         """Both services read one folder; features of the picture stay."""
-        other = Service("llava-llm", ["--model", self.models / "emoji", "--port", 0, "--metrics-port", 0, "--log-format",
-                                      "json"], self.temporary.name)
+        other = Service("llava-llm", ["--model", self.models / "emoji", *FREE_PORTS], self.temporary.name)
         self.addCleanup(other.stop)
         self.newest()
         other.wait_listening().wait_ready()

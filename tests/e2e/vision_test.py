@@ -1,19 +1,17 @@
 """The vision service by itself: Triton's client, features on disk, towers that come and go."""
 import pathlib
-import shutil
 import signal
-import subprocess
 import tempfile
 import threading
-import time
 import unittest
 
 import grpc
 import numpy as np
 import tritonclient.grpc as triton
 from PIL import Image
-from stack import BIN, ROOT, SCENES, SLOWDOWN, TOWER_MODEL, Client, Service
+from stack import FREE_PORTS, ROOT, SCENES, TOWER_MODEL, Client, Service, run, until
 from tritonclient.utils import InferenceServerException
+from versions import cut_short, publish_copy
 
 CLIP = ROOT / "tests/fixtures/clip-tower"
 
@@ -29,15 +27,9 @@ class VisionCase(unittest.TestCase):
         self.folder = pathlib.Path(temporary.name)
 
     def start(self, *arguments, model=("--model", TOWER_MODEL)):
-        service = Service("llava-vision", [*model, "--port", 0, "--metrics-port", 0, "--log-format", "json", *arguments], self.folder)
+        service = Service("llava-vision", [*model, *FREE_PORTS, *arguments], self.folder)
         self.addCleanup(service.stop)
         return service.wait_listening().wait_ready()
-
-    def eventually(self, condition, seconds=120):
-        deadline = time.monotonic() + seconds * SLOWDOWN
-        while not condition():
-            self.assertLess(time.monotonic(), deadline)
-            time.sleep(0.02)
 
     def encoder(self, service, name=None):
         """A function from a picture to (bytes of its features, cached)."""
@@ -236,21 +228,21 @@ class FeatureDiskTest(VisionCase):
 class TowersTest(VisionCase):
     def test_towers_come_and_go_and_features_stay(self):
         root = self.folder / "models"
-        root.mkdir()
-        shutil.copytree(TOWER_MODEL, root / "emoji-tower")
+        tower = root / "emoji-tower"
+        publish_copy(TOWER_MODEL / "1", tower, 1)
         service = self.start("--poll-interval", "100ms", model=("--repository", root))
         client = triton.InferenceServerClient(service.grpc)
         self.addCleanup(client.close)
         ready = lambda name, version="": client.is_model_ready(name, version)
-        self.eventually(lambda: ready("emoji-tower"))
+        until(lambda: ready("emoji-tower"))
         encode = self.encoder(service, "emoji-tower")
         features, cached = encode(picture())
         self.assertFalse(cached)
 
         # Another tower beside it, by another name.
-        subprocess.run([BIN / "llava-model", "import", CLIP, "--repository", root, "--name", "clip"], check=True, capture_output=True)
+        run("llava-model", "import", CLIP, "--repository", root, "--name", "clip")
         name = next(path.name for path in root.iterdir() if path.name != "emoji-tower")
-        self.eventually(lambda: ready(name))
+        until(lambda: ready(name))
         other, _ = self.encoder(service, name)(picture())
         self.assertNotEqual(other, features)
         self.assertEqual(encode(picture()), (features, True))
@@ -258,21 +250,17 @@ class TowersTest(VisionCase):
         self.assertEqual(len(shown), 2, shown)
 
         # The same tower as a new version: nothing is computed anew.
-        shutil.copytree(root / "emoji-tower" / "1", root / "emoji-tower" / ".tmp-2")
-        (root / "emoji-tower" / ".tmp-2").rename(root / "emoji-tower" / "2")
-        self.eventually(lambda: ready("emoji-tower", "2"))
-        self.eventually(lambda: not ready("emoji-tower", "1"))
+        publish_copy(TOWER_MODEL / "1", tower, 2)
+        until(lambda: ready("emoji-tower", "2"))
+        until(lambda: not ready("emoji-tower", "1"))
         self.assertEqual(encode(picture()), (features, True))
         self.assertGreater(service.metrics()['llava_model_repository_looks_total{trigger="event"}'], 0)
 
         # A broken version changes nothing, and says why.
-        shutil.copytree(root / "emoji-tower" / "2", root / "emoji-tower" / ".tmp-3")
-        with open(root / "emoji-tower" / ".tmp-3" / "model.safetensors", "r+b") as file:
-            file.truncate(1000)
-        (root / "emoji-tower" / ".tmp-3").rename(root / "emoji-tower" / "3")
+        publish_copy(TOWER_MODEL / "1", tower, 3, cut_short)
         state = lambda version: next((model for model in client.get_model_repository_index().models
                                       if (model.name, model.version) == ("emoji-tower", version)), None)
-        self.eventually(lambda: state("3") and state("3").state == "UNAVAILABLE" and state("3").reason)
+        until(lambda: state("3") and state("3").state == "UNAVAILABLE" and state("3").reason)
         self.assertIn("model.safetensors", state("3").reason)
         self.assertEqual(encode(picture()), (features, True))
 
@@ -286,9 +274,9 @@ class TowersTest(VisionCase):
 
     def test_every_request_is_answered_while_versions_change(self):
         root = self.folder / "models"
-        shutil.copytree(TOWER_MODEL, root / "emoji-tower")
+        publish_copy(TOWER_MODEL / "1", root / "emoji-tower", 1)
         service = self.start("--poll-interval", "50ms", model=("--repository", root))
-        self.eventually(lambda: service.get("/readyz")[0] == 200)
+        until(lambda: service.get("/readyz")[0] == 200)
         encode = self.encoder(service, "emoji-tower")
         truth, _ = encode(picture())
         end, failures, count = threading.Event(), [], [0]
@@ -309,10 +297,9 @@ class TowersTest(VisionCase):
             thread.start()
         client = triton.InferenceServerClient(service.grpc)
         for version in range(2, 6):
-            shutil.copytree(root / "emoji-tower" / "1", root / "emoji-tower" / f".tmp-{version}")
-            (root / "emoji-tower" / f".tmp-{version}").rename(root / "emoji-tower" / str(version))
-            self.eventually(lambda: client.is_model_ready("emoji-tower", str(version)))
-        self.eventually(lambda: count[0] > 10)
+            publish_copy(TOWER_MODEL / "1", root / "emoji-tower", version)
+            until(lambda: client.is_model_ready("emoji-tower", str(version)))
+        until(lambda: count[0] > 10)
         end.set()
         for thread in threads:
             thread.join()
