@@ -293,9 +293,6 @@ def run_swaps(stack, repository, watcher, arguments, problems):
 def run_kills(stack, repository, watcher, arguments, problems):
     """SIGKILL of the language service at several moments of a load. Answers of a version that is gone end as
     interrupted; all else goes on, and the new version is served."""
-    # No service has those versions again: a gateway would wait 30 s for them.
-    stack.extra["gateway"] += ["--continue-timeout", f"{5 * SLOWDOWN}s"]
-    stack.restart("gateway")
     recorder = TimedRecorder()
     load = Load(stack.chat(), max(2, arguments.sessions // 4), recorder, "kill", forgiving=True)
     for number, delay in enumerate((0.0, 0.05, 0.2)[:arguments.kills]):
