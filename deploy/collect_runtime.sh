@@ -18,6 +18,9 @@ if ldd "$@" | grep 'not found'; then
 fi
 for program in "$@"; do strip -o "$out/bin/$(basename "$program")" "$program"; done
 
+# Linked where that can be, so that the layer of an image with several programs has each library once.
+take() { ln -f "$1" "$2" 2>/dev/null || cp "$1" "$2"; }
+
 # What cuDNN and LibTorch open by name when they need it, beside its like.
 late() { # library
   case $(basename "$1") in
@@ -31,8 +34,8 @@ for library in $(ldd "$@" | awk '$2 == "=>" { print $3 }' | sort -u); do
   real=$(readlink -f "$library")
   case $real in
     "$torch"/*)
-      cp "$real" "$out/lib/$(basename "$library")"
-      late "$real" | xargs -r cp -t "$out/lib"
+      take "$real" "$out/lib/$(basename "$library")"
+      for file in $(late "$real"); do take "$file" "$out/lib/$(basename "$file")"; done
       ;;
     *) debian+=("$real") ;;
   esac
