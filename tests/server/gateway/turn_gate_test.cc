@@ -122,7 +122,7 @@ TEST_F(TurnGateTest, UploadsAndCountsAreRequestsToo) {
   EXPECT_TRUE(gate_->ChargeRequest(few).ok());
   for (const auto& status : {gate_->ChargeRequest(few), Ask(few).status()}) {
     EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
-    EXPECT_THAT(std::string(status.message()), HasSubstr("uploads and counts"));
+    EXPECT_THAT(std::string(status.message()), HasSubstr("uploads, counts of tokens"));
     EXPECT_TRUE(HasRetry(status));
   }
   EXPECT_TRUE(gate_->ChargeRequest(Key("open")).ok());
