@@ -186,6 +186,10 @@ void HttpConnection::Pump() {
     }
     error_code error;
     buffer_.consume(parser_->put(buffer_.data(), error));
+    // The parser bounds neither the line before a chunk nor the fields behind the last one.
+    if (error == http::error::need_more && buffer_.size() >= parts_.limits.head_bytes) {
+      error = http::error::header_limit;
+    }
     if (error == http::error::need_more) break;
     if (error == http::error::header_limit) return Reject(431, "the headers are too long");
     if (error == http::error::body_limit) return Reject(413, "the body is too long");
