@@ -189,8 +189,7 @@ class BeastServer final : public HttpServer {
     auto transport = tls_ ? MakeTlsTransport(std::move(socket), tls_->Current())
                           : MakePlainTransport(std::move(socket));
     const bool certified = !options_.tls.authorities.empty();
-    const HttpConnection::Parts parts{options_.limits, handler_,
-                                      certified ? &options_.uncertified : nullptr, bodies_};
+    const HttpConnection::Parts parts{options_.limits, handler_, certified, bodies_};
     auto connection = std::make_shared<HttpConnection>(std::move(transport), parts,
                                                        std::make_shared<Lifetime>(context_, open_));
     if (open_->all.size() > 2 * static_cast<size_t>(open_->count) + 16) {

@@ -21,7 +21,7 @@ namespace llava {
 
 using tcp = boost::asio::ip::tcp;
 
-// /echo answers with the body; /stream is left to the test.
+// /echo answers with the header X-Mark, if there is one, and the body; /stream is left to the test.
 class EchoHandler : public HttpHandler {
  public:
   std::optional<HttpResponse> OnHead(const HttpRequest& head, uint64_t& body_limit) override {
@@ -32,7 +32,7 @@ class EchoHandler : public HttpHandler {
   }
   void OnRequest(HttpRequest request, std::shared_ptr<HttpAnswer> answer) override {
     if (request.path == "/echo") {
-      return answer->Send({200, "text/x", request.body});
+      return answer->Send({200, "text/x", std::string(request.Header("x-mark")) + request.body});
     }
     if (request.path == "/large") {
       return answer->Send({200, "text/x", absl::StrCat(request.body.size())});

@@ -52,7 +52,7 @@ TEST_F(HttpConnectionTest, BodiesComeWholeHoweverTheyAreCut) {
   auto chunked = Connect();
   Send(chunked,
        "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nConnection: "
-       "close\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n");
+       "close\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\nX-Mark: a trailer is no header\r\n\r\n");
   EXPECT_THAT(Rest(chunked), EndsWith("\r\n\r\nabcde"));
 }
 
