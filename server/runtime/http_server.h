@@ -10,7 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "server/runtime/http_message.h"
-#include "server/runtime/tls.h"
+#include "server/runtime/tls_files.h"
 
 namespace llava {
 
