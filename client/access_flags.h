@@ -13,6 +13,9 @@ class Option;
 
 namespace llava {
 
+// All of a file that a flag names. Throws CLI::ValidationError if there is nothing.
+std::string ReadFlagFile(const std::string& path);
+
 // How a program gets into a gateway: --api-key-file, --tls, --tls-ca, --tls-cert, --tls-key, and
 // LLAVA_API_KEY of the environment. A key is never a flag: everybody can read those.
 class AccessFlags {
