@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "server/runtime/error_reason.h"
 #include "server/runtime/logging.h"
+#include "server/runtime/request_id.h"
 #include "server/runtime/status.h"
 
 namespace llava {

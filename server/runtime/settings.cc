@@ -15,7 +15,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "server/runtime/build_info.h"
-#include "server/runtime/service_process.h"
+#include "server/runtime/exit_code.h"
 
 namespace llava {
 namespace {

@@ -187,6 +187,12 @@ TEST(HostPortTest, PutsIPv6InBrackets) {
   EXPECT_EQ(HostPort("localhost", 80), "localhost:80");
   EXPECT_EQ(HostPort("::1", 80), "[::1]:80");
   EXPECT_EQ(HostPort("[::1]", 80), "[::1]:80");
+  for (const char* host : {"localhost", "127.0.0.1", "127.8.9.10", "::1", "[::1]"}) {
+    EXPECT_TRUE(IsLoopbackHost(host)) << host;
+  }
+  for (const char* host : {"", "127.0.0.1.example.com", "128.0.0.1", "::", "localhost.", "127.1"}) {
+    EXPECT_FALSE(IsLoopbackHost(host)) << host;
+  }
   for (const char* host : {"::", "[::]", "0.0.0.0", "localhost"}) EXPECT_TRUE(IsListenHost(host));
   for (const char* host : {"", "[]", "[127.0.0.1]", "gateway.example", "::1]", "127.0.0.1:80"}) {
     EXPECT_FALSE(IsListenHost(host)) << host;
