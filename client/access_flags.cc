@@ -7,10 +7,12 @@
 
 namespace llava {
 
-std::string ReadFlagFile(const std::string& path) {
+std::string ReadFlagFile(const std::string& flag, const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   std::string text(std::istreambuf_iterator<char>(file), {});
-  if (!file || text.empty()) throw CLI::ValidationError(path, "cannot be read, or is empty");
+  if (!file || text.empty()) {
+    throw CLI::ValidationError(flag, path + " cannot be read, or is empty");
+  }
   return text;
 }
 
@@ -19,7 +21,8 @@ namespace {
 // LLAVA_API_KEY is what all our clients read; a file comes before it.
 std::string ReadApiKey(const std::string& path) {
   const char* given = std::getenv("LLAVA_API_KEY");
-  std::string key = path.empty() ? (given != nullptr ? given : "") : ReadFlagFile(path);
+  std::string key =
+      path.empty() ? (given != nullptr ? given : "") : ReadFlagFile("--api-key-file", path);
   key.erase(key.find_last_not_of(" \t\r\n") + 1);
   for (const char c : key) {
     if (c < '!' || c > '~') throw CLI::ValidationError("API key", "is not one printable word");
@@ -49,10 +52,10 @@ AccessFlags::Access AccessFlags::Read() const {
     throw CLI::ValidationError("--tls-cert and --tls-key", "belong together");
   }
   access.tls.emplace();
-  if (!roots_.empty()) access.tls->roots = ReadFlagFile(roots_);
+  if (!roots_.empty()) access.tls->roots = ReadFlagFile("--tls-ca", roots_);
   if (certificate_.empty()) return access;
-  access.tls->certificate = ReadFlagFile(certificate_);
-  access.tls->key = ReadFlagFile(key_);
+  access.tls->certificate = ReadFlagFile("--tls-cert", certificate_);
+  access.tls->key = ReadFlagFile("--tls-key", key_);
   return access;
 }
 

@@ -15,8 +15,9 @@ namespace {
 
 // One a line.
 std::vector<std::string> ReadQuestions(const std::string& path) {
-  std::vector<std::string> questions = absl::StrSplit(ReadFlagFile(path), '\n', absl::SkipEmpty());
-  if (questions.empty()) throw CLI::ValidationError(path, "holds no questions");
+  std::vector<std::string> questions =
+      absl::StrSplit(ReadFlagFile("--prompts", path), '\n', absl::SkipEmpty());
+  if (questions.empty()) throw CLI::ValidationError("--prompts", path + " holds no questions");
   return questions;
 }
 
@@ -101,7 +102,9 @@ std::variant<BenchOptions, int> ParseBenchOptions(int argc, const char* const* a
     auto read = access.Read();
     load.api_key = std::move(read.api_key);
     options.tls = std::move(read.tls);
-    for (const std::string& path : picture_files) load.pictures.push_back(ReadFlagFile(path));
+    for (const std::string& path : picture_files) {
+      load.pictures.push_back(ReadFlagFile("--picture", path));
+    }
     if (!prompts_file.empty()) load.prompts = ReadQuestions(prompts_file);
   } catch (const CLI::CallForHelp&) {
     std::cout << app.help();

@@ -80,7 +80,8 @@ std::variant<ChatOptions, int> ParseChatOptions(int argc, const char* const* arg
   try {
     app.parse(argc, argv);
     if (!schema_file.empty()) {
-      options.sampling.mutable_constraint()->set_json_schema(ReadFlagFile(schema_file));
+      options.sampling.mutable_constraint()->set_json_schema(
+          ReadFlagFile("--json-schema", schema_file));
     }
     if (json) options.sampling.mutable_constraint()->mutable_json_object();
     auto read = access.Read();
