@@ -6,19 +6,23 @@
 #include <iterator>
 
 namespace llava {
-namespace {
 
-std::string ReadFile(const std::string& path) {
+std::string ReadFlagFile(const std::string& flag, const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   std::string text(std::istreambuf_iterator<char>(file), {});
-  if (!file || text.empty()) throw CLI::ValidationError(path, "cannot be read, or is empty");
+  if (!file || text.empty()) {
+    throw CLI::ValidationError(flag, path + " cannot be read, or is empty");
+  }
   return text;
 }
+
+namespace {
 
 // LLAVA_API_KEY is what all our clients read; a file comes before it.
 std::string ReadApiKey(const std::string& path) {
   const char* given = std::getenv("LLAVA_API_KEY");
-  std::string key = path.empty() ? (given != nullptr ? given : "") : ReadFile(path);
+  std::string key =
+      path.empty() ? (given != nullptr ? given : "") : ReadFlagFile("--api-key-file", path);
   key.erase(key.find_last_not_of(" \t\r\n") + 1);
   for (const char c : key) {
     if (c < '!' || c > '~') throw CLI::ValidationError("API key", "is not one printable word");
@@ -48,10 +52,10 @@ AccessFlags::Access AccessFlags::Read() const {
     throw CLI::ValidationError("--tls-cert and --tls-key", "belong together");
   }
   access.tls.emplace();
-  if (!roots_.empty()) access.tls->roots = ReadFile(roots_);
+  if (!roots_.empty()) access.tls->roots = ReadFlagFile("--tls-ca", roots_);
   if (certificate_.empty()) return access;
-  access.tls->certificate = ReadFile(certificate_);
-  access.tls->key = ReadFile(key_);
+  access.tls->certificate = ReadFlagFile("--tls-cert", certificate_);
+  access.tls->key = ReadFlagFile("--tls-key", key_);
   return access;
 }
 

@@ -13,6 +13,9 @@ class Option;
 
 namespace llava {
 
+// All of the file that a flag names. Throws CLI::ValidationError, naming both, if there is nothing.
+std::string ReadFlagFile(const std::string& flag, const std::string& path);
+
 // How a program gets into a gateway: --api-key-file, --tls, --tls-ca, --tls-cert, --tls-key, and
 // LLAVA_API_KEY of the environment. A key is never a flag: everybody can read those.
 class AccessFlags {
@@ -24,7 +27,7 @@ class AccessFlags {
 
   // `declared` sees each option. This object must outlive the parsing.
   void Declare(CLI::App& app, const std::function<void(CLI::Option*)>& declared);
-  // After parsing. Throws CLI::ValidationError, naming flag or file.
+  // After parsing. Throws CLI::ValidationError, naming the flag.
   Access Read() const;
 
  private:

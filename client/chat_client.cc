@@ -18,6 +18,9 @@
 namespace llava {
 namespace {
 
+constexpr std::chrono::seconds kConnectTimeout{5};
+// Ask tries as long to get an answer back whose stream broke.
+constexpr std::chrono::seconds kResumeTimeout{60};
 // Between the tries to get a broken answer back, where the gateway says nothing else.
 constexpr std::chrono::milliseconds kFirstDelay{100}, kLongestDelay{1000};
 // So many streams in a row that begin, bring nothing and break off: that is the turn's end.
@@ -152,7 +155,7 @@ void ChatClient::Prepare(grpc::ClientContext& context, Deadline deadline) const 
 }
 
 absl::Status ChatClient::Connect() {
-  const auto deadline = std::chrono::system_clock::now() + options_.connect_timeout;
+  const auto deadline = std::chrono::system_clock::now() + kConnectTimeout;
   grpc_connectivity_state state = channel_->GetState(/*try_to_connect=*/true);
   while (state != GRPC_CHANNEL_READY) {
     if (state == GRPC_CHANNEL_TRANSIENT_FAILURE || state == GRPC_CHANNEL_SHUTDOWN ||
@@ -167,7 +170,7 @@ absl::Status ChatClient::Connect() {
 }
 
 absl::Status ChatClient::Explain(const grpc::Status& status) {
-  absl::Status result = FromGrpc(status);
+  absl::Status result = StatusOf(status);
   // A gateway that says when to come back has spoken for itself, though it may be gone by now.
   if (absl::IsUnavailable(result) && !RetryDelay(result) &&
       channel_->GetState(/*try_to_connect=*/false) != GRPC_CHANNEL_READY) {
@@ -352,7 +355,7 @@ absl::StatusOr<Answer> ChatClient::Ask(const v1::ChatRequest& request, TextCallb
   AnswerStream stream(std::move(on_text));
   const bool connected = channel_->GetState(/*try_to_connect=*/true) == GRPC_CHANNEL_READY;
   absl::Status status = AskOnce(asked, deadline, stream, canceller);
-  auto give_up = Clock::now() + options_.resume_timeout;
+  auto give_up = Clock::now() + kResumeTimeout;
   std::chrono::milliseconds delay = kFirstDelay;
   int fruitless = 0;
   while (absl::IsUnavailable(status) && has_session && !stream.finished()) {
@@ -377,7 +380,7 @@ absl::StatusOr<Answer> ChatClient::Ask(const v1::ChatRequest& request, TextCallb
     if (begun && (absl::IsUnimplemented(next) || absl::IsNotFound(next))) break;
     status = next;
     if (stream.text_bytes() > bytes) {
-      give_up = Clock::now() + options_.resume_timeout;
+      give_up = Clock::now() + kResumeTimeout;
       delay = kFirstDelay;
       fruitless = 0;
     } else if (begun && stream.num_streams() > streams && !RetryDelay(status)) {

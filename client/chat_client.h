@@ -78,17 +78,14 @@ struct ChatClientTls {
 // For channels of one's own; unset: open.
 std::shared_ptr<grpc::ChannelCredentials> MakeCredentials(const std::optional<ChatClientTls>& tls);
 
-// Where the gateway is, and how long to wait for it.
+// Where the gateway is, and how long its calls may take.
 struct ChatClientOptions {
-  std::string gateway = "127.0.0.1:8001";  // HOST:PORT
-  std::string api_key = {};                // printable; empty: none is sent
-  std::optional<ChatClientTls> tls = {};   // unset: an open connection
-  std::chrono::milliseconds connect_timeout{5000};
+  std::string gateway = "127.0.0.1:8001";         // HOST:PORT
+  std::string api_key = {};                       // printable; empty: none is sent
+  std::optional<ChatClientTls> tls = {};          // unset: an open connection
   std::chrono::milliseconds call_timeout{30000};  // each call but Ask
   std::chrono::milliseconds answer_timeout{0};    // deadline of Ask; 0 = none
-  // How long Ask tries to get an answer back whose stream broke; 0 = not at all.
-  std::chrono::milliseconds resume_timeout{60000};
-  size_t upload_chunk_bytes = 64 * 1024;  // above 0 and below the gateway's message limit
+  size_t upload_chunk_bytes = 64 * 1024;          // above 0 and below the gateway's message limit
 };
 
 // Conversations about pictures with a llava gateway.
@@ -103,7 +100,7 @@ class ChatClient {
   explicit ChatClient(ChatClientOptions options);
 
   // Connects, so that a wrong address shows up before anything is asked. UNAVAILABLE: nobody is
-  // there.
+  // there, or answers within five seconds.
   absl::Status Connect();
 
   absl::StatusOr<v1::Session> CreateSession(const v1::CreateSessionRequest& request);
@@ -127,7 +124,8 @@ class ChatClient {
   // Asks and waits for the whole answer, handing out text as it comes (on the calling thread). An
   // error may come after some of the text. `canceller` may be null.
   //
-  // With a session, a stream that breaks is gone on with where it broke (ResumeTurn), and a
+  // With a session, a stream that breaks is gone on with where it broke (ResumeTurn), if it can be
+  // had again within a minute, and a
   // question whose turn was not seen to begin is sent again under the same idempotency_key (one is
   // made up if there is none): every byte comes once. DATA_LOSS: the gateway lost bytes that came
   // before.

@@ -13,7 +13,7 @@ constexpr char kRetryInfoType[] = "type.googleapis.com/google.rpc.RetryInfo";
 
 }  // namespace
 
-absl::Status FromGrpc(const grpc::Status& status) {
+absl::Status StatusOf(const grpc::Status& status) {
   if (status.ok()) return absl::OkStatus();
   // Both enumerations are google.rpc.Code.
   absl::Status result(static_cast<absl::StatusCode>(status.error_code()), status.error_message());

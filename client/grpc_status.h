@@ -11,7 +11,7 @@ namespace llava {
 
 // The same code and message; details that came as google.rpc.Status become payloads of the status,
 // keyed by their type URL.
-absl::Status FromGrpc(const grpc::Status& status);
+absl::Status StatusOf(const grpc::Status& status);
 
 // How long the server asks to wait before a retry (google.rpc.RetryInfo), if it says so.
 std::optional<absl::Duration> RetryDelay(const absl::Status& status);

@@ -23,6 +23,7 @@ using Clock = std::chrono::steady_clock;
 constexpr std::chrono::milliseconds kPauseAfterFailure{100};
 constexpr std::chrono::milliseconds kUnaryTimeout{30'000};
 constexpr std::chrono::milliseconds kLookAgain{50};
+constexpr std::chrono::seconds kReportPeriod{5};
 
 double Seconds(Clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
 
@@ -130,7 +131,9 @@ class Run {
  private:
   // The caller has counted the session as running.
   void BeginSession(bool idle = false);
-  bool WaitUntil(Clock::time_point when, const std::atomic<bool>& stop);
+  // Begins sessions and reports, until `end`, `stop` or enough turns.
+  void GoOnUntil(Clock::time_point end, const std::atomic<bool>& stop,
+                 const std::function<void(const Progress&)>& on_progress);
   void Report(Clock::time_point now, const std::function<void(const Progress&)>& on_progress);
   void OpenLoop(Clock::time_point now);
 
@@ -162,7 +165,7 @@ void Session::Begin(bool idle) {
                                  delete call;
                                  Run& run = self->run_;
                                  if (!status.ok()) {
-                                   run.OnFailure(FromGrpc(status));
+                                   run.OnFailure(StatusOf(status));
                                    run.OnSessionEnd(/*failed=*/true);
                                  } else if (idle) {
                                    run.OnIdle(self);
@@ -292,7 +295,7 @@ void TurnCall::OnReadDone(bool ok) {
 void TurnCall::OnDone(const grpc::Status& status) {
   sample_.total = Seconds(Clock::now() - sent_);
   absl::Status result = fault_;
-  if (result.ok()) result = FromGrpc(status);
+  if (result.ok()) result = StatusOf(status);
   if (result.ok() && !finished_)
     result = absl::DataLossError("the stream ended without its last event");
   const auto session = std::move(session_);
@@ -382,15 +385,15 @@ void Run::OpenLoop(Clock::time_point now) {
   }
 }
 
-bool Run::WaitUntil(Clock::time_point when, const std::atomic<bool>& stop) {
-  while (Clock::now() < when) {
-    if (stop.load()) return false;
+void Run::GoOnUntil(Clock::time_point end, const std::atomic<bool>& stop,
+                    const std::function<void(const Progress&)>& on_progress) {
+  while (Clock::now() < end && !stop.load()) {
     int begin = 0;
-    auto wake = std::min(when, Clock::now() + std::chrono::milliseconds(50));
+    auto wake = std::min(end, Clock::now() + kLookAgain);
     if (options.rate > 0) wake = std::min(wake, next_arrival_);
     {
       std::unique_lock lock(mutex_);
-      if (options.max_turns != 0 && samples_.turns.size() >= options.max_turns) return false;
+      if (options.max_turns != 0 && samples_.turns.size() >= options.max_turns) return;
       changed_.wait_until(lock, wake);
       if (owed_ > 0 && Clock::now() - owed_since_ >= kPauseAfterFailure) {
         begin = std::exchange(owed_, 0);
@@ -398,10 +401,12 @@ bool Run::WaitUntil(Clock::time_point when, const std::atomic<bool>& stop) {
       }
     }
     for (; begin > 0; --begin) BeginSession();
-    if (options.rate > 0) OpenLoop(Clock::now());
-    if (Clock::now() >= next_report_) return true;
+    const auto now = Clock::now();
+    if (options.rate > 0) OpenLoop(now);
+    if (now < next_report_) continue;
+    Report(now, on_progress);
+    next_report_ = now + kReportPeriod;
   }
-  return true;
 }
 
 Samples Run::Execute(const std::atomic<bool>& stop,
@@ -414,16 +419,13 @@ Samples Run::Execute(const std::atomic<bool>& stop,
   for (int i = 0; i < options.idle_sessions; ++i) BeginSession(/*idle=*/true);
   {
     std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] {
-      return static_cast<int>(idle_.size()) + options.idle_sessions - running_ >=
-             options.idle_sessions;
-    });
+    changed_.wait(lock, [&] { return static_cast<int>(idle_.size()) >= running_; });
     // Those that could not be created count as failures and are not owed.
     owed_ = 0;
     if (options.rate == 0) running_ += options.sessions;
   }
   begin_ = next_arrival_ = Clock::now();
-  next_report_ = begin_ + std::chrono::seconds(5);
+  next_report_ = begin_ + kReportPeriod;
   if (options.rate == 0) {
     for (int i = 0; i < options.sessions; ++i) BeginSession();
   }
@@ -431,16 +433,7 @@ Samples Run::Execute(const std::atomic<bool>& stop,
     return begin_ +
            std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
   };
-  const auto pass = [&](Clock::time_point end) {
-    while (Clock::now() < end) {
-      if (!WaitUntil(end, stop)) return;
-      if (const auto now = Clock::now(); now >= next_report_) {
-        Report(now, on_progress);
-        next_report_ = now + std::chrono::seconds(5);
-      }
-    }
-  };
-  pass(after(options.warmup_seconds));
+  GoOnUntil(after(options.warmup_seconds), stop, on_progress);
   uint64_t pieces_before = 0;
   const auto window = Clock::now();
   {
@@ -449,7 +442,7 @@ Samples Run::Execute(const std::atomic<bool>& stop,
     samples_.failures.clear();
     pieces_before = pieces_.load();
   }
-  pass(after(options.warmup_seconds + options.seconds));
+  GoOnUntil(after(options.warmup_seconds + options.seconds), stop, on_progress);
   ending_.store(true);
   {
     std::lock_guard lock(mutex_);

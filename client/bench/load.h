@@ -29,7 +29,7 @@ struct LoadOptions {
   uint64_t max_turns = 0;     // ends the run earlier; 0: no limit
   std::chrono::milliseconds timeout{120'000};  // of one answer
 
-  std::vector<std::string> prompts = {};  // asked in turn; empty: random words
+  std::vector<std::string> prompts = {};  // drawn from; empty: random words
   int prompt_words = 32;                  // of a question made of random words
   std::vector<std::string> pictures =
       {};                        // bytes of picture files, for the first question of a session

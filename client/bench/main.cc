@@ -7,7 +7,6 @@
 #include <cstdio>
 #include <fstream>
 #include <iostream>
-#include <iterator>
 #include <memory>
 #include <string>
 #include <variant>
@@ -26,32 +25,9 @@ std::atomic<int> interrupted_by{0};  // the signal
 // Written by a signal handler.
 static_assert(std::atomic<bool>::is_always_lock_free && std::atomic<int>::is_always_lock_free);
 
-bool ReadFile(const std::string& path, std::string* bytes) {
-  std::ifstream file(path, std::ios::binary);
-  bytes->assign(std::istreambuf_iterator<char>(file), {});
-  if (file && !bytes->empty()) return true;
-  std::cerr << "llava-bench: cannot read " << path << ", or it is empty\n";
-  return false;
-}
-
-bool ReadFiles(BenchOptions& options) {
-  for (const std::string& path : options.picture_files) {
-    if (!ReadFile(path, &options.load.pictures.emplace_back())) return false;
-  }
-  if (options.prompts_file.empty()) return true;
-  std::ifstream file(options.prompts_file);
-  for (std::string line; std::getline(file, line);) {
-    if (!line.empty()) options.load.prompts.push_back(line);
-  }
-  if (!options.load.prompts.empty()) return true;
-  std::cerr << "llava-bench: no questions in " << options.prompts_file << '\n';
-  return false;
-}
-
-std::shared_ptr<grpc::Channel> Connect(const BenchOptions& options, int number) {
+std::shared_ptr<grpc::Channel> Connect(const BenchOptions& options) {
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);  // a connection of its own
-  arguments.SetInt("llava.connection", number);
   return grpc::CreateCustomChannel(options.gateway, MakeCredentials(options.tls), arguments);
 }
 
@@ -67,7 +43,6 @@ int Main(int argc, char** argv) {
   auto parsed = ParseBenchOptions(argc, argv);
   if (const int* status = std::get_if<int>(&parsed)) return *status;
   auto& options = std::get<BenchOptions>(parsed);
-  if (!ReadFiles(options)) return 2;
 
   struct sigaction action = {};
   action.sa_handler = [](int signal) {
@@ -81,7 +56,7 @@ int Main(int argc, char** argv) {
 
   std::vector<std::shared_ptr<grpc::Channel>> channels;
   for (int i = 0; i < options.connections; ++i) {
-    channels.push_back(Connect(options, i));
+    channels.push_back(Connect(options));
     if (!channels.back()->WaitForConnected(std::chrono::system_clock::now() +
                                            std::chrono::seconds(5))) {
       std::cerr << "llava-bench: no gateway answers at " << options.gateway << ": is it running?\n";

@@ -5,10 +5,23 @@
 #include <cstdint>
 #include <iostream>
 #include <utility>
+#include <vector>
 
+#include "absl/strings/str_split.h"
 #include "client/access_flags.h"
 
 namespace llava::bench {
+namespace {
+
+// One a line.
+std::vector<std::string> ReadQuestions(const std::string& path) {
+  std::vector<std::string> questions =
+      absl::StrSplit(ReadFlagFile("--prompts", path), '\n', absl::SkipEmpty());
+  if (questions.empty()) throw CLI::ValidationError("--prompts", path + " holds no questions");
+  return questions;
+}
+
+}  // namespace
 
 std::variant<BenchOptions, int> ParseBenchOptions(int argc, const char* const* argv) {
   BenchOptions options;
@@ -17,6 +30,8 @@ std::variant<BenchOptions, int> ParseBenchOptions(int argc, const char* const* a
   float temperature = 0;
   bool ignore_eos = false;
   double timeout = 120;
+  std::string prompts_file;
+  std::vector<std::string> picture_files;
 
   CLI::App app("Holds many conversations with a llava gateway and measures them.", "llava-bench");
   app.set_version_flag("--version", std::string("llava-bench " LLAVA_VERSION));
@@ -57,12 +72,12 @@ std::variant<BenchOptions, int> ParseBenchOptions(int argc, const char* const* a
       ->check(CLI::Range(0.001, 1e6))
       ->capture_default_str();
   auto* prompts =
-      app.add_option("--prompts", options.prompts_file, "Questions, one a line")->type_name("FILE");
+      app.add_option("--prompts", prompts_file, "Questions, one a line")->type_name("FILE");
   app.add_option("--prompt-words", load.prompt_words, "Words of a random question")
       ->check(positive)
       ->capture_default_str()
       ->excludes(prompts);
-  auto* pictures = app.add_option("--picture", options.picture_files,
+  auto* pictures = app.add_option("--picture", picture_files,
                                   "Goes with a session's first question; several are drawn from")
                        ->type_name("FILE")
                        ->allow_extra_args(false);
@@ -87,6 +102,10 @@ std::variant<BenchOptions, int> ParseBenchOptions(int argc, const char* const* a
     auto read = access.Read();
     load.api_key = std::move(read.api_key);
     options.tls = std::move(read.tls);
+    for (const std::string& path : picture_files) {
+      load.pictures.push_back(ReadFlagFile("--picture", path));
+    }
+    if (!prompts_file.empty()) load.prompts = ReadQuestions(prompts_file);
   } catch (const CLI::CallForHelp&) {
     std::cout << app.help();
     return 0;

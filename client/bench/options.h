@@ -3,7 +3,6 @@
 #include <optional>
 #include <string>
 #include <variant>
-#include <vector>
 
 #include "client/bench/load.h"
 #include "client/chat_client.h"
@@ -14,14 +13,12 @@ struct BenchOptions {
   std::string gateway = "127.0.0.1:8001";
   std::optional<ChatClientTls> tls;  // unset: open connections
   int connections = 1;
-  std::string prompts_file;
-  std::vector<std::string> picture_files;
   std::string json;  // file for the figures; "-": standard output instead of the table
-  LoadOptions load;  // but for the contents of files
+  LoadOptions load;
 };
 
-// The flags of llava-bench. An exit status instead: 0 after --help or --version, 2 after a wrong
-// flag, told on standard error.
+// The flags of llava-bench, and the files that they name. An exit status instead: 0 after --help or
+// --version, 2 after a wrong flag or file, told on standard error.
 std::variant<BenchOptions, int> ParseBenchOptions(int argc, const char* const* argv);
 
 }  // namespace llava::bench

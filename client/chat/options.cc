@@ -1,9 +1,7 @@
 #include "client/chat/options.h"
 
 #include <CLI/CLI.hpp>
-#include <fstream>
 #include <iostream>
-#include <iterator>
 #include <utility>
 
 #include "client/access_flags.h"
@@ -15,15 +13,6 @@ namespace {
 std::string EnvironmentName(std::string flag) {
   for (char& c : flag) c = c == '-' ? '_' : static_cast<char>(std::toupper(c));
   return "LLAVA_CHAT_" + flag;
-}
-
-std::string ReadSchemaFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::string text{std::istreambuf_iterator<char>(file), {}};
-  if (!file || text.empty()) {
-    throw CLI::ValidationError("--json-schema", path + " cannot be read or is empty");
-  }
-  return text;
 }
 
 }  // namespace
@@ -91,7 +80,8 @@ std::variant<ChatOptions, int> ParseChatOptions(int argc, const char* const* arg
   try {
     app.parse(argc, argv);
     if (!schema_file.empty()) {
-      options.sampling.mutable_constraint()->set_json_schema(ReadSchemaFile(schema_file));
+      options.sampling.mutable_constraint()->set_json_schema(
+          ReadFlagFile("--json-schema", schema_file));
     }
     if (json) options.sampling.mutable_constraint()->mutable_json_object();
     auto read = access.Read();

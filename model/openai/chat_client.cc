@@ -18,6 +18,8 @@ namespace {
 using std::chrono::milliseconds;
 using Clock = std::chrono::steady_clock;
 
+constexpr milliseconds kConnectTimeout{10'000}, kLongestRetryAfter{600'000};
+
 void RequireMulti(CURLMcode code, const char* what) {
   if (code != CURLM_OK) {
     throw std::runtime_error(std::string("libcurl cannot ") + what + ": " +
@@ -243,8 +245,7 @@ class OpenAiChatClient::Impl {
     curl_easy_setopt(easy, CURLOPT_POSTFIELDS, call->body.data());
     curl_easy_setopt(easy, CURLOPT_USERAGENT, "llava-serving");
     curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS, static_cast<long>(options_.timeout.count()));
-    curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS,
-                     static_cast<long>(options_.connect_timeout.count()));
+    curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, static_cast<long>(kConnectTimeout.count()));
     curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
     curl_easy_setopt(easy, CURLOPT_ACCEPT_ENCODING, "");  // all that libcurl can undo
     curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, TakeBody);
@@ -323,7 +324,7 @@ class OpenAiChatClient::Impl {
     const auto now = Clock::now();
     auto asked = ParseRetryAfterMs(call->retry_after_ms);
     if (!asked) asked = ParseRetryAfter(call->retry_after, std::chrono::system_clock::now());
-    if (asked && *asked > options_.longest_retry_after) {
+    if (asked && *asked > kLongestRetryAfter) {
       const auto seconds = std::chrono::ceil<std::chrono::seconds>(*asked).count();
       results_.push_back(call->Result(
           ChatEnd::kFatal,

@@ -26,9 +26,9 @@ namespace llava {
 // fails is repeated after a pause (retry_policy.h tells which do; also: no connection, a timeout,
 // an answer that breaks off or is no completion), at most `attempts` times, and not where
 // "X-Should-Retry: false" says that it would fail again. "Retry-After" is obeyed and holds back all
-// requests, because limits belong to the account. Results tell errors; nothing
-// is thrown after construction but std::bad_alloc and std::runtime_error where libcurl itself
-// fails.
+// requests, because limits belong to the account; one of more than ten minutes is fatal. Results
+// tell errors; nothing is thrown after construction but std::bad_alloc and std::runtime_error where
+// libcurl itself fails.
 //
 // One thread. Redirects are not followed: the key would go along. http_proxy, https_proxy and
 // no_proxy are obeyed, as by curl.
@@ -41,10 +41,8 @@ class OpenAiChatClient : public ChatBackend {
     double requests_per_minute = 0;              // 0: no limit
     double tokens_per_minute = 0;                // prompt and max_tokens, until the usage is known
     std::chrono::milliseconds timeout{120'000};  // of an attempt
-    std::chrono::milliseconds connect_timeout{10'000};
     int attempts = 6;
     Backoff::Options backoff = {};
-    std::chrono::milliseconds longest_retry_after{600'000};  // a longer one is fatal
     uint64_t largest_answer_bytes = 16u << 20;
   };
 

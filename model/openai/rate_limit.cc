@@ -9,9 +9,9 @@ constexpr double kBurstSeconds = 6;
 
 }  // namespace
 
-RateLimit::Bucket::Bucket(double per_minute, double least)
+RateLimit::Bucket::Bucket(double per_minute)
     : per_second(per_minute / 60),
-      capacity(std::max(least, per_second * kBurstSeconds)),
+      capacity(std::max(1.0, per_second * kBurstSeconds)),
       level(capacity) {}
 
 // More than the bucket holds may go once it is full; its level is below zero then for a while.
@@ -21,7 +21,7 @@ double RateLimit::Bucket::SecondsUntil(double amount) const {
 }
 
 RateLimit::RateLimit(double requests_per_minute, double tokens_per_minute, Time now)
-    : requests_(requests_per_minute, 1), tokens_(tokens_per_minute, 1), filled_(now) {}
+    : requests_(requests_per_minute), tokens_(tokens_per_minute), filled_(now) {}
 
 RateLimit::Time RateLimit::Earliest(Time now, uint64_t tokens) const {
   const double seconds =

@@ -28,7 +28,7 @@ class RateLimit {
     double per_second = 0;  // 0: no limit
     double capacity = 0, level = 0;
 
-    Bucket(double per_minute, double least);
+    explicit Bucket(double per_minute);
     double SecondsUntil(double amount) const;
   };
   void FillUntil(Time now);

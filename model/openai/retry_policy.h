@@ -3,7 +3,6 @@
 // What to do about an attempt that failed, and when to try again: pure decisions.
 
 #include <chrono>
-#include <cstdint>
 #include <optional>
 #include <random>
 #include <string>
@@ -32,9 +31,8 @@ class Backoff {
  public:
   struct Options {
     std::chrono::milliseconds first{1000}, most{60'000};
-    uint64_t seed = 0;  // of the jitter
   };
-  explicit Backoff(const Options& options) : options_(options), random_(options.seed) {}
+  explicit Backoff(const Options& options) : options_(options) {}
 
   // How long to wait after attempt `number`, counted from 1, failed: first * 2^(number - 1) but at
   // most `most`, times a random number in [1/2, 1].
@@ -42,7 +40,7 @@ class Backoff {
 
  private:
   Options options_;
-  std::mt19937_64 random_;
+  std::mt19937_64 random_{std::random_device()()};  // clients shall not come in step
 };
 
 }  // namespace llava

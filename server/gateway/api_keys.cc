@@ -22,7 +22,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "server/runtime/logging.h"
-#include "server/runtime/service_process.h"
+#include "server/runtime/request_id.h"
 
 namespace llava {
 namespace {

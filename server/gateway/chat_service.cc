@@ -15,6 +15,7 @@
 #include "server/gateway/page_reactor.h"
 #include "server/gateway/request_checks.h"
 #include "server/gateway/token_count.h"
+#include "server/runtime/request_id.h"
 #include "server/runtime/status.h"
 #include "server/wire/constraint.h"
 #include "server/wire/sampling.h"

@@ -12,6 +12,8 @@
 #include "server/gateway/picture_fetcher.h"
 #include "server/gateway/resumable_calls.h"
 #include "server/gateway/turn_start.h"
+#include "server/runtime/host_port.h"
+#include "server/runtime/request_id.h"
 #include "server/runtime/status.h"
 
 namespace llava {
@@ -30,9 +32,6 @@ bool IsLoopbackName(std::string_view host) {
   const size_t colon = host.rfind(':');
   if (colon != std::string_view::npos && host.find(']', colon) == std::string_view::npos) {
     host = host.substr(0, colon);
-  }
-  if (host.size() > 2 && host.front() == '[' && host.back() == ']') {
-    host = host.substr(1, host.size() - 2);
   }
   return IsLoopbackHost(std::string(host));
 }

@@ -43,9 +43,7 @@ std::string ParamOf(const absl::Status& status);
 // An error object with the HTTP status that fits the code, and Retry-After where there is
 // RetryInfo.
 HttpResponse OpenAiError(const absl::Status& status);
-HttpResponse OpenAiError(int http_status, const std::string& message,
-                         const std::string& param = "");
-int HttpStatusOf(absl::StatusCode code);
+HttpResponse OpenAiError(int http_status, const std::string& message);
 // The object alone, for streams that have begun.
 std::string OpenAiErrorBody(const absl::Status& status);
 

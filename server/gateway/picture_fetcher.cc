@@ -134,14 +134,11 @@ struct PictureFetcher::Job {
 };
 
 struct PictureFetcher::Transfer {
+  const PictureFetcher* fetcher;
   std::shared_ptr<Job> job;
   v1::ImageInput* image;
   std::string field;  // "images[0]"
   ParsedUrl url{nullptr, &curl_url_cleanup};
-
-  uint64_t max_bytes = 0;
-  bool private_addresses = false;
-  CURL* easy = nullptr;
   std::string body;
   bool too_long = false, not_public = false;
 
@@ -149,7 +146,7 @@ struct PictureFetcher::Transfer {
     auto& transfer = *static_cast<Transfer*>(self);
     Job& job = *transfer.job;
     if (job.ended() || !job.refusal.ok()) return 0;  // ends the transfer
-    if (transfer.body.size() + size * count > transfer.max_bytes) {
+    if (transfer.body.size() + size * count > transfer.fetcher->max_bytes_) {
       transfer.too_long = true;
       return 0;
     }
@@ -162,7 +159,7 @@ struct PictureFetcher::Transfer {
   // The one place where an address is used: whatever a name meant before, this is what is reached.
   static curl_socket_t Open(void* self, curlsocktype, curl_sockaddr* address) {
     auto& transfer = *static_cast<Transfer*>(self);
-    if (!transfer.private_addresses && !IsPublicAddress(address->addr)) {
+    if (!transfer.fetcher->options_.private_addresses && !IsPublicAddress(address->addr)) {
       transfer.not_public = true;
       return CURL_SOCKET_BAD;
     }
@@ -218,6 +215,7 @@ void PictureFetcher::Fetch(Order order, std::function<void(absl::Status)> done) 
     for (int i = 0; i < images.size() && status.ok(); ++i) {
       if (!images[i].has_url()) continue;
       auto transfer = std::make_unique<Transfer>();
+      transfer->fetcher = this;
       transfer->job = job;
       transfer->image = &images[i];
       transfer->field = absl::StrCat(where, "images[", i, "]");
@@ -324,9 +322,11 @@ class PictureFetcher::Loop {
     if (transfer->job->ended()) return fetcher_.Finish(transfer->job, Gone());
     const PictureUrlOptions& options = fetcher_.options_;
     CURL* easy = curl_easy_init();
-    transfer->easy = easy;
-    transfer->max_bytes = fetcher_.max_bytes_;
-    transfer->private_addresses = options.private_addresses;
+    if (easy == nullptr) {
+      fetcher_.Finish(transfer->job, OverloadedError("this gateway is out of memory; try again",
+                                                     std::chrono::seconds(1)));
+      return fetcher_.Sweep();  // its other pictures
+    }
     curl_easy_setopt(easy, CURLOPT_CURLU, transfer->url.get());
     curl_easy_setopt(easy, CURLOPT_PROTOCOLS_STR, "http,https");
     curl_easy_setopt(easy, CURLOPT_FOLLOWLOCATION, 0L);
@@ -342,6 +342,8 @@ class PictureFetcher::Loop {
                          fetcher_.max_bytes_, std::numeric_limits<curl_off_t>::max())));
     curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS, static_cast<long>(options.timeout.count()));
     curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
+    // Who ends while a name is looked up does not wait for a name server that says nothing.
+    curl_easy_setopt(easy, CURLOPT_QUICK_EXIT, 1L);
     curl_easy_setopt(easy, CURLOPT_USERAGENT, "llava-serving");
     curl_multi_add_handle(multi_, easy);
     running_[easy] = std::move(transfer);

@@ -1,13 +1,11 @@
 #include "server/gateway/public_address.h"
 
-#include <arpa/inet.h>
 #include <netinet/in.h>
 
 #include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstring>
-#include <string>
 
 namespace llava {
 namespace {
@@ -63,14 +61,6 @@ bool IsPublicAddress(const sockaddr& address) {
     return IsPublic6(v6.sin6_addr);
   }
   return false;
-}
-
-bool IsPublicAddress(std::string_view text) {
-  const std::string copy(text);
-  in_addr v4;
-  if (inet_pton(AF_INET, copy.c_str(), &v4) == 1) return IsPublic4(ntohl(v4.s_addr));
-  in6_addr v6;
-  return inet_pton(AF_INET6, copy.c_str(), &v6) == 1 && IsPublic6(v6);
 }
 
 }  // namespace llava

@@ -1,7 +1,5 @@
 #pragma once
 
-#include <string_view>
-
 struct sockaddr;
 
 namespace llava {
@@ -10,7 +8,5 @@ namespace llava {
 // shared, reserved, multicast, documentation, and those of IPv6 that carry another address inside
 // (IANA's special-purpose address registries). False for what is not IP.
 bool IsPublicAddress(const sockaddr& address);
-// The same for text such as "10.0.0.1" or "::1"; false if it is no address.
-bool IsPublicAddress(std::string_view text);
 
 }  // namespace llava

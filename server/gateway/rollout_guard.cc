@@ -9,7 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "google/protobuf/util/time_util.h"
 #include "server/runtime/logging.h"
-#include "server/runtime/service_process.h"
+#include "server/runtime/request_id.h"
 
 namespace llava {
 namespace {

@@ -6,6 +6,7 @@
 #include "server/gateway/call_fault.h"
 #include "server/runtime/error_reason.h"
 #include "server/runtime/logging.h"
+#include "server/runtime/request_id.h"
 #include "server/runtime/status.h"
 
 namespace llava {

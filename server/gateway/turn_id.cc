@@ -3,7 +3,7 @@
 #include <chrono>
 
 #include "absl/strings/str_cat.h"
-#include "server/runtime/service_process.h"
+#include "server/runtime/request_id.h"
 
 namespace llava {
 

@@ -10,7 +10,7 @@
 #include "server/gateway/turn_runner.h"
 #include "server/runtime/failpoint.h"
 #include "server/runtime/logging.h"
-#include "server/runtime/service_process.h"
+#include "server/runtime/request_id.h"
 
 namespace llava {
 

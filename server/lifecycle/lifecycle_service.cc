@@ -187,9 +187,7 @@ grpc::ServerUnaryReactor* LifecycleService::ChangeMarks(grpc::CallbackServerCont
   }
   std::call_once(started_, [this] {
     marks_thread_ = std::thread([this] {
-      while (!changes_.drained()) {
-        for (const auto& job : changes_.PopBatch(1, std::chrono::hours(1), {})) job();
-      }
+      while (const auto job = changes_.Pop()) (*job)();
     });
   });
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();

@@ -9,6 +9,7 @@
 #include "server/llm/generate_stream.h"
 #include "server/llm/put_features.h"
 #include "server/runtime/logging.h"
+#include "server/runtime/request_id.h"
 #include "server/runtime/status.h"
 #include "server/runtime/stream_writer.h"
 #include "server/wire/deadline.h"

@@ -36,11 +36,7 @@ class TaskThreads {
 
  private:
   void Work() {
-    while (!queue_.drained()) {
-      for (auto& task : queue_.PopBatch(1, std::chrono::seconds(1), std::chrono::seconds(0))) {
-        task();
-      }
-    }
+    while (const auto task = queue_.Pop()) (*task)();
   }
   void Join() {
     queue_.Close();

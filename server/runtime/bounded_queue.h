@@ -2,8 +2,8 @@
 
 #include <cstddef>
 #include <deque>
+#include <optional>
 #include <utility>
-#include <vector>
 
 #include "server/runtime/mutex.h"
 
@@ -27,19 +27,14 @@ class BoundedQueue {
     return true;
   }
 
-  // Takes 1..max_items items. Waits up to `first_wait` for the first one, then up to `fill_wait`
-  // for the batch to fill. Empty result: the time ran out, or closed and drained.
-  std::vector<T> PopBatch(size_t max_items, CondVar::Clock::duration first_wait,
-                          CondVar::Clock::duration fill_wait) {
+  // The oldest one; waits until there is one. Nothing: closed and empty, the consumer may leave.
+  std::optional<T> Pop() {
     MutexLock lock(mutex_);
-    WaitForSize(1, first_wait);
-    if (!items_.empty()) WaitForSize(max_items, fill_wait);
-    std::vector<T> batch;
-    while (!items_.empty() && batch.size() < max_items) {
-      batch.push_back(std::move(items_.front()));
-      items_.pop_front();
-    }
-    return batch;
+    while (items_.empty() && !closed_) changed_.Wait(mutex_);
+    if (items_.empty()) return std::nullopt;
+    std::optional<T> item = std::move(items_.front());
+    items_.pop_front();
+    return item;
   }
 
   void Close() {
@@ -48,28 +43,10 @@ class BoundedQueue {
     changed_.NotifyAll();
   }
 
-  // True once closed and empty: the consumer may leave.
-  bool drained() const {
-    MutexLock lock(mutex_);
-    return closed_ && items_.empty();
-  }
-
-  size_t size() const {
-    MutexLock lock(mutex_);
-    return items_.size();
-  }
-  size_t capacity() const { return capacity_; }
-
  private:
-  void WaitForSize(size_t size, CondVar::Clock::duration wait) LLAVA_REQUIRES(mutex_) {
-    const auto deadline = CondVar::Clock::now() + wait;
-    while (!closed_ && items_.size() < size && changed_.WaitUntil(mutex_, deadline)) {
-    }
-  }
-
   const size_t capacity_;
 
-  mutable Mutex mutex_;
+  Mutex mutex_;
   CondVar changed_;
   std::deque<T> items_ LLAVA_GUARDED_BY(mutex_);
   bool closed_ LLAVA_GUARDED_BY(mutex_) = false;

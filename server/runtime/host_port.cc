@@ -12,11 +12,16 @@ std::string BareHost(const std::string& host) {
   return bracketed ? host.substr(1, host.size() - 2) : host;
 }
 
+bool IsLoopbackHost(const std::string& host) {
+  boost::system::error_code error;
+  const auto address = boost::asio::ip::make_address(BareHost(host), error);
+  return error ? host == "localhost" : address.is_loopback();
+}
+
 bool IsListenHost(const std::string& host) {
-  if (host == "localhost") return true;
   boost::system::error_code error;
   boost::asio::ip::make_address(BareHost(host), error);
-  return !error;
+  return !error || host == "localhost";
 }
 
 std::string HostPort(const std::string& host, int port) {

@@ -1,9 +1,12 @@
 #include "server/runtime/http_connection.h"
 
+#include <algorithm>
 #include <boost/asio/post.hpp>
 #include <boost/beast/http/error.hpp>
 #include <boost/beast/http/status.hpp>
+#include <iterator>
 #include <limits>
+#include <string_view>
 #include <utility>
 
 #include "absl/strings/ascii.h"
@@ -23,6 +26,8 @@ constexpr size_t kMaxAhead = 64u << 10;
 constexpr size_t kFreeBodyBytes = 16u << 10;
 // Time for a refused client to read why, while it still sends.
 constexpr std::chrono::seconds kLingerTime{2};
+// Where others need a client certificate: probes have none.
+constexpr std::string_view kUncertified[] = {"/livez", "/health", "/readyz"};
 
 }  // namespace
 
@@ -42,30 +47,13 @@ class HttpConnection::Answer final : public HttpAnswer {
  public:
   Answer(std::shared_ptr<HttpConnection> connection, std::shared_ptr<AnswerState> state)
       : connection_(std::move(connection)), state_(std::move(state)) {}
-  ~Answer() override {
-    Post([](HttpConnection& connection, const auto& state) { connection.Abandon(state); });
-  }
+  ~Answer() override { Post(&HttpConnection::Abandon); }
 
-  void Send(HttpResponse response) override {
-    Post([response = std::move(response)](HttpConnection& connection, const auto& state) mutable {
-      connection.Send(state, std::move(response));
-    });
-  }
-  void Begin(HttpResponse head) override {
-    Post([head = std::move(head)](HttpConnection& connection, const auto& state) mutable {
-      connection.Begin(state, std::move(head));
-    });
-  }
-  void BeginLate(HttpResponse head) override {
-    Post([head = std::move(head)](HttpConnection& connection, const auto& state) mutable {
-      connection.BeginLate(state, std::move(head));
-    });
-  }
+  void Send(HttpResponse response) override { Post(&HttpConnection::Send, std::move(response)); }
+  void Begin(HttpResponse head) override { Post(&HttpConnection::Begin, std::move(head)); }
+  void BeginLate(HttpResponse head) override { Post(&HttpConnection::BeginLate, std::move(head)); }
   void Fail(HttpResponse response, std::string piece) override {
-    Post([response = std::move(response), piece = std::move(piece)](HttpConnection& connection,
-                                                                    const auto& state) mutable {
-      connection.Fail(state, std::move(response), std::move(piece));
-    });
+    Post(&HttpConnection::Fail, std::move(response), std::move(piece));
   }
   size_t Write(std::string piece) override {
     size_t waiting;
@@ -74,17 +62,11 @@ class HttpConnection::Answer final : public HttpAnswer {
       if (state_->gone) return 0;
       waiting = state_->waiting += piece.size();
     }
-    Post([piece = std::move(piece)](HttpConnection& connection, const auto& state) mutable {
-      connection.Piece(state, std::move(piece));
-    });
+    Post(&HttpConnection::Piece, std::move(piece));
     return waiting;
   }
-  void End() override {
-    Post([](HttpConnection& connection, const auto& state) { connection.End(state); });
-  }
-  void Cut() override {
-    Post([](HttpConnection& connection, const auto& state) { connection.Abandon(state); });
-  }
+  void End() override { Post(&HttpConnection::End); }
+  void Cut() override { Post(&HttpConnection::Abandon); }
   void SetOnGone(std::function<void()> on_gone) override {
     {
       MutexLock lock(state_->mutex);
@@ -97,15 +79,17 @@ class HttpConnection::Answer final : public HttpAnswer {
   }
 
  private:
-  template <typename Work>
-  void Post(Work work) {
+  template <typename... Args>
+  void Post(void (HttpConnection::*part)(const std::shared_ptr<AnswerState>&, Args...),
+            Args... args) {
     // Not to a server that may be about to end: it closes its connections first, and waits here.
     MutexLock lock(state_->mutex);
     if (state_->gone || state_->over) return;
-    boost::asio::post(connection_->transport_->socket().get_executor(),
-                      [connection = connection_, state = state_, work = std::move(work)]() mutable {
-                        work(*connection, state);
-                      });
+    boost::asio::post(
+        connection_->transport_->socket().get_executor(),
+        [connection = connection_, state = state_, part, ... args = std::move(args)]() mutable {
+          ((*connection).*part)(state, std::move(args)...);
+        });
   }
 
   const std::shared_ptr<HttpConnection> connection_;
@@ -186,6 +170,10 @@ void HttpConnection::Pump() {
     }
     error_code error;
     buffer_.consume(parser_->put(buffer_.data(), error));
+    // The parser bounds neither the line before a chunk nor the fields behind the last one.
+    if (error == http::error::need_more && buffer_.size() >= parts_.limits.head_bytes) {
+      error = http::error::header_limit;
+    }
     if (error == http::error::need_more) break;
     if (error == http::error::header_limit) return Reject(431, "the headers are too long");
     if (error == http::error::body_limit) return Reject(413, "the body is too long");
@@ -224,42 +212,36 @@ void HttpConnection::OnRead(error_code error, size_t bytes) {
   Pump();
 }
 
-HttpRequest HttpConnection::TakeHead() {
-  HttpRequest request;
-  auto& message = parser_->get();
-  request.method = std::string(message.method_string());
-  const std::string target(message.target());
-  request.path = target.substr(0, target.find('?'));
-  for (const auto& field : message) {
-    request.headers.emplace_back(absl::AsciiStrToLower(std::string(field.name_string())),
-                                 std::string(field.value()));
-  }
-  return request;
-}
-
 void HttpConnection::OnHead() {
   phase_ = Phase::kBody;
   Await(parts_.limits.body_timeout);
-  const HttpRequest head = TakeHead();
+  const auto& message = parser_->get();
+  request_.method = std::string(message.method_string());
+  request_.path = std::string(message.target().substr(0, message.target().find('?')));
+  request_.headers.clear();
+  for (const auto& field : message) {
+    request_.headers.emplace_back(absl::AsciiStrToLower(std::string(field.name_string())),
+                                  std::string(field.value()));
+  }
   // What is not understood the same way by everybody between here and the client could hide another
   // request.
-  const auto hosts = parser_->get().count(http::field::host);
-  const bool coded = parser_->get().count(http::field::transfer_encoding) > 0;
-  const std::string length(parser_->get()[http::field::content_length]);
+  const auto hosts = message.count(http::field::host);
+  const bool coded = message.count(http::field::transfer_encoding) > 0;
+  const std::string length(message[http::field::content_length]);
   if (hosts > 1 || absl::StrContains(length, ',')) {
     return Reject(400, "a request has one host and one length");
   }
   if (coded && !parser_->chunked()) return Reject(501, "the only transfer encoding is chunked");
-  http10_ = parser_->get().version() < 11;
-  head_only_ = head.method == "HEAD";
+  http10_ = message.version() < 11;
+  head_only_ = request_.method == "HEAD";
   keep_alive_ = parser_->keep_alive() && !http10_;
   uint64_t limit = kDefaultBodyBytes;
   std::optional<HttpResponse> refusal;
-  if (parts_.uncertified != nullptr && !transport_->certified() &&
-      !parts_.uncertified->contains(head.path)) {
+  if (parts_.certified && !transport_->certified() &&
+      std::ranges::find(kUncertified, request_.path) == std::end(kUncertified)) {
     refusal = parts_.handler.ErrorPage(403, "a client certificate is needed here");
   } else {
-    refusal = parts_.handler.OnHead(head, limit);
+    refusal = parts_.handler.OnHead(request_, limit);
   }
   if (!refusal && parser_->content_length().value_or(0) > limit) {
     refusal = parts_.handler.ErrorPage(
@@ -275,7 +257,7 @@ void HttpConnection::OnHead() {
   }
   parser_->body_limit(limit);
   parser_->eager(true);
-  if (absl::EqualsIgnoreCase(std::string(head.Header("expect")), "100-continue")) {
+  if (absl::EqualsIgnoreCase(std::string(request_.Header("expect")), "100-continue")) {
     Output("HTTP/1.1 100 Continue\r\n\r\n");
   }
 }
@@ -283,10 +265,9 @@ void HttpConnection::OnHead() {
 void HttpConnection::OnBody() {
   phase_ = Phase::kAnswer;
   read_timer_.cancel();
-  HttpRequest request = TakeHead();
-  request.body = std::move(parser_->get().body());
+  request_.body = std::move(parser_->get().body());
   answer_ = std::make_shared<AnswerState>();
-  parts_.handler.OnRequest(std::move(request),
+  parts_.handler.OnRequest(std::move(request_),
                            std::make_shared<Answer>(shared_from_this(), answer_));
   body_share_.Release();  // handlers take what they need of it and drop the rest
 }
@@ -416,12 +397,11 @@ void HttpConnection::AnswerDone() {
     // Not before this one is on its way: who sends requests and reads nothing must not have us
     // pile up answers.
     next_when_sent_ = true;
-    Flush();
   } else {
     phase_ = Phase::kLinger;
     close_when_sent_ = true;
-    Flush();
   }
+  Flush();
 }
 
 void HttpConnection::Output(std::string bytes) {
@@ -433,7 +413,7 @@ void HttpConnection::Output(std::string bytes) {
 void HttpConnection::Flush() {
   if (!sending_.empty() || phase_ == Phase::kClosed) return;
   if (output_.empty()) {
-    if (std::exchange(close_when_sent_, false)) Linger();
+    if (std::exchange(close_when_sent_, false)) return Linger();
     if (std::exchange(next_when_sent_, false)) NextRequest(parts_.limits.idle_timeout);
     return;
   }

@@ -9,7 +9,6 @@
 #include <chrono>
 #include <memory>
 #include <optional>
-#include <set>
 #include <string>
 
 #include "server/runtime/body_budget.h"
@@ -26,8 +25,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   struct Parts {
     const HttpLimits& limits;
     HttpHandler& handler;
-    // Paths that need no client certificate although the others do; null: none needs one.
-    const std::set<std::string>* uncertified;
+    bool certified;                      // all pages but those of probes need a client certificate
     std::shared_ptr<BodyBudget> bodies;  // of all connections
   };
 
@@ -66,7 +64,6 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   void OnRead(boost::system::error_code error, size_t bytes);
   void OnHead();
   void OnBody();
-  HttpRequest TakeHead();
   void Reject(int status, const std::string& message);
 
   // Parts of an answer; nothing happens unless it is that of the request at hand.
@@ -103,6 +100,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   std::array<char, 8192> chunk_;  // being read into
   std::optional<Parser> parser_;
   BodyBudget::Share body_share_;
+  HttpRequest request_;  // at hand
   bool reading_ = false;
   std::atomic<bool> idle_ = false;  // for other threads
 

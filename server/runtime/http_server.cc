@@ -101,9 +101,9 @@ class BeastServer final : public HttpServer {
 
   absl::Status Bind() {
     if (options_.tls.any()) {
-      auto contexts = TlsContexts::Open(options_.tls);
-      if (!contexts.ok()) return contexts.status();
-      tls_ = *std::move(contexts);
+      if (const auto context = CurrentTlsContext(options_.tls); !context.ok()) {
+        return context.status();
+      }
     }
     error_code error;
     const auto address = asio::ip::make_address(
@@ -186,11 +186,11 @@ class BeastServer final : public HttpServer {
     if (error) return AcceptLater();
     error_code ignored;
     socket.set_option(tcp::no_delay(true), ignored);
-    auto transport = tls_ ? MakeTlsTransport(std::move(socket), tls_->Current())
-                          : MakePlainTransport(std::move(socket));
+    auto transport = options_.tls.any()
+                         ? MakeTlsTransport(std::move(socket), *CurrentTlsContext(options_.tls))
+                         : MakePlainTransport(std::move(socket));
     const bool certified = !options_.tls.authorities.empty();
-    const HttpConnection::Parts parts{options_.limits, handler_,
-                                      certified ? &options_.uncertified : nullptr, bodies_};
+    const HttpConnection::Parts parts{options_.limits, handler_, certified, bodies_};
     auto connection = std::make_shared<HttpConnection>(std::move(transport), parts,
                                                        std::make_shared<Lifetime>(context_, open_));
     if (open_->all.size() > 2 * static_cast<size_t>(open_->count) + 16) {
@@ -204,7 +204,6 @@ class BeastServer final : public HttpServer {
   const HttpServerOptions options_;
   std::unique_ptr<HttpHandler> own_handler_;
   HttpHandler& handler_;
-  std::unique_ptr<TlsContexts> tls_;
   const std::shared_ptr<Context> context_ = std::make_shared<Context>();
   const asio::executor_work_guard<asio::io_context::executor_type> work_{context_->get_executor()};
   const std::shared_ptr<Open> open_ = std::make_shared<Open>();

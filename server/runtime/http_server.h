@@ -6,12 +6,11 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <set>
 #include <string>
 
 #include "absl/status/statusor.h"
 #include "server/runtime/http_message.h"
-#include "server/runtime/tls.h"
+#include "server/runtime/tls_files.h"
 
 namespace llava {
 
@@ -20,9 +19,9 @@ struct HttpServerOptions {
   int port = 0;                    // 0 = any free one
   int threads = 1;
   HttpLimits limits;
+  // With authorities all pages but those of probes (/livez, /health, /readyz) need a client
+  // certificate.
   TlsFiles tls;
-  // With tls.authorities every other path needs a client certificate: probes have none.
-  std::set<std::string> uncertified = {"/livez", "/health", "/readyz"};
 };
 
 class HttpServer {

@@ -6,7 +6,7 @@
 #include <functional>
 #include <memory>
 
-#include "server/runtime/tls.h"
+#include "server/runtime/tls_files.h"
 
 namespace llava {
 

@@ -4,10 +4,11 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
-#include <chrono>
-#include <ctime>
 #include <memory>
 #include <nlohmann/json.hpp>
+
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 
 namespace llava {
 namespace {
@@ -21,23 +22,12 @@ Format& format() {
   return instance;
 }
 
-std::string Timestamp() {
-  const auto now = std::chrono::system_clock::now();
-  const std::time_t seconds = std::chrono::system_clock::to_time_t(now);
-  const auto micros = std::chrono::duration_cast<std::chrono::microseconds>(now.time_since_epoch());
-  std::tm utc{};
-  gmtime_r(&seconds, &utc);
-  return fmt::format("{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:06}Z", utc.tm_year + 1900,
-                     utc.tm_mon + 1, utc.tm_mday, utc.tm_hour, utc.tm_min, utc.tm_sec,
-                     micros.count() % 1'000'000);
-}
-
 void Write(spdlog::level::level_enum level, std::string_view message, LogFields fields) {
   if (!spdlog::should_log(level)) return;
   std::string line;
   if (format().json) {
     nlohmann::ordered_json record;
-    record["ts"] = Timestamp();
+    record["ts"] = absl::FormatTime("%Y-%m-%dT%H:%M:%E6SZ", absl::Now(), absl::UTCTimeZone());
     record["level"] = std::string(to_string_view(level).data(), to_string_view(level).size());
     record["service"] = format().service;
     record["msg"] = message;

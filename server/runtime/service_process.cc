@@ -1,10 +1,8 @@
 #include "server/runtime/service_process.h"
 
-#include <arpa/inet.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/resource_quota.h>
-#include <netinet/in.h>
 #include <pthread.h>
 #include <signal.h>
 
@@ -13,7 +11,6 @@
 #include <cstdio>
 #include <ctime>
 #include <nlohmann/json.hpp>
-#include <random>
 #include <thread>
 #include <utility>
 
@@ -46,15 +43,7 @@ int ExitCodeOf(const absl::Status& no_listener) {
   return absl::IsInvalidArgument(no_listener) ? kExitUsage : kExitPortInUse;
 }
 
-bool IsLoopbackHost(const std::string& host) {
-  in_addr v4;
-  if (inet_pton(AF_INET, host.c_str(), &v4) == 1) return ntohl(v4.s_addr) >> 24 == 127;
-  in6_addr v6;
-  if (inet_pton(AF_INET6, host.c_str(), &v6) == 1) return IN6_IS_ADDR_LOOPBACK(&v6);
-  return host == "localhost";
-}
-
-bool ProcessOptions::on_loopback() const { return IsLoopbackHost(BareHost(host)); }
+bool ProcessOptions::on_loopback() const { return IsLoopbackHost(host); }
 
 void ProcessOptions::Declare(Settings& settings, std::function<bool()> has_keys) {
   settings.Group("Network");
@@ -294,30 +283,6 @@ int ServiceProcess::Run(const std::function<void()>& on_drain,
   server_->Wait();
   LogInfo("stopped");
   return failed ? kExitDeviceLost : 0;
-}
-
-std::string RandomId() {
-  thread_local std::random_device device;
-  std::string id;
-  for (int i = 0; i < 4; ++i) id += absl::StrCat(absl::Hex(device(), absl::kZeroPad8));
-  return id;
-}
-
-std::string AcceptRequestId(std::string_view given) {
-  const bool good =
-      !given.empty() && given.size() <= 128 &&
-      std::all_of(given.begin(), given.end(), [](char c) { return c >= '!' && c <= '~'; });
-  return good ? std::string(given) : RandomId();
-}
-
-std::string RequestId(grpc::CallbackServerContext& context) {
-  const auto& metadata = context.client_metadata();
-  const auto found = metadata.find("x-request-id");
-  std::string id = AcceptRequestId(
-      found == metadata.end() ? std::string_view()
-                              : std::string_view(found->second.data(), found->second.size()));
-  context.AddInitialMetadata("x-request-id", id);
-  return id;
 }
 
 }  // namespace llava

@@ -12,10 +12,10 @@
 #include <memory>
 #include <set>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "server/runtime/exit_code.h"
 #include "server/runtime/http_server.h"
 #include "server/runtime/metrics.h"
 #include "server/runtime/mutex.h"
@@ -24,16 +24,6 @@
 #include "server/runtime/tls.h"
 
 namespace llava {
-
-// Exit codes beside 0 (orderly end), 1 (other faults) and 2 (usage).
-enum ExitCode {
-  kExitUsage = 2,  // also of Settings::Parse
-  kExitPortInUse = 3,
-  kExitModelMissing = 4,
-  kExitDeviceMissing = 5,
-  kExitNoMemory = 6,
-  kExitDeviceLost = 7  // a new process may get it back
-};
 
 struct ProcessOptions {
   std::string host = "127.0.0.1";
@@ -142,13 +132,5 @@ class ServiceProcess {
 
 // Of a process whose HttpServer::Start failed so.
 int ExitCodeOf(const absl::Status& no_listener);
-// "localhost", or an address that only this machine reaches. "127.0.0.1.example.com" is neither.
-bool IsLoopbackHost(const std::string& host);
-// `given` if it is a word of at most 128 printable characters, else a new id.
-std::string AcceptRequestId(std::string_view given);
-// The caller's "x-request-id", or a new one; it is sent back in the initial metadata.
-std::string RequestId(grpc::CallbackServerContext& context);
-// 128 random bits in hex.
-std::string RandomId();
 
 }  // namespace llava

@@ -15,7 +15,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "server/runtime/build_info.h"
-#include "server/runtime/service_process.h"
+#include "server/runtime/exit_code.h"
 
 namespace llava {
 namespace {
@@ -201,12 +201,6 @@ void Settings::AddChoice(const std::string& name, std::string* target, const std
 }
 
 void Settings::Check(std::function<absl::Status()> check) { checks_.push_back(std::move(check)); }
-
-std::vector<std::string> Settings::names() const {
-  std::vector<std::string> names;
-  for (const auto& entry : entries_) names.push_back(entry->name);
-  return names;
-}
 
 absl::Status Settings::ReadFile() {
   YAML::Node root;

@@ -50,9 +50,6 @@ class Settings {
   // good --check-config; 2 after one clear line on stderr about an unknown flag or bad value).
   std::optional<int> Parse(int argc, const char* const* argv);
 
-  // Names of all settings, in order of declaration (for tests).
-  std::vector<std::string> names() const;
-
  private:
   struct Entry;
   void AddEntry(const std::string& name, const std::string& help, std::string fallback,

@@ -24,15 +24,14 @@ namespace llava {
 template <typename Response>
 class StreamWriter : public grpc::ServerWriteReactor<Response> {
  public:
-  // `on_gone`: called at most once, on a gRPC thread, when the client cancels or goes away.
-  static std::shared_ptr<StreamWriter> Create(std::function<void()> on_gone = {}) {
+  static std::shared_ptr<StreamWriter> Create() {
     auto writer = std::shared_ptr<StreamWriter>(new StreamWriter);
     writer->self_ = writer;
-    writer->on_gone_ = std::move(on_gone);
     return writer;
   }
 
-  // May be set once the producer exists; called at once if the client has already gone.
+  // `on_gone`: called at most once, on a gRPC thread, when the client cancels or goes away; at once
+  // if it has already gone.
   void SetOnGone(std::function<void()> on_gone) {
     {
       MutexLock lock(mutex_);

@@ -3,12 +3,7 @@
 #include <grpcpp/security/tls_certificate_provider.h>
 #include <grpcpp/security/tls_credentials_options.h>
 
-#include <chrono>
-#include <utility>
-
 #include "absl/strings/str_cat.h"
-#include "server/runtime/logging.h"
-#include "server/runtime/tls_files.h"
 
 namespace llava {
 namespace {
@@ -62,11 +57,6 @@ void DeclareBackendTls(Settings& settings, TlsFiles& files) {
   });
 }
 
-absl::Status CheckTlsFiles(const TlsFiles& files) {
-  if (!files.any()) return absl::OkStatus();
-  return MakeTlsContext(files).status();
-}
-
 std::shared_ptr<grpc::ServerCredentials> MakeServerCredentials(const TlsFiles& files) {
   if (!files.any()) return grpc::InsecureServerCredentials();
   grpc::experimental::TlsServerCredentialsOptions options(Watch(files));
@@ -85,36 +75,6 @@ std::shared_ptr<grpc::ChannelCredentials> MakeChannelCredentials(const TlsFiles&
   options.watch_root_certs();
   if (!files.certificate.empty()) options.watch_identity_key_cert_pairs();
   return grpc::experimental::TlsCredentials(options);
-}
-
-absl::StatusOr<std::unique_ptr<TlsContexts>> TlsContexts::Open(const TlsFiles& files) {
-  std::unique_ptr<TlsContexts> contexts(new TlsContexts(files));
-  std::string signature = TlsSignature(files);  // before they are read: what comes later is new
-  auto context = MakeTlsContext(files);
-  if (!context.ok()) return context.status();
-  MutexLock lock(contexts->mutex_);
-  contexts->context_ = *std::move(context);
-  contexts->signature_ = std::move(signature);
-  contexts->looked_ = CondVar::Clock::now();
-  return contexts;
-}
-
-std::shared_ptr<TlsContext> TlsContexts::Current() {
-  MutexLock lock(mutex_);
-  const auto now = CondVar::Clock::now();
-  if (now - looked_ < std::chrono::seconds(kRefreshSeconds)) return context_;
-  looked_ = now;
-  std::string signature = TlsSignature(files_);
-  if (signature == signature_) return context_;
-  signature_ = std::move(signature);
-  if (auto context = MakeTlsContext(files_); context.ok()) {
-    context_ = *std::move(context);
-    LogInfo("certificates read again");
-  } else {
-    LogError("new certificates are bad; the old ones stay",
-             {{"error", std::string(context.status().message())}});
-  }
-  return context_;
 }
 
 }  // namespace llava

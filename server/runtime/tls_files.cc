@@ -44,130 +44,24 @@ absl::StatusOr<std::string> ReadPem(const std::string& path) {
   return std::move(bytes).str();
 }
 
-bool operator==(const TlsFiles& a, const TlsFiles& b) {
-  return a.certificate == b.certificate && a.key == b.key && a.authorities == b.authorities;
+std::string Signature(const TlsFiles& files) {
+  std::string signature;
+  for (const std::string* path : {&files.certificate, &files.key, &files.authorities}) {
+    struct stat info;
+    if (path->empty() || stat(path->c_str(), &info) != 0) continue;
+    absl::StrAppend(&signature, info.st_ino, " ", info.st_size, " ", info.st_mtim.tv_sec, ".",
+                    info.st_mtim.tv_nsec, "\n");
+  }
+  return signature;
 }
 
-// A file in memory under a name that stays when its contents are exchanged at once.
-class MemoryFile {
- public:
-  // Throws std::system_error.
-  explicit MemoryFile(const std::string& bytes) : file_(Make(bytes)) {}
-
-  void Exchange(const std::string& bytes) {
-    const int made = Make(bytes);
-    const bool exchanged = dup3(made, file_, O_CLOEXEC) >= 0;
-    const int error = errno;
-    close(made);
-    if (!exchanged) throw std::system_error(error, std::generic_category(), "dup3");
-  }
-  std::string path() const { return absl::StrCat("/proc/self/fd/", file_); }
-
- private:
-  static int Make(const std::string& bytes) {
-    const int file = memfd_create("certificates", MFD_CLOEXEC);
-    if (file < 0) throw std::system_error(errno, std::generic_category(), "memfd_create");
-    for (size_t done = 0; done < bytes.size();) {
-      const ssize_t wrote = write(file, bytes.data() + done, bytes.size() - done);
-      if (wrote < 0 && errno != EINTR) {
-        const int error = errno;
-        close(file);
-        throw std::system_error(error, std::generic_category(), "write");
-      }
-      done += static_cast<size_t>(std::max<ssize_t>(wrote, 0));
-    }
-    return file;
-  }
-
-  const int file_;
+struct Contents {
+  std::string certificate, key, authorities;  // PEM; empty where no file is named
+  std::shared_ptr<TlsContext> context;        // of a server with them
 };
 
-// Key and certificate lie in one file, so that nobody reads one of them old and the other new.
-class Copies {
- public:
-  explicit Copies(const TlsFiles& files)
-      : files_(files),
-        signature_(TlsSignature(files)),
-        contents_(Read(files)),
-        identity_(contents_.key + "\n" + contents_.certificate),
-        authorities_(contents_.authorities) {}
-
-  const TlsFiles& files() const { return files_; }
-  TlsFiles names() const {
-    const std::string identity = files_.certificate.empty() ? "" : identity_.path();
-    return {identity, identity, files_.authorities.empty() ? "" : authorities_.path()};
-  }
-
-  void Look() {
-    std::string signature = TlsSignature(files_);
-    if (signature == signature_) return;
-    signature_ = std::move(signature);
-    auto contents = ReadTlsFiles(files_);
-    const absl::Status status =
-        contents.ok() ? MakeTlsContext(files_, *contents).status() : contents.status();
-    if (!status.ok()) {
-      LogError("new certificates are bad; the old ones stay",
-               {{"error", std::string(status.message())}});
-      return;
-    }
-    try {
-      if (contents->key != contents_.key || contents->certificate != contents_.certificate) {
-        identity_.Exchange(contents->key + "\n" + contents->certificate);
-      }
-      if (contents->authorities != contents_.authorities) {
-        authorities_.Exchange(contents->authorities);
-      }
-    } catch (const std::system_error& error) {
-      signature_.clear();
-      LogError("new certificates cannot be taken yet", {{"error", error.what()}});
-      return;
-    }
-    contents_ = *std::move(contents);
-    LogInfo("certificates read again");
-  }
-
- private:
-  // Settings have checked them; if they went bad since then, whatever fits comes later.
-  static TlsContents Read(const TlsFiles& files) {
-    auto contents = ReadTlsFiles(files);
-    return contents.ok() ? *std::move(contents) : TlsContents{};
-  }
-
-  const TlsFiles files_;
-  std::string signature_;
-  TlsContents contents_;
-  MemoryFile identity_, authorities_;
-};
-
-class Keeper {
- public:
-  TlsFiles Names(const TlsFiles& files) {
-    MutexLock lock(mutex_);
-    if (all_.empty()) std::thread([this] { Watch(); }).detach();
-    for (const auto& copies : all_) {
-      if (copies->files() == files) return copies->names();
-    }
-    all_.push_back(std::make_unique<Copies>(files));
-    return all_.back()->names();
-  }
-
- private:
-  void Watch() {
-    for (;;) {
-      std::this_thread::sleep_for(kLook);
-      MutexLock lock(mutex_);
-      for (const auto& copies : all_) copies->Look();
-    }
-  }
-
-  Mutex mutex_;
-  std::vector<std::unique_ptr<Copies>> all_ LLAVA_GUARDED_BY(mutex_);
-};
-
-}  // namespace
-
-absl::StatusOr<TlsContents> ReadTlsFiles(const TlsFiles& files) {
-  TlsContents contents;
+absl::StatusOr<Contents> Read(const TlsFiles& files) {
+  Contents contents;
   for (const auto& [path, bytes] :
        {std::pair(&files.certificate, &contents.certificate), std::pair(&files.key, &contents.key),
         std::pair(&files.authorities, &contents.authorities)}) {
@@ -176,11 +70,6 @@ absl::StatusOr<TlsContents> ReadTlsFiles(const TlsFiles& files) {
     if (!read.ok()) return read.status();
     *bytes = *std::move(read);
   }
-  return contents;
-}
-
-absl::StatusOr<std::shared_ptr<TlsContext>> MakeTlsContext(const TlsFiles& files,
-                                                           const TlsContents& contents) {
   auto context = std::make_shared<ssl::context>(ssl::context::tls_server);
   SSL_CTX_set_min_proto_version(context->native_handle(), TLS1_2_VERSION);
   // Sessions outlive a change of certificates; each connection shall show its own.
@@ -204,29 +93,120 @@ absl::StatusOr<std::shared_ptr<TlsContext>> MakeTlsContext(const TlsFiles& files
     if (error) return Bad(files.authorities, "holds no certificate in PEM form");
     context->set_verify_mode(ssl::verify_peer, error);
   }
-  return context;
+  contents.context = std::move(context);
+  return contents;
 }
 
-absl::StatusOr<std::shared_ptr<TlsContext>> MakeTlsContext(const TlsFiles& files) {
-  const auto contents = ReadTlsFiles(files);
-  if (!contents.ok()) return contents.status();
-  return MakeTlsContext(files, *contents);
-}
-
-std::string TlsSignature(const TlsFiles& files) {
-  std::string signature;
-  for (const std::string* path : {&files.certificate, &files.key, &files.authorities}) {
-    struct stat info;
-    if (path->empty() || stat(path->c_str(), &info) != 0) continue;
-    absl::StrAppend(&signature, info.st_ino, " ", info.st_size, " ", info.st_mtim.tv_sec, ".",
-                    info.st_mtim.tv_nsec, "\n");
+// A file in memory under a name that stays when its contents are exchanged at once.
+class MemoryFile {
+ public:
+  // Throws std::system_error.
+  MemoryFile() : file_(memfd_create("certificates", MFD_CLOEXEC)) {
+    if (file_ < 0) throw std::system_error(errno, std::generic_category(), "memfd_create");
   }
-  return signature;
+
+  absl::Status Exchange(const std::string& bytes) {
+    const int made = memfd_create("certificates", MFD_CLOEXEC);
+    bool done = made >= 0;
+    for (size_t written = 0; done && written < bytes.size();) {
+      const ssize_t wrote = write(made, bytes.data() + written, bytes.size() - written);
+      done = wrote >= 0 || errno == EINTR;
+      written += static_cast<size_t>(std::max<ssize_t>(wrote, 0));
+    }
+    done = done && dup3(made, file_, O_CLOEXEC) >= 0;
+    const int error = errno;
+    if (made >= 0) close(made);
+    return done ? absl::OkStatus() : absl::ErrnoToStatus(error, "a copy in memory");
+  }
+  std::string path() const { return absl::StrCat("/proc/self/fd/", file_); }
+
+ private:
+  const int file_;
+};
+
+// The last good contents of some files.
+class Copies {
+ public:
+  // If they went bad since settings checked them, whatever fits comes later.
+  explicit Copies(TlsFiles files) : files_(std::move(files)) { Take().IgnoreError(); }
+
+  const TlsFiles& files() const { return files_; }
+  // Key and certificate lie in one file, so that nobody reads one of them old and the other new.
+  TlsFiles names() const {
+    const std::string identity = files_.certificate.empty() ? "" : identity_.path();
+    return {identity, identity, files_.authorities.empty() ? "" : authorities_.path()};
+  }
+  absl::StatusOr<std::shared_ptr<TlsContext>> context() {
+    MutexLock lock(mutex_);
+    return context_;
+  }
+
+  // By one thread.
+  void Look() {
+    if (Signature(files_) == signature_) return;
+    if (const absl::Status status = Take(); status.ok()) {
+      LogInfo("certificates read again");
+    } else {
+      LogError("new certificates are not taken; the old ones stay",
+               {{"error", std::string(status.message())}});
+    }
+  }
+
+ private:
+  absl::Status Take() {
+    signature_ = Signature(files_);  // before they are read: what comes later is new
+    const auto contents = Read(files_);
+    absl::Status status = contents.status();
+    if (status.ok()) {
+      status = identity_.Exchange(contents->key + "\n" + contents->certificate);
+      if (status.ok()) status = authorities_.Exchange(contents->authorities);
+      if (!status.ok()) signature_.clear();  // the next look tries again
+    }
+    MutexLock lock(mutex_);
+    if (status.ok()) {
+      context_ = contents->context;
+    } else if (!context_.ok()) {
+      context_ = status;
+    }
+    return status;
+  }
+
+  const TlsFiles files_;
+  std::string signature_;  // of the files last tried
+  MemoryFile identity_, authorities_;
+
+  Mutex mutex_;
+  absl::StatusOr<std::shared_ptr<TlsContext>> context_ LLAVA_GUARDED_BY(mutex_);
+};
+
+// Looked after until the process ends.
+Copies& CopiesOf(const TlsFiles& files) {
+  static Mutex& mutex = *new Mutex;
+  static std::vector<Copies*>& all = *new std::vector<Copies*>;
+  MutexLock lock(mutex);
+  for (Copies* copies : all) {
+    if (copies->files() == files) return *copies;
+  }
+  Copies* const copies = all.emplace_back(new Copies(files));
+  std::thread([copies] {
+    for (;;) {
+      std::this_thread::sleep_for(kLook);
+      copies->Look();
+    }
+  }).detach();
+  return *copies;
 }
 
-TlsFiles CheckedCopies(const TlsFiles& files) {
-  static Keeper& keeper = *new Keeper;  // its thread never ends
-  return keeper.Names(files);
+}  // namespace
+
+absl::Status CheckTlsFiles(const TlsFiles& files) {
+  return files.any() ? Read(files).status() : absl::OkStatus();
 }
+
+absl::StatusOr<std::shared_ptr<TlsContext>> CurrentTlsContext(const TlsFiles& files) {
+  return CopiesOf(files).context();
+}
+
+TlsFiles CheckedCopies(const TlsFiles& files) { return CopiesOf(files).names(); }
 
 }  // namespace llava

@@ -8,6 +8,7 @@
 #include "absl/strings/string_view.h"
 #include "model/digest/sha256.h"
 #include "server/runtime/logging.h"
+#include "server/runtime/request_id.h"
 #include "server/runtime/status.h"
 #include "server/wire/deadline.h"
 

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "model/config/picture_shape.h"
 #include "server/runtime/logging.h"
+#include "server/runtime/request_id.h"
 #include "server/runtime/status.h"
 #include "server/runtime/stream_writer.h"
 #include "server/vision/vision_grid.h"

@@ -182,7 +182,7 @@ class OtherChecksTest(Planted):
         self.assert_found(documented_metrics, "docs/metrics.md", "llava_llm_gone")
 
     def test_exit_codes(self):
-        self.plant("server/runtime/service_process.h", "enum ExitCode { kExitUsage = 2, kExitPortInUse = 3 };\n")
+        self.plant("server/runtime/exit_code.h", "enum ExitCode { kExitUsage = 2, kExitPortInUse = 3 };\n")
         self.plant("deploy/README.md", "| 0 | fine |\n| 1 | a fault |\n| 2 | usage |\n")
         self.assert_found(exit_codes, "deploy/README.md", "3")
 

@@ -6,8 +6,8 @@ DECLARED = re.compile(r"\bkExit\w+ = (\d+)")
 
 
 def problems(root):
-    codes = DECLARED.findall((root / "server/runtime/service_process.h").read_text(encoding="utf-8"))
+    codes = DECLARED.findall((root / "server/runtime/exit_code.h").read_text(encoding="utf-8"))
     rows = re.findall(r"^\| (\d+) \|", (root / "deploy/README.md").read_text(encoding="utf-8"), re.M)
     if not codes:
-        return ["server/runtime/service_process.h: declares no exit codes"]
+        return ["server/runtime/exit_code.h: declares no exit codes"]
     return [f"deploy/README.md: has no row for exit code {code}" for code in ["0", "1", *codes] if code not in rows]

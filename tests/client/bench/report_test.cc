@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "client/bench/options.h"
@@ -112,9 +113,14 @@ std::variant<BenchOptions, int> Parse(std::vector<const char*> flags) {
 }
 
 TEST(BenchOptionsTest, FlagsReachTheLoad) {
-  const auto parsed = Parse({"--sessions", "16", "--rate", "2.5", "--turns", "4", "--ignore-eos",
-                             "--max-new-tokens", "9", "--timeout", "1.5", "--picture", "a.png",
-                             "--picture", "b.png"});
+  const std::string picture = testing::TempDir() + "bench-picture";
+  const std::string prompts = testing::TempDir() + "bench-prompts";
+  std::ofstream(picture) << "bytes";
+  std::ofstream(prompts) << "what is it?\n\nand this?\n";
+  const auto parsed =
+      Parse({"--sessions", "16", "--rate", "2.5", "--turns", "4", "--ignore-eos",
+             "--max-new-tokens", "9", "--timeout", "1.5", "--picture", picture.c_str(), "--picture",
+             picture.c_str(), "--prompts", prompts.c_str()});
   const auto& options = std::get<BenchOptions>(parsed);
   EXPECT_EQ(options.load.sessions, 16);
   EXPECT_DOUBLE_EQ(options.load.rate, 2.5);
@@ -122,7 +128,8 @@ TEST(BenchOptionsTest, FlagsReachTheLoad) {
   EXPECT_TRUE(options.load.sampling.ignore_eos());
   EXPECT_EQ(options.load.sampling.max_new_tokens(), 9u);
   EXPECT_EQ(options.load.timeout, std::chrono::milliseconds(1500));
-  EXPECT_EQ(options.picture_files.size(), 2u);
+  EXPECT_THAT(options.load.pictures, testing::ElementsAre("bytes", "bytes"));
+  EXPECT_THAT(options.load.prompts, testing::ElementsAre("what is it?", "and this?"));
 }
 
 TEST(BenchOptionsTest, RefusesWhatMakesNoSense) {
@@ -132,6 +139,8 @@ TEST(BenchOptionsTest, RefusesWhatMakesNoSense) {
                                              {"--seconds", "0"},
                                              {"--unique-pictures"},
                                              {"--prompts", "f", "--prompt-words", "3"},
+                                             {"--prompts", "/dev/null"},
+                                             {"--picture", "/no/picture"},
                                              {"--colour", "red"}}) {
     const auto parsed = Parse(flags);
     ASSERT_TRUE(std::holds_alternative<int>(parsed)) << flags[0];

@@ -1,6 +1,9 @@
 // Which attempts are repeated, when, and how fast requests go.
 #include <gtest/gtest.h>
 
+#include <set>
+#include <vector>
+
 #include "model/openai/rate_limit.h"
 #include "model/openai/retry_policy.h"
 
@@ -45,7 +48,7 @@ TEST(RetryPolicyTest, ReadsRetryAfterInItsForms) {
 }
 
 TEST(BackoffTest, DoublesWithJitterUpToItsLimit) {
-  Backoff backoff({.first = 1000ms, .most = 8000ms, .seed = 1});
+  Backoff backoff({.first = 1000ms, .most = 8000ms});
   const milliseconds most[] = {1000ms, 2000ms, 4000ms, 8000ms, 8000ms, 8000ms};
   for (int i = 0; i < 6; ++i) {
     for (int repeat = 0; repeat < 50; ++repeat) {
@@ -55,7 +58,18 @@ TEST(BackoffTest, DoublesWithJitterUpToItsLimit) {
     }
   }
   EXPECT_LE(backoff.After(1000), 8000ms);
-  EXPECT_NE(backoff.After(3), backoff.After(3));  // no two clients in step
+}
+
+TEST(BackoffTest, NoTwoClientsAreInStep) {
+  const auto pauses = [] {
+    Backoff backoff({.first = 1'000'000ms, .most = 1'000'000ms});
+    std::vector<milliseconds> pauses;
+    for (int i = 0; i < 20; ++i) pauses.push_back(backoff.After(1));
+    return pauses;
+  };
+  const auto one = pauses();
+  EXPECT_NE(one, pauses());
+  EXPECT_GT(std::set(one.begin(), one.end()).size(), 1u);
 }
 
 class RateLimitTest : public testing::Test {

@@ -1,7 +1,7 @@
 #include "server/runtime/service_process.h"
 
 #include <gmock/gmock.h>
-#include <grpcpp/generic/async_generic_service.h>
+#include <grpcpp/impl/service_type.h>
 #include <gtest/gtest.h>
 #include <signal.h>
 
@@ -42,21 +42,22 @@ TEST(BoundedQueueTest, RefusesWhenFullOrClosedAndDrains) {
   EXPECT_FALSE(queue.TryPush(three));
   EXPECT_EQ(three, 3);
   queue.Close();
-  EXPECT_FALSE(queue.drained());
-  EXPECT_EQ(queue.PopBatch(5, milliseconds(0), milliseconds(0)), (std::vector<int>{1, 2}));
-  EXPECT_TRUE(queue.drained());
-  EXPECT_TRUE(queue.PopBatch(5, milliseconds(0), milliseconds(0)).empty());
+  EXPECT_EQ(queue.Pop(), 1);
+  EXPECT_EQ(queue.Pop(), 2);
+  EXPECT_EQ(queue.Pop(), std::nullopt);
 }
 
-TEST(BoundedQueueTest, WaitsForTheBatchToFill) {
+TEST(BoundedQueueTest, WaitsForAnItemOrTheEnd) {
   BoundedQueue<int> queue(8);
   std::thread producer([&] {
     for (int i = 0; i < 3; ++i) {
-      queue.TryPush(i);
       std::this_thread::sleep_for(milliseconds(5));
+      queue.TryPush(i);
     }
+    queue.Close();
   });
-  EXPECT_EQ(queue.PopBatch(3, std::chrono::seconds(60), std::chrono::seconds(60)).size(), 3u);
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(queue.Pop(), i);
+  EXPECT_EQ(queue.Pop(), std::nullopt);
   producer.join();
 }
 
@@ -69,7 +70,6 @@ int Life(milliseconds drain_timeout, Work work) {
   options.log_level = "error";
   Metrics metrics("probe");
   ServiceProcess process("llava-probe", options, metrics);
-  grpc::CallbackGenericService service;  // any callback service: health alone cannot be polled
   grpc::Service none;
   if (const int code = process.Start({&none}, {"probe"}); code != 0) return code;
   process.SetReady(true);
@@ -112,7 +112,6 @@ int LifeWithALostDevice() {
   options.log_level = "error";
   Metrics metrics("probe");
   ServiceProcess process("llava-probe", options, metrics);
-  grpc::CallbackGenericService service;
   grpc::Service none;
   if (const int code = process.Start({&none}, {"probe"}); code != 0) return code;
   process.SetReady(true);
@@ -188,6 +187,12 @@ TEST(HostPortTest, PutsIPv6InBrackets) {
   EXPECT_EQ(HostPort("localhost", 80), "localhost:80");
   EXPECT_EQ(HostPort("::1", 80), "[::1]:80");
   EXPECT_EQ(HostPort("[::1]", 80), "[::1]:80");
+  for (const char* host : {"localhost", "127.0.0.1", "127.8.9.10", "::1", "[::1]"}) {
+    EXPECT_TRUE(IsLoopbackHost(host)) << host;
+  }
+  for (const char* host : {"", "127.0.0.1.example.com", "128.0.0.1", "::", "localhost.", "127.1"}) {
+    EXPECT_FALSE(IsLoopbackHost(host)) << host;
+  }
   for (const char* host : {"::", "[::]", "0.0.0.0", "localhost"}) EXPECT_TRUE(IsListenHost(host));
   for (const char* host : {"", "[]", "[127.0.0.1]", "gateway.example", "::1]", "127.0.0.1:80"}) {
     EXPECT_FALSE(IsListenHost(host)) << host;
