@@ -79,9 +79,10 @@ class ServableLoader {
   virtual std::string MemoryGroup(const VersionRef&) { return ""; }
   virtual int workers() const = 0;
   // Reads, verifies, warms up and tests a version, while others are served. The error says exactly
-  // why not: NOT_FOUND, DATA_LOSS or INVALID_ARGUMENT (broken or foreign files, wrong digest, NaN
-  // weights, settings that do not go with it), INTERNAL (the self-test fails), PERMISSION_DENIED,
-  // RESOURCE_EXHAUSTED (memory), FAILED_PRECONDITION (no such device, missing tower), CANCELLED.
+  // why not: NOT_FOUND, DATA_LOSS (broken or foreign files, wrong digest, NaN weights),
+  // INVALID_ARGUMENT (settings that do not go with it), INTERNAL (the self-test fails),
+  // PERMISSION_DENIED, RESOURCE_EXHAUSTED (memory), FAILED_PRECONDITION (no such device, missing
+  // tower), CANCELLED.
   virtual absl::StatusOr<std::shared_ptr<Servable>> Load(const VersionRef& version,
                                                          const LoadOptions& options) = 0;
   // From now on requests for this version are taken; beside others of the same model.

@@ -205,6 +205,7 @@ absl::StatusOr<std::shared_ptr<Servable>> LlmServableLoader::Load(const VersionR
                      {"device", info.device},
                      {"dtype", info.dtype},
                      {"context_tokens", absl::StrCat(made->info().context_tokens())},
+                     {"max_running", absl::StrCat(options_.engine.max_running)},
                      {"kv_tokens", absl::StrCat(made->engine().kv_capacity_tokens())},
                      {"self_test_drift", absl::StrCat(made->self_test_drift())},
                      {"load_s", seconds(loaded - begin)},

@@ -71,9 +71,8 @@ struct TowerReading {
   uint64_t bytes_per_second = 0;
 };
 
-// Reads the checkpoint `options.model`, files verified. NOT_FOUND: nothing is there.
-// PERMISSION_DENIED: it may not be read. INVALID_ARGUMENT: it is broken, or no tower; the message
-// says why. FAILED_PRECONDITION: no such device. CANCELLED: told to stop.
+// Reads the checkpoint `options.model`, files verified. Errors of WhyNotOpened, or
+// FAILED_PRECONDITION: no such device.
 absl::StatusOr<LoadedTower> OpenTowerWorkers(const TowerOptions& options,
                                              const TowerReading& reading = {});
 
