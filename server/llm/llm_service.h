@@ -13,10 +13,10 @@
 #include "server/llm/prompt.h"
 #include "server/llm/recent_sessions.h"
 #include "server/llm/routed_versions.h"
-#include "server/llm/task_threads.h"
 #include "server/runtime/metrics.h"
 #include "server/runtime/mutex.h"
 #include "server/runtime/service_process.h"
+#include "server/runtime/task_threads.h"
 
 namespace llava {
 

@@ -31,7 +31,6 @@ std::unique_ptr<llava::FeatureDisk> OpenDisk(const llava::VisionOptions& options
 }
 
 llava::RepositoryCalls CallsOf(llava::ModelManager& manager, bool admin) {
-  using Status = absl::StatusOr<llava::v1::ModelVersionStatus>;
   llava::RepositoryCalls calls;
   calls.statuses = [&manager] {
     auto statuses = manager.Statuses("", 0);
@@ -39,11 +38,12 @@ llava::RepositoryCalls CallsOf(llava::ModelManager& manager, bool admin) {
   };
   if (!admin) return calls;
   calls.load = [&manager](const std::string& name, uint64_t version, auto done) {
-    manager.Load(name, version, [done](const Status& result) { done(result.status()); });
+    return manager.Load(name, version, std::move(done));
   };
   calls.unload = [&manager](const std::string& name, uint64_t version, auto done) {
-    manager.Unload(name, version, [done](const Status& result) { done(result.status()); });
+    return manager.Unload(name, version, std::move(done));
   };
+  calls.forget = [&manager](uint64_t call) { return manager.Forget(call); };
   return calls;
 }
 

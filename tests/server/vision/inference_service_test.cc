@@ -11,7 +11,9 @@
 #include <limits>
 #include <memory>
 #include <random>
+#include <set>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "llava/v1/vision.grpc.pb.h"
@@ -20,6 +22,7 @@
 #include "server/vision/infer_request.h"
 #include "server/wire/feature_key.h"
 #include "tests/server/vision/vision_test_server.h"
+#include "tests/support/eventually.h"
 #include "tests/support/slowdown.h"
 
 namespace llava {
@@ -48,14 +51,49 @@ class InferenceServiceTest : public ::testing::Test {
     RepositoryCalls calls;
     calls.statuses = [this] { return statuses_; };
     calls.load = [this](const std::string& name, uint64_t version, auto done) {
-      asked_.push_back("load " + name + " " + std::to_string(version));
-      done(name == "clip" ? absl::OkStatus() : absl::NotFoundError("no model " + name));
+      return Ask("load " + name + " " + std::to_string(version),
+                 name == "gpt" ? absl::NotFoundError("no model " + name) : absl::OkStatus(), done);
     };
     calls.unload = [this](const std::string& name, uint64_t version, auto done) {
-      asked_.push_back("unload " + name + " " + std::to_string(version));
-      done(absl::OkStatus());
+      return Ask("unload " + name + " " + std::to_string(version), absl::OkStatus(), done);
+    };
+    calls.forget = [this](uint64_t call) {
+      MutexLock lock(mutex_);
+      forgotten_.insert(call);
+      return true;
     };
     return calls;
+  }
+  // Answers at once, but for what is asked of the model "slow". Its number is its place.
+  uint64_t Ask(const std::string& what, const absl::Status& status,
+               const ModelManager::OnDone& done) {
+    const bool slow = what.find(" slow ") != std::string::npos;
+    if (!slow && status.ok()) done(v1::ModelVersionStatus());
+    if (!slow && !status.ok()) done(status);
+    MutexLock lock(mutex_);
+    asked_.push_back(what);
+    if (slow) late_.push_back(done);
+    return asked_.size();
+  }
+  // Makes `call`, whose caller goes when all in all so many answers are late.
+  template <typename Call>
+  void IsCancelled(size_t late, const Call& call) {
+    grpc::ClientContext context;
+    std::thread goes([&] {
+      EXPECT_TRUE(Eventually([&] {
+        MutexLock lock(mutex_);
+        return late_.size() == late;
+      }));
+      context.TryCancel();
+    });
+    EXPECT_EQ(call(context).error_code(), grpc::StatusCode::CANCELLED);
+    goes.join();
+  }
+  bool Forgets(const std::set<uint64_t>& calls) {
+    return Eventually([&] {
+      MutexLock lock(mutex_);
+      return forgotten_ == calls;
+    });
   }
 
   const PreprocessConfig& preprocess() { return here_.engine().info().preprocess; }
@@ -108,7 +146,10 @@ class InferenceServiceTest : public ::testing::Test {
   }
 
   std::vector<v1::ModelVersionStatus> statuses_;
+  Mutex mutex_;  // guards those below
   std::vector<std::string> asked_;
+  std::vector<ModelManager::OnDone> late_;
+  std::set<uint64_t> forgotten_;
   VisionTestServer here_{Calls()};
   std::unique_ptr<inference::GRPCInferenceService::Stub> stub_;
 };
@@ -474,6 +515,28 @@ TEST_F(InferenceServiceTest, TheRepositoryIsTheManagers) {
   unload.set_model_name("gpt");
   EXPECT_EQ(stub_->RepositoryModelUnload(&contexts[6], unload, &unloaded).error_code(),
             grpc::StatusCode::NOT_FOUND);
+}
+
+TEST_F(InferenceServiceTest, WhoHasGoneWaitsForNoVersion) {
+  for (const uint64_t version : {2, 1}) {
+    v1::ModelVersionStatus& status = statuses_.emplace_back();
+    status.mutable_model()->set_name("slow");
+    status.mutable_model()->set_version(version);
+    status.set_state(v1::MODEL_STATE_READY);
+  }
+  inference::RepositoryModelLoadRequest load;
+  inference::RepositoryModelLoadResponse loaded;
+  load.set_model_name("slow");
+  IsCancelled(1,
+              [&](auto& context) { return stub_->RepositoryModelLoad(&context, load, &loaded); });
+  EXPECT_TRUE(Forgets({1}));
+  inference::RepositoryModelUnloadRequest unload;
+  inference::RepositoryModelUnloadResponse unloaded;
+  unload.set_model_name("slow");
+  IsCancelled(
+      3, [&](auto& context) { return stub_->RepositoryModelUnload(&context, unload, &unloaded); });
+  EXPECT_TRUE(Forgets({1, 2, 3}));
+  for (const auto& done : late_) done(v1::ModelVersionStatus());  // to nobody
 }
 
 }  // namespace
