@@ -186,12 +186,12 @@ class VersionTest(ChatCase):
                 with self.subTest(program=program, damage=damage.__name__):
                     folder = pathlib.Path(self.temporary.name) / f"{program}-{damage.__name__}"
                     shutil.copytree(source, folder)
-                    why, _ = damage(folder)
+                    damage(folder)
                     service = Service(program, ["--model", folder, "--port", 0, "--metrics-port", 0], self.temporary.name)
                     self.addCleanup(service.stop)
                     code, text = service.wait_end()
                     self.assertEqual(code, 4, text)
-                    self.assertIn(why, text)
+                    self.assertIn(f"{program}: {folder}", text)
 
     def test_deleted_while_it_serves(self):
         good = self.newest()
