@@ -8,6 +8,7 @@
 #include "absl/strings/str_format.h"
 #include "server/runtime/host_port.h"
 #include "server/runtime/logging.h"
+#include "server/runtime/seconds.h"
 
 namespace llava {
 
@@ -56,8 +57,8 @@ int RunModelProcess(const ModelProcess& model, ServiceProcess& process, ModelMan
   int code = 0;
   if (status.ok() || end_asked()) {
     if (status.ok()) {
-      const std::chrono::duration<double> took = std::chrono::steady_clock::now() - model.begin;
-      LogInfo(absl::StrFormat("ready in %.1f s", took.count()),
+      const double took = Seconds(std::chrono::steady_clock::now() - model.begin);
+      LogInfo(absl::StrFormat("ready in %.1f s", took),
               {{"grpc", HostPort(model.host, process.port())},
                {"metrics", HostPort(model.host, process.metrics_port())}});
       if (model.on_ready) model.on_ready();
