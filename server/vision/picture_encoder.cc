@@ -297,8 +297,6 @@ absl::StatusOr<LoadedTower> OpenTowerWorkers(const TowerOptions& options,
   const int workers = static_cast<int>(devices->size()) * options.workers;
   LoadedTower loaded;
   TowerInfo& info = loaded.info;
-  info.name = checkpoint->name;
-  info.version = checkpoint->version;
   info.digest = checkpoint->digest;
   info.num_layers = checkpoint->config.num_layers;
   info.num_patches = checkpoint->config.num_patches();

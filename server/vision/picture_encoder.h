@@ -32,8 +32,6 @@ using EncoderFactory = std::function<std::unique_ptr<PictureEncoder>(int worker)
 
 // What there is to know about a loaded tower.
 struct TowerInfo {
-  std::string name;
-  uint64_t version = 0;
   Sha256Digest digest{};
   int64_t num_layers = 0;
   int64_t num_patches = 0;

@@ -95,7 +95,7 @@ int main(int argc, char** argv) {
   manager = std::make_unique<llava::ModelManager>(*std::move(lifecycle), *loader, metrics);
   models = std::make_unique<llava::LifecycleService>(*manager, options.lifecycle.admin());
   vision = std::make_unique<llava::VisionService>(loader->towers(), *cache, process.admission(),
-                                                  metrics, options.engine.limits.max_bytes);
+                                                  metrics);
   inference = std::make_unique<llava::InferenceService>(
       loader->towers(), CallsOf(*manager, options.lifecycle.admin()), process.admission(), metrics);
   if (const int code = process.Start(
