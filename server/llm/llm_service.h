@@ -27,9 +27,9 @@ v1::ModelInfo LanguageModelInfo(const LanguageInfo& language, int64_t context_to
 
 // All that requests need of a version. Const, but for the thread-safe parts it points to.
 struct LlmBackend {
-  // `recent` is told of answers that ended; it may be null.
+  // `recent` is told of answers that ended.
   LlmBackend(v1::ModelInfo info, LlmEngine& engine, FeatureStore& store,
-             std::shared_ptr<RecentSessions> recent = nullptr);
+             std::shared_ptr<RecentSessions> recent);
 
   const v1::ModelInfo info;
   LlmEngine& engine;
