@@ -18,6 +18,12 @@ class MappedFile;
 struct TensorInfo {
   at::ScalarType dtype;
   std::vector<int64_t> shape;
+
+  uint64_t elements() const {
+    uint64_t count = 1;
+    for (const int64_t side : shape) count *= static_cast<uint64_t>(side);
+    return count;
+  }
 };
 
 // A file of named tensors. Const after opening, thread-safe.

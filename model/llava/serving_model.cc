@@ -178,11 +178,7 @@ WeightType Resolve(WeightType type, const LanguageCheckpoint& checkpoint, at::De
   }
   if (!device.is_cpu()) return WeightType::kBFloat16;
   uint64_t values = 0;
-  for (const auto& [name, tensor] : checkpoint.tensors.tensors()) {
-    uint64_t size = 1;
-    for (const int64_t side : tensor.shape) size *= static_cast<uint64_t>(side);
-    values += size;
-  }
+  for (const auto& [name, tensor] : checkpoint.tensors.tensors()) values += tensor.elements();
   return values * sizeof(float) > kMostFloat32 ? WeightType::kBFloat16 : WeightType::kFloat32;
 }
 

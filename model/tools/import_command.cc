@@ -66,11 +66,7 @@ TowerSearch FindTower(const fs::path& root, const Sha256Digest& digest) {
 // In float32, while it is tried in other arithmetic: bytes.
 uint64_t SelfTestBytes(const TensorSource& tensors) {
   uint64_t values = 0;
-  for (const auto& [name, info] : tensors.tensors()) {
-    uint64_t count = 1;
-    for (const int64_t side : info.shape) count *= static_cast<uint64_t>(side);
-    values += count;
-  }
+  for (const auto& [name, info] : tensors.tensors()) values += info.elements();
   return values * sizeof(float) * 5 / 4;
 }
 

@@ -29,10 +29,8 @@ bool IsTower(const CheckpointFolder& folder) {
 void AddTensors(const TensorSource& tensors, json& description) {
   uint64_t bytes = 0, parameters = 0;
   for (const auto& [name, info] : tensors.tensors()) {
-    uint64_t elements = 1;
-    for (const int64_t size : info.shape) elements *= static_cast<uint64_t>(size);
-    parameters += elements;
-    bytes += elements * at::elementSize(info.dtype);
+    parameters += info.elements();
+    bytes += info.elements() * at::elementSize(info.dtype);
   }
   description["tensors"] = tensors.tensors().size();
   description["parameters"] = parameters;

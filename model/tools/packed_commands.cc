@@ -44,9 +44,7 @@ int ThreadsOr(int threads) {
 std::optional<SelfTest> PackedSelfTest(const LanguageCheckpoint& written, int threads) {
   uint64_t bytes = 0;
   for (const auto& [name, info] : written.tensors.tensors()) {
-    uint64_t size = at::elementSize(info.dtype);
-    for (const int64_t side : info.shape) size *= static_cast<uint64_t>(side);
-    bytes += size;
+    bytes += info.elements() * at::elementSize(info.dtype);
   }
   if (!MemoryForSelfTest(bytes * 5 / 4, "packed model")) return std::nullopt;
   const std::vector<ChatMessage> exchange = {

@@ -52,16 +52,10 @@ constexpr char kStopped[] = "the loading was stopped";
 // Bytes of a packed weight, its share of scales and of weights kept apart included.
 constexpr double kInt8Bytes = 1.05, kInt4Bytes = 0.6;
 
-uint64_t ElementsOf(const TensorInfo& tensor) {
-  uint64_t elements = 1;
-  for (const int64_t side : tensor.shape) elements *= static_cast<uint64_t>(side);
-  return elements;
-}
-
 uint64_t StoredBytes(const LanguageCheckpoint& checkpoint) {
   uint64_t bytes = 0;
   for (const auto& [name, tensor] : checkpoint.tensors.tensors()) {
-    bytes += ElementsOf(tensor) * c10::elementSize(tensor.dtype);
+    bytes += tensor.elements() * c10::elementSize(tensor.dtype);
   }
   return bytes;
 }
@@ -173,7 +167,7 @@ LanguageInfo InfoOf(const LanguageCheckpoint& checkpoint, const LanguageOptions&
 uint64_t WeightBytes(const LanguageCheckpoint& checkpoint, WeightType weights) {
   double bytes = 0;
   for (const auto& [name, tensor] : checkpoint.tensors.tensors()) {
-    const auto elements = static_cast<double>(ElementsOf(tensor));
+    const auto elements = static_cast<double>(tensor.elements());
     const bool matrix = tensor.shape.size() == 2;
     const bool embedding = name == "model.embed_tokens.weight";
     const bool head = name == "lm_head.weight";

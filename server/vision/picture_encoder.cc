@@ -247,11 +247,7 @@ absl::StatusOr<TowerCheckpoint> OpenChecked(const std::string& path, const OpenO
 
 uint64_t WeightBytes(const TowerCheckpoint& checkpoint, const Arithmetic& arithmetic) {
   uint64_t elements = 0;
-  for (const auto& [name, tensor] : checkpoint.tensors.tensors()) {
-    uint64_t own = 1;
-    for (const int64_t side : tensor.shape) own *= static_cast<uint64_t>(side);
-    elements += own;
-  }
+  for (const auto& [name, tensor] : checkpoint.tensors.tensors()) elements += tensor.elements();
   return static_cast<uint64_t>(static_cast<double>(elements) * arithmetic.weight_bytes);
 }
 
