@@ -7,13 +7,10 @@
 
 namespace llava {
 
-// What was thrown while a model was read, if memory or the device is to blame and not the files:
-// RESOURCE_EXHAUSTED, or INTERNAL for a fault of CUDA. OK: neither.
-absl::Status MachineFault(std::exception_ptr failure);
-
-// Prints why a model could not be loaded, in one line, and returns the process's exit code:
-// INVALID_ARGUMENT -> kExitUsage, NOT_FOUND, DATA_LOSS and PERMISSION_DENIED -> kExitModelMissing,
-// FAILED_PRECONDITION -> kExitDeviceMissing, RESOURCE_EXHAUSTED -> kExitNoMemory, else 1.
-int ReportLoadFailure(const std::string& program, const absl::Status& status);
+// What `failure`, thrown while the checkpoint at `path` was opened or read, means, in one line.
+// CANCELLED: told to stop. INVALID_ARGUMENT (std::invalid_argument): the settings do not go with
+// it. RESOURCE_EXHAUSTED: memory, of the host or the device. INTERNAL: a fault of CUDA.
+// PERMISSION_DENIED. NOT_FOUND: nothing is there. DATA_LOSS: it is broken, or of another kind.
+absl::Status WhyNotOpened(const std::string& path, std::exception_ptr failure);
 
 }  // namespace llava

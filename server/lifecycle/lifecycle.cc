@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/runtime/seconds.h"
 
 namespace llava {
 namespace {
@@ -12,14 +13,14 @@ namespace {
 // them; this many of a model.
 constexpr size_t kGoneRemembered = 8;
 
+constexpr char kFolderGone[] = "its folder is gone from the repository; served from memory";
+
+}  // namespace
+
 bool Resting(v1::ModelState state) {
   return state == v1::MODEL_STATE_AVAILABLE || state == v1::MODEL_STATE_UNLOADED ||
          state == v1::MODEL_STATE_FAILED;
 }
-
-constexpr char kFolderGone[] = "its folder is gone from the repository; served from memory";
-
-}  // namespace
 
 Lifecycle::Lifecycle(Options options) : options_(std::move(options)), random_(options_.seed) {}
 
@@ -63,9 +64,9 @@ void Lifecycle::Fail(const VersionId& id, const absl::Status& status, Time now) 
                     "another version would make way each time)");
   }
   const int doublings = std::min(version.failures - 1, 30);
-  const double delay = std::min(std::chrono::duration<double>(options_.retry_delay).count() *
-                                    static_cast<double>(uint64_t{1} << doublings),
-                                std::chrono::duration<double>(options_.retry_max_delay).count());
+  const double delay =
+      std::min(Seconds(options_.retry_delay) * static_cast<double>(uint64_t{1} << doublings),
+               Seconds(options_.retry_max_delay));
   const double jitter = std::uniform_real_distribution<double>(0.8, 1.2)(random_);
   version.retry_at =
       now + std::chrono::duration_cast<Duration>(std::chrono::duration<double>(delay * jitter));
@@ -346,7 +347,7 @@ void Lifecycle::WorkersSet(const VersionId& id, const absl::Status& status, Time
       return;
     case Phase::kGrowNew:
       if (status.ok()) {
-        swaps_.push_back({candidate, exchange.mode, now - exchange.begun});
+        swaps_.push_back({candidate, exchange.mode, now - version.begun});
         version.costly = false;
       } else {
         version.message = std::string(error.message());

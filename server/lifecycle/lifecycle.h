@@ -26,6 +26,9 @@ struct VersionId {
   auto operator<=>(const VersionId&) const = default;
 };
 
+// Not loaded, and nothing of it is on its way.
+bool Resting(v1::ModelState state);
+
 // A state machine over all versions of all models. The caller feeds events, calls Next after them
 // and when NextTime has come, and does the steps that it gives, in their order. One thread.
 //
@@ -181,7 +184,6 @@ class Lifecycle {
     Phase phase = Phase::kVerify;
     uint64_t candidate = 0;
     std::vector<uint64_t> victims;
-    Time begun{};
   };
   struct Model {
     RepositoryModel seen;

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 
@@ -32,6 +33,18 @@ MetricLabels StateLabels(const VersionId& id, v1::ModelState state) {
 
 std::string ToString(v1::ModelState state) {
   return absl::AsciiStrToLower(absl::StripPrefix(v1::ModelState_Name(state), "MODEL_STATE_"));
+}
+
+void ShowModelInfo(Metrics& metrics, const v1::ModelInfo& info, bool shown) {
+  const bool tower = info.kind() == v1::MODEL_KIND_TOWER;
+  const char* const name = tower ? "llava_vision_model_info" : "llava_llm_model_info";
+  const MetricLabels labels = {{"name", info.model().name()},
+                               {"version", absl::StrCat(info.model().version())},
+                               {"digest", absl::BytesToHexString(info.model().digest())},
+                               {"numerics", info.numerics()}};
+  if (!shown) return metrics.RemoveGauge(name, labels);
+  const char* const help = tower ? "The towers that are served" : "Language models that are loaded";
+  metrics.Gauge(name, help, labels).Set(1);
 }
 
 LifecycleMetrics::LifecycleMetrics(Metrics& metrics, uint64_t memory_budget)

@@ -15,6 +15,9 @@ namespace llava {
 // "available", "loading", ...
 std::string ToString(v1::ModelState state);
 
+// Shows a version that is loaded (always 1), or takes it away again.
+void ShowModelInfo(Metrics& metrics, const v1::ModelInfo& info, bool shown);
+
 // What the manager counts. Thread-safe.
 class LifecycleMetrics {
  public:

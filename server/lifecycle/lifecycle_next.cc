@@ -399,7 +399,6 @@ bool Lifecycle::TryStart(const VersionId& id, Model& model, Time now) {
   exchange.mode = plan.mode;
   exchange.candidate = id.version;
   exchange.victims = plan.victims;
-  exchange.begun = now;
   model.exchange = std::move(exchange);
   version.job = Version::Job::kVerify;
   version.loaded_mark = version.mark;

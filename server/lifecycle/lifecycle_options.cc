@@ -130,11 +130,9 @@ absl::StatusOr<ModelManager::Options> LifecycleOptions::Resolve(Manifest::Kind k
   ModelManager::Options options;
   const auto policy = VersionPolicy::Parse(version_policy);
   if (!policy.ok()) return policy.status();
-  const auto mode = ParseSwapMode(swap_mode);
-  if (!mode.ok()) return mode.status();
   options.kind = kind;
   options.policy = *policy;
-  options.swap_mode = *mode;
+  options.swap_mode = ParseSwapMode(swap_mode);
   options.poll_interval = poll_interval;
   options.soft_budget = memory_budget == 0;
   options.memory_budget = memory_budget == 0 ? HostMemoryBudget() : memory_budget;

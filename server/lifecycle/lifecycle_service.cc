@@ -14,7 +14,6 @@
 #include "absl/strings/str_cat.h"
 #include "model/checkpoint/repository.h"
 #include "server/runtime/logging.h"
-#include "server/runtime/mutex.h"
 #include "server/runtime/status.h"
 
 namespace llava {
@@ -25,50 +24,6 @@ grpc::ServerUnaryReactor* Answer(grpc::CallbackServerContext* context, const abs
   reactor->Finish(ToGrpc(status));
   return reactor;
 }
-
-// A call that waits for a version. It ends once: when the manager says so, or when the caller gives
-// up or its deadline passes, whichever comes first.
-class WaitingCall : public grpc::ServerUnaryReactor {
- public:
-  WaitingCall(ModelManager& manager, v1::ModelVersionStatus* status)
-      : manager_(manager), end_(std::make_shared<End>(this, status)) {}
-
-  // For the manager, which may come when this call is gone.
-  ModelManager::OnDone Ending() {
-    return [end = end_](const absl::StatusOr<v1::ModelVersionStatus>& result) {
-      grpc::ServerUnaryReactor* reactor = nullptr;
-      {
-        MutexLock lock(end->mutex);
-        reactor = std::exchange(end->reactor, nullptr);
-        if (reactor != nullptr && result.ok()) *end->status = *result;
-      }
-      if (reactor != nullptr) reactor->Finish(ToGrpc(result.status()));
-    };
-  }
-  // Before the call is given to gRPC.
-  grpc::ServerUnaryReactor* With(uint64_t number) {
-    number_ = number;
-    return this;
-  }
-
-  void OnCancel() override {
-    manager_.Forget(number_);
-    Ending()(absl::CancelledError("the caller waits no longer; what it asked for goes on"));
-  }
-  void OnDone() override { delete this; }
-
- private:
-  struct End {
-    End(grpc::ServerUnaryReactor* r, v1::ModelVersionStatus* s) : reactor(r), status(s) {}
-    Mutex mutex;
-    grpc::ServerUnaryReactor* reactor LLAVA_GUARDED_BY(mutex);  // null: ended
-    v1::ModelVersionStatus* const status;                       // until then
-  };
-
-  ModelManager& manager_;
-  const std::shared_ptr<End> end_;
-  uint64_t number_ = 0;
-};
 
 absl::Status CheckWritable(const std::filesystem::path& folder) {
   if (access(folder.c_str(), W_OK) == 0) return absl::OkStatus();
@@ -90,14 +45,6 @@ absl::Status AdminOnly(bool admin) {
 
 }  // namespace
 
-LifecycleService::LifecycleService(ModelManager& manager, bool admin)
-    : manager_(manager), admin_(admin) {}
-
-LifecycleService::~LifecycleService() {
-  changes_.Close();
-  if (marks_thread_.joinable()) marks_thread_.join();
-}
-
 grpc::ServerUnaryReactor* LifecycleService::ListModels(grpc::CallbackServerContext* context,
                                                        const v1::ListModelsRequest* request,
                                                        v1::ListModelsResponse* response) {
@@ -116,22 +63,27 @@ grpc::ServerUnaryReactor* LifecycleService::GetModelStatus(grpc::CallbackServerC
   return Answer(context, absl::OkStatus());
 }
 
+WaitingCall* LifecycleService::NewWaitingCall(v1::ModelVersionStatus* status) {
+  return new WaitingCall([this](uint64_t number) { return manager_.Forget(number); }, 1, status);
+}
+
 grpc::ServerUnaryReactor* LifecycleService::LoadModel(grpc::CallbackServerContext* context,
                                                       const v1::LoadModelRequest* request,
                                                       v1::LoadModelResponse* response) {
   if (const auto status = AdminOnly(admin_); !status.ok()) return Answer(context, status);
-  auto* call = new WaitingCall(manager_, response->mutable_status());
-  return call->With(
-      manager_.Load(request->model().name(), request->model().version(), call->Ending()));
+  auto* call = NewWaitingCall(response->mutable_status());
+  call->WaitFor(manager_.Load(request->model().name(), request->model().version(), call->Answer()));
+  return call;
 }
 
 grpc::ServerUnaryReactor* LifecycleService::UnloadModel(grpc::CallbackServerContext* context,
                                                         const v1::UnloadModelRequest* request,
                                                         v1::UnloadModelResponse* response) {
   if (const auto status = AdminOnly(admin_); !status.ok()) return Answer(context, status);
-  auto* call = new WaitingCall(manager_, response->mutable_status());
-  return call->With(
-      manager_.Unload(request->model().name(), request->model().version(), call->Ending()));
+  auto* call = NewWaitingCall(response->mutable_status());
+  call->WaitFor(
+      manager_.Unload(request->model().name(), request->model().version(), call->Answer()));
+  return call;
 }
 
 grpc::ServerUnaryReactor* LifecycleService::SetLabel(grpc::CallbackServerContext* context,
@@ -185,13 +137,8 @@ grpc::ServerUnaryReactor* LifecycleService::ChangeMarks(grpc::CallbackServerCont
     return Answer(context, absl::NotFoundError(
                                absl::StrCat("model \"", name, "\" is not served by this process")));
   }
-  std::call_once(started_, [this] {
-    marks_thread_ = std::thread([this] {
-      while (const auto job = changes_.Pop()) (*job)();
-    });
-  });
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  std::function<void()> job = [this, name, reactor, change = std::move(change)] {
+  const auto job = [this, name, reactor, change = std::move(change)] {
     absl::Status status = CheckWritable(manager_.root() / name);
     if (status.ok()) {
       try {
@@ -203,7 +150,7 @@ grpc::ServerUnaryReactor* LifecycleService::ChangeMarks(grpc::CallbackServerCont
     if (status.ok()) manager_.LookNow();
     reactor->Finish(ToGrpc(status));
   };
-  if (!changes_.TryPush(job)) {
+  if (!marks_.Post(job)) {
     reactor->Finish(ToGrpc(
         OverloadedError("too many changes of labels wait for the disk", std::chrono::seconds(1))));
   }

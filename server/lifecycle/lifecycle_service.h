@@ -1,14 +1,12 @@
 #pragma once
 
 #include <functional>
-#include <memory>
-#include <mutex>
 #include <string>
-#include <thread>
 
 #include "llava/v1/models.grpc.pb.h"
 #include "server/lifecycle/model_manager.h"
-#include "server/runtime/bounded_queue.h"
+#include "server/lifecycle/waiting_call.h"
+#include "server/runtime/task_threads.h"
 
 namespace llava {
 
@@ -23,8 +21,7 @@ namespace llava {
 // Thread-safe. Made before the server, and destroyed after it; the manager must outlive it.
 class LifecycleService : public v1::ModelService::CallbackService {
  public:
-  LifecycleService(ModelManager& manager, bool admin);
-  ~LifecycleService() override;
+  LifecycleService(ModelManager& manager, bool admin) : manager_(manager), admin_(admin) {}
 
   grpc::ServerUnaryReactor* ListModels(grpc::CallbackServerContext* context,
                                        const v1::ListModelsRequest* request,
@@ -46,6 +43,7 @@ class LifecycleService : public v1::ModelService::CallbackService {
                                      v1::RollbackResponse* response) override;
 
  private:
+  WaitingCall* NewWaitingCall(v1::ModelVersionStatus* status);
   // Runs a change of marks on the thread for it, which may wait for disk and locks, and ends the
   // call with its result.
   grpc::ServerUnaryReactor* ChangeMarks(grpc::CallbackServerContext* context,
@@ -54,9 +52,7 @@ class LifecycleService : public v1::ModelService::CallbackService {
 
   ModelManager& manager_;
   const bool admin_;
-  BoundedQueue<std::function<void()>> changes_{64};
-  std::thread marks_thread_;  // started by the first change
-  std::once_flag started_;
+  TaskThreads marks_{1, 64};  // last: its tasks use the fields above
 };
 
 }  // namespace llava

@@ -7,9 +7,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "server/lifecycle/model_manager_impl.h"
 #include "server/lifecycle/version_check.h"
 #include "server/runtime/logging.h"
+#include "server/runtime/seconds.h"
 #include "server/runtime/status.h"
 
 namespace llava {
@@ -48,7 +48,7 @@ auto Guarded(Function function) -> decltype(function()) {
 
 }  // namespace
 
-ModelManager::Impl::Impl(Options options, ServableLoader& loader, Metrics& metrics)
+ModelManager::ModelManager(Options options, ServableLoader& loader, Metrics& metrics)
     : options_(std::move(options)),
       loader_(loader),
       workers_(std::max(1, loader.workers())),
@@ -66,7 +66,7 @@ ModelManager::Impl::Impl(Options options, ServableLoader& loader, Metrics& metri
       });
 }
 
-void ModelManager::Impl::Start() {
+void ModelManager::Start() {
   for (int i = 0; i < std::max(1, options_.load_threads); ++i) {
     threads_.emplace_back([this] { Worker(loads_); });
   }
@@ -81,7 +81,7 @@ void ModelManager::Impl::Start() {
   }
 }
 
-void ModelManager::Impl::Stop() {
+void ModelManager::Stop() {
   {
     MutexLock lock(mutex_);
     if (stop_.exchange(true)) return;
@@ -105,14 +105,14 @@ void ModelManager::Impl::Stop() {
   for (const auto& [number, call] : calls) call.done(EndingError());
 }
 
-void ModelManager::Impl::Drain() {
+void ModelManager::Drain() {
   MutexLock lock(mutex_);
   draining_ = true;
   lifecycle_.Drain();
   Wake();
 }
 
-void ModelManager::Impl::OnLook(uint64_t look, const absl::StatusOr<RepositorySnapshot>& snapshot) {
+void ModelManager::OnLook(uint64_t look, const absl::StatusOr<RepositorySnapshot>& snapshot) {
   MutexLock lock(mutex_);
   if (snapshot.ok() && (look_ == 0 || *snapshot != snapshot_)) {
     snapshot_ = *snapshot;
@@ -123,19 +123,19 @@ void ModelManager::Impl::OnLook(uint64_t look, const absl::StatusOr<RepositorySn
   Wake();
 }
 
-VersionRef ModelManager::Impl::RefOf(const VersionId& id) const {
+VersionRef ModelManager::RefOf(const VersionId& id) const {
   if (options_.fixed) return *options_.fixed;
   return {id.name, id.version, options_.root / id.name / absl::StrCat(id.version)};
 }
 
-void ModelManager::Impl::Control() {
+void ModelManager::Control() {
   while (Round()) {
     AskForLostDevice();
     AskServables();
   }
 }
 
-bool ModelManager::Impl::Round() {
+bool ModelManager::Round() {
   std::vector<std::pair<Lifecycle::Step, std::shared_ptr<Servable>>> routing;
   Answers answers;
   {
@@ -167,9 +167,9 @@ bool ModelManager::Impl::Round() {
       }
     }
     jobs_.NotifyAll();
-    Report(lifecycle_.TakeTransitions(), now);
+    Report(lifecycle_.TakeTransitions());
     for (const Lifecycle::Swap& swap : lifecycle_.TakeSwaps()) {
-      metrics_.SwapSeconds(swap.mode).Observe(std::chrono::duration<double>(swap.took).count());
+      metrics_.SwapSeconds(swap.mode).Observe(Seconds(swap.took));
     }
     metrics_.estimated_bytes.Set(static_cast<double>(lifecycle_.EstimatedBytes()));
   }
@@ -205,8 +205,7 @@ bool ModelManager::Impl::Round() {
     }
     metrics_.ShowServing(serving);
     CollectAnswers(answers);
-    first_failure_ = FirstFailure();
-    if (!first_failure_.ok()) first_failed_ = true;
+    if (first_failure_.ok()) first_failure_ = FirstFailure();
   }
   for (const auto& [model, count] : changes) {
     if (options_.on_serving) options_.on_serving(model, count);
@@ -249,7 +248,7 @@ bool ModelManager::Impl::Round() {
 }
 
 // Whether versions that drain have ended, and those that are served live.
-void ModelManager::Impl::AskServables() {
+void ModelManager::AskServables() {
   struct Question {
     VersionId id;
     Servable* servable;
@@ -293,8 +292,7 @@ void ModelManager::Impl::AskServables() {
     }
     if (version->state == v1::MODEL_STATE_DRAINING && !version->held && !each->second.servable &&
         each->second.memory.expired()) {
-      metrics_.drain_seconds.Observe(
-          std::chrono::duration<double>(now - each->second.draining_since).count());
+      metrics_.drain_seconds.Observe(Seconds(now - version->since));
       lifecycle_.Freed(each->first, now);
       each->second = {};
     }
@@ -302,7 +300,7 @@ void ModelManager::Impl::AskServables() {
   }
 }
 
-void ModelManager::Impl::Worker(std::deque<Lifecycle::Step>& jobs) {
+void ModelManager::Worker(std::deque<Lifecycle::Step>& jobs) {
   for (;;) {
     Lifecycle::Step step;
     {
@@ -316,7 +314,7 @@ void ModelManager::Impl::Worker(std::deque<Lifecycle::Step>& jobs) {
   }
 }
 
-void ModelManager::Impl::Do(const Lifecycle::Step& step) {
+void ModelManager::Do(const Lifecycle::Step& step) {
   const auto stopped = [this, stop = [&] {
     MutexLock lock(mutex_);
     return held_[step.id].stop;
@@ -360,7 +358,7 @@ void ModelManager::Impl::Do(const Lifecycle::Step& step) {
   }
 }
 
-absl::StatusOr<Lifecycle::Size> ModelManager::Impl::DoEstimate(const VersionId& id) {
+absl::StatusOr<Lifecycle::Size> ModelManager::DoEstimate(const VersionId& id) {
   Lifecycle::Size size;
   for (int workers = 1; workers <= workers_; ++workers) {
     const auto estimate = loader_.EstimateBytes(RefOf(id), workers);
@@ -371,7 +369,7 @@ absl::StatusOr<Lifecycle::Size> ModelManager::Impl::DoEstimate(const VersionId& 
   return size;
 }
 
-absl::Status ModelManager::Impl::DoLoad(const Lifecycle::Step& step) {
+absl::Status ModelManager::DoLoad(const Lifecycle::Step& step) {
   const Time begin = Clock::now();
   ServableLoader::LoadOptions load;
   {
@@ -398,7 +396,7 @@ absl::Status ModelManager::Impl::DoLoad(const Lifecycle::Step& step) {
   load.predecessor.reset();
   if (!servable.ok()) return servable.status();
   if (*servable == nullptr) return absl::InternalError("the loader gave nothing");
-  metrics_.load_seconds.Observe(std::chrono::duration<double>(Clock::now() - begin).count());
+  metrics_.load_seconds.Observe(Seconds(Clock::now() - begin));
   MutexLock lock(mutex_);
   Held& held = held_[step.id];
   held.memory = (*servable)->memory();
@@ -407,7 +405,7 @@ absl::Status ModelManager::Impl::DoLoad(const Lifecycle::Step& step) {
   return absl::OkStatus();
 }
 
-void ModelManager::Impl::DoRelease(const VersionId& id) {
+void ModelManager::DoRelease(const VersionId& id) {
   std::shared_ptr<Servable> last;
   {
     MutexLock lock(mutex_);
@@ -420,10 +418,9 @@ void ModelManager::Impl::DoRelease(const VersionId& id) {
   Wake();
 }
 
-void ModelManager::Impl::Report(const std::vector<Lifecycle::Transition>& transitions, Time now) {
+void ModelManager::Report(const std::vector<Lifecycle::Transition>& transitions) {
   for (const Lifecycle::Transition& transition : transitions) {
     const Lifecycle::Version* version = lifecycle_.Find(transition.id);
-    if (transition.to == v1::MODEL_STATE_DRAINING) held_[transition.id].draining_since = now;
     metrics_.Count(transition, version == nullptr ? absl::OkStatus() : version->error);
     const std::string number = absl::StrCat(transition.id.version);
     if (transition.to == v1::MODEL_STATE_FAILED) {
@@ -444,8 +441,7 @@ void ModelManager::Impl::Report(const std::vector<Lifecycle::Transition>& transi
   }
 }
 
-absl::Status ModelManager::Impl::FirstFailure() {
-  if (first_failed_) return first_failure_;
+absl::Status ModelManager::FirstFailure() {
   const bool serving = std::any_of(serving_.begin(), serving_.end(),
                                    [](const auto& each) { return each.second > 0; });
   if (!options_.must_start || serving || decided_look_ == 0 || decided_look_ != look_ ||
@@ -463,32 +459,5 @@ absl::Status ModelManager::Impl::FirstFailure() {
       absl::StrCat(options_.root.string(), ": no version of ", absl::StrJoin(options_.names, ", "),
                    " is asked for by --version-policy ", options_.policy.ToString()));
 }
-
-ModelManager::ModelManager(Options options, ServableLoader& loader, Metrics& metrics)
-    : impl_(std::make_unique<Impl>(std::move(options), loader, metrics)) {}
-ModelManager::~ModelManager() = default;
-void ModelManager::Start() { impl_->Start(); }
-absl::Status ModelManager::WaitUntilServing(const std::function<bool()>& stop) {
-  return impl_->WaitUntilServing(stop);
-}
-void ModelManager::Drain() { impl_->Drain(); }
-void ModelManager::Stop() { impl_->Stop(); }
-absl::StatusOr<v1::ListModelsResponse> ModelManager::List(const std::string& name) const {
-  return impl_->List(name);
-}
-absl::StatusOr<std::vector<v1::ModelVersionStatus>> ModelManager::Statuses(const std::string& name,
-                                                                           uint64_t version) const {
-  return impl_->Statuses(name, version);
-}
-uint64_t ModelManager::Load(const std::string& name, uint64_t version, OnDone done) {
-  return impl_->Call(true, name, version, std::move(done));
-}
-uint64_t ModelManager::Unload(const std::string& name, uint64_t version, OnDone done) {
-  return impl_->Call(false, name, version, std::move(done));
-}
-bool ModelManager::Forget(uint64_t call) { return impl_->Forget(call); }
-void ModelManager::LookNow() { impl_->LookNow(); }
-const std::filesystem::path& ModelManager::root() const { return impl_->options().root; }
-bool ModelManager::Knows(const std::string& name) const { return impl_->Knows(name); }
 
 }  // namespace llava

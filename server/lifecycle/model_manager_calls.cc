@@ -8,7 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "google/protobuf/util/time_util.h"
-#include "server/lifecycle/model_manager_impl.h"
+#include "server/lifecycle/model_manager.h"
 #include "server/runtime/status.h"
 
 namespace llava {
@@ -30,11 +30,11 @@ google::protobuf::Timestamp WallTime(Time time, Time now) {
 
 }  // namespace
 
-absl::Status ModelManager::Impl::EndingError() {
+absl::Status ModelManager::EndingError() {
   return absl::UnavailableError("the process is shutting down; nothing is loaded or unloaded");
 }
 
-absl::Status ModelManager::Impl::WaitUntilServing(const std::function<bool()>& stop) {
+absl::Status ModelManager::WaitUntilServing(const std::function<bool()>& stop) {
   if (!options_.must_start) return absl::OkStatus();
   MutexLock lock(mutex_);
   for (;;) {
@@ -42,13 +42,13 @@ absl::Status ModelManager::Impl::WaitUntilServing(const std::function<bool()>& s
     for (const auto& [model, count] : serving_) {
       if (count > 0) return absl::OkStatus();
     }
-    if (first_failed_) return first_failure_;
+    if (!first_failure_.ok()) return first_failure_;
     if (stop && stop()) return absl::CancelledError("told to stop while the model was loading");
     round_.WaitUntil(mutex_, Clock::now() + kStopPoll);
   }
 }
 
-void ModelManager::Impl::AskForLostDevice() {
+void ModelManager::AskForLostDevice() {
   if (device_lost_ || !options_.on_device_lost) return;
   std::string reason = loader_.device_lost();
   if (reason.empty()) reason = HungVersion();
@@ -57,7 +57,7 @@ void ModelManager::Impl::AskForLostDevice() {
   options_.on_device_lost(reason);
 }
 
-std::string ModelManager::Impl::HungVersion() {
+std::string ModelManager::HungVersion() {
   MutexLock lock(mutex_);
   const Time now = Clock::now();
   for (const auto& [id, held] : held_) {
@@ -75,7 +75,7 @@ std::string ModelManager::Impl::HungVersion() {
   return "";
 }
 
-absl::StatusOr<VersionId> ModelManager::Impl::Resolve(const PendingCall& call) {
+absl::StatusOr<VersionId> ModelManager::Resolve(const PendingCall& call) {
   VersionId id = call.id;
   if (id.version != 0) return id;
   std::vector<uint64_t> found;
@@ -101,7 +101,7 @@ absl::StatusOr<VersionId> ModelManager::Impl::Resolve(const PendingCall& call) {
   return id;
 }
 
-void ModelManager::Impl::ApplyCalls(Time now, Answers& answers) {
+void ModelManager::ApplyCalls(Time now, Answers& answers) {
   for (auto each = calls_.begin(); each != calls_.end();) {
     PendingCall& call = each->second;
     if (!draining_ && (call.applied || call.look > look_)) {
@@ -133,7 +133,7 @@ void ModelManager::Impl::ApplyCalls(Time now, Answers& answers) {
   }
 }
 
-void ModelManager::Impl::CollectAnswers(Answers& answers) {
+void ModelManager::CollectAnswers(Answers& answers) {
   for (auto each = calls_.begin(); each != calls_.end();) {
     PendingCall& call = each->second;
     if (!call.applied) {
@@ -142,8 +142,6 @@ void ModelManager::Impl::CollectAnswers(Answers& answers) {
     }
     const Lifecycle::Version* version = lifecycle_.Find(call.id);
     const v1::ModelState state = version == nullptr ? v1::MODEL_STATE_UNLOADED : version->state;
-    const bool resting = state == v1::MODEL_STATE_AVAILABLE || state == v1::MODEL_STATE_UNLOADED ||
-                         state == v1::MODEL_STATE_FAILED;
     absl::StatusOr<VersionId> answer = call.id;
     bool done = false;
     if (call.load) {
@@ -152,14 +150,14 @@ void ModelManager::Impl::CollectAnswers(Answers& answers) {
       } else if (state == v1::MODEL_STATE_FAILED && version->attempts > call.attempts) {
         done = true;
         answer = version->error;
-      } else if (resting && !lifecycle_.Wants(call.id)) {
+      } else if (Resting(state) && !lifecycle_.Wants(call.id)) {
         done = true;
         answer = absl::AbortedError(
             absl::StrCat("another call, or the version policy, decided otherwise",
                          version == nullptr || version->message.empty() ? "" : ": ",
                          version == nullptr ? "" : version->message));
       }
-    } else if (resting) {
+    } else if (Resting(state)) {
       done = true;
     } else if (state == v1::MODEL_STATE_READY && lifecycle_.Wants(call.id)) {
       done = true;
@@ -174,8 +172,7 @@ void ModelManager::Impl::CollectAnswers(Answers& answers) {
   }
 }
 
-uint64_t ModelManager::Impl::Call(bool load, const std::string& name, uint64_t version,
-                                  OnDone done) {
+uint64_t ModelManager::Call(bool load, const std::string& name, uint64_t version, OnDone done) {
   absl::Status refused;
   {
     MutexLock lock(mutex_);
@@ -203,16 +200,16 @@ uint64_t ModelManager::Impl::Call(bool load, const std::string& name, uint64_t v
   return 0;
 }
 
-bool ModelManager::Impl::Forget(uint64_t call) {
+bool ModelManager::Forget(uint64_t call) {
   MutexLock lock(mutex_);
   return calls_.erase(call) > 0;
 }
 
-void ModelManager::Impl::LookNow() {
+void ModelManager::LookNow() {
   if (watcher_) watcher_->LookNow();
 }
 
-absl::Status ModelManager::Impl::CheckName(const std::string& name) {
+absl::Status ModelManager::CheckName(const std::string& name) {
   std::set<std::string> known = options_.names;
   if (options_.fixed) known.insert(options_.fixed->name);
   for (const auto& [each, model] : snapshot_) known.insert(each);
@@ -222,12 +219,12 @@ absl::Status ModelManager::Impl::CheckName(const std::string& name) {
                                           known.empty() ? "none yet" : absl::StrJoin(known, ", ")));
 }
 
-bool ModelManager::Impl::Knows(const std::string& name) {
+bool ModelManager::Knows(const std::string& name) {
   MutexLock lock(mutex_);
   return CheckName(name).ok();
 }
 
-absl::StatusOr<v1::ListModelsResponse> ModelManager::Impl::List(const std::string& name) {
+absl::StatusOr<v1::ListModelsResponse> ModelManager::List(const std::string& name) {
   MutexLock lock(mutex_);
   if (decided_look_ == 0) {
     return OverloadedError("the models have not been looked at yet", kFirstLookRetryAfter);
@@ -259,8 +256,8 @@ absl::StatusOr<v1::ListModelsResponse> ModelManager::Impl::List(const std::strin
   return list;
 }
 
-v1::ModelVersionStatus ModelManager::Impl::StatusOf(const VersionId& id,
-                                                    const Lifecycle::Version& version, Time now) {
+v1::ModelVersionStatus ModelManager::StatusOf(const VersionId& id,
+                                              const Lifecycle::Version& version, Time now) {
   v1::ModelVersionStatus status;
   status.mutable_model()->set_name(id.name);
   status.mutable_model()->set_version(id.version);
@@ -290,8 +287,8 @@ v1::ModelVersionStatus ModelManager::Impl::StatusOf(const VersionId& id,
   return status;
 }
 
-absl::StatusOr<std::vector<v1::ModelVersionStatus>> ModelManager::Impl::Statuses(
-    const std::string& name, uint64_t version) {
+absl::StatusOr<std::vector<v1::ModelVersionStatus>> ModelManager::Statuses(const std::string& name,
+                                                                           uint64_t version) {
   std::vector<v1::ModelVersionStatus> statuses;
   std::vector<std::pair<size_t, const Servable*>> loaded;
   {

@@ -76,6 +76,37 @@ std::optional<RepositoryModel> LookAtModel(const ModelRepository& repository,
   return model;
 }
 
+struct RepositoryLook {
+  RepositorySnapshot models;
+  std::map<std::string, std::string> unreadable;  // models that are not in `models`, and why
+};
+// One look. UNAVAILABLE: the root, or everything in it, cannot be read.
+absl::StatusOr<RepositoryLook> LookAtRepository(const fs::path& root,
+                                                const std::set<std::string>& names,
+                                                std::optional<Manifest::Kind> kind) {
+  try {
+    const ModelRepository repository(root);
+    std::vector<std::string> models(names.begin(), names.end());
+    if (names.empty()) models = repository.Models();
+    RepositoryLook look;
+    for (const std::string& name : models) {
+      try {
+        if (auto model = LookAtModel(repository, name, names.empty() ? kind : std::nullopt)) {
+          look.models[name] = *std::move(model);
+        }
+      } catch (const std::exception& error) {
+        look.unreadable[name] = error.what();
+      }
+    }
+    if (look.models.empty() && !look.unreadable.empty()) {
+      return absl::UnavailableError(look.unreadable.begin()->second);
+    }
+    return look;
+  } catch (const std::exception& error) {
+    return absl::UnavailableError(error.what());
+  }
+}
+
 }  // namespace
 
 // Watches of the root, its models and their versions. Of each only one thread.
@@ -302,32 +333,6 @@ void RepositoryWatcher::TellUnreadable(const std::map<std::string, std::string>&
     if (!now.contains(name)) LogInfo("the model can be read again", {{"model", name}});
   }
   unreadable_ = now;
-}
-
-absl::StatusOr<RepositoryLook> LookAtRepository(const fs::path& root,
-                                                const std::set<std::string>& names,
-                                                std::optional<Manifest::Kind> kind) {
-  try {
-    const ModelRepository repository(root);
-    std::vector<std::string> models(names.begin(), names.end());
-    if (names.empty()) models = repository.Models();
-    RepositoryLook look;
-    for (const std::string& name : models) {
-      try {
-        if (auto model = LookAtModel(repository, name, names.empty() ? kind : std::nullopt)) {
-          look.models[name] = *std::move(model);
-        }
-      } catch (const std::exception& error) {
-        look.unreadable[name] = error.what();
-      }
-    }
-    if (look.models.empty() && !look.unreadable.empty()) {
-      return absl::UnavailableError(look.unreadable.begin()->second);
-    }
-    return look;
-  } catch (const std::exception& error) {
-    return absl::UnavailableError(error.what());
-  }
 }
 
 }  // namespace llava

@@ -75,13 +75,4 @@ class RepositoryWatcher {
   uint64_t begun_ LLAVA_GUARDED_BY(mutex_) = 0;  // looks
 };
 
-struct RepositoryLook {
-  RepositorySnapshot models;
-  std::map<std::string, std::string> unreadable;  // models that are not in `models`, and why
-};
-// One look. UNAVAILABLE: the root, or everything in it, cannot be read.
-absl::StatusOr<RepositoryLook> LookAtRepository(const std::filesystem::path& root,
-                                                const std::set<std::string>& names,
-                                                std::optional<Manifest::Kind> kind);
-
 }  // namespace llava

@@ -49,8 +49,8 @@ class Servable {
   // so). Rolling swaps move them one by one. n >= 1.
   virtual int workers() const = 0;
   virtual absl::Status SetWorkers(int n, const std::function<bool()>& stop) = 0;
-  // Expires when all that the version is made of has been taken apart, which may come long after
-  // the last holder let go of it: its memory is free then.
+  // Expires when the version has been taken apart, which may come long after the last holder let go
+  // of it: its memory is free then, or will be before its loader reads another one.
   std::weak_ptr<const void> memory() const { return memory_; }
 
  private:
@@ -61,10 +61,12 @@ class Servable {
 class ServableLoader {
  public:
   struct LoadOptions {
-    int workers = 0;                        // that get it; 0: all
-    std::function<void(double)> progress;   // share of the reading that is done
-    std::function<void()> warming;          // reading is over; warm-up and self-test begin
-    std::function<bool()> stop;             // polled: CANCELLED as soon as it says true
+    int workers = 0;  // that get it; 0: all
+    // Share of the reading that is done.
+    std::function<void(double)> progress = [](double) {};
+    // Reading is over; warm-up and self-test begin.
+    std::function<void()> warming = [] {};
+    std::function<bool()> stop = [] { return false; };  // polled: CANCELLED when it says true
     std::shared_ptr<Servable> predecessor;  // the version it will stand in for, or null: whose
                                             // recent sessions are computed ahead
     uint64_t bytes_per_second = 0;          // reads no faster; 0: as fast as it goes
@@ -79,9 +81,10 @@ class ServableLoader {
   virtual std::string MemoryGroup(const VersionRef&) { return ""; }
   virtual int workers() const = 0;
   // Reads, verifies, warms up and tests a version, while others are served. The error says exactly
-  // why not: NOT_FOUND, DATA_LOSS or INVALID_ARGUMENT (broken or foreign files, wrong digest, NaN
-  // weights, settings that do not go with it), INTERNAL (the self-test fails), PERMISSION_DENIED,
-  // RESOURCE_EXHAUSTED (memory), FAILED_PRECONDITION (no such device, missing tower), CANCELLED.
+  // why not: NOT_FOUND, DATA_LOSS (broken or foreign files, wrong digest, NaN weights),
+  // INVALID_ARGUMENT (settings that do not go with it), INTERNAL (the self-test fails),
+  // PERMISSION_DENIED, RESOURCE_EXHAUSTED (memory), FAILED_PRECONDITION (no such device, missing
+  // tower), CANCELLED.
   virtual absl::StatusOr<std::shared_ptr<Servable>> Load(const VersionRef& version,
                                                          const LoadOptions& options) = 0;
   // From now on requests for this version are taken; beside others of the same model.

@@ -27,10 +27,7 @@ uint64_t SumOf(const std::vector<SwapRequest::Old>& old, size_t first) {
 }
 
 SwapPlan Refuse(std::string why) {
-  SwapPlan plan;
-  plan.verdict = SwapPlan::Verdict::kRefuse;
-  plan.why = std::move(why);
-  return plan;
+  return {.verdict = SwapPlan::Verdict::kRefuse, .why = std::move(why)};
 }
 
 // Worker by worker instead of the first old version.
@@ -64,13 +61,11 @@ const char* ToString(SwapMode mode) {
   return "unknown";
 }
 
-absl::StatusOr<std::optional<SwapMode>> ParseSwapMode(const std::string& text) {
-  if (text == "auto") return std::nullopt;
+std::optional<SwapMode> ParseSwapMode(const std::string& text) {
   for (const SwapMode mode : {SwapMode::kSideBySide, SwapMode::kRolling, SwapMode::kInPlace}) {
     if (text == ToString(mode)) return mode;
   }
-  return absl::InvalidArgumentError(absl::StrCat(
-      "\"", text, "\" is no swap mode: there are auto, side_by_side, rolling and in_place"));
+  return std::nullopt;
 }
 
 SwapPlan PlanSwap(const SwapRequest& request) {
@@ -88,22 +83,11 @@ SwapPlan PlanSwap(const SwapRequest& request) {
   // Nobody there that could go first.
   const bool alone = request.old.empty();
   const bool beside_allowed = alone || !request.forced || *request.forced == SwapMode::kSideBySide;
-  if (beside_allowed && fits(old_bytes + needed)) {
-    SwapPlan plan;
-    plan.why = sizes;
-    return plan;
-  }
+  if (beside_allowed && fits(old_bytes + needed)) return {.why = sizes};
   if (request.in_motion) {
-    SwapPlan plan;
-    plan.verdict = SwapPlan::Verdict::kWait;
-    plan.why = absl::StrCat("waits for memory: ", sizes);
-    return plan;
+    return {.verdict = SwapPlan::Verdict::kWait, .why = absl::StrCat("waits for memory: ", sizes)};
   }
-  if (alone && request.soft_budget) {
-    SwapPlan plan;
-    plan.why = sizes;
-    return plan;
-  }
+  if (alone && request.soft_budget) return {.why = sizes};
   if (alone) return Refuse(absl::StrCat("too large beside what stays loaded: ", sizes));
   if (request.forced == SwapMode::kSideBySide) {
     return Refuse(absl::StrCat("too large for --swap-mode side_by_side: ", sizes));
@@ -111,19 +95,13 @@ SwapPlan PlanSwap(const SwapRequest& request) {
 
   if (request.forced != SwapMode::kInPlace) {
     if (CanRoll(request)) {
-      SwapPlan plan;
-      plan.mode = SwapMode::kRolling;
-      plan.victims = {request.old.front().version};
-      plan.why = sizes;
-      return plan;
+      return {.mode = SwapMode::kRolling, .victims = {request.old.front().version}, .why = sizes};
     }
     if (request.forced == SwapMode::kRolling && workers > 1) {
       return Refuse(absl::StrCat("--swap-mode rolling does not fit at every step: ", sizes));
     }
   }
-  SwapPlan plan;
-  plan.mode = SwapMode::kInPlace;
-  plan.why = sizes;
+  SwapPlan plan{.mode = SwapMode::kInPlace, .why = sizes};
   for (size_t i = 0; i < request.old.size(); ++i) {
     const SwapRequest::Old& old = request.old[i];
     if (!old.restorable && !request.forced) {

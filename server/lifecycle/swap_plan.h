@@ -7,8 +7,6 @@
 #include <string>
 #include <vector>
 
-#include "absl/status/statusor.h"
-
 namespace llava {
 
 enum class SwapMode {
@@ -17,8 +15,8 @@ enum class SwapMode {
   kInPlace      // check the files, let the old version go, then load
 };
 const char* ToString(SwapMode mode);  // "side_by_side", "rolling", "in_place"
-// Of --swap-mode; nothing for "auto".
-absl::StatusOr<std::optional<SwapMode>> ParseSwapMode(const std::string& text);
+// Of --swap-mode; nothing for "auto", its only other word.
+std::optional<SwapMode> ParseSwapMode(const std::string& text);
 
 // Resident bytes of a version on 1, 2, ... workers.
 using WorkerBytes = std::vector<uint64_t>;
@@ -48,8 +46,9 @@ struct SwapPlan {
   };
   Verdict verdict = Verdict::kGo;
   SwapMode mode = SwapMode::kSideBySide;
-  std::vector<uint64_t> victims;  // versions that go first (kInPlace) or step by step (kRolling)
-  std::string why;                // the choice in words
+  std::vector<uint64_t> victims =
+      {};                // versions that go first (kInPlace) or step by step (kRolling)
+  std::string why = "";  // the choice in words
 };
 
 // side_by_side if all fits; else, when something is in motion, wait; else rolling if there are

@@ -89,23 +89,22 @@ absl::Status CheckVersionFiles(const std::filesystem::path& folder, uint64_t byt
   try {
     manifest = Manifest::Read(folder);
   } catch (const std::exception& error) {
-    return absl::InvalidArgumentError(error.what());
+    return absl::DataLossError(error.what());
   }
   Pace pace(bytes_per_second);
   for (const auto& [name, listed] : manifest.files) {
     const std::filesystem::path path = folder / name;
     if (stat(path.c_str(), &status) != 0) return SystemError(path, errno);
     if (static_cast<uint64_t>(status.st_size) != listed.size_bytes) {
-      return absl::InvalidArgumentError(absl::StrCat(path.string(), ": has ", status.st_size,
-                                                     " bytes, the manifest says ",
-                                                     listed.size_bytes));
+      return absl::DataLossError(absl::StrCat(path.string(), ": has ", status.st_size,
+                                              " bytes, the manifest says ", listed.size_bytes));
     }
   }
   for (const auto& [name, listed] : manifest.files) {
     const auto digest = HashSlowly(folder / name, pace, stop);
     if (!digest.ok()) return digest.status();
     if (*digest != listed.sha256) {
-      return absl::InvalidArgumentError(
+      return absl::DataLossError(
           absl::StrCat((folder / name).string(), ": its SHA-256 is not that of the manifest"));
     }
   }

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "model/text/utf8.h"
+#include "server/runtime/seconds.h"
 
 namespace llava {
 namespace {
@@ -66,8 +67,7 @@ absl::StatusOr<std::shared_ptr<grammar::Constraint>> ConstraintCache::Get(const 
   auto automaton = compile();
   if (!automaton.ok()) return automaton.status();
   auto constraint = std::make_shared<grammar::Constraint>(*std::move(automaton), vocabulary_);
-  compile_seconds_.Observe(
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+  compile_seconds_.Observe(Seconds(std::chrono::steady_clock::now() - begin));
   MutexLock lock(mutex_);
   if (auto known = Find(name)) return known;  // of another thread, meanwhile
   entries_.emplace_front(name, std::move(constraint));

@@ -12,12 +12,13 @@
 #include "server/llm/engine_worker.h"
 #include "server/llm/scheduler.h"
 #include "server/runtime/logging.h"
+#include "server/runtime/seconds.h"
 #include "server/runtime/status.h"
 
 namespace llava {
 namespace {
 
-// Between two looks of a Watch.
+// Between two looks of who waits.
 constexpr std::chrono::milliseconds kLookAgain{20};
 // Of a worker that leaves jobs to others.
 constexpr std::chrono::milliseconds kAskAgain{250};
@@ -84,22 +85,20 @@ void LlmEngine::Stop() {
   FailWaiting(LlmBusyError("the process is stopping"));
 }
 
-template <typename Done, typename Share>
-bool LlmEngine::WaitFor(const Done& done, const Share& share, const Watch& watch) {
+template <typename Done>
+bool LlmEngine::WaitFor(const Done& done, const Stopped& give_up) {
   while (true) {
-    double now = 0;
     {
       MutexLock lock(mutex_);
       if (done()) return true;
-      if (watch) {
+      if (give_up) {
         changed_.WaitUntil(mutex_, Clock::now() + kLookAgain);
       } else {
         changed_.Wait(mutex_);
       }
       if (done()) return true;
-      now = share();
     }
-    if (watch && !watch(now)) return false;  // without the lock: it may ask for our state
+    if (give_up && give_up()) return false;
   }
 }
 
@@ -109,8 +108,20 @@ double LlmEngine::LoadedShare() const {
   return sum / wanted_workers_;
 }
 
-absl::Status LlmEngine::WaitUntilReady(const Watch& watch) {
-  if (!WaitFor([this] { return loading_ == 0; }, [this] { return LoadedShare(); }, watch)) {
+absl::Status LlmEngine::WaitUntilReady(const Stopped& give_up,
+                                       const std::function<void(double)>& progress) {
+  const auto look = [&] {
+    if (progress) {
+      double share = 0;
+      {
+        MutexLock lock(mutex_);
+        share = LoadedShare();
+      }
+      progress(share);
+    }
+    return give_up && give_up();
+  };
+  if (!WaitFor([this] { return loading_ == 0; }, look)) {
     return absl::CancelledError("the loading was stopped");
   }
   MutexLock lock(mutex_);
@@ -118,8 +129,7 @@ absl::Status LlmEngine::WaitUntilReady(const Watch& watch) {
 }
 
 void LlmEngine::Prewarm(std::vector<WarmPrompt> prompts, Clock::time_point until,
-                        const Watch& watch) {
-  const auto total = static_cast<double>(prompts.size());
+                        const Stopped& give_up) {
   {
     MutexLock lock(mutex_);
     warm_stopped_ = false;
@@ -128,16 +138,15 @@ void LlmEngine::Prewarm(std::vector<WarmPrompt> prompts, Clock::time_point until
     changed_.NotifyAll();
   }
   const auto done = [this] { return warm_left_ == 0 || ready_ == 0; };
-  const auto share = [&] { return 1 - static_cast<double>(warm_left_) / total; };
-  const auto in_time = [&](double now) { return Clock::now() < until && (!watch || watch(now)); };
-  if (WaitFor(done, share, in_time)) return;
+  const auto late = [&] { return Clock::now() >= until || (give_up && give_up()); };
+  if (WaitFor(done, late)) return;
   {
     MutexLock lock(mutex_);
     warm_stopped_ = true;
     warm_left_ -= warm_.size();
     warm_.clear();
   }
-  WaitFor(done, share, {});  // for the piece at hand
+  WaitFor(done, {});  // for the piece at hand
 }
 
 std::optional<WarmPrompt> LlmEngine::TakeWarm() {
@@ -154,7 +163,7 @@ void LlmEngine::WarmDone() {
   changed_.NotifyAll();
 }
 
-absl::Status LlmEngine::SetWorkers(int n, const Watch& watch) {
+absl::Status LlmEngine::SetWorkers(int n, const Stopped& give_up) {
   const MutexLock one_at_a_time(resizing_);
   const int most = static_cast<int>(slots_.size());
   if (n < 1 || n > most) {
@@ -178,7 +187,7 @@ absl::Status LlmEngine::SetWorkers(int n, const Watch& watch) {
   };
   const absl::Status stopped = absl::CancelledError("the change of workers was stopped");
   if (n <= before) {
-    if (WaitFor([&] { return ended(n); }, [] { return 0.0; }, watch)) return absl::OkStatus();
+    if (WaitFor([&] { return ended(n); }, give_up)) return absl::OkStatus();
     MutexLock lock(mutex_);
     const auto stays = [this](int i) {
       const Slot& slot = slots_[static_cast<size_t>(i)];
@@ -197,7 +206,7 @@ absl::Status LlmEngine::SetWorkers(int n, const Watch& watch) {
       MutexLock lock(mutex_);
       StartWorker(i);
     }
-    status = WaitUntilReady(watch);
+    status = WaitUntilReady(give_up);
   } catch (const std::system_error&) {
     status = FromException(std::current_exception());
   }
@@ -209,7 +218,7 @@ absl::Status LlmEngine::SetWorkers(int n, const Watch& watch) {
     ShowWorkers();
     changed_.NotifyAll();
   }
-  WaitFor([&] { return ended(before); }, [] { return 0.0; }, {});
+  WaitFor([&] { return ended(before); }, {});
   return status;
 }
 
@@ -336,8 +345,7 @@ void LlmEngine::Left(Clock::time_point received, const std::string& reason) {
   --running_;
   metrics_.requests_running.Decrement();
   metrics_.FinishedBy(reason).Increment();
-  metrics_.request_duration_seconds.Observe(
-      std::chrono::duration<double>(Clock::now() - received).count());
+  metrics_.request_duration_seconds.Observe(Seconds(Clock::now() - received));
   // Another worker may have left a job to the one that has less to do now.
   MutexLock lock(mutex_);
   if (workers_.size() > 1) changed_.NotifyAll();
@@ -354,8 +362,7 @@ void LlmEngine::FailWaiting(const absl::Status& status) {
 }
 
 void LlmEngine::FailJob(const GenerateJob& job, const absl::Status& status) {
-  metrics_.request_duration_seconds.Observe(
-      std::chrono::duration<double>(Clock::now() - job.received).count());
+  metrics_.request_duration_seconds.Observe(Seconds(Clock::now() - job.received));
   job.sink->Failed(status);
 }
 

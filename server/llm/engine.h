@@ -63,29 +63,28 @@ class LlmEngine {
     int workers = 0;                // to begin with; 0: one for each device
     std::vector<std::shared_ptr<DeviceTurn>> turns = {};  // of each device; empty: all to itself
   };
-  // Told how much of the reading is done; false: give up.
-  using Watch = std::function<bool(double share)>;
+  using Stopped = std::function<bool()>;  // polled, true: give up; none: never
 
   // Starts the threads; each worker loads its model, warms it up and tries its self-test. Throws
   // std::system_error if a thread cannot be started.
   LlmEngine(Options options, LoadedLanguage model, Metrics& metrics, Places places);
-  LlmEngine(Options options, LoadedLanguage model, Metrics& metrics)
-      : LlmEngine(options, std::move(model), metrics, Places{}) {}
   ~LlmEngine();
 
   // Waits until every worker is ready. An error if one could not be: RESOURCE_EXHAUSTED when memory
-  // was short. CANCELLED: `watch`, which is called a few times a second, gave up; nothing but Stop
-  // makes sense then.
-  absl::Status WaitUntilReady(const Watch& watch = {});
+  // was short. CANCELLED: `give_up` said so; nothing but Stop makes sense then. `progress`, if any,
+  // is told meanwhile how much of the reading is done.
+  absl::Status WaitUntilReady(const Stopped& give_up = {},
+                              const std::function<void(double share)>& progress = {});
 
   // Computes prompts ahead while no job waits, in this order, and returns when that is done,
-  // `until` has come or `watch` (told the share) gives up. What does not fit is left out.
-  void Prewarm(std::vector<WarmPrompt> prompts, Clock::time_point until, const Watch& watch = {});
+  // `until` has come or `give_up` says so. What does not fit is left out.
+  void Prewarm(std::vector<WarmPrompt> prompts, Clock::time_point until,
+               const Stopped& give_up = {});
 
   // Gives up the last workers, each when its answers have ended, or adds some; waits for that.
-  // 1 <= n <= places. CANCELLED: `watch` gave up; what was not done yet is not done. Other errors
+  // 1 <= n <= places. CANCELLED: `give_up` said so; what was not done yet is not done. Other errors
   // as WaitUntilReady, or RESOURCE_EXHAUSTED: no thread was to be had; nothing has changed then.
-  absl::Status SetWorkers(int n, const Watch& watch = {});
+  absl::Status SetWorkers(int n, const Stopped& give_up = {});
 
   // Never blocks. UNAVAILABLE (with a time to retry after): the queue is full or the engine stops.
   // INVALID_ARGUMENT with both numbers: longer than a worker's keys and values can ever be.
@@ -146,9 +145,9 @@ class LlmEngine {
     return stopping_ || worker >= wanted_workers_;
   }
   bool retires(int worker) const;
-  // Waits for `done`, telling `watch` the `share`; both are asked with the lock. False: it gave up.
-  template <typename Done, typename Share>
-  bool WaitFor(const Done& done, const Share& share, const Watch& watch);
+  // Waits for `done`, which is asked with the lock, `give_up` without. False: it said so.
+  template <typename Done>
+  bool WaitFor(const Done& done, const Stopped& give_up);
   double LoadedShare() const LLAVA_REQUIRES(mutex_);
   void GiveUp(int worker, const std::string& reason);
   // Waiting jobs whose clients are gone or late, out of the queue, and what they are told.

@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "server/llm/busy.h"
 #include "server/runtime/logging.h"
+#include "server/runtime/seconds.h"
 #include "server/runtime/status.h"
 
 namespace llava {
@@ -20,10 +21,6 @@ namespace {
 // hang.
 constexpr std::chrono::seconds kLate{1};
 constexpr double kLateTimes = 4;
-
-double Seconds(GenerateJob::Clock::duration time) {
-  return std::chrono::duration<double>(time).count();
-}
 
 }  // namespace
 

@@ -1,6 +1,5 @@
 #include "server/llm/feature_store.h"
 
-#include <iterator>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -23,11 +22,9 @@ FeatureStore::FeatureStore(uint64_t budget_bytes, Clock::duration pin_time, Metr
 
 bool FeatureStore::Renew(const std::string& key, Clock::time_point now) {
   MutexLock lock(mutex_);
-  const auto found = index_.find(key);
-  if (found == index_.end()) return false;
-  found->second->pinned_until = now + pin_time_;
-  recent_.splice(recent_.begin(), recent_, found->second);
-  return true;
+  Kept* const kept = recent_.Find(key);
+  if (kept != nullptr) kept->pinned_until = now + pin_time_;
+  return kept != nullptr;
 }
 
 absl::Status FeatureStore::Put(const std::string& key, StoredFeatures features,
@@ -41,7 +38,7 @@ absl::Status FeatureStore::Put(const std::string& key, StoredFeatures features,
   }
   auto shared = std::make_shared<const StoredFeatures>(std::move(features));
   MutexLock lock(mutex_);
-  if (index_.contains(key)) return absl::OkStatus();  // put by another call just now
+  if (recent_.contains(key)) return absl::OkStatus();  // put by another call just now
   if (!MakeRoom(size, now)) {
     return OverloadedError(
         absl::StrCat("feature store: all ", budget_bytes_,
@@ -49,70 +46,49 @@ absl::Status FeatureStore::Put(const std::string& key, StoredFeatures features,
                      "features; try again"),
         std::chrono::duration_cast<std::chrono::milliseconds>(pin_time_) / 10);
   }
-  bytes_ += size;
-  recent_.push_front({key, std::move(shared), now + pin_time_});
-  index_[key] = recent_.begin();
+  recent_.Put(key, size, {std::move(shared), now + pin_time_});
   Show();
   return absl::OkStatus();
 }
 
-FeatureStore::Place FeatureStore::Remove(Place place) {
-  bytes_ -= place->features->bytes.size();
-  index_.erase(place->key);
-  return recent_.erase(place);
-}
-
 void FeatureStore::Show() {
-  bytes_gauge_.Set(static_cast<double>(bytes_));
+  bytes_gauge_.Set(static_cast<double>(recent_.bytes()));
   entries_gauge_.Set(static_cast<double>(recent_.size()));
 }
 
 size_t FeatureStore::Drop(const PictureSet& pictures) {
   MutexLock lock(mutex_);
-  const size_t before = recent_.size();
-  for (auto it = recent_.begin(); it != recent_.end();) {
-    it = pictures.contains(PictureOfKey(it->key)) ? Remove(it) : std::next(it);
-  }
+  const size_t dropped = recent_.RemoveIf(
+      [&](const auto& entry) { return pictures.contains(PictureOfKey(entry.key)); });
   Show();
-  return before - recent_.size();
+  return dropped;
 }
 
 bool FeatureStore::MakeRoom(uint64_t size, Clock::time_point now) {
-  if (bytes_ + size <= budget_bytes_) return true;
+  if (recent_.bytes() + size <= budget_bytes_) return true;
   // Pointers are only handed out under the lock, so a count of one cannot grow behind our back.
-  const auto needed = [now](const Entry& entry) {
-    return entry.pinned_until > now || entry.features.use_count() > 1;
+  const auto needed = [now](const auto& entry) {
+    return entry.value.pinned_until > now || entry.value.features.use_count() > 1;
   };
   uint64_t needed_bytes = 0;
-  for (const Entry& entry : recent_) {
-    if (needed(entry)) needed_bytes += entry.features->bytes.size();
-  }
+  for (const auto& entry : recent_.entries()) needed_bytes += needed(entry) ? entry.bytes : 0;
   if (needed_bytes + size > budget_bytes_) return false;
-  auto it = recent_.end();
-  while (bytes_ + size > budget_bytes_ && it != recent_.begin()) {
-    --it;
-    if (needed(*it)) continue;
-    it = Remove(it);
-    evictions_.Increment();
-  }
+  const size_t evicted = recent_.RemoveIf(
+      [&](const auto& entry) { return recent_.bytes() + size > budget_bytes_ && !needed(entry); });
+  evictions_.Increment(static_cast<double>(evicted));
   return true;
 }
 
 std::shared_ptr<const StoredFeatures> FeatureStore::Get(const std::string& key) {
   MutexLock lock(mutex_);
-  const auto found = index_.find(key);
-  if (found == index_.end()) {
-    misses_.Increment();
-    return nullptr;
-  }
-  hits_.Increment();
-  recent_.splice(recent_.begin(), recent_, found->second);
-  return found->second->features;
+  const Kept* const kept = recent_.Find(key);
+  (kept != nullptr ? hits_ : misses_).Increment();
+  return kept != nullptr ? kept->features : nullptr;
 }
 
 uint64_t FeatureStore::size_bytes() const {
   MutexLock lock(mutex_);
-  return bytes_;
+  return recent_.bytes();
 }
 
 size_t FeatureStore::entries() const {

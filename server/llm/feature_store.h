@@ -4,15 +4,14 @@
 
 #include <chrono>
 #include <cstdint>
-#include <list>
 #include <memory>
 #include <string>
-#include <unordered_map>
 
 #include "absl/status/status.h"
 #include "model/config/model_config.h"
 #include "server/runtime/metrics.h"
 #include "server/runtime/mutex.h"
+#include "server/runtime/recent_bytes.h"
 #include "server/wire/feature_key.h"
 
 namespace llava {
@@ -53,16 +52,13 @@ class FeatureStore {
   size_t entries() const;
 
  private:
-  struct Entry {
-    std::string key;
+  struct Kept {
     std::shared_ptr<const StoredFeatures> features;
     Clock::time_point pinned_until;
   };
   // Drops the least recently used that nobody needs until `size` more bytes fit. False: they cannot
   // fit, and nothing was dropped.
   bool MakeRoom(uint64_t size, Clock::time_point now) LLAVA_REQUIRES(mutex_);
-  using Place = std::list<Entry>::iterator;
-  Place Remove(Place place) LLAVA_REQUIRES(mutex_);
   void Show() LLAVA_REQUIRES(mutex_);
 
   const uint64_t budget_bytes_;
@@ -74,9 +70,7 @@ class FeatureStore {
   prometheus::Counter& evictions_;
 
   mutable Mutex mutex_;
-  std::list<Entry> recent_ LLAVA_GUARDED_BY(mutex_);  // most recently used first
-  std::unordered_map<std::string, Place> index_ LLAVA_GUARDED_BY(mutex_);
-  uint64_t bytes_ LLAVA_GUARDED_BY(mutex_) = 0;
+  RecentBytes<Kept> recent_ LLAVA_GUARDED_BY(mutex_);
 };
 
 }  // namespace llava

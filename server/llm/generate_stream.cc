@@ -84,7 +84,7 @@ void GenerateStream::Finished(const AnswerSummary& summary) {
   v1::TokenIds& tokens = *finished.mutable_tokens();
   tokens.set_tokenizer_digest(backend_->info.tokenizer_digest());
   tokens.mutable_ids()->Assign(summary.delivered_ids.begin(), summary.delivered_ids.end());
-  if (backend_->recent) backend_->recent->Note(*request_, tokens);
+  backend_->recent->Note(*request_, tokens);
   writer_->Write(std::move(response));
   LogInfo("answered", {{"request_id", request_id_},
                        {"session_id", session_id_},

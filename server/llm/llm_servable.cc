@@ -10,13 +10,14 @@
 #include <optional>
 #include <utility>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "server/device/device.h"
+#include "server/lifecycle/lifecycle_metrics.h"
 #include "server/llm/generate_request.h"
 #include "server/runtime/logging.h"
+#include "server/runtime/seconds.h"
 #include "server/wire/feature_key.h"
 
 namespace llava {
@@ -24,7 +25,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr char kInfoGauge[] = "llava_llm_model_info";
 // Sessions are computed ahead for so long, and for a quarter of the time that the loading took.
 constexpr std::chrono::seconds kPrewarmTime{1};
 
@@ -35,25 +35,17 @@ std::vector<std::shared_ptr<DeviceTurn>> TurnsOf(const std::string& device) {
   return turns;
 }
 
-MetricLabels LabelsOf(const v1::ModelInfo& info) {
-  return {{"name", info.model().name()},
-          {"version", absl::StrCat(info.model().version())},
-          {"digest", absl::BytesToHexString(info.model().digest())},
-          {"numerics", info.numerics()}};
-}
-
 }  // namespace
 
 LlmServable::LlmServable(std::unique_ptr<LlmEngine> engine, v1::ModelInfo info, FeatureStore& store,
                          std::shared_ptr<RecentSessions> recent, Metrics& metrics)
     : engine_(std::move(engine)),
       backend_(std::move(info), *engine_, store, std::move(recent)),
-      metrics_(metrics),
-      labels_(LabelsOf(backend_.info)) {
-  metrics_.Gauge(kInfoGauge, "Language models that are loaded", labels_).Set(1);
+      metrics_(metrics) {
+  ShowModelInfo(metrics_, backend_.info, true);
 }
 
-LlmServable::~LlmServable() { metrics_.RemoveGauge(kInfoGauge, labels_); }
+LlmServable::~LlmServable() { ShowModelInfo(metrics_, backend_.info, false); }
 
 ServableLoad LlmServable::load() const {
   ServableLoad load;
@@ -66,7 +58,7 @@ ServableLoad LlmServable::load() const {
 }
 
 absl::Status LlmServable::SetWorkers(int n, const std::function<bool()>& stop) {
-  return engine_->SetWorkers(n, [&](double) { return !stop || !stop(); });
+  return engine_->SetWorkers(n, stop);
 }
 
 LlmServableLoader::LlmServableLoader(Options options, LlmService& service, FeatureStore& store,
@@ -139,9 +131,6 @@ absl::StatusOr<std::shared_ptr<Servable>> LlmServableLoader::Load(const VersionR
   const auto begin = Clock::now();
   LanguageOptions language = options_.language;
   language.model = version.folder.string();
-  const auto progress = [&](double share) {
-    if (options.progress) options.progress(share);
-  };
   const LoadPace pace = {.in_background = ServesAny(),
                          .bytes_per_second = static_cast<double>(options.bytes_per_second),
                          .stop = options.stop};
@@ -160,17 +149,16 @@ absl::StatusOr<std::shared_ptr<Servable>> LlmServableLoader::Load(const VersionR
       options_.engine, *std::move(model), metrics_,
       LlmEngine::Places{.devices = DevicesByUse(), .workers = options.workers, .turns = turns_});
   bool warming = false;
-  const auto watch = [&](double share) {
-    progress(share);
-    if (share >= 1 && !std::exchange(warming, true) && options.warming) options.warming();
-    return !options.stop || !options.stop();
+  const auto progress = [&](double share) {
+    options.progress(share);
+    if (share >= 1 && !std::exchange(warming, true)) options.warming();
   };
   // Whoever loads must not wait for a thread that hangs.
   const auto discard = [&](auto owner, LlmEngine& its) {
     its.Stop();
     if (its.hangs()) disposal_.Post([last = owner.release()] { delete last; });
   };
-  if (auto status = engine->WaitUntilReady(watch); !status.ok()) {
+  if (auto status = engine->WaitUntilReady(options.stop, progress); !status.ok()) {
     LlmEngine& its = *engine;
     discard(std::move(engine), its);
     return status;
@@ -189,22 +177,21 @@ absl::StatusOr<std::shared_ptr<Servable>> LlmServableLoader::Load(const VersionR
     std::vector<WarmPrompt> prompts = WarmPrompts(made->backend(), *recent);
     prewarmed = prompts.size();
     made->engine().Prewarm(std::move(prompts), loaded + kPrewarmTime + (loaded - begin) / 4,
-                           [&](double) { return !options.stop || !options.stop(); });
-    if (options.stop && options.stop()) {
+                           options.stop);
+    if (options.stop()) {
       LlmEngine& its = made->engine();
       discard(std::move(made), its);
       return absl::CancelledError("the loading was stopped");
     }
   }
-  const auto seconds = [](Clock::duration time) {
-    return absl::StrFormat("%.2f", std::chrono::duration<double>(time).count());
-  };
+  const auto seconds = [](Clock::duration time) { return absl::StrFormat("%.2f", Seconds(time)); };
   LogInfo("loaded", {{"model", info.name},
                      {"version", absl::StrCat(info.version)},
                      {"digest", ToHex(info.digest)},
                      {"device", info.device},
                      {"dtype", info.dtype},
                      {"context_tokens", absl::StrCat(made->info().context_tokens())},
+                     {"max_running", absl::StrCat(options_.engine.max_running)},
                      {"kv_tokens", absl::StrCat(made->engine().kv_capacity_tokens())},
                      {"self_test_drift", absl::StrCat(made->self_test_drift())},
                      {"load_s", seconds(loaded - begin)},

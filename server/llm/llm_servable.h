@@ -43,7 +43,6 @@ class LlmServable : public Servable {
   const std::unique_ptr<LlmEngine> engine_;
   const LlmBackend backend_;
   Metrics& metrics_;
-  const MetricLabels labels_;  // of llava_llm_model_info
 };
 
 // Loads versions beside each other: they share devices (DeviceTurn), the feature store and what is

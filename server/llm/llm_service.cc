@@ -161,7 +161,7 @@ grpc::ServerReadReactor<v1::PutFeaturesRequest>* LlmService::PutFeatures(
     Count("PutFeatures", status);
     if (admitted) admission_.Leave();
   };
-  return ReceiveFeatures(entered, versions_, RequestId(*context), response, on_end);
+  return ReceiveFeatures(entered, versions_, store_, RequestId(*context), response, on_end);
 }
 
 grpc::ServerUnaryReactor* LlmService::DropFeatures(grpc::CallbackServerContext* context,

@@ -13,10 +13,10 @@
 #include "server/llm/prompt.h"
 #include "server/llm/recent_sessions.h"
 #include "server/llm/routed_versions.h"
-#include "server/llm/task_threads.h"
 #include "server/runtime/metrics.h"
 #include "server/runtime/mutex.h"
 #include "server/runtime/service_process.h"
+#include "server/runtime/task_threads.h"
 
 namespace llava {
 
@@ -27,9 +27,9 @@ v1::ModelInfo LanguageModelInfo(const LanguageInfo& language, int64_t context_to
 
 // All that requests need of a version. Const, but for the thread-safe parts it points to.
 struct LlmBackend {
-  // `recent` is told of answers that ended; it may be null.
+  // `recent` is told of answers that ended.
   LlmBackend(v1::ModelInfo info, LlmEngine& engine, FeatureStore& store,
-             std::shared_ptr<RecentSessions> recent = nullptr);
+             std::shared_ptr<RecentSessions> recent);
 
   const v1::ModelInfo info;
   LlmEngine& engine;

@@ -4,7 +4,6 @@
 
 #include <atomic>
 #include <cstdint>
-#include <exception>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -97,10 +96,6 @@ struct LoadFailure : std::runtime_error {
   absl::Status status;
 };
 
-// What `failure`, thrown while the checkpoint at `path` was opened or read, means: the codes of
-// OpenLanguageWorkers, in one line.
-absl::Status WhyNotOpened(const std::string& path, std::exception_ptr failure);
-
 // Between who reads a model and who waits for it.
 struct LoadWatch {
   std::atomic<double> share = 0;   // of the weights, read so far
@@ -151,10 +146,8 @@ struct LoadPace {
   std::function<bool()> stop;   // polled until the first worker has read all: CANCELLED
 };
 
-// Opens the checkpoint; the factory reads and checks it, and throws LoadFailure. NOT_FOUND: no
-// model there. PERMISSION_DENIED. DATA_LOSS: a broken one, or one of another kind.
-// INVALID_ARGUMENT: it does not go with the options. FAILED_PRECONDITION: no such device.
-// RESOURCE_EXHAUSTED: memory, of the host or the device. INTERNAL: a fault of CUDA. CANCELLED.
+// Opens the checkpoint; the factory reads and checks it, and throws LoadFailure. Errors of
+// WhyNotOpened, or FAILED_PRECONDITION: no such device.
 absl::StatusOr<LoadedLanguage> OpenLanguageWorkers(const LanguageOptions& options,
                                                    const LoadPace& pace = {});
 

@@ -3,21 +3,17 @@
 #include <c10/core/InferenceMode.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <chrono>
-#include <cstring>
 #include <exception>
-#include <filesystem>
 #include <map>
 #include <memory>
-#include <stdexcept>
 #include <string>
 #include <thread>
 #include <utility>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "model/checkpoint/checkpoint.h"
+#include "model/checkpoint/opened_files.h"
 #include "model/checkpoint/tensor_file.h"
 #include "model/config/picture_shape.h"
 #include "model/llava/serving_model.h"
@@ -28,7 +24,6 @@
 #include "server/llm/llava_runner.h"
 #include "server/llm/model_runner.h"
 #include "server/runtime/logging.h"
-#include "server/runtime/status.h"
 
 namespace llava {
 namespace {
@@ -52,27 +47,10 @@ const char* ShortName(WeightType type) {
   return "bf16";
 }
 
-// Who read for a worker was told to stop.
-struct LoadStopped : std::runtime_error {
-  LoadStopped() : std::runtime_error("the loading was stopped") {}
-};
+constexpr char kStopped[] = "the loading was stopped";
 
 // Bytes of a packed weight, its share of scales and of weights kept apart included.
 constexpr double kInt8Bytes = 1.05, kInt4Bytes = 0.6;
-
-uint64_t ElementsOf(const TensorInfo& tensor) {
-  uint64_t elements = 1;
-  for (const int64_t side : tensor.shape) elements *= static_cast<uint64_t>(side);
-  return elements;
-}
-
-uint64_t StoredBytes(const LanguageCheckpoint& checkpoint) {
-  uint64_t bytes = 0;
-  for (const auto& [name, tensor] : checkpoint.tensors.tensors()) {
-    bytes += ElementsOf(tensor) * c10::elementSize(tensor.dtype);
-  }
-  return bytes;
-}
 
 // Called for the bytes of each tensor that is read: tells the share, holds the rate (0: there is
 // none; who checks versions of a repository holds it), stops.
@@ -87,7 +65,7 @@ class ReadMeter {
     const auto due = begin_ + std::chrono::duration_cast<Clock::duration>(
                                   std::chrono::duration<double>(rate_ > 0 ? read_ / rate_ : 0));
     do {
-      if (watch_.stop) throw LoadStopped();
+      if (watch_.stop) throw OpenStopped(kStopped);
       std::this_thread::sleep_until(std::min(due, Clock::now() + kLookAgain));
     } while (Clock::now() < due);
   }
@@ -143,7 +121,7 @@ LanguageCheckpoint Open(const LanguageOptions& options, const LoadPace& pace, bo
   }
   open.stop = pace.stop;
   open.bytes_per_second = pace.bytes_per_second;
-  if (pace.stop && pace.stop()) throw LoadStopped();
+  if (pace.stop && pace.stop()) throw OpenStopped(kStopped);
   return OpenLanguage(options.model, open);
 }
 
@@ -181,7 +159,7 @@ LanguageInfo InfoOf(const LanguageCheckpoint& checkpoint, const LanguageOptions&
 uint64_t WeightBytes(const LanguageCheckpoint& checkpoint, WeightType weights) {
   double bytes = 0;
   for (const auto& [name, tensor] : checkpoint.tensors.tensors()) {
-    const auto elements = static_cast<double>(ElementsOf(tensor));
+    const auto elements = static_cast<double>(tensor.numel());
     const bool matrix = tensor.shape.size() == 2;
     const bool embedding = name == "model.embed_tokens.weight";
     const bool head = name == "lm_head.weight";
@@ -216,25 +194,6 @@ uint64_t PictureBytes(const LanguageCheckpoint& checkpoint) {
 
 }  // namespace
 
-absl::Status WhyNotOpened(const std::string& path, std::exception_ptr failure) {
-  try {
-    std::rethrow_exception(failure);
-  } catch (const LoadStopped& error) {
-    return absl::CancelledError(error.what());
-  } catch (const OpenStopped& error) {
-    return absl::CancelledError(error.what());
-  } catch (const std::invalid_argument& error) {
-    return absl::InvalidArgumentError(error.what());
-  } catch (...) {
-    if (auto fault = MachineFault(failure); !fault.ok()) return fault;
-    const std::string why(FromException(failure).message());
-    std::error_code code;
-    if (absl::StrContains(why, std::strerror(EACCES))) return absl::PermissionDeniedError(why);
-    if (!std::filesystem::exists(path, code)) return absl::NotFoundError(why);
-    return absl::DataLossError(why);
-  }
-}
-
 absl::StatusOr<LoadedLanguage> OpenLanguageWorkers(const LanguageOptions& options,
                                                    const LoadPace& pace) {
   auto devices = ParseDevices(options.device);
@@ -247,6 +206,7 @@ absl::StatusOr<LoadedLanguage> OpenLanguageWorkers(const LanguageOptions& option
   LoadedLanguage loaded;
   ServingOptions serving;
   uint64_t weight_bytes = 0;
+  const OpenedFiles files(options.model);
   try {
     const auto open = [&] {
       checkpoint = std::make_shared<LanguageCheckpoint>(Open(options, pace, /*verify=*/true));
@@ -269,8 +229,8 @@ absl::StatusOr<LoadedLanguage> OpenLanguageWorkers(const LanguageOptions& option
   } catch (...) {
     return WhyNotOpened(options.model, std::current_exception());
   }
-  loaded.factory = [checkpoint, devices = *std::move(devices), serving, weight_bytes, in_background,
-                    rate = checkpoint->in_repository ? 0 : pace.bytes_per_second,
+  loaded.factory = [checkpoint, files, devices = *std::move(devices), serving, weight_bytes,
+                    in_background, rate = checkpoint->in_repository ? 0 : pace.bytes_per_second,
                     path = options.model, threads = options.threads](
                        int index, LoadWatch& watch) -> std::unique_ptr<ModelRunner> {
     const at::Device device = devices.at(static_cast<size_t>(index));
@@ -280,11 +240,12 @@ absl::StatusOr<LoadedLanguage> OpenLanguageWorkers(const LanguageOptions& option
     ServingOptions own = serving;
     own.threads = enter();
     LanguageCheckpoint source = *checkpoint;
-    source.tensors = Watched(source.tensors, ReadMeter(watch, StoredBytes(source), rate));
+    source.tensors = Watched(source.tensors, ReadMeter(watch, source.tensors.bytes(), rate));
     std::unique_ptr<ServingModel> model;
     const auto read = [&] {
       const c10::InferenceMode inference;
       try {
+        files.Check();
         model = std::make_unique<ServingModel>(source, device, own);
       } catch (...) {
         GiveBackMemory(device);  // of what was read so far

@@ -64,14 +64,13 @@ absl::Status CheckFits(const v1::FeatureHeader& header, const v1::ModelInfo& mod
   return absl::OkStatus();
 }
 
-// The store, if there is a version that reads such features.
-absl::StatusOr<FeatureStore*> FindStore(const v1::FeatureHeader& header,
-                                        const RoutedVersions& versions) {
+// Whether there is a version that reads such features.
+absl::Status CheckWanted(const v1::FeatureHeader& header, const RoutedVersions& versions) {
   if (auto status = CheckFeatureKey(header.key()); !status.ok()) return status;
   absl::Status refused = LlmBusyError("the model is still loading");
   for (const auto& version : versions.All()) {
     refused = CheckFits(header, version->info, version->engine.info().pictures);
-    if (refused.ok()) return &version->store;
+    if (refused.ok()) break;
   }
   return refused;
 }
@@ -79,9 +78,11 @@ absl::StatusOr<FeatureStore*> FindStore(const v1::FeatureHeader& header,
 // Owned by gRPC until OnDone. Reads come one after the other.
 class Reader : public grpc::ServerReadReactor<v1::PutFeaturesRequest> {
  public:
-  Reader(const absl::Status& admitted, const RoutedVersions& versions, std::string request_id,
-         v1::PutFeaturesResponse* response, std::function<void(const absl::Status&)> on_end)
+  Reader(const absl::Status& admitted, const RoutedVersions& versions, FeatureStore& store,
+         std::string request_id, v1::PutFeaturesResponse* response,
+         std::function<void(const absl::Status&)> on_end)
       : versions_(versions),
+        store_(store),
         request_id_(std::move(request_id)),
         response_(response),
         on_end_(std::move(on_end)) {
@@ -113,16 +114,14 @@ class Reader : public grpc::ServerReadReactor<v1::PutFeaturesRequest> {
   }
 
   absl::Status Begin(const v1::FeatureHeader& header) {
-    const auto store = FindStore(header, versions_);
-    if (!store.ok()) return store.status();
-    store_ = *store;
+    if (auto status = CheckWanted(header, versions_); !status.ok()) return status;
     key_ = FeatureKeyToBytes(header.key());
     picture_ = {static_cast<int>(header.image_width()), static_cast<int>(header.image_height())};
-    if (store_->Renew(key_, FeatureStore::Clock::now())) {
+    if (store_.Renew(key_, FeatureStore::Clock::now())) {
       response_->set_already_present(true);
       return absl::OkStatus();
     }
-    auto tensor = TensorAssembler::Create(header.tensor(), header.tensor().size_bytes());
+    auto tensor = TensorAssembler::Create(header.tensor());
     if (!tensor.ok()) return tensor.status();
     tensor_.emplace(*std::move(tensor));
     return absl::OkStatus();
@@ -133,7 +132,7 @@ class Reader : public grpc::ServerReadReactor<v1::PutFeaturesRequest> {
     const v1::TensorHeader header = tensor_->header();
     auto bytes = std::move(*tensor_).Finish();
     if (!bytes.ok()) return bytes.status();
-    return store_->Put(
+    return store_.Put(
         key_,
         {TypeOf(header.dtype()), header.shape(0), header.shape(1), *std::move(bytes), picture_},
         FeatureStore::Clock::now());
@@ -150,10 +149,10 @@ class Reader : public grpc::ServerReadReactor<v1::PutFeaturesRequest> {
   }
 
   const RoutedVersions& versions_;
+  FeatureStore& store_;
   const std::string request_id_;
   v1::PutFeaturesResponse* const response_;
   const std::function<void(const absl::Status&)> on_end_;
-  FeatureStore* store_ = nullptr;
   v1::PutFeaturesRequest part_;
   std::string key_;
   Resolution picture_;
@@ -163,9 +162,10 @@ class Reader : public grpc::ServerReadReactor<v1::PutFeaturesRequest> {
 }  // namespace
 
 grpc::ServerReadReactor<v1::PutFeaturesRequest>* ReceiveFeatures(
-    const absl::Status& admitted, const RoutedVersions& versions, std::string request_id,
-    v1::PutFeaturesResponse* response, std::function<void(const absl::Status&)> on_end) {
-  return new Reader(admitted, versions, std::move(request_id), response, std::move(on_end));
+    const absl::Status& admitted, const RoutedVersions& versions, FeatureStore& store,
+    std::string request_id, v1::PutFeaturesResponse* response,
+    std::function<void(const absl::Status&)> on_end) {
+  return new Reader(admitted, versions, store, std::move(request_id), response, std::move(on_end));
 }
 
 }  // namespace llava

@@ -5,15 +5,9 @@
 #include <utility>
 
 #include "model/llava/draw.h"
+#include "server/runtime/seconds.h"
 
 namespace llava {
-namespace {
-
-double Seconds(Sequence::Clock::duration time) {
-  return std::chrono::duration<double>(time).count();
-}
-
-}  // namespace
 
 Sequence::Sequence(uint64_t id, GenerateJob job, const Tokenizer& tokenizer, Clock::time_point now)
     : id_(id),

@@ -40,7 +40,7 @@ class StepWatch {
   // Throws WorkerGivenUp.
   void Leave();
 
-  mutable Mutex mutex_;
+  Mutex mutex_;
   std::atomic<bool> calling_ = false;  // changes under the lock
   std::atomic<bool> over_ = false;
   bool given_up_ LLAVA_GUARDED_BY(mutex_) = false;

@@ -37,7 +37,6 @@ class ByteBudget {
     }
     ~Hold() { ShrinkTo(0); }
 
-    uint64_t bytes() const { return bytes_; }
     // Gives back all but `bytes`, if it holds more.
     void ShrinkTo(uint64_t bytes) {
       uint64_t now = bytes_;

@@ -11,6 +11,7 @@
 #include "absl/status/status.h"
 #include "model/image/anyres.h"
 #include "server/runtime/mutex.h"
+#include "server/runtime/seconds.h"
 #include "server/runtime/status.h"
 #include "server/vision/engine.h"
 #include "server/vision/features.h"
@@ -21,10 +22,6 @@ inline constexpr std::chrono::milliseconds kEngineRetryAfter{200};
 
 inline absl::Status EngineStoppingError() {
   return OverloadedError("vision: the tower is being taken away", kEngineRetryAfter);
-}
-
-inline double Seconds(EncodeCall::Clock::duration time) {
-  return std::chrono::duration<double>(time).count();
 }
 
 // A picture between Post and its features. Const from the decoder on, but for what `mutex` guards:

@@ -1,7 +1,6 @@
 #include "server/vision/feature_cache.h"
 
 #include <algorithm>
-#include <iterator>
 #include <utility>
 
 namespace llava {
@@ -25,10 +24,9 @@ FeatureCache::FeatureCache(uint64_t budget_bytes, Metrics& metrics,
 
 FeatureCache::Begun FeatureCache::Begin(const std::string& key, std::shared_ptr<EncodeCall> call) {
   MutexLock lock(mutex_);
-  if (const auto found = index_.find(key); found != index_.end()) {
-    recent_.splice(recent_.begin(), recent_, found->second);
+  if (const auto* const features = recent_.Find(key)) {
     hits_.Increment();
-    return {found->second->features, false};
+    return {*features, false};
   }
   misses_.Increment();
   Calls& calls = under_way_[key].calls;
@@ -99,11 +97,8 @@ void FeatureCache::Drop(const PictureSet& pictures, FeatureDisk::Dropped done) {
   size_t dropped = 0;
   {
     MutexLock lock(mutex_);
-    const size_t before = recent_.size();
-    for (auto it = recent_.begin(); it != recent_.end();) {
-      it = pictures.contains(PictureOfKey(it->key)) ? Remove(it) : std::next(it);
-    }
-    dropped = before - recent_.size();
+    dropped = recent_.RemoveIf(
+        [&](const auto& entry) { return pictures.contains(PictureOfKey(entry.key)); });
     Show();
     for (auto& [key, work] : under_way_) {
       if (pictures.contains(PictureOfKey(key))) work.keep = false;
@@ -120,38 +115,25 @@ void FeatureCache::Drop(const PictureSet& pictures, FeatureDisk::Dropped done) {
   done(dropped);
 }
 
-FeatureCache::Place FeatureCache::Remove(Place place) {
-  bytes_ -= BytesOf(*place);
-  index_.erase(place->key);
-  return recent_.erase(place);
-}
-
 void FeatureCache::Show() {
-  bytes_gauge_.Set(static_cast<double>(bytes_));
+  bytes_gauge_.Set(static_cast<double>(recent_.bytes()));
   entries_gauge_.Set(static_cast<double>(recent_.size()));
 }
 
 void FeatureCache::Keep(const std::string& key, std::shared_ptr<const Features> features) {
-  Entry entry{key, std::move(features)};
-  const uint64_t size = BytesOf(entry);
-  if (size > budget_bytes_ || index_.contains(key)) return;
-  while (bytes_ + size > budget_bytes_) {
-    Remove(std::prev(recent_.end()));
+  const uint64_t size = features->bytes.size() + key.size();
+  if (size > budget_bytes_ || recent_.contains(key)) return;
+  while (recent_.bytes() + size > budget_bytes_) {
+    recent_.RemoveOldest();
     evictions_.Increment();
   }
-  bytes_ += size;
-  recent_.push_front(std::move(entry));
-  index_[key] = recent_.begin();
+  recent_.Put(key, size, std::move(features));
   Show();
-}
-
-uint64_t FeatureCache::BytesOf(const Entry& entry) {
-  return entry.features->bytes.size() + entry.key.size();
 }
 
 uint64_t FeatureCache::size_bytes() const {
   MutexLock lock(mutex_);
-  return bytes_;
+  return recent_.bytes();
 }
 
 size_t FeatureCache::entries() const {

@@ -5,16 +5,15 @@
 // holds the tower's digest.
 
 #include <cstdint>
-#include <list>
 #include <map>
 #include <memory>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 #include "llava/v1/models.pb.h"
 #include "server/runtime/metrics.h"
 #include "server/runtime/mutex.h"
+#include "server/runtime/recent_bytes.h"
 #include "server/vision/feature_disk.h"
 #include "server/vision/features.h"
 #include "server/wire/feature_key.h"
@@ -67,19 +66,12 @@ class FeatureCache {
   size_t followers() const;
 
  private:
-  struct Entry {
-    std::string key;
-    std::shared_ptr<const Features> features;
-  };
-  static uint64_t BytesOf(const Entry& entry);
   struct UnderWay {
     Calls calls;
     bool keep = true;  // false: dropped meanwhile
   };
   // `to_disk`: they are not from there.
   Calls End(const std::string& key, const std::shared_ptr<const Features>& features, bool to_disk);
-  using Place = std::list<Entry>::iterator;
-  Place Remove(Place place) LLAVA_REQUIRES(mutex_);
   void Show() LLAVA_REQUIRES(mutex_);
   void Keep(const std::string& key, std::shared_ptr<const Features> features)
       LLAVA_REQUIRES(mutex_);
@@ -93,11 +85,9 @@ class FeatureCache {
   prometheus::Counter& evictions_;
 
   mutable Mutex mutex_;
-  std::list<Entry> recent_ LLAVA_GUARDED_BY(mutex_);  // most recently used first
-  std::unordered_map<std::string, Place> index_ LLAVA_GUARDED_BY(mutex_);
+  RecentBytes<std::shared_ptr<const Features>> recent_ LLAVA_GUARDED_BY(mutex_);
   std::map<std::string, UnderWay> under_way_ LLAVA_GUARDED_BY(mutex_);
   size_t followers_ LLAVA_GUARDED_BY(mutex_) = 0;  // all calls of under_way_ but one of each key
-  uint64_t bytes_ LLAVA_GUARDED_BY(mutex_) = 0;
 };
 
 }  // namespace llava

@@ -136,7 +136,8 @@ void FeatureDisk::Scan() {
   std::error_code error;
   struct Found {
     fs::file_time_type used;
-    Entry entry;
+    std::string name;
+    uint64_t bytes;
   };
   std::vector<Found> found;
   fs::directory_iterator it(options_.folder, error);
@@ -149,23 +150,15 @@ void FeatureDisk::Scan() {
     if (name.starts_with(kTemporary)) {
       if (fs::file_time_type::clock::now() - used > kAbandoned) fs::remove(it->path(), gone);
     } else if (IsFeatureFile(name)) {
-      found.push_back({used, {name, bytes}});
-    } else if (IsOldFeatureFile(name)) {
-      fs::remove(it->path(), gone);
+      found.push_back({used, name, bytes});
     }
   }
   if (error) CountError(series_.read_errors, error.message());
   std::sort(found.begin(), found.end(),
-            [](const Found& a, const Found& b) { return a.used > b.used; });
+            [](const Found& a, const Found& b) { return a.used < b.used; });
   MutexLock lock(mutex_);
-  recent_.clear();
-  index_.clear();
-  bytes_ = 0;
-  for (Found& file : found) {
-    bytes_ += file.entry.bytes;
-    recent_.push_back(std::move(file.entry));
-    index_[recent_.back().name] = std::prev(recent_.end());
-  }
+  recent_ = {};
+  for (const Found& file : found) recent_.Put(file.name, file.bytes);
   Show();
 }
 
@@ -370,8 +363,8 @@ void FeatureDisk::EvictTo(uint64_t bytes) {
     std::string name;
     {
       MutexLock lock(mutex_);
-      if (bytes_ <= bytes || recent_.empty()) return;
-      name = recent_.back().name;
+      if (recent_.bytes() <= bytes || recent_.size() == 0) return;
+      name = recent_.entries().front().key;
     }
     if (unlink((options_.folder / name).c_str()) != 0 && errno != ENOENT) {
       CountError(series_.write_errors, Reason());
@@ -383,31 +376,18 @@ void FeatureDisk::EvictTo(uint64_t bytes) {
 
 void FeatureDisk::Touch(const std::string& name, uint64_t bytes) {
   MutexLock lock(mutex_);
-  const auto found = index_.find(name);
-  if (found != index_.end()) {
-    bytes_ -= found->second->bytes;
-    found->second->bytes = bytes;
-    recent_.splice(recent_.begin(), recent_, found->second);
-  } else {
-    recent_.push_front({name, bytes});
-    index_[name] = recent_.begin();
-  }
-  bytes_ += bytes;
+  recent_.Put(name, bytes);
   Show();
 }
 
 void FeatureDisk::Forget(const std::string& name) {
   MutexLock lock(mutex_);
-  const auto found = index_.find(name);
-  if (found == index_.end()) return;
-  bytes_ -= found->second->bytes;
-  recent_.erase(found->second);
-  index_.erase(found);
+  recent_.Remove(name);
   Show();
 }
 
 void FeatureDisk::Show() {
-  series_.bytes.Set(static_cast<double>(bytes_));
+  series_.bytes.Set(static_cast<double>(recent_.bytes()));
   series_.entries.Set(static_cast<double>(recent_.size()));
 }
 
@@ -420,7 +400,7 @@ void FeatureDisk::CountError(prometheus::Counter& counter, const std::string& wh
 
 uint64_t FeatureDisk::size_bytes() const {
   MutexLock lock(mutex_);
-  return bytes_;
+  return recent_.bytes();
 }
 
 v1::FeatureDiskStatus FeatureDisk::status() const {

@@ -8,19 +8,18 @@
 #include <deque>
 #include <filesystem>
 #include <functional>
-#include <list>
 #include <memory>
 #include <set>
 #include <string>
 #include <string_view>
 #include <thread>
-#include <unordered_map>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "llava/v1/models.pb.h"
 #include "server/runtime/metrics.h"
 #include "server/runtime/mutex.h"
+#include "server/runtime/recent_bytes.h"
 #include "server/vision/features.h"
 #include "server/wire/feature_key.h"
 
@@ -61,10 +60,7 @@ class FeatureDisk {
   v1::FeatureDiskStatus status() const;
 
  private:
-  struct Entry {
-    std::string name;  // of the file
-    uint64_t bytes = 0;
-  };
+  struct File {};  // there is no more to know
   struct Series {
     explicit Series(Metrics& metrics);
     prometheus::Gauge& bytes;
@@ -112,9 +108,7 @@ class FeatureDisk {
 
   mutable Mutex mutex_;
   CondVar changed_;
-  std::list<Entry> recent_ LLAVA_GUARDED_BY(mutex_);  // most recently used first
-  std::unordered_map<std::string, std::list<Entry>::iterator> index_ LLAVA_GUARDED_BY(mutex_);
-  uint64_t bytes_ LLAVA_GUARDED_BY(mutex_) = 0;
+  RecentBytes<File> recent_ LLAVA_GUARDED_BY(mutex_);  // by name
   std::deque<Task> waiting_ LLAVA_GUARDED_BY(mutex_);
   std::multiset<std::string, std::less<>> dropped_ LLAVA_GUARDED_BY(mutex_);  // with tasks to do
   bool writing_ LLAVA_GUARDED_BY(mutex_) = false;

@@ -44,11 +44,6 @@ bool IsFeatureFile(const std::string& name) {
          name.size() == 2 * kNameDigits + std::strlen(kSuffix) + 1;
 }
 
-bool IsOldFeatureFile(const std::string& name) {
-  const size_t digits = name.find_first_not_of("0123456789abcdef");
-  return digits == 2 * sizeof(Sha256Digest) && name.substr(digits) == kSuffix;
-}
-
 std::string FeatureFile(const Features& features) {
   Fixed fixed{};
   std::memcpy(fixed.magic, kMagic.data(), sizeof(fixed.magic));

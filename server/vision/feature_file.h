@@ -21,7 +21,5 @@ std::string FeatureFilePrefix(std::string_view picture);
 // ... the beginning of `name`.
 std::string FeatureFilePrefixOf(const std::string& name);
 bool IsFeatureFile(const std::string& name);
-// Of a version whose names did not tell the picture.
-bool IsOldFeatureFile(const std::string& name);
 
 }  // namespace llava

@@ -13,7 +13,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
-#include "server/vision/vision_grid.h"
+#include "server/vision/encode_job.h"
 #include "server/wire/feature_key.h"
 
 namespace llava {
@@ -36,15 +36,6 @@ std::string Shape(const google::protobuf::RepeatedField<int64_t>& shape) {
   return absl::StrCat("[", absl::StrJoin(shape, ","), "]");
 }
 
-// What a request says beside its tensors.
-struct InferSettings {
-  int64_t select_layer = -2;
-  SelectFeature select_feature = SelectFeature::kPatch;
-  v1::ImageMode image_mode = v1::IMAGE_MODE_PAD;
-  std::vector<v1::GridPoint> grid;  // of the anyres mode
-  std::optional<std::chrono::microseconds> timeout;
-};
-
 std::optional<int64_t> WholeNumber(const inference::InferParameter& value) {
   if (value.has_int64_param()) return value.int64_param();
   if (value.has_uint64_param() && value.uint64_param() <= INT64_MAX) {
@@ -54,7 +45,7 @@ std::optional<int64_t> WholeNumber(const inference::InferParameter& value) {
 }
 
 // "336x672,672x336", width first.
-bool ParseGrid(const std::string& word, std::vector<v1::GridPoint>& grid) {
+bool ParseGrid(const std::string& word, v1::VisionSpec& spec) {
   for (const absl::string_view canvas : absl::StrSplit(word, ',')) {
     const std::vector<absl::string_view> sides = absl::StrSplit(canvas, 'x');
     uint32_t width = 0, height = 0;
@@ -62,7 +53,7 @@ bool ParseGrid(const std::string& word, std::vector<v1::GridPoint>& grid) {
         !absl::SimpleAtoi(sides[1], &height)) {
       return false;
     }
-    v1::GridPoint& point = grid.emplace_back();
+    v1::GridPoint& point = *spec.add_grid();
     point.set_width(width);
     point.set_height(height);
   }
@@ -70,29 +61,29 @@ bool ParseGrid(const std::string& word, std::vector<v1::GridPoint>& grid) {
 }
 
 absl::Status ReadParameter(const std::string& name, const inference::InferParameter& value,
-                           const TowerInfo& tower, InferSettings& settings) {
+                           v1::VisionSpec& spec, InferPlan& plan) {
   const std::string& word = value.string_param();
   if (name == "select_layer") {
     const auto layer = WholeNumber(value);
-    if (!layer || *layer > tower.num_layers || *layer < -tower.num_layers - 1) {
-      return Wrong("parameter select_layer: a whole number from ", -tower.num_layers - 1, " to ",
-                   tower.num_layers, " is expected");
+    if (!layer || *layer != static_cast<int32_t>(*layer)) {
+      return Wrong("parameter select_layer: the number of a layer is expected");
     }
-    settings.select_layer = *layer;
+    spec.set_select_layer(static_cast<int32_t>(*layer));
   } else if (name == "select_feature") {
     if (word != "patch" && word != "cls_patch") {
       return Wrong("parameter select_feature: \"patch\" or \"cls_patch\" is expected");
     }
-    settings.select_feature = word == "patch" ? SelectFeature::kPatch : SelectFeature::kClsPatch;
+    spec.set_select_feature(word == "patch" ? v1::SELECT_FEATURE_PATCH
+                                            : v1::SELECT_FEATURE_CLS_PATCH);
   } else if (name == "image_mode") {
     if (word != "pad" && word != "crop" && word != "anyres") {
       return Wrong("parameter image_mode: \"pad\", \"crop\" or \"anyres\" is expected");
     }
-    settings.image_mode = word == "pad"    ? v1::IMAGE_MODE_PAD
-                          : word == "crop" ? v1::IMAGE_MODE_CROP
-                                           : v1::IMAGE_MODE_ANYRES;
+    spec.set_image_mode(word == "pad"    ? v1::IMAGE_MODE_PAD
+                        : word == "crop" ? v1::IMAGE_MODE_CROP
+                                         : v1::IMAGE_MODE_ANYRES);
   } else if (name == "grid") {
-    if (!ParseGrid(word, settings.grid)) {
+    if (!ParseGrid(word, spec)) {
       return Wrong(
           "parameter grid: canvases of the anyres mode in pixels are expected, as in "
           "\"336x672,672x336\"");
@@ -102,9 +93,7 @@ absl::Status ReadParameter(const std::string& name, const inference::InferParame
     if (!timeout || *timeout < 0) return Wrong("parameter timeout: microseconds are expected");
     // So far in the future that it is none; more would not fit into a time.
     constexpr int64_t kNone = int64_t{365} * 24 * 3600 * 1'000'000;
-    if (*timeout > 0 && *timeout < kNone) {
-      settings.timeout = std::chrono::microseconds(*timeout);
-    }
+    if (*timeout > 0 && *timeout < kNone) plan.timeout = std::chrono::microseconds(*timeout);
   } else {
     return Wrong(
         "parameter \"", name,
@@ -174,8 +163,9 @@ absl::Status CheckTensor(const GivenInput& given, const char* datatype,
   return absl::OkStatus();
 }
 
+// Both make a job like `like` of each picture.
 absl::Status ReadPixels(const GivenInput& given, const TowerInfo& tower, int max_batch,
-                        std::vector<EncodeJob>& jobs) {
+                        const EncodeJob& like, std::vector<EncodeJob>& jobs) {
   const int64_t side = tower.preprocess.image_size;
   const int64_t picture_shape[] = {3, side, side};
   if (auto status = CheckTensor(given, "FP32", picture_shape, max_batch); !status.ok()) {
@@ -193,7 +183,7 @@ absl::Status ReadPixels(const GivenInput& given, const TowerInfo& tower, int max
                  Shape(given.tensor->shape()));
   }
   for (size_t i = 0; i < batch; ++i) {
-    EncodeJob& job = jobs.emplace_back();
+    EncodeJob& job = jobs.emplace_back(like);
     job.pixels.resize(floats);
     std::memcpy(job.pixels.data(), data + i * floats * sizeof(float), floats * sizeof(float));
     const auto bad = std::find_if(job.pixels.begin(), job.pixels.end(),
@@ -229,7 +219,7 @@ absl::Status SplitBytes(const GivenInput& given, std::vector<std::string_view>& 
 }
 
 absl::Status ReadImages(const GivenInput& given, const VisionEngine::Options& engine,
-                        std::vector<EncodeJob>& jobs) {
+                        const EncodeJob& like, std::vector<EncodeJob>& jobs) {
   const int64_t picture_shape[] = {1};
   if (auto status = CheckTensor(given, "BYTES", picture_shape, engine.max_batch); !status.ok()) {
     return status;
@@ -252,7 +242,7 @@ absl::Status ReadImages(const GivenInput& given, const VisionEngine::Options& en
       return Wrong(kImage, "[", i, "]: the picture has ", files[i].size(), " bytes, at most ",
                    engine.limits.max_bytes, " are taken (--max-image-bytes)");
     }
-    jobs.emplace_back().image = files[i];
+    jobs.emplace_back(like).image = files[i];
   }
   return absl::OkStatus();
 }
@@ -301,12 +291,15 @@ void AddInput(inference::ModelConfig& config, const char* name, inference::DataT
 absl::StatusOr<InferPlan> PlanInference(const inference::ModelInferRequest& request,
                                         const TowerInfo& tower,
                                         const VisionEngine::Options& engine) {
-  InferSettings settings;
-  for (const auto& [name, value] : request.parameters()) {
-    if (auto status = ReadParameter(name, value, tower, settings); !status.ok()) return status;
-  }
   InferPlan plan;
-  plan.timeout = settings.timeout;
+  v1::VisionSpec spec;  // the same features as by llava.v1.VisionService, under the same name
+  spec.set_tower_digest(ToBytes(tower.digest));
+  spec.set_image_mode(v1::IMAGE_MODE_PAD);
+  spec.set_select_layer(-2);
+  spec.set_select_feature(v1::SELECT_FEATURE_PATCH);
+  for (const auto& [name, value] : request.parameters()) {
+    if (auto status = ReadParameter(name, value, spec, plan); !status.ok()) return status;
+  }
   if (auto status = ReadOutputs(request, plan); !status.ok()) return status;
   const auto given = FindInput(request);
   if (!given.ok()) return given.status();
@@ -317,29 +310,12 @@ absl::StatusOr<InferPlan> PlanInference(const inference::ModelInferRequest& requ
       return Wrong("parameter ", name, ": means nothing for ", kPixelValues);
     }
   }
-  const absl::Status read = files ? ReadImages(*given, engine, plan.jobs)
-                                  : ReadPixels(*given, tower, engine.max_batch, plan.jobs);
-  if (!read.ok()) return read;
-
-  v1::VisionSpec spec;  // the same features as by llava.v1.VisionService, under the same name
-  spec.set_tower_digest(ToBytes(tower.digest));
-  spec.set_image_mode(settings.image_mode);
-  spec.mutable_grid()->Assign(settings.grid.begin(), settings.grid.end());
-  spec.set_select_layer(static_cast<int32_t>(settings.select_layer));
-  spec.set_select_feature(settings.select_feature == SelectFeature::kPatch
-                              ? v1::SELECT_FEATURE_PATCH
-                              : v1::SELECT_FEATURE_CLS_PATCH);
   if (auto status = CheckVisionSpec(spec); !status.ok()) return status;
-  const auto grid = ReadGrid(spec, tower.preprocess);
-  if (!grid.ok()) return Wrong("parameter ", grid.status().message());
-  const Sha256Digest digest = SpecDigest(spec);
-  for (EncodeJob& job : plan.jobs) {
-    job.image_mode = settings.image_mode == v1::IMAGE_MODE_PAD ? ImageMode::kPad : ImageMode::kCrop;
-    job.grid = *grid;
-    job.select_layer = settings.select_layer;
-    job.select_feature = settings.select_feature;
-    job.spec_digest = digest;
-  }
+  const absl::StatusOr<EncodeJob> like = JobOf(spec, tower);
+  if (!like.ok()) return Wrong("parameter ", like.status().message());
+  const absl::Status read = files ? ReadImages(*given, engine, *like, plan.jobs)
+                                  : ReadPixels(*given, tower, engine.max_batch, *like, plan.jobs);
+  if (!read.ok()) return read;
   return plan;
 }
 

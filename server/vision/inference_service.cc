@@ -6,7 +6,6 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "server/runtime/build_info.h"
-#include "server/runtime/mutex.h"
 #include "server/runtime/status.h"
 #include "server/vision/infer_request.h"
 
@@ -207,10 +206,9 @@ grpc::ServerUnaryReactor* InferenceService::RepositoryModelLoad(
                                absl::StrCat("parameter \"", request->parameters().begin()->first,
                                             "\": a version is loaded as it is in the repository")));
   }
-  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  repository_.load(request->model_name(), 0,
-                   [reactor](const absl::Status& status) { reactor->Finish(ToGrpc(status)); });
-  return reactor;
+  auto* call = new WaitingCall(repository_.forget);
+  call->WaitFor(repository_.load(request->model_name(), 0, call->Answer()));
+  return call;
 }
 
 grpc::ServerUnaryReactor* InferenceService::RepositoryModelUnload(
@@ -234,28 +232,11 @@ grpc::ServerUnaryReactor* InferenceService::RepositoryModelUnload(
     return Answer(context, absl::NotFoundError(absl::StrCat(
                                "no version of model \"", request->model_name(), "\" is loaded")));
   }
-  // The last to end answers, with the first error.
-  struct Pending {
-    Mutex mutex;
-    size_t left LLAVA_GUARDED_BY(mutex);
-    absl::Status status LLAVA_GUARDED_BY(mutex);
-  };
-  auto pending = std::make_shared<Pending>();
-  pending->left = versions.size();
-  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  auto* call = new WaitingCall(repository_.forget, versions.size());
   for (const uint64_t version : versions) {
-    repository_.unload(request->model_name(), version, [=](const absl::Status& status) {
-      absl::Status end;
-      {
-        MutexLock lock(pending->mutex);
-        pending->status.Update(status);
-        if (--pending->left > 0) return;
-        end = pending->status;
-      }
-      reactor->Finish(ToGrpc(end));
-    });
+    call->WaitFor(repository_.unload(request->model_name(), version, call->Answer()));
   }
-  return reactor;
+  return call;
 }
 
 }  // namespace llava

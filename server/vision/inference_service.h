@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "inference/open_inference.grpc.pb.h"
 #include "llava/v1/models.pb.h"
+#include "server/lifecycle/waiting_call.h"
 #include "server/runtime/metrics.h"
 #include "server/runtime/service_process.h"
 #include "server/vision/tower_set.h"
@@ -22,12 +23,13 @@ namespace llava {
 // What the repository calls need of the process. A change is refused with PERMISSION_DENIED if its
 // function is not set.
 struct RepositoryCalls {
-  using Done = std::function<void(const absl::Status&)>;
   // All versions that are known, of all models.
   std::function<std::vector<v1::ModelVersionStatus>()> statuses;
-  // `version` 0: the newest. `done` is called once.
-  std::function<void(const std::string& name, uint64_t version, Done done)> load;
-  std::function<void(const std::string& name, uint64_t version, Done done)> unload;
+  // As in ModelManager.
+  using Change =
+      std::function<uint64_t(const std::string& name, uint64_t version, ModelManager::OnDone done)>;
+  Change load, unload;
+  WaitingCall::Forget forget;
 };
 
 // Thread-safe. What it is given must outlive it.

@@ -3,23 +3,19 @@
 #include <ATen/ops/empty.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
 #include <exception>
-#include <filesystem>
 #include <memory>
 #include <optional>
 #include <stdexcept>
-#include <system_error>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "model/checkpoint/checkpoint.h"
+#include "model/checkpoint/opened_files.h"
 #include "model/llava/self_test.h"
 #include "model/nn/clip.h"
 #include "model/nn/packed_clip.h"
@@ -28,7 +24,6 @@
 #include "server/device/device.h"
 #include "server/device/load_failure.h"
 #include "server/runtime/mutex.h"
-#include "server/runtime/status.h"
 
 namespace llava {
 namespace {
@@ -166,45 +161,6 @@ class PackedEncoder : public PictureEncoder {
   double drift_ = -1;
 };
 
-// The files of a checkpoint as they were before it was verified. It stays mapped, so that a worker
-// which begins anew reads it again: as it was, even if the files have been replaced or deleted
-// since, but not if they were written to.
-class MappedFiles {
- public:
-  explicit MappedFiles(const std::filesystem::path& path) {
-    std::error_code error;
-    Add(path);  // if it is no folder
-    for (std::filesystem::directory_iterator each(path, error), end; !error && each != end;
-         each.increment(error)) {
-      Add(each->path());
-    }
-  }
-  // Throws std::runtime_error if one was written to.
-  void Check() const {
-    for (const auto& [path, before] : files_) {
-      struct stat now {};
-      if (stat(path.c_str(), &now) != 0 || !SameFile(now, before)) continue;
-      if (now.st_size == before.st_size && now.st_mtim.tv_sec == before.st_mtim.tv_sec &&
-          now.st_mtim.tv_nsec == before.st_mtim.tv_nsec) {
-        continue;
-      }
-      throw std::runtime_error(absl::StrCat(
-          path.string(), " was written to after it had been verified; replace files by renaming"));
-    }
-  }
-
- private:
-  static bool SameFile(const struct stat& a, const struct stat& b) {
-    return a.st_dev == b.st_dev && a.st_ino == b.st_ino;
-  }
-  void Add(const std::filesystem::path& path) {
-    struct stat about {};
-    if (stat(path.c_str(), &about) == 0 && S_ISREG(about.st_mode)) files_.emplace_back(path, about);
-  }
-
-  std::vector<std::pair<std::filesystem::path, struct stat>> files_;
-};
-
 // What workers hold together: made by the first of them, freed with the last. Thread-safe.
 template <typename T>
 class SharedByWorkers {
@@ -226,7 +182,7 @@ class SharedByWorkers {
 // Makes the encoders of all workers. Those of a device share its weights. Thread-safe.
 class EncoderMaker {
  public:
-  EncoderMaker(std::shared_ptr<const TowerCheckpoint> checkpoint, MappedFiles files,
+  EncoderMaker(std::shared_ptr<const TowerCheckpoint> checkpoint, OpenedFiles files,
                std::vector<at::Device> devices, Arithmetic arithmetic, int workers, int threads,
                uint64_t weight_bytes)
       : checkpoint_(std::move(checkpoint)),
@@ -272,7 +228,7 @@ class EncoderMaker {
 
  private:
   const std::shared_ptr<const TowerCheckpoint> checkpoint_;
-  const MappedFiles files_;
+  const OpenedFiles files_;
   const std::vector<at::Device> devices_;
   const Arithmetic arithmetic_;
   const int workers_, threads_;
@@ -281,42 +237,17 @@ class EncoderMaker {
   std::vector<SharedByWorkers<ClipTower>> towers_;  // of each device
 };
 
-absl::Status Classify(const std::string& path, const std::string& why) {
-  std::error_code error;
-  const bool there = std::filesystem::exists(path, error);
-  if (error == std::errc::permission_denied) return absl::PermissionDeniedError(why);
-  if (!there || std::filesystem::is_empty(path, error)) return absl::NotFoundError(why);
-  if (access(path.c_str(), R_OK) != 0 && errno == EACCES) {
-    return absl::PermissionDeniedError(why);
-  }
-  for (std::filesystem::directory_iterator it(path, error), end; !error && it != end;
-       it.increment(error)) {
-    if (access(it->path().c_str(), R_OK) != 0 && errno == EACCES) {
-      return absl::PermissionDeniedError(why);
-    }
-  }
-  return absl::InvalidArgumentError(why);
-}
-
 absl::StatusOr<TowerCheckpoint> OpenChecked(const std::string& path, const OpenOptions& options) {
   try {
     return OpenTower(path, options);
-  } catch (const OpenStopped&) {
-    return absl::CancelledError("told to stop while opening " + path);
   } catch (...) {
-    if (auto fault = MachineFault(std::current_exception()); !fault.ok()) return fault;
-    return Classify(path, std::string(FromException(std::current_exception()).message()));
+    return WhyNotOpened(path, std::current_exception());
   }
 }
 
 uint64_t WeightBytes(const TowerCheckpoint& checkpoint, const Arithmetic& arithmetic) {
-  uint64_t elements = 0;
-  for (const auto& [name, tensor] : checkpoint.tensors.tensors()) {
-    uint64_t own = 1;
-    for (const int64_t side : tensor.shape) own *= static_cast<uint64_t>(side);
-    elements += own;
-  }
-  return static_cast<uint64_t>(static_cast<double>(elements) * arithmetic.weight_bytes);
+  return static_cast<uint64_t>(static_cast<double>(checkpoint.tensors.numel()) *
+                               arithmetic.weight_bytes);
 }
 
 }  // namespace
@@ -353,7 +284,7 @@ absl::StatusOr<LoadedTower> OpenTowerWorkers(const TowerOptions& options,
   open.progress = reading.progress;
   open.stop = reading.stop;
   open.bytes_per_second = static_cast<double>(reading.bytes_per_second);
-  MappedFiles files(options.model);
+  OpenedFiles files(options.model);
   auto opened = OpenChecked(options.model, open);
   if (!opened.ok()) return opened.status();
   const auto checkpoint = std::make_shared<const TowerCheckpoint>(*std::move(opened));
@@ -361,8 +292,6 @@ absl::StatusOr<LoadedTower> OpenTowerWorkers(const TowerOptions& options,
   const int workers = static_cast<int>(devices->size()) * options.workers;
   LoadedTower loaded;
   TowerInfo& info = loaded.info;
-  info.name = checkpoint->name;
-  info.version = checkpoint->version;
   info.digest = checkpoint->digest;
   info.num_layers = checkpoint->config.num_layers;
   info.num_patches = checkpoint->config.num_patches();

@@ -32,8 +32,6 @@ using EncoderFactory = std::function<std::unique_ptr<PictureEncoder>(int worker)
 
 // What there is to know about a loaded tower.
 struct TowerInfo {
-  std::string name;
-  uint64_t version = 0;
   Sha256Digest digest{};
   int64_t num_layers = 0;
   int64_t num_patches = 0;
@@ -71,9 +69,8 @@ struct TowerReading {
   uint64_t bytes_per_second = 0;
 };
 
-// Reads the checkpoint `options.model`, files verified. NOT_FOUND: nothing is there.
-// PERMISSION_DENIED: it may not be read. INVALID_ARGUMENT: it is broken, or no tower; the message
-// says why. FAILED_PRECONDITION: no such device. CANCELLED: told to stop.
+// Reads the checkpoint `options.model`, files verified. Errors of WhyNotOpened, or
+// FAILED_PRECONDITION: no such device.
 absl::StatusOr<LoadedTower> OpenTowerWorkers(const TowerOptions& options,
                                              const TowerReading& reading = {});
 

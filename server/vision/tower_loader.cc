@@ -62,7 +62,7 @@ std::shared_ptr<VisionEngine> EngineReaper::Own(std::unique_ptr<VisionEngine> en
 bool EngineReaper::Wait(const std::function<bool()>& stop) {
   MutexLock lock(mutex_);
   while (!gone_.empty() || freeing_) {
-    if (stop && stop()) return false;
+    if (stop()) return false;
     changed_.WaitUntil(mutex_, CondVar::Clock::now() + kStopPoll);
   }
   return true;
@@ -136,21 +136,13 @@ std::string VisionServableLoader::MemoryGroup(const VersionRef& version) {
 
 absl::StatusOr<std::shared_ptr<Servable>> VisionServableLoader::Load(const VersionRef& version,
                                                                      const LoadOptions& options) {
-  const auto progress = [&](double share) {
-    if (options.progress) options.progress(share);
-  };
-  const auto stopped = [&] { return options.stop && options.stop(); };
-  const auto made = [&](std::shared_ptr<VisionEngine> engine) -> std::shared_ptr<Servable> {
-    v1::ModelInfo info = TowerModelInfo(engine->info(), version.name, version.version);
-    return std::make_shared<VisionServable>(std::move(info), std::move(engine));
-  };
   if (!reaper_.Wait(options.stop)) {  // what is going shall have gone before more comes
     return absl::CancelledError("told to stop while an engine was being freed");
   }
   // Verified first, then read by each worker.
   constexpr double kVerifying = 0.5;
-  const TowerReading reading{[&](double share) { progress(kVerifying * share); }, options.stop,
-                             options.bytes_per_second};
+  const TowerReading reading{[&](double share) { options.progress(kVerifying * share); },
+                             options.stop, options.bytes_per_second};
   absl::StatusOr<LoadedTower> tower = OpenTowerWorkers(At(options_, version), reading);
   if (!tower.ok()) {
     MutexLock lock(mutex_);
@@ -159,8 +151,8 @@ absl::StatusOr<std::shared_ptr<Servable>> VisionServableLoader::Load(const Versi
     }
     return tower.status();
   }
-  if (stopped()) return absl::CancelledError("told to stop while loading");
-  progress(kVerifying);
+  if (options.stop()) return absl::CancelledError("told to stop while loading");
+  options.progress(kVerifying);
   std::shared_ptr<VisionEngine> engine;
   bool found = true;
   {
@@ -177,16 +169,17 @@ absl::StatusOr<std::shared_ptr<Servable>> VisionServableLoader::Load(const Versi
     LogInfo("the tower is there already", {{"model", version.name},
                                            {"version", absl::StrCat(version.version)},
                                            {"digest", ToHex(engine->info().digest)}});
-  } else if (options.warming) {
+  } else {
     options.warming();
   }
   if (auto status = engine->WaitUntilReady(options.stop); !status.ok()) return status;
-  progress(1);
+  options.progress(1);
   {
     MutexLock lock(mutex_);
     worked_ = true;
   }
-  return made(engine);
+  v1::ModelInfo info = TowerModelInfo(engine->info(), version.name, version.version);
+  return std::make_shared<VisionServable>(std::move(info), std::move(engine));
 }
 
 std::string VisionServableLoader::device_lost() {

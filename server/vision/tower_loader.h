@@ -45,7 +45,9 @@ class EngineReaper {
 };
 
 // A version whose tower is loaded already, by its digest, is verified like any other and then
-// shares the engine. All engines share the feature cache. Must outlive its servables. Thread-safe.
+// shares the engine. All engines share the feature cache. Memory() of a servable expires when it
+// lets go of its engine, which the reaper frees behind it; the next Load waits for that. Must
+// outlive its servables. Thread-safe.
 class VisionServableLoader : public ServableLoader {
  public:
   // `options.model` is not used.

@@ -5,15 +5,10 @@
 #include <iterator>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
 #include "model/digest/sha256.h"
+#include "server/lifecycle/lifecycle_metrics.h"
 
 namespace llava {
-namespace {
-
-constexpr char kModelInfo[] = "llava_vision_model_info";
-
-}  // namespace
 
 v1::ModelInfo TowerModelInfo(const TowerInfo& tower, const std::string& name, uint64_t version) {
   v1::ModelInfo info;
@@ -51,22 +46,14 @@ ServableLoad VisionServable::load() const {
   return load;
 }
 
-MetricLabels TowerSet::LabelsOf(const VisionServable& servable) const {
-  const v1::ModelInfo& info = servable.info();
-  return {{"name", info.model().name()},
-          {"version", absl::StrCat(info.model().version())},
-          {"digest", ToHex(servable.engine().info().digest)},
-          {"numerics", info.numerics()}};
-}
-
 void TowerSet::Route(std::shared_ptr<VisionServable> servable) {
   const v1::ModelVersion& model = servable->info().model();
   const std::pair key(model.name(), model.version());
   MutexLock lock(mutex_);
   if (const auto old = towers_.find(key); old != towers_.end()) {
-    metrics_.RemoveGauge(kModelInfo, LabelsOf(*old->second));
+    ShowModelInfo(metrics_, old->second->info(), false);
   }
-  metrics_.Gauge(kModelInfo, "The towers that are served", LabelsOf(*servable)).Set(1);
+  ShowModelInfo(metrics_, servable->info(), true);
   towers_[key] = std::move(servable);
 }
 
@@ -75,7 +62,7 @@ void TowerSet::Unroute(const std::string& name, uint64_t version) {
   MutexLock lock(mutex_);
   const auto found = towers_.find({name, version});
   if (found == towers_.end()) return;
-  metrics_.RemoveGauge(kModelInfo, LabelsOf(*found->second));
+  ShowModelInfo(metrics_, found->second->info(), false);
   gone = std::move(found->second);
   towers_.erase(found);
 }

@@ -58,8 +58,6 @@ class TowerSet {
   std::vector<std::shared_ptr<VisionServable>> List() const;
 
  private:
-  MetricLabels LabelsOf(const VisionServable& servable) const;
-
   Metrics& metrics_;
   mutable Mutex mutex_;
   std::map<std::pair<std::string, uint64_t>, std::shared_ptr<VisionServable>> towers_

@@ -1,20 +1,16 @@
 #include <chrono>
-#include <cstdio>
-#include <cstdlib>
-#include <map>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 #include "model/digest/sha256.h"
 #include "server/device/device.h"
-#include "server/device/load_failure.h"
 #include "server/lifecycle/lifecycle_service.h"
 #include "server/lifecycle/model_manager.h"
-#include "server/runtime/host_port.h"
+#include "server/lifecycle/model_process.h"
 #include "server/runtime/logging.h"
 #include "server/vision/inference_service.h"
 #include "server/vision/tower_loader.h"
@@ -35,7 +31,6 @@ std::unique_ptr<llava::FeatureDisk> OpenDisk(const llava::VisionOptions& options
 }
 
 llava::RepositoryCalls CallsOf(llava::ModelManager& manager, bool admin) {
-  using Status = absl::StatusOr<llava::v1::ModelVersionStatus>;
   llava::RepositoryCalls calls;
   calls.statuses = [&manager] {
     auto statuses = manager.Statuses("", 0);
@@ -43,33 +38,14 @@ llava::RepositoryCalls CallsOf(llava::ModelManager& manager, bool admin) {
   };
   if (!admin) return calls;
   calls.load = [&manager](const std::string& name, uint64_t version, auto done) {
-    manager.Load(name, version, [done](const Status& result) { done(result.status()); });
+    return manager.Load(name, version, std::move(done));
   };
   calls.unload = [&manager](const std::string& name, uint64_t version, auto done) {
-    manager.Unload(name, version, [done](const Status& result) { done(result.status()); });
+    return manager.Unload(name, version, std::move(done));
   };
+  calls.forget = [&manager](uint64_t call) { return manager.Forget(call); };
   return calls;
 }
-
-// Health of each model, and whether the process is ready: while any model is served.
-class Readiness {
- public:
-  explicit Readiness(llava::ServiceProcess& process) : process_(process) {}
-
-  void OnServing(const std::string& model, int versions) {
-    llava::MutexLock lock(mutex_);
-    serving_[model] = versions;
-    int all = 0;
-    for (const auto& [name, count] : serving_) all += count;
-    process_.SetReady(all > 0, all > 0 ? "" : "no tower is served");
-    process_.SetHealth(model, versions > 0);
-  }
-
- private:
-  llava::ServiceProcess& process_;
-  llava::Mutex mutex_;
-  std::map<std::string, int> serving_ LLAVA_GUARDED_BY(mutex_);
-};
 
 void TellTowers(const llava::TowerSet& towers) {
   for (const auto& tower : towers.List()) {
@@ -95,8 +71,9 @@ int main(int argc, char** argv) {
 
   auto lifecycle = options.lifecycle.Resolve(llava::Manifest::Kind::kTower);
   if (!lifecycle.ok()) return llava::ReportLoadFailure(kProgram, lifecycle.status());
-  if (options.lifecycle.memory_budget == 0 && options.tower.device.starts_with("cuda")) {
-    lifecycle->memory_budget = llava::DeviceMemoryBudget(options.tower.device);
+  if (options.lifecycle.memory_budget == 0) {
+    const uint64_t bytes = llava::DeviceMemoryBudget(options.tower.device);
+    if (bytes > 0) lifecycle->memory_budget = bytes;
   }
 
   llava::Metrics metrics("vision");
@@ -110,11 +87,7 @@ int main(int argc, char** argv) {
   std::unique_ptr<llava::InferenceService> inference;
   llava::ServiceProcess process(kProgram, options.process, metrics);
 
-  Readiness readiness(process);
-  lifecycle->on_serving = [&readiness](const std::string& model, int versions) {
-    readiness.OnServing(model, versions);
-  };
-  lifecycle->on_device_lost = [&](const std::string& reason) { process.Fail(reason); };
+  llava::ConnectHealth(*lifecycle, process);
   cache = std::make_unique<llava::FeatureCache>(options.feature_cache_bytes, metrics,
                                                 OpenDisk(options, metrics));
   loader =
@@ -122,7 +95,7 @@ int main(int argc, char** argv) {
   manager = std::make_unique<llava::ModelManager>(*std::move(lifecycle), *loader, metrics);
   models = std::make_unique<llava::LifecycleService>(*manager, options.lifecycle.admin());
   vision = std::make_unique<llava::VisionService>(loader->towers(), *cache, process.admission(),
-                                                  metrics, options.engine.limits.max_bytes);
+                                                  metrics);
   inference = std::make_unique<llava::InferenceService>(
       loader->towers(), CallsOf(*manager, options.lifecycle.admin()), process.admission(), metrics);
   if (const int code = process.Start(
@@ -130,32 +103,10 @@ int main(int argc, char** argv) {
           {"llava.v1.VisionService", "llava.v1.ModelService", "inference.GRPCInferenceService"})) {
     return code;
   }
-  bool ended = true;
-  const auto stop = [&] {
-    manager->Stop();
-    ended = loader->Stop();
-  };
-  const auto end_asked = [&] { return process.EndAsked(); };
-  manager->Start();
-  const auto status = manager->WaitUntilServing(end_asked);
-  int code = 0;
-  if (status.ok() || end_asked()) {
-    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
-    if (status.ok()) {
-      llava::LogInfo(absl::StrFormat("ready in %.1f s", took.count()),
-                     {{"grpc", llava::HostPort(options.process.host, process.port())},
-                      {"metrics", llava::HostPort(options.process.host, process.metrics_port())}});
-      TellTowers(loader->towers());
-    }
-    code = process.Run([&] { manager->Drain(); }, stop);
-  } else {
-    stop();
-    code = llava::ReportLoadFailure(kProgram, status);
-  }
-  if (!ended) llava::LogWarning("a worker hangs, the process ends without it");
-  if (!ended || code == llava::kExitDeviceLost) {
-    std::fflush(nullptr);
-    std::_Exit(code);  // whoever tidies up would ask the device
-  }
-  return code;
+  return llava::RunModelProcess({.program = kProgram,
+                                 .begin = begin,
+                                 .host = options.process.host,
+                                 .on_ready = [&] { TellTowers(loader->towers()); },
+                                 .stop_workers = [&] { return loader->Stop(); }},
+                                process, *manager);
 }

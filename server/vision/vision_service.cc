@@ -13,7 +13,7 @@
 #include "server/runtime/request_id.h"
 #include "server/runtime/status.h"
 #include "server/runtime/stream_writer.h"
-#include "server/vision/vision_grid.h"
+#include "server/vision/encode_job.h"
 #include "server/wire/deadline.h"
 #include "server/wire/feature_key.h"
 #include "server/wire/tensor_stream.h"
@@ -135,7 +135,7 @@ grpc::ServerWriteReactor<v1::EncodeResponse>* VisionService::Encode(
     return reactor;
   }
   VisionEngine& engine = (*tower)->engine();
-  absl::StatusOr<EncodeJob> job = MakeJob(*request, engine.info());
+  absl::StatusOr<EncodeJob> job = MakeJob(*request, engine);
   if (!job.ok()) {
     call->Failed(job.status());
     return reactor;
@@ -195,35 +195,19 @@ absl::StatusOr<std::shared_ptr<VisionServable>> VisionService::FindTower(
 }
 
 absl::StatusOr<EncodeJob> VisionService::MakeJob(const v1::EncodeRequest& request,
-                                                 const TowerInfo& tower) const {
-  const v1::VisionSpec& spec = request.spec();
-  const int64_t layers = tower.num_layers;
-  if (spec.select_layer() > layers || spec.select_layer() < -layers - 1) {
-    return absl::InvalidArgumentError(absl::StrCat("VisionSpec.select_layer is ",
-                                                   spec.select_layer(), ", the tower has ",
-                                                   -layers - 1, " to ", layers));
-  }
+                                                 const VisionEngine& engine) {
   if (request.image().empty()) return absl::InvalidArgumentError("EncodeRequest.image is empty");
-  if (request.image().size() > max_image_bytes_) {
+  const uint64_t most = engine.options().limits.max_bytes;
+  if (request.image().size() > most) {
     return absl::InvalidArgumentError(absl::StrCat("the picture has ", request.image().size(),
-                                                   " bytes, at most ", max_image_bytes_,
+                                                   " bytes, at most ", most,
                                                    " are taken (--max-image-bytes)"));
   }
-  EncodeJob job;
-  job.image = request.image();
-  auto grid = ReadGrid(spec, tower.preprocess);
-  if (!grid.ok()) return grid.status();
-  job.grid = *std::move(grid);
-  job.image_mode = spec.image_mode() == v1::IMAGE_MODE_PAD ? ImageMode::kPad : ImageMode::kCrop;
-  job.select_layer = spec.select_layer();
-  job.select_feature = spec.select_feature() == v1::SELECT_FEATURE_CLS_PATCH
-                           ? SelectFeature::kClsPatch
-                           : SelectFeature::kPatch;
-  job.spec_digest = SpecDigest(spec);
-  job.place = {.tenant = request.tenant(),
-               .weight = request.weight(),
-               .priority = request.priority(),
-               .cost = 1};
+  absl::StatusOr<EncodeJob> job = JobOf(request.spec(), engine.info());
+  if (!job.ok()) return job;
+  job->image = request.image();
+  job->place = {
+      .tenant = request.tenant(), .weight = request.weight(), .priority = request.priority()};
   return job;
 }
 

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <cstdint>
 #include <memory>
 
 #include "absl/status/statusor.h"
@@ -19,13 +18,8 @@ class VisionService : public v1::VisionService::CallbackService {
  public:
   // What it is given must outlive the service. While no tower is there requests get UNAVAILABLE.
   // `cache`: the one of all towers.
-  VisionService(const TowerSet& towers, FeatureCache& cache, Admission& admission, Metrics& metrics,
-                uint64_t max_image_bytes)
-      : towers_(towers),
-        cache_(cache),
-        admission_(admission),
-        metrics_(metrics),
-        max_image_bytes_(max_image_bytes) {}
+  VisionService(const TowerSet& towers, FeatureCache& cache, Admission& admission, Metrics& metrics)
+      : towers_(towers), cache_(cache), admission_(admission), metrics_(metrics) {}
 
   grpc::ServerWriteReactor<v1::EncodeResponse>* Encode(grpc::CallbackServerContext* context,
                                                        const v1::EncodeRequest* request) override;
@@ -36,13 +30,13 @@ class VisionService : public v1::VisionService::CallbackService {
  private:
   class Call;
   absl::StatusOr<std::shared_ptr<VisionServable>> FindTower(const v1::VisionSpec& spec) const;
-  absl::StatusOr<EncodeJob> MakeJob(const v1::EncodeRequest& request, const TowerInfo& tower) const;
+  static absl::StatusOr<EncodeJob> MakeJob(const v1::EncodeRequest& request,
+                                           const VisionEngine& engine);
 
   const TowerSet& towers_;
   FeatureCache& cache_;
   Admission& admission_;
   Metrics& metrics_;
-  const uint64_t max_image_bytes_;
 };
 
 }  // namespace llava

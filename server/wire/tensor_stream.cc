@@ -58,8 +58,7 @@ std::vector<std::string_view> SplitChunks(std::string_view bytes) {
   return chunks;
 }
 
-absl::StatusOr<TensorAssembler> TensorAssembler::Create(const v1::TensorHeader& header,
-                                                        uint64_t max_bytes) {
+absl::StatusOr<TensorAssembler> TensorAssembler::Create(const v1::TensorHeader& header) {
   const uint64_t element = ElementBytes(header.dtype());
   if (element == 0) return absl::InvalidArgumentError("TensorHeader.dtype is not a known type");
   if (header.shape().empty()) return absl::InvalidArgumentError("TensorHeader.shape is empty");
@@ -75,10 +74,6 @@ absl::StatusOr<TensorAssembler> TensorAssembler::Create(const v1::TensorHeader& 
     return absl::InvalidArgumentError(absl::StrCat("TensorHeader.size_bytes is ",
                                                    header.size_bytes(), ", but ", ShapeName(header),
                                                    " has ", bytes, " bytes"));
-  }
-  if (bytes > max_bytes) {
-    return absl::InvalidArgumentError(absl::StrCat("tensor ", ShapeName(header), " has ", bytes,
-                                                   " bytes, at most ", max_bytes, " are taken"));
   }
   return TensorAssembler(header);
 }

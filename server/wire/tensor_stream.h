@@ -31,9 +31,9 @@ std::vector<std::string_view> SplitChunks(std::string_view bytes);
 // Puts a tensor together again. One thread.
 class TensorAssembler {
  public:
-  // INVALID_ARGUMENT: unknown dtype, sides below 1, size that is not that of the shape, more than
-  // `max_bytes`. Nothing is allocated before these checks.
-  static absl::StatusOr<TensorAssembler> Create(const v1::TensorHeader& header, uint64_t max_bytes);
+  // INVALID_ARGUMENT: unknown dtype, sides below 1, size that is not that of the shape. Nothing is
+  // allocated before these checks: whoever takes headers of strangers compares the shape first.
+  static absl::StatusOr<TensorAssembler> Create(const v1::TensorHeader& header);
 
   // INVALID_ARGUMENT: more than kMaxChunkBytes at once, or more in all than the header says.
   absl::Status Add(std::string_view chunk);

@@ -136,6 +136,19 @@ class VersionTest(ChatCase):
                 self.wait_for(bad, READY)
                 self.answered_by(bad)
 
+    def test_services_end_with_a_broken_model(self):
+        for program, source in (("llava-llm", SOURCES[0]), ("llava-vision", ROOT / "deploy/models/emoji-tower/1")):
+            for damage in (cut_short, wrong_digest, not_allowed):
+                with self.subTest(program=program, damage=damage.__name__):
+                    folder = pathlib.Path(self.temporary.name) / f"{program}-{damage.__name__}"
+                    shutil.copytree(source, folder)
+                    damage(folder)
+                    service = Service(program, ["--model", folder, "--port", 0, "--metrics-port", 0], self.temporary.name)
+                    self.addCleanup(service.stop)
+                    code, text = service.wait_end()
+                    self.assertEqual(code, 4, text)
+                    self.assertIn(f"{program}: {folder}", text)
+
     def test_deleted_while_it_serves(self):
         good = self.newest()
         for folder in (self.models / "emoji").iterdir():

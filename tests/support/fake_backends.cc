@@ -426,7 +426,7 @@ grpc::Status FakeLlm::PutFeatures(grpc::ServerContext* context,
       return grpc::Status::OK;  // before the chunks
     }
   }
-  auto assembler = TensorAssembler::Create(header.tensor(), 64u << 20);
+  auto assembler = TensorAssembler::Create(header.tensor());
   absl::Status status = assembler.status();
   while (status.ok() && reader->Read(&request)) status = assembler->Add(request.chunk());
   if (status.ok()) status = std::move(*assembler).Finish().status();

@@ -185,6 +185,7 @@ TEST_F(ModelManagerTest, InPlaceWhenMemoryIsShort) {
   // Other bytes than the manifest says: found before version 1 makes way.
   repository_.Publish("emoji", 2, "good", Manifest::Kind::kLanguage, "gooD");
   ASSERT_TRUE(FailsSaying(2, "SHA-256"));
+  EXPECT_THAT(metrics_.Render(), HasSubstr("{model=\"emoji\",result=\"data_loss\"} 1\n"));
   EXPECT_EQ(loader_.loads(2), 0);
   EXPECT_THAT(loader_.routed(), ElementsAre(1));
   EXPECT_EQ(loader_.loads(1), 1);

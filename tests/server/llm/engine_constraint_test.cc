@@ -13,7 +13,7 @@ namespace {
 
 class EngineConstraintTest : public ::testing::Test {
  protected:
-  EngineConstraintTest() : engine_({}, RuleModel(1, Factory()), metrics_) {}
+  EngineConstraintTest() : engine_({}, RuleModel(1, Factory()), metrics_, LlmEngine::Places{}) {}
   void SetUp() override { ASSERT_TRUE(engine_.WaitUntilReady().ok()); }
 
   RunnerFactory Factory() {

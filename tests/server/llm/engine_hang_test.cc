@@ -38,7 +38,8 @@ class EngineHangTest : public ::testing::Test {
     options.step_limit = step_limit;
     options.respawn_delay = std::chrono::milliseconds(1);
     options.respawns = respawns;
-    engine_ = std::make_unique<LlmEngine>(options, RuleModel(workers, factory), metrics_);
+    engine_ = std::make_unique<LlmEngine>(options, RuleModel(workers, factory), metrics_,
+                                          LlmEngine::Places{});
     return engine_->WaitUntilReady();
   }
   std::shared_ptr<Collector> Ask(int32_t first) { return Ask(RuleIds(5, first)); }

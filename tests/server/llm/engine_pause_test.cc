@@ -30,7 +30,8 @@ class EnginePauseTest : public ::testing::Test {
     };
     LlmEngine::Options options;
     options.max_running = 8;
-    engine_ = std::make_unique<LlmEngine>(options, RuleModel(workers, factory), metrics_);
+    engine_ = std::make_unique<LlmEngine>(options, RuleModel(workers, factory), metrics_,
+                                          LlmEngine::Places{});
     ASSERT_TRUE(engine_->WaitUntilReady().ok());
   }
   std::shared_ptr<Collector> Ask(std::vector<int32_t> ids, uint32_t tokens, int32_t priority) {

@@ -98,7 +98,8 @@ class EnginePictureTest : public ::testing::Test {
     const auto factory = [this](int, LoadWatch&) {
       return std::make_unique<PictureRunner>(switches_, record_);
     };
-    engine_ = std::make_unique<LlmEngine>(LlmEngine::Options{}, RuleModel(1, factory), metrics_);
+    engine_ = std::make_unique<LlmEngine>(LlmEngine::Options{}, RuleModel(1, factory), metrics_,
+                                          LlmEngine::Places{});
     ASSERT_TRUE(engine_->WaitUntilReady().ok());
   }
   // kImageToken of `ids` become pictures of `rows` rows.

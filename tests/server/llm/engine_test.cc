@@ -28,7 +28,8 @@ class EngineTest : public ::testing::Test {
       if (on_load_) on_load_();
       return std::make_unique<RuleRunner>(switches_, blocks_);
     };
-    engine_ = std::make_unique<LlmEngine>(options, RuleModel(workers, factory), metrics_);
+    engine_ = std::make_unique<LlmEngine>(options, RuleModel(workers, factory), metrics_,
+                                          LlmEngine::Places{});
     ASSERT_TRUE(engine_->WaitUntilReady().ok());
   }
 

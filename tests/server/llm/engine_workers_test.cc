@@ -113,7 +113,7 @@ TEST_F(EngineWorkersTest, AChangeThatIsStoppedLosesNoWorker) {
     return true;
   };
   for (int i = 0; i < 300; ++i) {
-    engine_->SetWorkers(1, [](double) { return false; }).IgnoreError();
+    engine_->SetWorkers(1, [] { return true; }).IgnoreError();
     ASSERT_TRUE(complete()) << i;
     ASSERT_TRUE(engine_->SetWorkers(2).ok());
     ASSERT_TRUE(complete()) << i;

@@ -48,7 +48,7 @@ class LlmTestServer {
   std::shared_ptr<const LlmBackend> Renumbered(uint64_t version) const {
     v1::ModelInfo info = backend_->info;
     info.mutable_model()->set_version(version);
-    return std::make_shared<const LlmBackend>(info, *engine_, *store_);
+    return std::make_shared<const LlmBackend>(info, *engine_, *store_, backend_->recent);
   }
   std::string MetricsText() const { return metrics_.Render(); }
 

@@ -163,7 +163,7 @@ TEST_F(VisionEngineTest, AnEngineThatHangsWhenItGoesIsStillSeen) {
   reaper.ForEach([&](VisionEngine& gone) { ended = gone.Stop(); });
   EXPECT_FALSE(ended);
   gate.Open();
-  EXPECT_TRUE(reaper.Wait({}));
+  EXPECT_TRUE(reaper.Wait([] { return false; }));
   reaper.ForEach([](VisionEngine&) { ADD_FAILURE() << "it is freed"; });
 }
 

@@ -249,15 +249,6 @@ TEST_F(FeatureDiskTest, DropsThatWaitAreDoneTogetherAndFaultsAreTold) {
   EXPECT_THAT(ends[0].message(), HasSubstr(folder_.string()));
 }
 
-TEST_F(FeatureDiskTest, NamesOfAnEarlierVersionAreNotKept) {
-  fs::create_directories(folder_);
-  std::ofstream(folder_ / std::string(64, 'a').append(".feature")) << "features of who knows whom";
-  std::ofstream(folder_ / "notes.feature") << "not ours";
-  EXPECT_EQ(Open()->entries(), 0u);
-  ASSERT_EQ(Files().size(), 1u);
-  EXPECT_EQ(Files()[0].filename(), "notes.feature");
-}
-
 TEST_F(FeatureDiskTest, ManyThreads) {
   auto disk = Open(FeatureFile(*FeaturesOf("0")).size() * 4);
   std::vector<std::thread> threads;

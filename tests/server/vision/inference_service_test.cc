@@ -44,20 +44,6 @@ class InferenceServiceTest : public ::testing::Test {
  protected:
   InferenceServiceTest() : stub_(inference::GRPCInferenceService::NewStub(here_.channel)) {}
 
-  RepositoryCalls Calls() {
-    RepositoryCalls calls;
-    calls.statuses = [this] { return statuses_; };
-    calls.load = [this](const std::string& name, uint64_t version, auto done) {
-      asked_.push_back("load " + name + " " + std::to_string(version));
-      done(name == "clip" ? absl::OkStatus() : absl::NotFoundError("no model " + name));
-    };
-    calls.unload = [this](const std::string& name, uint64_t version, auto done) {
-      asked_.push_back("unload " + name + " " + std::to_string(version));
-      done(absl::OkStatus());
-    };
-    return calls;
-  }
-
   const PreprocessConfig& preprocess() { return here_.engine().info().preprocess; }
   size_t floats() {
     const auto side = static_cast<size_t>(preprocess().image_size);
@@ -107,9 +93,7 @@ class InferenceServiceTest : public ::testing::Test {
     EXPECT_THAT(status.error_message(), HasSubstr(hint));
   }
 
-  std::vector<v1::ModelVersionStatus> statuses_;
-  std::vector<std::string> asked_;
-  VisionTestServer here_{Calls()};
+  VisionTestServer here_;
   std::unique_ptr<inference::GRPCInferenceService::Stub> stub_;
 };
 
@@ -428,52 +412,6 @@ TEST_F(InferenceServiceTest, TellsWhatThereIs) {
   ASSERT_TRUE(stub_->ServerReady(&contexts[8], {}, &ready).ok());
   EXPECT_FALSE(ready.ready());
   Refuses(ImageRequest({FixturePicture("plain.png")}), "draining", grpc::StatusCode::UNAVAILABLE);
-}
-
-TEST_F(InferenceServiceTest, TheRepositoryIsTheManagers) {
-  const auto add = [this](uint64_t version, v1::ModelState state, const std::string& message) {
-    v1::ModelVersionStatus& status = statuses_.emplace_back();
-    status.mutable_model()->set_name("clip");
-    status.mutable_model()->set_version(version);
-    status.set_state(state);
-    status.set_message(message);
-  };
-  add(9, v1::MODEL_STATE_FAILED, "cut off");
-  add(8, v1::MODEL_STATE_WARMING, "");
-  add(7, v1::MODEL_STATE_READY, "");
-  add(6, v1::MODEL_STATE_DRAINING, "");
-  grpc::ClientContext contexts[8];
-  inference::RepositoryIndexRequest index_request;
-  inference::RepositoryIndexResponse index;
-  ASSERT_TRUE(stub_->RepositoryIndex(&contexts[0], index_request, &index).ok());
-  std::vector<std::string> states;
-  for (const auto& model : index.models()) states.push_back(model.version() + model.state());
-  EXPECT_THAT(states, ElementsAre("9UNAVAILABLE", "8LOADING", "7READY", "6UNLOADING"));
-  EXPECT_EQ(index.models(0).reason(), "cut off");
-  index_request.set_ready(true);
-  ASSERT_TRUE(stub_->RepositoryIndex(&contexts[1], index_request, &index).ok());
-  EXPECT_EQ(index.models_size(), 1);
-
-  inference::RepositoryModelLoadRequest load;
-  inference::RepositoryModelLoadResponse loaded;
-  load.set_model_name("clip");
-  EXPECT_TRUE(stub_->RepositoryModelLoad(&contexts[2], load, &loaded).ok());
-  load.set_model_name("gpt");
-  EXPECT_EQ(stub_->RepositoryModelLoad(&contexts[3], load, &loaded).error_code(),
-            grpc::StatusCode::NOT_FOUND);
-  (*load.mutable_parameters())["config"].set_string_param("{}");
-  EXPECT_EQ(stub_->RepositoryModelLoad(&contexts[4], load, &loaded).error_code(),
-            grpc::StatusCode::INVALID_ARGUMENT);
-  inference::RepositoryModelUnloadRequest unload;
-  inference::RepositoryModelUnloadResponse unloaded;
-  unload.set_model_name("clip");
-  EXPECT_TRUE(stub_->RepositoryModelUnload(&contexts[5], unload, &unloaded).ok());
-  EXPECT_THAT(asked_, ElementsAre("load clip 0", "load gpt 0", "unload clip 9", "unload clip 8",
-                                  "unload clip 7", "unload clip 6"))
-      << "none may stand in for another";
-  unload.set_model_name("gpt");
-  EXPECT_EQ(stub_->RepositoryModelUnload(&contexts[6], unload, &unloaded).error_code(),
-            grpc::StatusCode::NOT_FOUND);
 }
 
 }  // namespace

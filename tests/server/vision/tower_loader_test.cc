@@ -210,7 +210,7 @@ TEST_F(TowerLoaderTest, AVersionOfTheSameTowerIsOnlyAnotherName) {
   EXPECT_EQ(loader_.towers().FindDigest((*first)->info().model().digest()), *second);
   const VersionRef broken = Version(3);
   fs::resize_file(broken.folder / "model.safetensors", 1000);
-  EXPECT_EQ(Fails(broken).code(), absl::StatusCode::kInvalidArgument) << "it is read all the same";
+  EXPECT_EQ(Fails(broken).code(), absl::StatusCode::kDataLoss) << "it is read all the same";
 }
 
 TEST_F(TowerLoaderTest, VersionsOfATowerThatLoadTogetherShareItToo) {
@@ -255,7 +255,7 @@ TEST_F(TowerLoaderTest, SaysWhyAVersionCannotBeServed) {
   fs::resize_file(cut.folder / "model.safetensors",
                   fs::file_size(cut.folder / "model.safetensors") / 2);
   absl::Status status = Fails(cut);
-  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
   EXPECT_THAT(std::string(status.message()), HasSubstr("model.safetensors"));
 
   const VersionRef untrue = Version(2);
@@ -266,11 +266,11 @@ TEST_F(TowerLoaderTest, SaysWhyAVersionCannotBeServed) {
   EXPECT_THAT(std::string(status.message()), HasSubstr("self-test fails"));
 
   const VersionRef language = {"emoji", 1, fs::path(SourceDir()) / "deploy/models/emoji/1"};
-  EXPECT_EQ(Fails(language).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(Fails(language).code(), absl::StatusCode::kDataLoss);
 
   const VersionRef garbled = Version(3);
   std::ofstream(garbled.folder / "manifest.json") << "{";
-  EXPECT_EQ(Fails(garbled).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(Fails(garbled).code(), absl::StatusCode::kDataLoss);
   EXPECT_FALSE(loader_.EstimateBytes(garbled, 1).ok());
 
   EXPECT_TRUE(loader_.Load(Version(4), {}).ok()) << "a good one still loads";
@@ -292,7 +292,7 @@ TEST_F(TowerLoaderTest, WeightsThatAreNoNumbersAreFound) {
     manifest.self_test_tolerances.clear();
   });
   fs::remove(version.folder / kSelfTestFile);
-  EXPECT_EQ(Fails(version).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(Fails(version).code(), absl::StatusCode::kDataLoss);
 }
 
 TEST_F(TowerLoaderTest, AWorkerBeginsAnewWithTheWeightsThatWereVerified) {

@@ -84,7 +84,7 @@ class VisionDeliveryTest : public ::testing::Test {
   FeatureCache cache_{uint64_t{1} << 30, metrics_};
   std::shared_ptr<VisionEngine> engine_;
   TowerSet towers_{metrics_};
-  VisionService vision_{towers_, cache_, admission_, metrics_, 1 << 20};
+  VisionService vision_{towers_, cache_, admission_, metrics_};
   InferenceService inference_{towers_, {}, admission_, metrics_};
   std::unique_ptr<grpc::Server> server_;
   std::shared_ptr<grpc::Channel> channel_;

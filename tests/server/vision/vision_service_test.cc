@@ -82,7 +82,7 @@ TEST_F(VisionServiceTest, GivesTheFeaturesOfTheOracle) {
   const std::string image = Picture("plain.png");
   const Encoded result = Encode(image, spec_);
   ASSERT_TRUE(result.status.ok()) << result.status.error_message();
-  auto assembler = TensorAssembler::Create(result.header.tensor(), 1 << 20);
+  auto assembler = TensorAssembler::Create(result.header.tensor());
   ASSERT_TRUE(assembler.ok()) << assembler.status();
   ASSERT_TRUE(assembler->Add(result.bytes).ok());
   std::string bytes = std::move(*assembler).Finish().value();

@@ -37,8 +37,7 @@ class VisionTestServer {
     auto loaded = loader->Load({"clip", 7, FixturesDir() / "clip-tower"}, {});
     if (!loaded.ok()) throw std::runtime_error(loaded.status().ToString());
     servable = *std::move(loaded);
-    vision = std::make_unique<VisionService>(loader->towers(), cache, admission, metrics,
-                                             options.limits.max_bytes);
+    vision = std::make_unique<VisionService>(loader->towers(), cache, admission, metrics);
     inference =
         std::make_unique<InferenceService>(loader->towers(), std::move(calls), admission, metrics);
     int port = 0;

@@ -1,4 +1,4 @@
-#include "server/llm/task_threads.h"
+#include "server/runtime/task_threads.h"
 
 #include <gtest/gtest.h>
 

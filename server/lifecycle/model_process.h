@@ -1,0 +1,36 @@
+#pragma once
+
+// What the mains of the model services have in common, from --model to the exit code.
+
+#include <chrono>
+#include <functional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "server/lifecycle/model_manager.h"
+#include "server/runtime/service_process.h"
+
+namespace llava {
+
+// Prints why a model could not be loaded, in one line, and returns the process's exit code:
+// INVALID_ARGUMENT -> kExitUsage, NOT_FOUND, DATA_LOSS and PERMISSION_DENIED -> kExitModelMissing,
+// FAILED_PRECONDITION -> kExitDeviceMissing, RESOURCE_EXHAUSTED -> kExitNoMemory, else 1.
+int ReportLoadFailure(const std::string& program, const absl::Status& status);
+
+// The process is ready while any version is served, the name of a model while one of its versions
+// is; a lost device ends it. `process` must outlive the manager of these options.
+void ConnectHealth(ModelManager::Options& options, ServiceProcess& process);
+
+struct ModelProcess {
+  std::string program;
+  std::chrono::steady_clock::time_point begin;  // of the program
+  std::string host;                             // of both ports, for the log
+  std::function<void()> on_ready = {};          // a version is served
+  // Ends all answers. False: a worker hangs, and whoever waits for its thread may wait for ever.
+  std::function<bool()> stop_workers;
+};
+// Starts `manager` and runs `process`, whose servers have been started, to its end. Returns the
+// exit code, if anybody can wait for what is left.
+int RunModelProcess(const ModelProcess& model, ServiceProcess& process, ModelManager& manager);
+
+}  // namespace llava
