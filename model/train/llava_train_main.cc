@@ -12,11 +12,9 @@
 #include <utility>
 
 #include "model/progress/guarded.h"
+#include "model/train/plot.h"
 #include "model/train/tokenizer_command.h"
 #include "model/train/train_command.h"
-#if LLAVA_WITH_PLOT
-#include "model/train/plot.h"
-#endif
 
 namespace {
 
@@ -115,7 +113,6 @@ std::function<int()> AddTokenizer(CLI::App& app) {
   };
 }
 
-#if LLAVA_WITH_PLOT
 std::function<int()> AddPlot(CLI::App& app) {
   struct Flags {
     std::vector<std::filesystem::path> runs;
@@ -140,7 +137,6 @@ std::function<int()> AddPlot(CLI::App& app) {
     return 0;
   };
 }
-#endif
 
 // Every step asks for the same large blocks and frees them. Left to itself, the C library gives
 // them back to the system, and a tenth of a step goes into fresh pages.
@@ -163,9 +159,7 @@ int main(int argc, char** argv) {
   }
   commands.push_back(AddDescribe(app));
   commands.push_back(AddTokenizer(app));
-#if LLAVA_WITH_PLOT
   commands.push_back(AddPlot(app));
-#endif
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& success) {  // --help, --version

@@ -16,14 +16,12 @@
 
 #include "model/train/gradient_step.h"
 #include "model/train/group_optimizer.h"
+#include "model/train/instruction_task.h"
 #include "model/train/language_task.h"
 #include "model/train/metrics_endpoint.h"
 #include "model/train/publish_once.h"
 #include "model/train/trainer.h"
-#if LLAVA_WITH_PICTURES
-#include "model/train/instruction_task.h"
 #include "model/train/vision_task.h"
-#endif
 
 namespace llava {
 namespace {
@@ -34,20 +32,18 @@ using TaskMaker =
 
 const std::map<std::string, TaskMaker>& Makers() {
   static const std::map<std::string, TaskMaker> makers = {
-    {"pretrain-lm", [](Recipe& recipe, const TaskSettings& settings,
-                       std::FILE*) { return MakeLanguageTask(recipe, settings); }},
-#if LLAVA_WITH_PICTURES
-    {"pretrain-vision", [](Recipe& recipe, const TaskSettings& settings,
-                           std::FILE*) { return MakeVisionTask(recipe, settings); }},
-    {"align",
-     [](Recipe& recipe, const TaskSettings& settings, std::FILE* progress) {
-       return MakeInstructionTask(InstructionStage::kAlign, recipe, settings, progress);
-     }},
-    {"finetune",
-     [](Recipe& recipe, const TaskSettings& settings, std::FILE* progress) {
-       return MakeInstructionTask(InstructionStage::kFinetune, recipe, settings, progress);
-     }},
-#endif
+      {"pretrain-lm", [](Recipe& recipe, const TaskSettings& settings,
+                         std::FILE*) { return MakeLanguageTask(recipe, settings); }},
+      {"pretrain-vision", [](Recipe& recipe, const TaskSettings& settings,
+                             std::FILE*) { return MakeVisionTask(recipe, settings); }},
+      {"align",
+       [](Recipe& recipe, const TaskSettings& settings, std::FILE* progress) {
+         return MakeInstructionTask(InstructionStage::kAlign, recipe, settings, progress);
+       }},
+      {"finetune",
+       [](Recipe& recipe, const TaskSettings& settings, std::FILE* progress) {
+         return MakeInstructionTask(InstructionStage::kFinetune, recipe, settings, progress);
+       }},
   };
   return makers;
 }

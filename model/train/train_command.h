@@ -9,7 +9,7 @@
 
 namespace llava {
 
-// "pretrain-vision", "pretrain-lm", "align", "finetune": those that this build can do.
+// "pretrain-vision", "pretrain-lm", "align", "finetune".
 std::vector<std::string> TrainingKinds();
 
 struct TrainCommand {

@@ -1,4 +1,5 @@
-// Picture files to RGB, against "rgb/" of expected/images.safetensors. Built only with OpenCV.
+// Picture files to RGB, against "rgb/" of expected/images.safetensors. OpenCV decodes them: not of
+// the model core alone.
 
 #include <algorithm>
 #include <filesystem>

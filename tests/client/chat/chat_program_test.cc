@@ -5,11 +5,10 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <filesystem>
-#include <fstream>
 
 #include "tests/client/chat/program.h"
 #include "tests/client/fake_gateway.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -83,6 +82,7 @@ class ChatProgramTest : public ::testing::Test {
     return RunChat(flags, input);
   }
   FakeGateway gateway_;
+  const TempFolder folder_;
 };
 
 TEST_F(ChatProgramTest, MessagesAreAskedInOrder) {
@@ -111,8 +111,7 @@ TEST_F(ChatProgramTest, FlagsReachTheGateway) {
 }
 
 TEST_F(ChatProgramTest, ConstraintsReachTheGateway) {
-  const std::string path = ::testing::TempDir() + "/schema.json";
-  std::ofstream(path) << R"({"type":"integer"})";
+  const std::string path = folder_.Write("schema.json", R"({"type":"integer"})");
   EXPECT_EQ(Run({"--json-schema", path, "--message", "x"}).status, 0);
   EXPECT_EQ(gateway_.asked().at(0).sampling().constraint().json_schema(), R"({"type":"integer"})");
   EXPECT_EQ(Run({"--json", "--message", "x"}).status, 0);
@@ -152,12 +151,9 @@ TEST_F(ChatProgramTest, QuitEndsAtOnce) {
 }
 
 TEST_F(ChatProgramTest, PicturesGoWithTheNextQuestion) {
-  const auto path = std::filesystem::path(::testing::TempDir()) /
-                    (std::to_string(getpid()) + "chat program test.png");
-  std::ofstream(path, std::ios::binary) << "first";
-  const Ended ended = Run({"--image", path.string()},
-                          "what is it?\nand now?\n/image \"" + path.string() + "\"\nthis?\n");
-  std::filesystem::remove(path);
+  const std::string path = folder_.Write("with spaces.png", "first");
+  const Ended ended =
+      Run({"--image", path}, "what is it?\nand now?\n/image \"" + path + "\"\nthis?\n");
   EXPECT_EQ(ended.status, 0) << ended.err;
   const auto asked = gateway_.asked();
   ASSERT_EQ(asked.size(), 3u);
@@ -188,11 +184,7 @@ TEST_F(ChatProgramTest, ErrorsLeaveItUsable) {
 TEST_F(ChatProgramTest, RefusedPictureIsPutAway) {
   gateway_.set_script(
       {.events = {}, .status = {grpc::StatusCode::INVALID_ARGUMENT, "picture 1 is broken"}});
-  const auto path =
-      std::filesystem::path(::testing::TempDir()) / (std::to_string(getpid()) + "refused.png");
-  std::ofstream(path, std::ios::binary) << "x";
-  const Ended ended = Run({"--image", path.string()}, "what?\nand without?\n");
-  std::filesystem::remove(path);
+  const Ended ended = Run({"--image", folder_.Write("refused.png", "x")}, "what?\nand without?\n");
   EXPECT_EQ(ended.status, 1);
   EXPECT_THAT(ended.err, HasSubstr("error: picture 1 is broken"));
   ASSERT_EQ(gateway_.asked().size(), 2u);
@@ -260,32 +252,25 @@ TEST_F(ChatProgramTest, PipedOutputHasNoEscapes) {
 }
 
 TEST_F(ChatProgramTest, SendsTheApiKeyOfFileOrEnvironment) {
-  const auto path =
-      std::filesystem::temp_directory_path() / (std::to_string(getpid()) + "llava-chat-test-key");
-  std::ofstream(path) << "from-a-file\n";
+  const std::string path = folder_.Write("key", "from-a-file\n"), none = folder_.At("none");
   EXPECT_EQ(Run({"--message", "x"}).status, 0);
   EXPECT_EQ(gateway_.authorization(), "");
-  EXPECT_EQ(Run({"--api-key-file", path.string(), "--message", "x"}).status, 0);
+  EXPECT_EQ(Run({"--api-key-file", path, "--message", "x"}).status, 0);
   EXPECT_EQ(gateway_.authorization(), "Bearer from-a-file");
   const std::vector<std::string> flags = {"--gateway", gateway_.address(), "--message", "x"};
   EXPECT_EQ(RunChat(flags, "", {"LLAVA_API_KEY=from-the-environment"}).status, 0);
   EXPECT_EQ(gateway_.authorization(), "Bearer from-the-environment");
   EXPECT_EQ(RunChat(flags, "", {"LLAVA_API_KEY=two words"}).status, 2);
-  std::filesystem::remove(path);
-  const Ended missing = Run({"--api-key-file", path.string(), "--message", "x"});
+  const Ended missing = Run({"--api-key-file", none, "--message", "x"});
   EXPECT_EQ(missing.status, 2);
-  EXPECT_THAT(missing.err, HasSubstr(path.string()));
+  EXPECT_THAT(missing.err, HasSubstr(none));
 }
 
 TEST_F(ChatProgramTest, CertificatesAndTheirKeysGoTogether) {
-  const auto path =
-      std::filesystem::temp_directory_path() / (std::to_string(getpid()) + "llava-chat-test-cert");
-  std::ofstream(path) << "-";
-  EXPECT_EQ(Run({"--tls-cert", path.string(), "--message", "x"}).status, 2);
+  EXPECT_EQ(Run({"--tls-cert", folder_.Write("cert", "-"), "--message", "x"}).status, 2);
   const Ended open = Run({"--tls", "--message", "x"});  // that gateway speaks openly
   EXPECT_EQ(open.status, 1);
   EXPECT_THAT(open.err, HasSubstr("certificate"));
-  std::filesystem::remove(path);
 }
 
 }  // namespace

@@ -1,14 +1,14 @@
 #include "model/digest/sha256.h"
 
 #include <cstdio>
-#include <filesystem>
-#include <fstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -98,11 +98,9 @@ TEST(Sha256TogetherTest, GivesEachItsOwnDigest) {
 }
 
 TEST(Sha256FileTest, HashesFilesLargerThanOnePiece) {
-  const auto path = std::filesystem::path(testing::TempDir()) / "sha256_test.bin";
+  const TempFolder folder;
   const std::string content(3 * (1 << 20) + 17, 'q');
-  std::ofstream(path, std::ios::binary) << content;
-  EXPECT_EQ(HashFile(path.string()), HashBytes(content));
-  std::filesystem::remove(path);
+  EXPECT_EQ(HashFile(folder.Write("file", content)), HashBytes(content));
 }
 
 TEST(Sha256FileTest, NamesTheFileThatCannotBeRead) {

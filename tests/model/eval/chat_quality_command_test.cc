@@ -11,6 +11,7 @@
 #include "model/eval/text_map.h"
 #include "tests/model/eval/eval_program.h"
 #include "tests/support/paths.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -39,7 +40,8 @@ TEST(ChatQualityCommandTest, PrintsJson) {
 }
 
 TEST(ChatQualityCommandTest, WritesTheMistakesDown) {
-  const std::string file = testing::TempDir() + "chat_quality_mistakes.jsonl";
+  const TempFolder folder;
+  const std::string file = folder.At("mistakes.jsonl");
   // Of a model whose projector was never trained.
   const Outcome outcome =
       Eval("chat-quality " + kModels + "emoji-base --tower " + kModels +
@@ -63,7 +65,8 @@ TEST(ChatQualityCommandTest, WritesTheMistakesDown) {
 
 TEST(ChatQualityCommandTest, MeasuresAnOracleWithAMap) {
   const LanguageCheckpoint model = OpenLanguage(kModels + "emoji");
-  const std::string file = testing::TempDir() + "chat_quality_map.safetensors";
+  const TempFolder folder;
+  const std::string file = folder.At("map.safetensors");
   TextMap(*model.tokenizer, model.config.decoder.hidden_size, 1, 0.02).Save(file);
   const Outcome outcome = Eval("chat-quality " + kShipped + " --per-type 2 --json --oracle-map " +
                                file + " --conditions picture,oracle 2>/dev/null");

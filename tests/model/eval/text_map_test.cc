@@ -10,6 +10,7 @@
 
 #include "tests/model/nn/tiny_model.h"
 #include "tests/support/paths.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -73,8 +74,8 @@ TEST_F(TextMapTest, GradientsReachPlaces) {
 }
 
 TEST_F(TextMapTest, IsReadAsItWasWritten) {
-  const std::filesystem::path file =
-      std::filesystem::path(testing::TempDir()) / "text_map_test.safetensors";
+  const TempFolder folder;
+  const std::filesystem::path file = folder.path() / "map.safetensors";
   const TextMap map(tokenizer_, kWidth, 5, 0.1);
   map.Save(file);
   const TextMap read(tokenizer_, file);
@@ -86,7 +87,7 @@ TEST_F(TextMapTest, IsReadAsItWasWritten) {
     TextMap(tokenizer_, file);
     FAIL() << "five rows were taken";
   } catch (const std::runtime_error& error) {
-    EXPECT_THAT(error.what(), testing::HasSubstr("text_map_test.safetensors"));
+    EXPECT_THAT(error.what(), testing::HasSubstr("map.safetensors"));
     EXPECT_THAT(error.what(), testing::HasSubstr("\"rows\""));
   }
 }

@@ -16,6 +16,7 @@
 #include "tests/model/llava/tiny_llava.h"
 #include "tests/model/nn/tiny_model.h"
 #include "tests/support/paths.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -131,13 +132,12 @@ TEST(SelfTestTest, RefusesAnExampleWithoutAnAnswer) {
 }
 
 TEST(SelfTestTest, TravelsWithThePublishedVersion) {
-  const fs::path root = fs::path(testing::TempDir()) / "self_test_test";
-  fs::remove_all(root);
+  const TempFolder root;
   LanguageCheckpoint shipped = OpenLanguage(fs::path(SourceDir()) / "deploy/models/emoji");
   shipped.self_test =
       MakeSelfTest(shipped, std::vector<int32_t>{1, kImageToken, 300, 301, 302},
                    std::vector<int64_t>{-100, -100, -100, 301, 302}, {at::ones({36, 160})});
-  const fs::path folder = PublishLanguage(shipped, root, "emoji");
+  const fs::path folder = PublishLanguage(shipped, root.path(), "emoji");
   EXPECT_TRUE(fs::exists(folder / "self_test.safetensors"));
   const LanguageCheckpoint opened = OpenLanguage(folder);
   ASSERT_TRUE(opened.self_test);

@@ -17,6 +17,7 @@
 #include "model/llava/generate.h"
 #include "model/train/optimizer.h"
 #include "tests/support/paths.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -168,12 +169,10 @@ TEST(LanguageTaskTest, CheckTellsWhatIsAsked) {
 }
 
 TEST(LanguageTaskTest, PublishesWhatServingOpens) {
-  const fs::path root = fs::path(testing::TempDir()) / "language_task_test";
-  fs::remove_all(root);
-  fs::create_directories(root);
-  const auto task = TinyTask({"text_map=" + (root / "map.safetensors").string()});
-  const fs::path folder = task->Publish(root, "base", {{"kind", "language"}});
-  EXPECT_EQ(folder, root / "base/1");
+  const TempFolder root;
+  const auto task = TinyTask({"text_map=" + root.At("map.safetensors")});
+  const fs::path folder = task->Publish(root.path(), "base", {{"kind", "language"}});
+  EXPECT_EQ(folder, root.path() / "base/1");
 
   const LanguageCheckpoint checkpoint = OpenLanguage(folder);
   EXPECT_EQ(checkpoint.tower_digest, OpenTower(kModels / "emoji-tower/1").digest);
@@ -191,21 +190,19 @@ TEST(LanguageTaskTest, PublishesWhatServingOpens) {
   const GenerateResult result = Generate(model, prompt, {&features, 1}, {}, {.max_new_tokens = 3});
   EXPECT_GE(result.ids.size(), 1);
 
-  const TextMap map(*checkpoint.tokenizer, root / "map.safetensors");
+  const TextMap map(*checkpoint.tokenizer, root.At("map.safetensors"));
   EXPECT_EQ(map.parameters()[0].second.sizes(), (at::IntArrayRef{6, 32}));
 }
 
 TEST(LanguageTaskTest, GoesOnFromAPublishedModel) {
-  const fs::path root = fs::path(testing::TempDir()) / "language_task_start";
-  fs::remove_all(root);
-  fs::create_directories(root);
-  const std::string map = (root / "map.safetensors").string();
+  const TempFolder root;
+  const std::string map = root.At("map.safetensors");
   const auto first = TinyTask({"text_map=" + map});
-  first->Publish(root, "base", {});
+  first->Publish(root.path(), "base", {});
   const auto begin = [&](const std::vector<std::string>& more) {
     Recipe recipe;
     for (const std::string& assignment :
-         {"start=" + (root / "base").string(), "start_text_map=" + map,
+         {"start=" + root.At("base"), "start_text_map=" + map,
           "tower=" + (kModels / "emoji-tower/1").string(), std::string("rows=6"),
           std::string("dense_steps=3"), std::string("steps=6"),
           std::string("evaluation.scenes=8")}) {

@@ -2,8 +2,6 @@
 
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
-#include <sstream>
 #include <stdexcept>
 
 #include <gmock/gmock.h>
@@ -11,27 +9,17 @@
 
 #include "model/text/tokenizer.h"
 #include "model/train/scene_corpus.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
 
 namespace fs = std::filesystem;
 
-fs::path Folder(const std::string& name) {
-  const fs::path folder = fs::path(testing::TempDir()) / ("tokenizer_command_test_" + name);
-  fs::remove_all(folder);
-  return folder;
-}
-
-std::string Read(const fs::path& path) {
-  std::ostringstream text;
-  text << std::ifstream(path, std::ios::binary).rdbuf();
-  return text.str();
-}
-
 TEST(TokenizerCommandTest, KnowsTheWordsOfScenesAndTheSymbolsOfTheTemplate) {
+  const TempFolder folder;
   TokenizerCommand command;
-  command.output = Folder("scenes");
+  command.output = folder.path() / "scenes";
   command.scenes = 600;
   const TokenizerSummary summary = TrainTokenizer(command);
   EXPECT_EQ(summary.vocabulary, 1000);
@@ -50,15 +38,16 @@ TEST(TokenizerCommandTest, KnowsTheWordsOfScenesAndTheSymbolsOfTheTemplate) {
   EXPECT_EQ(std::distance(fs::directory_iterator(command.output), {}), 2);
 
   // The same again gives the same bytes, wherever it is done.
-  const std::string bytes = Read(command.output / "tokenizer.model");
-  command.output = Folder("again");
+  const std::string bytes = ReadBytes(command.output / "tokenizer.model");
+  command.output = folder.path() / "again";
   TrainTokenizer(command);
-  EXPECT_TRUE(Read(command.output / "tokenizer.model") == bytes);
+  EXPECT_TRUE(ReadBytes(command.output / "tokenizer.model") == bytes);
 }
 
 TEST(TokenizerCommandTest, TooFewPiecesAreTold) {
+  const TempFolder folder;
   TokenizerCommand command;
-  command.output = Folder("few");
+  command.output = folder.path() / "few";
   command.scenes = 300;
   command.vocabulary = 500;
   try {
@@ -71,16 +60,15 @@ TEST(TokenizerCommandTest, TooFewPiecesAreTold) {
 }
 
 TEST(TokenizerCommandTest, ReadsTextsAndRecords) {
+  const TempFolder folder;
   TokenizerCommand command;
-  command.output = Folder("texts");
-  fs::create_directories(command.output);
-  const fs::path text = command.output / "a.txt", records = command.output / "b.json";
-  std::ofstream lines(text);
-  for (int i = 0; i < 200; ++i) lines << "gondola gondola\n";
-  lines.close();
-  std::ofstream(records) << R"([{"id": "1", "conversations": [
+  command.output = folder.path();
+  std::string lines;
+  for (int i = 0; i < 200; ++i) lines += "gondola gondola\n";
+  const fs::path text = folder.Write("a.txt", lines);
+  const fs::path records = folder.Write("b.json", R"([{"id": "1", "conversations": [
       {"from": "human", "value": "<image>\nxylophone xylophone xylophone"},
-      {"from": "gpt", "value": "xylophone xylophone\nxylophone xylophone"}]}])";
+      {"from": "gpt", "value": "xylophone xylophone\nxylophone xylophone"}]}])");
   command.texts = {text, records};
   command.vocabulary = 320;
   EXPECT_EQ(TrainTokenizer(command).lines, 203);
@@ -88,7 +76,7 @@ TEST(TokenizerCommandTest, ReadsTextsAndRecords) {
   EXPECT_EQ(tokenizer.EncodePieces("gondola").size(), 1);
   EXPECT_EQ(tokenizer.EncodePieces("xylophone").size(), 1);
 
-  std::ofstream(records) << R"([{"id": "1"}])";
+  folder.Write("b.json", R"([{"id": "1"}])");
   try {
     TrainTokenizer(command);
     FAIL() << "records without conversations were taken";
@@ -102,8 +90,9 @@ TEST(TokenizerCommandTest, ReadsTextsAndRecords) {
 TEST(TokenizerCommandTest, NamesThePackageOfAMissingProgram) {
   const std::string path = std::getenv("PATH");
   setenv("PATH", "/nowhere", 1);
+  const TempFolder folder;
   TokenizerCommand command;
-  command.output = Folder("missing");
+  command.output = folder.path() / "missing";
   try {
     TrainTokenizer(command);
     setenv("PATH", path.c_str(), 1);

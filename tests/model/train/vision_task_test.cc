@@ -15,6 +15,7 @@
 #include "model/train/optimizer.h"
 #include "model/train/picture_lessons.h"
 #include "tests/support/paths.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -110,10 +111,9 @@ TEST(VisionTaskTest, EvaluatesTheSameWayEveryTime) {
 }
 
 TEST(VisionTaskTest, PublishesATowerThatOpens) {
-  const fs::path root = fs::path(testing::TempDir()) / "vision_task_test";
-  fs::remove_all(root);
+  const TempFolder root;
   const auto task = TinyTask();
-  const fs::path folder = task->Publish(root, "tower", {{"kind", "vision"}});
+  const fs::path folder = task->Publish(root.path(), "tower", {{"kind", "vision"}});
   const TowerCheckpoint checkpoint = OpenTower(folder);  // checks all digests
   EXPECT_EQ(checkpoint.config.num_layers, 2);
   for (const ParameterGroup& group : task->groups()) {
