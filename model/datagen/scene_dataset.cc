@@ -19,6 +19,7 @@
 namespace llava {
 namespace {
 
+using Json = nlohmann::ordered_json;
 using Positions = SceneOptions::Positions;
 using HeldOut = SceneOptions::HeldOut;
 

@@ -9,6 +9,8 @@
 namespace llava {
 namespace {
 
+using Json = nlohmann::ordered_json;
+
 // Purposes of random streams; those of scenes and pictures are 1 and 2.
 enum Purpose : uint64_t {
   kBriefWords = 11,
