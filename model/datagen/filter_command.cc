@@ -1,5 +1,6 @@
-#include "model/datagen/filter_command.h"
+#include "model/datagen/commands.h"
 
+#include <CLI/App.hpp>
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
 #include <cerrno>
@@ -16,7 +17,6 @@
 #include "model/datagen/delimited_file.h"
 #include "model/datagen/noun_phrases.h"
 #include "model/datagen/phrase_filter.h"
-#include "model/progress/guarded.h"
 #include "model/progress/progress.h"
 
 namespace llava {
@@ -132,7 +132,7 @@ std::function<int()> AddFilterCommand(CLI::App& app) {
       ->capture_default_str();
   command->add_option("--seed", flags->rules.seed, "Of the captions of frequent phrases")
       ->capture_default_str();
-  return [flags] { return RunGuarded("llava-datagen", [flags] { return Run(*flags); }); };
+  return [flags] { return Run(*flags); };
 }
 
 }  // namespace llava

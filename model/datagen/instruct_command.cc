@@ -1,3 +1,4 @@
+#include <CLI/App.hpp>
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
 #include <charconv>
@@ -9,11 +10,10 @@
 #include <vector>
 
 #include "model/data/questions/question_lists.h"
+#include "model/datagen/commands.h"
 #include "model/datagen/instruct.h"
-#include "model/datagen/instruct_commands.h"
 #include "model/datagen/source_flags.h"
 #include "model/openai/chat_flags.h"
-#include "model/progress/guarded.h"
 #include "model/progress/stop_request.h"
 
 namespace llava {
@@ -152,7 +152,7 @@ std::function<int()> AddInstructCommand(CLI::App& app) {
       ->capture_default_str()
       ->group("Records");
   flags->chat.Add(*command, "Teacher");
-  return [flags] { return RunGuarded("llava-datagen", [flags] { return Run(*flags); }); };
+  return [flags] { return Run(*flags); };
 }
 
 }  // namespace llava

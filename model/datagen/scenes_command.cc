@@ -1,5 +1,6 @@
-#include "model/datagen/scenes_command.h"
+#include "model/datagen/commands.h"
 
+#include <CLI/App.hpp>
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
 #include <cstdio>
@@ -10,7 +11,6 @@
 #include "model/data/questions/question_lists.h"
 #include "model/data/scenes/scene_flags.h"
 #include "model/datagen/scene_dataset.h"
-#include "model/progress/guarded.h"
 #include "model/progress/stop_request.h"
 
 namespace llava {
@@ -30,19 +30,16 @@ int Run(Flags& flags) {
   options.scenes = flags.scenes.Options();
   options.pictures = !flags.no_pictures;
   if (flags.overwrite) options.existing = OutputFolder::Existing::kOverwrite;
+  options.kinds = InstructionKinds::Named(flags.kinds);
+  options.wordings.brief =
+      flags.brief_questions.empty() ? BriefQuestions() : ReadQuestionList(flags.brief_questions);
+  options.wordings.detailed = flags.detailed_questions.empty()
+                                  ? DetailedQuestions()
+                                  : ReadQuestionList(flags.detailed_questions);
   const StopRequest stop;
-  const auto write = [&options, &flags] {
-    options.kinds = InstructionKinds::Named(flags.kinds);
-    options.wordings.brief =
-        flags.brief_questions.empty() ? BriefQuestions() : ReadQuestionList(flags.brief_questions);
-    options.wordings.detailed = flags.detailed_questions.empty()
-                                    ? DetailedQuestions()
-                                    : ReadQuestionList(flags.detailed_questions);
-    if (WriteSceneDataset(options, stderr) == DatasetOutcome::kFinished) return 0;
-    std::fprintf(stderr, "llava-datagen: stopped; the same command goes on from here\n");
-    return 128 + StopRequest::Signal();
-  };
-  return RunGuarded("llava-datagen", write);
+  if (WriteSceneDataset(options, stderr) == DatasetOutcome::kFinished) return 0;
+  std::fprintf(stderr, "llava-datagen: stopped; the same command goes on from here\n");
+  return 128 + StopRequest::Signal();
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
-#include "model/datagen/science_command.h"
+#include "model/datagen/commands.h"
 
+#include <CLI/App.hpp>
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
 #include <cstdio>
@@ -7,7 +8,6 @@
 
 #include "model/data/scenes/scene_flags.h"
 #include "model/datagen/science_dataset.h"
-#include "model/progress/guarded.h"
 #include "model/progress/stop_request.h"
 
 namespace llava {
@@ -50,7 +50,7 @@ std::function<int()> AddScienceCommand(CLI::App& app) {
   command->add_option("--seed", dataset.seed, "Stream of problems; equal seeds give equal bytes")
       ->capture_default_str();
   flags->scenes.Add(*command);
-  return [flags] { return RunGuarded("llava-datagen", [&flags] { return Write(*flags); }); };
+  return [flags] { return Write(*flags); };
 }
 
 }  // namespace llava

@@ -1,4 +1,4 @@
-#include "model/eval/chat_quality_command.h"
+#include "model/eval/commands.h"
 
 #include <CLI/App.hpp>
 #include <CLI/Config.hpp>
@@ -19,7 +19,6 @@
 #include "model/digest/sha256.h"
 #include "model/eval/chat_quality.h"
 #include "model/eval/text_map.h"
-#include "model/progress/guarded.h"
 
 namespace llava {
 namespace {
@@ -80,7 +79,7 @@ Json MistakeJson(const Scene& scene, const Turn& turn, const std::string& given)
           {"things", std::move(things)}, {"background", kBackgrounds[scene.background].name}};
 }
 
-void Measure(Flags& flags) {
+int Measure(Flags& flags) {
   QualityOptions& quality = flags.quality;
   quality.exam.scenes = flags.scenes.Options();
   quality.exam.wordings.brief =
@@ -144,6 +143,7 @@ void Measure(Flags& flags) {
                 flags.model.c_str(), result.types.size(), quality.exam.per_type,
                 static_cast<unsigned long long>(quality.exam.seed), seconds);
   }
+  return 0;
 }
 
 }  // namespace
@@ -194,12 +194,7 @@ std::function<int()> AddChatQualityCommand(CLI::App& app) {
   command->add_option("--threads", flags->quality.threads, "Threads; 0 is one a core")
       ->check(CLI::Range(0, 256))
       ->capture_default_str();
-  return [flags] {
-    return RunGuarded("llava-eval", [&flags] {
-      Measure(*flags);
-      return 0;
-    });
-  };
+  return [flags] { return Measure(*flags); };
 }
 
 }  // namespace llava
