@@ -29,7 +29,7 @@ struct SceneDatasetOptions {
   InstructionKinds kinds;  // of stage 2: which records, and what they ask
   size_t turns = 4;        // of a conversation, at least
   size_t dialogues = 0;  // with conversation in stage2: so many more records per scene, short ones
-  unsigned jobs = 0;     // threads that draw; 0: one a core
+  int jobs = 0;          // threads that draw; 0: one a core
   OutputFolder::Existing existing = OutputFolder::Existing::kKeep;
 };
 
