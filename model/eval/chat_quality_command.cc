@@ -99,7 +99,6 @@ int Measure(Flags& flags) {
   const LanguageCheckpoint checkpoint = OpenModel(flags.model, tower_checkpoint);
   const ClipTower tower(tower_checkpoint.config, tower_checkpoint.tensors, at::kCPU, at::kFloat);
   const Llava model(checkpoint, at::kCPU, at::kFloat);
-  const TowerReader reader(tower, checkpoint.config.features);
   std::optional<Llava> oracle_model;
   std::optional<TextMap> map;
   if (measured("oracle") && !flags.oracle_map.empty()) {
@@ -128,7 +127,8 @@ int Measure(Flags& flags) {
   }
   quality.progress = stderr;
   const auto begin = std::chrono::steady_clock::now();
-  const Quality result = MeasureQuality(model, reader, quality);
+  const Quality result =
+      MeasureQuality(model, TowerEye(tower, checkpoint.config.features), quality);
   if (mistakes.is_open()) {
     mistakes.close();
     if (!mistakes) throw std::runtime_error(flags.mistakes + ": not all mistakes could be written");
