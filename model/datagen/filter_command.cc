@@ -89,9 +89,8 @@ int Run(const Flags& flags) {
                                          {"before", index.Statistics(flags.rules)},
                                          {"after", index.Statistics(flags.rules, chosen)}};
   if (!flags.report.empty()) {
-    StagedFile json(flags.report);
-    json.Write(report.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
-    json.Commit();
+    WriteDurably(flags.report,
+                 report.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
   }
   std::printf("%-34s %12s %12s\n", "", "before", "after");
   for (const auto& [key, text] :

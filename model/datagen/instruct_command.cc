@@ -65,13 +65,10 @@ int Run(Flags& flags) {
     options.boxes[static_cast<size_t>(ResponseTypeNamed(type))] = true;
   }
   options.language = flags.language == "any" ? Language::kAny : Language::kEnglish;
-  options.detailed_questions = flags.detailed_questions.empty()
-                                   ? DetailedQuestions()
-                                   : ReadQuestionList(flags.detailed_questions);
+  options.detailed_questions = DetailedQuestions(flags.detailed_questions);
   options.request = flags.chat.Request();
   options.run = flags.chat.RunOptions();
-  const PromptSet prompts =
-      flags.prompts.empty() ? PromptSet::BuiltIn() : PromptSet::Read(flags.prompts);
+  const PromptSet prompts = PromptSet::Read(flags.prompts);
   const auto teacher = flags.chat.OpenBackend();
   const std::vector<CaptionedImage> images = flags.source.Read();
   const StopRequest stop;

@@ -215,14 +215,14 @@ bool Writer::WriteAll(Json& contents) {
 
 }  // namespace
 
-DatasetOutcome WriteSceneDataset(const SceneDatasetOptions& options, std::FILE* progress) {
+bool WriteSceneDataset(const SceneDatasetOptions& options, std::FILE* progress) {
   Check(options);
-  OutputFolder folder(options.out, Settings(options), options.existing);
+  OutputFolder folder(options.out, Settings(options), options.overwrite);
   Writer writer(options, folder, progress);
   Json contents;
-  if (!writer.WriteAll(contents)) return DatasetOutcome::kStopped;
+  if (!writer.WriteAll(contents)) return false;
   folder.Finish(contents);
-  return DatasetOutcome::kFinished;
+  return true;
 }
 
 }  // namespace llava

@@ -16,12 +16,10 @@ namespace {
 struct Flags {
   ScienceDatasetOptions dataset;
   SceneFlags scenes;
-  bool overwrite = false;
 };
 
 int Write(Flags& flags) {
   flags.dataset.scenes = flags.scenes.Options();
-  if (flags.overwrite) flags.dataset.existing = OutputFolder::Existing::kOverwrite;
   const StopRequest stop;
   if (WriteScienceDataset(flags.dataset, stderr)) return 0;
   std::fprintf(stderr, "llava-datagen: stopped; the same command begins anew\n");
@@ -36,7 +34,7 @@ std::function<int()> AddScienceCommand(CLI::App& app) {
   CLI::App* command = app.add_subcommand(
       "science", "Multiple-choice problems about emoji scenes, laid out as ScienceQA");
   command->add_option("--out", dataset.out, "Folder of the data set, new or empty")->required();
-  command->add_flag("--overwrite", flags->overwrite, "Replace the data set in the folder");
+  command->add_flag("--overwrite", dataset.overwrite, "Replace the data set in the folder");
   const auto most = CLI::Range(uint64_t{0}, uint64_t{1'000'000});
   command->add_option("--train", dataset.train, "Problems to train on")
       ->check(most)

@@ -35,8 +35,7 @@ struct ExpandFlags {
 };
 
 int Expand(const ExpandFlags& flags) {
-  const auto questions =
-      flags.brief_questions.empty() ? BriefQuestions() : ReadQuestionList(flags.brief_questions);
+  const auto questions = BriefQuestions(flags.brief_questions);
   const auto images = flags.source.Read();
   WriteExpansion(images, questions, flags.seed, flags.out);
   std::fprintf(stderr, "%s: %zu records\n", flags.out.c_str(), images.size());
@@ -68,8 +67,7 @@ int AskQuestions(const QuestionsFlags& flags) {
                                                             : 11,
                                    .defaults = flags.chat.Request(),
                                    .run = flags.chat.RunOptions()};
-  const PromptSet prompts =
-      flags.prompts.empty() ? PromptSet::BuiltIn() : PromptSet::Read(flags.prompts);
+  const PromptSet prompts = PromptSet::Read(flags.prompts);
   const auto teacher = flags.chat.OpenBackend();
   const std::string kept =
       !flags.journal.empty() || flags.out.empty() ? flags.journal : flags.out + ".journal";
@@ -92,9 +90,7 @@ int AskQuestions(const QuestionsFlags& flags) {
     std::fputs(text.c_str(), stdout);
     return std::fflush(stdout) == 0 ? 0 : 1;
   }
-  StagedFile file(flags.out);
-  file.Write(text);
-  file.Commit();
+  WriteDurably(flags.out, text);
   return 0;
 }
 
@@ -104,9 +100,7 @@ int WritePrompts(const fs::path& folder) {
   }
   for (const auto& [name, text] : BuiltInPromptFiles()) {
     fs::create_directories((folder / name).parent_path());
-    StagedFile file(folder / name);
-    file.Write(text);
-    file.Commit();
+    WriteDurably(folder / name, text);
   }
   return 0;
 }

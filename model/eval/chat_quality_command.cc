@@ -82,8 +82,7 @@ Json MistakeJson(const Scene& scene, const Turn& turn, const std::string& given)
 int Measure(Flags& flags) {
   QualityOptions& quality = flags.quality;
   quality.exam.scenes = flags.scenes.Options();
-  quality.exam.wordings.brief =
-      flags.brief_questions.empty() ? BriefQuestions() : ReadQuestionList(flags.brief_questions);
+  quality.exam.wordings.brief = BriefQuestions(flags.brief_questions);
   const auto measured = [&flags](const char* condition) {
     return std::find(flags.conditions.begin(), flags.conditions.end(), condition) !=
            flags.conditions.end();

@@ -236,7 +236,8 @@ int Run(const RunFlags& flags) {
   std::vector<VisualQuestion> questions;
   for (const ScienceProblem& problem : prompts.Read()) {
     if (prompts.layout != "chat") {
-      questions.push_back(QuestionOfRecord(Record(problem, prompts, format), flags.pictures));
+      questions.push_back(
+          QuestionOfRecord(Record(problem, prompts, format).dump(), flags.pictures));
       questions.back().answer_cue = prompts.layout == "llava" ? format.answer_cue() : "";
       continue;
     }
