@@ -7,15 +7,13 @@
 #include <string_view>
 #include <vector>
 
+#include "model/data/instructions/record_json.h"
+
 namespace llava {
 
-struct QuestionAnswer {
-  std::string question, answer;  // without white space at their ends; may be empty
-};
-
 struct ParsedDialogue {
-  std::vector<QuestionAnswer> turns;
-  bool open_end = false;  // a question without an answer followed
+  std::vector<QuestionAnswer> turns;  // without white space at their ends; may be empty
+  bool open_end = false;              // a question without an answer followed
 };
 
 // The text's structure is not the one that was asked for.

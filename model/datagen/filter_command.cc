@@ -1,5 +1,6 @@
-#include "model/datagen/filter_command.h"
+#include "model/datagen/commands.h"
 
+#include <CLI/App.hpp>
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
 #include <cerrno>
@@ -16,7 +17,6 @@
 #include "model/datagen/delimited_file.h"
 #include "model/datagen/noun_phrases.h"
 #include "model/datagen/phrase_filter.h"
-#include "model/progress/guarded.h"
 #include "model/progress/progress.h"
 
 namespace llava {
@@ -89,9 +89,8 @@ int Run(const Flags& flags) {
                                          {"before", index.Statistics(flags.rules)},
                                          {"after", index.Statistics(flags.rules, chosen)}};
   if (!flags.report.empty()) {
-    StagedFile json(flags.report);
-    json.Write(report.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
-    json.Commit();
+    WriteDurably(flags.report,
+                 report.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
   }
   std::printf("%-34s %12s %12s\n", "", "before", "after");
   for (const auto& [key, text] :
@@ -132,7 +131,7 @@ std::function<int()> AddFilterCommand(CLI::App& app) {
       ->capture_default_str();
   command->add_option("--seed", flags->rules.seed, "Of the captions of frequent phrases")
       ->capture_default_str();
-  return [flags] { return RunGuarded("llava-datagen", [flags] { return Run(*flags); }); };
+  return [flags] { return Run(*flags); };
 }
 
 }  // namespace llava

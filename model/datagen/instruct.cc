@@ -14,6 +14,7 @@
 
 #include "model/checkpoint/durable_file.h"
 #include "model/data/scenes/random.h"
+#include "model/data/scenes/stream_name.h"
 #include "model/datagen/instruct_report.h"
 #include "model/progress/progress.h"
 
@@ -32,13 +33,6 @@ constexpr char kRecords[] = "instruct.json", kRejected[] = "rejected.jsonl";
 std::string Partial(const std::string& name) { return name + ".partial"; }
 
 constexpr size_t Index(ResponseType type) { return static_cast<size_t>(type); }
-
-// FNV-1a: names the random stream of a record, so it must not change.
-uint64_t HashName(const std::string& name) {
-  uint64_t hash = 0xCBF29CE484222325;
-  for (const char byte : name) hash = (hash ^ static_cast<uint8_t>(byte)) * 0x100000001B3;
-  return hash;
-}
 
 // Whole numbers in the proportions of `mix` that add up to `count`: largest remainders.
 std::array<uint64_t, kResponseTypes.size()> Shares(const Mix& mix, uint64_t count) {
@@ -201,7 +195,7 @@ class Run {
         rejected.Write(line.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n");
         continue;
       }
-      Random random(options_.seed, HashName(id), kRecordWords);
+      Random random(options_.seed, StreamNamed(id), kRecordWords);
       if (type == ResponseType::kDetail) {
         screened.turns[0].question = random.Pick(options_.detailed_questions);
       }
@@ -348,18 +342,6 @@ InstructEnd WriteInstructions(const std::vector<CaptionedImage>& images, const P
   return end;
 }
 
-Json InstructionRecordJson(const std::string& id, const std::string& image,
-                           const std::vector<QuestionAnswer>& turns, bool image_first) {
-  Json conversations = Json::array();
-  for (const QuestionAnswer& turn : turns) {
-    conversations.push_back({{"from", "human"}, {"value", turn.question}});
-    conversations.push_back({{"from", "gpt"}, {"value", turn.answer}});
-  }
-  std::string& first = conversations[0]["value"].get_ref<std::string&>();
-  first = image_first ? "<image>\n" + first : first + "\n<image>";
-  return {{"id", id}, {"image", image}, {"conversations", std::move(conversations)}};
-}
-
 void WriteExpansion(const std::vector<CaptionedImage>& images,
                     const std::vector<std::string>& brief_questions, uint64_t seed,
                     const fs::path& path) {
@@ -367,7 +349,7 @@ void WriteExpansion(const std::vector<CaptionedImage>& images,
   StagedFile file(path);
   const char* separator = "[\n";
   for (const CaptionedImage& image : images) {
-    Random random(seed, HashName(image.id), kExpansionWords);
+    Random random(seed, StreamNamed(image.id), kExpansionWords);
     const QuestionAnswer turn = {random.Pick(brief_questions), random.Pick(image.captions)};
     file.Write(separator);
     file.Write(InstructionRecordJson(image.id, image.file, {turn}, random.Chance(0.5))

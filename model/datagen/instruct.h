@@ -66,11 +66,6 @@ InstructEnd WriteInstructions(const std::vector<CaptionedImage>& images, const P
                               ChatBackend& teacher, const InstructOptions& options,
                               std::FILE* progress);
 
-// A record of LLaVA's format. `turns` must not be empty.
-nlohmann::ordered_json InstructionRecordJson(const std::string& id, const std::string& image,
-                                             const std::vector<QuestionAnswer>& turns,
-                                             bool image_first);
-
 // Naive expansion (stage 1): for each picture one of its captions as the answer to one of the brief
 // questions, in the order of the pictures. Throws std::runtime_error naming the file.
 void WriteExpansion(const std::vector<CaptionedImage>& images,

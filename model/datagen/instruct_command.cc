@@ -1,3 +1,4 @@
+#include <CLI/App.hpp>
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
 #include <charconv>
@@ -9,11 +10,10 @@
 #include <vector>
 
 #include "model/data/questions/question_lists.h"
+#include "model/datagen/commands.h"
 #include "model/datagen/instruct.h"
-#include "model/datagen/instruct_commands.h"
 #include "model/datagen/source_flags.h"
 #include "model/openai/chat_flags.h"
-#include "model/progress/guarded.h"
 #include "model/progress/stop_request.h"
 
 namespace llava {
@@ -65,13 +65,10 @@ int Run(Flags& flags) {
     options.boxes[static_cast<size_t>(ResponseTypeNamed(type))] = true;
   }
   options.language = flags.language == "any" ? Language::kAny : Language::kEnglish;
-  options.detailed_questions = flags.detailed_questions.empty()
-                                   ? DetailedQuestions()
-                                   : ReadQuestionList(flags.detailed_questions);
+  options.detailed_questions = DetailedQuestions(flags.detailed_questions);
   options.request = flags.chat.Request();
   options.run = flags.chat.RunOptions();
-  const PromptSet prompts =
-      flags.prompts.empty() ? PromptSet::BuiltIn() : PromptSet::Read(flags.prompts);
+  const PromptSet prompts = PromptSet::Read(flags.prompts);
   const auto teacher = flags.chat.OpenBackend();
   const std::vector<CaptionedImage> images = flags.source.Read();
   const StopRequest stop;
@@ -152,7 +149,7 @@ std::function<int()> AddInstructCommand(CLI::App& app) {
       ->capture_default_str()
       ->group("Records");
   flags->chat.Add(*command, "Teacher");
-  return [flags] { return RunGuarded("llava-datagen", [flags] { return Run(*flags); }); };
+  return [flags] { return Run(*flags); };
 }
 
 }  // namespace llava

@@ -4,20 +4,18 @@
 #include <CLI/Formatter.hpp>
 #include <cstdio>
 #include <functional>
-#include <utility>
-#include <vector>
+#include <map>
+#include <string>
 
-#include "model/datagen/filter_command.h"
-#include "model/datagen/instruct_commands.h"
-#include "model/datagen/scenes_command.h"
-#include "model/datagen/science_command.h"
+#include "model/datagen/commands.h"
+#include "model/progress/guarded.h"
 
 int main(int argc, char** argv) {
   CLI::App app("Makes training data for llava-train", "llava-datagen");
   app.set_version_flag("--version", "llava-datagen " LLAVA_VERSION);
   app.set_help_all_flag("--help-all", "Print the help of all commands and exit");
   app.require_subcommand(1);
-  const std::vector<std::pair<const char*, std::function<int()>>> commands = {
+  const std::map<std::string, std::function<int()>> commands = {
       {"scenes", llava::AddScenesCommand(app)},       {"science", llava::AddScienceCommand(app)},
       {"instruct", llava::AddInstructCommand(app)},   {"expand", llava::AddExpandCommand(app)},
       {"questions", llava::AddQuestionsCommand(app)}, {"prompts", llava::AddPromptsCommand(app)},
@@ -31,8 +29,5 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "llava-datagen: %s (see --help)\n", error.what());
     return 2;
   }
-  for (const auto& [name, run] : commands) {
-    if (app.got_subcommand(name)) return run();
-  }
-  return 2;
+  return llava::RunGuarded("llava-datagen", commands.at(app.get_subcommands().front()->get_name()));
 }

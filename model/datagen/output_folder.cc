@@ -49,13 +49,13 @@ void SyncFileSystem(const fs::path& folder) {
 
 }  // namespace
 
-OutputFolder::OutputFolder(fs::path folder, nlohmann::ordered_json settings, Existing existing)
+OutputFolder::OutputFolder(fs::path folder, nlohmann::ordered_json settings, bool overwrite)
     : folder_(std::move(folder)), settings_(std::move(settings)) {
   if (fs::exists(folder_) && !fs::is_directory(folder_)) {
     throw FolderRefused(folder_.string() + " is not a folder");
   }
   if (fs::exists(folder_) && !IsAsGoodAsEmpty(folder_)) {
-    if (existing == Existing::kOverwrite) {
+    if (overwrite) {
       Clear();
     } else if (HoldsUnfinished()) {
       resumed_ = true;

@@ -18,16 +18,12 @@ class FolderRefused : public std::invalid_argument {
 // Finish puts dataset.json in its place. One thread.
 class OutputFolder {
  public:
-  enum class Existing {
-    kKeep,       // only resume
-    kOverwrite,  // remove an older data set
-  };
-
   // `settings`: all that decides what will be written. Makes the folder with its images/. Resumes
   // if an unfinished data set of equal settings is in it. Throws FolderRefused if anything else is
-  // there; with kOverwrite only if that is not a data set of this program, and std::filesystem
-  // errors.
-  OutputFolder(std::filesystem::path folder, nlohmann::ordered_json settings, Existing existing);
+  // there; with `overwrite`, which removes an older data set, only if that is none of this
+  // program, and std::filesystem errors.
+  OutputFolder(std::filesystem::path folder, nlohmann::ordered_json settings,
+               bool overwrite = false);
 
   // Makes all files durable and writes dataset.json: the settings and `contents`.
   void Finish(const nlohmann::ordered_json& contents);

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "model/data/scenes/random.h"
+#include "model/data/scenes/stream_name.h"
 
 namespace llava {
 namespace {
@@ -13,13 +14,6 @@ using Json = nlohmann::ordered_json;
 
 constexpr uint64_t kDraw = 301;  // purpose of random numbers
 constexpr size_t kMostFrequent = 20;
-
-// FNV-1a: names the random stream of a phrase, so it must not change.
-uint64_t HashPhrase(const std::string& phrase) {
-  uint64_t hash = 0xCBF29CE484222325;
-  for (const char byte : phrase) hash = (hash ^ static_cast<uint8_t>(byte)) * 0x100000001B3;
-  return hash;
-}
 
 }  // namespace
 
@@ -56,7 +50,7 @@ std::vector<uint32_t> PhraseIndex::Choose(const Rules& rules) const {
     }
     // The first `cap` of a shuffled list.
     std::vector<uint32_t> drawn = captions;
-    Random random(rules.seed, HashPhrase(*phrases_[phrase]), kDraw);
+    Random random(rules.seed, StreamNamed(*phrases_[phrase]), kDraw);
     for (uint64_t i = 0; i < rules.cap; ++i) {
       const auto left = static_cast<uint32_t>(drawn.size() - i);
       std::swap(drawn[i], drawn[i + random.Below(left)]);

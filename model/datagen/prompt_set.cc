@@ -111,8 +111,6 @@ ResponseType ResponseTypeNamed(const std::string& name) {
                               "\": there are conversation, detail and complex");
 }
 
-PromptSet PromptSet::BuiltIn() { return Read({}); }
-
 PromptSet PromptSet::Read(const fs::path& folder) {
   Files files = BuiltInFiles();
   const auto shown = [&](const std::string& name) { return (folder / name).string(); };

@@ -41,12 +41,10 @@ struct TypePrompts {
 // construction.
 class PromptSet {
  public:
-  // The files that the program brings.
-  static PromptSet BuiltIn();
-  // A user's folder. Folders and files that are not there are taken from the built-in ones, but the
-  // examples of a type come with its system message. Throws std::invalid_argument naming what is
-  // wrong.
-  static PromptSet Read(const std::filesystem::path& folder);
+  // A user's folder, or the files that the program brings. Folders and files that are not there are
+  // taken from the built-in ones, but the examples of a type come with its system message. Throws
+  // std::invalid_argument naming what is wrong.
+  static PromptSet Read(const std::filesystem::path& folder = {});
 
   const TypePrompts& operator[](ResponseType type) const {
     return types_[static_cast<size_t>(type)];

@@ -1,24 +1,23 @@
 #include "model/datagen/scene_dataset.h"
 
-#include <algorithm>
-#include <atomic>
-#include <chrono>
-#include <exception>
 #include <functional>
+#include <iterator>
+#include <memory>
 #include <mutex>
 #include <stdexcept>
-#include <thread>
 
 #include "model/checkpoint/durable_file.h"
 #include "model/data/scenes/render.h"
 #include "model/datagen/png.h"
 #include "model/datagen/scene_records.h"
+#include "model/progress/for_each.h"
 #include "model/progress/progress.h"
 #include "model/progress/stop_request.h"
 
 namespace llava {
 namespace {
 
+using Json = nlohmann::ordered_json;
 using Positions = SceneOptions::Positions;
 using HeldOut = SceneOptions::HeldOut;
 
@@ -111,42 +110,21 @@ bool Writer::DrawPictures() {
       missing.push_back(number);
     }
   }
-  const unsigned cores = std::max(1u, std::thread::hardware_concurrency());
-  const unsigned jobs = options_.jobs > 0 ? options_.jobs : cores;
-  std::atomic<uint64_t> next = 0, done = 0;
-  std::atomic<unsigned> running = jobs;
-  std::mutex mutex;
-  std::exception_ptr error;  // guarded by mutex
-  const auto draw = [&] {
-    try {
-      SceneRenderer renderer;
-      while (!StopRequest::Requested()) {
-        const uint64_t i = next++;
-        if (i >= missing.size()) break;
-        StagedFile file(folder_.images() / SceneFileName(missing[i]));
-        file.Write(EncodePng(renderer.Render(At(missing[i]))));
-        file.Commit(StagedFile::Sync::kLater);
-        ++done;
-      }
-    } catch (...) {
-      next = missing.size();  // the others stop, too
-      const std::lock_guard lock(mutex);
-      error = std::current_exception();
-    }
-    --running;
-  };
-  Progress progress(progress_, "drawing", options_.count, options_.count - missing.size());
   const uint64_t before = options_.count - missing.size();
-  {
-    std::vector<std::jthread> threads;
-    for (unsigned i = 0; i < jobs; ++i) threads.emplace_back(draw);
-    while (running > 0) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(20));
-      progress.Update(before + done);
-    }
-  }
+  Progress progress(progress_, "drawing", options_.count, before);
+  std::mutex mutex;  // guards the bar and what follows
+  uint64_t done = 0;
+  ForEach(std::ssize(missing), options_.jobs, [&] {
+    return [&, renderer = std::make_shared<SceneRenderer>()](int64_t i) {
+      if (StopRequest::Requested()) return;
+      StagedFile file(folder_.images() / SceneFileName(missing[i]));
+      file.Write(EncodePng(renderer->Render(At(missing[i]))));
+      file.Commit(StagedFile::Sync::kLater);
+      const std::lock_guard lock(mutex);
+      progress.Update(before + ++done);
+    };
+  });
   progress.Finish(before + done);
-  if (error) std::rethrow_exception(error);
   return done == missing.size();
 }
 
@@ -237,14 +215,14 @@ bool Writer::WriteAll(Json& contents) {
 
 }  // namespace
 
-DatasetOutcome WriteSceneDataset(const SceneDatasetOptions& options, std::FILE* progress) {
+bool WriteSceneDataset(const SceneDatasetOptions& options, std::FILE* progress) {
   Check(options);
-  OutputFolder folder(options.out, Settings(options), options.existing);
+  OutputFolder folder(options.out, Settings(options), options.overwrite);
   Writer writer(options, folder, progress);
   Json contents;
-  if (!writer.WriteAll(contents)) return DatasetOutcome::kStopped;
+  if (!writer.WriteAll(contents)) return false;
   folder.Finish(contents);
-  return DatasetOutcome::kFinished;
+  return true;
 }
 
 }  // namespace llava

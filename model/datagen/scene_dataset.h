@@ -29,20 +29,16 @@ struct SceneDatasetOptions {
   InstructionKinds kinds;  // of stage 2: which records, and what they ask
   size_t turns = 4;        // of a conversation, at least
   size_t dialogues = 0;  // with conversation in stage2: so many more records per scene, short ones
-  unsigned jobs = 0;     // threads that draw; 0: one a core
-  OutputFolder::Existing existing = OutputFolder::Existing::kKeep;
-};
-
-enum class DatasetOutcome {
-  kFinished,
-  kStopped,  // StopRequest: what is there is whole; the same call goes on from it
+  int jobs = 0;          // threads that draw; 0: one a core
+  bool overwrite = false;  // an older data set in `out`
 };
 
 // Writes images/NNNNNN.png, captions.json, instances.json (both COCO), with their flags stage1.json
 // and stage2.json (LLaVA), and at last dataset.json. Equal options give equal bytes, whatever
-// `jobs` is and however often the work was interrupted. Progress goes to `progress`. Throws
+// `jobs` is and however often the work was interrupted. Returns false if a StopRequest came: what
+// is there is whole, and the same call goes on from it. Progress goes to `progress`. Throws
 // std::invalid_argument for wrong options, FolderRefused, and std::runtime_error naming the file
 // that cannot be written.
-DatasetOutcome WriteSceneDataset(const SceneDatasetOptions& options, std::FILE* progress);
+bool WriteSceneDataset(const SceneDatasetOptions& options, std::FILE* progress);
 
 }  // namespace llava

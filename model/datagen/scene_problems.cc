@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cctype>
 #include <set>
 #include <stdexcept>
 #include <string>
@@ -10,6 +9,7 @@
 
 #include "model/data/scenes/captions.h"
 #include "model/data/scenes/random.h"
+#include "model/data/scenes/wording.h"
 
 namespace llava {
 namespace {
@@ -22,7 +22,6 @@ constexpr uint64_t kProblem = 0x73636971'70726F62;
 
 constexpr uint64_t kMostScenes = 256;  // that are tried for a problem
 constexpr double kSkipOne = 0.6;       // of counts: else "one" would be right nearly always
-constexpr std::array<const char*, 5> kNumbers = {"no", "one", "two", "three", "four"};
 
 // A problem in the making; the right choice is the first.
 struct Draft {
@@ -31,11 +30,6 @@ struct Draft {
   std::string hint = {}, lecture = {}, solution = {};
   std::string subject = {}, topic = {}, skill = {};
 };
-
-std::string Capitalized(std::string text) {
-  if (!text.empty()) text[0] = static_cast<char>(std::toupper(static_cast<unsigned char>(text[0])));
-  return text;
-}
 
 const Category& At(int category) { return Categories()[static_cast<size_t>(category)]; }
 
@@ -111,9 +105,9 @@ std::optional<Draft> AskCount(const Scene& scene, Random& random) {
   const auto& [category, number] = random.Pick(counts);
   if (number == 1 && random.Chance(kSkipOne)) return std::nullopt;
   Draft draft{.question = "How many " + At(category).plural + " are there?"};
-  draft.choices.push_back(kNumbers[static_cast<size_t>(number)]);
+  draft.choices.emplace_back(NumberWord(number));
   for (int other = 1; other <= kMaxObjects; ++other) {
-    if (other != number) draft.choices.push_back(kNumbers[static_cast<size_t>(other)]);
+    if (other != number) draft.choices.emplace_back(NumberWord(other));
   }
   draft.solution = Shows(scene) + (number == 1 ? " There is one " + At(category).name + "."
                                                : " There are " + draft.choices[0] + " " +
@@ -226,7 +220,9 @@ Draft AskPlural(int num_categories, Random& random) {
 // that a letter has a meaning that a small model can learn.
 bool StandsBefore(const std::string& a, const std::string& b) {
   const auto number = [](const std::string& word) {
-    return std::find(kNumbers.begin(), kNumbers.end(), word);
+    int number = 0;
+    while (number < kNumberWords && NumberWord(number) != word) ++number;
+    return number;
   };
   return std::pair(number(a), a) < std::pair(number(b), b);
 }

@@ -3,11 +3,14 @@
 #include <cstdio>
 #include <utility>
 
+#include "model/data/instructions/record_json.h"
 #include "model/data/scenes/captions.h"
 #include "model/data/scenes/category.h"
 
 namespace llava {
 namespace {
+
+using Json = nlohmann::ordered_json;
 
 // Purposes of random streams; those of scenes and pictures are 1 and 2.
 enum Purpose : uint64_t {
@@ -129,19 +132,9 @@ std::vector<Json> InstructionRecords::Dialogues(const Scene& scene, uint64_t num
 
 Json InstructionRecords::Record(const std::string& id, uint64_t number, const Dialogue& dialogue,
                                 Random& random) const {
-  Json conversations = Json::array();
-  for (const Turn& turn : dialogue) {
-    conversations.push_back({{"from", "human"}, {"value", turn.question}});
-    conversations.push_back({{"from", "gpt"}, {"value", turn.answer}});
-  }
-  std::string& first = conversations[0]["value"].get_ref<std::string&>();
-  if (random.Chance(0.5)) {
-    first.insert(0, "<image>\n");
-  } else {
-    first += "\n<image>";
-  }
-  return {
-      {"id", id}, {"image", SceneFileName(number)}, {"conversations", std::move(conversations)}};
+  std::vector<QuestionAnswer> turns;
+  for (const Turn& turn : dialogue) turns.push_back({turn.question, turn.answer});
+  return InstructionRecordJson(id, SceneFileName(number), turns, random.Chance(0.5));
 }
 
 }  // namespace llava

@@ -1,5 +1,6 @@
-#include "model/datagen/scenes_command.h"
+#include "model/datagen/commands.h"
 
+#include <CLI/App.hpp>
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
 #include <cstdio>
@@ -10,7 +11,6 @@
 #include "model/data/questions/question_lists.h"
 #include "model/data/scenes/scene_flags.h"
 #include "model/datagen/scene_dataset.h"
-#include "model/progress/guarded.h"
 #include "model/progress/stop_request.h"
 
 namespace llava {
@@ -22,27 +22,20 @@ struct Flags {
   SceneFlags scenes;
   std::vector<std::string> kinds = InstructionKinds().Names();
   std::string brief_questions, detailed_questions;  // files; built-in lists if empty
-  bool overwrite = false, no_pictures = false;
+  bool no_pictures = false;
 };
 
 int Run(Flags& flags) {
   SceneDatasetOptions& options = flags.dataset;
   options.scenes = flags.scenes.Options();
   options.pictures = !flags.no_pictures;
-  if (flags.overwrite) options.existing = OutputFolder::Existing::kOverwrite;
+  options.kinds = InstructionKinds::Named(flags.kinds);
+  options.wordings = {BriefQuestions(flags.brief_questions),
+                      DetailedQuestions(flags.detailed_questions)};
   const StopRequest stop;
-  const auto write = [&options, &flags] {
-    options.kinds = InstructionKinds::Named(flags.kinds);
-    options.wordings.brief =
-        flags.brief_questions.empty() ? BriefQuestions() : ReadQuestionList(flags.brief_questions);
-    options.wordings.detailed = flags.detailed_questions.empty()
-                                    ? DetailedQuestions()
-                                    : ReadQuestionList(flags.detailed_questions);
-    if (WriteSceneDataset(options, stderr) == DatasetOutcome::kFinished) return 0;
-    std::fprintf(stderr, "llava-datagen: stopped; the same command goes on from here\n");
-    return 128 + StopRequest::Signal();
-  };
-  return RunGuarded("llava-datagen", write);
+  if (WriteSceneDataset(options, stderr)) return 0;
+  std::fprintf(stderr, "llava-datagen: stopped; the same command goes on from here\n");
+  return 128 + StopRequest::Signal();
 }
 
 }  // namespace
@@ -83,7 +76,7 @@ std::function<int()> AddScenesCommand(CLI::App& app) {
                  "Draw none: for other records about the pictures of another data set")
       ->group("Output");
   command
-      ->add_flag("--overwrite", flags->overwrite,
+      ->add_flag("--overwrite", dataset.overwrite,
                  "Replace the data set in the folder (an interrupted one is continued without)")
       ->group("Output");
 

@@ -1,5 +1,6 @@
-#include "model/datagen/science_command.h"
+#include "model/datagen/commands.h"
 
+#include <CLI/App.hpp>
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
 #include <cstdio>
@@ -7,7 +8,6 @@
 
 #include "model/data/scenes/scene_flags.h"
 #include "model/datagen/science_dataset.h"
-#include "model/progress/guarded.h"
 #include "model/progress/stop_request.h"
 
 namespace llava {
@@ -16,12 +16,10 @@ namespace {
 struct Flags {
   ScienceDatasetOptions dataset;
   SceneFlags scenes;
-  bool overwrite = false;
 };
 
 int Write(Flags& flags) {
   flags.dataset.scenes = flags.scenes.Options();
-  if (flags.overwrite) flags.dataset.existing = OutputFolder::Existing::kOverwrite;
   const StopRequest stop;
   if (WriteScienceDataset(flags.dataset, stderr)) return 0;
   std::fprintf(stderr, "llava-datagen: stopped; the same command begins anew\n");
@@ -36,7 +34,7 @@ std::function<int()> AddScienceCommand(CLI::App& app) {
   CLI::App* command = app.add_subcommand(
       "science", "Multiple-choice problems about emoji scenes, laid out as ScienceQA");
   command->add_option("--out", dataset.out, "Folder of the data set, new or empty")->required();
-  command->add_flag("--overwrite", flags->overwrite, "Replace the data set in the folder");
+  command->add_flag("--overwrite", dataset.overwrite, "Replace the data set in the folder");
   const auto most = CLI::Range(uint64_t{0}, uint64_t{1'000'000});
   command->add_option("--train", dataset.train, "Problems to train on")
       ->check(most)
@@ -50,7 +48,7 @@ std::function<int()> AddScienceCommand(CLI::App& app) {
   command->add_option("--seed", dataset.seed, "Stream of problems; equal seeds give equal bytes")
       ->capture_default_str();
   flags->scenes.Add(*command);
-  return [flags] { return RunGuarded("llava-datagen", [&flags] { return Write(*flags); }); };
+  return [flags] { return Write(*flags); };
 }
 
 }  // namespace llava

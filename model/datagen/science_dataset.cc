@@ -43,7 +43,7 @@ bool WriteScienceDataset(const ScienceDatasetOptions& options, std::FILE* progre
                          {"repeats", options.scenes.repeats},
                          {"positions", options.scenes.positions},
                          {"held_out", options.scenes.held_out}};
-  OutputFolder folder(options.out, settings, options.existing);
+  OutputFolder folder(options.out, settings, options.overwrite);
   SceneRenderer renderer;
   Progress bar(progress, "writing problems", total);
   Json problems = Json::object(), ids = Json::object();

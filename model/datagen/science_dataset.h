@@ -16,7 +16,7 @@ struct ScienceDatasetOptions {
   uint64_t train = 1200, val = 200, test = 400;  // problems of each split
   uint64_t seed = 1;
   SceneOptions scenes;
-  OutputFolder::Existing existing = OutputFolder::Existing::kKeep;
+  bool overwrite = false;  // an older data set in `out`
 };
 
 // Writes problems.json, pid_splits.json, images/<split>/<id>/image.png and at last dataset.json.

@@ -1,6 +1,7 @@
 // The smaller commands about words: expand, questions, prompts.
 #include <unistd.h>
 
+#include <CLI/App.hpp>
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
 #include <cerrno>
@@ -15,12 +16,11 @@
 
 #include "model/checkpoint/durable_file.h"
 #include "model/data/questions/question_lists.h"
+#include "model/datagen/commands.h"
 #include "model/datagen/instruct.h"
-#include "model/datagen/instruct_commands.h"
 #include "model/datagen/question_request.h"
 #include "model/datagen/source_flags.h"
 #include "model/openai/chat_flags.h"
-#include "model/progress/guarded.h"
 #include "model/progress/stop_request.h"
 
 namespace llava {
@@ -35,8 +35,7 @@ struct ExpandFlags {
 };
 
 int Expand(const ExpandFlags& flags) {
-  const auto questions =
-      flags.brief_questions.empty() ? BriefQuestions() : ReadQuestionList(flags.brief_questions);
+  const auto questions = BriefQuestions(flags.brief_questions);
   const auto images = flags.source.Read();
   WriteExpansion(images, questions, flags.seed, flags.out);
   std::fprintf(stderr, "%s: %zu records\n", flags.out.c_str(), images.size());
@@ -68,8 +67,7 @@ int AskQuestions(const QuestionsFlags& flags) {
                                                             : 11,
                                    .defaults = flags.chat.Request(),
                                    .run = flags.chat.RunOptions()};
-  const PromptSet prompts =
-      flags.prompts.empty() ? PromptSet::BuiltIn() : PromptSet::Read(flags.prompts);
+  const PromptSet prompts = PromptSet::Read(flags.prompts);
   const auto teacher = flags.chat.OpenBackend();
   const std::string kept =
       !flags.journal.empty() || flags.out.empty() ? flags.journal : flags.out + ".journal";
@@ -92,9 +90,7 @@ int AskQuestions(const QuestionsFlags& flags) {
     std::fputs(text.c_str(), stdout);
     return std::fflush(stdout) == 0 ? 0 : 1;
   }
-  StagedFile file(flags.out);
-  file.Write(text);
-  file.Commit();
+  WriteDurably(flags.out, text);
   return 0;
 }
 
@@ -104,9 +100,7 @@ int WritePrompts(const fs::path& folder) {
   }
   for (const auto& [name, text] : BuiltInPromptFiles()) {
     fs::create_directories((folder / name).parent_path());
-    StagedFile file(folder / name);
-    file.Write(text);
-    file.Commit();
+    WriteDurably(folder / name, text);
   }
   return 0;
 }
@@ -123,7 +117,7 @@ std::function<int()> AddExpandCommand(CLI::App& app) {
                       "File with questions, one a line, instead of the built-in ones");
   command->add_option("--seed", flags->seed, "Of questions, captions and places of <image>")
       ->capture_default_str();
-  return [flags] { return RunGuarded("llava-datagen", [flags] { return Expand(*flags); }); };
+  return [flags] { return Expand(*flags); };
 }
 
 std::function<int()> AddQuestionsCommand(CLI::App& app) {
@@ -141,7 +135,7 @@ std::function<int()> AddQuestionsCommand(CLI::App& app) {
   command->add_option("--prompts", flags->prompts,
                       "Folder of prompts instead of the built-in ones");
   flags->chat.Add(*command, "Teacher");
-  return [flags] { return RunGuarded("llava-datagen", [flags] { return AskQuestions(*flags); }); };
+  return [flags] { return AskQuestions(*flags); };
 }
 
 std::function<int()> AddPromptsCommand(CLI::App& app) {
@@ -149,8 +143,7 @@ std::function<int()> AddPromptsCommand(CLI::App& app) {
   CLI::App* command = app.add_subcommand(
       "prompts", "Writes the built-in prompts into a folder, to be changed and named by --prompts");
   command->add_option("--out", *folder, "New or empty folder")->required();
-  return
-      [folder] { return RunGuarded("llava-datagen", [folder] { return WritePrompts(*folder); }); };
+  return [folder] { return WritePrompts(*folder); };
 }
 
 }  // namespace llava

@@ -1,4 +1,4 @@
-#include "model/eval/ablation_command.h"
+#include "model/eval/commands.h"
 
 #include <CLI/App.hpp>
 #include <CLI/Config.hpp>
@@ -12,7 +12,6 @@
 
 #include "model/checkpoint/durable_file.h"
 #include "model/eval/ablation.h"
-#include "model/progress/guarded.h"
 
 namespace llava {
 namespace {
@@ -38,7 +37,7 @@ std::vector<AblationVariant> Grouped(const std::vector<std::string>& results) {
   return variants;
 }
 
-void Report(const Flags& flags) {
+int Report(const Flags& flags) {
   const Ablation ablation = ReadAblation(Grouped(flags.results));
   const std::string table = AblationMarkdown(ablation, flags.reference);
   if (flags.markdown.empty()) {
@@ -47,6 +46,7 @@ void Report(const Flags& flags) {
     WriteDurably(flags.markdown, table);
   }
   if (!flags.plot.empty()) DrawBarChart(AblationChart(ablation), flags.plot);
+  return 0;
 }
 
 }  // namespace
@@ -63,12 +63,7 @@ std::function<int()> AddAblationCommand(CLI::App& app) {
                       "Variant from which the others' differences are told");
   command->add_option("--markdown", flags->markdown, "File of the table, instead of printing it");
   command->add_option("--plot", flags->plot, "PNG file of a bar chart");
-  return [flags] {
-    return RunGuarded("llava-eval", [&flags] {
-      Report(*flags);
-      return 0;
-    });
-  };
+  return [flags] { return Report(*flags); };
 }
 
 }  // namespace llava

@@ -3,12 +3,12 @@
 #include <algorithm>
 #include <array>
 #include <memory>
-#include <thread>
 #include <utility>
 
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/InferenceMode.h>
 
+#include "model/data/scenes/render.h"
 #include "model/progress/progress.h"
 
 namespace llava {
@@ -55,11 +55,15 @@ std::string Percent(const std::optional<double>& share) {
 
 }  // namespace
 
-Quality MeasureQuality(const Llava& model, const PictureReader& reader,
-                       const QualityOptions& options) {
+Eye TowerEye(const ClipTower& tower, const FeatureConfig& features) {
+  return [&tower, features](const Scene& scene) {
+    thread_local SceneRenderer renderer;
+    return TowerFeatures(tower, features, renderer.Render(scene));
+  };
+}
+
+Quality MeasureQuality(const Llava& model, const Eye& eye, const QualityOptions& options) {
   const Exam exam = MakeExam(options.exam);
-  const int threads =
-      options.threads > 0 ? options.threads : std::max(1u, std::thread::hardware_concurrency());
   const int64_t turns = NumTurns(exam);
   const int conditions = 1 + options.blind + (options.oracle != nullptr);
   std::optional<Progress> progress;
@@ -70,7 +74,7 @@ Quality MeasureQuality(const Llava& model, const PictureReader& reader,
   const auto measure = [&](const Llava& asked, ImageTokens tokens,
                            const MistakeListener& mistaken = {}) {
     return Examine(
-        exam, [&] { return std::make_unique<ModelExaminee>(asked, tokens); }, threads,
+        exam, [&] { return std::make_unique<ModelExaminee>(asked, tokens); }, options.threads,
         [&](int64_t answered) {
           done += static_cast<uint64_t>(answered);
           if (progress) progress->Update(done);
@@ -82,11 +86,11 @@ Quality MeasureQuality(const Llava& model, const PictureReader& reader,
   };
 
   const Marks picture = measure(
-      model, [&](const Scene& scene) { return project(reader.Features(scene)); }, options.mistaken);
+      model, [&](const Scene& scene) { return project(eye(scene)); }, options.mistaken);
   std::optional<Marks> blind, majority, oracle;
   if (options.blind && !exam.empty()) {
     const c10::InferenceMode guard;
-    PictureFeatures dark = reader.Features(exam[0].scene);
+    PictureFeatures dark = eye(exam[0].scene);
     dark.rows = at::zeros_like(dark.rows);
     const at::Tensor nothing = project(dark);
     blind = measure(model, [&nothing](const Scene&) { return nothing; });

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstdio>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
@@ -12,10 +13,17 @@
 
 #include "model/eval/exam.h"
 #include "model/eval/marks.h"
-#include "model/eval/picture_reader.h"
 #include "model/llava/llava.h"
+#include "model/llava/tower_features.h"
+#include "model/nn/clip.h"
 
 namespace llava {
+
+// Z_v of the picture of a scene. Thread-safe.
+using Eye = std::function<PictureFeatures(const Scene& scene)>;
+// Draws the scene, then preprocessing and tower as in serving. `features`: of the language model
+// that is served with it. `tower` must outlive the eye.
+Eye TowerEye(const ClipTower& tower, const FeatureConfig& features);
 
 struct QualityOptions {
   ExamOptions exam;
@@ -45,10 +53,9 @@ struct Quality {
 };
 
 // Answers are greedy and compared by key words (SameAnswer). Rows of types that the scenes do not
-// allow are left out. The result depends on model, reader and exam alone, not on `threads`. Throws
-// as MakeExam, and what model and reader throw if they do not fit each other.
-Quality MeasureQuality(const Llava& model, const PictureReader& reader,
-                       const QualityOptions& options);
+// allow are left out. The result depends on model, eye and exam alone, not on `threads`. Throws as
+// MakeExam, and what model and eye throw if they do not fit each other.
+Quality MeasureQuality(const Llava& model, const Eye& eye, const QualityOptions& options);
 
 // {"naming": {"accuracy", "low", "high", "n", "blind", "majority", "oracle"}, .., "types": {same by
 // type}, "settings": settings}. What was not measured is null; low and high: WilsonInterval.

@@ -1,4 +1,4 @@
-#include "model/eval/chat_quality_command.h"
+#include "model/eval/commands.h"
 
 #include <CLI/App.hpp>
 #include <CLI/Config.hpp>
@@ -19,7 +19,6 @@
 #include "model/digest/sha256.h"
 #include "model/eval/chat_quality.h"
 #include "model/eval/text_map.h"
-#include "model/progress/guarded.h"
 
 namespace llava {
 namespace {
@@ -80,11 +79,10 @@ Json MistakeJson(const Scene& scene, const Turn& turn, const std::string& given)
           {"things", std::move(things)}, {"background", kBackgrounds[scene.background].name}};
 }
 
-void Measure(Flags& flags) {
+int Measure(Flags& flags) {
   QualityOptions& quality = flags.quality;
   quality.exam.scenes = flags.scenes.Options();
-  quality.exam.wordings.brief =
-      flags.brief_questions.empty() ? BriefQuestions() : ReadQuestionList(flags.brief_questions);
+  quality.exam.wordings.brief = BriefQuestions(flags.brief_questions);
   const auto measured = [&flags](const char* condition) {
     return std::find(flags.conditions.begin(), flags.conditions.end(), condition) !=
            flags.conditions.end();
@@ -100,7 +98,6 @@ void Measure(Flags& flags) {
   const LanguageCheckpoint checkpoint = OpenModel(flags.model, tower_checkpoint);
   const ClipTower tower(tower_checkpoint.config, tower_checkpoint.tensors, at::kCPU, at::kFloat);
   const Llava model(checkpoint, at::kCPU, at::kFloat);
-  const TowerReader reader(tower, checkpoint.config.features);
   std::optional<Llava> oracle_model;
   std::optional<TextMap> map;
   if (measured("oracle") && !flags.oracle_map.empty()) {
@@ -129,7 +126,8 @@ void Measure(Flags& flags) {
   }
   quality.progress = stderr;
   const auto begin = std::chrono::steady_clock::now();
-  const Quality result = MeasureQuality(model, reader, quality);
+  const Quality result =
+      MeasureQuality(model, TowerEye(tower, checkpoint.config.features), quality);
   if (mistakes.is_open()) {
     mistakes.close();
     if (!mistakes) throw std::runtime_error(flags.mistakes + ": not all mistakes could be written");
@@ -144,6 +142,7 @@ void Measure(Flags& flags) {
                 flags.model.c_str(), result.types.size(), quality.exam.per_type,
                 static_cast<unsigned long long>(quality.exam.seed), seconds);
   }
+  return 0;
 }
 
 }  // namespace
@@ -194,12 +193,7 @@ std::function<int()> AddChatQualityCommand(CLI::App& app) {
   command->add_option("--threads", flags->quality.threads, "Threads; 0 is one a core")
       ->check(CLI::Range(0, 256))
       ->capture_default_str();
-  return [flags] {
-    return RunGuarded("llava-eval", [&flags] {
-      Measure(*flags);
-      return 0;
-    });
-  };
+  return [flags] { return Measure(*flags); };
 }
 
 }  // namespace llava

@@ -7,13 +7,8 @@
 #include <map>
 #include <string>
 
-#include "model/eval/ablation_command.h"
-#include "model/eval/asking/answer_command.h"
-#include "model/eval/chat_quality_command.h"
-#include "model/eval/judge/judge_command.h"
-#include "model/eval/report/report_command.h"
-#include "model/eval/scienceqa/scienceqa_command.h"
-#include "model/eval/vqa/vqa_command.h"
+#include "model/eval/commands.h"
+#include "model/progress/guarded.h"
 
 int main(int argc, char** argv) {
   CLI::App app("Measures what models know", "llava-eval");
@@ -37,5 +32,5 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "llava-eval: %s (see --help)\n", error.what());
     return 2;
   }
-  return commands.at(app.get_subcommands().front()->get_name())();
+  return llava::RunGuarded("llava-eval", commands.at(app.get_subcommands().front()->get_name()));
 }

@@ -1,18 +1,16 @@
 #include "model/eval/marks.h"
 
 #include <algorithm>
-#include <atomic>
-#include <exception>
+#include <iterator>
 #include <map>
 #include <mutex>
 #include <span>
-#include <thread>
-#include <utility>
 #include <vector>
 
 #include <ATen/Parallel.h>
 
 #include "model/data/scenes/scoring.h"
+#include "model/progress/for_each.h"
 
 namespace llava {
 namespace {
@@ -66,50 +64,30 @@ int64_t NumTurns(const Exam& exam) {
 Marks Examine(const Exam& exam, const std::function<std::unique_ptr<Examinee>()>& make, int threads,
               const std::function<void(int64_t turns)>& answered, const MistakeListener& mistaken) {
   // LibTorch's setting is partly per thread and partly common: put back as it was.
-  const int threads_before = at::get_num_threads();
+  struct KeptThreads {
+    const int before = at::get_num_threads();
+    ~KeptThreads() { at::set_num_threads(before); }
+  } const kept;
   Marks marks;
-  std::mutex mutex;
-  std::exception_ptr error;
-  std::atomic<size_t> next = 0;
-  const auto work = [&] {
-    try {
-      at::set_num_threads(1);
-      const auto examinee = make();
-      Marks own;
-      std::vector<std::string> answers;
-      for (size_t i = next++; i < exam.size(); i = next++) {
-        int64_t turns = 0;
-        examinee->Show(exam[i].scene);
-        for (const ExamDialogue& dialogue : exam[i].dialogues) {
-          examinee->Begin();
-          answers.assign(dialogue.turns.size(), "");
-          const size_t needed = TurnsNeeded(dialogue);
-          for (size_t turn = 0; turn < needed; ++turn) {
-            answers[turn] = examinee->Answer(dialogue.turns[turn].question);
-          }
-          Mark(dialogue, answers, own);
-          turns += static_cast<int64_t>(needed);
-          if (!mistaken) continue;
-          const std::lock_guard lock(mutex);
-          TellMistakes(exam[i].scene, dialogue, answers, mistaken);
+  std::mutex mutex;  // guards the marks and those who listen
+  ForEach(std::ssize(exam), threads, [&] {
+    at::set_num_threads(1);
+    return [&, examinee = std::shared_ptr(make())](int64_t i) {
+      examinee->Show(exam[i].scene);
+      for (const ExamDialogue& dialogue : exam[i].dialogues) {
+        examinee->Begin();
+        std::vector<std::string> answers(dialogue.turns.size());
+        const size_t needed = TurnsNeeded(dialogue);
+        for (size_t turn = 0; turn < needed; ++turn) {
+          answers[turn] = examinee->Answer(dialogue.turns[turn].question);
         }
         const std::lock_guard lock(mutex);
-        if (answered) answered(turns);
+        Mark(dialogue, answers, marks);
+        if (mistaken) TellMistakes(exam[i].scene, dialogue, answers, mistaken);
+        if (answered) answered(static_cast<int64_t>(needed));
       }
-      const std::lock_guard lock(mutex);
-      marks += own;
-    } catch (...) {
-      next = exam.size();  // the others stop too
-      const std::lock_guard lock(mutex);
-      if (!error) error = std::current_exception();
-    }
-  };
-  {
-    std::vector<std::jthread> workers;
-    for (int i = 0; i < std::max(1, threads); ++i) workers.emplace_back(work);
-  }
-  at::set_num_threads(threads_before);
-  if (error) std::rethrow_exception(error);
+    };
+  });
   return marks;
 }
 

@@ -31,7 +31,8 @@ using MistakeListener =
 // Turns that an exam asks, those of chains that count for nothing included.
 int64_t NumTurns(const Exam& exam);
 
-// Examines on so many threads with one thread of LibTorch each; `make` is called on each of them.
+// Examines on so many threads (0: one a core) with one thread of LibTorch each; `make` is called on
+// each of them.
 // `answered` (may be empty) gets the number of turns answered since its last call, on any thread
 // but one at a time. The marks do not depend on the number of threads. Throws what an examinee
 // throws. `mistaken` (may be empty) gets every wrong answer that counts, likewise.

@@ -68,20 +68,22 @@ void Pair(InstructionModel& model, const InstructionSettings& settings) {
 
 void ChooseFeatures(InstructionModel& model, const InstructionSettings& settings) {
   FeatureConfig& features = model.language.config.features;
-  if (!settings.select_layer) return;
+  const int64_t layer = settings.select_layer.value_or(features.select_layer);
   const int64_t layers = model.tower.config.num_layers;
-  if (*settings.select_layer > layers || *settings.select_layer < -layers - 1) {
-    throw std::invalid_argument("setting \"select_layer\" is " +
-                                std::to_string(*settings.select_layer) + ", the tower has layers " +
-                                "from 0 to " + std::to_string(layers));
+  if (layer > layers || layer < -layers - 1) {
+    throw std::invalid_argument(
+        (settings.select_layer ? "setting \"select_layer\" is "
+                               : settings.model.string() + ": reads the tower's layer ") +
+        std::to_string(layer) + ", the tower has layers from 0 to " + std::to_string(layers) +
+        (settings.select_layer ? "" : ": set \"select_layer\""));
   }
-  if (*settings.select_layer != features.select_layer && settings.projector_init == Init::kKeep &&
+  if (layer != features.select_layer && settings.projector_init == Init::kKeep &&
       settings.projector_from.empty()) {
     throw std::invalid_argument(
         "setting \"select_layer\" names another layer than the projector was trained on (" +
         std::to_string(features.select_layer) + "): let it start anew (projector.init=fresh)");
   }
-  features.select_layer = *settings.select_layer;
+  features.select_layer = layer;
 }
 
 // A model that did not read tiles gets a newline: as the reference draws it.
@@ -108,12 +110,9 @@ void ChooseTiles(InstructionModel& model, const InstructionSettings& settings, u
   }
   try {
     CheckPair(language.config, model.tower.config, settings.model.string());
-  } catch (const std::runtime_error& wrong) {
-    const std::string what = wrong.what();
-    const bool of_tiles =
-        what.find("canvas") != std::string::npos || what.find("come in tiles") != std::string::npos;
-    throw std::invalid_argument(
-        what + (of_tiles ? "; setting \"grid\" names canvases of this tower's tiles" : ""));
+  } catch (const std::runtime_error& wrong) {  // of the tiles: all else fits by now
+    throw std::invalid_argument(std::string(wrong.what()) +
+                                "; setting \"grid\" names canvases of this tower's tiles");
   }
   if (has_newline) return;
   const int64_t width = language.config.decoder.hidden_size;

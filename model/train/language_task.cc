@@ -354,9 +354,9 @@ std::filesystem::path LanguageTask::Publish(const std::filesystem::path& root,
   const LabelledTokens example =
       MakeLabels(*tokenizer_, *chat_template_, exchange, /*has_image=*/false);
   checkpoint.self_test = MakeSelfTest(checkpoint, example.input_ids, example.labels, {});
-  const std::filesystem::path folder = PublishLanguage(checkpoint, root, name, recipe.dump());
+  // First the map: a version that is there ends the run, whoever repeats it.
   if (!language_.text_map.empty()) map_.Save(language_.text_map);
-  return folder;
+  return PublishLanguage(checkpoint, root, name, recipe.dump());
 }
 
 }  // namespace

@@ -6,10 +6,10 @@
 #include <CLI/Formatter.hpp>
 #include <cstdio>
 #include <functional>
+#include <map>
 #include <memory>
 #include <stdexcept>
 #include <string>
-#include <utility>
 
 #include "model/progress/guarded.h"
 #include "model/train/plot.h"
@@ -56,7 +56,6 @@ std::function<int()> AddTraining(CLI::App& app, const std::string& kind) {
   sub->add_option("--metrics-listen", command->metrics_address,
                   "IP:PORT where Prometheus finds /metrics during the run");
   return [=] {
-    if (!sub->parsed()) return -1;
     if (*skip) command->settings.push_back("skip_bad=true");
     if (!device->empty()) command->settings.push_back("device=" + *device);
     if (*dry) {
@@ -76,7 +75,6 @@ std::function<int()> AddDescribe(CLI::App& app) {
       ->check(CLI::IsMember(llava::TrainingKinds()));
   AddRecipeFlags(*sub, *command);
   return [=] {
-    if (!sub->parsed()) return -1;
     llava::RunDescribe(*command);
     return 0;
   };
@@ -103,7 +101,6 @@ std::function<int()> AddTokenizer(CLI::App& app) {
   sub->add_option("--template", command->chat_template, "Chat template whose marks become pieces")
       ->capture_default_str();
   return [=] {
-    if (!sub->parsed()) return -1;
     const llava::TokenizerSummary summary = llava::TrainTokenizer(*command);
     std::fprintf(stderr, "llava-train: %lld pieces from %lld lines, %.3f tokens a word\n",
                  static_cast<long long>(summary.vocabulary), static_cast<long long>(summary.lines),
@@ -132,7 +129,6 @@ std::function<int()> AddPlot(CLI::App& app) {
       ->check(CLI::Range(1, 6))
       ->capture_default_str();
   return [=] {
-    if (!sub->parsed()) return -1;
     llava::PlotMetrics(flags->runs, flags->out, flags->options);
     return 0;
   };
@@ -153,13 +149,11 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", "llava-train " LLAVA_VERSION);
   app.set_help_all_flag("--help-all", "Print the help of all commands and exit");
   app.require_subcommand(1);
-  std::vector<std::function<int()>> commands;
-  for (const std::string& kind : llava::TrainingKinds()) {
-    commands.push_back(AddTraining(app, kind));
-  }
-  commands.push_back(AddDescribe(app));
-  commands.push_back(AddTokenizer(app));
-  commands.push_back(AddPlot(app));
+  std::map<std::string, std::function<int()>> commands;
+  for (const std::string& kind : llava::TrainingKinds()) commands[kind] = AddTraining(app, kind);
+  commands["describe"] = AddDescribe(app);
+  commands["tokenizer"] = AddTokenizer(app);
+  commands["plot"] = AddPlot(app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& success) {  // --help, --version
@@ -168,10 +162,5 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "llava-train: %s (see --help)\n", error.what());
     return 2;
   }
-  return llava::RunGuarded("llava-train", [&] {
-    for (const auto& command : commands) {
-      if (const int code = command(); code >= 0) return code;
-    }
-    return 1;
-  });
+  return llava::RunGuarded("llava-train", commands.at(app.get_subcommands().front()->get_name()));
 }

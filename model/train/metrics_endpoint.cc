@@ -69,9 +69,11 @@ class Server : public MetricsEndpoint {
   }
 
   void Update(const StepReport& report) override {
-    std::string text = MetricsText(kind_, report);
+    StepReport told = report;
     const std::lock_guard lock(mutex_);
-    text_ = std::move(text);
+    if (told.evaluation.empty()) told.evaluation = evaluation_;
+    evaluation_ = told.evaluation;
+    text_ = MetricsText(kind_, told);
   }
 
   std::string address() const override {
@@ -130,6 +132,7 @@ class Server : public MetricsEndpoint {
   Tcp::acceptor acceptor_;
   std::mutex mutex_;
   std::string text_;
+  Figures evaluation_;  // the newest
   std::thread thread_;
 };
 
@@ -162,7 +165,7 @@ std::string MetricsText(const std::string& kind, const StepReport& report) {
     add("llava_train_figure", "Other figures of the last step.", value, ",name=\"" + name + "\"");
   }
   for (const auto& [name, value] : report.evaluation) {
-    add("llava_train_evaluation", "Figures of the evaluation after the last step.", value,
+    add("llava_train_evaluation", "Figures of the newest evaluation.", value,
         ",name=\"" + name + "\"");
   }
   return text;

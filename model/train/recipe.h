@@ -58,7 +58,7 @@ class Recipe {
   nlohmann::ordered_json Defaults() const;
 
  private:
-  // The value given for `key`, if any; notes that it was read.
+  // The value given for `key`, if any.
   std::optional<nlohmann::ordered_json> Find(const std::string& key) const;
   void Note(const std::string& key, const std::string& meaning, nlohmann::ordered_json value,
             bool is_default);

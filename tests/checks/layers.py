@@ -21,7 +21,7 @@ ALLOWED = {
     "model/nn": ["model/ops", "model/config", "model/checkpoint"],
     "model/llava": ["model/nn", "model/ops", "model/config", "model/text", "model/checkpoint",
                     "model/image"],
-    "model/data": ["model/config", "model/text", "model/image", "model/checkpoint"],
+    "model/data": ["model/config", "model/text", "model/image", "model/checkpoint", "model/progress"],
     "model/progress": [],
     "model/openai": ["model/digest", "model/text", "model/progress",
                      "model/checkpoint/durable_file.h"],

@@ -1,18 +1,20 @@
 #include "model/data/instructions/record_survey.h"
 
 #include <algorithm>
-#include <atomic>
-#include <chrono>
 #include <exception>
+#include <iterator>
 #include <map>
 #include <mutex>
 #include <numeric>
 #include <sstream>
 #include <stdexcept>
-#include <thread>
+
+#include "model/progress/for_each.h"
 
 namespace llava {
 namespace {
+
+constexpr size_t kMostComplaints = 20;
 
 int32_t CountWords(const InstructionRecord& record) {
   int32_t words = 0;
@@ -67,14 +69,6 @@ RecordFacts FactsOf(const InstructionData& data, const SampleEncoder& encoder, i
   }
 }
 
-// What the threads of a survey share.
-struct Shared {
-  std::atomic<int64_t> next = 0, done = 0;
-  std::mutex mutex;                           // guards what follows
-  std::map<int64_t, std::string> complaints;  // about the lowest numbers
-  std::exception_ptr error;                   // other than a bad record
-};
-
 }  // namespace
 
 int64_t RecordSurvey::num_bad() const {
@@ -87,46 +81,27 @@ RecordSurvey SurveyRecords(const InstructionData& data, const SampleEncoder& enc
   const int64_t size =
       options.most_records > 0 ? std::min(options.most_records, data.size()) : data.size();
   survey.facts.resize(size);
-  Shared shared;
-  const auto work = [&] {
+  std::mutex mutex;                           // guards what follows
+  std::map<int64_t, std::string> complaints;  // about the lowest numbers
+  int64_t done = 0;
+  const auto look = [&](int64_t number) {
     try {
-      for (int64_t number; (number = shared.next++) < size; ++shared.done) {
-        try {
-          survey.facts[number] = FactsOf(data, encoder, number, options);
-        } catch (const BadRecord& bad) {
-          const std::lock_guard lock(shared.mutex);
-          ++survey.bad[static_cast<int>(bad.kind())];
-          shared.complaints.emplace(number, bad.what());
-          if (static_cast<int>(shared.complaints.size()) > options.most_complaints) {
-            shared.complaints.erase(std::prev(shared.complaints.end()));
-          }
-        }
-      }
-    } catch (...) {
-      const std::lock_guard lock(shared.mutex);
-      shared.error = std::current_exception();
-      shared.next = size;
+      survey.facts[number] = FactsOf(data, encoder, number, options);
+    } catch (const BadRecord& bad) {
+      const std::lock_guard lock(mutex);
+      ++survey.bad[static_cast<int>(bad.kind())];
+      complaints.emplace(number, bad.what());
+      if (complaints.size() > kMostComplaints) complaints.erase(std::prev(complaints.end()));
     }
+    const std::lock_guard lock(mutex);
+    ++done;
+    if (options.on_progress) options.on_progress(done);
   };
-  std::atomic<int> running = std::max(1, options.threads);
-  {
-    std::vector<std::jthread> threads;
-    for (int i = 0; i < std::max(1, options.threads); ++i) {
-      threads.emplace_back([&] {
-        work();
-        --running;
-      });
-    }
-    while (options.on_progress && running > 0) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(20));
-      options.on_progress(shared.done);
-    }
-  }
-  if (shared.error) std::rethrow_exception(shared.error);
+  ForEach(size, options.threads, [&] { return look; });
   for (int64_t number = 0; number < size; ++number) {
     if (survey.facts[number].tokens > 0) survey.usable.push_back(number);
   }
-  for (auto& [number, complaint] : shared.complaints) {
+  for (auto& [number, complaint] : complaints) {
     survey.complaints.push_back(std::move(complaint));
   }
   return survey;

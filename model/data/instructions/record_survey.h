@@ -26,7 +26,7 @@ struct RecordSurvey {
   std::vector<RecordFacts> facts;                 // of every record, by number
   std::vector<int64_t> usable;                    // numbers of the records that are good
   std::array<int64_t, kNumBadRecordKinds> bad{};  // by kind
-  std::vector<std::string> complaints;            // about the first bad ones
+  std::vector<std::string> complaints;            // about the first 20 bad ones
   int64_t num_bad() const;
 };
 
@@ -35,9 +35,8 @@ struct SurveyOptions {
   // bad one. Thread-safe. May be empty if the encoder needs no sizes.
   std::function<Resolution(const std::filesystem::path&)> picture_size;
   int threads = 1;
-  int64_t most_records = 0;  // the first ones; 0: all
-  int most_complaints = 20;
-  std::function<void(int64_t done)> on_progress;  // called on one thread, now and then
+  int64_t most_records = 0;                       // the first ones; 0: all
+  std::function<void(int64_t done)> on_progress;  // by one thread at a time
 };
 
 // Reads every record and encodes it for epoch 0.

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "model/data/scenes/random.h"
+#include "model/data/scenes/stream_name.h"
 
 namespace llava {
 namespace {
@@ -14,13 +15,6 @@ namespace {
 using Place = ChatTemplate::MarkPlace;
 
 constexpr uint64_t kImagePlace = 101;  // purpose of random numbers
-
-// FNV-1a: names the stream of a record's random numbers, so it must not change.
-uint64_t HashId(const std::string& id) {
-  uint64_t hash = 0xCBF29CE484222325;
-  for (const char byte : id) hash = (hash ^ static_cast<uint8_t>(byte)) * 0x100000001B3;
-  return hash;
-}
 
 std::string OfPictures(const EncodedSample& sample) {
   if (sample.num_images == 0) return "";
@@ -60,7 +54,7 @@ EncodedSample SampleEncoder::Encode(const InstructionRecord& record, uint64_t ep
       break;
   }
   if (record.images.empty()) return Encode(told, Place::kFront);
-  const bool end = Random(rules_.seed, HashId(record.id), kImagePlace + epoch).Chance(0.5);
+  const bool end = Random(rules_.seed, StreamNamed(record.id), kImagePlace + epoch).Chance(0.5);
   return EncodeBetter(told, end ? Place::kEnd : Place::kFront, end ? Place::kFront : Place::kEnd);
 }
 

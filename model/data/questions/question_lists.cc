@@ -8,6 +8,19 @@
 #include <stdexcept>
 
 namespace llava {
+namespace {
+
+std::vector<std::string> ReadQuestionList(const std::filesystem::path& path) {
+  std::ifstream file(path);
+  const std::string text((std::istreambuf_iterator<char>(file)), {});
+  if (!file) {
+    throw std::invalid_argument(path.string() +
+                                ": the question list cannot be read: " + std::strerror(errno));
+  }
+  return ParseQuestionList(text, path.string());
+}
+
+}  // namespace
 
 std::vector<std::string> ParseQuestionList(std::string_view text, const std::string& source) {
   constexpr std::string_view kWhite = " \t\r";
@@ -31,22 +44,13 @@ std::vector<std::string> ParseQuestionList(std::string_view text, const std::str
   return questions;
 }
 
-std::vector<std::string> ReadQuestionList(const std::filesystem::path& path) {
-  std::ifstream file(path);
-  const std::string text((std::istreambuf_iterator<char>(file)), {});
-  if (!file) {
-    throw std::invalid_argument(path.string() +
-                                ": the question list cannot be read: " + std::strerror(errno));
-  }
-  return ParseQuestionList(text, path.string());
+std::vector<std::string> BriefQuestions(const std::filesystem::path& own) {
+  return own.empty() ? ParseQuestionList(BriefQuestionsText(), "brief.txt") : ReadQuestionList(own);
 }
 
-std::vector<std::string> BriefQuestions() {
-  return ParseQuestionList(BriefQuestionsText(), "brief.txt");
-}
-
-std::vector<std::string> DetailedQuestions() {
-  return ParseQuestionList(DetailedQuestionsText(), "detailed.txt");
+std::vector<std::string> DetailedQuestions(const std::filesystem::path& own) {
+  return own.empty() ? ParseQuestionList(DetailedQuestionsText(), "detailed.txt")
+                     : ReadQuestionList(own);
 }
 
 }  // namespace llava

@@ -16,11 +16,9 @@ std::string_view DetailedQuestionsText();  // detailed.txt
 // std::invalid_argument naming `source` if no line is left, or one holds "<image>".
 std::vector<std::string> ParseQuestionList(std::string_view text, const std::string& source);
 
-// A list of the user's own. Throws std::invalid_argument naming the path as well if it cannot be
-// read.
-std::vector<std::string> ReadQuestionList(const std::filesystem::path& path);
-
-std::vector<std::string> BriefQuestions();
-std::vector<std::string> DetailedQuestions();
+// The built-in list, or that of a file of the user's own. Throws std::invalid_argument naming the
+// path as well if it cannot be read.
+std::vector<std::string> BriefQuestions(const std::filesystem::path& own = {});
+std::vector<std::string> DetailedQuestions(const std::filesystem::path& own = {});
 
 }  // namespace llava

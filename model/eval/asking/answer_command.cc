@@ -1,4 +1,4 @@
-#include "model/eval/asking/answer_command.h"
+#include "model/eval/commands.h"
 
 #include <CLI/App.hpp>
 #include <CLI/Config.hpp>
@@ -7,7 +7,6 @@
 #include <string>
 
 #include "model/eval/asking/answer_flags.h"
-#include "model/progress/guarded.h"
 
 namespace llava {
 namespace {
@@ -30,9 +29,7 @@ std::function<int()> AddAnswerCommand(CLI::App& app) {
   command->add_option("--pictures", flags->pictures, "Folder that \"image\" is relative to");
   flags->answer.Add(*command);
   return [flags] {
-    return RunGuarded("llava-eval", [&flags] {
-      return flags->answer.Answer(ReadVisualQuestions(flags->questions, flags->pictures));
-    });
+    return flags->answer.Answer(ReadVisualQuestions(flags->questions, flags->pictures));
   };
 }
 

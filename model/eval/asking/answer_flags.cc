@@ -2,16 +2,14 @@
 
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
-#include <algorithm>
-#include <atomic>
 #include <cstdio>
 #include <exception>
 #include <filesystem>
+#include <iterator>
 #include <map>
 #include <mutex>
 #include <optional>
 #include <stdexcept>
-#include <thread>
 
 #include <ATen/Parallel.h>
 
@@ -19,6 +17,7 @@
 #include "model/eval/asking/chat_asking.h"
 #include "model/eval/asking/local_model.h"
 #include "model/eval/json_lines.h"
+#include "model/progress/for_each.h"
 #include "model/progress/progress.h"
 #include "model/progress/stop_request.h"
 #include "model/text/utf8.h"
@@ -163,18 +162,10 @@ int AnswerFlags::AnswerHere(const std::vector<VisualQuestion>& questions,
     }
   }
   RequireSame(known, keys, out_);
-  const size_t threads =
-      std::min<size_t>(std::max<size_t>(1, open.size()),
-                       threads_ > 0 ? static_cast<size_t>(threads_)
-                                    : std::max(1u, std::thread::hardware_concurrency()));
-
   const StopRequest stop;
   Progress progress(stderr, "asking", questions.size(), questions.size() - open.size());
   std::mutex mutex;  // guards the file, the bar and what follows
   size_t ended = questions.size() - open.size(), cut_off = 0;
-  std::exception_ptr not_written;
-  std::atomic<size_t> next = 0;
-  std::atomic<bool> give_up = false;
   // Of one question: others can be answered all the same.
   const auto answer_one = [&](const VisualQuestion& question) {
     std::optional<Json> line;
@@ -199,25 +190,13 @@ int AnswerFlags::AnswerHere(const std::vector<VisualQuestion>& questions,
     cut_off += line && cut;
     progress.Update(++ended);
   };
-  const auto work = [&] {
+  ForEach(std::ssize(open), threads_, [&] {
     at::set_num_threads(1);
-    while (!give_up && !StopRequest::Requested()) {
-      const size_t number = next++;
-      if (number >= open.size()) return;
-      try {
-        answer_one(*open[number]);
-      } catch (...) {
-        const std::lock_guard lock(mutex);
-        if (!not_written) not_written = std::current_exception();
-        give_up = true;
-      }
-    }
-  };
-  std::vector<std::thread> workers;
-  for (size_t i = 0; i < threads; ++i) workers.emplace_back(work);
-  for (std::thread& worker : workers) worker.join();
+    return [&](int64_t number) {
+      if (!StopRequest::Requested()) answer_one(*open[number]);
+    };
+  });
   progress.Finish(ended);
-  if (not_written) std::rethrow_exception(not_written);
   if (cut_off > 0) std::fprintf(stderr, "%zu answers are cut off by --max-tokens\n", cut_off);
   std::vector<std::string> told;
   for (const auto& [question, failure] : failures) told.push_back(failure);

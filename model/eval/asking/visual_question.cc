@@ -8,7 +8,6 @@
 #include "model/data/instructions/instruction_record.h"
 #include "model/digest/sha256.h"
 #include "model/eval/json_lines.h"
-#include "model/text/json_text.h"
 #include "model/text/utf8.h"
 
 namespace llava {
@@ -61,8 +60,8 @@ VisualQuestion QuestionOfLine(const JsonObject& line, const std::filesystem::pat
 
 }  // namespace
 
-VisualQuestion QuestionOfRecord(const Json& record, const std::filesystem::path& pictures) {
-  const InstructionRecord parsed = ParseInstructionRecord(record.dump());
+VisualQuestion QuestionOfRecord(std::string_view json, const std::filesystem::path& pictures) {
+  const InstructionRecord parsed = ParseInstructionRecord(json);
   VisualQuestion question;
   question.id = parsed.id;
   const std::string& text = parsed.messages.front().text;
@@ -77,15 +76,10 @@ VisualQuestion QuestionOfRecord(const Json& record, const std::filesystem::path&
 std::vector<VisualQuestion> ReadVisualQuestions(const std::filesystem::path& path,
                                                 const std::filesystem::path& pictures) {
   std::vector<VisualQuestion> questions;
-  Json whole;
-  try {
-    whole = ParseJson<Json>(ReadSmallFile(path, uint64_t{1} << 30));
-  } catch (const std::invalid_argument&) {  // JSON lines, or they tell what is wrong
-  }
-  if (whole.is_array()) {
-    for (const Json& record : whole) {
+  if (const nlohmann::json whole = ReadWholeJson(path); whole.is_array()) {
+    for (const nlohmann::json& record : whole) {
       try {
-        questions.push_back(QuestionOfRecord(record, pictures));
+        questions.push_back(QuestionOfRecord(record.dump(), pictures));
       } catch (const std::runtime_error& error) {
         throw std::runtime_error(path.string() + " record " + std::to_string(questions.size()) +
                                  ": " + error.what());

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "model/openai/chat.h"
@@ -32,8 +33,7 @@ std::vector<VisualQuestion> ReadVisualQuestions(const std::filesystem::path& pat
                                                 const std::filesystem::path& pictures);
 
 // The question of a record of instruction data. Throws std::runtime_error.
-VisualQuestion QuestionOfRecord(const nlohmann::ordered_json& record,
-                                const std::filesystem::path& pictures);
+VisualQuestion QuestionOfRecord(std::string_view json, const std::filesystem::path& pictures);
 
 // {"question_id", "prompt", "text", "answer_id", "model_id", "metadata"}, as LLaVA writes them; the
 // prompt begins with "<image>\n" if there is a picture. `finish_reason`: "stop", "length" ..

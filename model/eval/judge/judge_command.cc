@@ -1,4 +1,4 @@
-#include "model/eval/judge/judge_command.h"
+#include "model/eval/commands.h"
 
 #include <CLI/App.hpp>
 #include <CLI/Config.hpp>
@@ -17,7 +17,6 @@
 #include "model/eval/judge/reviews.h"
 #include "model/eval/judge/summary.h"
 #include "model/eval/judge/tasks.h"
-#include "model/progress/guarded.h"
 #include "model/progress/stop_request.h"
 #include "model/text/utf8.h"
 
@@ -261,10 +260,8 @@ std::function<int()> AddJudgeCommand(CLI::App& app) {
       ->capture_default_str();
   summarize->add_flag("--json", summarize_flags->json, "Print JSON instead of tables");
   return [=] {
-    return RunGuarded("llava-eval", [&] {
-      if (ask->parsed()) return Ask(*ask_flags);
-      return parse->parsed() ? Parse(*parse_flags) : Summarize(*summarize_flags);
-    });
+    if (ask->parsed()) return Ask(*ask_flags);
+    return parse->parsed() ? Parse(*parse_flags) : Summarize(*summarize_flags);
   };
 }
 

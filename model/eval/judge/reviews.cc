@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "model/eval/json_lines.h"
+#include "model/text/ascii.h"
 
 namespace llava {
 namespace {
@@ -16,12 +17,6 @@ constexpr double kMostScore = 10;
 bool IsDigit(char c) { return c >= '0' && c <= '9'; }
 bool IsLetter(char c) { return std::isalpha(static_cast<unsigned char>(c)) || (c & 0x80); }
 bool IsSpace(char c) { return std::isspace(static_cast<unsigned char>(c)); }
-
-std::string Lowered(std::string_view text) {
-  std::string lowered(text);
-  for (char& c : lowered) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-  return lowered;
-}
 
 // What Python's float() makes of a text.
 std::optional<double> PythonFloat(std::string_view text) {

@@ -1,4 +1,4 @@
-#include "model/eval/report/report_command.h"
+#include "model/eval/commands.h"
 
 #include <CLI/App.hpp>
 #include <CLI/Config.hpp>
@@ -11,7 +11,6 @@
 
 #include "model/checkpoint/durable_file.h"
 #include "model/eval/report/report.h"
-#include "model/progress/guarded.h"
 
 namespace llava {
 namespace {
@@ -57,7 +56,7 @@ std::function<int()> AddReportCommand(CLI::App& app) {
   command->add_option("--markdown", flags->markdown,
                       "File of its tables; without both files they are printed");
   command->add_option("--title", flags->title, "Of the document")->capture_default_str();
-  return [flags] { return RunGuarded("llava-eval", [&flags] { return Report(*flags); }); };
+  return [flags] { return Report(*flags); };
 }
 
 }  // namespace llava

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "model/eval/json_lines.h"
+#include "model/text/ascii.h"
 #include "model/text/utf8.h"
 
 namespace llava {
@@ -48,12 +49,6 @@ std::optional<char> PublishedLetter(std::string_view text,
   if (text.size() == 1 && is_choice(text[0])) return text[0];
   if (text.size() >= 3 && is_choice(text[0]) && text.substr(1, 2) == ". ") return text[0];
   return LetterOfSentence(text);
-}
-
-std::string Lowered(std::string_view text) {
-  std::string lowered(text);
-  for (char& c : lowered) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-  return lowered;
 }
 
 bool IsWordCharacter(char c) { return std::isalnum(static_cast<unsigned char>(c)) || (c & 0x80); }

@@ -4,6 +4,7 @@
 #include <array>
 #include <stdexcept>
 
+#include "model/data/instructions/record_json.h"
 #include "model/text/utf8.h"
 
 namespace llava {
@@ -78,16 +79,10 @@ std::string Reasons(const ScienceProblem& problem, std::string_view letters) {
 
 std::string Picture(const ScienceProblem& problem) { return problem.id + "/" + problem.image; }
 
-Json Conversation(const ScienceProblem& problem, std::string question, std::string answer) {
-  Json record = {{"id", problem.id}};
-  if (!problem.image.empty()) record["image"] = Picture(problem);
-  record["conversations"] = {{{"from", "human"}, {"value", std::move(question)}},
-                             {{"from", "gpt"}, {"value", std::move(answer)}}};
-  return record;
-}
-
-std::string WithMark(const ScienceProblem& problem, std::string question) {
-  return problem.image.empty() ? question : question + "\n<image>";
+Json Conversation(const ScienceProblem& problem, const std::string& question,
+                  const std::string& answer, bool image_first) {
+  return InstructionRecordJson(problem.id, problem.image.empty() ? "" : Picture(problem),
+                               {QuestionAnswer{question, answer}}, image_first);
 }
 
 }  // namespace
@@ -144,26 +139,28 @@ std::string ScienceFormat::Answer(const ScienceProblem& problem) const {
 std::string ScienceFormat::answer_cue() const { return out_ == "LEPA" ? "###\nANSWER:" : ""; }
 
 Json ScienceRecord(const ScienceProblem& problem, const ScienceFormat& format) {
-  return Conversation(problem, WithMark(problem, format.Question(problem)), format.Answer(problem));
+  return Conversation(problem, format.Question(problem), format.Answer(problem),
+                      /*image_first=*/false);
 }
 
 Json ScienceInstruction(const ScienceProblem& problem, const ScienceFormat& format) {
   Json record = {{"id", problem.id}};
   if (!problem.image.empty()) record["image"] = Picture(problem);
-  record["instruction"] = WithMark(problem, format.Question(problem));
+  record["instruction"] = format.Question(problem) + (problem.image.empty() ? "" : "\n<image>");
   record["output"] = format.Answer(problem);
   return record;
 }
 
 Json ScienceLetterRecord(const ScienceProblem& problem, const std::string& last_line) {
-  std::string text = problem.image.empty() ? "" : "<image>\n";
+  std::string text;
   if (!problem.hint.empty()) text += "Context: " + problem.hint + "\n";
   text += problem.question;
   for (size_t i = 0; i < problem.choices.size(); ++i) {
     text += std::string("\n") + ChoiceLetter(static_cast<int>(i)) + ". " + problem.choices[i];
   }
   if (!last_line.empty()) text += "\n" + last_line;
-  return Conversation(problem, std::move(text), std::string(1, ChoiceLetter(problem.answer)));
+  return Conversation(problem, text, std::string(1, ChoiceLetter(problem.answer)),
+                      /*image_first=*/true);
 }
 
 std::string ScienceSentence(const std::string& text) {

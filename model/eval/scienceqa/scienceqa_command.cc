@@ -1,4 +1,4 @@
-#include "model/eval/scienceqa/scienceqa_command.h"
+#include "model/eval/commands.h"
 
 #include <CLI/App.hpp>
 #include <CLI/Config.hpp>
@@ -19,7 +19,6 @@
 #include "model/eval/scienceqa/problems.h"
 #include "model/eval/scienceqa/prompts.h"
 #include "model/eval/scienceqa/score.h"
-#include "model/progress/guarded.h"
 
 namespace llava {
 namespace {
@@ -237,7 +236,8 @@ int Run(const RunFlags& flags) {
   std::vector<VisualQuestion> questions;
   for (const ScienceProblem& problem : prompts.Read()) {
     if (prompts.layout != "chat") {
-      questions.push_back(QuestionOfRecord(Record(problem, prompts, format), flags.pictures));
+      questions.push_back(
+          QuestionOfRecord(Record(problem, prompts, format).dump(), flags.pictures));
       questions.back().answer_cue = prompts.layout == "llava" ? format.answer_cue() : "";
       continue;
     }
@@ -348,10 +348,8 @@ std::function<int()> AddScienceQaCommand(CLI::App& app) {
                                                                "Folder of the split's pictures"));
   run_flags->answer.Add(*run);
   return [=] {
-    return RunGuarded("llava-eval", [&] {
-      if (score->parsed()) return Score(*score_flags);
-      return convert->parsed() ? Convert(*convert_flags) : Run(*run_flags);
-    });
+    if (score->parsed()) return Score(*score_flags);
+    return convert->parsed() ? Convert(*convert_flags) : Run(*run_flags);
   };
 }
 

@@ -8,6 +8,7 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "model/text/ascii.h"
 #include "model/text/utf8.h"
 
 namespace llava {
@@ -33,12 +34,6 @@ constexpr std::string_view kContractions =
     "you'll you're you've";
 
 bool IsDigit(char c) { return c >= '0' && c <= '9'; }
-
-std::string Lowered(std::string_view text) {
-  std::string lowered(text);
-  for (char& c : lowered) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-  return lowered;
-}
 
 // "couldnt've", "couldn'tve" and "couldntve" -> "couldn't've", and so on.
 const std::map<std::string, std::string>& Contractions() {

@@ -1,4 +1,4 @@
-#include "model/eval/vqa/vqa_command.h"
+#include "model/eval/commands.h"
 
 #include <CLI/App.hpp>
 #include <CLI/Config.hpp>
@@ -13,7 +13,6 @@
 
 #include "model/eval/share.h"
 #include "model/eval/vqa/vqa_files.h"
-#include "model/progress/guarded.h"
 
 namespace llava {
 namespace {
@@ -166,12 +165,7 @@ std::function<int()> AddVqaCommand(CLI::App& app) {
   pope->add_option("--questions", flags->questions,
                    "JSON lines with \"category\": questions meet labels by their order within it");
   pope->add_flag("--json", flags->json, "Print JSON instead of a table");
-  return [=] {
-    return RunGuarded("llava-eval", [&] {
-      if (pope->parsed()) return Pope(*flags);
-      return Accuracy(*flags, soft->parsed());
-    });
-  };
+  return [=] { return pope->parsed() ? Pope(*flags) : Accuracy(*flags, soft->parsed()); };
 }
 
 }  // namespace llava

@@ -1,13 +1,13 @@
 #include "model/eval/vqa/vqa_files.h"
 
 #include <algorithm>
-#include <cctype>
 #include <set>
 #include <stdexcept>
 #include <string_view>
 #include <utility>
 
 #include "model/eval/json_lines.h"
+#include "model/text/ascii.h"
 
 namespace llava {
 namespace {
@@ -127,11 +127,7 @@ std::map<std::string, std::string> ReadVqaAnswers(const std::filesystem::path& p
 }
 
 std::string TextVqaId(const std::string& image, const std::string& question) {
-  std::string id = image + '\n';
-  for (const char c : question) {
-    id += static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-  }
-  return id;
+  return image + '\n' + Lowered(question);
 }
 
 std::string QuestionOfTextVqaPrompt(const std::string& prompt) {

@@ -101,7 +101,7 @@ class FolderTest : public testing::Test {
 using PromptSetTest = FolderTest;
 
 TEST_F(PromptSetTest, BuiltInIsAsThePaper) {
-  const PromptSet prompts = PromptSet::BuiltIn();
+  const PromptSet prompts = PromptSet::Read();
   EXPECT_EQ(prompts[ResponseType::kConversation].examples.size(), 2u);
   EXPECT_EQ(prompts[ResponseType::kDetail].examples.size(), 3u);
   EXPECT_EQ(prompts[ResponseType::kComplex].examples.size(), 3u);
@@ -120,7 +120,7 @@ TEST_F(PromptSetTest, BuiltInIsAsThePaper) {
 
 TEST_F(PromptSetTest, FewShotContextsLookLikeQueries) {
   // Conversations have captions alone, the others boxes as SymbolicContext writes them.
-  const PromptSet prompts = PromptSet::BuiltIn();
+  const PromptSet prompts = PromptSet::Read();
   for (const auto& [context, answer] : prompts[ResponseType::kConversation].examples) {
     EXPECT_EQ(context.find('['), context.npos);
   }
@@ -213,7 +213,7 @@ TEST_F(QuestionRequestFolderTest, AsksAgainForWhatIsMissing) {
         "{\"id\": \"questions-brief-1\", \"text\": \"Sum it up briefly.\\nAnd once more.\"}\n");
   ReplayBackend teacher(root_ / "replay.jsonl");
   ChatJournal journal(root_ / "journal.jsonl");
-  const PromptSet prompts = PromptSet::BuiltIn();
+  const PromptSet prompts = PromptSet::Read();
   QuestionRequest request = {.count = 2};
   std::vector<std::string> questions;
   EXPECT_EQ(AskForQuestions(teacher, journal, prompts, request, questions),

@@ -9,7 +9,6 @@ namespace llava {
 namespace {
 
 namespace fs = std::filesystem;
-using Existing = OutputFolder::Existing;
 using Json = nlohmann::ordered_json;
 
 class OutputFolderTest : public testing::Test {
@@ -23,7 +22,7 @@ class OutputFolderTest : public testing::Test {
 };
 
 TEST_F(OutputFolderTest, IsMadeAndFinished) {
-  OutputFolder folder(folder_, settings_, Existing::kKeep);
+  OutputFolder folder(folder_, settings_);
   EXPECT_FALSE(folder.resumed());
   EXPECT_TRUE(fs::is_directory(folder.images()));
   folder.Finish({{"images", 0}});
@@ -33,29 +32,29 @@ TEST_F(OutputFolderTest, IsMadeAndFinished) {
 }
 
 TEST_F(OutputFolderTest, ResumesOnlyTheSame) {
-  { OutputFolder(folder_, settings_, Existing::kKeep); }
-  EXPECT_TRUE(OutputFolder(folder_, settings_, Existing::kKeep).resumed());
-  EXPECT_THROW(OutputFolder(folder_, {{"seed", 2}}, Existing::kKeep), FolderRefused);
-  EXPECT_FALSE(OutputFolder(folder_, {{"seed", 2}}, Existing::kOverwrite).resumed());
+  { OutputFolder(folder_, settings_); }
+  EXPECT_TRUE(OutputFolder(folder_, settings_).resumed());
+  EXPECT_THROW(OutputFolder(folder_, {{"seed", 2}}), FolderRefused);
+  EXPECT_FALSE(OutputFolder(folder_, {{"seed", 2}}, /*overwrite=*/true).resumed());
 }
 
 TEST_F(OutputFolderTest, OneThatWasKilledAtOnceIsBegunAnew) {
   fs::create_directories(folder_);
   std::ofstream(folder_ / ".unfinished.json.part") << "{\"se";
-  EXPECT_FALSE(OutputFolder(folder_, settings_, Existing::kKeep).resumed());
+  EXPECT_FALSE(OutputFolder(folder_, settings_).resumed());
   fs::remove_all(folder_);
   fs::create_directories(folder_ / "images");
-  EXPECT_FALSE(OutputFolder(folder_, settings_, Existing::kOverwrite).resumed());
-  EXPECT_TRUE(OutputFolder(folder_, settings_, Existing::kKeep).resumed());
+  EXPECT_FALSE(OutputFolder(folder_, settings_, /*overwrite=*/true).resumed());
+  EXPECT_TRUE(OutputFolder(folder_, settings_).resumed());
 }
 
 TEST_F(OutputFolderTest, KeepsWhatIsFinished) {
-  OutputFolder(folder_, settings_, Existing::kKeep).Finish({});
-  EXPECT_THROW(OutputFolder(folder_, settings_, Existing::kKeep), FolderRefused);
+  OutputFolder(folder_, settings_).Finish({});
+  EXPECT_THROW(OutputFolder(folder_, settings_), FolderRefused);
   std::ofstream(folder_ / "captions.json") << "{}";
   std::ofstream(folder_ / "images/000000.png") << "x";
   std::ofstream(folder_ / "notes.txt") << "mine";
-  EXPECT_FALSE(OutputFolder(folder_, settings_, Existing::kOverwrite).resumed());
+  EXPECT_FALSE(OutputFolder(folder_, settings_, /*overwrite=*/true).resumed());
   EXPECT_FALSE(fs::exists(folder_ / "captions.json"));
   EXPECT_FALSE(fs::exists(folder_ / "dataset.json"));
   EXPECT_TRUE(fs::is_empty(folder_ / "images"));
@@ -65,20 +64,20 @@ TEST_F(OutputFolderTest, KeepsWhatIsFinished) {
 TEST_F(OutputFolderTest, NeverReplacesStrangeFolders) {
   fs::create_directories(folder_ / "images");
   std::ofstream(folder_ / "images/holiday.jpg") << "x";
-  for (const Existing existing : {Existing::kKeep, Existing::kOverwrite}) {
-    EXPECT_THROW(OutputFolder(folder_, settings_, existing), FolderRefused);
+  for (const bool overwrite : {false, true}) {
+    EXPECT_THROW(OutputFolder(folder_, settings_, overwrite), FolderRefused);
   }
   EXPECT_TRUE(fs::exists(folder_ / "images/holiday.jpg"));
   fs::remove_all(folder_);
   std::ofstream(folder_.string()) << "a file";
-  EXPECT_THROW(OutputFolder(folder_, settings_, Existing::kOverwrite), FolderRefused);
+  EXPECT_THROW(OutputFolder(folder_, settings_, /*overwrite=*/true), FolderRefused);
 }
 
 TEST_F(OutputFolderTest, ABrokenMarkerIsNotResumed) {
   fs::create_directories(folder_);
   std::ofstream(folder_ / ".unfinished.json") << "{\"seed\": ";
-  EXPECT_THROW(OutputFolder(folder_, settings_, Existing::kKeep), FolderRefused);
-  EXPECT_FALSE(OutputFolder(folder_, settings_, Existing::kOverwrite).resumed());
+  EXPECT_THROW(OutputFolder(folder_, settings_), FolderRefused);
+  EXPECT_FALSE(OutputFolder(folder_, settings_, /*overwrite=*/true).resumed());
 }
 
 }  // namespace

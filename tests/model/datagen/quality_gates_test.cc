@@ -116,7 +116,7 @@ class QualityGatesTest : public testing::Test {
            "trees at its edge and a path that leads to the water.";
   }
 
-  const PromptSet prompts_ = PromptSet::BuiltIn();
+  const PromptSet prompts_ = PromptSet::Read();
   const QualityGates gates_{prompts_, Language::kEnglish};
 };
 

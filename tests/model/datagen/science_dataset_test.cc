@@ -74,7 +74,7 @@ TEST_F(ScienceDatasetTest, IsLaidOutAsScienceQa) {
             SceneRenderer().Render(*first.scene).rgb);
   EXPECT_TRUE(fs::exists(options_.out / "dataset.json"));
   EXPECT_THROW(WriteScienceDataset(options_, log_), FolderRefused);
-  options_.existing = OutputFolder::Existing::kOverwrite;
+  options_.overwrite = true;
   options_.test = 0;
   ASSERT_TRUE(WriteScienceDataset(options_, log_));
   EXPECT_FALSE(fs::exists(options_.out / "images" / "test"));

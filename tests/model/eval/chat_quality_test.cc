@@ -25,7 +25,7 @@ struct Shipped {
   TowerCheckpoint eye = OpenTower(kModels / "emoji-tower");
   Llava model{language, at::kCPU, at::kFloat};
   ClipTower tower{eye.config, eye.tensors, at::kCPU, at::kFloat};
-  TowerReader reader{tower, language.config.features};
+  Eye look = TowerEye(tower, language.config.features);
 };
 
 Shipped& Model() {
@@ -40,13 +40,10 @@ QualityOptions FewQuestions() {
   return options;
 }
 
-class SeesNothing : public PictureReader {
- public:
-  PictureFeatures Features(const Scene&) const override {
-    const Shipped& shipped = Model();
-    return {at::zeros({shipped.eye.config.num_patches(), shipped.eye.config.hidden_size}), {}};
-  }
-};
+PictureFeatures SeeNothing(const Scene&) {
+  const VisionConfig& eye = Model().eye.config;
+  return {at::zeros({eye.num_patches(), eye.hidden_size}), {}};
+}
 
 const QualityRow& RowOf(const std::vector<QualityRow>& rows, const std::string& name) {
   for (const QualityRow& row : rows) {
@@ -56,7 +53,7 @@ const QualityRow& RowOf(const std::vector<QualityRow>& rows, const std::string& 
 }
 
 TEST(MeasureQualityTest, TheShippedModelSeesAndBeatsItsBaselines) {
-  const Quality quality = MeasureQuality(Model().model, Model().reader, FewQuestions());
+  const Quality quality = MeasureQuality(Model().model, Model().look, FewQuestions());
   const QualityRow& naming = RowOf(quality.groups, "naming");
   EXPECT_EQ(naming.picture.asked, 12);  // what and this: no wordings for brief
   EXPECT_GT(naming.picture.value(), 0.7);
@@ -69,7 +66,7 @@ TEST(MeasureQualityTest, TheShippedModelSeesAndBeatsItsBaselines) {
 }
 
 TEST(MeasureQualityTest, WhoSeesNothingIsBlind) {
-  const Quality quality = MeasureQuality(Model().model, SeesNothing(), FewQuestions());
+  const Quality quality = MeasureQuality(Model().model, SeeNothing, FewQuestions());
   for (const auto* rows : {&quality.groups, &quality.types}) {
     for (const QualityRow& row : *rows) EXPECT_EQ(row.picture.value(), row.blind) << row.name;
   }
@@ -80,10 +77,10 @@ TEST(MeasureQualityTest, TheOracleReadsTheTokensItIsGiven) {
   options.blind = options.majority = false;
   const Shipped& shipped = Model();
   options.oracle = [&shipped](const Scene& scene) {
-    const at::Tensor features = shipped.reader.Features(scene).rows;
+    const at::Tensor features = shipped.look(scene).rows;
     return shipped.model.Project({&features, 1})[0];
   };
-  const Quality quality = MeasureQuality(shipped.model, SeesNothing(), options);
+  const Quality quality = MeasureQuality(shipped.model, SeeNothing, options);
   const QualityRow& naming = RowOf(quality.groups, "naming");
   EXPECT_LT(naming.picture.value(), 0.2);
   EXPECT_GT(*naming.oracle, 0.7);
@@ -91,18 +88,16 @@ TEST(MeasureQualityTest, TheOracleReadsTheTokensItIsGiven) {
   EXPECT_FALSE(naming.majority.has_value());
 }
 
-TEST(MeasureQualityTest, RefusesAReaderOfAnotherShape) {
-  class Odd : public PictureReader {
-    PictureFeatures Features(const Scene&) const override { return {at::zeros({3, 5}), {}}; }
-  };
-  EXPECT_THROW(MeasureQuality(Model().model, Odd(), FewQuestions()), std::invalid_argument);
+TEST(MeasureQualityTest, RefusesAnEyeOfAnotherShape) {
+  const Eye odd = [](const Scene&) { return PictureFeatures{at::zeros({3, 5}), {}}; };
+  EXPECT_THROW(MeasureQuality(Model().model, odd, FewQuestions()), std::invalid_argument);
 }
 
 TEST(MeasureQualityTest, ShowsProgress) {
   QualityOptions options = FewQuestions();
   options.exam.per_type = 1;
   options.progress = std::tmpfile();
-  MeasureQuality(Model().model, Model().reader, options);
+  MeasureQuality(Model().model, Model().look, options);
   std::rewind(options.progress);
   char line[200] = "";
   while (std::fgets(line, sizeof(line), options.progress)) {

@@ -211,6 +211,23 @@ TEST_F(InstructionModelTest, TheTemplateOfTheChatsIsPublished) {
   EXPECT_EQ(published(Stage::kAlign, "plain"), "v1") << "nobody can chat in the plain template";
 }
 
+TEST_F(InstructionModelTest, ATowerMustHaveTheModelsLayer) {
+  TowerCheckpoint shallow;
+  shallow.config = TinyTowerConfig();
+  shallow.config.num_layers = 2;
+  shallow.config.preprocess.image_size = shallow.config.image_size;
+  shallow.tensors = MemoryTensors(RandomTower(shallow.config));
+  shallow.digest = HashBytes("a shallow tower");
+  const auto root = world_.folder() / "repository";
+  const std::string tower = "tower=" + PublishTower(shallow, root, "eye").string();
+  const auto deep = world_.Make(Stage::kAlign, {"select_layer=-4", "batch_size=2"});
+  const std::string model = "model=" + deep->Publish(root, "deep", {}).string();
+  EXPECT_THAT(Refusal(Stage::kAlign, {model, tower}),
+              HasSubstr("reads the tower's layer -4, the tower has layers from 0 to 2: set "
+                        "\"select_layer\""));
+  Open(Stage::kAlign, {model, tower, "select_layer=-2"});
+}
+
 TEST_F(InstructionModelTest, RefusesSettingsThatDoNotFitTogether) {
   const auto refused = [&](Stage stage, const std::vector<std::string>& settings,
                            const char* says) {

@@ -194,6 +194,14 @@ TEST(LanguageTaskTest, PublishesWhatServingOpens) {
   EXPECT_EQ(map.parameters()[0].second.sizes(), (at::IntArrayRef{6, 32}));
 }
 
+TEST(LanguageTaskTest, NothingIsPublishedWithoutItsMap) {
+  const fs::path root = fs::path(testing::TempDir()) / "language_task_without_map";
+  fs::remove_all(root);
+  const auto task = TinyTask({"text_map=" + (root / "nowhere/map.safetensors").string()});
+  EXPECT_THROW(task->Publish(root, "base", {}), std::runtime_error);
+  EXPECT_FALSE(fs::exists(root / "base/1")) << "a repeated command would end with it";
+}
+
 TEST(LanguageTaskTest, GoesOnFromAPublishedModel) {
   const TempFolder root;
   const std::string map = root.At("map.safetensors");

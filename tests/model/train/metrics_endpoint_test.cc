@@ -3,7 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <boost/asio/ip/tcp.hpp>
 #include <cmath>
+#include <iterator>
 #include <stdexcept>
 
 namespace llava {
@@ -37,6 +39,26 @@ TEST(MetricsEndpointTest, TakesAFreePortAndRefusesWhatItCannotRead) {
                 ThrowsMessage<std::invalid_argument>(HasSubstr("expected IP:PORT")));
   }
   EXPECT_THROW(MetricsEndpoint::Start(endpoint->address(), "align"), std::runtime_error);
+}
+
+TEST(MetricsEndpointTest, TheNewestEvaluationStays) {
+  const auto endpoint = MetricsEndpoint::Start("127.0.0.1:0", "align");
+  const auto scraped = [&] {
+    const std::string address = endpoint->address();
+    boost::asio::ip::tcp::iostream stream("127.0.0.1", address.substr(address.rfind(':') + 1));
+    stream << "GET /metrics HTTP/1.0\r\n\r\n" << std::flush;
+    return std::string(std::istreambuf_iterator<char>(stream), {});
+  };
+  StepReport evaluated, next;
+  evaluated.evaluation = {{"held_out_loss", 0.5}};
+  next.step = 2;
+  endpoint->Update(evaluated);
+  endpoint->Update(next);
+  EXPECT_THAT(scraped(), HasSubstr("llava_train_step{kind=\"align\"} 2\n"));
+  EXPECT_THAT(scraped(), HasSubstr("{kind=\"align\",name=\"held_out_loss\"} 0.5\n"));
+  evaluated.evaluation = {{"held_out_loss", 0.25}};
+  endpoint->Update(evaluated);
+  EXPECT_THAT(scraped(), HasSubstr("{kind=\"align\",name=\"held_out_loss\"} 0.25\n"));
 }
 
 }  // namespace

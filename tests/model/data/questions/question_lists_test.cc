@@ -43,14 +43,14 @@ TEST(QuestionListsTest, SaysWhatIsWrong) {
             "my.txt: no questions, expected one a line");
   EXPECT_EQ(message([] { ParseQuestionList("a?\n<image> b?\n", "my.txt"); }),
             "my.txt:2: a question may not hold <image>: its place is added later");
-  EXPECT_NE(message([] { ReadQuestionList("/nowhere/q.txt"); }).find("/nowhere/q.txt"),
+  EXPECT_NE(message([] { BriefQuestions("/nowhere/q.txt"); }).find("/nowhere/q.txt"),
             std::string::npos);
 }
 
 TEST(QuestionListsTest, ReadsAFile) {
   const std::string path = testing::TempDir() + "/questions_" + std::to_string(getpid()) + ".txt";
   std::ofstream(path) << "Well?\n";
-  EXPECT_EQ(ReadQuestionList(path), std::vector<std::string>{"Well?"});
+  EXPECT_EQ(BriefQuestions(path), std::vector<std::string>{"Well?"});
 }
 
 }  // namespace
