@@ -225,7 +225,8 @@ LanguageConfig ForeignConfig(const CheckpointFolder& folder, const VisionConfig&
   }
 }
 
-LanguageCheckpoint LanguageOf(CheckpointFolder folder, const OpenOptions& options) {
+LanguageCheckpoint LanguageOf(CheckpointFolder folder, const OpenOptions& options,
+                              std::optional<TowerCheckpoint>& own_tower) {
   LanguageCheckpoint checkpoint;
   if (folder.is_tower()) Fail(folder.path, "is a vision tower, not a language model");
   if (folder.layout == Layout::kRepository) {
@@ -246,14 +247,13 @@ LanguageCheckpoint LanguageOf(CheckpointFolder folder, const OpenOptions& option
            "is a language model without a projector, which knows no pictures: train one first "
            "(llava-train align)");
     }
-    checkpoint.tower = std::make_shared<const TowerCheckpoint>(TowerOf(folder, options));
-    const VisionConfig& tower = checkpoint.tower->config;
+    own_tower = TowerOf(folder, options);
     checkpoint.name = FolderName(folder.path);
-    checkpoint.config = ForeignConfig(folder, tower);
-    checkpoint.tower_digest = checkpoint.tower->digest;
-    checkpoint.tower_patches = tower.num_patches();
+    checkpoint.config = ForeignConfig(folder, own_tower->config);
+    checkpoint.tower_digest = own_tower->digest;
+    checkpoint.tower_patches = own_tower->config.num_patches();
     CheckConfig(checkpoint.config, folder.path.string());
-    CheckPair(checkpoint.config, tower, folder.path.string());
+    CheckPair(checkpoint.config, own_tower->config, folder.path.string());
   }
   if (const auto& quantization = checkpoint.config.decoder.quantization;
       quantization && !options.packed) {
@@ -292,10 +292,13 @@ TowerCheckpoint OpenTower(const fs::path& path, const OpenOptions& options) {
   return OpenBeingChecked(*folder.file, [&] { return TowerOf(folder, options); });
 }
 
-LanguageCheckpoint OpenLanguage(const fs::path& path, const OpenOptions& options) {
+LanguageCheckpoint OpenLanguage(const fs::path& path, const OpenOptions& options,
+                                std::optional<TowerCheckpoint>* tower) {
   CheckpointFolder folder = OpenCheckpointFolder(path, options);
   const std::shared_ptr<const TensorFile> file = folder.file;
-  return OpenBeingChecked(*file, [&] { return LanguageOf(std::move(folder), options); });
+  std::optional<TowerCheckpoint> unasked;
+  return OpenBeingChecked(
+      *file, [&] { return LanguageOf(std::move(folder), options, tower ? *tower : unasked); });
 }
 
 }  // namespace llava

@@ -54,9 +54,8 @@ struct LanguageCheckpoint {
   bool in_repository = false;
   LanguageConfig config;
   TensorSource tensors;
-  Sha256Digest tower_digest{};                   // the tower it was trained with
-  int64_t tower_patches = 0;                     // rows of Z_v without the class token
-  std::shared_ptr<const TowerCheckpoint> tower;  // null in the repository, where it is on its own
+  Sha256Digest tower_digest{};  // the tower it was trained with
+  int64_t tower_patches = 0;    // rows of Z_v without the class token
   std::shared_ptr<const Tokenizer> tokenizer;
   std::shared_ptr<const ChatTemplate> chat_template;
   std::optional<SelfTest> self_test;
@@ -111,9 +110,12 @@ struct OpenStopped : std::runtime_error {
 
 // `path`: a checkpoint folder, or <root>/<name> whose newest integer version is taken. All throw
 // std::runtime_error naming the path and all missing, surplus and misshapen tensors at once, or the
-// setting that is not supported; std::invalid_argument for an unknown chat template.
+// setting that is not supported; std::invalid_argument for an unknown chat template. `tower`
+// becomes the one that comes with the language model: of a repository, where it is on its own,
+// none.
 TowerCheckpoint OpenTower(const std::filesystem::path& path, const OpenOptions& options = {});
-LanguageCheckpoint OpenLanguage(const std::filesystem::path& path, const OpenOptions& options = {});
+LanguageCheckpoint OpenLanguage(const std::filesystem::path& path, const OpenOptions& options = {},
+                                std::optional<TowerCheckpoint>* tower = nullptr);
 
 // Replaces the projector of `checkpoint` by that of a stage-1 `mm_projector.bin` folder or file
 // (names with any prefix before "mm_projector."; the type is read off the tensors). The digest

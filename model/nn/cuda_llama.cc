@@ -27,12 +27,6 @@ namespace {
 
 static_assert(kKvBlockTokens == cuda::kBlockTokens);
 
-cuda::Element ElementOf(at::ScalarType dtype) {
-  if (dtype == at::kFloat) return cuda::Element::kFloat;
-  if (dtype == at::kBFloat16) return cuda::Element::kBFloat16;
-  throw std::invalid_argument("decoder: CUDA kernels are for float32 and bfloat16");
-}
-
 int64_t LongestOf(std::span<const StepSequence> sequences) {
   int64_t longest = 0;
   for (const StepSequence& sequence : sequences) {

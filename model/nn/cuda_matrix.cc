@@ -34,12 +34,6 @@ static_assert(CudaMatrix::kStreamedPackedRows <= kMostPackedRows);
 // Up to so many, weights pass through registers alone; more of them share what a block has read.
 constexpr int64_t kFewRows = 16;
 
-cuda::Element ElementOf(at::ScalarType dtype) {
-  if (dtype == at::kFloat) return cuda::Element::kFloat;
-  if (dtype == at::kBFloat16) return cuda::Element::kBFloat16;
-  throw std::invalid_argument("CUDA kernels are for float32 and bfloat16");
-}
-
 at::Tensor UnpackOnHost(const PackedMatrix& packed) {
   at::Tensor values = at::empty({packed.rows(), packed.depth()}, at::kFloat);
   float* const to = values.data_ptr<float>();
@@ -50,6 +44,12 @@ at::Tensor UnpackOnHost(const PackedMatrix& packed) {
 }
 
 }  // namespace
+
+cuda::Element ElementOf(at::ScalarType dtype) {
+  if (dtype == at::kFloat) return cuda::Element::kFloat;
+  if (dtype == at::kBFloat16) return cuda::Element::kBFloat16;
+  throw std::invalid_argument("CUDA kernels are for float32 and bfloat16");
+}
 
 CudaMatrix::CudaMatrix(at::Tensor dense)
     : rows_(dense.size(0)), depth_(dense.size(1)), dense_(std::move(dense)) {

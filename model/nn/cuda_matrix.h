@@ -12,6 +12,9 @@
 
 namespace llava {
 
+// Throws std::invalid_argument if the kernels do not know the type.
+cuda::Element ElementOf(at::ScalarType dtype);
+
 // W [N, K] of y [T, N] = x [T, K] W^T. Constant; copies share memory. One thread at a time.
 class CudaMatrix {
  public:

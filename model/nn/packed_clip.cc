@@ -33,8 +33,6 @@ constexpr int64_t kShortGroup = 128;
 // caches; a multiple of 32, as products that take rows as they lie want it.
 constexpr int64_t kGap = 32;
 
-int64_t Bytes(Element element) { return element == Element::kFloat ? 4 : 2; }
-
 std::vector<float> Values(const at::Tensor& tensor) {
   const at::Tensor plain = tensor.to(at::kFloat).contiguous();
   const float* values = plain.const_data_ptr<float>();
@@ -178,7 +176,7 @@ PackedClipTower::PackedClipTower(std::shared_ptr<const PackedClipWeights> weight
       scratch_(pool_->threads()) {}
 
 void* PackedClipTower::Rows::Get(int64_t rows, int64_t width, Element element) {
-  return memory_.Get((rows + ops::cpu::kRowBlock) * (width + kGap) * Bytes(element));
+  return memory_.Get((rows + ops::cpu::kRowBlock) * (width + kGap) * BytesOf(element));
 }
 
 at::Tensor PackedClipTower::Forward(const at::Tensor& pixels, int64_t layer) {
@@ -297,8 +295,8 @@ void PackedClipTower::Attend(int64_t batch, const void* qkv, void* seen) {
     if (first >= tokens) return;
     const int64_t in_stride = 3 * width + kGap, out_stride = width + kGap;
     const auto* const from =
-        static_cast<const uint8_t*>(qkv) + (b * tokens * in_stride + head * dim) * Bytes(inner_);
-    const int64_t step = width * Bytes(inner_);
+        static_cast<const uint8_t*>(qkv) + (b * tokens * in_stride + head * dim) * BytesOf(inner_);
+    const int64_t step = width * BytesOf(inner_);
     ops::cpu::FullAttention task;
     task.element = inner_;
     task.tokens = tokens;
@@ -309,7 +307,7 @@ void PackedClipTower::Attend(int64_t batch, const void* qkv, void* seen) {
     task.k = {from + step, in_stride};
     task.v = {from + 2 * step, in_stride};
     task.out = {
-        static_cast<uint8_t*>(seen) + (b * tokens * out_stride + head * dim) * Bytes(inner_),
+        static_cast<uint8_t*>(seen) + (b * tokens * out_stride + head * dim) * BytesOf(inner_),
         out_stride};
     const int64_t floats = kernels_.full_attention_scratch(task);
     kernels_.full_attention(task, reinterpret_cast<float*>(scratch_[worker].Get(floats * 4)));

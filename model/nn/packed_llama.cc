@@ -124,7 +124,7 @@ void PackedLlama::Norm(const float* x, const std::vector<float>& weight, int64_t
 
 void PackedLlama::SwiGlu(const void* gate_up, int64_t rows, void* out) {
   const int64_t width = config_.intermediate_size;
-  const int64_t bytes = width * (inner_ == Element::kFloat ? 4 : 2);
+  const int64_t bytes = width * BytesOf(inner_);
   ForRows(*pool_, rows, 2 * width, [&](int64_t row) {
     const uint8_t* gate = static_cast<const uint8_t*>(gate_up) + row * 2 * bytes;
     kernels_.swiglu(inner_, gate, gate + bytes, width, static_cast<uint8_t*>(out) + row * bytes);

@@ -160,21 +160,19 @@ void RunImport(const ImportCommand& command) {
   if (!folder.manifest) options.tower = command.tower;
   options.chat_template = command.chat_template;
   options.verify = false;
-  LanguageCheckpoint language = OpenLanguage(folder.path, options);
+  std::optional<TowerCheckpoint> tower;
+  LanguageCheckpoint language = OpenLanguage(folder.path, options, &tower);
   if (!command.projector.empty()) OverlayProjector(language, command.projector);
 
   // A language version of a repository comes without its tower.
-  std::optional<TowerCheckpoint> tower;
-  if (language.tower) {
-    tower = *language.tower;
-  } else if (!command.tower.empty()) {
+  if (!tower && !command.tower.empty()) {
     tower = OpenTower(command.tower);
     if (tower->digest != language.tower_digest) {
       throw std::runtime_error(command.tower.string() +
                                ": is not the tower of this model: digest " + ToHex(tower->digest) +
                                ", expected " + ToHex(language.tower_digest));
     }
-  } else {
+  } else if (!tower) {
     const TowerSearch there = FindTower(command.repository, language.tower_digest);
     if (!there.found) {
       throw std::runtime_error(command.repository.string() + ": has no tower with the digest " +

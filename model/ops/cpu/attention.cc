@@ -51,10 +51,10 @@ struct Layout {
 };
 
 const void* At(const void* data, Element element, int64_t index) {
-  return static_cast<const char*>(data) + index * (element == Element::kFloat ? 4 : 2);
+  return static_cast<const char*>(data) + index * BytesOf(element);
 }
 void* At(void* data, Element element, int64_t index) {
-  return static_cast<char*>(data) + index * (element == Element::kFloat ? 4 : 2);
+  return static_cast<char*>(data) + index * BytesOf(element);
 }
 
 template <typename T>

@@ -14,6 +14,13 @@ namespace llava::ops::cpu {
 
 // Element types of tensors; sums are in float32 whatever they are.
 enum class Element : uint8_t { kFloat, kBFloat16 };
+// Inlined whatever the optimisation, as those of gemm.h.
+[[gnu::always_inline]] constexpr int64_t BytesOf(Element element) {
+  return element == Element::kFloat ? 4 : 2;
+}
+[[gnu::always_inline]] constexpr int64_t CeilDivide(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
 
 // Rows of equal width, `stride` elements apart.
 struct ConstRows {

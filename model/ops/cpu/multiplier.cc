@@ -24,8 +24,6 @@ constexpr int64_t kPrepareElements = 8 << 10;
 // Nor are so many bytes of weights times rows.
 constexpr int64_t kAloneBytes = 32 << 10;
 
-int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 std::string Shape(int64_t rows, int64_t columns) {
   std::string shape = "[";
   shape += std::to_string(rows) + ", " + std::to_string(columns) + "]";
@@ -95,7 +93,7 @@ void Multiplier::Prepare(const Input& x, const PackedMatrix& weights) {
           ? layout.blocks
           : std::max<int64_t>(1, kPrepareElements / (std::min(x.rows, kRowBlock) * layout.block));
   const int64_t parts = CeilDivide(layout.blocks, blocks);
-  const int64_t element = x.element == Element::kFloat ? 4 : 2;
+  const int64_t element = BytesOf(x.element);
   const auto prepare = [&](int64_t index, int worker) {
     const int64_t first = index / parts * kRowBlock, block = index % parts * blocks;
     float* scratch = nullptr;

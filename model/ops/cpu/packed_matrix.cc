@@ -15,8 +15,6 @@ constexpr int64_t kFloatBlock = 128;
 constexpr int64_t kUnit = 32;  // what a row of a tile holds, in bfloat16
 constexpr int64_t kDepthOfAnOutlier = 512;
 
-int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 const char* NameOf(WeightFormat format) {
   switch (format) {
     case WeightFormat::kBFloat16:

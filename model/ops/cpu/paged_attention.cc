@@ -17,8 +17,6 @@ constexpr int64_t kTasksPerThread = 4;
 constexpr int64_t kWriteAlone = 16 << 10;
 constexpr int64_t kAttendAlone = 256 << 10;
 
-int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 int64_t SumsLine(int64_t head_dim) { return CeilDivide(head_dim, 16) * 16 + 16; }
 
 void Check(const PagedAttention::Call& call) {

@@ -200,7 +200,7 @@ struct SampleKernel {
   }
 };
 
-inline int64_t RoundedUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Calls `go` with a zero of the element's type.
 template <class Go>
@@ -234,9 +234,9 @@ void DispatchRopeToCache(const Launcher& launch, Element element, const RopeToCa
     constexpr int64_t kThreads = RopeToCacheKernel<T, 8>::kThreads;
     const int64_t pairs = (args.num_heads + 2 * args.num_kv_heads) * args.head_dim / 2;
     if (args.head_dim % 16 == 0) {
-      launch(RopeToCacheKernel<T, 8>{args}, Grid{rows, RoundedUp(pairs / 8, kThreads)});
+      launch(RopeToCacheKernel<T, 8>{args}, Grid{rows, CeilDivide(pairs / 8, kThreads)});
     } else {
-      launch(RopeToCacheKernel<T, 1>{args}, Grid{rows, RoundedUp(pairs, kThreads)});
+      launch(RopeToCacheKernel<T, 1>{args}, Grid{rows, CeilDivide(pairs, kThreads)});
     }
   });
 }
@@ -247,9 +247,9 @@ void DispatchSwiGlu(const Launcher& launch, Element element, const SwiGluArgs& a
     using T = decltype(zero);
     constexpr int64_t kThreads = SwiGluKernel<T, 8>::kThreads;
     if (args.width % 8 == 0) {
-      launch(SwiGluKernel<T, 8>{args}, Grid{rows, RoundedUp(args.width / 8, kThreads)});
+      launch(SwiGluKernel<T, 8>{args}, Grid{rows, CeilDivide(args.width / 8, kThreads)});
     } else {
-      launch(SwiGluKernel<T, 1>{args}, Grid{rows, RoundedUp(args.width, kThreads)});
+      launch(SwiGluKernel<T, 1>{args}, Grid{rows, CeilDivide(args.width, kThreads)});
     }
   });
 }
@@ -260,9 +260,9 @@ void DispatchQuickGelu(const Launcher& launch, Element element, const QuickGeluA
     using T = decltype(zero);
     constexpr int64_t kThreads = QuickGeluKernel<T, 8>::kThreads;
     if (args.count % 8 == 0) {
-      launch(QuickGeluKernel<T, 8>{args}, Grid{RoundedUp(args.count, 8 * kThreads)});
+      launch(QuickGeluKernel<T, 8>{args}, Grid{CeilDivide(args.count, 8 * kThreads)});
     } else {
-      launch(QuickGeluKernel<T, 1>{args}, Grid{RoundedUp(args.count, kThreads)});
+      launch(QuickGeluKernel<T, 1>{args}, Grid{CeilDivide(args.count, kThreads)});
     }
   });
 }
@@ -283,7 +283,7 @@ void DispatchPagedAttention(const Launcher& launch, Element element, const Paged
   const int64_t group = args.num_heads / args.num_kv_heads;
   const auto split = [&]<class T, int V, int kLanes>() {
     const int64_t most = group == 1 ? 1 : 4;
-    const Grid grid{args.num_kv_heads * RoundedUp(group, most), args.splits, sequences};
+    const Grid grid{args.num_kv_heads * CeilDivide(group, most), args.splits, sequences};
     const auto with_threads = [&]<int kThreads>() {
       if (group == 1) {
         launch(AttendSplitKernel<T, V, kLanes, 1, kThreads>{args}, grid);
@@ -320,7 +320,7 @@ void DispatchRowProduct(const Launcher& launch, const RowProductArgs& args) {
     throw std::invalid_argument("no product of a row with " + std::to_string(args.rows) + " of " +
                                 std::to_string(args.depth));
   }
-  const int64_t blocks = RoundedUp(args.rows, kRowPair * (kRowThreads / kWarpLanes));
+  const int64_t blocks = CeilDivide(args.rows, kRowPair * (kRowThreads / kWarpLanes));
   launch(RowProductKernel{args}, Grid{std::min<int64_t>(blocks, launch.Multiprocessors())});
 }
 
@@ -348,9 +348,9 @@ inline void CheckProduct(const PackedProductArgs& args) {
 // holds, but neither short slices nor many sums are left to merge.
 inline int TileSlices(const PackedWeights& weight) {
   constexpr int64_t kWave = 2 * 132, kMostBlocks = 2 * kWave, kLeastStages = 4, kMostSlices = 8;
-  const int64_t tiles = RoundedUp(weight.rows, kTilePanels * kPanelRows);
-  const int64_t stages = RoundedUp(weight.depth, kStageDepth);
-  const auto waves = [&](int64_t slices) { return RoundedUp(tiles * slices, kWave); };
+  const int64_t tiles = CeilDivide(weight.rows, kTilePanels * kPanelRows);
+  const int64_t stages = CeilDivide(weight.depth, kStageDepth);
+  const auto waves = [&](int64_t slices) { return CeilDivide(tiles * slices, kWave); };
   int64_t best = 1;
   for (int64_t slices = 2; slices <= kMostSlices; ++slices) {
     if (tiles * slices > kMostBlocks || stages < kLeastStages * slices) break;
@@ -363,7 +363,7 @@ template <class Launcher>
 void DispatchPackedTiles(const Launcher& launch, const PackedProductArgs& args, float* partial) {
   CheckProduct(args);
   const int slices = TileSlices(args.weight);
-  const Grid grid{RoundedUp(args.weight.rows, kTilePanels * kPanelRows), slices};
+  const Grid grid{CeilDivide(args.weight.rows, kTilePanels * kPanelRows), slices};
   const auto multiply = [&]<bool kInt4>() {
     if (args.rows <= 32) {
       launch(PackedTilesKernel<kInt4, 4>{args, partial}, grid);
@@ -378,21 +378,21 @@ void DispatchPackedTiles(const Launcher& launch, const PackedProductArgs& args, 
   }
   const int64_t width = args.gated ? args.weight.rows / 2 : args.weight.rows;
   launch(MergeTilesKernel{args, partial, slices},
-         Grid{args.rows, RoundedUp(width, MergeTilesKernel::kThreads)});
+         Grid{args.rows, CeilDivide(width, MergeTilesKernel::kThreads)});
 }
 
 template <class Launcher>
 void DispatchPackedProduct(const Launcher& launch, const PackedProductArgs& args) {
   const PackedWeights& weight = args.weight;
   CheckProduct(args);
-  const int64_t panels = RoundedUp(weight.rows, kPanelRows);
+  const int64_t panels = CeilDivide(weight.rows, kPanelRows);
   const auto multiply = [&]<bool kInt4, int kUnit, int kTiles>() {
-    const int64_t parts = RoundedUp(args.rows, 8 * kTiles);
+    const int64_t parts = CeilDivide(args.rows, 8 * kTiles);
     // Two panels a block read the rows of x once for both: where these are many, and there are
     // blocks enough.
     if (args.gated || (kTiles >= 4 && panels >= 256)) {
       launch(PackedProductKernel<kInt4, kUnit, kTiles, 2>{args},
-             Grid{RoundedUp(panels, 2) * parts});
+             Grid{CeilDivide(panels, 2) * parts});
       return;
     }
     if constexpr (kTiles <= 2) {
@@ -432,8 +432,8 @@ inline bool CanStream(const PackedProductArgs& args) {
 // Whether the panels of a product that has some for all multiprocessors, but not the same number,
 // leave few of them idle in the end.
 inline bool StreamsEvenly(const PackedProductArgs& args, int64_t multiprocessors) {
-  const int64_t panels = RoundedUp(args.weight.rows, kPanelRows) / (args.gated ? 2 : 1);
-  const int64_t turns = RoundedUp(panels, multiprocessors);
+  const int64_t panels = CeilDivide(args.weight.rows, kPanelRows) / (args.gated ? 2 : 1);
+  const int64_t turns = CeilDivide(panels, multiprocessors);
   return turns == 1 || 4 * panels >= 3 * turns * multiprocessors;
 }
 
@@ -444,7 +444,7 @@ void DispatchPackedStream(const Launcher& launch, const PackedProductArgs& args)
     throw std::invalid_argument("no streamed product of " + std::to_string(args.rows) +
                                 " rows with groups of " + std::to_string(args.weight.group));
   }
-  const int64_t panels = RoundedUp(args.weight.rows, kPanelRows);
+  const int64_t panels = CeilDivide(args.weight.rows, kPanelRows);
   const Grid grid{std::min<int64_t>(args.gated ? panels / 2 : panels, launch.Multiprocessors())};
   const auto multiply = [&]<bool kInt4>() {
     if (args.gated) {
@@ -464,7 +464,7 @@ template <class Launcher>
 void DispatchUnpack(const Launcher& launch, Element element, const PackedWeights& weight,
                     void* out) {
   CheckPacked(weight);
-  const Grid grid{RoundedUp(weight.rows, kPanelRows), RoundedUp(weight.depth, kUnpackDepth)};
+  const Grid grid{CeilDivide(weight.rows, kPanelRows), CeilDivide(weight.depth, kUnpackDepth)};
   WithElement(element, [&](auto zero) {
     using T = decltype(zero);
     if (weight.int4) {

@@ -101,10 +101,12 @@ TEST(CheckpointTest, ReadsLanguageModelsOfBothLayouts) {
 }
 
 TEST(CheckpointTest, ReadsEveryGenerationOfNestedNames) {
-  const LanguageCheckpoint language = OpenLanguage(Fixtures() / "tiny-llava");
+  std::optional<TowerCheckpoint> own;
+  const LanguageCheckpoint language = OpenLanguage(Fixtures() / "tiny-llava", {}, &own);
   const TowerCheckpoint tower = OpenTower(Fixtures() / "tiny-llava");
-  ASSERT_NE(language.tower, nullptr);
-  EXPECT_EQ(language.tower->digest, tower.digest);
+  ASSERT_TRUE(own.has_value());
+  EXPECT_EQ(own->digest, tower.digest);
+  ExpectSameTensors(own->tensors, tower.tensors);
   const Prefixes generations[] = {// in memory since 4.52, in files since 5
                                   {{"language_model.model.", "model.language_model."},
                                    {"language_model.lm_head", "lm_head"},
