@@ -23,7 +23,9 @@
 #include "model/llava/serving_model.h"
 #include "model/nn/clip.h"
 #include "tests/model/checkpoint/folders.h"
+#include "tests/support/fixtures.h"
 #include "tests/support/paths.h"
+#include "tests/support/temp_folder.h"
 #include "tests/support/tiny_next.h"
 
 namespace llava {
@@ -87,8 +89,7 @@ class NextModelTest : public ::testing::Test {
     features_.clear();
     sizes_.clear();
     for (const std::string& name : names) {
-      const std::string bytes =
-          ReadBytes(std::filesystem::path(SourceDir()) / "tests/fixtures/images" / name);
+      const std::string bytes = ReadBytes(FixturesDir() / "images" / name);
       const Image image =
           DecodeImage({reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()});
       std::vector<at::Tensor> tiles;
