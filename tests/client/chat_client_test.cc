@@ -2,18 +2,16 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
-#include <filesystem>
-#include <fstream>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "client/grpc_status.h"
 #include "tests/client/fake_gateway.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -87,12 +85,9 @@ TEST_F(ChatClientTest, UploadSendsEveryByteOnce) {
 }
 
 TEST_F(ChatClientTest, UploadsFiles) {
-  const auto path =
-      std::filesystem::path(::testing::TempDir()) / (std::to_string(getpid()) + "-upload_test.png");
+  const TempFolder folder;
   const std::string bytes(4321, 'x');
-  std::ofstream(path, std::ios::binary) << bytes;
-  const auto image = client_.UploadImageFile("s", path);
-  std::filesystem::remove(path);
+  const auto image = client_.UploadImageFile("s", folder.Write("upload.png", bytes));
   ASSERT_TRUE(image.ok()) << image.status();
   EXPECT_EQ(gateway_.uploads().at(0), bytes);
   EXPECT_EQ(gateway_.upload_headers().at(0).size_bytes(), bytes.size());

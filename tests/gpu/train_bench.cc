@@ -45,6 +45,7 @@
 #include "model/train/recipe.h"
 #include "model/train/trainer.h"
 #include "tests/gpu/bench.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava::bench {
 namespace {
@@ -55,23 +56,6 @@ namespace fs = std::filesystem;
 constexpr int64_t kRunSteps = 10;
 // Of losses in float32 on two kinds of device, after so many steps of sums in other orders.
 constexpr double kMostDifference = 2e-3;
-
-// A folder that goes with this.
-class Scratch {
- public:
-  Scratch() {
-    std::string name = (fs::temp_directory_path() / "llava-train-XXXXXX").string();
-    if (!mkdtemp(name.data())) throw std::runtime_error("no temporary folder");
-    path_ = name;
-  }
-  ~Scratch() { fs::remove_all(path_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  const fs::path& path() const { return path_; }
-
- private:
-  fs::path path_;
-};
 
 // Losses of the steps that a run in `folder` does: all, or those behind its newest state.
 std::vector<double> RunOf(const std::string& device, const std::string& precision,
@@ -107,7 +91,7 @@ double LargestShare(const std::vector<double>& found, const std::vector<double>&
 
 // Throws if a curve is not the CPU's, or a run that goes on not the run in one piece.
 json MeasureCurve(const std::string& device, const fs::path& models) {
-  const Scratch scratch;
+  const TempFolder scratch;
   at::set_num_threads(1);  // products this small only lose by more
   const std::vector<double> cpu = RunOf("cpu", "fp32", models, scratch.path() / "cpu");
   const std::vector<double> here = RunOf(device, "fp32", models, scratch.path() / "here");

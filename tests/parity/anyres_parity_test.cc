@@ -15,6 +15,7 @@
 #include "model/image/anyres.h"
 #include "model/image/decode.h"
 #include "model/nn/clip.h"
+#include "tests/support/fixtures.h"
 #include "tests/support/paths.h"
 
 namespace llava {
@@ -23,7 +24,7 @@ namespace {
 TEST(AnyresParityTest, TilesGiveTheFeaturesOfTransformers) {
   const at::NoGradGuard guard;
   // The folder of this tree, whatever folder the other tests look at.
-  const std::filesystem::path fixtures = SourceDir() + "/tests/fixtures";
+  const std::filesystem::path fixtures = FixturesDir();
   const auto golden = TensorFile::Open(SourceDir() + "/tests/parity/anyres.safetensors");
   const TowerCheckpoint checkpoint = OpenTower(fixtures / "clip-tower");
   const ClipTower tower(checkpoint.config, checkpoint.tensors, at::kCPU, at::kFloat);

@@ -9,9 +9,9 @@
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include "tests/parity/fixture_folder.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -104,13 +104,8 @@ TEST(CheckpointParityTest, StageOneProjectors) {
 // Newer versions of transformers save llava-hf under other names.
 class RenamedTest : public testing::TestWithParam<bool> {
  protected:
-  void SetUp() override {
-    folder_ = fs::temp_directory_path() / ("llava_parity_" + std::to_string(getpid()));
-    fs::create_directory(folder_);
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-
-  fs::path folder_;
+  const TempFolder temp_;
+  const fs::path& folder_ = temp_.path();
 };
 
 std::string Renamed(const std::string& name, bool flat_tower) {

@@ -1,13 +1,10 @@
 #include "tests/parity/fixture_folder.h"
-#include "tests/support/paths.h"
+#include "tests/support/fixtures.h"
+#include "tests/support/temp_folder.h"
 
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
-#include <fstream>
-#include <iterator>
-#include <sstream>
-#include <stdexcept>
 
 #include <ATen/ATen.h>
 #include <ATen/Context.h>
@@ -21,12 +18,6 @@ std::string EnvironmentOr(const char* name, const std::string& otherwise) {
   return value && *value ? value : otherwise;
 }
 
-std::string ReadFile(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) throw std::runtime_error("fixtures: cannot read " + path.string());
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
 Tolerance ToTolerance(const nlohmann::json& json) {
   return {json.at("atol").get<double>(), json.at("rtol").get<double>()};
 }
@@ -38,7 +29,7 @@ const FixtureFolder& FixtureFolder::Get() {
     // Expected values are true float32: no TF32 in matrix products on a GPU.
     at::globalContext().setAllowTF32CuBLAS(false);
     at::globalContext().setAllowTF32CuDNN(false);
-    return new FixtureFolder(EnvironmentOr("LLAVA_FIXTURES", SourceDir() + "/tests/fixtures"),
+    return new FixtureFolder(FixturesDir(),
                              at::Device(EnvironmentOr("LLAVA_PARITY_DEVICE", "cpu")));
   }();
   return *folder;
@@ -46,7 +37,7 @@ const FixtureFolder& FixtureFolder::Get() {
 
 FixtureFolder::FixtureFolder(std::filesystem::path root, at::Device device)
     : root_(std::move(root)), device_(device) {
-  const auto tolerances = nlohmann::json::parse(ReadFile(root_ / "tolerances.json"));
+  const auto tolerances = nlohmann::json::parse(ReadBytes(root_ / "tolerances.json"));
   default_ = ToTolerance(tolerances.at("default"));
   for (const nlohmann::json& rule : tolerances.at("rules")) {
     rules_.push_back({std::regex(rule.at("match").get<std::string>()), ToTolerance(rule)});
@@ -56,7 +47,7 @@ FixtureFolder::FixtureFolder(std::filesystem::path root, at::Device device)
 const nlohmann::json& FixtureFolder::Json(const std::string& name) const {
   const auto [place, is_new] = jsons_.try_emplace(name);
   if (is_new) {
-    place->second = nlohmann::json::parse(ReadFile(root_ / "expected" / (name + ".json")));
+    place->second = nlohmann::json::parse(ReadBytes(root_ / "expected" / (name + ".json")));
   }
   return place->second;
 }
@@ -118,7 +109,7 @@ const Tokenizer& FixtureFolder::PlainTokenizer(bool legacy) const {
     TokenizerOptions options;
     options.legacy = legacy;
     tokenizer =
-        std::make_unique<Tokenizer>(ReadFile(root_ / "orig-f32" / "tokenizer.model"), options);
+        std::make_unique<Tokenizer>(ReadBytes(root_ / "orig-f32" / "tokenizer.model"), options);
   }
   return *tokenizer;
 }

@@ -24,7 +24,9 @@
 #include "model/nn/clip.h"
 #include "tests/model/checkpoint/folders.h"
 #include "tests/model/llava/prompts.h"
+#include "tests/support/fixtures.h"
 #include "tests/support/paths.h"
+#include "tests/support/temp_folder.h"
 #include "tests/support/tiny_next.h"
 
 namespace llava {
@@ -88,8 +90,7 @@ class NextModelTest : public ::testing::Test {
     features_.clear();
     sizes_.clear();
     for (const std::string& name : names) {
-      const std::string bytes =
-          ReadBytes(std::filesystem::path(SourceDir()) / "tests/fixtures/images" / name);
+      const std::string bytes = ReadBytes(FixturesDir() / "images" / name);
       const Image image =
           DecodeImage({reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()});
       std::vector<at::Tensor> tiles;

@@ -19,9 +19,10 @@
 #include "model/llava/tower_features.h"
 #include "model/nn/clip.h"
 #include "model/train/optimizer.h"
-#include "tests/model/checkpoint/folders.h"
 #include "tests/parity/fixture_folder.h"
+#include "tests/support/fixtures.h"
 #include "tests/support/paths.h"
+#include "tests/support/temp_folder.h"
 #include "tests/support/tiny_next.h"
 
 namespace llava {
@@ -105,8 +106,7 @@ class NextTrainingTest : public ::testing::Test {
     sample.labels.assign(labels.const_data_ptr<int64_t>(),
                          labels.const_data_ptr<int64_t>() + labels.numel());
     for (const std::string& picture : pictures) {
-      const std::string bytes =
-          ReadBytes(std::filesystem::path(SourceDir()) / "tests/fixtures/images" / picture);
+      const std::string bytes = ReadBytes(FixturesDir() / "images" / picture);
       const PictureFeatures made = TowerFeatures(
           tower, model_.config().features,
           DecodeImage({reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()}));

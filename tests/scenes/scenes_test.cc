@@ -4,13 +4,13 @@
 #include <gtest/gtest.h>
 
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <set>
 
 #include "model/image/container.h"
 #include "model/image/header.h"
 #include "tests/support/paths.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -20,11 +20,6 @@ using nlohmann::json;
 using testing::HasSubstr;
 
 const fs::path kScenes = SourceDir() + "/deploy/scenes";
-
-std::string ReadBytes(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
 
 // The words for a cell, as the model was taught them.
 std::string Place(int column, int row) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "tests/model/chart/chart_case.h"
+#include "tests/support/error_of.h"
 
 namespace llava {
 namespace {

@@ -12,6 +12,9 @@
 #include "model/checkpoint/memory_tensors.h"
 #include "tests/model/checkpoint/folders.h"
 #include "tests/model/checkpoint/unprivileged.h"
+#include "tests/support/error_of.h"
+#include "tests/support/fixtures.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -50,7 +53,7 @@ class BadVersionTest : public testing::Test {
   const std::string kDiffers = ": is not what its manifest says: ";
 
   const TempFolder folder_;
-  const LanguageCheckpoint good_ = OpenLanguage(Fixtures() / "tiny-llava");
+  const LanguageCheckpoint good_ = OpenLanguage(FixturesDir() / "tiny-llava");
   const fs::path path_;
 };
 

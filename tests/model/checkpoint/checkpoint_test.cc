@@ -8,6 +8,9 @@
 
 #include "model/checkpoint/content_digest.h"
 #include "tests/model/checkpoint/folders.h"
+#include "tests/support/error_of.h"
+#include "tests/support/fixtures.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -29,7 +32,7 @@ using Tensors = std::map<std::string, at::Tensor>;
 // Copies a fixture of one safetensors file and lets `edit` change its tensors.
 std::filesystem::path Edited(const TempFolder& folder, const std::string& fixture,
                              const std::function<void(Tensors&)>& edit) {
-  const auto path = folder.CopyOf(fixture);
+  const auto path = CopyOf(fixture, folder);
   Tensors tensors;
   {
     const auto file = TensorFile::Open(path / "model.safetensors");
@@ -60,10 +63,10 @@ std::function<void(Tensors&)> Renamed(const Prefixes& prefixes) {
 }
 
 TEST(CheckpointTest, EqualTowersHaveEqualDigestsInEveryLayout) {
-  const TowerCheckpoint clip = OpenTower(Fixtures() / "clip-tower");
-  const TowerCheckpoint nested = OpenTower(Fixtures() / "tiny-llava");
-  const TowerCheckpoint outside = OpenTower(Fixtures() / "orig-f32");
-  const TowerCheckpoint rounded = OpenTower(Fixtures() / "orig-bf16");
+  const TowerCheckpoint clip = OpenTower(FixturesDir() / "clip-tower");
+  const TowerCheckpoint nested = OpenTower(FixturesDir() / "tiny-llava");
+  const TowerCheckpoint outside = OpenTower(FixturesDir() / "orig-f32");
+  const TowerCheckpoint rounded = OpenTower(FixturesDir() / "orig-bf16");
   ExpectSameTensors(clip.tensors, nested.tensors);
   EXPECT_EQ(clip.digest, nested.digest);
   EXPECT_EQ(clip.digest, outside.digest);
@@ -77,8 +80,8 @@ TEST(CheckpointTest, EqualTowersHaveEqualDigestsInEveryLayout) {
 }
 
 TEST(CheckpointTest, ReadsLanguageModelsOfBothLayouts) {
-  const LanguageCheckpoint nested = OpenLanguage(Fixtures() / "tiny-llava");
-  const LanguageCheckpoint original = OpenLanguage(Fixtures() / "orig-f32");
+  const LanguageCheckpoint nested = OpenLanguage(FixturesDir() / "tiny-llava");
+  const LanguageCheckpoint original = OpenLanguage(FixturesDir() / "orig-f32");
   EXPECT_EQ(nested.tower_digest, original.tower_digest);
   EXPECT_EQ(nested.tower_patches, original.tower_patches);
   EXPECT_NE(nested.digest, original.digest);
@@ -102,8 +105,8 @@ TEST(CheckpointTest, ReadsLanguageModelsOfBothLayouts) {
 
 TEST(CheckpointTest, ReadsEveryGenerationOfNestedNames) {
   std::optional<TowerCheckpoint> own;
-  const LanguageCheckpoint language = OpenLanguage(Fixtures() / "tiny-llava", {}, &own);
-  const TowerCheckpoint tower = OpenTower(Fixtures() / "tiny-llava");
+  const LanguageCheckpoint language = OpenLanguage(FixturesDir() / "tiny-llava", {}, &own);
+  const TowerCheckpoint tower = OpenTower(FixturesDir() / "tiny-llava");
   ASSERT_TRUE(own.has_value());
   EXPECT_EQ(own->digest, tower.digest);
   ExpectSameTensors(own->tensors, tower.tensors);
@@ -131,7 +134,7 @@ TEST(CheckpointTest, IgnoresWhatIsNoWeight) {
     tensors["language_model.model.layers.0.self_attn.rotary_emb.inv_freq"] = at::ones({4});
     tensors["vision_tower.vision_model.embeddings.position_ids"] = at::arange(17);
   });
-  ExpectSameTensors(OpenLanguage(path).tensors, OpenLanguage(Fixtures() / "tiny-llava").tensors);
+  ExpectSameTensors(OpenLanguage(path).tensors, OpenLanguage(FixturesDir() / "tiny-llava").tensors);
 }
 
 TEST(CheckpointTest, NamesAllTensorsThatDoNotFitAtOnce) {
@@ -183,34 +186,34 @@ TEST(CheckpointTest, TiedTablesNeedNoHead) {
   const LanguageCheckpoint tied = OpenLanguage(without);
   EXPECT_TRUE(tied.config.decoder.tie_word_embeddings);
   EXPECT_FALSE(tied.tensors.tensors().contains("lm_head.weight"));
-  ExpectSameTensors(OpenLanguage(tie(second.CopyOf("tiny-llava"))).tensors, tied.tensors);
+  ExpectSameTensors(OpenLanguage(tie(CopyOf("tiny-llava", second))).tensors, tied.tensors);
 }
 
 TEST(CheckpointTest, FindsTheTowerOfAnOriginalCheckpoint) {
   const TempFolder folder;
-  const auto path = folder.CopyOf("orig-f32");  // without the clip-tower beside it
+  const auto path = CopyOf("orig-f32", folder);  // without the clip-tower beside it
   EXPECT_THAT(ErrorOf([&] { OpenLanguage(path); }),
               AllOf(HasSubstr("no vision tower inside"), HasSubstr("--tower")));
-  const OpenOptions options{Fixtures() / "clip-tower", "", true};
+  const OpenOptions options{FixturesDir() / "clip-tower", "", true};
   EXPECT_EQ(OpenLanguage(path, options).tower_digest, OpenTower(options.tower).digest);
 
-  const auto inside = folder.CopyOf("orig-bf16");
+  const auto inside = CopyOf("orig-bf16", folder);
   EXPECT_THAT(ErrorOf([&] { OpenTower(inside); }), HasSubstr("not its settings"));
   // The folder lends its settings; the rounded tensors inside win over its own.
-  EXPECT_EQ(OpenTower(inside, options).digest, OpenTower(Fixtures() / "orig-bf16").digest);
-  EXPECT_THAT(ErrorOf([&] { OpenTower(Fixtures() / "tiny-llava", options); }),
+  EXPECT_EQ(OpenTower(inside, options).digest, OpenTower(FixturesDir() / "orig-bf16").digest);
+  EXPECT_THAT(ErrorOf([&] { OpenTower(FixturesDir() / "tiny-llava", options); }),
               HasSubstr("has its own tower"));
-  folder.CopyOf("clip-tower");
-  EXPECT_EQ(OpenTower(inside).digest, OpenTower(Fixtures() / "orig-bf16").digest);
+  CopyOf("clip-tower", folder);
+  EXPECT_EQ(OpenTower(inside).digest, OpenTower(FixturesDir() / "orig-bf16").digest);
 }
 
 TEST(CheckpointTest, OverlaysProjectors) {
-  LanguageCheckpoint checkpoint = OpenLanguage(Fixtures() / "orig-f32");
+  LanguageCheckpoint checkpoint = OpenLanguage(FixturesDir() / "orig-f32");
   const LanguageCheckpoint before = checkpoint;
-  OverlayProjector(checkpoint, Fixtures() / "stage1-mlp");
+  OverlayProjector(checkpoint, FixturesDir() / "stage1-mlp");
   ExpectSameTensors(checkpoint.tensors, before.tensors);  // it is the same projector
 
-  OverlayProjector(checkpoint, Fixtures() / "stage1-linear/mm_projector.bin");
+  OverlayProjector(checkpoint, FixturesDir() / "stage1-linear/mm_projector.bin");
   EXPECT_EQ(checkpoint.config.projector.type(), "linear");
   EXPECT_EQ(checkpoint.tensors.Get("model.mm_projector.weight").scalar_type(), at::kHalf);
   EXPECT_FALSE(checkpoint.tensors.tensors().contains("model.mm_projector.0.weight"));
@@ -239,9 +242,9 @@ TEST(CheckpointTest, SaysWhatAFolderIs) {
   const auto language = [](const std::filesystem::path& path) {
     return ErrorOf([&] { OpenLanguage(path); });
   };
-  EXPECT_THAT(language(Fixtures() / "stage1-mlp"), HasSubstr("projector only"));
-  EXPECT_THAT(language(Fixtures() / "clip-tower"), HasSubstr("is a vision tower"));
-  EXPECT_THAT(language(Fixtures() / "images"), HasSubstr("is no checkpoint"));
+  EXPECT_THAT(language(FixturesDir() / "stage1-mlp"), HasSubstr("projector only"));
+  EXPECT_THAT(language(FixturesDir() / "clip-tower"), HasSubstr("is a vision tower"));
+  EXPECT_THAT(language(FixturesDir() / "images"), HasSubstr("is no checkpoint"));
   EXPECT_THAT(language("/nowhere"), HasSubstr("is not a folder"));
   const TempFolder folder;
   WriteBytes(folder.path() / "config.json", R"({"model_type": "bert"})");
@@ -251,7 +254,7 @@ TEST(CheckpointTest, SaysWhatAFolderIs) {
 }
 
 TEST(CheckpointTest, ChoosesChatTemplates) {
-  const auto path = Fixtures() / "orig-f32";
+  const auto path = FixturesDir() / "orig-f32";
   EXPECT_EQ(OpenLanguage(path, {"", "llava_v1", true}).chat_template->name(), "llava_v1");
   EXPECT_THROW(OpenLanguage(path, {"", "no_such_template", true}), std::invalid_argument);
   const TempFolder folder;
@@ -268,8 +271,8 @@ TEST(CheckpointTest, ChoosesChatTemplates) {
 
 TEST(CheckpointTest, ForeignDigestFollowsSettingsAndWeights) {
   const TempFolder folder;
-  folder.CopyOf("clip-tower");
-  const auto path = folder.CopyOf("orig-bf16");
+  CopyOf("clip-tower", folder);
+  const auto path = CopyOf("orig-bf16", folder);
   const Sha256Digest digest = OpenLanguage(path).digest;
   EXPECT_EQ(OpenLanguage(path).digest, digest);
   EXPECT_NE(OpenLanguage(path, {"", "v0", true}).digest, digest);

@@ -10,6 +10,9 @@
 #include "model/checkpoint/config_json.h"
 #include "model/checkpoint/foreign_config.h"
 #include "tests/model/checkpoint/folders.h"
+#include "tests/support/error_of.h"
+#include "tests/support/fixtures.h"
+#include "tests/support/temp_folder.h"
 #include "tests/support/tiny_next.h"
 
 namespace llava {
@@ -43,8 +46,8 @@ void ExpectRefusals(const std::filesystem::path& path, const char* file,
 
 void ExpectRefusals(const char* fixture, const char* file, const std::vector<Change>& changes) {
   const TempFolder folder;
-  folder.CopyOf("clip-tower");
-  ExpectRefusals(folder.CopyOf(fixture), file, changes);
+  CopyOf("clip-tower", folder);
+  ExpectRefusals(CopyOf(fixture, folder), file, changes);
 }
 
 TEST(CheckpointConfigTest, RefusesOriginalSettingsByName) {
@@ -114,7 +117,7 @@ TEST(CheckpointConfigTest, RefusesNestedSettingsByName) {
 
 TEST(CheckpointConfigTest, ReadsWhatOtherWritersMean) {
   const TempFolder folder;
-  const auto path = folder.CopyOf("tiny-llava");
+  const auto path = CopyOf("tiny-llava", folder);
   const LanguageConfig before = OpenLanguage(path).config;
   EXPECT_EQ(before.features.image_mode, ImageMode::kCrop);
   EXPECT_EQ(before.features.select_feature, SelectFeature::kPatch);
@@ -191,14 +194,14 @@ TEST(CheckpointConfigTest, RefusesTilesByName) {
   });
   EXPECT_THAT(ErrorOf([&] { OpenLanguage(original); }), HasSubstr("surplus: model.image_newline"));
   WriteBytes(nested / "model.safetensors",
-             ReadBytes(Fixtures() / "tiny-llava" / "model.safetensors"));
+             ReadBytes(FixturesDir() / "tiny-llava" / "model.safetensors"));
   EXPECT_THAT(ErrorOf([&] { OpenLanguage(nested); }),
               HasSubstr("missing: model.image_newline [96]"));
 }
 
 TEST(CheckpointConfigTest, ReadsMistralWithoutAWindow) {
   const TempFolder folder;
-  const auto path = folder.CopyOf("tiny-llava");
+  const auto path = CopyOf("tiny-llava", folder);
   const auto set = [&](const json& window) {
     EditJson(path / "config.json", [&](json& config) {
       auto& text = config["text_config"];

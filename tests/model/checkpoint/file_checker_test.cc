@@ -10,6 +10,7 @@
 #include <chrono>
 #include <cmath>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <thread>
 #include <vector>
@@ -20,8 +21,9 @@
 #include "model/checkpoint/tensor_file.h"
 #include "model/checkpoint/verified_files.h"
 #include "model/digest/sha256.h"
-#include "tests/model/checkpoint/folders.h"
+#include "tests/support/error_of.h"
 #include "tests/support/slowdown.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {

@@ -6,6 +6,8 @@
 #include "model/checkpoint/checkpoint.h"
 #include "tests/model/checkpoint/folders.h"
 #include "tests/model/checkpoint/llava_model.h"
+#include "tests/support/fixtures.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -49,8 +51,8 @@ TEST(LlavaModelTest, RefusesFlagsThatWouldDoNothing) {
                 "is no version of a model repository");
   ExpectOneLine(LlavaModel("bench --shape tiny --dtype float32 --group 64"), 1, "--group");
   ExpectOneLine(
-      LlavaModel("bench --vision " + (Fixtures() / "clip-tower").string() + " --outliers 0.1"), 2,
-      "--outliers");
+      LlavaModel("bench --vision " + (FixturesDir() / "clip-tower").string() + " --outliers 0.1"),
+      2, "--outliers");
   for (const char* flag : {"--dtype bf16", "--group 64", "--no-outliers", "--threads 1"}) {
     const std::string name = std::string(flag).substr(0, std::string(flag).find(' '));
     ExpectOneLine(LlavaModel(std::string("random x/y --plain ") + flag), 2, name);
@@ -59,22 +61,22 @@ TEST(LlavaModelTest, RefusesFlagsThatWouldDoNothing) {
 
 TEST(LlavaModelTest, FailuresAreOne) {
   ExpectOneLine(LlavaModel("verify /nowhere"), 1, "/nowhere");
-  ExpectOneLine(LlavaModel("inspect " + (Fixtures() / "images").string()), 1, "no checkpoint");
+  ExpectOneLine(LlavaModel("inspect " + (FixturesDir() / "images").string()), 1, "no checkpoint");
 }
 
 TEST(LlavaModelTest, ImportsVerifiesAndInspects) {
   const TempFolder folder;
   const std::string repository = folder.path().string();
   const auto import = [&](const std::string& fixture, const std::string& flags) {
-    return LlavaModel("import " + (Fixtures() / fixture).string() + " --repository " + repository +
-                      " " + flags);
+    return LlavaModel("import " + (FixturesDir() / fixture).string() + " --repository " +
+                      repository + " " + flags);
   };
   const Outcome first = import("tiny-llava", "--name m --chat-template llava_v1");
   EXPECT_EQ(first.code, 0) << first.error;
   EXPECT_THAT(first.output, AllOf(HasSubstr("m-tower/1"), HasSubstr("m/1")));
   // The same tower from another layout is not stored again.
-  const Outcome second = import(
-      "orig-f32", "--name m --tower-name t --projector " + (Fixtures() / "stage1-linear").string());
+  const Outcome second = import("orig-f32", "--name m --tower-name t --projector " +
+                                                (FixturesDir() / "stage1-linear").string());
   EXPECT_THAT(second.output, AllOf(HasSubstr("m-tower/1 (already there)"), HasSubstr("m/2")));
   EXPECT_THAT(import("orig-bf16", "--name n --tower-name t").output, HasSubstr("t/1"));
   EXPECT_THAT(import("clip-tower", "--name c").output, HasSubstr("already there"));
@@ -114,40 +116,40 @@ TEST(LlavaModelTest, ImportsVerifiesAndInspects) {
 
 TEST(LlavaModelTest, PublishesAdaptersMergedIntoTheirBase) {
   const TempFolder folder;
-  folder.CopyOf("clip-tower");
-  const std::string adapter = folder.CopyOf("lora").string();  // away from its base
+  CopyOf("clip-tower", folder);
+  const std::string adapter = CopyOf("lora", folder).string();  // away from its base
   const std::string root = (folder.path() / "models").string();
   const std::string publish = "publish " + adapter + " --repository " + root + " --name tuned";
   ExpectOneLine(LlavaModel(publish), 1, "--base");
   const Outcome published =
-      LlavaModel(publish + " --self-test --base " + (Fixtures() / "orig-f32").string());
+      LlavaModel(publish + " --self-test --base " + (FixturesDir() / "orig-f32").string());
   ASSERT_EQ(published.code, 0) << published.error;
   const Outcome verified = LlavaModel("verify " + root + "/tuned --self-test float32");
   EXPECT_EQ(verified.code, 0) << verified.error;
   EXPECT_THAT(verified.output, HasSubstr("self-test off by"));
   EXPECT_THAT(LlavaModel("inspect " + root + "/tuned").output, HasSubstr("orig-f32"));
   // The same model as the folder itself beside its base.
-  const Outcome diff = LlavaModel("diff " + root + "/tuned " + (Fixtures() / "lora").string());
+  const Outcome diff = LlavaModel("diff " + root + "/tuned " + (FixturesDir() / "lora").string());
   EXPECT_THAT(diff.output, Not(HasSubstr("changed   model."))) << diff.output;
 }
 
 // From one repository to another: the tower has to come along or be there.
 TEST(LlavaModelTest, MovesVersionsBetweenRepositories) {
   const TempFolder from, to;
-  const auto language = OpenLanguage(Fixtures() / "tiny-llava");
+  const auto language = OpenLanguage(FixturesDir() / "tiny-llava");
   const std::string source = PublishLanguage(language, from.path(), "m").string();
   const std::string import = "import " + source + " --name m --repository " + to.path().string();
   ExpectOneLine(LlavaModel(import), 1, "--tower");
-  ExpectOneLine(LlavaModel(import + " --tower " + (Fixtures() / "orig-bf16").string()), 1,
+  ExpectOneLine(LlavaModel(import + " --tower " + (FixturesDir() / "orig-bf16").string()), 1,
                 "is not the tower of this model");
-  EXPECT_EQ(LlavaModel(import + " --tower " + (Fixtures() / "clip-tower").string()).code, 0);
+  EXPECT_EQ(LlavaModel(import + " --tower " + (FixturesDir() / "clip-tower").string()).code, 0);
   EXPECT_EQ(LlavaModel(import).code, 0);
 }
 
 // A version elsewhere in the repository is nothing that the published one needs.
 TEST(LlavaModelTest, PublishesBesideBrokenVersions) {
   const TempFolder from, to;
-  const auto language = OpenLanguage(Fixtures() / "tiny-llava");
+  const auto language = OpenLanguage(FixturesDir() / "tiny-llava");
   const std::string source = PublishLanguage(language, from.path(), "m").string();
   const std::string import = "import " + source + " --name m --repository " + to.path().string();
   for (const char* broken : {"a/1", "z/7"}) {
@@ -155,7 +157,7 @@ TEST(LlavaModelTest, PublishesBesideBrokenVersions) {
     WriteBytes(to.path() / broken / "manifest.json", "{");
   }
   ExpectOneLine(LlavaModel(import), 1, "--tower; not read: " + (to.path() / "a/1").string());
-  const Outcome anew = LlavaModel(import + " --tower " + (Fixtures() / "clip-tower").string());
+  const Outcome anew = LlavaModel(import + " --tower " + (FixturesDir() / "clip-tower").string());
   EXPECT_EQ(anew.code, 0) << anew.error;
   EXPECT_THAT(anew.error, HasSubstr("the tower is stored anew; not read: "));
   EXPECT_THAT(anew.error, HasSubstr((to.path() / "z/7/manifest.json").string()));
@@ -166,7 +168,7 @@ TEST(LlavaModelTest, PublishesBesideBrokenVersions) {
 TEST(LlavaModelTest, MakesAndRunsSelfTests) {
   const TempFolder repository;
   const std::string root = repository.path().string();
-  const std::string source = (Fixtures() / "tiny-llava").string();
+  const std::string source = (FixturesDir() / "tiny-llava").string();
   const std::string import = "import " + source + " --repository " + root + " --name ";
   ASSERT_EQ(LlavaModel(import + "tested --self-test").code, 0);
   for (const char* version : {"/tested", "/tested-tower"}) {

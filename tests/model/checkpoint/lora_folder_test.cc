@@ -11,6 +11,9 @@
 
 #include "model/checkpoint/tensor_file.h"
 #include "tests/model/checkpoint/folders.h"
+#include "tests/support/error_of.h"
+#include "tests/support/fixtures.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -35,8 +38,8 @@ class LoraFolderTest : public testing::Test {
  protected:
   // The fixture's adapter with its base and tower beside it.
   std::filesystem::path CopyAll() const {
-    for (const char* name : {"clip-tower", "orig-f32"}) folder_.CopyOf(name);
-    return folder_.CopyOf("lora");
+    for (const char* name : {"clip-tower", "orig-f32"}) CopyOf(name, folder_);
+    return CopyOf("lora", folder_);
   }
   // The adapter of a copy with other tensors.
   static void Edit(const std::filesystem::path& path, const std::function<void(Tensors&)>& edit) {
@@ -49,14 +52,14 @@ class LoraFolderTest : public testing::Test {
 };
 
 TEST_F(LoraFolderTest, IsOpenedMergedIntoItsBase) {
-  const LanguageCheckpoint merged = OpenLanguage(Fixtures() / "lora");
-  const LanguageCheckpoint base = OpenLanguage(Fixtures() / "orig-f32");
+  const LanguageCheckpoint merged = OpenLanguage(FixturesDir() / "lora");
+  const LanguageCheckpoint base = OpenLanguage(FixturesDir() / "orig-f32");
   EXPECT_EQ(merged.name, "lora");
   EXPECT_NE(merged.digest, base.digest);
   EXPECT_EQ(merged.tower_digest, base.tower_digest);
   EXPECT_EQ(merged.tokenizer->digest(), base.tokenizer->digest());
-  EXPECT_EQ(OpenTower(Fixtures() / "lora").digest, base.tower_digest);
-  const Tensors factors = Read(Fixtures() / "lora/adapter_model.safetensors");
+  EXPECT_EQ(OpenTower(FixturesDir() / "lora").digest, base.tower_digest);
+  const Tensors factors = Read(FixturesDir() / "lora/adapter_model.safetensors");
   int adapted = 0;
   ASSERT_EQ(merged.tensors.tensors().size(), base.tensors.tensors().size());
   for (const auto& [name, info] : base.tensors.tensors()) {
@@ -75,15 +78,16 @@ TEST_F(LoraFolderTest, IsOpenedMergedIntoItsBase) {
 }
 
 TEST_F(LoraFolderTest, TheBaseMayBeNamed) {
-  folder_.CopyOf("clip-tower");
-  const auto adapter = folder_.CopyOf("lora");
-  const auto elsewhere = Fixtures() / "orig-f32";
+  CopyOf("clip-tower", folder_);
+  const auto adapter = CopyOf("lora", folder_);
+  const auto elsewhere = FixturesDir() / "orig-f32";
   EXPECT_THAT(ErrorOf([&] { OpenLanguage(adapter); }),
               AllOf(HasSubstr("LoRA adapter"), HasSubstr("../orig-f32"), HasSubstr("--base")));
   OpenOptions options;
   options.base = elsewhere;
   const LanguageCheckpoint merged = OpenLanguage(adapter, options);
-  EXPECT_TRUE(at::equal(merged.tensors.Get(kQ), OpenLanguage(Fixtures() / "lora").tensors.Get(kQ)));
+  EXPECT_TRUE(
+      at::equal(merged.tensors.Get(kQ), OpenLanguage(FixturesDir() / "lora").tensors.Get(kQ)));
   EXPECT_THAT(ErrorOf([&] { OpenLanguage(elsewhere, options); }), HasSubstr("is no LoRA adapter"));
   options.base = adapter;
   EXPECT_THAT(ErrorOf([&] { OpenLanguage(adapter, options); }), HasSubstr("LoRA adapter itself"));
@@ -121,8 +125,8 @@ TEST_F(LoraFolderTest, TheBaseMayBeALanguageModelAlone) {
 
 // As transformers' trainers write one of llava-hf, with what was trained whole beside the factors.
 TEST_F(LoraFolderTest, NamesOfLlavaHfAreKnown) {
-  folder_.CopyOf("tiny-llava");
-  const auto adapter = folder_.CopyOf("lora");
+  CopyOf("tiny-llava", folder_);
+  const auto adapter = CopyOf("lora", folder_);
   std::filesystem::remove(adapter / "config.json");
   std::filesystem::remove(adapter / "non_lora_trainables.bin");
   EditJson(adapter / "adapter_config.json",
@@ -146,7 +150,8 @@ TEST_F(LoraFolderTest, NamesOfLlavaHfAreKnown) {
     tensors = renamed;
   });
   const LanguageCheckpoint merged = OpenLanguage(adapter);
-  EXPECT_TRUE(at::equal(merged.tensors.Get(kQ), OpenLanguage(Fixtures() / "lora").tensors.Get(kQ)));
+  EXPECT_TRUE(
+      at::equal(merged.tensors.Get(kQ), OpenLanguage(FixturesDir() / "lora").tensors.Get(kQ)));
   EXPECT_TRUE(at::equal(merged.tensors.Get("model.mm_projector.2.bias"), bias));
   const std::string of_tower = "vision_model.encoder.layers.0.self_attn.q_proj.weight";
   EXPECT_TRUE(at::allclose(OpenTower(adapter).tensors.Get(of_tower),
@@ -222,7 +227,7 @@ TEST_F(LoraFolderTest, RefusesWhatItCannotMerge) {
 
 TEST_F(LoraFolderTest, AVersionOfARepositoryIsNoBase) {
   const auto version =
-      PublishLanguage(OpenLanguage(Fixtures() / "tiny-llava"), folder_.path(), "m");
+      PublishLanguage(OpenLanguage(FixturesDir() / "tiny-llava"), folder_.path(), "m");
   const auto adapter = CopyAll();
   OpenOptions options;
   options.base = version;

@@ -5,6 +5,8 @@
 
 #include "model/checkpoint/json_object.h"
 #include "tests/model/checkpoint/folders.h"
+#include "tests/support/error_of.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {

@@ -14,10 +14,10 @@
 
 #include "model/checkpoint/checkpoint.h"
 #include "model/checkpoint/manifest.h"
-#include "tests/model/checkpoint/folders.h"
 #include "tests/model/checkpoint/llava_model.h"
 #include "tests/support/paths.h"
 #include "tests/support/slowdown.h"
+#include "tests/support/temp_folder.h"
 #include "tests/support/tiny_next.h"
 
 namespace llava {

@@ -5,7 +5,8 @@
 #include <gtest/gtest.h>
 
 #include "model/checkpoint/tensor_file.h"
-#include "tests/model/checkpoint/folders.h"
+#include "tests/support/error_of.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {

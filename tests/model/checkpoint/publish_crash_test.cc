@@ -22,9 +22,10 @@
 #include "model/checkpoint/checkpoint.h"
 #include "model/checkpoint/manifest.h"
 #include "model/checkpoint/repository.h"
-#include "tests/model/checkpoint/folders.h"
 #include "tests/model/checkpoint/llava_model.h"
+#include "tests/support/fixtures.h"
 #include "tests/support/paths.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -56,7 +57,7 @@ class Publisher {
         setrlimit(RLIMIT_FSIZE, &most);
         setrlimit(RLIMIT_CORE, &none);
       }
-      const std::string source = (Fixtures() / "tiny-llava").string();
+      const std::string source = (FixturesDir() / "tiny-llava").string();
       execl(ProgramPath("llava-model").c_str(), "llava-model", "publish", source.c_str(),
             "--repository", root.c_str(), "--name", "m", "--no-self-test", nullptr);
       _exit(98);

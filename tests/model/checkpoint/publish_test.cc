@@ -12,7 +12,10 @@
 #include "model/checkpoint/verified_files.h"
 #include "model/checkpoint/version_folder.h"
 #include "tests/model/checkpoint/folders.h"
+#include "tests/support/error_of.h"
+#include "tests/support/fixtures.h"
 #include "tests/support/paths.h"
+#include "tests/support/temp_folder.h"
 #include "tests/support/tiny_next.h"
 
 namespace llava {
@@ -32,8 +35,8 @@ void ExpectSameTensors(const TensorSource& a, const TensorSource& b) {
 TEST(PublishTest, ReadingBackIsExact) {
   const TempFolder folder;
   for (const char* fixture : {"tiny-llava", "orig-bf16"}) {
-    const LanguageCheckpoint language = OpenLanguage(Fixtures() / fixture);
-    const TowerCheckpoint tower = OpenTower(Fixtures() / fixture);
+    const LanguageCheckpoint language = OpenLanguage(FixturesDir() / fixture);
+    const TowerCheckpoint tower = OpenTower(FixturesDir() / fixture);
     const auto language_path =
         PublishLanguage(language, folder.path(), fixture, R"({"note": "test"})");
     const auto tower_path = PublishTower(tower, folder.path(), std::string(fixture) + "-tower");
@@ -64,7 +67,7 @@ TEST(PublishTest, ReadingBackIsExact) {
 TEST(PublishTest, TilesComeBack) {
   const TempFolder folder;
   const LanguageCheckpoint tiles = OpenLanguage(WriteTinyNext(folder.path() / "next"));
-  const LanguageCheckpoint plain = OpenLanguage(Fixtures() / "tiny-llava");
+  const LanguageCheckpoint plain = OpenLanguage(FixturesDir() / "tiny-llava");
   const auto root = folder.path() / "repository";
   const LanguageCheckpoint read = OpenLanguage(PublishLanguage(tiles, root, "next"));
   ExpectSameTensors(tiles.tensors, read.tensors);
@@ -80,7 +83,7 @@ TEST(PublishTest, TilesComeBack) {
 // In the order in which they are loaded, so that loading begins before all is read.
 TEST(PublishTest, LargeModelsComeInShards) {
   const TempFolder folder;
-  LanguageCheckpoint language = OpenLanguage(Fixtures() / "tiny-llava");
+  LanguageCheckpoint language = OpenLanguage(FixturesDir() / "tiny-llava");
   DecoderConfig& decoder = language.config.decoder;
   decoder.vocab_size = (int64_t{10} << 20) / 4 / decoder.hidden_size;  // tables of 10 MB
   ReplaceTensors(
@@ -100,7 +103,7 @@ TEST(PublishTest, LargeModelsComeInShards) {
 
 TEST(PublishTest, TakesRecipesThatAManifestCanHold) {
   const TempFolder folder;
-  const LanguageCheckpoint language = OpenLanguage(Fixtures() / "tiny-llava");
+  const LanguageCheckpoint language = OpenLanguage(FixturesDir() / "tiny-llava");
   int published = 0, refused = 0;
   for (size_t depth = 197; depth < 204; ++depth) {
     const std::string recipe = std::string(depth, '[') + std::string(depth, ']');
@@ -122,7 +125,7 @@ TEST(PublishTest, TakesRecipesThatAManifestCanHold) {
 
 TEST(PublishTest, CountsVersionsAndRemembersParents) {
   const TempFolder folder;
-  const LanguageCheckpoint foreign = OpenLanguage(Fixtures() / "tiny-llava");
+  const LanguageCheckpoint foreign = OpenLanguage(FixturesDir() / "tiny-llava");
   PublishLanguage(foreign, folder.path(), "m");
   const LanguageCheckpoint first = OpenLanguage(folder.path() / "m");
   EXPECT_EQ(first.version, 1u);
@@ -150,11 +153,11 @@ TEST(PublishTest, FindsTheNewestWholeVersion) {
 
 TEST(PublishTest, LeavesNothingBehindWhenItFails) {
   const TempFolder folder;
-  const TowerCheckpoint tower = OpenTower(Fixtures() / "clip-tower");
+  const TowerCheckpoint tower = OpenTower(FixturesDir() / "clip-tower");
   for (const char* name : {"", ".", "..", "a/b", ".hidden", "-x", "a b"}) {
     EXPECT_THROW(PublishTower(tower, folder.path(), name), std::invalid_argument) << name;
   }
-  const LanguageCheckpoint language = OpenLanguage(Fixtures() / "orig-f32");
+  const LanguageCheckpoint language = OpenLanguage(FixturesDir() / "orig-f32");
   EXPECT_THROW(PublishLanguage(language, folder.path(), "m", "no json"), std::invalid_argument);
   EXPECT_TRUE(fs::is_empty(folder.path()));
   WriteBytes(folder.path() / "blocked", "a file where the model's folder should be");
@@ -169,7 +172,7 @@ TEST(PublishTest, LeavesNothingBehindWhenItFails) {
 // Several writers at once: each gets a version of its own, and every version is whole.
 TEST(PublishTest, WritersDoNotMeet) {
   const TempFolder folder;
-  const TowerCheckpoint tower = OpenTower(Fixtures() / "clip-tower");
+  const TowerCheckpoint tower = OpenTower(FixturesDir() / "clip-tower");
   constexpr int kThreads = 4, kEach = 3;
   std::vector<std::thread> threads;
   for (int t = 0; t < kThreads; ++t) {
@@ -191,7 +194,7 @@ TEST(PublishTest, WritersDoNotMeet) {
 
 TEST(PublishTest, DamageIsFound) {
   const TempFolder folder;
-  const auto path = PublishLanguage(OpenLanguage(Fixtures() / "tiny-llava"), folder.path(), "m");
+  const auto path = PublishLanguage(OpenLanguage(FixturesDir() / "tiny-llava"), folder.path(), "m");
   for (const char* name : {"model.safetensors", "config.json", "tokenizer.model",
                            "tokenizer_config.json", "chat_template.json"}) {
     const std::string bytes = ReadBytes(path / name);
@@ -209,7 +212,7 @@ TEST(PublishTest, DamageIsFound) {
 // A tokenizer or template file swapped for another valid one, manifest and all.
 TEST(PublishTest, TokenizerHasToBeTheOneNamed) {
   const TempFolder folder;
-  const auto path = PublishLanguage(OpenLanguage(Fixtures() / "tiny-llava"), folder.path(), "m");
+  const auto path = PublishLanguage(OpenLanguage(FixturesDir() / "tiny-llava"), folder.path(), "m");
   EditJson(path / "tokenizer_config.json", [](auto& json) { json["legacy"] = !json["legacy"]; });
   EXPECT_THAT(ErrorOf([&] {
                 OpenLanguage(path, {"", "", /*verify=*/false});

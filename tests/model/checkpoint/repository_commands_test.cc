@@ -11,9 +11,10 @@
 #include "model/checkpoint/checkpoint.h"
 #include "model/checkpoint/memory_tensors.h"
 #include "model/checkpoint/repository.h"
-#include "tests/model/checkpoint/folders.h"
 #include "tests/model/checkpoint/llava_model.h"
+#include "tests/support/fixtures.h"
 #include "tests/support/paths.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -27,7 +28,7 @@ using testing::HasSubstr;
 class RepositoryCommandsTest : public testing::Test {
  protected:
   RepositoryCommandsTest() {
-    PublishTower(OpenTower(Fixtures() / "tiny-llava"), folder_.path(), "t");
+    PublishTower(OpenTower(FixturesDir() / "tiny-llava"), folder_.path(), "t");
     for (int i = 0; i < 3; ++i) PublishLanguage(language_, folder_.path(), "m");
   }
   // The output of a call that must succeed.
@@ -40,7 +41,7 @@ class RepositoryCommandsTest : public testing::Test {
 
   const TempFolder folder_;
   const std::string root_ = folder_.path().string();
-  const LanguageCheckpoint language_ = OpenLanguage(Fixtures() / "tiny-llava");
+  const LanguageCheckpoint language_ = OpenLanguage(FixturesDir() / "tiny-llava");
 };
 
 TEST_F(RepositoryCommandsTest, MarksAndLists) {

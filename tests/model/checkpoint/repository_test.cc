@@ -9,8 +9,9 @@
 
 #include "model/checkpoint/checkpoint.h"
 #include "model/checkpoint/version_draft.h"
-#include "tests/model/checkpoint/folders.h"
 #include "tests/model/checkpoint/unprivileged.h"
+#include "tests/support/error_of.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {

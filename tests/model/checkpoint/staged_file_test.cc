@@ -1,55 +1,45 @@
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 
-#include <fstream>
+#include <filesystem>
 #include <iterator>
 #include <stdexcept>
 #include <string>
 
 #include "model/checkpoint/durable_file.h"
+#include "tests/support/error_of.h"
 #include "tests/support/full_disk.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
 
 namespace fs = std::filesystem;
 
-fs::path Fresh() {
-  const fs::path folder =
-      fs::path(testing::TempDir()) / ("staged_file_test_" + std::to_string(getpid()));
-  fs::remove_all(folder);
-  fs::create_directories(folder);
-  return folder;
-}
-
-std::string Read(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
 TEST(StagedFileTest, AppearsWholeOrNotAtAll) {
-  const fs::path folder = Fresh();
+  const TempFolder folder;
   {
-    StagedFile file(folder / "a");
+    StagedFile file(folder.At("a"));
     file.Write("one");
-    EXPECT_FALSE(fs::exists(folder / "a"));
+    EXPECT_FALSE(fs::exists(folder.At("a")));
     file.Write(" two");
     file.Commit();
-    EXPECT_EQ(Read(folder / "a"), "one two");
+    EXPECT_EQ(folder.Read("a"), "one two");
   }
   {
-    StagedFile file(folder / "a");
+    StagedFile file(folder.At("a"));
     file.Write("lost");
   }
-  EXPECT_EQ(Read(folder / "a"), "one two");
-  EXPECT_EQ(std::distance(fs::directory_iterator(folder), {}), 1);
+  EXPECT_EQ(folder.Read("a"), "one two");
+  EXPECT_EQ(std::distance(fs::directory_iterator(folder.path()), {}), 1);
 }
 
 TEST(StagedFileTest, TakesPiecesOfAnySize) {
-  const fs::path folder = Fresh();
+  const TempFolder folder;
   std::string expected;
   for (const auto sync : {StagedFile::Sync::kNow, StagedFile::Sync::kLater}) {
-    StagedFile file(folder / "a");
+    StagedFile file(folder.At("a"));
     expected.clear();
     for (const size_t size : {1, 65'535, 1, 65'536, 65'537, 0, 200'000, 3}) {
       const std::string piece(size, static_cast<char>('a' + size % 26));
@@ -57,40 +47,36 @@ TEST(StagedFileTest, TakesPiecesOfAnySize) {
       expected += piece;
     }
     file.Commit(sync);
-    EXPECT_TRUE(Read(folder / "a") == expected);
+    EXPECT_TRUE(folder.Read("a") == expected);
   }
 }
 
 TEST(StagedFileTest, ReplacesWhatAKilledWriterLeft) {
-  const fs::path folder = Fresh();
-  std::ofstream(folder / "a.part") << "longer than what follows";
-  StagedFile file(folder / "a");
+  const TempFolder folder;
+  folder.Write("a.part", "longer than what follows");
+  StagedFile file(folder.At("a"));
   file.Write("short");
   file.Commit();
-  EXPECT_EQ(Read(folder / "a"), "short");
-  EXPECT_FALSE(fs::exists(folder / "a.part"));
+  EXPECT_EQ(folder.Read("a"), "short");
+  EXPECT_FALSE(fs::exists(folder.At("a.part")));
 }
 
 TEST(StagedFileTest, NamesThePathAndTheReason) {
-  try {
-    StagedFile file(Fresh() / "none" / "a");
-    FAIL();
-  } catch (const std::runtime_error& error) {
-    const std::string what = error.what();
-    EXPECT_NE(what.find("none/a.part: cannot create: No such file"), std::string::npos) << what;
-  }
+  const TempFolder folder;
+  EXPECT_THAT(ErrorOf<std::runtime_error>([&] { StagedFile file(folder.At("none/a")); }),
+              testing::HasSubstr("none/a.part: cannot create: No such file"));
 }
 
 TEST(StagedFileTest, AFullDiskIsAnError) {
-  const fs::path folder = Fresh();
+  const TempFolder folder;
   const FullDisk full(50'000);
   const auto write = [&] {
-    StagedFile file(folder / "a");
+    StagedFile file(folder.At("a"));
     file.Write(std::string(100'000, 'x'));
     file.Commit();
   };
   EXPECT_THROW(write(), std::runtime_error);
-  EXPECT_TRUE(fs::is_empty(folder));
+  EXPECT_TRUE(fs::is_empty(folder.path()));
 }
 
 }  // namespace

@@ -9,6 +9,9 @@
 
 #include "model/checkpoint/tensor_source.h"
 #include "tests/model/checkpoint/folders.h"
+#include "tests/support/error_of.h"
+#include "tests/support/fixtures.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -119,8 +122,8 @@ TEST(TensorFileTest, NamesWhatItIsNot) {
 
 // The two shard formats of one model hold the same numbers (bfloat16 is rounded float32).
 TEST(TensorFileTest, ReadsShardsOfBothFormats) {
-  const auto pickled = OpenTensorFolder(Fixtures() / "orig-f32");
-  const auto safe = OpenTensorFolder(Fixtures() / "orig-bf16");
+  const auto pickled = OpenTensorFolder(FixturesDir() / "orig-f32");
+  const auto safe = OpenTensorFolder(FixturesDir() / "orig-bf16");
   EXPECT_GT(pickled->tensors().size(), 10u);
   for (const auto& [name, info] : pickled->tensors()) {
     EXPECT_TRUE(at::equal(pickled->Get(name).to(at::kBFloat16), safe->Get(name))) << name;
@@ -129,7 +132,7 @@ TEST(TensorFileTest, ReadsShardsOfBothFormats) {
 
 TEST(TensorFileTest, NamesMissingShardsAndTensors) {
   const TempFolder folder;
-  const auto path = folder.CopyOf("orig-bf16");
+  const auto path = CopyOf("orig-bf16", folder);
   EditJson(path / "model.safetensors.index.json", [](auto& index) {
     index["weight_map"]["model.extra.weight"] = index["weight_map"]["model.norm.weight"];
   });
@@ -189,7 +192,7 @@ TEST(TensorFileTest, SurvivesTruncationAndDamage) {
   const auto small = folder.path() / "small.safetensors";
   SaveSafetensors(small, {{"a", at::ones({4, 3})}, {"b", at::ones({7}, at::kByte)}});
   std::mt19937 random(5);
-  for (const auto& source : {small, Fixtures() / "stage1-linear/mm_projector.bin"}) {
+  for (const auto& source : {small, FixturesDir() / "stage1-linear/mm_projector.bin"}) {
     const std::string whole = ReadBytes(source);
     const auto path = folder.path() / "spoiled";
     for (size_t size = 0; size < whole.size(); size += 1 + whole.size() / 150) {

@@ -12,7 +12,8 @@
 #include "model/checkpoint/finite.h"
 #include "model/checkpoint/read_buffers.h"
 #include "model/checkpoint/tensor_file.h"
-#include "tests/model/checkpoint/folders.h"
+#include "tests/support/error_of.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {

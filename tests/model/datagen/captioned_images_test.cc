@@ -4,11 +4,9 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
-#include <fstream>
-#include <functional>
-#include <stdexcept>
-
 #include "model/datagen/delimited_file.h"
+#include "tests/support/error_of.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -19,26 +17,11 @@ using testing::HasSubstr;
 
 class CaptionedImagesTest : public testing::Test {
  protected:
-  CaptionedImagesTest() {
-    fs::remove_all(root_);
-    fs::create_directories(root_);
-  }
-  ~CaptionedImagesTest() override { fs::remove_all(root_); }
-
   fs::path Write(const std::string& name, const std::string& text) const {
-    std::ofstream(root_ / name, std::ios::binary) << text;
-    return root_ / name;
-  }
-  static std::string Error(const std::function<void()>& action) {
-    try {
-      action();
-    } catch (const std::invalid_argument& error) {
-      return error.what();
-    }
-    return "";
+    return folder_.Write(name, text);
   }
 
-  const fs::path root_ = fs::path(testing::TempDir()) / ("captioned_" + std::to_string(getpid()));
+  const TempFolder folder_;
 };
 
 constexpr char kCaptions[] = R"({"info": {"year": 2014}, "licenses": [{"id": 1}],
@@ -92,7 +75,7 @@ TEST_F(CaptionedImagesTest, CocoErrorsNameFileAndPlace) {
   const fs::path good = Write("c.json", kCaptions);
   const auto captions_error = [&](const std::string& text) {
     const fs::path path = Write("bad.json", text);
-    const std::string error = Error([&] { ReadCoco(path, ""); });
+    const std::string error = ErrorOf<std::invalid_argument>([&] { ReadCoco(path, ""); });
     EXPECT_THAT(error, HasSubstr(path.string())) << text;
     return error;
   };
@@ -114,7 +97,7 @@ TEST_F(CaptionedImagesTest, CocoErrorsNameFileAndPlace) {
               HasSubstr("annotations[0]: the caption is empty"));
   const auto instances_error = [&](const std::string& text) {
     const fs::path path = Write("bad.json", text);
-    return Error([&] { ReadCoco(good, path); });
+    return ErrorOf<std::invalid_argument>([&] { ReadCoco(good, path); });
   };
   EXPECT_THAT(instances_error(R"({"annotations": [{"image_id": 9, "category_id": 1,
                                   "bbox": [1, 2, 3]}]})"),
@@ -128,7 +111,8 @@ TEST_F(CaptionedImagesTest, CocoErrorsNameFileAndPlace) {
   EXPECT_THAT(instances_error(R"({"annotations": [{"image_id": 77, "category_id": 1,
                                   "bbox": [1, 2, 1, 1]}]})"),
               HasSubstr("none of its boxes"));
-  EXPECT_THAT(Error([&] { ReadCoco(root_ / "none.json", ""); }), HasSubstr("none.json"));
+  EXPECT_THAT(ErrorOf<std::invalid_argument>([&] { ReadCoco(folder_.path() / "none.json", ""); }),
+              HasSubstr("none.json"));
 }
 
 TEST_F(CaptionedImagesTest, ReadsTables) {
@@ -149,7 +133,7 @@ TEST_F(CaptionedImagesTest, ReadsTables) {
 TEST_F(CaptionedImagesTest, TableErrorsNameFileAndLine) {
   const auto error = [&](const std::string& text) {
     const fs::path path = Write("t.csv", text);
-    const std::string message = Error([&] { ReadCaptionTable(path); });
+    const std::string message = ErrorOf<std::invalid_argument>([&] { ReadCaptionTable(path); });
     EXPECT_TRUE(message.starts_with(path.string() + ":")) << message;
     return message.substr(std::min(message.size(), path.string().size()));
   };
@@ -172,19 +156,16 @@ TEST_F(CaptionedImagesTest, ReadsCc3m) {
   EXPECT_EQ(images[1].file, "GCC_train_000000001.jpg");
   EXPECT_THAT(images[1].captions, ElementsAre("sierra looked stunning in this top"));
   const fs::path bad = Write("cc.tsv", "a\tb\nno tab\n");
-  EXPECT_THAT(Error([&] { ReadCc3mList(bad); }),
+  EXPECT_THAT(ErrorOf<std::invalid_argument>([&] { ReadCc3mList(bad); }),
               HasSubstr("cc.tsv:2: has 1 fields, expected caption and URL"));
 }
 
 TEST(CsvFieldTest, CanBeReadBack) {
   const std::vector<std::string> fields = {"plain", "with, comma", "a \"quote\"", "two\nlines", ""};
-  const std::string path = testing::TempDir() + "/csv_field_" + std::to_string(getpid());
-  {
-    std::ofstream file(path, std::ios::binary);
-    for (size_t i = 0; i < fields.size(); ++i) file << (i ? "," : "") << CsvField(fields[i]);
-    file << "\n";
-  }
-  DelimitedFile file(path, DelimitedFile::Format::kCsv);
+  std::string line;
+  for (size_t i = 0; i < fields.size(); ++i) line += (i ? "," : "") + CsvField(fields[i]);
+  const TempFolder folder;
+  DelimitedFile file(folder.Write("fields.csv", line + "\n"), DelimitedFile::Format::kCsv);
   std::vector<std::string> read;
   ASSERT_TRUE(file.Next(read));
   EXPECT_EQ(read, fields);

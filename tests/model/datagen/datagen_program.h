@@ -10,13 +10,12 @@
 #include <unistd.h>
 
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "tests/support/paths.h"
+#include "tests/support/temp_folder.h"
 
 extern char** environ;
 
@@ -24,12 +23,6 @@ namespace llava {
 
 class DatagenProgram : public testing::Test {
  protected:
-  DatagenProgram() {
-    std::filesystem::remove_all(root_);
-    std::filesystem::create_directories(root_);
-  }
-  ~DatagenProgram() override { std::filesystem::remove_all(root_); }
-
   // `before`: a shell command that replaces itself with the program, as "ulimit -f 1; exec".
   pid_t Start(std::vector<std::string> args, const std::string& before = "exec") {
     std::vector<std::string> all = {"/bin/sh", "-c", before + " \"$0\" \"$@\"",
@@ -40,7 +33,7 @@ class DatagenProgram : public testing::Test {
     argv.push_back(nullptr);
     posix_spawn_file_actions_t files;
     posix_spawn_file_actions_init(&files);
-    const std::filesystem::path outputs[] = {out_log_, log_};
+    const std::string outputs[] = {out_log_, log_};
     for (const int fd : {STDOUT_FILENO, STDERR_FILENO}) {
       const auto& path = outputs[fd - STDOUT_FILENO];
       posix_spawn_file_actions_addopen(&files, fd, path.c_str(), O_WRONLY | O_CREAT | O_TRUNC,
@@ -56,29 +49,22 @@ class DatagenProgram : public testing::Test {
   int Wait(pid_t pid) {
     int status = 0;
     waitpid(pid, &status, 0);
-    said_ = ReadFile(log_);
-    printed_ = ReadFile(out_log_);
+    said_ = ReadBytes(log_);
+    printed_ = ReadBytes(out_log_);
     return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
   }
   int Run(std::vector<std::string> args, const std::string& before = "exec") {
     return Wait(Start(std::move(args), before));
   }
 
-  static std::string ReadFile(const std::filesystem::path& path) {
-    std::ifstream file(path, std::ios::binary);
-    return std::string(std::istreambuf_iterator<char>(file), {});
-  }
   static nlohmann::json ReadJson(const std::filesystem::path& path) {
-    return nlohmann::json::parse(ReadFile(path));
+    return nlohmann::json::parse(ReadBytes(path));
   }
-  void Write(const std::string& name, const std::string& text) const {
-    std::ofstream(root_ / name, std::ios::binary) << text;
-  }
+  void Write(const std::string& name, const std::string& text) const { folder_.Write(name, text); }
 
-  const std::filesystem::path root_ =
-      std::filesystem::path(testing::TempDir()) / ("datagen_program_" + std::to_string(getpid()));
-  const std::filesystem::path log_ = root_ / "log", out_log_ = root_ / "out_log";
-  const std::string out_ = (root_ / "out").string();
+  const TempFolder folder_;
+  const std::string log_ = folder_.At("log"), out_log_ = folder_.At("out_log");
+  const std::string out_ = folder_.At("out");
   std::string said_, printed_;  // stderr, stdout
 };
 

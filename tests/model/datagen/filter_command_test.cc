@@ -10,7 +10,7 @@ using testing::HasSubstr;
 
 class FilterCommandTest : public DatagenProgram {
  protected:
-  std::string Path(const std::string& name) const { return (root_ / name).string(); }
+  std::string Path(const std::string& name) const { return folder_.At(name); }
 };
 
 TEST_F(FilterCommandTest, FiltersAListForExpansion) {
@@ -26,14 +26,14 @@ TEST_F(FilterCommandTest, FiltersAListForExpansion) {
             0)
       << said_;
   EXPECT_THAT(printed_, HasSubstr("unique noun phrases"));
-  const auto report = ReadJson(root_ / "report.json");
+  const auto report = ReadJson(folder_.path() / "report.json");
   EXPECT_EQ(report.at("before").at("captions"), 301);
   EXPECT_EQ(report.at("before").at("without_phrase"), 1);
   const size_t kept = report.at("after").at("captions");
   EXPECT_GT(kept, 150u);  // two draws of a hundred of three hundred, and five kites
   EXPECT_LT(kept, 206u);
   ASSERT_EQ(Run({"expand", "--csv", Path("kept.csv"), "--out", Path("stage1.json")}), 0) << said_;
-  const auto records = ReadJson(root_ / "stage1.json");
+  const auto records = ReadJson(folder_.path() / "stage1.json");
   EXPECT_EQ(records.size(), kept);
   int kites = 0;
   for (const auto& record : records) {
@@ -51,7 +51,8 @@ TEST_F(FilterCommandTest, TakesAnotherExtractorsPhrases) {
                  Path("kept.csv")}),
             0)
       << said_;
-  EXPECT_EQ(ReadFile(root_ / "kept.csv"), "image,caption\na.jpg,one\nb.jpg,two\nd.jpg,four\n");
+  EXPECT_EQ(ReadBytes(folder_.path() / "kept.csv"),
+            "image,caption\na.jpg,one\nb.jpg,two\nd.jpg,four\n");
 }
 
 TEST_F(FilterCommandTest, PhrasesBelongToTheLinesOfTheTable) {
@@ -61,7 +62,7 @@ TEST_F(FilterCommandTest, PhrasesBelongToTheLinesOfTheTable) {
                  Path("kept.csv"), "--min-frequency", "2"}),
             0)
       << said_;
-  EXPECT_EQ(ReadFile(root_ / "kept.csv"), "image,caption\na.jpg,c1\na.jpg,c3\n");
+  EXPECT_EQ(ReadBytes(folder_.path() / "kept.csv"), "image,caption\na.jpg,c1\na.jpg,c3\n");
 }
 
 TEST_F(FilterCommandTest, WrongUseIsTwoAndOneLine) {
@@ -84,7 +85,7 @@ TEST_F(FilterCommandTest, WrongUseIsTwoAndOneLine) {
     EXPECT_EQ(Run(args), 2) << said_;
     EXPECT_THAT(said_, HasSubstr(message));
     EXPECT_EQ(said_.find('\n'), said_.size() - 1) << said_;
-    EXPECT_FALSE(std::filesystem::exists(root_ / "kept.csv"));
+    EXPECT_FALSE(std::filesystem::exists(folder_.path() / "kept.csv"));
   }
 }
 

@@ -2,7 +2,6 @@
 #include <gmock/gmock.h>
 
 #include <chrono>
-#include <functional>
 #include <map>
 #include <set>
 
@@ -39,7 +38,7 @@ TEST_F(InstructCommandTest, MakesADataSetThatTheTrainerReads) {
     EXPECT_EQ(boxes, TypeOf(asked) != "conversation");
   }
 
-  const InstructionData data({fs::path(out_) / "instruct.json"}, root_);
+  const InstructionData data({fs::path(out_) / "instruct.json"}, folder_.path());
   ASSERT_EQ(data.size(), 158);
   std::map<size_t, int> turns;
   for (int64_t i = 0; i < data.size(); ++i) {
@@ -69,9 +68,9 @@ TEST_F(InstructCommandTest, MakesADataSetThatTheTrainerReads) {
   EXPECT_EQ(report.at("image_first"), first);
   EXPECT_EQ(report.at("types").at("conversation").at("turns").at("mean"), 2.0);
   EXPECT_EQ(report.at("run").at("prompt_tokens"), 15'800);
-  EXPECT_THAT(ReadFile(fs::path(out_) / "report.md"), HasSubstr("| detail | 23 | 23 | 0 |"));
+  EXPECT_THAT(ReadBytes(fs::path(out_) / "report.md"), HasSubstr("| detail | 23 | 23 | 0 |"));
   for (const auto& entry : fs::recursive_directory_iterator(out_)) {  // the key stays a secret
-    EXPECT_THAT(ReadFile(entry.path()), Not(HasSubstr("sk-from-env")));
+    EXPECT_THAT(ReadBytes(entry.path()), Not(HasSubstr("sk-from-env")));
   }
 }
 
@@ -194,9 +193,9 @@ TEST_F(InstructCommandTest, RefusalsForGoodEndNoRunThatHasAnswers) {
     ASSERT_EQ(Run(args), 0) << said_;
     EXPECT_THAT(said_, HasSubstr("30 requests failed, the last with: HTTP 400: this prompt"));
     if (round > 0) {
-      EXPECT_EQ(ReadFile(out_ + "/instruct.json"), records);
+      EXPECT_EQ(ReadBytes(out_ + "/instruct.json"), records);
     }
-    records = ReadFile(out_ + "/instruct.json");
+    records = ReadBytes(out_ + "/instruct.json");
     EXPECT_EQ(Records().size(), 25u);
   }
   // Screening goes on, too; failures that the records before had already do not keep these.
@@ -236,34 +235,31 @@ TEST_F(InstructCommandTest, AJournalIsAReplayFile) {
     ChatServer server([](const Asked& asked) { return ChatServer::Say(GoodText(asked)); });
     ASSERT_EQ(Run(Args(server)), 0) << said_;
   }
-  const std::string records = ReadFile(out_ + "/instruct.json");
-  const std::string again = (root_ / "again").string();
-  ASSERT_EQ(Run({"instruct", "--coco-captions", (root_ / "captions.json").string(),
-                 "--coco-instances", (root_ / "instances.json").string(), "--out", again,
-                 "--replay", out_ + "/journal.jsonl", "--model", "teacher"}),
+  const std::string records = ReadBytes(out_ + "/instruct.json");
+  const std::string again = folder_.At("again");
+  ASSERT_EQ(Run({"instruct", "--coco-captions", folder_.At("captions.json"), "--coco-instances",
+                 folder_.At("instances.json"), "--out", again, "--replay", out_ + "/journal.jsonl",
+                 "--model", "teacher"}),
             0)
       << said_;
-  EXPECT_EQ(ReadFile(again + "/instruct.json"), records);
+  EXPECT_EQ(ReadBytes(again + "/instruct.json"), records);
 }
 
 TEST_F(InstructCommandTest, TakesScenesAndTables) {
-  ASSERT_EQ(Run({"scenes", "--out", (root_ / "scenes").string(), "--count", "3", "--no-pictures"}),
-            0)
+  ASSERT_EQ(Run({"scenes", "--out", folder_.At("scenes"), "--count", "3", "--no-pictures"}), 0)
       << said_;
   ChatServer server(
       [](const Asked&) { return ChatServer::Say("Question: What is it?\nAnswer: A thing."); });
-  ASSERT_EQ(Run({"instruct", "--scenes", (root_ / "scenes").string(), "--out", out_, "--base-url",
+  ASSERT_EQ(Run({"instruct", "--scenes", folder_.At("scenes"), "--out", out_, "--base-url",
                  server.base_url(), "--model", "m", "--boxes", "conversation", "--mix",
                  "conversation=1"}),
             0)
       << said_;
   for (const Asked& asked : server.asked()) EXPECT_THAT(asked.last_text(), HasSubstr(": [0."));
   Write("t.csv", "image,caption\na.jpg,A dog.\na.jpg,It barks.\nb.jpg,A cat.\n");
-  ASSERT_EQ(Run({"expand", "--csv", (root_ / "t.csv").string(), "--out",
-                 (root_ / "stage1.json").string()}),
-            0)
+  ASSERT_EQ(Run({"expand", "--csv", folder_.At("t.csv"), "--out", folder_.At("stage1.json")}), 0)
       << said_;
-  EXPECT_EQ(ReadJson(root_ / "stage1.json").size(), 2u);
+  EXPECT_EQ(ReadJson(folder_.path() / "stage1.json").size(), 2u);
 }
 
 TEST_F(InstructCommandTest, AsksForQuestions) {
@@ -288,7 +284,7 @@ TEST_F(InstructCommandTest, AsksForQuestions) {
                                          "--most-requests",
                                          "1",
                                          "--out",
-                                         (root_ / "questions.txt").string()};
+                                         folder_.At("questions.txt")};
   const size_t before = server.asked().size();
   for (int i = 0; i < 2; ++i) ASSERT_EQ(Run(kept), 0) << said_;
   EXPECT_EQ(server.asked().size(), before + 1);
@@ -312,7 +308,7 @@ TEST_F(InstructCommandTest, GoesOnAskingForQuestionsWhereItGaveUp) {
                                          "--model",
                                          "teacher",
                                          "--out",
-                                         (root_ / "questions.txt").string()};
+                                         folder_.At("questions.txt")};
   EXPECT_EQ(Run(args), 1) << said_;
   EXPECT_THAT(said_,
               HasSubstr("gave 1 different questions in 5 answers, 2 were asked for; the same "
@@ -320,12 +316,13 @@ TEST_F(InstructCommandTest, GoesOnAskingForQuestionsWhereItGaveUp) {
   EXPECT_EQ(server.num_asked(), 5u);
   EXPECT_EQ(Run(args), 0) << said_;
   EXPECT_EQ(server.num_asked(), 8u);
-  EXPECT_EQ(ReadFile(root_ / "questions.txt"), "What is shown?\nSum up this image, please.\n");
+  EXPECT_EQ(ReadBytes(folder_.path() / "questions.txt"),
+            "What is shown?\nSum up this image, please.\n");
 }
 
 TEST_F(InstructCommandTest, PromptsCanBeWrittenChangedAndUsed) {
   WritePictures(2);
-  const std::string prompts = (root_ / "prompts").string();
+  const std::string prompts = folder_.At("prompts");
   ASSERT_EQ(Run({"prompts", "--out", prompts}), 0) << said_;
   EXPECT_EQ(Run({"prompts", "--out", prompts}), 2);
   std::ofstream(prompts + "/conversation/system_message.txt") << "Write a conversation in verse.";
@@ -340,9 +337,9 @@ TEST_F(InstructCommandTest, WrongUseIsTwoAndOneLine) {
   Write("bad.csv", "image,caption\na.jpg\n");
   Write("bad.json", "{\"images\": [\n oops");
   Write("empty.txt", "\n");
-  fs::create_directories(root_ / "full");
+  fs::create_directories(folder_.path() / "full");
   Write("full/mine", "x");
-  const std::string captions = (root_ / "captions.json").string();
+  const std::string captions = folder_.At("captions.json");
   const std::vector<std::string> base = {
       "instruct", "--out", out_, "--base-url", "http://127.0.0.1:1/v1", "--model", "m"};
   const auto with = [&](std::vector<std::string> more) {
@@ -353,8 +350,8 @@ TEST_F(InstructCommandTest, WrongUseIsTwoAndOneLine) {
   const std::vector<std::pair<std::vector<std::string>, std::string>> wrong = {
       {base, "name one source"},
       {with({"--coco-captions", captions, "--csv", "x.csv"}), "name one source"},
-      {with({"--csv", (root_ / "bad.csv").string()}), "bad.csv:2: has 1 fields"},
-      {with({"--coco-captions", (root_ / "bad.json").string()}), "line 2"},
+      {with({"--csv", folder_.At("bad.csv")}), "bad.csv:2: has 1 fields"},
+      {with({"--coco-captions", folder_.At("bad.json")}), "line 2"},
       {with({"--coco-captions", captions, "--mix", "poem=1"}), "no response type \"poem\""},
       {with({"--coco-captions", captions, "--mix", "detail"}), "TYPE=SHARE"},
       {with({"--coco-captions", captions, "--mix", "detail=inf"}), "TYPE=SHARE"},
@@ -365,7 +362,7 @@ TEST_F(InstructCommandTest, WrongUseIsTwoAndOneLine) {
       {with({"--coco-captions", captions, "--most-cost", "5"}), "--prompt-price"},
       {with({"--coco-captions", captions, "--body", "[1]"}), "--body"},
       {with({"--coco-captions", captions, "--prompts", "/nowhere"}), "/nowhere"},
-      {with({"--coco-captions", captions, "--detailed-questions", (root_ / "empty.txt").string()}),
+      {with({"--coco-captions", captions, "--detailed-questions", folder_.At("empty.txt")}),
        "no questions"},
       {{"instruct", "--out", out_, "--coco-captions", captions, "--model", "m"}, "--base-url"},
       {{"instruct", "--out", out_, "--coco-captions", captions, "--base-url", "http://h/v1"},
@@ -373,7 +370,7 @@ TEST_F(InstructCommandTest, WrongUseIsTwoAndOneLine) {
       {{"instruct", "--out", out_, "--coco-captions", captions, "--base-url", "h/v1", "--model",
         "m"},
        "http://"},
-      {{"instruct", "--out", (root_ / "full").string(), "--coco-captions", captions, "--base-url",
+      {{"instruct", "--out", folder_.At("full"), "--coco-captions", captions, "--base-url",
         "http://h/v1", "--model", "m"},
        "something else"},
   };

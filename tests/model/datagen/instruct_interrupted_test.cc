@@ -6,9 +6,7 @@
 
 #include <atomic>
 #include <chrono>
-#include <cstdlib>
 #include <fstream>
-#include <functional>
 #include <thread>
 
 #include "tests/model/datagen/instruct_program.h"
@@ -61,10 +59,10 @@ TEST_F(InstructInterruptedTest, Kill9LosesAtMostWhatWasOnTheWire) {
   EXPECT_GE(server.num_asked(), 200u);
   EXPECT_LE(server.num_asked(), 200u + 3 * killed);  // at most what was on the wire, three times
   const size_t paid = server.num_asked();
-  const std::string records = ReadFile(out_ + "/instruct.json");
+  const std::string records = ReadBytes(out_ + "/instruct.json");
   ASSERT_EQ(Run(args), 0) << said_;  // all is known
   EXPECT_EQ(server.num_asked(), paid);
-  EXPECT_EQ(ReadFile(out_ + "/instruct.json"), records);
+  EXPECT_EQ(ReadBytes(out_ + "/instruct.json"), records);
 }
 
 TEST_F(InstructInterruptedTest, CtrlCWaitsForPaidAnswersAndTheSameCommandGoesOn) {
@@ -101,21 +99,21 @@ TEST_F(InstructInterruptedTest, ARunThatIsNotWholeLeavesMoreRecordsAlone) {
   WritePictures(20);
   ChatServer server([](const Asked& asked) { return ChatServer::Say(GoodText(asked)); });
   ASSERT_EQ(Run(Args(server)), 0) << said_;
-  const std::string records = ReadFile(out_ + "/instruct.json");
-  const std::string report = ReadFile(out_ + "/report.json");
+  const std::string records = ReadBytes(out_ + "/instruct.json");
+  const std::string report = ReadBytes(out_ + "/report.json");
   // Other requests: the journal, which counts for the budget, knows none of their answers.
   EXPECT_EQ(Run(Args(server, {"--temperature", "0.3", "--most-requests", "20"})), 3) << said_;
   EXPECT_THAT(said_, HasSubstr("instruct.json has 20 records of an earlier run and is left as it "
                                "is; the 0 of this one, which is not whole, are in "));
-  EXPECT_EQ(ReadFile(out_ + "/instruct.json"), records);
-  EXPECT_EQ(ReadFile(out_ + "/report.json"), report);
-  EXPECT_EQ(ReadFile(out_ + "/instruct.json.partial"), "[]\n");
+  EXPECT_EQ(ReadBytes(out_ + "/instruct.json"), records);
+  EXPECT_EQ(ReadBytes(out_ + "/report.json"), report);
+  EXPECT_EQ(ReadBytes(out_ + "/instruct.json.partial"), "[]\n");
   ChatServer refusing([](const Asked&) { return ChatServer::Refuse(400, "not for you"); });
   EXPECT_EQ(Run(Args(refusing, {"--temperature", "0.3"})), 1) << said_;
-  EXPECT_EQ(ReadFile(out_ + "/instruct.json"), records);
+  EXPECT_EQ(ReadBytes(out_ + "/instruct.json"), records);
   // A whole one replaces them.
   ASSERT_EQ(Run(Args(server, {"--temperature", "0.3"})), 0) << said_;
-  EXPECT_NE(ReadFile(out_ + "/report.json"), report);
+  EXPECT_NE(ReadBytes(out_ + "/report.json"), report);
   EXPECT_FALSE(fs::exists(out_ + "/instruct.json.partial"));
 }
 
@@ -153,7 +151,7 @@ TEST_F(InstructInterruptedTest, OneThatWasKilledWhileItWroteGoesOn) {
     fs::remove_all(out_);
     fs::create_directories(out_);
     Write(std::string("out/") + left, "[\n");
-    EXPECT_EQ(Run(Args(server, {"--journal", (root_ / "elsewhere.jsonl").string()})), 0) << said_;
+    EXPECT_EQ(Run(Args(server, {"--journal", folder_.At("elsewhere.jsonl")})), 0) << said_;
     EXPECT_EQ(Records().size(), 5u);
   }
 }

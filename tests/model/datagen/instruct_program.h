@@ -68,9 +68,9 @@ class InstructCommandTest : public DatagenProgram {
                                 std::vector<std::string> more = {}) const {
     std::vector<std::string> args = {"instruct",
                                      "--coco-captions",
-                                     (root_ / "captions.json").string(),
+                                     folder_.At("captions.json"),
                                      "--coco-instances",
-                                     (root_ / "instances.json").string(),
+                                     folder_.At("instances.json"),
                                      "--out",
                                      out_,
                                      "--base-url",
@@ -85,7 +85,7 @@ class InstructCommandTest : public DatagenProgram {
   nlohmann::json Records() const { return ReadJson(std::filesystem::path(out_) / "instruct.json"); }
   std::map<std::string, std::string> RulesById() const {
     std::map<std::string, std::string> rules;
-    std::istringstream lines(ReadFile(std::filesystem::path(out_) / "rejected.jsonl"));
+    std::istringstream lines(ReadBytes(std::filesystem::path(out_) / "rejected.jsonl"));
     for (std::string line; std::getline(lines, line);) {
       const nlohmann::json rejected = nlohmann::json::parse(line);
       rules[rejected.at("id")] = rejected.at("rule");

@@ -2,9 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
-#include <fstream>
 #include <map>
 #include <set>
 #include <stdexcept>
@@ -12,6 +10,7 @@
 #include "model/data/instructions/instruction_data.h"
 #include "model/datagen/question_request.h"
 #include "model/openai/replay.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -84,18 +83,9 @@ TEST(PlanTasksTest, RefusesWhatCannotBe) {
 
 class FolderTest : public testing::Test {
  protected:
-  FolderTest() {
-    fs::remove_all(root_);
-    fs::create_directories(root_);
-  }
-  ~FolderTest() override { fs::remove_all(root_); }
+  void Write(const std::string& name, const std::string& text) const { folder_.Write(name, text); }
 
-  void Write(const std::string& name, const std::string& text) const {
-    fs::create_directories((root_ / name).parent_path());
-    std::ofstream(root_ / name, std::ios::binary) << text;
-  }
-
-  const fs::path root_ = fs::path(testing::TempDir()) / ("instruct_" + std::to_string(getpid()));
+  const TempFolder folder_;
 };
 
 using PromptSetTest = FolderTest;
@@ -137,7 +127,7 @@ TEST_F(PromptSetTest, AUsersFolderReplacesWhatItHolds) {
   Write("conversation/000_conv.txt", "Question: What?\nAnswer: A cat.\n");
   Write("leaks.txt", "# none of these\nmy words*\n");
   Write("limits.json", R"({"complex": {"turns": [1, 3]}})");
-  const PromptSet prompts = PromptSet::Read(root_);
+  const PromptSet prompts = PromptSet::Read(folder_.path());
   const auto& conversation = prompts[ResponseType::kConversation];
   EXPECT_EQ(conversation.system, "Talk.");
   ASSERT_EQ(conversation.examples.size(), 1u);
@@ -150,7 +140,7 @@ TEST_F(PromptSetTest, AUsersFolderReplacesWhatItHolds) {
 TEST_F(PromptSetTest, SaysWhatIsWrong) {
   const auto error = [&]() -> std::string {
     try {
-      PromptSet::Read(root_);
+      PromptSet::Read(folder_.path());
     } catch (const std::invalid_argument& error) {
       return error.what();
     }
@@ -164,13 +154,13 @@ TEST_F(PromptSetTest, SaysWhatIsWrong) {
   Write("detail_description/system_message.txt", "Describe.");
   Write("detail_description/000_caps.txt", "x");
   EXPECT_THAT(error(), HasSubstr("has no detail_description/000_conv.txt"));
-  fs::remove(root_ / "detail_description/000_caps.txt");
+  fs::remove(folder_.path() / "detail_description/000_caps.txt");
   for (const char* limits : {"[]", R"({"poem": {}})", R"({"detail": {"lines": [1, 2]}})",
                              R"({"detail": {"turns": [3, 2]}})", R"({"detail": {"turns": 3}})"}) {
     Write("limits.json", limits);
     EXPECT_THAT(error(), HasSubstr("limits.json: ")) << limits;
   }
-  EXPECT_THROW(PromptSet::Read(root_ / "none"), std::invalid_argument);
+  EXPECT_THROW(PromptSet::Read(folder_.path() / "none"), std::invalid_argument);
 }
 
 using ExpansionTest = FolderTest;
@@ -182,8 +172,8 @@ TEST_F(ExpansionTest, WritesWhatTheTrainerReads) {
                       .file = "i" + std::to_string(i) + ".jpg",
                       .captions = {"First.", "Second."}});
   }
-  WriteExpansion(images, {"Q1?", "Q2?"}, 7, root_ / "stage1.json");
-  const InstructionData data({root_ / "stage1.json"}, root_);
+  WriteExpansion(images, {"Q1?", "Q2?"}, 7, folder_.path() / "stage1.json");
+  const InstructionData data({folder_.path() / "stage1.json"}, folder_.path());
   ASSERT_EQ(data.size(), 200);
   std::map<std::string, int> texts;
   for (int64_t i = 0; i < data.size(); ++i) {
@@ -211,8 +201,8 @@ TEST_F(QuestionRequestFolderTest, AsksAgainForWhatIsMissing) {
   Write("replay.jsonl",
         "{\"id\": \"questions-brief-0\", \"text\": \"What is shown here?\\nWhat is shown here!\"}\n"
         "{\"id\": \"questions-brief-1\", \"text\": \"Sum it up briefly.\\nAnd once more.\"}\n");
-  ReplayBackend teacher(root_ / "replay.jsonl");
-  ChatJournal journal(root_ / "journal.jsonl");
+  ReplayBackend teacher(folder_.path() / "replay.jsonl");
+  ChatJournal journal(folder_.path() / "journal.jsonl");
   const PromptSet prompts = PromptSet::Read();
   QuestionRequest request = {.count = 2};
   std::vector<std::string> questions;

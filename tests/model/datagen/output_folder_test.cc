@@ -1,7 +1,7 @@
 #include "model/datagen/output_folder.h"
+#include "tests/support/temp_folder.h"
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <fstream>
 
@@ -13,11 +13,8 @@ using Json = nlohmann::ordered_json;
 
 class OutputFolderTest : public testing::Test {
  protected:
-  OutputFolderTest() { fs::remove_all(folder_); }
-  ~OutputFolderTest() override { fs::remove_all(folder_); }
-
-  const fs::path folder_ =
-      fs::path(testing::TempDir()) / ("output_folder_test_" + std::to_string(getpid()));
+  const TempFolder temp_;
+  const fs::path folder_ = temp_.path() / "dataset";  // not made yet
   const Json settings_ = {{"seed", 1}};
 };
 

@@ -2,12 +2,10 @@
 
 #include <gtest/gtest.h>
 #include <signal.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
 #include <fstream>
-#include <iterator>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -19,6 +17,7 @@
 #include "model/datagen/scene_records.h"
 #include "model/image/decode.h"
 #include "model/progress/stop_request.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -26,17 +25,12 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-std::string ReadFile(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
 // Every file of a folder by its name.
 std::map<std::string, std::string> Contents(const fs::path& folder) {
   std::map<std::string, std::string> contents;
   for (const auto& entry : fs::recursive_directory_iterator(folder)) {
     if (!entry.is_regular_file()) continue;
-    contents[fs::relative(entry.path(), folder).string()] = ReadFile(entry.path());
+    contents[fs::relative(entry.path(), folder).string()] = ReadBytes(entry.path());
   }
   return contents;
 }
@@ -44,8 +38,7 @@ std::map<std::string, std::string> Contents(const fs::path& folder) {
 class SceneDatasetTest : public testing::Test {
  protected:
   SceneDatasetTest() {
-    fs::remove_all(root_);
-    options_.out = root_ / "a";
+    options_.out = folder_.path() / "a";
     options_.count = 40;
     options_.first = 7;
     options_.seed = 5;
@@ -54,17 +47,13 @@ class SceneDatasetTest : public testing::Test {
     options_.scenes.max_objects = 4;
     options_.scenes.num_categories = kLargeCategorySet;
   }
-  ~SceneDatasetTest() override {
-    fs::remove_all(root_);
-    std::fclose(log_);
-  }
+  ~SceneDatasetTest() override { std::fclose(log_); }
 
   void Make() { ASSERT_TRUE(WriteSceneDataset(options_, log_)); }
-  json Read(const char* name) const { return json::parse(ReadFile(options_.out / name)); }
+  json Read(const char* name) const { return json::parse(ReadBytes(options_.out / name)); }
   Scene At(uint64_t number) const { return SampleScene(options_.scenes, options_.seed, number); }
 
-  const fs::path root_ =
-      fs::path(testing::TempDir()) / ("scene_dataset_test_" + std::to_string(getpid()));
+  const TempFolder folder_;
   SceneDatasetOptions options_;
   std::FILE* log_ = std::tmpfile();
 };
@@ -80,7 +69,7 @@ TEST_F(SceneDatasetTest, PicturesAreThoseOfTheScenes) {
   EXPECT_EQ(*names.begin(), "000007.png");
   EXPECT_EQ(*names.rbegin(), "000046.png");
   for (uint64_t number = 7; number < 47; ++number) {
-    const std::string png = ReadFile(options_.out / "images" / SceneFileName(number));
+    const std::string png = ReadBytes(options_.out / "images" / SceneFileName(number));
     const Image image = DecodeImage({reinterpret_cast<const uint8_t*>(png.data()), png.size()});
     EXPECT_EQ(image.rgb, renderer.Render(At(number)).rgb) << number;
   }
@@ -215,7 +204,7 @@ TEST_F(SceneDatasetTest, Stage1MayHaveDetailedDescriptionsToo) {
 TEST_F(SceneDatasetTest, Stage2MayHaveShortDialoguesToo) {
   Make();
   const json without = Read("stage2.json");
-  options_.out = root_ / "b";
+  options_.out = folder_.path() / "b";
   options_.dialogues = 5;
   Make();
   const json records = Read("stage2.json");
@@ -249,7 +238,7 @@ TEST_F(SceneDatasetTest, Stage2MayHoldSomeKindsOnly) {
   EXPECT_EQ(Read("dataset.json").at("settings").at("kinds"),
             json({"conversation", "detail", "reasoning"}));
 
-  options_.out = root_ / "b";
+  options_.out = folder_.path() / "b";
   options_.dialogues = 0;
   options_.kinds.conversation = false;
   Make();
@@ -261,7 +250,7 @@ TEST_F(SceneDatasetTest, Stage2MayHoldSomeKindsOnly) {
   EXPECT_EQ(Read("stage2.json"), others) << "the same as beside the other kinds";
   EXPECT_EQ(Read("dataset.json").at("settings").at("kinds"), json({"detail", "reasoning"}));
 
-  options_.out = root_ / "c";
+  options_.out = folder_.path() / "c";
   options_.dialogues = 6;
   options_.kinds = {.conversation = true, .detail = false, .reasoning = false};
   Make();
@@ -309,12 +298,12 @@ TEST_F(SceneDatasetTest, EqualSeedsGiveEqualBytes) {
   options_.jobs = 1;
   Make();
   const auto first = Contents(options_.out);
-  options_.out = root_ / "b";
+  options_.out = folder_.path() / "b";
   options_.jobs = 4;
   Make();
   EXPECT_TRUE(Contents(options_.out) == first);
   EXPECT_EQ(first.size(), 40u + 5u);
-  options_.out = root_ / "c";
+  options_.out = folder_.path() / "c";
   options_.seed = 6;
   Make();
   EXPECT_TRUE(Contents(options_.out).at("images/000007.png") != first.at("images/000007.png"));
@@ -325,7 +314,7 @@ TEST_F(SceneDatasetTest, GoesOnAfterAnInterruption) {
   Make();
   const auto whole = Contents(options_.out);
 
-  options_.out = root_ / "b";
+  options_.out = folder_.path() / "b";
   {
     const StopRequest stop;
     raise(SIGINT);
@@ -351,7 +340,7 @@ TEST_F(SceneDatasetTest, GoesOnAfterAnInterruption) {
 TEST_F(SceneDatasetTest, DrawsPicturesAgainThatAPowerCutLeftBroken) {
   Make();
   const auto whole = Contents(options_.out);
-  options_.out = root_ / "b";
+  options_.out = folder_.path() / "b";
   {
     const StopRequest stop;
     raise(SIGINT);
@@ -370,7 +359,7 @@ TEST_F(SceneDatasetTest, DrawsPicturesAgainThatAPowerCutLeftBroken) {
 TEST_F(SceneDatasetTest, RecordsWithoutPicturesAreTheSame) {
   Make();
   const json records = Read("stage2.json"), captions = Read("captions.json");
-  options_.out = root_ / "b";
+  options_.out = folder_.path() / "b";
   options_.pictures = false;
   Make();
   EXPECT_TRUE(fs::is_empty(options_.out / "images"));

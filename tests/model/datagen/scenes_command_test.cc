@@ -8,13 +8,12 @@
 
 #include <chrono>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "tests/support/paths.h"
+#include "tests/support/temp_folder.h"
 
 extern char** environ;
 
@@ -25,12 +24,6 @@ namespace fs = std::filesystem;
 
 class ScenesCommandTest : public testing::Test {
  protected:
-  ScenesCommandTest() {
-    fs::remove_all(root_);
-    fs::create_directories(root_);
-  }
-  ~ScenesCommandTest() override { fs::remove_all(root_); }
-
   pid_t Start(std::vector<std::string> args) {
     args.insert(args.begin(), ProgramPath("llava-datagen"));
     std::vector<char*> argv;
@@ -52,18 +45,16 @@ class ScenesCommandTest : public testing::Test {
   int Wait(pid_t pid) {
     int status = 0;
     waitpid(pid, &status, 0);
-    std::ifstream file(log_);
-    said_.assign(std::istreambuf_iterator<char>(file), {});
+    said_ = ReadBytes(log_);
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
   }
 
   int Run(std::vector<std::string> args) { return Wait(Start(std::move(args))); }
   bool Said(const std::string& text) const { return said_.find(text) != std::string::npos; }
 
-  const fs::path root_ =
-      fs::path(testing::TempDir()) / ("scenes_command_" + std::to_string(getpid()));
-  const std::string log_ = (root_ / "log").string();
-  const std::string out_ = (root_ / "out").string();
+  const TempFolder folder_;
+  const std::string log_ = folder_.At("log");
+  const std::string out_ = folder_.At("out");
   std::string said_;
 };
 
@@ -113,8 +104,7 @@ TEST_F(ScenesCommandTest, WritesTheKindsThatAreNamed) {
   const std::vector<std::string> args = {"scenes", "--out",    out_,      "--count",
                                          "5",      "--stage2", "--kinds", "reasoning,detail"};
   EXPECT_EQ(Run(args), 0) << said_;
-  std::ifstream file(out_ + "/stage2.json");
-  const std::string records(std::istreambuf_iterator<char>(file), {});
+  const std::string records = ReadBytes(out_ + "/stage2.json");
   EXPECT_NE(records.find("\"detail-000000\""), std::string::npos);
   EXPECT_NE(records.find("\"reasoning-0000"), std::string::npos);
   EXPECT_EQ(records.find("conversation-"), std::string::npos);

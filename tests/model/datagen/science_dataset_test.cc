@@ -2,10 +2,7 @@
 
 #include <gtest/gtest.h>
 #include <signal.h>
-#include <unistd.h>
 
-#include <fstream>
-#include <iterator>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <stdexcept>
@@ -15,6 +12,7 @@
 #include "model/datagen/scene_problems.h"
 #include "model/image/decode.h"
 #include "model/progress/stop_request.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -22,35 +20,25 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-std::string ReadFile(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
 class ScienceDatasetTest : public testing::Test {
  protected:
   ScienceDatasetTest() {
-    fs::remove_all(root_);
-    options_.out = root_ / "a";
+    options_.out = folder_.path() / "a";
     options_.train = 12;
     options_.val = 0;
     options_.test = 6;
   }
-  ~ScienceDatasetTest() override {
-    fs::remove_all(root_);
-    std::fclose(log_);
-  }
+  ~ScienceDatasetTest() override { std::fclose(log_); }
 
-  const fs::path root_ =
-      fs::path(testing::TempDir()) / ("science_dataset_test_" + std::to_string(getpid()));
+  const TempFolder folder_;
   ScienceDatasetOptions options_;
   std::FILE* log_ = std::tmpfile();
 };
 
 TEST_F(ScienceDatasetTest, IsLaidOutAsScienceQa) {
   ASSERT_TRUE(WriteScienceDataset(options_, log_));
-  const json problems = json::parse(ReadFile(options_.out / "problems.json"));
-  const json splits = json::parse(ReadFile(options_.out / "pid_splits.json"));
+  const json problems = json::parse(ReadBytes(options_.out / "problems.json"));
+  const json splits = json::parse(ReadBytes(options_.out / "pid_splits.json"));
   EXPECT_EQ(splits["train"].size(), 12);
   EXPECT_EQ(splits["val"].size(), 0);
   EXPECT_EQ(splits["test"].size(), 6);
@@ -69,7 +57,7 @@ TEST_F(ScienceDatasetTest, IsLaidOutAsScienceQa) {
   // The picture is that of the problem.
   const SceneProblem first = MakeSceneProblem(options_.scenes, options_.seed, 12);
   ASSERT_TRUE(first.scene);
-  const std::string png = ReadFile(options_.out / "images" / "test" / "13" / "image.png");
+  const std::string png = ReadBytes(options_.out / "images" / "test" / "13" / "image.png");
   EXPECT_EQ(DecodeImage({reinterpret_cast<const uint8_t*>(png.data()), png.size()}).rgb,
             SceneRenderer().Render(*first.scene).rgb);
   EXPECT_TRUE(fs::exists(options_.out / "dataset.json"));
@@ -82,8 +70,8 @@ TEST_F(ScienceDatasetTest, IsLaidOutAsScienceQa) {
 
 TEST_F(ScienceDatasetTest, CanBeInterruptedAndMadeAnew) {
   ASSERT_TRUE(WriteScienceDataset(options_, log_));
-  const std::string whole = ReadFile(options_.out / "problems.json");
-  options_.out = root_ / "b";
+  const std::string whole = ReadBytes(options_.out / "problems.json");
+  options_.out = folder_.path() / "b";
   {
     const StopRequest stop;
     raise(SIGTERM);
@@ -91,7 +79,7 @@ TEST_F(ScienceDatasetTest, CanBeInterruptedAndMadeAnew) {
   }
   EXPECT_FALSE(fs::exists(options_.out / "problems.json"));
   ASSERT_TRUE(WriteScienceDataset(options_, log_));
-  EXPECT_EQ(ReadFile(options_.out / "problems.json"), whole);
+  EXPECT_EQ(ReadBytes(options_.out / "problems.json"), whole);
 }
 
 TEST_F(ScienceDatasetTest, NeedsProblems) {

@@ -4,51 +4,37 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
-#include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <string>
 
 #include "tests/model/eval/eval_program.h"
 #include "tests/support/paths.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
 
-namespace fs = std::filesystem;
 using testing::HasSubstr;
 using testing::StartsWith;
-
-std::string ReadFile(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
 
 class AblationCommandTest : public testing::Test {
  protected:
   AblationCommandTest() {
-    fs::remove_all(folder_);
-    fs::create_directories(folder_);
     // Real results, so that writer and reader agree.
     const std::string models = SourceDir() + "/deploy/models/";
     const Outcome measured =
         Eval("chat-quality " + models + "emoji --tower " + models +
              "emoji-tower --per-type 1 --conditions picture --json 2>/dev/null");
     EXPECT_EQ(measured.code, 0);
-    for (const char* name : {"a.json", "b.json", "c.json"}) {
-      std::ofstream(folder_ / name) << measured.output;
-    }
+    for (const char* name : {"a.json", "b.json", "c.json"}) folder_.Write(name, measured.output);
   }
-  ~AblationCommandTest() override { fs::remove_all(folder_); }
 
-  std::string At(const char* name) const { return (folder_ / name).string(); }
+  std::string At(const char* name) const { return folder_.At(name); }
   std::string Results() const {
     return "ablation full=" + At("a.json") + " 'stage 2 only=" + At("b.json") +
            "' full=" + At("c.json") + " ";
   }
 
-  const fs::path folder_ =
-      fs::path(testing::TempDir()) / ("ablation_command_test_" + std::to_string(getpid()));
+  const TempFolder folder_;
 };
 
 TEST_F(AblationCommandTest, WritesTableAndChart) {
@@ -62,8 +48,8 @@ TEST_F(AblationCommandTest, WritesTableAndChart) {
                                " --plot " + At("chart.png") + " 2>&1");
   EXPECT_EQ(written.code, 0);
   EXPECT_EQ(written.output, "");
-  EXPECT_THAT(ReadFile(At("table.md")), HasSubstr(" (0.0) |"));
-  EXPECT_THAT(ReadFile(At("chart.png")), StartsWith("\x89PNG"));
+  EXPECT_THAT(folder_.Read("table.md"), HasSubstr(" (0.0) |"));
+  EXPECT_THAT(folder_.Read("chart.png"), StartsWith("\x89PNG"));
 }
 
 TEST_F(AblationCommandTest, TellsWhatDoesNotFit) {

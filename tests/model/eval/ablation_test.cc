@@ -3,12 +3,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <fstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "tests/model/chart/chart_case.h"
+#include "tests/support/error_of.h"
 
 namespace llava {
 namespace {
@@ -52,8 +52,7 @@ class AblationTest : public ChartCase {
            R"(, "n": 400})";
   }
   fs::path Write(const std::string& name, const std::string& text) const {
-    std::ofstream(folder_ / name) << text;
-    return folder_ / name;
+    return folder_.Write(name, text);
   }
   std::string ReadingFails(const std::vector<AblationVariant>& variants) const {
     return ErrorOf([&] { ReadAblation(variants); });
@@ -123,8 +122,8 @@ TEST_F(AblationTest, NamesTheFileThatIsNoResult) {
   const auto fails = [this](const fs::path& file) {
     return ReadingFails({{"full", {Result("good", Groups(0.9, 1.0)), file}}});
   };
-  EXPECT_EQ(fails(folder_ / "none.json"),
-            (folder_ / "none.json").string() + ": cannot read: No such file or directory");
+  EXPECT_EQ(fails(folder_.At("none.json")),
+            folder_.At("none.json") + ": cannot read: No such file or directory");
   const std::string no_result = ": not what `llava-eval chat-quality --json` prints";
   const fs::path broken = Write("broken.json", R"({"naming": {"accuracy": 0.)");
   EXPECT_THAT(fails(broken), AllOf(StartsWith(broken.string() + ": no JSON: parse error at line 1"),
@@ -158,8 +157,8 @@ TEST_F(AblationTest, ComparesOnlyWhatCanBeCompared) {
   EXPECT_EQ(ReadingFails({{"full", {a, later}}}),
             later.string() + ": \"seed\" of its exam is 2, of " + a.string() +
                 " 1: only answers to the same questions can be compared");
-  EXPECT_EQ(ReadingFails({{"full", {a}}, {"other", {folder_ / "." / "a"}}}),
-            (folder_ / "." / "a").string() + " is given twice");
+  EXPECT_EQ(ReadingFails({{"full", {a}}, {"other", {folder_.At("./a")}}}),
+            folder_.At("./a") + " is given twice");
   EXPECT_EQ(ReadingFails({{"full", {}}}), "variant \"full\" has no results");
   EXPECT_EQ(ReadingFails({}), "no variants to compare");
 }

@@ -10,6 +10,7 @@
 #include "model/checkpoint/checkpoint.h"
 #include "model/eval/text_map.h"
 #include "tests/model/eval/eval_program.h"
+#include "tests/support/fixtures.h"
 #include "tests/support/paths.h"
 #include "tests/support/temp_folder.h"
 
@@ -100,8 +101,8 @@ TEST(ChatQualityCommandTest, TellsWhatDoesNotFit) {
   const Outcome missing = Eval("chat-quality /nowhere --tower " + kModels + "emoji-tower 2>&1");
   EXPECT_EQ(missing.code, 1);
   EXPECT_THAT(missing.output, HasSubstr("/nowhere"));
-  const Outcome tower = Eval("chat-quality " + kModels + "emoji --tower " + SourceDir() +
-                             "/tests/fixtures/tiny-llava 2>&1");
+  const Outcome tower = Eval("chat-quality " + kModels + "emoji --tower " +
+                             (FixturesDir() / "tiny-llava").string() + " 2>&1");
   EXPECT_EQ(tower.code, 2);
   EXPECT_THAT(tower.output, HasSubstr("tower"));
 }

@@ -1,9 +1,9 @@
 #include "model/eval/json_lines.h"
+#include "tests/support/error_of.h"
+#include "tests/support/temp_folder.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-
-#include "tests/model/eval/temporary_folder.h"
 
 namespace llava {
 namespace {
@@ -12,7 +12,7 @@ using testing::HasSubstr;
 using Json = nlohmann::ordered_json;
 
 TEST(JsonLinesTest, ReadsObjectsAndIds) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   const std::string path =
       folder.Write("a.jsonl", "\xEF\xBB\xBF{\"question_id\": 7}\r\n\n  \n{\"question_id\": \"x\"}");
   const std::vector<JsonObject> lines = ReadJsonLines(path);
@@ -22,7 +22,7 @@ TEST(JsonLinesTest, ReadsObjectsAndIds) {
 }
 
 TEST(JsonLinesTest, TellsFileAndLine) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   const std::string path = folder.Write("a.jsonl", "{\"id\": 1}\n\n{\"id\": 2\n");
   EXPECT_THAT(ErrorOf([&] { ReadJsonLines(path); }), HasSubstr("a.jsonl:3: no JSON"));
   const std::string large = folder.Write("a.jsonl", "{\"id\": 1}\n{\"id\": 1e999}\n");
@@ -37,7 +37,7 @@ TEST(JsonLinesTest, TellsFileAndLine) {
 }
 
 TEST(JsonLinesTest, JoinsByIdAndNoticesRepeatedOnes) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   const std::string path = folder.Write(
       "a.jsonl", "{\"id\": 1, \"text\": \"old\"}\n{\"id\": \"1\", \"text\": \"new\"}\n");
   EXPECT_THAT(ErrorOf([&] { ById(ReadJsonLines(path), "id"); }),
@@ -48,7 +48,7 @@ TEST(JsonLinesTest, JoinsByIdAndNoticesRepeatedOnes) {
 }
 
 TEST(JsonLinesTest, AppendsBehindWhatIsWhole) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   const std::string torn(10'000, 'x');  // longer than the pieces in which it looks for the end
   const std::string path = folder.Write("a.jsonl", "{\"id\":1}\n{\"text\":\"" + torn);
   {
@@ -66,7 +66,7 @@ TEST(JsonLinesTest, AppendsBehindWhatIsWhole) {
 }
 
 TEST(JsonLinesTest, AnotherKindOfFileKeepsItsContent) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   const std::string line = "{\"id\":1,\"text\":\"a\"}\n";
   for (size_t size = 0; size < line.size(); ++size) {
     JsonLinesFile(folder.Write("a.jsonl", line.substr(0, size)), "id").Append({{"id", 2}});
@@ -82,7 +82,7 @@ TEST(JsonLinesTest, AnotherKindOfFileKeepsItsContent) {
 }
 
 TEST(JsonLinesTest, PutsLinesInOrder) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   const std::string path =
       folder.Write("a.jsonl", "{\"id\":9}\n{\"id\":\"b\",\"a\":0}\n{\"id\":8}\n{\"id\":1}\n");
   JsonLinesFile(path, "id").Order({"1", "2", "b"});

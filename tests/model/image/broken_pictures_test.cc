@@ -12,7 +12,7 @@
 #include "model/image/container.h"
 #include "model/image/decode.h"
 #include "tests/support/broken_pictures.h"
-#include "tests/support/paths.h"
+#include "tests/support/fixtures.h"
 
 namespace llava {
 namespace {
@@ -58,7 +58,7 @@ TEST(BrokenPicturesTest, EveryCutIsRefused) {
 
 TEST(BrokenPicturesTest, GiveAPictureOrAReason) {
   const ImageLimits limits{.max_bytes = 1 << 20, .max_pixels = 1 << 20, .max_side = 8192};
-  const auto whole = WholePictures(SourceDir() + "/tests/fixtures/images");
+  const auto whole = WholePictures(FixturesDir() / "images");
   for (const PictureFile& file : whole) DecodeImage(file.bytes, limits);
   const int64_t before = PeakBytes();
   std::mt19937 random(20);

@@ -17,18 +17,13 @@
 #include <thread>
 
 #include "model/checkpoint/tensor_file.h"
-#include "tests/support/paths.h"
+#include "tests/support/fixtures.h"
 
 namespace llava {
 namespace {
 
 using Bytes = std::vector<uint8_t>;
 using testing::HasSubstr;
-
-std::filesystem::path Fixtures() {
-  const char* folder = std::getenv("LLAVA_FIXTURES");
-  return folder != nullptr ? folder : SourceDir() + "/tests/fixtures";
-}
 
 Bytes ReadAll(const std::filesystem::path& path) {
   std::ifstream file(path, std::ios::binary);
@@ -54,7 +49,7 @@ std::string StderrOf(Action action) {
 
 // rgb/NAME, rgb/NAME#exif_applied, rgb/NAME#on_white: PNG exactly, JPEG within one level.
 TEST(DecodeTest, DecodesAsPillow) {
-  const auto expected = TensorFile::Open(Fixtures() / "expected/images.safetensors");
+  const auto expected = TensorFile::Open(FixturesDir() / "expected/images.safetensors");
   int pictures = 0;
   for (const auto& [name, info] : expected->tensors()) {
     if (!name.starts_with("rgb/")) continue;
@@ -62,7 +57,7 @@ TEST(DecodeTest, DecodesAsPillow) {
     const std::string full = name.substr(4), picture = full.substr(0, full.find('#'));
     const DecodeOptions options{.apply_exif = full.ends_with("#exif_applied"),
                                 .alpha_on_white = full.ends_with("#on_white")};
-    const Image image = DecodeImage(ReadAll(Fixtures() / "images" / picture), {}, options);
+    const Image image = DecodeImage(ReadAll(FixturesDir() / "images" / picture), {}, options);
     ASSERT_EQ(image.height, info.shape[0]) << full;
     ASSERT_EQ(image.width, info.shape[1]) << full;
     const int tolerance = picture.ends_with(".jpg") ? 1 : 0;
@@ -125,7 +120,7 @@ TEST(DecodeTest, TurnsByEveryOrientation) {
 // Cut at many places: always refused, never anything on stderr, never another exception.
 TEST(DecodeTest, RefusesCutFilesInSilence) {
   const std::string printed = StderrOf([] {
-    for (const auto& entry : std::filesystem::directory_iterator(Fixtures() / "images")) {
+    for (const auto& entry : std::filesystem::directory_iterator(FixturesDir() / "images")) {
       const Bytes whole = ReadAll(entry.path());
       for (size_t size = 0; size < whole.size(); size += 1 + whole.size() / 97) {
         const Bytes cut(whole.begin(), whole.begin() + static_cast<ptrdiff_t>(size));
@@ -140,7 +135,7 @@ TEST(DecodeTest, SurvivesDamageInSilence) {
   int refused = 0;
   const std::string printed = StderrOf([&] {
     std::mt19937 random(4);
-    for (const auto& entry : std::filesystem::directory_iterator(Fixtures() / "images")) {
+    for (const auto& entry : std::filesystem::directory_iterator(FixturesDir() / "images")) {
       const Bytes whole = ReadAll(entry.path());
       for (int i = 0; i < 100; ++i) {
         Bytes damaged = whole;
@@ -161,7 +156,7 @@ TEST(DecodeTest, SurvivesDamageInSilence) {
 TEST(DecodeTest, LeavesTheProcessItsStderr) {
   const std::string printed = StderrOf([] {
     EXPECT_THROW(DecodeImage(Bytes{1, 2, 3}), std::invalid_argument);
-    DecodeImage(ReadAll(Fixtures() / "images/plain.png"));
+    DecodeImage(ReadAll(FixturesDir() / "images/plain.png"));
     std::fputs("still here", stderr);
   });
   EXPECT_EQ(printed, "still here");
@@ -181,7 +176,7 @@ class NoMemory : public cv::MatAllocator {
 };
 
 TEST(DecodeTest, NoMemoryIsNoFaultOfTheFile) {
-  const Bytes file = ReadAll(Fixtures() / "images/plain.png");
+  const Bytes file = ReadAll(FixturesDir() / "images/plain.png");
   {
     const NoMemory none;
     EXPECT_THROW(DecodeImage(file), std::bad_alloc);
@@ -190,7 +185,7 @@ TEST(DecodeTest, NoMemoryIsNoFaultOfTheFile) {
 }
 
 TEST(DecodeTest, ChecksTheHeaderBeforeDecoding) {
-  const Bytes file = ReadAll(Fixtures() / "images/plain.png");
+  const Bytes file = ReadAll(FixturesDir() / "images/plain.png");
   try {
     DecodeImage(file, {.max_pixels = 100});
     FAIL();
@@ -200,7 +195,7 @@ TEST(DecodeTest, ChecksTheHeaderBeforeDecoding) {
 }
 
 TEST(DecodeTest, IsThreadSafe) {
-  const Bytes file = ReadAll(Fixtures() / "images/rgba.png");
+  const Bytes file = ReadAll(FixturesDir() / "images/rgba.png");
   const Image expected = DecodeImage(file);
   std::vector<std::thread> threads;
   for (int t = 0; t < 4; ++t) {

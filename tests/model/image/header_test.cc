@@ -4,14 +4,13 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <random>
 #include <stdexcept>
 
 #include "model/image/container.h"
-#include "tests/support/paths.h"
+#include "tests/support/fixtures.h"
 
 namespace llava {
 namespace {
@@ -21,11 +20,7 @@ using namespace std::string_literals;
 using testing::AllOf;
 using testing::HasSubstr;
 
-std::filesystem::path Pictures() {
-  const char* folder = std::getenv("LLAVA_FIXTURES");
-  return std::filesystem::path(folder != nullptr ? folder : SourceDir() + "/tests/fixtures") /
-         "images";
-}
+std::filesystem::path Pictures() { return FixturesDir() / "images"; }
 
 Bytes ReadAll(const std::filesystem::path& path) {
   std::ifstream file(path, std::ios::binary);

@@ -4,24 +4,18 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
-#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 
 #include "model/checkpoint/tensor_file.h"
 #include "model/digest/sha256.h"
+#include "tests/support/fixtures.h"
 #include "tests/support/paths.h"
 
 namespace llava {
 namespace {
-
-std::filesystem::path Fixtures() {
-  const char* folder = std::getenv("LLAVA_FIXTURES");
-  return folder != nullptr ? folder : SourceDir() + "/tests/fixtures";
-}
 
 // The generator of pillow_golden.py.
 Image Pixels(int width, int height, uint32_t seed) {
@@ -56,7 +50,7 @@ TEST(ImageTest, ResizesBitForBitAsPillow) {
 
 // Every picture of the fixtures, from its decoded pixels: 8-bit values exactly, pixel values 1e-6.
 TEST(ImageTest, FitsAndNormalizesAsTheReference) {
-  const auto expected = TensorFile::Open(Fixtures() / "expected/images.safetensors");
+  const auto expected = TensorFile::Open(FixturesDir() / "expected/images.safetensors");
   int pictures = 0;
   for (const auto& [name, info] : expected->tensors()) {
     if (!name.starts_with("rgb/")) continue;

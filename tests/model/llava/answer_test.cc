@@ -1,10 +1,8 @@
 #include "model/llava/answer.h"
-#include "tests/support/paths.h"
+#include "tests/support/fixtures.h"
+#include "tests/support/temp_folder.h"
 
 #include <algorithm>
-#include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <optional>
 #include <random>
 #include <stdexcept>
@@ -21,11 +19,7 @@ using State = Answer::State;
 
 const Tokenizer& TestTokenizer() {
   static const Tokenizer tokenizer = [] {
-    std::ifstream file(
-        std::filesystem::path(SourceDir()) / "tests/fixtures/tiny-llava/tokenizer.model",
-        std::ios::binary);
-    const std::string proto{std::istreambuf_iterator<char>(file), {}};
-    return Tokenizer(proto, TokenizerOptions{});
+    return Tokenizer(ReadBytes(FixturesDir() / "tiny-llava/tokenizer.model"), TokenizerOptions{});
   }();
   return tokenizer;
 }

@@ -1,7 +1,6 @@
 #include "model/llava/llava.h"
 
 #include <cmath>
-#include <functional>
 #include <stdexcept>
 
 #include <ATen/ATen.h>
@@ -13,6 +12,7 @@
 #include "tests/model/llava/prompts.h"
 #include "tests/model/llava/tiny_llava.h"
 #include "tests/model/nn/tiny_model.h"
+#include "tests/support/error_of.h"
 
 namespace llava {
 namespace {
@@ -47,24 +47,15 @@ TEST(LlavaTest, ExpandRepeatsTheFillForImageTokens) {
   EXPECT_THROW(model.Expand(ids, std::vector<int64_t>{1, 2}, 0), std::invalid_argument);
 }
 
-std::string ErrorOf(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const std::invalid_argument& error) {
-    return error.what();
-  }
-  return "no error";
-}
-
 TEST(LlavaTest, TellsBothNumbersOfWhatDoesNotFit) {
   const Llava model = TinyLlava();
   const std::vector<int32_t> two = {kImage, 4, kImage}, one = {kImage};
   const std::vector<at::Tensor> single = {TinyFeatures(1)}, odd = {at::zeros({8, 24})};
-  EXPECT_THAT(ErrorOf([&] { model.Embed(two, single); }),
+  EXPECT_THAT(ErrorOf<std::invalid_argument>([&] { model.Embed(two, single); }),
               testing::AllOf(testing::HasSubstr("2 image marks"), testing::HasSubstr("1 picture")));
-  EXPECT_THAT(ErrorOf([&] { model.Embed(one, odd); }),
+  EXPECT_THAT(ErrorOf<std::invalid_argument>([&] { model.Embed(one, odd); }),
               testing::AllOf(testing::HasSubstr("[8, 24]"), testing::HasSubstr("[9, 24]")));
-  EXPECT_THAT(ErrorOf([&] {
+  EXPECT_THAT(ErrorOf<std::invalid_argument>([&] {
                 model.Embed(std::vector<int32_t>{4, 5300}, {});
               }),
               testing::HasSubstr("5300"));
@@ -78,11 +69,11 @@ TEST(LlavaTest, EmbedIsProjectAndSplice) {
   ASSERT_EQ(projected.size(), 2u);
   EXPECT_EQ(projected[1].sizes(), (std::vector<int64_t>{9, 36}));
   EXPECT_TRUE(at::equal(model.Splice(ids, projected), model.Embed(ids, features)));
-  EXPECT_THAT(ErrorOf([&] {
+  EXPECT_THAT(ErrorOf<std::invalid_argument>([&] {
                 model.Splice(ids, {&projected[0], 1});
               }),
               testing::AllOf(testing::HasSubstr("2 image marks"), testing::HasSubstr("1 picture")));
-  EXPECT_THAT(ErrorOf([&] { model.Splice(ids, features); }),
+  EXPECT_THAT(ErrorOf<std::invalid_argument>([&] { model.Splice(ids, features); }),
               testing::AllOf(testing::HasSubstr("[9, 24]"), testing::HasSubstr("[9, 36]")));
 }
 
@@ -180,9 +171,12 @@ TEST(LossTest, RefusesABatchWithoutLabels) {
   const Llava model = TinyLlava();
   Sample sample{{1, 20, 21}, {1, -100, -100}, {}};
   const LabelledSample view = View(sample);
-  EXPECT_THAT(ErrorOf([&] { Predict(model, {&view, 1}); }), testing::HasSubstr("label"));
+  EXPECT_THAT(ErrorOf<std::invalid_argument>([&] {
+                Predict(model, {&view, 1});
+              }),
+              testing::HasSubstr("label"));
   sample.labels = {-100, 20, 54};
-  EXPECT_THAT(ErrorOf([&] {
+  EXPECT_THAT(ErrorOf<std::invalid_argument>([&] {
                 const LabelledSample bad = View(sample);
                 Predict(model, {&bad, 1});
               }),
@@ -197,7 +191,10 @@ TEST(LossTest, RefusesBranchesThatDoNotAddUpOrAreEmpty) {
     LabelledSample view = View(sample);
     view.shared = 1;
     view.branches = branches;
-    EXPECT_THAT(ErrorOf([&] { Predict(model, {&view, 1}); }), testing::HasSubstr("branches"));
+    EXPECT_THAT(ErrorOf<std::invalid_argument>([&] {
+                  Predict(model, {&view, 1});
+                }),
+                testing::HasSubstr("branches"));
   }
 }
 

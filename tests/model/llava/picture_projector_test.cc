@@ -1,6 +1,5 @@
 #include "model/llava/picture_projector.h"
 
-#include <functional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -15,6 +14,7 @@
 #include "tests/model/llava/prompts.h"
 #include "tests/model/llava/tiny_llava.h"
 #include "tests/model/nn/tiny_model.h"
+#include "tests/support/error_of.h"
 
 namespace llava {
 namespace {
@@ -71,15 +71,6 @@ at::Tensor ThreeTiles(uint64_t seed) {
   return at::cat({TinyFeatures(seed), TinyFeatures(seed + 1), TinyFeatures(seed + 2)});
 }
 
-std::string ErrorOf(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const std::invalid_argument& error) {
-    return error.what();
-  }
-  return "no error";
-}
-
 constexpr Resolution kWide = {60, 30}, kHigh = {20, 40}, kLow = {60, 10};
 
 TEST(PictureProjectorTest, LaysOutProjectedRows) {
@@ -103,11 +94,12 @@ TEST(PictureProjectorTest, TellsWhatDoesNotFit) {
   const LanguageCheckpoint checkpoint = TinyTiles();
   const PictureProjector pictures(checkpoint, at::kCPU, at::kFloat);
   const std::vector<at::Tensor> tiles = {ThreeTiles(1)}, plain = {TinyFeatures(1)};
-  EXPECT_THAT(ErrorOf([&] { pictures.Forward(tiles, {}); }),
+  EXPECT_THAT(ErrorOf<std::invalid_argument>([&] { pictures.Forward(tiles, {}); }),
               AllOf(HasSubstr("1 pictures"), HasSubstr("sizes of 0")));
-  EXPECT_THAT(ErrorOf([&] { pictures.Forward(plain, std::vector<Resolution>{kWide}); }),
+  EXPECT_THAT(ErrorOf<std::invalid_argument>(
+                  [&] { pictures.Forward(plain, std::vector<Resolution>{kWide}); }),
               AllOf(HasSubstr("[9, 24]"), HasSubstr("[27, 24]")));
-  EXPECT_THAT(ErrorOf([&] {
+  EXPECT_THAT(ErrorOf<std::invalid_argument>([&] {
                 pictures.Forward(tiles, std::vector<Resolution>{{0, 3}});
               }),
               HasSubstr("0 x 3"));
@@ -131,9 +123,10 @@ TEST(PictureProjectorTest, PicturesOfAllShapesStandInOnePrompt) {
   ASSERT_EQ(static_cast<int64_t>(expanded.size()), length);
   EXPECT_EQ(expanded[1 + 30], 30);
   EXPECT_EQ(expanded[length - 1], 70);
-  EXPECT_THAT(ErrorOf([&] { ExpandedLength(model, ids); }),
+  EXPECT_THAT(ErrorOf<std::invalid_argument>([&] { ExpandedLength(model, ids); }),
               AllOf(HasSubstr("3 image marks"), HasSubstr("sizes of 0")));
-  EXPECT_THAT(ErrorOf([&] { model.Embed(ids, features); }), HasSubstr("sizes of 0"));
+  EXPECT_THAT(ErrorOf<std::invalid_argument>([&] { model.Embed(ids, features); }),
+              HasSubstr("sizes of 0"));
 
   // Pieces of a served prompt, also where a piece ends within a picture.
   for (const int64_t piece : {1, 5, 16, 1000}) {
@@ -147,8 +140,12 @@ TEST(PictureProjectorTest, PicturesOfAllShapesStandInOnePrompt) {
     EXPECT_LT(MaxDifference(at::cat(parts), prompt), 1e-5) << piece;
   }
   const ServingModel serving(checkpoint, at::kCPU, {.kv_bytes = 1 << 20});
-  EXPECT_THAT(ErrorOf([&] { PromptRows(serving, ids, features); }), HasSubstr("sizes of 0"));
-  EXPECT_THAT(ErrorOf([&] { PromptRows(serving, {1, -5}, {}); }), HasSubstr("the token id -5"));
+  EXPECT_THAT(ErrorOf<std::invalid_argument>([&] { PromptRows(serving, ids, features); }),
+              HasSubstr("sizes of 0"));
+  EXPECT_THAT(ErrorOf<std::invalid_argument>([&] {
+                PromptRows(serving, {1, -5}, {});
+              }),
+              HasSubstr("the token id -5"));
 }
 
 TEST(PictureProjectorTest, AnswersFollowUpsAboutTiles) {

@@ -6,7 +6,7 @@
 #include <ATen/ATen.h>
 
 #include "tests/model/nn/tiny_model.h"
-#include "tests/support/paths.h"
+#include "tests/support/fixtures.h"
 
 namespace llava {
 
@@ -18,8 +18,7 @@ LanguageCheckpoint TinyLanguageCheckpoint() {
   auto tensors = RandomDecoder(checkpoint.config.decoder);
   tensors.merge(RandomProjector(checkpoint.config.projector));
   checkpoint.tensors = MemoryTensors(std::move(tensors));
-  checkpoint.tokenizer = std::make_shared<Tokenizer>(
-      Tokenizer::Load(std::filesystem::path(SourceDir()) / "tests/fixtures/tiny-llava"));
+  checkpoint.tokenizer = std::make_shared<Tokenizer>(Tokenizer::Load(FixturesDir() / "tiny-llava"));
   checkpoint.chat_template = std::make_shared<ChatTemplate>(ChatTemplate::Builtin("v1"));
   return checkpoint;
 }

@@ -27,6 +27,9 @@
 #include "model/nn/quantize.h"
 #include "tests/model/checkpoint/folders.h"
 #include "tests/model/nn/tiny_model.h"
+#include "tests/support/error_of.h"
+#include "tests/support/fixtures.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -95,7 +98,7 @@ class PackedWeightsTest : public testing::Test {
     return OpenLanguage(path, {"", "", /*verify=*/true, /*packed=*/true});
   }
 
-  const LanguageCheckpoint plain_ = OpenLanguage(Fixtures() / "tiny-llava");
+  const LanguageCheckpoint plain_ = OpenLanguage(FixturesDir() / "tiny-llava");
   const DecoderConfig& config_ = plain_.config.decoder;
   ThreadPool pool_{2};
   TempFolder folder_;

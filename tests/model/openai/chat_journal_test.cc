@@ -7,11 +7,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <fstream>
-#include <iterator>
 #include <vector>
 
 #include "model/openai/replay.h"
+#include "tests/support/error_of.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -21,12 +21,6 @@ using testing::HasSubstr;
 
 class ChatJournalTest : public testing::Test {
  protected:
-  ChatJournalTest() {
-    fs::remove_all(root_);
-    fs::create_directories(root_);
-  }
-  ~ChatJournalTest() override { fs::remove_all(root_); }
-
   static ChatRequest Request(int number) {
     ChatRequest request;
     request.id = "r" + std::to_string(number);
@@ -46,22 +40,14 @@ class ChatJournalTest : public testing::Test {
     const double cost = 0.5;
     journal.Append({&result, 1}, {&cost, 1});
   }
-  std::string Text() const {
-    std::ifstream file(path_, std::ios::binary);
-    return std::string(std::istreambuf_iterator<char>(file), {});
-  }
-  void Write(const std::string& text) const { std::ofstream(path_, std::ios::binary) << text; }
+  std::string Text() const { return ReadBytes(path_); }
+  void Write(const std::string& text) const { WriteBytes(path_, text); }
   std::string Error() const {
-    try {
-      ChatJournal journal(path_);
-    } catch (const std::runtime_error& error) {
-      return error.what();
-    }
-    return "";
+    return ErrorOf<std::runtime_error>([&] { ChatJournal journal(path_); });
   }
 
-  const fs::path root_ = fs::path(testing::TempDir()) / ("journal_" + std::to_string(getpid()));
-  const fs::path path_ = root_ / "journal.jsonl";
+  const TempFolder folder_;
+  const fs::path path_ = folder_.path() / "journal.jsonl";
 };
 
 TEST_F(ChatJournalTest, KnowsAfterwardsWhatWasRecorded) {
@@ -194,7 +180,7 @@ TEST_F(ChatJournalTest, IsLockedAgainstOthers) {
 }
 
 TEST_F(ChatJournalTest, SaysWhyItCannotBeOpened) {
-  EXPECT_THROW(ChatJournal(root_ / "no" / "folder.jsonl"), std::runtime_error);
+  EXPECT_THROW(ChatJournal(folder_.path() / "no" / "folder.jsonl"), std::runtime_error);
   EXPECT_THROW(ChatJournal("/dev/null"), std::runtime_error);
 }
 
@@ -306,7 +292,7 @@ TEST_F(ChatJournalTest, BrokenReplayFilesAreNamedWithTheLine) {
     }
     EXPECT_THAT(message, HasSubstr(path_.string() + ":2: ")) << line;
   }
-  EXPECT_THROW(ReplayBackend(root_ / "none"), std::invalid_argument);
+  EXPECT_THROW(ReplayBackend(folder_.path() / "none"), std::invalid_argument);
 }
 
 }  // namespace

@@ -3,14 +3,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
-#include <unistd.h>
 
 #include <deque>
 #include <filesystem>
-#include <fstream>
 #include <set>
 
 #include "model/progress/stop_request.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -56,12 +55,6 @@ class ScriptedBackend : public ChatBackend {
 
 class ChatRunTest : public testing::Test {
  protected:
-  ChatRunTest() {
-    fs::remove_all(root_);
-    fs::create_directories(root_);
-  }
-  ~ChatRunTest() override { fs::remove_all(root_); }
-
   static ChatRequest Request(int number) {
     ChatRequest request;
     request.id = "r" + std::to_string(number);
@@ -82,8 +75,8 @@ class ChatRunTest : public testing::Test {
     };
   }
 
-  const fs::path root_ = fs::path(testing::TempDir()) / ("chat_run_" + std::to_string(getpid()));
-  const fs::path path_ = root_ / "journal.jsonl";
+  const TempFolder folder_;
+  const fs::path path_ = folder_.path() / "journal.jsonl";
   std::map<std::string, ChatResult> results_;
 };
 
@@ -122,11 +115,8 @@ TEST_F(ChatRunTest, TheAnswerIsOnDiskBeforeAnybodySeesIt) {
       [](const ChatRequest& request) { return ScriptedBackend::Say(request, "x"); });
   ChatJournal journal(path_);
   ChatRun run(backend, journal, {});
-  run.Run(Requests(5), [&](const ChatResult& result) {
-    std::ifstream file(path_);
-    const std::string text(std::istreambuf_iterator<char>(file), {});
-    EXPECT_THAT(text, HasSubstr(result.hash));
-  });
+  run.Run(Requests(5),
+          [&](const ChatResult& result) { EXPECT_THAT(ReadBytes(path_), HasSubstr(result.hash)); });
 }
 
 TEST_F(ChatRunTest, EqualRequestsArePaidForOnce) {
@@ -262,7 +252,7 @@ TEST_F(ChatRunTest, RefusalsEndTheRunOnlyWhereNothingWasAnswered) {
     EXPECT_EQ(run.totals().answered, round == 0 ? 5u : 0u);
   }
   ScriptedBackend backend(refusing(0));  // as for a wrong name of the model
-  ChatJournal journal(root_ / "other.jsonl");
+  ChatJournal journal(folder_.path() / "other.jsonl");
   ChatRun run(backend, journal, {.most_failures_in_a_row = 8});
   results_.clear();
   EXPECT_THROW(run.Run(Requests(50), Note()), std::runtime_error);

@@ -9,6 +9,7 @@
 #include "model/digest/sha256.h"
 #include "tests/model/text/text_fixtures.h"
 #include "tests/support/paths.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {

@@ -8,6 +8,7 @@
 #include "tests/model/text/text_fixtures.h"
 #include "tests/support/fixtures.h"
 #include "tests/support/paths.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {

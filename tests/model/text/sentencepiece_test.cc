@@ -13,6 +13,7 @@
 
 #include "tests/model/text/text_fixtures.h"
 #include "tests/support/paths.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -73,9 +74,6 @@ class SentencePieceTest : public testing::TestWithParam<Recipe> {
     if (GetParam().options.empty() && !fs::exists(shipped)) {
       GTEST_SKIP() << "no shipped model at " << shipped;
     }
-    folder_ =
-        fs::path(testing::TempDir()) / ("spm_" + GetParam().name + "_" + std::to_string(getpid()));
-    fs::create_directories(folder_);
     if (GetParam().options.empty()) {
       fs::copy_file(shipped, folder_ / "m.model");
     } else {
@@ -107,9 +105,6 @@ class SentencePieceTest : public testing::TestWithParam<Recipe> {
         " --hard_vocab_limit=false --num_threads=1 --minloglevel=3 " + GetParam().options +
         (symbols.empty() ? "" : " --user_defined_symbols='" + symbols + "'"));
     ASSERT_TRUE(fs::exists(folder_ / "m.model"));
-  }
-  void TearDown() override {
-    if (!folder_.empty()) fs::remove_all(folder_);
   }
 
   void Shell(const std::string& command) {
@@ -146,7 +141,8 @@ class SentencePieceTest : public testing::TestWithParam<Recipe> {
     }
   }
 
-  fs::path folder_;
+  const TempFolder temp_;
+  const fs::path& folder_ = temp_.path();
 };
 INSTANTIATE_TEST_SUITE_P(Recipes, SentencePieceTest, testing::ValuesIn(Recipes()),
                          [](const auto& info) { return info.param.name; });
@@ -205,7 +201,7 @@ TEST_P(SentencePieceTest, TakesUnusedPiecesApartAsTheToolDoes) {
     if (at < file.size() && file[at] != 0x0A) changed += file.substr(at);
   }
   ASSERT_GT(num_changed, 20);
-  std::ofstream(folder_ / "unused.model", std::ios::binary) << changed;
+  temp_.Write("unused.model", changed);
   std::vector<std::string> texts;
   for (int i = 0; i < 500; ++i) {
     texts.push_back(OddText(random, false, {"the picture ", "xylophone", "square", "Über Fluß"}));

@@ -1,18 +1,9 @@
 #include "tests/model/text/text_fixtures.h"
 
-#include <fstream>
-#include <iterator>
-#include <stdexcept>
-
 #include "tests/support/fixtures.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
-
-std::string ReadBytes(const std::filesystem::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  if (!in) throw std::runtime_error("cannot read " + path.string());
-  return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
-}
 
 nlohmann::json ExpectedJson(const std::string& name) {
   return nlohmann::json::parse(ReadBytes(FixturesDir() / "expected" / name));

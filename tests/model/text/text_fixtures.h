@@ -2,7 +2,6 @@
 
 // What the tests of model/text share: the fixtures' files, and a small random source of odd texts.
 
-#include <filesystem>
 #include <random>
 #include <string>
 #include <vector>
@@ -13,7 +12,6 @@
 
 namespace llava {
 
-std::string ReadBytes(const std::filesystem::path& path);
 // A file of the fixtures' `expected` folder.
 nlohmann::json ExpectedJson(const std::string& name);
 // The fixtures' tokenizer.model under the given rule.

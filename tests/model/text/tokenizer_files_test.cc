@@ -1,8 +1,5 @@
 #include <filesystem>
-#include <fstream>
 #include <stdexcept>
-
-#include <unistd.h>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -10,6 +7,7 @@
 #include "model/text/tokenizer.h"
 #include "tests/model/text/text_fixtures.h"
 #include "tests/support/fixtures.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -18,15 +16,7 @@ namespace fs = std::filesystem;
 
 class TokenizerFilesTest : public testing::Test {
  protected:
-  void SetUp() override {
-    folder_ = fs::path(testing::TempDir()) / ("tokenizer_files_" + std::to_string(getpid()));
-    fs::remove_all(folder_);
-    fs::create_directories(folder_);
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-  void Write(const std::string& name, std::string_view content) {
-    std::ofstream(folder_ / name, std::ios::binary) << content;
-  }
+  void Write(const std::string& name, std::string_view content) { temp_.Write(name, content); }
   void WriteModel() { Write("tokenizer.model", FixtureTokenizer(true).model_bytes()); }
   void ExpectRefused(const std::string& why) {
     try {
@@ -37,7 +27,8 @@ class TokenizerFilesTest : public testing::Test {
       EXPECT_THAT(e.what(), testing::HasSubstr(folder_.string()));
     }
   }
-  fs::path folder_;
+  const TempFolder temp_;
+  const fs::path& folder_ = temp_.path();
 };
 
 TEST_F(TokenizerFilesTest, LoadsTheFoldersOfTheFixtures) {

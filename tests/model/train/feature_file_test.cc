@@ -1,4 +1,5 @@
 #include "model/train/feature_file.h"
+#include "tests/support/temp_folder.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -8,8 +9,6 @@
 #include <stdexcept>
 
 #include <ATen/ATen.h>
-
-#include "tests/model/data/instructions/scratch_folder.h"
 
 namespace llava {
 namespace {
@@ -32,7 +31,7 @@ class FeatureFileTest : public testing::Test {
     return "";
   }
 
-  ScratchFolder scratch_;
+  TempFolder scratch_;
   const std::filesystem::path path_ = scratch_.path() / "features";
 };
 

@@ -11,20 +11,18 @@
 
 #include "model/image/decode.h"
 #include "model/image/image.h"
-#include "tests/model/data/instructions/scratch_folder.h"
-#include "tests/support/paths.h"
+#include "tests/support/fixtures.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
 
-const std::filesystem::path kFixtures = std::filesystem::path(SourceDir()) / "tests/fixtures";
-
 class FrozenTowerTest : public testing::Test {
  protected:
-  const TowerCheckpoint checkpoint_ = OpenTower(kFixtures / "tiny-llava");
-  const std::filesystem::path picture_ = kFixtures / "images/plain.png";
-  const std::filesystem::path other_ = kFixtures / "images/rgba.png";
-  ScratchFolder scratch_;
+  const TowerCheckpoint checkpoint_ = OpenTower(FixturesDir() / "tiny-llava");
+  const std::filesystem::path picture_ = FixturesDir() / "images/plain.png";
+  const std::filesystem::path other_ = FixturesDir() / "images/rgba.png";
+  TempFolder scratch_;
 };
 
 TEST_F(FrozenTowerTest, FeaturesAreThoseOfTheTower) {
@@ -73,8 +71,8 @@ TEST_F(FrozenTowerTest, KeepsPicturesInTiles) {
   options.features.grid = {{56, 56}, {112, 56}, {56, 112}};
   options.features.tile_size = 56;
   const FrozenTower plain(checkpoint_, options);
-  const auto tall = kFixtures / "images/tall_37x200.png";
-  const auto square = kFixtures / "images/palette.png";
+  const auto tall = FixturesDir() / "images/tall_37x200.png";
+  const auto square = FixturesDir() / "images/palette.png";
   const int64_t patches = checkpoint_.config.num_patches();
   const PictureFeatures of_tall = plain.Features(tall), of_square = plain.Features(square);
   EXPECT_EQ(of_tall.size, (Resolution{37, 200}));

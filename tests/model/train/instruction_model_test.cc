@@ -12,15 +12,13 @@
 #include "model/config/picture_shape.h"
 #include "tests/model/nn/tiny_model.h"
 #include "tests/model/train/instruction_world.h"
-#include "tests/support/paths.h"
+#include "tests/support/fixtures.h"
 
 namespace llava {
 namespace {
 
 using Stage = InstructionStage;
 using testing::HasSubstr;
-
-const std::filesystem::path kFixtures = std::filesystem::path(SourceDir()) / "tests/fixtures";
 
 class InstructionModelTest : public testing::Test {
  protected:
@@ -42,7 +40,7 @@ class InstructionModelTest : public testing::Test {
   // The decoder of the fixtures' model with the keys of LLaMA alone.
   static void WriteDecoderAlone(const std::filesystem::path& folder) {
     std::filesystem::create_directories(folder);
-    const auto original = kFixtures / "orig-f32";
+    const auto original = FixturesDir() / "orig-f32";
     for (const char* name : {"tokenizer.model", "tokenizer_config.json"}) {
       std::filesystem::copy_file(original / name, folder / name);
     }
@@ -57,7 +55,7 @@ class InstructionModelTest : public testing::Test {
     config["model_type"] = "llama";
     std::ofstream(folder / "config.json") << config;
     std::map<std::string, at::Tensor> tensors;
-    const LanguageCheckpoint whole = OpenLanguage(kFixtures / "tiny-llava");
+    const LanguageCheckpoint whole = OpenLanguage(FixturesDir() / "tiny-llava");
     const int64_t vocab = config["vocab_size"];
     for (const auto& [name, info] : whole.tensors.tensors()) {
       if (name.find("mm_projector") != std::string::npos) continue;
@@ -70,9 +68,9 @@ class InstructionModelTest : public testing::Test {
     SaveSafetensors(folder / "model.safetensors", tensors);
   }
 
-  const std::string tiny_ = "model=" + (kFixtures / "tiny-llava").string();
-  const std::string original_ = "model=" + (kFixtures / "orig-f32").string();
-  const std::string clip_ = "tower=" + (kFixtures / "clip-tower").string();
+  const std::string tiny_ = "model=" + (FixturesDir() / "tiny-llava").string();
+  const std::string original_ = "model=" + (FixturesDir() / "orig-f32").string();
+  const std::string clip_ = "tower=" + (FixturesDir() / "clip-tower").string();
   InstructionWorld world_;
 };
 
@@ -96,7 +94,7 @@ TEST_F(InstructionModelTest, Stage1DrawsAProjectorAsPyTorchDoes) {
   EXPECT_LT(weight({tiny_, "projector.init=small"}, 1).std().item<double>(),
             0.5 * weight({tiny_}, 1).std().item<double>());
   const at::Tensor kept =
-      OpenLanguage(kFixtures / "tiny-llava").tensors.Get("model.mm_projector.2.weight");
+      OpenLanguage(FixturesDir() / "tiny-llava").tensors.Get("model.mm_projector.2.weight");
   EXPECT_TRUE(at::equal(weight({tiny_, "projector.init=keep"}, 1), kept));
   EXPECT_TRUE(at::equal(
       Open(Stage::kFinetune, {tiny_}).language.tensors.Get("model.mm_projector.2.weight"), kept));
@@ -119,20 +117,23 @@ TEST_F(InstructionModelTest, AFreshProjectorMayBeOfAnotherType) {
 
 TEST_F(InstructionModelTest, StartsFromAStage1File) {
   for (const char* folder : {"stage1-mlp", "stage1-linear"}) {
-    const std::string from = "projector.from=" + (kFixtures / folder / "mm_projector.bin").string();
+    const std::string from =
+        "projector.from=" + (FixturesDir() / folder / "mm_projector.bin").string();
     for (const Stage stage : {Stage::kAlign, Stage::kFinetune}) {
       const InstructionModel model = Open(stage, {original_, clip_, from});
       EXPECT_EQ(model.language.config.projector.type(),
                 std::string(folder) == "stage1-mlp" ? "mlp2x_gelu" : "linear");
     }
   }
-  const InstructionModel model = Open(
-      Stage::kFinetune,
-      {original_, clip_, "projector.from=" + (kFixtures / "stage1-mlp/mm_projector.bin").string()});
-  EXPECT_LT(MaxDifference(
-                model.language.tensors.Get("model.mm_projector.0.weight"),
-                OpenLanguage(kFixtures / "tiny-llava").tensors.Get("model.mm_projector.0.weight")),
-            1e-6);
+  const InstructionModel model =
+      Open(Stage::kFinetune,
+           {original_, clip_,
+            "projector.from=" + (FixturesDir() / "stage1-mlp/mm_projector.bin").string()});
+  EXPECT_LT(
+      MaxDifference(
+          model.language.tensors.Get("model.mm_projector.0.weight"),
+          OpenLanguage(FixturesDir() / "tiny-llava").tensors.Get("model.mm_projector.0.weight")),
+      1e-6);
 }
 
 // As Vicuna is published: LLaMA's keys, no word about pictures.
@@ -147,7 +148,7 @@ TEST_F(InstructionModelTest, Stage1BeginsWithALanguageModelAlone) {
   EXPECT_EQ(config.features.select_layer, -2);
   EXPECT_EQ(config.features.image_mode, ImageMode::kPad);
   EXPECT_EQ(model.language.chat_template->name(), "v1");
-  const LanguageCheckpoint whole = OpenLanguage(kFixtures / "tiny-llava");
+  const LanguageCheckpoint whole = OpenLanguage(FixturesDir() / "tiny-llava");
   for (const char* name : {"model.layers.1.mlp.up_proj.weight", "model.norm.weight"}) {
     EXPECT_TRUE(at::equal(model.language.tensors.Get(name), whole.tensors.Get(name))) << name;
   }
@@ -164,7 +165,7 @@ TEST_F(InstructionModelTest, Stage1BeginsWithALanguageModelAlone) {
   Open(Stage::kFinetune, {"model=" + version.string(), clip_});
   const InstructionModel from = Open(
       Stage::kFinetune,
-      {alone, clip_, "projector.from=" + (kFixtures / "stage1-mlp/mm_projector.bin").string()});
+      {alone, clip_, "projector.from=" + (FixturesDir() / "stage1-mlp/mm_projector.bin").string()});
   EXPECT_LT(MaxDifference(from.language.tensors.Get("model.mm_projector.0.weight"),
                           whole.tensors.Get("model.mm_projector.0.weight")),
             1e-6);

@@ -7,7 +7,7 @@
 #include <ATen/Parallel.h>
 
 #include "model/train/optimizer.h"
-#include "tests/support/paths.h"
+#include "tests/support/fixtures.h"
 
 namespace llava {
 
@@ -31,7 +31,7 @@ std::string ArrayJson(const std::vector<std::string>& records) {
 
 InstructionWorld::InstructionWorld() {
   at::set_num_threads(1);  // the model is too small to share, and other tests run beside
-  const auto fixtures = std::filesystem::path(SourceDir()) / "tests/fixtures/images";
+  const auto fixtures = FixturesDir() / "images";
   const char* names[] = {"plain.png", "rgba.png", "palette.png"};
   std::filesystem::create_directories(scratch_.path() / "images");
   for (int i = 0; i < 3; ++i) {
@@ -41,9 +41,7 @@ InstructionWorld::InstructionWorld() {
   Write("data.json", ArrayJson(records()));
 }
 
-std::filesystem::path InstructionWorld::model() const {
-  return std::filesystem::path(SourceDir()) / "tests/fixtures/tiny-llava";
-}
+std::filesystem::path InstructionWorld::model() const { return FixturesDir() / "tiny-llava"; }
 
 std::vector<std::string> InstructionWorld::records() const {
   return {RecordJson("a", "0.png", {"<image>\nWhat is it?", "A red house."}),

@@ -11,7 +11,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "model/train/instruction_task.h"
-#include "tests/model/data/instructions/scratch_folder.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 
@@ -40,7 +40,7 @@ class InstructionWorld {
   std::string Refusal(InstructionStage stage, const std::vector<std::string>& settings) const;
 
  private:
-  ScratchFolder scratch_;
+  TempFolder scratch_;
 };
 
 // Gradients of all parameters of a task by name.

@@ -1,27 +1,19 @@
 #include "model/train/picture_sizes.h"
+#include "tests/support/fixtures.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <stdexcept>
 #include <string>
 
-#include "tests/model/data/instructions/scratch_folder.h"
-#include "tests/support/paths.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
 
-const std::filesystem::path kPictures =
-    std::filesystem::path(SourceDir()) / "tests/fixtures/images";
-
-std::string Bytes(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
+const std::filesystem::path kPictures = FixturesDir() / "images";
 
 TEST(PictureSizesTest, AreThoseOfTheFile) {
   for (const bool decode : {false, true}) {
@@ -34,8 +26,8 @@ TEST(PictureSizesTest, AreThoseOfTheFile) {
 
 // A camera's preview stands before it.
 TEST(PictureSizesTest, TheHeaderMayStandFarBack) {
-  const ScratchFolder scratch;
-  std::string file = Bytes(kPictures / "wide_300x41.jpg");
+  const TempFolder scratch;
+  std::string file = ReadBytes(kPictures / "wide_300x41.jpg");
   std::string segment("\xFF\xE1\xFF\xFF", 4);
   segment.append(0xFFFD, 'x');
   file.insert(2, segment + segment);
@@ -44,8 +36,8 @@ TEST(PictureSizesTest, TheHeaderMayStandFarBack) {
 }
 
 TEST(PictureSizesTest, SaysWhatIsWrong) {
-  const ScratchFolder scratch;
-  const std::string whole = Bytes(kPictures / "plain.png");
+  const TempFolder scratch;
+  const std::string whole = ReadBytes(kPictures / "plain.png");
   const auto text = scratch.Write("text.png", "no picture");
   const auto cut = scratch.Write("cut.png", whole.substr(0, whole.size() / 2));
   for (const bool decode : {false, true}) {

@@ -4,11 +4,11 @@
 #include <gtest/gtest.h>
 
 #include <filesystem>
-#include <fstream>
 #include <string>
 #include <vector>
 
 #include "tests/model/chart/chart_case.h"
+#include "tests/support/error_of.h"
 
 namespace llava {
 namespace {
@@ -20,9 +20,8 @@ class PlotTest : public ChartCase {
  protected:
   // A run folder with these lines.
   fs::path Run(const std::string& name, const std::string& lines) const {
-    fs::create_directories(folder_ / name);
-    std::ofstream(folder_ / name / "metrics.jsonl") << lines;
-    return folder_ / name;
+    folder_.Write(name + "/metrics.jsonl", lines);
+    return folder_.path() / name;
   }
 };
 
@@ -64,11 +63,12 @@ TEST_F(PlotTest, TellsWhatCannotBeDrawn) {
                 PlotMetrics({run}, png(), {{"los"}, false, 1});
               }),
               testing::AllOf(HasSubstr("\"los\""), HasSubstr("there are loss")));
-  EXPECT_THAT(ErrorOf([&] { PlotMetrics({folder_ / "none"}, png()); }), HasSubstr("none"));
+  EXPECT_THAT(ErrorOf([&] { PlotMetrics({folder_.path() / "none"}, png()); }), HasSubstr("none"));
   EXPECT_THAT(ErrorOf([&] { PlotMetrics({Run("empty", "")}, png()); }), HasSubstr("no metrics"));
   const fs::path broken = Run("broken", "{\"step\":1,\"loss\":4}\n{\"step\":\n{\"step\":3}\n");
   EXPECT_THAT(ErrorOf([&] { PlotMetrics({broken}, png()); }), HasSubstr("metrics.jsonl:2"));
-  EXPECT_THAT(ErrorOf([&] { PlotMetrics({run}, folder_ / "no" / "x.png"); }), HasSubstr("x.png"));
+  EXPECT_THAT(ErrorOf([&] { PlotMetrics({run}, folder_.path() / "no" / "x.png"); }),
+              HasSubstr("x.png"));
 }
 
 }  // namespace

@@ -7,7 +7,7 @@
 
 #include "model/checkpoint/manifest.h"
 #include "model/checkpoint/version_folder.h"
-#include "tests/model/checkpoint/folders.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {

@@ -4,8 +4,6 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <fstream>
-#include <iterator>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -19,7 +17,8 @@
 #include "model/train/instruction_task.h"
 #include "tests/model/nn/tiny_model.h"
 #include "tests/model/train/instruction_world.h"
-#include "tests/support/paths.h"
+#include "tests/support/fixtures.h"
+#include "tests/support/temp_folder.h"
 #include "tests/support/tiny_next.h"
 
 namespace llava {
@@ -40,9 +39,7 @@ class TilesTaskTest : public testing::Test {
     Picture("images/1.png", "small_upscale.png");
   }
   void Picture(const char* name, const char* fixture) {
-    const auto path = std::filesystem::path(SourceDir()) / "tests/fixtures/images" / fixture;
-    std::ifstream file(path, std::ios::binary);
-    world_.Write(name, std::string{std::istreambuf_iterator<char>(file), {}});
+    world_.Write(name, ReadBytes(FixturesDir() / "images" / fixture));
   }
   std::unique_ptr<TrainingTask> Make(Stage stage, Settings settings) const {
     settings.insert(settings.begin(), "model=" + next_.string());

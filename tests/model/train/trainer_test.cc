@@ -17,6 +17,7 @@
 #include <gtest/gtest.h>
 
 #include "model/train/run_folder.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -83,15 +84,10 @@ class Regression : public TrainingTask {
 class TrainerTest : public testing::Test {
  protected:
   TrainerTest() {
-    std::string name = (std::filesystem::temp_directory_path() / "llava-run-XXXXXX").string();
-    folder_ = mkdtemp(name.data());
     sink_ = std::fopen("/dev/null", "w");
     at::set_num_threads(1);  // a fork must not lose OpenMP threads
   }
-  ~TrainerTest() override {
-    std::fclose(sink_);
-    std::filesystem::remove_all(folder_);
-  }
+  ~TrainerTest() override { std::fclose(sink_); }
 
   TrainingOutcome Run(Regression& task, const std::string& name,
                       const std::string& recipe_json = "{}") {
@@ -118,7 +114,8 @@ class TrainerTest : public testing::Test {
     return lines;
   }
 
-  std::filesystem::path folder_;
+  const TempFolder temp_;
+  const std::filesystem::path& folder_ = temp_.path();
   std::FILE* sink_;
 };
 

@@ -6,8 +6,6 @@
 
 #include <atomic>
 #include <chrono>
-#include <fstream>
-#include <iterator>
 #include <map>
 #include <memory>
 #include <set>
@@ -18,6 +16,7 @@
 #include "absl/strings/str_cat.h"
 #include "server/lifecycle/servable.h"
 #include "server/runtime/mutex.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 
@@ -161,8 +160,7 @@ class FakeLoader : public ServableLoader {
 
  private:
   static std::string Content(const VersionRef& version) {
-    std::ifstream file(version.folder / "weights");
-    return {std::istreambuf_iterator<char>(file), {}};
+    return ReadBytes(version.folder / "weights");
   }
 
   const int workers_;

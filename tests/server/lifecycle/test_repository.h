@@ -1,30 +1,22 @@
 #pragma once
 
 #include <gtest/gtest.h>
-#include <stdlib.h>
 
 #include <filesystem>
-#include <fstream>
 #include <string>
 
 #include "model/checkpoint/manifest.h"
 #include "model/checkpoint/repository.h"
 #include "model/digest/sha256.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 
 // A model repository in a temporary folder, with versions that hold one small file.
 class TestRepository {
  public:
-  TestRepository() {
-    std::string name = (std::filesystem::temp_directory_path() / "llava-lifecycle-XXXXXX").string();
-    folder_ = mkdtemp(name.data());
-  }
-  ~TestRepository() { std::filesystem::remove_all(folder_); }
-  TestRepository(const TestRepository&) = delete;
-
   // A folder of its own that may not be there.
-  std::filesystem::path root() const { return folder_ / "models"; }
+  std::filesystem::path root() const { return folder_.path() / "models"; }
   std::filesystem::path Folder(const std::string& name, uint64_t version) const {
     return root() / name / std::to_string(version);
   }
@@ -53,13 +45,12 @@ class TestRepository {
     std::filesystem::remove_all(Folder(name, version));
   }
   static void Write(const std::filesystem::path& path, const std::string& text) {
-    std::ofstream file(path);
-    file << text;
+    WriteBytes(path, text);
   }
   ModelRepository repository() const { return ModelRepository(root()); }
 
  private:
-  std::filesystem::path folder_;
+  const TempFolder folder_;
 };
 
 }  // namespace llava

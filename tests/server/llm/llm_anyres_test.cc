@@ -15,9 +15,9 @@
 #include "model/llava/llava.h"
 #include "server/runtime/status.h"
 #include "server/wire/feature_key.h"
-#include "tests/model/checkpoint/folders.h"
 #include "tests/server/llm/llm_test_server.h"
 #include "tests/support/fixtures.h"
+#include "tests/support/temp_folder.h"
 #include "tests/support/tiny_next.h"
 
 namespace llava {

@@ -4,7 +4,6 @@
 
 #include <gmock/gmock.h>
 
-#include <filesystem>
 #include <fstream>
 #include <future>
 #include <nlohmann/json.hpp>
@@ -25,11 +24,9 @@ namespace {
 using ::testing::ElementsAreArray;
 using ::testing::HasSubstr;
 
-std::filesystem::path Fixtures() { return FixturesDir(); }
-
 LlmOptions FixtureOptions() {
   LlmOptions options;
-  options.language.model = (Fixtures() / "tiny-llava").string();
+  options.language.model = (FixturesDir() / "tiny-llava").string();
   options.engine.prefill_chunk = 7;  // an odd one, so that prompts fall into many pieces
   return options;
 }
@@ -39,8 +36,8 @@ class LlmServiceTest : public ::testing::Test {
  protected:
   static void SetUpTestSuite() {
     server_ = new LlmTestServer(FixtureOptions());
-    features_ = new TestFeatures(ComputeFeatures(Fixtures() / "tiny-llava",
-                                                 Fixtures() / "images" / "plain.png",
+    features_ = new TestFeatures(ComputeFeatures(FixturesDir() / "tiny-llava",
+                                                 FixturesDir() / "images" / "plain.png",
                                                  server_->info().vision_spec()));
     ASSERT_TRUE(server_->Put(*features_).ok());
   }
@@ -68,7 +65,7 @@ LlmTestServer* LlmServiceTest::server_ = nullptr;
 TestFeatures* LlmServiceTest::features_ = nullptr;
 
 TEST_F(LlmServiceTest, WritesTheTokensOfTheOracle) {
-  std::ifstream file(Fixtures() / "expected" / "generation.json");
+  std::ifstream file(FixturesDir() / "expected" / "generation.json");
   int compared = 0;
   for (const nlohmann::json& sample : nlohmann::json::parse(file)) {
     if (sample["ids_style"] != "hf" || sample["name"] == "two_turn") continue;
@@ -80,8 +77,9 @@ TEST_F(LlmServiceTest, WritesTheTokensOfTheOracle) {
       // The sample may fit its pictures otherwise than the checkpoint says; the numbers count here.
       v1::VisionSpec spec = server_->info().vision_spec();
       spec.set_image_mode(sample["image_mode"] == "pad" ? v1::IMAGE_MODE_PAD : v1::IMAGE_MODE_CROP);
-      TestFeatures features = ComputeFeatures(
-          Fixtures() / "tiny-llava", Fixtures() / "images" / std::string(sample["image"]), spec);
+      TestFeatures features =
+          ComputeFeatures(FixturesDir() / "tiny-llava",
+                          FixturesDir() / "images" / std::string(sample["image"]), spec);
       features.header.mutable_key()->set_spec_digest(
           ToBytes(SpecDigest(server_->info().vision_spec())));
       features.header.mutable_key()->set_numerics("oracle");

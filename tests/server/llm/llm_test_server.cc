@@ -3,8 +3,6 @@
 #include <ATen/ops/from_blob.h>
 #include <gtest/gtest.h>
 
-#include <fstream>
-#include <sstream>
 #include <stdexcept>
 
 #include "model/checkpoint/checkpoint.h"
@@ -14,16 +12,13 @@
 #include "model/nn/clip.h"
 #include "server/wire/feature_key.h"
 #include "server/wire/tensor_stream.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 
 TestFeatures ComputeFeatures(const std::filesystem::path& tower_path,
                              const std::filesystem::path& image_path, const v1::VisionSpec& spec) {
-  std::ifstream stream(image_path, std::ios::binary);
-  if (!stream) throw std::runtime_error("cannot read " + image_path.string());
-  std::stringstream file;
-  file << stream.rdbuf();
-  const std::string bytes = file.str();
+  const std::string bytes = ReadBytes(image_path);
   const TowerCheckpoint checkpoint = OpenTower(tower_path);
   const ClipTower tower(checkpoint.config, checkpoint.tensors, at::kCPU, at::kFloat);
   const PreprocessConfig& preprocess = checkpoint.config.preprocess;

@@ -7,7 +7,6 @@
 #include <boost/asio.hpp>
 #include <chrono>
 #include <cstdlib>
-#include <filesystem>
 #include <map>
 #include <string>
 
@@ -15,6 +14,7 @@
 #include "server/runtime/http_server.h"
 #include "tests/support/certificates.h"
 #include "tests/support/paths.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -62,9 +62,8 @@ TEST_F(ProbeTest, SaysWhetherAServiceIsReady) {
 }
 
 TEST_F(ProbeTest, SpeaksTlsWhereTheServiceDoesAndNeedsNoCertificate) {
-  std::string name = (std::filesystem::temp_directory_path() / "llava-probe-XXXXXX").string();
-  const std::string folder = mkdtemp(name.data());
-  const TestCertificates certificates(folder);
+  const TempFolder folder;
+  const TestCertificates certificates(folder.path());
   certificates.Authority("ca");
   certificates.Leaf("server", "ca");
   Serve({certificates.Certificate("server"), certificates.Key("server"),
@@ -72,7 +71,6 @@ TEST_F(ProbeTest, SpeaksTlsWhereTheServiceDoesAndNeedsNoCertificate) {
   EXPECT_EQ(Why(address()), "");
   ready = false;
   EXPECT_EQ(Why(address()), "no tower yet");
-  std::filesystem::remove_all(folder);
 }
 
 TEST_F(ProbeTest, WaitsForNobodyForEver) {

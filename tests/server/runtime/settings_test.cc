@@ -1,4 +1,5 @@
 #include "server/runtime/settings.h"
+#include "tests/support/temp_folder.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -6,8 +7,6 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <filesystem>
-#include <fstream>
 
 namespace llava {
 namespace {
@@ -43,12 +42,9 @@ class SettingsTest : public ::testing::Test {
     return code;
   }
 
-  std::string File(const std::string& text) {
-    const std::string path = ::testing::TempDir() + std::to_string(getpid()) + "-settings.yaml";
-    std::ofstream(path) << text;
-    return path;
-  }
+  std::string File(const std::string& text) { return folder_.Write("settings.yaml", text); }
 
+  const TempFolder folder_;
   Settings settings_;
   std::string name_ = "none", mode_ = "fast", type_ = "float32", out_, err_;
   int port_ = 1;
@@ -95,7 +91,7 @@ TEST_F(SettingsTest, ReadsFlagsOfEveryKind) {
 TEST_F(SettingsTest, FlagBeatsEnvironmentBeatsFileBeatsDefault) {
   const std::string path = File("name: file\nport: 2\nrate: 1\nlog_unused: 1\n");
   EXPECT_EQ(Parse({"--config", path.c_str()}), 2);
-  EXPECT_THAT(err_, HasSubstr("-settings.yaml:4: unknown setting log_unused"));
+  EXPECT_THAT(err_, HasSubstr("/settings.yaml:4: unknown setting log_unused"));
 
   setenv("LLAVA_PROBE_PORT", "3", 1);
   setenv("LLAVA_PROBE_NAME", "environment", 1);

@@ -9,8 +9,6 @@
 #include <boost/asio.hpp>
 #include <boost/asio/ssl.hpp>
 #include <chrono>
-#include <cstdlib>
-#include <filesystem>
 #include <fstream>
 #include <optional>
 #include <string>
@@ -24,6 +22,7 @@
 #include "tests/support/certificates.h"
 #include "tests/support/eventually.h"
 #include "tests/support/slowdown.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -37,8 +36,6 @@ namespace ssl = boost::asio::ssl;
 class TlsTest : public testing::Test {
  protected:
   TlsTest() {
-    std::string name = (std::filesystem::temp_directory_path() / "llava-tls-XXXXXX").string();
-    folder_ = mkdtemp(name.data());
     certificates_ = std::make_unique<TestCertificates>(folder_);
     certificates_->Authority("ca");
     certificates_->Authority("other");
@@ -46,7 +43,6 @@ class TlsTest : public testing::Test {
     certificates_->Leaf("client", "ca");
     certificates_->Leaf("stranger", "other");
   }
-  ~TlsTest() override { std::filesystem::remove_all(folder_); }
 
   TlsFiles Files(const std::string& name, const std::string& authority) const {
     return {name.empty() ? "" : certificates_->Certificate(name),
@@ -87,7 +83,8 @@ class TlsTest : public testing::Test {
     return builder.BuildAndStart();
   }
 
-  std::string folder_;
+  const TempFolder temp_;
+  const std::string folder_ = temp_.path();
   std::unique_ptr<TestCertificates> certificates_;
 };
 

@@ -7,13 +7,11 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
-#include <fstream>
 #include <functional>
 #include <future>
 #include <memory>
 #include <new>
 #include <span>
-#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -26,13 +24,11 @@
 #include "server/vision/feature_cache.h"
 #include "tests/support/fixtures.h"
 #include "tests/support/slowdown.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 inline std::string Picture(const std::string& name) {
-  std::ifstream stream(FixturesDir() / "images" / name, std::ios::binary);
-  std::stringstream bytes;
-  bytes << stream.rdbuf();
-  return bytes.str();
+  return ReadBytes(FixturesDir() / "images" / name);
 }
 
 // A 24-bit BMP of squares of 8 x 8 pixels beside each other, each of one value.

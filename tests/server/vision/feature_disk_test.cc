@@ -19,6 +19,7 @@
 #include "server/runtime/logging.h"
 #include "server/vision/feature_cache.h"
 #include "server/vision/feature_file.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -40,9 +41,6 @@ std::shared_ptr<const Features> FeaturesOf(const std::string& key, int64_t rows 
 
 class FeatureDiskTest : public ::testing::Test {
  protected:
-  FeatureDiskTest() { fs::remove_all(folder_); }
-  ~FeatureDiskTest() override { fs::remove_all(folder_); }
-
   std::unique_ptr<FeatureDisk> Open(uint64_t budget = 1 << 20, size_t queue = 64) {
     return std::make_unique<FeatureDisk>(FeatureDisk::Options{folder_, budget, queue}, metrics_);
   }
@@ -52,8 +50,8 @@ class FeatureDiskTest : public ::testing::Test {
     return files;
   }
 
-  const fs::path folder_ =
-      fs::path(::testing::TempDir()) / ("feature_disk_" + std::to_string(getpid()));
+  const TempFolder temp_;
+  const fs::path folder_ = temp_.path() / "features";  // not made yet
   Metrics metrics_{"vision"};
 };
 

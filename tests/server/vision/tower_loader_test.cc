@@ -20,6 +20,7 @@
 #include "tests/support/fixtures.h"
 #include "tests/support/paths.h"
 #include "tests/support/slowdown.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -45,12 +46,9 @@ class Answer : public EncodeCall {
 
 class TowerLoaderTest : public ::testing::Test {
  protected:
-  TowerLoaderTest() { fs::remove_all(root_); }
-  ~TowerLoaderTest() override { fs::remove_all(root_); }
-
   // The shipped tower, which has a self-test, as a version of this repository.
   VersionRef Version(uint64_t version, const std::string& name = "tower") {
-    const fs::path folder = root_ / name / std::to_string(version);
+    const fs::path folder = folder_.path() / name / std::to_string(version);
     fs::create_directories(folder.parent_path());
     fs::copy(fs::path(SourceDir()) / "deploy/models/emoji-tower/1", folder,
              fs::copy_options::recursive);
@@ -80,8 +78,7 @@ class TowerLoaderTest : public ::testing::Test {
     return engine.Post(std::move(job)).ok() && call->Wait();
   }
 
-  const fs::path root_ =
-      fs::path(::testing::TempDir()) / ("tower_loader_" + std::to_string(getpid()));
+  const TempFolder folder_;
   Metrics metrics_{"vision"};
   FeatureCache cache_{1 << 20, metrics_};
   TowerOptions options_{.workers = 2, .threads = 1};
@@ -249,7 +246,8 @@ TEST_F(TowerLoaderTest, WhoHoldsATowerKeepsIt) {
 }
 
 TEST_F(TowerLoaderTest, SaysWhyAVersionCannotBeServed) {
-  EXPECT_EQ(Fails({"tower", 9, root_ / "tower" / "9"}).code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(Fails({"tower", 9, folder_.path() / "tower" / "9"}).code(),
+            absl::StatusCode::kNotFound);
 
   const VersionRef cut = Version(1);
   fs::resize_file(cut.folder / "model.safetensors",

@@ -4,9 +4,7 @@
 
 #include <grpcpp/grpcpp.h>
 
-#include <fstream>
 #include <memory>
-#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -15,14 +13,12 @@
 #include "server/vision/tower_loader.h"
 #include "server/vision/vision_service.h"
 #include "tests/support/fixtures.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 
 inline std::string FixturePicture(const std::string& name) {
-  std::ifstream stream(FixturesDir() / "images" / name, std::ios::binary);
-  std::stringstream bytes;
-  bytes << stream.rdbuf();
-  return bytes.str();
+  return ReadBytes(FixturesDir() / "images" / name);
 }
 
 class VisionTestServer {

@@ -1,11 +1,10 @@
 #include "model/data/instructions/instruction_data.h"
+#include "tests/support/temp_folder.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <stdexcept>
-
-#include "tests/model/data/instructions/scratch_folder.h"
 
 namespace llava {
 namespace {
@@ -16,7 +15,7 @@ std::string Record(const std::string& id) {
 }
 
 TEST(InstructionDataTest, FilesAreOneListBehindTheOther) {
-  const ScratchFolder scratch;
+  const TempFolder scratch;
   const auto first = scratch.Write("first.json", "[" + Record("a") + "," + Record("b") + "]");
   const auto empty = scratch.Write("empty.json", "[]");
   const auto last = scratch.Write("last.json", "[" + Record("c") + R"(, {"id": "d"})" + "]");
@@ -24,9 +23,9 @@ TEST(InstructionDataTest, FilesAreOneListBehindTheOther) {
   ASSERT_EQ(data.size(), 4);
   EXPECT_EQ(data.Read(1).id, "b");
   EXPECT_EQ(data.Read(2).id, "c");
-  EXPECT_EQ(data.Name(2), last.string() + " record 0");
+  EXPECT_EQ(data.Name(2), last + " record 0");
   EXPECT_EQ(data.Names(std::vector<int64_t>{1, 0, 3}),
-            first.string() + " records 1, 0; " + last.string() + " records 1");
+            first + " records 1, 0; " + last + " records 1");
   EXPECT_EQ(data.PicturePath("x/a.png"), "/pictures/x/a.png");
   EXPECT_THROW(data.Read(4), std::out_of_range);
   try {
@@ -34,13 +33,13 @@ TEST(InstructionDataTest, FilesAreOneListBehindTheOther) {
     FAIL();
   } catch (const BadRecord& bad) {
     EXPECT_EQ(bad.kind(), BadRecordKind::kKeys);
-    EXPECT_EQ(std::string(bad.what()), last.string() + " record 1: has no \"conversations\"");
+    EXPECT_EQ(std::string(bad.what()), last + " record 1: has no \"conversations\"");
   }
   EXPECT_THROW(InstructionData({}, ""), std::invalid_argument);
 }
 
 TEST(InstructionDataTest, NamesRecordsWhoseSyntaxIsBroken) {
-  const ScratchFolder scratch;
+  const TempFolder scratch;
   const auto file =
       scratch.Write("a.json", "[" + Record("a") + R"(, {"id": "b", "x": [}, )" + Record("c") + "]");
   const InstructionData data({file}, "");
@@ -51,7 +50,7 @@ TEST(InstructionDataTest, NamesRecordsWhoseSyntaxIsBroken) {
     FAIL();
   } catch (const BadRecord& bad) {
     EXPECT_EQ(bad.kind(), BadRecordKind::kSyntax);
-    EXPECT_THAT(bad.what(), testing::StartsWith(file.string() + " record 1: '}' without"));
+    EXPECT_THAT(bad.what(), testing::StartsWith(file + " record 1: '}' without"));
   }
 }
 

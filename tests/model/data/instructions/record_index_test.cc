@@ -1,12 +1,11 @@
 #include "model/data/instructions/record_index.h"
+#include "tests/support/temp_folder.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
 #include <stdexcept>
-
-#include "tests/model/data/instructions/scratch_folder.h"
 
 namespace llava {
 namespace {
@@ -34,7 +33,7 @@ class RecordIndexTest : public testing::Test {
     return "";
   }
 
-  ScratchFolder scratch_;
+  TempFolder scratch_;
 };
 
 TEST_F(RecordIndexTest, FindsTheElementsOfAnArray) {

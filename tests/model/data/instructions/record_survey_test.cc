@@ -1,4 +1,5 @@
 #include "model/data/instructions/record_survey.h"
+#include "tests/support/fixtures.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -7,8 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 
-#include "tests/model/data/instructions/scratch_folder.h"
-#include "tests/support/paths.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -37,12 +37,11 @@ class RecordSurveyTest : public testing::Test {
   }
   int64_t Bad(const RecordSurvey& survey, Kind kind) { return survey.bad[static_cast<int>(kind)]; }
 
-  ScratchFolder scratch_;
+  TempFolder scratch_;
   std::filesystem::path file_;
   SurveyOptions options_;
   SampleEncoder encoder_{
-      std::make_shared<Tokenizer>(
-          Tokenizer::Load(std::filesystem::path(SourceDir()) / "tests/fixtures/tiny-llava")),
+      std::make_shared<Tokenizer>(Tokenizer::Load(FixturesDir() / "tiny-llava")),
       std::make_shared<ChatTemplate>(ChatTemplate::Parse(
           R"({"name": "t", "user": {"prefix": "U:"}, "assistant": {"prefix": "A:", "suffix": "</s>"}})")),
       {.max_tokens = 60, .pictures = PictureShape({}, 16)}};

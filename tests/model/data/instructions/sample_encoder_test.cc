@@ -1,5 +1,5 @@
 #include "model/data/instructions/sample_encoder.h"
-#include "tests/support/paths.h"
+#include "tests/support/fixtures.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -60,8 +60,8 @@ class SampleEncoderTest : public testing::Test {
     return Kind::kSyntax;
   }
 
-  std::shared_ptr<const Tokenizer> tokenizer_ = std::make_shared<Tokenizer>(
-      Tokenizer::Load(std::filesystem::path(SourceDir()) / "tests/fixtures/tiny-llava"));
+  std::shared_ptr<const Tokenizer> tokenizer_ =
+      std::make_shared<Tokenizer>(Tokenizer::Load(FixturesDir() / "tiny-llava"));
   std::shared_ptr<const ChatTemplate> template_ =
       std::make_shared<ChatTemplate>(ChatTemplate::Parse(
           R"({"name": "t", "user": {"prefix": "U:", "suffix": " "},

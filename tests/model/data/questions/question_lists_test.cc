@@ -1,9 +1,8 @@
 #include "model/data/questions/question_lists.h"
+#include "tests/support/temp_folder.h"
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
-#include <fstream>
 #include <set>
 #include <stdexcept>
 
@@ -48,9 +47,9 @@ TEST(QuestionListsTest, SaysWhatIsWrong) {
 }
 
 TEST(QuestionListsTest, ReadsAFile) {
-  const std::string path = testing::TempDir() + "/questions_" + std::to_string(getpid()) + ".txt";
-  std::ofstream(path) << "Well?\n";
-  EXPECT_EQ(BriefQuestions(path), std::vector<std::string>{"Well?"});
+  const TempFolder folder;
+  EXPECT_EQ(BriefQuestions(folder.Write("questions.txt", "Well?\n")),
+            std::vector<std::string>{"Well?"});
 }
 
 }  // namespace

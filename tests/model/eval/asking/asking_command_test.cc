@@ -16,9 +16,9 @@
 
 #include "tests/model/eval/eval_program.h"
 #include "tests/model/eval/scienceqa/sample_problems.h"
-#include "tests/model/eval/temporary_folder.h"
 #include "tests/support/chat_server.h"
 #include "tests/support/paths.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -49,7 +49,7 @@ class AskingCommandTest : public testing::Test {
     return " --base-url " + server.base_url() + " --model teacher";
   }
 
-  const TemporaryFolder folder_;
+  const TempFolder folder_;
   const std::string questions_ =
       folder_.Write("questions.jsonl",
                     "{\"question_id\": 5, \"image\": \"lion.png\", \"text\": \"What is this?\"}\n"
@@ -390,7 +390,7 @@ TEST_F(JudgeAskTest, LosesAtMostTheRequestInFlightWhenKilled) {
                            " >/dev/null 2>&1 & echo $! > " + pid + "; wait $!'";
   EXPECT_NE(std::system(line.c_str()), 0);
   EXPECT_EQ(server.num_asked(), 4);
-  EXPECT_EQ(folder_.Read("out.jsonl"), "");
+  EXPECT_FALSE(std::filesystem::exists(folder_.At("out.jsonl")));
   const Outcome again = Eval(command + " 2>&1");
   EXPECT_EQ(again.code, 0) << again.output;
   EXPECT_EQ(Written().size(), 6);
@@ -457,7 +457,7 @@ TEST_F(JudgeAskTest, ARunThatFailsLeavesAWholeFileAlone) {
   ChatServer patient(good);
   EXPECT_EQ(Eval(command_ + " --base-url " + patient.base_url() + " --model other 2>&1").code, 0);
   EXPECT_EQ(Written().size(), 6);
-  EXPECT_EQ(folder_.Read("out.jsonl.partial"), "");
+  EXPECT_FALSE(std::filesystem::exists(folder_.At("out.jsonl.partial")));
 }
 
 TEST_F(JudgeAskTest, ListsIdsThatDoNotMatch) {

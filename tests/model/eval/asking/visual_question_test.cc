@@ -1,9 +1,9 @@
 #include "model/eval/asking/visual_question.h"
+#include "tests/support/error_of.h"
+#include "tests/support/temp_folder.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-
-#include "tests/model/eval/temporary_folder.h"
 
 namespace llava {
 namespace {
@@ -12,7 +12,7 @@ using testing::HasSubstr;
 using testing::StartsWith;
 
 TEST(VisualQuestionsTest, ComeFromLines) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   const auto questions = ReadVisualQuestions(
       folder.Write("q.jsonl",
                    "{\"question_id\": 7, \"image\": \"a.png\", \"text\": \"<image>\\nWhat?\"}\n"
@@ -28,7 +28,7 @@ TEST(VisualQuestionsTest, ComeFromLines) {
 }
 
 TEST(VisualQuestionsTest, ComeFromInstructionData) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   const auto questions =
       ReadVisualQuestions(folder.Write("q.json",
                                        R"([{"id": "3", "image": "3/image.png", "conversations": [
@@ -45,7 +45,7 @@ TEST(VisualQuestionsTest, ComeFromInstructionData) {
 }
 
 TEST(VisualQuestionsTest, AreNamedWhereTheyAreWrong) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   const auto error = [&folder](const std::string& content) {
     const std::string path = folder.Write("q", content);
     return ErrorOf([&] { ReadVisualQuestions(path, ""); });
@@ -70,7 +70,7 @@ TEST(AnswerLineTest, IsWhatLlavaWrites) {
 }
 
 TEST(PictureUrlTest, CarriesThePicture) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   EXPECT_EQ(PictureUrl(folder.Write("a", "BM")), "data:image/bmp;base64,Qk0=");
   EXPECT_EQ(PictureUrl(folder.Write("b", "BM!")), "data:image/bmp;base64,Qk0h");
   EXPECT_EQ(PictureUrl(folder.Write("c", "BM\xFF\xFE")), "data:image/bmp;base64,Qk3//g==");
@@ -82,7 +82,7 @@ TEST(PictureUrlTest, CarriesThePicture) {
 }
 
 TEST(VisualQuestionsTest, ANestThatIsTooDeepIsNamed) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   const std::string path = folder.Write(
       "q.json", "[{\"id\": " + std::string(100'000, '[') + std::string(100'000, ']') + "}]");
   EXPECT_THAT(ErrorOf([&] { ReadVisualQuestions(path, ""); }),

@@ -7,7 +7,7 @@
 #include <string>
 
 #include "tests/model/eval/eval_program.h"
-#include "tests/model/eval/temporary_folder.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -17,7 +17,7 @@ using Json = nlohmann::json;
 
 class JudgeCommandTest : public testing::Test {
  protected:
-  const TemporaryFolder folder_;
+  const TempFolder folder_;
   const std::string one_ = folder_.Write(
       "one.jsonl",
       R"({"question_id": 1, "category": "conv", "content": "8 6\nx", "tuple": [8.0, 6.0]})"

@@ -1,9 +1,9 @@
 #include "model/eval/judge/reviews.h"
+#include "tests/support/error_of.h"
+#include "tests/support/temp_folder.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-
-#include "tests/model/eval/temporary_folder.h"
 
 namespace llava {
 namespace {
@@ -86,7 +86,7 @@ TEST(ParseScoresTest, ReadsWhatPeopleWouldRead) {
 }
 
 TEST(ReadReviewsTest, TakesBothPublishedForms) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   const std::string path = folder.Write(
       "reviews.jsonl",
       R"({"id": 1, "question_id": 7, "category": "conv", "content": "8, 9\n", "tuple": [-1, -1]})"
@@ -119,7 +119,7 @@ TEST(ReadReviewsTest, TakesBothPublishedForms) {
 }
 
 TEST(ReadReviewsTest, NamesTheLineThatIsNone) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   const auto error = [&folder](const std::string& line) {
     const std::string good = R"({"question_id": 1, "tuple": [1, 2]})";
     const std::string path = folder.Write("r.jsonl", good + "\n" + line + "\n");

@@ -1,4 +1,5 @@
 #include "model/eval/judge/summary.h"
+#include "tests/support/error_of.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -6,8 +7,6 @@
 #include <string>
 #include <tuple>
 #include <vector>
-
-#include "tests/model/eval/temporary_folder.h"
 
 namespace llava {
 namespace {

@@ -1,9 +1,9 @@
 #include "model/eval/judge/tasks.h"
+#include "tests/support/error_of.h"
+#include "tests/support/temp_folder.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-
-#include "tests/model/eval/temporary_folder.h"
 
 namespace llava {
 namespace {
@@ -36,7 +36,7 @@ class JudgeTasksTest : public testing::Test {
                           "default": {"role": "Assistant", "prompt": "Score all."}})");
   }
 
-  const TemporaryFolder folder_;
+  const TempFolder folder_;
   JudgeFiles files_;
 };
 

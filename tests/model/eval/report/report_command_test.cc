@@ -7,7 +7,7 @@
 
 #include "tests/model/eval/eval_program.h"
 #include "tests/model/eval/scienceqa/sample_problems.h"
-#include "tests/model/eval/temporary_folder.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -16,7 +16,7 @@ using testing::HasSubstr;
 using testing::StartsWith;
 
 TEST(ReportCommandTest, WritesWhatTheOtherCommandsMeasured) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   // Real results, so that writers and reader agree.
   const std::string predictions =
       folder.Write("p.json", R"({"results": {"10": 3, "1": 1, "2": 0}})");

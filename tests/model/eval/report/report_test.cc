@@ -1,9 +1,9 @@
 #include "model/eval/report/report.h"
+#include "tests/support/error_of.h"
+#include "tests/support/temp_folder.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-
-#include "tests/model/eval/temporary_folder.h"
 
 namespace llava {
 namespace {
@@ -31,7 +31,7 @@ const ReportRow* Find(const ReportTable& table, const std::string& name) {
 }
 
 TEST(ReportTest, PutsResultsBesideThePaper) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   const auto tables = MakeReport({{"mine", folder.Write("a.json", kScience)},
                                   {"wild", folder.Write("b.json", kWild)},
                                   {"runs", folder.Write("c.json", kRuns)}});
@@ -53,7 +53,7 @@ TEST(ReportTest, PutsResultsBesideThePaper) {
 }
 
 TEST(ReportTest, TellsOfJudgementsThatAreNotWhole) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   const std::string file = R"({"file": "a", "missing": 4, "categories": {
       "all": {"relative": 60.0}, "conv": {"relative": 61.0}}})";
   const auto judged = [&](const std::string& files, const std::string& average) {
@@ -76,7 +76,7 @@ TEST(ReportTest, TellsOfJudgementsThatAreNotWhole) {
 }
 
 TEST(ReportTest, KnowsShortAnswersAndScenes) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   const auto tables = MakeReport(
       {{"a", folder.Write("a.json", R"({"kind": "vqa", "metric": "soft", "acc": 66.6})")},
        {"b", folder.Write("b.json", R"({"kind": "vqa", "metric": "pope", "mean_f1": 0.85,
@@ -92,7 +92,7 @@ TEST(ReportTest, KnowsShortAnswersAndScenes) {
 }
 
 TEST(ReportTest, AveragesSeedsOfScenes) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   const auto quality = [&](const char* name, const std::string& accuracy) {
     return folder.Write(name, R"({"bigger": {"accuracy": 0.9}, "naming": {"accuracy": )" +
                                   accuracy + R"(, "low": 0.1, "high": 0.9},
@@ -114,7 +114,7 @@ TEST(ReportTest, AveragesSeedsOfScenes) {
 }
 
 TEST(ReportTest, NamesFilesThatAreNoResults) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   for (const char* content : {"{}", R"({"kind": "judge", "files": []})", R"({"kind": "other"})"}) {
     EXPECT_THAT(ErrorOf([&] {
                   MakeReport({{"x", folder.Write("x.json", content)}});

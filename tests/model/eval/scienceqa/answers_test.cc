@@ -4,7 +4,8 @@
 #include <gtest/gtest.h>
 
 #include "tests/model/eval/scienceqa/sample_problems.h"
-#include "tests/model/eval/temporary_folder.h"
+#include "tests/support/error_of.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -79,7 +80,7 @@ class PredictionsTest : public testing::Test {
     return ChosenAnswers(problems_, Read(content), kPublished, texts_only);
   }
 
-  const TemporaryFolder folder_;
+  const TempFolder folder_;
   std::vector<ScienceProblem> problems_;  // 10, 1, 2, 3
 };
 

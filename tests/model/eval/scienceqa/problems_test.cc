@@ -4,7 +4,8 @@
 #include <gtest/gtest.h>
 
 #include "tests/model/eval/scienceqa/sample_problems.h"
-#include "tests/model/eval/temporary_folder.h"
+#include "tests/support/error_of.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -19,7 +20,7 @@ std::vector<std::string> Ids(const std::vector<ScienceProblem>& problems) {
 }
 
 TEST(ScienceProblemsTest, HaveTheOrderOfTheSplit) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   const std::string problems = folder.Write("problems.json", SampleProblems());
   const std::string splits = folder.Write("splits.json", SampleSplits());
   const auto test = ReadScienceProblems(problems, splits, "test");
@@ -36,7 +37,7 @@ TEST(ScienceProblemsTest, HaveTheOrderOfTheSplit) {
 }
 
 TEST(ScienceProblemsTest, AreNamedWhereTheyAreWrong) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   const std::string splits = folder.Write("splits.json", R"({"test": ["1"], "more": ["1", "2"]})");
   const auto error = [&](const std::string& problem, const char* split = "test") {
     const std::string problems = folder.Write("problems.json", R"({"1": {)" + problem + "}}");

@@ -4,7 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "tests/model/eval/scienceqa/sample_problems.h"
-#include "tests/model/eval/temporary_folder.h"
+#include "tests/support/error_of.h"
 
 namespace llava {
 namespace {

@@ -3,12 +3,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
 
 #include "tests/model/eval/eval_program.h"
 #include "tests/model/eval/scienceqa/sample_problems.h"
-#include "tests/model/eval/temporary_folder.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -24,7 +25,7 @@ class ScienceQaCommandTest : public testing::Test {
                 flags + " 2>&1");
   }
 
-  const TemporaryFolder folder_;
+  const TempFolder folder_;
   const std::string problems_ = folder_.Write("problems.json", SampleProblems());
   const std::string splits_ = folder_.Write("splits.json", SampleSplits());
 };
@@ -124,7 +125,7 @@ TEST_F(ScienceQaCommandTest, RefusesFlagsThatWouldDoNothing) {
     EXPECT_EQ(refused.code, 2) << flags << refused.output;
     EXPECT_THAT(refused.output, HasSubstr(message));
   }
-  EXPECT_EQ(folder_.Read("none.json"), "");
+  EXPECT_FALSE(std::filesystem::exists(folder_.At("none.json")));
   const Outcome run = Run("run", "--layout chat --pictures /nowhere --replay /dev/null --out " +
                                      folder_.At("none.json"));
   EXPECT_EQ(run.code, 2) << run.output;

@@ -4,7 +4,8 @@
 #include <gtest/gtest.h>
 
 #include "tests/model/eval/scienceqa/sample_problems.h"
-#include "tests/model/eval/temporary_folder.h"
+#include "tests/support/error_of.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -19,7 +20,7 @@ class ScienceScoreTest : public testing::Test {
                                     folder_.Write("splits.json", SampleSplits()), "test");
   }
 
-  const TemporaryFolder folder_;
+  const TempFolder folder_;
   std::vector<ScienceProblem> problems_;  // 10 (D), 1 (B), 2 (A), 3 (A)
 };
 

@@ -1,11 +1,10 @@
 #include "model/eval/vqa/vqa_accuracy.h"
+#include "tests/support/error_of.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
-
-#include "tests/model/eval/temporary_folder.h"
 
 namespace llava {
 namespace {

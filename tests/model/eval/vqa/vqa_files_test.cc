@@ -1,9 +1,9 @@
 #include "model/eval/vqa/vqa_files.h"
+#include "tests/support/error_of.h"
+#include "tests/support/temp_folder.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-
-#include "tests/model/eval/temporary_folder.h"
 
 namespace llava {
 namespace {
@@ -13,7 +13,7 @@ using testing::HasSubstr;
 using testing::Pair;
 
 TEST(VqaFilesTest, ReadEveryLayout) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   const auto vqa = ReadVqaQuestions(
       folder.Write("vqa.json", R"({"annotations": [{"question_id": 3, "answer_type": "number",
           "answers": [{"answer": "2", "answer_id": 1}, {"answer": "two", "answer_id": 2}]}]})"),
@@ -35,7 +35,7 @@ TEST(VqaFilesTest, ReadEveryLayout) {
 }
 
 TEST(VqaFilesTest, ReadGqasQuestionsById) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   const auto gqa = ReadVqaQuestions(
       folder.Write("gqa.json", R"({"05515938": {"question": "What is this bird called?",
           "imageId": "2405722", "answer": "parrot", "fullAnswer": "This is a parrot.",
@@ -52,7 +52,7 @@ TEST(VqaFilesTest, ReadGqasQuestionsById) {
 }
 
 TEST(VqaFilesTest, NameWhatIsWrong) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   const auto error = [&folder](const std::string& content) {
     const std::string path = folder.Write("q", content);
     return ErrorOf([&] { ReadVqaQuestions(path, ""); });
@@ -75,7 +75,7 @@ TEST(VqaFilesTest, NameWhatIsWrong) {
 }
 
 TEST(TextVqaFilesTest, AreJoinedByPictureAndQuestion) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   const auto questions = ReadVqaQuestions(
       folder.Write("t.json", R"({"data": [{"image_id": "im1", "question": "What Brand?",
           "question_id": 8, "answers": ["a", "b"]}]})"),
@@ -104,7 +104,7 @@ TEST(TextVqaFilesTest, FindTheQuestionOfAPrompt) {
 
 class PopeFilesTest : public testing::Test {
  protected:
-  const TemporaryFolder folder_;
+  const TempFolder folder_;
   const std::vector<std::filesystem::path> labels_ = {
       folder_.Write(
           "coco_pope_random.json",
