@@ -66,10 +66,7 @@ Quality MeasureQuality(const Llava& model, const Eye& eye, const QualityOptions&
   const Exam exam = MakeExam(options.exam);
   const int64_t turns = NumTurns(exam);
   const int conditions = 1 + options.blind + (options.oracle != nullptr);
-  std::optional<Progress> progress;
-  if (options.progress) {
-    progress.emplace(options.progress, "asking", static_cast<uint64_t>(turns * conditions));
-  }
+  Progress progress(options.progress, "asking", static_cast<uint64_t>(turns * conditions));
   uint64_t done = 0;
   const auto measure = [&](const Llava& asked, ImageTokens tokens,
                            const MistakeListener& mistaken = {}) {
@@ -77,7 +74,7 @@ Quality MeasureQuality(const Llava& model, const Eye& eye, const QualityOptions&
         exam, [&] { return std::make_unique<ModelExaminee>(asked, tokens); }, options.threads,
         [&](int64_t answered) {
           done += static_cast<uint64_t>(answered);
-          if (progress) progress->Update(done);
+          progress.Update(done);
         },
         mistaken);
   };
@@ -103,7 +100,7 @@ Quality MeasureQuality(const Llava& model, const Eye& eye, const QualityOptions&
     practice.seed = Random(options.exam.seed, 0, kPractice).Bits();
     majority = MarkCommonestAnswers(exam, MakeExam(practice));
   }
-  if (progress) progress->Finish(done);
+  progress.Finish(done);
 
   // `share_of` finds a row in any of the marks.
   const auto row = [&](std::string name, const auto& share_of) {

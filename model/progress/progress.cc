@@ -36,7 +36,7 @@ Progress::Progress(std::FILE* stream, std::string what, uint64_t total, uint64_t
       what_(std::move(what)),
       total_(total),
       skipped_(skipped),
-      terminal_(isatty(fileno(stream)) == 1),
+      terminal_(stream != nullptr && isatty(fileno(stream)) == 1),
       begin_(Clock::now()),
       drawn_(begin_) {}
 
@@ -59,6 +59,7 @@ void Progress::EndLine() {
 }
 
 void Progress::Draw(uint64_t done) {
+  if (stream_ == nullptr) return;
   drawn_ = Clock::now();
   const double seconds = std::chrono::duration<double>(drawn_ - begin_).count();
   std::string text =

@@ -16,7 +16,7 @@ namespace llava {
 std::string ProgressText(const std::string& what, uint64_t done, uint64_t total, double seconds,
                          bool bar);
 
-// Shows one job on a stream. One thread.
+// Shows one job on a stream, or nothing where that is null. One thread.
 class Progress {
  public:
   // `skipped` of `total` steps were done before: they do not count for the rate.

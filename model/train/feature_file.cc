@@ -138,9 +138,4 @@ void FeatureFile::Add(const Sha256Digest& picture, const at::Tensor& features) {
   end_ += entry.size();
 }
 
-int64_t FeatureFile::size() const {
-  const std::lock_guard lock(mutex_);
-  return static_cast<int64_t>(offsets_.size());
-}
-
 }  // namespace llava

@@ -35,7 +35,6 @@ class FeatureFile {
   std::optional<at::Tensor> Find(const Sha256Digest& picture) const;
   // Once the disk is full, nothing more is added.
   void Add(const Sha256Digest& picture, const at::Tensor& features);
-  int64_t size() const;
 
  private:
   void ReadOrWriteHeader(const std::string& origin);

@@ -14,7 +14,6 @@ namespace llava {
 namespace {
 
 constexpr double kEmbeddingDeviation = 0.02;  // of class token and positions of a tower
-constexpr double kLastProjectorLayer = 0.3;
 // Of the decoder: deviations in units of in^-0.5, and how much of a matrix is the mimetic part.
 constexpr double kMatrix = 0.5, kOutput = 0.4 * kMatrix, kAttention = 0.6 * kMatrix;
 constexpr double kQueryKey = 0.75, kValue = 0.6;
@@ -119,14 +118,14 @@ NamedTensors FreshWeights::Decoder(const DecoderConfig& config) {
   return tensors;
 }
 
-NamedTensors FreshWeights::Projector(const ProjectorConfig& config) {
+NamedTensors FreshWeights::Projector(const ProjectorConfig& config, double last_layer) {
   NamedTensors tensors;
   for (int64_t i = 0; i < config.depth; ++i) {
     std::string name = "model.mm_projector";
     if (config.depth > 1) (name += '.') += std::to_string(2 * i);
     Linear(name, config.out_width, i == 0 ? config.in_width : config.out_width, /*bias=*/true,
            tensors);
-    if (i > 0 && i + 1 == config.depth) tensors[name + ".weight"].mul_(kLastProjectorLayer);
+    if (i > 0 && i + 1 == config.depth) tensors[name + ".weight"].mul_(last_layer);
   }
   return tensors;
 }

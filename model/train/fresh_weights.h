@@ -37,8 +37,10 @@ class FreshWeights {
   // equal content attracts, and the output undoes the turn of the values, so that attended content
   // is copied from the first step on.
   NamedTensors Decoder(const DecoderConfig& config);
-  // A projector whose last layer starts small: image tokens begin near the size of words.
-  NamedTensors Projector(const ProjectorConfig& config);
+  // A projector as PyTorch draws it, its last layer times `last_layer`: with kSmallLayer image
+  // tokens begin near the size of words.
+  static constexpr double kSmallLayer = 0.3;
+  NamedTensors Projector(const ProjectorConfig& config, double last_layer = 1);
 
  private:
   // [rows, columns] with orthonormal rows or columns.

@@ -1,11 +1,6 @@
 #include "model/train/frozen_tower.h"
 
-#include <cerrno>
-#include <cstring>
-#include <fstream>
-#include <iterator>
 #include <span>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -15,28 +10,13 @@
 #include <c10/core/DeviceGuard.h>
 
 #include "model/image/decode.h"
-#include "model/image/header.h"
+#include "model/train/picture_sizes.h"
 
 namespace llava {
 namespace {
 
-std::string ReadFile(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::string bytes{std::istreambuf_iterator<char>(file), {}};
-  if (!file) {
-    throw std::runtime_error(path.string() + ": cannot read: " + std::strerror(errno));
-  }
-  return bytes;
-}
-
 std::span<const uint8_t> BytesOf(const std::string& file) {
   return {reinterpret_cast<const uint8_t*>(file.data()), file.size()};
-}
-
-// In pixels; the decoder takes nothing else.
-Resolution SizeOf(const std::string& file) {
-  const ImageHeader header = ReadImageHeader(BytesOf(file), {});
-  return {static_cast<int>(header.width), static_cast<int>(header.height)};
 }
 
 // The overview, or all there is, by the name of its picture.
@@ -95,14 +75,9 @@ FrozenTower::FrozenTower(const TowerCheckpoint& checkpoint, const FrozenTowerOpt
       at::IntArrayRef{shape_.tile_rows(), checkpoint.config.hidden_size}, options.dtype);
 }
 
-Resolution FrozenTower::CheckPicture(const std::filesystem::path& picture) {
-  const Image image = DecodeImage(BytesOf(ReadFile(picture)));
-  return {image.width, image.height};
-}
-
 PictureFeatures FrozenTower::Features(const std::filesystem::path& picture) const {
-  const std::string bytes = ReadFile(picture);
-  const Resolution size = SizeOf(bytes);
+  const std::string bytes = ReadPictureFile(picture);
+  const Resolution size = SizeOfPicture(bytes);
   if (options_.memory_bytes == 0 && !file_) return {Compute(bytes), size};
   const Sha256Digest digest = HashBytes(bytes);
   const std::string name = ToBytes(digest);

@@ -41,8 +41,6 @@ class FrozenTower {
   // Z_v on the CPU, [PictureShape::NumRows, Dv], without a graph. Throws std::invalid_argument
   // saying what is wrong with the picture, std::runtime_error if the file cannot be read.
   PictureFeatures Features(const std::filesystem::path& picture) const;
-  // Decodes it, computes nothing; its size. Throws like Features.
-  static Resolution CheckPicture(const std::filesystem::path& picture);
 
   struct Counts {
     int64_t computed = 0, from_memory = 0, from_file = 0;

@@ -22,19 +22,6 @@ using Init = InstructionSettings::ProjectorInit;
 
 constexpr std::string_view kProjector = "model.mm_projector.";
 
-// As PyTorch draws it.
-std::map<std::string, at::Tensor> PlainProjector(const ProjectorConfig& config,
-                                                 FreshWeights& weights) {
-  std::map<std::string, at::Tensor> tensors;
-  for (int64_t i = 0; i < config.depth; ++i) {
-    std::string name = "model.mm_projector";
-    if (config.depth > 1) name.append(".").append(std::to_string(2 * i));
-    weights.Linear(name, config.out_width, i == 0 ? config.in_width : config.out_width,
-                   /*bias=*/true, tensors);
-  }
-  return tensors;
-}
-
 void DrawProjector(InstructionModel& model, const InstructionSettings& settings, uint64_t seed) {
   ProjectorConfig& config = model.language.config.projector;
   if (!settings.projector_type.empty()) {
@@ -45,10 +32,8 @@ void DrawProjector(InstructionModel& model, const InstructionSettings& settings,
     if (name.starts_with(kProjector)) old.push_back(name);
   }
   for (const std::string& name : old) model.language.tensors.Remove(name);
-  FreshWeights weights(seed);
-  ReplaceTensors(model.language.tensors, settings.projector_init == Init::kSmall
-                                             ? weights.Projector(config)
-                                             : PlainProjector(config, weights));
+  const double last_layer = settings.projector_init == Init::kSmall ? FreshWeights::kSmallLayer : 1;
+  ReplaceTensors(model.language.tensors, FreshWeights(seed).Projector(config, last_layer));
 }
 
 // The tower a language model was trained with need not be the one it is trained with now, if its

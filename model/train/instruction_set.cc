@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <functional>
-#include <memory>
 #include <stdexcept>
 #include <string>
 #include <unordered_set>
@@ -31,7 +30,6 @@ InstructionSet::InstructionSet(const Options& options, const SampleEncoder& enco
       plan_(Survey(options.decode, progress), options.plan) {}
 
 RecordSurvey InstructionSet::Survey(bool decode, std::FILE* progress) const {
-  std::unique_ptr<Progress> bar;
   SurveyOptions options;
   options.threads = options_.threads;
   options.most_records = options_.most_records;
@@ -39,12 +37,10 @@ RecordSurvey InstructionSet::Survey(bool decode, std::FILE* progress) const {
   if (decode || !encoder_.rules().pictures.is_fixed()) options.picture_size = std::ref(sizes);
   const int64_t records =
       options_.most_records > 0 ? std::min(options_.most_records, data_.size()) : data_.size();
-  if (progress != nullptr) {
-    bar = std::make_unique<Progress>(progress, "reading " + options_.name, records);
-    options.on_progress = [&](int64_t done) { bar->Update(done); };
-  }
+  Progress bar(progress, "reading " + options_.name, records);
+  options.on_progress = [&](int64_t done) { bar.Update(done); };
   RecordSurvey survey = SurveyRecords(data_, encoder_, options);
-  if (bar) bar->Finish(records);
+  bar.Finish(records);
   if (!options_.skip_bad) RequireAllUsable(survey);
   if (survey.usable.empty()) {
     throw std::runtime_error("the " + options_.name + " (" + options_.files.front().string() +

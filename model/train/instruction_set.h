@@ -31,7 +31,6 @@ class InstructionSet {
   InstructionSet(const Options& options, const SampleEncoder& encoder, std::FILE* progress);
 
   const InstructionData& data() const { return data_; }
-  const SampleEncoder& encoder() const { return encoder_; }
   const RowPlan& plan() const { return plan_; }
 
   // Decodes all pictures, too: numbers for people and programs. Throws as the constructor.

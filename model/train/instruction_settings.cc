@@ -8,7 +8,6 @@ namespace llava {
 namespace {
 
 constexpr double kLoraDropout = 0.05;
-constexpr const char* kOfModel = "model";  // a setting that stays as the model has it
 
 std::vector<std::filesystem::path> Paths(const std::string& list) {
   std::vector<std::filesystem::path> paths;
@@ -48,24 +47,23 @@ void ReadModel(Recipe& recipe, InstructionSettings& s) {
       recipe.Text("projector.from", "",
                   "file with a projector to start from, as mm_projector.bin; empty: none");
   const bool fresh = s.stage == InstructionStage::kAlign && s.projector_from.empty();
-  const std::string init =
-      recipe.Choice("projector.init", fresh ? "fresh" : "keep", {"keep", "fresh", "small"},
-                    "what the projector starts as: as it is, drawn as PyTorch does, or so with a "
-                    "small last layer");
-  s.projector_init = init == "keep" ? Init::kKeep : init == "fresh" ? Init::kFresh : Init::kSmall;
+  s.projector_init = recipe.Choice<Init>(
+      "projector.init", fresh ? "fresh" : "keep",
+      {{"keep", Init::kKeep}, {"fresh", Init::kFresh}, {"small", Init::kSmall}},
+      "what the projector starts as: as it is, drawn as PyTorch does, or so with a small last "
+      "layer");
   s.projector_type = recipe.Text(
       "projector.type", "", "of a fresh projector: linear, mlp2x_gelu, ...; empty: the model's");
   s.select_layer = recipe.OptionalInt(
       "select_layer", "hidden state of the tower that a fresh projector reads; null: the model's",
       -10'000, 10'000);
-  const std::string mode =
-      recipe.Choice("image_mode", kOfModel, {kOfModel, "crop", "pad", "anyres"},
-                    "how pictures are made square; anyres: in tiles, as LLaVA-1.6 has them");
-  if (mode != kOfModel) {
-    s.image_mode = mode == "pad"      ? ImageMode::kPad
-                   : mode == "anyres" ? ImageMode::kAnyres
-                                      : ImageMode::kCrop;
-  }
+  s.image_mode = recipe.Choice<std::optional<ImageMode>>(
+      "image_mode", "model",
+      {{"model", std::nullopt},
+       {"crop", ImageMode::kCrop},
+       {"pad", ImageMode::kPad},
+       {"anyres", ImageMode::kAnyres}},
+      "how pictures are made square; anyres: in tiles, as LLaVA-1.6 has them");
   s.grid = Canvases(
       recipe.Text("grid", "",
                   "canvases of anyres in pixels, width x height, separated by commas, as "
@@ -82,18 +80,16 @@ void ReadData(Recipe& recipe, InstructionSettings& s) {
   s.held_out_images = recipe.Text("held_out_images", images, "folder of their pictures");
   s.held_out_records =
       recipe.Int("held_out_records", 0, "records to evaluate on, the first ones; 0: all");
-  s.labels = recipe.Choice("labels", "ours", {"ours", "published"},
-                           "where the loss is taken: on answers with their stop mark, or as the "
-                           "published script's arithmetic has it, with its faults") == "ours"
-                 ? LabelRule::kAnswers
-                 : LabelRule::kPublished;
-  const std::string order =
-      recipe.Choice("image_order", s.labels == LabelRule::kAnswers ? "random" : "front",
-                    {"random", "as_data", "front"},
-                    "where a question's picture stands; random: before or behind its text");
-  s.image_order = order == "random"    ? ImageOrder::kRandom
-                  : order == "as_data" ? ImageOrder::kAsData
-                                       : ImageOrder::kFront;
+  s.labels = recipe.Choice<LabelRule>(
+      "labels", "ours", {{"ours", LabelRule::kAnswers}, {"published", LabelRule::kPublished}},
+      "where the loss is taken: on answers with their stop mark, or as the published script's "
+      "arithmetic has it, with its faults");
+  s.image_order = recipe.Choice<ImageOrder>(
+      "image_order", s.labels == LabelRule::kAnswers ? "random" : "front",
+      {{"random", ImageOrder::kRandom},
+       {"as_data", ImageOrder::kAsData},
+       {"front", ImageOrder::kFront}},
+      "where a question's picture stands; random: before or behind its text");
   s.max_tokens = recipe.Int("max_tokens", 0,
                             "longest sample, image tokens included; later turns that do not fit "
                             "are left out; 0: the model's positions",
@@ -124,16 +120,15 @@ void ReadCourse(Recipe& recipe, InstructionSettings& s) {
   s.epochs = recipe.Number("epochs", align ? 1 : 3, "passes over the data", 1e-9, 1e6);
   s.steps = recipe.Int("steps", 0, "optimizer steps; 0: by epochs");
   s.batch_size = recipe.Int("batch_size", align ? 16 : 4, "rows of a micro-batch", 1, 1 << 20);
-  s.accumulation = recipe.Int("accumulation", 1, "micro-batches a step", 1, 1 << 20);
-  const std::string order =
-      recipe.Choice("order", "shuffled", {"shuffled", "as_data", "by_length"},
-                    "of the rows; by_length: neighbours are of one kind and about equally long");
-  s.order = order == "shuffled"  ? RowOrder::kShuffled
-            : order == "as_data" ? RowOrder::kAsData
-                                 : RowOrder::kByLength;
-  s.pack = recipe.Choice("packing", "none", {"none", "picture"},
-                         "what shares a row: nothing, or records of one picture that stand "
-                         "together in the data") == "picture";
+  s.order = recipe.Choice<RowOrder>(
+      "order", "shuffled",
+      {{"shuffled", RowOrder::kShuffled},
+       {"as_data", RowOrder::kAsData},
+       {"by_length", RowOrder::kByLength}},
+      "of the rows; by_length: neighbours are of one kind and about equally long");
+  s.pack = recipe.Choice<bool>("packing", "none", {{"none", false}, {"picture", true}},
+                               "what shares a row: nothing, or records of one picture that stand "
+                               "together in the data");
   s.row_tokens = recipe.Int("packing_tokens", 0, "most tokens of such a row; 0: max_tokens");
   if (!align) ReadLora(recipe, s);
   // With adapters as LLaVA-1.5 was trained with them.
@@ -162,10 +157,9 @@ InstructionSettings InstructionSettings::From(Recipe& recipe, InstructionStage s
                   << 20;
   s.cache_file = recipe.Text("feature_cache.file", "",
                              "file that keeps features for later runs as well; empty: none");
-  s.published_dtype = recipe.Choice("publish.dtype", "bf16", {"bf16", "fp32"},
-                                    "of the trained tensors in the published model") == "bf16"
-                          ? at::kBFloat16
-                          : at::kFloat;
+  s.published_dtype = recipe.Choice<at::ScalarType>(
+      "publish.dtype", "bf16", {{"bf16", at::kBFloat16}, {"fp32", at::kFloat}},
+      "of the trained tensors in the published model");
   return s;
 }
 

@@ -52,7 +52,7 @@ struct InstructionSettings {
 
   double epochs;
   int64_t steps;  // 0: by epochs
-  int64_t batch_size, accumulation;
+  int64_t batch_size;
   RowOrder order;
   bool pack;
   int64_t row_tokens;  // 0: max_tokens

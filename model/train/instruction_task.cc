@@ -1,7 +1,6 @@
 #include "model/train/instruction_task.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <memory>
 #include <stdexcept>
@@ -28,7 +27,6 @@ namespace llava {
 namespace {
 
 using Json = nlohmann::ordered_json;
-using Clock = std::chrono::steady_clock;
 using Batches = Prefetcher<InstructionBatch>;
 
 constexpr int kPrepared = 4;          // micro-batches ahead of the one in use
@@ -53,21 +51,20 @@ TensorSource WithAdapters(const LanguageCheckpoint& language, const InstructionS
 }
 
 // Each device computes whole micro-batches.
-void CheckDevices(const InstructionSettings& settings, const TaskSettings& task,
-                  std::FILE* progress) {
+void CheckDevices(const TaskSettings& task, std::FILE* progress) {
   const auto devices = static_cast<int64_t>(task.devices.size());
-  if (settings.accumulation < devices) {
+  if (task.accumulation < devices) {
     throw std::invalid_argument(
-        "setting \"accumulation\" is " + std::to_string(settings.accumulation) +
+        "setting \"accumulation\" is " + std::to_string(task.accumulation) +
         ", but \"device\" names " + std::to_string(devices) +
         ": each computes whole micro-batches, so a step needs at least as many. Raise it, and "
         "lower batch_size by as much: their product is what a step learns from");
   }
-  if (progress != nullptr && settings.accumulation % devices != 0) {
+  if (progress != nullptr && task.accumulation % devices != 0) {
     std::fprintf(progress,
                  "llava-train: %lld micro-batches a step on %lld devices: some idle in the last "
                  "turn\n",
-                 static_cast<long long>(settings.accumulation), static_cast<long long>(devices));
+                 static_cast<long long>(task.accumulation), static_cast<long long>(devices));
   }
 }
 
@@ -109,13 +106,14 @@ SampleRules RulesOf(const InstructionSettings& settings, const Llava& model, uin
           .seed = seed};
 }
 
-RowPlanOptions PlanOf(const InstructionSettings& settings, const SampleRules& rules) {
+RowPlanOptions PlanOf(const InstructionSettings& settings, int64_t accumulation,
+                      const SampleRules& rules) {
   return {.pack = settings.pack,
           .row_tokens = settings.row_tokens > 0 ? settings.row_tokens : rules.max_tokens,
           .order = settings.order,
           .by_tokens = !rules.pictures.is_fixed(),
           .batch = settings.batch_size,
-          .accumulation = settings.accumulation,
+          .accumulation = accumulation,
           .seed = rules.seed};
 }
 
@@ -151,7 +149,7 @@ class InstructionTask : public TrainingTask {
       options.decode = true;  // else it would fail behind hundreds of steps
       held_out_ = std::make_unique<InstructionSet>(options, held_out_encoder_, progress);
     }
-    const int64_t rows = set_.plan().rows(), step = settings.batch_size * settings.accumulation;
+    const int64_t rows = set_.plan().rows(), step = settings.batch_size * task.accumulation;
     total_steps_ = settings.steps > 0
                        ? settings.steps
                        : static_cast<int64_t>(std::ceil(settings.epochs * rows / step));
@@ -196,7 +194,7 @@ class InstructionTask : public TrainingTask {
     return {.name = name,
             .files = files,
             .images = images,
-            .plan = PlanOf(settings_, encoder_.rules()),
+            .plan = PlanOf(settings_, task_.accumulation, encoder_.rules()),
             .threads = static_cast<int>(task_.loader_threads),
             .skip_bad = task_.skip_bad};
   }
@@ -207,7 +205,7 @@ class InstructionTask : public TrainingTask {
                                   {low(task_.seed), low(task_.seed >> 32)});
     return static_cast<uint64_t>(words[0]) << 32 | words[1];
   }
-  ReplicaShares shares() const { return {settings_.accumulation, num_replicas()}; }
+  ReplicaShares shares() const { return {task_.accumulation, num_replicas()}; }
   static Predictions PredictionsOf(const Llava& model, const InstructionBatch& batch) {
     std::vector<LabelledSample> samples;
     for (const TrainingRow& row : batch.rows) samples.push_back(row.View());
@@ -253,12 +251,11 @@ MicroBatch InstructionTask::Forward(int64_t step, int64_t micro) {
   const int64_t replica = micro % num_replicas();
   Llava& model = *models_[replica];
   const c10::DeviceGuard guard(task_.devices[replica]);
-  const Clock::time_point begin = Clock::now();
-  const InstructionBatch batch = batches_[replica]->Take(shares().NumberOf(step, micro));
-  const std::chrono::duration<double> waited = Clock::now() - begin;
+  MicroBatch result;
+  const InstructionBatch batch =
+      batches_[replica]->Take(shares().NumberOf(step, micro), &result.waited_seconds);
   weights_.Bind(replica);
   if (settings_.lora) model.decoder().adapters().set_dropout_draw(DropoutDraw(step, micro));
-  MicroBatch result;
   result.loss = PredictionsOf(model, batch).Loss();
   // Text alone does not meet the projector, which may be all that is trained. The reference gives
   // it a gradient of zero, by none of the rows of an empty picture; here by none of its weights.
@@ -274,14 +271,13 @@ MicroBatch InstructionTask::Forward(int64_t step, int64_t micro) {
   result.trained_tokens = batch.trained_tokens;
   if (task_.skip_bad) result.figures = {{"left_out", static_cast<double>(batch.left_out)}};
   result.origin = batch.origin;
-  result.waited_seconds = waited.count();
   return result;
 }
 
 int64_t InstructionTask::HeaviestStep() {
   constexpr int64_t kMostRows = 1 << 21;  // of a longer run the beginning
   const int64_t batches =
-      std::min(total_steps_ * settings_.accumulation, kMostRows / settings_.batch_size + 1);
+      std::min(total_steps_ * task_.accumulation, kMostRows / settings_.batch_size + 1);
   int64_t heaviest = 0, most = 0, position = 0;
   for (int64_t micro = 0; micro < batches; ++micro) {
     int64_t tokens = 0;
@@ -290,7 +286,7 @@ int64_t InstructionTask::HeaviestStep() {
     }
     if (tokens <= most) continue;
     most = tokens;
-    heaviest = micro / settings_.accumulation;
+    heaviest = micro / task_.accumulation;
   }
   return heaviest;
 }
@@ -302,8 +298,8 @@ Json InstructionTask::Check(std::FILE* progress) {
   Json report = {
       {"kind", kind()},
       {"steps", total_steps_},
-      {"rows_per_step", settings_.batch_size * settings_.accumulation},
-      {"epochs", static_cast<double>(total_steps_ * settings_.batch_size * settings_.accumulation) /
+      {"rows_per_step", settings_.batch_size * task_.accumulation},
+      {"epochs", static_cast<double>(total_steps_ * settings_.batch_size * task_.accumulation) /
                      static_cast<double>(set_.plan().rows())},
       {"parameters", parameters},
       {"data", set_.Check(progress)}};
@@ -356,7 +352,7 @@ std::unique_ptr<TrainingTask> MakeInstructionTask(InstructionStage stage, Recipe
                                                   const TaskSettings& settings,
                                                   std::FILE* progress) {
   const InstructionSettings own = InstructionSettings::From(recipe, stage);
-  CheckDevices(own, settings, progress);
+  CheckDevices(settings, progress);
   return std::make_unique<InstructionTask>(own, settings, progress);
 }
 

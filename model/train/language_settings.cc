@@ -57,12 +57,10 @@ LanguageSettings LanguageSettings::From(Recipe& recipe) {
         s.start ? "to go on from a model, the settings \"start_text_map\" and \"tower\" are needed"
                 : "a language model needs the settings \"tokenizer\" and \"tower\"");
   }
-  s.image_mode =
-      recipe.Choice("image_mode", "crop", {"crop", "pad"}, "how pictures are made square") == "pad"
-          ? ImageMode::kPad
-          : ImageMode::kCrop;
+  s.image_mode = recipe.Choice<ImageMode>("image_mode", "crop",
+                                          {{"crop", ImageMode::kCrop}, {"pad", ImageMode::kPad}},
+                                          "how pictures are made square");
   s.steps = recipe.Int("steps", 8000, "optimizer steps", 1);
-  s.accumulation = recipe.Int("accumulation", s.accumulation, "micro-batches a step", 1, 1 << 20);
   s.learning_rate = recipe.Number("learning_rate", 2e-3, "peak");
   s.weight_decay = recipe.Number("weight_decay", 0.02, "of matrices; vectors have none");
   s.map_noise = recipe.Number("map_noise", 0.1, "how much maps are disturbed", 0, 1);

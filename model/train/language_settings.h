@@ -18,7 +18,7 @@ struct LanguageSettings {
   std::string start_text_map;
   DecoderConfig decoder;  // all but the ids of the vocabulary
   LessonSettings lessons;
-  int64_t steps = 0, accumulation = 1;
+  int64_t steps = 0;
   double learning_rate = 0, weight_decay = 0;
   double map_noise = 0;
   std::string tokenizer, chat_template, tower, text_map;

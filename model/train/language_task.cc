@@ -1,7 +1,6 @@
 #include "model/train/language_task.h"
 
 #include <algorithm>
-#include <chrono>
 #include <map>
 #include <memory>
 #include <optional>
@@ -22,6 +21,7 @@
 #include "model/checkpoint/memory_tensors.h"
 #include "model/checkpoint/tensor_names.h"
 #include "model/data/scenes/scoring.h"
+#include "model/eval/share.h"
 #include "model/eval/text_map.h"
 #include "model/llava/self_test.h"
 #include "model/nn/llama.h"
@@ -35,8 +35,6 @@
 
 namespace llava {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 // Purposes of the random streams.
 constexpr uint64_t kWeights = 1, kPlaces = 2, kProjector = 3, kNoise = 4;
@@ -115,22 +113,18 @@ class LanguageTask : public TrainingTask {
   }
 
   MicroBatch Forward(int64_t step, int64_t micro) override {
-    const int64_t index = step * language_.accumulation + micro;
-    const Clock::time_point begin = Clock::now();
-    const std::unique_ptr<const PreparedBatch> batch = batches_.Take(index);
-    const std::chrono::duration<double> waited = Clock::now() - begin;
-    weights_.Bind();
-    const at::Tensor logits = Logits(*batch, SeedOf(task_.seed, kNoise, index));
-    const at::Tensor loss = Loss(*batch, logits);
-
+    const int64_t index = step * task_.accumulation + micro;
     MicroBatch result;
-    result.loss = (loss * batch->weights).sum() / batch->weights.sum();
-    result.samples = static_cast<int64_t>(batch->batch.segments.size());
-    result.tokens = static_cast<int64_t>(batch->batch.sources.size());
-    result.trained_tokens = static_cast<int64_t>(batch->batch.targets.size());
-    result.figures = {{"key_accuracy", KeyAccuracy(*batch, logits)}};
+    const PreparedBatch batch = batches_.Take(index, &result.waited_seconds);
+    weights_.Bind();
+    const at::Tensor logits = Logits(batch, SeedOf(task_.seed, kNoise, index));
+    const at::Tensor loss = Loss(batch, logits);
+    result.loss = (loss * batch.weights).sum() / batch.weights.sum();
+    result.samples = static_cast<int64_t>(batch.batch.segments.size());
+    result.tokens = static_cast<int64_t>(batch.batch.sources.size());
+    result.trained_tokens = static_cast<int64_t>(batch.batch.targets.size());
+    result.figures = {{"key_accuracy", KeyAccuracy(batch, logits)}};
     result.origin = "lessons " + std::to_string(index);
-    result.waited_seconds = waited.count();
     return result;
   }
 
@@ -172,9 +166,8 @@ class LanguageTask : public TrainingTask {
     for (const std::string& name : others) decoder.Remove(name);
     return decoder;
   }
-  std::unique_ptr<const PreparedBatch> Prepare(int64_t index) const {
-    return std::make_unique<const PreparedBatch>(
-        lessons_.Make(index / language_.accumulation, index), task_.device());
+  PreparedBatch Prepare(int64_t index) const {
+    return {lessons_.Make(index / task_.accumulation, index), task_.device()};
   }
 
   // [trained tokens, V]. Maps are disturbed by noise of seed `noise`; 0: not at all.
@@ -233,7 +226,7 @@ class LanguageTask : public TrainingTask {
   const TensorSource start_;
   LlamaDecoder decoder_;
   MasterWeights weights_;
-  Prefetcher<std::unique_ptr<const PreparedBatch>> batches_;  // last: its threads use the others
+  Prefetcher<PreparedBatch> batches_;  // last: its threads use the others
 };
 
 nlohmann::ordered_json LanguageTask::Check(std::FILE*) {
@@ -252,7 +245,7 @@ nlohmann::ordered_json LanguageTask::Check(std::FILE*) {
     int64_t batches = 0, rows = 0, tokens = 0, trained = 0;
     std::map<std::string, int64_t> turns;
     for (int64_t step = first; step < end && batches < kBatches; ++step, ++batches) {
-      const MapBatch batch = lessons_.Make(step, step * language_.accumulation);
+      const MapBatch batch = lessons_.Make(step, step * task_.accumulation);
       rows += static_cast<int64_t>(batch.segments.size());
       tokens += static_cast<int64_t>(batch.sources.size());
       trained += static_cast<int64_t>(batch.targets.size());
@@ -269,11 +262,22 @@ nlohmann::ordered_json LanguageTask::Check(std::FILE*) {
   return result;
 }
 
+// Of all types the mean, then each.
+void AddShares(const std::string& name, const std::map<QuestionType, Share>& right_of,
+               Figures& figures) {
+  const size_t mean = figures.size();
+  figures.emplace_back(name, 0);
+  for (const auto& [type, right] : right_of) {
+    figures[mean].second += right.value() / static_cast<double>(right_of.size());
+    figures.emplace_back(name + "." + std::string(NameOf(type)), right.value());
+  }
+}
+
 Figures LanguageTask::Evaluate() {
   at::NoGradGuard guard;
   weights_.Bind();
   double loss = 0, weight = 0;
-  std::map<QuestionType, std::pair<int64_t, int64_t>> right_of;  // right, asked
+  std::map<QuestionType, Share> right_of;
   for (int64_t first = 0; first < language_.evaluated_scenes; first += kEvaluatedAtOnce) {
     const int64_t count = std::min(kEvaluatedAtOnce, language_.evaluated_scenes - first);
     const PreparedBatch batch(lessons_.HeldOut(first, count), task_.device());
@@ -291,17 +295,11 @@ Figures LanguageTask::Evaluate() {
       }
     }
     for (size_t i = 0; i < right.size(); ++i) {
-      auto& [good, asked] = right_of[batch.batch.turns[i].type];
-      good += right[i];
-      ++asked;
+      right_of[batch.batch.turns[i].type] += {right[i], 1};
     }
   }
-  Figures figures = {{"loss", loss / weight}, {"right", 0}};
-  for (const auto& [type, counts] : right_of) {
-    const double share = static_cast<double>(counts.first) / static_cast<double>(counts.second);
-    figures[1].second += share / static_cast<double>(right_of.size());
-    figures.emplace_back("right." + std::string(NameOf(type)), share);
-  }
+  Figures figures = {{"loss", loss / weight}};
+  AddShares("right", right_of, figures);
   if (language_.greedy_questions == 0) return figures;
 
   const auto questions = lessons_.HeldOutQuestions(language_.greedy_questions);
@@ -314,17 +312,9 @@ Figures LanguageTask::Evaluate() {
   right_of.clear();
   for (size_t i = 0; i < questions.size(); ++i) {
     const Turn& turn = questions[i].turn;
-    auto& [good, number] = right_of[turn.type];
-    good += SameAnswer(turn.type, turn.answer, answers[i]);
-    ++number;
+    right_of[turn.type] += {SameAnswer(turn.type, turn.answer, answers[i]), 1};
   }
-  const size_t mean = figures.size();
-  figures.emplace_back("greedy", 0);
-  for (const auto& [type, counts] : right_of) {
-    const double share = static_cast<double>(counts.first) / static_cast<double>(counts.second);
-    figures[mean].second += share / static_cast<double>(right_of.size());
-    figures.emplace_back("greedy." + std::string(NameOf(type)), share);
-  }
+  AddShares("greedy", right_of, figures);
   return figures;
 }
 
@@ -338,8 +328,8 @@ std::filesystem::path LanguageTask::Publish(const std::filesystem::path& root,
   checkpoint.config.projector = {.in_width = tower.config.hidden_size,
                                  .out_width = config_.hidden_size};
   checkpoint.config.features.image_mode = language_.image_mode;
-  NamedTensors tensors =
-      FreshWeights(SeedOf(task_.seed, kProjector)).Projector(checkpoint.config.projector);
+  NamedTensors tensors = FreshWeights(SeedOf(task_.seed, kProjector))
+                             .Projector(checkpoint.config.projector, FreshWeights::kSmallLayer);
   for (const auto& [parameter, master] : weights_.masters())
     tensors[parameter] = master.detach().cpu();
   for (auto& [parameter, tensor] : tensors) tensor = tensor.to(at::kBFloat16);

@@ -39,11 +39,12 @@ std::vector<std::vector<Item>> ByDevice(const std::vector<Item>& items,
 
 }  // namespace
 
-double CosineLearningRate(int64_t step, int64_t total_steps, int64_t warmup_steps, double peak) {
-  if (step < warmup_steps) return peak * static_cast<double>(step) / warmup_steps;
+double RateFactor(int64_t step, int64_t total_steps, int64_t warmup_steps, double final_rate) {
+  if (step < warmup_steps) return static_cast<double>(step) / warmup_steps;
   const double progress =
       static_cast<double>(step - warmup_steps) / std::max<int64_t>(1, total_steps - warmup_steps);
-  return peak * 0.5 * (1 + std::cos(std::numbers::pi * std::min(progress, 1.0)));
+  const double cosine = 0.5 * (1 + std::cos(std::numbers::pi * std::min(progress, 1.0)));
+  return final_rate + (1 - final_rate) * cosine;
 }
 
 int64_t WarmupSteps(int64_t total_steps, double ratio) {

@@ -12,8 +12,9 @@
 
 namespace llava {
 
-// Linear warm-up from 0 over `warmup_steps`, then half a cosine to 0 (step counts from 0).
-double CosineLearningRate(int64_t step, int64_t total_steps, int64_t warmup_steps, double peak);
+// Share of the peak rate: linear warm-up from 0 over `warmup_steps`, then half a cosine to
+// `final_rate` (step counts from 0).
+double RateFactor(int64_t step, int64_t total_steps, int64_t warmup_steps, double final_rate);
 // ceil(ratio * total).
 int64_t WarmupSteps(int64_t total_steps, double ratio);
 

@@ -8,8 +8,9 @@
 #include <span>
 #include <stdexcept>
 
+#include "model/checkpoint/durable_file.h"
+#include "model/image/decode.h"
 #include "model/image/header.h"
-#include "model/train/frozen_tower.h"
 
 namespace llava {
 namespace {
@@ -17,10 +18,14 @@ namespace {
 // Of most files the header is in these; a JPEG may have a preview before it.
 constexpr std::streamsize kBeginning = 64 << 10;
 
-Resolution SizeOf(const std::string& file) {
-  const ImageHeader header =
-      ReadImageHeader({reinterpret_cast<const uint8_t*>(file.data()), file.size()}, {});
-  return {static_cast<int>(header.width), static_cast<int>(header.height)};
+std::span<const uint8_t> BytesOf(const std::string& file) {
+  return {reinterpret_cast<const uint8_t*>(file.data()), file.size()};
+}
+
+// By decoding all of it.
+Resolution DecodedSize(const std::filesystem::path& picture) {
+  const Image image = DecodeImage(BytesOf(ReadPictureFile(picture)));
+  return {image.width, image.height};
 }
 
 Resolution ReadSize(const std::filesystem::path& picture) {
@@ -32,16 +37,25 @@ Resolution ReadSize(const std::filesystem::path& picture) {
   if (file.bad() || (bytes.empty() && !file.eof())) {
     throw std::invalid_argument(std::string("cannot read: ") + std::strerror(errno));
   }
-  if (whole) return SizeOf(bytes);
+  if (whole) return SizeOfPicture(bytes);
   try {
-    return SizeOf(bytes);
+    return SizeOfPicture(bytes);
   } catch (const std::invalid_argument&) {
     bytes.append(std::istreambuf_iterator<char>(file), {});
   }
-  return SizeOf(bytes);
+  return SizeOfPicture(bytes);
 }
 
 }  // namespace
+
+std::string ReadPictureFile(const std::filesystem::path& path) {
+  return ReadSmallFile(path, 256u << 20);
+}
+
+Resolution SizeOfPicture(const std::string& file) {
+  const ImageHeader header = ReadImageHeader(BytesOf(file), {});
+  return {static_cast<int>(header.width), static_cast<int>(header.height)};
+}
 
 Resolution PictureSizes::operator()(const std::filesystem::path& picture) {
   {
@@ -53,7 +67,7 @@ Resolution PictureSizes::operator()(const std::filesystem::path& picture) {
   }
   Known known;
   try {
-    known.size = decode_ ? FrozenTower::CheckPicture(picture) : ReadSize(picture);
+    known.size = decode_ ? DecodedSize(picture) : ReadSize(picture);
   } catch (const std::exception& wrong) {
     known.fault = wrong.what();
   }

@@ -11,6 +11,11 @@
 
 namespace llava {
 
+// Throws std::runtime_error naming the file if it cannot be read or is larger than any picture.
+std::string ReadPictureFile(const std::filesystem::path& path);
+// In pixels, of what it holds. Throws std::invalid_argument saying what is wrong with it.
+Resolution SizeOfPicture(const std::string& file);
+
 // Looks at each file once, however many records it has. Thread-safe.
 class PictureSizes {
  public:

@@ -2,6 +2,7 @@
 
 // Prepares the items of a sequence ahead of their use, on threads of its own.
 
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
@@ -38,7 +39,8 @@ class Prefetcher {
 
   // Item `index`, which is best the one after the last; any other one starts anew from there.
   // Throws what `make` threw for it.
-  Item Take(int64_t index) {
+  Item Take(int64_t index, double* waited_seconds = nullptr) {
+    const auto begin = std::chrono::steady_clock::now();
     std::unique_lock lock(mutex_);
     if (index != wanted_) {
       ready_.clear();
@@ -54,6 +56,8 @@ class Prefetcher {
     lock.unlock();
     changed_.notify_all();
     if (made.error) std::rethrow_exception(made.error);
+    const std::chrono::duration<double> waited = std::chrono::steady_clock::now() - begin;
+    if (waited_seconds != nullptr) *waited_seconds = waited.count();
     return std::move(*made.item);
   }
 

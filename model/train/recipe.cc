@@ -23,10 +23,10 @@ std::vector<std::string> Parts(std::string_view key) {
   return parts;
 }
 
-void Put(const Recipe::Setting& setting, Json& to) {
-  Json* place = &to;
-  for (const std::string& part : Parts(setting.key)) place = &(*place)[part];
-  *place = setting.value;
+// Of one of the names that the program reads.
+Json::json_pointer PlaceOf(std::string key) {
+  std::replace(key.begin(), key.end(), '.', '/');
+  return Json::json_pointer("/" + key);
 }
 
 [[noreturn]] void Fail(const std::string& key, const Json& value, const std::string& expected) {
@@ -150,14 +150,8 @@ void Recipe::Set(std::string_view assignment) {
 }
 
 std::optional<Json> Recipe::Find(const std::string& key) const {
-  const Json* place = &value_;
-  for (const std::string& part : Parts(key)) {
-    if (!place->is_object()) return std::nullopt;
-    const auto found = place->find(part);
-    if (found == place->end()) return std::nullopt;
-    place = &*found;
-  }
-  return *place;
+  const Json::json_pointer place = PlaceOf(key);
+  return value_.contains(place) ? std::optional(value_[place]) : std::nullopt;
 }
 
 void Recipe::Note(const std::string& key, const std::string& meaning, Json value, bool is_default) {
@@ -213,18 +207,16 @@ std::string Recipe::Text(const std::string& key, const std::string& fallback,
   return value.get<std::string>();
 }
 
-std::string Recipe::Choice(const std::string& key, const std::string& fallback,
-                           const std::vector<std::string>& choices, const std::string& meaning) {
+size_t Recipe::NumberOfChoice(const std::string& key, const std::string& fallback,
+                              const std::vector<std::string>& choices, const std::string& meaning) {
   const auto found = Find(key);
   const Json value = found.value_or(Json(fallback));
   std::string list;
   for (const std::string& choice : choices) list += (list.empty() ? "" : " | ") + choice;
-  if (!value.is_string() ||
-      std::find(choices.begin(), choices.end(), value.get<std::string>()) == choices.end()) {
-    Fail(key, value, "one of " + list);
-  }
+  const auto chosen = std::find(choices.begin(), choices.end(), value);
+  if (chosen == choices.end()) Fail(key, value, "one of " + list);
   Note(key, meaning + " (" + list + ")", value, !found);
-  return value.get<std::string>();
+  return chosen - choices.begin();
 }
 
 void Recipe::CheckAllRead() const {
@@ -248,14 +240,14 @@ void Recipe::CheckAllRead() const {
 
 Json Recipe::Resolved() const {
   Json resolved = Json::object();
-  for (const Setting& setting : settings_) Put(setting, resolved);
+  for (const Setting& setting : settings_) resolved[PlaceOf(setting.key)] = setting.value;
   return resolved;
 }
 
 Json Recipe::Defaults() const {
   Json defaults = Json::object();
   for (const Setting& setting : settings_) {
-    if (setting.is_default) Put(setting, defaults);
+    if (setting.is_default) defaults[PlaceOf(setting.key)] = setting.value;
   }
   return defaults;
 }

@@ -9,6 +9,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace llava {
@@ -37,9 +38,15 @@ class Recipe {
                 double least = 0, double most = 1e300);
   bool Flag(const std::string& key, bool fallback, const std::string& meaning);
   std::string Text(const std::string& key, const std::string& fallback, const std::string& meaning);
-  // `fallback` must be one of `choices`.
-  std::string Choice(const std::string& key, const std::string& fallback,
-                     const std::vector<std::string>& choices, const std::string& meaning);
+  // What the chosen name stands for; `fallback` must be one of the names.
+  template <typename Value>
+  Value Choice(const std::string& key, const std::string& fallback,
+               const std::vector<std::pair<std::string, Value>>& choices,
+               const std::string& meaning) {
+    std::vector<std::string> names;
+    for (const auto& [name, value] : choices) names.push_back(name);
+    return choices[NumberOfChoice(key, fallback, names, meaning)].second;
+  }
 
   // Throws std::invalid_argument listing the settings of the file that nothing has read, each with
   // the nearest known name.
@@ -58,6 +65,8 @@ class Recipe {
   nlohmann::ordered_json Defaults() const;
 
  private:
+  size_t NumberOfChoice(const std::string& key, const std::string& fallback,
+                        const std::vector<std::string>& choices, const std::string& meaning);
   // The value given for `key`, if any.
   std::optional<nlohmann::ordered_json> Find(const std::string& key) const;
   void Note(const std::string& key, const std::string& meaning, nlohmann::ordered_json value,

@@ -79,12 +79,6 @@ class Run {
   }
 
  private:
-  double RateFactor() const {
-    if (step_ < warmup_) return CosineLearningRate(step_, total_, warmup_, 1);
-    return settings_.final_rate +
-           (1 - settings_.final_rate) * CosineLearningRate(step_, total_, warmup_, 1);
-  }
-
   // Whether what is done every so many steps (0: at the end only) is to be done now.
   bool IsDue(int64_t every) const {
     return step_ > 0 && (step_ == total_ || (every > 0 && step_ % every == 0));
@@ -131,7 +125,7 @@ class Run {
     report.waited_seconds = sums.waited_seconds;
     report.gradient_norm = optimizer_.Clip();
     report.skipped = !std::isfinite(report.loss) || !std::isfinite(report.gradient_norm);
-    const double factor = RateFactor();
+    const double factor = RateFactor(step_, total_, warmup_, settings_.final_rate);
     const std::vector<ParameterGroup>& groups = optimizer_.groups();
     report.learning_rate = groups.empty() ? 0 : groups.front().learning_rate * factor;
     if (!report.skipped) optimizer_.Step(factor);
@@ -252,7 +246,7 @@ class Run {
 
 TrainerSettings TrainerSettings::From(Recipe& recipe) {
   TrainerSettings s;
-  s.accumulation = recipe.Int("accumulation", s.accumulation, "micro-batches a step", 1, 1 << 20);
+  s.accumulation = ReadAccumulation(recipe);
   s.clip_norm = recipe.Number("clip_norm", s.clip_norm, "largest norm of a gradient; 0: any");
   s.warmup_ratio = recipe.Number("warmup_ratio", s.warmup_ratio,
                                  "share of the steps in which the rate rises from 0", 0, 1);

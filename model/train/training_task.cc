@@ -67,8 +67,13 @@ std::vector<at::Device> EnterDevices(const std::string& setting) {
 
 }  // namespace
 
+int64_t ReadAccumulation(Recipe& recipe) {
+  return recipe.Int("accumulation", 1, "micro-batches a step", 1, 1 << 20);
+}
+
 TaskSettings TaskSettings::From(Recipe& recipe) {
   TaskSettings s;
+  s.accumulation = ReadAccumulation(recipe);
   s.seed = static_cast<uint64_t>(
       recipe.Int("seed", static_cast<int64_t>(s.seed), "of all that is drawn by chance"));
   s.devices = EnterDevices(recipe.Text(
@@ -78,10 +83,9 @@ TaskSettings TaskSettings::From(Recipe& recipe) {
   s.offload = recipe.Flag("offload", s.offload,
                           "float32 masters and AdamW in the host's memory: a GPU keeps 2 bytes a "
                           "parameter instead of 18");
-  s.compute_dtype = recipe.Choice("precision", "fp32", {"fp32", "bf16"},
-                                  "dtype of the computation; masters stay in float32") == "bf16"
-                        ? at::kBFloat16
-                        : at::kFloat;
+  s.compute_dtype = recipe.Choice<at::ScalarType>(
+      "precision", "fp32", {{"fp32", at::kFloat}, {"bf16", at::kBFloat16}},
+      "dtype of the computation; masters stay in float32");
   if (s.compute_dtype == at::kFloat) {  // all of it, on GPUs too
     at::globalContext().setAllowTF32CuBLAS(false);
     at::globalContext().setAllowTF32CuDNN(false);

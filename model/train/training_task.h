@@ -40,8 +40,12 @@ struct MicroBatch {
 
 using Figures = std::vector<std::pair<std::string, double>>;
 
+// Micro-batches a step.
+int64_t ReadAccumulation(Recipe& recipe);
+
 // What all kinds of training read from the recipe.
 struct TaskSettings {
+  int64_t accumulation = 1;  // micro-batches a step
   uint64_t seed = 42;
   std::vector<at::Device> devices = {at::kCPU};  // each computes micro-batches; at least one
   bool offload = false;  // masters and optimizer are kept and stepped in the host's memory

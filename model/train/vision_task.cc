@@ -1,7 +1,6 @@
 #include "model/train/vision_task.h"
 
 #include <array>
-#include <chrono>
 #include <cmath>
 #include <map>
 #include <optional>
@@ -33,8 +32,6 @@
 namespace llava {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 // Purposes of the random streams.
 constexpr uint64_t kTowerWeights = 31, kHeadWeights = 32;
 constexpr int64_t kPrepared = 4;           // batches
@@ -49,7 +46,7 @@ struct VisionSettings {
   std::string tokenizer;
   VisionConfig tower;
   FeatureConfig features;
-  int64_t steps = 0, accumulation = 1, batch = 0, evaluated = 0;
+  int64_t steps = 0, batch = 0, evaluated = 0;
   double learning_rate = 0, weight_decay = 0;
   double region_weight = 0, place_weight = 0, caption_weight = 0;
   static VisionSettings From(Recipe& recipe);
@@ -81,7 +78,6 @@ VisionSettings VisionSettings::From(Recipe& recipe) {
                  "hidden state whose patches are taught, as the language model will read them",
                  -s.tower.num_layers - 1, s.tower.num_layers);
   s.steps = recipe.Int("steps", 2000, "optimizer steps", 1);
-  s.accumulation = recipe.Int("accumulation", s.accumulation, "micro-batches a step", 1, 1 << 20);
   s.batch = recipe.Int("pictures", 64, "pictures of a micro-batch", 2, 1 << 16);
   s.learning_rate = recipe.Number("learning_rate", 1.5e-3, "peak");
   s.weight_decay = recipe.Number("weight_decay", 0.05, "of matrices; vectors have none");
@@ -117,8 +113,9 @@ class VisionTask : public TrainingTask {
         log_scales_(
             at::full({2}, std::log(kFirstScale), at::TensorOptions(task.device()).dtype(at::kFloat))
                 .set_requires_grad(true)),
-        batches_([this](int64_t index) { return Prepare(index); },
-                 static_cast<int>(task.loader_threads), kPrepared) {
+        batches_(
+            [this](int64_t index) { return lessons_.Train(index * vision_.batch, vision_.batch); },
+            static_cast<int>(task.loader_threads), kPrepared) {
     if (task.gradient_checkpointing) {
       throw std::invalid_argument("gradient_checkpointing: towers are trained without it");
     }
@@ -140,18 +137,15 @@ class VisionTask : public TrainingTask {
   }
 
   MicroBatch Forward(int64_t step, int64_t micro) override {
-    const int64_t index = step * vision_.accumulation + micro;
-    const Clock::time_point begin = Clock::now();
-    const std::unique_ptr<const PictureBatch> batch = batches_.Take(index);
-    const std::chrono::duration<double> waited = Clock::now() - begin;
-    Bind();
-    const Seen seen = See(batch->pixels);
-    const at::Tensor scales = log_scales_.exp();
-    const at::Tensor region = RegionLoss(seen, *batch, scales[1]);
-    const at::Tensor place = PlaceLoss(seen);
-    const at::Tensor caption = CaptionLoss(seen, *batch, scales[0]);
-
+    const int64_t index = step * task_.accumulation + micro;
     MicroBatch result;
+    const PictureBatch batch = batches_.Take(index, &result.waited_seconds);
+    Bind();
+    const Seen seen = See(batch.pixels);
+    const at::Tensor scales = log_scales_.exp();
+    const at::Tensor region = RegionLoss(seen, batch, scales[1]);
+    const at::Tensor place = PlaceLoss(seen);
+    const at::Tensor caption = CaptionLoss(seen, batch, scales[0]);
     result.loss = vision_.region_weight * region + vision_.place_weight * place +
                   vision_.caption_weight * caption;
     result.samples = vision_.batch;
@@ -160,7 +154,6 @@ class VisionTask : public TrainingTask {
                       {"place_loss", place.item<double>()},
                       {"caption_loss", caption.item<double>()}};
     result.origin = "pictures from " + std::to_string(index * vision_.batch);
-    result.waited_seconds = waited.count();
     return result;
   }
 
@@ -182,11 +175,6 @@ class VisionTask : public TrainingTask {
   TensorSource FreshHeads() const {
     FreshWeights weights = Weights(kHeadWeights);
     return MemoryTensors(ContrastHeads::Fresh(shape_, weights));
-  }
-
-  std::unique_ptr<const PictureBatch> Prepare(int64_t index) const {
-    return std::make_unique<const PictureBatch>(
-        lessons_.Train(index * vision_.batch, vision_.batch));
   }
 
   void Bind() {
@@ -252,8 +240,8 @@ class VisionTask : public TrainingTask {
   const TensorSource fresh_heads_;
   ContrastHeads heads_;
   MasterWeights head_weights_;
-  at::Tensor log_scales_;                                    // of captions, of regions
-  Prefetcher<std::unique_ptr<const PictureBatch>> batches_;  // last: its threads use the others
+  at::Tensor log_scales_;             // of captions, of regions
+  Prefetcher<PictureBatch> batches_;  // last: its threads use the others
 };
 
 // Counts right patches and pictures.

@@ -4,8 +4,7 @@
 #include <cstdint>
 #include <span>
 
-#include "model/data/scenes/captions.h"
-#include "model/data/scenes/questions.h"
+#include "model/data/scenes/question_parts.h"
 
 namespace llava {
 namespace {
@@ -24,11 +23,6 @@ struct Group {
 constexpr std::array<Group, 3> kCountedGroups = {
     {{"animal", "animals"}, {"fruit", "fruits"}, {"vehicle", "vehicles"}}};
 
-bool Holds(const Scene& scene, int category) {
-  return std::any_of(scene.objects.begin(), scene.objects.end(),
-                     [&](const SceneObject& object) { return object.category == category; });
-}
-
 }  // namespace
 
 std::optional<Questioner::Count> Questioner::DrawCount(const Scene& scene,
@@ -43,7 +37,7 @@ std::optional<Questioner::Count> Questioner::DrawCount(const Scene& scene,
       }
     } else {
       for (int i = 0; i < num_categories_; ++i) {
-        if (!Holds(scene, i) && i != except) categories.push_back(i);
+        if (CountOf(scene, i) == 0 && i != except) categories.push_back(i);
       }
     }
     if (!categories.empty() && random.Chance(kKeepCount[number])) {
@@ -103,7 +97,8 @@ std::optional<Turn> Questioner::AskContent(const Scene& scene, QuestionType type
       std::vector<int> absent;
       for (int i = 0; i < num_categories_; ++i) {
         const bool near = Categories()[i].group == Categories()[present].group;
-        if (!Holds(scene, i) && (near || random.Chance(kAbsentOfOtherGroup))) absent.push_back(i);
+        if (CountOf(scene, i) == 0 && (near || random.Chance(kAbsentOfOtherGroup)))
+          absent.push_back(i);
       }
       return turn({WithArticle(Categories()[random.Pick(absent)])}, "No.");
     }

@@ -4,15 +4,13 @@
 #include <cstdint>
 #include <stdexcept>
 
-#include "model/data/scenes/captions.h"
-#include "model/data/scenes/questions.h"
+#include "model/data/scenes/question_parts.h"
 
 namespace llava {
 namespace {
 
 using enum QuestionType;
 
-constexpr std::array<Side, 4> kSides = {Side::kLeft, Side::kRight, Side::kTop, Side::kBottom};
 constexpr std::array<QuestionType, 5> kFacts = {kKind, kColour, kEat, kFly, kAlive};
 constexpr double kChainsInConversations = 0.3;
 constexpr double kCountChains = 0.25;  // of all chains
@@ -33,15 +31,6 @@ bool Asked(const Dialogue& dialogue, const Turn& next) {
   return std::any_of(dialogue.begin(), dialogue.end(), [&](const Turn& turn) {
     return turn.question == next.question || (one_meaning && turn.type == next.type);
   });
-}
-
-auto CountOf(const Scene& scene, int category) {
-  return std::count_if(scene.objects.begin(), scene.objects.end(),
-                       [&](const SceneObject& object) { return object.category == category; });
-}
-
-std::string Answer(const SceneObject& object) {
-  return Capitalized(WithArticle(Categories()[object.category])) + ".";
 }
 
 }  // namespace
@@ -76,7 +65,7 @@ std::optional<Dialogue> Questioner::AskChain(const Scene& scene, Random& random)
     it = Outermost(scene, side);
     if (it == nullptr) return std::nullopt;
     dialogue.push_back(
-        {kSide, Fill(random.Pick(WordingsOf(kSide)), {SidePhrase(side)}), Answer(*it)});
+        {kSide, Fill(random.Pick(WordingsOf(kSide)), {SidePhrase(side)}), NamingAnswer(*it)});
   }
   std::vector<QuestionType> about_it;  // asked since "it" last changed
   const int follow_ups = random.Between(1, 3);
@@ -93,7 +82,7 @@ std::optional<Dialogue> Questioner::AskChain(const Scene& scene, Random& random)
       if (object == nullptr || used) continue;
       it = object;
       about_it.clear();
-      turn = {type, Fill(random.Pick(WordingsOf(type)), {phrase}), Answer(*it)};
+      turn = {type, Fill(random.Pick(WordingsOf(type)), {phrase}), NamingAnswer(*it)};
     } else if (type == kFollowWhere) {
       const auto place = PlacePhrase(*it);
       if (!place || CountOf(scene, it->category) > 1) continue;  // "it" would be any of them

@@ -1,15 +1,10 @@
 // Where things are, and which is the bigger one.
-#include <array>
-
-#include "model/data/scenes/captions.h"
-#include "model/data/scenes/questions.h"
+#include "model/data/scenes/question_parts.h"
 
 namespace llava {
 namespace {
 
 using enum QuestionType;
-
-constexpr std::array<Side, 4> kSides = {Side::kLeft, Side::kRight, Side::kTop, Side::kBottom};
 
 // Objects of which there is only one of their kind, so that "the lion" says which.
 std::vector<const SceneObject*> UniqueObjects(const Scene& scene) {
@@ -23,10 +18,6 @@ std::vector<const SceneObject*> UniqueObjects(const Scene& scene) {
   return unique;
 }
 
-std::string Answer(const SceneObject& object) {
-  return Capitalized(WithArticle(Categories()[object.category])) + ".";
-}
-
 }  // namespace
 
 std::optional<Turn> Questioner::AskPosition(const Scene& scene, QuestionType type,
@@ -38,7 +29,7 @@ std::optional<Turn> Questioner::AskPosition(const Scene& scene, QuestionType typ
     const Side side = random.Pick(kSides);
     const SceneObject* object = Outermost(scene, side);
     if (object == nullptr) return std::nullopt;
-    return turn({SidePhrase(side)}, Answer(*object));
+    return turn({SidePhrase(side)}, NamingAnswer(*object));
   }
 
   auto unique = UniqueObjects(scene);
@@ -68,7 +59,7 @@ std::optional<Turn> Questioner::AskPosition(const Scene& scene, QuestionType typ
   const std::string_view side = order < 0 ? "left" : "right";
   if (type == kSideOf) return turn({name_a, name_b}, "On the " + std::string(side) + ".");
   if (scene.objects.size() != 2) return std::nullopt;  // kLeftOf: one answer only
-  return turn({side, name_b}, Answer(a));
+  return turn({side, name_b}, NamingAnswer(a));
 }
 
 }  // namespace llava

@@ -3,15 +3,13 @@
 #include <array>
 #include <set>
 
-#include "model/data/scenes/captions.h"
-#include "model/data/scenes/questions.h"
+#include "model/data/scenes/question_parts.h"
 
 namespace llava {
 namespace {
 
 using enum QuestionType;
 
-constexpr std::array<Side, 4> kSides = {Side::kLeft, Side::kRight, Side::kTop, Side::kBottom};
 constexpr std::array<std::string_view, 2> kOnlyThing = {"this thing", "the thing in the picture"};
 constexpr double kKeepNone = 0.25;   // of "which can you eat" where nothing can be eaten
 constexpr double kKeepUnlike = 0.4;  // of "are all of the same kind" where they are not

@@ -83,8 +83,7 @@ ChatAnswers AskChat(const ChatFlags& flags, const std::filesystem::path& journal
   const std::unique_ptr<ChatBackend> backend = flags.OpenBackend();
   ChatJournal journal(journal_path);
   ChatRun run(*backend, journal, flags.RunOptions());
-  std::optional<Progress> bar;
-  if (progress) bar.emplace(progress, verb, count);
+  Progress bar(progress, verb, count);
   ChatAnswers answers;
   size_t next = 0, ended = 0, not_made = 0;
   const auto take = [&]() -> std::optional<ChatRequest> {
@@ -110,10 +109,9 @@ ChatAnswers AskChat(const ChatFlags& flags, const std::filesystem::path& journal
     }
   };
   const auto tick = [&] {
-    if (!bar) return;
-    bar->set_note(run.Spent());
-    bar->set_skipped(run.totals().known);
-    bar->Update(ended);
+    bar.set_note(run.Spent());
+    bar.set_skipped(run.totals().known);
+    bar.Update(ended);
   };
   try {
     answers.outcome = run.Run(take, done, tick);
@@ -121,10 +119,8 @@ ChatAnswers AskChat(const ChatFlags& flags, const std::filesystem::path& journal
     // What was answered before still counts.
     answers.fatal = error.what();
   }
-  if (bar) {
-    bar->set_skipped(run.totals().known);
-    bar->Finish(ended);
-  }
+  bar.set_skipped(run.totals().known);
+  bar.Finish(ended);
   answers.totals = run.totals();
   answers.totals.failed += not_made;
   // After an early end: what the journal has of the others, until all of it has been met.

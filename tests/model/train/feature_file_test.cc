@@ -44,7 +44,7 @@ TEST_F(FeatureFileTest, KeepsFeaturesForTheNextRun) {
     EXPECT_TRUE(at::equal(*file->Find(Name(1)), Values(1)));
   }
   const auto file = Open();
-  EXPECT_EQ(file->size(), 2);
+  EXPECT_TRUE(at::equal(*file->Find(Name(1)), Values(1)));
   EXPECT_TRUE(at::equal(*file->Find(Name(2)), Values(2)));
   EXPECT_FALSE(file->Find(Name(3)));
   file->Add(Name(3), Values(3));
@@ -60,11 +60,11 @@ TEST_F(FeatureFileTest, DropsWhatWasCutOff) {
   std::filesystem::resize_file(path_, std::filesystem::file_size(path_) - 5);
   {
     const auto file = Open();
-    EXPECT_EQ(file->size(), 1);
+    EXPECT_FALSE(file->Find(Name(2)));
     file->Add(Name(3), Values(3));
   }
   const auto file = Open();
-  EXPECT_EQ(file->size(), 2);
+  EXPECT_FALSE(file->Find(Name(2)));
   EXPECT_TRUE(at::equal(*file->Find(Name(3)), Values(3)));
   EXPECT_TRUE(at::equal(*file->Find(Name(1)), Values(1)));
 }
@@ -77,7 +77,6 @@ TEST_F(FeatureFileTest, DoesNotReturnDamagedValues) {
     file.put('x');
   }
   const auto file = Open();
-  EXPECT_EQ(file->size(), 1);
   EXPECT_FALSE(file->Find(Name(1)));
   file->Add(Name(1), Values(1));  // computed anew
   EXPECT_TRUE(at::equal(*file->Find(Name(1)), Values(1)));

@@ -14,14 +14,17 @@ at::Tensor Random(at::IntArrayRef shape, uint64_t seed) {
   return at::randn(shape, at::make_generator<at::CPUGeneratorImpl>(seed), at::kFloat);
 }
 
-TEST(CosineLearningRateTest, RisesThenFallsToZero) {
-  EXPECT_EQ(CosineLearningRate(0, 100, 4, 2e-3), 0);
-  EXPECT_DOUBLE_EQ(CosineLearningRate(1, 100, 4, 2e-3), 0.5e-3);
-  EXPECT_DOUBLE_EQ(CosineLearningRate(4, 100, 4, 2e-3), 2e-3);
-  EXPECT_NEAR(CosineLearningRate(52, 100, 4, 2e-3), 1e-3, 1e-12);
-  EXPECT_NEAR(CosineLearningRate(100, 100, 4, 2e-3), 0, 1e-12);
-  EXPECT_NEAR(CosineLearningRate(150, 100, 4, 2e-3), 0, 1e-12) << "must not rise again";
-  EXPECT_DOUBLE_EQ(CosineLearningRate(0, 10, 0, 1.0), 1.0);
+TEST(RateFactorTest, RisesThenFalls) {
+  EXPECT_EQ(RateFactor(0, 100, 4, 0), 0);
+  EXPECT_DOUBLE_EQ(RateFactor(1, 100, 4, 0), 0.25);
+  EXPECT_DOUBLE_EQ(RateFactor(4, 100, 4, 0), 1);
+  EXPECT_NEAR(RateFactor(52, 100, 4, 0), 0.5, 1e-12);
+  EXPECT_NEAR(RateFactor(100, 100, 4, 0), 0, 1e-12);
+  EXPECT_NEAR(RateFactor(150, 100, 4, 0), 0, 1e-12) << "must not rise again";
+  EXPECT_DOUBLE_EQ(RateFactor(0, 10, 0, 0), 1);
+  EXPECT_DOUBLE_EQ(RateFactor(1, 100, 4, 0.1), 0.25) << "the warm-up begins at 0";
+  EXPECT_NEAR(RateFactor(52, 100, 4, 0.1), 0.55, 1e-12);
+  EXPECT_DOUBLE_EQ(RateFactor(100, 100, 4, 0.1), 0.1);
 }
 
 TEST(WarmupStepsTest, RoundsUp) {

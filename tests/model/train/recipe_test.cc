@@ -19,7 +19,7 @@ TEST(RecipeTest, ReadsNestedSettingsAndFillsDefaults) {
   EXPECT_EQ(recipe.Number("adam.beta1", 0.9, "first"), 0.9);
   EXPECT_EQ(recipe.Number("adam.beta2", 0.999, "second"), 0.95);
   EXPECT_EQ(recipe.Int("model.width", 64, "D"), 128);
-  EXPECT_EQ(recipe.Choice("precision", "fp32", {"fp32", "bf16"}, "dtype"), "bf16");
+  EXPECT_EQ(recipe.Choice<int>("precision", "fp32", {{"fp32", 4}, {"bf16", 2}}, "dtype"), 2);
   EXPECT_FALSE(recipe.Flag("skip_bad", false, "skip"));
   recipe.CheckAllRead();
   const auto resolved = recipe.Resolved();
@@ -73,7 +73,7 @@ TEST(RecipeTest, NamesSettingValueAndRange) {
               ThrowsMessage<std::invalid_argument>(HasSubstr("\"rate\" is \"fast\"")));
   EXPECT_THAT(
       [&] {
-        recipe.Choice("mode", "a", {"a", "b"}, "");
+        recipe.Choice<int>("mode", "a", {{"a", 0}, {"b", 1}}, "");
       },
       ThrowsMessage<std::invalid_argument>(HasSubstr("one of a | b")));
   EXPECT_THAT([&] { recipe.Flag("skip", false, ""); },
