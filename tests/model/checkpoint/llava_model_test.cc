@@ -47,7 +47,7 @@ TEST(LlavaModelTest, RefusesFlagsThatWouldDoNothing) {
   }
   ExpectOneLine(LlavaModel("bench --load"), 2, "--shape");
   // Told before anything is loaded: else it were that this is no language model.
-  ExpectOneLine(LlavaModel("bench --load --shape " + (Fixtures() / "clip-tower").string()), 1,
+  ExpectOneLine(LlavaModel("bench --load --shape " + (FixturesDir() / "clip-tower").string()), 1,
                 "is no version of a model repository");
   ExpectOneLine(LlavaModel("bench --shape tiny --dtype float32 --group 64"), 1, "--group");
   ExpectOneLine(
