@@ -95,9 +95,12 @@ void ChooseTiles(InstructionModel& model, const InstructionSettings& settings, u
   }
   try {
     CheckPair(language.config, model.tower.config, settings.model.string());
-  } catch (const std::runtime_error& wrong) {  // of the tiles: all else fits by now
-    throw std::invalid_argument(std::string(wrong.what()) +
-                                "; setting \"grid\" names canvases of this tower's tiles");
+  } catch (
+      const std::runtime_error& wrong) {  // of the tiles, or they have no place for the class token
+    const bool of_tiles = features.select_feature == SelectFeature::kPatch;
+    throw std::invalid_argument(
+        std::string(wrong.what()) +
+        (of_tiles ? "; setting \"grid\" names canvases of this tower's tiles" : ""));
   }
   if (has_newline) return;
   const int64_t width = language.config.decoder.hidden_size;

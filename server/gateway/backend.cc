@@ -169,8 +169,8 @@ void Backend::Loop() {
       if (status.ok()) {
         table_.models = models;
         table_.away_status = WhenLoaded(coming);
+        table_.away = std::move(coming);
       }
-      table_.away = std::move(coming);
       if (stopping_) changed = false;
     }
     if (changed) {

@@ -32,8 +32,8 @@ bool IsVersionGone(const absl::Status& status);
 struct ModelTable {
   absl::Status status = absl::UnavailableError("not asked yet");  // OK: it answered
   std::vector<v1::ModelInfo> models;  // of the last good answer, also while the service is down
-  // What no process has now and one may have again: processes that are down had it (and others are
-  // not), or are about to load it. And the first reason.
+  // What no process has now and one may have again: processes that are down had it or were to load
+  // it (and others are not down), or are about to load it. And the first reason.
   std::vector<v1::ModelInfo> away;
   absl::Status away_status;
 };

@@ -226,6 +226,7 @@ ModelTable BackendPool::table() const {
       if (backends.size() > 1) {
         if (joined.away_status.ok()) joined.away_status = table.status;
         std::move(table.models.begin(), table.models.end(), std::back_inserter(joined.away));
+        std::move(table.away.begin(), table.away.end(), std::back_inserter(joined.away));
         continue;
       }
     }

@@ -151,7 +151,9 @@ grpc::ServerUnaryReactor* ChatServiceImpl::UpdateSession(grpc::CallbackServerCon
   auto status = call.scope().Enter();
   if (status.ok()) status = CheckUpdateSession(*request);
   const std::string id = request->session().id();
-  if (status.ok()) status = ChargeConstraint(call.scope().caller(), request->session().sampling());
+  if (status.ok() && ChangesSampling(*request)) {
+    status = ChargeConstraint(call.scope().caller(), request->session().sampling());
+  }
   // A turn reads the system text before it is recorded, and again when a later process takes it up:
   // between the two it must stay.
   const auto& paths = request->update_mask().paths();

@@ -87,7 +87,7 @@ absl::StatusOr<Route> ModelRouter::Find(const ModelChoice& choice, bool pictures
     return Eligible(std::move(versions), wanted, canary_share(wanted.name));
   };
   const auto eligible = find(models);
-  if (absl::IsNotFound(eligible.status()) && find(llm.away).ok()) return llm.away_status;
+  if (!eligible.ok() && find(llm.away).ok()) return llm.away_status;
   if (!eligible.ok()) return eligible.status();
   const ModelTable vision = vision_.table();
   for (const v1::ModelInfo& each : *eligible) {

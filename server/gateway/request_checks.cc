@@ -181,7 +181,15 @@ absl::Status CheckUpdateSession(const v1::UpdateSessionRequest& request) {
                        "idle_expiry, context_overflow"));
     }
   }
-  return CheckSessionFields(request.session());
+  if (ChangesSampling(request)) return CheckSessionFields(request.session());
+  v1::Session rest = request.session();  // a client may send back all that it has read
+  rest.clear_sampling();
+  return CheckSessionFields(rest);
+}
+
+bool ChangesSampling(const v1::UpdateSessionRequest& request) {
+  const auto& paths = request.update_mask().paths();
+  return std::find(paths.begin(), paths.end(), "sampling") != paths.end();
 }
 
 absl::Status CheckTurnId(const std::string& id) {

@@ -20,6 +20,7 @@ absl::Status CheckSessionId(const std::string& id);
 // All of them but whether their constraint can be obeyed: to know that makes work.
 absl::Status CheckCreateSession(const v1::CreateSessionRequest& request);
 absl::Status CheckUpdateSession(const v1::UpdateSessionRequest& request);
+bool ChangesSampling(const v1::UpdateSessionRequest& request);
 absl::Status CheckTurnId(const std::string& id);
 // Without a session nobody could come back for an answer.
 absl::Status CheckOnDisconnect(v1::OnDisconnect value, bool session);

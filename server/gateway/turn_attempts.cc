@@ -402,13 +402,16 @@ bool TurnRunner::WaitForWorker(void (TurnRunner::*step)()) {
   return true;
 }
 
+ModelChoice TurnRunner::VersionOfTurn() const {
+  return {.name = turn_.model.name(), .version = turn_.model.version()};
+}
+
 void TurnRunner::Continue() {
   if (const auto why = broken()) return Conclude(EndingOfBreak(*why));
   if (system_clock::now() >= deadlines_.turn) {
     return Conclude(EndingOf(absl::DeadlineExceededError("")));
   }
-  parts_.router.Resolve({.name = turn_.model.name(), .version = turn_.model.version()},
-                        !prompt_.DistinctImages().empty(),
+  parts_.router.Resolve(VersionOfTurn(), !prompt_.DistinctImages().empty(),
                         [self = shared_from_this()](absl::StatusOr<Route> route) {
                           self->OnVersionBack(std::move(route));
                         });
@@ -417,12 +420,14 @@ void TurnRunner::Continue() {
 void TurnRunner::OnVersionBack(absl::StatusOr<Route> route) {
   const bool replaceable = !begun() && request_.model.version == 0;
   bool missing = absl::IsNotFound(route.status());
-  if (absl::IsUnavailable(
-          route.status())) {  // or its service serves others and is about to load it
-    const bool others =
-        replaceable && parts_.router.Find(request_.model, !prompt_.DistinctImages().empty()).ok();
+  // Or its service serves others and is about to load it.
+  if (absl::IsUnavailable(route.status())) {
+    const bool pictures = !prompt_.DistinctImages().empty();
+    const bool others = replaceable && parts_.router.Find(request_.model, pictures).ok();
     if (!others && WaitForWorker(&TurnRunner::Continue)) return;
-    missing = others || !IsUnreachable(route.status());
+    // If it is there, the vision service is what is missing.
+    const bool there = parts_.router.Find(VersionOfTurn(), /*pictures=*/false).ok();
+    missing = others || (!there && !IsUnreachable(route.status()));
   }
   // The same number with other contents is another version.
   if (missing || (route.ok() && route->model.model().digest() != turn_.model.digest())) {

@@ -107,6 +107,7 @@ class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnR
   bool GoOn(const absl::Status& status);
   bool WaitForWorker(void (TurnRunner::*step)());
   void Continue();
+  ModelChoice VersionOfTurn() const;
   void OnVersionBack(absl::StatusOr<Route> route);
   bool begun() const { return recovered_ || answer_.tokens.ids_size() > 0 || text_bytes_ > 0; }
 

@@ -84,7 +84,8 @@ class ModelManager {
   void Stop();
 
   // Versions that take requests and those that are to, with their labels; NOT_FOUND for a `name`
-  // (empty: all) of which nothing is known, UNAVAILABLE before the first look at the repository.
+  // (empty: all) of which nothing is known, UNAVAILABLE before the first look at the repository and
+  // after Stop.
   absl::StatusOr<v1::ListModelsResponse> List(const std::string& name);
   // All versions that are known, the newest of a model first; `version` 0: all of the model.
   absl::StatusOr<std::vector<v1::ModelVersionStatus>> Statuses(const std::string& name,

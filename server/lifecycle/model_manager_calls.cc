@@ -226,6 +226,7 @@ bool ModelManager::Knows(const std::string& name) {
 
 absl::StatusOr<v1::ListModelsResponse> ModelManager::List(const std::string& name) {
   MutexLock lock(mutex_);
+  if (stop_) return EndingError();  // not an empty list: who comes after has the versions again
   if (decided_look_ == 0) {
     return OverloadedError("the models have not been looked at yet", kFirstLookRetryAfter);
   }
@@ -242,7 +243,7 @@ absl::StatusOr<v1::ListModelsResponse> ModelManager::List(const std::string& nam
       *info = held->second.servable->info();
       info->clear_labels();
     } else if (lifecycle_.Wants(id) && version.failures <= kFailuresOfWhatComes &&
-               !version.waits_for_change && !draining_) {
+               !version.waits_for_change) {
       info = list.add_coming();
       info->mutable_model()->set_name(id.name);
       info->mutable_model()->set_version(id.version);

@@ -23,8 +23,7 @@ namespace {
 
 TEST(AnyresParityTest, TilesGiveTheFeaturesOfTransformers) {
   const at::NoGradGuard guard;
-  // The folder of this tree, whatever folder the other tests look at.
-  const std::filesystem::path fixtures = FixturesDir();
+  const std::filesystem::path fixtures = OwnFixturesDir();
   const auto golden = TensorFile::Open(SourceDir() + "/tests/parity/anyres.safetensors");
   const TowerCheckpoint checkpoint = OpenTower(fixtures / "clip-tower");
   const ClipTower tower(checkpoint.config, checkpoint.tensors, at::kCPU, at::kFloat);

@@ -90,7 +90,7 @@ class NextModelTest : public ::testing::Test {
     features_.clear();
     sizes_.clear();
     for (const std::string& name : names) {
-      const std::string bytes = ReadBytes(FixturesDir() / "images" / name);
+      const std::string bytes = ReadBytes(OwnFixturesDir() / "images" / name);
       const Image image =
           DecodeImage({reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()});
       std::vector<at::Tensor> tiles;

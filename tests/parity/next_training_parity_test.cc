@@ -106,7 +106,7 @@ class NextTrainingTest : public ::testing::Test {
     sample.labels.assign(labels.const_data_ptr<int64_t>(),
                          labels.const_data_ptr<int64_t>() + labels.numel());
     for (const std::string& picture : pictures) {
-      const std::string bytes = ReadBytes(FixturesDir() / "images" / picture);
+      const std::string bytes = ReadBytes(OwnFixturesDir() / "images" / picture);
       const PictureFeatures made = TowerFeatures(
           tower, model_.config().features,
           DecodeImage({reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()}));

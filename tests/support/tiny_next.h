@@ -29,7 +29,7 @@ inline std::filesystem::path WriteNext(const std::string& fixture, const std::st
                                        const std::filesystem::path& folder,
                                        const std::function<void(nlohmann::json&)>& edit) {
   namespace fs = std::filesystem;
-  const fs::path from = FixturesDir() / fixture;
+  const fs::path from = OwnFixturesDir() / fixture;
   fs::create_directories(folder);
   for (const auto& entry : fs::directory_iterator(from)) {
     const std::string name = entry.path().filename();
@@ -57,7 +57,7 @@ inline std::filesystem::path WriteTinyNext(const std::filesystem::path& folder) 
 // As the original code writes it, with its tower inside: the width comes first.
 inline std::filesystem::path WriteOriginalNext(const std::filesystem::path& folder) {
   return WriteNext("orig-bf16", "model.image_newline", folder, [](nlohmann::json& config) {
-    config["mm_vision_tower"] = (FixturesDir() / "clip-tower").string();
+    config["mm_vision_tower"] = (OwnFixturesDir() / "clip-tower").string();
     config["image_aspect_ratio"] = "anyres";
     config["mm_patch_merge_type"] = "spatial_unpad";
     config["image_grid_pinpoints"] = {{56, 112}, {112, 56}, {112, 112}, {168, 56}, {56, 168}};

@@ -195,11 +195,10 @@ TEST(LanguageTaskTest, PublishesWhatServingOpens) {
 }
 
 TEST(LanguageTaskTest, NothingIsPublishedWithoutItsMap) {
-  const fs::path root = fs::path(testing::TempDir()) / "language_task_without_map";
-  fs::remove_all(root);
-  const auto task = TinyTask({"text_map=" + (root / "nowhere/map.safetensors").string()});
-  EXPECT_THROW(task->Publish(root, "base", {}), std::runtime_error);
-  EXPECT_FALSE(fs::exists(root / "base/1")) << "a repeated command would end with it";
+  const TempFolder root;
+  const auto task = TinyTask({"text_map=" + root.At("nowhere/map.safetensors")});
+  EXPECT_THROW(task->Publish(root.path(), "base", {}), std::runtime_error);
+  EXPECT_FALSE(fs::exists(root.At("base/1"))) << "a repeated command would end with it";
 }
 
 TEST(LanguageTaskTest, GoesOnFromAPublishedModel) {

@@ -296,15 +296,16 @@ TEST_F(AccessTest, AConstraintOfASessionIsARequestOfItsKey) {
     v1::CreateSessionResponse response;
     return stub_->CreateSession(Context().get(), request, &response);
   };
-  const auto update = [&](const std::string& regex) {
+  const auto update = [&](const std::string& regex, const std::string& path = "sampling") {
     v1::UpdateSessionRequest request;
     request.mutable_session()->set_id(session);
     request.mutable_session()->mutable_sampling()->mutable_constraint()->set_regex(regex);
-    request.mutable_update_mask()->add_paths("sampling");
+    request.mutable_update_mask()->add_paths(path);
     v1::UpdateSessionResponse response;
     return stub_->UpdateSession(Context().get(), request, &response);
   };
   EXPECT_TRUE(create("a").ok());
+  EXPECT_TRUE(update("a", "title").ok()) << "sent along, and not to be changed";
   const grpc::Status bad = update("(a");
   EXPECT_EQ(bad.error_code(), StatusCode::INVALID_ARGUMENT);
   EXPECT_THAT(bad.error_message(), HasSubstr("constraint.regex"));

@@ -137,6 +137,34 @@ TEST_F(VersionAwayTest, AVersionThatIsBeingLoadedIsUnavailableNotUnknown) {
   EXPECT_EQ(Ask(question).status.error_code(), grpc::StatusCode::NOT_FOUND);
 }
 
+TEST_F(VersionAwayTest, WhatAProcessWasLoadingIsUnavailableWhileItIsDown) {
+  FakeLlm other;
+  other.models().Set({FakeLanguageModel("other", 7)}, {FakeLanguageModel("emoji", 2)});
+  options_.llm = absl::StrCat(llm_.server().address(), ",", other.server().address());
+  options_.default_model = "emoji";
+  StartGateway();
+  ASSERT_TRUE(Eventually([&] { return Metric(kDown) == 0; }));
+  v1::ChatRequest question = Question(NewSession(), "x");
+  question.mutable_model()->set_version(2);
+  EXPECT_EQ(Ask(question).status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  other.server().Stop();
+  ASSERT_TRUE(Eventually([&] { return Metric(kDown) == 1; }));
+  const Answer refused = Ask(question);
+  EXPECT_EQ(refused.status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_THAT(refused.status.error_message(), HasSubstr("llm service at "));
+  StopGateway();
+}
+
+TEST_F(VersionAwayTest, AMissingTowerIsNotAMissingVersion) {
+  options_.continue_timeout = milliseconds(700);
+  StartGateway();
+  const std::string session = NewSession();
+  const Answer answer = AskAndLose(Question(session, kQuestion, {FakePicture(1)}),
+                                   [this] { vision_.models().Set({FakeTower('x')}); });
+  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_THAT(answer.status.error_message(), HasSubstr("needs the vision tower"));
+}
+
 // The version that was chosen goes before the first text, and is to come back.
 TEST_F(VersionAwayTest, AQuestionThatNamesNoVersionDoesNotWaitForTheOneThatWasChosen) {
   const v1::ModelInfo old = FakeLanguageModel("emoji", 1), latest = FakeLanguageModel("emoji", 2);

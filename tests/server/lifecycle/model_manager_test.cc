@@ -400,6 +400,9 @@ TEST_F(ModelManagerTest, ListsWhatIsToBeServedAndIsNotYet) {
   EXPECT_TRUE(lists({1}, {})) << "it fails again and again";
   repository_.Publish("emoji", 3);
   EXPECT_TRUE(lists({3}, {}));
+  manager_->Stop();
+  EXPECT_EQ(manager_->List("").status().code(), absl::StatusCode::kUnavailable)
+      << "not an empty list: the next process has it again";
 }
 
 TEST_F(ModelManagerTest, ManyReadersWhileVersionsComeAndGo) {
