@@ -4,7 +4,8 @@
 #
 #   deploy/collect_runtime.sh OUT PROGRAM...
 #
-# Writes OUT/bin, OUT/lib and OUT/packages. Used by the Dockerfile.
+# Writes OUT/bin, OUT/lib and OUT/packages; files of OUT/lib may be links to those of the cache, so change none.
+# Used by the Dockerfile.
 set -euo pipefail
 . "${LLAVA_CACHE:-$HOME/.cache/llava-serving}/env.sh"
 

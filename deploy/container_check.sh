@@ -5,8 +5,8 @@
 #
 #   deploy/container_check.sh [--cuda] [--keep-images]
 #
-# --cuda: the images for GPUs, too (some 15 GB more). Where no GPU is, they serve on the CPU, and say what is
-# missing when asked for a GPU.
+# --cuda: the images for GPUs, too (some 15 GB more). Where a GPU is described to containers (`nvidia-ctk cdi
+# generate`), they serve on it; else on the CPU, and say what is missing when asked for a GPU.
 #
 # Needs no container daemon and no image registry: the base image is made by debootstrap, buildah
 # builds, podman runs (deploy/setup.sh --with-containers installs them; root is needed). Works in
@@ -150,7 +150,7 @@ podman run --rm "${sandbox[@]}" llava-demo:local "${questions[@]}" \
 check_answers "$work/demo.txt"
 
 say "demo image: services until SIGTERM"
-podman rm -f -t 45 llava-demo-check >/dev/null 2>&1 || true # of an interrupted run
+podman rm -f -t 45 llava-{demo,vision,llm,gateway}-check >/dev/null 2>&1 || true # of an interrupted run
 podman run -d --name llava-demo-check "${sandbox[@]}" llava-demo:local >/dev/null
 wait_ready() { # seconds, ports...
   local deadline=$((SECONDS + $1)) port
@@ -201,7 +201,7 @@ done
 
 if [ $cuda = 1 ]; then
   device=cpu
-  if [ -e /dev/nvidia0 ]; then device=cuda:0; fi
+  if compgen -G '/etc/cdi/*' >/dev/null || compgen -G '/var/run/cdi/*' >/dev/null; then device=cuda:0; fi
   say "CUDA images: two questions, on $device"
   start() { # name, arguments of podman..., image, arguments of its program...
     podman run -d --name "llava-$1-check" "${sandbox[@]}" -v "$PWD/deploy/models:/models:ro" "${@:2}" >/dev/null

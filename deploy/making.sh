@@ -33,13 +33,13 @@ build_programs() {
   local program log
   bin=${LLAVA_BIN_DIR:-build/release/bin}
   if [ "$build" = 1 ]; then
-    deploy/setup.sh
+    run deploy/setup.sh
     . "${LLAVA_CACHE:-$HOME/.cache/llava-serving}/env.sh"
     log=$(dirname "$LLAVA_VENV")/configure.log
     say "configuring build/release"
     cmake --preset release >"$log" 2>&1 || { cat "$log" >&2; exit 1; }
     say "building $*"
-    ninja -C build/release -j"${LLAVA_JOBS:-$(nproc)}" "$@"
+    run ninja -C build/release -j"${LLAVA_JOBS:-$(nproc)}" "$@"
   fi
   for program in "$@"; do
     [ -x "$bin/$program" ] || fail "$bin/$program is missing: run without --no-build"

@@ -158,6 +158,6 @@ export CCACHE_DIR="\${CCACHE_DIR:-}"
 [ -n "\$CCACHE_DIR" ] || export CCACHE_DIR=$(quoted "$CACHE/ccache")
 EOF
 if [ -x "$CUDA_ROOT/bin/nvcc" ]; then
-  echo "export CUDACXX=$(quoted "$CUDA_ROOT/bin/nvcc")" >>"$CACHE/env.sh"
+  echo "[ -n \"\${CUDACXX:-}\" ] || export CUDACXX=$(quoted "$CUDA_ROOT/bin/nvcc")" >>"$CACHE/env.sh"
 fi
 say "ready ($CACHE)"

@@ -4,12 +4,12 @@
 #
 #   tests/nightly.sh [--list] [PART...]         default: every part, in this order
 #
-# cuda         compiles services, trainer, kernels and their tests for CUDA; a warning is an error (nvcc)
+# cuda         compiles services, trainer, kernels and their tests for CUDA; a warning is an error
 # asan tsan    tests/run.sh with sanitizers
 # fuzz         decoding of broken pictures under the address sanitizer, LLAVA_FUZZ_SECONDS (default 600)
 # chaos        kills at random bytes of answers and at every failpoint, versions exchanged under load;
 #              checked by history
-# containers   deploy/container_check.sh (root)
+# containers   deploy/container_check.sh --cuda (root; 35 GB of disk)
 # speed        the language service under load and the gateway beside a bare relay; nothing else may run
 # gpu          tests/gpu/run.sh (an NVIDIA GPU)
 #

@@ -45,6 +45,17 @@ class ComposeTest(unittest.TestCase):
         command = self.services["llm"]["command"]
         self.assertEqual(command[command.index("--default-temperature") + 1], "${LLAVA_TEMPERATURE:-0}")
 
+    def test_gpus_change_the_model_services_alone(self):
+        text = (ROOT / "deploy/compose.cuda.yaml").read_text(encoding="utf-8")
+        services = yaml.safe_load(text)["services"]
+        self.assertEqual(set(services), {"vision", "llm"})
+        for name, service in services.items():
+            self.assertNotEqual(service["image"], self.services[name]["image"])
+            self.assertEqual(service["build"], {"args": {"PRESET": "cuda"}})
+            self.assertEqual(service["environment"][f"LLAVA_{name.upper()}_DEVICE"], "${LLAVA_DEVICE:-cuda:0}")
+            self.assertEqual(service["deploy"]["resources"]["reservations"]["devices"][0]["driver"], "nvidia")
+        self.assertTrue(any(line == "ARG PRESET=release" for line in stage("build")))
+
     def test_models_can_be_made_writable(self):
         for name in ("vision", "llm"):
             self.assertEqual(self.services[name]["volumes"],

@@ -24,7 +24,7 @@ from service import BIN, ROOT, Service  # noqa: E402
 
 SCENES = ROOT / "deploy/scenes"
 QUESTIONS = ["What is in the picture?", "How many things are there?"]
-DEVICE_MISSING, NO_MEMORY = 5, 6  # exit codes: server/runtime/service_process.h
+DEVICE_MISSING, NO_MEMORY = 5, 6  # exit codes: server/runtime/exit_code.h
 # Seconds that must be left for a phase to be begun.
 NEEDS = {"cpu": 20, "chat": 20, "kill": 40, "large": 100, "load": 45, "int4": 70, "refuse": 15}
 
