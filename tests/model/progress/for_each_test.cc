@@ -27,7 +27,9 @@ TEST(ForEachTest, GivesEachNumberOnceToWorkersOfTheirThreads) {
       };
     });
     EXPECT_EQ(given, std::vector<int>(100, 1));
-    if (threads > 0) EXPECT_LE(std::ssize(makers), threads);
+    if (threads > 0) {
+      EXPECT_LE(std::ssize(makers), threads);
+    }
   }
   ForEach(0, 4, []() -> std::function<void(int64_t)> { throw std::logic_error("nothing to do"); });
 }

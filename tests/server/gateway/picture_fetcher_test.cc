@@ -48,8 +48,10 @@ using testing::HasSubstr;
 using testing::StartsWith;
 
 bool IsPublic(const std::string& text) {
-  sockaddr_in v4{.sin_family = AF_INET};
-  sockaddr_in6 v6{.sin6_family = AF_INET6};
+  sockaddr_in v4{};
+  v4.sin_family = AF_INET;
+  sockaddr_in6 v6{};
+  v6.sin6_family = AF_INET6;
   if (inet_pton(AF_INET, text.c_str(), &v4.sin_addr) == 1) {
     return IsPublicAddress(reinterpret_cast<const sockaddr&>(v4));
   }
