@@ -206,11 +206,6 @@ PixelBox BoxOf(const SceneObject& object) {
   return box;
 }
 
-std::array<double, 4> NormalizedCorners(const PixelBox& box) {
-  constexpr double kSide = kSceneSide;
-  return {box.x / kSide, box.y / kSide, (box.x + box.width) / kSide, (box.y + box.height) / kSide};
-}
-
 std::optional<std::string_view> HorizontalPlace(const SceneObject& object) {
   return PlaceWord(object.x, "left", "right");
 }

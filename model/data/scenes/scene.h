@@ -86,8 +86,6 @@ struct PixelBox {
 
 // Exactly where the sprite of an object is drawn.
 PixelBox BoxOf(const SceneObject& object);
-// Corners {left, top, right, bottom} as shares of the picture, 0 .. 1.
-std::array<double, 4> NormalizedCorners(const PixelBox& box);
 
 // ---- Words for positions. All are only given where nobody could disagree.
 

@@ -159,8 +159,10 @@ TEST_F(VersionAwayTest, AMissingTowerIsNotAMissingVersion) {
   options_.continue_timeout = milliseconds(700);
   StartGateway();
   const std::string session = NewSession();
-  const Answer answer = AskAndLose(Question(session, kQuestion, {FakePicture(1)}),
-                                   [this] { vision_.models().Set({FakeTower('x')}); });
+  const Answer answer = AskAndLose(Question(session, kQuestion, {FakePicture(1)}), [this] {
+    vision_.models().Set({FakeTower('x')});
+    AwaitReady(false);  // the gateway has heard of it
+  });
   EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::UNAVAILABLE);
   EXPECT_THAT(answer.status.error_message(), HasSubstr("needs the vision tower"));
 }
