@@ -36,7 +36,8 @@ for library in $(ldd "$@" | awk '$2 == "=>" { print $3 }' | sort -u); do
   case $real in
     "$torch"/*)
       take "$real" "$out/lib/$(basename "$library")"
-      for file in $(late "$real"); do take "$file" "$out/lib/$(basename "$file")"; done
+      more=$(late "$real") # one that is missing ends this
+      for file in $more; do take "$file" "$out/lib/$(basename "$file")"; done
       ;;
     *) debian+=("$real") ;;
   esac
