@@ -22,7 +22,7 @@ using testing::UnorderedElementsAre;
 class AccessTest : public GatewayTest {
  protected:
   AccessTest() {
-    options_.keys_file = folder_.path() + "/keys.yaml";
+    options_.keys_file = folder_.At("keys.yaml");
     std::ofstream file(options_.keys_file);
     for (const char* role : {"user", "admin", "monitor"}) {
       for (const char* name : {"ann", "bob"}) {

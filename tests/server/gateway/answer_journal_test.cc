@@ -10,8 +10,8 @@
 #include <thread>
 
 #include "server/runtime/crc32c.h"
-#include "tests/server/gateway/gateway_harness.h"
 #include "tests/support/full_disk.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -35,7 +35,7 @@ class AnswerJournalTest : public testing::Test {
     Open();
     return journal_->TakeRecovered();
   }
-  std::string folder() const { return folder_.path() + "/journal"; }
+  std::string folder() const { return folder_.At("journal"); }
   std::vector<fs::path> Files() const {
     std::vector<fs::path> files;
     for (const auto& entry : fs::directory_iterator(folder())) files.push_back(entry.path());

@@ -11,8 +11,8 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "tests/server/gateway/gateway_harness.h"
 #include "tests/support/eventually.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -92,7 +92,7 @@ class KeysFileTest : public testing::Test {
   }
 
   TempFolder folder_;
-  const std::string path_ = folder_.path() + "/keys.yaml";
+  const std::string path_ = folder_.At("keys.yaml");
   Metrics metrics_{"gateway"};
   std::unique_ptr<ApiKeys> keys_;
 };

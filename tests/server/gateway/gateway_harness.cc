@@ -1,7 +1,6 @@
 #include "tests/server/gateway/gateway_harness.h"
 
 #include <sstream>
-#include <stdexcept>
 #include <thread>
 
 #include "absl/strings/match.h"
@@ -9,19 +8,8 @@
 
 namespace llava {
 
-TempFolder::TempFolder() {
-  std::string name = (std::filesystem::temp_directory_path() / "llava-gateway-XXXXXX").string();
-  if (mkdtemp(name.data()) == nullptr) throw std::runtime_error("no temporary folder");
-  path_ = name;
-}
-
-TempFolder::~TempFolder() {
-  std::error_code error;
-  std::filesystem::remove_all(path_, error);
-}
-
 GatewayTest::GatewayTest() {
-  options_.data_dir = folder_.path() + "/data";
+  options_.data_dir = folder_.At("data");
   options_.vision = vision_.server().address();
   options_.llm = llm_.server().address();
 }

@@ -9,7 +9,6 @@
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
-#include <filesystem>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -22,19 +21,9 @@
 #include "tests/support/eventually.h"
 #include "tests/support/fake_backends.h"
 #include "tests/support/slowdown.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
-
-// A folder that goes with the object.
-class TempFolder {
- public:
-  TempFolder();
-  ~TempFolder();
-  std::string path() const { return path_.string(); }
-
- private:
-  std::filesystem::path path_;
-};
 
 // What came out of a Chat call.
 struct Answer {

@@ -185,7 +185,7 @@ TEST_F(HttpFrontTest, ModelsAreFoundByNamesAsUrlsWriteThem) {
 }
 
 TEST_F(HttpFrontTest, KeysAndLimits) {
-  options_.keys_file = folder_.path() + "/keys.yaml";
+  options_.keys_file = folder_.At("keys.yaml");
   std::ofstream(options_.keys_file)
       << "- {name: ann, requests-per-minute: 2, sha256: " << ToHex(HashBytes("secret")) << "}\n";
   StartHttp();
@@ -301,7 +301,7 @@ TEST_F(HttpFrontTest, OtherPeoplesPagesGetNothing) {
 // To compile one is work, whether a turn follows or not.
 TEST_F(HttpFrontTest, ASchemaCountsAsARequestBeforeItIsCompiled) {
   key_ = "secret";
-  options_.keys_file = folder_.path() + "/keys.yaml";
+  options_.keys_file = folder_.At("keys.yaml");
   std::ofstream(options_.keys_file)
       << "- {name: ann, requests-per-minute: 1, sha256: " << ToHex(HashBytes(key_)) << "}\n";
   StartHttp();

@@ -138,7 +138,7 @@ TEST_F(HttpStreamTest, AStreamGoesOnWhereItsReaderLeftIt) {
 }
 
 TEST_F(HttpStreamTest, AStreamIsItsAskersAndEndsWhenNobodyComesBack) {
-  options_.keys_file = folder_.path() + "/keys.yaml";
+  options_.keys_file = folder_.At("keys.yaml");
   options_.resume_grace = milliseconds(400);
   std::ofstream(options_.keys_file)
       << "- {name: ann, sha256: " << ToHex(HashBytes("secret"))

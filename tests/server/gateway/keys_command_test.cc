@@ -9,8 +9,7 @@
 #include <iterator>
 #include <string>
 #include <vector>
-
-#include "tests/server/gateway/gateway_harness.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -46,7 +45,7 @@ class KeysCommandTest : public testing::Test {
   }
 
   TempFolder folder_;
-  const std::string path_ = folder_.path() + "/keys.yaml";
+  const std::string path_ = folder_.At("keys.yaml");
   std::string out_, err_;
 };
 

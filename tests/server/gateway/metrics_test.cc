@@ -19,7 +19,7 @@ class MetricsTest : public GatewayTest {};
 TEST_F(MetricsTest, EachOneMoves) {
   llm_.Set({.pause_after = 1});
   key_ = "secret";
-  options_.keys_file = folder_.path() + "/keys.yaml";
+  options_.keys_file = folder_.At("keys.yaml");
   std::ofstream(options_.keys_file)
       << "- {name: ann, concurrent-turns: 1, sha256: " << ToHex(HashBytes(key_)) << "}\n";
   StartGateway();

@@ -450,7 +450,7 @@ TEST_F(PictureUrlChatTest, ACallerThatGoesEndsItsFetch) {
 }
 
 TEST_F(PictureUrlChatTest, TheLimitOfTheKeyComesBeforeTheFetch) {
-  options_.keys_file = folder_.path() + "/keys.yaml";
+  options_.keys_file = folder_.At("keys.yaml");
   std::ofstream(options_.keys_file)
       << "- {name: ann, role: user, requests-per-minute: 2, sha256: " << ToHex(HashBytes("ann"))
       << "}\n";

@@ -32,7 +32,7 @@ class RecoveryTest : public GatewayTest {
  protected:
   // What a process leaves that is killed now: its files as they are. The next gateway finds those.
   void Crash() {
-    const std::string left = folder_.path() + "/left-" + std::to_string(++crashes_);
+    const std::string left = folder_.At("left-") + std::to_string(++crashes_);
     fs::copy(options_.data_dir, left, fs::copy_options::recursive);
     fs::remove(left + "/sessions.db-shm");
     StopGateway();
@@ -76,7 +76,7 @@ class RecoveryTest : public GatewayTest {
                     .ok());
   }
   void WriteKeys(const std::string& lines) {
-    options_.keys_file = folder_.path() + "/keys.yaml";
+    options_.keys_file = folder_.At("keys.yaml");
     std::ofstream(options_.keys_file) << lines;
   }
   static std::string KeyLine(const std::string& name, const std::string& more) {
@@ -332,7 +332,7 @@ TEST_F(RecoveryTest, AnAnswerAskedAnewIsNotGoneOnWithFromItsEarlierRun) {
   const std::string session = NewSession();
   v1::ChatRequest question = Question(session, kQuestion);
   question.mutable_sampling()->set_seed(7);
-  const std::string older = folder_.path() + "/older";
+  const std::string older = folder_.At("older");
   const Answer first = Ask(question, [&](grpc::ClientContext&, const Answer&) {
     fs::copy(options_.data_dir + "/journal", older);
     llm_.Release();

@@ -21,7 +21,7 @@ class RepeatTest : public GatewayTest {
  protected:
   // A gateway whose only key has these limits.
   void Limit(const std::string& limits) {
-    options_.keys_file = folder_.path() + "/keys.yaml";
+    options_.keys_file = folder_.At("keys.yaml");
     std::ofstream(options_.keys_file)
         << "- {name: ann, sha256: " << ToHex(HashBytes("secret")) << limits << "}\n";
     key_ = "secret";

@@ -435,7 +435,7 @@ TEST_F(RolloutTest, AnOperatorOverrulesAPendingVerdict) {
 }
 
 TEST_F(RolloutTest, OnlyAdminsChangeShares) {
-  options_.keys_file = folder_.path() + "/keys.yaml";
+  options_.keys_file = folder_.At("keys.yaml");
   std::ofstream(options_.keys_file)
       << "- {name: ann, sha256: " << ToHex(HashBytes("ann")) << "}\n"
       << "- {name: root, role: admin, sha256: " << ToHex(HashBytes("root")) << "}\n";

@@ -13,7 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/gateway/session_store.h"
-#include "tests/server/gateway/gateway_harness.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -60,7 +60,7 @@ class SessionStoreBatchTest : public testing::Test {
         "CREATE TRIGGER refuse AFTER INSERT ON turns BEGIN INSERT INTO children VALUES (1); END");
   }
   void Script(const std::string& sql) {
-    auto database = SqlDatabase::Open(folder_.path() + "/sessions.db");
+    auto database = SqlDatabase::Open(folder_.At("sessions.db"));
     ASSERT_TRUE(database.ok()) << database.status();
     const auto status = (*database)->Script(sql);
     ASSERT_TRUE(status.ok()) << status;
@@ -85,7 +85,7 @@ class SessionStoreBatchTest : public testing::Test {
   std::future<absl::StatusOr<v1::Session>> Get(const std::string& id) {
     return Take<absl::StatusOr<v1::Session>>([&](auto done) { store_->GetSession(id, done); });
   }
-  std::filesystem::path images() const { return folder_.path() + "/images"; }
+  std::filesystem::path images() const { return folder_.At("images"); }
 
   TempFolder folder_;
   Metrics metrics_{"gateway"};

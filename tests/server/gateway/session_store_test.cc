@@ -15,7 +15,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/gateway/store_schema.h"
-#include "tests/server/gateway/gateway_harness.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -78,7 +78,7 @@ TEST_F(SessionStoreTest, ARequestIsForgottenAfterADay) {
   const RequestKey key{"key", "hash"};
   ASSERT_TRUE(Begin("s", "t", key).ok());
   store_.reset();
-  auto database = SqlDatabase::Open(folder_.path() + "/sessions.db");
+  auto database = SqlDatabase::Open(folder_.At("sessions.db"));
   ASSERT_TRUE((*database)->Script("UPDATE turns SET created_us = created_us - 86400000000").ok());
   database->reset();
   Open();
@@ -102,7 +102,7 @@ TEST_F(SessionStoreTest, UnusedSessionsExpire) {
   ASSERT_TRUE(create("day", 86400).ok());
   ASSERT_TRUE(Begin("running", "t").ok());
   store_.reset();
-  auto database = SqlDatabase::Open(folder_.path() + "/sessions.db");
+  auto database = SqlDatabase::Open(folder_.At("sessions.db"));
   ASSERT_TRUE((*database)->Script("UPDATE sessions SET used_us = used_us - 7200000000").ok());
   database->reset();
   Open();
@@ -137,7 +137,7 @@ TEST_F(SessionStoreTest, UseIsKnownAtOnceAndSurvivesACrashWhereItMatters) {
   ASSERT_TRUE(Await<absl::Status>([&](auto done) { store_->FinishTurn(result, done); }).ok());
   store_.reset();
   // As after a crash that took the time of the last use away.
-  auto database = SqlDatabase::Open(folder_.path() + "/sessions.db");
+  auto database = SqlDatabase::Open(folder_.At("sessions.db"));
   ASSERT_TRUE((*database)->Script("UPDATE sessions SET used_us = used_us - 7200000000").ok());
   database->reset();
   Open();
@@ -151,7 +151,7 @@ TEST_F(SessionStoreTest, UseIsKnownAtOnceAndSurvivesACrashWhereItMatters) {
 }
 
 TEST_F(SessionStoreTest, AFileOfVersion3IsBroughtUpToDate) {
-  auto database = SqlDatabase::Open(folder_.path() + "/sessions.db");
+  auto database = SqlDatabase::Open(folder_.At("sessions.db"));
   ASSERT_TRUE(MigrateStore(**database, 3).ok());
   const auto written = (*database)->Script(R"sql(
 INSERT INTO sessions (id, model, title, context_overflow, created_us, used_us, owner)
@@ -200,17 +200,17 @@ TEST_F(SessionStoreTest, TheLogStaysBoundedUnderCommitsWithoutAGap) {
     });
   }
   for (std::thread& thread : threads) thread.join();
-  EXPECT_LT(std::filesystem::file_size(folder_.path() + "/sessions.db-wal"), 80U << 20)
+  EXPECT_LT(std::filesystem::file_size(folder_.At("sessions.db-wal")), 80U << 20)
       << "of more than 100 MB that went through it";
-  EXPECT_GT(std::filesystem::file_size(folder_.path() + "/sessions.db"), 32U << 20);
+  EXPECT_GT(std::filesystem::file_size(folder_.At("sessions.db")), 32U << 20);
 }
 
 TEST_F(SessionStoreTest, WhatIsDeletedIsOverwritten) {
   const std::string question = "a question that nobody shall find", answer = "nor the answer to it";
   const auto found = [&](const std::string& text) {
     store_.reset();  // its log goes into the tables
-    EXPECT_FALSE(std::filesystem::exists(folder_.path() + "/sessions.db-wal"));
-    std::ifstream file(folder_.path() + "/sessions.db", std::ios::binary);
+    EXPECT_FALSE(std::filesystem::exists(folder_.At("sessions.db-wal")));
+    std::ifstream file(folder_.At("sessions.db"), std::ios::binary);
     const std::string bytes((std::istreambuf_iterator<char>(file)), {});
     Open();
     return bytes.find(text) != std::string::npos;
@@ -252,7 +252,7 @@ TEST_F(SessionStoreTest, AFolderBelongsToOneGateway) {
 TEST_F(SessionStoreTest, RefusesAFileOfANewerProgram) {
   Open();
   store_.reset();
-  auto database = SqlDatabase::Open(folder_.path() + "/sessions.db");
+  auto database = SqlDatabase::Open(folder_.At("sessions.db"));
   ASSERT_TRUE((*database)->Script("UPDATE schema_version SET version = 1000").ok());
   EXPECT_EQ(MigrateStore(**database).code(), absl::StatusCode::kFailedPrecondition);
   database->reset();
@@ -261,7 +261,7 @@ TEST_F(SessionStoreTest, RefusesAFileOfANewerProgram) {
 }
 
 TEST_F(SessionStoreTest, RefusesAFileThatIsNoDatabase) {
-  std::ofstream(folder_.path() + "/sessions.db") << std::string(4096, 'x');
+  std::ofstream(folder_.At("sessions.db")) << std::string(4096, 'x');
   const auto store = SessionStore::Open(folder_.path(), gateway_metrics_, {});
   EXPECT_FALSE(store.ok());
   EXPECT_THAT(std::string(store.status().message()), HasSubstr("sessions.db"));
@@ -270,11 +270,11 @@ TEST_F(SessionStoreTest, RefusesAFileThatIsNoDatabase) {
 TEST_F(SessionStoreTest, SweepsFilesThatACrashLeft) {
   Open();
   store_.reset();
-  const std::string stray = folder_.path() + "/images/" + std::string(64, 'a');
+  const std::string stray = folder_.At("images/") + std::string(64, 'a');
   std::ofstream(stray) << "x";
   std::ofstream(stray + ".tmp") << "x";
   Open();
-  EXPECT_TRUE(std::filesystem::is_empty(folder_.path() + "/images"));
+  EXPECT_TRUE(std::filesystem::is_empty(folder_.At("images")));
 }
 
 TEST_F(SessionStoreTest, APictureSentAgainWhileItsLastSessionGoesStays) {

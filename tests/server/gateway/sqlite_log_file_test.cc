@@ -17,9 +17,9 @@
 #include "absl/strings/str_cat.h"
 #include "server/gateway/sqlite.h"
 #include "server/runtime/error_reason.h"
-#include "tests/server/gateway/gateway_harness.h"
 #include "tests/server/gateway/no_space.h"
 #include "tests/support/full_disk.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -67,7 +67,7 @@ class SqliteLogFileTest : public testing::Test {
   // Rows in the files as they are now, in a copy that a program without our way to files reads;
   // -1: they are damaged.
   int64_t CountAfterACrash() {
-    const std::string copy = folder_.path() + "/copy";
+    const std::string copy = folder_.At("copy");
     fs::remove_all(copy);
     fs::create_directory(copy);
     for (const char* end : {"", "-wal"}) fs::copy_file(path_ + end, copy + "/rows.db" + end);
@@ -88,7 +88,7 @@ class SqliteLogFileTest : public testing::Test {
   }
 
   TempFolder folder_;
-  const std::string path_ = folder_.path() + "/rows.db";
+  const std::string path_ = folder_.At("rows.db");
   std::unique_ptr<SqlDatabase> database_;
 };
 

@@ -13,7 +13,7 @@
 
 #include "model/digest/sha256.h"
 #include "server/gateway/session_store.h"
-#include "tests/server/gateway/gateway_harness.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -24,11 +24,11 @@ using testing::HasSubstr;
 class StoreBackupTest : public testing::Test {
  protected:
   std::unique_ptr<SessionStore> Open(const std::string& name) {
-    auto store = SessionStore::Open(folder_.path() + "/" + name, gateway_metrics_, {});
+    auto store = SessionStore::Open(folder_.At(name), gateway_metrics_, {});
     EXPECT_TRUE(store.ok()) << store.status();
     return *std::move(store);
   }
-  fs::path At(const std::string& name) const { return fs::path(folder_.path()) / name; }
+  fs::path At(const std::string& name) const { return folder_.path() / name; }
 
   static void AddSession(SessionStore& store, const std::string& id) {
     v1::Session session;

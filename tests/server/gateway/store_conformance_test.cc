@@ -8,7 +8,7 @@
 #include <thread>
 
 #include "server/gateway/session_store.h"
-#include "tests/server/gateway/gateway_harness.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {

@@ -190,7 +190,7 @@ TEST_F(StoreFaultsTest, ABegunAnswerWaitsForAPictureThatCannotBeReadNow) {
   llm_.Set({.fail_after_deltas = 2, .deaths = 1, .pause_after = 1});
   StartGateway();
   const std::string session = NewSession();
-  const fs::path images = options_.data_dir + "/images", aside = folder_.path() + "/aside";
+  const fs::path images = options_.data_dir + "/images", aside = folder_.At("aside");
   fs::path file;
   auto asking = std::async(std::launch::async, [&] {
     return Ask(Question(session, kQuestion, {FakePicture(1)}),
@@ -270,7 +270,7 @@ TEST_F(StoreFaultsTest, TwoUnfinishedTurnsOfASessionAreTakenUpInTheirOrder) {
   ASSERT_TRUE(Eventually([&] { return llm_.generates() == 2; }));
   ASSERT_TRUE(Eventually([&] { return Turns(session).size() == 2; }));
   second = Turns(session).at(1).id();
-  const std::string left = folder_.path() + "/left";
+  const std::string left = folder_.At("left");
   fs::copy(options_.data_dir, left, fs::copy_options::recursive);
   fs::remove(left + "/sessions.db-shm");
   StopGateway();

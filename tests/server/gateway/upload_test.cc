@@ -147,7 +147,7 @@ TEST_F(UploadTest, PicturesOnTheirWayToTheTowerShareABound) {
 }
 
 TEST_F(UploadTest, TheTowerIsToldWhosePictureItIs) {
-  options_.keys_file = folder_.path() + "/keys.yaml";
+  options_.keys_file = folder_.At("keys.yaml");
   std::ofstream(options_.keys_file)
       << "- {name: ann, weight: 7, sha256: " << ToHex(HashBytes("ann")) << "}\n";
   key_ = "ann";
