@@ -48,6 +48,15 @@ auto Guarded(Function function) -> decltype(function()) {
 
 }  // namespace
 
+int ModelManager::Options::most_versions() const {
+  if (fixed) return 1;
+  if (policy.kind == VersionPolicy::Kind::kVersions) {
+    return static_cast<int>(policy.versions.size());
+  }
+  const bool beside = swap_mode.value_or(SwapMode::kSideBySide) == SwapMode::kSideBySide;
+  return policy.count + (beside ? 1 : 0);
+}
+
 ModelManager::ModelManager(Options options, ServableLoader& loader, Metrics& metrics)
     : options_(std::move(options)),
       loader_(loader),

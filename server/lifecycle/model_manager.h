@@ -59,6 +59,10 @@ class ModelManager {
     uint64_t load_bytes_per_second = 0;  // handed to the loader; 0: no limit
     std::chrono::milliseconds retry_delay{1000};  // after a failure, doubled each time up to ...
     std::chrono::milliseconds retry_max_delay{300'000};  // ... this, ± a fifth. 0: no retry
+
+    // Of a model at a time: those that are served, and one that comes beside them.
+    int most_versions() const;
+
     // Told (on a thread of the manager, in order) how many versions of a model take requests now:
     // for health and readiness.
     std::function<void(const std::string& model, int serving)> on_serving;

@@ -46,8 +46,8 @@ int main(int argc, char** argv) {
   // Behind them: its server is still there when loading fails, and needs its services.
   llava::ServiceProcess process(kProgram, options.process, metrics);
   llm = std::make_unique<llava::LlmService>(options.service, store, process.admission(), metrics);
-  loader = std::make_unique<llava::LlmServableLoader>(options.ForLoader(), *llm, store, disposal,
-                                                      metrics);
+  loader = std::make_unique<llava::LlmServableLoader>(options.ForLoader(*managed), *llm, store,
+                                                      disposal, metrics);
   llava::ConnectHealth(*managed, process);
   manager = std::make_unique<llava::ModelManager>(*std::move(managed), *loader, metrics);
   models = std::make_unique<llava::LifecycleService>(*manager, options.lifecycle.admin());

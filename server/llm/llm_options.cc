@@ -1,5 +1,6 @@
 #include "server/llm/llm_options.h"
 
+#include <algorithm>
 #include <chrono>
 
 #include "absl/strings/str_cat.h"
@@ -7,11 +8,19 @@
 #include "server/wire/sampling.h"
 
 namespace llava {
+namespace {
+
+// Left to a vision service on the same GPU, which may come later (ViT-L/14-336 takes less).
+constexpr uint64_t kVisionBytes = uint64_t{2} << 30;
+
+}  // namespace
 
 LlmOptions::LlmOptions() {
   process.port = 8021;
   process.metrics_port = 8022;
   engine.step_limit = std::chrono::minutes(5);
+  engine.max_running = 0;
+  language.kv_bytes = 0;
 }
 
 void LlmOptions::Declare(Settings& settings) {
@@ -44,8 +53,8 @@ void LlmOptions::Declare(Settings& settings) {
                1024);
   settings.Add("prompt-threads", &service.prompt_threads, "Threads that render and tokenize", 1,
                256);
-  settings.Add("max-running", &engine.max_running, "Most answers in the making per worker", 1,
-               4096);
+  settings.Add("max-running", &engine.max_running,
+               "Most answers in the making per worker; 0 = 32, on GPUs 64", 0, 4096);
   settings.Add("prefill-chunk", &engine.prefill_chunk, "Most prompt tokens computed in one step", 1,
                1 << 20);
   settings.Add("prefill-slowdown", &engine.prefill_slowdown,
@@ -58,7 +67,9 @@ void LlmOptions::Declare(Settings& settings) {
   settings.Group("Limits");
   settings.Add("queue", &engine.queue, "Most requests waiting; beyond it UNAVAILABLE", 1,
                1'000'000);
-  settings.AddBytes("kv-bytes", &language.kv_bytes, "Keys and values per worker");
+  settings.AddBytes("kv-bytes", &language.kv_bytes,
+                    "Keys and values per worker; 0 = 4G, on GPUs what lets the next version of a "
+                    "model be loaded beside this one");
   settings.AddBytes("feature-store-bytes", &feature_store_bytes, "Picture features kept");
   settings.Group("Defaults of sampling");
   settings.Add("default-temperature", &default_temperature, "0 = greedy", 0, 2);
@@ -77,13 +88,23 @@ void LlmOptions::Declare(Settings& settings) {
       return absl::InvalidArgumentError(
           absl::StrCat("--device: ", std::string(devices.status().message())));
     }
+    if (engine.max_running == 0) engine.max_running = devices->front().is_cpu() ? 32 : 64;
     return CheckSampling(DefaultSampling());
   });
 }
 
-LlmServableLoader::Options LlmOptions::ForLoader() const {
+LlmServableLoader::Options LlmOptions::ForLoader(const ModelManager::Options& managed) const {
   LlmServableLoader::Options loader;
   loader.language = language;
+  const auto devices = ParseDevices(language.device);
+  const size_t models = managed.fixed ? 1 : managed.names.size();
+  if (devices.ok() && devices->front().is_cuda() && models > 0) {
+    const uint64_t each = managed.memory_budget / devices->size();
+    loader.device_bytes = (each - std::min(each, kVisionBytes)) / models;
+    loader.versions = managed.most_versions();
+  } else if (language.kv_bytes == 0) {
+    loader.language.kv_bytes = LanguageOptions().kv_bytes;
+  }
   loader.engine = engine;
   loader.context_tokens = context_tokens;
   loader.defaults = DefaultSampling();

@@ -28,7 +28,8 @@ struct LlmOptions {
   LlmOptions();
   void Declare(Settings& settings);
   v1::SamplingParams DefaultSampling() const;
-  LlmServableLoader::Options ForLoader() const;
+  // `managed`: which versions will be loaded, with a memory_budget of the GPUs where there are.
+  LlmServableLoader::Options ForLoader(const ModelManager::Options& managed) const;
 };
 
 }  // namespace llava

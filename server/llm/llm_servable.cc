@@ -35,7 +35,19 @@ std::vector<std::shared_ptr<DeviceTurn>> TurnsOf(const std::string& device) {
   return turns;
 }
 
+constexpr uint64_t kLeastKvBytes = uint64_t{1} << 30;
+// For each answer in the making: conversations of the longest kind that are found again.
+constexpr uint64_t kKeptSequences = 16;
+
 }  // namespace
+
+uint64_t ChooseKvBytes(uint64_t device_bytes, const WorkerSize& size, int versions, int sequences) {
+  const auto left = [&](uint64_t bytes) { return bytes - std::min(bytes, size.fixed); };
+  const uint64_t beside = left(device_bytes / static_cast<uint64_t>(versions));
+  const uint64_t room =
+      beside >= kLeastKvBytes ? beside : std::max(left(device_bytes), kLeastKvBytes);
+  return std::min(room, kKeptSequences * static_cast<uint64_t>(sequences) * size.kv_sequence);
+}
 
 LlmServable::LlmServable(std::unique_ptr<LlmEngine> engine, v1::ModelInfo info, FeatureStore& store,
                          std::shared_ptr<RecentSessions> recent, Metrics& metrics)
@@ -70,13 +82,23 @@ LlmServableLoader::LlmServableLoader(Options options, LlmService& service, Featu
       metrics_(metrics),
       turns_(TurnsOf(options_.language.device)) {}
 
-absl::StatusOr<uint64_t> LlmServableLoader::EstimateBytes(const VersionRef& version, int workers) {
+absl::StatusOr<WorkerSize> LlmServableLoader::SizeOf(const VersionRef& version) const {
   LanguageOptions language = options_.language;
   language.model = version.folder.string();
   const int rows = options_.engine.prefill_chunk + options_.engine.max_running;
-  auto bytes = EstimateWorkerBytes(language, rows, options_.engine.max_running);
-  if (!bytes.ok()) return bytes;
-  return *bytes * static_cast<uint64_t>(workers > 0 ? workers : this->workers());
+  return EstimateWorker(language, rows, options_.engine.max_running);
+}
+
+uint64_t LlmServableLoader::KvBytes(const WorkerSize& size) const {
+  if (options_.language.kv_bytes > 0) return options_.language.kv_bytes;
+  return ChooseKvBytes(options_.device_bytes, size, options_.versions, options_.engine.max_running);
+}
+
+absl::StatusOr<uint64_t> LlmServableLoader::EstimateBytes(const VersionRef& version, int workers) {
+  const auto size = SizeOf(version);
+  if (!size.ok()) return size.status();
+  return (size->fixed + KvBytes(*size)) *
+         static_cast<uint64_t>(workers > 0 ? workers : this->workers());
 }
 
 std::vector<int> LlmServableLoader::DevicesByUse() {
@@ -131,6 +153,11 @@ absl::StatusOr<std::shared_ptr<Servable>> LlmServableLoader::Load(const VersionR
   const auto begin = Clock::now();
   LanguageOptions language = options_.language;
   language.model = version.folder.string();
+  if (language.kv_bytes == 0) {
+    const auto size = SizeOf(version);
+    if (!size.ok()) return size.status();
+    language.kv_bytes = KvBytes(*size);
+  }
   const LoadPace pace = {.in_background = ServesAny(),
                          .bytes_per_second = static_cast<double>(options.bytes_per_second),
                          .stop = options.stop};

@@ -45,6 +45,11 @@ class LlmServable : public Servable {
   Metrics& metrics_;
 };
 
+// For --kv-bytes 0: keys and values of a version on a device that has `device_bytes` for `versions`
+// (from 1) of its size; for it alone where they would get less than 1 GiB. Never less than that
+// (whether it is there shows in loading), nor more than its `sequences` can use.
+uint64_t ChooseKvBytes(uint64_t device_bytes, const WorkerSize& size, int versions, int sequences);
+
 // Loads versions beside each other: they share devices (DeviceTurn), the feature store and what is
 // known of recent sessions. While one is served, another is read by threads of the lowest priority.
 class LlmServableLoader : public ServableLoader {
@@ -52,6 +57,9 @@ class LlmServableLoader : public ServableLoader {
   struct Options {
     LanguageOptions language;  // `model` is the version's
     LlmEngine::Options engine;
+    // For language.kv_bytes 0: what so many versions of a model may take of each worker's device.
+    uint64_t device_bytes = 0;
+    int versions = 2;
     int64_t context_tokens = 0;  // 0: the model's own
     v1::SamplingParams defaults;
     int prewarm = 0;  // recent sessions that a new version computes before it is routed
@@ -83,6 +91,8 @@ class LlmServableLoader : public ServableLoader {
   // first, else as the version before gives them up.
   std::vector<int> DevicesByUse();
   bool ServesAny();
+  absl::StatusOr<WorkerSize> SizeOf(const VersionRef& version) const;
+  uint64_t KvBytes(const WorkerSize& size) const;  // of each worker
   // What the version makes of recent sessions.
   std::vector<WarmPrompt> WarmPrompts(const LlmBackend& backend, const RecentSessions& recent);
 

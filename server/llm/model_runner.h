@@ -151,9 +151,14 @@ struct LoadPace {
 absl::StatusOr<LoadedLanguage> OpenLanguageWorkers(const LanguageOptions& options,
                                                    const LoadPace& pace = {});
 
-// Bytes that each worker takes: weights, keys and values, and what a step of `step_rows` rows with
-// `sampled` answers works in; from the checkpoint's headers alone. Errors as above.
-absl::StatusOr<uint64_t> EstimateWorkerBytes(const LanguageOptions& options, int64_t step_rows,
-                                             int64_t sampled);
+// Bytes of a worker beside its `kv_bytes`.
+struct WorkerSize {
+  uint64_t fixed = 0;        // weights, and what a step works in
+  uint64_t kv_sequence = 0;  // keys and values of the longest sequence of the model
+};
+// Of steps of `step_rows` rows with `sampled` answers; from the checkpoint's headers alone. Errors
+// as above.
+absl::StatusOr<WorkerSize> EstimateWorker(const LanguageOptions& options, int64_t step_rows,
+                                          int64_t sampled);
 
 }  // namespace llava

@@ -17,6 +17,7 @@
 #include "model/checkpoint/tensor_file.h"
 #include "model/config/picture_shape.h"
 #include "model/llava/serving_model.h"
+#include "model/nn/step_rows.h"
 #include "model/ops/cpu/thread_pool.h"
 #include "server/device/background_thread.h"
 #include "server/device/device.h"
@@ -272,8 +273,8 @@ absl::StatusOr<LoadedLanguage> OpenLanguageWorkers(const LanguageOptions& option
   return loaded;
 }
 
-absl::StatusOr<uint64_t> EstimateWorkerBytes(const LanguageOptions& options, int64_t step_rows,
-                                             int64_t sampled) {
+absl::StatusOr<WorkerSize> EstimateWorker(const LanguageOptions& options, int64_t step_rows,
+                                          int64_t sampled) {
   const auto devices = ParseDevices(options.device);
   if (!devices.ok()) return devices.status();
   try {
@@ -281,9 +282,13 @@ absl::StatusOr<uint64_t> EstimateWorkerBytes(const LanguageOptions& options, int
     const ServingOptions serving = ServingOptionsOf(options);
     const WeightType weights = Resolve(serving.weights, checkpoint, devices->front());
     const DecoderConfig& decoder = checkpoint.config.decoder;
-    return WeightBytes(checkpoint, weights) + options.kv_bytes +
-           ActivationBytes(decoder, step_rows, sampled) + PictureBytes(checkpoint) +
-           ServingModel::StepBytes(checkpoint, devices->front(), serving, sampled);
+    const int64_t block = ServingModel::KvBlockBytes(checkpoint, devices->front(), serving);
+    const int64_t blocks = BlocksOf(decoder.max_position_embeddings);
+    return WorkerSize{
+        .fixed = WeightBytes(checkpoint, weights) + ActivationBytes(decoder, step_rows, sampled) +
+                 PictureBytes(checkpoint) +
+                 ServingModel::StepBytes(checkpoint, devices->front(), serving, sampled),
+        .kv_sequence = static_cast<uint64_t>(block * blocks)};
   } catch (...) {
     return WhyNotOpened(options.model, std::current_exception());
   }

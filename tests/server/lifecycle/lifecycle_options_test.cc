@@ -142,6 +142,24 @@ TEST_F(LifecycleOptionsTest, AnyOtherCheckpointIsFixed) {
   EXPECT_EQ(options->fixed->version, 1U);
 }
 
+TEST_F(LifecycleOptionsTest, VersionsOfAModelAtATime) {
+  const auto most = [&](const std::string& policy, const std::string& mode) {
+    EXPECT_EQ(Parse({"--repository", repository_.root(), "--version-policy", policy, "--swap-mode",
+                     mode}),
+              -1)
+        << error_;
+    return options_.Resolve(kLanguage)->most_versions();
+  };
+  EXPECT_EQ(most("auto", "auto"), 2);
+  EXPECT_EQ(most("latest:3", "side_by_side"), 4);
+  EXPECT_EQ(most("latest", "in_place"), 1);
+  EXPECT_EQ(most("labels", "rolling"), 1);
+  EXPECT_EQ(most("3,5", "auto"), 2);
+  ModelManager::Options fixed;
+  fixed.fixed = VersionRef{"m", 1, "/nowhere"};
+  EXPECT_EQ(fixed.most_versions(), 1);
+}
+
 TEST_F(LifecycleOptionsTest, NothingThere) {
   std::filesystem::create_directories(repository_.root() / "empty");
   for (const std::string name : {"empty", "absent"}) {
