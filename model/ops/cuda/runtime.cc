@@ -11,6 +11,7 @@
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
+#include <c10/util/Exception.h>
 #include <cuda_runtime_api.h>
 
 namespace llava::cuda {
@@ -79,6 +80,13 @@ c10::cuda::CUDAStream CaptureStream(at::DeviceIndex device) {
   return streams.On(device);
 }
 
+// Held while a graph begins, ends or goes: LibTorch 2.11 keeps the graphs that a device's random
+// numbers know in a set without a lock (mended behind it: pytorch/pytorch#173421).
+std::mutex& GeneratorGraphs() {
+  static std::mutex& mutex = *new std::mutex;
+  return mutex;
+}
+
 }  // namespace
 
 Stream CurrentStream(at::Device device) {
@@ -101,31 +109,55 @@ struct Graph::State {
   at::cuda::CUDAGraph graph;
 };
 
+void Graph::Delete::operator()(State* state) const {
+  const std::lock_guard lock(GeneratorGraphs());
+  delete state;
+}
+
 Graph::Graph(std::function<void()> work, at::Device device, const Graph* beside)
     : state_(new State{.work = std::move(work), .graph = {}}) {
   const c10::cuda::CUDAGuard device_guard(device);
   c10::cuda::getCurrentCUDAStream().synchronize();
   const c10::cuda::CUDAStream stream = CaptureStream(c10::cuda::current_device());
   const c10::cuda::CUDAStreamGuard guard(stream);
-  state_->work();
-  stream.synchronize();
-  // Other threads may go on allocating.
-  state_->graph.capture_begin(beside ? beside->state_->graph.pool() : at::cuda::MempoolId_t{0, 0},
-                              cudaStreamCaptureModeThreadLocal);
-  std::exception_ptr failure;
-  try {
-    state_->work();
-  } catch (...) {
-    failure = std::current_exception();  // the first one is the one to tell
-  }
-  try {
-    state_->graph.capture_end();
-  } catch (...) {
-    // LibTorch's allocator still asks the graph which memory is its own.
-    static_cast<void>(state_.release());
-    if (!failure) throw;
-  }
+  std::exception_ptr failure;  // the first one is the one to tell
+  const auto attempt = [&failure](const auto& step) {
+    try {
+      step();
+    } catch (const c10::AcceleratorError& error) {
+      if (failure) return;
+      failure = std::current_exception();
+      if (error.get_error_code() == cudaErrorMemoryAllocation) {  // of the driver itself
+        failure = std::make_exception_ptr(
+            c10::OutOfMemoryError({__func__, __FILE__, __LINE__}, error.what()));
+      }
+    } catch (...) {
+      if (!failure) failure = std::current_exception();
+    }
+  };
+  attempt(state_->work);
+  // Also if it failed: what is queued reads memory that goes with whoever made it.
+  attempt([&] { stream.synchronize(); });
   if (failure) std::rethrow_exception(failure);
+  {
+    const std::lock_guard lock(GeneratorGraphs());
+    // Other threads may go on allocating.
+    state_->graph.capture_begin(beside ? beside->state_->graph.pool() : at::cuda::MempoolId_t{0, 0},
+                                cudaStreamCaptureModeThreadLocal);
+  }
+  attempt(state_->work);
+  attempt([&] {
+    const std::lock_guard lock(GeneratorGraphs());
+    state_->graph.capture_end();
+  });
+  if (!failure) return;
+  try {
+    state_->graph.pool();
+  } catch (...) {
+    // The capture has not ended: LibTorch's allocator still asks the graph which memory is its own.
+    static_cast<void>(state_.release());
+  }
+  std::rethrow_exception(failure);
 }
 
 Graph::~Graph() = default;

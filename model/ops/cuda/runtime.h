@@ -26,7 +26,7 @@ class Graph {
   // Runs `work` once to warm up, then records it. It may read and write only memory that stays
   // (besides tensors that it makes itself), must not wait for the device, and is kept. What it
   // makes itself lies in the same memory as that of the graph `beside`, which lives at least as
-  // long and never runs at the same time.
+  // long and never runs at the same time. Throws what `work` does, and c10::OutOfMemoryError.
   Graph(std::function<void()> work, at::Device device, const Graph* beside = nullptr);
   ~Graph();
   Graph(const Graph&) = delete;
@@ -36,7 +36,10 @@ class Graph {
 
  private:
   struct State;
-  std::unique_ptr<State> state_;
+  struct Delete {
+    void operator()(State* state) const;
+  };
+  std::unique_ptr<State, Delete> state_;
 };
 
 }  // namespace llava::cuda

@@ -71,6 +71,7 @@ at::Tensor Download(const at::Tensor& tensor) { return tensor.clone(); }
 struct Graph::State {
   std::function<void()> work;
 };
+void Graph::Delete::operator()(State* state) const { delete state; }
 Graph::Graph(std::function<void()> work, at::Device, const Graph*)
     : state_(new State{std::move(work)}) {
   TORCH_CHECK_WITH(OutOfMemoryError, !no_graphs, "no memory for a recording");
