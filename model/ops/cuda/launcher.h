@@ -112,11 +112,12 @@ struct DeviceLauncher {
     if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, RunKernel<Kernel>, kernel);
     if (error != cudaSuccess && config.numAttrs > 0) {
       cudaGetLastError();  // forgets it
-      overlap = false;
       config.numAttrs = 0;
       error = cudaLaunchKernelEx(&config, RunKernel<Kernel>, kernel);
+      if (error == cudaSuccess) overlap = false;
     }
     if (error != cudaSuccess) {
+      cudaGetLastError();  // else whoever asks next takes it for its own
       throw std::runtime_error(std::string("CUDA: a launch failed: ") + cudaGetErrorString(error));
     }
   }
