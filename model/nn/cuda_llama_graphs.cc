@@ -110,8 +110,9 @@ std::string CudaLlama::ChooseProducts(int64_t size, const DevicePieces& piece) {
   // Rounding in another order comes to a percent or two behind the layers of a large model; what is
   // computed wrongly, on a GPU of a kind that nobody tried, to far more.
   constexpr double kMostApart = 0.1;
-  // Streams read ahead while attention runs: behind as many tokens as a short answer has.
-  const int64_t splits = std::min<int64_t>(4, SplitsOf(config_.max_position_embeddings));
+  // Streams read ahead while attention runs: behind as many tokens as a dialogue about a picture
+  // has.
+  const int64_t splits = std::min<int64_t>(8, SplitsOf(config_.max_position_embeddings));
   std::array<std::unique_ptr<DecodeGraph>, 2> graphs;
   std::array<double, 2> best = {HUGE_VAL, HUGE_VAL};  // seconds of kSteps
   try {
@@ -120,7 +121,11 @@ std::string CudaLlama::ChooseProducts(int64_t size, const DevicePieces& piece) {
         if (!stream) streamed_.erase(size);
         if (stream) streamed_.insert(size);
         graphs[stream] = Record(size, splits, stream ? graphs[false]->graph.get() : nullptr);
-        graphs[stream]->inputs.narrow(0, 2 * size, size).fill_(splits * cuda::kSplitTokens);
+        // A slot for each row, as in serving: rows that share one store there in any order, and
+        // what they read back would differ from graph to graph.
+        at::Tensor& inputs = graphs[stream]->inputs;
+        inputs.narrow(0, size, size).add_(at::arange(size, inputs.options()));
+        inputs.narrow(0, 2 * size, size).fill_(splits * cuda::kSplitTokens);
         graphs[stream]->rows.copy_(weights_.embed_tokens.narrow(0, 0, size));
       });
     }

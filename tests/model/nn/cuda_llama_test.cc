@@ -190,6 +190,21 @@ TEST_F(CudaLlamaTest, ChoosesAmongProductsThatAgree) {
   EXPECT_TRUE(Make(config, at::kFloat).streamed().empty());
 }
 
+TEST_F(CudaLlamaTest, ChoosesAmongPackedProductsThatAgree) {
+  const DecoderConfig config = Even();
+  ops::cpu::ThreadPool pool(1);
+  const PackedDecoderWeights packed =
+      PackDecoder(config, MemoryTensors(RandomDecoder(config)),
+                  PackOptions{ops::cpu::WeightFormat::kInt4, 64, true}, pool);
+  CudaLlama decoder(config, ToCuda(packed, cuda::KernelDevice()),
+                    {.kv_bytes = static_cast<uint64_t>(kBlocks * KvBlockBytes(config, 2))});
+  const std::string measured = decoder.Prepare(8, 128, [](const auto& compute) { compute(); });
+  for (const char* size : {"1: ", "2: ", "4: ", "8: "}) {
+    EXPECT_NE(measured.find(size), std::string::npos) << measured;
+  }
+  EXPECT_EQ(measured.find("wrong"), std::string::npos) << measured;
+}
+
 TEST_F(CudaLlamaTest, TellsRoundingFromOtherNumbers) {
   const at::Tensor numbers = at::arange(1000, at::kFloat) - 500;
   EXPECT_EQ(RelativeDistance(numbers, numbers.clone()), 0);
