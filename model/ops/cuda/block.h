@@ -10,7 +10,9 @@
 //
 // A kernel may come onto the device while those ahead of it still run. `AwaitEarlier`, called once
 // on every path, waits until they have ended; in front of it a body reads only what lay there
-// before the kernel ahead began (weights, index arrays), and writes nothing.
+// before the kernel ahead began (weights, index arrays), and writes nothing. A block with nothing
+// to do calls `LeaveIdle` instead, and makes room for others: a kernel has not ended before its
+// other blocks have, at least one of which waits.
 
 #include "model/ops/cuda/number.h"
 
@@ -61,6 +63,7 @@ class DeviceBlock {
     cudaGridDependencySynchronize();
 #endif
   }
+  __device__ __forceinline__ void LeaveIdle() {}
   // In a phase: copies 16 bytes from global into shared memory while the thread goes on; zeros if
   // they are not `there`. Between phases: CloseCopies makes those since the last one a group,
   // AwaitCopies waits until at most the kOpen youngest groups are under way. What has arrived the

@@ -119,7 +119,8 @@ struct MergeSplitsKernel {
 struct RowProductKernel {
   static constexpr int kThreads = kRowThreads;
   static constexpr bool kInStep = true, kReadsAhead = true;
-  static constexpr int kBlocks = 2;  // this one and the next
+  // This one and the next, and of attention and merging of what lies between them (registers).
+  static constexpr int kBlocks = 5;
   using Shared = RowProductShared;
   RowProductArgs args;
   template <class Block>

@@ -43,6 +43,9 @@ LLAVA_DEVICE float FloatOf(uint32_t bits) {
 
 LLAVA_DEVICE float ToFloat(float x) { return x; }
 LLAVA_DEVICE float ToFloat(BFloat16 x) { return FloatOf(static_cast<uint32_t>(x.bits) << 16); }
+// Of two bfloat16 in a word.
+LLAVA_DEVICE float LowFloat(uint32_t pair) { return FloatOf(pair << 16); }
+LLAVA_DEVICE float HighFloat(uint32_t pair) { return FloatOf(pair & 0xffff0000u); }
 
 // Rounds to nearest, ties to even.
 template <class T>
@@ -108,9 +111,8 @@ LLAVA_DEVICE uint32_t AddPairs(uint32_t a, uint32_t b) {
   asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(0x3f803f80u), "r"(b));
   return sum;
 #else
-  const uint32_t low = FromFloat<BFloat16>(FloatOf(a << 16) + FloatOf(b << 16)).bits;
-  const uint32_t high =
-      FromFloat<BFloat16>(FloatOf(a & 0xffff0000u) + FloatOf(b & 0xffff0000u)).bits;
+  const uint32_t low = FromFloat<BFloat16>(LowFloat(a) + LowFloat(b)).bits;
+  const uint32_t high = FromFloat<BFloat16>(HighFloat(a) + HighFloat(b)).bits;
   return high << 16 | low;
 #endif
 }

@@ -39,8 +39,8 @@ LLAVA_DEVICE void AttendSplitBody(Block& block, SplitShared<V, kLanes, kGroup>& 
   constexpr int kUnroll = 4;  // tokens of a team whose loads are under way together
   const int begin = block.y() * kSplitTokens;
   const int length = args.lengths[block.z()];
-  if (begin >= length) {
-    block.AwaitEarlier();
+  if (begin >= length) {  // never of the first stretch
+    block.LeaveIdle();
     return;
   }
   const int end = begin + kSplitTokens < length ? begin + kSplitTokens : length;

@@ -20,8 +20,10 @@ inline constexpr int kRowStages = 12;
 inline constexpr int kRowPair = 2;               // rows of the matrix that share what is read of x
 inline constexpr int kRowStep = kWarpLanes * 8;  // of the depth
 
+using BFloat16Pairs = Vector<uint32_t, 4>;
+
 struct RowProductShared {
-  Vector<BFloat16, 8> ring[kRowStages][kRowThreads / kWarpLanes][kRowPair][kWarpLanes];
+  BFloat16Pairs ring[kRowStages][kRowThreads / kWarpLanes][kRowPair][kWarpLanes];
 };
 
 // Grid: any number of blocks.
@@ -85,35 +87,47 @@ LLAVA_DEVICE void RowProductBody(Block& block, RowProductShared& shared,
   }
   block.AwaitEarlier();
 
+  // Of x, for the next step: nothing waits for it to come. Behind the end of the depth, where the
+  // weights are zeros, it is any part. In pairs, which take half of the registers.
+  typename Block::template PerThread<BFloat16Pairs> row, next;
+  const auto load = [&](const RingPlace<kRowStages>& place) {
+    block.Each([&](int thread) {
+      const int k = place.step * kRowStep + thread % kWarpLanes * 8;
+      next[thread] = Load<4>(reinterpret_cast<const uint32_t*>(x + (k < args.depth ? k : 0)));
+    });
+  };
+  load(now);
+
   // Two sums a row, of even and odd places, for shorter chains.
   typename Block::template PerThread<Array<float, 2 * kRowPair>> parts;
-  for (; now.turn < turns; now.Next(steps)) {
-    typename Block::template PerThread<Vector<BFloat16, 8>> row;
-    block.Each([&](int thread) {
-      const int k = now.step * kRowStep + thread % kWarpLanes * 8;
-      row[thread] = {};
-      if (k < args.depth) row[thread] = Load<8>(x + k);
-    });
+  while (now.turn < turns) {
     block.template AwaitCopies<kRowStages - 2>();
     // Where the step before has been read.
     copy(ahead);
     block.CloseCopies();
     ahead.Next(steps);
+    const RingPlace<kRowStages> at = now;
+    now.Next(steps);
+    block.Each([&](int thread) { row[thread] = next[thread]; });
+    load(now);
     block.Each([&](int thread) {
       Array<float, 2 * kRowPair>& part = parts[thread];
-      if (now.step == 0) {
+      if (at.step == 0) {
         LLAVA_UNROLL
         for (int i = 0; i < 2 * kRowPair; ++i) part[i] = 0;
       }
       const int lane = thread % kWarpLanes;
       LLAVA_UNROLL
       for (int o = 0; o < kRowPair; ++o) {
-        const Vector<BFloat16, 8> w = shared.ring[now.stage][thread / kWarpLanes][o][lane];
+        const BFloat16Pairs w = shared.ring[at.stage][thread / kWarpLanes][o][lane];
         LLAVA_UNROLL
-        for (int j = 0; j < 8; ++j) part[2 * o + j % 2] += ToFloat(w[j]) * ToFloat(row[thread][j]);
+        for (int j = 0; j < 4; ++j) {
+          part[2 * o] += LowFloat(w[j]) * LowFloat(row[thread][j]);
+          part[2 * o + 1] += HighFloat(w[j]) * HighFloat(row[thread][j]);
+        }
       }
     });
-    if (now.step + 1 < steps) continue;
+    if (at.step + 1 < steps) continue;
     typename Block::template PerThread<Array<float, kRowPair>> sums;
     block.Each([&](int thread) {
       LLAVA_UNROLL
@@ -123,7 +137,7 @@ LLAVA_DEVICE void RowProductBody(Block& block, RowProductShared& shared,
     });
     block.template Sum<kWarpLanes>(sums);
     block.Each([&](int thread) {
-      const int pair = pair_of(thread, now.turn);
+      const int pair = pair_of(thread, at.turn);
       if (thread % kWarpLanes != 0 || pair >= pairs) return;
       Array<BFloat16, kRowPair> rounded;
       LLAVA_UNROLL

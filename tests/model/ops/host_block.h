@@ -3,6 +3,7 @@
 // A Block of model/ops/cuda/block.h on the host: the threads of a warp run in loops, phase by
 // phase, and the warps of a block one after the other from barrier to barrier.
 
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <deque>
@@ -75,6 +76,7 @@ class HostBlock {
     lanes = {first_, count_};
   }
   void AwaitEarlier() { ++waits_; }
+  void LeaveIdle() { idle_ = true; }
 
   // Copies arrive as late as they may or, with threads that run backwards, at once.
   void CopyLater(void* to, const void* from, bool there) {
@@ -97,6 +99,7 @@ class HostBlock {
     }
   }
   int waits() const { return waits_; }
+  bool idle() const { return idle_; }
   template <int kLanes, int N>
   void Sum(PerThread<Array<float, N>>& values) {
     static_assert(kThreads % kWarpLanes == 0 && kLanes <= kWarpLanes);
@@ -160,6 +163,7 @@ class HostBlock {
   int x_, y_, z_, num_x_, num_y_;
   int first_, count_;
   int waits_ = 0;
+  bool idle_ = false;
 };
 
 struct HostLauncher {
@@ -167,6 +171,7 @@ struct HostLauncher {
   int Multiprocessors() const { return 3; }
   template <class Kernel>
   void operator()(const Kernel& kernel, const Grid& grid) const {
+    std::atomic<bool> waited = grid.x * grid.y * grid.z == 0;  // warps may be threads
     for (int64_t index = 0; index < grid.x * grid.y * grid.z; ++index) {
       const int64_t i = backwards ? grid.x * grid.y * grid.z - 1 - index : index;
       struct alignas(128) Aligned {  // as CUDA's
@@ -182,7 +187,10 @@ struct HostLauncher {
                                           static_cast<int>(i / grid.x / grid.y),
                                           static_cast<int>(grid.x), static_cast<int>(grid.y));
         kernel(block, *shared);
-        if (block.waits() != 1) throw std::logic_error("a kernel waits once for those ahead of it");
+        if (block.waits() != (block.idle() ? 0 : 1)) {
+          throw std::logic_error("a block waits once for the kernels ahead, or leaves idle");
+        }
+        if (!block.idle()) waited = true;
       };
       if constexpr (Warps::kApart && Kernel::kThreads > kWarpLanes) {
         static_assert(Kernel::kThreads % kWarpLanes == 0);
@@ -192,6 +200,7 @@ struct HostLauncher {
         run(0, Kernel::kThreads);
       }
     }
+    if (!waited) throw std::logic_error("a kernel ends before those ahead of it");
   }
 };
 

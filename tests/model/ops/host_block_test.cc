@@ -39,6 +39,18 @@ struct SwapKernel {
   int stumbles = -1;
 };
 
+// Block `waits` waits, block `leaves` has nothing to do, others forget both.
+struct WaitingKernel {
+  static constexpr int kThreads = kWarpLanes;
+  struct Shared {};
+  template <class Block>
+  void operator()(Block& block, Shared&) const {
+    if (block.x() == waits) block.AwaitEarlier();
+    if (block.x() == leaves) block.LeaveIdle();
+  }
+  int waits, leaves;
+};
+
 class HostBlockTest : public testing::TestWithParam<bool> {
  protected:
   void SetUp() override {
@@ -69,6 +81,16 @@ TEST_P(HostBlockTest, AMissingBarrierShows) {
   SetUp();
   HostLauncher()(SwapKernel<true, false>{&values_}, Grid{1, 1, 1});
   EXPECT_FALSE(right()) << "written before all had read";
+}
+
+TEST_P(HostBlockTest, EveryBlockWaitsOrLeavesIdle) {
+  const auto run = [](int waits, int leaves, int blocks) {
+    HostLauncher()(WaitingKernel{.waits = waits, .leaves = leaves}, Grid{blocks, 1, 1});
+  };
+  EXPECT_NO_THROW(run(0, 1, 2));
+  EXPECT_THROW(run(0, 0, 1), std::logic_error) << "both";
+  EXPECT_THROW(run(0, 1, 3), std::logic_error) << "the third one neither";
+  EXPECT_THROW(run(1, 0, 1), std::logic_error) << "nobody waits";
 }
 
 TEST_P(HostBlockTest, WhatAWarpThrowsIsTold) {
