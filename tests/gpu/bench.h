@@ -56,7 +56,7 @@ double RecordedSeconds(at::Device device, int rounds, int calls,
 
 nlohmann::json MeasureDevice(at::Device device, const Shape& shape, Limits& limits);
 // Products of few rows with the matrices of a layer, by what they read: the library's of plain
-// ones, own of packed ones.
+// ones, own of packed ones; or, while ops::Feature::kStream is on, those that stream.
 nlohmann::json MeasureProducts(at::Device device, const Shape& shape);
 // The kernels between the products, for the smallest and the largest batch behind kContext tokens.
 nlohmann::json MeasureKernels(at::Device device, const Shape& shape);
@@ -69,6 +69,7 @@ struct ServingCase {
   bool prepare = true;  // as a worker does before it serves: measures which products to take
   std::vector<int64_t> batches;
   bool prefill = false;
+  int64_t context = kContext;
 };
 nlohmann::json MeasureServing(at::Device device, const Shape& shape, const Limits& limits,
                               const ServingCase& which);

@@ -54,13 +54,20 @@ int Copies(const Shape& shape, uint64_t bytes) {
   return static_cast<int>(std::min<uint64_t>(shape.calls, shape.cold_bytes / bytes + 1));
 }
 
-json MeasureStreamed(at::Device device, const Shape& shape, const std::vector<CudaMatrix>& copies,
-                     const at::Tensor& x) {
+// Of a product of `copies`, one after the other, so that none lies in a cache.
+json MeasureProduct(at::Device device, const Shape& shape, const std::vector<CudaMatrix>& copies,
+                    const at::Tensor& x) {
+  const bool stream = ops::Enabled(ops::Feature::kStream);
   const double seconds = RecordedSeconds(device, shape.rounds, shape.calls, [&](int i) {
-    copies[i % copies.size()].Multiply(x, /*stream=*/true);
+    copies[i % copies.size()].Multiply(x, stream);
   });
   return {{"microseconds", seconds * 1e6},
           {"gb_per_second", static_cast<double>(copies[0].bytes()) / seconds / 1e9}};
+}
+
+// With streams there are products of few rows alone.
+bool IsMeasured(const CudaMatrix& matrix, int64_t rows) {
+  return !ops::Enabled(ops::Feature::kStream) || rows <= matrix.streamed_rows();
 }
 
 json MeasurePlain(at::Device device, const Shape& shape, const Matrix& matrix) {
@@ -69,16 +76,11 @@ json MeasurePlain(at::Device device, const Shape& shape, const Matrix& matrix) {
   do {
     copies.emplace_back(at::randn({matrix.out, matrix.in}, options));
   } while (static_cast<int>(copies.size()) < Copies(shape, copies[0].bytes()));
-  const auto bytes = static_cast<double>(copies[0].bytes());
   json found;
   for (const int64_t rows : {1, 2, 4, 64}) {
+    if (!IsMeasured(copies[0], rows)) continue;
     const at::Tensor x = at::randn({rows, matrix.in}, options);
-    const double seconds = RecordedSeconds(device, shape.rounds, shape.calls,
-                                           [&](int i) { copies[i % copies.size()].Multiply(x); });
-    found[std::to_string(rows)] = {{"microseconds", seconds * 1e6},
-                                   {"gb_per_second", bytes / seconds / 1e9}};
-    if (rows > copies[0].streamed_rows()) continue;
-    found[std::to_string(rows) + "_streamed"] = MeasureStreamed(device, shape, copies, x);
+    found[std::to_string(rows)] = MeasureProduct(device, shape, copies, x);
   }
   return found;
 }
@@ -97,24 +99,17 @@ json MeasurePacked(at::Device device, const Shape& shape, const Matrix& matrix,
   do {
     copies.emplace_back(packed, device);
   } while (static_cast<int>(copies.size()) < Copies(shape, copies[0].bytes()));
-  const auto bytes = static_cast<double>(copies[0].bytes());
   json found;
   for (const int64_t rows : shape.packed_rows) {
+    if (!IsMeasured(copies[0], rows)) continue;
     const at::Tensor x = at::randn({rows, matrix.in}, options);
-    const double seconds = RecordedSeconds(device, shape.rounds, shape.calls,
-                                           [&](int i) { copies[i % copies.size()].Multiply(x); });
-    found[std::to_string(rows)] = {{"microseconds", seconds * 1e6},
-                                   {"gb_per_second", bytes / seconds / 1e9}};
-    if (rows <= copies[0].streamed_rows()) {
-      found[std::to_string(rows) + "_streamed"] = MeasureStreamed(device, shape, copies, x);
-    }
-    if (rows <= 16) continue;
+    found[std::to_string(rows)] = MeasureProduct(device, shape, copies, x);
+    if (rows <= 16 || !ops::Enabled(ops::Feature::kTiles)) continue;
     ops::Enable(ops::Feature::kTiles, false);
-    found[std::to_string(rows) + "_without_tiles_microseconds"] =
-        1e6 * RecordedSeconds(device, shape.rounds, shape.calls,
-                              [&](int i) { copies[i % copies.size()].Multiply(x); });
+    found[std::to_string(rows) + "_without_tiles"] = MeasureProduct(device, shape, copies, x);
     ops::Enable(ops::Feature::kTiles, true);
   }
+  if (ops::Enabled(ops::Feature::kStream)) return found;
   const double unpack = RecordedSeconds(
       device, shape.rounds, 4, [&](int i) { copies[i % copies.size()].Dense(at::kBFloat16); });
   found["unpack_microseconds"] = unpack * 1e6;

@@ -5,7 +5,9 @@
 #
 #   tests/gpu/bundle.sh [OUT [BUILD...]]     default: build/services.tar.xz build/cuda build/release
 #
-# Each program comes from the first build that has it: only llava-vision and llava-llm know CUDA.
+# Each program comes from the first build that has it. llava-vision, llava-llm and llava-train must be
+# of a build with CUDA (`cmake --preset cuda && ninja -C build/cuda llava-vision llava-llm llava-train`;
+# LLAVA_GPU_DEVICE=cpu: of any, to try services.sh where no GPU is).
 # In the archive: bin/, lib/, VERSION. Debian's OpenCV reads geographic and medical pictures with
 # 60 MB of libraries that no format of ours needs; stand-ins whose functions return zero take their
 # place.
@@ -15,10 +17,12 @@ cd "$(dirname "$0")/../.."
 out=${1:-build/services.tar.xz}
 builds=("${@:2}")
 [ ${#builds[@]} -gt 0 ] || builds=(build/cuda build/release)
-programs=(llava-gateway llava-vision llava-llm llava-chat llava-bench llava-model)
+programs=(llava-gateway llava-vision llava-llm llava-chat llava-bench llava-model llava-train)
 # What the GPU machine has.
 there='^(ld-linux.*|lib(c|m|dl|rt|pthread|resolv|stdc\+\+|gcc_s|gomp|torch|torch_cpu|torch_cuda|c10|c10_cuda|cudart))\.so'
 replaced='^lib(gdal|gdcm[A-Za-z]*)\.so'
+
+needed() { readelf -d "$@" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p' | sort -u; }
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -26,12 +30,15 @@ mkdir "$work/bin" "$work/lib"
 for program in "${programs[@]}"; do
   file=$(find "${builds[@]/%//bin}" -maxdepth 1 -name "$program" -print -quit)
   [ -n "$file" ] || { echo "bundle: no $program in ${builds[*]}" >&2; exit 1; }
+  if [[ $program =~ -(vision|llm|train)$ && ${LLAVA_GPU_DEVICE:-} != cpu ]] && ! needed "$file" | grep -q '^libtorch_cuda'; then
+    echo "bundle: $file is built without CUDA" >&2
+    exit 1
+  fi
+  [ "$program" != llava-llm ] || "$file" --version >"$work/VERSION"
   strip -o "$work/bin/$program" "$file"
 done
-git rev-parse HEAD >"$work/VERSION"
 
 find_library() { ldconfig -p | sed -n "s|^[[:space:]]*$1 .*x86-64.* => ||p" | head -n 1; }
-needed() { readelf -d "$@" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p' | sort -u; }
 
 # stand_in NAME FILE USER...: a library of that name with the functions that USER wants of FILE.
 stand_in() {

@@ -32,22 +32,25 @@ int Main(const std::vector<std::string>& arguments) {
   const auto serving = [&](const std::string& name, const ServingCase& which) {
     part(name, [&] { return MeasureServing(device, shape, limits, which); });
   };
+  // What LLAVA_CUDA_WITHOUT leaves out stays out.
+  const bool streams = ops::Enabled(ops::Feature::kStream);
+  const bool tiles = ops::Enabled(ops::Feature::kTiles);
   part("device", [&] { return MeasureDevice(device, shape, limits); });
-  // First: once products stream, kernels beside them divide the device's memory otherwise.
+  // Products that stream come last: kernels beside them divide the device's memory otherwise, and a
+  // fault in them would take everything behind it.
   ops::Enable(ops::Feature::kStream, false);
-  serving("serving_without_streams", {.batches = {1, shape.batches.back()}});
-  serving("serving_int4_without_streams", {.weights = "int4", .batches = shape.packed_batches});
-  ops::Enable(ops::Feature::kStream, true);
-  serving("serving", {.batches = shape.batches, .prefill = true});
-  serving("serving_int4", {.weights = "int4", .batches = shape.packed_batches, .prefill = true});
+  serving("serving_without_streams", {.batches = shape.batches, .prefill = true});
+  serving("serving_long_without_streams", {.batches = {1}, .context = 2 * kContext});
+  serving("serving_int4_without_streams",
+          {.weights = "int4", .batches = shape.packed_batches, .prefill = true});
+  serving("serving_int8_without_streams",
+          {.weights = "int8", .batches = shape.packed_batches, .prefill = true});
   ops::Enable(ops::Feature::kTiles, false);
-  serving("serving_int4_without_tiles",
-          {.weights = "int4", .batches = {shape.packed_batches.back()}});
-  ops::Enable(ops::Feature::kTiles, true);
-  serving("serving_int8", {.weights = "int8", .batches = shape.packed_batches, .prefill = true});
-  // In all steps of few sequences; above, where they were measured to be quicker.
-  serving("serving_streamed", {.prepare = false, .batches = {1}});
-  serving("serving_int4_streamed", {.weights = "int4", .prepare = false, .batches = {1, 8}});
+  if (tiles) {
+    serving("serving_int4_without_tiles",
+            {.weights = "int4", .batches = {shape.packed_batches.back()}});
+  }
+  ops::Enable(ops::Feature::kTiles, tiles);
   part("tower", [&] { return MeasureTower(device, shape, limits); });
   part("kernels", [&] { return MeasureKernels(device, shape); });
   part("products", [&] { return MeasureProducts(device, shape); });
@@ -55,6 +58,18 @@ int Main(const std::vector<std::string>& arguments) {
   serving("serving_without_overlap", {.batches = {shape.batches.front(), shape.batches.back()}});
   cuda::SetOverlap(true);
   serving("serving_without_graphs", {.graphs = false, .batches = {1}});
+  if (!streams) return part.failed() ? 1 : 0;
+  ops::Enable(ops::Feature::kStream, true);
+  // 64 with packed weights, too: their kernels share the device with those that stream.
+  const std::vector<int64_t> few = {1, 8, shape.packed_batches.back()};
+  serving("serving", {.batches = {shape.batches.front(), shape.batches.back()}});
+  serving("serving_long", {.batches = {1}, .context = 2 * kContext});
+  serving("serving_int4", {.weights = "int4", .batches = few});
+  serving("serving_int8", {.weights = "int8", .batches = few});
+  // In all steps of few sequences; above, where they were measured to be quicker.
+  serving("serving_streamed", {.prepare = false, .batches = {1}});
+  serving("serving_int4_streamed", {.weights = "int4", .prepare = false, .batches = {1, 8}});
+  part("products_streamed", [&] { return MeasureProducts(device, shape); });
   return part.failed() ? 1 : 0;
 }
 

@@ -3,7 +3,7 @@ answers, loads, and a model of a published shape with random weights. Standard l
 
     services.py DEVICE OUT.json [--shape llava-1.5-7b] [--work FOLDER] [--seconds 330] [--phases cpu,chat]
 
-Phases, each written to OUT.json when it ends: cpu, chat, kill, large, load, int4, refuse. One that fails takes
+Phases, each written to OUT.json when it ends: cpu, chat, kill, load, refuse, train, large, int4. One that fails takes
 nothing from the others; one for which too little of --seconds is left is skipped. Exit status: 0 if none failed.
 LLAVA_BIN_DIR: the binaries; LLAVA_LIBRARIES: where these find their libraries. With DEVICE cpu and --shape tiny it
 tries itself where no GPU is."""
@@ -26,7 +26,7 @@ SCENES = ROOT / "deploy/scenes"
 QUESTIONS = ["What is in the picture?", "How many things are there?"]
 DEVICE_MISSING, NO_MEMORY = 5, 6  # exit codes: server/runtime/exit_code.h
 # Seconds that must be left for a phase to be begun.
-NEEDS = {"cpu": 20, "chat": 20, "kill": 40, "large": 100, "load": 45, "int4": 70, "refuse": 15}
+NEEDS = {"cpu": 20, "chat": 20, "kill": 40, "load": 45, "refuse": 15, "train": 60, "large": 100, "int4": 70}
 
 
 class Wrong(RuntimeError):
@@ -58,9 +58,8 @@ class Trio:
     def __init__(self, folder, device, tower, model, dtype="auto", vision=(), llm=()):
         folder.mkdir(parents=True)
         self.folder = folder
-        self.arguments = {
-            "vision": ["--model", tower, "--device", device, *vision],
-            "llm": ["--model", model, "--device", device, "--dtype", dtype, "--max-running", 64, *llm]}
+        self.arguments = {"vision": ["--model", tower, "--device", device, *vision],
+                          "llm": ["--model", model, "--device", device, "--dtype", dtype, *llm]}
         self.services, self.seconds = {}, {}
 
     def start(self, which, port=0, metrics=0):
@@ -92,6 +91,11 @@ class Trio:
                 service.stop()
             else:
                 print(f"services: llava-{which} ended with {service.process.poll()}:\n{service.text()[-2000:]}", flush=True)
+
+    def said(self):
+        """What the services' logs say of what they loaded and of the products that they chose."""
+        return [line for service in self.services.values() for line in service.log_lines()
+                if line.get("msg") in ("loaded", "chose products")]
 
     def restart_killed(self, which):
         """SIGKILL, then the same again on the same ports. Returns the seconds until it is ready."""
@@ -143,7 +147,7 @@ class Run:
         self.emoji = (ROOT / "deploy/models/emoji-tower", ROOT / "deploy/models/emoji")
         version = BIN.parent / "VERSION"
         self.found = {"device": options.device, "shape": options.shape, "gpu": gpu_query("name,driver_version"),
-                      "commit": version.read_text().strip() if version.exists() else None}
+                      "version": version.read_text().strip() if version.exists() else None}
         self.reference = None
         self.making = {}
 
@@ -259,14 +263,46 @@ class Run:
         with self.trio("load") as trio:
             picture = SCENES / "lion.png"
             trio.bench(4, 2, "--max-new-tokens", 32, "--picture", picture)
-            return {"ready_seconds": trio.seconds,
+            return {"ready_seconds": trio.seconds, "said": trio.said(),
                     "by_sessions": self.loads(trio, (1, 16, 64), 5, 128, "--picture", picture)}
 
-    def of_shape(self, dtype, sessions):
-        """The large model behind all three services: speed, memory, and that --kv-bytes bounds it."""
-        kv = 40 << 30 if self.gpu and self.shape != "tiny" else 1 << 30
+    def train(self):
+        """Some steps of stage 2 and of adapters learn what they learn on the CPU; also on two replicas."""
+        pictures = sorted(SCENES.glob("*.png"))
+        data = self.work / "train.json"
+        data.write_text(json.dumps([{"id": picture.stem, "image": picture.name, "conversations": [
+            {"from": "human", "value": "<image>\nWhat is in the picture?"},
+            {"from": "gpt", "value": picture.stem.replace("_", " ")}]} for picture in pictures]))
+
+        def losses(name, device, *more):
+            out = self.work / "train" / (name + device.replace(":", "-"))
+            settings = [f"model={self.emoji[1]}/1", f"tower={self.emoji[0]}/1", f"data={data}", f"images={SCENES}", "steps=6",
+                        "batch_size=4", "learning_rate=1e-3", "save_every=0", "evaluate_every=0", f"device={device}", *more]
+            done = subprocess.run([str(BIN / "llava-train"), "finetune", "--out", str(out),
+                                   *(word for setting in settings for word in ("--set", setting))],
+                                  capture_output=True, text=True, timeout=120)
+            if done.returncode:
+                raise RuntimeError(f"llava-train {name} on {device}: {done.returncode}: {done.stderr[-400:]}")
+            return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+        cases = {"all": [], "adapters": ["lora.rank=8"], "two": ["accumulation=2"], "offload": ["offload=true"]}
+        found, bounds = {}, {"fp32": 0.01, "bf16": 0.1}
+        for name, more in cases.items():
+            expected = losses(name, "cpu", *(setting for setting in more if setting != "offload=true"))
+            found[name] = {"cpu": expected}
+            device = f"{self.device},{self.device}" if name == "two" else self.device
+            for precision, bound in bounds.items():
+                if name == "offload" and not self.gpu:
+                    continue
+                here = found[name][precision] = losses(name + precision, device, *more, f"precision={precision}")
+                if any(abs(is_ - was) > bound * was for is_, was in zip(here, expected, strict=True)):
+                    raise Wrong(f"{name} in {precision} learns something else", {"losses": found})
+        return {"losses": found}
+
+    def of_shape(self, dtype, sessions, kv):
+        """The large model behind all three services: speed, memory, and that --kv-bytes bounds it, or what a GPU has."""
         models, waited = self.made(dtype)
-        before = gpu_memory()
+        before, total = gpu_memory(), int(gpu_query("memory.total") or 0) << 20
         with self.trio("large-" + dtype, models=models, llm=["--kv-bytes", kv]) as trio:
             ready = gpu_memory() - before
             text = trio.chat(SCENES / "lion.png", *QUESTIONS, tokens=16)
@@ -276,18 +312,19 @@ class Run:
                        if key.startswith("llava_llm_kv_capacity_bytes"))
             found = {"waited_for_the_model_seconds": waited, "ready_seconds": trio.seconds, "gpu_mib_when_ready": ready,
                      "gpu_mib_after_the_load": gpu_memory() - before, "kv_capacity_bytes": held,
-                     "characters_of_random_text": len(text), "by_sessions": bench}
-        if not 0 < held <= kv:
+                     "characters_of_random_text": len(text), "by_sessions": bench, "said": trio.said()}
+        if not 0 < held <= (kv or total or 4 << 30):
             raise Wrong("keys and values are not bounded by --kv-bytes", found)
         if found["gpu_mib_after_the_load"] > ready + 8192:
             raise Wrong("memory grew under load", found)
         return found
 
     def large(self):
-        return self.of_shape("bf16", (1, 16, 64))
+        kv = 40 << 30 if self.gpu and self.shape != "tiny" else 1 << 30
+        return self.of_shape("bf16", (1, 16, 64), kv)
 
     def int4(self):
-        return self.of_shape("int4", (1, 64))
+        return self.of_shape("int4", (1, 64), kv=0)
 
 
 def main():

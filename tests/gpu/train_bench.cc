@@ -89,7 +89,8 @@ double LargestShare(const std::vector<double>& found, const std::vector<double>&
   return largest;
 }
 
-// Throws if a curve is not the CPU's, or a run that goes on not the run in one piece.
+// Throws if a curve is not the CPU's, or a run that goes on not the run in one piece. Leaves the
+// process with one thread on the host.
 json MeasureCurve(const std::string& device, const fs::path& models) {
   const TempFolder scratch;
   at::set_num_threads(1);  // products this small only lose by more
@@ -428,10 +429,10 @@ int Main(const std::vector<std::string>& arguments) {
   }
   const TrainShape shape = TrainShapeOf(arguments[1]);
   PartPrinter part;
-  part("curve", [&] { return MeasureCurve(arguments[0], arguments[2]); });
   part("steps", [&] { return MeasureSteps(at::Device(arguments[0]), shape); });
-  part("sharing", [&] { return MeasureSharing(at::Device(arguments[0]), shape); });
   part("adapters", [&] { return MeasureAdapters(at::Device(arguments[0]), shape); });
+  part("sharing", [&] { return MeasureSharing(at::Device(arguments[0]), shape); });
+  part("curve", [&] { return MeasureCurve(arguments[0], arguments[2]); });
   return part.failed() ? 1 : 0;
 }
 
