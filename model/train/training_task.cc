@@ -89,6 +89,8 @@ TaskSettings TaskSettings::From(Recipe& recipe) {
   if (s.compute_dtype == at::kFloat) {  // all of it, on GPUs too
     at::globalContext().setAllowTF32CuBLAS(false);
     at::globalContext().setAllowTF32CuDNN(false);
+  } else {  // a head that is the table of embeddings: finer than the rest in TF32, too
+    at::globalContext().setAllowTF32CuBLAS(true);
   }
   s.gradient_checkpointing =
       recipe.Flag("gradient_checkpointing", s.gradient_checkpointing,
