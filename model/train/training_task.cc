@@ -89,7 +89,7 @@ TaskSettings TaskSettings::From(Recipe& recipe) {
   if (s.compute_dtype == at::kFloat) {  // all of it, on GPUs too
     at::globalContext().setAllowTF32CuBLAS(false);
     at::globalContext().setAllowTF32CuDNN(false);
-  } else {  // a head that is the table of embeddings: finer than the rest in TF32, too
+  } else {  // what stays in float32, as a head tied to the embeddings, is still finer than bf16
     at::globalContext().setAllowTF32CuBLAS(true);
   }
   s.gradient_checkpointing =
