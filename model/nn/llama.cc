@@ -89,10 +89,12 @@ std::vector<at::Tensor> LlamaDecoder::NormedProducts(
     for (const auto& [matrix, weight] : matrices) weights.push_back(*weight);
     return ops::NormedLinears(x, norm, config_.rms_norm_eps, weights);
   }
-  const at::Tensor normed = ops::RmsNorm(x, norm, config_.rms_norm_eps);
+  const std::vector<at::Tensor> normed =
+      ops::SharedCast(ops::RmsNorm(x, norm, config_.rms_norm_eps),
+                      matrices.begin()->second->scalar_type(), matrices.size());
   std::vector<at::Tensor> products;
   for (const auto& [matrix, weight] : matrices) {
-    products.push_back(Product(index, matrix, normed, *weight));
+    products.push_back(Product(index, matrix, normed[products.size()], *weight));
   }
   return products;
 }

@@ -24,12 +24,12 @@ std::string NameOf(int64_t layer, size_t matrix, const char* what) {
 constexpr const char* kFactorA = ".lora_A";
 constexpr const char* kFactorB = ".lora_B";
 
-// The same numbers on every call, also when a layer is computed again for its gradients.
+// Zero where it is left out. The same numbers on every call, also when a layer is computed again
+// for its gradients, for which a byte an element is kept.
 at::Tensor Dropped(const at::Tensor& x, double share, uint64_t seed) {
   at::Generator generator = at::globalContext().defaultGenerator(x.device()).clone();
   generator.set_current_seed(seed);
-  const at::Tensor kept = at::empty_like(x).bernoulli_(1 - share, generator);
-  return x * kept / (1 - share);
+  return x * at::empty_like(x, at::kBool).bernoulli_(1 - share, generator);
 }
 
 }  // namespace
@@ -65,12 +65,14 @@ LowRankAdapters::LowRankAdapters(const DecoderConfig& config, const LowRankOptio
 
 at::Tensor LowRankAdapters::Difference(int64_t layer, Matrix matrix, const at::Tensor& x) const {
   const Pair& pair = layers_[static_cast<size_t>(layer)][matrix];
-  at::Tensor in = x;
+  at::Tensor in = x.to(pair.a.scalar_type());
+  double scale = options_.scale();
   if (draw_ && options_.dropout > 0) {
-    in = Dropped(x, options_.dropout,
+    in = Dropped(in, options_.dropout,
                  *draw_ + static_cast<uint64_t>(layer) * kMatrices + static_cast<uint64_t>(matrix));
+    scale /= 1 - options_.dropout;
   }
-  return ops::Linear(ops::Linear(in, pair.a), pair.b) * options_.scale();
+  return ops::Linear(ops::Linear(in, pair.a), pair.b) * scale;
 }
 
 void LowRankAdapters::VisitParameters(int64_t layer, const ParameterVisitor& visit) {

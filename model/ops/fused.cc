@@ -129,6 +129,29 @@ class NormedLinearsFunction : public Function<NormedLinearsFunction> {
   }
 };
 
+class SharedCastFunction : public Function<SharedCastFunction> {
+ public:
+  static variable_list forward(AutogradContext* context, const at::Tensor& x, at::ScalarType dtype,
+                               size_t readers) {
+    context->set_materialize_grads(false);
+    context->saved_data["dtype"] = static_cast<int64_t>(x.scalar_type());
+    const at::Tensor cast = x.to(dtype);
+    variable_list out;
+    for (size_t i = 0; i < readers; ++i) out.push_back(cast.detach());  // the same memory
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    const auto dtype = static_cast<at::ScalarType>(context->saved_data["dtype"].toInt());
+    at::Tensor sum;
+    for (const at::Tensor& gradient : gradients) {
+      if (!gradient.defined()) continue;  // this reader was not used
+      sum = sum.defined() ? sum.add_(gradient) : gradient.to(dtype);
+    }
+    return {sum, at::Tensor(), at::Tensor()};
+  }
+};
+
 class SwiGluFunction : public Function<SwiGluFunction> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& gate_rows,
@@ -254,6 +277,12 @@ class RotaryAttentionFunction : public Function<RotaryAttentionFunction> {
 
 }  // namespace
 
+std::vector<at::Tensor> SharedCast(const at::Tensor& x, at::ScalarType dtype, size_t readers) {
+  const bool differentiable = at::GradMode::is_enabled() && x.requires_grad();
+  if (!differentiable || x.scalar_type() == dtype) return std::vector(readers, x.to(dtype));
+  return SharedCastFunction::apply(x, dtype, readers);
+}
+
 std::vector<at::Tensor> NormedLinears(const at::Tensor& x, const at::Tensor& norm, double eps,
                                       at::TensorList weights) {
   const bool kernels = HasKernels(x) && x.scalar_type() == at::kFloat &&
@@ -261,11 +290,12 @@ std::vector<at::Tensor> NormedLinears(const at::Tensor& x, const at::Tensor& nor
   if (kernels && at::GradMode::is_enabled()) {
     return NormedLinearsFunction::apply(x, norm, eps, weights);
   }
-  const at::Tensor normed =
-      kernels ? Normed(x.contiguous(), norm, eps, weights[0].scalar_type(), nullptr)
-              : RmsNorm(x, norm, eps);
+  const std::vector<at::Tensor> normed =
+      kernels ? std::vector(weights.size(),
+                            Normed(x.contiguous(), norm, eps, weights[0].scalar_type(), nullptr))
+              : SharedCast(RmsNorm(x, norm, eps), weights[0].scalar_type(), weights.size());
   std::vector<at::Tensor> out;
-  for (const at::Tensor& weight : weights) out.push_back(Linear(normed, weight));
+  for (size_t i = 0; i < weights.size(); ++i) out.push_back(Linear(normed[i], weights[i]));
   return out;
 }
 

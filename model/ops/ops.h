@@ -8,6 +8,7 @@
 // contiguous, on one device, float32, bfloat16 or float16; results have the dtype of `x`.
 // Stateless, thread-safe. Throw c10::Error on shapes that do not fit.
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -27,6 +28,10 @@ at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps);
 // the weight, which is that of the result: with 16-bit weights around a float32 `x` this is mixed
 // precision.
 at::Tensor Linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias = {});
+
+// x in `dtype`, once for each of its readers. All read one copy, which is what autograd keeps;
+// their gradients are added up in the dtype of x.
+std::vector<at::Tensor> SharedCast(const at::Tensor& x, at::ScalarType dtype, size_t readers);
 
 // RmsNorm of x [T, D], multiplied with each of the weights [Out_i, D] -> [T, Out_i] each, in the
 // dtype of the weights.

@@ -7,7 +7,8 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/cat.h>
-#include <c10/core/DeviceGuard.h>
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include "model/image/decode.h"
 #include "model/train/picture_sizes.h"
@@ -46,6 +47,13 @@ std::string OriginOf(const TowerCheckpoint& checkpoint, const FrozenTowerOptions
               : ' ' + c10::DeviceTypeName(options.devices.front().type(), /*lower_case=*/true));
 }
 
+// One beside the stream of everything else. The trainer waits for what is computed there.
+c10::Stream OwnStream(at::Device device) {
+  if (device.is_cpu()) return c10::Stream(c10::Stream::DEFAULT, device);
+  return c10::impl::VirtualGuardImpl(device.type())
+      .getStreamFromGlobalPool(device, /*isHighPriority=*/true);
+}
+
 // Kernels of this thread run on it alone.
 class OneThread {
  public:
@@ -66,8 +74,10 @@ FrozenTower::FrozenTower(const TowerCheckpoint& checkpoint, const FrozenTowerOpt
     : options_(options), shape_(options.features, checkpoint.config.num_patches()) {
   if (options_.devices.empty()) options_.devices = {at::kCPU};
   for (const at::Device device : options_.devices) {
-    towers_.push_back(
-        std::make_unique<ClipTower>(checkpoint.config, checkpoint.tensors, device, options.dtype));
+    const c10::Stream stream = OwnStream(device);
+    const c10::StreamGuard guard(stream);
+    towers_.push_back({stream, std::make_unique<ClipTower>(checkpoint.config, checkpoint.tensors,
+                                                           device, options.dtype)});
   }
   if (options.cache_file.empty()) return;
   file_ = std::make_unique<FeatureFile>(
@@ -127,10 +137,10 @@ at::Tensor FrozenTower::Compute(const std::string& file) const {
   // A thread stays with one: LibTorch keeps work space for each device that it meets.
   static std::atomic<size_t> threads = 0;
   thread_local const size_t thread = threads++;
-  const ClipTower& tower = *towers_[thread % towers_.size()];
-  const c10::DeviceGuard device(tower.device());
+  const OnDevice& here = towers_[thread % towers_.size()];
+  const c10::StreamGuard guard(here.stream);
   ++computed_;
-  return TowerFeatures(tower, options_.features, image).rows.cpu().contiguous();
+  return TowerFeatures(*here.tower, options_.features, image).rows.cpu().contiguous();
 }
 
 void FrozenTower::Keep(const std::string& name, const at::Tensor& features) const {

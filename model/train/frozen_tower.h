@@ -14,6 +14,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>
+#include <c10/core/Stream.h>
 
 #include "model/checkpoint/checkpoint.h"
 #include "model/config/picture_shape.h"
@@ -54,8 +55,15 @@ class FrozenTower {
   void AddToFile(const Sha256Digest& picture, const at::Tensor& features) const;
   void Keep(const std::string& name, const at::Tensor& features) const;
 
+  struct OnDevice {
+    // Its own: a picture waits for nothing that the trainer has its device do, nor is it waited
+    // for. One for all threads, as LibTorch keeps work space for each.
+    c10::Stream stream;
+    std::unique_ptr<ClipTower> tower;  // made on that stream, too
+  };
+
   FrozenTowerOptions options_;
-  std::vector<std::unique_ptr<ClipTower>> towers_;  // by device
+  std::vector<OnDevice> towers_;
   PictureShape shape_;
   std::unique_ptr<FeatureFile> file_;
   mutable std::atomic<int64_t> computed_ = 0, from_memory_ = 0, from_file_ = 0;

@@ -68,6 +68,10 @@ MasterWeights::MasterWeights(std::vector<Visit> replicas, const TensorSource& te
   for (size_t i = 0; i < replicas_.size(); ++i) Bind(static_cast<int64_t>(i));
 }
 
+bool MasterWeights::IsStale(const Replica& replica, size_t index) const {
+  return replica.bound[index] != masters_[index].second._version();
+}
+
 at::Tensor MasterWeights::CopyFor(const Replica& replica, size_t index) const {
   const auto& [name, master] = masters_[index];
   // Rounded first: half as much to send, there and, as a gradient, back.
@@ -86,25 +90,26 @@ void MasterWeights::Bind(int64_t number) {
   const at::AutoGradMode gradients_flow(true);  // also for those who evaluate first
   std::vector<size_t> stale;
   for (size_t i = 0; i < masters_.size(); ++i) {
-    if (replica.bound[i] != masters_[i].second._version()) stale.push_back(i);
+    if (IsStale(replica, i)) stale.push_back(i);
   }
   if (stale.empty()) return;
-  // Each begins somewhere else, so that not all ask the same device at the same time.
-  const size_t begin = stale.size() * static_cast<size_t>(number) / replicas_.size();
-  std::rotate(stale.begin(), stale.begin() + static_cast<std::ptrdiff_t>(begin), stale.end());
-  std::unordered_map<size_t, at::Tensor> copies;
-  for (const size_t index : stale) {
-    copies.emplace(index, CopyFor(replica, index));
-    replica.bound[index] = masters_[index].second._version();
-  }
-  // Modules tie what is tied at the end of a visit.
-  replica.visit([&](const std::string& name, at::Tensor& parameter) {
-    const auto master = index_.find(name);
-    if (master == index_.end()) return;
-    if (const auto copy = copies.find(master->second); copy != copies.end()) {
-      parameter = std::move(copy->second);
-    }
-  });
+  for (const size_t index : stale) replica.bound[index] = kNever;  // also if something throws
+  const auto renew = [&](size_t begin, size_t end) {
+    replica.visit([&](const std::string& name, at::Tensor& parameter) {
+      const auto found = index_.find(name);
+      if (found == index_.end()) return;
+      const size_t index = found->second;
+      if (index < begin || index >= end || !IsStale(replica, index)) return;
+      parameter = at::Tensor();  // first, so that there is never more than one copy of the model
+      parameter = CopyFor(replica, index);
+    });
+  };
+  // Each begins somewhere else, so that not all ask the same device at the same time. The first
+  // visits once: a ClipBlock joins what it is given in one visit.
+  const size_t begin = stale[stale.size() * static_cast<size_t>(number) / replicas_.size()];
+  renew(begin, masters_.size());
+  if (begin > stale.front()) renew(0, begin);
+  for (const size_t index : stale) replica.bound[index] = masters_[index].second._version();
 }
 
 }  // namespace llava

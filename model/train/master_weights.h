@@ -42,6 +42,7 @@ class MasterWeights {
 
   // Before every forward pass that is to be trained or evaluated: puts the current values into the
   // replica, those that have changed by the counts of LibTorch's operations and AdamW's steps.
+  // What throws leaves a replica without some of its parameters until Bind has been called again.
   // Different replicas may be bound and trained at the same time: gradients add up in the order in
   // which they arrive.
   void Bind(int64_t replica = 0);
@@ -56,6 +57,7 @@ class MasterWeights {
     std::vector<at::Device> devices = {};
     std::vector<uint32_t> bound = {};
   };
+  bool IsStale(const Replica& replica, size_t index) const;
   at::Tensor CopyFor(const Replica& replica, size_t index) const;
 
   at::ScalarType compute_dtype_;

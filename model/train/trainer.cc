@@ -55,6 +55,7 @@ class Run {
         warmup_(WarmupSteps(total_, settings.warmup_ratio)) {}
 
   TrainingOutcome Work() {
+    optimizer_.ZeroGradients();  // of a run that a fault has ended
     Restore();
     Progress progress(options_.progress, task_.kind(), total_, step_);
     const StopRequest stop;
@@ -85,13 +86,13 @@ class Run {
   }
 
   // What the task does may fail for the data's sake, or for want of memory: then what has been
-  // trained is kept.
+  // trained is kept. Gradients are left alone: where a backward pass has failed on one device,
+  // autograd's threads of others may still be adding to them.
   template <typename Work>
   auto OrSave(const Work& work) {
     try {
       return work();
     } catch (...) {
-      optimizer_.ZeroGradients();
       if (step_ == 0) throw;  // nothing to keep
       try {
         Save();

@@ -89,6 +89,8 @@ TaskSettings TaskSettings::From(Recipe& recipe) {
   if (s.compute_dtype == at::kFloat) {  // all of it, on GPUs too
     at::globalContext().setAllowTF32CuBLAS(false);
     at::globalContext().setAllowTF32CuDNN(false);
+  } else {  // what stays in float32, as a head tied to the embeddings, is still finer than bf16
+    at::globalContext().setAllowTF32CuBLAS(true);
   }
   s.gradient_checkpointing =
       recipe.Flag("gradient_checkpointing", s.gradient_checkpointing,

@@ -11,6 +11,7 @@
 
 #include "model/nn/llama.h"
 #include "tests/model/nn/tiny_model.h"
+#include "tests/support/live_bytes.h"
 
 namespace llava {
 namespace {
@@ -106,6 +107,30 @@ TEST_F(LowRankTest, LeavesOutOtherInputsForOtherDraws) {
   adapters.set_dropout_draw(9);
   const at::Tensor dropped = adapters.Difference(0, LowRankAdapters::kQ, x);
   EXPECT_LT(MaxDifference(dropped.mean(0), whole[0]), 0.15 * whole.abs().max().item<double>());
+}
+
+TEST_F(LowRankTest, InSixteenBitsLittleIsKeptForTheGradients) {
+  constexpr int64_t kRows = 512;
+  const int64_t width = config_.hidden_size;
+  LowRankAdapters adapters(config_, {.rank = 1, .alpha = 2, .dropout = 0.25}, Adapters(1, 0.2),
+                           at::kCPU, at::kBFloat16);
+  adapters.VisitParameters(
+      0, [](const std::string&, at::Tensor& parameter) { parameter.requires_grad_(); });
+  const at::Tensor x = at::randn({kRows, width}).requires_grad_();
+  adapters.set_dropout_draw(3);
+  const LiveBytes bytes;
+  const at::Tensor y = adapters.Difference(0, LowRankAdapters::kQ, x);
+  // Of x what is left, in 16 bits, and a byte that tells it from the rest.
+  EXPECT_LT(bytes.now() - static_cast<int64_t>(y.nbytes()), kRows * width * (2 + 1 + 1));
+
+  // What is left out does not depend on the dtype.
+  y.sum().backward();
+  const at::Tensor all = at::ones({kRows, width}).requires_grad_();
+  LowRankAdapters wide(config_, {.rank = 1, .alpha = 2, .dropout = 0.25}, Adapters(1, 0.2),
+                       at::kCPU, at::kFloat);
+  wide.set_dropout_draw(3);
+  wide.Difference(0, LowRankAdapters::kQ, all).sum().backward();
+  EXPECT_TRUE(at::equal(x.grad() == 0, all.grad() == 0));
 }
 
 TEST_F(LowRankTest, NamesWhatDoesNotFit) {

@@ -9,6 +9,7 @@
 #include <gtest/gtest.h>
 
 #include "model/ops/ops.h"
+#include "tests/support/live_bytes.h"
 
 namespace llava::ops {
 namespace {
@@ -25,7 +26,7 @@ at::Tensor Leaf(const at::Tensor& x) { return x.detach().clone().requires_grad_(
 
 TEST(NormedLinearsTest, EqualsNormAndProductsWithGradients) {
   for (const auto& [dtype, tolerance] :
-       {std::pair(at::kFloat, 1e-4), std::pair(at::kBFloat16, 0.06)}) {
+       {std::pair(at::kFloat, 1e-4), std::pair(at::kBFloat16, 0.06), std::pair(at::kHalf, 0.01)}) {
     const at::Tensor x = Random({130, 24}, 1), norm = Random({24}, 2) + 1;
     const std::vector<at::Tensor> matrices = {Random({24, 24}, 3).to(dtype),
                                               Random({8, 24}, 4).to(dtype)};
@@ -69,6 +70,32 @@ TEST(NormedLinearsTest, IsTheSameWithAndWithoutGradients) {
   const at::Tensor with = NormedLinears(Leaf(x), norm, 1e-5, {a})[0];
   const at::NoGradGuard guard;
   EXPECT_TRUE(at::equal(NormedLinears(x, norm, 1e-5, {a})[0], with));
+}
+
+// As on a GPU: there are no own kernels for this dtype.
+TEST(NormedLinearsTest, AllProductsKeepOneCopyOfTheNormedRows) {
+  constexpr int64_t kRows = 64, kWidth = 128, kOut = 2;
+  const at::Tensor x = Leaf(Random({kRows, kWidth}, 1)), norm = Leaf(at::ones({kWidth}));
+  std::vector<at::Tensor> weights;
+  for (int i = 0; i < 3; ++i) weights.push_back(Leaf(Random({kOut, kWidth}, 2).to(at::kHalf)));
+  const LiveBytes bytes;
+  const auto out = NormedLinears(x, norm, 1e-5, weights);
+  // One in float32 between the two products of the norm, and one in 16 bits.
+  EXPECT_LT(bytes.now(), kRows * kWidth * (4 + 2 + 1));
+}
+
+TEST(SharedCastTest, AddsUpGradientsInTheFirstDtype) {
+  const at::Tensor x = Leaf(at::full({4}, 1.001f));
+  const auto cast = SharedCast(x, at::kBFloat16, 4);
+  ASSERT_EQ(cast.size(), 4u);
+  for (const at::Tensor& reader : cast) {
+    EXPECT_TRUE(at::equal(reader, x.to(at::kBFloat16)));
+    EXPECT_EQ(reader.const_data_ptr(), cast[0].const_data_ptr());
+  }
+  // 257 is not a number in bfloat16. The last reader is not used.
+  (cast[0] * 256 + cast[1] * 0.5 + cast[2] * 0.5).sum().backward();
+  EXPECT_TRUE(at::equal(x.grad(), at::full({4}, 257.f)));
+  EXPECT_TRUE(SharedCast(x, at::kFloat, 2)[1].is_same(x));
 }
 
 TEST(SwiGluTest, EqualsTheReferenceWithGradients) {

@@ -127,6 +127,15 @@ TEST_F(DevicesTest, ARunGoesOnOnOtherDevices) {
   ExpectSame(rest, expected, 2e-3);
 }
 
+TEST(TaskSettingsTest, Float32IsWholeWhereItIsAskedFor) {
+  for (const bool whole : {false, true}) {
+    Recipe recipe;
+    recipe.Set(whole ? "precision=fp32" : "precision=bf16");
+    TaskSettings::From(recipe);
+    EXPECT_EQ(at::globalContext().allowTF32CuBLAS(), !whole);
+  }
+}
+
 TEST_F(DevicesTest, SaysWhichDevicesItCannotUse) {
   const auto refusal = [&](const Settings& settings) {
     return world_.Refusal(Stage::kFinetune, settings);

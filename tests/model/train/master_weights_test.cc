@@ -11,6 +11,7 @@
 #include <gtest/gtest.h>
 
 #include "tests/model/nn/tiny_model.h"
+#include "tests/support/live_bytes.h"
 
 namespace llava {
 namespace {
@@ -112,6 +113,61 @@ TEST_F(MasterWeightsTest, AGradientGoesHomeAsSoonAsThereIsOne) {
   (x.sum() + at::mul(module_.embed, 2).sum()).backward();
   EXPECT_THAT(order, testing::ElementsAre("later", "later", "later", "behind the first product",
                                           "weight", "embedding"));
+}
+
+// Two replicas, of which the second begins in the middle.
+TEST_F(MasterWeightsTest, ThereIsNeverMoreThanOneCopyOfAModel) {
+  constexpr int64_t kWidth = 64, kMatrices = 8, kMatrixBytes = kWidth * kWidth * 2;
+  LiveBytes bytes;
+  std::vector<std::map<std::string, at::Tensor>> modules(2);
+  for (int64_t i = 0; i < kMatrices; ++i) {
+    const std::string name = "weight" + std::to_string(i);
+    values_[name] = at::ones({kWidth, kWidth});
+    for (auto& module : modules) module[name] = at::ones({kWidth, kWidth}, at::kBFloat16);
+  }
+  std::vector<MasterWeights::Visit> visits;
+  for (auto& module : modules) {
+    visits.push_back([&module](const ParameterVisitor& visit) {
+      for (auto& [name, parameter] : module) visit(name, parameter);
+    });
+  }
+  MasterWeights weights(
+      visits, MemoryTensors(values_), [](const std::string&) { return true; }, at::kBFloat16);
+  for (int64_t replica = 0; replica < 2; ++replica) {
+    {
+      const at::NoGradGuard guard;
+      for (const auto& [name, master] : weights.masters()) master.fill_(replica + 2);
+    }
+    const int64_t before = bytes.now();
+    bytes.TakePeak();
+    weights.Bind(replica);
+    EXPECT_LT(bytes.TakePeak() - before, 2 * kMatrixBytes) << replica;
+    EXPECT_EQ(bytes.now(), before);
+    for (const auto& [name, parameter] : modules[replica]) {
+      EXPECT_EQ(parameter[1][1].item<float>(), static_cast<float>(replica + 2)) << name;
+    }
+  }
+}
+
+TEST_F(MasterWeightsTest, WhatAFaultHasCutShortIsMadeUpForByTheNextBind) {
+  bool fails = false;
+  MasterWeights weights(
+      {[&](const ParameterVisitor& visit) {
+        visit("norm", module_.norm);
+        visit("embed_tokens.weight", module_.embed);
+        if (fails) throw std::runtime_error("no memory");
+        visit("weight", module_.weight);
+      }},
+      MemoryTensors(values_), [](const std::string&) { return true; }, at::kBFloat16);
+  {
+    const at::NoGradGuard guard;
+    for (const auto& [name, master] : weights.masters()) master.fill_(2);
+  }
+  fails = true;
+  EXPECT_THROW(weights.Bind(), std::runtime_error);
+  fails = false;
+  weights.Bind();
+  EXPECT_EQ(module_.weight[0][0].item<float>(), 2);
 }
 
 TEST_F(MasterWeightsTest, ReplicasHaveTheSameParameters) {

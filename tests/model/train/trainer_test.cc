@@ -208,6 +208,19 @@ TEST_F(TrainerTest, AFaultOfAPassCostsNoStep) {
   }
 }
 
+TEST_F(TrainerTest, WhatAFaultHasLeftOfAStepIsForgotten) {
+  Regression whole(20);
+  Run(whole, "whole");
+  Regression task(20);
+  task.before_forward = [](int64_t step, int64_t micro) {
+    if (step == 7 && micro == 2) throw std::runtime_error("a broken picture");
+  };
+  EXPECT_THROW(Run(task, "run"), std::runtime_error);
+  task.before_forward = nullptr;
+  Run(task, "run");
+  EXPECT_EQ(Log("run"), Log("whole"));
+}
+
 // Of a step that is saved before it, and of one that is not.
 TEST_F(TrainerTest, AnEvaluationThatFailsOrIsKilledCostsNoStepAndIsMadeOnce) {
   for (const char* save_every : {"5", "7"}) {
