@@ -27,11 +27,13 @@ void Answer::Resume(std::span<const int32_t> ids, uint64_t text_bytes_emitted) {
     if (state_ != State::kRunning) break;
     Add(id);
   }
-  const uint64_t ready_end = ready_begin_ + ready_.size();
-  if (text_bytes_emitted > ready_end + held_.size()) {
+  const auto decoded = [&] { return ready_begin_ + ready_.size() + held_.size(); };
+  // It had ended within a character, and that had been given out by Finish.
+  if (text_bytes_emitted > decoded()) Take(decoder_.Flush());
+  if (text_bytes_emitted > decoded()) {
     throw std::invalid_argument("continue_from: " + std::to_string(text_bytes_emitted) +
                                 " bytes were emitted, but the " + std::to_string(ids.size()) +
-                                " tokens have " + std::to_string(ready_end + held_.size()));
+                                " tokens have " + std::to_string(decoded()));
   }
   const std::string text = ready_ + held_;
   if (text_bytes_emitted < text.size() && IsContinuation(text[text_bytes_emitted])) {

@@ -48,13 +48,24 @@ auto Guarded(Function function) -> decltype(function()) {
 
 }  // namespace
 
-int ModelManager::Options::most_versions() const {
+int ModelManager::Options::served_versions() const {
   if (fixed) return 1;
-  if (policy.kind == VersionPolicy::Kind::kVersions) {
-    return static_cast<int>(policy.versions.size());
+  switch (policy.kind) {
+    case VersionPolicy::Kind::kVersions:
+      return static_cast<int>(policy.versions.size());
+    case VersionPolicy::Kind::kLatest:
+      return policy.count;
+    case VersionPolicy::Kind::kAuto:
+    case VersionPolicy::Kind::kLabels:
+      break;
   }
+  return 2;
+}
+
+int ModelManager::Options::most_versions() const {
   const bool beside = swap_mode.value_or(SwapMode::kSideBySide) == SwapMode::kSideBySide;
-  return policy.count + (beside ? 1 : 0);
+  const bool one_more = !fixed && policy.kind == VersionPolicy::Kind::kLatest && beside;
+  return served_versions() + (one_more ? 1 : 0);
 }
 
 ModelManager::ModelManager(Options options, ServableLoader& loader, Metrics& metrics)

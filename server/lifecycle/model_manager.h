@@ -60,7 +60,9 @@ class ModelManager {
     std::chrono::milliseconds retry_delay{1000};  // after a failure, doubled each time up to ...
     std::chrono::milliseconds retry_max_delay{300'000};  // ... this, ± a fifth. 0: no retry
 
-    // Of a model at a time: those that are served, and one that comes beside them.
+    // Of a model at a time: those that are served (of labels "stable" and "canary"), ...
+    int served_versions() const;
+    // ... and one that comes beside them to take over.
     int most_versions() const;
 
     // Told (on a thread of the manager, in order) how many versions of a model take requests now:

@@ -31,10 +31,6 @@ int main(int argc, char** argv) {
 
   auto managed = options.lifecycle.Resolve(llava::Manifest::Kind::kLanguage);
   if (!managed.ok()) return llava::ReportLoadFailure(kProgram, managed.status());
-  if (options.lifecycle.memory_budget == 0) {
-    const uint64_t bytes = llava::DeviceMemoryBudget(options.language.device);
-    if (bytes > 0) managed->memory_budget = bytes;
-  }
 
   llava::Metrics metrics("llm");
   llava::FeatureStore store(options.feature_store_bytes, kPinTime, metrics);
@@ -45,6 +41,11 @@ int main(int argc, char** argv) {
   std::unique_ptr<llava::LifecycleService> models;
   // Behind them: its server is still there when loading fails, and needs its services.
   llava::ServiceProcess process(kProgram, options.process, metrics);
+  // Behind it, as CUDA has threads of its own, which must not take the signals either.
+  if (options.lifecycle.memory_budget == 0) {
+    const uint64_t bytes = llava::DeviceMemoryBudget(options.language.device);
+    if (bytes > 0) managed->memory_budget = bytes;
+  }
   llm = std::make_unique<llava::LlmService>(options.service, store, process.admission(), metrics);
   loader = std::make_unique<llava::LlmServableLoader>(options.ForLoader(*managed), *llm, store,
                                                       disposal, metrics);

@@ -101,7 +101,8 @@ LlmServableLoader::Options LlmOptions::ForLoader(const ModelManager::Options& ma
   if (devices.ok() && devices->front().is_cuda() && models > 0) {
     const uint64_t each = managed.memory_budget / devices->size();
     loader.device_bytes = (each - std::min(each, kVisionBytes)) / models;
-    loader.versions = managed.most_versions();
+    loader.most_versions = managed.most_versions();
+    loader.served_versions = managed.served_versions();
   } else if (language.kv_bytes == 0) {
     loader.language.kv_bytes = LanguageOptions().kv_bytes;
   }

@@ -41,12 +41,16 @@ constexpr uint64_t kKeptSequences = 16;
 
 }  // namespace
 
-uint64_t ChooseKvBytes(uint64_t device_bytes, const WorkerSize& size, int versions, int sequences) {
-  const auto left = [&](uint64_t bytes) { return bytes - std::min(bytes, size.fixed); };
-  const uint64_t beside = left(device_bytes / static_cast<uint64_t>(versions));
-  const uint64_t room =
-      beside >= kLeastKvBytes ? beside : std::max(left(device_bytes), kLeastKvBytes);
-  return std::min(room, kKeptSequences * static_cast<uint64_t>(sequences) * size.kv_sequence);
+uint64_t ChooseKvBytes(uint64_t device_bytes, const WorkerSize& size, int most, int served,
+                       int sequences) {
+  uint64_t room = 0;
+  for (const int versions : {most, served, 1}) {
+    if (room >= kLeastKvBytes) break;
+    const uint64_t share = device_bytes / static_cast<uint64_t>(versions);
+    room = share - std::min(share, size.fixed);
+  }
+  return std::min(std::max(room, kLeastKvBytes),
+                  kKeptSequences * static_cast<uint64_t>(sequences) * size.kv_sequence);
 }
 
 LlmServable::LlmServable(std::unique_ptr<LlmEngine> engine, v1::ModelInfo info, FeatureStore& store,
@@ -91,7 +95,8 @@ absl::StatusOr<WorkerSize> LlmServableLoader::SizeOf(const VersionRef& version) 
 
 uint64_t LlmServableLoader::KvBytes(const WorkerSize& size) const {
   if (options_.language.kv_bytes > 0) return options_.language.kv_bytes;
-  return ChooseKvBytes(options_.device_bytes, size, options_.versions, options_.engine.max_running);
+  return ChooseKvBytes(options_.device_bytes, size, options_.most_versions,
+                       options_.served_versions, options_.engine.max_running);
 }
 
 absl::StatusOr<uint64_t> LlmServableLoader::EstimateBytes(const VersionRef& version, int workers) {

@@ -45,10 +45,12 @@ class LlmServable : public Servable {
   Metrics& metrics_;
 };
 
-// For --kv-bytes 0: keys and values of a version on a device that has `device_bytes` for `versions`
-// (from 1) of its size; for it alone where they would get less than 1 GiB. Never less than that
-// (whether it is there shows in loading), nor more than its `sequences` can use.
-uint64_t ChooseKvBytes(uint64_t device_bytes, const WorkerSize& size, int versions, int sequences);
+// For --kv-bytes 0: keys and values of a version on a device that has `device_bytes` for `most`
+// versions of its size, or, where each would get less than 1 GiB, for `served` of them, or for it
+// alone. Never less than that (whether it is there shows in loading), nor more than its `sequences`
+// can use.
+uint64_t ChooseKvBytes(uint64_t device_bytes, const WorkerSize& size, int most, int served,
+                       int sequences);
 
 // Loads versions beside each other: they share devices (DeviceTurn), the feature store and what is
 // known of recent sessions. While one is served, another is read by threads of the lowest priority.
@@ -59,7 +61,7 @@ class LlmServableLoader : public ServableLoader {
     LlmEngine::Options engine;
     // For language.kv_bytes 0: what so many versions of a model may take of each worker's device.
     uint64_t device_bytes = 0;
-    int versions = 2;
+    int most_versions = 2, served_versions = 1;
     int64_t context_tokens = 0;  // 0: the model's own
     v1::SamplingParams defaults;
     int prewarm = 0;  // recent sessions that a new version computes before it is routed

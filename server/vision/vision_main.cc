@@ -71,10 +71,6 @@ int main(int argc, char** argv) {
 
   auto lifecycle = options.lifecycle.Resolve(llava::Manifest::Kind::kTower);
   if (!lifecycle.ok()) return llava::ReportLoadFailure(kProgram, lifecycle.status());
-  if (options.lifecycle.memory_budget == 0) {
-    const uint64_t bytes = llava::DeviceMemoryBudget(options.tower.device);
-    if (bytes > 0) lifecycle->memory_budget = bytes;
-  }
 
   llava::Metrics metrics("vision");
   // Made after the process, which blocks the signals for all threads; gone after it, because its
@@ -86,6 +82,11 @@ int main(int argc, char** argv) {
   std::unique_ptr<llava::VisionService> vision;
   std::unique_ptr<llava::InferenceService> inference;
   llava::ServiceProcess process(kProgram, options.process, metrics);
+  // Behind it, as CUDA has threads of its own, which must not take the signals either.
+  if (options.lifecycle.memory_budget == 0) {
+    const uint64_t bytes = llava::DeviceMemoryBudget(options.tower.device);
+    if (bytes > 0) lifecycle->memory_budget = bytes;
+  }
 
   llava::ConnectHealth(*lifecycle, process);
   cache = std::make_unique<llava::FeatureCache>(options.feature_cache_bytes, metrics,

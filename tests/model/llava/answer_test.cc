@@ -6,6 +6,7 @@
 #include <optional>
 #include <random>
 #include <stdexcept>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -346,6 +347,22 @@ TEST_F(RandomAnswerTest, ResumeGivesTheRestExactly) {
   }
 }
 
+TEST_F(RandomAnswerTest, ResumeTakesAnAnswerThatWasGivenOutToItsEnd) {
+  int unfinished = 0;
+  for (int round = 0; round < 4000; ++round) {
+    const std::vector<int32_t> ids = RandomIds();
+    const StopOptions options = RandomOptions();
+    Answer first(TestTokenizer(), options);
+    const Outcome outcome = Play(first, ids);  // with what Finish gives out
+    Answer second(TestTokenizer(), options);
+    second.Resume(first.ids(), outcome.text.size());
+    ASSERT_EQ(second.Finish(), "") << "round " << round;
+    ASSERT_EQ(second.DeliveredIds(), first.DeliveredIds());
+    unfinished += outcome.text.ends_with("\xEF\xBF\xBD");
+  }
+  EXPECT_GT(unfinished, 100) << "few ended within a character";
+}
+
 TEST(AnswerTest, ResumeRefusesAPositionThatCannotBe) {
   const std::vector<int32_t> ids = ByteIds("é#");
   Answer too_far(TestTokenizer(), {.stop = {"##"}});
@@ -353,6 +370,11 @@ TEST(AnswerTest, ResumeRefusesAPositionThatCannotBe) {
   Answer inside(TestTokenizer(), {});
   EXPECT_THROW(inside.Resume(ids, 1), std::invalid_argument);
   Answer held(TestTokenizer(), {.stop = {"##"}});
+  Answer behind(TestTokenizer(), {});
+  const auto half = std::span(ids).first(1);  // told as a character of three bytes at the end
+  EXPECT_THROW(behind.Resume(half, 2), std::invalid_argument);
+  Answer beyond(TestTokenizer(), {});
+  EXPECT_THROW(beyond.Resume(half, 4), std::invalid_argument);
   held.Resume(ids, 3);  // a flush had shown the held text
   EXPECT_EQ(held.Push(ByteIds("x")[0]), "x");
 }

@@ -5,6 +5,7 @@
 
 #include <filesystem>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tests/server/lifecycle/test_repository.h"
@@ -143,18 +144,20 @@ TEST_F(LifecycleOptionsTest, AnyOtherCheckpointIsFixed) {
 }
 
 TEST_F(LifecycleOptionsTest, VersionsOfAModelAtATime) {
-  const auto most = [&](const std::string& policy, const std::string& mode) {
+  const auto versions = [&](const std::string& policy, const std::string& mode) {
     EXPECT_EQ(Parse({"--repository", repository_.root(), "--version-policy", policy, "--swap-mode",
                      mode}),
               -1)
         << error_;
-    return options_.Resolve(kLanguage)->most_versions();
+    const auto options = options_.Resolve(kLanguage);
+    return std::pair(options->served_versions(), options->most_versions());
   };
-  EXPECT_EQ(most("auto", "auto"), 2);
-  EXPECT_EQ(most("latest:3", "side_by_side"), 4);
-  EXPECT_EQ(most("latest", "in_place"), 1);
-  EXPECT_EQ(most("labels", "rolling"), 1);
-  EXPECT_EQ(most("3,5", "auto"), 2);
+  EXPECT_EQ(versions("latest", "auto"), std::pair(1, 2));
+  EXPECT_EQ(versions("latest:3", "side_by_side"), std::pair(3, 4));
+  EXPECT_EQ(versions("latest", "in_place"), std::pair(1, 1));
+  EXPECT_EQ(versions("auto", "auto"), std::pair(2, 2)) << "there may be a canary";
+  EXPECT_EQ(versions("labels", "rolling"), std::pair(2, 2));
+  EXPECT_EQ(versions("3,5,7", "auto"), std::pair(3, 3));
   ModelManager::Options fixed;
   fixed.fixed = VersionRef{"m", 1, "/nowhere"};
   EXPECT_EQ(fixed.most_versions(), 1);

@@ -19,14 +19,18 @@ constexpr uint64_t kGiB = uint64_t{1} << 30;
 
 TEST(ChooseKvBytesTest, LeavesRoomForTheNextVersion) {
   const WorkerSize size{.fixed = 15 * kGiB, .kv_sequence = 2 * kGiB};
-  EXPECT_EQ(ChooseKvBytes(72 * kGiB, size, 2, 32), 21 * kGiB);
-  EXPECT_EQ(ChooseKvBytes(72 * kGiB, size, 1, 32), 57 * kGiB);
-  EXPECT_EQ(ChooseKvBytes(72 * kGiB, size, 3, 32), 9 * kGiB);
-  EXPECT_EQ(ChooseKvBytes(32 * kGiB, size, 2, 32), 1 * kGiB);
-  EXPECT_EQ(ChooseKvBytes(32 * kGiB - 2, size, 2, 32), 17 * kGiB - 2) << "no two fit";
-  EXPECT_EQ(ChooseKvBytes(21 * kGiB, size, 2, 32), 6 * kGiB);
-  EXPECT_EQ(ChooseKvBytes(12 * kGiB, size, 2, 32), 1 * kGiB) << "loading will tell";
-  EXPECT_EQ(ChooseKvBytes(72 * kGiB, {.fixed = kGiB, .kv_sequence = kGiB / 64}, 2, 32), 8 * kGiB)
+  const auto choose = [&](uint64_t device_bytes, int most, int served) {
+    return ChooseKvBytes(device_bytes, size, most, served, 32);
+  };
+  EXPECT_EQ(choose(72 * kGiB, 2, 1), 21 * kGiB);
+  EXPECT_EQ(choose(72 * kGiB, 1, 1), 57 * kGiB);
+  EXPECT_EQ(choose(72 * kGiB, 3, 2), 9 * kGiB);
+  EXPECT_EQ(choose(40 * kGiB, 3, 2), 5 * kGiB) << "no third one fits";
+  EXPECT_EQ(choose(32 * kGiB, 2, 1), 1 * kGiB);
+  EXPECT_EQ(choose(32 * kGiB - 2, 2, 1), 17 * kGiB - 2) << "no two fit";
+  EXPECT_EQ(choose(21 * kGiB, 3, 2), 6 * kGiB);
+  EXPECT_EQ(choose(12 * kGiB, 2, 1), 1 * kGiB) << "loading will tell";
+  EXPECT_EQ(ChooseKvBytes(72 * kGiB, {.fixed = kGiB, .kv_sequence = kGiB / 64}, 2, 1, 32), 8 * kGiB)
       << "no more than is of use";
 }
 
@@ -61,7 +65,7 @@ TEST(LlmOptionsTest, KeysAndValuesTakeWhatTheDeviceHas) {
   options.language.kv_bytes = 0;
   EXPECT_EQ(fixed(), least);
   EXPECT_EQ(kv_bytes, 10 * kGiB - least);
-  options.versions = 1;
+  options.most_versions = 1;
   EXPECT_EQ(fixed(), least);
   EXPECT_EQ(kv_bytes, 20 * kGiB - least);
   options.engine.max_running = 8;
@@ -87,14 +91,14 @@ TEST(LlmOptionsTest, WhatIsLeftToTheProgramDependsOnTheDevice) {
   EXPECT_EQ(gpus.engine.max_running, 64);
   EXPECT_EQ(gpus.ForLoader(managed).device_bytes, 60 * kGiB);
   EXPECT_EQ(gpus.ForLoader(managed).language.kv_bytes, 0u);
-  EXPECT_EQ(gpus.ForLoader(managed).versions, 2);
+  EXPECT_EQ(gpus.ForLoader(managed).most_versions, 2);
   managed.names = {"a", "b", "c"};
   EXPECT_EQ(gpus.ForLoader(managed).device_bytes, 20 * kGiB);
   managed.names = {};
   EXPECT_EQ(gpus.ForLoader(managed).language.kv_bytes, 4 * kGiB) << "any number of models may come";
   managed.fixed = VersionRef{"m", 1, "/nowhere"};
   EXPECT_EQ(gpus.ForLoader(managed).device_bytes, 60 * kGiB);
-  EXPECT_EQ(gpus.ForLoader(managed).versions, 1);
+  EXPECT_EQ(gpus.ForLoader(managed).most_versions, 1);
 }
 
 }  // namespace
