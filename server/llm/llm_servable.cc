@@ -27,6 +27,8 @@ using Clock = std::chrono::steady_clock;
 
 // Sessions are computed ahead for so long, and for a quarter of the time that the loading took.
 constexpr std::chrono::seconds kPrewarmTime{1};
+// Where nobody wants the answers any more: for what is under way in a device.
+constexpr std::chrono::seconds kLastStep{10};
 
 std::vector<std::shared_ptr<DeviceTurn>> TurnsOf(const std::string& device) {
   const auto devices = ParseDevices(device);
@@ -155,11 +157,15 @@ absl::StatusOr<std::shared_ptr<Servable>> LlmServableLoader::Load(const VersionR
   };
   // Whoever loads must not wait for a thread that hangs.
   const auto discard = [&](auto owner, LlmEngine& its) {
-    its.Stop();
+    its.Stop(kLastStep);
     if (its.hangs()) disposal_.Post([last = owner.release()] { delete last; });
   };
   if (auto status = engine->WaitUntilReady(options.stop, progress); !status.ok()) {
     LlmEngine& its = *engine;
+    {
+      MutexLock lock(mutex_);
+      if (device_lost_.empty()) device_lost_ = its.given_up();  // it hangs
+    }
     discard(std::move(engine), its);
     return status;
   }
@@ -235,7 +241,7 @@ bool LlmServableLoader::StopAll() {
   }
   bool ended = true;
   for (const auto& servable : all) {
-    servable->engine().Stop();
+    servable->engine().Stop(kLastStep);
     ended = ended && !servable->engine().hangs();
   }
   return ended;
