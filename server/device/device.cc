@@ -14,9 +14,11 @@
 #include <set>
 #include <stdexcept>
 #include <thread>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "server/device/load_failure.h"
 #include "server/runtime/status.h"
 
 namespace llava {
@@ -82,6 +84,10 @@ absl::Status CheckDevice(at::Device device) {
     return absl::IsResourceExhausted(status) ? absl::ResourceExhaustedError(why)
                                              : absl::FailedPreconditionError(why);
   }
+}
+
+void RequireDevice(at::Device device) {
+  if (auto status = CheckDevice(device); !status.ok()) throw LoadFailure(std::move(status));
 }
 
 void GiveBackMemory(at::Device device) {

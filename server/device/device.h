@@ -42,6 +42,8 @@ class GivesBackMemory {
 // FAILED_PRECONDITION if a tensor cannot be made and computed with there: no such GPU, no driver, a
 // build without CUDA, a GPU that is lost to this process. RESOURCE_EXHAUSTED: its memory is full.
 absl::Status CheckDevice(at::Device device);
+// Throws LoadFailure with that: for a worker that begins anew, because its device may be lost.
+void RequireDevice(at::Device device);
 
 // Known words: auto (float32 on the CPU, bfloat16 on a GPU), float32, bfloat16, float16.
 at::ScalarType ParseDtype(const std::string& text, at::Device device);

@@ -150,9 +150,7 @@ void LlmEngine::WorkerLoop(int worker, std::optional<Life> before) {
       delay = slot.delay;
       slot.delay *= 2;
     }
-    if (!again) {
-      return GiveUp(worker, reason);
-    }
+    if (!again || absl::IsFailedPrecondition(life.status)) return GiveUp(worker, reason);
     LogError("worker died, it begins anew",
              {{"reason", reason}, {"in_ms", absl::StrCat(delay.count())}});
     metrics_.respawns.Increment();

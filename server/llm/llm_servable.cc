@@ -136,12 +136,16 @@ absl::StatusOr<std::shared_ptr<Servable>> LlmServableLoader::Load(const VersionR
   const LoadPace pace = {.in_background = ServesAny(),
                          .bytes_per_second = static_cast<double>(options.bytes_per_second),
                          .stop = options.stop};
+  const auto note_lost = [this](const absl::Status& status, const std::string& given_up) {
+    MutexLock lock(mutex_);
+    if (device_lost_.empty()) device_lost_ = given_up;
+    if (worked_ && absl::IsFailedPrecondition(status)) {
+      device_lost_ = std::string(status.message());
+    }
+  };
   absl::StatusOr<LoadedLanguage> model = options_.open(language, pace);
   if (!model.ok()) {
-    MutexLock lock(mutex_);
-    if (worked_ && absl::IsFailedPrecondition(model.status())) {
-      device_lost_ = std::string(model.status().message());
-    }
+    note_lost(model.status(), "");
     return model.status();
   }
   model->info.name = version.name;
@@ -162,10 +166,7 @@ absl::StatusOr<std::shared_ptr<Servable>> LlmServableLoader::Load(const VersionR
   };
   if (auto status = engine->WaitUntilReady(options.stop, progress); !status.ok()) {
     LlmEngine& its = *engine;
-    {
-      MutexLock lock(mutex_);
-      if (device_lost_.empty()) device_lost_ = its.given_up();  // it hangs
-    }
+    note_lost(status, its.given_up());
     discard(std::move(engine), its);
     return status;
   }

@@ -234,6 +234,7 @@ absl::StatusOr<LoadedLanguage> OpenLanguageWorkers(const LanguageOptions& option
                     path = options.model, threads = options.threads](
                        int index, LoadWatch& watch) -> std::unique_ptr<ModelRunner> {
     const at::Device device = devices.at(static_cast<size_t>(index));
+    RequireDevice(device);
     const auto enter = [&] {
       return EnterDeviceThread(device, threads, static_cast<int>(devices.size()), weight_bytes);
     };
