@@ -54,10 +54,11 @@ std::string NumericsName(at::Device device, at::ScalarType dtype);
 std::string ArithmeticName(at::ScalarType dtype);
 
 // Makes the calling thread one that owns `device`: its current device, on a GPU a stream of its
-// own, and the number of threads that its operations use. 0: the cores shared by `workers`, but one
-// for a model of few `weight_bytes`, whose operations are shorter than the barriers between
-// threads, above all on cores that others use too. Returns that number. Streams do not wait for
-// each other: tensors of one such thread are for that thread.
+// own (as long as it lives, whenever it is called), and the number of threads that its operations
+// use. 0: the cores shared by `workers`, but one for a model of few `weight_bytes`, whose
+// operations are shorter than the barriers between threads, above all on cores that others use too.
+// Returns that number. Streams do not wait for each other: tensors of one such thread are for that
+// thread.
 int EnterDeviceThread(at::Device device, int threads, int workers, uint64_t weight_bytes);
 
 }  // namespace llava
