@@ -201,7 +201,7 @@ absl::StatusOr<LoadedLanguage> OpenLanguageWorkers(const LanguageOptions& option
   for (const at::Device device : *devices) {
     if (auto status = CheckDevice(device); !status.ok()) return status;
   }
-  const bool in_background = pace.in_background && devices->front().is_cpu();
+  const bool in_background = pace.in_background;
   std::shared_ptr<const LanguageCheckpoint> checkpoint;
   LoadedLanguage loaded;
   ServingOptions serving;
@@ -253,7 +253,7 @@ absl::StatusOr<LoadedLanguage> OpenLanguageWorkers(const LanguageOptions& option
         throw LoadFailure(WhyNotOpened(path, std::current_exception()));
       }
     };
-    if (in_background) {
+    if (in_background && device.is_cpu()) {
       // The threads that will serve are of ordinary priority, those that pack are not.
       own.pool = std::make_shared<ops::cpu::ThreadPool>(own.threads);
       RunInBackground([&] {
@@ -261,6 +261,10 @@ absl::StatusOr<LoadedLanguage> OpenLanguageWorkers(const LanguageOptions& option
         read();
       });
     } else {
+      // What is on a device is its own thread's: that one reads, and others pack for it.
+      if (in_background) {
+        RunInBackground([&] { own.packing = std::make_shared<ops::cpu::ThreadPool>(own.threads); });
+      }
       read();
     }
     // What the reading left in memory; the files stay mapped, for a worker that begins anew.
