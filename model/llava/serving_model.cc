@@ -198,7 +198,9 @@ ServingModel::ServingModel(const LanguageCheckpoint& checkpoint, at::Device devi
   pictures_ = std::make_unique<const PictureProjector>(checkpoint, device, dtype);
   const bool stored = config.decoder.quantization.has_value();
   if (device.is_cpu() || IsPacked(weights_) || (stored && HasCudaKernels(device))) {
-    const auto packing = std::make_shared<ops::cpu::ThreadPool>(std::max(1, options.threads));
+    const auto packing = options.packing
+                             ? options.packing
+                             : std::make_shared<ops::cpu::ThreadPool>(std::max(1, options.threads));
     const auto pool = options.pool ? options.pool : packing;
     auto packed =
         PackDecoder(config.decoder, checkpoint.tensors,

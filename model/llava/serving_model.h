@@ -35,9 +35,10 @@ struct ServingOptions {
   KvType kv = KvType::kAuto;
   uint64_t kv_bytes = uint64_t{4} << 30;
   int threads = 1;  // of the CPU
-  // Those that step the decoder on the CPU; null: `threads` new ones. Given, others of the loading
-  // thread's priority read and pack.
+  // Those that step the decoder on the CPU; null: those that pack.
   std::shared_ptr<ops::cpu::ThreadPool> pool = nullptr;
+  // Those that pack its weights; null: `threads` new ones, of the loading thread's priority.
+  std::shared_ptr<ops::cpu::ThreadPool> packing = nullptr;
 };
 
 // What kAuto stands for: packed weights as they are stored; on a GPU bfloat16; on the CPU float32,

@@ -34,11 +34,13 @@ FlashPlan MakeFlashPlan(const AttentionPlan& plan, at::Device device) {
   return made;
 }
 
-bool HasFlash(const at::Tensor& q) {
+bool FitsFlash(const at::Tensor& q) {
   const auto dtype = q.scalar_type();
   return q.is_cuda() && (dtype == at::kBFloat16 || dtype == at::kHalf) && q.size(-1) % 8 == 0 &&
-         q.size(-1) <= 256 && Enabled(Feature::kFlash);
+         q.size(-1) <= 256;
 }
+
+bool HasFlash(const at::Tensor& q) { return FitsFlash(q) && Enabled(Feature::kFlash); }
 
 at::Tensor FlashAttention(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& values,
                           const FlashPlan& plan) {

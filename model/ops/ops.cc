@@ -1,9 +1,11 @@
 #include "model/ops/ops.h"
 
 #include <optional>
+#include <tuple>
 #include <utility>
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/_scaled_dot_product_flash_attention.h>
 #include <ATen/ops/addcmul.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
@@ -126,6 +128,14 @@ at::Tensor Attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
   TORCH_CHECK(q.size(-2) % k.size(-2) == 0, q.size(-2), " heads are no multiple of ", k.size(-2),
               " key/value heads");
   const at::ScalarType dtype = AttentionDtype(q);
+  if (!causal && q.size(-2) == k.size(-2) && FitsFlash(q)) {
+    // Left to choose, LibTorch takes cuDNN's on newer GPUs, which makes a plan for every size of a
+    // batch of pictures that a thread meets: hundreds of milliseconds for who waits.
+    const at::Tensor all = std::get<0>(at::_scaled_dot_product_flash_attention(
+        HeadsFirst(q, dtype), HeadsFirst(k, dtype), HeadsFirst(v, dtype), /*dropout_p=*/0.0,
+        /*is_causal=*/false, /*return_debug_mask=*/false));
+    return (q.dim() == 3 ? all.squeeze(0) : all).transpose(-3, -2);
+  }
   // The library's own causal flag lines up the *first* query with the first key: right only where
   // there are as many queries as keys. A single last query sees everything.
   std::optional<at::Tensor> mask;

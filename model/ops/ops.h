@@ -96,7 +96,9 @@ struct FlashPlan {
 };
 FlashPlan MakeFlashPlan(const AttentionPlan& plan, at::Device device);
 
-// Whether attention of `q` [T, H, Dh] is to be FlashAttention: 16 bits on a GPU.
+// Whether LibTorch's flash attention takes `q` [.., H, Dh]: 16 bits on a GPU.
+bool FitsFlash(const at::Tensor& q);
+// Whether attention of `q` [T, H, Dh] is to be FlashAttention.
 bool HasFlash(const at::Tensor& q);
 // Softmax attention with scale Dh^-0.5 after the plan, without padding; q and k are turned already.
 // Shapes as RotaryAttention. Differentiable. On the CPU sequence by sequence.

@@ -42,6 +42,8 @@ class GivesBackMemory {
 // FAILED_PRECONDITION if a tensor cannot be made and computed with there: no such GPU, no driver, a
 // build without CUDA, a GPU that is lost to this process. RESOURCE_EXHAUSTED: its memory is full.
 absl::Status CheckDevice(at::Device device);
+// Throws LoadFailure with that: for a worker that begins anew, because its device may be lost.
+void RequireDevice(at::Device device);
 
 // Known words: auto (float32 on the CPU, bfloat16 on a GPU), float32, bfloat16, float16.
 at::ScalarType ParseDtype(const std::string& text, at::Device device);
@@ -52,10 +54,11 @@ std::string NumericsName(at::Device device, at::ScalarType dtype);
 std::string ArithmeticName(at::ScalarType dtype);
 
 // Makes the calling thread one that owns `device`: its current device, on a GPU a stream of its
-// own, and the number of threads that its operations use. 0: the cores shared by `workers`, but one
-// for a model of few `weight_bytes`, whose operations are shorter than the barriers between
-// threads, above all on cores that others use too. Returns that number. Streams do not wait for
-// each other: tensors of one such thread are for that thread.
+// own (as long as it lives, whenever it is called), and the number of threads that its operations
+// use. 0: the cores shared by `workers`, but one for a model of few `weight_bytes`, whose
+// operations are shorter than the barriers between threads, above all on cores that others use too.
+// Returns that number. Streams do not wait for each other: tensors of one such thread are for that
+// thread.
 int EnterDeviceThread(at::Device device, int threads, int workers, uint64_t weight_bytes);
 
 }  // namespace llava

@@ -1,11 +1,20 @@
 #pragma once
 
 #include <exception>
+#include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "absl/status/status.h"
 
 namespace llava {
+
+// Why a worker could not load its model, as what makes it throws it.
+struct LoadFailure : std::runtime_error {
+  explicit LoadFailure(absl::Status why)
+      : std::runtime_error(std::string(why.message())), status(std::move(why)) {}
+  absl::Status status;
+};
 
 // What `failure`, thrown while the checkpoint at `path` was opened or read, means, in one line.
 // CANCELLED: told to stop. INVALID_ARGUMENT (std::invalid_argument): the settings do not go with

@@ -60,6 +60,11 @@ absl::Status Foreign(const fs::path& folder, Manifest::Kind wanted) {
 
 }  // namespace
 
+std::chrono::milliseconds LoadLimit(std::chrono::milliseconds step_limit) {
+  constexpr std::chrono::milliseconds kLeast = std::chrono::minutes(5);
+  return step_limit.count() == 0 ? step_limit : std::max(4 * step_limit, kLeast);
+}
+
 uint64_t HostMemoryBudget() {
   const auto pages = static_cast<uint64_t>(std::max(0L, sysconf(_SC_PHYS_PAGES)));
   const auto page_bytes = static_cast<uint64_t>(std::max(0L, sysconf(_SC_PAGESIZE)));

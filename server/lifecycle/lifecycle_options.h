@@ -39,6 +39,10 @@ struct LifecycleOptions {
   bool admin() const { return admin_calls == "allow"; }
 };
 
+// After what time the loading of a worker hangs where a step of its device does after `step_limit`:
+// reading weights may take much longer, and says nothing about the device. 0: never.
+std::chrono::milliseconds LoadLimit(std::chrono::milliseconds step_limit);
+
 // Nine tenths of the memory this process may use: of its control group, or the machine's. For
 // --memory-budget 0: Resolve sets it as a soft budget; services on other devices set their own.
 uint64_t HostMemoryBudget();

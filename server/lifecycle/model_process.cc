@@ -3,14 +3,69 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <optional>
 #include <set>
+#include <thread>
+#include <utility>
 
 #include "absl/strings/str_format.h"
 #include "server/runtime/host_port.h"
 #include "server/runtime/logging.h"
+#include "server/runtime/mutex.h"
 #include "server/runtime/seconds.h"
 
 namespace llava {
+namespace {
+
+[[noreturn]] void EndWithoutTidying(int code) {
+  std::fflush(nullptr);
+  std::_Exit(code);  // whoever tidies up would ask the device
+}
+
+// Ends the process when its end takes too long: any thread may hang in a call to a device.
+class EndLimit {
+ public:
+  EndLimit() : thread_([this] { Wait(); }) {}
+  EndLimit(const EndLimit&) = delete;
+  EndLimit& operator=(const EndLimit&) = delete;
+  ~EndLimit() {
+    {
+      MutexLock lock(mutex_);
+      over_ = true;
+      changed_.NotifyAll();
+    }
+    thread_.join();
+  }
+  // From now on it takes no longer than that, or ends with what `code` says.
+  void Begin(std::chrono::milliseconds limit, std::function<int()> code) {
+    MutexLock lock(mutex_);
+    until_ = CondVar::Clock::now() + limit;
+    code_ = std::move(code);
+    changed_.NotifyAll();
+  }
+
+ private:
+  void Wait() {
+    MutexLock lock(mutex_);
+    while (!over_) {
+      if (!until_) {
+        changed_.Wait(mutex_);
+      } else if (!changed_.WaitUntil(mutex_, *until_) && !over_) {
+        LogWarning("something hangs, the process ends without it");
+        EndWithoutTidying(code_());
+      }
+    }
+  }
+
+  Mutex mutex_;
+  CondVar changed_;
+  bool over_ LLAVA_GUARDED_BY(mutex_) = false;
+  std::optional<CondVar::Clock::time_point> until_ LLAVA_GUARDED_BY(mutex_);
+  std::function<int()> code_ LLAVA_GUARDED_BY(mutex_);
+  std::thread thread_;  // last
+};
+
+}  // namespace
 
 int ReportLoadFailure(const std::string& program, const absl::Status& status) {
   PrintError(program, std::string(status.message()));
@@ -47,7 +102,9 @@ void ConnectHealth(ModelManager::Options& options, ServiceProcess& process) {
 
 int RunModelProcess(const ModelProcess& model, ServiceProcess& process, ModelManager& manager) {
   bool ended = true;
-  const auto stop = [&] {
+  EndLimit limit;
+  const auto stop = [&](const std::function<int()>& code) {
+    limit.Begin(model.end_limit, code);
     manager.Stop();
     ended = model.stop_workers();
   };
@@ -63,16 +120,14 @@ int RunModelProcess(const ModelProcess& model, ServiceProcess& process, ModelMan
                {"metrics", HostPort(model.host, process.metrics_port())}});
       if (model.on_ready) model.on_ready();
     }
-    code = process.Run([&] { manager.Drain(); }, stop);
+    const auto code_now = [&] { return process.fault().empty() ? 0 : kExitDeviceLost; };
+    code = process.Run([&] { manager.Drain(); }, [&] { stop(code_now); });
   } else {
-    stop();
     code = ReportLoadFailure(model.program, status);
+    stop([code] { return code; });
   }
   if (!ended) LogWarning("a worker hangs, the process ends without it");
-  if (!ended || code == kExitDeviceLost) {
-    std::fflush(nullptr);
-    std::_Exit(code);  // whoever tidies up would ask the device
-  }
+  if (!ended || code == kExitDeviceLost) EndWithoutTidying(code);
   return code;
 }
 

@@ -28,9 +28,11 @@ struct ModelProcess {
   std::function<void()> on_ready = {};          // a version is served
   // Ends all answers. False: a worker hangs, and whoever waits for its thread may wait for ever.
   std::function<bool()> stop_workers;
+  // For stop_workers and all else of the end, behind the drain: whatever hangs there is left.
+  std::chrono::milliseconds end_limit{60'000};
 };
 // Starts `manager` and runs `process`, whose servers have been started, to its end. Returns the
-// exit code, if anybody can wait for what is left.
+// exit code, if anybody can wait for what is left; else the process ends here with that code.
 int RunModelProcess(const ModelProcess& model, ServiceProcess& process, ModelManager& manager);
 
 }  // namespace llava

@@ -7,6 +7,7 @@
 #include <system_error>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "server/llm/busy.h"
 #include "server/llm/engine_worker.h"
@@ -42,6 +43,7 @@ LlmEngine::LlmEngine(Options options, LoadedLanguage model, Metrics& metrics, Pl
       info_(std::move(model.info)),
       factory_(std::move(model.factory)),
       places_(Complete(std::move(places), info_.workers)),
+      on_cpu_(absl::StartsWith(info_.device, "cpu")),
       metrics_(metrics),
       constraints_(*info_.tokenizer, metrics),
       slots_(places_.devices.size()) {
@@ -66,10 +68,13 @@ LlmEngine::~LlmEngine() {
   for (Hung& left : hung) left.thread.join();
 }
 
-void LlmEngine::Stop() {
+void LlmEngine::Stop(Clock::duration patience) {
   {
     MutexLock lock(mutex_);
     stopping_ = true;
+    const auto now = Clock::now();
+    if (patience < Clock::time_point::max() - now) patient_until_ = now + patience;
+    watch_changed_.NotifyAll();
     for (Slot& slot : slots_) slot.watch->stop = true;
     changed_.NotifyAll();
     // Its own thread may change as long as a worker is alive.

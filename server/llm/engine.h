@@ -51,6 +51,8 @@ class LlmEngine {
     double prefill_slowdown = 2.9;
     // A worker that hangs in a call to its device for longer is given up; 0: never.
     std::chrono::milliseconds step_limit{0};
+    // So is one whose reading of weights does not go on for longer; 0: never.
+    std::chrono::milliseconds load_limit{0};
     // A worker that died begins anew after this time, then after twice that, ...
     std::chrono::milliseconds respawn_delay{1000};
     int respawns = 5;                           // ... so often in a row before it is given up
@@ -91,8 +93,8 @@ class LlmEngine {
   absl::Status Submit(GenerateJob job);
 
   // Fails everything that waits or runs, joins the threads but for those that were given up: the
-  // destructor waits for them.
-  void Stop();
+  // destructor waits for them. So are those whose call is not over after `patience`.
+  void Stop(Clock::duration patience = Clock::duration::max());
   // A thread that was given up has not come back yet. After Stop only the end of the process helps.
   bool hangs() const;
 
@@ -137,8 +139,12 @@ class LlmEngine {
   bool EndsAfter(int worker, const Life& life);
   // Gives up workers that hang and drops jobs that nobody waits for any more, until Stop.
   void WatchAll();
-  // Its thread hangs: answers its jobs, lets another one take its place.
-  void Replace(int worker);
+  // What a call of a worker may take now, and why it was given up beyond that.
+  StepWatch::Limits LimitsNow() const LLAVA_REQUIRES(mutex_);
+  std::string WhyGivenUp(bool loads) const;
+  // Its thread hangs, in loading its model if `loads`: answers its jobs, and lets another one take
+  // its place unless that would hang, too.
+  void Replace(int worker, bool loads);
   void ShowWorkers() LLAVA_REQUIRES(mutex_);
   // No more jobs for it: the engine stops, or gives this worker up.
   bool Retires(int worker) const LLAVA_REQUIRES(mutex_) {
@@ -188,6 +194,7 @@ class LlmEngine {
   const LanguageInfo info_;
   const RunnerFactory factory_;
   const Places places_;
+  const bool on_cpu_;
   EngineMetrics metrics_;
   ConstraintCache constraints_;
   std::atomic<uint64_t> nan_outputs_ = 0;
@@ -214,6 +221,7 @@ class LlmEngine {
   absl::Status load_status_ LLAVA_GUARDED_BY(mutex_);
   std::vector<Hung> hung_ LLAVA_GUARDED_BY(mutex_);
   bool watching_ LLAVA_GUARDED_BY(mutex_) = true;
+  Clock::time_point patient_until_ LLAVA_GUARDED_BY(mutex_) = Clock::time_point::max();  // Stop
   CondVar watch_changed_;
 
   std::vector<Slot> slots_;  // guarded but for the joining

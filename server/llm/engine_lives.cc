@@ -72,7 +72,7 @@ LlmEngine::Life LlmEngine::Live(int worker) {
   std::unique_ptr<ModelRunner> runner;
   double drift = -1;
   try {
-    runner = factory_(device, watch);
+    steps->Load(watch.share, [&] { runner = factory_(device, watch); });
     watch.share = 1;
     drift = runner->SelfTest(piece);
     WarmUp(*runner, info_, piece);
@@ -150,9 +150,7 @@ void LlmEngine::WorkerLoop(int worker, std::optional<Life> before) {
       delay = slot.delay;
       slot.delay *= 2;
     }
-    if (!again) {
-      return GiveUp(worker, reason);
-    }
+    if (!again || absl::IsFailedPrecondition(life.status)) return GiveUp(worker, reason);
     LogError("worker died, it begins anew",
              {{"reason", reason}, {"in_ms", absl::StrCat(delay.count())}});
     metrics_.respawns.Increment();
@@ -176,43 +174,69 @@ bool LlmEngine::EndsAfter(int worker, const Life& life) {
   return true;
 }
 
+StepWatch::Limits LlmEngine::LimitsNow() const {
+  StepWatch::Limits limits;
+  if (Clock::now() >= patient_until_) {
+    limits.step = limits.load = Clock::duration::zero();
+  } else {
+    if (options_.step_limit.count() > 0) limits.step = options_.step_limit;
+    if (options_.load_limit.count() > 0) limits.load = options_.load_limit;
+  }
+  return limits;
+}
+
+std::string LlmEngine::WhyGivenUp(bool loads) const {
+  if (stopping_) return "a call to the device does not end when the engine shall";
+  if (loads) {
+    return absl::StrCat("nothing of the weights was read for longer than ",
+                        options_.load_limit.count(), " ms (a multiple of --step-limit)");
+  }
+  return absl::StrCat("a step took longer than ", options_.step_limit.count(),
+                      " ms (--step-limit)");
+}
+
 void LlmEngine::WatchAll() {
-  constexpr std::chrono::seconds kLongest{1};
-  const bool limited = options_.step_limit.count() > 0;
-  const Clock::duration interval =
-      limited ? std::clamp<Clock::duration>(options_.step_limit / 4, std::chrono::milliseconds(1),
-                                            kLongest)
-              : kLongest;
+  constexpr std::chrono::milliseconds kShortest{1}, kLongest{1000};
+  Clock::duration interval = kLongest;
+  for (const auto limit : {options_.step_limit, options_.load_limit}) {
+    if (limit.count() > 0) interval = std::min<Clock::duration>(interval, limit / 4);
+  }
+  interval = std::max<Clock::duration>(interval, kShortest);
   while (true) {
     std::vector<std::shared_ptr<StepWatch>> watches;
     std::vector<GenerateJob> over;
+    StepWatch::Limits limits;
     {
       MutexLock lock(mutex_);
-      const auto until = Clock::now() + interval;
-      while (watching_ && Clock::now() < until) watch_changed_.WaitUntil(mutex_, until);
+      const auto begin = Clock::now();
+      while (watching_) {
+        auto due = begin + interval;
+        if (begin < patient_until_) due = std::min(due, patient_until_);
+        if (Clock::now() >= due) break;
+        watch_changed_.WaitUntil(mutex_, due);
+      }
       if (!watching_) return;
       // Workers do so themselves, but all of them may be dead or hang.
       over = RemoveOver();
       if (!over.empty()) metrics_.ShowWaiting(waiting_.size());
-      for (const Slot& slot : slots_) {
-        if (limited) watches.push_back(slot.steps);
-      }
+      for (const Slot& slot : slots_) watches.push_back(slot.steps);
+      limits = LimitsNow();
     }
     FailOver(over);
     for (size_t i = 0; i < watches.size(); ++i) {
-      watches[i]->GiveUpIfLonger(options_.step_limit, [&] { Replace(static_cast<int>(i)); });
+      watches[i]->GiveUpIfLonger(limits, [&](bool loads) { Replace(static_cast<int>(i), loads); });
     }
   }
 }
 
-void LlmEngine::Replace(int worker) {
-  const std::string reason =
-      absl::StrCat("a step took longer than ", options_.step_limit.count(), " ms (--step-limit)");
+void LlmEngine::Replace(int worker, bool loads) {
+  const std::string reason = WhyGivenUp(loads);
   LogError("worker hangs and is given up", {{"reason", reason}});
   // The thread is within a call: what it works with stays as long as we do.
   EngineWorker* hung = nullptr;
   Life life;
   std::string no_thread;
+  bool follows = false;
   {
     MutexLock lock(mutex_);
     const auto found = std::find_if(workers_.begin(), workers_.end(),
@@ -237,18 +261,23 @@ void LlmEngine::Replace(int worker) {
     Slot& slot = slots_[static_cast<size_t>(worker)];
     hung_.push_back({std::move(slot.thread), slot.steps, worker});
     const int device = places_.devices[static_cast<size_t>(worker)];
-    places_.turns[static_cast<size_t>(device)]->TakeBack();
+    if (!loads) places_.turns[static_cast<size_t>(device)]->TakeBack();
     life.status = absl::UnavailableError(reason);
-    try {
-      StartThread(worker, life);
-    } catch (const std::exception& error) {
-      no_thread = error.what();
+    // Where a kernel of a GPU does not end, no call that frees memory of the process does.
+    if (!on_cpu_ && !stopping_) given_up_ = reason;
+    if (on_cpu_ && !loads && !Retires(worker)) {
+      try {
+        StartThread(worker, life);
+        follows = true;
+      } catch (const std::exception& error) {
+        no_thread = absl::StrCat("; ", error.what());
+      }
     }
     changed_.NotifyAll();
   }
   if (hung != nullptr) hung->Abandon();
-  if (no_thread.empty() || EndsAfter(worker, life)) return;
-  GiveUp(worker, absl::StrCat(reason, "; ", no_thread));
+  if (follows || EndsAfter(worker, life)) return;
+  GiveUp(worker, reason + no_thread);
 }
 
 bool LlmEngine::hangs() const {

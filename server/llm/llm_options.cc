@@ -63,7 +63,8 @@ void LlmOptions::Declare(Settings& settings) {
                1.1, 1000);
   settings.Add("step-limit", &engine.step_limit,
                "A worker that hangs in a step for longer is given up: its answers end with "
-               "UNAVAILABLE, another takes its place; 0s = never");
+               "UNAVAILABLE, another takes its place, but a GPU is lost to the process (exit code "
+               "7); 0s = never");
   settings.Group("Limits");
   settings.Add("queue", &engine.queue, "Most requests waiting; beyond it UNAVAILABLE", 1,
                1'000'000);
@@ -78,6 +79,7 @@ void LlmOptions::Declare(Settings& settings) {
                1 << 30);
   settings.Check([this]() -> absl::Status {
     service.queue = engine.queue;
+    engine.load_limit = LoadLimit(engine.step_limit);
     if (const int group = language.group;
         group != 0 && group != 32 && group != 64 && group != 128) {
       return absl::InvalidArgumentError(

@@ -27,6 +27,8 @@ using Clock = std::chrono::steady_clock;
 
 // Sessions are computed ahead for so long, and for a quarter of the time that the loading took.
 constexpr std::chrono::seconds kPrewarmTime{1};
+// Where nobody wants the answers any more: for what is under way in a device.
+constexpr std::chrono::seconds kLastStep{10};
 
 std::vector<std::shared_ptr<DeviceTurn>> TurnsOf(const std::string& device) {
   const auto devices = ParseDevices(device);
@@ -166,12 +168,16 @@ absl::StatusOr<std::shared_ptr<Servable>> LlmServableLoader::Load(const VersionR
   const LoadPace pace = {.in_background = ServesAny(),
                          .bytes_per_second = static_cast<double>(options.bytes_per_second),
                          .stop = options.stop};
+  const auto note_lost = [this](const absl::Status& status, const std::string& given_up) {
+    MutexLock lock(mutex_);
+    if (device_lost_.empty()) device_lost_ = given_up;
+    if (worked_ && absl::IsFailedPrecondition(status)) {
+      device_lost_ = std::string(status.message());
+    }
+  };
   absl::StatusOr<LoadedLanguage> model = options_.open(language, pace);
   if (!model.ok()) {
-    MutexLock lock(mutex_);
-    if (worked_ && absl::IsFailedPrecondition(model.status())) {
-      device_lost_ = std::string(model.status().message());
-    }
+    note_lost(model.status(), "");
     return model.status();
   }
   model->info.name = version.name;
@@ -187,11 +193,12 @@ absl::StatusOr<std::shared_ptr<Servable>> LlmServableLoader::Load(const VersionR
   };
   // Whoever loads must not wait for a thread that hangs.
   const auto discard = [&](auto owner, LlmEngine& its) {
-    its.Stop();
+    its.Stop(kLastStep);
     if (its.hangs()) disposal_.Post([last = owner.release()] { delete last; });
   };
   if (auto status = engine->WaitUntilReady(options.stop, progress); !status.ok()) {
     LlmEngine& its = *engine;
+    note_lost(status, its.given_up());
     discard(std::move(engine), its);
     return status;
   }
@@ -267,7 +274,7 @@ bool LlmServableLoader::StopAll() {
   }
   bool ended = true;
   for (const auto& servable : all) {
-    servable->engine().Stop();
+    servable->engine().Stop(kLastStep);
     ended = ended && !servable->engine().hangs();
   }
   return ended;

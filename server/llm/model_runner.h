@@ -8,9 +8,7 @@
 #include <memory>
 #include <optional>
 #include <span>
-#include <stdexcept>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -21,6 +19,7 @@
 #include "model/nn/token_choice.h"
 #include "model/text/chat_template.h"
 #include "model/text/tokenizer.h"
+#include "server/device/load_failure.h"
 #include "server/llm/feature_store.h"
 
 namespace llava {
@@ -89,20 +88,14 @@ class ModelRunner {
   virtual uint64_t weight_bytes() const = 0;
 };
 
-// Why a checkpoint could not be read, as a RunnerFactory throws it.
-struct LoadFailure : std::runtime_error {
-  explicit LoadFailure(absl::Status why)
-      : std::runtime_error(std::string(why.message())), status(std::move(why)) {}
-  absl::Status status;
-};
-
 // Between who reads a model and who waits for it.
 struct LoadWatch {
   std::atomic<double> share = 0;   // of the weights, read so far
   std::atomic<bool> stop = false;  // give up
 };
 
-// Loads the model for one of the devices, on the thread that will own it. Throws.
+// Loads the model for one of the devices, on the thread that will own it. Throws; LoadFailure with
+// FAILED_PRECONDITION: the device is of no use to this process.
 using RunnerFactory = std::function<std::unique_ptr<ModelRunner>(int device, LoadWatch& watch)>;
 
 // What there is to know about a loaded language model.
@@ -146,7 +139,8 @@ struct LoadPace {
   std::function<bool()> stop;   // polled until the first worker has read all: CANCELLED
 };
 
-// Opens the checkpoint; the factory reads and checks it, and throws LoadFailure. Errors of
+// Opens the checkpoint; the factory reads and checks it, after a look at the device, and throws
+// LoadFailure. Errors of
 // WhyNotOpened, or FAILED_PRECONDITION: no such device.
 absl::StatusOr<LoadedLanguage> OpenLanguageWorkers(const LanguageOptions& options,
                                                    const LoadPace& pace = {});

@@ -202,7 +202,7 @@ absl::StatusOr<LoadedLanguage> OpenLanguageWorkers(const LanguageOptions& option
   for (const at::Device device : *devices) {
     if (auto status = CheckDevice(device); !status.ok()) return status;
   }
-  const bool in_background = pace.in_background && devices->front().is_cpu();
+  const bool in_background = pace.in_background;
   std::shared_ptr<const LanguageCheckpoint> checkpoint;
   LoadedLanguage loaded;
   ServingOptions serving;
@@ -235,6 +235,7 @@ absl::StatusOr<LoadedLanguage> OpenLanguageWorkers(const LanguageOptions& option
                     path = options.model, threads = options.threads](
                        int index, LoadWatch& watch) -> std::unique_ptr<ModelRunner> {
     const at::Device device = devices.at(static_cast<size_t>(index));
+    RequireDevice(device);
     const auto enter = [&] {
       return EnterDeviceThread(device, threads, static_cast<int>(devices.size()), weight_bytes);
     };
@@ -253,7 +254,7 @@ absl::StatusOr<LoadedLanguage> OpenLanguageWorkers(const LanguageOptions& option
         throw LoadFailure(WhyNotOpened(path, std::current_exception()));
       }
     };
-    if (in_background) {
+    if (in_background && device.is_cpu()) {
       // The threads that will serve are of ordinary priority, those that pack are not.
       own.pool = std::make_shared<ops::cpu::ThreadPool>(own.threads);
       RunInBackground([&] {
@@ -261,6 +262,10 @@ absl::StatusOr<LoadedLanguage> OpenLanguageWorkers(const LanguageOptions& option
         read();
       });
     } else {
+      // What is on a device is its own thread's: that one reads, and others pack for it.
+      if (in_background) {
+        RunInBackground([&] { own.packing = std::make_shared<ops::cpu::ThreadPool>(own.threads); });
+      }
       read();
     }
     // What the reading left in memory; the files stay mapped, for a worker that begins anew.

@@ -8,9 +8,17 @@ void StepWatch::Leave() {
   if (given_up_) throw WorkerGivenUp();
 }
 
-void StepWatch::Run(const std::function<void()>& call) {
+void StepWatch::Run(const std::function<void()>& call) { Call(nullptr, call); }
+
+void StepWatch::Load(const std::atomic<double>& progress, const std::function<void()>& call) {
+  Call(&progress, call);
+}
+
+void StepWatch::Call(const std::atomic<double>* progress, const std::function<void()>& call) {
   {
     MutexLock lock(mutex_);
+    progress_ = progress;
+    if (progress != nullptr) seen_ = *progress;
     calling_ = true;
     since_ = Clock::now();
   }
@@ -23,11 +31,19 @@ void StepWatch::Run(const std::function<void()>& call) {
   Leave();
 }
 
-bool StepWatch::GiveUpIfLonger(Clock::duration limit, const std::function<void()>& on_give_up) {
+bool StepWatch::GiveUpIfLonger(const Limits& limits,
+                               const std::function<void(bool loads)>& on_give_up) {
   MutexLock lock(mutex_);
-  if (!calling_ || given_up_ || Clock::now() - since_ <= limit) return false;
+  if (!calling_ || given_up_) return false;
+  const auto now = Clock::now();
+  const bool loads = progress_ != nullptr;
+  if (loads && seen_ != *progress_) {
+    seen_ = *progress_;
+    since_ = now;
+  }
+  if (now - since_ <= (loads ? limits.load : limits.step)) return false;
   given_up_ = true;
-  on_give_up();
+  on_give_up(loads);
   return true;
 }
 

@@ -1,6 +1,6 @@
 #pragma once
 
-// Whether the thread of a worker hangs in a call to its device.
+// Whether the thread of a worker hangs in a call to its device, or in the loading of its model.
 
 #include <atomic>
 #include <chrono>
@@ -22,12 +22,20 @@ class StepWatch {
  public:
   using Clock = std::chrono::steady_clock;
 
+  // How long a call may take; the default is for ever.
+  struct Limits {
+    Clock::duration step = Clock::duration::max();
+    Clock::duration load = Clock::duration::max();  // without anything that shows that it goes on
+  };
+
   // Makes a call. Throws what it throws, or WorkerGivenUp if the thread was given up.
   void Run(const std::function<void()>& call);
+  // As Run, for what may take long: it goes on as long as `progress` is seen to change.
+  void Load(const std::atomic<double>& progress, const std::function<void()>& call);
 
-  // Gives the thread up if its call takes longer than `limit`: then `on_give_up` runs, before the
-  // thread can go on, and true is returned, once.
-  bool GiveUpIfLonger(Clock::duration limit, const std::function<void()>& on_give_up);
+  // Gives the thread up if its call takes too long: then `on_give_up` runs, before the thread can
+  // go on, and true is returned, once. `loads`: the call is one of Load. By one thread at a time.
+  bool GiveUpIfLonger(const Limits& limits, const std::function<void(bool loads)>& on_give_up);
 
   // A call is being made. Takes no lock: who is told by on_give_up may hold its own.
   bool calling() const { return calling_; }
@@ -37,6 +45,7 @@ class StepWatch {
   bool over() const { return over_; }
 
  private:
+  void Call(const std::atomic<double>* progress, const std::function<void()>& call);
   // Throws WorkerGivenUp.
   void Leave();
 
@@ -45,6 +54,8 @@ class StepWatch {
   std::atomic<bool> over_ = false;
   bool given_up_ LLAVA_GUARDED_BY(mutex_) = false;
   Clock::time_point since_ LLAVA_GUARDED_BY(mutex_);
+  const std::atomic<double>* progress_ LLAVA_GUARDED_BY(mutex_) = nullptr;  // of Load
+  double seen_ LLAVA_GUARDED_BY(mutex_) = 0;                                // of it, last
 };
 
 }  // namespace llava

@@ -90,6 +90,9 @@ class ServiceProcess {
   // after a signal, with kExitDeviceLost. Thread-safe.
   void Fail(const std::string& reason);
 
+  // Of Fail; empty: none has come. Thread-safe.
+  std::string fault() const;
+
   // SIGTERM, SIGINT or Fail has come: Run would end at once. For whatever waits before Run.
   bool EndAsked() const;
 
@@ -109,7 +112,6 @@ class ServiceProcess {
  private:
   HttpResponse Liveness() const;
   HttpResponse Readiness() const;
-  std::string fault() const;
   HttpResponse MetricsPage(const HttpRequest& request) const;
 
   const std::string program_;

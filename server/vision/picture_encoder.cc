@@ -197,6 +197,7 @@ class EncoderMaker {
   std::unique_ptr<PictureEncoder> Make(int worker) {
     const size_t index = static_cast<size_t>(worker) % devices_.size();
     const at::Device device = devices_[index];
+    RequireDevice(device);
     const int threads = EnterDeviceThread(device, threads_, workers_, weight_bytes_);
     if (arithmetic_.packed) {
       auto pool = std::make_shared<ops::cpu::ThreadPool>(threads);

@@ -27,7 +27,8 @@ class PictureEncoder {
   virtual double self_test_drift() const { return -1; }
 };
 
-// Makes the encoder of worker `worker` on that worker's own thread. May throw.
+// Makes the encoder of worker `worker` on that worker's own thread. May throw; LoadFailure with
+// FAILED_PRECONDITION: its device is of no use to this process.
 using EncoderFactory = std::function<std::unique_ptr<PictureEncoder>(int worker)>;
 
 // What there is to know about a loaded tower.

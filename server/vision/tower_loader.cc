@@ -143,12 +143,15 @@ absl::StatusOr<std::shared_ptr<Servable>> VisionServableLoader::Load(const Versi
   constexpr double kVerifying = 0.5;
   const TowerReading reading{[&](double share) { options.progress(kVerifying * share); },
                              options.stop, options.bytes_per_second};
+  const auto note_lost = [this](const absl::Status& status) {
+    MutexLock lock(mutex_);
+    if (worked_ && !on_cpu() && absl::IsFailedPrecondition(status)) {
+      device_lost_ = std::string(status.message());
+    }
+  };
   absl::StatusOr<LoadedTower> tower = OpenTowerWorkers(At(options_, version), reading);
   if (!tower.ok()) {
-    MutexLock lock(mutex_);
-    if (worked_ && !on_cpu() && absl::IsFailedPrecondition(tower.status())) {
-      device_lost_ = std::string(tower.status().message());
-    }
+    note_lost(tower.status());
     return tower.status();
   }
   if (options.stop()) return absl::CancelledError("told to stop while loading");
@@ -172,7 +175,10 @@ absl::StatusOr<std::shared_ptr<Servable>> VisionServableLoader::Load(const Versi
   } else {
     options.warming();
   }
-  if (auto status = engine->WaitUntilReady(options.stop); !status.ok()) return status;
+  if (auto status = engine->WaitUntilReady(options.stop); !status.ok()) {
+    note_lost(status);
+    return status;
+  }
   options.progress(1);
   {
     MutexLock lock(mutex_);

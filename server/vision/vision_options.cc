@@ -63,10 +63,7 @@ absl::Status VisionOptions::Check() {
     return absl::InvalidArgumentError(absl::StrCat("--device: ", devices.status().message()));
   }
   engine.decode.apply_exif = exif_ == "apply";
-  // Reading weights may take much longer than a batch, and says nothing about the device.
-  constexpr std::chrono::milliseconds kLeastLoadLimit = std::chrono::minutes(5);
-  const auto limit = engine.step_limit;
-  engine.load_limit = limit.count() == 0 ? limit : std::max(4 * limit, kLeastLoadLimit);
+  engine.load_limit = LoadLimit(engine.step_limit);
   if (engine.queue < engine.max_batch) {
     return absl::InvalidArgumentError(
         absl::StrCat("--queue ", engine.queue, " is less than --max-batch ", engine.max_batch,

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/device/load_failure.h"
 #include "server/runtime/logging.h"
 #include "server/runtime/status.h"
 
@@ -201,6 +202,8 @@ WorkerPool::Ended WorkerPool::LiveOnce(int worker, bool& loaded, absl::Status& s
   try {
     encoder = parts_.factory(worker);
     parts_.check(*encoder);
+  } catch (const LoadFailure& failure) {
+    status = failure.status;
   } catch (...) {
     status = FromException(std::current_exception());
   }
@@ -235,7 +238,9 @@ void WorkerPool::Live(int worker) {
       tries = 0;
       delay = options_.respawn_delay;
     }
-    if (tries++ >= options_.respawns) return GiveUp(worker, ended.reason);
+    if (tries++ >= options_.respawns || absl::IsFailedPrecondition(status)) {
+      return GiveUp(worker, ended.reason);
+    }
     LogError("worker died, it begins anew",
              {{"reason", ended.reason}, {"in_ms", absl::StrCat(delay.count())}});
     series_.respawns.Increment();

@@ -26,7 +26,8 @@ class WorkerPool {
     int workers = 1;                                // at most
     int first_workers = 0;                          // that begin now; 0: all
     std::chrono::milliseconds respawn_delay{1000};  // of a worker that died, doubled each time
-    int respawns = 5;                               // ... so often in a row before it is given up
+    // ... so often in a row before it is given up. At once, when its device is of no use any more.
+    int respawns = 5;
   };
   // How a worker's service ended. `reason` empty: it was told to leave; else the device is lost.
   struct Ended {

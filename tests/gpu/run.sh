@@ -199,7 +199,7 @@ elif wanted sanitize; then
     # Not what is LibTorch's for the most part.
     # CudaLlama* and AStep* record graphs, which cannot be while every tensor is allocated anew.
     without='CudaLlama*:TrainingOnDevice*:TokenChoiceTest.AStep*'
-    # The tower's attention is cuDNN's, in which racecheck finds hazards that are none of ours.
+    # The tower's attention is LibTorch's; in cuDNN's, as it was, racecheck found hazards that are none of ours.
     [ $tool != racecheck ] || without="$without:ClipTowerOnDeviceTest*"
     if grep -qs '^stopped' "$results"/{ops,streams}.status; then
       skip $tool "the same tests did not end without it"

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "model/nn/clip.h"
+#include "model/ops/ops.h"
 #include "tests/model/nn/tiny_model.h"
 #include "tests/model/ops/kernel_device.h"
 
@@ -29,6 +30,21 @@ TEST_F(ClipTowerOnDeviceTest, KeepsItsDirectionInBFloat16) {
   const at::Tensor cosines = at::cosine_similarity(found, exact.Features(pixels, {}), 2);
   EXPECT_GE(cosines.min().item<float>(), 0.99);
   EXPECT_LT(cosines.min().item<float>(), 1) << "nothing was rounded";
+}
+
+TEST_F(ClipTowerOnDeviceTest, PicturesAttendAsInFloat32) {
+  const at::Tensor rows =
+      at::randn({3, 17, 3, 4, 64}, at::make_generator<at::CPUGeneratorImpl>(9), at::kFloat)
+          .to(at::kBFloat16);  // of q, k and v beside each other, as a block has them
+  const auto attend = [](const at::Tensor& qkv) {
+    return ops::Attention(qkv.select(2, 0), qkv.select(2, 1), qkv.select(2, 2), /*causal=*/false);
+  };
+  const at::Tensor all = attend(rows.to(cuda::KernelDevice()));
+  EXPECT_EQ(all.sizes(), (at::IntArrayRef{3, 17, 4, 64}));
+  const at::Tensor expected = attend(rows.to(at::kFloat));
+  EXPECT_LT((all.cpu().to(at::kFloat) - expected).abs().max().item<float>(), 0.02);
+  const at::Tensor alone = attend(rows[1].unsqueeze(0).to(cuda::KernelDevice()));
+  EXPECT_LT((all[1] - alone[0]).abs().max().item<float>(), 0.02);
 }
 
 }  // namespace

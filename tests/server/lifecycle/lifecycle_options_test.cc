@@ -89,6 +89,13 @@ TEST_F(LifecycleOptionsTest, HandsAllOn) {
   EXPECT_FALSE(options_.admin());
 }
 
+TEST(LoadLimitTest, IsAMultipleOfWhatAStepMayTake) {
+  using std::chrono::minutes;
+  EXPECT_EQ(LoadLimit(minutes(0)), minutes(0)) << "never";
+  EXPECT_EQ(LoadLimit(std::chrono::seconds(1)), minutes(5));
+  EXPECT_EQ(LoadLimit(minutes(5)), minutes(20));
+}
+
 TEST_F(LifecycleOptionsTest, WithoutABudgetTheMachineIsTheGuess) {
   repository_.Publish("emoji", 1);
   const auto options = Resolve(repository_.root() / "emoji");

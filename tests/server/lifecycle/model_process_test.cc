@@ -1,8 +1,18 @@
 #include "server/lifecycle/model_process.h"
 
 #include <gtest/gtest.h>
+#include <signal.h>
+#include <unistd.h>
 
+#include <chrono>
+#include <cstdlib>
+#include <filesystem>
+#include <future>
 #include <string>
+
+#include "server/runtime/exit_code.h"
+#include "tests/server/lifecycle/fake_loader.h"
+#include "tests/server/lifecycle/test_repository.h"
 
 namespace llava {
 namespace {
@@ -55,6 +65,34 @@ TEST(ModelProcessTest, ALostDeviceEndsIt) {
   here.options.on_device_lost("cuda:0 is gone");
   EXPECT_TRUE(here.process.EndAsked());
   EXPECT_EQ(here.Page("/livez").substr(0, 3), "503");
+}
+
+// The exit code of a process in which whoever ends it waits for a device for ever.
+int CodeOfAHangingEnd(bool lost) {
+  TestRepository repository;
+  std::filesystem::create_directories(repository.root());
+  ConnectedProcess here;
+  FakeLoader loader;
+  here.options.root = repository.root();
+  if (lost) loader.LoseDevice("cuda:0 is gone");
+  ModelManager manager(here.options, loader, here.metrics);
+  if (!lost) kill(getpid(), SIGTERM);
+  const auto hangs = [] {
+    std::promise<bool> never;
+    return never.get_future().get();
+  };
+  return RunModelProcess({.program = "llava-test",
+                          .begin = std::chrono::steady_clock::now(),
+                          .host = "127.0.0.1",
+                          .stop_workers = hangs,
+                          .end_limit = std::chrono::milliseconds(50)},
+                         here.process, manager);
+}
+
+TEST(ModelProcessDeathTest, AnEndThatHangsIsCutOff) {
+  ::testing::FLAGS_gtest_death_test_style = "threadsafe";
+  EXPECT_EXIT(std::exit(CodeOfAHangingEnd(true)), ::testing::ExitedWithCode(kExitDeviceLost), "");
+  EXPECT_EXIT(std::exit(CodeOfAHangingEnd(false)), ::testing::ExitedWithCode(0), "");
 }
 
 }  // namespace

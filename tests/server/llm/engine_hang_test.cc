@@ -2,14 +2,17 @@
 
 #include <gmock/gmock.h>
 
+#include <atomic>
 #include <chrono>
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 
 #include "server/llm/engine.h"
 #include "server/llm/step_watch.h"
 #include "tests/server/llm/rule_runner.h"
+#include "tests/support/eventually.h"
 
 namespace llava {
 namespace {
@@ -28,18 +31,28 @@ class EngineHangTest : public ::testing::Test {
   // Longer than a step that does not hang is held up on a busy machine.
   static constexpr std::chrono::milliseconds kStepLimit = kSlowdown * std::chrono::seconds(4);
 
-  absl::Status Start(int workers = 1, int respawns = 5,
-                     std::chrono::milliseconds step_limit = kStepLimit) {
+  void Make(int workers = 1, int respawns = 5, std::chrono::milliseconds step_limit = kStepLimit) {
     const auto factory = [this](int, LoadWatch&) {
+      {
+        MutexLock lock(switches_->mutex);
+        ++loads_;
+        while (hang_load_ && switches_->hang) switches_->changed.Wait(switches_->mutex);
+      }
       return std::make_unique<RuleRunner>(switches_, 1000);
     };
     LlmEngine::Options options;
     options.max_running = 8;
     options.step_limit = step_limit;
+    options.load_limit = load_limit_;
     options.respawn_delay = std::chrono::milliseconds(1);
     options.respawns = respawns;
-    engine_ = std::make_unique<LlmEngine>(options, RuleModel(workers, factory), metrics_,
-                                          LlmEngine::Places{});
+    LoadedLanguage model = RuleModel(workers, factory);
+    model.info.device = device_;
+    engine_ = std::make_unique<LlmEngine>(options, std::move(model), metrics_, LlmEngine::Places{});
+  }
+  absl::Status Start(int workers = 1, int respawns = 5,
+                     std::chrono::milliseconds step_limit = kStepLimit) {
+    Make(workers, respawns, step_limit);
     return engine_->WaitUntilReady();
   }
   std::shared_ptr<Collector> Ask(int32_t first) { return Ask(RuleIds(5, first)); }
@@ -72,11 +85,23 @@ class EngineHangTest : public ::testing::Test {
     MutexLock lock(switches_->mutex);
     return switches_->held;
   }
+  int Loads() {
+    MutexLock lock(switches_->mutex);
+    return loads_;
+  }
+  void HangLoads() {
+    MutexLock lock(switches_->mutex);
+    hang_load_ = true;
+  }
   int Runners() {
     MutexLock lock(switches_->mutex);
     return switches_->alive;
   }
 
+  std::string device_ = "cpu";
+  std::chrono::milliseconds load_limit_{0};
+  int loads_ = 0;           // begun; under the switches' mutex, as the next one
+  bool hang_load_ = false;  // while they hang
   Metrics metrics_{"llm"};
   std::shared_ptr<RuleRunner::Switches> switches_ = std::make_shared<RuleRunner::Switches>();
   std::unique_ptr<LlmEngine> engine_;
@@ -247,11 +272,119 @@ TEST_F(EngineHangTest, StoppingDoesNotWaitForWhatWasGivenUp) {
   EXPECT_TRUE(engine_->hangs());
 }
 
+// A kernel of a GPU that does not end lets no other thread free memory there: that would hang, too.
+TEST_F(EngineHangTest, WhereAGpuHangsNoOtherModelIsLoaded) {
+  device_ = "cuda:0";
+  ASSERT_TRUE(Start().ok());
+  EXPECT_TRUE(Ask(10)->Wait().ok());
+  EXPECT_EQ(Ask(RuleRunner::kHang)->Wait().code(), absl::StatusCode::kUnavailable);
+  EXPECT_TRUE(Eventually([&] { return !engine_->failure().empty(); }));
+  EXPECT_THAT(engine_->given_up(), HasSubstr("--step-limit"));
+  EXPECT_EQ(Loads(), 1);
+  engine_->Stop();
+  EXPECT_TRUE(engine_->hangs());
+}
+
+TEST_F(EngineHangTest, AGpuWhoseFirstWarmUpHangsIsToldOf) {
+  device_ = "cuda:0";
+  {
+    MutexLock lock(switches_->mutex);
+    switches_->hang_warm_up = true;
+  }
+  EXPECT_THAT(std::string(Start().message()), HasSubstr("--step-limit"));
+  EXPECT_THAT(engine_->given_up(), HasSubstr("--step-limit"));
+}
+
+TEST_F(EngineHangTest, ALoadThatHangsIsGivenUp) {
+  load_limit_ = std::chrono::milliseconds(50);
+  HangLoads();
+  for (const char* const device : {"cpu", "cuda:0"}) {
+    device_ = device;
+    const absl::Status status = Start();
+    EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+    EXPECT_THAT(std::string(status.message()), HasSubstr("longer than 50 ms (a multiple"));
+    EXPECT_EQ(engine_->given_up(), device_ == "cpu" ? "" : status.message());
+    engine_->Stop();
+    EXPECT_TRUE(engine_->hangs());
+    LetGo();
+    EXPECT_TRUE(Eventually([&] { return !engine_->hangs(); }));
+    Hang();
+  }
+}
+
+TEST_F(EngineHangTest, AWorkerThatHangsWhileItBeginsAnewIsGivenUp) {
+  load_limit_ = kSlowdown * std::chrono::seconds(1);
+  ASSERT_TRUE(Start().ok());
+  HangLoads();
+  {
+    MutexLock lock(switches_->mutex);
+    switches_->dead = true;
+  }
+  EXPECT_EQ(Ask(10)->Wait().code(), absl::StatusCode::kUnavailable);
+  const auto waits = Ask(11);
+  EXPECT_EQ(waits->Wait().code(), absl::StatusCode::kUnavailable);
+  EXPECT_TRUE(Eventually([&] { return !engine_->failure().empty(); }));
+  EXPECT_THAT(engine_->given_up(), HasSubstr("of the weights"));
+  EXPECT_EQ(Loads(), 2);
+  engine_->Stop();
+  EXPECT_TRUE(engine_->hangs());
+}
+
+TEST_F(EngineHangTest, StoppingDoesNotWaitForWhatMayHangEither) {
+  ASSERT_TRUE(Start(2, 5, std::chrono::hours(1)).ok());
+  const auto stuck = Ask(RuleRunner::kHang);
+  while (Hanging() == 0) std::this_thread::yield();
+  engine_->Stop(std::chrono::milliseconds(1));
+  EXPECT_EQ(stuck->Wait().code(), absl::StatusCode::kUnavailable);
+  EXPECT_TRUE(engine_->hangs());
+  EXPECT_EQ(engine_->given_up(), "");
+}
+
+TEST_F(EngineHangTest, StoppingDoesNotWaitForAModelThatIsBeingLoaded) {
+  HangLoads();
+  Make(1, 5, std::chrono::milliseconds(0));
+  while (Loads() == 0) std::this_thread::yield();
+  engine_->Stop(std::chrono::milliseconds(1));
+  EXPECT_TRUE(engine_->hangs());
+}
+
+TEST(StepWatchTest, ALoadMayTakeLongAsLongAsItGoesOn) {
+  StepWatch watch;
+  std::atomic<double> share = 0;
+  bool loads = false;
+  const auto look = [&](StepWatch::Limits limits) {
+    return watch.GiveUpIfLonger(limits, [&](bool which) { loads = which; });
+  };
+  const StepWatch::Limits none, no_load = {.load = std::chrono::milliseconds(1)};
+  const auto pause = [] { std::this_thread::sleep_for(std::chrono::milliseconds(2)); };
+  watch.Load(share, [&] {
+    for (int i = 0; i < 5; ++i) {
+      pause();
+      share = share + 0.1;
+      EXPECT_FALSE(look(no_load)) << "it has gone on";
+    }
+    pause();
+    EXPECT_FALSE(look(none));
+    EXPECT_FALSE(look({.step = std::chrono::milliseconds(1)})) << "it is no step";
+  });
+  watch.Run([&] {
+    pause();
+    EXPECT_FALSE(look(no_load)) << "it is no load";
+  });
+  EXPECT_THROW(watch.Load(share,
+                          [&] {
+                            pause();
+                            EXPECT_TRUE(look(no_load));
+                          }),
+               WorkerGivenUp);
+  EXPECT_TRUE(loads);
+}
+
 TEST(StepWatchTest, GivesUpOnlyWhatTakesTooLongAndOnce) {
   StepWatch watch;
   int given_up = 0;
   const auto look = [&](std::chrono::milliseconds limit) {
-    return watch.GiveUpIfLonger(limit, [&] { ++given_up; });
+    return watch.GiveUpIfLonger({.step = limit}, [&](bool) { ++given_up; });
   };
   EXPECT_FALSE(look(std::chrono::milliseconds(-1))) << "no call";
   EXPECT_THROW(watch.Run([] { throw std::invalid_argument("its own"); }), std::invalid_argument);

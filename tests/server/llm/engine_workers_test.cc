@@ -15,6 +15,7 @@
 #include "server/llm/disposal_threads.h"
 #include "server/llm/engine.h"
 #include "tests/server/llm/rule_runner.h"
+#include "tests/support/eventually.h"
 
 namespace llava {
 namespace {
@@ -57,6 +58,7 @@ class EngineWorkersTest : public ::testing::Test {
   // `places`: devices, at most kPlaces.
   void Make(LlmEngine::Options options, int places, int workers) {
     const auto factory = [this](int device, LoadWatch&) {
+      if (!refused_.ok()) throw LoadFailure(refused_);
       return std::make_unique<RuleRunner>(switches_[static_cast<size_t>(device)], 1000);
     };
     options.start_thread = threads_.start();
@@ -97,6 +99,7 @@ class EngineWorkersTest : public ::testing::Test {
   static constexpr size_t kPlaces = 3;
   Metrics metrics_{"llm"};
   FewThreads threads_;
+  absl::Status refused_;  // what makers of runners throw, unless it is OK
   std::array<std::shared_ptr<RuleRunner::Switches>, kPlaces> switches_;  // of each device
   std::unique_ptr<LlmEngine> engine_;
 };
@@ -138,6 +141,24 @@ TEST_F(EngineWorkersTest, AWorkerThatWasGivenUpAndReplacedHasNotFailed) {
   ASSERT_TRUE(engine_->SetWorkers(2).ok());
   EXPECT_TRUE(Shows("failed", 0));
   EXPECT_TRUE(Shows("ready", 2));
+}
+
+// As after an illegal address: CUDA refuses every call of the process.
+TEST_F(EngineWorkersTest, WhereTheDeviceIsLostNoWorkerBeginsAnewAgainAndAgain) {
+  Start({.respawn_delay = std::chrono::milliseconds(1), .respawns = 1'000'000}, 1, 1);
+  refused_ = absl::FailedPreconditionError("cannot use cuda:0: an illegal address");
+  SetDead(0, true);
+  EXPECT_EQ(Ask(10)->Wait().code(), absl::StatusCode::kUnavailable);
+  EXPECT_TRUE(Eventually([&] { return !engine_->failure().empty(); }));
+  EXPECT_EQ(engine_->given_up(), refused_.message());
+  EXPECT_THAT(metrics_.Render(), HasSubstr("llava_llm_worker_respawns_total 1"));
+}
+
+TEST_F(EngineWorkersTest, ADeviceThatIsMissingIsToldAsItIs) {
+  refused_ = absl::FailedPreconditionError("cannot use cuda:0: there is none");
+  Make({}, 1, 1);
+  EXPECT_EQ(engine_->WaitUntilReady(), refused_);
+  EXPECT_EQ(engine_->given_up(), "");
 }
 
 TEST_F(EngineWorkersTest, AnEngineWithoutItsThreadsIsAnErrorAndLeavesNothingBehind) {

@@ -46,7 +46,7 @@ class LlmServableTest : public ::testing::Test {
 
   absl::StatusOr<LoadedLanguage> OpenRules(int devices) {
     if (!open_status_.ok()) return open_status_;
-    return RuleModel(devices, [this](int device, LoadWatch& watch) {
+    LoadedLanguage model = RuleModel(devices, [this](int device, LoadWatch& watch) {
       {
         MutexLock lock(switches_->mutex);
         loaded_on_.push_back(device);
@@ -55,6 +55,8 @@ class LlmServableTest : public ::testing::Test {
       if (watch.stop) throw std::runtime_error("stopped");
       return std::make_unique<RuleRunner>(switches_, 1000);
     });
+    model.info.device = device_;
+    return model;
   }
 
   std::shared_ptr<LlmServable> Load(uint64_t version, ServableLoader::LoadOptions options = {}) {
@@ -218,6 +220,25 @@ TEST_F(LlmServableTest, AGpuWhoseWorkerIsGivenUpIsLostToTheProcess) {
     EXPECT_TRUE(Eventually([&] { return !servable->load().failure.empty(); }));
     EXPECT_EQ(loader_->device_lost(), device_ == "cpu" ? "" : "device lost");
     SetDead(false);
+  }
+}
+
+TEST_F(LlmServableTest, AGpuOnWhichALoadHangsIsLostToTheProcess) {
+  engine_.step_limit = kSlowdown * std::chrono::milliseconds(1000);
+  for (const char* const device : {"cpu", "cuda:0"}) {
+    device_ = device;
+    Start();
+    const auto serves = Load(1);
+    {
+      MutexLock lock(switches_->mutex);
+      switches_->hang = switches_->hang_warm_up = true;
+    }
+    const absl::Status hung = loader_->Load({"rules", 2, "/nowhere"}, {}).status();
+    EXPECT_THAT(std::string(hung.message()), HasSubstr("--step-limit"));
+    EXPECT_EQ(loader_->device_lost(), device_ == "cpu" ? "" : hung.message());
+    LetGo();
+    EXPECT_TRUE(
+        disposal_.WaitUntilIdle(CondVar::Clock::now() + kSlowdown * std::chrono::minutes(1)));
   }
 }
 

@@ -243,6 +243,7 @@ class Collector : public AnswerSink {
 inline LoadedLanguage RuleModel(int workers, RunnerFactory factory) {
   LoadedLanguage model;
   model.info.name = "rules";
+  model.info.device = "cpu";
   model.info.tokenizer = std::make_shared<Tokenizer>(Tokenizer::Load(FixturesDir() / "tiny-llava"));
   model.info.pictures = PictureShape(FeatureConfig(), 4);
   model.info.feature_width = 1;

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "server/device/load_failure.h"
 #include "server/vision/tower_loader.h"
 #include "tests/server/vision/engine_harness.h"
 #include "tests/support/eventually.h"
@@ -65,6 +66,24 @@ TEST_F(VisionEngineTest, ADeadDeviceFailsEverybodyAndSaysSo) {
   EXPECT_THAT(metrics_.Render(), HasSubstr("llava_vision_worker_respawns_total 2"));
   engine_.reset();
   EXPECT_THAT(metrics_.Render(), HasSubstr("llava_vision_workers{state=\"failed\"} 0"));
+}
+
+// As after an illegal address: CUDA refuses every call of the process.
+TEST_F(VisionEngineTest, WhereTheDeviceIsLostNoWorkerBeginsAnewAgainAndAgain) {
+  absl::Status refused;
+  on_load_ = [&] {
+    if (!refused.ok()) throw LoadFailure(refused);
+  };
+  Start({.batch_wait = std::chrono::seconds(0),
+         .respawn_delay = std::chrono::milliseconds(1),
+         .respawns = 1'000'000});
+  refused = absl::FailedPreconditionError("cannot use cuda:0: an illegal address");
+  Kill(true);
+  EXPECT_EQ(Post(Picture("plain.png"))->Wait().code(), absl::StatusCode::kUnavailable);
+  EXPECT_TRUE(Eventually([&] { return !engine_->failure().empty(); }));
+  EXPECT_THAT(engine_->given_up(), HasSubstr("an illegal address"));
+  EXPECT_THAT(metrics_.Render(), HasSubstr("llava_vision_worker_respawns_total 1"));
+  engine_.reset();
 }
 
 TEST_F(VisionEngineTest, AWorkerThatHangsIsToldAndItsPicturesEnd) {
@@ -177,6 +196,15 @@ TEST_F(VisionEngineTest, AWorkerThatCannotLoadIsAnError) {
   };
   VisionEngine engine({}, std::move(tower), cache_, metrics_);
   EXPECT_EQ(engine.WaitUntilReady().code(), absl::StatusCode::kResourceExhausted);
+}
+
+TEST_F(VisionEngineTest, ADeviceThatIsMissingIsToldAsItIs) {
+  const auto missing = absl::FailedPreconditionError("cannot use cuda:0: there is none");
+  LoadedTower tower;
+  tower.info.preprocess.image_size = 8;
+  tower.factory = [&](int) -> std::unique_ptr<PictureEncoder> { throw LoadFailure(missing); };
+  VisionEngine engine({}, std::move(tower), cache_, metrics_);
+  EXPECT_EQ(engine.WaitUntilReady(), missing);
 }
 
 TEST_F(VisionEngineTest, LoadingCanBeGivenUp) {
