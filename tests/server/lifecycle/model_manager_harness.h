@@ -59,6 +59,10 @@ class ModelManagerTest : public ::testing::Test {
              status.message().find(part) != std::string::npos;
     });
   }
+  // States are told a moment before they are counted.
+  bool Shows(const std::string& line) {
+    return Eventually([&] { return metrics_.Render().find(line) != std::string::npos; });
+  }
   absl::StatusOr<v1::ModelVersionStatus> Wait(bool load, uint64_t version,
                                               const std::string& name = "emoji") {
     auto promise = std::make_shared<std::promise<absl::StatusOr<v1::ModelVersionStatus>>>();
