@@ -1,4 +1,5 @@
 #include "model/eval/asking/visual_question.h"
+#include "model/eval/asking/local_model.h"
 #include "tests/support/error_of.h"
 #include "tests/support/temp_folder.h"
 
@@ -87,6 +88,11 @@ TEST(AnswerLineTest, IsWhatLlavaWrites) {
   EXPECT_EQ(line["model_id"], "emoji");
   EXPECT_EQ(line["answer_id"].get<std::string>().size(), 22);
   EXPECT_NE(line["answer_id"], AnswerLine(question, "A dog.", "emoji", "stop")["answer_id"]);
+}
+
+TEST(BeforeChoiceTest, IsAsInTheTrainingData) {
+  EXPECT_EQ(BeforeChoice(" LECTURE: x\n", "###\nANSWER:"), "LECTURE: x\n###\nANSWER:");
+  EXPECT_EQ(BeforeChoice("\n", "###\nANSWER:"), "###\nANSWER:");
 }
 
 TEST(PictureUrlTest, CarriesThePicture) {
