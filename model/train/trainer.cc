@@ -60,11 +60,12 @@ class Run {
     Progress progress(options_.progress, task_.kind(), total_, step_);
     const StopRequest stop;
     // The run that saved this step may have ended before its evaluation did.
-    if (IsDue(settings_.evaluate_every) && !folder_.HasEvaluation(step_)) Evaluate();
+    const bool is_due = IsDue(settings_.evaluate_every) && !folder_.HasEvaluation(step_);
+    if (is_due && !StopRequest::Requested()) Evaluate();
     while (step_ < total_) {
       StepReport report;
       if (!Step(report)) {
-        Save();
+        if (step_ > 0) Save();  // else there is nothing to keep
         progress.Finish(step_);
         return TrainingOutcome::kStopped;
       }
