@@ -20,6 +20,25 @@ Json FilesAsJson(const std::vector<std::filesystem::path>& files) {
   return names;
 }
 
+// What of the data is not trained, in words; empty: all is. `report`: of the survey.
+std::string LeftOut(const RecordSurvey& survey, const Json& report) {
+  std::string text;
+  if (const int64_t bad = survey.num_bad(); bad > 0) {
+    std::string kinds;
+    for (const auto& [kind, count] : report["bad"].items()) {
+      kinds += (kinds.empty() ? "" : ", ") + kind + " " + std::to_string(count.get<int64_t>());
+    }
+    text = std::to_string(bad) + " of " + std::to_string(survey.facts.size()) +
+           " records left out (" + kinds + "), the first: " + survey.complaints.front();
+  }
+  if (const auto shortened = report["shortened_records"].get<int64_t>(); shortened > 0) {
+    text += (text.empty() ? "" : "; ") + std::to_string(shortened) +
+            " too long records lost their last " +
+            std::to_string(report["dropped_turns"].get<int64_t>()) + " turns";
+  }
+  return text;
+}
+
 }  // namespace
 
 InstructionSet::InstructionSet(const Options& options, const SampleEncoder& encoder,
@@ -27,7 +46,7 @@ InstructionSet::InstructionSet(const Options& options, const SampleEncoder& enco
     : options_(options),
       encoder_(encoder),
       data_(options.files, options.images),
-      plan_(Survey(options.decode, progress), options.plan) {}
+      plan_(FirstSurvey(progress), options.plan) {}
 
 RecordSurvey InstructionSet::Survey(bool decode, std::FILE* progress) const {
   SurveyOptions options;
@@ -49,8 +68,21 @@ RecordSurvey InstructionSet::Survey(bool decode, std::FILE* progress) const {
   return survey;
 }
 
+RecordSurvey InstructionSet::FirstSurvey(std::FILE* progress) {
+  RecordSurvey survey = Survey(options_.decode, progress);
+  report_ = Report(survey);
+  const std::string left_out = LeftOut(survey, report_);
+  if (progress != nullptr && !left_out.empty()) {
+    std::fprintf(progress, "llava-train: %s: %s\n", options_.name.c_str(), left_out.c_str());
+  }
+  return survey;
+}
+
 Json InstructionSet::Check(std::FILE* progress) const {
-  const RecordSurvey survey = Survey(/*decode=*/true, progress);
+  return Report(Survey(/*decode=*/true, progress));
+}
+
+Json InstructionSet::Report(const RecordSurvey& survey) const {
   int64_t with_picture = 0, turns = 0, shortened = 0, dropped = 0, tokens = 0, image_tokens = 0;
   int64_t trained = 0, longest = 0;
   std::unordered_set<uint64_t> pictures;

@@ -26,22 +26,27 @@ class InstructionSet {
     bool skip_bad = false;
     bool decode = false;  // all pictures at once: none must fail when it is too late
   };
-  // Reads every record. Throws std::runtime_error if nothing is left or something is bad that may
-  // not be skipped.
+  // Reads every record, and tells `progress` which were left out or cut. Throws std::runtime_error
+  // if nothing is left or something is bad that may not be skipped.
   InstructionSet(const Options& options, const SampleEncoder& encoder, std::FILE* progress);
 
   const InstructionData& data() const { return data_; }
   const RowPlan& plan() const { return plan_; }
+  // What there is and what was left out or cut, in numbers, and the first complaints.
+  const nlohmann::ordered_json& report() const { return report_; }
 
-  // Decodes all pictures, too: numbers for people and programs. Throws as the constructor.
+  // The report where all pictures have been decoded, too. Throws as the constructor.
   nlohmann::ordered_json Check(std::FILE* progress) const;
 
  private:
   RecordSurvey Survey(bool decode, std::FILE* progress) const;
+  RecordSurvey FirstSurvey(std::FILE* progress);
+  nlohmann::ordered_json Report(const RecordSurvey& survey) const;
 
   Options options_;
   const SampleEncoder& encoder_;
   InstructionData data_;
+  nlohmann::ordered_json report_;
   RowPlan plan_;
 };
 

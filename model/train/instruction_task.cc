@@ -11,6 +11,7 @@
 #include <ATen/ops/ones.h>
 #include <c10/core/DeviceGuard.h>
 
+#include "model/checkpoint/durable_file.h"
 #include "model/checkpoint/tensor_names.h"
 #include "model/llava/llava.h"
 #include "model/llava/philox.h"
@@ -29,7 +30,8 @@ namespace {
 using Json = nlohmann::ordered_json;
 using Batches = Prefetcher<InstructionBatch>;
 
-constexpr int kPrepared = 4;          // micro-batches ahead of the one in use
+constexpr auto kReplace = Json::error_handler_t::replace;  // complaints tell what files hold
+constexpr int kPrepared = 4;                               // micro-batches ahead of the one in use
 constexpr uint64_t kHeldOutSeed = 0;  // evaluations of different runs see the same questions
 constexpr std::string_view kProjector = "model.mm_projector.";
 
@@ -177,6 +179,7 @@ class InstructionTask : public TrainingTask {
   int64_t total_steps() const override { return total_steps_; }
   int64_t num_replicas() const override { return static_cast<int64_t>(models_.size()); }
   std::vector<ParameterGroup> groups() override;
+  void Begin(const std::filesystem::path& run_folder) override;
   MicroBatch Forward(int64_t step, int64_t micro) override;
   int64_t HeaviestStep() override;
   Json Check(std::FILE* progress) override;
@@ -245,6 +248,12 @@ std::vector<ParameterGroup> InstructionTask::groups() {
   std::vector<ParameterGroup> groups = {projector, biases, newline, decoder, norms};
   std::erase_if(groups, [](const ParameterGroup& group) { return group.parameters.empty(); });
   return groups;
+}
+
+void InstructionTask::Begin(const std::filesystem::path& run_folder) {
+  Json report = {{"data", set_.report()}};
+  if (held_out_) report["held_out_data"] = held_out_->report();
+  WriteDurably(run_folder / "data.json", report.dump(2, ' ', false, kReplace) + "\n");
 }
 
 MicroBatch InstructionTask::Forward(int64_t step, int64_t micro) {

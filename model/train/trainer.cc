@@ -55,6 +55,7 @@ class Run {
         warmup_(WarmupSteps(total_, settings.warmup_ratio)) {}
 
   TrainingOutcome Work() {
+    task_.Begin(folder_.path());
     optimizer_.ZeroGradients();  // of a run that a fault has ended
     Restore();
     Progress progress(options_.progress, task_.kind(), total_, step_);

@@ -77,6 +77,10 @@ class TrainingTask {
   virtual int64_t total_steps() const = 0;
   virtual std::vector<ParameterGroup> groups() = 0;
 
+  // Once, before a run trains it: may write files of its own into the run's folder, which is
+  // locked.
+  virtual void Begin(const std::filesystem::path& run_folder) {}
+
   // Forward pass of micro-batch `micro` of step `step`: a pure function of these numbers, the
   // recipe and the parameters, so that a resumed run repeats it. Both count from 0. So many
   // successive micro-batches as there are replicas may be computed, backward pass included, at the

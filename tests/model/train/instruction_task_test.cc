@@ -4,6 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <numeric>
@@ -268,7 +272,16 @@ TEST_F(InstructionTaskTest, BadRecordsAreRefusedTogetherOrLeftOut) {
               AllOf(HasSubstr("2 of 8 records cannot be used (--skip-bad leaves them out)"),
                     HasSubstr("data.json record 1 (\"b\"): no picture "),
                     HasSubstr("data.json record 4: '}' without its partner")));
-  const auto task = world_.Make(Stage::kAlign, {"skip_bad=true", "batch_size=6", "order=as_data"});
+  char* told = nullptr;
+  size_t size = 0;
+  std::FILE* progress = open_memstream(&told, &size);
+  const auto task =
+      world_.Make(Stage::kAlign, {"skip_bad=true", "batch_size=6", "order=as_data"}, progress);
+  std::fclose(progress);
+  EXPECT_THAT(told, HasSubstr("llava-train: data: 2 of 8 records left out (broken JSON 1, missing "
+                              "picture 1), the first: " +
+                              (world_.folder() / "data.json").string() + " record 1 (\"b\"): no "));
+  std::free(told);
   const MicroBatch batch = task->Forward(0, 0);
   EXPECT_EQ(batch.samples, 6);
   EXPECT_THAT(batch.origin, HasSubstr("records 0, 2, 3, 5, 6, 7"));
@@ -277,6 +290,10 @@ TEST_F(InstructionTaskTest, BadRecordsAreRefusedTogetherOrLeftOut) {
   EXPECT_EQ(report["usable"], 6);
   EXPECT_EQ(report["bad"], (nlohmann::ordered_json{{"broken JSON", 1}, {"missing picture", 1}}));
   EXPECT_EQ(report["complaints"].size(), 2u);
+  std::filesystem::create_directory(world_.folder() / "run");
+  task->Begin(world_.folder() / "run");
+  EXPECT_EQ(nlohmann::ordered_json::parse(std::ifstream(world_.folder() / "run/data.json"))["data"],
+            report);
   world_.Write("data.json", "[{}]");
   EXPECT_THAT(world_.Refusal(Stage::kAlign, {"skip_bad=true"}),
               HasSubstr("has no record that can be used, of 1"));
@@ -363,8 +380,14 @@ TEST_F(InstructionTaskTest, TruncationIsCounted) {
   const std::string front = "image_order=front";
   const int64_t longest =
       world_.Make(Stage::kFinetune, {front})->Check(nullptr)["data"]["longest_sample_tokens"];
+  char* told = nullptr;
+  size_t size = 0;
+  std::FILE* progress = open_memstream(&told, &size);
   const auto task =
-      world_.Make(Stage::kFinetune, {front, "max_tokens=" + std::to_string(longest - 1)});
+      world_.Make(Stage::kFinetune, {front, "max_tokens=" + std::to_string(longest - 1)}, progress);
+  std::fclose(progress);
+  EXPECT_THAT(told, HasSubstr("llava-train: data: 1 too long records lost their last 1 turns\n"));
+  std::free(told);
   const auto data = task->Check(nullptr)["data"];
   EXPECT_EQ(data["shortened_records"], 1);
   EXPECT_EQ(data["dropped_turns"], 1);
