@@ -151,13 +151,7 @@ class InstructionTask : public TrainingTask {
       options.decode = true;  // else it would fail behind hundreds of steps
       held_out_ = std::make_unique<InstructionSet>(options, held_out_encoder_, progress);
     }
-    const int64_t rows = set_.plan().rows(), step = settings.batch_size * task.accumulation;
-    total_steps_ = settings.steps > 0
-                       ? settings.steps
-                       : static_cast<int64_t>(std::ceil(settings.epochs * rows / step));
-    loader_ = std::make_unique<InstructionLoader>(set_.data(), encoder_, set_.plan(), tower_,
-                                                  settings.batch_size, total_steps_ * step,
-                                                  task.skip_bad);
+    FollowPlan();
     // Settled here, before loader threads ask for one each: this thread's, and those of autograd,
     // which the first pass starts.
     at::get_num_threads();
@@ -179,7 +173,7 @@ class InstructionTask : public TrainingTask {
   int64_t total_steps() const override { return total_steps_; }
   int64_t num_replicas() const override { return static_cast<int64_t>(models_.size()); }
   std::vector<ParameterGroup> groups() override;
-  void Begin(const std::filesystem::path& run_folder) override;
+  void Begin(const std::filesystem::path& run_folder, bool resumes, std::FILE* progress) override;
   MicroBatch Forward(int64_t step, int64_t micro) override;
   int64_t HeaviestStep() override;
   Json Check(std::FILE* progress) override;
@@ -200,6 +194,16 @@ class InstructionTask : public TrainingTask {
             .plan = PlanOf(settings_, task_.accumulation, encoder_.rules()),
             .threads = static_cast<int>(task_.loader_threads),
             .skip_bad = task_.skip_bad};
+  }
+  // Before any micro-batch is made.
+  void FollowPlan() {
+    const int64_t rows = set_.plan().rows(), step = settings_.batch_size * task_.accumulation;
+    total_steps_ = settings_.steps > 0
+                       ? settings_.steps
+                       : static_cast<int64_t>(std::ceil(settings_.epochs * rows / step));
+    loader_ = std::make_unique<InstructionLoader>(set_.data(), encoder_, set_.plan(), tower_,
+                                                  settings_.batch_size, total_steps_ * step,
+                                                  task_.skip_bad);
   }
   uint64_t DropoutDraw(int64_t step, int64_t micro) const {
     const auto low = [](uint64_t x) { return static_cast<uint32_t>(x); };
@@ -250,7 +254,10 @@ std::vector<ParameterGroup> InstructionTask::groups() {
   return groups;
 }
 
-void InstructionTask::Begin(const std::filesystem::path& run_folder) {
+void InstructionTask::Begin(const std::filesystem::path& run_folder, bool resumes,
+                            std::FILE* progress) {
+  set_.KeepPlan(run_folder / "plan.safetensors", resumes, progress);
+  FollowPlan();
   Json report = {{"data", set_.report()}};
   if (held_out_) report["held_out_data"] = held_out_->report();
   WriteDurably(run_folder / "data.json", report.dump(2, ' ', false, kReplace) + "\n");

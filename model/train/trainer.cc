@@ -51,11 +51,10 @@ class Run {
         folder_(options.run_folder, recipe.Resolved(), recipe.Defaults()),
         optimizer_(task.groups(), settings),
         passes_(task, settings.accumulation),
-        total_(task.total_steps()),
+        total_(BeginTask()),
         warmup_(WarmupSteps(total_, settings.warmup_ratio)) {}
 
   TrainingOutcome Work() {
-    task_.Begin(folder_.path());
     optimizer_.ZeroGradients();  // of a run that a fault has ended
     Restore();
     Progress progress(options_.progress, task_.kind(), total_, step_);
@@ -82,6 +81,12 @@ class Run {
   }
 
  private:
+  // Returns the steps of the whole run.
+  int64_t BeginTask() {
+    task_.Begin(folder_.path(), folder_.NewestState().has_value(), options_.progress);
+    return task_.total_steps();
+  }
+
   // Whether what is done every so many steps (0: at the end only) is to be done now.
   bool IsDue(int64_t every) const {
     return step_ > 0 && (step_ == total_ || (every > 0 && step_ % every == 0));

@@ -291,7 +291,7 @@ TEST_F(InstructionTaskTest, BadRecordsAreRefusedTogetherOrLeftOut) {
   EXPECT_EQ(report["bad"], (nlohmann::ordered_json{{"broken JSON", 1}, {"missing picture", 1}}));
   EXPECT_EQ(report["complaints"].size(), 2u);
   std::filesystem::create_directory(world_.folder() / "run");
-  task->Begin(world_.folder() / "run");
+  task->Begin(world_.folder() / "run", /*resumes=*/false, /*progress=*/nullptr);
   EXPECT_EQ(nlohmann::ordered_json::parse(std::ifstream(world_.folder() / "run/data.json"))["data"],
             report);
   world_.Write("data.json", "[{}]");
