@@ -285,7 +285,9 @@ MicroBatch InstructionTask::Forward(int64_t step, int64_t micro) {
   result.samples = batch.samples;
   result.tokens = batch.tokens;
   result.trained_tokens = batch.trained_tokens;
-  if (task_.skip_bad) result.figures = {{"left_out", static_cast<double>(batch.left_out)}};
+  if (task_.skip_bad) {  // figures are averaged over the step: its sum
+    result.figures = {{"left_out", static_cast<double>(batch.left_out * task_.accumulation)}};
+  }
   result.origin = batch.origin;
   return result;
 }

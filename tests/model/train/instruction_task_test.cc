@@ -17,6 +17,7 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
+#include "model/train/gradient_step.h"
 #include "tests/model/nn/tiny_model.h"
 #include "tests/model/train/instruction_world.h"
 
@@ -320,6 +321,12 @@ TEST_F(InstructionTaskTest, ABrokenPictureIsFoundBeforeOrInTraining) {
   EXPECT_THAT(replaced.origin, HasSubstr("records 4"));
   ASSERT_EQ(replaced.figures.size(), 1u);
   EXPECT_EQ(replaced.figures[0], (std::pair<std::string, double>{"left_out", 1}));
+  const auto of_two = world_.Make(
+      Stage::kAlign, {"skip_bad=true", "batch_size=1", "accumulation=2", "order=as_data"});
+  StepSums sums;
+  GradientStep passes(*of_two, /*accumulation=*/2);
+  for (int64_t turn = 0; turn < passes.num_turns(); ++turn) passes.Turn(/*step=*/1, turn, sums);
+  EXPECT_EQ(sums.figures.at("left_out"), 1) << "a count, of the step";
 }
 
 // The first evaluation may come hours later.
