@@ -283,6 +283,8 @@ TEST_F(InstructionTaskTest, BadRecordsAreRefusedTogetherOrLeftOut) {
                               "picture 1), the first: " +
                               (world_.folder() / "data.json").string() + " record 1 (\"b\"): no "));
   std::free(told);
+  std::filesystem::create_directory(world_.folder() / "run");
+  task->Begin(world_.folder() / "run", /*resumes=*/false, /*progress=*/nullptr);
   const MicroBatch batch = task->Forward(0, 0);
   EXPECT_EQ(batch.samples, 6);
   EXPECT_THAT(batch.origin, HasSubstr("records 0, 2, 3, 5, 6, 7"));
@@ -291,8 +293,6 @@ TEST_F(InstructionTaskTest, BadRecordsAreRefusedTogetherOrLeftOut) {
   EXPECT_EQ(report["usable"], 6);
   EXPECT_EQ(report["bad"], (nlohmann::ordered_json{{"broken JSON", 1}, {"missing picture", 1}}));
   EXPECT_EQ(report["complaints"].size(), 2u);
-  std::filesystem::create_directory(world_.folder() / "run");
-  task->Begin(world_.folder() / "run", /*resumes=*/false, /*progress=*/nullptr);
   EXPECT_EQ(nlohmann::ordered_json::parse(std::ifstream(world_.folder() / "run/data.json"))["data"],
             report);
   world_.Write("data.json", "[{}]");
