@@ -151,20 +151,12 @@ class InstructionTask : public TrainingTask {
       options.decode = true;  // else it would fail behind hundreds of steps
       held_out_ = std::make_unique<InstructionSet>(options, held_out_encoder_, progress);
     }
-    FollowPlan();
     // Settled here, before loader threads ask for one each: this thread's, and those of autograd,
     // which the first pass starts.
     at::get_num_threads();
     const at::AutoGradMode a_pass(true);
     at::ones({}, at::TensorOptions(task.device())).requires_grad_().mul(1).backward();
-    const auto threads = static_cast<int>((task.loader_threads - 1) / num_replicas() + 1);
-    for (int64_t replica = 0; replica < num_replicas(); ++replica) {
-      batches_.push_back(std::make_unique<Batches>(
-          [this, replica](int64_t number) {
-            return loader_->MakeFull(shares().MicroBatch(replica, number));
-          },
-          threads, kPrepared));
-    }
+    FollowPlan();
   }
 
   std::string kind() const override {
@@ -195,7 +187,6 @@ class InstructionTask : public TrainingTask {
             .threads = static_cast<int>(task_.loader_threads),
             .skip_bad = task_.skip_bad};
   }
-  // Before any micro-batch is made.
   void FollowPlan() {
     const int64_t rows = set_.plan().rows(), step = settings_.batch_size * task_.accumulation;
     total_steps_ = settings_.steps > 0
@@ -204,6 +195,14 @@ class InstructionTask : public TrainingTask {
     loader_ = std::make_unique<InstructionLoader>(set_.data(), encoder_, set_.plan(), tower_,
                                                   settings_.batch_size, total_steps_ * step,
                                                   task_.skip_bad);
+    const auto threads = static_cast<int>((task_.loader_threads - 1) / num_replicas() + 1);
+    for (int64_t replica = 0; replica < num_replicas(); ++replica) {
+      batches_.push_back(std::make_unique<Batches>(
+          [this, replica](int64_t number) {
+            return loader_->MakeFull(shares().MicroBatch(replica, number));
+          },
+          threads, kPrepared));
+    }
   }
   uint64_t DropoutDraw(int64_t step, int64_t micro) const {
     const auto low = [](uint64_t x) { return static_cast<uint32_t>(x); };
@@ -256,6 +255,7 @@ std::vector<ParameterGroup> InstructionTask::groups() {
 
 void InstructionTask::Begin(const std::filesystem::path& run_folder, bool resumes,
                             std::FILE* progress) {
+  batches_.clear();  // their threads use plan and loader
   set_.KeepPlan(run_folder / "plan.safetensors", resumes, progress);
   FollowPlan();
   Json report = {{"data", set_.report()}};
