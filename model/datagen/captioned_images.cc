@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 
 #include "model/datagen/delimited_file.h"
@@ -23,7 +24,16 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::json;
 
-std::string StemOf(const std::string& file) { return fs::path(file).stem().string(); }
+// The file's name without its ending; where an earlier file has that, with the folder, at last as
+// it is. Adds it to `taken`.
+std::string IdFor(const std::string& file, std::unordered_set<std::string>& taken) {
+  const fs::path path = file;
+  for (const fs::path& id : {path.stem(), path.parent_path() / path.stem()}) {
+    if (taken.insert(id.string()).second) return id.string();
+  }
+  taken.insert(file);
+  return file;
+}
 
 // The caption on one line, single spaces within. Throws if nothing is left or it is no UTF-8.
 std::string TidyCaption(const std::string& caption) {
@@ -183,13 +193,14 @@ std::string ShortDecimal(double value) {
 
 std::vector<CaptionedImage> ReadCoco(const fs::path& captions, const fs::path& instances) {
   std::vector<CaptionedImage> images;
+  std::unordered_set<std::string> ids;
   std::unordered_map<int64_t, size_t> places;            // by COCO's id
   std::vector<std::pair<int64_t, std::string>> waiting;  // captions, until all pictures are known
   ReadCocoObjects(captions, [&](const std::string& section, const Json& object) {
     if (section == "images") {
       CaptionedImage image;
       image.file = TextAt(object, "file_name");
-      image.id = StemOf(image.file);
+      image.id = IdFor(image.file, ids);
       const int64_t id = IntegerAt(object, "id");
       if (!places.emplace(id, images.size()).second) {
         throw std::invalid_argument("image " + std::to_string(id) + " comes twice");
@@ -242,11 +253,13 @@ std::vector<ImageCaption> ReadCaptionLines(const fs::path& path) {
 
 std::vector<CaptionedImage> ReadCaptionTable(const fs::path& path) {
   std::vector<CaptionedImage> images;
+  std::unordered_set<std::string> ids;
   std::unordered_map<std::string, size_t> places;
   for (ImageCaption& line : ReadCaptionLines(path)) {
     const auto [place, fresh] = places.emplace(line.image, images.size());
     if (fresh) {
-      images.push_back({.id = StemOf(line.image), .file = line.image, .captions = {}, .boxes = {}});
+      images.push_back(
+          {.id = IdFor(line.image, ids), .file = line.image, .captions = {}, .boxes = {}});
     }
     images[place->second].captions.push_back(std::move(line.caption));
   }

@@ -13,7 +13,8 @@ struct CaptionedImage {
     std::string category = "";
     double x1 = 0, y1 = 0, x2 = 0, y2 = 0;  // corners, 0 to 1 of width and height
   };
-  std::string id = "";                     // the name of the file without its ending
+  // The name of the file without its ending, with its folder where an earlier one has the same.
+  std::string id = "";
   std::string file = "";                   // relative to the folder of pictures
   std::vector<std::string> captions = {};  // one line each, not empty
   std::vector<Box> boxes = {};

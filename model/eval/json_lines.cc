@@ -114,9 +114,7 @@ std::map<std::string, JsonObject> ById(std::vector<JsonObject> records, const st
 }
 
 JsonLinesFile::JsonLinesFile(const std::filesystem::path& path, const std::string& first_key)
-    : path_(path),
-      key_(first_key),
-      fd_(open(path.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0644)) {
+    : path_(path), fd_(open(path.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0644)) {
   if (fd_ < 0) FailSystem(path_, "open for writing", errno);
   const char* failed = nullptr;
   struct stat status {};
@@ -165,16 +163,17 @@ void JsonLinesFile::Append(const nlohmann::ordered_json& record) {
   FailSystem(path_, "write", error);
 }
 
-void JsonLinesFile::Order(const std::vector<std::string>& ids) {
+void JsonLinesFile::Order(const std::vector<std::string>& names,
+                          const std::function<std::string(const JsonObject&)>& name_of) {
   std::map<std::string, size_t> rank;
-  for (const std::string& id : ids) rank.emplace(id, rank.size());
+  for (const std::string& name : names) rank.emplace(name, rank.size());
   std::vector<std::pair<size_t, std::string>> lines;
   std::ifstream file(path_, std::ios::binary);
   for (std::string line; std::getline(file, line);) {
     if (IsBlank(line)) continue;
     const JsonObject record(ParseJson<Json>(line), path_.string());
-    const auto found = rank.find(IdOf(record, key_));
-    lines.emplace_back(found == rank.end() ? ids.size() : found->second, std::move(line));
+    const auto found = rank.find(name_of(record));
+    lines.emplace_back(found == rank.end() ? names.size() : found->second, std::move(line));
   }
   if (!file.eof()) FailSystem(path_, "read", errno);
   const auto before = [](const auto& a, const auto& b) { return a.first < b.first; };

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -42,13 +43,14 @@ class JsonLinesFile {
   // Throws std::runtime_error naming the path; a line that could not be written whole is cut off.
   void Append(const nlohmann::ordered_json& record);
 
-  // Puts the lines of `ids` first, in that order, and leaves the others behind them as they are.
-  // Nothing can be appended afterwards. Throws std::runtime_error naming the path.
-  void Order(const std::vector<std::string>& ids);
+  // Puts the lines that `name_of` calls by these names first, in that order, and leaves the others
+  // behind them as they are. Nothing can be appended afterwards. Throws std::runtime_error naming
+  // the path.
+  void Order(const std::vector<std::string>& names,
+             const std::function<std::string(const JsonObject&)>& name_of);
 
  private:
   std::filesystem::path path_;
-  std::string key_;
   int fd_;
 };
 

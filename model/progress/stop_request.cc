@@ -7,12 +7,14 @@
 namespace llava {
 namespace {
 
+int living = 0;
 std::atomic<int> requested = 0;
 static_assert(std::atomic<int>::is_always_lock_free, "a signal handler may touch it");
 
 }  // namespace
 
 StopRequest::StopRequest() {
+  if (++living > 1) return;
   requested = 0;
   struct sigaction action = {};
   action.sa_handler = [](int signal) { requested = signal; };
@@ -21,11 +23,17 @@ StopRequest::StopRequest() {
 }
 
 StopRequest::~StopRequest() {
+  if (--living > 0) return;
   for (const int signal : {SIGINT, SIGTERM}) std::signal(signal, SIG_DFL);
   requested = 0;
 }
 
 bool StopRequest::Requested() { return requested != 0; }
+
+void StopRequest::ThrowIfRequested() {
+  if (Requested()) throw Came();
+}
+
 int StopRequest::Signal() { return requested; }
 
 }  // namespace llava

@@ -5,9 +5,11 @@
 #include <stdexcept>
 #include <string>
 #include <unordered_set>
+#include <utility>
 
 #include "model/progress/progress.h"
 #include "model/train/picture_sizes.h"
+#include "model/train/record_facts_file.h"
 
 namespace llava {
 namespace {
@@ -20,14 +22,74 @@ Json FilesAsJson(const std::vector<std::filesystem::path>& files) {
   return names;
 }
 
+// What of the data is not trained, in words; empty: all is. `report`: of the survey.
+std::string LeftOut(const RecordSurvey& survey, const Json& report) {
+  std::string text;
+  if (const int64_t bad = survey.num_bad(); bad > 0) {
+    std::string kinds;
+    for (const auto& [kind, count] : report["bad"].items()) {
+      kinds += (kinds.empty() ? "" : ", ") + kind + " " + std::to_string(count.get<int64_t>());
+    }
+    text = std::to_string(bad) + " of " + std::to_string(survey.facts.size()) +
+           " records left out (" + kinds + "), the first: " + survey.complaints.front();
+  }
+  if (const auto shortened = report["shortened_records"].get<int64_t>(); shortened > 0) {
+    text += (text.empty() ? "" : "; ") + std::to_string(shortened) +
+            " too long records lost their last " +
+            std::to_string(report["dropped_turns"].get<int64_t>()) + " turns";
+  }
+  return text;
+}
+
 }  // namespace
 
 InstructionSet::InstructionSet(const Options& options, const SampleEncoder& encoder,
                                std::FILE* progress)
-    : options_(options),
-      encoder_(encoder),
-      data_(options.files, options.images),
-      plan_(Survey(options.decode, progress), options.plan) {}
+    : options_(options), encoder_(encoder), data_(options.files, options.images) {
+  RecordSurvey survey = Survey(options.decode, progress);
+  report_ = Report(survey);
+  const std::string left_out = LeftOut(survey, report_);
+  if (progress != nullptr && !left_out.empty()) {
+    std::fprintf(progress, "llava-train: %s: %s\n", options_.name.c_str(), left_out.c_str());
+  }
+  plan_ = std::make_unique<const RowPlan>(survey, options_.plan);
+  facts_ = std::move(survey.facts);
+}
+
+void InstructionSet::KeepPlan(const std::filesystem::path& file, bool resumes,
+                              std::FILE* progress) {
+  if (!resumes || !std::filesystem::exists(file)) {
+    SaveFacts(file, facts_);
+    return;
+  }
+  RecordSurvey before;
+  before.facts = ReadFacts(file);
+  const auto refuse = [this](const std::string& what) {
+    throw std::invalid_argument(
+        what + " when this run began; give the same data to go on, or choose another folder");
+  };
+  if (before.facts.size() != facts_.size()) {
+    refuse("the " + options_.name + " has " + std::to_string(facts_.size()) + " records, it had " +
+           std::to_string(before.facts.size()));
+  }
+  int64_t gone = 0, come = 0;
+  for (int64_t number = 0; number < std::ssize(facts_); ++number) {
+    const RecordFacts &then = before.facts[number], &now = facts_[number];
+    if (then.tokens > 0) before.usable.push_back(number);
+    gone += then.tokens > 0 && now.tokens == 0;
+    come += then.tokens == 0 && now.tokens > 0;
+    const bool same = then.words == now.words && (then.picture == 0) == (now.picture == 0);
+    if (then.tokens > 0 && now.tokens > 0 && !same) {
+      refuse(data_.Name(number) + " was another");
+    }
+  }
+  plan_ = std::make_unique<const RowPlan>(before, options_.plan);
+  if (progress == nullptr || gone + come == 0) return;
+  std::fprintf(progress,
+               "llava-train: %s: goes on in the order that it began with: %lld records of it "
+               "cannot be used any more, %lld that now could be stay left out\n",
+               options_.name.c_str(), static_cast<long long>(gone), static_cast<long long>(come));
+}
 
 RecordSurvey InstructionSet::Survey(bool decode, std::FILE* progress) const {
   SurveyOptions options;
@@ -50,7 +112,10 @@ RecordSurvey InstructionSet::Survey(bool decode, std::FILE* progress) const {
 }
 
 Json InstructionSet::Check(std::FILE* progress) const {
-  const RecordSurvey survey = Survey(/*decode=*/true, progress);
+  return Report(Survey(/*decode=*/true, progress));
+}
+
+Json InstructionSet::Report(const RecordSurvey& survey) const {
   int64_t with_picture = 0, turns = 0, shortened = 0, dropped = 0, tokens = 0, image_tokens = 0;
   int64_t trained = 0, longest = 0;
   std::unordered_set<uint64_t> pictures;

@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <filesystem>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -13,7 +14,8 @@
 
 namespace llava {
 
-// Data files with all that is known of them before training. Const after construction, thread-safe.
+// Data files with all that is known of them before training. Const after construction and KeepPlan,
+// thread-safe.
 class InstructionSet {
  public:
   struct Options {
@@ -26,23 +28,33 @@ class InstructionSet {
     bool skip_bad = false;
     bool decode = false;  // all pictures at once: none must fail when it is too late
   };
-  // Reads every record. Throws std::runtime_error if nothing is left or something is bad that may
-  // not be skipped.
+  // Reads every record, and tells `progress` which were left out or cut. Throws std::runtime_error
+  // if nothing is left or something is bad that may not be skipped.
   InstructionSet(const Options& options, const SampleEncoder& encoder, std::FILE* progress);
 
-  const InstructionData& data() const { return data_; }
-  const RowPlan& plan() const { return plan_; }
+  // Writes into `file` what the plan is made of. If a run `resumes` that has it, plans anew as it
+  // did then, whatever can be used now: else records would come again, and others never. Tells
+  // `progress` if that differs. Throws std::invalid_argument if these are other records.
+  void KeepPlan(const std::filesystem::path& file, bool resumes, std::FILE* progress);
 
-  // Decodes all pictures, too: numbers for people and programs. Throws as the constructor.
+  const InstructionData& data() const { return data_; }
+  const RowPlan& plan() const { return *plan_; }
+  // What there is and what was left out or cut, in numbers, and the first complaints.
+  const nlohmann::ordered_json& report() const { return report_; }
+
+  // The report where all pictures have been decoded, too. Throws as the constructor.
   nlohmann::ordered_json Check(std::FILE* progress) const;
 
  private:
   RecordSurvey Survey(bool decode, std::FILE* progress) const;
+  nlohmann::ordered_json Report(const RecordSurvey& survey) const;
 
   Options options_;
   const SampleEncoder& encoder_;
   InstructionData data_;
-  RowPlan plan_;
+  std::vector<RecordFacts> facts_;
+  nlohmann::ordered_json report_;
+  std::unique_ptr<const RowPlan> plan_;
 };
 
 }  // namespace llava

@@ -11,6 +11,7 @@
 #include <ATen/ops/ones.h>
 #include <c10/core/DeviceGuard.h>
 
+#include "model/checkpoint/durable_file.h"
 #include "model/checkpoint/tensor_names.h"
 #include "model/llava/llava.h"
 #include "model/llava/philox.h"
@@ -29,7 +30,8 @@ namespace {
 using Json = nlohmann::ordered_json;
 using Batches = Prefetcher<InstructionBatch>;
 
-constexpr int kPrepared = 4;          // micro-batches ahead of the one in use
+constexpr auto kReplace = Json::error_handler_t::replace;  // complaints tell what files hold
+constexpr int kPrepared = 4;                               // micro-batches ahead of the one in use
 constexpr uint64_t kHeldOutSeed = 0;  // evaluations of different runs see the same questions
 constexpr std::string_view kProjector = "model.mm_projector.";
 
@@ -149,26 +151,12 @@ class InstructionTask : public TrainingTask {
       options.decode = true;  // else it would fail behind hundreds of steps
       held_out_ = std::make_unique<InstructionSet>(options, held_out_encoder_, progress);
     }
-    const int64_t rows = set_.plan().rows(), step = settings.batch_size * task.accumulation;
-    total_steps_ = settings.steps > 0
-                       ? settings.steps
-                       : static_cast<int64_t>(std::ceil(settings.epochs * rows / step));
-    loader_ = std::make_unique<InstructionLoader>(set_.data(), encoder_, set_.plan(), tower_,
-                                                  settings.batch_size, total_steps_ * step,
-                                                  task.skip_bad);
     // Settled here, before loader threads ask for one each: this thread's, and those of autograd,
     // which the first pass starts.
     at::get_num_threads();
     const at::AutoGradMode a_pass(true);
     at::ones({}, at::TensorOptions(task.device())).requires_grad_().mul(1).backward();
-    const auto threads = static_cast<int>((task.loader_threads - 1) / num_replicas() + 1);
-    for (int64_t replica = 0; replica < num_replicas(); ++replica) {
-      batches_.push_back(std::make_unique<Batches>(
-          [this, replica](int64_t number) {
-            return loader_->MakeFull(shares().MicroBatch(replica, number));
-          },
-          threads, kPrepared));
-    }
+    FollowPlan();
   }
 
   std::string kind() const override {
@@ -177,6 +165,7 @@ class InstructionTask : public TrainingTask {
   int64_t total_steps() const override { return total_steps_; }
   int64_t num_replicas() const override { return static_cast<int64_t>(models_.size()); }
   std::vector<ParameterGroup> groups() override;
+  void Begin(const std::filesystem::path& run_folder, bool resumes, std::FILE* progress) override;
   MicroBatch Forward(int64_t step, int64_t micro) override;
   int64_t HeaviestStep() override;
   Json Check(std::FILE* progress) override;
@@ -197,6 +186,23 @@ class InstructionTask : public TrainingTask {
             .plan = PlanOf(settings_, task_.accumulation, encoder_.rules()),
             .threads = static_cast<int>(task_.loader_threads),
             .skip_bad = task_.skip_bad};
+  }
+  void FollowPlan() {
+    const int64_t rows = set_.plan().rows(), step = settings_.batch_size * task_.accumulation;
+    total_steps_ = settings_.steps > 0
+                       ? settings_.steps
+                       : static_cast<int64_t>(std::ceil(settings_.epochs * rows / step));
+    loader_ = std::make_unique<InstructionLoader>(set_.data(), encoder_, set_.plan(), tower_,
+                                                  settings_.batch_size, total_steps_ * step,
+                                                  task_.skip_bad);
+    const auto threads = static_cast<int>((task_.loader_threads - 1) / num_replicas() + 1);
+    for (int64_t replica = 0; replica < num_replicas(); ++replica) {
+      batches_.push_back(std::make_unique<Batches>(
+          [this, replica](int64_t number) {
+            return loader_->MakeFull(shares().MicroBatch(replica, number));
+          },
+          threads, kPrepared));
+    }
   }
   uint64_t DropoutDraw(int64_t step, int64_t micro) const {
     const auto low = [](uint64_t x) { return static_cast<uint32_t>(x); };
@@ -247,6 +253,16 @@ std::vector<ParameterGroup> InstructionTask::groups() {
   return groups;
 }
 
+void InstructionTask::Begin(const std::filesystem::path& run_folder, bool resumes,
+                            std::FILE* progress) {
+  batches_.clear();  // their threads use plan and loader
+  set_.KeepPlan(run_folder / "plan.safetensors", resumes, progress);
+  FollowPlan();
+  Json report = {{"data", set_.report()}};
+  if (held_out_) report["held_out_data"] = held_out_->report();
+  WriteDurably(run_folder / "data.json", report.dump(2, ' ', false, kReplace) + "\n");
+}
+
 MicroBatch InstructionTask::Forward(int64_t step, int64_t micro) {
   const int64_t replica = micro % num_replicas();
   Llava& model = *models_[replica];
@@ -269,7 +285,9 @@ MicroBatch InstructionTask::Forward(int64_t step, int64_t micro) {
   result.samples = batch.samples;
   result.tokens = batch.tokens;
   result.trained_tokens = batch.trained_tokens;
-  if (task_.skip_bad) result.figures = {{"left_out", static_cast<double>(batch.left_out)}};
+  if (task_.skip_bad) {  // figures are averaged over the step: its sum
+    result.figures = {{"left_out", static_cast<double>(batch.left_out * task_.accumulation)}};
+  }
   result.origin = batch.origin;
   return result;
 }

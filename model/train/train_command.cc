@@ -14,6 +14,7 @@
 #include <ATen/Parallel.h>
 #include <c10/core/CachingDeviceAllocator.h>
 
+#include "model/progress/stop_request.h"
 #include "model/train/gradient_step.h"
 #include "model/train/group_optimizer.h"
 #include "model/train/instruction_task.h"
@@ -146,15 +147,8 @@ DryFigures TrySteps(TrainingTask& task, const TrainerSettings& settings) {
   return {tokens_per_step, seconds[tries / 2]};
 }
 
-}  // namespace
-
-std::vector<std::string> TrainingKinds() {
-  std::vector<std::string> kinds;
-  for (const auto& [kind, maker] : Makers()) kinds.push_back(kind);
-  return kinds;
-}
-
-int RunTraining(const TrainCommand& command, std::FILE* progress) {
+// False if it was stopped.
+bool TrainAndPublish(const TrainCommand& command, std::FILE* progress) {
   Opened opened(command);
   opened.Open(command.kind, progress);
   const auto endpoint = command.metrics_address.empty()
@@ -167,16 +161,37 @@ int RunTraining(const TrainCommand& command, std::FILE* progress) {
     options.on_step = [&](const StepReport& report) { endpoint->Update(report); };
   }
   if (Train(*opened.task, opened.recipe, opened.trainer, options) == TrainingOutcome::kStopped) {
-    std::fprintf(progress, "llava-train: stopped; the same command goes on from here\n");
-    return kExitResume;
+    return false;
   }
-  if (command.repository.empty()) return 0;
+  if (command.repository.empty()) return true;
+  if (StopRequest::Requested()) return false;  // once begun it comes to its end
   const Json recipe = opened.recipe.Resolved();
   const std::filesystem::path folder =
       PublishOnce(command.run_folder, command.repository, command.name, recipe,
                   [&] { return opened.task->Publish(command.repository, command.name, recipe); });
   std::printf("%s\n", folder.string().c_str());
-  return 0;
+  return true;
+}
+
+}  // namespace
+
+std::vector<std::string> TrainingKinds() {
+  std::vector<std::string> kinds;
+  for (const auto& [kind, maker] : Makers()) kinds.push_back(kind);
+  return kinds;
+}
+
+int RunTraining(const TrainCommand& command, std::FILE* progress) {
+  const StopRequest stop;  // opening takes minutes, too
+  const auto stopped = [progress] {
+    std::fprintf(progress, "llava-train: stopped; the same command goes on from here\n");
+    return kExitResume;
+  };
+  try {
+    return TrainAndPublish(command, progress) ? 0 : stopped();
+  } catch (const StopRequest::Came&) {
+    return stopped();
+  }
 }
 
 void RunDry(const TrainCommand& command, std::FILE* progress) {

@@ -26,8 +26,8 @@ struct TrainCommand {
 inline constexpr int kExitResume = 75;
 
 // Trains; progress and messages go to `progress`, the folder published to stdout. Returns 0, or
-// kExitResume after a signal. Throws std::invalid_argument for what the caller did wrong,
-// std::runtime_error for the rest.
+// kExitResume after a signal, be it before the first step or before publishing. Throws
+// std::invalid_argument for what the caller did wrong, std::runtime_error for the rest.
 int RunTraining(const TrainCommand& command, std::FILE* progress);
 
 // Looks at all data and tries the first steps without changing anything: prints counts, tokens,

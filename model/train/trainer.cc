@@ -51,7 +51,7 @@ class Run {
         folder_(options.run_folder, recipe.Resolved(), recipe.Defaults()),
         optimizer_(task.groups(), settings),
         passes_(task, settings.accumulation),
-        total_(task.total_steps()),
+        total_(BeginTask()),
         warmup_(WarmupSteps(total_, settings.warmup_ratio)) {}
 
   TrainingOutcome Work() {
@@ -60,11 +60,12 @@ class Run {
     Progress progress(options_.progress, task_.kind(), total_, step_);
     const StopRequest stop;
     // The run that saved this step may have ended before its evaluation did.
-    if (IsDue(settings_.evaluate_every) && !folder_.HasEvaluation(step_)) Evaluate();
+    const bool is_due = IsDue(settings_.evaluate_every) && !folder_.HasEvaluation(step_);
+    if (is_due && !StopRequest::Requested()) Evaluate();
     while (step_ < total_) {
       StepReport report;
       if (!Step(report)) {
-        Save();
+        if (step_ > 0) Save();  // else there is nothing to keep
         progress.Finish(step_);
         return TrainingOutcome::kStopped;
       }
@@ -80,6 +81,12 @@ class Run {
   }
 
  private:
+  // Returns the steps of the whole run.
+  int64_t BeginTask() {
+    task_.Begin(folder_.path(), folder_.NewestState().has_value(), options_.progress);
+    return task_.total_steps();
+  }
+
   // Whether what is done every so many steps (0: at the end only) is to be done now.
   bool IsDue(int64_t every) const {
     return step_ > 0 && (step_ == total_ || (every > 0 && step_ % every == 0));

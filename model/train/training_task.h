@@ -77,6 +77,11 @@ class TrainingTask {
   virtual int64_t total_steps() const = 0;
   virtual std::vector<ParameterGroup> groups() = 0;
 
+  // Once, before the first Forward of a run: may write files of its own into the run's folder,
+  // which is locked, and read them if the run `resumes`. May change total_steps(). Throws
+  // std::invalid_argument if the run began with something else. `progress`: for messages.
+  virtual void Begin(const std::filesystem::path& run_folder, bool resumes, std::FILE* progress) {}
+
   // Forward pass of micro-batch `micro` of step `step`: a pure function of these numbers, the
   // recipe and the parameters, so that a resumed run repeats it. Both count from 0. So many
   // successive micro-batches as there are replicas may be computed, backward pass included, at the

@@ -10,6 +10,7 @@
 #include <stdexcept>
 
 #include "model/progress/for_each.h"
+#include "model/progress/stop_request.h"
 
 namespace llava {
 namespace {
@@ -85,6 +86,7 @@ RecordSurvey SurveyRecords(const InstructionData& data, const SampleEncoder& enc
   std::map<int64_t, std::string> complaints;  // about the lowest numbers
   int64_t done = 0;
   const auto look = [&](int64_t number) {
+    StopRequest::ThrowIfRequested();
     try {
       survey.facts[number] = FactsOf(data, encoder, number, options);
     } catch (const BadRecord& bad) {

@@ -39,7 +39,7 @@ struct SurveyOptions {
   std::function<void(int64_t done)> on_progress;  // by one thread at a time
 };
 
-// Reads every record and encodes it for epoch 0.
+// Reads every record and encodes it for epoch 0. Throws StopRequest::Came.
 RecordSurvey SurveyRecords(const InstructionData& data, const SampleEncoder& encoder,
                            const SurveyOptions& options);
 

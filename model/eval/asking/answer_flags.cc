@@ -9,6 +9,7 @@
 #include <map>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <stdexcept>
 
 #include <ATen/Parallel.h>
@@ -136,7 +137,22 @@ int AnswerFlags::AnswerHere(const std::vector<VisualQuestion>& questions,
       model_id_.empty() ? std::filesystem::path(checkpoint_).filename().string() : model_id_;
 
   JsonLinesFile out(out_, "question_id");  // mends a torn line before it is read
-  const std::map<std::string, JsonObject> known = ById(ReadJsonLines(out_), "question_id");
+  std::set<std::string> shared;            // ids of several questions
+  for (const VisualQuestion& question : questions) {
+    if (question.shares_id) shared.insert(question.id_text());
+  }
+  const auto name_of = [&shared](const JsonObject& line) {
+    const std::string answered = IdOf(line);
+    const bool shares_id = shared.contains(answered);
+    return NameOfAnswer(answered, shares_id ? line.Text("prompt") : "", shares_id);
+  };
+  std::map<std::string, JsonObject> known;  // by name
+  for (const JsonObject& line : ReadJsonLines(out_)) {
+    const std::string name = name_of(line);
+    if (!known.emplace(name, line).second) {
+      line.Fail("question_id", "is " + name + " for the second time");
+    }
+  }
   const auto sampling_of = [&](const VisualQuestion& question) {
     SamplingOptions own = sampling;
     own.seed = static_cast<uint64_t>(&question - questions.data());
@@ -203,9 +219,9 @@ int AnswerFlags::AnswerHere(const std::vector<VisualQuestion>& questions,
   TellFailures("llava-eval", told, stderr);
   if (ended < questions.size()) return 128 + StopRequest::Signal();
   if (!failures.empty()) return 1;
-  std::vector<std::string> ids;  // answers came as workers were done with them
-  for (const VisualQuestion& question : questions) ids.push_back(question.name());
-  out.Order(ids);
+  std::vector<std::string> names;  // answers came as workers were done with them
+  for (const VisualQuestion& question : questions) names.push_back(question.name());
+  out.Order(names, name_of);
   return 0;
 }
 

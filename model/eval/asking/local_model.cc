@@ -40,6 +40,11 @@ Image ReadPicture(const std::filesystem::path& path) {
 
 }  // namespace
 
+std::string BeforeChoice(const std::string& reasons, const std::string& cue) {
+  const std::string text(StripUtf8(reasons));
+  return text.empty() ? cue : text + "\n" + cue;
+}
+
 struct LocalModel::Parts {
   Parts(const LanguageCheckpoint& language, const TowerCheckpoint& vision)
       : features(language.config.features),
@@ -101,6 +106,7 @@ std::string LocalModel::KeyOf(const VisualQuestion& question, uint32_t max_token
   std::vector<PromptSpan> spans = PromptOf(question);
   if (!question.answer_cue.empty()) {
     parts_->model.chat_template().BeginAnswer(spans, question.answer_cue);
+    key.push_back(BeforeChoice("", question.answer_cue));
   }
   for (const PromptSpan& span : spans) {
     key.push_back({static_cast<int>(span.kind), span.text, span.tokens});
@@ -139,7 +145,7 @@ LocalModel::Answered LocalModel::Answer(const VisualQuestion& question, uint32_t
   StopOptions at_cue = stop;
   at_cue.stop.push_back(cue.substr(0, cue.find('\n')));
   const GenerateResult reasons = generate(at_cue);
-  const std::string before = std::string(StripUtf8(reasons.text)) + "\n" + cue;
+  const std::string before = BeforeChoice(reasons.text, cue);
   model.chat_template().BeginAnswer(spans, before);
   stop.max_new_tokens = std::min(max_tokens, kLongestChoice);
   return {before + generate(stop).text, reasons.state == llava::Answer::State::kLength};

@@ -13,6 +13,10 @@
 
 namespace llava {
 
+// What stands in an answer before its choice: the reasons and, in a line of its own, the cue.
+// Without reasons the cue alone, as records of instruction data have it that have none.
+std::string BeforeChoice(const std::string& reasons, const std::string& cue);
+
 // Thread-safe; answers do not depend on each other.
 class LocalModel {
  public:

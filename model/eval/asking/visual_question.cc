@@ -1,5 +1,7 @@
 #include "model/eval/asking/visual_question.h"
 
+#include <cstdint>
+#include <map>
 #include <set>
 #include <stdexcept>
 #include <string_view>
@@ -60,6 +62,16 @@ VisualQuestion QuestionOfLine(const JsonObject& line, const std::filesystem::pat
 
 }  // namespace
 
+std::string VisualQuestion::prompt() const {
+  return (picture.empty() ? "" : "<image>\n") + (messages.empty() ? text : messages.back().text);
+}
+
+std::string VisualQuestion::name() const { return NameOfAnswer(id_text(), prompt(), shares_id); }
+
+std::string NameOfAnswer(const std::string& id, const std::string& prompt, bool shares_id) {
+  return shares_id ? id + " \"" + prompt + "\"" : id;
+}
+
 VisualQuestion QuestionOfRecord(std::string_view json, const std::filesystem::path& pictures) {
   const InstructionRecord parsed = ParseInstructionRecord(json);
   VisualQuestion question;
@@ -90,8 +102,11 @@ std::vector<VisualQuestion> ReadVisualQuestions(const std::filesystem::path& pat
       questions.push_back(QuestionOfLine(line, pictures));
     }
   }
+  std::map<std::string, int64_t> uses;  // of ids
+  for (const VisualQuestion& question : questions) ++uses[question.id_text()];
   std::set<std::string> seen;
-  for (const VisualQuestion& question : questions) {
+  for (VisualQuestion& question : questions) {
+    question.shares_id = uses[question.id_text()] > 1;
     if (!seen.insert(question.name()).second) {
       throw std::runtime_error(path.string() + ": question " + question.name() + " comes twice");
     }
@@ -102,9 +117,7 @@ std::vector<VisualQuestion> ReadVisualQuestions(const std::filesystem::path& pat
 
 Json AnswerLine(const VisualQuestion& question, const std::string& text,
                 const std::string& model_id, const std::string& finish_reason) {
-  const std::string asked =
-      question.messages.empty() ? question.text : question.messages.back().text;
-  const std::string prompt = (question.picture.empty() ? "" : "<image>\n") + asked;
+  const std::string prompt = question.prompt();
   const std::string named = model_id + '\0' + question.name() + '\0' + prompt + '\0' + text;
   return {{"question_id", question.id},
           {"prompt", prompt},

@@ -21,14 +21,23 @@ struct VisualQuestion {
   // If not empty, a checkpoint answers in two steps, as LLaVA on ScienceQA: its reasons up to the
   // first line of this, then, with all of this behind them, the answer. Servers answer in one.
   std::string answer_cue = {};
+  bool shares_id = false;  // with other questions of its file, as those about one picture may
 
-  // The id as text.
-  std::string name() const { return id.is_string() ? id.get<std::string>() : id.dump(); }
+  std::string id_text() const { return id.is_string() ? id.get<std::string>() : id.dump(); }
+  // As an answer's line tells it: "<image>\n" in front if there is a picture.
+  std::string prompt() const;
+  // Unlike that of any other question of its file: the id as text, where it is shared with the
+  // prompt behind it.
+  std::string name() const;
 };
+
+// The VisualQuestion::name of what an AnswerLine answers.
+std::string NameOfAnswer(const std::string& id, const std::string& prompt, bool shares_id);
 
 // JSON lines with "question_id", "text" and, if there is a picture, "image"; or a JSON array of
 // LLaVA's instruction data, whose first messages are asked. `pictures`: the folder that "image" is
-// relative to. Throws std::runtime_error naming file and place, also for an id that comes twice.
+// relative to. Throws std::runtime_error naming file and place, also for an id that comes twice
+// with the same text.
 std::vector<VisualQuestion> ReadVisualQuestions(const std::filesystem::path& path,
                                                 const std::filesystem::path& pictures);
 

@@ -4,6 +4,7 @@
 #include <array>
 #include <cctype>
 #include <charconv>
+#include <cmath>
 #include <stdexcept>
 
 #include "model/eval/json_lines.h"
@@ -18,7 +19,8 @@ bool IsDigit(char c) { return c >= '0' && c <= '9'; }
 bool IsLetter(char c) { return std::isalpha(static_cast<unsigned char>(c)) || (c & 0x80); }
 bool IsSpace(char c) { return std::isspace(static_cast<unsigned char>(c)); }
 
-// What Python's float() makes of a text.
+// What Python's float() makes of a text, if that is finite: "nan" is no score, and would be every
+// mean.
 std::optional<double> PythonFloat(std::string_view text) {
   while (!text.empty() && IsSpace(text.front())) text.remove_prefix(1);
   while (!text.empty() && IsSpace(text.back())) text.remove_suffix(1);
@@ -35,7 +37,7 @@ std::optional<double> PythonFloat(std::string_view text) {
   double value = 0;
   const char* end = plain.data() + plain.size();
   const auto read = std::from_chars(plain.data(), end, value);
-  if (read.ec != std::errc() || read.ptr != end) return {};
+  if (read.ec != std::errc() || read.ptr != end || !std::isfinite(value)) return {};
   return value;
 }
 

@@ -22,7 +22,7 @@ struct JudgeScores {
 inline constexpr JudgeScores kNoScores = {-1, -1};
 
 // As LLaVA's evaluation, to the letter: the first line, with commas taken as spaces, is two numbers
-// with one space between.
+// with one space between. But "nan" and "inf", which Python reads, are none.
 std::optional<JudgeScores> ParseScoresStrictly(std::string_view review);
 
 // What people would see as the scores: also "8, 9", "**8** 9", "8/10 9/10", "Assistant 1: 8" over

@@ -80,12 +80,12 @@ JudgeRow Row(const std::string& category, const std::vector<const JudgeReview*>&
   std::vector<JudgeScores> published, read;
   for (const JudgeReview* review : reviews) {
     published.push_back(review->published);
-    if (!review->robust) {
-      ++row.unread;
-      continue;
-    }
+    const bool without = review->published == kNoScores;
+    row.outside += !without && review->robust != review->published;
+    row.unread += without && !review->robust;
+    row.mended += without && review->robust;
+    if (!review->robust) continue;
     read.push_back(*review->robust);
-    row.mended += review->published == kNoScores;
     const double ahead = review->robust->candidate - review->robust->reference;
     row.win += ahead > 0;
     row.tie += ahead == 0;
@@ -170,6 +170,7 @@ Json JudgeRowsJson(const std::vector<JudgeRow>& rows) {
                           {"count", row.count},
                           {"unread", row.unread},
                           {"mended", row.mended},
+                          {"outside", row.outside},
                           {"relative_of_read", Number(row.robust)}};
   }
   return json;
@@ -188,7 +189,7 @@ Json JudgeAveragesJson(const std::vector<JudgeAverage>& averages) {
 std::string JudgeTable(const std::vector<JudgeRow>& rows) {
   std::string table =
       "category             relative reference candidate  95 % interval   win  tie loss     n\n";
-  int64_t mended = 0, unread = 0;
+  int64_t mended = 0, unread = 0, outside = 0;
   for (const JudgeRow& row : rows) {
     char line[160];
     std::snprintf(line, sizeof(line), "%-20s %8s %9s %9s %6s - %-6s %4lld %4lld %4lld %5lld\n",
@@ -201,11 +202,19 @@ std::string JudgeTable(const std::vector<JudgeRow>& rows) {
     if (row.category != kAll) continue;
     mended = row.mended;
     unread = row.unread;
+    outside = row.outside;
   }
-  if (mended + unread == 0) return table;
-  table += "without scores by the published rule, counted as -1 above: " +
-           std::to_string(mended + unread) + "; read more kindly: " + std::to_string(mended) +
-           ", without scores: " + std::to_string(unread) + "\nrelative, of those read:";
+  if (mended + unread + outside == 0) return table;
+  if (mended + unread > 0) {
+    table += "without scores by the published rule, counted as -1 above: " +
+             std::to_string(mended + unread) + "; read more kindly: " + std::to_string(mended) +
+             ", without scores: " + std::to_string(unread) + "\n";
+  }
+  if (outside > 0) {
+    table += "with scores that are not from 0 to 10, counted as they are above: " +
+             std::to_string(outside) + "\n";
+  }
+  table += "relative, of those read from 0 to 10:";
   for (const JudgeRow& row : rows) table += " " + row.category + " " + Decimal(row.robust);
   return table + "\n";
 }

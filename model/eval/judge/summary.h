@@ -21,11 +21,12 @@ struct JudgeRow {
   // could not be read as -1; means rounded to 3 decimals first), and the means times 10.
   double relative = 0, reference = 0, candidate = 0;
   Interval interval;  // of `relative`, 95 %, by drawing questions anew (percentiles)
-  // Of the scores that could be read: how often the candidate has more, as much, less.
+  // Of the scores that could be read robustly: how often the candidate has more, as much, less.
   int64_t win = 0, tie = 0, loss = 0;
-  int64_t unread = 0;  // no scores, not even read robustly
-  int64_t mended = 0;  // read robustly alone
-  double robust = 0;   // the relative score of those that could be read; NaN if none could
+  int64_t unread = 0;   // no scores, not even read robustly
+  int64_t mended = 0;   // read robustly alone
+  int64_t outside = 0;  // read as published, but not from 0 to 10: they count as they are
+  double robust = 0;    // the relative score of those read robustly; NaN if none were
 };
 
 struct BootstrapOptions {

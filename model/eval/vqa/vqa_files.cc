@@ -131,15 +131,17 @@ std::string TextVqaId(const std::string& image, const std::string& question) {
 }
 
 std::string QuestionOfTextVqaPrompt(const std::string& prompt) {
+  constexpr std::string_view kPicture = "<image>\n";
   constexpr std::string_view kBefore = "Question: ", kBehind = " Short answer:";
-  if (prompt.starts_with("OCR tokens: ")) {
-    const size_t begin = prompt.find(kBefore);
-    const size_t end = begin == prompt.npos ? begin : prompt.find(kBehind, begin);
-    if (end != prompt.npos) {
-      return prompt.substr(begin + kBefore.size(), end - begin - kBefore.size());
+  std::string_view rest = prompt;
+  if (rest.starts_with(kPicture)) rest.remove_prefix(kPicture.size());
+  if (rest.starts_with("OCR tokens: ")) {
+    const size_t begin = rest.find(kBefore);
+    const size_t end = begin == rest.npos ? begin : rest.find(kBehind, begin);
+    if (end != rest.npos) {
+      return std::string(rest.substr(begin + kBefore.size(), end - begin - kBefore.size()));
     }
   }
-  std::string_view rest = prompt;
   if (rest.starts_with("Reference OCR token:"))
     rest.remove_prefix(std::min(rest.find('\n'), rest.size() - 1) + 1);
   return std::string(rest.substr(0, rest.find('\n')));

@@ -35,7 +35,7 @@ std::map<std::string, std::string> ReadVqaAnswers(const std::filesystem::path& p
 // LLaVA's answers to TextVQA name the picture, not the question.
 std::string TextVqaId(const std::string& image, const std::string& question);
 // The question of a prompt of LLaVA's TextVQA: its line before the request for a short answer, with
-// a line of OCR tokens before or behind it.
+// a line of OCR tokens before or behind it. Our own answers have the picture's mark in front.
 std::string QuestionOfTextVqaPrompt(const std::string& prompt);
 
 // POPE's counts by category, in the order of the labels' files. A category is the name of its file,

@@ -130,6 +130,25 @@ TEST_F(CaptionedImagesTest, ReadsTables) {
   EXPECT_THAT(images[1].captions, ElementsAre("A \"big\" cat, asleep."));
 }
 
+TEST_F(CaptionedImagesTest, PicturesOfSeveralFoldersHaveIdsOfTheirOwn) {
+  const auto ids = [](const std::vector<CaptionedImage>& images) {
+    std::vector<std::string> ids;
+    for (const CaptionedImage& image : images) ids.push_back(image.id);
+    return ids;
+  };
+  const auto expected = ElementsAre("1", "b/1", "b/1.png");
+  EXPECT_THAT(
+      ids(ReadCaptionTable(Write("t.csv", "image,caption\na/1.jpg,A.\nb/1.jpg,B.\nb/1.png,C.\n"))),
+      expected);
+  EXPECT_THAT(ids(ReadCoco(Write("c.json", R"({"images": [
+      {"id": 1, "file_name": "a/1.jpg"}, {"id": 2, "file_name": "b/1.jpg"},
+      {"id": 3, "file_name": "b/1.png"}], "annotations": [
+      {"image_id": 1, "caption": "A."}, {"image_id": 2, "caption": "B."},
+      {"image_id": 3, "caption": "C."}]})"),
+                           "")),
+              expected);
+}
+
 TEST_F(CaptionedImagesTest, TableErrorsNameFileAndLine) {
   const auto error = [&](const std::string& text) {
     const fs::path path = Write("t.csv", text);

@@ -85,7 +85,9 @@ TEST(JsonLinesTest, PutsLinesInOrder) {
   const TempFolder folder;
   const std::string path =
       folder.Write("a.jsonl", "{\"id\":9}\n{\"id\":\"b\",\"a\":0}\n{\"id\":8}\n{\"id\":1}\n");
-  JsonLinesFile(path, "id").Order({"1", "2", "b"});
+  JsonLinesFile(path, "id").Order({"1", "2", "b"}, [](const JsonObject& line) {
+    return IdOf(line, "id");
+  });
   EXPECT_EQ(folder.Read("a.jsonl"), "{\"id\":1}\n{\"id\":\"b\",\"a\":0}\n{\"id\":9}\n{\"id\":8}\n");
 }
 

@@ -4,6 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <numeric>
@@ -13,6 +17,7 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
+#include "model/train/gradient_step.h"
 #include "tests/model/nn/tiny_model.h"
 #include "tests/model/train/instruction_world.h"
 
@@ -268,7 +273,18 @@ TEST_F(InstructionTaskTest, BadRecordsAreRefusedTogetherOrLeftOut) {
               AllOf(HasSubstr("2 of 8 records cannot be used (--skip-bad leaves them out)"),
                     HasSubstr("data.json record 1 (\"b\"): no picture "),
                     HasSubstr("data.json record 4: '}' without its partner")));
-  const auto task = world_.Make(Stage::kAlign, {"skip_bad=true", "batch_size=6", "order=as_data"});
+  char* told = nullptr;
+  size_t size = 0;
+  std::FILE* progress = open_memstream(&told, &size);
+  const auto task =
+      world_.Make(Stage::kAlign, {"skip_bad=true", "batch_size=6", "order=as_data"}, progress);
+  std::fclose(progress);
+  EXPECT_THAT(told, HasSubstr("llava-train: data: 2 of 8 records left out (broken JSON 1, missing "
+                              "picture 1), the first: " +
+                              (world_.folder() / "data.json").string() + " record 1 (\"b\"): no "));
+  std::free(told);
+  std::filesystem::create_directory(world_.folder() / "run");
+  task->Begin(world_.folder() / "run", /*resumes=*/false, /*progress=*/nullptr);
   const MicroBatch batch = task->Forward(0, 0);
   EXPECT_EQ(batch.samples, 6);
   EXPECT_THAT(batch.origin, HasSubstr("records 0, 2, 3, 5, 6, 7"));
@@ -277,6 +293,8 @@ TEST_F(InstructionTaskTest, BadRecordsAreRefusedTogetherOrLeftOut) {
   EXPECT_EQ(report["usable"], 6);
   EXPECT_EQ(report["bad"], (nlohmann::ordered_json{{"broken JSON", 1}, {"missing picture", 1}}));
   EXPECT_EQ(report["complaints"].size(), 2u);
+  EXPECT_EQ(nlohmann::ordered_json::parse(std::ifstream(world_.folder() / "run/data.json"))["data"],
+            report);
   world_.Write("data.json", "[{}]");
   EXPECT_THAT(world_.Refusal(Stage::kAlign, {"skip_bad=true"}),
               HasSubstr("has no record that can be used, of 1"));
@@ -303,6 +321,12 @@ TEST_F(InstructionTaskTest, ABrokenPictureIsFoundBeforeOrInTraining) {
   EXPECT_THAT(replaced.origin, HasSubstr("records 4"));
   ASSERT_EQ(replaced.figures.size(), 1u);
   EXPECT_EQ(replaced.figures[0], (std::pair<std::string, double>{"left_out", 1}));
+  const auto of_two = world_.Make(
+      Stage::kAlign, {"skip_bad=true", "batch_size=1", "accumulation=2", "order=as_data"});
+  StepSums sums;
+  GradientStep passes(*of_two, /*accumulation=*/2);
+  for (int64_t turn = 0; turn < passes.num_turns(); ++turn) passes.Turn(/*step=*/1, turn, sums);
+  EXPECT_EQ(sums.figures.at("left_out"), 1) << "a count, of the step";
 }
 
 // The first evaluation may come hours later.
@@ -363,8 +387,14 @@ TEST_F(InstructionTaskTest, TruncationIsCounted) {
   const std::string front = "image_order=front";
   const int64_t longest =
       world_.Make(Stage::kFinetune, {front})->Check(nullptr)["data"]["longest_sample_tokens"];
+  char* told = nullptr;
+  size_t size = 0;
+  std::FILE* progress = open_memstream(&told, &size);
   const auto task =
-      world_.Make(Stage::kFinetune, {front, "max_tokens=" + std::to_string(longest - 1)});
+      world_.Make(Stage::kFinetune, {front, "max_tokens=" + std::to_string(longest - 1)}, progress);
+  std::fclose(progress);
+  EXPECT_THAT(told, HasSubstr("llava-train: data: 1 too long records lost their last 1 turns\n"));
+  std::free(told);
   const auto data = task->Check(nullptr)["data"];
   EXPECT_EQ(data["shortened_records"], 1);
   EXPECT_EQ(data["dropped_turns"], 1);

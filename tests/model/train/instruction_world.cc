@@ -54,15 +54,16 @@ std::vector<std::string> InstructionWorld::records() const {
           RecordJson("h", "", {"Is the sun hot?", "Yes.", "And ice?", "No, it is cold."})};
 }
 
-std::unique_ptr<TrainingTask> InstructionWorld::Make(
-    InstructionStage stage, const std::vector<std::string>& settings) const {
+std::unique_ptr<TrainingTask> InstructionWorld::Make(InstructionStage stage,
+                                                     const std::vector<std::string>& settings,
+                                                     std::FILE* progress) const {
   Recipe recipe;
   recipe.Set("model=" + model().string());
   recipe.Set("data=" + (folder() / "data.json").string());
   recipe.Set("images=" + (folder() / "images").string());
   for (const std::string& setting : settings) recipe.Set(setting);
   const TaskSettings task = TaskSettings::From(recipe);
-  auto made = MakeInstructionTask(stage, recipe, task);
+  auto made = MakeInstructionTask(stage, recipe, task, progress);
   recipe.CheckAllRead();
   return made;
 }

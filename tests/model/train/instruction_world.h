@@ -3,6 +3,7 @@
 // A tiny model, pictures and instruction data to train on.
 
 #include <cstdint>
+#include <cstdio>
 #include <map>
 #include <memory>
 #include <string>
@@ -35,7 +36,8 @@ class InstructionWorld {
 
   // A task on data.json (`records()` unless the test wrote its own); `settings` as "key=value".
   std::unique_ptr<TrainingTask> Make(InstructionStage stage,
-                                     const std::vector<std::string>& settings = {}) const;
+                                     const std::vector<std::string>& settings = {},
+                                     std::FILE* progress = nullptr) const;
   // What Make says when it refuses; empty if it does not.
   std::string Refusal(InstructionStage stage, const std::vector<std::string>& settings) const;
 

@@ -1,8 +1,10 @@
 #include "model/data/instructions/record_survey.h"
+#include "model/progress/stop_request.h"
 #include "tests/support/fixtures.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <signal.h>
 
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -46,6 +48,18 @@ class RecordSurveyTest : public testing::Test {
           R"({"name": "t", "user": {"prefix": "U:"}, "assistant": {"prefix": "A:", "suffix": "</s>"}})")),
       {.max_tokens = 60, .pictures = PictureShape({}, 16)}};
 };
+
+TEST_F(RecordSurveyTest, ASignalEndsIt) {
+  const StopRequest stop;
+  int64_t last = 0;
+  options_.on_progress = [&last](int64_t done) {
+    last = done;
+    raise(SIGTERM);
+  };
+  const std::vector<std::string> records(5, Record("0", "What?", "Text.").dump());
+  EXPECT_THROW(Survey(records), StopRequest::Came);
+  EXPECT_EQ(last, 1);
+}
 
 TEST_F(RecordSurveyTest, SortsOutAndCountsEveryKind) {
   scratch_.Write("images/good.png", "good");

@@ -1,4 +1,5 @@
 #include "model/eval/asking/visual_question.h"
+#include "model/eval/asking/local_model.h"
 #include "tests/support/error_of.h"
 #include "tests/support/temp_folder.h"
 
@@ -44,6 +45,26 @@ TEST(VisualQuestionsTest, ComeFromInstructionData) {
   EXPECT_EQ(questions[0].picture, "test/3/image.png");
 }
 
+// LLaVA's questions of TextVQA carry the id of their picture, its instruction data that of COCO.
+TEST(VisualQuestionsTest, MayShareAnId) {
+  const TempFolder folder;
+  const auto questions = ReadVisualQuestions(
+      folder.Write("q.jsonl", R"({"question_id": "a", "image": "a.png", "text": "Who?"})"
+                              "\n"
+                              R"({"question_id": "b", "text": "Why?"})"
+                              "\n"
+                              R"({"question_id": "a", "image": "a.png", "text": "When?"})"
+                              "\n"),
+      "");
+  ASSERT_EQ(questions.size(), 3);
+  EXPECT_EQ(questions[0].name(), "a \"<image>\nWho?\"");
+  EXPECT_EQ(questions[1].name(), "b");
+  EXPECT_EQ(questions[2].name(), "a \"<image>\nWhen?\"");
+  const auto line = AnswerLine(questions[2], "Now.", "emoji", "stop");
+  EXPECT_EQ(line["question_id"], "a");
+  EXPECT_EQ(NameOfAnswer("a", line["prompt"].get<std::string>(), true), questions[2].name());
+}
+
 TEST(VisualQuestionsTest, AreNamedWhereTheyAreWrong) {
   const TempFolder folder;
   const auto error = [&folder](const std::string& content) {
@@ -52,8 +73,8 @@ TEST(VisualQuestionsTest, AreNamedWhereTheyAreWrong) {
   };
   EXPECT_THAT(error("{\"question_id\": 1, \"text\": \"a\"}\n{\"question_id\": 2}"),
               HasSubstr("q:2: \"text\" is missing"));
-  EXPECT_THAT(error("{\"question_id\": 1, \"text\": \"a\"}\n{\"question_id\": 1, \"text\": \"\"}"),
-              HasSubstr("question 1 comes twice"));
+  EXPECT_THAT(error("{\"question_id\": 1, \"text\": \"a\"}\n{\"question_id\": 1, \"text\": \"a\"}"),
+              HasSubstr("question 1 \"a\" comes twice"));
   EXPECT_THAT(error(R"([{"id": "3", "conversations": []}])"), HasSubstr("q record 0: "));
   EXPECT_THAT(error("[]"), HasSubstr("has no questions"));
 }
@@ -67,6 +88,11 @@ TEST(AnswerLineTest, IsWhatLlavaWrites) {
   EXPECT_EQ(line["model_id"], "emoji");
   EXPECT_EQ(line["answer_id"].get<std::string>().size(), 22);
   EXPECT_NE(line["answer_id"], AnswerLine(question, "A dog.", "emoji", "stop")["answer_id"]);
+}
+
+TEST(BeforeChoiceTest, IsAsInTheTrainingData) {
+  EXPECT_EQ(BeforeChoice(" LECTURE: x\n", "###\nANSWER:"), "LECTURE: x\n###\nANSWER:");
+  EXPECT_EQ(BeforeChoice("\n", "###\nANSWER:"), "###\nANSWER:");
 }
 
 TEST(PictureUrlTest, CarriesThePicture) {

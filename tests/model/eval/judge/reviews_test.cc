@@ -33,6 +33,8 @@ TEST(ParseScoresTest, FollowsThePublishedRuleToTheLetter) {
       {"Assistant 1: 8", {}},
       {"eight nine", {}},
       {"8_ 9", {}},
+      {"nan nan", {}},
+      {"8 inf", {}},
       {"+-8 9", {}},
       {"0x8 9", {}},
       {"8 9 10", {}},

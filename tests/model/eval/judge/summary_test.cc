@@ -1,5 +1,6 @@
 #include "model/eval/judge/summary.h"
 #include "tests/support/error_of.h"
+#include "tests/support/temp_folder.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -87,8 +88,41 @@ TEST(SummarizeReviewsTest, CountsScoresThatCannotBeReadAsPublished) {
   EXPECT_EQ(rows[0].unread, 1);
   EXPECT_EQ(rows[0].mended, 1);
   EXPECT_EQ(rows[0].loss, 2);
-  EXPECT_THAT(JudgeTable(rows), HasSubstr("counted as -1 above: 2; read more kindly: 1, without "
-                                          "scores: 1\nrelative, of those read: all 75.0\n"));
+  EXPECT_THAT(JudgeTable(rows),
+              HasSubstr("counted as -1 above: 2; read more kindly: 1, without "
+                        "scores: 1\nrelative, of those read from 0 to 10: all 75.0\n"));
+}
+
+TEST(SummarizeReviewsTest, TellsScoresThatAreNotFrom0To10) {
+  const TempFolder folder;
+  const auto rows = SummarizeReviews(
+      ReadReviews(folder.Write("reviews.jsonl",
+                               R"({"question_id": 1, "tuple": [8, 6]})"
+                               "\n"
+                               R"({"question_id": 2, "tuple": [85, 90], "content": "85 90"})"
+                               "\n")),
+      {});
+  EXPECT_DOUBLE_EQ(rows[0].reference, 465);
+  EXPECT_EQ(rows[0].outside, 1);
+  EXPECT_EQ(rows[0].unread, 0);
+  EXPECT_EQ(rows[0].mended, 0);
+  EXPECT_DOUBLE_EQ(rows[0].robust, 75);
+  const std::string table = JudgeTable(rows);
+  EXPECT_THAT(table, HasSubstr("not from 0 to 10, counted as they are above: 1\n"
+                               "relative, of those read from 0 to 10: all 75.0\n"));
+  EXPECT_THAT(table, testing::Not(HasSubstr("counted as -1")));
+  EXPECT_EQ(JudgeRowsJson(rows)["all"]["outside"], 1);
+}
+
+// What people would read as scores stands further down.
+TEST(SummarizeReviewsTest, TellsScoresThatAreNotFrom0To10BesideOnesThatAre) {
+  JudgeReview review = Review("", 85, 90);
+  review.robust = JudgeScores{8, 9};
+  const auto rows = SummarizeReviews({review}, {});
+  EXPECT_EQ(rows[0].outside, 1);
+  EXPECT_EQ(rows[0].mended, 0);
+  EXPECT_EQ(rows[0].win, 1);
+  EXPECT_THAT(JudgeTable(rows), HasSubstr("read from 0 to 10: all 112.5\n"));
 }
 
 TEST(SummarizeReviewsTest, TellsAnIntervalThatDependsOnTheSeedAlone) {

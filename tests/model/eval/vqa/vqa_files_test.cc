@@ -97,6 +97,7 @@ TEST(TextVqaFilesTest, FindTheQuestionOfAPrompt) {
         "Reference OCR token: A, B\nWhat is it?\nAnswer shortly.",
         "OCR tokens: A. Question: What is it? Short answer:", "What is it?"}) {
     EXPECT_EQ(QuestionOfTextVqaPrompt(prompt), "What is it?") << prompt;
+    EXPECT_EQ(QuestionOfTextVqaPrompt(std::string("<image>\n") + prompt), "What is it?") << prompt;
   }
   EXPECT_EQ(QuestionOfTextVqaPrompt("Reference OCR token:"), "");
   EXPECT_EQ(QuestionOfTextVqaPrompt(""), "");
