@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <optional>
 #include <random>
-#include <stdexcept>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
