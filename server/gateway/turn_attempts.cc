@@ -289,6 +289,7 @@ bool TurnRunner::TryAgain(const absl::Status& status) {
     Attempt();
     return true;
   }
+  refilled_ = false;  // who is asked next may be another process, or one that has begun anew
   if (begun() ? IsBroken(status) : IsUnreachable(status)) return GoOn(status);
   if (begun()) {
     if (!IsVersionGone(status)) return false;
