@@ -48,12 +48,13 @@ std::shared_ptr<TurnRunner> TurnRunner::CreateRecovered(
   runner->turn_.model = std::move(turn.model);
   runner->turn_.seed = runner->request_.sampling.seed();
   runner->turn_.terms = std::move(turn.terms);
-  if (journalled) {
-    runner->answer_ = *std::move(journalled);
-  } else {
-    runner->answer_.taken_up.push_back(0);
-  }
+  if (journalled) runner->answer_ = *std::move(journalled);
   runner->text_bytes_ = runner->answer_.text.size();
+  // What the store knows survives the machine, what only the journal knows need not.
+  if (turn.taken_up.size() >= runner->answer_.taken_up.size()) {
+    runner->answer_.taken_up = std::move(turn.taken_up);
+    runner->answer_.taken_up.push_back(runner->text_bytes_);
+  }
   runner->live_->Restore(std::move(runner->answer_.text), runner->answer_.taken_up);
   return runner;
 }

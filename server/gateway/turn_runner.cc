@@ -207,6 +207,12 @@ void TurnRunner::OnConversation(absl::StatusOr<Conversation> found) {
     turn_.user_text = last.user_text();
     for (const v1::ImageInfo& info : last.images()) turn_.images.push_back({info, nullptr});
   }
+  if (anew && !recovered_) {  // who has bytes of the answer before shall not add these to them
+    turn_.taken_up = conversation_.turns.back().taken_up;
+    turn_.taken_up.push_back(0);
+    answer_.taken_up = turn_.taken_up;
+    live_->Restore("", answer_.taken_up);
+  }
   prompt_ = PromptOf(conversation_, turn_);
   if (!recovered_) return FindVersion();
   turn_.sampling = request_.sampling;
