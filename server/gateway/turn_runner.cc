@@ -374,8 +374,10 @@ TurnSample TurnRunner::SampleOf(const TurnEnding& ending) {
   TurnSample sample;
   sample.failed = answer_.deaths > 0 || (asked_ && fault && !journal_failed());
   if (first_text_ && !recovered_) sample.first_token = Seconds(request_.received, *first_text_);
-  if (!first_text_ && !recovered_ && asked_ && !sample.failed &&
-      ending.state == v1::TURN_STATE_FAILED) {
+  // Who is refused, or left by a service that went away, did not wait for it.
+  const bool given_up =
+      ending.reason == v1::FINISH_REASON_CANCELLED || ending.reason == v1::FINISH_REASON_DEADLINE;
+  if (!first_text_ && !recovered_ && asked_ && !sample.failed && given_up) {
     sample.given_up = Seconds(request_.received, steady_clock::now());
   }
   if (pieces_ > 1) sample.between_tokens = Seconds(*first_text_, *last_text_) / (pieces_ - 1);
@@ -401,7 +403,12 @@ void TurnRunner::Store(const TurnEnding& ending) {
   if (std::exchange(counted_, false)) parts_.metrics.turns_running.Decrement();
   parts_.metrics.CountTurn(result.reason, result.timings.total_seconds());
   parts_.metrics.CountTokens(result.usage);
-  parts_.samples.Add(turn_.model, SampleOf(ending));
+  // What ended without a word for a fault of others, or as refused, says nothing of the version.
+  const TurnSample sample = SampleOf(ending);
+  const bool whole = ending.state == v1::TURN_STATE_FINISHED;
+  if (whole || first_text_ || sample.failed || sample.given_up) {
+    parts_.samples.Add(turn_.model, sample);
+  }
   if (request_.permit) {
     request_.permit->Release(uint64_t{result.usage.text_tokens()} + result.usage.image_tokens() +
                              result.usage.generated_tokens());
