@@ -338,6 +338,9 @@ void TurnRunner::FindAnother() {
 
 void TurnRunner::OnAnother(absl::StatusOr<Route> route) {
   if (const auto why = broken()) return Conclude(EndingOfBreak(*why));
+  if (system_clock::now() >= deadlines_.turn) {
+    return Conclude(EndingOf(absl::DeadlineExceededError("")));
+  }
   if (!route.ok()) {
     // Between two versions that do not fit beside each other there may be none for a while.
     const bool may_come = absl::IsUnavailable(route.status()) ||

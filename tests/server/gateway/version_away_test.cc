@@ -235,6 +235,17 @@ TEST_F(VersionAwayTest, PicturesAreBroughtAgainToAProcessThatLostThemTwice) {
   EXPECT_EQ(vision_.encodes(), 3);
 }
 
+TEST_F(VersionAwayTest, AQuestionWaitsForAnotherVersionNoLongerThanItsTime) {
+  options_.request_timeout = kSlowdown * milliseconds(500);
+  options_.continue_timeout = kSlowdown * milliseconds(5000);
+  StartGateway();
+  llm_.models().Set({});  // the gateway has not heard of it yet
+  const Answer answer = Ask(Question(NewSession(), kQuestion));
+  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED)
+      << answer.status.error_message();
+  EXPECT_FALSE(answer.started.turn_id().empty()) << "it is recorded";
+}
+
 TEST_F(VersionAwayTest, AConstraintWaitsForTheProcessThatObeysIt) {
   FakeLlm newer;
   v1::ModelInfo older = FakeLanguageModel("emoji", 1);
