@@ -129,6 +129,10 @@ absl::StatusOr<BackupContents> CopyOnce(const fs::path& data_dir, const fs::path
 }  // namespace
 
 absl::StatusOr<BackupContents> BackUpStore(const fs::path& data_dir, const fs::path& target) {
+  // "copy/": the name of the folder beside it is made of its own.
+  if (!target.has_filename() && target.has_relative_path()) {
+    return BackUpStore(data_dir, target.parent_path());
+  }
   if (auto status = CheckStore(data_dir, "--data-dir"); !status.ok()) return status;
   if (fs::exists(target)) {
     return absl::FailedPreconditionError(

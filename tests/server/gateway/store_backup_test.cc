@@ -103,6 +103,17 @@ TEST_F(StoreBackupTest, ACopyIsWholeWhileTheStoreIsAtWork) {
   EXPECT_FALSE(fs::exists(At("copy0.partial")));
 }
 
+TEST_F(StoreBackupTest, AFolderMayBeNamedWithASlashBehindIt) {
+  auto store = Open("data");
+  AddSession(*store, "s");
+  const auto contents = BackUpStore(At("data/"), At("copy/"));
+  ASSERT_TRUE(contents.ok()) << contents.status();
+  EXPECT_TRUE(fs::exists(At("copy") / "sessions.db"));
+  EXPECT_FALSE(fs::exists(At("copy.partial")));
+  EXPECT_TRUE(RestoreStore(At("copy/"), At("new/")).ok());
+  EXPECT_TRUE(fs::exists(At("new") / "sessions.db"));
+}
+
 TEST_F(StoreBackupTest, WhatCannotBeDone) {
   auto store = Open("data");
   AddSession(*store, "s");
