@@ -446,9 +446,12 @@ void SessionStore::RestartTurn(NewTurn turn, Done<uint32_t> done) {
 }
 
 void SessionStore::NoteTries(std::string session_id, std::string turn_id, uint32_t tries,
+                             std::vector<uint64_t> taken_up,
                              std::function<void(absl::Status)> done) {
-  Post(Job{[session = std::move(session_id), turn = std::move(turn_id),
-            tries](StoreTables& tables) { return tables.SetTries(session, turn, tries); },
+  Post(Job{[session = std::move(session_id), turn = std::move(turn_id), tries,
+            taken_up = std::move(taken_up)](StoreTables& tables) {
+             return tables.SetTries(session, turn, tries, taken_up);
+           },
            std::move(done)},
        Place::kReserved);
 }

@@ -338,9 +338,14 @@ absl::StatusOr<uint32_t> StoreTables::RestartTurn(const NewTurn& turn, int64_t n
 }
 
 absl::Status StoreTables::SetTries(const std::string& session_id, const std::string& turn_id,
-                                   uint32_t tries) {
-  return database_.Query("UPDATE running_turns SET tries = ? WHERE session_id = ? AND turn_id = ?",
-                         {int64_t{tries}, session_id, turn_id});
+                                   uint32_t tries, const std::vector<uint64_t>& taken_up) {
+  auto status =
+      database_.Query("UPDATE running_turns SET tries = ? WHERE session_id = ? AND turn_id = ?",
+                      {int64_t{tries}, session_id, turn_id});
+  if (!status.ok() || database_.changes() == 0) return status;
+  const std::string lengths = PackLengths(taken_up);
+  return database_.Query("UPDATE turns SET taken_up = ? WHERE id = ? AND session_id = ?",
+                         {SqlBlob{lengths}, turn_id, session_id});
 }
 
 absl::Status StoreTables::EndTurn(const TurnResult& result, int64_t now_us) {

@@ -103,7 +103,7 @@ void TurnRunner::Try(void (TurnRunner::*step)()) {
     self->SetStop(nullptr);
     if (const auto why = self->broken()) return self->Conclude(self->EndingOfBreak(*why));
     self->parts_.store.NoteTries(self->request_.session_id, self->turn_id_, self->tries_ + 1,
-                                 [self, step](const absl::Status& noted) {
+                                 self->answer_.taken_up, [self, step](const absl::Status& noted) {
                                    if (!noted.ok()) {  // what is acknowledged does not end with it
                                      self->EndTry();
                                      return self->Later(kStoreDelay,
@@ -129,11 +129,12 @@ void TurnRunner::EndTry() {
 }
 
 void TurnRunner::LeaveLane(uint32_t tries) {
-  parts_.store.NoteTries(request_.session_id, turn_id_, tries, [](const absl::Status& noted) {
-    if (!noted.ok()) {
-      LogWarning("tries of a turn not noted", {{"error", std::string(noted.message())}});
-    }
-  });
+  parts_.store.NoteTries(
+      request_.session_id, turn_id_, tries, answer_.taken_up, [](const absl::Status& noted) {
+        if (!noted.ok()) {
+          LogWarning("tries of a turn not noted", {{"error", std::string(noted.message())}});
+        }
+      });
   parts_.recovery.Leave();
 }
 

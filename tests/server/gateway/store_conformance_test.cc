@@ -284,11 +284,11 @@ TEST_P(StoreConformance, TermsOfARunningTurnAreKeptUntilItsEnd) {
   TurnTerms plain;
   plain.asked = asked - seconds(5);
   ASSERT_TRUE(Begin("r", "u", {}, {}, plain).ok());
-  const auto note = [&](const std::string& turn, uint32_t tries) {
-    return Await<absl::Status>([&](auto done) { store_->NoteTries("s", turn, tries, done); });
+  const auto note = [&](const std::string& turn) {
+    return Await<absl::Status>([&](auto done) { store_->NoteTries("s", turn, 2, {7, 7}, done); });
   };
-  EXPECT_TRUE(note("t", 2).ok());
-  EXPECT_TRUE(note("unknown", 2).ok());
+  EXPECT_TRUE(note("t").ok());
+  EXPECT_TRUE(note("unknown").ok());
   Open();
   const auto unfinished = store_->TakeUnfinished();
   ASSERT_EQ(unfinished.size(), 2U);
@@ -297,6 +297,7 @@ TEST_P(StoreConformance, TermsOfARunningTurnAreKeptUntilItsEnd) {
   EXPECT_EQ(unfinished[0].terms.key_name, "");
   EXPECT_EQ(unfinished[0].terms.deadline, TurnTerms::Time::max());
   EXPECT_EQ(unfinished[1].tries, 2U);
+  EXPECT_THAT(unfinished[1].taken_up, ElementsAre(7, 7));
   EXPECT_EQ(unfinished[1].terms.key_name, "ann");
   EXPECT_EQ(unfinished[1].terms.weight, 3U);
   EXPECT_EQ(unfinished[1].terms.priority, -2);
@@ -304,7 +305,8 @@ TEST_P(StoreConformance, TermsOfARunningTurnAreKeptUntilItsEnd) {
   EXPECT_EQ(unfinished[1].terms.asked, asked);
   EXPECT_EQ(unfinished[1].terms.deadline, asked + seconds(60));
   ASSERT_TRUE(Finish("s", "t", "x").ok());
-  EXPECT_TRUE(note("t", 2).ok()) << "it has ended";
+  EXPECT_TRUE(note("t").ok()) << "it has ended";
+  EXPECT_THAT(Turn("s", "t")->taken_up, ElementsAre(3, 1));
   ASSERT_TRUE(Delete("r").ok());
   ASSERT_TRUE(Restart("s", "t").ok());
   Open();
