@@ -160,7 +160,10 @@ void TurnRunner::OnConversation(absl::StatusOr<Conversation> found) {
     for (const TurnReader& reader : live_->TakeReaders()) {
       ReplayTurn(found->turns.front(), reader, {});
     }
-    return End(absl::OkStatus(), {});
+    // For a reader that has found this one meanwhile.
+    return End(OverloadedError("this request was sent before; ask again to get its answer",
+                               std::chrono::milliseconds(100)),
+               {});
   }
   if (recovered_) {  // what was asked after it is none of its prompt
     auto& turns = found->turns;
