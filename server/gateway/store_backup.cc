@@ -56,7 +56,8 @@ absl::StatusOr<Copied> CopyTables(const fs::path& from, const fs::path& to, bool
   if (status.ok() && interrupt) {
     status = (*target)->Script(
         "UPDATE turns SET state = 3, finish_reason = 7, error_code = 9, error_message ="
-        " 'a backup was made during this answer; ask again' WHERE state = 1;"
+        " 'a backup was made during this answer; ask again', request_key = NULL,"
+        " request_hash = NULL WHERE state = 1;"
         "DELETE FROM running_turns");
   }
   if (status.ok()) status = (*target)->Script("PRAGMA journal_mode=DELETE");
