@@ -232,25 +232,27 @@ void TurnRunner::FindVersion() {
 
 void TurnRunner::OnVersion(absl::StatusOr<Route> route) {
   if (!route.ok()) return Refuse(route.status());
-  if (const auto why = broken()) return Refuse(EndingOfBreak(*why).status);
+  if (const auto why = broken()) {
+    return Refuse(BrokenEnding(*why, deadlines_, /*kept=*/false).status);
+  }
   if (auto status = Take(*std::move(route)); !status.ok()) return Refuse(status);
   if (!has_session()) return OnRecorded(0U);
   if (!fits_) return Record();
-  auto fit =
-      ContextFit::Create(parts_, conversation_, turn_, route_,
-                         {request_.caller, request_.request_id, request_.priority, deadlines_.turn},
-                         [self = shared_from_this()](absl::Status status) {
-                           if (const auto why = self->broken()) {
-                             return self->Refuse(self->EndingOfBreak(*why).status);
-                           }
-                           self->SetStop(nullptr);
-                           if (IsVersionGone(status) && !std::exchange(self->fitted_again_, true)) {
-                             return self->parts_.router.Refresh([self] { self->FindVersion(); });
-                           }
-                           if (!status.ok()) return self->Refuse(status);
-                           self->prompt_ = PromptOf(self->conversation_, self->turn_);
-                           self->Record();
-                         });
+  auto fit = ContextFit::Create(
+      parts_, conversation_, turn_, route_,
+      {request_.caller, request_.request_id, request_.priority, deadlines_.turn},
+      [self = shared_from_this()](absl::Status status) {
+        if (const auto why = self->broken()) {
+          return self->Refuse(BrokenEnding(*why, self->deadlines_, /*kept=*/false).status);
+        }
+        self->SetStop(nullptr);
+        if (IsVersionGone(status) && !std::exchange(self->fitted_again_, true)) {
+          return self->parts_.router.Refresh([self] { self->FindVersion(); });
+        }
+        if (!status.ok()) return self->Refuse(status);
+        self->prompt_ = PromptOf(self->conversation_, self->turn_);
+        self->Record();
+      });
   SetStop([fit] { fit->Cancel(); });
   fit->Start();
 }
