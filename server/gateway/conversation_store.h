@@ -74,9 +74,10 @@ class ConversationStore {
   virtual void RestartTurn(NewTurn turn, Done<uint32_t> done) = 0;
   // No error when the session was deleted meanwhile.
   virtual void FinishTurn(TurnResult result, std::function<void(absl::Status)> done) = 0;
-  // Of a running turn: how many processes may have died of taking it up. No error when it has
-  // ended.
+  // Of a running turn: how many processes may have died of taking it up, and where it was taken up
+  // (see StoredTurn). No error when it has ended.
   virtual void NoteTries(std::string session_id, std::string turn_id, uint32_t tries,
+                         std::vector<uint64_t> taken_up,
                          std::function<void(absl::Status)> done) = 0;
 };
 

@@ -1,5 +1,6 @@
 #include "server/gateway/feature_delivery.h"
 
+#include <algorithm>
 #include <atomic>
 #include <utility>
 
@@ -139,8 +140,8 @@ void FeatureDelivery::Bring(const std::string& image) {
     MutexLock lock(mutex_);
     failed = !failure_.ok();
     computed_ = true;  // by another, but waited for
-    // If they have come by now this ticket is stale, which does no harm.
-    if (!failed) tickets_[image] = ticket;
+    // If they have come by now this ticket is stale, which does no harm; a later one may be there.
+    if (!failed) tickets_[image] = std::max(tickets_[image], ticket);
   }
   if (failed && llm_->features().Abandon(ticket)) Settle(absl::OkStatus());
 }

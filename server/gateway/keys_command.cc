@@ -1,6 +1,7 @@
 #include "server/gateway/keys_command.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -12,6 +13,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <iostream>
 #include <stdexcept>
 #include <utility>
@@ -58,14 +60,47 @@ absl::StatusOr<std::string> ReadText(const std::string& path) {
   return text;
 }
 
-// All or nothing, so that a gateway never reads half a file. Keeps the file's mode; a new one is
-// its owner's alone.
+std::string FolderOf(const std::string& path) {
+  return std::filesystem::absolute(path).parent_path().string();
+}
+
+// From reading to writing, so that of two commands none takes back what the other one did. On the
+// folder, as the file itself is replaced. Until the end of its life.
+class FolderLock {
+ public:
+  explicit FolderLock(const std::string& path)
+      : folder_(open(FolderOf(path).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
+    // Without a folder, writing says so. Some network file systems lock no folders.
+    while (folder_ >= 0 && flock(folder_, LOCK_EX) != 0 && errno == EINTR) {
+    }
+  }
+  FolderLock(const FolderLock&) = delete;
+  FolderLock& operator=(const FolderLock&) = delete;
+  ~FolderLock() {
+    if (folder_ >= 0) close(folder_);
+  }
+
+ private:
+  const int folder_;
+};
+
+// All or nothing, so that a gateway never reads half a file. Keeps the file's owner, who may be the
+// gateway's user while this is root, and its mode; a new one is its owner's alone.
 absl::Status WriteText(const std::string& path, const std::string& text) {
   struct stat info;
-  const mode_t mode = stat(path.c_str(), &info) == 0 ? info.st_mode & 0777 : 0600;
+  const bool existed = stat(path.c_str(), &info) == 0;
+  const mode_t mode = existed ? info.st_mode & 0777 : 0600;
   const std::string temporary = absl::StrCat(path, ".tmp-", getpid());
-  const int file = open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode);
-  bool good = file >= 0 && fchmod(file, mode) == 0;
+  const int file = open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+  bool good = file >= 0;
+  if (good && existed && fchown(file, info.st_uid, info.st_gid) != 0) {
+    close(file);
+    unlink(temporary.c_str());
+    return absl::FailedPreconditionError(
+        absl::StrCat(path, " belongs to user ", info.st_uid, " and group ", info.st_gid,
+                     ", and would not any more; run this as that user or as root"));
+  }
+  good = good && fchmod(file, mode) == 0;
   for (size_t done = 0; good && done < text.size();) {
     const ssize_t count = write(file, text.data() + done, text.size() - done);
     good = count > 0;
@@ -74,7 +109,7 @@ absl::Status WriteText(const std::string& path, const std::string& text) {
   good = good && fsync(file) == 0;
   if (file >= 0) good = close(file) == 0 && good;
   good = good && rename(temporary.c_str(), path.c_str()) == 0;
-  if (good) return absl::OkStatus();
+  if (good) return SyncFolder(FolderOf(path));
   const std::string why = std::strerror(errno);
   unlink(temporary.c_str());
   return absl::UnavailableError(absl::StrCat("cannot write ", path, ": ", why));
@@ -82,6 +117,7 @@ absl::Status WriteText(const std::string& path, const std::string& text) {
 
 absl::Status Add(const std::string& path, ApiKey key) {
   if (auto status = CheckKeyName(key.name); !status.ok()) return status;
+  const FolderLock lock(path);
   auto text = ReadText(path);
   if (!text.ok()) return text.status();
   const std::string secret = MakeKey();
@@ -95,6 +131,7 @@ absl::Status Add(const std::string& path, ApiKey key) {
 }
 
 absl::Status Revoke(const std::string& path, const std::string& name) {
+  const FolderLock lock(path);
   auto text = ReadText(path);
   if (!text.ok()) return text.status();
   auto changed = RemoveKeyLines(*text, name);

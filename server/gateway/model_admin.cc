@@ -252,12 +252,18 @@ void ModelAdmin::StepBack(std::shared_ptr<std::vector<Target>> targets, size_t n
                           absl::Status why, const v1::RollbackRequest& request, const Call& call,
                           Done<v1::RollbackResponse> done) {
   if (next == targets->size()) return done(why);
+  const bool was_up = (*targets)[next].backend->up();
   FanOut<v1::RollbackRequest, v1::RollbackResponse>::Start(
       *this, {(*targets)[next]}, request, call, &Stub::Rollback, [=, this](const auto& parts) {
         const auto& part = parts.front();
         if (!part.status.ok()) {
           // The next one may hold the model at all. One that may have stepped back is not followed.
           const absl::Status fault = part.target.backend->Explain(part.status);
+          if (was_up && absl::IsUnavailable(part.status) && !RetryAfter(part.status)) {
+            return done(absl::FailedPreconditionError(absl::StrCat(
+                part.target.backend->Describe(), " was lost during the call and may have gone ",
+                "back: ", part.status.message(), "; look at ListModels before you repeat it")));
+          }
           if (part.target.known && !IsForeign(part.status) && !absl::IsUnavailable(part.status)) {
             return done(fault);
           }
@@ -270,8 +276,14 @@ void ModelAdmin::StepBack(std::shared_ptr<std::vector<Target>> targets, size_t n
         label.set_label(kStableLabel);
         label.set_version(part.response.stable().version());
         SetLabel(label, call, [done, response = part.response](const auto& labelled) {
-          if (!labelled.ok()) return done(labelled.status());
-          done(response);
+          if (labelled.ok()) return done(response);
+          // No code that invites to repeat it: that would be one more step.
+          const v1::ModelVersion& stable = response.stable();
+          done(absl::FailedPreconditionError(
+              absl::StrCat("\"", stable.name(), "\" went back to version ", stable.version(),
+                           ", which not all processes know: ", labelled.status().message(),
+                           "; tell them with SetLabel ", kStableLabel, " ", stable.version(),
+                           ", and do not repeat Rollback, which would go back once more")));
         });
       });
 }

@@ -53,7 +53,8 @@ class ModelAdmin {
   void SetLabel(const v1::SetLabelRequest& request, const Call& call,
                 Done<v1::SetLabelResponse> done);
   // One process steps back, the others are told where to: processes that share a repository would
-  // step back once each.
+  // step back once each. Not to be repeated, unlike the other changes: FAILED_PRECONDITION when it
+  // was done and not all could be told, or may have been done by a process that was lost.
   void Rollback(const v1::RollbackRequest& request, const Call& call,
                 Done<v1::RollbackResponse> done);
 

@@ -175,9 +175,11 @@ absl::Status SessionStore::RunTransaction(const Jobs& jobs, bool guarded,
                                           std::vector<absl::Status>& results) {
   results.clear();
   if (auto status = database_->Query("BEGIN"); !status.ok()) return status;
-  const bool uses =
-      tables_.unwritten_uses() >= kMostUses ||
-      std::any_of(jobs.begin(), jobs.end(), [](const Job* job) { return job->needs_uses; });
+  // Not for plain reads: on a full disk they would fail with what they do not need.
+  const bool many = tables_.unwritten_uses() >= kMostUses;
+  const bool uses = std::any_of(jobs.begin(), jobs.end(), [many](const Job* job) {
+    return job->needs_uses || (many && job->kind == Kind::kWrite);
+  });
   if (uses) {
     if (auto status = tables_.WriteUses(); !status.ok()) return status;
   }
@@ -239,19 +241,19 @@ void SessionStore::RunBatch(std::deque<Job> batch) {
   std::vector<absl::Status> results;
   results.reserve(batch.size());
   const bool committed = Commit(jobs, results);
-  // What only reads has no part in what others could not write. It reads once more: it may have
-  // seen what was taken back.
-  for (const bool uses : {false, true}) {
+  // What only reads has no part in what could not be written. It reads once more: it may have seen
+  // what was taken back. When sessions were used it then takes as it was last written.
+  if (!committed) {
     std::vector<size_t> places;
     Jobs readers;
-    for (size_t i = 0; i < batch.size() && !committed; ++i) {
-      if (batch[i].kind == Kind::kWrite || batch[i].needs_uses != uses) continue;
+    for (size_t i = 0; i < batch.size(); ++i) {
+      if (batch[i].kind == Kind::kWrite) continue;
+      batch[i].needs_uses = false;
       places.push_back(i);
       readers.push_back(&batch[i]);
     }
-    if (readers.empty() || readers.size() == batch.size()) continue;
     std::vector<absl::Status> again;
-    Commit(readers, again);
+    if (!readers.empty()) Commit(readers, again);
     for (size_t i = 0; i < places.size(); ++i) results[places[i]] = again[i];
   }
   auto new_files = tables_.TakeNewFiles();
@@ -444,9 +446,12 @@ void SessionStore::RestartTurn(NewTurn turn, Done<uint32_t> done) {
 }
 
 void SessionStore::NoteTries(std::string session_id, std::string turn_id, uint32_t tries,
+                             std::vector<uint64_t> taken_up,
                              std::function<void(absl::Status)> done) {
-  Post(Job{[session = std::move(session_id), turn = std::move(turn_id),
-            tries](StoreTables& tables) { return tables.SetTries(session, turn, tries); },
+  Post(Job{[session = std::move(session_id), turn = std::move(turn_id), tries,
+            taken_up = std::move(taken_up)](StoreTables& tables) {
+             return tables.SetTries(session, turn, tries, taken_up);
+           },
            std::move(done)},
        Place::kReserved);
 }

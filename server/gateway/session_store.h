@@ -64,7 +64,7 @@ class SessionStore : public ConversationStore {
   void BeginTurn(NewTurn turn, Done<uint32_t> done) override;
   void RestartTurn(NewTurn turn, Done<uint32_t> done) override;
   void NoteTries(std::string session_id, std::string turn_id, uint32_t tries,
-                 std::function<void(absl::Status)> done) override;
+                 std::vector<uint64_t> taken_up, std::function<void(absl::Status)> done) override;
   void FinishTurn(TurnResult result, std::function<void(absl::Status)> done) override;
 
  private:

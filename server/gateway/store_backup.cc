@@ -56,7 +56,8 @@ absl::StatusOr<Copied> CopyTables(const fs::path& from, const fs::path& to, bool
   if (status.ok() && interrupt) {
     status = (*target)->Script(
         "UPDATE turns SET state = 3, finish_reason = 7, error_code = 9, error_message ="
-        " 'a backup was made during this answer; ask again' WHERE state = 1;"
+        " 'a backup was made during this answer; ask again', request_key = NULL,"
+        " request_hash = NULL WHERE state = 1;"
         "DELETE FROM running_turns");
   }
   if (status.ok()) status = (*target)->Script("PRAGMA journal_mode=DELETE");
@@ -129,6 +130,10 @@ absl::StatusOr<BackupContents> CopyOnce(const fs::path& data_dir, const fs::path
 }  // namespace
 
 absl::StatusOr<BackupContents> BackUpStore(const fs::path& data_dir, const fs::path& target) {
+  // "copy/": the name of the folder beside it is made of its own.
+  if (!target.has_filename() && target.has_relative_path()) {
+    return BackUpStore(data_dir, target.parent_path());
+  }
   if (auto status = CheckStore(data_dir, "--data-dir"); !status.ok()) return status;
   if (fs::exists(target)) {
     return absl::FailedPreconditionError(

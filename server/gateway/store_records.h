@@ -37,7 +37,7 @@ struct StoredTurn {
   v1::Turn turn;
   v1::TokenIds tokens;  // of the answer, opaque
   absl::StatusCode error_code = absl::StatusCode::kOk;
-  // Length of the text each time that a later process took the answer up.
+  // Length of the text each time that a later process took the answer up; 0 where it was made anew.
   std::vector<uint64_t> taken_up;
 };
 
@@ -71,7 +71,9 @@ struct UnfinishedTurn {
   v1::SamplingParams sampling;  // with its seed
   RequestKey request;
   TurnTerms terms;
-  uint32_t tries = 0;  // see ConversationStore::NoteTries
+  // See ConversationStore::NoteTries and StoredTurn.
+  uint32_t tries = 0;
+  std::vector<uint64_t> taken_up;
 };
 
 // A session with its turns, oldest first, from the first one that was not dropped on.
@@ -100,6 +102,7 @@ struct NewTurn {
   // Turns that no longer fit into the context; they stay out of all later prompts.
   std::vector<std::string> dropped_turns;
   TurnTerms terms;
+  std::vector<uint64_t> taken_up;  // of a turn made anew, see StoredTurn
 };
 
 // The end of a turn.

@@ -77,7 +77,8 @@ class StoreTables {
   // Empties the answer of a turn and sets it running with model, seed, sampling and terms of
   // `turn`.
   absl::StatusOr<uint32_t> RestartTurn(const NewTurn& turn, int64_t now_us);
-  absl::Status SetTries(const std::string& session_id, const std::string& turn_id, uint32_t tries);
+  absl::Status SetTries(const std::string& session_id, const std::string& turn_id, uint32_t tries,
+                        const std::vector<uint64_t>& taken_up);
   // No error when the session was deleted meanwhile.
   absl::Status EndTurn(const TurnResult& result, int64_t now_us);
 

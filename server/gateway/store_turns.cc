@@ -319,26 +319,33 @@ absl::Status StoreTables::FinishBegin(const NewTurn& turn, int64_t now_us) {
 
 absl::StatusOr<uint32_t> StoreTables::RestartTurn(const NewTurn& turn, int64_t now_us) {
   const std::string sampling = turn.sampling.SerializeAsString();
+  const std::string taken_up = PackLengths(turn.taken_up);
   auto stored = FindTurn(turn.session_id, turn.id);
   if (!stored.ok()) return stored.status();
   auto status = database_.Query(
       "UPDATE turns SET state = ?, model_name = ?, model_version = ?, model_digest = ?, seed = ?,"
       " sampling = ?, answer_text = '', tokenizer_digest = NULL, token_ids = NULL,"
       " finish_reason = 0, error_code = 0, error_message = '', usage = NULL, timings = NULL,"
-      " finished_us = NULL, taken_up = NULL"
+      " finished_us = NULL, taken_up = ?"
       " WHERE id = ? AND session_id = ?",
       {int64_t{v1::TURN_STATE_RUNNING}, turn.model.name(),
        static_cast<int64_t>(turn.model.version()), SqlBlob{turn.model.digest()},
-       static_cast<int64_t>(turn.seed), SqlBlob{sampling}, turn.id, turn.session_id});
+       static_cast<int64_t>(turn.seed), SqlBlob{sampling}, SqlBlob{taken_up}, turn.id,
+       turn.session_id});
   if (status.ok()) status = FinishBegin(turn, now_us);
   if (!status.ok()) return status;
   return stored->turn.number();
 }
 
 absl::Status StoreTables::SetTries(const std::string& session_id, const std::string& turn_id,
-                                   uint32_t tries) {
-  return database_.Query("UPDATE running_turns SET tries = ? WHERE session_id = ? AND turn_id = ?",
-                         {int64_t{tries}, session_id, turn_id});
+                                   uint32_t tries, const std::vector<uint64_t>& taken_up) {
+  auto status =
+      database_.Query("UPDATE running_turns SET tries = ? WHERE session_id = ? AND turn_id = ?",
+                      {int64_t{tries}, session_id, turn_id});
+  if (!status.ok() || database_.changes() == 0) return status;
+  const std::string lengths = PackLengths(taken_up);
+  return database_.Query("UPDATE turns SET taken_up = ? WHERE id = ? AND session_id = ?",
+                         {SqlBlob{lengths}, turn_id, session_id});
 }
 
 absl::Status StoreTables::EndTurn(const TurnResult& result, int64_t now_us) {
@@ -373,7 +380,7 @@ absl::StatusOr<std::vector<UnfinishedTurn>> StoreTables::UnfinishedTurns() {
   auto status = database_.Query(
       "SELECT turns.session_id, id, number, model_name, model_version, model_digest, sampling,"
       " request_key, request_hash, key_name, weight, priority, tokens, asked_us, deadline_us,"
-      " tries, seed, on_disconnect FROM running_turns JOIN turns ON id = turn_id"
+      " tries, seed, on_disconnect, taken_up FROM running_turns JOIN turns ON id = turn_id"
       " ORDER BY asked_us, turns.created_us",
       {}, [&](const SqlRow& row) {
         UnfinishedTurn& turn = turns.emplace_back();
@@ -394,6 +401,7 @@ absl::StatusOr<std::vector<UnfinishedTurn>> StoreTables::UnfinishedTurns() {
         if (!row.IsNull(14)) turn.terms.deadline = TimeOf(row.Int(14));
         turn.tries = static_cast<uint32_t>(row.Int(15));
         turn.terms.on_disconnect = static_cast<v1::OnDisconnect>(row.Int(17));
+        turn.taken_up = UnpackLengths(row.Text(18));
       });
   if (!status.ok()) return status;
   return turns;

@@ -289,6 +289,7 @@ bool TurnRunner::TryAgain(const absl::Status& status) {
     Attempt();
     return true;
   }
+  refilled_ = false;  // who is asked next may be another process, or one that has begun anew
   if (begun() ? IsBroken(status) : IsUnreachable(status)) return GoOn(status);
   if (begun()) {
     if (!IsVersionGone(status)) return false;
@@ -337,6 +338,9 @@ void TurnRunner::FindAnother() {
 
 void TurnRunner::OnAnother(absl::StatusOr<Route> route) {
   if (const auto why = broken()) return Conclude(EndingOfBreak(*why));
+  if (system_clock::now() >= deadlines_.turn) {
+    return Conclude(EndingOf(absl::DeadlineExceededError("")));
+  }
   if (!route.ok()) {
     // Between two versions that do not fit beside each other there may be none for a while.
     const bool may_come = absl::IsUnavailable(route.status()) ||

@@ -42,9 +42,9 @@ absl::Status CheckResumePoint(const ResumePoint& from, std::string_view text,
   }
   if (offset > sure || (offset > text.size() && !taken_up.empty())) {
     return absl::DataLossError(absl::StrCat(
-        "the gateway's machine went down and lost what followed byte ",
-        std::min<uint64_t>(sure, text.size()), " of this answer; read it again from there, byte ",
-        offset, " and what leads to it may differ"));
+        "what followed byte ", std::min<uint64_t>(sure, text.size()),
+        " of this answer is gone: it was asked anew (RegenerateTurn), or the gateway's machine ",
+        "went down; read it again from there, byte ", offset, " and what leads to it may differ"));
   }
   if (offset > text.size()) {
     return absl::OutOfRangeError(absl::StrCat("after_offset is ", offset, ", the answer has ",

@@ -48,12 +48,13 @@ std::shared_ptr<TurnRunner> TurnRunner::CreateRecovered(
   runner->turn_.model = std::move(turn.model);
   runner->turn_.seed = runner->request_.sampling.seed();
   runner->turn_.terms = std::move(turn.terms);
-  if (journalled) {
-    runner->answer_ = *std::move(journalled);
-  } else {
-    runner->answer_.taken_up.push_back(0);
-  }
+  if (journalled) runner->answer_ = *std::move(journalled);
   runner->text_bytes_ = runner->answer_.text.size();
+  // What the store knows survives the machine, what only the journal knows need not.
+  if (turn.taken_up.size() >= runner->answer_.taken_up.size()) {
+    runner->answer_.taken_up = std::move(turn.taken_up);
+    runner->answer_.taken_up.push_back(runner->text_bytes_);
+  }
   runner->live_->Restore(std::move(runner->answer_.text), runner->answer_.taken_up);
   return runner;
 }
@@ -102,7 +103,7 @@ void TurnRunner::Try(void (TurnRunner::*step)()) {
     self->SetStop(nullptr);
     if (const auto why = self->broken()) return self->Conclude(self->EndingOfBreak(*why));
     self->parts_.store.NoteTries(self->request_.session_id, self->turn_id_, self->tries_ + 1,
-                                 [self, step](const absl::Status& noted) {
+                                 self->answer_.taken_up, [self, step](const absl::Status& noted) {
                                    if (!noted.ok()) {  // what is acknowledged does not end with it
                                      self->EndTry();
                                      return self->Later(kStoreDelay,
@@ -128,11 +129,12 @@ void TurnRunner::EndTry() {
 }
 
 void TurnRunner::LeaveLane(uint32_t tries) {
-  parts_.store.NoteTries(request_.session_id, turn_id_, tries, [](const absl::Status& noted) {
-    if (!noted.ok()) {
-      LogWarning("tries of a turn not noted", {{"error", std::string(noted.message())}});
-    }
-  });
+  parts_.store.NoteTries(
+      request_.session_id, turn_id_, tries, answer_.taken_up, [](const absl::Status& noted) {
+        if (!noted.ok()) {
+          LogWarning("tries of a turn not noted", {{"error", std::string(noted.message())}});
+        }
+      });
   parts_.recovery.Leave();
 }
 

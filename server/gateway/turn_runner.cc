@@ -160,7 +160,10 @@ void TurnRunner::OnConversation(absl::StatusOr<Conversation> found) {
     for (const TurnReader& reader : live_->TakeReaders()) {
       ReplayTurn(found->turns.front(), reader, {});
     }
-    return End(absl::OkStatus(), {});
+    // For a reader that has found this one meanwhile.
+    return End(OverloadedError("this request was sent before; ask again to get its answer",
+                               std::chrono::milliseconds(100)),
+               {});
   }
   if (recovered_) {  // what was asked after it is none of its prompt
     auto& turns = found->turns;
@@ -207,6 +210,12 @@ void TurnRunner::OnConversation(absl::StatusOr<Conversation> found) {
     turn_.user_text = last.user_text();
     for (const v1::ImageInfo& info : last.images()) turn_.images.push_back({info, nullptr});
   }
+  if (anew && !recovered_) {  // who has bytes of the answer before shall not add these to them
+    turn_.taken_up = conversation_.turns.back().taken_up;
+    turn_.taken_up.push_back(0);
+    answer_.taken_up = turn_.taken_up;
+    live_->Restore("", answer_.taken_up);
+  }
   prompt_ = PromptOf(conversation_, turn_);
   if (!recovered_) return FindVersion();
   turn_.sampling = request_.sampling;
@@ -223,25 +232,27 @@ void TurnRunner::FindVersion() {
 
 void TurnRunner::OnVersion(absl::StatusOr<Route> route) {
   if (!route.ok()) return Refuse(route.status());
-  if (const auto why = broken()) return Refuse(EndingOfBreak(*why).status);
+  if (const auto why = broken()) {
+    return Refuse(BrokenEnding(*why, deadlines_, /*kept=*/false).status);
+  }
   if (auto status = Take(*std::move(route)); !status.ok()) return Refuse(status);
   if (!has_session()) return OnRecorded(0U);
   if (!fits_) return Record();
-  auto fit =
-      ContextFit::Create(parts_, conversation_, turn_, route_,
-                         {request_.caller, request_.request_id, request_.priority, deadlines_.turn},
-                         [self = shared_from_this()](absl::Status status) {
-                           if (const auto why = self->broken()) {
-                             return self->Refuse(self->EndingOfBreak(*why).status);
-                           }
-                           self->SetStop(nullptr);
-                           if (IsVersionGone(status) && !std::exchange(self->fitted_again_, true)) {
-                             return self->parts_.router.Refresh([self] { self->FindVersion(); });
-                           }
-                           if (!status.ok()) return self->Refuse(status);
-                           self->prompt_ = PromptOf(self->conversation_, self->turn_);
-                           self->Record();
-                         });
+  auto fit = ContextFit::Create(
+      parts_, conversation_, turn_, route_,
+      {request_.caller, request_.request_id, request_.priority, deadlines_.turn},
+      [self = shared_from_this()](absl::Status status) {
+        if (const auto why = self->broken()) {
+          return self->Refuse(BrokenEnding(*why, self->deadlines_, /*kept=*/false).status);
+        }
+        self->SetStop(nullptr);
+        if (IsVersionGone(status) && !std::exchange(self->fitted_again_, true)) {
+          return self->parts_.router.Refresh([self] { self->FindVersion(); });
+        }
+        if (!status.ok()) return self->Refuse(status);
+        self->prompt_ = PromptOf(self->conversation_, self->turn_);
+        self->Record();
+      });
   SetStop([fit] { fit->Cancel(); });
   fit->Start();
 }
@@ -368,8 +379,10 @@ TurnSample TurnRunner::SampleOf(const TurnEnding& ending) {
   TurnSample sample;
   sample.failed = answer_.deaths > 0 || (asked_ && fault && !journal_failed());
   if (first_text_ && !recovered_) sample.first_token = Seconds(request_.received, *first_text_);
-  if (!first_text_ && !recovered_ && asked_ && !sample.failed &&
-      ending.state == v1::TURN_STATE_FAILED) {
+  // Who is refused, or left by a service that went away, did not wait for it.
+  const bool given_up =
+      ending.reason == v1::FINISH_REASON_CANCELLED || ending.reason == v1::FINISH_REASON_DEADLINE;
+  if (!first_text_ && !recovered_ && asked_ && !sample.failed && given_up) {
     sample.given_up = Seconds(request_.received, steady_clock::now());
   }
   if (pieces_ > 1) sample.between_tokens = Seconds(*first_text_, *last_text_) / (pieces_ - 1);
@@ -395,7 +408,12 @@ void TurnRunner::Store(const TurnEnding& ending) {
   if (std::exchange(counted_, false)) parts_.metrics.turns_running.Decrement();
   parts_.metrics.CountTurn(result.reason, result.timings.total_seconds());
   parts_.metrics.CountTokens(result.usage);
-  parts_.samples.Add(turn_.model, SampleOf(ending));
+  // What ended without a word for a fault of others, or as refused, says nothing of the version.
+  const TurnSample sample = SampleOf(ending);
+  const bool whole = ending.state == v1::TURN_STATE_FINISHED;
+  if (whole || first_text_ || sample.failed || sample.given_up) {
+    parts_.samples.Add(turn_.model, sample);
+  }
   if (request_.permit) {
     request_.permit->Release(uint64_t{result.usage.text_tokens()} + result.usage.image_tokens() +
                              result.usage.generated_tokens());

@@ -28,12 +28,13 @@ namespace llava {
 //   conversation -> version -> recorded -> [features -> generate]* -> journalled -> stored -> told
 //
 // Before the first token the bracket is repeated: once when a service has too much to do, once
-// after missing features, and with another version, recorded and told anew, when the one that was
-// chosen is gone. When a service died or is out of reach, it is waited for; what there is of the
-// answer is gone on with from its tokens, by the same version, also by the next process, where it
-// takes a place among the running turns first, on the terms of its first one. Every piece of text
-// of a session's turn is in the journal before a reader sees it. Whatever happens, the turn is
-// stored with its text so far, the session is given back, and the readers are told, in that order.
+// after missing features (and again for a service that has begun anew), and with another version,
+// recorded and told anew, when the one that was chosen is gone. When a service died or is out of
+// reach, it is waited for; what there is of the answer is gone on with from its tokens, by the same
+// version, also by the next process, where it takes a place among the running turns first, on the
+// terms of its first one. Every piece of text of a session's turn is in the journal before a reader
+// sees it. Whatever happens, the turn is stored with its text so far, the session is given back,
+// and the readers are told, in that order.
 class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnRunner> {
  public:
   // `on_end` runs once, right before the sink is closed with the same status: at the end of the

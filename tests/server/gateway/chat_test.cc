@@ -226,7 +226,11 @@ TEST_F(ChatTest, RegeneratesTheLastTurnOnly) {
   auto reader = stub_->RegenerateTurn(context.get(), request);
   v1::RegenerateTurnResponse response;
   std::string text;
-  while (reader->Read(&response)) text += response.event().text().text();
+  v1::TurnStarted started;
+  while (reader->Read(&response)) {
+    if (response.event().has_turn_started()) started = response.event().turn_started();
+    text += response.event().text().text();
+  }
   ASSERT_TRUE(reader->Finish().ok());
   EXPECT_EQ(text, "two! pictures: 1, turns: 2");
   const auto turns = Turns(session);
@@ -234,6 +238,14 @@ TEST_F(ChatTest, RegeneratesTheLastTurnOnly) {
   EXPECT_EQ(turns[1].id(), second.started.turn_id());
   EXPECT_EQ(turns[1].seed(), 7U);
   EXPECT_EQ(turns[1].answer_text(), text);
+
+  // Who has the begin of the first answer is not given the end of the second one.
+  const Answer ahead = Resume(session, second.started.turn_id(), 2, second.started.restarts());
+  EXPECT_EQ(ahead.status.error_code(), grpc::StatusCode::DATA_LOSS);
+  EXPECT_THAT(ahead.status.error_message(), HasSubstr("asked anew (RegenerateTurn)"));
+  EXPECT_TRUE(ahead.text.empty());
+  EXPECT_EQ(started.restarts(), second.started.restarts() + 1);
+  EXPECT_EQ(Resume(session, second.started.turn_id(), 2, started.restarts()).text, text.substr(2));
 
   request.set_turn_id(first.started.turn_id());
   context = Context();

@@ -3,12 +3,16 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
+#include <array>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <string>
+#include <thread>
 #include <vector>
+
 #include "tests/support/temp_folder.h"
 
 namespace llava {
@@ -92,6 +96,43 @@ TEST_F(KeysCommandTest, LeavesTheRestOfTheFileAsItIs) {
   const auto with_carl = AddKeyLine(text, carl);
   ASSERT_TRUE(with_carl.ok());
   EXPECT_EQ(with_carl->substr(0, text.size()), text);
+}
+
+TEST_F(KeysCommandTest, OfManyAtATimeNoneIsLost) {
+  constexpr int kMany = 8;
+  const std::string file = "--keys-file=" + path_;
+  std::array<int, kMany> codes;
+  testing::internal::CaptureStdout();
+  testing::internal::CaptureStderr();
+  std::vector<std::thread> threads;
+  for (int i = 0; i < kMany; ++i) {
+    threads.emplace_back([&, i] {
+      const std::string name = "user" + std::to_string(i);
+      const std::array<const char*, 4> argv = {"keys", "add", name.c_str(), file.c_str()};
+      codes[i] = RunKeysCommand(argv.size(), argv.data());
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  testing::internal::GetCapturedStdout();
+  err_ = testing::internal::GetCapturedStderr();
+  EXPECT_THAT(codes, testing::Each(0)) << err_;
+  const auto keys = ParseApiKeys(Text());
+  ASSERT_TRUE(keys.ok()) << keys.status();
+  EXPECT_EQ(keys->size(), static_cast<size_t>(kMany));
+}
+
+// Else the gateway's user could not read the file any more.
+TEST_F(KeysCommandTest, AFileKeepsItsOwner) {
+  if (geteuid() != 0) GTEST_SKIP() << "only root can give files away";
+  ASSERT_EQ(Run({"add", "ann"}), 0) << err_;
+  ASSERT_EQ(chown(path_.c_str(), 12345, 23456), 0);
+  ASSERT_EQ(Run({"add", "bob"}), 0) << err_;
+  ASSERT_EQ(Run({"revoke", "ann"}), 0) << err_;
+  struct stat info;
+  ASSERT_EQ(stat(path_.c_str(), &info), 0);
+  EXPECT_EQ(info.st_uid, 12345U);
+  EXPECT_EQ(info.st_gid, 23456U);
+  EXPECT_EQ(info.st_mode & 0777, 0600U);
 }
 
 TEST_F(KeysCommandTest, RefusesBadNamesRolesAndFiles) {

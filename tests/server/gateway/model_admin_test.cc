@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "server/runtime/status.h"
 #include "tests/server/gateway/gateway_harness.h"
 
 namespace llava {
@@ -114,6 +115,58 @@ TEST_F(ModelAdminTest, ProcessesWithRepositoriesOfTheirOwnFollow) {
     llm->models().ListModels(nullptr, nullptr, &models);
     EXPECT_THAT(models.models(0).labels(), ElementsAre("stable"));
   }
+}
+
+// Who repeats a step back takes another one.
+TEST_F(ModelAdminTest, AStepBackThatNotAllKnowIsNotToBeRepeated) {
+  for (FakeLlm* llm : {&llm_, &other_}) {
+    llm->models().Set({FakeLanguageModel("emoji", 1), FakeLanguageModel("emoji", 2),
+                       FakeLanguageModel("emoji", 3)});
+  }
+  other_.models().ShareLabels(llm_.models());
+  StartGateway();
+  for (const uint64_t version : {1, 2, 3}) ASSERT_TRUE(SetLabel("stable", version).ok());
+  other_.server().Stop();
+  uint64_t stable = 0;
+  const grpc::Status status = Rollback(&stable);
+  EXPECT_EQ(status.error_code(), StatusCode::FAILED_PRECONDITION);
+  EXPECT_FALSE(RetryAfter(FromGrpc(status)));
+  EXPECT_THAT(status.error_message(), HasSubstr("\"emoji\" went back to version 2"));
+  EXPECT_THAT(status.error_message(), HasSubstr("llm " + other_.server().address()));
+  EXPECT_THAT(status.error_message(), HasSubstr("SetLabel stable 2"));
+  EXPECT_THAT(Labels(2), ElementsAre("stable"));
+  other_.server().Start();
+  ASSERT_TRUE(Eventually([&] { return SetLabel("stable", 2).ok(); }));
+  EXPECT_THAT(Labels(2), ElementsAre("stable"));
+}
+
+TEST_F(ModelAdminTest, AProcessThatIsLostMayHaveSteppedBack) {
+  other_.models().ShareLabels(llm_.models());
+  StartGateway();
+  ASSERT_TRUE(SetLabel("stable", 1).ok());
+  ASSERT_TRUE(SetLabel("stable", 2).ok());
+  const int before = other_.models().changes();
+  llm_.models().Refuse({StatusCode::UNAVAILABLE, "connection reset"});
+  uint64_t stable = 0;
+  const grpc::Status status = Rollback(&stable);
+  EXPECT_EQ(status.error_code(), StatusCode::FAILED_PRECONDITION);
+  EXPECT_THAT(status.error_message(), HasSubstr("may have gone back: connection reset"));
+  EXPECT_EQ(other_.models().changes(), before) << "the next one would step back again";
+}
+
+TEST_F(ModelAdminTest, WhoIsKnownToBeDownKeepsNobodyFromSteppingBack) {
+  StartGateway();
+  ASSERT_TRUE(SetLabel("stable", 1).ok());
+  ASSERT_TRUE(SetLabel("stable", 2).ok());
+  llm_.server().Stop();
+  ASSERT_TRUE(
+      Eventually([&] { return Metric("llava_gateway_backends_down{backend=\"llm\"}") == 1; }));
+  uint64_t stable = 0;
+  const grpc::Status status = Rollback(&stable);
+  EXPECT_THAT(status.error_message(), HasSubstr("went back to version 1"));
+  v1::ListModelsResponse models;
+  other_.models().ListModels(nullptr, nullptr, &models);
+  EXPECT_THAT(models.models(0).labels(), ElementsAre("stable"));
 }
 
 TEST_F(ModelAdminTest, WhoFailedIsNamed) {

@@ -325,6 +325,26 @@ TEST_F(RecoveryTest, ANewWordClearsTheAnswerOfSuspicion) {
   EXPECT_EQ(rest.started.restarts(), 9U);
 }
 
+// Else a reader of the first process that took it up would pass for one of the second.
+TEST_F(RecoveryTest, ThatItWasTakenUpIsKnownThoughTheJournalIsLost) {
+  StartGateway();
+  const std::string session = NewSession();
+  const Answer killed = AskAndCrash(Question(session, kQuestion));
+  for (int restarts = 1; restarts <= 2; ++restarts) {
+    fs::remove_all(options_.data_dir + "/journal");
+    StartGateway();  // the service still pauses after a word
+    ASSERT_TRUE(Eventually([&] { return Tries() == 0 && llm_.generates() == 1 + restarts; }));
+    if (restarts < 2) Crash();
+  }
+  EXPECT_EQ(Resume(session, killed.started.turn_id(), 1, 1).status.error_code(),
+            grpc::StatusCode::DATA_LOSS);
+  llm_.Set({});
+  llm_.Release();
+  const Answer answer = Resume(session, killed.started.turn_id());
+  EXPECT_EQ(answer.text, kAnswer);
+  EXPECT_EQ(answer.started.restarts(), 2U);
+}
+
 // The journal is never synced, the store is: after a power cut it may be the older one.
 TEST_F(RecoveryTest, AnAnswerAskedAnewIsNotGoneOnWithFromItsEarlierRun) {
   llm_.Set({.pause_after = 1});

@@ -13,6 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "llava/v1/rollout.grpc.pb.h"
+#include "server/runtime/status.h"
 #include "tests/server/gateway/gateway_harness.h"
 
 namespace llava {
@@ -337,6 +338,28 @@ TEST_F(RolloutTest, ACanaryThatFailsIsRolledBack) {
   EXPECT_EQ(Metric("llava_gateway_rollouts_total{model=\"emoji\",result=\"rolled_back\"}"), 1);
   Label("stable", 0);
   EXPECT_EQ(VersionOf(Question(NewSession(), "a")), 2u) << "the newest that was not rejected";
+}
+
+TEST_F(RolloutTest, WhoIsRefusedHasNotWaited) {
+  Start({1, 2});
+  Label("stable", 1);
+  Label("canary", 2);
+  ASSERT_TRUE(Eventually([this] { return Rollout().canary().version() == 2; }));
+  const auto ask = [this](milliseconds timeout = kSlowdown * std::chrono::seconds(60)) {
+    auto question = Question(NewSession(), "a");
+    question.set_model_label("canary");
+    return Ask(question, {}, timeout).status.error_code();
+  };
+  llm_.Set(
+      {.failure = ToGrpc(OverloadedError("the queue is full", milliseconds(100))), .failures = 2});
+  EXPECT_EQ(ask(), StatusCode::UNAVAILABLE);
+  EXPECT_EQ(ask(), StatusCode::OK);
+  ASSERT_TRUE(Eventually([this] { return Rollout().canary_evidence().turns() == 1; }));
+  EXPECT_EQ(Rollout().canary_evidence().given_up_turns(), 0U);
+  llm_.Set({.pause_after = 0});
+  EXPECT_EQ(ask(kSlowdown * milliseconds(500)), StatusCode::DEADLINE_EXCEEDED);
+  EXPECT_TRUE(Eventually([this] { return Rollout().canary_evidence().given_up_turns() == 1; }));
+  llm_.Release();
 }
 
 TEST_F(RolloutTest, NanAndDriftAreEnough) {

@@ -13,6 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/gateway/session_store.h"
+#include "tests/server/gateway/no_space.h"
 #include "tests/support/temp_folder.h"
 
 namespace llava {
@@ -111,6 +112,43 @@ TEST_F(SessionStoreBatchTest, AReadDoesNotFailWithTheWritesBesideIt) {
   EXPECT_THAT(read->turns, IsEmpty()) << "which was taken back";
   EXPECT_EQ(page.get()->sessions.size(), 3U);
   EXPECT_EQ(gateway_metrics_.store_failures_total.Value(), 1);
+}
+
+// When sessions were used is written down with other things, and waits for room like these.
+TEST_F(SessionStoreBatchTest, AFullDiskStopsNoReadHoweverManySessionsWereUsed) {
+  constexpr int kUsed = 1010;  // more than are kept in memory, fewer than may wait
+  std::vector<std::future<absl::StatusOr<v1::Session>>> made;
+  std::vector<std::future<absl::StatusOr<uint32_t>>> begun;
+  const auto name = [](int i) { return absl::StrCat("s", i); };
+  const auto list = [this] {
+    return Take<absl::StatusOr<SessionPage>>(
+               [&](auto done) { store_->ListSessions(std::nullopt, 10, "", done); })
+        .get();
+  };
+  for (int i = 0; i < kUsed; ++i) {
+    v1::Session session;
+    session.set_id(name(i));
+    made.push_back(Take<absl::StatusOr<v1::Session>>(
+        [&](auto done) { store_->CreateSession(session, done); }));
+  }
+  for (auto& each : made) ASSERT_TRUE(each.get().ok());
+  Block();
+  for (int i = 0; i < kUsed; ++i) begun.push_back(Begin(Turn(name(i))));
+  Release();
+  for (auto& each : begun) ASSERT_TRUE(each.get().ok());
+  {
+    const NoSpace full;
+    EXPECT_TRUE(Get("a").get().ok());
+    const auto page = list();
+    ASSERT_TRUE(page.ok()) << page.status();
+    EXPECT_EQ(page->sessions.size(), 10U);
+    EXPECT_FALSE(Begin(Turn("b")).get().ok());
+    EXPECT_TRUE(Get("a").get().ok());
+  }
+  ASSERT_TRUE(Begin(Turn("c")).get().ok());
+  const auto page = list();
+  ASSERT_TRUE(page.ok()) << page.status();
+  EXPECT_EQ(page->sessions.at(0).id(), "c") << "the order is written down with the next turn";
 }
 
 TEST_F(SessionStoreBatchTest, ThePictureOfARefusedQuestionGoesAgain) {

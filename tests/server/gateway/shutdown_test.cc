@@ -78,7 +78,9 @@ TEST_F(ShutdownTest, AQuestionThatIsBrokenOffBeforeItIsRecordedIsNot) {
   admission_->StartDraining();
   gateway_->Stop();
   EXPECT_TRUE(admission_->WaitUntilIdle(CondVar::Clock::now())) << "it waited in vain";
-  EXPECT_EQ(asking.get().status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  const grpc::Status status = asking.get().status;
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_THAT(status.error_message(), HasSubstr("ask again"));
   EXPECT_EQ(Turns(session).size(), 0U);
   StopGateway();  // returns
 }

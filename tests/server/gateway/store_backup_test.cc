@@ -43,6 +43,7 @@ class StoreBackupTest : public testing::Test {
     turn.id = id;
     turn.session_id = session;
     turn.user_text = "about " + id;
+    turn.request = {"key of " + id, "hash"};
     StoredImage image;
     image.bytes = std::make_shared<const std::string>("picture of " + id);
     image.info.set_id(ToHex(HashBytes(*image.bytes)));
@@ -97,10 +98,25 @@ TEST_F(StoreBackupTest, ACopyIsWholeWhileTheStoreIsAtWork) {
     EXPECT_EQ(turn.user_text(), "about t");
     EXPECT_EQ(turn.finish_reason(), v1::FINISH_REASON_INTERRUPTED);
     EXPECT_EQ(turn.images(0).id(), ToHex(HashBytes("picture of t")));
+    std::promise<std::string> repeated;
+    other->FindRequest("kept", {"key of t", "hash"},
+                       [&](const auto& id) { repeated.set_value(id.value_or("an error")); });
+    EXPECT_EQ(repeated.get_future().get(), "") << "who asks again gets an answer";
   }
   stop = true;
   work.join();
   EXPECT_FALSE(fs::exists(At("copy0.partial")));
+}
+
+TEST_F(StoreBackupTest, AFolderMayBeNamedWithASlashBehindIt) {
+  auto store = Open("data");
+  AddSession(*store, "s");
+  const auto contents = BackUpStore(At("data/"), At("copy/"));
+  ASSERT_TRUE(contents.ok()) << contents.status();
+  EXPECT_TRUE(fs::exists(At("copy") / "sessions.db"));
+  EXPECT_FALSE(fs::exists(At("copy.partial")));
+  EXPECT_TRUE(RestoreStore(At("copy/"), At("new/")).ok());
+  EXPECT_TRUE(fs::exists(At("new") / "sessions.db"));
 }
 
 TEST_F(StoreBackupTest, WhatCannotBeDone) {

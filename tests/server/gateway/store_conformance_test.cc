@@ -84,6 +84,15 @@ class StoreConformance : public testing::TestWithParam<Implementation> {
     record.dropped_turns = dropped;
     return Await<absl::StatusOr<uint32_t>>([&](auto done) { store_->BeginTurn(record, done); });
   }
+  absl::StatusOr<uint32_t> Restart(const std::string& session, const std::string& id,
+                                   uint64_t seed = 0, std::vector<uint64_t> taken_up = {}) {
+    NewTurn turn;
+    turn.id = id;
+    turn.session_id = session;
+    turn.seed = seed;
+    turn.taken_up = std::move(taken_up);
+    return Await<absl::StatusOr<uint32_t>>([&](auto done) { store_->RestartTurn(turn, done); });
+  }
   absl::Status Finish(const std::string& session, const std::string& turn, const std::string& text,
                       v1::FinishReason reason = v1::FINISH_REASON_STOP) {
     TurnResult result;
@@ -219,12 +228,7 @@ TEST_P(StoreConformance, ATurnMadeAnewIsEmptyAgain) {
   ASSERT_TRUE(Create("s").ok());
   ASSERT_TRUE(Begin("s", "t").ok());
   ASSERT_TRUE(Finish("s", "t", "old", v1::FINISH_REASON_ERROR).ok());
-  NewTurn turn;
-  turn.id = "t";
-  turn.session_id = "s";
-  turn.seed = 5;
-  const auto again =
-      Await<absl::StatusOr<uint32_t>>([&](auto done) { store_->RestartTurn(turn, done); });
+  const auto again = Restart("s", "t", 5, {3, 1, 0});
   ASSERT_TRUE(again.ok()) << again.status();
   EXPECT_EQ(*again, 1U);
   const StoredTurn stored = *Turn("s", "t");
@@ -235,7 +239,7 @@ TEST_P(StoreConformance, ATurnMadeAnewIsEmptyAgain) {
   EXPECT_THAT(stored.turn.error_message(), IsEmpty());
   EXPECT_EQ(stored.error_code, absl::StatusCode::kOk);
   EXPECT_EQ(stored.tokens.ids_size(), 0);
-  EXPECT_THAT(stored.taken_up, IsEmpty());
+  EXPECT_THAT(stored.taken_up, ElementsAre(3, 1, 0));
 }
 
 TEST_P(StoreConformance, DroppedTurnsAreMarked) {
@@ -268,8 +272,7 @@ TEST_P(StoreConformance, TurnsLeftRunningAreToldToTheNextProcess) {
 
 TEST_P(StoreConformance, TermsOfARunningTurnAreKeptUntilItsEnd) {
   using std::chrono::seconds;
-  ASSERT_TRUE(Create("s").ok());
-  ASSERT_TRUE(Create("r").ok());
+  for (const char* id : {"s", "r"}) ASSERT_TRUE(Create(id).ok());
   const TurnTerms::Time asked{seconds(1'700'000'000)};
   const TurnTerms terms{.key_name = "ann",
                         .weight = 3,
@@ -281,11 +284,11 @@ TEST_P(StoreConformance, TermsOfARunningTurnAreKeptUntilItsEnd) {
   TurnTerms plain;
   plain.asked = asked - seconds(5);
   ASSERT_TRUE(Begin("r", "u", {}, {}, plain).ok());
-  const auto note = [&](const std::string& turn, uint32_t tries) {
-    return Await<absl::Status>([&](auto done) { store_->NoteTries("s", turn, tries, done); });
+  const auto note = [&](const std::string& turn) {
+    return Await<absl::Status>([&](auto done) { store_->NoteTries("s", turn, 2, {7, 7}, done); });
   };
-  EXPECT_TRUE(note("t", 2).ok());
-  EXPECT_TRUE(note("unknown", 2).ok());
+  EXPECT_TRUE(note("t").ok());
+  EXPECT_TRUE(note("unknown").ok());
   Open();
   const auto unfinished = store_->TakeUnfinished();
   ASSERT_EQ(unfinished.size(), 2U);
@@ -294,6 +297,7 @@ TEST_P(StoreConformance, TermsOfARunningTurnAreKeptUntilItsEnd) {
   EXPECT_EQ(unfinished[0].terms.key_name, "");
   EXPECT_EQ(unfinished[0].terms.deadline, TurnTerms::Time::max());
   EXPECT_EQ(unfinished[1].tries, 2U);
+  EXPECT_THAT(unfinished[1].taken_up, ElementsAre(7, 7));
   EXPECT_EQ(unfinished[1].terms.key_name, "ann");
   EXPECT_EQ(unfinished[1].terms.weight, 3U);
   EXPECT_EQ(unfinished[1].terms.priority, -2);
@@ -301,13 +305,10 @@ TEST_P(StoreConformance, TermsOfARunningTurnAreKeptUntilItsEnd) {
   EXPECT_EQ(unfinished[1].terms.asked, asked);
   EXPECT_EQ(unfinished[1].terms.deadline, asked + seconds(60));
   ASSERT_TRUE(Finish("s", "t", "x").ok());
-  EXPECT_TRUE(note("t", 2).ok()) << "it has ended";
+  EXPECT_TRUE(note("t").ok()) << "it has ended";
+  EXPECT_THAT(Turn("s", "t")->taken_up, ElementsAre(3, 1));
   ASSERT_TRUE(Delete("r").ok());
-  NewTurn again;
-  again.id = "t";
-  again.session_id = "s";
-  ASSERT_TRUE(
-      Await<absl::StatusOr<uint32_t>>([&](auto done) { store_->RestartTurn(again, done); }).ok());
+  ASSERT_TRUE(Restart("s", "t").ok());
   Open();
   const auto anew = store_->TakeUnfinished();
   ASSERT_EQ(anew.size(), 1U);
@@ -316,8 +317,7 @@ TEST_P(StoreConformance, TermsOfARunningTurnAreKeptUntilItsEnd) {
 }
 
 TEST_P(StoreConformance, ARequestIsKnownAgainByItsKey) {
-  ASSERT_TRUE(Create("s").ok());
-  ASSERT_TRUE(Create("r").ok());
+  for (const char* id : {"s", "r"}) ASSERT_TRUE(Create(id).ok());
   const RequestKey key{"key", "hash"};
   ASSERT_TRUE(Begin("s", "t", key).ok());
   Open();

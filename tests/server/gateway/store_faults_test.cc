@@ -225,6 +225,10 @@ TEST_F(StoreFaultsTest, AFullDiskIsAFaultAndNoLimitOfTheCaller) {
     EXPECT_TRUE(HasReason(status, kReasonDiskFull));
     EXPECT_EQ(OpenAiError(status).status, 503);
     EXPECT_TRUE(Turns(session).empty()) << "but what is there can be read";
+    v1::ListSessionsResponse page;
+    const auto listed = stub_->ListSessions(Context().get(), {}, &page);
+    EXPECT_TRUE(listed.ok()) << listed.error_message();
+    EXPECT_EQ(page.sessions_size(), 1);
   }
   EXPECT_EQ(Metric("llava_gateway_request_faults_total"), faults + 1);
   EXPECT_GE(Metric("llava_gateway_store_failures_total"), 1);

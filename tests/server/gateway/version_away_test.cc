@@ -214,6 +214,38 @@ TEST_F(VersionAwayTest, TheVersionThatAnswersBringsItsDefaults) {
   EXPECT_EQ(used.seed(), answer.started.seed());
 }
 
+// The gateway learns only from the question what a process has lost that began anew.
+TEST_F(VersionAwayTest, PicturesAreBroughtAgainToAProcessThatLostThemTwice) {
+  StartGateway();
+  const std::string session = NewSession();
+  ASSERT_TRUE(Ask(Question(session, "x", {FakePicture(1)})).status.ok());
+  llm_.ForgetFeatures();
+  vision_.Set({.pause = true});
+  auto asking = std::async(std::launch::async, [&] { return Ask(Question(session, "y")); });
+  ASSERT_TRUE(Eventually([&] { return vision_.encodes() == 2; })) << "they are missing";
+  llm_.Set({.failures = 1'000'000});
+  vision_.Set({});
+  vision_.Release();
+  ASSERT_TRUE(Eventually([&] { return llm_.generates() >= 3; })) << "and were brought";
+  llm_.ForgetFeatures();
+  llm_.Set({});
+  const Answer answer = asking.get();
+  ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_EQ(answer.text, "y! pictures: 1, turns: 2");
+  EXPECT_EQ(vision_.encodes(), 3);
+}
+
+TEST_F(VersionAwayTest, AQuestionWaitsForAnotherVersionNoLongerThanItsTime) {
+  options_.request_timeout = kSlowdown * milliseconds(500);
+  options_.continue_timeout = kSlowdown * milliseconds(5000);
+  StartGateway();
+  llm_.models().Set({});  // the gateway has not heard of it yet
+  const Answer answer = Ask(Question(NewSession(), kQuestion));
+  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED)
+      << answer.status.error_message();
+  EXPECT_FALSE(answer.started.turn_id().empty()) << "it is recorded";
+}
+
 TEST_F(VersionAwayTest, AConstraintWaitsForTheProcessThatObeysIt) {
   FakeLlm newer;
   v1::ModelInfo older = FakeLanguageModel("emoji", 1);
