@@ -260,7 +260,7 @@ void InstructionTask::Begin(const std::filesystem::path& run_folder, bool resume
   FollowPlan();
   Json report = {{"data", set_.report()}};
   if (held_out_) report["held_out_data"] = held_out_->report();
-  WriteDurably(run_folder / "data.json", report.dump(2, ' ', false, kReplace) + "\n");
+  WriteDurably(run_folder / "data-report.json", report.dump(2, ' ', false, kReplace) + "\n");
 }
 
 MicroBatch InstructionTask::Forward(int64_t step, int64_t micro) {

@@ -60,8 +60,10 @@ class Run {
     Progress progress(options_.progress, task_.kind(), total_, step_);
     const StopRequest stop;
     // The run that saved this step may have ended before its evaluation did.
-    const bool is_due = IsDue(settings_.evaluate_every) && !folder_.HasEvaluation(step_);
-    if (is_due && !StopRequest::Requested()) Evaluate();
+    if (IsDue(settings_.evaluate_every) && !folder_.HasEvaluation(step_)) {
+      if (StopRequest::Requested()) return TrainingOutcome::kStopped;
+      Evaluate();
+    }
     while (step_ < total_) {
       StepReport report;
       if (!Step(report)) {

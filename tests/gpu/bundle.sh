@@ -30,7 +30,7 @@ mkdir "$work/bin" "$work/lib"
 for program in "${programs[@]}"; do
   file=$(find "${builds[@]/%//bin}" -maxdepth 1 -name "$program" -print -quit)
   [ -n "$file" ] || { echo "bundle: no $program in ${builds[*]}" >&2; exit 1; }
-  if [[ $program =~ -(vision|llm|train)$ && ${LLAVA_GPU_DEVICE:-} != cpu ]] && ! needed "$file" | grep -q '^libtorch_cuda'; then
+  if [[ $program =~ -(vision|llm|train)$ && ${LLAVA_GPU_DEVICE:-} != cpu ]] && ! needed "$file" | grep '^libtorch_cuda' >/dev/null; then
     echo "bundle: $file is built without CUDA" >&2
     exit 1
   fi

@@ -285,7 +285,8 @@ class Run:
                 raise RuntimeError(f"llava-train {name} on {device}: {done.returncode}: {done.stderr[-400:]}")
             return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 
-        cases = {"all": [], "adapters": ["lora.rank=8"], "two": ["accumulation=2"], "offload": ["offload=true"]}
+        # Without dropout: devices draw other numbers.
+        cases = {"all": [], "adapters": ["lora.rank=8", "lora.dropout=0"], "two": ["accumulation=2"], "offload": ["offload=true"]}
         found, bounds = {}, {"fp32": 0.01, "bf16": 0.1}
         for name, more in cases.items():
             expected = losses(name, "cpu", *(setting for setting in more if setting != "offload=true"))

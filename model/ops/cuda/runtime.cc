@@ -1,5 +1,6 @@
 #include "model/ops/cuda/runtime.h"
 
+#include <array>
 #include <exception>
 #include <map>
 #include <mutex>
@@ -80,11 +81,11 @@ c10::cuda::CUDAStream CaptureStream(at::DeviceIndex device) {
   return streams.On(device);
 }
 
-// Held while a graph begins, ends or goes: LibTorch 2.11 keeps the graphs that a device's random
-// numbers know in a set without a lock (mended behind it: pytorch/pytorch#173421).
-std::mutex& GeneratorGraphs() {
-  static std::mutex& mutex = *new std::mutex;
-  return mutex;
+// Held while a graph of the device begins, ends or goes: LibTorch 2.11 keeps the graphs that a
+// device's random numbers know in a set without a lock (mended behind it: pytorch/pytorch#173421).
+std::mutex& GeneratorGraphs(at::DeviceIndex device) {
+  static auto& mutexes = *new std::array<std::mutex, C10_COMPILE_TIME_MAX_GPUS>;
+  return mutexes.at(static_cast<size_t>(device));
 }
 
 }  // namespace
@@ -106,19 +107,21 @@ at::Tensor Download(const at::Tensor& tensor) {
 
 struct Graph::State {
   std::function<void()> work;
+  at::DeviceIndex device;
   at::cuda::CUDAGraph graph;
 };
 
 void Graph::Delete::operator()(State* state) const {
-  const std::lock_guard lock(GeneratorGraphs());
+  const std::lock_guard lock(GeneratorGraphs(state->device));
   delete state;
 }
 
 Graph::Graph(std::function<void()> work, at::Device device, const Graph* beside)
-    : state_(new State{.work = std::move(work), .graph = {}}) {
+    : state_(new State{.work = std::move(work), .device = 0, .graph = {}}) {
   const c10::cuda::CUDAGuard device_guard(device);
+  state_->device = c10::cuda::current_device();
   c10::cuda::getCurrentCUDAStream().synchronize();
-  const c10::cuda::CUDAStream stream = CaptureStream(c10::cuda::current_device());
+  const c10::cuda::CUDAStream stream = CaptureStream(state_->device);
   const c10::cuda::CUDAStreamGuard guard(stream);
   std::exception_ptr failure;  // the first one is the one to tell
   const auto attempt = [&failure](const auto& step) {
@@ -140,14 +143,14 @@ Graph::Graph(std::function<void()> work, at::Device device, const Graph* beside)
   attempt([&] { stream.synchronize(); });
   if (failure) std::rethrow_exception(failure);
   {
-    const std::lock_guard lock(GeneratorGraphs());
+    const std::lock_guard lock(GeneratorGraphs(state_->device));
     // Other threads may go on allocating.
     state_->graph.capture_begin(beside ? beside->state_->graph.pool() : at::cuda::MempoolId_t{0, 0},
                                 cudaStreamCaptureModeThreadLocal);
   }
   attempt(state_->work);
   attempt([&] {
-    const std::lock_guard lock(GeneratorGraphs());
+    const std::lock_guard lock(GeneratorGraphs(state_->device));
     state_->graph.capture_end();
   });
   if (!failure) return;

@@ -293,7 +293,8 @@ TEST_F(InstructionTaskTest, BadRecordsAreRefusedTogetherOrLeftOut) {
   EXPECT_EQ(report["usable"], 6);
   EXPECT_EQ(report["bad"], (nlohmann::ordered_json{{"broken JSON", 1}, {"missing picture", 1}}));
   EXPECT_EQ(report["complaints"].size(), 2u);
-  EXPECT_EQ(nlohmann::ordered_json::parse(std::ifstream(world_.folder() / "run/data.json"))["data"],
+  EXPECT_EQ(nlohmann::ordered_json::parse(
+                std::ifstream(world_.folder() / "run/data-report.json"))["data"],
             report);
   world_.Write("data.json", "[{}]");
   EXPECT_THAT(world_.Refusal(Stage::kAlign, {"skip_bad=true"}),

@@ -84,7 +84,7 @@ TEST_F(TrainCommandTest, ASignalEndsItBeforeTheFirstStepAndBeforePublishing) {
   EXPECT_EQ(RunTraining(command_, progress.file()), 0) << progress.written();
   EXPECT_THAT(progress.written(), HasSubstr("goes on from step 2 of 2"));
   EXPECT_TRUE(std::filesystem::exists(command_.repository / "tiny/1"));
-  EXPECT_TRUE(std::filesystem::exists(command_.run_folder / "data.json"));
+  EXPECT_TRUE(std::filesystem::exists(command_.run_folder / "data-report.json"));
 }
 
 }  // namespace
