@@ -109,7 +109,13 @@ absl::Status WriteText(const std::string& path, const std::string& text) {
   good = good && fsync(file) == 0;
   if (file >= 0) good = close(file) == 0 && good;
   good = good && rename(temporary.c_str(), path.c_str()) == 0;
-  if (good) return SyncFolder(FolderOf(path));
+  if (good) {  // and done: some file systems sync no folders
+    if (auto synced = SyncFolder(FolderOf(path)); !synced.ok()) {
+      std::cerr << "llava-gateway: " << path
+                << " is written, but may be lost with the machine: " << synced.message() << "\n";
+    }
+    return absl::OkStatus();
+  }
   const std::string why = std::strerror(errno);
   unlink(temporary.c_str());
   return absl::UnavailableError(absl::StrCat("cannot write ", path, ": ", why));

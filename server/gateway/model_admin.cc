@@ -42,6 +42,7 @@ class ModelAdmin::FanOut {
     CallContext context;
     Response response;
     absl::Status status;
+    bool broken_off = false;  // by the gateway's end: it may have been done
   };
   using Done = std::function<void(const std::deque<Part>&)>;
 
@@ -75,7 +76,8 @@ class ModelAdmin::FanOut {
   }
 
   void OnAnswer(Part& part, const absl::Status& status) {
-    part.status = absl::IsCancelled(status) && cancelled_ ? ShuttingDown() : status;
+    part.broken_off = absl::IsCancelled(status) && cancelled_;
+    part.status = part.broken_off ? ShuttingDown() : status;
     {
       MutexLock lock(mutex_);
       if (--left_ > 0) return;
@@ -259,7 +261,10 @@ void ModelAdmin::StepBack(std::shared_ptr<std::vector<Target>> targets, size_t n
         if (!part.status.ok()) {
           // The next one may hold the model at all. One that may have stepped back is not followed.
           const absl::Status fault = part.target.backend->Explain(part.status);
-          if (was_up && absl::IsUnavailable(part.status) && !RetryAfter(part.status)) {
+          // A service that ends cancels its calls.
+          const bool was_lost = absl::IsCancelled(part.status) ||
+                                (absl::IsUnavailable(part.status) && !RetryAfter(part.status));
+          if (part.broken_off || (was_up && was_lost)) {
             return done(absl::FailedPreconditionError(absl::StrCat(
                 part.target.backend->Describe(), " was lost during the call and may have gone ",
                 "back: ", part.status.message(), "; look at ListModels before you repeat it")));

@@ -42,6 +42,7 @@ LlmEngine::LlmEngine(Options options, LoadedLanguage model, Metrics& metrics, Pl
     : options_(options),
       info_(std::move(model.info)),
       factory_(std::move(model.factory)),
+      checked_(std::move(model.checked)),
       places_(Complete(std::move(places), info_.workers)),
       on_cpu_(absl::StartsWith(info_.device, "cpu")),
       metrics_(metrics),
@@ -245,6 +246,11 @@ std::string LlmEngine::failure() const {
 std::string LlmEngine::given_up() const {
   MutexLock lock(mutex_);
   return given_up_;
+}
+
+std::string LlmEngine::load_hung() const {
+  MutexLock lock(mutex_);
+  return load_hung_;
 }
 
 bool LlmEngine::retires(int worker) const {

@@ -112,8 +112,11 @@ class LlmEngine {
   uint64_t nan_outputs() const { return nan_outputs_; }  // answers that ended for it
   // Why all workers were given up; empty: one works or may yet.
   std::string failure() const;
-  // Why one was, of however many; empty: none.
+  // Why one was, of however many; empty: none. On a GPU that means that the device is lost.
   std::string given_up() const;
+  // Why one was given up while it read its model, on a GPU: that, or the storage, hangs. Empty:
+  // none.
+  std::string load_hung() const;
 
  private:
   friend class EngineWorker;
@@ -193,6 +196,7 @@ class LlmEngine {
   const Options options_;
   const LanguageInfo info_;
   const RunnerFactory factory_;
+  const std::shared_ptr<const std::atomic<double>> checked_;  // of LoadedLanguage
   const Places places_;
   const bool on_cpu_;
   EngineMetrics metrics_;
@@ -213,6 +217,7 @@ class LlmEngine {
   double drift_ LLAVA_GUARDED_BY(mutex_) = -1;
   std::string failure_ LLAVA_GUARDED_BY(mutex_);
   std::string given_up_ LLAVA_GUARDED_BY(mutex_);
+  std::string load_hung_ LLAVA_GUARDED_BY(mutex_);
   std::deque<WarmPrompt> warm_ LLAVA_GUARDED_BY(mutex_);
   size_t warm_left_ LLAVA_GUARDED_BY(mutex_) = 0;  // that wait or are being computed
   int wanted_workers_ LLAVA_GUARDED_BY(mutex_) = 0;

@@ -72,7 +72,8 @@ LlmEngine::Life LlmEngine::Live(int worker) {
   std::unique_ptr<ModelRunner> runner;
   double drift = -1;
   try {
-    steps->Load(watch.share, [&] { runner = factory_(device, watch); });
+    steps->Load([&] { return watch.share + (checked_ ? checked_->load() : 0.0); },
+                [&] { runner = factory_(device, watch); });
     watch.share = 1;
     drift = runner->SelfTest(piece);
     WarmUp(*runner, info_, piece);
@@ -264,7 +265,7 @@ void LlmEngine::Replace(int worker, bool loads) {
     if (!loads) places_.turns[static_cast<size_t>(device)]->TakeBack();
     life.status = absl::UnavailableError(reason);
     // Where a kernel of a GPU does not end, no call that frees memory of the process does.
-    if (!on_cpu_ && !stopping_) given_up_ = reason;
+    if (!on_cpu_ && !stopping_) (loads ? load_hung_ : given_up_) = reason;
     if (on_cpu_ && !loads && !Retires(worker)) {
       try {
         StartThread(worker, life);

@@ -198,7 +198,9 @@ absl::StatusOr<std::shared_ptr<Servable>> LlmServableLoader::Load(const VersionR
   };
   if (auto status = engine->WaitUntilReady(options.stop, progress); !status.ok()) {
     LlmEngine& its = *engine;
-    note_lost(status, its.given_up());
+    // While another version is served the storage may be what hangs: a device shows in its steps.
+    const std::string load_hung = ServesAny() ? "" : its.load_hung();
+    note_lost(status, its.given_up().empty() ? load_hung : its.given_up());
     discard(std::move(engine), its);
     return status;
   }

@@ -118,6 +118,8 @@ struct LanguageInfo {
 struct LoadedLanguage {
   LanguageInfo info;
   RunnerFactory factory;
+  // Share of the files that is checked: what workers wait for while they load. Null: nobody checks.
+  std::shared_ptr<const std::atomic<double>> checked = nullptr;
 };
 
 struct LanguageOptions {

@@ -107,7 +107,8 @@ TensorSource Watched(const TensorSource& source, ReadMeter meter) {
   return watched;
 }
 
-LanguageCheckpoint Open(const LanguageOptions& options, const LoadPace& pace, bool verify) {
+LanguageCheckpoint Open(const LanguageOptions& options, const LoadPace& pace, bool verify,
+                        const std::shared_ptr<std::atomic<double>>& checked = nullptr) {
   OpenOptions open;
   open.tower = options.tower;
   open.chat_template = options.chat_template;
@@ -121,6 +122,7 @@ LanguageCheckpoint Open(const LanguageOptions& options, const LoadPace& pace, bo
     open.threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / 2);
   }
   open.stop = pace.stop;
+  if (checked) open.progress = [checked](double share) { *checked = share; };
   open.bytes_per_second = pace.bytes_per_second;
   if (pace.stop && pace.stop()) throw OpenStopped(kStopped);
   return OpenLanguage(options.model, open);
@@ -209,8 +211,11 @@ absl::StatusOr<LoadedLanguage> OpenLanguageWorkers(const LanguageOptions& option
   uint64_t weight_bytes = 0;
   const OpenedFiles files(options.model);
   try {
+    const auto checked = std::make_shared<std::atomic<double>>(0);
+    loaded.checked = checked;
     const auto open = [&] {
-      checkpoint = std::make_shared<LanguageCheckpoint>(Open(options, pace, /*verify=*/true));
+      checkpoint =
+          std::make_shared<LanguageCheckpoint>(Open(options, pace, /*verify=*/true, checked));
     };
     if (in_background) {
       RunInBackground(open);

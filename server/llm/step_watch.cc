@@ -10,15 +10,15 @@ void StepWatch::Leave() {
 
 void StepWatch::Run(const std::function<void()>& call) { Call(nullptr, call); }
 
-void StepWatch::Load(const std::atomic<double>& progress, const std::function<void()>& call) {
+void StepWatch::Load(const std::function<double()>& progress, const std::function<void()>& call) {
   Call(&progress, call);
 }
 
-void StepWatch::Call(const std::atomic<double>* progress, const std::function<void()>& call) {
+void StepWatch::Call(const std::function<double()>* progress, const std::function<void()>& call) {
   {
     MutexLock lock(mutex_);
     progress_ = progress;
-    if (progress != nullptr) seen_ = *progress;
+    if (progress != nullptr) seen_ = (*progress)();
     calling_ = true;
     since_ = Clock::now();
   }
@@ -37,8 +37,8 @@ bool StepWatch::GiveUpIfLonger(const Limits& limits,
   if (!calling_ || given_up_) return false;
   const auto now = Clock::now();
   const bool loads = progress_ != nullptr;
-  if (loads && seen_ != *progress_) {
-    seen_ = *progress_;
+  if (const double seen = loads ? (*progress_)() : 0; loads && seen != seen_) {
+    seen_ = seen;
     since_ = now;
   }
   if (now - since_ <= (loads ? limits.load : limits.step)) return false;

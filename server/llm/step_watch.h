@@ -30,8 +30,9 @@ class StepWatch {
 
   // Makes a call. Throws what it throws, or WorkerGivenUp if the thread was given up.
   void Run(const std::function<void()>& call);
-  // As Run, for what may take long: it goes on as long as `progress` is seen to change.
-  void Load(const std::atomic<double>& progress, const std::function<void()>& call);
+  // As Run, for what may take long: it goes on as long as `progress`, which any thread may ask, is
+  // seen to change.
+  void Load(const std::function<double()>& progress, const std::function<void()>& call);
 
   // Gives the thread up if its call takes too long: then `on_give_up` runs, before the thread can
   // go on, and true is returned, once. `loads`: the call is one of Load. By one thread at a time.
@@ -45,7 +46,7 @@ class StepWatch {
   bool over() const { return over_; }
 
  private:
-  void Call(const std::atomic<double>* progress, const std::function<void()>& call);
+  void Call(const std::function<double()>* progress, const std::function<void()>& call);
   // Throws WorkerGivenUp.
   void Leave();
 
@@ -54,8 +55,8 @@ class StepWatch {
   std::atomic<bool> over_ = false;
   bool given_up_ LLAVA_GUARDED_BY(mutex_) = false;
   Clock::time_point since_ LLAVA_GUARDED_BY(mutex_);
-  const std::atomic<double>* progress_ LLAVA_GUARDED_BY(mutex_) = nullptr;  // of Load
-  double seen_ LLAVA_GUARDED_BY(mutex_) = 0;                                // of it, last
+  const std::function<double()>* progress_ LLAVA_GUARDED_BY(mutex_) = nullptr;  // of Load
+  double seen_ LLAVA_GUARDED_BY(mutex_) = 0;                                    // of it, last
 };
 
 }  // namespace llava

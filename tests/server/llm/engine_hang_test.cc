@@ -48,6 +48,7 @@ class EngineHangTest : public ::testing::Test {
     options.respawns = respawns;
     LoadedLanguage model = RuleModel(workers, factory);
     model.info.device = device_;
+    model.checked = checked_;
     engine_ = std::make_unique<LlmEngine>(options, std::move(model), metrics_, LlmEngine::Places{});
   }
   absl::Status Start(int workers = 1, int respawns = 5,
@@ -99,6 +100,7 @@ class EngineHangTest : public ::testing::Test {
   }
 
   std::string device_ = "cpu";
+  std::shared_ptr<std::atomic<double>> checked_;
   std::chrono::milliseconds load_limit_{0};
   int loads_ = 0;           // begun; under the switches' mutex, as the next one
   bool hang_load_ = false;  // while they hang
@@ -303,13 +305,29 @@ TEST_F(EngineHangTest, ALoadThatHangsIsGivenUp) {
     const absl::Status status = Start();
     EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
     EXPECT_THAT(std::string(status.message()), HasSubstr("longer than 50 ms (a multiple"));
-    EXPECT_EQ(engine_->given_up(), device_ == "cpu" ? "" : status.message());
+    EXPECT_EQ(engine_->load_hung(), device_ == "cpu" ? "" : status.message());
+    EXPECT_EQ(engine_->given_up(), "");
     engine_->Stop();
     EXPECT_TRUE(engine_->hangs());
     LetGo();
     EXPECT_TRUE(Eventually([&] { return !engine_->hangs(); }));
     Hang();
   }
+}
+
+TEST_F(EngineHangTest, ALoadThatWaitsForFilesThatAreCheckedIsNotGivenUp) {
+  load_limit_ = kSlowdown * std::chrono::milliseconds(300);
+  HangLoads();
+  checked_ = std::make_shared<std::atomic<double>>(0);
+  std::thread checks([&] {
+    const auto end = std::chrono::steady_clock::now() + 3 * load_limit_;
+    for (; std::chrono::steady_clock::now() < end; std::this_thread::yield()) {
+      *checked_ = *checked_ + 1e-6;
+    }
+    LetGo();
+  });
+  EXPECT_TRUE(Start().ok());
+  checks.join();
 }
 
 TEST_F(EngineHangTest, AWorkerThatHangsWhileItBeginsAnewIsGivenUp) {
@@ -351,13 +369,14 @@ TEST_F(EngineHangTest, StoppingDoesNotWaitForAModelThatIsBeingLoaded) {
 TEST(StepWatchTest, ALoadMayTakeLongAsLongAsItGoesOn) {
   StepWatch watch;
   std::atomic<double> share = 0;
+  const auto progress = [&] { return share.load(); };
   bool loads = false;
   const auto look = [&](StepWatch::Limits limits) {
     return watch.GiveUpIfLonger(limits, [&](bool which) { loads = which; });
   };
   const StepWatch::Limits none, no_load = {.load = std::chrono::milliseconds(1)};
   const auto pause = [] { std::this_thread::sleep_for(std::chrono::milliseconds(2)); };
-  watch.Load(share, [&] {
+  watch.Load(progress, [&] {
     for (int i = 0; i < 5; ++i) {
       pause();
       share = share + 0.1;
@@ -371,7 +390,7 @@ TEST(StepWatchTest, ALoadMayTakeLongAsLongAsItGoesOn) {
     pause();
     EXPECT_FALSE(look(no_load)) << "it is no load";
   });
-  EXPECT_THROW(watch.Load(share,
+  EXPECT_THROW(watch.Load(progress,
                           [&] {
                             pause();
                             EXPECT_TRUE(look(no_load));

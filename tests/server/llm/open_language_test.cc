@@ -22,6 +22,7 @@
 #include "server/llm/model_runner.h"
 #include "tests/model/checkpoint/unprivileged.h"
 #include "tests/support/fixtures.h"
+#include "tests/support/paths.h"
 
 namespace llava {
 namespace {
@@ -117,6 +118,18 @@ TEST(OpenLanguageTest, AWorkerBeginsAnewWithTheWeightsThatWereOpened) {
     EXPECT_EQ(failure.status.code(), absl::StatusCode::kDataLoss);
     EXPECT_THAT(std::string(failure.status.message()), HasSubstr("was written to"));
   }
+}
+
+TEST(OpenLanguageTest, TellsWhatOfTheFilesIsChecked) {
+  LanguageOptions options;
+  options.model = SourceDir() + "/deploy/models/emoji/1";
+  options.threads = 1;
+  options.kv_bytes = 1 << 20;
+  const auto model = OpenLanguageWorkers(options);
+  ASSERT_TRUE(model.ok()) << model.status();
+  LoadWatch watch;
+  EXPECT_TRUE(model->factory(0, watch));
+  EXPECT_EQ(*model->checked, 1);
 }
 
 TEST(OpenLanguageTest, KeysAndValuesThatNoMemoryHolds) {
