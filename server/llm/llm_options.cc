@@ -19,11 +19,12 @@ LlmOptions::LlmOptions() {
   process.port = 8021;
   process.metrics_port = 8022;
   engine.step_limit = std::chrono::minutes(5);
-  engine.max_running = 0;
-  language.kv_bytes = 0;
 }
 
 void LlmOptions::Declare(Settings& settings) {
+  // By the device, where nobody says more.
+  engine.max_running = 0;
+  language.kv_bytes = 0;
   process.Declare(settings);
   settings.Group("Model");
   lifecycle.Declare(settings, Manifest::Kind::kLanguage);
