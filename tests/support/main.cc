@@ -7,8 +7,8 @@
 
 namespace {
 
-// GoogleTest calls the tests of a suite whose set-up failed skipped, and so would ctest, which looks
-// for that word alone: nobody would be told. What crashes has failed.
+// GoogleTest calls the tests of a suite whose set-up failed skipped, and so would ctest, which
+// looks for that word alone: nobody would be told. What crashes has failed.
 class FailedSetUps : public testing::EmptyTestEventListener {
   void OnTestSuiteEnd(const testing::TestSuite& suite) override {
     if (!suite.ad_hoc_test_result().Failed()) return;
