@@ -12,7 +12,6 @@
 #include <cstdint>
 #include <exception>
 #include <limits>
-#include <map>
 #include <set>
 #include <stdexcept>
 #include <thread>
@@ -20,8 +19,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "model/ops/thread_stream.h"
 #include "server/device/load_failure.h"
-#include "server/runtime/mutex.h"
 #include "server/runtime/status.h"
 
 namespace llava {
@@ -29,56 +28,6 @@ namespace {
 
 // Below it, two threads answered a tenth as fast as one while other programs kept the cores busy.
 constexpr uint64_t kSmallModelBytes = 32u << 20;
-
-// Streams of LibTorch's pool, one for a thread at a time. They are used again rather than the next
-// ones of the pool: LibTorch keeps a work space of cuBLAS for every stream that it meets.
-class WorkerStreams {
- public:
-  c10::Stream Take(at::Device device) {
-    {
-      MutexLock lock(mutex_);
-      std::vector<c10::Stream>& free = free_[device.index()];
-      if (!free.empty()) {
-        const c10::Stream taken = free.back();
-        free.pop_back();
-        return taken;
-      }
-    }
-    return c10::impl::VirtualGuardImpl(device.type()).getStreamFromGlobalPool(device);
-  }
-  void GiveBack(c10::Stream stream) {
-    MutexLock lock(mutex_);
-    free_[stream.device_index()].push_back(stream);
-  }
-
- private:
-  Mutex mutex_;
-  std::map<c10::DeviceIndex, std::vector<c10::Stream>> free_ LLAVA_GUARDED_BY(mutex_);
-};
-
-WorkerStreams& AllWorkerStreams() {
-  static WorkerStreams& streams = *new WorkerStreams;  // threads may end later than main
-  return streams;
-}
-
-// Those of a thread.
-class ThreadStreams {
- public:
-  ThreadStreams() = default;
-  ThreadStreams(const ThreadStreams&) = delete;
-  ThreadStreams& operator=(const ThreadStreams&) = delete;
-  ~ThreadStreams() {
-    for (const auto& [device, stream] : taken_) AllWorkerStreams().GiveBack(stream);
-  }
-  c10::Stream On(at::Device device) {
-    const auto found = taken_.find(device.index());
-    if (found != taken_.end()) return found->second;
-    return taken_.emplace(device.index(), AllWorkerStreams().Take(device)).first->second;
-  }
-
- private:
-  std::map<c10::DeviceIndex, c10::Stream> taken_;
-};
 
 }  // namespace
 
@@ -171,8 +120,8 @@ int EnterDeviceThread(at::Device device, int threads, int workers, uint64_t weig
   if (device.is_cuda()) {
     const c10::impl::VirtualGuardImpl guard(device.type());
     guard.setDevice(device);
-    static thread_local ThreadStreams streams;
-    guard.exchangeStream(streams.On(device));
+    guard.exchangeStream(ops::ThreadStream<c10::Stream>(
+        device.index(), [&] { return guard.getStreamFromGlobalPool(device); }));
   }
   const int cores = static_cast<int>(std::thread::hardware_concurrency());
   const int share = weight_bytes < kSmallModelBytes ? 1 : cores / std::max(1, workers);

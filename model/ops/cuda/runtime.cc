@@ -2,10 +2,8 @@
 
 #include <array>
 #include <exception>
-#include <map>
 #include <mutex>
 #include <utility>
-#include <vector>
 
 #include <ATen/cuda/CUDAGraph.h>
 #include <ATen/ops/empty.h>
@@ -15,70 +13,20 @@
 #include <c10/util/Exception.h>
 #include <cuda_runtime_api.h>
 
+#include "model/ops/thread_stream.h"
+
 namespace llava::cuda {
 namespace {
 
-// Streams on which graphs are recorded, one for a thread at a time and nobody else's: LibTorch's
-// pool gives one stream to many, and work that another thread queues breaks a recording. They are
-// used again and never destroyed: cuBLAS keeps its work space for every stream that it meets.
-class CaptureStreams {
- public:
-  cudaStream_t Take(at::DeviceIndex device) {
-    const std::lock_guard lock(mutex_);
-    std::vector<cudaStream_t>& free = free_[device];
-    if (free.empty()) {
-      cudaStream_t made = nullptr;
-      C10_CUDA_CHECK(cudaStreamCreateWithFlags(&made, cudaStreamNonBlocking));
-      return made;
-    }
-    const cudaStream_t taken = free.back();
-    free.pop_back();
-    return taken;
-  }
-  void GiveBack(at::DeviceIndex device, cudaStream_t stream) {
-    const std::lock_guard lock(mutex_);
-    free_[device].push_back(stream);
-  }
-
- private:
-  std::mutex mutex_;
-  std::map<at::DeviceIndex, std::vector<cudaStream_t>> free_;
-};
-
-CaptureStreams& AllCaptureStreams() {
-  static CaptureStreams& streams = *new CaptureStreams;  // threads may end later than main
-  return streams;
-}
-
-// Those of a thread; on its current device.
-class ThreadStreams {
- public:
-  ThreadStreams() = default;
-  ThreadStreams(const ThreadStreams&) = delete;
-  ThreadStreams& operator=(const ThreadStreams&) = delete;
-  ~ThreadStreams() {
-    for (const auto& [device, stream] : taken_) AllCaptureStreams().GiveBack(device, stream);
-  }
-  c10::cuda::CUDAStream On(at::DeviceIndex device) {
-    const auto [found, added] = taken_.try_emplace(device);
-    if (added) {
-      try {
-        found->second = AllCaptureStreams().Take(device);
-      } catch (...) {
-        taken_.erase(found);
-        throw;
-      }
-    }
-    return c10::cuda::getStreamFromExternal(found->second, device);
-  }
-
- private:
-  std::map<at::DeviceIndex, cudaStream_t> taken_;
-};
-
+// On which the calling thread records graphs: LibTorch's pool gives one stream to many, and work
+// that another thread queues breaks a recording. `device` is the current one.
 c10::cuda::CUDAStream CaptureStream(at::DeviceIndex device) {
-  static thread_local ThreadStreams streams;
-  return streams.On(device);
+  const auto make = [] {
+    cudaStream_t made = nullptr;
+    C10_CUDA_CHECK(cudaStreamCreateWithFlags(&made, cudaStreamNonBlocking));
+    return made;
+  };
+  return c10::cuda::getStreamFromExternal(ops::ThreadStream<cudaStream_t>(device, make), device);
 }
 
 // Held while a graph of the device begins, ends or goes: LibTorch 2.11 keeps the graphs that a
