@@ -4,7 +4,7 @@
 #
 #   tests/gpu/run.sh [parity] [ops] [train] [bench] [sanitize] [hf]        default: all, in this order
 #
-# About 5 minutes on 16 cores with an H100, and 3 more for hf.
+# By estimate 5 minutes on 16 cores with an H100, and 3 more for hf.
 #
 # parity   parity with the reference numbers, and a greedy chat with the shipped model that must
 #          equal the CPU's
