@@ -49,8 +49,9 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
 
     Mutex mutex;
     bool gone LLAVA_GUARDED_BY(mutex) = false;
-    bool over LLAVA_GUARDED_BY(mutex) = false;   // the answer is whole: nothing more can be said
-    size_t waiting LLAVA_GUARDED_BY(mutex) = 0;  // bytes written but not yet sent
+    bool over LLAVA_GUARDED_BY(mutex) = false;  // the answer is whole: nothing more can be said
+    // Bytes written but not yet sent: those that the strand has not seen, and those it has.
+    size_t posted LLAVA_GUARDED_BY(mutex) = 0, unsent LLAVA_GUARDED_BY(mutex) = 0;
     std::function<void()> on_gone LLAVA_GUARDED_BY(mutex);
   };
   enum class Phase { kIdle, kHead, kBody, kAnswer, kLinger, kClosed };
@@ -74,6 +75,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   void BeginNow(const std::shared_ptr<AnswerState>& of);
   void Fail(const std::shared_ptr<AnswerState>& of, HttpResponse response, std::string piece);
   void Piece(const std::shared_ptr<AnswerState>& of, std::string piece);
+  void Put(const std::shared_ptr<AnswerState>& of, std::string piece);
   void End(const std::shared_ptr<AnswerState>& of);
   void Abandon(const std::shared_ptr<AnswerState>& of);
   std::string Head(const HttpResponse& response, std::optional<size_t> content_length);

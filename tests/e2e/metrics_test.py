@@ -1,4 +1,5 @@
 """Every metric of every service moves under a scripted chat with faults."""
+import io
 import json
 import signal
 import struct
@@ -7,6 +8,7 @@ import time
 import unittest
 
 import grpc
+from PIL import Image
 from chat_case import ChatCase
 from stack import LLM_MODEL, SCENES, Answer, Stack, eventually
 from versions import edit_json, publish_copy, reseal
@@ -95,6 +97,12 @@ def poison(folder):
     edit_json(folder / "manifest.json", lambda manifest: manifest.pop("self_test"))
 
 
+def large_picture(shade):
+    file = io.BytesIO()
+    Image.new("RGB", (4000, 4000), (shade, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
 class MetricsTest(ChatCase):
     @classmethod
     def setUpClass(cls):
@@ -148,9 +156,14 @@ class MetricsTest(ChatCase):
         # Straight to the vision service: the second time from its cache.
         vision = self.stack.client("vision", "llava.v1.VisionService")
         model = self.chat.ListModels(self.chat.new("ChatServiceListModelsRequest")).models[0]
+        spec = vision.new("VisionSpec").FromString(model.vision_spec.SerializeToString())
         for _ in range(2):
-            list(vision.Encode(vision.new("EncodeRequest", image=picture("lion")["data"],
-                                          spec=vision.new("VisionSpec").FromString(model.vision_spec.SerializeToString()))))
+            list(vision.Encode(vision.new("EncodeRequest", image=picture("lion")["data"], spec=spec)))
+        # Pictures that take a while to decode, until somebody saw them wait.
+        watch, sent = self.watches["vision"], 0
+        while "llava_vision_queue_depth" not in watch.moved and sent < 100:
+            list(vision.Encode(vision.new("EncodeRequest", image=large_picture(sent), spec=spec)))
+            sent += 1
         # The language service dies in an answer, and the next one goes on with it.
         self.watches["llm"].stop()
         with self.answer_held(sampling=endless) as (_, interrupted):

@@ -76,8 +76,14 @@ class HttpConnectionTest : public testing::Test {
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
   }
-  tcp::socket Connect() {
+  // `receive_buffer`: bytes that the system keeps for a client that does not read; 0: its own
+  // choice.
+  tcp::socket Connect(int receive_buffer = 0) {
     tcp::socket socket(context_);
+    socket.open(tcp::v4());
+    if (receive_buffer) {
+      socket.set_option(boost::asio::socket_base::receive_buffer_size(receive_buffer));
+    }
     socket.connect(
         {boost::asio::ip::make_address("127.0.0.1"), static_cast<uint16_t>(server_->port())});
     return socket;

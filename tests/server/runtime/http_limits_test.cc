@@ -87,11 +87,7 @@ TEST_F(HttpLimitsTest, AReaderThatIsSlowIsNot) {
   options_.limits.write_timeout = kSlowdown * milliseconds(1000);
   StartServer();
   constexpr size_t kBody = 64u << 20;
-  tcp::socket socket(context_);
-  socket.open(tcp::v4());
-  socket.set_option(boost::asio::socket_base::receive_buffer_size(16 << 10));
-  socket.connect(
-      {boost::asio::ip::make_address("127.0.0.1"), static_cast<uint16_t>(server_->port())});
+  auto socket = Connect(16 << 10);
   Send(socket, Post("/stream", ""));
   const auto answer = handler_.stream();
   answer->Begin({200, "text/x", ""});
@@ -208,13 +204,15 @@ TEST_F(HttpLimitsTest, IdleConnectionsGiveWayToNewOnes) {
 TEST_F(HttpLimitsTest, WhatAReaderLeavesWaitingIsTold) {
   options_.limits.write_timeout = std::chrono::minutes(10);
   StartServer();
-  auto socket = Connect();
+  auto socket = Connect(16 << 10);
   Send(socket, Post("/stream", ""));
   auto answer = handler_.stream();
   answer->Begin({200, "text/x", ""});
+  // Faster than the server takes them, and some of them on their way meanwhile: none is forgotten.
   size_t waiting = 0;
   for (int i = 0; i < 100; ++i) waiting = answer->Write(std::string(1 << 20, 'x'));
-  EXPECT_GT(waiting, 50u << 20);
+  EXPECT_GT(waiting, 85u << 20) << "the rest is what the system holds";
+  EXPECT_LT(waiting, 101u << 20);
 }
 
 }  // namespace
