@@ -63,7 +63,7 @@ class HttpConnection::Answer final : public HttpAnswer {
       state_->posted += piece.size();
       waiting = state_->posted + state_->unsent;
     }
-    Post(&HttpConnection::Piece, std::move(piece));
+    Post(&HttpConnection::Written, std::move(piece));
     return waiting;
   }
   void End() override { Post(&HttpConnection::End); }
@@ -346,7 +346,7 @@ void HttpConnection::Fail(const std::shared_ptr<AnswerState>& of, HttpResponse r
                           std::string piece) {
   if (of != answer_ || phase_ != Phase::kAnswer) return;
   if (!begun_) return Send(of, std::move(response));
-  Put(of, std::move(piece));
+  Piece(of, std::move(piece));
   End(of);
 }
 
@@ -356,7 +356,7 @@ void HttpConnection::Beat(const std::shared_ptr<AnswerState>& of) {
   const auto due = last_piece_ + parts_.limits.heartbeat;
   // A reader that is behind gets none: they would only pile up.
   if (due <= std::chrono::steady_clock::now()) {
-    if (sending_.empty()) Put(of, heartbeat_);
+    if (sending_.empty()) Piece(of, heartbeat_);
     last_piece_ = std::chrono::steady_clock::now();
   }
   beat_timer_.expires_at(last_piece_ + parts_.limits.heartbeat);
@@ -365,15 +365,15 @@ void HttpConnection::Beat(const std::shared_ptr<AnswerState>& of) {
   });
 }
 
-void HttpConnection::Piece(const std::shared_ptr<AnswerState>& of, std::string piece) {
+void HttpConnection::Written(const std::shared_ptr<AnswerState>& of, std::string piece) {
   const size_t size = piece.size();
-  Put(of, std::move(piece));
+  Piece(of, std::move(piece));
   MutexLock lock(of->mutex);
   of->posted -= size;
   if (of == answer_) of->unsent = sending_.size() + output_.size();
 }
 
-void HttpConnection::Put(const std::shared_ptr<AnswerState>& of, std::string piece) {
+void HttpConnection::Piece(const std::shared_ptr<AnswerState>& of, std::string piece) {
   if (of != answer_ || phase_ != Phase::kAnswer) return;
   BeginNow(of);
   if (piece.empty() || head_only_) return;

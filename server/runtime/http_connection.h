@@ -74,8 +74,9 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   // Of BeginLate, if there is one and nothing has begun.
   void BeginNow(const std::shared_ptr<AnswerState>& of);
   void Fail(const std::shared_ptr<AnswerState>& of, HttpResponse response, std::string piece);
+  // A piece that HttpAnswer::Write has counted.
+  void Written(const std::shared_ptr<AnswerState>& of, std::string piece);
   void Piece(const std::shared_ptr<AnswerState>& of, std::string piece);
-  void Put(const std::shared_ptr<AnswerState>& of, std::string piece);
   void End(const std::shared_ptr<AnswerState>& of);
   void Abandon(const std::shared_ptr<AnswerState>& of);
   std::string Head(const HttpResponse& response, std::optional<size_t> content_length);

@@ -207,7 +207,9 @@ TEST_F(HttpLimitsTest, WhatAReaderLeavesWaitingIsTold) {
   auto socket = Connect(16 << 10);
   Send(socket, Post("/stream", ""));
   auto answer = handler_.stream();
-  answer->Begin({200, "text/x", ""});
+  answer->Begin({200, "text/x", "begins"});
+  Until(socket, "begins");
+  EXPECT_LT(answer->Write("x"), 100u);
   // Faster than the server takes them, and some of them on their way meanwhile: none is forgotten.
   size_t waiting = 0;
   for (int i = 0; i < 100; ++i) waiting = answer->Write(std::string(1 << 20, 'x'));
