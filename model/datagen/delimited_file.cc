@@ -1,5 +1,6 @@
 #include "model/datagen/delimited_file.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <stdexcept>

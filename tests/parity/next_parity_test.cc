@@ -1,6 +1,7 @@
 // LLaVA-1.6 against what transformers makes of it: next.safetensors and next_layout.json
 // (next_golden.py).
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <iterator>

@@ -1,5 +1,7 @@
 #include "model/datagen/captioned_images.h"
 
+#include <algorithm>
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <unistd.h>

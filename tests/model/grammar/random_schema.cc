@@ -1,6 +1,7 @@
 #include "tests/model/grammar/random_schema.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 namespace llava {

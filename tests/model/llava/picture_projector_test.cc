@@ -1,5 +1,6 @@
 #include "model/llava/picture_projector.h"
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 #include <vector>

@@ -1,5 +1,6 @@
 #include "model/nn/projector.h"
 
+#include <cmath>
 #include <stdexcept>
 
 #include <ATen/ATen.h>

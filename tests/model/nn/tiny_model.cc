@@ -1,5 +1,6 @@
 #include "tests/model/nn/tiny_model.h"
 
+#include <cmath>
 #include <memory>
 #include <utility>
 

@@ -1,5 +1,6 @@
 #include "model/train/gradient_step.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
