@@ -112,14 +112,9 @@ class SwapTest(ChatCase):
     def wait_for(self, what, goal):
         until(goal, lambda: f"{what}: {self.states()}\n{self.stack.llm.text()[-3000:]}", seconds=240)
 
-    def test_a_new_version_takes_over_under_running_streams(self):
-        session = self.session()
-        picture = [{"data": (ROOT / "deploy/scenes/lion.png").read_bytes()}]
-        before = self.ask(session, "What is this?", picture)
-        first = before.finished.model.version
-        capacity = self.stack.llm.metrics()["llava_llm_kv_capacity_bytes"]
-        encoded = self.stack.vision.metrics()["llava_vision_feature_cache_misses_total"]
-
+    def take_over(self, first):
+        """Publishes the next version under streams of this one. Its number, and whether an answer of the old one was under way when
+        the first of the new one began."""
         # Answers of many lengths: when one stream begins its next one, others are far from the end of theirs.
         streamers = [Streamer(self, f"Tell me a story of {i} lions.", 400 + 350 * i) for i in range(STREAMS)]
         pulse = Pulse(self.chat)
@@ -146,13 +141,27 @@ class SwapTest(ChatCase):
             seen = [version for _, _, _, version, _ in streamer.turns]
             self.assertEqual(seen, sorted(seen), "back to the old version")
         switch = min(begin for begin, _, _, version, _ in turns if version == second)
-        self.assertTrue(any(end > switch and version == first for _, end, _, version, _ in turns),
-                        "no answer of the old version was under way when the new one began")
         begin, end = self.loading(second)
         gap = max(min(to, end) - max(since, begin) for s in streamers for since, to in s.gaps)
         print(f"\nfirst turn by the new version {switch - published:.2f} s after its publication, {end - begin:.2f} s of loading, in which "
               f"the longest gap between pieces was {gap:.3f} s, the gateway's longest silence {pulse.longest_silence:.3f} s, {len(turns)} turns")
         self.assertLess(gap - pulse.longest_silence, 0.75 * (end - begin), "a stream stood still while the version was loaded")
+        return second, any(end > switch and version == first for _, end, _, version, _ in turns)
+
+    def test_a_new_version_takes_over_under_running_streams(self):
+        session = self.session()
+        picture = [{"data": (ROOT / "deploy/scenes/lion.png").read_bytes()}]
+        before = self.ask(session, "What is this?", picture)
+        first = before.finished.model.version
+        capacity = self.stack.llm.metrics()["llava_llm_kv_capacity_bytes"]
+        encoded = self.stack.vision.metrics()["llava_vision_feature_cache_misses_total"]
+        for _ in range(5):  # a pause of this process ends all answers at once
+            second, side_by_side = self.take_over(first)
+            if side_by_side:
+                break
+            first = second
+        else:
+            self.fail("never was an answer of the old version under way when the new one began")
 
         self.wait_for("freed", lambda: self.states().get(first, (6,))[0] == 6)
         self.wait_for("gone", lambda: not any("llava_llm_model_info" in name and f'version="{first}"' in name
