@@ -71,7 +71,8 @@ DAMAGES = [cut_short, wrong_digest, no_numbers]
 
 
 class Watcher(threading.Thread):
-    """Notes when each version was first seen in each state, by asking the language service again and again."""
+    """Notes when each version was first seen in each state, and with which message, by asking the language service again and
+    again."""
 
     def __init__(self, stack):
         super().__init__(daemon=True)
@@ -90,15 +91,15 @@ class Watcher(threading.Thread):
             for each in versions:
                 state = STATES[each.state]
                 self.last[each.model.version] = (state, each.message)
-                self.seen.setdefault((each.model.version, state), now)
+                self.seen.setdefault((each.model.version, state), (now, each.message))
 
     def wait_for(self, version, *states):
         """The state reached and its message; (None, last seen) when time is up."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             for state in states:
-                if (version, state) in self.seen:
-                    return state, self.last[version][1]
+                if found := self.seen.get((version, state)):
+                    return state, found[1]
             time.sleep(0.02)
         return None, str(self.last.get(version))
 
@@ -257,7 +258,7 @@ def run_swaps(stack, repository, watcher, arguments, problems):
             problems.append(f"version {version} never answered")
             continue
         begun, ready = watcher.seen.get((version, "LOADING")), watcher.seen.get((version, "READY"))
-        loading = ready - begun if begun and ready else 0.0
+        loading = ready[0] - begun[0] if begun and ready else 0.0
         rows.append((version, firsts[version] - when, loading))
     calm = [gap for when, gap in load.gaps if when < calm_until]
     swaps = [gap for when, gap in load.gaps if when >= calm_until]

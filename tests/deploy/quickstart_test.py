@@ -10,15 +10,13 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import unittest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests/support"))
-import ports  # noqa: E402 (neighbours, not a package)
-from waiting import SLOWDOWN, until  # noqa: E402
+from script_case import ROOT, SLOWDOWN, programs_but, until
+
+import ports  # a neighbour that script_case.py finds
 
 OFFSETS = (0, 1, 2, 11, 12, 21, 22)
 PATIENCE = 120 * SLOWDOWN
@@ -98,7 +96,9 @@ class QuickstartTest(unittest.TestCase):
         self.assertIn("llava-probe is missing", done.stderr)
 
     def test_signal_stops_everything(self):
-        with subprocess.Popen(self.command(), env=self.environment, text=True,
+        # It does not end by itself before the signal.
+        environment = {**programs_but(self.folder.name, chat="exec sleep 3600"), "TMPDIR": self.folder.name}
+        with subprocess.Popen(self.command(), env=environment, text=True,
                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                               stderr=subprocess.STDOUT) as process:
             for line in process.stdout:

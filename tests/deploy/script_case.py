@@ -15,6 +15,25 @@ sys.path.insert(0, str(ROOT / "tests/support"))
 from waiting import SLOWDOWN, until  # noqa: E402 (a neighbour, not a package)
 
 PATIENCE = 900 * SLOWDOWN
+BIN = pathlib.Path(os.environ.get("LLAVA_BIN_DIR", ROOT / "build/release/bin")).resolve()
+
+
+def programs_but(parent, **scripts):
+    """An environment with all programs, in which llava-NAME is this shell script instead."""
+    folder = pathlib.Path(tempfile.mkdtemp(dir=parent))
+    for program in BIN.glob("llava-*"):
+        (folder / program.name).symlink_to(program)
+    for name, script in scripts.items():
+        program = folder / f"llava-{name}"
+        program.unlink()
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+    return {**os.environ, "LLAVA_BIN_DIR": str(folder)}
+
+
+def hangs_at(name, command):
+    """For programs_but: a program that never ends when it is called with these words."""
+    return {name: f'case "$*" in *"{command}"*) exec sleep 3600 ;; esac\nexec "{BIN}/llava-{name}" "$@"'}
 
 
 class ScriptCase(unittest.TestCase):

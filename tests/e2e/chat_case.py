@@ -1,11 +1,8 @@
 """What the end-to-end tests share: running services, and a client that chats."""
 import unittest
-from contextlib import contextmanager
 
 import grpc
-from stack import SCENES, SLOWDOWN, Answer, Stack
-
-RUNNING = 1  # llava.v1.TurnState
+from stack import SCENES, SLOWDOWN, Answer, Stack, answer_held
 
 
 class ChatCase(unittest.TestCase):
@@ -35,22 +32,9 @@ class ChatCase(unittest.TestCase):
     def turns(self, session):
         return self.chat.ListTurns(self.chat.new("ListTurnsRequest", session_id=session)).turns
 
-    @contextmanager
     def answer_held(self, **fields):
-        """(session, stream) of an answer under way, which cannot end within the block: the language service stands
-        still. Two events of it are read."""
-        for _ in range(20):
-            session = self.session()
-            stream = self.chat.Chat(self.chat.new("ChatRequest", session_id=session, text="Describe the picture.", **fields),
-                                    timeout=240 * SLOWDOWN)
-            self.assertEqual(next(stream).event.WhichOneof("event"), "turn_started")
-            next(stream)
-            with self.stack.llm.standing_still():
-                if self.turns(session)[0].state == RUNNING:
-                    yield session, stream
-                    return
-            list(stream)  # over before the service stood still
-        self.fail("answers are too quick to be held")
+        """See stack.py."""
+        return answer_held(self.stack.llm, self.chat, self.session, **fields)
 
     def ask(self, session, text, images=(), **fields):
         request = self.chat.new("ChatRequest", session_id=session, text=text, images=list(images), **fields)

@@ -4,9 +4,9 @@ import json
 import unittest
 
 import grpc
-from chat_case import RUNNING, ChatCase
+from chat_case import ChatCase
 from openai_test import LION, FrontCase, question
-from stack import Answer, eventually, until
+from stack import RUNNING, Answer, eventually, until
 
 THING = {
     "$ref": "#/$defs/thing",

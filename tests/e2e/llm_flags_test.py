@@ -120,7 +120,7 @@ class LlmFlags(ModelFlagsCase):
                 most.append(service.metrics()["llava_llm_requests_running"])
         looker = threading.Thread(target=look)
         looker.start()
-        while max(most) == 0:  # until it was seen at work
+        while max(most) == 0 and looker.is_alive():  # until it was seen at work
             self.generate(service, count=6, max_new_tokens=500, ignore_eos=True)
         end.set()
         looker.join()

@@ -1,5 +1,6 @@
 """Every metric of every service moves under a scripted chat with faults."""
 import io
+import itertools
 import json
 import signal
 import struct
@@ -10,7 +11,7 @@ import unittest
 import grpc
 from PIL import Image
 from chat_case import ChatCase
-from stack import LLM_MODEL, SCENES, Answer, Stack, eventually
+from stack import LLM_MODEL, SCENES, SLOWDOWN, Answer, Stack, eventually
 from versions import edit_json, publish_copy, reseal
 
 # What no chat can bring about, and where it is proven instead.
@@ -51,7 +52,7 @@ class Watch:
     def __init__(self, service):
         self.service, self.first, self.moved, self.names = service, {}, set(), set()
         self.end = threading.Event()
-        self.thread = threading.Thread(target=self.run)
+        self.thread = threading.Thread(target=self.run, daemon=True)  # a test that fails leaves it
         self.thread.start()
 
     def look(self):
@@ -67,7 +68,8 @@ class Watch:
             try:
                 self.look()
             except AssertionError:
-                return  # the service was stopped
+                if self.service.process.poll() is not None:
+                    return
             time.sleep(0.01)
 
     def stop(self):
@@ -115,6 +117,19 @@ class MetricsTest(ChatCase):
             cls.stack.services[which].wait_ready()
         cls.chat = cls.stack.chat()
 
+    def bring_about(self, which, series, act):
+        """Repeats what makes these series of a service move until that was seen."""
+        watch = self.watches[which]
+        for _ in range(100):
+            act()
+            watch.look()
+            if watch.moved.issuperset(series):
+                return
+        self.fail(f"{which}: nobody saw {set(series) - watch.moved} move")
+
+    def begin(self, session, **sampling):
+        return self.chat.Chat(self.chat.new("ChatRequest", session_id=session, text="Hello?", sampling=sampling), timeout=240 * SLOWDOWN)
+
     def test_every_metric_moves(self):
         picture = lambda name: {"data": (SCENES / f"{name}.png").read_bytes()}
         session = self.session()
@@ -139,31 +154,51 @@ class MetricsTest(ChatCase):
                 self.ask(self.session(), "What is this?", [{"data": data}])
         # The end of the context, a deadline, a cancelled answer.
         endless = {"max_new_tokens": 4000, "ignore_eos": True}
-        with self.assertRaises(grpc.RpcError):
-            list(self.chat.Chat(self.chat.new("ChatRequest", session_id=self.session(), text="Hello?", sampling=endless), timeout=0.3))
-        with self.answer_held(sampling=endless) as (cancelled, events):
-            self.chat.CancelTurn(self.chat.new("CancelTurnRequest", session_id=cancelled))
-        list(events)
-        self.assertEqual(Answer(self.chat.Chat(self.chat.new(
-            "ChatRequest", session_id=self.session(), text="Hello?", sampling=endless))).finished.reason, 3)
+        self.assertEqual(Answer(self.begin(self.session(), **endless)).finished.reason, 3)
+        seconds = itertools.cycle((0.3, 0.1, 1))  # less than an answer takes, and enough for its first token
+
+        def run_out():
+            request = self.chat.new("ChatRequest", session_id=self.session(), text="Hello?", sampling=endless)
+            try:
+                list(self.chat.Chat(request, timeout=next(seconds)))
+            except grpc.RpcError:
+                pass  # whoever notices first
+
+        def cancel():
+            with self.answer_held(sampling=endless) as (session, events):
+                self.chat.CancelTurn(self.chat.new("CancelTurnRequest", session_id=session))
+            list(events)
+
+        self.bring_about("llm", ['llava_llm_finished_total{reason="deadline"}'], run_out)
+        self.bring_about("llm", ['llava_llm_finished_total{reason="cancelled"}'], cancel)
         # More answers than the engine runs at once, and more than its keys and values have room for
         # (hot ones: equal answers would share their blocks).
         hot = {"max_new_tokens": 500, "ignore_eos": True, "temperature": 2, "top_p": 1}
-        crowd = [self.chat.Chat(self.chat.new("ChatRequest", session_id=self.session(), text="Hello?", sampling=hot))
-                 for _ in range(40)]
-        for stream in crowd:
-            Answer(stream)
+
+        def crowd():
+            sessions = [self.session() for _ in range(40)]
+            for stream in [self.begin(session, **hot) for session in sessions]:
+                Answer(stream)
+
+        self.bring_about("llm", ["llava_llm_requests_waiting", "llava_llm_preemptions_total"], crowd)
+        # More pages of turns than are read at once.
+        page = self.chat.new("ListTurnsRequest", session_id=session)
+
+        def read_pages():
+            for call in [self.chat.ListTurns.future(page, timeout=240 * SLOWDOWN) for _ in range(200)]:
+                call.result()
+
+        self.bring_about("gateway", ["llava_gateway_store_queue"], read_pages)
         # Straight to the vision service: the second time from its cache.
         vision = self.stack.client("vision", "llava.v1.VisionService")
         model = self.chat.ListModels(self.chat.new("ChatServiceListModelsRequest")).models[0]
         spec = vision.new("VisionSpec").FromString(model.vision_spec.SerializeToString())
         for _ in range(2):
             list(vision.Encode(vision.new("EncodeRequest", image=picture("lion")["data"], spec=spec)))
-        # Pictures that take a while to decode, until somebody saw them wait.
-        watch, sent = self.watches["vision"], 0
-        while "llava_vision_queue_depth" not in watch.moved and sent < 100:
-            list(vision.Encode(vision.new("EncodeRequest", image=large_picture(sent), spec=spec)))
-            sent += 1
+        # Pictures that take a while to decode.
+        shades = itertools.count()
+        self.bring_about("vision", ["llava_vision_queue_depth", "llava_vision_queue_bytes"], lambda: list(
+            vision.Encode(vision.new("EncodeRequest", image=large_picture(next(shades)), spec=spec))))
         # The language service dies in an answer, and the next one goes on with it.
         self.watches["llm"].stop()
         with self.answer_held(sampling=endless) as (_, interrupted):

@@ -108,7 +108,7 @@ class RolloutFlags:
         self.rollout(client, lambda rollout: "0 turns of 7" in rollout.reason)
 
     def check_rollout_min_time(self):
-        self.assertIn("of 3600", self.judged("--rollout-min-time", "1h").reason)
+        self.assertIn("of 3600", self.judged("--rollout-min-time", "1h", "--rollout-latency-ratio", "1000").reason)
 
     def check_rollout_window(self):
         chat, client = self.canary("--rollout-window", "3s")

@@ -101,6 +101,8 @@ class Service:
     def standing_still(self):
         """Whatever is asked of the process meanwhile waits for it, and what it was at does not end."""
         self.process.send_signal(signal.SIGSTOP)
+        if self.process.returncode is None:  # its threads stop one after the other
+            os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
         try:
             yield
         finally:

@@ -12,6 +12,7 @@ import re
 import signal
 import tempfile
 import time
+from contextlib import contextmanager
 
 import grpc
 from google.protobuf import descriptor_pool, message_factory
@@ -23,6 +24,7 @@ import ports  # a neighbour that service.py finds
 SCENES = ROOT / "deploy/scenes"
 LLM_MODEL = ROOT / "deploy/models/emoji"
 TOWER_MODEL = ROOT / "deploy/models/emoji-tower"
+RUNNING = 1  # llava.v1.TurnState
 
 
 class WithKey(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor,
@@ -139,6 +141,26 @@ def eventually(call, seconds=120):
             if time.monotonic() > deadline or error.code() != grpc.StatusCode.UNAVAILABLE:
                 raise
             time.sleep(0.1)
+
+
+@contextmanager
+def answer_held(llm, chat, new_session, **fields):
+    """(session, stream) of an answer under way, which cannot end within the block: `llm`, the language service of the gateway
+    of `chat`, stands still. Two events of it are read."""
+    for _ in range(20):
+        session = new_session()
+        stream = chat.Chat(chat.new("ChatRequest", session_id=session, text="Describe the picture.", **fields), timeout=240 * SLOWDOWN)
+        kind = next(stream).event.WhichOneof("event")
+        assert kind == "turn_started", kind
+        next(stream)
+        with llm.standing_still():
+            # All of it may have been sent while the gateway, for which it still runs, had no time to read it.
+            sent = any(line.get("session_id") == session and line.get("msg") == "answered" for line in llm.log_lines())
+            if not sent and chat.ListTurns(chat.new("ListTurnsRequest", session_id=session)).turns[0].state == RUNNING:
+                yield session, stream
+                return
+        list(stream)  # over before the service stood still
+    raise AssertionError("answers are too quick to be held")
 
 
 class Answer:

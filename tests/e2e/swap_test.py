@@ -1,5 +1,6 @@
 """Versions of the language model are replaced under running streams: whoever asks next is answered by the
 new one, answers under way end by theirs, the old one is freed, and nobody sees an error."""
+import datetime
 import pathlib
 import tempfile
 import threading
@@ -21,7 +22,8 @@ class Streamer(threading.Thread):
         self.test, self.text, self.end = test, text, threading.Event()
         self.tokens = tokens
         self.session = self.new_session()
-        self.turns, self.errors, self.longest_gap = [], [], 0.0
+        self.turns, self.errors = [], []
+        self.gaps = []  # between two pieces of one answer: (begin, end)
 
     def new_session(self):
         return self.test.session(sampling={"temperature": 0, "max_new_tokens": self.tokens, "ignore_eos": True})
@@ -41,12 +43,33 @@ class Streamer(threading.Thread):
                         self.turns.append((begin, now, announced, event.turn_finished.model.version,
                                            event.turn_finished.reason))
                     elif last is not None:
-                        self.longest_gap = max(self.longest_gap, now - last)
+                        self.gaps.append((last, now))
                     if kind == "text":
                         last = now
             except grpc.RpcError as error:
                 self.errors.append((error.code(), error.details()))
             self.session = self.new_session()
+
+
+class Pulse(threading.Thread):
+    """Asks the gateway what the language service has no part in; the longest silence is the machine's."""
+
+    def __init__(self, chat):
+        super().__init__()
+        self.chat, self.end, self.longest_silence = chat, threading.Event(), 0.0
+
+    def run(self):
+        last = time.monotonic()
+        while not self.end.wait(0.01):
+            self.chat.ListSessions(self.chat.new("ListSessionsRequest"), timeout=300 * SLOWDOWN)
+            now = time.monotonic()
+            self.longest_silence = max(self.longest_silence, now - last)
+            last = now
+
+
+def monotonic(seconds):
+    """A time of the system's clock by the monotonic one."""
+    return seconds - time.time() + time.monotonic()
 
 
 class SwapTest(ChatCase):
@@ -78,31 +101,35 @@ class SwapTest(ChatCase):
         status = self.service.GetModelStatus(self.service.new("GetModelStatusRequest", model={"name": "emoji"}))
         return {v.model.version: (v.state, v.message) for v in status.versions}
 
+    def loading(self, version):
+        """When it began and was over, by the monotonic clock."""
+        when = {}
+        for line in self.stack.llm.log_lines():
+            if line.get("msg") == "model version" and line["version"] == str(version):
+                when[line["to"]] = monotonic(datetime.datetime.fromisoformat(line["ts"]).timestamp())
+        return when["loading"], when["ready"]
+
     def wait_for(self, what, goal):
         until(goal, lambda: f"{what}: {self.states()}\n{self.stack.llm.text()[-3000:]}", seconds=240)
 
-    def test_a_new_version_takes_over_under_running_streams(self):
-        session = self.session()
-        picture = [{"data": (ROOT / "deploy/scenes/lion.png").read_bytes()}]
-        before = self.ask(session, "What is this?", picture)
-        first = before.finished.model.version
-        capacity = self.stack.llm.metrics()["llava_llm_kv_capacity_bytes"]
-        encoded = self.stack.vision.metrics()["llava_vision_feature_cache_misses_total"]
-
+    def take_over(self, first):
+        """Publishes the next version under streams of this one. Its number, and whether an answer of the old one was under way when
+        the first of the new one began."""
         # Answers of many lengths: when one stream begins its next one, others are far from the end of theirs.
         streamers = [Streamer(self, f"Tell me a story of {i} lions.", 400 + 350 * i) for i in range(STREAMS)]
-        for streamer in streamers:
-            streamer.start()
+        pulse = Pulse(self.chat)
+        for thread in (*streamers, pulse):
+            thread.start()
         self.wait_for("streams", lambda: all(s.turns or s.errors for s in streamers))
-        second = int(self.publish("emoji").name)
-        published = time.monotonic()
+        folder = self.publish("emoji")
+        second, published = int(folder.name), monotonic(folder.stat().st_ctime)  # when it was renamed to its number
         self.assertGreater(second, first)
         newest = lambda s: s.turns[-1][3] if s.turns else 0
         self.wait_for("take-over", lambda: all(newest(s) == second or s.errors for s in streamers))
-        for streamer in streamers:
-            streamer.end.set()
-        for streamer in streamers:
-            streamer.join()
+        for thread in (*streamers, pulse):
+            thread.end.set()
+        for thread in (*streamers, pulse):
+            thread.join()
 
         turns = sorted(turn for s in streamers for turn in s.turns)
         self.assertEqual([error for s in streamers for error in s.errors], [])
@@ -114,12 +141,27 @@ class SwapTest(ChatCase):
             seen = [version for _, _, _, version, _ in streamer.turns]
             self.assertEqual(seen, sorted(seen), "back to the old version")
         switch = min(begin for begin, _, _, version, _ in turns if version == second)
-        self.assertTrue(any(end > switch and version == first for _, end, _, version, _ in turns),
-                        "no answer of the old version was under way when the new one began")
-        gap = max(s.longest_gap for s in streamers)
-        print(f"\nfirst turn by the new version {switch - published:.2f} s after its publication, "
-              f"longest gap between pieces {gap:.3f} s, {len(turns)} turns")
-        self.assertLess(gap, switch - published, "a stream stood still while the version was loaded")
+        begin, end = self.loading(second)
+        gap = max(min(to, end) - max(since, begin) for s in streamers for since, to in s.gaps)
+        print(f"\nfirst turn by the new version {switch - published:.2f} s after its publication, {end - begin:.2f} s of loading, in which "
+              f"the longest gap between pieces was {gap:.3f} s, the gateway's longest silence {pulse.longest_silence:.3f} s, {len(turns)} turns")
+        self.assertLess(gap - pulse.longest_silence, 0.75 * (end - begin), "a stream stood still while the version was loaded")
+        return second, any(end > switch and version == first for _, end, _, version, _ in turns)
+
+    def test_a_new_version_takes_over_under_running_streams(self):
+        session = self.session()
+        picture = [{"data": (ROOT / "deploy/scenes/lion.png").read_bytes()}]
+        before = self.ask(session, "What is this?", picture)
+        first = before.finished.model.version
+        capacity = self.stack.llm.metrics()["llava_llm_kv_capacity_bytes"]
+        encoded = self.stack.vision.metrics()["llava_vision_feature_cache_misses_total"]
+        for _ in range(5):  # a pause of this process ends all answers at once
+            second, side_by_side = self.take_over(first)
+            if side_by_side:
+                break
+            first = second
+        else:
+            self.fail("never was an answer of the old version under way when the new one began")
 
         self.wait_for("freed", lambda: self.states().get(first, (6,))[0] == 6)
         self.wait_for("gone", lambda: not any("llava_llm_model_info" in name and f'version="{first}"' in name
