@@ -38,7 +38,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 [ -f "$image" ] || wrong "there is no picture $image"
-if [ $build = 1 ]; then say "the first build takes 4 to 8 minutes on 2 cores"; fi
+if [ $build = 1 ]; then say "the first build takes 3 to 8 minutes on 2 cores, packages and LibTorch to download come on top"; fi
 programs=(llava-gateway llava-vision llava-llm llava-chat llava-probe)
 if [ $train = 1 ]; then programs+=(llava-train llava-datagen llava-model); fi
 build_programs "${programs[@]}"

@@ -257,7 +257,7 @@ LanguageCheckpoint LanguageOf(CheckpointFolder folder, const OpenOptions& option
   }
   if (const auto& quantization = checkpoint.config.decoder.quantization;
       quantization && !options.packed) {
-    Fail(folder.path, "its decoder is packed for serving on the CPU (" + quantization->Describe() +
+    Fail(folder.path, "its decoder is packed for serving (" + quantization->Describe() +
                           "): llava-llm can read it, nothing else; use the checkpoint that it was "
                           "made from");
   }

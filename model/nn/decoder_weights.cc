@@ -41,7 +41,7 @@ uint64_t DecoderWeights::bytes() const {
 DecoderWeights ReadDecoderWeights(const DecoderConfig& config, const TensorSource& tensors,
                                   at::Device device, at::ScalarType dtype, bool join) {
   if (config.quantization) {
-    throw std::runtime_error("the decoder is packed for serving on the CPU (" +
+    throw std::runtime_error("the decoder is packed for serving (" +
                              config.quantization->Describe() +
                              "); this needs the checkpoint that it was made from");
   }

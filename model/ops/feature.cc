@@ -41,4 +41,12 @@ std::atomic<bool>& SwitchOf(Feature feature) {
 bool Enabled(Feature feature) { return SwitchOf(feature).load(std::memory_order_relaxed); }
 void Enable(Feature feature, bool on) { SwitchOf(feature) = on; }
 
+bool BuiltWithCuda() {
+#ifdef LLAVA_CUDA
+  return true;
+#else
+  return false;
+#endif
+}
+
 }  // namespace llava::ops

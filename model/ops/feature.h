@@ -22,4 +22,7 @@ bool Enabled(Feature feature);
 // For the whole process.
 void Enable(Feature feature, bool on);
 
+// This build has kernels for GPUs: it is of the preset cuda.
+bool BuiltWithCuda();
+
 }  // namespace llava::ops

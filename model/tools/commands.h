@@ -84,7 +84,7 @@ struct GcCommand {
 };
 void RunGc(const GcCommand& command);
 
-// How a decoder is packed for serving on the CPU.
+// How a decoder is packed for serving.
 struct PackingFlags {
   std::string dtype = "int4";  // "bf16", "int8", "int4"
   int64_t group = 0;           // 32, 64 or 128; 0: 128 for int8, 64 for int4

@@ -169,9 +169,9 @@ int main(int argc, char** argv) {
 
   int code = 0;
   llava::QuantizeCommand quantize;
-  auto* quantize_app = app.add_subcommand(
-      "quantize",
-      "Pack a model's decoder for serving on the CPU and publish it as a version of OUT");
+  auto* quantize_app = app.add_subcommand("quantize",
+                                          "Pack a model's decoder for serving, on the CPU or a "
+                                          "GPU, and publish it as a version of OUT");
   quantize_app->add_option("MODEL", quantize.source, "Checkpoint folder, or ROOT/NAME")->required();
   quantize_app->add_option("OUT", quantize.out, "ROOT/NAME in a model repository")->required();
   quantize_app->add_option("--tower", quantize.tower,

@@ -1,4 +1,4 @@
-// llava-model quantize and random: versions whose decoder is packed for serving on the CPU.
+// llava-model quantize and random: versions whose decoder is packed for serving.
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>

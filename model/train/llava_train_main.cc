@@ -52,7 +52,8 @@ std::function<int()> AddTraining(CLI::App& app, const std::string& kind) {
       ->excludes(publish);
   sub->add_flag("--skip-bad", *skip, "Leave bad records out, counted, instead of refusing them");
   const auto device = std::make_shared<std::string>();
-  sub->add_option("--device", *device, "cpu or cuda:0; as --set device=...");
+  sub->add_option("--device", *device,
+                  "cpu, cuda:N, several with commas or cuda:all; as --set device=...");
   sub->add_option("--metrics-listen", command->metrics_address,
                   "IP:PORT where Prometheus finds /metrics during the run");
   return [=] {

@@ -13,12 +13,18 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/Exception.h>
 
+#include "model/ops/feature.h"
+
 namespace llava {
 namespace {
 
 // Throws unless a tensor can be made and computed with there.
 void TryDevice(at::Device device) {
   if (device.is_cpu()) return;
+  if (device.is_cuda() && !ops::BuiltWithCuda()) {
+    throw std::invalid_argument("setting \"device\" is \"" + device.str() +
+                                "\": this build has no CUDA, that of the preset cuda has");
+  }
   (at::zeros({1}, at::TensorOptions(device).dtype(at::kFloat)) + 1).item<float>();
 }
 

@@ -19,6 +19,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "model/ops/feature.h"
 #include "model/ops/thread_stream.h"
 #include "server/device/load_failure.h"
 #include "server/runtime/status.h"
@@ -73,8 +74,11 @@ uint64_t DeviceMemoryBudget(const std::string& text) {
 
 absl::Status CheckDevice(at::Device device) {
   if (device.is_cuda() && !at::globalContext().hasCUDA()) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "cannot use ", device.str(), ": this build or this machine has no CUDA; use --device cpu"));
+    return absl::FailedPreconditionError(
+        absl::StrCat("cannot use ", device.str(), ": ",
+                     ops::BuiltWithCuda() ? "CUDA finds no GPU on this machine, or no driver for it"
+                                          : "this build has no CUDA, that of the preset cuda has",
+                     "; use --device cpu"));
   }
   try {
     const at::Tensor probe = at::ones({2}, at::TensorOptions(device));

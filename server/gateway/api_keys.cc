@@ -7,7 +7,6 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
-#include <fstream>
 #include <functional>
 #include <iterator>
 #include <limits>
@@ -21,6 +20,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "server/gateway/keys_file.h"
 #include "server/runtime/logging.h"
 #include "server/runtime/request_id.h"
 
@@ -29,7 +29,6 @@ namespace {
 
 constexpr std::chrono::seconds kWatchPeriod{1};
 constexpr size_t kMaxNameBytes = 64;
-constexpr size_t kMaxFileBytes = 8u << 20;
 constexpr size_t kMaxKeys = 10'000;
 
 absl::Status At(const YAML::Mark& mark, const std::string& message) {
@@ -105,32 +104,6 @@ absl::StatusOr<ApiKey> ReadKey(const YAML::Node& node) {
   if (key.name.empty()) return At(node.Mark(), "a key has no name");
   if (key.hashes.empty()) return At(node.Mark(), absl::StrCat(key.name, " has no sha256"));
   return key;
-}
-
-absl::StatusOr<std::string> ReadWhole(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) {
-    return absl::NotFoundError(
-        absl::StrCat("cannot read the keys file ", path, ": ", std::strerror(errno)));
-  }
-  std::string text;
-  text.resize(kMaxFileBytes + 1);
-  file.read(text.data(), static_cast<std::streamsize>(text.size()));
-  text.resize(static_cast<size_t>(file.gcount()));
-  if (file.bad()) return absl::DataLossError(absl::StrCat("cannot read the keys file ", path));
-  if (text.size() > kMaxFileBytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, " has more than ", kMaxFileBytes, " bytes; is it a keys file?"));
-  }
-  return text;
-}
-
-absl::StatusOr<std::vector<ApiKey>> ReadFile(const std::string& path) {
-  const auto text = ReadWhole(path);
-  if (!text.ok()) return text.status();
-  auto keys = ParseApiKeys(*text);
-  if (keys.ok()) return keys;
-  return absl::InvalidArgumentError(absl::StrCat(path, ": ", keys.status().message()));
 }
 
 }  // namespace
@@ -214,9 +187,7 @@ absl::StatusOr<std::unique_ptr<ApiKeys>> ApiKeys::Open(const std::string& path, 
   std::unique_ptr<ApiKeys> keys(new ApiKeys(path, metrics));
   if (path.empty()) return keys;
   keys->signature_ = keys->Signature();
-  if (auto status = keys->Read(); !status.ok()) {
-    return absl::Status(status.code(), absl::StrCat(status.message(), " (--keys-file)"));
-  }
+  if (auto status = keys->Read(); !status.ok()) return status;
   keys->thread_ = std::thread([raw = keys.get()] { raw->Watch(); });
   return keys;
 }
@@ -287,7 +258,7 @@ Sha256Digest ApiKeys::Salted(const Sha256Digest& hash) const {
 }
 
 absl::Status ApiKeys::Read() {
-  auto keys = ReadFile(path_);
+  auto keys = ReadApiKeys(path_);
   if (!keys.ok()) {
     failed_reads_.Increment();
     file_ok_.Set(0);

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "server/gateway/backend_pool.h"
+#include "server/gateway/keys_file.h"
 #include "server/gateway/model_choice.h"
 
 namespace llava {
@@ -114,7 +115,11 @@ absl::Status GatewayOptions::Check() const {
   if (request_timeout.count() <= 0) {
     return absl::InvalidArgumentError("--request-timeout must be above 0");
   }
-  return absl::OkStatus();
+  // Who copies the store asks nobody for a key.
+  const bool copies_store = !backup_to.empty() || !restore_from.empty();
+  if (keys_file.empty() || copies_store) return absl::OkStatus();
+  const auto keys = ReadApiKeys(keys_file);
+  return keys.ok() ? absl::OkStatus() : absl::InvalidArgumentError(keys.status().message());
 }
 
 }  // namespace llava

@@ -45,7 +45,7 @@ int ExitCodeOf(const absl::Status& no_listener) {
 
 bool ProcessOptions::on_loopback() const { return IsLoopbackHost(host); }
 
-void ProcessOptions::Declare(Settings& settings, std::function<bool()> has_keys) {
+void ProcessOptions::Declare(Settings& settings, std::function<bool()> keeps_strangers_out) {
   settings.Group("Network");
   settings.Add("host", &host, "Address to listen on");
   settings.Add("port", &port, "gRPC port, 0 = any free one", 0, 65535);
@@ -70,12 +70,13 @@ void ProcessOptions::Declare(Settings& settings, std::function<bool()> has_keys)
     return absl::InvalidArgumentError(
         absl::StrCat("--host \"", host, "\" is neither an IP address to listen on nor localhost"));
   });
-  settings.Check([this, has_keys = std::move(has_keys)] {
+  settings.Check([this, keeps_strangers_out = std::move(keeps_strangers_out)] {
     const bool certified = !tls.authorities.empty();
-    if (insecure || on_loopback() || certified || (has_keys && has_keys())) return absl::OkStatus();
+    if (insecure || on_loopback() || certified) return absl::OkStatus();
+    if (keeps_strangers_out && keeps_strangers_out()) return absl::OkStatus();
     return absl::InvalidArgumentError(
         absl::StrCat("--host ", host, " lets strangers in: bind a loopback address, ",
-                     has_keys ? "give API keys with --keys-file, " : "",
+                     keeps_strangers_out ? "give API keys with --keys-file, " : "",
                      "let in client certificates alone with --tls-client-ca, ",
                      "or say --insecure if the network is yours alone"));
   });

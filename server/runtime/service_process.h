@@ -37,10 +37,10 @@ struct ProcessOptions {
   std::string log_level = "info";
   std::string log_format = "text";
 
-  // Declares the settings above. `has_keys`, asked when all are read: does the process let in only
-  // who has a key? Without that or client certificates, an address that strangers can reach needs
-  // --insecure.
-  void Declare(Settings& settings, std::function<bool()> has_keys = {});
+  // Declares the settings above. `keeps_strangers_out`, asked when all are read: does the process
+  // let in only who has a key, or listen nowhere? Without that or client certificates, an address
+  // that strangers can reach needs --insecure.
+  void Declare(Settings& settings, std::function<bool()> keeps_strangers_out = {});
   bool on_loopback() const;
 };
 

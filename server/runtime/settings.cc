@@ -62,13 +62,17 @@ std::string ShowMilliseconds(std::chrono::milliseconds value) {
 // Other words for choices, which --help does not name.
 std::string WithoutAlias(const std::string& word) { return word == "bf16" ? "bfloat16" : word; }
 
-// Of all services; deploy/README.md tells what to do.
-std::string ExitCodes() {
-  return absl::StrCat("Exit codes: 0 orderly end, 1 other fault, ", int{kExitUsage}, " usage, ",
-                      int{kExitPortInUse}, " port in use, ", int{kExitModelMissing},
-                      " model missing or broken, ", int{kExitDeviceMissing}, " device missing, ",
-                      int{kExitNoMemory}, " not enough memory, ", int{kExitDeviceLost},
-                      " device lost; 128 + its number after a second signal.");
+// deploy/README.md tells what to do. Those about models are of programs with a --device to load
+// them onto.
+std::string ExitCodes(bool loads_models) {
+  std::string codes = absl::StrCat("Exit codes: 0 orderly end, 1 other fault, ", int{kExitUsage},
+                                   " usage, ", int{kExitPortInUse}, " port in use");
+  if (loads_models) {
+    absl::StrAppend(&codes, ", ", int{kExitModelMissing}, " model missing or broken, ",
+                    int{kExitDeviceMissing}, " device missing, ", int{kExitNoMemory},
+                    " not enough memory, ", int{kExitDeviceLost}, " device lost");
+  }
+  return codes + "; 128 + its number after a second signal.";
 }
 
 }  // namespace
@@ -270,7 +274,8 @@ std::optional<int> Settings::Parse(int argc, const char* const* argv) {
   app.footer("Every setting has an environment twin (" +
              absl::StrReplaceAll(absl::AsciiStrToUpper(program_), {{"-", "_"}}) +
              "_NAME) and a key in the config file. Order: flag, environment, file, default.\n" +
-             ExitCodes());
+             ExitCodes(std::any_of(entries_.begin(), entries_.end(),
+                                   [](const auto& entry) { return entry->name == "device"; })));
   bool print_config = false, check_config = false;
   app.add_option("--config", config_file_, "YAML or JSON file of settings")
       ->type_name("FILE")

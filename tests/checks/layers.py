@@ -32,7 +32,7 @@ ALLOWED = {
     "model/tools": CORE + ["model/progress"],
     "server/runtime": [],
     "server/wire": ["server/runtime", "llava/v1", "model/digest", "model/grammar"],
-    "server/device": ["server/runtime", "model/checkpoint", "model/ops/thread_stream.h"],
+    "server/device": ["server/runtime", "model/checkpoint", "model/ops/feature.h", "model/ops/thread_stream.h"],
     "server/lifecycle": ["server/runtime", "server/wire", "llava/v1", "model/digest",
                          "model/checkpoint/manifest.h", "model/checkpoint/repository.h"],
     "server/vision": WORKER + ["inference"],

@@ -111,7 +111,12 @@ class GatewayFlags(PictureUrlChecks, RolloutFlags, FlagsCase):
             call(b"")
         self.assertEqual(caught.exception.code(), grpc.StatusCode.UNAUTHENTICATED)
         call(b"", metadata=[("authorization", "Bearer secret")])
-        self.assertEqual(self.run_once("--keys-file", self.folder / "none", "--port", "0")[0], 1)
+        for file, what in (("none", "none"), ("broken", "line 1")):
+            (self.folder / "broken").write_text("- nonsense")
+            for also in ((), ("--check-config",)):
+                code, text = self.run_once("--keys-file", self.folder / file, "--port", "0", *also)
+                self.assertEqual((code, text.count("\n")), (2, 1), text)
+                self.assertIn(what, text)
 
     def check_metrics_open(self):
         arguments = ["--keys-file", self.keys(), "--host", "0.0.0.0"]
@@ -305,6 +310,9 @@ class GatewayFlags(PictureUrlChecks, RolloutFlags, FlagsCase):
         self.assertEqual(code, 0, text)
         self.assertIn("1 sessions", text)
         self.assertEqual(self.run_once("--backup", self.folder / "copy")[0], 1)
+        # Nothing listens: as in the image, whose environment says so.
+        code, text = self.run_once("--host", "0.0.0.0", "--backup", self.folder / "other copy")
+        self.assertEqual(code, 0, text)
 
     def check_restore(self):
         _, session, _ = self.chat()

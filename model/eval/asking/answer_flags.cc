@@ -99,7 +99,10 @@ void AnswerFlags::Add(CLI::App& command) {
       ->capture_default_str();
   command.add_option("--model-id", model_id_, "How the answers call the model");
   CLI::Option* checkpoint =
-      command.add_option("--checkpoint", checkpoint_, "Folder of a language model to ask here")
+      command
+          .add_option("--checkpoint", checkpoint_,
+                      "Folder of a language model to ask here: on the CPU in float32; "
+                      "--base-url asks a service, which has GPUs and smaller weights")
           ->group("Checkpoint");
   command.add_option("--tower", tower_, "Folder of its vision tower, if it has none itself")
       ->needs(checkpoint)

@@ -3,13 +3,17 @@
 #include "server/device/device.h"
 
 #include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <array>
 #include <atomic>
 #include <cstddef>
 #include <future>
+#include <string>
 #include <thread>
+
+#include "model/ops/feature.h"
 
 namespace llava {
 namespace {
@@ -78,6 +82,14 @@ TEST(EnterDeviceThreadTest, AThreadKeepsItsStreamAndTheNextOneTakesIt) {
   EXPECT_EQ(OfANewThread(0), own[0]);
   EXPECT_EQ(OfANewThread(1), other_gpu);
   EXPECT_EQ(gpus.made, made);
+}
+
+TEST(CheckDeviceTest, ABuildWithoutCudaSaysSo) {
+  if (ops::BuiltWithCuda()) GTEST_SKIP() << "a build with CUDA";
+  const absl::Status status = CheckDevice(Device(c10::DeviceType::CUDA, 0));
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(status.message()),
+              testing::AllOf(testing::HasSubstr("cuda:0"), testing::HasSubstr("this build")));
 }
 
 }  // namespace

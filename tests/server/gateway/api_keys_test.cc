@@ -17,6 +17,7 @@
 namespace llava {
 namespace {
 
+using testing::AllOf;
 using testing::HasSubstr;
 
 const std::string kHash = std::string(64, 'a');
@@ -198,7 +199,8 @@ TEST_F(KeysFileTest, RefusesToStartOnABrokenFile) {
   EXPECT_EQ(missing.status().code(), absl::StatusCode::kNotFound);
   EXPECT_THAT(std::string(missing.status().message()), HasSubstr("--keys-file"));
   Write("- nonsense");
-  EXPECT_THAT(std::string(ApiKeys::Open(path_, metrics_).status().message()), HasSubstr("line 1"));
+  EXPECT_THAT(std::string(ApiKeys::Open(path_, metrics_).status().message()),
+              AllOf(HasSubstr("line 1"), HasSubstr("--keys-file")));
 }
 
 }  // namespace

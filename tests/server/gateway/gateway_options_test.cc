@@ -1,17 +1,26 @@
+#include <fstream>
 #include <functional>
 #include <optional>
+#include <string>
 
 #include "server/gateway/gateway_options.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "tests/support/temp_folder.h"
+
 namespace llava {
 namespace {
 
+using testing::AllOf;
 using testing::HasSubstr;
 
 TEST(GatewayOptionsTest, EachFlagIsRead) {
+  const TempFolder folder;
+  const std::string keys = folder.At("keys.yaml");
+  std::ofstream(keys) << "[]";
+  const std::string keys_flag = "--keys-file=" + keys;
   GatewayOptions options;
   Settings settings("llava-gateway", "test");
   options.Declare(settings);
@@ -28,7 +37,7 @@ TEST(GatewayOptionsTest, EachFlagIsRead) {
                                "--rollout-latency-ratio=1.75",
                                "--rollout-max-drift=0.125",
                                "--data-dir=/tmp/x",
-                               "--keys-file=/tmp/keys",
+                               keys_flag.c_str(),
                                "--metrics-open",
                                "--http-connections=9",
                                "--http-body-timeout=8s",
@@ -60,7 +69,7 @@ TEST(GatewayOptionsTest, EachFlagIsRead) {
   EXPECT_EQ(options.rollout.limits.latency_ratio, 1.75);
   EXPECT_EQ(options.rollout.limits.max_drift, 0.125);
   EXPECT_EQ(options.data_dir, "/tmp/x");
-  EXPECT_EQ(options.keys_file, "/tmp/keys");
+  EXPECT_EQ(options.keys_file, keys);
   EXPECT_TRUE(options.metrics_open);
   EXPECT_EQ(options.http_limits.connections, 9);
   EXPECT_EQ(options.http_limits.body_timeout, std::chrono::seconds(8));
@@ -103,6 +112,21 @@ TEST(GatewayOptionsTest, NamesTheBadSetting) {
   EXPECT_THAT(complaint([](auto& o) { o.http_limits.body_timeout = {}; }),
               HasSubstr("--http-body-timeout"));
   EXPECT_THAT(complaint([](auto& o) { o.request_timeout = {}; }), HasSubstr("--request-timeout"));
+}
+
+TEST(GatewayOptionsTest, AWrongKeysFileIsAWrongSetting) {
+  const TempFolder folder;
+  GatewayOptions options;
+  options.keys_file = folder.At("keys.yaml");
+  EXPECT_THAT(std::string(options.Check().message()), HasSubstr("--keys-file"));
+  std::ofstream(options.keys_file) << "- nonsense";
+  EXPECT_THAT(std::string(options.Check().message()),
+              AllOf(HasSubstr("line 1"), HasSubstr("--keys-file")));
+  options.backup_to = folder.At("copy");
+  EXPECT_TRUE(options.Check().ok()) << "nobody is asked for a key";
+  options.backup_to.clear();
+  std::ofstream(options.keys_file) << "[]";
+  EXPECT_TRUE(options.Check().ok());
 }
 
 }  // namespace

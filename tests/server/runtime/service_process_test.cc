@@ -212,19 +212,29 @@ TEST(ProcessOptionsTest, AHostThatIsNoneIsAWrongFlag) {
   EXPECT_EQ(ExitCodeOf(absl::UnavailableError("taken")), kExitPortInUse);
 }
 
-TEST(ProcessOptionsTest, HelpTellsEveryExitCode) {
-  ProcessOptions options;
-  Settings settings("llava-probe", "Tests help.");
-  options.Declare(settings);
-  const char* const arguments[] = {"llava-probe", "--help"};
-  ::testing::internal::CaptureStdout();
-  EXPECT_EQ(settings.Parse(2, arguments), 0);
-  const std::string help = ::testing::internal::GetCapturedStdout();
-  const size_t at = help.find("Exit codes: ");
-  ASSERT_NE(at, std::string::npos) << help;
-  for (const int code : {0, 1, int{kExitUsage}, int{kExitPortInUse}, int{kExitModelMissing},
-                         int{kExitDeviceMissing}, int{kExitNoMemory}, int{kExitDeviceLost}, 128}) {
-    EXPECT_NE(help.find(" " + std::to_string(code) + " ", at), std::string::npos) << code;
+TEST(ProcessOptionsTest, HelpTellsTheExitCodesOfTheProgram) {
+  for (const bool loads_models : {false, true}) {
+    ProcessOptions options;
+    Settings settings("llava-probe", "Tests help.");
+    options.Declare(settings);
+    std::string device;
+    if (loads_models) settings.Add("device", &device, "Where the model is");
+    const char* const arguments[] = {"llava-probe", "--help"};
+    ::testing::internal::CaptureStdout();
+    EXPECT_EQ(settings.Parse(2, arguments), 0);
+    const std::string help = ::testing::internal::GetCapturedStdout();
+    const size_t at = help.find("Exit codes: ");
+    ASSERT_NE(at, std::string::npos) << help;
+    const auto tells = [&](int code) {
+      return help.find(" " + std::to_string(code) + " ", at) != std::string::npos;
+    };
+    for (const int code : {0, 1, int{kExitUsage}, int{kExitPortInUse}, 128}) {
+      EXPECT_TRUE(tells(code)) << code;
+    }
+    for (const int code : {int{kExitModelMissing}, int{kExitDeviceMissing}, int{kExitNoMemory},
+                           int{kExitDeviceLost}}) {
+      EXPECT_EQ(tells(code), loads_models) << code;
+    }
   }
 }
 
