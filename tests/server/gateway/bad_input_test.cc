@@ -318,5 +318,51 @@ TEST_F(BadInputTest, Sessions) {
   refused(kNotFound, "no turn \"nothing\"");
 }
 
+// Their features would be computed and held for a prompt that cannot be.
+TEST_F(BadInputTest, PicturesThatNoContextCanHoldAreNotEncoded) {
+  v1::ModelInfo small = FakeLanguageModel("emoji", 1);
+  small.set_context_tokens(2048);
+  small.set_feature_rows(576);
+  small.set_image_tokens(2880);  // the most that one may take; these are small
+  llm_.models().Set({small});
+  StartGateway();
+  const auto alone = [](std::vector<std::string> pictures) {
+    v1::ChatRequest request;
+    for (const std::string& picture : pictures) {
+      if (!request.messages().empty()) {
+        v1::ChatMessage& answer = *request.add_messages();
+        answer.set_role(v1::ROLE_ASSISTANT);
+        answer.set_text("so");
+      }
+      v1::ChatMessage& message = *request.add_messages();
+      message.set_role(v1::ROLE_USER);
+      message.set_text("x");
+      message.add_images()->set_data(picture);
+    }
+    return request;
+  };
+  ExpectRefused(alone({FakePicture(1), FakePicture(2), FakePicture(3), FakePicture(4)}), kInvalid,
+                "4 pictures of 576 tokens or more, 2304 together; the context has 2048");
+  ExpectRefused(alone({FakePicture(1), FakePicture(1), FakePicture(1), FakePicture(1)}), kInvalid,
+                "4 pictures");
+  EXPECT_EQ(vision_.encodes(), 0);
+  EXPECT_TRUE(Ask(alone({FakePicture(1), FakePicture(2), FakePicture(3)})).status.ok());
+
+  const std::string session = NewSession();
+  EXPECT_TRUE(Ask(Question(session, "x", {FakePicture(5), FakePicture(6)})).status.ok());
+  const int encodes = vision_.encodes();
+  ExpectRefused(Question(session, "x", {FakePicture(7), FakePicture(8)}), kInvalid, "4 pictures");
+  v1::CreateSessionRequest dropping;
+  dropping.set_context_overflow(v1::CONTEXT_OVERFLOW_DROP_OLDEST_TURNS);
+  const std::string other = NewSession(dropping);
+  ExpectRefused(
+      Question(other, "x", {FakePicture(5), FakePicture(6), FakePicture(7), FakePicture(8)}),
+      kInvalid, "4 pictures");
+  EXPECT_EQ(vision_.encodes(), encodes);
+  EXPECT_TRUE(Ask(Question(other, "x", {FakePicture(5), FakePicture(6)})).status.ok());
+  EXPECT_TRUE(Ask(Question(other, "x", {FakePicture(7), FakePicture(8)})).status.ok())
+      << "older turns may go";
+}
+
 }  // namespace
 }  // namespace llava
