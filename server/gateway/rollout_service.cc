@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "server/gateway/rollout_guard.h"
 #include "server/runtime/logging.h"
+#include "server/wire/name_size.h"
 
 namespace llava {
 
@@ -24,6 +25,7 @@ grpc::ServerUnaryReactor* RolloutServiceImpl::GetRollout(grpc::CallbackServerCon
                                                          v1::GetRolloutResponse* response) {
   const UnaryCall call("GetRollout", *context, parts_);
   absl::Status status = call.scope().Enter();
+  if (status.ok()) status = CheckModelBytes("name", request->name());
   if (status.ok()) {
     auto reports = parts_.rollouts.Report(request->name());
     if (reports.empty() && !request->name().empty()) status = CheckModel(request->name());
@@ -40,6 +42,7 @@ grpc::ServerUnaryReactor* RolloutServiceImpl::SetCanaryShare(
   if (status.ok() && !(request->share() >= 0 && request->share() <= 1)) {
     status = absl::InvalidArgumentError("share must be from 0 to 1");
   }
+  if (status.ok()) status = CheckModelBytes("name", request->name());
   if (status.ok()) status = CheckModel(request->name());
   if (status.ok()) {
     response->set_previous_share(parts_.router.SetCanaryShare(request->name(), request->share()));
