@@ -42,8 +42,8 @@ grpc::ServerUnaryReactor* Change(const TurnParts& parts, const std::string& meth
                                  void (ModelAdmin::*change)(const Request&, const ModelAdmin::Call&,
                                                             ModelAdmin::Done<Response>),
                                  const Request& request, Response* response) {
-  const UnaryCall call("ModelService." + method, context, parts);
-  absl::Status status = call.scope().Enter(KeyRole::kAdmin);
+  const UnaryCall call("ModelService." + method, context, parts, request, *response);
+  absl::Status status = call.Enter(KeyRole::kAdmin);
   if (status.ok()) status = checked;
   if (!status.ok()) return call.Finished(status);
   (parts.admin.*change)(
@@ -65,8 +65,8 @@ grpc::ServerUnaryReactor* Change(const TurnParts& parts, const std::string& meth
 grpc::ServerUnaryReactor* ModelServiceImpl::ListModels(grpc::CallbackServerContext* context,
                                                        const v1::ListModelsRequest* request,
                                                        v1::ListModelsResponse* response) {
-  const UnaryCall call("ModelService.ListModels", *context, parts_);
-  absl::Status status = call.scope().Enter();
+  const UnaryCall call("ModelService.ListModels", *context, parts_, *request, *response);
+  absl::Status status = call.Enter();
   if (status.ok()) status = CheckModelBytes("name", request->name());
   if (status.ok()) status = parts_.admin.List(request->name(), response);
   return call.Finished(status);
@@ -75,8 +75,8 @@ grpc::ServerUnaryReactor* ModelServiceImpl::ListModels(grpc::CallbackServerConte
 grpc::ServerUnaryReactor* ModelServiceImpl::GetModelStatus(grpc::CallbackServerContext* context,
                                                            const v1::GetModelStatusRequest* request,
                                                            v1::GetModelStatusResponse* response) {
-  const UnaryCall call("ModelService.GetModelStatus", *context, parts_);
-  absl::Status status = call.scope().Enter();
+  const UnaryCall call("ModelService.GetModelStatus", *context, parts_, *request, *response);
+  absl::Status status = call.Enter();
   if (status.ok()) status = CheckModelBytes("model.name", request->model().name());
   if (!status.ok()) return call.Finished(status);
   parts_.admin.GetStatus(*request, CallOf(call, *context, kStatusTimeout),

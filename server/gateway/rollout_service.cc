@@ -23,8 +23,8 @@ absl::Status RolloutServiceImpl::CheckModel(const std::string& name) const {
 grpc::ServerUnaryReactor* RolloutServiceImpl::GetRollout(grpc::CallbackServerContext* context,
                                                          const v1::GetRolloutRequest* request,
                                                          v1::GetRolloutResponse* response) {
-  const UnaryCall call("GetRollout", *context, parts_);
-  absl::Status status = call.scope().Enter();
+  const UnaryCall call("GetRollout", *context, parts_, *request, *response);
+  absl::Status status = call.Enter();
   if (status.ok()) status = CheckModelBytes("name", request->name());
   if (status.ok()) {
     auto reports = parts_.rollouts.Report(request->name());
@@ -37,8 +37,8 @@ grpc::ServerUnaryReactor* RolloutServiceImpl::GetRollout(grpc::CallbackServerCon
 grpc::ServerUnaryReactor* RolloutServiceImpl::SetCanaryShare(
     grpc::CallbackServerContext* context, const v1::SetCanaryShareRequest* request,
     v1::SetCanaryShareResponse* response) {
-  const UnaryCall call("SetCanaryShare", *context, parts_);
-  absl::Status status = call.scope().Enter(KeyRole::kAdmin);
+  const UnaryCall call("SetCanaryShare", *context, parts_, *request, *response);
+  absl::Status status = call.Enter(KeyRole::kAdmin);
   if (status.ok() && !(request->share() >= 0 && request->share() <= 1)) {
     status = absl::InvalidArgumentError("share must be from 0 to 1");
   }
