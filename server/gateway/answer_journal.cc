@@ -115,9 +115,7 @@ class Recovery {
 absl::StatusOr<std::unique_ptr<AnswerJournal>> AnswerJournal::Open(const fs::path& folder,
                                                                    GatewayMetrics& metrics,
                                                                    uint64_t segment_bytes) {
-  std::error_code error;
-  fs::create_directories(folder, error);
-  if (error) return FileError("make", folder, error.value());
+  if (auto status = MakePrivateFolder(folder); !status.ok()) return status;
   std::unique_ptr<AnswerJournal> journal(new AnswerJournal(folder, segment_bytes, metrics));
   if (auto status = journal->Recover(); !status.ok()) return status;
   journal->thread_ = std::thread([raw = journal.get()] { raw->Loop(); });

@@ -12,7 +12,6 @@
 #include "server/gateway/feature_drops.h"
 #include "server/gateway/image_upload.h"
 #include "server/gateway/key_lanes.h"
-#include "server/gateway/page_reactor.h"
 #include "server/gateway/request_checks.h"
 #include "server/gateway/token_count.h"
 #include "server/runtime/request_id.h"
@@ -34,17 +33,18 @@ absl::Status LeftRunning() {
 
 void ChatServiceImpl::ForOwner(const UnaryCall& call, absl::Status checked,
                                const std::string& session_id, std::function<void()> work) {
-  absl::Status status = call.scope().Enter();
+  absl::Status status = call.Enter();
   if (status.ok()) status = std::move(checked);
   if (!status.ok()) return call.Finish(status);
-  parts_.calls.Enter(call.scope().caller().name(), [this, call, session_id,
-                                                    work = std::move(work)](KeyLanes::Place place) {
-    call.scope().Hold(std::move(place));
-    parts_.owners.Check(call.scope().caller(), session_id, [call, work](const absl::Status& owned) {
-      if (!owned.ok()) return call.Finish(owned);
-      work();
-    });
-  });
+  InLane(parts_.calls, call,
+         [this, call, session_id, work = std::move(work)](KeyLanes::Place place) {
+           call.scope().Hold(std::move(place));
+           parts_.owners.Check(call.scope().caller(), session_id,
+                               [call, work](const absl::Status& owned) {
+                                 if (!owned.ok()) return call.Finish(owned);
+                                 work();
+                               });
+         });
 }
 
 absl::Status ChatServiceImpl::ChargeConstraint(const Caller& caller,
@@ -54,23 +54,34 @@ absl::Status ChatServiceImpl::ChargeConstraint(const Caller& caller,
   return CheckConstraint(params);
 }
 
-void ChatServiceImpl::ForPage(const UnaryCall& call, const std::shared_ptr<PageReactor>& page,
-                              std::function<void()> work) {
-  parts_.pages.Enter(call.scope().caller().name(),
-                     [call, page, work = std::move(work)](KeyLanes::Place place) {
-                       page->Hold(std::move(place));
-                       if (page->gone()) {
-                         return call.Finish(absl::CancelledError("the client went away"));
-                       }
-                       work();
-                     });
+void ChatServiceImpl::ForPage(const UnaryCall& call, std::function<void()> work) {
+  InLane(parts_.pages, call, [call, work = std::move(work)](KeyLanes::Place place) {
+    call.reactor()->HoldPlace(std::move(place));
+    work();
+  });
+}
+
+void ChatServiceImpl::InLane(KeyLanes& lane, const UnaryCall& call, KeyLanes::Work work) {
+  const absl::Status gone = absl::CancelledError("the client went away");
+  const std::string& key = call.scope().caller().name();
+  auto entered =
+      lane.Enter(key, call.reactor(), [call, gone, work = std::move(work)](KeyLanes::Place place) {
+        if (call.reactor()->gone()) return call.Finish(gone);
+        work(std::move(place));
+      });
+  if (!entered.ok()) return call.Finish(entered);
+  // The work may have run by now, and the call wait in its next lane.
+  call.reactor()->SetOnGone([this, call, key, gone] {
+    const void* who = call.reactor();
+    if (parts_.calls.TakeBack(key, who) || parts_.pages.TakeBack(key, who)) call.Finish(gone);
+  });
 }
 
 grpc::ServerUnaryReactor* ChatServiceImpl::CreateSession(grpc::CallbackServerContext* context,
                                                          const v1::CreateSessionRequest* request,
                                                          v1::CreateSessionResponse* response) {
-  const UnaryCall call("CreateSession", *context, parts_);
-  auto status = call.scope().Admit();
+  const UnaryCall call("CreateSession", *context, parts_, *request, *response);
+  auto status = call.Admit();
   if (status.ok()) status = CheckCreateSession(*request);
   if (status.ok()) status = ChargeConstraint(call.scope().caller(), request->sampling());
   if (!status.ok()) return call.Finished(status);
@@ -108,7 +119,7 @@ grpc::ServerUnaryReactor* ChatServiceImpl::CreateSession(grpc::CallbackServerCon
 grpc::ServerUnaryReactor* ChatServiceImpl::GetSession(grpc::CallbackServerContext* context,
                                                       const v1::GetSessionRequest* request,
                                                       v1::GetSessionResponse* response) {
-  const UnaryCall call("GetSession", *context, parts_);
+  const UnaryCall call("GetSession", *context, parts_, *request, *response);
   ForOwner(call, CheckSessionId(request->session_id()), request->session_id(),
            [this, call, request, response] {
              parts_.store.GetSession(request->session_id(), [call, response](auto session) {
@@ -122,23 +133,21 @@ grpc::ServerUnaryReactor* ChatServiceImpl::GetSession(grpc::CallbackServerContex
 grpc::ServerUnaryReactor* ChatServiceImpl::ListSessions(grpc::CallbackServerContext* context,
                                                         const v1::ListSessionsRequest* request,
                                                         v1::ListSessionsResponse* response) {
-  const auto reactor = PageReactor::Create(*context, parts_.sends);
-  const UnaryCall call("ListSessions", *context, parts_, reactor.get());
+  const UnaryCall call("ListSessions", *context, parts_, *request, *response);
   const auto page_size = PageSize(request->page_size());
-  auto status = call.scope().Enter();
+  auto status = call.Enter();
   if (status.ok()) status = page_size.status();
   if (!status.ok()) return call.Finished(status);
   const Caller& caller = call.scope().caller();
   const auto owner = caller.is_admin() ? std::nullopt : std::make_optional(caller.name());
-  const auto answer = [call, reactor, response](auto page) {
+  const auto answer = [call, response](auto page) {
     if (page.ok()) {
       for (v1::Session& session : page->sessions) *response->add_sessions() = std::move(session);
       response->set_next_page_token(page->next_page_token);
     }
-    reactor->BeginSend(response->ByteSizeLong());
     call.Finish(page.status());
   };
-  ForPage(call, reactor, [this, owner, request, page_size, answer] {
+  ForPage(call, [this, owner, request, page_size, answer] {
     parts_.store.ListSessions(owner, *page_size, request->page_token(), answer);
   });
   return call.reactor();
@@ -147,8 +156,8 @@ grpc::ServerUnaryReactor* ChatServiceImpl::ListSessions(grpc::CallbackServerCont
 grpc::ServerUnaryReactor* ChatServiceImpl::UpdateSession(grpc::CallbackServerContext* context,
                                                          const v1::UpdateSessionRequest* request,
                                                          v1::UpdateSessionResponse* response) {
-  const UnaryCall call("UpdateSession", *context, parts_);
-  auto status = call.scope().Enter();
+  const UnaryCall call("UpdateSession", *context, parts_, *request, *response);
+  auto status = call.Enter();
   if (status.ok()) status = CheckUpdateSession(*request);
   const std::string id = request->session().id();
   if (status.ok() && ChangesSampling(*request)) {
@@ -179,7 +188,7 @@ grpc::ServerUnaryReactor* ChatServiceImpl::UpdateSession(grpc::CallbackServerCon
 grpc::ServerUnaryReactor* ChatServiceImpl::DeleteSession(grpc::CallbackServerContext* context,
                                                          const v1::DeleteSessionRequest* request,
                                                          v1::DeleteSessionResponse* response) {
-  const UnaryCall call("DeleteSession", *context, parts_);
+  const UnaryCall call("DeleteSession", *context, parts_, *request, *response);
   const std::string id = request->session_id();
   const auto remove = [this, call, id] {
     // Keeps new turns away until the session is gone.
@@ -207,21 +216,19 @@ grpc::ServerUnaryReactor* ChatServiceImpl::DeleteSession(grpc::CallbackServerCon
 grpc::ServerUnaryReactor* ChatServiceImpl::ListTurns(grpc::CallbackServerContext* context,
                                                      const v1::ListTurnsRequest* request,
                                                      v1::ListTurnsResponse* response) {
-  const auto reactor = PageReactor::Create(*context, parts_.sends);
-  const UnaryCall call("ListTurns", *context, parts_, reactor.get());
+  const UnaryCall call("ListTurns", *context, parts_, *request, *response);
   auto status = CheckSessionId(request->session_id());
   const auto page_size = PageSize(request->page_size());
   if (status.ok()) status = page_size.status();
-  const auto answer = [call, reactor, response](auto page) {
+  const auto answer = [call, response](auto page) {
     if (page.ok()) {
       for (v1::Turn& turn : page->turns) *response->add_turns() = std::move(turn);
       response->set_next_page_token(page->next_page_token);
     }
-    reactor->BeginSend(response->ByteSizeLong());
     call.Finish(page.status());
   };
-  ForOwner(call, status, request->session_id(), [this, call, reactor, request, page_size, answer] {
-    ForPage(call, reactor, [this, request, page_size, answer] {
+  ForOwner(call, status, request->session_id(), [this, call, request, page_size, answer] {
+    ForPage(call, [this, request, page_size, answer] {
       parts_.store.ListTurns(request->session_id(), *page_size, request->page_token(), answer);
     });
   });
@@ -236,7 +243,7 @@ grpc::ServerReadReactor<v1::UploadImageRequest>* ChatServiceImpl::UploadImage(
 grpc::ServerUnaryReactor* ChatServiceImpl::CancelTurn(grpc::CallbackServerContext* context,
                                                       const v1::CancelTurnRequest* request,
                                                       v1::CancelTurnResponse* response) {
-  const UnaryCall call("CancelTurn", *context, parts_);
+  const UnaryCall call("CancelTurn", *context, parts_, *request, *response);
   absl::Status status = CheckSessionId(request->session_id());
   // Empty: whichever is running.
   if (status.ok() && !request->turn_id().empty()) status = CheckTurnId(request->turn_id());
@@ -259,11 +266,11 @@ grpc::ServerUnaryReactor* ChatServiceImpl::CancelTurn(grpc::CallbackServerContex
   return call.reactor();
 }
 
-grpc::ServerUnaryReactor* ChatServiceImpl::ListModels(grpc::CallbackServerContext* context,
-                                                      const v1::ChatServiceListModelsRequest*,
-                                                      v1::ChatServiceListModelsResponse* response) {
-  const UnaryCall call("ListModels", *context, parts_);
-  if (auto status = call.scope().Enter(); !status.ok()) return call.Finished(status);
+grpc::ServerUnaryReactor* ChatServiceImpl::ListModels(
+    grpc::CallbackServerContext* context, const v1::ChatServiceListModelsRequest* request,
+    v1::ChatServiceListModelsResponse* response) {
+  const UnaryCall call("ListModels", *context, parts_, *request, *response);
+  if (auto status = call.Enter(); !status.ok()) return call.Finished(status);
   const auto answer = [this, call, response] {
     auto models = parts_.router.LanguageModels();
     if (models.ok()) {
@@ -283,11 +290,9 @@ grpc::ServerUnaryReactor* ChatServiceImpl::ListModels(grpc::CallbackServerContex
 grpc::ServerUnaryReactor* ChatServiceImpl::CountTokens(
     grpc::CallbackServerContext* context, const v1::ChatServiceCountTokensRequest* request,
     v1::ChatServiceCountTokensResponse* response) {
-  const UnaryCall call("CountTokens", *context, parts_);
-  auto status = call.scope().Admit();
+  const UnaryCall call("CountTokens", *context, parts_, *request, *response, UnaryCall::kAnyBytes);
+  auto status = call.Admit();
   if (status.ok()) status = CheckSessionId(request->session_id());
-  const auto memory = parts_.memory.NewShare();
-  if (status.ok()) status = memory->Hold(request->ByteSizeLong(), call.scope().caller().name());
   absl::StatusOr<std::vector<StoredImage>> images;
   if (status.ok()) {
     // As in Chat.
@@ -295,15 +300,15 @@ grpc::ServerUnaryReactor* ChatServiceImpl::CountTokens(
     images = ReadMessage(taken.text(), taken.mutable_images(), parts_.options);
     status = images.status();
   }
-  ForOwner(call, status, request->session_id(),
-           [this, call, request, response, memory, images = std::move(images),
-            deadline = context->deadline()] {
-             call.scope().Hold(nullptr);  // the language service takes its time
-             if (auto charged = parts_.gate.ChargeRequest(call.scope().caller()); !charged.ok()) {
-               return call.Finish(charged);
-             }
-             TokenCount::Start(parts_, call, memory, *request, *images, deadline, response);
-           });
+  ForOwner(
+      call, status, request->session_id(),
+      [this, call, request, response, images = std::move(images), deadline = context->deadline()] {
+        call.scope().Hold(nullptr);  // the language service takes its time
+        if (auto charged = parts_.gate.ChargeRequest(call.scope().caller()); !charged.ok()) {
+          return call.Finish(charged);
+        }
+        TokenCount::Start(parts_, call, *request, *images, deadline, response);
+      });
   return call.reactor();
 }
 

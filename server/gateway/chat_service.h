@@ -10,11 +10,10 @@
 #include "server/gateway/rpc_scope.h"
 #include "server/gateway/turn_parts.h"
 #include "server/gateway/turn_request.h"
+#include "server/gateway/unary_call.h"
 #include "server/runtime/stream_writer.h"
 
 namespace llava {
-
-class PageReactor;
 
 // The public API of chat.proto on gRPC's callback threads: checks each request, then hands it to
 // the store, a TurnRunner or an ImageUpload. Nothing here blocks.
@@ -77,8 +76,9 @@ class ChatServiceImpl final : public v1::ChatService::CallbackService {
   // Whether a session's constraint can be obeyed; a request of the caller's key, if it has one.
   absl::Status ChargeConstraint(const Caller& caller, const v1::SamplingParams& params) const;
   // `work` runs when its key has room for one more page; the call's reactor holds it.
-  void ForPage(const UnaryCall& call, const std::shared_ptr<PageReactor>& page,
-               std::function<void()> work);
+  void ForPage(const UnaryCall& call, std::function<void()> work);
+  // `work` runs when it has a place there. A client that goes takes back what waits.
+  void InLane(KeyLanes& lane, const UnaryCall& call, KeyLanes::Work work);
   // A stream that is ended when its client takes nothing of it.
   template <typename Response>
   std::shared_ptr<StreamWriter<Response>> NewWriter(grpc::CallbackServerContext* context);

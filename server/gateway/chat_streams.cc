@@ -122,6 +122,7 @@ void ChatServiceImpl::ReadChat(const Caller& caller, v1::ChatRequest request,
                                std::function<void(std::function<void()> on_gone)> listen,
                                std::function<void(absl::StatusOr<TurnRequest>)> done) {
   if (auto status = CheckChat(request); !status.ok()) return done(status);
+  request.DiscardUnknownFields();  // those of sampling would be stored with the turn
   const auto whole = std::make_shared<v1::ChatRequest>(std::move(request));
   const auto memory = parts_.memory.NewShare();
   const std::string& name = caller.name();
@@ -199,7 +200,9 @@ grpc::ServerWriteReactor<v1::RegenerateTurnResponse>* ChatServiceImpl::Regenerat
   if (auto status = scope->Admit(); !status.ok()) {
     return Run<v1::RegenerateTurnResponse>(context, std::move(scope), status);
   }
-  return Run<v1::RegenerateTurnResponse>(context, scope, ReadRegenerate(scope->caller(), *request));
+  v1::RegenerateTurnRequest taken = std::move(const_cast<v1::RegenerateTurnRequest&>(*request));
+  taken.DiscardUnknownFields();  // both as in Chat
+  return Run<v1::RegenerateTurnResponse>(context, scope, ReadRegenerate(scope->caller(), taken));
 }
 
 absl::StatusOr<TurnRequest> ChatServiceImpl::ReadRegenerate(
@@ -223,21 +226,23 @@ absl::StatusOr<TurnRequest> ChatServiceImpl::ReadRegenerate(
 grpc::ServerWriteReactor<v1::ResumeTurnResponse>* ChatServiceImpl::ResumeTurn(
     grpc::CallbackServerContext* context, const v1::ResumeTurnRequest* request) {
   const auto scope = std::make_shared<RpcScope>("ResumeTurn", *context, parts_);
+  // As in Chat: what it is padded with goes at once.
+  const v1::ResumeTurnRequest taken = std::move(const_cast<v1::ResumeTurnRequest&>(*request));
   auto writer = NewWriter<v1::ResumeTurnResponse>(context);
   const TurnReader reader{std::make_shared<StreamSink<v1::ResumeTurnResponse>>(writer),
                           [scope](const absl::Status& status) { scope->End(status); }};
   absl::Status status = scope->Enter();
-  if (status.ok()) status = CheckSessionId(request->session_id());
-  if (status.ok()) status = CheckTurnId(request->turn_id());
+  if (status.ok()) status = CheckSessionId(taken.session_id());
+  if (status.ok()) status = CheckTurnId(taken.turn_id());
   if (!status.ok()) {
     reader.End(status);
     return writer.get();
   }
-  ResumePoint from{request->after_offset(), std::nullopt};
-  if (request->has_restarts()) from.restarts = request->restarts();
-  parts_.owners.Check(scope->caller(), request->session_id(),
-                      [this, reader, from, session_id = request->session_id(),
-                       turn_id = request->turn_id()](const absl::Status& owned) {
+  ResumePoint from{taken.after_offset(), std::nullopt};
+  if (taken.has_restarts()) from.restarts = taken.restarts();
+  parts_.owners.Check(scope->caller(), taken.session_id(),
+                      [this, reader, from, session_id = taken.session_id(),
+                       turn_id = taken.turn_id()](const absl::Status& owned) {
                         if (!owned.ok()) return reader.End(owned);
                         FollowTurn(parts_, session_id, turn_id, from, reader);
                       });

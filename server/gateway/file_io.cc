@@ -1,6 +1,7 @@
 #include "server/gateway/file_io.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -73,6 +74,20 @@ absl::Status WriteAll(int file, std::string_view bytes, const std::filesystem::p
     }
   }
   return absl::OkStatus();
+}
+
+absl::Status MakePrivateFolder(const std::filesystem::path& path) {
+  const auto folder = path.has_filename() ? path : path.parent_path();  // "folder/"
+  std::error_code error;
+  if (std::filesystem::is_directory(folder, error)) return absl::OkStatus();
+  if (folder.has_parent_path()) {
+    std::filesystem::create_directories(folder.parent_path(), error);
+    if (error) return FileError("make", folder.parent_path(), error.value());
+  }
+  if (mkdir(folder.c_str(), 0700) == 0) return absl::OkStatus();
+  const int fault = errno;
+  if (std::filesystem::is_directory(folder, error)) return absl::OkStatus();
+  return FileError("make", folder, fault);
 }
 
 absl::Status SyncFolder(const std::filesystem::path& path) {

@@ -22,6 +22,9 @@ absl::Status FileError(absl::string_view what, const std::filesystem::path& path
 absl::StatusOr<std::string> ReadFile(const std::filesystem::path& path);
 // write() until all is written; `path` is for the message.
 absl::Status WriteAll(int file, std::string_view bytes, const std::filesystem::path& path);
+// A folder for its owner only, unless it is there already; what is missing above it is made as
+// usual.
+absl::Status MakePrivateFolder(const std::filesystem::path& path);
 // Makes names in the folder durable.
 absl::Status SyncFolder(const std::filesystem::path& folder);
 // Temporary file beside it, fsync, rename, fsync of the folder.

@@ -20,7 +20,7 @@ namespace {
 // After the drain timeout: time for broken-off answers to be stored.
 constexpr std::chrono::seconds kStopTimeout{5};
 // At a time: a part of what may wait for the store, and pages that may each hold some megabytes.
-constexpr size_t kCallsOfKey = 256, kPagesOfKey = 16;
+constexpr size_t kCallsOfKey = 256, kPagesOfKey = 16, kWaitingOfKey = 4096;
 // How often unused sessions are looked for, at least.
 constexpr std::chrono::seconds kExpiryPeriod{10};
 
@@ -77,8 +77,8 @@ Gateway::Gateway(const GatewayOptions& options, Metrics& metrics, std::unique_pt
       drops_(vision_, llm_),
       router_(vision_, llm_, options_.default_model, options_.canary_share),
       admin_(vision_, llm_, router_),
-      calls_(kCallsOfKey),
-      pages_(kPagesOfKey),
+      calls_(kCallsOfKey, kWaitingOfKey),
+      pages_(kPagesOfKey, kWaitingOfKey),
       rollouts_(options_.rollout, router_, admin_, samples_, *metrics_),
       parts_{.options = options_,
              .metrics = *metrics_,

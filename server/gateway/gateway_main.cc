@@ -78,22 +78,22 @@ int main(int argc, char** argv) {
   }
   gateway = *std::move(opened);
   AccessGuards guards;
+  AccessGuard public_metrics;  // of --http-port, which also a proxy may bring to strangers
   if (gateway->keys().required()) {
     guards.reflection = [&keys = gateway->keys()](std::string_view authorization) {
       return keys.Identify(authorization).status();
     };
-    if (!process_options.on_loopback() && !options.metrics_open) {
-      guards.metrics = [&keys = gateway->keys()](std::string_view authorization) {
-        return MayReadMetrics(keys, authorization);
-      };
-    }
+    public_metrics = [&keys = gateway->keys()](std::string_view authorization) {
+      return MayReadMetrics(keys, authorization);
+    };
+    if (!process_options.on_loopback() && !options.metrics_open) guards.metrics = public_metrics;
   }
   if (const int code = process.Start(gateway->services(), {"llava.v1.ChatService"}, guards)) {
     gateway->Stop();
     return code;
   }
   const bool hosts_checked = process_options.on_loopback() && !gateway->keys().required();
-  const auto front = gateway->MakeHttpFront(process.pages(), hosts_checked);
+  const auto front = gateway->MakeHttpFront(process.pages(public_metrics), hosts_checked);
   std::unique_ptr<HttpServer> http;  // last: it ends first
   if (options.http_port >= 0) {
     HttpServerOptions http_options;

@@ -62,7 +62,7 @@ void GatewayOptions::Declare(Settings& settings) {
   settings.Add("keys-file", &keys_file,
                "File of API keys (see llava-gateway keys --help); read again when it changes");
   settings.Add("metrics-open", &metrics_open,
-               "With keys: /metrics needs none, wherever it listens");
+               "With keys: /metrics of --metrics-port needs none, wherever it listens");
   settings.Group("Limits");
   gate.Declare(settings);
   settings.Add("max-turns-per-session", &max_turns_per_session, "Turns of a session; 0 = any", 0,

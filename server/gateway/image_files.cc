@@ -8,9 +8,7 @@
 namespace llava {
 
 absl::StatusOr<ImageFiles> ImageFiles::Open(const std::filesystem::path& folder) {
-  std::error_code error;
-  std::filesystem::create_directories(folder, error);
-  if (error) return FileError("make", folder, error.value());
+  if (auto status = MakePrivateFolder(folder); !status.ok()) return status;
   return ImageFiles(folder);
 }
 

@@ -18,6 +18,8 @@ using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
 constexpr milliseconds kWatchPeriod{1000};
+// Of the first message, which is kept until the next one comes.
+constexpr size_t kMaxHeaderBytes = 16u << 10;
 // A process that drains waits so long for a chunk.
 constexpr milliseconds kDrainPatience{5000};
 
@@ -104,6 +106,10 @@ void ImageUpload::OnHeader() {
     return Refuse(
         absl::InvalidArgumentError("the first message must be the header, chunks follow it"));
   }
+  if (read_.ByteSizeLong() > kMaxHeaderBytes) {
+    return Refuse(absl::InvalidArgumentError(absl::StrCat(
+        "the header has ", read_.ByteSizeLong(), " bytes, allowed are ", kMaxHeaderBytes)));
+  }
   const v1::UploadImageHeader& header = read_.header();
   if (auto status = CheckSessionId(header.session_id()); !status.ok()) return Refuse(status);
   if (header.size_bytes() > parts_.options.max_image_bytes) {
@@ -128,7 +134,8 @@ absl::Status ImageUpload::OnChunk() {
   if (read_.part_case() != v1::UploadImageRequest::kChunk) {
     return absl::InvalidArgumentError("after the header come chunks only");
   }
-  const std::string chunk = std::move(*read_.mutable_chunk());  // a message would keep its memory
+  const std::string chunk = std::move(*read_.mutable_chunk());
+  read_.Clear();  // a message would keep its memory, and that of fields which nobody knows
   const uint64_t total = bytes_.size() + chunk.size();
   if (total > parts_.options.max_image_bytes) {
     return TooLarge("has more than", parts_.options.max_image_bytes,
@@ -183,6 +190,7 @@ void ImageUpload::End(const absl::Status& status) {
 
 void ImageUpload::Tell(const absl::Status& status) {
   scope_.End(status);
+  answer_->BeginSend(0);
   Finish(ToGrpc(status));
 }
 

@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "llava/v1/chat.pb.h"
+#include "server/gateway/answer_watch.h"
 #include "server/gateway/rpc_scope.h"
 #include "server/gateway/turn_parts.h"
 #include "server/runtime/mutex.h"
@@ -18,7 +19,8 @@ namespace llava {
 
 // Takes one picture by ChatService.UploadImage: the header, a look whether the session exists, then
 // the bytes up to the limit. What has come counts in RequestMemory; when nothing more comes for
-// long the call is ended, sooner when the process drains. Owns itself until gRPC is done with it.
+// long, or the client does not take the answer, the call is ended, sooner when the process drains.
+// Owns itself until gRPC is done with it.
 class ImageUpload : public grpc::ServerReadReactor<v1::UploadImageRequest> {
  public:
   static ImageUpload* Start(const TurnParts& parts, grpc::CallbackServerContext* context,
@@ -31,10 +33,14 @@ class ImageUpload : public grpc::ServerReadReactor<v1::UploadImageRequest> {
         context_(context),
         response_(response),
         scope_("UploadImage", *context, parts),
-        memory_(parts.memory) {}
+        memory_(parts.memory),
+        answer_(AnswerWatch::Create(*context, parts.sends)) {}
 
   void OnReadDone(bool ok) override;
-  void OnDone() override { self_.reset(); }
+  void OnDone() override {
+    answer_->Done();
+    self_.reset();
+  }
 
   // Awaits the next message.
   void Read();
@@ -58,6 +64,7 @@ class ImageUpload : public grpc::ServerReadReactor<v1::UploadImageRequest> {
   std::string session_id_;
   uint64_t announced_bytes_ = 0;
   RequestMemory::Share memory_;
+  const std::shared_ptr<AnswerWatch> answer_;
   std::string bytes_;
 
   Mutex mutex_;

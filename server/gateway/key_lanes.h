@@ -7,7 +7,9 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 
+#include "absl/status/status.h"
 #include "server/runtime/mutex.h"
 
 namespace llava {
@@ -19,21 +21,25 @@ class KeyLanes {
   using Place = std::shared_ptr<void>;
   using Work = std::function<void(Place)>;
 
-  // `most` places for each key.
-  explicit KeyLanes(size_t most) : state_(std::make_shared<State>(most)) {}
+  // `most` places for each key, and so many may wait.
+  KeyLanes(size_t most, size_t most_waiting)
+      : state_(std::make_shared<State>(most, most_waiting)) {}
 
-  // `work` runs within this call or where another one's place goes; it must not block.
-  void Enter(const std::string& key, Work work);
+  // `work` of the call `who` runs within this call or where another one's place goes; it must not
+  // block. RESOURCE_EXHAUSTED with RetryInfo: too many wait.
+  absl::Status Enter(const std::string& key, const void* who, Work work);
+  // Whether `who` waited; its work will not run.
+  bool TakeBack(const std::string& key, const void* who);
 
  private:
   struct Lane {
     size_t taken = 0;
     bool running = false;  // works are being started: one after the other, not within each other
-    std::deque<Work> waiting;
+    std::deque<std::pair<const void*, Work>> waiting;
   };
   struct State {
-    explicit State(size_t places) : most(places) {}
-    const size_t most;
+    State(size_t places, size_t waiting) : most(places), most_waiting(waiting) {}
+    const size_t most, most_waiting;
     Mutex mutex;
     std::map<std::string, Lane> lanes LLAVA_GUARDED_BY(mutex);
   };

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "server/gateway/model_admin.h"
 #include "server/runtime/logging.h"
+#include "server/wire/name_size.h"
 
 namespace llava {
 namespace {
@@ -17,7 +18,7 @@ constexpr std::chrono::seconds kStatusTimeout{5};
 constexpr std::chrono::hours kLoadTimeout{1};
 
 absl::Status CheckModel(const std::string& field, const std::string& name) {
-  if (!name.empty()) return absl::OkStatus();
+  if (!name.empty()) return CheckModelBytes(field, name);
   return absl::InvalidArgumentError(absl::StrCat(field, " is empty; name a model"));
 }
 
@@ -41,8 +42,8 @@ grpc::ServerUnaryReactor* Change(const TurnParts& parts, const std::string& meth
                                  void (ModelAdmin::*change)(const Request&, const ModelAdmin::Call&,
                                                             ModelAdmin::Done<Response>),
                                  const Request& request, Response* response) {
-  const UnaryCall call("ModelService." + method, context, parts);
-  absl::Status status = call.scope().Enter(KeyRole::kAdmin);
+  const UnaryCall call("ModelService." + method, context, parts, request, *response);
+  absl::Status status = call.Enter(KeyRole::kAdmin);
   if (status.ok()) status = checked;
   if (!status.ok()) return call.Finished(status);
   (parts.admin.*change)(
@@ -64,16 +65,20 @@ grpc::ServerUnaryReactor* Change(const TurnParts& parts, const std::string& meth
 grpc::ServerUnaryReactor* ModelServiceImpl::ListModels(grpc::CallbackServerContext* context,
                                                        const v1::ListModelsRequest* request,
                                                        v1::ListModelsResponse* response) {
-  const UnaryCall call("ModelService.ListModels", *context, parts_);
-  if (auto status = call.scope().Enter(); !status.ok()) return call.Finished(status);
-  return call.Finished(parts_.admin.List(request->name(), response));
+  const UnaryCall call("ModelService.ListModels", *context, parts_, *request, *response);
+  absl::Status status = call.Enter();
+  if (status.ok()) status = CheckModelBytes("name", request->name());
+  if (status.ok()) status = parts_.admin.List(request->name(), response);
+  return call.Finished(status);
 }
 
 grpc::ServerUnaryReactor* ModelServiceImpl::GetModelStatus(grpc::CallbackServerContext* context,
                                                            const v1::GetModelStatusRequest* request,
                                                            v1::GetModelStatusResponse* response) {
-  const UnaryCall call("ModelService.GetModelStatus", *context, parts_);
-  if (auto status = call.scope().Enter(); !status.ok()) return call.Finished(status);
+  const UnaryCall call("ModelService.GetModelStatus", *context, parts_, *request, *response);
+  absl::Status status = call.Enter();
+  if (status.ok()) status = CheckModelBytes("model.name", request->model().name());
+  if (!status.ok()) return call.Finished(status);
   parts_.admin.GetStatus(*request, CallOf(call, *context, kStatusTimeout),
                          [call, response](absl::StatusOr<v1::GetModelStatusResponse> joined) {
                            if (joined.ok()) *response = *std::move(joined);
@@ -107,6 +112,7 @@ grpc::ServerUnaryReactor* ModelServiceImpl::SetLabel(grpc::CallbackServerContext
   if (checked.ok() && request->label().empty()) {
     checked = absl::InvalidArgumentError("label is empty; e.g. \"stable\" or \"canary\"");
   }
+  if (checked.ok()) checked = CheckLabelBytes("label", request->label());
   const std::string what =
       absl::StrCat("label ", request->name(), " ", request->label(), " ", request->version());
   return Change(parts_, "SetLabel", *context, checked, what, kStatusTimeout, &ModelAdmin::SetLabel,

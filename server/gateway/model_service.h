@@ -1,8 +1,8 @@
 #pragma once
 
 #include "llava/v1/models.grpc.pb.h"
-#include "server/gateway/rpc_scope.h"
 #include "server/gateway/turn_parts.h"
+#include "server/gateway/unary_call.h"
 
 namespace llava {
 

@@ -19,6 +19,12 @@ uint64_t Prompt::TextBytes() const {
   return bytes;
 }
 
+uint64_t Prompt::PictureUses() const {
+  uint64_t uses = 0;
+  for (const Message& message : messages) uses += message.images.size();
+  return uses;
+}
+
 std::vector<std::string> Prompt::DistinctImages() const {
   std::vector<std::string> images;
   std::set<std::string> seen;

@@ -27,6 +27,8 @@ struct Prompt {
 
   void AddUser(const std::string& text, const std::vector<StoredImage>& images);
   uint64_t TextBytes() const;
+  // How many pictures it shows, each as often as it does.
+  uint64_t PictureUses() const;
   // Each picture once, in order of appearance.
   std::vector<std::string> DistinctImages() const;
 };

@@ -12,6 +12,7 @@
 #include "model/digest/sha256.h"
 #include "server/gateway/model_choice.h"
 #include "server/runtime/status.h"
+#include "server/wire/name_size.h"
 #include "server/wire/sampling.h"
 
 namespace llava {
@@ -19,7 +20,6 @@ namespace {
 
 constexpr size_t kMaxIdBytes = 128;
 constexpr size_t kMaxTitleBytes = 1024;
-constexpr size_t kMaxModelBytes = 256;
 constexpr int kMaxMetadata = 64;
 constexpr size_t kMaxMetadataKeyBytes = 128;
 constexpr size_t kMaxMetadataValueBytes = 4096;
@@ -28,11 +28,6 @@ constexpr uint32_t kDefaultPageSize = 50;
 constexpr uint32_t kMaxPageSize = 1000;
 constexpr size_t kImageIdDigits = 64;
 constexpr int64_t kMaxIdleExpirySeconds = int64_t{3650} * 24 * 3600;
-
-absl::Status TooLong(absl::string_view field, size_t bytes, size_t limit) {
-  return absl::InvalidArgumentError(
-      absl::StrCat(field, " has ", bytes, " bytes, allowed are ", limit));
-}
 
 absl::Status At(absl::string_view field, const absl::Status& status) {
   return absl::Status(status.code(), absl::StrCat(field, ": ", status.message()));
@@ -57,12 +52,11 @@ absl::Status CheckIdleExpiry(const google::protobuf::Duration& value) {
 // What CreateSession and UpdateSession have in common; both messages have these fields.
 template <typename Fields>
 absl::Status CheckSessionFields(const Fields& fields) {
-  if (fields.title().size() > kMaxTitleBytes) {
-    return TooLong("title", fields.title().size(), kMaxTitleBytes);
+  auto status = CheckBytes("title", fields.title().size(), kMaxTitleBytes);
+  if (status.ok()) {
+    status = CheckBytes("system_prompt", fields.system_prompt().size(), kMaxSystemPromptBytes);
   }
-  if (fields.system_prompt().size() > kMaxSystemPromptBytes) {
-    return TooLong("system_prompt", fields.system_prompt().size(), kMaxSystemPromptBytes);
-  }
+  if (!status.ok()) return status;
   if (static_cast<int>(fields.metadata().size()) > kMaxMetadata) {
     return absl::InvalidArgumentError(absl::StrCat("metadata has ", fields.metadata().size(),
                                                    " entries, allowed are ", kMaxMetadata));
@@ -72,12 +66,11 @@ absl::Status CheckSessionFields(const Fields& fields) {
       return absl::InvalidArgumentError(absl::StrCat(
           "a metadata key has ", key.size(), " bytes, allowed are 1 to ", kMaxMetadataKeyBytes));
     }
-    if (value.size() > kMaxMetadataValueBytes) {
-      return TooLong(absl::StrCat("metadata[", key, "]"), value.size(), kMaxMetadataValueBytes);
-    }
+    status = CheckBytes(absl::StrCat("metadata[", key, "]"), value.size(), kMaxMetadataValueBytes);
+    if (!status.ok()) return status;
   }
-  if (auto status = CheckIdleExpiry(fields.idle_expiry()); !status.ok()) return status;
-  if (auto status = CheckOverflow(fields.context_overflow()); !status.ok()) return status;
+  if (status = CheckIdleExpiry(fields.idle_expiry()); !status.ok()) return status;
+  if (status = CheckOverflow(fields.context_overflow()); !status.ok()) return status;
   return CheckSampling(fields.sampling());
 }
 
@@ -153,14 +146,11 @@ absl::Status CheckSessionId(const std::string& id) {
   if (id.empty()) {
     return absl::InvalidArgumentError("session_id is empty; begin a session with CreateSession");
   }
-  if (id.size() > kMaxIdBytes) return TooLong("session_id", id.size(), kMaxIdBytes);
-  return absl::OkStatus();
+  return CheckBytes("session_id", id.size(), kMaxIdBytes);
 }
 
 absl::Status CheckCreateSession(const v1::CreateSessionRequest& request) {
-  if (request.model().size() > kMaxModelBytes) {
-    return TooLong("model", request.model().size(), kMaxModelBytes);
-  }
+  if (auto status = CheckModelBytes("model", request.model()); !status.ok()) return status;
   if (auto status = ParseModelChoice(request.model()).status(); !status.ok()) return status;
   return CheckSessionFields(request);
 }
@@ -197,8 +187,7 @@ absl::Status CheckTurnId(const std::string& id) {
     return absl::InvalidArgumentError(
         "turn_id is empty; turn_started and ListTurns name the turns of a session");
   }
-  if (id.size() > kMaxIdBytes) return TooLong("turn_id", id.size(), kMaxIdBytes);
-  return absl::OkStatus();
+  return CheckBytes("turn_id", id.size(), kMaxIdBytes);
 }
 
 absl::Status CheckOnDisconnect(v1::OnDisconnect value, bool session) {
@@ -223,7 +212,9 @@ absl::Status CheckChat(const v1::ChatRequest& request) {
   if (!request.adapter_id().empty()) return UnimplementedField("adapter_id");
   const bool session = request.messages().empty();
   const std::string& key = request.idempotency_key();
-  if (key.size() > kMaxIdBytes) return TooLong("idempotency_key", key.size(), kMaxIdBytes);
+  if (auto status = CheckBytes("idempotency_key", key.size(), kMaxIdBytes); !status.ok()) {
+    return status;
+  }
   if (!key.empty() && !session) {
     return absl::InvalidArgumentError(
         "idempotency_key belongs to a session; a call without one can be sent again as it is");
@@ -232,8 +223,8 @@ absl::Status CheckChat(const v1::ChatRequest& request) {
     return status;
   }
   if (auto status = CheckSampling(request.sampling()); !status.ok()) return status;
-  if (request.model().name().size() > kMaxModelBytes) {
-    return TooLong("model.name", request.model().name().size(), kMaxModelBytes);
+  if (auto status = CheckModelBytes("model.name", request.model().name()); !status.ok()) {
+    return status;
   }
   if (request.messages().empty()) return CheckSessionId(request.session_id());
   if (!request.session_id().empty() || !request.text().empty() || !request.images().empty()) {

@@ -9,7 +9,6 @@
 namespace llava {
 namespace {
 
-constexpr uint64_t kFreeBytes = 16u << 10;
 constexpr std::chrono::milliseconds kRetry{1000};
 
 }  // namespace
@@ -17,7 +16,7 @@ constexpr std::chrono::milliseconds kRetry{1000};
 RequestMemory::RequestMemory(uint64_t limit, Metrics& metrics)
     : limit_(limit),
       gauge_(metrics.Gauge("llava_gateway_request_bytes",
-                           "Bytes of uploads and questions that are held in memory.")) {}
+                           "Bytes of uploads, questions and other requests in memory.")) {}
 
 RequestMemory::Share::~Share() {
   if (counted_ == 0) return;
@@ -31,7 +30,7 @@ RequestMemory::Share::~Share() {
 }
 
 absl::Status RequestMemory::Share::Hold(uint64_t bytes, const std::string& key) {
-  const uint64_t counted = bytes - std::min(bytes, kFreeBytes);
+  const uint64_t counted = bytes - std::min(bytes, free_bytes_);
   if (counted <= counted_) return absl::OkStatus();
   const uint64_t more = counted - counted_;
   MutexLock lock(memory_.mutex_);

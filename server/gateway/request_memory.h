@@ -13,34 +13,42 @@
 
 namespace llava {
 
-// One budget for the pictures that are being uploaded and for questions with their pictures, while
-// these wait and are answered. However many requests an API key has, it leaves as much room as it
-// takes: the next key finds half of what there was. Thread-safe; outlives its shares.
+// One budget for the pictures that are being uploaded, for questions with their pictures, while
+// these wait and are answered, and for other requests until their clients have the answers. However
+// many requests an API key has, it leaves as much room as it takes: the next key finds half of what
+// there was. Thread-safe; outlives its shares.
 class RequestMemory {
  public:
   RequestMemory(uint64_t limit, Metrics& metrics);
 
+  // Of each request that do not count, so that short questions pass.
+  static constexpr uint64_t kFreeBytes = 16u << 10;
+
   // What one request holds; gives it back at its end. One thread at a time.
   class Share {
    public:
-    explicit Share(RequestMemory& memory) : memory_(memory) {}
+    explicit Share(RequestMemory& memory, uint64_t free_bytes = kFreeBytes)
+        : memory_(memory), free_bytes_(free_bytes) {}
     ~Share();
     Share(const Share&) = delete;
     Share& operator=(const Share&) = delete;
 
-    // Holds `bytes` from now on, if that is more than before; the first 16 KiB do not count, so
-    // that short questions pass. `key`: name of the caller's API key, the same each time; empty:
+    // Holds `bytes` from now on, if that is more than before; the first `free_bytes` do not
+    // count. `key`: name of the caller's API key, the same each time; empty:
     // there are no keys. Errors with RetryInfo: UNAVAILABLE: there is no room for them.
     // RESOURCE_EXHAUSTED: with its other requests the key would hold more than it leaves.
     absl::Status Hold(uint64_t bytes, const std::string& key);
 
    private:
     RequestMemory& memory_;
+    const uint64_t free_bytes_;
     std::string key_;
     uint64_t counted_ = 0;
   };
 
-  std::shared_ptr<Share> NewShare() { return std::make_shared<Share>(*this); }
+  std::shared_ptr<Share> NewShare(uint64_t free_bytes = kFreeBytes) {
+    return std::make_shared<Share>(*this, free_bytes);
+  }
 
  private:
   const uint64_t limit_;

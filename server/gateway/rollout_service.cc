@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "server/gateway/rollout_guard.h"
 #include "server/runtime/logging.h"
+#include "server/wire/name_size.h"
 
 namespace llava {
 
@@ -22,8 +23,9 @@ absl::Status RolloutServiceImpl::CheckModel(const std::string& name) const {
 grpc::ServerUnaryReactor* RolloutServiceImpl::GetRollout(grpc::CallbackServerContext* context,
                                                          const v1::GetRolloutRequest* request,
                                                          v1::GetRolloutResponse* response) {
-  const UnaryCall call("GetRollout", *context, parts_);
-  absl::Status status = call.scope().Enter();
+  const UnaryCall call("GetRollout", *context, parts_, *request, *response);
+  absl::Status status = call.Enter();
+  if (status.ok()) status = CheckModelBytes("name", request->name());
   if (status.ok()) {
     auto reports = parts_.rollouts.Report(request->name());
     if (reports.empty() && !request->name().empty()) status = CheckModel(request->name());
@@ -35,11 +37,12 @@ grpc::ServerUnaryReactor* RolloutServiceImpl::GetRollout(grpc::CallbackServerCon
 grpc::ServerUnaryReactor* RolloutServiceImpl::SetCanaryShare(
     grpc::CallbackServerContext* context, const v1::SetCanaryShareRequest* request,
     v1::SetCanaryShareResponse* response) {
-  const UnaryCall call("SetCanaryShare", *context, parts_);
-  absl::Status status = call.scope().Enter(KeyRole::kAdmin);
+  const UnaryCall call("SetCanaryShare", *context, parts_, *request, *response);
+  absl::Status status = call.Enter(KeyRole::kAdmin);
   if (status.ok() && !(request->share() >= 0 && request->share() <= 1)) {
     status = absl::InvalidArgumentError("share must be from 0 to 1");
   }
+  if (status.ok()) status = CheckModelBytes("name", request->name());
   if (status.ok()) status = CheckModel(request->name());
   if (status.ok()) {
     response->set_previous_share(parts_.router.SetCanaryShare(request->name(), request->share()));

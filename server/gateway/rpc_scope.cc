@@ -66,10 +66,4 @@ void RpcScope::End(const absl::Status& status) {
   if (entered_) admission_.Leave();
 }
 
-void UnaryCall::Finish(const absl::Status& status) const {
-  grpc::ServerUnaryReactor* reactor = reactor_;
-  scope_->End(status);
-  reactor->Finish(ToGrpc(status));
-}
-
 }  // namespace llava

@@ -50,27 +50,4 @@ class RpcScope {
   std::shared_ptr<void> place_;
 };
 
-// A unary call that may be answered from another thread. Finish exactly once.
-class UnaryCall {
- public:
-  UnaryCall(std::string method, grpc::CallbackServerContext& context, const TurnParts& parts)
-      : UnaryCall(std::move(method), context, parts, context.DefaultReactor()) {}
-  UnaryCall(std::string method, grpc::CallbackServerContext& context, const TurnParts& parts,
-            grpc::ServerUnaryReactor* reactor)
-      : scope_(std::make_shared<RpcScope>(std::move(method), context, parts)), reactor_(reactor) {}
-
-  void Finish(const absl::Status& status) const;
-  // Within the method that gRPC calls: `return call.Finished(status);`
-  grpc::ServerUnaryReactor* Finished(const absl::Status& status) const {
-    Finish(status);
-    return reactor_;
-  }
-  RpcScope& scope() const { return *scope_; }
-  grpc::ServerUnaryReactor* reactor() const { return reactor_; }
-
- private:
-  std::shared_ptr<RpcScope> scope_;
-  grpc::ServerUnaryReactor* reactor_;  // gRPC's, alive until Finish
-};
-
 }  // namespace llava

@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/gateway/file_io.h"
 #include "server/gateway/store_schema.h"
 #include "server/runtime/error_reason.h"
 #include "server/runtime/failpoint.h"
@@ -31,6 +32,21 @@ int64_t NowMicros() {
   return std::chrono::duration_cast<std::chrono::microseconds>(
              std::chrono::system_clock::now().time_since_epoch())
       .count();
+}
+
+// A store of an earlier version, or whose owner means it so.
+void WarnOfReaders(const std::filesystem::path& folder) {
+  namespace fs = std::filesystem;
+  const auto allows = [](const fs::path& path, fs::perms what) {
+    std::error_code error;
+    const fs::file_status status = fs::status(path, error);
+    return fs::exists(status) && (status.permissions() & what) != fs::perms::none;
+  };
+  if (allows(folder, fs::perms::others_exec) &&
+      allows(folder / "sessions.db", fs::perms::others_read)) {
+    LogWarning("everybody on this machine may read the sessions: chmod -R go= the folder",
+               {{"folder", folder.string()}});
+  }
 }
 
 // Held until the descriptor is closed, also by a crash.
@@ -55,14 +71,12 @@ absl::StatusOr<std::unique_ptr<SessionStore>> SessionStore::Open(const std::stri
                                                                  GatewayMetrics& metrics,
                                                                  Options options) {
   const std::filesystem::path path(folder);
-  std::error_code error;
-  std::filesystem::create_directories(path, error);
-  if (error) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("cannot make ", folder, ": ", error.message(), " (--data-dir)"));
+  if (const auto made = MakePrivateFolder(path); !made.ok()) {
+    return absl::FailedPreconditionError(absl::StrCat(made.message(), " (--data-dir)"));
   }
   auto lock = LockFolder(path);
   if (!lock.ok()) return lock.status();
+  WarnOfReaders(path);
   auto database = SqlDatabase::Open((path / "sessions.db").string());
   auto files = ImageFiles::Open(path / "images");
   absl::Status status = database.ok() ? files.status() : database.status();

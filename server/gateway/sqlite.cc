@@ -1,6 +1,10 @@
 #include "server/gateway/sqlite.h"
 
+#include <fcntl.h>
 #include <sqlite3.h>
+#include <unistd.h>
+
+#include <cerrno>
 
 #include "absl/strings/str_cat.h"
 #include "server/gateway/file_io.h"
@@ -56,7 +60,12 @@ absl::StatusOr<std::unique_ptr<SqlDatabase>> SqlDatabase::OpenToRead(const std::
 }
 
 absl::StatusOr<std::unique_ptr<SqlDatabase>> SqlDatabase::Open(const std::string& path) {
-  auto opened = OpenAs(path, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE);
+  // SQLite would make it readable for all, and gives its log the same mode. Never opened when it is
+  // there: to close it again would lose the locks that another connection of this process has.
+  const int made = open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+  if (made < 0 && errno != EEXIST) return FileError("create", path, errno);
+  if (made >= 0) close(made);
+  auto opened = OpenAs(path, SQLITE_OPEN_READWRITE);
   if (!opened.ok()) return opened.status();
   std::unique_ptr<SqlDatabase> database = *std::move(opened);
   auto status = database->Script(

@@ -25,10 +25,9 @@ constexpr char kImages[] = "images";
 // Pictures may be deleted while they are copied; then all begins again.
 constexpr int kTries = 5;
 
-absl::Status MakeFolder(const fs::path& folder) {
-  std::error_code error;
-  fs::create_directories(folder, error);
-  return error ? FileError("make", folder, error.value()) : absl::OkStatus();
+absl::Status MakeFolders(const fs::path& store) {
+  if (auto status = MakePrivateFolder(store); !status.ok()) return status;
+  return MakePrivateFolder(store / kImages);
 }
 
 absl::Status CheckStore(const fs::path& folder, absl::string_view flag) {
@@ -143,7 +142,7 @@ absl::StatusOr<BackupContents> BackUpStore(const fs::path& data_dir, const fs::p
   partial += ".partial";
   std::error_code error;
   fs::remove_all(partial, error);
-  if (auto status = MakeFolder(partial / kImages); !status.ok()) return status;
+  if (auto status = MakeFolders(partial); !status.ok()) return status;
   absl::StatusOr<BackupContents> contents = absl::NotFoundError("not tried");
   for (int i = 0; i < kTries && absl::IsNotFound(contents.status()); ++i) {
     contents = CopyOnce(data_dir, partial);
@@ -170,7 +169,7 @@ absl::StatusOr<BackupContents> RestoreStore(const fs::path& source, const fs::pa
         absl::StrCat(data_dir.string(), " has sessions already, or what is left of some (", name,
                      "); name a new folder (--data-dir)"));
   }
-  if (auto status = MakeFolder(data_dir / kImages); !status.ok()) return status;
+  if (auto status = MakeFolders(data_dir); !status.ok()) return status;
   // Under another name until all is there: half a store must not be taken for one.
   const fs::path partial = data_dir / (std::string(kDatabase) + ".partial");
   const auto copied = CopyTables(source / kDatabase, partial, /*interrupt=*/false);

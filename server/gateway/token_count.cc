@@ -10,13 +10,11 @@
 namespace llava {
 
 void TokenCount::Start(const TurnParts& parts, UnaryCall call,
-                       std::shared_ptr<RequestMemory::Share> memory,
                        const v1::ChatServiceCountTokensRequest& request,
                        std::vector<StoredImage> images,
                        std::chrono::system_clock::time_point deadline,
                        v1::ChatServiceCountTokensResponse* response) {
-  std::shared_ptr<TokenCount> count(
-      new TokenCount(parts, std::move(call), std::move(memory), response));
+  std::shared_ptr<TokenCount> count(new TokenCount(parts, std::move(call), response));
   count->deadline_ =
       std::min(deadline, std::chrono::system_clock::now() + parts.options.request_timeout);
   if (!parts.counts.Add(count.get(), [count] { count->Cancel(); })) {

@@ -7,8 +7,8 @@
 #include "llava/v1/chat.pb.h"
 #include "server/gateway/prompt.h"
 #include "server/gateway/prompt_count.h"
-#include "server/gateway/rpc_scope.h"
 #include "server/gateway/turn_parts.h"
+#include "server/gateway/unary_call.h"
 
 namespace llava {
 
@@ -17,17 +17,14 @@ namespace llava {
 class TokenCount : public std::enable_shared_from_this<TokenCount> {
  public:
   // `request` was checked and its pictures read; `response` lives until the call is finished.
-  // `memory` is what they take.
   static void Start(const TurnParts& parts, UnaryCall call,
-                    std::shared_ptr<RequestMemory::Share> memory,
                     const v1::ChatServiceCountTokensRequest& request,
                     std::vector<StoredImage> images, std::chrono::system_clock::time_point deadline,
                     v1::ChatServiceCountTokensResponse* response);
 
  private:
-  TokenCount(const TurnParts& parts, UnaryCall call, std::shared_ptr<RequestMemory::Share> memory,
-             v1::ChatServiceCountTokensResponse* response)
-      : parts_(parts), call_(std::move(call)), memory_(std::move(memory)), response_(response) {}
+  TokenCount(const TurnParts& parts, UnaryCall call, v1::ChatServiceCountTokensResponse* response)
+      : parts_(parts), call_(std::move(call)), response_(response) {}
 
   void OnConversation(const absl::StatusOr<Conversation>& conversation, const std::string& text,
                       const std::vector<StoredImage>& images);
@@ -39,7 +36,6 @@ class TokenCount : public std::enable_shared_from_this<TokenCount> {
 
   const TurnParts& parts_;
   const UnaryCall call_;
-  const std::shared_ptr<RequestMemory::Share> memory_;
   v1::ChatServiceCountTokensResponse* const response_;
   std::chrono::system_clock::time_point deadline_;
   ModelChoice choice_;

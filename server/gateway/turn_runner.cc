@@ -264,12 +264,15 @@ absl::Status TurnRunner::Take(Route route) {
   // What question and session ask for may be right each, but not together.
   if (auto status = CheckSampling(sampling); !status.ok()) return status;
   if (auto status = CheckObeys(model); !status.ok()) return status;
-  // What the service would refuse is not worth a record: it would keep the text.
-  if (auto status = CheckTextBytes(fits_ ? turn_.user_text.size() : prompt_.TextBytes(),
-                                   model.context_tokens());
-      !status.ok()) {
-    return status;
+  // What the service would refuse is not worth a record, which would keep the text, nor the work of
+  // the vision service.
+  const uint64_t context = model.context_tokens();
+  auto fits = CheckTextBytes(fits_ ? turn_.user_text.size() : prompt_.TextBytes(), context);
+  if (fits.ok()) {  // an overview, at least, of each picture
+    fits = CheckPictureTokens(fits_ ? turn_.images.size() : prompt_.PictureUses(),
+                              std::min(model.image_tokens(), model.feature_rows()), context);
   }
+  if (!fits.ok()) return fits;
   turn_.model = model.model();
   turn_.seed = sampling.seed();
   turn_.sampling = std::move(sampling);

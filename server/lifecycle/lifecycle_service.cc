@@ -15,6 +15,7 @@
 #include "model/checkpoint/repository.h"
 #include "server/runtime/logging.h"
 #include "server/runtime/status.h"
+#include "server/wire/name_size.h"
 
 namespace llava {
 namespace {
@@ -90,6 +91,8 @@ grpc::ServerUnaryReactor* LifecycleService::SetLabel(grpc::CallbackServerContext
                                                      const v1::SetLabelRequest* request,
                                                      v1::SetLabelResponse* response) {
   return ChangeMarks(context, request->name(), [this, request, response]() -> absl::Status {
+    auto checked = CheckLabelBytes("label", request->label());
+    if (!checked.ok()) return checked;
     ModelRepository repository(manager_.root());
     const std::vector<uint64_t> versions = repository.Versions(request->name());
     if (request->version() != 0 &&
@@ -133,6 +136,7 @@ grpc::ServerUnaryReactor* LifecycleService::ChangeMarks(grpc::CallbackServerCont
                                "this process serves a folder that is in no model repository: "
                                "there is no place for labels"));
   }
+  if (auto status = CheckModelBytes("name", name); !status.ok()) return Answer(context, status);
   if (!manager_.Knows(name)) {
     return Answer(context, absl::NotFoundError(
                                absl::StrCat("model \"", name, "\" is not served by this process")));

@@ -10,6 +10,7 @@
 #include "google/protobuf/util/time_util.h"
 #include "server/lifecycle/model_manager.h"
 #include "server/runtime/status.h"
+#include "server/wire/name_size.h"
 
 namespace llava {
 namespace {
@@ -210,6 +211,7 @@ void ModelManager::LookNow() {
 }
 
 absl::Status ModelManager::CheckName(const std::string& name) {
+  if (auto status = CheckModelBytes("the name of the model", name); !status.ok()) return status;
   std::set<std::string> known = options_.names;
   if (options_.fixed) known.insert(options_.fixed->name);
   for (const auto& [each, model] : snapshot_) known.insert(each);

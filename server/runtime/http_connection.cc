@@ -227,12 +227,15 @@ void HttpConnection::OnHead() {
   // What is not understood the same way by everybody between here and the client could hide another
   // request.
   const auto hosts = message.count(http::field::host);
-  const bool coded = message.count(http::field::transfer_encoding) > 0;
+  const auto codings = message.count(http::field::transfer_encoding);
+  const bool chunked =
+      codings == 1 && parser_->chunked() &&
+      absl::EqualsIgnoreCase(std::string(message[http::field::transfer_encoding]), "chunked");
   const std::string length(message[http::field::content_length]);
   if (hosts > 1 || absl::StrContains(length, ',')) {
     return Reject(400, "a request has one host and one length");
   }
-  if (coded && !parser_->chunked()) return Reject(501, "the only transfer encoding is chunked");
+  if (codings > 0 && !chunked) return Reject(501, "the only transfer encoding is chunked");
   http10_ = message.version() < 11;
   head_only_ = request_.method == "HEAD";
   keep_alive_ = parser_->keep_alive() && !http10_;

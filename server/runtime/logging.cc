@@ -7,6 +7,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 
@@ -22,6 +23,16 @@ Format& format() {
   return instance;
 }
 
+// Errors quote what strangers wrote. Checks bound it first; this is for one that was forgotten.
+constexpr size_t kMaxValueBytes = 2048;
+
+std::string Value(const LogField& field) {
+  const std::string_view value = field.value;
+  if (value.size() <= kMaxValueBytes) return std::string(value);
+  return absl::StrCat(std::string(value.substr(0, kMaxValueBytes)), "... (", value.size(),
+                      " bytes)");
+}
+
 void Write(spdlog::level::level_enum level, std::string_view message, LogFields fields) {
   if (!spdlog::should_log(level)) return;
   std::string line;
@@ -31,7 +42,7 @@ void Write(spdlog::level::level_enum level, std::string_view message, LogFields 
     record["level"] = std::string(to_string_view(level).data(), to_string_view(level).size());
     record["service"] = format().service;
     record["msg"] = message;
-    for (const LogField& field : fields) record[std::string(field.key)] = field.value;
+    for (const LogField& field : fields) record[std::string(field.key)] = Value(field);
     // Peers' error texts may hold any bytes: broken UTF-8 becomes U+FFFD.
     line = record.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
   } else {
@@ -40,12 +51,13 @@ void Write(spdlog::level::level_enum level, std::string_view message, LogFields 
       line += ' ';
       line += field.key;
       line += '=';
+      const std::string value = Value(field);
       // Nothing that a stranger wrote may look like another field or line, or move the cursor.
-      const bool plain = std::all_of(field.value.begin(), field.value.end(),
+      const bool plain = std::all_of(value.begin(), value.end(),
                                      [](char c) { return c > ' ' && c <= '~' && c != '"'; });
-      line += plain ? field.value
-                    : nlohmann::json(field.value)
-                          .dump(-1, ' ', true, nlohmann::json::error_handler_t::replace);
+      line += plain ? value
+                    : nlohmann::json(value).dump(-1, ' ', true,
+                                                 nlohmann::json::error_handler_t::replace);
     }
   }
   spdlog::log(level, "{}", line);

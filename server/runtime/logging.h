@@ -20,7 +20,7 @@ struct LoggingOptions {
 // Once, at start.
 void InitLogging(const LoggingOptions& options);
 
-// A named value beside the message: request_id, session_id, model ...
+// A named value beside the message: request_id, session_id, model ... Cut beyond 2 KiB.
 struct LogField {
   std::string_view key;
   std::string value;

@@ -122,12 +122,11 @@ ServiceProcess::~ServiceProcess() {
 
 int ServiceProcess::Start(const std::vector<grpc::Service*>& services,
                           const std::vector<std::string>& health_names, AccessGuards guards) {
-  guards_ = std::move(guards);
   HttpServerOptions http_options;
   http_options.host = options_.host;
   http_options.port = options_.metrics_port;
   http_options.tls = options_.tls;
-  auto http = HttpServer::Start(http_options, pages());
+  auto http = HttpServer::Start(http_options, pages(std::move(guards.metrics)));
   if (!http.ok()) {
     PrintError(program_, absl::StrCat(http.status().message(), " (--metrics-port)"));
     return ExitCodeOf(http.status());
@@ -155,9 +154,9 @@ int ServiceProcess::Start(const std::vector<grpc::Service*>& services,
   }
   builder.AddListeningPort(HostPort(options_.host, options_.port),
                            MakeServerCredentials(options_.tls), &port_);
-  if (guards_.reflection) {
+  if (guards.reflection) {
     std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> creators;
-    creators.push_back(MakeReflectionGuard(guards_.reflection));
+    creators.push_back(MakeReflectionGuard(std::move(guards.reflection)));
     builder.experimental().SetInterceptorCreators(std::move(creators));
   }
   for (grpc::Service* service : services) builder.RegisterService(service);
@@ -177,9 +176,10 @@ int ServiceProcess::Start(const std::vector<grpc::Service*>& services,
   return 0;
 }
 
-std::map<std::string, HttpServer::Page> ServiceProcess::pages() const {
+std::map<std::string, HttpServer::Page> ServiceProcess::pages(AccessGuard metrics) const {
   const auto live = [this](const HttpRequest&) { return Liveness(); };
-  return {{"/metrics", [this](const HttpRequest& request) { return MetricsPage(request); }},
+  return {{"/metrics", [this, guard = std::move(metrics)](
+                           const HttpRequest& request) { return MetricsPage(guard, request); }},
           {"/livez", live},
           {"/health", live},
           {"/readyz", [this](const HttpRequest&) { return Readiness(); }}};
@@ -240,9 +240,10 @@ HttpResponse ServiceProcess::Readiness() const {
           body.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n"};
 }
 
-HttpResponse ServiceProcess::MetricsPage(const HttpRequest& request) const {
-  if (guards_.metrics) {
-    if (const auto status = guards_.metrics(request.Header("authorization")); !status.ok()) {
+HttpResponse ServiceProcess::MetricsPage(const AccessGuard& guard,
+                                         const HttpRequest& request) const {
+  if (guard) {
+    if (const auto status = guard(request.Header("authorization")); !status.ok()) {
       return {absl::IsUnauthenticated(status) ? 401 : 403, "text/plain; charset=utf-8",
               absl::StrCat(status.message(), "\n")};
     }

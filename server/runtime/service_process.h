@@ -102,8 +102,9 @@ class ServiceProcess {
   // exit code.
   int Run(const std::function<void()>& on_drain = {}, const std::function<void()>& on_stop = {});
 
-  // /metrics, /livez, /health and /readyz, for other servers of the process. After Start.
-  std::map<std::string, HttpServer::Page> pages() const;
+  // /metrics, which `metrics` guards, /livez, /health and /readyz, for other servers of the
+  // process. After Start.
+  std::map<std::string, HttpServer::Page> pages(AccessGuard metrics) const;
 
   Admission& admission() { return admission_; }
   int port() const { return port_; }
@@ -112,12 +113,11 @@ class ServiceProcess {
  private:
   HttpResponse Liveness() const;
   HttpResponse Readiness() const;
-  HttpResponse MetricsPage(const HttpRequest& request) const;
+  HttpResponse MetricsPage(const AccessGuard& guard, const HttpRequest& request) const;
 
   const std::string program_;
   const ProcessOptions options_;
   Metrics& metrics_;
-  AccessGuards guards_;  // const after Start
   Admission admission_;
   std::unique_ptr<grpc::Server> server_;
   int port_ = 0;

@@ -22,4 +22,16 @@ absl::Status CheckTextBytes(uint64_t bytes, uint64_t context_tokens) {
       kReasonContextLength);
 }
 
+absl::Status CheckPictureTokens(uint64_t pictures, uint64_t least_tokens, uint64_t context_tokens) {
+  const uint64_t tokens = pictures * least_tokens;
+  if (context_tokens == 0 || tokens < context_tokens) return absl::OkStatus();
+  return WithReason(absl::InvalidArgumentError(absl::StrCat(
+                        "the messages show ", pictures, " pictures of ", least_tokens,
+                        " tokens or more, ", tokens, " together; the context has ", context_tokens,
+                        " (the model's maximum context length) and text and answer need some. Drop "
+                        "older turns or ",
+                        "pictures")),
+                    kReasonContextLength);
+}
+
 }  // namespace llava

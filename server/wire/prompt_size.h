@@ -1,6 +1,6 @@
 #pragma once
 
-// How much text a prompt can have, the same in gateway and LLM service.
+// How much text and how many pictures a prompt can have, the same in gateway and LLM service.
 
 #include <cstdint>
 
@@ -11,5 +11,7 @@ namespace llava {
 // INVALID_ARGUMENT (reason CONTEXT_LENGTH) with both numbers: no prompt of so many tokens can hold
 // the text, whatever its tokenizer. Without a context (0) nothing is too long.
 absl::Status CheckTextBytes(uint64_t bytes, uint64_t context_tokens);
+// Likewise for pictures that a prompt shows, each as often as it does, of at least so many tokens.
+absl::Status CheckPictureTokens(uint64_t pictures, uint64_t least_tokens, uint64_t context_tokens);
 
 }  // namespace llava

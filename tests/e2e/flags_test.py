@@ -120,11 +120,17 @@ class GatewayFlags(PictureUrlChecks, RolloutFlags, FlagsCase):
 
     def check_metrics_open(self):
         arguments = ["--keys-file", self.keys(), "--host", "0.0.0.0"]
-        closed = self.start(*arguments, ready=False)
+        closed = self.start(*arguments, "--http-port", "-1", ready=False)
         self.assertEqual(closed.get("/metrics")[0], 401)
         self.assertEqual(closed.get("/livez")[0], 200)
-        self.assertEqual(self.start(*arguments, "--metrics-open", "--data-dir", self.folder / "open", ready=False)
-                         .get("/metrics")[0], 200)
+        opened = self.start(*arguments, "--metrics-open", "--data-dir", self.folder / "open", ready=False)
+        self.assertEqual(opened.get("/metrics")[0], 200)
+        local = self.start("--keys-file", self.keys(), "--data-dir", self.folder / "local", ready=False)
+        self.assertEqual(local.get("/metrics")[0], 200)
+        for service in (opened, local):  # the port that is for everybody, perhaps behind a proxy
+            service.http = "127.0.0.1:" + self.http_address(service).rsplit(":", 1)[1]
+            self.assertEqual(service.get("/metrics")[0], 401)
+            self.assertEqual(service.get("/livez")[0], 200)
 
     def check_http_port(self):
         port = ports.hold()
@@ -140,11 +146,11 @@ class GatewayFlags(PictureUrlChecks, RolloutFlags, FlagsCase):
 
     def http(self, *arguments):
         """Address of HTTP of a service that listens."""
-        service = self.start(*arguments, ready=False)
-        serving = lambda: [line["http"] for line in service.log_lines() if line["msg"] == "serving HTTP"]
-        until(serving)
-        host, port = serving()[0].rsplit(":", 1)
+        host, port = self.http_address(self.start(*arguments, ready=False)).rsplit(":", 1)
         return host, int(port)
+
+    def http_address(self, service):
+        return until(lambda: next((line["http"] for line in service.log_lines() if line["msg"] == "serving HTTP"), None))
 
     def begin_post(self, address, size, sent):
         """A connection on which so many bytes of a body have been sent."""

@@ -1,4 +1,4 @@
-"""A client that begins large gRPC messages and ends none of them: HTTP/2 by hand, as no library would do it."""
+"""Clients that begin large gRPC messages and end none of them, or take no answer: HTTP/2 by hand, as no library would do it."""
 import select
 import socket
 import struct
@@ -6,7 +6,7 @@ import time
 
 DATA, HEADERS, RESET, SETTINGS, PING, WINDOW = 0, 1, 3, 4, 6, 8
 INITIAL_WINDOW = 4  # a setting
-ACK, END_HEADERS = 1, 4
+ACK, END_STREAM, END_HEADERS = 1, 1, 4
 FRAME_BYTES = 16384
 
 
@@ -22,6 +22,7 @@ def field(name, value):
 class HalfMessages:
     """So many calls of `method` on one connection, each with all but the last byte of a message of `size` bytes, as far as
     the server's windows allow. `sent` counts the bytes, `refused` the calls that the server ended."""
+    settings, more_fields, last_flags = b"", (), 0
 
     def __init__(self, address, method, calls, size):
         host, port = address.rsplit(":", 1)
@@ -29,17 +30,24 @@ class HalfMessages:
         self.input, self.sent, self.refused = b"", 0, 0
         self.window, self.initial, self.windows = 65535, 65535, {}
         self.left = {}
-        self.socket.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0))
+        self.socket.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0, self.settings))
         head = b"".join(field(*each) for each in (
             (":method", "POST"), (":scheme", "http"), (":path", method), (":authority", "x"),
-            ("content-type", "application/grpc"), ("te", "trailers")))
+            ("content-type", "application/grpc"), ("te", "trailers"), *self.more_fields))
         for stream in range(1, 2 * calls, 2):
-            self.windows[stream], self.left[stream] = self.initial, size - 1
+            self.windows[stream], self.left[stream] = self.initial, self.part_of(size)
             self.socket.sendall(frame(HEADERS, END_HEADERS, stream, head))
             self.send(stream, b"\0" + struct.pack(">I", size))
 
-    def send(self, stream, data):
-        self.socket.sendall(frame(DATA, 0, stream, data))
+    def part_of(self, size):
+        return size - 1
+
+    def bytes_of(self, stream, size):
+        """The next ones of the message."""
+        return b"x" * size
+
+    def send(self, stream, data, flags=0):
+        self.socket.sendall(frame(DATA, flags, stream, data))
         self.window -= len(data)
         self.windows[stream] -= len(data)
         self.sent += len(data)
@@ -58,7 +66,7 @@ class HalfMessages:
             self.window += struct.unpack(">I", payload)[0]
         elif kind == WINDOW and stream in self.windows:
             self.windows[stream] += struct.unpack(">I", payload)[0]
-        elif kind == RESET and self.left.pop(stream, None) is not None:
+        elif (kind == RESET or kind == HEADERS and flags & END_STREAM) and self.left.pop(stream, None) is not None:
             self.refused += 1
 
     def read(self, seconds):
@@ -81,11 +89,29 @@ class HalfMessages:
                 for stream in list(self.left):
                     size = min(FRAME_BYTES, self.window, self.windows[stream], self.left.get(stream, 0))
                     if size > 0:
-                        self.send(stream, b"x" * size)
                         self.left[stream] -= size
+                        self.send(stream, self.bytes_of(stream, size), 0 if self.left[stream] else self.last_flags)
                         last = time.monotonic()
         except OSError:
             pass  # closed by the server: it has had enough
 
     def close(self):
         self.socket.close()
+
+
+class NoAnswers(HalfMessages):
+    """Calls with a key and a whole message, which has one field that nobody knows; no byte of an answer is taken."""
+    settings, last_flags = struct.pack(">HI", INITIAL_WINDOW, 0), END_STREAM
+
+    def __init__(self, address, method, calls, size, key):
+        self.more_fields = (("authorization", f"Bearer {key}"),)
+        length = size - 5
+        self.message = b"\x7a" + bytes(0x80 | length >> shift & 0x7f for shift in (0, 7, 14)) + bytes([length >> 21]) + b"x" * length
+        super().__init__(address, method, calls, size)
+
+    def part_of(self, size):
+        return size
+
+    def bytes_of(self, stream, size):
+        end = len(self.message) - self.left[stream]
+        return self.message[end - size:end]

@@ -5,8 +5,8 @@ import tempfile
 import unittest
 
 import grpc
-from half_messages import HalfMessages
-from stack import FREE_PORTS, SLOWDOWN, Service
+from half_messages import HalfMessages, NoAnswers
+from stack import FREE_PORTS, SLOWDOWN, Service, run, until
 
 MIB = 1 << 20
 
@@ -26,10 +26,11 @@ class HostileTest(unittest.TestCase):
         folder = tempfile.TemporaryDirectory(prefix="llava-hostile-")
         self.addCleanup(folder.cleanup)
         keys = pathlib.Path(folder.name) / "keys.yaml"
-        keys.write_text("[]\n")  # nobody may come in
+        self.key = run("llava-gateway", "keys", "add", "ann", "--keys-file", keys).stdout.strip()
         self.gateway = Service("llava-gateway", [
             *FREE_PORTS, "--http-port", "0", "--data-dir", pathlib.Path(folder.name) / "data",
-            "--keys-file", keys, "--max-message-bytes", "4M", "--max-turn-bytes", "2M"], folder.name).wait_listening()
+            "--keys-file", keys, "--max-message-bytes", "4M", "--max-turn-bytes", "2M",
+            "--max-image-bytes", "2M", "--request-bytes", "64M"], folder.name).wait_listening()
         self.addCleanup(self.gateway.stop)
 
     def peak_mib(self):
@@ -65,6 +66,28 @@ class HostileTest(unittest.TestCase):
         # 1200 MiB were offered; sixteen of the largest messages may be held.
         self.assertLess(self.peak_mib() - before, 200 * SLOWDOWN, [(flood.sent // MIB, flood.refused) for flood in floods])
         self.serves()
+
+    def whole(self, calls, size, quiet_seconds):
+        flood = NoAnswers(self.gateway.grpc, "/llava.v1.RolloutService/GetRollout", calls, size, self.key)
+        self.addCleanup(flood.close)
+        flood.flood(quiet_seconds)
+        return flood
+
+    def test_answers_that_nobody_takes_hold_little(self):
+        self.serves()
+        before = self.peak_mib()
+        large = self.whole(20, 4 * MIB - 100, 2)
+        self.assertEqual(large.refused, 20, "more than such a call may have")
+        # So few at a time that those which are being received find room. The key may hold half of --request-bytes.
+        floods = [self.whole(25, MIB - 100, 0.5) for _ in range(12)]
+        self.assertLess(self.peak_mib() - before, 200 * SLOWDOWN, [(flood.sent // MIB, flood.refused) for flood in floods])
+        for flood in floods:  # with the patience for what is sent
+            until(lambda: flood.read(0.05) and flood.refused == 25, lambda: f"{flood.refused} of 25 are over")
+        until(lambda: self.held_bytes() == 0)
+        self.serves()
+
+    def held_bytes(self):
+        return self.gateway.metrics()["llava_gateway_request_bytes"]
 
     def test_a_connection_has_so_many_calls_at_a_time(self):
         with grpc.insecure_channel(self.gateway.grpc) as channel:

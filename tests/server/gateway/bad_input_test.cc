@@ -5,6 +5,7 @@
 
 #include <limits>
 
+#include "llava/v1/rollout.grpc.pb.h"
 #include "tests/server/gateway/gateway_harness.h"
 
 namespace llava {
@@ -316,6 +317,98 @@ TEST_F(BadInputTest, Sessions) {
   refused(kNotFound, "no session");
   resume.set_session_id(NewSession());
   refused(kNotFound, "no turn \"nothing\"");
+}
+
+// Whoever reads models may name any: an error that quotes the name, and its line in the log, would
+// be as long.
+TEST_F(BadInputTest, LongNamesOfModelsAreNotRepeated) {
+  StartGateway();
+  const auto rollouts = v1::RolloutService::NewStub(channel_);
+  const std::string name(500'000, '\1');
+  const auto refused = [](const grpc::Status& status) {
+    EXPECT_EQ(status.error_code(), kInvalid);
+    EXPECT_LT(status.error_message().size(), 300u);
+    EXPECT_THAT(status.error_message(), HasSubstr(" has 500000 bytes, allowed are "));
+  };
+  v1::GetRolloutRequest rollout;
+  rollout.set_name(name);
+  v1::GetRolloutResponse rollout_response;
+  refused(rollouts->GetRollout(Context().get(), rollout, &rollout_response));
+  v1::SetCanaryShareRequest share;
+  share.set_name(name);
+  v1::SetCanaryShareResponse share_response;
+  refused(rollouts->SetCanaryShare(Context().get(), share, &share_response));
+  v1::ListModelsRequest list;
+  list.set_name(name);
+  v1::ListModelsResponse list_response;
+  refused(models_->ListModels(Context().get(), list, &list_response));
+  v1::GetModelStatusRequest state;
+  state.mutable_model()->set_name(name);
+  v1::GetModelStatusResponse state_response;
+  refused(models_->GetModelStatus(Context().get(), state, &state_response));
+  v1::LoadModelRequest load;
+  load.mutable_model()->set_name(name);
+  load.mutable_model()->set_version(1);
+  v1::LoadModelResponse load_response;
+  refused(models_->LoadModel(Context().get(), load, &load_response));
+  v1::SetLabelRequest label;
+  label.set_name(name);
+  label.set_label("stable");
+  v1::SetLabelResponse label_response;
+  refused(models_->SetLabel(Context().get(), label, &label_response));
+  label.set_name("emoji");
+  label.set_label(name);
+  refused(models_->SetLabel(Context().get(), label, &label_response));
+  v1::RollbackRequest back;
+  back.set_name(name);
+  v1::RollbackResponse back_response;
+  refused(models_->Rollback(Context().get(), back, &back_response));
+}
+
+// Their features would be computed and held for a prompt that cannot be.
+TEST_F(BadInputTest, PicturesThatNoContextCanHoldAreNotEncoded) {
+  v1::ModelInfo small = FakeLanguageModel("emoji", 1);
+  small.set_context_tokens(2048);
+  small.set_feature_rows(576);
+  small.set_image_tokens(2880);  // the most that one may take; these are small
+  llm_.models().Set({small});
+  StartGateway();
+  const auto alone = [](std::vector<std::string> pictures) {
+    v1::ChatRequest request;
+    for (const std::string& picture : pictures) {
+      if (!request.messages().empty()) {
+        v1::ChatMessage& answer = *request.add_messages();
+        answer.set_role(v1::ROLE_ASSISTANT);
+        answer.set_text("so");
+      }
+      v1::ChatMessage& message = *request.add_messages();
+      message.set_role(v1::ROLE_USER);
+      message.set_text("x");
+      message.add_images()->set_data(picture);
+    }
+    return request;
+  };
+  ExpectRefused(alone({FakePicture(1), FakePicture(2), FakePicture(3), FakePicture(4)}), kInvalid,
+                "4 pictures of 576 tokens or more, 2304 together; the context has 2048");
+  ExpectRefused(alone({FakePicture(1), FakePicture(1), FakePicture(1), FakePicture(1)}), kInvalid,
+                "4 pictures");
+  EXPECT_EQ(vision_.encodes(), 0);
+  EXPECT_TRUE(Ask(alone({FakePicture(1), FakePicture(2), FakePicture(3)})).status.ok());
+
+  const std::string session = NewSession();
+  EXPECT_TRUE(Ask(Question(session, "x", {FakePicture(5), FakePicture(6)})).status.ok());
+  const int encodes = vision_.encodes();
+  ExpectRefused(Question(session, "x", {FakePicture(7), FakePicture(8)}), kInvalid, "4 pictures");
+  v1::CreateSessionRequest dropping;
+  dropping.set_context_overflow(v1::CONTEXT_OVERFLOW_DROP_OLDEST_TURNS);
+  const std::string other = NewSession(dropping);
+  ExpectRefused(
+      Question(other, "x", {FakePicture(5), FakePicture(6), FakePicture(7), FakePicture(8)}),
+      kInvalid, "4 pictures");
+  EXPECT_EQ(vision_.encodes(), encodes);
+  EXPECT_TRUE(Ask(Question(other, "x", {FakePicture(5), FakePicture(6)})).status.ok());
+  EXPECT_TRUE(Ask(Question(other, "x", {FakePicture(7), FakePicture(8)})).status.ok())
+      << "older turns may go";
 }
 
 }  // namespace

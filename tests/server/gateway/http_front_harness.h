@@ -29,6 +29,10 @@ class HttpFrontTest : public GatewayTest {
     front_ = gateway_->MakeHttpFront({{"/livez",
                                        [](const HttpRequest&) {
                                          return HttpResponse{200, "text/x", "alive"};
+                                       }},
+                                      {"/metrics",
+                                       [](const HttpRequest&) {
+                                         return HttpResponse{200, "text/x", "llava_up 1"};
                                        }}},
                                      hosts_checked);
     HttpServerOptions options;

@@ -282,12 +282,14 @@ TEST_F(HttpFrontTest, OtherPeoplesPagesGetNothing) {
   StartHttp(/*hosts_checked=*/true);
   for (const char* host : {"localhost", "localhost:8000", "127.0.0.1:8000", "[::1]:8000"}) {
     EXPECT_EQ(StatusOf(Get("/v1/models", host)), 200) << host;
+    EXPECT_EQ(StatusOf(Get("/metrics", host)), 200) << host;
   }
   // Names that a stranger can own and have stand for this machine.
   for (const char* host :
        {"evil.example", "localhost.evil.example:8000", "", "[::2]:80", "127.evil.example:8000",
         "127.0.0.1.evil.example", "[127.0.0.1.evil.example]"}) {
     EXPECT_EQ(StatusOf(Get("/v1/models", host)), 403) << host;
+    EXPECT_EQ(StatusOf(Get("/metrics", host)), 403) << host;
   }
   auto form = Send(
       "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\n"

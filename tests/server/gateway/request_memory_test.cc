@@ -69,5 +69,13 @@ TEST_F(RequestMemoryTest, AKeyLeavesAsMuchAsItTakes) {
   EXPECT_FALSE(Hold(1, "ann").ok());
 }
 
+TEST_F(RequestMemoryTest, WhatIsNoQuestionHasLessForFree) {
+  const auto share = memory_.NewShare(/*free_bytes=*/100);
+  EXPECT_TRUE(share->Hold(100, "ann").ok());
+  EXPECT_THAT(metrics_.Render(), HasSubstr("llava_gateway_request_bytes 0"));
+  EXPECT_TRUE(share->Hold(600, "ann").ok());
+  EXPECT_THAT(metrics_.Render(), HasSubstr("llava_gateway_request_bytes 500"));
+}
+
 }  // namespace
 }  // namespace llava

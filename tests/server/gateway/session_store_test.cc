@@ -15,6 +15,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/gateway/store_schema.h"
+#include "server/runtime/logging.h"
+#include "tests/server/gateway/private_files.h"
 #include "tests/support/temp_folder.h"
 
 namespace llava {
@@ -434,6 +436,36 @@ TEST_F(SessionStoreTest, APageOfLargeItemsIsShort) {
               }),
               ElementsAre(3, 3))
       << "the small one is the oldest";
+}
+
+TEST_F(SessionStoreTest, ItsFilesAreItsOwnersAlone) {
+  const OpenUmask umask;
+  const std::filesystem::path folder = folder_.At("new");
+  auto store = SessionStore::Open(folder, gateway_metrics_, options_);
+  ASSERT_TRUE(store.ok()) << store.status();
+  store_ = *std::move(store);
+  Create("s");
+  EXPECT_TRUE(std::filesystem::exists(folder / "sessions.db-wal"));
+  EXPECT_TRUE(std::filesystem::exists(folder / "sessions.db-shm"));
+  EXPECT_THAT(OpenToOthers(folder), testing::IsEmpty());
+  store_.reset();
+}
+
+TEST_F(SessionStoreTest, SaysThatOthersMayReadAnOlderStore) {
+  const auto folder = folder_.path() / "old";
+  const auto log_of_start = [&] {
+    InitLogging({"test", "info", "text"});
+    testing::internal::CaptureStderr();
+    EXPECT_TRUE(SessionStore::Open(folder, gateway_metrics_, options_).ok());
+    return testing::internal::GetCapturedStderr();
+  };
+  EXPECT_THAT(log_of_start(), testing::Not(HasSubstr("may read the sessions")));
+  namespace fs = std::filesystem;
+  fs::permissions(folder / "sessions.db", fs::perms::others_read, fs::perm_options::add);
+  EXPECT_THAT(log_of_start(), testing::Not(HasSubstr("may read the sessions")))
+      << "the folder is closed";
+  fs::permissions(folder, fs::perms::others_read | fs::perms::others_exec, fs::perm_options::add);
+  EXPECT_THAT(log_of_start(), HasSubstr("may read the sessions: chmod"));
 }
 
 }  // namespace

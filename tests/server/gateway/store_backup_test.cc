@@ -13,6 +13,7 @@
 
 #include "model/digest/sha256.h"
 #include "server/gateway/session_store.h"
+#include "tests/server/gateway/private_files.h"
 #include "tests/support/temp_folder.h"
 
 namespace llava {
@@ -177,6 +178,19 @@ TEST_F(StoreBackupTest, ABackupIsReadOnlyAndWhatIsThereIsChecked) {
     names.insert(entry.path().filename().string());
   }
   EXPECT_THAT(names, testing::ElementsAre("images", "sessions.db"));
+}
+
+TEST_F(StoreBackupTest, CopiesAreTheirOwnersAlone) {
+  const OpenUmask umask;
+  auto store = Open("store");
+  AddSession(*store, "s");
+  AddTurn(*store, "s", "t");
+  ASSERT_TRUE(BackUpStore(At("store"), At("copy")).ok());
+  ASSERT_TRUE(RestoreStore(At("copy"), At("again")).ok());
+  for (const char* folder : {"copy", "again"}) {
+    EXPECT_TRUE(fs::exists(At(folder) / "sessions.db"));
+    EXPECT_THAT(OpenToOthers(At(folder)), testing::IsEmpty());
+  }
 }
 
 }  // namespace

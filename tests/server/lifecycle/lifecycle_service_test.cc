@@ -220,5 +220,32 @@ TEST_F(LifecycleServiceTest, AFolderHasNoPlaceForLabels) {
   EXPECT_TRUE(Load(1).ok());
 }
 
+TEST_F(LifecycleServiceTest, LongNamesAreNotRepeated) {
+  repository_.Publish("emoji", 1);
+  Start();
+  ASSERT_TRUE(Eventually([&] { return State(1) == v1::MODEL_STATE_READY; }));
+  const std::string name(500'000, '\1');
+  const auto refused = [](const grpc::Status& status) {
+    EXPECT_EQ(status.error_code(), StatusCode::INVALID_ARGUMENT);
+    EXPECT_LT(status.error_message().size(), 300u);
+    EXPECT_THAT(status.error_message(), HasSubstr("has 500000 bytes, allowed are "));
+  };
+  refused(Load(1, nullptr, name));
+  refused(SetLabel(name, 1));
+  grpc::ClientContext listing, looking, stepping;
+  v1::ListModelsRequest list;
+  list.set_name(name);
+  v1::ListModelsResponse models;
+  refused(stub_->ListModels(&listing, list, &models));
+  v1::GetModelStatusRequest state;
+  *state.mutable_model() = Version(1, name);
+  v1::GetModelStatusResponse statuses;
+  refused(stub_->GetModelStatus(&looking, state, &statuses));
+  v1::RollbackRequest back;
+  back.set_name(name);
+  v1::RollbackResponse stable;
+  refused(stub_->Rollback(&stepping, back, &stable));
+}
+
 }  // namespace
 }  // namespace llava

@@ -37,7 +37,7 @@ class ConnectedProcess {
   }
   // "200 ready", as /readyz and /livez say.
   std::string Page(const std::string& path) {
-    const HttpResponse answer = process.pages().at(path)(HttpRequest{});
+    const HttpResponse answer = process.pages({}).at(path)(HttpRequest{});
     return std::to_string(answer.status) + " " + answer.body;
   }
 

@@ -162,11 +162,15 @@ TEST_F(HttpLimitsTest, RefusesRequestsThatCanBeReadInTwoWays) {
         host + "A: b\r\n\t c\rContent-Length: 3\r\n", host + "A\0b: c\r\n"}) {
     EXPECT_THAT(answer(fields), AllOf(StartsWith("HTTP/1.1 400"), Not(HasSubstr("403")))) << fields;
   }
-  for (const std::string coding : {"gzip", "chunked, identity", "xchunked", "identity"}) {
+  for (const std::string coding :
+       {"gzip", "chunked, identity", "xchunked", "identity", "gzip, chunked", "chunked, chunked",
+        "identity, chunked", "gzip\r\nTransfer-Encoding: chunked"}) {
     EXPECT_THAT(answer(host + "Transfer-Encoding: " + coding + "\r\n"),
                 AllOf(StartsWith("HTTP/1.1 501"), Not(HasSubstr("403"))))
         << coding;
   }
+  EXPECT_THAT(answer(host + "Connection: close\r\nTransfer-Encoding: \t Chunked \t\r\n"),
+              AllOf(StartsWith("HTTP/1.1 200"), EndsWith("\r\n\r\nabc")));
   EXPECT_TRUE(Eventually([&] { return server_->connections() == 0; }));
 }
 

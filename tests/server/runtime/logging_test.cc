@@ -17,6 +17,14 @@ std::string Logged(const std::string& format, const std::string& value) {
   return testing::internal::GetCapturedStderr();
 }
 
+TEST(LoggingTest, ALongValueIsCut) {
+  for (const char* format : {"text", "json"}) {
+    const std::string line = Logged(format, std::string(100'000, '\1'));
+    EXPECT_LT(line.size(), 20'000u) << "six bytes for each of them";
+    EXPECT_THAT(line, HasSubstr("\\u0001... (100000 bytes)"));
+  }
+}
+
 // A stranger's text can neither begin a line or a field nor steer a terminal.
 TEST(LoggingTest, AValueStaysOne) {
   EXPECT_THAT(Logged("text", "plain"), HasSubstr("it happened what=plain code=1\n"));

@@ -116,7 +116,7 @@ int LifeWithALostDevice() {
   if (const int code = process.Start({&none}, {"probe"}); code != 0) return code;
   process.SetReady(true);
   process.admission().Enter();
-  const auto live = [&] { return process.pages().at("/livez")(HttpRequest()); };
+  const auto live = [&] { return process.pages({}).at("/livez")(HttpRequest()); };
   bool told = live().status == 200;
   std::thread worker([&] {
     process.Fail("cuda:1: an illegal address");
