@@ -111,7 +111,8 @@ TEST_F(HttpLimitsTest, AReaderThatIsSlowIsNot) {
       pause = std::max(pause, now - std::exchange(last, now));
       if (now >= end) continue;
       slowly = read;
-      std::this_thread::sleep_for(milliseconds(10));
+      // So slowly that the system takes no more of the server within one write_timeout.
+      std::this_thread::sleep_for(kSlowdown * milliseconds(30));
     }
     // A reader that stood still so long, as the machine had it, shows nothing if it was cut.
     if (read <= kBody && pause > options_.limits.write_timeout / 2) continue;
