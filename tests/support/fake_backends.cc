@@ -295,15 +295,17 @@ FakeLlm::Behaviour FakeLlm::Record(grpc::ServerContext* context,
   return behaviour;
 }
 
-grpc::Status FakeLlm::Refusal(const Behaviour& behaviour,
-                              const v1::GenerateRequest& request) const {
+grpc::Status FakeLlm::Refusal(const Behaviour& behaviour, const v1::GenerateRequest& request) {
   if (behaviour.failures > 0) return behaviour.failure;
   bool served = false;
   for (const auto& model : models_.Get()) {
     served |= model.model().name() == request.model().name() &&
               model.model().version() == request.model().version();
   }
-  if (!served) return {grpc::StatusCode::FAILED_PRECONDITION, "version is not served here"};
+  if (!served) {
+    models_.ListServed();
+    return {grpc::StatusCode::FAILED_PRECONDITION, "version is not served here"};
+  }
   const uint32_t tokens = CountWords(request.messages());
   if (tokens > behaviour.context_tokens) {
     return {

@@ -11,6 +11,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -40,6 +41,10 @@ class FakeModels : public v1::ModelService::Service {
  public:
   // `coming` are to be served and are not yet.
   void Set(std::vector<v1::ModelInfo> models, std::vector<v1::ModelInfo> coming = {});
+  // The same, but nobody hears of it before ListServed: those before are listed on.
+  void Exchange(std::vector<v1::ModelInfo> models, std::vector<v1::ModelInfo> coming = {});
+  // Who asks for a model that is not served does so.
+  void ListServed();
   std::vector<v1::ModelInfo> Get() const;
   // From now on the labels of another process's repository.
   void ShareLabels(const FakeModels& other);
@@ -74,6 +79,7 @@ class FakeModels : public v1::ModelService::Service {
 
   mutable std::mutex mutex_;
   std::vector<v1::ModelInfo> models_, coming_;
+  std::optional<std::vector<v1::ModelInfo>> listed_;  // instead of both
   std::shared_ptr<FakeLabels> labels_ = std::make_shared<FakeLabels>();
   std::map<uint64_t, Health> health_;
   grpc::Status refusal_;
@@ -224,7 +230,7 @@ class FakeLlm : public v1::LlmService::Service {
  private:
   Behaviour Record(grpc::ServerContext* context, const v1::GenerateRequest& request);
   // Nothing to say, or the status for a request that cannot be served.
-  grpc::Status Refusal(const Behaviour& behaviour, const v1::GenerateRequest& request) const;
+  grpc::Status Refusal(const Behaviour& behaviour, const v1::GenerateRequest& request);
   grpc::Status WhatIsMissing(
       const Behaviour& behaviour,
       const google::protobuf::RepeatedPtrField<v1::PromptMessage>& messages) const;

@@ -133,6 +133,18 @@ void FakeModels::Set(std::vector<v1::ModelInfo> models, std::vector<v1::ModelInf
   std::lock_guard lock(mutex_);
   models_ = std::move(models);
   coming_ = std::move(coming);
+  listed_.reset();
+}
+
+void FakeModels::Exchange(std::vector<v1::ModelInfo> models, std::vector<v1::ModelInfo> coming) {
+  std::lock_guard lock(mutex_);
+  listed_ = std::exchange(models_, std::move(models));
+  coming_ = std::move(coming);
+}
+
+void FakeModels::ListServed() {
+  std::lock_guard lock(mutex_);
+  listed_.reset();
 }
 
 std::vector<v1::ModelInfo> FakeModels::Get() const {
@@ -143,14 +155,14 @@ std::vector<v1::ModelInfo> FakeModels::Get() const {
 grpc::Status FakeModels::ListModels(grpc::ServerContext*, const v1::ListModelsRequest*,
                                     v1::ListModelsResponse* response) {
   std::lock_guard lock(mutex_);
-  for (const auto& model : models_) {
+  for (const auto& model : listed_ ? *listed_ : models_) {
     v1::ModelInfo& listed = *response->add_models();
     listed = model;
     for (const auto& label : labels_->Of(model.model().name(), model.model().version())) {
       listed.add_labels(label);
     }
   }
-  response->mutable_coming()->Assign(coming_.begin(), coming_.end());
+  if (!listed_) response->mutable_coming()->Assign(coming_.begin(), coming_.end());
   return grpc::Status::OK;
 }
 

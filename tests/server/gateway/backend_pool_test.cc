@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <future>
 #include <map>
@@ -53,7 +54,12 @@ class BackendPoolTest : public testing::Test {
     pool_ = std::make_unique<BackendPool>(Backend::Names{"llm", "llava-llm", "--llm"}, addresses,
                                           gateway_metrics_);
     pool_->Start([] {});
-    Refresh();
+    ASSERT_TRUE(Eventually([&] {
+      Refresh();
+      const auto all = pool_->all();
+      return all.size() == versions.size() &&
+             std::all_of(all.begin(), all.end(), [](const auto& each) { return each->up(); });
+    }));
   }
   void Refresh() {
     std::promise<void> done;

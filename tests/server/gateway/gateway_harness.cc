@@ -49,7 +49,7 @@ void GatewayTest::StopGateway() {
   if (!gateway_) return;
   admission_->StartDraining();
   gateway_->Stop();
-  server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));
+  server_->Shutdown(std::chrono::system_clock::now() + kSlowdown * std::chrono::seconds(10));
   server_->Wait();
   server_.reset();
   gateway_.reset();

@@ -97,7 +97,7 @@ TEST_F(RecoveryTest, AnAnswerGoesOnOnTheTermsOfItsKey) {
   const auto deadline = llm_.last_deadline();
   const int before = llm_.generates();
   llm_.Set({.pause_after = 0});
-  Hasten(std::chrono::seconds(4));  // which a new deadline would win
+  Hasten(std::chrono::seconds(20));  // which a new deadline would win
   StartGateway();
   ASSERT_TRUE(Eventually([&] { return llm_.generates() > before; }));
   const v1::GenerateRequest sent = llm_.last_request();
@@ -105,7 +105,7 @@ TEST_F(RecoveryTest, AnAnswerGoesOnOnTheTermsOfItsKey) {
   EXPECT_EQ(sent.cache_salt(), "ann");
   EXPECT_EQ(sent.weight(), 7U);
   EXPECT_EQ(sent.priority(), -3);
-  EXPECT_LT(llm_.last_deadline() - deadline, -std::chrono::seconds(3))
+  EXPECT_LT(llm_.last_deadline() - deadline, -std::chrono::seconds(10))
       << "no time is won by a crash";
   const Answer second = Ask(Question(other, "x"));
   EXPECT_EQ(second.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);

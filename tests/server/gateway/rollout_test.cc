@@ -138,7 +138,7 @@ TEST_F(RolloutTest, ASessionMaySpanFiveVersions) {
   const std::string picture = FakePicture(1);
   for (uint64_t version = 1; version <= 5; ++version) {
     // The gateway has not heard of it when the question comes.
-    Serve({version});
+    llm_.models().Exchange({FakeLanguageModel("emoji", version)});
     const Answer answer =
         Ask(Question(session, absl::StrCat("question ", version),
                      version == 1 ? std::vector{picture} : std::vector<std::string>{}));
@@ -169,8 +169,9 @@ TEST_F(RolloutTest, WithoutAVersionTheTurnWaitsForOne) {
   Start({1});
   const std::string session = NewSession();
   // A language service that swaps in place serves nothing for a while.
-  llm_.models().Set({});
+  llm_.models().Exchange({});
   std::thread loads([this] {
+    EXPECT_TRUE(Eventually([this] { return llm_.generates() == 1; })) << "and says so";
     std::this_thread::sleep_for(milliseconds(600));
     Serve({2});
   });
@@ -357,8 +358,12 @@ TEST_F(RolloutTest, WhoIsRefusedHasNotWaited) {
   ASSERT_TRUE(Eventually([this] { return Rollout().canary_evidence().turns() == 1; }));
   EXPECT_EQ(Rollout().canary_evidence().given_up_turns(), 0U);
   llm_.Set({.pause_after = 0});
-  EXPECT_EQ(ask(kSlowdown * milliseconds(500)), StatusCode::DEADLINE_EXCEEDED);
-  EXPECT_TRUE(Eventually([this] { return Rollout().canary_evidence().given_up_turns() == 1; }));
+  const int before = llm_.generates();
+  // Until one has come to the service before its time was over.
+  for (int tries = 0; llm_.generates() == before && tries < 20; ++tries) {
+    EXPECT_EQ(ask(kSlowdown * milliseconds(500)), StatusCode::DEADLINE_EXCEEDED);
+  }
+  EXPECT_TRUE(Eventually([this] { return Rollout().canary_evidence().given_up_turns() >= 1; }));
   llm_.Release();
 }
 

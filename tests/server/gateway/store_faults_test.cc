@@ -164,7 +164,7 @@ TEST_F(StoreFaultsTest, AnAcknowledgedTurnWaitsForTheStoreToTakeAnotherVersion) 
   const std::string session = NewSession();
   Sql("CREATE TRIGGER full BEFORE UPDATE OF model_version ON turns WHEN NEW.model_version = 2"
       " BEGIN SELECT RAISE(ABORT, 'no room'); END");
-  llm_.models().Set({FakeLanguageModel("emoji", 2)});  // the gateway has not heard of it yet
+  llm_.models().Exchange({FakeLanguageModel("emoji", 2)});  // the gateway has not heard of it yet
   auto asking = std::async(std::launch::async, [&] { return Ask(Question(session, kQuestion)); });
   EXPECT_EQ(asking.wait_for(std::chrono::milliseconds(700)), std::future_status::timeout);
   Mend();

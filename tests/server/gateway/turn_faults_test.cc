@@ -384,7 +384,7 @@ TEST_F(TurnFaultsTest, ATowerWhoseFeaturesMakeNoSenseIsEjected) {
 TEST_F(TurnFaultsTest, AVersionThatWentAwayIsReplacedBeforeTheFirstToken) {
   StartGateway();
   const std::string session = NewSession();
-  llm_.models().Set({FakeLanguageModel("emoji", 2)});  // the gateway has not heard of it yet
+  llm_.models().Exchange({FakeLanguageModel("emoji", 2)});  // the gateway has not heard of it yet
   const Answer answer = Ask(Question(session, "x"));
   ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
   EXPECT_EQ(answer.started.model().version(), 2U) << "told anew before the first text";
@@ -444,6 +444,7 @@ TEST_F(TurnFaultsTest, TheClientsDeadlineCrossesTheHops) {
   EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
   EXPECT_LT(llm_.last_deadline() - start, kSlowdown * std::chrono::minutes(1))
       << "of ten that it may take without one";
+  ASSERT_EQ(Turns(session).size(), 1U);
   ASSERT_TRUE(Eventually([&] { return Turns(session)[0].state() == v1::TURN_STATE_FAILED; }));
   EXPECT_EQ(Turns(session)[0].finish_reason(), v1::FINISH_REASON_DEADLINE);
   EXPECT_THAT(Turns(session)[0].answer_text(), Not(IsEmpty()));

@@ -87,6 +87,7 @@ TEST_F(UploadTest, ACancelledQuestionDoesNotWaitForIt) {
   StartGateway();
   const std::string session = NewSession();
   const Upload upload = Send(session, FakePicture(3));
+  ASSERT_TRUE(Eventually([&] { return vision_.encodes() == 1; }));
   v1::ChatRequest question = Question(session, "x");
   question.add_images()->set_id(upload.image.id());
   question.set_on_disconnect(v1::ON_DISCONNECT_CANCEL);
@@ -280,7 +281,7 @@ TEST_F(UploadTest, AnUploadOfWhichNothingMoreComesIsEnded) {
   EXPECT_TRUE(Eventually([&] { return admission_->in_flight() == 0; }));
   EXPECT_TRUE(Eventually([&] { return Metric("llava_gateway_request_bytes") == 0; }));
   EXPECT_EQ(Metric("llava_gateway_request_faults_total"), 0);
-  EXPECT_TRUE(Send(session, FakePicture(1)).status.ok());
+  EXPECT_TRUE(Eventually([&] { return Send(session, FakePicture(1)).status.ok(); }));
 }
 
 TEST_F(UploadTest, ADrainWaitsForNoUploadThatStandsStill) {

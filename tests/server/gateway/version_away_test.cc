@@ -172,7 +172,7 @@ TEST_F(VersionAwayTest, AQuestionThatNamesNoVersionDoesNotWaitForTheOneThatWasCh
   const v1::ModelInfo old = FakeLanguageModel("emoji", 1), latest = FakeLanguageModel("emoji", 2);
   llm_.models().Set({old, latest});
   StartGateway();
-  llm_.models().Set({old}, {latest});  // the gateway has not heard of it yet
+  llm_.models().Exchange({old}, {latest});  // the gateway has not heard of it yet
   const Answer answer = Ask(Question(NewSession(), kQuestion));
   ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
   EXPECT_EQ(answer.finished.model().version(), 1U);
@@ -203,7 +203,7 @@ TEST_F(VersionAwayTest, TheVersionThatAnswersBringsItsDefaults) {
   StartGateway();
   v1::ChatRequest question = Question(NewSession(), kQuestion);
   question.mutable_sampling()->set_temperature(0.5F);
-  llm_.models().Set({second});  // the gateway has not heard of it yet
+  llm_.models().Exchange({second});  // the gateway has not heard of it yet
   const Answer answer = Ask(question);
   ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
   EXPECT_EQ(answer.finished.model().version(), 2U);
@@ -236,10 +236,10 @@ TEST_F(VersionAwayTest, PicturesAreBroughtAgainToAProcessThatLostThemTwice) {
 }
 
 TEST_F(VersionAwayTest, AQuestionWaitsForAnotherVersionNoLongerThanItsTime) {
-  options_.request_timeout = kSlowdown * milliseconds(500);
-  options_.continue_timeout = kSlowdown * milliseconds(5000);
+  options_.request_timeout = kSlowdown * milliseconds(1500);
+  options_.continue_timeout = kSlowdown * milliseconds(15'000);
   StartGateway();
-  llm_.models().Set({});  // the gateway has not heard of it yet
+  llm_.models().Exchange({});  // the gateway has not heard of it yet
   const Answer answer = Ask(Question(NewSession(), kQuestion));
   EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED)
       << answer.status.error_message();

@@ -178,6 +178,7 @@ TEST_F(ModelManagerTest, AFixedFolderIsOneVersion) {
 
 TEST_F(ModelManagerTest, InPlaceWhenMemoryIsShort) {
   options_.memory_budget = 150;
+  options_.retry_delay = seconds(60);  // each failure is counted once
   repository_.Publish("emoji", 1);
   Start();
   ASSERT_TRUE(Reaches(1, v1::MODEL_STATE_READY));

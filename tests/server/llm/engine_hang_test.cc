@@ -169,7 +169,9 @@ TEST_F(EngineHangTest, AWorkerThatHangsHoldsUpNobodyElse) {
     switches_->step_time = std::chrono::milliseconds(5);
   }
   std::vector<std::shared_ptr<Collector>> sinks;
+  Hold(true);  // the other one, until all are there
   for (int i = 0; i < 8; ++i) sinks.push_back(Ask(RuleIds(5, 10 + i), 500));  // 2.5 s
+  Hold(false);
   for (const auto& sink : sinks) EXPECT_TRUE(sink->Wait().ok());
   {
     MutexLock lock(switches_->mutex);
@@ -316,12 +318,13 @@ TEST_F(EngineHangTest, ALoadThatHangsIsGivenUp) {
 }
 
 TEST_F(EngineHangTest, ALoadThatWaitsForFilesThatAreCheckedIsNotGivenUp) {
-  load_limit_ = kSlowdown * std::chrono::milliseconds(300);
+  load_limit_ = kSlowdown * std::chrono::seconds(1);
   HangLoads();
   checked_ = std::make_shared<std::atomic<double>>(0);
   std::thread checks([&] {
-    const auto end = std::chrono::steady_clock::now() + 3 * load_limit_;
-    for (; std::chrono::steady_clock::now() < end; std::this_thread::yield()) {
+    const auto end = std::chrono::steady_clock::now() + load_limit_ * 3 / 2;
+    for (; std::chrono::steady_clock::now() < end;
+         std::this_thread::sleep_for(std::chrono::milliseconds(1))) {
       *checked_ = *checked_ + 1e-6;
     }
     LetGo();
@@ -331,7 +334,7 @@ TEST_F(EngineHangTest, ALoadThatWaitsForFilesThatAreCheckedIsNotGivenUp) {
 }
 
 TEST_F(EngineHangTest, AWorkerThatHangsWhileItBeginsAnewIsGivenUp) {
-  load_limit_ = kSlowdown * std::chrono::seconds(1);
+  load_limit_ = kSlowdown * std::chrono::seconds(2);
   ASSERT_TRUE(Start().ok());
   HangLoads();
   {

@@ -43,6 +43,7 @@ class RuleRunner : public ModelRunner {
     bool hold LLAVA_GUARDED_BY(mutex) = false;           // steps wait
     bool held LLAVA_GUARDED_BY(mutex) = false;           // one does
     int holding LLAVA_GUARDED_BY(mutex) = 0;             // so many do
+    bool hold_on_end LLAVA_GUARDED_BY(mutex) = false;    // from the next end of a sequence on
     bool dead LLAVA_GUARDED_BY(mutex) = false;           // every step throws
     bool hang LLAVA_GUARDED_BY(mutex) = true;            // steps of kHang do
     int hanging LLAVA_GUARDED_BY(mutex) = 0;             // so many do
@@ -103,7 +104,11 @@ class RuleRunner : public ModelRunner {
     state.said = static_cast<int>(
         std::count_if(ids.begin(), ids.end(), [](int32_t id) { return id >= kFirst; }));
   }
-  void End(uint64_t sequence) override { sequences_.erase(sequence); }
+  void End(uint64_t sequence) override {
+    sequences_.erase(sequence);
+    MutexLock lock(switches_->mutex);
+    if (std::exchange(switches_->hold_on_end, false)) switches_->hold = true;
+  }
 
   // What a decoder would do with its memory: every row leaves its id in its block, and no row may
   // find another sequence's there.

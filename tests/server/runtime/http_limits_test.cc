@@ -2,6 +2,8 @@
 
 #include <gmock/gmock.h>
 
+#include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "tests/server/runtime/http_connection_harness.h"
@@ -65,7 +67,7 @@ TEST_F(HttpLimitsTest, WaitsForNobodyForEver) {
   StartServer();
   EXPECT_THAT(AnswerTo(whole), EndsWith("abc")) << "and nothing behind it";
   options_.limits = limits;
-  options_.limits.head_timeout = std::chrono::seconds(5);  // and until the first byte
+  options_.limits.head_timeout = kSlowdown * std::chrono::seconds(5);  // and until the first byte
   StartServer();
   auto idle = Connect(), head = Connect();
   Send(head, "GET /echo HTTP/1.1\r\n");
@@ -84,28 +86,43 @@ TEST_F(HttpLimitsTest, AReaderThatStopsIsCut) {
 }
 
 TEST_F(HttpLimitsTest, AReaderThatIsSlowIsNot) {
+  using Clock = std::chrono::steady_clock;
   options_.limits.write_timeout = kSlowdown * milliseconds(1000);
-  StartServer();
   constexpr size_t kBody = 64u << 20;
-  auto socket = Connect(16 << 10);
-  Send(socket, Post("/stream", ""));
-  const auto answer = handler_.stream();
-  answer->Begin({200, "text/x", ""});
-  answer->Write(std::string(kBody, 'x'));
-  answer->End();
   std::string piece(32 << 10, '\0');
-  size_t read = 0;
-  const auto end = std::chrono::steady_clock::now() + 3 * options_.limits.write_timeout;
-  while (std::chrono::steady_clock::now() < end) {
+  bool proved = false;
+  for (int tries = 0; !proved && tries < 10; ++tries) {
+    StartServer();
+    handler_.gone = 0;
+    auto socket = Connect(16 << 10);
+    Send(socket, Post("/stream", ""));
+    const auto answer = handler_.stream();
+    auto last = Clock::now();
+    const auto end = last + 3 * options_.limits.write_timeout;
+    answer->Begin({200, "text/x", ""});
+    answer->Write(std::string(kBody, 'x'));
+    answer->End();
+    size_t read = 0, slowly = 0;
     boost::system::error_code error;
-    read += socket.read_some(boost::asio::buffer(piece), error);
-    ASSERT_FALSE(error) << error.message() << " after " << read << " bytes";
-    std::this_thread::sleep_for(milliseconds(10));
+    Clock::duration pause{0};
+    while (!error) {
+      read += socket.read_some(boost::asio::buffer(piece), error);
+      const auto now = Clock::now();
+      pause = std::max(pause, now - std::exchange(last, now));
+      if (now >= end) continue;
+      slowly = read;
+      // So slowly that the system takes no more of the server within one write_timeout.
+      std::this_thread::sleep_for(kSlowdown * milliseconds(30));
+    }
+    // A reader that stood still so long, as the machine had it, shows nothing if it was cut.
+    if (read <= kBody && pause > options_.limits.write_timeout / 2) continue;
+    proved = true;
+    EXPECT_EQ(error, boost::asio::error::eof) << error.message() << " after " << read << " bytes";
+    EXPECT_LT(slowly, kBody / 2) << "so slowly that it was not all out before";
+    EXPECT_GT(read, kBody);
+    EXPECT_EQ(handler_.gone, 0);
   }
-  EXPECT_LT(read, kBody / 2) << "so slowly that it was not all out before";
-  read += Rest(socket).size();
-  EXPECT_GT(read, kBody);
-  EXPECT_EQ(handler_.gone, 0);
+  EXPECT_TRUE(proved) << "it was cut each time, and had stood still each time";
 }
 
 // Many who send large bodies slowly must not fill the memory, nor keep out who asks little.
@@ -193,12 +210,13 @@ TEST_F(HttpLimitsTest, IdleConnectionsGiveWayToNewOnes) {
   options_.limits.head_timeout = options_.limits.idle_timeout = std::chrono::minutes(10);
   StartServer();
   auto busy = Connect();
-  Send(busy, Post("/stream", ""));
-  const auto stream = handler_.stream();
-  auto idle = Connect();
-  EXPECT_TRUE(Eventually([&] { return server_->connections() == 2; }));
-  auto third = Connect();
+  Send(busy, Post("/block_and_keep", ""));
+  handler_.blocked.acquire();
+  // The server finds them there at once: it does not wait for what would still come of the third.
+  auto idle = Connect(), third = Connect();
   Send(third, Post("/echo", "x"));
+  handler_.unblock.release();
+  const auto stream = handler_.stream();
   EXPECT_THAT(Rest(third), StartsWith("HTTP/1.1 200"));
   EXPECT_EQ(Rest(idle), "");
   stream->Send({200, "text/x", "still here"});
