@@ -113,7 +113,7 @@ void PromptEncoder::Flush() {
     const bool prefix = model_.proto().add_dummy_prefix && (at_start_ || after_special_);
     model_.Encode(plain_, prefix, filter_, plain_begin_, out_);
   } else {
-    bool prefix = at_start_;
+    bool prefix = at_start_ || (options_.prefix_after_special && after_special_);
     if (options_.image_inline && (plain_.starts_with(' ') || plain_.starts_with(kSpaceMark))) {
       prefix = false;
     }
