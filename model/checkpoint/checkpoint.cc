@@ -214,6 +214,11 @@ Sha256Digest DigestForeign(const LanguageCheckpoint& checkpoint, const Checkpoin
   return hash.Finish();
 }
 
+void CheckFamily(const CheckpointFolder& folder) {
+  if (folder.layout == Layout::kLlavaHf) CheckHfFamily(folder.config);
+  if (folder.layout == Layout::kOriginal) CheckOriginalFamily(folder.config);
+}
+
 LanguageConfig ForeignConfig(const CheckpointFolder& folder, const VisionConfig& tower) {
   switch (folder.layout) {
     case Layout::kLlavaHf:
@@ -247,6 +252,7 @@ LanguageCheckpoint LanguageOf(CheckpointFolder folder, const OpenOptions& option
            "is a language model without a projector, which knows no pictures: train one first "
            "(llava-train align)");
     }
+    CheckFamily(folder);
     own_tower = TowerOf(folder, options);
     checkpoint.name = FolderName(folder.path);
     checkpoint.config = ForeignConfig(folder, own_tower->config);

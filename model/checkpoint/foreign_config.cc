@@ -206,21 +206,39 @@ void ReadAspect(const JsonObject& config, FeatureConfig& features) {
 
 }  // namespace
 
-LanguageConfig ReadHfLanguage(const JsonObject& config, const std::filesystem::path& folder,
-                              const VisionConfig& tower) {
+void CheckHfFamily(const JsonObject& config) {
   const std::string type = config.Text("model_type", "");
   if (type != "llava" && type != "llava_next") {
     config.Fail("model_type",
                 "is \"" + type + "\"; of the nested layouts llava and llava_next are supported");
   }
-  RefuseIfSet(config, "quantization_config");
   const JsonObject text = config.Object("text_config");
   const std::string text_type = text.Text("model_type", "llama");
   if (text_type != "llama" && text_type != "mistral") {
     text.Fail("model_type", "is \"" + text_type + "\"; llama and mistral are supported");
   }
+}
+
+void CheckOriginalFamily(const JsonObject& config) {
+  const std::string type = config.Text("model_type", "");
+  if (type != "llava_llama" && type != "llava" && type != "llama" && type != "llava_mistral") {
+    config.Fail("model_type",
+                "is \"" + type + "\"; llava_llama, llava, llama and llava_mistral are supported");
+  }
+  // mm_image_tower, mm_video_tower: Video-LLaVA.
+  for (const char* key :
+       {"mm_image_tower", "mm_video_tower", "s2", "mm_use_im_start_end", "mm_resampler_type"}) {
+    RefuseIfSet(config, key);
+  }
+}
+
+LanguageConfig ReadHfLanguage(const JsonObject& config, const std::filesystem::path& folder,
+                              const VisionConfig& tower) {
+  RefuseIfSet(config, "quantization_config");
+  const JsonObject text = config.Object("text_config");
   LanguageConfig language;
-  language.decoder = text_type == "mistral" ? ReadMistral(text) : ReadLlama(text);
+  language.decoder =
+      text.Text("model_type", "llama") == "mistral" ? ReadMistral(text) : ReadLlama(text);
   if (!text.Has("tie_word_embeddings")) {
     language.decoder.tie_word_embeddings = config.Bool("tie_word_embeddings", false);
   }
@@ -242,7 +260,7 @@ LanguageConfig ReadHfLanguage(const JsonObject& config, const std::filesystem::p
   }
   language.features.select_feature =
       select == "default" ? SelectFeature::kPatch : SelectFeature::kClsPatch;
-  if (type == "llava_next") {
+  if (config.Text("model_type") == "llava_next") {
     ReadNext(config, folder, language.features);
     language.features.tile_size = tower.image_size;
   } else {
@@ -252,16 +270,9 @@ LanguageConfig ReadHfLanguage(const JsonObject& config, const std::filesystem::p
 }
 
 LanguageConfig ReadOriginalLanguage(const JsonObject& config, const VisionConfig& tower) {
-  const std::string type = config.Text("model_type", "");
-  if (type != "llava_llama" && type != "llava" && type != "llama" && type != "llava_mistral") {
-    config.Fail("model_type",
-                "is \"" + type + "\"; llava_llama, llava, llama and llava_mistral are supported");
-  }
-  for (const char* key : {"s2", "mm_use_im_start_end", "mm_resampler_type"}) {
-    RefuseIfSet(config, key);
-  }
   LanguageConfig language;
-  language.decoder = type == "llava_mistral" ? ReadMistral(config) : ReadLlama(config);
+  language.decoder =
+      config.Text("model_type") == "llava_mistral" ? ReadMistral(config) : ReadLlama(config);
   if (config.Has("max_sequence_length")) {
     language.decoder.max_position_embeddings =
         std::min(language.decoder.max_position_embeddings, config.Int("max_sequence_length"));

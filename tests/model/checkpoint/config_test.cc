@@ -21,6 +21,7 @@ namespace {
 using nlohmann::json;
 using testing::AllOf;
 using testing::HasSubstr;
+using testing::Not;
 
 // One setting changed; the error has to name it.
 struct Change {
@@ -113,6 +114,39 @@ TEST(CheckpointConfigTest, RefusesNestedSettingsByName) {
                   {"/crop_size", 10, "\"size\""},
                   {"/image_mean", json::array({1, 2}), "image_mean"},
                   {"/image_std", json::array({0, 1, 1}), "image std"}});
+}
+
+// Whose towers are something else, too: that is no reason to ask for one, or to list its tensors.
+TEST(CheckpointConfigTest, RefusesOtherFamiliesBeforeTheirTowers) {
+  const TempFolder folder;  // without the tower that the original names
+  const auto refusal = [&](const std::filesystem::path& path, const json& changes) {
+    const std::string original = ReadBytes(path / "config.json");
+    EditJson(path / "config.json", [&](json& config) { config.merge_patch(changes); });
+    const std::string error = ErrorOf([&] { OpenLanguage(path); });
+    WriteBytes(path / "config.json", original);
+    return error;
+  };
+  const auto original = CopyOf("orig-f32", folder);
+  EXPECT_THAT(refusal(original, json::object()), HasSubstr("--tower"));
+  for (const char* type : {"llava_mpt", "llava_qwen"}) {
+    EXPECT_THAT(refusal(original, {{"model_type", type}, {"mm_vision_tower", "google/siglip"}}),
+                AllOf(HasSubstr("\"model_type\" is \"" + std::string(type) + "\""),
+                      Not(HasSubstr("--tower"))));
+  }
+  for (const char* key : {"mm_image_tower", "mm_video_tower"}) {
+    EXPECT_THAT(refusal(original, {{key, "LanguageBind/LanguageBind_Image"}}),
+                AllOf(HasSubstr("\"" + std::string(key) + "\""), HasSubstr("is not supported"),
+                      Not(HasSubstr("--tower"))));
+  }
+  const auto nested = CopyOf("tiny-llava", folder);
+  // What the folder has is not what the settings make of it.
+  const json larger = {{"num_hidden_layers", 24}};
+  EXPECT_THAT(refusal(nested, {{"vision_config", larger}}), HasSubstr("missing:"));
+  EXPECT_THAT(refusal(nested, {{"model_type", "video_llava"}, {"vision_config", larger}}),
+              AllOf(HasSubstr("\"model_type\" is \"video_llava\""), Not(HasSubstr("missing:"))));
+  EXPECT_THAT(refusal(nested, {{"text_config", {{"model_type", "qwen2"}}},
+                               {"vision_config", {{"model_type", "siglip_vision_model"}}}}),
+              HasSubstr("text_config: \"model_type\" is \"qwen2\""));
 }
 
 TEST(CheckpointConfigTest, ReadsWhatOtherWritersMean) {
