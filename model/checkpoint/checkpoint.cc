@@ -128,12 +128,14 @@ std::shared_ptr<const ChatTemplate> ReadTemplate(const fs::path& file) {
   }
 }
 
-// What checkpoints of this family were trained with.
+// What checkpoints of this family were trained with. A decoder with a window is Mistral 0.1, which
+// BakLLaVA taught the format of LLaVA-1.5; LLaVA-1.6 is on Mistral Instruct 0.2, which has none.
 std::string PublishedTemplate(const CheckpointFolder& folder) {
   const JsonObject decoder =
       folder.config.Has("text_config") ? folder.config.Object("text_config") : folder.config;
   const std::string type = decoder.Text("model_type", "");
-  return type == "mistral" || type == "llava_mistral" ? "mistral_instruct" : "v1";
+  const bool mistral = type == "mistral" || type == "llava_mistral";
+  return mistral && !MistralWindow(decoder) ? "mistral_instruct" : "v1";
 }
 
 // A built-in name or a file. A foreign folder's own chat_template.json is a Jinja program or

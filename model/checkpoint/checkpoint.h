@@ -70,7 +70,8 @@ struct OpenOptions {
   // For the original layout, where mm_vision_tower is a hub name or nothing: the folder of the
   // tower. Tensors that the checkpoint has itself win; then only the settings are read from here.
   std::filesystem::path tower;
-  // Built-in template or JSON file; empty: the checkpoint's own, else "v1" or "mistral_instruct".
+  // Built-in template or JSON file; empty: the checkpoint's own, else "v1", of Mistral without a
+  // window "mistral_instruct".
   std::string chat_template;
   // Check size and SHA-256 of every file listed in the manifest, and that no weight is NaN or
   // infinite.

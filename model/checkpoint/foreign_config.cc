@@ -45,18 +45,6 @@ int32_t ReadTokenId(const JsonObject& config, const std::string& key, int32_t fa
   return TokenId(config, key, config.Int(key, fallback));
 }
 
-// Attention that sees so many tokens back; as many as there can be is no window. Missing means the
-// default of MistralConfig, null that there is none.
-void RefuseSlidingWindow(const JsonObject& config, int64_t context) {
-  constexpr const char* kKey = "sliding_window";
-  if (config.value().contains(kKey) && !config.Has(kKey)) return;
-  const int64_t window = config.Int(kKey, 4096);
-  if (window >= context) return;
-  config.Fail(kKey, "is " + std::to_string(window) + (config.Has(kKey) ? "" : " if it is missing") +
-                        ", less than the context of " + std::to_string(context) +
-                        "; attention within a window is not supported");
-}
-
 // The keys that LLaMA and Mistral have in common; missing ones as in `missing`, where 0 key/value
 // heads stand for as many as heads.
 DecoderConfig ReadDecoder(const JsonObject& config, const DecoderConfig& missing) {
@@ -107,8 +95,11 @@ DecoderConfig ReadMistral(const JsonObject& config) {
   missing.intermediate_size = 14336;
   missing.num_kv_heads = 8;
   missing.max_position_embeddings = 4096 * 32;
-  const DecoderConfig decoder = ReadDecoder(config, missing);
-  RefuseSlidingWindow(config, decoder.max_position_embeddings);
+  DecoderConfig decoder = ReadDecoder(config, missing);
+  // A window changes nothing in sequences that fit into it.
+  decoder.max_position_embeddings =
+      std::min(decoder.max_position_embeddings,
+               MistralWindow(config).value_or(decoder.max_position_embeddings));
   return decoder;
 }
 
@@ -205,6 +196,14 @@ void ReadAspect(const JsonObject& config, FeatureConfig& features) {
 }
 
 }  // namespace
+
+std::optional<int64_t> MistralWindow(const JsonObject& config) {
+  constexpr const char* kKey = "sliding_window";
+  if (config.value().contains(kKey) && !config.Has(kKey)) return std::nullopt;
+  const int64_t window = config.Int(kKey, 4096);
+  if (window < 1) config.Fail(kKey, "is " + std::to_string(window) + ", no number of tokens");
+  return window;
+}
 
 void CheckHfFamily(const JsonObject& config) {
   const std::string type = config.Text("model_type", "");

@@ -20,6 +20,10 @@ namespace llava {
 void CheckHfFamily(const JsonObject& config);
 void CheckOriginalFamily(const JsonObject& config);
 
+// So many tokens does attention see in a Mistral `config`, its own among them. Missing means the
+// default of MistralConfig, null that there is no window.
+std::optional<int64_t> MistralWindow(const JsonObject& config);
+
 // Of a family that was checked. `tower`: the checkpoint's.
 // llava-hf: nested text_config and vision_config. Of `llava` the image mode comes from
 // preprocessor_config.json (`do_pad` of newer processors, else crop), if `folder` has one;

@@ -233,33 +233,43 @@ TEST(CheckpointConfigTest, RefusesTilesByName) {
               HasSubstr("missing: model.image_newline [96]"));
 }
 
-TEST(CheckpointConfigTest, ReadsMistralWithoutAWindow) {
+// In a window of W tokens all sequences of at most W tokens are as without.
+TEST(CheckpointConfigTest, MistralsContextEndsWithItsWindow) {
   const TempFolder folder;
   const auto path = CopyOf("tiny-llava", folder);
-  const auto set = [&](const json& window) {
+  const auto set = [&](const json& changes) {
     EditJson(path / "config.json", [&](json& config) {
       auto& text = config["text_config"];
       text["model_type"] = "mistral";
       text["max_position_embeddings"] = 8192;
       text["rope_theta"] = 1e6;
-      text["sliding_window"] = window;
+      text.erase("sliding_window");
+      text.update(changes);
     });
   };
-  for (const json& window : {json(nullptr), json(8192), json(9000)}) {
-    set(window);
+  struct Case {
+    json changes;
+    int64_t context;
+    const char* chat_template;
+  };
+  for (const auto& [changes, context, chat_template] :
+       std::vector<Case>{{{{"sliding_window", nullptr}}, 8192, "mistral_instruct"},  // LLaVA-1.6
+                         {{{"sliding_window", 8192}}, 8192, "v1"},
+                         {{{"sliding_window", 9000}}, 8192, "v1"},
+                         {{{"sliding_window", 8191}}, 8191, "v1"},
+                         {json::object(), 4096, "v1"}}) {  // BakLLaVA
+    set(changes);
     const LanguageCheckpoint checkpoint = OpenLanguage(path);
-    EXPECT_EQ(checkpoint.chat_template->name(), "mistral_instruct");
+    EXPECT_EQ(checkpoint.chat_template->name(), chat_template) << changes;
     const DecoderConfig& decoder = checkpoint.config.decoder;
+    EXPECT_EQ(decoder.max_position_embeddings, context) << changes;
     EXPECT_EQ(decoder.num_kv_heads, 2);
     EXPECT_EQ(decoder.rope_theta, 1e6);
   }
-  set(8191);
-  EXPECT_THAT(ErrorOf([&] { OpenLanguage(path); }),
-              AllOf(HasSubstr("\"sliding_window\" is 8191"), HasSubstr("8192")));
-  EditJson(path / "config.json",
-           [](json& config) { config["text_config"].erase("sliding_window"); });
-  EXPECT_THAT(ErrorOf([&] { OpenLanguage(path); }),
-              HasSubstr("\"sliding_window\" is 4096 if it is missing"));
+  for (const json& wrong : {json(0), json(-1), json("wide")}) {
+    set({{"sliding_window", wrong}});
+    EXPECT_THAT(ErrorOf([&] { OpenLanguage(path); }), HasSubstr("\"sliding_window\" is "));
+  }
 }
 
 // What llava-hf/llava-v1.6-mistral-7b-hf leaves out is the default of another family.
