@@ -4,7 +4,6 @@
 #include <cmath>
 #include <cstdint>
 #include <stdexcept>
-#include <vector>
 
 #include "model/checkpoint/config_json.h"
 
@@ -103,19 +102,27 @@ DecoderConfig ReadMistral(const JsonObject& config) {
   return decoder;
 }
 
-// A side given as a number or as an object with one of `keys`.
-int64_t ReadSide(const JsonObject& config, const std::string& key,
-                 const std::vector<std::string>& keys) {
-  if (!config.At(key).is_object()) return config.Int(key);
-  const JsonObject size = config.Object(key);
-  std::optional<int64_t> side;
-  for (const std::string& name : keys) {
-    if (!size.Has(name)) continue;
-    if (side && *side != size.Int(name)) config.Fail(key, "is not square");
-    side = size.Int(name);
+// The side of the square that is cut out.
+int64_t ReadCrop(const JsonObject& file) {
+  constexpr const char* kKey = "crop_size";
+  if (!file.At(kKey).is_object()) return file.Int(kKey);
+  const JsonObject size = file.Object(kKey);
+  const int64_t side = size.Int("height");
+  if (size.Int("width") != side) file.Fail(kKey, "is not square");
+  return side;
+}
+
+// The length that the shorter side gets. With height and width transformers does not keep the
+// shape.
+int64_t ReadShortestEdge(const JsonObject& file) {
+  constexpr const char* kKey = "size";
+  if (!file.At(kKey).is_object()) return file.Int(kKey);
+  const JsonObject size = file.Object(kKey);
+  if (size.value().size() != 1 || !size.Has("shortest_edge")) {
+    file.Fail(kKey, "is " + file.At(kKey).dump() +
+                        "; shortest_edge alone is supported, which keeps a picture's shape");
   }
-  if (!side) config.Fail(key, "is " + config.At(key).dump() + ", which is not understood");
-  return *side;
+  return size.Int("shortest_edge");
 }
 
 std::filesystem::path PreprocessorFile(const std::filesystem::path& folder) {
@@ -138,10 +145,9 @@ PreprocessConfig ReadPreprocess(const std::filesystem::path& folder, int64_t ima
     file.Fail("rescale_factor", "is not 1/255");
   }
   if (file.Has("crop_size")) {
-    preprocess.image_size = ReadSide(file, "crop_size", {"height", "width"});
+    preprocess.image_size = ReadCrop(file);
   }
-  if (file.Has("size") &&
-      ReadSide(file, "size", {"shortest_edge", "height", "width"}) != preprocess.image_size) {
+  if (file.Has("size") && ReadShortestEdge(file) != preprocess.image_size) {
     file.Fail("size", "is not the side of crop_size, " + std::to_string(preprocess.image_size));
   }
   for (const auto& [key, colour] :

@@ -111,6 +111,10 @@ TEST(CheckpointConfigTest, RefusesNestedSettingsByName) {
                   {"/do_center_crop", false, "do_center_crop"},
                   {"/rescale_factor", 1.0, "rescale_factor"},
                   {"/crop_size", {{"height", 30}, {"width", 31}}, "not square"},
+                  {"/crop_size", {{"height", 56}}, "\"width\" is missing"},
+                  {"/size", {{"height", 56}, {"width", 56}}, "shortest_edge alone is supported"},
+                  {"/size", {{"shortest_edge", 56}, {"longest_edge", 80}}, "shortest_edge alone"},
+                  {"/size", json::object(), "shortest_edge alone"},
                   {"/crop_size", 10, "\"size\""},
                   {"/image_mean", json::array({1, 2}), "image_mean"},
                   {"/image_std", json::array({0, 1, 1}), "image std"}});
