@@ -252,7 +252,8 @@ LanguageCheckpoint LanguageOf(CheckpointFolder folder, const OpenOptions& option
     if (folder.layout == Layout::kDecoder && !options.without_projector) {
       Fail(folder.path,
            "is a language model without a projector, which knows no pictures: train one first "
-           "(llava-train align)");
+           "(llava-train align), or begin stage 2 with a published one (llava-train finetune, "
+           "projector.from)");
     }
     CheckFamily(folder);
     own_tower = TowerOf(folder, options);

@@ -242,7 +242,9 @@ TEST(CheckpointTest, SaysWhatAFolderIs) {
   const auto language = [](const std::filesystem::path& path) {
     return ErrorOf([&] { OpenLanguage(path); });
   };
-  EXPECT_THAT(language(FixturesDir() / "stage1-mlp"), HasSubstr("projector only"));
+  EXPECT_THAT(
+      language(FixturesDir() / "stage1-mlp"),
+      AllOf(HasSubstr("projector only"), HasSubstr("projector.from"), HasSubstr("--projector")));
   EXPECT_THAT(language(FixturesDir() / "clip-tower"), HasSubstr("is a vision tower"));
   EXPECT_THAT(language(FixturesDir() / "images"), HasSubstr("is no checkpoint"));
   EXPECT_THAT(language("/nowhere"), HasSubstr("is not a folder"));
@@ -251,6 +253,10 @@ TEST(CheckpointTest, SaysWhatAFolderIs) {
   EXPECT_THAT(language(folder.path()), HasSubstr("bert"));
   WriteBytes(folder.path() / "config.json", "[1, 2");
   EXPECT_THAT(language(folder.path()), HasSubstr("not a JSON object"));
+  WriteBytes(folder.path() / "config.json", R"({"model_type": "llama"})");
+  SaveSafetensors(folder.path() / "model.safetensors", {{"model.norm.weight", at::ones({2})}});
+  EXPECT_THAT(language(folder.path()), AllOf(HasSubstr("llava-train align"),
+                                             HasSubstr("llava-train finetune, projector.from")));
 }
 
 TEST(CheckpointTest, ChoosesChatTemplates) {
