@@ -94,6 +94,7 @@ void RefuseUnsupported(const json& config, const Tokenizer& plain) {
       {"unk_token", plain.unk_id()}, {"bos_token", plain.bos_id()}, {"eos_token", plain.eos_id()}};
   for (const auto& [key, id] : tokens) {
     const std::string text = TokenText(config, key);  // empty in some early conversions
+    if (key == std::string_view("eos_token") && plain.IdOf(text) >= 0) continue;
     if (!text.empty() && plain.IdOf(text) != id) {
       throw std::runtime_error(std::string(key) + " is \"" + text + "\", but tokenizer.model has " +
                                (id < 0 ? "none" : "\"" + plain.TokenBytes(id) + "\"") +
@@ -104,6 +105,8 @@ void RefuseUnsupported(const json& config, const Tokenizer& plain) {
 
 void ReadConfig(const json& config, const Tokenizer& plain, TokenizerOptions& options) {
   RefuseUnsupported(config, plain);
+  const std::string eos = TokenText(config, "eos_token");
+  if (!eos.empty() && plain.IdOf(eos) != plain.eos_id()) options.eos_piece = eos;
   options.legacy = Flag(config, "legacy", true);
   options.add_bos = Flag(config, "add_bos_token", true);
   options.prefix_after_special = Flag(config, kPrefixAfterSpecialKey, false);

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <filesystem>
+#include <span>
 #include <stdexcept>
 
 #include <gmock/gmock.h>
@@ -106,6 +107,26 @@ TEST_F(TokenizerFilesTest, GapsBetweenIdsAreSpecialTokensWithoutText) {
   }
   EXPECT_EQ(tokenizer.Decode(std::vector<int32_t>{size + 4, size + 5}, false), "<a>");
   EXPECT_THROW(tokenizer.TokenBytes(size + 6), std::out_of_range);
+}
+
+// As of LLaVA-1.6-34B, whose answers end with <|im_end|>.
+TEST_F(TokenizerFilesTest, AnotherPieceMayBeTheEndToken) {
+  WriteModel();
+  const Tokenizer plain = FixtureTokenizer(true);
+  Write("tokenizer_config.json", R"({"eos_token": {"content": "▁the"}})");
+  const Tokenizer tokenizer = Tokenizer::Load(folder_);
+  EXPECT_EQ(tokenizer.eos_id(), plain.IdOf("▁the"));
+  EXPECT_TRUE(tokenizer.IsSpecial(tokenizer.eos_id()));
+  EXPECT_TRUE(tokenizer.IsSpecial(plain.eos_id())) << "remains what it was";
+  EXPECT_EQ(tokenizer.Encode("</s>"), (std::vector<int32_t>{plain.bos_id(), plain.eos_id()}));
+  const PromptSpan theirs{PromptSpan::Kind::kUser, "the the", {}};
+  EXPECT_THAT(tokenizer.EncodePrompt(std::span(&theirs, 1)),
+              testing::Not(testing::Contains(tokenizer.eos_id())));
+  EXPECT_NE(tokenizer.digest(), plain.digest());
+  Write("tokenizer_config.json", tokenizer.ConfigJson());
+  EXPECT_EQ(Tokenizer::Load(folder_).digest(), tokenizer.digest());
+  Write("tokenizer_config.json", R"({"eos_token": "</s>"})");
+  EXPECT_EQ(Tokenizer::Load(folder_).digest(), plain.digest());
 }
 
 TEST_F(TokenizerFilesTest, SaysWhichFileIsWrongAndWhy) {
