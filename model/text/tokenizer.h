@@ -43,7 +43,8 @@ struct TokenizerOptions {
   // stretches around it are texts of their own (original LLaVA).
   bool image_inline = false;
   // Without `legacy`: the text after a special token begins as the text at the start does
-  // (`prepend_scheme` "always" of a tokenizer.json).
+  // (`prepend_scheme` "always" of a tokenizer.json). With it: these texts get their prefixes
+  // although the model file wants none (`Prepend` of a tokenizer.json).
   bool prefix_after_special = false;
   // A piece that is the end token in place of the model file's; empty: that one.
   std::string eos_piece = {};

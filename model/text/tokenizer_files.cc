@@ -145,7 +145,7 @@ std::vector<json> Steps(const json& file, const std::string& key, const char* li
 
 // Where the fast tokenizer has dummy prefixes. It is made by the `legacy` of the time, by other
 // rules in each release of transformers, and then goes by itself: `legacy` beside it says nothing.
-void ReadPrefixes(const json& file, TokenizerOptions& options) {
+void ReadPrefixes(const json& file, bool model_prepends, TokenizerOptions& options) {
   for (const json& step : Steps(file, "normalizer", "normalizers")) {
     if (step["type"] != "Prepend") continue;
     const std::string prefix = Text(step.value("prepend", json()), "normalizer.prepend");
@@ -154,6 +154,7 @@ void ReadPrefixes(const json& file, TokenizerOptions& options) {
                                std::string(kSpaceMark) + "\" is supported");
     }
     options.legacy = true;  // in front of every text between special tokens
+    options.prefix_after_special = !model_prepends;
     return;
   }
   for (const json& step : Steps(file, "pre_tokenizer", "pretokenizers")) {
@@ -210,7 +211,8 @@ Tokenizer Tokenizer::Load(const fs::path& folder) {
       path = folder / "tokenizer.json";
       if (std::optional<std::string> text = ReadFile(path)) {
         const json fast = ParseJson<json>(*text);
-        ReadPrefixes(Object(fast, "the file"), options);
+        ReadPrefixes(Object(fast, "the file"), plain.impl_->model->proto().add_dummy_prefix,
+                     options);
       }
     }
     path = folder;

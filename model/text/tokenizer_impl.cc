@@ -115,8 +115,8 @@ std::string Tokenizer::Impl::TextBytes(int32_t id, bool& first) const {
   text += piece;
   const ModelProto& proto = model->proto();
   if (first) {
-    const bool prefixed =
-        proto.add_dummy_prefix || proto.remove_extra_whitespaces || !options.legacy;
+    const bool prefixed = proto.add_dummy_prefix || proto.remove_extra_whitespaces ||
+                          !options.legacy || options.prefix_after_special;
     if (prefixed && text.starts_with(' ')) text.erase(0, 1);
     // A model that removes extra spaces has none at the start, however many pieces they take.
     first = proto.remove_extra_whitespaces && text.empty();

@@ -261,6 +261,11 @@ TEST_F(FastTokenizerTest, DummyPrefixesStandWhereTokenizerJsonHasThem) {
   check(&Case::prepend, "sequence");
   WriteSteps(prepend_, Metaspace("first"));
   check(&Case::prepend, "alone");
+  // The model file may want none, which other programs do not ask then.
+  Write("tokenizer.model",
+        ReadBytes(folder_ / "tokenizer.model") + std::string("\x1A\x02\x18\0", 4));
+  check(&Case::prepend, "a model without a dummy prefix");
+  EXPECT_EQ(Tokenizer::Load(folder_).Decode(cases[0].prepend), "USER:  \nWhat is it? ASSISTANT:");
   WriteSteps(nullptr, Metaspace("always"));
   check(&Case::always, "always");
   json older = Metaspace("always");
