@@ -128,31 +128,37 @@ std::shared_ptr<const ChatTemplate> ReadTemplate(const fs::path& file) {
   }
 }
 
-// What checkpoints of this family were trained with.
-std::string PublishedTemplate(const CheckpointFolder& folder) {
+// What checkpoints of this family were trained with. A decoder with a window is Mistral 0.1, which
+// BakLLaVA taught the format of LLaVA-1.5; LLaVA-1.6 is on Mistral Instruct 0.2, which has none. A
+// piece of ChatML is LLaVA-1.6-34B's, on Yi.
+std::string PublishedTemplate(const CheckpointFolder& folder, const Tokenizer& tokenizer) {
+  if (tokenizer.IdOf("<|im_end|>") >= 0) return "chatml_direct";
   const JsonObject decoder =
       folder.config.Has("text_config") ? folder.config.Object("text_config") : folder.config;
   const std::string type = decoder.Text("model_type", "");
-  return type == "mistral" || type == "llava_mistral" ? "mistral_instruct" : "v1";
+  const bool mistral = type == "mistral" || type == "llava_mistral";
+  return mistral && !MistralWindow(decoder) ? "mistral_instruct" : "v1";
 }
 
 // A built-in name or a file. A foreign folder's own chat_template.json is a Jinja program or
 // somebody's own format: it is not ours.
 std::shared_ptr<const ChatTemplate> ChooseTemplate(const CheckpointFolder& folder,
+                                                   const Tokenizer& tokenizer,
                                                    const std::string& wanted) {
   if (!wanted.empty() && fs::is_regular_file(wanted)) return ReadTemplate(wanted);
   if (wanted.empty() && folder.layout == Layout::kRepository) {
     return ReadTemplate(folder.path / kTemplateFile);
   }
   return std::make_shared<const ChatTemplate>(
-      ChatTemplate::Builtin(wanted.empty() ? PublishedTemplate(folder) : wanted));
+      ChatTemplate::Builtin(wanted.empty() ? PublishedTemplate(folder, tokenizer) : wanted));
 }
 
-std::shared_ptr<const Tokenizer> ReadTokenizer(const CheckpointFolder& folder,
-                                               const ChatTemplate& chat_template,
-                                               int64_t vocab_size) {
-  auto tokenizer = std::make_shared<const Tokenizer>(
-      Tokenizer::Load(folder.base).WithSpecialPieces(chat_template.special_pieces()));
+std::shared_ptr<const Tokenizer> WithTemplate(const CheckpointFolder& folder,
+                                              const Tokenizer& plain,
+                                              const ChatTemplate& chat_template,
+                                              int64_t vocab_size) {
+  auto tokenizer =
+      std::make_shared<const Tokenizer>(plain.WithSpecialPieces(chat_template.special_pieces()));
   if (tokenizer->vocab_size() > vocab_size) {
     Fail(folder.path, "its tokenizer has ids up to " + std::to_string(tokenizer->vocab_size() - 1) +
                           ", its embedding table " + std::to_string(vocab_size) + " rows");
@@ -214,6 +220,11 @@ Sha256Digest DigestForeign(const LanguageCheckpoint& checkpoint, const Checkpoin
   return hash.Finish();
 }
 
+void CheckFamily(const CheckpointFolder& folder) {
+  if (folder.layout == Layout::kLlavaHf) CheckHfFamily(folder.config);
+  if (folder.layout == Layout::kOriginal) CheckOriginalFamily(folder.config);
+}
+
 LanguageConfig ForeignConfig(const CheckpointFolder& folder, const VisionConfig& tower) {
   switch (folder.layout) {
     case Layout::kLlavaHf:
@@ -245,8 +256,10 @@ LanguageCheckpoint LanguageOf(CheckpointFolder folder, const OpenOptions& option
     if (folder.layout == Layout::kDecoder && !options.without_projector) {
       Fail(folder.path,
            "is a language model without a projector, which knows no pictures: train one first "
-           "(llava-train align)");
+           "(llava-train align), or begin stage 2 with a published one (llava-train finetune, "
+           "projector.from)");
     }
+    CheckFamily(folder);
     own_tower = TowerOf(folder, options);
     checkpoint.name = FolderName(folder.path);
     checkpoint.config = ForeignConfig(folder, own_tower->config);
@@ -270,9 +283,11 @@ LanguageCheckpoint LanguageOf(CheckpointFolder folder, const OpenOptions& option
                {}, folder.path.string());
   checkpoint.tensors = std::move(folder.language);
 
-  checkpoint.chat_template = ChooseTemplate(folder, options.chat_template);
-  checkpoint.tokenizer =
-      ReadTokenizer(folder, *checkpoint.chat_template, checkpoint.config.decoder.vocab_size);
+  const Tokenizer tokenizer = Tokenizer::Load(folder.base);
+  checkpoint.chat_template = ChooseTemplate(folder, tokenizer, options.chat_template);
+  checkpoint.template_assumed = options.chat_template.empty() && !folder.manifest;
+  checkpoint.tokenizer = WithTemplate(folder, tokenizer, *checkpoint.chat_template,
+                                      checkpoint.config.decoder.vocab_size);
   if (folder.manifest) {
     checkpoint.digest = folder.manifest->digest;
     if (options.chat_template.empty() &&

@@ -58,6 +58,7 @@ struct LanguageCheckpoint {
   int64_t tower_patches = 0;    // rows of Z_v without the class token
   std::shared_ptr<const Tokenizer> tokenizer;
   std::shared_ptr<const ChatTemplate> chat_template;
+  bool template_assumed = false;  // from the family, nobody named it: a foreign folder tells none
   std::optional<SelfTest> self_test;
   // In the repository: SHA-256 of the manifest. Elsewhere: over configuration, tokenizer, template,
   // tower digest, the tensors' names, types, shapes and first 4 KiB, and of the folder's files the
@@ -70,7 +71,8 @@ struct OpenOptions {
   // For the original layout, where mm_vision_tower is a hub name or nothing: the folder of the
   // tower. Tensors that the checkpoint has itself win; then only the settings are read from here.
   std::filesystem::path tower;
-  // Built-in template or JSON file; empty: the checkpoint's own, else "v1" or "mistral_instruct".
+  // Built-in template or JSON file; empty: the checkpoint's own, else "v1", of Mistral without a
+  // window "mistral_instruct", where the tokenizer has <|im_end|> "chatml_direct".
   std::string chat_template;
   // Check size and SHA-256 of every file listed in the manifest, and that no weight is NaN or
   // infinite.

@@ -115,7 +115,10 @@ CheckpointFolder OpenCheckpointFolder(const fs::path& given, const OpenOptions& 
       !fs::exists(path / "pytorch_model.bin") &&
       !fs::exists(path / "model.safetensors.index.json") &&
       !fs::exists(path / "pytorch_model.bin.index.json")) {
-    Fail(path, "holds a projector only; open its base model and put this projector over it");
+    Fail(
+        path,
+        "holds a projector only; stage 2 begins with it (llava-train finetune, projector.from), or "
+        "put it over a model that has one (llava-model publish --projector)");
   }
   std::shared_ptr<const TensorFile> file;
   try {

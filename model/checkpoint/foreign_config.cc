@@ -4,7 +4,6 @@
 #include <cmath>
 #include <cstdint>
 #include <stdexcept>
-#include <vector>
 
 #include "model/checkpoint/config_json.h"
 
@@ -43,18 +42,6 @@ int32_t ReadTokenId(const JsonObject& config, const std::string& key, int32_t fa
     return TokenId(config, key, list[0].get<int64_t>());
   }
   return TokenId(config, key, config.Int(key, fallback));
-}
-
-// Attention that sees so many tokens back; as many as there can be is no window. Missing means the
-// default of MistralConfig, null that there is none.
-void RefuseSlidingWindow(const JsonObject& config, int64_t context) {
-  constexpr const char* kKey = "sliding_window";
-  if (config.value().contains(kKey) && !config.Has(kKey)) return;
-  const int64_t window = config.Int(kKey, 4096);
-  if (window >= context) return;
-  config.Fail(kKey, "is " + std::to_string(window) + (config.Has(kKey) ? "" : " if it is missing") +
-                        ", less than the context of " + std::to_string(context) +
-                        "; attention within a window is not supported");
 }
 
 // The keys that LLaMA and Mistral have in common; missing ones as in `missing`, where 0 key/value
@@ -107,24 +94,35 @@ DecoderConfig ReadMistral(const JsonObject& config) {
   missing.intermediate_size = 14336;
   missing.num_kv_heads = 8;
   missing.max_position_embeddings = 4096 * 32;
-  const DecoderConfig decoder = ReadDecoder(config, missing);
-  RefuseSlidingWindow(config, decoder.max_position_embeddings);
+  DecoderConfig decoder = ReadDecoder(config, missing);
+  // A window changes nothing in sequences that fit into it.
+  decoder.max_position_embeddings =
+      std::min(decoder.max_position_embeddings,
+               MistralWindow(config).value_or(decoder.max_position_embeddings));
   return decoder;
 }
 
-// A side given as a number or as an object with one of `keys`.
-int64_t ReadSide(const JsonObject& config, const std::string& key,
-                 const std::vector<std::string>& keys) {
-  if (!config.At(key).is_object()) return config.Int(key);
-  const JsonObject size = config.Object(key);
-  std::optional<int64_t> side;
-  for (const std::string& name : keys) {
-    if (!size.Has(name)) continue;
-    if (side && *side != size.Int(name)) config.Fail(key, "is not square");
-    side = size.Int(name);
+// The side of the square that is cut out.
+int64_t ReadCrop(const JsonObject& file) {
+  constexpr const char* kKey = "crop_size";
+  if (!file.At(kKey).is_object()) return file.Int(kKey);
+  const JsonObject size = file.Object(kKey);
+  const int64_t side = size.Int("height");
+  if (size.Int("width") != side) file.Fail(kKey, "is not square");
+  return side;
+}
+
+// The length that the shorter side gets. With height and width transformers does not keep the
+// shape.
+int64_t ReadShortestEdge(const JsonObject& file) {
+  constexpr const char* kKey = "size";
+  if (!file.At(kKey).is_object()) return file.Int(kKey);
+  const JsonObject size = file.Object(kKey);
+  if (size.value().size() != 1 || !size.Has("shortest_edge")) {
+    file.Fail(kKey, "is " + file.At(kKey).dump() +
+                        "; shortest_edge alone is supported, which keeps a picture's shape");
   }
-  if (!side) config.Fail(key, "is " + config.At(key).dump() + ", which is not understood");
-  return *side;
+  return size.Int("shortest_edge");
 }
 
 std::filesystem::path PreprocessorFile(const std::filesystem::path& folder) {
@@ -147,10 +145,9 @@ PreprocessConfig ReadPreprocess(const std::filesystem::path& folder, int64_t ima
     file.Fail("rescale_factor", "is not 1/255");
   }
   if (file.Has("crop_size")) {
-    preprocess.image_size = ReadSide(file, "crop_size", {"height", "width"});
+    preprocess.image_size = ReadCrop(file);
   }
-  if (file.Has("size") &&
-      ReadSide(file, "size", {"shortest_edge", "height", "width"}) != preprocess.image_size) {
+  if (file.Has("size") && ReadShortestEdge(file) != preprocess.image_size) {
     file.Fail("size", "is not the side of crop_size, " + std::to_string(preprocess.image_size));
   }
   for (const auto& [key, colour] :
@@ -206,21 +203,47 @@ void ReadAspect(const JsonObject& config, FeatureConfig& features) {
 
 }  // namespace
 
-LanguageConfig ReadHfLanguage(const JsonObject& config, const std::filesystem::path& folder,
-                              const VisionConfig& tower) {
+std::optional<int64_t> MistralWindow(const JsonObject& config) {
+  constexpr const char* kKey = "sliding_window";
+  if (config.value().contains(kKey) && !config.Has(kKey)) return std::nullopt;
+  const int64_t window = config.Int(kKey, 4096);
+  if (window < 1) config.Fail(kKey, "is " + std::to_string(window) + ", no number of tokens");
+  return window;
+}
+
+void CheckHfFamily(const JsonObject& config) {
   const std::string type = config.Text("model_type", "");
   if (type != "llava" && type != "llava_next") {
     config.Fail("model_type",
                 "is \"" + type + "\"; of the nested layouts llava and llava_next are supported");
   }
-  RefuseIfSet(config, "quantization_config");
   const JsonObject text = config.Object("text_config");
   const std::string text_type = text.Text("model_type", "llama");
   if (text_type != "llama" && text_type != "mistral") {
     text.Fail("model_type", "is \"" + text_type + "\"; llama and mistral are supported");
   }
+}
+
+void CheckOriginalFamily(const JsonObject& config) {
+  const std::string type = config.Text("model_type", "");
+  if (type != "llava_llama" && type != "llava" && type != "llama" && type != "llava_mistral") {
+    config.Fail("model_type",
+                "is \"" + type + "\"; llava_llama, llava, llama and llava_mistral are supported");
+  }
+  // mm_image_tower, mm_video_tower: Video-LLaVA.
+  for (const char* key :
+       {"mm_image_tower", "mm_video_tower", "s2", "mm_use_im_start_end", "mm_resampler_type"}) {
+    RefuseIfSet(config, key);
+  }
+}
+
+LanguageConfig ReadHfLanguage(const JsonObject& config, const std::filesystem::path& folder,
+                              const VisionConfig& tower) {
+  RefuseIfSet(config, "quantization_config");
+  const JsonObject text = config.Object("text_config");
   LanguageConfig language;
-  language.decoder = text_type == "mistral" ? ReadMistral(text) : ReadLlama(text);
+  language.decoder =
+      text.Text("model_type", "llama") == "mistral" ? ReadMistral(text) : ReadLlama(text);
   if (!text.Has("tie_word_embeddings")) {
     language.decoder.tie_word_embeddings = config.Bool("tie_word_embeddings", false);
   }
@@ -242,7 +265,7 @@ LanguageConfig ReadHfLanguage(const JsonObject& config, const std::filesystem::p
   }
   language.features.select_feature =
       select == "default" ? SelectFeature::kPatch : SelectFeature::kClsPatch;
-  if (type == "llava_next") {
+  if (config.Text("model_type") == "llava_next") {
     ReadNext(config, folder, language.features);
     language.features.tile_size = tower.image_size;
   } else {
@@ -252,16 +275,9 @@ LanguageConfig ReadHfLanguage(const JsonObject& config, const std::filesystem::p
 }
 
 LanguageConfig ReadOriginalLanguage(const JsonObject& config, const VisionConfig& tower) {
-  const std::string type = config.Text("model_type", "");
-  if (type != "llava_llama" && type != "llava" && type != "llama" && type != "llava_mistral") {
-    config.Fail("model_type",
-                "is \"" + type + "\"; llava_llama, llava, llama and llava_mistral are supported");
-  }
-  for (const char* key : {"s2", "mm_use_im_start_end", "mm_resampler_type"}) {
-    RefuseIfSet(config, key);
-  }
   LanguageConfig language;
-  language.decoder = type == "llava_mistral" ? ReadMistral(config) : ReadLlama(config);
+  language.decoder =
+      config.Text("model_type") == "llava_mistral" ? ReadMistral(config) : ReadLlama(config);
   if (config.Has("max_sequence_length")) {
     language.decoder.max_position_embeddings =
         std::min(language.decoder.max_position_embeddings, config.Int("max_sequence_length"));

@@ -15,7 +15,16 @@ namespace llava {
 
 // All throw std::runtime_error naming file and key; results are checked by CheckConfig.
 
-// `tower`: the checkpoint's.
+// That the two layouts of LLaVA hold a model that can be computed here. Asked before the tower is
+// looked for: nobody could name one for another family.
+void CheckHfFamily(const JsonObject& config);
+void CheckOriginalFamily(const JsonObject& config);
+
+// So many tokens does attention see in a Mistral `config`, its own among them. Missing means the
+// default of MistralConfig, null that there is no window.
+std::optional<int64_t> MistralWindow(const JsonObject& config);
+
+// Of a family that was checked. `tower`: the checkpoint's.
 // llava-hf: nested text_config and vision_config. Of `llava` the image mode comes from
 // preprocessor_config.json (`do_pad` of newer processors, else crop), if `folder` has one;
 // `llava_next` is anyres.

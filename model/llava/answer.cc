@@ -18,6 +18,9 @@ Answer::Answer(const Tokenizer& tokenizer, StopOptions options)
     if (IsContinuation(stop.front())) {
       throw std::invalid_argument("stop: a text begins within a UTF-8 character");
     }
+    // The token that is written so has no text; whoever spells it out is found in the text.
+    const int32_t id = tokenizer.IdOf(stop);
+    if (id >= 0 && tokenizer.IsSpecial(id)) options_.stop_token_ids.push_back(id);
   }
   if (options_.max_new_tokens == 0) state_ = State::kLength;
 }

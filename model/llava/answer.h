@@ -16,7 +16,8 @@ namespace llava {
 // the longest. So it does not matter how the text falls into tokens.
 struct StopOptions {
   uint32_t max_new_tokens = 512;
-  // Texts that end the answer and are not part of it: whole UTF-8 characters, not empty.
+  // Texts that end the answer and are not part of it: whole UTF-8 characters, not empty. That of a
+  // special token stands for the token, too.
   std::vector<std::string> stop = {};
   std::vector<int32_t> stop_token_ids = {};  // beside the tokenizer's eos
   bool ignore_eos = false;
@@ -48,6 +49,8 @@ class Answer {
   std::string Finish();
 
   State state() const { return state_; }
+  // Of the options, and the special tokens among the stop texts.
+  const std::vector<int32_t>& stop_token_ids() const { return options_.stop_token_ids; }
   // Every token pushed, stop tokens excluded.
   const std::vector<int32_t>& ids() const { return ids_; }
   // The leading ids whose text lies wholly within the text given out: what a later prompt repeats.

@@ -78,15 +78,23 @@ std::vector<PromptSpan> ChatTemplate::Render(std::span<const ChatMessage> messag
                                 std::to_string(messages.size()) + " messages");
   }
   Prompt prompt;
-  if (system) {
-    prompt.User(*system);
-  } else {
-    prompt.Template(system_);
-  }
-  if (!system.value_or(system_).empty()) prompt.Template(prompt_.system_suffix);
-  for (const ChatMessage& message : messages) {
+  const auto add_system = [&] {
+    if (system.value_or(system_).empty()) return;
+    prompt.Template(prompt_.system_prefix);
+    if (system) {
+      prompt.User(*system);
+    } else {
+      prompt.Template(system_);
+    }
+    prompt.Template(prompt_.system_suffix);
+  };
+  if (!system_in_question_) add_system();
+  for (size_t m = 0; m < messages.size(); ++m) {
+    const ChatMessage& message = messages[m];
     if (message.role == Role::kUser) {
+      if (m > 0) prompt.Template(prompt_.user_separator);
       prompt.Template(prompt_.user_prefix);
+      if (m == 0 && system_in_question_) add_system();
       for (int i = 0; i < message.num_images; ++i) {
         prompt.Template(prompt_.image_prefix);
         prompt.Image();
@@ -157,7 +165,9 @@ ChatTemplate::TrainingText ChatTemplate::RenderTraining(std::span<const ChatMess
                                 std::to_string(messages.size()) + " messages");
   }
   TrainingText out;
-  if (!system_.empty()) out.text = system_ + training_.system_suffix;
+  std::string system;
+  if (!system_.empty()) system = training_.system_prefix + system_ + training_.system_suffix;
+  if (!system_in_question_) out.text = system;
   for (size_t i = 0; i < messages.size(); ++i) {
     const ChatMessage& message = messages[i];
     if (message.role == Role::kUser) {
@@ -165,8 +175,10 @@ ChatTemplate::TrainingText ChatTemplate::RenderTraining(std::span<const ChatMess
       if (drop_questions_ && !(has_image && (message.num_images > 0 || HasMark(message.text)))) {
         Fail(i, "template \"" + name_ + "\" drops the question and needs a picture");
       }
-      out.text +=
-          training_.user_prefix + QuestionText(message, has_image, place) + training_.user_suffix;
+      if (i > 0) out.text += training_.user_separator;
+      out.text += training_.user_prefix;
+      if (i == 0 && system_in_question_) out.text += system;
+      out.text += QuestionText(message, has_image, place) + training_.user_suffix;
       continue;
     }
     if (message.text.empty()) Fail(i, "an empty answer cannot be trained");

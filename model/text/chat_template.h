@@ -1,15 +1,19 @@
 #pragma once
 
 // Conversations <-> prompts. A template is data (JSON): the same file serves training and serving,
-// so they cannot differ. Built-in: plain, v0, v1, llava_v0, llava_v1, mistral_instruct, emoji;
-// sources of the formats: LLaVA's conversation.py, described in docs/formats.md.
+// so they cannot differ. Built-in: plain, v0, v1, llava_v0, llava_v1, llava_llama_2,
+// mistral_instruct, chatml_direct, emoji; sources of the formats: LLaVA's conversation.py,
+// described in docs/formats.md.
 //
 // The JSON of a template (* = must be there, else empty):
 //   name*                     how it is called in settings
-//   system, system_suffix     text in front of everything and what follows it, if it is not empty
+//   system                    text in front of everything
+//   system_prefix, system_suffix   around it, if it is not empty
+//   system_in_question        true: it stands behind the first user prefix instead
 //   image: prefix, suffix     around the mark of a picture (suffix "\n" unless told). Marks
 //                             stand in front of the message that they belong to
 //   user*: prefix, suffix     around the text of the user
+//     separator               in front of each prefix but the first
 //   assistant*: prefix        asks for an answer; a prompt ends with it
 //     before_answer           between prefix and answer; its first token is part of what a model
 //                             generates, so ids of earlier answers stand without it
@@ -17,10 +21,10 @@
 //   stop                      texts that end an answer beside the tokenizer's end token
 //   special_pieces            pieces of the tokenizer to be treated as special tokens
 //   training                  where the text of a training sample differs from a prompt:
-//     system_suffix, image, user, assistant    as above, instead of those
+//     system_prefix, system_suffix, image, user, assistant    as above, instead of those
 //     end                     text after the last message
 //     trained_after_answer    what follows every answer's suffix and is trained with it as its stop
-//                             mark: "end" and the prefix of "user" must begin with it
+//                             mark: "end" and what "user" begins with must begin with it
 //     drop_questions          true: picture and answer alone (one question, one answer)
 //     published_labels        whose arithmetic MakePublishedLabels repeats: "two_separators",
 //                             "single_separator" or "plain"
@@ -105,8 +109,8 @@ class ChatTemplate {
 
   // The fixed texts around the parts of a conversation.
   struct Form {
-    std::string system_suffix, image_prefix, image_suffix = "\n";
-    std::string user_prefix, user_suffix;
+    std::string system_prefix, system_suffix, image_prefix, image_suffix = "\n";
+    std::string user_separator, user_prefix, user_suffix;
     std::string assistant_prefix, before_answer, assistant_suffix;
   };
   enum class Published { kNone, kTwoSeparators, kSingleSeparator, kPlain };
@@ -117,7 +121,7 @@ class ChatTemplate {
   std::vector<std::string> stop_, special_pieces_;
   Form prompt_, training_;
   std::string training_end_, trained_after_answer_;
-  bool drop_questions_ = false;
+  bool system_in_question_ = false, drop_questions_ = false;
   Published published_ = Published::kNone;
 };
 

@@ -93,6 +93,7 @@ class TemplateReader {
     top.Read("name", t.name_);
     if (t.name_.empty()) Fail("name", "is empty");
     top.Read("system", t.system_);
+    top.Read("system_in_question", t.system_in_question_);
     top.Read("stop", t.stop_);
     top.Read("special_pieces", t.special_pieces_);
     ReadForm(top, t.prompt_);
@@ -107,11 +108,17 @@ class TemplateReader {
       training.RefuseOthers();
     }
     top.RefuseOthers();
+    const std::string next_question = t.training_.user_separator + t.training_.user_prefix;
     if (!t.training_end_.starts_with(t.trained_after_answer_) ||
-        !t.training_.user_prefix.starts_with(t.trained_after_answer_)) {
+        !next_question.starts_with(t.trained_after_answer_)) {
       Fail("training.trained_after_answer",
            "\"training.end\" and the prefix of \"training.user\" must begin with \"" +
                t.trained_after_answer_ + "\"");
+    }
+    if (t.published_ != ChatTemplate::Published::kNone &&
+        (t.system_in_question_ || !t.training_.user_separator.empty())) {
+      Fail("training.published_labels",
+           "is of formats without \"system_in_question\" and \"separator\"");
     }
     return t;
   }
@@ -120,6 +127,7 @@ class TemplateReader {
     json file = FormJson(t.prompt_);
     file["name"] = t.name_;
     file["system"] = t.system_;
+    if (t.system_in_question_) file["system_in_question"] = true;
     file["stop"] = t.stop_;
     file["special_pieces"] = t.special_pieces_;
     json training = FormJson(t.training_);
@@ -135,6 +143,7 @@ class TemplateReader {
 
  private:
   static void ReadForm(Section& in, ChatTemplate::Form& form) {
+    in.Read("system_prefix", form.system_prefix);
     in.Read("system_suffix", form.system_suffix);
     if (const json* found = in.Find("image")) {
       Section image(*found, in.Path("image"));
@@ -144,6 +153,7 @@ class TemplateReader {
     }
     if (const json* found = in.Find("user")) {
       Section user(*found, in.Path("user"));
+      user.Read("separator", form.user_separator);
       user.Read("prefix", form.user_prefix);
       user.Read("suffix", form.user_suffix);
       user.RefuseOthers();
@@ -172,13 +182,17 @@ class TemplateReader {
   }
 
   static json FormJson(const ChatTemplate::Form& f) {
-    return {{"system_suffix", f.system_suffix},
-            {"image", {{"prefix", f.image_prefix}, {"suffix", f.image_suffix}}},
-            {"user", {{"prefix", f.user_prefix}, {"suffix", f.user_suffix}}},
-            {"assistant",
-             {{"prefix", f.assistant_prefix},
-              {"before_answer", f.before_answer},
-              {"suffix", f.assistant_suffix}}}};
+    json form = {{"system_suffix", f.system_suffix},
+                 {"image", {{"prefix", f.image_prefix}, {"suffix", f.image_suffix}}},
+                 {"user", {{"prefix", f.user_prefix}, {"suffix", f.user_suffix}}},
+                 {"assistant",
+                  {{"prefix", f.assistant_prefix},
+                   {"before_answer", f.before_answer},
+                   {"suffix", f.assistant_suffix}}}};
+    // Absent where they say nothing: digests of checkpoints are made of this.
+    if (!f.system_prefix.empty()) form["system_prefix"] = f.system_prefix;
+    if (!f.user_separator.empty()) form["user"]["separator"] = f.user_separator;
+    return form;
   }
 };
 

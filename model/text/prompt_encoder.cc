@@ -110,10 +110,11 @@ void PromptEncoder::AddTokens(std::span<const int32_t> ids) {
 void PromptEncoder::Flush() {
   if (plain_.empty()) return;
   if (options_.legacy) {
-    const bool prefix = model_.proto().add_dummy_prefix && (at_start_ || after_special_);
+    const bool wanted = model_.proto().add_dummy_prefix || options_.prefix_after_special;
+    const bool prefix = wanted && (at_start_ || after_special_);
     model_.Encode(plain_, prefix, filter_, plain_begin_, out_);
   } else {
-    bool prefix = at_start_;
+    bool prefix = at_start_ || (options_.prefix_after_special && after_special_);
     if (options_.image_inline && (plain_.starts_with(' ') || plain_.starts_with(kSpaceMark))) {
       prefix = false;
     }

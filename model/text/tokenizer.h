@@ -42,6 +42,12 @@ struct TokenizerOptions {
   // with a space gets no dummy prefix (llava-hf, transformers' fast tokenizer). False: the
   // stretches around it are texts of their own (original LLaVA).
   bool image_inline = false;
+  // Without `legacy`: the text after a special token begins as the text at the start does
+  // (`prepend_scheme` "always" of a tokenizer.json). With it: these texts get their prefixes
+  // although the model file wants none (`Prepend` of a tokenizer.json).
+  bool prefix_after_special = false;
+  // A piece that is the end token in place of the model file's; empty: that one.
+  std::string eos_piece = {};
   // Beside unk, bos and eos: literal text and id, e.g. {"<pad>", 32001}.
   std::vector<std::pair<std::string, int32_t>> added_tokens;
 };
@@ -63,10 +69,12 @@ class Tokenizer {
   Tokenizer(Tokenizer&&) noexcept;
   Tokenizer& operator=(Tokenizer&&) noexcept;
 
-  // Reads tokenizer.model, tokenizer_config.json (legacy, add_bos_token, added_tokens_decoder) and
-  // added_tokens.json of a checkpoint folder; files other than tokenizer.model may be missing.
-  // Pictures are inline if "<image>" is an added token, unless the key of ConfigJson says
-  // otherwise. Throws std::runtime_error naming the file, and for settings that are not supported.
+  // Reads tokenizer.model, tokenizer_config.json (legacy, add_bos_token, eos_token,
+  // added_tokens_decoder) and added_tokens.json of a checkpoint folder; files other than
+  // tokenizer.model may be missing. Pictures are inline if "<image>" is an added token, unless the
+  // key of ConfigJson says otherwise; then tokenizer.json, if there is one, tells where dummy
+  // prefixes stand, as it does for the programs that such a folder was made for. Throws
+  // std::runtime_error naming the file, and for settings that are not supported.
   static Tokenizer Load(const std::filesystem::path& folder);
   // The same tokenizer with these pieces as special tokens too (ChatTemplate::special_pieces).
   // Throws std::invalid_argument naming the texts that are no pieces.

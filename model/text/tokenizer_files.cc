@@ -1,4 +1,5 @@
-// Tokenizers and checkpoint folders: tokenizer.model, tokenizer_config.json, added_tokens.json.
+// Tokenizers and checkpoint folders: tokenizer.model, tokenizer_config.json, added_tokens.json,
+// tokenizer.json.
 
 #include <algorithm>
 #include <charconv>
@@ -23,6 +24,8 @@ using nlohmann::json;
 
 // Ours: whether pictures are special tokens within a text (TokenizerOptions::image_inline).
 constexpr char kImageInlineKey[] = "llava_image_inline";
+// Ours: TokenizerOptions::prefix_after_special, absent if it is false.
+constexpr char kPrefixAfterSpecialKey[] = "llava_prefix_after_special";
 
 std::optional<std::string> ReadFile(const fs::path& path) {
   if (!fs::exists(path)) return std::nullopt;
@@ -91,6 +94,7 @@ void RefuseUnsupported(const json& config, const Tokenizer& plain) {
       {"unk_token", plain.unk_id()}, {"bos_token", plain.bos_id()}, {"eos_token", plain.eos_id()}};
   for (const auto& [key, id] : tokens) {
     const std::string text = TokenText(config, key);  // empty in some early conversions
+    if (key == std::string_view("eos_token") && plain.IdOf(text) >= 0) continue;
     if (!text.empty() && plain.IdOf(text) != id) {
       throw std::runtime_error(std::string(key) + " is \"" + text + "\", but tokenizer.model has " +
                                (id < 0 ? "none" : "\"" + plain.TokenBytes(id) + "\"") +
@@ -101,8 +105,11 @@ void RefuseUnsupported(const json& config, const Tokenizer& plain) {
 
 void ReadConfig(const json& config, const Tokenizer& plain, TokenizerOptions& options) {
   RefuseUnsupported(config, plain);
+  const std::string eos = TokenText(config, "eos_token");
+  if (!eos.empty() && plain.IdOf(eos) != plain.eos_id()) options.eos_piece = eos;
   options.legacy = Flag(config, "legacy", true);
   options.add_bos = Flag(config, "add_bos_token", true);
+  options.prefix_after_special = Flag(config, kPrefixAfterSpecialKey, false);
   if (auto added = config.find("added_tokens_decoder");
       added != config.end() && !added->is_null()) {
     for (const auto& [id, token] : Object(*added, "added_tokens_decoder").items()) {
@@ -120,6 +127,49 @@ void ReadConfig(const json& config, const Tokenizer& plain, TokenizerOptions& op
       }
       AddToken(options, plain, content, number);
     }
+  }
+}
+
+// The steps at `key` of a tokenizer.json: none, one, or those of a Sequence under `list`.
+std::vector<json> Steps(const json& file, const std::string& key, const char* list) {
+  const auto found = file.find(key);
+  if (found == file.end() || found->is_null()) return {};
+  if (Text(Object(*found, key).value("type", json()), key + ".type") != "Sequence") return {*found};
+  const json steps = found->value(list, json());
+  if (!steps.is_array()) Refuse(key + "." + list, "a list", steps);
+  for (const json& step : steps) {
+    Text(Object(step, key + "." + list).value("type", json()), key + "." + list + ".type");
+  }
+  return steps;
+}
+
+// Where the fast tokenizer has dummy prefixes. It is made by the `legacy` of the time, by other
+// rules in each release of transformers, and then goes by itself: `legacy` beside it says nothing.
+void ReadPrefixes(const json& file, bool model_prepends, TokenizerOptions& options) {
+  for (const json& step : Steps(file, "normalizer", "normalizers")) {
+    if (step["type"] != "Prepend") continue;
+    const std::string prefix = Text(step.value("prepend", json()), "normalizer.prepend");
+    if (prefix != kSpaceMark) {
+      throw std::runtime_error("normalizer prepends \"" + prefix + "\"; \"" +
+                               std::string(kSpaceMark) + "\" is supported");
+    }
+    options.legacy = true;  // in front of every text between special tokens
+    options.prefix_after_special = !model_prepends;
+    return;
+  }
+  for (const json& step : Steps(file, "pre_tokenizer", "pretokenizers")) {
+    if (step["type"] != "Metaspace") continue;
+    std::string scheme = Flag(step, "add_prefix_space", true) ? "always" : "never";  // older files
+    if (step.contains("prepend_scheme")) {
+      scheme = Text(step["prepend_scheme"], "pre_tokenizer.prepend_scheme");
+    }
+    if (scheme != "first" && scheme != "always") {
+      throw std::runtime_error("prepend_scheme of pre_tokenizer is \"" + scheme +
+                               "\"; first and always are supported");
+    }
+    options.legacy = false;
+    options.prefix_after_special = scheme == "always";
+    return;
   }
 }
 
@@ -154,10 +204,18 @@ Tokenizer Tokenizer::Load(const fs::path& folder) {
         AddToken(options, plain, token, id.get<int64_t>());
       }
     }
-    path = folder;
     const auto& added = options.added_tokens;
     options.image_inline = image_inline.value_or(std::any_of(
         added.begin(), added.end(), [](const auto& token) { return token.first == kImageMark; }));
+    if (options.image_inline && !image_inline) {
+      path = folder / "tokenizer.json";
+      if (std::optional<std::string> text = ReadFile(path)) {
+        const json fast = ParseJson<json>(*text);
+        ReadPrefixes(Object(fast, "the file"), plain.impl_->model->proto().add_dummy_prefix,
+                     options);
+      }
+    }
+    path = folder;
     return Tokenizer(
         std::make_unique<Impl>(plain.impl_->model_bytes, plain.impl_->model, std::move(options)));
   } catch (const std::exception& e) {
@@ -174,6 +232,7 @@ std::string Tokenizer::Impl::ConfigJson() const {
                  {"add_bos_token", options.add_bos},      {"add_eos_token", false},
                  {"clean_up_tokenization_spaces", false}, {kImageInlineKey, options.image_inline},
                  {"added_tokens_decoder", json::object()}};
+  if (options.prefix_after_special) config[kPrefixAfterSpecialKey] = true;
   auto add_own = [&](const char* key, int32_t id) {
     if (id < 0) return;
     const std::string& text = model->proto().pieces[id].text;

@@ -35,6 +35,14 @@ Tokenizer::Impl::Impl(std::shared_ptr<const std::string> bytes,
   add_special(model->proto().pieces[model->unk_id()].text, model->unk_id());
   if (bos_id >= 0) add_special(model->proto().bos_piece, bos_id);
   if (eos_id >= 0) add_special(model->proto().eos_piece, eos_id);
+  if (!options.eos_piece.empty()) {
+    eos_id = model->IdOf(options.eos_piece);
+    if (eos_id < 0) {
+      throw std::runtime_error("end token \"" + options.eos_piece +
+                               "\" is no piece of tokenizer.model");
+    }
+    add_special(options.eos_piece, eos_id);
+  }
   for (const auto& [text, id] : added) {
     auto fail = [&text = text, id = id](const std::string& why) {
       throw std::runtime_error("added token \"" + text + "\" with id " + std::to_string(id) + ": " +
@@ -82,7 +90,7 @@ bool Tokenizer::Impl::IsGap(int32_t id) const {
 
 bool Tokenizer::Impl::IsSpecial(int32_t id) const {
   CheckId(id);
-  if (added_texts.count(id) || IsGap(id)) return true;
+  if (added_texts.count(id) || IsGap(id) || id == eos_id) return true;
   const ModelProto::PieceType type = model->TypeOf(id);
   return type == ModelProto::PieceType::kControl || type == ModelProto::PieceType::kUnknown;
 }
@@ -107,8 +115,8 @@ std::string Tokenizer::Impl::TextBytes(int32_t id, bool& first) const {
   text += piece;
   const ModelProto& proto = model->proto();
   if (first) {
-    const bool prefixed =
-        proto.add_dummy_prefix || proto.remove_extra_whitespaces || !options.legacy;
+    const bool prefixed = proto.add_dummy_prefix || proto.remove_extra_whitespaces ||
+                          !options.legacy || options.prefix_after_special;
     if (prefixed && text.starts_with(' ')) text.erase(0, 1);
     // A model that removes extra spaces has none at the start, however many pieces they take.
     first = proto.remove_extra_whitespaces && text.empty();

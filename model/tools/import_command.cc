@@ -193,6 +193,10 @@ void RunImport(const ImportCommand& command) {
     ImportTower(*tower, command.repository,
                 command.tower_name.empty() ? command.name + "-tower" : command.tower_name);
   }
+  if (language.template_assumed) {
+    std::cout << "template " << language.chat_template->name()
+              << " (assumed; --chat-template names another)\n";
+  }
   nlohmann::json recipe = {{"imported_from", ToString(folder.layout)},
                            {"source", FolderName(folder.path)}};
   if (folder.base != folder.path) recipe["merged_into"] = FolderName(folder.base);

@@ -55,6 +55,7 @@ json Describe(const LanguageCheckpoint& language) {
       {"decoder", ToHex(DigestDecoder(language.config, language.tensors))},
       {"tokenizer", ToHex(language.tokenizer->digest())}};
   description["chat_template"] = language.chat_template->name();
+  if (language.template_assumed) description["chat_template_assumed"] = true;
   description["tokens"] = language.tokenizer->vocab_size();
   description["config"] = ToJson(language.config, language.tower_patches);
   return description;

@@ -73,7 +73,7 @@ int main(int argc, char** argv) {
                          "Base of SRC, a LoRA adapter, if it is not the folder that SRC names");
   import_app->add_option("--chat-template", import.chat_template,
                          "Built-in chat template or JSON file (default: the checkpoint's, else v1, "
-                         "of Mistral mistral_instruct)");
+                         "of Mistral without a window mistral_instruct)");
   import_app->add_option("--projector", import.projector,
                          "mm_projector.bin, or its folder, to put over the checkpoint's projector");
   bool self_test = false, no_self_test = false;
@@ -178,7 +178,7 @@ int main(int argc, char** argv) {
                            "Folder of the vision tower, if MODEL does not hold it");
   quantize_app->add_option("--chat-template", quantize.chat_template,
                            "Built-in chat template or JSON file (default: the checkpoint's, else "
-                           "v1, of Mistral mistral_instruct)");
+                           "v1, of Mistral without a window mistral_instruct)");
   AddPackingFlags(*quantize_app, quantize.packing);
   quantize_app->callback([&] { code = llava::RunQuantize(quantize); });
 

@@ -125,7 +125,12 @@ LanguageCheckpoint Open(const LanguageOptions& options, const LoadPace& pace, bo
   if (checked) open.progress = [checked](double share) { *checked = share; };
   open.bytes_per_second = pace.bytes_per_second;
   if (pace.stop && pace.stop()) throw OpenStopped(kStopped);
-  return OpenLanguage(options.model, open);
+  LanguageCheckpoint checkpoint = OpenLanguage(options.model, open);
+  if (verify && checkpoint.template_assumed) {  // not where a model is looked at only
+    LogInfo("chat template assumed; --chat-template names another",
+            {{"model", checkpoint.name}, {"template", checkpoint.chat_template->name()}});
+  }
+  return checkpoint;
 }
 
 ServingOptions ServingOptionsOf(const LanguageOptions& options) {

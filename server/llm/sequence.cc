@@ -54,7 +54,7 @@ absl::Status Sequence::Mask(std::span<const float> logits) {
     word = matcher_->complete() ? word | bit : word & ~bit;
   };
   end(tokenizer_.eos_id());
-  for (const int32_t id : job_.stop.stop_token_ids) end(id);
+  for (const int32_t id : answer_.stop_token_ids()) end(id);
   masked_.assign(logits.begin(), logits.end());
   bool any = false;
   for (size_t i = 0; i < masked_.size(); ++i) {

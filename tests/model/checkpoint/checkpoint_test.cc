@@ -1,4 +1,8 @@
+#include <algorithm>
 #include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
 
 #include "model/checkpoint/checkpoint.h"
 
@@ -242,7 +246,9 @@ TEST(CheckpointTest, SaysWhatAFolderIs) {
   const auto language = [](const std::filesystem::path& path) {
     return ErrorOf([&] { OpenLanguage(path); });
   };
-  EXPECT_THAT(language(FixturesDir() / "stage1-mlp"), HasSubstr("projector only"));
+  EXPECT_THAT(
+      language(FixturesDir() / "stage1-mlp"),
+      AllOf(HasSubstr("projector only"), HasSubstr("projector.from"), HasSubstr("--projector")));
   EXPECT_THAT(language(FixturesDir() / "clip-tower"), HasSubstr("is a vision tower"));
   EXPECT_THAT(language(FixturesDir() / "images"), HasSubstr("is no checkpoint"));
   EXPECT_THAT(language("/nowhere"), HasSubstr("is not a folder"));
@@ -251,11 +257,49 @@ TEST(CheckpointTest, SaysWhatAFolderIs) {
   EXPECT_THAT(language(folder.path()), HasSubstr("bert"));
   WriteBytes(folder.path() / "config.json", "[1, 2");
   EXPECT_THAT(language(folder.path()), HasSubstr("not a JSON object"));
+  WriteBytes(folder.path() / "config.json", R"({"model_type": "llama"})");
+  SaveSafetensors(folder.path() / "model.safetensors", {{"model.norm.weight", at::ones({2})}});
+  EXPECT_THAT(language(folder.path()), AllOf(HasSubstr("llava-train align"),
+                                             HasSubstr("llava-train finetune, projector.from")));
+}
+
+// LLaVA-1.6-34B: the end token of tokenizer.model is not that of its answers.
+TEST(CheckpointTest, ATokenizerWithChatMlGetsItsTemplate) {
+  const TempFolder folder;
+  const auto path = CopyOf("tiny-llava", folder);
+  std::string model = ReadBytes(path / "tokenizer.model");
+  for (const std::string text : {"<|im_start|>", "<|im_end|>"}) {  // more pieces, user-defined
+    const std::string piece = "\x0A" + std::string(1, static_cast<char>(text.size())) + text +
+                              std::string("\x15\0\0\0\0\x18\x04", 7);
+    model += "\x0A" + std::string(1, static_cast<char>(piece.size())) + piece;
+  }
+  WriteBytes(path / "tokenizer.model", model);
+  std::filesystem::remove(path / "tokenizer.json");
+  const auto move = [](nlohmann::json& tokens) { tokens = {{"<image>", 1002}, {"<pad>", 1003}}; };
+  EditJson(path / "added_tokens.json", move);
+  EditJson(path / "tokenizer_config.json", [](nlohmann::json& config) {
+    config["eos_token"] = "<|im_end|>";
+    config.erase("added_tokens_decoder");
+  });
+  EditJson(path / "config.json",
+           [](nlohmann::json& config) { config["image_token_index"] = 1002; });
+  const LanguageCheckpoint checkpoint = OpenLanguage(path);
+  EXPECT_EQ(checkpoint.chat_template->name(), "chatml_direct");
+  EXPECT_TRUE(checkpoint.template_assumed);
+  EXPECT_EQ(checkpoint.tokenizer->eos_id(), 1001);
+  const std::vector<ChatMessage> question = {{ChatMessage::Role::kUser, "<|im_end|>", 0, {}}};
+  const auto ids = checkpoint.tokenizer->EncodePrompt(checkpoint.chat_template->Render(question));
+  EXPECT_EQ(std::count(ids.begin(), ids.end(), 1000), 3) << "system, user, assistant";
+  EXPECT_EQ(std::count(ids.begin(), ids.end(), 1001), 2) << "a stranger's is text";
+  EXPECT_EQ(ids[1], 1000);
+  EXPECT_EQ(OpenLanguage(path, {"", "v1", true}).chat_template->name(), "v1");
 }
 
 TEST(CheckpointTest, ChoosesChatTemplates) {
   const auto path = FixturesDir() / "orig-f32";
   EXPECT_EQ(OpenLanguage(path, {"", "llava_v1", true}).chat_template->name(), "llava_v1");
+  EXPECT_FALSE(OpenLanguage(path, {"", "llava_v1", true}).template_assumed);
+  EXPECT_TRUE(OpenLanguage(path).template_assumed);
   EXPECT_THROW(OpenLanguage(path, {"", "no_such_template", true}), std::invalid_argument);
   const TempFolder folder;
   const auto file = folder.path() / "mine.json";

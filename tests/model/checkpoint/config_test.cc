@@ -21,6 +21,7 @@ namespace {
 using nlohmann::json;
 using testing::AllOf;
 using testing::HasSubstr;
+using testing::Not;
 
 // One setting changed; the error has to name it.
 struct Change {
@@ -110,9 +111,46 @@ TEST(CheckpointConfigTest, RefusesNestedSettingsByName) {
                   {"/do_center_crop", false, "do_center_crop"},
                   {"/rescale_factor", 1.0, "rescale_factor"},
                   {"/crop_size", {{"height", 30}, {"width", 31}}, "not square"},
+                  {"/crop_size", {{"height", 56}}, "\"width\" is missing"},
+                  {"/size", {{"height", 56}, {"width", 56}}, "shortest_edge alone is supported"},
+                  {"/size", {{"shortest_edge", 56}, {"longest_edge", 80}}, "shortest_edge alone"},
+                  {"/size", json::object(), "shortest_edge alone"},
                   {"/crop_size", 10, "\"size\""},
                   {"/image_mean", json::array({1, 2}), "image_mean"},
                   {"/image_std", json::array({0, 1, 1}), "image std"}});
+}
+
+// Whose towers are something else, too: that is no reason to ask for one, or to list its tensors.
+TEST(CheckpointConfigTest, RefusesOtherFamiliesBeforeTheirTowers) {
+  const TempFolder folder;  // without the tower that the original names
+  const auto refusal = [&](const std::filesystem::path& path, const json& changes) {
+    const std::string original = ReadBytes(path / "config.json");
+    EditJson(path / "config.json", [&](json& config) { config.merge_patch(changes); });
+    const std::string error = ErrorOf([&] { OpenLanguage(path); });
+    WriteBytes(path / "config.json", original);
+    return error;
+  };
+  const auto original = CopyOf("orig-f32", folder);
+  EXPECT_THAT(refusal(original, json::object()), HasSubstr("--tower"));
+  for (const char* type : {"llava_mpt", "llava_qwen"}) {
+    EXPECT_THAT(refusal(original, {{"model_type", type}, {"mm_vision_tower", "google/siglip"}}),
+                AllOf(HasSubstr("\"model_type\" is \"" + std::string(type) + "\""),
+                      Not(HasSubstr("--tower"))));
+  }
+  for (const char* key : {"mm_image_tower", "mm_video_tower"}) {
+    EXPECT_THAT(refusal(original, {{key, "LanguageBind/LanguageBind_Image"}}),
+                AllOf(HasSubstr("\"" + std::string(key) + "\""), HasSubstr("is not supported"),
+                      Not(HasSubstr("--tower"))));
+  }
+  const auto nested = CopyOf("tiny-llava", folder);
+  // What the folder has is not what the settings make of it.
+  const json larger = {{"num_hidden_layers", 24}};
+  EXPECT_THAT(refusal(nested, {{"vision_config", larger}}), HasSubstr("missing:"));
+  EXPECT_THAT(refusal(nested, {{"model_type", "video_llava"}, {"vision_config", larger}}),
+              AllOf(HasSubstr("\"model_type\" is \"video_llava\""), Not(HasSubstr("missing:"))));
+  EXPECT_THAT(refusal(nested, {{"text_config", {{"model_type", "qwen2"}}},
+                               {"vision_config", {{"model_type", "siglip_vision_model"}}}}),
+              HasSubstr("text_config: \"model_type\" is \"qwen2\""));
 }
 
 TEST(CheckpointConfigTest, ReadsWhatOtherWritersMean) {
@@ -199,33 +237,43 @@ TEST(CheckpointConfigTest, RefusesTilesByName) {
               HasSubstr("missing: model.image_newline [96]"));
 }
 
-TEST(CheckpointConfigTest, ReadsMistralWithoutAWindow) {
+// In a window of W tokens all sequences of at most W tokens are as without.
+TEST(CheckpointConfigTest, MistralsContextEndsWithItsWindow) {
   const TempFolder folder;
   const auto path = CopyOf("tiny-llava", folder);
-  const auto set = [&](const json& window) {
+  const auto set = [&](const json& changes) {
     EditJson(path / "config.json", [&](json& config) {
       auto& text = config["text_config"];
       text["model_type"] = "mistral";
       text["max_position_embeddings"] = 8192;
       text["rope_theta"] = 1e6;
-      text["sliding_window"] = window;
+      text.erase("sliding_window");
+      text.update(changes);
     });
   };
-  for (const json& window : {json(nullptr), json(8192), json(9000)}) {
-    set(window);
+  struct Case {
+    json changes;
+    int64_t context;
+    const char* chat_template;
+  };
+  for (const auto& [changes, context, chat_template] :
+       std::vector<Case>{{{{"sliding_window", nullptr}}, 8192, "mistral_instruct"},  // LLaVA-1.6
+                         {{{"sliding_window", 8192}}, 8192, "v1"},
+                         {{{"sliding_window", 9000}}, 8192, "v1"},
+                         {{{"sliding_window", 8191}}, 8191, "v1"},
+                         {json::object(), 4096, "v1"}}) {  // BakLLaVA
+    set(changes);
     const LanguageCheckpoint checkpoint = OpenLanguage(path);
-    EXPECT_EQ(checkpoint.chat_template->name(), "mistral_instruct");
+    EXPECT_EQ(checkpoint.chat_template->name(), chat_template) << changes;
     const DecoderConfig& decoder = checkpoint.config.decoder;
+    EXPECT_EQ(decoder.max_position_embeddings, context) << changes;
     EXPECT_EQ(decoder.num_kv_heads, 2);
     EXPECT_EQ(decoder.rope_theta, 1e6);
   }
-  set(8191);
-  EXPECT_THAT(ErrorOf([&] { OpenLanguage(path); }),
-              AllOf(HasSubstr("\"sliding_window\" is 8191"), HasSubstr("8192")));
-  EditJson(path / "config.json",
-           [](json& config) { config["text_config"].erase("sliding_window"); });
-  EXPECT_THAT(ErrorOf([&] { OpenLanguage(path); }),
-              HasSubstr("\"sliding_window\" is 4096 if it is missing"));
+  for (const json& wrong : {json(0), json(-1), json("wide")}) {
+    set({{"sliding_window", wrong}});
+    EXPECT_THAT(ErrorOf([&] { OpenLanguage(path); }), HasSubstr("\"sliding_window\" is "));
+  }
 }
 
 // What llava-hf/llava-v1.6-mistral-7b-hf leaves out is the default of another family.

@@ -15,6 +15,7 @@ namespace {
 using nlohmann::json;
 using testing::AllOf;
 using testing::HasSubstr;
+using testing::Not;
 using testing::StartsWith;
 
 TEST(LlavaModelTest, HelpAndVersion) {
@@ -78,7 +79,12 @@ TEST(LlavaModelTest, ImportsVerifiesAndInspects) {
   const Outcome second = import("orig-f32", "--name m --tower-name t --projector " +
                                                 (FixturesDir() / "stage1-linear").string());
   EXPECT_THAT(second.output, AllOf(HasSubstr("m-tower/1 (already there)"), HasSubstr("m/2")));
-  EXPECT_THAT(import("orig-bf16", "--name n --tower-name t").output, HasSubstr("t/1"));
+  EXPECT_THAT(first.output, Not(HasSubstr("assumed")));
+  EXPECT_THAT(
+      import("orig-bf16", "--name n --tower-name t").output,
+      AllOf(HasSubstr("t/1"), HasSubstr("template v1 (assumed; --chat-template names another)\n")));
+  EXPECT_THAT(LlavaModel("inspect " + (FixturesDir() / "tiny-llava").string()).output,
+              HasSubstr("chat_template_assumed  true\n"));
   EXPECT_THAT(import("clip-tower", "--name c").output, HasSubstr("already there"));
   ExpectOneLine(import("clip-tower", "--name c --chat-template v1"), 1, "vision tower");
   ExpectOneLine(import("tiny-llava", "--name m --chat-template nonsense"), 1, "nonsense");

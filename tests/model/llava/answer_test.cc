@@ -189,6 +189,30 @@ TEST(AnswerTest, StopTokensEndItAndAreNotPartOfIt) {
   EXPECT_EQ(deaf.ids(), (std::vector<int32_t>{eos}));
 }
 
+TEST(AnswerTest, TheTextOfASpecialTokenStandsForTheTokenToo) {
+  const int32_t size = TestTokenizer().vocab_size();
+  const Tokenizer tokenizer(TestTokenizer().model_bytes(),
+                            {.added_tokens = {{"<end>", size}, {"<pad>", size + 1}}});
+  const StopOptions options{.stop = {"<end>"}};
+  const std::vector<int32_t> hi = ByteIds("hi"), written = ByteIds("<end>");
+  Answer token(tokenizer, options);
+  EXPECT_EQ(Play(token, {hi[0], size + 1, hi[1], size, hi[0]}).text, "hi");
+  EXPECT_EQ(token.state(), State::kStopped);
+  EXPECT_EQ(token.ids(), (std::vector<int32_t>{hi[0], size + 1, hi[1]}));
+  EXPECT_EQ(token.num_generated(), 4u);
+  EXPECT_THAT(token.stop_token_ids(), testing::ElementsAre(size));
+  Answer text(tokenizer, options);
+  for (const int32_t id : hi) text.Push(id);
+  EXPECT_EQ(Play(text, written).text, "");
+  EXPECT_EQ(text.state(), State::kStopped);
+  // The end token, asked for by name.
+  Answer eos(tokenizer, {.stop = {"</s>"}, .ignore_eos = true});
+  eos.Push(tokenizer.eos_id());
+  EXPECT_EQ(eos.state(), State::kStopped);
+  // A piece of text is no special token.
+  EXPECT_THAT(Answer(tokenizer, {.stop = {"the"}}).stop_token_ids(), testing::IsEmpty());
+}
+
 TEST(AnswerTest, EndsAtTheLengthUnlessTheLastTokenStopsIt) {
   Answer answer(TestTokenizer(), {.max_new_tokens = 2});
   answer.Push(ByteIds("a")[0]);

@@ -1,4 +1,5 @@
 #include "model/text/chat_template.h"
+#include <algorithm>
 
 #include <filesystem>
 #include <stdexcept>
@@ -48,9 +49,9 @@ std::vector<std::string> BuiltinNames() {
 const std::vector<ChatMessage> kChat = {User("Q1", 1), Assistant("A1"), User("Q2")};
 
 TEST(ChatTemplateTest, BuiltInOnesAreTheFilesOfTheFolder) {
-  EXPECT_THAT(BuiltinNames(),
-              testing::UnorderedElementsAre("plain", "v0", "v1", "llava_v0", "llava_v1",
-                                            "mistral_instruct", "emoji"));
+  EXPECT_THAT(BuiltinNames(), testing::UnorderedElementsAre(
+                                  "plain", "v0", "v1", "llava_v0", "llava_v1", "llava_llama_2",
+                                  "mistral_instruct", "chatml_direct", "emoji"));
   for (const std::string& name : BuiltinNames()) {
     const ChatTemplate t = ChatTemplate::Builtin(name);
     EXPECT_EQ(t.name(), name);
@@ -90,6 +91,13 @@ TEST(ChatTemplateTest, RendersPrompts) {
   EXPECT_EQ(render("llava_v0"), render("v0"));
   EXPECT_EQ(render("plain"), "<image>Q1A1\nQ2");
   EXPECT_EQ(render("mistral_instruct"), "[INST] <image>\nQ1 [/INST] A1 </s>[INST] Q2 [/INST]");
+  EXPECT_EQ(render("llava_llama_2"),
+            "[INST] <<SYS>>\nSYS\n<</SYS>>\n\n<image>\nQ1 [/INST] A1 </s><s>[INST] Q2 [/INST]");
+  EXPECT_EQ(render("chatml_direct"),
+            "<|im_start|>system\nSYS<|im_end|><|im_start|>user\n<image>\nQ1<|im_end|>"
+            "<|im_start|>assistant\nA1<|im_end|><|im_start|>user\nQ2<|im_end|>"
+            "<|im_start|>assistant\n");
+  EXPECT_THAT(ChatTemplate::Builtin("chatml_direct").stop(), ElementsAre("<|im_end|>"));
   EXPECT_EQ(render("emoji"), "USER:<image>Q1ASSISTANT:A1</s>USER:Q2ASSISTANT:");
   EXPECT_THAT(ChatTemplate::Builtin("v0").stop(), ElementsAre("###"));
   EXPECT_TRUE(ChatTemplate::Builtin("v1").stop().empty());
@@ -142,6 +150,36 @@ TEST(ChatTemplateTest, SystemTextCanBeReplacedOrLeftOut) {
   const ChatTemplate t = ChatTemplate::Builtin("v1");
   EXPECT_EQ(TextOf(t.Render(std::vector{User("Q")}, "Be brief.")), "Be brief. USER: Q ASSISTANT:");
   EXPECT_EQ(TextOf(t.Render(std::vector{User("Q")}, "")), "USER: Q ASSISTANT:");
+  // What stands around the template's own stands around another one.
+  const ChatTemplate inside = ChatTemplate::Builtin("llava_llama_2");
+  EXPECT_EQ(TextOf(inside.Render(std::vector{User("Q", 1)}, "Be brief.")),
+            "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n<image>\nQ [/INST]");
+  EXPECT_EQ(TextOf(inside.Render(std::vector{User("Q")}, "")), "[INST] Q [/INST]");
+  const ChatTemplate chatml = ChatTemplate::Builtin("chatml_direct");
+  EXPECT_EQ(TextOf(chatml.Render(std::vector{User("Q")}, "Be brief.")),
+            "<|im_start|>system\nBe brief.<|im_end|><|im_start|>user\nQ<|im_end|>"
+            "<|im_start|>assistant\n");
+  EXPECT_THAT(TextOf(chatml.Render(std::vector{User("Q")}, "")),
+              testing::StartsWith("<|im_start|>user\nQ"));
+}
+
+// conversation.py's SeparatorStyle.LLAMA_2, whose "<s>" and "</s>" are tokens.
+TEST(ChatTemplateTest, ASystemTextWithinTheQuestionReadsAsInTraining) {
+  const ChatTemplate t = ChatTemplate::Builtin("llava_llama_2");
+  const auto training = t.RenderTraining(
+      std::vector{User("<image>\nQ1"), Assistant("A1"), User("Q2"), Assistant("A2")});
+  EXPECT_EQ(training.text, TextOf(t.Render(kChat)) + " A2 </s>");
+  std::vector<PromptSpan> trusted = t.Render(kChat);
+  for (PromptSpan& span : trusted) {
+    if (span.kind == Kind::kUser) span.kind = Kind::kTemplate;
+  }
+  const Tokenizer tokenizer = FixtureTokenizer(true);
+  const std::vector<int32_t> ids = tokenizer.EncodePrompt(t.Render(kChat));
+  EXPECT_EQ(ids, tokenizer.EncodePrompt(trusted));
+  EXPECT_EQ(std::count(ids.begin(), ids.end(), tokenizer.bos_id()), 2);
+  const auto end = std::find(ids.begin(), ids.end(), tokenizer.eos_id());
+  ASSERT_NE(end, ids.end());
+  EXPECT_EQ(end[1], tokenizer.bos_id());
 }
 
 TEST(ChatTemplateTest, APictureAloneIsAQuestion) {
@@ -254,6 +292,8 @@ TEST(ChatTemplateTest, AnswersAreTheBytesToTrain) {
   };
   EXPECT_THAT(answers("v1", chat), ElementsAre(" A1</s>", " A2</s>"));
   EXPECT_THAT(answers("v0", chat), ElementsAre(" A1\n###", " A2\n###"));
+  EXPECT_THAT(answers("llava_llama_2", chat), ElementsAre(" A1 </s>", " A2 </s>"));
+  EXPECT_THAT(answers("chatml_direct", chat), ElementsAre("A1<|im_end|>", "A2<|im_end|>"));
   EXPECT_THAT(answers("emoji", chat), ElementsAre("A1</s>", "A2</s>"));
   EXPECT_THAT(answers("plain", {User("What?\n<image>"), Assistant("a cat")}),
               ElementsAre("a cat\n"));
@@ -285,6 +325,10 @@ TEST(ChatTemplateTest, NamesTheOffendingKey) {
           "\"training.drop_questions\"");
   refused(R"({"name": "x", "training": {"published_labels": "v7"}, )" + rest + "}",
           "\"training.published_labels\"");
+  refused(
+      R"({"name": "x", "training": {"published_labels": "plain"}, "system_in_question": true, )" +
+          rest + "}",
+      "\"training.published_labels\": is of formats without");
   refused(R"({"name": "x", "training": {"trained_after_answer": "#"}, )" + rest + "}",
           "\"training.trained_after_answer\"");
 }
