@@ -24,9 +24,6 @@ GatewayMetrics::GatewayMetrics(Metrics& metrics)
     : metrics_(metrics),
       sessions(metrics.Gauge("llava_gateway_sessions", "Sessions in the store.")),
       turns_running(metrics.Gauge("llava_gateway_turns_running", "Answers under way.")),
-      request_faults_total(
-          metrics.Counter("llava_gateway_request_faults_total",
-                          "Calls that failed by a fault that their callers cannot mend.")),
       turns_taken_up_total(
           metrics.Counter("llava_gateway_turns_taken_up_total",
                           "Answers of an earlier process that were gone on with.")),
@@ -57,6 +54,10 @@ GatewayMetrics::GatewayMetrics(Metrics& metrics)
           metrics.Counter("llava_gateway_turns_given_up_total",
                           "Answers over which too many processes of the gateway died.")) {
   // Rates want a zero before the first one.
+  for (const char* question : {"Chat", "RegenerateTurn", "chat.completions"}) {
+    Faults(question);
+    RequestSeconds(question);
+  }
   for (const char* backend : {"vision", "llm"}) Ejections(backend);
 }
 
@@ -66,11 +67,19 @@ void GatewayMetrics::CountRequest(const std::string& method, const absl::Status&
       .Counter("llava_gateway_requests_total", "Calls that ended.",
                {{"method", method}, {"code", absl::StatusCodeToString(status.code())}})
       .Increment();
-  if (IsFault(status)) request_faults_total.Increment();
-  metrics_
-      .Histogram("llava_gateway_request_duration_seconds", "Length of calls, streams included.",
-                 {{"method", method}})
-      .Observe(seconds);
+  if (IsFault(status)) Faults(method).Increment();
+  RequestSeconds(method).Observe(seconds);
+}
+
+prometheus::Counter& GatewayMetrics::Faults(const std::string& method) {
+  return metrics_.Counter("llava_gateway_request_faults_total",
+                          "Calls that failed by a fault that their callers cannot mend.",
+                          {{"method", method}});
+}
+
+prometheus::Histogram& GatewayMetrics::RequestSeconds(const std::string& method) {
+  return metrics_.Histogram("llava_gateway_request_duration_seconds",
+                            "Length of calls, streams included.", {{"method", method}});
 }
 
 void GatewayMetrics::CountTurn(v1::FinishReason reason, double seconds) {

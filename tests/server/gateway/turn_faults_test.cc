@@ -18,7 +18,7 @@ using testing::IsEmpty;
 using testing::Not;
 
 constexpr char kLate[] = "llava_gateway_requests_total{code=\"DEADLINE_EXCEEDED\",method=\"Chat\"}";
-constexpr char kFaults[] = "llava_gateway_request_faults_total";
+constexpr char kFaults[] = "llava_gateway_request_faults_total{method=\"Chat\"}";
 
 class TurnFaultsTest : public GatewayTest {
  protected:
