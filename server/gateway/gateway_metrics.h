@@ -44,6 +44,8 @@ class GatewayMetrics {
                   const VersionEvidence& evidence);
   // rollout_verdict{model}: 0 undecided, 1 as good, 2 worse
   void SetRolloutVerdict(const std::string& model, RolloutVerdict verdict);
+  // rollout_pending{model}
+  void SetRolloutPending(const std::string& model, bool pending);
   // rollouts_total{model,result}: promoted, rolled_back. Shown at 0 from ShowRollouts on: the step
   // to a series that was not there before is no increase to Prometheus.
   void ShowRollouts(const std::string& model);

@@ -21,6 +21,7 @@ NOT_BY_CHAT = {
     'llava_llm_workers{state="loading"}': "may be over before anybody looks: tests/server/llm",
     'llava_model_repository_looks_total{trigger="event"}': "a version that is published: tests/e2e/vision_test.py",
     "llava_model_repository_failed_looks_total": "a folder that cannot be read: tests/server/lifecycle",
+    "llava_model_versions_without_folder": "a folder that is deleted: tests/server/lifecycle",
     "llava_model_drain_seconds_count": "a version that goes: tests/server/lifecycle",
     "llava_model_drain_seconds_sum": "a version that goes: tests/server/lifecycle",
     "llava_vision_worker_respawns_total": "a device that dies: tests/server/vision",

@@ -257,6 +257,7 @@ TEST(RepositoryWatcherAncestor, IsWatchedOnlyUntilTheRootIsThere) {
   }
   ASSERT_TRUE(seen.WaitForLook(watcher.LookNow()));
   EXPECT_EQ(seen.looks(), before + 1) << "what others write there is no event";
+  EXPECT_THAT(metrics.Render(), Not(HasSubstr("trigger=\"poll\""))) << "nobody polls";
 }
 
 TEST(RepositoryWatcherBurst, IsOneLook) {
