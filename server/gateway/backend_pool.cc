@@ -179,10 +179,15 @@ void BackendPool::LookUp() {
     if (!address.expand) continue;
     const auto found = LookUpName(address.host, address.port);
     // A name server that is down does not mean that the services are.
+    if (found.empty() != unknown_.contains(address.host)) {
+      const LogFields fields = {{"backend", names_.service}, {"name", address.host}};
+      found.empty() ? LogWarning("name not found", fields) : LogInfo("name found again", fields);
+    }
     if (found.empty()) {
-      LogWarning("name not found", {{"backend", names_.service}, {"name", address.host}});
+      unknown_.insert(address.host);
       continue;
     }
+    unknown_.erase(address.host);
     const std::string authority = absl::StrCat(address.host, ":", address.port);
     MutexLock lock(mutex_);
     for (const std::string& each : found) {

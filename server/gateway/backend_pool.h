@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <memory>
+#include <set>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -83,7 +84,8 @@ class BackendPool {
   bool stopping_ LLAVA_GUARDED_BY(mutex_) = false;
   std::vector<std::unique_ptr<Backend>> backends_ LLAVA_GUARDED_BY(mutex_);
   std::vector<std::unique_ptr<Backend>> retired_ LLAVA_GUARDED_BY(mutex_);
-  std::thread thread_;  // only if a name must be looked up
+  std::set<std::string> unknown_;  // names not found at the last look; of the thread
+  std::thread thread_;             // only if a name must be looked up
 };
 
 }  // namespace llava

@@ -17,6 +17,10 @@ absl::Status ShuttingDown() {
                          std::chrono::seconds(1));
 }
 
+bool IsBroken(const absl::Status& status) {
+  return absl::IsInternal(status) || absl::IsDataLoss(status) || absl::IsUnknown(status);
+}
+
 bool IsFault(const absl::Status& status) {
   switch (status.code()) {
     case absl::StatusCode::kUnavailable:

@@ -13,6 +13,9 @@ absl::Status CallersFault(absl::Status status);
 // UNAVAILABLE with RetryInfo: the process ends.
 absl::Status ShuttingDown();
 
+// INTERNAL, DATA_LOSS, UNKNOWN: something is broken, here or behind us.
+bool IsBroken(const absl::Status& status);
+
 // Codes that a caller cannot mend, unless marked by CallersFault.
 bool IsFault(const absl::Status& status);
 

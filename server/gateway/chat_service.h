@@ -27,7 +27,7 @@ class ChatServiceImpl final : public v1::ChatService::CallbackService {
   // something must be waited for, `listen` is given before what is to run when the caller goes.
   // Also the errors of RequestMemory, and where pictures must be fetched or `check_constraint` has
   // something to do the limits of the key.
-  void ReadChat(const Caller& caller, v1::ChatRequest request,
+  void ReadChat(const RpcScope& scope, v1::ChatRequest request,
                 absl::Status (*check_constraint)(const v1::SamplingParams&),
                 std::function<void(std::function<void()> on_gone)> listen,
                 std::function<void(absl::StatusOr<TurnRequest>)> done);

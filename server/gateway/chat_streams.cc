@@ -109,7 +109,7 @@ grpc::ServerWriteReactor<v1::ChatResponse>* ChatServiceImpl::Chat(
   // gRPC keeps the request until the stream ends. It is an object of its own that nobody else looks
   // at, so what it holds can be taken.
   ReadChat(
-      scope->caller(), std::move(const_cast<v1::ChatRequest&>(*request)), CheckConstraint,
+      *scope, std::move(const_cast<v1::ChatRequest&>(*request)), CheckConstraint,
       [writer](std::function<void()> on_gone) { writer->SetOnGone(std::move(on_gone)); },
       [this, writer, scope, deadline = context->deadline()](absl::StatusOr<TurnRequest> turn) {
         Begin(writer, scope, deadline, std::move(turn));
@@ -117,7 +117,7 @@ grpc::ServerWriteReactor<v1::ChatResponse>* ChatServiceImpl::Chat(
   return writer.get();
 }
 
-void ChatServiceImpl::ReadChat(const Caller& caller, v1::ChatRequest request,
+void ChatServiceImpl::ReadChat(const RpcScope& scope, v1::ChatRequest request,
                                absl::Status (*check_constraint)(const v1::SamplingParams&),
                                std::function<void(std::function<void()> on_gone)> listen,
                                std::function<void(absl::StatusOr<TurnRequest>)> done) {
@@ -125,6 +125,7 @@ void ChatServiceImpl::ReadChat(const Caller& caller, v1::ChatRequest request,
   request.DiscardUnknownFields();  // those of sampling would be stored with the turn
   const auto whole = std::make_shared<v1::ChatRequest>(std::move(request));
   const auto memory = parts_.memory.NewShare();
+  const Caller& caller = scope.caller();
   const std::string& name = caller.name();
   const uint64_t bytes = whole->ByteSizeLong();
   if (auto status = memory->Hold(bytes, name); !status.ok()) return done(status);
@@ -153,7 +154,8 @@ void ChatServiceImpl::ReadChat(const Caller& caller, v1::ChatRequest request,
     const absl::Status fits = CheckTurnBytes(bytes + fetched, options);
     return fits.ok() ? memory->Hold(bytes + fetched, name) : fits;
   };
-  parts_.fetcher.Fetch({whole, name, caller.weight(), hold, std::move(listen)}, std::move(read));
+  parts_.fetcher.Fetch({whole, name, caller.weight(), hold, std::move(listen), scope.request_id()},
+                       std::move(read));
 }
 
 absl::StatusOr<TurnRequest> ChatServiceImpl::ReadChecked(v1::ChatRequest request) {

@@ -102,6 +102,7 @@ int main(int argc, char** argv) {
     http_options.threads = options.http_threads;
     http_options.limits = options.http_limits;
     http_options.tls = process_options.tls;
+    http_options.failed_handshakes = process.failed_handshakes();
     auto started = HttpServer::Start(http_options, *front);
     if (!started.ok()) {
       PrintError(kProgram, absl::StrCat(started.status().message(), " (--http-port)"));

@@ -24,14 +24,11 @@ GatewayMetrics::GatewayMetrics(Metrics& metrics)
     : metrics_(metrics),
       sessions(metrics.Gauge("llava_gateway_sessions", "Sessions in the store.")),
       turns_running(metrics.Gauge("llava_gateway_turns_running", "Answers under way.")),
-      request_faults_total(
-          metrics.Counter("llava_gateway_request_faults_total",
-                          "Calls that failed by a fault that their callers cannot mend.")),
       turns_taken_up_total(
           metrics.Counter("llava_gateway_turns_taken_up_total",
                           "Answers of an earlier process that were gone on with.")),
       worker_deaths_total(metrics.Counter("llava_gateway_worker_deaths_total",
-                                          "Language workers lost during an answer.")),
+                                          "Answers that lost their language worker.")),
       time_to_first_token_seconds(
           metrics.Histogram("llava_gateway_time_to_first_token_seconds",
                             "From receipt of a question to the first text of its answer.")),
@@ -43,7 +40,8 @@ GatewayMetrics::GatewayMetrics(Metrics& metrics)
       feature_cache_misses(metrics.Counter(kFeatureCache, kFeatureCacheHelp, {{"result", "miss"}})),
       image_bytes_total(metrics.Counter("llava_gateway_image_bytes_total",
                                         "Bytes of pictures received and accepted.")),
-      store_queue(metrics.Gauge("llava_gateway_store_queue", "Requests waiting for the store.")),
+      store_queue(metrics.Gauge("llava_gateway_store_queue",
+                                "Requests waiting for the store, or under way in it.")),
       store_commit_seconds(metrics.Histogram("llava_gateway_store_commit_seconds",
                                              "Transactions that wrote, sync included.")),
       store_failures_total(
@@ -57,6 +55,10 @@ GatewayMetrics::GatewayMetrics(Metrics& metrics)
           metrics.Counter("llava_gateway_turns_given_up_total",
                           "Answers over which too many processes of the gateway died.")) {
   // Rates want a zero before the first one.
+  for (const char* question : {"Chat", "RegenerateTurn", "chat.completions"}) {
+    Faults(question);
+    RequestSeconds(question);
+  }
   for (const char* backend : {"vision", "llm"}) Ejections(backend);
 }
 
@@ -66,11 +68,19 @@ void GatewayMetrics::CountRequest(const std::string& method, const absl::Status&
       .Counter("llava_gateway_requests_total", "Calls that ended.",
                {{"method", method}, {"code", absl::StatusCodeToString(status.code())}})
       .Increment();
-  if (IsFault(status)) request_faults_total.Increment();
-  metrics_
-      .Histogram("llava_gateway_request_duration_seconds", "Length of calls, streams included.",
-                 {{"method", method}})
-      .Observe(seconds);
+  if (IsFault(status)) Faults(method).Increment();
+  RequestSeconds(method).Observe(seconds);
+}
+
+prometheus::Counter& GatewayMetrics::Faults(const std::string& method) {
+  return metrics_.Counter("llava_gateway_request_faults_total",
+                          "Calls that failed by a fault that their callers cannot mend.",
+                          {{"method", method}});
+}
+
+prometheus::Histogram& GatewayMetrics::RequestSeconds(const std::string& method) {
+  return metrics_.Histogram("llava_gateway_request_duration_seconds",
+                            "Length of calls, streams included.", {{"method", method}});
 }
 
 void GatewayMetrics::CountTurn(v1::FinishReason reason, double seconds) {
@@ -175,6 +185,13 @@ void GatewayMetrics::SetRolloutVerdict(const std::string& model, RolloutVerdict 
       .Gauge("llava_gateway_rollout_verdict",
              "What is thought of the canary: 0 undecided, 1 as good, 2 worse.", {{"model", model}})
       .Set(static_cast<double>(verdict));
+}
+
+void GatewayMetrics::SetRolloutPending(const std::string& model, bool pending) {
+  metrics_
+      .Gauge("llava_gateway_rollout_pending",
+             "1 while a verdict could not be carried out at all services.", {{"model", model}})
+      .Set(pending ? 1 : 0);
 }
 
 prometheus::Counter& GatewayMetrics::Rollouts(const std::string& model, bool promoted) {

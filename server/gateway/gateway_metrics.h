@@ -17,7 +17,7 @@ class GatewayMetrics {
  public:
   explicit GatewayMetrics(Metrics& metrics);
 
-  // requests_total{method,code}, request_faults_total, request_duration_seconds{method}
+  // requests_total{method,code}, request_faults_total{method}, request_duration_seconds{method}
   void CountRequest(const std::string& method, const absl::Status& status, double seconds);
   // turns_total{finish_reason}, turn_duration_seconds
   void CountTurn(v1::FinishReason reason, double seconds);
@@ -44,12 +44,16 @@ class GatewayMetrics {
                   const VersionEvidence& evidence);
   // rollout_verdict{model}: 0 undecided, 1 as good, 2 worse
   void SetRolloutVerdict(const std::string& model, RolloutVerdict verdict);
+  // rollout_pending{model}
+  void SetRolloutPending(const std::string& model, bool pending);
   // rollouts_total{model,result}: promoted, rolled_back. Shown at 0 from ShowRollouts on: the step
   // to a series that was not there before is no increase to Prometheus.
   void ShowRollouts(const std::string& model);
   void CountRollout(const std::string& model, bool promoted);
 
  private:
+  prometheus::Counter& Faults(const std::string& method);
+  prometheus::Histogram& RequestSeconds(const std::string& method);
   prometheus::Counter& Ejections(const std::string& backend);
   prometheus::Counter& Rollouts(const std::string& model, bool promoted);
 
@@ -58,7 +62,6 @@ class GatewayMetrics {
  public:
   prometheus::Gauge& sessions;
   prometheus::Gauge& turns_running;
-  prometheus::Counter& request_faults_total;
   prometheus::Counter& turns_taken_up_total;
   prometheus::Counter& worker_deaths_total;
   prometheus::Histogram& time_to_first_token_seconds;

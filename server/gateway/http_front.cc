@@ -222,7 +222,7 @@ void HttpFront::Complete(const HttpRequest& request, std::shared_ptr<HttpAnswer>
     return (*sink)->Close(status);
   }
   chat_.ReadChat(
-      scope->caller(), std::move(completion.chat), CheckResponseFormat,
+      *scope, std::move(completion.chat), CheckResponseFormat,
       [sink](std::function<void()> on_gone) { (*sink)->SetOnGone(std::move(on_gone)); },
       [this, scope, sink, resumable = completion.resumable](absl::StatusOr<TurnRequest> turn) {
         if (!turn.ok()) {

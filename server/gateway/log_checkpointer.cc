@@ -2,8 +2,6 @@
 
 #include <utility>
 
-#include "server/runtime/logging.h"
-
 namespace llava {
 namespace {
 
@@ -13,14 +11,15 @@ constexpr int kWorthwhilePages = 1000, kMostPages = 8000;
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<LogCheckpointer>> LogCheckpointer::Open(
-    const std::string& database_path) {
+    const std::string& database_path, Done done) {
   auto database = SqlDatabase::Open(database_path);
   if (!database.ok()) return database.status();
-  return std::unique_ptr<LogCheckpointer>(new LogCheckpointer(*std::move(database)));
+  return std::unique_ptr<LogCheckpointer>(
+      new LogCheckpointer(*std::move(database), std::move(done)));
 }
 
-LogCheckpointer::LogCheckpointer(std::unique_ptr<SqlDatabase> database)
-    : database_(std::move(database)), thread_([this] { Loop(); }) {}
+LogCheckpointer::LogCheckpointer(std::unique_ptr<SqlDatabase> database, Done done)
+    : database_(std::move(database)), done_(std::move(done)), thread_([this] { Loop(); }) {}
 
 LogCheckpointer::~LogCheckpointer() {
   {
@@ -49,9 +48,7 @@ void LogCheckpointer::Loop() {
     wanted_ = false;
     working_ = true;
     mutex_.unlock();
-    if (auto status = database_->CheckpointLog(); !status.ok()) {
-      LogWarning("log of the sessions not brought in", {{"error", std::string(status.message())}});
-    }
+    done_(database_->CheckpointLog());
     mutex_.lock();
     working_ = false;
   }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <thread>
@@ -15,7 +16,10 @@ namespace llava {
 // already are synced more cheaply than a file that grows. Thread-safe.
 class LogCheckpointer {
  public:
-  static absl::StatusOr<std::unique_ptr<LogCheckpointer>> Open(const std::string& database_path);
+  // `done` is told what became of each time that the log was worked on, by the thread.
+  using Done = std::function<void(const absl::Status&)>;
+  static absl::StatusOr<std::unique_ptr<LogCheckpointer>> Open(const std::string& database_path,
+                                                               Done done);
   ~LogCheckpointer();
 
   // The log has so many pages after a commit. True: it has grown so far although it was worked on,
@@ -23,10 +27,11 @@ class LogCheckpointer {
   bool OnCommit(int log_pages);
 
  private:
-  explicit LogCheckpointer(std::unique_ptr<SqlDatabase> database);
+  LogCheckpointer(std::unique_ptr<SqlDatabase> database, Done done);
   void Loop();
 
   const std::unique_ptr<SqlDatabase> database_;  // of the thread
+  const Done done_;
   Mutex mutex_;
   CondVar changed_;
   bool wanted_ LLAVA_GUARDED_BY(mutex_) = false;

@@ -395,7 +395,9 @@ class PictureFetcher::Loop {
     const std::string why = WhyNot(transfer, result, code);
     if (why.empty()) return absl::OkStatus();
     // Without the URL, which may hold a secret.
-    LogInfo("picture not fetched", {{"field", transfer.field}, {"reason", why}});
+    LogInfo("picture not fetched", {{"request_id", transfer.job->order.request_id},
+                                    {"field", transfer.field},
+                                    {"reason", why}});
     return absl::InvalidArgumentError(
         absl::StrCat(transfer.field, ": url ", why, "; send the picture itself, or try again"));
   }

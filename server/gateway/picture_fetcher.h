@@ -63,6 +63,7 @@ class PictureFetcher {
     std::function<absl::Status(uint64_t bytes)> hold;
     // Is given, before anything else happens, what is to run when the caller goes away.
     std::function<void(std::function<void()> on_gone)> listen;
+    std::string request_id = {};  // for the log
   };
   // Only if enabled. Puts the bytes in place of every URL of the request, then runs `done` once: on
   // this thread, or on its own, where it must not block. INVALID_ARGUMENT naming the field and the

@@ -148,6 +148,7 @@ void RolloutGuard::Look() {
         LogWarning("rollout: labels were changed, the verdict is dropped",
                    {{"model", name}, {"canary", absl::StrCat(watch.report.canary().version())}});
         watch.pending.reset();
+        metrics_.SetRolloutPending(name, false);
         watch.report.set_apply_error(absl::StrCat("dropped, as labels were changed meanwhile; ",
                                                   watch.report.apply_error()));
         watch.active = false;  // a canary that is still one is judged anew
@@ -311,11 +312,14 @@ void RolloutGuard::CarryOut(const std::string& name) {
   if (status.ok()) {
     LogInfo(promoted ? "rollout: canary promoted" : "rollout: canary rolled back", fields);
     metrics_.CountRollout(name, promoted);
-  } else {
-    LogWarning("rollout: verdict not carried out everywhere", fields);
   }
+  metrics_.SetRolloutPending(name, !status.ok());
   MutexLock lock(mutex_);
   Watch& watch = watches_[name];
+  // It is tried again and again.
+  if (!status.ok() && watch.report.apply_error() != status.message()) {
+    LogWarning("rollout: verdict not carried out everywhere", fields);
+  }
   watch.report.set_applied(status.ok());
   watch.report.set_apply_error(std::string(status.message()));
   if (status.ok()) watch.pending.reset();

@@ -95,7 +95,9 @@ absl::StatusOr<std::unique_ptr<SessionStore>> SessionStore::Open(const std::stri
   if (!sessions.ok()) return sessions.status();
   if (!images.ok()) return images.status();
   if (status = store->files_.Sweep(*images); !status.ok()) return status;
-  auto checkpointer = LogCheckpointer::Open((path / "sessions.db").string());
+  auto checkpointer = LogCheckpointer::Open(
+      (path / "sessions.db").string(),
+      [raw = store.get()](const absl::Status& status) { raw->OnCheckpoint(status); });
   if (!checkpointer.ok()) return checkpointer.status();
   store->checkpointer_ = *std::move(checkpointer);
   store->unfinished_ = *std::move(unfinished);
@@ -133,7 +135,7 @@ void SessionStore::Post(Job job, Place place) {
     taken = !closing_ && (place == Place::kReserved || queue.size() < options_.max_waiting);
     if (taken) {
       queue.push_back(std::move(job));
-      metrics_.store_queue.Set(static_cast<double>(queue_.size() + pages_.size()));
+      ShowQueue();
       wake = std::exchange(idle_, false);
     }
   }
@@ -141,6 +143,10 @@ void SessionStore::Post(Job job, Place place) {
   if (taken) return;
   job.done(OverloadedError("the session store has too much to do; try again later",
                            std::chrono::milliseconds(500)));
+}
+
+void SessionStore::ShowQueue() {
+  metrics_.store_queue.Set(static_cast<double>(queue_.size() + pages_.size() + under_way_));
 }
 
 template <typename T>
@@ -166,6 +172,8 @@ void SessionStore::Loop() {
     std::deque<Job> batch;
     {
       MutexLock lock(mutex_);
+      under_way_ = 0;
+      ShowQueue();
       while (queue_.empty() && pages_.empty() && !closing_) {
         idle_ = true;
         changed_.Wait(mutex_);
@@ -176,7 +184,7 @@ void SessionStore::Loop() {
         batch.push_back(std::move(pages_.front()));
         pages_.pop_front();
       }
-      metrics_.store_queue.Set(static_cast<double>(pages_.size()));
+      under_way_ = batch.size();  // and is shown: the disk may hang
     }
     RunBatch(std::move(batch));
   }
@@ -275,9 +283,18 @@ void SessionStore::RunBatch(std::deque<Job> batch) {
   for (size_t i = 0; i < batch.size(); ++i) batch[i].done(results[i]);
   const bool wrote = database_->total_changes() != changes;
   if (wrote && checkpointer_->OnCommit(database_->log_pages())) {
-    if (auto status = database_->CheckpointLog(); !status.ok()) {
-      LogWarning("log of the sessions not brought in", {{"error", std::string(status.message())}});
-    }
+    OnCheckpoint(database_->CheckpointLog());
+  }
+}
+
+void SessionStore::OnCheckpoint(const absl::Status& status) {
+  if (!status.ok()) metrics_.store_failures_total.Increment();
+  if (checkpoint_fails_.exchange(!status.ok()) == !status.ok()) return;
+  if (status.ok()) {
+    LogInfo("log of the sessions brought in again");
+  } else {
+    LogWarning("log of the sessions not brought in: it grows",
+               {{"error", std::string(status.message())}});
   }
 }
 

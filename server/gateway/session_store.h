@@ -2,6 +2,7 @@
 
 // The memory of conversations in one folder: SQLite and picture files.
 
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <deque>
@@ -99,6 +100,10 @@ class SessionStore : public ConversationStore {
   // The end of a deletion, behind its commit.
   Done<Removed> AfterRemoval(Done<Removed> done);
 
+  // What became of bringing the log into the tables. Thread-safe.
+  void OnCheckpoint(const absl::Status& status);
+  void ShowQueue() LLAVA_REQUIRES(mutex_);
+
   const int lock_file_;
   const Options options_;
   GatewayMetrics& metrics_;
@@ -108,11 +113,13 @@ class SessionStore : public ConversationStore {
   StoreTables tables_;
   std::vector<UnfinishedTurn> unfinished_;
   std::unique_ptr<LogCheckpointer> checkpointer_;
+  std::atomic<bool> checkpoint_fails_ = false;  // the last one did
 
   Mutex mutex_;
   CondVar changed_;
   std::deque<Job> queue_ LLAVA_GUARDED_BY(mutex_);
   std::deque<Job> pages_ LLAVA_GUARDED_BY(mutex_);
+  size_t under_way_ LLAVA_GUARDED_BY(mutex_) = 0;
   bool idle_ LLAVA_GUARDED_BY(mutex_) = false;  // the thread waits
   bool closing_ LLAVA_GUARDED_BY(mutex_) = false;
   std::thread thread_;  // last: uses all of the above

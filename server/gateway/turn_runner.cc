@@ -421,14 +421,17 @@ void TurnRunner::Store(const TurnEnding& ending) {
     request_.permit->Release(uint64_t{result.usage.text_tokens()} + result.usage.image_tokens() +
                              result.usage.generated_tokens());
   }
-  LogInfo("turn ended",
-          {{"request_id", request_.request_id},
-           {"session_id", request_.session_id},
-           {"turn_id", turn_id_},
-           {"finish_reason", FinishReasonLabel(result.reason)},
-           {"tokens", absl::StrCat(result.usage.generated_tokens())},
-           {"first_token_s", absl::StrCat(result.timings.time_to_first_token_seconds())},
-           {"total_s", absl::StrCat(result.timings.total_seconds())}});
+  const LogFields fields = {
+      {"request_id", request_.request_id},
+      {"session_id", request_.session_id},
+      {"turn_id", turn_id_},
+      {"finish_reason", FinishReasonLabel(result.reason)},
+      {"code", absl::StatusCodeToString(ending.status.code())},
+      {"error", result.error_message},
+      {"tokens", absl::StrCat(result.usage.generated_tokens())},
+      {"first_token_s", absl::StrCat(result.timings.time_to_first_token_seconds())},
+      {"total_s", absl::StrCat(result.timings.total_seconds())}};
+  IsBroken(ending.status) ? LogError("turn ended", fields) : LogInfo("turn ended", fields);
   if (!has_session()) return OnStored(ending, result);
   Save(ending, result);
 }

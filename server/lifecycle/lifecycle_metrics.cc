@@ -1,11 +1,13 @@
 #include "server/lifecycle/lifecycle_metrics.h"
 
+#include <utility>
 #include <vector>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "server/runtime/logging.h"
 
 namespace llava {
 namespace {
@@ -58,7 +60,10 @@ LifecycleMetrics::LifecycleMetrics(Metrics& metrics, uint64_t memory_budget)
       estimated_bytes(metrics.Gauge("llava_model_memory_estimated_bytes",
                                     "Memory of all versions loaded, loading or not freed yet, as "
                                     "estimated before loading")),
-      metrics_(metrics) {
+      metrics_(metrics),
+      without_folder_(metrics.Gauge("llava_model_versions_without_folder",
+                                    "Versions that are served although their folder is gone from "
+                                    "the repository")) {
   metrics
       .Gauge("llava_model_memory_budget_bytes",
              "Memory that all versions may take together; 0 = no limit")
@@ -98,6 +103,16 @@ void LifecycleMetrics::ShowServing(const std::map<std::string, int>& models) {
     metrics_.RemoveGauge(kServingName, {{"model", model}});
     return true;
   });
+}
+
+void LifecycleMetrics::ShowWithoutFolder(std::set<VersionId> versions) {
+  for (const VersionId& id : versions) {
+    if (folders_missed_.contains(id)) continue;
+    LogWarning("the folder of a version that is served is gone; a new process could not load it",
+               {{"model", id.name}, {"version", absl::StrCat(id.version)}});
+  }
+  folders_missed_ = std::move(versions);
+  without_folder_.Set(static_cast<double>(folders_missed_.size()));
 }
 
 prometheus::Histogram& LifecycleMetrics::SwapSeconds(SwapMode mode) {

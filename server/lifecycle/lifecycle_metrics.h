@@ -28,6 +28,9 @@ class LifecycleMetrics {
   // How many versions of each model take requests; other models are shown no more. One thread at a
   // time.
   void ShowServing(const std::map<std::string, int>& models);
+  // Versions that are served although their folder is gone; a new one is logged. One thread at a
+  // time.
+  void ShowWithoutFolder(std::set<VersionId> versions);
 
   prometheus::Histogram& load_seconds;
   prometheus::Histogram& drain_seconds;
@@ -36,7 +39,9 @@ class LifecycleMetrics {
 
  private:
   Metrics& metrics_;
-  std::set<std::string> shown_;  // by ShowServing
+  prometheus::Gauge& without_folder_;
+  std::set<std::string> shown_;         // by ShowServing
+  std::set<VersionId> folders_missed_;  // by ShowWithoutFolder
 };
 
 }  // namespace llava

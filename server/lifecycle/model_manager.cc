@@ -220,10 +220,13 @@ bool ModelManager::Round() {
     }
     // A model that is wanted and not served is missed; of one that nobody wants, nothing is.
     std::erase_if(serving, [](const auto& each) { return each.second == 0; });
+    std::set<VersionId> from_memory;
     for (const auto& [id, version] : lifecycle_.versions()) {
       if (lifecycle_.Wants(id)) serving.try_emplace(id.name, 0);
+      if (version.state == v1::MODEL_STATE_READY && !version.present) from_memory.insert(id);
     }
     metrics_.ShowServing(serving);
+    metrics_.ShowWithoutFolder(std::move(from_memory));
     CollectAnswers(answers);
     if (first_failure_.ok()) first_failure_ = FirstFailure();
   }

@@ -222,10 +222,10 @@ RepositoryWatcher::RepositoryWatcher(Options options, Metrics& metrics, OnLook o
     : options_(std::move(options)),
       on_look_(std::move(on_look)),
       looks_event_(Looks(metrics, "event")),
-      looks_poll_(Looks(metrics, "poll")),
       looks_request_(Looks(metrics, "request")),
       failed_looks_(metrics.Counter("llava_model_repository_failed_looks_total",
                                     "Looks at the model repository that could not read all of it")),
+      looks_poll_(options_.poll_interval.count() > 0 ? &Looks(metrics, "poll") : nullptr),
       inotify_(std::make_unique<Inotify>()) {}
 
 RepositoryWatcher::~RepositoryWatcher() { Stop(); }
@@ -307,7 +307,7 @@ void RepositoryWatcher::Run() {
       while (!asked() && Clock::now() < latest && inotify_->Wait(options_.quiet)) {
       }
     }
-    if (!asked()) reason = event ? &looks_event_ : &looks_poll_;
+    if (!asked()) reason = event ? &looks_event_ : looks_poll_;
   }
 }
 

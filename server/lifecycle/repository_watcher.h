@@ -62,7 +62,8 @@ class RepositoryWatcher {
 
   const Options options_;
   const OnLook on_look_;
-  prometheus::Counter &looks_event_, &looks_poll_, &looks_request_, &failed_looks_;
+  prometheus::Counter &looks_event_, &looks_request_, &failed_looks_;
+  prometheus::Counter* const looks_poll_;  // null, and not shown, if it does not poll
   std::unique_ptr<Inotify> inotify_;
   // Of the watcher's thread.
   RepositorySnapshot seen_;

@@ -11,6 +11,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -134,6 +135,8 @@ class LlmEngine {
   void StartThread(int worker, std::optional<Life> before) LLAVA_REQUIRES(mutex_);
   // Life after life.
   void WorkerLoop(int worker, std::optional<Life> before);
+  // An error of a worker, with what it works for and where.
+  void LogWorker(std::string_view message, int worker, const std::string& why) const;
   // Its thread comes to its end; in the block that decides so, lest it is wanted in between.
   void End(int worker) LLAVA_REQUIRES(mutex_);
   Life Live(int worker);

@@ -6,10 +6,13 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "server/llm/engine.h"
 #include "server/llm/engine_worker.h"
 #include "server/runtime/logging.h"
@@ -22,6 +25,16 @@ void LlmEngine::ShowWorkers() {
   const auto failed =
       std::count_if(slots_.begin(), wanted, [](const Slot& slot) { return slot.failed; });
   metrics_.ShowWorkers(loading_, ready_, static_cast<int>(failed));
+}
+
+void LlmEngine::LogWorker(std::string_view message, int worker, const std::string& why) const {
+  const std::vector<std::string> devices = absl::StrSplit(info_.device, ',');
+  const auto device = static_cast<size_t>(places_.devices[static_cast<size_t>(worker)]);
+  LogError(message, {{"model", info_.name},
+                     {"version", absl::StrCat(info_.version)},
+                     {"worker", absl::StrCat(worker)},
+                     {"device", device < devices.size() ? devices[device] : info_.device},
+                     {"reason", why}});
 }
 
 void LlmEngine::StartWorker(int worker) {
@@ -152,8 +165,8 @@ void LlmEngine::WorkerLoop(int worker, std::optional<Life> before) {
       slot.delay *= 2;
     }
     if (!again || absl::IsFailedPrecondition(life.status)) return GiveUp(worker, reason);
-    LogError("worker died, it begins anew",
-             {{"reason", reason}, {"in_ms", absl::StrCat(delay.count())}});
+    LogWorker("worker died, it begins anew", worker,
+              absl::StrCat(reason, "; in ", delay.count(), " ms"));
     metrics_.respawns.Increment();
     MutexLock lock(mutex_);
     const auto until = Clock::now() + delay;
@@ -232,7 +245,7 @@ void LlmEngine::WatchAll() {
 
 void LlmEngine::Replace(int worker, bool loads) {
   const std::string reason = WhyGivenUp(loads);
-  LogError("worker hangs and is given up", {{"reason", reason}});
+  LogWorker("worker hangs and is given up", worker, reason);
   // The thread is within a call: what it works with stays as long as we do.
   EngineWorker* hung = nullptr;
   Life life;
@@ -288,7 +301,7 @@ bool LlmEngine::hangs() const {
 }
 
 void LlmEngine::GiveUp(int worker, const std::string& reason) {
-  LogError("worker died and is given up", {{"reason", reason}});
+  LogWorker("worker died and is given up", worker, reason);
   bool last = false;
   {
     MutexLock lock(mutex_);

@@ -357,8 +357,8 @@ absl::Status EngineWorker::Step() {
     throw;
   } catch (...) {
     status = FromException(std::current_exception());
-    LogError("step failed", {{"error", std::string(status.message())},
-                             {"sequences", std::to_string(parts.size())}});
+    engine_.LogWorker("step failed", number_,
+                      absl::StrCat(status.message(), "; sequences: ", parts.size()));
   }
   if (status.ok()) {
     served_ = true;

@@ -21,6 +21,7 @@
 #include "server/runtime/host_port.h"
 #include "server/runtime/http_connection.h"
 #include "server/runtime/http_transport.h"
+#include "server/runtime/logging.h"
 #include "server/runtime/mutex.h"
 
 namespace llava {
@@ -183,11 +184,17 @@ class BeastServer final : public HttpServer {
 
   void OnAccept(error_code error, tcp::socket socket) {
     if (closing_) return;
+    if (error && !std::exchange(accept_fails_, true)) {
+      LogWarning("connections cannot be accepted; it is tried again and again",
+                 {{"port", absl::StrCat(port_)}, {"error", error.message()}});
+    }
     if (error) return AcceptLater();
+    accept_fails_ = false;
     error_code ignored;
     socket.set_option(tcp::no_delay(true), ignored);
     auto transport = options_.tls.any()
-                         ? MakeTlsTransport(std::move(socket), *CurrentTlsContext(options_.tls))
+                         ? MakeTlsTransport(std::move(socket), *CurrentTlsContext(options_.tls),
+                                            options_.failed_handshakes)
                          : MakePlainTransport(std::move(socket));
     const bool certified = !options_.tls.authorities.empty();
     const HttpConnection::Parts parts{options_.limits, handler_, certified, bodies_};
@@ -211,7 +218,9 @@ class BeastServer final : public HttpServer {
       std::make_shared<BodyBudget>(options_.limits.bodies_bytes);
   tcp::acceptor acceptor_{asio::make_strand(*context_)};
   asio::steady_timer retry_{acceptor_.get_executor()};
-  bool closing_ = false;  // the acceptor's strand
+  // Of the acceptor's strand.
+  bool closing_ = false;
+  bool accept_fails_ = false;  // the last one did
   uint64_t next_ = 0;
   int port_ = 0;
   std::vector<std::thread> threads_;

@@ -2,6 +2,8 @@
 
 // An HTTP/1.1 server (Boost.Beast): many connections on few threads, plain or encrypted.
 
+#include <prometheus/counter.h>
+
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -22,6 +24,7 @@ struct HttpServerOptions {
   // With authorities all pages but those of probes (/livez, /health, /readyz) need a client
   // certificate.
   TlsFiles tls;
+  prometheus::Counter* failed_handshakes = nullptr;  // outlives the server and its answers
 };
 
 class HttpServer {

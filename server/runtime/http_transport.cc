@@ -47,12 +47,15 @@ class PlainTransport final : public HttpTransport {
 
 class TlsTransport final : public HttpTransport {
  public:
-  TlsTransport(tcp::socket socket, std::shared_ptr<TlsContext> context)
-      : context_(std::move(context)), stream_(std::move(socket), *context_) {}
+  TlsTransport(tcp::socket socket, std::shared_ptr<TlsContext> context, prometheus::Counter* failed)
+      : context_(std::move(context)), stream_(std::move(socket), *context_), failed_(failed) {}
 
   void Handshake(Done done) override {
     stream_.async_handshake(asio::ssl::stream_base::server,
-                            [done = std::move(done)](error_code error) { done(error, 0); });
+                            [done = std::move(done), failed = failed_](error_code error) {
+                              if (error && failed != nullptr) failed->Increment();
+                              done(error, 0);
+                            });
   }
   void Read(asio::mutable_buffer buffer, Done done) override {
     stream_.async_read_some(buffer, std::move(done));
@@ -81,6 +84,7 @@ class TlsTransport final : public HttpTransport {
  private:
   const std::shared_ptr<TlsContext> context_;
   asio::ssl::stream<tcp::socket> stream_;
+  prometheus::Counter* const failed_;
 };
 
 }  // namespace
@@ -90,8 +94,9 @@ std::unique_ptr<HttpTransport> MakePlainTransport(tcp::socket socket) {
 }
 
 std::unique_ptr<HttpTransport> MakeTlsTransport(tcp::socket socket,
-                                                std::shared_ptr<TlsContext> context) {
-  return std::make_unique<TlsTransport>(std::move(socket), std::move(context));
+                                                std::shared_ptr<TlsContext> context,
+                                                prometheus::Counter* failed) {
+  return std::make_unique<TlsTransport>(std::move(socket), std::move(context), failed);
 }
 
 }  // namespace llava

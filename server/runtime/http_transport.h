@@ -1,5 +1,7 @@
 #pragma once
 
+#include <prometheus/counter.h>
+
 #include <boost/asio/buffer.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/system/error_code.hpp>
@@ -33,7 +35,9 @@ class HttpTransport {
 };
 
 std::unique_ptr<HttpTransport> MakePlainTransport(boost::asio::ip::tcp::socket socket);
+// `failed`, if there is one, counts handshakes that fail.
 std::unique_ptr<HttpTransport> MakeTlsTransport(boost::asio::ip::tcp::socket socket,
-                                                std::shared_ptr<TlsContext> context);
+                                                std::shared_ptr<TlsContext> context,
+                                                prometheus::Counter* failed);
 
 }  // namespace llava

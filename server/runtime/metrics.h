@@ -15,7 +15,7 @@ namespace llava {
 
 using MetricLabels = std::map<std::string, std::string>;
 
-// Bucket bounds in seconds: 1 ms ... 60 s.
+// Bucket bounds in seconds: 1 ms ... 10 minutes.
 const std::vector<double>& LatencyBuckets();
 
 // Thread-safe. Returned metrics live as long as this object; asking again for the same name and

@@ -18,6 +18,7 @@
 #include "server/runtime/build_info.h"
 #include "server/runtime/host_port.h"
 #include "server/runtime/logging.h"
+#include "server/runtime/process_metrics.h"
 
 namespace llava {
 namespace {
@@ -108,7 +109,17 @@ bool Admission::WaitUntilIdle(CondVar::Clock::time_point deadline) {
 }
 
 ServiceProcess::ServiceProcess(std::string program, ProcessOptions options, Metrics& metrics)
-    : program_(std::move(program)), options_(std::move(options)), metrics_(metrics) {
+    : program_(std::move(program)),
+      options_(std::move(options)),
+      metrics_(metrics),
+      ready_gauge_(metrics.Gauge("llava_ready", "1 while /readyz says so.")),
+      failed_handshakes_(options_.tls.any()
+                             ? &metrics.Counter("llava_http_failed_handshakes_total",
+                                                "TLS handshakes that failed on the HTTP ports.")
+                             : nullptr) {
+  const std::chrono::duration<double> now = std::chrono::system_clock::now().time_since_epoch();
+  metrics.Gauge("llava_process_start_time_seconds", "Start of this process; Unix time.")
+      .Set(now.count());
   // Inherited by all later threads, so that only Run's sigwait receives them.
   const sigset_t signals = EndSignals();
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
@@ -126,6 +137,7 @@ int ServiceProcess::Start(const std::vector<grpc::Service*>& services,
   http_options.host = options_.host;
   http_options.port = options_.metrics_port;
   http_options.tls = options_.tls;
+  http_options.failed_handshakes = failed_handshakes_;
   auto http = HttpServer::Start(http_options, pages(std::move(guards.metrics)));
   if (!http.ok()) {
     PrintError(program_, absl::StrCat(http.status().message(), " (--metrics-port)"));
@@ -191,6 +203,7 @@ void ServiceProcess::SetReady(bool ready, const std::string& reason) {
     MutexLock lock(mutex_);
     if (admission_.draining()) return;  // stays not ready
     ready_ = ready;
+    ready_gauge_.Set(ready ? 1 : 0);
     reason_ = reason;
     if (!ready) models = models_;
   }
@@ -248,6 +261,7 @@ HttpResponse ServiceProcess::MetricsPage(const AccessGuard& guard,
               absl::StrCat(status.message(), "\n")};
     }
   }
+  ShowProcess(metrics_);
   return {200, "text/plain; version=0.0.4; charset=utf-8", metrics_.Render()};
 }
 
@@ -271,6 +285,7 @@ int ServiceProcess::Run(const std::function<void()>& on_drain,
   {
     MutexLock lock(mutex_);
     ready_ = false;
+    ready_gauge_.Set(0);
     reason_ = "draining";
     admission_.StartDraining();  // under the lock: a SetReady is overwritten, or sees it
   }

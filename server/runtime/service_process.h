@@ -102,6 +102,8 @@ class ServiceProcess {
   // exit code.
   int Run(const std::function<void()>& on_drain = {}, const std::function<void()>& on_stop = {});
 
+  // For the options of HTTP servers of the process; none without TLS.
+  prometheus::Counter* failed_handshakes() const { return failed_handshakes_; }
   // /metrics, which `metrics` guards, /livez, /health and /readyz, for other servers of the
   // process. After Start.
   std::map<std::string, HttpServer::Page> pages(AccessGuard metrics) const;
@@ -118,6 +120,8 @@ class ServiceProcess {
   const std::string program_;
   const ProcessOptions options_;
   Metrics& metrics_;
+  prometheus::Gauge& ready_gauge_;  // set under mutex_, with ready_
+  prometheus::Counter* const failed_handshakes_;
   Admission admission_;
   std::unique_ptr<grpc::Server> server_;
   int port_ = 0;

@@ -1,6 +1,9 @@
 #include "server/runtime/tls_files.h"
 
 #include <fcntl.h>
+#include <openssl/err.h>
+#include <openssl/pem.h>
+#include <openssl/x509.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -12,6 +15,8 @@
 #include <chrono>
 #include <cstring>
 #include <fstream>
+#include <limits>
+#include <memory>
 #include <sstream>
 #include <system_error>
 #include <thread>
@@ -57,8 +62,23 @@ std::string Signature(const TlsFiles& files) {
 
 struct Contents {
   std::string certificate, key, authorities;  // PEM; empty where no file is named
+  std::time_t expires = 0;                    // of `certificate`
   std::shared_ptr<TlsContext> context;        // of a server with them
 };
+
+// The first of a chain.
+std::time_t Expiry(const std::string& pem) {
+  const std::unique_ptr<BIO, decltype(&BIO_free)> bytes(
+      BIO_new_mem_buf(pem.data(), static_cast<int>(pem.size())), &BIO_free);
+  std::time_t first = std::numeric_limits<std::time_t>::max();
+  while (X509* each = PEM_read_bio_X509(bytes.get(), nullptr, nullptr, nullptr)) {
+    std::tm end{};
+    if (ASN1_TIME_to_tm(X509_get0_notAfter(each), &end) == 1) first = std::min(first, timegm(&end));
+    X509_free(each);
+  }
+  ERR_clear_error();  // of the end of the file
+  return first;
+}
 
 absl::StatusOr<Contents> Read(const TlsFiles& files) {
   Contents contents;
@@ -79,6 +99,7 @@ absl::StatusOr<Contents> Read(const TlsFiles& files) {
   if (!files.certificate.empty()) {
     context->use_certificate_chain(asio::buffer(contents.certificate), error);
     if (error) return Bad(files.certificate, "holds no certificate in PEM form");
+    contents.expires = Expiry(contents.certificate);
     context->use_private_key(asio::buffer(contents.key), ssl::context::pem, error);
     if (error) {
       return Bad(files.key, absl::StrCat("holds no private key of ", files.certificate,
@@ -140,6 +161,10 @@ class Copies {
     MutexLock lock(mutex_);
     return context_;
   }
+  std::time_t expires() {
+    MutexLock lock(mutex_);
+    return expires_;
+  }
 
   // By one thread.
   void Look() {
@@ -165,6 +190,7 @@ class Copies {
     MutexLock lock(mutex_);
     if (status.ok()) {
       context_ = contents->context;
+      expires_ = contents->expires;
     } else if (!context_.ok()) {
       context_ = status;
     }
@@ -177,17 +203,26 @@ class Copies {
 
   Mutex mutex_;
   absl::StatusOr<std::shared_ptr<TlsContext>> context_ LLAVA_GUARDED_BY(mutex_);
+  std::time_t expires_ LLAVA_GUARDED_BY(mutex_) = 0;  // 0: none was good yet, or there is none
 };
+
+struct AllCopies {
+  Mutex mutex;
+  std::vector<Copies*> each LLAVA_GUARDED_BY(mutex);
+};
+AllCopies& All() {
+  static AllCopies& all = *new AllCopies;
+  return all;
+}
 
 // Looked after until the process ends.
 Copies& CopiesOf(const TlsFiles& files) {
-  static Mutex& mutex = *new Mutex;
-  static std::vector<Copies*>& all = *new std::vector<Copies*>;
-  MutexLock lock(mutex);
-  for (Copies* copies : all) {
+  AllCopies& all = All();
+  MutexLock lock(all.mutex);
+  for (Copies* copies : all.each) {
     if (copies->files() == files) return *copies;
   }
-  Copies* const copies = all.emplace_back(new Copies(files));
+  Copies* const copies = all.each.emplace_back(new Copies(files));
   std::thread([copies] {
     for (;;) {
       std::this_thread::sleep_for(kLook);
@@ -208,5 +243,16 @@ absl::StatusOr<std::shared_ptr<TlsContext>> CurrentTlsContext(const TlsFiles& fi
 }
 
 TlsFiles CheckedCopies(const TlsFiles& files) { return CopiesOf(files).names(); }
+
+std::map<std::string, std::time_t> CertificateExpiries() {
+  std::map<std::string, std::time_t> expiries;
+  AllCopies& all = All();
+  MutexLock lock(all.mutex);
+  for (Copies* copies : all.each) {
+    const std::time_t expires = copies->expires();
+    if (expires != 0) expiries[copies->files().certificate] = expires;
+  }
+  return expiries;
+}
 
 }  // namespace llava

@@ -3,6 +3,8 @@
 // Certificates and keys in PEM files: checked before anybody uses them, read again when they
 // change.
 
+#include <ctime>
+#include <map>
 #include <memory>
 #include <string>
 
@@ -41,5 +43,8 @@ absl::StatusOr<std::shared_ptr<TlsContext>> CurrentTlsContext(const TlsFiles& fi
 // For gRPC, which reads files by itself, and whose listeners and channels refuse everybody while it
 // finds something bad there: names of copies in memory that always fit together.
 TlsFiles CheckedCopies(const TlsFiles& files);
+// When the certificates of all files that were asked for expire, by file; of those between
+// one and its root the soonest.
+std::map<std::string, std::time_t> CertificateExpiries();
 
 }  // namespace llava

@@ -51,6 +51,8 @@ VisionEngine::VisionEngine(Options options, LoadedTower tower, FeatureCache& cac
   workers_ = std::make_unique<WorkerPool>(
       pool,
       WorkerPool::Parts{
+          .tower = ToHex(info_.digest),
+          .device = info_.device,
           .factory = std::move(tower.factory),
           .check = [this](PictureEncoder& encoder) { WarmUp(encoder); },
           .serve = [this](PictureEncoder& encoder,

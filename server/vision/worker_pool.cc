@@ -241,8 +241,8 @@ void WorkerPool::Live(int worker) {
     if (tries++ >= options_.respawns || absl::IsFailedPrecondition(status)) {
       return GiveUp(worker, ended.reason);
     }
-    LogError("worker died, it begins anew",
-             {{"reason", ended.reason}, {"in_ms", absl::StrCat(delay.count())}});
+    LogWorker("worker died, it begins anew", worker,
+              absl::StrCat(ended.reason, "; in ", delay.count(), " ms"));
     series_.respawns.Increment();
     {
       MutexLock lock(mutex_);
@@ -264,8 +264,15 @@ void WorkerPool::SleepBefore(int worker, std::chrono::milliseconds time) {
   while (MayBeginAnew(worker) && CondVar::Clock::now() < until) changed_.WaitUntil(mutex_, until);
 }
 
+void WorkerPool::LogWorker(std::string_view message, int worker, const std::string& why) const {
+  LogError(message, {{"tower", parts_.tower},
+                     {"worker", absl::StrCat(worker)},
+                     {"device", parts_.device},
+                     {"reason", why}});
+}
+
 void WorkerPool::GiveUp(int worker, const std::string& reason) {
-  LogError("worker died and is given up", {{"reason", reason}});
+  LogWorker("worker died and is given up", worker, reason);
   {
     MutexLock lock(mutex_);
     given_up_ = reason;

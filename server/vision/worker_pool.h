@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -36,6 +37,7 @@ class WorkerPool {
   };
   using Leave = std::function<bool()>;
   struct Parts {
+    std::string tower, device;  // its digest and where it is, for the log
     EncoderFactory factory;
     std::function<void(PictureEncoder&)> check;  // throws if it gives wrong results
     // Returns when `leave` says so, or when there will be no more work.
@@ -100,6 +102,7 @@ class WorkerPool {
   bool AnyRuns(int from, int to) const LLAVA_REQUIRES(mutex_);
   bool AnyLoads(CondVar::Clock::time_point since_before) const LLAVA_REQUIRES(mutex_);
   void GiveUp(int worker, const std::string& reason);
+  void LogWorker(std::string_view message, int worker, const std::string& why) const;
   void DeclareFailureIfNoneIsLeft(const std::string& reason);
   void SleepBefore(int worker, std::chrono::milliseconds time);
 

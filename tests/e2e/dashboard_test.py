@@ -41,9 +41,9 @@ def rule_queries():
             if "record" in rule:
                 queries += [(rule["record"], rule["expr"]), (rule["record"], rule["record"])]
             else:
-                for part in re.split(r" (?:and|or) ", rule["expr"]):
-                    if not part.startswith("absent("):
-                        queries.append((rule["alert"], re.fullmatch(r"(.+?) [<>] [0-9.]+", part)[1]))
+                for part in re.split(r" (?:and|or)(?: on \([a-z, ]+\))? ", rule["expr"]):
+                    if not part.startswith("absent(") and "llava_tls_" not in part:  # nothing is encrypted here
+                        queries.append((rule["alert"], re.fullmatch(r"(.+?)(?: (?:[<>]|==) [0-9.]+)?", part)[1]))
     return queries
 
 

@@ -20,13 +20,13 @@ class TestCertificates {
         name + " -keyout " + Path(name, ".key") + " -out " + Path(name, ".pem"));
   }
   // The same, signed by `authority`, for localhost and 127.0.0.1.
-  void Leaf(const std::string& name, const std::string& authority) const {
+  void Leaf(const std::string& name, const std::string& authority, int days = 2) const {
     Run("openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=" + name +
         " -keyout " + Path(name, ".key") + " -out " + Path(name, ".csr"));
     Run("printf 'subjectAltName=DNS:localhost,IP:127.0.0.1' > " + Path(name, ".ext"));
-    Run("openssl x509 -req -days 2 -in " + Path(name, ".csr") + " -CA " + Path(authority, ".pem") +
-        " -CAkey " + Path(authority, ".key") + " -CAcreateserial -extfile " + Path(name, ".ext") +
-        " -out " + Path(name, ".pem"));
+    Run("openssl x509 -req -days " + std::to_string(days) + " -in " + Path(name, ".csr") + " -CA " +
+        Path(authority, ".pem") + " -CAkey " + Path(authority, ".key") +
+        " -CAcreateserial -extfile " + Path(name, ".ext") + " -out " + Path(name, ".pem"));
   }
   std::string Certificate(const std::string& name) const { return Path(name, ".pem"); }
   std::string Key(const std::string& name) const { return Path(name, ".key"); }

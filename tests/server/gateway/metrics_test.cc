@@ -12,6 +12,7 @@
 namespace llava {
 namespace {
 
+using testing::HasSubstr;
 using testing::IsEmpty;
 
 class MetricsTest : public GatewayTest {};
@@ -23,6 +24,13 @@ TEST_F(MetricsTest, EachOneMoves) {
   std::ofstream(options_.keys_file)
       << "- {name: ann, concurrent-turns: 1, sha256: " << ToHex(HashBytes(key_)) << "}\n";
   StartGateway();
+  // Rates want a zero before the first question fails.
+  for (const std::string question : {"Chat", "RegenerateTurn", "chat.completions"}) {
+    const std::string label = "{method=\"" + question + "\"} 0\n";
+    for (const std::string name : {"faults_total", "duration_seconds_count"}) {
+      EXPECT_THAT(metrics_->Render(), HasSubstr("llava_gateway_request_" + name + label));
+    }
+  }
   // A gauge may follow readiness, which the other service's thread may have told.
   EXPECT_TRUE(
       Eventually([&] { return Metric("llava_gateway_backend_up{backend=\"vision\"}") == 1; }));
@@ -68,6 +76,7 @@ TEST_F(MetricsTest, EachOneMoves) {
   EXPECT_EQ(Metric("llava_gateway_worker_deaths_total"), 1);
   vision_.server().Stop();
   Ask(Question(session, "e", {FakePicture(2)}));
+  EXPECT_EQ(Metric("llava_gateway_request_faults_total{method=\"Chat\"}"), 2);
   EXPECT_TRUE(
       Eventually([&] { return Metric("llava_gateway_backend_up{backend=\"vision\"}") == 0; }));
 

@@ -181,7 +181,7 @@ TEST_F(ResumeTest, AReaderThatFallsBehindIsSentAwayAndTheTextGoesOn) {
   const grpc::Status status = reader->Finish();
   EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE) << status.error_message();
   EXPECT_THAT(status.error_message(), HasSubstr("bytes behind"));
-  EXPECT_EQ(Metric("llava_gateway_request_faults_total"), 0);
+  EXPECT_EQ(Metric("llava_gateway_request_faults_total{method=\"Chat\"}"), 0);
   EXPECT_LT(text.size(), expected.size());
   const Answer rest = Resume(session, turn, text.size());
   ASSERT_TRUE(rest.status.ok()) << rest.status.error_message();

@@ -13,6 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "llava/v1/rollout.grpc.pb.h"
+#include "server/runtime/logging.h"
 #include "server/runtime/status.h"
 #include "tests/server/gateway/gateway_harness.h"
 
@@ -410,16 +411,25 @@ TEST_F(RolloutTest, AVerdictThatCannotBeCarriedOutIsTriedAgain) {
   Label("stable", 1);
   Label("canary", 2);
   llm_.models().Refuse({StatusCode::PERMISSION_DENIED, "labels.json cannot be written"});
+  InitLogging({"test", "info", "text"});
+  testing::internal::CaptureStderr();
   llm_.models().SetHealth(2, 0.01, 1);
   v1::Rollout failed;
-  ASSERT_TRUE(Eventually([&] {
+  const bool tried = Eventually([&] {
     failed = Rollout();
-    return !failed.apply_error().empty();
-  }));
+    return !failed.apply_error().empty() && llm_.models().changes() > 5;
+  });
+  const std::string told = testing::internal::GetCapturedStderr();
+  ASSERT_TRUE(tried);
+  const std::string line = "verdict not carried out everywhere";
+  EXPECT_NE(told.find(line), std::string::npos) << told;
+  EXPECT_EQ(told.find(line), told.rfind(line)) << "once";
+  EXPECT_EQ(Metric("llava_gateway_rollout_pending{model=\"emoji\"}"), 1);
   EXPECT_THAT(failed.apply_error(), HasSubstr("labels.json cannot be written"));
   EXPECT_FALSE(failed.applied());
   llm_.models().Refuse(grpc::Status::OK);
   ASSERT_TRUE(Eventually([this] { return Rollout().applied(); }));
+  EXPECT_EQ(Metric("llava_gateway_rollout_pending{model=\"emoji\"}"), 0);
   EXPECT_EQ(Labels(2), std::set<std::string>({"rejected-2"}));
 }
 

@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "server/gateway/session_store.h"
 #include "tests/server/gateway/no_space.h"
+#include "tests/support/eventually.h"
 #include "tests/support/temp_folder.h"
 
 namespace llava {
@@ -94,6 +95,35 @@ class SessionStoreBatchTest : public testing::Test {
   std::unique_ptr<SessionStore> store_;
   std::shared_ptr<std::promise<void>> release_;
 };
+
+TEST_F(SessionStoreBatchTest, WhatIsUnderWayIsShownAsAQueue) {
+  const auto queue = [this] { return gateway_metrics_.store_queue.Value(); };
+  Block();  // as a disk that hangs
+  EXPECT_EQ(queue(), 1);
+  auto waiting = Get("a");
+  EXPECT_EQ(queue(), 2);
+  Release();
+  EXPECT_TRUE(waiting.get().ok());
+  EXPECT_TRUE(Eventually([&] { return queue() == 0; }));
+}
+
+TEST_F(SessionStoreBatchTest, ALogThatCannotBeBroughtIntoTheTablesIsCounted) {
+  const auto failures = [this] { return gateway_metrics_.store_failures_total.Value(); };
+  {
+    const NoSpace full("sessions.db");  // not the log
+    ASSERT_TRUE(Begin(Turn("a")).get().ok());
+    TurnResult result;
+    result.session_id = "a";
+    result.turn_id = Turn("a").id;
+    result.answer_text = std::string(8u << 20, 'a');
+    ASSERT_TRUE(
+        Take<absl::Status>([&](auto done) { store_->FinishTurn(result, done); }).get().ok());
+    EXPECT_TRUE(Eventually([&] { return failures() >= 1; }));
+  }
+  const double before = failures();
+  ASSERT_TRUE(Begin(Turn("b")).get().ok());
+  EXPECT_EQ(failures(), before);
+}
 
 TEST_F(SessionStoreBatchTest, AReadDoesNotFailWithTheWritesBesideIt) {
   RefuseCommits();

@@ -214,7 +214,8 @@ TEST_F(StoreFaultsTest, ABegunAnswerWaitsForAPictureThatCannotBeReadNow) {
 TEST_F(StoreFaultsTest, AFullDiskIsAFaultAndNoLimitOfTheCaller) {
   StartGateway();
   const std::string session = NewSession();
-  const double faults = Metric("llava_gateway_request_faults_total");
+  const std::string faults_total = "llava_gateway_request_faults_total{method=\"Chat\"}";
+  const double faults = Metric(faults_total);
   EXPECT_EQ(Metric("llava_gateway_store_failures_total"), 0);
   {
     const NoSpace full;
@@ -230,7 +231,7 @@ TEST_F(StoreFaultsTest, AFullDiskIsAFaultAndNoLimitOfTheCaller) {
     EXPECT_TRUE(listed.ok()) << listed.error_message();
     EXPECT_EQ(page.sessions_size(), 1);
   }
-  EXPECT_EQ(Metric("llava_gateway_request_faults_total"), faults + 1);
+  EXPECT_EQ(Metric(faults_total), faults + 1);
   EXPECT_GE(Metric("llava_gateway_store_failures_total"), 1);
   EXPECT_EQ(Ask(Question(session, kQuestion)).text, kAnswer);
 }

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "google/rpc/error_details.pb.h"
+#include "server/runtime/logging.h"
 #include "server/runtime/status.h"
 #include "tests/server/gateway/gateway_harness.h"
 
@@ -18,7 +19,7 @@ using testing::IsEmpty;
 using testing::Not;
 
 constexpr char kLate[] = "llava_gateway_requests_total{code=\"DEADLINE_EXCEEDED\",method=\"Chat\"}";
-constexpr char kFaults[] = "llava_gateway_request_faults_total";
+constexpr char kFaults[] = "llava_gateway_request_faults_total{method=\"Chat\"}";
 
 class TurnFaultsTest : public GatewayTest {
  protected:
@@ -230,7 +231,12 @@ TEST_F(TurnFaultsTest, AFaultOfTheModelEndsTheAnswer) {
   const std::string session = NewSession();
   llm_.Set(
       {.failure = {grpc::StatusCode::INTERNAL, "a logit is not finite"}, .fail_after_deltas = 2});
+  InitLogging({"test", "info", "text"});
+  testing::internal::CaptureStderr();
   const Answer late = Ask(Question(session, "a b c d"));
+  EXPECT_THAT(testing::internal::GetCapturedStderr(),
+              testing::ContainsRegex("error \\[test\\] turn ended [^\n]*code=INTERNAL "
+                                     "error=[^\n]*a logit is not finite"));
   EXPECT_EQ(late.status.error_code(), grpc::StatusCode::INTERNAL);
   EXPECT_EQ(late.text, "a b");
   EXPECT_FALSE(late.is_finished);

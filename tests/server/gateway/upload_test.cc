@@ -280,7 +280,7 @@ TEST_F(UploadTest, AnUploadOfWhichNothingMoreComesIsEnded) {
   }
   EXPECT_TRUE(Eventually([&] { return admission_->in_flight() == 0; }));
   EXPECT_TRUE(Eventually([&] { return Metric("llava_gateway_request_bytes") == 0; }));
-  EXPECT_EQ(Metric("llava_gateway_request_faults_total"), 0);
+  EXPECT_EQ(Metric("llava_gateway_request_faults_total{method=\"UploadImage\"}"), 0);
   EXPECT_TRUE(Eventually([&] { return Send(session, FakePicture(1)).status.ok(); }));
 }
 

@@ -232,6 +232,18 @@ TEST_F(ModelManagerTest, AVersionThatDiesIsLoadedAnew) {
   EXPECT_TRUE(Shows("llava_model_loads_total{model=\"emoji\",result=\"internal\"} 1"));
 }
 
+TEST_F(ModelManagerTest, AFolderThatIsGoneIsMissedWhileItsVersionIsServed) {
+  repository_.Publish("emoji", 1);
+  Start();
+  ASSERT_TRUE(Reaches(1, v1::MODEL_STATE_READY));
+  EXPECT_TRUE(Shows("llava_model_versions_without_folder 0\n"));
+  repository_.Delete("emoji", 1);
+  EXPECT_TRUE(Shows("llava_model_versions_without_folder 1\n"));
+  EXPECT_THAT(loader_.routed(), ElementsAre(1));
+  repository_.Publish("emoji", 1);
+  EXPECT_TRUE(Shows("llava_model_versions_without_folder 0\n"));
+}
+
 TEST_F(ModelManagerTest, DeletedWhileItLoads) {
   repository_.Publish("emoji", 1);
   Start();

@@ -258,6 +258,7 @@ TEST(RepositoryWatcherAncestor, IsWatchedOnlyUntilTheRootIsThere) {
   ASSERT_TRUE(seen.WaitForLook(watcher.LookNow()));
   // One may still be of the publication.
   EXPECT_LE(seen.looks(), before + 2) << "what others write there is no event";
+  EXPECT_THAT(metrics.Render(), Not(HasSubstr("trigger=\"poll\""))) << "nobody polls";
 }
 
 TEST(RepositoryWatcherBurst, IsOneLook) {

@@ -2,10 +2,18 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
+#include <array>
 #include <boost/asio.hpp>
+#include <chrono>
 #include <cstdint>
 #include <string>
+#include <thread>
+#include <utility>
+
+#include "server/runtime/logging.h"
 
 namespace llava {
 namespace {
@@ -66,6 +74,68 @@ TEST_F(HttpServerTest, KeepsConnectionsAlive) {
                                    "GET /hello HTTP/1.1\r\nHost: x\r\n\r\n"
                                    "GET /ill HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
   EXPECT_THAT(two, AllOf(HasSubstr(" 200 "), HasSubstr(" 503 ")));
+}
+
+// stderr, which others can read meanwhile.
+class StandardError {
+ public:
+  StandardError() : before_(dup(2)) {
+    EXPECT_EQ(pipe(ends_.data()), 0);
+    dup2(ends_[1], 2);
+    close(ends_[1]);
+  }
+  ~StandardError() {
+    Restore();
+    close(ends_[0]);
+  }
+  void Restore() {
+    if (before_ < 0) return;
+    dup2(before_, 2);
+    close(std::exchange(before_, -1));
+  }
+  // Waits for the next one with `part`, or the end.
+  std::string LineWith(const std::string& part) {
+    std::string line;
+    for (char c = 0; read(ends_[0], &c, 1) == 1;) {
+      if (c != '\n') {
+        line += c;
+      } else if (line.find(part) != std::string::npos) {
+        return line;
+      } else {
+        line.clear();
+      }
+    }
+    return "";
+  }
+
+ private:
+  int before_;
+  std::array<int, 2> ends_{};
+};
+
+TEST_F(HttpServerTest, TellsOnceOfASeriesOfConnectionsThatCannotBeAccepted) {
+  InitLogging({"test", "info", "text"});
+  boost::asio::io_context context;
+  boost::asio::ip::tcp::socket socket(context, boost::asio::ip::tcp::v4());
+  StandardError told;
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+  rlimit none = before;
+  none.rlim_cur = 0;  // what is open stays so
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &none), 0);
+  socket.connect(
+      {boost::asio::ip::make_address("127.0.0.1"), static_cast<uint16_t>(server_->port())});
+  EXPECT_THAT(told.LineWith("cannot be accepted"), HasSubstr("Too many open files"));
+  std::this_thread::sleep_for(std::chrono::milliseconds(200));  // for tries that are not told
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+  boost::asio::write(socket,
+                     boost::asio::buffer("GET /hello HTTP/1.1\r\nConnection: close\r\n\r\n"));
+  std::string answer;
+  boost::system::error_code error;
+  boost::asio::read(socket, boost::asio::dynamic_buffer(answer), error);
+  EXPECT_THAT(answer, StartsWith("HTTP/1.1 200"));
+  told.Restore();  // the end of the pipe
+  EXPECT_EQ(told.LineWith("cannot be accepted"), "");
 }
 
 TEST_F(HttpServerTest, SaysWhenThePortIsTaken) {

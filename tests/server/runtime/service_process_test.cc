@@ -4,12 +4,16 @@
 #include <grpcpp/impl/service_type.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include <optional>
+#include <string>
 #include <thread>
+#include <vector>
 
 #include "server/runtime/bounded_queue.h"
 #include "server/runtime/host_port.h"
+#include "server/runtime/process_metrics.h"
 #include "tests/support/slowdown.h"
 
 namespace llava {
@@ -72,7 +76,13 @@ int Life(milliseconds drain_timeout, Work work) {
   ServiceProcess process("llava-probe", options, metrics);
   grpc::Service none;
   if (const int code = process.Start({&none}, {"probe"}); code != 0) return code;
+  const auto shown = [&](const std::string& line) {
+    return process.pages().at("/metrics")(HttpRequest()).body.find("\n" + line) !=
+           std::string::npos;
+  };
+  if (!shown("llava_ready 0\n")) return 98;
   process.SetReady(true);
+  if (!shown("llava_ready 1\n")) return 97;
   process.admission().Enter();
   std::thread worker([&] {
     kill(getpid(), SIGTERM);
@@ -81,8 +91,13 @@ int Life(milliseconds drain_timeout, Work work) {
     if (work == Work::kIsInterrupted) kill(getpid(), SIGINT);
   });
   int left = -1;  // of what was let in
-  const int code = process.Run({}, [&] { left = process.admission().in_flight(); });
+  bool draining_shown = false;
+  const int code = process.Run({}, [&] {
+    left = process.admission().in_flight();
+    draining_shown = shown("llava_ready 0\n");
+  });
   worker.join();
+  if (!draining_shown) return 96;
   return code == 0 && left == (work == Work::kEnds ? 0 : 1) ? 0 : 99;
 }
 
@@ -136,6 +151,23 @@ int LifeWithALostDevice() {
 TEST(ServiceProcessDeathTest, ALostDeviceEndsTheProcessWhenItsWorkHasEnded) {
   ::testing::FLAGS_gtest_death_test_style = "threadsafe";
   EXPECT_EXIT(std::exit(LifeWithALostDevice()), ::testing::ExitedWithCode(kExitDeviceLost), "");
+}
+
+TEST(ServiceProcessTest, TellsOfItself) {
+  const auto value = [](const std::string& name) {
+    Metrics metrics("probe");
+    ShowProcess(metrics);
+    const std::string text = metrics.Render();
+    const size_t at = text.find("\n" + name + " ");
+    return at == std::string::npos ? -1 : std::stod(text.substr(at + name.size() + 2));
+  };
+  EXPECT_GT(value("llava_process_resident_memory_bytes"), 1 << 20);
+  EXPECT_LT(value("llava_process_resident_memory_bytes"), 1e12);
+  const double before = value("llava_process_open_fds");
+  std::vector<int> files;
+  for (int i = 0; i < 100; ++i) files.push_back(dup(2));
+  EXPECT_NEAR(value("llava_process_open_fds"), before + 100, 20) << "others open files, too";
+  for (const int file : files) close(file);
 }
 
 TEST(ServiceProcessDeathTest, TakenPortHasItsOwnExitCode) {

@@ -9,6 +9,7 @@
 #include <boost/asio.hpp>
 #include <boost/asio/ssl.hpp>
 #include <chrono>
+#include <ctime>
 #include <fstream>
 #include <optional>
 #include <string>
@@ -17,6 +18,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/runtime/http_server.h"
+#include "server/runtime/process_metrics.h"
 #include "server/runtime/service_process.h"
 #include "server/runtime/settings.h"
 #include "tests/support/certificates.h"
@@ -207,6 +209,7 @@ class HttpsTest : public TlsTest {
   void StartServer(const TlsFiles& files) {
     HttpServerOptions options;
     options.tls = files;
+    options.failed_handshakes = &failed_handshakes_;
     const auto page = [](const HttpRequest&) { return HttpResponse{200, "text/x", "hello"}; };
     auto server = HttpServer::Start(
         options, std::map<std::string, HttpServer::Page>{{"/livez", page}, {"/metrics", page}});
@@ -236,13 +239,16 @@ class HttpsTest : public TlsTest {
     boost::asio::read(stream, boost::asio::dynamic_buffer(text), error);
     return text.empty() ? error.message() : text.substr(0, text.find("\r\n"));
   }
+  prometheus::Counter failed_handshakes_;
   std::unique_ptr<HttpServer> server_;
 };
 
 TEST_F(HttpsTest, ServesWhoTrustsIt) {
   StartServer(Files("server", ""));
   EXPECT_THAT(Get("/metrics", Files("", "ca")), StartsWith("HTTP/1.1 200"));
+  EXPECT_EQ(failed_handshakes_.Value(), 0);
   EXPECT_THAT(Get("/metrics", Files("", "other")), HasSubstr("certificate verify failed"));
+  EXPECT_TRUE(Eventually([&] { return failed_handshakes_.Value() == 1; }));
   // A client without encryption gets nothing and holds up nobody.
   tcp::iostream plain("127.0.0.1", std::to_string(server_->port()));
   plain << "GET /metrics HTTP/1.1\r\n\r\n" << std::flush;
@@ -279,6 +285,20 @@ TEST_F(HttpsTest, CertificatesAreReadAgainAndBadOnesAreNot) {
   }
   certificates_->Leaf("server", "ca");
   EXPECT_TRUE(Eventually([&] { return trusts("ca"); }));
+}
+
+TEST_F(HttpsTest, TellsWhenCertificatesExpire) {
+  StartServer(Files("server", "ca"));
+  const std::string file = certificates_->Certificate("server");
+  const auto left = [&] { return CertificateExpiries().at(file) - std::time(nullptr); };
+  EXPECT_NEAR(static_cast<double>(left()), 2 * 86400, 3600);
+  EXPECT_FALSE(CertificateExpiries().contains(certificates_->Certificate("ca")));
+  Metrics metrics("test");
+  ShowProcess(metrics);
+  EXPECT_THAT(metrics.Render(),
+              HasSubstr("llava_tls_certificate_expires_seconds{file=\"" + file + "\"} "));
+  certificates_->Leaf("server", "ca", /*days=*/9);  // renewed
+  EXPECT_TRUE(Eventually([&] { return left() > 8 * 86400; }));
 }
 
 TEST_F(HttpsTest, BadCertificatesAreNotServed) {
