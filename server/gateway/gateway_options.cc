@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <filesystem>
 #include <limits>
+#include <system_error>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
@@ -118,6 +120,12 @@ absl::Status GatewayOptions::Check() const {
   // Who copies the store asks nobody for a key.
   const bool copies_store = !backup_to.empty() || !restore_from.empty();
   if (keys_file.empty() || copies_store) return absl::OkStatus();
+  // A pipe has its bytes once, for the start.
+  std::error_code error;
+  if (std::filesystem::exists(keys_file, error) &&
+      !std::filesystem::is_regular_file(keys_file, error)) {
+    return absl::OkStatus();
+  }
   const auto keys = ReadApiKeys(keys_file);
   return keys.ok() ? absl::OkStatus() : absl::InvalidArgumentError(keys.status().message());
 }

@@ -162,10 +162,13 @@ std::optional<HttpResponse> HttpFront::OnHead(const HttpRequest& head, uint64_t&
     response.headers.emplace_back("Allow", completions ? "POST" : "GET, HEAD");
     return response;
   }
+  // Who only asks whether this lives may leave its name out.
+  const bool page = pages_.contains(head.path);
+  if (page && head.path != "/metrics") return std::nullopt;
   if (hosts_checked_ && !IsLoopbackName(head.Header("host"))) {
     return OpenAiError(403, "this gateway has no API keys and answers to localhost only");
   }
-  if (pages_.contains(head.path) || !IsApi(head.path)) return std::nullopt;
+  if (page || !IsApi(head.path)) return std::nullopt;
   if (auto refusal = Refusal(head)) return refusal;
   if (!completions) return std::nullopt;
   // Browsers ask before they send this type for a page of another origin; we say no to that.

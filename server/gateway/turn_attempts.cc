@@ -39,7 +39,7 @@ bool IsUnreachable(const absl::Status& status) {
 }
 
 // An answer that broke off so can be gone on with. A server that stops cancels its calls.
-bool IsBroken(const absl::Status& status) {
+bool IsBrokenOff(const absl::Status& status) {
   return absl::IsUnavailable(status) || absl::IsCancelled(status);
 }
 
@@ -290,7 +290,7 @@ bool TurnRunner::TryAgain(const absl::Status& status) {
     return true;
   }
   refilled_ = false;  // who is asked next may be another process, or one that has begun anew
-  if (begun() ? IsBroken(status) : IsUnreachable(status)) return GoOn(status);
+  if (begun() ? IsBrokenOff(status) : IsUnreachable(status)) return GoOn(status);
   if (begun()) {
     if (!IsVersionGone(status)) return false;
     if (std::exchange(looked_again_, true)) return WaitForWorker(&TurnRunner::Continue);

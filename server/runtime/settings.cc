@@ -261,6 +261,10 @@ absl::Status Settings::Resolve() {
           "--", entry->name, " (", entry->origin, "): \"", entry->value, "\" ", status.message()));
     }
   }
+  return absl::OkStatus();
+}
+
+absl::Status Settings::RunChecks() const {
   for (const auto& check : checks_) {
     if (absl::Status status = check(); !status.ok()) return status;
   }
@@ -301,15 +305,17 @@ std::optional<int> Settings::Parse(int argc, const char* const* argv) {
     PrintError(program_, absl::StrCat(error.what(), " (see --help)"));
     return 2;
   }
-  if (absl::Status status = Resolve(); !status.ok()) {
-    PrintError(program_, std::string(status.message()));
-    return 2;
-  }
-  if (print_config) {
+  absl::Status status = Resolve();
+  if (status.ok() && print_config) {  // also where they do not fit together
     for (const auto& entry : entries_) {
       std::cout << entry->name << ": " << YAML::Node(entry->value) << "  # " << entry->origin
                 << "\n";
     }
+  }
+  if (status.ok()) status = RunChecks();
+  if (!status.ok()) {
+    PrintError(program_, std::string(status.message()));
+    return 2;
   }
   if (print_config || check_config) return 0;
   return std::nullopt;

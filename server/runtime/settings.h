@@ -55,6 +55,7 @@ class Settings {
   void AddEntry(const std::string& name, const std::string& help, std::string fallback,
                 std::string kind, std::function<absl::Status(const std::string&)> set);
   absl::Status Resolve();
+  absl::Status RunChecks() const;
   absl::Status ReadFile();
 
   std::string program_, description_, group_, config_file_;

@@ -290,6 +290,7 @@ TEST_F(HttpFrontTest, OtherPeoplesPagesGetNothing) {
         "127.0.0.1.evil.example", "[127.0.0.1.evil.example]"}) {
     EXPECT_EQ(StatusOf(Get("/v1/models", host)), 403) << host;
     EXPECT_EQ(StatusOf(Get("/metrics", host)), 403) << host;
+    EXPECT_EQ(StatusOf(Get("/livez", host)), 200) << host << ": a probe may come by any name";
   }
   auto form = Send(
       "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\n"

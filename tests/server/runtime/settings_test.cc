@@ -144,6 +144,8 @@ TEST_F(SettingsTest, CheckRunsOnValues) {
   EXPECT_EQ(Parse({"--port", "13", "--check-config"}), 2);
   EXPECT_EQ(err_, "llava-probe: 13 is unlucky\n");
   EXPECT_EQ(Parse({"--port", "14", "--check-config"}), 0);
+  EXPECT_EQ(Parse({"--port", "13", "--print-config"}), 2);
+  EXPECT_THAT(out_, HasSubstr("port: 13  # flag")) << "what does not fit is to be seen";
 }
 
 struct BadCase {
