@@ -129,10 +129,12 @@ std::shared_ptr<const ChatTemplate> ReadTemplate(const fs::path& file) {
 }
 
 // What checkpoints of this family were trained with. A decoder with a window is Mistral 0.1, which
-// BakLLaVA taught the format of LLaVA-1.5; LLaVA-1.6 is on Mistral Instruct 0.2, which has none. A
-// piece of ChatML is LLaVA-1.6-34B's, on Yi.
+// BakLLaVA taught the format of LLaVA-1.5; LLaVA-1.6 is on Mistral Instruct 0.2, which has none.
+// The pieces of ChatML are LLaVA-1.6-34B's, on Yi.
 std::string PublishedTemplate(const CheckpointFolder& folder, const Tokenizer& tokenizer) {
-  if (tokenizer.IdOf("<|im_end|>") >= 0) return "chatml_direct";
+  if (tokenizer.IdOf("<|im_start|>") >= 0 && tokenizer.IdOf("<|im_end|>") >= 0) {
+    return "chatml_direct";
+  }
   const JsonObject decoder =
       folder.config.Has("text_config") ? folder.config.Object("text_config") : folder.config;
   const std::string type = decoder.Text("model_type", "");

@@ -131,6 +131,11 @@ class TemplateReader {
     file["stop"] = t.stop_;
     file["special_pieces"] = t.special_pieces_;
     json training = FormJson(t.training_);
+    // What is missing is as in a prompt.
+    if (!t.prompt_.system_prefix.empty()) training["system_prefix"] = t.training_.system_prefix;
+    if (!t.prompt_.user_separator.empty()) {
+      training["user"]["separator"] = t.training_.user_separator;
+    }
     training["end"] = t.training_end_;
     training["trained_after_answer"] = t.trained_after_answer_;
     training["drop_questions"] = t.drop_questions_;

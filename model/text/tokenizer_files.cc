@@ -160,7 +160,7 @@ void ReadPrefixes(const json& file, bool model_prepends, TokenizerOptions& optio
   for (const json& step : Steps(file, "pre_tokenizer", "pretokenizers")) {
     if (step["type"] != "Metaspace") continue;
     std::string scheme = Flag(step, "add_prefix_space", true) ? "always" : "never";  // older files
-    if (step.contains("prepend_scheme")) {
+    if (step.contains("prepend_scheme") && !step["prepend_scheme"].is_null()) {
       scheme = Text(step["prepend_scheme"], "pre_tokenizer.prepend_scheme");
     }
     if (scheme != "first" && scheme != "always") {

@@ -71,9 +71,10 @@ int main(int argc, char** argv) {
                          "Folder of the vision tower, if SRC does not hold it");
   import_app->add_option("--base", import.base,
                          "Base of SRC, a LoRA adapter, if it is not the folder that SRC names");
-  import_app->add_option("--chat-template", import.chat_template,
-                         "Built-in chat template or JSON file (default: the checkpoint's, else v1, "
-                         "of Mistral without a window mistral_instruct)");
+  import_app->add_option(
+      "--chat-template", import.chat_template,
+      "Built-in chat template or JSON file (default: the checkpoint's, else v1, "
+      "of Mistral without a window mistral_instruct, with ChatML's pieces chatml_direct)");
   import_app->add_option("--projector", import.projector,
                          "mm_projector.bin, or its folder, to put over the checkpoint's projector");
   bool self_test = false, no_self_test = false;
@@ -176,9 +177,10 @@ int main(int argc, char** argv) {
   quantize_app->add_option("OUT", quantize.out, "ROOT/NAME in a model repository")->required();
   quantize_app->add_option("--tower", quantize.tower,
                            "Folder of the vision tower, if MODEL does not hold it");
-  quantize_app->add_option("--chat-template", quantize.chat_template,
-                           "Built-in chat template or JSON file (default: the checkpoint's, else "
-                           "v1, of Mistral without a window mistral_instruct)");
+  quantize_app->add_option(
+      "--chat-template", quantize.chat_template,
+      "Built-in chat template or JSON file (default: the checkpoint's, else "
+      "v1, of Mistral without a window mistral_instruct, with ChatML's pieces chatml_direct)");
   AddPackingFlags(*quantize_app, quantize.packing);
   quantize_app->callback([&] { code = llava::RunQuantize(quantize); });
 

@@ -4,7 +4,6 @@
 
 #include <filesystem>
 #include <fstream>
-#include <iterator>
 #include <system_error>
 
 #include "server/runtime/tls_files.h"
@@ -17,11 +16,11 @@ void ShowProcess(Metrics& metrics) {
         .Set(static_cast<double>(resident) * static_cast<double>(sysconf(_SC_PAGESIZE)));
   }
   std::error_code error;  // as when no descriptor is left
-  const std::filesystem::directory_iterator files("/proc/self/fd", error);
+  int count = -1;         // not the one to count with
+  std::filesystem::directory_iterator file("/proc/self/fd", error);
+  for (; !error && file != std::filesystem::directory_iterator(); file.increment(error)) ++count;
   if (!error) {
-    const auto count = std::distance(begin(files), end(files)) - 1;  // not the one to count with
-    metrics.Gauge("llava_process_open_fds", "Open descriptors of this process.")
-        .Set(static_cast<double>(count));
+    metrics.Gauge("llava_process_open_fds", "Open descriptors of this process.").Set(count);
   }
   for (const auto& [file, expires] : CertificateExpiries()) {
     metrics

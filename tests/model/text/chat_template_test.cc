@@ -68,6 +68,16 @@ TEST(ChatTemplateTest, BuiltInOnesAreTheFilesOfTheFolder) {
   }
 }
 
+TEST(ChatTemplateTest, WhatTrainingHasNotIsWritten) {
+  const ChatTemplate t = ChatTemplate::Parse(R"({
+    "name": "mine", "system": "S", "system_prefix": "<", "user": {"prefix": "U ", "separator": "|"},
+    "assistant": {"prefix": "A ", "suffix": "."},
+    "training": {"system_prefix": "", "user": {"prefix": "U ", "separator": ""}}})");
+  const std::vector<ChatMessage> chat = {User("q"), Assistant("a"), User("r"), Assistant("b")};
+  EXPECT_EQ(t.RenderTraining(chat).text, "SU qA a.U rA b.");
+  EXPECT_EQ(ChatTemplate::Parse(t.ToJson()).RenderTraining(chat).text, "SU qA a.U rA b.");
+}
+
 TEST(ChatTemplateTest, SystemTextsAreTheOnesOfTraining) {
   auto check = [](const char* name, size_t size, const std::string& digest) {
     const std::string system = ChatTemplate::Builtin(name).system();

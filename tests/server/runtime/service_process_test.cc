@@ -77,7 +77,7 @@ int Life(milliseconds drain_timeout, Work work) {
   grpc::Service none;
   if (const int code = process.Start({&none}, {"probe"}); code != 0) return code;
   const auto shown = [&](const std::string& line) {
-    return process.pages().at("/metrics")(HttpRequest()).body.find("\n" + line) !=
+    return process.pages({}).at("/metrics")(HttpRequest()).body.find("\n" + line) !=
            std::string::npos;
   };
   if (!shown("llava_ready 0\n")) return 98;
