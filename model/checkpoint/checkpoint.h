@@ -72,7 +72,7 @@ struct OpenOptions {
   // tower. Tensors that the checkpoint has itself win; then only the settings are read from here.
   std::filesystem::path tower;
   // Built-in template or JSON file; empty: the checkpoint's own, else "v1", of Mistral without a
-  // window "mistral_instruct", where the tokenizer has <|im_end|> "chatml_direct".
+  // window "mistral_instruct", with the pieces of ChatML "chatml_direct".
   std::string chat_template;
   // Check size and SHA-256 of every file listed in the manifest, and that no weight is NaN or
   // infinite.
