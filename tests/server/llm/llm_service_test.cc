@@ -12,19 +12,15 @@
 #include <thread>
 #include <vector>
 
-#include "model/text/chat_template.h"
-#include "server/llm/generate_request.h"
 #include "server/runtime/status.h"
 #include "server/wire/feature_key.h"
 #include "server/wire/tensor_stream.h"
 #include "tests/server/llm/llm_test_server.h"
 #include "tests/support/fixtures.h"
-#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
 
-using ::testing::ElementsAre;
 using ::testing::ElementsAreArray;
 using ::testing::HasSubstr;
 
@@ -106,20 +102,6 @@ TEST_F(LlmServiceTest, WritesTheTokensOfTheOracle) {
     ++compared;
   }
   EXPECT_GE(compared, 2);
-}
-
-// Where the template names the end token, too, as chatml_direct does that of LLaVA-1.6-34B.
-TEST_F(LlmServiceTest, AnEndTokenThatTheTemplateNamesIsIgnoredWithTheOthers) {
-  const TempFolder folder;
-  auto form = nlohmann::json::parse(ChatTemplate::Builtin("v1").ToJson());
-  form["stop"] = {"</s>", "###"};
-  LlmOptions options = FixtureOptions();
-  options.language.chat_template = folder.Write("template.json", form.dump());
-  const LlmTestServer server(options);
-  v1::GenerateRequest request = server.Ask("Hello?");
-  EXPECT_THAT(MakeJob(request, *server.Renumbered(1))->stop.stop, ElementsAre("</s>", "###"));
-  request.mutable_sampling()->set_ignore_eos(true);
-  EXPECT_THAT(MakeJob(request, *server.Renumbered(1))->stop.stop, ElementsAre("###"));
 }
 
 TEST_F(LlmServiceTest, ManyAtOnceWriteWhatEachWritesAlone) {
