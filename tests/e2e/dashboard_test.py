@@ -41,7 +41,8 @@ def rule_queries():
             if "record" in rule:
                 queries += [(rule["record"], rule["expr"]), (rule["record"], rule["record"])]
             else:
-                for part in re.split(r" (?:and|or)(?: on \([a-z, ]+\))? ", rule["expr"]):
+                expression = re.sub(r" offset \w+", "", rule["expr"])  # nothing here is that old
+                for part in re.split(r" (?:and|or)(?: on \([a-z, ]+\))? ", expression):
                     if not part.startswith("absent(") and "llava_tls_" not in part:  # nothing is encrypted here
                         queries.append((rule["alert"], re.fullmatch(r"(.+?)(?: (?:[<>]|==) [0-9.]+)?", part)[1]))
     return queries
