@@ -51,14 +51,11 @@ int main(int argc, char** argv) {
   Settings settings(kProgram,
                     "Conversations about pictures: sessions, uploads and streamed answers over "
                     "gRPC, in front of llava-vision and llava-llm.");
-  const auto copies_store = [&options] {
-    return !options.backup_to.empty() || !options.restore_from.empty();
-  };
-  // Who copies the store listens nowhere.
-  process_options.Declare(settings, [&] { return !options.keys_file.empty() || copies_store(); });
+  process_options.Declare(
+      settings, [&options] { return !options.keys_file.empty() || options.copies_store(); });
   options.Declare(settings);
   if (const auto code = settings.Parse(argc, argv)) return *code;
-  if (copies_store()) return CopyStore(kProgram, options);
+  if (options.copies_store()) return CopyStore(kProgram, options);
   const uint64_t files = RaiseFileLimit();
   InitLogging({"gateway", process_options.log_level, process_options.log_format});
 

@@ -117,9 +117,7 @@ absl::Status GatewayOptions::Check() const {
   if (request_timeout.count() <= 0) {
     return absl::InvalidArgumentError("--request-timeout must be above 0");
   }
-  // Who copies the store asks nobody for a key.
-  const bool copies_store = !backup_to.empty() || !restore_from.empty();
-  if (keys_file.empty() || copies_store) return absl::OkStatus();
+  if (keys_file.empty() || copies_store()) return absl::OkStatus();
   // A pipe has its bytes once, for the start.
   std::error_code error;
   if (std::filesystem::exists(keys_file, error) &&

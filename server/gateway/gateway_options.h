@@ -69,6 +69,8 @@ struct GatewayOptions {
 
   // Instead of serving: copy the sessions to a new folder, or make them from such a copy.
   std::string backup_to, restore_from;
+  // The process copies a store and ends: it listens nowhere and asks nobody for a key.
+  bool copies_store() const { return !backup_to.empty() || !restore_from.empty(); }
 
   // $XDG_DATA_HOME or ~/.local/share, then /llava-serving/gateway.
   static std::string DefaultDataDir();

@@ -123,10 +123,10 @@ absl::StatusOr<GenerateJob> MakeJob(const v1::GenerateRequest& request, const Ll
   // An answer under a constraint has an end of its own, and the template's may be part of it.
   const bool constrained = HasConstraint(params);
   if (!constrained) job.stop.stop = language.chat_template->stop();
-  if (params.ignore_eos()) {  // whichever way it is named
-    std::erase_if(job.stop.stop, [&tokenizer = *language.tokenizer](const std::string& stop) {
-      return tokenizer.IdOf(stop) == tokenizer.eos_id();
-    });
+  if (const int32_t eos = language.tokenizer->eos_id(); params.ignore_eos() && eos >= 0) {
+    // Whichever way it is named.
+    std::erase_if(job.stop.stop,
+                  [&](const std::string& stop) { return language.tokenizer->IdOf(stop) == eos; });
   }
   job.stop.stop.insert(job.stop.stop.end(), params.stop().begin(), params.stop().end());
   job.stop.stop_token_ids.assign(params.stop_token_ids().begin(), params.stop_token_ids().end());

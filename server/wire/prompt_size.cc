@@ -29,8 +29,7 @@ absl::Status CheckPictureTokens(uint64_t pictures, uint64_t least_tokens, uint64
                         "the messages show ", pictures, " pictures of ", least_tokens,
                         " tokens or more, ", tokens, " together; the context has ", context_tokens,
                         " (the model's maximum context length) and text and answer need some. Drop "
-                        "older turns or ",
-                        "pictures")),
+                        "older turns or pictures")),
                     kReasonContextLength);
 }
 
