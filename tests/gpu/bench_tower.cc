@@ -28,7 +28,7 @@ json MeasureTower(at::Device device, const Shape& shape, const Limits& limits) {
   json found;
   {
     const ClipTower exact(c, tensors, device, at::kFloat);
-    const at::Tensor some = pixels(1);
+    const at::Tensor some = pixels(3);  // no count below: its first batch shall be one
     found["least_cosine_to_float32"] =
         at::cosine_similarity(tower.Features(some, features).to(at::kFloat),
                               exact.Features(some, features), /*dim=*/2)

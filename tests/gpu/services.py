@@ -3,8 +3,8 @@ answers, loads, and a model of a published shape with random weights. Standard l
 
     services.py DEVICE OUT.json [--shape llava-1.5-7b] [--work FOLDER] [--seconds 330] [--phases cpu,chat]
 
-Phases, each written to OUT.json when it ends: cpu, chat, kill, load, refuse, train, large, int4. One that fails takes
-nothing from the others; one for which too little of --seconds is left is skipped. Exit status: 0 if none failed.
+Phases, each written to OUT.json when it ends: cpu, chat, train, int4, large, kill, load, refuse. One that fails takes
+nothing from the others; one for which too little of --seconds is left is skipped (it bounds beginnings, not ends). Exit status: 0 if none failed.
 LLAVA_BIN_DIR: the binaries; LLAVA_LIBRARIES: where these find their libraries. With DEVICE cpu and --shape tiny it
 tries itself where no GPU is."""
 import argparse
@@ -26,7 +26,7 @@ SCENES = ROOT / "deploy/scenes"
 QUESTIONS = ["What is in the picture?", "How many things are there?"]
 DEVICE_MISSING, NO_MEMORY = 5, 6  # exit codes: server/runtime/exit_code.h
 # Seconds that must be left for a phase to be begun.
-NEEDS = {"cpu": 20, "chat": 20, "kill": 40, "load": 45, "refuse": 15, "train": 60, "large": 100, "int4": 70}
+NEEDS = {"cpu": 20, "chat": 20, "train": 60, "int4": 70, "large": 100, "kill": 40, "load": 45, "refuse": 15}
 
 
 class Wrong(RuntimeError):
@@ -60,13 +60,14 @@ class Trio:
         self.folder = folder
         self.arguments = {"vision": ["--model", tower, "--device", device, *vision],
                           "llm": ["--model", model, "--device", device, "--dtype", dtype, *llm]}
-        self.services, self.seconds = {}, {}
+        self.services, self.seconds, self.codes = {}, {}, {}
 
     def start(self, which, port=0, metrics=0):
         begin = time.monotonic()
         service = Service(f"llava-{which}", [*self.arguments[which], "--port", port, "--metrics-port", metrics,
                                              "--log-format", "json"], self.folder)
-        self.services[which] = service.wait_listening(120).wait_ready(180)
+        self.services[which] = service
+        service.wait_listening(120).wait_ready(180)
         self.seconds[which] = round(time.monotonic() - begin, 2)
 
     def __enter__(self):
@@ -77,20 +78,24 @@ class Trio:
                 "--http-port", 0, "--data-dir", self.folder / "data", "--vision", self.services["vision"].grpc,
                 "--llm", self.services["llm"].grpc]
             self.start("gateway")
-        except BaseException:
-            self.__exit__()
+        except BaseException as error:
+            self.__exit__(type(error))
             raise
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind=None, *_):
+        """Ends all that were started; what they said is printed where something went wrong."""
         for which in ("gateway", "llm", "vision"):
             service = self.services.get(which)
             if service is None:
                 continue
-            if service.process.poll() is None:
-                service.stop()
-            else:
-                print(f"services: llava-{which} ended with {service.process.poll()}:\n{service.text()[-2000:]}", flush=True)
+            ended = service.process.poll()
+            try:
+                self.codes[which] = service.stop() if ended is None else ended
+            except RuntimeError as error:
+                self.codes[which] = str(error)
+            if kind or ended is not None or self.codes[which]:
+                print(f"services: llava-{which} ended with {self.codes[which]}:\n{service.text()[-3000:]}", flush=True)
 
     def said(self):
         """What the services' logs say of what they loaded and of the products that they chose."""
@@ -150,9 +155,12 @@ class Run:
                       "version": version.read_text().strip() if version.exists() else None}
         self.reference = None
         self.making = {}
+        self.trios = []
 
     def trio(self, name, **options):
-        return Trio(self.work / name, options.pop("device", self.device), *options.pop("models", self.emoji), **options)
+        self.trios.append(Trio(self.work / name, options.pop("device", self.device), *options.pop("models", self.emoji),
+                               **options))
+        return self.trios[-1]
 
     def phase(self, name, needs):
         """Runs the method of that name; it returns what to write."""
@@ -161,8 +169,13 @@ class Run:
         else:
             begin = time.monotonic()
             print(f"services: {name}", flush=True)
+            self.trios = []
             try:
-                self.found[name] = {"result": "passed", **getattr(self, name)()}
+                found = getattr(self, name)()
+                ended = {which: code for trio in self.trios for which, code in trio.codes.items() if code}
+                if ended:
+                    raise Wrong(f"services ended with {ended}", found)
+                self.found[name] = {"result": "passed", **found}
             except Exception as error:
                 self.found[name] = {"result": "failed", "error": "".join(traceback.format_exception_only(error))[-3000:],
                                     **getattr(error, "found", {})}
@@ -256,8 +269,14 @@ class Run:
                 "longest_gap_ms": result["gap_ms"]["max"]}
 
     def loads(self, trio, sessions, seconds, tokens, *more):
-        return {str(count): trio.bench(count, seconds, "--warmup", 2, "--turns", 2, "--max-new-tokens", tokens, *more)
-                for count in sessions}
+        found = {}
+        for count in sessions:
+            try:
+                found[str(count)] = trio.bench(count, seconds, "--warmup", 2, "--turns", 2, "--max-new-tokens", tokens, *more)
+            except (RuntimeError, subprocess.TimeoutExpired) as error:
+                raise Wrong(f"{count} sessions: {error}",
+                            {"by_sessions": found, "ready_seconds": trio.seconds, "said": trio.said()}) from error
+        return found
 
     def load(self):
         with self.trio("load") as trio:
@@ -287,17 +306,22 @@ class Run:
 
         # Without dropout: devices draw other numbers.
         cases = {"all": [], "adapters": ["lora.rank=8", "lora.dropout=0"], "two": ["accumulation=2"], "offload": ["offload=true"]}
-        found, bounds = {}, {"fp32": 0.01, "bf16": 0.1}
+        found, bounds, wrong = {}, {"fp32": 0.01, "bf16": 0.1}, []
         for name, more in cases.items():
-            expected = losses(name, "cpu", *(setting for setting in more if setting != "offload=true"))
-            found[name] = {"cpu": expected}
+            if name == "offload" and not self.gpu:
+                continue
+            found[name] = {}
             device = f"{self.device},{self.device}" if name == "two" else self.device
-            for precision, bound in bounds.items():
-                if name == "offload" and not self.gpu:
-                    continue
-                here = found[name][precision] = losses(name + precision, device, *more, f"precision={precision}")
-                if any(abs(is_ - was) > bound * was for is_, was in zip(here, expected, strict=True)):
-                    raise Wrong(f"{name} in {precision} learns something else", {"losses": found})
+            try:
+                expected = found[name]["cpu"] = losses(name, "cpu", *(one for one in more if one != "offload=true"))
+                for precision, bound in bounds.items():
+                    here = found[name][precision] = losses(name + precision, device, *more, f"precision={precision}")
+                    if any(abs(is_ - was) > bound * was for is_, was in zip(here, expected, strict=True)):
+                        wrong.append(f"{name} in {precision} learns something else")
+            except (RuntimeError, ValueError, subprocess.TimeoutExpired) as error:
+                wrong.append(f"{name}: {error}")
+        if wrong:
+            raise Wrong("; ".join(wrong), {"losses": found})
         return {"losses": found}
 
     def of_shape(self, dtype, sessions, kv):
