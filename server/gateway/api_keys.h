@@ -40,7 +40,8 @@ struct KeyLimitField {
   const char* help;
 };
 inline constexpr KeyLimitField kKeyLimitFields[] = {
-    {"requests-per-minute", &KeyLimits::requests_per_minute, "Questions, uploads and counts of tokens together; 0: any number"},
+    {"requests-per-minute", &KeyLimits::requests_per_minute,
+     "Questions, uploads and counts of tokens together; 0: any number"},
     {"tokens-per-minute", &KeyLimits::tokens_per_minute, "Of prompts and answers"},
     {"concurrent-turns", &KeyLimits::concurrent_turns, "Answers under way and questions that wait"},
     {"sessions", &KeyLimits::sessions, "Sessions kept"},

@@ -13,8 +13,8 @@
 namespace llava {
 
 // Why the labels of a model cannot be changed: writing into its folder failed with `error` (errno).
-// FAILED_PRECONDITION where this process may not write, whatever forbids it: PERMISSION_DENIED would
-// say that the caller's key lacks the role. NOT_FOUND, else UNAVAILABLE.
+// FAILED_PRECONDITION where this process may not write, whatever forbids it: PERMISSION_DENIED
+// would say that the caller's key lacks the role. NOT_FOUND, else UNAVAILABLE.
 absl::Status LabelsRefused(const std::filesystem::path& folder, int error);
 
 // llava.v1.ModelService over a manager. LoadModel and UnloadModel answer when it is done; a caller
