@@ -31,7 +31,7 @@ namespace llava {
 
 // One example with what the model makes of it, so that a version can be tried before it is served.
 // What the tensors are and how far results may be off, by arithmetic ("float32", "bfloat16",
-// "float16"), says model/llava/self_test.h.
+// "float16", "int8", "int4"), says model/llava/self_test.h.
 struct SelfTest {
   std::map<std::string, at::Tensor> tensors;
   std::map<std::string, double> tolerances;

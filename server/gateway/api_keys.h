@@ -24,9 +24,9 @@ enum class KeyRole { kMonitor, kUser, kAdmin };
 
 // What the holder of a key may use at most; 0 = as much as there is.
 struct KeyLimits {
-  int64_t requests_per_minute = 0;  // questions
+  int64_t requests_per_minute = 0;  // of what makes work: TurnGate::Enter, ChargeRequest
   int64_t tokens_per_minute = 0;    // of prompts and answers
-  int64_t concurrent_turns = 0;
+  int64_t concurrent_turns = 0;     // running and waiting
   int64_t sessions = 0;
   int64_t turns_per_session = 0;
   int64_t pictures = 0;       // stored in all of its sessions
@@ -40,9 +40,10 @@ struct KeyLimitField {
   const char* help;
 };
 inline constexpr KeyLimitField kKeyLimitFields[] = {
-    {"requests-per-minute", &KeyLimits::requests_per_minute, "Questions; 0: any number"},
+    {"requests-per-minute", &KeyLimits::requests_per_minute,
+     "Questions, uploads and counts of tokens together; 0: any number"},
     {"tokens-per-minute", &KeyLimits::tokens_per_minute, "Of prompts and answers"},
-    {"concurrent-turns", &KeyLimits::concurrent_turns, "Answers at a time"},
+    {"concurrent-turns", &KeyLimits::concurrent_turns, "Answers under way and questions that wait"},
     {"sessions", &KeyLimits::sessions, "Sessions kept"},
     {"turns-per-session", &KeyLimits::turns_per_session, "Turns of one session"},
     {"pictures", &KeyLimits::pictures, "Pictures kept"},

@@ -403,8 +403,8 @@ class PictureFetcher::Loop {
   }
 
   std::string WhyNot(const Transfer& transfer, CURLcode result, long code) const {
-    // Nothing of an answer, nor what was found there, is told: it may be of a network that the
-    // caller cannot see.
+    // Of an answer its status is told and nothing else: it may be of a network that the caller
+    // cannot see (--picture-url-private).
     if (transfer.not_public && result != CURLE_OK) return "leads to no public address";
     if (transfer.too_long || result == CURLE_FILESIZE_EXCEEDED) {
       return absl::StrCat("gives more than the ", fetcher_.max_bytes_, " bytes that are allowed");

@@ -66,7 +66,8 @@ LifecycleMetrics::LifecycleMetrics(Metrics& metrics, uint64_t memory_budget)
                                     "the repository")) {
   metrics
       .Gauge("llava_model_memory_budget_bytes",
-             "Memory that all versions may take together; 0 = no limit")
+             "Memory that all versions may take together (--memory-budget); without the flag a "
+             "guess, which only chooses the swap mode")
       .Set(static_cast<double>(memory_budget));
 }
 

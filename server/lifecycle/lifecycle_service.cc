@@ -28,14 +28,7 @@ grpc::ServerUnaryReactor* Answer(grpc::CallbackServerContext* context, const abs
 
 absl::Status CheckWritable(const std::filesystem::path& folder) {
   if (access(folder.c_str(), W_OK) == 0) return absl::OkStatus();
-  const int error = errno;
-  const std::string message =
-      absl::StrCat(folder.string(), ": labels cannot be written here: ", std::strerror(error),
-                   "; use llava-model label on a host that may write");
-  if (error == EROFS) return absl::FailedPreconditionError(message);
-  if (error == EACCES || error == EPERM) return absl::PermissionDeniedError(message);
-  if (error == ENOENT) return absl::NotFoundError(message);
-  return absl::UnavailableError(message);
+  return LabelsRefused(folder, errno);
 }
 
 absl::Status AdminOnly(bool admin) {
@@ -45,6 +38,22 @@ absl::Status AdminOnly(bool admin) {
 }
 
 }  // namespace
+
+absl::Status LabelsRefused(const std::filesystem::path& folder, int error) {
+  const std::string message =
+      absl::StrCat(folder.string(), ": labels cannot be written here: ", std::strerror(error),
+                   "; use llava-model label on a host that may write");
+  switch (error) {
+    case EROFS:
+    case EACCES:  // of a folder that is mounted read-only, too, where its owner is somebody else
+    case EPERM:
+      return absl::FailedPreconditionError(message);
+    case ENOENT:
+      return absl::NotFoundError(message);
+    default:
+      return absl::UnavailableError(message);
+  }
+}
 
 grpc::ServerUnaryReactor* LifecycleService::ListModels(grpc::CallbackServerContext* context,
                                                        const v1::ListModelsRequest* request,

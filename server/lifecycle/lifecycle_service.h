@@ -1,14 +1,21 @@
 #pragma once
 
+#include <filesystem>
 #include <functional>
 #include <string>
 
+#include "absl/status/status.h"
 #include "llava/v1/models.grpc.pb.h"
 #include "server/lifecycle/model_manager.h"
 #include "server/lifecycle/waiting_call.h"
 #include "server/runtime/task_threads.h"
 
 namespace llava {
+
+// Why the labels of a model cannot be changed: writing into its folder failed with `error` (errno).
+// FAILED_PRECONDITION where this process may not write, whatever forbids it: PERMISSION_DENIED
+// would say that the caller's key lacks the role. NOT_FOUND, else UNAVAILABLE.
+absl::Status LabelsRefused(const std::filesystem::path& folder, int error);
 
 // llava.v1.ModelService over a manager. LoadModel and UnloadModel answer when it is done; a caller
 // that gives up, or whose deadline passes, stops waiting and nothing else. SetLabel and Rollback

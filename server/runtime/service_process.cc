@@ -48,7 +48,7 @@ bool ProcessOptions::on_loopback() const { return IsLoopbackHost(host); }
 
 void ProcessOptions::Declare(Settings& settings, std::function<bool()> keeps_strangers_out) {
   settings.Group("Network");
-  settings.Add("host", &host, "Address to listen on");
+  settings.Add("host", &host, "IP address to listen on, or localhost");
   settings.Add("port", &port, "gRPC port, 0 = any free one", 0, 65535);
   settings.Add("metrics-port", &metrics_port, "HTTP port of /metrics, /livez, /readyz; 0 = any", 0,
                65535);

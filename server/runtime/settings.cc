@@ -23,12 +23,13 @@ namespace {
 // A hundred years: more does not fit into a time in nanoseconds. An exabyte.
 constexpr double kMostSeconds = 100.0 * 365 * 24 * 3600, kMostBytes = 1e18;
 
-// "512", "1.5" style numbers with a unit out of `units` behind them.
+// "512", "1.5" style numbers with a unit out of `units` behind them, which 0 does not need.
 absl::StatusOr<double> WithUnit(const std::string& text, const std::map<std::string, double>& units,
                                 double most) {
   double number = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
   const std::string unit(end, text.data() + text.size());
+  if (error == std::errc() && number == 0 && unit.empty()) return 0.0;
   const auto found = units.find(unit);
   if (error != std::errc() || found == units.end() || !(number >= 0)) {
     std::vector<std::string> known;

@@ -4,6 +4,8 @@ import os
 import pathlib
 import re
 import subprocess
+import sys
+import tempfile
 import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -29,6 +31,14 @@ class HelpTest(unittest.TestCase):
                 self.assertEqual(done.returncode, 0, done.stderr)
                 self.assertRegex(done.stdout.lower(), f"{path.name.lower()}|usage")
                 self.assertGreater(done.stdout.count("\n"), 3)
+
+    def test_programs_of_another_folder(self):
+        """Of train_vs_transformers.py, too, which has an option for it."""
+        with tempfile.TemporaryDirectory() as empty:
+            done = subprocess.run([ROOT / "tests/bench/train_vs_transformers.py", "--python", sys.executable],
+                                  env=os.environ | {"LLAVA_BIN_DIR": empty}, text=True, capture_output=True, timeout=120)
+        self.assertEqual(done.returncode, 1, done.stderr)
+        self.assertIn(f"{empty}/llava-train is not there", done.stderr)
 
 
 if __name__ == "__main__":

@@ -224,8 +224,8 @@ def arguments_of():
     parser.add_argument("--all", action="store_true", help=f"with {SLOW.name}, which takes minutes")
     parser.add_argument("--pairs", type=int, default=5, help="of turns a row (default 5)")
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="without the dry runs")
-    parser.add_argument("--bin", type=pathlib.Path, default=ROOT / "build/release/bin",
-                        help="folder of llava-train and llava-datagen")
+    parser.add_argument("--bin", type=pathlib.Path, default=bench.BIN,
+                        help="folder of llava-train and llava-datagen (default: $LLAVA_BIN_DIR, build/release/bin)")
     parser.add_argument("--python", type=pathlib.Path, default=cache / "peers/bin/python",
                         help="interpreter with what tests/bench/requirements.txt lists")
     parser.add_argument("--world", type=pathlib.Path, help="folder that keeps models and data for another time")

@@ -12,7 +12,8 @@
 
 namespace llava {
 
-// Of the reference answer and of the candidate's, 1 to 10 each.
+// Of the reference answer and of the candidate's: 1 to 10 each, as judges are told. Robustly read
+// they are from 0 to 10, strictly whatever stands there, and -1 where nothing does (kNoScores).
 struct JudgeScores {
   double reference = 0, candidate = 0;
   bool operator==(const JudgeScores&) const = default;

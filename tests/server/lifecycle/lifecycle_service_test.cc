@@ -4,6 +4,7 @@
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
+#include <cerrno>
 #include <chrono>
 #include <functional>
 #include <memory>
@@ -218,6 +219,18 @@ TEST_F(LifecycleServiceTest, AFolderHasNoPlaceForLabels) {
   EXPECT_EQ(status.error_code(), StatusCode::FAILED_PRECONDITION);
   EXPECT_THAT(status.error_message(), HasSubstr("repository"));
   EXPECT_TRUE(Load(1).ok());
+}
+
+// Of the deployment, not of the caller: a volume that is mounted read-only may answer either way.
+TEST(LabelsRefusedTest, AFolderThatIsClosedIsNoLackOfRights) {
+  for (const int error : {EROFS, EACCES, EPERM}) {
+    const absl::Status status = LabelsRefused("/models/emoji", error);
+    EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
+    EXPECT_THAT(status.message(), HasSubstr("/models/emoji: labels cannot be written here: "));
+    EXPECT_THAT(status.message(), HasSubstr("llava-model label"));
+  }
+  EXPECT_EQ(LabelsRefused("/models/emoji", ENOENT).code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(LabelsRefused("/models/emoji", EIO).code(), absl::StatusCode::kUnavailable);
 }
 
 TEST_F(LifecycleServiceTest, LongNamesAreNotRepeated) {

@@ -88,6 +88,19 @@ TEST_F(SettingsTest, ReadsFlagsOfEveryKind) {
   EXPECT_TRUE(loud_);
 }
 
+TEST_F(SettingsTest, NoTimeNeedsNoUnit) {
+  std::chrono::microseconds pause{200};
+  settings_.Add("pause", &pause, "A short time");
+  EXPECT_EQ(Parse({"--wait", "0", "--pause", "0"}), std::nullopt) << err_;
+  EXPECT_EQ(wait_.count(), 0);
+  EXPECT_EQ(pause.count(), 0);
+  for (const char* wait : {"5", "0x", "00m1", ""}) {
+    EXPECT_EQ(Parse({"--wait", wait}), 2) << wait;
+    EXPECT_THAT(err_, HasSubstr("--wait")) << wait;
+  }
+  EXPECT_THAT(err_, HasSubstr("is not a number with a unit of: h m ms s"));
+}
+
 TEST_F(SettingsTest, FlagBeatsEnvironmentBeatsFileBeatsDefault) {
   const std::string path = File("name: file\nport: 2\nrate: 1\nlog_unused: 1\n");
   EXPECT_EQ(Parse({"--config", path.c_str()}), 2);
