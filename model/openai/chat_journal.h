@@ -33,7 +33,8 @@ class ChatJournal {
     ChatReply reply;
     double cost = 0;  // as it was when it was paid for
   };
-  // The first answer to the request with this hash.
+  // The first answer to the request with this hash. One that the server broke off is none (clients
+  // do not take them, but have): it counts for usage and cost alone.
   std::optional<Entry> Find(const std::string& hash) const;
   bool Holds(const std::string& hash) const { return places_.contains(hash); }
 
@@ -56,6 +57,7 @@ class ChatJournal {
   };
   void Load();
   void Add(const nlohmann::json& entry, Place place);
+  void Count(const std::string& hash, const ChatReply& reply, double cost, Place place);
   [[noreturn]] void Fail(const std::string& what, int error) const;
 
   std::filesystem::path path_;
