@@ -36,6 +36,11 @@ struct ChatRequest {
 struct ChatUsage {
   uint64_t prompt_tokens = 0, completion_tokens = 0;
   uint64_t tokens() const { return prompt_tokens + completion_tokens; }
+  ChatUsage& operator+=(const ChatUsage& other) {
+    prompt_tokens += other.prompt_tokens;
+    completion_tokens += other.completion_tokens;
+    return *this;
+  }
 };
 
 struct ChatReply {

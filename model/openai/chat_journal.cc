@@ -146,8 +146,8 @@ void ChatJournal::Add(const Json& entry, Place place) {
 }
 
 void ChatJournal::Count(const std::string& hash, const ChatReply& reply, double cost, Place place) {
-  usage_.prompt_tokens += reply.usage.prompt_tokens;
-  usage_.completion_tokens += reply.usage.completion_tokens;
+  usage_ += reply.usage;
+  if (cost == 0) unpriced_ += reply.usage;
   cost_ += cost;
   if (!reply.broken_off()) places_.emplace(hash, place);
 }

@@ -48,6 +48,8 @@ class ChatJournal {
   // Of all in it.
   const ChatUsage& usage() const { return usage_; }
   double cost() const { return cost_; }
+  // Of those that were recorded without a cost, because nobody told the prices then.
+  const ChatUsage& unpriced() const { return unpriced_; }
   // Of a torn line that was dropped.
   uint64_t dropped_bytes() const { return dropped_bytes_; }
 
@@ -64,7 +66,7 @@ class ChatJournal {
   int file_ = -1;
   uint64_t end_ = 0;                               // of what is recorded
   std::unordered_map<std::string, Place> places_;  // by hash
-  ChatUsage usage_;
+  ChatUsage usage_, unpriced_;
   double cost_ = 0;
   uint64_t dropped_bytes_ = 0;
 };
