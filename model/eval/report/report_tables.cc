@@ -1,6 +1,8 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <cstdio>
+#include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
@@ -15,6 +17,7 @@
 namespace llava {
 namespace {
 
+namespace fs = std::filesystem;
 using Json = nlohmann::json;
 
 constexpr const char* kAverage = "average";
@@ -92,6 +95,44 @@ bool IsWild(const Json& categories) {
                      [](const auto& one) { return one.key().starts_with(kWild); });
 }
 
+int64_t CountAt(const Json& object, const std::string& key) {
+  return static_cast<int64_t>(NumberAt(object, key).value_or(0));
+}
+
+int64_t NumWithoutScores(const Json& category) {
+  return CountAt(category, "unread") + CountAt(category, "mended");
+}
+
+// Whether no review of the category has scores by the published rule; its figure is none then.
+bool NoneHasScores(const Json& category) {
+  const int64_t without = NumWithoutScores(category);
+  return without > 0 && without == CountAt(category, "count");
+}
+
+// What the figure of a file of reviews is made of beside scores from 0 to 10.
+std::string ScoresComplaint(const std::string& name, const Json& file) {
+  const Json& all = At(At(file, "categories"), "all");
+  const int64_t outside = CountAt(all, "outside"), without = NumWithoutScores(all);
+  if (without + outside == 0) return "";
+  std::string text = " " + name + ": ";
+  if (NoneHasScores(all)) {
+    text += "no figure, none of " + std::to_string(without) +
+            " reviews has scores by the published rule";
+  } else if (without > 0) {
+    text += std::to_string(without) + " reviews without scores by the published rule count as -1";
+  }
+  if (outside > 0) {
+    text += (without > 0 ? ", " : "") + std::to_string(outside) +
+            " reviews with scores that are not from 0 to 10 count as they are";
+  }
+  if (const auto relative = NumberAt(all, "relative_of_read")) {
+    char number[32];
+    std::snprintf(number, sizeof(number), "%.1f", *relative);
+    text += std::string("; relative of those read kindly: ") + number;
+  }
+  return text + ".";
+}
+
 // What keeps the files of a result from being one whole judgement; empty if nothing does.
 std::string JudgeComplaint(const std::string& name, const Json& json) {
   std::string text;
@@ -100,8 +141,12 @@ std::string JudgeComplaint(const std::string& name, const Json& json) {
   }
   int64_t missing = 0;
   for (const Json& file : json["files"]) {
-    const auto count = NumberAt(file, "missing");
-    if (count && *count > 0) missing += static_cast<int64_t>(*count);
+    missing += CountAt(file, "missing");
+    const auto path = file.find("file");
+    const bool several = json["files"].size() > 1 && path != file.end() && path->is_string();
+    const std::string which =
+        several ? " (" + fs::path(path->get<std::string>()).filename().string() + ")" : "";
+    text += ScoresComplaint(name + which, file);
   }
   if (missing > 0) {
     text +=
@@ -119,6 +164,13 @@ ReportRow JudgeReportRow(const std::string& name, const Json& json,
   for (const std::string& column : columns) {
     const std::string category = wild && column != "all" ? std::string(kWild) + column : column;
     ReportCell cell;
+    const bool none = std::any_of(
+        json["files"].begin(), json["files"].end(),
+        [&](const Json& file) { return NoneHasScores(At(At(file, "categories"), category)); });
+    if (none) {
+      row.cells.push_back(cell);
+      continue;
+    }
     if (several || !average.empty()) {
       const Json& relative = At(At(average, category), "relative");
       cell.value = NumberAt(relative, "mean");

@@ -75,6 +75,42 @@ TEST(ReportTest, TellsOfJudgementsThatAreNotWhole) {
   EXPECT_THAT(whole[0].note, Not(HasSubstr("whole")));
 }
 
+TEST(ReportTest, TellsOfReviewsWithoutScores) {
+  const TempFolder folder;
+  const auto file = [](const std::string& name, const std::string& all) {
+    return R"({"file": ")" + name + R"(", "categories": {"all": )" + all + "}}";
+  };
+  const auto judged = [](const std::string& files, const std::string& more = "") {
+    return R"({"kind": "judge", "files": [)" + files + "]" + more + "}";
+  };
+  const std::string part = R"({"relative": 37.5, "count": 90, "unread": 20, "mended": 10,
+                               "outside": 2, "relative_of_read": 70.56})";
+  const std::string outside = R"({"relative": 99.0, "count": 90, "unread": 0, "mended": 0,
+                                  "outside": 1, "relative_of_read": 80.0})";
+  const std::string none = R"({"relative": 100.0, "count": 90, "unread": 90, "mended": 0,
+                               "outside": 0, "relative_of_read": null})";
+  const auto tables = MakeReport(
+      {{"part", folder.Write("a.json", judged(file("x", part)))},
+       {"wide", folder.Write("b.json", judged(file("x", outside)))},
+       {"mute", folder.Write("c.json", judged(file("x", none)))},
+       {"runs",
+        folder.Write("d.json", judged(file("/r/1", outside) + ", " + file("2", none),
+                                      R"(, "average": {"all": {"relative": {"mean": 99.5}}})"))}});
+  ASSERT_EQ(tables.size(), 1);
+  EXPECT_EQ(Find(tables[0], "part")->cells.back().value, 37.5);
+  EXPECT_EQ(Find(tables[0], "runs")->cells.back().value, std::nullopt);
+  EXPECT_EQ(Find(tables[0], "mute")->cells.back().value, std::nullopt);
+  EXPECT_THAT(
+      tables[0].note,
+      AllOf(HasSubstr(" part: 30 reviews without scores by the published rule count as -1, 2 "
+                      "reviews with scores that are not from 0 to 10 count as they are; relative "
+                      "of those read kindly: 70.6."),
+            HasSubstr(" wide: 1 reviews with scores that are not from 0 to 10 count as they are; "
+                      "relative of those read kindly: 80.0."),
+            HasSubstr(" mute: no figure, none of 90 reviews has scores by the published rule."),
+            HasSubstr(" runs (1): 1 reviews with"), HasSubstr(" runs (2): no figure")));
+}
+
 TEST(ReportTest, KnowsShortAnswersAndScenes) {
   const TempFolder folder;
   const auto tables = MakeReport(
