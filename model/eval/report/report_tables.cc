@@ -29,6 +29,10 @@ std::optional<double> NumberAt(const Json& object, const std::string& key) {
   return found->get<double>();
 }
 
+int64_t CountAt(const Json& object, const std::string& key) {
+  return static_cast<int64_t>(NumberAt(object, key).value_or(0));
+}
+
 // An object within an object; empty if there is none.
 const Json& At(const Json& object, const std::string& key) {
   static const Json kNothing = Json::object();
@@ -67,6 +71,22 @@ ReportRow ScienceRow(const std::string& name, const Json& score,
   return row;
 }
 
+// What of an accuracy is no answer; empty if there is nothing.
+std::string ScienceComplaint(const std::string& name, const Json& score) {
+  constexpr std::array<std::pair<const char*, const char*>, 3> kReasons = {
+      {{"missing", "without an answer"},
+       {"unread", "not readable"},
+       {"out_of_range", "no such choice"}}};
+  const Json& failures = At(score, "failures");
+  std::string list;
+  for (const auto& [key, what] : kReasons) {
+    const int64_t count = CountAt(failures, key);
+    if (count <= 0) continue;
+    list += (list.empty() ? "" : ", ") + std::to_string(count) + " " + what;
+  }
+  return list.empty() ? "" : " " + name + ": counted as wrong: " + list + ".";
+}
+
 struct Read {
   std::string name;
   Json json;
@@ -77,12 +97,15 @@ std::optional<ReportTable> ScienceTable(const std::vector<Read>& inputs) {
   ReportTable table{"ScienceQA", "Right answers in %; intervals: 95 %, Wilson.", {}, {}, 2};
   table.columns = {"NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12", "AVG"};
   for (const auto& [name, json] : inputs) {
-    table.rows.push_back(ScienceRow(name, json, table.columns));
+    const auto add = [&](const std::string& row, const Json& score) {
+      table.rows.push_back(ScienceRow(row, score, table.columns));
+      table.note += ScienceComplaint(row, score);
+    };
+    add(name, json);
     constexpr std::array<std::pair<const char*, const char*>, 3> kOthers = {
         {{"second", "second model"}, {"complement", "complement"}, {"judge", "judge"}}};
     for (const auto& [key, what] : kOthers) {
-      if (!json.contains(key)) continue;
-      table.rows.push_back(ScienceRow(name + ", " + what, json[key], table.columns));
+      if (json.contains(key)) add(name + ", " + what, json[key]);
     }
   }
   AddPublished("scienceqa", table);
@@ -93,10 +116,6 @@ std::optional<ReportTable> ScienceTable(const std::vector<Read>& inputs) {
 bool IsWild(const Json& categories) {
   return std::any_of(categories.items().begin(), categories.items().end(),
                      [](const auto& one) { return one.key().starts_with(kWild); });
-}
-
-int64_t CountAt(const Json& object, const std::string& key) {
-  return static_cast<int64_t>(NumberAt(object, key).value_or(0));
 }
 
 int64_t NumWithoutScores(const Json& category) {
@@ -240,6 +259,10 @@ std::optional<ReportTable> VqaTable(const std::vector<Read>& inputs) {
     ReportRow row{name, std::vector<ReportCell>(table.columns.size())};
     row.cells[metric == "exact" ? 1 : 0].value = NumberAt(json, "acc");
     table.rows.push_back(std::move(row));
+    if (const int64_t missing = CountAt(json, "missing"); missing > 0) {
+      table.note +=
+          " " + name + ": counted as wrong: " + std::to_string(missing) + " without an answer.";
+    }
   }
   if (table.rows.empty()) return std::nullopt;
   AddPublished("vqa", table);

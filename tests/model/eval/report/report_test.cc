@@ -52,6 +52,36 @@ TEST(ReportTest, PutsResultsBesideThePaper) {
   EXPECT_EQ(Find(tables[2], "wild")->cells.front().low, std::nullopt);
 }
 
+TEST(ReportTest, TellsOfQuestionsWithoutAnswers) {
+  const TempFolder folder;
+  const auto failures = [](int missing, int unread, int out_of_range) {
+    return R"("failures": {"missing": )" + std::to_string(missing) + R"(, "unread": )" +
+           std::to_string(unread) + R"(, "out_of_range": )" + std::to_string(out_of_range) +
+           R"(, "ids": []}, "classes": {"AVG": {"acc": 21.0}})";
+  };
+  const auto vqa = [](const char* metric, int missing) {
+    return R"({"kind": "vqa", "acc": 12.5, "count": 80, "metric": ")" + std::string(metric) +
+           R"(", "missing": )" + std::to_string(missing) + "}";
+  };
+  const auto tables = MakeReport(
+      {{"part", folder.Write("a.json", R"({"kind": "scienceqa", "complement": {)" +
+                                           failures(7, 0, 0) + R"(}, "judge": {)" +
+                                           failures(0, 0, 2) + "}, " + failures(3241, 1, 0) + "}")},
+       {"whole", folder.Write("b.json", R"({"kind": "scienceqa", )" + failures(0, 0, 0) + "}")},
+       {"soft", folder.Write("c.json", vqa("soft", 12))},
+       {"exact", folder.Write("d.json", vqa("exact", 5))},
+       {"full", folder.Write("e.json", vqa("exact", 0))}});
+  ASSERT_EQ(tables.size(), 2);
+  EXPECT_THAT(tables[0].note,
+              AllOf(HasSubstr(" part: counted as wrong: 3241 without an answer, 1 not readable."),
+                    HasSubstr(" part, complement: counted as wrong: 7 without an answer."),
+                    HasSubstr(" part, judge: counted as wrong: 2 no such choice."),
+                    Not(HasSubstr("whole"))));
+  EXPECT_THAT(tables[1].note, AllOf(HasSubstr(" soft: counted as wrong: 12 without an answer."),
+                                    HasSubstr(" exact: counted as wrong: 5 without an answer."),
+                                    Not(HasSubstr("full"))));
+}
+
 TEST(ReportTest, TellsOfJudgementsThatAreNotWhole) {
   const TempFolder folder;
   const std::string file = R"({"file": "a", "missing": 4, "categories": {
