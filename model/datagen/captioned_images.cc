@@ -135,6 +135,13 @@ CaptionedImage::Box BoxFrom(const Json& annotation, const std::string& category,
           .y2 = share(y + h, height)};
 }
 
+// Whether the box is around many things of a kind at once: shown as one it would be a wrong thing.
+bool IsCrowd(const Json& annotation) {
+  const auto found = annotation.find("iscrowd");
+  if (found == annotation.end()) return false;
+  return found->is_boolean() ? found->get<bool>() : found->is_number() && found->get<double>() != 0;
+}
+
 void AddBoxes(const fs::path& path, const std::unordered_map<int64_t, size_t>& places,
               std::vector<CaptionedImage>& images) {
   std::unordered_map<int64_t, std::pair<double, double>> sizes;
@@ -147,6 +154,7 @@ void AddBoxes(const fs::path& path, const std::unordered_map<int64_t, size_t>& p
   };
   std::vector<Waiting> boxes;
   uint64_t annotations = 0;
+  bool any = false;  // of a picture with captions
   ReadCocoObjects(path, [&](const std::string& section, const Json& object) {
     if (section == "images") {
       sizes[IntegerAt(object, "id")] = {PositiveAt(object, "width"), PositiveAt(object, "height")};
@@ -157,7 +165,9 @@ void AddBoxes(const fs::path& path, const std::unordered_map<int64_t, size_t>& p
       const int64_t image = IntegerAt(object, "image_id");
       const int64_t category = IntegerAt(object, "category_id");
       BoxFrom(object, "", 1, 1);  // throws with its place
-      if (places.contains(image)) boxes.push_back({number, image, category, object.at("bbox")});
+      if (!places.contains(image)) return;
+      any = true;
+      if (!IsCrowd(object)) boxes.push_back({number, image, category, object.at("bbox")});
     }
   });
   for (const Waiting& box : boxes) {
@@ -174,7 +184,7 @@ void AddBoxes(const fs::path& path, const std::unordered_map<int64_t, size_t>& p
     images[places.at(box.image)].boxes.push_back(BoxFrom(
         {{"bbox", box.annotation}}, category->second, size->second.first, size->second.second));
   }
-  if (annotations > 0 && boxes.empty()) {
+  if (annotations > 0 && !any) {
     throw std::invalid_argument(path.string() +
                                 ": none of its boxes is of a picture with captions");
   }

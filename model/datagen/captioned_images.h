@@ -25,7 +25,7 @@ struct CaptionedImage {
 
 // COCO's captions_*.json and instances_*.json (empty: no boxes), in the order of the first's
 // pictures; those without captions are left out. Boxes of pictures that only the second file knows
-// are ignored. Segmentations are not kept in memory.
+// are ignored, and those around a crowd. Segmentations are not kept in memory.
 std::vector<CaptionedImage> ReadCoco(const std::filesystem::path& captions,
                                      const std::filesystem::path& instances);
 

@@ -257,7 +257,7 @@ class Run {
             {"attempts_repeated", totals_.repeated},
             {"prompt_tokens", journal_.usage().prompt_tokens},
             {"answer_tokens", journal_.usage().completion_tokens},
-            {"cost", journal_.cost()}};
+            {"cost", CostOf(journal_, options_.run.prices)}};
   }
 
   fs::path Place(const std::string& name) const { return options_.out / name; }

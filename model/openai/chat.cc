@@ -121,12 +121,20 @@ ChatReply ParseCompletion(std::string_view body, uint64_t estimated_prompt_token
     throw std::runtime_error("the answer has no choices[0].message: " + ErrorText(body));
   }
   const Json& choice = choices->front();
+  const auto error = choice.find("error");
+  if (error != choice.end() && !error->is_null()) {
+    throw std::runtime_error("the server broke the answer off: " + ErrorText(choice.dump()));
+  }
   ChatReply reply;
   const Json& message = choice["message"];
   if (message.contains("content")) reply.text = TextOf(message["content"]);
   if (const auto reason = choice.find("finish_reason");
       reason != choice.end() && reason->is_string()) {
     reply.finish_reason = reason->get<std::string>();
+  }
+  if (reply.broken_off()) {
+    throw std::runtime_error("the server broke the answer off: finish_reason " +
+                             reply.finish_reason);
   }
   const auto usage = answer.find("usage");
   const Json none = Json::object();

@@ -36,12 +36,20 @@ struct ChatRequest {
 struct ChatUsage {
   uint64_t prompt_tokens = 0, completion_tokens = 0;
   uint64_t tokens() const { return prompt_tokens + completion_tokens; }
+  ChatUsage& operator+=(const ChatUsage& other) {
+    prompt_tokens += other.prompt_tokens;
+    completion_tokens += other.completion_tokens;
+    return *this;
+  }
 };
 
 struct ChatReply {
   std::string text;
   std::string finish_reason;  // "stop", "length" (cut off), "content_filter", ...; may be empty
   ChatUsage usage;            // estimated where the server does not tell
+
+  // The server gave up within the answer ("abort", "error"): it is none, asked again it may be.
+  bool broken_off() const { return finish_reason == "abort" || finish_reason == "error"; }
 };
 
 enum class ChatEnd {
@@ -76,7 +84,7 @@ uint64_t EstimatePromptTokens(const ChatRequest& request);
 uint64_t MostAnswerTokens(const ChatRequest& request);
 
 // What a server answered with a status of 200. Throws std::runtime_error if that is no chat
-// completion with text (an empty one is).
+// completion with text (an empty one is), or one that the server broke off.
 ChatReply ParseCompletion(std::string_view body, uint64_t estimated_prompt_tokens);
 
 // What a server says of an error in one line, with no control characters: its error.message where

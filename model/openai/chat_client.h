@@ -24,11 +24,11 @@ namespace llava {
 
 // Every request becomes a POST to <base_url>/chat/completions without streaming. An attempt that
 // fails is repeated after a pause (retry_policy.h tells which do; also: no connection, a timeout,
-// an answer that breaks off or is no completion), at most `attempts` times, and not where
-// "X-Should-Retry: false" says that it would fail again. "Retry-After" is obeyed and holds back all
-// requests, because limits belong to the account; one of more than ten minutes is fatal. Results
-// tell errors; nothing is thrown after construction but std::bad_alloc and std::runtime_error where
-// libcurl itself fails.
+// an answer that breaks off, that the server broke off, or that is no completion), at most
+// `attempts` times, and not where "X-Should-Retry: false" says that it would fail again.
+// "Retry-After" is obeyed and holds back all requests, because limits belong to the account; one of
+// more than ten minutes is fatal. Results tell errors; nothing is thrown after construction but
+// std::bad_alloc and std::runtime_error where libcurl itself fails.
 //
 // One thread. Redirects are not followed: the key would go along. http_proxy, https_proxy and
 // no_proxy are obeyed, as by curl.

@@ -2,7 +2,9 @@
 
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
+#include <cstdio>
 #include <cstdlib>
+#include <optional>
 #include <stdexcept>
 
 #include "model/openai/replay.h"
@@ -11,6 +13,14 @@ namespace llava {
 namespace {
 
 constexpr char kUsualKeyVariable[] = "OPENAI_API_KEY";
+
+std::string TemperatureHelp(const std::optional<double>& usual) {
+  if (!usual) return "Of sampling (default: the server's)";
+  char number[32];
+  std::snprintf(number, sizeof(number), "%g", *usual);
+  return std::string("Of sampling (default: ") + number +
+         "; for a server that takes none: --body '{\"temperature\": null}')";
+}
 
 }  // namespace
 
@@ -45,7 +55,7 @@ void ChatFlags::Add(CLI::App& command, const std::string& group) {
   of_server("--attempts", client_.attempts, "Attempts of a request that may do better later")
       ->check(CLI::Range(1, 100))
       ->capture_default_str();
-  add("--temperature", request_.temperature, "Of sampling (default: the server's)")
+  add("--temperature", request_.temperature, TemperatureHelp(request_.temperature))
       ->check(CLI::Range(0.0, 5.0));
   add("--top-p", request_.top_p, "Of sampling (default: the server's)")
       ->check(CLI::Range(0.0, 1.0));

@@ -142,11 +142,14 @@ void ChatJournal::Add(const Json& entry, Place place) {
   }
   const Json* cost = FindKey(entry, "cost");
   if (cost && !cost->is_number()) throw std::invalid_argument("\"cost\" is no number");
-  const ChatUsage usage = ReplyFromJson(entry).usage;
-  usage_.prompt_tokens += usage.prompt_tokens;
-  usage_.completion_tokens += usage.completion_tokens;
-  if (cost) cost_ += cost->get<double>();
-  places_.emplace(hash->get<std::string>(), place);
+  Count(hash->get<std::string>(), ReplyFromJson(entry), cost ? cost->get<double>() : 0, place);
+}
+
+void ChatJournal::Count(const std::string& hash, const ChatReply& reply, double cost, Place place) {
+  usage_ += reply.usage;
+  if (cost == 0) unpriced_ += reply.usage;
+  cost_ += cost;
+  if (!reply.broken_off()) places_.emplace(hash, place);
 }
 
 std::optional<ChatJournal::Entry> ChatJournal::Find(const std::string& hash) const {
@@ -188,11 +191,7 @@ void ChatJournal::Append(std::span<const ChatResult> results, std::span<const do
   if (fdatasync(file_) != 0) undo("cannot be synchronised with the disk", errno);
   end_ += text.size();
   for (size_t i = 0; i < results.size(); ++i) {
-    const ChatUsage& usage = results[i].reply->usage;
-    usage_.prompt_tokens += usage.prompt_tokens;
-    usage_.completion_tokens += usage.completion_tokens;
-    cost_ += costs[i];
-    places_.emplace(results[i].hash, places[i]);
+    Count(results[i].hash, *results[i].reply, costs[i], places[i]);
   }
 }
 

@@ -33,7 +33,8 @@ class ChatJournal {
     ChatReply reply;
     double cost = 0;  // as it was when it was paid for
   };
-  // The first answer to the request with this hash.
+  // The first answer to the request with this hash. One that the server broke off is none (clients
+  // do not take them, but have): it counts for usage and cost alone.
   std::optional<Entry> Find(const std::string& hash) const;
   bool Holds(const std::string& hash) const { return places_.contains(hash); }
 
@@ -47,6 +48,8 @@ class ChatJournal {
   // Of all in it.
   const ChatUsage& usage() const { return usage_; }
   double cost() const { return cost_; }
+  // Of those that were recorded without a cost, because nobody told the prices then.
+  const ChatUsage& unpriced() const { return unpriced_; }
   // Of a torn line that was dropped.
   uint64_t dropped_bytes() const { return dropped_bytes_; }
 
@@ -56,13 +59,14 @@ class ChatJournal {
   };
   void Load();
   void Add(const nlohmann::json& entry, Place place);
+  void Count(const std::string& hash, const ChatReply& reply, double cost, Place place);
   [[noreturn]] void Fail(const std::string& what, int error) const;
 
   std::filesystem::path path_;
   int file_ = -1;
   uint64_t end_ = 0;                               // of what is recorded
   std::unordered_map<std::string, Place> places_;  // by hash
-  ChatUsage usage_;
+  ChatUsage usage_, unpriced_;
   double cost_ = 0;
   uint64_t dropped_bytes_ = 0;
 };

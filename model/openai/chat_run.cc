@@ -32,6 +32,10 @@ double ChatPrices::Of(const ChatUsage& usage) const {
          1e6;
 }
 
+double CostOf(const ChatJournal& journal, const ChatPrices& prices) {
+  return journal.cost() + prices.Of(journal.unpriced());
+}
+
 ChatRun::ChatRun(ChatBackend& backend, ChatJournal& journal, const Options& options)
     : backend_(backend), journal_(journal), options_(options) {
   if (options.most_cost > 0 && options.prices.prompt <= 0 && options.prices.completion <= 0) {
@@ -91,7 +95,7 @@ ChatRun::Outcome ChatRun::Run(const Next& next, const Done& done,
 
 bool ChatRun::Fits(const Reserved& more) const {
   uint64_t tokens = more.tokens + journal_.usage().tokens();
-  double cost = more.cost + journal_.cost();
+  double cost = more.cost + CostOf(journal_, options_.prices);
   for (const auto& [hash, reserved] : on_the_wire_) {
     tokens += reserved.tokens;
     cost += reserved.cost;
@@ -136,10 +140,8 @@ void ChatRun::Record(std::vector<ChatResult> results, const Done& done) {
   }
   if (!answered.empty()) journal_.Append(answered, costs);
   for (size_t i = 0; i < answered.size(); ++i) {
-    const ChatUsage& usage = answered[i].reply->usage;
     ++totals_.answered;
-    totals_.usage.prompt_tokens += usage.prompt_tokens;
-    totals_.usage.completion_tokens += usage.completion_tokens;
+    totals_.usage += answered[i].reply->usage;
     totals_.cost += costs[i];
     failures_in_a_row_ = 0;
     Deliver(std::move(answered[i]), done);
@@ -178,7 +180,7 @@ void ChatRun::Deliver(ChatResult result, const Done& done) {
 std::string ChatRun::Spent() const {
   char text[96];
   if (options_.prices.prompt > 0 || options_.prices.completion > 0) {
-    std::snprintf(text, sizeof(text), "cost %.2f", journal_.cost());
+    std::snprintf(text, sizeof(text), "cost %.2f", CostOf(journal_, options_.prices));
     std::string spent = text;
     if (options_.most_cost > 0) {
       std::snprintf(text, sizeof(text), " of %.2f", options_.most_cost);

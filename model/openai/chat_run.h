@@ -19,15 +19,19 @@ struct ChatPrices {  // of a million tokens, in any currency
   double Of(const ChatUsage& usage) const;
 };
 
+// What all answers in the journal have cost: as it was recorded, and by these prices where none
+// was.
+double CostOf(const ChatJournal& journal, const ChatPrices& prices);
+
 // Asks a backend what the journal does not know and records the answers there before anybody sees
 // them. One thread.
 class ChatRun {
  public:
   struct Options {
     ChatPrices prices = {};
-    // Limits of all that the journal holds, earlier runs included; 0: none. They are kept, as far
-    // as requests are not longer than estimated: one is sent only if it and those on the wire
-    // would fit with answers of MostAnswerTokens.
+    // Limits of all that the journal holds, earlier runs included (CostOf); 0: none. They are kept,
+    // as far as requests are not longer than estimated: one is sent only if it and those on the
+    // wire would fit with answers of MostAnswerTokens.
     uint64_t most_requests = 0, most_tokens = 0;
     double most_cost = 0;
     // So many failed requests behind each other end the run: the server is down. Where requests of

@@ -23,6 +23,7 @@ ReplayBackend::ReplayBackend(std::filesystem::path path) : path_(std::move(path)
     try {
       const auto line = nlohmann::json::parse(text);
       const ChatReply reply = ReplyFromJson(line);
+      if (reply.broken_off()) continue;  // as ChatJournal
       const bool has_hash = line.contains("request");
       const char* key = has_hash ? "request" : "id";
       if (!line.contains(key) || !line[key].is_string()) {

@@ -12,9 +12,9 @@
 namespace llava {
 
 // Knows the answers of a file of JSON lines: {"request": hash or "id": id, "text", and where known
-// "finish_reason", "prompt_tokens", "completion_tokens"}. A journal is such a file. The hash of a
-// request is looked for first, then its id; without either the request fails. In memory; one
-// thread.
+// "finish_reason", "prompt_tokens", "completion_tokens"}. A journal is such a file. Answers that
+// the server broke off are none. The hash of a request is looked for first, then its id; without
+// either the request fails. In memory; one thread.
 class ReplayBackend : public ChatBackend {
  public:
   // Throws std::invalid_argument naming the file, and the line if one is broken or tells an answer

@@ -13,18 +13,31 @@ namespace {
 
 using std::chrono::milliseconds;
 
+// The "error" of an answer; empty where it has none.
+nlohmann::json ErrorIn(std::string_view body) {
+  const auto json = nlohmann::json::parse(body, nullptr, /*allow_exceptions=*/false);
+  const bool has = json.is_object() && json.contains("error") && json["error"].is_object();
+  return has ? json["error"] : nlohmann::json::object();
+}
+
 // OpenAI answers 429 as well when there is nothing left to pay with.
 bool CreditHasRunOut(std::string_view body) {
-  const auto json = nlohmann::json::parse(body, nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object() || !json.contains("error") || !json["error"].is_object()) return false;
+  const auto error = ErrorIn(body);
   for (const char* key : {"code", "type"}) {
-    const auto& error = json["error"];
     if (const auto found = error.find(key); found != error.end() && found->is_string() &&
                                             found->get<std::string>() == "insufficient_quota") {
       return true;
     }
   }
   return false;
+}
+
+// OpenRouter answers 403 as well when its moderation does not let an input through.
+bool InputIsFlagged(std::string_view body) {
+  const auto error = ErrorIn(body);
+  const auto metadata = error.find("metadata");
+  return metadata != error.end() && metadata->is_object() &&
+         (metadata->contains("flagged_input") || metadata->contains("reasons"));
 }
 
 std::optional<double> ParseNumber(std::string_view text) {
@@ -53,9 +66,10 @@ Verdict JudgeStatus(int status, std::string_view body) {
       return Verdict::kRetry;
     case 401:
     case 402:
-    case 403:
     case 404:
       return Verdict::kFatal;
+    case 403:
+      return InputIsFlagged(body) ? Verdict::kFail : Verdict::kFatal;
     default:
       break;
   }

@@ -13,7 +13,7 @@ namespace llava {
 enum class Verdict {
   kAnswer,  // 200: read it
   kRetry,   // may be better later: 408, 409, 425, 429, 500 and above
-  kFail,    // this request will never do: 400, 413, 422 and other 4xx
+  kFail,    // this request will never do: 400, 413, 422, other 4xx, 403 where its input is flagged
   kFatal,   // nor will any other: 3xx, 401, 402, 403, 404, and 429 where the credit has run out
 };
 

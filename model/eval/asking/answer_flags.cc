@@ -53,6 +53,7 @@ constexpr const char* kServerGroup = "Server";
 
 // How the question of a line was asked, in its "metadata".
 constexpr const char* kAsked = "asked";
+constexpr const char* kTemperature = "temperature";
 
 // Throws std::invalid_argument unless `known` holds answers to questions asked as `keys` has it.
 void RequireSame(const std::map<std::string, JsonObject>& known,
@@ -91,7 +92,9 @@ void RequireSame(const std::map<std::string, JsonObject>& known,
 
 }  // namespace
 
-AnswerFlags::AnswerFlags() : chat_({.id = "", .model = "", .messages = {}, .max_tokens = 1024}) {}
+// The likeliest answer, whoever gives it.
+AnswerFlags::AnswerFlags()
+    : chat_({.id = "", .model = "", .messages = {}, .max_tokens = 1024, .temperature = 0}) {}
 
 void AnswerFlags::Add(CLI::App& command) {
   command.add_option("--out", out_, "File of answers, JSON lines")->required();
@@ -121,6 +124,7 @@ void AnswerFlags::Add(CLI::App& command) {
     const std::string name = option->get_name();
     const bool of_both = name == "--temperature" || name == "--top-p" || name == "--max-tokens";
     if (option->get_group() == kServerGroup && !of_both) checkpoint->excludes(option);
+    if (name == "--top-p") option->description("Of sampling (default: 1, or the server's)");
   }
 }
 
@@ -195,6 +199,7 @@ int AnswerFlags::AnswerHere(const std::vector<VisualQuestion>& questions,
           model.Answer(question, static_cast<uint32_t>(request.max_tokens), sampling_of(question));
       cut = answer.cut_off;
       line = AnswerLine(question, Shaped(shape, answer.text), id, cut ? "length" : "stop");
+      (*line)["metadata"][kTemperature] = request.temperature.value_or(0);
       (*line)["metadata"][kAsked] = key_of(question);
     } catch (const std::exception& error) {
       line.reset();
@@ -251,6 +256,8 @@ int AnswerFlags::AnswerByServer(const std::vector<VisualQuestion>& questions,
   const StopRequest stop;
   const ChatAnswers answers =
       AskChat(chat_, out_ + ".journal", questions.size(), make, "asking", stderr);
+  // As it is sent: --body may change it. null: the server's own.
+  const Json temperature = Json::parse(BodyOf(base)).value(kTemperature, Json());
   std::vector<Json> lines;
   size_t cut_off = 0;
   for (const VisualQuestion& question : questions) {
@@ -260,6 +267,7 @@ int AnswerFlags::AnswerByServer(const std::vector<VisualQuestion>& questions,
     cut_off += reply.finish_reason == "length";
     lines.push_back(AnswerLine(question, Shaped(shape, reply.text),
                                model_id_.empty() ? base.model : model_id_, reply.finish_reason));
+    lines.back()["metadata"][kTemperature] = temperature;
   }
   WriteOutcome(answers, out_, Lines(lines), stderr);
   if (cut_off > 0) std::fprintf(stderr, "%zu answers are cut off by --max-tokens\n", cut_off);

@@ -96,11 +96,12 @@ JudgeRow Row(const std::string& category, const std::vector<const JudgeReview*>&
   };
   Means means = MeansOf(published.size(), element(published));
   means = {Round3(means.reference), Round3(means.candidate)};
-  row.relative = means.relative();
+  const bool any = row.unread + row.mended < row.count;  // with scores by the published rule
+  row.relative = any ? means.relative() : kNone;
   row.reference = means.reference * 10;
   row.candidate = means.candidate * 10;
   row.robust = read.empty() ? kNone : MeansOf(read.size(), element(read)).relative();
-  row.interval = Bootstrap(published, bootstrap, stream);
+  row.interval = any ? Bootstrap(published, bootstrap, stream) : Interval{kNone, kNone};
   return row;
 }
 

@@ -19,6 +19,7 @@ struct JudgeRow {
   int64_t count = 0;
   // As the published summary prints: 100 times the ratio of both means (of all scores, those that
   // could not be read as -1; means rounded to 3 decimals first), and the means times 10.
+  // `relative` is NaN where none could be read: the ratio of two -1 says nothing.
   double relative = 0, reference = 0, candidate = 0;
   Interval interval;  // of `relative`, 95 %, by drawing questions anew (percentiles)
   // Of the scores that could be read robustly: how often the candidate has more, as much, less.

@@ -37,8 +37,9 @@ struct ReportInput {
 
 // Tables for all inputs, those of one kind together, published values last. Kinds: scienceqa score,
 // judge summarize (COCO and in the wild apart), vqa, chat-quality (results of one name are seeds of
-// a model: their mean). Judgements that are not whole are told in the note. Throws
-// std::runtime_error naming a file that cannot be read or is none of these.
+// a model: their mean). Judgements that are not whole, reviews without scores and questions without
+// answers are told in the note. Throws std::runtime_error naming a file that cannot be read or is
+// none of these.
 std::vector<ReportTable> MakeReport(const std::vector<ReportInput>& inputs);
 
 std::string ReportMarkdown(const std::string& title, const std::vector<ReportTable>& tables);

@@ -1,6 +1,8 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <cstdio>
+#include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
@@ -15,6 +17,7 @@
 namespace llava {
 namespace {
 
+namespace fs = std::filesystem;
 using Json = nlohmann::json;
 
 constexpr const char* kAverage = "average";
@@ -24,6 +27,10 @@ std::optional<double> NumberAt(const Json& object, const std::string& key) {
   const auto found = object.find(key);
   if (found == object.end() || !found->is_number()) return std::nullopt;
   return found->get<double>();
+}
+
+int64_t CountAt(const Json& object, const std::string& key) {
+  return static_cast<int64_t>(NumberAt(object, key).value_or(0));
 }
 
 // An object within an object; empty if there is none.
@@ -64,6 +71,22 @@ ReportRow ScienceRow(const std::string& name, const Json& score,
   return row;
 }
 
+// What of an accuracy is no answer; empty if there is nothing.
+std::string ScienceComplaint(const std::string& name, const Json& score) {
+  constexpr std::array<std::pair<const char*, const char*>, 3> kReasons = {
+      {{"missing", "without an answer"},
+       {"unread", "not readable"},
+       {"out_of_range", "no such choice"}}};
+  const Json& failures = At(score, "failures");
+  std::string list;
+  for (const auto& [key, what] : kReasons) {
+    const int64_t count = CountAt(failures, key);
+    if (count <= 0) continue;
+    list += (list.empty() ? "" : ", ") + std::to_string(count) + " " + what;
+  }
+  return list.empty() ? "" : " " + name + ": counted as wrong: " + list + ".";
+}
+
 struct Read {
   std::string name;
   Json json;
@@ -74,12 +97,15 @@ std::optional<ReportTable> ScienceTable(const std::vector<Read>& inputs) {
   ReportTable table{"ScienceQA", "Right answers in %; intervals: 95 %, Wilson.", {}, {}, 2};
   table.columns = {"NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12", "AVG"};
   for (const auto& [name, json] : inputs) {
-    table.rows.push_back(ScienceRow(name, json, table.columns));
+    const auto add = [&](const std::string& row, const Json& score) {
+      table.rows.push_back(ScienceRow(row, score, table.columns));
+      table.note += ScienceComplaint(row, score);
+    };
+    add(name, json);
     constexpr std::array<std::pair<const char*, const char*>, 3> kOthers = {
         {{"second", "second model"}, {"complement", "complement"}, {"judge", "judge"}}};
     for (const auto& [key, what] : kOthers) {
-      if (!json.contains(key)) continue;
-      table.rows.push_back(ScienceRow(name + ", " + what, json[key], table.columns));
+      if (json.contains(key)) add(name + ", " + what, json[key]);
     }
   }
   AddPublished("scienceqa", table);
@@ -92,6 +118,40 @@ bool IsWild(const Json& categories) {
                      [](const auto& one) { return one.key().starts_with(kWild); });
 }
 
+int64_t NumWithoutScores(const Json& category) {
+  return CountAt(category, "unread") + CountAt(category, "mended");
+}
+
+// Whether no review of the category has scores by the published rule; its figure is none then.
+bool NoneHasScores(const Json& category) {
+  const int64_t without = NumWithoutScores(category);
+  return without > 0 && without == CountAt(category, "count");
+}
+
+// What the figure of a file of reviews is made of beside scores from 0 to 10.
+std::string ScoresComplaint(const std::string& name, const Json& file) {
+  const Json& all = At(At(file, "categories"), "all");
+  const int64_t outside = CountAt(all, "outside"), without = NumWithoutScores(all);
+  if (without + outside == 0) return "";
+  std::string text = " " + name + ": ";
+  if (NoneHasScores(all)) {
+    text += "no figure, none of " + std::to_string(without) +
+            " reviews has scores by the published rule";
+  } else if (without > 0) {
+    text += std::to_string(without) + " reviews without scores by the published rule count as -1";
+  }
+  if (outside > 0) {
+    text += (without > 0 ? ", " : "") + std::to_string(outside) +
+            " reviews with scores that are not from 0 to 10 count as they are";
+  }
+  if (const auto relative = NumberAt(all, "relative_of_read")) {
+    char number[32];
+    std::snprintf(number, sizeof(number), "%.1f", *relative);
+    text += std::string("; relative of those read kindly: ") + number;
+  }
+  return text + ".";
+}
+
 // What keeps the files of a result from being one whole judgement; empty if nothing does.
 std::string JudgeComplaint(const std::string& name, const Json& json) {
   std::string text;
@@ -100,8 +160,12 @@ std::string JudgeComplaint(const std::string& name, const Json& json) {
   }
   int64_t missing = 0;
   for (const Json& file : json["files"]) {
-    const auto count = NumberAt(file, "missing");
-    if (count && *count > 0) missing += static_cast<int64_t>(*count);
+    missing += CountAt(file, "missing");
+    const auto path = file.find("file");
+    const bool several = json["files"].size() > 1 && path != file.end() && path->is_string();
+    const std::string which =
+        several ? " (" + fs::path(path->get<std::string>()).filename().string() + ")" : "";
+    text += ScoresComplaint(name + which, file);
   }
   if (missing > 0) {
     text +=
@@ -119,6 +183,13 @@ ReportRow JudgeReportRow(const std::string& name, const Json& json,
   for (const std::string& column : columns) {
     const std::string category = wild && column != "all" ? std::string(kWild) + column : column;
     ReportCell cell;
+    const bool none = std::any_of(
+        json["files"].begin(), json["files"].end(),
+        [&](const Json& file) { return NoneHasScores(At(At(file, "categories"), category)); });
+    if (none) {
+      row.cells.push_back(cell);
+      continue;
+    }
     if (several || !average.empty()) {
       const Json& relative = At(At(average, category), "relative");
       cell.value = NumberAt(relative, "mean");
@@ -188,6 +259,10 @@ std::optional<ReportTable> VqaTable(const std::vector<Read>& inputs) {
     ReportRow row{name, std::vector<ReportCell>(table.columns.size())};
     row.cells[metric == "exact" ? 1 : 0].value = NumberAt(json, "acc");
     table.rows.push_back(std::move(row));
+    if (const int64_t missing = CountAt(json, "missing"); missing > 0) {
+      table.note +=
+          " " + name + ": counted as wrong: " + std::to_string(missing) + " without an answer.";
+    }
   }
   if (table.rows.empty()) return std::nullopt;
   AddPublished("vqa", table);

@@ -43,7 +43,10 @@ constexpr char kInstances[] = R"({"annotations": [
   {"id": 2, "image_id": 9, "category_id": 1, "bbox": [0, 0, 640, 480],
    "segmentation": {"counts": [1, 2], "size": [640, 480]}},
   {"id": 3, "image_id": 25, "category_id": 1, "bbox": [66.6, 33.3, 12.345, 6.789]},
-  {"id": 4, "image_id": 77, "category_id": 1, "bbox": [0, 0, 1, 1]}],
+  {"id": 4, "image_id": 77, "category_id": 1, "bbox": [0, 0, 1, 1]},
+  {"id": 900100000025, "image_id": 25, "category_id": 1, "bbox": [0, 0, 200, 100], "iscrowd": 1,
+   "segmentation": {"counts": [1, 2], "size": [200, 100]}},
+  {"id": 5, "image_id": 25, "category_id": 1, "bbox": [0, 0, 200, 100], "iscrowd": true}],
 "images": [{"id": 9, "width": 640, "height": 480}, {"id": 25, "width": 200, "height": 100}],
 "categories": [{"id": 1, "name": "bowl"}, {"id": 2, "name": "giraffe"}]})";
 
@@ -55,10 +58,18 @@ TEST_F(CaptionedImagesTest, ReadsCoco) {
   EXPECT_EQ(images[1].file, "000000000025.jpg");
   EXPECT_THAT(images[1].captions,
               ElementsAre("A giraffe eats.", "Two giraffes \xC3\xA0 la carte."));
-  ASSERT_EQ(images[1].boxes.size(), 2u);
+  ASSERT_EQ(images[1].boxes.size(), 2u);  // those around a crowd are left out
   EXPECT_EQ(images[1].boxes[0].category, "giraffe");
   EXPECT_DOUBLE_EQ(images[1].boxes[0].x1, 0.25);
   EXPECT_DOUBLE_EQ(images[1].boxes[0].y2, 0.75);
+}
+
+TEST_F(CaptionedImagesTest, CrowdsAloneAreNoBoxesAndNoError) {
+  const auto images = ReadCoco(Write("c.json", kCaptions), Write("i.json", R"({
+      "images": [{"id": 9, "width": 640, "height": 480}], "annotations": [
+        {"image_id": 9, "category_id": 1, "bbox": [0, 0, 9, 9], "iscrowd": 1}],
+      "categories": [{"id": 1, "name": "bowl"}]})"));
+  EXPECT_TRUE(images.at(0).boxes.empty());
 }
 
 TEST_F(CaptionedImagesTest, ContextIsAsInThePaper) {

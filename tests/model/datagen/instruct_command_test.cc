@@ -229,6 +229,16 @@ TEST_F(InstructCommandTest, AWrongKeyEndsItAtOnce) {
   EXPECT_FALSE(fs::exists(out_ + "/instruct.json"));
 }
 
+TEST_F(InstructCommandTest, ReportsTheCostOfAnswersFromBeforeThePricesWereGiven) {
+  WritePictures(20);
+  ChatServer server([](const Asked& asked) { return ChatServer::Say(GoodText(asked)); });
+  ASSERT_EQ(Run(Args(server)), 0) << said_;
+  EXPECT_EQ(Report().at("run").at("cost"), 0);
+  ASSERT_EQ(Run(Args(server, {"--prompt-price", "10", "--answer-price", "30"})), 0) << said_;
+  EXPECT_EQ(server.num_asked(), 20u);
+  EXPECT_NEAR(Report().at("run").at("cost"), 20 * (100 * 10 + 10 * 30) / 1e6, 1e-9);
+}
+
 TEST_F(InstructCommandTest, AJournalIsAReplayFile) {
   WritePictures(20);
   {

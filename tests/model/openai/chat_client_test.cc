@@ -129,6 +129,18 @@ TEST(OpenAiChatClientTest, TriesAgainWhatMayDoBetterLater) {
   EXPECT_EQ(result.attempts, 4);
 }
 
+// As vLLM of a request that it aborted, with a status of 200.
+TEST(OpenAiChatClientTest, TriesAgainWhatTheServerBrokeOff) {
+  ChatServer server([](const Asked& asked) {
+    return asked.number == 0 ? ChatServer::Say("The dog sits on the", "abort")
+                             : ChatServer::Say("The dog sits on the mat.");
+  });
+  const ChatResult result = AskOne(server);
+  ASSERT_TRUE(result.reply) << result.error;
+  EXPECT_EQ(result.reply->text, "The dog sits on the mat.");
+  EXPECT_EQ(result.attempts, 2);
+}
+
 TEST(OpenAiChatClientTest, PausesGrow) {
   ChatServer server([](const Asked&) { return ChatServer::Refuse(500); });
   auto options = Options(server);

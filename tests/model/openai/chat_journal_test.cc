@@ -72,6 +72,30 @@ TEST_F(ChatJournalTest, KnowsAfterwardsWhatWasRecorded) {
   EXPECT_FALSE(journal.Find(HashOf(Request(3))));
 }
 
+// Of a journal from before the client refused them.
+TEST_F(ChatJournalTest, WhatAServerBrokeOffIsPaidForAndAskedAnew) {
+  for (const char* reason : {"abort", "error"}) {
+    fs::remove(path_);
+    Write("{\"request\": \"" + HashOf(Request(1)) +
+          "\", \"text\": \"The dog s\", \"finish_reason\": \"" + reason +
+          "\", \"prompt_tokens\": 10, \"completion_tokens\": 5, \"cost\": 0.5}\n");
+    ReplayBackend broken(path_);
+    broken.Submit(Request(1));
+    EXPECT_EQ(broken.Wait(std::chrono::milliseconds(0)).at(0).end, ChatEnd::kFailed);
+    {
+      ChatJournal journal(path_);
+      EXPECT_FALSE(journal.Holds(HashOf(Request(1))));
+      EXPECT_EQ(journal.usage().tokens(), 15u);
+      EXPECT_DOUBLE_EQ(journal.cost(), 0.5);
+      Append(journal, 1, "The dog sits.");
+    }
+    EXPECT_EQ(ChatJournal(path_).Find(HashOf(Request(1)))->reply.text, "The dog sits.");
+    ReplayBackend whole(path_);
+    whole.Submit(Request(1));
+    EXPECT_EQ(whole.Wait(std::chrono::milliseconds(0)).at(0).reply->text, "The dog sits.");
+  }
+}
+
 TEST_F(ChatJournalTest, ATornLastLineIsDropped) {
   {
     ChatJournal journal(path_);

@@ -310,6 +310,35 @@ TEST_F(ChatRunTest, TheBudgetCountsEarlierRuns) {
   }
 }
 
+TEST_F(ChatRunTest, TheCostCountsWhatWasBoughtBeforeThePricesWereTold) {
+  ScriptedBackend backend(
+      [](const ChatRequest& request) { return ScriptedBackend::Say(request, "x"); });
+  const ChatRun::Options priced = {.prices = {.prompt = 1000, .completion = 2000},
+                                   .most_cost = 5.5};
+  // In the same process, and from the file.
+  std::optional<ChatJournal> journal(std::in_place, path_);
+  ChatRun(backend, *journal, {}).Run(Requests(5), Note());
+  for (int round = 0; round < 2; ++round) {
+    results_.clear();
+    ScriptedBackend none([](const ChatRequest& request) -> ChatResult {
+      ADD_FAILURE() << request.id << " is asked";
+      return ScriptedBackend::Say(request, "x");
+    });
+    ChatRun run(none, *journal, priced);
+    EXPECT_EQ(run.Run(Requests(10), Note()), ChatRun::Outcome::kBudget);
+    EXPECT_EQ(results_.size(), 5u);
+    EXPECT_EQ(run.Spent(), "cost 4.95 of 5.50");
+    EXPECT_DOUBLE_EQ(journal->cost(), 0);
+    journal.reset();
+    journal.emplace(path_);
+  }
+  // What was recorded with a cost keeps it.
+  ChatRun more(backend, *journal, {.prices = {.prompt = 1000, .completion = 2000}});
+  results_.clear();
+  more.Run(Requests(6), Note());
+  EXPECT_NEAR(CostOf(*journal, {.prompt = 2000, .completion = 4000}), 0.99 + 5 * 1.98, 1e-9);
+}
+
 TEST_F(ChatRunTest, ALimitOfTheCostNeedsPrices) {
   ScriptedBackend backend(
       [](const ChatRequest& request) { return ScriptedBackend::Say(request, "x"); });

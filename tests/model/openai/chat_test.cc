@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "tests/support/error_of.h"
+
 namespace llava {
 namespace {
 
@@ -108,7 +110,11 @@ TEST(ChatTest, RefusesWhatIsNoAnswer) {
   for (const char* body :
        {"", "<html>busy</html>", "[]", "{}", R"({"choices": []})",
         R"({"choices": [{"text": "old"}]})", R"({"choices": [{"message": {"content": 5}}]})",
-        R"({"error": {"message": "overloaded"}})"}) {
+        R"({"error": {"message": "overloaded"}})",
+        R"({"choices": [{"message": {"content": "The dog s"}, "finish_reason": "abort"}]})",
+        R"({"choices": [{"message": {"content": "The dog s"}, "finish_reason": "error"}]})",
+        R"({"choices": [{"message": {"content": "The dog s"}, "finish_reason": "stop",
+                         "error": {"code": 502, "message": "upstream died"}}]})"}) {
     EXPECT_THROW(ParseCompletion(body, 0), std::runtime_error) << body;
   }
   try {
@@ -116,6 +122,20 @@ TEST(ChatTest, RefusesWhatIsNoAnswer) {
   } catch (const std::runtime_error& error) {
     EXPECT_NE(std::string(error.what()).find("overloaded"), std::string::npos);
   }
+}
+
+TEST(ChatTest, TellsWhyTheServerBrokeAnAnswerOff) {
+  const auto said = [](const char* body) {
+    return ErrorOf<std::runtime_error>([&] { ParseCompletion(body, 0); });
+  };
+  EXPECT_EQ(said(R"({"choices": [{"message": {"content": "T"}, "finish_reason": "abort"}]})"),
+            "the server broke the answer off: finish_reason abort");
+  EXPECT_EQ(said(R"({"choices": [{"message": {"content": "T"}, "finish_reason": "error",
+                                  "error": {"code": 502, "message": "upstream died"}}]})"),
+            "the server broke the answer off: upstream died");
+  EXPECT_EQ(said(R"({"choices": [{"message": {"content": "T"}, "finish_reason": "stop",
+                                  "error": null}]})"),
+            "");
 }
 
 TEST(ChatTest, ErrorsAreOneCleanLine) {

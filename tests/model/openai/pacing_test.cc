@@ -34,6 +34,17 @@ TEST(RetryPolicyTest, NoCreditIsNotARateLimit) {
   EXPECT_EQ(JudgeStatus(429, "busy"), Verdict::kRetry);
 }
 
+TEST(RetryPolicyTest, AFlaggedInputIsNoWrongKey) {
+  EXPECT_EQ(JudgeStatus(403, R"({"error": {"code": 403, "message": "flagged", "metadata":
+                                {"reasons": ["violence"], "flagged_input": "a knife"}}})"),
+            Verdict::kFail);
+  for (const char* body :
+       {R"({"error": {"message": "key disabled", "metadata": {"provider_name": "x"}}})",
+        R"({"error": {"metadata": null}})", R"({"error": "no"})", "forbidden"}) {
+    EXPECT_EQ(JudgeStatus(403, body), Verdict::kFatal) << body;
+  }
+}
+
 TEST(RetryPolicyTest, ReadsRetryAfterInItsForms) {
   const auto now = std::chrono::system_clock::from_time_t(784111777);  // 6 Nov 1994 08:49:37
   EXPECT_EQ(ParseRetryAfter("20", now), 20'000ms);

@@ -68,6 +68,7 @@ TEST_F(AskingCommandTest, AnswersByACheckpointAndGoesOn) {
   ASSERT_EQ(Written().size(), 1);
   EXPECT_THAT(Written()[0]["text"].get<std::string>(), HasSubstr("lion"));
   EXPECT_EQ(Written()[0]["model_id"], "emoji");
+  EXPECT_EQ(Written()[0]["metadata"]["temperature"], 0);
   // A line that was being written when the machine died is made anew; whole ones stay.
   std::ofstream(folder_.At("out.jsonl"), std::ios::app) << "{\"question_id\": 6, \"te";
   const Outcome second = Eval(command + " 2>&1");
@@ -172,6 +173,24 @@ TEST_F(AskingCommandTest, AnswersByAServer) {
                  Out() + " 2>&1")
                 .code,
             0);
+  EXPECT_EQ(server.num_asked(), 3);
+}
+
+TEST_F(AskingCommandTest, AsksForTheLikeliestAnswerAndTellsTheTemperature) {
+  ChatServer server([](const Asked&) { return ChatServer::Say("Hm"); });
+  const std::string command = "answer --questions " + questions_ + " --pictures " + kScenes +
+                              Server(server) + Out() + " --limit 1 2>&1";
+  const auto asked_and_told = [&](const std::string& flags) {
+    EXPECT_EQ(Eval(command + flags).code, 0);
+    const Json sent = server.asked().back().body;
+    return std::pair(sent.contains("temperature") ? sent["temperature"] : Json("none"),
+                     Written()[0]["metadata"].at("temperature"));
+  };
+  EXPECT_EQ(asked_and_told(""), std::pair(Json(0.0), Json(0.0)));
+  EXPECT_EQ(asked_and_told(" --temperature 0.5"), std::pair(Json(0.5), Json(0.5)));
+  // Some servers refuse any: they take their own.
+  EXPECT_EQ(asked_and_told(" --body '{\"temperature\": null}'"),
+            std::pair(Json("none"), Json(nullptr)));
   EXPECT_EQ(server.num_asked(), 3);
 }
 

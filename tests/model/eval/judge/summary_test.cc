@@ -13,6 +13,7 @@ namespace llava {
 namespace {
 
 using testing::HasSubstr;
+using Json = nlohmann::ordered_json;
 
 JudgeReview Review(const std::string& category, double reference, double candidate) {
   const JudgeScores scores{reference, candidate};
@@ -91,6 +92,25 @@ TEST(SummarizeReviewsTest, CountsScoresThatCannotBeReadAsPublished) {
   EXPECT_THAT(JudgeTable(rows),
               HasSubstr("counted as -1 above: 2; read more kindly: 1, without "
                         "scores: 1\nrelative, of those read from 0 to 10: all 75.0\n"));
+}
+
+// Two means of -1 are no 100 %.
+TEST(SummarizeReviewsTest, HasNoFigureWhereNothingWasRead) {
+  JudgeReview mended = Review("conv", -1, -1);
+  mended.robust = JudgeScores{8, 6};
+  const auto rows = SummarizeReviews(
+      {Review("conv", -1, -1), mended, Review("detail", 8, 6), Review("detail", -1, -1)}, {});
+  const Json json = JudgeRowsJson(rows);
+  for (const char* key : {"relative", "low", "high"}) {
+    EXPECT_TRUE(json["conv"][key].is_null()) << key;
+    EXPECT_TRUE(json["all"][key].is_number()) << "published: some do read";
+  }
+  EXPECT_EQ(json["conv"]["relative_of_read"], 75);
+  EXPECT_DOUBLE_EQ(rows[2].relative, 2.5 / 3.5 * 100);
+  EXPECT_THAT(JudgeTable(rows), HasSubstr("conv                        -     -10.0     -10.0"));
+  const std::vector<JudgeReview> mute = {Review("", -1, -1)}, read = {Review("", 8, 6)};
+  const auto average = AverageRuns({SummarizeReviews(read, {}), SummarizeReviews(mute, {})});
+  EXPECT_TRUE(JudgeAveragesJson(average)["all"]["relative"]["mean"].is_null());
 }
 
 TEST(SummarizeReviewsTest, TellsScoresThatAreNotFrom0To10) {

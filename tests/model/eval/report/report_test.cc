@@ -52,6 +52,36 @@ TEST(ReportTest, PutsResultsBesideThePaper) {
   EXPECT_EQ(Find(tables[2], "wild")->cells.front().low, std::nullopt);
 }
 
+TEST(ReportTest, TellsOfQuestionsWithoutAnswers) {
+  const TempFolder folder;
+  const auto failures = [](int missing, int unread, int out_of_range) {
+    return R"("failures": {"missing": )" + std::to_string(missing) + R"(, "unread": )" +
+           std::to_string(unread) + R"(, "out_of_range": )" + std::to_string(out_of_range) +
+           R"(, "ids": []}, "classes": {"AVG": {"acc": 21.0}})";
+  };
+  const auto vqa = [](const char* metric, int missing) {
+    return R"({"kind": "vqa", "acc": 12.5, "count": 80, "metric": ")" + std::string(metric) +
+           R"(", "missing": )" + std::to_string(missing) + "}";
+  };
+  const auto tables = MakeReport(
+      {{"part", folder.Write("a.json", R"({"kind": "scienceqa", "complement": {)" +
+                                           failures(7, 0, 0) + R"(}, "judge": {)" +
+                                           failures(0, 0, 2) + "}, " + failures(3241, 1, 0) + "}")},
+       {"whole", folder.Write("b.json", R"({"kind": "scienceqa", )" + failures(0, 0, 0) + "}")},
+       {"soft", folder.Write("c.json", vqa("soft", 12))},
+       {"exact", folder.Write("d.json", vqa("exact", 5))},
+       {"full", folder.Write("e.json", vqa("exact", 0))}});
+  ASSERT_EQ(tables.size(), 2);
+  EXPECT_THAT(tables[0].note,
+              AllOf(HasSubstr(" part: counted as wrong: 3241 without an answer, 1 not readable."),
+                    HasSubstr(" part, complement: counted as wrong: 7 without an answer."),
+                    HasSubstr(" part, judge: counted as wrong: 2 no such choice."),
+                    Not(HasSubstr("whole"))));
+  EXPECT_THAT(tables[1].note, AllOf(HasSubstr(" soft: counted as wrong: 12 without an answer."),
+                                    HasSubstr(" exact: counted as wrong: 5 without an answer."),
+                                    Not(HasSubstr("full"))));
+}
+
 TEST(ReportTest, TellsOfJudgementsThatAreNotWhole) {
   const TempFolder folder;
   const std::string file = R"({"file": "a", "missing": 4, "categories": {
@@ -73,6 +103,42 @@ TEST(ReportTest, TellsOfJudgementsThatAreNotWhole) {
                     HasSubstr(" part: not all was judged, 4 reviews are missing.")));
   const auto whole = MakeReport({{"whole", folder.Write("c.json", kRuns)}});
   EXPECT_THAT(whole[0].note, Not(HasSubstr("whole")));
+}
+
+TEST(ReportTest, TellsOfReviewsWithoutScores) {
+  const TempFolder folder;
+  const auto file = [](const std::string& name, const std::string& all) {
+    return R"({"file": ")" + name + R"(", "categories": {"all": )" + all + "}}";
+  };
+  const auto judged = [](const std::string& files, const std::string& more = "") {
+    return R"({"kind": "judge", "files": [)" + files + "]" + more + "}";
+  };
+  const std::string part = R"({"relative": 37.5, "count": 90, "unread": 20, "mended": 10,
+                               "outside": 2, "relative_of_read": 70.56})";
+  const std::string outside = R"({"relative": 99.0, "count": 90, "unread": 0, "mended": 0,
+                                  "outside": 1, "relative_of_read": 80.0})";
+  const std::string none = R"({"relative": 100.0, "count": 90, "unread": 90, "mended": 0,
+                               "outside": 0, "relative_of_read": null})";
+  const auto tables = MakeReport(
+      {{"part", folder.Write("a.json", judged(file("x", part)))},
+       {"wide", folder.Write("b.json", judged(file("x", outside)))},
+       {"mute", folder.Write("c.json", judged(file("x", none)))},
+       {"runs",
+        folder.Write("d.json", judged(file("/r/1", outside) + ", " + file("2", none),
+                                      R"(, "average": {"all": {"relative": {"mean": 99.5}}})"))}});
+  ASSERT_EQ(tables.size(), 1);
+  EXPECT_EQ(Find(tables[0], "part")->cells.back().value, 37.5);
+  EXPECT_EQ(Find(tables[0], "runs")->cells.back().value, std::nullopt);
+  EXPECT_EQ(Find(tables[0], "mute")->cells.back().value, std::nullopt);
+  EXPECT_THAT(
+      tables[0].note,
+      AllOf(HasSubstr(" part: 30 reviews without scores by the published rule count as -1, 2 "
+                      "reviews with scores that are not from 0 to 10 count as they are; relative "
+                      "of those read kindly: 70.6."),
+            HasSubstr(" wide: 1 reviews with scores that are not from 0 to 10 count as they are; "
+                      "relative of those read kindly: 80.0."),
+            HasSubstr(" mute: no figure, none of 90 reviews has scores by the published rule."),
+            HasSubstr(" runs (1): 1 reviews with"), HasSubstr(" runs (2): no figure")));
 }
 
 TEST(ReportTest, KnowsShortAnswersAndScenes) {
