@@ -56,8 +56,8 @@ class CompletionWriter {
   void Start(const v1::TurnStarted& started);
   // The whole answer, once it has ended.
   std::string Whole(const v1::TurnFinished& finished) const;
-  // Server-sent events: the first one, one for each delta, the last ones. Each carries an event id
-  // "<turn>:<bytes of the answer so far>".
+  // Server-sent events: the first one, one for each delta, the last ones. Those of a resumable
+  // stream carry an event id "<turn>:<bytes of the answer so far>".
   std::string FirstEvent() const;
   std::string DeltaEvent(const v1::TextDelta& delta);
   std::string LastEvents(const v1::TurnFinished& finished) const;
@@ -68,7 +68,7 @@ class CompletionWriter {
   struct Chunk;
   std::string Event(const std::string& json) const;
 
-  const bool include_usage_, logprobs_;
+  const bool include_usage_, logprobs_, resumable_;
   const int64_t created_;
   std::string id_, turn_id_, model_, fingerprint_;
   std::string text_;

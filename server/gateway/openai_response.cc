@@ -192,6 +192,7 @@ std::string OpenAiErrorBody(const absl::Status& status) { return Dump(ErrorObjec
 CompletionWriter::CompletionWriter(const CompletionRequest& request, uint64_t offset)
     : include_usage_(request.include_usage),
       logprobs_(request.logprobs),
+      resumable_(request.resumable),
       created_(std::chrono::duration_cast<std::chrono::seconds>(
                    std::chrono::system_clock::now().time_since_epoch())
                    .count()),
@@ -247,8 +248,10 @@ struct CompletionWriter::Chunk {
   }
 };
 
+// Many clients take each block for "data: " and JSON; an id is for those who have asked for it.
 std::string CompletionWriter::Event(const std::string& json) const {
-  return absl::StrCat("id: ", turn_id_, ":", offset_, "\ndata: ", json, "\n\n");
+  const std::string id = resumable_ ? absl::StrCat("id: ", turn_id_, ":", offset_, "\n") : "";
+  return absl::StrCat(id, "data: ", json, "\n\n");
 }
 
 std::string CompletionWriter::FirstEvent() const {

@@ -20,6 +20,8 @@ namespace {
 using Json = nlohmann::json;
 using std::chrono::milliseconds;
 using testing::AllOf;
+using testing::AnyOf;
+using testing::Each;
 using testing::EndsWith;
 using testing::HasSubstr;
 using testing::Not;
@@ -71,7 +73,7 @@ TEST_F(HttpFrontTest, ASchemaArrivesAsItWasWritten) {
   EXPECT_EQ(llm_.last_request().sampling().constraint().json_schema(), schema);
 }
 
-TEST_F(HttpFrontTest, AnswersInPiecesWithIds) {
+TEST_F(HttpFrontTest, AnswersInPieces) {
   StartHttp();
   Json body = Ask("a b c");
   body["stream"] = true;
@@ -92,7 +94,12 @@ TEST_F(HttpFrontTest, AnswersInPiecesWithIds) {
   EXPECT_EQ(events[events.size() - 3]["choices"][0]["finish_reason"], "stop");
   EXPECT_GT(events[events.size() - 2]["usage"]["completion_tokens"].get<int>(), 0);
   EXPECT_TRUE(events[1]["usage"].is_null());
-  EXPECT_THAT(answer, HasSubstr(absl::StrCat(":", text.size(), "\ndata: ")));
+  // Clients take a line for "data: " and JSON, whatever it is; ids are for those who may come back.
+  EXPECT_THAT(EventLinesOf(answer), Each(StartsWith("data: ")));
+  body["stream_options"]["resumable"] = true;
+  const std::string resumable = Post(body);
+  EXPECT_THAT(resumable, HasSubstr(absl::StrCat(":", text.size(), "\ndata: ")));
+  EXPECT_THAT(EventLinesOf(resumable), Each(AnyOf(StartsWith("id: "), StartsWith("data: "))));
 }
 
 TEST_F(HttpFrontTest, FailuresAreErrorObjects) {
