@@ -106,6 +106,7 @@ absl::Status ReadMessage(const Json& json, bool urls, const std::string& name,
         }},
        {"content", [&](const std::string& field,
                        const Json& value) { return ReadContent(value, urls, field, message); }},
+       {"type", Only({"text"})},  // lm-evaluation-harness says so of each message
        {"name", Ignore()},
        {"refusal", Ignore()},
        {"annotations", Ignore()},

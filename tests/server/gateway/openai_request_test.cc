@@ -88,8 +88,10 @@ TEST(OpenAiRequestTest, WhatOthersSendAlongIsTaken) {
        "content": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}]},
       {"role": "assistant", "content": "y", "reasoning_content": "so",
        "provider_specific_fields": {"a": 1}, "thinking": null},
-      {"role": "user", "content": "z", "cache_control": null}]})");
+      {"role": "user", "content": "z", "type": "text", "cache_control": null}]})");
   EXPECT_TRUE(request.ok()) << request.status();
+  EXPECT_EQ(Refused(With(R"({"messages": [{"role": "user", "content": "x", "type": "audio"}]})")),
+            "messages[0].type");
 }
 
 TEST(OpenAiRequestTest, NothingOfAPartIsDroppedSilently) {
