@@ -70,8 +70,12 @@ absl::Status ReadContent(const Json& content, bool urls, const std::string& name
     }
     const std::string type = part["type"].get<std::string>();
     if (type == "text") {
-      auto known = ReadFields(
-          part, {{"type", Ignore()}, {"text", Ignore()}, {"cache_control", Ignore()}}, where);
+      auto known = ReadFields(part,
+                              {{"type", Ignore()},
+                               {"text", Ignore()},
+                               {"id", Ignore()},  // LangChain names each part for itself
+                               {"cache_control", Ignore()}},
+                              where);
       if (!known.ok()) return known;
       if (!part.contains("text") || !part["text"].is_string()) return Bad(where, "has no text");
       absl::StrAppend(message.mutable_text(), message.text().empty() ? "" : "\n",

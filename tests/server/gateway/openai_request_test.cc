@@ -85,7 +85,8 @@ TEST(OpenAiRequestTest, OtherOrdersAreRefusedWhereTheyBegin) {
 TEST(OpenAiRequestTest, WhatOthersSendAlongIsTaken) {
   const auto request = With(R"({"unknown": null, "messages": [
       {"role": "user",
-       "content": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}]},
+       "content": [{"type": "text", "text": "x", "id": "lc_1",
+                    "cache_control": {"type": "ephemeral"}}]},
       {"role": "assistant", "content": "y", "reasoning_content": "so",
        "provider_specific_fields": {"a": 1}, "thinking": null},
       {"role": "user", "content": "z", "type": "text", "cache_control": null}]})");
