@@ -121,6 +121,8 @@ std::map<std::string, Reader> Readers(CompletionRequest& request, const std::str
          return ReadFields(value,
                            {{"include_usage", Flag(request.include_usage)},
                             {"resumable", Flag(request.resumable)},
+                            // Usage so far in every chunk: it comes once, at the end.
+                            {"continuous_usage_stats", Ignore()},
                             {"include_obfuscation", Ignore()}},
                            name);
        }},

@@ -95,6 +95,14 @@ TEST(OpenAiRequestTest, WhatOthersSendAlongIsTaken) {
             "messages[0].type");
 }
 
+TEST(OpenAiRequestTest, WhoAsksForUsageInEveryChunkGetsItAtTheEnd) {
+  const auto request = With(
+      R"({"stream": true,
+          "stream_options": {"include_usage": true, "continuous_usage_stats": true}})");
+  ASSERT_TRUE(request.ok()) << request.status();
+  EXPECT_TRUE(request->include_usage);
+}
+
 TEST(OpenAiRequestTest, NothingOfAPartIsDroppedSilently) {
   const auto refused = [](const char* type) {
     Json part = {{"text", "x"}, {"image_url", {{"url", kPicture}}}};
