@@ -102,9 +102,12 @@ class CompletionSink final : public TurnSink {
  private:
   // Late, so that what fails before the first text still has its own HTTP status, which clients
   // act on. Who may come back for the rest needs its name at once.
+  //
+  // Without the charset Python clients read a text/ type as ISO-8859-1, in which a byte of a UTF-8
+  // character may end a line.
   void Begin() LLAVA_REQUIRES(mutex_) {
     HttpResponse head{200,
-                      "text/event-stream",
+                      "text/event-stream; charset=utf-8",
                       writer_.FirstEvent(),
                       {{"X-Request-Id", request_id_}, {"X-Accel-Buffering", "no"}},
                       ": still here\n\n"};

@@ -79,7 +79,8 @@ TEST_F(HttpFrontTest, AnswersInPieces) {
   body["stream"] = true;
   body["stream_options"] = {{"include_usage", true}};
   const std::string answer = Post(body);
-  EXPECT_THAT(answer, AllOf(StartsWith("HTTP/1.1 200"), HasSubstr("text/event-stream")));
+  EXPECT_THAT(answer, AllOf(StartsWith("HTTP/1.1 200"),
+                            HasSubstr("Content-Type: text/event-stream; charset=utf-8\r\n")));
   const auto events = EventsOf(answer);
   ASSERT_GE(events.size(), 5u);
   EXPECT_TRUE(events.back().is_null());
