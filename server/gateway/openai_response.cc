@@ -151,6 +151,7 @@ OrderedJson EntryOf(const v1::ModelInfo& model) {
           {"object", "model"},
           {"created", 0},
           {"owned_by", "llava-serving"},
+          {"root", model.model().name()},  // what clients of vLLM read the name from
           {"version", model.model().version()},
           {"context_tokens", model.context_tokens()},
           {"image_tokens", model.image_tokens()},

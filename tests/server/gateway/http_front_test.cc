@@ -192,6 +192,13 @@ TEST_F(HttpFrontTest, ModelsAreFoundByNamesAsUrlsWriteThem) {
   }
 }
 
+// vLLM's own benchmark takes the model's name from there.
+TEST_F(HttpFrontTest, ModelsHaveARoot) {
+  StartHttp();
+  EXPECT_EQ(BodyOf(Get("/v1/models"))["data"][0]["root"], "emoji");
+  EXPECT_EQ(BodyOf(Get("/v1/models/emoji"))["root"], "emoji");
+}
+
 TEST_F(HttpFrontTest, KeysAndLimits) {
   options_.keys_file = folder_.At("keys.yaml");
   std::ofstream(options_.keys_file)
