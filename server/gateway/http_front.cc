@@ -230,10 +230,12 @@ void HttpFront::Complete(const HttpRequest& request, std::shared_ptr<HttpAnswer>
   chat_.ReadChat(
       *scope, std::move(completion.chat), CheckResponseFormat,
       [sink](std::function<void()> on_gone) { (*sink)->SetOnGone(std::move(on_gone)); },
-      [this, scope, sink, resumable = completion.resumable](absl::StatusOr<TurnRequest> turn) {
+      [this, scope, sink, resumable = completion.resumable,
+       places = std::move(completion.places)](absl::StatusOr<TurnRequest> turn) {
         if (!turn.ok()) {
-          scope->End(turn.status());
-          return (*sink)->Close(turn.status());
+          const absl::Status refused = InClientsWords(turn.status(), places);
+          scope->End(refused);
+          return (*sink)->Close(refused);
         }
         if (resumable) turn->on_disconnect = v1::ON_DISCONNECT_DETACH;
         TurnStart::Begin(parts_, scope, *std::move(turn), std::move(*sink));

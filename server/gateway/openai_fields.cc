@@ -16,10 +16,13 @@ std::string ParamOf(const absl::Status& status) {
 
 namespace openai {
 
-absl::Status Bad(const std::string& param, const std::string& message) {
-  absl::Status status = absl::InvalidArgumentError(absl::StrCat(param, " ", message));
+absl::Status WithParam(absl::Status status, const std::string& param) {
   status.SetPayload(kParamPayload, absl::Cord(param));
   return status;
+}
+
+absl::Status Bad(const std::string& param, const std::string& message) {
+  return WithParam(absl::InvalidArgumentError(absl::StrCat(param, " ", message)), param);
 }
 
 Reader Flag(bool& target) {

@@ -20,6 +20,8 @@ using Json = nlohmann::json;
 
 // INVALID_ARGUMENT with the field's name as ParamOf.
 absl::Status Bad(const std::string& param, const std::string& message);
+// An error about the field that is called `param`.
+absl::Status WithParam(absl::Status status, const std::string& param);
 
 // What to do with a field and its value, which is never null.
 using Reader = std::function<absl::Status(const std::string& name, const Json& value)>;

@@ -15,9 +15,16 @@
 
 namespace llava {
 
+// What its client has called a message, of which several may have become one.
+struct MessagePlace {
+  std::string first, last;          // "messages[2]"
+  std::vector<std::string> images;  // "messages[2].content[0].image_url"
+};
+
 // A request, as ChatService.Chat would have got it, and how it wants to be answered.
 struct CompletionRequest {
   v1::ChatRequest chat;
+  std::vector<MessagePlace> places;  // of the messages of `chat`
   bool stream = false;
   bool include_usage = false;  // a last chunk with the usage
   bool logprobs = false;
@@ -37,6 +44,8 @@ absl::StatusOr<StreamPosition> ParseStreamPosition(std::string_view event_id);
 absl::StatusOr<CompletionRequest> ReadCompletionRequest(const std::string& body, bool urls);
 // What that leaves, as it is work: can the response_format be obeyed? INVALID_ARGUMENT likewise.
 absl::Status CheckResponseFormat(const v1::SamplingParams& sampling);
+// An error about what became of the messages names what the client has written.
+absl::Status InClientsWords(const absl::Status& status, const std::vector<MessagePlace>& places);
 // The field that a status complains about; empty if unknown.
 std::string ParamOf(const absl::Status& status);
 

@@ -4,8 +4,11 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/strip.h"
 
-namespace llava::openai {
+namespace llava {
+namespace openai {
 namespace {
 
 absl::Status ReadPicture(const std::string& url, bool urls, const std::string& name,
@@ -31,7 +34,7 @@ absl::Status ReadPicture(const std::string& url, bool urls, const std::string& n
 }
 
 absl::Status ReadImagePart(const Json& part, bool urls, const std::string& name,
-                           v1::ChatMessage& message) {
+                           v1::ChatMessage& message, MessagePlace& place) {
   auto known = ReadFields(
       part, {{"type", Ignore()}, {"image_url", Ignore()}, {"cache_control", Ignore()}}, name);
   if (!known.ok()) return known;
@@ -52,11 +55,12 @@ absl::Status ReadImagePart(const Json& part, bool urls, const std::string& name,
                              name + ".image_url");
     if (!status.ok()) return status;
   }
+  place.images.push_back(name + ".image_url");
   return ReadPicture(url, urls, name + ".image_url.url", *message.add_images());
 }
 
 absl::Status ReadContent(const Json& content, bool urls, const std::string& name,
-                         v1::ChatMessage& message) {
+                         v1::ChatMessage& message, MessagePlace& place) {
   if (content.is_string()) {
     message.set_text(content.get<std::string>());
     return absl::OkStatus();
@@ -81,7 +85,8 @@ absl::Status ReadContent(const Json& content, bool urls, const std::string& name
       absl::StrAppend(message.mutable_text(), message.text().empty() ? "" : "\n",
                       part["text"].get<std::string>());
     } else if (type == "image_url") {
-      if (auto status = ReadImagePart(part, urls, where, message); !status.ok()) return status;
+      auto status = ReadImagePart(part, urls, where, message, place);
+      if (!status.ok()) return status;
     } else {
       return Bad(where + ".type",
                  absl::StrCat("is \"", type.substr(0, 64), "\"; known are text and image_url"));
@@ -90,8 +95,9 @@ absl::Status ReadContent(const Json& content, bool urls, const std::string& name
   return absl::OkStatus();
 }
 
-absl::Status ReadMessage(const Json& json, bool urls, const std::string& name,
-                         v1::ChatMessage& message) {
+absl::Status ReadMessage(const Json& json, bool urls, v1::ChatMessage& message,
+                         MessagePlace& place) {
+  const std::string& name = place.first;
   if (!json.is_object()) return Bad(name, "is not a message");
   auto status = ReadFields(
       json,
@@ -108,8 +114,10 @@ absl::Status ReadMessage(const Json& json, bool urls, const std::string& name,
           message.set_role(role->second);
           return absl::OkStatus();
         }},
-       {"content", [&](const std::string& field,
-                       const Json& value) { return ReadContent(value, urls, field, message); }},
+       {"content",
+        [&](const std::string& field, const Json& value) {
+          return ReadContent(value, urls, field, message, place);
+        }},
        {"type", Only({"text"})},  // lm-evaluation-harness says so of each message
        {"name", Ignore()},
        {"refusal", Ignore()},
@@ -129,8 +137,8 @@ absl::Status ReadMessage(const Json& json, bool urls, const std::string& name,
 
 // Models are taught to read user and assistant in turn, behind one system message: neighbours of
 // one role are joined, any other order is refused.
-absl::Status TakeMessage(v1::ChatMessage message, const std::string& name,
-                         v1::ChatRequest& request) {
+absl::Status TakeMessage(v1::ChatMessage message, MessagePlace place, v1::ChatRequest& request,
+                         std::vector<MessagePlace>& places) {
   auto& messages = *request.mutable_messages();
   const v1::Role role = message.role();
   const v1::Role before = messages.empty() ? v1::ROLE_UNSPECIFIED : messages.rbegin()->role();
@@ -139,28 +147,43 @@ absl::Status TakeMessage(v1::ChatMessage message, const std::string& name,
     const bool both = !last.text().empty() && !message.text().empty();
     absl::StrAppend(last.mutable_text(), both ? "\n\n" : "", message.text());
     for (v1::ImageInput& image : *message.mutable_images()) *last.add_images() = std::move(image);
+    MessagePlace& joined = places.back();
+    joined.last = std::move(place.last);
+    joined.images.insert(joined.images.end(), place.images.begin(), place.images.end());
     return absl::OkStatus();
   }
   if (role == v1::ROLE_SYSTEM && before != v1::ROLE_UNSPECIFIED) {
-    return Bad(name + ".role", "is out of order: system and developer messages come first");
+    return Bad(place.first + ".role", "is out of order: system and developer messages come first");
   }
   if (role == v1::ROLE_ASSISTANT && before != v1::ROLE_USER) {
-    return Bad(name + ".role", "is out of order: an answer has a user message before it");
+    return Bad(place.first + ".role", "is out of order: an answer has a user message before it");
   }
   *messages.Add() = std::move(message);
+  places.push_back(std::move(place));
   return absl::OkStatus();
+}
+
+// Takes "PREFIX[NUMBER]" off the front of `text`.
+bool ConsumeIndexed(absl::string_view prefix, absl::string_view& text, size_t& index) {
+  absl::string_view rest = text;
+  if (!absl::ConsumePrefix(&rest, prefix) || !absl::ConsumePrefix(&rest, "[")) return false;
+  const size_t end = rest.find(']');
+  if (end == rest.npos || !absl::SimpleAtoi(rest.substr(0, end), &index)) return false;
+  text = rest.substr(end + 1);
+  return true;
 }
 
 }  // namespace
 
-Reader Messages(v1::ChatRequest& chat, bool urls) {
-  return [&chat, urls](const std::string& name, const Json& value) {
+Reader Messages(v1::ChatRequest& chat, std::vector<MessagePlace>& places, bool urls) {
+  return [&chat, &places, urls](const std::string& name, const Json& value) {
     if (!value.is_array()) return Bad(name, "is not a list");
     for (size_t i = 0; i < value.size(); ++i) {
-      const std::string each = absl::StrCat(name, "[", i, "]");
       v1::ChatMessage message;
-      auto status = ReadMessage(value[i], urls, each, message);
-      if (status.ok()) status = TakeMessage(std::move(message), each, chat);
+      MessagePlace place;
+      place.first = place.last = absl::StrCat(name, "[", i, "]");
+      auto status = ReadMessage(value[i], urls, message, place);
+      if (status.ok()) status = TakeMessage(std::move(message), std::move(place), chat, places);
       if (!status.ok()) return status;
     }
     if (!value.empty() && chat.messages().rbegin()->role() != v1::ROLE_USER) {
@@ -170,4 +193,29 @@ Reader Messages(v1::ChatRequest& chat, bool urls) {
   };
 }
 
-}  // namespace llava::openai
+}  // namespace openai
+
+absl::Status InClientsWords(const absl::Status& status, const std::vector<MessagePlace>& places) {
+  absl::string_view rest = status.message();
+  size_t index = 0, image = 0;
+  if (!openai::ConsumeIndexed("messages", rest, index) || index >= places.size()) return status;
+  const MessagePlace& place = places[index];
+  std::string param = place.first, name = param;
+  if (openai::ConsumeIndexed(".images", rest, image) && image < place.images.size()) {
+    param = name = place.images[image];
+  } else {
+    const bool part = absl::ConsumePrefix(&rest, ".text") || absl::ConsumePrefix(&rest, ".images");
+    if (place.first != place.last) {
+      name = absl::StrCat(place.first, " to ", place.last, ", joined as of one role,");
+    } else if (part) {
+      name = param += ".content";
+    }
+  }
+  absl::Status told(status.code(), absl::StrCat(name, rest));
+  status.ForEachPayload([&told](absl::string_view type, const absl::Cord& payload) {
+    told.SetPayload(type, payload);
+  });
+  return openai::WithParam(std::move(told), param);
+}
+
+}  // namespace llava

@@ -113,7 +113,7 @@ std::map<std::string, Reader> Readers(CompletionRequest& request, const std::str
          chat.mutable_model()->set_name(value.get<std::string>());
          return absl::OkStatus();
        }},
-      {"messages", openai::Messages(chat, urls)},
+      {"messages", openai::Messages(chat, request.places, urls)},
       {"stream", Flag(request.stream)},
       {"stream_options",
        [&request](const std::string& name, const Json& value) {

@@ -131,6 +131,47 @@ TEST_F(HttpFrontTest, FailuresAreErrorObjects) {
   EXPECT_EQ(StatusOf(Post(Ask("x"))), 200);
 }
 
+// Several messages may have become one, and pictures stand apart from texts by then.
+TEST_F(HttpFrontTest, RefusalsNameWhatTheClientHasWritten) {
+  options_.max_images_per_turn = 2;
+  StartHttp();
+  const auto picture = [](const std::string& url) {
+    return Json{{"type", "image_url"}, {"image_url", {{"url", url}}}};
+  };
+  const std::string broken = "data:image/png;base64," + absl::Base64Escape("no picture");
+  const auto user = [](Json content) {
+    return Json{{"role", "user"}, {"content", std::move(content)}};
+  };
+  const auto refused = [this](const Json& messages) {
+    const std::string answer = Post({{"model", "emoji"}, {"messages", messages}});
+    EXPECT_EQ(StatusOf(answer), 400) << answer;
+    return BodyOf(answer)["error"];
+  };
+  const Json text = {{"type", "text"}, {"text", "x"}};
+  const Json system = {{"role", "system"}, {"content", "be brief"}};
+  const Json picture_error =
+      refused({system, system, user("x"), user({text, picture(DataUri(1)), picture(broken)})});
+  EXPECT_EQ(picture_error["param"], "messages[3].content[2].image_url");
+  EXPECT_THAT(picture_error["message"].get<std::string>(),
+              StartsWith("messages[3].content[2].image_url: "));
+
+  const Json one = picture(DataUri(1));
+  const Json many = refused({system, user({one, one, one})});
+  EXPECT_EQ(many["param"], "messages[1].content");
+  EXPECT_THAT(many["message"].get<std::string>(), StartsWith("messages[1].content has 3 pictures"));
+  const Json joined = refused({system, user({one}), user({one, one})});
+  EXPECT_EQ(joined["param"], "messages[1]");
+  EXPECT_THAT(joined["message"].get<std::string>(),
+              StartsWith("messages[1] to messages[2], joined as of one role, has 3 pictures"));
+
+  EXPECT_EQ(refused({system, system, user(" ")})["message"],
+            "messages[2].content is empty and there is no picture; ask something");
+  const Json misplaced = {{"role", "assistant"}, {"content", Json::array({one})}};
+  const Json answered = refused({user("x"), user("y"), misplaced, user("z")});
+  EXPECT_EQ(answered["message"], "messages[2]: only user messages have pictures");
+  EXPECT_EQ(answered["param"], "messages[2]");
+}
+
 // Clients try every 5xx again by themselves, unless they are told.
 TEST_F(HttpFrontTest, AQuestionThatKillsWorkersIsNotToBeAskedAgain) {
   StartHttp();
