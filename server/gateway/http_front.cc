@@ -102,9 +102,12 @@ class CompletionSink final : public TurnSink {
  private:
   // Late, so that what fails before the first text still has its own HTTP status, which clients
   // act on. Who may come back for the rest needs its name at once.
+  //
+  // Without the charset Python clients read a text/ type as ISO-8859-1, in which a byte of a UTF-8
+  // character may end a line.
   void Begin() LLAVA_REQUIRES(mutex_) {
     HttpResponse head{200,
-                      "text/event-stream",
+                      "text/event-stream; charset=utf-8",
                       writer_.FirstEvent(),
                       {{"X-Request-Id", request_id_}, {"X-Accel-Buffering", "no"}},
                       ": still here\n\n"};
@@ -227,10 +230,12 @@ void HttpFront::Complete(const HttpRequest& request, std::shared_ptr<HttpAnswer>
   chat_.ReadChat(
       *scope, std::move(completion.chat), CheckResponseFormat,
       [sink](std::function<void()> on_gone) { (*sink)->SetOnGone(std::move(on_gone)); },
-      [this, scope, sink, resumable = completion.resumable](absl::StatusOr<TurnRequest> turn) {
+      [this, scope, sink, resumable = completion.resumable,
+       places = std::move(completion.places)](absl::StatusOr<TurnRequest> turn) {
         if (!turn.ok()) {
-          scope->End(turn.status());
-          return (*sink)->Close(turn.status());
+          const absl::Status refused = InClientsWords(turn.status(), places);
+          scope->End(refused);
+          return (*sink)->Close(refused);
         }
         if (resumable) turn->on_disconnect = v1::ON_DISCONNECT_DETACH;
         TurnStart::Begin(parts_, scope, *std::move(turn), std::move(*sink));

@@ -15,9 +15,16 @@
 
 namespace llava {
 
+// What its client has called a message, of which several may have become one.
+struct MessagePlace {
+  std::string first, last;          // "messages[2]"
+  std::vector<std::string> images;  // "messages[2].content[0].image_url"
+};
+
 // A request, as ChatService.Chat would have got it, and how it wants to be answered.
 struct CompletionRequest {
   v1::ChatRequest chat;
+  std::vector<MessagePlace> places;  // of the messages of `chat`
   bool stream = false;
   bool include_usage = false;  // a last chunk with the usage
   bool logprobs = false;
@@ -37,6 +44,8 @@ absl::StatusOr<StreamPosition> ParseStreamPosition(std::string_view event_id);
 absl::StatusOr<CompletionRequest> ReadCompletionRequest(const std::string& body, bool urls);
 // What that leaves, as it is work: can the response_format be obeyed? INVALID_ARGUMENT likewise.
 absl::Status CheckResponseFormat(const v1::SamplingParams& sampling);
+// An error about what became of the messages names what the client has written.
+absl::Status InClientsWords(const absl::Status& status, const std::vector<MessagePlace>& places);
 // The field that a status complains about; empty if unknown.
 std::string ParamOf(const absl::Status& status);
 
@@ -56,8 +65,8 @@ class CompletionWriter {
   void Start(const v1::TurnStarted& started);
   // The whole answer, once it has ended.
   std::string Whole(const v1::TurnFinished& finished) const;
-  // Server-sent events: the first one, one for each delta, the last ones. Each carries an event id
-  // "<turn>:<bytes of the answer so far>".
+  // Server-sent events: the first one, one for each delta, the last ones. Those of a resumable
+  // stream carry an event id "<turn>:<bytes of the answer so far>".
   std::string FirstEvent() const;
   std::string DeltaEvent(const v1::TextDelta& delta);
   std::string LastEvents(const v1::TurnFinished& finished) const;
@@ -68,7 +77,7 @@ class CompletionWriter {
   struct Chunk;
   std::string Event(const std::string& json) const;
 
-  const bool include_usage_, logprobs_;
+  const bool include_usage_, logprobs_, resumable_;
   const int64_t created_;
   std::string id_, turn_id_, model_, fingerprint_;
   std::string text_;

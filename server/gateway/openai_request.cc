@@ -1,19 +1,15 @@
 // Requests of the OpenAI API.
 
 #include <algorithm>
-#include <cmath>
-#include <functional>
 #include <map>
-#include <nlohmann/json.hpp>
-#include <set>
 #include <stdexcept>
 #include <utility>
 
-#include "absl/strings/escaping.h"
-#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "server/gateway/openai_fields.h"
 #include "server/gateway/openai_json.h"
+#include "server/gateway/openai_messages.h"
 #include "server/gateway/raw_json.h"
 #include "server/wire/constraint.h"
 #include "server/wire/sampling.h"
@@ -21,228 +17,20 @@
 namespace llava {
 namespace {
 
-using Json = nlohmann::json;
+using openai::Bad;
+using openai::Count;
+using openai::CountOrNone;
+using openai::Flag;
+using openai::Ignore;
+using openai::Json;
+using openai::Number;
+using openai::Only;
+using openai::Reader;
+using openai::ReadFields;
 
-constexpr char kParamPayload[] = "llava.v1/openai-param";
 // What a conversation needs is far below; what a hostile body can make of 40 MB is not.
 constexpr int kMaxDepth = 64;
 constexpr int kMaxValues = 200'000;
-
-absl::Status Bad(const std::string& param, const std::string& message) {
-  absl::Status status = absl::InvalidArgumentError(absl::StrCat(param, " ", message));
-  status.SetPayload(kParamPayload, absl::Cord(param));
-  return status;
-}
-
-absl::Status Unsupported(const std::string& param) {
-  return Bad(param, "is not supported here; leave it out");
-}
-
-// Fields by name and what to do with their values, which are never null.
-using Reader = std::function<absl::Status(const std::string& name, const Json& value)>;
-
-template <typename Take>
-Reader Number(Take take) {
-  return [take](const std::string& name, const Json& value) {
-    if (!value.is_number()) return Bad(name, "is not a number");
-    take(value.get<float>());
-    return absl::OkStatus();
-  };
-}
-
-template <typename Take>
-Reader Count(uint64_t low, uint64_t high, Take take) {
-  return [=](const std::string& name, const Json& value) {
-    if (!value.is_number_unsigned() || value.get<uint64_t>() < low ||
-        value.get<uint64_t>() > high) {
-      return Bad(name, absl::StrCat("is not a whole number from ", low, " to ", high));
-    }
-    take(value.get<uint64_t>());
-    return absl::OkStatus();
-  };
-}
-
-// A whole number of which -1 says that it is not set.
-template <typename Take>
-Reader CountOrNone(uint64_t low, uint64_t high, Take take) {
-  return [count = Count(low, high, take)](const std::string& name, const Json& value) {
-    return value == -1 ? absl::OkStatus() : count(name, value);
-  };
-}
-
-Reader Flag(bool& target) {
-  return [&target](const std::string& name, const Json& value) {
-    if (!value.is_boolean()) return Bad(name, "is not true or false");
-    target = value.get<bool>();
-    return absl::OkStatus();
-  };
-}
-
-Reader Ignore() {
-  return [](const std::string&, const Json&) { return absl::OkStatus(); };
-}
-
-// Has no function here, but says so only if it asks for something.
-Reader Only(std::vector<Json> harmless) {
-  return [harmless = std::move(harmless)](const std::string& name, const Json& value) {
-    for (const Json& each : harmless) {
-      if (value == each) return absl::OkStatus();
-    }
-    return Unsupported(name);
-  };
-}
-
-absl::Status ReadFields(const Json& object, const std::map<std::string, Reader>& readers,
-                        const std::string& where) {
-  for (const auto& [key, value] : object.items()) {
-    if (value.is_null()) continue;  // clients send it for what they did not set
-    const std::string name = where.empty() ? key : absl::StrCat(where, ".", key);
-    const auto reader = readers.find(key);
-    if (reader == readers.end()) {
-      return Bad(name.substr(0, 200), "is not a parameter that is known here; leave it out");
-    }
-    if (auto status = reader->second(name, value); !status.ok()) return status;
-  }
-  return absl::OkStatus();
-}
-
-absl::Status ReadPicture(const std::string& url, bool urls, const std::string& name,
-                         v1::ImageInput& image) {
-  constexpr absl::string_view kMark = ";base64,";
-  if (urls && absl::StartsWithIgnoreCase(url.substr(0, 4), "http")) {
-    image.set_url(url);
-    return absl::OkStatus();
-  }
-  if (!absl::StartsWithIgnoreCase(url.substr(0, 5), "data:")) {
-    return Bad(name, urls ? "is neither a data URI (data:image/png;base64,...) nor an http(s) URL"
-                          : "is not a data URI; this gateway fetches no pictures, send them as "
-                            "data:image/png;base64,...");
-  }
-  const size_t mark = url.substr(0, 256).find(std::string(kMark));
-  std::string bytes;
-  if (mark == std::string::npos ||
-      !absl::Base64Unescape(absl::string_view(url).substr(mark + kMark.size()), &bytes)) {
-    return Bad(name, "is no data URI in base64, e.g. data:image/png;base64,...");
-  }
-  image.set_data(std::move(bytes));
-  return absl::OkStatus();
-}
-
-absl::Status ReadImagePart(const Json& part, bool urls, const std::string& name,
-                           v1::ChatMessage& message) {
-  auto known = ReadFields(
-      part, {{"type", Ignore()}, {"image_url", Ignore()}, {"cache_control", Ignore()}}, name);
-  if (!known.ok()) return known;
-  std::string url;
-  if (!part.contains("image_url")) return Bad(name, "has no image_url");
-  const Json& image = part["image_url"];
-  if (image.is_string()) {
-    url = image.get<std::string>();
-  } else if (image.is_object()) {
-    auto status = ReadFields(image,
-                             {{"url",
-                               [&](const std::string& field, const Json& value) {
-                                 if (!value.is_string()) return Bad(field, "is not a text");
-                                 url = value.get<std::string>();
-                                 return absl::OkStatus();
-                               }},
-                              {"detail", Ignore()}},  // a hint; pictures have one size here
-                             name + ".image_url");
-    if (!status.ok()) return status;
-  }
-  return ReadPicture(url, urls, name + ".image_url.url", *message.add_images());
-}
-
-absl::Status ReadContent(const Json& content, bool urls, const std::string& name,
-                         v1::ChatMessage& message) {
-  if (content.is_string()) {
-    message.set_text(content.get<std::string>());
-    return absl::OkStatus();
-  }
-  if (!content.is_array()) return Bad(name, "is neither a text nor a list of parts");
-  for (size_t i = 0; i < content.size(); ++i) {
-    const Json& part = content[i];
-    const std::string where = absl::StrCat(name, "[", i, "]");
-    if (!part.is_object() || !part.contains("type") || !part["type"].is_string()) {
-      return Bad(where, "is not a part with a type");
-    }
-    const std::string type = part["type"].get<std::string>();
-    if (type == "text") {
-      auto known = ReadFields(
-          part, {{"type", Ignore()}, {"text", Ignore()}, {"cache_control", Ignore()}}, where);
-      if (!known.ok()) return known;
-      if (!part.contains("text") || !part["text"].is_string()) return Bad(where, "has no text");
-      absl::StrAppend(message.mutable_text(), message.text().empty() ? "" : "\n",
-                      part["text"].get<std::string>());
-    } else if (type == "image_url") {
-      if (auto status = ReadImagePart(part, urls, where, message); !status.ok()) return status;
-    } else {
-      return Bad(where + ".type",
-                 absl::StrCat("is \"", type.substr(0, 64), "\"; known are text and image_url"));
-    }
-  }
-  return absl::OkStatus();
-}
-
-absl::Status ReadMessage(const Json& json, bool urls, const std::string& name,
-                         v1::ChatMessage& message) {
-  if (!json.is_object()) return Bad(name, "is not a message");
-  auto status = ReadFields(
-      json,
-      {{"role",
-        [&](const std::string& field, const Json& value) {
-          static const std::map<std::string, v1::Role> roles = {{"system", v1::ROLE_SYSTEM},
-                                                                {"developer", v1::ROLE_SYSTEM},
-                                                                {"user", v1::ROLE_USER},
-                                                                {"assistant", v1::ROLE_ASSISTANT}};
-          const auto role = value.is_string() ? roles.find(value.get<std::string>()) : roles.end();
-          if (role == roles.end()) {
-            return Bad(field, "is not one of: system, developer, user, assistant");
-          }
-          message.set_role(role->second);
-          return absl::OkStatus();
-        }},
-       {"content", [&](const std::string& field,
-                       const Json& value) { return ReadContent(value, urls, field, message); }},
-       {"name", Ignore()},
-       {"refusal", Ignore()},
-       {"annotations", Ignore()},
-       // Of answers that come back as other servers gave them; no model here reads it.
-       {"reasoning_content", Ignore()},
-       {"provider_specific_fields", Ignore()},
-       {"cache_control", Ignore()},
-       {"audio", Only({})},
-       {"tool_calls", Only({Json::array()})},
-       {"function_call", Only({})}},
-      name);
-  if (status.ok() && message.role() == v1::ROLE_UNSPECIFIED)
-    return Bad(name + ".role", "is missing");
-  return status;
-}
-
-// Models are taught to read user and assistant in turn, behind one system message: neighbours of
-// one role are joined, any other order is refused.
-absl::Status TakeMessage(v1::ChatMessage message, const std::string& name,
-                         v1::ChatRequest& request) {
-  auto& messages = *request.mutable_messages();
-  const v1::Role role = message.role();
-  const v1::Role before = messages.empty() ? v1::ROLE_UNSPECIFIED : messages.rbegin()->role();
-  if (role == before) {
-    v1::ChatMessage& last = *messages.rbegin();
-    const bool both = !last.text().empty() && !message.text().empty();
-    absl::StrAppend(last.mutable_text(), both ? "\n\n" : "", message.text());
-    for (v1::ImageInput& image : *message.mutable_images()) *last.add_images() = std::move(image);
-    return absl::OkStatus();
-  }
-  if (role == v1::ROLE_SYSTEM && before != v1::ROLE_UNSPECIFIED) {
-    return Bad(name + ".role", "is out of order: system and developer messages come first");
-  }
-  if (role == v1::ROLE_ASSISTANT && before != v1::ROLE_USER) {
-    return Bad(name + ".role", "is out of order: an answer has a user message before it");
-  }
-  *messages.Add() = std::move(message);
-  return absl::OkStatus();
-}
 
 // Empty ones, which some clients send for none, end nothing.
 Reader Texts(google::protobuf::RepeatedPtrField<std::string>* target) {
@@ -325,21 +113,7 @@ std::map<std::string, Reader> Readers(CompletionRequest& request, const std::str
          chat.mutable_model()->set_name(value.get<std::string>());
          return absl::OkStatus();
        }},
-      {"messages",
-       [&chat, urls](const std::string& name, const Json& value) {
-         if (!value.is_array()) return Bad(name, "is not a list");
-         for (size_t i = 0; i < value.size(); ++i) {
-           const std::string each = absl::StrCat(name, "[", i, "]");
-           v1::ChatMessage message;
-           auto status = ReadMessage(value[i], urls, each, message);
-           if (status.ok()) status = TakeMessage(std::move(message), each, chat);
-           if (!status.ok()) return status;
-         }
-         if (!value.empty() && chat.messages().rbegin()->role() != v1::ROLE_USER) {
-           return Bad(name, "must end with a user message");
-         }
-         return absl::OkStatus();
-       }},
+      {"messages", openai::Messages(chat, request.places, urls)},
       {"stream", Flag(request.stream)},
       {"stream_options",
        [&request](const std::string& name, const Json& value) {
@@ -347,6 +121,8 @@ std::map<std::string, Reader> Readers(CompletionRequest& request, const std::str
          return ReadFields(value,
                            {{"include_usage", Flag(request.include_usage)},
                             {"resumable", Flag(request.resumable)},
+                            // Usage so far in every chunk: it comes once, at the end.
+                            {"continuous_usage_stats", Ignore()},
                             {"include_obfuscation", Ignore()}},
                            name);
        }},
@@ -463,11 +239,6 @@ absl::Status CheckResponseFormat(const v1::SamplingParams& sampling) {
   const absl::Status status = CheckConstraint(sampling);
   if (status.ok()) return status;
   return Bad("response_format", absl::StrCat("is not supported: ", status.message()));
-}
-
-std::string ParamOf(const absl::Status& status) {
-  const auto param = status.GetPayload(kParamPayload);
-  return param ? std::string(*param) : "";
 }
 
 absl::StatusOr<CompletionRequest> ReadCompletionRequest(const std::string& body, bool urls) {

@@ -151,6 +151,7 @@ OrderedJson EntryOf(const v1::ModelInfo& model) {
           {"object", "model"},
           {"created", 0},
           {"owned_by", "llava-serving"},
+          {"root", model.model().name()},  // what clients of vLLM read the name from
           {"version", model.model().version()},
           {"context_tokens", model.context_tokens()},
           {"image_tokens", model.image_tokens()},
@@ -192,6 +193,7 @@ std::string OpenAiErrorBody(const absl::Status& status) { return Dump(ErrorObjec
 CompletionWriter::CompletionWriter(const CompletionRequest& request, uint64_t offset)
     : include_usage_(request.include_usage),
       logprobs_(request.logprobs),
+      resumable_(request.resumable),
       created_(std::chrono::duration_cast<std::chrono::seconds>(
                    std::chrono::system_clock::now().time_since_epoch())
                    .count()),
@@ -247,8 +249,10 @@ struct CompletionWriter::Chunk {
   }
 };
 
+// Many clients take each block for "data: " and JSON; an id is for those who have asked for it.
 std::string CompletionWriter::Event(const std::string& json) const {
-  return absl::StrCat("id: ", turn_id_, ":", offset_, "\ndata: ", json, "\n\n");
+  const std::string id = resumable_ ? absl::StrCat("id: ", turn_id_, ":", offset_, "\n") : "";
+  return absl::StrCat(id, "data: ", json, "\n\n");
 }
 
 std::string CompletionWriter::FirstEvent() const {

@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "server/runtime/error_reason.h"
 #include "server/runtime/status.h"
 #include "server/wire/feature_key.h"
 #include "server/wire/prompt_size.h"
@@ -139,13 +138,11 @@ void PromptBuilder::CountPictures(std::span<const std::shared_ptr<const StoredFe
 
 absl::Status PromptBuilder::CheckFits(const Prompt& prompt) const {
   if (prompt.tokens() < options_.context_tokens) return absl::OkStatus();
-  return WithReason(
-      absl::InvalidArgumentError(absl::StrCat(
-          "the prompt has ", prompt.tokens(), " tokens (", prompt.text_tokens, " text, ",
-          prompt.image_tokens, " image); the context has ", options_.context_tokens,
-          " (the model's maximum context length) and the answer needs at least one. Drop older ",
-          "turns or pictures, or shorten the message")),
-      kReasonContextLength);
+  return PromptTooLong(absl::StrCat(prompt.tokens(), " tokens (", prompt.text_tokens, " text, ",
+                                    prompt.image_tokens, " image)"),
+                       static_cast<uint64_t>(options_.context_tokens),
+                       "at least one of them for the answer; drop older turns or pictures, or "
+                       "shorten the message");
 }
 
 }  // namespace llava

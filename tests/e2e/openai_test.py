@@ -123,7 +123,7 @@ class OpenAiTest(FrontCase):
         for content, hint in ((None, "messages"), ("", "empty"), ([{"type": "video"}], "video"), (5, "content"),
                               ([{"type": "image_url", "image_url": {"url": "https://example.com/x.png"}}], "data URI"),
                               ([{"type": "image_url", "image_url": {"url": "data:image/png;base64,!!"}}], "base64"),
-                              ([{"type": "image_url", "image_url": {"url": "data:image/png;base64,aGVsbG8="}}], "images[0]")):
+                              ([{"type": "image_url", "image_url": {"url": "data:image/png;base64,aGVsbG8="}}], "content[0].image_url: the file")):
             status, _, text = self.post({"model": "emoji", "messages": [{"role": "user", "content": content}]})
             self.assertEqual(status, 400, text)
             self.assertIn(hint, json.loads(text)["error"]["message"])

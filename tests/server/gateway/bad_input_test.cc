@@ -186,7 +186,7 @@ TEST_F(BadInputTest, ATextThatNoPromptCanHoldIsNotRecorded) {
        {Question(NewSession(), text), Question(NewSession(dropping), text), alone}) {
     const Answer answer = Ask(request);
     EXPECT_EQ(answer.status.error_code(), kInvalid);
-    EXPECT_THAT(answer.status.error_message(), HasSubstr("have 6401 bytes of text"));
+    EXPECT_THAT(answer.status.error_message(), HasSubstr("6401 bytes of text"));
     EXPECT_THAT(answer.status.error_message(), HasSubstr("at most 6400"));
     if (request.session_id().empty()) continue;
     EXPECT_TRUE(Turns(request.session_id()).empty());
@@ -389,7 +389,8 @@ TEST_F(BadInputTest, PicturesThatNoContextCanHoldAreNotEncoded) {
     return request;
   };
   ExpectRefused(alone({FakePicture(1), FakePicture(2), FakePicture(3), FakePicture(4)}), kInvalid,
-                "4 pictures of 576 tokens or more, 2304 together; the context has 2048");
+                "the prompt is too long: 4 pictures of 576 tokens or more, 2304 together; "
+                "this model's maximum context length is 2048 tokens");
   ExpectRefused(alone({FakePicture(1), FakePicture(1), FakePicture(1), FakePicture(1)}), kInvalid,
                 "4 pictures");
   EXPECT_EQ(vision_.encodes(), 0);

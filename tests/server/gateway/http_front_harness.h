@@ -91,6 +91,14 @@ class HttpFrontTest : public GatewayTest {
     }
     return events;
   }
+  // Lines of a stream that are not empty. Those of the head and between chunks end with CR.
+  static std::vector<std::string> EventLinesOf(const std::string& answer) {
+    std::vector<std::string> lines;
+    for (const absl::string_view line : absl::StrSplit(answer, '\n')) {
+      if (!line.empty() && !absl::EndsWith(line, "\r")) lines.emplace_back(line);
+    }
+    return lines;
+  }
   static Json Ask(const std::string& text) {
     return {{"model", "emoji"}, {"messages", {{{"role", "user"}, {"content", text}}}}};
   }

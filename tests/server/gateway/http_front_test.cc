@@ -20,6 +20,8 @@ namespace {
 using Json = nlohmann::json;
 using std::chrono::milliseconds;
 using testing::AllOf;
+using testing::AnyOf;
+using testing::Each;
 using testing::EndsWith;
 using testing::HasSubstr;
 using testing::Not;
@@ -71,13 +73,14 @@ TEST_F(HttpFrontTest, ASchemaArrivesAsItWasWritten) {
   EXPECT_EQ(llm_.last_request().sampling().constraint().json_schema(), schema);
 }
 
-TEST_F(HttpFrontTest, AnswersInPiecesWithIds) {
+TEST_F(HttpFrontTest, AnswersInPieces) {
   StartHttp();
   Json body = Ask("a b c");
   body["stream"] = true;
   body["stream_options"] = {{"include_usage", true}};
   const std::string answer = Post(body);
-  EXPECT_THAT(answer, AllOf(StartsWith("HTTP/1.1 200"), HasSubstr("text/event-stream")));
+  EXPECT_THAT(answer, AllOf(StartsWith("HTTP/1.1 200"),
+                            HasSubstr("Content-Type: text/event-stream; charset=utf-8\r\n")));
   const auto events = EventsOf(answer);
   ASSERT_GE(events.size(), 5u);
   EXPECT_TRUE(events.back().is_null());
@@ -92,7 +95,12 @@ TEST_F(HttpFrontTest, AnswersInPiecesWithIds) {
   EXPECT_EQ(events[events.size() - 3]["choices"][0]["finish_reason"], "stop");
   EXPECT_GT(events[events.size() - 2]["usage"]["completion_tokens"].get<int>(), 0);
   EXPECT_TRUE(events[1]["usage"].is_null());
-  EXPECT_THAT(answer, HasSubstr(absl::StrCat(":", text.size(), "\ndata: ")));
+  // Clients take a line for "data: " and JSON, whatever it is; ids are for those who may come back.
+  EXPECT_THAT(EventLinesOf(answer), Each(StartsWith("data: ")));
+  body["stream_options"]["resumable"] = true;
+  const std::string resumable = Post(body);
+  EXPECT_THAT(resumable, HasSubstr(absl::StrCat(":", text.size(), "\ndata: ")));
+  EXPECT_THAT(EventLinesOf(resumable), Each(AnyOf(StartsWith("id: "), StartsWith("data: "))));
 }
 
 TEST_F(HttpFrontTest, FailuresAreErrorObjects) {
@@ -121,6 +129,47 @@ TEST_F(HttpFrontTest, FailuresAreErrorObjects) {
   EXPECT_EQ(events.back()["error"]["type"], "server_error");
   llm_.Set({});
   EXPECT_EQ(StatusOf(Post(Ask("x"))), 200);
+}
+
+// Several messages may have become one, and pictures stand apart from texts by then.
+TEST_F(HttpFrontTest, RefusalsNameWhatTheClientHasWritten) {
+  options_.max_images_per_turn = 2;
+  StartHttp();
+  const auto picture = [](const std::string& url) {
+    return Json{{"type", "image_url"}, {"image_url", {{"url", url}}}};
+  };
+  const std::string broken = "data:image/png;base64," + absl::Base64Escape("no picture");
+  const auto user = [](Json content) {
+    return Json{{"role", "user"}, {"content", std::move(content)}};
+  };
+  const auto refused = [this](const Json& messages) {
+    const std::string answer = Post({{"model", "emoji"}, {"messages", messages}});
+    EXPECT_EQ(StatusOf(answer), 400) << answer;
+    return BodyOf(answer)["error"];
+  };
+  const Json text = {{"type", "text"}, {"text", "x"}};
+  const Json system = {{"role", "system"}, {"content", "be brief"}};
+  const Json picture_error =
+      refused({system, system, user("x"), user({text, picture(DataUri(1)), picture(broken)})});
+  EXPECT_EQ(picture_error["param"], "messages[3].content[2].image_url");
+  EXPECT_THAT(picture_error["message"].get<std::string>(),
+              StartsWith("messages[3].content[2].image_url: "));
+
+  const Json one = picture(DataUri(1));
+  const Json many = refused({system, user({one, one, one})});
+  EXPECT_EQ(many["param"], "messages[1].content");
+  EXPECT_THAT(many["message"].get<std::string>(), StartsWith("messages[1].content has 3 pictures"));
+  const Json joined = refused({system, user({one}), user({one, one})});
+  EXPECT_EQ(joined["param"], "messages[1]");
+  EXPECT_THAT(joined["message"].get<std::string>(),
+              StartsWith("messages[1] to messages[2], joined as of one role, has 3 pictures"));
+
+  EXPECT_EQ(refused({system, system, user(" ")})["message"],
+            "messages[2].content is empty and there is no picture; ask something");
+  const Json misplaced = {{"role", "assistant"}, {"content", Json::array({one})}};
+  const Json answered = refused({user("x"), user("y"), misplaced, user("z")});
+  EXPECT_EQ(answered["message"], "messages[2]: only user messages have pictures");
+  EXPECT_EQ(answered["param"], "messages[2]");
 }
 
 // Clients try every 5xx again by themselves, unless they are told.
@@ -164,7 +213,9 @@ TEST_F(HttpFrontTest, ErrorsHaveTheCodesThatClientsLookFor) {
   const std::string large = Post(Ask(std::string(4096 * 64 + 1, 'x')));
   EXPECT_EQ(StatusOf(large), 400) << large;
   EXPECT_EQ(BodyOf(large)["error"]["code"], "context_length_exceeded");
-  EXPECT_THAT(large, HasSubstr("maximum context length"));
+  // Those that look for words instead.
+  EXPECT_THAT(large, AllOf(HasSubstr("prompt is too long"),
+                           HasSubstr("this model's maximum context length is 4096 tokens")));
   // As the language service says, for whole answers and streams.
   llm_.Set({.failure = ToGrpc(CheckTextBytes(65, 1)), .failures = 2});
   Json stream = Ask("x");
@@ -182,6 +233,13 @@ TEST_F(HttpFrontTest, ModelsAreFoundByNamesAsUrlsWriteThem) {
   for (const char* name : {"emoji%", "emoji%4", "emoji%4x", "emoji%00"}) {
     EXPECT_EQ(StatusOf(Get(absl::StrCat("/v1/models/", name))), 404) << name;
   }
+}
+
+// vLLM's own benchmark takes the model's name from there.
+TEST_F(HttpFrontTest, ModelsHaveARoot) {
+  StartHttp();
+  EXPECT_EQ(BodyOf(Get("/v1/models"))["data"][0]["root"], "emoji");
+  EXPECT_EQ(BodyOf(Get("/v1/models/emoji"))["root"], "emoji");
 }
 
 TEST_F(HttpFrontTest, KeysAndLimits) {

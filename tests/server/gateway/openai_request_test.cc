@@ -85,11 +85,22 @@ TEST(OpenAiRequestTest, OtherOrdersAreRefusedWhereTheyBegin) {
 TEST(OpenAiRequestTest, WhatOthersSendAlongIsTaken) {
   const auto request = With(R"({"unknown": null, "messages": [
       {"role": "user",
-       "content": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}]},
+       "content": [{"type": "text", "text": "x", "id": "lc_1",
+                    "cache_control": {"type": "ephemeral"}}]},
       {"role": "assistant", "content": "y", "reasoning_content": "so",
        "provider_specific_fields": {"a": 1}, "thinking": null},
-      {"role": "user", "content": "z", "cache_control": null}]})");
+      {"role": "user", "content": "z", "type": "text", "cache_control": null}]})");
   EXPECT_TRUE(request.ok()) << request.status();
+  EXPECT_EQ(Refused(With(R"({"messages": [{"role": "user", "content": "x", "type": "audio"}]})")),
+            "messages[0].type");
+}
+
+TEST(OpenAiRequestTest, WhoAsksForUsageInEveryChunkGetsItAtTheEnd) {
+  const auto request = With(
+      R"({"stream": true,
+          "stream_options": {"include_usage": true, "continuous_usage_stats": true}})");
+  ASSERT_TRUE(request.ok()) << request.status();
+  EXPECT_TRUE(request->include_usage);
 }
 
 TEST(OpenAiRequestTest, NothingOfAPartIsDroppedSilently) {

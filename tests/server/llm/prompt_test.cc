@@ -126,8 +126,8 @@ TEST_F(PromptTest, TellsBothNumbersWhenItDoesNotFit) {
   const absl::Status refused = builder_.CheckFits(prompt);
   EXPECT_TRUE(HasReason(refused, kReasonContextLength));
   const std::string message(refused.message());
-  EXPECT_THAT(message, HasSubstr("the prompt has 100 tokens (90 text, 10 image)"));
-  EXPECT_THAT(message, HasSubstr("the context has 100"));
+  EXPECT_THAT(message, HasSubstr("the prompt is too long: 100 tokens (90 text, 10 image)"));
+  EXPECT_THAT(message, HasSubstr("this model's maximum context length is 100 tokens"));
 }
 
 }  // namespace
