@@ -88,6 +88,7 @@ absl::StatusOr<Route> ModelRouter::Find(const ModelChoice& choice, bool pictures
   };
   const auto eligible = find(models);
   if (!eligible.ok() && find(llm.away).ok()) return llm.away_status;
+  if (absl::IsNotFound(eligible.status()) && !llm.unheard.ok()) return llm.unheard;
   if (!eligible.ok()) return eligible.status();
   const ModelTable vision = vision_.table();
   for (const v1::ModelInfo& each : *eligible) {

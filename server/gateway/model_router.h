@@ -45,7 +45,8 @@ class ModelRouter {
 
   // The first eligible version (model_choice.h) whose tower the vision service has; without
   // pictures also one that cannot look at any. NOT_FOUND naming what there is; UNAVAILABLE naming
-  // the service that is missing, also when only a process has the version that is down.
+  // the service that is missing, also when only a process has the version that is down, or a
+  // process may have it that has never answered.
   absl::StatusOr<Route> Find(const ModelChoice& choice, bool pictures) const;
   // The same, but asks the services again before giving up. `done` runs on the caller's thread or
   // on a thread of a BackendPool, and must not block.

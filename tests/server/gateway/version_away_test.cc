@@ -155,6 +155,57 @@ TEST_F(VersionAwayTest, WhatAProcessWasLoadingIsUnavailableWhileItIsDown) {
   StopGateway();
 }
 
+// Its models are not known to a gateway that begins while it is down.
+TEST_F(VersionAwayTest, AProcessThatHasNeverAnsweredMayHaveTheModel) {
+  FakeLlm other;
+  other.models().Set({FakeLanguageModel("other", 7)});
+  other.Set({.pause_after = 1});
+  options_.llm = absl::StrCat(llm_.server().address(), ",", other.server().address());
+  options_.default_model = "emoji";
+  options_.continue_timeout = std::chrono::hours(1);
+  StartGateway();
+  const std::string session = NewSession();
+  v1::ChatRequest question = Question(session, kQuestion);
+  question.mutable_model()->set_name("other");
+  ASSERT_TRUE(Eventually([&] { return Metric(kDown) == 0; }));
+  std::promise<void> begun;
+  auto asking = std::async(std::launch::async, [&] {
+    return Ask(question, [&](grpc::ClientContext&, const Answer&) { begun.set_value(); });
+  });
+  begun.get_future().wait();
+  StopGateway();
+  const Answer left = asking.get();
+  other.server().Stop();
+  other.Set({});
+  StartGateway(/*wait=*/false);
+  ASSERT_TRUE(Eventually([&] { return Ask(Question(NewSession(), "x")).status.ok(); }));
+  for (const char* model : {"other", "other@7", "emoji@2"}) {
+    v1::ChatRequest named = Question(NewSession(), "x");
+    named.mutable_model()->set_name(model);
+    const Answer refused = Ask(named);
+    EXPECT_EQ(refused.status.error_code(), grpc::StatusCode::UNAVAILABLE) << model;
+    EXPECT_THAT(refused.status.error_message(), HasSubstr(other.server().address())) << model;
+  }
+  EXPECT_EQ(Turns(session).at(0).state(), v1::TURN_STATE_RUNNING);
+  other.server().Start();
+  const Answer rest = Resume(session, left.started.turn_id(), left.text.size(), 0);
+  ASSERT_TRUE(rest.status.ok()) << rest.status.error_message();
+  EXPECT_EQ(left.text + rest.text, kAnswer);
+  StopGateway();
+}
+
+TEST_F(VersionAwayTest, AnAddressThatNeverAnswersMakesNoModelPossibleForLong) {
+  FakeLlm other;
+  other.server().Stop();
+  options_.llm = absl::StrCat(llm_.server().address(), ",", other.server().address());
+  options_.continue_timeout = milliseconds(500);
+  StartGateway();
+  v1::ChatRequest question = Question(NewSession(), "x");
+  question.mutable_model()->set_name("other");
+  EXPECT_TRUE(
+      Eventually([&] { return Ask(question).status.error_code() == grpc::StatusCode::NOT_FOUND; }));
+}
+
 TEST_F(VersionAwayTest, AMissingTowerIsNotAMissingVersion) {
   options_.continue_timeout = milliseconds(700);
   StartGateway();
