@@ -124,11 +124,15 @@ absl::StatusOr<std::shared_ptr<Backend>> ModelRouter::PickLlm(const Route& route
 }
 
 absl::StatusOr<std::shared_ptr<Backend>> ModelRouter::PickVision(const Route& route,
-                                                                 std::string_view image) const {
+                                                                 std::string_view image,
+                                                                 const Backend* except) const {
   const std::string& wanted = route.model.vision_spec().tower_digest();
-  return vision_.Pick(image, [&](const v1::ModelInfo& model) {
-    return model.kind() == v1::MODEL_KIND_TOWER && model.vision_spec().tower_digest() == wanted;
-  });
+  return vision_.Pick(
+      image,
+      [&](const v1::ModelInfo& model) {
+        return model.kind() == v1::MODEL_KIND_TOWER && model.vision_spec().tower_digest() == wanted;
+      },
+      except);
 }
 
 void ModelRouter::Refresh(std::function<void()> done) {

@@ -60,8 +60,8 @@ class ModelRouter {
   absl::StatusOr<std::shared_ptr<Backend>> PickLlm(const Route& route, std::string_view key,
                                                    const LlmNeeds& needs = {}) const;
   // The process that encodes a picture, likewise.
-  absl::StatusOr<std::shared_ptr<Backend>> PickVision(const Route& route,
-                                                      std::string_view image) const;
+  absl::StatusOr<std::shared_ptr<Backend>> PickVision(const Route& route, std::string_view image,
+                                                      const Backend* except = nullptr) const;
   // Asks all services, then calls `done`.
   void Refresh(std::function<void()> done);
 

@@ -1,4 +1,5 @@
-// Versions that are away for a while: loaded anew beside others, or at a process that is down.
+// Versions that are away for a while: loaded anew beside others, or at a process that is down or
+// about to end.
 
 #include <gmock/gmock.h>
 
@@ -6,6 +7,8 @@
 #include <thread>
 
 #include "absl/strings/str_cat.h"
+#include "server/runtime/logging.h"
+#include "server/runtime/status.h"
 #include "tests/server/gateway/gateway_harness.h"
 
 namespace llava {
@@ -216,6 +219,24 @@ TEST_F(VersionAwayTest, AMissingTowerIsNotAMissingVersion) {
   });
   EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::UNAVAILABLE);
   EXPECT_THAT(answer.status.error_message(), HasSubstr("needs the vision tower"));
+}
+
+// As it says while it drains; what it did before may end well meanwhile.
+TEST_F(VersionAwayTest, APictureThatAVisionServiceRefusesGoesToAnother) {
+  FakeVision other;
+  options_.vision = absl::StrCat(vision_.server().address(), ",", other.server().address());
+  StartGateway();
+  ASSERT_TRUE(
+      Eventually([&] { return Metric("llava_gateway_backends_down{backend=\"vision\"}") == 0; }));
+  vision_.Set({.failure = ToGrpc(OverloadedError("vision: draining", milliseconds(500))),
+               .failures = 1'000'000});
+  // Until it was the turn of that one.
+  for (int seed = 0; vision_.encodes() == 0 && seed < 100; ++seed) {
+    const Answer answer = Ask(Question(NewSession(), "x", {FakePicture(seed)}));
+    ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+  }
+  EXPECT_EQ(vision_.encodes(), 1);
+  StopGateway();
 }
 
 // The version that was chosen goes before the first text, and is to come back.
