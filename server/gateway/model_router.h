@@ -67,18 +67,24 @@ class ModelRouter {
 
   // The language models, UNAVAILABLE if the LLM service is down.
   absl::StatusOr<std::vector<v1::ModelInfo>> LanguageModels() const;
-  // Name of the default model, empty if unknown.
+  // Name of the default model, empty if unknown. If none was set, the first by name of those that
+  // are served or are to be, and the same one as long as it is known: sessions keep it for good,
+  // and must not get another one because a process is just being started anew.
   std::string DefaultModel() const;
   // OK when both services answer and the default model can look at pictures; else why not.
   absl::Status Ready() const;
 
  private:
+  std::string DefaultModel(const ModelTable& llm) const;
+
   BackendPool& vision_;
   BackendPool& llm_;
   const std::string default_model_;
   const double usual_share_;
   mutable Mutex mutex_;
   std::map<std::string, double> shares_ LLAVA_GUARDED_BY(mutex_);  // those that were set
+  mutable std::string usual_ LLAVA_GUARDED_BY(mutex_);             // the default, if none was set
+  mutable bool warned_ LLAVA_GUARDED_BY(mutex_) = false;           // that there are several
 };
 
 }  // namespace llava

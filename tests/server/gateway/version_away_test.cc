@@ -140,6 +140,48 @@ TEST_F(VersionAwayTest, AVersionThatIsBeingLoadedIsUnavailableNotUnknown) {
   EXPECT_EQ(Ask(question).status.error_code(), grpc::StatusCode::NOT_FOUND);
 }
 
+// Sessions keep the model that they began with.
+TEST_F(VersionAwayTest, TheDefaultIsNoOtherModelWhileItIsLoadedAnew) {
+  const v1::ModelInfo a = FakeLanguageModel("a", 1), b = FakeLanguageModel("b", 1),
+                      later = FakeLanguageModel("0", 1);
+  const auto model_of_a_new_session = [this] {
+    v1::GetSessionRequest get;
+    get.set_session_id(NewSession());
+    v1::GetSessionResponse response;
+    EXPECT_TRUE(stub_->GetSession(Context().get(), get, &response).ok());
+    return response.session().model();
+  };
+  const auto lists = [this](size_t models) {
+    return Eventually([&] {
+      v1::ChatServiceListModelsResponse response;
+      stub_->ListModels(Context().get(), {}, &response);
+      return static_cast<size_t>(response.models_size()) == models;
+    });
+  };
+  llm_.models().Set({b}, {a});
+  InitLogging({"test", "info", "text"});
+  testing::internal::CaptureStderr();
+  StartGateway(/*wait=*/false);
+  ASSERT_TRUE(lists(1));
+  EXPECT_EQ(model_of_a_new_session(), "a");
+  EXPECT_EQ(Ask(Question(NewSession(), "x")).status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  llm_.models().Set({a, b}, {later});
+  AwaitReady(true);
+  EXPECT_EQ(model_of_a_new_session(), "a");
+  EXPECT_TRUE(Ask(Question(NewSession(), "x")).status.ok());
+  llm_.models().Set({later, a, b});
+  ASSERT_TRUE(lists(3));
+  EXPECT_EQ(model_of_a_new_session(), "a") << "as long as it is there";
+  llm_.models().Set({later, b});
+  ASSERT_TRUE(lists(2));
+  EXPECT_EQ(model_of_a_new_session(), "0");
+  StopGateway();
+  const std::string log = testing::internal::GetCapturedStderr();
+  const auto warning = log.find("several models and no --default-model");
+  ASSERT_NE(warning, log.npos) << log;
+  EXPECT_EQ(log.find("several models", warning + 1), log.npos) << "once";
+}
+
 TEST_F(VersionAwayTest, WhatAProcessWasLoadingIsUnavailableWhileItIsDown) {
   FakeLlm other;
   other.models().Set({FakeLanguageModel("other", 7)}, {FakeLanguageModel("emoji", 2)});
