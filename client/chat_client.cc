@@ -36,6 +36,15 @@ std::string RandomKey() {
 // Whoever stops an answer does not wait long for a gateway that hangs.
 constexpr std::chrono::milliseconds kCancelTimeout{2000};
 
+// What the gateway asks to wait; a day at most, as more does not fit into every clock.
+std::optional<std::chrono::milliseconds> ToldPause(const absl::Status& status) {
+  const auto told = RetryDelay(status);
+  if (!told) return std::nullopt;
+  return std::max(kFirstDelay, absl::ToChronoMilliseconds(std::min(*told, absl::Hours(24))));
+}
+
+absl::Status Abandoned() { return absl::CancelledError("abandoned"); }
+
 }  // namespace
 
 std::shared_ptr<grpc::ChannelCredentials> MakeCredentials(const std::optional<ChatClientTls>& tls) {
@@ -55,13 +64,19 @@ absl::Status AnswerCanceller::Cancel() {
     if (cancel_requested_) return absl::OkStatus();
     cancel_requested_ = true;
     if (client_ == nullptr && (pausing_ || !turn_.turn_id().empty())) {
-      return absl::UnavailableError("the gateway is away, and is being waited for");
+      return absl::UnavailableError("the gateway is away or full, and is being waited for");
     }
     if (client_ == nullptr || turn_.turn_id().empty()) return absl::OkStatus();
     client = client_;
     turn = turn_;
   }
   return Send(*client, turn);
+}
+
+bool ChatClient::Pause(std::chrono::milliseconds delay, AnswerCanceller* canceller) {
+  if (canceller != nullptr) return canceller->Pause(delay);
+  std::this_thread::sleep_for(delay);
+  return true;
 }
 
 absl::Status AnswerCanceller::Send(ChatClient& client, const v1::TurnStarted& turn) {
@@ -345,6 +360,20 @@ absl::Status ChatClient::ResumeOnce(Deadline deadline, AnswerStream& stream,
   return Read(context, *stub_->ResumeTurn(&context, request), stream, canceller);
 }
 
+absl::Status ChatClient::AskPatiently(const v1::ChatRequest& request, Deadline deadline,
+                                      AnswerStream& stream, AnswerCanceller* canceller) {
+  absl::Status status = AskOnce(request, deadline, stream, canceller);
+  if (options_.refusal_timeout.count() <= 0) return status;
+  const Deadline give_up = std::min(deadline, After(options_.refusal_timeout));
+  while (stream.num_streams() == 0) {
+    const auto told = ToldPause(status);
+    if (!told || std::chrono::system_clock::now() + *told >= give_up) break;
+    if (!Pause(*told, canceller)) return Abandoned();
+    status = AskOnce(request, deadline, stream, canceller);
+  }
+  return status;
+}
+
 absl::StatusOr<Answer> ChatClient::Ask(const v1::ChatRequest& request, TextCallback on_text,
                                        AnswerCanceller* canceller) {
   using Clock = std::chrono::steady_clock;
@@ -354,28 +383,24 @@ absl::StatusOr<Answer> ChatClient::Ask(const v1::ChatRequest& request, TextCallb
   const Deadline deadline = After(options_.answer_timeout);
   AnswerStream stream(std::move(on_text));
   const bool connected = channel_->GetState(/*try_to_connect=*/true) == GRPC_CHANNEL_READY;
-  absl::Status status = AskOnce(asked, deadline, stream, canceller);
+  absl::Status status = AskPatiently(asked, deadline, stream, canceller);
   auto give_up = Clock::now() + kResumeTimeout;
   std::chrono::milliseconds delay = kFirstDelay;
   int fruitless = 0;
   while (absl::IsUnavailable(status) && has_session && !stream.finished()) {
     const bool begun = stream.num_streams() > 0;
-    const auto asked_delay = RetryDelay(status);
+    const auto told = ToldPause(status);
     // Nothing has begun: what the gateway refused is the caller's to decide, and so is one that is
     // not there. A connection that broke in the call is not.
-    if (!begun && (asked_delay || !connected)) break;
-    const auto pause = asked_delay ? absl::ToChronoMilliseconds(*asked_delay) : delay;
+    if (!begun && (told || !connected)) break;
+    const auto pause = told.value_or(delay);
     delay = std::min(2 * delay, kLongestDelay);
     if (Clock::now() + pause >= give_up) break;
-    if (canceller == nullptr) {
-      std::this_thread::sleep_for(pause);
-    } else if (!canceller->Pause(pause)) {
-      return absl::CancelledError("abandoned");
-    }
+    if (!Pause(pause, canceller)) return Abandoned();
     const int streams = stream.num_streams();
     const uint64_t bytes = stream.text_bytes();
     const absl::Status next = begun ? ResumeOnce(deadline, stream, canceller)
-                                    : AskOnce(asked, deadline, stream, canceller);
+                                    : AskPatiently(asked, deadline, stream, canceller);
     // The turn is not to be had: it ended as was told.
     if (begun && (absl::IsUnimplemented(next) || absl::IsNotFound(next))) break;
     status = next;

@@ -39,7 +39,8 @@ class AnswerCanceller {
 
   // Asks the gateway to stop; text so far is kept there, and Ask returns it with
   // FINISH_REASON_CANCELLED. Called before the turn has begun, it takes effect when it begins.
-  // UNAVAILABLE: Ask waits for a gateway that is away; it takes effect if that comes back in time.
+  // UNAVAILABLE: Ask waits for a gateway that is away, or refuses for now; it takes effect if the
+  // turn begins in time.
   absl::Status Cancel();
 
   // Ends the call without waiting for the gateway: Ask returns CANCELLED.
@@ -83,9 +84,12 @@ struct ChatClientOptions {
   std::string gateway = "127.0.0.1:8001";         // HOST:PORT
   std::string api_key = {};                       // printable; empty: none is sent
   std::optional<ChatClientTls> tls = {};          // unset: an open connection
-  std::chrono::milliseconds call_timeout{30000};  // each call but Ask
+  std::chrono::milliseconds call_timeout{30000};  // each call but Ask; 0 = none
   std::chrono::milliseconds answer_timeout{0};    // deadline of Ask; 0 = none
-  size_t upload_chunk_bytes = 64 * 1024;          // above 0 and below the gateway's message limit
+  // Ask sends a question that is refused for now (RetryInfo: the gateway is full or ends, the key
+  // has used its minute) again, when it was told to, for so long. 0: the refusal is the caller's.
+  std::chrono::milliseconds refusal_timeout{0};
+  size_t upload_chunk_bytes = 64 * 1024;  // above 0 and below the gateway's message limit
 };
 
 // Conversations about pictures with a llava gateway.
@@ -117,18 +121,22 @@ class ChatClient {
 
   // Sends a picture (PNG, JPEG, WebP or BMP) in chunks. Its `id` goes into ChatRequest.images.
   absl::StatusOr<v1::ImageInfo> UploadImage(const std::string& session_id, std::string_view bytes);
-  // The same, read from a file while sending. NOT_FOUND, INVALID_ARGUMENT: no such file, no file.
+  // The same, read from a file while sending. NOT_FOUND, INVALID_ARGUMENT: no such file, no file;
+  // PERMISSION_DENIED: it cannot be opened; DATA_LOSS: not read to its end.
   absl::StatusOr<v1::ImageInfo> UploadImageFile(const std::string& session_id,
                                                 const std::filesystem::path& path);
 
   // Asks and waits for the whole answer, handing out text as it comes (on the calling thread). An
   // error may come after some of the text. `canceller` may be null.
   //
-  // With a session, a stream that breaks is gone on with where it broke (ResumeTurn), if it can be
-  // had again within a minute, and a
-  // question whose turn was not seen to begin is sent again under the same idempotency_key (one is
-  // made up if there is none): every byte comes once. DATA_LOSS: the gateway lost bytes that came
-  // before.
+  // With a session, a stream that breaks (UNAVAILABLE) is gone on with where it broke (ResumeTurn),
+  // if it can be had again within a minute; and a question whose turn was not seen to begin is sent
+  // again under the same idempotency_key (one is made up if there is none), if the connection stood
+  // when it was asked (Connect) and the gateway did not refuse it (RetryInfo): every byte comes
+  // once. DATA_LOSS: the gateway lost bytes that came before.
+  //
+  // Nothing else is repeated, but what `refusal_timeout` says: other errors are the caller's, as
+  // ABORTED (another turn of the session runs) and INTERNAL.
   absl::StatusOr<Answer> Ask(const v1::ChatRequest& request, TextCallback on_text,
                              AnswerCanceller* canceller = nullptr);
 
@@ -158,10 +166,15 @@ class ChatClient {
                                 std::optional<std::chrono::milliseconds> timeout = std::nullopt);
 
   using Deadline = std::chrono::system_clock::time_point;
+  // AskOnce, and again while the gateway refuses it for now.
+  absl::Status AskPatiently(const v1::ChatRequest& request, Deadline deadline, AnswerStream& stream,
+                            AnswerCanceller* canceller);
   // One stream of an answer, to its end.
   absl::Status AskOnce(const v1::ChatRequest& request, Deadline deadline, AnswerStream& stream,
                        AnswerCanceller* canceller);
   absl::Status ResumeOnce(Deadline deadline, AnswerStream& stream, AnswerCanceller* canceller);
+  // Between two calls of an answer. False: abandoned.
+  static bool Pause(std::chrono::milliseconds delay, AnswerCanceller* canceller);
   template <typename Response>
   absl::Status Read(grpc::ClientContext& context, grpc::ClientReader<Response>& reader,
                     AnswerStream& stream, AnswerCanceller* canceller);

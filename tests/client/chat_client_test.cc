@@ -204,6 +204,66 @@ TEST_F(ChatClientTest, AQuestionThatGotNoTurnIsSentAgainUnderItsKey) {
   }
 }
 
+TEST_F(ChatClientTest, ARefusalIsTheCallersUnlessTheClientIsToWait) {
+  gateway_.set_script({.events = {}, .status = Overloaded("too many questions", 0)});
+  const absl::Status refused = client_.Ask(Question("?"), nullptr).status();
+  EXPECT_TRUE(absl::IsUnavailable(refused)) << refused;
+  EXPECT_EQ(RetryDelay(refused), absl::ZeroDuration());
+  ASSERT_EQ(gateway_.asked().size(), 1u);
+
+  ChatClient patient({.gateway = gateway_.address(), .refusal_timeout = std::chrono::minutes(10)});
+  for (const bool session : {true, false}) {
+    gateway_.set_script({.events = {}, .status = Overloaded("too many questions", 0)});
+    const size_t before = gateway_.asked().size();
+    std::thread mend([&] {
+      gateway_.WaitForQuestions(before + 2);
+      gateway_.set_script(
+          {.events = {Started("s", "t"), Text(0, "ab"), Finished(2)}, .status = grpc::Status::OK});
+    });
+    v1::ChatRequest question = Question("?");
+    if (!session) question.clear_session_id();
+    const auto answer = patient.Ask(question, nullptr);
+    mend.join();
+    ASSERT_TRUE(answer.ok()) << answer.status();
+    EXPECT_EQ(answer->text, "ab");
+    const auto asked = gateway_.asked();
+    ASSERT_GE(asked.size(), before + 3);
+    EXPECT_EQ(asked[before].idempotency_key().empty(), !session);
+    EXPECT_EQ(asked[before].idempotency_key(), asked.back().idempotency_key());
+  }
+}
+
+TEST_F(ChatClientTest, WhatIsRefusedForLongerThanTheClientWaitsIsTold) {
+  gateway_.set_script({.events = {}, .status = Overloaded("a minute's worth is used", 7'000)});
+  const auto refused = [&](ChatClientOptions options) {
+    options.gateway = gateway_.address();
+    const size_t before = gateway_.asked().size();
+    const absl::Status status = ChatClient(options).Ask(Question("?"), nullptr).status();
+    EXPECT_EQ(RetryDelay(status), absl::Seconds(7'000)) << status;
+    EXPECT_EQ(gateway_.asked().size(), before + 1);
+  };
+  refused({.refusal_timeout = std::chrono::minutes(5)});
+  refused({.answer_timeout = std::chrono::minutes(5), .refusal_timeout = std::chrono::hours(5)});
+  gateway_.set_script({.events = {}, .status = {grpc::StatusCode::ABORTED, "another turn runs"}});
+  const auto aborted =
+      ChatClient({.gateway = gateway_.address(), .refusal_timeout = std::chrono::hours(5)})
+          .Ask(Question("?"), nullptr);
+  EXPECT_TRUE(absl::IsAborted(aborted.status())) << aborted.status();
+}
+
+TEST_F(ChatClientTest, AbandonEndsTheWaitOfARefusedQuestion) {
+  gateway_.set_script({.events = {}, .status = Overloaded("too many questions", 7'000)});
+  ChatClient patient({.gateway = gateway_.address(), .refusal_timeout = std::chrono::hours(5)});
+  AnswerCanceller canceller;
+  std::thread other([&] {
+    gateway_.WaitForQuestions(1);
+    canceller.Abandon();
+  });
+  const auto answer = patient.Ask(Question("?"), nullptr, &canceller);
+  other.join();
+  EXPECT_TRUE(absl::IsCancelled(answer.status())) << answer.status();
+}
+
 TEST_F(ChatClientTest, ATurnThatEndedUnavailableIsNotAskedForEver) {
   const grpc::Status ended(grpc::StatusCode::UNAVAILABLE, "the llm service is gone");
   gateway_.set_script({.events = {Started("s", "t"), Text(0, "ab")}, .status = ended});
