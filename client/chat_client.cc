@@ -63,8 +63,9 @@ absl::Status AnswerCanceller::Cancel() {
     std::lock_guard lock(mutex_);
     if (cancel_requested_) return absl::OkStatus();
     cancel_requested_ = true;
+    changed_.notify_all();
     if (client_ == nullptr && (pausing_ || !turn_.turn_id().empty())) {
-      return absl::UnavailableError("the gateway is away or full, and is being waited for");
+      return absl::UnavailableError("the gateway is away, and is being waited for");
     }
     if (client_ == nullptr || turn_.turn_id().empty()) return absl::OkStatus();
     client = client_;
@@ -73,8 +74,8 @@ absl::Status AnswerCanceller::Cancel() {
   return Send(*client, turn);
 }
 
-bool ChatClient::Pause(std::chrono::milliseconds delay, AnswerCanceller* canceller) {
-  if (canceller != nullptr) return canceller->Pause(delay);
+bool ChatClient::Pause(std::chrono::milliseconds delay, bool refused, AnswerCanceller* canceller) {
+  if (canceller != nullptr) return canceller->Pause(delay, refused);
   std::this_thread::sleep_for(delay);
   return true;
 }
@@ -119,12 +120,13 @@ void AnswerCanceller::Detach() {
   context_ = nullptr;
 }
 
-bool AnswerCanceller::Pause(std::chrono::milliseconds delay) {
+bool AnswerCanceller::Pause(std::chrono::milliseconds delay, bool refused) {
   std::unique_lock lock(mutex_);
-  pausing_ = true;
-  const bool abandoned = changed_.wait_for(lock, delay, [this] { return abandoned_; });
+  pausing_ = !refused;
+  const bool ends =
+      changed_.wait_for(lock, delay, [&] { return abandoned_ || (refused && cancel_requested_); });
   pausing_ = false;
-  return !abandoned;
+  return !ends;
 }
 
 // A call that CancelCalls ends, while this lives.
@@ -365,10 +367,13 @@ absl::Status ChatClient::AskPatiently(const v1::ChatRequest& request, Deadline d
   absl::Status status = AskOnce(request, deadline, stream, canceller);
   if (options_.refusal_timeout.count() <= 0) return status;
   const Deadline give_up = std::min(deadline, After(options_.refusal_timeout));
+  std::string reason;
   while (stream.num_streams() == 0) {
     const auto told = ToldPause(status);
     if (!told || std::chrono::system_clock::now() + *told >= give_up) break;
-    if (!Pause(*told, canceller)) return Abandoned();
+    if (options_.on_refusal && reason != status.message()) options_.on_refusal(status);
+    reason = std::string(status.message());
+    if (!Pause(*told, /*refused=*/true, canceller)) return Abandoned();
     status = AskOnce(request, deadline, stream, canceller);
   }
   return status;
@@ -396,7 +401,7 @@ absl::StatusOr<Answer> ChatClient::Ask(const v1::ChatRequest& request, TextCallb
     const auto pause = told.value_or(delay);
     delay = std::min(2 * delay, kLongestDelay);
     if (Clock::now() + pause >= give_up) break;
-    if (!Pause(pause, canceller)) return Abandoned();
+    if (!Pause(pause, /*refused=*/false, canceller)) return Abandoned();
     const int streams = stream.num_streams();
     const uint64_t bytes = stream.text_bytes();
     const absl::Status next = begun ? ResumeOnce(deadline, stream, canceller)

@@ -39,8 +39,8 @@ class AnswerCanceller {
 
   // Asks the gateway to stop; text so far is kept there, and Ask returns it with
   // FINISH_REASON_CANCELLED. Called before the turn has begun, it takes effect when it begins.
-  // UNAVAILABLE: Ask waits for a gateway that is away, or refuses for now; it takes effect if the
-  // turn begins in time.
+  // UNAVAILABLE: Ask waits for a gateway that is away; it takes effect if that comes back in time.
+  // A question that is refused for now is not asked again: Ask returns CANCELLED.
   absl::Status Cancel();
 
   // Ends the call without waiting for the gateway: Ask returns CANCELLED.
@@ -54,8 +54,8 @@ class AnswerCanceller {
   void TurnBegins(const v1::TurnStarted& started);
   void Detach();
 
-  // Waits between two calls. False: abandoned.
-  bool Pause(std::chrono::milliseconds delay);
+  // Waits between two calls. False: abandoned, or stopped when the question was `refused`.
+  bool Pause(std::chrono::milliseconds delay, bool refused);
 
   absl::Status Send(ChatClient& client, const v1::TurnStarted& turn);
 
@@ -89,6 +89,9 @@ struct ChatClientOptions {
   // Ask sends a question that is refused for now (RetryInfo: the gateway is full or ends, the key
   // has used its minute) again, when it was told to, for so long. 0: the refusal is the caller's.
   std::chrono::milliseconds refusal_timeout{0};
+  // Told why, on the thread of Ask, before such a wait; not again of a question for the same
+  // reason.
+  std::function<void(const absl::Status&)> on_refusal = {};
   size_t upload_chunk_bytes = 64 * 1024;  // above 0 and below the gateway's message limit
 };
 
@@ -173,8 +176,8 @@ class ChatClient {
   absl::Status AskOnce(const v1::ChatRequest& request, Deadline deadline, AnswerStream& stream,
                        AnswerCanceller* canceller);
   absl::Status ResumeOnce(Deadline deadline, AnswerStream& stream, AnswerCanceller* canceller);
-  // Between two calls of an answer. False: abandoned.
-  static bool Pause(std::chrono::milliseconds delay, AnswerCanceller* canceller);
+  // Between two calls of an answer. False: as AnswerCanceller's.
+  static bool Pause(std::chrono::milliseconds delay, bool refused, AnswerCanceller* canceller);
   template <typename Response>
   absl::Status Read(grpc::ClientContext& context, grpc::ClientReader<Response>& reader,
                     AnswerStream& stream, AnswerCanceller* canceller);

@@ -2,6 +2,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cstdio>
 #include <string>
 #include <variant>
@@ -17,6 +18,9 @@
 
 namespace llava {
 namespace {
+
+// A gateway that ends to be replaced refuses for as long as its answers take, half a minute or so.
+constexpr std::chrono::minutes kRefusalTimeout{1};
 
 // Asks the questions of --message. Returns the signal that ended it, 0 if none did.
 int AskAll(Conversation& conversation, const ChatOptions& options, Screen& screen) {
@@ -60,7 +64,14 @@ int Main(int argc, char** argv) {
   signal(SIGPIPE, SIG_IGN);  // a pipe that nobody reads is told by Screen::fault
   Interrupts interrupts;     // before gRPC begins threads
   Screen screen(stdout, stderr);
-  ChatClient client({.gateway = options.gateway, .api_key = options.api_key, .tls = options.tls});
+  ChatClient client({.gateway = options.gateway,
+                     .api_key = options.api_key,
+                     .tls = options.tls,
+                     .refusal_timeout = kRefusalTimeout,
+                     .on_refusal = [&screen](const absl::Status& why) {
+                       screen.Remark(absl::StrCat("refused for now: ", why.message(),
+                                                  "; asked again for a minute (Ctrl-C ends that)"));
+                     }});
   Conversation conversation(client, options, screen, interrupts);
   if (const absl::Status status = conversation.Begin(); !status.ok()) {
     if (conversation.end_signal() != 0) return 128 + conversation.end_signal();

@@ -76,7 +76,11 @@ Backend::Backend(Names names, std::string address, GatewayMetrics& metrics, cons
       models_(v1::ModelService::NewStub(channel_)),
       encoder_(v1::VisionService::NewStub(channel_)),
       generator_(v1::LlmService::NewStub(channel_)),
-      receiver_(v1::LlmService::NewStub(MakeChannel(address_, tls, authority_))) {}
+      receiver_(v1::LlmService::NewStub(MakeChannel(address_, tls, authority_))) {
+  table_.status = OverloadedError(
+      absl::StrCat(names_.service, " service at ", address_, " has not been asked yet"),
+      std::chrono::seconds(1));
+}
 
 Backend::~Backend() {
   {
@@ -135,6 +139,11 @@ bool Backend::up() const {
   return table_.status.ok();
 }
 
+bool Backend::heard() const {
+  MutexLock lock(mutex_);
+  return heard_;
+}
+
 void Backend::Refresh(std::function<void()> done) {
   MutexLock lock(mutex_);
   wanted_ = true;
@@ -167,6 +176,7 @@ void Backend::Loop() {
       asked_ = true;
       table_.status = status;
       if (status.ok()) {
+        heard_ = true;
         table_.models = models;
         table_.away_status = WhenLoaded(coming);
         table_.away = std::move(coming);

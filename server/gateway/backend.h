@@ -36,6 +36,9 @@ struct ModelTable {
   // it (and others are not down), or are about to load it. And the first reason.
   std::vector<v1::ModelInfo> away;
   absl::Status away_status;
+  // Not OK: a process has never answered, so that nobody knows what it has; it may have anything.
+  // OK again when it does not answer for long (of a BackendPool).
+  absl::Status unheard;
 };
 
 // One process of a service. Asks it for its models on a thread of its own, every `period` and on
@@ -81,6 +84,9 @@ class Backend {
   ModelTable table() const;
   // It answered when it was asked last.
   bool up() const;
+  // It has answered once.
+  bool heard() const;
+  CondVar::Clock::time_point made() const { return made_; }
   // Asks soon; `done` runs on the thread after an answer that was asked for after this call.
   void Refresh(std::function<void()> done = {});
 
@@ -114,6 +120,7 @@ class Backend {
   const std::string authority_;
   GatewayMetrics& metrics_;
   const std::chrono::milliseconds period_;
+  const CondVar::Clock::time_point made_ = CondVar::Clock::now();
   const std::shared_ptr<grpc::Channel> channel_;
   const std::unique_ptr<v1::ModelService::Stub> models_;
   const std::unique_ptr<v1::VisionService::Stub> encoder_;
@@ -125,6 +132,7 @@ class Backend {
   CondVar changed_;
   ModelTable table_ LLAVA_GUARDED_BY(mutex_);
   bool asked_ LLAVA_GUARDED_BY(mutex_) = false;
+  bool heard_ LLAVA_GUARDED_BY(mutex_) = false;
   bool wanted_ LLAVA_GUARDED_BY(mutex_) = false;
   bool stopping_ LLAVA_GUARDED_BY(mutex_) = false;
   grpc::ClientContext* asking_ LLAVA_GUARDED_BY(mutex_) = nullptr;  // the call under way

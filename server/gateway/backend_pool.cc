@@ -91,11 +91,13 @@ absl::StatusOr<std::vector<BackendAddress>> ParseBackendAddresses(std::string_vi
 }
 
 BackendPool::BackendPool(Backend::Names names, const std::string& addresses,
-                         GatewayMetrics& metrics, TlsFiles tls, std::chrono::milliseconds period)
+                         GatewayMetrics& metrics, TlsFiles tls, std::chrono::milliseconds patience,
+                         std::chrono::milliseconds period)
     : names_(std::move(names)),
       addresses_(ParseBackendAddresses(addresses).value()),
       metrics_(metrics),
       tls_(std::move(tls)),
+      patience_(patience),
       period_(period) {
   MutexLock lock(mutex_);
   for (const BackendAddress& address : addresses_) {
@@ -207,22 +209,44 @@ void BackendPool::LookUp() {
   if (changed) OnChange();
 }
 
+absl::Status BackendPool::EmptyName() const {
+  MutexLock lock(mutex_);
+  for (const BackendAddress& address : addresses_) {
+    const std::string authority = absl::StrCat(address.host, ":", address.port);
+    if (!address.expand || std::any_of(backends_.begin(), backends_.end(), [&](const auto& each) {
+          return each->authority() == authority;
+        })) {
+      continue;
+    }
+    return OverloadedError(absl::StrCat("the name ", address.host, " of the ", names_.service,
+                                        " service stands for no address yet; check ", names_.flag),
+                           std::chrono::seconds(1));
+  }
+  return absl::OkStatus();
+}
+
+bool BackendPool::InPatience(CondVar::Clock::time_point since) const {
+  return CondVar::Clock::now() < since + patience_;
+}
+
 ModelTable BackendPool::table() const {
   ModelTable joined;
   const auto key = [](const v1::ModelInfo& model) {
     return std::pair(static_cast<int>(model.kind()), IdOf(model.model()));
   };
   std::map<decltype(key(v1::ModelInfo())), size_t> seen;
+  const absl::Status empty_name = EmptyName();  // first: a process that comes now is in both
   const auto backends = all();
   if (backends.empty()) {
-    joined.status =
-        OverloadedError(absl::StrCat("the name of the ", names_.service,
-                                     " service stands for no address yet; check ", names_.flag),
-                        std::chrono::seconds(1));
+    joined.status = !empty_name.ok() ? empty_name
+                                     : OverloadedError("the gateway ends", std::chrono::seconds(1));
   }
+  if (InPatience(made_)) joined.unheard = empty_name;
   int down = 0;
   for (const auto& backend : backends) {
+    const bool may_have_any = !backend->heard() && InPatience(backend->made());  // before it
     ModelTable table = backend->table();
+    if (may_have_any && joined.unheard.ok()) joined.unheard = table.status;
     if (table.status.ok()) {
       joined.status = absl::OkStatus();
     } else {

@@ -37,9 +37,11 @@ class BackendPool {
  public:
   using Serves = std::function<bool(const v1::ModelInfo&)>;
 
-  // `addresses` must parse.
+  // `addresses` must parse. For `patience` whoever has never answered may have any model: a wrong
+  // address must not do so for ever.
   BackendPool(Backend::Names names, const std::string& addresses, GatewayMetrics& metrics,
-              TlsFiles tls = {}, std::chrono::milliseconds period = std::chrono::milliseconds(500));
+              TlsFiles tls = {}, std::chrono::milliseconds patience = std::chrono::minutes(1),
+              std::chrono::milliseconds period = std::chrono::milliseconds(500));
   ~BackendPool();
   BackendPool(const BackendPool&) = delete;
   BackendPool& operator=(const BackendPool&) = delete;
@@ -65,6 +67,9 @@ class BackendPool {
 
  private:
   void Add(const std::string& address, const std::string& authority) LLAVA_REQUIRES(mutex_);
+  // A name for which no process has been found, OK if there is none.
+  absl::Status EmptyName() const;
+  bool InPatience(CondVar::Clock::time_point since) const;
   void OnChange();
   // Looks names up again and again.
   void Loop();
@@ -74,7 +79,8 @@ class BackendPool {
   const std::vector<BackendAddress> addresses_;
   GatewayMetrics& metrics_;
   const TlsFiles tls_;
-  const std::chrono::milliseconds period_;
+  const std::chrono::milliseconds patience_, period_;
+  const CondVar::Clock::time_point made_ = CondVar::Clock::now();
   std::function<void()> on_change_;
   Mutex report_mutex_;  // of two counts the later one is told last
 

@@ -90,6 +90,7 @@ void FeatureDelivery::Advance() {
   std::vector<std::string> next;
   Done done;
   absl::StatusOr<Outcome> result = absl::UnknownError("not run");
+  std::shared_ptr<Backend> failed;
   {
     MutexLock lock(mutex_);
     if (!failure_.ok()) waiting_.clear();
@@ -108,11 +109,12 @@ void FeatureDelivery::Advance() {
         result = std::move(outcome_);
       } else {
         result = failure_;
+        failed = std::move(failed_);
       }
     }
   }
   for (const std::string& image : next) Bring(image);
-  if (done) done(std::move(result));
+  if (done) done(std::move(result), std::move(failed));
 }
 
 void FeatureDelivery::Bring(const std::string& image) {
@@ -207,7 +209,7 @@ void FeatureDelivery::OnFile(const std::string& image, Room room,
 }
 
 void FeatureDelivery::Transfer(const std::string& image, Room room, std::string bytes) {
-  const auto vision = parts_.router.PickVision(route_, image);
+  const auto vision = parts_.router.PickVision(route_, image, terms_.except.get());
   if (!vision.ok()) {
     room.reset();
     return Release(image, vision.status());
@@ -225,13 +227,13 @@ void FeatureDelivery::Transfer(const std::string& image, Room room, std::string 
     key = outcome_.keys.at(image);
     transfers_[image] = nullptr;
   }
-  auto transfer =
-      FeatureTransfer::Start(**vision, *llm_, std::move(request), std::move(key), terms_.deadline,
-                             [self = shared_from_this(), image, room = std::move(room)](
-                                 absl::StatusOr<FeatureTransfer::Result> result) mutable {
-                               room.reset();
-                               self->OnTransfer(image, std::move(result));
-                             });
+  auto transfer = FeatureTransfer::Start(
+      **vision, *llm_, std::move(request), std::move(key), terms_.deadline,
+      [self = shared_from_this(), image, room = std::move(room),
+       vision = *vision](absl::StatusOr<FeatureTransfer::Result> result) mutable {
+        room.reset();
+        self->OnTransfer(image, std::move(vision), std::move(result));
+      });
   bool cancel = false;
   {
     MutexLock lock(mutex_);
@@ -243,7 +245,7 @@ void FeatureDelivery::Transfer(const std::string& image, Room room, std::string 
   if (cancel) transfer->Cancel();
 }
 
-void FeatureDelivery::OnTransfer(const std::string& image,
+void FeatureDelivery::OnTransfer(const std::string& image, std::shared_ptr<Backend> vision,
                                  absl::StatusOr<FeatureTransfer::Result> result) {
   if (result.ok()) llm_->features().Add(result->key);
   {
@@ -252,6 +254,8 @@ void FeatureDelivery::OnTransfer(const std::string& image,
     if (result.ok()) {
       outcome_.keys[image] = result->key;
       if (!result->cached) computed_ = true;
+    } else if (failure_.ok() && absl::IsUnavailable(result.status())) {
+      failed_ = std::move(vision);
     }
   }
   absl::Status status = result.status();

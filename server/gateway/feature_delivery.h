@@ -35,7 +35,8 @@ class FeatureDelivery : public std::enable_shared_from_this<FeatureDelivery> {
     // Wall time, 0 when nothing had to be computed.
     double vision_seconds = 0;
   };
-  using Done = std::function<void(absl::StatusOr<Outcome>)>;
+  // `failed`: the vision service whose call ended the delivery, if one did.
+  using Done = std::function<void(absl::StatusOr<Outcome>, std::shared_ptr<Backend> failed)>;
 
   // What the services are told of a delivery.
   struct Terms {
@@ -43,6 +44,7 @@ class FeatureDelivery : public std::enable_shared_from_this<FeatureDelivery> {
     std::string request_id;
     int32_t priority = 0;
     std::chrono::system_clock::time_point deadline;
+    std::shared_ptr<Backend> except = nullptr;  // rather another vision service
   };
 
   // `prompt` must live until `done`, which runs once: at once when all features are there, else on
@@ -67,7 +69,8 @@ class FeatureDelivery : public std::enable_shared_from_this<FeatureDelivery> {
   void OnRoom(const std::string& image, Room room);
   void OnFile(const std::string& image, Room room, absl::StatusOr<std::string> bytes);
   void Transfer(const std::string& image, Room room, std::string bytes);
-  void OnTransfer(const std::string& image, absl::StatusOr<FeatureTransfer::Result> result);
+  void OnTransfer(const std::string& image, std::shared_ptr<Backend> vision,
+                  absl::StatusOr<FeatureTransfer::Result> result);
   // One picture is through, or the delivery has failed.
   void Settle(const absl::Status& status);
   // The same for a picture that this delivery was bringing.
@@ -92,6 +95,7 @@ class FeatureDelivery : public std::enable_shared_from_this<FeatureDelivery> {
   // Under way, by image id; null until its start has returned. A transfer holds its picture.
   std::map<std::string, std::shared_ptr<FeatureTransfer>> transfers_ LLAVA_GUARDED_BY(mutex_);
   absl::Status failure_ LLAVA_GUARDED_BY(mutex_);
+  std::shared_ptr<Backend> failed_ LLAVA_GUARDED_BY(mutex_);
   bool computed_ LLAVA_GUARDED_BY(mutex_) = false;
 };
 

@@ -38,7 +38,7 @@ void GatewayOptions::Declare(Settings& settings) {
   settings.Add("llm", &llm, "Where llava-llm is, likewise");
   DeclareBackendTls(settings, backend_tls);
   settings.Add("default-model", &default_model,
-               "Model of requests that name none; empty = the first that llava-llm lists");
+               "Model of requests that name none; empty = the first by name");
   settings.Group("Rollouts");
   settings.Add("canary-share", &canary_share,
                "Share of the sessions that the version labelled canary gets", 0, 1);

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "server/runtime/error_reason.h"
+#include "server/runtime/logging.h"
 #include "server/runtime/status.h"
 
 namespace llava {
@@ -58,9 +59,28 @@ absl::StatusOr<std::vector<v1::ModelInfo>> ModelRouter::LanguageModels() const {
 }
 
 std::string ModelRouter::DefaultModel() const {
+  const ModelTable llm = llm_.table();
+  return llm.status.ok() || !default_model_.empty() ? DefaultModel(llm) : "";
+}
+
+std::string ModelRouter::DefaultModel(const ModelTable& llm) const {
   if (!default_model_.empty()) return default_model_;
-  const auto models = LanguageModels();
-  return models.ok() && !models->empty() ? models->front().model().name() : "";
+  std::set<std::string> names;
+  for (const auto* models : {&llm.models, &llm.away}) {
+    for (const v1::ModelInfo& model : Language(*models)) names.insert(model.model().name());
+  }
+  if (names.empty()) return "";
+  MutexLock lock(mutex_);
+  const bool all_known = llm.unheard.ok();
+  if (!names.contains(usual_)) {
+    if (!all_known) return *names.begin();  // not to stay: there may be one before it
+    usual_ = *names.begin();
+  }
+  if (names.size() > 1 && all_known && !std::exchange(warned_, true)) {
+    LogWarning("several models and no --default-model: who names none gets the default",
+               {{"default", usual_}, {"models", absl::StrJoin(names, ", ")}});
+  }
+  return usual_;
 }
 
 absl::StatusOr<Route> ModelRouter::Find(const ModelChoice& choice, bool pictures) const {
@@ -68,7 +88,7 @@ absl::StatusOr<Route> ModelRouter::Find(const ModelChoice& choice, bool pictures
   if (!llm.status.ok()) return llm.status;
   ModelChoice wanted = choice;
   if (wanted.name.empty()) {
-    auto usual = ParseModelChoice(DefaultModel());
+    auto usual = ParseModelChoice(DefaultModel(llm));
     if (!usual.ok()) return usual.status();
     wanted.name = std::move(usual->name);
     if (!wanted.is_fixed()) {
@@ -88,6 +108,7 @@ absl::StatusOr<Route> ModelRouter::Find(const ModelChoice& choice, bool pictures
   };
   const auto eligible = find(models);
   if (!eligible.ok() && find(llm.away).ok()) return llm.away_status;
+  if (absl::IsNotFound(eligible.status()) && !llm.unheard.ok()) return llm.unheard;
   if (!eligible.ok()) return eligible.status();
   const ModelTable vision = vision_.table();
   for (const v1::ModelInfo& each : *eligible) {
@@ -123,11 +144,15 @@ absl::StatusOr<std::shared_ptr<Backend>> ModelRouter::PickLlm(const Route& route
 }
 
 absl::StatusOr<std::shared_ptr<Backend>> ModelRouter::PickVision(const Route& route,
-                                                                 std::string_view image) const {
+                                                                 std::string_view image,
+                                                                 const Backend* except) const {
   const std::string& wanted = route.model.vision_spec().tower_digest();
-  return vision_.Pick(image, [&](const v1::ModelInfo& model) {
-    return model.kind() == v1::MODEL_KIND_TOWER && model.vision_spec().tower_digest() == wanted;
-  });
+  return vision_.Pick(
+      image,
+      [&](const v1::ModelInfo& model) {
+        return model.kind() == v1::MODEL_KIND_TOWER && model.vision_spec().tower_digest() == wanted;
+      },
+      except);
 }
 
 void ModelRouter::Refresh(std::function<void()> done) {

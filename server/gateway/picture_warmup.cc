@@ -45,7 +45,7 @@ void PictureWarmup::OnSession(Place place, const absl::StatusOr<v1::Session>& se
       parts_, place->prompt, *route, *std::move(llm),
       {parts_.keys.Named(session->owner(), /*weight=*/1), "picture of " + session->id(), kPriority,
        std::chrono::system_clock::now() + kTimeout},
-      [this, place](const absl::StatusOr<FeatureDelivery::Outcome>& outcome) {
+      [this, place](const absl::StatusOr<FeatureDelivery::Outcome>& outcome, const auto&) {
         OnDelivered(place, outcome.status());
       });
   {

@@ -79,12 +79,12 @@ void PromptCount::OnAnswer(const absl::Status& status) {
     return done_(llm_->Explain(OverloadedError(
         "it did not keep the features of the pictures that it was just given", kBringAgain)));
   }
-  const auto delivery = FeatureDelivery::Create(parts_, prompt_, route_, llm_, terms_,
-                                                [self = shared_from_this()](auto outcome) {
-                                                  if (!outcome.ok())
-                                                    return self->done_(outcome.status());
-                                                  self->Ask(outcome->keys);
-                                                });
+  const auto delivery =
+      FeatureDelivery::Create(parts_, prompt_, route_, llm_, terms_,
+                              [self = shared_from_this()](auto outcome, const auto&) {
+                                if (!outcome.ok()) return self->done_(outcome.status());
+                                self->Ask(outcome->keys);
+                              });
   bool cancelled = false;
   {
     MutexLock lock(mutex_);

@@ -69,8 +69,10 @@ void TurnRunner::Attempt() {
   llm_ = *std::move(llm);
   auto delivery = FeatureDelivery::Create(
       parts_, prompt_, route_, llm_,
-      {request_.caller, request_.request_id, request_.priority, deadlines_.turn},
-      [self = shared_from_this()](absl::StatusOr<FeatureDelivery::Outcome> outcome) {
+      {request_.caller, request_.request_id, request_.priority, deadlines_.turn, avoid_vision_},
+      [self = shared_from_this()](absl::StatusOr<FeatureDelivery::Outcome> outcome,
+                                  std::shared_ptr<Backend> failed) {
+        self->avoid_vision_ = std::move(failed);
         self->OnFeatures(std::move(outcome));
       });
   SetStop([delivery] { delivery->Cancel(); });

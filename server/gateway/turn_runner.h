@@ -161,7 +161,8 @@ class TurnRunner : public RunningTurn, public std::enable_shared_from_this<TurnR
   std::shared_ptr<Backend> llm_;  // of the attempt under way, or of the last one
   grpc::Alarm alarm_;
   bool admitted_ = false, counted_ = false;
-  bool avoid_ = false;  // the process that failed last, if there is another
+  bool avoid_ = false;                     // the process that failed last, if there is another
+  std::shared_ptr<Backend> avoid_vision_;  // likewise
   bool retried_ = false, refilled_ = false;
   bool fitted_again_ = false;  // into the context of another version than first
   bool looked_again_ = false;  // for a process that has the version of the begun answer

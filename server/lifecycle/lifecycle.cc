@@ -147,6 +147,7 @@ void Lifecycle::Prune(const std::string& name) {
 }
 
 void Lifecycle::SetRepository(const RepositorySnapshot& snapshot, Time now) {
+  looked_ = true;
   for (auto& [name, model] : models_) {
     if (!snapshot.contains(name)) model.seen = {};
   }

@@ -160,6 +160,10 @@ class Lifecycle {
   const Version* Find(const VersionId& id) const;
   // Whether policy or operators want it loaded.
   bool Wants(const VersionId& id) const;
+  // Of each model that the repository had, as many versions serve as the policy asks for, or each
+  // one that is wanted has been loaded or has failed. (Whoever publishes faster than versions load
+  // does not hold it up.)
+  bool FirstLoadsDone() const;
   // Nothing is under way, and nothing will be unless something happens (or a retry is due).
   bool Settled() const;
   // Bytes of what is loaded, loading or not freed yet, as estimated.
@@ -240,6 +244,7 @@ class Lifecycle {
 
   const Options options_;
   std::mt19937_64 random_;
+  bool looked_ = false;  // into the repository
   bool draining_ = false;
   uint64_t changes_ = 0;  // counted, so that Next sees that something happened
   std::map<std::string, Model> models_;

@@ -431,6 +431,27 @@ bool Lifecycle::InMotion(Time now) const {
   });
 }
 
+bool Lifecycle::FirstLoadsDone() const {
+  const auto has_no_result = [](const Version& version) {
+    return version.attempts == 0 &&
+           (version.state == v1::MODEL_STATE_AVAILABLE ||
+            version.state == v1::MODEL_STATE_LOADING || version.state == v1::MODEL_STATE_WARMING ||
+            version.state == v1::MODEL_STATE_UNLOADED);
+  };
+  return looked_ && std::none_of(models_.begin(), models_.end(), [&](const auto& each) {
+           const auto& [name, model] = each;
+           size_t ready = 0;
+           for (const auto& [id, version] : versions_) {
+             ready += id.name == name && version.state == v1::MODEL_STATE_READY ? 1 : 0;
+           }
+           return ready < model.choice.targets.size() &&
+                  std::any_of(model.choice.wanted.begin(), model.choice.wanted.end(),
+                              [&](uint64_t wanted) {
+                                return has_no_result(versions_.at({name, wanted}));
+                              });
+         });
+}
+
 bool Lifecycle::Settled() const {
   if (SlotsInUse() > 0) return false;
   for (const auto& [id, version] : versions_) {

@@ -158,6 +158,7 @@ void ModelManager::Control() {
 bool ModelManager::Round() {
   std::vector<std::pair<Lifecycle::Step, std::shared_ptr<Servable>>> routing;
   Answers answers;
+  bool first_loads_done = false;
   {
     MutexLock lock(mutex_);
     const Time now = Clock::now();
@@ -187,6 +188,7 @@ bool ModelManager::Round() {
       }
     }
     jobs_.NotifyAll();
+    first_loads_done = lifecycle_.FirstLoadsDone();
     Report(lifecycle_.TakeTransitions());
     for (const Lifecycle::Swap& swap : lifecycle_.TakeSwaps()) {
       metrics_.SwapSeconds(swap.mode).Observe(Seconds(swap.took));
@@ -232,6 +234,9 @@ bool ModelManager::Round() {
   }
   for (const auto& [model, count] : changes) {
     if (options_.on_serving) options_.on_serving(model, count);
+  }
+  if (first_loads_done && !std::exchange(first_loads_done_, true) && options_.on_first_loads) {
+    options_.on_first_loads();
   }
   for (const auto& [done, result] : answers) {
     if (!result.ok()) {

@@ -68,6 +68,9 @@ class ModelManager {
     // Told (on a thread of the manager, in order) how many versions of a model take requests now:
     // for health and readiness.
     std::function<void(const std::string& model, int serving)> on_serving;
+    // Told once (on the same thread, after on_serving), when the start is over: each model that the
+    // repository had then is served as the policy wants it, or has failed to be.
+    std::function<void()> on_first_loads;
     // Told once (on a thread of the manager), when only a new process helps:
     // ServableLoader::device_lost says why, or nothing of a model can be served because a version
     // that made way has not been taken apart for this time.
@@ -177,7 +180,8 @@ class ModelManager {
   LifecycleMetrics metrics_;
   std::unique_ptr<RepositoryWatcher> watcher_;  // null: `fixed`
   std::vector<std::thread> threads_;
-  bool device_lost_ = false;  // and told; of the control thread
+  bool device_lost_ = false;       // and told; of the control thread
+  bool first_loads_done_ = false;  // likewise
 
   Mutex mutex_;
   CondVar changed_;  // for the control thread

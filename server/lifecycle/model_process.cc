@@ -86,16 +86,36 @@ int ReportLoadFailure(const std::string& program, const absl::Status& status) {
 }
 
 void ConnectHealth(ModelManager::Options& options, ServiceProcess& process) {
-  // The manager calls from one thread.
-  options.on_serving = [&process, served = std::set<std::string>()](const std::string& model,
-                                                                    int versions) mutable {
-    process.SetHealth(model, versions > 0);
-    if (versions > 0) {
-      served.insert(model);
-    } else {
-      served.erase(model);
+  struct State {
+    std::set<std::string> served;
+    bool first_loads_done = false;
+    std::optional<std::string> told;  // why it is not ready; empty: it is
+  };
+  const auto tell = [&process](State& state) {
+    std::string why_not;
+    if (state.served.empty()) {
+      why_not = "no version is served";
+    } else if (!state.first_loads_done) {
+      why_not = "versions of other models are loaded for the first time";
     }
-    process.SetReady(!served.empty(), served.empty() ? "no version is served" : "");
+    if (why_not == state.told) return;  // it would take the health of all names back
+    state.told = why_not;
+    process.SetReady(why_not.empty(), why_not);
+  };
+  // The manager calls from one thread.
+  const auto state = std::make_shared<State>();
+  options.on_serving = [&process, state, tell](const std::string& model, int versions) {
+    if (versions > 0) {
+      state->served.insert(model);
+    } else {
+      state->served.erase(model);
+    }
+    tell(*state);
+    process.SetHealth(model, versions > 0);
+  };
+  options.on_first_loads = [state, tell] {
+    state->first_loads_done = true;
+    tell(*state);
   };
   options.on_device_lost = [&process](const std::string& reason) { process.Fail(reason); };
 }

@@ -17,8 +17,10 @@ namespace llava {
 // FAILED_PRECONDITION -> kExitDeviceMissing, RESOURCE_EXHAUSTED -> kExitNoMemory, else 1.
 int ReportLoadFailure(const std::string& program, const absl::Status& status);
 
-// The process is ready while any version is served, the name of a model while one of its versions
-// is; a lost device ends it. `process` must outlive the manager of these options.
+// The process is ready while any version is served, at the start once those of all models are (or
+// have failed): whoever waits for a new process to let an old one go would lose the others. The
+// name of a model is healthy while one of its versions is served; a lost device ends the process.
+// `process` must outlive the manager of these options.
 void ConnectHealth(ModelManager::Options& options, ServiceProcess& process);
 
 struct ModelProcess {

@@ -227,9 +227,13 @@ class ProtoWireTest(Planted):
         self.assertIn(old, text)
         self.types.write_text(text.replace(old, new), encoding="utf-8")
 
-    def test_new_field_is_fine(self):
-        self.replace("uint64 version = 2;", "uint64 version = 2;\n  string note = 4000;")
+    def test_what_was_published_is_fine(self):
+        self.replace("uint64 version = 2;", "uint64 version = 2;  // a comment is not on the wire")
         self.assertEqual(proto_wire.problems(self.root), [])
+
+    def test_new_field_wants_a_new_baseline(self):
+        self.replace("uint64 version = 2;", "uint64 version = 2;\n  string note = 4000;")
+        self.assert_found(proto_wire, "proto_baseline.binpb", "renew it")
 
     def test_changed_number_breaks(self):
         self.replace("uint64 version = 2;", "uint64 version = 4000;")

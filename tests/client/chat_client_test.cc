@@ -251,17 +251,30 @@ TEST_F(ChatClientTest, WhatIsRefusedForLongerThanTheClientWaitsIsTold) {
   EXPECT_TRUE(absl::IsAborted(aborted.status())) << aborted.status();
 }
 
-TEST_F(ChatClientTest, AbandonEndsTheWaitOfARefusedQuestion) {
+TEST_F(ChatClientTest, WhoStopsARefusedQuestionEndsItsWait) {
   gateway_.set_script({.events = {}, .status = Overloaded("too many questions", 7'000)});
-  ChatClient patient({.gateway = gateway_.address(), .refusal_timeout = std::chrono::hours(5)});
-  AnswerCanceller canceller;
-  std::thread other([&] {
-    gateway_.WaitForQuestions(1);
-    canceller.Abandon();
-  });
-  const auto answer = patient.Ask(Question("?"), nullptr, &canceller);
-  other.join();
-  EXPECT_TRUE(absl::IsCancelled(answer.status())) << answer.status();
+  AnswerCanceller cancelled, abandoned;
+  for (AnswerCanceller* canceller : {&cancelled, &abandoned}) {
+    int told = 0;
+    ChatClient patient({.gateway = gateway_.address(),
+                        .refusal_timeout = std::chrono::hours(5),
+                        .on_refusal = [&](const absl::Status& why) {
+                          ++told;
+                          EXPECT_EQ(Message(why), "too many questions");
+                          // Also who comes before the wait has begun.
+                          if (canceller == &cancelled) EXPECT_TRUE(canceller->Cancel().ok());
+                        }});
+    const size_t before = gateway_.asked().size();
+    std::thread other([&] {
+      gateway_.WaitForQuestions(before + 1);
+      if (canceller == &abandoned) canceller->Abandon();
+    });
+    const auto answer = patient.Ask(Question("?"), nullptr, canceller);
+    other.join();
+    EXPECT_TRUE(absl::IsCancelled(answer.status())) << answer.status();
+    EXPECT_LE(told, 1);
+    EXPECT_EQ(gateway_.asked().size(), before + 1);
+  }
 }
 
 TEST_F(ChatClientTest, ATurnThatEndedUnavailableIsNotAskedForEver) {

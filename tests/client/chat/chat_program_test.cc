@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <thread>
 
 #include "tests/client/chat/program.h"
 #include "tests/client/fake_gateway.h"
@@ -193,10 +194,28 @@ TEST_F(ChatProgramTest, RefusedPictureIsPutAway) {
 }
 
 TEST_F(ChatProgramTest, OverloadTellsWhenToTryAgain) {
-  gateway_.set_script({.events = {}, .status = Overloaded("too busy", 2)});
+  gateway_.set_script({.events = {}, .status = Overloaded("too busy", 120)});
   const Ended ended = Run({"--message", "x"});
   EXPECT_EQ(ended.status, 1);
-  EXPECT_THAT(ended.err, HasSubstr("error: too busy (try again in 2s)\n"));
+  EXPECT_THAT(ended.err, HasSubstr("error: too busy (try again in 2m)\n"));
+  EXPECT_EQ(gateway_.asked().size(), 1u);
+}
+
+// As while a gateway is replaced by another one.
+TEST_F(ChatProgramTest, WhatIsRefusedForNowIsAskedAgain) {
+  gateway_.set_script({.events = {}, .status = Overloaded("it is shutting down", 0)});
+  std::thread mend([&] {
+    gateway_.WaitForQuestions(2);
+    gateway_.set_script({.events = {Started("session-1", "t"), Text(0, "here"), Finished(4)},
+                         .status = grpc::Status::OK});
+  });
+  const Ended ended = Run({"--message", "x"});
+  mend.join();
+  EXPECT_EQ(ended.status, 0) << ended.err;
+  EXPECT_EQ(ended.out, "here\n");
+  const size_t told = ended.err.find("refused for now: it is shutting down; asked again");
+  ASSERT_NE(told, std::string::npos) << ended.err;
+  EXPECT_EQ(ended.err.find("refused", told + 1), std::string::npos) << "once";
 }
 
 TEST_F(ChatProgramTest, ResetBeginsANewSession) {

@@ -130,6 +130,16 @@ TEST_F(ChatTerminalTest, OneCtrlCEndsTheWaitForAGatewayThatIsAway) {
   EXPECT_TRUE(chat_.WaitFor("> ")) << chat_.screen();
 }
 
+TEST_F(ChatTerminalTest, OneCtrlCEndsTheWaitOfARefusedQuestion) {
+  ASSERT_TRUE(chat_.WaitFor("> ")) << chat_.screen();
+  gateway_.set_script({.events = {}, .status = Overloaded("too busy", 20)});
+  chat_.Type("tell me\n");
+  ASSERT_TRUE(chat_.WaitFor("refused for now: too busy")) << chat_.screen();
+  chat_.Type("\x03");
+  ASSERT_TRUE(chat_.WaitFor("stopped")) << chat_.screen();
+  EXPECT_TRUE(chat_.WaitFor("> ")) << chat_.screen();
+}
+
 TEST_F(ChatTerminalTest, CtrlCEndsOtherCallsThatHang) {
   ASSERT_TRUE(chat_.WaitFor("> ")) << chat_.screen();
   gateway_.Hang("ListModels");

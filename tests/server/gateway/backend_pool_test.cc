@@ -211,6 +211,27 @@ TEST_F(BackendPoolTest, AChangeWhileThePoolEnds) {
   EXPECT_TRUE(empty);
 }
 
+TEST_F(BackendPoolTest, WhoHasNeverAnsweredMayHaveAnything) {
+  FakeLlm service;
+  const std::string addresses = service.server().address() + ",dns:///a.name:1";
+  const auto make = [&](std::chrono::milliseconds patience) {
+    return std::make_unique<BackendPool>(Backend::Names{"llm", "llava-llm", "--llm"}, addresses,
+                                         gateway_metrics_, TlsFiles{}, patience);
+  };
+  pool_ = make(std::chrono::hours(1));  // and nobody looks its name up
+  EXPECT_THAT(std::string(pool_->table().unheard.message()),
+              HasSubstr("name a.name of the llm service stands for no address"));
+  EXPECT_NE(RetryAfter(pool_->table().unheard), std::nullopt);
+  pool_ = make(std::chrono::milliseconds(0));
+  EXPECT_TRUE(pool_->table().unheard.ok());
+
+  Start({{1}, {1}});
+  EXPECT_TRUE(pool_->table().unheard.ok());
+  services_[1]->server().Stop();
+  Refresh();
+  EXPECT_TRUE(pool_->table().unheard.ok()) << "what it has is known";
+}
+
 TEST_F(BackendPoolTest, ANameIsLookedUp) {
   FakeLlm service;
   service.models().Set({FakeLanguageModel("m", 1)});

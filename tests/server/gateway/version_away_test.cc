@@ -1,4 +1,5 @@
-// Versions that are away for a while: loaded anew beside others, or at a process that is down.
+// Versions that are away for a while: loaded anew beside others, or at a process that is down or
+// about to end.
 
 #include <gmock/gmock.h>
 
@@ -6,6 +7,8 @@
 #include <thread>
 
 #include "absl/strings/str_cat.h"
+#include "server/runtime/logging.h"
+#include "server/runtime/status.h"
 #include "tests/server/gateway/gateway_harness.h"
 
 namespace llava {
@@ -137,6 +140,48 @@ TEST_F(VersionAwayTest, AVersionThatIsBeingLoadedIsUnavailableNotUnknown) {
   EXPECT_EQ(Ask(question).status.error_code(), grpc::StatusCode::NOT_FOUND);
 }
 
+// Sessions keep the model that they began with.
+TEST_F(VersionAwayTest, TheDefaultIsNoOtherModelWhileItIsLoadedAnew) {
+  const v1::ModelInfo a = FakeLanguageModel("a", 1), b = FakeLanguageModel("b", 1),
+                      later = FakeLanguageModel("0", 1);
+  const auto model_of_a_new_session = [this] {
+    v1::GetSessionRequest get;
+    get.set_session_id(NewSession());
+    v1::GetSessionResponse response;
+    EXPECT_TRUE(stub_->GetSession(Context().get(), get, &response).ok());
+    return response.session().model();
+  };
+  const auto lists = [this](size_t models) {
+    return Eventually([&] {
+      v1::ChatServiceListModelsResponse response;
+      stub_->ListModels(Context().get(), {}, &response);
+      return static_cast<size_t>(response.models_size()) == models;
+    });
+  };
+  llm_.models().Set({b}, {a});
+  InitLogging({"test", "info", "text"});
+  testing::internal::CaptureStderr();
+  StartGateway(/*wait=*/false);
+  ASSERT_TRUE(lists(1));
+  EXPECT_EQ(model_of_a_new_session(), "a");
+  EXPECT_EQ(Ask(Question(NewSession(), "x")).status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  llm_.models().Set({a, b}, {later});
+  AwaitReady(true);
+  EXPECT_EQ(model_of_a_new_session(), "a");
+  EXPECT_TRUE(Ask(Question(NewSession(), "x")).status.ok());
+  llm_.models().Set({later, a, b});
+  ASSERT_TRUE(lists(3));
+  EXPECT_EQ(model_of_a_new_session(), "a") << "as long as it is there";
+  llm_.models().Set({later, b});
+  ASSERT_TRUE(lists(2));
+  EXPECT_EQ(model_of_a_new_session(), "0");
+  StopGateway();
+  const std::string log = testing::internal::GetCapturedStderr();
+  const auto warning = log.find("several models and no --default-model");
+  ASSERT_NE(warning, log.npos) << log;
+  EXPECT_EQ(log.find("several models", warning + 1), log.npos) << "once";
+}
+
 TEST_F(VersionAwayTest, WhatAProcessWasLoadingIsUnavailableWhileItIsDown) {
   FakeLlm other;
   other.models().Set({FakeLanguageModel("other", 7)}, {FakeLanguageModel("emoji", 2)});
@@ -155,6 +200,57 @@ TEST_F(VersionAwayTest, WhatAProcessWasLoadingIsUnavailableWhileItIsDown) {
   StopGateway();
 }
 
+// Its models are not known to a gateway that begins while it is down.
+TEST_F(VersionAwayTest, AProcessThatHasNeverAnsweredMayHaveTheModel) {
+  FakeLlm other;
+  other.models().Set({FakeLanguageModel("other", 7)});
+  other.Set({.pause_after = 1});
+  options_.llm = absl::StrCat(llm_.server().address(), ",", other.server().address());
+  options_.default_model = "emoji";
+  options_.continue_timeout = std::chrono::hours(1);
+  StartGateway();
+  const std::string session = NewSession();
+  v1::ChatRequest question = Question(session, kQuestion);
+  question.mutable_model()->set_name("other");
+  ASSERT_TRUE(Eventually([&] { return Metric(kDown) == 0; }));
+  std::promise<void> begun;
+  auto asking = std::async(std::launch::async, [&] {
+    return Ask(question, [&](grpc::ClientContext&, const Answer&) { begun.set_value(); });
+  });
+  begun.get_future().wait();
+  StopGateway();
+  const Answer left = asking.get();
+  other.server().Stop();
+  other.Set({});
+  StartGateway(/*wait=*/false);
+  ASSERT_TRUE(Eventually([&] { return Ask(Question(NewSession(), "x")).status.ok(); }));
+  for (const char* model : {"other", "other@7", "emoji@2"}) {
+    v1::ChatRequest named = Question(NewSession(), "x");
+    named.mutable_model()->set_name(model);
+    const Answer refused = Ask(named);
+    EXPECT_EQ(refused.status.error_code(), grpc::StatusCode::UNAVAILABLE) << model;
+    EXPECT_THAT(refused.status.error_message(), HasSubstr(other.server().address())) << model;
+  }
+  EXPECT_EQ(Turns(session).at(0).state(), v1::TURN_STATE_RUNNING);
+  other.server().Start();
+  const Answer rest = Resume(session, left.started.turn_id(), left.text.size(), 0);
+  ASSERT_TRUE(rest.status.ok()) << rest.status.error_message();
+  EXPECT_EQ(left.text + rest.text, kAnswer);
+  StopGateway();
+}
+
+TEST_F(VersionAwayTest, AnAddressThatNeverAnswersMakesNoModelPossibleForLong) {
+  FakeLlm other;
+  other.server().Stop();
+  options_.llm = absl::StrCat(llm_.server().address(), ",", other.server().address());
+  options_.continue_timeout = milliseconds(500);
+  StartGateway();
+  v1::ChatRequest question = Question(NewSession(), "x");
+  question.mutable_model()->set_name("other");
+  EXPECT_TRUE(
+      Eventually([&] { return Ask(question).status.error_code() == grpc::StatusCode::NOT_FOUND; }));
+}
+
 TEST_F(VersionAwayTest, AMissingTowerIsNotAMissingVersion) {
   options_.continue_timeout = milliseconds(700);
   StartGateway();
@@ -165,6 +261,24 @@ TEST_F(VersionAwayTest, AMissingTowerIsNotAMissingVersion) {
   });
   EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::UNAVAILABLE);
   EXPECT_THAT(answer.status.error_message(), HasSubstr("needs the vision tower"));
+}
+
+// As it says while it drains; what it did before may end well meanwhile.
+TEST_F(VersionAwayTest, APictureThatAVisionServiceRefusesGoesToAnother) {
+  FakeVision other;
+  options_.vision = absl::StrCat(vision_.server().address(), ",", other.server().address());
+  StartGateway();
+  ASSERT_TRUE(
+      Eventually([&] { return Metric("llava_gateway_backends_down{backend=\"vision\"}") == 0; }));
+  vision_.Set({.failure = ToGrpc(OverloadedError("vision: draining", milliseconds(500))),
+               .failures = 1'000'000});
+  // Until it was the turn of that one.
+  for (int seed = 0; vision_.encodes() == 0 && seed < 100; ++seed) {
+    const Answer answer = Ask(Question(NewSession(), "x", {FakePicture(seed)}));
+    ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+  }
+  EXPECT_EQ(vision_.encodes(), 1);
+  StopGateway();
 }
 
 // The version that was chosen goes before the first text, and is to come back.

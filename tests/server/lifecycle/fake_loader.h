@@ -96,7 +96,8 @@ class FakeLoader : public ServableLoader {
     }
     options.progress(0.5);
     absl::Status status;
-    while (closed_ && !options.stop()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    while ((closed_ || held_ == version.version) && !options.stop())
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
     if (options.stop()) status = absl::CancelledError("stopped");
     const std::string content = Content(version);
     options.warming();
@@ -158,6 +159,8 @@ class FakeLoader : public ServableLoader {
   // Loads wait as long as the gate is closed.
   void CloseGate() { closed_ = true; }
   void OpenGate() { closed_ = false; }
+  // Loads of this version wait; 0: of none.
+  void HoldLoadsOf(uint64_t version) { held_ = version; }
 
  private:
   // Empty when the folder is gone.
@@ -171,6 +174,7 @@ class FakeLoader : public ServableLoader {
 
   const int workers_;
   std::atomic<bool> closed_ = false;
+  std::atomic<uint64_t> held_ = 0;
   std::atomic<int> alive_ = 0;
   std::atomic<bool> stay_ = false;
   Mutex mutex_;

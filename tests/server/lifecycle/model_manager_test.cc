@@ -74,6 +74,29 @@ TEST_F(ModelManagerTest, ABrokenVersionSaysWhyAndIsRepaired) {
   EXPECT_TRUE(Eventually([&] { return loader_.routed() == std::vector<uint64_t>{2}; }));
 }
 
+TEST_F(ModelManagerTest, TellsOnceThatTheFirstLoadsAreOver) {
+  std::atomic<int> told = 0;
+  options_.names = {};
+  options_.load_threads = 2;
+  options_.on_first_loads = [&] {
+    EXPECT_EQ(Serving("big"), 1) << "what is served was told before";
+    ++told;
+  };
+  repository_.Publish("big", 2);
+  repository_.Publish("emoji", 1);
+  loader_.HoldLoadsOf(2);
+  Start();
+  ASSERT_TRUE(Eventually([&] { return loader_.loads(2) == 1; }));
+  ASSERT_TRUE(Reaches(1, v1::MODEL_STATE_READY) &&
+              Eventually([&] { return Serving("emoji") == 1; }));
+  EXPECT_EQ(told, 0);
+  loader_.HoldLoadsOf(0);
+  ASSERT_TRUE(Eventually([&] { return told == 1; }));
+  repository_.Publish("emoji", 3);
+  ASSERT_TRUE(Eventually([&] { return loader_.routed() == std::vector<uint64_t>{2, 3}; }));
+  EXPECT_EQ(told, 1);
+}
+
 TEST_F(ModelManagerTest, LoadAnswersWhenItIsReadyOrHasFailed) {
   options_.policy = *VersionPolicy::Parse("labels");
   repository_.Publish("emoji", 1);

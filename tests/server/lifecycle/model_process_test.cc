@@ -1,5 +1,7 @@
 #include "server/lifecycle/model_process.h"
 
+#include <grpcpp/generic/generic_stub.h>
+#include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <unistd.h>
@@ -10,6 +12,7 @@
 #include <future>
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "server/runtime/exit_code.h"
 #include "tests/server/lifecycle/fake_loader.h"
 #include "tests/server/lifecycle/test_repository.h"
@@ -41,6 +44,28 @@ class ConnectedProcess {
     return std::to_string(answer.status) + " " + answer.body;
   }
 
+  // As grpc.health.v1 says it of a name.
+  bool Healthy(const std::string& name) {
+    grpc::GenericStub stub(grpc::CreateChannel(absl::StrCat("127.0.0.1:", process.port()),
+                                               grpc::InsecureChannelCredentials()));
+    grpc::ClientContext context;
+    grpc::CompletionQueue queue;
+    const grpc::Slice request(
+        absl::StrCat("\n", std::string(1, static_cast<char>(name.size())), name));
+    grpc::ByteBuffer answer;
+    grpc::Status status;
+    const auto call = stub.PrepareUnaryCall(&context, "/grpc.health.v1.Health/Check",
+                                            grpc::ByteBuffer(&request, 1), &queue);
+    call->StartCall();
+    call->Finish(&answer, &status, nullptr);
+    void* tag = nullptr;
+    bool ok = false;
+    queue.Next(&tag, &ok);
+    grpc::Slice bytes;
+    return status.ok() && answer.DumpToSingleSlice(&bytes).ok() && bytes.size() == 2 &&
+           bytes.begin()[1] == 1;  // {status: SERVING}
+  }
+
   Metrics metrics{"test"};
   ServiceProcess process{"llava-test", ProcessOptions{}, metrics};
   ModelManager::Options options;
@@ -49,7 +74,10 @@ class ConnectedProcess {
 TEST(ModelProcessTest, IsReadyWhileAnyModelIsServed) {
   ConnectedProcess here;
   EXPECT_EQ(here.Page("/readyz").substr(0, 3), "503");
+  here.options.on_first_loads();
+  EXPECT_NE(here.Page("/readyz").find("no version is served"), std::string::npos);
   here.options.on_serving("a", 1);
+  EXPECT_EQ(here.Page("/readyz").substr(0, 3), "200");
   here.options.on_serving("b", 2);
   here.options.on_serving("a", 0);
   EXPECT_EQ(here.Page("/readyz").substr(0, 3), "200");
@@ -57,6 +85,23 @@ TEST(ModelProcessTest, IsReadyWhileAnyModelIsServed) {
   const std::string page = here.Page("/readyz");
   EXPECT_EQ(page.substr(0, 3), "503");
   EXPECT_NE(page.find("no version is served"), page.npos) << page;
+}
+
+TEST(ModelProcessTest, IsReadyOnceTheFirstLoadsAreOver) {
+  ConnectedProcess here;
+  here.options.on_serving("a", 1);
+  const std::string page = here.Page("/readyz");
+  EXPECT_EQ(page.substr(0, 3), "503");
+  EXPECT_NE(page.find("other models"), page.npos) << page;
+  EXPECT_FALSE(here.Healthy(""));
+  EXPECT_TRUE(here.Healthy("a"));
+  here.options.on_serving("b", 1);
+  EXPECT_EQ(here.Page("/readyz").substr(0, 3), "503");
+  EXPECT_TRUE(here.Healthy("a"));
+  EXPECT_TRUE(here.Healthy("b"));
+  here.options.on_first_loads();
+  EXPECT_EQ(here.Page("/readyz").substr(0, 3), "200");
+  EXPECT_TRUE(here.Healthy(""));
 }
 
 TEST(ModelProcessTest, ALostDeviceEndsIt) {
