@@ -125,7 +125,7 @@ class InstructionTask : public TrainingTask {
                   std::FILE* progress)
       : settings_(settings),
         task_(task),
-        start_(OpenInstructionModel(settings, task.seed)),
+        start_(OpenInstructionModel(settings, task.seed, ReadRunStart(task.run_folder))),
         tensors_(WithAdapters(start_.language, settings, task.seed)),
         models_(ModelsOf(start_.language, tensors_, settings, task)),
         weights_(
@@ -255,6 +255,7 @@ std::vector<ParameterGroup> InstructionTask::groups() {
 
 void InstructionTask::Begin(const std::filesystem::path& run_folder, bool resumes,
                             std::FILE* progress) {
+  KeepRunStart(run_folder, start_.start, resumes, progress);
   batches_.clear();  // their threads use plan and loader
   set_.KeepPlan(run_folder / "plan.safetensors", resumes, progress);
   FollowPlan();

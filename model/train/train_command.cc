@@ -70,6 +70,7 @@ struct Opened {
     at::set_num_threads(static_cast<int>(threads));
     trainer = TrainerSettings::From(recipe);
     settings_ = TaskSettings::From(recipe);
+    settings_.run_folder = command.run_folder;
   }
 
   void Open(const std::string& kind, std::FILE* progress) {
