@@ -192,9 +192,8 @@ class InstructionTask : public TrainingTask {
     total_steps_ = settings_.steps > 0
                        ? settings_.steps
                        : static_cast<int64_t>(std::ceil(settings_.epochs * rows / step));
-    loader_ = std::make_unique<InstructionLoader>(set_.data(), encoder_, set_.plan(), tower_,
-                                                  settings_.batch_size, total_steps_ * step,
-                                                  task_.skip_bad);
+    loader_ = std::make_unique<InstructionLoader>(set_, encoder_, tower_, settings_.batch_size,
+                                                  total_steps_ * step, task_.skip_bad);
     const auto threads = static_cast<int>((task_.loader_threads - 1) / num_replicas() + 1);
     for (int64_t replica = 0; replica < num_replicas(); ++replica) {
       batches_.push_back(std::make_unique<Batches>(
@@ -328,8 +327,8 @@ Json InstructionTask::Check(std::FILE* progress) {
 
 Figures InstructionTask::Evaluate() {
   if (!held_out_) return {};
-  const InstructionLoader loader(held_out_->data(), held_out_encoder_, held_out_->plan(), tower_,
-                                 settings_.batch_size, held_out_->plan().rows(), task_.skip_bad);
+  const InstructionLoader loader(*held_out_, held_out_encoder_, tower_, settings_.batch_size,
+                                 held_out_->plan().rows(), task_.skip_bad);
   const at::NoGradGuard no_graph;
   weights_.Bind();
   Llava& model = *models_[0];

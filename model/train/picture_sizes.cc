@@ -35,7 +35,7 @@ Resolution ReadSize(const std::filesystem::path& picture) {
   const bool whole = file.gcount() < kBeginning;
   bytes.resize(file.gcount());
   if (file.bad() || (bytes.empty() && !file.eof())) {
-    throw std::invalid_argument(std::string("cannot read: ") + std::strerror(errno));
+    throw std::runtime_error(picture.string() + ": cannot be read: " + std::strerror(errno));
   }
   if (whole) return SizeOfPicture(bytes);
   try {
@@ -49,7 +49,15 @@ Resolution ReadSize(const std::filesystem::path& picture) {
 }  // namespace
 
 std::string ReadPictureFile(const std::filesystem::path& path) {
-  return ReadSmallFile(path, 256u << 20);
+  constexpr uint64_t kMostBytes = 256u << 20;
+  try {
+    return ReadSmallFile(path, kMostBytes);
+  } catch (const std::runtime_error&) {
+    std::error_code none;
+    const uint64_t bytes = std::filesystem::file_size(path, none);
+    if (none || bytes <= kMostBytes) throw;
+    throw std::invalid_argument("the picture file has " + std::to_string(bytes) + " bytes");
+  }
 }
 
 Resolution SizeOfPicture(const std::string& file) {
@@ -68,7 +76,7 @@ Resolution PictureSizes::operator()(const std::filesystem::path& picture) {
   Known known;
   try {
     known.size = decode_ ? DecodedSize(picture) : ReadSize(picture);
-  } catch (const std::exception& wrong) {
+  } catch (const std::invalid_argument& wrong) {
     known.fault = wrong.what();
   }
   const std::lock_guard lock(mutex_);
