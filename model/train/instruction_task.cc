@@ -70,6 +70,18 @@ void CheckDevices(const TaskSettings& task, std::FILE* progress) {
   }
 }
 
+// Stage 1 is taught without one, and nobody may have thought of it before the model is served.
+void TellTemplate(const InstructionModel& start, const InstructionSettings& settings,
+                  std::FILE* progress) {
+  const bool named = !settings.chat_template.empty() && !start.chat_template->drops_questions();
+  if (progress == nullptr || !start.language.template_assumed || named) return;
+  std::fprintf(progress,
+               "llava-train: %s tells no chat template: \"%s\" is assumed, and published; "
+               "chat_template=...%s names another\n",
+               settings.model.c_str(), start.language.chat_template->name().c_str(),
+               settings.stage == InstructionStage::kAlign ? " in stage 2" : "");
+}
+
 // One on each device.
 std::vector<std::unique_ptr<Llava>> ModelsOf(const LanguageCheckpoint& language,
                                              const TensorSource& tensors,
@@ -144,6 +156,7 @@ class InstructionTask : public TrainingTask {
         held_out_encoder_(start_.tokenizer, start_.chat_template,
                           RulesOf(settings, *models_[0], kHeldOutSeed)),
         set_(SetOptions("data", settings.data, settings.images), encoder_, progress) {
+    TellTemplate(start_, settings, progress);
     if (!settings.held_out_data.empty()) {
       auto options = SetOptions("held-out data", settings.held_out_data, settings.held_out_images);
       options.most_records = settings.held_out_records;
