@@ -16,6 +16,7 @@
 #include "model/llava/llava.h"
 #include "model/llava/philox.h"
 #include "model/llava/self_test.h"
+#include "model/progress/stop_request.h"
 #include "model/train/frozen_tower.h"
 #include "model/train/gradient_step.h"
 #include "model/train/instruction_loader.h"
@@ -350,6 +351,7 @@ Figures InstructionTask::Evaluate() {
                   static_cast<int>(task_.loader_threads), kPrepared);
   double loss = 0, right = 0, tokens = 0;
   for (int64_t number = 0; number < loader.num_batches(); ++number) {
+    StopRequest::ThrowIfRequested();
     const InstructionBatch batch = batches.Take(number);
     if (batch.samples == 0) continue;
     const Predictions predictions = PredictionsOf(model, batch);

@@ -99,7 +99,8 @@ class TrainingTask {
   // `progress`: for a bar.
   virtual nlohmann::ordered_json Check(std::FILE* progress) = 0;
 
-  // Figures on held-out data, without gradients; the same data every time.
+  // Figures on held-out data, without gradients; the same data every time. Throws
+  // StopRequest::Came soon after a stop is requested.
   virtual Figures Evaluate() = 0;
 
   // Writes what was trained into the model repository `root` as the next version of `name`; returns

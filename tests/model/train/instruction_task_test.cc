@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <signal.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -17,6 +18,7 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
+#include "model/progress/stop_request.h"
 #include "model/train/gradient_step.h"
 #include "tests/model/nn/tiny_model.h"
 #include "tests/model/train/instruction_world.h"
@@ -340,6 +342,17 @@ TEST_F(InstructionTaskTest, ABrokenPictureOfTheHeldOutDataIsFoundAtOnce) {
               AllOf(HasSubstr("held_out.json record 3 (\"d\"): "), HasSubstr("images/1.png"),
                     HasSubstr("--skip-bad")));
   EXPECT_EQ(world_.Make(Stage::kAlign, {held_out, "skip_bad=true"})->Evaluate().size(), 2u);
+}
+
+TEST_F(InstructionTaskTest, ASignalEndsAnEvaluation) {
+  const auto file = world_.Write("held_out.json", ArrayJson(world_.records()));
+  const auto task = world_.Make(Stage::kAlign, {"held_out_data=" + file.string()});
+  {
+    const StopRequest stop;
+    raise(SIGTERM);
+    EXPECT_THROW(task->Evaluate(), StopRequest::Came);
+  }
+  EXPECT_EQ(task->Evaluate().size(), 2u);
 }
 
 TEST_F(InstructionTaskTest, AMicroBatchOfTextAloneMovesNoProjector) {
