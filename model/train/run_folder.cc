@@ -98,7 +98,8 @@ std::string Differences(const nlohmann::json& before, const nlohmann::json& now)
 nlohmann::json FixedSettings(const Json& recipe) {
   nlohmann::json fixed = recipe;
   if (!fixed.is_object()) return fixed;
-  for (const char* free : {"skip_bad", "device", "offload", "threads", "loader_threads"}) {
+  for (const char* free : {"skip_bad", "device", "offload", "threads", "loader_threads",
+                           "gradient_checkpointing", "save_every", "keep_states"}) {
     fixed.erase(free);
   }
   return fixed;

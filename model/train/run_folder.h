@@ -17,7 +17,8 @@ namespace llava {
 
 // The settings of a recipe that must stay the same in a folder. Not among them is "skip_bad":
 // without it no record was left out so far; with it, those that turn out bad later are. Nor what
-// says by which devices and threads the same is computed.
+// says by which devices and threads and in how much memory the same is computed, and how often it
+// is saved.
 nlohmann::json FixedSettings(const nlohmann::ordered_json& recipe);
 
 // Says which checkpoints the run began with: where it is, "model" and "tower" need not be spelled

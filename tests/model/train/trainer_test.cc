@@ -325,9 +325,20 @@ TEST_F(TrainerTest, RefusesAFolderOfAnotherRecipe) {
 TEST_F(TrainerTest, WhatComputesMayChangeInARunThatHasBegun) {
   using Json = nlohmann::ordered_json;
   const std::filesystem::path path = folder_ / "run";
-  const Json eight = {
-      {"device", "cuda:all"}, {"offload", false}, {"threads", 128}, {"loader_threads", 8}};
-  const Json one = {{"device", "cuda:0"}, {"offload", true}, {"threads", 2}, {"loader_threads", 1}};
+  const Json eight = {{"device", "cuda:all"},
+                      {"offload", false},
+                      {"threads", 128},
+                      {"loader_threads", 8},
+                      {"gradient_checkpointing", false},
+                      {"save_every", 500},
+                      {"keep_states", 2}};
+  const Json one = {{"device", "cuda:0"},
+                    {"offload", true},
+                    {"threads", 2},
+                    {"loader_threads", 1},
+                    {"gradient_checkpointing", true},
+                    {"save_every", 50},
+                    {"keep_states", 1}};
   { const RunFolder begun(path, eight); }
   { const RunFolder again(path, one); }
   std::ifstream file(path / "recipe.json");
