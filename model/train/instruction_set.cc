@@ -105,7 +105,7 @@ RecordSurvey InstructionSet::Survey(bool decode, std::FILE* progress) const {
   options.threads = options_.threads;
   options.most_records = options_.most_records;
   PictureSizes sizes(decode);
-  if (decode || !encoder_.rules().pictures.is_fixed()) options.picture_size = std::ref(sizes);
+  options.picture_size = std::ref(sizes);
   const int64_t records =
       options_.most_records > 0 ? std::min(options_.most_records, data_.size()) : data_.size();
   Progress bar(progress, "reading " + options_.name, records);

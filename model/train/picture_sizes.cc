@@ -15,8 +15,9 @@
 namespace llava {
 namespace {
 
-// Of most files the header is in these; a JPEG may have a preview before it.
-constexpr std::streamsize kBeginning = 64 << 10;
+// Of most files the header is in the first of these, of nearly all in the second; a JPEG may have a
+// preview before it.
+constexpr std::streamsize kBeginnings[] = {4 << 10, 64 << 10};
 
 std::span<const uint8_t> BytesOf(const std::string& file) {
   return {reinterpret_cast<const uint8_t*>(file.data()), file.size()};
@@ -29,21 +30,25 @@ Resolution DecodedSize(const std::filesystem::path& picture) {
 }
 
 Resolution ReadSize(const std::filesystem::path& picture) {
-  std::ifstream file(picture, std::ios::binary);
-  std::string bytes(kBeginning, '\0');
-  file.read(bytes.data(), kBeginning);
-  const bool whole = file.gcount() < kBeginning;
-  bytes.resize(file.gcount());
-  if (file.bad() || (bytes.empty() && !file.eof())) {
-    throw std::runtime_error(picture.string() + ": cannot be read: " + std::strerror(errno));
+  std::ifstream file;
+  file.rdbuf()->pubsetbuf(nullptr, 0);  // no more than is asked for
+  file.open(picture, std::ios::binary);
+  std::string bytes;
+  for (const std::streamsize size : kBeginnings) {
+    const auto before = std::ssize(bytes);
+    bytes.resize(size);
+    file.read(bytes.data() + before, size - before);
+    bytes.resize(before + file.gcount());
+    if (file.bad() || (bytes.empty() && !file.eof())) {
+      throw std::runtime_error(picture.string() + ": cannot be read: " + std::strerror(errno));
+    }
+    if (file.eof()) return SizeOfPicture(bytes);
+    try {
+      return SizeOfPicture(bytes);
+    } catch (const std::invalid_argument&) {  // it may be further back
+    }
   }
-  if (whole) return SizeOfPicture(bytes);
-  try {
-    return SizeOfPicture(bytes);
-  } catch (const std::invalid_argument&) {
-    bytes.append(std::istreambuf_iterator<char>(file), {});
-  }
-  return SizeOfPicture(bytes);
+  return SizeOfPicture(ReadPictureFile(picture));
 }
 
 }  // namespace

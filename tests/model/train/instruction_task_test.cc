@@ -22,6 +22,7 @@
 #include "model/train/gradient_step.h"
 #include "tests/model/nn/tiny_model.h"
 #include "tests/model/train/instruction_world.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -303,8 +304,19 @@ TEST_F(InstructionTaskTest, BadRecordsAreRefusedTogetherOrLeftOut) {
               HasSubstr("has no record that can be used, of 1"));
 }
 
+TEST_F(InstructionTaskTest, AFileThatIsNoPictureIsFoundAtOnce) {
+  for (const auto& [content, named] :
+       {std::pair{"GIF89a", "is a GIF picture"}, {"<html>", "is an HTML page"}, {"", "is empty"}}) {
+    world_.Write("images/1.png", content);
+    EXPECT_THAT(world_.Refusal(Stage::kAlign, {"image_mode=pad"}),
+                AllOf(HasSubstr("data.json record 3 (\"d\"): "), HasSubstr("images/1.png"),
+                      HasSubstr(named), HasSubstr("--skip-bad")));
+  }
+}
+
 TEST_F(InstructionTaskTest, ABrokenPictureIsFoundBeforeOrInTraining) {
-  world_.Write("images/1.png", "no picture at all");
+  const std::string whole = ReadBytes(world_.folder() / "images/1.png");
+  world_.Write("images/1.png", whole.substr(0, whole.size() / 2));
   const auto task = world_.Make(Stage::kAlign, {"batch_size=4", "order=as_data"});
   try {
     task->Forward(0, 0);
