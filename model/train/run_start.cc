@@ -105,8 +105,9 @@ void KeepRunStart(const fs::path& run_folder, const RunStart& now, bool resumes,
   const fs::path file = run_folder / kRunStartFile;
   if (resumes) {
     if (const auto began = Read(file)) {
-      Compare("model", began->model, now.model, run_folder, progress);
+      // First the tower, which the digest of a model that is no version has in it.
       Compare("tower", began->tower, now.tower, run_folder, progress);
+      Compare("model", began->model, now.model, run_folder, progress);
       return;
     }
     if (progress != nullptr) {
