@@ -20,17 +20,6 @@ namespace fs = std::filesystem;
   throw std::runtime_error(path.string() + ": " + what);
 }
 
-fs::path Resolve(const fs::path& path) {
-  std::error_code error;
-  if (!fs::is_directory(path, error)) Fail(path, "is not a folder");
-  if (fs::exists(path / "manifest.json") || fs::exists(path / "config.json") ||
-      IsLoraFolder(path)) {
-    return path;
-  }
-  if (const auto version = NewestVersion(path)) return path / std::to_string(*version);
-  Fail(path, "is no checkpoint: it has neither manifest.json nor config.json nor a version folder");
-}
-
 // That no file is read of which the manifest knows nothing.
 void CheckListed(const fs::path& path, const Manifest& manifest) {
   std::vector<std::string> names = {"config.json"};
@@ -55,6 +44,17 @@ void CheckListed(const fs::path& path, const Manifest& manifest) {
 }
 
 }  // namespace
+
+fs::path ResolveCheckpoint(const fs::path& path) {
+  std::error_code error;
+  if (!fs::is_directory(path, error)) Fail(path, "is not a folder");
+  if (fs::exists(path / "manifest.json") || fs::exists(path / "config.json") ||
+      IsLoraFolder(path)) {
+    return path;
+  }
+  if (const auto version = NewestVersion(path)) return path / std::to_string(*version);
+  Fail(path, "is no checkpoint: it has neither manifest.json nor config.json nor a version folder");
+}
 
 Layout LayoutOf(const fs::path& path, const JsonObject& config) {
   if (fs::exists(path / "manifest.json")) return Layout::kRepository;
@@ -99,7 +99,7 @@ CheckpointFolder OpenCheckpointFolder(const fs::path& path, bool verify) {
 }
 
 CheckpointFolder OpenCheckpointFolder(const fs::path& given, const OpenOptions& options) {
-  const fs::path path = Resolve(given);
+  const fs::path path = ResolveCheckpoint(given);
   if (IsLoraFolder(path)) return OpenLoraFolder(path, options);
   if (!options.base.empty()) Fail(path, "is no LoRA adapter: no base can be named for it");
   std::optional<Manifest> manifest;

@@ -41,7 +41,11 @@ struct CheckpointFolder {
 };
 
 // `path` itself if it is a checkpoint, else its newest version folder. Throws std::runtime_error if
-// there is neither, and for layouts that are not known. A LoRA adapter comes merged into its base.
+// there is neither.
+std::filesystem::path ResolveCheckpoint(const std::filesystem::path& path);
+
+// Of ResolveCheckpoint(path). Throws std::runtime_error as that, and for layouts that are not
+// known. A LoRA adapter comes merged into its base.
 // `verify`: compare the files of a repository version with its manifest (VerifyFiles).
 CheckpointFolder OpenCheckpointFolder(const std::filesystem::path& path, bool verify);
 // Of `options`: verify, and how to read for it.

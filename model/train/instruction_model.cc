@@ -112,7 +112,8 @@ void ChooseTiles(InstructionModel& model, const InstructionSettings& settings, u
 
 }  // namespace
 
-InstructionModel OpenInstructionModel(const InstructionSettings& settings, uint64_t seed) {
+InstructionModel OpenInstructionModel(const InstructionSettings& settings, uint64_t seed,
+                                      const std::optional<RunStart>& began) {
   if (settings.model.empty()) {
     throw std::invalid_argument("setting \"model\" is missing: the folder of a language model");
   }
@@ -126,7 +127,10 @@ InstructionModel OpenInstructionModel(const InstructionSettings& settings, uint6
     throw std::invalid_argument(
         "setting \"projector.type\" is for a new projector: set projector.init=fresh too");
   }
-  const CheckpointFolder folder = OpenCheckpointFolder(settings.model, /*verify=*/false);
+  InstructionModel model;
+  model.start.model = PartOf(settings.model, began ? &began->model : nullptr);
+  const std::filesystem::path& of_model = model.start.model.folder;
+  const CheckpointFolder folder = OpenCheckpointFolder(of_model, /*verify=*/false);
   if (folder.layout == Layout::kRepository && settings.tower.empty()) {
     throw std::invalid_argument(settings.model.string() +
                                 ": its tower is an entry of its own: set \"tower\"");
@@ -143,13 +147,19 @@ InstructionModel OpenInstructionModel(const InstructionSettings& settings, uint6
                                 "(projector.init=fresh)");
   }
   const bool names_tower = (alone || folder.layout == Layout::kOriginal) && !settings.tower.empty();
+  if (!settings.tower.empty()) {
+    model.start.tower = PartOf(settings.tower, began ? &began->tower : nullptr);
+  }
+  const std::filesystem::path& of_own_tower = model.start.tower.folder;
   OpenOptions of_language, of_tower;
-  if (names_tower) of_language.tower = of_tower.tower = settings.tower;
+  if (names_tower) of_language.tower = of_tower.tower = of_own_tower;
   of_language.without_projector = alone;
-  InstructionModel model;
-  model.language = OpenLanguage(settings.model, of_language);
-  model.tower = settings.tower.empty() || names_tower ? OpenTower(settings.model, of_tower)
-                                                      : OpenTower(settings.tower);
+  model.language = OpenLanguage(of_model, of_language);
+  model.tower = settings.tower.empty() || names_tower ? OpenTower(of_model, of_tower)
+                                                      : OpenTower(of_own_tower);
+  model.start.model.digest = model.language.digest;
+  model.start.model.exact = model.language.in_repository;
+  model.start.tower.digest = model.tower.digest;
   Pair(model, settings);
   ChooseFeatures(model, settings);
   ChooseTiles(model, settings, seed);
@@ -162,7 +172,7 @@ InstructionModel OpenInstructionModel(const InstructionSettings& settings, uint6
     OpenOptions other = of_language;
     other.chat_template = settings.chat_template;
     other.verify = false;  // again
-    const LanguageCheckpoint told = OpenLanguage(settings.model, other);
+    const LanguageCheckpoint told = OpenLanguage(of_model, other);
     model.chat_template = told.chat_template;
     model.tokenizer = told.tokenizer;
     if (!model.chat_template->drops_questions()) {

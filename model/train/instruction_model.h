@@ -13,6 +13,7 @@
 #include "model/checkpoint/checkpoint.h"
 #include "model/nn/low_rank.h"
 #include "model/train/instruction_settings.h"
+#include "model/train/run_start.h"
 
 namespace llava {
 
@@ -25,12 +26,14 @@ struct InstructionModel {
   // chats.
   std::shared_ptr<const ChatTemplate> chat_template;
   std::shared_ptr<const Tokenizer> tokenizer;
+  RunStart start;  // what was opened for it
 };
 
-// A fresh projector fits any tower; one that is kept only the tower it was trained with. Throws
-// std::invalid_argument for settings that do not fit together, std::runtime_error as OpenLanguage
-// and OpenTower.
-InstructionModel OpenInstructionModel(const InstructionSettings& settings, uint64_t seed);
+// A fresh projector fits any tower; one that is kept only the tower it was trained with. `began`:
+// of a run that goes on. Throws std::invalid_argument for settings that do not fit together,
+// std::runtime_error as OpenLanguage and OpenTower.
+InstructionModel OpenInstructionModel(const InstructionSettings& settings, uint64_t seed,
+                                      const std::optional<RunStart>& began = std::nullopt);
 
 // Adapters for its decoder that add nothing yet: A as PEFT draws it, B zero. By the names of
 // LowRankAdapters.

@@ -72,16 +72,25 @@ void InstructionSet::KeepPlan(const std::filesystem::path& file, bool resumes,
     refuse("the " + options_.name + " has " + std::to_string(facts_.size()) + " records, it had " +
            std::to_string(before.facts.size()));
   }
-  int64_t gone = 0, come = 0;
+  int64_t gone = 0, come = 0, first_gone = -1;
   for (int64_t number = 0; number < std::ssize(facts_); ++number) {
     const RecordFacts &then = before.facts[number], &now = facts_[number];
     if (then.tokens > 0) before.usable.push_back(number);
-    gone += then.tokens > 0 && now.tokens == 0;
+    if (then.tokens > 0 && now.tokens == 0 && gone++ == 0) first_gone = number;
     come += then.tokens == 0 && now.tokens > 0;
     const bool same = then.words == now.words && (then.picture == 0) == (now.picture == 0);
     if (then.tokens > 0 && now.tokens > 0 && !same) {
       refuse(data_.Name(number) + " was another");
     }
+  }
+  constexpr int64_t kFew = 100, kShare = 20;  // a twentieth
+  const auto began_with = static_cast<int64_t>(before.usable.size());
+  if (gone > std::max(kFew, began_with / kShare)) {
+    throw std::runtime_error(std::to_string(gone) + " of the " + std::to_string(began_with) +
+                             " records that this run began with cannot be used any more, the "
+                             "first: " +
+                             data_.Name(first_gone) +
+                             ": are all pictures there? The same command goes on once they are");
   }
   plan_ = std::make_unique<const RowPlan>(before, options_.plan);
   if (progress == nullptr || gone + come == 0) return;
@@ -96,7 +105,7 @@ RecordSurvey InstructionSet::Survey(bool decode, std::FILE* progress) const {
   options.threads = options_.threads;
   options.most_records = options_.most_records;
   PictureSizes sizes(decode);
-  if (decode || !encoder_.rules().pictures.is_fixed()) options.picture_size = std::ref(sizes);
+  options.picture_size = std::ref(sizes);
   const int64_t records =
       options_.most_records > 0 ? std::min(options_.most_records, data_.size()) : data_.size();
   Progress bar(progress, "reading " + options_.name, records);

@@ -34,11 +34,14 @@ class InstructionSet {
 
   // Writes into `file` what the plan is made of. If a run `resumes` that has it, plans anew as it
   // did then, whatever can be used now: else records would come again, and others never. Tells
-  // `progress` if that differs. Throws std::invalid_argument if these are other records.
+  // `progress` if that differs. Throws std::invalid_argument if these are other records,
+  // std::runtime_error if so many cannot be used any more that their pictures may be elsewhere.
   void KeepPlan(const std::filesystem::path& file, bool resumes, std::FILE* progress);
 
   const InstructionData& data() const { return data_; }
   const RowPlan& plan() const { return *plan_; }
+  // Those of the plan can, unless the run began with more.
+  bool CanBeUsed(int64_t number) const { return facts_[number].tokens > 0; }
   // What there is and what was left out or cut, in numbers, and the first complaints.
   const nlohmann::ordered_json& report() const { return report_; }
 

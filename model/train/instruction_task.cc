@@ -16,6 +16,7 @@
 #include "model/llava/llava.h"
 #include "model/llava/philox.h"
 #include "model/llava/self_test.h"
+#include "model/progress/stop_request.h"
 #include "model/train/frozen_tower.h"
 #include "model/train/gradient_step.h"
 #include "model/train/instruction_loader.h"
@@ -68,6 +69,18 @@ void CheckDevices(const TaskSettings& task, std::FILE* progress) {
                  "turn\n",
                  static_cast<long long>(task.accumulation), static_cast<long long>(devices));
   }
+}
+
+// Stage 1 is taught without one, and nobody may have thought of it before the model is served.
+void TellTemplate(const InstructionModel& start, const InstructionSettings& settings,
+                  std::FILE* progress) {
+  const bool named = !settings.chat_template.empty() && !start.chat_template->drops_questions();
+  if (progress == nullptr || !start.language.template_assumed || named) return;
+  std::fprintf(progress,
+               "llava-train: %s tells no chat template: \"%s\" is assumed, and published; "
+               "chat_template=...%s names another\n",
+               settings.model.c_str(), start.language.chat_template->name().c_str(),
+               settings.stage == InstructionStage::kAlign ? " in stage 2" : "");
 }
 
 // One on each device.
@@ -125,7 +138,7 @@ class InstructionTask : public TrainingTask {
                   std::FILE* progress)
       : settings_(settings),
         task_(task),
-        start_(OpenInstructionModel(settings, task.seed)),
+        start_(OpenInstructionModel(settings, task.seed, ReadRunStart(task.run_folder))),
         tensors_(WithAdapters(start_.language, settings, task.seed)),
         models_(ModelsOf(start_.language, tensors_, settings, task)),
         weights_(
@@ -144,6 +157,7 @@ class InstructionTask : public TrainingTask {
         held_out_encoder_(start_.tokenizer, start_.chat_template,
                           RulesOf(settings, *models_[0], kHeldOutSeed)),
         set_(SetOptions("data", settings.data, settings.images), encoder_, progress) {
+    TellTemplate(start_, settings, progress);
     if (!settings.held_out_data.empty()) {
       auto options = SetOptions("held-out data", settings.held_out_data, settings.held_out_images);
       options.most_records = settings.held_out_records;
@@ -192,9 +206,8 @@ class InstructionTask : public TrainingTask {
     total_steps_ = settings_.steps > 0
                        ? settings_.steps
                        : static_cast<int64_t>(std::ceil(settings_.epochs * rows / step));
-    loader_ = std::make_unique<InstructionLoader>(set_.data(), encoder_, set_.plan(), tower_,
-                                                  settings_.batch_size, total_steps_ * step,
-                                                  task_.skip_bad);
+    loader_ = std::make_unique<InstructionLoader>(set_, encoder_, tower_, settings_.batch_size,
+                                                  total_steps_ * step, task_.skip_bad);
     const auto threads = static_cast<int>((task_.loader_threads - 1) / num_replicas() + 1);
     for (int64_t replica = 0; replica < num_replicas(); ++replica) {
       batches_.push_back(std::make_unique<Batches>(
@@ -255,6 +268,7 @@ std::vector<ParameterGroup> InstructionTask::groups() {
 
 void InstructionTask::Begin(const std::filesystem::path& run_folder, bool resumes,
                             std::FILE* progress) {
+  KeepRunStart(run_folder, start_.start, resumes, progress);
   batches_.clear();  // their threads use plan and loader
   set_.KeepPlan(run_folder / "plan.safetensors", resumes, progress);
   FollowPlan();
@@ -327,8 +341,8 @@ Json InstructionTask::Check(std::FILE* progress) {
 
 Figures InstructionTask::Evaluate() {
   if (!held_out_) return {};
-  const InstructionLoader loader(held_out_->data(), held_out_encoder_, held_out_->plan(), tower_,
-                                 settings_.batch_size, held_out_->plan().rows(), task_.skip_bad);
+  const InstructionLoader loader(*held_out_, held_out_encoder_, tower_, settings_.batch_size,
+                                 held_out_->plan().rows(), task_.skip_bad);
   const at::NoGradGuard no_graph;
   weights_.Bind();
   Llava& model = *models_[0];
@@ -337,6 +351,7 @@ Figures InstructionTask::Evaluate() {
                   static_cast<int>(task_.loader_threads), kPrepared);
   double loss = 0, right = 0, tokens = 0;
   for (int64_t number = 0; number < loader.num_batches(); ++number) {
+    StopRequest::ThrowIfRequested();
     const InstructionBatch batch = batches.Take(number);
     if (batch.samples == 0) continue;
     const Predictions predictions = PredictionsOf(model, batch);

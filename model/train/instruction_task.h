@@ -10,10 +10,10 @@
 
 namespace llava {
 
-// Opens model and tower and looks at every record; pictures are only looked for, Check() decodes
-// them. `progress`: shows a bar meanwhile, if not null. Throws std::invalid_argument for settings
-// that do not fit together and std::runtime_error for a model that cannot be opened and, unless bad
-// records are to be skipped, listing the first of them.
+// Opens model and tower and looks at every record; of pictures it reads the headers, Check()
+// decodes them. `progress`: shows a bar meanwhile, if not null. Throws std::invalid_argument for
+// settings that do not fit together and std::runtime_error for a model that cannot be opened and,
+// unless bad records are to be skipped, listing the first of them.
 std::unique_ptr<TrainingTask> MakeInstructionTask(InstructionStage stage, Recipe& recipe,
                                                   const TaskSettings& settings,
                                                   std::FILE* progress = nullptr);

@@ -25,6 +25,7 @@
 #include "model/eval/text_map.h"
 #include "model/llava/self_test.h"
 #include "model/nn/llama.h"
+#include "model/progress/stop_request.h"
 #include "model/text/labels.h"
 #include "model/train/fresh_weights.h"
 #include "model/train/language_settings.h"
@@ -279,6 +280,7 @@ Figures LanguageTask::Evaluate() {
   double loss = 0, weight = 0;
   std::map<QuestionType, Share> right_of;
   for (int64_t first = 0; first < language_.evaluated_scenes; first += kEvaluatedAtOnce) {
+    StopRequest::ThrowIfRequested();
     const int64_t count = std::min(kEvaluatedAtOnce, language_.evaluated_scenes - first);
     const PreparedBatch batch(lessons_.HeldOut(first, count), task_.device());
     const at::Tensor logits = Logits(batch, /*noise=*/0);

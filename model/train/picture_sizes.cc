@@ -15,8 +15,9 @@
 namespace llava {
 namespace {
 
-// Of most files the header is in these; a JPEG may have a preview before it.
-constexpr std::streamsize kBeginning = 64 << 10;
+// Of most files the header is in the first of these, of nearly all in the second; a JPEG may have a
+// preview before it.
+constexpr std::streamsize kBeginnings[] = {4 << 10, 64 << 10};
 
 std::span<const uint8_t> BytesOf(const std::string& file) {
   return {reinterpret_cast<const uint8_t*>(file.data()), file.size()};
@@ -29,27 +30,39 @@ Resolution DecodedSize(const std::filesystem::path& picture) {
 }
 
 Resolution ReadSize(const std::filesystem::path& picture) {
-  std::ifstream file(picture, std::ios::binary);
-  std::string bytes(kBeginning, '\0');
-  file.read(bytes.data(), kBeginning);
-  const bool whole = file.gcount() < kBeginning;
-  bytes.resize(file.gcount());
-  if (file.bad() || (bytes.empty() && !file.eof())) {
-    throw std::invalid_argument(std::string("cannot read: ") + std::strerror(errno));
+  std::ifstream file;
+  file.rdbuf()->pubsetbuf(nullptr, 0);  // no more than is asked for
+  file.open(picture, std::ios::binary);
+  std::string bytes;
+  for (const std::streamsize size : kBeginnings) {
+    const auto before = std::ssize(bytes);
+    bytes.resize(size);
+    file.read(bytes.data() + before, size - before);
+    bytes.resize(before + file.gcount());
+    if (file.bad() || (bytes.empty() && !file.eof())) {
+      throw std::runtime_error(picture.string() + ": cannot be read: " + std::strerror(errno));
+    }
+    if (file.eof()) return SizeOfPicture(bytes);
+    try {
+      return SizeOfPicture(bytes);
+    } catch (const std::invalid_argument&) {  // it may be further back
+    }
   }
-  if (whole) return SizeOfPicture(bytes);
-  try {
-    return SizeOfPicture(bytes);
-  } catch (const std::invalid_argument&) {
-    bytes.append(std::istreambuf_iterator<char>(file), {});
-  }
-  return SizeOfPicture(bytes);
+  return SizeOfPicture(ReadPictureFile(picture));
 }
 
 }  // namespace
 
 std::string ReadPictureFile(const std::filesystem::path& path) {
-  return ReadSmallFile(path, 256u << 20);
+  constexpr uint64_t kMostBytes = 256u << 20;
+  try {
+    return ReadSmallFile(path, kMostBytes);
+  } catch (const std::runtime_error&) {
+    std::error_code none;
+    const uint64_t bytes = std::filesystem::file_size(path, none);
+    if (none || bytes <= kMostBytes) throw;
+    throw std::invalid_argument("the picture file has " + std::to_string(bytes) + " bytes");
+  }
 }
 
 Resolution SizeOfPicture(const std::string& file) {
@@ -68,7 +81,7 @@ Resolution PictureSizes::operator()(const std::filesystem::path& picture) {
   Known known;
   try {
     known.size = decode_ ? DecodedSize(picture) : ReadSize(picture);
-  } catch (const std::exception& wrong) {
+  } catch (const std::invalid_argument& wrong) {
     known.fault = wrong.what();
   }
   const std::lock_guard lock(mutex_);

@@ -11,7 +11,8 @@
 
 namespace llava {
 
-// Throws std::runtime_error naming the file if it cannot be read or is larger than any picture.
+// Throws std::runtime_error naming the file if it cannot be read, std::invalid_argument if it is
+// larger than any picture.
 std::string ReadPictureFile(const std::filesystem::path& path);
 // In pixels, of what it holds. Throws std::invalid_argument saying what is wrong with it.
 Resolution SizeOfPicture(const std::string& file);
@@ -22,7 +23,8 @@ class PictureSizes {
   // `decode`: all of a picture must be good, not only its header.
   explicit PictureSizes(bool decode) : decode_(decode) {}
 
-  // As it is stored: no EXIF turn. Throws std::invalid_argument saying what is wrong with it.
+  // As it is stored: no EXIF turn. Throws std::invalid_argument saying what is wrong with it,
+  // std::runtime_error naming the file if it cannot be read.
   Resolution operator()(const std::filesystem::path& picture);
 
  private:

@@ -52,6 +52,30 @@ int64_t StepOf(const std::string& line) {
   return entry.is_object() ? entry.value("step", INT64_MAX) : INT64_MAX;
 }
 
+std::map<int64_t, std::filesystem::path> StatesIn(const std::filesystem::path& folder) {
+  std::map<int64_t, std::filesystem::path> states;
+  if (!std::filesystem::exists(folder)) return states;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    const std::string name = entry.path().filename().string();
+    if (!name.starts_with(kStatePrefix) || !name.ends_with(kStateSuffix)) continue;
+    int64_t step = 0;
+    const char* begin = name.data() + kStatePrefix.size();
+    const char* end = name.data() + name.size() - kStateSuffix.size();
+    const auto [rest, error] = std::from_chars(begin, end, step);
+    if (error == std::errc() && rest == end) states.emplace(step, entry.path());
+  }
+  return states;
+}
+
+// Of a recipe, what must be the same in this folder.
+nlohmann::json FixedHere(const std::filesystem::path& folder, const Json& recipe) {
+  nlohmann::json fixed = FixedSettings(recipe);
+  if (fixed.is_object() && std::filesystem::exists(folder / kRunStartFile)) {
+    for (const char* guarded : {"model", "tower"}) fixed.erase(guarded);
+  }
+  return fixed;
+}
+
 // How two recipes differ, setting by setting.
 std::string Differences(const nlohmann::json& before, const nlohmann::json& now) {
   const nlohmann::json old_flat = before.flatten(), new_flat = now.flatten();
@@ -74,10 +98,17 @@ std::string Differences(const nlohmann::json& before, const nlohmann::json& now)
 nlohmann::json FixedSettings(const Json& recipe) {
   nlohmann::json fixed = recipe;
   if (!fixed.is_object()) return fixed;
-  for (const char* free : {"skip_bad", "device", "offload", "threads", "loader_threads"}) {
+  for (const char* free : {"skip_bad", "device", "offload", "threads", "loader_threads",
+                           "gradient_checkpointing", "save_every", "keep_states"}) {
     fixed.erase(free);
   }
   return fixed;
+}
+
+std::optional<int64_t> NewestStateIn(const std::filesystem::path& run_folder) {
+  const auto states = StatesIn(run_folder);
+  if (states.empty()) return std::nullopt;
+  return states.rbegin()->first;
 }
 
 RunFolder::RunFolder(std::filesystem::path path, const Json& recipe, const Json& defaults)
@@ -96,11 +127,12 @@ RunFolder::RunFolder(std::filesystem::path path, const Json& recipe, const Json&
       const Json stored = ReadRecipe(file);
       Json before = stored;
       Fill(before, defaults);
-      if (FixedSettings(before) != FixedSettings(recipe)) {
+      const nlohmann::json then = FixedHere(path_, before), now = FixedHere(path_, recipe);
+      if (then != now) {
         throw std::invalid_argument(path_.string() +
                                     ": a run of another recipe is here; choose another folder, or "
                                     "give the same settings to go on. Differences:" +
-                                    Differences(FixedSettings(before), FixedSettings(recipe)));
+                                    Differences(then, now));
       }
       if (nlohmann::json(stored) != nlohmann::json(recipe)) {
         WriteDurably(file, recipe.dump(2) + "\n");
@@ -131,35 +163,15 @@ std::filesystem::path RunFolder::StatePath(int64_t step) const {
   return path_ / name;
 }
 
-std::map<int64_t, std::filesystem::path> RunFolder::States() const {
-  std::map<int64_t, std::filesystem::path> states;
-  for (const auto& entry : std::filesystem::directory_iterator(path_)) {
-    const std::string name = entry.path().filename().string();
-    if (!name.starts_with(kStatePrefix) || !name.ends_with(kStateSuffix)) continue;
-    int64_t step = 0;
-    const char* begin = name.data() + kStatePrefix.size();
-    const char* end = name.data() + name.size() - kStateSuffix.size();
-    const auto [rest, error] = std::from_chars(begin, end, step);
-    if (error == std::errc() && rest == end) states.emplace(step, entry.path());
-  }
-  return states;
-}
-
 void RunFolder::SaveState(int64_t step, const std::map<std::string, at::Tensor>& tensors,
                           int64_t keep) {
   if (log_ && fsync(fileno(log_)) != 0) FailFile(path_ / "metrics.jsonl", "cannot be written");
   SaveSafetensors(StatePath(step), tensors, {{"step", std::to_string(step)}});
-  auto states = States();
+  auto states = StatesIn(path_);
   while (static_cast<int64_t>(states.size()) > keep) {
     std::filesystem::remove(states.begin()->second);
     states.erase(states.begin());
   }
-}
-
-std::optional<int64_t> RunFolder::NewestState() const {
-  const auto states = States();
-  if (states.empty()) return std::nullopt;
-  return states.rbegin()->first;
 }
 
 std::map<std::string, at::Tensor> RunFolder::LoadState(int64_t step) const {

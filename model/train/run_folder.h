@@ -17,16 +17,25 @@ namespace llava {
 
 // The settings of a recipe that must stay the same in a folder. Not among them is "skip_bad":
 // without it no record was left out so far; with it, those that turn out bad later are. Nor what
-// says by which devices and threads the same is computed.
+// says by which devices and threads and in how much memory the same is computed, and how often it
+// is saved.
 nlohmann::json FixedSettings(const nlohmann::ordered_json& recipe);
+
+// Says which checkpoints the run began with: where it is, "model" and "tower" need not be spelled
+// alike, as their digests are compared (run_start.h).
+inline constexpr const char* kRunStartFile = "start.json";
+
+// Step of the newest state in a run's folder, nothing if there is none.
+std::optional<int64_t> NewestStateIn(const std::filesystem::path& run_folder);
 
 // Holds a lock on the folder while it lives, so that two processes cannot train in one. One thread.
 // Throws std::runtime_error naming the file that cannot be written or read.
 class RunFolder {
  public:
-  // Makes the folder, or goes on in that of an earlier run with the same FixedSettings. Settings
-  // that were not there when the run began have their `defaults`. Throws std::invalid_argument if
-  // the recipe there differs (listing how) or another process trains there.
+  // Makes the folder, or goes on in that of an earlier run with the same FixedSettings (but for
+  // those that kRunStartFile guards). Settings that were not there when the run began have their
+  // `defaults`. Throws std::invalid_argument if the recipe there differs (listing how) or another
+  // process trains there.
   RunFolder(std::filesystem::path path, const nlohmann::ordered_json& recipe,
             const nlohmann::ordered_json& defaults = nlohmann::ordered_json::object());
   ~RunFolder();
@@ -36,8 +45,7 @@ class RunFolder {
   // Tensors after `step` steps: one file, written beside the others and renamed, so that a crash or
   // a full disk leaves the older ones whole. Then removes all but the newest `keep` states.
   void SaveState(int64_t step, const std::map<std::string, at::Tensor>& tensors, int64_t keep);
-  // Step of the newest state, nothing if there is none.
-  std::optional<int64_t> NewestState() const;
+  std::optional<int64_t> NewestState() const { return NewestStateIn(path_); }
   // On the CPU, read from the file as they are used: to be copied from, not written to.
   std::map<std::string, at::Tensor> LoadState(int64_t step) const;
 
@@ -53,7 +61,6 @@ class RunFolder {
 
  private:
   std::filesystem::path StatePath(int64_t step) const;
-  std::map<int64_t, std::filesystem::path> States() const;
   // The lines of metrics.jsonl, the last one perhaps torn.
   std::vector<std::string> Lines() const;
 

@@ -70,6 +70,7 @@ struct Opened {
     at::set_num_threads(static_cast<int>(threads));
     trainer = TrainerSettings::From(recipe);
     settings_ = TaskSettings::From(recipe);
+    settings_.run_folder = command.run_folder;
   }
 
   void Open(const std::string& kind, std::FILE* progress) {
@@ -199,14 +200,20 @@ void RunDry(const TrainCommand& command, std::FILE* progress) {
   opened.Open(command.kind, progress);
   TrainingTask& task = *opened.task;
   Json report = task.Check(progress);
+  int64_t trained = 0;
   for (const ParameterGroup& group : task.groups()) {
     report["trained_parameters"][group.name] = Count(group);
+    trained += Count(group);
   }
   const DryFigures figures = TrySteps(task, opened.trainer);
   report["steps"] = task.total_steps();
   report["tokens_per_step"] = figures.tokens_per_step;
   report["seconds_per_step"] = figures.seconds_per_step;
   report["estimated_seconds"] = figures.seconds_per_step * static_cast<double>(task.total_steps());
+  constexpr int64_t kStateBytes = 12;  // a parameter and its moments, in float32
+  report["state_bytes"] = kStateBytes * trained;
+  // The oldest goes when the newest is whole.
+  report["states_bytes"] = kStateBytes * trained * (opened.trainer.keep_states + 1);
   report["estimated_memory_bytes"] = PeakMemory();
   if (!opened.devices().front().is_cpu()) {
     report["estimated_device_memory_bytes"] = PeakDeviceMemory(opened.devices());

@@ -61,20 +61,16 @@ class Run {
     const StopRequest stop;
     // The run that saved this step may have ended before its evaluation did.
     if (IsDue(settings_.evaluate_every) && !folder_.HasEvaluation(step_)) {
-      if (StopRequest::Requested()) return TrainingOutcome::kStopped;
-      Evaluate();
+      StepReport report;
+      if (!Evaluate(report)) return Stop(progress);
     }
     while (step_ < total_) {
       StepReport report;
-      if (!Step(report)) {
-        if (step_ > 0) Save();  // else there is nothing to keep
-        progress.Finish(step_);
-        return TrainingOutcome::kStopped;
-      }
+      if (!Step(report)) return Stop(progress);
       progress.set_note(note_);
       progress.Update(step_);
       if (IsDue(settings_.save_every)) Save();
-      if (IsDue(settings_.evaluate_every)) report.evaluation = Evaluate();
+      if (IsDue(settings_.evaluate_every) && !Evaluate(report)) return Stop(progress);
       if (options_.on_step) options_.on_step(report);
     }
     Save();
@@ -92,6 +88,12 @@ class Run {
   // Whether what is done every so many steps (0: at the end only) is to be done now.
   bool IsDue(int64_t every) const {
     return step_ > 0 && (step_ == total_ || (every > 0 && step_ % every == 0));
+  }
+
+  TrainingOutcome Stop(Progress& progress) {
+    if (step_ > 0) Save();  // else there is nothing to keep
+    progress.Finish(step_);
+    return TrainingOutcome::kStopped;
   }
 
   // What the task does may fail for the data's sake, or for want of memory: then what has been
@@ -149,19 +151,25 @@ class Run {
     return true;
   }
 
-  // Behind the step's line and state, so that a fault in it costs neither.
-  Figures Evaluate() {
-    const Figures figures = OrSave([&] {
-      at::NoGradGuard guard;
-      return task_.Evaluate();
-    });
-    if (figures.empty()) return figures;
-    folder_.LogEvaluation(step_, ToJson(figures));
+  // Behind the step's line and state, so that a fault in it costs neither. False: a stop was
+  // requested; the run that goes on makes up for it.
+  bool Evaluate(StepReport& report) {
+    try {
+      report.evaluation = OrSave([&] {
+        StopRequest::ThrowIfRequested();
+        at::NoGradGuard guard;
+        return task_.Evaluate();
+      });
+    } catch (const StopRequest::Came&) {
+      return false;
+    }
+    if (report.evaluation.empty()) return true;
+    folder_.LogEvaluation(step_, ToJson(report.evaluation));
     std::string text;
-    for (const auto& [name, value] : figures) text += " " + name + "=" + Short(value);
+    for (const auto& [name, value] : report.evaluation) text += " " + name + "=" + Short(value);
     std::fprintf(options_.progress, "\nllava-train: step %lld:%s\n", static_cast<long long>(step_),
                  text.c_str());
-    return figures;
+    return true;
   }
 
   void NoteBad(bool skipped, const std::string& origin) {

@@ -52,7 +52,7 @@ enum class TrainingOutcome {
 // Trains `task` to its end in `run_folder`:
 //   recipe.json               the resolved recipe; a folder of another recipe is refused
 //   metrics.jsonl             one line a step, evaluations among them
-//   what TrainingTask::Begin writes: data-report.json, plan.safetensors
+//   what TrainingTask::Begin writes: start.json, data-report.json, plan.safetensors
 //   state-<step>.safetensors  parameters and optimizer state after that step
 // Goes on from the newest whole state if there is one: in float32 on the same number of threads
 // every later loss is the same bit for bit. Throws std::invalid_argument for a wrong folder or

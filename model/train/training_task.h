@@ -43,7 +43,7 @@ using Figures = std::vector<std::pair<std::string, double>>;
 // Micro-batches a step.
 int64_t ReadAccumulation(Recipe& recipe);
 
-// What all kinds of training read from the recipe.
+// What all kinds of training read from the recipe, and where the run is.
 struct TaskSettings {
   int64_t accumulation = 1;  // micro-batches a step
   uint64_t seed = 42;
@@ -53,6 +53,7 @@ struct TaskSettings {
   bool gradient_checkpointing = false;        // recompute each decoder layer in the backward pass
   int64_t loader_threads = 1;
   bool skip_bad = false;  // leave bad records out, counted, instead of refusing the data
+  std::filesystem::path run_folder = {};  // that it may go on in; empty: none
 
   at::Device device() const { return devices.front(); }
   // Where the masters live: on `devices`, unless the host has them.
@@ -98,7 +99,8 @@ class TrainingTask {
   // `progress`: for a bar.
   virtual nlohmann::ordered_json Check(std::FILE* progress) = 0;
 
-  // Figures on held-out data, without gradients; the same data every time.
+  // Figures on held-out data, without gradients; the same data every time. Throws
+  // StopRequest::Came soon after a stop is requested.
   virtual Figures Evaluate() = 0;
 
   // Writes what was trained into the model repository `root` as the next version of `name`; returns

@@ -23,6 +23,7 @@
 #include "model/data/scenes/render.h"
 #include "model/llava/self_test.h"
 #include "model/nn/clip.h"
+#include "model/progress/stop_request.h"
 #include "model/train/contrast_heads.h"
 #include "model/train/fresh_weights.h"
 #include "model/train/master_weights.h"
@@ -293,6 +294,7 @@ Figures VisionTask::Evaluate() {
   Score score(lessons_.phrases());
   std::vector<at::Tensor> wholes;  // of the pictures whose captions are sought
   for (int64_t first = 0; first < vision_.evaluated; first += kEvaluatedAtOnce) {
+    StopRequest::ThrowIfRequested();
     const int64_t count = std::min(kEvaluatedAtOnce, vision_.evaluated - first);
     const PictureBatch batch = lessons_.HeldOut(first, count);
     const Seen seen = See(batch.pixels);

@@ -34,6 +34,26 @@ InstructionRecord InstructionData::Read(int64_t number) const {
   }
 }
 
+bool InstructionData::HasPicture(const std::string& image) const {
+  namespace fs = std::filesystem;
+  const fs::path path = PicturePath(image);
+  std::error_code error;
+  const fs::file_status status = fs::status(path, error);
+  if (fs::is_regular_file(status)) return true;
+  const bool no_name =
+      error == std::errc::filename_too_long || error == std::errc::too_many_symbolic_link_levels;
+  if (!fs::status_known(status) && !no_name) {
+    throw std::runtime_error(path.string() + ": cannot be looked for: " + error.message());
+  }
+  if (fs::path(image).is_absolute()) return false;
+  const fs::path folder = pictures_.empty() ? "." : pictures_;
+  if (!fs::is_directory(folder) || fs::is_empty(folder)) {
+    throw std::runtime_error(folder.string() + ": the folder of the pictures (images=...) is " +
+                             (fs::exists(folder) ? "empty" : "not there"));
+  }
+  return false;
+}
+
 std::string InstructionData::Name(int64_t number) const {
   const auto [file, place] = Find(number);
   return file->path().string() + " record " + std::to_string(place);

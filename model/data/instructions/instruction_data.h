@@ -26,6 +26,9 @@ class InstructionData {
   // Throws BadRecord beginning with the record's name.
   InstructionRecord Read(int64_t number) const;
   std::filesystem::path PicturePath(const std::string& image) const { return pictures_ / image; }
+  // Throws std::runtime_error where that is not this record's matter: the disk does not answer, or
+  // the folder of the pictures is lost, as when it is not mounted.
+  bool HasPicture(const std::string& image) const;
 
   // "stage2.json record 17": numbers within a file count from 0.
   std::string Name(int64_t number) const;

@@ -38,14 +38,13 @@ std::vector<Resolution> CheckPictures(const InstructionData& data, const Instruc
   std::vector<Resolution> sizes;
   for (const std::string& image : record.images) {
     const auto path = data.PicturePath(image);
-    std::error_code error;
-    if (!std::filesystem::is_regular_file(path, error)) {
+    if (!data.HasPicture(image)) {
       throw BadRecord(BadRecordKind::kMissingPicture, "no picture " + path.string());
     }
     if (!options.picture_size) continue;
     try {
       sizes.push_back(options.picture_size(path));
-    } catch (const std::exception& wrong) {
+    } catch (const std::invalid_argument& wrong) {
       throw BadRecord(BadRecordKind::kBrokenPicture, path.string() + ": " + wrong.what());
     }
   }

@@ -31,15 +31,17 @@ struct RecordSurvey {
 };
 
 struct SurveyOptions {
-  // Looks into a picture instead of whether the file is there alone; throws std::exception for a
-  // bad one. Thread-safe. May be empty if the encoder needs no sizes.
+  // Looks into a picture instead of whether the file is there alone; throws std::invalid_argument
+  // for a bad one, and what else it throws ends the survey. Thread-safe. May be empty if the
+  // encoder needs no sizes.
   std::function<Resolution(const std::filesystem::path&)> picture_size;
   int threads = 1;
   int64_t most_records = 0;                       // the first ones; 0: all
   std::function<void(int64_t done)> on_progress;  // by one thread at a time
 };
 
-// Reads every record and encodes it for epoch 0. Throws StopRequest::Came.
+// Reads every record and encodes it for epoch 0. Throws StopRequest::Came, and as
+// InstructionData::HasPicture: without the folder of the pictures no record is to blame.
 RecordSurvey SurveyRecords(const InstructionData& data, const SampleEncoder& encoder,
                            const SurveyOptions& options);
 

@@ -18,6 +18,7 @@ namespace llava {
 namespace {
 
 using Stage = InstructionStage;
+using Settings = std::vector<std::string>;
 using testing::HasSubstr;
 
 class InstructionModelTest : public testing::Test {
@@ -179,6 +180,22 @@ TEST_F(InstructionModelTest, Stage1BeginsWithALanguageModelAlone) {
   EXPECT_THAT(Refusal(Stage::kAlign, {alone}), HasSubstr("set \"tower\""));
   EXPECT_THAT(Refusal(Stage::kFinetune, {alone, clip_}), HasSubstr("without a projector"));
   EXPECT_THROW(OpenLanguage(folder), std::runtime_error);  // nothing that answers about pictures
+}
+
+TEST_F(InstructionModelTest, AnAssumedTemplateIsTold) {
+  const std::filesystem::path folder = world_.folder() / "vicuna";
+  WriteDecoderAlone(folder);
+  const std::string alone = "model=" + folder.string();
+  const std::string told = folder.string() + " tells no chat template: \"v1\" is assumed";
+  EXPECT_THAT(world_.Told(Stage::kAlign, {alone, clip_}),
+              HasSubstr(told + ", and published; chat_template=... in stage 2 names another\n"));
+  const Settings plain = {alone, clip_, "chat_template=plain", "skip_bad=true"};
+  EXPECT_THAT(world_.Told(Stage::kAlign, plain), HasSubstr(told));
+  const auto silent = testing::Not(HasSubstr("chat template"));
+  EXPECT_THAT(world_.Told(Stage::kAlign, {alone, clip_, "chat_template=v0"}), silent);
+  const auto version =
+      world_.Make(Stage::kAlign, {alone, clip_})->Publish(world_.folder() / "models", "a", {});
+  EXPECT_THAT(world_.Told(Stage::kFinetune, {"model=" + version.string(), clip_}), silent);
 }
 
 TEST_F(InstructionModelTest, ANewTowerNeedsANewProjector) {

@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <signal.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -17,9 +18,11 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
+#include "model/progress/stop_request.h"
 #include "model/train/gradient_step.h"
 #include "tests/model/nn/tiny_model.h"
 #include "tests/model/train/instruction_world.h"
+#include "tests/support/temp_folder.h"
 
 namespace llava {
 namespace {
@@ -301,8 +304,19 @@ TEST_F(InstructionTaskTest, BadRecordsAreRefusedTogetherOrLeftOut) {
               HasSubstr("has no record that can be used, of 1"));
 }
 
+TEST_F(InstructionTaskTest, AFileThatIsNoPictureIsFoundAtOnce) {
+  for (const auto& [content, named] :
+       {std::pair{"GIF89a", "is a GIF picture"}, {"<html>", "is an HTML page"}, {"", "is empty"}}) {
+    world_.Write("images/1.png", content);
+    EXPECT_THAT(world_.Refusal(Stage::kAlign, {"image_mode=pad"}),
+                AllOf(HasSubstr("data.json record 3 (\"d\"): "), HasSubstr("images/1.png"),
+                      HasSubstr(named), HasSubstr("--skip-bad")));
+  }
+}
+
 TEST_F(InstructionTaskTest, ABrokenPictureIsFoundBeforeOrInTraining) {
-  world_.Write("images/1.png", "no picture at all");
+  const std::string whole = ReadBytes(world_.folder() / "images/1.png");
+  world_.Write("images/1.png", whole.substr(0, whole.size() / 2));
   const auto task = world_.Make(Stage::kAlign, {"batch_size=4", "order=as_data"});
   try {
     task->Forward(0, 0);
@@ -340,6 +354,17 @@ TEST_F(InstructionTaskTest, ABrokenPictureOfTheHeldOutDataIsFoundAtOnce) {
               AllOf(HasSubstr("held_out.json record 3 (\"d\"): "), HasSubstr("images/1.png"),
                     HasSubstr("--skip-bad")));
   EXPECT_EQ(world_.Make(Stage::kAlign, {held_out, "skip_bad=true"})->Evaluate().size(), 2u);
+}
+
+TEST_F(InstructionTaskTest, ASignalEndsAnEvaluation) {
+  const auto file = world_.Write("held_out.json", ArrayJson(world_.records()));
+  const auto task = world_.Make(Stage::kAlign, {"held_out_data=" + file.string()});
+  {
+    const StopRequest stop;
+    raise(SIGTERM);
+    EXPECT_THROW(task->Evaluate(), StopRequest::Came);
+  }
+  EXPECT_EQ(task->Evaluate().size(), 2u);
 }
 
 TEST_F(InstructionTaskTest, AMicroBatchOfTextAloneMovesNoProjector) {
@@ -429,14 +454,16 @@ TEST_F(InstructionTaskTest, ComputesIn16BitsWithMastersIn32) {
 }
 
 TEST_F(InstructionTaskTest, GradientCheckpointingChangesNoGradient) {
-  const auto plain = world_.Make(Stage::kFinetune, {"batch_size=8"});
-  const auto saving =
-      world_.Make(Stage::kFinetune, {"batch_size=8", "gradient_checkpointing=true"});
-  plain->Forward(0, 0).loss.backward();
-  saving->Forward(0, 0).loss.backward();
-  const auto theirs = Gradients(*plain), ours = Gradients(*saving);
-  for (const auto& [name, gradient] : theirs) {
-    EXPECT_LT(MaxDifference(gradient, ours.at(name)), 1e-6) << name;
+  for (const char* rank : {"lora.rank=0", "lora.rank=4"}) {  // these leave out inputs
+    const auto plain = world_.Make(Stage::kFinetune, {"batch_size=8", rank});
+    const auto saving =
+        world_.Make(Stage::kFinetune, {"batch_size=8", rank, "gradient_checkpointing=true"});
+    plain->Forward(0, 0).loss.backward();
+    saving->Forward(0, 0).loss.backward();
+    const auto theirs = Gradients(*plain), ours = Gradients(*saving);
+    for (const auto& [name, gradient] : theirs) {
+      EXPECT_LT(MaxDifference(gradient, ours.at(name)), 1e-6) << name << " " << rank;
+    }
   }
 }
 

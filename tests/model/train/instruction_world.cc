@@ -1,5 +1,6 @@
 #include "tests/model/train/instruction_world.h"
 
+#include <cstdlib>
 #include <map>
 #include <nlohmann/json.hpp>
 
@@ -66,6 +67,18 @@ std::unique_ptr<TrainingTask> InstructionWorld::Make(InstructionStage stage,
   auto made = MakeInstructionTask(stage, recipe, task, progress);
   recipe.CheckAllRead();
   return made;
+}
+
+std::string InstructionWorld::Told(InstructionStage stage,
+                                   const std::vector<std::string>& settings) const {
+  char* told = nullptr;
+  size_t size = 0;
+  std::FILE* progress = open_memstream(&told, &size);
+  Make(stage, settings, progress);
+  std::fclose(progress);
+  const std::string text = told;
+  std::free(told);
+  return text;
 }
 
 std::string InstructionWorld::Refusal(InstructionStage stage,

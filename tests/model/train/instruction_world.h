@@ -38,6 +38,8 @@ class InstructionWorld {
   std::unique_ptr<TrainingTask> Make(InstructionStage stage,
                                      const std::vector<std::string>& settings = {},
                                      std::FILE* progress = nullptr) const;
+  // What Make tells its progress stream.
+  std::string Told(InstructionStage stage, const std::vector<std::string>& settings) const;
   // What Make says when it refuses; empty if it does not.
   std::string Refusal(InstructionStage stage, const std::vector<std::string>& settings) const;
 

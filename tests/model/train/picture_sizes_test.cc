@@ -44,7 +44,7 @@ TEST(PictureSizesTest, SaysWhatIsWrong) {
     PictureSizes sizes(decode);
     for (int i = 0; i < 2; ++i) {
       EXPECT_THROW(sizes(text), std::invalid_argument);
-      EXPECT_THROW(sizes(scratch.path() / "none.png"), std::invalid_argument);
+      EXPECT_THROW(sizes(scratch.path() / "none.png"), std::runtime_error) << "not its content";
     }
   }
   PictureSizes decoded(/*decode=*/true);

@@ -7,6 +7,7 @@
 
 #include <filesystem>
 #include <functional>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -85,6 +86,21 @@ TEST_F(TrainCommandTest, ASignalEndsItBeforeTheFirstStepAndBeforePublishing) {
   EXPECT_THAT(progress.written(), HasSubstr("goes on from step 2 of 2"));
   EXPECT_TRUE(std::filesystem::exists(command_.repository / "tiny/1"));
   EXPECT_TRUE(std::filesystem::exists(command_.run_folder / "data-report.json"));
+}
+
+TEST_F(TrainCommandTest, ADryRunTellsHowLargeStatesWillBe) {
+  command_.settings.push_back("keep_states=4");
+  Watched progress("", {});
+  testing::internal::CaptureStdout();
+  RunDry(command_, progress.file());
+  const auto report = nlohmann::json::parse(testing::internal::GetCapturedStdout());
+  const int64_t state = report.at("state_bytes");
+  EXPECT_EQ(report.at("states_bytes"), 5 * state);
+  RunTraining(command_, progress.file());
+  const auto written =
+      static_cast<int64_t>(file_size(command_.run_folder / "state-00000002.safetensors"));
+  EXPECT_GE(written, state);
+  EXPECT_LT(written, state + state / 10) << "names, shapes and counts of steps";
 }
 
 }  // namespace

@@ -16,6 +16,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "model/progress/stop_request.h"
 #include "model/train/run_folder.h"
 #include "tests/support/temp_folder.h"
 
@@ -64,6 +65,7 @@ class Regression : public TrainingTask {
   nlohmann::ordered_json Check(std::FILE*) override { return {}; }
   Figures Evaluate() override {
     if (before_evaluation) before_evaluation();
+    StopRequest::ThrowIfRequested();
     return {{"distance", (weight_ - truth_).norm().item<double>()}};
   }
   std::filesystem::path Publish(const std::filesystem::path& root, const std::string&,
@@ -262,6 +264,35 @@ TEST_F(TrainerTest, AnEvaluationThatFailsOrIsKilledCostsNoStepAndIsMadeOnce) {
   }
 }
 
+// An evaluation may take longer than a scheduler waits.
+TEST_F(TrainerTest, ASignalEndsAnEvaluationAndTheOneBeforeIt) {
+  const std::string recipe = R"({"save_every": 7})";
+  Regression undisturbed(20);
+  Run(undisturbed, "whole", recipe);
+  for (const bool before : {true, false}) {
+    const std::string name = before ? "before" : "within";
+    Regression task(20);
+    int evaluations = 0;
+    task.before_forward = [&](int64_t step, int64_t micro) {
+      if (before && step == 9 && micro == 3) raise(SIGTERM);
+    };
+    task.before_evaluation = [&] {
+      ++evaluations;
+      if (!before) raise(SIGTERM);
+    };
+    EXPECT_EQ(Run(task, name, recipe), TrainingOutcome::kStopped);
+    EXPECT_EQ(evaluations, before ? 0 : 1) << name;
+    EXPECT_TRUE(std::filesystem::exists(folder_ / name / "state-00000010.safetensors")) << name;
+    EXPECT_EQ(Log(name).size(), 10u) << name;
+    Regression again(20);
+    evaluations = 0;
+    again.before_evaluation = [&] { ++evaluations; };
+    EXPECT_EQ(Run(again, name, recipe), TrainingOutcome::kFinished);
+    EXPECT_EQ(evaluations, 2) << "the one that was due, and the last";
+    EXPECT_EQ(Log(name), Log("whole")) << name;
+  }
+}
+
 TEST_F(TrainerTest, StepsThatAreNotFiniteAreSkipped) {
   Regression task(20);
   task.spoil_from = 6;
@@ -294,9 +325,20 @@ TEST_F(TrainerTest, RefusesAFolderOfAnotherRecipe) {
 TEST_F(TrainerTest, WhatComputesMayChangeInARunThatHasBegun) {
   using Json = nlohmann::ordered_json;
   const std::filesystem::path path = folder_ / "run";
-  const Json eight = {
-      {"device", "cuda:all"}, {"offload", false}, {"threads", 128}, {"loader_threads", 8}};
-  const Json one = {{"device", "cuda:0"}, {"offload", true}, {"threads", 2}, {"loader_threads", 1}};
+  const Json eight = {{"device", "cuda:all"},
+                      {"offload", false},
+                      {"threads", 128},
+                      {"loader_threads", 8},
+                      {"gradient_checkpointing", false},
+                      {"save_every", 500},
+                      {"keep_states", 2}};
+  const Json one = {{"device", "cuda:0"},
+                    {"offload", true},
+                    {"threads", 2},
+                    {"loader_threads", 1},
+                    {"gradient_checkpointing", true},
+                    {"save_every", 50},
+                    {"keep_states", 1}};
   { const RunFolder begun(path, eight); }
   { const RunFolder again(path, one); }
   std::ifstream file(path / "recipe.json");

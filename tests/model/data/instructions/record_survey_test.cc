@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 
+#include "tests/support/error_of.h"
 #include "tests/support/temp_folder.h"
 
 namespace llava {
@@ -101,6 +102,30 @@ TEST_F(RecordSurveyTest, SortsOutAndCountsEveryKind) {
   EXPECT_NE(survey.facts[0].picture, 0u);
   EXPECT_EQ(survey.facts[9].picture, 0u);
   EXPECT_GT(survey.facts[9].trained_tokens, 0);
+}
+
+TEST_F(RecordSurveyTest, WithoutTheFolderOfThePicturesNoRecordIsToBlame) {
+  const std::vector<std::string> records = {Record("0", "<image>", "A cat.", "a.png").dump(),
+                                            Record("1", "What?", "Text alone.").dump()};
+  EXPECT_THAT(ErrorOf<std::runtime_error>([&] { Survey(records); }),
+              HasSubstr("images: the folder of the pictures (images=...) is not there"));
+  EXPECT_EQ(Survey({records[1]}).usable.size(), 1u);
+  std::filesystem::create_directory(scratch_.path() / "images");
+  EXPECT_THAT(ErrorOf<std::runtime_error>([&] { Survey(records); }), HasSubstr("is empty"));
+  scratch_.Write("images/b.png", "x");
+  EXPECT_EQ(Bad(Survey(records), Kind::kMissingPicture), 1);
+  const std::string name = "/nowhere/" + std::string(300, 'x');
+  EXPECT_EQ(Bad(Survey({Record("2", "<image>", "A", name.c_str()).dump()}), Kind::kMissingPicture),
+            1);
+}
+
+TEST_F(RecordSurveyTest, ADiskThatDoesNotAnswerEndsIt) {
+  scratch_.Write("images/a.png", "x");
+  options_.picture_size = [](const std::filesystem::path&) -> Resolution {
+    throw std::runtime_error("Input/output error");
+  };
+  EXPECT_THAT(ErrorOf([&] { Survey({Record("0", "<image>", "A cat.", "a.png").dump()}); }),
+              HasSubstr("Input/output error"));
 }
 
 TEST_F(RecordSurveyTest, TellsTheFirstBadOnesTogether) {
