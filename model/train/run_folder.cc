@@ -67,13 +67,25 @@ std::map<int64_t, std::filesystem::path> StatesIn(const std::filesystem::path& f
   return states;
 }
 
-// Of a recipe, what must be the same in this folder.
+// Whose digests kRunStartFile holds.
+constexpr const char* kGuarded[] = {"model", "tower"};
+
+// What must be the same in this folder. Digests are compared where the run goes on from a state.
 nlohmann::json FixedHere(const std::filesystem::path& folder, const Json& recipe) {
   nlohmann::json fixed = FixedSettings(recipe);
-  if (fixed.is_object() && std::filesystem::exists(folder / kRunStartFile)) {
-    for (const char* guarded : {"model", "tower"}) fixed.erase(guarded);
+  if (fixed.is_object() && std::filesystem::exists(folder / kRunStartFile) &&
+      NewestStateIn(folder)) {
+    for (const char* guarded : kGuarded) fixed.erase(guarded);
   }
   return fixed;
+}
+
+// `recipe` with the guarded settings as the run began: those given now may yet be refused.
+Json AsBegun(const Json& stored, Json recipe) {
+  for (const char* guarded : kGuarded) {
+    if (stored.contains(guarded) && recipe.contains(guarded)) recipe[guarded] = stored[guarded];
+  }
+  return recipe;
 }
 
 // How two recipes differ, setting by setting.
@@ -134,8 +146,9 @@ RunFolder::RunFolder(std::filesystem::path path, const Json& recipe, const Json&
                                     "give the same settings to go on. Differences:" +
                                     Differences(then, now));
       }
-      if (nlohmann::json(stored) != nlohmann::json(recipe)) {
-        WriteDurably(file, recipe.dump(2) + "\n");
+      const Json kept = AsBegun(stored, recipe);
+      if (nlohmann::json(stored) != nlohmann::json(kept)) {
+        WriteDurably(file, kept.dump(2) + "\n");
       }
     } else {
       WriteDurably(file, recipe.dump(2) + "\n");

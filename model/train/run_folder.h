@@ -21,8 +21,8 @@ namespace llava {
 // is saved.
 nlohmann::json FixedSettings(const nlohmann::ordered_json& recipe);
 
-// Says which checkpoints the run began with: where it is, "model" and "tower" need not be spelled
-// alike, as their digests are compared (run_start.h).
+// Says which checkpoints the run began with: beside a state of it, "model" and "tower" need not be
+// spelled alike, as their digests are compared (run_start.h).
 inline constexpr const char* kRunStartFile = "start.json";
 
 // Step of the newest state in a run's folder, nothing if there is none.
@@ -33,8 +33,8 @@ std::optional<int64_t> NewestStateIn(const std::filesystem::path& run_folder);
 class RunFolder {
  public:
   // Makes the folder, or goes on in that of an earlier run with the same FixedSettings (but for
-  // those that kRunStartFile guards). Settings that were not there when the run began have their
-  // `defaults`. Throws std::invalid_argument if the recipe there differs (listing how) or another
+  // those that kRunStartFile guards; recipe.json keeps these as they were). Settings that were not
+  // there when the run began have their `defaults`. Throws std::invalid_argument if the recipe there differs (listing how) or another
   // process trains there.
   RunFolder(std::filesystem::path path, const nlohmann::ordered_json& recipe,
             const nlohmann::ordered_json& defaults = nlohmann::ordered_json::object());

@@ -47,7 +47,8 @@ bool InstructionData::HasPicture(const std::string& image) const {
   }
   if (fs::path(image).is_absolute()) return false;
   const fs::path folder = pictures_.empty() ? "." : pictures_;
-  if (!fs::is_directory(folder) || fs::is_empty(folder)) {
+  // One that may be entered and not listed is not empty.
+  if (!fs::is_directory(folder) || (fs::is_empty(folder, error) && !error)) {
     throw std::runtime_error(folder.string() + ": the folder of the pictures (images=...) is " +
                              (fs::exists(folder) ? "empty" : "not there"));
   }

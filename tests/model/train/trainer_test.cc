@@ -359,6 +359,24 @@ TEST_F(TrainerTest, BadRecordsMayBeLeftOutOfARunThatHasBegun) {
                   HasSubstr("/batch: was 4, now 5"), testing::Not(HasSubstr("skip_bad")))));
 }
 
+TEST_F(TrainerTest, ModelAndTowerMayBeSpelledOtherwiseBesideAState) {
+  using Json = nlohmann::ordered_json;
+  const std::filesystem::path path = folder_ / "run";
+  const Json begun = {{"model", "models/a"}, {"tower", "models/t"}, {"threads", 1}};
+  const Json other = {{"model", "models/b"}, {"tower", "models/t"}, {"threads", 2}};
+  { const RunFolder first(path, begun); }
+  std::ofstream(path / kRunStartFile) << "{}";
+  // Nothing would compare the digests: states may have been deleted behind a published version.
+  EXPECT_THAT([&] { RunFolder(path, other); },
+              ThrowsMessage<std::invalid_argument>(HasSubstr("/model: was \"models/a\"")));
+  std::ofstream(path / "state-00000001.safetensors") << "x";
+  { const RunFolder again(path, other); }
+  // The run may refuse that model yet.
+  std::ifstream file(path / "recipe.json");
+  EXPECT_EQ(Json::parse(file),
+            (Json{{"model", "models/a"}, {"tower", "models/t"}, {"threads", 2}}));
+}
+
 TEST_F(TrainerTest, ALaterProgramWithMoreSettingsGoesOnByTheirDefaults) {
   using Json = nlohmann::ordered_json;
   const std::filesystem::path path = folder_ / "run";
