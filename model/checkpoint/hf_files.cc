@@ -169,7 +169,8 @@ json GenerationOf(const LanguageCheckpoint& language, const HfTokens& tokens) {
     const int32_t id = tokens.tokenizer->IdOf(stop);
     if (id >= 0 && tokens.tokenizer->IsSpecial(id) && id != ends[0]) ends.push_back(id);
   }
-  json file = {{"bos_token_id", tokens.tokenizer->bos_id()}, {"pad_token_id", tokens.pad}};
+  json file = {{"pad_token_id", tokens.pad}};
+  if (tokens.tokenizer->bos_id() >= 0) file["bos_token_id"] = tokens.tokenizer->bos_id();
   file["eos_token_id"] = ends.size() == 1 ? json(ends[0]) : json(ends);
   return file;
 }
@@ -207,8 +208,8 @@ void CheckHfCanHold(const LanguageCheckpoint& language) {
   const ProjectorConfig& projector = language.config.projector;
   if (projector.depth != 2) {
     fail("its projector is " + projector.type() +
-         "; llava-hf knows mlp2x_gelu alone: train one (llava-train align, projector.type "
-         "mlp2x_gelu), or serve this one here");
+         "; llava-hf knows mlp2x_gelu alone: train such a one (llava-train align, "
+         "projector.type=mlp2x_gelu), or serve this one here");
   }
   // The other library counts added tokens on without gaps.
   const Tokenizer& tokenizer = *language.tokenizer;
