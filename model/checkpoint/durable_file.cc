@@ -1,6 +1,7 @@
 #include "model/checkpoint/durable_file.h"
 
 #include <fcntl.h>
+#include <stdio.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -95,6 +96,15 @@ void SyncFolder(const std::filesystem::path& folder) {
   const int error = errno;
   close(fd);
   if (result != 0) Fail(folder, "fsync the folder", error);
+}
+
+bool RenameNewFolder(const std::filesystem::path& from, const std::filesystem::path& to) {
+  if (renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_NOREPLACE) == 0) return true;
+  // File systems without that flag: a rename over a folder fails unless that folder is empty, and
+  // versions never are.
+  if (errno == EINVAL && rename(from.c_str(), to.c_str()) == 0) return true;
+  if (errno == EEXIST || errno == ENOTEMPTY) return false;
+  throw std::runtime_error(to.string() + ": cannot publish: " + std::strerror(errno));
 }
 
 // By one descriptor: the file may be replaced meanwhile.

@@ -47,6 +47,10 @@ void WriteDurably(const std::filesystem::path& path, std::string_view content);
 // fsync of a folder: makes names created or renamed in it survive a power loss.
 void SyncFolder(const std::filesystem::path& folder);
 
+// Renames a folder that has files in it. False, with nothing changed, if there is a `to` already.
+// Throws std::runtime_error naming it for anything else. The parent is not synced.
+bool RenameNewFolder(const std::filesystem::path& from, const std::filesystem::path& to);
+
 // The whole of a small file. Throws std::runtime_error naming the path, also if it is larger than
 // `max_bytes`.
 std::string ReadSmallFile(const std::filesystem::path& path, uint64_t max_bytes = 64u << 20);

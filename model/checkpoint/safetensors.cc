@@ -116,25 +116,36 @@ MappedTensors ParseSafetensorsHeader(std::span<const uint8_t> head, uint64_t fil
 void SaveSafetensors(const std::filesystem::path& path,
                      const std::map<std::string, at::Tensor>& tensors,
                      const std::map<std::string, std::string>& metadata) {
+  std::map<std::string, TensorInfo> infos;
+  for (const auto& [name, tensor] : tensors) {
+    infos[name] = {tensor.scalar_type(), tensor.sizes().vec()};
+  }
+  StreamSafetensors(
+      path, infos, [&](const std::string& name) { return tensors.at(name); }, metadata);
+}
+
+void StreamSafetensors(const std::filesystem::path& path,
+                       const std::map<std::string, TensorInfo>& infos,
+                       const std::function<at::Tensor(const std::string&)>& get,
+                       const std::map<std::string, std::string>& metadata) {
   // Wide elements first: every tensor is aligned, as the format's own writer does it.
-  std::vector<std::pair<std::string, at::Tensor>> ordered(tensors.begin(), tensors.end());
+  std::vector<std::pair<std::string, TensorInfo>> ordered(infos.begin(), infos.end());
   std::stable_sort(ordered.begin(), ordered.end(), [](const auto& a, const auto& b) {
-    return a.second.element_size() > b.second.element_size();
+    return at::elementSize(a.second.dtype) > at::elementSize(b.second.dtype);
   });
 
   json header = json::object();
   if (!metadata.empty()) header["__metadata__"] = metadata;
   uint64_t offset = 0;
-  for (const auto& [name, tensor] : ordered) {
-    if (!DtypeOf(DtypeName(tensor.scalar_type()))) {
+  for (const auto& [name, info] : ordered) {
+    if (!DtypeOf(DtypeName(info.dtype))) {
       throw std::runtime_error(path.string() + ": tensor \"" + name + "\" has the type " +
-                               DtypeName(tensor.scalar_type()) + ", which cannot be stored");
+                               DtypeName(info.dtype) + ", which cannot be stored");
     }
-    const auto bytes = static_cast<uint64_t>(tensor.numel()) * tensor.element_size();
-    header[name] = {{"dtype", DtypeName(tensor.scalar_type())},
-                    {"shape", tensor.sizes().vec()},
-                    {"data_offsets", {offset, offset + bytes}}};
-    offset += bytes;
+    header[name] = {{"dtype", DtypeName(info.dtype)},
+                    {"shape", info.shape},
+                    {"data_offsets", {offset, offset + info.bytes()}}};
+    offset += info.bytes();
   }
   std::string text = header.dump();
   text.resize((text.size() + 7) / 8 * 8, ' ');
@@ -142,8 +153,11 @@ void SaveSafetensors(const std::filesystem::path& path,
   StagedFile file(path, path.string() + ".tmp-" + RandomName());
   file.Write({reinterpret_cast<const char*>(&length), kLengthBytes});
   file.Write(text);
-  for (const auto& [name, tensor] : ordered) {  // one at a time: a GPU's may be more than the host
-    const at::Tensor here = tensor.detach().to(at::kCPU).contiguous();
+  for (const auto& [name, info] : ordered) {  // one at a time: a GPU's may be more than the host
+    const at::Tensor here = get(name).detach().to(at::kCPU).contiguous();
+    if (here.scalar_type() != info.dtype || here.sizes() != at::IntArrayRef(info.shape)) {
+      throw std::logic_error("tensor \"" + name + "\" is not what was announced");
+    }
     file.Write({static_cast<const char*>(here.const_data_ptr()), here.nbytes()});
   }
   file.Commit();

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -59,5 +60,11 @@ std::shared_ptr<const TensorFile> OpenTensorFolder(const std::filesystem::path& 
 void SaveSafetensors(const std::filesystem::path& path,
                      const std::map<std::string, at::Tensor>& tensors,
                      const std::map<std::string, std::string>& metadata = {});
+// The same of tensors that need not be in memory together: `get` is asked for each once, which has
+// to be what `infos` says.
+void StreamSafetensors(const std::filesystem::path& path,
+                       const std::map<std::string, TensorInfo>& infos,
+                       const std::function<at::Tensor(const std::string&)>& get,
+                       const std::map<std::string, std::string>& metadata = {});
 
 }  // namespace llava

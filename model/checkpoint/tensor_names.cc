@@ -205,6 +205,18 @@ TensorName FromLlavaName(const std::string& stored) {
   return {Part::kLanguage, stored};
 }
 
+std::string ToHfName(const std::string& canonical) {
+  constexpr std::string_view kProjector = "model.mm_projector.";
+  std::string_view name = canonical;
+  if (name.starts_with(kTower)) return Join("vision_tower.", name);
+  if (name == kImageNewline) return "image_newline";
+  if (!TakePrefix(name, kProjector)) return Join("language_model.", name);
+  int module = 0;  // a GELU stands between two linear layers
+  const auto number = std::from_chars(name.data(), name.data() + name.size(), module);
+  name.remove_prefix(static_cast<size_t>(number.ptr - name.data()));
+  return Join("multi_modal_projector.linear_" + std::to_string(module / 2 + 1), name);
+}
+
 void NameSingleLayer(const ProjectorConfig& config, TensorSource& tensors) {
   if (config.depth != 1) return;
   for (const char* kind : {"weight", "bias"}) {

@@ -47,6 +47,8 @@ struct TensorName {
 // Names of llava-hf (every generation: with and without an outer `model.`, with and without
 // `vision_model.` in the tower) and of original LLaVA. Ignored: rotary tables and position ids.
 TensorName FromLlavaName(const std::string& stored);
+// The name in llava-hf's folders of a canonical one of tower or language model.
+std::string ToHfName(const std::string& canonical);
 // Names of a CLIP folder. Ignored besides: text model, projections, logit scale.
 TensorName FromClipName(const std::string& stored);
 

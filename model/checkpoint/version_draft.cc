@@ -1,14 +1,9 @@
 #include "model/checkpoint/version_draft.h"
 
-#include <fcntl.h>
-#include <stdio.h>
-
 #include <algorithm>
 #include <atomic>
-#include <cerrno>
 #include <chrono>
 #include <cstdint>
-#include <cstring>
 #include <future>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -115,7 +110,7 @@ fs::path VersionDraft::Publish(Manifest manifest) {
     manifest.version = version;
     WriteDurably(path_ / "manifest.json", manifest.ToJson());
     const fs::path target = model_folder_ / std::to_string(version);
-    if (!RenameNew(target)) continue;
+    if (!RenameNewFolder(path_, target)) continue;
     const fs::path lock = LockPath();
     path_.clear();  // published: an error from here on takes nothing back
     SyncFolder(model_folder_);
@@ -125,17 +120,6 @@ fs::path VersionDraft::Publish(Manifest manifest) {
     fs::remove(lock, ignored);
     return target;
   }
-}
-
-bool VersionDraft::RenameNew(const fs::path& target) const {
-  if (renameat2(AT_FDCWD, path_.c_str(), AT_FDCWD, target.c_str(), RENAME_NOREPLACE) == 0) {
-    return true;
-  }
-  // File systems without that flag: a rename over a folder fails unless that folder is empty, and
-  // versions never are.
-  if (errno == EINVAL && rename(path_.c_str(), target.c_str()) == 0) return true;
-  if (errno == EEXIST || errno == ENOTEMPTY) return false;
-  throw std::runtime_error(target.string() + ": cannot publish: " + std::strerror(errno));
 }
 
 }  // namespace llava

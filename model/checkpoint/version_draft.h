@@ -34,8 +34,6 @@ class VersionDraft {
   std::filesystem::path LockPath() const;
   // The folder with what is in it and its lock, as far as they can be removed.
   void Remove() const;
-  // False if `target` exists already.
-  bool RenameNew(const std::filesystem::path& target) const;
 
   std::string name_, recipe_;
   std::filesystem::path model_folder_, path_;  // path_: empty once published

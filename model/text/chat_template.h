@@ -67,6 +67,10 @@ class ChatTemplate {
   // added to TokenizerOptions::added_tokens by their piece id.
   const std::vector<std::string>& special_pieces() const { return special_pieces_; }
   std::string ToJson() const;
+  // Renders the same prompts in transformers, of `messages` whose contents are texts or lists of
+  // parts, without the BOS that its tokenizer puts in front. A message of the role "system" in
+  // front replaces the text.
+  std::string ToJinja() const;
 
   // The prompt that asks for the next answer. `messages` alternate, begin and end with a user.
   // `system`: replaces the template's own text. Throws std::invalid_argument on a wrong order of

@@ -84,6 +84,10 @@ class Tokenizer {
   // tokenizer.model and tokenizer_config.json.
   std::string_view model_bytes() const;
   std::string ConfigJson() const;
+  // The same for programs that read a tokenizer.json (transformers' fast tokenizers). Pictures are
+  // special tokens inside one text there, whatever image_inline says. Of what ids it gives, Load
+  // reads nothing but the dummy prefixes.
+  std::string FastJson() const;
 
   // One text with special tokens recognised; BOS first if add_bos. "<image>" is text here unless it
   // is an added token.

@@ -27,6 +27,18 @@ struct ImportCommand {
 // already, under whatever name, is not stored twice.
 void RunImport(const ImportCommand& command);
 
+struct ExportCommand {
+  std::filesystem::path source;  // language model of any known layout
+  std::filesystem::path folder;  // which must not be there
+  // As OpenOptions::tower; of a repository version the tower, if its own repository has it not.
+  std::filesystem::path tower;
+  std::string dtype;  // "float32", "float16", "bfloat16"; empty: as stored
+};
+// Writes model and tower as a llava-hf folder and prints what transformers has to be told besides.
+// Shows its progress on stderr. Stopped by SIGINT or SIGTERM, it leaves nothing behind. Returns the
+// exit code.
+int RunExport(const ExportCommand& command);
+
 struct InspectCommand {
   std::filesystem::path path;
   std::filesystem::path tower;

@@ -10,58 +10,17 @@
 
 #include "model/checkpoint/checkpoint.h"
 #include "model/checkpoint/checkpoint_folder.h"
-#include "model/checkpoint/repository.h"
 #include "model/config/picture_shape.h"
 #include "model/llava/self_test.h"
 #include "model/text/labels.h"
 #include "model/tools/commands.h"
+#include "model/tools/find_tower.h"
 #include "model/tools/memory_for.h"
 
 namespace llava {
 namespace {
 
 namespace fs = std::filesystem;
-
-struct TowerSearch {
-  std::optional<fs::path> found;     // a version's folder
-  std::vector<std::string> unknown;  // what could not be read, and why
-
-  // "; not read: ..", if something was not.
-  std::string NotRead() const {
-    std::string text;
-    for (const std::string& error : unknown) text += (text.empty() ? "; not read: " : ", ") + error;
-    return text;
-  }
-};
-
-// Looks for a tower with this digest in the repository. Other versions may be broken, or be removed
-// meanwhile.
-TowerSearch FindTower(const fs::path& root, const Sha256Digest& digest) {
-  TowerSearch search;
-  const ModelRepository repository(root);
-  const auto look = [&search](const auto& read) {
-    try {
-      read();
-    } catch (const std::runtime_error& error) {
-      search.unknown.emplace_back(error.what());
-    }
-  };
-  for (const std::string& name : repository.Models()) {
-    std::vector<uint64_t> versions;
-    look([&] { versions = repository.Versions(name); });
-    for (const uint64_t version : versions) {
-      const fs::path folder = repository.Folder(name, version);
-      look([&] {
-        const Manifest manifest = Manifest::Read(folder);
-        const bool same =
-            manifest.kind == Manifest::Kind::kTower && manifest.tower_digest == digest;
-        if (same) search.found = folder;
-      });
-      if (search.found) return search;
-    }
-  }
-  return search;
-}
 
 // Whether to make one for these tensors: asked for, or by default where the memory is there.
 bool WantsSelfTest(ImportCommand::MakeSelfTest wanted, const TensorSource& tensors,
@@ -165,23 +124,7 @@ void RunImport(const ImportCommand& command) {
   if (!command.projector.empty()) OverlayProjector(language, command.projector);
 
   // A language version of a repository comes without its tower.
-  if (!tower && !command.tower.empty()) {
-    tower = OpenTower(command.tower);
-    if (tower->digest != language.tower_digest) {
-      throw std::runtime_error(command.tower.string() +
-                               ": is not the tower of this model: digest " + ToHex(tower->digest) +
-                               ", expected " + ToHex(language.tower_digest));
-    }
-  } else if (!tower) {
-    const TowerSearch there = FindTower(command.repository, language.tower_digest);
-    if (!there.found) {
-      throw std::runtime_error(command.repository.string() + ": has no tower with the digest " +
-                               ToHex(language.tower_digest) +
-                               ", which this model needs; name its folder with --tower" +
-                               there.NotRead());
-    }
-    tower = OpenTower(*there.found);
-  }
+  if (!tower) tower = OpenTowerOf(language, command.tower, command.repository);
   if (!keep(tower->self_test) && WantsSelfTest(command.self_test, tower->tensors, "tower")) {
     AddSelfTest(*tower, language.config.features.select_layer);
   }

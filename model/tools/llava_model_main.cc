@@ -89,6 +89,21 @@ int main(int argc, char** argv) {
     llava::RunImport(import);
   });
 
+  int code = 0;  // of the subcommand that ran
+  llava::ExportCommand exported;
+  auto* export_app = app.add_subcommand(
+      "export", "Write a checkpoint as a llava-hf folder, which transformers loads");
+  export_app->add_option("CHECKPOINT", exported.source, "Checkpoint folder, or ROOT/NAME")
+      ->required();
+  export_app->add_option("FOLDER", exported.folder, "Folder to make")->required();
+  export_app->add_option("--tower", exported.tower,
+                         "Folder of the vision tower, if CHECKPOINT does not hold it (default: the "
+                         "one in its repository)");
+  export_app
+      ->add_option("--dtype", exported.dtype, "Type of the weights (default: as they are stored)")
+      ->transform(OneOfTypes({"float32", "float16", "bfloat16"}));
+  export_app->callback([&] { code = llava::RunExport(exported); });
+
   llava::VerifyCommand verify;
   auto* verify_app = app.add_subcommand(
       "verify",
@@ -168,7 +183,6 @@ int main(int argc, char** argv) {
   gc_app->add_flag("--json", gc.json, "Print JSON");
   gc_app->callback([&] { llava::RunGc(gc); });
 
-  int code = 0;
   llava::QuantizeCommand quantize;
   auto* quantize_app = app.add_subcommand("quantize",
                                           "Pack a model's decoder for serving, on the CPU or a "

@@ -142,7 +142,7 @@ TEST(PackedCommandsTest, HelpNamesOneWordForOneThing) {
   const std::string help = LlavaModel("quantize --help").output;
   EXPECT_THAT(help, AllOf(HasSubstr("{bfloat16,int8,int4}"), HasSubstr("--no-outliers")));
   EXPECT_THAT(help, Not(HasSubstr("{false}")));
-  for (const std::string command : {"quantize", "random", "bench", "verify"}) {
+  for (const std::string command : {"quantize", "random", "bench", "verify", "export"}) {
     EXPECT_THAT(LlavaModel(command + " --help").output, Not(HasSubstr("bf16")));
   }
 }
