@@ -155,6 +155,8 @@ json TokenizerConfigOf(const LanguageCheckpoint& language, const HfTokens& token
   json config = json::parse(tokens.tokenizer->ConfigJson());
   config["tokenizer_class"] = "PreTrainedTokenizerFast";
   config["processor_class"] = ProcessorClass(language);
+  // Before transformers 5 that class makes token_type_ids, too, which generate() refuses.
+  config["model_input_names"] = {"input_ids", "attention_mask"};
   config["pad_token"] = kPadMark;
   config["image_token"] = kImageMark;
   config["padding_side"] = "left";
@@ -180,9 +182,12 @@ json GenerationOf(const LanguageCheckpoint& language, const HfTokens& tokens) {
 HfTokens HfTokensOf(const LanguageCheckpoint& language) {
   const Tokenizer& own = *language.tokenizer;
   TokenizerOptions options = own.options();
-  // The stretches around a picture begin as the whole does; in llava-hf only those do that stand
-  // behind any special token.
-  if (!options.image_inline && !options.legacy) options.prefix_after_special = true;
+  // The stretches around a picture begin as the whole does, even those that begin with a space; in
+  // llava-hf only those behind any special token do, and this normalization alone adds to a space.
+  if (!options.image_inline && !options.legacy) {
+    options.legacy = true;
+    options.prefix_after_special = true;
+  }
   options.image_inline = true;
   int32_t next = own.vocab_size();
   HfTokens tokens;

@@ -10,6 +10,7 @@
 #include "model/checkpoint/checkpoint_folder.h"
 #include "model/checkpoint/hf_export.h"
 #include "model/checkpoint/hf_files.h"
+#include "model/checkpoint/version_folder.h"
 #include "model/progress/progress.h"
 #include "model/progress/stop_request.h"
 #include "model/tools/commands.h"
@@ -47,6 +48,11 @@ void TellDifferences(const LanguageCheckpoint& language) {
         << "note     in llava-hf the text behind an earlier answer begins with a space of its "
            "own, as that behind a picture does\n";
   }
+  if (options.add_bos && language.tokenizer->bos_id() >= 0) {
+    std::cout
+        << "note     the template leaves the first token to the tokenizer: vLLM's chat API wants "
+           "\"add_special_tokens\": true\n";
+  }
 }
 
 }  // namespace
@@ -67,8 +73,8 @@ int RunExport(const ExportCommand& command) {
   const LanguageCheckpoint language = OpenLanguage(folder.path, options, &tower);
   CheckHfCanHold(language);  // before a tower is asked for
   if (!tower) {
-    const fs::path version = fs::absolute(folder.path).lexically_normal();
-    tower = OpenTowerOf(language, command.tower, version.parent_path().parent_path());
+    const fs::path model = ModelPath(folder.path).root;
+    tower = OpenTowerOf(language, command.tower, ModelPath(model).root);
   }
 
   const StopRequest stop;

@@ -59,6 +59,8 @@ TEST(ExportCommandTest, FindsTheTower) {
       LlavaModel("export " + alone + out + " --tower " + (FixturesDir() / "clip-tower").string()),
       1, "is not the tower of this model");
   EXPECT_EQ(LlavaModel("export " + alone + out + " --tower " + kModels + "/emoji-tower").code, 0);
+  EXPECT_EQ(
+      LlavaModel("export " + kModels + "/emoji/1/ " + (folder.path() / "again").string()).code, 0);
 }
 
 TEST(ExportCommandTest, WrongRequestsAreRefused) {

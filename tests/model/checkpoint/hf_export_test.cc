@@ -64,6 +64,7 @@ std::vector<int32_t> IdsOf(const LanguageCheckpoint& model,
 
 const std::vector<ChatMessage> kQuestion = {
     {ChatMessage::Role::kUser, "What is in the picture, and where  is it?", 1, {}}};
+const std::vector<ChatMessage> kPictureAlone = {{ChatMessage::Role::kUser, "", 1, {}}};
 const std::vector<ChatMessage> kSecondQuestion = {
     kQuestion[0],
     {ChatMessage::Role::kAssistant, "A red apple.", 0, {}},
@@ -80,6 +81,7 @@ void ExpectSameModel(const Model& before, const Model& after) {
             ToJson(before.language.config, before.language.tower_patches));
   EXPECT_EQ(after.language.tower_digest, before.language.tower_digest);
   EXPECT_EQ(IdsOf(after.language, kQuestion), IdsOf(before.language, kQuestion));
+  EXPECT_EQ(IdsOf(after.language, kPictureAlone), IdsOf(before.language, kPictureAlone));
 }
 
 TEST(HfExportTest, TheDefaultModelComesBack) {
@@ -95,6 +97,8 @@ TEST(HfExportTest, TheDefaultModelComesBack) {
   EXPECT_EQ(config["pad_token_id"], 3);
   EXPECT_EQ(config["image_seq_length"], 36);
   EXPECT_TRUE(config["tie_word_embeddings"].get<bool>());
+  EXPECT_EQ(ReadJson(folder.path() / "out/tokenizer_config.json")["model_input_names"],
+            (json{"input_ids", "attention_mask"}));
   EXPECT_THAT(ReadBytes(folder.path() / "out/chat_template.jinja"),
               AllOf(HasSubstr("{{ \"USER:\" }}"), HasSubstr("{{ \"ASSISTANT:\" }}")));
 }
