@@ -16,6 +16,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/runtime/build_info.h"
+#include "server/runtime/file_limit.h"
 #include "server/runtime/host_port.h"
 #include "server/runtime/logging.h"
 #include "server/runtime/process_metrics.h"
@@ -111,6 +112,7 @@ bool Admission::WaitUntilIdle(CondVar::Clock::time_point deadline) {
 ServiceProcess::ServiceProcess(std::string program, ProcessOptions options, Metrics& metrics)
     : program_(std::move(program)),
       options_(std::move(options)),
+      files_(RaiseFileLimit()),
       metrics_(metrics),
       ready_gauge_(metrics.Gauge("llava_ready", "1 while /readyz says so.")),
       failed_handshakes_(options_.tls.any()
@@ -151,7 +153,11 @@ int ServiceProcess::Start(const std::vector<grpc::Service*>& services,
   // Without this, two processes could share a port and each get half of the calls.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5000);
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);  // to both sides
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS,
+                             static_cast<int>(options_.ping_after.count()));
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS,
+                             static_cast<int>(options_.ping_timeout.count()));
   if (options_.max_streams > 0) {
     builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, options_.max_streams);
   }

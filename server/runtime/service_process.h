@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstdint>
 #include <functional>
 #include <map>
 #include <memory>
@@ -34,6 +35,9 @@ struct ProcessOptions {
   std::chrono::milliseconds drain_timeout{30'000};
   uint64_t max_message_bytes = 32u << 20;
   int max_streams = 0;  // calls at a time on one gRPC connection; 0: any
+  // A gRPC client that said nothing for so long is asked whether it is there, and is cut off when
+  // it does not answer for so long: of one that went without a word nothing else tells.
+  std::chrono::milliseconds ping_after{60'000}, ping_timeout{20'000};
   std::string log_level = "info";
   std::string log_format = "text";
 
@@ -69,8 +73,8 @@ class Admission {
   int in_flight_ LLAVA_GUARDED_BY(mutex_) = 0;
 };
 
-// Order of calls: constructor (first thing in main, before any thread: it blocks the signals),
-// Start, SetReady when the model is warm, Run.
+// Order of calls: constructor (first thing in main, before any thread: it blocks the signals, and
+// raises the limit of open files), Start, SetReady when the model is warm, Run.
 class ServiceProcess {
  public:
   ServiceProcess(std::string program, ProcessOptions options, Metrics& metrics);
@@ -109,6 +113,8 @@ class ServiceProcess {
   std::map<std::string, HttpServer::Page> pages(AccessGuard metrics) const;
 
   Admission& admission() { return admission_; }
+  // So many files the process may have open.
+  uint64_t files() const { return files_; }
   int port() const { return port_; }
   int metrics_port() const { return http_ ? http_->port() : 0; }
 
@@ -119,6 +125,7 @@ class ServiceProcess {
 
   const std::string program_;
   const ProcessOptions options_;
+  const uint64_t files_;
   Metrics& metrics_;
   prometheus::Gauge& ready_gauge_;  // set under mutex_, with ready_
   prometheus::Counter* const failed_handshakes_;
