@@ -84,6 +84,28 @@ TEST_F(SessionExpiryTest, UseIsKnownAtOnceAndSurvivesACrashWhereItMatters) {
   EXPECT_FALSE(Read("b").ok());
 }
 
+TEST_F(SessionExpiryTest, AHundredGoAtATimeAndItIsToldWhetherThatIsAll) {
+  Open();
+  for (int i = 0; i < 250; ++i) {
+    v1::Session session;
+    session.set_id(absl::StrCat(i));
+    session.mutable_idle_expiry()->set_nanos(1000);
+    store_->CreateSession(session, [](const auto& made) { ASSERT_TRUE(made.ok()); });
+  }
+  const auto expire = [this](bool busy) {
+    return *Await<absl::StatusOr<Removed>>([&](auto done) {
+      store_->Expire(
+          std::chrono::seconds(0), [busy](const std::string&) { return busy; }, done);
+    });
+  };
+  EXPECT_FALSE(expire(/*busy=*/true).more) << "it would be asked for them again at once";
+  for (const size_t count : {100, 100, 50}) {
+    const Removed removed = expire(/*busy=*/false);
+    EXPECT_EQ(removed.sessions.size(), count);
+    EXPECT_EQ(removed.more, count == 100);
+  }
+}
+
 TEST_F(SessionExpiryTest, ExpiredSessionsAreFoundWithoutALookAtAllOthers) {
   Open();
   store_.reset();
