@@ -56,16 +56,20 @@ int main(int argc, char** argv) {
   options.Declare(settings);
   if (const auto code = settings.Parse(argc, argv)) return *code;
   if (options.copies_store()) return CopyStore(kProgram, options);
+  const uint64_t files = RaiseFileLimit();
   InitLogging({"gateway", process_options.log_level, process_options.log_format});
+
+  const ConnectionShares shares = ShareConnections(files, options.http_limits.connections);
+  if (options.http_limits.connections > shares.http) {
+    LogWarning("fewer HTTP connections than --http-connections: the process may open too few files",
+               {{"connections", absl::StrCat(shares.http)}, {"files", absl::StrCat(files)}});
+    options.http_limits.connections = shares.http;
+  }
+  process_options.max_connections = shares.grpc;
 
   Metrics metrics("gateway");
   std::unique_ptr<Gateway> gateway;  // before the process: its services must outlive the server
   ServiceProcess process(kProgram, process_options, metrics);
-  if (const int most = ConnectionsWithin(process.files()); options.http_limits.connections > most) {
-    LogWarning("fewer HTTP connections than --http-connections: the process may open too few files",
-               {{"connections", absl::StrCat(most)}, {"files", absl::StrCat(process.files())}});
-    options.http_limits.connections = most;
-  }
   auto opened = Gateway::Open(options, metrics, process.admission());
   if (!opened.ok()) {
     PrintError(kProgram, std::string(opened.status().message()));

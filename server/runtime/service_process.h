@@ -17,6 +17,7 @@
 
 #include "absl/status/status.h"
 #include "server/runtime/exit_code.h"
+#include "server/runtime/grpc_listener.h"
 #include "server/runtime/http_server.h"
 #include "server/runtime/metrics.h"
 #include "server/runtime/mutex.h"
@@ -38,6 +39,9 @@ struct ProcessOptions {
   // A gRPC client that said nothing for so long is asked whether it is there, and is cut off when
   // it does not answer for so long: of one that went without a word nothing else tells.
   std::chrono::milliseconds ping_after{60'000}, ping_timeout{20'000};
+  // For a new connection to become one of gRPC; else it is closed.
+  std::chrono::milliseconds handshake_timeout{20'000};
+  int max_connections = 0;  // to the gRPC port, at a time; 0: what the limit of open files leaves
   std::string log_level = "info";
   std::string log_format = "text";
 
@@ -113,9 +117,7 @@ class ServiceProcess {
   std::map<std::string, HttpServer::Page> pages(AccessGuard metrics) const;
 
   Admission& admission() { return admission_; }
-  // So many files the process may have open.
-  uint64_t files() const { return files_; }
-  int port() const { return port_; }
+  int port() const { return listener_ ? listener_->port() : 0; }
   int metrics_port() const { return http_ ? http_->port() : 0; }
 
  private:
@@ -125,13 +127,14 @@ class ServiceProcess {
 
   const std::string program_;
   const ProcessOptions options_;
-  const uint64_t files_;
+  const uint64_t files_;  // that may be open
   Metrics& metrics_;
   prometheus::Gauge& ready_gauge_;  // set under mutex_, with ready_
   prometheus::Counter* const failed_handshakes_;
+  prometheus::Counter& refused_connections_;
   Admission admission_;
+  std::unique_ptr<GrpcListener> listener_;
   std::unique_ptr<grpc::Server> server_;
-  int port_ = 0;
 
   mutable Mutex mutex_;
   bool ready_ LLAVA_GUARDED_BY(mutex_) = false;
