@@ -48,7 +48,7 @@ class ConversationStore {
   // Its pictures go too, unless another session has them.
   virtual void DeleteSession(std::string id, Done<Removed> done) = 0;
   // Deletes sessions that nobody used for long, unless `busy` says so of their id or a turn of
-  // theirs is running.
+  // theirs is running; a hundred at a time.
   virtual void Expire(std::chrono::microseconds default_expiry,
                       std::function<bool(const std::string&)> busy, Done<Removed> done) = 0;
 

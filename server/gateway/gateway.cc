@@ -149,17 +149,22 @@ void Gateway::KeepHouse() {
           : kExpiryPeriod;
   auto next_expiry = CondVar::Clock::now() + expiry_period;
   while (true) {
+    bool more = false;
     {
       MutexLock lock(house_mutex_);
       const auto end = CondVar::Clock::now() + period;
       while (!closing_ && house_changed_.WaitUntil(house_mutex_, end)) {
       }
       if (closing_) return;
+      more = more_expired_;
     }
     running_.CheckReaders();
     resumable_.Expire();
     sends_.CheckAll(SendWatch::Clock::now() - options_.send_patience);
-    if (CondVar::Clock::now() < next_expiry) continue;
+    if (CondVar::Clock::now() < next_expiry) {
+      if (more) ExpireSessions();
+      continue;
+    }
     next_expiry = CondVar::Clock::now() + expiry_period;
     // Each rush leaves holes in another of malloc's arenas: without this, memory grows for hours
     // towards the sum of their peaks.
@@ -185,6 +190,7 @@ void Gateway::ExpireSessions() {
         }
         MutexLock lock(house_mutex_);
         expiring_ = false;
+        more_expired_ = removed.ok() && removed->more;
         house_changed_.NotifyAll();
       });
 }

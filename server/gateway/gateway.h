@@ -107,6 +107,7 @@ class Gateway {
   CondVar house_changed_;
   bool closing_ LLAVA_GUARDED_BY(house_mutex_) = false;
   bool expiring_ LLAVA_GUARDED_BY(house_mutex_) = false;
+  bool more_expired_ LLAVA_GUARDED_BY(house_mutex_) = false;  // than went the last time
   std::thread housekeeper_;
 };
 

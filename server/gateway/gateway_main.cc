@@ -59,11 +59,13 @@ int main(int argc, char** argv) {
   const uint64_t files = RaiseFileLimit();
   InitLogging({"gateway", process_options.log_level, process_options.log_format});
 
-  if (const int most = ConnectionsWithin(files); options.http_limits.connections > most) {
+  const ConnectionShares shares = ShareConnections(files, options.http_limits.connections);
+  if (options.http_limits.connections > shares.http) {
     LogWarning("fewer HTTP connections than --http-connections: the process may open too few files",
-               {{"connections", absl::StrCat(most)}, {"files", absl::StrCat(files)}});
-    options.http_limits.connections = most;
+               {{"connections", absl::StrCat(shares.http)}, {"files", absl::StrCat(files)}});
+    options.http_limits.connections = shares.http;
   }
+  process_options.max_connections = shares.grpc;
 
   Metrics metrics("gateway");
   std::unique_ptr<Gateway> gateway;  // before the process: its services must outlive the server

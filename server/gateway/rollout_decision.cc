@@ -94,10 +94,11 @@ RolloutDecision DecideRollout(const VersionEvidence& canary, const VersionEviden
                             limits.max_drift)};
   }
   // One is too many, unless the stable version has them as often.
-  if (canary.nan_outputs > 0 && static_cast<double>(canary.nan_outputs) *
-                                        static_cast<double>(std::max<uint64_t>(stable.turns, 1)) >
-                                    static_cast<double>(stable.nan_outputs) *
-                                        static_cast<double>(std::max<uint64_t>(canary.turns, 1))) {
+  const auto turns_of = [](const VersionEvidence& each) {
+    return static_cast<double>(std::max<uint64_t>(each.turns_in_all, 1));
+  };
+  if (canary.nan_outputs > 0 && static_cast<double>(canary.nan_outputs) * turns_of(stable) >
+                                    static_cast<double>(stable.nan_outputs) * turns_of(canary)) {
     return {RolloutVerdict::kWorse,
             absl::StrFormat("%d of its answers failed for values that are no numbers (stable: %d)",
                             canary.nan_outputs, stable.nan_outputs)};

@@ -26,14 +26,24 @@ void TurnSamples::Add(const v1::ModelVersion& version, const TurnSample& sample,
   const auto found = std::find_if(versions_.begin(), versions_.end(),
                                   [&id](const Version& each) { return each.id == id; });
   if (found == versions_.end()) {
-    versions_.push_front({id, {}});
+    versions_.push_front({.id = id});
     if (versions_.size() > kMaxVersions) versions_.pop_back();
   } else {
     versions_.splice(versions_.begin(), versions_, found);
   }
+  ++versions_.front().added;
   std::deque<Entry>& entries = versions_.front().entries;
   entries.push_back({now, sample});
   if (entries.size() > kMaxTurns) entries.pop_front();
+}
+
+uint64_t TurnSamples::Count(const v1::ModelVersion& version) const {
+  const VersionId id = IdOf(version);
+  MutexLock lock(mutex_);
+  for (const Version& each : versions_) {
+    if (each.id == id) return each.added;
+  }
+  return 0;
 }
 
 VersionEvidence TurnSamples::Collect(const v1::ModelVersion& version,

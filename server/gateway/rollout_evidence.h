@@ -33,9 +33,11 @@ struct VersionEvidence {
   std::vector<double> first_token, given_up, between_tokens;
   double largest_gap = 0;
   // From the services: largest deviation from the self-test (negative: none), and answers that
-  // failed for values that are no numbers.
+  // failed for values that are no numbers. These are too few for a window: they count since the
+  // rollout began, as do the turns to compare them with.
   double drift = -1;
   uint64_t nan_outputs = 0;
+  uint64_t turns_in_all = 0;
 };
 
 // The value below which `share` of the ascending `values` lie; 0 if there are none.
@@ -50,6 +52,8 @@ class TurnSamples {
            Clock::time_point now = Clock::now());
   // Turns that ended at `since` or later.
   VersionEvidence Collect(const v1::ModelVersion& version, Clock::time_point since) const;
+  // Turns added so far, also those that are forgotten; 0 if the version is.
+  uint64_t Count(const v1::ModelVersion& version) const;
 
  private:
   struct Entry {
@@ -59,6 +63,7 @@ class TurnSamples {
   struct Version {
     VersionId id;
     std::deque<Entry> entries;
+    uint64_t added = 0;
   };
 
   mutable Mutex mutex_;

@@ -67,6 +67,9 @@ std::string FirstLabel(const v1::ModelVersion& canary, RolloutVerdict verdict) {
   return verdict == RolloutVerdict::kAsGood ? kStableLabel : RejectedLabel(canary.version());
 }
 
+// What a count has grown by that may have begun anew.
+uint64_t Since(uint64_t before, uint64_t now) { return now >= before ? now - before : now; }
+
 ModelAdmin::Call CallWithin(std::chrono::seconds timeout) {
   return {std::chrono::system_clock::now() + timeout, RandomId()};
 }
@@ -206,6 +209,8 @@ void RolloutGuard::LookAt(const v1::ModelInfo& canary_model, const v1::ModelInfo
       *watch.report.mutable_canary() = canary_model.model();
       *watch.report.mutable_stable() = stable_model.model();
       *watch.report.mutable_since() = TimeUtil::GetCurrentTime();
+      watch.canary.turns_before = samples_.Count(canary_model.model());
+      watch.stable.turns_before = samples_.Count(stable_model.model());
       watches_[name] = watch;
     } else {
       watch = found->second;
@@ -215,7 +220,9 @@ void RolloutGuard::LookAt(const v1::ModelInfo& canary_model, const v1::ModelInfo
   const auto since = std::max(watch.since, now - options_.window);
   VersionEvidence canary = samples_.Collect(canary_model.model(), since);
   VersionEvidence stable = samples_.Collect(stable_model.model(), since);
-  AskServices(name, watch.report, canary, stable);
+  canary.turns_in_all = Since(watch.canary.turns_before, samples_.Count(canary_model.model()));
+  stable.turns_in_all = Since(watch.stable.turns_before, samples_.Count(stable_model.model()));
+  AskServices(name, watch, canary, stable);
   const RolloutDecision decision = DecideRollout(
       canary, stable, std::chrono::duration_cast<std::chrono::milliseconds>(now - watch.since),
       options_.limits);
@@ -255,24 +262,42 @@ void RolloutGuard::LookAt(const v1::ModelInfo& canary_model, const v1::ModelInfo
   if (act) CarryOut(name);
 }
 
-void RolloutGuard::AskServices(const std::string& name, const v1::Rollout& report,
-                               VersionEvidence& canary, VersionEvidence& stable) {
+void RolloutGuard::AskServices(const std::string& name, Watch& watch, VersionEvidence& canary,
+                               VersionEvidence& stable) {
   v1::GetModelStatusRequest request;
   request.mutable_model()->set_name(name);
   const auto status = Await<absl::StatusOr<v1::GetModelStatusResponse>>(
       [&](auto done) { admin_.GetStatus(request, CallWithin(kStatusTimeout), std::move(done)); });
+  struct Role {
+    const v1::ModelVersion& version;
+    VersionEvidence& evidence;
+    Counts& counts;
+  };
+  const Role roles[] = {{watch.report.canary(), canary, watch.canary},
+                        {watch.report.stable(), stable, watch.stable}};
+  for (const auto& [version, evidence, counts] : roles) evidence.nan_outputs = counts.nan_outputs;
   if (!status.ok()) return;  // turns tell as well
+  std::set<std::string> heard;
   for (const v1::ModelVersionStatus& each : status->versions()) {
-    for (auto [version, evidence] :
-         {std::pair(&report.canary(), &canary), std::pair(&report.stable(), &stable)}) {
-      if (IdOf(each.model()) != IdOf(*version)) continue;
+    heard.insert(each.process());
+    for (const auto& [version, evidence, counts] : roles) {
+      if (IdOf(each.model()) != IdOf(version)) continue;
       // Not a number is the worst of all, and stays.
-      if (!std::isnan(evidence->drift) && !(each.self_test_drift() <= evidence->drift)) {
-        evidence->drift = each.self_test_drift();
+      if (!std::isnan(evidence.drift) && !(each.self_test_drift() <= evidence.drift)) {
+        evidence.drift = each.self_test_drift();
       }
-      evidence->nan_outputs += each.nan_outputs();
+      // Who comes later has counted since he loaded it, not since long.
+      const bool first = !watch.asked || watch.silent.contains(each.process());
+      const auto [told, is_new] =
+          counts.told.try_emplace(each.process(), first ? each.nan_outputs() : 0);
+      counts.nan_outputs += Since(told->second, each.nan_outputs());
+      told->second = each.nan_outputs();
+      evidence.nan_outputs = counts.nan_outputs;
     }
   }
+  for (const std::string& process : heard) watch.silent.erase(process);
+  if (std::exchange(watch.asked, true)) return;
+  for (const auto& [process, why] : status->silent_processes()) watch.silent.insert(process);
 }
 
 absl::Status RolloutGuard::SetLabel(const std::string& name, const std::string& label,

@@ -3,9 +3,11 @@
 // Watches canaries and ends their rollouts.
 
 #include <chrono>
+#include <cstdint>
 #include <functional>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -58,6 +60,12 @@ class RolloutGuard {
 
  private:
   using Clock = std::chrono::steady_clock;
+  // Of a version since the watch began.
+  struct Counts {
+    uint64_t turns_before = 0;  // of TurnSamples, which never begins anew
+    uint64_t nan_outputs = 0;
+    std::map<std::string, uint64_t> told;  // nan_outputs by process, since it loaded the version
+  };
   struct Watch {
     v1::Rollout report;
     Clock::time_point since;
@@ -65,6 +73,10 @@ class RolloutGuard {
     // Decided, and not carried out yet.
     std::optional<RolloutVerdict> pending;
     bool labelled = false;  // the first label of that verdict was seen on the canary
+    Counts canary, stable;
+    // Processes that did not say at the first look what they had counted before it.
+    std::set<std::string> silent;
+    bool asked = false;  // there was a first look
   };
 
   void Loop();
@@ -74,7 +86,7 @@ class RolloutGuard {
   static bool IsOverruled(Watch& watch, const std::vector<v1::ModelInfo>& versions);
   void LookAt(const v1::ModelInfo& canary, const v1::ModelInfo& stable);
   // Drift and NaN of both versions, from all processes.
-  void AskServices(const std::string& name, const v1::Rollout& report, VersionEvidence& canary,
+  void AskServices(const std::string& name, Watch& watch, VersionEvidence& canary,
                    VersionEvidence& stable);
   absl::Status Apply(const v1::ModelVersion& canary, RolloutVerdict verdict);
   absl::Status SetLabel(const std::string& name, const std::string& label, uint64_t version);

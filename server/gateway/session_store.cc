@@ -372,7 +372,7 @@ void SessionStore::DeleteSession(std::string id, Done<Removed> done) {
 
 void SessionStore::Expire(std::chrono::microseconds default_expiry,
                           std::function<bool(const std::string&)> busy, Done<Removed> done) {
-  constexpr int64_t kAtOnce = 100;  // other requests wait meanwhile; the rest goes next time
+  constexpr size_t kAtOnce = 100;  // other requests wait meanwhile
   Post<Removed>(
       Kind::kWrite,
       [default_expiry, busy = std::move(busy)](StoreTables& tables) -> absl::StatusOr<Removed> {
@@ -387,6 +387,7 @@ void SessionStore::Expire(std::chrono::microseconds default_expiry,
           removed.pictures.insert(removed.pictures.end(), pictures->begin(), pictures->end());
           removed.sessions.push_back(id);
         }
+        removed.more = expired->size() == kAtOnce && !removed.sessions.empty();
         return removed;
       },
       AfterRemoval(std::move(done)),

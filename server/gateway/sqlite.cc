@@ -68,8 +68,11 @@ absl::StatusOr<std::unique_ptr<SqlDatabase>> SqlDatabase::Open(const std::string
   auto opened = OpenAs(path, SQLITE_OPEN_READWRITE);
   if (!opened.ok()) return opened.status();
   std::unique_ptr<SqlDatabase> database = *std::move(opened);
+  // A log that a slow reader or checkpoint has let grow beyond its limit, of 32 MiB, is cut when it
+  // begins anew.
   auto status = database->Script(
-      "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON;"
+      "PRAGMA journal_mode=WAL; PRAGMA journal_size_limit=33554432;"
+      "PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON;"
       "PRAGMA busy_timeout=5000; PRAGMA cache_spill=OFF; PRAGMA secure_delete=ON;");
   if (!status.ok()) {
     return absl::Status(status.code(), absl::StrCat(path, ": ", status.message()));

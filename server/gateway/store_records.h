@@ -128,6 +128,7 @@ struct TurnResult {
 struct Removed {
   std::vector<std::string> sessions;  // ids
   std::vector<std::string> pictures;  // ids of those that no session holds any more
+  bool more = false;                  // have expired, and go at the next call
 };
 
 struct SessionPage {

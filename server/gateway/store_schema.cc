@@ -149,6 +149,13 @@ UPDATE sessions SET kept_image =
 CREATE INDEX turns_by_request ON turns (session_id, request_key) WHERE request_key IS NOT NULL;
 ALTER TABLE running_turns ADD COLUMN on_disconnect INTEGER NOT NULL DEFAULT 0;
 )sql",
+    // Who looks for expired sessions, every ten seconds, reads those alone. A session stands in one
+    // of both.
+    R"sql(
+CREATE INDEX sessions_by_own_expiry ON sessions (used_us + idle_expiry_us)
+  WHERE idle_expiry_us > 0;
+CREATE INDEX sessions_by_default_expiry ON sessions (used_us) WHERE idle_expiry_us = 0;
+)sql",
 };
 
 }  // namespace

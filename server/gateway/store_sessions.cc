@@ -241,18 +241,22 @@ absl::StatusOr<std::vector<std::string>> StoreTables::RemoveSession(const std::s
   return last_of;
 }
 
+// The conditions are those of the two indexes by expiry, word for word.
+const char StoreTables::kExpiredSessions[] =
+    "SELECT session FROM (SELECT id AS session, ?1 AS expiry FROM sessions"
+    "  WHERE ?1 > 0 AND idle_expiry_us = 0 AND used_us <= ?2 - ?1"
+    " UNION ALL SELECT id, idle_expiry_us FROM sessions"
+    "  WHERE idle_expiry_us > 0 AND used_us + idle_expiry_us <= ?2)"
+    " WHERE NOT EXISTS (SELECT 1 FROM running_turns WHERE session_id = session)"
+    " AND NOT EXISTS (SELECT 1 FROM turns WHERE session_id = session"
+    "  AND max(created_us, coalesce(finished_us, 0)) + expiry > ?2) LIMIT ?3";
+
 absl::StatusOr<std::vector<std::string>> StoreTables::ExpiredSessions(int64_t now_us,
                                                                       int64_t default_expiry_us,
                                                                       int64_t limit) {
   std::vector<std::string> ids;
-  auto status = database_.Query(
-      "SELECT session FROM (SELECT id AS session, used_us,"
-      " CASE WHEN idle_expiry_us > 0 THEN idle_expiry_us ELSE ? END AS expiry FROM sessions)"
-      " WHERE expiry > 0 AND used_us + expiry <= ?2"
-      " AND NOT EXISTS (SELECT 1 FROM running_turns WHERE session_id = session)"
-      " AND NOT EXISTS (SELECT 1 FROM turns WHERE session_id = session"
-      "  AND max(created_us, coalesce(finished_us, 0)) + expiry > ?2) LIMIT ?",
-      {default_expiry_us, now_us, limit}, [&](const SqlRow& row) { ids.push_back(row.Text(0)); });
+  auto status = database_.Query(kExpiredSessions, {default_expiry_us, now_us, limit},
+                                [&](const SqlRow& row) { ids.push_back(row.Text(0)); });
   if (!status.ok()) return status;
   return ids;
 }

@@ -53,6 +53,8 @@ class StoreTables {
   absl::StatusOr<std::vector<std::string>> ExpiredSessions(int64_t now_us,
                                                            int64_t default_expiry_us,
                                                            int64_t limit);
+  // How it asks; a test looks at what SQLite makes of it.
+  static const char kExpiredSessions[];
 
   // Writes the file and its row unless known, and makes the session hold it. RESOURCE_EXHAUSTED:
   // the session has its fill of pictures.

@@ -1,5 +1,6 @@
 // A turn that an earlier process began, until it can go on like any other.
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <memory>
@@ -37,8 +38,9 @@ std::shared_ptr<TurnRunner> TurnRunner::CreateRecovered(
   request.deadline = turn.terms.deadline;
   request.on_disconnect = turn.terms.on_disconnect;
   request.asked = turn.terms.asked;
-  request.received = steady_clock::now() - std::chrono::duration_cast<steady_clock::duration>(
-                                               system_clock::now() - turn.terms.asked);
+  // The clock may have been set back since.
+  const auto ago = std::max(system_clock::duration::zero(), system_clock::now() - turn.terms.asked);
+  request.received = steady_clock::now() - std::chrono::duration_cast<steady_clock::duration>(ago);
   std::shared_ptr<TurnRunner> runner(new TurnRunner(parts, std::move(request)));
   runner->MakeLive();
   runner->recovered_ = true;

@@ -8,7 +8,7 @@
 namespace llava {
 namespace {
 
-// For store, journal and pictures, gRPC's connections on both sides, and what libraries open.
+// For store, journal and pictures, connections to other services, and what libraries open.
 constexpr uint64_t kOwnFiles = 512;
 
 }  // namespace
@@ -28,6 +28,15 @@ int ConnectionsWithin(uint64_t files) {
   const uint64_t most = files > 2 * kOwnFiles ? files - kOwnFiles : files / 2;
   return static_cast<int>(
       std::clamp<uint64_t>(most, 1, static_cast<uint64_t>(std::numeric_limits<int>::max())));
+}
+
+ConnectionShares ShareConnections(uint64_t files, int http) {
+  const int all = ConnectionsWithin(files);
+  const int most = std::max(1, all - all / 4);
+  ConnectionShares shares;
+  shares.http = std::min(http, most);
+  shares.grpc = std::max(1, all - shares.http);
+  return shares;
 }
 
 }  // namespace llava

@@ -10,7 +10,14 @@ namespace llava {
 uint64_t RaiseFileLimit();
 
 // So many of those connections of strangers may take; the rest is for the process's own files and
-// its other connections.
+// the connections that it makes.
 int ConnectionsWithin(uint64_t files);
+
+// Of ConnectionsWithin, where two kinds share it: HTTP gets up to `http` of them, but gRPC a
+// quarter at least.
+struct ConnectionShares {
+  int http = 0, grpc = 0;
+};
+ConnectionShares ShareConnections(uint64_t files, int http);
 
 }  // namespace llava

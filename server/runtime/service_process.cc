@@ -16,6 +16,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/runtime/build_info.h"
+#include "server/runtime/file_limit.h"
 #include "server/runtime/host_port.h"
 #include "server/runtime/logging.h"
 #include "server/runtime/process_metrics.h"
@@ -111,12 +112,16 @@ bool Admission::WaitUntilIdle(CondVar::Clock::time_point deadline) {
 ServiceProcess::ServiceProcess(std::string program, ProcessOptions options, Metrics& metrics)
     : program_(std::move(program)),
       options_(std::move(options)),
+      files_(RaiseFileLimit()),
       metrics_(metrics),
       ready_gauge_(metrics.Gauge("llava_ready", "1 while /readyz says so.")),
       failed_handshakes_(options_.tls.any()
                              ? &metrics.Counter("llava_http_failed_handshakes_total",
                                                 "TLS handshakes that failed on the HTTP ports.")
-                             : nullptr) {
+                             : nullptr),
+      refused_connections_(
+          metrics.Counter("llava_grpc_refused_connections_total",
+                          "Connections to the gRPC port closed because there were too many.")) {
   const std::chrono::duration<double> now = std::chrono::system_clock::now().time_since_epoch();
   metrics.Gauge("llava_process_start_time_seconds", "Start of this process; Unix time.")
       .Set(now.count());
@@ -128,6 +133,7 @@ ServiceProcess::ServiceProcess(std::string program, ProcessOptions options, Metr
 
 ServiceProcess::~ServiceProcess() {
   http_.reset();
+  if (listener_) listener_->Stop();
   if (server_) server_->Shutdown(std::chrono::system_clock::now());
 }
 
@@ -144,14 +150,30 @@ int ServiceProcess::Start(const std::vector<grpc::Service*>& services,
     return ExitCodeOf(http.status());
   }
   http_ = *std::move(http);
+  auto listener =
+      GrpcListener::Bind({.host = options_.host,
+                          .port = options_.port,
+                          .connections = options_.max_connections > 0 ? options_.max_connections
+                                                                      : ConnectionsWithin(files_),
+                          .refused = &refused_connections_});
+  if (!listener.ok()) {
+    PrintError(program_,
+               absl::StrCat(listener.status().message(), " (--port); is another process there?"));
+    return ExitCodeOf(listener.status());
+  }
+  listener_ = *std::move(listener);
 
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
-  // Without this, two processes could share a port and each get half of the calls.
-  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5000);
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);  // to both sides
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS,
+                             static_cast<int>(options_.ping_after.count()));
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS,
+                             static_cast<int>(options_.ping_timeout.count()));
+  builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS,
+                             static_cast<int>(options_.handshake_timeout.count()));
   if (options_.max_streams > 0) {
     builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, options_.max_streams);
   }
@@ -164,8 +186,7 @@ int ServiceProcess::Start(const std::vector<grpc::Service*>& services,
   for (const auto algorithm : {GRPC_COMPRESS_DEFLATE, GRPC_COMPRESS_GZIP}) {
     builder.SetCompressionAlgorithmSupportStatus(algorithm, false);
   }
-  builder.AddListeningPort(HostPort(options_.host, options_.port),
-                           MakeServerCredentials(options_.tls), &port_);
+  listener_->AddTo(builder, MakeServerCredentials(options_.tls));
   if (guards.reflection) {
     std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> creators;
     creators.push_back(MakeReflectionGuard(std::move(guards.reflection)));
@@ -173,17 +194,17 @@ int ServiceProcess::Start(const std::vector<grpc::Service*>& services,
   }
   for (grpc::Service* service : services) builder.RegisterService(service);
   server_ = builder.BuildAndStart();
-  if (!server_ || port_ == 0) {
-    PrintError(program_, absl::StrCat("cannot listen on ", HostPort(options_.host, options_.port),
-                                      " (--port); is another process there?"));
-    return kExitPortInUse;
+  if (!server_) {
+    PrintError(program_, "gRPC's server does not start");
+    return 1;
   }
+  listener_->Start();
   health_names_ = health_names;
   SetReady(false, "starting");
   LogInfo("listening", {{"version", BuildVersion()},
                         {"commit", BuildCommit()},
                         {"tls", options_.tls.any() ? "on" : "off"},
-                        {"grpc", HostPort(options_.host, port_)},
+                        {"grpc", HostPort(options_.host, port())},
                         {"metrics", HostPort(options_.host, metrics_port())}});
   return 0;
 }
@@ -296,6 +317,7 @@ int ServiceProcess::Run(const std::function<void()>& on_drain,
     LogWarning("drain timeout, cancelling", {{"in_flight", absl::StrCat(admission_.in_flight())}});
   }
   if (on_stop) on_stop();
+  listener_->Stop();
   server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));
   server_->Wait();
   LogInfo("stopped");

@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstdint>
 #include <functional>
 #include <map>
 #include <memory>
@@ -16,6 +17,7 @@
 
 #include "absl/status/status.h"
 #include "server/runtime/exit_code.h"
+#include "server/runtime/grpc_listener.h"
 #include "server/runtime/http_server.h"
 #include "server/runtime/metrics.h"
 #include "server/runtime/mutex.h"
@@ -34,6 +36,12 @@ struct ProcessOptions {
   std::chrono::milliseconds drain_timeout{30'000};
   uint64_t max_message_bytes = 32u << 20;
   int max_streams = 0;  // calls at a time on one gRPC connection; 0: any
+  // A gRPC client that said nothing for so long is asked whether it is there, and is cut off when
+  // it does not answer for so long: of one that went without a word nothing else tells.
+  std::chrono::milliseconds ping_after{60'000}, ping_timeout{20'000};
+  // For a new connection to become one of gRPC; else it is closed.
+  std::chrono::milliseconds handshake_timeout{20'000};
+  int max_connections = 0;  // to the gRPC port, at a time; 0: what the limit of open files leaves
   std::string log_level = "info";
   std::string log_format = "text";
 
@@ -69,8 +77,8 @@ class Admission {
   int in_flight_ LLAVA_GUARDED_BY(mutex_) = 0;
 };
 
-// Order of calls: constructor (first thing in main, before any thread: it blocks the signals),
-// Start, SetReady when the model is warm, Run.
+// Order of calls: constructor (first thing in main, before any thread: it blocks the signals, and
+// raises the limit of open files), Start, SetReady when the model is warm, Run.
 class ServiceProcess {
  public:
   ServiceProcess(std::string program, ProcessOptions options, Metrics& metrics);
@@ -109,7 +117,7 @@ class ServiceProcess {
   std::map<std::string, HttpServer::Page> pages(AccessGuard metrics) const;
 
   Admission& admission() { return admission_; }
-  int port() const { return port_; }
+  int port() const { return listener_ ? listener_->port() : 0; }
   int metrics_port() const { return http_ ? http_->port() : 0; }
 
  private:
@@ -119,12 +127,14 @@ class ServiceProcess {
 
   const std::string program_;
   const ProcessOptions options_;
+  const uint64_t files_;  // that may be open
   Metrics& metrics_;
   prometheus::Gauge& ready_gauge_;  // set under mutex_, with ready_
   prometheus::Counter* const failed_handshakes_;
+  prometheus::Counter& refused_connections_;
   Admission admission_;
+  std::unique_ptr<GrpcListener> listener_;
   std::unique_ptr<grpc::Server> server_;
-  int port_ = 0;
 
   mutable Mutex mutex_;
   bool ready_ LLAVA_GUARDED_BY(mutex_) = false;

@@ -54,8 +54,12 @@ std::string Signature(const TlsFiles& files) {
   for (const std::string* path : {&files.certificate, &files.key, &files.authorities}) {
     struct stat info;
     if (path->empty() || stat(path->c_str(), &info) != 0) continue;
-    absl::StrAppend(&signature, info.st_ino, " ", info.st_size, " ", info.st_mtim.tv_sec, ".",
-                    info.st_mtim.tv_nsec, "\n");
+    absl::StrAppend(&signature, info.st_ino, " ", info.st_size);
+    // Whoever copies files may set when they were modified.
+    for (const timespec& time : {info.st_mtim, info.st_ctim}) {
+      absl::StrAppend(&signature, " ", time.tv_sec, ".", time.tv_nsec);
+    }
+    signature += "\n";
   }
   return signature;
 }
@@ -168,13 +172,16 @@ class Copies {
 
   // By one thread.
   void Look() {
-    if (Signature(files_) == signature_) return;
-    if (const absl::Status status = Take(); status.ok()) {
+    // What could not be taken once may be tomorrow, without a change that shows on the files.
+    if (taken_ && Signature(files_) == signature_) return;
+    const absl::Status status = Take();
+    const std::string fault(status.message());
+    if (status.ok()) {
       LogInfo("certificates read again");
-    } else {
-      LogError("new certificates are not taken; the old ones stay",
-               {{"error", std::string(status.message())}});
+    } else if (fault != fault_) {
+      LogError("new certificates are not taken; the old ones stay", {{"error", fault}});
     }
+    fault_ = fault;
   }
 
  private:
@@ -185,8 +192,8 @@ class Copies {
     if (status.ok()) {
       status = identity_.Exchange(contents->key + "\n" + contents->certificate);
       if (status.ok()) status = authorities_.Exchange(contents->authorities);
-      if (!status.ok()) signature_.clear();  // the next look tries again
     }
+    taken_ = status.ok();
     MutexLock lock(mutex_);
     if (status.ok()) {
       context_ = contents->context;
@@ -198,7 +205,10 @@ class Copies {
   }
 
   const TlsFiles files_;
+  // Of one thread at a time.
   std::string signature_;  // of the files last tried
+  bool taken_ = false;     // they were good
+  std::string fault_;      // last told; empty: they were good since
   MemoryFile identity_, authorities_;
 
   Mutex mutex_;

@@ -7,7 +7,7 @@ from source_tree import CPP, files
 
 DOCUMENT = "docs/metrics.md"
 # A name that ends in "_" is the beginning of several.
-NAMED = re.compile(r"\"(llava_(?:(?:gateway|llm|vision|model|train|build|process|tls|http)_[a-z0-9_]+|ready))\"")
+NAMED = re.compile(r"\"(llava_(?:(?:gateway|llm|vision|model|train|build|process|tls|http|grpc)_[a-z0-9_]+|ready))\"")
 ROW = re.compile(r"^\| `(llava_[a-z0-9_]+)(?:\{([a-z0-9_,]+)\})?`", re.M)
 LABEL = re.compile(r"\"([a-z0-9_]+)\"|\b([a-z0-9_]+)=\\\"")  # as an argument, or in the text of a page
 

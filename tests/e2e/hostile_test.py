@@ -1,6 +1,9 @@
 """Strangers who want the gateway's memory: what they send counts before anybody can ask who they are."""
+import os
 import pathlib
 import re
+import resource
+import socket
 import tempfile
 import unittest
 
@@ -54,6 +57,17 @@ class HostileTest(unittest.TestCase):
                     create(message_of_bytes(100 * MIB), compression=compression, timeout=120 * SLOWDOWN)
                 self.assertEqual(caught.exception.code(), grpc.StatusCode.UNIMPLEMENTED, caught.exception.details())
         self.assertLess(self.peak_mib() - before, 50 * SLOWDOWN)
+        self.serves()
+
+    def test_the_port_outlives_a_want_of_descriptors(self):
+        self.serves()
+        process = self.gateway.process.pid
+        resource.prlimit(process, resource.RLIMIT_NOFILE, (200, 200))
+        host, port = self.gateway.grpc.rsplit(":", 1)
+        strangers = [socket.create_connection((host, int(port)), timeout=60 * SLOWDOWN) for _ in range(300)]
+        until(lambda: len(os.listdir(f"/proc/{process}/fd")) == 200)
+        for each in strangers:
+            each.close()
         self.serves()
 
     def test_messages_that_never_end_share_a_bound(self):

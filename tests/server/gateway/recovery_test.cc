@@ -69,11 +69,11 @@ class RecoveryTest : public GatewayTest {
   }
   // Brings the deadline of the running turn nearer, as if so much time had passed.
   void Hasten(std::chrono::microseconds time) {
+    Script("UPDATE running_turns SET deadline_us = deadline_us - " + std::to_string(time.count()));
+  }
+  void Script(const std::string& sql) {
     auto database = SqlDatabase::Open(options_.data_dir + "/sessions.db");
-    EXPECT_TRUE((*database)
-                    ->Script("UPDATE running_turns SET deadline_us = deadline_us - " +
-                             std::to_string(time.count()))
-                    .ok());
+    EXPECT_TRUE((*database)->Script(sql).ok());
   }
   void WriteKeys(const std::string& lines) {
     options_.keys_file = folder_.At("keys.yaml");
@@ -448,6 +448,19 @@ TEST_F(RecoveryTest, AServiceThatFailsMeanwhileEndsTheAnswerOrIsReplaced) {
     EXPECT_TRUE(Ask(Question(session, "still there")).status.ok());
     StopGateway();
   }
+}
+
+TEST_F(RecoveryTest, NothingTookLessThanNoTimeWhereTheClockWasSetBack) {
+  StartGateway();
+  const std::string session = NewSession();
+  AskAndCrash(Question(session, kQuestion));
+  llm_.Set({});
+  Script("UPDATE running_turns SET asked_us = asked_us + 3600000000");
+  StartGateway();
+  ASSERT_TRUE(Eventually([&] { return Turns(session).at(0).state() == v1::TURN_STATE_FINISHED; }));
+  const v1::Timings timings = Turns(session).at(0).timings();
+  EXPECT_GE(timings.total_seconds(), 0) << timings.DebugString();
+  EXPECT_GE(timings.time_to_first_token_seconds(), 0) << timings.DebugString();
 }
 
 TEST_F(RecoveryTest, ManyAnswersAreTakenUpAtOnce) {

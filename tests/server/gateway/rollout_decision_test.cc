@@ -21,7 +21,7 @@ using testing::HasSubstr;
 VersionEvidence Turns(uint64_t turns, uint64_t failed = 0, double first_token = 0.2,
                       double between_tokens = 0.02) {
   VersionEvidence evidence;
-  evidence.turns = turns;
+  evidence.turns = evidence.turns_in_all = turns;
   evidence.failed = failed;
   evidence.first_token.assign(turns - failed, first_token);
   evidence.between_tokens.assign(turns - failed, between_tokens);
@@ -118,6 +118,13 @@ INSTANTIATE_TEST_SUITE_P(
                stable.nan_outputs = 9;
              },
              kAsGood, ""},
+        Case{"NanOfBothButOfMoreThanAWindow",
+             [](auto& canary, auto& stable) {
+               canary.nan_outputs = 1;
+               stable.nan_outputs = 30;
+               stable.turns_in_all = 1'000'000;
+             },
+             kWorse, "no numbers", seconds(0)},
         Case{"Drift", [](auto& canary, auto&) { canary.drift = 0.6; }, kWorse, "self-test by 0.6",
              seconds(0)},
         Case{"DriftThatIsNoNumber",

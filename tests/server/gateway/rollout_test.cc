@@ -12,10 +12,9 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "llava/v1/rollout.grpc.pb.h"
 #include "server/runtime/logging.h"
 #include "server/runtime/status.h"
-#include "tests/server/gateway/gateway_harness.h"
+#include "tests/server/gateway/rollout_harness.h"
 
 namespace llava {
 namespace {
@@ -23,74 +22,6 @@ namespace {
 using grpc::StatusCode;
 using std::chrono::milliseconds;
 using testing::HasSubstr;
-
-class RolloutTest : public GatewayTest {
- protected:
-  RolloutTest() {
-    options_.canary_share = 0.5;
-    options_.rollout.period = milliseconds(20);
-    options_.rollout.limits.min_turns = 20;
-    options_.rollout.limits.min_time = milliseconds(0);
-    options_.rollout.limits.latency_ratio = 1000;  // the fakes' times are the machine's
-  }
-
-  void Start(const std::vector<uint64_t>& versions) {
-    Serve(versions);
-    StartGateway();
-    rollouts_ = v1::RolloutService::NewStub(channel_);
-  }
-  void Serve(const std::vector<uint64_t>& versions) {
-    std::vector<v1::ModelInfo> models;
-    for (const uint64_t version : versions) models.push_back(FakeLanguageModel("emoji", version));
-    llm_.models().Set(models);
-  }
-  void Label(const std::string& label, uint64_t version) {
-    v1::SetLabelRequest request;
-    request.set_name("emoji");
-    request.set_label(label);
-    request.set_version(version);
-    v1::SetLabelResponse response;
-    const auto status = models_->SetLabel(Context().get(), request, &response);
-    ASSERT_TRUE(status.ok()) << status.error_message();
-  }
-  // Of a session's next answer.
-  uint64_t VersionOf(const v1::ChatRequest& question) {
-    const Answer answer = Ask(question);
-    EXPECT_TRUE(answer.status.ok()) << answer.status.error_message();
-    EXPECT_EQ(answer.started.model().version(), answer.finished.model().version());
-    return answer.finished.model().version();
-  }
-  v1::Rollout Rollout() {
-    v1::GetRolloutRequest request;
-    request.set_name("emoji");
-    v1::GetRolloutResponse response;
-    const auto status = rollouts_->GetRollout(Context().get(), request, &response);
-    EXPECT_TRUE(status.ok()) << status.error_message();
-    return response.rollouts().empty() ? v1::Rollout() : response.rollouts(0);
-  }
-  std::set<std::string> Labels(uint64_t version) {
-    v1::ListModelsRequest request;
-    request.set_name("emoji");
-    v1::ListModelsResponse response;
-    EXPECT_TRUE(models_->ListModels(Context().get(), request, &response).ok());
-    for (const auto& model : response.models()) {
-      if (model.model().version() == version) return {model.labels().begin(), model.labels().end()};
-    }
-    return {};
-  }
-  // Turns of both versions, by number.
-  void Traffic(int turns) {
-    for (int i = 0; i < turns; ++i) {
-      for (const uint64_t version : {1, 2}) {
-        auto question = Question(NewSession(), "a b");
-        question.mutable_model()->set_version(version);
-        Ask(question);
-      }
-    }
-  }
-
-  std::unique_ptr<v1::RolloutService::Stub> rollouts_;
-};
 
 TEST_F(RolloutTest, EveryWayToSayWhichVersion) {
   Start({1, 2, 3});
@@ -368,48 +299,12 @@ TEST_F(RolloutTest, WhoIsRefusedHasNotWaited) {
   llm_.Release();
 }
 
-TEST_F(RolloutTest, NanAndDriftAreEnough) {
-  options_.rollout.mode = "auto";
-  Start({1, 2});
-  Label("stable", 1);
-  llm_.models().SetHealth(2, 0.01, 1);
-  Label("canary", 2);
-  ASSERT_TRUE(Eventually([this] { return Rollout().applied(); }));
-  EXPECT_EQ(Rollout().verdict(), v1::ROLLOUT_VERDICT_WORSE);
-  EXPECT_EQ(Rollout().canary_evidence().nan_outputs(), 1u);
-  EXPECT_THAT(Rollout().reason(), HasSubstr("no numbers"));
-
-  // A rejected version is no canary until somebody takes the verdict back.
-  Label("canary", 2);
-  llm_.models().SetHealth(2, 0.9, 0);
-  std::this_thread::sleep_for(10 * options_.rollout.period);
-  EXPECT_EQ(VersionOf(Question(NewSession(), "a")), 1u);
-  EXPECT_THAT(Rollout().reason(), HasSubstr("no numbers"));
-  Label("rejected-2", 0);
-  ASSERT_TRUE(
-      Eventually([this] { return Rollout().reason().find("self-test") != std::string::npos; }));
-  ASSERT_TRUE(Eventually([this] { return Rollout().applied(); }));
-  EXPECT_DOUBLE_EQ(Rollout().canary_evidence().self_test_drift(), 0.9);
-}
-
-TEST_F(RolloutTest, ObservingChangesNothing) {
-  Start({1, 2});
-  Label("stable", 1);
-  llm_.models().SetHealth(2, 0.01, 1);
-  Label("canary", 2);
-  ASSERT_TRUE(Eventually([this] { return Rollout().verdict() == v1::ROLLOUT_VERDICT_WORSE; }));
-  std::this_thread::sleep_for(10 * options_.rollout.period);
-  EXPECT_FALSE(Rollout().applied());
-  EXPECT_EQ(Labels(2), std::set<std::string>({"canary"}));
-  EXPECT_EQ(Metric("llava_gateway_rollout_active{model=\"emoji\"}"), 1);
-  EXPECT_EQ(Metric("llava_gateway_rollout_nan_outputs{model=\"emoji\",role=\"canary\"}"), 1);
-}
-
 TEST_F(RolloutTest, AVerdictThatCannotBeCarriedOutIsTriedAgain) {
   options_.rollout.mode = "auto";
   Start({1, 2});
   Label("stable", 1);
   Label("canary", 2);
+  AwaitLook(2);
   llm_.models().Refuse({StatusCode::PERMISSION_DENIED, "labels.json cannot be written"});
   InitLogging({"test", "info", "text"});
   testing::internal::CaptureStderr();

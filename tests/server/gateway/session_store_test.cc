@@ -17,6 +17,7 @@
 #include "server/gateway/store_schema.h"
 #include "server/runtime/logging.h"
 #include "tests/server/gateway/private_files.h"
+#include "tests/server/gateway/session_store_harness.h"
 #include "tests/support/temp_folder.h"
 
 namespace llava {
@@ -24,55 +25,6 @@ namespace {
 
 using testing::ElementsAre;
 using testing::HasSubstr;
-
-class SessionStoreTest : public testing::Test {
- protected:
-  void Open() {
-    store_.reset();
-    auto store = SessionStore::Open(folder_.path(), gateway_metrics_, options_);
-    ASSERT_TRUE(store.ok()) << store.status();
-    store_ = *std::move(store);
-  }
-
-  // Waits for what a request of the store calls back with.
-  template <typename Result>
-  static Result Await(const std::function<void(std::function<void(Result)>)>& request) {
-    auto result = std::make_shared<std::promise<Result>>();
-    request([result](Result value) { result->set_value(std::move(value)); });
-    return result->get_future().get();
-  }
-
-  void Create(const std::string& id) {
-    v1::Session session;
-    session.set_id(id);
-    const auto created = Await<absl::StatusOr<v1::Session>>(
-        [&](auto done) { store_->CreateSession(session, done); });
-    ASSERT_TRUE(created.ok()) << created.status();
-  }
-
-  absl::StatusOr<uint32_t> Begin(const std::string& session, const std::string& turn,
-                                 const RequestKey& request = {}) {
-    NewTurn record;
-    record.request = request;
-    record.sampling.set_max_new_tokens(77);
-    record.id = turn;
-    record.session_id = session;
-    record.user_text = "hello";
-    record.seed = 0xffff'ffff'ffff'fff0;
-    return Await<absl::StatusOr<uint32_t>>([&](auto done) { store_->BeginTurn(record, done); });
-  }
-
-  absl::StatusOr<Conversation> Read(const std::string& session, const RequestKey& request = {}) {
-    return Await<absl::StatusOr<Conversation>>(
-        [&](auto done) { store_->GetConversation(session, request, done); });
-  }
-
-  TempFolder folder_;
-  SessionStore::Options options_;
-  Metrics metrics_{"gateway"};
-  GatewayMetrics gateway_metrics_{metrics_};
-  std::unique_ptr<SessionStore> store_;
-};
 
 TEST_F(SessionStoreTest, ARequestIsForgottenAfterADay) {
   Open();
@@ -86,70 +38,6 @@ TEST_F(SessionStoreTest, ARequestIsForgottenAfterADay) {
   Open();
   EXPECT_EQ(Read("s", key)->repeated_turn_id, "");
   EXPECT_TRUE(Read("s", {"key", "changed"}).ok()) << "the key is free";
-}
-
-TEST_F(SessionStoreTest, UnusedSessionsExpire) {
-  Open();
-  const auto create = [this](const std::string& id, int64_t idle_seconds) {
-    v1::Session session;
-    session.set_id(id);
-    if (idle_seconds > 0) session.mutable_idle_expiry()->set_seconds(idle_seconds);
-    return Await<absl::StatusOr<v1::Session>>(
-        [&](auto done) { store_->CreateSession(session, done); });
-  };
-  EXPECT_EQ(create("hour", 3600)->idle_expiry().seconds(), 3600);
-  EXPECT_FALSE(create("default", 0)->has_idle_expiry());
-  ASSERT_TRUE(create("busy", 3600).ok());
-  ASSERT_TRUE(create("running", 3600).ok());
-  ASSERT_TRUE(create("day", 86400).ok());
-  ASSERT_TRUE(Begin("running", "t").ok());
-  store_.reset();
-  auto database = SqlDatabase::Open(folder_.At("sessions.db"));
-  ASSERT_TRUE((*database)->Script("UPDATE sessions SET used_us = used_us - 7200000000").ok());
-  database->reset();
-  Open();
-  const auto expire = [this](std::chrono::seconds default_expiry) {
-    return Await<absl::StatusOr<Removed>>([&](auto done) {
-             store_->Expire(
-                 default_expiry, [](const std::string& id) { return id == "busy"; }, done);
-           })
-        ->sessions;
-  };
-  EXPECT_THAT(expire(std::chrono::seconds(0)), testing::ElementsAre("hour"));
-  EXPECT_FALSE(Read("hour").ok());
-  EXPECT_THAT(expire(std::chrono::hours(1)), testing::ElementsAre("default"));
-  EXPECT_FALSE(Read("default").ok());
-  for (const char* id : {"busy", "running", "day"}) EXPECT_TRUE(Read(id).ok()) << id;
-}
-
-TEST_F(SessionStoreTest, UseIsKnownAtOnceAndSurvivesACrashWhereItMatters) {
-  Open();
-  for (const char* id : {"a", "b"}) Create(id);
-  const int64_t created = Read("a")->session.last_used_time().nanos();
-  ASSERT_TRUE(Begin("a", "t").ok());
-  EXPECT_NE(Read("a")->session.last_used_time().nanos(), created);
-  const auto page = [this] {
-    return *Await<absl::StatusOr<SessionPage>>(
-        [&](auto done) { store_->ListSessions(std::nullopt, 10, "", done); });
-  };
-  EXPECT_EQ(page().sessions.at(0).id(), "a");
-  TurnResult result;
-  result.session_id = "a";
-  result.turn_id = "t";
-  ASSERT_TRUE(Await<absl::Status>([&](auto done) { store_->FinishTurn(result, done); }).ok());
-  store_.reset();
-  // As after a crash that took the time of the last use away.
-  auto database = SqlDatabase::Open(folder_.At("sessions.db"));
-  ASSERT_TRUE((*database)->Script("UPDATE sessions SET used_us = used_us - 7200000000").ok());
-  database->reset();
-  Open();
-  const auto expired = Await<absl::StatusOr<Removed>>([&](auto done) {
-    store_->Expire(
-        std::chrono::hours(1), [](const std::string&) { return false; }, done);
-  });
-  EXPECT_THAT(expired->sessions, testing::ElementsAre("b"));
-  EXPECT_TRUE(Read("a").ok()) << "its turn ended just now";
-  EXPECT_FALSE(Read("b").ok());
 }
 
 TEST_F(SessionStoreTest, AFileOfVersion3IsBroughtUpToDate) {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "model/digest/sha256.h"
+#include "server/gateway/session_store.h"
 #include "tests/server/gateway/gateway_harness.h"
 
 namespace llava {
@@ -179,6 +180,27 @@ TEST_F(SessionsTest, UnusedOnesAreDeleted) {
   request.set_session_id(kept);
   EXPECT_TRUE(stub_->GetSession(Context().get(), request, &response).ok());
   EXPECT_TRUE(Eventually([&] { return Metric("llava_gateway_sessions") == 1; }));
+}
+
+TEST_F(SessionsTest, ManyThatExpireTogetherGoSoon) {
+  options_.session_ttl = std::chrono::seconds(8);  // looked for every two seconds
+  options_.resume_grace = std::chrono::milliseconds(80);
+  {
+    Metrics metrics("gateway");
+    GatewayMetrics gateway_metrics(metrics);
+    SessionStore::Options options;
+    options.max_waiting = 10'000;
+    const auto store = SessionStore::Open(options_.data_dir, gateway_metrics, options);
+    ASSERT_TRUE(store.ok()) << store.status();
+    for (int i = 0; i < 4000; ++i) {
+      v1::Session session;
+      session.set_id(std::to_string(i));
+      session.mutable_idle_expiry()->set_nanos(1000);
+      (*store)->CreateSession(session, [](const auto& made) { ASSERT_TRUE(made.ok()); });
+    }
+  }
+  StartGateway();
+  EXPECT_TRUE(Eventually([&] { return Metric("llava_gateway_sessions") == 0; }));
 }
 
 TEST_F(SessionsTest, ListsInPagesLastUsedFirst) {

@@ -130,6 +130,21 @@ TEST_F(SqliteLogFileTest, TheLogBeginsAnewAfterACheckpoint) {
   EXPECT_LT(fs::file_size(path_ + "-wal"), 100U * 4096);
 }
 
+TEST_F(SqliteLogFileTest, ALogThatGrewBeyondItsLimitIsCut) {
+  auto reader = SqlDatabase::Open(path_);
+  ASSERT_TRUE(reader.ok()) << reader.status();
+  ASSERT_TRUE((*reader)->Script("BEGIN; SELECT count(*) FROM rows").ok());
+  for (int i = 0; i < 10; ++i) ASSERT_TRUE(Insert(1000 * i, 1000).ok());
+  ASSERT_TRUE(database_->CheckpointLog().ok());  // as far as the reader lets it
+  EXPECT_GT(fs::file_size(path_ + "-wal"), 36U << 20);
+  ASSERT_TRUE((*reader)->Script("COMMIT").ok());
+  ASSERT_TRUE(database_->CheckpointLog().ok());
+  ASSERT_TRUE(Insert(10'000, 1).ok());
+  EXPECT_LE(fs::file_size(path_ + "-wal"), 32U << 20);
+  EXPECT_EQ(Count(), 10'001);
+  EXPECT_EQ(CountAfterACrash(), 10'001);
+}
+
 TEST_F(SqliteLogFileTest, ACommitThatCannotBeWrittenIsTakenBack) {
   ASSERT_TRUE(Insert(0, 10).ok());
   absl::Status written;

@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 
+#include <utility>
+
 namespace llava {
 namespace {
 
@@ -25,6 +27,17 @@ TEST(FileLimitTest, ConnectionsLeaveRoomForTheProcessItself) {
   EXPECT_EQ(ConnectionsWithin(100), 50);
   EXPECT_EQ(ConnectionsWithin(1), 1);
   EXPECT_GT(ConnectionsWithin(~0ULL), 1'000'000'000);
+}
+
+TEST(FileLimitTest, HttpLeavesGrpcItsShare) {
+  const auto shares = [](uint64_t files, int http) {
+    const ConnectionShares shared = ShareConnections(files, http);
+    return std::pair(shared.http, shared.grpc);
+  };
+  EXPECT_EQ(shares(65536, 4096), std::pair(4096, 65024 - 4096));
+  EXPECT_EQ(shares(1024, 4096), std::pair(384, 128));
+  EXPECT_EQ(shares(1024, 100), std::pair(100, 412));
+  EXPECT_EQ(shares(1, 4096), std::pair(1, 1));
 }
 
 }  // namespace

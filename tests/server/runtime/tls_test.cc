@@ -5,15 +5,19 @@
 #include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
+#include <algorithm>
 #include <boost/asio.hpp>
 #include <boost/asio/ssl.hpp>
 #include <chrono>
 #include <ctime>
+#include <filesystem>
 #include <fstream>
 #include <optional>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -34,6 +38,22 @@ using testing::HasSubstr;
 using testing::StartsWith;
 using tcp = boost::asio::ip::tcp;
 namespace ssl = boost::asio::ssl;
+
+// While it lives this process opens no file.
+class NoMoreFiles {
+ public:
+  NoMoreFiles() {
+    getrlimit(RLIMIT_NOFILE, &usual_);
+    const rlimit none{0, usual_.rlim_max};
+    setrlimit(RLIMIT_NOFILE, &none);
+  }
+  ~NoMoreFiles() { setrlimit(RLIMIT_NOFILE, &usual_); }
+  NoMoreFiles(const NoMoreFiles&) = delete;
+  NoMoreFiles& operator=(const NoMoreFiles&) = delete;
+
+ private:
+  rlimit usual_{};
+};
 
 class TlsTest : public testing::Test {
  protected:
@@ -285,6 +305,43 @@ TEST_F(HttpsTest, CertificatesAreReadAgainAndBadOnesAreNot) {
   }
   certificates_->Leaf("server", "ca");
   EXPECT_TRUE(Eventually([&] { return trusts("ca"); }));
+}
+
+TEST_F(TlsTest, WhatCouldNotBeReadOnceIsTriedAgain) {
+  const TlsFiles files = Files("server", "");
+  const auto before = CurrentTlsContext(files);
+  ASSERT_TRUE(before.ok()) << before.status();
+  certificates_->Leaf("next", "ca");
+  {
+    const NoMoreFiles none;
+    std::filesystem::rename(certificates_->Certificate("next"), files.certificate);
+    std::filesystem::rename(certificates_->Key("next"), files.key);
+    std::this_thread::sleep_for(milliseconds(2500));  // it is looked at twice
+    ASSERT_EQ(*CurrentTlsContext(files), *before);
+  }
+  EXPECT_TRUE(Eventually([&] { return *CurrentTlsContext(files) != *before; }));
+}
+
+// As `cp -p` and the like leave them.
+TEST_F(TlsTest, FilesThatTellNeitherByTimeNorBySizeAreReadAgain) {
+  const TlsFiles files = Files("server", "");
+  certificates_->Leaf("next", "ca");
+  for (const auto& [path, next] : {std::pair(files.certificate, certificates_->Certificate("next")),
+                                   std::pair(files.key, certificates_->Key("next"))}) {
+    const size_t size = std::max(ReadBytes(path).size(), ReadBytes(next).size());
+    for (const std::string& each : {path, next}) {  // what lies behind the last line means nothing
+      WriteBytes(each, ReadBytes(each) + std::string(size - ReadBytes(each).size(), '\n'));
+    }
+  }
+  const auto before = CurrentTlsContext(files);
+  ASSERT_TRUE(before.ok()) << before.status();
+  for (const auto& [path, next] : {std::pair(files.certificate, certificates_->Certificate("next")),
+                                   std::pair(files.key, certificates_->Key("next"))}) {
+    const auto time = std::filesystem::last_write_time(path);
+    WriteBytes(path, ReadBytes(next));
+    std::filesystem::last_write_time(path, time);
+  }
+  EXPECT_TRUE(Eventually([&] { return *CurrentTlsContext(files) != *before; }));
 }
 
 TEST_F(HttpsTest, TellsWhenCertificatesExpire) {
