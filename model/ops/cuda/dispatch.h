@@ -316,7 +316,7 @@ void DispatchPagedAttention(const Launcher& launch, Element element, const Paged
 
 template <class Launcher>
 void DispatchRowProduct(const Launcher& launch, const RowProductArgs& args) {
-  if (args.rows < 1 || args.depth < 1 || args.depth % 8 != 0 ||
+  if (args.rows < 1 || args.depth < 1 || args.depth > kRowMostDepth || args.depth % 8 != 0 ||
       (args.gated && args.rows % 2 != 0)) {
     throw std::invalid_argument("no product of a row with " + std::to_string(args.rows) + " of " +
                                 std::to_string(args.depth));

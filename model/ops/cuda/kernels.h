@@ -82,8 +82,9 @@ void PagedAttention(Element element, const PagedAttentionArgs& args, int64_t seq
                     Stream stream);
 bool HasPagedAttention(int64_t head_dim);
 
-// out = x weight^T for one row of bfloat16; depth a multiple of 8. Gated: out [rows / 2] = SwiGlu
-// of the product.
+// out = x weight^T for one row of bfloat16; depth a multiple of 8 up to kRowMostDepth. Gated: out
+// [rows / 2] = SwiGlu of the product.
+inline constexpr int kRowMostDepth = 13824;  // x lies in shared memory beside the weights
 struct RowProductArgs {
   const void* x;       // [depth]
   const void* weight;  // [rows, depth]

@@ -164,13 +164,16 @@ TEST_F(CudaMatrixTest, StreamsFewRows) {
       }
     }
   }
-  const CudaMatrix plain(ToDevice(Random({37, 392}, 4)));
-  const at::Tensor x = ToDevice(Random({2, 392}, 5));
-  const at::Tensor expected =
-      at::linear(x.cpu().to(at::kDouble), plain.Dense(at::kBFloat16).cpu().to(at::kDouble));
-  for (const int64_t rows : {1, 2}) {
-    ExpectRounded(plain.Multiply(x.narrow(0, 0, rows), /*stream=*/true),
-                  expected.narrow(0, 0, rows));
+  // Plain ones; the last is deeper than what is streamed.
+  for (const Shape shape : {Shape{37, 392}, Shape{3, cuda::kRowMostDepth + 8}}) {
+    const CudaMatrix plain(ToDevice(Random({shape.rows, shape.depth}, 4)));
+    const at::Tensor x = ToDevice(Random({2, shape.depth}, 5));
+    const at::Tensor expected =
+        at::linear(x.cpu().to(at::kDouble), plain.Dense(at::kBFloat16).cpu().to(at::kDouble));
+    for (const int64_t rows : {1, 2}) {
+      ExpectRounded(plain.Multiply(x.narrow(0, 0, rows), /*stream=*/true),
+                    expected.narrow(0, 0, rows));
+    }
   }
 }
 

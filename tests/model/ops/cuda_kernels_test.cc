@@ -346,9 +346,9 @@ TEST_F(MultiplyRowTest, IsTheProduct) {
   };
   // Depths that fill steps and that do not, rows for one turn of the blocks and for several (also
   // on a large GPU), an odd last one.
-  for (const auto& [depth, rows] :
-       {Shape{8, 1}, Shape{200, 17}, Shape{256, 48}, Shape{1024, 131}, Shape{1384, 64},
-        Shape{4096, 35}, Shape{9736, 9}, Shape{264, 4501}, Shape{264, 4700}}) {
+  for (const auto& [depth, rows] : {Shape{8, 1}, Shape{200, 17}, Shape{256, 48}, Shape{1024, 131},
+                                    Shape{1384, 64}, Shape{4096, 35}, Shape{9736, 9},
+                                    Shape{kRowMostDepth, 18}, Shape{264, 4501}, Shape{264, 4700}}) {
     for (const bool gated : {false, true}) {
       if (gated && rows % 2 != 0) continue;
       SCOPED_TRACE(std::to_string(rows) + " x " + std::to_string(depth) + (gated ? " gated" : ""));
@@ -380,6 +380,8 @@ TEST_F(MultiplyRowTest, RefusesOtherShapes) {
   RowProductArgs args{};
   args.rows = 3;
   args.depth = 12;
+  EXPECT_THROW(MultiplyRow(args, TheStream()), std::invalid_argument);
+  args.depth = kRowMostDepth + 8;
   EXPECT_THROW(MultiplyRow(args, TheStream()), std::invalid_argument);
   args.depth = 16;
   args.gated = true;
