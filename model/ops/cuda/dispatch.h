@@ -134,7 +134,7 @@ struct PackedStreamKernel {
   static constexpr int kThreads = kPackedStreamThreads;
   static constexpr bool kInStep = true, kReadsAhead = true;
   static constexpr int kBlocks = 4;  // for 64 registers
-  using Shared = PackedStreamShared;
+  using Shared = PackedStreamShared<kInt4>;
   PackedProductArgs args;
   template <class Block>
   LLAVA_DEVICE void operator()(Block& block, Shared& shared) const {
