@@ -33,8 +33,9 @@ constexpr int BlocksOf() {
   return 1;
 }
 
-// Whether a kernel is for the steps of few rows, whose products may read ahead while it runs, and
-// whether it is such a product.
+// Whether a kernel of steps is to run beside its neighbours, in those of few rows beside products
+// that read ahead, which takes one division of shared memory and cache for all of them
+// (launcher.h); and whether it is such a product. Not for what lives on the cache.
 template <class Kernel>
 constexpr bool kBesideStreams = requires {
   Kernel::kInStep;
@@ -71,6 +72,7 @@ struct RopeToCacheKernel {
 template <class T, int V>
 struct SwiGluKernel {
   static constexpr int kThreads = 256;
+  static constexpr bool kInStep = true;
   using Shared = NoShared;
   SwiGluArgs args;
   template <class Block>
@@ -157,6 +159,7 @@ struct PackedProductKernel {
 template <bool kInt4, int kTiles>
 struct PackedTilesKernel {
   static constexpr int kThreads = kTileThreads;
+  static constexpr bool kInStep = true;
   static constexpr int kBlocks = 2;
   using Shared = PackedTilesShared<kInt4, kTiles>;
   PackedProductArgs args;
@@ -169,6 +172,7 @@ struct PackedTilesKernel {
 
 struct MergeTilesKernel {
   static constexpr int kThreads = 256;
+  static constexpr bool kInStep = true;
   using Shared = NoShared;
   PackedProductArgs args;
   const float* partial;
