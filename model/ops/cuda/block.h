@@ -20,6 +20,14 @@ namespace llava::cuda {
 
 inline constexpr int kWarpLanes = 32;
 
+// Of a thread, whose number nvcc takes for one that may be negative, which is slower to divide.
+LLAVA_DEVICE int WarpOf(int thread) {
+  return static_cast<int>(static_cast<uint32_t>(thread) / kWarpLanes);
+}
+LLAVA_DEVICE int LaneOf(int thread) {
+  return static_cast<int>(static_cast<uint32_t>(thread) % kWarpLanes);
+}
+
 // Of a kernel whose blocks stay while they work on one thing after the other, with copies far
 // ahead: a step among those of all turns, each of `steps`, and where its copies lie in a ring of
 // stages.

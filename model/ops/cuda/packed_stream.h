@@ -48,26 +48,29 @@ LLAVA_DEVICE void PackedStreamBody(Block& block, PackedStreamShared<kInt4>& shar
   constexpr int kSteps = kInt4 ? 2 : 1;  // of the matrix unit, for a chunk
   const PackedWeights& weight = args.weight;
   const PanelPlan plan(weight);
-  const int places = (weight.rows + kPanelRows - 1) / kPanelRows / kPanels;
-  const int steps = (plan.chunks + kChunks * kSplit - 1) / (kChunks * kSplit);
-  const int turns = (places + block.num_x() - 1) / block.num_x();
+  // Unsigned, for a quotient is a shift then: the loop has no room to keep all of these.
+  const auto parts_of = [](uint32_t count, uint32_t size) {
+    return static_cast<int>((count + size - 1) / size);
+  };
+  const int places = parts_of(weight.rows, kPanelRows * kPanels);
+  const int steps = parts_of(plan.chunks, kChunks * kSplit);
   const auto* const x = static_cast<const BFloat16*>(args.x);
 
   const auto place_of = [&](int turn) { return turn * block.num_x() + block.x(); };
   const auto panel_of = [&](int place, int p) { return place + p * places; };
   // The first chunk of a warp's stages; a step is a whole number of groups further.
-  const auto first_of = [&](int thread) { return thread / kWarpLanes / kPanels * kChunks; };
+  const auto first_of = [&](int thread) { return WarpOf(thread) / kPanels * kChunks; };
   const int stride = (kSplit * kChunks >> plan.shift) * plan.group_bytes;
-  // What the lane copies of the panel, from its first step on.
+  // What the lane copies of the panel next.
   struct Source {
     const uint8_t *values, *scales;
   };
   typename Block::template PerThread<Source> sources;
   const auto copy = [&](const RingPlace<kStages>& at) {
     const int place = place_of(at.turn);
-    if (at.turn >= turns || place >= places) return;
+    if (place >= places) return;
     block.Each([&](int thread) {
-      const int warp = thread / kWarpLanes, lane = thread % kWarpLanes, g = lane / 4, t = lane % 4;
+      const int warp = WarpOf(thread), lane = LaneOf(thread), g = lane / 4, t = lane % 4;
       Source& source = sources[thread];
       if (at.step == 0) {
         const uint8_t* const panel =
@@ -78,28 +81,29 @@ LLAVA_DEVICE void PackedStreamBody(Block& block, PackedStreamShared<kInt4>& shar
       }
       if (at.step * (kSplit * kChunks) + first_of(thread) >= plan.chunks) return;
       typename Shared::Stage& to = shared.ring[at.stage][warp];
-      const int64_t ahead = static_cast<int64_t>(at.step) * stride;
       LLAVA_UNROLL
       for (int c = 0; c < kChunks; ++c) {
-        block.CopyLater(&to.values[c][lane], source.values + ahead + c * kChunkBytes, true);
+        block.CopyLater(&to.values[c][lane], source.values + c * kChunkBytes, true);
       }
-      block.CopyLater(&to.scales[lane], source.scales + ahead, true);
+      block.CopyLater(&to.scales[lane], source.scales, true);
+      source.values += stride;
+      source.scales += stride;
     });
   };
   // What belongs to these weights of the lane's row; beyond the end zeros, which meet what may lie
   // there.
   const auto copy_x = [&](const RingPlace<kStages>& at) {
-    if (at.turn >= turns || place_of(at.turn) >= places) return;
+    if (place_of(at.turn) >= places) return;
     block.Each([&](int thread) {
-      const int warp = thread / kWarpLanes, lane = thread % kWarpLanes;
+      const int warp = WarpOf(thread), lane = LaneOf(thread);
       const int row = lane / 4 < args.rows ? lane / 4 : args.rows - 1;
+      const int k =
+          (at.step * (kSplit * kChunks) + first_of(thread)) * kChunkDepth + lane % 4 * 4 * kSteps;
+      const BFloat16* const from = x + (row * weight.depth + k);
       LLAVA_UNROLL
       for (int c = 0; c < kChunks; ++c) {
-        const int chunk = at.step * (kSplit * kChunks) + first_of(thread) + c;
-        const int k = chunk * kChunkDepth + lane % 4 * 4 * kSteps;
-        const bool there = k < weight.depth;
-        block.CopyLater(&shared.ring[at.stage][warp].x[c][lane],
-                        x + static_cast<int64_t>(row) * weight.depth + (there ? k : 0), there);
+        block.CopyLater(&shared.ring[at.stage][warp].x[c][lane], from + c * kChunkDepth,
+                        k + c * kChunkDepth < weight.depth);
       }
     });
   };
@@ -138,19 +142,18 @@ LLAVA_DEVICE void PackedStreamBody(Block& block, PackedStreamShared<kInt4>& shar
   // Where the weights begin that were kept apart for each of the lane's four columns. The compiler
   // waits for them in the panel's first step: they are in a cache by then.
   typename Block::template PerThread<Array<int32_t, 5>> bounds;
-  for (; now.turn < turns; now.Next(steps)) {
+  for (; place_of(now.turn) < places; now.Next(steps)) {
     block.template AwaitCopies<kStages - 2>();
     copy(ahead);
     copy_x(ahead);
     block.CloseCopies();
     ahead.Next(steps);
     const int place = place_of(now.turn);
-    if (place >= places) continue;
     if (now.step == 0) {
       block.Each([&](int thread) {
         LLAVA_UNROLL
         for (int i = 0; i < kPackedStreamRows; ++i) sums[thread][i] = 0;
-        const int warp = thread / kWarpLanes, lane = thread % kWarpLanes;
+        const int warp = WarpOf(thread), lane = LaneOf(thread);
         const int first = panel_of(place, warp % kPanels) * kPanelRows + lane / 4 * 4;
         LLAVA_UNROLL
         for (int c = 0; c < 5; ++c) {
@@ -160,7 +163,7 @@ LLAVA_DEVICE void PackedStreamBody(Block& block, PackedStreamShared<kInt4>& shar
     } else if (now.step == 1) {
       block.Each([&](int thread) {
         const Array<int32_t, 5>& bound = bounds[thread];
-        if (thread / kWarpLanes >= kPanels || thread % 4 != 0 || bound[0] == bound[4]) return;
+        if (WarpOf(thread) >= kPanels || LaneOf(thread) % 4 != 0 || bound[0] == bound[4]) return;
         PrefetchLine(weight.apart + bound[0]);
         PrefetchLine(weight.apart + bound[4] - 1);
       });
@@ -171,7 +174,7 @@ LLAVA_DEVICE void PackedStreamBody(Block& block, PackedStreamShared<kInt4>& shar
       typename Block::template PerThread<Array<uint32_t, 8 * kSteps>> a;
       typename Block::template PerThread<Array<uint32_t, 2 * kSteps>> b;
       block.Each([&](int thread) {
-        const int warp = thread / kWarpLanes, lane = thread % kWarpLanes;
+        const int warp = WarpOf(thread), lane = LaneOf(thread);
         const typename Shared::Stage& from = shared.ring[now.stage][warp];
         TakeRow<kInt4>(from.x[c][lane].values, b[thread].values);
         WidenChunk<kInt4>(from.values[c][lane], a[thread].values);
@@ -183,7 +186,7 @@ LLAVA_DEVICE void PackedStreamBody(Block& block, PackedStreamShared<kInt4>& shar
       }
     }
     block.Each([&](int thread) {
-      const int warp = thread / kWarpLanes, lane = thread % kWarpLanes;
+      const int warp = WarpOf(thread), lane = LaneOf(thread);
       if (now.step * (kSplit * kChunks) + first_of(thread) >= plan.chunks) return;
       const Vector<BFloat16, 4> scales = shared.ring[now.stage][warp].scales[lane];
       LLAVA_UNROLL
@@ -193,7 +196,7 @@ LLAVA_DEVICE void PackedStreamBody(Block& block, PackedStreamShared<kInt4>& shar
 
     // With what was kept apart: the warps of a panel take these in turn, too.
     block.Each([&](int thread) {
-      const int part = thread / kWarpLanes / kPanels, t = thread % 4;
+      const int part = WarpOf(thread) / kPanels, t = LaneOf(thread) % 4;
       LLAVA_UNROLL
       for (int c = 0; c < 4; ++c) {
         for (int j = bounds[thread][c] + part; j < bounds[thread][c + 1]; j += kSplit) {
@@ -209,7 +212,7 @@ LLAVA_DEVICE void PackedStreamBody(Block& block, PackedStreamShared<kInt4>& shar
       }
       LLAVA_UNROLL
       for (int i = 0; i < kPackedStreamRows; ++i) {
-        shared.sums[thread / kWarpLanes][i][thread % kWarpLanes] = sums[thread][i];
+        shared.sums[WarpOf(thread)][i][LaneOf(thread)] = sums[thread][i];
       }
     });
     block.Sync();

@@ -46,7 +46,7 @@ LLAVA_DEVICE void RowProductBody(Block& block, RowProductShared& shared,
 
   // Neighbours go to different blocks, so that all have as much to do.
   const auto pair_of = [&](int thread, int turn) {
-    return (turn * kWarps + thread / kWarpLanes) * block.num_x() + block.x();
+    return (turn * kWarps + WarpOf(thread)) * block.num_x() + block.x();
   };
   // Of an odd matrix the last row stands twice.
   const auto row_of = [&](int pair, int o) {
@@ -64,7 +64,7 @@ LLAVA_DEVICE void RowProductBody(Block& block, RowProductShared& shared,
     if (place.turn >= turns) return;
     block.Each([&](int thread) {
       Source& source = sources[thread];
-      const int lane = thread % kWarpLanes, k = place.step * kRowStep;
+      const int lane = LaneOf(thread), k = place.step * kRowStep;
       if (place.step == 0) {
         const int pair = pair_of(thread, place.turn);
         source.there = pair < pairs;
@@ -77,7 +77,7 @@ LLAVA_DEVICE void RowProductBody(Block& block, RowProductShared& shared,
       const bool there = source.there && k + lane * 8 < args.depth;
       LLAVA_UNROLL
       for (int o = 0; o < kRowPair; ++o) {
-        block.CopyLater(&shared.ring[place.stage][thread / kWarpLanes][o][lane],
+        block.CopyLater(&shared.ring[place.stage][WarpOf(thread)][o][lane],
                         there ? source.rows[o] + k : weight, there);
       }
     });
@@ -118,11 +118,11 @@ LLAVA_DEVICE void RowProductBody(Block& block, RowProductShared& shared,
         LLAVA_UNROLL
         for (int i = 0; i < 2 * kRowPair; ++i) part[i] = 0;
       }
-      const int lane = thread % kWarpLanes;
+      const int lane = LaneOf(thread);
       const BFloat16Pairs row = shared.x[at.step * kWarpLanes + lane];
       LLAVA_UNROLL
       for (int o = 0; o < kRowPair; ++o) {
-        const BFloat16Pairs w = shared.ring[at.stage][thread / kWarpLanes][o][lane];
+        const BFloat16Pairs w = shared.ring[at.stage][WarpOf(thread)][o][lane];
         LLAVA_UNROLL
         for (int j = 0; j < 4; ++j) {
           part[2 * o] += LowFloat(w[j]) * LowFloat(row[j]);
@@ -141,7 +141,7 @@ LLAVA_DEVICE void RowProductBody(Block& block, RowProductShared& shared,
     block.template Sum<kWarpLanes>(sums);
     block.Each([&](int thread) {
       const int pair = pair_of(thread, at.turn);
-      if (thread % kWarpLanes != 0 || pair >= pairs) return;
+      if (LaneOf(thread) != 0 || pair >= pairs) return;
       Array<BFloat16, kRowPair> rounded;
       LLAVA_UNROLL
       for (int o = 0; o < kRowPair; ++o) rounded[o] = FromFloat<BFloat16>(sums[thread][o]);
