@@ -100,9 +100,10 @@ struct AttendSplitKernel {
   static constexpr int kBlocks = kGroup == 1 && sizeof(T) == 2 ? 512 / kThreads : 1;
   using Shared = SplitShared<V, kLanes, kGroup>;
   PagedAttentionArgs args;
+  bool fetches;
   template <class Block>
   LLAVA_DEVICE void operator()(Block& block, Shared& shared) const {
-    AttendSplitBody<T, V, kLanes, kGroup>(block, shared, args);
+    AttendSplitBody<T, V, kLanes, kGroup>(block, shared, args, fetches);
   }
 };
 
@@ -289,15 +290,18 @@ void DispatchPagedAttention(const Launcher& launch, Element element, const Paged
   const auto split = [&]<class T, int V, int kLanes>() {
     const int64_t most = group == 1 ? 1 : 4;
     const Grid grid{args.num_kv_heads * CeilDivide(group, most), args.splits, sequences};
+    const int64_t blocks = grid.x * grid.y * grid.z, few = 512;
     const auto with_threads = [&]<int kThreads>() {
       if (group == 1) {
-        launch(AttendSplitKernel<T, V, kLanes, 1, kThreads>{args}, grid);
+        launch(AttendSplitKernel<T, V, kLanes, 1, kThreads>{args, blocks <= few}, grid);
       } else {
-        launch(AttendSplitKernel<T, V, kLanes, 4, kThreads>{args}, grid);
+        launch(AttendSplitKernel<T, V, kLanes, 4, kThreads>{args, blocks <= few}, grid);
       }
     };
-    // Few blocks have to be fast each; many have to be small.
-    if (grid.x * grid.y * grid.z <= 512) {
+    // Few blocks have to be fast each; many have to be small. Two full ones on a multiprocessor
+    // leave no registers to a product that reads ahead (those of grouped heads never do).
+    const bool leave_room = args.beside_streams && group == 1;
+    if (blocks <= (leave_room ? launch.Multiprocessors() : few)) {
       with_threads.template operator()<kSplitThreads>();
     } else {
       with_threads.template operator()<kSplitThreads / 2>();

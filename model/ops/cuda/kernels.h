@@ -74,9 +74,10 @@ struct PagedAttentionArgs {
   int table_stride;
   int num_heads, num_kv_heads, head_dim;
   float scale;
-  int splits;      // stretches of the longest sequence
-  float* partial;  // scratch: [sequences, H, splits, Dh + 2]
-  void* out;       // [rows, H, Dh]
+  int splits;                   // stretches of the longest sequence
+  bool beside_streams = false;  // leave room to products before and behind it that read ahead
+  float* partial;               // scratch: [sequences, H, splits, Dh + 2]
+  void* out;                    // [rows, H, Dh]
 };
 void PagedAttention(Element element, const PagedAttentionArgs& args, int64_t sequences,
                     Stream stream);
