@@ -97,13 +97,13 @@ LLAVA_DEVICE void PackedStreamBody(Block& block, PackedStreamShared<kInt4>& shar
     block.Each([&](int thread) {
       const int warp = WarpOf(thread), lane = LaneOf(thread);
       const int row = lane / 4 < args.rows ? lane / 4 : args.rows - 1;
-      const int k =
-          (at.step * (kSplit * kChunks) + first_of(thread)) * kChunkDepth + lane % 4 * 4 * kSteps;
-      const BFloat16* const from = x + (row * weight.depth + k);
+      const int first = (at.step * (kSplit * kChunks) + first_of(thread)) * kChunkDepth;
       LLAVA_UNROLL
       for (int c = 0; c < kChunks; ++c) {
-        block.CopyLater(&shared.ring[at.stage][warp].x[c][lane], from + c * kChunkDepth,
-                        k + c * kChunkDepth < weight.depth);
+        const int k = first + c * kChunkDepth + lane % 4 * 4 * kSteps;
+        const bool there = k < weight.depth;
+        block.CopyLater(&shared.ring[at.stage][warp].x[c][lane],
+                        x + (row * weight.depth + (there ? k : 0)), there);
       }
     });
   };
