@@ -175,6 +175,7 @@ void CudaLlama::Attend(const Cache& cache, const at::Tensor& qkv, const Batch& b
                         .head_dim = head_dim,
                         .scale = 1.0f / std::sqrt(static_cast<float>(head_dim)),
                         .splits = static_cast<int>(batch.splits),
+                        .beside_streams = Streams(qkv.size(0)),
                         .partial = partial.data_ptr<float>(),
                         .out = out.data_ptr()},
                        sequences, stream);

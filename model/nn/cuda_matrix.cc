@@ -121,7 +121,8 @@ bool CudaMatrix::ReadsPacked(const at::Tensor& x) const {
 }
 
 bool CudaMatrix::StreamsPlain(const at::Tensor& x) const {
-  return !is_packed() && x.size(0) == 1 && depth_ % 8 == 0 && x.scalar_type() == at::kBFloat16;
+  return !is_packed() && x.size(0) == 1 && depth_ % 8 == 0 && depth_ <= cuda::kRowMostDepth &&
+         x.scalar_type() == at::kBFloat16;
 }
 
 void CudaMatrix::StreamPlain(const at::Tensor& x, bool gated, const at::Tensor& out) const {

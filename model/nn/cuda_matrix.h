@@ -31,8 +31,9 @@ class CudaMatrix {
   // The matrix in `dtype`, rounded from what products see; itself if it is that.
   at::Tensor Dense(at::ScalarType dtype) const;
   // x contiguous, of the dtype of a dense matrix; beside a packed one float32 or bfloat16, of which
-  // only the latter has kernels that read packed weights. `stream`: a row of bfloat16, or up to
-  // eight with packed weights, are left to the kernels that read ahead over the ends of others.
+  // only the latter has kernels that read packed weights. `stream`: a row of bfloat16 (at most
+  // cuda::kRowMostDepth long), or up to eight with packed weights, are left to the kernels that
+  // read ahead over the ends of others.
   at::Tensor Multiply(const at::Tensor& x, bool stream = false) const;
   // SwiGlu of the product with gate and up, the halves of the rows, into `out` [T, N / 2].
   void MultiplyGated(const at::Tensor& x, const at::Tensor& out, bool stream = false) const;

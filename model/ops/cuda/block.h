@@ -20,6 +20,14 @@ namespace llava::cuda {
 
 inline constexpr int kWarpLanes = 32;
 
+// Of a thread, whose number nvcc takes for one that may be negative, which is slower to divide.
+LLAVA_DEVICE int WarpOf(int thread) {
+  return static_cast<int>(static_cast<uint32_t>(thread) / kWarpLanes);
+}
+LLAVA_DEVICE int LaneOf(int thread) {
+  return static_cast<int>(static_cast<uint32_t>(thread) % kWarpLanes);
+}
+
 // Of a kernel whose blocks stay while they work on one thing after the other, with copies far
 // ahead: a step among those of all turns, each of `steps`, and where its copies lie in a ring of
 // stages.
@@ -64,15 +72,23 @@ class DeviceBlock {
 #endif
   }
   __device__ __forceinline__ void LeaveIdle() {}
-  // In a phase: copies 16 bytes from global into shared memory while the thread goes on; zeros if
-  // they are not `there`. Between phases: CloseCopies makes those since the last one a group,
+  // In a phase: copies 8 or 16 bytes from global into shared memory while the thread goes on; zeros
+  // if they are not `there`. Between phases: CloseCopies makes those since the last one a group,
   // AwaitCopies waits until at most the kOpen youngest groups are under way. What has arrived the
   // thread that copied it sees at once, all others behind a Sync.
-  __device__ __forceinline__ void CopyLater(void* to, const void* from, bool there) {
+  template <class X>
+  __device__ __forceinline__ void CopyLater(X* to, const void* from, bool there) {
+    static_assert(sizeof(X) == 8 || sizeof(X) == 16);
     const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from),
-                 "r"(there ? 16 : 0)
-                 : "memory");
+    if constexpr (sizeof(X) == 16) {
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from),
+                   "r"(there ? 16 : 0)
+                   : "memory");
+    } else {
+      asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(address), "l"(from),
+                   "r"(there ? 8 : 0)
+                   : "memory");
+    }
   }
   __device__ __forceinline__ void CloseCopies() {
     asm volatile("cp.async.commit_group;" ::: "memory");

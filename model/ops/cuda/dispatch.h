@@ -33,8 +33,9 @@ constexpr int BlocksOf() {
   return 1;
 }
 
-// Whether a kernel is for the steps of few rows, whose products may read ahead while it runs, and
-// whether it is such a product.
+// Whether a kernel of steps is to run beside its neighbours, in those of few rows beside products
+// that read ahead, which takes one division of shared memory and cache for all of them
+// (launcher.h); and whether it is such a product. Not for what lives on the cache.
 template <class Kernel>
 constexpr bool kBesideStreams = requires {
   Kernel::kInStep;
@@ -71,6 +72,7 @@ struct RopeToCacheKernel {
 template <class T, int V>
 struct SwiGluKernel {
   static constexpr int kThreads = 256;
+  static constexpr bool kInStep = true;
   using Shared = NoShared;
   SwiGluArgs args;
   template <class Block>
@@ -98,9 +100,10 @@ struct AttendSplitKernel {
   static constexpr int kBlocks = kGroup == 1 && sizeof(T) == 2 ? 512 / kThreads : 1;
   using Shared = SplitShared<V, kLanes, kGroup>;
   PagedAttentionArgs args;
+  bool fetches;
   template <class Block>
   LLAVA_DEVICE void operator()(Block& block, Shared& shared) const {
-    AttendSplitBody<T, V, kLanes, kGroup>(block, shared, args);
+    AttendSplitBody<T, V, kLanes, kGroup>(block, shared, args, fetches);
   }
 };
 
@@ -134,7 +137,7 @@ struct PackedStreamKernel {
   static constexpr int kThreads = kPackedStreamThreads;
   static constexpr bool kInStep = true, kReadsAhead = true;
   static constexpr int kBlocks = 4;  // for 64 registers
-  using Shared = PackedStreamShared;
+  using Shared = PackedStreamShared<kInt4>;
   PackedProductArgs args;
   template <class Block>
   LLAVA_DEVICE void operator()(Block& block, Shared& shared) const {
@@ -157,6 +160,7 @@ struct PackedProductKernel {
 template <bool kInt4, int kTiles>
 struct PackedTilesKernel {
   static constexpr int kThreads = kTileThreads;
+  static constexpr bool kInStep = true;
   static constexpr int kBlocks = 2;
   using Shared = PackedTilesShared<kInt4, kTiles>;
   PackedProductArgs args;
@@ -169,6 +173,7 @@ struct PackedTilesKernel {
 
 struct MergeTilesKernel {
   static constexpr int kThreads = 256;
+  static constexpr bool kInStep = true;
   using Shared = NoShared;
   PackedProductArgs args;
   const float* partial;
@@ -285,15 +290,18 @@ void DispatchPagedAttention(const Launcher& launch, Element element, const Paged
   const auto split = [&]<class T, int V, int kLanes>() {
     const int64_t most = group == 1 ? 1 : 4;
     const Grid grid{args.num_kv_heads * CeilDivide(group, most), args.splits, sequences};
+    const int64_t blocks = grid.x * grid.y * grid.z, few = 512;
     const auto with_threads = [&]<int kThreads>() {
       if (group == 1) {
-        launch(AttendSplitKernel<T, V, kLanes, 1, kThreads>{args}, grid);
+        launch(AttendSplitKernel<T, V, kLanes, 1, kThreads>{args, blocks <= few}, grid);
       } else {
-        launch(AttendSplitKernel<T, V, kLanes, 4, kThreads>{args}, grid);
+        launch(AttendSplitKernel<T, V, kLanes, 4, kThreads>{args, blocks <= few}, grid);
       }
     };
-    // Few blocks have to be fast each; many have to be small.
-    if (grid.x * grid.y * grid.z <= 512) {
+    // Few blocks have to be fast each; many have to be small. Two full ones on a multiprocessor
+    // leave no registers to a product that reads ahead (those of grouped heads never do).
+    const bool leave_room = args.beside_streams && group == 1;
+    if (blocks <= (leave_room ? launch.Multiprocessors() : few)) {
       with_threads.template operator()<kSplitThreads>();
     } else {
       with_threads.template operator()<kSplitThreads / 2>();
@@ -316,7 +324,7 @@ void DispatchPagedAttention(const Launcher& launch, Element element, const Paged
 
 template <class Launcher>
 void DispatchRowProduct(const Launcher& launch, const RowProductArgs& args) {
-  if (args.rows < 1 || args.depth < 1 || args.depth % 8 != 0 ||
+  if (args.rows < 1 || args.depth < 1 || args.depth > kRowMostDepth || args.depth % 8 != 0 ||
       (args.gated && args.rows % 2 != 0)) {
     throw std::invalid_argument("no product of a row with " + std::to_string(args.rows) + " of " +
                                 std::to_string(args.depth));

@@ -74,16 +74,18 @@ struct PagedAttentionArgs {
   int table_stride;
   int num_heads, num_kv_heads, head_dim;
   float scale;
-  int splits;      // stretches of the longest sequence
-  float* partial;  // scratch: [sequences, H, splits, Dh + 2]
-  void* out;       // [rows, H, Dh]
+  int splits;                   // stretches of the longest sequence
+  bool beside_streams = false;  // leave room to products before and behind it that read ahead
+  float* partial;               // scratch: [sequences, H, splits, Dh + 2]
+  void* out;                    // [rows, H, Dh]
 };
 void PagedAttention(Element element, const PagedAttentionArgs& args, int64_t sequences,
                     Stream stream);
 bool HasPagedAttention(int64_t head_dim);
 
-// out = x weight^T for one row of bfloat16; depth a multiple of 8. Gated: out [rows / 2] = SwiGlu
-// of the product.
+// out = x weight^T for one row of bfloat16; depth a multiple of 8 up to kRowMostDepth. Gated: out
+// [rows / 2] = SwiGlu of the product.
+inline constexpr int kRowMostDepth = 13824;  // x lies in shared memory beside the weights
 struct RowProductArgs {
   const void* x;       // [depth]
   const void* weight;  // [rows, depth]

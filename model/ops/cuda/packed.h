@@ -58,14 +58,18 @@ LLAVA_DEVICE Array<uint32_t, 2> WidenBytes(uint32_t bytes) {
 }
 
 // Eight nibbles, each a weight + 8, weights 0 to 3 the low halves of the bytes and 4 to 7 the high
-// ones: weights 0 and 2, 1 and 3, 4 and 6, 5 and 7.
+// ones: weights 0 and 1, 2 and 3, 4 and 5, 6 and 7, the pairs of x as it lies.
 LLAVA_DEVICE Array<uint32_t, 4> WidenNibbles(uint32_t nibbles) {
   Array<uint32_t, 4> pairs;
   LLAVA_UNROLL
-  for (int i = 0; i < 4; ++i) {
-    const int shift = i % 2 * 8 + i / 2 * 4;
-    // 128 + nibble in bfloat16, less 136.
-    pairs[i] = AddPairs(MaskAndSet<0x000f000fu, 0x43004300u>(nibbles >> shift), 0xc308c308u);
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t two = Bytes(nibbles, 0, i == 0 ? 0x4140 : 0x4342);
+    LLAVA_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      // 128 + nibble in bfloat16, less 136.
+      pairs[2 * half + i] =
+          AddPairs(MaskAndSet<0x000f000fu, 0x43004300u>(two >> 4 * half), 0xc308c308u);
+    }
   }
   return pairs;
 }
@@ -92,16 +96,8 @@ LLAVA_DEVICE void WidenChunk(const Vector<uint32_t, 4>& words, uint32_t* a) {
 template <bool kInt4>
 LLAVA_DEVICE void TakeRow(const BFloat16* from, uint32_t* b) {
   const auto words = Load < kInt4 ? 4 : 2 > (reinterpret_cast<const uint32_t*>(from));
-  if constexpr (kInt4) {
-    LLAVA_UNROLL
-    for (int i = 0; i < 2; ++i) {
-      b[2 * i] = Bytes(words[2 * i], words[2 * i + 1], 0x5410);
-      b[2 * i + 1] = Bytes(words[2 * i], words[2 * i + 1], 0x7632);
-    }
-  } else {
-    b[0] = words[0];
-    b[1] = words[1];
-  }
+  LLAVA_UNROLL
+  for (int i = 0; i < (kInt4 ? 4 : 2); ++i) b[i] = words[i];
 }
 
 // `kTiles` times eight rows of x, `kPanels` panels a block.

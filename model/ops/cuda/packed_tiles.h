@@ -29,6 +29,10 @@ struct PackedTilesShared {
   static constexpr int kUnits = kStageDepth / 8;                   // pieces of a row of x
   static constexpr int kChunks = kStageDepth / (kInt4 ? 32 : 16);  // of a panel
   static constexpr int kScalePieces = kPanelScaleBytes / 16;
+  // Of a stage, which all threads have as many to copy of: the compiler is to know that.
+  static constexpr int kValuePieces = kTilePanels * kChunks * kWarpLanes;
+  static constexpr int kRowPieces = kRows * kUnits;
+  static_assert(kValuePieces % kTileThreads == 0 && kRowPieces % kTileThreads == 0);
   struct Stage {
     Piece x[kRows][kUnits];                          // pieces of a row in an order of their own
     Piece values[kTilePanels][kChunks][kWarpLanes];  // by the lane that takes them
@@ -66,7 +70,9 @@ LLAVA_DEVICE void PackedTilesBody(Block& block, PackedTilesShared<kInt4, kTiles>
   const auto copy_weights = [&](int stage) {
     typename Shared::Stage& to = shared.stages[(stage - begin) % kTileStages];
     block.Each([&](int thread) {
-      for (int item = thread; item < kTilePanels * kChunks * kWarpLanes; item += kTileThreads) {
+      LLAVA_UNROLL
+      for (int i = 0; i < Shared::kValuePieces / kTileThreads; ++i) {
+        const int item = i * kTileThreads + thread;
         const int p = item / (kChunks * kWarpLanes), c = item / kWarpLanes % kChunks;
         const int piece = item % kWarpLanes;  // lane (g, t) owes piece 8 t + g
         const int chunk = stage * kChunks + c;
@@ -75,9 +81,9 @@ LLAVA_DEVICE void PackedTilesBody(Block& block, PackedTilesShared<kInt4, kTiles>
             there ? (first_panel + p) * plan.panel_bytes + plan.Values(chunk) + piece * 16 : 0;
         block.CopyLater(&to.values[p][c][piece % 8 * 4 + piece / 8], weight.panels + from, there);
       }
-      for (int item = thread; item < kTilePanels * 2 * Shared::kScalePieces; item += kTileThreads) {
-        const int p = item / (2 * Shared::kScalePieces), half = item / Shared::kScalePieces % 2;
-        const int piece = item % Shared::kScalePieces;
+      if (thread < kTilePanels * 2 * Shared::kScalePieces) {
+        const int p = thread / (2 * Shared::kScalePieces), half = thread / Shared::kScalePieces % 2;
+        const int piece = thread % Shared::kScalePieces;
         const int chunk = stage * kChunks + half * (kChunks / 2);
         const bool there = first_panel + p < panels && chunk < plan.chunks;
         const int64_t from =
@@ -89,7 +95,9 @@ LLAVA_DEVICE void PackedTilesBody(Block& block, PackedTilesShared<kInt4, kTiles>
   const auto copy_x = [&](int stage) {
     typename Shared::Stage& to = shared.stages[(stage - begin) % kTileStages];
     block.Each([&](int thread) {
-      for (int item = thread; item < kRows * Shared::kUnits; item += kTileThreads) {
+      LLAVA_UNROLL
+      for (int i = 0; i < Shared::kRowPieces / kTileThreads; ++i) {
+        const int item = i * kTileThreads + thread;
         const int row = item / Shared::kUnits, unit = item % Shared::kUnits;
         const int k = stage * kStageDepth + unit * 8;
         const bool there = row < args.rows && k < weight.depth;

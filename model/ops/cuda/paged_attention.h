@@ -27,12 +27,12 @@ struct SplitShared {
 };
 
 // Grid (key/value heads x groups of at most kGroup heads, stretches, sequences). head_dim: a
-// multiple of V, at most kLanes * V. The result is the same for either number of threads. A full
-// block asks for the keys and values of its stretch before the kernels ahead have ended; those of
-// all tokens but the newest lie there long since.
+// multiple of V, at most kLanes * V. The result is the same for either number of threads.
+// `fetches`, as every full block does: it asks for the keys and values of its stretch before the
+// kernels ahead have ended; those of all tokens but the newest lie there long since.
 template <class T, int V, int kLanes, int kGroup, class Block>
 LLAVA_DEVICE void AttendSplitBody(Block& block, SplitShared<V, kLanes, kGroup>& shared,
-                                  const PagedAttentionArgs& args) {
+                                  const PagedAttentionArgs& args, bool fetches) {
   constexpr int kTeams = kSplitThreads / kLanes;
   constexpr int kOwnTeams = Block::kThreads / kLanes;  // of a pass
   constexpr int kPasses = kTeams / kOwnTeams;
@@ -76,7 +76,7 @@ LLAVA_DEVICE void AttendSplitBody(Block& block, SplitShared<V, kLanes, kGroup>& 
     }
   });
   block.Sync();
-  if constexpr (kPasses == 1) {
+  if (kPasses == 1 || fetches) {
     block.Each([&](int thread) {
       constexpr int kLine = static_cast<int>(128 / sizeof(T));
       const int lines = (args.head_dim + kLine - 1) / kLine;

@@ -7,7 +7,8 @@
 // lane copies the 16 bytes that it will need itself into a ring of its own in shared memory, many
 // steps ahead and over the ends of rows: no barrier, and nothing drains in between. The ring is
 // filled before the kernels ahead have ended, and half of a multiprocessor is left to the next
-// product, so that it can do the same.
+// product, so that it can do the same. The row is put into shared memory once, as all warps read
+// all of it for each of their pairs: a load of it in the loop would keep every step waiting.
 
 #include "model/ops/cuda/block.h"
 #include "model/ops/cuda/kernels.h"
@@ -16,7 +17,7 @@
 namespace llava::cuda {
 
 inline constexpr int kRowThreads = 256;
-inline constexpr int kRowStages = 12;
+inline constexpr int kRowStages = 9;
 inline constexpr int kRowPair = 2;               // rows of the matrix that share what is read of x
 inline constexpr int kRowStep = kWarpLanes * 8;  // of the depth
 
@@ -24,7 +25,10 @@ using BFloat16Pairs = Vector<uint32_t, 4>;
 
 struct RowProductShared {
   BFloat16Pairs ring[kRowStages][kRowThreads / kWarpLanes][kRowPair][kWarpLanes];
+  BFloat16Pairs x[kRowMostDepth / 8];
 };
+static_assert(kRowMostDepth % kRowStep == 0);
+static_assert(sizeof(RowProductShared) <= 99 << 10, "sm_86 and sm_89 let a block share no more");
 
 // Grid: any number of blocks.
 template <class Block>
@@ -42,7 +46,7 @@ LLAVA_DEVICE void RowProductBody(Block& block, RowProductShared& shared,
 
   // Neighbours go to different blocks, so that all have as much to do.
   const auto pair_of = [&](int thread, int turn) {
-    return (turn * kWarps + thread / kWarpLanes) * block.num_x() + block.x();
+    return (turn * kWarps + WarpOf(thread)) * block.num_x() + block.x();
   };
   // Of an odd matrix the last row stands twice.
   const auto row_of = [&](int pair, int o) {
@@ -60,7 +64,7 @@ LLAVA_DEVICE void RowProductBody(Block& block, RowProductShared& shared,
     if (place.turn >= turns) return;
     block.Each([&](int thread) {
       Source& source = sources[thread];
-      const int lane = thread % kWarpLanes, k = place.step * kRowStep;
+      const int lane = LaneOf(thread), k = place.step * kRowStep;
       if (place.step == 0) {
         const int pair = pair_of(thread, place.turn);
         source.there = pair < pairs;
@@ -73,7 +77,7 @@ LLAVA_DEVICE void RowProductBody(Block& block, RowProductShared& shared,
       const bool there = source.there && k + lane * 8 < args.depth;
       LLAVA_UNROLL
       for (int o = 0; o < kRowPair; ++o) {
-        block.CopyLater(&shared.ring[place.stage][thread / kWarpLanes][o][lane],
+        block.CopyLater(&shared.ring[place.stage][WarpOf(thread)][o][lane],
                         there ? source.rows[o] + k : weight, there);
       }
     });
@@ -87,16 +91,16 @@ LLAVA_DEVICE void RowProductBody(Block& block, RowProductShared& shared,
   }
   block.AwaitEarlier();
 
-  // Of x, for the next step: nothing waits for it to come. Behind the end of the depth, where the
-  // weights are zeros, it is any part. In pairs, which take half of the registers.
-  typename Block::template PerThread<BFloat16Pairs> row, next;
-  const auto load = [&](const RingPlace<kRowStages>& place) {
-    block.Each([&](int thread) {
-      const int k = place.step * kRowStep + thread % kWarpLanes * 8;
-      next[thread] = Load<4>(reinterpret_cast<const uint32_t*>(x + (k < args.depth ? k : 0)));
-    });
-  };
-  load(now);
+  block.Each([&](int thread) {
+    // With zeros behind the end of the depth, where those of the weights are.
+    for (int at = thread; at < steps * kWarpLanes; at += kRowThreads) {
+      const bool there = at * 8 < args.depth;
+      block.CopyLater(&shared.x[at], there ? x + at * 8 : x, there);
+    }
+  });
+  block.CloseCopies();
+  block.template AwaitCopies<0>();
+  block.Sync();
 
   // Two sums a row, of even and odd places, for shorter chains.
   typename Block::template PerThread<Array<float, 2 * kRowPair>> parts;
@@ -108,22 +112,21 @@ LLAVA_DEVICE void RowProductBody(Block& block, RowProductShared& shared,
     ahead.Next(steps);
     const RingPlace<kRowStages> at = now;
     now.Next(steps);
-    block.Each([&](int thread) { row[thread] = next[thread]; });
-    load(now);
     block.Each([&](int thread) {
       Array<float, 2 * kRowPair>& part = parts[thread];
       if (at.step == 0) {
         LLAVA_UNROLL
         for (int i = 0; i < 2 * kRowPair; ++i) part[i] = 0;
       }
-      const int lane = thread % kWarpLanes;
+      const int lane = LaneOf(thread);
+      const BFloat16Pairs row = shared.x[at.step * kWarpLanes + lane];
       LLAVA_UNROLL
       for (int o = 0; o < kRowPair; ++o) {
-        const BFloat16Pairs w = shared.ring[at.stage][thread / kWarpLanes][o][lane];
+        const BFloat16Pairs w = shared.ring[at.stage][WarpOf(thread)][o][lane];
         LLAVA_UNROLL
         for (int j = 0; j < 4; ++j) {
-          part[2 * o] += LowFloat(w[j]) * LowFloat(row[thread][j]);
-          part[2 * o + 1] += HighFloat(w[j]) * HighFloat(row[thread][j]);
+          part[2 * o] += LowFloat(w[j]) * LowFloat(row[j]);
+          part[2 * o + 1] += HighFloat(w[j]) * HighFloat(row[j]);
         }
       }
     });
@@ -138,7 +141,7 @@ LLAVA_DEVICE void RowProductBody(Block& block, RowProductShared& shared,
     block.template Sum<kWarpLanes>(sums);
     block.Each([&](int thread) {
       const int pair = pair_of(thread, at.turn);
-      if (thread % kWarpLanes != 0 || pair >= pairs) return;
+      if (LaneOf(thread) != 0 || pair >= pairs) return;
       Array<BFloat16, kRowPair> rounded;
       LLAVA_UNROLL
       for (int o = 0; o < kRowPair; ++o) rounded[o] = FromFloat<BFloat16>(sums[thread][o]);

@@ -65,6 +65,25 @@ class CudaMatrixTest : public cuda::KernelTest {
   static at::Tensor ToDevice(const at::Tensor& x) {
     return x.to(at::TensorOptions(cuda::KernelDevice()).dtype(at::kBFloat16));
   }
+  // Least rows, in whole panels, whose streamed product has the blocks of this device take several
+  // panels or gated pairs each. StreamsPacked refuses those of just more than one turn.
+  static int64_t RowsOfTurns(bool gated) {
+    const int64_t panel = (gated ? 2 : 1) * cuda::kPanelRows;
+    cuda::PackedProductArgs args{};
+    args.rows = 1;
+    args.gated = gated;
+    args.weight.depth = args.weight.group = 128;
+    bool refused = false;
+    for (int64_t panels = 1; panels < 1000; ++panels) {
+      args.weight.rows = static_cast<int>(panels * panel);
+      if (!cuda::StreamsPacked(args)) {
+        refused = true;
+      } else if (refused) {
+        return args.weight.rows;
+      }
+    }
+    return 7 * panel;  // the emulation streams them all, with three blocks
+  }
   // Rounding to bfloat16 once is all that may be between them.
   static void ExpectRounded(const at::Tensor& found, const at::Tensor& expected) {
     const at::Tensor x = found.to(at::kCPU, at::kDouble);
@@ -136,9 +155,10 @@ TEST_F(CudaMatrixTest, MultipliesByWhatTheCpuServes) {
 
 TEST_F(CudaMatrixTest, StreamsFewRows) {
   for (const auto& [format, group] : kFormats) {
-    // Panels for several turns of the blocks (also on a large GPU), depths that fill no stage.
-    for (const Shape shape :
-         {Shape{1, 8}, Shape{33, 200}, Shape{200, 1384}, Shape{64, 4096}, Shape{4500, 136}}) {
+    // Panels for one turn of the blocks and for several, depths that fill no stage.
+    const int64_t turns = RowsOfTurns(/*gated=*/false);
+    for (const Shape shape : {Shape{1, 8}, Shape{33, 200}, Shape{64, 4096}, Shape{turns - 4, 136},
+                              Shape{turns, 1384}}) {
       const PackedMatrix packed = Pack(RandomWeights(shape, 2), format, group);
       const CudaMatrix matrix(packed, cuda::KernelDevice());
       const at::Tensor x = ToDevice(Random({9, shape.depth}, 3));
@@ -164,13 +184,16 @@ TEST_F(CudaMatrixTest, StreamsFewRows) {
       }
     }
   }
-  const CudaMatrix plain(ToDevice(Random({37, 392}, 4)));
-  const at::Tensor x = ToDevice(Random({2, 392}, 5));
-  const at::Tensor expected =
-      at::linear(x.cpu().to(at::kDouble), plain.Dense(at::kBFloat16).cpu().to(at::kDouble));
-  for (const int64_t rows : {1, 2}) {
-    ExpectRounded(plain.Multiply(x.narrow(0, 0, rows), /*stream=*/true),
-                  expected.narrow(0, 0, rows));
+  // Plain ones; the last is deeper than what is streamed.
+  for (const Shape shape : {Shape{37, 392}, Shape{3, cuda::kRowMostDepth + 8}}) {
+    const CudaMatrix plain(ToDevice(Random({shape.rows, shape.depth}, 4)));
+    const at::Tensor x = ToDevice(Random({2, shape.depth}, 5));
+    const at::Tensor expected =
+        at::linear(x.cpu().to(at::kDouble), plain.Dense(at::kBFloat16).cpu().to(at::kDouble));
+    for (const int64_t rows : {1, 2}) {
+      ExpectRounded(plain.Multiply(x.narrow(0, 0, rows), /*stream=*/true),
+                    expected.narrow(0, 0, rows));
+    }
   }
 }
 
@@ -215,9 +238,10 @@ TEST_F(CudaMatrixTest, ARowOfManyDoesNotDependOnHowMany) {
 
 TEST_F(CudaMatrixTest, GatesTheProduct) {
   for (const auto& [format, group] : kFormats) {
-    // The third one has halves that share a panel; the last one keeps a large GPU busy for more
-    // than one turn.
-    for (const Shape shape : {Shape{64, 136}, Shape{192, 392}, Shape{88, 392}, Shape{8960, 72}}) {
+    // The third one has halves that share a panel; the last two have several turns of the blocks.
+    const int64_t turns = RowsOfTurns(/*gated=*/true);
+    for (const Shape shape :
+         {Shape{64, 136}, Shape{192, 392}, Shape{88, 392}, Shape{turns, 72}, Shape{turns, 712}}) {
       const PackedMatrix packed = Pack(RandomWeights(shape, 6) / 20, format, group);
       const CudaMatrix matrix(packed, cuda::KernelDevice());
       const at::Tensor x = ToDevice(Random({33, shape.depth}, 7));

@@ -199,7 +199,8 @@ class PagedAttentionTest : public KernelTest {
   // `first` on. Rows of q and out that nobody asked for stay as they are.
   at::Tensor Run(const Case& c, const Heads& h, const at::Tensor& q, const at::Tensor& k_cache,
                  const at::Tensor& v_cache, const std::vector<int32_t>& rows,
-                 const std::vector<int32_t>& lengths, const std::vector<int>& first, int splits) {
+                 const std::vector<int32_t>& lengths, const std::vector<int>& first, int splits,
+                 bool beside_streams = false) {
     const int width = splits * kSplitTokens / kBlockTokens;
     std::vector<int32_t> tables;
     for (size_t i = 0; i < lengths.size(); ++i) {
@@ -229,6 +230,7 @@ class PagedAttentionTest : public KernelTest {
                       .head_dim = h.head_dim,
                       .scale = 1.0f / std::sqrt(static_cast<float>(h.head_dim)),
                       .splits = splits,
+                      .beside_streams = beside_streams,
                       .partial = partial.data_ptr<float>(),
                       .out = outs[0].data_ptr()},
                      static_cast<int64_t>(lengths.size()), TheStream());
@@ -311,6 +313,10 @@ TEST_F(PagedAttentionTest, DoesNotDependOnHowManyThereAre) {
       for (int i = 0; i < 5; ++i) {
         const at::Tensor alone = Run(c, h, q, k_cache, v_cache, {i}, {lengths[i]}, {first[i]}, 4);
         EXPECT_TRUE(at::equal(together[i], alone[i])) << i;
+        // Half the threads from one block a multiprocessor on.
+        const at::Tensor small = Run(c, h, q, k_cache, v_cache, {i}, {lengths[i]}, {first[i]}, 8,
+                                     /*beside_streams=*/true);
+        EXPECT_TRUE(at::equal(small[i], alone[i])) << i;
       }
     }
   }
@@ -346,9 +352,9 @@ TEST_F(MultiplyRowTest, IsTheProduct) {
   };
   // Depths that fill steps and that do not, rows for one turn of the blocks and for several (also
   // on a large GPU), an odd last one.
-  for (const auto& [depth, rows] :
-       {Shape{8, 1}, Shape{200, 17}, Shape{256, 48}, Shape{1024, 131}, Shape{1384, 64},
-        Shape{4096, 35}, Shape{9736, 9}, Shape{264, 4501}, Shape{264, 4700}}) {
+  for (const auto& [depth, rows] : {Shape{8, 1}, Shape{200, 17}, Shape{256, 48}, Shape{1024, 131},
+                                    Shape{1384, 64}, Shape{4096, 35}, Shape{9736, 9},
+                                    Shape{kRowMostDepth, 18}, Shape{264, 4501}, Shape{264, 4700}}) {
     for (const bool gated : {false, true}) {
       if (gated && rows % 2 != 0) continue;
       SCOPED_TRACE(std::to_string(rows) + " x " + std::to_string(depth) + (gated ? " gated" : ""));
@@ -380,6 +386,8 @@ TEST_F(MultiplyRowTest, RefusesOtherShapes) {
   RowProductArgs args{};
   args.rows = 3;
   args.depth = 12;
+  EXPECT_THROW(MultiplyRow(args, TheStream()), std::invalid_argument);
+  args.depth = kRowMostDepth + 8;
   EXPECT_THROW(MultiplyRow(args, TheStream()), std::invalid_argument);
   args.depth = 16;
   args.gated = true;

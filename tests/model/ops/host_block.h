@@ -9,6 +9,7 @@
 #include <deque>
 #include <memory>
 #include <stdexcept>
+#include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -79,11 +80,15 @@ class HostBlock {
   void LeaveIdle() { idle_ = true; }
 
   // Copies arrive as late as they may or, with threads that run backwards, at once.
-  void CopyLater(void* to, const void* from, bool there) {
-    if (reinterpret_cast<uintptr_t>(to) % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0) {
-      throw std::logic_error("a copy of 16 bytes from or to where it cannot be");
+  template <class X>
+  void CopyLater(X* to, const void* from, bool there) {
+    static_assert(sizeof(X) == 8 || sizeof(X) == 16);
+    if (reinterpret_cast<uintptr_t>(to) % sizeof(X) != 0 ||
+        reinterpret_cast<uintptr_t>(from) % sizeof(X) != 0) {
+      throw std::logic_error("a copy of " + std::to_string(sizeof(X)) +
+                             " bytes from or to where it cannot be");
     }
-    const Copy copy{to, there ? from : nullptr};
+    const Copy copy{to, there ? from : nullptr, sizeof(X)};
     if (backwards) {
       copy.Do();
     } else {
@@ -150,11 +155,12 @@ class HostBlock {
   struct Copy {
     void* to;
     const void* from;  // null: zeros
+    size_t bytes;
     void Do() const {
       if (from) {
-        std::memcpy(to, from, 16);
+        std::memcpy(to, from, bytes);
       } else {
-        std::memset(to, 0, 16);
+        std::memset(to, 0, bytes);
       }
     }
   };
