@@ -26,7 +26,7 @@ void TurnSamples::Add(const v1::ModelVersion& version, const TurnSample& sample,
   const auto found = std::find_if(versions_.begin(), versions_.end(),
                                   [&id](const Version& each) { return each.id == id; });
   if (found == versions_.end()) {
-    versions_.push_front({.id = id});
+    versions_.push_front({.id = id, .entries = {}});
     if (versions_.size() > kMaxVersions) versions_.pop_back();
   } else {
     versions_.splice(versions_.begin(), versions_, found);
