@@ -66,8 +66,10 @@ std::string ModelRouter::DefaultModel() const {
 std::string ModelRouter::DefaultModel(const ModelTable& llm) const {
   if (!default_model_.empty()) return default_model_;
   std::set<std::string> names;
-  for (const auto* models : {&llm.models, &llm.away}) {
-    for (const v1::ModelInfo& model : Language(*models)) names.insert(model.model().name());
+  for (const v1::ModelInfo& model : Language(llm.models)) names.insert(model.model().name());
+  for (const v1::ModelInfo& model : llm.away) {
+    // A service that is to load a version does not say its kind.
+    if (model.kind() != v1::MODEL_KIND_TOWER) names.insert(model.model().name());
   }
   if (names.empty()) return "";
   MutexLock lock(mutex_);

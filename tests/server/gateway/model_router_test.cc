@@ -108,6 +108,24 @@ TEST_F(ModelRouterTest, TheDefaultModelMayNameALabel) {
   EXPECT_EQ(router.Find({.name = "m"}, true)->model.model().version(), 2u);
 }
 
+// A service tells no more than name, version and labels of what it is to load.
+TEST_F(ModelRouterTest, TheDefaultStaysWhileItIsLoadedAnew) {
+  const v1::ModelInfo a = FakeLanguageModel("a", 1), b = FakeLanguageModel("b", 1);
+  fake_llm_.models().Set({a, b});
+  Start();
+  EXPECT_EQ(router_.DefaultModel(), "a");
+  fake_llm_.models().Set({b}, {a});
+  Refresh();
+  EXPECT_EQ(router_.DefaultModel(), "a");
+  EXPECT_EQ(router_.Find({}, false).status().code(), absl::StatusCode::kUnavailable);
+  fake_llm_.models().Set({a, b});
+  Refresh();
+  EXPECT_EQ(router_.DefaultModel(), "a");
+  fake_llm_.models().Set({b});
+  Refresh();
+  EXPECT_EQ(router_.DefaultModel(), "b") << "nobody has it any more";
+}
+
 TEST_F(ModelRouterTest, AServiceWithoutModelsIsNotReady) {
   fake_llm_.models().Set({});
   Start();
