@@ -190,7 +190,15 @@ absl::Status ModelRouter::Ready() const {
   for (const BackendPool* service : {&vision_, &llm_}) {
     if (const auto status = service->table().status; !status.ok()) return status;
   }
-  return Find({}, /*pictures=*/true).status();
+  const absl::Status usual = Find({}, /*pictures=*/true).status();
+  if (usual.ok() || !default_model_.empty()) return usual;
+  // Nobody chose that one: while it is away, for good perhaps, others can be asked.
+  const auto models = LanguageModels();
+  if (!models.ok()) return models.status();
+  const bool any = std::any_of(models->begin(), models->end(), [this](const v1::ModelInfo& each) {
+    return Find({.name = each.model().name()}, /*pictures=*/true).ok();
+  });
+  return any ? absl::OkStatus() : usual;
 }
 
 }  // namespace llava
