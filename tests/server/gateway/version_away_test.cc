@@ -294,6 +294,23 @@ TEST_F(VersionAwayTest, APictureThatAVisionServiceRefusesGoesToAnother) {
   StopGateway();
 }
 
+// As a service says that has no room for features: another tower would not help.
+TEST_F(VersionAwayTest, APictureThatALanguageServiceRefusesStaysWithItsVisionService) {
+  FakeVision other;
+  options_.vision = absl::StrCat(vision_.server().address(), ",", other.server().address());
+  StartGateway();
+  ASSERT_TRUE(
+      Eventually([&] { return Metric("llava_gateway_backends_down{backend=\"vision\"}") == 0; }));
+  llm_.Set({.failure = ToGrpc(OverloadedError("the feature store is full", milliseconds(100))),
+            .put_failures = 1});
+  const Answer answer = Ask(Question(NewSession(), "x", {FakePicture(1)}));
+  ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_EQ(llm_.puts(), 2);
+  EXPECT_EQ(vision_.encodes() * other.encodes(), 0) << "one has them";
+  EXPECT_EQ(vision_.encodes() + other.encodes(), 2);
+  StopGateway();
+}
+
 // The version that was chosen goes before the first text, and is to come back.
 TEST_F(VersionAwayTest, AQuestionThatNamesNoVersionDoesNotWaitForTheOneThatWasChosen) {
   const v1::ModelInfo old = FakeLanguageModel("emoji", 1), latest = FakeLanguageModel("emoji", 2);
