@@ -415,7 +415,8 @@ absl::StatusOr<Answer> ChatClient::Ask(const v1::ChatRequest& request, TextCallb
     // The turn is not to be had: it ended as was told.
     if (begun && (absl::IsUnimplemented(next) || absl::IsNotFound(next))) break;
     status = next;
-    if (stream.text_bytes() > bytes) {
+    const bool first = !begun && stream.num_streams() > streams;  // and perhaps after a long wait
+    if (first || stream.text_bytes() > bytes) {
       give_up = Clock::now() + kResumeTimeout;
       delay = kFirstDelay;
       fruitless = 0;

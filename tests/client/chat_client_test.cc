@@ -291,6 +291,26 @@ TEST_F(ChatClientTest, WhoHasStoppedIsNotToldOfARefusal) {
   EXPECT_EQ(gateway_.asked().size(), 1u);
 }
 
+// The time to get an answer back begins when it breaks, not when it was asked for anew.
+TEST_F(ChatClientTest, AnAnswerThatBeganLateIsWaitedForAsLong) {
+  ChatClient patient({.gateway = gateway_.address(), .refusal_timeout = std::chrono::minutes(10)});
+  ASSERT_TRUE(patient.Connect().ok());
+  gateway_.set_script({.events = {}, .status = {grpc::StatusCode::UNAVAILABLE, "socket closed"}});
+  AnswerCanceller canceller;
+  std::thread other([&] {
+    gateway_.WaitForQuestions(1);
+    gateway_.set_script({.events = {}, .status = Overloaded("too many questions", 3)});
+    gateway_.WaitForQuestions(2);
+    gateway_.set_script({.events = {Started("s", "t")}, .status = Overloaded("later", 58)});
+    gateway_.WaitForQuestions(3);
+    std::this_thread::sleep_for(milliseconds(300));  // it has broken by then, and is waited for
+    canceller.Abandon();
+  });
+  const auto answer = patient.Ask(Question("?"), nullptr, &canceller);
+  other.join();
+  EXPECT_TRUE(absl::IsCancelled(answer.status())) << answer.status();
+}
+
 TEST_F(ChatClientTest, ATurnThatEndedUnavailableIsNotAskedForEver) {
   const grpc::Status ended(grpc::StatusCode::UNAVAILABLE, "the llm service is gone");
   gateway_.set_script({.events = {Started("s", "t"), Text(0, "ab")}, .status = ended});
