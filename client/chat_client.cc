@@ -120,6 +120,11 @@ void AnswerCanceller::Detach() {
   context_ = nullptr;
 }
 
+bool AnswerCanceller::stopped() {
+  std::lock_guard lock(mutex_);
+  return cancel_requested_ || abandoned_;
+}
+
 bool AnswerCanceller::Pause(std::chrono::milliseconds delay, bool refused) {
   std::unique_lock lock(mutex_);
   pausing_ = !refused;
@@ -371,6 +376,7 @@ absl::Status ChatClient::AskPatiently(const v1::ChatRequest& request, Deadline d
   while (stream.num_streams() == 0) {
     const auto told = ToldPause(status);
     if (!told || std::chrono::system_clock::now() + *told >= give_up) break;
+    if (canceller != nullptr && canceller->stopped()) return Abandoned();
     if (options_.on_refusal && reason != status.message()) options_.on_refusal(status);
     reason = std::string(status.message());
     if (!Pause(*told, /*refused=*/true, canceller)) return Abandoned();
@@ -409,7 +415,8 @@ absl::StatusOr<Answer> ChatClient::Ask(const v1::ChatRequest& request, TextCallb
     // The turn is not to be had: it ended as was told.
     if (begun && (absl::IsUnimplemented(next) || absl::IsNotFound(next))) break;
     status = next;
-    if (stream.text_bytes() > bytes) {
+    const bool first = !begun && stream.num_streams() > streams;  // and perhaps after a long wait
+    if (first || stream.text_bytes() > bytes) {
       give_up = Clock::now() + kResumeTimeout;
       delay = kFirstDelay;
       fruitless = 0;

@@ -54,6 +54,8 @@ class AnswerCanceller {
   void TurnBegins(const v1::TurnStarted& started);
   void Detach();
 
+  // Cancel or Abandon was called.
+  bool stopped();
   // Waits between two calls. False: abandoned, or stopped when the question was `refused`.
   bool Pause(std::chrono::milliseconds delay, bool refused);
 
@@ -90,7 +92,7 @@ struct ChatClientOptions {
   // has used its minute) again, when it was told to, for so long. 0: the refusal is the caller's.
   std::chrono::milliseconds refusal_timeout{0};
   // Told why, on the thread of Ask, before such a wait; not again of a question for the same
-  // reason.
+  // reason, nor of one that was stopped.
   std::function<void(const absl::Status&)> on_refusal = {};
   size_t upload_chunk_bytes = 64 * 1024;  // above 0 and below the gateway's message limit
 };

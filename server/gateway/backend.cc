@@ -167,12 +167,13 @@ void Backend::Loop() {
       models.assign(list->models().begin(), list->models().end());
       coming.assign(list->coming().begin(), list->coming().end());
     }
-    bool changed = false, found = false;
+    bool changed = false, tell = false, found = false;
     {
       MutexLock lock(mutex_);
       found = !asked_ || !table_.status.ok();
       changed = !asked_ || status.ok() != table_.status.ok() ||
                 (status.ok() && !SameModels(models, table_.models));
+      tell = changed || (status.ok() && !SameModels(coming, table_.away));
       asked_ = true;
       table_.status = status;
       if (status.ok()) {
@@ -181,7 +182,7 @@ void Backend::Loop() {
         table_.away_status = WhenLoaded(coming);
         table_.away = std::move(coming);
       }
-      if (stopping_) changed = false;
+      if (stopping_) changed = tell = false;
     }
     if (changed) {
       if (status.ok()) {
@@ -194,8 +195,8 @@ void Backend::Loop() {
                                     {"address", address_},
                                     {"error", std::string(status.message())}});
       }
-      on_change_();
     }
+    if (tell) on_change_();
     for (const auto& done : waiting) done();
 
     MutexLock lock(mutex_);

@@ -60,7 +60,8 @@ class Backend {
   Backend(const Backend&) = delete;
   Backend& operator=(const Backend&) = delete;
 
-  // Begins to ask; `on_change` runs on the thread whenever state or models have changed.
+  // Begins to ask; `on_change` runs on the thread whenever its state, or what it serves or is to
+  // load, has changed.
   void Start(std::function<void()> on_change);
 
   // Keeps the backend alive; may be dropped on any thread, its own channels' included.

@@ -46,8 +46,8 @@ class BackendPool {
   BackendPool(const BackendPool&) = delete;
   BackendPool& operator=(const BackendPool&) = delete;
 
-  // Begins to ask. `on_change` runs on threads of the pool whenever the state or the models of a
-  // process have changed.
+  // Begins to ask. `on_change` runs on threads of the pool whenever the state of a process, or what
+  // it serves or is to load, has changed.
   void Start(std::function<void()> on_change);
 
   // The models of all processes that answer, each version once, with what any of them knows

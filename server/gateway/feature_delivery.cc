@@ -229,10 +229,11 @@ void FeatureDelivery::Transfer(const std::string& image, Room room, std::string 
   }
   auto transfer = FeatureTransfer::Start(
       **vision, *llm_, std::move(request), std::move(key), terms_.deadline,
-      [self = shared_from_this(), image, room = std::move(room),
-       vision = *vision](absl::StatusOr<FeatureTransfer::Result> result) mutable {
+      [self = shared_from_this(), image, room = std::move(room), vision = *vision](
+          absl::StatusOr<FeatureTransfer::Result> result, const Backend* failed) mutable {
         room.reset();
-        self->OnTransfer(image, std::move(vision), std::move(result));
+        self->OnTransfer(image, failed == vision.get() ? std::move(vision) : nullptr,
+                         std::move(result));
       });
   bool cancel = false;
   {
@@ -245,7 +246,7 @@ void FeatureDelivery::Transfer(const std::string& image, Room room, std::string 
   if (cancel) transfer->Cancel();
 }
 
-void FeatureDelivery::OnTransfer(const std::string& image, std::shared_ptr<Backend> vision,
+void FeatureDelivery::OnTransfer(const std::string& image, std::shared_ptr<Backend> failed,
                                  absl::StatusOr<FeatureTransfer::Result> result) {
   if (result.ok()) llm_->features().Add(result->key);
   {
@@ -255,7 +256,7 @@ void FeatureDelivery::OnTransfer(const std::string& image, std::shared_ptr<Backe
       outcome_.keys[image] = result->key;
       if (!result->cached) computed_ = true;
     } else if (failure_.ok() && absl::IsUnavailable(result.status())) {
-      failed_ = std::move(vision);
+      failed_ = std::move(failed);
     }
   }
   absl::Status status = result.status();

@@ -69,7 +69,8 @@ class FeatureDelivery : public std::enable_shared_from_this<FeatureDelivery> {
   void OnRoom(const std::string& image, Room room);
   void OnFile(const std::string& image, Room room, absl::StatusOr<std::string> bytes);
   void Transfer(const std::string& image, Room room, std::string bytes);
-  void OnTransfer(const std::string& image, std::shared_ptr<Backend> vision,
+  // `failed`: the vision service, if the error is its.
+  void OnTransfer(const std::string& image, std::shared_ptr<Backend> failed,
                   absl::StatusOr<FeatureTransfer::Result> result);
   // One picture is through, or the delivery has failed.
   void Settle(const absl::Status& status);

@@ -134,16 +134,19 @@ void FeatureTransfer::End() {
     cancelled = cancelled_;
   }
   if (writer_open_ && writer_status_.ok() && (writer_broke_ || reader_status_.ok())) {
-    return done(result_);
+    return done(result_, nullptr);
   }
-  if (cancelled) return done(absl::CancelledError("cancelled"));
-  if (!protocol_error_.ok()) return done(vision_.Explain(protocol_error_));
-  if (writer_broke_) return done(llm_.Explain(writer_status_));
-  if (!reader_status_.ok()) return done(vision_.Explain(reader_status_));
+  if (cancelled) return done(absl::CancelledError("cancelled"), nullptr);
+  const auto fail = [&done](Backend& service, const absl::Status& status) {
+    done(service.Explain(status), &service);
+  };
+  if (!protocol_error_.ok()) return fail(vision_, protocol_error_);
+  if (writer_broke_) return fail(llm_, writer_status_);
+  if (!reader_status_.ok()) return fail(vision_, reader_status_);
   if (!writer_open_) {
-    return done(vision_.Explain(absl::InternalError("no features came back for a picture")));
+    return fail(vision_, absl::InternalError("no features came back for a picture"));
   }
-  done(llm_.Explain(writer_status_));
+  fail(llm_, writer_status_);
 }
 
 }  // namespace llava

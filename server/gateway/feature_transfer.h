@@ -28,7 +28,8 @@ class FeatureTransfer {
     // False: the vision service had to compute them.
     bool cached = false;
   };
-  using Done = std::function<void(absl::StatusOr<Result>)>;
+  // `failed`: the service of which the error is; null without one, and when cancelled.
+  using Done = std::function<void(absl::StatusOr<Result>, const Backend* failed)>;
 
   // `expected` is the key asked for; only its numerics may come back different. The caller holds
   // leases of both until `done`, runs once, on a gRPC thread, and must not block; errors name the

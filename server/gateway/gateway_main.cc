@@ -111,12 +111,16 @@ int main(int argc, char** argv) {
     http = *std::move(started);
     LogInfo("serving HTTP", {{"http", HostPort(process_options.host, http->port())}});
   }
-  gateway->Start([&](const Gateway::Readiness& readiness) {
-    process.SetReady(readiness.ready, readiness.reason);
-    for (const auto& [model, serving] : readiness.models) process.SetHealth(model, serving);
-    if (readiness.ready) LogInfo("ready");
-    if (!readiness.ready) LogWarning("not ready", {{"reason", readiness.reason}});
-  });
+  gateway->Start(
+      [&, told = std::optional<std::string>()](const Gateway::Readiness& readiness) mutable {
+        if (told != readiness.reason) {  // said again, it would take the health of all names back
+          told = readiness.reason;
+          process.SetReady(readiness.ready, readiness.reason);
+          if (readiness.ready) LogInfo("ready");
+          if (!readiness.ready) LogWarning("not ready", {{"reason", readiness.reason}});
+        }
+        for (const auto& [model, serving] : readiness.models) process.SetHealth(model, serving);
+      });
   const int code = process.Run({}, [&] { gateway->Stop(); });
   http.reset();
   return code;

@@ -66,8 +66,10 @@ std::string ModelRouter::DefaultModel() const {
 std::string ModelRouter::DefaultModel(const ModelTable& llm) const {
   if (!default_model_.empty()) return default_model_;
   std::set<std::string> names;
-  for (const auto* models : {&llm.models, &llm.away}) {
-    for (const v1::ModelInfo& model : Language(*models)) names.insert(model.model().name());
+  for (const v1::ModelInfo& model : Language(llm.models)) names.insert(model.model().name());
+  for (const v1::ModelInfo& model : llm.away) {
+    // A service that is to load a version does not say its kind.
+    if (model.kind() != v1::MODEL_KIND_TOWER) names.insert(model.model().name());
   }
   if (names.empty()) return "";
   MutexLock lock(mutex_);
@@ -188,7 +190,15 @@ absl::Status ModelRouter::Ready() const {
   for (const BackendPool* service : {&vision_, &llm_}) {
     if (const auto status = service->table().status; !status.ok()) return status;
   }
-  return Find({}, /*pictures=*/true).status();
+  const absl::Status usual = Find({}, /*pictures=*/true).status();
+  if (usual.ok() || !default_model_.empty()) return usual;
+  // Nobody chose that one: while it is away, for good perhaps, others can be asked.
+  const auto models = LanguageModels();
+  if (!models.ok()) return models.status();
+  const bool any = std::any_of(models->begin(), models->end(), [this](const v1::ModelInfo& each) {
+    return Find({.name = each.model().name()}, /*pictures=*/true).ok();
+  });
+  return any ? absl::OkStatus() : usual;
 }
 
 }  // namespace llava

@@ -71,7 +71,8 @@ class ModelRouter {
   // are served or are to be, and the same one as long as it is known: sessions keep it for good,
   // and must not get another one because a process is just being started anew.
   std::string DefaultModel() const;
-  // OK when both services answer and the default model can look at pictures; else why not.
+  // OK when both services answer and the default model can look at pictures, or, if none was set,
+  // any model can; else why not.
   absl::Status Ready() const;
 
  private:

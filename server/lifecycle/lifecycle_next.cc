@@ -447,7 +447,9 @@ bool Lifecycle::FirstLoadsDone() const {
            return ready < model.choice.targets.size() &&
                   std::any_of(model.choice.wanted.begin(), model.choice.wanted.end(),
                               [&](uint64_t wanted) {
-                                return has_no_result(versions_.at({name, wanted}));
+                                // A process that drains chooses no more: it may be gone.
+                                const Version* version = Find({name, wanted});
+                                return version != nullptr && has_no_result(*version);
                               });
          });
 }

@@ -188,7 +188,7 @@ bool ModelManager::Round() {
       }
     }
     jobs_.NotifyAll();
-    first_loads_done = lifecycle_.FirstLoadsDone();
+    first_loads_done = !first_loads_done_ && lifecycle_.FirstLoadsDone();
     Report(lifecycle_.TakeTransitions());
     for (const Lifecycle::Swap& swap : lifecycle_.TakeSwaps()) {
       metrics_.SwapSeconds(swap.mode).Observe(Seconds(swap.took));
@@ -235,8 +235,9 @@ bool ModelManager::Round() {
   for (const auto& [model, count] : changes) {
     if (options_.on_serving) options_.on_serving(model, count);
   }
-  if (first_loads_done && !std::exchange(first_loads_done_, true) && options_.on_first_loads) {
-    options_.on_first_loads();
+  if (first_loads_done) {
+    first_loads_done_ = true;
+    if (options_.on_first_loads) options_.on_first_loads();
   }
   for (const auto& [done, result] : answers) {
     if (!result.ok()) {

@@ -129,17 +129,17 @@ int RunModelProcess(const ModelProcess& model, ServiceProcess& process, ModelMan
     ended = model.stop_workers();
   };
   const auto end_asked = [&] { return process.EndAsked(); };
+  process.WhenReady([&] {  // while `manager` runs
+    const double took = Seconds(std::chrono::steady_clock::now() - model.begin);
+    LogInfo(absl::StrFormat("ready in %.1f s", took),
+            {{"grpc", HostPort(model.host, process.port())},
+             {"metrics", HostPort(model.host, process.metrics_port())}});
+    if (model.on_ready) model.on_ready();
+  });
   manager.Start();
   const absl::Status status = manager.WaitUntilServing(end_asked);
   int code = 0;
   if (status.ok() || end_asked()) {
-    if (status.ok()) {
-      const double took = Seconds(std::chrono::steady_clock::now() - model.begin);
-      LogInfo(absl::StrFormat("ready in %.1f s", took),
-              {{"grpc", HostPort(model.host, process.port())},
-               {"metrics", HostPort(model.host, process.metrics_port())}});
-      if (model.on_ready) model.on_ready();
-    }
     const auto code_now = [&] { return process.fault().empty() ? 0 : kExitDeviceLost; };
     code = process.Run([&] { manager.Drain(); }, [&] { stop(code_now); });
   } else {

@@ -27,7 +27,7 @@ struct ModelProcess {
   std::string program;
   std::chrono::steady_clock::time_point begin;  // of the program
   std::string host;                             // of both ports, for the log
-  std::function<void()> on_ready = {};          // a version is served
+  std::function<void()> on_ready = {};          // once, on a thread of the manager
   // Ends all answers. False: a worker hangs, and whoever waits for its thread may wait for ever.
   std::function<bool()> stop_workers;
   // For stop_workers and all else of the end, behind the drain: whatever hangs there is left.

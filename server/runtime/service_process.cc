@@ -218,8 +218,14 @@ std::map<std::string, HttpServer::Page> ServiceProcess::pages(AccessGuard metric
           {"/readyz", [this](const HttpRequest&) { return Readiness(); }}};
 }
 
+void ServiceProcess::WhenReady(std::function<void()> call) {
+  MutexLock lock(mutex_);
+  when_ready_ = std::move(call);
+}
+
 void ServiceProcess::SetReady(bool ready, const std::string& reason) {
   std::set<std::string> models;
+  std::function<void()> when_ready;
   {
     MutexLock lock(mutex_);
     if (admission_.draining()) return;  // stays not ready
@@ -227,11 +233,13 @@ void ServiceProcess::SetReady(bool ready, const std::string& reason) {
     ready_gauge_.Set(ready ? 1 : 0);
     reason_ = reason;
     if (!ready) models = models_;
+    if (ready) when_ready = std::exchange(when_ready_, nullptr);
   }
   auto* health = server_->GetHealthCheckService();
   for (const std::string& name : models) health->SetServingStatus(name, false);
   health->SetServingStatus("", ready);
   for (const std::string& name : health_names_) health->SetServingStatus(name, ready);
+  if (when_ready) when_ready();
 }
 
 void ServiceProcess::SetHealth(const std::string& name, bool serving) {

@@ -91,6 +91,8 @@ class ServiceProcess {
 
   // Health of "" and of the names of Start; `reason` is shown by /readyz while not ready.
   void SetReady(bool ready, const std::string& reason = "");
+  // The next SetReady that says so calls this, once, on its thread.
+  void WhenReady(std::function<void()> call);
   // Health of one more name, e.g. a model. Not ready at all means no name serves.
   void SetHealth(const std::string& name, bool serving);
 
@@ -139,7 +141,8 @@ class ServiceProcess {
   mutable Mutex mutex_;
   bool ready_ LLAVA_GUARDED_BY(mutex_) = false;
   std::string reason_ LLAVA_GUARDED_BY(mutex_) = "starting";
-  std::string fault_ LLAVA_GUARDED_BY(mutex_);             // of Fail; empty: none
+  std::string fault_ LLAVA_GUARDED_BY(mutex_);  // of Fail; empty: none
+  std::function<void()> when_ready_ LLAVA_GUARDED_BY(mutex_);
   std::vector<std::string> health_names_;                  // of the services; const after Start
   std::set<std::string> models_ LLAVA_GUARDED_BY(mutex_);  // names of SetHealth
 

@@ -262,7 +262,9 @@ TEST_F(ChatClientTest, WhoStopsARefusedQuestionEndsItsWait) {
                           ++told;
                           EXPECT_EQ(Message(why), "too many questions");
                           // Also who comes before the wait has begun.
-                          if (canceller == &cancelled) EXPECT_TRUE(canceller->Cancel().ok());
+                          if (canceller == &cancelled) {
+                            EXPECT_TRUE(canceller->Cancel().ok());
+                          }
                         }});
     const size_t before = gateway_.asked().size();
     std::thread other([&] {
@@ -275,6 +277,38 @@ TEST_F(ChatClientTest, WhoStopsARefusedQuestionEndsItsWait) {
     EXPECT_LE(told, 1);
     EXPECT_EQ(gateway_.asked().size(), before + 1);
   }
+}
+
+TEST_F(ChatClientTest, WhoHasStoppedIsNotToldOfARefusal) {
+  gateway_.set_script({.events = {}, .status = Overloaded("too many questions", 7'000)});
+  AnswerCanceller canceller;
+  EXPECT_TRUE(canceller.Cancel().ok());
+  ChatClient patient({.gateway = gateway_.address(),
+                      .refusal_timeout = std::chrono::hours(5),
+                      .on_refusal = [](const absl::Status& why) { ADD_FAILURE() << why; }});
+  const auto answer = patient.Ask(Question("?"), nullptr, &canceller);
+  EXPECT_TRUE(absl::IsCancelled(answer.status())) << answer.status();
+  EXPECT_EQ(gateway_.asked().size(), 1u);
+}
+
+// The time to get an answer back begins when it breaks, not when it was asked for anew.
+TEST_F(ChatClientTest, AnAnswerThatBeganLateIsWaitedForAsLong) {
+  ChatClient patient({.gateway = gateway_.address(), .refusal_timeout = std::chrono::minutes(10)});
+  ASSERT_TRUE(patient.Connect().ok());
+  gateway_.set_script({.events = {}, .status = {grpc::StatusCode::UNAVAILABLE, "socket closed"}});
+  AnswerCanceller canceller;
+  std::thread other([&] {
+    gateway_.WaitForQuestions(1);
+    gateway_.set_script({.events = {}, .status = Overloaded("too many questions", 3)});
+    gateway_.WaitForQuestions(2);
+    gateway_.set_script({.events = {Started("s", "t")}, .status = Overloaded("later", 58)});
+    gateway_.WaitForQuestions(3);
+    std::this_thread::sleep_for(milliseconds(300));  // it has broken by then, and is waited for
+    canceller.Abandon();
+  });
+  const auto answer = patient.Ask(Question("?"), nullptr, &canceller);
+  other.join();
+  EXPECT_TRUE(absl::IsCancelled(answer.status())) << answer.status();
 }
 
 TEST_F(ChatClientTest, ATurnThatEndedUnavailableIsNotAskedForEver) {

@@ -162,7 +162,13 @@ grpc::Status FakeModels::ListModels(grpc::ServerContext*, const v1::ListModelsRe
       listed.add_labels(label);
     }
   }
-  if (!listed_) response->mutable_coming()->Assign(coming_.begin(), coming_.end());
+  if (listed_) return grpc::Status::OK;
+  for (const auto& model : coming_) {  // as services do, which have not read it yet
+    v1::ModelInfo& listed = *response->add_coming();
+    listed.mutable_model()->set_name(model.model().name());
+    listed.mutable_model()->set_version(model.model().version());
+    *listed.mutable_labels() = model.labels();
+  }
   return grpc::Status::OK;
 }
 

@@ -108,6 +108,65 @@ TEST_F(ModelRouterTest, TheDefaultModelMayNameALabel) {
   EXPECT_EQ(router.Find({.name = "m"}, true)->model.model().version(), 2u);
 }
 
+// A service tells no more than name, version and labels of what it is to load.
+TEST_F(ModelRouterTest, TheDefaultStaysWhileItIsLoadedAnew) {
+  const v1::ModelInfo a = FakeLanguageModel("a", 1), b = FakeLanguageModel("b", 1);
+  fake_llm_.models().Set({a, b});
+  Start();
+  EXPECT_EQ(router_.DefaultModel(), "a");
+  fake_llm_.models().Set({b}, {a});
+  Refresh();
+  EXPECT_EQ(router_.DefaultModel(), "a");
+  EXPECT_EQ(router_.Find({}, false).status().code(), absl::StatusCode::kUnavailable);
+  fake_llm_.models().Set({a, b});
+  Refresh();
+  EXPECT_EQ(router_.DefaultModel(), "a");
+  fake_llm_.models().Set({b});
+  Refresh();
+  EXPECT_EQ(router_.DefaultModel(), "b") << "nobody has it any more";
+}
+
+TEST_F(ModelRouterTest, OnlyADefaultThatWasSetIsNeededToBeReady) {
+  const v1::ModelInfo a = FakeLanguageModel("a", 1), b = FakeLanguageModel("b", 1);
+  const ModelRouter chosen(vision_, llm_, "a");
+  fake_llm_.models().Set({b}, {a});
+  Start();
+  EXPECT_EQ(router_.DefaultModel(), "a");
+  EXPECT_TRUE(router_.Ready().ok()) << router_.Ready() << ": who asks for b gets an answer";
+  EXPECT_EQ(chosen.Ready().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(chosen.Ready().message()), HasSubstr("is loading a 1"));
+  fake_llm_.models().Set({FakeLanguageModel("b", 1, 'x')}, {a});
+  Refresh();
+  EXPECT_THAT(std::string(router_.Ready().message()), HasSubstr("is loading a 1"))
+      << "b cannot look at pictures";
+}
+
+// Its address may stay silent for good.
+TEST_F(ModelRouterTest, OthersAreServedWhileTheDefaultIsDown) {
+  FakeLlm other;
+  other.models().Set({FakeLanguageModel("a", 1)});
+  BackendPool llm({"llm", "llava-llm", "--llm"},
+                  fake_llm_.server().address() + "," + other.server().address(), gateway_metrics_);
+  const ModelRouter router(vision_, llm, "");
+  const auto ready = [&](size_t models) {
+    return Eventually([&] {
+      std::promise<void> done;
+      llm.Refresh([&] { done.set_value(); });
+      done.get_future().wait();
+      const auto served = router.LanguageModels();
+      return served.ok() && served->size() == models && router.Ready().ok();
+    });
+  };
+  Start();
+  llm.Start([] {});
+  ASSERT_TRUE(ready(2)) << router.Ready();
+  EXPECT_EQ(router.DefaultModel(), "a");
+  other.server().Stop();
+  EXPECT_TRUE(ready(1)) << router.Ready();
+  EXPECT_EQ(router.DefaultModel(), "a");
+  EXPECT_EQ(router.Find({}, false).status().code(), absl::StatusCode::kUnavailable);
+}
+
 TEST_F(ModelRouterTest, AServiceWithoutModelsIsNotReady) {
   fake_llm_.models().Set({});
   Start();

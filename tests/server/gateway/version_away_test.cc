@@ -6,6 +6,7 @@
 #include <future>
 #include <thread>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "server/runtime/logging.h"
 #include "server/runtime/status.h"
@@ -165,8 +166,9 @@ TEST_F(VersionAwayTest, TheDefaultIsNoOtherModelWhileItIsLoadedAnew) {
   ASSERT_TRUE(lists(1));
   EXPECT_EQ(model_of_a_new_session(), "a");
   EXPECT_EQ(Ask(Question(NewSession(), "x")).status.error_code(), grpc::StatusCode::UNAVAILABLE);
-  llm_.models().Set({a, b}, {later});
   AwaitReady(true);
+  llm_.models().Set({a, b}, {later});
+  ASSERT_TRUE(lists(2));
   EXPECT_EQ(model_of_a_new_session(), "a");
   EXPECT_TRUE(Ask(Question(NewSession(), "x")).status.ok());
   llm_.models().Set({later, a, b});
@@ -180,6 +182,17 @@ TEST_F(VersionAwayTest, TheDefaultIsNoOtherModelWhileItIsLoadedAnew) {
   const auto warning = log.find("several models and no --default-model");
   ASSERT_NE(warning, log.npos) << log;
   EXPECT_EQ(log.find("several models", warning + 1), log.npos) << "once";
+}
+
+TEST_F(VersionAwayTest, WhyItIsNotReadyChangesWithWhatIsToBeLoaded) {
+  llm_.models().Set({}, {FakeLanguageModel("a", 1)});
+  StartGateway(/*wait=*/false);
+  const auto told = [this](const char* why) {
+    return Eventually([&] { return absl::StrContains(reason(), why); });
+  };
+  EXPECT_TRUE(told("is loading a 1")) << reason();
+  llm_.models().Set({});
+  EXPECT_TRUE(told("serves no model")) << reason();
 }
 
 TEST_F(VersionAwayTest, WhatAProcessWasLoadingIsUnavailableWhileItIsDown) {
@@ -278,6 +291,23 @@ TEST_F(VersionAwayTest, APictureThatAVisionServiceRefusesGoesToAnother) {
     ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
   }
   EXPECT_EQ(vision_.encodes(), 1);
+  StopGateway();
+}
+
+// As a service says that has no room for features: another tower would not help.
+TEST_F(VersionAwayTest, APictureThatALanguageServiceRefusesStaysWithItsVisionService) {
+  FakeVision other;
+  options_.vision = absl::StrCat(vision_.server().address(), ",", other.server().address());
+  StartGateway();
+  ASSERT_TRUE(
+      Eventually([&] { return Metric("llava_gateway_backends_down{backend=\"vision\"}") == 0; }));
+  llm_.Set({.failure = ToGrpc(OverloadedError("the feature store is full", milliseconds(100))),
+            .put_failures = 1});
+  const Answer answer = Ask(Question(NewSession(), "x", {FakePicture(1)}));
+  ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_EQ(llm_.puts(), 2);
+  EXPECT_EQ(vision_.encodes() * other.encodes(), 0) << "one has them";
+  EXPECT_EQ(vision_.encodes() + other.encodes(), 2);
   StopGateway();
 }
 

@@ -51,5 +51,20 @@ TEST(LifecycleStart, WhoPublishesFasterThanVersionsLoadDoesNotHoldUpTheStart) {
   EXPECT_TRUE(world.life().FirstLoadsDone());
 }
 
+// What is taken away then is nobody's choice any more, as nothing is chosen.
+TEST(LifecycleStart, VersionsMayGoWhileTheProcessDrains) {
+  LifecycleWorld world(LifecycleWith("latest:2"));
+  world.Publish(1);
+  world.Publish(2);
+  world.Look();
+  const uint64_t first = world.Loading(1) ? 1 : 2;
+  world.life().Drain();
+  world.Delete(3 - first);
+  world.Look();
+  EXPECT_FALSE(world.life().FirstLoadsDone()) << "the other is being loaded";
+  world.EndLoad(first, kBroken);
+  EXPECT_TRUE(world.life().FirstLoadsDone());
+}
+
 }  // namespace
 }  // namespace llava

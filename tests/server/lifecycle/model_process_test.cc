@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <future>
 #include <string>
+#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "server/runtime/exit_code.h"
@@ -102,6 +103,41 @@ TEST(ModelProcessTest, IsReadyOnceTheFirstLoadsAreOver) {
   here.options.on_first_loads();
   EXPECT_EQ(here.Page("/readyz").substr(0, 3), "200");
   EXPECT_TRUE(here.Healthy(""));
+}
+
+// 0 if the process is ready when it says so; it serves one model, and then another.
+int CodeOfReadiness() {
+  TestRepository repository;
+  repository.Publish("a", 1);
+  repository.Publish("b", 2);
+  ConnectedProcess here;
+  FakeLoader loader;
+  loader.HoldLoadsOf(2);
+  here.options.root = repository.root();
+  here.options.must_start = true;
+  here.options.on_serving = [&, tell = here.options.on_serving](const std::string& name, int n) {
+    tell(name, n);
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));  // whoever waits for one goes on
+    loader.HoldLoadsOf(0);
+  };
+  ModelManager manager(here.options, loader, here.metrics);
+  std::string page;
+  const auto on_ready = [&] {
+    page = here.Page("/readyz");
+    kill(getpid(), SIGTERM);
+  };
+  const int code = RunModelProcess({.program = "llava-test",
+                                    .begin = std::chrono::steady_clock::now(),
+                                    .host = "127.0.0.1",
+                                    .on_ready = on_ready,
+                                    .stop_workers = [] { return true; }},
+                                   here.process, manager);
+  return page.substr(0, 3) == "200" ? code : 99;
+}
+
+TEST(ModelProcessDeathTest, SaysThatItIsReadyOnceItIs) {
+  ::testing::FLAGS_gtest_death_test_style = "threadsafe";
+  EXPECT_EXIT(std::exit(CodeOfReadiness()), ::testing::ExitedWithCode(0), "");
 }
 
 TEST(ModelProcessTest, ALostDeviceEndsIt) {
