@@ -62,7 +62,7 @@ class RolloutGuard {
   using Clock = std::chrono::steady_clock;
   // Of a version since the watch began.
   struct Counts {
-    uint64_t turns_before = 0;  // of TurnSamples, which never begins anew
+    uint64_t turns_before = 0;  // of TurnSamples; what that has forgotten begins anew
     uint64_t nan_outputs = 0;
     std::map<std::string, uint64_t> told;  // nan_outputs by process, since it loaded the version
   };

@@ -12,7 +12,6 @@
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
-#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "server/runtime/host_port.h"
@@ -27,8 +26,20 @@ namespace ip = boost::asio::ip;
 constexpr int kAtOnce = 256;
 // After a fault of accept, e.g. no descriptors left.
 constexpr int kAcceptPauseMs = 50;
+// What is told again and again is told so often.
+constexpr std::chrono::minutes kTellPause{1};
+// What nobody has acknowledged for so long has no reader: a machine that is gone, a window at zero.
+constexpr int kUnreadMs = 60'000;
 // So that a rush of connections beyond the bound costs no look through all others each.
 constexpr std::chrono::milliseconds kCountPause{100};
+
+// Once a minute.
+bool MayTell(std::chrono::steady_clock::time_point& told) {
+  const auto now = std::chrono::steady_clock::now();
+  if (told != std::chrono::steady_clock::time_point{} && now - told < kTellPause) return false;
+  told = now;
+  return true;
+}
 
 // 0: `descriptor` is not open.
 ino_t FileOf(int descriptor) {
@@ -130,26 +141,32 @@ bool GrpcListener::AcceptAll(int socket) {
     if (made < 0) {
       if (errno == EAGAIN) return true;
       if (errno == EINTR || errno == ECONNABORTED) continue;
-      if (!std::exchange(fails_, true)) {
+      if (MayTell(told_fault_)) {
         LogWarning("connections cannot be accepted; it is tried again and again",
                    {{"port", absl::StrCat(port_)}, {"error", std::strerror(errno)}});
       }
       return false;
     }
-    fails_ = false;
+    // gRPC writes a line of its own for each that was reset before it was accepted.
+    sockaddr_storage peer;
+    socklen_t size = sizeof peer;
+    if (getpeername(made, reinterpret_cast<sockaddr*>(&peer), &size) != 0) {
+      close(made);
+      continue;
+    }
     if (IsFull()) {
       close(made);
       if (options_.refused != nullptr) options_.refused->Increment();
-      if (!std::exchange(refuses_, true)) {
+      if (MayTell(told_refusal_)) {
         LogWarning(
             "gRPC connections are refused: there are as many as may be",
             {{"port", absl::StrCat(port_)}, {"connections", absl::StrCat(options_.connections)}});
       }
       continue;
     }
-    refuses_ = false;
     const int on = 1;
     setsockopt(made, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    setsockopt(made, IPPROTO_TCP, TCP_USER_TIMEOUT, &kUnreadMs, sizeof kUnreadMs);
     open_[made] = FileOf(made);
     grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters connection;
     connection.listener_fd = socket;

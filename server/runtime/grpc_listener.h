@@ -65,7 +65,7 @@ class GrpcListener {
   // long as they stand for the same files.
   std::unordered_map<int, ino_t> open_;
   std::chrono::steady_clock::time_point counted_;  // when `open_` was last looked through
-  bool fails_ = false, refuses_ = false;           // the last one was so; it is told once
+  std::chrono::steady_clock::time_point told_fault_, told_refusal_;  // in the log
   std::thread thread_;
 };
 

@@ -32,7 +32,8 @@ class HostileTest(unittest.TestCase):
         self.key = run("llava-gateway", "keys", "add", "ann", "--keys-file", keys).stdout.strip()
         self.gateway = Service("llava-gateway", [
             *FREE_PORTS, "--http-port", "0", "--data-dir", pathlib.Path(folder.name) / "data",
-            "--keys-file", keys, "--max-message-bytes", "4M", "--max-turn-bytes", "2M",
+            "--keys-file", keys, "--http-connections", 64,  # the others are for gRPC
+            "--max-message-bytes", "4M", "--max-turn-bytes", "2M",
             "--max-image-bytes", "2M", "--request-bytes", "64M"], folder.name).wait_listening()
         self.addCleanup(self.gateway.stop)
 
