@@ -34,8 +34,8 @@ class RunFolder {
  public:
   // Makes the folder, or goes on in that of an earlier run with the same FixedSettings (but for
   // those that kRunStartFile guards; recipe.json keeps these as they were). Settings that were not
-  // there when the run began have their `defaults`. Throws std::invalid_argument if the recipe there differs (listing how) or another
-  // process trains there.
+  // there when the run began have their `defaults`. Throws std::invalid_argument if the recipe
+  // there differs (listing how) or another process trains there.
   RunFolder(std::filesystem::path path, const nlohmann::ordered_json& recipe,
             const nlohmann::ordered_json& defaults = nlohmann::ordered_json::object());
   ~RunFolder();

@@ -45,6 +45,7 @@ NOT_BY_CHAT = {
     'llava_gateway_key_refusals_total{key=""}': "a gateway with keys: tests/server/gateway",
     "llava_gateway_request_bytes": "requests of more than 16 KiB: tests/server/gateway",
     "llava_gateway_transfer_bytes": "back at 0 before anybody looks: tests/server/gateway",
+    "llava_grpc_refused_connections_total": "more connections than descriptors: tests/e2e/hostile_test.py",
     "llava_gateway_overloads_total": "a full gateway: tests/server/gateway",
     "llava_gateway_turns_waiting": "a full gateway: tests/server/gateway",
     'llava_gateway_backend_ejections_total{backend="vision"}': "calls that fail again and again: tests/server/gateway",
