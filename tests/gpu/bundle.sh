@@ -69,5 +69,5 @@ while [ ${#queue[@]} -gt 0 ]; do
 done
 
 mkdir -p "$(dirname "$out")"
-XZ_OPT=-2 tar -C "$work" -cJf "$out" bin lib VERSION
+XZ_OPT=-6 tar -C "$work" -cJf "$out" bin lib VERSION
 du -sh "$work/bin" "$work/lib" "$out"
